@@ -1,0 +1,25 @@
+//! Spillway: an SMTP filtering and scanning relay in which no engine, message, sender or next hop can make anybody
+//! else's mail wait.
+//!
+//! The map of the crate, in the order in which a message meets it:
+//!
+//! | room | what it does |
+//! |---|---|
+//! | [`message`], [`verdict`], [`deadline`] | the nouns |
+//! | [`smtp`] | the protocol, without sockets |
+//! | [`store`] | durable state |
+//! | [`scan`] | asks all engines at once |
+//! | [`policy`] | judges |
+//! | [`delivery`] | passes on |
+
+#![forbid(unsafe_code)]
+
+pub mod deadline;
+pub mod delivery;
+pub mod listener;
+pub mod message;
+pub mod policy;
+pub mod scan;
+pub mod smtp;
+pub mod store;
+pub mod verdict;

@@ -1,0 +1,106 @@
+//! A view of the header section: found, counted and cut, never decoded or changed.
+//!
+//! This is what the path itself needs (loop detection, subject for the quarantine index). Everything that needs MIME
+//! goes through [`super::mime`].
+
+use memchr::memmem;
+
+/// The header section of `content`: everything before the first empty line (RFC 5322 2.1), with the last field's CRLF.
+pub fn section(content: &[u8]) -> &[u8] {
+    if content.starts_with(b"\r\n") {
+        return &[];
+    }
+    match memmem::find(content, b"\r\n\r\n") {
+        Some(end) => &content[..end + 2],
+        None => content,
+    }
+}
+
+/// One header field as it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field<'a> {
+    /// The name, without the colon.
+    pub name: &'a [u8],
+    /// All that follows the colon, folding included, without the final CRLF.
+    pub body: &'a [u8],
+}
+
+impl Field<'_> {
+    /// Compares the name without regard to case.
+    pub fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name.as_bytes())
+    }
+
+    /// The body unfolded and trimmed, for display and matching; not RFC 2047 decoded.
+    pub fn unfolded(&self) -> String {
+        let text = String::from_utf8_lossy(self.body);
+        text.replace("\r\n", "").trim().to_owned()
+    }
+}
+
+/// The fields of a header section in order; lines that are no field are passed over.
+pub fn fields(section: &[u8]) -> impl Iterator<Item = Field<'_>> {
+    let mut rest = section;
+    std::iter::from_fn(move || {
+        while !rest.is_empty() {
+            let mut end = 0;
+            // A field goes on for as long as the next line starts with white space (RFC 5322 2.2.3).
+            loop {
+                match memmem::find(&rest[end..], b"\r\n") {
+                    Some(at) => end += at + 2,
+                    None => end = rest.len(),
+                }
+                if !matches!(rest.get(end), Some(b' ' | b'\t')) {
+                    break;
+                }
+            }
+            let (line, tail) = rest.split_at(end);
+            rest = tail;
+            let line = line.strip_suffix(b"\r\n").unwrap_or(line);
+            if let Some(colon) = memchr::memchr(b':', line) {
+                return Some(Field {
+                    name: line[..colon].trim_ascii_end(),
+                    body: &line[colon + 1..],
+                });
+            }
+        }
+        None
+    })
+}
+
+/// The first field of that name.
+pub fn first<'a>(section: &'a [u8], name: &str) -> Option<Field<'a>> {
+    fields(section).find(|field| field.is(name))
+}
+
+/// How often a field of that name occurs: `Received` counts hops (RFC 5321 6.3).
+pub fn count(section: &[u8], name: &str) -> usize {
+    fields(section).filter(|field| field.is(name)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Folded fields are one field; a line without a colon ends nothing and counts for nothing.
+    #[test]
+    fn folding_and_garbage() {
+        let content =
+            b"Received: a\r\n\tb\r\nnonsense\r\nSubject: one\r\n two\r\nreceived : c\r\n\r\nReceived: body";
+        let head = section(content);
+        assert_eq!(count(head, "Received"), 2);
+        assert_eq!(
+            first(head, "subject").expect("subject").unfolded(),
+            "one two"
+        );
+    }
+
+    /// Content without header section, without body, and without anything.
+    #[test]
+    fn edges() {
+        assert_eq!(section(b"\r\nbody"), b"");
+        assert_eq!(section(b"A: b\r\n"), b"A: b\r\n");
+        assert_eq!(section(b""), b"");
+        assert_eq!(fields(b"").count(), 0);
+    }
+}

@@ -1,0 +1,29 @@
+//! Nouns: the mail object and its parts. Nothing here does anything to a message.
+
+pub mod address;
+pub mod content;
+pub mod envelope;
+pub mod header;
+pub mod id;
+
+use std::sync::Arc;
+
+pub use address::{Mailbox, ReversePath};
+pub use content::{Charge, Content, MemoryBudget};
+pub use envelope::{BodyKind, Envelope, Notify, Origin, Recipient, Ret};
+pub use id::MessageId;
+
+/// One message on its way. Cloning shares everything.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Its name in replies, logs and headers.
+    pub id: MessageId,
+    /// When its end of data was read.
+    pub received_at: jiff::Timestamp,
+    /// Who sends what to whom.
+    pub envelope: Arc<Envelope>,
+    /// Our `Received` field with its CRLF, to be put before the content (RFC 5321 4.4).
+    pub trace: Arc<str>,
+    /// Header section and body as received.
+    pub content: Content,
+}

@@ -1,0 +1,6 @@
+//! The protocol without sockets, clock or configuration: RFC 5321 and its extensions as pure values and machines, used
+//! by the listener (server) and by delivery (client) alike.
+
+pub mod reply;
+
+pub use reply::{RemoteReply, Reply};

@@ -1,0 +1,257 @@
+//! Durable state behind one small trait.
+//!
+//! What is durable: messages we have answered 250 for and not yet passed on, messages in quarantine, and the audit of
+//! what reviewers did. What is not: messages that are scanned and delivered inside their session (nothing of them is
+//! stored), and the history that `explain` reads, which is kept beside ([`history`]) and may lose its last second.
+
+pub mod history;
+pub mod sqlite;
+
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::message::{Content, Envelope, MessageId};
+use crate::verdict::{Decision, Report};
+
+/// Settings of `[store]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Folder of the database and the body files; made if missing, mode 0700.
+    pub path: std::path::PathBuf,
+    /// Bodies up to this many octets live in the database, larger ones in files beside it.
+    pub inline_limit: u64,
+    /// Free space of the file system below which nothing new is accepted (452).
+    pub disk_reserve: u64,
+    /// How long `explain` remembers messages that are gone.
+    pub history: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            path: "spillway-data".into(),
+            inline_limit: 128 << 10,
+            disk_reserve: 256 << 20,
+            history: Duration::from_secs(7 * 86_400),
+        }
+    }
+}
+
+/// What a stored message waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lane {
+    /// To be scanned (again) and judged.
+    Scan,
+    /// Judged; to be passed to the next hop.
+    Delivery,
+    /// In quarantine, until a reviewer or time decides.
+    Held,
+}
+
+impl Lane {
+    /// The word in output and in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Scan => "scan",
+            Self::Delivery => "delivery",
+            Self::Held => "held",
+        }
+    }
+}
+
+/// One stored message, for the recipients that share its fate. Recipients that are done are no longer in its envelope.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The key. Equals `message` unless the message was split between groups of recipients.
+    pub id: MessageId,
+    /// The message as its sender knows it: the id in our 250.
+    pub message: MessageId,
+    /// What it waits for.
+    pub lane: Lane,
+    /// With the recipients that are not done.
+    pub envelope: Envelope,
+    /// Our `Received` field, made at reception.
+    pub trace: Arc<str>,
+    /// Octets of content.
+    pub size: u64,
+    /// SHA-256 of the content, hexadecimal.
+    pub sha256: String,
+    /// For search: Subject, decoded as far as it was cheap, at most 300 characters.
+    pub subject: String,
+    /// End of data.
+    pub received_at: Timestamp,
+    /// Not worked on before this instant (Scan, Delivery); entry into quarantine (Held).
+    pub due_at: Timestamp,
+    /// Given up (Delivery, Scan) or expired (Held) after this instant.
+    pub expires_at: Timestamp,
+    /// Passes made in this lane.
+    pub attempts: u32,
+    /// Engine time used so far, of `budget.total`.
+    #[serde(with = "crate::verdict::millis")]
+    pub spent: Duration,
+    /// The decision that put it into Delivery or Held.
+    pub decision: Option<Decision>,
+    /// The reports the decision was made from.
+    pub reports: Vec<Report>,
+    /// Why it is still here, in one line: the next hop's last reply, the engine that is missing.
+    pub status: String,
+    /// Set when a reviewer released it: policy is not asked again.
+    pub released: bool,
+}
+
+/// Which held records a search returns; every set field must match.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Filter {
+    /// Only these lanes; all when empty.
+    pub lanes: Vec<Lane>,
+    /// Rule that held it, or part of its reason line, without regard to case.
+    pub reason: Option<String>,
+    /// An engine that found something, or did not answer.
+    pub engine: Option<String>,
+    /// Part of a finding's name, without regard to case.
+    pub finding: Option<String>,
+    /// Part of the reverse-path, without regard to case.
+    pub sender: Option<String>,
+    /// Part of a recipient, without regard to case.
+    pub recipient: Option<String>,
+    /// Part of the subject, without regard to case.
+    pub subject: Option<String>,
+    /// Received before this instant.
+    pub before: Option<Timestamp>,
+    /// Received at or after this instant.
+    pub after: Option<Timestamp>,
+    /// Octets.
+    pub size: Option<Range<u64>>,
+    /// At most so many, the newest first.
+    pub limit: usize,
+    /// Skip so many.
+    pub offset: usize,
+}
+
+/// One act of a reviewer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// When.
+    pub at: Timestamp,
+    /// Who: the login name (and the name behind sudo), or `spillway` for the relay's own acts (expiry).
+    pub actor: String,
+    /// What: `release`, `delete`, `export`, `expire`.
+    pub act: String,
+    /// The record it was done to.
+    pub record: MessageId,
+    /// Particulars: recipients it was released to, the file exported to.
+    pub detail: String,
+}
+
+/// What to do to one record; applied atomically with the audit entry, durable when the call returns.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// Replace everything but the content.
+    Replace(Box<Record>),
+    /// Remove the record and its content.
+    Remove,
+}
+
+/// Counts for `stats`, `/metrics` and admission.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneStats {
+    /// Records.
+    pub messages: u64,
+    /// Octets of content.
+    pub octets: u64,
+    /// The oldest end of data.
+    pub oldest: Option<Timestamp>,
+}
+
+/// Why the store did not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Less free space than `store.disk_reserve`, or the disk is full.
+    #[error("the store has no room: {0}")]
+    Full(String),
+    /// The disk or the database failed.
+    #[error("the store does not work: {0}")]
+    Broken(String),
+    /// The record is not there (any more).
+    #[error("no stored message {0}")]
+    NotFound(MessageId),
+    /// The record or its content cannot be read; it was set aside, the rest goes on.
+    #[error("stored message {0} is damaged: {1}")]
+    Damaged(MessageId, String),
+    /// The relay is stopping.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// What a start-up found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Recovery {
+    /// Records waiting in Scan and Delivery.
+    pub waiting: u64,
+    /// Body files without a record, removed.
+    pub orphans: u64,
+    /// Records that could not be read, or whose body is missing; set aside, listed in the log.
+    pub damaged: u64,
+}
+
+/// A boxed future, so that the trait can be an object.
+pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Durable state. Implementations: SQLite ([`sqlite`]); later PostgreSQL with an object store.
+///
+/// Cancel safety of every method: dropping the future does not undo the work; it may or may not have been done.
+pub trait Store: Send + Sync + 'static {
+    /// Makes a message durable: all records or none, each with its own copy of the content. When it returns `Ok` the
+    /// message survives power loss. Records whose id exists already are an error.
+    fn put(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()>;
+
+    /// Applies a change durably. [`StoreError::NotFound`] if the record is gone.
+    fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()>;
+
+    /// Hands out work: records of `lane` that are due at `now`, oldest due first, at most `limit`, and leases them until
+    /// `until` so that no other worker gets them. A lease ends with the next [`Store::change`], or by time.
+    fn claim(
+        &self,
+        lane: Lane,
+        now: Timestamp,
+        until: Timestamp,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<Record>>;
+
+    /// Puts a message that is being worked on right now under lease with [`Store::put`]: the same, but leased until
+    /// `until`.
+    fn put_leased(
+        &self,
+        records: Vec<Record>,
+        content: Content,
+        until: Timestamp,
+    ) -> StoreFuture<'_, ()>;
+
+    /// One record.
+    fn get(&self, id: MessageId) -> StoreFuture<'_, Option<Record>>;
+
+    /// The content of a record.
+    fn content(&self, id: MessageId) -> StoreFuture<'_, bytes::Bytes>;
+
+    /// Search, newest first.
+    fn search(&self, filter: Filter) -> StoreFuture<'_, Vec<Record>>;
+
+    /// Appends to the audit alone (an act that changes no record, such as an export).
+    fn audit(&self, entry: Audit) -> StoreFuture<'_, ()>;
+
+    /// The audit, newest first; of one record if given.
+    fn audited(&self, record: Option<MessageId>, limit: usize) -> StoreFuture<'_, Vec<Audit>>;
+
+    /// Counts by lane, in the order Scan, Delivery, Held.
+    fn stats(&self) -> StoreFuture<'_, [LaneStats; 3]>;
+
+    /// Whether new mail can be accepted: the disk has its reserve and the last write succeeded. Cheap, no disk access.
+    fn accepts(&self) -> Result<(), StoreError>;
+}
