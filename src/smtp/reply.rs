@@ -98,6 +98,421 @@ impl fmt::Display for Reply {
     }
 }
 
+/// The replies of the session: before end of data.
+impl Reply {
+    /// 220 greeting.
+    pub fn greeting(hostname: &str) -> Self {
+        Self::new(
+            Class::Positive,
+            20,
+            None,
+            format!("{hostname} ESMTP Spillway"),
+        )
+    }
+
+    /// 250 to HELO.
+    pub fn helo(hostname: &str) -> Self {
+        Self::new(Class::Positive, 50, None, hostname.to_owned())
+    }
+
+    /// 250 to EHLO with the extensions.
+    pub fn ehlo(hostname: &str, extensions: Vec<Cow<'static, str>>) -> Self {
+        let mut reply = Self::helo(hostname);
+        reply.lines.extend(extensions);
+        reply
+    }
+
+    /// 250 to MAIL.
+    pub fn sender_ok() -> Self {
+        Self::new(Class::Positive, 50, (1, 0), "Sender ok")
+    }
+
+    /// 250 to RCPT.
+    pub fn recipient_ok() -> Self {
+        Self::new(Class::Positive, 50, (1, 5), "Recipient ok")
+    }
+
+    /// 250 to RSET, NOOP and a BDAT chunk that is not the last.
+    pub fn ok() -> Self {
+        Self::new(Class::Positive, 50, (0, 0), "Ok")
+    }
+
+    /// 250 to a BDAT chunk that is not the last (RFC 3030 2).
+    pub fn chunk_ok(octets: usize) -> Self {
+        Self::new(
+            Class::Positive,
+            50,
+            (0, 0),
+            format!("{octets} octets received"),
+        )
+    }
+
+    /// 354 to DATA.
+    pub fn send_content() -> Self {
+        Self::new(
+            Class::Intermediate,
+            54,
+            None,
+            "Send the message, end it with a dot on a line alone",
+        )
+    }
+
+    /// 334 with a challenge (RFC 4954 4), already in base 64.
+    pub fn challenge(base64: &'static str) -> Self {
+        Self::new(Class::Intermediate, 34, None, base64)
+    }
+
+    /// 235 after AUTH.
+    pub fn authenticated() -> Self {
+        Self::new(Class::Positive, 35, (7, 0), "Authenticated")
+    }
+
+    /// 535 after AUTH.
+    pub fn bad_credentials() -> Self {
+        Self::new(
+            Class::Permanent,
+            35,
+            (7, 8),
+            "User name or password is wrong",
+        )
+    }
+
+    /// 454 when credentials cannot be checked now (RFC 4954 4).
+    pub fn auth_unavailable() -> Self {
+        Self::new(
+            Class::Transient,
+            54,
+            (7, 0),
+            "Credentials cannot be checked now, try again later",
+        )
+    }
+
+    /// 501 when the client cancels AUTH with `*`.
+    pub fn auth_cancelled() -> Self {
+        Self::new(Class::Permanent, 1, (7, 0), "Authentication cancelled")
+    }
+
+    /// 504 for an AUTH mechanism that is not offered.
+    pub fn unknown_mechanism() -> Self {
+        Self::new(
+            Class::Permanent,
+            4,
+            (5, 4),
+            "Only AUTH PLAIN and LOGIN are offered here",
+        )
+    }
+
+    /// 538 for AUTH without TLS (RFC 4954 6).
+    pub fn auth_needs_tls() -> Self {
+        Self::new(
+            Class::Permanent,
+            38,
+            (7, 11),
+            "Encryption required: use STARTTLS first",
+        )
+    }
+
+    /// 220 to STARTTLS.
+    pub fn start_tls() -> Self {
+        Self::new(Class::Positive, 20, (0, 0), "Start TLS now")
+    }
+
+    /// 530 when the listener demands TLS (RFC 3207 4).
+    pub fn tls_required() -> Self {
+        Self::new(Class::Permanent, 30, (7, 0), "Use STARTTLS first")
+    }
+
+    /// 221 to QUIT.
+    pub fn goodbye(hostname: &str) -> Self {
+        let mut reply = Self::new(
+            Class::Positive,
+            21,
+            (0, 0),
+            format!("{hostname} closing the connection"),
+        );
+        reply.closes = true;
+        reply
+    }
+
+    /// 252 to VRFY: we know no mailboxes (RFC 5321 7.3).
+    pub fn cannot_verify() -> Self {
+        Self::new(
+            Class::Positive,
+            52,
+            (1, 5),
+            "Send some mail, it will be tried",
+        )
+    }
+
+    /// 214 to HELP.
+    pub fn help() -> Self {
+        Self::new(
+            Class::Positive,
+            14,
+            (0, 0),
+            "See RFC 5321; this is Spillway, a filtering relay",
+        )
+    }
+
+    /// 500 for a command we do not know.
+    pub fn unknown_command() -> Self {
+        Self::new(Class::Permanent, 0, (5, 2), "Unknown command")
+    }
+
+    /// 502 for a command of the standard that is not implemented here (EXPN, ETRN …).
+    pub fn not_implemented() -> Self {
+        Self::new(Class::Permanent, 2, (5, 1), "Command not implemented")
+    }
+
+    /// 501 for a known command that is malformed.
+    pub fn syntax(expected: &'static str) -> Self {
+        Self::new(Class::Permanent, 1, (5, 4), format!("Syntax: {expected}"))
+    }
+
+    /// 500 for a command line over the limit.
+    pub fn line_too_long(limit: usize) -> Self {
+        Self::new(
+            Class::Permanent,
+            0,
+            (5, 6),
+            format!("Command line longer than {limit} octets"),
+        )
+    }
+
+    /// 500 for a command line that is ended by, or contains, a bare CR or LF, or has a NUL.
+    pub fn bad_line_end() -> Self {
+        Self::new(
+            Class::Permanent,
+            0,
+            (5, 2),
+            "Lines must end with CRLF, without bare CR, LF or NUL",
+        )
+    }
+
+    /// 503 for a command out of sequence.
+    pub fn bad_sequence(expected: &'static str) -> Self {
+        Self::new(Class::Permanent, 3, (5, 1), expected)
+    }
+
+    /// 555 for a MAIL or RCPT parameter that is not implemented (RFC 5321 4.1.1.11).
+    pub fn unknown_parameter(parameter: &str) -> Self {
+        let shown: String = parameter.chars().take(40).collect();
+        Self::new(
+            Class::Permanent,
+            55,
+            (5, 4),
+            format!("Parameter not implemented: {shown}"),
+        )
+    }
+
+    /// 501 for a parameter value that cannot be.
+    pub fn bad_parameter(parameter: &'static str) -> Self {
+        Self::new(
+            Class::Permanent,
+            1,
+            (5, 4),
+            format!("Bad value for {parameter}"),
+        )
+    }
+
+    /// 553 for a MAIL argument that is no mailbox.
+    pub fn bad_sender(why: impl fmt::Display) -> Self {
+        Self::new(
+            Class::Permanent,
+            53,
+            (1, 7),
+            format!("Bad reverse-path: {why}"),
+        )
+    }
+
+    /// 553 for a RCPT argument that is no mailbox.
+    pub fn bad_recipient(why: impl fmt::Display) -> Self {
+        Self::new(
+            Class::Permanent,
+            53,
+            (1, 3),
+            format!("Bad forward-path: {why}"),
+        )
+    }
+
+    /// 553 for a non-ASCII address without SMTPUTF8 (RFC 6531 3.5).
+    pub fn needs_smtputf8() -> Self {
+        Self::new(
+            Class::Permanent,
+            53,
+            (6, 7),
+            "A non-ASCII address needs the SMTPUTF8 parameter",
+        )
+    }
+
+    /// 452 for one recipient too many (RFC 5321 4.5.3.1.10).
+    pub fn too_many_recipients() -> Self {
+        Self::new(
+            Class::Transient,
+            52,
+            (5, 3),
+            "Too many recipients in one transaction, send the rest in another",
+        )
+    }
+
+    /// 550 for a client that may not relay.
+    pub fn relay_denied() -> Self {
+        Self::new(
+            Class::Permanent,
+            50,
+            (7, 1),
+            "Relaying denied: not an allowed network, user or certificate",
+        )
+    }
+
+    /// 550 for a domain without next hop.
+    pub fn no_route(domain: &str) -> Self {
+        Self::new(
+            Class::Permanent,
+            50,
+            (4, 4),
+            format!("No route to {domain} is configured here"),
+        )
+    }
+
+    /// 554 for DATA without an accepted recipient.
+    pub fn no_valid_recipients() -> Self {
+        Self::new(Class::Permanent, 54, (5, 1), "No valid recipients")
+    }
+
+    /// 552 for content over the limit, declared or real (RFC 1870 6).
+    pub fn too_large(limit: u64) -> Self {
+        Self::new(
+            Class::Permanent,
+            52,
+            (3, 4),
+            format!("Message larger than {limit} octets"),
+        )
+    }
+
+    /// 554 for content with a bare CR or LF.
+    pub fn bare_line_end() -> Self {
+        Self::new(
+            Class::Permanent,
+            54,
+            (6, 0),
+            "Bare CR or LF in the message is not allowed, lines end with CRLF",
+        )
+    }
+
+    /// 554 for a message that has been through too many relays (RFC 5321 6.3).
+    pub fn loop_detected(hops: usize) -> Self {
+        Self::new(
+            Class::Permanent,
+            54,
+            (4, 6),
+            format!("Mail loop: {hops} Received fields"),
+        )
+    }
+
+    /// 452 when memory or disk has no room now.
+    pub fn no_room() -> Self {
+        Self::new(
+            Class::Transient,
+            52,
+            (3, 1),
+            "No room for this message now, try again later",
+        )
+    }
+
+    /// 421 when the relay is stopping.
+    pub fn shutting_down(hostname: &str) -> Self {
+        Self::closing(
+            (3, 2),
+            format!("{hostname} is shutting down, try again later"),
+        )
+    }
+
+    /// 421 over the session limits.
+    pub fn too_many_sessions() -> Self {
+        Self::closing((7, 0), "Too many sessions, try again later")
+    }
+
+    /// 421 after too many errors or commands.
+    pub fn too_many_errors() -> Self {
+        Self::closing((7, 0), "Too many errors or commands in this session")
+    }
+
+    /// 421 when the client is silent for too long, or too slow.
+    pub fn timed_out(what: &'static str) -> Self {
+        Self::closing((4, 2), what)
+    }
+
+    fn closing(enhanced: (u16, u16), text: impl Into<Cow<'static, str>>) -> Self {
+        let mut reply = Self::new(Class::Transient, 21, enhanced, text);
+        reply.closes = true;
+        reply
+    }
+}
+
+/// The replies to end of data: what became of the message.
+impl Reply {
+    /// 250: the next hop took it; its words are passed on.
+    pub fn delivered(id: impl fmt::Display, said: impl fmt::Display) -> Self {
+        Self::new(
+            Class::Positive,
+            50,
+            (0, 0),
+            format!("Ok: {id} delivered, next hop said: {said}"),
+        )
+    }
+
+    /// 250: durable here, or otherwise taken care of.
+    pub fn accepted(id: impl fmt::Display) -> Self {
+        Self::new(Class::Positive, 50, (0, 0), format!("Ok: accepted as {id}"))
+    }
+
+    /// 550: refused by policy.
+    pub fn rejected(id: impl fmt::Display, rule: &str) -> Self {
+        Self::new(
+            Class::Permanent,
+            50,
+            (7, 1),
+            format!("Rejected by policy {rule} ({id})"),
+        )
+    }
+
+    /// 5yz: the next hop refused it, in its own words.
+    pub fn refused(id: impl fmt::Display, said: &RemoteReply) -> Self {
+        let detail = u8::try_from(said.code % 100).unwrap_or(54);
+        let enhanced = said
+            .enhanced
+            .filter(|(class, ..)| *class == 5)
+            .map_or((0, 0), |(_, subject, detail)| (subject, detail));
+        Self::new(
+            Class::Permanent,
+            detail,
+            enhanced,
+            format!("{id} refused, next hop said: {}", said.text),
+        )
+    }
+
+    /// 554: the next hop cannot take such a message at all.
+    pub fn undeliverable(id: impl fmt::Display, why: &str) -> Self {
+        Self::new(
+            Class::Permanent,
+            54,
+            (5, 0),
+            format!("{id} cannot be delivered: {why}"),
+        )
+    }
+
+    /// 451: it could not be kept; the sender still has it.
+    pub fn not_kept(id: impl fmt::Display) -> Self {
+        Self::new(
+            Class::Transient,
+            51,
+            (3, 0),
+            format!("{id} could not be kept safely here, try again later"),
+        )
+    }
+}
+
 /// A reply of a next hop, as received and bounded; shown, logged, kept, and passed on in bounces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteReply {
@@ -131,5 +546,42 @@ impl fmt::Display for RemoteReply {
             write!(f, " {}", self.text)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The class is one value: code and enhanced code cannot contradict each other.
+    #[test]
+    fn code_and_enhanced_code_share_their_class() {
+        let said = RemoteReply {
+            code: 552,
+            enhanced: Some((4, 2, 2)),
+            text: "mailbox full".to_owned(),
+        };
+        let mut wire = Vec::new();
+        Reply::refused("X", &said).write_to(&mut wire);
+        assert_eq!(
+            String::from_utf8_lossy(&wire),
+            "552 5.0.0 X refused, next hop said: mailbox full\r\n"
+        );
+    }
+
+    /// An echo of something received never becomes a line of the protocol.
+    #[test]
+    fn line_breaks_in_texts_stay_inside_the_line() {
+        let mut wire = Vec::new();
+        Reply::no_route("a\r\n250 2.0.0 b").write_to(&mut wire);
+        assert_eq!(wire.iter().filter(|b| **b == b'\n').count(), 1);
+    }
+
+    /// Several lines carry the code with a hyphen, all but the last (RFC 5321 4.2.1).
+    #[test]
+    fn multiline() {
+        let mut wire = Vec::new();
+        Reply::ehlo("h", vec!["PIPELINING".into(), "SIZE 1".into()]).write_to(&mut wire);
+        assert_eq!(wire, b"250-h\r\n250-PIPELINING\r\n250 SIZE 1\r\n");
     }
 }

@@ -1,0 +1,714 @@
+//! The server side of one session as a pure machine: command lines in, steps out.
+//!
+//! It knows the sequence and syntax of RFC 5321 and the extensions we offer, and nothing of sockets, clocks or
+//! configuration files: the listener feeds it lines and carries out the [`Step`] that comes back.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use smtp_proto::{
+    AUTH_LOGIN, AUTH_PLAIN, Error, MAIL_BODY_8BITMIME, MAIL_BODY_BINARYMIME, MAIL_RET_FULL,
+    MAIL_RET_HDRS, MAIL_SMTPUTF8, MailFrom, RCPT_NOTIFY_DELAY, RCPT_NOTIFY_FAILURE,
+    RCPT_NOTIFY_NEVER, RCPT_NOTIFY_SUCCESS, RcptTo, Request,
+};
+
+use super::reply::Reply;
+use super::xtext::{self, Attributes};
+use crate::message::{BodyKind, Mailbox, Notify, Recipient, Ret, ReversePath};
+
+/// What the machine may offer and demand; changes with TLS and authentication.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// Our name.
+    pub hostname: Arc<str>,
+    /// Octets of content, announced with SIZE.
+    pub message_size: u64,
+    /// Recipients of one transaction.
+    pub recipients: usize,
+    /// STARTTLS is available now: configured, and not yet in use.
+    pub starttls: bool,
+    /// MAIL is refused before STARTTLS.
+    pub tls_required: bool,
+    /// There are users.
+    pub auth: bool,
+    /// The session is encrypted; AUTH is offered only then.
+    pub encrypted: bool,
+    /// XCLIENT is believed from this peer.
+    pub xclient: bool,
+    /// XFORWARD is believed from this peer.
+    pub xforward: bool,
+}
+
+/// What the session has to do next.
+#[derive(Debug)]
+pub enum Step {
+    /// Send this and go on.
+    Reply(Reply),
+    /// Decide about a recipient: then [`Server::add_recipient`], or another reply.
+    Recipient(Recipient),
+    /// Send 354, then read content up to the dot, then [`Server::finish`].
+    Content,
+    /// Read so many octets of content; refuse them afterwards if a reply is given.
+    Chunk {
+        /// Octets that follow the command line.
+        octets: u64,
+        /// Whether the message is complete with them.
+        last: bool,
+        /// They are out of place: read them, forget them, send this.
+        refusal: Option<Reply>,
+    },
+    /// Send 220, drop what is buffered, shake hands, then [`Server::reset_for_tls`].
+    StartTls,
+    /// Check credentials.
+    Auth {
+        /// PLAIN or LOGIN.
+        mechanism: Mechanism,
+        /// The initial response, base 64, if there was one.
+        initial: Option<String>,
+    },
+    /// Take over what a trusted peer says of its client.
+    Xclient(Attributes),
+    /// Note where a trusted peer got the message from.
+    Xforward(Attributes),
+}
+
+/// A SASL mechanism we speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mechanism {
+    /// RFC 4616.
+    Plain,
+    /// The older two-question exchange.
+    Login,
+}
+
+/// MAIL to end of data.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Transaction {
+    /// The argument of MAIL.
+    pub reverse_path: ReversePath,
+    /// The arguments of RCPT that were accepted.
+    pub recipients: Vec<Recipient>,
+    /// BODY.
+    pub body: BodyKind,
+    /// SMTPUTF8.
+    pub smtputf8: bool,
+    /// RET.
+    pub ret: Option<Ret>,
+    /// ENVID.
+    pub envid: Option<String>,
+    /// SIZE, 0 if not declared. A promise, not a measure.
+    pub declared_size: u64,
+    /// BDAT has begun: DATA is out of sequence now (RFC 3030 3).
+    pub chunking: bool,
+}
+
+/// Server side of one session.
+#[derive(Debug)]
+pub struct Server {
+    offer: Offer,
+    helo: Option<Helo>,
+    user: Option<String>,
+    transaction: Option<Transaction>,
+}
+
+/// How the client introduced itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Helo {
+    /// Its argument.
+    pub name: String,
+    /// EHLO rather than HELO.
+    pub extended: bool,
+}
+
+impl Server {
+    /// Before the greeting.
+    pub fn new(offer: Offer) -> Self {
+        Self {
+            offer,
+            helo: None,
+            user: None,
+            transaction: None,
+        }
+    }
+
+    /// What is offered now.
+    pub fn offer(&self) -> &Offer {
+        &self.offer
+    }
+
+    /// How the client introduced itself, if it did.
+    pub fn helo(&self) -> Option<&Helo> {
+        self.helo.as_ref()
+    }
+
+    /// The authenticated user.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// Takes one command line without its CRLF.
+    pub fn command(&mut self, line: &[u8]) -> Step {
+        if line.iter().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
+            return Step::Reply(Reply::bad_line_end());
+        }
+        // What smtp-proto does not know, or knows only as a server that offers everything.
+        let verb = line.split(|b| *b == b' ').next().unwrap_or_default();
+        if verb.eq_ignore_ascii_case(b"XCLIENT") || verb.eq_ignore_ascii_case(b"XFORWARD") {
+            return self.attributes(line, verb.len());
+        }
+        let mut terminated = Vec::with_capacity(line.len() + 2);
+        terminated.extend_from_slice(line);
+        terminated.extend_from_slice(b"\r\n");
+        match Request::parse(&mut terminated.iter()) {
+            Ok(request) => self.request(line, request),
+            Err(error) => Step::Reply(syntax_error(error)),
+        }
+    }
+
+    fn request(&mut self, line: &[u8], request: Request<Cow<'_, str>>) -> Step {
+        match request {
+            Request::Ehlo { host } => self.hello(&host, true),
+            Request::Helo { host } => self.hello(&host, false),
+            Request::Mail { from } => Step::Reply(self.mail(line, &from)),
+            Request::Rcpt { to } => self.rcpt(line, &to),
+            Request::Data => self.data(),
+            Request::Bdat {
+                chunk_size,
+                is_last,
+            } => self.bdat(chunk_size as u64, is_last),
+            Request::Rset => {
+                self.transaction = None;
+                Step::Reply(Reply::ok())
+            }
+            Request::Noop { .. } => Step::Reply(Reply::ok()),
+            Request::Quit => Step::Reply(Reply::goodbye(&self.offer.hostname)),
+            Request::Vrfy { .. } => Step::Reply(Reply::cannot_verify()),
+            Request::Help { .. } => Step::Reply(Reply::help()),
+            Request::StartTls => self.starttls(),
+            Request::Auth {
+                mechanism,
+                initial_response,
+            } => self.auth(mechanism, &initial_response),
+            Request::Expn { .. }
+            | Request::Lhlo { .. }
+            | Request::Etrn { .. }
+            | Request::Atrn { .. }
+            | Request::Burl { .. } => Step::Reply(Reply::not_implemented()),
+        }
+    }
+
+    /// EHLO and HELO also reset the transaction (RFC 5321 4.1.4).
+    fn hello(&mut self, host: &str, extended: bool) -> Step {
+        if host.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Step::Reply(Reply::syntax("EHLO hostname"));
+        }
+        self.transaction = None;
+        self.helo = Some(Helo {
+            name: host.to_owned(),
+            extended,
+        });
+        if !extended {
+            return Step::Reply(Reply::helo(&self.offer.hostname));
+        }
+        let offer = &self.offer;
+        let mut extensions: Vec<Cow<'static, str>> = vec![
+            "PIPELINING".into(),
+            format!("SIZE {}", offer.message_size).into(),
+            "8BITMIME".into(),
+            "SMTPUTF8".into(),
+            "CHUNKING".into(),
+            "DSN".into(),
+            "ENHANCEDSTATUSCODES".into(),
+        ];
+        if offer.starttls {
+            extensions.push("STARTTLS".into());
+        }
+        if offer.auth && offer.encrypted {
+            extensions.push("AUTH PLAIN LOGIN".into());
+        }
+        if offer.xclient {
+            extensions.push("XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT".into());
+        }
+        if offer.xforward {
+            extensions.push("XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE".into());
+        }
+        Step::Reply(Reply::ehlo(&offer.hostname, extensions))
+    }
+
+    fn mail(&mut self, line: &[u8], from: &MailFrom<Cow<'_, str>>) -> Reply {
+        if self.helo.is_none() {
+            return Reply::bad_sequence("Say EHLO first");
+        }
+        if self.offer.tls_required && !self.offer.encrypted {
+            return Reply::tls_required();
+        }
+        if self.transaction.is_some() {
+            return Reply::bad_sequence("MAIL was given already, RSET drops it");
+        }
+        let smtputf8 = from.flags & MAIL_SMTPUTF8 != 0;
+        let reverse_path = match path(line) {
+            Some("") => ReversePath::NULL,
+            Some(text) => match Mailbox::parse(text) {
+                Ok(mailbox) if mailbox.is_internationalized() && !smtputf8 => {
+                    return Reply::needs_smtputf8();
+                }
+                Ok(mailbox) => mailbox.into(),
+                Err(why) => return Reply::bad_sender(why),
+            },
+            None => return Reply::syntax("MAIL FROM:<reverse-path> [parameters]"),
+        };
+        if let Some(parameter) = not_offered(from, &self.offer) {
+            return Reply::unknown_parameter(parameter);
+        }
+        if from.size as u64 > self.offer.message_size {
+            return Reply::too_large(self.offer.message_size);
+        }
+        let envid = from.env_id.as_deref().map(str::to_owned);
+        if envid.as_deref().is_some_and(|id| !is_printable(id)) {
+            return Reply::bad_parameter("ENVID");
+        }
+        self.transaction = Some(Transaction {
+            reverse_path,
+            recipients: Vec::new(),
+            body: match from.flags & MAIL_BODY_8BITMIME {
+                0 => BodyKind::SevenBit,
+                _ => BodyKind::EightBitMime,
+            },
+            smtputf8,
+            ret: match from.flags & (MAIL_RET_FULL | MAIL_RET_HDRS) {
+                0 => None,
+                MAIL_RET_HDRS => Some(Ret::Headers),
+                _ => Some(Ret::Full),
+            },
+            envid,
+            declared_size: from.size as u64,
+            chunking: false,
+        });
+        Reply::sender_ok()
+    }
+
+    fn rcpt(&mut self, line: &[u8], to: &RcptTo<Cow<'_, str>>) -> Step {
+        let Some(transaction) = &self.transaction else {
+            return Step::Reply(Reply::bad_sequence("Say MAIL first"));
+        };
+        if transaction.chunking {
+            return Step::Reply(Reply::bad_sequence("The message has begun, RSET drops it"));
+        }
+        if transaction.recipients.len() >= self.offer.recipients {
+            return Step::Reply(Reply::too_many_recipients());
+        }
+        if to.rrvs != 0 || to.flags & smtp_proto::RCPT_CONNEG != 0 {
+            return Step::Reply(Reply::unknown_parameter("RRVS or CONNEG"));
+        }
+        let mailbox = match path(line).map(Mailbox::parse) {
+            Some(Ok(mailbox)) => mailbox,
+            Some(Err(why)) => return Step::Reply(Reply::bad_recipient(why)),
+            None => return Step::Reply(Reply::syntax("RCPT TO:<forward-path> [parameters]")),
+        };
+        if mailbox.is_internationalized() && !transaction.smtputf8 {
+            return Step::Reply(Reply::needs_smtputf8());
+        }
+        let orcpt = to
+            .orcpt
+            .as_deref()
+            .map(|address| format!("rfc822;{address}"));
+        if orcpt.as_deref().is_some_and(|text| !is_printable(text)) {
+            return Step::Reply(Reply::bad_parameter("ORCPT"));
+        }
+        let said =
+            RCPT_NOTIFY_NEVER | RCPT_NOTIFY_SUCCESS | RCPT_NOTIFY_FAILURE | RCPT_NOTIFY_DELAY;
+        let notify = (to.flags & said != 0).then_some(Notify {
+            success: to.flags & RCPT_NOTIFY_SUCCESS != 0,
+            failure: to.flags & RCPT_NOTIFY_FAILURE != 0,
+            delay: to.flags & RCPT_NOTIFY_DELAY != 0,
+        });
+        Step::Recipient(Recipient {
+            mailbox,
+            notify,
+            orcpt,
+        })
+    }
+
+    /// The session accepts what [`Step::Recipient`] asked about.
+    pub fn add_recipient(&mut self, recipient: Recipient) -> Reply {
+        match &mut self.transaction {
+            Some(transaction) => {
+                transaction.recipients.push(recipient);
+                Reply::recipient_ok()
+            }
+            None => Reply::bad_sequence("Say MAIL first"),
+        }
+    }
+
+    fn data(&mut self) -> Step {
+        match &self.transaction {
+            None => Step::Reply(Reply::bad_sequence("Say MAIL first")),
+            Some(transaction) if transaction.chunking => {
+                Step::Reply(Reply::bad_sequence("BDAT has begun, end it with BDAT LAST"))
+            }
+            Some(transaction) if transaction.recipients.is_empty() => {
+                Step::Reply(Reply::no_valid_recipients())
+            }
+            Some(_) => Step::Content,
+        }
+    }
+
+    /// The octets of a chunk follow its command whatever we think of it, so even a refused one has to be read.
+    fn bdat(&mut self, octets: u64, last: bool) -> Step {
+        let refusal = match &mut self.transaction {
+            None => Some(Reply::bad_sequence("Say MAIL first")),
+            Some(transaction) if transaction.recipients.is_empty() => {
+                Some(Reply::no_valid_recipients())
+            }
+            Some(transaction) => {
+                transaction.chunking = true;
+                None
+            }
+        };
+        Step::Chunk {
+            octets,
+            last,
+            refusal,
+        }
+    }
+
+    /// Ends the transaction and hands it over: end of data was read, or the message was refused.
+    pub fn finish(&mut self) -> Option<Transaction> {
+        self.transaction.take()
+    }
+
+    /// The transaction in progress.
+    pub fn transaction(&self) -> Option<&Transaction> {
+        self.transaction.as_ref()
+    }
+
+    fn starttls(&mut self) -> Step {
+        if !self.offer.starttls {
+            return Step::Reply(Reply::not_implemented());
+        }
+        Step::StartTls
+    }
+
+    /// The handshake is done; everything said before is forgotten (RFC 3207 4.2).
+    pub fn reset_for_tls(&mut self) {
+        self.offer.starttls = false;
+        self.offer.encrypted = true;
+        self.helo = None;
+        self.user = None;
+        self.transaction = None;
+    }
+
+    /// XCLIENT was carried out; the session starts over with a greeting.
+    pub fn reset_for_xclient(&mut self, user: Option<String>) {
+        self.helo = None;
+        self.user = user;
+        self.transaction = None;
+    }
+
+    fn auth(&mut self, mechanism: u64, initial: &str) -> Step {
+        if !self.offer.auth {
+            return Step::Reply(Reply::not_implemented());
+        }
+        if !self.offer.encrypted {
+            return Step::Reply(Reply::auth_needs_tls());
+        }
+        if self.helo.as_ref().is_none_or(|helo| !helo.extended) {
+            return Step::Reply(Reply::bad_sequence("Say EHLO first"));
+        }
+        if self.user.is_some() {
+            return Step::Reply(Reply::bad_sequence("Authenticated already"));
+        }
+        if self.transaction.is_some() {
+            return Step::Reply(Reply::bad_sequence("AUTH is not allowed in a transaction"));
+        }
+        let mechanism = match mechanism {
+            AUTH_PLAIN => Mechanism::Plain,
+            AUTH_LOGIN => Mechanism::Login,
+            _ => return Step::Reply(Reply::unknown_mechanism()),
+        };
+        Step::Auth {
+            mechanism,
+            initial: (!initial.is_empty()).then(|| initial.to_owned()),
+        }
+    }
+
+    /// The credentials were right.
+    pub fn set_user(&mut self, user: String) {
+        self.user = Some(user);
+    }
+
+    fn attributes(&mut self, line: &[u8], verb: usize) -> Step {
+        let xclient = verb == "XCLIENT".len();
+        if !(if xclient {
+            self.offer.xclient
+        } else {
+            self.offer.xforward
+        }) {
+            return Step::Reply(Reply::not_implemented());
+        }
+        if self.transaction.is_some() {
+            return Step::Reply(Reply::bad_sequence("Not in a transaction"));
+        }
+        match xtext::attributes(&line[verb..]) {
+            Some(attributes) if xclient => Step::Xclient(attributes),
+            Some(attributes) => Step::Xforward(attributes),
+            None => Step::Reply(Reply::syntax("attribute=value [attribute=value ...]")),
+        }
+    }
+}
+
+/// What stands between the angle brackets, source route removed (RFC 5321 4.1.1.3 asks to ignore it).
+///
+/// smtp-proto's own address has its quotes removed; a relay passes the address on as it was.
+fn path(line: &[u8]) -> Option<&str> {
+    let open = memchr::memchr(b'<', line)?;
+    let mut quoted = false;
+    let mut escaped = false;
+    for (at, octet) in line.iter().enumerate().skip(open + 1) {
+        match octet {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'>' if !quoted => {
+                let text = std::str::from_utf8(&line[open + 1..at]).ok()?.trim();
+                return match text.split_once(':') {
+                    Some((route, rest)) if route.starts_with('@') => Some(rest),
+                    _ => Some(text),
+                };
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Parameters that smtp-proto reads but that belong to extensions we do not offer.
+fn not_offered(from: &MailFrom<Cow<'_, str>>, offer: &Offer) -> Option<&'static str> {
+    let unknown = from.flags
+        & (smtp_proto::MAIL_REQUIRETLS
+            | smtp_proto::MAIL_CONPERM
+            | smtp_proto::MAIL_BY_NOTIFY
+            | smtp_proto::MAIL_BY_RETURN
+            | smtp_proto::MAIL_BY_TRACE);
+    if unknown != 0 {
+        Some("REQUIRETLS, CONPERM or BY")
+    } else if from.flags & MAIL_BODY_BINARYMIME != 0 {
+        Some("BODY=BINARYMIME")
+    } else if from.hold_for != 0 || from.hold_until != 0 {
+        Some("HOLDFOR or HOLDUNTIL")
+    } else if from.mt_priority != 0
+        || from.mtrk.is_some()
+        || from.solicit.is_some()
+        || from.trans_id.is_some()
+    {
+        Some("MT-PRIORITY, MTRK, SOLICIT or TRANSID")
+    } else if from.auth.is_some() && !(offer.auth && offer.encrypted) {
+        Some("AUTH")
+    } else {
+        None
+    }
+}
+
+fn is_printable(text: &str) -> bool {
+    !text.chars().any(char::is_control)
+}
+
+fn syntax_error(error: Error) -> Reply {
+    match error {
+        Error::UnknownCommand | Error::NeedsMoreData { .. } => Reply::unknown_command(),
+        Error::InvalidSenderAddress => Reply::bad_sender("not of the form local-part@domain"),
+        Error::InvalidRecipientAddress => Reply::bad_recipient("not of the form local-part@domain"),
+        Error::SyntaxError { syntax } => Reply::syntax(syntax),
+        Error::InvalidParameter { param } => Reply::bad_parameter(param),
+        Error::UnsupportedParameter { param } => Reply::unknown_parameter(&param),
+        Error::ResponseTooLong | Error::InvalidResponse { .. } => Reply::unknown_command(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> Server {
+        Server::new(Offer {
+            hostname: "h".into(),
+            message_size: 1000,
+            recipients: 2,
+            starttls: false,
+            tls_required: false,
+            auth: false,
+            encrypted: false,
+            xclient: false,
+            xforward: false,
+        })
+    }
+
+    /// What a step says on the wire; recipients are accepted, as the session does with an allowed one.
+    fn said(server: &mut Server, line: &str) -> String {
+        let reply = match server.command(line.as_bytes()) {
+            Step::Reply(reply) => reply,
+            Step::Recipient(recipient) => server.add_recipient(recipient),
+            other => return format!("{other:?}"),
+        };
+        reply.to_string()
+    }
+
+    /// RFC 5321 4.1.4: commands out of sequence are refused and change nothing.
+    #[test]
+    fn sequence_is_kept() {
+        let mut s = server();
+        for (line, expected) in [
+            ("MAIL FROM:<a@b>", "503 5.5.1 Say EHLO first"),
+            ("EHLO c", "250 h / PIPELINING"),
+            ("RCPT TO:<a@b>", "503 5.5.1 Say MAIL first"),
+            ("DATA", "503 5.5.1 Say MAIL first"),
+            ("MAIL FROM:<>", "250 2.1.0"),
+            ("MAIL FROM:<a@b>", "503 5.5.1 MAIL was given already"),
+            ("DATA", "554 5.5.1 No valid recipients"),
+            ("RCPT TO:<a@b>", "250 2.1.5"),
+            ("RCPT TO:<postmaster>", "250 2.1.5"),
+            ("RCPT TO:<c@b>", "452 4.5.3"),
+            ("DATA", "Content"),
+            ("RSET", "250 2.0.0"),
+            ("DATA", "503 5.5.1 Say MAIL first"),
+            ("FROB", "500 5.5.2"),
+            ("STARTTLS", "502 5.5.1"),
+            ("AUTH PLAIN AAA=", "502 5.5.1"),
+            ("XCLIENT ADDR=1.2.3.4", "502 5.5.1"),
+            ("QUIT", "221 2.0.0"),
+        ] {
+            let got = said(&mut s, line);
+            assert!(got.starts_with(expected), "{line}: {got}");
+        }
+    }
+
+    /// Addresses are passed on as they were given, quotes and all; a source route is not part of the address.
+    #[test]
+    fn addresses_are_kept_as_given() {
+        for (line, expected) in [
+            ("RCPT TO:<\"john doe\"@b.example>", "\"john doe\"@b.example"),
+            ("RCPT TO:<\"a>b\"@b.example>", "refused"),
+            (
+                "RCPT TO:<@x,@y:joe@b.example> NOTIFY=NEVER",
+                "joe@b.example",
+            ),
+            ("RCPT TO: <joe@b.example>", "joe@b.example"),
+            ("rcpt to:<Postmaster>", "Postmaster"),
+            ("RCPT TO:<>", "refused"),
+            ("RCPT TO:<a@b> X=1", "refused"),
+        ] {
+            let mut s = server();
+            said(&mut s, "EHLO c");
+            said(&mut s, "MAIL FROM:<a@b>");
+            let got = match s.command(line.as_bytes()) {
+                Step::Recipient(recipient) => recipient.mailbox.to_string(),
+                _ => "refused".to_owned(),
+            };
+            assert_eq!(got, expected, "{line}");
+        }
+    }
+
+    /// Parameters end up in the transaction; those of extensions that are not offered are refused (RFC 5321 4.1.1.11).
+    #[test]
+    fn parameters() {
+        for (line, expected) in [
+            ("MAIL FROM:<a@b> SIZE=1001", "552 5.3.4"),
+            ("MAIL FROM:<a@b> SIZE=1000 BODY=8BITMIME", "250"),
+            ("MAIL FROM:<a@b> BODY=BINARYMIME", "555 5.5.4"),
+            ("MAIL FROM:<a@b> REQUIRETLS", "555 5.5.4"),
+            ("MAIL FROM:<a@b> FROB=1", "555 5.5.4"),
+            ("MAIL FROM:<a@b> AUTH=<>", "555 5.5.4"),
+            ("MAIL FROM:<ü@b>", "553 5.6.7"),
+            ("MAIL FROM:<ü@b> SMTPUTF8", "250"),
+            ("MAIL FROM:<a@b> RET=HDRS ENVID=x+2By", "250"),
+            ("MAIL FROM:<a@b> ENVID=x+0Ay", "501 5.5.4"),
+            ("MAIL FROM:<a b@c>", "5"),
+            ("MAIL FROM:a@b", "501"),
+        ] {
+            let mut s = server();
+            said(&mut s, "EHLO c");
+            let got = said(&mut s, line);
+            assert!(got.starts_with(expected), "{line}: {got}");
+        }
+        let mut s = server();
+        said(&mut s, "EHLO c");
+        said(
+            &mut s,
+            "MAIL FROM:<a@b> RET=HDRS ENVID=x+2By SMTPUTF8 SIZE=7",
+        );
+        said(
+            &mut s,
+            "RCPT TO:<c@d> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;e+40f",
+        );
+        let transaction = s.finish().expect("a transaction");
+        assert_eq!(transaction.envid.as_deref(), Some("x+y"));
+        assert_eq!(transaction.ret, Some(Ret::Headers));
+        assert_eq!(transaction.declared_size, 7);
+        assert_eq!(
+            transaction.recipients[0].orcpt.as_deref(),
+            Some("rfc822;e@f")
+        );
+        let notify = transaction.recipients[0].notify.expect("notify");
+        assert!(notify.success && notify.delay && !notify.failure);
+    }
+
+    /// RFC 3030: the octets of a chunk follow whatever we think of the command; DATA is out of place after BDAT.
+    #[test]
+    fn chunks_out_of_place_are_read_and_refused() {
+        let mut s = server();
+        said(&mut s, "EHLO c");
+        assert!(matches!(
+            s.command(b"BDAT 5 LAST"),
+            Step::Chunk {
+                octets: 5,
+                last: true,
+                refusal: Some(_)
+            }
+        ));
+        said(&mut s, "MAIL FROM:<a@b>");
+        said(&mut s, "RCPT TO:<a@b>");
+        assert!(matches!(
+            s.command(b"BDAT 5"),
+            Step::Chunk {
+                octets: 5,
+                last: false,
+                refusal: None
+            }
+        ));
+        assert!(said(&mut s, "DATA").starts_with("503"));
+        assert!(said(&mut s, "RCPT TO:<a@b>").starts_with("503"));
+    }
+
+    /// A command with a bare line end or NUL in it is not taken apart any further.
+    #[test]
+    fn control_characters_in_commands() {
+        let mut s = server();
+        for line in ["EHLO a\rb", "EHLO a\nb", "EHLO a\0b"] {
+            assert!(said(&mut s, line).starts_with("500 5.5.2"), "{line:?}");
+        }
+    }
+
+    /// AUTH only over TLS, only after EHLO, only once, never in a transaction (RFC 4954 3 and 4).
+    #[test]
+    fn auth_has_its_place() {
+        let mut s = server();
+        s.offer.auth = true;
+        s.offer.starttls = true;
+        assert!(!said(&mut s, "EHLO c").contains("AUTH"));
+        assert!(said(&mut s, "AUTH PLAIN").starts_with("538"));
+        assert!(matches!(s.command(b"STARTTLS"), Step::StartTls));
+        s.reset_for_tls();
+        assert!(said(&mut s, "AUTH PLAIN").starts_with("503"));
+        assert!(said(&mut s, "EHLO c").contains("AUTH PLAIN LOGIN"));
+        assert!(said(&mut s, "AUTH CRAM-MD5").starts_with("504"));
+        assert!(matches!(
+            s.command(b"AUTH LOGIN"),
+            Step::Auth {
+                mechanism: Mechanism::Login,
+                initial: None
+            }
+        ));
+        s.set_user("u".to_owned());
+        assert!(said(&mut s, "AUTH PLAIN").starts_with("503"));
+    }
+}

@@ -1,0 +1,93 @@
+//! Attribute lists of XCLIENT and XFORWARD, and the xtext in them (RFC 3461 4).
+
+/// What XCLIENT or XFORWARD said; `None` where the attribute was not given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// ADDR.
+    pub addr: Option<Value>,
+    /// NAME.
+    pub name: Option<Value>,
+    /// HELO.
+    pub helo: Option<Value>,
+    /// PROTO: SMTP or ESMTP.
+    pub proto: Option<Value>,
+    /// LOGIN.
+    pub login: Option<Value>,
+}
+
+/// The value of an attribute; `None` stands for `[UNAVAILABLE]` and `[TEMPUNAVAIL]`.
+pub type Value = Option<String>;
+
+/// Reads ` NAME=value ADDR=value …`; `None` if an attribute is unknown, malformed, or holds control characters.
+pub fn attributes(list: &[u8]) -> Option<Attributes> {
+    let text = std::str::from_utf8(list).ok()?;
+    let mut attributes = Attributes::default();
+    let mut any = false;
+    for attribute in text.split_ascii_whitespace() {
+        let (name, value) = attribute.split_once('=')?;
+        let value = decode(value)?;
+        let unavailable = ["[UNAVAILABLE]", "[TEMPUNAVAIL]"]
+            .iter()
+            .any(|word| value.eq_ignore_ascii_case(word));
+        let value = (!unavailable).then_some(value);
+        any = true;
+        match name.to_ascii_uppercase().as_str() {
+            "ADDR" => attributes.addr = Some(value),
+            "NAME" => attributes.name = Some(value),
+            "HELO" => attributes.helo = Some(value),
+            "PROTO" => attributes.proto = Some(value),
+            "LOGIN" => attributes.login = Some(value),
+            // Known, of no use to us.
+            "PORT" | "DESTADDR" | "DESTPORT" | "IDENT" | "SOURCE" => {}
+            _ => return None,
+        }
+    }
+    any.then_some(attributes)
+}
+
+/// Undoes xtext: `+XX` is an octet in hexadecimal. `None` if malformed, not UTF-8, too long, or with control characters.
+fn decode(text: &str) -> Option<String> {
+    let mut octets = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(octet) = rest.next() {
+        if octet == b'+' {
+            let high = (rest.next()? as char).to_digit(16)?;
+            let low = (rest.next()? as char).to_digit(16)?;
+            octets.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            octets.push(octet);
+        }
+    }
+    let value = String::from_utf8(octets).ok()?;
+    (value.len() <= 255 && !value.chars().any(char::is_control)).then_some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Postfix's XCLIENT_README examples, and what must not get through.
+    #[test]
+    fn attribute_lists() {
+        let got =
+            attributes(b" NAME=spike.porcupine.org ADDR=168.100.189.2 PORT=1").expect("attributes");
+        assert_eq!(got.addr, Some(Some("168.100.189.2".to_owned())));
+        assert_eq!(got.name, Some(Some("spike.porcupine.org".to_owned())));
+        assert_eq!(got.helo, None);
+        let got = attributes(b" NAME=[UNAVAILABLE] HELO=a+2Bb").expect("attributes");
+        assert_eq!(
+            (got.name, got.helo),
+            (Some(None), Some(Some("a+b".to_owned())))
+        );
+        for bad in [
+            "",
+            " NAME",
+            " FROB=1",
+            " HELO=a+0D+0Ab",
+            " HELO=+4",
+            " HELO=+zz",
+        ] {
+            assert_eq!(attributes(bad.as_bytes()), None, "{bad:?}");
+        }
+    }
+}
