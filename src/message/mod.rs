@@ -1,6 +1,7 @@
 //! Nouns: the mail object and its parts. Nothing here does anything to a message.
 
 pub mod address;
+pub mod attachment;
 pub mod content;
 pub mod envelope;
 pub mod header;
@@ -9,6 +10,7 @@ pub mod id;
 use std::sync::Arc;
 
 pub use address::{Mailbox, ReversePath};
+pub use attachment::AttachmentFact;
 pub use content::{Charge, Content, MemoryBudget};
 pub use envelope::{BodyKind, Envelope, Notify, Origin, Recipient, Ret};
 pub use id::MessageId;

@@ -1,0 +1,178 @@
+//! What the reports mean, before any administrator's rule is asked.
+
+use crate::verdict::{Disposition, EngineClass, Finding, FindingKind, Reason, Report, Verdict};
+
+use super::{Settings, gravity};
+
+/// The conclusion for the whole message; recipients do not matter here.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Judged {
+    pub(super) verdict: Verdict,
+    pub(super) disposition: Disposition,
+    pub(super) rule: String,
+    pub(super) reason: String,
+    pub(super) score: f64,
+}
+
+/// Steps 2 to 5 of the order in [`super`].
+pub(super) fn judge(settings: &Settings, reports: &[Report]) -> Judged {
+    let sum = sum(settings, reports);
+    let (verdict, disposition, rule, mut reason) = by_kind(settings, reports)
+        .or_else(|| by_score(settings, sum.score))
+        .or_else(|| by_coverage(settings, reports))
+        .unwrap_or_else(|| otherwise(settings, reports, sum.score));
+    for engine in sum.not_numbers {
+        reason.push_str(&format!("; a score of {engine} is no number and counts 0"));
+    }
+    Judged {
+        verdict,
+        disposition,
+        rule,
+        reason,
+        score: sum.score,
+    }
+}
+
+type Step = (Verdict, Disposition, String, String);
+
+/// The summed weighted score.
+struct Sum<'a> {
+    score: f64,
+    /// Engines with a score that is NaN or infinite.
+    not_numbers: Vec<&'a str>,
+}
+
+/// One finding adds or takes away this much at most: far beyond every threshold, and no sum of them leaves the numbers.
+const SCORE_LIMIT: f64 = 1e9;
+
+fn sum<'a>(settings: &Settings, reports: &'a [Report]) -> Sum<'a> {
+    let mut sum = Sum {
+        score: 0.0,
+        not_numbers: Vec::new(),
+    };
+    for report in reports {
+        let weight = settings.weights.get(&report.engine).copied().unwrap_or(1.0);
+        for finding in report.findings() {
+            if finding.kind == FindingKind::Info {
+                continue;
+            }
+            if finding.score.is_finite() {
+                sum.score += (finding.score * weight).clamp(-SCORE_LIMIT, SCORE_LIMIT);
+            } else if !sum.not_numbers.contains(&&*report.engine) {
+                sum.not_numbers.push(&report.engine);
+            }
+        }
+    }
+    sum
+}
+
+/// Step 2: the gravest disposition among the kinds of the findings; among equals the gravest kind, then the first found.
+fn by_kind(settings: &Settings, reports: &[Report]) -> Option<Step> {
+    let mut worst: Option<(u8, Disposition, &Report, &Finding)> = None;
+    for kind in FindingKind::ALL {
+        let disposition = match settings.kinds.get(&kind) {
+            None | Some(Disposition::Deliver) => continue,
+            Some(&disposition) => disposition,
+        };
+        let found = reports.iter().find_map(|report| {
+            let finding = report.findings().iter().find(|f| f.kind == kind)?;
+            Some((report, finding))
+        });
+        if let Some((report, finding)) = found
+            && worst.is_none_or(|(gravest, ..)| gravity(disposition) > gravest)
+        {
+            worst = Some((gravity(disposition), disposition, report, finding));
+        }
+    }
+    let (_, disposition, report, finding) = worst?;
+    Some((
+        Verdict::Malicious,
+        disposition,
+        format!("policy.{}", finding.kind.as_str()),
+        format!("{} found {}", report.engine, finding.name),
+    ))
+}
+
+/// Step 3.
+fn by_score(settings: &Settings, score: f64) -> Option<Step> {
+    let (disposition, name, threshold) = if score >= settings.reject_score {
+        (Disposition::Reject, "reject_score", settings.reject_score)
+    } else if score >= settings.quarantine_score {
+        let threshold = settings.quarantine_score;
+        (Disposition::Quarantine, "quarantine_score", threshold)
+    } else {
+        return None;
+    };
+    Some((
+        Verdict::Malicious,
+        disposition,
+        "policy.score".to_owned(),
+        format!("score {score:.2} reaches {name} {threshold:.2}"),
+    ))
+}
+
+/// Step 4: of the classes that are not covered, the one with the gravest consequence.
+fn by_coverage(settings: &Settings, reports: &[Report]) -> Option<Step> {
+    let mut worst: Option<(Disposition, EngineClass, String)> = None;
+    for class in EngineClass::ALL {
+        let required = settings.coverage.get(&class).copied().unwrap_or(0);
+        let of_class = || reports.iter().filter(move |report| report.class == class);
+        let answered = of_class().filter(|r| r.missing().is_none()).count();
+        if answered >= required {
+            continue;
+        }
+        let missing: Vec<(&str, Reason)> = of_class()
+            .filter_map(|report| Some((&*report.engine, report.missing()?)))
+            .collect();
+        let disposition = missing
+            .iter()
+            .map(|(_, reason)| settings.missing.get(reason).copied())
+            .map(|configured| configured.unwrap_or(Disposition::Defer))
+            .max_by_key(|&disposition| gravity(disposition))
+            // Nobody was even asked (the engines changed since the scan): that passes with the next scan.
+            .unwrap_or(Disposition::Defer);
+        if worst
+            .as_ref()
+            .is_none_or(|w| gravity(disposition) > gravity(w.0))
+        {
+            let said: Vec<String> = missing
+                .iter()
+                .map(|(engine, reason)| format!("{engine}: {}", reason.as_str()))
+                .collect();
+            let class_name = class.as_str();
+            let mut reason =
+                format!("{answered} of {required} required {class_name} engines answered");
+            if !said.is_empty() {
+                reason.push_str(&format!(" ({})", said.join(", ")));
+            }
+            worst = Some((disposition, class, reason));
+        }
+    }
+    let (disposition, class, reason) = worst?;
+    Some((
+        Verdict::Undetermined,
+        disposition,
+        format!("coverage.{}", class.as_str()),
+        reason,
+    ))
+}
+
+/// Step 5. A message that no engine answered about is delivered where no coverage is asked for, but it is not clean.
+fn otherwise(settings: &Settings, reports: &[Report], score: f64) -> Step {
+    let answered = reports.iter().filter(|r| r.missing().is_none()).count();
+    let (verdict, rule, reason) = if score >= settings.tag_score {
+        let threshold = settings.tag_score;
+        let reason = format!("score {score:.2} reaches tag_score {threshold:.2}");
+        (Verdict::Suspect, "policy.score", reason)
+    } else if answered == 0 {
+        let reason = "no engine answered, and no coverage is required".to_owned();
+        (Verdict::Undetermined, "coverage.none", reason)
+    } else {
+        let reason = format!(
+            "{answered} of {} engines answered, score {score:.2}",
+            reports.len()
+        );
+        (Verdict::Clean, "policy.clean", reason)
+    };
+    (verdict, Disposition::Deliver, rule.to_owned(), reason)
+}
