@@ -129,6 +129,8 @@ pub struct Filter {
     pub after: Option<Timestamp>,
     /// Octets.
     pub size: Option<Range<u64>>,
+    /// Given up or expired before or at this instant ([`Record::expires_at`]).
+    pub expired: Option<Timestamp>,
     /// At most so many, the newest first.
     pub limit: usize,
     /// Skip so many.
@@ -214,6 +216,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// Applies a change durably. [`StoreError::NotFound`] if the record is gone.
     fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()>;
+
+    /// The same, only if the record is still in `lane` at that moment, and otherwise [`StoreError::NotFound`]. Of several
+    /// that move a record out of a lane (two reviewers, a reviewer and expiry), exactly one succeeds.
+    fn change_in(
+        &self,
+        lane: Lane,
+        id: MessageId,
+        change: Change,
+        audit: Option<Audit>,
+    ) -> StoreFuture<'_, ()>;
 
     /// Hands out work: records of `lane` that are due at `now`, oldest due first, at most `limit`, and leases them until
     /// `until` so that no other worker gets them. A lease ends with the next [`Store::change`], or by time.
