@@ -2,7 +2,10 @@
 //! by the listener (server) and by delivery (client) alike.
 
 pub mod content;
+pub mod dialog;
+pub mod dot_stuff;
 pub mod reply;
+pub mod reply_parser;
 pub mod transaction;
 pub mod xtext;
 

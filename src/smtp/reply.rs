@@ -23,6 +23,18 @@ pub enum Class {
     Permanent = 5,
 }
 
+impl Class {
+    /// The class of a received code; anything outside 200 to 499 counts as permanent.
+    pub fn of_code(code: u16) -> Self {
+        match code / 100 {
+            2 => Self::Positive,
+            3 => Self::Intermediate,
+            4 => Self::Transient,
+            _ => Self::Permanent,
+        }
+    }
+}
+
 /// Our reply to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
@@ -527,12 +539,7 @@ pub struct RemoteReply {
 impl RemoteReply {
     /// The class of the code; anything outside 200 to 499 counts as permanent.
     pub fn class(&self) -> Class {
-        match self.code / 100 {
-            2 => Class::Positive,
-            3 => Class::Intermediate,
-            4 => Class::Transient,
-            _ => Class::Permanent,
-        }
+        Class::of_code(self.code)
     }
 }
 

@@ -1,0 +1,399 @@
+//! From the greeting to a session that takes mail: EHLO, STARTTLS, AUTH.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::{Capabilities, Stage};
+use crate::smtp::reply::{Class, RemoteReply};
+use crate::smtp::reply_parser::RawReply;
+
+/// How much we want STARTTLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsWish {
+    /// Not at all.
+    Never,
+    /// Where it is offered.
+    IfOffered,
+    /// Or no session.
+    Always,
+}
+
+/// For AUTH.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user.
+    pub username: String,
+    /// The secret.
+    pub password: String,
+}
+
+/// The password is not shown.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Credentials({})", self.username)
+    }
+}
+
+/// What the owner of the socket does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Write what was appended, then read one reply.
+    Reply,
+    /// Shake hands, then call [`Opening::encrypted`]. Anything received after the reply that led here is an attack
+    /// (octets injected before encryption, to be read as if they came after it) and ends the connection.
+    Handshake,
+    /// The session takes mail.
+    Ready,
+}
+
+/// Why there is no session.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpeningError {
+    /// A reply that ends the attempt.
+    #[error("{stage}: {reply}")]
+    Refused {
+        /// What was refused.
+        stage: Stage,
+        /// The reply.
+        reply: RemoteReply,
+    },
+    /// Encryption is required and not offered.
+    #[error("the server does not offer STARTTLS, which this next hop's settings require")]
+    NoStartTls,
+    /// AUTH is configured and no mechanism that we know is offered.
+    #[error(
+        "the server offers neither AUTH PLAIN nor AUTH LOGIN, and this next hop has a username"
+    )]
+    NoAuth,
+    /// AUTH is configured and the connection is in the clear.
+    #[error("the server does not offer STARTTLS, and the password is not sent unencrypted")]
+    AuthInClear,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Opening {
+    lmtp: bool,
+    hostname: String,
+    tls: TlsWish,
+    credentials: Option<Credentials>,
+    /// The peer is this machine: AUTH may go unencrypted.
+    local: bool,
+    encrypted: bool,
+    state: State,
+    capabilities: Capabilities,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Greeting,
+    Ehlo,
+    Helo,
+    StartTls,
+    /// The reply to AUTH PLAIN, or to the password of AUTH LOGIN.
+    Auth,
+    LoginUser,
+    LoginPassword,
+}
+
+impl Opening {
+    /// A machine that waits for the greeting. `local` peers may be sent the password unencrypted.
+    pub fn new(
+        lmtp: bool,
+        hostname: &str,
+        tls: TlsWish,
+        credentials: Option<Credentials>,
+        local: bool,
+    ) -> Self {
+        Self {
+            lmtp,
+            hostname: hostname.to_owned(),
+            tls,
+            credentials,
+            local,
+            encrypted: false,
+            state: State::Greeting,
+            capabilities: Capabilities::default(),
+        }
+    }
+
+    /// What the server offers, once [`Progress::Ready`].
+    pub fn into_capabilities(self) -> Capabilities {
+        self.capabilities
+    }
+
+    /// The handshake is done: what was said before it is forgotten (RFC 3207 4.2), and EHLO is sent again.
+    pub fn encrypted(&mut self, out: &mut Vec<u8>) {
+        self.encrypted = true;
+        self.capabilities = Capabilities::default();
+        self.hello(out);
+    }
+
+    /// Takes the server's next reply.
+    pub fn on_reply(
+        &mut self,
+        reply: &RawReply<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<Progress, OpeningError> {
+        let class = reply.class();
+        match (self.state, class) {
+            (State::Greeting, Class::Positive) => {
+                self.hello(out);
+                Ok(Progress::Reply)
+            }
+            (State::Ehlo, Class::Positive) => {
+                self.capabilities = Capabilities::from_ehlo(reply);
+                self.after_hello(out)
+            }
+            // A server of before 1995 (RFC 5321 3.2). LMTP has no older form.
+            (State::Ehlo, Class::Permanent) if !self.lmtp => {
+                command(out, &["HELO ", &self.hostname]);
+                self.state = State::Helo;
+                Ok(Progress::Reply)
+            }
+            (State::Helo, Class::Positive) => self.after_hello(out),
+            (State::StartTls, Class::Positive) => Ok(Progress::Handshake),
+            // It offers STARTTLS and cannot do it now; who wants it only if offered goes on without.
+            (State::StartTls, Class::Transient | Class::Permanent)
+                if self.tls == TlsWish::IfOffered =>
+            {
+                self.authenticate(out)
+            }
+            (State::Auth, Class::Positive) => Ok(Progress::Ready),
+            (State::LoginUser, Class::Intermediate) => {
+                let username = self.credentials.iter().map(|c| c.username.as_str());
+                command(out, &[&STANDARD.encode(username.collect::<String>())]);
+                self.state = State::LoginPassword;
+                Ok(Progress::Reply)
+            }
+            (State::LoginPassword, Class::Intermediate) => {
+                let password = self.credentials.iter().map(|c| c.password.as_str());
+                command(out, &[&STANDARD.encode(password.collect::<String>())]);
+                self.state = State::Auth;
+                Ok(Progress::Reply)
+            }
+            _ => Err(OpeningError::Refused {
+                stage: self.stage(),
+                reply: reply.to_remote(),
+            }),
+        }
+    }
+
+    /// What the next reply answers.
+    pub fn stage(&self) -> Stage {
+        match self.state {
+            State::Greeting => Stage::Greeting,
+            State::Ehlo | State::Helo => Stage::Hello,
+            State::StartTls => Stage::StartTls,
+            State::Auth | State::LoginUser | State::LoginPassword => Stage::Auth,
+        }
+    }
+
+    fn hello(&mut self, out: &mut Vec<u8>) {
+        let verb = if self.lmtp { "LHLO " } else { "EHLO " };
+        command(out, &[verb, &self.hostname]);
+        self.state = State::Ehlo;
+    }
+
+    fn after_hello(&mut self, out: &mut Vec<u8>) -> Result<Progress, OpeningError> {
+        if self.encrypted || self.tls == TlsWish::Never {
+            return self.authenticate(out);
+        }
+        if self.capabilities.starttls {
+            command(out, &["STARTTLS"]);
+            self.state = State::StartTls;
+            return Ok(Progress::Reply);
+        }
+        if self.tls == TlsWish::Always {
+            return Err(OpeningError::NoStartTls);
+        }
+        self.authenticate(out)
+    }
+
+    fn authenticate(&mut self, out: &mut Vec<u8>) -> Result<Progress, OpeningError> {
+        let Some(credentials) = &self.credentials else {
+            return Ok(Progress::Ready);
+        };
+        if !self.encrypted && !self.local {
+            return Err(OpeningError::AuthInClear);
+        }
+        if self.capabilities.auth_plain {
+            let secret = format!("\0{}\0{}", credentials.username, credentials.password);
+            command(out, &["AUTH PLAIN ", &STANDARD.encode(secret)]);
+            self.state = State::Auth;
+        } else if self.capabilities.auth_login {
+            command(out, &["AUTH LOGIN"]);
+            self.state = State::LoginUser;
+        } else {
+            return Err(OpeningError::NoAuth);
+        }
+        Ok(Progress::Reply)
+    }
+}
+
+fn command(out: &mut Vec<u8>, parts: &[&str]) {
+    for part in parts {
+        out.extend_from_slice(part.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds replies; returns what was sent in between, `*` for the handshake, and how it ended.
+    fn dialog(mut opening: Opening, replies: &[&str]) -> (String, Result<Progress, OpeningError>) {
+        let mut sent = Vec::new();
+        let mut last = Ok(Progress::Reply);
+        for text in replies {
+            assert_eq!(
+                last,
+                Ok(Progress::Reply),
+                "nothing was asked before {text:?}"
+            );
+            let text = format!("{text}\r\n").replace('|', "\r\n");
+            let reply = RawReply::parse(text.as_bytes())
+                .expect("reply")
+                .expect("whole");
+            last = opening.on_reply(&reply, &mut sent);
+            if last == Ok(Progress::Handshake) {
+                sent.extend_from_slice(b"*\r\n");
+                opening.encrypted(&mut sent);
+                last = Ok(Progress::Reply);
+            }
+        }
+        let sent = String::from_utf8(sent).expect("ASCII");
+        (sent.trim_end().replace("\r\n", "|"), last)
+    }
+
+    fn opening(tls: TlsWish, user: bool) -> Opening {
+        let credentials = user.then(|| Credentials {
+            username: "u".into(),
+            password: "p".into(),
+        });
+        Opening::new(false, "me", tls, credentials, false)
+    }
+
+    /// The usual ways into a session.
+    #[test]
+    fn ways_in() {
+        let ready = Ok(Progress::Ready);
+        for (machine, replies, sent) in [
+            (
+                opening(TlsWish::IfOffered, false),
+                vec!["220 hi", "250-x|250 SIZE"],
+                "EHLO me",
+            ),
+            (
+                opening(TlsWish::Never, false),
+                vec!["220 hi", "250-x|250 STARTTLS"],
+                "EHLO me",
+            ),
+            (
+                opening(TlsWish::IfOffered, false),
+                vec!["220 hi", "502 what", "250 x"],
+                "EHLO me|HELO me",
+            ),
+            (
+                opening(TlsWish::Always, false),
+                vec!["220 hi", "250-x|250 STARTTLS", "220 go", "250 x"],
+                "EHLO me|STARTTLS|*|EHLO me",
+            ),
+            (
+                opening(TlsWish::IfOffered, false),
+                vec!["220 hi", "250-x|250 STARTTLS", "454 not now"],
+                "EHLO me|STARTTLS",
+            ),
+            (
+                opening(TlsWish::Always, true),
+                vec![
+                    "220 hi",
+                    "250-x|250 STARTTLS",
+                    "220 go",
+                    "250-x|250 AUTH PLAIN LOGIN",
+                    "235 in",
+                ],
+                "EHLO me|STARTTLS|*|EHLO me|AUTH PLAIN AHUAcA==",
+            ),
+            (
+                opening(TlsWish::Always, true),
+                vec![
+                    "220 hi",
+                    "250-x|250 STARTTLS",
+                    "220 go",
+                    "250-x|250 AUTH LOGIN",
+                    "334 a",
+                    "334 b",
+                    "235 in",
+                ],
+                "EHLO me|STARTTLS|*|EHLO me|AUTH LOGIN|dQ==|cA==",
+            ),
+            (
+                Opening::new(true, "me", TlsWish::Never, None, true),
+                vec!["220 hi", "250 x"],
+                "LHLO me",
+            ),
+        ] {
+            assert_eq!(
+                dialog(machine, &replies),
+                (sent.to_owned(), ready.clone()),
+                "{replies:?}"
+            );
+        }
+    }
+
+    /// What was offered before the handshake counts for nothing after it (RFC 3207 4.2).
+    #[test]
+    fn offers_before_the_handshake_are_forgotten() {
+        let replies = [
+            "220 hi",
+            "250-x|250-STARTTLS|250 AUTH PLAIN",
+            "220 go",
+            "250 x",
+        ];
+        let (_, end) = dialog(opening(TlsWish::IfOffered, true), &replies);
+        assert_eq!(end, Err(OpeningError::NoAuth));
+    }
+
+    /// A password never leaves this machine in the clear, and a required handshake is never skipped.
+    #[test]
+    fn secrets_stay_home() {
+        let plain = ["220 hi", "250-x|250 AUTH PLAIN"];
+        let (sent, end) = dialog(opening(TlsWish::IfOffered, true), &plain);
+        assert_eq!(
+            (sent.as_str(), end),
+            ("EHLO me", Err(OpeningError::AuthInClear))
+        );
+        let (_, end) = dialog(opening(TlsWish::Always, false), &plain);
+        assert_eq!(end, Err(OpeningError::NoStartTls));
+        let refused = ["220 hi", "250-x|250 STARTTLS", "454 not now"];
+        let (_, end) = dialog(opening(TlsWish::Always, false), &refused);
+        assert!(matches!(
+            end,
+            Err(OpeningError::Refused {
+                stage: Stage::StartTls,
+                ..
+            })
+        ));
+        assert!(!format!("{:?}", opening(TlsWish::Always, true)).contains("\"p\""));
+    }
+
+    /// Whatever else a server says ends the attempt, with what it said.
+    #[test]
+    fn refusals_say_what_was_refused() {
+        for (replies, stage) in [
+            (vec!["554 go away"], Stage::Greeting),
+            (vec!["354 what"], Stage::Greeting),
+            (vec!["220 hi", "421 busy"], Stage::Hello),
+            (vec!["220 hi", "502 what", "502 what"], Stage::Hello),
+        ] {
+            match dialog(opening(TlsWish::IfOffered, false), &replies).1 {
+                Err(OpeningError::Refused { stage: at, .. }) => assert_eq!(at, stage),
+                other => panic!("{replies:?}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,406 @@
+use super::*;
+use crate::message::{BodyKind, Mailbox, Origin};
+
+fn envelope(from: &str, to: &[&str]) -> Envelope {
+    let mailbox = |text: &&str| Recipient::from(Mailbox::parse(text).expect("mailbox"));
+    Envelope {
+        reverse_path: Mailbox::parse(from).expect("mailbox").into(),
+        recipients: to.iter().map(mailbox).collect(),
+        body: BodyKind::SevenBit,
+        smtputf8: false,
+        ret: None,
+        envid: None,
+        origin: Origin::local("test"),
+    }
+}
+
+const PLAIN: Facts = Facts {
+    octets: 100,
+    eight_bit: false,
+    header_eight_bit: false,
+};
+
+fn pipelining() -> Capabilities {
+    Capabilities {
+        pipelining: true,
+        ..Capabilities::default()
+    }
+}
+
+/// One transaction against a list of replies: what was sent, `<content>` where content was asked for; each
+/// recipient's fate in short; and how it ended.
+struct Run {
+    sent: String,
+    fates: Vec<String>,
+    end: Result<Next, Interruption>,
+    needs_reset: bool,
+}
+
+fn run(
+    envelope: &Envelope,
+    offered: &Capabilities,
+    lmtp: bool,
+    facts: Facts,
+    replies: &str,
+) -> Run {
+    let all: Vec<usize> = (0..envelope.recipients.len()).collect();
+    let mut machine = Transaction::new(envelope, &all, facts, offered, lmtp, false);
+    let mut sent = Vec::new();
+    let mut end = Ok(machine.start(&mut sent));
+    for line in replies.split('|').filter(|line| !line.is_empty()) {
+        assert!(
+            matches!(end, Ok(Next::Reply | Next::Content)),
+            "over before {line}"
+        );
+        sent.extend_from_slice(b"/ ");
+        let text = format!("{line}\r\n");
+        let reply = RawReply::parse(text.as_bytes())
+            .expect("reply")
+            .expect("whole");
+        end = machine.on_reply(&reply, &mut sent);
+        if end == Ok(Next::Content) {
+            sent.extend_from_slice(b"<content>");
+        }
+    }
+    let needs_reset = machine.needs_reset();
+    let fates = machine
+        .into_fates()
+        .into_iter()
+        .map(|(_, fate)| match fate {
+            Fate::Open => "open".to_owned(),
+            Fate::Accepted => "accepted".to_owned(),
+            Fate::Settled(Settled::Replied(stage, reply)) => format!("{stage}: {reply}"),
+            Fate::Settled(Settled::Unsupported(why)) => why.to_string()[..5].to_owned(),
+        });
+    Run {
+        sent: String::from_utf8(sent).expect("UTF-8").replace("\r\n", " "),
+        fates: fates.collect(),
+        end,
+        needs_reset,
+    }
+}
+
+/// With PIPELINING everything up to DATA is one write; without it every command waits for its reply.
+#[test]
+fn commands_are_pipelined_where_offered() {
+    let envelope = envelope("a@x", &["b@y", "c@y"]);
+    let replies = "250 m|250 r|250 r|354 go|250 done";
+    let got = run(&envelope, &pipelining(), false, PLAIN, replies);
+    assert_eq!(
+        got.sent,
+        "MAIL FROM:<a@x> RCPT TO:<b@y> RCPT TO:<c@y> DATA / / / / <content>/ "
+    );
+    assert_eq!(got.fates, ["end of data: 250 done"; 2]);
+    assert_eq!((got.end, got.needs_reset), (Ok(Next::Done), false));
+
+    let got = run(&envelope, &Capabilities::default(), false, PLAIN, replies);
+    assert_eq!(
+        got.sent,
+        "MAIL FROM:<a@x> / RCPT TO:<b@y> / RCPT TO:<c@y> / DATA / <content>/ "
+    );
+    assert_eq!(got.fates, ["end of data: 250 done"; 2]);
+}
+
+/// Each recipient has the fate that its own replies gave it.
+#[test]
+fn fates_follow_replies() {
+    let envelope = envelope("a@x", &["b@y", "c@y", "d@y"]);
+    let slow = Capabilities::default();
+    for (offered, replies, fates, reset) in [
+        (
+            pipelining(),
+            "250 m|550 no|450 later|250 r|354 go|250 done",
+            ["RCPT: 550 no", "RCPT: 450 later", "end of data: 250 done"],
+            false,
+        ),
+        (
+            pipelining(),
+            "250 m|250 r|550 no|250 r|354 go|554 spam",
+            [
+                "end of data: 554 spam",
+                "RCPT: 550 no",
+                "end of data: 554 spam",
+            ],
+            false,
+        ),
+        (
+            pipelining(),
+            "250 m|250 r|550 no|250 r|451 disk",
+            ["DATA: 451 disk", "RCPT: 550 no", "DATA: 451 disk"],
+            true,
+        ),
+        (
+            pipelining(),
+            "550 no|503 seq|503 seq|503 seq|503 seq",
+            ["MAIL: 550 no"; 3],
+            false,
+        ),
+        (slow.clone(), "450 no", ["MAIL: 450 no"; 3], false),
+        (
+            slow,
+            "250 m|550 a|550 b|550 c",
+            ["RCPT: 550 a", "RCPT: 550 b", "RCPT: 550 c"],
+            true,
+        ),
+        (
+            pipelining(),
+            "250 m|550 a|550 b|550 c|554 none",
+            ["RCPT: 550 a", "RCPT: 550 b", "RCPT: 550 c"],
+            true,
+        ),
+    ] {
+        let got = run(&envelope, &offered, false, PLAIN, replies);
+        assert_eq!(got.fates, fates, "{replies}");
+        assert_eq!(
+            (got.end, got.needs_reset),
+            (Ok(Next::Done), reset),
+            "{replies}"
+        );
+    }
+}
+
+/// When all recipients are refused and the server says 354 all the same, it gets the dot alone and no content
+/// (RFC 2920 3.1): content without recipients would be handed to nobody, or to somebody by mistake.
+#[test]
+fn go_ahead_for_nobody_gets_the_dot_alone() {
+    let envelope = envelope("a@x", &["b@y"]);
+    for replies in [
+        "250 m|550 no|354 go|554 none",
+        "550 m|503 no|354 go|250 what",
+    ] {
+        let got = run(&envelope, &pipelining(), false, PLAIN, replies);
+        assert!(got.sent.ends_with("/ . / "), "{}", got.sent);
+        assert!(got.fates[0].contains("550"), "{:?}", got.fates);
+        assert_eq!((got.end, got.needs_reset), (Ok(Next::Done), false));
+    }
+    let got = run(&envelope, &pipelining(), true, PLAIN, "250 m|550 no|354 go");
+    assert!(matches!(
+        got.end,
+        Err(Interruption::Unexpected(Stage::Data, _))
+    ));
+}
+
+/// LMTP answers once for each accepted recipient, in order (RFC 2033 4.2).
+#[test]
+fn lmtp_answers_for_each_recipient() {
+    let envelope = envelope("a@x", &["b@y", "c@y", "d@y"]);
+    let replies = "250 m|250 r|550 no|250 r|354 go|250 done|452 full";
+    let got = run(&envelope, &pipelining(), true, PLAIN, replies);
+    assert_eq!(
+        got.fates,
+        [
+            "end of data: 250 done",
+            "RCPT: 550 no",
+            "end of data: 452 full"
+        ]
+    );
+    assert_eq!(got.end, Ok(Next::Done));
+}
+
+/// 421 and replies that do not fit end the session; what was settled before stays, the rest is for the caller.
+#[test]
+fn interruptions_keep_what_is_settled() {
+    let envelope = envelope("a@x", &["b@y", "c@y"]);
+    let got = run(
+        &envelope,
+        &pipelining(),
+        false,
+        PLAIN,
+        "250 m|550 no|421 bye",
+    );
+    assert_eq!(got.fates, ["RCPT: 550 no", "open"]);
+    assert!(matches!(
+        got.end,
+        Err(Interruption::Closing(Stage::Rcpt, _))
+    ));
+    for replies in [
+        "354 go",
+        "250 m|354 go",
+        "250 m|250 r|250 r|250 no",
+        "250 m|250 r|250 r|354 go|354 go",
+    ] {
+        let got = run(&envelope, &pipelining(), false, PLAIN, replies);
+        assert!(
+            matches!(got.end, Err(Interruption::Unexpected(..))),
+            "{replies}"
+        );
+    }
+}
+
+/// What the server does not offer, the message does not get: no transcoding, no hoping.
+#[test]
+fn unsupported_messages_are_not_offered() {
+    let ascii = envelope("a@x", &["b@y"]);
+    let eight = Facts {
+        eight_bit: true,
+        ..PLAIN
+    };
+    let header = Facts {
+        header_eight_bit: true,
+        ..eight
+    };
+    let got = run(&ascii, &pipelining(), false, eight, "");
+    assert_eq!(
+        (got.fates, got.end),
+        (vec!["5.6.3".to_owned()], Ok(Next::Done))
+    );
+    assert_eq!(got.sent, "");
+
+    let mut declared = ascii.clone();
+    declared.smtputf8 = true;
+    let mime = Capabilities {
+        eight_bit_mime: true,
+        ..pipelining()
+    };
+    assert_eq!(run(&declared, &mime, false, header, "").fates, ["5.6.7"]);
+    let got = run(
+        &declared,
+        &mime,
+        false,
+        eight,
+        "250 m|250 r|354 go|250 done",
+    );
+    assert!(
+        got.sent.starts_with("MAIL FROM:<a@x> BODY=8BITMIME RCPT"),
+        "{}",
+        got.sent
+    );
+    let got = run(
+        &declared,
+        &pipelining(),
+        false,
+        PLAIN,
+        "250 m|250 r|354 go|250 done",
+    );
+    assert!(
+        got.sent.starts_with("MAIL FROM:<a@x> RCPT"),
+        "declared but not needed: {}",
+        got.sent
+    );
+
+    let mixed = envelope("a@x", &["ä@y", "b@y"]);
+    let got = run(
+        &mixed,
+        &pipelining(),
+        false,
+        PLAIN,
+        "250 m|250 r|354 go|250 done",
+    );
+    assert_eq!(got.fates, ["5.6.7", "end of data: 250 done"]);
+    let utf8 = Capabilities {
+        smtputf8: true,
+        ..pipelining()
+    };
+    let got = run(
+        &mixed,
+        &utf8,
+        false,
+        PLAIN,
+        "250 m|250 r|250 r|354 go|250 done",
+    );
+    assert!(
+        got.sent
+            .starts_with("MAIL FROM:<a@x> SMTPUTF8 RCPT TO:<ä@y> RCPT"),
+        "{}",
+        got.sent
+    );
+
+    let small = Capabilities {
+        size: Some(99),
+        ..pipelining()
+    };
+    assert_eq!(run(&ascii, &small, false, PLAIN, "").fates, ["5.3.4"]);
+    let any = Capabilities {
+        size: Some(0),
+        ..pipelining()
+    };
+    let got = run(&ascii, &any, false, PLAIN, "250 m|250 r|354 go|250 done");
+    assert!(
+        got.sent.starts_with("MAIL FROM:<a@x> SIZE=100 RCPT"),
+        "{}",
+        got.sent
+    );
+}
+
+/// DSN parameters are passed on in xtext, and only to a server that knows them (RFC 3461).
+#[test]
+fn dsn_parameters_are_passed_on() {
+    let mut message = envelope("a@x", &["b@y", "c@y"]);
+    message.ret = Some(Ret::Headers);
+    message.envid = Some("id+1 =".to_owned());
+    message.recipients[0].notify = Some(Notify {
+        success: true,
+        delay: true,
+        failure: false,
+    });
+    message.recipients[0].orcpt = Some("rfc822;b b+1@y".to_owned());
+    message.recipients[1].notify = Some(Notify::default());
+    message.recipients[1].orcpt = Some("no address type".to_owned());
+    let dsn = Capabilities {
+        dsn: true,
+        ..pipelining()
+    };
+    let replies = "250 m|250 r|250 r|354 go|250 done";
+    let got = run(&message, &dsn, false, PLAIN, replies);
+    assert!(
+        got.sent.starts_with(
+            "MAIL FROM:<a@x> RET=HDRS ENVID=id+2B1+20+3D \
+             RCPT TO:<b@y> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;b+20b+2B1@y RCPT TO:<c@y> NOTIFY=NEVER DATA"
+        ),
+        "{}",
+        got.sent
+    );
+    let got = run(&message, &pipelining(), false, PLAIN, replies);
+    assert!(
+        got.sent
+            .starts_with("MAIL FROM:<a@x> RCPT TO:<b@y> RCPT TO:<c@y> DATA"),
+        "{}",
+        got.sent
+    );
+}
+
+/// A thousand recipients are written in bounded groups, so that both sides cannot wait for each other.
+#[test]
+fn groups_of_commands_are_bounded() {
+    let to: Vec<String> = (0..1000).map(|n| format!("u{n}@y")).collect();
+    let to: Vec<&str> = to.iter().map(String::as_str).collect();
+    let replies = format!("250 m|{}354 go|250 done", "250 r|".repeat(1000));
+    let got = run(&envelope("a@x", &to), &pipelining(), false, PLAIN, &replies);
+    let longest = got
+        .sent
+        .split("/ ")
+        .map(|group| group.matches("RCPT").count())
+        .max();
+    assert_eq!(longest, Some(WINDOW));
+    assert_eq!(got.end, Ok(Next::Done));
+    assert!(got.fates.iter().all(|fate| fate == "end of data: 250 done"));
+}
+
+/// A transaction that did not come to its end is cleared by RSET in front of the next, at no cost in round trips.
+#[test]
+fn reset_goes_before_the_next_mail() {
+    let envelope = envelope("a@x", &["b@y"]);
+    let offered = pipelining();
+    let mut machine = Transaction::new(&envelope, &[0], PLAIN, &offered, false, true);
+    let mut sent = Vec::new();
+    machine.start(&mut sent);
+    assert_eq!(
+        sent,
+        b"RSET\r\nMAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nDATA\r\n"
+    );
+    assert_eq!(machine.stage(), Stage::Reset);
+}
+
+/// The facts that decide about extensions and the smuggling guard, from the octets that will be sent.
+#[test]
+fn facts_of_content() {
+    let facts = Facts::of(b"X: y\r\n", b"A: b\r\n\r\n\xc3\xa4\r\n").expect("sound");
+    assert_eq!(
+        (facts.octets, facts.eight_bit, facts.header_eight_bit),
+        (18, true, false)
+    );
+    let facts = Facts::of(b"", b"A: \xc3\xa4\r\n\r\n").expect("sound");
+    assert!(facts.header_eight_bit);
+    assert_eq!(Facts::of(b"", b"a\n.\r\n"), Err(BareLineEnd));
+    assert_eq!(Facts::of(b"a\r", b"\nb"), Err(BareLineEnd));
+}
