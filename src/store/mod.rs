@@ -4,6 +4,8 @@
 //! what reviewers did. What is not: messages that are scanned and delivered inside their session (nothing of them is
 //! stored), and the history that `explain` reads, which is kept beside ([`history`]) and may lose its last second.
 
+#[cfg(test)]
+pub(crate) mod contract;
 pub mod history;
 pub mod sqlite;
 

@@ -1,0 +1,189 @@
+//! Large contents as files: `bodies/X/ID`, X being the last character of the id (one of 32, evenly spread).
+//!
+//! Order is everything here. Writing: the file under a temporary name, fsync, rename, fsync of the folder, and only then
+//! the row. Removing: the row, and then the file. So whatever happens in between, a row has its file, and a file without
+//! a row is garbage that the next start collects.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::faults::Faults;
+use crate::message::MessageId;
+use crate::store::StoreError;
+
+/// The alphabet of ids (Crockford's base 32), hence the names of the folders.
+const FOLDERS: &str = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+
+/// The folder of body files.
+#[derive(Debug)]
+pub(super) struct Bodies {
+    root: PathBuf,
+    faults: Faults,
+}
+
+impl Bodies {
+    /// Makes the folders. All of them at once and durably, so that no put has to wonder whether its folder is.
+    pub(super) fn open(store: &Path, faults: Faults) -> io::Result<Self> {
+        let root = store.join("bodies");
+        let mut maker = DirBuilder::new();
+        maker.recursive(true).mode(0o700);
+        for name in FOLDERS.chars() {
+            maker.create(root.join(name.to_string()))?;
+        }
+        sync_folder(&root)?;
+        sync_folder(store)?;
+        Ok(Self { root, faults })
+    }
+
+    /// Where the content of a record is.
+    pub(super) fn path(&self, id: MessageId) -> PathBuf {
+        let name = id.to_string();
+        let folder = name.get(name.len() - 1..).unwrap_or_default();
+        self.root.join(folder).join(name)
+    }
+
+    /// The folders, for recovery.
+    pub(super) fn folders(&self) -> impl Iterator<Item = PathBuf> + '_ {
+        FOLDERS.chars().map(|name| self.root.join(name.to_string()))
+    }
+
+    /// Makes one file durable; when it fails nothing is left under the final name that a row could be taken for.
+    fn write(&self, id: MessageId, content: &[u8]) -> io::Result<()> {
+        let path = self.path(id);
+        // A second put of an id must not touch the content of the first.
+        if path.try_exists()? {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let draft = path.with_extension("tmp");
+        let file = self.create(&draft)?;
+        let written = self
+            .fill(file, content)
+            .and_then(|()| self.publish(&draft, &path));
+        if written.is_err() {
+            // Recovery would collect it too; a disk that is full is helped at once.
+            let _ = fs::remove_file(&draft);
+        }
+        written
+    }
+
+    fn create(&self, draft: &Path) -> io::Result<File> {
+        self.faults.step("creating a body file")?;
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(draft)
+    }
+
+    fn fill(&self, mut file: File, content: &[u8]) -> io::Result<()> {
+        let (first, second) = content.split_at(content.len() / 2);
+        file.write_all(first)?;
+        self.faults.step("writing a body file")?;
+        file.write_all(second)?;
+        self.faults.step("fsync of a body file")?;
+        file.sync_all()
+    }
+
+    fn publish(&self, draft: &Path, path: &Path) -> io::Result<()> {
+        self.faults.step("renaming a body file")?;
+        fs::rename(draft, path)?;
+        let synced = self
+            .faults
+            .step("fsync of a body folder")
+            .and_then(|()| sync_folder(path.parent().unwrap_or(&self.root)));
+        if synced.is_err() {
+            let _ = fs::remove_file(path);
+        }
+        synced
+    }
+
+    /// Writes and removes a few octets: whether the disk works again.
+    pub(super) fn probe(&self) -> Result<(), StoreError> {
+        let draft = self.root.join("probe.tmp");
+        let probe = || {
+            if draft.try_exists()? {
+                fs::remove_file(&draft)?;
+            }
+            self.fill(self.create(&draft)?, b"probe")?;
+            fs::remove_file(&draft)
+        };
+        probe().map_err(|error| failed(&draft, &error))
+    }
+
+    /// Removes the file of a record that is gone. A file that stays is collected at the next start.
+    pub(super) fn remove(&self, id: MessageId) {
+        let path = self.path(id);
+        let removed = self
+            .faults
+            .step("removing a body file")
+            .and_then(|()| fs::remove_file(&path));
+        if let Err(error) = removed {
+            tracing::warn!(%id, path = %path.display(), %error, "body file not removed; the next start will");
+        }
+    }
+}
+
+/// Body files that are durable and have no row yet. Dropped without [`Written::keep`], they are removed: so neither a
+/// refused put nor one whose caller went away leaves anything behind.
+#[derive(Debug)]
+pub(super) struct Written {
+    bodies: Arc<Bodies>,
+    ids: Vec<MessageId>,
+    /// Held by tools, so that a relay starting now does not take these files for orphans.
+    _guard: Option<File>,
+}
+
+impl Written {
+    /// Writes one file for each id. Blocking. The error names the file; [`io::ErrorKind::AlreadyExists`] says that the id
+    /// is taken, anything else that the disk failed.
+    pub(super) fn write(
+        bodies: Arc<Bodies>,
+        ids: Vec<MessageId>,
+        content: &[u8],
+        guard: Option<File>,
+    ) -> Result<Self, (PathBuf, io::Error)> {
+        let mut written = Self {
+            bodies,
+            ids: Vec::with_capacity(ids.len()),
+            _guard: guard,
+        };
+        for id in ids {
+            written
+                .bodies
+                .write(id, content)
+                .map_err(|error| (written.bodies.path(id), error))?;
+            written.ids.push(id);
+        }
+        Ok(written)
+    }
+
+    /// The rows are committed: the files stay.
+    pub(super) fn keep(mut self) {
+        self.ids.clear();
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        for id in self.ids.drain(..) {
+            self.bodies.remove(id);
+        }
+    }
+}
+
+/// What a failed file operation means.
+pub(super) fn failed(path: &Path, error: &io::Error) -> StoreError {
+    let what = format!("{}: {error}", path.display());
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full(what),
+        _ => StoreError::Broken(what),
+    }
+}
+
+/// Makes names in a folder durable.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}

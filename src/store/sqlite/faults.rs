@@ -1,0 +1,36 @@
+//! A seam for tests: makes the Nth disk operation of a store fail.
+//!
+//! The law it serves: whichever single operation fails, what was acknowledged is there after the next start, and what
+//! was not acknowledged is there whole or not at all. A test counts N up until a run meets no failure any more.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// A countdown over the disk operations of one store. The default never fires.
+#[derive(Debug, Clone, Default)]
+pub struct Faults(Option<Arc<AtomicI64>>);
+
+impl Faults {
+    /// The `nth` operation from now on fails (the first is 1), and only that one.
+    pub fn nth(nth: u32) -> Self {
+        Self(Some(Arc::new(AtomicI64::new(i64::from(nth)))))
+    }
+
+    /// Whether the failure has happened.
+    pub fn fired(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_some_and(|left| left.load(Ordering::Acquire) <= 0)
+    }
+
+    /// Called before each disk operation.
+    pub(super) fn step(&self, operation: &str) -> io::Result<()> {
+        match &self.0 {
+            Some(left) if left.fetch_sub(1, Ordering::AcqRel) == 1 => {
+                Err(io::Error::other(format!("injected failure of {operation}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}

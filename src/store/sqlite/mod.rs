@@ -1,0 +1,501 @@
+//! The embedded store: SQLite in WAL mode, every commit flushed, one thread that writes.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `schema` | tables, connections, what SQLite's errors mean |
+//! | `row` | a record as a row and back |
+//! | `writer` | the writing thread: group commit |
+//! | `bodies` | contents too large for the database |
+//! | `search` | everything that reads |
+//! | `recovery` | what a start does before mail is taken |
+//! | `health` | whether new mail can be accepted |
+//! | `faults` | the Nth disk operation fails, for tests |
+//!
+//! Callers encode their records themselves and wait in a bounded queue; reading has connections of its own. Other
+//! processes (the command line) may open the same store at any time; one relay at a time may.
+
+mod bodies;
+mod faults;
+mod health;
+mod readers;
+mod recovery;
+mod row;
+mod schema;
+mod search;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::sync::{Semaphore, oneshot};
+
+use self::bodies::{Bodies, Written, failed};
+pub use self::faults::Faults;
+use self::health::{Health, Part};
+use self::readers::Readers;
+use self::row::Row;
+use self::search::{Damage, Sorted};
+use self::writer::{Entry, Job, Output, Work, Writer};
+use super::{
+    Audit, Change, Filter, Lane, LaneStats, Record, Recovery, Settings, Store, StoreError,
+    StoreFuture,
+};
+use crate::message::{Content, MessageId};
+
+/// Jobs that may wait for the writer; the next caller waits outside.
+const QUEUE: usize = 1024;
+/// Body files written at the same time: enough to share the disk's flushes, few enough for the thread pool.
+const FILES_AT_ONCE: usize = 32;
+/// Connections that read.
+const READERS: usize = 3;
+
+/// Who opens the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The relay: the only one with this store. Makes the store if there is none, and runs recovery.
+    Relay,
+    /// A command beside the relay, or without it: finds the store as it is, and leaves leases and orphans alone.
+    Tool,
+}
+
+/// The store. Dropping it lets the writer finish what was queued, in the background; [`SqliteStore::close`] waits for it.
+#[derive(Debug)]
+pub struct SqliteStore {
+    inline_limit: u64,
+    role: Role,
+    folder: std::path::PathBuf,
+    jobs: SyncSender<Job>,
+    places: Arc<Semaphore>,
+    files: Arc<Semaphore>,
+    bodies: Arc<Bodies>,
+    health: Arc<Health>,
+    readers: Readers,
+    commits: Arc<AtomicU64>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl SqliteStore {
+    /// Opens the store in `settings.path`; for [`Role::Relay`] this recovers it first, which takes as long as reading the
+    /// metadata of everything stored. The blocking work is done on the blocking pool.
+    ///
+    /// Errors name the file and what to do: another relay has the store, the file is malformed, written by a newer
+    /// version, or (for a tool) there is none.
+    pub async fn open(
+        settings: &Settings,
+        role: Role,
+    ) -> Result<(Arc<Self>, Recovery), StoreError> {
+        Self::open_with(settings, role, Faults::default()).await
+    }
+
+    /// The same with a fault injected: for tests.
+    pub async fn open_with(
+        settings: &Settings,
+        role: Role,
+        faults: Faults,
+    ) -> Result<(Arc<Self>, Recovery), StoreError> {
+        let settings = settings.clone();
+        tokio::task::spawn_blocking(move || Self::open_blocking(&settings, role, faults))
+            .await
+            .map_err(|error| StoreError::Broken(error.to_string()))?
+    }
+
+    fn open_blocking(
+        settings: &Settings,
+        role: Role,
+        faults: Faults,
+    ) -> Result<(Arc<Self>, Recovery), StoreError> {
+        let folder = settings.path.clone();
+        let lock = match role {
+            Role::Relay => Some(prepare_folder(&folder)?),
+            Role::Tool => {
+                require_store(&folder)?;
+                None
+            }
+        };
+        let mut db = schema::open_writer(&folder)?;
+        let bodies = Bodies::open(&folder, faults.clone())
+            .map(Arc::new)
+            .map_err(|error| failed(&folder, &error))?;
+        let recovery = match role {
+            Role::Relay => {
+                // Held by tools between writing a body file and committing its row; free again after recovery.
+                let guard = open_private(&folder.join(BODIES_LOCK))?;
+                let alone = guard.try_lock().is_ok();
+                recovery::recover(&mut db, &folder, &bodies, alone)?
+            }
+            Role::Tool => Recovery::default(),
+        };
+        let health = Arc::new(Health::new(folder.clone(), settings.disk_reserve));
+        let commits = Arc::new(AtomicU64::new(0));
+        let (jobs, queue) = sync_channel(QUEUE);
+        let writer = Writer {
+            db,
+            jobs: queue,
+            bodies: bodies.clone(),
+            health: health.clone(),
+            faults,
+            commits: commits.clone(),
+            _lock: lock,
+        };
+        let thread = std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|error| StoreError::Broken(format!("writer thread: {error}")))?;
+        let store = Self {
+            inline_limit: settings.inline_limit,
+            role,
+            readers: Readers::new(folder.clone(), READERS),
+            folder,
+            jobs,
+            places: Arc::new(Semaphore::new(QUEUE)),
+            files: Arc::new(Semaphore::new(FILES_AT_ONCE)),
+            bodies,
+            health,
+            commits,
+            thread: Mutex::new(Some(thread)),
+        };
+        Ok((Arc::new(store), recovery))
+    }
+
+    /// Writes what is queued, then closes: every later call gets [`StoreError::Closed`]. The store can be opened again
+    /// when this returns.
+    ///
+    /// Cancel safety: the store closes all the same.
+    pub async fn close(&self) {
+        let place = self.places.clone().acquire_owned().await;
+        self.places.close();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let (Ok(place), Some(thread)) = (place, thread) else {
+            return;
+        };
+        let (reply, _) = oneshot::channel();
+        let stop = Job {
+            work: Work::Stop,
+            reply,
+            _place: place,
+        };
+        // A thread that is gone already needs no stop.
+        let _ = self.jobs.try_send(stop);
+        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        self.readers.close();
+    }
+
+    /// Transactions committed by this handle: with many writers, far fewer than messages.
+    pub fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    async fn submit(&self, work: Work) -> Result<Output, StoreError> {
+        let place = self
+            .places
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|_| StoreError::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        let job = Job {
+            work,
+            reply,
+            _place: place,
+        };
+        // There is a place for every permit, so this fails only when the thread is gone.
+        self.jobs.try_send(job).map_err(|_| StoreError::Closed)?;
+        match answer.await {
+            Ok(Ok(Output::Refused(error))) => Err(error),
+            Ok(outcome) => outcome,
+            Err(_) => Err(StoreError::Closed),
+        }
+    }
+
+    async fn put_until(
+        &self,
+        records: Vec<Record>,
+        content: Content,
+        lease: Option<Timestamp>,
+    ) -> Result<(), StoreError> {
+        self.health.check_part(Part::Reserve)?;
+        let ids: Vec<MessageId> = records.iter().map(|record| record.id).collect();
+        let rows = records
+            .into_iter()
+            .map(|record| Row::encode(record, lease))
+            .collect::<Result<Vec<_>, _>>()?;
+        let files = if content.len() as u64 > self.inline_limit {
+            Some(self.write_files(ids, content.clone()).await?)
+        } else {
+            None
+        };
+        self.submit(Work::Put {
+            rows,
+            content,
+            files,
+        })
+        .await
+        .map(|_| ())
+    }
+
+    async fn write_files(
+        &self,
+        ids: Vec<MessageId>,
+        content: Content,
+    ) -> Result<Written, StoreError> {
+        let place = self
+            .files
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|_| StoreError::Closed)?;
+        let bodies = self.bodies.clone();
+        let health = self.health.clone();
+        let guard = match self.role {
+            Role::Tool => Some(self.folder.join(BODIES_LOCK)),
+            Role::Relay => None,
+        };
+        let write = move || {
+            let _place = place;
+            let guard = guard.map(|path| lock_shared(&path)).transpose()?;
+            match Written::write(bodies, ids, content.bytes(), guard) {
+                Ok(written) => {
+                    health.set(Part::Files, Ok(()));
+                    Ok(written)
+                }
+                Err((_, error)) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    Err(writer::taken())
+                }
+                Err((path, error)) => {
+                    let error = failed(&path, &error);
+                    health.set(Part::Files, Err(error.clone()));
+                    Err(error)
+                }
+            }
+        };
+        tokio::task::spawn_blocking(write)
+            .await
+            .map_err(|error| StoreError::Broken(error.to_string()))?
+    }
+
+    async fn change_lane(
+        &self,
+        lane: Option<Lane>,
+        id: MessageId,
+        change: Change,
+        audit: Option<Audit>,
+    ) -> Result<(), StoreError> {
+        let audit = audit.as_ref().map(entry).transpose()?;
+        let work = match change {
+            Change::Replace(record) if record.id != id => {
+                let why = format!("it cannot be replaced by the record of {}", record.id);
+                return Err(StoreError::Damaged(id, why));
+            }
+            Change::Replace(record) => Work::Replace {
+                id,
+                row: Box::new(Row::encode(*record, None)?),
+                lane,
+                audit,
+            },
+            Change::Remove => Work::Remove { id, lane, audit },
+        };
+        self.submit(work).await.map(|_| ())
+    }
+
+    /// Marks what a read found to be unusable; the good records go on.
+    async fn keep_good(&self, (records, damaged): Sorted) -> Vec<Record> {
+        for Damage { id, why } in damaged {
+            match id.parse() {
+                Ok(id) => self.set_aside(id, why).await,
+                Err(_) => recovery::report(&id, &why),
+            }
+        }
+        records
+    }
+
+    async fn set_aside(&self, id: MessageId, why: String) {
+        if let Err(error) = self.submit(Work::SetAside { id, why }).await {
+            tracing::error!(%id, %error, "stored message not marked as damaged");
+        }
+    }
+
+    /// Passes an outcome on, and sets the record aside if that outcome is damage.
+    async fn watch<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(StoreError::Damaged(id, why)) = &outcome {
+            self.set_aside(*id, why.clone()).await;
+        }
+        outcome
+    }
+}
+
+impl Store for SqliteStore {
+    fn put(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
+        Box::pin(self.put_until(records, content, None))
+    }
+
+    fn put_leased(
+        &self,
+        records: Vec<Record>,
+        content: Content,
+        until: Timestamp,
+    ) -> StoreFuture<'_, ()> {
+        Box::pin(self.put_until(records, content, Some(until)))
+    }
+
+    fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()> {
+        Box::pin(self.change_lane(None, id, change, audit))
+    }
+
+    fn change_in(
+        &self,
+        lane: Lane,
+        id: MessageId,
+        change: Change,
+        audit: Option<Audit>,
+    ) -> StoreFuture<'_, ()> {
+        Box::pin(self.change_lane(Some(lane), id, change, audit))
+    }
+
+    fn claim(
+        &self,
+        lane: Lane,
+        now: Timestamp,
+        until: Timestamp,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<Record>> {
+        Box::pin(async move {
+            let work = Work::Claim {
+                lane,
+                now,
+                until,
+                limit,
+            };
+            match self.submit(work).await? {
+                Output::Claimed(rows) => Ok(self.keep_good(search::sort(rows)).await),
+                _ => Ok(Vec::new()),
+            }
+        })
+    }
+
+    fn get(&self, id: MessageId) -> StoreFuture<'_, Option<Record>> {
+        Box::pin(async move {
+            let found = self.readers.run(move |db| search::get(db, id)).await;
+            self.watch(found).await
+        })
+    }
+
+    fn content(&self, id: MessageId) -> StoreFuture<'_, Bytes> {
+        Box::pin(async move {
+            let bodies = self.bodies.clone();
+            let read = move |db: &_| search::content(db, &bodies, id);
+            let found = self.readers.run(read).await;
+            self.watch(found).await
+        })
+    }
+
+    fn search(&self, filter: Filter) -> StoreFuture<'_, Vec<Record>> {
+        Box::pin(async move {
+            let found = self.readers.query(move |db| search::search(db, &filter));
+            Ok(self.keep_good(found.await?).await)
+        })
+    }
+
+    fn audit(&self, audit: Audit) -> StoreFuture<'_, ()> {
+        Box::pin(async move {
+            let entry = entry(&audit)?;
+            self.submit(Work::Audit(entry)).await.map(|_| ())
+        })
+    }
+
+    fn audited(&self, record: Option<MessageId>, limit: usize) -> StoreFuture<'_, Vec<Audit>> {
+        Box::pin(
+            self.readers
+                .query(move |db| search::audited(db, record, limit)),
+        )
+    }
+
+    fn stats(&self) -> StoreFuture<'_, [LaneStats; 3]> {
+        Box::pin(self.readers.query(search::stats))
+    }
+
+    fn accepts(&self) -> Result<(), StoreError> {
+        self.health.check()
+    }
+}
+
+fn entry(audit: &Audit) -> Result<Entry, StoreError> {
+    let json = serde_json::to_string(audit)
+        .map_err(|error| StoreError::Damaged(audit.record, error.to_string()))?;
+    Ok(Entry {
+        record: audit.record.to_string(),
+        json,
+    })
+}
+
+/// Locked by the relay for as long as it has the store.
+const RELAY_LOCK: &str = "relay.lock";
+/// Locked, shared, by tools that write body files.
+const BODIES_LOCK: &str = "bodies.lock";
+
+/// Makes the folder and the database file with tight permissions, and takes the relay's lock.
+fn prepare_folder(folder: &Path) -> Result<File, StoreError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| failed(folder, &error))?;
+    let path = folder.join(RELAY_LOCK);
+    let lock = open_private(&path)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(StoreError::Broken(format!(
+                "another relay uses {} (it holds {RELAY_LOCK} there); stop it, or give this one a store.path of its own",
+                folder.display()
+            )));
+        }
+        Err(TryLockError::Error(error)) => return Err(failed(&path, &error)),
+    }
+    // SQLite gives its other files the mode of this one.
+    open_private(&folder.join(schema::DATABASE))?;
+    Ok(lock)
+}
+
+/// A tool makes no store: it would belong to whoever ran the tool, and hide a wrong path.
+fn require_store(folder: &Path) -> Result<(), StoreError> {
+    let file = folder.join(schema::DATABASE);
+    match file.try_exists() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(StoreError::Broken(format!(
+            "there is no store in {}: check store.path, or start the relay once, which makes it",
+            folder.display()
+        ))),
+        Err(error) => Err(failed(&file, &error)),
+    }
+}
+
+fn open_private(path: &Path) -> Result<File, StoreError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| failed(path, &error))
+}
+
+fn lock_shared(path: &Path) -> Result<File, StoreError> {
+    let file = open_private(path)?;
+    file.lock_shared().map_err(|error| failed(path, &error))?;
+    Ok(file)
+}

@@ -1,0 +1,76 @@
+//! A few connections that read, used on the blocking pool.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::Connection;
+use tokio::sync::Semaphore;
+
+use super::schema::{broken, open_reader};
+use crate::store::StoreError;
+
+/// The connections that are not in use, and the right to use one.
+#[derive(Debug)]
+pub(super) struct Readers {
+    folder: PathBuf,
+    idle: Arc<Mutex<Vec<Connection>>>,
+    places: Arc<Semaphore>,
+}
+
+impl Readers {
+    /// At most `count` at a time, opened when first needed.
+    pub(super) fn new(folder: PathBuf, count: usize) -> Self {
+        Self {
+            folder,
+            idle: Arc::default(),
+            places: Arc::new(Semaphore::new(count)),
+        }
+    }
+
+    /// Runs `read` with a connection of its own. Callers beyond the number of connections wait for their turn.
+    ///
+    /// Cancel safety: safe; a read that has begun ends unheard.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let place = self
+            .places
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|_| StoreError::Closed)?;
+        let (folder, pool) = (self.folder.clone(), self.idle.clone());
+        let work = move || {
+            let _place = place;
+            let idle = pool.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let connection = idle.map_or_else(|| open_reader(&folder), Ok)?;
+            let outcome = read(&connection);
+            pool.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(connection);
+            outcome
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| StoreError::Broken(error.to_string()))?
+    }
+
+    /// The same for a read that knows no errors but those of SQLite.
+    pub(super) async fn query<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.run(move |db| read(db).map_err(|error| broken(&error)))
+            .await
+    }
+
+    /// Closes the idle connections; nobody gets one any more.
+    pub(super) fn close(&self) {
+        self.places.close();
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+}

@@ -1,0 +1,181 @@
+//! What a relay does with its store before it takes mail: checks the file, ends leases of the process that is gone, sets
+//! aside what cannot be used, and collects what a crash left over.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::bodies::{Bodies, failed};
+use super::row::{decode, lossy};
+use super::schema::{DATABASE, at_open, malformed};
+use super::search::Damage;
+use crate::message::MessageId;
+use crate::store::{Recovery, StoreError};
+
+/// Databases beyond this size have only their metadata checked at start-up, so that a start takes seconds: contents are
+/// compared with their digest when they are read.
+const CHECK_BODIES_BELOW: u64 = 1 << 30;
+
+/// Runs all of it. `collect` is false while a tool is writing body files, which look like orphans until their rows exist.
+pub(super) fn recover(
+    db: &mut Connection,
+    folder: &Path,
+    bodies: &Bodies,
+    collect: bool,
+) -> Result<Recovery, StoreError> {
+    let file = folder.join(DATABASE);
+    let sqlite = |error: rusqlite::Error| at_open(&file, &error);
+    check(db, &file)?;
+    db.execute(
+        "UPDATE message SET lease_until = 0 WHERE lease_until <> 0",
+        [],
+    )
+    .map_err(sqlite)?;
+    let damaged = examine(db, bodies).map_err(sqlite)?;
+    set_aside(db, &damaged).map_err(sqlite)?;
+    let orphans = if collect {
+        collect_orphans(db, bodies)?
+    } else {
+        0
+    };
+    let count = |sql| {
+        db.query_row(sql, [], |row| row.get::<_, i64>(0))
+            .map(i64::unsigned_abs)
+    };
+    Ok(Recovery {
+        waiting: count("SELECT count(*) FROM message WHERE lane < 2 AND damaged IS NULL")
+            .map_err(sqlite)?,
+        orphans,
+        damaged: count("SELECT count(*) FROM message WHERE damaged IS NOT NULL").map_err(sqlite)?,
+    })
+}
+
+fn check(db: &Connection, file: &Path) -> Result<(), StoreError> {
+    let octets = fs::metadata(file).map(|meta| meta.len()).unwrap_or(0);
+    let tables: &[&str] = if octets < CHECK_BODIES_BELOW {
+        &["message", "audit", "body"]
+    } else {
+        &["message", "audit"]
+    };
+    for table in tables {
+        let found: String = db
+            .query_row(&format!("PRAGMA quick_check('{table}')"), [], |row| {
+                row.get(0)
+            })
+            .map_err(|error| at_open(file, &error))?;
+        if found != "ok" {
+            return Err(malformed(file, found.trim()));
+        }
+    }
+    Ok(())
+}
+
+/// Finds rows whose record does not parse or whose content is not there. Rows set aside before are found again, so that
+/// every start says what an administrator has to look at.
+fn examine(db: &Connection, bodies: &Bodies) -> rusqlite::Result<Vec<Damage>> {
+    let mut statement = db.prepare(
+        "SELECT m.id, m.record, m.file, m.size, m.damaged, b.seq IS NOT NULL, length(b.content) \
+         FROM message m LEFT JOIN body b ON b.seq = m.seq AND m.file = 0",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut damaged = Vec::new();
+    while let Some(row) = rows.next()? {
+        let id = lossy(row, 0)?;
+        let size: i64 = row.get(3)?;
+        let known: Option<String> = row.get(4)?;
+        let problem = known.or(match decode(&id, &lossy(row, 1)?) {
+            Err(why) => Some(why),
+            Ok(record) if row.get(2)? => missing_file(bodies, record.id, size),
+            Ok(_) if !row.get::<_, bool>(5)? => Some("its content is missing".to_owned()),
+            Ok(_) => wrong_size(row.get(6)?, size),
+        });
+        if let Some(why) = problem {
+            damaged.push(Damage { id, why });
+        }
+    }
+    Ok(damaged)
+}
+
+fn missing_file(bodies: &Bodies, id: MessageId, size: i64) -> Option<String> {
+    let path = bodies.path(id);
+    match fs::metadata(&path) {
+        Ok(meta) => wrong_size(i64::try_from(meta.len()).unwrap_or(i64::MAX), size),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Some(format!("its content {} is missing", path.display()))
+        }
+        Err(error) => Some(format!("its content {}: {error}", path.display())),
+    }
+}
+
+fn wrong_size(found: i64, expected: i64) -> Option<String> {
+    (found != expected).then(|| format!("its content has {found} octets instead of {expected}"))
+}
+
+/// Marks rows as damaged, and says so.
+fn set_aside(db: &mut Connection, damaged: &[Damage]) -> rusqlite::Result<()> {
+    let change = db.transaction()?;
+    for Damage { id, why } in damaged {
+        report(id, why);
+        change
+            .prepare_cached("UPDATE message SET damaged = ?2 WHERE id = ?1")?
+            .execute(params![id, why])?;
+    }
+    change.commit()
+}
+
+/// The log line about a row that is set aside.
+pub(super) fn report(id: &str, why: &str) {
+    tracing::error!(
+        id,
+        problem = why,
+        "stored message set aside: it cannot be used, and is kept as it is; the rest goes on"
+    );
+}
+
+/// Removes files that no row claims: drafts, and contents whose put was never acknowledged or whose row is gone.
+fn collect_orphans(db: &Connection, bodies: &Bodies) -> Result<u64, StoreError> {
+    let mut orphans = 0;
+    for folder in bodies.folders() {
+        let entries = fs::read_dir(&folder).map_err(|error| failed(&folder, &error))?;
+        for entry in entries {
+            let path = entry.map_err(|error| failed(&folder, &error))?.path();
+            match owner(db, &path) {
+                Ok(Owner::Nobody) => {
+                    fs::remove_file(&path).map_err(|error| failed(&path, &error))?;
+                    orphans += 1;
+                }
+                Ok(Owner::Row) => {}
+                Ok(Owner::Stranger) => {
+                    tracing::warn!(path = %path.display(), "not a file of the store; left alone");
+                }
+                Err(error) => return Err(at_open(&path, &error)),
+            }
+        }
+    }
+    Ok(orphans)
+}
+
+enum Owner {
+    Row,
+    Nobody,
+    Stranger,
+}
+
+fn owner(db: &Connection, path: &Path) -> rusqlite::Result<Owner> {
+    let id = path
+        .file_stem()
+        .and_then(OsStr::to_str)
+        .and_then(|name| name.parse::<MessageId>().ok());
+    match (id, path.extension().and_then(OsStr::to_str)) {
+        (Some(_), Some("tmp")) => Ok(Owner::Nobody),
+        (Some(id), None) => db
+            .prepare_cached("SELECT 1 FROM message WHERE id = ?1 AND file = 1")?
+            .query_row([id.to_string()], |_| Ok(Owner::Row))
+            .optional()
+            .map(|found| found.unwrap_or(Owner::Nobody)),
+        _ => Ok(Owner::Stranger),
+    }
+}

@@ -1,0 +1,195 @@
+//! The tables, how a connection is opened, and what SQLite's errors mean to us.
+//!
+//! A message is one row of `message`: its [`Record`](crate::store::Record) as compact JSON, plus the columns by which it
+//! is found. Text columns are lower-cased copies, for search without regard to case. Content up to `store.inline_limit`
+//! is in `body` under the same row number, apart from the metadata so that a change of the record does not write the
+//! content again. Times are microseconds since 1970.
+//!
+//! Two partial indexes carry all work: `work` hands out what is due and answers `stats` without touching a row; `held`
+//! covers every search of the quarantine, and costs nothing to messages that are never held.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+
+use crate::store::StoreError;
+
+/// The file of the database inside `store.path`.
+pub(super) const DATABASE: &str = "spillway.db";
+/// `PRAGMA application_id` of our databases: "SPWY".
+const APPLICATION: i32 = 0x5350_5759;
+/// How long a process waits for another one that writes before it gives up: far more than any commit takes.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// Step N brings a database from `user_version` N to N + 1. Steps are only ever appended.
+const MIGRATIONS: [&str; 1] = ["
+CREATE TABLE message (
+    seq INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    lane INTEGER NOT NULL,
+    due_at INTEGER NOT NULL,
+    lease_until INTEGER NOT NULL,
+    received_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    file INTEGER NOT NULL,
+    damaged TEXT,
+    sender TEXT NOT NULL,
+    recipients TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    rule TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    engines TEXT NOT NULL,
+    findings TEXT NOT NULL,
+    record TEXT NOT NULL
+) STRICT;
+CREATE INDEX work ON message (lane, due_at, lease_until, size, received_at) WHERE damaged IS NULL;
+CREATE INDEX held ON message (received_at, expires_at, size, sender, recipients, subject, rule, reason, engines, findings)
+    WHERE lane = 2 AND damaged IS NULL;
+CREATE INDEX expiry ON message (expires_at) WHERE lane = 2 AND damaged IS NULL;
+CREATE TABLE body (seq INTEGER PRIMARY KEY, content BLOB NOT NULL) STRICT;
+CREATE TABLE audit (
+    seq INTEGER PRIMARY KEY,
+    record TEXT NOT NULL,
+    entry TEXT NOT NULL
+) STRICT;
+CREATE INDEX audited ON audit (record);
+CREATE TABLE probe (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), writes INTEGER NOT NULL) STRICT;
+INSERT INTO probe VALUES (1, 0);
+"];
+
+/// A connection for the writer: durable at every commit.
+pub(super) fn open_writer(folder: &Path) -> Result<Connection, StoreError> {
+    let file = folder.join(DATABASE);
+    let mut connection = connect(&file).map_err(|error| at_open(&file, &error))?;
+    prepare_writer(&mut connection, &file)?;
+    Ok(connection)
+}
+
+/// A connection that only reads.
+pub(super) fn open_reader(folder: &Path) -> Result<Connection, StoreError> {
+    let open = || {
+        let connection = connect(&folder.join(DATABASE))?;
+        connection.pragma_update(None, "query_only", true)?;
+        Ok(connection)
+    };
+    open().map_err(|error| broken(&error))
+}
+
+fn connect(file: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(file)?;
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // A group commit must not spill its savepoint into a temporary file: that disk has no reserve.
+    connection.pragma_update(None, "temp_store", "memory")?;
+    Ok(connection)
+}
+
+fn prepare_writer(connection: &mut Connection, file: &Path) -> Result<(), StoreError> {
+    let sqlite = |error: rusqlite::Error| at_open(file, &error);
+    // A checkpoint costs two fsyncs; mail that comes and goes at once needs few of them.
+    for (pragma, value) in [
+        ("wal_autocheckpoint", 4000),
+        ("journal_size_limit", 64 << 20),
+        ("cache_size", -16_000),
+    ] {
+        connection
+            .pragma_update_and_check(None, pragma, value, |_| Ok(()))
+            .or_else(none_returned)
+            .map_err(sqlite)?;
+    }
+    connection
+        .pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
+        .map_err(sqlite)?;
+    connection
+        .pragma_update(None, "synchronous", "full")
+        .map_err(sqlite)?;
+    let change = connection
+        .transaction_with_behavior(TransactionBehavior::Immediate)
+        .map_err(sqlite)?;
+    migrate(&change, file)?;
+    change.commit().map_err(sqlite)
+}
+
+/// Some pragmas answer with a row and some do not, and which ones differs between versions of SQLite.
+fn none_returned(error: rusqlite::Error) -> rusqlite::Result<()> {
+    match error {
+        rusqlite::Error::QueryReturnedNoRows => Ok(()),
+        other => Err(other),
+    }
+}
+
+fn migrate(change: &Transaction<'_>, file: &Path) -> Result<(), StoreError> {
+    let sqlite = |error: rusqlite::Error| at_open(file, &error);
+    let number = |pragma| change.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
+    let version = number("user_version").map_err(sqlite)?;
+    let application = number("application_id").map_err(sqlite)?;
+    let tables: u32 = change
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(sqlite)?;
+    if application != APPLICATION && tables > 0 {
+        return Err(StoreError::Broken(format!(
+            "{} is a database of another program; give store.path a folder of its own",
+            file.display()
+        )));
+    }
+    let done = usize::try_from(version).unwrap_or(usize::MAX);
+    if done > MIGRATIONS.len() {
+        return Err(StoreError::Broken(format!(
+            "{} was written by a newer version of spillway (schema {version}, this one knows {}); run that version",
+            file.display(),
+            MIGRATIONS.len()
+        )));
+    }
+    for step in &MIGRATIONS[done..] {
+        change.execute_batch(step).map_err(sqlite)?;
+    }
+    if done < MIGRATIONS.len() {
+        let set = |pragma, value| change.pragma_update(None, pragma, value);
+        set("application_id", APPLICATION).map_err(sqlite)?;
+        set("user_version", MIGRATIONS.len() as i32).map_err(sqlite)?;
+    }
+    Ok(())
+}
+
+/// What an error of SQLite means once the store runs.
+pub(super) fn broken(error: &rusqlite::Error) -> StoreError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => StoreError::Full(error.to_string()),
+        Some(ErrorCode::DatabaseBusy) => StoreError::Broken(format!(
+            "another process has kept {DATABASE} locked for {} s",
+            BUSY.as_secs()
+        )),
+        _ => StoreError::Broken(error.to_string()),
+    }
+}
+
+/// Whether the error says that pages of the file are not what they should be.
+pub(super) fn is_corrupt(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+    )
+}
+
+/// The same at start-up, where somebody reads it who can act on it.
+pub(super) fn at_open(file: &Path, error: &rusqlite::Error) -> StoreError {
+    if is_corrupt(error) {
+        return malformed(file, &error.to_string());
+    }
+    match broken(error) {
+        StoreError::Broken(why) => StoreError::Broken(format!("{}: {why}", file.display())),
+        other => other,
+    }
+}
+
+/// Names the file and the way out. Nothing is recreated by itself: the file still holds mail that was accepted.
+pub(super) fn malformed(file: &Path, why: &str) -> StoreError {
+    let file = file.display();
+    StoreError::Broken(format!(
+        "{file} is malformed: {why}. It was left as it is, since it holds accepted mail. Stop every spillway process, \
+         then restore the store from a backup, or save what can be read: sqlite3 {file} .recover | sqlite3 {file}.new, \
+         and put {file}.new in its place (moving {file}-wal and {file}-shm away with the old file)"
+    ))
+}

@@ -1,0 +1,289 @@
+//! What is read: one record, its content, searches, the audit, counts. Runs on reader connections, beside the writer.
+
+use std::fs;
+use std::io;
+
+use bytes::Bytes;
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
+use sha2::{Digest, Sha256};
+
+use super::bodies::{Bodies, failed};
+use super::row::{decode, lane_number, lossy};
+use super::schema::{broken, is_corrupt};
+use crate::message::MessageId;
+use crate::store::{Audit, Filter, Lane, LaneStats, Record, StoreError};
+
+/// A row that cannot be used, found while reading.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Damage {
+    /// As it stands in the row; it may be no id at all.
+    pub(super) id: String,
+    /// What is wrong.
+    pub(super) why: String,
+}
+
+/// Records that can be used, and those that cannot.
+pub(super) type Sorted = (Vec<Record>, Vec<Damage>);
+
+/// Parses rows, setting apart those that do not parse.
+pub(super) fn sort(rows: Vec<(String, String)>) -> Sorted {
+    let mut sorted = Sorted::default();
+    for (id, json) in rows {
+        match decode(&id, &json) {
+            Ok(record) => sorted.0.push(record),
+            Err(why) => sorted.1.push(Damage { id, why }),
+        }
+    }
+    sorted
+}
+
+/// The row of a record: its JSON, whether the content is a file, its number.
+struct Found {
+    json: String,
+    file: bool,
+    seq: i64,
+}
+
+fn find(db: &Connection, id: MessageId) -> Result<Option<Found>, StoreError> {
+    let row = db
+        .prepare_cached("SELECT record, file, seq, damaged FROM message WHERE id = ?1")
+        .and_then(|mut statement| {
+            statement
+                .query_row([id.to_string()], |row| {
+                    let damage: Option<String> = row.get(3)?;
+                    let found = Found {
+                        json: lossy(row, 0)?,
+                        file: row.get(1)?,
+                        seq: row.get(2)?,
+                    };
+                    Ok((found, damage))
+                })
+                .optional()
+        })
+        .map_err(|error| unreadable(id, &error))?;
+    match row {
+        Some((_, Some(why))) => Err(StoreError::Damaged(id, why)),
+        Some((found, None)) => Ok(Some(found)),
+        None => Ok(None),
+    }
+}
+
+/// A page that SQLite cannot make sense of is the damage of the record that lies on it.
+fn unreadable(id: MessageId, error: &rusqlite::Error) -> StoreError {
+    if is_corrupt(error) {
+        StoreError::Damaged(id, error.to_string())
+    } else {
+        broken(error)
+    }
+}
+
+/// One record.
+pub(super) fn get(db: &Connection, id: MessageId) -> Result<Option<Record>, StoreError> {
+    find(db, id)?
+        .map(|found| decode(&id.to_string(), &found.json))
+        .transpose()
+        .map_err(|why| StoreError::Damaged(id, why))
+}
+
+/// The content of a record, compared with the digest that was made when it came in.
+pub(super) fn content(
+    db: &Connection,
+    bodies: &Bodies,
+    id: MessageId,
+) -> Result<Bytes, StoreError> {
+    let damaged = |why: String| StoreError::Damaged(id, why);
+    let found = find(db, id)?.ok_or(StoreError::NotFound(id))?;
+    let record = decode(&id.to_string(), &found.json).map_err(damaged)?;
+    let content = if found.file {
+        read_file(db, bodies, id)?
+    } else {
+        read_inline(db, id, found.seq)?
+    };
+    // Records that were made without a digest cannot be compared.
+    if !record.sha256.is_empty() && !record.sha256.eq_ignore_ascii_case(&hexadecimal(&content)) {
+        return Err(damaged("its content is not what was received".to_owned()));
+    }
+    Ok(content.into())
+}
+
+fn read_inline(db: &Connection, id: MessageId, seq: i64) -> Result<Vec<u8>, StoreError> {
+    let content = db
+        .prepare_cached("SELECT content FROM body WHERE seq = ?1")
+        .and_then(|mut statement| statement.query_row([seq], |row| row.get(0)).optional())
+        .map_err(|error| unreadable(id, &error))?;
+    content.ok_or_else(|| gone(db, id, "its content is missing".to_owned()))
+}
+
+fn read_file(db: &Connection, bodies: &Bodies, id: MessageId) -> Result<Vec<u8>, StoreError> {
+    let path = bodies.path(id);
+    fs::read(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            gone(db, id, format!("its content {} is missing", path.display()))
+        }
+        _ => failed(&path, &error),
+    })
+}
+
+/// A row goes before its content does: who finds the row and no content looks again for the row.
+fn gone(db: &Connection, id: MessageId, why: String) -> StoreError {
+    match find(db, id) {
+        Ok(Some(_)) => StoreError::Damaged(id, why),
+        Ok(None) => StoreError::NotFound(id),
+        Err(error) => error,
+    }
+}
+
+fn hexadecimal(content: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(64);
+    for octet in Sha256::digest(content) {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{octet:02x}");
+    }
+    text
+}
+
+/// A condition with its parameters, grown field by field.
+struct Query {
+    sql: String,
+    values: Vec<Value>,
+}
+
+impl Query {
+    fn and(&mut self, condition: &str, value: impl Into<Value>) {
+        self.sql.push_str(" AND ");
+        self.values.push(value.into());
+        let number = format!("?{}", self.values.len());
+        self.sql.push_str(&condition.replace('?', &number));
+    }
+
+    fn contains(&mut self, columns: &[&str], text: Option<&String>) {
+        if let Some(text) = text {
+            let any: Vec<String> = columns
+                .iter()
+                .map(|column| format!("instr({column}, ?) > 0"))
+                .collect();
+            self.and(&format!("({})", any.join(" OR ")), text.to_lowercase());
+        }
+    }
+}
+
+fn conditions(filter: &Filter) -> Query {
+    let from = match filter.lanes.as_slice() {
+        // Spelled as in the definitions of the indexes, or SQLite does not see that they apply.
+        [Lane::Held] if filter.expired.is_some() => {
+            "message INDEXED BY expiry WHERE lane = 2".to_owned()
+        }
+        [Lane::Held] => "message INDEXED BY held WHERE lane = 2".to_owned(),
+        [] => "message WHERE true".to_owned(),
+        lanes => {
+            let numbers: Vec<String> = lanes
+                .iter()
+                .map(|lane| lane_number(*lane).to_string())
+                .collect();
+            format!("message WHERE lane IN ({})", numbers.join(", "))
+        }
+    };
+    let mut query = Query {
+        sql: format!("SELECT seq FROM {from} AND damaged IS NULL"),
+        values: Vec::new(),
+    };
+    query.contains(&["rule", "reason"], filter.reason.as_ref());
+    query.contains(&["findings"], filter.finding.as_ref());
+    query.contains(&["sender"], filter.sender.as_ref());
+    query.contains(&["recipients"], filter.recipient.as_ref());
+    query.contains(&["subject"], filter.subject.as_ref());
+    if let Some(engine) = &filter.engine {
+        query.and(
+            "instr(engines, ?) > 0",
+            format!("\n{}\n", engine.to_lowercase()),
+        );
+    }
+    if let Some(before) = filter.before {
+        query.and("received_at < ?", before.as_microsecond());
+    }
+    if let Some(after) = filter.after {
+        query.and("received_at >= ?", after.as_microsecond());
+    }
+    if let Some(expired) = filter.expired {
+        query.and("expires_at <= ?", expired.as_microsecond());
+    }
+    if let Some(size) = &filter.size {
+        let number = |octets: u64| i64::try_from(octets).unwrap_or(i64::MAX);
+        query.and("size >= ?", number(size.start));
+        query.and("size < ?", number(size.end));
+    }
+    query
+}
+
+/// Records that match, the newest first. Finds them in the index alone, then reads only those that are returned.
+pub(super) fn search(db: &Connection, filter: &Filter) -> rusqlite::Result<Sorted> {
+    let mut query = conditions(filter);
+    let number = |count: usize| Value::from(i64::try_from(count).unwrap_or(i64::MAX));
+    let limit = query.values.len() + 1;
+    query.values.push(number(filter.limit));
+    query.values.push(number(filter.offset));
+    let sql = format!(
+        "SELECT id, record FROM message WHERE seq IN ({} ORDER BY received_at DESC LIMIT ?{limit} OFFSET ?{}) \
+         ORDER BY received_at DESC, seq DESC",
+        query.sql,
+        limit + 1
+    );
+    let rows = db
+        .prepare_cached(&sql)?
+        .query_map(params_from_iter(query.values), |row| {
+            Ok((lossy(row, 0)?, lossy(row, 1)?))
+        })?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    Ok(sort(rows))
+}
+
+/// The audit, newest first.
+pub(super) fn audited(
+    db: &Connection,
+    record: Option<MessageId>,
+    limit: usize,
+) -> rusqlite::Result<Vec<Audit>> {
+    let sql = match record {
+        Some(_) => "SELECT entry FROM audit WHERE record = ?1 ORDER BY seq DESC LIMIT ?2",
+        None => "SELECT entry FROM audit WHERE ?1 IS NULL ORDER BY seq DESC LIMIT ?2",
+    };
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = db
+        .prepare_cached(sql)?
+        .query_map(params![record.map(|id| id.to_string()), limit], |row| {
+            lossy(row, 0)
+        })?
+        .collect::<rusqlite::Result<Vec<String>>>()?;
+    let parse = |json: &String| match serde_json::from_str(json) {
+        Ok(entry) => Some(entry),
+        Err(error) => {
+            tracing::error!(%error, entry = json, "audit entry cannot be read");
+            None
+        }
+    };
+    Ok(rows.iter().filter_map(parse).collect())
+}
+
+/// Counts by lane.
+pub(super) fn stats(db: &Connection) -> rusqlite::Result<[LaneStats; 3]> {
+    let mut stats = <[LaneStats; 3]>::default();
+    let mut statement = db.prepare_cached(
+        "SELECT lane, count(*), sum(size), min(received_at) FROM message INDEXED BY work \
+         WHERE damaged IS NULL GROUP BY lane",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
+        let lane = usize::try_from(row.get::<_, i64>(0)?).unwrap_or(usize::MAX);
+        if let Some(slot) = stats.get_mut(lane) {
+            *slot = LaneStats {
+                messages: count(1)?,
+                octets: count(2)?,
+                oldest: jiff::Timestamp::from_microsecond(row.get(3)?).ok(),
+            };
+        }
+    }
+    Ok(stats)
+}
