@@ -11,14 +11,19 @@
 //! | [`scan`] | asks all engines at once |
 //! | [`policy`] | judges |
 //! | [`delivery`] | passes on |
+//! | [`quarantine`] | holds |
+//! | [`config`] | what was written becomes what each room needs |
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod config;
 pub mod deadline;
 pub mod delivery;
 pub mod listener;
 pub mod message;
 pub mod policy;
+pub mod quarantine;
 pub mod scan;
 pub mod smtp;
 pub mod store;

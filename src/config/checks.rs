@@ -1,0 +1,243 @@
+//! Combinations that cannot work, each with the reason why.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::delivery;
+use crate::message::MemoryBudget;
+
+use super::Config;
+use super::document::Log;
+use super::units::{show_duration, show_size};
+
+/// Complains about everything that no section could see alone.
+pub(super) fn check(config: &Config, log: &mut Log) {
+    unique_names(config, log);
+    addresses(config, log);
+    times(config, log);
+    memory(config, log);
+    routes(config, log);
+    loops(config, log);
+}
+
+/// Names are how logs, rules and commands tell the sections apart.
+fn unique_names(config: &Config, log: &mut Log) {
+    let listeners = config.listeners.iter().map(|l| l.name.to_string());
+    let engines = config.engines.iter().map(|e| e.name.to_string());
+    let rules = config.policy.rules.iter().map(|r| r.name.clone());
+    let next_hops = config.next_hops.iter().map(|n| n.name.to_string());
+    let lists: [(&str, Vec<String>); 4] = [
+        ("listener", listeners.collect()),
+        ("engine", engines.collect()),
+        ("rule", rules.collect()),
+        ("next_hop", next_hops.collect()),
+    ];
+    for (list, names) in lists {
+        let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+        for name in names.iter().filter(|name| !name.is_empty()) {
+            *seen.entry(name).or_default() += 1;
+        }
+        for (name, times) in seen.into_iter().filter(|(_, times)| *times > 1) {
+            let what = format!("{times} [[{list}]] sections have this name");
+            log.complain(&format!("{list}.{name}.name"), what, "give each its own");
+        }
+    }
+}
+
+/// Two sockets cannot listen on one address.
+fn addresses(config: &Config, log: &mut Log) {
+    if config.listeners.is_empty() {
+        log.complain(
+            "listener",
+            "there is none, so no mail could come in",
+            "add a [[listener]]",
+        );
+    }
+    let mut taken: Vec<(SocketAddr, String)> = Vec::new();
+    let of_listeners = config.listeners.iter().flat_map(|listener| {
+        let key = format!("listener.{}.address", listener.name);
+        listener
+            .addresses
+            .iter()
+            .map(move |address| (*address, key.clone()))
+    });
+    let all = of_listeners.chain(
+        config
+            .admin
+            .http
+            .map(|http| (http, "admin.http".to_owned())),
+    );
+    for (address, key) in all {
+        if let Some((_, other)) = taken.iter().find(|(other, _)| same_socket(*other, address)) {
+            let what = format!("{address} is already listened on by {other}");
+            log.complain(&key, what, "choose another address or port");
+        }
+        taken.push((address, key));
+    }
+    if let Some(http) = config.admin.http.filter(|http| !http.ip().is_loopback()) {
+        let what = format!(
+            "{http} can be reached from other machines, and everybody there can read the status"
+        );
+        log.warn(
+            "admin.http",
+            what,
+            "use a loopback address unless a firewall protects it",
+        );
+    }
+}
+
+/// Port 0 asks the system for a free one.
+fn same_socket(one: SocketAddr, other: SocketAddr) -> bool {
+    let all = |address: SocketAddr| address.ip().is_unspecified();
+    let family = one.is_ipv4() == other.is_ipv4();
+    let ip = one.ip() == other.ip() || (family && (all(one) || all(other)));
+    ip && one.port() == other.port() && one.port() != 0
+}
+
+/// A part cannot take longer than the whole.
+fn times(config: &Config, log: &mut Log) {
+    let total = config.budget.total;
+    let limits = &config.limits;
+    let mut pairs = vec![
+        (
+            "budget.session".to_owned(),
+            config.budget.session,
+            "budget.total",
+            total,
+        ),
+        (
+            "limits.data_idle".to_owned(),
+            limits.data_idle,
+            "limits.data_total",
+            limits.data_total,
+        ),
+        (
+            "limits.idle".to_owned(),
+            limits.idle,
+            "limits.session_total",
+            limits.session_total,
+        ),
+        (
+            "limits.data_total".to_owned(),
+            limits.data_total,
+            "limits.session_total",
+            limits.session_total,
+        ),
+    ];
+    for engine in &config.engines {
+        let key = format!("engine.{}.timeout", engine.name);
+        pairs.push((key, engine.timeout, "budget.total", total));
+    }
+    for (key, part, whole, limit) in pairs {
+        if part > limit {
+            let (part, limit) = (show_duration(part), show_duration(limit));
+            let what =
+                format!("\"{part}\" is longer than {whole} = \"{limit}\", which includes it");
+            log.complain(
+                &key,
+                what,
+                format!("write \"{limit}\" or less, or raise {whole}"),
+            );
+        }
+    }
+}
+
+/// The largest allowed message must find room, or it would be refused for ever with a reply that says "later".
+fn memory(config: &Config, log: &mut Log) {
+    let limits = &config.limits;
+    let mebi = 1u64 << 20;
+    // A message is charged several octets for each of its own, and large ones may have three quarters of the memory.
+    let charge = limits
+        .message_size
+        .saturating_mul(MemoryBudget::FACTOR as u64);
+    let least = charge.div_ceil(3).saturating_mul(4).div_ceil(mebi) * mebi;
+    if limits.in_flight_bytes < least {
+        let size = show_size(limits.message_size);
+        let what = format!(
+            "\"{}\" has no room for one message of message_size = \"{size}\", which needs \"{}\"",
+            show_size(limits.in_flight_bytes),
+            show_size(least)
+        );
+        let fix = format!(
+            "write \"{}\" or more, or lower message_size",
+            show_size(least)
+        );
+        log.complain("limits.in_flight_bytes", what, fix);
+    }
+    if limits.sessions_per_client > limits.sessions {
+        let what = format!("is more than sessions = {}", limits.sessions);
+        log.complain(
+            "limits.sessions_per_client",
+            what,
+            format!("write {} or less", limits.sessions),
+        );
+    }
+}
+
+/// Mail needs somewhere to go, and only one place.
+fn routes(config: &Config, log: &mut Log) {
+    if config.next_hops.is_empty() {
+        log.complain(
+            "next_hop",
+            "there is none, so no mail could go out",
+            "add a [[next_hop]] with domains = [\"*\"]",
+        );
+    }
+    let mut taken: BTreeMap<&str, &str> = BTreeMap::new();
+    for next_hop in &config.next_hops {
+        for domain in &next_hop.domains {
+            if let Some(other) = taken.insert(domain, &next_hop.name) {
+                let key = format!("next_hop.{}.domains", next_hop.name);
+                let what = format!("\"{domain}\" goes to next_hop.{other} already");
+                log.complain(
+                    &key,
+                    what,
+                    "a domain has one next hop; list further servers in its address",
+                );
+            }
+        }
+    }
+}
+
+/// A next hop that is this relay would pass every message round until its hops run out.
+fn loops(config: &Config, log: &mut Log) {
+    for next_hop in &config.next_hops {
+        let delivery::Kind::Smtp(server) = &next_hop.kind else {
+            continue;
+        };
+        for address in &server.addresses {
+            let Some((host, port)) = address.rsplit_once(':') else {
+                continue;
+            };
+            let ours = config.listeners.iter().find(|listener| {
+                let mut sockets = listener.addresses.iter();
+                sockets.any(|own| {
+                    own.port() != 0
+                        && port == own.port().to_string()
+                        && reaches(host, own.ip(), &config.relay.hostname)
+                })
+            });
+            if let Some(listener) = ours {
+                let key = format!("next_hop.{}.address", next_hop.name);
+                let what = format!(
+                    "\"{address}\" is our own listener \"{}\": mail would go round in circles",
+                    listener.name
+                );
+                log.complain(&key, what, "write the server behind this relay");
+            }
+        }
+    }
+}
+
+/// Whether a connection to `host` can end at a socket that listens on `own`. Names are not looked up: only those that
+/// mean this machine for certain are known.
+fn reaches(host: &str, own: IpAddr, hostname: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    match bare.parse::<IpAddr>() {
+        Ok(ip) => ip == own || (own.is_unspecified() && (ip.is_loopback() || ip.is_unspecified())),
+        Err(_) if bare.eq_ignore_ascii_case("localhost") => {
+            own.is_loopback() || own.is_unspecified()
+        }
+        Err(_) => bare.eq_ignore_ascii_case(hostname),
+    }
+}

@@ -1,0 +1,215 @@
+//! The configuration: what was written becomes what each room needs, or a list of everything that is wrong with it.
+//!
+//! Three layers. [`reader`] knows TOML, types, units and places in the file; `sections` knows the keys, and turns each
+//! section into the Settings of its room; `checks` knows which combinations are impossible. Reading never stops at a
+//! problem, so an administrator sees all of them at once ([`Problems`]).
+//!
+//! `config/spillway.toml` is the reference: it stands in for whatever list of sections a file does not have, and a test
+//! compares it with the code in both directions.
+
+mod change;
+mod checks;
+mod document;
+mod problem;
+mod reader;
+mod sections;
+#[cfg(test)]
+mod tests;
+mod units;
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::deadline::Budget;
+use crate::{admin, delivery, listener, policy, quarantine, scan, store};
+
+pub use change::{diff, settings_that_need_restart};
+pub use problem::{Place, Problem, Problems};
+pub use sections::{LogFormat, RelaySettings};
+
+use document::{Document, Log};
+
+/// The annotated reference configuration: every key at its default.
+pub const REFERENCE: &str = include_str!("../../config/spillway.toml");
+
+/// Octets of a configuration file at most.
+const LARGEST: u64 = 4 << 20;
+
+/// A whole configuration that can be run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// `[relay]`.
+    pub relay: RelaySettings,
+    /// `[[listener]]`, at least one.
+    pub listeners: Vec<listener::Settings>,
+    /// `[limits]`.
+    pub limits: listener::Limits,
+    /// `[budget]`.
+    pub budget: Budget,
+    /// `[[engine]]`.
+    pub engines: Vec<scan::Settings>,
+    /// `[coverage]`, `[policy]`, `[[rule]]`.
+    pub policy: policy::Settings,
+    /// `[[next_hop]]`, at least one.
+    pub next_hops: Vec<delivery::Settings>,
+    /// `[store]`.
+    pub store: store::Settings,
+    /// `[quarantine]`.
+    pub quarantine: quarantine::Settings,
+    /// `[admin]`.
+    pub admin: admin::Settings,
+    /// Names this configuration in decisions and in `status`: the first 12 hexadecimal digits of the file's SHA-256, or
+    /// `default` without a file.
+    pub version: Arc<str>,
+    /// What is allowed but probably not meant, one line each, in the form of [`Problems`].
+    pub warnings: Vec<String>,
+    /// Every key with its value as TOML, in the order of reading; what [`diff`] compares.
+    shown: Vec<(String, String)>,
+}
+
+/// Reads and checks a configuration; without a path, the built-in defaults.
+///
+/// Relative paths in it start at the file's folder, or at the current folder without a file. Files that it names are
+/// opened to see that they can be. Blocks on the disk: call it from a blocking thread where there is a runtime.
+///
+/// # Errors
+/// Everything that is wrong, at once.
+pub fn load(path: Option<&Path>) -> Result<Config, Problems> {
+    let Some(path) = path else {
+        return read("", "default configuration", Path::new(""), "default".into());
+    };
+    let file = path.display().to_string();
+    let text = file_text(path).map_err(|what| {
+        let problem = Problem {
+            place: None,
+            key: String::new(),
+            what,
+            fix: String::new(),
+        };
+        Problems::new(file.clone(), vec![problem])
+    })?;
+    let version = Sha256::digest(text.as_bytes());
+    let version: String = version.iter().take(6).map(|b| format!("{b:02x}")).collect();
+    let folder = path.parent().unwrap_or(Path::new(""));
+    read(&text, &file, folder, version.into())
+}
+
+/// The text of a file that is short enough and UTF-8.
+fn file_text(path: &Path) -> Result<String, String> {
+    use std::io::Read;
+    let cannot = |error: std::io::Error| format!("cannot be read: {error}");
+    let file = std::fs::File::open(path).map_err(cannot)?;
+    let mut octets = Vec::new();
+    file.take(LARGEST + 1)
+        .read_to_end(&mut octets)
+        .map_err(cannot)?;
+    if octets.len() as u64 > LARGEST {
+        return Err("is larger than 4 MiB: not a configuration".to_owned());
+    }
+    String::from_utf8(octets).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count();
+        format!("line {} is not UTF-8", line + 1)
+    })
+}
+
+/// Reads a text; `file` names it in problems, relative paths start at `base`.
+fn read(text: &str, file: &str, base: &Path, version: Arc<str>) -> Result<Config, Problems> {
+    let log = RefCell::new(Log {
+        base: base.to_owned(),
+        ..Log::default()
+    });
+    let config = build(text, version, &log);
+    let log = log.into_inner();
+    match config {
+        Some(config) if log.problems.is_empty() => {
+            let warnings = Problems::new(file.to_owned(), log.warnings).lines();
+            let shown = log.settings.into_iter();
+            let shown = shown.filter_map(|setting| Some((setting.key, setting.value?)));
+            Ok(Config {
+                warnings,
+                shown: shown.collect(),
+                ..config
+            })
+        }
+        _ => Err(Problems::new(file.to_owned(), log.problems)),
+    }
+}
+
+/// The sections of a file, in the order of the reference.
+const SECTIONS: [&str; 12] = [
+    "relay",
+    "listener",
+    "limits",
+    "budget",
+    "engine",
+    "coverage",
+    "policy",
+    "rule",
+    "next_hop",
+    "store",
+    "quarantine",
+    "admin",
+];
+
+/// The configuration as far as it can be built; what is wrong with it is in the log. `None` when the text is no TOML:
+/// what is left of it would only produce misleading problems.
+fn build(text: &str, version: Arc<str>, log: &RefCell<Log>) -> Option<Config> {
+    let written = Document::parse(text, true, log);
+    let reference = Document::parse(REFERENCE, false, log);
+    if !log.borrow().problems.is_empty() {
+        return None;
+    }
+    written.finish(&SECTIONS, log);
+    let section = |name| written.section(name, log);
+    let list = |name| {
+        let own = written.sections(name, log);
+        own.or_else(|| reference.sections(name, log))
+            .unwrap_or_default()
+    };
+    let relay = sections::relay(section("relay"));
+    let listeners: Vec<_> = list("listener")
+        .into_iter()
+        .map(sections::listener)
+        .collect();
+    let limits = sections::limits(section("limits"));
+    let budget = sections::budget(section("budget"));
+    let engines: Vec<_> = list("engine")
+        .into_iter()
+        .filter_map(sections::engine)
+        .collect();
+    let policy = sections::policy(sections::PolicySections {
+        coverage: section("coverage"),
+        policy: section("policy"),
+        rules: written.sections("rule", log).unwrap_or_default(),
+        engines: &engines,
+        listeners: &listeners,
+    });
+    let store = sections::store(section("store"));
+    let next_hop = |section| sections::next_hop(section, &relay.hostname, &store);
+    let next_hops: Vec<_> = list("next_hop").into_iter().filter_map(next_hop).collect();
+    let quarantine = sections::quarantine(section("quarantine"));
+    let admin = sections::admin(section("admin"), &store);
+    let config = Config {
+        relay,
+        listeners,
+        limits,
+        budget,
+        engines,
+        policy,
+        next_hops,
+        store,
+        quarantine,
+        admin,
+        version,
+        warnings: Vec::new(),
+        shown: Vec::new(),
+    };
+    checks::check(&config, &mut log.borrow_mut());
+    Some(config)
+}

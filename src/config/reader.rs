@@ -1,0 +1,483 @@
+//! A typed reader over TOML tables that goes on after a problem and remembers what it was asked for.
+//!
+//! Each call names a key, its default, and what it may be. From the calls alone follow: which keys are unknown (nobody
+//! asked for them), what the reference file must show (every key that was asked for, at its default), and the list of
+//! values that a reload compares. A key cannot be read without taking part in all three.
+
+use std::cell::RefCell;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::document::{Document, Log, Setting};
+use super::problem::{Place, Problem, nearest};
+use super::units::{self, Wrong};
+
+/// One table, read key by key.
+pub(super) struct Section<'a> {
+    document: &'a Document<'a>,
+    pub(super) log: &'a RefCell<Log>,
+    /// What its keys are called in front: `limits`, `engine.clamd`.
+    pub(super) path: String,
+    table: Option<&'a DeTable<'a>>,
+    /// Where the section begins.
+    place: Option<Place>,
+    asked: Vec<&'static str>,
+}
+
+impl<'a> Section<'a> {
+    pub(super) fn of(
+        document: &'a Document<'a>,
+        log: &'a RefCell<Log>,
+        path: String,
+        value: Option<&'a Spanned<DeValue<'a>>>,
+    ) -> Self {
+        let place = value.and_then(|value| document.place(value.span().start));
+        let table = value.and_then(|value| value.get_ref().as_table());
+        if value.is_some() && table.is_none() {
+            log.borrow_mut().problems.push(Problem {
+                place,
+                key: path.clone(),
+                what: "is a section".to_owned(),
+                fix: format!("write [{path}] and its keys below"),
+            });
+        }
+        Self {
+            document,
+            log,
+            path,
+            table,
+            place,
+            asked: Vec::new(),
+        }
+    }
+
+    /// `[section.name]`.
+    pub(super) fn below(&mut self, name: &'static str) -> Section<'a> {
+        self.asked.push(name);
+        let value = self.table.and_then(|table| table.get(name));
+        Section::of(
+            self.document,
+            self.log,
+            format!("{}.{name}", self.path),
+            value,
+        )
+    }
+
+    /// Whether the key is there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.is_some_and(|table| table.contains_key(key))
+    }
+
+    /// Whether the key is there and a list with nothing in it.
+    pub(super) fn is_empty_list(&self, key: &str) -> bool {
+        let value = self.table.and_then(|table| table.get(key));
+        let list = value.and_then(|value| value.get_ref().as_array());
+        list.is_some_and(|list| list.is_empty())
+    }
+
+    /// A problem with one of its keys.
+    pub(super) fn complain(&self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
+        let value = self.table.and_then(|table| table.get(key));
+        self.log.borrow_mut().problems.push(Problem {
+            place: match value {
+                Some(value) => self.document.place(value.span().start),
+                None => self.place,
+            },
+            key: format!("{}.{key}", self.path),
+            what: what.into(),
+            fix: fix.into(),
+        });
+    }
+
+    /// The core of all reads: the value if it is there and good, else the default; `None` without either.
+    pub(super) fn read<T: Clone>(
+        &mut self,
+        key: &'static str,
+        default: Option<T>,
+        show: impl Fn(&T) -> String,
+        parse: impl FnOnce(&DeValue<'_>) -> Result<T, Wrong>,
+    ) -> Option<T> {
+        self.asked.push(key);
+        let entry = self.table.and_then(|table| table.get(key));
+        let mut value = default.clone();
+        if let Some(entry) = entry {
+            match parse(entry.get_ref()) {
+                Ok(read) => value = Some(read),
+                Err(wrong) => self.complain(key, wrong.what, wrong.fix),
+            }
+        }
+        self.log.borrow_mut().settings.push(Setting {
+            key: format!("{}.{key}", self.path),
+            value: value.as_ref().map(&show),
+            default: default.as_ref().map(&show),
+            place: entry.and_then(|entry| self.document.place(entry.span().start)),
+        });
+        value
+    }
+
+    /// Complains when a key that must be there is not.
+    pub(super) fn require(&self, key: &str, example: &str) {
+        if self.table.is_some() && !self.has(key) {
+            self.complain(key, "is missing", format!("write {key} = {example}"));
+        }
+    }
+
+    /// The `name` of a list's section: required, and from here on part of its keys' names.
+    pub(super) fn name(&mut self, example: &str) -> String {
+        self.require("name", example);
+        let value = self.table.and_then(|table| table.get("name"));
+        let text = value.and_then(|value| value.get_ref().as_str());
+        let list = self.path.split('[').next().unwrap_or_default().to_owned();
+        if let Some(text) = text.filter(|text| is_name(text)) {
+            self.path = format!("{list}.{text}");
+        }
+        let read = self.read("name", None, quoted, |value| {
+            let text = string(value)?;
+            match is_name(&text) {
+                true => Ok(text),
+                false => Err(Wrong::new(
+                    format!("{text:?} is no name"),
+                    "write 1 to 64 letters, digits, - and _",
+                )),
+            }
+        });
+        read.unwrap_or_default()
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, key: &'static str, default: &str) -> String {
+        let default = Some(default.to_owned());
+        self.read(key, default, quoted, string).unwrap_or_default()
+    }
+
+    /// A text that is checked by `parse`.
+    pub(super) fn parsed<T: Clone>(
+        &mut self,
+        key: &'static str,
+        default: T,
+        show: impl Fn(&T) -> String,
+        parse: impl Fn(&str) -> Result<T, Wrong>,
+    ) -> T {
+        let show = |value: &T| format!("{:?}", show(value));
+        let read = self.read(key, Some(default.clone()), show, |value| {
+            parse(&string(value)?)
+        });
+        read.unwrap_or(default)
+    }
+
+    /// A text that need not be there; an empty one is a problem.
+    pub(super) fn optional_text(&mut self, key: &'static str) -> Option<String> {
+        self.read(key, None, quoted, |value| match string(value)? {
+            text if text.is_empty() => Err(Wrong::new(
+                "is empty",
+                "write a value, or leave the key out",
+            )),
+            text => Ok(text),
+        })
+    }
+
+    /// A path that need not be there; a relative one starts at the file's folder.
+    pub(super) fn optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
+        let text = self.optional_text(key)?;
+        Some(self.resolve(&text))
+    }
+
+    /// The same for a file that must be readable now.
+    pub(super) fn optional_file(&mut self, key: &'static str) -> Option<PathBuf> {
+        let path = self.optional_path(key)?;
+        self.must_be_readable(key, &path);
+        Some(path)
+    }
+
+    /// A path as written, made absolute or at least relative to the current folder.
+    pub(super) fn resolve(&self, text: &str) -> PathBuf {
+        self.log.borrow().base.join(text)
+    }
+
+    /// Complains when a file (or folder) cannot be opened.
+    pub(super) fn must_be_readable(&self, key: &str, path: &Path) {
+        if let Err(error) = std::fs::File::open(path) {
+            let shown = path.display();
+            let (what, fix) = match error.kind() {
+                std::io::ErrorKind::NotFound => (
+                    format!("{shown} does not exist"),
+                    "create it, or correct the path",
+                ),
+                std::io::ErrorKind::PermissionDenied => (
+                    format!("{shown} may not be read by this user"),
+                    "change its owner or mode",
+                ),
+                _ => (
+                    format!("{shown} cannot be read: {error}"),
+                    "correct the path",
+                ),
+            };
+            self.complain(key, what, fix);
+        }
+    }
+
+    /// Yes or no.
+    pub(super) fn flag(&mut self, key: &'static str, default: bool) -> bool {
+        let parse = |value: &DeValue<'_>| match value {
+            DeValue::Boolean(flag) => Ok(*flag),
+            other => Err(expected(other, "true or false")),
+        };
+        let read = self.read(key, Some(default), bool::to_string, parse);
+        read.unwrap_or(default)
+    }
+
+    /// A whole number.
+    pub(super) fn count(
+        &mut self,
+        key: &'static str,
+        default: usize,
+        range: RangeInclusive<usize>,
+    ) -> usize {
+        let parse = |value: &DeValue<'_>| {
+            let DeValue::Integer(number) = value else {
+                return Err(expected(value, "a whole number, without quotes"));
+            };
+            let number = usize::from_str_radix(number.as_str(), number.radix()).ok();
+            within(
+                number.filter(|n| range.contains(n)),
+                value,
+                &range,
+                usize::to_string,
+            )
+        };
+        let read = self.read(key, Some(default), usize::to_string, parse);
+        read.unwrap_or(default)
+    }
+
+    /// A number that may have a fraction.
+    pub(super) fn number(
+        &mut self,
+        key: &'static str,
+        default: Option<f64>,
+        range: RangeInclusive<f64>,
+    ) -> Option<f64> {
+        let show = |number: &f64| format!("{number:?}");
+        self.read(key, default, show, |value| {
+            let number: Option<f64> = match value {
+                DeValue::Integer(number) => number.as_str().parse().ok(),
+                DeValue::Float(number) => number.as_str().parse().ok(),
+                other => return Err(expected(other, "a number, without quotes")),
+            };
+            within(number.filter(|n| range.contains(n)), value, &range, show)
+        })
+    }
+
+    /// A duration with a unit.
+    pub(super) fn duration(
+        &mut self,
+        key: &'static str,
+        default: Duration,
+        range: RangeInclusive<Duration>,
+    ) -> Duration {
+        let show = |value: &Duration| format!("\"{}\"", units::show_duration(*value));
+        let parse = |value: &DeValue<'_>| {
+            let read = units::duration(&quantity(value, "a duration: \"5s\"")?)?;
+            within(
+                Some(read).filter(|v| range.contains(v)),
+                value,
+                &range,
+                show,
+            )
+        };
+        let read = self.read(key, Some(default), show, parse);
+        read.unwrap_or(default)
+    }
+
+    /// A size with a unit.
+    pub(super) fn size(
+        &mut self,
+        key: &'static str,
+        default: Option<u64>,
+        range: RangeInclusive<u64>,
+    ) -> Option<u64> {
+        let show = |value: &u64| format!("\"{}\"", units::show_size(*value));
+        self.read(key, default, show, |value| {
+            let read = units::size(&quantity(value, "a size: \"64KiB\"")?)?;
+            within(
+                Some(read).filter(|v| range.contains(v)),
+                value,
+                &range,
+                show,
+            )
+        })
+    }
+
+    /// One of a few words.
+    pub(super) fn choice<T: Copy + PartialEq>(
+        &mut self,
+        key: &'static str,
+        default: Option<T>,
+        words: &[(&'static str, T)],
+    ) -> Option<T> {
+        let show = |value: &T| {
+            let word = words.iter().find(|(_, each)| each == value);
+            format!("{:?}", word.map_or("", |(word, _)| word))
+        };
+        self.read(key, default, show, |value| chosen(&string(value)?, words))
+    }
+
+    /// A list of texts, each read by `parse`; empty when it is not there and has no default.
+    pub(super) fn list<T: Clone>(
+        &mut self,
+        key: &'static str,
+        default: Option<Vec<T>>,
+        show: impl Fn(&T) -> String,
+        parse: impl Fn(&str) -> Result<T, Wrong>,
+    ) -> Vec<T> {
+        let show_all = |all: &Vec<T>| {
+            let shown: Vec<String> = all.iter().map(|item| format!("{:?}", show(item))).collect();
+            format!("[{}]", shown.join(", "))
+        };
+        let read = self.read(key, default, show_all, |value| {
+            let DeValue::Array(items) = value else {
+                let text = shown(value);
+                return Err(Wrong::new(
+                    format!("{text} is not a list"),
+                    format!("write [{text}]"),
+                ));
+            };
+            items
+                .iter()
+                .map(|item| parse(&string(item.get_ref())?))
+                .collect()
+        });
+        read.unwrap_or_default()
+    }
+
+    /// A list of a few words.
+    pub(super) fn choices<T: Copy + PartialEq>(
+        &mut self,
+        key: &'static str,
+        words: &[(&'static str, T)],
+    ) -> Vec<T> {
+        let word = |value: &T| {
+            let found = words.iter().find(|(_, each)| each == value);
+            found.map_or(String::new(), |(word, _)| (*word).to_owned())
+        };
+        self.list(key, None, word, |text| chosen(text, words))
+    }
+
+    /// Complains about every key that nobody asked for. `others` are the keys of other kinds of this section, with the
+    /// kind that has them.
+    pub(super) fn finish(self, others: &[(&str, &[&str])]) {
+        for key in self.table.iter().flat_map(|table| table.keys()) {
+            let name: &str = key.get_ref();
+            if self.asked.contains(&name) {
+                continue;
+            }
+            let kind = others.iter().find(|(_, keys)| keys.contains(&name));
+            let (what, fix) = match (kind, nearest(name, self.asked.iter().copied())) {
+                (Some((kind, _)), _) => (
+                    format!("is a key of kind = \"{kind}\""),
+                    "remove it, or change the kind".to_owned(),
+                ),
+                (None, Some(meant)) => (
+                    "unknown key".to_owned(),
+                    format!("did you mean \"{meant}\"?"),
+                ),
+                (None, None) => (
+                    "unknown key".to_owned(),
+                    format!("the keys here are {}", self.asked.join(", ")),
+                ),
+            };
+            self.log.borrow_mut().problems.push(Problem {
+                place: self.document.place(key.span().start),
+                key: format!("{}.{name}", self.path),
+                what,
+                fix,
+            });
+        }
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+fn chosen<T: Copy>(text: &str, words: &[(&'static str, T)]) -> Result<T, Wrong> {
+    let known = || words.iter().map(|(word, _)| *word);
+    match words.iter().find(|(word, _)| *word == text) {
+        Some((_, value)) => Ok(*value),
+        None => Err(Wrong::new(
+            format!(
+                "{text:?} is not one of {}",
+                known().collect::<Vec<_>>().join(", ")
+            ),
+            match nearest(text, known()) {
+                Some(meant) => format!("did you mean \"{meant}\"?"),
+                None => "write one of them".to_owned(),
+            },
+        )),
+    }
+}
+
+/// The value if the range has it, else what the range is.
+fn within<T>(
+    value: Option<T>,
+    written: &DeValue<'_>,
+    range: &RangeInclusive<T>,
+    show: impl Fn(&T) -> String,
+) -> Result<T, Wrong> {
+    value.ok_or_else(|| {
+        Wrong::new(
+            format!("{} is out of range", shown(written)),
+            format!("write {} to {}", show(range.start()), show(range.end())),
+        )
+    })
+}
+
+fn quoted(text: &String) -> String {
+    format!("{text:?}")
+}
+
+fn string(value: &DeValue<'_>) -> Result<String, Wrong> {
+    match value {
+        DeValue::String(text) => Ok(text.to_string()),
+        other => Err(expected(other, "a text in quotes")),
+    }
+}
+
+/// The text of a duration or size; a bare number is taken as text, so that the answer is about its missing unit.
+fn quantity(value: &DeValue<'_>, what: &str) -> Result<String, Wrong> {
+    match value {
+        DeValue::String(text) => Ok(text.to_string()),
+        DeValue::Integer(number) => Ok(number.to_string()),
+        other => Err(expected(other, what)),
+    }
+}
+
+fn expected(found: &DeValue<'_>, what: &str) -> Wrong {
+    Wrong::new(
+        format!("{} is not allowed here", shown(found)),
+        format!("write {what}"),
+    )
+}
+
+/// A value as TOML, cut short where it is long.
+fn shown(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) if text.len() <= 100 => format!("{text:?}"),
+        DeValue::String(_) => "a long text".to_owned(),
+        DeValue::Integer(number) => number.to_string(),
+        DeValue::Float(number) => number.to_string(),
+        DeValue::Boolean(flag) => flag.to_string(),
+        DeValue::Datetime(time) => time.to_string(),
+        DeValue::Array(_) => "a list".to_owned(),
+        DeValue::Table(_) => "a section".to_owned(),
+    }
+}
+
+/// How a value that has [`ToString`] is shown in a list.
+pub(super) fn plain<T: ToString>(value: &T) -> String {
+    value.to_string()
+}

@@ -1,0 +1,215 @@
+//! `[[listener]]` and `[limits]`.
+
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::config::reader::{Section, plain};
+use crate::listener::{Limits, LineEndings, Mode, Settings, Tls};
+
+use super::{DAY, HOUR, network, secs, socket_address};
+
+pub(in crate::config) fn listener(mut section: Section<'_>) -> Settings {
+    let name = section.name("\"smtp\"");
+    section.require("address", "[\"127.0.0.1:2525\"]");
+    let addresses = section.list("address", None, plain, socket_address);
+    if addresses.is_empty() && section.has("address") {
+        section.complain(
+            "address",
+            "holds no address that can be listened on",
+            "write address = [\"127.0.0.1:2525\"]",
+        );
+    }
+    let modes = [("cut-through", Mode::CutThrough), ("queue", Mode::Queue)];
+    let mode = section.choice("mode", Some(Mode::CutThrough), &modes);
+    let tls = [
+        ("off", Tls::Off),
+        ("starttls", Tls::StartTls),
+        ("required", Tls::Required),
+        ("implicit", Tls::Implicit),
+    ];
+    let tls = section
+        .choice("tls", Some(Tls::Off), &tls)
+        .unwrap_or(Tls::Off);
+    let certificate = section.optional_file("certificate");
+    let key = section.optional_file("key");
+    let client_ca = section.optional_file("client_ca");
+    let local = ["127.0.0.0/8", "::1/128"];
+    let local = local.iter().filter_map(|net| net.parse().ok()).collect();
+    let relay_networks = section.list("relay_networks", Some(local), plain, network);
+    let users_file = section.optional_file("users_file");
+    let xclient_from = section.list("xclient_from", Some(Vec::new()), plain, network);
+    let xforward_from = section.list("xforward_from", Some(Vec::new()), plain, network);
+    let proxy_from = section.list("proxy_from", Some(Vec::new()), plain, network);
+    let endings = [
+        ("refuse", LineEndings::Refuse),
+        ("normalise", LineEndings::Normalise),
+    ];
+    let line_endings = section.choice("line_endings", Some(LineEndings::Refuse), &endings);
+    let settings = Settings {
+        name: name.into(),
+        addresses,
+        mode: mode.unwrap_or(Mode::CutThrough),
+        tls,
+        certificate: certificate.zip(key),
+        client_ca,
+        relay_networks,
+        users_file,
+        xclient_from,
+        xforward_from,
+        proxy_from,
+        line_endings: line_endings.unwrap_or(LineEndings::Refuse),
+    };
+    check_tls(&section, &settings);
+    check_open_relay(&section, &settings);
+    section.finish(&[]);
+    settings
+}
+
+/// Encryption needs a certificate with its key; what needs encryption needs it to be on.
+fn check_tls(section: &Section<'_>, settings: &Settings) {
+    match (section.has("certificate"), section.has("key")) {
+        (true, false) => section.complain("certificate", "has no key beside it", "add key = \"…\""),
+        (false, true) => section.complain(
+            "key",
+            "has no certificate beside it",
+            "add certificate = \"…\"",
+        ),
+        (false, false) if settings.tls != Tls::Off => {
+            section.complain(
+                "tls",
+                "needs a certificate",
+                "add certificate = \"…\" and key = \"…\"",
+            );
+        }
+        _ => {}
+    }
+    if settings.tls == Tls::Off {
+        for (key, why) in [
+            (
+                "users_file",
+                "passwords are taken over TLS only, and tls is off",
+            ),
+            (
+                "client_ca",
+                "client certificates come with TLS, and tls is off",
+            ),
+        ] {
+            if section.has(key) {
+                section.complain(
+                    key,
+                    why,
+                    "write tls = \"starttls\", \"required\" or \"implicit\", or remove this key",
+                );
+            }
+        }
+    }
+}
+
+/// Who may relay, or may say in whose name it relays, must be bounded: spammers find an open relay within hours.
+fn check_open_relay(section: &Section<'_>, settings: &Settings) {
+    for net in too_wide(&settings.relay_networks) {
+        section.complain(
+            "relay_networks",
+            format!("{net} lets strangers relay through this server (an open relay)"),
+            "list the networks of your own servers; let others log in with users_file",
+        );
+    }
+    for (key, nets) in [
+        ("xclient_from", &settings.xclient_from),
+        ("xforward_from", &settings.xforward_from),
+        ("proxy_from", &settings.proxy_from),
+    ] {
+        for net in too_wide(nets) {
+            section.complain(
+                key,
+                format!("{net} lets strangers claim to be any client, one that may relay included"),
+                "list the addresses of your own proxies and servers",
+            );
+        }
+    }
+}
+
+/// Networks too wide to be anybody's own, after joining neighbours: half the world written twice is the world.
+fn too_wide(nets: &[IpNet]) -> Vec<IpNet> {
+    let canonical: Vec<IpNet> = nets.iter().map(unmapped).collect();
+    let private = |net: &IpNet| match net {
+        IpNet::V4(net) => PRIVATE_V4.iter().any(|own| own.contains(net)),
+        IpNet::V6(net) => PRIVATE_V6.iter().any(|own| own.contains(net)),
+    };
+    let wide = |net: &IpNet| match net {
+        IpNet::V4(net) => net.prefix_len() <= 8,
+        IpNet::V6(net) => net.prefix_len() <= 16,
+    };
+    let joined = IpNet::aggregate(&canonical);
+    joined
+        .into_iter()
+        .filter(|net| wide(net) && !private(net))
+        .collect()
+}
+
+const PRIVATE_V4: [Ipv4Net; 2] = [
+    Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 0, 0, 0), 8),
+    Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8),
+];
+
+/// Unique local (RFC 4193) and link-local addresses.
+const PRIVATE_V6: [Ipv6Net; 2] = [
+    Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
+    Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
+];
+
+/// `::ffff:0:0/96` and narrower are IPv4 in disguise.
+fn unmapped(net: &IpNet) -> IpNet {
+    match (net.addr(), net.prefix_len().checked_sub(96)) {
+        (IpAddr::V6(address), Some(prefix)) => address
+            .to_ipv4_mapped()
+            .and_then(|address| Ipv4Net::new(address, prefix).ok())
+            .map_or(*net, IpNet::V4),
+        _ => *net,
+    }
+}
+
+pub(in crate::config) fn limits(mut section: Section<'_>) -> Limits {
+    let default = Limits::default();
+    let time = |seconds: u64| secs(1)..=secs(seconds);
+    let limits = Limits {
+        sessions: section.count("sessions", default.sessions, 1..=1_000_000),
+        sessions_per_client: section.count(
+            "sessions_per_client",
+            default.sessions_per_client,
+            1..=1_000_000,
+        ),
+        recipients: section.count("recipients", default.recipients, 1..=50_000),
+        message_size: section
+            .size("message_size", Some(default.message_size), 1024..=2 << 30)
+            .unwrap_or(default.message_size),
+        commands: section.count("commands", default.commands, 10..=100_000_000),
+        errors: section.count("errors", default.errors, 1..=10_000),
+        command_line: section
+            .size(
+                "command_line",
+                Some(default.command_line as u64),
+                512..=64 << 10,
+            )
+            .and_then(|octets| usize::try_from(octets).ok())
+            .unwrap_or(default.command_line),
+        hops: section.count("hops", default.hops, 10..=1000),
+        in_flight_bytes: section
+            .size(
+                "in_flight_bytes",
+                Some(default.in_flight_bytes),
+                1024..=1 << 40,
+            )
+            .unwrap_or(default.in_flight_bytes),
+        idle: section.duration("idle", default.idle, time(HOUR)),
+        data_idle: section.duration("data_idle", default.data_idle, time(HOUR)),
+        data_total: section.duration("data_total", default.data_total, time(DAY)),
+        data_rate: section
+            .size("data_rate", Some(default.data_rate), 0..=1 << 30)
+            .unwrap_or_default(),
+        session_total: section.duration("session_total", default.session_total, time(30 * DAY)),
+    };
+    section.finish(&[]);
+    limits
+}

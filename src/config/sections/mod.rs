@@ -1,0 +1,84 @@
+//! The sections of the file, each read into the Settings of the room that it is about.
+
+mod engine;
+mod listener;
+mod next_hop;
+mod policy;
+mod relay;
+
+pub(super) use engine::engine;
+pub(super) use listener::{limits, listener};
+pub(super) use next_hop::next_hop;
+pub(super) use policy::{Sections as PolicySections, policy};
+pub use relay::{LogFormat, RelaySettings};
+pub(super) use relay::{admin, budget, quarantine, relay, store};
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::units::Wrong;
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 3600;
+const DAY: u64 = 86_400;
+
+/// An address and a port to listen on.
+fn socket_address(text: &str) -> Result<SocketAddr, Wrong> {
+    text.parse().map_err(|_| {
+        Wrong::new(
+            format!("{text:?} is not an IP address with a port"),
+            "write \"192.0.2.1:25\", \"[2001:db8::1]:25\", or \"0.0.0.0:25\" and \"[::]:25\" for all addresses",
+        )
+    })
+}
+
+/// A server to connect to: `host:port`.
+fn host_and_port(text: &str) -> Result<String, Wrong> {
+    if text.parse::<SocketAddr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    let wrong = || {
+        Wrong::new(
+            format!("{text:?} is not a host with a port"),
+            "write \"mail.example.com:25\" or \"[2001:db8::1]:25\"",
+        )
+    };
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    match port.parse::<u16>() {
+        Ok(1..) if is_host(host) => Ok(text.to_owned()),
+        _ => Err(wrong()),
+    }
+}
+
+/// A host name: letters, digits, hyphens and dots (RFC 1123 2.1; underscores are seen in the wild).
+fn is_host(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(allowed);
+    text.len() <= 253 && text.split('.').all(label)
+}
+
+/// A network: `192.0.2.0/24`; a bare address is the network of this one address.
+fn network(text: &str) -> Result<IpNet, Wrong> {
+    if let Ok(address) = text.parse::<std::net::IpAddr>() {
+        return Ok(IpNet::from(address));
+    }
+    let net: IpNet = text.parse().map_err(|_| {
+        Wrong::new(
+            format!("{text:?} is not a network"),
+            "write \"192.0.2.0/24\" or \"2001:db8::/32\"",
+        )
+    })?;
+    match net.trunc() == net {
+        true => Ok(net),
+        false => Err(Wrong::new(
+            format!("{text:?} has address bits behind its prefix"),
+            format!("write \"{}\"", net.trunc()),
+        )),
+    }
+}

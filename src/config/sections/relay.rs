@@ -1,0 +1,143 @@
+//! `[relay]`, `[budget]`, `[store]`, `[quarantine]`, `[admin]`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::reader::{Section, plain};
+use crate::config::units::Wrong;
+use crate::deadline::Budget;
+use crate::{admin, quarantine, store};
+
+use super::{DAY, HOUR, MINUTE, is_host, secs, socket_address};
+
+/// Settings of `[relay]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelaySettings {
+    /// What we call ourselves in greetings, EHLO and `Received`; never empty.
+    pub hostname: String,
+    /// A tracing filter that is known to parse.
+    pub log_level: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What sessions in flight get to finish after SIGTERM.
+    pub drain_timeout: Duration,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+pub(in crate::config) fn relay(mut section: Section<'_>) -> RelaySettings {
+    let hostname = section.parsed("hostname", String::new(), plain, |text| {
+        let literal =
+            text.starts_with('[') && text.ends_with(']') && !text.contains(char::is_whitespace);
+        match text.is_empty() || is_host(text) || literal {
+            true => Ok(text.to_owned()),
+            false => Err(Wrong::new(
+                format!("{text:?} is not a host name"),
+                "write \"mail.example.com\", or \"\" for the system's own",
+            )),
+        }
+    });
+    let log_level = section.parsed("log_level", "info".to_owned(), plain, |text| match EnvFilter::try_new(text) {
+        Ok(_) if !text.is_empty() => Ok(text.to_owned()),
+        _ => Err(Wrong::new(
+            format!("{text:?} is not a log level"),
+            "write error, warn, info, debug, trace, or a filter such as \"info,spillway::scan=debug\"",
+        )),
+    });
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let log_format = section.choice("log_format", Some(LogFormat::Text), &formats);
+    let drain_timeout = section.duration("drain_timeout", secs(30), secs(0)..=secs(HOUR));
+    section.finish(&[]);
+    RelaySettings {
+        hostname: match hostname.is_empty() {
+            true => system_hostname(),
+            false => hostname,
+        },
+        log_level,
+        log_format: log_format.unwrap_or(LogFormat::Text),
+        drain_timeout,
+    }
+}
+
+/// The system's host name; `localhost` where it has none that could stand in an EHLO.
+fn system_hostname() -> String {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_string_lossy();
+    match is_host(&name) {
+        true => name.into_owned(),
+        false => "localhost".to_owned(),
+    }
+}
+
+pub(in crate::config) fn budget(mut section: Section<'_>) -> Budget {
+    let default = Budget::default();
+    let range = secs(1)..=secs(HOUR);
+    let budget = Budget {
+        session: section.duration("session", default.session, range.clone()),
+        total: section.duration("total", default.total, range),
+    };
+    section.finish(&[]);
+    budget
+}
+
+pub(in crate::config) fn store(mut section: Section<'_>) -> store::Settings {
+    let default = store::Settings::default();
+    let path = section.text("path", &default.path.to_string_lossy());
+    if path.is_empty() {
+        section.complain(
+            "path",
+            "is empty",
+            "write the folder that durable mail is kept in",
+        );
+    }
+    let settings = store::Settings {
+        path: section.resolve(&path),
+        inline_limit: section
+            .size("inline_limit", Some(default.inline_limit), 0..=16 << 20)
+            .unwrap_or_default(),
+        disk_reserve: section
+            .size("disk_reserve", Some(default.disk_reserve), 0..=1 << 50)
+            .unwrap_or_default(),
+        history: section.duration("history", default.history, secs(0)..=secs(3650 * DAY)),
+    };
+    section.finish(&[]);
+    settings
+}
+
+pub(in crate::config) fn quarantine(mut section: Section<'_>) -> quarantine::Settings {
+    let default = secs(30 * DAY);
+    let retention = section.duration("retention", default, secs(MINUTE)..=secs(3650 * DAY));
+    section.finish(&[]);
+    quarantine::Settings { retention }
+}
+
+pub(in crate::config) fn admin(
+    mut section: Section<'_>,
+    store: &store::Settings,
+) -> admin::Settings {
+    let default = SocketAddr::from(([127, 0, 0, 1], 8025));
+    let show = |http: &Option<SocketAddr>| http.as_ref().map_or(String::new(), plain);
+    let http = section.parsed("http", Some(default), show, |text| match text {
+        "" => Ok(None),
+        text => socket_address(text).map(Some),
+    });
+    let socket = section.text("socket", "control.sock");
+    if socket.is_empty() {
+        section.complain("socket", "is empty", "write socket = \"control.sock\"");
+    }
+    let settings = admin::Settings {
+        http,
+        socket: store.path.join(socket),
+    };
+    section.finish(&[]);
+    settings
+}
