@@ -44,6 +44,7 @@ pub use self::faults::Faults;
 use self::health::{Health, Part};
 use self::readers::Readers;
 use self::row::Row;
+pub(super) use self::schema::is_corrupt;
 use self::search::{Damage, Sorted};
 use self::writer::{Entry, Job, Output, Work, Writer};
 use super::{

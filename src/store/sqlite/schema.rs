@@ -166,7 +166,7 @@ pub(super) fn broken(error: &rusqlite::Error) -> StoreError {
 }
 
 /// Whether the error says that pages of the file are not what they should be.
-pub(super) fn is_corrupt(error: &rusqlite::Error) -> bool {
+pub(in crate::store) fn is_corrupt(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
