@@ -69,8 +69,13 @@ fn addresses(config: &Config, log: &mut Log) {
     );
     for (address, key) in all {
         if let Some((_, other)) = taken.iter().find(|(other, _)| same_socket(*other, address)) {
+            // The administrator is sent to what is written, not to a default that it meets.
+            let (at, other) = match log.is_written(&key) {
+                true => (&key, other),
+                false => (other, &key),
+            };
             let what = format!("{address} is already listened on by {other}");
-            log.complain(&key, what, "choose another address or port");
+            log.complain(at, what, "choose another address or port");
         }
         taken.push((address, key));
     }
@@ -129,15 +134,19 @@ fn times(config: &Config, log: &mut Log) {
         pairs.push((key, engine.timeout, "budget.total", total));
     }
     for (key, part, whole, limit) in pairs {
-        if part > limit {
-            let (part, limit) = (show_duration(part), show_duration(limit));
+        if part <= limit {
+            continue;
+        }
+        let (part, limit) = (show_duration(part), show_duration(limit));
+        if log.is_written(whole) && !log.is_written(&key) {
+            let what = format!("\"{limit}\" is shorter than {key} = \"{part}\", which it includes");
+            let fix = format!("write \"{part}\" or more, or lower {key}");
+            log.complain(whole, what, fix);
+        } else {
             let what =
                 format!("\"{part}\" is longer than {whole} = \"{limit}\", which includes it");
-            log.complain(
-                &key,
-                what,
-                format!("write \"{limit}\" or less, or raise {whole}"),
-            );
+            let fix = format!("write \"{limit}\" or less, or raise {whole}");
+            log.complain(&key, what, fix);
         }
     }
 }

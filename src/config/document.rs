@@ -43,6 +43,12 @@ impl Log {
         }
     }
 
+    /// Whether a key that has been read stands in the file.
+    pub(super) fn is_written(&self, key: &str) -> bool {
+        let mut settings = self.settings.iter();
+        settings.any(|setting| setting.key == key && setting.place.is_some())
+    }
+
     /// A problem with a key that has been read already.
     pub(super) fn complain(&mut self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
         let problem = self.problem(key, what, fix);
@@ -96,7 +102,7 @@ impl<'a> Document<'a> {
         Section::of(self, log, name.to_owned(), self.root.get_ref().get(name))
     }
 
-    /// All `[[name]]`; `None` when there is none.
+    /// All `[[name]]`; `None` when there is none, or something else in its place.
     pub(super) fn sections<'s>(
         &'s self,
         name: &str,
@@ -110,7 +116,7 @@ impl<'a> Document<'a> {
                 what: "is a list of sections".to_owned(),
                 fix: format!("write [[{name}]]"),
             });
-            return Some(Vec::new());
+            return None;
         };
         let section =
             |(at, item)| Section::of(self, log, format!("{name}[{}]", at + 1), Some(item));

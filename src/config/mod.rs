@@ -16,6 +16,7 @@ mod sections;
 #[cfg(test)]
 mod tests;
 mod units;
+mod value;
 
 use std::cell::RefCell;
 use std::path::Path;

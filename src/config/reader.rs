@@ -15,6 +15,7 @@ use toml::de::{DeTable, DeValue};
 use super::document::{Document, Log, Setting};
 use super::problem::{Place, Problem, nearest};
 use super::units::{self, Wrong};
+use super::value::{chosen, expected, is_name, quantity, quoted, shown, string, within};
 
 /// One table, read key by key.
 pub(super) struct Section<'a> {
@@ -81,12 +82,22 @@ impl<'a> Section<'a> {
 
     /// A problem with one of its keys.
     pub(super) fn complain(&self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
-        let value = self.table.and_then(|table| table.get(key));
+        let place = match self.table.and_then(|table| table.get(key)) {
+            Some(value) => self.document.place(value.span().start),
+            None => self.place,
+        };
+        self.complain_at(place, key, what, fix);
+    }
+
+    fn complain_at(
+        &self,
+        place: Option<Place>,
+        key: &str,
+        what: impl Into<String>,
+        fix: impl Into<String>,
+    ) {
         self.log.borrow_mut().problems.push(Problem {
-            place: match value {
-                Some(value) => self.document.place(value.span().start),
-                None => self.place,
-            },
+            place,
             key: format!("{}.{key}", self.path),
             what: what.into(),
             fix: fix.into(),
@@ -123,6 +134,14 @@ impl<'a> Section<'a> {
     pub(super) fn require(&self, key: &str, example: &str) {
         if self.table.is_some() && !self.has(key) {
             self.complain(key, "is missing", format!("write {key} = {example}"));
+        }
+    }
+
+    /// The same for a list that must hold something.
+    pub(super) fn require_items(&self, key: &str, example: &str) {
+        self.require(key, example);
+        if self.is_empty_list(key) {
+            self.complain(key, "is empty", format!("write {key} = {example}"));
         }
     }
 
@@ -337,6 +356,8 @@ impl<'a> Section<'a> {
             let shown: Vec<String> = all.iter().map(|item| format!("{:?}", show(item))).collect();
             format!("[{}]", shown.join(", "))
         };
+        // One wrong item does not hide another, and each has its own place.
+        let mut wrongs: Vec<(usize, Wrong)> = Vec::new();
         let read = self.read(key, default, show_all, |value| {
             let DeValue::Array(items) = value else {
                 let text = shown(value);
@@ -345,11 +366,18 @@ impl<'a> Section<'a> {
                     format!("write [{text}]"),
                 ));
             };
-            items
-                .iter()
-                .map(|item| parse(&string(item.get_ref())?))
-                .collect()
+            let mut good = Vec::new();
+            for item in items.iter() {
+                match string(item.get_ref()).and_then(|text| parse(&text)) {
+                    Ok(item) => good.push(item),
+                    Err(wrong) => wrongs.push((item.span().start, wrong)),
+                }
+            }
+            Ok(good)
         });
+        for (at, wrong) in wrongs {
+            self.complain_at(self.document.place(at), key, wrong.what, wrong.fix);
+        }
         read.unwrap_or_default()
     }
 
@@ -389,95 +417,7 @@ impl<'a> Section<'a> {
                     format!("the keys here are {}", self.asked.join(", ")),
                 ),
             };
-            self.log.borrow_mut().problems.push(Problem {
-                place: self.document.place(key.span().start),
-                key: format!("{}.{name}", self.path),
-                what,
-                fix,
-            });
+            self.complain_at(self.document.place(key.span().start), name, what, fix);
         }
     }
-}
-
-fn is_name(text: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
-}
-
-fn chosen<T: Copy>(text: &str, words: &[(&'static str, T)]) -> Result<T, Wrong> {
-    let known = || words.iter().map(|(word, _)| *word);
-    match words.iter().find(|(word, _)| *word == text) {
-        Some((_, value)) => Ok(*value),
-        None => Err(Wrong::new(
-            format!(
-                "{text:?} is not one of {}",
-                known().collect::<Vec<_>>().join(", ")
-            ),
-            match nearest(text, known()) {
-                Some(meant) => format!("did you mean \"{meant}\"?"),
-                None => "write one of them".to_owned(),
-            },
-        )),
-    }
-}
-
-/// The value if the range has it, else what the range is.
-fn within<T>(
-    value: Option<T>,
-    written: &DeValue<'_>,
-    range: &RangeInclusive<T>,
-    show: impl Fn(&T) -> String,
-) -> Result<T, Wrong> {
-    value.ok_or_else(|| {
-        Wrong::new(
-            format!("{} is out of range", shown(written)),
-            format!("write {} to {}", show(range.start()), show(range.end())),
-        )
-    })
-}
-
-fn quoted(text: &String) -> String {
-    format!("{text:?}")
-}
-
-fn string(value: &DeValue<'_>) -> Result<String, Wrong> {
-    match value {
-        DeValue::String(text) => Ok(text.to_string()),
-        other => Err(expected(other, "a text in quotes")),
-    }
-}
-
-/// The text of a duration or size; a bare number is taken as text, so that the answer is about its missing unit.
-fn quantity(value: &DeValue<'_>, what: &str) -> Result<String, Wrong> {
-    match value {
-        DeValue::String(text) => Ok(text.to_string()),
-        DeValue::Integer(number) => Ok(number.to_string()),
-        other => Err(expected(other, what)),
-    }
-}
-
-fn expected(found: &DeValue<'_>, what: &str) -> Wrong {
-    Wrong::new(
-        format!("{} is not allowed here", shown(found)),
-        format!("write {what}"),
-    )
-}
-
-/// A value as TOML, cut short where it is long.
-fn shown(value: &DeValue<'_>) -> String {
-    match value {
-        DeValue::String(text) if text.len() <= 100 => format!("{text:?}"),
-        DeValue::String(_) => "a long text".to_owned(),
-        DeValue::Integer(number) => number.to_string(),
-        DeValue::Float(number) => number.to_string(),
-        DeValue::Boolean(flag) => flag.to_string(),
-        DeValue::Datetime(time) => time.to_string(),
-        DeValue::Array(_) => "a list".to_owned(),
-        DeValue::Table(_) => "a section".to_owned(),
-    }
-}
-
-/// How a value that has [`ToString`] is shown in a list.
-pub(super) fn plain<T: ToString>(value: &T) -> String {
-    value.to_string()
 }

@@ -173,3 +173,40 @@ fn what_needs_a_restart_is_told() {
         ["listener other: added", "listener smtp: removed"]
     );
 }
+
+/// A password that every user of the machine can read is allowed, since the machine may have one user only, but told.
+#[test]
+fn a_readable_password_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("folder");
+    let password = folder.path().join("password");
+    std::fs::write(&password, "secret").expect("password");
+    let file = folder.path().join("spillway.toml");
+    let text = "[[next_hop]]\nname = \"out\"\ndomains = [\"*\"]\nkind = \"smtp\"\naddress = [\"mail.example.com:25\"]\n\
+        tls = \"verified\"\nusername = \"relay\"\npassword_file = \"password\"";
+    std::fs::write(&file, text).expect("file");
+    let warnings = |mode| {
+        std::fs::set_permissions(&password, PermissionsExt::from_mode(mode)).expect("mode");
+        load(Some(&file)).expect("good").warnings
+    };
+    assert_eq!(warnings(0o640), Vec::<String>::new());
+    let told = warnings(0o644);
+    assert!(
+        told[0].contains(":8: next_hop.out.password_file: "),
+        "{told:?}"
+    );
+    assert!(told[0].ends_with("chmod 0640 it"), "{told:?}");
+}
+
+/// A file that cannot be read, is no text or has no end is a problem like any other.
+#[test]
+fn a_file_that_cannot_be_read_is_a_problem() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("spillway.toml");
+    let told = |file: &Path| load(Some(file)).expect_err("bad").to_string();
+    assert!(told(&file).contains("cannot be read"));
+    assert!(told(folder.path()).contains("cannot be read"));
+    assert!(told(Path::new("/dev/zero")).contains("4 MiB"));
+    std::fs::write(&file, b"[relay]\nhostname = \"\xff\"").expect("file");
+    assert!(told(&file).contains("line 2 is not UTF-8"));
+}

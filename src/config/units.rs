@@ -65,7 +65,10 @@ pub(super) fn size(text: &str) -> Result<u64, Wrong> {
             .ok_or_else(|| Wrong::new(format!("{text:?} is too large"), "write less")),
         (Some(number), None) if unit.is_empty() => Err(Wrong::new(
             format!("{text:?} has no unit"),
-            format!("write \"{number}B\", \"{number}KiB\" or \"{number}MiB\""),
+            match number {
+                ..1024 => format!("write \"{number}B\", \"{number}KiB\" or \"{number}MiB\""),
+                _ => format!("write \"{}\" if octets are meant", show_size(number)),
+            },
         )),
         (Some(number), None) => {
             let upper = unit.to_ascii_uppercase();

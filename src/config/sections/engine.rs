@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::config::reader::{Section, plain};
+use crate::config::reader::Section;
 use crate::config::units::Wrong;
+use crate::config::value::plain;
 use crate::scan::Settings;
 use crate::scan::engine::{AttachmentSettings, ClamdAddress, Kind};
 use crate::verdict::EngineClass;
@@ -100,20 +101,13 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
 }
 
 fn clamd(section: &mut Section<'_>, timeout: std::time::Duration) -> Kind {
-    section.require("address", "[\"unix:/run/clamav/clamd.ctl\"]");
+    section.require_items("address", "[\"unix:/run/clamav/clamd.ctl\"]");
     let show = |address: &ClamdAddress| match address {
         ClamdAddress::Tcp(text) => text.clone(),
         ClamdAddress::Unix(path) => format!("unix:{}", path.display()),
         ClamdAddress::Socket(address) => address.to_string(),
     };
     let addresses = section.list("address", None, show, clamd_address);
-    if addresses.is_empty() && section.has("address") {
-        section.complain(
-            "address",
-            "holds no address of a clamd",
-            "write address = [\"unix:/run/clamav/clamd.ctl\"]",
-        );
-    }
     let shortest = std::time::Duration::from_millis(10);
     let connect_timeout = section.duration("connect_timeout", secs(1), shortest..=secs(HOUR));
     if connect_timeout > timeout {

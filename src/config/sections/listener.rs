@@ -4,22 +4,16 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::config::reader::{Section, plain};
+use crate::config::reader::Section;
+use crate::config::value::plain;
 use crate::listener::{Limits, LineEndings, Mode, Settings, Tls};
 
 use super::{DAY, HOUR, network, secs, socket_address};
 
 pub(in crate::config) fn listener(mut section: Section<'_>) -> Settings {
     let name = section.name("\"smtp\"");
-    section.require("address", "[\"127.0.0.1:2525\"]");
+    section.require_items("address", "[\"127.0.0.1:2525\"]");
     let addresses = section.list("address", None, plain, socket_address);
-    if addresses.is_empty() && section.has("address") {
-        section.complain(
-            "address",
-            "holds no address that can be listened on",
-            "write address = [\"127.0.0.1:2525\"]",
-        );
-    }
     let modes = [("cut-through", Mode::CutThrough), ("queue", Mode::Queue)];
     let mode = section.choice("mode", Some(Mode::CutThrough), &modes);
     let tls = [
@@ -130,7 +124,8 @@ fn check_open_relay(section: &Section<'_>, settings: &Settings) {
     }
 }
 
-/// Networks too wide to be anybody's own, after joining neighbours: half the world written twice is the world.
+/// Networks too wide to be anybody's own; if each is narrow enough, what they make together: the world written in many
+/// pieces is the world.
 fn too_wide(nets: &[IpNet]) -> Vec<IpNet> {
     let canonical: Vec<IpNet> = nets.iter().map(unmapped).collect();
     let private = |net: &IpNet| match net {
@@ -141,11 +136,13 @@ fn too_wide(nets: &[IpNet]) -> Vec<IpNet> {
         IpNet::V4(net) => net.prefix_len() <= 8,
         IpNet::V6(net) => net.prefix_len() <= 16,
     };
-    let joined = IpNet::aggregate(&canonical);
-    joined
-        .into_iter()
-        .filter(|net| wide(net) && !private(net))
-        .collect()
+    let mut found: Vec<IpNet> = canonical.clone();
+    found.retain(|net| wide(net) && !private(net));
+    if found.is_empty() {
+        found = IpNet::aggregate(&canonical);
+        found.retain(|net| wide(net) && !private(net));
+    }
+    found
 }
 
 const PRIVATE_V4: [Ipv4Net; 2] = [

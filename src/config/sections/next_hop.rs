@@ -4,8 +4,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::reader::{Section, plain};
+use crate::config::reader::Section;
 use crate::config::units::Wrong;
+use crate::config::value::plain;
 use crate::delivery::{Kind, Settings, SmtpSettings, TlsMode};
 use crate::store;
 
@@ -44,15 +45,8 @@ pub(in crate::config) fn next_hop(
     store: &store::Settings,
 ) -> Option<Settings> {
     let name = section.name("\"mailserver\"");
-    section.require("domains", "[\"*\"]");
+    section.require_items("domains", "[\"*\"]");
     let domains = section.list("domains", None, plain, domain);
-    if domains.is_empty() && section.has("domains") {
-        section.complain(
-            "domains",
-            "holds no domain, so nothing would go there",
-            "write domains = [\"*\"]",
-        );
-    }
     section.require("kind", "\"smtp\"");
     let kind = section.choice("kind", None, &KINDS)?;
     let kind = match kind {
@@ -116,7 +110,7 @@ fn maildir(section: &mut Section<'_>, store: &store::Settings) -> Kind {
 }
 
 fn server(section: &mut Section<'_>, lmtp: bool, hostname: &str) -> SmtpSettings {
-    section.require("address", "[\"mail.example.com:25\"]");
+    section.require_items("address", "[\"mail.example.com:25\"]");
     let addresses = section.list("address", None, plain, |text| {
         match text.strip_prefix("unix:") {
             Some(path) if lmtp && path.starts_with('/') => Ok(text.to_owned()),
@@ -127,13 +121,6 @@ fn server(section: &mut Section<'_>, lmtp: bool, hostname: &str) -> SmtpSettings
             None => host_and_port(text),
         }
     });
-    if addresses.is_empty() && section.has("address") {
-        section.complain(
-            "address",
-            "holds no server",
-            "write address = [\"mail.example.com:25\"]",
-        );
-    }
     let modes = [
         ("off", TlsMode::Off),
         ("opportunistic", TlsMode::Opportunistic),

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::config::problem::nearest;
-use crate::config::reader::{Section, plain};
+use crate::config::reader::Section;
 use crate::config::units::Wrong;
+use crate::config::value::plain;
 use crate::policy::{Glob, Rule, Settings};
 use crate::verdict::{Disposition, EngineClass, FindingKind, Reason};
 use crate::{listener, scan};
@@ -111,7 +112,7 @@ fn required(mut section: Section<'_>, engines: &[scan::Settings]) -> BTreeMap<En
             let class = class.as_str();
             section.complain(
                 class,
-                format!("demands {required} engines of class {class}, and {configured} are configured: no mail would ever be delivered"),
+                format!("{required} required and {configured} of class {class} configured: no mail would ever be delivered"),
                 format!("write {configured}, or add an [[engine]] with class = \"{class}\""),
             );
         }

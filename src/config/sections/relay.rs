@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::config::reader::{Section, plain};
+use crate::config::reader::Section;
 use crate::config::units::Wrong;
+use crate::config::value::plain;
 use crate::deadline::Budget;
 use crate::{admin, quarantine, store};
 
