@@ -6,6 +6,7 @@ pub mod content;
 pub mod envelope;
 pub mod header;
 pub mod id;
+pub mod mime;
 
 use std::sync::Arc;
 

@@ -1,0 +1,230 @@
+//! Where a header section ends, which of its fields say what the body is, and where the parts of a multipart are.
+
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use mail_parser::{HeaderValue, MessageParser, MimeHeaders};
+use memchr::{memchr, memmem};
+
+use super::Limits;
+use super::decode::Encoding;
+
+/// Octets of one field that are decoded. Parameters cost mail-parser the square of their number, and nobody needs more.
+const FIELD: usize = 16 * 1024;
+/// Occurrences of one field that are kept: two are enough to see that they differ.
+const OCCURRENCES: usize = 2;
+
+const CONTENT_TYPE: &str = "Content-Type";
+const DISPOSITION: &str = "Content-Disposition";
+const ENCODING: &str = "Content-Transfer-Encoding";
+const SUBJECT: &str = "Subject";
+const WANTED: [&str; 4] = [CONTENT_TYPE, DISPOSITION, ENCODING, SUBJECT];
+
+/// The fields that matter here, as they stand, and where the body begins.
+pub(super) struct Section<'a> {
+    fields: Vec<(&'static str, &'a [u8])>,
+    /// Where the body begins.
+    pub(super) body: usize,
+    /// More fields or octets than allowed; fields beyond are not kept.
+    pub(super) exceeded: bool,
+}
+
+impl<'a> Section<'a> {
+    fn all(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
+        self.fields
+            .iter()
+            .filter(move |(known, _)| *known == name)
+            .map(|(_, field)| *field)
+    }
+
+    /// Whether the field is there twice, saying different things. The first one counts, but not for every reader.
+    fn differs(&self, name: &'static str) -> bool {
+        let mut all = self.all(name);
+        match (all.next(), all.next()) {
+            (Some(a), Some(b)) => !a.trim_ascii_end().eq_ignore_ascii_case(b.trim_ascii_end()),
+            _ => false,
+        }
+    }
+}
+
+/// Reads the header section of a message or part: up to the first empty line (RFC 5322 2.1). Lines may end in LF alone,
+/// as they do in files.
+pub(super) fn read<'a>(entity: &'a [u8], limits: &Limits) -> Section<'a> {
+    let mut section = Section {
+        fields: Vec::new(),
+        body: entity.len(),
+        exceeded: false,
+    };
+    let mut open: Option<(&'static str, usize)> = None;
+    let mut count = 0;
+    let mut at = 0;
+    while at < entity.len() {
+        let rest = &entity[at..];
+        let end = memchr(b'\n', rest).map_or(rest.len(), |lf| lf + 1);
+        let line = &rest[..end];
+        let is_folded = matches!(line.first(), Some(b' ' | b'\t'));
+        if !is_folded && let Some((name, start)) = open.take() {
+            section.fields.push((name, cut(&entity[start..at])));
+        }
+        if matches!(line, b"\n" | b"\r\n") {
+            section.body = at + end;
+            break;
+        }
+        if !is_folded {
+            count += 1;
+            section.exceeded |= count > limits.header_fields || at > limits.header_octets;
+            if !section.exceeded
+                && let Some(name) = wanted(line)
+                && section.all(name).count() < OCCURRENCES
+            {
+                open = Some((name, at));
+            }
+        }
+        at += end;
+    }
+    section.exceeded |= at > limits.header_octets;
+    if let Some((name, start)) = open {
+        section.fields.push((name, cut(&entity[start..])));
+    }
+    section
+}
+
+fn cut(field: &[u8]) -> &[u8] {
+    &field[..field.len().min(FIELD)]
+}
+
+fn wanted(line: &[u8]) -> Option<&'static str> {
+    let colon = memchr(b':', &line[..line.len().min(64)])?;
+    let name = line[..colon].trim_ascii_end();
+    WANTED
+        .into_iter()
+        .find(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+}
+
+/// The decoded fields.
+#[derive(Debug, Default)]
+pub(super) struct Fields {
+    pub(super) subject: Option<String>,
+    pub(super) media_type: String,
+    pub(super) boundary: Option<String>,
+    pub(super) names: Vec<String>,
+    pub(super) encoding: Encoding,
+    pub(super) is_attachment: bool,
+    pub(super) is_encrypted: bool,
+    pub(super) is_ambiguous: bool,
+}
+
+impl Fields {
+    /// Has mail-parser decode what [`read`] kept.
+    pub(super) fn decode(section: &Section<'_>, default_type: &str) -> Self {
+        static PARSER: LazyLock<MessageParser> = LazyLock::new(|| {
+            MessageParser::new()
+                .header_content_type(CONTENT_TYPE)
+                .header_content_type(DISPOSITION)
+                .header_text(ENCODING)
+                .header_text(SUBJECT)
+        });
+        let mut this = Self {
+            media_type: default_type.to_owned(),
+            is_ambiguous: section.differs(CONTENT_TYPE) || section.differs(ENCODING),
+            ..Self::default()
+        };
+        // Only the first occurrence of each, so that it is clear which one counts.
+        let mut kept = Vec::new();
+        for name in WANTED {
+            if let Some(field) = section.all(name).next() {
+                kept.extend_from_slice(field.trim_ascii_end());
+                kept.extend_from_slice(b"\r\n");
+            }
+        }
+        if kept.is_empty() {
+            return this;
+        }
+        kept.extend_from_slice(b"\r\n");
+        if let Some(message) = PARSER.parse_headers(&kept) {
+            this.take(&message);
+        }
+        this
+    }
+
+    fn take(&mut self, message: &mail_parser::Message<'_>) {
+        self.subject = message.subject().map(str::to_owned);
+        if let Some(disposition) = message.content_disposition() {
+            self.is_attachment = disposition.is_attachment();
+            self.names
+                .extend(disposition.attribute("filename").map(str::to_owned));
+        }
+        if let Some(declared) = message.content_type() {
+            let sub = declared.subtype().unwrap_or_default();
+            self.media_type = format!("{}/{sub}", declared.ctype()).to_ascii_lowercase();
+            if let Some(name) = declared.attribute("name")
+                && !self.names.iter().any(|known| known == name)
+            {
+                self.names.push(name.to_owned());
+            }
+            if declared.ctype().eq_ignore_ascii_case("multipart") {
+                let boundary = declared.attribute("boundary").map(str::trim_end);
+                self.boundary = boundary.filter(|b| !b.is_empty()).map(str::to_owned);
+            }
+            let enveloped = declared
+                .attribute("smime-type")
+                .is_some_and(|kind| kind.to_ascii_lowercase().contains("enveloped"));
+            self.is_encrypted = enveloped || self.media_type == "multipart/encrypted";
+        }
+        if let Some(HeaderValue::Text(encoding)) = message.header(ENCODING) {
+            self.encoding = Encoding::from_field(encoding);
+        }
+    }
+
+    /// Whether the body is a message: by its type, or by its name where the type says nothing.
+    pub(super) fn is_message(&self) -> bool {
+        match self.media_type.as_str() {
+            "message/rfc822" | "message/global" | "message/news" => true,
+            "application/octet-stream" => self
+                .names
+                .iter()
+                .any(|name| name.to_ascii_lowercase().ends_with(".eml")),
+            _ => false,
+        }
+    }
+}
+
+/// The first `room` parts between the delimiter lines of `boundary` (RFC 2046 5.1.1). What follows a closing delimiter
+/// is no part, but a delimiter after it starts one again: some readers show such parts. The last part may lack its end.
+pub(super) fn split(body: &[u8], boundary: &str, room: usize) -> Vec<Range<usize>> {
+    let delimiter = [b"--", boundary.as_bytes()].concat();
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    let mut open: Option<usize> = None;
+    for at in memmem::find_iter(body, &delimiter) {
+        if at > 0 && body[at - 1] != b'\n' {
+            continue;
+        }
+        let rest = &body[at + delimiter.len()..];
+        let closes = rest.starts_with(b"--");
+        let line = memchr(b'\n', rest).map_or(rest.len(), |lf| lf + 1);
+        if !closes && !rest[..line].trim_ascii().is_empty() {
+            // A longer boundary that begins like this one.
+            continue;
+        }
+        if let Some(start) = open.take() {
+            parts.push(start..before_line_end(body, at).max(start));
+            if parts.len() >= room {
+                return parts;
+            }
+        }
+        if !closes {
+            open = Some(at + delimiter.len() + line);
+        }
+    }
+    if let Some(start) = open {
+        parts.push(start..body.len());
+    }
+    parts
+}
+
+/// The line end before a delimiter belongs to the delimiter (RFC 2046 5.1.1).
+fn before_line_end(body: &[u8], at: usize) -> usize {
+    let head = &body[..at];
+    let head = head.strip_suffix(b"\n").unwrap_or(head);
+    head.strip_suffix(b"\r").unwrap_or(head).len()
+}

@@ -1,0 +1,191 @@
+use std::fmt::Write as _;
+
+use super::*;
+
+fn look(content: &str) -> Inspection {
+    inspect(
+        &Bytes::copy_from_slice(content.replace('\n', "\r\n").as_bytes()),
+        Limits::default(),
+    )
+}
+
+fn shape(inspection: &Inspection) -> Vec<(&str, &str)> {
+    let parts = inspection.parts.iter();
+    parts
+        .map(|p| (p.path.as_str(), p.declared.as_str()))
+        .collect()
+}
+
+const NESTED: &str = "Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=
+Content-Type: multipart/mixed; boundary=\"outer\"
+
+preamble
+--outer
+Content-Type: multipart/alternative;
+ boundary=\"outer-inner\"
+
+--outer-inner
+
+plain
+--outer-inner
+Content-Type: text/html
+Content-Transfer-Encoding: quoted-printable
+
+caf=C3=A9 =
+soft
+--outer-inner--
+epilogue
+--outer
+Content-Type: application/pdf; name=other.pdf
+Content-Disposition: attachment; filename*0*=utf-8''%E2%82%AC%20; filename*1=rates.pdf
+Content-Transfer-Encoding: base64
+
+JVBERi0xLjcK
+--outer
+Content-Type: message/rfc822
+
+Subject: inner
+
+inside
+--outer--
+";
+
+/// Parts are in document order, with decoded bodies, names and subject; a longer boundary is not taken for a shorter.
+#[test]
+fn structure_names_and_bodies_are_found() {
+    let seen = look(NESTED);
+    assert_eq!(
+        shape(&seen),
+        [
+            ("1", "multipart/mixed"),
+            ("1.1", "multipart/alternative"),
+            ("1.1.1", "text/plain"),
+            ("1.1.2", "text/html"),
+            ("1.2", "application/pdf"),
+            ("1.3", "message/rfc822"),
+            ("1.3.1", "text/plain"),
+        ]
+    );
+    assert_eq!(seen.subject.as_deref(), Some("Grüße"));
+    assert_eq!(&seen.parts[2].bytes[..], b"plain");
+    assert_eq!(&seen.parts[3].bytes[..], "café soft".as_bytes());
+    assert_eq!(seen.parts[4].names, ["€ rates.pdf", "other.pdf"]);
+    assert!(seen.parts[4].is_attachment);
+    assert_eq!(seen.parts[4].sniffed().media_type(), "application/pdf");
+    assert_eq!(&seen.parts[6].bytes[..], b"inside");
+    assert_eq!((seen.depth, seen.exceeded.len()), (2, 0));
+}
+
+/// A body that is not encoded is a slice of the content, not a copy: memory stays within what was charged.
+#[test]
+fn identity_bodies_are_not_copied() {
+    let content = Bytes::from_static(b"Subject: x\r\n\r\nbody");
+    let seen = inspect(&content, Limits::default());
+    assert_eq!(
+        seen.parts[0].bytes.as_ptr(),
+        content.slice(14..).as_ptr(),
+        "same memory"
+    );
+}
+
+/// What mail readers mend is mended: stray characters in base64, stray equals signs in quoted-printable, no final
+/// delimiter, LF alone, encoded words in file names, parts after the closing delimiter.
+#[test]
+fn broken_encodings_are_read_as_mail_readers_do() {
+    let seen = inspect(
+        &Bytes::from_static(
+            b"Content-Type: multipart/mixed; boundary=b\n\n--b\nContent-Transfer-Encoding: base64\n\naGV*s\nbG8=\n\
+            --b--\n--b\nContent-Transfer-Encoding: quoted-printable\n\
+            Content-Disposition: attachment; filename=\"=?utf-8?B?YS5leGU=?=\"\n\na=b=ZZ=41",
+        ),
+        Limits::default(),
+    );
+    assert_eq!(&seen.parts[1].bytes[..], b"hello");
+    assert_eq!(&seen.parts[2].bytes[..], b"a=b=ZZA");
+    assert_eq!(seen.parts[2].names, ["a.exe"]);
+}
+
+/// Two different types for one part are two readings: said, not guessed.
+#[test]
+fn contradicting_fields_are_ambiguous() {
+    let twice = |second: &str| {
+        look(&format!(
+            "Content-Type: text/plain\nContent-Type: {second}\n\nx"
+        ))
+    };
+    assert!(twice("multipart/mixed; boundary=b").parts[0].is_ambiguous);
+    assert!(!twice("TEXT/plain").parts[0].is_ambiguous);
+}
+
+/// Work is linear in the content and parts are bounded, whatever the content does (the measured reasons are on the page
+/// of the module).
+#[test]
+fn bombs_cost_bounded_work() {
+    let mut bombs: Vec<(&str, String, Option<Exceeded>)> = Vec::new();
+    let mut text = String::new();
+    for i in 0..10_000 {
+        let _ = write!(
+            text,
+            "Content-Type: multipart/mixed; boundary=b{i}\n\n--b{i}\n"
+        );
+    }
+    bombs.push(("nested multiparts", text, Some(Exceeded::Depth)));
+    let head = "Content-Type: multipart/mixed; boundary=b\n\n";
+    let text = format!("{head}{}", "--b\n\nx\n".repeat(100_000));
+    bombs.push(("parts", text, Some(Exceeded::Parts)));
+    let text = format!("{}\nx", "X-Field: y\n".repeat(100_000));
+    bombs.push(("header fields", text, Some(Exceeded::HeaderSection)));
+    let text = format!("Subject: x\n\n{}", "a".repeat(50_000_000));
+    bombs.push(("one line", text, None));
+    let text = format!("Subject: {}", "a".repeat(50_000_000));
+    bombs.push(("one field", text, Some(Exceeded::HeaderSection)));
+    let text = "Content-Type: message/rfc822\n\n".repeat(50_000);
+    bombs.push(("nested messages", text, Some(Exceeded::Depth)));
+    let open = "--b\nContent-Type: multipart/mixed; boundary=zz\n\nx\n".repeat(20_000);
+    let text = format!("{head}{open}");
+    bombs.push(("delimiters that never come", text, Some(Exceeded::Parts)));
+    let params: String = (1..20_000).fold(String::new(), |mut all, i| {
+        let _ = write!(all, ";\n a{i}*1=x");
+        all
+    });
+    bombs.push((
+        "parameters",
+        format!("Content-Type: text/plain{params}\n\nx"),
+        None,
+    ));
+    for (name, text, exceeded) in bombs {
+        let content = Bytes::from(text);
+        let limits = Limits::default();
+        let seen = inspect(&content, limits);
+        assert_eq!(seen.exceeded.first().copied(), exceeded, "{name}");
+        assert!(seen.parts.len() <= limits.parts, "{name}");
+        let most = content.len() as u64 * (limits.depth as u64 + 2);
+        assert!(seen.work <= most, "{name}: {} > {most}", seen.work);
+    }
+}
+
+/// Encodings inside encodings cannot grow beyond twice the content, and messages inside them are bounded as all others:
+/// this is where counting before decoding would see nothing.
+#[test]
+fn encoded_messages_are_bounded_too() {
+    use base64::Engine as _;
+    let mut inner = "Content-Type: message/rfc822\n\n".repeat(5_000);
+    for _ in 0..3 {
+        inner = format!(
+            "Content-Type: message/rfc822\nContent-Transfer-Encoding: base64\n\n{}",
+            base64::engine::general_purpose::STANDARD.encode(inner)
+        );
+    }
+    let seen = look(&inner);
+    assert_eq!(seen.exceeded, [Exceeded::Depth]);
+    assert_eq!(seen.depth, Limits::default().depth);
+}
+
+/// All who ask share one inspection.
+#[tokio::test]
+async fn inspection_is_made_once() {
+    let content = Content::uncharged(vec![b'a'; INLINE + 1]);
+    let shared = Shared::new(Limits::default(), Arc::new(Semaphore::new(1)));
+    let (a, b) = tokio::join!(shared.get(&content), shared.get(&content));
+    assert!(Arc::ptr_eq(&a, &b));
+}
