@@ -13,6 +13,8 @@
 //! | [`delivery`] | passes on |
 //! | [`quarantine`] | holds |
 //! | [`config`] | what was written becomes what each room needs |
+//! | [`admin`] | a running relay for its administrators |
+//! | [`telemetry`] | log and metrics |
 
 #![forbid(unsafe_code)]
 
@@ -27,4 +29,5 @@ pub mod quarantine;
 pub mod scan;
 pub mod smtp;
 pub mod store;
+pub mod telemetry;
 pub mod verdict;

@@ -1,7 +1,41 @@
-//! The surfaces of a running relay for its administrators.
+//! The surfaces of a running relay for its administrators: what it says about itself, and what it can be told to do.
+//!
+//! | path | where | answer |
+//! |---|---|---|
+//! | `GET /` | both | a page for people |
+//! | `GET /live` | both | 200 as long as the process can answer |
+//! | `GET /ready` | both | 200 while new mail is taken, else 503 with the reason |
+//! | `GET /metrics` | both | Prometheus text |
+//! | `GET /status` | socket | [`Status`] as JSON |
+//! | `POST /control/reload` | socket | [`Reloaded`] as JSON; 422 when refused |
+//! | `POST /control/drain` | socket | 202 |
+//! | `POST /control/wake` | socket | 202 |
+//!
+//! The TCP address only tells; whoever may change something needs access to the unix socket, which belongs to the
+//! relay's user alone (mode 0600). What happens behind both is [`Control`], which the composition root implements.
 
+mod connection;
+mod page;
+mod routes;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::deadline::Deadline;
+use crate::store::{LaneStats, Recovery};
+use crate::telemetry;
 
 /// Settings of `[admin]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,4 +44,130 @@ pub struct Settings {
     pub http: Option<SocketAddr>,
     /// The socket that commands reach the running relay through.
     pub socket: PathBuf,
+}
+
+/// What the relay can tell and be told; implemented by the composition root.
+pub trait Control: Send + Sync + 'static {
+    /// What it is doing now.
+    fn status(&self) -> impl Future<Output = Status> + Send;
+
+    /// Whether new mail is taken; otherwise why not, in one line.
+    fn ready(&self) -> Result<(), String>;
+
+    /// Reads the configuration again: the difference, or every problem with it, in which case nothing has changed.
+    fn reload(&self) -> impl Future<Output = Result<Vec<String>, Vec<String>>> + Send;
+
+    /// Stop taking mail, finish what is in flight, and end. Returns at once.
+    fn drain(&self);
+
+    /// There is work in the store that was not there before (a release, a retry): look now, not at the next turn.
+    fn wake(&self);
+}
+
+/// What a running relay says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The program's version.
+    pub version: String,
+    /// What it calls itself.
+    pub hostname: String,
+    /// The configuration in force, as in every decision.
+    pub config: String,
+    /// The file it was read from; none for the built-in defaults.
+    pub config_file: Option<PathBuf>,
+    /// Since when it runs.
+    pub started: Timestamp,
+    /// Whether it is finishing what is in flight and ends.
+    pub draining: bool,
+    /// Why no new mail is taken; none while it is.
+    pub not_ready: Option<String>,
+    /// Where it listens.
+    pub listeners: Vec<ListenerStatus>,
+    /// Sessions at this moment.
+    pub sessions: u64,
+    /// Octets of `limits.in_flight_bytes` that no message holds now.
+    pub memory_available: u64,
+    /// What waits to be scanned.
+    pub scan: LaneStats,
+    /// What waits to be delivered.
+    pub delivery: LaneStats,
+    /// What is in quarantine.
+    pub held: LaneStats,
+    /// What the start found in the store.
+    pub recovery: Recovery,
+}
+
+/// One listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its addresses, ports resolved.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// What became of a reload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reloaded {
+    /// In force; what differs from before.
+    Changes(Vec<String>),
+    /// Refused; nothing has changed.
+    Problems(Vec<String>),
+}
+
+/// Why the surfaces cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The TCP address cannot be listened on.
+    #[error("admin.http {0} cannot be listened on: {1}")]
+    Http(SocketAddr, #[source] std::io::Error),
+    /// Another process listens on the control socket.
+    #[error("another relay listens on {}", .0.display())]
+    InUse(PathBuf),
+    /// Something that is no socket is in the way.
+    #[error("{} is in the way of the control socket: it is no socket; remove it or change admin.socket", .0.display())]
+    NoSocket(PathBuf),
+    /// The control socket cannot be made.
+    #[error("the control socket {} cannot be made: {}", .0.display(), .1)]
+    Socket(PathBuf, #[source] std::io::Error),
+}
+
+/// Opens both surfaces and serves them on `tasks` until `closing`; returns the TCP address with its port resolved.
+///
+/// Cancel safety: a dropped call may leave the control socket behind, which the next start replaces.
+pub async fn serve<C: Control>(
+    settings: &Settings,
+    control: Arc<C>,
+    tasks: &TaskTracker,
+    closing: CancellationToken,
+) -> Result<Option<SocketAddr>, AdminError> {
+    let http = match settings.http {
+        None => None,
+        Some(address) => {
+            let failed = |error| AdminError::Http(address, error);
+            let listener = TcpListener::bind(address).await.map_err(failed)?;
+            let bound = listener.local_addr().map_err(failed)?;
+            Some((listener, bound))
+        }
+    };
+    let (listener, file) = socket::claim(settings.socket.clone()).await?;
+    let routes = routes::control(control.clone());
+    tasks.spawn(connection::serve(listener, routes, closing.clone(), file));
+    let address = http.as_ref().map(|(_, address)| *address);
+    if let Some((listener, address)) = http {
+        tracing::info!(%address, "admin");
+        let routes = routes::read_only(control);
+        tasks.spawn(connection::serve(listener, routes, closing.clone(), ()));
+    }
+    tasks.spawn(upkeep(closing));
+    Ok(address)
+}
+
+/// Keeps the metrics small where nobody scrapes.
+async fn upkeep(closing: CancellationToken) {
+    let turn = || Deadline::after(Duration::from_secs(5));
+    while closing.run_until_cancelled(turn().wait()).await.is_some() {
+        telemetry::metrics::upkeep();
+    }
 }

@@ -1,5 +1,7 @@
 //! Accepting sessions.
 
+pub mod users;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;

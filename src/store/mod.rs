@@ -195,7 +195,7 @@ pub enum StoreError {
 }
 
 /// What a start-up found.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
     /// Records waiting in Scan and Delivery.
     pub waiting: u64,

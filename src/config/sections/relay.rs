@@ -11,6 +11,8 @@ use crate::config::value::plain;
 use crate::deadline::Budget;
 use crate::{admin, quarantine, store};
 
+pub use crate::telemetry::log::LogFormat;
+
 use super::{DAY, HOUR, MINUTE, is_host, secs, socket_address};
 
 /// Settings of `[relay]`.
@@ -24,15 +26,6 @@ pub struct RelaySettings {
     pub log_format: LogFormat,
     /// What sessions in flight get to finish after SIGTERM.
     pub drain_timeout: Duration,
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 pub(in crate::config) fn relay(mut section: Section<'_>) -> RelaySettings {

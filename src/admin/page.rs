@@ -1,0 +1,100 @@
+//! The status page for people: one table, no scripts, nothing loaded from elsewhere.
+
+use std::fmt::Write as _;
+
+use super::Status;
+use crate::store::LaneStats;
+use crate::telemetry::escape::Escaped;
+
+const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:48rem;margin:2rem auto;padding:0 1rem;color:#222;\
+background:#fff}h1{font-size:1.4rem}table{border-collapse:collapse;width:100%}\
+th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-bottom:1px solid #ddd}th{font-weight:600;width:12rem}\
+.bad{color:#a00;font-weight:600}@media(prefers-color-scheme:dark){body{color:#ddd;background:#161616}\
+th,td{border-color:#333}.bad{color:#f77}}";
+
+/// The whole page.
+pub(super) fn render(status: &Status) -> String {
+    let mut rows = Rows(String::new());
+    match &status.not_ready {
+        None => rows.add("New mail", "is taken"),
+        Some(reason) => rows.add_bad("New mail", &format!("is not taken: {reason}")),
+    }
+    if status.draining {
+        rows.add_bad("Draining", "finishing what is in flight, then ending");
+    }
+    for listener in &status.listeners {
+        let addresses: Vec<String> = listener.addresses.iter().map(ToString::to_string).collect();
+        let name = format!("Listener {}", listener.name);
+        rows.add(&name, &addresses.join(", "));
+    }
+    rows.add("Sessions", &status.sessions.to_string());
+    let memory = format!("{} MiB", status.memory_available >> 20);
+    rows.add("Memory free for messages", &memory);
+    rows.add("Waiting for a scan", &lane(&status.scan));
+    rows.add("Waiting for delivery", &lane(&status.delivery));
+    rows.add("In quarantine", &lane(&status.held));
+    rows.add("Configuration", &configuration(status));
+    rows.add("Running since", &status.started.to_string());
+    rows.add("Version", &status.version);
+    let host = html(&status.hostname);
+    format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>Spillway on {host}</title>\
+         <style>{STYLE}</style></head><body><main><h1>Spillway on {host}</h1>\
+         <table>{}</table></main></body></html>\n",
+        rows.0
+    )
+}
+
+fn configuration(status: &Status) -> String {
+    match &status.config_file {
+        Some(file) => format!("{} ({})", status.config, file.display()),
+        None => status.config.clone(),
+    }
+}
+
+fn lane(stats: &LaneStats) -> String {
+    let mut text = format!("{} messages, {} octets", stats.messages, stats.octets);
+    if let Some(oldest) = stats.oldest {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ", the oldest of {oldest}");
+    }
+    text
+}
+
+struct Rows(String);
+
+impl Rows {
+    fn add(&mut self, name: &str, value: &str) {
+        self.row("", name, value);
+    }
+
+    fn add_bad(&mut self, name: &str, value: &str) {
+        self.row(" class=\"bad\"", name, value);
+    }
+
+    fn row(&mut self, class: &str, name: &str, value: &str) {
+        let (name, value) = (html(name), html(value));
+        let _ = write!(
+            self.0,
+            "<tr><th scope=\"row\">{name}</th><td{class}>{value}</td></tr>"
+        );
+    }
+}
+
+/// Text as HTML: safe to look at, and without meaning as markup.
+fn html(text: &str) -> String {
+    let text = Escaped(text).to_string();
+    let mut html = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => html.push_str("&amp;"),
+            '<' => html.push_str("&lt;"),
+            '>' => html.push_str("&gt;"),
+            '"' => html.push_str("&quot;"),
+            '\'' => html.push_str("&#39;"),
+            c => html.push(c),
+        }
+    }
+    html
+}

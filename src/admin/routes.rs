@@ -1,0 +1,90 @@
+//! Which path does what.
+
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+
+use super::{Control, Reloaded, page};
+use crate::telemetry;
+
+/// Octets of a request's body at most: no request has one.
+const LARGEST_BODY: usize = 1024;
+
+/// What anybody who reaches the TCP address may ask.
+pub(super) fn read_only<C: Control>(control: Arc<C>) -> Router {
+    told().with_state(control)
+}
+
+/// The same, and what the owner of the socket may do.
+pub(super) fn control<C: Control>(control: Arc<C>) -> Router {
+    told()
+        .route("/status", get(status))
+        .route("/control/reload", post(reload))
+        .route("/control/drain", post(drain))
+        .route("/control/wake", post(wake))
+        .with_state(control)
+}
+
+fn told<C: Control>() -> Router<Arc<C>> {
+    Router::new()
+        .route("/", get(people))
+        .route("/live", get(async || "live\n"))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .layer(DefaultBodyLimit::max(LARGEST_BODY))
+}
+
+async fn people<C: Control>(State(control): State<Arc<C>>) -> Response {
+    let html = page::render(&control.status().await);
+    let headers = [
+        // The page has neither scripts nor links to elsewhere; nothing that mail put into it could gain any.
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+        ),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::REFRESH, "10"),
+    ];
+    (headers, Html(html)).into_response()
+}
+
+async fn ready<C: Control>(State(control): State<Arc<C>>) -> (StatusCode, String) {
+    match control.ready() {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+async fn metrics() -> impl IntoResponse {
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], telemetry::metrics::render())
+}
+
+async fn status<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse {
+    Json(control.status().await)
+}
+
+async fn reload<C: Control>(State(control): State<Arc<C>>) -> (StatusCode, Json<Reloaded>) {
+    match control.reload().await {
+        Ok(changes) => (StatusCode::OK, Json(Reloaded::Changes(changes))),
+        Err(problems) => (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            Json(Reloaded::Problems(problems)),
+        ),
+    }
+}
+
+async fn drain<C: Control>(State(control): State<Arc<C>>) -> StatusCode {
+    control.drain();
+    StatusCode::ACCEPTED
+}
+
+async fn wake<C: Control>(State(control): State<Arc<C>>) -> StatusCode {
+    control.wake();
+    StatusCode::ACCEPTED
+}

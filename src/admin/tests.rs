@@ -1,0 +1,223 @@
+//! Both surfaces over real sockets, with a control that only remembers.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::*;
+
+#[derive(Default)]
+struct Fake {
+    not_ready: Mutex<Option<String>>,
+    problems: Vec<String>,
+    drained: AtomicBool,
+}
+
+impl Control for Fake {
+    async fn status(&self) -> Status {
+        Status {
+            version: "1".to_owned(),
+            hostname: "<script>\u{202e}".to_owned(),
+            config: "abc".to_owned(),
+            config_file: None,
+            started: Timestamp::UNIX_EPOCH,
+            draining: false,
+            not_ready: self.ready().err(),
+            listeners: Vec::new(),
+            sessions: 3,
+            memory_available: 1 << 20,
+            scan: LaneStats::default(),
+            delivery: LaneStats::default(),
+            held: LaneStats::default(),
+            recovery: Recovery::default(),
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        let reason = self.not_ready.lock().expect("lock").clone();
+        reason.map_or(Ok(()), Err)
+    }
+
+    async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
+        match self.problems.is_empty() {
+            true => Ok(vec!["limits.errors: 20 -> 10".to_owned()]),
+            false => Err(self.problems.clone()),
+        }
+    }
+
+    fn drain(&self) {
+        self.drained.store(true, Ordering::SeqCst);
+    }
+
+    fn wake(&self) {}
+}
+
+struct Surfaces {
+    folder: tempfile::TempDir,
+    control: Arc<Fake>,
+    tasks: TaskTracker,
+    closing: CancellationToken,
+    address: SocketAddr,
+}
+
+impl Surfaces {
+    async fn open(control: Fake) -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let (control, tasks) = (Arc::new(control), TaskTracker::new());
+        let closing = CancellationToken::new();
+        let settings = settings(&folder);
+        let address = serve(&settings, control.clone(), &tasks, closing.clone())
+            .await
+            .expect("serves")
+            .expect("an address");
+        Self {
+            folder,
+            control,
+            tasks,
+            closing,
+            address,
+        }
+    }
+
+    async fn tcp(&self, request: &str) -> String {
+        let stream = TcpStream::connect(self.address).await.expect("connects");
+        ask(stream, request).await
+    }
+
+    async fn unix(&self, request: &str) -> String {
+        let path = settings(&self.folder).socket;
+        ask(UnixStream::connect(path).await.expect("connects"), request).await
+    }
+}
+
+fn settings(folder: &tempfile::TempDir) -> Settings {
+    Settings {
+        http: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+        socket: folder.path().join("control.sock"),
+    }
+}
+
+async fn ask(
+    mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    request: &str,
+) -> String {
+    let request = format!("{request} HTTP/1.0\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("asks");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answers");
+    answer
+}
+
+/// Whoever reaches the TCP address can look and do nothing else.
+#[tokio::test]
+async fn tcp_address_is_read_only() {
+    let surfaces = Surfaces::open(Fake::default()).await;
+    assert!(surfaces.tcp("GET /live").await.starts_with("HTTP/1.0 200"));
+    assert!(surfaces.tcp("GET /metrics").await.contains("version=0.0.4"));
+    for request in [
+        "POST /control/drain",
+        "POST /control/reload",
+        "POST /control/wake",
+        "GET /status",
+    ] {
+        let answer = surfaces.tcp(request).await;
+        assert!(answer.starts_with("HTTP/1.0 404"), "{request}: {answer}");
+    }
+    assert!(!surfaces.control.drained.load(Ordering::SeqCst));
+}
+
+/// Readiness says why not, so that the administrator need not search the log for it.
+#[tokio::test]
+async fn readiness_names_its_reason() {
+    let surfaces = Surfaces::open(Fake::default()).await;
+    assert!(surfaces.tcp("GET /ready").await.starts_with("HTTP/1.0 200"));
+    *surfaces.control.not_ready.lock().expect("lock") = Some("the disk is full".to_owned());
+    let answer = surfaces.tcp("GET /ready").await;
+    assert!(answer.starts_with("HTTP/1.0 503"));
+    assert!(answer.ends_with("the disk is full\n"));
+}
+
+/// The page is data about mail; nothing in it becomes markup or reorders the line.
+#[tokio::test]
+async fn status_page_escapes() {
+    let surfaces = Surfaces::open(Fake::default()).await;
+    let page = surfaces.tcp("GET /").await;
+    assert!(page.contains("&lt;script&gt;\\u{202e}"), "{page}");
+    assert!(!page.contains("<script>"));
+}
+
+/// The owner of the socket may do everything, and a refused reload tells all its problems.
+#[tokio::test]
+async fn socket_controls() {
+    let surfaces = Surfaces::open(Fake::default()).await;
+    let answer = surfaces.unix("POST /control/reload").await;
+    assert!(answer.starts_with("HTTP/1.0 200"));
+    assert!(answer.ends_with(r#"{"changes":["limits.errors: 20 -> 10"]}"#));
+    let answer = surfaces.unix("GET /status").await;
+    assert!(answer.contains(r#""sessions":3"#), "{answer}");
+    let answer = surfaces.unix("POST /control/drain").await;
+    assert!(answer.starts_with("HTTP/1.0 202"));
+    assert!(surfaces.control.drained.load(Ordering::SeqCst));
+
+    let refusing = Surfaces::open(Fake {
+        problems: vec!["no".to_owned()],
+        ..Fake::default()
+    })
+    .await;
+    let answer = refusing.unix("POST /control/reload").await;
+    assert!(answer.starts_with("HTTP/1.0 422"));
+    assert!(answer.ends_with(r#"{"problems":["no"]}"#));
+}
+
+/// A live relay's socket is never taken from it; a dead one's is replaced; another kind of file is left alone.
+#[tokio::test]
+async fn only_a_dead_socket_is_replaced() {
+    let surfaces = Surfaces::open(Fake::default()).await;
+    let settings = settings(&surfaces.folder);
+    let mode = std::fs::metadata(&settings.socket)
+        .expect("socket")
+        .permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    let again = || {
+        let closing = surfaces.closing.clone();
+        serve(
+            &settings,
+            surfaces.control.clone(),
+            &surfaces.tasks,
+            closing,
+        )
+    };
+    assert!(matches!(again().await, Err(AdminError::InUse(_))));
+
+    surfaces.closing.cancel();
+    surfaces.tasks.close();
+    surfaces.tasks.wait().await;
+    assert!(!settings.socket.exists(), "taken away at the end");
+
+    drop(std::os::unix::net::UnixListener::bind(&settings.socket).expect("binds"));
+    assert!(settings.socket.exists(), "a dead socket is in the way");
+    again().await.expect("replaces it");
+    surfaces.tasks.wait().await;
+
+    std::fs::write(&settings.socket, "precious").expect("writes");
+    assert!(matches!(again().await, Err(AdminError::NoSocket(_))));
+    assert_eq!(std::fs::read(&settings.socket).expect("reads"), b"precious");
+}
+
+/// Somebody who connects and says nothing is sent away: monitoring cannot use up the relay's descriptors.
+#[tokio::test(start_paused = true)]
+async fn silent_connections_end() {
+    let surfaces = Surfaces::open(Fake::default()).await;
+    let mut stream = TcpStream::connect(surfaces.address)
+        .await
+        .expect("connects");
+    let mut answer = Vec::new();
+    // The clock runs as fast as it can while everybody waits; without the limit this would wait forever.
+    let ended = Deadline::after(Duration::from_secs(3600))
+        .run(stream.read_to_end(&mut answer))
+        .await;
+    assert!(ended.is_ok());
+}

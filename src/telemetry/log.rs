@@ -1,0 +1,187 @@
+//! The log: one line per event on standard error, as text for people or JSON for programs.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+
+use tracing::Subscriber;
+use tracing::field::Field;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{self, Writer};
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::escape::{Escaping, is_unsafe};
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `time level module: message key=value …`, coloured on a terminal.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The level or filter cannot be understood.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0:?} is no log level or filter; write a level (error, warn, info, debug, trace) or one such as \"info,spillway::scan=debug\""
+)]
+pub struct NotAFilter(String);
+
+/// Starts logging to standard error. `filter` is a level, or directives such as `info,spillway::scan=debug`. If
+/// something else logs in this process already, it stays.
+pub fn init(filter: &str, format: LogFormat) -> Result<(), NotAFilter> {
+    let filter = EnvFilter::try_new(filter).map_err(|_| NotAFilter(filter.to_owned()))?;
+    let ansi = io::stderr().is_terminal();
+    let already_set = match format {
+        LogFormat::Text => text(filter, ansi, io::stderr).try_init(),
+        LogFormat::Json => json(filter, io::stderr).try_init(),
+    };
+    // Tests start several relays in one process; the first log serves all of them.
+    drop(already_set);
+    Ok(())
+}
+
+/// The subscriber's own formatter writes the fields that are recorded with `%` as they are, line breaks included, so
+/// fields are written here.
+fn text<W>(filter: EnvFilter, ansi: bool, out: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let fields = |writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
+        if field.name() != "message" {
+            write!(writer, "{field}=")?;
+        }
+        write!(Escaping(writer), "{value:?}")
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(ansi)
+        .fmt_fields(format::debug_fn(fields).delimited(" "))
+        .with_writer(out)
+        .finish()
+}
+
+fn json<W>(filter: EnvFilter, out: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(EscapedJson(out))
+        .finish()
+}
+
+/// JSON escapes C0 controls only; this escapes the others. They can stand inside strings alone, so the line stays JSON.
+struct EscapedJson<W>(W);
+
+impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for EscapedJson<W> {
+    type Writer = EscapedJson<W::Writer>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        EscapedJson(self.0.make_writer())
+    }
+}
+
+impl<W: Write> Write for EscapedJson<W> {
+    /// Called with one whole line at a time.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let mut safe = String::with_capacity(text.len());
+        for c in text.chars() {
+            if is_unsafe(c) && c != '\n' {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    // Writing to a String cannot fail.
+                    let _ = write!(safe, "\\u{unit:04x}");
+                }
+            } else {
+                safe.push(c);
+            }
+        }
+        self.0.write_all(safe.as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Collects what is logged.
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("sink").extend_from_slice(octets);
+            Ok(octets.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Sink {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().expect("sink").clone()).expect("UTF-8")
+        }
+    }
+
+    const HOSTILE: &str = "x\nERROR forged\x1b[2J\u{9b}31m\u{202e}\u{7f}";
+
+    fn log_hostile() {
+        tracing::info!(
+            detail = %HOSTILE,
+            text = HOSTILE,
+            error = &io::Error::other(HOSTILE) as &dyn std::error::Error,
+            "{HOSTILE}"
+        );
+    }
+
+    fn lines(text: &str) -> usize {
+        assert!(text.ends_with('\n'));
+        let mut unsafe_chars = text.chars().filter(|c| is_unsafe(*c) && *c != '\n');
+        assert_eq!(unsafe_chars.next(), None, "{text:?}");
+        text.lines().count()
+    }
+
+    /// Mail cannot forge a log line or act on the terminal that shows it, however a field is recorded.
+    #[test]
+    fn what_mail_says_stays_inside_its_field() {
+        let sink = Sink::default();
+        let out = sink.clone();
+        let subscriber = text(EnvFilter::new("info"), false, move || out.clone());
+        tracing::subscriber::with_default(subscriber, log_hostile);
+        assert_eq!(lines(&sink.text()), 1, "{}", sink.text());
+    }
+
+    /// The same in JSON, which stays JSON and keeps the value.
+    #[test]
+    fn json_lines_stay_json() {
+        let sink = Sink::default();
+        let out = sink.clone();
+        let subscriber = json(EnvFilter::new("info"), move || out.clone());
+        tracing::subscriber::with_default(subscriber, log_hostile);
+        assert_eq!(lines(&sink.text()), 1);
+        let line: serde_json::Value = serde_json::from_str(&sink.text()).expect("JSON");
+        assert_eq!(line["detail"], HOSTILE);
+    }
+
+    /// A filter with a slip in it is refused with its text, not ignored.
+    #[test]
+    fn wrong_filters_are_refused() {
+        let error = init("info,spillway=lots", LogFormat::Text).expect_err("no such level");
+        assert!(error.to_string().contains("lots"));
+    }
+}

@@ -1,0 +1,82 @@
+//! The metrics: counted in memory, rendered when somebody asks (`/metrics`).
+
+use std::sync::{Mutex, PoisonError};
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Buckets of every histogram named `…_seconds`: from an engine in process to the longest budget.
+const SECONDS: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 150.0,
+];
+
+/// Buckets of every histogram named `…_bytes`: message sizes.
+const BYTES: [f64; 9] = [
+    1024.0,
+    4096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+];
+
+static INSTALLED: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
+
+/// Starts counting. Later calls do nothing, so that several relays may run in one process and share the counts.
+pub fn install() {
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if installed.is_some() {
+        return;
+    }
+    let recorder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+        .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES))
+        // Only an empty list of buckets is refused; the default ones would do.
+        .unwrap_or_else(|_| PrometheusBuilder::new())
+        .build_recorder();
+    let handle = recorder.handle();
+    // Whoever else counts in this process keeps counting; then there is nothing to render.
+    if ::metrics::set_global_recorder(recorder).is_ok() {
+        *installed = Some(handle);
+    }
+}
+
+/// All metrics in the text format of Prometheus; empty before [`install`].
+pub fn render() -> String {
+    handle().map_or_else(String::new, |handle| handle.render())
+}
+
+/// Folds what histograms have collected since the last call or [`render`]. Without a call every few seconds their
+/// samples would pile up where nobody scrapes.
+pub fn upkeep() {
+    if let Some(handle) = handle() {
+        handle.run_upkeep();
+    }
+}
+
+fn handle() -> Option<PrometheusHandle> {
+    INSTALLED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is counted is rendered, durations in buckets, and installing twice loses nothing.
+    #[test]
+    fn counts_survive_a_second_install() {
+        install();
+        ::metrics::counter!("spillway_test_total").increment(2);
+        ::metrics::histogram!("spillway_test_seconds").record(0.02);
+        install();
+        upkeep();
+        let page = render();
+        assert!(page.contains("spillway_test_total 2"), "{page}");
+        assert!(page.contains("spillway_test_seconds_bucket{le=\"0.025\"} 1"));
+    }
+}
