@@ -1,16 +1,41 @@
 //! Passing messages to next hops.
+//!
+//! Recipients are grouped by next hop ([`Delivery::route`]), the next hops are spoken to at once, and every recipient
+//! gets an outcome of its own. What is tried again at once and what is not is decided in one place per kind of next
+//! hop: [`relay`] for SMTP and LMTP, [`maildir`] for folders. What is tried again later is the caller's, with
+//! [`schedule::next_attempt`]; who is told about failures is [`dsn`]'s.
 
+mod connection;
+pub mod dsn;
+mod endpoint;
+mod maildir;
+mod pool;
+mod relay;
+mod routes;
+pub mod schedule;
+mod tls;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use serde::{Deserialize, Serialize};
 
 use crate::deadline::Deadline;
 use crate::message::{Content, Envelope, MessageId};
 use crate::smtp::RemoteReply;
+use crate::smtp::reply_parser::parse_status;
+use maildir::Maildir;
+use relay::Relay;
+use routes::Routes;
 
 /// Settings of one `[[next_hop]]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -116,23 +141,243 @@ pub struct Answer {
     pub server: Option<SocketAddr>,
     /// What it said.
     pub reply: Option<RemoteReply>,
-    /// One line for people: the reply with its stage, or what went wrong without one.
+    /// One line for people: the reply with its stage, or what went wrong without one. A refusal of our own begins with
+    /// its enhanced status code.
     pub text: String,
+    /// The server offered DSN (RFC 3461) and got our DSN parameters: success reports are its business now.
+    #[serde(default)]
+    pub dsn_passed: bool,
 }
 
-/// All next hops, with their pools.
-#[derive(Debug, Clone)]
-pub struct Delivery {}
+impl Answer {
+    /// Without server, reply and text.
+    fn of(next_hop: &Arc<str>) -> Self {
+        Self {
+            next_hop: next_hop.clone(),
+            server: None,
+            reply: None,
+            text: String::new(),
+            dsn_passed: false,
+        }
+    }
+
+    /// The enhanced status code (RFC 3463) that was given, by the server or by us.
+    pub fn status(&self) -> Option<(u16, u16, u16)> {
+        match &self.reply {
+            Some(reply) => reply.enhanced,
+            None => parse_status(self.text.split(' ').next()?),
+        }
+    }
+}
+
+impl Outcome {
+    /// What was said.
+    pub fn answer(&self) -> &Answer {
+        match self {
+            Self::Delivered(answer) | Self::Deferred(answer) | Self::Failed(answer) => answer,
+        }
+    }
+}
+
+/// Why next hops cannot be set up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// Not of a form that we know.
+    #[error("next hop {0}: {1:?} is not an address (host:port, [IPv6]:port, or unix:/path)")]
+    Address(String, String),
+    /// None at all.
+    #[error("next hop {0} has no address")]
+    NoAddress(String),
+    /// `verified` needs a name.
+    #[error("next hop {0}: {1:?} has no host name that a certificate could be checked against")]
+    NoNameToVerify(String, String),
+    /// Username without password file, or the other way round.
+    #[error("next hop {0}: username and password_file belong together")]
+    HalfCredentials(String),
+    /// The password file cannot be used.
+    #[error("password file {path}: {why}", path = .0.display(), why = .1)]
+    Password(PathBuf, String),
+    /// The certificate file cannot be used.
+    #[error("certificate file {path}: {why}", path = .0.display(), why = .1)]
+    Ca(PathBuf, String),
+    /// No certificates of authorities on this system.
+    #[error("the system has no certificates of authorities (set tls_ca): {0}")]
+    NoSystemCa(String),
+    /// The TLS library refuses to be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(String),
+    /// Two next hops want the same mail.
+    #[error("the domain {domain:?} is claimed by the next hops {first} and {second}")]
+    DomainTwice {
+        /// As written.
+        domain: String,
+        /// The next hop that comes first.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A Maildir template without a place for the recipient.
+    #[error(
+        "next hop {0}: the path {1:?} does not contain {{local}}, so all recipients would share one mailbox"
+    )]
+    SharedMaildir(String, String),
+}
+
+/// All next hops, with their pools. Clones share them.
+#[derive(Clone)]
+pub struct Delivery {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    hops: Vec<Hop>,
+    routes: Routes,
+}
+
+struct Hop {
+    settings: Settings,
+    means: Means,
+    /// Made at the first delivery: by then the recorder is installed.
+    meters: OnceLock<Meters>,
+}
+
+enum Means {
+    Relay(Box<Relay>),
+    Maildir(Maildir),
+}
+
+struct Meters {
+    delivered: Counter,
+    deferred: Counter,
+    failed: Counter,
+    seconds: Histogram,
+    connections: Gauge,
+}
+
+impl Meters {
+    fn new(next_hop: &Arc<str>) -> Self {
+        let outcome = |outcome: &'static str| counter!("spillway_deliveries_total", "next_hop" => next_hop.to_string(), "outcome" => outcome);
+        Self {
+            delivered: outcome("delivered"),
+            deferred: outcome("deferred"),
+            failed: outcome("failed"),
+            seconds: histogram!("spillway_delivery_seconds", "next_hop" => next_hop.to_string()),
+            connections: gauge!("spillway_next_hop_connections", "next_hop" => next_hop.to_string()),
+        }
+    }
+
+    fn count(&self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Delivered(_) => self.delivered.increment(1),
+            Outcome::Deferred(_) => self.deferred.increment(1),
+            Outcome::Failed(_) => self.failed.increment(1),
+        }
+    }
+}
 
 impl Delivery {
+    /// Sets up all next hops: reads their certificate and password files, connects nowhere.
+    pub fn new(settings: Vec<Settings>) -> Result<Self, BuildError> {
+        let routes = Routes::new(&settings)?;
+        let mut hops = Vec::with_capacity(settings.len());
+        for settings in settings {
+            let name = settings.name.clone();
+            let means = match &settings.kind {
+                Kind::Smtp(smtp) => Means::Relay(Box::new(Relay::new(name, smtp)?)),
+                Kind::Maildir { path } => Means::Maildir(Maildir::new(name, path)?),
+            };
+            hops.push(Hop {
+                settings,
+                means,
+                meters: OnceLock::new(),
+            });
+        }
+        let shared = Arc::new(Shared { hops, routes });
+        Ok(Self { shared })
+    }
+
     /// Delivers to all recipients, every next hop at once; one outcome per recipient in their order. At the deadline
     /// what is undecided is [`Outcome::Deferred`].
+    ///
+    /// Cancel safety: connections in use are closed and never used again; a next hop may or may not have taken what
+    /// was on its way.
     pub async fn deliver(&self, mail: &Outbound, deadline: Deadline) -> Vec<Outcome> {
-        unimplemented!("{mail:?} {deadline:?}")
+        let mut outcomes: Vec<Option<Outcome>> = vec![None; mail.envelope.recipients.len()];
+        let mut work: FuturesUnordered<_> = self
+            .group(mail)
+            .into_iter()
+            .map(|(hop, recipients)| self.shared.hops[hop].deliver(mail, recipients, deadline))
+            .collect();
+        while let Some(done) = work.next().await {
+            for (at, outcome) in done {
+                if let Some(place) = outcomes.get_mut(at) {
+                    *place = Some(outcome);
+                }
+            }
+        }
+        outcomes
+            .into_iter()
+            .map(|outcome| outcome.unwrap_or_else(no_route))
+            .collect()
     }
 
     /// The settings of the next hop for a recipient's domain.
     pub fn route(&self, domain: &str) -> Option<&Settings> {
-        unimplemented!("{domain}")
+        let at = self.shared.routes.find(domain)?;
+        Some(&self.shared.hops[at].settings)
     }
+
+    /// Positions of recipients by next hop. There are few next hops, mostly one: a list is searched faster than a map.
+    fn group(&self, mail: &Outbound) -> Vec<(usize, Vec<usize>)> {
+        let mut groups: Vec<(usize, Vec<usize>)> = Vec::new();
+        for (at, recipient) in mail.envelope.recipients.iter().enumerate() {
+            let Some(hop) = self.shared.routes.find(recipient.mailbox.domain()) else {
+                continue;
+            };
+            match groups.iter_mut().find(|(other, _)| *other == hop) {
+                Some((_, recipients)) => recipients.push(at),
+                None => groups.push((hop, vec![at])),
+            }
+        }
+        groups
+    }
+}
+
+impl Hop {
+    async fn deliver(
+        &self,
+        mail: &Outbound,
+        recipients: Vec<usize>,
+        deadline: Deadline,
+    ) -> Vec<(usize, Outcome)> {
+        let meters = self.meters.get_or_init(|| Meters::new(&self.settings.name));
+        let start = tokio::time::Instant::now();
+        let outcomes = match &self.means {
+            Means::Relay(relay) => {
+                let connections = &meters.connections;
+                relay.deliver(mail, recipients, connections, deadline).await
+            }
+            Means::Maildir(maildir) => maildir.deliver(mail, recipients, deadline).await,
+        };
+        meters.seconds.record(start.elapsed());
+        for (_, outcome) in &outcomes {
+            meters.count(outcome);
+        }
+        outcomes
+    }
+}
+
+/// The names of the next hops; their passwords are nobody's business.
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.shared.hops.iter().map(|hop| &hop.settings.name);
+        f.debug_list().entries(names).finish()
+    }
+}
+
+fn no_route() -> Outcome {
+    Outcome::Failed(Answer {
+        text: "5.4.4 no next hop takes this domain".to_owned(),
+        ..Answer::of(&Arc::from(""))
+    })
 }

@@ -1,0 +1,422 @@
+//! Delivery status notifications: what the sender is told (RFC 3461, RFC 3464; RFC 6533 where SMTPUTF8 is at work).
+//!
+//! A notification goes to the reverse-path, from the null reverse-path, so that none is ever answered by another
+//! (RFC 5321 4.5.5). It is written by hand: its parts are fixed, two of the three have no general MIME form, and every
+//! line of it is made of text that others sent us, which has to be cleaned piece by piece anyway.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimePrinter;
+use jiff::tz::TimeZone;
+use memchr::memmem;
+
+use super::{Answer, Outcome};
+use crate::message::{
+    BodyKind, Envelope, MessageId, Notify, Origin, Recipient, Ret, ReversePath, header,
+};
+use crate::smtp::dot_stuff::has_bare_line_end;
+
+/// A message up to this size is returned whole where the sender did not say RET=HDRS.
+const MAX_RETURNED: usize = 1 << 20;
+/// Octets of header section returned at most.
+const MAX_HEADERS: usize = 64 << 10;
+/// Octets of a line (RFC 5322 2.1.1).
+const MAX_LINE: usize = 998;
+/// Where our own text is folded.
+const FOLD: usize = 76;
+
+/// What a notification says about its recipients (RFC 3464 2.3.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Given up: refused, or not delivered in time.
+    Failed,
+    /// Not delivered yet; it is being tried.
+    Delayed,
+    /// Passed to a server that sends no notifications itself.
+    Relayed,
+    /// In its mailbox.
+    Delivered,
+}
+
+impl Action {
+    /// The success that is left for us to report; none where the next hop took over that duty.
+    pub fn for_success(outcome: &Outcome) -> Option<Self> {
+        match outcome {
+            Outcome::Delivered(answer) if answer.dsn_passed => None,
+            Outcome::Delivered(answer) if answer.reply.is_some() => Some(Self::Relayed),
+            Outcome::Delivered(_) => Some(Self::Delivered),
+            Outcome::Deferred(_) | Outcome::Failed(_) => None,
+        }
+    }
+
+    /// Whether the sender wants to know. Who did not say gets failures alone (RFC 3461 4.1).
+    fn is_wanted(self, notify: Option<Notify>) -> bool {
+        match (self, notify) {
+            (Self::Failed, notify) => notify.is_none_or(|wanted| wanted.failure),
+            (Self::Delayed, notify) => notify.is_some_and(|wanted| wanted.delay),
+            (Self::Relayed | Self::Delivered, notify) => {
+                notify.is_some_and(|wanted| wanted.success)
+            }
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Delayed => "delayed",
+            Self::Relayed => "relayed",
+            Self::Delivered => "delivered",
+        }
+    }
+
+    /// The class of a status that nobody gave.
+    fn class(self) -> u16 {
+        match self {
+            Self::Failed => 5,
+            Self::Delayed => 4,
+            Self::Relayed | Self::Delivered => 2,
+        }
+    }
+
+    fn subject(self) -> &'static str {
+        match self {
+            Self::Failed => "Undelivered mail returned to sender",
+            Self::Delayed => "Mail delivery is delayed",
+            Self::Relayed | Self::Delivered => "Mail delivery report",
+        }
+    }
+
+    fn explanation(self) -> &'static str {
+        match self {
+            Self::Failed => {
+                "Your message could not be delivered to the recipients below, and it is\r\n\
+                 not being tried any more.\r\n"
+            }
+            Self::Delayed => {
+                "Your message has not been delivered to the recipients below yet. You need\r\n\
+                 not send it again: it is still being tried.\r\n"
+            }
+            Self::Relayed => {
+                "Your message was passed on to servers that do not report on delivery. You\r\n\
+                 may hear no more about the recipients below.\r\n"
+            }
+            Self::Delivered => "Your message was delivered to the recipients below.\r\n",
+        }
+    }
+}
+
+/// The message that is reported on.
+#[derive(Debug, Clone, Copy)]
+pub struct Original<'a> {
+    /// `relay.hostname`.
+    pub reporting_mta: &'a str,
+    /// The id in our 250.
+    pub id: MessageId,
+    /// As received.
+    pub envelope: &'a Envelope,
+    /// End of data.
+    pub arrived: Timestamp,
+    /// As received.
+    pub content: &'a [u8],
+}
+
+impl Original<'_> {
+    /// The notification about recipients of this message and what was said about each, with the id `id` and the date
+    /// `now`. `None` if there is nobody to tell (the null reverse-path), or nobody who wants to be told.
+    pub fn report(
+        &self,
+        action: Action,
+        recipients: &[(Recipient, Answer)],
+        id: MessageId,
+        now: Timestamp,
+    ) -> Option<(Envelope, Bytes)> {
+        let sender = self.envelope.reverse_path.mailbox()?;
+        let wanted = |(recipient, _): &&(Recipient, Answer)| action.is_wanted(recipient.notify);
+        let recipients: Vec<&(Recipient, Answer)> = recipients.iter().filter(wanted).collect();
+        if recipients.is_empty() {
+            return None;
+        }
+        let report = Report {
+            original: self,
+            action,
+            utf8: self.envelope.smtputf8 || sender.is_internationalized(),
+            boundary: format!("=_{id}"),
+        };
+        let mut out = report.head(sender.as_str(), id, now);
+        report.for_people(&mut out, &recipients);
+        report.for_programs(&mut out, &recipients, now);
+        let mut octets = out.into_bytes();
+        report.returned(&mut octets);
+        let body = if octets.is_ascii() {
+            BodyKind::SevenBit
+        } else {
+            BodyKind::EightBitMime
+        };
+        let envelope = Envelope {
+            reverse_path: ReversePath::NULL,
+            recipients: vec![Recipient::from(sender.clone())],
+            body,
+            smtputf8: report.utf8,
+            ret: None,
+            envid: None,
+            origin: Origin::local("bounce"),
+        };
+        Some((envelope, octets.into()))
+    }
+}
+
+/// One notification being written.
+struct Report<'a> {
+    original: &'a Original<'a>,
+    action: Action,
+    /// Text outside ASCII may stand in it, and it is sent with SMTPUTF8.
+    utf8: bool,
+    boundary: String,
+}
+
+// Writing to a String cannot fail; the results of `write!` below are dropped for that reason.
+impl Report<'_> {
+    fn head(&self, to: &str, id: MessageId, now: Timestamp) -> String {
+        let host = self.clean(self.original.reporting_mta);
+        let mut out = String::with_capacity(4096);
+        let _ = write!(
+            out,
+            "From: Mail Delivery System <MAILER-DAEMON@{host}>\r\n\
+             To: <{to}>\r\n\
+             Subject: {}\r\n\
+             Date: {}\r\n\
+             Message-ID: <{id}@{host}>\r\n",
+            self.action.subject(),
+            date(now)
+        );
+        if let Some(message_id) = self.original_message_id() {
+            let _ = write!(
+                out,
+                "In-Reply-To: {message_id}\r\nReferences: {message_id}\r\n"
+            );
+        }
+        let _ = write!(
+            out,
+            "Auto-Submitted: auto-replied\r\n\
+             MIME-Version: 1.0\r\n\
+             Content-Type: multipart/report; report-type=delivery-status;\r\n\
+             \tboundary=\"{}\"\r\n\
+             \r\n\
+             This is a report about the delivery of a message, in MIME format.\r\n",
+            self.boundary
+        );
+        out
+    }
+
+    /// So that the notification is shown with the message it is about; only if it is a plain one.
+    fn original_message_id(&self) -> Option<String> {
+        let section = header::section(self.original.content);
+        let message_id = header::first(section, "Message-ID")?.unfolded();
+        let plain = message_id.len() <= 250
+            && message_id.starts_with('<')
+            && message_id.ends_with('>')
+            && message_id.bytes().all(|octet| octet.is_ascii_graphic());
+        plain.then_some(message_id)
+    }
+
+    fn part(&self, out: &mut String, content_type: &str, eight_bit: bool) {
+        let _ = write!(
+            out,
+            "\r\n--{}\r\nContent-Type: {content_type}\r\n",
+            self.boundary
+        );
+        if eight_bit {
+            out.push_str("Content-Transfer-Encoding: 8bit\r\n");
+        }
+        out.push_str("\r\n");
+    }
+
+    fn for_people(&self, out: &mut String, recipients: &[&(Recipient, Answer)]) {
+        let charset = if self.utf8 { "utf-8" } else { "us-ascii" };
+        self.part(out, &format!("text/plain; charset={charset}"), self.utf8);
+        let host = self.clean(self.original.reporting_mta);
+        let _ = write!(out, "This is the mail server {host}.\r\n\r\n");
+        out.push_str(self.action.explanation());
+        for (recipient, answer) in recipients {
+            let _ = write!(out, "\r\n<{}>\r\n", self.clean(recipient.mailbox.as_str()));
+            fold(out, "    ", &self.clean(&answer.text));
+        }
+        let _ = write!(
+            out,
+            "\r\nThe message's id here was {}.\r\n",
+            self.original.id
+        );
+    }
+
+    fn for_programs(&self, out: &mut String, recipients: &[&(Recipient, Answer)], now: Timestamp) {
+        let kind = if self.utf8 {
+            "message/global-delivery-status"
+        } else {
+            "message/delivery-status"
+        };
+        self.part(out, kind, self.utf8);
+        let original = self.original;
+        let _ = write!(
+            out,
+            "Reporting-MTA: dns; {}\r\n",
+            self.clean(original.reporting_mta)
+        );
+        if let Some(envid) = &original.envelope.envid {
+            fold(out, "Original-Envelope-Id: ", &self.clean(envid));
+        }
+        let _ = write!(out, "Arrival-Date: {}\r\n", date(original.arrived));
+        for (recipient, answer) in recipients {
+            out.push_str("\r\n");
+            if let Some(orcpt) = &recipient.orcpt {
+                fold(out, "Original-Recipient: ", &self.clean(orcpt));
+            }
+            let kind = if recipient.mailbox.is_internationalized() {
+                "utf-8"
+            } else {
+                "rfc822"
+            };
+            let mailbox = self.clean(recipient.mailbox.as_str());
+            let _ = write!(
+                out,
+                "Final-Recipient: {kind}; {mailbox}\r\nAction: {}\r\nStatus: {}\r\n",
+                self.action.word(),
+                status(self.action, answer)
+            );
+            if let Some(server) = answer.server {
+                let _ = write!(out, "Remote-MTA: dns; [{}]\r\n", server.ip());
+            }
+            match &answer.reply {
+                Some(reply) => fold(
+                    out,
+                    "Diagnostic-Code: smtp; ",
+                    &self.clean(&reply.to_string()),
+                ),
+                None => fold(
+                    out,
+                    "Diagnostic-Code: X-Spillway; ",
+                    &self.clean(&answer.text),
+                ),
+            }
+            let _ = write!(out, "Last-Attempt-Date: {}\r\n", date(now));
+        }
+    }
+
+    /// The third part: the message or its header section, and the end.
+    fn returned(&self, octets: &mut Vec<u8>) {
+        let content = self.original.content;
+        let mut head = String::new();
+        if self.returns_all() {
+            let kind = if self.utf8 {
+                "message/global"
+            } else {
+                "message/rfc822"
+            };
+            self.part(&mut head, kind, !content.is_ascii());
+            octets.extend_from_slice(head.as_bytes());
+            octets.extend_from_slice(content);
+        } else {
+            let kind = if self.utf8 {
+                "message/global-headers"
+            } else {
+                "text/rfc822-headers"
+            };
+            self.part(&mut head, kind, self.utf8);
+            octets.extend_from_slice(head.as_bytes());
+            self.headers(octets);
+        }
+        octets.extend_from_slice(format!("\r\n--{}--\r\n", self.boundary).as_bytes());
+    }
+
+    /// RET=HDRS is obeyed; otherwise the message goes back whole, unless it is large or not fit to be part of another.
+    fn returns_all(&self) -> bool {
+        let content = self.original.content;
+        self.action == Action::Failed
+            && self.original.envelope.ret != Some(Ret::Headers)
+            && content.len() <= MAX_RETURNED
+            && !has_bare_line_end(content)
+            && lines(content).all(|line| line.len() <= MAX_LINE)
+    }
+
+    /// The header section, with lines and total cut to size, in ASCII unless UTF-8 is allowed.
+    fn headers(&self, octets: &mut Vec<u8>) {
+        let end = octets.len() + MAX_HEADERS;
+        for line in lines(header::section(self.original.content)) {
+            let line = &line[..line.len().min(MAX_LINE)];
+            if octets.len() + line.len() > end {
+                return;
+            }
+            let text = String::from_utf8_lossy(line);
+            let clean = text.chars().map(|c| self.clean_char(c));
+            let clean: String = clean.collect();
+            octets.extend_from_slice(&clean.as_bytes()[..clean.floor_char_boundary(MAX_LINE)]);
+            octets.extend_from_slice(b"\r\n");
+        }
+    }
+
+    /// Text of others, made fit for a line of ours.
+    fn clean(&self, text: &str) -> String {
+        text.chars().map(|c| self.clean_char(c)).collect()
+    }
+
+    fn clean_char(&self, c: char) -> char {
+        match c {
+            '\t' => ' ',
+            c if c.is_control() || (!self.utf8 && !c.is_ascii()) => '?',
+            c => c,
+        }
+    }
+}
+
+fn lines(octets: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = octets;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = memmem::find(rest, b"\r\n");
+        let line = &rest[..end.unwrap_or(rest.len())];
+        rest = end.map_or(&[][..], |end| &rest[end + 2..]);
+        Some(line)
+    })
+}
+
+/// Appends `label` and the text, folded at spaces; words too long for a line are cut.
+fn fold(out: &mut String, label: &str, text: &str) {
+    out.push_str(label);
+    let mut width = label.len();
+    for (at, word) in text.split(' ').filter(|word| !word.is_empty()).enumerate() {
+        let word = &word[..word.floor_char_boundary(MAX_LINE / 2)];
+        if at > 0 && width + word.len() >= FOLD {
+            out.push_str("\r\n    ");
+            width = 4;
+        } else if at > 0 {
+            out.push(' ');
+            width += 1;
+        }
+        out.push_str(word);
+        width += word.len();
+    }
+    out.push_str("\r\n");
+}
+
+/// The enhanced status code (RFC 3463): the one that was given, else the bare class.
+fn status(action: Action, answer: &Answer) -> String {
+    let class = answer
+        .reply
+        .as_ref()
+        .map_or(action.class(), |reply| reply.class() as u16);
+    let (class, subject, detail) = answer.status().unwrap_or((class, 0, 0));
+    format!("{class}.{subject}.{detail}")
+}
+
+fn date(at: Timestamp) -> String {
+    // It fails only for years that RFC 5322 cannot write.
+    DateTimePrinter::new()
+        .zoned_to_string(&at.to_zoned(TimeZone::UTC))
+        .unwrap_or_else(|_| "Thu, 01 Jan 1970 00:00:00 +0000".to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,257 @@
+use super::*;
+use crate::message::Mailbox;
+use crate::smtp::RemoteReply;
+
+const BOUNCE: &str = "01JZZZZZZZZZZZZZZZZZZZZZZZ";
+
+fn recipient(text: &str) -> Recipient {
+    Mailbox::parse(text).expect("mailbox").into()
+}
+
+fn envelope(from: Option<&str>) -> Envelope {
+    Envelope {
+        reverse_path: from.map_or(ReversePath::NULL, |from| {
+            Mailbox::parse(from).expect("mailbox").into()
+        }),
+        recipients: vec![recipient("b@example.org")],
+        body: BodyKind::SevenBit,
+        smtputf8: false,
+        ret: None,
+        envid: None,
+        origin: Origin::local("test"),
+    }
+}
+
+fn answer(code: u16, enhanced: Option<(u16, u16, u16)>, text: &str) -> Answer {
+    let reply = RemoteReply {
+        code,
+        enhanced,
+        text: text.to_owned(),
+    };
+    Answer {
+        server: Some(([192, 0, 2, 1], 25).into()),
+        text: format!("RCPT: {reply}"),
+        reply: Some(reply),
+        ..Answer::of(&"hop".into())
+    }
+}
+
+fn report(
+    action: Action,
+    envelope: &Envelope,
+    content: &[u8],
+    recipients: &[(Recipient, Answer)],
+) -> Option<(Envelope, Vec<u8>)> {
+    let original = Original {
+        reporting_mta: "relay.example.com",
+        id: "01J00000000000000000000000".parse().expect("id"),
+        envelope,
+        arrived: "2026-11-20T10:00:00Z".parse().expect("time"),
+        content,
+    };
+    let now = "2026-11-21T10:00:00Z".parse().expect("time");
+    let (envelope, content) =
+        original.report(action, recipients, BOUNCE.parse().expect("id"), now)?;
+    Some((envelope, content.to_vec()))
+}
+
+const CONTENT: &[u8] =
+    b"From: a@example.com\r\nMessage-ID: <1@example.com>\r\nSubject: hi\r\n\r\nbody\r\n";
+
+/// The whole notification, as RFC 3464 wants it.
+#[test]
+fn a_failure_reads_like_this() {
+    let mut message = envelope(Some("a@example.com"));
+    message.envid = Some("batch 7".to_owned());
+    let mut asked = recipient("b@example.org");
+    asked.orcpt = Some("rfc822;bob@example.org".to_owned());
+    let said = "no such user here, and if you do not believe it ask the postmaster of example.org";
+    let failed = [
+        (asked, answer(550, Some((5, 1, 1)), said)),
+        (
+            recipient("c@example.net"),
+            Answer {
+                text: "5.4.4 no next hop takes this domain".to_owned(),
+                ..Answer::of(&"".into())
+            },
+        ),
+    ];
+    let (envelope, content) = report(Action::Failed, &message, CONTENT, &failed).expect("report");
+    assert!(envelope.reverse_path.is_null());
+    assert_eq!(envelope.recipients, [recipient("a@example.com")]);
+    let golden = include_str!("failure.golden").replace('\n', "\r\n");
+    assert_eq!(String::from_utf8(content).expect("ASCII"), golden);
+}
+
+/// Nobody is told about a message from the null reverse-path: bounces of bounces never end (RFC 5321 4.5.5).
+#[test]
+fn the_null_reverse_path_is_never_answered() {
+    let failed = [(recipient("b@example.org"), answer(550, None, "no"))];
+    assert_eq!(
+        report(Action::Failed, &envelope(None), CONTENT, &failed),
+        None
+    );
+}
+
+/// The sender is told what it asked for, recipient by recipient, and no more.
+#[test]
+fn notify_is_respected() {
+    let wanting = |success, failure, delay| {
+        let mut recipient = recipient("b@example.org");
+        recipient.notify = Some(Notify {
+            success,
+            failure,
+            delay,
+        });
+        recipient
+    };
+    let message = envelope(Some("a@example.com"));
+    for (action, recipient, told) in [
+        (Action::Failed, recipient("b@example.org"), true),
+        (Action::Failed, wanting(false, true, false), true),
+        (Action::Failed, wanting(true, false, true), false),
+        (Action::Failed, wanting(false, false, false), false),
+        (Action::Relayed, recipient("b@example.org"), false),
+        (Action::Relayed, wanting(true, false, false), true),
+        (Action::Delivered, wanting(false, true, true), false),
+        (Action::Delayed, recipient("b@example.org"), false),
+        (Action::Delayed, wanting(false, false, true), true),
+    ] {
+        let list = [(recipient.clone(), answer(250, None, "ok"))];
+        let got = report(action, &message, CONTENT, &list);
+        assert_eq!(got.is_some(), told, "{action:?} {:?}", recipient.notify);
+    }
+    let mixed = [
+        (wanting(false, false, false), answer(550, None, "never")),
+        (recipient("c@example.org"), answer(550, None, "told")),
+    ];
+    let (_, content) = report(Action::Failed, &message, CONTENT, &mixed).expect("report");
+    let content = String::from_utf8(content).expect("ASCII");
+    assert!(content.contains("c@example.org") && !content.contains("b@example.org"));
+}
+
+/// RET=HDRS returns the header section; so does a message that is large, or that no other message can contain.
+#[test]
+fn what_is_returned_is_bounded() {
+    let failed = [(recipient("b@example.org"), answer(550, None, "no"))];
+    let mut headers_only = envelope(Some("a@example.com"));
+    headers_only.ret = Some(Ret::Headers);
+    let mut full = envelope(Some("a@example.com"));
+    full.ret = Some(Ret::Full);
+    let large = [CONTENT, &b"0123456789abcde\r\n".repeat(1 << 16)].concat();
+    let long = [CONTENT, &[b'x'; 1000], b"\r\n"].concat();
+    for (message, content, whole) in [
+        (&full, CONTENT, true),
+        (&headers_only, CONTENT, false),
+        (&full, &large[..], false),
+        (&full, &long[..], false),
+        (&full, b"Subject: x\r\n\r\na\nb\r\n", false),
+    ] {
+        let (_, report) = report(Action::Failed, message, content, &failed).expect("report");
+        let text = String::from_utf8(report).expect("ASCII");
+        assert_eq!(
+            text.contains("Content-Type: message/rfc822"),
+            whole,
+            "{text:.2000}"
+        );
+        assert_eq!(text.contains("Content-Type: text/rfc822-headers"), !whole);
+        assert!(text.contains("Subject:"));
+    }
+}
+
+/// Whatever others wrote, a notification has CRLF line ends, lines that fit, and no field of theirs.
+#[test]
+fn hostile_text_stays_in_its_line() {
+    let mut message = envelope(Some("a@example.com"));
+    message.envid = Some("x\r\nBcc: y".to_owned());
+    let mut asked = recipient("b@example.org");
+    asked.orcpt = Some("rfc822;\r\n\r\n--=_ä".to_owned());
+    let said = format!("{} \x1b[2J ä", "w".repeat(990));
+    let failed = [(asked, answer(550, None, &said))];
+    let header = format!("Subject: {}\r\nX: \x01ä\r\n", "s".repeat(5000));
+    let many = header.repeat(100);
+    let content = [many.as_bytes(), b"\r\nbody\r\n"].concat();
+    let (envelope, report) = report(Action::Failed, &message, &content, &failed).expect("report");
+    assert!(report.is_ascii());
+    assert_eq!(envelope.body, BodyKind::SevenBit);
+    assert!(!has_bare_line_end(&report));
+    assert!(lines(&report).all(|line| line.len() <= MAX_LINE));
+    assert!(lines(&report).all(|line| !line.starts_with(b"Bcc")));
+    assert!(report.len() < MAX_HEADERS + 8192);
+    assert!(!report.contains(&0x1b) && !report.contains(&1));
+}
+
+/// A message that came with SMTPUTF8 is reported on with the types of RFC 6533.
+#[test]
+fn smtputf8_is_reported_in_utf8() {
+    let mut message = envelope(Some("ä@example.com"));
+    message.smtputf8 = true;
+    let failed = [(recipient("ö@example.org"), answer(550, None, "nö"))];
+    let (envelope, report) = report(Action::Failed, &message, CONTENT, &failed).expect("report");
+    let text = String::from_utf8(report).expect("UTF-8");
+    assert!(envelope.smtputf8);
+    assert_eq!(envelope.body, BodyKind::EightBitMime);
+    for part in [
+        "To: <ä@example.com>",
+        "Content-Type: message/global-delivery-status",
+        "Final-Recipient: utf-8; ö@example.org",
+        "Diagnostic-Code: smtp; 550 nö",
+        "Content-Type: message/global\r\n",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+/// Success is reported by us only where nobody behind us will.
+#[test]
+fn success_is_reported_once() {
+    let passed = Answer {
+        dsn_passed: true,
+        ..answer(250, None, "ok")
+    };
+    let local = Answer::of(&"local".into());
+    assert_eq!(Action::for_success(&Outcome::Delivered(passed)), None);
+    assert_eq!(
+        Action::for_success(&Outcome::Delivered(answer(250, None, "ok"))),
+        Some(Action::Relayed)
+    );
+    assert_eq!(
+        Action::for_success(&Outcome::Delivered(local)),
+        Some(Action::Delivered)
+    );
+    assert_eq!(
+        Action::for_success(&Outcome::Failed(answer(550, None, "no"))),
+        None
+    );
+}
+
+/// A program that reads mail finds in it what we meant: checked with a parser that is not ours.
+#[test]
+fn a_parser_reads_it() {
+    let failed = [(
+        recipient("b@example.org"),
+        answer(550, Some((5, 1, 1)), "no"),
+    )];
+    let (_, content) = report(
+        Action::Failed,
+        &envelope(Some("a@example.com")),
+        CONTENT,
+        &failed,
+    )
+    .expect("report");
+    let parsed = mail_parser::MessageParser::default()
+        .parse(&content)
+        .expect("a message");
+    assert_eq!(parsed.parts.len(), 4, "multipart, text, status, message");
+    assert!(
+        parsed
+            .body_text(0)
+            .expect("text")
+            .contains("<b@example.org>")
+    );
+    let returned = parsed
+        .attachments()
+        .find_map(|part| part.message())
+        .expect("the message");
+    assert_eq!(returned.subject(), Some("hi"));
+}

@@ -1,0 +1,370 @@
+//! One SMTP or LMTP next hop: which connection a message takes, and what is safe to try again.
+//!
+//! The law: before the end of data was sent, nobody has the message, and another address may get it. After that the
+//! server may have taken it although we never heard so (RFC 5321 4.5.5, RFC 1047), and the message is deferred; the
+//! duplicate that may follow is the one that SMTP itself leaves open.
+
+use std::sync::Arc;
+
+use metrics::Gauge;
+use tracing::{debug, warn};
+
+use super::connection::{Connection, ConnectionError, Plan, Unfinished};
+use super::endpoint::{Avoided, Endpoint, Target};
+use super::pool::{Lease, Pool};
+use super::{Answer, BuildError, Outbound, Outcome, SmtpSettings, TlsMode, tls};
+use crate::deadline::Deadline;
+use crate::message::Content;
+use crate::smtp::dialog::{BareLineEnd, Credentials, Facts, Fate, Settled, TlsWish};
+use crate::smtp::reply::Class;
+
+/// Content up to this size is looked at on the spot, larger content on a thread that may block.
+const LOOK_ON_THE_SPOT: usize = 1 << 20;
+
+/// A next hop that is spoken to over sockets.
+pub struct Relay {
+    name: Arc<str>,
+    plan: Plan,
+    targets: Vec<Target>,
+    pool: Pool,
+    avoided: Avoided,
+}
+
+/// Recipients without an outcome yet, and the outcomes of the others.
+struct Progress {
+    open: Vec<usize>,
+    done: Vec<(usize, Outcome)>,
+}
+
+impl Relay {
+    /// Reads certificate and password files.
+    pub fn new(name: Arc<str>, settings: &SmtpSettings) -> Result<Self, BuildError> {
+        let mut targets = Vec::with_capacity(settings.addresses.len());
+        for text in &settings.addresses {
+            let address = || BuildError::Address(name.to_string(), text.clone());
+            let target = Target::parse(text).ok_or_else(address)?;
+            if settings.tls == TlsMode::Verified && target.server_name().is_none() {
+                return Err(BuildError::NoNameToVerify(name.to_string(), text.clone()));
+            }
+            targets.push(target);
+        }
+        if targets.is_empty() {
+            return Err(BuildError::NoAddress(name.to_string()));
+        }
+        Ok(Self {
+            plan: Plan {
+                tls: tls::connector(settings)?,
+                credentials: credentials(&name, settings)?,
+                settings: settings.clone(),
+            },
+            targets,
+            pool: Pool::new(settings.connections, settings.idle),
+            avoided: Avoided::default(),
+            name,
+        })
+    }
+
+    /// Delivers to the recipients at these positions of the envelope; one outcome for each, in any order.
+    ///
+    /// Cancel safety: a connection in use is closed; the message may or may not have been taken.
+    pub async fn deliver(
+        &self,
+        mail: &Outbound,
+        recipients: Vec<usize>,
+        open_connections: &Gauge,
+        deadline: Deadline,
+    ) -> Vec<(usize, Outcome)> {
+        let mut progress = Progress {
+            done: Vec::with_capacity(recipients.len()),
+            open: recipients,
+        };
+        let facts = match facts(mail).await {
+            Ok(facts) => facts,
+            Err(why) => {
+                self.fail(&mut progress, &why);
+                return progress.done;
+            }
+        };
+        let Some(lease) = self.pool.lease(deadline).await else {
+            let why = "all connections to it were in use until time ran out".to_owned();
+            self.defer(&mut progress, None, &ConnectionFailure::Text(why));
+            return progress.done;
+        };
+        let attempt = Attempt {
+            relay: self,
+            mail,
+            facts,
+            deadline,
+            gauge: open_connections,
+        };
+        if let Err((endpoint, why)) = attempt.run(lease, &mut progress).await {
+            self.defer(&mut progress, endpoint.as_ref(), &why);
+        }
+        progress.done
+    }
+
+    fn fail(&self, progress: &mut Progress, why: &BareLineEnd) {
+        for at in progress.open.drain(..) {
+            let answer = Answer {
+                text: why.to_string(),
+                ..Answer::of(&self.name)
+            };
+            progress.done.push((at, Outcome::Failed(answer)));
+        }
+    }
+
+    fn defer(&self, progress: &mut Progress, endpoint: Option<&Endpoint>, why: &ConnectionFailure) {
+        let answer = Answer {
+            server: endpoint.and_then(Endpoint::address),
+            reply: why.reply().cloned(),
+            text: why.to_string(),
+            ..Answer::of(&self.name)
+        };
+        for at in progress.open.drain(..) {
+            let outcome = Outcome::Deferred(answer.clone());
+            progress.done.push((at, outcome));
+        }
+    }
+
+    /// Moves settled recipients from open to done.
+    fn settle(
+        &self,
+        progress: &mut Progress,
+        fates: Vec<(usize, Fate)>,
+        server: &Endpoint,
+        dsn_passed: bool,
+    ) {
+        progress.open.clear();
+        for (at, fate) in fates {
+            let Fate::Settled(settled) = fate else {
+                progress.open.push(at);
+                continue;
+            };
+            let answer = Answer {
+                server: server.address(),
+                dsn_passed,
+                ..Answer::of(&self.name)
+            };
+            let outcome = match settled {
+                Settled::Replied(stage, reply) => {
+                    let (class, text) = (reply.class(), format!("{stage}: {reply}"));
+                    let answer = Answer {
+                        reply: Some(reply),
+                        text,
+                        ..answer
+                    };
+                    match class {
+                        Class::Positive => Outcome::Delivered(answer),
+                        Class::Transient | Class::Intermediate => Outcome::Deferred(answer),
+                        Class::Permanent => Outcome::Failed(answer),
+                    }
+                }
+                Settled::Unsupported(why) => Outcome::Failed(Answer {
+                    text: why.to_string(),
+                    ..answer
+                }),
+            };
+            progress.done.push((at, outcome));
+        }
+    }
+}
+
+/// Why recipients are still open.
+#[derive(Debug, thiserror::Error)]
+enum ConnectionFailure {
+    #[error("{0}")]
+    Text(String),
+    #[error("{0}: {1}")]
+    Connection(Endpoint, #[source] ConnectionError),
+    #[error("{0}: after the end of data, so that it may have been taken all the same: {1}")]
+    Late(Endpoint, #[source] ConnectionError),
+}
+
+impl ConnectionFailure {
+    fn reply(&self) -> Option<&crate::smtp::RemoteReply> {
+        match self {
+            Self::Text(_) => None,
+            Self::Connection(_, error) | Self::Late(_, error) => error.reply(),
+        }
+    }
+}
+
+/// One message at one next hop.
+struct Attempt<'a> {
+    relay: &'a Relay,
+    mail: &'a Outbound,
+    facts: Facts,
+    deadline: Deadline,
+    gauge: &'a Gauge,
+}
+
+/// The last server spoken to, and what went wrong there.
+type Failed = (Option<Endpoint>, ConnectionFailure);
+
+impl Attempt<'_> {
+    /// Tries an idle connection, then every address in order, for as long as nobody can have taken the message.
+    async fn run(&self, lease: Lease<'_>, progress: &mut Progress) -> Result<(), Failed> {
+        if let Some(mut connection) = lease.idle() {
+            match self.transact(&mut connection, progress).await {
+                Ok(()) => {
+                    lease.give_back(connection);
+                    return Ok(());
+                }
+                Err(failure) if self.is_final(&failure) => return Err(failure),
+                // It was closed while it was idle: that is nobody's fault, and a new one takes its place.
+                Err((_, why)) => {
+                    debug!(next_hop = %self.relay.name, %why, "idle connection was dead")
+                }
+            }
+        }
+        let mut last = None;
+        for target in &self.relay.targets {
+            let mut endpoints = match self.resolve(target).await {
+                Ok(endpoints) => endpoints,
+                Err(why) => {
+                    last = Some((None, why));
+                    continue;
+                }
+            };
+            self.relay.avoided.order(&mut endpoints);
+            for endpoint in endpoints {
+                match self.fresh(target, &endpoint, progress).await {
+                    Ok(connection) => {
+                        lease.give_back(connection);
+                        return Ok(());
+                    }
+                    Err(failure) if self.is_final(&failure) => return Err(failure),
+                    Err(failure) => {
+                        self.relay.avoided.add(&endpoint);
+                        last = Some(failure);
+                    }
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            let why = "its names have no addresses".to_owned();
+            (None, ConnectionFailure::Text(why))
+        }))
+    }
+
+    async fn resolve(&self, target: &Target) -> Result<Vec<Endpoint>, ConnectionFailure> {
+        let limit = self.relay.plan.settings.connect_timeout;
+        match self.deadline.within(limit).run(target.resolve()).await {
+            Ok(Ok(endpoints)) => Ok(endpoints),
+            Ok(Err(error)) => Err(ConnectionFailure::Text(format!(
+                "looking up {target}: {error}"
+            ))),
+            Err(_) => Err(ConnectionFailure::Text(format!(
+                "looking up {target}: no answer in time"
+            ))),
+        }
+    }
+
+    /// A new connection, and the transaction on it.
+    async fn fresh(
+        &self,
+        target: &Target,
+        endpoint: &Endpoint,
+        progress: &mut Progress,
+    ) -> Result<Connection, Failed> {
+        let mut connection = self.open(target, endpoint).await.map_err(|error| {
+            let failure = ConnectionFailure::Connection(endpoint.clone(), error);
+            (Some(endpoint.clone()), failure)
+        })?;
+        self.transact(&mut connection, progress).await?;
+        Ok(connection)
+    }
+
+    async fn open(
+        &self,
+        target: &Target,
+        endpoint: &Endpoint,
+    ) -> Result<Connection, ConnectionError> {
+        let plan = &self.relay.plan;
+        let open = |wish| {
+            Connection::open(
+                plan,
+                target,
+                endpoint,
+                wish,
+                self.gauge.clone(),
+                self.deadline,
+            )
+        };
+        match plan.settings.tls {
+            TlsMode::Off => open(TlsWish::Never).await,
+            TlsMode::Required | TlsMode::Verified => open(TlsWish::Always).await,
+            TlsMode::Opportunistic => match open(TlsWish::IfOffered).await {
+                Err(ConnectionError::Tls(error)) => {
+                    warn!(next_hop = %self.relay.name, %endpoint, %error, "TLS failed, going on in the clear");
+                    open(TlsWish::Never).await
+                }
+                result => result,
+            },
+        }
+    }
+
+    async fn transact(
+        &self,
+        connection: &mut Connection,
+        progress: &mut Progress,
+    ) -> Result<(), Failed> {
+        let endpoint = connection.endpoint().clone();
+        let dsn = connection.capabilities().dsn;
+        let result = connection
+            .transact(self.mail, &progress.open, self.facts, self.deadline)
+            .await;
+        match result {
+            Ok(fates) => {
+                self.relay.settle(progress, fates, &endpoint, dsn);
+                Ok(())
+            }
+            Err(Unfinished {
+                error,
+                content_sent,
+                fates,
+            }) => {
+                self.relay.settle(progress, fates, &endpoint, dsn);
+                let failure = if content_sent {
+                    ConnectionFailure::Late(endpoint.clone(), error)
+                } else {
+                    ConnectionFailure::Connection(endpoint.clone(), error)
+                };
+                Err((Some(endpoint), failure))
+            }
+        }
+    }
+
+    /// Whether another address must not, or cannot in time, be tried.
+    fn is_final(&self, (_, why): &Failed) -> bool {
+        matches!(why, ConnectionFailure::Late(..)) || self.deadline.passed()
+    }
+}
+
+async fn facts(mail: &Outbound) -> Result<Facts, BareLineEnd> {
+    if mail.content.len() <= LOOK_ON_THE_SPOT {
+        return Facts::of(&mail.prefix, mail.content.bytes());
+    }
+    let (prefix, content): (_, Content) = (mail.prefix.clone(), mail.content.clone());
+    let look = move || Facts::of(&prefix, content.bytes());
+    match tokio::task::spawn_blocking(look).await {
+        Ok(facts) => facts,
+        // Only at shutdown, or if the look itself panicked: then what was not looked at is looked at here.
+        Err(_) => Facts::of(&mail.prefix, mail.content.bytes()),
+    }
+}
+
+fn credentials(name: &str, settings: &SmtpSettings) -> Result<Option<Credentials>, BuildError> {
+    let (username, file) = match (&settings.username, &settings.password_file) {
+        (Some(username), Some(file)) => (username.clone(), file),
+        (None, None) => return Ok(None),
+        _ => return Err(BuildError::HalfCredentials(name.to_owned())),
+    };
+    let broken = |why: String| BuildError::Password(file.clone(), why);
+    let password = std::fs::read_to_string(file).map_err(|error| broken(error.to_string()))?;
+    let password = password.trim_end_matches(['\r', '\n']).to_owned();
+    if password.is_empty() || password.contains(char::is_control) {
+        return Err(broken("it must hold one line, the password".to_owned()));
+    }
+    Ok(Some(Credentials { username, password }))
+}

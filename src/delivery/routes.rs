@@ -1,0 +1,121 @@
+//! Which next hop takes which domain.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use super::{BuildError, Settings};
+
+/// Domains to positions in the list of next hops.
+#[derive(Debug, Default)]
+pub struct Routes {
+    exact: HashMap<String, usize>,
+    /// With their leading dot.
+    suffixes: HashMap<String, usize>,
+    rest: Option<usize>,
+}
+
+impl Routes {
+    /// Collects the domains of all next hops; each may be claimed once.
+    pub fn new(hops: &[Settings]) -> Result<Self, BuildError> {
+        let mut routes = Self::default();
+        for (at, hop) in hops.iter().enumerate() {
+            for domain in &hop.domains {
+                let before = if domain == "*" {
+                    routes.rest.replace(at)
+                } else if domain.starts_with('.') {
+                    routes.suffixes.insert(domain.to_lowercase(), at)
+                } else {
+                    routes.exact.insert(domain.to_lowercase(), at)
+                };
+                if let Some(before) = before {
+                    return Err(BuildError::DomainTwice {
+                        domain: domain.clone(),
+                        first: hops[before].name.to_string(),
+                        second: hop.name.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(routes)
+    }
+
+    /// The exact domain, else the longest suffix, else `*`. Address literals and the empty domain of the bare
+    /// postmaster have no name to look for and belong to `*`.
+    pub fn find(&self, domain: &str) -> Option<usize> {
+        if domain.is_empty() || domain.starts_with('[') {
+            return self.rest;
+        }
+        let domain = domain.strip_suffix('.').unwrap_or(domain);
+        let domain = if domain.chars().any(char::is_uppercase) {
+            Cow::Owned(domain.to_lowercase())
+        } else {
+            Cow::Borrowed(domain)
+        };
+        if let Some(at) = self.exact.get(&*domain) {
+            return Some(*at);
+        }
+        if self.suffixes.is_empty() {
+            return self.rest;
+        }
+        let mut suffixes = domain.match_indices('.').map(|(dot, _)| &domain[dot..]);
+        suffixes
+            .find_map(|suffix| self.suffixes.get(suffix).copied())
+            .or(self.rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::Kind;
+    use std::time::Duration;
+
+    fn hop(name: &str, domains: &[&str]) -> Settings {
+        Settings {
+            name: name.into(),
+            domains: domains.iter().map(|&domain| domain.to_owned()).collect(),
+            kind: Kind::Maildir {
+                path: String::new(),
+            },
+            retry_first: Duration::ZERO,
+            retry_max: Duration::ZERO,
+            give_up: Duration::ZERO,
+        }
+    }
+
+    /// The most exact entry wins, wherever it stands, and case never matters.
+    #[test]
+    fn the_most_exact_domain_wins() {
+        let hops = [
+            hop("rest", &["*"]),
+            hop("below", &[".Example.com", ".b.example.com"]),
+            hop("exact", &["a.example.com", "example.com"]),
+        ];
+        let routes = Routes::new(&hops).expect("routes");
+        for (domain, expected) in [
+            ("example.com", "exact"),
+            ("A.EXAMPLE.com", "exact"),
+            ("a.example.com.", "exact"),
+            ("x.a.example.com", "below"),
+            ("x.example.com", "below"),
+            ("notexample.com", "rest"),
+            ("", "rest"),
+            ("[192.0.2.1]", "rest"),
+            ("[IPv6:2001:db8::1]", "rest"),
+        ] {
+            let found = routes.find(domain).map(|at| &*hops[at].name);
+            assert_eq!(found, Some(expected), "{domain}");
+        }
+        let none = Routes::new(&hops[2..]).expect("routes");
+        assert_eq!(none.find("x.example.com"), None);
+    }
+
+    /// Two next hops for one domain are a mistake that is named, not a race.
+    #[test]
+    fn a_domain_is_claimed_once() {
+        let error = Routes::new(&[hop("one", &["example.com"]), hop("two", &["EXAMPLE.com"])])
+            .expect_err("twice");
+        let text = error.to_string();
+        assert!(text.contains("one") && text.contains("two"), "{text}");
+    }
+}

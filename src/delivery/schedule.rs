@@ -1,0 +1,71 @@
+//! When a deferred message is tried again.
+
+use std::time::Duration;
+
+use rand::{Rng, RngExt as _};
+
+use super::Settings;
+
+/// The wait after so many attempts: `retry_first` after the first, doubled with each, `retry_max` at most.
+///
+/// A quarter of it is left to chance, downwards, so that messages deferred together do not come back together, and
+/// `retry_max` stays a promise.
+pub fn next_attempt(settings: &Settings, attempts: u32, rng: &mut impl Rng) -> Duration {
+    let doublings = attempts.saturating_sub(1).min(31);
+    let wait = settings
+        .retry_first
+        .saturating_mul(1 << doublings)
+        .min(settings.retry_max);
+    wait.mul_f64(rng.random_range(0.75..=1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::Kind;
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
+
+    fn settings() -> Settings {
+        Settings {
+            name: "hop".into(),
+            domains: Vec::new(),
+            kind: Kind::Maildir {
+                path: String::new(),
+            },
+            retry_first: Duration::from_secs(60),
+            retry_max: Duration::from_secs(3600),
+            give_up: Duration::from_secs(86_400),
+        }
+    }
+
+    /// Waits grow twofold, stay within a quarter below that, and never pass the maximum, whatever the count.
+    #[test]
+    fn waits_double_up_to_the_maximum() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for (attempts, whole) in [
+            (0, 60),
+            (1, 60),
+            (2, 120),
+            (3, 240),
+            (7, 3600),
+            (u32::MAX, 3600),
+        ] {
+            for _ in 0..200 {
+                let wait = next_attempt(&settings(), attempts, &mut rng).as_secs_f64();
+                let whole = f64::from(whole);
+                assert!((whole * 0.75..=whole).contains(&wait), "{attempts}: {wait}");
+            }
+        }
+    }
+
+    /// Messages deferred together come back apart.
+    #[test]
+    fn waits_differ() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let waits: std::collections::HashSet<Duration> = (0..100)
+            .map(|_| next_attempt(&settings(), 3, &mut rng))
+            .collect();
+        assert!(waits.len() > 90, "{}", waits.len());
+    }
+}

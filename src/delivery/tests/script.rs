@@ -1,0 +1,139 @@
+//! A server that plays a script, one script for each connection, one connection after the other.
+//!
+//! | line | meaning |
+//! |---|---|
+//! | `S: text` | it sends the line |
+//! | `S; text` | it sends the line in one write with the line after it |
+//! | `C: text` | it expects exactly this line |
+//! | `TLS` | it shakes hands |
+//! | `EOF` | it expects the client to close, at once |
+//! | `HOLD` | it does nothing until the client closes; what comes in is dropped |
+//! | `TELL` | it tells the test that it came so far ([`Server::told`]) |
+//!
+//! At the end of its script it closes the connection.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
+};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+
+trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
+type Stream = BufReader<Box<dyn Socket>>;
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> Box<dyn Socket> {
+        match self {
+            Self::Tcp(listener) => Box::new(listener.accept().await.expect("a connection").0),
+            Self::Unix(listener) => Box::new(listener.accept().await.expect("a connection").0),
+        }
+    }
+}
+
+pub(super) struct Server {
+    address: String,
+    told: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    pub(super) async fn start(scripts: &[&str]) -> Self {
+        Self::start_tls(scripts, None).await
+    }
+
+    pub(super) async fn start_tls(scripts: &[&str], tls: Option<TlsAcceptor>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("address").to_string();
+        Self::run(address, scripts, tls, Listener::Tcp(listener))
+    }
+
+    pub(super) fn unix(path: &Path, scripts: &[&str]) -> Self {
+        let listener = UnixListener::bind(path).expect("a socket");
+        let address = format!("unix:{}", path.display());
+        Self::run(address, scripts, None, Listener::Unix(listener))
+    }
+
+    fn run(
+        address: String,
+        scripts: &[&str],
+        tls: Option<TlsAcceptor>,
+        listener: Listener,
+    ) -> Self {
+        let scripts: Vec<String> = scripts.iter().map(|&script| script.to_owned()).collect();
+        let told = Arc::new(Notify::new());
+        let tell = told.clone();
+        let task = tokio::spawn(async move {
+            for script in scripts {
+                let stream = listener.accept().await;
+                play(&script, BufReader::new(stream), tls.as_ref(), &tell).await;
+            }
+        });
+        Self {
+            address,
+            told,
+            task,
+        }
+    }
+
+    pub(super) fn address(&self) -> String {
+        self.address.clone()
+    }
+
+    /// Waits for `TELL`.
+    pub(super) async fn told(&self) {
+        self.told.notified().await;
+    }
+
+    /// Waits for the end of all scripts; panics if the client did not keep to them.
+    pub(super) async fn finished(self) {
+        self.task.await.expect("the script");
+    }
+}
+
+async fn play(script: &str, mut stream: Stream, tls: Option<&TlsAcceptor>, tell: &Notify) {
+    let mut gathered = String::new();
+    for step in script
+        .lines()
+        .map(str::trim)
+        .filter(|step| !step.is_empty())
+    {
+        if let Some(text) = step.strip_prefix("S;") {
+            gathered += &format!("{}\r\n", text.trim());
+        } else if let Some(text) = step.strip_prefix("S:") {
+            gathered += &format!("{}\r\n", text.trim());
+            // A client that went away is found out at its next line.
+            let _ = stream.get_mut().write_all(gathered.as_bytes()).await;
+            gathered.clear();
+        } else if let Some(text) = step.strip_prefix("C:") {
+            let mut line = String::new();
+            stream.read_line(&mut line).await.expect("a line");
+            assert_eq!(line, format!("{}\r\n", text.trim()), "in {script}");
+        } else {
+            match step {
+                "TLS" => {
+                    let accepted = tls.expect("an acceptor").accept(stream.into_inner()).await;
+                    match accepted {
+                        Ok(encrypted) => stream = BufReader::new(Box::new(encrypted)),
+                        // The client does not like our certificate: that is the end of this script.
+                        Err(_) => return,
+                    }
+                }
+                "EOF" => assert_eq!(stream.read_u8().await.ok(), None, "in {script}"),
+                "HOLD" => while stream.read_u8().await.is_ok() {},
+                "TELL" => tell.notify_one(),
+                _ => panic!("unknown step {step}"),
+            }
+        }
+    }
+}

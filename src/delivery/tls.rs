@@ -1,0 +1,101 @@
+//! TLS towards next hops.
+//!
+//! Opportunistic and required encryption accept any certificate: they protect against listeners, not against somebody
+//! in the middle, who could just as well take STARTTLS out of the EHLO reply. Only `verified` protects against both.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::TlsConnector;
+
+use super::{BuildError, SmtpSettings, TlsMode};
+
+/// The connector for a next hop; `None` when TLS is off.
+pub fn connector(settings: &SmtpSettings) -> Result<Option<TlsConnector>, BuildError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| BuildError::Tls(error.to_string()))?;
+    let config = match settings.tls {
+        TlsMode::Off => return Ok(None),
+        TlsMode::Opportunistic | TlsMode::Required => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+            .with_no_client_auth(),
+        TlsMode::Verified => builder
+            .with_root_certificates(roots(settings.tls_ca.as_deref())?)
+            .with_no_client_auth(),
+    };
+    Ok(Some(TlsConnector::from(Arc::new(config))))
+}
+
+/// The certificates of the file, or else the system's.
+fn roots(file: Option<&Path>) -> Result<RootCertStore, BuildError> {
+    let mut roots = RootCertStore::empty();
+    let Some(file) = file else {
+        let found = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(found.certs);
+        if roots.is_empty() {
+            let why = found.errors.first().map(ToString::to_string);
+            return Err(BuildError::NoSystemCa(why.unwrap_or_default()));
+        }
+        return Ok(roots);
+    };
+    let broken = |why: String| BuildError::Ca(file.to_owned(), why);
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|e| broken(e.to_string()))? {
+        let certificate = certificate.map_err(|error| broken(error.to_string()))?;
+        roots
+            .add(certificate)
+            .map_err(|error| broken(error.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(broken("it contains no certificate".to_owned()));
+    }
+    Ok(roots)
+}
+
+/// Accepts every certificate, and checks only that the peer has its key.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
