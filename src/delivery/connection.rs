@@ -356,9 +356,15 @@ impl Connection {
             None => "localhost".try_into().map_err(|_| unusable("no name"))?,
         };
         let handshake = tls.connect(name, self.socket);
-        let encrypted = bounded(self.command_timeout, deadline, handshake)
-            .await?
-            .map_err(ConnectionError::Tls)?;
+        let encrypted = match bounded(self.command_timeout, deadline, handshake).await {
+            Ok(result) => result.map_err(ConnectionError::Tls)?,
+            // A server that goes silent in the handshake fails at TLS like one that breaks it off.
+            Err(ConnectionError::Timeout(_)) => {
+                let silent = io::Error::new(io::ErrorKind::TimedOut, "no end of the handshake");
+                return Err(ConnectionError::Tls(silent));
+            }
+            Err(error) => return Err(error),
+        };
         Ok(Self {
             socket: Box::new(encrypted),
             ..self

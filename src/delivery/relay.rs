@@ -15,7 +15,8 @@ use super::pool::{Lease, Pool};
 use super::{Answer, BuildError, Outbound, Outcome, SmtpSettings, TlsMode, tls};
 use crate::deadline::Deadline;
 use crate::message::Content;
-use crate::smtp::dialog::{BareLineEnd, Credentials, Facts, Fate, Settled, TlsWish};
+use crate::smtp::RemoteReply;
+use crate::smtp::dialog::{BareLineEnd, Credentials, Facts, Fate, Settled, Stage, TlsWish};
 use crate::smtp::reply::Class;
 
 /// Content up to this size is looked at on the spot, larger content on a thread that may block.
@@ -147,7 +148,7 @@ impl Relay {
             };
             let outcome = match settled {
                 Settled::Replied(stage, reply) => {
-                    let (class, text) = (reply.class(), format!("{stage}: {reply}"));
+                    let (class, text) = (class(stage, &reply), format!("{stage}: {reply}"));
                     let answer = Answer {
                         reply: Some(reply),
                         text,
@@ -181,7 +182,7 @@ enum ConnectionFailure {
 }
 
 impl ConnectionFailure {
-    fn reply(&self) -> Option<&crate::smtp::RemoteReply> {
+    fn reply(&self) -> Option<&RemoteReply> {
         match self {
             Self::Text(_) => None,
             Self::Connection(_, error) | Self::Late(_, error) => error.reply(),
@@ -338,6 +339,18 @@ impl Attempt<'_> {
     /// Whether another address must not, or cannot in time, be tried.
     fn is_final(&self, (_, why): &Failed) -> bool {
         matches!(why, ConnectionFailure::Late(..)) || self.deadline.passed()
+    }
+}
+
+/// The class of a reply, where 552 to RCPT may mean "too many recipients at once", which passes (RFC 5321 4.5.3.1.10).
+fn class(stage: Stage, reply: &RemoteReply) -> Class {
+    let too_many = stage == Stage::Rcpt
+        && reply.code == 552
+        && matches!(reply.enhanced, None | Some((5, 5, 3)));
+    if too_many {
+        Class::Transient
+    } else {
+        reply.class()
     }
 }
 

@@ -54,21 +54,22 @@ async fn a_dead_idle_connection_is_replaced() {
     }
 }
 
-/// A refused message leaves the connection usable: RSET goes out with the next one.
+/// A refused message leaves the connection usable: RSET goes out with the next one. (552 to RCPT may mean that there
+/// were too many of them, so it defers: RFC 5321 4.5.3.1.10.)
 #[tokio::test]
 async fn a_refusal_does_not_cost_the_connection() {
     let refused = "C: MAIL FROM:<a@x>
         C: RCPT TO:<b@y>
         C: DATA
         S: 250 m
-        S: 450 4.2.1 later
+        S: 552 5.5.3 later
         S: 554 5.5.1 no recipients";
     let server = Server::start(&[&script(&[HELLO, refused, "C: RSET\nS: 250 ok", ONE_MAIL])]).await;
     let delivery = delivery(hop(&[server.address()]));
     let mail = mail(&["b@y"], CONTENT);
     assert_eq!(
         outcomes(&delivery, &mail, soon()).await,
-        ["deferred RCPT: 450 4.2.1 later"]
+        ["deferred RCPT: 552 5.5.3 later"]
     );
     assert_eq!(outcomes(&delivery, &mail, soon()).await, [TAKEN]);
     server.finished().await;

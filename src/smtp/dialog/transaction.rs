@@ -211,7 +211,12 @@ impl<'a> Transaction<'a> {
         out: &mut Vec<u8>,
     ) -> Result<Next, Interruption> {
         if reply.code() == 421 {
-            return Err(Interruption::Closing(self.stage(), reply.to_remote()));
+            let stage = self.stage();
+            if self.state == State::Content {
+                // Unlike a connection that just ends, this is an answer: the message was not taken.
+                self.settle(Fate::Accepted, stage, reply);
+            }
+            return Err(Interruption::Closing(stage, reply.to_remote()));
         }
         match self.state {
             State::Commands => self.on_command_reply(reply, out),

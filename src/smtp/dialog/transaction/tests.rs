@@ -213,6 +213,14 @@ fn interruptions_keep_what_is_settled() {
         got.end,
         Err(Interruption::Closing(Stage::Rcpt, _))
     ));
+    let got = run(
+        &envelope,
+        &pipelining(),
+        false,
+        PLAIN,
+        "250 m|550 no|250 r|354 go|421 bye",
+    );
+    assert_eq!(got.fates, ["RCPT: 550 no", "end of data: 421 bye"]);
     for replies in [
         "354 go",
         "250 m|354 go",
