@@ -19,6 +19,8 @@ pub struct Budget {
     pub session: Duration,
     /// From end of data to a verdict, or to the hold that replaces it, over all scans and waits in one pass.
     pub total: Duration,
+    /// From end of data: how long a message that could not be judged is scanned again before a reviewer decides.
+    pub deferral: Duration,
 }
 
 impl Default for Budget {
@@ -26,6 +28,7 @@ impl Default for Budget {
         Self {
             session: Duration::from_secs(30),
             total: Duration::from_secs(150),
+            deferral: Duration::from_secs(4 * 3600),
         }
     }
 }

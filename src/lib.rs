@@ -24,6 +24,7 @@ pub mod deadline;
 pub mod delivery;
 pub mod listener;
 pub mod message;
+pub mod pipeline;
 pub mod policy;
 pub mod quarantine;
 pub mod scan;

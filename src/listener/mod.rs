@@ -1,6 +1,21 @@
-//! Accepting sessions.
+//! Sessions: accepted, bounded, led through the protocol, ended.
+//!
+//! One task per session. It owns the socket and the machine of [`crate::smtp::transaction`], hands each complete
+//! message to the pipeline, and writes the one [`crate::smtp::Reply`] that comes back. Everything a client can make us
+//! hold or wait for has a limit in [`Limits`].
 
+mod accept;
+mod auth;
+mod proxy;
+mod receive;
+mod session;
+mod tls;
+mod trace;
 pub mod users;
+mod wire;
+
+pub use crate::pipeline::Mode;
+pub use accept::{Listener, ListenerError, Prepared, Sessions, Shared};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -36,15 +51,6 @@ pub struct Settings {
     pub proxy_from: Vec<IpNet>,
     /// What happens to a bare CR or LF in content.
     pub line_endings: LineEndings,
-}
-
-/// When the sender is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// After scan and delivery, inside the session, as long as `budget.session` allows.
-    CutThrough,
-    /// As soon as the message is durable here.
-    Queue,
 }
 
 /// Encryption of a listener.

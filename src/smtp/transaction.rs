@@ -391,11 +391,16 @@ impl Server {
 
     /// The handshake is done; everything said before is forgotten (RFC 3207 4.2).
     pub fn reset_for_tls(&mut self) {
-        self.offer.starttls = false;
-        self.offer.encrypted = true;
+        self.set_encrypted();
         self.helo = None;
         self.user = None;
         self.transaction = None;
+    }
+
+    /// The session is encrypted from its first octet, or from now on.
+    pub fn set_encrypted(&mut self) {
+        self.offer.starttls = false;
+        self.offer.encrypted = true;
     }
 
     /// XCLIENT was carried out; the session starts over with a greeting.

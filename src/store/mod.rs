@@ -219,7 +219,12 @@ pub trait Store: Send + Sync + 'static {
     /// Applies a change durably. [`StoreError::NotFound`] if the record is gone.
     fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()>;
 
-    /// The same, only if the record is still in `lane` at that moment, and otherwise [`StoreError::NotFound`]. Of several
+    /// Replaces the record with `first` (which keeps its id) and puts `others` beside it, each with its own copy of
+    /// `content`, atomically and durably: the recipients of one message part ways. [`StoreError::NotFound`] if the record
+    /// is gone.
+    fn split(&self, first: Record, others: Vec<Record>, content: Content) -> StoreFuture<'_, ()>;
+
+    /// As [`Store::change`], only if the record is still in `lane` at that moment, and otherwise [`StoreError::NotFound`]. Of several
     /// that move a record out of a lane (two reviewers, a reviewer and expiry), exactly one succeeds.
     fn change_in(
         &self,

@@ -78,6 +78,7 @@ pub(in crate::config) fn budget(mut section: Section<'_>) -> Budget {
     let budget = Budget {
         session: section.duration("session", default.session, range.clone()),
         total: section.duration("total", default.total, range),
+        deferral: section.duration("deferral", default.deferral, secs(MINUTE)..=secs(30 * DAY)),
     };
     section.finish(&[]);
     budget

@@ -227,6 +227,7 @@ impl SqliteStore {
         records: Vec<Record>,
         content: Content,
         lease: Option<Timestamp>,
+        beside: Option<Record>,
     ) -> Result<(), StoreError> {
         self.health.check_part(Part::Reserve)?;
         let ids: Vec<MessageId> = records.iter().map(|record| record.id).collect();
@@ -234,6 +235,10 @@ impl SqliteStore {
             .into_iter()
             .map(|record| Row::encode(record, lease))
             .collect::<Result<Vec<_>, _>>()?;
+        let beside = match beside {
+            Some(record) => Some((record.id, Box::new(Row::encode(record, None)?))),
+            None => None,
+        };
         let files = if content.len() as u64 > self.inline_limit {
             Some(self.write_files(ids, content.clone()).await?)
         } else {
@@ -243,6 +248,7 @@ impl SqliteStore {
             rows,
             content,
             files,
+            beside,
         })
         .await
         .map(|_| ())
@@ -340,7 +346,7 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     fn put(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(records, content, None))
+        Box::pin(self.put_until(records, content, None, None))
     }
 
     fn put_leased(
@@ -349,7 +355,11 @@ impl Store for SqliteStore {
         content: Content,
         until: Timestamp,
     ) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(records, content, Some(until)))
+        Box::pin(self.put_until(records, content, Some(until), None))
+    }
+
+    fn split(&self, first: Record, others: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
+        Box::pin(self.put_until(others, content, None, Some(first)))
     }
 
     fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()> {

@@ -35,11 +35,13 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Something to be written.
 pub(super) enum Work {
-    /// New rows with their content, inline unless `files` hold it.
+    /// New rows with their content, inline unless `files` hold it; and a new row in the place of the one that they were
+    /// split from.
     Put {
         rows: Vec<Row>,
         content: Content,
         files: Option<Written>,
+        beside: Option<(MessageId, Box<Row>)>,
     },
     /// A new row in the place of the one with its id.
     Replace {
@@ -305,6 +307,7 @@ fn weight(work: &Work) -> usize {
             rows,
             content,
             files: None,
+            ..
         } => rows.len() * content.len(),
         _ => 0,
     }
@@ -316,7 +319,13 @@ fn perform(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
             rows,
             content,
             files,
+            beside,
         } => {
+            if let Some((id, row)) = beside
+                && !row.update(db, None)?
+            {
+                return Ok(Output::Refused(why_not(db, *id)?));
+            }
             for row in rows {
                 put(db, row, content, files.is_some())?;
             }

@@ -1,0 +1,102 @@
+//! AUTH PLAIN (RFC 4616) and LOGIN, over TLS only (RFC 4954).
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::session::{Ending, Session};
+use crate::smtp::Reply;
+use crate::smtp::transaction::Mechanism;
+
+impl Session {
+    /// The exchange after AUTH; the reply that ends it. A wrong password counts as an error of the session.
+    pub(super) async fn authenticate(
+        &mut self,
+        mechanism: Mechanism,
+        initial: Option<String>,
+    ) -> Result<Reply, Ending> {
+        let credentials = match mechanism {
+            Mechanism::Plain => {
+                let response = match initial {
+                    Some(response) => response.into_bytes(),
+                    None => self.ask("").await?,
+                };
+                plain(&response)
+            }
+            Mechanism::Login => {
+                let name = match initial {
+                    Some(response) => response.into_bytes(),
+                    // "Username:" and "Password:", as every client of this mechanism expects.
+                    None => self.ask("VXNlcm5hbWU6").await?,
+                };
+                if name == b"*" {
+                    return Ok(Reply::auth_cancelled());
+                }
+                let password = self.ask("UGFzc3dvcmQ6").await?;
+                text(&name).zip(text(&password))
+            }
+        };
+        let Some((name, password)) = credentials else {
+            return Ok(Reply::auth_cancelled());
+        };
+        let Some(users) = self.context.users.clone() else {
+            return Ok(Reply::not_implemented());
+        };
+        match users.verify(&name, &password).await {
+            Ok(true) => {
+                tracing::info!(user = %name, "authenticated");
+                self.server.set_user(name);
+                Ok(Reply::authenticated())
+            }
+            Ok(false) => {
+                tracing::warn!(user = %name, "authentication failed");
+                Ok(Reply::bad_credentials())
+            }
+            Err(error) => {
+                tracing::error!(%error, "credentials cannot be checked");
+                Ok(Reply::auth_unavailable())
+            }
+        }
+    }
+
+    async fn ask(&mut self, challenge: &'static str) -> Result<Vec<u8>, Ending> {
+        self.say(&Reply::challenge(challenge));
+        self.answer_line().await
+    }
+}
+
+/// `[authzid] NUL authcid NUL password`; an authorization identity other than the user is refused.
+fn plain(response: &[u8]) -> Option<(String, String)> {
+    let decoded = text(response)?;
+    let mut parts = decoded.split('\0');
+    let (authorization, name, password) = (parts.next()?, parts.next()?, parts.next()?);
+    let sole = parts.next().is_none() && (authorization.is_empty() || authorization == name);
+    (sole && !name.is_empty()).then(|| (name.to_owned(), password.to_owned()))
+}
+
+fn text(base64: &[u8]) -> Option<String> {
+    String::from_utf8(STANDARD.decode(base64).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 4616 2: three parts, and nobody acts for somebody else.
+    #[test]
+    fn plain_responses() {
+        let encode = |text: &str| STANDARD.encode(text).into_bytes();
+        let pair = Some(("tim".to_owned(), "secret".to_owned()));
+        assert_eq!(plain(&encode("\0tim\0secret")), pair);
+        assert_eq!(plain(&encode("tim\0tim\0secret")), pair);
+        for bad in [
+            "admin\0tim\0secret",
+            "\0\0secret",
+            "tim",
+            "\0tim",
+            "\0tim\0secret\0more",
+        ] {
+            assert_eq!(plain(&encode(bad)), None, "{bad:?}");
+        }
+        assert_eq!(plain(b"*"), None);
+    }
+}

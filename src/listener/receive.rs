@@ -1,0 +1,153 @@
+//! Content coming in: bounded in octets, memory, time and slowness.
+
+use tokio::time::Instant;
+
+use super::session::{Ending, Session};
+use crate::deadline::{Deadline, Elapsed};
+use crate::message::{Charge, Content};
+use crate::smtp::Reply;
+use crate::smtp::content::Decoder;
+
+/// From this long after DATA on, the average rate is judged: a slow start is no crime.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// The content of one transaction while it comes in.
+pub(super) struct Intake {
+    decoder: Decoder,
+    octets: Vec<u8>,
+    declared: usize,
+    charge: Charge,
+    limit: u64,
+    /// Why nothing is kept any more. Input is still read to the true end, so that the dialogue stays in step.
+    refusal: Option<Reply>,
+    /// Since DATA or the first BDAT.
+    began: Instant,
+    read: u64,
+}
+
+impl Intake {
+    /// From this much content on, a declared size is believed and made room for in one piece.
+    const BELIEVE: usize = 256 * 1024;
+
+    /// For content of `declared` octets (0: not declared), at most `limit`.
+    pub(super) fn new(decoder: Decoder, declared: u64, limit: u64) -> Self {
+        let declared = usize::try_from(declared.min(limit))
+            .unwrap_or(0)
+            .saturating_add(512);
+        Self {
+            decoder,
+            octets: Vec::with_capacity(declared.clamp(4096, Self::BELIEVE)),
+            declared,
+            charge: Charge::default(),
+            limit,
+            refusal: None,
+            began: Instant::now(),
+            read: 0,
+        }
+    }
+
+    /// Keeps nothing of what follows.
+    pub(super) fn forget(&mut self) {
+        self.refuse(Reply::ok());
+    }
+
+    fn refuse(&mut self, reply: Reply) {
+        self.octets = Vec::new();
+        self.charge = Charge::default();
+        self.refusal.get_or_insert(reply);
+    }
+
+    /// The content, or why there is none.
+    pub(super) fn finish(mut self, refuse_bare: bool) -> Result<Content, Reply> {
+        let octets = &mut self.octets;
+        self.decoder.finish(|piece| octets.extend_from_slice(piece));
+        match self.refusal.take() {
+            Some(reply) => Err(reply),
+            None if refuse_bare && self.decoder.saw_bare_line_end() => Err(Reply::bare_line_end()),
+            None => Ok(Content::charged(self.octets, self.charge)),
+        }
+    }
+}
+
+impl Session {
+    /// Reads content into `intake`: up to the dot, or exactly `chunk` octets.
+    pub(super) async fn receive(
+        &mut self,
+        intake: &mut Intake,
+        chunk: Option<u64>,
+    ) -> Result<(), Ending> {
+        let limits = &self.context.limits;
+        let total = Deadline::after(limits.data_total.saturating_sub(intake.began.elapsed()));
+        let mut left = chunk;
+        loop {
+            if self.take_input(intake, &mut left) || left == Some(0) {
+                return Ok(());
+            }
+            let wait = total.within(self.context.limits.data_idle);
+            match wait.run(self.wire.read_content()).await {
+                Ok(Ok(0)) => return Err(Ending::Closed),
+                Ok(Ok(octets)) => intake.read += octets as u64,
+                Ok(Err(error)) => return Err(error.into()),
+                Err(Elapsed) => {
+                    return Err(Ending::TimedOut("The message did not come in in time"));
+                }
+            }
+            let elapsed = intake.began.elapsed();
+            if elapsed > GRACE
+                && intake.read
+                    < self
+                        .context
+                        .limits
+                        .data_rate
+                        .saturating_mul(elapsed.as_secs())
+            {
+                return Err(Ending::TimedOut("The message comes in too slowly"));
+            }
+        }
+    }
+
+    /// Decodes what is buffered; true when the dot was found.
+    fn take_input(&mut self, intake: &mut Intake, left: &mut Option<u64>) -> bool {
+        let input = self.wire.input();
+        let input = match left {
+            Some(octets) => {
+                &input[..input
+                    .len()
+                    .min(usize::try_from(*octets).unwrap_or(usize::MAX))]
+            }
+            None => input,
+        };
+        // Normalising can double a line end, and nothing else grows.
+        if intake.refusal.is_none()
+            && !self
+                .pipeline
+                .memory()
+                .try_extend(&mut intake.charge, intake.octets.len() + input.len() * 2)
+        {
+            intake.refuse(Reply::no_room());
+        }
+        let keep = intake.refusal.is_none();
+        if keep
+            && intake.octets.len() >= Intake::BELIEVE
+            && intake.octets.capacity() < intake.declared
+        {
+            intake
+                .octets
+                .reserve_exact(intake.declared - intake.octets.len());
+        }
+        let octets = &mut intake.octets;
+        let (used, done) = intake.decoder.decode(input, |piece| {
+            if keep {
+                octets.extend_from_slice(piece);
+            }
+        });
+        self.wire.consume(used);
+        if let Some(octets) = left {
+            *octets -= used as u64;
+        }
+        if intake.octets.len() as u64 > intake.limit {
+            intake.refuse(Reply::too_large(intake.limit));
+        }
+        done
+    }
+}

@@ -1,0 +1,481 @@
+//! One session from greeting to end: carries out the steps of [`Server`] on a [`Wire`].
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use memchr::memchr;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::accept::Context;
+use super::proxy::{self, Parsed};
+use super::receive::Intake;
+use super::wire::Wire;
+use super::{LineEndings, Tls, tls, trace};
+use crate::deadline::{Deadline, Elapsed};
+use crate::message::{Content, Envelope, Message, MessageId, Origin, Recipient, header};
+use crate::pipeline::Pipeline;
+use crate::smtp::Reply;
+use crate::smtp::content::Decoder;
+use crate::smtp::transaction::{Offer, Server, Step, Transaction};
+use crate::smtp::xtext::Attributes;
+
+/// Allowance for a TLS handshake, and for the PROXY header before everything else.
+const HANDSHAKE: Duration = Duration::from_secs(30);
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ending {
+    #[error("quit")]
+    Quit,
+    #[error("closed by the client")]
+    Closed,
+    #[error("{0}")]
+    TimedOut(&'static str),
+    #[error("too many errors or commands")]
+    TooManyErrors,
+    #[error("the relay is stopping")]
+    Drained,
+    #[error("no PROXY header from a peer that must send one")]
+    NoProxyHeader,
+    #[error("TLS handshake failed: {0}")]
+    Handshake(io::Error),
+    #[error("connection lost: {0}")]
+    Lost(#[from] io::Error),
+}
+
+/// One session.
+pub(super) struct Session {
+    pub(super) wire: Wire,
+    pub(super) server: Server,
+    pub(super) context: Arc<Context>,
+    pub(super) pipeline: Arc<Pipeline>,
+    /// Whose permission counts: the peer, or its client where XCLIENT or PROXY is believed.
+    address: IpAddr,
+    client_name: Option<String>,
+    tls: Option<String>,
+    client_certificate: bool,
+    forwarded: Option<Attributes>,
+    pub(super) intake: Option<Box<Intake>>,
+    errors: usize,
+    commands: usize,
+    closing: CancellationToken,
+    ends: Deadline,
+}
+
+/// What stood on the line.
+enum Line {
+    Command(Vec<u8>),
+    Unacceptable(Reply),
+}
+
+impl Session {
+    pub(super) fn new(
+        wire: Wire,
+        peer: IpAddr,
+        context: Arc<Context>,
+        pipeline: Arc<Pipeline>,
+        closing: CancellationToken,
+    ) -> Self {
+        let settings = &context.settings;
+        let trusted = |networks: &[ipnet::IpNet]| networks.iter().any(|n| n.contains(&peer));
+        let server = Server::new(Offer {
+            hostname: context.hostname.clone(),
+            message_size: context.limits.message_size,
+            recipients: context.limits.recipients,
+            starttls: matches!(settings.tls, Tls::StartTls | Tls::Required),
+            tls_required: settings.tls == Tls::Required,
+            auth: context.users.is_some(),
+            encrypted: false,
+            xclient: trusted(&settings.xclient_from),
+            xforward: trusted(&settings.xforward_from),
+        });
+        Self {
+            wire,
+            server,
+            ends: Deadline::after(context.limits.session_total),
+            context,
+            pipeline,
+            address: peer,
+            client_name: None,
+            tls: None,
+            client_certificate: false,
+            forwarded: None,
+            intake: None,
+            errors: 0,
+            commands: 0,
+            closing,
+        }
+    }
+
+    /// Leads the session to its end and says why it ended.
+    ///
+    /// Cancel safety: not safe; a message may be on its way. Ends by itself soon after `closing` is cancelled.
+    pub(super) async fn run(mut self) -> Ending {
+        let ending = match self.converse().await {
+            Ok(()) => Ending::Quit,
+            Err(ending) => ending,
+        };
+        let farewell = match &ending {
+            Ending::TimedOut(what) => Some(Reply::timed_out(what)),
+            Ending::TooManyErrors => Some(Reply::too_many_errors()),
+            Ending::Drained => Some(Reply::shutting_down(&self.context.hostname)),
+            Ending::Quit
+            | Ending::Closed
+            | Ending::NoProxyHeader
+            | Ending::Handshake(_)
+            | Ending::Lost(_) => None,
+        };
+        // The peer may be gone or may not read; it gets a second for our last words.
+        let _ = Deadline::after(Duration::from_secs(1))
+            .run(async {
+                if let Some(reply) = farewell {
+                    self.say(&reply);
+                }
+                let _ = self.wire.flush().await;
+                self.wire.shutdown().await;
+            })
+            .await;
+        ending
+    }
+
+    async fn converse(&mut self) -> Result<(), Ending> {
+        if self.is_in(&self.context.settings.proxy_from) {
+            self.proxy_header().await?;
+        }
+        if self.context.settings.tls == Tls::Implicit {
+            Box::pin(self.handshake()).await?;
+        }
+        self.say(&Reply::greeting(&self.context.hostname));
+        loop {
+            let reply = match self.next_line().await? {
+                Line::Command(line) => {
+                    self.commands += 1;
+                    self.forget_abandoned_chunks();
+                    match self.server.command(&line) {
+                        Step::Reply(reply) => reply,
+                        Step::Recipient(recipient) => self.recipient(recipient),
+                        step => match Box::pin(self.carry_out(step)).await? {
+                            Some(reply) => reply,
+                            None => continue,
+                        },
+                    }
+                }
+                Line::Unacceptable(reply) => reply,
+            };
+            self.say(&reply);
+            if reply.closes() {
+                return Ok(());
+            }
+            if reply.code() >= 500 {
+                self.errors += 1;
+            }
+            if self.errors > self.context.limits.errors
+                || self.commands > self.context.limits.commands
+            {
+                return Err(Ending::TooManyErrors);
+            }
+        }
+    }
+
+    /// RSET, EHLO or a new MAIL end a transaction whose chunks had begun to come in.
+    fn forget_abandoned_chunks(&mut self) {
+        if !self.server.transaction().is_some_and(|t| t.chunking) {
+            self.intake = None;
+        }
+    }
+
+    /// The steps that need the wire. Boxed by the caller, so that an idle session does not carry their state. `None`
+    /// where the client speaks next without a reply of ours.
+    async fn carry_out(&mut self, step: Step) -> Result<Option<Reply>, Ending> {
+        Ok(Some(match step {
+            Step::Reply(reply) => reply,
+            Step::Recipient(recipient) => self.recipient(recipient),
+            Step::Content => self.data().await?,
+            Step::Chunk {
+                octets,
+                last,
+                refusal,
+            } => self.chunk(octets, last, refusal).await?,
+            Step::StartTls => {
+                self.say(&Reply::start_tls());
+                self.flush().await?;
+                self.handshake().await?;
+                self.server.reset_for_tls();
+                return Ok(None);
+            }
+            Step::Auth { mechanism, initial } => self.authenticate(mechanism, initial).await?,
+            Step::Xclient(attributes) => self.xclient(attributes),
+            Step::Xforward(attributes) => {
+                self.forwarded = Some(attributes);
+                Reply::ok()
+            }
+        }))
+    }
+
+    /// Puts a reply into the output; it goes out with the next wait for input (RFC 2920 3.1).
+    pub(super) fn say(&mut self, reply: &Reply) {
+        tracing::trace!(client = %self.address, %reply, "reply");
+        reply.write_to(self.wire.output());
+    }
+
+    pub(super) async fn flush(&mut self) -> Result<(), Ending> {
+        let deadline = self.ends.within(self.context.limits.idle);
+        match deadline.run(self.wire.flush()).await {
+            Ok(result) => Ok(result?),
+            Err(Elapsed) => Err(Ending::TimedOut("The client does not read our replies")),
+        }
+    }
+
+    async fn next_line(&mut self) -> Result<Line, Ending> {
+        let limit = self.context.limits.command_line;
+        let mut too_long = false;
+        loop {
+            if let Some(end) = memchr(b'\n', self.wire.input()) {
+                let line = &self.wire.input()[..end];
+                let line = if too_long || end + 1 > limit {
+                    Line::Unacceptable(Reply::line_too_long(limit))
+                } else if let Some(command) = line.strip_suffix(b"\r") {
+                    Line::Command(command.to_vec())
+                } else {
+                    Line::Unacceptable(Reply::bad_line_end())
+                };
+                self.wire.consume(end + 1);
+                return Ok(line);
+            }
+            if self.wire.input().len() > limit {
+                too_long = true;
+                self.wire.consume(self.wire.input().len());
+            }
+            self.flush().await?;
+            let deadline = self.ends.within(self.context.limits.idle);
+            let read = tokio::select! {
+                biased;
+                () = self.closing.cancelled(), if self.server.transaction().is_none() => return Err(Ending::Drained),
+                read = deadline.run(self.wire.read_command()) => read,
+            };
+            match read {
+                Ok(Ok(0)) => return Err(Ending::Closed),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(error.into()),
+                Err(Elapsed) => return Err(Ending::TimedOut("Idle for too long")),
+            }
+        }
+    }
+
+    /// One line of an exchange that is not a command (AUTH); a malformed one counts as empty.
+    pub(super) async fn answer_line(&mut self) -> Result<Vec<u8>, Ending> {
+        Ok(match self.next_line().await? {
+            Line::Command(line) => line,
+            Line::Unacceptable(_) => Vec::new(),
+        })
+    }
+
+    fn recipient(&mut self, recipient: Recipient) -> Reply {
+        if !self.may_relay() {
+            return Reply::relay_denied();
+        }
+        if !self.pipeline.has_route(recipient.mailbox.domain()) {
+            return Reply::no_route(recipient.mailbox.domain());
+        }
+        if !self.pipeline.has_room() {
+            return Reply::no_room();
+        }
+        self.server.add_recipient(recipient)
+    }
+
+    fn is_in(&self, networks: &[ipnet::IpNet]) -> bool {
+        networks
+            .iter()
+            .any(|network| network.contains(&self.address))
+    }
+
+    fn may_relay(&self) -> bool {
+        self.client_certificate
+            || self.server.user().is_some()
+            || self.is_in(&self.context.settings.relay_networks)
+    }
+
+    async fn proxy_header(&mut self) -> Result<(), Ending> {
+        let deadline = self.ends.within(HANDSHAKE);
+        loop {
+            match proxy::parse(self.wire.input()) {
+                Parsed::Header(octets, address) => {
+                    self.wire.consume(octets);
+                    self.address = address.unwrap_or(self.address).to_canonical();
+                    return Ok(());
+                }
+                Parsed::Bad => return Err(Ending::NoProxyHeader),
+                Parsed::Incomplete if self.wire.input().len() > proxy::V2_MAX => {
+                    return Err(Ending::NoProxyHeader);
+                }
+                Parsed::Incomplete => {}
+            }
+            match deadline.run(self.wire.read_command()).await {
+                Ok(Ok(0)) | Err(Elapsed) => return Err(Ending::NoProxyHeader),
+                Ok(read) => read?,
+            };
+        }
+    }
+
+    async fn handshake(&mut self) -> Result<(), Ending> {
+        let failed = |why: &str| Ending::Handshake(io::Error::other(why.to_owned()));
+        // Anything in the buffer came in the clear, maybe from somebody else (CVE-2011-0411): it is dropped.
+        let socket = self
+            .wire
+            .take_plain()
+            .ok_or_else(|| failed("encrypted already"))?;
+        let config = self
+            .context
+            .tls
+            .clone()
+            .ok_or_else(|| failed("no certificate"))?;
+        let accepted = self
+            .ends
+            .within(HANDSHAKE)
+            .run(TlsAcceptor::from(config).accept(socket))
+            .await
+            .map_err(|Elapsed| failed("took too long"))?
+            .map_err(Ending::Handshake)?;
+        self.tls = Some(tls::describe(&accepted));
+        self.client_certificate =
+            self.context.settings.client_ca.is_some() && tls::has_client_certificate(&accepted);
+        self.wire.set_tls(accepted);
+        self.server.set_encrypted();
+        Ok(())
+    }
+
+    fn xclient(&mut self, attributes: Attributes) -> Reply {
+        if let Some(Some(text)) = &attributes.addr {
+            let bare = text
+                .strip_prefix("IPV6:")
+                .or(text.strip_prefix("ipv6:"))
+                .unwrap_or(text);
+            match bare.parse::<IpAddr>() {
+                Ok(address) => self.address = address.to_canonical(),
+                Err(_) => return Reply::bad_parameter("ADDR"),
+            }
+        }
+        if let Some(name) = attributes.name {
+            self.client_name = name;
+        }
+        self.server.reset_for_xclient(attributes.login.flatten());
+        Reply::greeting(&self.context.hostname)
+    }
+
+    async fn data(&mut self) -> Result<Reply, Ending> {
+        self.say(&Reply::send_content());
+        self.flush().await?;
+        let normalise = self.context.settings.line_endings == LineEndings::Normalise;
+        let mut intake = Box::new(self.intake(Decoder::data(normalise)));
+        self.receive(&mut intake, None).await?;
+        Ok(self.complete(intake).await)
+    }
+
+    async fn chunk(
+        &mut self,
+        octets: u64,
+        last: bool,
+        refusal: Option<Reply>,
+    ) -> Result<Reply, Ending> {
+        let normalise = self.context.settings.line_endings == LineEndings::Normalise;
+        let mut intake = match self.intake.take() {
+            Some(intake) if self.server.transaction().is_some_and(|t| t.chunking) => intake,
+            _ => Box::new(self.intake(Decoder::chunks(normalise))),
+        };
+        if refusal.is_some() {
+            intake.forget();
+        }
+        self.receive(&mut intake, Some(octets)).await?;
+        if let Some(reply) = refusal {
+            return Ok(reply);
+        }
+        if last {
+            return Ok(self.complete(intake).await);
+        }
+        let count = usize::try_from(octets).unwrap_or(usize::MAX);
+        self.intake = Some(intake);
+        Ok(Reply::chunk_ok(count))
+    }
+
+    fn intake(&self, decoder: Decoder) -> Intake {
+        let declared = self.server.transaction().map_or(0, |t| t.declared_size);
+        Intake::new(decoder, declared, self.context.limits.message_size)
+    }
+
+    /// End of data: the transaction becomes a message and the pipeline answers for it.
+    async fn complete(&mut self, intake: Box<Intake>) -> Reply {
+        let Some(transaction) = self.server.finish() else {
+            return Reply::bad_sequence("Say MAIL first");
+        };
+        let refuse_bare = self.context.settings.line_endings == LineEndings::Refuse;
+        let content = match intake.finish(refuse_bare) {
+            Ok(content) => content,
+            Err(reply) => return reply,
+        };
+        let hops = header::count(content.header_section(), "Received");
+        if hops >= self.context.limits.hops {
+            return Reply::loop_detected(hops);
+        }
+        let message = self.message(transaction, content);
+        self.pipeline
+            .accept(message, self.context.settings.mode)
+            .await
+    }
+
+    fn message(&mut self, transaction: Transaction, content: Content) -> Message {
+        let helo = self.server.helo();
+        let mut origin = Origin {
+            client: self.address,
+            client_name: self.client_name.clone(),
+            helo: helo.map(|h| h.name.clone()).unwrap_or_default(),
+            protocol: String::new(),
+            tls: self.tls.clone(),
+            user: self.server.user().map(str::to_owned),
+            listener: self.context.settings.name.clone(),
+        };
+        trace::set_protocol(
+            &mut origin,
+            helo.is_some_and(|h| h.extended),
+            transaction.smtputf8,
+        );
+        if let Some(forwarded) = self.forwarded.take() {
+            apply_forwarded(&mut origin, forwarded);
+        }
+        let envelope = Envelope {
+            reverse_path: transaction.reverse_path,
+            recipients: transaction.recipients,
+            body: transaction.body,
+            smtputf8: transaction.smtputf8,
+            ret: transaction.ret,
+            envid: transaction.envid,
+            origin,
+        };
+        let id = MessageId::new();
+        let received_at = jiff::Timestamp::now();
+        let field = trace::received(&self.context.hostname, id, &envelope, received_at);
+        Message {
+            id,
+            received_at,
+            envelope: Arc::new(envelope),
+            trace: field.into(),
+            content,
+        }
+    }
+}
+
+/// XFORWARD tells where a message came from before it came to our peer; it gives no permission.
+fn apply_forwarded(origin: &mut Origin, forwarded: Attributes) {
+    let bare = |text: &str| text.trim_start_matches("IPV6:").parse::<IpAddr>();
+    if let Some(Some(Ok(address))) = forwarded.addr.map(|value| value.map(|text| bare(&text))) {
+        origin.client = address.to_canonical();
+    }
+    if let Some(name) = forwarded.name {
+        origin.client_name = name;
+    }
+    if let Some(Some(helo)) = forwarded.helo {
+        origin.helo = helo;
+    }
+}

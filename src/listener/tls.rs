@@ -1,0 +1,93 @@
+//! Certificates of a listener and what a handshake tells about a client.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+/// Why certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read, or is not PEM of the right kind.
+    #[error("{path}: {why}", path = .0.display(), why = .1)]
+    File(PathBuf, String),
+    /// The parts do not fit together: the key is not that of the certificate, say.
+    #[error("certificate {path}: {why}", path = .0.display(), why = .1)]
+    Mismatch(PathBuf, rustls::Error),
+}
+
+/// Reads chain, key and client authorities. Blocking: small files, read at start and reload only.
+pub fn server_config(
+    certificate: &Path,
+    key: &Path,
+    client_ca: Option<&Path>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let chain = certificates(certificate)?;
+    let secret = PrivateKeyDer::from_pem_file(key)
+        .map_err(|e| TlsError::File(key.to_owned(), format!("no private key in PEM form: {e}")))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| TlsError::Mismatch(certificate.to_owned(), e))?;
+    let builder = match client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for authority in certificates(path)? {
+                roots
+                    .add(authority)
+                    .map_err(|e| TlsError::Mismatch(path.to_owned(), e))?;
+            }
+            // A client without certificate is welcome; it just may not relay for that reason.
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .allow_unauthenticated()
+                .build()
+                .map_err(|e| TlsError::File(path.to_owned(), e.to_string()))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    builder
+        .with_single_cert(chain, secret)
+        .map(Arc::new)
+        .map_err(|e| TlsError::Mismatch(certificate.to_owned(), e))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let file = |why: String| TlsError::File(path.to_owned(), why);
+    let chain: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|e| file(format!("cannot be read as PEM: {e}")))?;
+    if chain.is_empty() {
+        return Err(file("no certificate in PEM form".to_owned()));
+    }
+    Ok(chain)
+}
+
+/// Protocol version and cipher suite, as shown in `Received`.
+pub fn describe(stream: &TlsStream<TcpStream>) -> String {
+    let (_, connection) = stream.get_ref();
+    let version = match connection.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        _ => "TLS",
+    };
+    let suite = connection
+        .negotiated_cipher_suite()
+        .and_then(|suite| suite.suite().as_str())
+        .unwrap_or("unknown cipher");
+    format!("{version} {suite}")
+}
+
+/// Whether the client proved a certificate of `client_ca`; rustls has checked it.
+pub fn has_client_certificate(stream: &TlsStream<TcpStream>) -> bool {
+    stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .is_some_and(|chain| !chain.is_empty())
+}

@@ -1,0 +1,45 @@
+//! What the path tells the log and the metrics: each event is one function, which is its only definition.
+
+use crate::message::MessageId;
+use crate::smtp::Reply;
+use crate::store::StoreError;
+use crate::store::history::HistoryEntry;
+
+/// A group of recipients has met its end for now. `reply` is what the session was told, or would have been.
+pub(super) fn settled(entry: &HistoryEntry, reply: &Reply) {
+    metrics::counter!("spillway_recipients_total", "event" => entry.event.clone())
+        .increment(entry.recipients.len() as u64);
+    let rule = entry
+        .decision
+        .as_ref()
+        .map_or("", |decision| decision.rule.as_str());
+    let verdict = entry
+        .decision
+        .as_ref()
+        .map_or("", |decision| decision.verdict.as_str());
+    tracing::info!(
+        id = %entry.message,
+        event = %entry.event,
+        from = %entry.sender,
+        to = ?entry.recipients,
+        client = %entry.client,
+        size = entry.size,
+        verdict,
+        rule,
+        detail = %entry.detail,
+        %reply,
+        "message"
+    );
+}
+
+/// The store refused: the sender of a message in its session keeps it, stored work is found again later.
+pub(super) fn not_kept(id: MessageId, error: &StoreError) {
+    metrics::counter!("spillway_not_kept_total").increment(1);
+    tracing::error!(%id, %error, "message not kept");
+}
+
+/// A lane could not do its work now; it tries again.
+pub(super) fn lane_failed(what: &str, error: &StoreError) {
+    metrics::counter!("spillway_lane_errors_total").increment(1);
+    tracing::error!(what, %error, "lane");
+}

@@ -1,0 +1,168 @@
+//! The lanes: stored messages come back to the path when they are due.
+//!
+//! Work on fresh mail never waits for this: the lanes have slots of their own, delivery and scan apart, and within
+//! delivery no next hop may hold more than a quarter of them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use super::{Pipeline, events};
+use crate::deadline::{Budget, Deadline};
+use crate::message::{Content, Message};
+use crate::store::{Change, Lane, Record};
+
+/// One delivery at most, all its stages and recipients together.
+pub(super) const DELIVERY: Duration = Duration::from_secs(600);
+/// How often the store is asked for what is due when nobody wakes us.
+const POLL: Duration = Duration::from_secs(1);
+/// A record that finds no slot of its next hop is looked at again after this long.
+const NO_SLOT: Duration = Duration::from_secs(10);
+
+/// How long a record stays handed out: longer than any work on it can take.
+pub(super) fn lease(budget: &Budget) -> Duration {
+    budget.total + DELIVERY + Duration::from_secs(60)
+}
+
+/// Wait before the next scan of a message that could not be judged: 15 s doubled to at most 15 minutes.
+pub(super) fn scan_backoff(attempts: u32) -> Duration {
+    Duration::from_secs(15)
+        .saturating_mul(1 << attempts.saturating_sub(1).min(10))
+        .min(Duration::from_secs(900))
+}
+
+/// The workers that take up what is stored.
+pub struct Lanes {
+    pipeline: Arc<Pipeline>,
+    scan: Arc<Semaphore>,
+    delivery: Arc<Semaphore>,
+    hops: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
+}
+
+impl Lanes {
+    /// Messages that are scanned again at once.
+    const SCAN_SLOTS: usize = 32;
+    /// Stored messages in delivery at once.
+    const DELIVERY_SLOTS: usize = 64;
+
+    /// Workers over a path.
+    pub fn new(pipeline: Arc<Pipeline>) -> Arc<Self> {
+        Arc::new(Self {
+            pipeline,
+            scan: Arc::new(Semaphore::new(Self::SCAN_SLOTS)),
+            delivery: Arc::new(Semaphore::new(Self::DELIVERY_SLOTS)),
+            hops: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// Takes up what is due until `closing` is cancelled; what has begun then ends by itself (see
+    /// [`Pipeline::drained`]).
+    pub async fn run(self: Arc<Self>, closing: CancellationToken) {
+        loop {
+            let full = self.take_up(Lane::Delivery, &self.delivery).await
+                | self.take_up(Lane::Scan, &self.scan).await;
+            let pause = Deadline::after(if full {
+                Duration::from_millis(10)
+            } else {
+                POLL
+            });
+            tokio::select! {
+                biased;
+                () = closing.cancelled() => return,
+                () = self.pipeline.wake.notified() => {}
+                () = pause.wait() => {}
+            }
+        }
+    }
+
+    /// Claims as much as there are slots; true if there may be more.
+    async fn take_up(self: &Arc<Self>, lane: Lane, slots: &Arc<Semaphore>) -> bool {
+        let free = slots.available_permits();
+        if free == 0 {
+            return false;
+        }
+        let now = Timestamp::now();
+        let until = now + lease(&self.pipeline.generation().budget);
+        let claimed = match self.pipeline.store.claim(lane, now, until, free).await {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                events::lane_failed(lane.as_str(), &error);
+                return false;
+            }
+        };
+        let full = claimed.len() == free;
+        for record in claimed {
+            let Ok(slot) = slots.clone().try_acquire_owned() else {
+                break;
+            };
+            let lanes = self.clone();
+            self.pipeline.tasks.spawn(async move {
+                lanes.work(record).await;
+                drop(slot);
+            });
+        }
+        full
+    }
+
+    async fn work(&self, record: Record) {
+        let Ok(hop) = self.hop_slot(&record) else {
+            return self.postpone(record).await;
+        };
+        let pipeline = &self.pipeline;
+        let size = usize::try_from(record.size).unwrap_or(usize::MAX);
+        let charge = pipeline.memory.acquire(size).await;
+        match pipeline.store.content(record.id).await {
+            Ok(content) => {
+                let message = Message {
+                    id: record.message,
+                    received_at: record.received_at,
+                    envelope: Arc::new(record.envelope.clone()),
+                    trace: record.trace.clone(),
+                    content: Content::charged(content, charge),
+                };
+                pipeline
+                    .resume(pipeline.generation(), message, record)
+                    .await;
+            }
+            // Set aside by the store if it is damaged; otherwise the lease ends and it is tried again.
+            Err(error) => events::lane_failed("content", &error),
+        }
+        drop(hop);
+    }
+
+    /// A slot of the record's next hop; `Ok(None)` where the record goes to no hop.
+    fn hop_slot(
+        &self,
+        record: &Record,
+    ) -> Result<Option<OwnedSemaphorePermit>, tokio::sync::TryAcquireError> {
+        let generation = self.pipeline.generation();
+        let recipient = record.envelope.recipients.first();
+        let route = recipient.and_then(|r| generation.delivery.route(r.mailbox.domain()));
+        let (Lane::Delivery, Some(settings)) = (record.lane, route) else {
+            return Ok(None);
+        };
+        let mut hops = self.hops.lock().unwrap_or_else(PoisonError::into_inner);
+        let slots = hops
+            .entry(settings.name.clone())
+            .or_insert_with(|| Arc::new(Semaphore::new(Self::DELIVERY_SLOTS / 4)));
+        slots.clone().try_acquire_owned().map(Some)
+    }
+
+    /// Its next hop is busy with others: they may wait for it, the rest of the mail may not.
+    async fn postpone(&self, mut record: Record) {
+        let id = record.id;
+        record.due_at = Timestamp::now() + NO_SLOT;
+        if let Err(error) = self
+            .pipeline
+            .store
+            .change(id, Change::Replace(Box::new(record)), None)
+            .await
+        {
+            events::lane_failed("postpone", &error);
+        }
+    }
+}

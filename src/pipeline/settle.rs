@@ -1,0 +1,568 @@
+//! From what became of a message to what must be durable and what the sender is told: a pure function.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+
+use super::{End, Generation, Judged, Passed, lanes};
+use crate::delivery::{self, Answer, Outbound, Outcome, dsn, schedule};
+use crate::message::{Content, Envelope, Message, MessageId, Recipient, header};
+use crate::smtp::Reply;
+use crate::store::history::HistoryEntry;
+use crate::store::{Lane, Record};
+use crate::verdict::{Decision, Disposition, Verdict};
+
+/// Who answers for the message while it is worked on.
+#[derive(Debug)]
+pub(super) enum Custody {
+    /// Its sender, who waits for our reply.
+    Session,
+    /// We, with this record.
+    Stored(Box<Record>),
+}
+
+/// What has to happen, and what to say.
+#[derive(Debug)]
+pub(super) struct Settlement {
+    /// Records that the message lives on in; none: it is done.
+    pub(super) keep: Vec<Record>,
+    /// Notifications to send (RFC 3461).
+    pub(super) notices: Vec<Notice>,
+    /// For a session that still waits, provided that the rest is done.
+    pub(super) reply: Reply,
+    /// For `explain`.
+    pub(super) history: Vec<HistoryEntry>,
+}
+
+/// A delivery status notification, to be delivered like any mail.
+#[derive(Debug)]
+pub(super) struct Notice {
+    pub(super) record: Record,
+    pub(super) content: Bytes,
+    /// A bounce takes the place of the message and must be kept; a report of success need not.
+    pub(super) is_bounce: bool,
+}
+
+/// The record of a message whose work has not ended: it is to be scanned, or delivered if that is all that is left.
+pub(super) fn unfinished(
+    generation: &Generation,
+    message: &Message,
+    so_far: Option<&Judged>,
+) -> Record {
+    let all: Vec<usize> = (0..message.envelope.recipients.len()).collect();
+    let draft = Draft {
+        generation,
+        message,
+        before: None,
+        judged: so_far,
+    };
+    match so_far.map(|judged| judged.groups.as_slice()) {
+        Some([(decision, _)]) if decision.disposition == Disposition::Deliver => {
+            draft.record(Lane::Delivery, Some(decision), &all, "in delivery")
+        }
+        _ => draft.record(Lane::Scan, None, &all, "being scanned"),
+    }
+}
+
+/// The decision a stored message already has; none for those that wait to be scanned.
+pub(super) fn judged_before(record: &Record, message: &Message) -> Option<Judged> {
+    if record.lane != Lane::Delivery {
+        return None;
+    }
+    let decision = record.decision.clone().unwrap_or_else(|| own_mail(record));
+    Some(Judged {
+        groups: vec![(
+            Decision {
+                // A reviewer's release overrides what policy wanted.
+                disposition: Disposition::Deliver,
+                ..decision
+            },
+            (0..message.envelope.recipients.len()).collect(),
+        )],
+        reports: record.reports.clone(),
+        spent: record.spent,
+    })
+}
+
+/// The decision about mail that we write ourselves.
+fn own_mail(record: &Record) -> Decision {
+    Decision {
+        verdict: Verdict::Clean,
+        disposition: Disposition::Deliver,
+        rule: "own-mail".to_owned(),
+        reason: format!("written by this relay as {}", record.id),
+        score: 0.0,
+        tag: false,
+        missing: Vec::new(),
+        config: "".into(),
+    }
+}
+
+/// What is delivered for a group: our fields, then the content as received.
+pub(super) fn outbound(
+    generation: &Generation,
+    message: &Message,
+    decision: &Decision,
+    recipients: &[usize],
+) -> Outbound {
+    let mut prefix = String::with_capacity(message.trace.len() + 160);
+    prefix.push_str(&message.trace);
+    if decision.rule != "own-mail" {
+        result_field(&mut prefix, generation, message.id, decision);
+    }
+    Outbound {
+        id: message.id,
+        envelope: select(message, recipients),
+        prefix: prefix.into(),
+        content: message.content.clone(),
+    }
+}
+
+/// `X-Spillway-Result`: the one field we add beside `Received`; documented in docs/CONFIG.md.
+fn result_field(out: &mut String, generation: &Generation, id: MessageId, decision: &Decision) {
+    let word = match decision.verdict {
+        Verdict::Clean if decision.tag => Verdict::Suspect.as_str(),
+        verdict => verdict.as_str(),
+    };
+    // Writing to a String cannot fail.
+    let _ = write!(
+        out,
+        "X-Spillway-Result: {word}; score={:.1}; rule={}\r\n\tid={id}; by={}",
+        decision.score,
+        token(&decision.rule),
+        generation.hostname
+    );
+    for (engine, reason) in &decision.missing {
+        let _ = write!(out, ";\r\n\tmissing={}:{}", token(engine), reason.as_str());
+    }
+    out.push_str("\r\n");
+}
+
+/// Names from the configuration, made safe for a header field.
+fn token(text: &str) -> String {
+    let keep = |c: char| {
+        if c.is_ascii_graphic() && c != ';' {
+            c
+        } else {
+            '_'
+        }
+    };
+    text.chars().take(60).map(keep).collect()
+}
+
+fn select(message: &Message, recipients: &[usize]) -> Arc<Envelope> {
+    if recipients.len() == message.envelope.recipients.len() {
+        return message.envelope.clone();
+    }
+    let chosen = recipients
+        .iter()
+        .filter_map(|at| message.envelope.recipients.get(*at))
+        .cloned();
+    Arc::new(Envelope {
+        recipients: chosen.collect(),
+        ..(*message.envelope).clone()
+    })
+}
+
+/// What each group of recipients leaves behind, and the reply that is true for all of them.
+pub(super) fn settle(
+    generation: &Generation,
+    message: &Message,
+    custody: &Custody,
+    passed: &Passed,
+) -> Settlement {
+    let before = match custody {
+        Custody::Session => None,
+        Custody::Stored(record) => Some(&**record),
+    };
+    let mut settling = Settling {
+        draft: Draft {
+            generation,
+            message,
+            before,
+            judged: Some(&passed.judged),
+        },
+        keep: Vec::new(),
+        failed: Vec::new(),
+        delivered: None,
+        succeeded: Vec::new(),
+        rejected: None,
+        history: Vec::new(),
+    };
+    let only_rejects =
+        before.is_none() && passed.ends.iter().all(|end| matches!(end, End::Rejected));
+    for ((decision, recipients), end) in passed.judged.groups.iter().zip(&passed.ends) {
+        settling.group(decision, recipients, end, only_rejects);
+    }
+    settling.finish(before.is_some())
+}
+
+struct Settling<'a> {
+    draft: Draft<'a>,
+    keep: Vec<Record>,
+    failed: Vec<(Recipient, Answer)>,
+    delivered: Option<Answer>,
+    succeeded: Vec<(dsn::Action, Recipient, Answer)>,
+    rejected: Option<String>,
+    history: Vec<HistoryEntry>,
+}
+
+impl Settling<'_> {
+    fn group(&mut self, decision: &Decision, recipients: &[usize], end: &End, only_rejects: bool) {
+        let (event, detail) = match end {
+            End::Delivered(outcomes) => return self.deliveries(decision, recipients, outcomes),
+            End::Held => {
+                self.hold(decision, recipients);
+                ("held", decision.reason.clone())
+            }
+            End::Rejected if only_rejects => {
+                self.rejected.get_or_insert(decision.rule.clone());
+                ("rejected", decision.reason.clone())
+            }
+            // Others were answered 250 already, or with this same reply: the message may not vanish and may not
+            // bounce, so a reviewer gets it.
+            End::Rejected => {
+                self.hold(decision, recipients);
+                (
+                    "held",
+                    format!(
+                        "to be rejected, but not for all recipients: {}",
+                        decision.reason
+                    ),
+                )
+            }
+            End::Deferred => self.defer(decision, recipients),
+            End::Discarded => ("discarded", decision.reason.clone()),
+        };
+        self.tell(event, decision, recipients, detail);
+    }
+
+    fn hold(&mut self, decision: &Decision, recipients: &[usize]) {
+        let record = self
+            .draft
+            .record(Lane::Held, Some(decision), recipients, &decision.reason);
+        self.keep.push(record);
+    }
+
+    /// Scanned again later, unless its budget or the time for deferrals is used up: then a reviewer decides (P1).
+    fn defer(&mut self, decision: &Decision, recipients: &[usize]) -> (&'static str, String) {
+        let budget = &self.draft.generation.budget;
+        let waited = Timestamp::now().duration_since(self.draft.message.received_at);
+        let spent = self
+            .draft
+            .judged
+            .is_some_and(|judged| judged.spent >= budget.total);
+        if spent || waited.unsigned_abs() >= budget.deferral {
+            let why = if spent {
+                "budget.total is spent"
+            } else {
+                "budget.deferral has passed"
+            };
+            let decision = Decision {
+                disposition: Disposition::Quarantine,
+                rule: if spent {
+                    "budget.total"
+                } else {
+                    "budget.deferral"
+                }
+                .to_owned(),
+                reason: format!("{why}: {}", decision.reason),
+                ..decision.clone()
+            };
+            self.hold(&decision, recipients);
+            return ("held", decision.reason);
+        }
+        let record = self
+            .draft
+            .record(Lane::Scan, Some(decision), recipients, &decision.reason);
+        self.keep.push(record);
+        ("deferred", decision.reason.clone())
+    }
+
+    fn deliveries(&mut self, decision: &Decision, recipients: &[usize], outcomes: &[Outcome]) {
+        let mut later = Vec::new();
+        let mut status = String::new();
+        for (at, outcome) in recipients.iter().zip(outcomes) {
+            let Some(recipient) = self.draft.message.envelope.recipients.get(*at) else {
+                continue;
+            };
+            let (event, answer) = match outcome {
+                Outcome::Delivered(answer) => {
+                    self.delivered.get_or_insert_with(|| answer.clone());
+                    if let Some(action) = dsn::Action::for_success(outcome) {
+                        self.succeeded
+                            .push((action, recipient.clone(), answer.clone()));
+                    }
+                    ("delivered", answer)
+                }
+                Outcome::Deferred(answer) if self.draft.given_up(recipient) => {
+                    self.failed.push((recipient.clone(), answer.clone()));
+                    ("given-up", answer)
+                }
+                Outcome::Deferred(answer) => {
+                    later.push(*at);
+                    status.clone_from(&answer.text);
+                    ("delayed", answer)
+                }
+                Outcome::Failed(answer) => {
+                    self.failed.push((recipient.clone(), answer.clone()));
+                    ("refused", answer)
+                }
+            };
+            self.tell(event, decision, &[*at], answer.text.clone());
+        }
+        if !later.is_empty() {
+            let record = self
+                .draft
+                .record(Lane::Delivery, Some(decision), &later, &status);
+            self.keep.push(record);
+        }
+    }
+
+    fn tell(
+        &mut self,
+        event: &'static str,
+        decision: &Decision,
+        recipients: &[usize],
+        detail: String,
+    ) {
+        let message = self.draft.message;
+        let chosen = recipients
+            .iter()
+            .filter_map(|at| message.envelope.recipients.get(*at));
+        self.history.push(HistoryEntry {
+            at: Timestamp::now(),
+            message: message.id,
+            event: event.into(),
+            sender: message.envelope.reverse_path.clone(),
+            recipients: chosen.map(|r| r.mailbox.clone()).collect(),
+            client: message.envelope.origin.client,
+            listener: message.envelope.origin.listener.clone(),
+            size: message.content.len() as u64,
+            decision: Some(decision.clone()),
+            reports: self
+                .draft
+                .judged
+                .map(|judged| judged.reports.clone())
+                .unwrap_or_default(),
+            detail,
+        });
+    }
+
+    fn finish(mut self, stored: bool) -> Settlement {
+        let id = self.draft.message.id;
+        let nothing_taken = !stored && self.keep.is_empty() && self.delivered.is_none();
+        let mut notices = self.successes();
+        let reply = if let Some(rule) = &self.rejected {
+            Reply::rejected(id, rule)
+        } else if let (true, Some((_, answer))) = (nothing_taken, self.failed.first()) {
+            // Every recipient was refused while the sender still waits: it gets the true answer, and no bounce.
+            match &answer.reply {
+                Some(said) => Reply::refused(id, said),
+                None => Reply::undeliverable(id, &answer.text),
+            }
+        } else {
+            notices.extend(self.bounce_or_hold());
+            match (
+                &self.delivered,
+                self.keep.is_empty() && self.failed.is_empty(),
+            ) {
+                (Some(answer), true) => Reply::delivered(id, &answer.text),
+                _ => Reply::accepted(id),
+            }
+        };
+        // The first record is the message's own; others, for recipients who parted from it, get names of theirs.
+        for record in self.keep.iter_mut().skip(1) {
+            record.id = MessageId::new();
+        }
+        Settlement {
+            keep: self.keep,
+            notices,
+            reply,
+            history: self.history,
+        }
+    }
+
+    /// Reports of success that were asked for and that the next hop does not send (RFC 3461 5.2.2 and 5.2.3).
+    fn successes(&self) -> Vec<Notice> {
+        let of = |wanted: dsn::Action| {
+            let those = self
+                .succeeded
+                .iter()
+                .filter(|(action, ..)| *action == wanted);
+            let those: Vec<_> = those
+                .map(|(_, recipient, answer)| (recipient.clone(), answer.clone()))
+                .collect();
+            self.draft.notice(wanted, &those)
+        };
+        [dsn::Action::Relayed, dsn::Action::Delivered]
+            .into_iter()
+            .filter_map(of)
+            .collect()
+    }
+
+    /// What was refused after we took responsibility is bounced; what a reviewer released goes back to the reviewer,
+    /// because its sender is as likely as not forged.
+    fn bounce_or_hold(&mut self) -> Option<Notice> {
+        let draft = &self.draft;
+        let (_, first) = self.failed.first()?;
+        let Some(before) = draft.before.filter(|record| record.released) else {
+            return draft.notice(dsn::Action::Failed, &self.failed);
+        };
+        let mut record = draft.again(before, Lane::Held);
+        record.envelope.recipients = self
+            .failed
+            .iter()
+            .map(|(recipient, _)| recipient.clone())
+            .collect();
+        record.status.clone_from(&first.text);
+        record.expires_at = Timestamp::now() + draft.generation.retention;
+        record.released = false;
+        self.keep.push(record);
+        None
+    }
+}
+
+/// What all records of one settlement have in common.
+struct Draft<'a> {
+    generation: &'a Generation,
+    message: &'a Message,
+    before: Option<&'a Record>,
+    judged: Option<&'a Judged>,
+}
+
+impl Draft<'_> {
+    fn record(
+        &self,
+        lane: Lane,
+        decision: Option<&Decision>,
+        recipients: &[usize],
+        status: &str,
+    ) -> Record {
+        let mut record = match self.before {
+            Some(before) => self.again(before, lane),
+            None => self.first(lane),
+        };
+        record.envelope = (*select(self.message, recipients)).clone();
+        record.decision = decision.cloned();
+        record.status = status.to_owned();
+        if let Some(judged) = self.judged {
+            record.reports.clone_from(&judged.reports);
+            record.spent = judged.spent;
+        }
+        record.due_at = match lane {
+            Lane::Held => Timestamp::now(),
+            Lane::Scan if record.attempts == 0 => Timestamp::now(),
+            Lane::Scan => Timestamp::now() + lanes::scan_backoff(record.attempts),
+            Lane::Delivery => Timestamp::now() + self.delivery_backoff(&record),
+        };
+        record.expires_at = match lane {
+            Lane::Held => Timestamp::now() + self.generation.retention,
+            Lane::Scan => record.received_at + self.generation.budget.deferral,
+            Lane::Delivery => record.received_at + self.give_up(record.envelope.recipients.first()),
+        };
+        record
+    }
+
+    fn first(&self, lane: Lane) -> Record {
+        let message = self.message;
+        let subject = header::first(message.content.header_section(), "Subject");
+        Record {
+            id: message.id,
+            message: message.id,
+            lane,
+            envelope: (*message.envelope).clone(),
+            trace: message.trace.clone(),
+            size: message.content.len() as u64,
+            sha256: format!("{:x}", Sha256::digest(message.content.bytes())),
+            subject: subject
+                .map(|field| field.unfolded().chars().take(300).collect())
+                .unwrap_or_default(),
+            received_at: message.received_at,
+            due_at: message.received_at,
+            expires_at: message.received_at,
+            // A pass inside the session counts; a message that is only made durable has had none.
+            attempts: u32::from(self.judged.is_some()),
+            spent: Duration::ZERO,
+            decision: None,
+            reports: Vec::new(),
+            status: String::new(),
+            released: false,
+        }
+    }
+
+    fn again(&self, before: &Record, lane: Lane) -> Record {
+        Record {
+            lane,
+            attempts: if lane == before.lane {
+                before.attempts + 1
+            } else {
+                1
+            },
+            ..before.clone()
+        }
+    }
+
+    fn route(&self, recipient: &Recipient) -> Option<&delivery::Settings> {
+        self.generation.delivery.route(recipient.mailbox.domain())
+    }
+
+    fn delivery_backoff(&self, record: &Record) -> Duration {
+        let route = record
+            .envelope
+            .recipients
+            .first()
+            .and_then(|recipient| self.route(recipient));
+        route.map_or(Duration::from_secs(60), |settings| {
+            schedule::next_attempt(settings, record.attempts, &mut rand::rng())
+        })
+    }
+
+    fn give_up(&self, recipient: Option<&Recipient>) -> Duration {
+        let route = recipient.and_then(|recipient| self.route(recipient));
+        route.map_or(Duration::from_secs(5 * 86_400), |settings| settings.give_up)
+    }
+
+    fn given_up(&self, recipient: &Recipient) -> bool {
+        let age = Timestamp::now().duration_since(self.message.received_at);
+        self.before.is_some() && age.unsigned_abs() >= self.give_up(Some(recipient))
+    }
+
+    fn notice(&self, action: dsn::Action, about: &[(Recipient, Answer)]) -> Option<Notice> {
+        let original = dsn::Original {
+            reporting_mta: &self.generation.hostname,
+            id: self.message.id,
+            envelope: &self.message.envelope,
+            arrived: self.message.received_at,
+            content: self.message.content.bytes(),
+        };
+        let (id, now) = (MessageId::new(), Timestamp::now());
+        let (envelope, content) = original.report(action, about, id, now)?;
+        let message = Message {
+            id,
+            received_at: now,
+            envelope: Arc::new(envelope),
+            trace: "".into(),
+            content: Content::uncharged(content.clone()),
+        };
+        let draft = Draft {
+            generation: self.generation,
+            message: &message,
+            before: None,
+            judged: None,
+        };
+        let all: Vec<usize> = (0..message.envelope.recipients.len()).collect();
+        let status = format!("notification about {}", self.message.id);
+        let mut record = draft.record(Lane::Delivery, None, &all, &status);
+        record.due_at = now;
+        Some(Notice {
+            record,
+            content,
+            is_bounce: action == dsn::Action::Failed,
+        })
+    }
+}
