@@ -1,10 +1,239 @@
-//! Messages that are held for review.
+//! Quarantine: held messages and their ends. Every act of a person leaves an audit entry, written in the same
+//! transaction as what was done; of two that act on the same entry at once exactly one succeeds.
+//!
+//! The relay and the command line call the same functions, at the same time, on the same store.
+
+pub mod export;
+pub mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::message::{Mailbox, MessageId, Notify, Recipient};
+use crate::store::{Audit, Change, Filter, Lane, Record, Store, StoreError};
+use crate::verdict::{Decision, Report};
 
 /// Settings of `[quarantine]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// A held message expires after so long.
+    /// How long a message is held before it expires and is removed.
     pub retention: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            retention: Duration::from_secs(30 * 86_400),
+        }
+    }
+}
+
+/// Why an act was not done.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum QuarantineError {
+    /// Released, deleted or expired meanwhile, or never held.
+    #[error("{0} is not in quarantine (any more); see `spillway explain {0}`")]
+    NotHeld(MessageId),
+    /// A release to nobody would lose the message.
+    #[error("a release needs at least one recipient")]
+    NoRecipients,
+    /// The store did not do it.
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+/// Who acts, and when: for the audit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Act {
+    /// The login name, or [`Act::RELAY`].
+    pub actor: String,
+    /// Now.
+    pub at: Timestamp,
+}
+
+impl Act {
+    /// The actor of what the relay does by itself.
+    pub const RELAY: &str = "spillway";
+
+    /// An act of the relay itself.
+    pub fn of_relay(at: Timestamp) -> Self {
+        Self {
+            actor: Self::RELAY.to_owned(),
+            at,
+        }
+    }
+
+    fn entry(&self, act: &str, record: MessageId, detail: String) -> Audit {
+        Audit {
+            at: self.at,
+            actor: self.actor.clone(),
+            act: act.to_owned(),
+            record,
+            detail,
+        }
+    }
+}
+
+/// Turns a record into a quarantine entry, from now until `retention` has passed. The decision names the reason.
+///
+/// The caller makes it durable, with [`Store::put`] or [`Store::change`].
+#[must_use]
+pub fn hold(
+    mut record: Record,
+    decision: Decision,
+    reports: Vec<Report>,
+    now: Timestamp,
+    settings: &Settings,
+) -> Record {
+    record.lane = Lane::Held;
+    record.due_at = now;
+    record.expires_at = later(now, settings.retention);
+    record.attempts = 0;
+    record.status = decision.reason.clone();
+    record.decision = Some(decision);
+    record.reports = reports;
+    record.released = false;
+    record
+}
+
+/// Hands a held message to delivery: due now, tried until `give_up` has passed, and policy is not asked again. It goes to
+/// its own recipients, or to `recipients` in their place. Returns the record as it is now.
+///
+/// Recipients that the sender did not name are marked NOTIFY=NEVER (RFC 3461 4.1): the sender learns nothing of them.
+///
+/// Cancel safety: the release may or may not have been done; [`QuarantineError::NotHeld`] on a second try says that it was.
+pub async fn release(
+    store: &dyn Store,
+    id: MessageId,
+    recipients: Option<Vec<Mailbox>>,
+    give_up: Duration,
+    act: &Act,
+) -> Result<Record, QuarantineError> {
+    let mut record = held(store, id).await?;
+    if let Some(recipients) = recipients {
+        record.envelope.recipients = redirect(&record.envelope.recipients, recipients);
+    }
+    if record.envelope.recipients.is_empty() {
+        return Err(QuarantineError::NoRecipients);
+    }
+    record.lane = Lane::Delivery;
+    record.due_at = act.at;
+    record.expires_at = later(act.at, give_up);
+    record.attempts = 0;
+    record.status = format!("released by {}", act.actor);
+    record.released = true;
+    let to: Vec<&str> = record
+        .envelope
+        .recipients
+        .iter()
+        .map(|recipient| recipient.mailbox.as_str())
+        .collect();
+    let entry = act.entry("release", id, format!("to {}", to.join(", ")));
+    let change = Change::Replace(Box::new(record.clone()));
+    store
+        .change_in(Lane::Held, id, change, Some(entry))
+        .await
+        .map_err(not_held)?;
+    Ok(record)
+}
+
+fn redirect(known: &[Recipient], wanted: Vec<Mailbox>) -> Vec<Recipient> {
+    let recipient = |mailbox: Mailbox| {
+        let own = known.iter().find(|recipient| recipient.mailbox == mailbox);
+        own.cloned().unwrap_or_else(|| Recipient {
+            notify: Some(Notify::default()),
+            ..mailbox.into()
+        })
+    };
+    wanted.into_iter().map(recipient).collect()
+}
+
+/// Removes a held message for good. An entry that is damaged can be deleted too.
+///
+/// Cancel safety: as [`release`].
+pub async fn delete(store: &dyn Store, id: MessageId, act: &Act) -> Result<(), QuarantineError> {
+    let detail = match held(store, id).await {
+        Ok(record) => describe(&record),
+        Err(QuarantineError::Store(StoreError::Damaged(_, why))) => format!("damaged: {why}"),
+        Err(error) => return Err(error),
+    };
+    let entry = act.entry("delete", id, detail);
+    store
+        .change_in(Lane::Held, id, Change::Remove, Some(entry))
+        .await
+        .map_err(not_held)
+}
+
+/// Removes what has been held for longer than it was to be, at most [`EXPIRED_AT_ONCE`] entries; returns how many. Called
+/// again while that many were found.
+///
+/// Cancel safety: what was removed stays removed, the rest is found the next time.
+pub async fn expire_due(store: &dyn Store, now: Timestamp) -> Result<usize, StoreError> {
+    let due = Filter {
+        lanes: vec![Lane::Held],
+        expired: Some(now),
+        limit: EXPIRED_AT_ONCE,
+        ..Filter::default()
+    };
+    let act = Act::of_relay(now);
+    let mut expired = 0;
+    for record in store.search(due).await? {
+        let entry = act.entry("expire", record.id, describe(&record));
+        let removed = store.change_in(Lane::Held, record.id, Change::Remove, Some(entry));
+        match removed.await {
+            Ok(()) => expired += 1,
+            // A reviewer was faster.
+            Err(StoreError::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(expired)
+}
+
+/// Entries that one call of [`expire_due`] removes.
+pub const EXPIRED_AT_ONCE: usize = 500;
+
+/// One held message.
+///
+/// Cancel safety: safe.
+pub async fn held(store: &dyn Store, id: MessageId) -> Result<Record, QuarantineError> {
+    match store.get(id).await {
+        Ok(Some(record)) if record.lane == Lane::Held => Ok(record),
+        Ok(_) => Err(QuarantineError::NotHeld(id)),
+        Err(error) => Err(not_held(error)),
+    }
+}
+
+/// What the audit remembers of a message that is gone: who deleted it is of little use without what it was.
+fn describe(record: &Record) -> String {
+    let rule = record
+        .decision
+        .as_ref()
+        .map_or("-", |decision| &decision.rule);
+    let first = record.envelope.recipients.first();
+    format!(
+        "from {} to {}{}, held by {rule}, subject {:?}",
+        record.envelope.reverse_path,
+        first.map_or("-", |recipient| recipient.mailbox.as_str()),
+        match record.envelope.recipients.len() {
+            0 | 1 => String::new(),
+            more => format!(" and {} more", more - 1),
+        },
+        record.subject
+    )
+}
+
+fn not_held(error: StoreError) -> QuarantineError {
+    match error {
+        StoreError::NotFound(id) => QuarantineError::NotHeld(id),
+        other => QuarantineError::Store(other),
+    }
+}
+
+/// `span` after `now`; the end of time if it is beyond that.
+fn later(now: Timestamp, span: Duration) -> Timestamp {
+    now.checked_add(span).unwrap_or(Timestamp::MAX)
 }

@@ -5,6 +5,7 @@
 //! | `schema` | tables, connections, what SQLite's errors mean |
 //! | `row` | a record as a row and back |
 //! | `writer` | the writing thread: group commit |
+//! | `folder` | the folder, its permissions, who has it |
 //! | `bodies` | contents too large for the database |
 //! | `search` | everything that reads |
 //! | `recovery` | what a start does before mail is taken |
@@ -16,6 +17,7 @@
 
 mod bodies;
 mod faults;
+mod folder;
 mod health;
 mod readers;
 mod recovery;
@@ -26,10 +28,8 @@ mod search;
 mod tests;
 mod writer;
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,6 +41,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use self::bodies::{Bodies, Written, failed};
 pub use self::faults::Faults;
+use self::folder::{BODIES_LOCK, lock_shared, open_private, prepare_folder, require_store};
 use self::health::{Health, Part};
 use self::readers::Readers;
 use self::row::Row;
@@ -74,7 +75,7 @@ pub enum Role {
 pub struct SqliteStore {
     inline_limit: u64,
     role: Role,
-    folder: std::path::PathBuf,
+    folder: PathBuf,
     jobs: SyncSender<Job>,
     places: Arc<Semaphore>,
     files: Arc<Semaphore>,
@@ -450,63 +451,4 @@ fn entry(audit: &Audit) -> Result<Entry, StoreError> {
         record: audit.record.to_string(),
         json,
     })
-}
-
-/// Locked by the relay for as long as it has the store.
-const RELAY_LOCK: &str = "relay.lock";
-/// Locked, shared, by tools that write body files.
-const BODIES_LOCK: &str = "bodies.lock";
-
-/// Makes the folder and the database file with tight permissions, and takes the relay's lock.
-fn prepare_folder(folder: &Path) -> Result<File, StoreError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(|error| failed(folder, &error))?;
-    let path = folder.join(RELAY_LOCK);
-    let lock = open_private(&path)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(StoreError::Broken(format!(
-                "another relay uses {} (it holds {RELAY_LOCK} there); stop it, or give this one a store.path of its own",
-                folder.display()
-            )));
-        }
-        Err(TryLockError::Error(error)) => return Err(failed(&path, &error)),
-    }
-    // SQLite gives its other files the mode of this one.
-    open_private(&folder.join(schema::DATABASE))?;
-    Ok(lock)
-}
-
-/// A tool makes no store: it would belong to whoever ran the tool, and hide a wrong path.
-fn require_store(folder: &Path) -> Result<(), StoreError> {
-    let file = folder.join(schema::DATABASE);
-    match file.try_exists() {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(StoreError::Broken(format!(
-            "there is no store in {}: check store.path, or start the relay once, which makes it",
-            folder.display()
-        ))),
-        Err(error) => Err(failed(&file, &error)),
-    }
-}
-
-fn open_private(path: &Path) -> Result<File, StoreError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| failed(path, &error))
-}
-
-fn lock_shared(path: &Path) -> Result<File, StoreError> {
-    let file = open_private(path)?;
-    file.lock_shared().map_err(|error| failed(path, &error))?;
-    Ok(file)
 }

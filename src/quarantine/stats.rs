@@ -1,0 +1,131 @@
+//! What is held, by reason, by engine and by age.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::store::{Filter, Lane, Record, Store, StoreError};
+
+/// Entries read at once.
+const PAGE: usize = 1000;
+/// Limits of the age groups.
+const AGES: [(&str, Duration); 4] = [
+    ("under 1 hour", Duration::from_secs(3600)),
+    ("under 1 day", Duration::from_secs(86_400)),
+    ("under 7 days", Duration::from_secs(7 * 86_400)),
+    ("under 30 days", Duration::from_secs(30 * 86_400)),
+];
+/// The group beyond the last limit.
+const OLDER: &str = "older";
+
+/// Messages of one group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Group {
+    /// How many.
+    pub messages: u64,
+    /// Octets of content.
+    pub octets: u64,
+}
+
+/// A group with what it is called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Named {
+    /// The rule, the engine, the range of ages.
+    pub name: String,
+    /// What is in it.
+    #[serde(flatten)]
+    pub group: Group,
+}
+
+/// What is held. The groups by engine overlap: a message counts for each engine that found something or did not answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Everything.
+    pub total: Group,
+    /// By the rule that held it, the largest group first.
+    pub by_reason: Vec<Named>,
+    /// By engine, the largest group first.
+    pub by_engine: Vec<Named>,
+    /// By time since reception, the youngest first; empty groups included.
+    pub by_age: Vec<Named>,
+}
+
+impl Group {
+    fn add(&mut self, record: &Record) {
+        self.messages += 1;
+        self.octets += record.size;
+    }
+}
+
+/// Counts what is held. Reads every entry, a page at a time; entries that come or go meanwhile may be missed.
+///
+/// Cancel safety: safe.
+pub async fn collect(store: &dyn Store, now: Timestamp) -> Result<Stats, StoreError> {
+    let mut total = Group::default();
+    let (mut reasons, mut engines) = (BTreeMap::new(), BTreeMap::new());
+    let mut ages = [Group::default(); AGES.len() + 1];
+    let mut offset = 0;
+    loop {
+        let page = Filter {
+            lanes: vec![Lane::Held],
+            limit: PAGE,
+            offset,
+            ..Filter::default()
+        };
+        let records = store.search(page).await?;
+        for record in &records {
+            total.add(record);
+            let rule = record
+                .decision
+                .as_ref()
+                .map_or("-", |decision| &decision.rule);
+            group(&mut reasons, rule).add(record);
+            for report in &record.reports {
+                if report.missing().is_some() || !report.findings().is_empty() {
+                    group(&mut engines, &report.engine).add(record);
+                }
+            }
+            ages[age(now, record)].add(record);
+        }
+        if records.is_empty() {
+            break;
+        }
+        offset += PAGE;
+    }
+    let names = AGES.iter().map(|(name, _)| *name).chain([OLDER]);
+    Ok(Stats {
+        total,
+        by_reason: largest_first(reasons),
+        by_engine: largest_first(engines),
+        by_age: names
+            .zip(ages)
+            .map(|(name, group)| Named {
+                name: name.to_owned(),
+                group,
+            })
+            .collect(),
+    })
+}
+
+fn group<'a>(groups: &'a mut BTreeMap<String, Group>, name: &str) -> &'a mut Group {
+    groups.entry(name.to_owned()).or_default()
+}
+
+fn age(now: Timestamp, record: &Record) -> usize {
+    // A message from the future (the clock was set back) is young.
+    let age = Duration::try_from(now.duration_since(record.received_at)).unwrap_or_default();
+    AGES.iter()
+        .position(|(_, limit)| age < *limit)
+        .unwrap_or(AGES.len())
+}
+
+fn largest_first(groups: BTreeMap<String, Group>) -> Vec<Named> {
+    let mut named: Vec<Named> = groups
+        .into_iter()
+        .map(|(name, group)| Named { name, group })
+        .collect();
+    named.sort_by_key(|named| std::cmp::Reverse(named.group.messages));
+    named
+}

@@ -1,0 +1,232 @@
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use tempfile::TempDir;
+
+use super::export::{Format, export, mbox};
+use super::stats::{Group, collect};
+use super::*;
+use crate::message::Content;
+use crate::store::Settings as StoreSettings;
+use crate::store::contract::{at, octets, record};
+use crate::store::sqlite::{Role, SqliteStore};
+
+const GIVE_UP: Duration = Duration::from_secs(500);
+
+async fn store() -> (TempDir, Arc<dyn Store>) {
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = StoreSettings {
+        path: folder.path().to_owned(),
+        disk_reserve: 0,
+        ..StoreSettings::default()
+    };
+    let opened = SqliteStore::open(&settings, Role::Relay).await;
+    (folder, opened.expect("store").0)
+}
+
+fn act(seconds: i64) -> Act {
+    Act {
+        actor: "rita".to_owned(),
+        at: at(seconds),
+    }
+}
+
+fn mailbox(text: &str) -> Mailbox {
+    Mailbox::parse(text).expect(text)
+}
+
+/// Puts a message into quarantine the way the pipeline does.
+async fn put_held(store: &dyn Store, now: i64) -> MessageId {
+    let plain = record(Lane::Scan);
+    let (decision, reports) = (plain.decision.clone(), plain.reports.clone());
+    let settings = Settings {
+        retention: Duration::from_secs(100),
+    };
+    let mut entry = hold(
+        plain,
+        decision.expect("decision"),
+        reports,
+        at(now),
+        &settings,
+    );
+    entry.received_at = at(now);
+    entry.size = 10;
+    let id = entry.id;
+    store.put(vec![entry], octets(10)).await.expect("put");
+    id
+}
+
+/// A released message is due at once, is not judged again, and gets the whole time of a new delivery.
+#[tokio::test]
+async fn a_release_hands_the_message_to_delivery() {
+    let (_folder, store) = store().await;
+    let id = put_held(&*store, 0).await;
+    let released = release(&*store, id, None, GIVE_UP, &act(99))
+        .await
+        .expect("release");
+    let due = store
+        .claim(Lane::Delivery, at(99), at(200), 9)
+        .await
+        .expect("claim");
+    assert_eq!(due, [released]);
+    assert!(due[0].released);
+    assert_eq!(due[0].expires_at, at(599));
+    let audit = store.audited(Some(id), 9).await.expect("audit");
+    assert_eq!(audit.len(), 1);
+    assert_eq!((&*audit[0].act, &*audit[0].actor), ("release", "rita"));
+    assert!(audit[0].detail.contains("Rita@two.example"));
+}
+
+/// A sender must not learn from a bounce who reads quarantined mail in the recipient's place.
+#[tokio::test]
+async fn other_recipients_stay_unknown_to_the_sender() {
+    let (_folder, store) = store().await;
+    let id = put_held(&*store, 0).await;
+    let to = vec![mailbox("Rita@two.example"), mailbox("audit@two.example")];
+    let released = release(&*store, id, Some(to), GIVE_UP, &act(1))
+        .await
+        .expect("release");
+    let notify: Vec<_> = released
+        .envelope
+        .recipients
+        .iter()
+        .map(|to| to.notify)
+        .collect();
+    assert_eq!(notify, [None, Some(Notify::default())]);
+    let nobody = put_held(&*store, 0).await;
+    let refused = release(&*store, nobody, Some(Vec::new()), GIVE_UP, &act(1)).await;
+    assert!(matches!(refused, Err(QuarantineError::NoRecipients)));
+    held(&*store, nobody).await.expect("it is still there");
+}
+
+/// However many reviewers act on one entry at once, one of them does it and the others are told.
+#[tokio::test]
+async fn exactly_one_reviewer_wins() {
+    let (_folder, store) = store().await;
+    let id = put_held(&*store, 0).await;
+    let reviewer = act(1);
+    let releases = join_all((0..8).map(|_| release(&*store, id, None, GIVE_UP, &reviewer)));
+    let deletes = join_all((0..8).map(|_| delete(&*store, id, &reviewer)));
+    let (releases, deletes) = futures_util::future::join(releases, deletes).await;
+    let outcomes: Vec<_> = releases
+        .into_iter()
+        .map(|release| release.map(|_| ()))
+        .chain(deletes)
+        .collect();
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
+    for outcome in outcomes.into_iter().filter(Result::is_err) {
+        assert!(matches!(outcome, Err(QuarantineError::NotHeld(found)) if found == id));
+    }
+    assert_eq!(store.audited(None, 99).await.expect("audit").len(), 1);
+}
+
+/// Only what is held can be deleted here; a message on its way to the next hop cannot.
+#[tokio::test]
+async fn delete_removes_held_messages_only() {
+    let (_folder, store) = store().await;
+    let id = put_held(&*store, 0).await;
+    delete(&*store, id, &act(1)).await.expect("delete");
+    assert_eq!(store.get(id).await.expect("get"), None);
+    let moving = record(Lane::Delivery);
+    store
+        .put(vec![moving.clone()], octets(1))
+        .await
+        .expect("put");
+    let refused = delete(&*store, moving.id, &act(1)).await;
+    assert!(matches!(refused, Err(QuarantineError::NotHeld(_))));
+    let refused = export(&*store, moving.id, Format::Eml, "x", &act(1)).await;
+    assert!(matches!(refused, Err(QuarantineError::NotHeld(_))));
+}
+
+/// What has been held for its time goes, not a moment earlier, and the audit says what it was.
+#[tokio::test]
+async fn retention_ends_by_itself() {
+    let (_folder, store) = store().await;
+    let (first, second) = (put_held(&*store, 0).await, put_held(&*store, 50).await);
+    store
+        .put(vec![record(Lane::Delivery)], octets(1))
+        .await
+        .expect("put");
+    assert_eq!(expire_due(&*store, at(99)).await.expect("expire"), 0);
+    assert_eq!(expire_due(&*store, at(100)).await.expect("expire"), 1);
+    assert_eq!(store.get(first).await.expect("get"), None);
+    held(&*store, second).await.expect("not yet");
+    let audit = store.audited(Some(first), 9).await.expect("audit");
+    assert_eq!((&*audit[0].act, &*audit[0].actor), ("expire", Act::RELAY));
+    assert!(
+        audit[0].detail.contains("Quarterly Report"),
+        "{}",
+        audit[0].detail
+    );
+    assert_eq!(expire_due(&*store, at(100_000)).await.expect("expire"), 1);
+}
+
+/// An .eml is the message as it would have been delivered, and its export is on record.
+#[tokio::test]
+async fn an_exported_message_is_whole() {
+    let (_folder, store) = store().await;
+    let id = put_held(&*store, 0).await;
+    let eml = export(&*store, id, Format::Eml, "case-1.eml", &act(1))
+        .await
+        .expect("export");
+    let mut expected = record(Lane::Held).trace.as_bytes().to_vec();
+    expected.extend_from_slice(octets(10).bytes());
+    assert_eq!(eml, expected);
+    let audit = store.audited(Some(id), 9).await.expect("audit");
+    assert_eq!(
+        (&*audit[0].act, &*audit[0].detail),
+        ("export", "case-1.eml")
+    );
+}
+
+/// A mailbox file can be split again at its `From ` lines, whatever the messages contain.
+#[test]
+fn mbox_quotes_what_looks_like_a_separator() {
+    let mut entry = record(Lane::Held);
+    entry.trace = "Received: x\r\n".into();
+    let content =
+        Content::uncharged(&b"A: b\r\n\r\nFrom me\r\n>From you\r\nfrom\r\n>> From\r\nFrom end"[..]);
+    let text = |entry: &Record| String::from_utf8(mbox(entry, content.bytes())).expect("text");
+    assert_eq!(
+        text(&entry),
+        "From Sender@One.example Fri Jan 15 08:00:00 2027\nReceived: x\nA: b\n\n>From me\n>>From you\nfrom\n>> From\n>From end\n\n"
+    );
+    entry.envelope.reverse_path = Default::default();
+    assert!(text(&entry).starts_with("From MAILER-DAEMON Fri"));
+}
+
+/// Every held message is counted once in total, by rule and by age, and once for each engine concerned.
+#[tokio::test]
+async fn stats_count_what_is_held() {
+    let (_folder, store) = store().await;
+    for received in [0, 0, 4000] {
+        put_held(&*store, received).await;
+    }
+    store
+        .put(vec![record(Lane::Scan)], octets(1))
+        .await
+        .expect("put");
+    let stats = collect(&*store, at(4001)).await.expect("stats");
+    let three = Group {
+        messages: 3,
+        octets: 30,
+    };
+    assert_eq!(stats.total, three);
+    assert_eq!(stats.by_reason.len(), 1);
+    assert_eq!(
+        (&*stats.by_reason[0].name, stats.by_reason[0].group),
+        ("policy.malware", three)
+    );
+    let engines: Vec<_> = stats.by_engine.iter().map(|named| &*named.name).collect();
+    assert_eq!(
+        engines,
+        ["clamd", "rspamd"],
+        "the engine that found, the one without answer"
+    );
+    let ages: Vec<_> = stats
+        .by_age
+        .iter()
+        .map(|named| named.group.messages)
+        .collect();
+    assert_eq!(ages, [1, 2, 0, 0, 0]);
+}

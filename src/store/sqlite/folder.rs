@@ -1,0 +1,70 @@
+//! The folder of the store: its permissions, and who has it.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::bodies::failed;
+use super::schema::DATABASE;
+use crate::store::StoreError;
+
+/// Locked by the relay for as long as it has the store.
+const RELAY_LOCK: &str = "relay.lock";
+/// Locked, shared, by tools that write body files.
+pub(super) const BODIES_LOCK: &str = "bodies.lock";
+
+/// Makes the folder and the database file with tight permissions, and takes the relay's lock.
+pub(super) fn prepare_folder(folder: &Path) -> Result<File, StoreError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| failed(folder, &error))?;
+    let path = folder.join(RELAY_LOCK);
+    let lock = open_private(&path)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(StoreError::Broken(format!(
+                "another relay uses {} (it holds {RELAY_LOCK} there); stop it, or give this one a store.path of its own",
+                folder.display()
+            )));
+        }
+        Err(TryLockError::Error(error)) => return Err(failed(&path, &error)),
+    }
+    // SQLite gives its other files the mode of this one.
+    open_private(&folder.join(DATABASE))?;
+    Ok(lock)
+}
+
+/// A tool makes no store: it would belong to whoever ran the tool, and hide a wrong path.
+pub(super) fn require_store(folder: &Path) -> Result<(), StoreError> {
+    let file = folder.join(DATABASE);
+    match file.try_exists() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(StoreError::Broken(format!(
+            "there is no store in {}: check store.path, or start the relay once, which makes it",
+            folder.display()
+        ))),
+        Err(error) => Err(failed(&file, &error)),
+    }
+}
+
+/// A file only we can read, made if it is missing.
+pub(super) fn open_private(path: &Path) -> Result<File, StoreError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| failed(path, &error))
+}
+
+/// A lock that many can hold together; waits for the one that excludes them all.
+pub(super) fn lock_shared(path: &Path) -> Result<File, StoreError> {
+    let file = open_private(path)?;
+    file.lock_shared().map_err(|error| failed(path, &error))?;
+    Ok(file)
+}
