@@ -211,35 +211,45 @@ impl Attempt<'_> {
                     lease.give_back(connection);
                     return Ok(());
                 }
-                Err(failure) if self.is_final(&failure) => return Err(failure),
+                Err(failure) if self.is_final(&failure, progress) => return Err(failure),
                 // It was closed while it was idle: that is nobody's fault, and a new one takes its place.
                 Err((_, why)) => {
                     debug!(next_hop = %self.relay.name, %why, "idle connection was dead")
                 }
             }
         }
+        let connection = self.all_addresses(progress).await?;
+        lease.give_back(connection);
+        Ok(())
+    }
+
+    /// Every address in order, those that failed a moment ago after the others.
+    async fn all_addresses(&self, progress: &mut Progress) -> Result<Connection, Failed> {
         let mut last = None;
+        let mut avoided = Vec::new();
         for target in &self.relay.targets {
-            let mut endpoints = match self.resolve(target).await {
+            let endpoints = match self.resolve(target).await {
                 Ok(endpoints) => endpoints,
                 Err(why) => {
                     last = Some((None, why));
                     continue;
                 }
             };
-            self.relay.avoided.order(&mut endpoints);
             for endpoint in endpoints {
-                match self.fresh(target, &endpoint, progress).await {
-                    Ok(connection) => {
-                        lease.give_back(connection);
-                        return Ok(());
-                    }
-                    Err(failure) if self.is_final(&failure) => return Err(failure),
-                    Err(failure) => {
-                        self.relay.avoided.add(&endpoint);
-                        last = Some(failure);
-                    }
+                if self.relay.avoided.contains(&endpoint) {
+                    avoided.push((target, endpoint));
+                    continue;
                 }
+                match self.fresh(target, &endpoint, progress).await {
+                    Err(failure) if !self.is_final(&failure, progress) => last = Some(failure),
+                    result => return result,
+                }
+            }
+        }
+        for (target, endpoint) in avoided {
+            match self.fresh(target, &endpoint, progress).await {
+                Err(failure) if !self.is_final(&failure, progress) => last = Some(failure),
+                result => return result,
             }
         }
         Err(last.unwrap_or_else(|| {
@@ -268,12 +278,20 @@ impl Attempt<'_> {
         endpoint: &Endpoint,
         progress: &mut Progress,
     ) -> Result<Connection, Failed> {
-        let mut connection = self.open(target, endpoint).await.map_err(|error| {
-            let failure = ConnectionFailure::Connection(endpoint.clone(), error);
-            (Some(endpoint.clone()), failure)
-        })?;
-        self.transact(&mut connection, progress).await?;
-        Ok(connection)
+        let result = match self.open(target, endpoint).await {
+            Ok(mut connection) => {
+                let result = self.transact(&mut connection, progress).await;
+                result.map(|()| connection)
+            }
+            Err(error) => {
+                let failure = ConnectionFailure::Connection(endpoint.clone(), error);
+                Err((Some(endpoint.clone()), failure))
+            }
+        };
+        if matches!(result, Err((_, ConnectionFailure::Connection(..)))) {
+            self.relay.avoided.add(endpoint);
+        }
+        result
     }
 
     async fn open(
@@ -336,9 +354,12 @@ impl Attempt<'_> {
         }
     }
 
-    /// Whether another address must not, or cannot in time, be tried.
-    fn is_final(&self, (_, why): &Failed) -> bool {
-        matches!(why, ConnectionFailure::Late(..)) || self.deadline.passed()
+    /// Whether no other address is to be tried: the message may have been taken, nobody is left to be asked about, or
+    /// time is up.
+    fn is_final(&self, (_, why): &Failed, progress: &Progress) -> bool {
+        matches!(why, ConnectionFailure::Late(..))
+            || progress.open.is_empty()
+            || self.deadline.passed()
     }
 }
 

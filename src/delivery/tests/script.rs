@@ -35,7 +35,12 @@ enum Listener {
 impl Listener {
     async fn accept(&self) -> Box<dyn Socket> {
         match self {
-            Self::Tcp(listener) => Box::new(listener.accept().await.expect("a connection").0),
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await.expect("a connection");
+                // The script writes line by line; it must not wait for the client's acknowledgements.
+                stream.set_nodelay(true).expect("an option");
+                Box::new(stream)
+            }
             Self::Unix(listener) => Box::new(listener.accept().await.expect("a connection").0),
         }
     }

@@ -54,6 +54,24 @@ async fn a_dead_idle_connection_is_replaced() {
     }
 }
 
+/// A connection on which the server said more than it was asked is out of step, and its next reply would be taken for
+/// the answer to something else: it is not used again.
+#[tokio::test]
+async fn a_connection_out_of_step_is_not_used_again() {
+    let (taken, last) = ONE_MAIL.rsplit_once("S: ").expect("a last reply");
+    let stray = "S: 250 m\nS: 250 r\nS: 354 go\nHOLD";
+    let first = script(&[HELLO, taken, &format!("S; {last}"), stray]);
+    let server = Server::start(&[&first, &script(&[HELLO, ONE_MAIL])]).await;
+    let delivery = delivery(hop(&[server.address()]));
+    for _ in 0..2 {
+        assert_eq!(
+            outcomes(&delivery, &mail(&["b@y"], CONTENT), soon()).await,
+            [TAKEN]
+        );
+    }
+    server.finished().await;
+}
+
 /// A refused message leaves the connection usable: RSET goes out with the next one. (552 to RCPT may mean that there
 /// were too many of them, so it defers: RFC 5321 4.5.3.1.10.)
 #[tokio::test]
@@ -161,6 +179,59 @@ async fn no_second_try_after_the_end_of_data() {
         let asked = futures_util::FutureExt::now_or_never(second.accept());
         assert!(asked.is_none(), "the second address was asked");
     }
+    // The same on a connection that was idle before.
+    let server = Server::start(&[&script(&[HELLO, ONE_MAIL, content])]).await;
+    let delivery = delivery(hop(&[server.address()]));
+    let got = outcomes(&delivery, &mail(&["b@y"], CONTENT), soon()).await;
+    assert_eq!(got, [TAKEN]);
+    let got = outcomes(&delivery, &mail(&["b@y"], b"x\r\n"), soon()).await;
+    assert!(got[0].contains("may have been taken"), "{got:?}");
+    server.finished().await;
+}
+
+/// When every recipient has its answer, a connection that breaks changes nothing, and nobody else is asked.
+#[tokio::test]
+async fn settled_recipients_are_not_asked_about_again() {
+    let refused = "C: MAIL FROM:<a@x>
+        C: RCPT TO:<b@y>
+        C: DATA
+        S: 250 m
+        S: 550 5.1.1 who";
+    let first = Server::start(&[&script(&[HELLO, refused])]).await;
+    let second = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let other = second.local_addr().expect("address").to_string();
+    let delivery = delivery(hop(&[first.address(), other]));
+    let got = outcomes(&delivery, &mail(&["b@y"], CONTENT), soon()).await;
+    assert_eq!(got, ["failed RCPT: 550 5.1.1 who"]);
+    first.finished().await;
+    let asked = futures_util::FutureExt::now_or_never(second.accept());
+    assert!(asked.is_none(), "the second address was asked");
+}
+
+/// An address that failed a moment ago is not asked first again: not every message pays for it. When all others fail
+/// too, it is asked all the same.
+#[tokio::test]
+async fn a_failed_address_is_avoided() {
+    let first = Server::start(&["S: 421 busy", &script(&[HELLO, ONE_MAIL])]).await;
+    let leave = script(&[HELLO, ONE_MAIL, "EOF"]);
+    let second = Server::start(&[&leave, &leave, "S: 421 busy"]).await;
+    let delivery = delivery(SmtpSettings {
+        idle: Duration::ZERO,
+        ..hop(&[first.address(), second.address()])
+    });
+    let mut servers = Vec::new();
+    for _ in 0..3 {
+        let mail = mail(&["b@y"], CONTENT);
+        let outcome = delivery.deliver(&mail, soon()).await.remove(0);
+        assert!(matches!(outcome, Outcome::Delivered(_)), "{outcome:?}");
+        servers.extend(outcome.answer().server.map(|server| server.to_string()));
+    }
+    let (a, b) = (first.address(), second.address());
+    assert_eq!(servers, [b.clone(), b, a]);
+    first.finished().await;
+    second.finished().await;
 }
 
 /// At the deadline the message is deferred, what was settled stays settled, and the connection in the middle of its
