@@ -9,26 +9,48 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 /// A countdown over the disk operations of one store. The default never fires.
 #[derive(Debug, Clone, Default)]
-pub struct Faults(Option<Arc<AtomicI64>>);
+pub struct Faults {
+    left: Option<Arc<AtomicI64>>,
+    full: bool,
+}
 
 impl Faults {
     /// The `nth` operation from now on fails (the first is 1), and only that one.
     pub fn nth(nth: u32) -> Self {
-        Self(Some(Arc::new(AtomicI64::new(i64::from(nth)))))
+        Self {
+            left: Some(Arc::new(AtomicI64::new(i64::from(nth)))),
+            full: false,
+        }
+    }
+
+    /// The same, and the reason is that the disk is full.
+    pub fn nth_full(nth: u32) -> Self {
+        Self {
+            full: true,
+            ..Self::nth(nth)
+        }
     }
 
     /// Whether the failure has happened.
     pub fn fired(&self) -> bool {
-        self.0
+        self.left
             .as_ref()
             .is_some_and(|left| left.load(Ordering::Acquire) <= 0)
     }
 
     /// Called before each disk operation.
     pub(super) fn step(&self, operation: &str) -> io::Result<()> {
-        match &self.0 {
+        match &self.left {
             Some(left) if left.fetch_sub(1, Ordering::AcqRel) == 1 => {
-                Err(io::Error::other(format!("injected failure of {operation}")))
+                let kind = if self.full {
+                    io::ErrorKind::StorageFull
+                } else {
+                    io::ErrorKind::Other
+                };
+                Err(io::Error::new(
+                    kind,
+                    format!("injected failure of {operation}"),
+                ))
             }
             _ => Ok(()),
         }

@@ -5,16 +5,19 @@
 //! | `schema` | tables, connections, what SQLite's errors mean |
 //! | `row` | a record as a row and back |
 //! | `writer` | the writing thread: group commit |
+//! | `work` | what it can be asked to do, as statements |
 //! | `folder` | the folder, its permissions, who has it |
 //! | `bodies` | contents too large for the database |
 //! | `search` | everything that reads |
 //! | `recovery` | what a start does before mail is taken |
 //! | `health` | whether new mail can be accepted |
+//! | `ballast` | room for the last acts on a full disk |
 //! | `faults` | the Nth disk operation fails, for tests |
 //!
 //! Callers encode their records themselves and wait in a bounded queue; reading has connections of its own. Other
 //! processes (the command line) may open the same store at any time; one relay at a time may.
 
+mod ballast;
 mod bodies;
 mod faults;
 mod folder;
@@ -26,6 +29,7 @@ mod schema;
 mod search;
 #[cfg(test)]
 mod tests;
+mod work;
 mod writer;
 
 use std::io;
@@ -39,6 +43,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, oneshot};
 
+use self::ballast::Ballast;
 use self::bodies::{Bodies, Written, failed};
 pub use self::faults::Faults;
 use self::folder::{BODIES_LOCK, lock_shared, open_private, prepare_folder, require_store};
@@ -47,7 +52,8 @@ use self::readers::Readers;
 use self::row::Row;
 pub(super) use self::schema::is_corrupt;
 use self::search::{Damage, Sorted};
-use self::writer::{Entry, Job, Output, Work, Writer};
+use self::work::{Entry, Output, Work};
+use self::writer::{Job, Writer};
 use super::{
     Audit, Change, Filter, Lane, LaneStats, Record, Recovery, Settings, Store, StoreError,
     StoreFuture,
@@ -138,6 +144,10 @@ impl SqliteStore {
             Role::Tool => Recovery::default(),
         };
         let health = Arc::new(Health::new(folder.clone(), settings.disk_reserve));
+        let ballast = Ballast::new(&folder, settings.disk_reserve);
+        if role == Role::Relay && health.check().is_ok() {
+            ballast.restore();
+        }
         let commits = Arc::new(AtomicU64::new(0));
         let (jobs, queue) = sync_channel(QUEUE);
         let writer = Writer {
@@ -147,6 +157,8 @@ impl SqliteStore {
             health: health.clone(),
             faults,
             commits: commits.clone(),
+            ballast,
+            relay: role == Role::Relay,
             _lock: lock,
         };
         let thread = std::thread::Builder::new()

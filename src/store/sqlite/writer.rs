@@ -8,23 +8,22 @@
 //! one, each in a transaction of its own, so that only the culprit gets the error.
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::bodies::{Bodies, Written};
+use super::ballast::Ballast;
+use super::bodies::{Bodies, failed};
 use super::faults::Faults;
 use super::health::{Health, Part};
-use super::recovery::report;
-use super::row::{Row, lane_number, lanes, lossy};
-use super::schema::broken;
-use crate::message::{Content, MessageId};
-use crate::store::{Lane, StoreError};
+use super::schema::{DATABASE, broken};
+use super::work::{Output, Work, perform, weight};
+use crate::store::StoreError;
 
 /// Jobs in one transaction.
 const BATCH_JOBS: usize = 512;
@@ -32,63 +31,6 @@ const BATCH_JOBS: usize = 512;
 const BATCH_OCTETS: usize = 8 << 20;
 /// How often free space is measured, and a broken disk is tried again.
 const TICK: Duration = Duration::from_secs(1);
-
-/// Something to be written.
-pub(super) enum Work {
-    /// New rows with their content, inline unless `files` hold it; and a new row in the place of the one that they were
-    /// split from.
-    Put {
-        rows: Vec<Row>,
-        content: Content,
-        files: Option<Written>,
-        beside: Option<(MessageId, Box<Row>)>,
-    },
-    /// A new row in the place of the one with its id.
-    Replace {
-        id: MessageId,
-        row: Box<Row>,
-        lane: Option<Lane>,
-        audit: Option<Entry>,
-    },
-    /// The row and its content go.
-    Remove {
-        id: MessageId,
-        lane: Option<Lane>,
-        audit: Option<Entry>,
-    },
-    /// Leases what is due.
-    Claim {
-        lane: Lane,
-        now: Timestamp,
-        until: Timestamp,
-        limit: usize,
-    },
-    /// An audit entry alone.
-    Audit(Entry),
-    /// The row cannot be used.
-    SetAside { id: MessageId, why: String },
-    /// Finish what was queued before, then end.
-    Stop,
-}
-
-/// An audit entry, encoded.
-pub(super) struct Entry {
-    pub(super) record: String,
-    pub(super) json: String,
-}
-
-/// What a job gives back.
-#[derive(Debug)]
-pub(super) enum Output {
-    /// Done.
-    Done,
-    /// Claimed rows: id and record, oldest due first.
-    Claimed(Vec<(String, String)>),
-    /// Removed a row whose content is a file.
-    RemovedFile(MessageId),
-    /// Not done, for a reason that lies in the record, not in the disk.
-    Refused(StoreError),
-}
 
 /// Work with the way back to its caller, and its place in the bounded queue.
 pub(super) struct Job {
@@ -105,6 +47,9 @@ pub(super) struct Writer {
     pub(super) health: Arc<Health>,
     pub(super) faults: Faults,
     pub(super) commits: Arc<AtomicU64>,
+    pub(super) ballast: Ballast,
+    /// Whether this is the process that restores the ballast.
+    pub(super) relay: bool,
     /// The relay's lock on the store: free again when everything queued is written.
     pub(super) _lock: Option<File>,
 }
@@ -159,8 +104,48 @@ impl Writer {
         }
         match self.transact(&batch) {
             Ok(outputs) => self.answer(batch, outputs),
+            Err(error) if matches!(error.error, StoreError::Full(_)) => {
+                self.without_puts(batch, &error)
+            }
             Err(error) if batch.len() == 1 || !error.in_statement => self.fail(batch, &error),
             Err(_) => self.one_by_one(batch),
+        }
+    }
+
+    /// On a full disk: new mail gives way to what makes room or records progress, which may use the ballast.
+    fn without_puts(&mut self, batch: Vec<Job>, failure: &Failure) {
+        let (puts, rest): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .partition(|job| matches!(job.work, Work::Put { .. }));
+        if puts.is_empty() && !self.make_room() {
+            return self.fail(rest, failure);
+        }
+        self.fail(puts, failure);
+        // From now on new mail is refused before it comes here.
+        self.health.measure();
+        self.commit(rest);
+    }
+
+    /// Throws the ballast overboard; false if there was none any more. The log is not emptied here but at the next tick:
+    /// that may take more room than there is, and the commit at hand needs little.
+    fn make_room(&mut self) -> bool {
+        let released = self.ballast.release();
+        if released {
+            tracing::error!(
+                "the disk is full: the room kept for this is used to go on with the mail that is here"
+            );
+        }
+        released
+    }
+
+    /// Moves the log into the database and cuts it, so that the next commits need no new room. May do less while others
+    /// read; what it could not do is done later.
+    fn empty_log(&self) {
+        let pragma =
+            self.db
+                .pragma_update_and_check(None, "wal_checkpoint", "truncate", |_| Ok(()));
+        if let Err(error) = pragma {
+            tracing::debug!(%error, "log not emptied");
         }
     }
 
@@ -201,7 +186,7 @@ impl Writer {
     fn flush(&self) -> Result<(), Failure> {
         self.faults
             .step("commit")
-            .map_err(|error| Failure::of_disk(StoreError::Broken(error.to_string())))?;
+            .map_err(|error| Failure::of_disk(failed(Path::new(DATABASE), &error)))?;
         self.db
             .execute_batch("COMMIT")
             .map_err(|error| Failure::of_disk(broken(&error)))?;
@@ -244,6 +229,11 @@ impl Writer {
     /// Free space, and whether what was broken works again.
     fn tick(&mut self) {
         self.health.measure();
+        if self.health.check_part(Part::Reserve).is_err() {
+            self.empty_log();
+        } else if self.relay {
+            self.ballast.restore();
+        }
         if self.health.check_part(Part::Files).is_err() {
             self.health.set(Part::Files, self.bodies.probe());
         }
@@ -299,159 +289,4 @@ impl Failure {
 /// The answer to a put whose id exists.
 pub(super) fn taken() -> StoreError {
     StoreError::Broken("a message with this id is stored already".to_owned())
-}
-
-fn weight(work: &Work) -> usize {
-    match work {
-        Work::Put {
-            rows,
-            content,
-            files: None,
-            ..
-        } => rows.len() * content.len(),
-        _ => 0,
-    }
-}
-
-fn perform(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
-    match work {
-        Work::Put {
-            rows,
-            content,
-            files,
-            beside,
-        } => {
-            if let Some((id, row)) = beside
-                && !row.update(db, None)?
-            {
-                return Ok(Output::Refused(why_not(db, *id)?));
-            }
-            for row in rows {
-                put(db, row, content, files.is_some())?;
-            }
-            Ok(Output::Done)
-        }
-        Work::Replace {
-            id,
-            row,
-            lane,
-            audit,
-        } => {
-            if row.update(db, *lane)? {
-                append(db, audit.as_ref())?;
-                return Ok(Output::Done);
-            }
-            Ok(Output::Refused(why_not(db, *id)?))
-        }
-        Work::Remove { id, lane, audit } => remove(db, *id, *lane, audit.as_ref()),
-        Work::Claim {
-            lane,
-            now,
-            until,
-            limit,
-        } => claim(db, *lane, *now, *until, *limit),
-        Work::Audit(entry) => append(db, Some(entry)).map(|()| Output::Done),
-        Work::SetAside { id, why } => {
-            let marked = db
-                .prepare_cached(
-                    "UPDATE message SET damaged = ?2 WHERE id = ?1 AND damaged IS NULL",
-                )?
-                .execute(params![id.to_string(), why])?;
-            if marked > 0 {
-                report(&id.to_string(), why);
-            }
-            Ok(Output::Done)
-        }
-        Work::Stop => Ok(Output::Done),
-    }
-}
-
-fn put(db: &Connection, row: &Row, content: &Content, file: bool) -> rusqlite::Result<()> {
-    let size = i64::try_from(content.len()).unwrap_or(i64::MAX);
-    let seq = row.insert(db, size, file)?;
-    if !file {
-        db.prepare_cached("INSERT INTO body (seq, content) VALUES (?1, ?2)")?
-            .execute(params![seq, &content.bytes()[..]])?;
-    }
-    Ok(())
-}
-
-fn remove(
-    db: &Connection,
-    id: MessageId,
-    lane: Option<Lane>,
-    audit: Option<&Entry>,
-) -> rusqlite::Result<Output> {
-    let (first, last) = lanes(lane);
-    let found: Option<(i64, bool)> = db
-        .prepare_cached(
-            "DELETE FROM message WHERE id = ?1 AND lane BETWEEN ?2 AND ?3 RETURNING seq, file",
-        )?
-        .query_row(params![id.to_string(), first, last], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })
-        .optional()?;
-    let Some((seq, file)) = found else {
-        return Ok(Output::Refused(StoreError::NotFound(id)));
-    };
-    append(db, audit)?;
-    if file {
-        return Ok(Output::RemovedFile(id));
-    }
-    db.prepare_cached("DELETE FROM body WHERE seq = ?1")?
-        .execute([seq])?;
-    Ok(Output::Done)
-}
-
-const CLAIM: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (SELECT seq FROM message INDEXED BY work \
-     WHERE damaged IS NULL AND lane = ?1 AND due_at <= ?2 AND lease_until <= ?2 ORDER BY due_at LIMIT ?4) \
-     RETURNING due_at, id, record";
-
-fn claim(
-    db: &Connection,
-    lane: Lane,
-    now: Timestamp,
-    until: Timestamp,
-    limit: usize,
-) -> rusqlite::Result<Output> {
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut due = db
-        .prepare_cached(CLAIM)?
-        .query_map(
-            params![
-                lane_number(lane),
-                now.as_microsecond(),
-                until.as_microsecond(),
-                limit
-            ],
-            |row| Ok((row.get::<_, i64>(0)?, row.get(1)?, lossy(row, 2)?)),
-        )?
-        .collect::<rusqlite::Result<Vec<(i64, String, String)>>>()?;
-    // RETURNING promises no order.
-    due.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
-    Ok(Output::Claimed(
-        due.into_iter()
-            .map(|(_, id, record)| (id, record))
-            .collect(),
-    ))
-}
-
-fn append(db: &Connection, entry: Option<&Entry>) -> rusqlite::Result<()> {
-    if let Some(entry) = entry {
-        db.prepare_cached("INSERT INTO audit (record, entry) VALUES (?1, ?2)")?
-            .execute(params![entry.record, entry.json])?;
-    }
-    Ok(())
-}
-
-/// Why no row was updated: it is damaged, or not there (in that lane).
-fn why_not(db: &Connection, id: MessageId) -> rusqlite::Result<StoreError> {
-    let damage: Option<Option<String>> = db
-        .prepare_cached("SELECT damaged FROM message WHERE id = ?1")?
-        .query_row([id.to_string()], |row| row.get(0))
-        .optional()?;
-    Ok(match damage.flatten() {
-        Some(why) => StoreError::Damaged(id, why),
-        None => StoreError::NotFound(id),
-    })
 }

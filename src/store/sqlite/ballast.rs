@@ -1,0 +1,59 @@
+//! Room for the last acts on a full disk.
+//!
+//! Removing a message from the database needs room before it makes any: the change is first written to the log. So a disk
+//! that somebody else fills up to the last octet would stop delivery from being recorded, and what was passed on would be
+//! passed on again after a restart. Against that a file of no use is kept, and thrown overboard when it comes to that.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FallocateFlags;
+
+/// Enough for the log between two checkpoints.
+const MOST: u64 = 16 << 20;
+
+/// The file, and how large it should be.
+#[derive(Debug)]
+pub(super) struct Ballast {
+    path: PathBuf,
+    octets: u64,
+}
+
+impl Ballast {
+    /// A quarter of the reserve that the administrator granted, at most 16 MiB. Makes nothing yet.
+    pub(super) fn new(store: &Path, reserve: u64) -> Self {
+        Self {
+            path: store.join("ballast"),
+            octets: MOST.min(reserve / 4),
+        }
+    }
+
+    /// Gives the room free; false if there was none to give.
+    pub(super) fn release(&self) -> bool {
+        fs::remove_file(&self.path).is_ok()
+    }
+
+    /// Takes the room again if it was given away.
+    pub(super) fn restore(&self) {
+        if self.octets == 0 || self.path.exists() {
+            return;
+        }
+        if let Err(error) = self.make() {
+            // Half a ballast would look like a whole one.
+            self.release();
+            tracing::warn!(path = %self.path.display(), %error, "no room kept for a full disk");
+        }
+    }
+
+    fn make(&self) -> io::Result<()> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&self.path)?;
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, self.octets)?;
+        Ok(())
+    }
+}
