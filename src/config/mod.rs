@@ -98,6 +98,16 @@ pub fn load(path: Option<&Path>) -> Result<Config, Problems> {
     read(&text, &file, folder, version.into())
 }
 
+/// A duration as it is written in a configuration, `150ms`, `5s`, `2d`; else what is wrong and what to write.
+pub fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+    units::duration(text).map_err(|wrong| format!("{}; {}", wrong.what, wrong.fix))
+}
+
+/// A size in octets as it is written in a configuration, `64KiB`, `50MiB`; else what is wrong and what to write.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    units::size(text).map_err(|wrong| format!("{}; {}", wrong.what, wrong.fix))
+}
+
 /// The text of a file that is short enough and UTF-8.
 fn file_text(path: &Path) -> Result<String, String> {
     use std::io::Read;

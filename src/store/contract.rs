@@ -108,6 +108,7 @@ where
         a_put_is_all_or_nothing,
         due_work_is_handed_out_once,
         a_lease_ends_with_the_next_change,
+        only_what_waits_is_hastened,
         what_is_gone_is_not_found,
         audit_goes_with_the_change,
         one_of_two_wins,
@@ -220,6 +221,29 @@ async fn a_lease_ends_with_the_next_change(store: &dyn Store) {
     assert_eq!(claim(Lane::Scan, 999).await, 0, "it has left the lane");
     let content = store.content(record.id).await.expect("content");
     assert_eq!(content.len(), 3, "a change keeps the content");
+}
+
+async fn only_what_waits_is_hastened(store: &dyn Store) {
+    let hasten = async |id| store.hasten(id, at(50)).await.expect("hasten");
+    for (lane, waits) in [
+        (Lane::Scan, true),
+        (Lane::Delivery, true),
+        (Lane::Held, false),
+    ] {
+        let mut record = record(lane);
+        record.due_at = at(99);
+        let put = store.put(vec![record.clone()], octets(3));
+        put.await.expect("put");
+        assert_eq!(hasten(record.id).await, waits, "{lane:?}");
+        if waits {
+            record.due_at = at(50);
+            let claimed = store.claim(lane, at(50), at(60), 1).await.expect("claim");
+            assert_eq!(claimed, [record.clone()], "due, and otherwise as it was");
+            let leased = store.hasten(record.id, at(55)).await.expect("hasten");
+            assert!(!leased, "somebody works on it");
+        }
+    }
+    assert!(!hasten(MessageId::new()).await, "it is not there");
 }
 
 async fn what_is_gone_is_not_found(store: &dyn Store) {

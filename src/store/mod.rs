@@ -244,6 +244,10 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>>;
 
+    /// Makes a record in Scan or Delivery due at `now`; false if it is leased or waits no more. A record that is being
+    /// worked on is left alone: changing it would end the lease, and two workers would have it.
+    fn hasten(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool>;
+
     /// Puts a message that is being worked on right now under lease with [`Store::put`]: the same, but leased until
     /// `until`.
     fn put_leased(

@@ -34,6 +34,23 @@ impl<T: fmt::Display> fmt::Display for Escaped<T> {
     }
 }
 
+/// JSON with every unsafe character escaped. They can stand inside strings alone, so it stays the same JSON; JSON itself
+/// escapes only C0. Line feeds between values are kept.
+pub fn json(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_unsafe(c) && c != '\n' {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // Writing to a String cannot fail.
+                let _ = write!(safe, "\\u{unit:04x}");
+            }
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
 /// A writer that escapes what passes through it.
 pub(super) struct Escaping<'a, W: ?Sized>(pub(super) &'a mut W);
 

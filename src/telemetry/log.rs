@@ -11,7 +11,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::escape::{Escaping, is_unsafe};
+use super::escape::{self, Escaping};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ where
         .finish()
 }
 
-/// JSON escapes C0 controls only; this escapes the others. They can stand inside strings alone, so the line stays JSON.
+/// Escapes what JSON itself does not ([`escape::json`]).
 struct EscapedJson<W>(W);
 
 impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for EscapedJson<W> {
@@ -90,18 +90,7 @@ impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for EscapedJson<W> {
 impl<W: Write> Write for EscapedJson<W> {
     /// Called with one whole line at a time.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(line);
-        let mut safe = String::with_capacity(text.len());
-        for c in text.chars() {
-            if is_unsafe(c) && c != '\n' {
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    // Writing to a String cannot fail.
-                    let _ = write!(safe, "\\u{unit:04x}");
-                }
-            } else {
-                safe.push(c);
-            }
-        }
+        let safe = escape::json(&String::from_utf8_lossy(line));
         self.0.write_all(safe.as_bytes())?;
         Ok(line.len())
     }
@@ -151,7 +140,7 @@ mod tests {
 
     fn lines(text: &str) -> usize {
         assert!(text.ends_with('\n'));
-        let mut unsafe_chars = text.chars().filter(|c| is_unsafe(*c) && *c != '\n');
+        let mut unsafe_chars = text.chars().filter(|c| escape::is_unsafe(*c) && *c != '\n');
         assert_eq!(unsafe_chars.next(), None, "{text:?}");
         text.lines().count()
     }

@@ -410,6 +410,16 @@ impl Store for SqliteStore {
         })
     }
 
+    fn hasten(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool> {
+        Box::pin(async move {
+            match self.submit(Work::Hasten { id, now }).await {
+                Ok(_) => Ok(true),
+                Err(StoreError::NotFound(_)) => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
     fn get(&self, id: MessageId) -> StoreFuture<'_, Option<Record>> {
         Box::pin(async move {
             let found = self.readers.run(move |db| search::get(db, id)).await;

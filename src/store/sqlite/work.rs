@@ -39,6 +39,8 @@ pub(super) enum Work {
         until: Timestamp,
         limit: usize,
     },
+    /// Waits no longer, unless it is leased.
+    Hasten { id: MessageId, now: Timestamp },
     /// An audit entry alone.
     Audit(Entry),
     /// The row cannot be used.
@@ -117,6 +119,7 @@ pub(super) fn perform(db: &Connection, work: &Work) -> rusqlite::Result<Output> 
             until,
             limit,
         } => claim(db, *lane, *now, *until, *limit),
+        Work::Hasten { id, now } => hasten(db, *id, *now),
         Work::Audit(entry) => append(db, Some(entry)).map(|()| Output::Done),
         Work::SetAside { id, why } => {
             let marked = db
@@ -168,6 +171,21 @@ fn remove(
     db.prepare_cached("DELETE FROM body WHERE seq = ?1")?
         .execute([seq])?;
     Ok(Output::Done)
+}
+
+const HASTEN: &str = "UPDATE message SET due_at = ?2, record = json_set(record, '$.due_at', ?3) \
+     WHERE id = ?1 AND damaged IS NULL AND lane IN (?4, ?5) AND lease_until <= ?2";
+
+fn hasten(db: &Connection, id: MessageId, now: Timestamp) -> rusqlite::Result<Output> {
+    let (scan, delivery) = (lane_number(Lane::Scan), lane_number(Lane::Delivery));
+    let (due, text) = (now.as_microsecond(), now.to_string());
+    let hastened = db
+        .prepare_cached(HASTEN)?
+        .execute(params![id.to_string(), due, text, scan, delivery])?;
+    Ok(match hastened {
+        0 => Output::Refused(StoreError::NotFound(id)),
+        _ => Output::Done,
+    })
 }
 
 const CLAIM: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (SELECT seq FROM message INDEXED BY work \

@@ -1,0 +1,136 @@
+//! `spillway explain`: why a message was delayed, held, rejected or delivered (promise P7).
+
+use clap::Args;
+use serde_json::json;
+
+use super::exit::{CliError, Exit, Outcome};
+use super::open_store;
+use super::record::{heading, show, show_audit, show_decision, show_reports};
+use super::terminal::{Terminal, safe, size};
+use crate::config::Config;
+use crate::message::MessageId;
+use crate::store::history::{self, HistoryEntry};
+use crate::store::{Audit, Record};
+
+/// Audit entries that are shown.
+const AUDIT: usize = 100;
+
+#[derive(Debug, Args)]
+pub(super) struct Explain {
+    /// The id in our reply to the sender, in the log, in the result header
+    id: MessageId,
+}
+
+/// Everything that is known about a message.
+struct Story {
+    record: Option<Record>,
+    history: Vec<HistoryEntry>,
+    audit: Vec<Audit>,
+}
+
+pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
+    let story = find(wanted.id, config).await?;
+    if story.record.is_none() && story.history.is_empty() && story.audit.is_empty() {
+        let days = config.store.history.as_secs() / 86_400;
+        return Err(CliError::NotFound(format!(
+            "nothing is known about {}: it was never here, or it left more than {days} days ago",
+            wanted.id
+        )));
+    }
+    if terminal.json {
+        let Story {
+            record,
+            history,
+            audit,
+        } = &story;
+        terminal.json(&json!({"record": record, "history": history, "audit": audit}))?;
+        return Ok(Exit::Done);
+    }
+    tell(wanted.id, &story, terminal)?;
+    Ok(Exit::Done)
+}
+
+async fn find(id: MessageId, config: &Config) -> Result<Story, CliError> {
+    let store = open_store(config).await?;
+    let record = store.get(id).await?;
+    // History is kept under the id that the sender knows; a record of one group of recipients has its own.
+    let message = record.as_ref().map_or(id, |record| record.message);
+    let history = history::read(&config.store.path.join(history::FILE), message).await?;
+    let audit = store.audited(Some(id), AUDIT).await?;
+    Ok(Story {
+        record,
+        history,
+        audit,
+    })
+}
+
+fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    match (&story.record, story.history.first()) {
+        (Some(record), _) => show(record, terminal)?,
+        (None, Some(first)) => gone(id, first, story.history.last(), terminal)?,
+        (None, None) => terminal.line(format!("{id} is not here any more"))?,
+    }
+    if !story.history.is_empty() {
+        timeline(&story.history, terminal)?;
+    }
+    let entry = story.history.iter().rev();
+    let told = entry.clone().find(|entry| !entry.reports.is_empty());
+    let reports = match (&story.record, told) {
+        (Some(record), _) if !record.reports.is_empty() => &record.reports[..],
+        (_, Some(entry)) => &entry.reports[..],
+        _ => &[],
+    };
+    if !reports.is_empty() {
+        show_reports(reports, terminal)?;
+    }
+    let mut decisions: Vec<_> = story
+        .history
+        .iter()
+        .filter_map(|e| e.decision.as_ref())
+        .collect();
+    decisions.extend(story.record.iter().filter_map(|r| r.decision.as_ref()));
+    decisions.dedup();
+    for decision in decisions {
+        show_decision(decision, terminal)?;
+    }
+    show_audit(&story.audit, terminal)
+}
+
+/// What history says of a message that is in the store no more.
+fn gone(
+    id: MessageId,
+    first: &HistoryEntry,
+    last: Option<&HistoryEntry>,
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    let state = last.map_or("", |entry| &*entry.event);
+    let fields = [
+        ("id", id.to_string()),
+        ("state", state.to_owned()),
+        ("sender", first.sender.to_string()),
+        (
+            "client",
+            format!("{} on listener {}", first.client, first.listener),
+        ),
+        ("first seen", terminal.time(first.at)),
+        (
+            "size",
+            format!("{} ({} octets)", size(first.size), first.size),
+        ),
+    ];
+    terminal.fields(&fields)
+}
+
+fn timeline(history: &[HistoryEntry], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    heading("Timeline", terminal)?;
+    for entry in history {
+        let at = terminal.time(entry.at);
+        let recipients: Vec<&str> = entry.recipients.iter().map(|r| r.as_str()).collect();
+        let (event, detail) = (safe(&entry.event), safe(&entry.detail));
+        terminal.line(format!("  {at}  {event:9}  {}", safe(&recipients.join(", "))).trim_end())?;
+        if !detail.is_empty() {
+            terminal.line(format!("      {detail}"))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! The command line: one file per family of commands, and everything that is printed.
+//!
+//! Commands work on the store themselves, whether the relay runs or not; only what concerns the running relay (status,
+//! reload, drain) goes through its control socket. Results go to standard output, as tables for people or with `--json`
+//! for programs; everything else goes to standard error. Exit codes are those of [`Exit`].
+
+mod control;
+mod exit;
+mod explain;
+mod manual;
+mod quarantine;
+mod queue;
+mod record;
+mod relay;
+mod select;
+mod settings;
+mod terminal;
+mod user;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::Config;
+use crate::message::Mailbox;
+use crate::message::address::NotAMailbox;
+use crate::store::Store;
+use crate::store::sqlite::{Role, SqliteStore};
+use crate::telemetry;
+use crate::telemetry::log::LogFormat;
+
+pub use exit::Exit;
+pub use terminal::Terminal;
+
+use exit::{CliError, Outcome};
+
+/// An SMTP relay that scans mail, and that no engine, message, sender or next hop can stop.
+#[derive(Debug, Parser)]
+#[command(name = "spillway", version, after_help = exit::HELP)]
+#[command(
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    infer_long_args = true
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// Configuration file [default: $SPILLWAY_CONFIG, else /etc/spillway/spillway.toml if it is
+    /// there, else the built-in defaults]
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check a configuration: print everything that is wrong with it
+    #[command(after_help = exit::HELP)]
+    CheckConfig,
+    /// Make the running relay read its configuration again
+    ///
+    /// The new configuration is checked first. If anything is wrong with it nothing changes and the
+    /// problems are printed; otherwise what has changed is printed. Sessions go on.
+    #[command(after_help = exit::HELP)]
+    Reload,
+    /// Make the running relay finish what it is doing and end
+    #[command(after_help = exit::HELP)]
+    Drain,
+    /// Show what the running relay is doing
+    #[command(after_help = exit::HELP)]
+    Status,
+    /// Tell the whole story of a message: what happened, what each engine said, what was decided
+    #[command(after_help = exit::HELP)]
+    Explain(explain::Explain),
+    /// Review messages that are held
+    #[command(subcommand, after_help = exit::HELP)]
+    Quarantine(quarantine::Quarantine),
+    /// Look at messages that wait to be scanned or delivered
+    #[command(subcommand, after_help = exit::HELP)]
+    Queue(queue::Queue),
+    /// Manage the users who may relay after AUTH
+    #[command(subcommand, after_help = exit::HELP)]
+    User(user::User),
+    /// Print completions for a shell
+    #[command(after_help = exit::HELP)]
+    Completions(manual::Completions),
+    /// Write manual pages into a folder
+    #[command(after_help = exit::HELP)]
+    Man(manual::Man),
+}
+
+/// The program: runs what the arguments (the program's name first) say, on the standard streams.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    // Only commands get here that log little; `run` starts the configured log before this can.
+    terminal::with_standard(|terminal| run(arguments, terminal))
+}
+
+/// The same on any streams.
+pub fn run(arguments: impl IntoIterator<Item = OsString>, terminal: &mut Terminal<'_>) -> Exit {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, terminal),
+    };
+    terminal.json = cli.global.json;
+    let outcome = dispatch(&cli, terminal);
+    outcome.unwrap_or_else(|error| {
+        for line in error.lines() {
+            // If nobody can be told there is still the exit code.
+            let _ = writeln!(terminal.err, "spillway: {line}");
+        }
+        error.exit()
+    })
+}
+
+/// Prints help and version, or what is wrong with the arguments.
+fn usage(error: &clap::Error, terminal: &mut Terminal<'_>) -> Exit {
+    let text = error.render();
+    if error.use_stderr() {
+        let _ = write!(terminal.err, "{text}");
+        Exit::Usage
+    } else {
+        let _ = write!(terminal.out, "{text}");
+        Exit::Done
+    }
+}
+
+fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
+    let given = cli.global.config.as_deref();
+    match &cli.command {
+        Command::CheckConfig => relay::check_config(given, terminal),
+        Command::User(command) => user::run(command, given, terminal),
+        Command::Completions(command) => manual::completions(command, Cli::command(), terminal),
+        Command::Man(command) => manual::man(command, Cli::command(), terminal),
+        _ => {
+            let config = settings::load(given)?;
+            // Warnings of the rooms go to standard error, as everything that is not the result.
+            telemetry::log::init("warn", LogFormat::Text)
+                .map_err(|error| CliError::Internal(error.to_string()))?;
+            runtime()?.block_on(with_relay_or_store(&cli.command, &config, terminal))
+        }
+    }
+}
+
+async fn with_relay_or_store(
+    command: &Command,
+    config: &Config,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    match command {
+        Command::Reload => relay::reload(config, terminal).await,
+        Command::Drain => relay::drain(config, terminal).await,
+        Command::Status => relay::status(config, terminal).await,
+        Command::Explain(command) => explain::run(command, config, terminal).await,
+        Command::Quarantine(command) => quarantine::run(command, config, terminal).await,
+        Command::Queue(command) => queue::run(command, config, terminal).await,
+        Command::CheckConfig | Command::User(_) | Command::Completions(_) | Command::Man(_) => {
+            Err(CliError::Internal("dispatched twice".to_owned()))
+        }
+    }
+}
+
+/// Commands do one thing at a time.
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::Internal(format!("no runtime: {error}")))
+}
+
+/// An address on the command line.
+fn mailbox(text: &str) -> Result<Mailbox, NotAMailbox> {
+    Mailbox::parse(text)
+}
+
+/// The store of `config`, beside the relay if one runs.
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, CliError> {
+    let (store, _) = SqliteStore::open(&config.store, Role::Tool).await?;
+    Ok(store)
+}

@@ -1,0 +1,163 @@
+//! `spillway quarantine`: reviewing what is held.
+
+mod acts;
+mod show;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::exit::{self, CliError, Exit, Outcome};
+use super::record::{HELD, heading, held_row};
+use super::select::{Conditions, Selection};
+use super::terminal::{Column, Terminal, count, size};
+use super::{mailbox, open_store};
+use crate::config::Config;
+use crate::message::{Mailbox, MessageId};
+use crate::quarantine::stats::{self, Named};
+use crate::store::{Lane, Store};
+
+pub(super) use show::show;
+
+/// Entries that a list shows unless told otherwise.
+const LISTED: usize = 50;
+
+/// The family.
+#[derive(Debug, Subcommand)]
+pub(super) enum Quarantine {
+    /// List held messages, the newest first
+    #[command(after_help = exit::HELP)]
+    List(Conditions),
+    /// Show a held message: envelope, decision, what each engine said, headers, parts
+    #[command(after_help = exit::HELP)]
+    Show(Show),
+    /// Hand held messages to delivery; they are not scanned again
+    #[command(after_help = exit::HELP)]
+    Release(Release),
+    /// Remove held messages for good
+    #[command(after_help = exit::HELP)]
+    Delete(Selection),
+    /// Write held messages to files; they stay in quarantine
+    #[command(after_help = exit::HELP)]
+    Export(Export),
+    /// Count what is held, by reason, engine and age
+    #[command(after_help = exit::HELP)]
+    Stats,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// The message's id
+    id: MessageId,
+    /// Print the first lines of its text as well
+    #[arg(long)]
+    body: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Release {
+    #[command(flatten)]
+    selection: Selection,
+    /// Deliver to this address instead of the recipients; may be given several times
+    #[arg(long, value_name = "ADDRESS", value_parser = mailbox)]
+    to: Vec<Mailbox>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    #[command(flatten)]
+    selection: Selection,
+    /// Form of the export
+    #[arg(long, value_enum, default_value = "eml")]
+    format: Format,
+    /// Where to: for eml a folder (one file each) or, for one message, a file; for mbox a file that
+    /// is added to; `-` for standard output
+    #[arg(long, short, value_name = "PATH")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// The message as it is
+    Eml,
+    /// A mailbox file (mboxrd)
+    Mbox,
+}
+
+pub(super) async fn run(
+    command: &Quarantine,
+    config: &Config,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    let store = open_store(config).await?;
+    let store = &*store;
+    match command {
+        Quarantine::List(conditions) => list(conditions, store, terminal).await,
+        Quarantine::Show(wanted) => {
+            let record = crate::quarantine::held(store, wanted.id).await?;
+            show(&record, wanted.body, store, terminal).await
+        }
+        Quarantine::Release(wanted) => acts::release(wanted, config, store, terminal).await,
+        Quarantine::Delete(wanted) => acts::delete(wanted, store, terminal).await,
+        Quarantine::Export(wanted) => acts::export(wanted, store, terminal).await,
+        Quarantine::Stats => show_stats(store, terminal).await,
+    }
+}
+
+async fn list(conditions: &Conditions, store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
+    let lanes = [Lane::Held];
+    let records = conditions.list(store, &lanes, LISTED, terminal.now).await?;
+    if terminal.json {
+        terminal.json(&records)?;
+        return Ok(Exit::Done);
+    }
+    let rows: Vec<_> = records.iter().map(|r| held_row(r, terminal)).collect();
+    terminal.table(&HELD, rows)?;
+    if records.len() == LISTED {
+        terminal.note(format!("the newest {LISTED}; --limit shows more"))?;
+    }
+    Ok(Exit::Done)
+}
+
+async fn show_stats(store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
+    let stats = stats::collect(store, terminal.now).await?;
+    if terminal.json {
+        terminal.json(&stats)?;
+        return Ok(Exit::Done);
+    }
+    let messages = usize::try_from(stats.total.messages).unwrap_or(usize::MAX);
+    terminal.line(format!(
+        "{} held, {}",
+        count(messages, "message"),
+        size(stats.total.octets)
+    ))?;
+    groups("By reason", "RULE", &stats.by_reason, terminal)?;
+    groups("By engine", "ENGINE", &stats.by_engine, terminal)?;
+    groups("By age", "AGE", &stats.by_age, terminal)?;
+    Ok(Exit::Done)
+}
+
+fn groups(
+    title: &str,
+    name: &'static str,
+    groups: &[Named],
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    if groups.is_empty() {
+        return Ok(());
+    }
+    heading(title, terminal)?;
+    let columns = [
+        Column::cut(name),
+        Column::whole("MESSAGES"),
+        Column::whole("SIZE"),
+    ];
+    let row = |named: &Named| {
+        vec![
+            named.name.clone(),
+            named.group.messages.to_string(),
+            size(named.group.octets),
+        ]
+    };
+    terminal.table(&columns, groups.iter().map(row))
+}

@@ -1,0 +1,264 @@
+//! Acts of a reviewer: release, delete, export; on one message or on many.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use indicatif::{ProgressBar, ProgressDrawTarget};
+use serde_json::json;
+
+use super::{Export, Format, Release};
+use crate::cli::control;
+use crate::cli::exit::{CliError, Exit, Outcome};
+use crate::cli::record::{HELD, held_row};
+use crate::cli::select::{Selected, Selection};
+use crate::cli::terminal::{Terminal, count};
+use crate::config::Config;
+use crate::message::MessageId;
+use crate::quarantine::{self, Act, QuarantineError, export::Format as Form};
+use crate::store::{Lane, Record, Store};
+
+/// From how many messages on a bar shows how far the work is.
+const LONG: usize = 20;
+
+/// What is done, in words.
+struct Verb {
+    /// `release`
+    present: &'static str,
+    /// `released`
+    past: &'static str,
+}
+
+pub(super) async fn release(
+    wanted: &Release,
+    config: &Config,
+    store: &dyn Store,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    let verb = Verb {
+        present: "release",
+        past: "released",
+    };
+    let to = Some(wanted.to.clone()).filter(|to| !to.is_empty());
+    // Which next hop will take it is not known here; the most patient one is not cut short.
+    let give_ups = config.next_hops.iter().map(|hop| hop.give_up);
+    let give_up = give_ups.max().unwrap_or_default();
+    let act = act(terminal);
+    let each = async |id| {
+        let released = quarantine::release(store, id, to.clone(), give_up, &act).await;
+        released.map(drop).map_err(CliError::from)
+    };
+    let done = many(&wanted.selection, &verb, store, each, terminal).await?;
+    control::wake(&config.admin.socket).await;
+    Ok(done)
+}
+
+pub(super) async fn delete(
+    wanted: &Selection,
+    store: &dyn Store,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    let verb = Verb {
+        present: "delete",
+        past: "deleted",
+    };
+    let act = act(terminal);
+    let each = async |id| {
+        let deleted = quarantine::delete(store, id, &act).await;
+        deleted.map_err(CliError::from)
+    };
+    many(wanted, &verb, store, each, terminal).await
+}
+
+pub(super) async fn export(
+    wanted: &Export,
+    store: &dyn Store,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    let verb = Verb {
+        present: "export",
+        past: "exported",
+    };
+    let act = act(terminal);
+    if wanted.output == Path::new("-") {
+        return export_to_output(wanted, store, &act, terminal).await;
+    }
+    let form = form(wanted.format);
+    let folder = wanted.format == Format::Eml && wanted.output.is_dir();
+    let each = async |id: MessageId| {
+        let file = match folder {
+            true => wanted.output.join(format!("{id}.eml")),
+            false => wanted.output.clone(),
+        };
+        let name = file.display().to_string();
+        let octets = quarantine::export::export(store, id, form, &name, &act).await?;
+        let append = wanted.format == Format::Mbox;
+        tokio::task::spawn_blocking(move || write_private(file, append, &octets))
+            .await
+            .map_err(|error| CliError::Internal(error.to_string()))?
+    };
+    many(&wanted.selection, &verb, store, each, terminal).await
+}
+
+/// Messages one after the other on standard output; nothing else goes there.
+async fn export_to_output(
+    wanted: &Export,
+    store: &dyn Store,
+    act: &Act,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    let selected = wanted
+        .selection
+        .resolve("Export", store, &[Lane::Held], terminal);
+    let ids = match selected.await? {
+        Selected::Go(ids) => ids,
+        Selected::No => return Ok(Exit::Done),
+        Selected::DryRun(number, shown) => return dry_run("export", number, &shown, terminal),
+    };
+    if wanted.format == Format::Eml && ids.len() > 1 {
+        let what =
+            "several messages on standard output would run into each other; use --format mbox";
+        return Err(CliError::Usage(what.to_owned()));
+    }
+    for id in ids {
+        let octets =
+            quarantine::export::export(store, id, form(wanted.format), "standard output", act)
+                .await?;
+        terminal.out.write_all(&octets)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn form(format: Format) -> Form {
+    match format {
+        Format::Eml => Form::Eml,
+        Format::Mbox => Form::Mbox,
+    }
+}
+
+/// For its owner alone: what is held may be anything. A file that is there is added to or left alone, never overwritten.
+fn write_private(file: PathBuf, append: bool, octets: &[u8]) -> Result<(), CliError> {
+    let mut options = OpenOptions::new();
+    match append {
+        true => options.append(true).create(true),
+        false => options.write(true).create_new(true),
+    };
+    let opened = options.mode(0o600).open(&file);
+    let written = opened.and_then(|mut out| {
+        out.write_all(octets)?;
+        out.sync_all()
+    });
+    written.map_err(|error| CliError::File(file, error))
+}
+
+/// Does `each` to every selected message and reports; what fails for one does not keep the others from being done.
+async fn many(
+    selection: &Selection,
+    verb: &Verb,
+    store: &dyn Store,
+    each: impl AsyncFn(MessageId) -> Result<(), CliError>,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    let mut capital = verb.present.to_owned();
+    capital[..1].make_ascii_uppercase();
+    let selected = selection.resolve(&capital, store, &[Lane::Held], terminal);
+    let ids = match selected.await? {
+        Selected::Go(ids) => ids,
+        Selected::No => {
+            terminal.note(format!("nothing {}", verb.past))?;
+            return Ok(Exit::Done);
+        }
+        Selected::DryRun(number, shown) => return dry_run(verb.present, number, &shown, terminal),
+    };
+    let bar = bar(ids.len(), terminal);
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for id in ids {
+        match each(id).await {
+            Ok(()) => done.push(id),
+            Err(error) => failed.push((id, error)),
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    report(verb, &done, &failed, terminal)?;
+    let exits = failed.iter().map(|(_, error)| match error.exit() {
+        Exit::Done => Exit::Found,
+        other => other,
+    });
+    Ok(exits.max().unwrap_or(Exit::Done))
+}
+
+fn bar(length: usize, terminal: &Terminal<'_>) -> ProgressBar {
+    let target = match terminal.interactive && length >= LONG {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    ProgressBar::with_draw_target(Some(length as u64), target)
+}
+
+fn report(
+    verb: &Verb,
+    done: &[MessageId],
+    failed: &[(MessageId, CliError)],
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    if terminal.json {
+        let failed: Vec<_> = failed
+            .iter()
+            .map(|(id, error)| json!({"id": id, "error": error.to_string()}))
+            .collect();
+        return terminal.json(&json!({verb.past: done, "failed": failed}));
+    }
+    for (id, error) in failed {
+        for line in error.lines() {
+            terminal.note(format!("{id}: {line}"))?;
+        }
+    }
+    match done {
+        [] => terminal.line(format!("nothing {}", verb.past)),
+        [one] => terminal.line(format!("{} {one}", verb.past)),
+        several => terminal.line(format!("{} {}", verb.past, count(several.len(), "message"))),
+    }
+}
+
+fn dry_run(verb: &str, number: usize, shown: &[Record], terminal: &mut Terminal<'_>) -> Outcome {
+    if terminal.json {
+        terminal.json(&json!({"dry_run": verb, "messages": number, "first": shown}))?;
+        return Ok(Exit::Done);
+    }
+    let rows: Vec<_> = shown.iter().map(|r| held_row(r, terminal)).collect();
+    terminal.table(&HELD, rows)?;
+    terminal.line(format!("would {verb} {}", count(number, "message")))?;
+    Ok(Exit::Done)
+}
+
+/// Who sits at the terminal: the login name of the process's user, and who called sudo.
+fn act(terminal: &Terminal<'_>) -> Act {
+    let uid = rustix::process::getuid().as_raw();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let user = users
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.get(2).is_some_and(|id| id.parse() == Ok(uid)))
+        .and_then(|fields| fields.first().map(|name| (*name).to_owned()))
+        .unwrap_or_else(|| format!("uid {uid}"));
+    let actor = match std::env::var("SUDO_USER") {
+        Ok(person) if !person.is_empty() && person != user => format!("{person} as {user}"),
+        _ => user,
+    };
+    Act {
+        actor,
+        at: terminal.now,
+    }
+}
+
+impl From<QuarantineError> for CliError {
+    fn from(error: QuarantineError) -> Self {
+        match error {
+            QuarantineError::NotHeld(_) => Self::NotFound(error.to_string()),
+            QuarantineError::NoRecipients => Self::Usage(error.to_string()),
+            QuarantineError::Store(error) => Self::Store(error),
+        }
+    }
+}

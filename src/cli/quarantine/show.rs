@@ -1,0 +1,196 @@
+//! One stored message, with everything a reviewer needs to judge it, and nothing that could act on the terminal.
+
+use bytes::Bytes;
+use mail_parser::HeaderValue;
+use mail_parser::parsers::MessageStream;
+use serde_json::json;
+
+use crate::cli::exit::{CliError, Exit, Outcome};
+use crate::cli::record::{heading, show as show_record, show_audit, show_decision, show_reports};
+use crate::cli::terminal::{Column, Terminal, cut, safe, size};
+use crate::message::header;
+use crate::message::mime::{self, Inspection, Part};
+use crate::store::{Record, Store};
+use crate::telemetry::escape::Escaped;
+
+/// Fields worth a reviewer's look, in the order in which they are shown.
+const FIELDS: [&str; 14] = [
+    "From",
+    "Sender",
+    "Reply-To",
+    "Return-Path",
+    "To",
+    "Cc",
+    "Subject",
+    "Date",
+    "Message-ID",
+    "List-Id",
+    "User-Agent",
+    "X-Mailer",
+    "Authentication-Results",
+    "Content-Type",
+];
+/// Characters of a field's body that are shown.
+const FIELD: usize = 500;
+/// Lines of text that are shown.
+const LINES: usize = 40;
+/// Columns of such a line where the terminal does not say.
+const LINE: usize = 200;
+/// Audit entries that are shown.
+const AUDIT: usize = 100;
+
+/// Shows a record of any lane.
+pub(in crate::cli) async fn show(
+    record: &Record,
+    body: bool,
+    store: &dyn Store,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    let content = store.content(record.id).await?;
+    let audit = store.audited(Some(record.id), AUDIT).await?;
+    let fields = fields(header::section(&content));
+    let inspection = inspect(content).await?;
+    let text = body.then(|| text(&inspection)).flatten();
+    if terminal.json {
+        let parts: Vec<_> = inspection.parts.iter().map(part_json).collect();
+        let fields: Vec<_> = fields
+            .iter()
+            .map(|(name, value)| json!({"name": name, "value": value}))
+            .collect();
+        let exceeded: Vec<_> = inspection.exceeded.iter().map(|e| e.as_str()).collect();
+        terminal.json(&json!({
+            "record": record, "headers": fields, "parts": parts, "not_inspected": exceeded,
+            "text": text, "audit": audit,
+        }))?;
+        return Ok(Exit::Done);
+    }
+    show_record(record, terminal)?;
+    if let Some(decision) = &record.decision {
+        show_decision(decision, terminal)?;
+    }
+    if !record.reports.is_empty() {
+        show_reports(&record.reports, terminal)?;
+    }
+    heading("Header fields", terminal)?;
+    for (name, value) in &fields {
+        terminal.line(format!("  {name}: {}", cut(&safe(value), FIELD)))?;
+    }
+    show_parts(&inspection, terminal)?;
+    show_audit(&audit, terminal)?;
+    if let Some(text) = text {
+        show_text(&text, terminal)?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Not on the runtime's thread: a message may be large.
+async fn inspect(content: Bytes) -> Result<Inspection, CliError> {
+    tokio::task::spawn_blocking(move || mime::inspect(&content, mime::Limits::default()))
+        .await
+        .map_err(|error| CliError::Internal(error.to_string()))
+}
+
+/// The first field of each name; how often Received is there, and the newest of them.
+fn fields(section: &[u8]) -> Vec<(&'static str, String)> {
+    let mut shown: Vec<_> = FIELDS
+        .iter()
+        .filter_map(|name| {
+            let field = header::first(section, name)?;
+            Some((*name, decoded(field.body)))
+        })
+        .collect();
+    if let Some(field) = header::first(section, "Received") {
+        shown.push(("Received", field.unfolded()));
+    }
+    shown
+}
+
+/// The body of a field with its encoded words (RFC 2047) decoded.
+fn decoded(body: &[u8]) -> String {
+    let mut line = body.to_vec();
+    line.push(b'\n');
+    match MessageStream::new(&line).parse_unstructured() {
+        HeaderValue::Text(text) => text.into_owned(),
+        _ => String::from_utf8_lossy(body).trim().to_owned(),
+    }
+}
+
+fn show_parts(inspection: &Inspection, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    heading("Parts", terminal)?;
+    let columns = [
+        Column::whole("PART"),
+        Column::cut("DECLARED"),
+        Column::cut("LOOKS LIKE"),
+        Column::whole("SIZE"),
+        Column::cut("NAME"),
+        Column::cut("REMARKS"),
+    ];
+    let row = |part: &Part| {
+        vec![
+            part.path.clone(),
+            part.declared.clone(),
+            looks_like(part),
+            size(part.bytes.len() as u64),
+            part.names.join(", "),
+            remarks(part).join(", "),
+        ]
+    };
+    terminal.table(&columns, inspection.parts.iter().map(row))?;
+    for exceeded in &inspection.exceeded {
+        terminal.line(format!("not looked at any further: {}", exceeded.as_str()))?;
+    }
+    Ok(())
+}
+
+fn looks_like(part: &Part) -> String {
+    match part.is_container {
+        true => String::new(),
+        false => part.sniffed().media_type().to_owned(),
+    }
+}
+
+fn remarks(part: &Part) -> Vec<&'static str> {
+    let remarks = [
+        (part.is_attachment, "attachment"),
+        (part.is_encrypted, "encrypted"),
+        (part.is_ambiguous, "ambiguous"),
+        (
+            !part.is_container && part.sniffed().is_executable(),
+            "executable",
+        ),
+    ];
+    remarks
+        .iter()
+        .filter_map(|(holds, remark)| holds.then_some(*remark))
+        .collect()
+}
+
+fn part_json(part: &Part) -> serde_json::Value {
+    let sha256: String = part.sha256().iter().map(|b| format!("{b:02x}")).collect();
+    json!({
+        "path": part.path, "declared": part.declared, "looks_like": looks_like(part),
+        "octets": part.bytes.len(), "names": part.names, "remarks": remarks(part), "sha256": sha256,
+    })
+}
+
+/// The first lines of the text that a reader would see: text/plain, else any other text.
+fn text(inspection: &Inspection) -> Option<Vec<String>> {
+    let readable = |part: &&Part| !part.is_container && !part.is_attachment;
+    let mut parts = inspection.parts.iter().filter(readable);
+    let plain = parts.clone().find(|part| part.declared == "text/plain");
+    let part = plain.or_else(|| parts.find(|part| part.declared.starts_with("text/")))?;
+    // Enough for the lines that are shown, however long they are.
+    let start = part.bytes.get(..64 * 1024).unwrap_or(&part.bytes);
+    let text = String::from_utf8_lossy(start);
+    Some(text.lines().take(LINES).map(str::to_owned).collect())
+}
+
+fn show_text(lines: &[String], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    heading("Text", terminal)?;
+    let width = terminal.width.map_or(LINE, usize::from).saturating_sub(2);
+    for line in lines {
+        let line = Escaped(line.replace('\t', "    ")).to_string();
+        terminal.line(format!("  {}", cut(&line, width)).trim_end())?;
+    }
+    Ok(())
+}

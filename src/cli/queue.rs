@@ -1,0 +1,153 @@
+//! `spillway queue`: what waits to be scanned or delivered.
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+
+use super::exit::{self, CliError, Exit, Outcome};
+use super::record::{WAITING, waiting_row};
+use super::select::{Conditions, Selected, Selection};
+use super::terminal::{Terminal, count};
+use super::{control, open_store, quarantine};
+use crate::config::Config;
+use crate::message::MessageId;
+use crate::store::{Lane, Record, Store};
+
+/// Messages that a list shows unless told otherwise.
+const LISTED: usize = 50;
+
+/// The family.
+#[derive(Debug, Subcommand)]
+pub(super) enum Queue {
+    /// List waiting messages, the newest first
+    #[command(after_help = exit::HELP)]
+    List(List),
+    /// Show a waiting message: envelope, what it waits for, headers, parts
+    #[command(after_help = exit::HELP)]
+    Show(Show),
+    /// Try waiting messages now, not when their time comes
+    #[command(after_help = exit::HELP)]
+    Retry(Retry),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    conditions: Conditions,
+    /// Only what waits for this
+    #[arg(long, value_enum, value_name = "WHAT")]
+    waiting_for: Option<WaitingFor>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// The message's id
+    id: MessageId,
+    /// Print the first lines of its text as well
+    #[arg(long)]
+    body: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Retry {
+    #[command(flatten)]
+    selection: Selection,
+    /// Only what waits for this
+    #[arg(long, value_enum, value_name = "WHAT")]
+    waiting_for: Option<WaitingFor>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum WaitingFor {
+    /// To be scanned again
+    Scan,
+    /// To be delivered
+    Delivery,
+}
+
+fn lanes(wanted: Option<WaitingFor>) -> Vec<Lane> {
+    match wanted {
+        None => vec![Lane::Scan, Lane::Delivery],
+        Some(WaitingFor::Scan) => vec![Lane::Scan],
+        Some(WaitingFor::Delivery) => vec![Lane::Delivery],
+    }
+}
+
+pub(super) async fn run(command: &Queue, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
+    let store = open_store(config).await?;
+    let store = &*store;
+    match command {
+        Queue::List(wanted) => {
+            let lanes = lanes(wanted.waiting_for);
+            let list = wanted.conditions.list(store, &lanes, LISTED, terminal.now);
+            let records = list.await?;
+            show_list(&records, terminal)?;
+            if records.len() == LISTED {
+                terminal.note(format!("the newest {LISTED}; --limit shows more"))?;
+            }
+            Ok(Exit::Done)
+        }
+        Queue::Show(wanted) => match store.get(wanted.id).await? {
+            Some(record) if record.lane != Lane::Held => {
+                quarantine::show(&record, wanted.body, store, terminal).await
+            }
+            _ => Err(CliError::NotFound(format!(
+                "{0} does not wait here (any more); see `spillway explain {0}`",
+                wanted.id
+            ))),
+        },
+        Queue::Retry(wanted) => {
+            let done = retry(wanted, store, terminal).await?;
+            control::wake(&config.admin.socket).await;
+            Ok(done)
+        }
+    }
+}
+
+fn show_list(records: &[Record], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    if terminal.json {
+        return terminal.json(&records);
+    }
+    let rows: Vec<_> = records.iter().map(|r| waiting_row(r, terminal)).collect();
+    terminal.table(&WAITING, rows)
+}
+
+async fn retry(wanted: &Retry, store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
+    let lanes = lanes(wanted.waiting_for);
+    let selected = wanted.selection.resolve("Retry", store, &lanes, terminal);
+    let ids = match selected.await? {
+        Selected::Go(ids) => ids,
+        Selected::No => {
+            terminal.note("nothing retried")?;
+            return Ok(Exit::Done);
+        }
+        Selected::DryRun(number, shown) => {
+            show_list(&shown, terminal)?;
+            if !terminal.json {
+                terminal.line(format!("would retry {}", count(number, "message")))?;
+            }
+            return Ok(Exit::Done);
+        }
+    };
+    let (mut due, mut left) = (Vec::new(), Vec::new());
+    for id in ids {
+        match store.hasten(id, terminal.now).await? {
+            true => due.push(id),
+            false => left.push(id),
+        }
+    }
+    if terminal.json {
+        terminal.json(&json!({"retried": due, "left": left}))?;
+    } else {
+        for id in &left {
+            terminal.note(format!(
+                "{id}: being tried right now, or not waiting any more"
+            ))?;
+        }
+        terminal.line(format!("retried {}", count(due.len(), "message")))?;
+    }
+    Ok(if left.is_empty() {
+        Exit::Done
+    } else {
+        Exit::Found
+    })
+}

@@ -1,0 +1,240 @@
+//! How stored messages, decisions and reports look.
+
+use super::exit::CliError;
+use super::terminal::{Column, Terminal, count, safe, size};
+use crate::message::Envelope;
+use crate::store::{Audit, Lane, Record};
+use crate::verdict::{Answer, Decision, Report};
+
+/// Columns of a list of held messages.
+pub(super) const HELD: [Column; 7] = [
+    Column::whole("ID"),
+    Column::whole("AGE"),
+    Column::whole("SIZE"),
+    Column::cut("RULE"),
+    Column::cut("SENDER"),
+    Column::cut("RECIPIENTS"),
+    Column::cut("SUBJECT"),
+];
+
+/// A row of [`HELD`].
+pub(super) fn held_row(record: &Record, terminal: &Terminal<'_>) -> Vec<String> {
+    let rule = record.decision.as_ref().map_or("-", |d| d.rule.as_str());
+    vec![
+        record.id.to_string(),
+        terminal.age(record.received_at),
+        size(record.size),
+        rule.to_owned(),
+        record.envelope.reverse_path.to_string(),
+        some_recipients(&record.envelope),
+        record.subject.clone(),
+    ]
+}
+
+/// Columns of a list of waiting messages.
+pub(super) const WAITING: [Column; 8] = [
+    Column::whole("ID"),
+    Column::whole("FOR"),
+    Column::whole("AGE"),
+    Column::whole("TRIES"),
+    Column::whole("NEXT TRY"),
+    Column::cut("SENDER"),
+    Column::cut("RECIPIENTS"),
+    Column::cut("STATUS"),
+];
+
+/// A row of [`WAITING`].
+pub(super) fn waiting_row(record: &Record, terminal: &Terminal<'_>) -> Vec<String> {
+    vec![
+        record.id.to_string(),
+        record.lane.as_str().to_owned(),
+        terminal.age(record.received_at),
+        record.attempts.to_string(),
+        match record.due_at > terminal.now {
+            true => terminal.time(record.due_at),
+            false => "due".to_owned(),
+        },
+        record.envelope.reverse_path.to_string(),
+        some_recipients(&record.envelope),
+        record.status.clone(),
+    ]
+}
+
+fn some_recipients(envelope: &Envelope) -> String {
+    let first = envelope.recipients.first();
+    let first = first.map_or("", |recipient| recipient.mailbox.as_str());
+    match envelope.recipients.len() {
+        0 | 1 => first.to_owned(),
+        more => format!("{first} (+{})", more - 1),
+    }
+}
+
+/// A heading and an empty line before it.
+pub(super) fn heading(text: &str, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    terminal.line("")?;
+    terminal.line(text)
+}
+
+/// Envelope and state.
+pub(super) fn show(record: &Record, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    let envelope = &record.envelope;
+    let recipients: Vec<&str> = envelope
+        .recipients
+        .iter()
+        .map(|recipient| recipient.mailbox.as_str())
+        .collect();
+    let message = match record.message == record.id {
+        true => String::new(),
+        false => record.message.to_string(),
+    };
+    let (received, expires) = (
+        terminal.time(record.received_at),
+        terminal.time(record.expires_at),
+    );
+    let fields = [
+        ("id", record.id.to_string()),
+        ("part of", message),
+        ("state", state(record, terminal)),
+        ("status", record.status.clone()),
+        ("sender", envelope.reverse_path.to_string()),
+        ("recipients", recipients.join(", ")),
+        ("client", client(envelope)),
+        (
+            "received",
+            format!("{received} ({} ago)", terminal.age(record.received_at)),
+        ),
+        ("expires", expires),
+        (
+            "size",
+            format!("{} ({} octets)", size(record.size), record.size),
+        ),
+        ("sha256", record.sha256.clone()),
+        ("subject", record.subject.clone()),
+    ];
+    terminal.fields(&fields)
+}
+
+fn state(record: &Record, terminal: &Terminal<'_>) -> String {
+    let tries = count(record.attempts as usize, "try").replace("trys", "tries");
+    let due = terminal.time(record.due_at);
+    match record.lane {
+        Lane::Held => format!("in quarantine since {due}"),
+        Lane::Scan => format!("to be scanned, {tries} made, the next at {due}"),
+        Lane::Delivery if record.released => {
+            format!("released, to be delivered, {tries} made, the next at {due}")
+        }
+        Lane::Delivery => format!("to be delivered, {tries} made, the next at {due}"),
+    }
+}
+
+fn client(envelope: &Envelope) -> String {
+    let origin = &envelope.origin;
+    let mut text = origin.client.to_string();
+    if let Some(name) = &origin.client_name {
+        text.push_str(&format!(" ({name})"));
+    }
+    text.push_str(&format!(
+        ", {} on listener {}",
+        origin.protocol, origin.listener
+    ));
+    if !origin.helo.is_empty() {
+        text.push_str(&format!(", HELO {}", origin.helo));
+    }
+    if let Some(user) = &origin.user {
+        text.push_str(&format!(", user {user}"));
+    }
+    if let Some(tls) = &origin.tls {
+        text.push_str(&format!(", {tls}"));
+    }
+    text
+}
+
+/// What was decided and why.
+pub(super) fn show_decision(
+    decision: &Decision,
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    let missing: Vec<String> = decision
+        .missing
+        .iter()
+        .map(|(engine, reason)| format!("{engine} ({})", reason.as_str()))
+        .collect();
+    heading("Decision", terminal)?;
+    terminal.fields(&[
+        ("  verdict", decision.verdict.as_str().to_owned()),
+        ("  disposition", decision.disposition.as_str().to_owned()),
+        ("  rule", decision.rule.clone()),
+        ("  reason", decision.reason.clone()),
+        ("  score", format!("{}", decision.score)),
+        ("  tagged", if decision.tag { "yes" } else { "" }.to_owned()),
+        ("  missing", missing.join(", ")),
+        ("  configuration", decision.config.to_string()),
+    ])
+}
+
+/// What each engine said, findings below it. Nothing is cut: this is what people come for.
+pub(super) fn show_reports(
+    reports: &[Report],
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    heading("Engines", terminal)?;
+    let widest = |of: fn(&Report) -> usize| reports.iter().map(of).max().unwrap_or(0);
+    let name = widest(|report| report.engine.chars().count());
+    for report in reports {
+        let engine = safe(&report.engine);
+        let class = report.class.as_str();
+        let mut line = format!(
+            "  {engine:name$}  {class:7}  {:>6} ms",
+            report.elapsed.as_millis()
+        );
+        line.push_str(&format!("  {}", answer(report)));
+        if report.attempts > 1 {
+            line.push_str(&format!("  ({} calls)", report.attempts));
+        }
+        if let Some(replica) = &report.replica {
+            line.push_str(&format!("  on {}", safe(replica)));
+        }
+        if let Some(signatures) = &report.signatures {
+            line.push_str(&format!("  signatures {}", safe(signatures)));
+        }
+        terminal.line(line)?;
+        for finding in report.findings() {
+            let (kind, found) = (finding.kind.as_str(), safe(&finding.name));
+            let mut line = format!("    {kind:10}  {found}  score {}", finding.score);
+            if let Some(detail) = &finding.detail {
+                line.push_str(&format!("  {}", safe(detail)));
+            }
+            terminal.line(line)?;
+        }
+    }
+    Ok(())
+}
+
+/// An engine's answer in a few words; safe.
+pub(super) fn answer(report: &Report) -> String {
+    match &report.answer {
+        Answer::Answered(findings) if findings.is_empty() => "nothing found".to_owned(),
+        Answer::Answered(findings) => count(findings.len(), "finding"),
+        Answer::None { reason, detail, .. } if detail.is_empty() => {
+            format!("no answer: {}", reason.as_str())
+        }
+        Answer::None { reason, detail, .. } => {
+            format!("no answer: {}: {}", reason.as_str(), safe(detail))
+        }
+    }
+}
+
+/// Who did what to it.
+pub(super) fn show_audit(audit: &[Audit], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    if audit.is_empty() {
+        return Ok(());
+    }
+    heading("Audit", terminal)?;
+    // Newest first in the store; people read from the beginning.
+    for entry in audit.iter().rev() {
+        let at = terminal.time(entry.at);
+        let (actor, act, detail) = (safe(&entry.actor), safe(&entry.act), safe(&entry.detail));
+        terminal.line(format!("  {at}  {act} by {actor}  {detail}").trim_end())?;
+    }
+    Ok(())
+}

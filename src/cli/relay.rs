@@ -1,0 +1,202 @@
+//! Commands about the relay itself.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::control::{self, Answer};
+use super::exit::{CliError, Exit, Outcome};
+use super::settings;
+use super::terminal::{Terminal, count, size};
+use crate::admin::{Reloaded, Status};
+use crate::config::{self, Config, Problems};
+use crate::store::LaneStats;
+
+/// Everything that is wrong, or what the configuration comes to.
+pub(super) fn check_config(given: Option<&Path>, terminal: &mut Terminal<'_>) -> Outcome {
+    let path = settings::path(given);
+    let file = path.as_ref().map(|path| path.display().to_string());
+    match config::load(path.as_deref()) {
+        Ok(config) => {
+            fine(&config, file.as_deref(), terminal)?;
+            Ok(Exit::Done)
+        }
+        Err(problems) => {
+            wrong(&problems, terminal)?;
+            Ok(Exit::Usage)
+        }
+    }
+}
+
+fn fine(config: &Config, file: Option<&str>, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    if terminal.json {
+        let warnings = &config.warnings;
+        return terminal.json(&json!({
+            "ok": true, "file": file, "version": config.version, "warnings": warnings, "problems": [],
+        }));
+    }
+    for warning in &config.warnings {
+        terminal.line(format!("warning: {warning}"))?;
+    }
+    let names = |names: Vec<&str>| names.join(", ");
+    terminal.fields(&[
+        ("file", file.unwrap_or("none: built-in defaults").to_owned()),
+        ("version", config.version.to_string()),
+        ("hostname", config.relay.hostname.clone()),
+        (
+            "listeners",
+            names(config.listeners.iter().map(|l| &*l.name).collect()),
+        ),
+        (
+            "engines",
+            names(config.engines.iter().map(|e| &*e.name).collect()),
+        ),
+        ("rules", config.policy.rules.len().to_string()),
+        (
+            "next hops",
+            names(config.next_hops.iter().map(|n| &*n.name).collect()),
+        ),
+        ("store", config.store.path.display().to_string()),
+    ])?;
+    match config.warnings.len() {
+        0 => terminal.line("ok"),
+        warnings => terminal.line(format!("ok, with {}", count(warnings, "warning"))),
+    }
+}
+
+fn wrong(problems: &Problems, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    let lines: Vec<String> = problems.to_string().lines().map(str::to_owned).collect();
+    if terminal.json {
+        return terminal.json(&json!({"ok": false, "file": problems.file, "problems": lines}));
+    }
+    for line in &lines {
+        terminal.line(line)?;
+    }
+    terminal.line(count(lines.len(), "problem"))
+}
+
+/// The difference that is now in force, or why none is.
+pub(super) async fn reload(config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
+    let socket = &config.admin.socket;
+    let answer = control::ask(socket, "POST", "/control/reload").await?;
+    let reloaded: Reloaded = parsed(socket, &answer)?;
+    if terminal.json {
+        terminal.json(&reloaded)?;
+    }
+    match &reloaded {
+        Reloaded::Changes(changes) => {
+            if !terminal.json {
+                for change in changes {
+                    terminal.line(change)?;
+                }
+                terminal.line(format!("reloaded: {}", count(changes.len(), "change")))?;
+            }
+            Ok(Exit::Done)
+        }
+        Reloaded::Problems(problems) => {
+            if !terminal.json {
+                for problem in problems {
+                    terminal.line(problem)?;
+                }
+                terminal.line("not reloaded: nothing has changed")?;
+            }
+            Ok(Exit::Usage)
+        }
+    }
+}
+
+/// Returns when the relay has begun, not when it has ended.
+pub(super) async fn drain(config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
+    let socket = &config.admin.socket;
+    let answer = control::ask(socket, "POST", "/control/drain").await?;
+    expect(socket, &answer, 202)?;
+    match terminal.json {
+        true => terminal.json(&json!({"draining": true}))?,
+        false => terminal.line("draining: the relay ends when what is in flight is done")?,
+    }
+    Ok(Exit::Done)
+}
+
+/// Exits with [`Exit::Temporary`] if no new mail is taken.
+pub(super) async fn status(config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
+    let socket = &config.admin.socket;
+    let answer = control::ask(socket, "GET", "/status").await?;
+    let status: Status = parsed(socket, &answer)?;
+    match terminal.json {
+        true => terminal.json(&status)?,
+        false => show(&status, terminal)?,
+    }
+    Ok(match status.not_ready {
+        None => Exit::Done,
+        Some(_) => Exit::Temporary,
+    })
+}
+
+fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    let mail = match &status.not_ready {
+        None => "is taken".to_owned(),
+        Some(reason) => format!("is not taken: {reason}"),
+    };
+    let mut config = status.config.clone();
+    if let Some(file) = &status.config_file {
+        config.push_str(&format!(" ({})", file.display()));
+    }
+    let lane = |stats: &LaneStats| lane(stats, terminal);
+    let fields = [
+        ("new mail", mail),
+        (
+            "draining",
+            if status.draining { "yes" } else { "" }.to_owned(),
+        ),
+        ("sessions", status.sessions.to_string()),
+        ("memory free", size(status.memory_available)),
+        ("to be scanned", lane(&status.scan)),
+        ("to be delivered", lane(&status.delivery)),
+        ("quarantine", lane(&status.held)),
+        ("hostname", status.hostname.clone()),
+        ("configuration", config),
+        (
+            "running since",
+            format!(
+                "{} ({})",
+                terminal.time(status.started),
+                terminal.age(status.started)
+            ),
+        ),
+        ("version", status.version.clone()),
+    ];
+    terminal.fields(&fields)?;
+    for listener in &status.listeners {
+        let addresses: Vec<String> = listener.addresses.iter().map(ToString::to_string).collect();
+        terminal.line(format!(
+            "listener {}  {}",
+            listener.name,
+            addresses.join(", ")
+        ))?;
+    }
+    Ok(())
+}
+
+fn lane(stats: &LaneStats, terminal: &Terminal<'_>) -> String {
+    let messages = usize::try_from(stats.messages).unwrap_or(usize::MAX);
+    let mut text = format!("{}, {}", count(messages, "message"), size(stats.octets));
+    if let Some(oldest) = stats.oldest {
+        text.push_str(&format!(", the oldest {} old", terminal.age(oldest)));
+    }
+    text
+}
+
+fn parsed<T: serde::de::DeserializeOwned>(socket: &Path, answer: &Answer) -> Result<T, CliError> {
+    serde_json::from_slice(&answer.body).map_err(|error| {
+        let what = format!("its answer ({}) cannot be read: {error}", answer.code);
+        CliError::Relay(socket.to_owned(), what)
+    })
+}
+
+fn expect(socket: &Path, answer: &Answer, code: u16) -> Result<(), CliError> {
+    if answer.code == code {
+        return Ok(());
+    }
+    let what = format!("it answered {}", answer.code);
+    Err(CliError::Relay(socket.to_owned(), what))
+}

@@ -1,0 +1,211 @@
+//! Which stored messages a command is about: named ones, or those that a filter matches.
+
+use std::time::Duration;
+
+use clap::Args;
+use jiff::Timestamp;
+
+use super::exit::CliError;
+use super::terminal::{Terminal, count};
+use crate::config;
+use crate::message::MessageId;
+use crate::store::{Filter, Lane, Record, Store};
+
+/// Records read at once.
+const PAGE: usize = 500;
+/// Records that a dry run shows.
+const SHOWN: usize = 200;
+
+/// Every given condition must hold.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Which messages (every condition must hold)")]
+pub(super) struct Conditions {
+    /// Rule that decided, or part of its reason
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Engine that found something or did not answer
+    #[arg(long, value_name = "NAME")]
+    engine: Option<String>,
+    /// Part of a finding's name
+    #[arg(long, value_name = "TEXT")]
+    finding: Option<String>,
+    /// Part of the sender's address
+    #[arg(long, value_name = "TEXT")]
+    sender: Option<String>,
+    /// Part of a recipient's address
+    #[arg(long, value_name = "TEXT")]
+    recipient: Option<String>,
+    /// Part of the subject
+    #[arg(long, value_name = "TEXT")]
+    subject: Option<String>,
+    /// Received longer ago than this: 30m, 12h, 2d
+    #[arg(long, value_name = "AGE", value_parser = config::parse_duration)]
+    older_than: Option<Duration>,
+    /// Received since then: 30m, 12h, 2d
+    #[arg(long, value_name = "AGE", value_parser = config::parse_duration)]
+    newer_than: Option<Duration>,
+    /// At least this large: 100KiB, 5MiB
+    #[arg(long, value_name = "SIZE", value_parser = config::parse_size)]
+    larger: Option<u64>,
+    /// Smaller than this: 100KiB, 5MiB
+    #[arg(long, value_name = "SIZE", value_parser = config::parse_size)]
+    smaller: Option<u64>,
+    /// So many at most, the newest first
+    #[arg(long, value_name = "NUMBER")]
+    limit: Option<usize>,
+}
+
+impl Conditions {
+    /// The same for the store.
+    pub(super) fn filter(&self, lanes: &[Lane], now: Timestamp) -> Filter {
+        let ago = |age: Duration| now.checked_sub(age).unwrap_or(Timestamp::MIN);
+        let size = match (self.larger, self.smaller) {
+            (None, None) => None,
+            (larger, smaller) => Some(larger.unwrap_or(0)..smaller.unwrap_or(u64::MAX)),
+        };
+        Filter {
+            lanes: lanes.to_vec(),
+            reason: self.reason.clone(),
+            engine: self.engine.clone(),
+            finding: self.finding.clone(),
+            sender: self.sender.clone(),
+            recipient: self.recipient.clone(),
+            subject: self.subject.clone(),
+            before: self.older_than.map(ago),
+            after: self.newer_than.map(ago),
+            size,
+            ..Filter::default()
+        }
+    }
+
+    /// Whether everything matches.
+    fn is_empty(&self) -> bool {
+        let all = Filter::default();
+        self.filter(&[], Timestamp::UNIX_EPOCH) == all && self.limit.is_none()
+    }
+
+    /// What matches, for a list: at most `--limit`, or `most` if it is not given.
+    pub(super) async fn list(
+        &self,
+        store: &dyn Store,
+        lanes: &[Lane],
+        most: usize,
+        now: Timestamp,
+    ) -> Result<Vec<Record>, CliError> {
+        let limit = self.limit.unwrap_or(most);
+        let filter = Filter {
+            limit,
+            ..self.filter(lanes, now)
+        };
+        Ok(store.search(filter).await?)
+    }
+}
+
+/// What a command that changes messages works on.
+#[derive(Debug, Args)]
+pub(super) struct Selection {
+    /// Messages by id
+    #[arg(value_name = "ID")]
+    ids: Vec<MessageId>,
+    #[command(flatten)]
+    conditions: Conditions,
+    /// All of them
+    #[arg(long)]
+    all: bool,
+    /// Only show what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// What was selected.
+pub(super) enum Selected {
+    /// To be done, in this order.
+    Go(Vec<MessageId>),
+    /// Only asked for: so many messages, the first of them in full.
+    DryRun(usize, Vec<Record>),
+    /// Called off.
+    No,
+}
+
+impl Selection {
+    /// Finds the messages and, if it is about more than one, asks. `verb` says what is about to happen.
+    pub(super) async fn resolve(
+        &self,
+        verb: &str,
+        store: &dyn Store,
+        lanes: &[Lane],
+        terminal: &mut Terminal<'_>,
+    ) -> Result<Selected, CliError> {
+        let named = !self.ids.is_empty();
+        let filtered = self.all || !self.conditions.is_empty();
+        if named && filtered {
+            let what = "name messages or describe them, not both";
+            return Err(CliError::Usage(what.to_owned()));
+        }
+        if !named && !filtered {
+            let what = "which messages? Name them by id, describe them (see --help), or use --all";
+            return Err(CliError::Usage(what.to_owned()));
+        }
+        let (ids, shown) = match named {
+            true => self.named(store).await?,
+            false => self.matching(store, lanes, terminal.now).await?,
+        };
+        if self.dry_run {
+            return Ok(Selected::DryRun(ids.len(), shown));
+        }
+        if ids.is_empty() {
+            return Err(CliError::NotFound("no message matches".to_owned()));
+        }
+        if (ids.len() > 1 || filtered) && !self.yes {
+            let question = format!("{verb} {}?", count(ids.len(), "message"));
+            if !terminal.confirm(&question)? {
+                return Ok(Selected::No);
+            }
+        }
+        Ok(Selected::Go(ids))
+    }
+
+    async fn named(&self, store: &dyn Store) -> Result<(Vec<MessageId>, Vec<Record>), CliError> {
+        let mut ids = Vec::new();
+        for id in &self.ids {
+            if !ids.contains(id) {
+                ids.push(*id);
+            }
+        }
+        let mut shown = Vec::new();
+        if self.dry_run {
+            for id in ids.iter().take(SHOWN) {
+                shown.extend(store.get(*id).await?);
+            }
+        }
+        Ok((ids, shown))
+    }
+
+    async fn matching(
+        &self,
+        store: &dyn Store,
+        lanes: &[Lane],
+        now: Timestamp,
+    ) -> Result<(Vec<MessageId>, Vec<Record>), CliError> {
+        let most = self.conditions.limit.unwrap_or(usize::MAX);
+        let mut filter = self.conditions.filter(lanes, now);
+        // What comes in while we page would shift the pages.
+        filter.before = Some(filter.before.map_or(now, |before| before.min(now)));
+        let (mut ids, mut shown) = (Vec::new(), Vec::new());
+        while ids.len() < most {
+            filter.offset = ids.len();
+            filter.limit = PAGE.min(most - ids.len());
+            let page = store.search(filter.clone()).await?;
+            if page.is_empty() {
+                break;
+            }
+            ids.extend(page.iter().map(|record| record.id));
+            let room = SHOWN - shown.len();
+            shown.extend(page.into_iter().take(room));
+        }
+        Ok((ids, shown))
+    }
+}

@@ -1,0 +1,257 @@
+//! Where output goes, and how text from mail is made fit for it.
+//!
+//! Every command writes through a [`Terminal`], never to the standard streams, so that tests see exactly what people
+//! see. Text that comes from mail goes through [`safe`] first, wherever it is shown.
+
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table};
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Unit};
+use serde::Serialize;
+use unicode_width::UnicodeWidthChar;
+
+use super::exit::CliError;
+use crate::telemetry::escape::{self, Escaped};
+
+/// The streams of a command.
+pub struct Terminal<'a> {
+    /// Results.
+    pub out: &'a mut dyn Write,
+    /// Progress, questions and complaints.
+    pub err: &'a mut dyn Write,
+    /// Answers, passwords, messages.
+    pub input: &'a mut dyn BufRead,
+    /// Columns; none where output goes to a file or a program, which gets everything uncut.
+    pub width: Option<u16>,
+    /// Whether somebody is there to be asked.
+    pub interactive: bool,
+    /// For people's times.
+    pub zone: TimeZone,
+    /// The present, for ages.
+    pub now: Timestamp,
+    /// JSON rather than text.
+    pub json: bool,
+}
+
+/// Runs `work` with the process's own streams.
+pub(super) fn with_standard<T>(work: impl FnOnce(&mut Terminal<'_>) -> T) -> T {
+    let (mut out, mut err) = (io::stdout().lock(), io::stderr());
+    let on_terminal = io::stdout().is_terminal();
+    let width = on_terminal.then(|| Table::new().width()).flatten();
+    work(&mut Terminal {
+        out: &mut out,
+        err: &mut err,
+        input: &mut io::stdin().lock(),
+        width,
+        interactive: io::stdin().is_terminal() && io::stderr().is_terminal(),
+        zone: TimeZone::system(),
+        now: Timestamp::now(),
+        json: false,
+    })
+}
+
+impl Terminal<'_> {
+    /// One line of the result.
+    pub(super) fn line(&mut self, text: impl AsRef<str>) -> Result<(), CliError> {
+        Ok(writeln!(self.out, "{}", text.as_ref())?)
+    }
+
+    /// One line beside the result.
+    pub(super) fn note(&mut self, text: impl AsRef<str>) -> Result<(), CliError> {
+        Ok(writeln!(self.err, "{}", text.as_ref())?)
+    }
+
+    /// A value as JSON, indented.
+    pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), CliError> {
+        let text = serde_json::to_string_pretty(value)
+            .map_err(|error| CliError::Internal(error.to_string()))?;
+        self.line(escape::json(&text))
+    }
+
+    /// A time for people, to the second.
+    pub(super) fn time(&self, at: Timestamp) -> String {
+        let zoned = at.to_zoned(self.zone.clone());
+        zoned.strftime("%Y-%m-%d %H:%M:%S").to_string()
+    }
+
+    /// How long ago, in the largest unit that says something: `5s`, `12m`, `3h`, `9d`.
+    pub(super) fn age(&self, at: Timestamp) -> String {
+        let Ok(age) = self.now.since((Unit::Second, at)) else {
+            return String::new();
+        };
+        match age.get_seconds() {
+            ..0 => "0s".to_owned(),
+            s @ 0..120 => format!("{s}s"),
+            s @ 120..7200 => format!("{}m", s / 60),
+            s @ 7200..172_800 => format!("{}h", s / 3600),
+            s => format!("{}d", s / 86_400),
+        }
+    }
+
+    /// Asks whether to go on. Where nobody can be asked the answer is an error that says what to add.
+    pub(super) fn confirm(&mut self, question: &str) -> Result<bool, CliError> {
+        if !self.interactive {
+            let how = "Add --yes to do it, or --dry-run to see what it would do.";
+            return Err(CliError::Usage(format!("{question} {how}")));
+        }
+        write!(self.err, "{question} [y/N] ")?;
+        self.err.flush()?;
+        let mut answer = String::new();
+        (&mut *self.input).take(1024).read_line(&mut answer)?;
+        let answer = answer.trim().to_lowercase();
+        Ok(answer == "y" || answer == "yes")
+    }
+
+    /// A table, one line a row; cells are made safe here. On a terminal, columns that may be cut share what room there is.
+    pub(super) fn table(
+        &mut self,
+        columns: &[Column],
+        rows: impl IntoIterator<Item = Vec<String>>,
+    ) -> Result<(), CliError> {
+        let mut table = Table::new();
+        table.load_style(NOTHING).force_no_tty();
+        match self.width {
+            Some(width) => table
+                .set_width(width)
+                .set_content_arrangement(ContentArrangement::Dynamic),
+            None => table.set_content_arrangement(ContentArrangement::Disabled),
+        };
+        table.set_header(columns.iter().map(|column| column.name));
+        for row in rows {
+            let mut cells = Row::from(row.iter().map(|text| safe(text)).collect::<Vec<_>>());
+            cells.max_height(1);
+            table.add_row(cells);
+        }
+        for (index, column) in columns.iter().enumerate() {
+            if let Some(shown) = table.column_mut(index) {
+                shown.set_padding((0, 2));
+                if column.whole {
+                    shown.set_constraint(ColumnConstraint::ContentWidth);
+                }
+            }
+        }
+        for line in table.lines() {
+            self.line(line.trim_end())?;
+        }
+        Ok(())
+    }
+
+    /// `name  value`, the values in one column, made safe; those that are empty are left out.
+    pub(super) fn fields(&mut self, fields: &[(&str, String)]) -> Result<(), CliError> {
+        let wide = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
+            self.line(format!("{name:wide$}  {}", safe(value)))?;
+        }
+        Ok(())
+    }
+}
+
+/// A column of a table.
+pub(super) struct Column {
+    name: &'static str,
+    whole: bool,
+}
+
+impl Column {
+    /// A column that is cut where there is no room.
+    pub(super) const fn cut(name: &'static str) -> Self {
+        Self { name, whole: false }
+    }
+
+    /// A column that is never cut: ids, times, words of ours.
+    pub(super) const fn whole(name: &'static str) -> Self {
+        Self { name, whole: true }
+    }
+}
+
+/// Text that can be shown: everything that acts on a terminal is a visible escape, runs of spaces are one space.
+pub(super) fn safe(text: &str) -> String {
+    let text = Escaped(text).to_string();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// At most `width` columns of a safe text, with `…` where something is missing.
+pub(super) fn cut(text: &str, width: usize) -> String {
+    let columns = |c: char| c.width().unwrap_or(0);
+    if text.chars().map(columns).sum::<usize>() <= width {
+        return text.to_owned();
+    }
+    let mut used = 0;
+    let fits = |c: &char| {
+        used += columns(*c);
+        used < width
+    };
+    let mut kept: String = text.chars().take_while(fits).collect();
+    kept.push('…');
+    kept
+}
+
+/// Octets for people: `312 B`, `4.0 KiB`, `17.3 MiB`.
+pub(super) fn size(octets: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if octets < 1024 {
+        return format!("{octets} B");
+    }
+    let mut value = octets as f64 / 1024.0;
+    let mut units = UNITS.iter().peekable();
+    let mut unit = units.next().unwrap_or(&"");
+    while let Some(larger) = units.next_if(|_| value >= 1024.0) {
+        value /= 1024.0;
+        unit = larger;
+    }
+    format!("{value:.1} {unit}")
+}
+
+/// A count with its noun: `1 message`, `2 messages`.
+pub(super) fn count(number: usize, noun: &str) -> String {
+    match number {
+        1 => format!("1 {noun}"),
+        _ => format!("{number} {noun}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A subject cannot move the cursor, forge a row or turn a file name around.
+    #[test]
+    fn mail_text_is_made_safe() {
+        for (text, shown) in [
+            ("a\x1b[2Jb", "a\\u{1b}[2Jb"),
+            ("two\r\nrows", "two\\r\\nrows"),
+            ("x\u{9b}31m", "x\\u{9b}31m"),
+            ("fdp\u{202e}exe", "fdp\\u{202e}exe"),
+            ("far     away", "far away"),
+        ] {
+            assert_eq!(safe(text), shown);
+        }
+    }
+
+    /// Cutting counts columns, not characters: a wide one takes two, a combining one none.
+    #[test]
+    fn cutting_counts_columns() {
+        assert_eq!(cut("abc", 3), "abc");
+        assert_eq!(cut("abcd", 3), "ab…");
+        assert_eq!(cut("你好吗", 6), "你好吗");
+        assert_eq!(cut("你好吗", 5), "你好…");
+        assert_eq!(cut("你好吗", 4), "你…");
+        assert_eq!(cut("e\u{301}e\u{301}", 2), "e\u{301}e\u{301}");
+    }
+
+    /// Sizes are read at a glance.
+    #[test]
+    fn sizes_are_for_people() {
+        for (octets, shown) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (18_140_365, "17.3 MiB"),
+            (u64::MAX, "16777216.0 TiB"),
+        ] {
+            assert_eq!(size(octets), shown);
+        }
+    }
+}
