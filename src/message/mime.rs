@@ -343,7 +343,7 @@ impl Walk {
                 let room = (self.limits.parts + 1).saturating_sub(known);
                 section::split(bytes, boundary, room.max(1))
             }
-            (None, true) => Vec::from_iter([0..bytes.len()]),
+            (None, true) => std::iter::once(0..bytes.len()).collect(),
             (None, false) => return false,
         };
         if children.is_empty() {

@@ -1,0 +1,286 @@
+//! Zip archives, looked into within bounds: how deep, how many files, how many octets, how much more than was packed.
+//!
+//! Each member is unpacked, shown to the visitor and forgotten before the next one; only the archives around it stay.
+//! Whatever is not looked at is a [`Trouble`], so that nobody can take it for looked at.
+
+use std::io::{Cursor, Read};
+
+use memchr::memmem;
+use zip::{CompressionMethod, ZipArchive};
+
+use crate::deadline::Deadline;
+
+/// How far to go.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Archives within archives; 1 is an archive without another one in it.
+    pub(super) depth: usize,
+    /// Files, over all archives of one message.
+    pub(super) files: usize,
+    /// Unpacked octets by packed octets.
+    pub(super) ratio: u64,
+    /// Octets of each file that are wanted; archives within are always read whole.
+    pub(super) wanted: u64,
+}
+
+impl Limits {
+    /// Recursion is one frame per archive within an archive; no setting makes it deeper.
+    const DEEPEST: usize = 16;
+    /// Unpacked octets of one file.
+    const MEMBER: u64 = 64 << 20;
+    /// Unpacked octets of one message.
+    const TOTAL: u64 = 256 << 20;
+    /// A file that unpacks to less is no bomb, whatever its ratio: an empty page packs very well.
+    const HARMLESS: u64 = 1 << 20;
+    /// End records an archive may seem to have; the reader tries each of them.
+    const END_RECORDS: usize = 16;
+}
+
+/// Why something was not looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// It needs a password.
+    Encrypted(String),
+    /// Archives nested too deep.
+    Depth(String),
+    /// Too many files.
+    Files(String),
+    /// It unpacks to too much, or to much more than was packed.
+    Bomb(String),
+    /// It is broken, or packed in a way that we cannot unpack.
+    Unreadable(String),
+    /// No time left.
+    Deadline,
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Encrypted(path) => write!(f, "{path} is encrypted"),
+            Self::Depth(path) => write!(f, "{path} is nested too deep"),
+            Self::Files(path) => write!(f, "{path} holds too many files"),
+            Self::Bomb(path) => write!(f, "{path} unpacks to too much"),
+            Self::Unreadable(path) => write!(f, "{path} cannot be unpacked"),
+            Self::Deadline => write!(f, "the time was up"),
+        }
+    }
+}
+
+/// A file in an archive.
+#[derive(Debug)]
+pub(super) struct Member<'a> {
+    /// Where: `1.2/outer.zip/inner.zip/a.exe`.
+    pub(super) path: &'a str,
+    /// Its own name, as it stands.
+    pub(super) name: &'a str,
+    /// Its unpacked octets, or the first of them if no more were wanted; none if it could not be read.
+    pub(super) bytes: &'a [u8],
+}
+
+/// Whether the octets are a zip archive, or something with one at its end (a self-extracting program).
+pub(super) fn is_zip(bytes: &[u8]) -> bool {
+    begins_like_zip(bytes) || {
+        // An end record and the longest comment that can follow it.
+        let tail = &bytes[bytes.len().saturating_sub(22 + 65_535)..];
+        memmem::rfind(tail, b"PK\x05\x06").is_some()
+    }
+}
+
+fn begins_like_zip(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06")
+}
+
+/// A walk through the archives of one message.
+pub(super) struct Walk<'v> {
+    limits: Limits,
+    deadline: Deadline,
+    visit: &'v mut dyn FnMut(&Member<'_>),
+    files: usize,
+    octets: u64,
+    /// What was not looked at; the first few.
+    pub(super) troubles: Vec<Trouble>,
+}
+
+impl<'v> Walk<'v> {
+    /// Nothing is walked yet.
+    pub(super) fn new(
+        limits: Limits,
+        deadline: Deadline,
+        visit: &'v mut dyn FnMut(&Member<'_>),
+    ) -> Self {
+        let limits = Limits {
+            depth: limits.depth.min(Limits::DEEPEST),
+            ..limits
+        };
+        Self {
+            limits,
+            deadline,
+            visit,
+            files: 0,
+            octets: 0,
+            troubles: Vec::new(),
+        }
+    }
+
+    /// Shows the files of an archive, and of the archives in it. Octets that are no archive are passed over.
+    pub(super) fn archive(&mut self, path: &str, bytes: &[u8]) {
+        if is_zip(bytes) {
+            self.enter(path, bytes, 1);
+        }
+    }
+
+    fn trouble(&mut self, trouble: Trouble) {
+        const KEPT: usize = 16;
+        if self.troubles.len() < KEPT && !self.troubles.contains(&trouble) {
+            self.troubles.push(trouble);
+        }
+    }
+
+    fn enter(&mut self, path: &str, bytes: &[u8], depth: usize) {
+        if depth > self.limits.depth {
+            return self.trouble(Trouble::Depth(path.to_owned()));
+        }
+        // The reader keeps all entries in memory and tries every end record: count both before it does.
+        let room = self.limits.files.saturating_sub(self.files);
+        if memmem::find_iter(bytes, b"PK\x01\x02").nth(room).is_some() {
+            return self.trouble(Trouble::Files(path.to_owned()));
+        }
+        let ends = memmem::find_iter(bytes, b"PK\x05\x06").nth(Limits::END_RECORDS);
+        let opened = match ends {
+            Some(_) => None,
+            None => ZipArchive::new(Cursor::new(bytes)).ok(),
+        };
+        let Some(mut archive) = opened else {
+            // What only seemed to have an archive at its end claims nothing.
+            if begins_like_zip(bytes) {
+                self.trouble(Trouble::Unreadable(path.to_owned()));
+            }
+            return;
+        };
+        for index in 0..archive.len() {
+            if self.deadline.passed() {
+                return self.trouble(Trouble::Deadline);
+            }
+            self.member(path, bytes, &mut archive, index, depth);
+        }
+    }
+
+    fn member(
+        &mut self,
+        archive_path: &str,
+        bytes: &[u8],
+        archive: &mut ZipArchive<Cursor<&[u8]>>,
+        index: usize,
+        depth: usize,
+    ) {
+        self.files += 1;
+        let Ok(raw) = archive.by_index_raw(index) else {
+            return self.trouble(Trouble::Unreadable(archive_path.to_owned()));
+        };
+        let name = raw.name().map_or_else(
+            |_| String::from_utf8_lossy(raw.name_raw()).into_owned(),
+            |name| name.into_owned(),
+        );
+        if raw.is_dir() {
+            return;
+        }
+        let path = format!("{archive_path}/{name}");
+        let read = if raw.encrypted() {
+            Err(Trouble::Encrypted(path.clone()))
+        } else if raw.compression() == CompressionMethod::Stored {
+            let octets = stored(bytes, raw.data_start(), raw.compressed_size());
+            drop(raw);
+            self.spend(&path, octets).map(Octets::Stored)
+        } else {
+            let (packed, claimed) = (raw.compressed_size(), raw.size());
+            drop(raw);
+            self.unpack(&path, archive, index, packed, claimed)
+                .map(Octets::Unpacked)
+        };
+        let octets = read.unwrap_or_else(|trouble| {
+            self.trouble(trouble);
+            Octets::Stored(&[])
+        });
+        let octets = octets.as_slice();
+        (self.visit)(&Member {
+            path: &path,
+            name: &name,
+            bytes: octets,
+        });
+        if begins_like_zip(octets) {
+            self.enter(&path, octets, depth + 1);
+        }
+    }
+
+    /// Counts a member that is not packed. Many entries may point to the same octets, so they are not free.
+    fn spend<'a>(&mut self, path: &str, octets: Option<&'a [u8]>) -> Result<&'a [u8], Trouble> {
+        let octets = octets.ok_or_else(|| Trouble::Unreadable(path.to_owned()))?;
+        let length = octets.len() as u64;
+        self.octets += match begins_like_zip(octets) {
+            true => length,
+            false => length.min(self.limits.wanted),
+        };
+        if self.octets > Limits::TOTAL {
+            return Err(Trouble::Bomb(path.to_owned()));
+        }
+        Ok(octets)
+    }
+
+    /// Unpacks a member as far as it is wanted and allowed.
+    fn unpack(
+        &mut self,
+        path: &str,
+        archive: &mut ZipArchive<Cursor<&[u8]>>,
+        index: usize,
+        packed: u64,
+        claimed: u64,
+    ) -> Result<Vec<u8>, Trouble> {
+        let most = packed
+            .saturating_mul(self.limits.ratio)
+            .clamp(Limits::HARMLESS, Limits::MEMBER)
+            .min(Limits::TOTAL - self.octets.min(Limits::TOTAL));
+        if claimed > most {
+            return Err(Trouble::Bomb(path.to_owned()));
+        }
+        let Ok(mut reader) = archive.by_index(index) else {
+            return Err(Trouble::Unreadable(path.to_owned()));
+        };
+        let mut unpacked = Vec::new();
+        let mut read = (&mut reader)
+            .take(self.limits.wanted.min(most + 1))
+            .read_to_end(&mut unpacked);
+        if read.is_ok() && begins_like_zip(&unpacked) {
+            let rest = (most + 1).saturating_sub(unpacked.len() as u64);
+            read = reader.take(rest).read_to_end(&mut unpacked);
+        }
+        self.octets += unpacked.len() as u64;
+        if unpacked.len() as u64 > most {
+            return Err(Trouble::Bomb(path.to_owned()));
+        }
+        // What came out before an error is no reason to look away, but it is not the whole.
+        if read.is_err() {
+            self.trouble(Trouble::Unreadable(path.to_owned()));
+        }
+        Ok(unpacked)
+    }
+}
+
+enum Octets<'a> {
+    Stored(&'a [u8]),
+    Unpacked(Vec<u8>),
+}
+
+impl Octets<'_> {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Stored(octets) => octets,
+            Self::Unpacked(octets) => octets,
+        }
+    }
+}
+
+/// The octets of a member that is not packed are some of the archive's: no copy.
+fn stored(archive: &[u8], start: Option<u64>, size: u64) -> Option<&[u8]> {
+    let start = usize::try_from(start?).ok()?;
+    archive.get(start..)?.get(..usize::try_from(size).ok()?)
+}

@@ -1,0 +1,252 @@
+//! clamd over INSTREAM, one connection per scan, by clamav-client.
+//!
+//! What the crate leaves to us, read in its source (2.3): it has no timeouts, so the guard drops the future, which
+//! closes the socket; it has no connection to use again, and none is kept here. It reads the answer without bound, and
+//! it loses an answer that clamd gives before all content is sent (that is how clamd refuses what is too large), because
+//! the write that fails then ends the call. [`Wire`] mends both. Content is handed over as it lies in memory.
+//!
+//! **OK does not always mean clean.** A clamd that meets one of its own limits (MaxScanSize, MaxFileSize, MaxRecursion,
+//! MaxFiles, MaxScanTime) says plain `OK` unless `AlertExceedsMax yes` is in its configuration; then it says
+//! `Heuristics.Limits.Exceeded…`, which is reported as `limits-reached` here. The protocol has no way to ask for these
+//! limits, so: set `AlertExceedsMax yes`, and keep this engine's `max_size` at or below clamd's StreamMaxLength,
+//! MaxScanSize and MaxFileSize. Likewise `AlertEncrypted yes` makes encrypted archives known as such.
+
+mod wire;
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::{BuildError, ClamdAddress, Engine, EngineAnswer, Sample, ScanError};
+use crate::deadline::Deadline;
+use crate::verdict::{Answer, Finding, FindingKind, Reason};
+use wire::Wire;
+
+/// Octets of one chunk: a size field goes before each.
+const CHUNK: usize = 64 * 1024;
+/// How long a version is believed; signatures change a few times a day.
+const VERSION_AGE: Duration = Duration::from_secs(60);
+
+/// The engine.
+#[derive(Debug)]
+pub(super) struct Clamd {
+    replicas: Vec<Replica>,
+    /// Which replica is asked first, so that they share the work.
+    next: AtomicUsize,
+    connect_timeout: Duration,
+}
+
+#[derive(Debug)]
+struct Replica {
+    address: ClamdAddress,
+    name: String,
+    version: Mutex<Version>,
+}
+
+#[derive(Debug, Default)]
+struct Version {
+    asked: Option<Instant>,
+    text: Option<String>,
+}
+
+impl Clamd {
+    /// An engine of these replicas; nothing is connected yet.
+    pub(super) fn new(
+        addresses: &[ClamdAddress],
+        connect_timeout: Duration,
+    ) -> Result<Self, BuildError> {
+        if addresses.is_empty() {
+            return Err(BuildError::NoAddress);
+        }
+        let replicas = addresses.iter().map(Replica::new);
+        Ok(Self {
+            replicas: replicas.collect::<Result<_, _>>()?,
+            next: AtomicUsize::new(0),
+            connect_timeout,
+        })
+    }
+
+    /// A connection to the first replica that takes one, beginning with the next in turn.
+    async fn connect(&self, deadline: Deadline) -> Result<(&Replica, Wire), ScanError> {
+        let start = self.next.fetch_add(1, Ordering::Relaxed) % self.replicas.len();
+        let (before, from) = self.replicas.split_at(start);
+        let mut causes = Vec::new();
+        for replica in from.iter().chain(before) {
+            let allowance = deadline.within(self.connect_timeout);
+            match allowance.run(Wire::connect(&replica.address)).await {
+                Ok(Ok(wire)) => return Ok((replica, wire)),
+                Ok(Err(cause)) => causes.push(format!("{}: {cause}", replica.name)),
+                Err(_) => causes.push(format!(
+                    "{}: not within {} ms",
+                    replica.name,
+                    self.connect_timeout.as_millis()
+                )),
+            }
+        }
+        Err(ScanError::Unreachable(causes.join("; ")))
+    }
+
+    async fn ask(&self, sample: &Sample) -> Result<EngineAnswer, ScanError> {
+        let (replica, wire) = self.connect(sample.deadline()).await?;
+        let content = sample.content().bytes().clone();
+        let stream = tokio_stream::once(Ok::<Bytes, io::Error>(content));
+        let answer = clamav_client::tokio::scan_stream(stream, wire.ready(), Some(CHUNK)).await;
+        let answer = answer.map_err(|cause| replica.broken(&cause))?;
+        let answer = replica.judge(&answer)?;
+        // Half of what is left, so that the verdict we have is never lost to the version.
+        let deadline = sample.deadline().within(sample.deadline().remaining() / 2);
+        Ok(EngineAnswer {
+            answer,
+            replica: Some(replica.name.clone()),
+            signatures: replica
+                .signatures(deadline.within(self.connect_timeout))
+                .await,
+        })
+    }
+}
+
+impl Engine for Clamd {
+    fn scan(
+        self: Arc<Self>,
+        sample: Sample,
+    ) -> BoxFuture<'static, Result<EngineAnswer, ScanError>> {
+        Box::pin(async move { self.ask(&sample).await })
+    }
+}
+
+impl Replica {
+    fn new(address: &ClamdAddress) -> Result<Self, BuildError> {
+        let name = match address {
+            ClamdAddress::Unix(path) => format!("unix:{}", path.display()),
+            ClamdAddress::Socket(address) => address.to_string(),
+            ClamdAddress::Tcp(address) => {
+                let port = address
+                    .rsplit_once(':')
+                    .map(|(_, port)| port.parse::<u16>());
+                if !matches!(port, Some(Ok(_))) {
+                    return Err(BuildError::NoPort(address.clone()));
+                }
+                address.clone()
+            }
+        };
+        Ok(Self {
+            address: address.clone(),
+            name,
+            version: Mutex::default(),
+        })
+    }
+
+    fn broken(&self, cause: &io::Error) -> ScanError {
+        if cause.kind() == io::ErrorKind::InvalidData {
+            return self.garbage(&cause.to_string());
+        }
+        ScanError::Disconnected {
+            replica: self.name.clone(),
+            cause: cause.to_string(),
+        }
+    }
+
+    fn garbage(&self, answer: &str) -> ScanError {
+        ScanError::Garbage {
+            replica: self.name.clone(),
+            answer: answer.chars().take(100).collect(),
+        }
+    }
+
+    /// What an answer to INSTREAM means. A `z` command is answered by one text that ends with a NUL.
+    fn judge(&self, answer: &[u8]) -> Result<Answer, ScanError> {
+        let Some(text) = answer.strip_suffix(b"\0") else {
+            return Err(match std::str::from_utf8(answer) {
+                Ok(text) if text.len() < 16 => self.broken(&io::ErrorKind::UnexpectedEof.into()),
+                _ => self.garbage(&String::from_utf8_lossy(answer)),
+            });
+        };
+        let text = match std::str::from_utf8(text) {
+            Ok(text) if !text.contains(char::is_control) => text,
+            _ => return Err(self.garbage(&String::from_utf8_lossy(text))),
+        };
+        let said = text.strip_prefix("stream: ");
+        if said == Some("OK") {
+            Ok(Answer::Answered(Vec::new()))
+        } else if let Some(name) = said.and_then(|said| said.strip_suffix(" FOUND")) {
+            Ok(found(name))
+        } else if let Some(message) = text.strip_suffix(" ERROR") {
+            Err(self.refusal(message))
+        } else {
+            Err(self.garbage(text))
+        }
+    }
+
+    fn refusal(&self, message: &str) -> ScanError {
+        let (replica, message) = (self.name.clone(), message.to_owned());
+        if message.contains("size limit exceeded") {
+            ScanError::Refused { replica, message }
+        } else {
+            ScanError::Engine { replica, message }
+        }
+    }
+
+    /// The version of the signatures, at most [`VERSION_AGE`] old. One caller asks for all; if clamd does not tell in
+    /// time the last known one holds: a version is never worth a verdict.
+    async fn signatures(&self, deadline: Deadline) -> Option<String> {
+        let now = Instant::now();
+        {
+            let mut version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
+            if version.asked.is_some_and(|at| now < at + VERSION_AGE) {
+                return version.text.clone();
+            }
+            version.asked = Some(now);
+        }
+        let asked = deadline.run(async {
+            let wire = Wire::connect(&self.address).await?;
+            clamav_client::tokio::get_version(wire.ready()).await
+        });
+        let told = asked.await.ok().and_then(Result::ok);
+        let mut version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(told) = told.as_deref().and_then(signatures) {
+            version.text = Some(told);
+        }
+        version.text.clone()
+    }
+}
+
+/// `ClamAV 1.4.3/27812/Fri Nov  7 09:46:55 2025`: engine, number and date of the signatures; the engine alone if it has
+/// none of the official ones.
+fn signatures(version: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(version.strip_suffix(b"\0")?).ok()?;
+    let is_plain = text.starts_with("ClamAV ") && !text.contains(char::is_control);
+    is_plain.then(|| text.chars().take(200).collect())
+}
+
+/// What a signature's name says about the sort of thing.
+fn found(name: &str) -> Answer {
+    let known = |kind, score| Finding::new(kind, name, score);
+    let unseen = |reason, detail: &str| Answer::None {
+        reason,
+        detail: detail.to_owned(),
+        findings: vec![known(FindingKind::Info, 0.0)],
+    };
+    if name.starts_with("Heuristics.Limits.Exceeded") {
+        return unseen(Reason::LimitsReached, "clamd stopped at a limit of its own");
+    }
+    if name.starts_with("Heuristics.Encrypted.") {
+        return unseen(Reason::Encrypted, "clamd cannot look into it");
+    }
+    Answer::Answered(vec![if name.starts_with("Heuristics.Phishing.")
+        || name.starts_with("Phishing.")
+    {
+        known(FindingKind::Phishing, 10.0)
+    } else if name.starts_with("PUA.") {
+        known(FindingKind::Suspicious, 5.0)
+    } else {
+        known(FindingKind::Malware, 10.0)
+    }])
+}
+
+#[cfg(test)]
+mod tests;

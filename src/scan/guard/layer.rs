@@ -1,0 +1,98 @@
+//! A tower layer made of one async function, so that a layer reads from top to bottom like any other function.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+use tower::Service;
+use tower::layer::{Layer, layer_fn};
+
+use super::Call;
+use crate::scan::engine::{Engine, EngineAnswer, ScanError};
+
+/// What every layer below the report returns.
+pub(super) type Outcome = Result<EngineAnswer, ScanError>;
+
+/// The rest of the way to the engine, as a layer sees it. It is always ready: all waiting is inside the call, where the
+/// deadline bounds it.
+pub(super) trait Next:
+    Service<Call, Response = EngineAnswer, Error = ScanError, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> Next for S where
+    S: Service<Call, Response = EngineAnswer, Error = ScanError, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// The layer that runs `work` with the call and the rest of the way.
+pub(super) fn around<S, F>(work: F) -> impl Layer<S, Service = Around<S, F>> + Clone
+where
+    F: Clone,
+{
+    layer_fn(move |next| Around {
+        next,
+        work: work.clone(),
+    })
+}
+
+/// The service of [`around`].
+#[derive(Clone)]
+pub(super) struct Around<S, F> {
+    next: S,
+    work: F,
+}
+
+impl<S, F, Fut> Service<Call> for Around<S, F>
+where
+    S: Next,
+    F: Fn(Call, S) -> Fut,
+    Fut: Future<Output = Outcome>,
+{
+    type Response = EngineAnswer;
+    type Error = ScanError;
+    type Future = Fut;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ScanError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Fut {
+        (self.work)(call, self.next.clone())
+    }
+}
+
+/// The engine itself as a service.
+#[derive(Debug, Clone)]
+pub(super) struct Innermost {
+    engine: Arc<dyn Engine>,
+}
+
+impl Innermost {
+    pub(super) fn new(engine: Arc<dyn Engine>) -> Self {
+        Self { engine }
+    }
+}
+
+impl Service<Call> for Innermost {
+    type Response = EngineAnswer;
+    type Error = ScanError;
+    type Future = BoxFuture<'static, Outcome>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ScanError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        self.engine.clone().scan(call.sample)
+    }
+}

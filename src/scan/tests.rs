@@ -1,0 +1,348 @@
+//! Scripted engines behind the real guard, on paused time.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::future::BoxFuture;
+
+use super::*;
+use crate::message::{Mailbox, envelope::Origin};
+use crate::verdict::{Answer, Finding, FindingKind, Reason};
+use engine::{Engine, EngineAnswer, ScanError};
+
+/// A request about `content` that is of no use after `allowance`.
+pub(super) fn request(content: impl Into<bytes::Bytes>, allowance: Duration) -> ScanRequest {
+    let mailbox = |text| Mailbox::parse(text).expect("mailbox");
+    ScanRequest {
+        id: MessageId::new(),
+        envelope: Arc::new(Envelope {
+            reverse_path: mailbox("sender@example.com").into(),
+            recipients: vec![mailbox("recipient@example.org").into()],
+            body: Default::default(),
+            smtputf8: false,
+            ret: None,
+            envid: None,
+            origin: Origin::local("test"),
+        }),
+        content: Content::uncharged(content),
+        deadline: Deadline::after(allowance),
+    }
+}
+
+/// A sample for an engine without guard.
+pub(super) fn sample(content: impl Into<bytes::Bytes>) -> Sample {
+    let request = request(content, Duration::from_secs(60));
+    Sample::new(request, Scanner::of(Vec::new()).inspection())
+}
+
+/// What a scripted engine does when it is called.
+#[derive(Debug, Clone)]
+enum Act {
+    Clean,
+    Find(&'static str),
+    Fail(ScanError),
+    After(Duration, Box<Act>),
+    Hang,
+    Panic,
+    /// Blocks its thread, as no well-behaved engine does, until the test lets go.
+    Block(Arc<Mutex<()>>),
+}
+
+impl Act {
+    fn after(milliseconds: u64, then: Act) -> Self {
+        Self::After(Duration::from_millis(milliseconds), Box::new(then))
+    }
+
+    async fn play(self) -> Result<EngineAnswer, ScanError> {
+        let found = |findings| Ok(EngineAnswer::local(Answer::Answered(findings)));
+        match self {
+            Self::Clean => found(Vec::new()),
+            Self::Find(name) => found(vec![Finding::new(FindingKind::Malware, name, 10.0)]),
+            Self::Fail(error) => Err(error),
+            Self::After(pause, then) => {
+                Deadline::after(pause).wait().await;
+                Box::pin(then.play()).await
+            }
+            Self::Hang => std::future::pending().await,
+            Self::Panic => panic!("scripted"),
+            Self::Block(gate) => {
+                drop(gate.lock().expect("the gate"));
+                found(Vec::new())
+            }
+        }
+    }
+}
+
+/// Plays its acts one after the other, the last one for ever, and counts.
+#[derive(Debug, Default)]
+struct Scripted {
+    acts: Vec<Act>,
+    calls: AtomicUsize,
+    running: AtomicUsize,
+    most: AtomicUsize,
+}
+
+struct Running<'a>(&'a AtomicUsize);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Engine for Scripted {
+    fn scan(self: Arc<Self>, _: Sample) -> BoxFuture<'static, Result<EngineAnswer, ScanError>> {
+        Box::pin(async move {
+            let call = self.calls.fetch_add(1, Ordering::SeqCst);
+            let now = self.running.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(now, Ordering::SeqCst);
+            let _running = Running(&self.running);
+            let act = self.acts.get(call).or(self.acts.last());
+            act.expect("an act").clone().play().await
+        })
+    }
+}
+
+fn settings(name: &str) -> Settings {
+    Settings {
+        name: name.into(),
+        class: EngineClass::Av,
+        timeout: Duration::from_secs(5),
+        attempts: 1,
+        slots: 4,
+        max_size: 1000,
+        weight: 1.0,
+        kind: engine::Kind::Rules {
+            builtin: true,
+            paths: Vec::new(),
+        },
+    }
+}
+
+fn scripted(acts: impl IntoIterator<Item = Act>, settings: Settings) -> (Arc<Scripted>, Guarded) {
+    let engine = Arc::new(Scripted {
+        acts: acts.into_iter().collect(),
+        ..Scripted::default()
+    });
+    (engine.clone(), guard::guard(engine, Arc::new(settings)))
+}
+
+fn one(act: Act) -> Guarded {
+    scripted([act], settings("one")).1
+}
+
+const SECONDS_20: Duration = Duration::from_secs(20);
+
+async fn scan(engines: Vec<Guarded>) -> Vec<Report> {
+    Scanner::of(engines)
+        .scan(request("Subject: x\r\n\r\nx", SECONDS_20))
+        .await
+}
+
+/// Exactly one report per engine, in configured order, whatever each of them does; a panic is never a pass.
+#[tokio::test(start_paused = true)]
+async fn every_engine_has_exactly_one_report() {
+    let garbage = ScanError::Garbage {
+        replica: "r".to_owned(),
+        answer: "?".to_owned(),
+    };
+    let acts = [
+        ("slow", Act::after(3000, Act::Clean)),
+        ("panics", Act::Panic),
+        ("hangs", Act::Hang),
+        ("finds", Act::Find("Eicar")),
+        ("garbage", Act::Fail(garbage)),
+        ("late", Act::after(6000, Act::Clean)),
+    ];
+    let engines = acts.map(|(name, act)| scripted([act], settings(name)).1);
+    let reports = scan(engines.into()).await;
+    let seen: Vec<_> = reports
+        .iter()
+        .map(|r| (&*r.engine, r.missing(), r.findings().len(), r.attempts))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("slow", None, 0, 1),
+            ("panics", Some(Reason::Panicked), 0, 1),
+            ("hangs", Some(Reason::Timeout), 0, 1),
+            ("finds", None, 1, 1),
+            ("garbage", Some(Reason::Garbage), 0, 1),
+            ("late", Some(Reason::Timeout), 0, 1),
+        ]
+    );
+    assert_eq!(reports[0].elapsed, Duration::from_secs(3));
+    assert_eq!(reports[2].elapsed, Duration::from_secs(5), "its timeout");
+}
+
+/// Without engines there is nothing to wait for.
+#[tokio::test(start_paused = true)]
+async fn no_engines_no_reports() {
+    assert_eq!(scan(Vec::new()).await, []);
+}
+
+/// The message's deadline is above everything an engine may be configured to: attempts, pauses, timeouts.
+#[tokio::test(start_paused = true)]
+async fn nothing_outlives_the_deadline() {
+    let mut patient = settings("patient");
+    patient.timeout = Duration::from_secs(3600);
+    patient.attempts = 1000;
+    let broken = Act::Fail(ScanError::Unreachable("r".to_owned()));
+    let (hanging, first) = scripted([Act::Hang], patient.clone());
+    let (_, second) = scripted([Act::after(900, broken)], patient);
+    let started = tokio::time::Instant::now();
+    let reports = scan(vec![first, second]).await;
+    assert_eq!(started.elapsed(), SECONDS_20);
+    assert_eq!(reports[0].missing(), Some(Reason::Timeout));
+    assert!(matches!(
+        reports[1].missing(),
+        Some(Reason::Timeout | Reason::Unreachable)
+    ));
+    tokio::task::yield_now().await;
+    assert_eq!(hanging.running.load(Ordering::SeqCst), 0, "dropped");
+}
+
+/// A message whose budget is spent costs no engine anything.
+#[tokio::test(start_paused = true)]
+async fn nothing_begins_after_the_deadline() {
+    let (engine, guarded) = scripted([Act::Clean], settings("one"));
+    let late = request("x", Duration::ZERO);
+    let reports = Scanner::of(vec![guarded]).scan(late).await;
+    assert_eq!(reports[0].missing(), Some(Reason::BudgetSpent));
+    assert_eq!(engine.calls.load(Ordering::SeqCst), 0);
+}
+
+/// An engine that blocks its thread cannot be stopped, but nobody waits for it past the deadline.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_blocks_is_not_waited_for() {
+    let gate = Arc::new(Mutex::new(()));
+    let guarded = one(Act::Block(gate.clone()));
+    // Held while the engine runs; the scan itself is awaited elsewhere, as a lock must not be held over an await.
+    let (tell, told) = std::sync::mpsc::channel();
+    let (free, freed) = std::sync::mpsc::channel::<()>();
+    let holder = std::thread::spawn(move || {
+        let _held = gate.lock().expect("the gate");
+        tell.send(()).expect("told");
+        let _ = freed.recv();
+    });
+    told.recv().expect("the gate is held");
+    let short = request("x", Duration::from_millis(50));
+    let reports = Scanner::of(vec![guarded]).scan(short).await;
+    drop(free);
+    holder.join().expect("holder");
+    assert_eq!(reports[0].missing(), Some(Reason::Timeout));
+}
+
+/// Retries are for what passes, are counted, and end with the first answer.
+#[tokio::test(start_paused = true)]
+async fn transient_failures_are_tried_again() {
+    let fail = Act::Fail(ScanError::Unreachable("refused".to_owned()));
+    let thrice = Settings {
+        attempts: 3,
+        ..settings("one")
+    };
+    let acts = [fail.clone(), fail.clone(), Act::Find("Eicar")];
+    let (_, guarded) = scripted(acts, thrice.clone());
+    let reports = scan(vec![guarded]).await;
+    assert_eq!((reports[0].findings().len(), reports[0].attempts), (1, 3));
+
+    let (engine, guarded) = scripted([fail], thrice);
+    let reports = scan(vec![guarded]).await;
+    assert_eq!(reports[0].missing(), Some(Reason::Unreachable));
+    assert_eq!(engine.calls.load(Ordering::SeqCst), 3);
+}
+
+/// After a timeout the engine still works on the message: another call would take another of its workers for it.
+#[tokio::test(start_paused = true)]
+async fn timeouts_and_panics_are_not_tried_again() {
+    for act in [Act::Hang, Act::Panic] {
+        let often = Settings {
+            attempts: 5,
+            ..settings("one")
+        };
+        let (engine, guarded) = scripted([act], often);
+        let reports = scan(vec![guarded]).await;
+        assert!(reports[0].missing().is_some());
+        assert_eq!(engine.calls.load(Ordering::SeqCst), 1);
+    }
+}
+
+/// What is too large waits for no slot and reaches no engine.
+#[tokio::test(start_paused = true)]
+async fn too_large_is_told_before_any_waiting() {
+    let (engine, guarded) = scripted([Act::Hang], settings("one"));
+    let reports = Scanner::of(vec![guarded])
+        .scan(request(vec![b'x'; 1001], SECONDS_20))
+        .await;
+    assert_eq!(reports[0].missing(), Some(Reason::TooLarge));
+    assert_eq!(reports[0].elapsed, Duration::ZERO);
+    assert_eq!(engine.calls.load(Ordering::SeqCst), 0);
+}
+
+/// Never more calls at once than slots; who gets none before his deadline is told so and the engine is not called.
+#[tokio::test(start_paused = true)]
+async fn slots_bound_the_calls_and_waiting_ends_at_the_deadline() {
+    let narrow = Settings {
+        slots: 2,
+        ..settings("one")
+    };
+    let (engine, guarded) = scripted([Act::after(4000, Act::Clean)], narrow);
+    let scanner = Scanner::of(vec![guarded]);
+    let six = (0..6).map(|_| scanner.scan(request("x", Duration::from_secs(6))));
+    let reports: Vec<Report> = join_all(six).await.into_iter().flatten().collect();
+    let missing: Vec<_> = reports.iter().map(|r| (r.missing(), r.attempts)).collect();
+    let (clean, busy) = ((None, 1), (Some(Reason::Busy), 0));
+    let cut = (Some(Reason::Timeout), 1);
+    assert_eq!(missing, [clean, clean, cut, cut, busy, busy]);
+    assert_eq!(engine.most.load(Ordering::SeqCst), 2);
+    assert_eq!(engine.calls.load(Ordering::SeqCst), 4);
+}
+
+/// A caller who goes away takes no slot with him, and the slot is free again when the call ends.
+#[tokio::test(start_paused = true)]
+async fn a_dropped_caller_keeps_no_slot() {
+    let narrow = Settings {
+        slots: 1,
+        ..settings("one")
+    };
+    let (engine, guarded) = scripted([Act::after(2000, Act::Clean)], narrow);
+    let scanner = Scanner::of(vec![guarded]);
+    let gone = Deadline::after(Duration::from_secs(1));
+    let left = gone.run(scanner.scan(request("x", SECONDS_20))).await;
+    assert!(left.is_err(), "the caller went away");
+    assert_eq!(engine.running.load(Ordering::SeqCst), 1, "the call goes on");
+    let reports = scanner.scan(request("x", SECONDS_20)).await;
+    assert_eq!(reports[0].missing(), None);
+    assert_eq!(
+        reports[0].elapsed,
+        Duration::from_secs(3),
+        "1 s for the slot"
+    );
+}
+
+/// Everything that cannot be built is told at once, with the engine's name.
+#[test]
+fn all_bad_engines_are_told_at_once() {
+    let mut none = settings("none");
+    none.slots = 0;
+    let mut nowhere = settings("nowhere");
+    nowhere.kind = engine::Kind::Clamd {
+        addresses: vec![engine::ClamdAddress::Tcp("localhost".to_owned())],
+        connect_timeout: Duration::from_secs(1),
+    };
+    let mut empty = settings("empty");
+    empty.kind = engine::Kind::Rules {
+        builtin: false,
+        paths: Vec::new(),
+    };
+    let bad = Scanner::new(vec![none, settings("good"), nowhere, empty]).expect_err("three");
+    let texts: Vec<String> = bad.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "engine \"none\": slots must be at least 1",
+            "engine \"nowhere\": address \"localhost\" has no port: write it as \"host:3310\"",
+            "engine \"empty\": builtin = false and no paths: there would be no rules",
+        ]
+    );
+}
