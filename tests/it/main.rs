@@ -1,3 +1,4 @@
 //! Tests of the whole crate from outside: one module for each topic.
 
 mod bad_configs;
+mod cli;

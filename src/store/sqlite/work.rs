@@ -179,9 +179,9 @@ const HASTEN: &str = "UPDATE message SET due_at = ?2, record = json_set(record, 
 fn hasten(db: &Connection, id: MessageId, now: Timestamp) -> rusqlite::Result<Output> {
     let (scan, delivery) = (lane_number(Lane::Scan), lane_number(Lane::Delivery));
     let (due, text) = (now.as_microsecond(), now.to_string());
-    let hastened = db
-        .prepare_cached(HASTEN)?
-        .execute(params![id.to_string(), due, text, scan, delivery])?;
+    let hastened =
+        db.prepare_cached(HASTEN)?
+            .execute(params![id.to_string(), due, text, scan, delivery])?;
     Ok(match hastened {
         0 => Output::Refused(StoreError::NotFound(id)),
         _ => Output::Done,
