@@ -12,6 +12,7 @@
 //! 250 only after the next hop took the message or the store did.
 
 mod events;
+mod judge;
 mod lanes;
 mod settle;
 
@@ -26,13 +27,14 @@ use tokio_util::task::TaskTracker;
 use crate::deadline::{Budget, Deadline};
 use crate::delivery::{Delivery, Outbound, Outcome};
 use crate::message::{Content, MemoryBudget, Message};
-use crate::policy::{Facts, Policy};
-use crate::scan::{ScanRequest, Scanner};
+use crate::policy::Policy;
+use crate::scan::Scanner;
 use crate::smtp::Reply;
 use crate::store::history::History;
 use crate::store::{Change, Record, Store, StoreError};
 use crate::verdict::{Decision, Disposition, Report};
 
+pub use judge::{Judgement, judge};
 pub use lanes::Lanes;
 use settle::{Custody, Settlement};
 
@@ -243,20 +245,9 @@ impl Pipeline {
     /// All engines at once, then policy.
     async fn judge(generation: &Generation, message: &Message, spent: Duration) -> Judged {
         let began = tokio::time::Instant::now();
-        let request = ScanRequest {
-            id: message.id,
-            envelope: message.envelope.clone(),
-            content: message.content.clone(),
-            deadline: Deadline::after(generation.budget.total.saturating_sub(spent)),
-        };
-        let reports = generation.scanner.scan(request).await;
-        let groups = generation.policy.decide(Facts {
-            envelope: &message.envelope,
-            size: message.content.len() as u64,
-            header_section: message.content.header_section(),
-            attachments: &[],
-            reports: &reports,
-        });
+        let deadline = Deadline::after(generation.budget.total.saturating_sub(spent));
+        let (scanner, policy) = (&generation.scanner, &generation.policy);
+        let Judgement { groups, reports } = judge(scanner, policy, message, deadline).await;
         Judged {
             groups,
             reports,

@@ -58,6 +58,13 @@ impl Policy {
         Self { config, settings }
     }
 
+    /// Whether some rule looks at attachments; if none does, [`Facts::attachments`] may be left empty.
+    pub fn looks_at_attachments(&self) -> bool {
+        let looks =
+            |rule: &Rule| !rule.attachment_name.is_empty() || !rule.attachment_type.is_empty();
+        self.settings.rules.iter().any(looks)
+    }
+
     /// Judges every recipient and groups those with the same decision, in order of their first recipient.
     ///
     /// Every recipient is in exactly one group. The work is bounded by rules times recipients: what does not depend on
