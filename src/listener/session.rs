@@ -25,6 +25,9 @@ use crate::smtp::xtext::Attributes;
 /// Allowance for a TLS handshake, and for the PROXY header before everything else.
 const HANDSHAKE: Duration = Duration::from_secs(30);
 
+/// When the relay stops, a transaction that has begun gets so long for each command that is still missing.
+const LAST_COMMANDS: Duration = Duration::from_secs(2);
+
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Ending {
@@ -251,9 +254,17 @@ impl Session {
             }
             self.flush().await?;
             let deadline = self.ends.within(self.context.limits.idle);
+            let in_transaction = self.server.transaction().is_some();
+            let closing = self.closing.clone();
+            let drained = async {
+                closing.cancelled().await;
+                if in_transaction {
+                    Deadline::after(LAST_COMMANDS).wait().await;
+                }
+            };
             let read = tokio::select! {
                 biased;
-                () = self.closing.cancelled(), if self.server.transaction().is_none() => return Err(Ending::Drained),
+                () = drained => return Err(Ending::Drained),
                 read = deadline.run(self.wire.read_command()) => read,
             };
             match read {

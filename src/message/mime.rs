@@ -22,7 +22,7 @@ use file_format::FileFormat;
 use sha2::{Digest, Sha256};
 use tokio::sync::{OnceCell, Semaphore};
 
-use super::Content;
+use super::{AttachmentFact, Content};
 use section::Fields;
 
 /// Up to this many octets of content are inspected on the runtime's own thread: tens of microseconds, less than a
@@ -181,6 +181,27 @@ pub fn sniff(bytes: &[u8]) -> Sniffed {
 /// not block anybody.
 pub fn inspect(content: &Bytes, limits: Limits) -> Inspection {
     Walk::new(content, limits).run()
+}
+
+impl Inspection {
+    /// What policy may know about the attachments; files inside archives are the engines' business.
+    pub fn attachments(&self) -> Vec<AttachmentFact> {
+        let mut facts = Vec::new();
+        for part in self.parts.iter().filter(|part| part.is_attachment) {
+            let fact = |name: Option<&String>| AttachmentFact {
+                name: name.cloned(),
+                declared: part.declared.clone(),
+                sniffed: part.sniffed().media_type().to_owned(),
+                size: part.bytes.len() as u64,
+            };
+            // A part that goes by two names is two attachments: readers differ in which they believe.
+            match part.names.as_slice() {
+                [] => facts.push(fact(None)),
+                names => facts.extend(names.iter().map(|name| fact(Some(name)))),
+            }
+        }
+        facts
+    }
 }
 
 /// The inspection of one message, made when first asked for and shared by all who ask.

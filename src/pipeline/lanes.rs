@@ -14,12 +14,15 @@ use tokio_util::sync::CancellationToken;
 use super::{Pipeline, events};
 use crate::deadline::{Budget, Deadline};
 use crate::message::{Content, Message};
+use crate::quarantine;
 use crate::store::{Change, Lane, Record};
 
 /// One delivery at most, all its stages and recipients together.
 pub(super) const DELIVERY: Duration = Duration::from_secs(600);
 /// How often the store is asked for what is due when nobody wakes us.
 const POLL: Duration = Duration::from_secs(1);
+/// How often expired quarantine entries are looked for.
+const EXPIRY: Duration = Duration::from_secs(60);
 /// A record that finds no slot of its next hop is looked at again after this long.
 const NO_SLOT: Duration = Duration::from_secs(10);
 
@@ -62,9 +65,18 @@ impl Lanes {
     /// Takes up what is due until `closing` is cancelled; what has begun then ends by itself (see
     /// [`Pipeline::drained`]).
     pub async fn run(self: Arc<Self>, closing: CancellationToken) {
+        let mut next_expiry = Deadline::after(Duration::ZERO);
         loop {
             let full = self.take_up(Lane::Delivery, &self.delivery).await
                 | self.take_up(Lane::Scan, &self.scan).await;
+            if next_expiry.passed() {
+                next_expiry = Deadline::after(EXPIRY);
+                if let Err(error) =
+                    quarantine::expire_due(&**self.pipeline.store(), Timestamp::now()).await
+                {
+                    events::lane_failed("quarantine expiry", &error);
+                }
+            }
             let pause = Deadline::after(if full {
                 Duration::from_millis(10)
             } else {

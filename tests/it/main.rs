@@ -1,4 +1,16 @@
 //! Tests of the whole crate from outside: one module for each topic.
 
 mod bad_configs;
-mod cli;
+mod bombs;
+mod certificates;
+mod client;
+mod crash;
+mod dialogue;
+mod engines;
+mod faults;
+mod postfix;
+mod relay;
+mod samples;
+mod servers;
+mod sink;
+mod tidy;

@@ -1,0 +1,336 @@
+//! The composition root: a configuration becomes a running relay, and a running relay another configuration's.
+//!
+//! Order of start: store (recovery first), path, lanes, listeners, admin, so that nothing is accepted before it can be
+//! kept. Order of stop: listeners and idle sessions, transactions in flight, work after 250, lanes, store. Whatever does
+//! not end within `relay.drain_timeout` is durable already, or its sender has not been answered.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{self, AdminError, Control, ListenerStatus, Status};
+use crate::config::{self, Config};
+use crate::deadline::Deadline;
+use crate::delivery::Delivery;
+use crate::listener::{Listener, ListenerError, Sessions, Shared};
+use crate::pipeline::{Generation, Lanes, Pipeline};
+use crate::policy::Policy;
+use crate::scan::Scanner;
+use crate::store::history::{self, History};
+use crate::store::sqlite::{Role, SqliteStore};
+use crate::store::{Recovery, Store, StoreError};
+
+/// Why the relay does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store cannot be opened.
+    #[error("{0}")]
+    Store(#[source] StoreError),
+    /// A part cannot be built from its settings.
+    #[error("{}", .0.join("\n"))]
+    Parts(Vec<String>),
+    /// A listener cannot start.
+    #[error("{0}")]
+    Listener(#[from] ListenerError),
+    /// The admin sockets cannot be bound.
+    #[error("{0}")]
+    Admin(#[from] AdminError),
+}
+
+/// A running relay.
+pub struct Running {
+    core: Arc<Core>,
+    listeners: TaskTracker,
+    lanes: TaskTracker,
+}
+
+/// What the admin surface and the signal handlers work on.
+struct Core {
+    path: Option<PathBuf>,
+    config: Mutex<Config>,
+    store: Arc<SqliteStore>,
+    history: Arc<History>,
+    pipeline: Arc<Pipeline>,
+    sessions: Arc<Sessions>,
+    listeners: Vec<Listener>,
+    recovery: Recovery,
+    started: Timestamp,
+    /// Stop accepting; idle sessions end.
+    closing: CancellationToken,
+    /// Somebody asked for a drain.
+    drain: CancellationToken,
+}
+
+/// Starts a relay. `path` is the file that `config` was read from, read again by a reload.
+pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, StartError> {
+    let generation = generation(&config).map_err(StartError::Parts)?;
+    let (store, recovery) = SqliteStore::open(&config.store, Role::Relay)
+        .await
+        .map_err(StartError::Store)?;
+    let history = History::open(&config.store.path.join(history::FILE), config.store.history)
+        .map_err(StartError::Store)?;
+    let in_flight = config.limits.in_flight_bytes;
+    let pipeline = Pipeline::new(generation, store.clone(), history.clone(), in_flight);
+
+    let closing = CancellationToken::new();
+    let listeners = TaskTracker::new();
+    let shared = Shared {
+        pipeline: pipeline.clone(),
+        sessions: Sessions::new(config.limits.sessions),
+        tasks: listeners.clone(),
+        closing: closing.clone(),
+    };
+    let lanes = TaskTracker::new();
+    lanes.spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
+
+    let limits = Arc::new(config.limits.clone());
+    let mut started = Vec::new();
+    for settings in &config.listeners {
+        let listener = Listener::start(
+            settings.clone(),
+            limits.clone(),
+            config.relay.hostname.as_str().into(),
+            &shared,
+        );
+        match listener {
+            Ok(listener) => started.push(listener),
+            Err(error) => {
+                closing.cancel();
+                return Err(error.into());
+            }
+        }
+    }
+    let admin_settings = config.admin.clone();
+    let core = Arc::new(Core {
+        path,
+        config: Mutex::new(config),
+        store,
+        history,
+        pipeline,
+        sessions: shared.sessions,
+        listeners: started,
+        recovery,
+        started: Timestamp::now(),
+        closing: closing.clone(),
+        drain: CancellationToken::new(),
+    });
+    if let Err(error) = admin::serve(&admin_settings, core.clone(), &lanes, closing.clone()).await {
+        closing.cancel();
+        return Err(error.into());
+    }
+    Ok(Running {
+        core,
+        listeners,
+        lanes,
+    })
+}
+
+/// Builds what one configuration decides; all problems at once.
+fn generation(config: &Config) -> Result<Generation, Vec<String>> {
+    let mut problems = Vec::new();
+    let scanner = Scanner::new(config.engines.clone())
+        .map_err(|errors| problems.extend(errors.iter().map(ToString::to_string)));
+    let delivery =
+        Delivery::new(config.next_hops.clone()).map_err(|error| problems.push(error.to_string()));
+    match (scanner, delivery) {
+        (Ok(scanner), Ok(delivery)) => Ok(Generation {
+            config: config.version.clone(),
+            hostname: config.relay.hostname.as_str().into(),
+            scanner,
+            policy: Policy::new(config.policy.clone(), config.version.clone()),
+            delivery,
+            budget: config.budget.clone(),
+            retention: config.quarantine.retention,
+        }),
+        _ => Err(problems),
+    }
+}
+
+impl Running {
+    /// The addresses it listens on, ports resolved, in the order of the configuration.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.core
+            .listeners
+            .iter()
+            .flat_map(|l| l.addresses().to_vec())
+            .collect()
+    }
+
+    /// What the start-up found in the store.
+    pub fn recovery(&self) -> &Recovery {
+        &self.core.recovery
+    }
+
+    /// Resolves when somebody asked for a drain over the control socket.
+    ///
+    /// Cancel safety: safe.
+    pub async fn drain_requested(&self) {
+        self.core.drain.cancelled().await;
+    }
+
+    /// Reads the configuration again; the difference, or every problem. A bad file changes nothing.
+    pub async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
+        self.core.reload().await
+    }
+
+    /// The path, for work beside the listeners.
+    pub fn pipeline(&self) -> &Arc<Pipeline> {
+        &self.core.pipeline
+    }
+
+    /// Accepts nothing new, lets what is in flight finish, at most `relay.drain_timeout`; true if all did.
+    pub async fn drain(self) -> bool {
+        let allowance = self.core.lock().relay.drain_timeout;
+        let deadline = Deadline::after(allowance);
+        tracing::info!(?allowance, "draining");
+        self.core.closing.cancel();
+        self.listeners.close();
+        self.lanes.close();
+        let sessions = deadline.run(self.listeners.wait()).await.is_ok();
+        let work = self.core.pipeline.drained(deadline).await;
+        let lanes = deadline.run(self.lanes.wait()).await.is_ok();
+        self.core.history.close().await;
+        self.core.store.close().await;
+        tracing::info!(sessions, work, lanes, "drained");
+        sessions && work && lanes
+    }
+}
+
+impl Core {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Config> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, new: Config) -> Result<Vec<String>, Vec<String>> {
+        let old = self.lock().clone();
+        let restart = config::settings_that_need_restart(&old, &new);
+        if !restart.is_empty() {
+            return Err(restart);
+        }
+        let generation = generation(&new)?;
+        let limits = Arc::new(new.limits.clone());
+        let prepared: Result<Vec<_>, _> = new
+            .listeners
+            .iter()
+            .map(|settings| {
+                Listener::prepare(
+                    settings.clone(),
+                    limits.clone(),
+                    new.relay.hostname.as_str().into(),
+                )
+            })
+            .collect();
+        let prepared = prepared.map_err(|error| vec![error.to_string()])?;
+        // From here on nothing can fail.
+        let difference = config::diff(&old, &new);
+        self.pipeline.replace(generation);
+        for (listener, prepared) in self.listeners.iter().zip(prepared) {
+            listener.apply(prepared);
+        }
+        *self.lock() = new;
+        Ok(difference)
+    }
+}
+
+impl Control for Core {
+    async fn status(&self) -> Status {
+        let [scan, delivery, held] = self.store.stats().await.unwrap_or_default();
+        let config = self.lock().clone();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            hostname: config.relay.hostname.to_string(),
+            config: config.version.to_string(),
+            config_file: self.path.clone(),
+            started: self.started,
+            draining: self.closing.is_cancelled(),
+            not_ready: self.ready().err(),
+            listeners: config
+                .listeners
+                .iter()
+                .zip(&self.listeners)
+                .map(|(settings, listener)| ListenerStatus {
+                    name: settings.name.to_string(),
+                    addresses: listener.addresses().to_vec(),
+                })
+                .collect(),
+            sessions: self.sessions.open() as u64,
+            memory_available: self.pipeline.memory().available(),
+            scan,
+            delivery,
+            held,
+            recovery: self.recovery.clone(),
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.closing.is_cancelled() {
+            return Err("draining".to_owned());
+        }
+        self.store.accepts().map_err(|error| error.to_string())
+    }
+
+    async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
+        let path = self.path.clone();
+        let read = tokio::task::spawn_blocking(move || config::load(path.as_deref())).await;
+        let applied = match read {
+            Ok(Ok(new)) => self.apply(new),
+            Ok(Err(problems)) => Err(problems.to_string().lines().map(str::to_owned).collect()),
+            Err(error) => Err(vec![format!("the configuration was not read: {error}")]),
+        };
+        match &applied {
+            Ok(difference) => tracing::info!(?difference, "reloaded"),
+            Err(problems) => tracing::error!(?problems, "reload refused, nothing changed"),
+        }
+        applied
+    }
+
+    fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    fn wake(&self) {
+        self.pipeline.wake();
+    }
+}
+
+/// Runs a relay until a signal or a drain request ends it: SIGTERM and SIGINT drain, SIGHUP reloads. Tells systemd.
+/// Returns whether everything in flight has finished.
+pub async fn run(config: Config, path: Option<PathBuf>) -> Result<bool, StartError> {
+    let signals = |error: std::io::Error| {
+        StartError::Parts(vec![format!("signals cannot be handled: {error}")])
+    };
+    let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(signals)?;
+    let running = start(config, path).await?;
+    tell_systemd(&[NotifyState::Ready]);
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => {
+                let reloading = NotifyState::monotonic_usec_now().map(|now| [NotifyState::Reloading, now]);
+                tell_systemd(reloading.as_ref().map_or(&[], |states| states));
+                // The result is logged; a bad file changes nothing.
+                let _ = running.reload().await;
+                tell_systemd(&[NotifyState::Ready]);
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = running.drain_requested() => break,
+        }
+    }
+    tell_systemd(&[NotifyState::Stopping]);
+    Ok(running.drain().await)
+}
+
+/// Does nothing where no supervisor listens.
+fn tell_systemd(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "the service manager was not told");
+    }
+}

@@ -1,0 +1,509 @@
+//! The path alone: engines and next hops are real code over scripted peers, the store is a scripted one, time is paused.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use super::*;
+use crate::delivery::{Answer, Kind, Settings as HopSettings};
+use crate::message::{BodyKind, Envelope, Mailbox, MessageId, Origin, ReversePath};
+use crate::scan::engine::{ClamdAddress, Kind as EngineKind};
+use crate::smtp::RemoteReply;
+use crate::store::{Audit, Filter, Lane, LaneStats, StoreFuture};
+use crate::verdict::{EngineClass, Verdict};
+
+/// A store in memory that can be told to fail.
+#[derive(Default)]
+struct Scripted {
+    records: Mutex<HashMap<MessageId, Record>>,
+    fails: AtomicBool,
+}
+
+impl Scripted {
+    fn all(&self) -> Vec<Record> {
+        self.records
+            .lock()
+            .expect("lock")
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    fn done<T: Send + 'static>(&self, value: T) -> StoreFuture<'_, T> {
+        let fails = self.fails.load(Ordering::Relaxed);
+        Box::pin(async move {
+            if fails {
+                Err(StoreError::Broken("told to".to_owned()))
+            } else {
+                Ok(value)
+            }
+        })
+    }
+}
+
+impl Store for Scripted {
+    fn put(&self, records: Vec<Record>, _: Content) -> StoreFuture<'_, ()> {
+        if !self.fails.load(Ordering::Relaxed) {
+            let mut kept = self.records.lock().expect("lock");
+            for record in records {
+                assert!(kept.insert(record.id, record).is_none(), "ids are unique");
+            }
+        }
+        self.done(())
+    }
+
+    fn put_leased(
+        &self,
+        records: Vec<Record>,
+        content: Content,
+        _: Timestamp,
+    ) -> StoreFuture<'_, ()> {
+        self.put(records, content)
+    }
+
+    fn split(&self, first: Record, others: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
+        self.records.lock().expect("lock").insert(first.id, first);
+        self.put(others, content)
+    }
+
+    fn change(&self, id: MessageId, change: Change, _: Option<Audit>) -> StoreFuture<'_, ()> {
+        let mut kept = self.records.lock().expect("lock");
+        match change {
+            Change::Replace(record) => kept.insert(id, *record),
+            Change::Remove => kept.remove(&id),
+        };
+        self.done(())
+    }
+
+    fn change_in(
+        &self,
+        _: Lane,
+        id: MessageId,
+        change: Change,
+        audit: Option<Audit>,
+    ) -> StoreFuture<'_, ()> {
+        self.change(id, change, audit)
+    }
+
+    fn hasten(&self, _: MessageId, _: Timestamp) -> StoreFuture<'_, bool> {
+        self.done(false)
+    }
+
+    fn claim(&self, _: Lane, _: Timestamp, _: Timestamp, _: usize) -> StoreFuture<'_, Vec<Record>> {
+        self.done(Vec::new())
+    }
+
+    fn get(&self, id: MessageId) -> StoreFuture<'_, Option<Record>> {
+        let found = self.records.lock().expect("lock").get(&id).cloned();
+        self.done(found)
+    }
+
+    fn content(&self, _: MessageId) -> StoreFuture<'_, Bytes> {
+        self.done(Bytes::new())
+    }
+
+    fn search(&self, _: Filter) -> StoreFuture<'_, Vec<Record>> {
+        self.done(Vec::new())
+    }
+
+    fn audit(&self, _: Audit) -> StoreFuture<'_, ()> {
+        self.done(())
+    }
+
+    fn audited(&self, _: Option<MessageId>, _: usize) -> StoreFuture<'_, Vec<Audit>> {
+        self.done(Vec::new())
+    }
+
+    fn stats(&self) -> StoreFuture<'_, [LaneStats; 3]> {
+        self.done(<[LaneStats; 3]>::default())
+    }
+
+    fn accepts(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+fn message(recipients: &[&str]) -> Message {
+    let mailbox = |text: &str| Mailbox::parse(text).expect("mailbox");
+    Message {
+        id: MessageId::new(),
+        received_at: Timestamp::now(),
+        envelope: Arc::new(Envelope {
+            reverse_path: mailbox("sender@a.test").into(),
+            recipients: recipients.iter().map(|r| mailbox(r).into()).collect(),
+            body: BodyKind::SevenBit,
+            smtputf8: false,
+            ret: None,
+            envid: None,
+            origin: Origin::local("smtp"),
+        }),
+        trace: "Received: from x by y; now\r\n".into(),
+        content: Content::uncharged("Subject: x\r\n\r\nx\r\n"),
+    }
+}
+
+fn generation(engines: Vec<crate::scan::Settings>, budget: Budget) -> Generation {
+    let hop = HopSettings {
+        name: "hop".into(),
+        domains: vec!["*".to_owned()],
+        kind: Kind::Maildir {
+            path: "/nonexistent/{local}".to_owned(),
+        },
+        retry_first: Duration::from_secs(60),
+        retry_max: Duration::from_secs(3600),
+        give_up: Duration::from_secs(86_400),
+    };
+    let coverage = crate::config::load(None)
+        .unwrap_or_else(|problems| panic!("{problems}"))
+        .policy;
+    Generation {
+        config: "test".into(),
+        hostname: "relay.test".into(),
+        scanner: Scanner::new(engines).expect("engines"),
+        policy: Policy::new(coverage, "test".into()),
+        delivery: Delivery::new(vec![hop]).expect("next hops"),
+        budget,
+        retention: Duration::from_secs(86_400),
+    }
+}
+
+fn pipeline(generation: Generation, store: &Arc<Scripted>) -> (Arc<Pipeline>, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let history =
+        History::open(&folder.path().join("history.db"), Duration::from_secs(60)).expect("history");
+    (
+        Pipeline::new(generation, store.clone(), history, 64 << 20),
+        folder,
+    )
+}
+
+fn decision(disposition: Disposition) -> Decision {
+    Decision {
+        verdict: Verdict::Suspect,
+        disposition,
+        rule: "test-rule".to_owned(),
+        reason: "because".to_owned(),
+        score: 1.0,
+        tag: false,
+        missing: Vec::new(),
+        config: "test".into(),
+    }
+}
+
+fn answer(code: u16) -> Answer {
+    Answer {
+        next_hop: "hop".into(),
+        server: None,
+        reply: Some(RemoteReply {
+            code,
+            enhanced: None,
+            text: "said the hop".to_owned(),
+        }),
+        text: format!("{code} said the hop"),
+        dsn_passed: false,
+    }
+}
+
+fn passed(groups: Vec<(Disposition, Vec<usize>, End)>) -> Passed {
+    let mut judged = Judged {
+        groups: Vec::new(),
+        reports: Vec::new(),
+        spent: Duration::ZERO,
+    };
+    let mut ends = Vec::new();
+    for (disposition, recipients, end) in groups {
+        judged.groups.push((decision(disposition), recipients));
+        ends.push(end);
+    }
+    Passed { judged, ends }
+}
+
+/// The reply is true for every recipient, and what it promises is what is kept: all the ways a message can end in its
+/// session.
+#[test]
+fn replies_are_true_for_all_recipients() {
+    use Disposition::{Deliver, Discard, Quarantine, Reject};
+    let taken = || Outcome::Delivered(answer(250));
+    let later = || Outcome::Deferred(answer(451));
+    let never = || Outcome::Failed(answer(550));
+    let generation = generation(Vec::new(), Budget::default());
+    let message = message(&["x@b.test", "y@b.test"]);
+    for (what, groups, reply, keep, bounces) in [
+        (
+            "both taken",
+            vec![(Deliver, vec![0, 1], End::Delivered(vec![taken(), taken()]))],
+            "delivered",
+            vec![],
+            0,
+        ),
+        (
+            "both later",
+            vec![(Deliver, vec![0, 1], End::Delivered(vec![later(), later()]))],
+            "accepted",
+            vec![(Lane::Delivery, 2)],
+            0,
+        ),
+        (
+            "both never",
+            vec![(Deliver, vec![0, 1], End::Delivered(vec![never(), never()]))],
+            "550",
+            vec![],
+            0,
+        ),
+        (
+            "one taken, one never",
+            vec![(Deliver, vec![0, 1], End::Delivered(vec![taken(), never()]))],
+            "accepted",
+            vec![],
+            1,
+        ),
+        (
+            "one taken, one later",
+            vec![(Deliver, vec![0, 1], End::Delivered(vec![taken(), later()]))],
+            "accepted",
+            vec![(Lane::Delivery, 1)],
+            0,
+        ),
+        (
+            "one later, one never",
+            vec![(Deliver, vec![0, 1], End::Delivered(vec![later(), never()]))],
+            "accepted",
+            vec![(Lane::Delivery, 1)],
+            1,
+        ),
+        (
+            "held",
+            vec![(Quarantine, vec![0, 1], End::Held)],
+            "accepted",
+            vec![(Lane::Held, 2)],
+            0,
+        ),
+        (
+            "rejected",
+            vec![(Reject, vec![0, 1], End::Rejected)],
+            "550",
+            vec![],
+            0,
+        ),
+        (
+            "rejected by two rules",
+            vec![
+                (Reject, vec![0], End::Rejected),
+                (Reject, vec![1], End::Rejected),
+            ],
+            "550",
+            vec![],
+            0,
+        ),
+        (
+            "rejected for one",
+            vec![
+                (Reject, vec![0], End::Rejected),
+                (Deliver, vec![1], End::Delivered(vec![taken()])),
+            ],
+            "accepted",
+            vec![(Lane::Held, 1)],
+            0,
+        ),
+        (
+            "discarded",
+            vec![(Discard, vec![0, 1], End::Discarded)],
+            "accepted",
+            vec![],
+            0,
+        ),
+        (
+            "held and later",
+            vec![
+                (Quarantine, vec![0], End::Held),
+                (Deliver, vec![1], End::Delivered(vec![later()])),
+            ],
+            "accepted",
+            vec![(Lane::Held, 1), (Lane::Delivery, 1)],
+            0,
+        ),
+    ] {
+        let settlement = settle::settle(&generation, &message, &Custody::Session, &passed(groups));
+        assert!(
+            settlement.reply.to_string().contains(reply),
+            "{what}: {}",
+            settlement.reply
+        );
+        let kept: Vec<_> = settlement
+            .keep
+            .iter()
+            .map(|r| (r.lane, r.envelope.recipients.len()))
+            .collect();
+        assert_eq!(kept, keep, "{what}");
+        assert_eq!(settlement.notices.len(), bounces, "{what}");
+        let mut ids: Vec<_> = settlement.keep.iter().map(|r| r.id).collect();
+        ids.dedup();
+        assert_eq!(
+            ids.len(),
+            settlement.keep.len(),
+            "{what}: every record has a name of its own"
+        );
+    }
+}
+
+/// A stored message has no session to refuse it in: what policy rejects is held, what the next hop refuses is bounced,
+/// and neither vanishes.
+#[test]
+fn stored_messages_are_never_refused_into_nothing() {
+    let generation = generation(Vec::new(), Budget::default());
+    let message = message(&["x@b.test"]);
+    let stored = || Custody::Stored(Box::new(settle::unfinished(&generation, &message, None)));
+    let rejected = passed(vec![(Disposition::Reject, vec![0], End::Rejected)]);
+    let settlement = settle::settle(&generation, &message, &stored(), &rejected);
+    assert_eq!(settlement.keep.len(), 1);
+    assert_eq!(settlement.keep[0].lane, Lane::Held);
+    let refused = passed(vec![(
+        Disposition::Deliver,
+        vec![0],
+        End::Delivered(vec![Outcome::Failed(answer(550))]),
+    )]);
+    let settlement = settle::settle(&generation, &message, &stored(), &refused);
+    assert!(settlement.keep.is_empty());
+    assert_eq!(settlement.notices.len(), 1);
+    assert!(settlement.notices[0].record.envelope.reverse_path.is_null());
+}
+
+/// RFC 5321 4.5.5: nothing is ever bounced to the null reverse-path.
+#[test]
+fn nothing_is_bounced_to_the_null_reverse_path() {
+    let generation = generation(Vec::new(), Budget::default());
+    let mut message = message(&["x@b.test", "y@b.test"]);
+    Arc::make_mut(&mut message.envelope).reverse_path = ReversePath::NULL;
+    let outcomes = vec![
+        Outcome::Failed(answer(550)),
+        Outcome::Delivered(answer(250)),
+    ];
+    let passed = passed(vec![(
+        Disposition::Deliver,
+        vec![0, 1],
+        End::Delivered(outcomes),
+    )]);
+    let settlement = settle::settle(&generation, &message, &Custody::Session, &passed);
+    assert!(settlement.notices.is_empty());
+}
+
+/// A reviewer's release that the next hop refuses comes back to the reviewer: its sender is as likely as not forged.
+#[test]
+fn a_refused_release_goes_back_to_quarantine() {
+    let generation = generation(Vec::new(), Budget::default());
+    let message = message(&["x@b.test"]);
+    let mut record = settle::unfinished(&generation, &message, None);
+    record.lane = Lane::Delivery;
+    record.released = true;
+    let refused = passed(vec![(
+        Disposition::Deliver,
+        vec![0],
+        End::Delivered(vec![Outcome::Failed(answer(550))]),
+    )]);
+    let settlement = settle::settle(
+        &generation,
+        &message,
+        &Custody::Stored(Box::new(record)),
+        &refused,
+    );
+    assert!(settlement.notices.is_empty());
+    assert_eq!(settlement.keep[0].lane, Lane::Held);
+    assert_eq!(settlement.keep[0].status, "550 said the hop");
+}
+
+/// An engine that takes connections and never says anything.
+async fn hung_engine(timeout: Duration) -> crate::scan::Settings {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("its address");
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            open.push(stream);
+        }
+    });
+    crate::scan::Settings {
+        name: "hung".into(),
+        class: EngineClass::Av,
+        timeout,
+        attempts: 1,
+        slots: 4,
+        max_size: 1 << 20,
+        weight: 1.0,
+        kind: EngineKind::Clamd {
+            addresses: vec![ClamdAddress::Socket(address)],
+            connect_timeout: Duration::from_secs(1),
+        },
+    }
+}
+
+/// Promise P1: with an engine that hangs for longer than the whole budget, the sender is answered within
+/// `budget.session`, and then a named reason holds the message within `budget.total`.
+#[tokio::test(start_paused = true)]
+async fn a_hung_engine_costs_the_sender_no_more_than_budget_session() {
+    let budget = Budget {
+        session: Duration::from_secs(30),
+        total: Duration::from_secs(150),
+        deferral: Duration::from_secs(3600),
+    };
+    let store = Arc::new(Scripted::default());
+    let engine = hung_engine(Duration::from_secs(1000)).await;
+    let (pipeline, _folder) = pipeline(generation(vec![engine], budget), &store);
+    let began = Instant::now();
+    let reply = pipeline
+        .accept(message(&["x@b.test"]), Mode::CutThrough)
+        .await;
+    assert!(
+        began.elapsed() < Duration::from_secs(31),
+        "{:?}",
+        began.elapsed()
+    );
+    assert!(reply.to_string().contains("accepted as"), "{reply}");
+    assert_eq!(store.all()[0].lane, Lane::Scan, "durable before the 250");
+    assert!(
+        pipeline
+            .drained(Deadline::after(Duration::from_secs(1000)))
+            .await
+    );
+    assert!(
+        began.elapsed() < Duration::from_secs(160),
+        "{:?}",
+        began.elapsed()
+    );
+    let record = store.all().pop().expect("still here");
+    assert_eq!(record.lane, Lane::Held);
+    assert_eq!(record.decision.expect("a decision").rule, "budget.total");
+}
+
+/// P4 and P5: when the engine fails in time, coverage is not met, the message is deferred and durable before its 250.
+#[tokio::test(start_paused = true)]
+async fn without_coverage_the_message_is_deferred_not_delivered() {
+    let store = Arc::new(Scripted::default());
+    let engine = hung_engine(Duration::from_secs(5)).await;
+    let (pipeline, _folder) = pipeline(generation(vec![engine], Budget::default()), &store);
+    let reply = pipeline
+        .accept(message(&["x@b.test"]), Mode::CutThrough)
+        .await;
+    assert!(reply.to_string().contains("accepted as"), "{reply}");
+    let record = store.all().pop().expect("kept");
+    assert_eq!(record.lane, Lane::Scan);
+    assert!(record.due_at > record.received_at);
+    assert_eq!(record.reports.len(), 1, "exactly one report per engine");
+}
+
+/// The responsibility law: a store that fails leaves the message with its sender, in both modes.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_leaves_the_message_with_its_sender() {
+    let store = Arc::new(Scripted::default());
+    store.fails.store(true, Ordering::Relaxed);
+    let engine = hung_engine(Duration::from_secs(100)).await;
+    let (pipeline, _folder) = pipeline(generation(vec![engine], Budget::default()), &store);
+    for mode in [Mode::CutThrough, Mode::Queue] {
+        let reply = pipeline.accept(message(&["x@b.test"]), mode).await;
+        assert_eq!(reply.code(), 451, "{reply}");
+    }
+    assert!(store.all().is_empty());
+}

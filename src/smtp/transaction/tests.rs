@@ -1,0 +1,186 @@
+//! The machine alone.
+
+use super::*;
+
+fn server() -> Server {
+    Server::new(Offer {
+        hostname: "h".into(),
+        message_size: 1000,
+        recipients: 2,
+        starttls: false,
+        tls_required: false,
+        auth: false,
+        encrypted: false,
+        xclient: false,
+        xforward: false,
+    })
+}
+
+/// What a step says on the wire; recipients are accepted, as the session does with an allowed one.
+fn said(server: &mut Server, line: &str) -> String {
+    let reply = match server.command(line.as_bytes()) {
+        Step::Reply(reply) => reply,
+        Step::Recipient(recipient) => server.add_recipient(recipient),
+        other => return format!("{other:?}"),
+    };
+    reply.to_string()
+}
+
+/// RFC 5321 4.1.4: commands out of sequence are refused and change nothing.
+#[test]
+fn sequence_is_kept() {
+    let mut s = server();
+    for (line, expected) in [
+        ("MAIL FROM:<a@b>", "503 5.5.1 Say EHLO first"),
+        ("EHLO c", "250 h / PIPELINING"),
+        ("RCPT TO:<a@b>", "503 5.5.1 Say MAIL first"),
+        ("DATA", "503 5.5.1 Say MAIL first"),
+        ("MAIL FROM:<>", "250 2.1.0"),
+        ("MAIL FROM:<a@b>", "503 5.5.1 MAIL was given already"),
+        ("DATA", "554 5.5.1 No valid recipients"),
+        ("RCPT TO:<a@b>", "250 2.1.5"),
+        ("RCPT TO:<postmaster>", "250 2.1.5"),
+        ("RCPT TO:<c@b>", "452 4.5.3"),
+        ("DATA", "Content"),
+        ("RSET", "250 2.0.0"),
+        ("DATA", "503 5.5.1 Say MAIL first"),
+        ("FROB", "500 5.5.2"),
+        ("STARTTLS", "502 5.5.1"),
+        ("AUTH PLAIN AAA=", "502 5.5.1"),
+        ("XCLIENT ADDR=1.2.3.4", "502 5.5.1"),
+        ("QUIT", "221 2.0.0"),
+    ] {
+        let got = said(&mut s, line);
+        assert!(got.starts_with(expected), "{line}: {got}");
+    }
+}
+
+/// Addresses are passed on as they were given, quotes and all; a source route is not part of the address.
+#[test]
+fn addresses_are_kept_as_given() {
+    for (line, expected) in [
+        ("RCPT TO:<\"john doe\"@b.example>", "\"john doe\"@b.example"),
+        ("RCPT TO:<\"a>b\"@b.example>", "refused"),
+        (
+            "RCPT TO:<@x,@y:joe@b.example> NOTIFY=NEVER",
+            "joe@b.example",
+        ),
+        ("RCPT TO: <joe@b.example>", "joe@b.example"),
+        ("rcpt to:<Postmaster>", "Postmaster"),
+        ("RCPT TO:<>", "refused"),
+        ("RCPT TO:<a@b> X=1", "refused"),
+    ] {
+        let mut s = server();
+        said(&mut s, "EHLO c");
+        said(&mut s, "MAIL FROM:<a@b>");
+        let got = match s.command(line.as_bytes()) {
+            Step::Recipient(recipient) => recipient.mailbox.to_string(),
+            _ => "refused".to_owned(),
+        };
+        assert_eq!(got, expected, "{line}");
+    }
+}
+
+/// Parameters end up in the transaction; those of extensions that are not offered are refused (RFC 5321 4.1.1.11).
+#[test]
+fn parameters() {
+    for (line, expected) in [
+        ("MAIL FROM:<a@b> SIZE=1001", "552 5.3.4"),
+        ("MAIL FROM:<a@b> SIZE=1000 BODY=8BITMIME", "250"),
+        ("MAIL FROM:<a@b> BODY=BINARYMIME", "555 5.5.4"),
+        ("MAIL FROM:<a@b> REQUIRETLS", "555 5.5.4"),
+        ("MAIL FROM:<a@b> FROB=1", "555 5.5.4"),
+        ("MAIL FROM:<a@b> AUTH=<>", "555 5.5.4"),
+        ("MAIL FROM:<ü@b>", "553 5.6.7"),
+        ("MAIL FROM:<ü@b> SMTPUTF8", "250"),
+        ("MAIL FROM:<a@b> RET=HDRS ENVID=x+2By", "250"),
+        ("MAIL FROM:<a@b> ENVID=x+0Ay", "501 5.5.4"),
+        ("MAIL FROM:<a b@c>", "5"),
+        ("MAIL FROM:a@b", "501"),
+    ] {
+        let mut s = server();
+        said(&mut s, "EHLO c");
+        let got = said(&mut s, line);
+        assert!(got.starts_with(expected), "{line}: {got}");
+    }
+    let mut s = server();
+    said(&mut s, "EHLO c");
+    said(
+        &mut s,
+        "MAIL FROM:<a@b> RET=HDRS ENVID=x+2By SMTPUTF8 SIZE=7",
+    );
+    said(
+        &mut s,
+        "RCPT TO:<c@d> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;e+40f",
+    );
+    let transaction = s.finish().expect("a transaction");
+    assert_eq!(transaction.envid.as_deref(), Some("x+y"));
+    assert_eq!(transaction.ret, Some(Ret::Headers));
+    assert_eq!(transaction.declared_size, 7);
+    assert_eq!(
+        transaction.recipients[0].orcpt.as_deref(),
+        Some("rfc822;e@f")
+    );
+    let notify = transaction.recipients[0].notify.expect("notify");
+    assert!(notify.success && notify.delay && !notify.failure);
+}
+
+/// RFC 3030: the octets of a chunk follow whatever we think of the command; DATA is out of place after BDAT.
+#[test]
+fn chunks_out_of_place_are_read_and_refused() {
+    let mut s = server();
+    said(&mut s, "EHLO c");
+    assert!(matches!(
+        s.command(b"BDAT 5 LAST"),
+        Step::Chunk {
+            octets: 5,
+            last: true,
+            refusal: Some(_)
+        }
+    ));
+    said(&mut s, "MAIL FROM:<a@b>");
+    said(&mut s, "RCPT TO:<a@b>");
+    assert!(matches!(
+        s.command(b"BDAT 5"),
+        Step::Chunk {
+            octets: 5,
+            last: false,
+            refusal: None
+        }
+    ));
+    assert!(said(&mut s, "DATA").starts_with("503"));
+    assert!(said(&mut s, "RCPT TO:<a@b>").starts_with("503"));
+}
+
+/// A command with a bare line end or NUL in it is not taken apart any further.
+#[test]
+fn control_characters_in_commands() {
+    let mut s = server();
+    for line in ["EHLO a\rb", "EHLO a\nb", "EHLO a\0b"] {
+        assert!(said(&mut s, line).starts_with("500 5.5.2"), "{line:?}");
+    }
+}
+
+/// AUTH only over TLS, only after EHLO, only once, never in a transaction (RFC 4954 3 and 4).
+#[test]
+fn auth_has_its_place() {
+    let mut s = server();
+    s.offer.auth = true;
+    s.offer.starttls = true;
+    assert!(!said(&mut s, "EHLO c").contains("AUTH"));
+    assert!(said(&mut s, "AUTH PLAIN").starts_with("538"));
+    assert!(matches!(s.command(b"STARTTLS"), Step::StartTls));
+    s.reset_for_tls();
+    assert!(said(&mut s, "AUTH PLAIN").starts_with("503"));
+    assert!(said(&mut s, "EHLO c").contains("AUTH PLAIN LOGIN"));
+    assert!(said(&mut s, "AUTH CRAM-MD5").starts_with("504"));
+    assert!(matches!(
+        s.command(b"AUTH LOGIN"),
+        Step::Auth {
+            mechanism: Mechanism::Login,
+            initial: None
+        }
+    ));
+    s.set_user("u".to_owned());
+    assert!(said(&mut s, "AUTH PLAIN").starts_with("503"));
+}

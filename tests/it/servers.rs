@@ -1,0 +1,235 @@
+//! Real servers for tests, each with a configuration and folder of its own, stopped when dropped.
+
+use std::fmt::Write as _;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A free port of the loopback address.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// Polls a condition of another process.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(
+            began.elapsed() < Duration::from_secs(120),
+            "never happened: {what}"
+        );
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// Somebody accepts connections there.
+pub fn listens(port: u16) -> bool {
+    TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).is_ok()
+}
+
+/// A child process that does not outlive the test.
+pub struct Server(pub Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The product itself, as users run it.
+pub struct Spillway {
+    pub child: Server,
+}
+
+impl Spillway {
+    /// Runs it with this configuration file until it listens on `port`.
+    pub fn start(config: &Path, port: u16) -> Self {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(config.with_extension("log"))
+            .expect("a log file");
+        let child = Command::new(env!("CARGO_BIN_EXE_spillway"))
+            .args(["run", "--config"])
+            .arg(config)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("spillway starts");
+        let mut spillway = Self {
+            child: Server(child),
+        };
+        wait_until("spillway listens", || {
+            let ended = spillway.child.0.try_wait().expect("its state");
+            assert!(ended.is_none(), "spillway ended: {}", log_of(config));
+            listens(port)
+        });
+        spillway
+    }
+}
+
+/// What it has logged.
+pub fn log_of(config: &Path) -> String {
+    std::fs::read_to_string(config.with_extension("log")).unwrap_or_default()
+}
+
+/// A command of the product; its standard output.
+pub fn cli(config: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_spillway"))
+        .args(arguments)
+        .arg("--config")
+        .arg(config)
+        .output()
+        .expect("spillway runs");
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}\n{out}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    out
+}
+
+/// A Postfix instance of its own.
+pub struct Postfix {
+    pub folder: PathBuf,
+    pub port: u16,
+}
+
+impl Postfix {
+    /// `settings` are lines of main.cf. The folder is left to the caller to remove.
+    pub fn start(folder: &Path, settings: &str) -> Self {
+        let port = free_port();
+        let at = folder.display();
+        let daemons = ["/usr/lib/postfix/sbin", "/usr/libexec/postfix"]
+            .iter()
+            .find(|p| Path::new(p).exists());
+        let daemons = daemons.expect("Postfix is installed; tests/run does that");
+        let main = format!(
+            "compatibility_level = 3.6\nqueue_directory = {at}/queue\ndata_directory = {at}/data\n\
+             daemon_directory = {daemons}\ncommand_directory = /usr/sbin\nmail_owner = postfix\nsetgid_group = postdrop\n\
+             inet_interfaces = 127.0.0.1\ninet_protocols = ipv4\nmynetworks = 127.0.0.0/8\ndefault_process_limit = 50\n\
+             smtp_tls_security_level = none\nsmtpd_tls_security_level = none\nmaillog_file = {at}/log\n\
+             maillog_file_prefixes = /\nsmtpd_client_connection_count_limit = 0\nalias_maps =\nalias_database =\n\
+             biff = no\nlocal_recipient_maps =\nmessage_size_limit = 60000000\nmailbox_size_limit = 0\n{settings}"
+        );
+        let mut master = format!("127.0.0.1:{port} inet n - n - - smtpd\n");
+        for (service, kind, process) in [
+            ("pickup", "unix n - n 60 1", "pickup"),
+            ("cleanup", "unix n - n - 0", "cleanup"),
+            ("qmgr", "unix n - n 300 1", "qmgr"),
+            ("rewrite", "unix - - n - -", "trivial-rewrite"),
+            ("bounce", "unix - - n - 0", "bounce"),
+            ("defer", "unix - - n - 0", "bounce"),
+            ("trace", "unix - - n - 0", "bounce"),
+            ("proxymap", "unix - - n - -", "proxymap"),
+            ("smtp", "unix - - n - -", "smtp"),
+            ("relay", "unix - - n - -", "smtp"),
+            ("showq", "unix n - n - -", "showq"),
+            ("error", "unix - - n - -", "error"),
+            ("retry", "unix - - n - -", "error"),
+            ("discard", "unix - - n - -", "discard"),
+            ("local", "unix - n n - -", "local"),
+            ("virtual", "unix - n n - -", "virtual"),
+            ("anvil", "unix - - n - 1", "anvil"),
+            ("scache", "unix - - n - 1", "scache"),
+            ("postlog", "unix-dgram n - n - 1", "postlogd"),
+        ] {
+            let _ = writeln!(master, "{service} {kind} {process}");
+        }
+        std::fs::write(folder.join("main.cf"), main).expect("main.cf");
+        std::fs::write(folder.join("master.cf"), master).expect("master.cf");
+        for part in ["queue", "data"] {
+            std::fs::create_dir(folder.join(part)).expect("a folder");
+        }
+        command("chmod", &["755", &at.to_string()]);
+        command(
+            "chown",
+            &["postfix", &folder.join("data").display().to_string()],
+        );
+        command("postfix", &["-c", &at.to_string(), "start"]);
+        wait_until("postfix listens", || listens(port));
+        Self {
+            folder: folder.to_owned(),
+            port,
+        }
+    }
+}
+
+impl Drop for Postfix {
+    fn drop(&mut self) {
+        command(
+            "postfix",
+            &["-c", &self.folder.display().to_string(), "stop"],
+        );
+    }
+}
+
+/// clamd with a signature of its own for the EICAR test file.
+pub struct Clamd {
+    _server: Server,
+    pub socket: PathBuf,
+}
+
+impl Clamd {
+    pub fn start(folder: &Path) -> Self {
+        let database = folder.join("database");
+        std::fs::create_dir(&database).expect("a folder");
+        // The test file is defined to begin with these 68 octets (eicar.org); the signature is on all of them.
+        let mut hex = String::new();
+        for octet in crate::samples::eicar() {
+            let _ = write!(hex, "{octet:02x}");
+        }
+        std::fs::write(database.join("test.ndb"), format!("Test.EICAR:0:*:{hex}\n"))
+            .expect("a signature");
+        let socket = folder.join("clamd.ctl");
+        let config = folder.join("clamd.conf");
+        std::fs::write(
+            &config,
+            format!(
+                "Foreground yes\nDatabaseDirectory {}\nLocalSocket {}\nLogFile {}\nUser root\nMaxThreads 12\n",
+                database.display(),
+                socket.display(),
+                folder.join("clamd.log").display()
+            ),
+        )
+        .expect("clamd.conf");
+        let child = Command::new("/usr/sbin/clamd")
+            .arg("--config-file")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("clamd is installed; tests/run does that");
+        let server = Server(child);
+        wait_until("clamd listens", || UnixStream::connect(&socket).is_ok());
+        Self {
+            _server: server,
+            socket,
+        }
+    }
+}
+
+/// Runs a tool of the system.
+pub fn command(program: &str, arguments: &[&str]) -> String {
+    let search = format!(
+        "{}:/usr/sbin:/sbin",
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", search)
+        .output()
+        .expect(program);
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "{program} {arguments:?}: {text}");
+    text
+}
