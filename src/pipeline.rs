@@ -12,6 +12,7 @@
 //! 250 only after the next hop took the message or the store did.
 
 mod events;
+mod judge;
 mod lanes;
 mod settle;
 #[cfg(test)]
@@ -27,14 +28,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::deadline::{Budget, Deadline};
 use crate::delivery::{Delivery, Outbound, Outcome};
-use crate::message::{AttachmentFact, Content, MemoryBudget, Message, mime};
-use crate::policy::{Facts, Policy};
-use crate::scan::{ScanRequest, Scanner};
+use crate::message::{Content, MemoryBudget, Message};
+use crate::policy::Policy;
+use crate::scan::Scanner;
 use crate::smtp::Reply;
 use crate::store::history::History;
 use crate::store::{Change, Record, Store, StoreError};
 use crate::verdict::{Decision, Disposition, Report};
 
+pub use judge::{Judgement, judge};
 pub use lanes::Lanes;
 use settle::{Custody, Settlement};
 
@@ -245,40 +247,14 @@ impl Pipeline {
     /// All engines at once, then policy.
     async fn judge(generation: &Generation, message: &Message, spent: Duration) -> Judged {
         let began = tokio::time::Instant::now();
-        let request = ScanRequest {
-            id: message.id,
-            envelope: message.envelope.clone(),
-            content: message.content.clone(),
-            deadline: Deadline::after(generation.budget.total.saturating_sub(spent)),
-        };
-        let inspection = generation.scanner.inspection();
-        let reports = generation
-            .scanner
-            .scan_inspected(request, inspection.clone())
-            .await;
-        let attachments = match generation.policy.looks_at_attachments() {
-            true => Self::attachments(message, inspection).await,
-            false => Vec::new(),
-        };
-        let groups = generation.policy.decide(Facts {
-            envelope: &message.envelope,
-            size: message.content.len() as u64,
-            header_section: message.content.header_section(),
-            attachments: &attachments,
-            reports: &reports,
-        });
+        let deadline = Deadline::after(generation.budget.total.saturating_sub(spent));
+        let (scanner, policy) = (&generation.scanner, &generation.policy);
+        let Judgement { groups, reports } = judge(scanner, policy, message, deadline).await;
         Judged {
             groups,
             reports,
             spent: spent + began.elapsed(),
         }
-    }
-
-    /// In a task of its own: content that makes the inspection panic costs its engines an answer, not its session.
-    async fn attachments(message: &Message, inspection: mime::Shared) -> Vec<AttachmentFact> {
-        let content = message.content.clone();
-        let inspect = tokio::spawn(async move { inspection.get(&content).await.attachments() });
-        inspect.await.unwrap_or_default()
     }
 
     async fn deliver(generation: &Generation, outbound: &Outbound) -> Vec<Outcome> {

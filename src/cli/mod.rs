@@ -12,6 +12,7 @@ mod quarantine;
 mod queue;
 mod record;
 mod relay;
+mod scan;
 mod select;
 mod settings;
 mod terminal;
@@ -79,6 +80,9 @@ enum Command {
     /// Show what the running relay is doing
     #[command(after_help = exit::HELP)]
     Status,
+    /// Scan messages in files, without SMTP: what each engine says and what would be done
+    #[command(after_help = exit::HELP)]
+    Scan(scan::Scan),
     /// Tell the whole story of a message: what happened, what each engine said, what was decided
     #[command(after_help = exit::HELP)]
     Explain(explain::Explain),
@@ -160,6 +164,7 @@ async fn with_relay_or_store(
         Command::Reload => relay::reload(config, terminal).await,
         Command::Drain => relay::drain(config, terminal).await,
         Command::Status => relay::status(config, terminal).await,
+        Command::Scan(command) => scan::run(command, config, terminal).await,
         Command::Explain(command) => explain::run(command, config, terminal).await,
         Command::Quarantine(command) => quarantine::run(command, config, terminal).await,
         Command::Queue(command) => queue::run(command, config, terminal).await,

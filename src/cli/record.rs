@@ -13,7 +13,7 @@ pub(super) const HELD: [Column; 7] = [
     Column::whole("SIZE"),
     Column::cut("RULE"),
     Column::cut("SENDER"),
-    Column::cut("RECIPIENTS"),
+    Column::cut("TO"),
     Column::cut("SUBJECT"),
 ];
 
@@ -39,7 +39,7 @@ pub(super) const WAITING: [Column; 8] = [
     Column::whole("TRIES"),
     Column::whole("NEXT TRY"),
     Column::cut("SENDER"),
-    Column::cut("RECIPIENTS"),
+    Column::cut("TO"),
     Column::cut("STATUS"),
 ];
 

@@ -6,7 +6,7 @@
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 
 use comfy_table::presets::NOTHING;
-use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table};
+use comfy_table::{ContentArrangement, Table};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
@@ -14,6 +14,11 @@ use unicode_width::UnicodeWidthChar;
 
 use super::exit::CliError;
 use crate::telemetry::escape::{self, Escaped};
+
+/// Columns between two columns of a table.
+const GAP: u16 = 2;
+/// A column is not cut to less than this, even if the table gets wider than the terminal.
+const NARROWEST: usize = 8;
 
 /// The streams of a command.
 pub struct Terminal<'a> {
@@ -110,27 +115,23 @@ impl Terminal<'_> {
         columns: &[Column],
         rows: impl IntoIterator<Item = Vec<String>>,
     ) -> Result<(), CliError> {
+        let head = columns.iter().map(|column| column.name.to_owned());
+        let mut lines = vec![head.collect::<Vec<_>>()];
+        let safe_row = |row: Vec<String>| row.iter().map(|text| safe(text)).collect();
+        lines.extend(rows.into_iter().map(safe_row));
+        let widths = match self.width {
+            Some(width) => widths(columns, &lines, usize::from(width)),
+            None => vec![usize::MAX; columns.len()],
+        };
         let mut table = Table::new();
         table.load_style(NOTHING).force_no_tty();
-        match self.width {
-            Some(width) => table
-                .set_width(width)
-                .set_content_arrangement(ContentArrangement::Dynamic),
-            None => table.set_content_arrangement(ContentArrangement::Disabled),
-        };
-        table.set_header(columns.iter().map(|column| column.name));
-        for row in rows {
-            let mut cells = Row::from(row.iter().map(|text| safe(text)).collect::<Vec<_>>());
-            cells.max_height(1);
-            table.add_row(cells);
+        table.set_content_arrangement(ContentArrangement::Disabled);
+        for line in lines {
+            let cells = line.iter().zip(&widths);
+            table.add_row(cells.map(|(text, width)| cut(text, *width)));
         }
-        for (index, column) in columns.iter().enumerate() {
-            if let Some(shown) = table.column_mut(index) {
-                shown.set_padding((0, 2));
-                if column.whole {
-                    shown.set_constraint(ColumnConstraint::ContentWidth);
-                }
-            }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, GAP));
         }
         for line in table.lines() {
             self.line(line.trim_end())?;
@@ -166,6 +167,40 @@ impl Column {
     }
 }
 
+/// How wide each column may be: whole ones as wide as they are; the others get what they need, or an equal share of what
+/// is left, whichever is less.
+fn widths(columns: &[Column], lines: &[Vec<String>], room: usize) -> Vec<usize> {
+    let needs = (0..columns.len()).map(|index| {
+        let cells = lines.iter().filter_map(|line| line.get(index));
+        cells.map(|text| wide(text)).max().unwrap_or(0)
+    });
+    let mut widths: Vec<usize> = needs.collect();
+    let gaps = columns.len().saturating_sub(1) * usize::from(GAP);
+    let mut left = room.saturating_sub(gaps);
+    let mut shared: Vec<usize> = Vec::new();
+    for (index, column) in columns.iter().enumerate() {
+        match column.whole {
+            true => left = left.saturating_sub(widths[index]),
+            false => shared.push(index),
+        }
+    }
+    // The modest first: what they do not need is for the others.
+    shared.sort_by_key(|index| widths[*index]);
+    let mut sharers = shared.len();
+    for index in shared {
+        let share = (left / sharers).max(NARROWEST);
+        widths[index] = widths[index].min(share);
+        left = left.saturating_sub(widths[index]);
+        sharers -= 1;
+    }
+    widths
+}
+
+/// Columns that a text takes.
+fn wide(text: &str) -> usize {
+    text.chars().map(|c| c.width().unwrap_or(0)).sum()
+}
+
 /// Text that can be shown: everything that acts on a terminal is a visible escape, runs of spaces are one space.
 pub(super) fn safe(text: &str) -> String {
     let text = Escaped(text).to_string();
@@ -174,13 +209,12 @@ pub(super) fn safe(text: &str) -> String {
 
 /// At most `width` columns of a safe text, with `…` where something is missing.
 pub(super) fn cut(text: &str, width: usize) -> String {
-    let columns = |c: char| c.width().unwrap_or(0);
-    if text.chars().map(columns).sum::<usize>() <= width {
+    if wide(text) <= width {
         return text.to_owned();
     }
     let mut used = 0;
     let fits = |c: &char| {
-        used += columns(*c);
+        used += c.width().unwrap_or(0);
         used < width
     };
     let mut kept: String = text.chars().take_while(fits).collect();

@@ -187,7 +187,11 @@ impl Inspection {
     /// What policy may know about the attachments; files inside archives are the engines' business.
     pub fn attachments(&self) -> Vec<AttachmentFact> {
         let mut facts = Vec::new();
-        for part in self.parts.iter().filter(|part| part.is_attachment) {
+        // A part that is neither named nor text is offered for saving by readers, too.
+        let counts = |part: &&Part| {
+            !part.is_container && (part.is_attachment || !part.declared.starts_with("text/"))
+        };
+        for part in self.parts.iter().filter(counts) {
             let fact = |name: Option<&String>| AttachmentFact {
                 name: name.cloned(),
                 declared: part.declared.clone(),

@@ -58,7 +58,7 @@ impl Policy {
         Self { config, settings }
     }
 
-    /// Whether any rule looks at attachments: finding them costs a look into the content that is saved otherwise.
+    /// Whether some rule looks at attachments; if none does, [`Facts::attachments`] may be left empty.
     pub fn looks_at_attachments(&self) -> bool {
         let looks =
             |rule: &Rule| !rule.attachment_name.is_empty() || !rule.attachment_type.is_empty();

@@ -3,6 +3,7 @@
 mod bad_configs;
 mod bombs;
 mod certificates;
+mod cli;
 mod client;
 mod crash;
 mod dialogue;

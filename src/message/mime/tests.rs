@@ -189,3 +189,42 @@ async fn inspection_is_made_once() {
     let (a, b) = tokio::join!(shared.get(&content), shared.get(&content));
     assert!(Arc::ptr_eq(&a, &b));
 }
+
+proptest::proptest! {
+    /// No content makes the inspection panic or claim more parts or octets than there are.
+    #[test]
+    fn nothing_makes_it_panic(pieces in proptest::collection::vec(0_usize..PIECES.len(), 0..60)) {
+        let content: Vec<u8> = pieces.iter().flat_map(|piece| PIECES[*piece]).copied().collect();
+        let content = Bytes::from(content);
+        let limits = Limits { depth: 4, parts: 20, ..Limits::default() };
+        let seen = inspect(&content, limits);
+        proptest::prop_assert!(seen.parts.len() <= limits.parts && seen.depth <= limits.depth);
+        proptest::prop_assert!(seen.parts.iter().all(|part| part.bytes.len() <= content.len()));
+    }
+}
+
+/// What interesting content is made of.
+const PIECES: &[&[u8]] = &[
+    b"\r\n",
+    b"\r\n\r\n",
+    b"\n",
+    b"--b",
+    b"--b\r\n",
+    b"--b--\r\n",
+    b"--",
+    b"Content-Type: multipart/mixed; boundary=b\r\n",
+    b"Content-Type: multipart/digest; boundary=\"b\"\r\n",
+    b"Content-Type: message/rfc822\r\n",
+    b"Content-Type: a/b; name*0*=utf-8''%e2%82; name*1=x; =; \"\r\n",
+    b"Content-Type:\r\n ",
+    b"Content-Disposition: attachment; filename=\"=?utf-8?b?/w==?=\"\r\n",
+    b"Content-Transfer-Encoding: base64\r\n",
+    b"Content-Transfer-Encoding: quoted-printable\r\n",
+    b"Subject: =?utf-8?q?=C3?= =?x?\r\n",
+    b"aGVsbG8=",
+    b"=",
+    b"=4",
+    b" \t",
+    b"\0\xff\x80",
+    b"x:",
+];

@@ -284,3 +284,101 @@ fn stored(archive: &[u8], start: Option<u64>, size: u64) -> Option<&[u8]> {
     let start = usize::try_from(start?).ok()?;
     archive.get(start..)?.get(..usize::try_from(size).ok()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::time::Duration;
+
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        depth: 3,
+        files: 10,
+        ratio: 200,
+        wanted: u64::MAX,
+    };
+
+    fn zipped(files: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let options = SimpleFileOptions::default().compression_method(method);
+        for (name, bytes) in files {
+            zip.start_file(*name, options).expect("start");
+            zip.write_all(bytes).expect("write");
+        }
+        zip.finish().expect("finish").into_inner()
+    }
+
+    fn walk(bytes: &[u8], limits: Limits) -> (Vec<(String, Vec<u8>)>, Vec<Trouble>) {
+        let mut seen = Vec::new();
+        let mut visit =
+            |member: &Member<'_>| seen.push((member.path.to_owned(), member.bytes.to_vec()));
+        let mut walk = Walk::new(limits, Deadline::after(Duration::from_secs(60)), &mut visit);
+        walk.archive("a.zip", bytes);
+        let troubles = walk.troubles;
+        (seen, troubles)
+    }
+
+    /// Files are shown with their place and octets, packed or not, in archives in archives, and behind a program.
+    #[tokio::test]
+    async fn files_are_shown_wherever_they_are() {
+        let inner = zipped(&[("x/c.txt", b"deep")], CompressionMethod::Deflated);
+        let files: [(&str, &[u8]); 2] = [("b.txt", b"flat"), ("inner.zip", &inner)];
+        for method in [CompressionMethod::Stored, CompressionMethod::Deflated] {
+            let zip = zipped(&files, method);
+            for bytes in [zip.clone(), [b"MZ program".as_slice(), &zip].concat()] {
+                let (seen, troubles) = walk(&bytes, LIMITS);
+                assert_eq!(troubles, []);
+                assert_eq!(seen.len(), 3);
+                assert_eq!(seen[0], ("a.zip/b.txt".to_owned(), b"flat".to_vec()));
+                assert_eq!(
+                    seen[2],
+                    ("a.zip/inner.zip/x/c.txt".to_owned(), b"deep".to_vec())
+                );
+            }
+        }
+    }
+
+    /// Many entries that point to the same octets are paid for each time they are read.
+    #[tokio::test]
+    async fn shared_octets_are_not_free() {
+        let big = vec![b'x'; 60 << 20];
+        let mut visited = 0;
+        let mut visit = |_: &Member<'_>| visited += 1;
+        let mut walk = Walk::new(LIMITS, Deadline::after(Duration::from_secs(60)), &mut visit);
+        for _ in 0..10 {
+            let read = walk.spend("x", Some(&big));
+            assert_eq!(read.is_err(), walk.octets > Limits::TOTAL);
+        }
+        assert!(walk.octets > Limits::TOTAL, "the last ones were refused");
+    }
+
+    /// After the deadline nothing is opened, and that is said.
+    #[tokio::test(start_paused = true)]
+    async fn no_time_is_a_trouble() {
+        let zip = zipped(&[("a", b"x")], CompressionMethod::Stored);
+        let mut visit = |_: &Member<'_>| panic!("nothing is to be shown");
+        let mut walk = Walk::new(LIMITS, Deadline::after(Duration::ZERO), &mut visit);
+        walk.archive("a.zip", &zip);
+        assert_eq!(walk.troubles, [Trouble::Deadline]);
+    }
+
+    proptest::proptest! {
+        /// However an archive is damaged, the walk ends, within its limits and without a panic.
+        #[test]
+        fn damage_does_no_harm(changes in proptest::collection::vec((0_usize..400, 0_u8..), 1..12)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("runtime");
+            let _context = runtime.enter();
+            let inner = zipped(&[("c", b"deep deep deep")], CompressionMethod::Deflated);
+            let mut zip = zipped(&[("b", b"flat flat flat"), ("inner.zip", &inner)], CompressionMethod::Stored);
+            let length = zip.len();
+            for (at, value) in changes {
+                zip[at % length] = value;
+            }
+            let (seen, _) = walk(&zip, LIMITS);
+            proptest::prop_assert!(seen.len() <= 2 * LIMITS.files);
+        }
+    }
+}

@@ -9,7 +9,9 @@ use futures_util::future::BoxFuture;
 
 use super::archive::{self, Member, Trouble, Walk};
 use super::name::Name;
-use super::{AttachmentSettings, Engine, EngineAnswer, Sample, ScanError, compute, encrypted};
+use super::{
+    AttachmentSettings, Engine, EngineAnswer, Sample, ScanError, compute, encrypted, is_short,
+};
 use crate::deadline::Deadline;
 use crate::message::mime::{self, Exceeded, Inspection, Part, Sniffed};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
@@ -39,8 +41,7 @@ impl Engine for Attachments {
     ) -> BoxFuture<'static, Result<EngineAnswer, ScanError>> {
         Box::pin(async move {
             let inspection = sample.inspection().await;
-            let short = sample.content().len() <= mime::INLINE
-                && !inspection.parts.iter().any(|p| archive::is_zip(&p.bytes));
+            let short = is_short(sample.content(), &inspection);
             let deadline = sample.deadline();
             let answer = compute(short, move || {
                 let _content = sample;
@@ -126,10 +127,10 @@ impl<'a> Look<'a> {
         for name in &part.names {
             self.name(name, &part.path);
         }
-        if part.is_container {
-            return;
-        }
         let what = format!("{} {}", part.path, part.name().unwrap_or("(no name)"));
+        if part.is_container || is_inline_text(part) {
+            return self.types(&[&part.declared], &what);
+        }
         let sniffed = part.sniffed();
         self.types(&[&part.declared, sniffed.media_type()], &what);
         let names: Vec<Name> = part.names.iter().map(|name| Name::read(name)).collect();
@@ -238,6 +239,13 @@ impl<'a> Look<'a> {
             }
         }
     }
+}
+
+/// Text as it stands, without a name: mail readers show it and nobody opens it as a file. Most mail is only that, and
+/// recognising types costs more than all the rest.
+fn is_inline_text(part: &Part) -> bool {
+    let is_plain = matches!(part.declared.as_str(), "text/plain" | "text/html");
+    is_plain && !part.is_encoded && !part.is_attachment
 }
 
 /// Whether a media type is meant: exactly, or by `image/*`.

@@ -170,8 +170,16 @@ pub fn build(kind: &Kind) -> Result<Arc<dyn Engine>, BuildError> {
     })
 }
 
-/// Runs the work of an engine in process: here if it is `short` (tens of microseconds, less than what a change of
-/// threads costs), else where it blocks nobody. Work that is abandoned at its deadline ends by its own bounds.
+/// Whether an engine in process has so little to do that a change of threads would cost more. Parts are counted too,
+/// as each costs some microseconds however small it is, and archives may hold any amount of work.
+fn is_short(content: &Content, inspection: &Inspection) -> bool {
+    const PARTS: usize = 16;
+    content.len() <= mime::INLINE
+        && inspection.parts.len() <= PARTS
+        && !inspection.parts.iter().any(|p| archive::is_zip(&p.bytes))
+}
+
+/// Runs the work of an engine in process: here if it [`is_short`], else where it blocks nobody. Work that is abandoned at its deadline ends by its own bounds.
 async fn compute<T: Send + 'static>(
     short: bool,
     work: impl FnOnce() -> T + Send + 'static,

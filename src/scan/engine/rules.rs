@@ -21,9 +21,9 @@ use boreal::{Compiler, Metadata, MetadataValue, Scanner};
 use futures_util::future::BoxFuture;
 
 use super::archive::{self, Member, Trouble, Walk};
-use super::{BuildError, Engine, EngineAnswer, Sample, ScanError, compute};
+use super::{BuildError, Engine, EngineAnswer, Sample, ScanError, compute, is_short};
 use crate::deadline::Deadline;
-use crate::message::mime::{self, Inspection, Part};
+use crate::message::mime::{Inspection, Part};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
 /// The namespace of the rules that come with us.
@@ -114,8 +114,7 @@ impl Engine for Rules {
     ) -> BoxFuture<'static, Result<EngineAnswer, ScanError>> {
         Box::pin(async move {
             let inspection = sample.inspection().await;
-            let short = sample.content().len() <= mime::INLINE
-                && !inspection.parts.iter().any(|p| archive::is_zip(&p.bytes));
+            let short = is_short(sample.content(), &inspection);
             let answer = compute(short, move || self.look(&sample, &inspection)).await;
             answer.map(EngineAnswer::local)
         })

@@ -1,1 +1,211 @@
+//! Against a scripted clamd on the loopback interface; a real one is asked in the integration tests.
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::scan::tests::sample;
+
+const VERSION: &[u8] = b"ClamAV 1.4.3/27812/Fri Nov  7 09:46:55 2025\0";
+
+/// What the scripted clamd does with a connection that wants a scan.
+#[derive(Clone, Copy)]
+enum Script {
+    /// Reads everything and says this.
+    Say(&'static [u8]),
+    /// Says this as soon as the command is read, and closes, as clamd does with what is too large.
+    Refuse(&'static [u8]),
+}
+
+/// Starts a scripted clamd; what is sent to it for scanning comes out of the receiver.
+async fn clamd(script: Script) -> (ClamdAddress, mpsc::Receiver<Vec<u8>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let (tell, told) = mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let content = play(stream, script).await;
+            let _ = tell.try_send(content.unwrap_or_default());
+        }
+    });
+    (ClamdAddress::Socket(address), told)
+}
+
+async fn play(mut stream: TcpStream, script: Script) -> io::Result<Vec<u8>> {
+    let mut command = Vec::new();
+    while command.last() != Some(&0) {
+        command.push(stream.read_u8().await?);
+    }
+    if command == b"zVERSION\0" {
+        stream.write_all(VERSION).await?;
+        return Ok(command);
+    }
+    assert_eq!(command, b"zINSTREAM\0");
+    let answer = match script {
+        Script::Say(answer) => answer,
+        Script::Refuse(answer) => {
+            stream.write_all(answer).await?;
+            return Ok(command);
+        }
+    };
+    let mut content = Vec::new();
+    loop {
+        let length = stream.read_u32().await? as usize;
+        if length == 0 {
+            break;
+        }
+        let mut chunk = vec![0; length];
+        stream.read_exact(&mut chunk).await?;
+        content.extend_from_slice(&chunk);
+    }
+    stream.write_all(answer).await?;
+    Ok(content)
+}
+
+fn engine(addresses: &[ClamdAddress]) -> Arc<Clamd> {
+    Arc::new(Clamd::new(addresses, Duration::from_secs(10)).expect("addresses"))
+}
+
+async fn ask(script: Script, content: &[u8]) -> Result<Answer, ScanError> {
+    let (address, _) = clamd(script).await;
+    let answer = engine(&[address]).scan(sample(content.to_vec())).await;
+    answer.map(|answer| answer.answer)
+}
+
+/// Exactly the content is sent, in chunks, and the report names replica and signatures.
+#[tokio::test]
+async fn content_goes_over_as_it_is() {
+    let (address, mut told) = clamd(Script::Say(b"stream: OK\0")).await;
+    let content: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+    let answer = engine(&[address]).scan(sample(content.clone())).await;
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.answer, Answer::Answered(Vec::new()));
+    assert_eq!(told.recv().await, Some(content));
+    let version = VERSION.strip_suffix(b"\0").expect("NUL");
+    assert_eq!(
+        answer.signatures.as_deref().map(str::as_bytes),
+        Some(version)
+    );
+    assert!(answer.replica.is_some());
+}
+
+/// The name of a signature says what sort of thing it is; "found" may also mean "not looked at".
+#[tokio::test]
+async fn names_of_signatures_have_meanings() {
+    let kinds: [(&[u8], FindingKind); 5] = [
+        (
+            b"stream: Win.Test.EICAR_HDB-1 FOUND\0",
+            FindingKind::Malware,
+        ),
+        (
+            b"stream: Heuristics.Phishing.Email.SpoofedDomain FOUND\0",
+            FindingKind::Phishing,
+        ),
+        (b"stream: Phishing.Bank-1 FOUND\0", FindingKind::Phishing),
+        (b"stream: PUA.Win.Tool FOUND\0", FindingKind::Suspicious),
+        (b"stream: Odd name FOUND (1) FOUND\0", FindingKind::Malware),
+    ];
+    for (said, kind) in kinds {
+        let Ok(Answer::Answered(findings)) = ask(Script::Say(said), b"x").await else {
+            panic!("no answer");
+        };
+        assert_eq!((findings.len(), findings[0].kind), (1, kind));
+    }
+    let unseen: [(&[u8], Reason); 2] = [
+        (
+            b"stream: Heuristics.Limits.Exceeded.MaxRecursion FOUND\0",
+            Reason::LimitsReached,
+        ),
+        (
+            b"stream: Heuristics.Encrypted.Zip FOUND\0",
+            Reason::Encrypted,
+        ),
+    ];
+    for (said, expected) in unseen {
+        match ask(Script::Say(said), b"x").await {
+            Ok(Answer::None {
+                reason, findings, ..
+            }) => {
+                assert_eq!((reason, findings.len()), (expected, 1));
+                assert_eq!(findings[0].kind, FindingKind::Info);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Whatever is not in the protocol is garbage, not clean; an answer that is cut off is no answer.
+#[tokio::test]
+async fn only_the_protocol_counts() {
+    let cases: [(Script, Reason); 10] = [
+        (Script::Say(b"stream: OKAY\0"), Reason::Garbage),
+        (Script::Say(b"OK\0"), Reason::Garbage),
+        (Script::Say(b"HTTP/1.1 200 OK\r\n\r\n"), Reason::Garbage),
+        (
+            Script::Say(b"stream: A FOUND\nstream: OK\0"),
+            Reason::Garbage,
+        ),
+        (Script::Say(b"\xff\xfe\0"), Reason::Garbage),
+        (Script::Say(&[b'x'; 100_000]), Reason::Garbage),
+        (Script::Say(b""), Reason::Disconnected),
+        (Script::Say(b"stream: OK"), Reason::Disconnected),
+        (
+            Script::Say(b"stream: Can't allocate memory ERROR\0"),
+            Reason::EngineError,
+        ),
+        (Script::Refuse(b"COMMAND READ TIMED OUT\0"), Reason::Garbage),
+    ];
+    for (script, reason) in cases {
+        let error = ask(script, b"x").await.expect_err("no answer");
+        assert_eq!(error.reason(), reason, "{error}");
+    }
+}
+
+/// clamd refuses what is too large while it is still being sent; the answer is not lost in the broken connection.
+#[tokio::test]
+async fn refusal_of_the_size_is_heard() {
+    let script = Script::Refuse(b"INSTREAM size limit exceeded. ERROR\0");
+    let error = ask(script, &vec![b'x'; 20 << 20])
+        .await
+        .expect_err("no answer");
+    assert_eq!(error.reason(), Reason::TooLarge, "{error}");
+    assert_eq!(error.class(), crate::scan::engine::Class::Permanent);
+}
+
+/// A replica that takes no connection is passed over within the same attempt; the others share the work.
+#[tokio::test]
+async fn replicas_stand_in_for_each_other() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let nobody = ClamdAddress::Socket(closed.local_addr().expect("address"));
+    drop(closed);
+    let missing = ClamdAddress::Unix("/nowhere/clamd.ctl".into());
+    let (first, _one) = clamd(Script::Say(b"stream: OK\0")).await;
+    let (second, _two) = clamd(Script::Say(b"stream: OK\0")).await;
+    let all = engine(&[nobody.clone(), first, missing.clone(), second]);
+    let mut asked = std::collections::BTreeSet::new();
+    for _ in 0..4 {
+        let answer = all.clone().scan(sample("x")).await.expect("an answer");
+        asked.insert(answer.replica);
+    }
+    assert_eq!(asked.len(), 2, "both");
+    let none = engine(&[nobody, missing]).scan(sample("x")).await;
+    let error = none.expect_err("nobody is there");
+    assert_eq!(error.reason(), Reason::Unreachable);
+    assert!(error.to_string().contains("/nowhere/clamd.ctl"), "{error}");
+}
+
+/// A scan that is given up closes its connection: nothing half-read is ever used again.
+#[tokio::test]
+async fn a_dropped_scan_closes_its_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = ClamdAddress::Socket(listener.local_addr().expect("address"));
+    let scan = tokio::spawn(engine(&[address]).scan(sample("x")));
+    let (mut stream, _) = listener.accept().await.expect("accept");
+    let mut start = [0; 10];
+    stream.read_exact(&mut start).await.expect("command");
+    scan.abort();
+    let mut rest = Vec::new();
+    // Ends only when the other side is closed.
+    stream.read_to_end(&mut rest).await.expect("end");
+}

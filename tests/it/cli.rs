@@ -1,0 +1,425 @@
+//! The command line as people and programs see it: help, tables, JSON, exit codes.
+//!
+//! What is printed is compared with `tests/it/golden/`. After a wanted change, `SPILLWAY_GOLDEN=write` writes those files
+//! anew; read the difference before it is committed.
+
+mod fabricated;
+mod golden;
+
+use std::process::{Command, Stdio};
+
+use fabricated::{Fabricated, HELD, MALICIOUS, SPLIT, WAITING};
+use golden::golden;
+
+/// The program itself, away from the terminal that runs the tests.
+fn program(arguments: &[&str]) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_spillway"))
+        .args(arguments)
+        .env_remove("SPILLWAY_CONFIG")
+        .env_remove("COLUMNS")
+        .stdin(Stdio::null())
+        .output()
+        .expect("runs")
+}
+
+/// The subcommands that a help page lists.
+fn subcommands(help: &str) -> Vec<String> {
+    let listed = help.lines().skip_while(|line| *line != "Commands:");
+    listed
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next().map(str::to_owned))
+        .collect()
+}
+
+fn help_pages(path: &[String], pages: &mut String) {
+    let mut arguments: Vec<&str> = path.iter().map(String::as_str).collect();
+    arguments.push("--help");
+    let output = program(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+    let help = String::from_utf8(output.stdout).expect("UTF-8");
+    pages.push_str(&format!("==== spillway {}\n{help}\n", arguments.join(" ")));
+    for command in subcommands(&help) {
+        let mut path = path.to_vec();
+        path.push(command);
+        help_pages(&path, pages);
+    }
+}
+
+/// Help is an interface: a flag that changes its name or its default shows up in review.
+#[test]
+fn help_of_every_command_is_as_reviewed() {
+    let mut pages = String::new();
+    help_pages(&[], &mut pages);
+    golden("help.txt", &pages);
+}
+
+/// Lists and single messages look as reviewed, wide and narrow, for people and for programs.
+#[test]
+fn tables_and_json_are_as_reviewed() {
+    let store = Fabricated::new();
+    for (name, width, arguments) in [
+        ("quarantine-list.txt", None, &["quarantine", "list"][..]),
+        ("quarantine-list-80.txt", Some(80), &["quarantine", "list"]),
+        (
+            "quarantine-list.json",
+            None,
+            &["quarantine", "list", "--json"],
+        ),
+        (
+            "quarantine-show.txt",
+            Some(100),
+            &["quarantine", "show", MALICIOUS, "--body"],
+        ),
+        (
+            "quarantine-show.json",
+            None,
+            &["quarantine", "show", MALICIOUS, "--body", "--json"],
+        ),
+        ("quarantine-stats.txt", None, &["quarantine", "stats"]),
+        ("queue-list-100.txt", Some(100), &["queue", "list"]),
+        ("queue-show.txt", None, &["queue", "show", WAITING]),
+        ("explain-held.txt", None, &["explain", MALICIOUS]),
+        ("explain-split.txt", None, &["explain", SPLIT]),
+        (
+            "explain-waiting.json",
+            None,
+            &["explain", WAITING, "--json"],
+        ),
+    ] {
+        let ran = store.run(width, arguments, "");
+        assert_eq!((ran.exit, &*ran.err), (0, ""), "{arguments:?}");
+        golden(name, &ran.out);
+    }
+}
+
+/// Whatever mail contains, no character that acts on a terminal comes out of any command, text or JSON.
+#[test]
+fn mail_never_acts_on_the_terminal() {
+    let store = Fabricated::new();
+    for arguments in [
+        &["quarantine", "list"][..],
+        &["quarantine", "show", MALICIOUS, "--body"],
+        &["explain", MALICIOUS],
+        &["explain", SPLIT],
+        &["queue", "list"],
+        &["quarantine", "delete", "--all", "--dry-run"],
+        &["quarantine", "stats"],
+    ] {
+        for json in [&[][..], &["--json"]] {
+            let ran = store.run(Some(90), &[arguments, json].concat(), "");
+            let acts = |c: char| c != '\n' && spillway::telemetry::escape::is_unsafe(c);
+            assert!(!ran.out.contains(acts), "{arguments:?}: {:?}", ran.out);
+            assert!(!ran.out.is_empty(), "{arguments:?}: {}", ran.err);
+        }
+    }
+}
+
+/// Each filter narrows the list, and all of them together are an "and".
+#[test]
+fn every_filter_narrows() {
+    let store = Fabricated::new();
+    for (filter, found) in [
+        (&[][..], 3),
+        (&["--reason", "policy.malware"], 1),
+        (&["--reason", "found"], 1),
+        (&["--engine", "clamd"], 2),
+        (&["--finding", "eicar"], 1),
+        (&["--sender", "MALLORY"], 1),
+        (&["--recipient", "carol"], 1),
+        (&["--subject", "invoice"], 1),
+        (&["--older-than", "2d"], 1),
+        (&["--newer-than", "2d"], 2),
+        (&["--larger", "1KiB"], 1),
+        (&["--smaller", "1KiB"], 2),
+        (&["--limit", "2"], 2),
+        (&["--engine", "clamd", "--sender", "mallory"], 1),
+        (&["--sender", "nobody"], 0),
+    ] {
+        let ran = store.run(
+            None,
+            &[&["quarantine", "list", "--json"], filter].concat(),
+            "",
+        );
+        let list: Vec<serde_json::Value> = serde_json::from_str(&ran.out).expect("JSON");
+        assert_eq!(list.len(), found, "{filter:?}");
+    }
+}
+
+/// Nothing happens to several messages unless somebody said so: a question where one can be asked, else `--yes`.
+#[test]
+fn bulk_acts_are_confirmed() {
+    let store = Fabricated::new();
+    let all = ["quarantine", "delete", "--all"];
+    let refused = store.run(None, &all, "");
+    assert_eq!(refused.exit, 64);
+    assert!(
+        refused.err.contains("Delete 3 messages?"),
+        "{}",
+        refused.err
+    );
+    assert!(refused.err.contains("--yes"));
+    let dry = store.run(None, &[&all[..], &["--dry-run"]].concat(), "");
+    assert_eq!(dry.exit, 0);
+    assert!(
+        dry.out.ends_with("would delete 3 messages\n"),
+        "{}",
+        dry.out
+    );
+    for answer in ["n\n", "", "what\n"] {
+        let declined = store.ask(&all, answer);
+        assert_eq!(declined.exit, 0);
+        assert!(declined.err.ends_with("[y/N] nothing deleted\n"));
+    }
+    assert_eq!(store.held(), 3, "nothing was done so far");
+    let done = store.ask(&all, "y\n");
+    assert_eq!((done.exit, &*done.out), (0, "deleted 3 messages\n"));
+    assert_eq!(store.held(), 0);
+    for arguments in [&["quarantine", "release"][..], &["queue", "retry"]] {
+        let what = store.run(None, arguments, "");
+        assert_eq!(what.exit, 64, "{arguments:?} without saying which");
+    }
+}
+
+/// A release to others goes to them, tells who did it, and the relay finds it due; a second one is told it was too late.
+#[test]
+fn release_moves_a_message_to_delivery() {
+    let store = Fabricated::new();
+    let release = [
+        "quarantine",
+        "release",
+        MALICIOUS,
+        "--to",
+        "postmaster@ours.example",
+    ];
+    let done = store.run(None, &release, "");
+    assert_eq!(
+        (done.exit, done.out),
+        (0, format!("released {MALICIOUS}\n"))
+    );
+    let shown = store.run(None, &["explain", MALICIOUS, "--json"], "");
+    let story: serde_json::Value = serde_json::from_str(&shown.out).expect("JSON");
+    assert_eq!(story["record"]["lane"], "delivery");
+    assert_eq!(story["record"]["released"], true);
+    let recipients = &story["record"]["envelope"]["recipients"];
+    assert_eq!(recipients[0]["mailbox"], "postmaster@ours.example");
+    assert_eq!(story["audit"][0]["act"], "release");
+    let again = store.run(None, &release, "");
+    assert_eq!(again.exit, 1);
+    assert!(again.err.contains("not in quarantine"), "{}", again.err);
+}
+
+/// One failure among many is told, and the others are done all the same.
+#[test]
+fn one_failure_does_not_stop_the_others() {
+    let store = Fabricated::new();
+    let gone = "01ARZ3NDEKTSV4RRFFQ69G5FAV";
+    let ran = store.run(
+        None,
+        &["quarantine", "delete", gone, MALICIOUS, "--yes", "--json"],
+        "",
+    );
+    assert_eq!(ran.exit, 1);
+    let report: serde_json::Value = serde_json::from_str(&ran.out).expect("JSON");
+    assert_eq!(report["deleted"][0], MALICIOUS);
+    assert_eq!(report["failed"][0]["id"], gone);
+}
+
+/// An export is the message and nothing else, readable by its owner alone, and never written over a file.
+#[test]
+fn export_writes_messages_and_never_over_a_file() {
+    let store = Fabricated::new();
+    let out = store.run(None, &["quarantine", "export", MALICIOUS, "-o", "-"], "");
+    assert_eq!(out.exit, 0, "{}", out.err);
+    assert!(out.out.starts_with("Received: by relay.example\r\nFrom: "));
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().to_str().expect("UTF-8");
+    let export = ["quarantine", "export", "--all", "--yes", "-o", path];
+    assert_eq!(store.run(None, &export, "").exit, 0);
+    for id in HELD {
+        assert!(folder.path().join(format!("{id}.eml")).exists());
+    }
+    let again = store.run(None, &export, "");
+    assert_eq!(again.exit, 64);
+    assert!(again.err.contains("exists"), "{}", again.err);
+    let mbox = store.run(
+        None,
+        &[
+            "quarantine",
+            "export",
+            "--all",
+            "--yes",
+            "--format",
+            "mbox",
+            "-o",
+            "-",
+        ],
+        "",
+    );
+    let starts = mbox.out.lines().filter(|line| line.starts_with("From "));
+    assert_eq!(starts.count(), 3);
+}
+
+/// What waits for its time can be made to wait no longer.
+#[test]
+fn retry_makes_waiting_messages_due() {
+    let store = Fabricated::new();
+    let ran = store.run(None, &["queue", "retry", WAITING], "");
+    assert_eq!((ran.exit, &*ran.out), (0, "retried 1 message\n"));
+    let list = store.run(None, &["queue", "list"], "");
+    assert!(list.out.contains("due"), "{}", list.out);
+    let held = store.run(None, &["queue", "retry", MALICIOUS], "");
+    assert_eq!(held.exit, 1, "what is held is not waiting");
+}
+
+/// Users come and go with the program; passwords are read, never shown.
+#[test]
+fn users_are_managed() {
+    let store = Fabricated::new();
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("users");
+    let file = file.to_str().expect("UTF-8");
+    let user = |arguments: &[&str], input: &str| {
+        store.run(
+            None,
+            &[&["user"], arguments, &["--file", file]].concat(),
+            input,
+        )
+    };
+    let added = user(&["add", "tim", "--password-stdin"], "secret\n");
+    assert_eq!(
+        (added.exit, added.out),
+        (0, format!("added tim in {file}\n"))
+    );
+    assert_eq!(user(&["list"], "").out, "tim\n");
+    assert_eq!(user(&["list", "--json"], "").out, "[\n  \"tim\"\n]\n");
+    assert_eq!(user(&["add", "tim"], "").exit, 64, "nobody can be asked");
+    assert_eq!(user(&["add", "a:b", "--password-stdin"], "x\n").exit, 64);
+    assert_eq!(user(&["remove", "tim"], "").exit, 0);
+    assert_eq!(user(&["remove", "tim"], "").exit, 1);
+    let whose = store.run(None, &["user", "list"], "");
+    assert_eq!(whose.exit, 64, "no listener has a users file");
+}
+
+/// Exit codes are what scripts see.
+#[test]
+fn exit_codes_are_stable() {
+    let store = Fabricated::new();
+    for (arguments, exit) in [
+        (&["check-config"][..], 0),
+        (&["--version"], 0),
+        (&["explain", "01ARZ3NDEKTSV4RRFFQ69G5FAV"], 1),
+        (&["explain", "nonsense"], 64),
+        (&["nonsense"], 64),
+        (&["check-config", "--config", "/nowhere/spillway.toml"], 64),
+        (&["quarantine", "show", WAITING], 1),
+        (&["queue", "show", MALICIOUS], 1),
+        (&["status"], 69),
+        (&["reload"], 69),
+        (&["drain"], 69),
+    ] {
+        assert_eq!(store.run(None, arguments, "").exit, exit, "{arguments:?}");
+    }
+    let empty = tempfile::tempdir().expect("folder");
+    let file = empty.path().join("spillway.toml");
+    std::fs::write(&file, "[store]\npath = \"none\"\n").expect("writes");
+    let file = file.to_str().expect("UTF-8");
+    let output = program(&["--config", file, "quarantine", "list"]);
+    assert_eq!(output.status.code(), Some(75), "no store yet");
+}
+
+/// A reader that has seen enough (`spillway … | head`) is no error.
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_spillway"))
+        .args(["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("ends");
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+/// Packages get a page for each command.
+#[test]
+fn manual_pages_are_written() {
+    let folder = tempfile::tempdir().expect("folder");
+    let output = program(&["man", folder.path().to_str().expect("UTF-8")]);
+    assert_eq!(output.status.code(), Some(0));
+    for page in ["spillway.1", "spillway-quarantine-release.1"] {
+        assert!(folder.path().join(page).exists(), "{page}");
+    }
+}
+
+/// The test file of the anti-virus industry, in two pieces so that no scanner takes this source for it.
+const EICAR: [&str; 2] = [
+    "X5O!P%@AP[4\\PZX54(P^)7CC)7}$EICAR-STANDARD-",
+    "ANTIVIRUS-TEST-FILE!$H+H*",
+];
+
+/// Verdicts without SMTP, and exit codes that a script can act on.
+#[test]
+fn scan_tells_what_would_be_done() {
+    let store = Fabricated::new();
+    let folder = tempfile::tempdir().expect("folder");
+    let file = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).expect("writes");
+        path.display().to_string()
+    };
+    let head = "From: a@example.org\nSubject: x\nMIME-Version: 1.0\nContent-Type: text/plain\n\n";
+    let clean = file("clean.eml", &format!("{head}Hello.\n"));
+    let eicar = file("eicar.eml", &format!("{head}{}\n", EICAR.concat()));
+    let gone = format!("{clean}.gone");
+    for (files, exit, told) in [
+        (&[&clean][..], 0, "clean.eml: clean\n"),
+        (&[&eicar], 1, "eicar.eml: malicious\n"),
+        (&[&clean, &eicar], 1, "policy.malware"),
+        (&[&gone, &clean], 2, "not scanned: No such file"),
+        (&[&gone, &eicar], 1, "malicious"),
+    ] {
+        let mut arguments = vec!["scan"];
+        arguments.extend(files.iter().map(|file| file.as_str()));
+        let ran = store.run(None, &arguments, "");
+        assert_eq!(ran.exit, exit, "{files:?}: {}{}", ran.out, ran.err);
+        assert!(ran.out.contains(told), "{}", ran.out);
+    }
+    let piped = store.run(
+        None,
+        &["scan", "-", "--json"],
+        &format!("{head}{}\n", EICAR.concat()),
+    );
+    assert_eq!(piped.exit, 1);
+    let scanned: serde_json::Value = serde_json::from_str(&piped.out).expect("JSON");
+    assert_eq!(
+        scanned[0]["groups"][0]["decision"]["disposition"],
+        "quarantine"
+    );
+    assert_eq!(scanned[0]["reports"].as_array().map(Vec::len), Some(2));
+}
+
+/// A rule on attachments sees every name that a reader might show, and holds for the path and for `scan` alike.
+#[test]
+fn rules_see_attachments() {
+    let folder = tempfile::tempdir().expect("folder");
+    let config = folder.path().join("spillway.toml");
+    let rule = "[[rule]]\nname = \"macros\"\nattachment_name = [\"*.xlsm\"]\nthen = \"reject\"\n";
+    std::fs::write(&config, rule).expect("writes");
+    let mail = folder.path().join("mail.eml");
+    std::fs::write(
+        &mail,
+        "From: a@example.org\nMIME-Version: 1.0\nContent-Type: application/octet-stream; name=\"b.xlsm\"\n\
+         Content-Disposition: attachment; filename=\"b.txt\"\n\ndata\n",
+    )
+    .expect("writes");
+    let path = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
+    let output = program(&["--config", &path(&config), "scan", &path(&mail), "--json"]);
+    let scanned: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let decision = &scanned[0]["groups"][0]["decision"];
+    assert_eq!(decision["rule"], "macros", "{decision}");
+    assert_eq!(decision["disposition"], "reject");
+}
