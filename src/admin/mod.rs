@@ -15,6 +15,7 @@
 //! relay's user alone (mode 0600). What happens behind both is [`Control`], which the composition root implements.
 
 mod connection;
+mod gauges;
 mod page;
 mod routes;
 mod socket;

@@ -8,7 +8,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 
-use super::{Control, Reloaded, page};
+use super::{Control, Reloaded, gauges, page};
 use crate::telemetry;
 
 /// Octets of a request's body at most: no request has one.
@@ -34,7 +34,7 @@ fn told<C: Control>() -> Router<Arc<C>> {
         .route("/", get(people))
         .route("/live", get(async || "live\n"))
         .route("/ready", get(ready))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(metrics::<C>))
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
 }
 
@@ -60,7 +60,8 @@ async fn ready<C: Control>(State(control): State<Arc<C>>) -> (StatusCode, String
     }
 }
 
-async fn metrics() -> impl IntoResponse {
+async fn metrics<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse {
+    gauges::set(&control.status().await);
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], telemetry::metrics::render())
 }

@@ -129,6 +129,17 @@ async fn tcp_address_is_read_only() {
     assert!(!surfaces.control.drained.load(Ordering::SeqCst));
 }
 
+/// A scrape tells how full the lanes are at that moment.
+#[tokio::test]
+async fn metrics_tell_the_status() {
+    telemetry::metrics::install();
+    let surfaces = Surfaces::open(Fake::default()).await;
+    let page = surfaces.tcp("GET /metrics").await;
+    assert!(page.contains("\nspillway_sessions 3\n"), "{page}");
+    assert!(page.contains("\nspillway_lane_messages{lane=\"held\"} 0\n"));
+    assert!(page.contains("# HELP spillway_ready 1 while"));
+}
+
 /// Readiness says why not, so that the administrator need not search the log for it.
 #[tokio::test]
 async fn readiness_names_its_reason() {

@@ -22,6 +22,103 @@ const BYTES: [f64; 9] = [
     67_108_864.0,
 ];
 
+/// What kind of number it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Now so, now so.
+    Gauge,
+    /// How many took how long.
+    Histogram,
+}
+
+/// Every metric of this program: its name, its kind, and what it tells, for the help lines of `/metrics`. The rooms that
+/// count use the same names; a test compares.
+pub const ALL: [(&str, Kind, &str); 17] = [
+    (
+        "spillway_recipients_total",
+        Kind::Counter,
+        "Recipients by what became of them: delivered, held, rejected, deferred …",
+    ),
+    (
+        "spillway_not_kept_total",
+        Kind::Counter,
+        "Messages that could not be made durable; their senders were told to try again",
+    ),
+    (
+        "spillway_lane_errors_total",
+        Kind::Counter,
+        "Background work that the store did not let happen; it is tried again",
+    ),
+    (
+        "spillway_sessions_refused_total",
+        Kind::Counter,
+        "Sessions refused because there were too many",
+    ),
+    (
+        "spillway_scans_total",
+        Kind::Counter,
+        "Reports by engine and answer",
+    ),
+    (
+        "spillway_scan_seconds",
+        Kind::Histogram,
+        "From the start of a scan to an engine's report, its wait for a slot included",
+    ),
+    (
+        "spillway_scan_retries_total",
+        Kind::Counter,
+        "Second and further calls of an engine for the same message",
+    ),
+    (
+        "spillway_deliveries_total",
+        Kind::Counter,
+        "Recipients by next hop and its answer",
+    ),
+    (
+        "spillway_delivery_seconds",
+        Kind::Histogram,
+        "From the start of a delivery to the next hop's answer",
+    ),
+    (
+        "spillway_next_hop_connections",
+        Kind::Gauge,
+        "Open connections to a next hop, idle ones included",
+    ),
+    ("spillway_sessions", Kind::Gauge, "Sessions now"),
+    (
+        "spillway_ready",
+        Kind::Gauge,
+        "1 while new mail is taken, else 0",
+    ),
+    (
+        "spillway_memory_available_bytes",
+        Kind::Gauge,
+        "What no message holds of limits.in_flight_bytes",
+    ),
+    (
+        "spillway_lane_messages",
+        Kind::Gauge,
+        "Stored messages by what they wait for: scan, delivery, held",
+    ),
+    (
+        "spillway_lane_bytes",
+        Kind::Gauge,
+        "Content of stored messages by what they wait for",
+    ),
+    (
+        "spillway_lane_oldest_timestamp_seconds",
+        Kind::Gauge,
+        "When the oldest stored message came in, by what it waits for; 0 if there is none",
+    ),
+    (
+        "spillway_info",
+        Kind::Gauge,
+        "Always 1; its labels tell the version",
+    ),
+];
+
 static INSTALLED: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
 
 /// Starts counting. Later calls do nothing, so that several relays may run in one process and share the counts.
@@ -40,6 +137,15 @@ pub fn install() {
     // Whoever else counts in this process keeps counting; then there is nothing to render.
     if ::metrics::set_global_recorder(recorder).is_ok() {
         *installed = Some(handle);
+        ALL.iter().for_each(describe);
+    }
+}
+
+fn describe((name, kind, help): &(&'static str, Kind, &'static str)) {
+    match kind {
+        Kind::Counter => ::metrics::describe_counter!(*name, *help),
+        Kind::Gauge => ::metrics::describe_gauge!(*name, *help),
+        Kind::Histogram => ::metrics::describe_histogram!(*name, *help),
     }
 }
 

@@ -9,6 +9,7 @@ mod crash;
 mod dialogue;
 mod engines;
 mod faults;
+mod metrics;
 mod postfix;
 mod relay;
 mod samples;

@@ -1,0 +1,24 @@
+//! What the status says, as gauges: set when somebody scrapes, because nobody looks at them in between.
+
+use metrics::gauge;
+
+use super::Status;
+
+/// Sets them.
+pub(super) fn set(status: &Status) {
+    gauge!("spillway_info", "version" => status.version.clone()).set(1.0);
+    gauge!("spillway_ready").set(if status.not_ready.is_none() { 1.0 } else { 0.0 });
+    gauge!("spillway_sessions").set(status.sessions as f64);
+    gauge!("spillway_memory_available_bytes").set(status.memory_available as f64);
+    let lanes = [
+        ("scan", &status.scan),
+        ("delivery", &status.delivery),
+        ("held", &status.held),
+    ];
+    for (lane, stats) in lanes {
+        gauge!("spillway_lane_messages", "lane" => lane).set(stats.messages as f64);
+        gauge!("spillway_lane_bytes", "lane" => lane).set(stats.octets as f64);
+        let oldest = stats.oldest.map_or(0, |oldest| oldest.as_second());
+        gauge!("spillway_lane_oldest_timestamp_seconds", "lane" => lane).set(oldest as f64);
+    }
+}
