@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::app::StartError;
 use crate::config::Problems;
 use crate::listener::users::UsersError;
 use crate::store::StoreError;
@@ -63,6 +64,9 @@ pub(super) enum CliError {
     /// The relay answered something that is not in the protocol, or too late.
     #[error("the relay on {}: {}", .0.display(), .1)]
     Relay(PathBuf, String),
+    /// The relay does not start.
+    #[error("{0}")]
+    Start(#[from] StartError),
     /// The store does not work.
     #[error("{0}")]
     Store(#[from] StoreError),
@@ -88,6 +92,8 @@ impl CliError {
             Self::NotFound(_) | Self::Store(StoreError::NotFound(_)) => Exit::Found,
             Self::NotRunning(..) => Exit::NotRunning,
             Self::Store(_) | Self::Relay(..) => Exit::Temporary,
+            Self::Start(StartError::Parts(_)) => Exit::Usage,
+            Self::Start(_) => Exit::Temporary,
             Self::Users(UsersError::Busy | UsersError::Check(_)) => Exit::Temporary,
             Self::Users(_) => Exit::Usage,
             // Whoever reads our output has seen enough of it: `spillway … | head`.

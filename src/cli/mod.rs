@@ -65,6 +65,11 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the relay
+    ///
+    /// SIGTERM and SIGINT finish what is in flight and end; SIGHUP reads the configuration again.
+    #[command(after_help = exit::HELP)]
+    Run,
     /// Check a configuration: print everything that is wrong with it
     #[command(after_help = exit::HELP)]
     CheckConfig,
@@ -105,7 +110,6 @@ enum Command {
 
 /// The program: runs what the arguments (the program's name first) say, on the standard streams.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
-    // Only commands get here that log little; `run` starts the configured log before this can.
     terminal::with_standard(|terminal| run(arguments, terminal))
 }
 
@@ -141,6 +145,7 @@ fn usage(error: &clap::Error, terminal: &mut Terminal<'_>) -> Exit {
 fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
     let given = cli.global.config.as_deref();
     match &cli.command {
+        Command::Run => relay::run(given),
         Command::CheckConfig => relay::check_config(given, terminal),
         Command::User(command) => user::run(command, given, terminal),
         Command::Completions(command) => manual::completions(command, Cli::command(), terminal),
@@ -168,9 +173,11 @@ async fn with_relay_or_store(
         Command::Explain(command) => explain::run(command, config, terminal).await,
         Command::Quarantine(command) => quarantine::run(command, config, terminal).await,
         Command::Queue(command) => queue::run(command, config, terminal).await,
-        Command::CheckConfig | Command::User(_) | Command::Completions(_) | Command::Man(_) => {
-            Err(CliError::Internal("dispatched twice".to_owned()))
-        }
+        Command::Run
+        | Command::CheckConfig
+        | Command::User(_)
+        | Command::Completions(_)
+        | Command::Man(_) => Err(CliError::Internal("dispatched twice".to_owned())),
     }
 }
 

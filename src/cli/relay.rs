@@ -9,8 +9,33 @@ use super::exit::{CliError, Exit, Outcome};
 use super::settings;
 use super::terminal::{Terminal, count, size};
 use crate::admin::{Reloaded, Status};
+use crate::app;
 use crate::config::{self, Config, Problems};
 use crate::store::LaneStats;
+use crate::telemetry;
+
+/// The relay itself, until a signal or `drain` ends it.
+pub(super) fn run(given: Option<&Path>) -> Outcome {
+    let path = settings::path(given);
+    let config = config::load(path.as_deref())?;
+    telemetry::log::init(&config.relay.log_level, config.relay.log_format)
+        .map_err(|error| CliError::Usage(error.to_string()))?;
+    telemetry::metrics::install();
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::Internal(format!("no runtime: {error}")))?;
+    let finished = runtime.block_on(app::run(config, path))?;
+    // What did not finish in time is durable or unanswered; its threads are not waited for.
+    runtime.shutdown_background();
+    Ok(match finished {
+        true => Exit::Done,
+        false => Exit::Temporary,
+    })
+}
 
 /// Everything that is wrong, or what the configuration comes to.
 pub(super) fn check_config(given: Option<&Path>, terminal: &mut Terminal<'_>) -> Outcome {
