@@ -27,7 +27,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use crate::deadline::{Budget, Deadline};
-use crate::delivery::{Delivery, Outbound, Outcome};
+use crate::delivery::{Delivery, Outcome};
 use crate::message::{Content, MemoryBudget, Message};
 use crate::policy::Policy;
 use crate::scan::Scanner;
@@ -227,13 +227,15 @@ impl Pipeline {
             None => Self::judge(&generation, &message, spent).await,
         };
         let judged = so_far.get_or_init(|| judged).clone();
+        // One for all groups: the lease of a stored message ends soon after it, and somebody else takes the message up.
+        let deadline = Deadline::after(lanes::DELIVERY);
         let mut ends = Vec::with_capacity(judged.groups.len());
         for (decision, recipients) in &judged.groups {
             // The only fork in the program.
             ends.push(match decision.disposition {
                 Disposition::Deliver => {
                     let outbound = settle::outbound(&generation, &message, decision, recipients);
-                    End::Delivered(Self::deliver(&generation, &outbound).await)
+                    End::Delivered(generation.delivery.deliver(&outbound, deadline).await)
                 }
                 Disposition::Quarantine => End::Held,
                 Disposition::Reject => End::Rejected,
@@ -255,13 +257,6 @@ impl Pipeline {
             reports,
             spent: spent + began.elapsed(),
         }
-    }
-
-    async fn deliver(generation: &Generation, outbound: &Outbound) -> Vec<Outcome> {
-        generation
-            .delivery
-            .deliver(outbound, Deadline::after(lanes::DELIVERY))
-            .await
     }
 
     /// Makes durable what must be, tells what became of it, and returns the reply for a session that still waits.

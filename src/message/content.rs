@@ -104,7 +104,12 @@ impl MemoryBudget {
             return false;
         };
         let large = if octets > Self::LARGE {
-            match self.large.clone().try_acquire_many_owned(units) {
+            // What it was charged while it still looked small counts as well.
+            let before = match charge.octets > Self::LARGE {
+                true => 0,
+                false => charge.units(),
+            };
+            match self.large.clone().try_acquire_many_owned(before + units) {
                 Ok(permit) => Some(permit),
                 Err(_) => return false,
             }
@@ -124,17 +129,19 @@ impl MemoryBudget {
     ///
     /// Cancel safety: safe; a dropped wait holds nothing.
     pub async fn acquire(&self, octets: usize) -> Charge {
+        let wanted = octets.saturating_mul(Self::FACTOR).div_ceil(Self::UNIT);
+        let mut permits = Vec::new();
         // A message larger than the whole budget (the limit was lowered since it was accepted) gets its turn alone.
-        let units = (octets * Self::FACTOR).div_ceil(Self::UNIT).min(self.total);
-        let permit = self
-            .all
-            .clone()
-            .acquire_many_owned(u32::try_from(units).unwrap_or(u32::MAX))
-            .await;
-        Charge {
-            permits: permit.into_iter().collect(),
-            octets,
+        for (semaphore, size, applies) in [
+            (&self.large, self.total / 4 * 3, octets > Self::LARGE),
+            (&self.all, self.total, true),
+        ] {
+            let units = u32::try_from(wanted.min(size)).unwrap_or(u32::MAX);
+            if applies && let Ok(permit) = semaphore.clone().acquire_many_owned(units).await {
+                permits.push(permit);
+            }
         }
+        Charge { permits, octets }
     }
 
     /// Octets not charged to anybody now.
@@ -147,6 +154,12 @@ impl Charge {
     /// Octets of content covered.
     pub fn octets(&self) -> usize {
         self.octets
+    }
+
+    /// The same in permits of [`MemoryBudget::all`].
+    fn units(&self) -> u32 {
+        let units = self.octets * MemoryBudget::FACTOR / MemoryBudget::UNIT;
+        u32::try_from(units).unwrap_or(u32::MAX)
     }
 }
 
@@ -171,6 +184,28 @@ mod tests {
             24,
             "three quarters of 64 MiB, two octets for one"
         );
+        let mut small = Charge::default();
+        assert!(budget.try_extend(&mut small, 64 << 10));
+    }
+
+    /// The same for messages that come in piece by piece, as all do, and for those that the lanes take up.
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_grows_large_counts_as_large_from_its_first_octet() {
+        let budget = MemoryBudget::new(64 << 20);
+        let mut held = Vec::new();
+        'filled: loop {
+            let mut charge = Charge::default();
+            for octets in (1..=300).map(|kib| kib << 10) {
+                if !budget.try_extend(&mut charge, octets) {
+                    break 'filled;
+                }
+            }
+            held.push(charge);
+        }
+        assert_eq!(held.len(), 48 * 1024 / 600);
+        let stored = crate::deadline::Deadline::after(std::time::Duration::from_secs(1));
+        let more = stored.run(budget.acquire(1 << 20)).await;
+        assert!(more.is_err(), "it waits for room among the large ones");
         let mut small = Charge::default();
         assert!(budget.try_extend(&mut small, 64 << 10));
     }

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::{Pipeline, events};
+use super::{Generation, Pipeline, events};
 use crate::deadline::{Budget, Deadline};
 use crate::message::{Content, Message};
 use crate::quarantine;
@@ -23,8 +23,10 @@ pub(super) const DELIVERY: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_secs(1);
 /// How often expired quarantine entries are looked for.
 const EXPIRY: Duration = Duration::from_secs(60);
-/// A record that finds no slot of its next hop is looked at again after this long.
-const NO_SLOT: Duration = Duration::from_secs(10);
+/// A record that finds no slot of its next hop, or no memory, is looked at again after this long.
+const NO_ROOM: Duration = Duration::from_secs(10);
+/// Wait for memory: far below what the lease allows beyond the work itself.
+const MEMORY: Duration = Duration::from_secs(10);
 
 /// How long a record stays handed out: longer than any work on it can take.
 pub(super) fn lease(budget: &Budget) -> Duration {
@@ -97,8 +99,9 @@ impl Lanes {
         if free == 0 {
             return false;
         }
+        let generation = self.pipeline.generation();
         let now = Timestamp::now();
-        let until = now + lease(&self.pipeline.generation().budget);
+        let until = now + lease(&generation.budget);
         let claimed = match self.pipeline.store.claim(lane, now, until, free).await {
             Ok(claimed) => claimed,
             Err(error) => {
@@ -111,22 +114,26 @@ impl Lanes {
             let Ok(slot) = slots.clone().try_acquire_owned() else {
                 break;
             };
-            let lanes = self.clone();
+            let (lanes, generation) = (self.clone(), generation.clone());
             self.pipeline.tasks.spawn(async move {
-                lanes.work(record).await;
+                lanes.work(generation, record).await;
                 drop(slot);
             });
         }
         full
     }
 
-    async fn work(&self, record: Record) {
-        let Ok(hop) = self.hop_slot(&record) else {
+    /// Under the generation that the lease was measured by.
+    async fn work(&self, generation: Arc<Generation>, record: Record) {
+        let Ok(hop) = self.hop_slot(&generation, &record) else {
             return self.postpone(record).await;
         };
         let pipeline = &self.pipeline;
         let size = usize::try_from(record.size).unwrap_or(usize::MAX);
-        let charge = pipeline.memory.acquire(size).await;
+        let room = Deadline::after(MEMORY).run(pipeline.memory.acquire(size));
+        let Ok(charge) = room.await else {
+            return self.postpone(record).await;
+        };
         match pipeline.store.content(record.id).await {
             Ok(content) => {
                 let message = Message {
@@ -136,9 +143,7 @@ impl Lanes {
                     trace: record.trace.clone(),
                     content: Content::charged(content, charge),
                 };
-                pipeline
-                    .resume(pipeline.generation(), message, record)
-                    .await;
+                pipeline.resume(generation, message, record).await;
             }
             // Set aside by the store if it is damaged; otherwise the lease ends and it is tried again.
             Err(error) => events::lane_failed("content", &error),
@@ -149,9 +154,9 @@ impl Lanes {
     /// A slot of the record's next hop; `Ok(None)` where the record goes to no hop.
     fn hop_slot(
         &self,
+        generation: &Generation,
         record: &Record,
     ) -> Result<Option<OwnedSemaphorePermit>, tokio::sync::TryAcquireError> {
-        let generation = self.pipeline.generation();
         let recipient = record.envelope.recipients.first();
         let route = recipient.and_then(|r| generation.delivery.route(r.mailbox.domain()));
         let (Lane::Delivery, Some(settings)) = (record.lane, route) else {
@@ -164,10 +169,10 @@ impl Lanes {
         slots.clone().try_acquire_owned().map(Some)
     }
 
-    /// Its next hop is busy with others: they may wait for it, the rest of the mail may not.
+    /// Its next hop is busy with others, or memory is: it may wait, the rest of the mail may not.
     async fn postpone(&self, mut record: Record) {
         let id = record.id;
-        record.due_at = Timestamp::now() + NO_SLOT;
+        record.due_at = Timestamp::now() + NO_ROOM;
         if let Err(error) = self
             .pipeline
             .store

@@ -1,5 +1,6 @@
 //! From what became of a message to what must be durable and what the sender is told: a pure function.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -251,12 +252,12 @@ impl Settling<'_> {
     /// Scanned again later, unless its budget or the time for deferrals is used up: then a reviewer decides (P1).
     fn defer(&mut self, decision: &Decision, recipients: &[usize]) -> (&'static str, String) {
         let budget = &self.draft.generation.budget;
-        let waited = Timestamp::now().duration_since(self.draft.message.received_at);
+        let waited = Timestamp::now() >= self.draft.message.received_at + budget.deferral;
         let spent = self
             .draft
             .judged
             .is_some_and(|judged| judged.spent >= budget.total);
-        if spent || waited.unsigned_abs() >= budget.deferral {
+        if spent || waited {
             let why = if spent {
                 "budget.total is spent"
             } else {
@@ -284,8 +285,8 @@ impl Settling<'_> {
     }
 
     fn deliveries(&mut self, decision: &Decision, recipients: &[usize], outcomes: &[Outcome]) {
-        let mut later = Vec::new();
-        let mut status = String::new();
+        // Apart by next hop: one that is down must not set the pace of another, nor work in its slots.
+        let mut later: BTreeMap<Arc<str>, (Vec<usize>, String)> = BTreeMap::new();
         for (at, outcome) in recipients.iter().zip(outcomes) {
             let Some(recipient) = self.draft.message.envelope.recipients.get(*at) else {
                 continue;
@@ -299,12 +300,13 @@ impl Settling<'_> {
                     }
                     ("delivered", answer)
                 }
-                Outcome::Deferred(answer) if self.draft.given_up(recipient) => {
+                Outcome::Deferred(answer) if self.draft.given_up() => {
                     self.failed.push((recipient.clone(), answer.clone()));
                     ("given-up", answer)
                 }
                 Outcome::Deferred(answer) => {
-                    later.push(*at);
+                    let (those, status) = later.entry(answer.next_hop.clone()).or_default();
+                    those.push(*at);
                     status.clone_from(&answer.text);
                     ("delayed", answer)
                 }
@@ -315,10 +317,10 @@ impl Settling<'_> {
             };
             self.tell(event, decision, &[*at], answer.text.clone());
         }
-        if !later.is_empty() {
+        for (those, status) in later.into_values() {
             let record = self
                 .draft
-                .record(Lane::Delivery, Some(decision), &later, &status);
+                .record(Lane::Delivery, Some(decision), &those, &status);
             self.keep.push(record);
         }
     }
@@ -463,7 +465,7 @@ impl Draft<'_> {
         record.expires_at = match lane {
             Lane::Held => Timestamp::now() + self.generation.retention,
             Lane::Scan => record.received_at + self.generation.budget.deferral,
-            Lane::Delivery => record.received_at + self.give_up(record.envelope.recipients.first()),
+            Lane::Delivery => self.tried_until(record.envelope.recipients.first()),
         };
         record
     }
@@ -522,14 +524,23 @@ impl Draft<'_> {
         })
     }
 
-    fn give_up(&self, recipient: Option<&Recipient>) -> Duration {
+    /// Counted from the moment it is to be delivered, which for a released message may be long after its reception.
+    fn tried_until(&self, recipient: Option<&Recipient>) -> Timestamp {
+        if let Some(before) = self.in_delivery() {
+            return before.expires_at;
+        }
         let route = recipient.and_then(|recipient| self.route(recipient));
-        route.map_or(Duration::from_secs(5 * 86_400), |settings| settings.give_up)
+        let give_up = route.map_or(Duration::from_secs(5 * 86_400), |settings| settings.give_up);
+        Timestamp::now() + give_up
     }
 
-    fn given_up(&self, recipient: &Recipient) -> bool {
-        let age = Timestamp::now().duration_since(self.message.received_at);
-        self.before.is_some() && age.unsigned_abs() >= self.give_up(Some(recipient))
+    fn given_up(&self) -> bool {
+        self.in_delivery()
+            .is_some_and(|before| Timestamp::now() >= before.expires_at)
+    }
+
+    fn in_delivery(&self) -> Option<&Record> {
+        self.before.filter(|before| before.lane == Lane::Delivery)
     }
 
     fn notice(&self, action: dsn::Action, about: &[(Recipient, Answer)]) -> Option<Notice> {

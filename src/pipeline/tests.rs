@@ -20,6 +20,8 @@ use crate::verdict::{EngineClass, Verdict};
 #[derive(Default)]
 struct Scripted {
     records: Mutex<HashMap<MessageId, Record>>,
+    /// Handed out by the next claims.
+    due: Mutex<Vec<Record>>,
     fails: AtomicBool,
 }
 
@@ -93,8 +95,16 @@ impl Store for Scripted {
         self.done(false)
     }
 
-    fn claim(&self, _: Lane, _: Timestamp, _: Timestamp, _: usize) -> StoreFuture<'_, Vec<Record>> {
-        self.done(Vec::new())
+    fn claim(
+        &self,
+        lane: Lane,
+        _: Timestamp,
+        _: Timestamp,
+        _: usize,
+    ) -> StoreFuture<'_, Vec<Record>> {
+        let mut due = self.due.lock().expect("lock");
+        let claimed = due.extract_if(.., |record| record.lane == lane).collect();
+        self.done(claimed)
     }
 
     fn get(&self, id: MessageId) -> StoreFuture<'_, Option<Record>> {
@@ -506,4 +516,146 @@ async fn a_store_that_fails_leaves_the_message_with_its_sender() {
         assert_eq!(reply.code(), 451, "{reply}");
     }
     assert!(store.all().is_empty());
+}
+
+/// A reviewer's release is tried for as long as any mail, however long the message was held before: the next hop's first
+/// "not now" does not send it back.
+#[test]
+fn a_release_of_old_mail_is_tried_as_long_as_any() {
+    let generation = generation(Vec::new(), Budget::default());
+    let mut message = message(&["x@b.test"]);
+    message.received_at -= Duration::from_secs(30 * 86_400);
+    let mut record = settle::unfinished(&generation, &message, None);
+    record.lane = Lane::Delivery;
+    record.released = true;
+    record.expires_at = Timestamp::now() + Duration::from_secs(60);
+    let later = || {
+        let outcomes = vec![Outcome::Deferred(answer(451))];
+        passed(vec![(
+            Disposition::Deliver,
+            vec![0],
+            End::Delivered(outcomes),
+        )])
+    };
+    let settle = |record: &Record| {
+        let custody = Custody::Stored(Box::new(record.clone()));
+        settle::settle(&generation, &message, &custody, &later()).keep
+    };
+    let kept = settle(&record);
+    assert_eq!(kept[0].lane, Lane::Delivery);
+    assert_eq!(kept[0].expires_at, record.expires_at, "it does not move");
+    assert!(kept[0].released);
+    record.expires_at = Timestamp::now();
+    assert_eq!(settle(&record)[0].lane, Lane::Held, "and it has an end");
+}
+
+/// Recipients of different next hops wait apart: one that is down does not set the pace of the other.
+#[test]
+fn recipients_of_different_next_hops_wait_apart() {
+    let generation = generation(Vec::new(), Budget::default());
+    let message = message(&["x@b.test", "y@c.test", "z@b.test"]);
+    let later = |hop: &str| {
+        Outcome::Deferred(Answer {
+            next_hop: hop.into(),
+            ..answer(451)
+        })
+    };
+    let outcomes = vec![later("b"), later("c"), later("b")];
+    let passed = passed(vec![(
+        Disposition::Deliver,
+        vec![0, 1, 2],
+        End::Delivered(outcomes),
+    )]);
+    let settlement = settle::settle(&generation, &message, &Custody::Session, &passed);
+    let kept: Vec<_> = settlement
+        .keep
+        .iter()
+        .map(|record| record.envelope.recipients.len())
+        .collect();
+    assert_eq!(kept, [2, 1]);
+}
+
+/// A lease is measured for one delivery: however many groups of recipients a message has, they share its time.
+#[tokio::test(start_paused = true)]
+async fn all_groups_of_a_message_share_one_delivery_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let silent = listener.local_addr().expect("its address");
+    let mut generation = generation(Vec::new(), Budget::default());
+    let hour = Duration::from_secs(3600);
+    let hop = HopSettings {
+        name: "silent".into(),
+        domains: vec!["*".to_owned()],
+        kind: Kind::Smtp(crate::delivery::SmtpSettings {
+            lmtp: false,
+            addresses: vec![silent.to_string()],
+            tls: crate::delivery::TlsMode::Off,
+            tls_ca: None,
+            username: None,
+            password_file: None,
+            connections: 1,
+            idle: hour,
+            connect_timeout: hour,
+            command_timeout: hour,
+            data_timeout: hour,
+            hostname: "relay.test".to_owned(),
+        }),
+        retry_first: hour,
+        retry_max: hour,
+        give_up: hour,
+    };
+    generation.delivery = Delivery::new(vec![hop]).expect("a next hop");
+    let deliver = || decision(Disposition::Deliver);
+    let judged = Judged {
+        groups: vec![(deliver(), vec![0]), (deliver(), vec![1])],
+        reports: Vec::new(),
+        spent: Duration::ZERO,
+    };
+    let lease = lanes::lease(&generation.budget);
+    let began = Instant::now();
+    let passed = Pipeline::pass(
+        Arc::new(generation),
+        message(&["x@b.test", "y@b.test"]),
+        Some(judged),
+        Duration::ZERO,
+        Arc::default(),
+    )
+    .await;
+    assert!(began.elapsed() < lease, "{:?}", began.elapsed());
+    for end in passed.ends {
+        let End::Delivered(outcomes) = end else {
+            panic!("{end:?}");
+        };
+        assert!(matches!(outcomes[..], [Outcome::Deferred(_)]));
+    }
+}
+
+/// Stored mail that finds no memory gives its slot back and comes again, long before its lease ends and somebody else
+/// takes it up as well.
+#[tokio::test(start_paused = true)]
+async fn stored_mail_does_not_wait_for_memory_longer_than_its_lease() {
+    let store = Arc::new(Scripted::default());
+    let (pipeline, _folder) = pipeline(generation(Vec::new(), Budget::default()), &store);
+    let mut fresh = crate::message::Charge::default();
+    assert!(pipeline.memory.try_extend(&mut fresh, 20 << 20));
+    let mut record = settle::unfinished(&pipeline.generation(), &message(&["x@b.test"]), None);
+    record.size = 20 << 20;
+    let due = record.due_at;
+    let id = record.id;
+    store.due.lock().expect("lock").push(record);
+    let closing = tokio_util::sync::CancellationToken::new();
+    let began = Instant::now();
+    tokio::spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
+    let postponed = loop {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        if let Some(record) = store.get(id).await.expect("get") {
+            break record;
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "it waits for ever"
+        );
+    };
+    assert_eq!(postponed.lane, Lane::Scan);
+    assert!(postponed.due_at > due);
+    closing.cancel();
 }
