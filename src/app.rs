@@ -18,7 +18,7 @@ use crate::admin::{self, AdminError, Control, ListenerStatus, Status};
 use crate::config::{self, Config};
 use crate::deadline::Deadline;
 use crate::delivery::Delivery;
-use crate::listener::{Listener, ListenerError, Sessions, Shared};
+use crate::listener::{Listener, ListenerError, Prepared, Sessions, Shared};
 use crate::pipeline::{Generation, Lanes, Pipeline};
 use crate::policy::Policy;
 use crate::scan::Scanner;
@@ -131,6 +131,25 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     })
 }
 
+/// Everything that would keep a configuration that reads well from starting, short of binding its addresses and opening
+/// its store: rule files that do not compile, certificates that cannot be used. Blocks on the disk.
+pub fn check(config: &Config) -> Vec<String> {
+    let mut problems = generation(config).err().unwrap_or_default();
+    if let Err(error) = prepare(config) {
+        problems.push(error.to_string());
+    }
+    problems
+}
+
+/// The settings of all listeners, with their certificates and users read.
+fn prepare(config: &Config) -> Result<Vec<Prepared>, ListenerError> {
+    let limits = Arc::new(config.limits.clone());
+    let hostname: Arc<str> = config.relay.hostname.as_str().into();
+    let listeners = config.listeners.iter().cloned();
+    let prepared = listeners.map(|l| Listener::prepare(l, limits.clone(), hostname.clone()));
+    prepared.collect()
+}
+
 /// Builds what one configuration decides; all problems at once.
 fn generation(config: &Config) -> Result<Generation, Vec<String>> {
     let mut problems = Vec::new();
@@ -211,22 +230,11 @@ impl Core {
         let old = self.lock().clone();
         let restart = config::settings_that_need_restart(&old, &new);
         if !restart.is_empty() {
-            return Err(restart);
+            let needs = |line: &String| format!("{line} (needs a restart)");
+            return Err(restart.iter().map(needs).collect());
         }
         let generation = generation(&new)?;
-        let limits = Arc::new(new.limits.clone());
-        let prepared: Result<Vec<_>, _> = new
-            .listeners
-            .iter()
-            .map(|settings| {
-                Listener::prepare(
-                    settings.clone(),
-                    limits.clone(),
-                    new.relay.hostname.as_str().into(),
-                )
-            })
-            .collect();
-        let prepared = prepared.map_err(|error| vec![error.to_string()])?;
+        let prepared = prepare(&new).map_err(|error| vec![error.to_string()])?;
         // From here on nothing can fail.
         let difference = config::diff(&old, &new);
         self.pipeline.replace(generation);

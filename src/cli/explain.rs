@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::message::MessageId;
 use crate::store::history::{self, HistoryEntry};
 use crate::store::{Audit, Record};
+use crate::verdict::Decision;
 
 /// Audit entries that are shown.
 const AUDIT: usize = 100;
@@ -83,17 +84,30 @@ fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(),
     if !reports.is_empty() {
         show_reports(reports, terminal)?;
     }
-    let mut decisions: Vec<_> = story
-        .history
-        .iter()
-        .filter_map(|e| e.decision.as_ref())
-        .collect();
-    decisions.extend(story.record.iter().filter_map(|r| r.decision.as_ref()));
-    decisions.dedup();
-    for decision in decisions {
-        show_decision(decision, terminal)?;
-    }
+    decisions(story, terminal)?;
     show_audit(&story.audit, terminal)
+}
+
+/// Each decision once, with what it led to; the one in force last.
+fn decisions(story: &Story, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    let mut told: Vec<&Decision> = Vec::new();
+    for entry in &story.history {
+        if let Some(decision) = entry.decision.as_ref().filter(|new| !told.contains(new)) {
+            let title = format!("Decision at {}: {}", terminal.time(entry.at), entry.event);
+            show_decision(&safe(&title), decision, terminal)?;
+            told.push(decision);
+        }
+    }
+    match story
+        .record
+        .as_ref()
+        .and_then(|record| record.decision.as_ref())
+    {
+        Some(decision) if !told.contains(&decision) => {
+            show_decision("Decision in force", decision, terminal)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What history says of a message that is in the store no more.

@@ -19,7 +19,7 @@ mod terminal;
 mod user;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -78,13 +78,13 @@ enum Command {
     /// The new configuration is checked first. If anything is wrong with it nothing changes and the
     /// problems are printed; otherwise what has changed is printed. Sessions go on.
     #[command(after_help = exit::HELP)]
-    Reload,
+    Reload(relay::Socket),
     /// Make the running relay finish what it is doing and end
     #[command(after_help = exit::HELP)]
-    Drain,
+    Drain(relay::Socket),
     /// Show what the running relay is doing
     #[command(after_help = exit::HELP)]
-    Status,
+    Status(relay::Socket),
     /// Scan messages in files, without SMTP: what each engine says and what would be done
     #[command(after_help = exit::HELP)]
     Scan(scan::Scan),
@@ -150,43 +150,30 @@ fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
         Command::User(command) => user::run(command, given, terminal),
         Command::Completions(command) => manual::completions(command, Cli::command(), terminal),
         Command::Man(command) => manual::man(command, Cli::command(), terminal),
-        _ => {
-            let config = settings::load(given)?;
-            // Warnings of the rooms go to standard error, as everything that is not the result.
-            telemetry::log::init("warn", LogFormat::Text)
-                .map_err(|error| CliError::Internal(error.to_string()))?;
-            runtime()?.block_on(with_relay_or_store(&cli.command, &config, terminal))
-        }
+        Command::Reload(socket) => wait(relay::reload(&socket.path(given)?, terminal)),
+        Command::Drain(socket) => wait(relay::drain(&socket.path(given)?, terminal)),
+        Command::Status(socket) => wait(relay::status(&socket.path(given)?, terminal)),
+        Command::Scan(command) => wait(scan::run(command, &tool(given)?, terminal)),
+        Command::Explain(command) => wait(explain::run(command, &tool(given)?, terminal)),
+        Command::Quarantine(command) => wait(quarantine::run(command, &tool(given)?, terminal)),
+        Command::Queue(command) => wait(queue::run(command, &tool(given)?, terminal)),
     }
 }
 
-async fn with_relay_or_store(
-    command: &Command,
-    config: &Config,
-    terminal: &mut Terminal<'_>,
-) -> Outcome {
-    match command {
-        Command::Reload => relay::reload(config, terminal).await,
-        Command::Drain => relay::drain(config, terminal).await,
-        Command::Status => relay::status(config, terminal).await,
-        Command::Scan(command) => scan::run(command, config, terminal).await,
-        Command::Explain(command) => explain::run(command, config, terminal).await,
-        Command::Quarantine(command) => quarantine::run(command, config, terminal).await,
-        Command::Queue(command) => queue::run(command, config, terminal).await,
-        Command::Run
-        | Command::CheckConfig
-        | Command::User(_)
-        | Command::Completions(_)
-        | Command::Man(_) => Err(CliError::Internal("dispatched twice".to_owned())),
-    }
+/// What a command beside the relay needs: the configuration, and the rooms' warnings on standard error.
+fn tool(given: Option<&Path>) -> Result<Config, CliError> {
+    telemetry::log::init("warn", LogFormat::Text)
+        .map_err(|error| CliError::Internal(error.to_string()))?;
+    settings::load(given)
 }
 
-/// Commands do one thing at a time.
-fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+/// Runs a command to its end; commands do one thing at a time.
+fn wait(work: impl Future<Output = Outcome>) -> Outcome {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| CliError::Internal(format!("no runtime: {error}")))
+        .map_err(|error| CliError::Internal(format!("no runtime: {error}")))?
+        .block_on(work)
 }
 
 /// An address on the command line.

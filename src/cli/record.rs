@@ -149,8 +149,9 @@ fn client(envelope: &Envelope) -> String {
     text
 }
 
-/// What was decided and why.
+/// What was decided and why, under `title`.
 pub(super) fn show_decision(
+    title: &str,
     decision: &Decision,
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
@@ -159,7 +160,7 @@ pub(super) fn show_decision(
         .iter()
         .map(|(engine, reason)| format!("{engine} ({})", reason.as_str()))
         .collect();
-    heading("Decision", terminal)?;
+    heading(title, terminal)?;
     terminal.fields(&[
         ("  verdict", decision.verdict.as_str().to_owned()),
         ("  disposition", decision.disposition.as_str().to_owned()),

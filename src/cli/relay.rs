@@ -1,18 +1,36 @@
 //! Commands about the relay itself.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::Args;
 use serde_json::json;
 
 use super::control::{self, Answer};
 use super::exit::{CliError, Exit, Outcome};
 use super::settings;
-use super::terminal::{Terminal, count, size};
+use super::terminal::{Terminal, count, safe, size};
 use crate::admin::{Reloaded, Status};
 use crate::app;
-use crate::config::{self, Config, Problems};
+use crate::config::{self, Config};
 use crate::store::LaneStats;
 use crate::telemetry;
+
+#[derive(Debug, Args)]
+pub(super) struct Socket {
+    /// The relay's control socket [default: admin.socket of the configuration]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+impl Socket {
+    /// As given, so that a relay can be reached while its configuration is being written, else the configured one.
+    pub(super) fn path(&self, config: Option<&Path>) -> Result<PathBuf, CliError> {
+        match &self.socket {
+            Some(path) => Ok(path.clone()),
+            None => Ok(settings::load(config)?.admin.socket),
+        }
+    }
+}
 
 /// The relay itself, until a signal or `drain` ends it.
 pub(super) fn run(given: Option<&Path>) -> Outcome {
@@ -41,13 +59,23 @@ pub(super) fn run(given: Option<&Path>) -> Outcome {
 pub(super) fn check_config(given: Option<&Path>, terminal: &mut Terminal<'_>) -> Outcome {
     let path = settings::path(given);
     let file = path.as_ref().map(|path| path.display().to_string());
-    match config::load(path.as_deref()) {
+    let (config, problems) = match config::load(path.as_deref()) {
         Ok(config) => {
+            let problems = app::check(&config);
+            (Some(config), problems)
+        }
+        Err(problems) => {
+            let lines = problems.to_string();
+            (None, lines.lines().map(str::to_owned).collect())
+        }
+    };
+    match config {
+        Some(config) if problems.is_empty() => {
             fine(&config, file.as_deref(), terminal)?;
             Ok(Exit::Done)
         }
-        Err(problems) => {
-            wrong(&problems, terminal)?;
+        _ => {
+            wrong(file.as_deref(), &problems, terminal)?;
             Ok(Exit::Usage)
         }
     }
@@ -89,20 +117,22 @@ fn fine(config: &Config, file: Option<&str>, terminal: &mut Terminal<'_>) -> Res
     }
 }
 
-fn wrong(problems: &Problems, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
-    let lines: Vec<String> = problems.to_string().lines().map(str::to_owned).collect();
+fn wrong(
+    file: Option<&str>,
+    problems: &[String],
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
     if terminal.json {
-        return terminal.json(&json!({"ok": false, "file": problems.file, "problems": lines}));
+        return terminal.json(&json!({"ok": false, "file": file, "problems": problems}));
     }
-    for line in &lines {
-        terminal.line(line)?;
+    for problem in problems {
+        terminal.line(safe(problem))?;
     }
-    terminal.line(count(lines.len(), "problem"))
+    terminal.line(count(problems.len(), "problem"))
 }
 
 /// The difference that is now in force, or why none is.
-pub(super) async fn reload(config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
-    let socket = &config.admin.socket;
+pub(super) async fn reload(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
     let answer = control::ask(socket, "POST", "/control/reload").await?;
     let reloaded: Reloaded = parsed(socket, &answer)?;
     if terminal.json {
@@ -131,8 +161,7 @@ pub(super) async fn reload(config: &Config, terminal: &mut Terminal<'_>) -> Outc
 }
 
 /// Returns when the relay has begun, not when it has ended.
-pub(super) async fn drain(config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
-    let socket = &config.admin.socket;
+pub(super) async fn drain(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
     let answer = control::ask(socket, "POST", "/control/drain").await?;
     expect(socket, &answer, 202)?;
     match terminal.json {
@@ -143,8 +172,7 @@ pub(super) async fn drain(config: &Config, terminal: &mut Terminal<'_>) -> Outco
 }
 
 /// Exits with [`Exit::Temporary`] if no new mail is taken.
-pub(super) async fn status(config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
-    let socket = &config.admin.socket;
+pub(super) async fn status(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
     let answer = control::ask(socket, "GET", "/status").await?;
     let status: Status = parsed(socket, &answer)?;
     match terminal.json {

@@ -205,7 +205,7 @@ fn show(scanned: &Scanned, terminal: &mut Terminal<'_>) -> Result<(), CliError> 
             terminal.line("")?;
             terminal.line(format!("For {}", safe(&to.join(", "))))?;
         }
-        show_decision(&group.decision, terminal)?;
+        show_decision("Decision", &group.decision, terminal)?;
     }
     terminal.line("")
 }

@@ -1,6 +1,6 @@
 //! The log: one line per event on standard error, as text for people or JSON for programs.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
 
 use tracing::Subscriber;
@@ -50,10 +50,10 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let fields = |writer: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
-        if field.name() != "message" {
-            write!(writer, "{field}=")?;
+        if field.name() == "message" {
+            return write!(Escaping(writer), "{value:?}");
         }
-        write!(Escaping(writer), "{value:?}")
+        write!(writer, "{field}={}", Value(value))
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -61,6 +61,25 @@ where
         .fmt_fields(format::debug_fn(fields).delimited(" "))
         .with_writer(out)
         .finish()
+}
+
+/// A field's value: bare where it is one word, else quoted, so that no value can look like another field.
+struct Value<'a>(&'a dyn fmt::Debug);
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = String::new();
+        write!(Escaping(&mut text), "{:?}", self.0)?;
+        let inner = text
+            .strip_prefix('"')
+            .and_then(|text| text.strip_suffix('"'));
+        let quoted = inner.is_some_and(|inner| !inner.replace("\\\"", "").contains('"'));
+        if quoted || !text.contains([' ', '"', '=']) {
+            return f.write_str(&text);
+        }
+        let text = text.replace('\\', "\\\\").replace('"', "\\\"");
+        write!(f, "\"{text}\"")
+    }
 }
 
 fn json<W>(filter: EnvFilter, out: W) -> impl Subscriber + Send + Sync
@@ -127,7 +146,7 @@ mod tests {
         }
     }
 
-    const HOSTILE: &str = "x\nERROR forged\x1b[2J\u{9b}31m\u{202e}\u{7f}";
+    const HOSTILE: &str = "x\" verdict=\"clean\" y=\"\nERROR forged\x1b[2J\u{9b}31m\u{202e}\u{7f}";
 
     fn log_hostile() {
         tracing::info!(
@@ -152,7 +171,10 @@ mod tests {
         let out = sink.clone();
         let subscriber = text(EnvFilter::new("info"), false, move || out.clone());
         tracing::subscriber::with_default(subscriber, log_hostile);
-        assert_eq!(lines(&sink.text()), 1, "{}", sink.text());
+        let line = sink.text();
+        assert_eq!(lines(&line), 1, "{line}");
+        let fields = line.split_once(" detail=").expect("fields").1;
+        assert!(!fields.contains(" verdict=\"clean"), "{fields}");
     }
 
     /// The same in JSON, which stays JSON and keeps the value.

@@ -5,6 +5,7 @@
 
 mod fabricated;
 mod golden;
+mod running;
 
 use std::process::{Command, Stdio};
 
@@ -327,6 +328,23 @@ fn exit_codes_are_stable() {
     let file = file.to_str().expect("UTF-8");
     let output = program(&["--config", file, "quarantine", "list"]);
     assert_eq!(output.status.code(), Some(75), "no store yet");
+}
+
+/// What would keep the relay from starting is said by `check-config`, not by the start.
+#[test]
+fn check_config_finds_what_only_a_start_would() {
+    let folder = tempfile::tempdir().expect("folder");
+    let rules = folder.path().join("broken.yar");
+    std::fs::write(&rules, "rule nonsense { condition: }").expect("writes");
+    let config = folder.path().join("spillway.toml");
+    let engine =
+        "[[engine]]\nname = \"own\"\nkind = \"rules\"\nclass = \"av\"\npaths = [\"broken.yar\"]\n";
+    std::fs::write(&config, engine).expect("writes");
+    let output = program(&["check-config", "--config", config.to_str().expect("UTF-8")]);
+    let told = String::from_utf8(output.stdout).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(64), "{told}");
+    assert!(told.contains("broken.yar"), "{told}");
+    assert!(told.ends_with("1 problem\n"), "{told}");
 }
 
 /// A reader that has seen enough (`spillway … | head`) is no error.

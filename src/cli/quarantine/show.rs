@@ -66,7 +66,7 @@ pub(in crate::cli) async fn show(
     }
     show_record(record, terminal)?;
     if let Some(decision) = &record.decision {
-        show_decision(decision, terminal)?;
+        show_decision("Decision", decision, terminal)?;
     }
     if !record.reports.is_empty() {
         show_reports(&record.reports, terminal)?;

@@ -1,0 +1,145 @@
+//! The commands that talk to a running relay, against the program itself.
+
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+/// A relay with a configuration of its own, and the end of the line on which it tells its supervisor how it is.
+struct Relay {
+    folder: tempfile::TempDir,
+    supervisor: UnixDatagram,
+    process: Child,
+}
+
+impl Relay {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        configure(folder.path(), "errors = 20");
+        let line = folder.path().join("notify");
+        let supervisor = UnixDatagram::bind(&line).expect("binds");
+        // Only so that a relay that says nothing fails the test instead of hanging it.
+        let patience = Duration::from_secs(60);
+        supervisor
+            .set_read_timeout(Some(patience))
+            .expect("timeout");
+        let process = command(folder.path(), &["run"])
+            .env("NOTIFY_SOCKET", &line)
+            .spawn()
+            .expect("runs");
+        Self {
+            folder,
+            supervisor,
+            process,
+        }
+    }
+
+    /// Waits until the relay says so.
+    fn says(&self, word: &str) {
+        let mut octets = [0; 1024];
+        loop {
+            let length = self.supervisor.recv(&mut octets).expect(word);
+            if String::from_utf8_lossy(&octets[..length]).contains(word) {
+                return;
+            }
+        }
+    }
+
+    fn ask(&self, arguments: &[&str]) -> (i32, String) {
+        let output: Output = command(self.folder.path(), arguments)
+            .stdout(Stdio::piped())
+            .output()
+            .expect("runs");
+        let told = String::from_utf8(output.stdout).expect("UTF-8");
+        (output.status.code().unwrap_or(-1), told)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        // Ended already, unless the test failed.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spillway"));
+    command
+        .args(arguments)
+        .arg("--config")
+        .arg(folder.join("spillway.toml"))
+        .env_remove("NOTIFY_SOCKET")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+fn configure(folder: &Path, limits: &str) {
+    let text = format!(
+        "[relay]\nhostname = \"relay.example\"\n[[listener]]\nname = \"smtp\"\naddress = [\"127.0.0.1:0\"]\n\
+         [limits]\n{limits}\n[store]\npath = \"store\"\ndisk_reserve = \"1MiB\"\n[admin]\nhttp = \"\"\n"
+    );
+    std::fs::write(folder.join("spillway.toml"), text).expect("writes");
+}
+
+/// Started, asked, reloaded with a bad and with a good file, told to drain: each command tells what became of it.
+#[test]
+fn a_running_relay_is_asked_reloaded_and_drained() {
+    let mut relay = Relay::start();
+    relay.says("READY=1");
+    let (exit, status) = relay.ask(&["status", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!((exit, &status["hostname"]), (0, &"relay.example".into()));
+    let before = status["config"].clone();
+
+    configure(relay.folder.path(), "errors = 0x");
+    let (exit, told) = relay.ask(&["check-config"]);
+    assert_eq!(exit, 64, "{told}");
+    let socket = relay.folder.path().join("store/control.sock");
+    let (exit, again) = relay.ask(&["reload", "--socket", socket.to_str().expect("UTF-8")]);
+    assert_eq!(exit, 64, "{again}");
+    assert_eq!(
+        again.lines().next(),
+        told.lines().next(),
+        "the relay sees the same"
+    );
+
+    configure(
+        relay.folder.path(),
+        "errors = 10\nin_flight_bytes = \"256MiB\"",
+    );
+    let (exit, told) = relay.ask(&["reload"]);
+    assert_eq!(exit, 64, "{told}");
+    assert!(
+        told.contains("in_flight_bytes") && told.contains("needs a restart"),
+        "{told}"
+    );
+    assert!(told.ends_with("nothing has changed\n"), "{told}");
+
+    configure(relay.folder.path(), "errors = 10");
+    let (exit, told) = relay.ask(&["reload"]);
+    assert_eq!(exit, 0, "{told}");
+    assert_eq!(told, "limits.errors: 20 -> 10\nreloaded: 1 change\n");
+    let (_, status) = relay.ask(&["status", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    assert_ne!(status["config"], before, "another version is in force");
+
+    let (exit, told) = relay.ask(&["drain"]);
+    assert!(exit == 0 && told.starts_with("draining"), "{told}");
+    relay.says("STOPPING=1");
+    let ended = relay.process.wait().expect("ends");
+    assert_eq!(ended.code(), Some(0), "everything in flight was done");
+    assert_eq!(relay.ask(&["status"]).0, 69);
+}
+
+/// A second relay on the same store would spoil it; it says so and goes.
+#[test]
+fn a_second_relay_does_not_start() {
+    let relay = Relay::start();
+    relay.says("READY=1");
+    let (exit, _) = relay.ask(&["run"]);
+    assert_eq!(exit, 75);
+    assert_eq!(relay.ask(&["status"]).0, 0, "the first is as it was");
+}
