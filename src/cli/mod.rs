@@ -5,6 +5,7 @@
 //! for programs; everything else goes to standard error. Exit codes are those of [`Exit`].
 
 mod control;
+mod demo;
 mod exit;
 mod explain;
 mod manual;
@@ -100,6 +101,14 @@ enum Command {
     /// Manage the users who may relay after AUTH
     #[command(subcommand, after_help = exit::HELP)]
     User(user::User),
+    /// Show in a few seconds what the relay does, on mail of its own
+    ///
+    /// Starts a relay with the embedded engines, one more engine that hangs on one particular
+    /// message, and a mail server behind it, all in this process, on free loopback ports and in a
+    /// temporary folder. Sends a clean message, the EICAR test file, a blocked attachment and a
+    /// message on which the engine hangs, shows what became of each, and cleans up.
+    #[command(after_help = exit::HELP)]
+    Demo,
     /// Print completions for a shell
     #[command(after_help = exit::HELP)]
     Completions(manual::Completions),
@@ -150,6 +159,7 @@ fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
         Command::User(command) => user::run(command, given, terminal),
         Command::Completions(command) => manual::completions(command, Cli::command(), terminal),
         Command::Man(command) => manual::man(command, Cli::command(), terminal),
+        Command::Demo => wait(demo::run(terminal)),
         Command::Reload(socket) => wait(relay::reload(&socket.path(given)?, terminal)),
         Command::Drain(socket) => wait(relay::drain(&socket.path(given)?, terminal)),
         Command::Status(socket) => wait(relay::status(&socket.path(given)?, terminal)),

@@ -6,6 +6,7 @@ mod certificates;
 mod cli;
 mod client;
 mod crash;
+mod demo;
 mod dialogue;
 mod engines;
 mod faults;

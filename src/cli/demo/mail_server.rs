@@ -1,0 +1,138 @@
+//! The mail server behind the relay: it takes everything and remembers it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use super::loopback::Loopback;
+use crate::smtp::Reply;
+use crate::smtp::content::Decoder;
+use crate::smtp::transaction::{Offer, Server, Step};
+
+/// Its name.
+const NAME: &str = "mail.demo.example";
+/// Octets of one message at most.
+const LARGEST: usize = 1 << 20;
+/// Octets of a command line at most.
+const LINE: u64 = 4096;
+/// Messages it remembers.
+const REMEMBERED: usize = 64;
+
+type Received = Arc<Mutex<Vec<Vec<u8>>>>;
+
+/// A mail server as far as the demo needs one.
+#[derive(Debug)]
+pub(super) struct MailServer {
+    server: Loopback,
+    received: Received,
+}
+
+impl MailServer {
+    /// Listens on a free port.
+    pub(super) async fn start() -> io::Result<Self> {
+        let received = Received::default();
+        let kept = received.clone();
+        let server = Loopback::serve(move |stream| session(stream, kept.clone())).await?;
+        Ok(Self { server, received })
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// How often it has got this content, byte for byte below the fields that the relay puts on top.
+    pub(super) fn copies(&self, content: &[u8]) -> usize {
+        let received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = received.iter().filter(|got| got.ends_with(content));
+        same.count()
+    }
+}
+
+fn offer() -> Offer {
+    Offer {
+        hostname: NAME.into(),
+        message_size: LARGEST as u64,
+        recipients: 100,
+        starttls: false,
+        tls_required: false,
+        auth: false,
+        encrypted: false,
+        xclient: false,
+        xforward: false,
+    }
+}
+
+async fn session(stream: TcpStream, received: Received) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut stream = BufReader::new(stream);
+    let mut server = Server::new(offer());
+    say(&mut stream, &Reply::greeting(NAME)).await?;
+    loop {
+        let mut line = Vec::new();
+        (&mut stream)
+            .take(LINE)
+            .read_until(b'\n', &mut line)
+            .await?;
+        let Some(command) = line.strip_suffix(b"\r\n") else {
+            return Ok(());
+        };
+        let reply = match server.command(command) {
+            Step::Reply(reply) => reply,
+            Step::Recipient(recipient) => server.add_recipient(recipient),
+            Step::Content => {
+                say(&mut stream, &Reply::send_content()).await?;
+                let content = content(&mut stream).await?;
+                server.finish();
+                keep(&received, content)
+            }
+            // The relay uses none of these with a server that offers no more than ours.
+            Step::Chunk { .. }
+            | Step::StartTls
+            | Step::Auth { .. }
+            | Step::Xclient(_)
+            | Step::Xforward(_) => return Ok(()),
+        };
+        say(&mut stream, &reply).await?;
+        if reply.closes() {
+            return Ok(());
+        }
+    }
+}
+
+fn keep(received: &Received, content: Vec<u8>) -> Reply {
+    let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
+    if received.len() >= REMEMBERED {
+        return Reply::no_room();
+    }
+    received.push(content);
+    Reply::accepted(format_args!("message {} of {NAME}", received.len()))
+}
+
+async fn say(stream: &mut BufReader<TcpStream>, reply: &Reply) -> io::Result<()> {
+    let mut octets = Vec::new();
+    reply.write_to(&mut octets);
+    stream.get_mut().write_all(&octets).await
+}
+
+async fn content(stream: &mut BufReader<TcpStream>) -> io::Result<Vec<u8>> {
+    let mut decoder = Decoder::data(false);
+    let mut content = Vec::new();
+    loop {
+        let piece = stream.fill_buf().await?;
+        if piece.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let (used, ended) = decoder.decode(piece, |octets| content.extend_from_slice(octets));
+        stream.consume(used);
+        if ended {
+            return Ok(content);
+        }
+        if content.len() > LARGEST {
+            return Err(io::Error::other("larger than was offered"));
+        }
+    }
+}
