@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -52,7 +52,7 @@ pub enum ListenerError {
     Users(Arc<str>, UsersError),
 }
 
-/// Sessions of the whole relay: the limit on all, and on each client.
+/// Sessions of the whole relay, or those of them that do something costly: the limit on all, and on each client.
 #[derive(Debug)]
 pub struct Sessions {
     all: Arc<Semaphore>,
@@ -77,45 +77,64 @@ impl Sessions {
     }
 
     /// A place for one more session of `client`, unless it or everybody together has too many.
-    fn admit(self: &Arc<Self>, client: IpAddr, per_client: usize) -> Option<Place> {
+    pub(super) fn admit(self: &Arc<Self>, client: IpAddr, per_client: usize) -> Option<Place> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
-        let mut clients = self
-            .by_client
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let count = clients.entry(client).or_insert(0);
-        if *count >= per_client {
-            return None;
-        }
-        *count += 1;
-        Some(Place {
+        self.enter(client, per_client).then(|| Place {
             sessions: self.clone(),
             client,
             _permit: permit,
         })
     }
+
+    fn enter(&self, client: IpAddr, per_client: usize) -> bool {
+        let mut clients = self.clients();
+        let count = clients.get(&client).copied().unwrap_or_default();
+        let admitted = count < per_client;
+        if admitted {
+            clients.insert(client, count + 1);
+        }
+        admitted
+    }
+
+    fn leave(&self, client: IpAddr) {
+        let mut clients = self.clients();
+        match clients.get_mut(&client) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => {
+                clients.remove(&client);
+            }
+        }
+    }
+
+    fn clients(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.by_client
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The place of one session, given back on drop.
-struct Place {
+pub(super) struct Place {
     sessions: Arc<Sessions>,
     client: IpAddr,
     _permit: OwnedSemaphorePermit,
 }
 
+impl Place {
+    /// The peer speaks for this client, which has the session from now on; false if it has too many already.
+    pub(super) fn pass_to(&mut self, client: IpAddr, per_client: usize) -> bool {
+        let admitted = client == self.client || self.sessions.enter(client, per_client);
+        if admitted && client != self.client {
+            self.sessions.leave(self.client);
+            self.client = client;
+        }
+        admitted
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut clients = self
-            .sessions
-            .by_client
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = clients.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                clients.remove(&self.client);
-            }
-        }
+        self.sessions.leave(self.client);
     }
 }
 
@@ -278,13 +297,13 @@ fn begin(stream: TcpStream, peer: SocketAddr, context: Arc<Context>, shared: &Sh
     let session = Session::new(
         Wire::new(Stream::Plain(stream)),
         client,
+        place,
         context,
         shared.pipeline.clone(),
         shared.closing.clone(),
     );
     shared.tasks.spawn(async move {
         let ending = session.run().await;
-        drop(place);
         tracing::debug!(%client, %listener, %ending, "session ended");
     });
 }

@@ -1,11 +1,28 @@
 //! AUTH PLAIN (RFC 4616) and LOGIN, over TLS only (RFC 4954).
+//!
+//! Guessing is slow, and slow for the guesser alone: a client has few checks at once, each wrong password keeps one of
+//! them for a second, and a few of them end the session.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::accept::Sessions;
 use super::session::{Ending, Session};
+use crate::deadline::Deadline;
 use crate::smtp::Reply;
 use crate::smtp::transaction::Mechanism;
+
+/// Wrong passwords that end a session.
+const WRONG_PASSWORDS: u32 = 3;
+/// The answer to a wrong password takes this long.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Sessions of one client address whose password is being checked, or was wrong a moment ago.
+const CHECKS_PER_CLIENT: usize = 8;
+/// The same of all clients: more than can have their turn in time.
+static CHECKS: LazyLock<Arc<Sessions>> = LazyLock::new(|| Sessions::new(1024));
 
 impl Session {
     /// The exchange after AUTH; the reply that ends it. A wrong password counts as an error of the session.
@@ -41,6 +58,9 @@ impl Session {
         let Some(users) = self.context.users.clone() else {
             return Ok(Reply::not_implemented());
         };
+        let Some(_place) = CHECKS.admit(self.address, CHECKS_PER_CLIENT) else {
+            return Ok(Reply::auth_unavailable());
+        };
         match users.verify(&name, &password).await {
             Ok(true) => {
                 tracing::info!(user = %name, "authenticated");
@@ -48,7 +68,12 @@ impl Session {
                 Ok(Reply::authenticated())
             }
             Ok(false) => {
-                tracing::warn!(user = %name, "authentication failed");
+                tracing::warn!(user = %name, client = %self.address, "authentication failed");
+                self.wrong_passwords += 1;
+                if self.wrong_passwords >= WRONG_PASSWORDS {
+                    return Err(Ending::TooManyErrors);
+                }
+                Deadline::after(PAUSE).wait().await;
                 Ok(Reply::bad_credentials())
             }
             Err(error) => {

@@ -7,8 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// What a header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parsed {
-    /// More octets are needed.
-    Incomplete,
+    /// So many octets more are needed at least. Nothing beyond them may be read: what follows the header belongs to
+    /// the session, or to its TLS handshake.
+    Incomplete(usize),
     /// A header of so many octets; the address is `None` for LOCAL and UNKNOWN (the balancer's own checks).
     Header(usize, Option<IpAddr>),
     /// Not a header, or one that says nothing usable.
@@ -16,19 +17,22 @@ pub enum Parsed {
 }
 
 const V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// Longest version 1 line, CRLF included.
+/// Shortest and longest version 1 line, CRLF included: `PROXY UNKNOWN` and two IPv6 addresses.
+const V1_MIN: usize = 15;
 const V1_MAX: usize = 107;
+/// Version 2 up to its length, which is one octet more than the shortest version 1.
+const V2_FIXED: usize = 16;
 /// Longest version 2 header we read: addresses and a bounded set of TLVs.
-pub const V2_MAX: usize = 16 + 2048;
+const V2_MAX: usize = V2_FIXED + 2048;
 
 /// Looks at the first octets of a session.
 pub fn parse(input: &[u8]) -> Parsed {
     let seen = input.len().min(V2.len());
     if input[..seen] == V2[..seen] {
-        return if seen < V2.len() {
-            Parsed::Incomplete
-        } else {
-            version_2(input)
+        return match input.len() {
+            0 => Parsed::Incomplete(V1_MIN),
+            octets if octets < V2_FIXED => Parsed::Incomplete(V2_FIXED - octets),
+            _ => version_2(input),
         };
     }
     let seen = input.len().min(6);
@@ -38,7 +42,9 @@ pub fn parse(input: &[u8]) -> Parsed {
     match input.windows(2).position(|pair| pair == b"\r\n") {
         Some(end) if end + 2 <= V1_MAX => version_1(&input[..end], end + 2),
         Some(_) => Parsed::Bad,
-        None if input.len() < V1_MAX => Parsed::Incomplete,
+        None if input.len() < V1_MAX => {
+            Parsed::Incomplete(V1_MIN.saturating_sub(input.len()).max(1))
+        }
         None => Parsed::Bad,
     }
 }
@@ -68,15 +74,16 @@ fn version_1(line: &[u8], octets: usize) -> Parsed {
 }
 
 fn version_2(input: &[u8]) -> Parsed {
-    let Some(fixed) = input.get(12..16) else {
-        return Parsed::Incomplete;
+    let Some(fixed) = input.get(12..V2_FIXED) else {
+        return Parsed::Bad;
     };
     let length = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
-    if fixed[0] >> 4 != 2 || 16 + length > V2_MAX {
+    let octets = V2_FIXED + length;
+    if fixed[0] >> 4 != 2 || octets > V2_MAX {
         return Parsed::Bad;
     }
-    let Some(addresses) = input.get(16..16 + length) else {
-        return Parsed::Incomplete;
+    let Some(addresses) = input.get(V2_FIXED..octets) else {
+        return Parsed::Incomplete(octets - input.len());
     };
     let source = match (fixed[0] & 0x0f, fixed[1]) {
         (0, _) => None,
@@ -91,7 +98,7 @@ fn version_2(input: &[u8]) -> Parsed {
         (1, 0x00) => None,
         _ => return Parsed::Bad,
     };
-    Parsed::Header(16 + length, source)
+    Parsed::Header(octets, source)
 }
 
 #[cfg(test)]
@@ -106,7 +113,8 @@ mod tests {
         header
     }
 
-    /// Complete headers are read whole, every prefix of them waits, and everything else is refused.
+    /// Complete headers are read whole, every prefix of them waits for what is left of them at most, and everything else
+    /// is refused.
     #[test]
     fn both_versions() {
         let v4 = [192, 0, 2, 7, 10, 0, 0, 1, 1, 0, 0, 25];
@@ -128,7 +136,10 @@ mod tests {
             input.extend(b"EHLO x\r\n");
             assert_eq!(parse(&input), Parsed::Header(header.len(), address));
             for cut in 0..header.len() {
-                assert_eq!(parse(&header[..cut]), Parsed::Incomplete, "cut at {cut}");
+                match parse(&header[..cut]) {
+                    Parsed::Incomplete(more) => assert!(more <= header.len() - cut, "cut at {cut}"),
+                    other => panic!("cut at {cut}: {other:?}"),
+                }
             }
         }
         for bad in [

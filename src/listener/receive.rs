@@ -2,6 +2,7 @@
 
 use tokio::time::Instant;
 
+use super::Limits;
 use super::session::{Ending, Session};
 use crate::deadline::{Deadline, Elapsed};
 use crate::message::{Charge, Content};
@@ -20,17 +21,20 @@ pub(super) struct Intake {
     limit: u64,
     /// Why nothing is kept any more. Input is still read to the true end, so that the dialogue stays in step.
     refusal: Option<Reply>,
-    /// Since DATA or the first BDAT.
+    /// DATA or the first BDAT.
     began: Instant,
-    read: u64,
+    /// When all of it must be here.
+    pub(super) ends: Deadline,
+    used: u64,
 }
 
 impl Intake {
     /// From this much content on, a declared size is believed and made room for in one piece.
     const BELIEVE: usize = 256 * 1024;
 
-    /// For content of `declared` octets (0: not declared), at most `limit`.
-    pub(super) fn new(decoder: Decoder, declared: u64, limit: u64) -> Self {
+    /// For content of `declared` octets (0: not declared).
+    pub(super) fn new(decoder: Decoder, declared: u64, limits: &Limits) -> Self {
+        let limit = limits.message_size;
         let declared = usize::try_from(declared.min(limit))
             .unwrap_or(0)
             .saturating_add(512);
@@ -42,13 +46,19 @@ impl Intake {
             limit,
             refusal: None,
             began: Instant::now(),
-            read: 0,
+            ends: Deadline::after(limits.data_total),
+            used: 0,
         }
     }
 
     /// Keeps nothing of what follows.
     pub(super) fn forget(&mut self) {
         self.refuse(Reply::ok());
+    }
+
+    fn is_too_slow(&self, rate: u64) -> bool {
+        let elapsed = self.began.elapsed();
+        elapsed > GRACE && self.used < rate.saturating_mul(elapsed.as_secs())
     }
 
     fn refuse(&mut self, reply: Reply) {
@@ -76,32 +86,23 @@ impl Session {
         intake: &mut Intake,
         chunk: Option<u64>,
     ) -> Result<(), Ending> {
-        let limits = &self.context.limits;
-        let total = Deadline::after(limits.data_total.saturating_sub(intake.began.elapsed()));
+        let limits = self.context.limits.clone();
         let mut left = chunk;
         loop {
             if self.take_input(intake, &mut left) || left == Some(0) {
                 return Ok(());
             }
-            let wait = total.within(self.context.limits.data_idle);
+            if intake.is_too_slow(limits.data_rate) {
+                return Err(Ending::TimedOut("The message comes in too slowly"));
+            }
+            let wait = intake.ends.within(limits.data_idle);
             match wait.run(self.wire.read_content()).await {
                 Ok(Ok(0)) => return Err(Ending::Closed),
-                Ok(Ok(octets)) => intake.read += octets as u64,
+                Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error.into()),
                 Err(Elapsed) => {
                     return Err(Ending::TimedOut("The message did not come in in time"));
                 }
-            }
-            let elapsed = intake.began.elapsed();
-            if elapsed > GRACE
-                && intake.read
-                    < self
-                        .context
-                        .limits
-                        .data_rate
-                        .saturating_mul(elapsed.as_secs())
-            {
-                return Err(Ending::TimedOut("The message comes in too slowly"));
             }
         }
     }
@@ -117,12 +118,14 @@ impl Session {
             }
             None => input,
         };
-        // Normalising can double a line end, and nothing else grows.
+        // Normalising can double a line end, and nothing else grows. What exceeds the limit is not kept.
+        let largest = usize::try_from(intake.limit).unwrap_or(usize::MAX);
+        let wanted = (intake.octets.len() + input.len() * 2).min(largest);
         if intake.refusal.is_none()
             && !self
                 .pipeline
                 .memory()
-                .try_extend(&mut intake.charge, intake.octets.len() + input.len() * 2)
+                .try_extend(&mut intake.charge, wanted)
         {
             intake.refuse(Reply::no_room());
         }
@@ -142,6 +145,7 @@ impl Session {
             }
         });
         self.wire.consume(used);
+        intake.used += used as u64;
         if let Some(octets) = left {
             *octets -= used as u64;
         }

@@ -1,7 +1,7 @@
 //! One session from greeting to end: carries out the steps of [`Server`] on a [`Wire`].
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use memchr::memchr;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::accept::Context;
+use super::accept::{Context, Place};
 use super::proxy::{self, Parsed};
 use super::receive::Intake;
 use super::wire::Wire;
@@ -41,6 +41,8 @@ pub(super) enum Ending {
     TooManyErrors,
     #[error("the relay is stopping")]
     Drained,
+    #[error("too many sessions of the client behind the peer")]
+    TooManySessions,
     #[error("no PROXY header from a peer that must send one")]
     NoProxyHeader,
     #[error("TLS handshake failed: {0}")]
@@ -56,12 +58,14 @@ pub(super) struct Session {
     pub(super) context: Arc<Context>,
     pub(super) pipeline: Arc<Pipeline>,
     /// Whose permission counts: the peer, or its client where XCLIENT or PROXY is believed.
-    address: IpAddr,
+    pub(super) address: IpAddr,
+    place: Place,
     client_name: Option<String>,
     tls: Option<String>,
     client_certificate: bool,
-    forwarded: Option<Attributes>,
+    forwarded: Attributes,
     pub(super) intake: Option<Box<Intake>>,
+    pub(super) wrong_passwords: u32,
     errors: usize,
     commands: usize,
     closing: CancellationToken,
@@ -78,35 +82,25 @@ impl Session {
     pub(super) fn new(
         wire: Wire,
         peer: IpAddr,
+        place: Place,
         context: Arc<Context>,
         pipeline: Arc<Pipeline>,
         closing: CancellationToken,
     ) -> Self {
-        let settings = &context.settings;
-        let trusted = |networks: &[ipnet::IpNet]| networks.iter().any(|n| n.contains(&peer));
-        let server = Server::new(Offer {
-            hostname: context.hostname.clone(),
-            message_size: context.limits.message_size,
-            recipients: context.limits.recipients,
-            starttls: matches!(settings.tls, Tls::StartTls | Tls::Required),
-            tls_required: settings.tls == Tls::Required,
-            auth: context.users.is_some(),
-            encrypted: false,
-            xclient: trusted(&settings.xclient_from),
-            xforward: trusted(&settings.xforward_from),
-        });
         Self {
             wire,
-            server,
+            server: Server::new(offer(&context, peer)),
             ends: Deadline::after(context.limits.session_total),
             context,
             pipeline,
             address: peer,
+            place,
             client_name: None,
             tls: None,
             client_certificate: false,
-            forwarded: None,
+            forwarded: Attributes::default(),
             intake: None,
+            wrong_passwords: 0,
             errors: 0,
             commands: 0,
             closing,
@@ -124,6 +118,7 @@ impl Session {
         let farewell = match &ending {
             Ending::TimedOut(what) => Some(Reply::timed_out(what)),
             Ending::TooManyErrors => Some(Reply::too_many_errors()),
+            Ending::TooManySessions => Some(Reply::too_many_sessions()),
             Ending::Drained => Some(Reply::shutting_down(&self.context.hostname)),
             Ending::Quit
             | Ending::Closed
@@ -156,8 +151,10 @@ impl Session {
             let reply = match self.next_line().await? {
                 Line::Command(line) => {
                     self.commands += 1;
-                    self.forget_abandoned_chunks();
-                    match self.server.command(&line) {
+                    let in_transaction = self.server.transaction().is_some();
+                    let step = self.server.command(&line);
+                    self.forget_abandoned(in_transaction);
+                    match step {
                         Step::Reply(reply) => reply,
                         Step::Recipient(recipient) => self.recipient(recipient),
                         step => match Box::pin(self.carry_out(step)).await? {
@@ -183,10 +180,13 @@ impl Session {
         }
     }
 
-    /// RSET, EHLO or a new MAIL end a transaction whose chunks had begun to come in.
-    fn forget_abandoned_chunks(&mut self) {
+    /// RSET and EHLO end a transaction whose chunks had begun to come in, and what XFORWARD said of it.
+    fn forget_abandoned(&mut self, in_transaction: bool) {
         if !self.server.transaction().is_some_and(|t| t.chunking) {
             self.intake = None;
+        }
+        if in_transaction && self.server.transaction().is_none() {
+            self.forwarded = Attributes::default();
         }
     }
 
@@ -207,12 +207,13 @@ impl Session {
                 self.flush().await?;
                 self.handshake().await?;
                 self.server.reset_for_tls();
+                self.forwarded = Attributes::default();
                 return Ok(None);
             }
             Step::Auth { mechanism, initial } => self.authenticate(mechanism, initial).await?,
-            Step::Xclient(attributes) => self.xclient(attributes),
+            Step::Xclient(attributes) => self.xclient(attributes)?,
             Step::Xforward(attributes) => {
-                self.forwarded = Some(attributes);
+                self.forwarded.add(attributes);
                 Reply::ok()
             }
         }))
@@ -235,6 +236,10 @@ impl Session {
     async fn next_line(&mut self) -> Result<Line, Ending> {
         let limit = self.context.limits.command_line;
         let mut too_long = false;
+        let mut idle = None;
+        if self.wire.is_full() {
+            self.flush().await?;
+        }
         loop {
             if let Some(end) = memchr(b'\n', self.wire.input()) {
                 let line = &self.wire.input()[..end];
@@ -253,7 +258,13 @@ impl Session {
                 self.wire.consume(self.wire.input().len());
             }
             self.flush().await?;
-            let deadline = self.ends.within(self.context.limits.idle);
+            // For the whole line, and for a message that comes in chunks no longer than for one that does not.
+            let deadline = *idle.get_or_insert_with(|| {
+                let deadline = self.ends.within(self.context.limits.idle);
+                self.intake
+                    .as_ref()
+                    .map_or(deadline, |intake| deadline.min(intake.ends))
+            });
             let in_transaction = self.server.transaction().is_some();
             let closing = self.closing.clone();
             let drained = async {
@@ -315,19 +326,28 @@ impl Session {
             match proxy::parse(self.wire.input()) {
                 Parsed::Header(octets, address) => {
                     self.wire.consume(octets);
-                    self.address = address.unwrap_or(self.address).to_canonical();
+                    self.speak_for(address.unwrap_or(self.address))?;
+                    self.server = Server::new(offer(&self.context, self.address));
                     return Ok(());
                 }
                 Parsed::Bad => return Err(Ending::NoProxyHeader),
-                Parsed::Incomplete if self.wire.input().len() > proxy::V2_MAX => {
-                    return Err(Ending::NoProxyHeader);
+                Parsed::Incomplete(more) => {
+                    match deadline.run(self.wire.read_at_most(more)).await {
+                        Ok(Ok(0)) | Err(Elapsed) => return Err(Ending::NoProxyHeader),
+                        Ok(read) => read?,
+                    };
                 }
-                Parsed::Incomplete => {}
             }
-            match deadline.run(self.wire.read_command()).await {
-                Ok(Ok(0)) | Err(Elapsed) => return Err(Ending::NoProxyHeader),
-                Ok(read) => read?,
-            };
+        }
+    }
+
+    /// A trusted peer says who its client is.
+    fn speak_for(&mut self, client: IpAddr) -> Result<(), Ending> {
+        self.address = client.to_canonical();
+        let per_client = self.context.limits.sessions_per_client;
+        match self.place.pass_to(self.address, per_client) {
+            true => Ok(()),
+            false => Err(Ending::TooManySessions),
         }
     }
 
@@ -358,22 +378,21 @@ impl Session {
         Ok(())
     }
 
-    fn xclient(&mut self, attributes: Attributes) -> Reply {
-        if let Some(Some(text)) = &attributes.addr {
-            let bare = text
-                .strip_prefix("IPV6:")
-                .or(text.strip_prefix("ipv6:"))
-                .unwrap_or(text);
-            match bare.parse::<IpAddr>() {
-                Ok(address) => self.address = address.to_canonical(),
-                Err(_) => return Reply::bad_parameter("ADDR"),
-            }
+    /// From here on the session is the client's: nothing of it may have a permission that the peer has.
+    fn xclient(&mut self, attributes: Attributes) -> Result<Reply, Ending> {
+        match (&attributes.addr, attributes.address()) {
+            (None, _) => {}
+            (_, Some(address)) => self.speak_for(address)?,
+            // The peer does not know: an address that is in no network.
+            (Some(None), _) => self.address = Ipv4Addr::UNSPECIFIED.into(),
+            (Some(Some(_)), None) => return Ok(Reply::bad_parameter("ADDR")),
         }
+        self.client_certificate = false;
         if let Some(name) = attributes.name {
             self.client_name = name;
         }
         self.server.reset_for_xclient(attributes.login.flatten());
-        Reply::greeting(&self.context.hostname)
+        Ok(Reply::greeting(&self.context.hostname))
     }
 
     async fn data(&mut self) -> Result<Reply, Ending> {
@@ -413,7 +432,7 @@ impl Session {
 
     fn intake(&self, decoder: Decoder) -> Intake {
         let declared = self.server.transaction().map_or(0, |t| t.declared_size);
-        Intake::new(decoder, declared, self.context.limits.message_size)
+        Intake::new(decoder, declared, &self.context.limits)
     }
 
     /// End of data: the transaction becomes a message and the pipeline answers for it.
@@ -421,6 +440,7 @@ impl Session {
         let Some(transaction) = self.server.finish() else {
             return Reply::bad_sequence("Say MAIL first");
         };
+        let forwarded = std::mem::take(&mut self.forwarded);
         let refuse_bare = self.context.settings.line_endings == LineEndings::Refuse;
         let content = match intake.finish(refuse_bare) {
             Ok(content) => content,
@@ -430,13 +450,18 @@ impl Session {
         if hops >= self.context.limits.hops {
             return Reply::loop_detected(hops);
         }
-        let message = self.message(transaction, content);
+        let message = self.message(transaction, forwarded, content);
         self.pipeline
             .accept(message, self.context.settings.mode)
             .await
     }
 
-    fn message(&mut self, transaction: Transaction, content: Content) -> Message {
+    fn message(
+        &self,
+        transaction: Transaction,
+        forwarded: Attributes,
+        content: Content,
+    ) -> Message {
         let helo = self.server.helo();
         let mut origin = Origin {
             client: self.address,
@@ -452,9 +477,7 @@ impl Session {
             helo.is_some_and(|h| h.extended),
             transaction.smtputf8,
         );
-        if let Some(forwarded) = self.forwarded.take() {
-            apply_forwarded(&mut origin, forwarded);
-        }
+        apply_forwarded(&mut origin, forwarded);
         let envelope = Envelope {
             reverse_path: transaction.reverse_path,
             recipients: transaction.recipients,
@@ -477,10 +500,26 @@ impl Session {
     }
 }
 
+/// What a session of this client is offered.
+fn offer(context: &Context, client: IpAddr) -> Offer {
+    let settings = &context.settings;
+    let trusted = |networks: &[ipnet::IpNet]| networks.iter().any(|n| n.contains(&client));
+    Offer {
+        hostname: context.hostname.clone(),
+        message_size: context.limits.message_size,
+        recipients: context.limits.recipients,
+        starttls: matches!(settings.tls, Tls::StartTls | Tls::Required),
+        tls_required: settings.tls == Tls::Required,
+        auth: context.users.is_some(),
+        encrypted: false,
+        xclient: trusted(&settings.xclient_from),
+        xforward: trusted(&settings.xforward_from),
+    }
+}
+
 /// XFORWARD tells where a message came from before it came to our peer; it gives no permission.
 fn apply_forwarded(origin: &mut Origin, forwarded: Attributes) {
-    let bare = |text: &str| text.trim_start_matches("IPV6:").parse::<IpAddr>();
-    if let Some(Some(Ok(address))) = forwarded.addr.map(|value| value.map(|text| bare(&text))) {
+    if let Some(address) = forwarded.address() {
         origin.client = address.to_canonical();
     }
     if let Some(name) = forwarded.name {

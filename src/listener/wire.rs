@@ -68,6 +68,8 @@ pub struct Wire {
     stream: Stream,
     input: BytesMut,
     output: Vec<u8>,
+    /// So much of the output has been sent already.
+    sent: usize,
 }
 
 impl Wire {
@@ -75,6 +77,8 @@ impl Wire {
     const IDLE: usize = 1024;
     /// Input buffer while content comes in.
     const BUSY: usize = 32 * 1024;
+    /// Replies that may wait for the next flush; a pipelining client that asks for more has to read first.
+    const REPLIES: usize = 16 * 1024;
 
     /// Around a socket from which nothing was read yet.
     pub fn new(stream: Stream) -> Self {
@@ -82,6 +86,7 @@ impl Wire {
             stream,
             input: BytesMut::new(),
             output: Vec::new(),
+            sent: 0,
         }
     }
 
@@ -100,14 +105,25 @@ impl Wire {
         &mut self.output
     }
 
+    /// Whether the output is to be sent before more is put into it.
+    pub fn is_full(&self) -> bool {
+        self.output.len() > Self::REPLIES
+    }
+
     /// Sends what is in the output.
     ///
-    /// Cancel safety: part of the output may have been sent; the session has to end.
+    /// Cancel safety: safe, the next flush goes on where this one stopped.
     pub async fn flush(&mut self) -> io::Result<()> {
         if !self.output.is_empty() {
-            self.stream.write_all(&self.output).await?;
+            while self.sent < self.output.len() {
+                match self.stream.write(&self.output[self.sent..]).await? {
+                    0 => return Err(io::ErrorKind::WriteZero.into()),
+                    octets => self.sent += octets,
+                }
+            }
             self.stream.flush().await?;
             self.output = Vec::new();
+            self.sent = 0;
         }
         Ok(())
     }
@@ -121,6 +137,14 @@ impl Wire {
         }
         self.input.reserve(Self::IDLE / 2);
         self.stream.read_buf(&mut self.input).await
+    }
+
+    /// Reads so many octets more at most, so that what follows them stays in the socket; 0 is the end.
+    ///
+    /// Cancel safety: safe, what was read is in the input.
+    pub async fn read_at_most(&mut self, octets: usize) -> io::Result<usize> {
+        let mut limited = (&mut self.stream).take(octets as u64);
+        limited.read_buf(&mut self.input).await
     }
 
     /// Reads more while content is awaited; 0 is the end.

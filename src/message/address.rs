@@ -39,7 +39,7 @@ impl Mailbox {
         }
         let (local, domain) = text.rsplit_once('@').ok_or(NotAMailbox::Syntax)?;
         let quoted = local.len() >= 2 && local.starts_with('"') && local.ends_with('"');
-        let loose = |c: char| c == ' ' || c == '"' || c == ',' || c == ';';
+        let loose = |c: char| matches!(c, ' ' | '"' | ',' | ';' | '@');
         if local.is_empty() || domain.is_empty() || (!quoted && local.chars().any(loose)) {
             return Err(NotAMailbox::Syntax);
         }
@@ -142,6 +142,10 @@ mod tests {
             ("a@", "empty domain"),
             ("a\r\nRCPT TO:<x@y>@b.example", "line break"),
             ("a b@c.example", "space outside quotes"),
+            (
+                "a@b@c.example",
+                "whose mailbox this is depends on who reads it",
+            ),
             ("a@b c.example", "space in the domain"),
             ("a>@b.example", "closing bracket"),
         ] {

@@ -48,6 +48,9 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// Octets of a line, CRLF included.
+    const LONGEST: usize = 512;
+
     fn new(
         class: Class,
         detail: u8,
@@ -84,16 +87,20 @@ impl Reply {
         let last = self.lines.len() - 1;
         for (at, line) in self.lines.iter().enumerate() {
             let separator = if at == last { ' ' } else { '-' };
+            let start = out.len();
             // Writing to a Vec cannot fail.
             let _ = write!(out, "{}{separator}", self.code());
             if let Some((subject, detail)) = self.enhanced {
                 let _ = write!(out, "{}.{subject}.{detail} ", self.class as u16);
             }
-            // A line break in a text (an echo of something received) must not become a line break of the protocol.
-            out.extend(
-                line.bytes()
-                    .map(|b| if b < b' ' || b == 127 { b'?' } else { b }),
-            );
+            // An echo of something received must not become a line break of the protocol, nor a line that a client
+            // does not expect: ASCII (RFC 5321 4.2), at most 512 octets with its CRLF (4.5.3.1.5).
+            let room = (start + Self::LONGEST - 2).saturating_sub(out.len());
+            let text = line.bytes().map(|b| match b {
+                b' '..=b'~' => b,
+                _ => b'?',
+            });
+            out.extend(text.take(room));
             out.extend_from_slice(b"\r\n");
         }
     }
@@ -299,6 +306,11 @@ impl Reply {
             (5, 2),
             "Lines must end with CRLF, without bare CR, LF or NUL",
         )
+    }
+
+    /// 421 for BDAT without a size: nobody can tell the octets that follow it from commands, so no command follows.
+    pub fn bad_chunk() -> Self {
+        Self::closing((5, 4), "Syntax: BDAT chunk-size [LAST]")
     }
 
     /// 503 for a command out of sequence.
@@ -582,6 +594,15 @@ mod tests {
         let mut wire = Vec::new();
         Reply::no_route("a\r\n250 2.0.0 b").write_to(&mut wire);
         assert_eq!(wire.iter().filter(|b| **b == b'\n').count(), 1);
+    }
+
+    /// RFC 5321 4.2 and 4.5.3.1.5: whatever a next hop says, our line is of ASCII and has 512 octets at most.
+    #[test]
+    fn lines_are_short_and_plain() {
+        let mut wire = Vec::new();
+        Reply::delivered("X", "é".repeat(500)).write_to(&mut wire);
+        assert!(wire.is_ascii() && wire.ends_with(b"?\r\n"));
+        assert_eq!(wire.len(), 512);
     }
 
     /// Several lines carry the code with a hyphen, all but the last (RFC 5321 4.2.1).

@@ -156,6 +156,12 @@ impl Server {
         if verb.eq_ignore_ascii_case(b"XCLIENT") || verb.eq_ignore_ascii_case(b"XFORWARD") {
             return self.attributes(line, verb.len());
         }
+        if verb.eq_ignore_ascii_case(b"BDAT") {
+            return match chunk(&line[verb.len()..]) {
+                Some((octets, last)) => self.bdat(octets, last),
+                None => Step::Reply(Reply::bad_chunk()),
+            };
+        }
         let mut terminated = Vec::with_capacity(line.len() + 2);
         terminated.extend_from_slice(line);
         terminated.extend_from_slice(b"\r\n");
@@ -172,10 +178,6 @@ impl Server {
             Request::Mail { from } => Step::Reply(self.mail(line, &from)),
             Request::Rcpt { to } => self.rcpt(line, &to),
             Request::Data => self.data(),
-            Request::Bdat {
-                chunk_size,
-                is_last,
-            } => self.bdat(chunk_size as u64, is_last),
             Request::Rset => {
                 self.transaction = None;
                 Step::Reply(Reply::ok())
@@ -189,7 +191,8 @@ impl Server {
                 mechanism,
                 initial_response,
             } => self.auth(mechanism, &initial_response),
-            Request::Expn { .. }
+            Request::Bdat { .. }
+            | Request::Expn { .. }
             | Request::Lhlo { .. }
             | Request::Etrn { .. }
             | Request::Atrn { .. }
@@ -460,6 +463,25 @@ impl Server {
             None => Step::Reply(Reply::syntax("attribute=value [attribute=value ...]")),
         }
     }
+}
+
+/// The arguments of BDAT: ` chunk-size [LAST]`. smtp-proto starts over with numbers that are too large, and a size that
+/// others read differently is how one message becomes two.
+fn chunk(arguments: &[u8]) -> Option<(u64, bool)> {
+    let mut words = std::str::from_utf8(arguments)
+        .ok()?
+        .split_ascii_whitespace();
+    let size = words.next()?;
+    let octets = size
+        .bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| size.parse())?;
+    let last = match words.next() {
+        None => false,
+        Some(word) if word.eq_ignore_ascii_case("LAST") => true,
+        Some(_) => return None,
+    };
+    words.next().is_none().then_some((octets.ok()?, last))
 }
 
 /// What stands between the angle brackets, source route removed (RFC 5321 4.1.1.3 asks to ignore it).

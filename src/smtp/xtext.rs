@@ -1,5 +1,7 @@
 //! Attribute lists of XCLIENT and XFORWARD, and the xtext in them (RFC 3461 4).
 
+use std::net::IpAddr;
+
 /// What XCLIENT or XFORWARD said; `None` where the attribute was not given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes {
@@ -13,6 +15,27 @@ pub struct Attributes {
     pub proto: Option<Value>,
     /// LOGIN.
     pub login: Option<Value>,
+}
+
+impl Attributes {
+    /// Takes over what a further command said.
+    pub fn add(&mut self, later: Self) {
+        self.addr = later.addr.or(self.addr.take());
+        self.name = later.name.or(self.name.take());
+        self.helo = later.helo.or(self.helo.take());
+        self.proto = later.proto.or(self.proto.take());
+        self.login = later.login.or(self.login.take());
+    }
+
+    /// ADDR, if it was given, is known and is one: an IPv6 address has a tag before it.
+    pub fn address(&self) -> Option<IpAddr> {
+        let text = self.addr.as_ref()?.as_deref()?;
+        let bare = match text.split_at_checked(5) {
+            Some((tag, bare)) if tag.eq_ignore_ascii_case("IPV6:") => bare,
+            _ => text,
+        };
+        bare.parse().ok()
+    }
 }
 
 /// The value of an attribute; `None` stands for `[UNAVAILABLE]` and `[TEMPUNAVAIL]`.
