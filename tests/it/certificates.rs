@@ -4,10 +4,12 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, SignatureScheme};
 
 struct Made {
     ca: String,
@@ -52,13 +54,28 @@ pub fn write(folder: &Path) {
 
 /// A client that takes any certificate: what it protects is not under test.
 pub fn trusting_client() -> ClientConfig {
+    builder().with_no_client_auth()
+}
+
+/// The same, with a certificate of the test's authority.
+pub fn certified_client() -> ClientConfig {
+    let (certificate, key) = &made().client;
+    let chain = CertificateDer::pem_slice_iter(certificate.as_bytes())
+        .collect::<Result<_, _>>()
+        .expect("a certificate");
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key");
+    builder()
+        .with_client_auth_cert(chain, key)
+        .expect("they belong together")
+}
+
+fn builder() -> ConfigBuilder<ClientConfig, WantsClientCert> {
     let provider = Arc::new(ring::default_provider());
     ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .expect("versions")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Trusting(provider)))
-        .with_no_client_auth()
 }
 
 #[derive(Debug)]

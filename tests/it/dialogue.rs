@@ -21,6 +21,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use rustls::ClientConfig;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -28,22 +29,24 @@ use tokio::time::timeout;
 use crate::certificates;
 use crate::relay::{PATIENCE, Relay, Site, eventually};
 
-trait Wire: AsyncRead + AsyncWrite + Send {}
+/// A socket, encrypted or not.
+pub trait Wire: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Wire for T {}
 
-struct Client {
+/// A client that says exactly what it is told to.
+pub struct Client {
     stream: BufReader<Pin<Box<dyn Wire>>>,
 }
 
 impl Client {
-    async fn connect(relay: &Relay) -> Self {
+    pub async fn connect(relay: &Relay) -> Self {
         let stream = TcpStream::connect(relay.address()).await.expect("connect");
         Self {
             stream: BufReader::new(Box::pin(stream)),
         }
     }
 
-    async fn send(&mut self, octets: &[u8]) {
+    pub async fn send(&mut self, octets: &[u8]) {
         // The server may have closed already; what it says about that is checked by the next line of the dialogue.
         let _ = timeout(PATIENCE, self.stream.write_all(octets))
             .await
@@ -51,7 +54,7 @@ impl Client {
     }
 
     /// One line without CRLF; `None` at the end.
-    async fn line(&mut self) -> Option<String> {
+    pub async fn line(&mut self) -> Option<String> {
         let mut line = Vec::new();
         let read = timeout(PATIENCE, self.stream.read_until(b'\n', &mut line))
             .await
@@ -67,7 +70,7 @@ impl Client {
         }
     }
 
-    async fn reply(&mut self) -> Vec<String> {
+    pub async fn reply(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         while let Some(line) = self.line().await {
             let last = line.as_bytes().get(3) != Some(&b'-');
@@ -79,8 +82,9 @@ impl Client {
         lines
     }
 
-    async fn start_tls(self) -> Self {
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(certificates::trusting_client()));
+    /// Shakes hands, as a client of this configuration.
+    pub async fn start_tls(self, config: ClientConfig) -> Self {
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let name = "relay.test".try_into().expect("a name");
         let stream = connector
             .connect(name, self.stream.into_inner())
@@ -178,7 +182,7 @@ async fn play(file: &Path) {
                 "{place}: {pattern:?} in {got:?}"
             );
         } else if line == "TLS" {
-            client = client.start_tls().await;
+            client = client.start_tls(certificates::trusting_client()).await;
         } else if line == "CLOSED" {
             let got = client.line().await;
             assert_eq!(got, None, "{place}: expected the end");

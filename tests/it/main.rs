@@ -15,5 +15,6 @@ mod postfix;
 mod relay;
 mod samples;
 mod servers;
+mod session;
 mod sink;
 mod tidy;
