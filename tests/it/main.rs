@@ -8,6 +8,7 @@ mod client;
 mod crash;
 mod demo;
 mod dialogue;
+mod docs;
 mod engines;
 mod faults;
 mod metrics;
