@@ -240,14 +240,17 @@ fn cpu_of(pid: u32) -> (f64, f64) {
 /// smtp-sink until it has `messages`.
 pub fn sink(port: u16, messages: usize) -> Stopped {
     let child = Command::new("/usr/sbin/smtp-sink")
+        // As root it insists on giving up its rights.
         .args([
+            "-u",
+            "postfix",
             "-M",
             &messages.to_string(),
             &format!("127.0.0.1:{port}"),
             "1024",
         ])
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(Stdio::inherit())
         .spawn()
         .expect("smtp-sink (Debian package postfix)");
     let sink = Stopped(child);

@@ -43,7 +43,7 @@ async fn between(mode: &str) {
         &last,
         &format!(
             "myhostname = last.test\nmydestination =\nvirtual_mailbox_domains = b.test\nvirtual_mailbox_base = {}\n\
-             virtual_mailbox_maps = static:box/\nvirtual_uid_maps = static:65534\nvirtual_gid_maps = static:65534\n",
+             virtual_mailbox_limit = 0\nvirtual_mailbox_maps = static:box/\nvirtual_uid_maps = static:65534\nvirtual_gid_maps = static:65534\n",
             mail.display()
         ),
     );
