@@ -17,7 +17,7 @@ const WANTED: [(usize, f64, Option<f64>); 3] =
 
 pub fn run() {
     println!(
-        "pass-through: smtp-source -> relay -> smtp-sink, no engines (relayed messages/s; CPU s per 1000 messages)"
+        "pass-through: smtp-source -> relay -> smtp-sink, embedded engines on (relayed messages/s; CPU s per 1000 messages)"
     );
     println!(
         "{:>6} {:>8} | {:>14} | {:>9} | {:>14} {:>13} | {:>14} {:>11} | {:>8}",
@@ -62,11 +62,8 @@ fn row(octets: usize, sessions: usize, cut_wanted: f64, queue_wanted: Option<f64
 fn timed(relay: u16, sink_port: u16, sessions: usize, messages: usize, octets: usize) -> f64 {
     let mut sink = sink(sink_port, messages);
     let began = Instant::now();
-    let mut source = source(relay, sessions, messages, octets);
-    assert!(
-        source.0.wait().expect("smtp-source").success(),
-        "smtp-source failed"
-    );
+    // The sink goes when it has its last message, which a source that speaks to it directly takes for an error.
+    let _source = source(relay, sessions, messages, octets);
     while sink.0.try_wait().expect("smtp-sink").is_none() {
         assert!(
             began.elapsed() < Duration::from_secs(120),

@@ -250,7 +250,7 @@ pub fn sink(port: u16, messages: usize) -> Stopped {
             "1024",
         ])
         .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
+        .stderr(Stdio::null())
         .spawn()
         .expect("smtp-sink (Debian package postfix)");
     let sink = Stopped(child);
@@ -277,7 +277,7 @@ pub fn source(port: u16, sessions: usize, messages: usize, octets: usize) -> Sto
             &format!("127.0.0.1:{port}"),
         ])
         .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
+        .stderr(Stdio::null())
         .spawn()
         .expect("smtp-source (Debian package postfix)");
     Stopped(child)
