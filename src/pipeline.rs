@@ -142,16 +142,19 @@ impl Pipeline {
             passed = &mut work => passed,
             () = patience.wait() => {
                 let record = settle::unfinished(&generation, &message, so_far.get());
-                if let Err(error) = self.keep_leased(&generation, record.clone(), message.content.clone()).await {
-                    return self.not_kept(&message, &error);
+                match self.keep_leased(&generation, record.clone(), message.content.clone()).await {
+                    Ok(()) => {
+                        let (pipeline, id) = (self.clone(), message.id);
+                        self.tasks.spawn(async move {
+                            let passed = work.await;
+                            pipeline.conclude(&generation, &message, Custody::Stored(Box::new(record)), passed).await;
+                        });
+                        return Reply::accepted(id);
+                    }
+                    Err(error) if so_far.get().is_none() => return self.not_kept(&message, &error),
+                    // The next hop may be taking it at this moment, and 451 would make two messages of one.
+                    Err(_) => work.await,
                 }
-                let pipeline = self.clone();
-                let id = message.id;
-                self.tasks.spawn(async move {
-                    let passed = work.await;
-                    pipeline.conclude(&generation, &message, Custody::Stored(Box::new(record)), passed).await;
-                });
-                return Reply::accepted(id);
             }
         };
         self.conclude(&generation, &message, Custody::Session, passed)

@@ -155,3 +155,24 @@ impl Session {
         done
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A slow start is forgiven for half a minute; from then on the average since DATA counts.
+    #[tokio::test(start_paused = true)]
+    async fn the_average_rate_is_judged_after_half_a_minute() {
+        let limits = Limits::default();
+        let mut intake = Intake::new(Decoder::data(false), 0, &limits);
+        tokio::time::advance(GRACE).await;
+        assert!(!intake.is_too_slow(256), "not judged yet");
+        tokio::time::advance(std::time::Duration::from_secs(10)).await;
+        assert!(intake.is_too_slow(256));
+        assert!(!intake.is_too_slow(0), "no limit");
+        intake.used = 40 * 256;
+        assert!(!intake.is_too_slow(256));
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        assert!(intake.is_too_slow(256));
+    }
+}

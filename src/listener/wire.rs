@@ -177,3 +177,38 @@ impl Wire {
         let _ = self.stream.shutdown().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A flush that was given up goes on where it stopped: octets sent twice would be replies to other commands.
+    #[tokio::test]
+    async fn an_interrupted_flush_repeats_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let mut peer = TcpStream::connect(address).await.expect("connect");
+        let (socket, _) = listener.accept().await.expect("accept");
+        let mut wire = Wire::new(Stream::Plain(socket));
+        // More than any socket buffers.
+        let replies: Vec<u8> = (0..32 << 20).map(|i| (i % 251) as u8).collect();
+        wire.output().extend_from_slice(&replies);
+        assert!(wire.is_full());
+        assert!(
+            wire.flush().now_or_never().is_none(),
+            "the peer does not read"
+        );
+        let mut read = Vec::new();
+        let sent = async {
+            wire.flush().await.expect("flush");
+            wire.shutdown().await;
+        };
+        let (_, octets) = tokio::join!(sent, peer.read_to_end(&mut read));
+        octets.expect("read");
+        assert!(read == replies);
+        assert!(!wire.is_full());
+    }
+}

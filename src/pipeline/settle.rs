@@ -132,7 +132,7 @@ fn result_field(out: &mut String, generation: &Generation, id: MessageId, decisi
     // Writing to a String cannot fail.
     let _ = write!(
         out,
-        "X-Spillway-Result: {word}; score={:.1}; rule={}\r\n\tid={id}; by={}",
+        "X-Spillway-Result: {word}; score={:.1}; rule={};\r\n\tid={id}; by={}",
         decision.score,
         token(&decision.rule),
         generation.hostname

@@ -5,11 +5,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use super::*;
-use crate::delivery::{Answer, Kind, Settings as HopSettings};
+use crate::delivery::{Answer, Kind, Settings as HopSettings, SmtpSettings, TlsMode};
 use crate::message::{BodyKind, Envelope, Mailbox, MessageId, Origin, ReversePath};
 use crate::scan::engine::{ClamdAddress, Kind as EngineKind};
 use crate::smtp::RemoteReply;
@@ -156,8 +157,8 @@ fn message(recipients: &[&str]) -> Message {
     }
 }
 
-fn generation(engines: Vec<crate::scan::Settings>, budget: Budget) -> Generation {
-    let hop = HopSettings {
+fn maildir_hop() -> HopSettings {
+    HopSettings {
         name: "hop".into(),
         domains: vec!["*".to_owned()],
         kind: Kind::Maildir {
@@ -166,7 +167,28 @@ fn generation(engines: Vec<crate::scan::Settings>, budget: Budget) -> Generation
         retry_first: Duration::from_secs(60),
         retry_max: Duration::from_secs(3600),
         give_up: Duration::from_secs(86_400),
-    };
+    }
+}
+
+/// A server in the clear that gets this long for everything.
+fn smtp(address: std::net::SocketAddr, patience: Duration) -> SmtpSettings {
+    SmtpSettings {
+        lmtp: false,
+        addresses: vec![address.to_string()],
+        tls: TlsMode::Off,
+        tls_ca: None,
+        username: None,
+        password_file: None,
+        connections: 1,
+        idle: patience,
+        connect_timeout: patience,
+        command_timeout: patience,
+        data_timeout: patience,
+        hostname: "relay.test".to_owned(),
+    }
+}
+
+fn generation(engines: Vec<crate::scan::Settings>, budget: Budget) -> Generation {
     let coverage = crate::config::load(None)
         .unwrap_or_else(|problems| panic!("{problems}"))
         .policy;
@@ -175,7 +197,7 @@ fn generation(engines: Vec<crate::scan::Settings>, budget: Budget) -> Generation
         hostname: "relay.test".into(),
         scanner: Scanner::new(engines).expect("engines"),
         policy: Policy::new(coverage, "test".into()),
-        delivery: Delivery::new(vec![hop]).expect("next hops"),
+        delivery: Delivery::new(vec![maildir_hop()]).expect("next hops"),
         budget,
         retention: Duration::from_secs(86_400),
     }
@@ -581,27 +603,9 @@ async fn all_groups_of_a_message_share_one_delivery_time() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let silent = listener.local_addr().expect("its address");
     let mut generation = generation(Vec::new(), Budget::default());
-    let hour = Duration::from_secs(3600);
     let hop = HopSettings {
-        name: "silent".into(),
-        domains: vec!["*".to_owned()],
-        kind: Kind::Smtp(crate::delivery::SmtpSettings {
-            lmtp: false,
-            addresses: vec![silent.to_string()],
-            tls: crate::delivery::TlsMode::Off,
-            tls_ca: None,
-            username: None,
-            password_file: None,
-            connections: 1,
-            idle: hour,
-            connect_timeout: hour,
-            command_timeout: hour,
-            data_timeout: hour,
-            hostname: "relay.test".to_owned(),
-        }),
-        retry_first: hour,
-        retry_max: hour,
-        give_up: hour,
+        kind: Kind::Smtp(smtp(silent, Duration::from_secs(3600))),
+        ..maildir_hop()
     };
     generation.delivery = Delivery::new(vec![hop]).expect("a next hop");
     let deliver = || decision(Disposition::Deliver);
@@ -658,4 +662,59 @@ async fn stored_mail_does_not_wait_for_memory_longer_than_its_lease() {
     assert_eq!(postponed.lane, Lane::Scan);
     assert!(postponed.due_at > due);
     closing.cancel();
+}
+
+/// A next hop that takes the message after `wait`.
+async fn slow_hop(wait: Duration) -> HopSettings {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("its address");
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let mut stream = tokio::io::BufReader::new(stream);
+        stream.write_all(b"220 hop\r\n").await.expect("write");
+        let mut line = String::new();
+        let mut content = false;
+        while stream.read_line(&mut line).await.expect("read") > 0 {
+            let reply: &[u8] = match line.trim_end() {
+                "DATA" => {
+                    content = true;
+                    b"354 go\r\n"
+                }
+                "." => {
+                    Deadline::after(wait).wait().await;
+                    b"250 taken\r\n"
+                }
+                _ if content => b"",
+                _ => b"250 ok\r\n",
+            };
+            stream.write_all(reply).await.expect("write");
+            line.clear();
+        }
+    });
+    let wait = Duration::from_secs(60);
+    HopSettings {
+        kind: Kind::Smtp(smtp(address, wait)),
+        ..maildir_hop()
+    }
+}
+
+/// When the store fails while the next hop is taking the message, the sender hears what the next hop says: a 451 would
+/// make it send a message again that has arrived.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_during_delivery_makes_no_duplicates() {
+    let store = Arc::new(Scripted::default());
+    store.fails.store(true, Ordering::Relaxed);
+    let mut generation = generation(Vec::new(), Budget::default());
+    let hop = slow_hop(Duration::from_secs(45)).await;
+    generation.delivery = Delivery::new(vec![hop]).expect("a next hop");
+    let mut settings = crate::config::load(None)
+        .unwrap_or_else(|problems| panic!("{problems}"))
+        .policy;
+    settings.coverage.clear();
+    generation.policy = Policy::new(settings, "test".into());
+    let (pipeline, _folder) = pipeline(generation, &store);
+    let reply = pipeline
+        .accept(message(&["x@b.test"]), Mode::CutThrough)
+        .await;
+    assert!(reply.to_string().contains("delivered"), "{reply}");
 }
