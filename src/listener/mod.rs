@@ -6,6 +6,7 @@
 
 mod accept;
 mod auth;
+mod peer;
 mod proxy;
 mod receive;
 mod session;

@@ -1,7 +1,7 @@
 //! One session from greeting to end: carries out the steps of [`Server`] on a [`Wire`].
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::accept::{Context, Place};
-use super::proxy::{self, Parsed};
+use super::peer::{apply_forwarded, offer};
 use super::receive::Intake;
 use super::wire::Wire;
 use super::{LineEndings, Tls, tls, trace};
@@ -19,11 +19,11 @@ use crate::message::{Content, Envelope, Message, MessageId, Origin, Recipient, h
 use crate::pipeline::Pipeline;
 use crate::smtp::Reply;
 use crate::smtp::content::Decoder;
-use crate::smtp::transaction::{Offer, Server, Step, Transaction};
+use crate::smtp::transaction::{Server, Step, Transaction};
 use crate::smtp::xtext::Attributes;
 
 /// Allowance for a TLS handshake, and for the PROXY header before everything else.
-const HANDSHAKE: Duration = Duration::from_secs(30);
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(30);
 
 /// When the relay stops, a transaction that has begun gets so long for each command that is still missing.
 const LAST_COMMANDS: Duration = Duration::from_secs(2);
@@ -59,17 +59,17 @@ pub(super) struct Session {
     pub(super) pipeline: Arc<Pipeline>,
     /// Whose permission counts: the peer, or its client where XCLIENT or PROXY is believed.
     pub(super) address: IpAddr,
-    place: Place,
-    client_name: Option<String>,
+    pub(super) place: Place,
+    pub(super) client_name: Option<String>,
     tls: Option<String>,
-    client_certificate: bool,
+    pub(super) client_certificate: bool,
     forwarded: Attributes,
     pub(super) intake: Option<Box<Intake>>,
     pub(super) wrong_passwords: u32,
     errors: usize,
     commands: usize,
     closing: CancellationToken,
-    ends: Deadline,
+    pub(super) ends: Deadline,
 }
 
 /// What stood on the line.
@@ -320,37 +320,6 @@ impl Session {
             || self.is_in(&self.context.settings.relay_networks)
     }
 
-    async fn proxy_header(&mut self) -> Result<(), Ending> {
-        let deadline = self.ends.within(HANDSHAKE);
-        loop {
-            match proxy::parse(self.wire.input()) {
-                Parsed::Header(octets, address) => {
-                    self.wire.consume(octets);
-                    self.speak_for(address.unwrap_or(self.address))?;
-                    self.server = Server::new(offer(&self.context, self.address));
-                    return Ok(());
-                }
-                Parsed::Bad => return Err(Ending::NoProxyHeader),
-                Parsed::Incomplete(more) => {
-                    match deadline.run(self.wire.read_at_most(more)).await {
-                        Ok(Ok(0)) | Err(Elapsed) => return Err(Ending::NoProxyHeader),
-                        Ok(read) => read?,
-                    };
-                }
-            }
-        }
-    }
-
-    /// A trusted peer says who its client is.
-    fn speak_for(&mut self, client: IpAddr) -> Result<(), Ending> {
-        self.address = client.to_canonical();
-        let per_client = self.context.limits.sessions_per_client;
-        match self.place.pass_to(self.address, per_client) {
-            true => Ok(()),
-            false => Err(Ending::TooManySessions),
-        }
-    }
-
     async fn handshake(&mut self) -> Result<(), Ending> {
         let failed = |why: &str| Ending::Handshake(io::Error::other(why.to_owned()));
         // Anything in the buffer came in the clear, maybe from somebody else (CVE-2011-0411): it is dropped.
@@ -376,23 +345,6 @@ impl Session {
         self.wire.set_tls(accepted);
         self.server.set_encrypted();
         Ok(())
-    }
-
-    /// From here on the session is the client's: nothing of it may have a permission that the peer has.
-    fn xclient(&mut self, attributes: Attributes) -> Result<Reply, Ending> {
-        match (&attributes.addr, attributes.address()) {
-            (None, _) => {}
-            (_, Some(address)) => self.speak_for(address)?,
-            // The peer does not know: an address that is in no network.
-            (Some(None), _) => self.address = Ipv4Addr::UNSPECIFIED.into(),
-            (Some(Some(_)), None) => return Ok(Reply::bad_parameter("ADDR")),
-        }
-        self.client_certificate = false;
-        if let Some(name) = attributes.name {
-            self.client_name = name;
-        }
-        self.server.reset_for_xclient(attributes.login.flatten());
-        Ok(Reply::greeting(&self.context.hostname))
     }
 
     async fn data(&mut self) -> Result<Reply, Ending> {
@@ -497,35 +449,5 @@ impl Session {
             trace: field.into(),
             content,
         }
-    }
-}
-
-/// What a session of this client is offered.
-fn offer(context: &Context, client: IpAddr) -> Offer {
-    let settings = &context.settings;
-    let trusted = |networks: &[ipnet::IpNet]| networks.iter().any(|n| n.contains(&client));
-    Offer {
-        hostname: context.hostname.clone(),
-        message_size: context.limits.message_size,
-        recipients: context.limits.recipients,
-        starttls: matches!(settings.tls, Tls::StartTls | Tls::Required),
-        tls_required: settings.tls == Tls::Required,
-        auth: context.users.is_some(),
-        encrypted: false,
-        xclient: trusted(&settings.xclient_from),
-        xforward: trusted(&settings.xforward_from),
-    }
-}
-
-/// XFORWARD tells where a message came from before it came to our peer; it gives no permission.
-fn apply_forwarded(origin: &mut Origin, forwarded: Attributes) {
-    if let Some(address) = forwarded.address() {
-        origin.client = address.to_canonical();
-    }
-    if let Some(name) = forwarded.name {
-        origin.client_name = name;
-    }
-    if let Some(Some(helo)) = forwarded.helo {
-        origin.helo = helo;
     }
 }

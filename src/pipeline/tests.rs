@@ -1,10 +1,9 @@
 //! The path alone: engines and next hops are real code over scripted peers, the store is a scripted one, time is paused.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+mod scripted;
 
-use bytes::Bytes;
+use std::sync::atomic::Ordering;
+
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -14,129 +13,9 @@ use crate::delivery::{Answer, Kind, Settings as HopSettings, SmtpSettings, TlsMo
 use crate::message::{BodyKind, Envelope, Mailbox, MessageId, Origin, ReversePath};
 use crate::scan::engine::{ClamdAddress, Kind as EngineKind};
 use crate::smtp::RemoteReply;
-use crate::store::{Audit, Filter, Lane, LaneStats, StoreFuture};
+use crate::store::Lane;
 use crate::verdict::{EngineClass, Verdict};
-
-/// A store in memory that can be told to fail.
-#[derive(Default)]
-struct Scripted {
-    records: Mutex<HashMap<MessageId, Record>>,
-    /// Handed out by the next claims.
-    due: Mutex<Vec<Record>>,
-    fails: AtomicBool,
-}
-
-impl Scripted {
-    fn all(&self) -> Vec<Record> {
-        self.records
-            .lock()
-            .expect("lock")
-            .values()
-            .cloned()
-            .collect()
-    }
-
-    fn done<T: Send + 'static>(&self, value: T) -> StoreFuture<'_, T> {
-        let fails = self.fails.load(Ordering::Relaxed);
-        Box::pin(async move {
-            if fails {
-                Err(StoreError::Broken("told to".to_owned()))
-            } else {
-                Ok(value)
-            }
-        })
-    }
-}
-
-impl Store for Scripted {
-    fn put(&self, records: Vec<Record>, _: Content) -> StoreFuture<'_, ()> {
-        if !self.fails.load(Ordering::Relaxed) {
-            let mut kept = self.records.lock().expect("lock");
-            for record in records {
-                assert!(kept.insert(record.id, record).is_none(), "ids are unique");
-            }
-        }
-        self.done(())
-    }
-
-    fn put_leased(
-        &self,
-        records: Vec<Record>,
-        content: Content,
-        _: Timestamp,
-    ) -> StoreFuture<'_, ()> {
-        self.put(records, content)
-    }
-
-    fn split(&self, first: Record, others: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
-        self.records.lock().expect("lock").insert(first.id, first);
-        self.put(others, content)
-    }
-
-    fn change(&self, id: MessageId, change: Change, _: Option<Audit>) -> StoreFuture<'_, ()> {
-        let mut kept = self.records.lock().expect("lock");
-        match change {
-            Change::Replace(record) => kept.insert(id, *record),
-            Change::Remove => kept.remove(&id),
-        };
-        self.done(())
-    }
-
-    fn change_in(
-        &self,
-        _: Lane,
-        id: MessageId,
-        change: Change,
-        audit: Option<Audit>,
-    ) -> StoreFuture<'_, ()> {
-        self.change(id, change, audit)
-    }
-
-    fn hasten(&self, _: MessageId, _: Timestamp) -> StoreFuture<'_, bool> {
-        self.done(false)
-    }
-
-    fn claim(
-        &self,
-        lane: Lane,
-        _: Timestamp,
-        _: Timestamp,
-        _: usize,
-    ) -> StoreFuture<'_, Vec<Record>> {
-        let mut due = self.due.lock().expect("lock");
-        let claimed = due.extract_if(.., |record| record.lane == lane).collect();
-        self.done(claimed)
-    }
-
-    fn get(&self, id: MessageId) -> StoreFuture<'_, Option<Record>> {
-        let found = self.records.lock().expect("lock").get(&id).cloned();
-        self.done(found)
-    }
-
-    fn content(&self, _: MessageId) -> StoreFuture<'_, Bytes> {
-        self.done(Bytes::new())
-    }
-
-    fn search(&self, _: Filter) -> StoreFuture<'_, Vec<Record>> {
-        self.done(Vec::new())
-    }
-
-    fn audit(&self, _: Audit) -> StoreFuture<'_, ()> {
-        self.done(())
-    }
-
-    fn audited(&self, _: Option<MessageId>, _: usize) -> StoreFuture<'_, Vec<Audit>> {
-        self.done(Vec::new())
-    }
-
-    fn stats(&self) -> StoreFuture<'_, [LaneStats; 3]> {
-        self.done(<[LaneStats; 3]>::default())
-    }
-
-    fn accepts(&self) -> Result<(), StoreError> {
-        Ok(())
-    }
-}
+use scripted::Scripted;
 
 fn message(recipients: &[&str]) -> Message {
     let mailbox = |text: &str| Mailbox::parse(text).expect("mailbox");
