@@ -222,6 +222,10 @@ impl<'a> Section<'a> {
         if let Err(error) = std::fs::File::open(path) {
             let shown = path.display();
             let (what, fix) = match error.kind() {
+                std::io::ErrorKind::NotFound if key == "users_file" => (
+                    format!("{shown} does not exist"),
+                    "make it with: spillway user add --file FILE NAME; or correct the path",
+                ),
                 std::io::ErrorKind::NotFound => (
                     format!("{shown} does not exist"),
                     "create it, or correct the path",

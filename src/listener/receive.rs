@@ -15,8 +15,11 @@ const GRACE: std::time::Duration = std::time::Duration::from_secs(30);
 /// The content of one transaction while it comes in.
 pub(super) struct Intake {
     decoder: Decoder,
+    /// Full segments of what is kept, then the one that is being filled. One vector that grew would be copied at each
+    /// doubling, and hold half as much again as it needs.
+    segments: Vec<Vec<u8>>,
     octets: Vec<u8>,
-    declared: usize,
+    kept: usize,
     charge: Charge,
     limit: u64,
     /// Why nothing is kept any more. Input is still read to the true end, so that the dialogue stays in step.
@@ -29,26 +32,47 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    /// From this much content on, a declared size is believed and made room for in one piece.
-    const BELIEVE: usize = 256 * 1024;
+    /// Octets of a segment; content of up to one segment is never copied.
+    const SEGMENT: usize = 256 * 1024;
 
-    /// For content of `declared` octets (0: not declared).
+    /// For content of `declared` octets (0: not declared; a promise, so not believed beyond one segment).
     pub(super) fn new(decoder: Decoder, declared: u64, limits: &Limits) -> Self {
-        let limit = limits.message_size;
-        let declared = usize::try_from(declared.min(limit))
-            .unwrap_or(0)
-            .saturating_add(512);
+        let declared = usize::try_from(declared).unwrap_or(usize::MAX);
         Self {
             decoder,
-            octets: Vec::with_capacity(declared.clamp(4096, Self::BELIEVE)),
-            declared,
+            segments: Vec::new(),
+            octets: Vec::with_capacity(declared.saturating_add(512).clamp(4096, Self::SEGMENT)),
+            kept: 0,
             charge: Charge::default(),
-            limit,
+            limit: limits.message_size,
             refusal: None,
             began: Instant::now(),
             ends: Deadline::after(limits.data_total),
             used: 0,
         }
+    }
+
+    fn keep(&mut self, piece: &[u8]) {
+        if self.octets.len() >= Self::SEGMENT {
+            let next = Vec::with_capacity(Self::SEGMENT);
+            self.segments
+                .push(std::mem::replace(&mut self.octets, next));
+        }
+        self.octets.extend_from_slice(piece);
+        self.kept += piece.len();
+    }
+
+    /// All segments in one piece; each is freed as soon as it is copied, so that both never exist whole.
+    fn joined(mut self) -> Vec<u8> {
+        if self.segments.is_empty() {
+            return self.octets;
+        }
+        let mut whole = Vec::with_capacity(self.kept);
+        self.segments.push(self.octets);
+        for segment in self.segments {
+            whole.extend_from_slice(&segment);
+        }
+        whole
     }
 
     /// Keeps nothing of what follows.
@@ -62,19 +86,25 @@ impl Intake {
     }
 
     fn refuse(&mut self, reply: Reply) {
+        self.segments = Vec::new();
         self.octets = Vec::new();
+        self.kept = 0;
         self.charge = Charge::default();
         self.refusal.get_or_insert(reply);
     }
 
     /// The content, or why there is none.
     pub(super) fn finish(mut self, refuse_bare: bool) -> Result<Content, Reply> {
-        let octets = &mut self.octets;
-        self.decoder.finish(|piece| octets.extend_from_slice(piece));
+        let mut last = Vec::new();
+        self.decoder.finish(|piece| last.extend_from_slice(piece));
         match self.refusal.take() {
             Some(reply) => Err(reply),
             None if refuse_bare && self.decoder.saw_bare_line_end() => Err(Reply::bare_line_end()),
-            None => Ok(Content::charged(self.octets, self.charge)),
+            None => {
+                self.keep(&last);
+                let charge = std::mem::take(&mut self.charge);
+                Ok(Content::charged(self.joined(), charge))
+            }
         }
     }
 }
@@ -120,7 +150,7 @@ impl Session {
         };
         // Normalising can double a line end, and nothing else grows. What exceeds the limit is not kept.
         let largest = usize::try_from(intake.limit).unwrap_or(usize::MAX);
-        let wanted = (intake.octets.len() + input.len() * 2).min(largest);
+        let wanted = (intake.kept + input.len() * 2).min(largest);
         if intake.refusal.is_none()
             && !self
                 .pipeline
@@ -130,26 +160,19 @@ impl Session {
             intake.refuse(Reply::no_room());
         }
         let keep = intake.refusal.is_none();
-        if keep
-            && intake.octets.len() >= Intake::BELIEVE
-            && intake.octets.capacity() < intake.declared
-        {
-            intake
-                .octets
-                .reserve_exact(intake.declared - intake.octets.len());
-        }
-        let octets = &mut intake.octets;
-        let (used, done) = intake.decoder.decode(input, |piece| {
+        let mut decoder = intake.decoder.clone();
+        let (used, done) = decoder.decode(input, |piece| {
             if keep {
-                octets.extend_from_slice(piece);
+                intake.keep(piece);
             }
         });
+        intake.decoder = decoder;
         self.wire.consume(used);
         intake.used += used as u64;
         if let Some(octets) = left {
             *octets -= used as u64;
         }
-        if intake.octets.len() as u64 > intake.limit {
+        if intake.kept as u64 > intake.limit {
             intake.refuse(Reply::too_large(intake.limit));
         }
         done

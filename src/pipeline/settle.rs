@@ -373,7 +373,10 @@ impl Settling<'_> {
                 &self.delivered,
                 self.keep.is_empty() && self.failed.is_empty(),
             ) {
-                (Some(answer), true) => Reply::delivered(id, &answer.text),
+                (Some(answer), true) => match &answer.reply {
+                    Some(said) => Reply::delivered(id, said),
+                    None => Reply::delivered(id, &answer.text),
+                },
                 _ => Reply::accepted(id),
             }
         };

@@ -58,10 +58,14 @@ async fn nothing_acknowledged_is_lost_when_killed() {
 
     let last = Spillway::start(&config, queue);
     assert!(listens(cut));
+    let mut waiting = String::new();
     eventually("the queue is empty", async || {
-        let stats: serde_json::Value =
-            serde_json::from_str(&cli(&config, &["queue", "list", "--json"])).expect("JSON");
-        stats.as_array().is_some_and(Vec::is_empty).then_some(())
+        let now = cli(&config, &["queue", "list", "--json"]);
+        if now != waiting {
+            println!("still waiting: {now}");
+            waiting = now;
+        }
+        (waiting.trim() == "[]").then_some(())
     })
     .await;
     let held: serde_json::Value = serde_json::from_str(&cli(

@@ -154,6 +154,11 @@ fn nothing_unbounded_or_unfinished() {
 fn files_are_short() {
     for (path, text) in sources() {
         let lines = text.lines().count();
-        assert!(lines <= 700, "{}: {lines} lines", path.display());
+        let limit = if path.to_string_lossy().contains("tests") {
+            1000
+        } else {
+            700
+        };
+        assert!(lines <= limit, "{}: {lines} lines", path.display());
     }
 }
