@@ -317,7 +317,7 @@ impl Pipeline {
             }
         }
         if !settlement.notices.is_empty() {
-            self.wake.notify_one();
+            self.wake.notify_waiters();
         }
         Ok(())
     }
@@ -397,7 +397,7 @@ impl Pipeline {
 
     /// Tells the lanes that something may be due.
     pub fn wake(&self) {
-        self.wake.notify_one();
+        self.wake.notify_waiters();
     }
 
     /// Waits for work that goes on after its 250. What does not end in time is stored and goes on after the next start.

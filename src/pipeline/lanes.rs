@@ -67,38 +67,49 @@ impl Lanes {
     /// Takes up what is due until `closing` is cancelled; what has begun then ends by itself (see
     /// [`Pipeline::drained`]).
     pub async fn run(self: Arc<Self>, closing: CancellationToken) {
-        let mut next_expiry = Deadline::after(Duration::ZERO);
+        tokio::select! {
+            biased;
+            () = closing.cancelled() => {}
+            () = self.attend(Lane::Delivery, &self.delivery) => {}
+            () = self.attend(Lane::Scan, &self.scan) => {}
+            () = self.expire() => {}
+        }
+    }
+
+    /// One lane, for ever. While there is a backlog, the next claim follows as soon as a good part of the slots is free
+    /// again: each claim is a durable write, so it should be worth it, but a few slots that stay busy (a slow next hop)
+    /// must not hold up the others.
+    async fn attend(self: &Arc<Self>, lane: Lane, slots: &Arc<Semaphore>) {
+        let all = slots.available_permits();
+        let some = u32::try_from(all / 4).unwrap_or(1);
         loop {
-            let full = self.take_up(Lane::Delivery, &self.delivery).await
-                | self.take_up(Lane::Scan, &self.scan).await;
-            if next_expiry.passed() {
-                next_expiry = Deadline::after(EXPIRY);
-                if let Err(error) =
-                    quarantine::expire_due(&**self.pipeline.store(), Timestamp::now()).await
-                {
-                    events::lane_failed("quarantine expiry", &error);
+            let _ = slots.acquire().await;
+            let _ = Deadline::after(POLL / 20)
+                .run(slots.acquire_many(some))
+                .await;
+            if self.take_up(lane, slots).await == 0 {
+                let poll = Deadline::after(POLL);
+                tokio::select! {
+                    () = self.pipeline.wake.notified() => {}
+                    () = poll.wait() => {}
                 }
-            }
-            let pause = Deadline::after(if full {
-                Duration::from_millis(10)
-            } else {
-                POLL
-            });
-            tokio::select! {
-                biased;
-                () = closing.cancelled() => return,
-                () = self.pipeline.wake.notified() => {}
-                () = pause.wait() => {}
             }
         }
     }
 
-    /// Claims as much as there are slots; true if there may be more.
-    async fn take_up(self: &Arc<Self>, lane: Lane, slots: &Arc<Semaphore>) -> bool {
-        let free = slots.available_permits();
-        if free == 0 {
-            return false;
+    async fn expire(&self) {
+        loop {
+            let store = &**self.pipeline.store();
+            if let Err(error) = quarantine::expire_due(store, Timestamp::now()).await {
+                events::lane_failed("quarantine expiry", &error);
+            }
+            Deadline::after(EXPIRY).wait().await;
         }
+    }
+
+    /// Claims as much as there are slots, and returns how much that was.
+    async fn take_up(self: &Arc<Self>, lane: Lane, slots: &Arc<Semaphore>) -> usize {
+        let free = slots.available_permits();
         let generation = self.pipeline.generation();
         let now = Timestamp::now();
         let until = now + lease(&generation.budget);
@@ -106,10 +117,10 @@ impl Lanes {
             Ok(claimed) => claimed,
             Err(error) => {
                 events::lane_failed(lane.as_str(), &error);
-                return false;
+                return 0;
             }
         };
-        let full = claimed.len() == free;
+        let count = claimed.len();
         for record in claimed {
             let Ok(slot) = slots.clone().try_acquire_owned() else {
                 break;
@@ -120,7 +131,7 @@ impl Lanes {
                 drop(slot);
             });
         }
-        full
+        count
     }
 
     /// Under the generation that the lease was measured by.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::client::Client;
 use crate::relay::eventually;
 use crate::samples;
-use crate::servers::{Spillway, cli, free_port, listens, log_of};
+use crate::servers::{Spillway, cli, free_port, listens};
 use crate::sink;
 
 const KILLS: u32 = 50;
@@ -62,7 +62,7 @@ async fn nothing_acknowledged_is_lost_when_killed() {
     eventually("the queue is empty", async || {
         let now = cli(&config, &["queue", "list", "--json"]);
         if now != waiting {
-            println!("still waiting: {now}\n{}", log_of(&config));
+            println!("still waiting: {} octets", now.len());
             waiting = now;
         }
         (waiting.trim() == "[]").then_some(())
