@@ -5,7 +5,7 @@
 //! not end within `relay.drain_timeout` is durable already, or its sender has not been answered.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, AdminError, Control, ListenerStatus, Status};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Problems};
 use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::listener::{Listener, ListenerError, Prepared, Sessions, Shared};
@@ -226,23 +226,46 @@ impl Core {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn apply(&self, new: Config) -> Result<Vec<String>, Vec<String>> {
-        let old = self.lock().clone();
-        let restart = config::settings_that_need_restart(&old, &new);
+    fn apply(&self, next: Next) -> Result<Vec<String>, Vec<String>> {
+        let mut config = self.lock();
+        let restart = config::settings_that_need_restart(&config, &next.config);
         if !restart.is_empty() {
             let needs = |line: &String| format!("{line} (needs a restart)");
             return Err(restart.iter().map(needs).collect());
         }
-        let generation = generation(&new)?;
-        let prepared = prepare(&new).map_err(|error| vec![error.to_string()])?;
-        // From here on nothing can fail.
-        let difference = config::diff(&old, &new);
-        self.pipeline.replace(generation);
-        for (listener, prepared) in self.listeners.iter().zip(prepared) {
+        let difference = config::diff(&config, &next.config);
+        self.pipeline.replace(next.generation);
+        for (listener, prepared) in self.listeners.iter().zip(next.listeners) {
             listener.apply(prepared);
         }
-        *self.lock() = new;
+        *config = next.config;
         Ok(difference)
+    }
+}
+
+/// A configuration with everything built from it that can fail: what is left to do cannot.
+struct Next {
+    config: Config,
+    generation: Generation,
+    listeners: Vec<Prepared>,
+}
+
+impl Next {
+    /// Reads files and compiles rules: blocks.
+    fn read(path: Option<&Path>) -> Result<Self, Vec<String>> {
+        let lines = |problems: Problems| {
+            problems
+                .to_string()
+                .lines()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let config = config::load(path).map_err(lines)?;
+        Ok(Self {
+            generation: generation(&config)?,
+            listeners: prepare(&config).map_err(|error| vec![error.to_string()])?,
+            config,
+        })
     }
 }
 
@@ -285,10 +308,9 @@ impl Control for Core {
 
     async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
         let path = self.path.clone();
-        let read = tokio::task::spawn_blocking(move || config::load(path.as_deref())).await;
+        let read = tokio::task::spawn_blocking(move || Next::read(path.as_deref())).await;
         let applied = match read {
-            Ok(Ok(new)) => self.apply(new),
-            Ok(Err(problems)) => Err(problems.to_string().lines().map(str::to_owned).collect()),
+            Ok(next) => next.and_then(|next| self.apply(next)),
             Err(error) => Err(vec![format!("the configuration was not read: {error}")]),
         };
         match &applied {

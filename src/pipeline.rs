@@ -271,16 +271,14 @@ impl Pipeline {
         passed: Passed,
     ) -> Reply {
         let settlement = settle::settle(generation, message, &custody, &passed);
-        let done = self.make_so(&settlement, &custody, message).await;
-        let reply = match done {
-            Ok(()) => settlement.reply.clone(),
-            Err(error) => self.not_kept(message, &error),
-        };
+        if let Err(error) = self.make_so(&settlement, &custody, message).await {
+            return self.not_kept(message, &error);
+        }
         for entry in settlement.history {
-            events::settled(&entry, &reply);
+            events::settled(&entry, &settlement.reply);
             self.history.record(entry);
         }
-        reply
+        settlement.reply
     }
 
     async fn make_so(
