@@ -53,8 +53,9 @@ impl Intake {
     }
 
     fn keep(&mut self, piece: &[u8]) {
-        if self.octets.len() >= Self::SEGMENT {
-            let next = Vec::with_capacity(Self::SEGMENT);
+        // A segment that had to grow beyond its size would double, and half of it would be held for nothing.
+        if self.octets.len() + piece.len() > Self::SEGMENT && !self.octets.is_empty() {
+            let next = Vec::with_capacity(Self::SEGMENT.max(piece.len()));
             self.segments
                 .push(std::mem::replace(&mut self.octets, next));
         }
