@@ -8,17 +8,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{Generation, Pipeline, events};
-use crate::deadline::{Budget, Deadline};
+use crate::deadline::{Budget, Deadline, Elapsed};
 use crate::message::{Content, Message};
 use crate::quarantine;
 use crate::store::{Change, Lane, Record};
 
 /// One delivery at most, all its stages and recipients together.
 pub(super) const DELIVERY: Duration = Duration::from_secs(600);
+/// Wait for a slot of the next hop: one that works has a free one many times a second, and one that hangs keeps a slot of
+/// the lane from others for this long at most.
+const HOP: Duration = Duration::from_secs(1);
 /// How often the store is asked for what is due when nobody wakes us.
 const POLL: Duration = Duration::from_secs(1);
 /// How often expired quarantine entries are looked for.
@@ -136,8 +139,12 @@ impl Lanes {
 
     /// Under the generation that the lease was measured by.
     async fn work(&self, generation: Arc<Generation>, record: Record) {
-        let Ok(hop) = self.hop_slot(&generation, &record) else {
-            return self.postpone(record).await;
+        let hop = match self.hop_slots(&generation, &record) {
+            None => None,
+            Some(slots) => match Deadline::after(HOP).run(slots.acquire_owned()).await {
+                Ok(slot) => slot.ok(),
+                Err(Elapsed) => return self.postpone(record).await,
+            },
         };
         let pipeline = &self.pipeline;
         let size = usize::try_from(record.size).unwrap_or(usize::MAX);
@@ -162,22 +169,18 @@ impl Lanes {
         drop(hop);
     }
 
-    /// A slot of the record's next hop; `Ok(None)` where the record goes to no hop.
-    fn hop_slot(
-        &self,
-        generation: &Generation,
-        record: &Record,
-    ) -> Result<Option<OwnedSemaphorePermit>, tokio::sync::TryAcquireError> {
+    /// The slots of the record's next hop; none where the record goes to no hop.
+    fn hop_slots(&self, generation: &Generation, record: &Record) -> Option<Arc<Semaphore>> {
         let recipient = record.envelope.recipients.first();
         let route = recipient.and_then(|r| generation.delivery.route(r.mailbox.domain()));
         let (Lane::Delivery, Some(settings)) = (record.lane, route) else {
-            return Ok(None);
+            return None;
         };
         let mut hops = self.hops.lock().unwrap_or_else(PoisonError::into_inner);
         let slots = hops
             .entry(settings.name.clone())
             .or_insert_with(|| Arc::new(Semaphore::new(Self::DELIVERY_SLOTS / 4)));
-        slots.clone().try_acquire_owned().map(Some)
+        Some(slots.clone())
     }
 
     /// Its next hop is busy with others, or memory is: it may wait, the rest of the mail may not.

@@ -1,11 +1,13 @@
 //! A store that fails: clear errors, 4xx to senders, nothing lost, the rest of the mail flows.
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::client::Client;
 use crate::relay::{Site, eventually};
 use crate::samples;
 use crate::servers::{cli, command};
+use crate::sink;
 use spillway::store::{Filter, Lane};
 
 const MALWARE_TO_HOLD: &str = "Subject: to be held\r\n\r\n";
@@ -169,4 +171,50 @@ async fn a_next_hop_that_fails_delays_and_loses_nothing() {
             .then_some(())
     })
     .await;
+}
+
+static OPEN: AtomicBool = AtomicBool::new(false);
+
+fn closed_at_first(_: u64) -> Option<&'static str> {
+    (!OPEN.load(Ordering::Relaxed)).then_some("451 4.3.0 closed")
+}
+
+/// When a next hop comes back, its whole backlog follows at the pace it can take, and each message arrives once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_drains_when_its_next_hop_is_back() {
+    const BACKLOG: usize = 300;
+    let (hop, got) = sink::start(closed_at_first).await;
+    let site = Site::new();
+    let relay = site
+        .start(&format!(
+            "[[next_hop]]\nname = \"sink\"\ndomains = [\"*\"]\nkind = \"smtp\"\naddress = [\"{hop}\"]\ntls = \"off\"\n\
+             retry_first = \"1s\"\nretry_max = \"1s\"\n"
+        ))
+        .await;
+    let mut client = Client::open(relay.address()).await.expect("connect");
+    for number in 0..BACKLOG {
+        let content = format!("X-Test-Id: {number}\r\n\r\nx\r\n");
+        let reply = client
+            .send("a@a.test", &["b@b.test"], content.as_bytes())
+            .await
+            .expect("a reply");
+        assert!(reply.contains("accepted as"), "{reply}");
+    }
+    OPEN.store(true, Ordering::Relaxed);
+    eventually("the backlog is gone", async || {
+        let [scan, delivery, _] = relay
+            .running
+            .pipeline()
+            .store()
+            .stats()
+            .await
+            .expect("counts");
+        (scan.messages + delivery.messages == 0).then_some(())
+    })
+    .await;
+    let mut ids = got.ids();
+    assert_eq!(ids.len(), BACKLOG);
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), BACKLOG, "each once");
 }

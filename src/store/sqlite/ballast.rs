@@ -30,6 +30,14 @@ impl Ballast {
         }
     }
 
+    /// Pages of 4 KiB that the log may have between two checkpoints, so that the ballast makes room for one: 4,000, or
+    /// fewer where the reserve is small.
+    pub(super) fn log_pages(&self) -> i32 {
+        i32::try_from(self.octets / 4096)
+            .unwrap_or(4000)
+            .clamp(64, 4000)
+    }
+
     /// Gives the room free; false if there was none to give.
     pub(super) fn release(&self) -> bool {
         fs::remove_file(&self.path).is_ok()

@@ -2,7 +2,7 @@
 //! one atomic.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::store::StoreError;
@@ -23,6 +23,8 @@ pub(super) enum Part {
 pub(super) struct Health {
     folder: PathBuf,
     reserve: u64,
+    /// Octets written since free space was measured.
+    unmeasured: AtomicU64,
     fine: AtomicBool,
     troubles: Mutex<[Option<StoreError>; 3]>,
 }
@@ -33,6 +35,7 @@ impl Health {
         let health = Self {
             folder,
             reserve,
+            unmeasured: AtomicU64::new(0),
             fine: AtomicBool::new(true),
             troubles: Mutex::default(),
         };
@@ -63,8 +66,17 @@ impl Health {
         self.fine.store(fine, Ordering::Release);
     }
 
+    /// Notes what was written: a burst must not run through the reserve between two measurements by the clock.
+    pub(super) fn wrote(&self, octets: usize) {
+        let octets = octets as u64;
+        if self.unmeasured.fetch_add(octets, Ordering::Relaxed) + octets >= self.reserve / 8 {
+            self.measure();
+        }
+    }
+
     /// Compares the free space with the reserve: one system call.
     pub(super) fn measure(&self) {
+        self.unmeasured.store(0, Ordering::Relaxed);
         let outcome = match rustix::fs::statvfs(&self.folder) {
             Ok(disk) => {
                 let free = disk.f_bavail.saturating_mul(disk.f_frsize);

@@ -130,7 +130,8 @@ impl SqliteStore {
                 None
             }
         };
-        let mut db = schema::open_writer(&folder)?;
+        let ballast = Ballast::new(&folder, settings.disk_reserve);
+        let mut db = schema::open_writer(&folder, ballast.log_pages())?;
         let bodies = Bodies::open(&folder, faults.clone())
             .map(Arc::new)
             .map_err(|error| failed(&folder, &error))?;
@@ -144,7 +145,6 @@ impl SqliteStore {
             Role::Tool => Recovery::default(),
         };
         let health = Arc::new(Health::new(folder.clone(), settings.disk_reserve));
-        let ballast = Ballast::new(&folder, settings.disk_reserve);
         if role == Role::Relay && health.check().is_ok() {
             ballast.restore();
         }
@@ -289,6 +289,7 @@ impl SqliteStore {
             let guard = guard.map(|path| lock_shared(&path)).transpose()?;
             match Written::write(bodies, ids, content.bytes(), guard) {
                 Ok(written) => {
+                    health.wrote(content.len());
                     health.set(Part::Files, Ok(()));
                     Ok(written)
                 }

@@ -60,10 +60,10 @@ INSERT INTO probe VALUES (1, 0);
 "];
 
 /// A connection for the writer: durable at every commit.
-pub(super) fn open_writer(folder: &Path) -> Result<Connection, StoreError> {
+pub(super) fn open_writer(folder: &Path, log_pages: i32) -> Result<Connection, StoreError> {
     let file = folder.join(DATABASE);
     let mut connection = connect(&file).map_err(|error| at_open(&file, &error))?;
-    prepare_writer(&mut connection, &file)?;
+    prepare_writer(&mut connection, &file, log_pages)?;
     Ok(connection)
 }
 
@@ -86,11 +86,15 @@ fn connect(file: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn prepare_writer(connection: &mut Connection, file: &Path) -> Result<(), StoreError> {
+fn prepare_writer(
+    connection: &mut Connection,
+    file: &Path,
+    log_pages: i32,
+) -> Result<(), StoreError> {
     let sqlite = |error: rusqlite::Error| at_open(file, &error);
     // A checkpoint costs two fsyncs; mail that comes and goes at once needs few of them.
     for (pragma, value) in [
-        ("wal_autocheckpoint", 4000),
+        ("wal_autocheckpoint", log_pages),
         ("journal_size_limit", 64 << 20),
         ("cache_size", -16_000),
     ] {

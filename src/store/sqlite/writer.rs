@@ -103,7 +103,12 @@ impl Writer {
             return;
         }
         match self.transact(&batch) {
-            Ok(outputs) => self.answer(batch, outputs),
+            Ok(outputs) => {
+                // In the log now, in the database at the next checkpoint.
+                let octets: usize = batch.iter().map(|job| weight(&job.work)).sum();
+                self.health.wrote(2 * octets);
+                self.answer(batch, outputs);
+            }
             Err(error) if matches!(error.error, StoreError::Full(_)) => {
                 self.without_puts(batch, &error)
             }
