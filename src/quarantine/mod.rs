@@ -14,7 +14,6 @@ use jiff::Timestamp;
 
 use crate::message::{Mailbox, MessageId, Notify, Recipient};
 use crate::store::{Audit, Change, Filter, Lane, Record, Store, StoreError};
-use crate::verdict::{Decision, Report};
 
 /// Settings of `[quarantine]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,28 +74,6 @@ impl Act {
             detail,
         }
     }
-}
-
-/// Turns a record into a quarantine entry, from now until `retention` has passed. The decision names the reason.
-///
-/// The caller makes it durable, with [`Store::put`] or [`Store::change`].
-#[must_use]
-pub fn hold(
-    mut record: Record,
-    decision: Decision,
-    reports: Vec<Report>,
-    now: Timestamp,
-    settings: &Settings,
-) -> Record {
-    record.lane = Lane::Held;
-    record.due_at = now;
-    record.expires_at = later(now, settings.retention);
-    record.attempts = 0;
-    record.status = decision.reason.clone();
-    record.decision = Some(decision);
-    record.reports = reports;
-    record.released = false;
-    record
 }
 
 /// Hands a held message to delivery: due now, tried until `give_up` has passed, and policy is not asked again. It goes to
