@@ -5,7 +5,7 @@
 //!
 //! | room | what it does |
 //! |---|---|
-//! | [`message`], [`verdict`], [`deadline`] | the nouns |
+//! | [`message`], [`verdict`], [`deadline`], [`incident`] | the nouns |
 //! | [`smtp`] | the protocol, without sockets |
 //! | [`store`] | durable state |
 //! | [`scan`] | asks all engines at once |
@@ -24,6 +24,7 @@ pub mod cli;
 pub mod config;
 pub mod deadline;
 pub mod delivery;
+pub mod incident;
 pub mod listener;
 pub mod message;
 pub mod pipeline;

@@ -148,11 +148,17 @@ pub enum Reason {
     Drained,
     /// The engine's code panicked.
     Panicked,
+    /// Content that is the same, or similar, is being scanned and slow; more of it is not sent meanwhile.
+    Parked,
+    /// Content that is the same, or similar, has failed so expensively that no more of it is sent.
+    Suspect,
+    /// What another engine found had decided already.
+    Unneeded,
 }
 
 impl Reason {
     /// All reasons, as listed in the reference configuration.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Timeout,
         Self::Unreachable,
         Self::Disconnected,
@@ -166,6 +172,9 @@ impl Reason {
         Self::BreakerOpen,
         Self::Drained,
         Self::Panicked,
+        Self::Parked,
+        Self::Suspect,
+        Self::Unneeded,
     ];
 
     /// The word in configuration and output.
@@ -184,6 +193,9 @@ impl Reason {
             Self::BreakerOpen => "breaker-open",
             Self::Drained => "drained",
             Self::Panicked => "panicked",
+            Self::Parked => "parked",
+            Self::Suspect => "suspect",
+            Self::Unneeded => "unneeded",
         }
     }
 
@@ -199,8 +211,33 @@ impl Reason {
             | Self::BudgetSpent
             | Self::BreakerOpen
             | Self::Drained
-            | Self::Panicked => true,
+            | Self::Panicked
+            | Self::Parked
+            | Self::Suspect
+            | Self::Unneeded => true,
             Self::TooLarge | Self::LimitsReached | Self::Encrypted => false,
+        }
+    }
+
+    /// Whether the message, as far as anybody can tell, is the cause: the engine was fine with others. Then answers of
+    /// other engines do not make up for this one, as this may be the only one that the message is dangerous to (a
+    /// message that makes one engine hang may well be what that engine alone would have found).
+    pub fn blames_message(self) -> bool {
+        match self {
+            Self::Timeout | Self::Parked | Self::Suspect => true,
+            Self::Unreachable
+            | Self::Disconnected
+            | Self::Garbage
+            | Self::EngineError
+            | Self::TooLarge
+            | Self::LimitsReached
+            | Self::Encrypted
+            | Self::Busy
+            | Self::BudgetSpent
+            | Self::BreakerOpen
+            | Self::Drained
+            | Self::Panicked
+            | Self::Unneeded => false,
         }
     }
 }

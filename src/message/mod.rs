@@ -4,6 +4,7 @@ pub mod address;
 pub mod attachment;
 pub mod content;
 pub mod envelope;
+pub mod fingerprint;
 pub mod header;
 pub mod id;
 pub mod mime;
@@ -14,6 +15,7 @@ pub use address::{Mailbox, ReversePath};
 pub use attachment::AttachmentFact;
 pub use content::{Charge, Content, MemoryBudget};
 pub use envelope::{BodyKind, Envelope, Notify, Origin, Recipient, Ret};
+pub use fingerprint::{Fingerprint, Identity, Standing, Trait};
 pub use id::MessageId;
 
 /// One message on its way. Cloning shares everything.

@@ -113,48 +113,61 @@ fn by_score(settings: &Settings, score: f64) -> Option<Step> {
 
 /// Step 4: of the classes that are not covered, the one with the gravest consequence.
 fn by_coverage(settings: &Settings, reports: &[Report]) -> Option<Step> {
-    let mut worst: Option<(Disposition, EngineClass, String)> = None;
+    let mut worst: Option<Step> = None;
     for class in EngineClass::ALL {
-        let required = settings.coverage.get(&class).copied().unwrap_or(0);
-        let of_class = || reports.iter().filter(move |report| report.class == class);
-        let answered = of_class().filter(|r| r.missing().is_none()).count();
-        if answered >= required {
+        let Some(step) = coverage_of(class, settings, reports) else {
             continue;
-        }
-        let missing: Vec<(&str, Reason)> = of_class()
-            .filter_map(|report| Some((&*report.engine, report.missing()?)))
-            .collect();
-        let disposition = missing
-            .iter()
-            .map(|(_, reason)| settings.missing.get(reason).copied())
-            .map(|configured| configured.unwrap_or(Disposition::Defer))
-            .max_by_key(|&disposition| gravity(disposition))
-            // Nobody was even asked (the engines changed since the scan): that passes with the next scan.
-            .unwrap_or(Disposition::Defer);
+        };
         if worst
             .as_ref()
-            .is_none_or(|w| gravity(disposition) > gravity(w.0))
+            .is_none_or(|w| gravity(step.1) > gravity(w.1))
         {
-            let said: Vec<String> = missing
-                .iter()
-                .map(|(engine, reason)| format!("{engine}: {}", reason.as_str()))
-                .collect();
-            let class_name = class.as_str();
-            let mut reason =
-                format!("{answered} of {required} required {class_name} engines answered");
-            if !said.is_empty() {
-                reason.push_str(&format!(" ({})", said.join(", ")));
-            }
-            worst = Some((disposition, class, reason));
+            worst = Some(step);
         }
     }
-    let (disposition, class, reason) = worst?;
-    Some((
-        Verdict::Undetermined,
-        disposition,
-        format!("coverage.{}", class.as_str()),
-        reason,
-    ))
+    worst
+}
+
+/// What one class lacks: answers, or the one answer that others do not make up for ([`Reason::blames_message`]).
+fn coverage_of(class: EngineClass, settings: &Settings, reports: &[Report]) -> Option<Step> {
+    let required = settings.coverage.get(&class).copied().unwrap_or(0);
+    let of_class = || reports.iter().filter(move |report| report.class == class);
+    let answered = of_class().filter(|r| r.missing().is_none()).count();
+    let missing = of_class().filter_map(|report| Some((&*report.engine, report.missing()?)));
+    let consequence = |reason: Reason| {
+        let configured = settings.missing.get(&reason).copied();
+        configured.unwrap_or(Disposition::Defer)
+    };
+    let (missing, so): (Vec<(&str, Reason)>, &str) = if answered < required {
+        (missing.collect(), "")
+    } else if required > 0 {
+        let blamed = missing
+            .filter(|(_, reason)| reason.blames_message())
+            .filter(|(_, reason)| consequence(*reason) != Disposition::Deliver);
+        (blamed.collect(), ", but the message is the likely cause")
+    } else {
+        return None;
+    };
+    if answered >= required && missing.is_empty() {
+        return None;
+    }
+    let disposition = missing
+        .iter()
+        .map(|(_, reason)| consequence(*reason))
+        .max_by_key(|&disposition| gravity(disposition))
+        // Nobody was even asked (the engines changed since the scan): that passes with the next scan.
+        .unwrap_or(Disposition::Defer);
+    let said: Vec<String> = missing
+        .iter()
+        .map(|(engine, reason)| format!("{engine}: {}", reason.as_str()))
+        .collect();
+    let class = class.as_str();
+    let mut reason = format!("{answered} of {required} required {class} engines answered{so}");
+    if !said.is_empty() {
+        reason.push_str(&format!(" ({})", said.join(", ")));
+    }
+    let rule = format!("coverage.{class}");
+    Some((Verdict::Undetermined, disposition, rule, reason))
 }
 
 /// Step 5. A message that no engine answered about is delivered where no coverage is asked for, but it is not clean.

@@ -89,7 +89,7 @@ fn missing(mut section: Section<'_>) -> BTreeMap<Reason, Disposition> {
         let default = match reason {
             Reason::TooLarge | Reason::LimitsReached | Reason::Encrypted => Disposition::Quarantine,
             // The same message would do the same again: a person should look.
-            Reason::BudgetSpent | Reason::Panicked => Disposition::Quarantine,
+            Reason::BudgetSpent | Reason::Panicked | Reason::Suspect => Disposition::Quarantine,
             _ => Disposition::Defer,
         };
         let read = section.choice(reason.as_str(), Some(default), &dispositions);

@@ -1,0 +1,130 @@
+//! Fingerprints: in which senses two messages are "the same".
+//!
+//! A message has one [`Fingerprint`]: its [`Identity`] (the same octets, as far as an engine is concerned), its exact
+//! traits (the same attachment, the same text), and broad ones (similar content, the same shape, the same origin). A
+//! [`Pattern`] is a conjunction of traits; interceptors are patterns with a consequence.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The octets that engines judge, as a hash: everything but the header fields that differ between copies of one message
+/// (trace fields, dates, ids, recipients). Two messages of one identity get one scan.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity(pub [u8; 32]);
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, ..] = self.0;
+        write!(f, "Identity({a:02x}{b:02x}{c:02x}{d:02x}…)")
+    }
+}
+
+/// Which sense of "the same".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Aspect {
+    /// Octets of one attachment.
+    Attachment,
+    /// The text, without what differs between copies of a mailing.
+    Text,
+    /// Nearly the same content: a bucket of a locality-sensitive hash.
+    Near,
+    /// Media type of the gravest attachment, or that there is none.
+    Type,
+    /// Octets of the message, as a power of two.
+    Size,
+    /// Whether it is large for a mail.
+    Large,
+    /// MIME structure: the tree of types, names and encodings.
+    Skeleton,
+    /// Domain of the reverse-path.
+    SenderDomain,
+    /// Subject without numbers, names and the like.
+    Subject,
+    /// Network of the client.
+    Client,
+}
+
+impl Aspect {
+    /// The word in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Attachment => "attachment",
+            Self::Text => "text",
+            Self::Near => "near",
+            Self::Type => "type",
+            Self::Size => "size",
+            Self::Large => "large",
+            Self::Skeleton => "skeleton",
+            Self::SenderDomain => "sender-domain",
+            Self::Subject => "subject",
+            Self::Client => "client",
+        }
+    }
+}
+
+/// One sense in which a message is the same as others: equal traits, equal in that sense. The value is a hash, stable
+/// across restarts and relays.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Trait {
+    /// Which sense.
+    pub aspect: Aspect,
+    /// The value.
+    pub value: u64,
+}
+
+impl fmt::Display for Trait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{:016x}", self.aspect.as_str(), self.value)
+    }
+}
+
+impl fmt::Debug for Trait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// All senses in which one message can be the same as others.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fingerprint {
+    /// What an engine judges.
+    pub identity: Identity,
+    /// Its attachments ([`Aspect::Attachment`]), or its text where it has none; at most [`Fingerprint::EXACT`].
+    pub exact: Box<[Trait]>,
+    /// Everything else: near duplicates, shape, origin.
+    pub broad: Box<[Trait]>,
+    /// SHA-256 of each attachment, for patterns written by people; as many as `exact` has attachments.
+    pub attachments: Box<[[u8; 32]]>,
+}
+
+impl Fingerprint {
+    /// Attachments that are told apart; a message with more of them is described by its first ones.
+    pub const EXACT: usize = 16;
+
+    /// All traits.
+    pub fn traits(&self) -> impl Iterator<Item = Trait> {
+        self.exact.iter().chain(&self.broad).copied()
+    }
+
+    /// Whether it has that trait.
+    pub fn has(&self, wanted: Trait) -> bool {
+        self.traits().any(|t| t == wanted)
+    }
+
+    /// Whether it carries something besides text.
+    pub fn has_attachment(&self) -> bool {
+        self.exact.iter().any(|t| t.aspect == Aspect::Attachment)
+    }
+}
+
+/// Whether mail of this sender through this client has been scanned well before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// It has, at least twice.
+    Known,
+    /// Nothing speaks for it yet.
+    Unknown,
+}
