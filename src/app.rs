@@ -23,6 +23,7 @@ use crate::pipeline::{Generation, Lanes, Pipeline};
 use crate::policy::Policy;
 use crate::scan::Scanner;
 use crate::store::history::{self, History};
+use crate::store::incidents::{self, Incidents};
 use crate::store::sqlite::{Role, SqliteStore};
 use crate::store::{Recovery, Store, StoreError};
 
@@ -56,6 +57,7 @@ struct Core {
     config: Mutex<Config>,
     store: Arc<SqliteStore>,
     history: Arc<History>,
+    incidents: Arc<Incidents>,
     pipeline: Arc<Pipeline>,
     sessions: Arc<Sessions>,
     listeners: Vec<Listener>,
@@ -75,6 +77,9 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         .map_err(StartError::Store)?;
     let history = History::open(&config.store.path.join(history::FILE), config.store.history)
         .map_err(StartError::Store)?;
+    let incidents = config.store.path.join(incidents::FILE);
+    let incidents =
+        Incidents::open(&incidents, config.store.incidents).map_err(StartError::Store)?;
     let in_flight = config.limits.in_flight_bytes;
     let pipeline = Pipeline::new(generation, store.clone(), history.clone(), in_flight);
 
@@ -112,6 +117,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         config: Mutex::new(config),
         store,
         history,
+        incidents,
         pipeline,
         sessions: shared.sessions,
         listeners: started,
@@ -215,6 +221,7 @@ impl Running {
         let work = self.core.pipeline.drained(deadline).await;
         let lanes = deadline.run(self.lanes.wait()).await.is_ok();
         self.core.history.close().await;
+        self.core.incidents.close().await;
         self.core.store.close().await;
         tracing::info!(sessions, work, lanes, "drained");
         sessions && work && lanes

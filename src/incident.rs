@@ -8,6 +8,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use ulid::Ulid;
 
 use crate::message::MessageId;
 
@@ -119,6 +120,35 @@ impl Kind {
             Self::AdmissionAccepts => "admission-accepts",
         }
     }
+
+    /// Whether somebody should look at it: a warning in the log, while good news and plain facts are not.
+    pub fn is_trouble(self) -> bool {
+        match self {
+            Self::BreakerOpened
+            | Self::Strike
+            | Self::ScanLost
+            | Self::InterceptorMade
+            | Self::InterceptorChanged
+            | Self::ProbeFailed
+            | Self::SignaturesStale
+            | Self::ReplicasDiffer
+            | Self::Drift
+            | Self::NextHopPaced
+            | Self::NextHopDead
+            | Self::LateFinding
+            | Self::AdmissionRefuses => true,
+            Self::BreakerProbing
+            | Self::BreakerClosed
+            | Self::LateAnswer
+            | Self::InterceptorLifted
+            | Self::Drained
+            | Self::Resumed
+            | Self::NextHopAlive
+            | Self::RecoveryBegun
+            | Self::RecoveryEnded
+            | Self::AdmissionAccepts => false,
+        }
+    }
 }
 
 /// Whom it happened to.
@@ -161,6 +191,8 @@ impl fmt::Display for Subject {
 /// One thing that the relay did by itself, or that a person made it do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Incident {
+    /// Its name in the log.
+    pub id: Ulid,
     /// When.
     pub at: Timestamp,
     /// What.
@@ -181,6 +213,7 @@ impl Incident {
     /// An incident of this moment, without evidence yet.
     pub fn new(kind: Kind, subject: Subject, summary: impl Into<String>) -> Self {
         Self {
+            id: Ulid::generate(),
             at: Timestamp::now(),
             kind,
             subject,
@@ -202,5 +235,20 @@ impl Incident {
     pub fn about(mut self, message: MessageId) -> Self {
         self.message = Some(message);
         self
+    }
+    /// Whether it is about that message, or names it in its evidence.
+    pub fn names(&self, message: MessageId) -> bool {
+        self.messages().any(|named| named == message)
+    }
+
+    /// The messages it names: the one it is about, then those in its evidence, in order; one may come twice.
+    pub fn messages(&self) -> impl Iterator<Item = MessageId> {
+        let words = self.evidence.iter().flat_map(|(_, value)| {
+            value
+                .split(|c: char| !c.is_ascii_alphanumeric())
+                .filter(|word| word.len() == MessageId::LENGTH)
+        });
+        let quoted = words.filter_map(|word| word.parse().ok());
+        self.message.into_iter().chain(quoted)
     }
 }

@@ -8,6 +8,7 @@ mod control;
 mod demo;
 mod exit;
 mod explain;
+mod incident;
 mod manual;
 mod quarantine;
 mod queue;
@@ -98,6 +99,9 @@ enum Command {
     /// Look at messages that wait to be scanned or delivered
     #[command(subcommand, after_help = exit::HELP)]
     Queue(queue::Queue),
+    /// Look at what the relay did by itself, and why
+    #[command(subcommand, after_help = exit::HELP)]
+    Incident(incident::Incidents),
     /// Manage the users who may relay after AUTH
     #[command(subcommand, after_help = exit::HELP)]
     User(user::User),
@@ -167,6 +171,7 @@ fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
         Command::Explain(command) => wait(explain::run(command, &tool(given)?, terminal)),
         Command::Quarantine(command) => wait(quarantine::run(command, &tool(given)?, terminal)),
         Command::Queue(command) => wait(queue::run(command, &tool(given)?, terminal)),
+        Command::Incident(command) => wait(incident::run(command, &tool(given)?, terminal)),
     }
 }
 

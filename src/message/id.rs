@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct MessageId(ulid::Ulid);
 
 impl MessageId {
+    /// Characters of its text.
+    pub const LENGTH: usize = ulid::ULID_LEN;
+
     /// A new id, unique on all relays (80 random bits within the same millisecond).
     pub fn new() -> Self {
         Self(ulid::Ulid::generate())

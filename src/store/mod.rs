@@ -2,11 +2,14 @@
 //!
 //! What is durable: messages we have answered 250 for and not yet passed on, messages in quarantine, and the audit of
 //! what reviewers did. What is not: messages that are scanned and delivered inside their session (nothing of them is
-//! stored), and the history that `explain` reads, which is kept beside ([`history`]) and may lose its last second.
+//! stored), and what is told about it all, which is kept beside: the [`history`] that `explain` reads and that may lose its
+//! last second, and the [`incidents`].
 
 #[cfg(test)]
 pub(crate) mod contract;
 pub mod history;
+pub mod incidents;
+mod log;
 pub mod sqlite;
 
 use std::future::Future;
@@ -32,6 +35,8 @@ pub struct Settings {
     pub disk_reserve: u64,
     /// How long `explain` remembers messages that are gone.
     pub history: Duration,
+    /// How long the incident log goes back.
+    pub incidents: Duration,
 }
 
 impl Default for Settings {
@@ -41,6 +46,7 @@ impl Default for Settings {
             inline_limit: 128 << 10,
             disk_reserve: 256 << 20,
             history: Duration::from_secs(7 * 86_400),
+            incidents: Duration::from_secs(90 * 86_400),
         }
     }
 }

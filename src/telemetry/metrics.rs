@@ -35,7 +35,7 @@ pub enum Kind {
 
 /// Every metric of this program: its name, its kind, and what it tells, for the help lines of `/metrics`. The rooms that
 /// count use the same names; a test compares.
-pub const ALL: [(&str, Kind, &str); 17] = [
+pub const ALL: [(&str, Kind, &str); 19] = [
     (
         "spillway_recipients_total",
         Kind::Counter,
@@ -111,6 +111,16 @@ pub const ALL: [(&str, Kind, &str); 17] = [
         "spillway_lane_oldest_timestamp_seconds",
         Kind::Gauge,
         "When the oldest stored message came in, by what it waits for; 0 if there is none",
+    ),
+    (
+        "spillway_incidents_total",
+        Kind::Counter,
+        "Entries of the incident log by kind",
+    ),
+    (
+        "spillway_log_lost_total",
+        Kind::Counter,
+        "Entries that history or the incident log did not take: too many waited, or the disk failed",
     ),
     (
         "spillway_info",

@@ -9,7 +9,7 @@ mod running;
 
 use std::process::{Command, Stdio};
 
-use fabricated::{Fabricated, HELD, MALICIOUS, SPLIT, WAITING};
+use fabricated::{Fabricated, HELD, MALICIOUS, OPENED, SPLIT, STRIKE, WAITING};
 use golden::golden;
 
 /// The program itself, away from the terminal that runs the tests.
@@ -88,6 +88,19 @@ fn tables_and_json_are_as_reviewed() {
             None,
             &["explain", WAITING, "--json"],
         ),
+        ("incident-list-100.txt", Some(100), &["incident", "list"]),
+        ("incident-list.json", None, &["incident", "list", "--json"]),
+        ("incident-show.txt", None, &["incident", "show", OPENED]),
+        (
+            "incident-show-hostile.txt",
+            Some(80),
+            &["incident", "show", STRIKE],
+        ),
+        (
+            "incident-show.json",
+            None,
+            &["incident", "show", OPENED, "--json"],
+        ),
     ] {
         let ran = store.run(width, arguments, "");
         assert_eq!((ran.exit, &*ran.err), (0, ""), "{arguments:?}");
@@ -105,6 +118,8 @@ fn mail_never_acts_on_the_terminal() {
         &["explain", MALICIOUS],
         &["explain", SPLIT],
         &["queue", "list"],
+        &["incident", "list"],
+        &["incident", "show", STRIKE],
         &["quarantine", "delete", "--all", "--dry-run"],
         &["quarantine", "stats"],
     ] {
@@ -141,6 +156,29 @@ fn every_filter_narrows() {
         let ran = store.run(
             None,
             &[&["quarantine", "list", "--json"], filter].concat(),
+            "",
+        );
+        let list: Vec<serde_json::Value> = serde_json::from_str(&ran.out).expect("JSON");
+        assert_eq!(list.len(), found, "{filter:?}");
+    }
+}
+
+/// Incidents are found by when, what and whom.
+#[test]
+fn incidents_are_filtered() {
+    let store = Fabricated::new();
+    for (filter, found) in [
+        (&[][..], 3),
+        (&["--since", "2h"], 2),
+        (&["--kind", "strike"], 1),
+        (&["--kind", "strike", "--kind", "breaker-closed"], 2),
+        (&["--engine", "clamd"], 2),
+        (&["--engine", "clamd", "--since", "2h"], 1),
+        (&["--limit", "1"], 1),
+    ] {
+        let ran = store.run(
+            None,
+            &[&["incident", "list", "--json"], filter].concat(),
             "",
         );
         let list: Vec<serde_json::Value> = serde_json::from_str(&ran.out).expect("JSON");
@@ -312,6 +350,9 @@ fn exit_codes_are_stable() {
         (&["--version"], 0),
         (&["explain", "01ARZ3NDEKTSV4RRFFQ69G5FAV"], 1),
         (&["explain", "nonsense"], 64),
+        (&["incident", "show", "01ARZ3NDEKTSV4RRFFQ69G5FAV"], 1),
+        (&["incident", "show", "nonsense"], 64),
+        (&["incident", "list", "--kind", "nonsense"], 64),
         (&["nonsense"], 64),
         (&["check-config", "--config", "/nowhere/spillway.toml"], 64),
         (&["quarantine", "show", WAITING], 1),

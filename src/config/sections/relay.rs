@@ -103,6 +103,7 @@ pub(in crate::config) fn store(mut section: Section<'_>) -> store::Settings {
             .size("disk_reserve", Some(default.disk_reserve), 0..=1 << 50)
             .unwrap_or_default(),
         history: section.duration("history", default.history, secs(0)..=secs(3650 * DAY)),
+        incidents: section.duration("incidents", default.incidents, secs(DAY)..=secs(3650 * DAY)),
     };
     section.finish(&[]);
     settings

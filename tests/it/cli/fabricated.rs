@@ -7,8 +7,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use spillway::cli::Terminal;
+use spillway::incident::{Incident, Kind, Subject};
 use spillway::message::{BodyKind, Content, Envelope, Mailbox, MessageId, Origin, ReversePath};
 use spillway::store::history::{self, History, HistoryEntry};
+use spillway::store::incidents::{self, Incidents};
 use spillway::store::sqlite::{Role, SqliteStore};
 use spillway::store::{Audit, Lane, Record, Settings, Store};
 use spillway::verdict::{
@@ -25,6 +27,11 @@ pub const SPLIT: &str = "01KAJ0000000000000000SP001";
 pub const WAITING: &str = "01KAJ0000000000000000WA001";
 /// Everything in quarantine.
 pub const HELD: [&str; 3] = [MALICIOUS, UNDETERMINED, SPLIT];
+
+/// An engine's breaker opened; names [`UNDETERMINED`] and a message that nobody knows.
+pub const OPENED: &str = "01KAJ000000000000000BR0001";
+/// Everything in it is hostile, and it is about [`MALICIOUS`].
+pub const STRIKE: &str = "01KAJ000000000000000ST0001";
 
 /// The message that [`SPLIT`] is part of.
 const WHOLE: &str = "01KAJ0000000000000000WH001";
@@ -139,6 +146,59 @@ async fn fill(settings: &Settings) {
         tell(&history, &record);
     }
     history.close().await;
+    let log = Incidents::open(&settings.path.join(incidents::FILE), Duration::MAX).expect("opens");
+    for incident in happened() {
+        log.record(incident);
+    }
+    log.close().await;
+}
+
+/// What the relay did by itself, the oldest first.
+fn happened() -> Vec<Incident> {
+    let engine = |replica: Option<&str>| Subject::Engine {
+        name: "clamd".to_owned(),
+        replica: replica.map(str::to_owned),
+    };
+    let gone = "01KAJ0000000000000000GN001";
+    let opened = Incident::new(
+        Kind::BreakerOpened,
+        engine(Some("127.0.0.1:3310")),
+        "12 of 20 scans in 10 s failed",
+    );
+    let strike = Incident::new(
+        Kind::Strike,
+        Subject::Interceptor("pat\u{1b}[31m".to_owned()),
+        "\u{9b}2J invoice\u{202e}fdp.exe ran into its timeout\nERROR forged",
+    );
+    let closed = Incident::new(
+        Kind::BreakerClosed,
+        engine(Some("127.0.0.1:3310")),
+        "2 probes passed",
+    );
+    let id = |text: &str| text.parse().expect("an id");
+    vec![
+        Incident {
+            id: id(OPENED),
+            at: ago(3 * 86_400),
+            ..opened
+                .with("failed", 12)
+                .with("asked", 20)
+                .with("slowest", "5.0 s")
+                .with("samples", format!("{UNDETERMINED}, {gone}"))
+        },
+        Incident {
+            id: id(STRIKE),
+            at: ago(3600),
+            ..strike
+                .with("attachment", "\u{1b}[2Jname")
+                .about(MALICIOUS.parse().expect("an id"))
+        },
+        Incident {
+            id: id("01KAJ000000000000000BC0001"),
+            at: ago(60),
+            ..closed
+        },
+    ]
 }
 
 fn tell(history: &Arc<History>, record: &Record) {

@@ -1,0 +1,239 @@
+//! `spillway incident`: what the relay did by itself, and why.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand};
+use serde_json::json;
+use ulid::Ulid;
+
+use super::exit::{self, CliError, Exit, Outcome};
+use super::open_store;
+use super::record::heading;
+use super::terminal::{Column, Terminal};
+use crate::config::{self, Config};
+use crate::incident::{Incident, Kind};
+use crate::message::MessageId;
+use crate::store::history;
+use crate::store::incidents::{self, Filter};
+
+/// Incidents that a list shows unless told otherwise.
+const LISTED: usize = 50;
+
+/// The family.
+#[derive(Debug, Subcommand)]
+pub(super) enum Incidents {
+    /// List incidents, the newest first
+    #[command(after_help = exit::HELP)]
+    List(List),
+    /// Show an incident: what it was decided on, and the messages it names
+    #[command(after_help = exit::HELP)]
+    Show(Show),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    /// Only those since then: 30m, 2h, 7d
+    #[arg(long, value_name = "AGE", value_parser = config::parse_duration)]
+    since: Option<Duration>,
+    /// Only this kind; may be given several times
+    #[arg(long, value_name = "KIND", value_parser = kind())]
+    kind: Vec<Kind>,
+    /// Only those of this engine
+    #[arg(long, value_name = "NAME")]
+    engine: Option<String>,
+    /// So many at most, the newest first
+    #[arg(long, value_name = "NUMBER", default_value_t = LISTED)]
+    limit: usize,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// The incident's id, as the list prints it
+    #[arg(value_parser = incident_id)]
+    id: Ulid,
+}
+
+fn kind() -> impl TypedValueParser<Value = Kind> {
+    let of = |word: String| Kind::ALL.into_iter().find(|kind| kind.as_str() == word);
+    PossibleValuesParser::new(Kind::ALL.map(Kind::as_str))
+        .try_map(move |word| of(word).ok_or("no such kind"))
+}
+
+fn incident_id(text: &str) -> Result<Ulid, &'static str> {
+    Ulid::from_string(text.trim())
+        .map_err(|_| "not an incident's id (26 letters and digits, as printed by the list)")
+}
+
+pub(super) async fn run(
+    command: &Incidents,
+    config: &Config,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    match command {
+        Incidents::List(wanted) => list(wanted, config, terminal).await,
+        Incidents::Show(wanted) => show(wanted.id, config, terminal).await,
+    }
+}
+
+/// Where the relay of `config` keeps its incident log.
+pub(super) fn file(config: &Config) -> PathBuf {
+    config.store.path.join(incidents::FILE)
+}
+
+async fn list(wanted: &List, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
+    let now = terminal.now;
+    let filter = Filter {
+        since: wanted.since.and_then(|age| now.checked_sub(age).ok()),
+        kinds: wanted.kind.clone(),
+        engine: wanted.engine.clone(),
+        limit: wanted.limit,
+        ..Filter::default()
+    };
+    let incidents = incidents::search(&file(config), filter).await?;
+    if terminal.json {
+        terminal.json(&incidents)?;
+        return Ok(Exit::Done);
+    }
+    table(&incidents, terminal)?;
+    if incidents.len() == wanted.limit {
+        let limit = wanted.limit;
+        terminal.note(format!("the newest {limit}; --limit shows more"))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// A line for each.
+pub(super) fn table(incidents: &[Incident], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    let columns = [
+        Column::whole("ID"),
+        Column::whole("TIME"),
+        Column::whole("KIND"),
+        Column::cut("SUBJECT"),
+        Column::cut("SUMMARY"),
+    ];
+    let row = |incident: &Incident| {
+        vec![
+            incident.id.to_string(),
+            terminal.time(incident.at),
+            incident.kind.as_str().to_owned(),
+            incident.subject.to_string(),
+            incident.summary.clone(),
+        ]
+    };
+    let rows: Vec<_> = incidents.iter().map(row).collect();
+    terminal.table(&columns, rows)
+}
+
+/// A message that an incident names, and where it is now.
+struct Named {
+    id: MessageId,
+    state: String,
+    sender: String,
+    subject: String,
+}
+
+async fn show(id: Ulid, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
+    let Some(incident) = incidents::get(&file(config), id).await? else {
+        let days = config.store.incidents.as_secs() / 86_400;
+        return Err(CliError::NotFound(format!(
+            "no incident {id}: it never was, or it was more than {days} days ago"
+        )));
+    };
+    let mut ids: Vec<MessageId> = Vec::new();
+    for message in incident.messages() {
+        if !ids.contains(&message) {
+            ids.push(message);
+        }
+    }
+    let messages = named(&ids, config).await?;
+    if terminal.json {
+        let messages: Vec<_> = messages
+            .iter()
+            .map(
+                |m| json!({"id": m.id, "state": m.state, "sender": m.sender, "subject": m.subject}),
+            )
+            .collect();
+        terminal.json(&json!({"incident": incident, "messages": messages}))?;
+        return Ok(Exit::Done);
+    }
+    tell(&incident, &messages, terminal)?;
+    Ok(Exit::Done)
+}
+
+/// From the store, or from history where it is gone.
+async fn named(ids: &[MessageId], config: &Config) -> Result<Vec<Named>, CliError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let store = open_store(config).await?;
+    let history = config.store.path.join(history::FILE);
+    let mut named = Vec::new();
+    for id in ids {
+        let found = match store.get(*id).await? {
+            Some(record) => Named {
+                id: *id,
+                state: record.lane.as_str().to_owned(),
+                sender: record.envelope.reverse_path.to_string(),
+                subject: record.subject,
+            },
+            None => {
+                let life = history::read(&history, *id).await?;
+                let last = life.last();
+                Named {
+                    id: *id,
+                    state: last.map_or("unknown", |entry| &*entry.event).to_owned(),
+                    sender: last.map_or(String::new(), |entry| entry.sender.to_string()),
+                    subject: String::new(),
+                }
+            }
+        };
+        named.push(found);
+    }
+    Ok(named)
+}
+
+fn tell(
+    incident: &Incident,
+    messages: &[Named],
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    let at = terminal.time(incident.at);
+    terminal.fields(&[
+        ("id", incident.id.to_string()),
+        ("time", format!("{at} ({} ago)", terminal.age(incident.at))),
+        ("kind", incident.kind.as_str().to_owned()),
+        ("subject", incident.subject.to_string()),
+        ("summary", incident.summary.clone()),
+    ])?;
+    if !incident.evidence.is_empty() {
+        heading("Evidence", terminal)?;
+        let evidence: Vec<_> = incident
+            .evidence
+            .iter()
+            .map(|(what, value)| vec![what.to_string(), value.clone()])
+            .collect();
+        let columns = [Column::whole("WHAT"), Column::whole("VALUE")];
+        terminal.table(&columns, evidence)?;
+    }
+    if !messages.is_empty() {
+        heading("Messages", terminal)?;
+        let columns = [
+            Column::whole("ID"),
+            Column::whole("STATE"),
+            Column::cut("SENDER"),
+            Column::cut("SUBJECT"),
+        ];
+        let row = |m: &Named| {
+            vec![
+                m.id.to_string(),
+                m.state.clone(),
+                m.sender.clone(),
+                m.subject.clone(),
+            ]
+        };
+        terminal.table(&columns, messages.iter().map(row))?;
+    }
+    Ok(())
+}

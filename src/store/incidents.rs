@@ -1,0 +1,323 @@
+//! The incident log: what the relay did by itself and why, so that the post-mortem writes itself (DESIGN section 5,
+//! mechanism 13).
+//!
+//! Incidents are few and worth more than history: their [log](super::log) is a file of their own with a queue of its own, so
+//! that no flood of messages crowds them out; they survive power loss a second after they happened; and what the disk does
+//! not take is tried again. Each is also a line of the relay's own log and a metric, from this one definition.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use ulid::Ulid;
+
+use super::StoreError;
+use super::log::{self, Log, Wanted};
+use crate::incident::{Incident, Kind, Subject};
+use crate::message::MessageId;
+
+/// The file of the incident log inside `store.path`.
+pub const FILE: &str = "incidents.db";
+
+impl log::Entry for Incident {
+    const NAME: &str = "incidents";
+    const QUEUE: usize = 1024;
+    /// About a hundred megabytes.
+    const ROWS: u64 = 100_000;
+    const DURABLE: bool = true;
+
+    fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    fn message(&self) -> Option<MessageId> {
+        self.message
+    }
+}
+
+/// The writing end: the relay has it, everybody else reads. [`Incidents::close`] writes what waits.
+#[derive(Debug)]
+pub struct Incidents(Log<Incident>);
+
+impl Incidents {
+    /// Opens the incident log in `path`, a file, and makes it if it is missing; entries are kept for `retention`. The folder
+    /// must exist. Blocking, for a few milliseconds.
+    ///
+    /// A file that cannot be used is renamed to `….damaged` and a new one is begun.
+    pub fn open(path: &Path, retention: Duration) -> Result<Arc<Self>, StoreError> {
+        let log = Log::open(path, retention, <Incident as log::Entry>::ROWS)?;
+        Ok(Arc::new(Self(log)))
+    }
+
+    /// Tells the log and the metrics, and keeps the incident: durable within a second. Never waits; if a thousand wait for
+    /// the disk already, this one is in the log alone, and counted.
+    pub fn record(&self, incident: Incident) {
+        tell(&incident);
+        self.0.note(incident);
+    }
+
+    /// Incidents lost since the start: too many waited, or the disk did not take them.
+    pub fn dropped(&self) -> u64 {
+        self.0.dropped()
+    }
+
+    /// As [`search`], everything recorded before this call included.
+    ///
+    /// Cancel safety: safe.
+    pub async fn search(&self, filter: Filter) -> Result<Vec<Incident>, StoreError> {
+        self.0.flush().await;
+        search(self.0.path(), filter).await
+    }
+
+    /// Writes what waits, then ends; later incidents are dropped.
+    ///
+    /// Cancel safety: it ends all the same.
+    pub async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+/// The log line and the metric.
+fn tell(incident: &Incident) {
+    let kind = incident.kind.as_str();
+    metrics::counter!("spillway_incidents_total", "kind" => kind).increment(1);
+    let message = incident.message.map(tracing::field::display);
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                incident = %incident.id,
+                kind,
+                subject = %incident.subject,
+                summary = incident.summary,
+                evidence = %Evidence(incident),
+                id = message,
+                "incident"
+            )
+        };
+    }
+    if incident.kind.is_trouble() {
+        line!(warn);
+    } else {
+        line!(info);
+    }
+}
+
+/// `precision 0.97, risk 41`.
+struct Evidence<'a>(&'a Incident);
+
+impl fmt::Display for Evidence<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (what, value)) in self.0.evidence.iter().enumerate() {
+            let between = if index == 0 { "" } else { ", " };
+            write!(f, "{between}{what} {value}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Which incidents a search returns; every set field must match.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    /// At or after this instant.
+    pub since: Option<Timestamp>,
+    /// Only these kinds; all when empty.
+    pub kinds: Vec<Kind>,
+    /// Those of this engine and of its replicas.
+    pub engine: Option<String>,
+    /// Those that name this message.
+    pub message: Option<MessageId>,
+    /// At most so many, the newest first.
+    pub limit: usize,
+}
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self {
+            since: None,
+            kinds: Vec::new(),
+            engine: None,
+            message: None,
+            limit: usize::MAX,
+        }
+    }
+}
+
+impl Filter {
+    fn matches(&self, incident: &Incident) -> bool {
+        let of_engine = |wanted: &String| matches!(&incident.subject, Subject::Engine { name, .. } if name == wanted);
+        self.since.is_none_or(|since| incident.at >= since)
+            && (self.kinds.is_empty() || self.kinds.contains(&incident.kind))
+            && self.engine.as_ref().is_none_or(of_engine)
+            && self.message.is_none_or(|message| incident.names(message))
+    }
+}
+
+/// Incidents that match, the newest first, read from a log that a relay may be writing (they reach it within a second).
+/// None if there is no log.
+///
+/// Cancel safety: safe.
+pub async fn search(path: &Path, filter: Filter) -> Result<Vec<Incident>, StoreError> {
+    let since = Wanted::Since(filter.since.unwrap_or(Timestamp::MIN));
+    let limit = filter.limit;
+    log::read(path, since, limit, move |incident| filter.matches(incident)).await
+}
+
+/// One incident, if it is still in the log.
+///
+/// Cancel safety: safe.
+pub async fn get(path: &Path, id: Ulid) -> Result<Option<Incident>, StoreError> {
+    let all = Wanted::Since(Timestamp::MIN);
+    let found = log::read(path, all, 1, move |incident: &Incident| incident.id == id).await?;
+    Ok(found.into_iter().next())
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+    use crate::store::contract::at;
+
+    const LONG: Duration = Duration::from_secs(86_400);
+
+    fn folder() -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join(FILE);
+        (folder, path)
+    }
+
+    fn incident(kind: Kind, engine: &str, seconds: i64) -> Incident {
+        let subject = Subject::Engine {
+            name: engine.to_owned(),
+            replica: Some("127.0.0.1:3310".to_owned()),
+        };
+        let mut incident =
+            Incident::new(kind, subject, "it did").with("failed", format!("{seconds} of 20"));
+        incident.at = at(seconds);
+        incident
+    }
+
+    /// What was recorded is read back whole, the newest first, by every field, also by who has not the writing end.
+    #[tokio::test]
+    async fn incidents_are_read_back_by_every_field() {
+        let (_folder, path) = folder();
+        let log = Incidents::open(&path, LONG).expect("open");
+        let (about, named) = (MessageId::new(), MessageId::new());
+        let opened = incident(Kind::BreakerOpened, "clamd", 1);
+        let strike = incident(Kind::Strike, "clamd", 2).about(about);
+        let strike = strike.with("samples", format!("{named}, {about}"));
+        let closed = incident(Kind::BreakerClosed, "rspamd", 3);
+        for incident in [&opened, &strike, &closed] {
+            log.record(incident.clone());
+        }
+        let all = log.search(Filter::default()).await.expect("search");
+        assert_eq!(all, [closed.clone(), strike.clone(), opened.clone()]);
+        let any = Filter::default;
+        let engine = |name: &str| Some(name.to_owned());
+        let kinds = vec![Kind::BreakerOpened, Kind::BreakerClosed];
+        let since = Some(at(2));
+        for (filter, expected) in [
+            (Filter { since, ..any() }, vec![&closed, &strike]),
+            (Filter { kinds, ..any() }, vec![&closed, &opened]),
+            (
+                Filter {
+                    engine: engine("clamd"),
+                    ..any()
+                },
+                vec![&strike, &opened],
+            ),
+            (
+                Filter {
+                    message: Some(about),
+                    ..any()
+                },
+                vec![&strike],
+            ),
+            (
+                Filter {
+                    message: Some(named),
+                    ..any()
+                },
+                vec![&strike],
+            ),
+            (
+                Filter {
+                    message: Some(MessageId::new()),
+                    ..any()
+                },
+                vec![],
+            ),
+            (Filter { limit: 1, ..any() }, vec![&closed]),
+            (
+                Filter {
+                    engine: engine("clam"),
+                    ..any()
+                },
+                vec![],
+            ),
+        ] {
+            let found = search(&path, filter.clone()).await.expect("search");
+            assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{filter:?}");
+        }
+        let found = get(&path, strike.id).await.expect("get");
+        assert_eq!(found, Some(strike));
+        assert_eq!(get(&path, Ulid::generate()).await.expect("get"), None);
+        log.close().await;
+        assert_eq!(log.dropped(), 0);
+    }
+
+    /// The log goes back as far as it is told to and no further.
+    #[tokio::test]
+    async fn old_incidents_go() {
+        let (_folder, path) = folder();
+        let log = Incidents::open(&path, Duration::from_secs(100)).expect("open");
+        for seconds in [0, 60, 101] {
+            log.record(incident(Kind::Strike, "clamd", seconds));
+            log.search(Filter::default()).await.expect("written");
+        }
+        let left = log.search(Filter::default()).await.expect("search");
+        let left: Vec<_> = left.iter().map(|incident| incident.at).collect();
+        assert_eq!(left, [at(101), at(60)]);
+    }
+
+    /// A disk that fails for a while costs no incident: what it did not take is written when it works again.
+    #[tokio::test]
+    async fn what_the_disk_refused_is_written_later() {
+        let (_folder, path) = folder();
+        let log = Incidents::open(&path, LONG).expect("open");
+        let tamper = |sql: &str| {
+            let db = Connection::open(&path).expect("second connection");
+            db.execute_batch(sql).expect(sql);
+        };
+        tamper("ALTER TABLE entry RENAME TO away");
+        log.record(incident(Kind::Strike, "clamd", 1));
+        // Answered when the attempt was made.
+        log.0.flush().await;
+        tamper("ALTER TABLE away RENAME TO entry");
+        log.record(incident(Kind::Strike, "clamd", 2));
+        let found = log.search(Filter::default()).await.expect("search");
+        assert_eq!(found.len(), 2);
+        assert_eq!(log.dropped(), 0);
+    }
+
+    /// A disk that fails for long costs bounded memory, and what is lost is counted.
+    #[tokio::test]
+    async fn what_finds_no_room_is_counted() {
+        let (_folder, path) = folder();
+        let log = Incidents::open(&path, LONG).expect("open");
+        let db = Connection::open(&path).expect("second connection");
+        db.execute_batch("DROP TABLE entry").expect("drops");
+        let queue = <Incident as log::Entry>::QUEUE;
+        for _ in 0..3 {
+            for n in 0..queue {
+                log.record(incident(Kind::Strike, "clamd", n as i64));
+            }
+            log.0.flush().await;
+        }
+        assert!(log.dropped() >= queue as u64, "{}", log.dropped());
+        log.close().await;
+        assert_eq!(log.dropped(), 3 * queue as u64, "nothing was written");
+    }
+}
