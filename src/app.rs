@@ -71,7 +71,8 @@ struct Core {
 
 /// Starts a relay. `path` is the file that `config` was read from, read again by a reload.
 pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, StartError> {
-    let generation = generation(&config).map_err(StartError::Parts)?;
+    let generation = generation(&config, None).map_err(StartError::Parts)?;
+    generation.scanner.watch();
     let (store, recovery) = SqliteStore::open(&config.store, Role::Relay)
         .await
         .map_err(StartError::Store)?;
@@ -140,7 +141,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
 /// Everything that would keep a configuration that reads well from starting, short of binding its addresses and opening
 /// its store: rule files that do not compile, certificates that cannot be used. Blocks on the disk.
 pub fn check(config: &Config) -> Vec<String> {
-    let mut problems = generation(config).err().unwrap_or_default();
+    let mut problems = generation(config, None).err().unwrap_or_default();
     if let Err(error) = prepare(config) {
         problems.push(error.to_string());
     }
@@ -156,10 +157,10 @@ fn prepare(config: &Config) -> Result<Vec<Prepared>, ListenerError> {
     prepared.collect()
 }
 
-/// Builds what one configuration decides; all problems at once.
-fn generation(config: &Config) -> Result<Generation, Vec<String>> {
+/// Builds what one configuration decides, with what the guards of the one before know; all problems at once.
+fn generation(config: &Config, before: Option<&Generation>) -> Result<Generation, Vec<String>> {
     let mut problems = Vec::new();
-    let scanner = Scanner::new(config.engines.clone())
+    let scanner = Scanner::new(config.engines.clone(), before.map(|g| &g.scanner))
         .map_err(|errors| problems.extend(errors.iter().map(ToString::to_string)));
     let delivery =
         Delivery::new(config.next_hops.clone()).map_err(|error| problems.push(error.to_string()));
@@ -241,6 +242,7 @@ impl Core {
             return Err(restart.iter().map(needs).collect());
         }
         let difference = config::diff(&config, &next.config);
+        next.generation.scanner.watch();
         self.pipeline.replace(next.generation);
         for (listener, prepared) in self.listeners.iter().zip(next.listeners) {
             listener.apply(prepared);
@@ -259,7 +261,7 @@ struct Next {
 
 impl Next {
     /// Reads files and compiles rules: blocks.
-    fn read(path: Option<&Path>) -> Result<Self, Vec<String>> {
+    fn read(path: Option<&Path>, before: &Generation) -> Result<Self, Vec<String>> {
         let lines = |problems: Problems| {
             problems
                 .to_string()
@@ -269,7 +271,7 @@ impl Next {
         };
         let config = config::load(path).map_err(lines)?;
         Ok(Self {
-            generation: generation(&config)?,
+            generation: generation(&config, Some(before))?,
             listeners: prepare(&config).map_err(|error| vec![error.to_string()])?,
             config,
         })
@@ -315,7 +317,8 @@ impl Control for Core {
 
     async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
         let path = self.path.clone();
-        let read = tokio::task::spawn_blocking(move || Next::read(path.as_deref())).await;
+        let before = self.pipeline.generation();
+        let read = tokio::task::spawn_blocking(move || Next::read(path.as_deref(), &before)).await;
         let applied = match read {
             Ok(next) => next.and_then(|next| self.apply(next)),
             Err(error) => Err(vec![format!("the configuration was not read: {error}")]),

@@ -61,7 +61,7 @@ struct Group {
 
 pub(super) async fn run(wanted: &Scan, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
     let engines = config.engines.clone();
-    let scanner = tokio::task::spawn_blocking(move || Scanner::new(engines))
+    let scanner = tokio::task::spawn_blocking(move || Scanner::new(engines, None))
         .await
         .map_err(|error| CliError::Internal(error.to_string()))?
         .map_err(|bad| {

@@ -113,6 +113,11 @@ impl Fingerprint {
         self.traits().any(|t| t == wanted)
     }
 
+    /// The traits of which only a few unproven copies are scanned at once: those that unrelated mail does not share.
+    pub fn canary_keys(&self) -> Vec<Trait> {
+        self.exact.to_vec()
+    }
+
     /// Whether it carries something besides text.
     pub fn has_attachment(&self) -> bool {
         self.exact.iter().any(|t| t.aspect == Aspect::Attachment)

@@ -1,11 +1,11 @@
 //! All engines at once, then policy: how a message becomes a judgement, on the path and in `spillway scan`.
 
 use crate::deadline::Deadline;
-use crate::message::Message;
 use crate::message::attachment::AttachmentFact;
 use crate::message::mime::Shared;
+use crate::message::{Message, Standing};
 use crate::policy::{Facts, Group, Policy};
-use crate::scan::{ScanRequest, Scanner};
+use crate::scan::{Errand, ScanRequest, Scanner};
 use crate::verdict::Report;
 
 /// The decisions about a message and what they were made from.
@@ -31,6 +31,9 @@ pub async fn judge(
         envelope: message.envelope.clone(),
         content: message.content.clone(),
         deadline,
+        fingerprint: None,
+        standing: Standing::Unknown,
+        errand: Errand::Fresh,
     };
     let inspection = scanner.inspection();
     let reports = scanner.scan_inspected(request, inspection.clone()).await;

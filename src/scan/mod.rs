@@ -1,22 +1,29 @@
 //! Engines: one message to all of them at once, exactly one report from each.
 
 pub mod engine;
+mod evidence;
 pub mod guard;
 #[cfg(test)]
 mod tests;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::deadline::Deadline;
+use crate::incident::Incident;
 use crate::message::mime;
-use crate::message::{Content, Envelope, MessageId};
-use crate::verdict::{EngineClass, Report};
+use crate::message::{Content, Envelope, Fingerprint, Mailbox, MessageId, Standing};
+use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
 use guard::Guarded;
+
+pub use evidence::{Errand, Evidence, Observed};
+pub use guard::{Act, Detour, Health, ReplicaHealth};
 
 /// Settings of one `[[engine]]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,11 +32,19 @@ pub struct Settings {
     pub name: Arc<str>,
     /// For coverage.
     pub class: EngineClass,
-    /// One call's duration.
+    /// Who asks waits so long; the call itself goes on, in its slot, to `limit`.
     pub timeout: Duration,
+    /// The engine's own limit for one scan: then it has ended, or nobody knows. Not less than `timeout`.
+    pub limit: Duration,
+    /// A scan that takes longer than this is slow: evidence, not failure. Ten times that for content from 1 MiB.
+    pub slow: Duration,
+    /// Wait for a slot at most.
+    pub wait: Duration,
+    /// Between two routine probes; none: no routine ones.
+    pub probe: Option<Duration>,
     /// Calls per message at most, the first included; retried only for transient reasons.
     pub attempts: u32,
-    /// Calls at once at most: the engine's worker count or less.
+    /// Calls at once at most, of each replica: its worker count or less.
     pub slots: usize,
     /// Larger content is not sent: a report with `too-large`.
     pub max_size: u64,
@@ -50,6 +65,23 @@ pub struct ScanRequest {
     pub content: Content,
     /// When the answer is of no use any more.
     pub deadline: Deadline,
+    /// What it is the same as. Without one it is like nothing else: no scan is shared, and nothing is learnt from it.
+    pub fingerprint: Option<Arc<Fingerprint>>,
+    /// What speaks for its sender.
+    pub standing: Standing,
+    /// Why it is scanned.
+    pub errand: Errand,
+}
+
+impl ScanRequest {
+    /// Equal for mail of one client and sender, which share their turn where many wait.
+    fn party(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.envelope.origin.client.hash(&mut hasher);
+        let domain = self.envelope.reverse_path.mailbox().map(Mailbox::domain);
+        domain.hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 /// An engine that cannot be built.
@@ -63,6 +95,9 @@ pub struct BadEngine {
     pub cause: BuildError,
 }
 
+/// How long the other engines are waited for once one has found malware: what they find may name it better.
+const ENOUGH: Duration = Duration::from_secs(1);
+
 /// All configured engines, ready to scan. Cloning shares them.
 #[derive(Debug, Clone)]
 pub struct Scanner {
@@ -72,13 +107,18 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// Builds all engines, in order; all that cannot be built are returned at once. Reads rule files: blocks.
-    pub fn new(engines: Vec<Settings>) -> Result<Self, Vec<BadEngine>> {
+    /// Builds all engines, in order; all that cannot be built are returned at once. What the guards of `before` know and
+    /// hold goes on where the engine is the same. Reads rule files: blocks.
+    pub fn new(engines: Vec<Settings>, before: Option<&Self>) -> Result<Self, Vec<BadEngine>> {
+        let same = |name: &str| before?.engines.iter().find(|e| *e.settings().name == *name);
         let mut ready = Vec::with_capacity(engines.len());
         let mut bad = Vec::new();
         for settings in engines {
             match build(&settings) {
-                Ok(engine) => ready.push(guard::guard(engine, Arc::new(settings))),
+                Ok(replicas) => {
+                    let before = same(&settings.name);
+                    ready.push(guard::guard(replicas, Arc::new(settings), before));
+                }
                 Err(cause) => bad.push(BadEngine {
                     engine: settings.name,
                     cause,
@@ -112,9 +152,10 @@ impl Scanner {
     }
 
     /// Asks every engine at once and waits for all of them, at most until the deadline; then the missing ones have a
-    /// report with `timeout`. The order is the configured one. Without engines it returns at once.
+    /// report with `timeout`. Once one has found malware the others get a second more. The order is the configured one.
+    /// Without engines it returns at once.
     ///
-    /// Cancel safety: safe. Calls under way go on until their deadline, in their slots, and are then forgotten.
+    /// Cancel safety: safe. Scans under way go on to their end, in their slots, and their answers are kept for a while.
     pub async fn scan(&self, request: ScanRequest) -> Vec<Report> {
         self.scan_inspected(request, self.inspection()).await
     }
@@ -125,12 +166,69 @@ impl Scanner {
         request: ScanRequest,
         inspection: mime::Shared,
     ) -> Vec<Report> {
+        let began = Instant::now();
+        let mut patience = request.deadline;
         let sample = Sample::new(request, inspection);
-        join_all(self.engines.iter().map(|e| e.scan(sample.clone()))).await
+        let mut asking = FuturesUnordered::new();
+        for (at, engine) in self.engines.iter().enumerate() {
+            let sample = sample.clone();
+            asking.push(async move { (at, engine.scan(sample).await) });
+        }
+        let mut reports: Vec<Option<Report>> = vec![None; self.engines.len()];
+        // Every engine has its report at the deadline at the latest, so the longer wait is only there for the shorter.
+        while let Ok(Some((at, report))) = match patience == sample.deadline() {
+            true => Ok(asking.next().await),
+            false => patience.run(asking.next()).await,
+        } {
+            let malware = |f: &Finding| f.kind == FindingKind::Malware;
+            if report.findings().iter().any(malware) {
+                patience = patience.within(ENOUGH);
+            }
+            reports[at] = Some(report);
+        }
+        let missing = |(report, engine): (Option<Report>, &Guarded)| {
+            report.unwrap_or_else(|| engine.unneeded(began))
+        };
+        reports
+            .into_iter()
+            .zip(self.engines.iter())
+            .map(missing)
+            .collect()
+    }
+
+    /// Begins to probe all engines now and then. To be called on the runtime.
+    pub fn watch(&self) {
+        for engine in self.engines.iter() {
+            engine.watch();
+        }
+    }
+
+    /// What was seen of all scans since the last call, by engine.
+    pub fn evidence(&self) -> Vec<(Arc<str>, Vec<Evidence>)> {
+        let of = |engine: &Guarded| (engine.settings().name.clone(), engine.evidence());
+        self.engines.iter().map(of).collect()
+    }
+
+    /// What happened to the engines since the last call.
+    pub fn incidents(&self) -> Vec<Incident> {
+        self.engines.iter().flat_map(Guarded::incidents).collect()
+    }
+
+    /// Puts detours in force for the mail of one engine.
+    pub fn divert(&self, engine: &str, detours: Arc<[Detour]>) {
+        let named = self.engines.iter().find(|e| &*e.settings().name == engine);
+        if let Some(engine) = named {
+            engine.divert(detours);
+        }
+    }
+
+    /// All engines, in order.
+    pub fn engines(&self) -> &[Guarded] {
+        &self.engines
     }
 }
 
-fn build(settings: &Settings) -> Result<Arc<dyn engine::Engine>, BuildError> {
+fn build(settings: &Settings) -> Result<Vec<Arc<dyn engine::Engine>>, BuildError> {
     if settings.slots == 0 {
         return Err(BuildError::Zero("slots"));
     }

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::BoxFuture;
 
+use futures_util::future::join_all;
+
 use super::*;
 use crate::message::{Mailbox, envelope::Origin};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
@@ -26,6 +28,9 @@ pub(super) fn request(content: impl Into<bytes::Bytes>, allowance: Duration) -> 
         }),
         content: Content::uncharged(content),
         deadline: Deadline::after(allowance),
+        fingerprint: None,
+        standing: Standing::Known,
+        errand: Errand::Fresh,
     }
 }
 
@@ -57,7 +62,13 @@ impl Act {
         let found = |findings| Ok(EngineAnswer::local(Answer::Answered(findings)));
         match self {
             Self::Clean => found(Vec::new()),
-            Self::Find(name) => found(vec![Finding::new(FindingKind::Malware, name, 10.0)]),
+            Self::Find(name) => {
+                let kind = match name {
+                    "Eicar" => FindingKind::Malware,
+                    _ => FindingKind::Suspicious,
+                };
+                found(vec![Finding::new(kind, name, 10.0)])
+            }
             Self::Fail(error) => Err(error),
             Self::After(pause, then) => {
                 Deadline::after(pause).wait().await;
@@ -108,6 +119,10 @@ fn settings(name: &str) -> Settings {
         name: name.into(),
         class: EngineClass::Av,
         timeout: Duration::from_secs(5),
+        limit: Duration::from_secs(150),
+        slow: Duration::from_millis(500),
+        wait: Duration::from_secs(1),
+        probe: None,
         attempts: 1,
         slots: 4,
         max_size: 1000,
@@ -124,7 +139,10 @@ fn scripted(acts: impl IntoIterator<Item = Act>, settings: Settings) -> (Arc<Scr
         acts: acts.into_iter().collect(),
         ..Scripted::default()
     });
-    (engine.clone(), guard::guard(engine, Arc::new(settings)))
+    (
+        engine.clone(),
+        guard::guard(vec![engine], Arc::new(settings), None),
+    )
 }
 
 fn one(act: Act) -> Guarded {
@@ -150,7 +168,7 @@ async fn every_engine_has_exactly_one_report() {
         ("slow", Act::after(3000, Act::Clean)),
         ("panics", Act::Panic),
         ("hangs", Act::Hang),
-        ("finds", Act::Find("Eicar")),
+        ("finds", Act::Find("Odd")),
         ("garbage", Act::Fail(garbage)),
         ("late", Act::after(6000, Act::Clean)),
     ];
@@ -181,11 +199,13 @@ async fn no_engines_no_reports() {
     assert_eq!(scan(Vec::new()).await, []);
 }
 
-/// The message's deadline is above everything an engine may be configured to: attempts, pauses, timeouts.
+/// The message's deadline is above everything an engine may be configured to: attempts, pauses, timeouts. The scan that
+/// has begun goes on to the engine's own limit, in its slot.
 #[tokio::test(start_paused = true)]
-async fn nothing_outlives_the_deadline() {
+async fn nobody_waits_past_the_deadline() {
     let mut patient = settings("patient");
     patient.timeout = Duration::from_secs(3600);
+    patient.limit = Duration::from_secs(3600);
     patient.attempts = 1000;
     let broken = Act::Fail(ScanError::Unreachable("r".to_owned()));
     let (hanging, first) = scripted([Act::Hang], patient.clone());
@@ -194,12 +214,10 @@ async fn nothing_outlives_the_deadline() {
     let reports = scan(vec![first, second]).await;
     assert_eq!(started.elapsed(), SECONDS_20);
     assert_eq!(reports[0].missing(), Some(Reason::Timeout));
-    assert!(matches!(
-        reports[1].missing(),
-        Some(Reason::Timeout | Reason::Unreachable)
-    ));
-    tokio::task::yield_now().await;
-    assert_eq!(hanging.running.load(Ordering::SeqCst), 0, "dropped");
+    assert!(reports[1].missing().is_some());
+    assert_eq!(hanging.running.load(Ordering::SeqCst), 1, "a zombie");
+    Deadline::after(Duration::from_secs(3600)).wait().await;
+    assert_eq!(hanging.running.load(Ordering::SeqCst), 0, "at its limit");
 }
 
 /// A message whose budget is spent costs no engine anything.
@@ -279,23 +297,78 @@ async fn too_large_is_told_before_any_waiting() {
     assert_eq!(engine.calls.load(Ordering::SeqCst), 0);
 }
 
-/// Never more calls at once than slots; who gets none before his deadline is told so and the engine is not called.
+/// Never more calls at once than slots; who gets none in time is told so and the engine is not called.
 #[tokio::test(start_paused = true)]
-async fn slots_bound_the_calls_and_waiting_ends_at_the_deadline() {
+async fn slots_bound_the_calls_and_waiting_ends() {
     let narrow = Settings {
         slots: 2,
         ..settings("one")
     };
-    let (engine, guarded) = scripted([Act::after(4000, Act::Clean)], narrow);
+    let (engine, guarded) = scripted([Act::after(700, Act::Clean)], narrow);
     let scanner = Scanner::of(vec![guarded]);
     let six = (0..6).map(|_| scanner.scan(request("x", Duration::from_secs(6))));
     let reports: Vec<Report> = join_all(six).await.into_iter().flatten().collect();
     let missing: Vec<_> = reports.iter().map(|r| (r.missing(), r.attempts)).collect();
     let (clean, busy) = ((None, 1), (Some(Reason::Busy), 0));
-    let cut = (Some(Reason::Timeout), 1);
-    assert_eq!(missing, [clean, clean, cut, cut, busy, busy]);
+    assert_eq!(missing, [clean, clean, clean, clean, busy, busy]);
     assert_eq!(engine.most.load(Ordering::SeqCst), 2);
     assert_eq!(engine.calls.load(Ordering::SeqCst), 4);
+}
+
+/// A late answer is not thrown away: it is there when the same message is scanned again, and meanwhile it is not sent a
+/// second time (I3).
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_is_used() {
+    let (engine, guarded) = scripted([Act::after(8000, Act::Find("Eicar"))], settings("one"));
+    let scanner = Scanner::of(vec![guarded]);
+    let asked = request("x", SECONDS_20);
+    let first = scanner.scan(asked.clone()).await;
+    assert_eq!(first[0].missing(), Some(Reason::Timeout));
+    assert_eq!(first[0].elapsed, Duration::from_secs(5), "its timeout");
+    let again = scanner.scan(asked.clone()).await;
+    assert_eq!(again[0].missing(), Some(Reason::Parked));
+    Deadline::after(Duration::from_secs(4)).wait().await;
+    let reports = scanner.scan(asked).await;
+    assert_eq!(reports[0].findings().len(), 1);
+    assert_eq!(engine.calls.load(Ordering::SeqCst), 1, "one scan for all");
+}
+
+/// Malware is malware: who waits for the other engines then waits for nothing.
+#[tokio::test(start_paused = true)]
+async fn a_finding_of_malware_ends_the_wait_for_the_others() {
+    let quick = scripted([Act::Find("Eicar")], settings("quick")).1;
+    let slow = scripted([Act::after(4000, Act::Clean)], settings("slow")).1;
+    let began = Instant::now();
+    let reports = scan(vec![slow, quick]).await;
+    assert_eq!(began.elapsed(), ENOUGH);
+    assert_eq!(reports[0].missing(), Some(Reason::Unneeded));
+    assert_eq!(reports[1].findings().len(), 1);
+}
+
+/// Replicas stand in for each other: one that fails costs nobody an answer, and the others share the work.
+#[tokio::test(start_paused = true)]
+async fn replicas_stand_in_for_each_other() {
+    let fail = Act::Fail(ScanError::Unreachable("refused".to_owned()));
+    let engine = |act: Act| {
+        Arc::new(Scripted {
+            acts: vec![act],
+            ..Scripted::default()
+        })
+    };
+    let (dead, first, second) = (engine(fail), engine(Act::Clean), engine(Act::Clean));
+    let all: Vec<Arc<dyn Engine>> = vec![dead.clone(), first.clone(), second.clone()];
+    let twice = Settings {
+        attempts: 3,
+        ..settings("one")
+    };
+    let scanner = Scanner::of(vec![guard::guard(all, Arc::new(twice), None)]);
+    for _ in 0..100 {
+        let reports = scanner.scan(request("x", SECONDS_20)).await;
+        assert_eq!(reports[0].missing(), None);
+    }
+    let calls = |engine: &Scripted| engine.calls.load(Ordering::SeqCst);
+    assert!(calls(&dead) <= 20, "{}", calls(&dead));
+    assert!(calls(&first) >= 20 && calls(&second) >= 20);
 }
 
 /// A caller who goes away takes no slot with him, and the slot is free again when the call ends.
@@ -305,9 +378,9 @@ async fn a_dropped_caller_keeps_no_slot() {
         slots: 1,
         ..settings("one")
     };
-    let (engine, guarded) = scripted([Act::after(2000, Act::Clean)], narrow);
+    let (engine, guarded) = scripted([Act::after(800, Act::Clean)], narrow);
     let scanner = Scanner::of(vec![guarded]);
-    let gone = Deadline::after(Duration::from_secs(1));
+    let gone = Deadline::after(Duration::from_millis(500));
     let left = gone.run(scanner.scan(request("x", SECONDS_20))).await;
     assert!(left.is_err(), "the caller went away");
     assert_eq!(engine.running.load(Ordering::SeqCst), 1, "the call goes on");
@@ -315,8 +388,8 @@ async fn a_dropped_caller_keeps_no_slot() {
     assert_eq!(reports[0].missing(), None);
     assert_eq!(
         reports[0].elapsed,
-        Duration::from_secs(3),
-        "1 s for the slot"
+        Duration::from_millis(1100),
+        "300 ms for the slot"
     );
 }
 
@@ -335,7 +408,7 @@ fn all_bad_engines_are_told_at_once() {
         builtin: false,
         paths: Vec::new(),
     };
-    let bad = Scanner::new(vec![none, settings("good"), nowhere, empty]).expect_err("three");
+    let bad = Scanner::new(vec![none, settings("good"), nowhere, empty], None).expect_err("three");
     let texts: Vec<String> = bad.iter().map(ToString::to_string).collect();
     assert_eq!(
         texts,
@@ -345,4 +418,32 @@ fn all_bad_engines_are_told_at_once() {
             "engine \"empty\": builtin = false and no paths: there would be no rules",
         ]
     );
+}
+
+/// A reload keeps what a guard knows: an engine that is in trouble does not become a healthy one by a new configuration.
+#[tokio::test(start_paused = true)]
+async fn a_new_configuration_keeps_the_scans_under_way() {
+    let clamd = |slots: usize| Settings {
+        slots,
+        kind: engine::Kind::Clamd {
+            addresses: vec![engine::ClamdAddress::Unix("/nowhere/clamd.ctl".into())],
+            connect_timeout: Duration::from_secs(1),
+        },
+        ..settings("clamd")
+    };
+    let before = Scanner::new(vec![clamd(4)], None).expect("an engine");
+    for _ in 0..5 {
+        before.scan(request("x", SECONDS_20)).await;
+    }
+    assert!(before.engines()[0].is_out(), "nobody is there");
+    let after = Scanner::new(vec![clamd(8)], Some(&before)).expect("an engine");
+    assert!(after.engines()[0].is_out());
+    assert_eq!(after.engines()[0].health().slots, 8);
+    let mut elsewhere = clamd(4);
+    elsewhere.kind = engine::Kind::Rules {
+        builtin: true,
+        paths: Vec::new(),
+    };
+    let other = Scanner::new(vec![elsewhere], Some(&after)).expect("an engine");
+    assert!(!other.engines()[0].is_out(), "another engine");
 }

@@ -11,6 +11,9 @@ use crate::verdict::EngineClass;
 
 use super::{HOUR, host_and_port, secs};
 
+/// The shortest time that means something.
+const SHORTEST: std::time::Duration = std::time::Duration::from_millis(10);
+
 /// The kinds, and what depends on them: the class that most of them are used for, and what one call costs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum KindName {
@@ -69,11 +72,26 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
     let class = section
         .choice("class", Some(class), &classes)
         .unwrap_or(class);
-    let timeout = section.duration(
-        "timeout",
-        secs(5),
-        std::time::Duration::from_millis(10)..=secs(HOUR),
-    );
+    let timeout = section.duration("timeout", secs(5), SHORTEST..=secs(HOUR));
+    let limit = section.duration("limit", secs(150).max(timeout), SHORTEST..=secs(24 * HOUR));
+    if limit < timeout {
+        section.complain(
+            "limit",
+            "is shorter than timeout",
+            "write how long the engine itself may work on one message, at least timeout",
+        );
+    }
+    let half = std::time::Duration::from_millis(500);
+    let slow = section.duration("slow", half.min(timeout), SHORTEST..=secs(HOUR));
+    if slow > timeout {
+        section.complain(
+            "slow",
+            "is longer than timeout",
+            "write a few times what a scan usually takes, and less than timeout",
+        );
+    }
+    let wait = section.duration("wait", secs(1), SHORTEST..=secs(HOUR));
+    let probe = section.duration("probe", secs(10), secs(0)..=secs(HOUR));
     let attempts = section.count("attempts", attempts, 1..=10);
     let slots = section.count("slots", slots, 1..=10_000);
     let max_size = section
@@ -92,6 +110,10 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
         name: name.into(),
         class,
         timeout,
+        limit,
+        slow,
+        wait,
+        probe: Some(probe).filter(|probe| !probe.is_zero()),
         attempts: u32::try_from(attempts).unwrap_or(1),
         slots,
         max_size,
@@ -108,8 +130,7 @@ fn clamd(section: &mut Section<'_>, timeout: std::time::Duration) -> Kind {
         ClamdAddress::Socket(address) => address.to_string(),
     };
     let addresses = section.list("address", None, show, clamd_address);
-    let shortest = std::time::Duration::from_millis(10);
-    let connect_timeout = section.duration("connect_timeout", secs(1), shortest..=secs(HOUR));
+    let connect_timeout = section.duration("connect_timeout", secs(1), SHORTEST..=secs(HOUR));
     if connect_timeout > timeout {
         section.complain(
             "connect_timeout",

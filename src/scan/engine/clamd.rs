@@ -14,7 +14,6 @@
 mod wire;
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::{BuildError, ClamdAddress, Engine, EngineAnswer, Sample, ScanError};
+use super::{BuildError, ClamdAddress, Engine, EngineAnswer, Probes, Sample, ScanError};
 use crate::deadline::Deadline;
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use wire::Wire;
@@ -32,19 +31,12 @@ const CHUNK: usize = 64 * 1024;
 /// How long a version is believed; signatures change a few times a day.
 const VERSION_AGE: Duration = Duration::from_secs(60);
 
-/// The engine.
+/// One clamd.
 #[derive(Debug)]
 pub(super) struct Clamd {
-    replicas: Vec<Replica>,
-    /// Which replica is asked first, so that they share the work.
-    next: AtomicUsize,
-    connect_timeout: Duration,
-}
-
-#[derive(Debug)]
-struct Replica {
     address: ClamdAddress,
     name: String,
+    connect_timeout: Duration,
     version: Mutex<Version>,
 }
 
@@ -54,62 +46,6 @@ struct Version {
     text: Option<String>,
 }
 
-impl Clamd {
-    /// An engine of these replicas; nothing is connected yet.
-    pub(super) fn new(
-        addresses: &[ClamdAddress],
-        connect_timeout: Duration,
-    ) -> Result<Self, BuildError> {
-        if addresses.is_empty() {
-            return Err(BuildError::NoAddress);
-        }
-        let replicas = addresses.iter().map(Replica::new);
-        Ok(Self {
-            replicas: replicas.collect::<Result<_, _>>()?,
-            next: AtomicUsize::new(0),
-            connect_timeout,
-        })
-    }
-
-    /// A connection to the first replica that takes one, beginning with the next in turn.
-    async fn connect(&self, deadline: Deadline) -> Result<(&Replica, Wire), ScanError> {
-        let start = self.next.fetch_add(1, Ordering::Relaxed) % self.replicas.len();
-        let (before, from) = self.replicas.split_at(start);
-        let mut causes = Vec::new();
-        for replica in from.iter().chain(before) {
-            let allowance = deadline.within(self.connect_timeout);
-            match allowance.run(Wire::connect(&replica.address)).await {
-                Ok(Ok(wire)) => return Ok((replica, wire)),
-                Ok(Err(cause)) => causes.push(format!("{}: {cause}", replica.name)),
-                Err(_) => causes.push(format!(
-                    "{}: not within {} ms",
-                    replica.name,
-                    self.connect_timeout.as_millis()
-                )),
-            }
-        }
-        Err(ScanError::Unreachable(causes.join("; ")))
-    }
-
-    async fn ask(&self, sample: &Sample) -> Result<EngineAnswer, ScanError> {
-        let (replica, wire) = self.connect(sample.deadline()).await?;
-        let content = sample.content().bytes().clone();
-        let stream = tokio_stream::once(Ok::<Bytes, io::Error>(content));
-        let answer = clamav_client::tokio::scan_stream(stream, wire.ready(), Some(CHUNK)).await;
-        let answer = answer.map_err(|cause| replica.broken(&cause))?;
-        let answer = replica.judge(&answer)?;
-        // Half of what is left, so that the verdict we have is never lost to the version.
-        let deadline = sample.deadline().within(sample.deadline().remaining() / 2);
-        Ok(EngineAnswer {
-            answer,
-            replica: Some(replica.name.clone()),
-            signatures: replica
-                .signatures(deadline.within(self.connect_timeout))
-                .await,
-        })
-    }
-}
-
 impl Engine for Clamd {
     fn scan(
         self: Arc<Self>,
@@ -117,10 +53,30 @@ impl Engine for Clamd {
     ) -> BoxFuture<'static, Result<EngineAnswer, ScanError>> {
         Box::pin(async move { self.ask(&sample).await })
     }
+
+    fn replica(&self) -> Option<&str> {
+        Some(&self.name)
+    }
+
+    fn probes(&self) -> Option<Probes> {
+        Some(Probes::malware())
+    }
+
+    /// `ClamAV 1.4.3/27812/Fri Nov  7 09:46:55 2025`; clamd prints the local time of the database, taken for UTC here:
+    /// what is asked is whether it is days old.
+    fn signed(&self, version: &str) -> Option<jiff::Timestamp> {
+        let date = version.splitn(3, '/').nth(2)?;
+        let made = jiff::civil::DateTime::strptime("%a %b %e %H:%M:%S %Y", date).ok()?;
+        Some(made.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
+    }
 }
 
-impl Replica {
-    fn new(address: &ClamdAddress) -> Result<Self, BuildError> {
+impl Clamd {
+    /// The clamd at that address; nothing is connected yet.
+    pub(super) fn new(
+        address: &ClamdAddress,
+        connect_timeout: Duration,
+    ) -> Result<Self, BuildError> {
         let name = match address {
             ClamdAddress::Unix(path) => format!("unix:{}", path.display()),
             ClamdAddress::Socket(address) => address.to_string(),
@@ -137,8 +93,37 @@ impl Replica {
         Ok(Self {
             address: address.clone(),
             name,
+            connect_timeout,
             version: Mutex::default(),
         })
+    }
+
+    async fn ask(&self, sample: &Sample) -> Result<EngineAnswer, ScanError> {
+        let allowance = sample.deadline().within(self.connect_timeout);
+        let wire = match allowance.run(Wire::connect(&self.address)).await {
+            Ok(Ok(wire)) => wire,
+            Ok(Err(cause)) => return Err(self.unreachable(&cause.to_string())),
+            Err(_) => {
+                let within = format!("not within {} ms", self.connect_timeout.as_millis());
+                return Err(self.unreachable(&within));
+            }
+        };
+        let content = sample.content().bytes().clone();
+        let stream = tokio_stream::once(Ok::<Bytes, io::Error>(content));
+        let answer = clamav_client::tokio::scan_stream(stream, wire.ready(), Some(CHUNK)).await;
+        let answer = answer.map_err(|cause| self.broken(&cause))?;
+        let answer = self.judge(&answer)?;
+        // Half of what is left, so that the verdict we have is never lost to the version.
+        let deadline = sample.deadline().within(sample.deadline().remaining() / 2);
+        Ok(EngineAnswer {
+            answer,
+            replica: Some(self.name.clone()),
+            signatures: self.signatures(deadline.within(self.connect_timeout)).await,
+        })
+    }
+
+    fn unreachable(&self, cause: &str) -> ScanError {
+        ScanError::Unreachable(format!("{}: {cause}", self.name))
     }
 
     fn broken(&self, cause: &io::Error) -> ScanError {

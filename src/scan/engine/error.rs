@@ -39,9 +39,27 @@ pub enum ScanError {
     /// No slot became free in time.
     #[error("no slot became free before the deadline")]
     Busy,
-    /// The attempt's time ran out.
+    /// The caller's patience ran out; the engine still works on it.
     #[error("no answer within {} ms", .0.as_millis())]
+    Overdue(Duration),
+    /// The engine did not end the scan within its own limit.
+    #[error("the engine did not end the scan within its own limit, {} s", .0.as_secs())]
     NoAnswer(Duration),
+    /// No replica may be asked.
+    #[error("not asked: {0}")]
+    BreakerOpen(String),
+    /// A person has taken the engine out.
+    #[error("not asked: the engine is drained")]
+    Drained,
+    /// The same or similar content is being scanned, and slow.
+    #[error("not asked now: {0}")]
+    Parked(String),
+    /// The same or similar content was convicted.
+    #[error("not asked: {0}")]
+    Suspect(String),
+    /// Another engine has found enough.
+    #[error("not waited for: another engine's finding had decided")]
+    Unneeded,
     /// The deadline passed while the engine worked.
     #[error("the deadline passed while the engine worked")]
     DeadlinePassed,
@@ -87,7 +105,12 @@ impl ScanError {
             Self::TooLarge { .. } | Self::Refused { .. } => Reason::TooLarge,
             Self::BudgetSpent => Reason::BudgetSpent,
             Self::Busy => Reason::Busy,
-            Self::NoAnswer(_) | Self::DeadlinePassed => Reason::Timeout,
+            Self::Overdue(_) | Self::NoAnswer(_) | Self::DeadlinePassed => Reason::Timeout,
+            Self::BreakerOpen(_) => Reason::BreakerOpen,
+            Self::Drained => Reason::Drained,
+            Self::Parked(_) => Reason::Parked,
+            Self::Suspect(_) => Reason::Suspect,
+            Self::Unneeded => Reason::Unneeded,
             Self::Unreachable(_) => Reason::Unreachable,
             Self::Disconnected { .. } => Reason::Disconnected,
             Self::Garbage { .. } => Reason::Garbage,
@@ -108,7 +131,13 @@ impl ScanError {
             | Self::Refused { .. }
             | Self::BudgetSpent
             | Self::Busy
+            | Self::Overdue(_)
             | Self::NoAnswer(_)
+            | Self::BreakerOpen(_)
+            | Self::Drained
+            | Self::Parked(_)
+            | Self::Suspect(_)
+            | Self::Unneeded
             | Self::DeadlinePassed
             | Self::Panicked(_)
             | Self::Stopping => Class::Permanent,
@@ -125,7 +154,13 @@ impl ScanError {
             Self::TooLarge { .. }
             | Self::BudgetSpent
             | Self::Busy
+            | Self::Overdue(_)
             | Self::NoAnswer(_)
+            | Self::BreakerOpen(_)
+            | Self::Drained
+            | Self::Parked(_)
+            | Self::Suspect(_)
+            | Self::Unneeded
             | Self::DeadlinePassed
             | Self::Unreachable(_)
             | Self::Panicked(_)
@@ -138,6 +173,11 @@ impl ScanError {
         let Ok(panic) = failed.try_into_panic() else {
             return Self::Stopping;
         };
+        Self::panicked(&*panic)
+    }
+
+    /// What a panic said.
+    pub fn panicked(panic: &(dyn std::any::Any + Send)) -> Self {
         let text = panic
             .downcast_ref::<&str>()
             .map(|text| (*text).to_owned())

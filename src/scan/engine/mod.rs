@@ -33,7 +33,7 @@ pub use error::{BuildError, Class, ScanError};
 pub enum Kind {
     /// clamd over INSTREAM.
     Clamd {
-        /// Replicas, tried in turn.
+        /// Replicas.
         addresses: Vec<ClamdAddress>,
         /// One connection attempt.
         connect_timeout: Duration,
@@ -110,10 +110,10 @@ impl Sample {
         self.request.deadline
     }
 
-    /// The same sample with less time.
+    /// The same sample with another deadline: the scan's own, which is nobody's patience.
     #[must_use]
-    pub fn within(mut self, allowance: Duration) -> Self {
-        self.request.deadline = self.request.deadline.within(allowance);
+    pub fn until(mut self, deadline: Deadline) -> Self {
+        self.request.deadline = deadline;
         self
     }
 
@@ -147,27 +147,113 @@ impl EngineAnswer {
     }
 }
 
-/// An engine.
+/// One replica of an engine: one daemon at one address, or the engine in process.
 pub trait Engine: fmt::Debug + Send + Sync {
     /// Looks at one sample, once: no retries, no waiting for anything but the engine itself.
     ///
-    /// Cancel safety: the future is dropped when the attempt's time or the deadline runs out. Dropping it must close
-    /// the connection it used; nothing half-read may ever be used again.
+    /// Cancel safety: the future is dropped at the sample's deadline, which is the engine's own limit (`limit`) and not
+    /// the patience of whoever asked. Dropping it must close the connection it used; nothing half-read may ever be used
+    /// again.
     fn scan(self: Arc<Self>, sample: Sample)
     -> BoxFuture<'static, Result<EngineAnswer, ScanError>>;
+
+    /// Its address, for reports; none for an engine in process.
+    fn replica(&self) -> Option<&str> {
+        None
+    }
+
+    /// Messages by which it can be found out whether it sees anything at all; none where that makes no sense.
+    fn probes(&self) -> Option<Probes> {
+        None
+    }
+
+    /// When signatures of that version were made, where the version tells.
+    fn signed(&self, _version: &str) -> Option<jiff::Timestamp> {
+        None
+    }
 }
 
-/// Makes the engine of a [`Kind`]; reads and compiles what it needs. Blocks on files: call it at start and reload, away
-/// from sessions.
-pub fn build(kind: &Kind) -> Result<Arc<dyn Engine>, BuildError> {
-    Ok(match kind {
+/// What an engine must find, and what it must let pass.
+#[derive(Debug, Clone)]
+pub struct Probes {
+    /// Known bad, harmless in itself: the EICAR test file, GTUBE.
+    pub bad: Content,
+    /// Known clean.
+    pub clean: Content,
+}
+
+impl Probes {
+    /// For engines that look for malware: the EICAR test file, in an attachment as it would come by mail.
+    pub fn malware() -> Self {
+        // In two pieces, so that this program is not taken for what it is looking for.
+        let eicar = [
+            r"X5O!P%@AP[4\PZX54(P^)7CC)7}$EICAR-STANDARD",
+            "-ANTIVIRUS-TEST-FILE!$H+H*",
+        ];
+        let attachment = format!(
+            "Content-Type: application/octet-stream; name=\"eicar.com\"\r\n\
+             Content-Disposition: attachment; filename=\"eicar.com\"\r\n\r\n{}\r\n",
+            eicar.concat()
+        );
+        Self::with(&attachment)
+    }
+
+    /// For engines that look for unwanted mail: GTUBE.
+    pub fn spam() -> Self {
+        let gtube = [
+            "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-",
+            "ANTI-UBE-TEST-EMAIL*C.34X",
+        ];
+        let text = format!(
+            "Content-Type: text/plain; charset=us-ascii\r\n\r\n{}\r\n",
+            gtube.concat()
+        );
+        Self::with(&text)
+    }
+
+    fn with(bad: &str) -> Self {
+        let clean = "Content-Type: text/plain; charset=us-ascii\r\n\r\n\
+                     This message is how the relay asks whether its engines work.\r\n";
+        let message = |part: &str| {
+            let text = format!(
+                "From: Spillway <probe@spillway.invalid>\r\nTo: probe@spillway.invalid\r\n\
+                 Subject: probe\r\nDate: Thu, 01 Jan 2026 00:00:00 +0000\r\n\
+                 Message-ID: <probe@spillway.invalid>\r\nMIME-Version: 1.0\r\n{part}"
+            );
+            Content::uncharged(text)
+        };
+        Self {
+            bad: message(bad),
+            clean: message(clean),
+        }
+    }
+}
+
+/// Makes the replicas of a [`Kind`], one for each address; reads and compiles what they need. Blocks on files: call it
+/// at start and reload, away from sessions.
+pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
+    let one = |engine: Arc<dyn Engine>| Ok(vec![engine]);
+    match kind {
         Kind::Clamd {
             addresses,
             connect_timeout,
-        } => Arc::new(clamd::Clamd::new(addresses, *connect_timeout)?),
-        Kind::Rules { builtin, paths } => Arc::new(rules::Rules::compile(*builtin, paths)?),
-        Kind::Attachment(settings) => Arc::new(attachment::Attachments::new(settings.clone())),
-    })
+        } => replicas(addresses, |address| {
+            Ok(Arc::new(clamd::Clamd::new(address, *connect_timeout)?))
+        }),
+        Kind::Rules { builtin, paths } => one(Arc::new(rules::Rules::compile(*builtin, paths)?)),
+        Kind::Attachment(settings) => one(Arc::new(attachment::Attachments::new(settings.clone()))),
+    }
+}
+
+/// One engine for each address; at least one.
+fn replicas<A>(
+    addresses: &[A],
+    make: impl Fn(&A) -> Result<Arc<dyn Engine>, BuildError>,
+) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
+    if addresses.is_empty() {
+        return Err(BuildError::NoAddress);
+    }
+    addresses.iter().map(make).collect()
 }
 
 /// Whether an engine in process has so little to do that a change of threads would cost more. Parts are counted too,

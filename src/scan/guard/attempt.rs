@@ -1,4 +1,4 @@
-//! One attempt, in its own time.
+//! One attempt: the one call that the engine sees.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -7,15 +7,17 @@ use tower::ServiceExt;
 
 use super::Call;
 use super::layer::{Next, Outcome};
+use crate::deadline::Deadline;
 use crate::scan::engine::ScanError;
 
-/// Calls the engine; its future is dropped after `timeout`. The engine is told the same time as its deadline.
-pub(super) async fn once(timeout: Duration, mut call: Call, next: impl Next) -> Outcome {
+/// Calls the engine, for as long as the engine itself may take: callers have gone long before (RESILIENCE M1, T2). Only
+/// then is the future dropped, and with it the connection.
+pub(super) async fn once(limit: Duration, mut call: Call, next: impl Next) -> Outcome {
     call.progress.attempts.fetch_add(1, Ordering::Relaxed);
-    call.sample = call.sample.within(timeout);
-    let deadline = call.sample.deadline();
+    let deadline = Deadline::after(limit);
+    call.sample = call.sample.until(deadline);
     deadline
         .run(next.oneshot(call))
         .await
-        .unwrap_or(Err(ScanError::NoAnswer(timeout)))
+        .unwrap_or(Err(ScanError::NoAnswer(limit)))
 }

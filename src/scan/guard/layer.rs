@@ -71,15 +71,17 @@ where
     }
 }
 
-/// The engine itself as a service.
+/// The replicas of the engine as a service: the call says which one.
 #[derive(Debug, Clone)]
 pub(super) struct Innermost {
-    engine: Arc<dyn Engine>,
+    engines: Arc<[Arc<dyn Engine>]>,
 }
 
 impl Innermost {
-    pub(super) fn new(engine: Arc<dyn Engine>) -> Self {
-        Self { engine }
+    pub(super) fn new(engines: &[Arc<dyn Engine>]) -> Self {
+        Self {
+            engines: engines.into(),
+        }
     }
 }
 
@@ -93,6 +95,9 @@ impl Service<Call> for Innermost {
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        self.engine.clone().scan(call.sample)
+        match self.engines.get(call.replica) {
+            Some(engine) => engine.clone().scan(call.sample),
+            None => Box::pin(std::future::ready(Err(ScanError::Stopping))),
+        }
     }
 }

@@ -1,34 +1,67 @@
 //! What stands between a message and an engine, in one order, with the reason for each place.
 //!
-//! Every layer is one async function in its own file; [`guard`] is the only place that knows their order.
+//! Every layer is one async function in its own file; [`guard`] is the only place that knows their order. What has to be
+//! decided is decided by pure state machines that know no clock and no socket: [`gate`] (slots and zombies, lanes,
+//! canaries, detours), [`breaker`], [`reuse`], the retry budget. [`state`] keeps them, behind a lock, across reloads.
 
 mod attempt;
+mod breaker;
+mod enter;
+mod gate;
 mod layer;
+mod probe;
 mod report;
 mod retry;
+mod reuse;
+mod share;
 mod size;
-mod slots;
-mod time;
+mod state;
 
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use tokio::sync::Semaphore;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceBuilder, ServiceExt};
 
+use super::evidence::{Errand, Evidence};
+use crate::incident::Incident;
 use crate::scan::Settings;
-use crate::scan::engine::{Engine, Sample};
+use crate::scan::engine::{Engine, Sample, ScanError};
 use crate::verdict::Report;
 use layer::around;
+use state::{Flight, Phase, State};
+
+pub use gate::{Act, Detour};
 
 /// One call of a guarded engine on its way through the layers.
 #[derive(Debug, Clone)]
 pub struct Call {
     sample: Sample,
+    errand: Errand,
+    arrived: Instant,
+    /// Where the scan stands, if this call begins one.
+    flight: Flight,
+    /// Chosen at the gate.
+    replica: usize,
     progress: Arc<Progress>,
+}
+
+impl Call {
+    fn new(sample: Sample) -> Self {
+        Self {
+            errand: sample.request().errand,
+            sample,
+            arrived: Instant::now(),
+            flight: Arc::new(watch::Sender::new(Phase::Waiting)),
+            replica: 0,
+            progress: Arc::default(),
+        }
+    }
 }
 
 /// How far a call has got, for the report that must be written whatever becomes of the call.
@@ -41,35 +74,55 @@ impl Progress {
     fn attempts(&self) -> u32 {
         self.attempts.load(Ordering::Relaxed)
     }
+
+    /// What it means that the deadline passes now.
+    fn overdue(&self) -> ScanError {
+        match self.attempts() {
+            0 => ScanError::Busy,
+            _ => ScanError::DeadlinePassed,
+        }
+    }
 }
 
-/// Puts the layers around an engine. From the outside in: what is further out sees everything that happens further in.
-pub fn guard(engine: Arc<dyn Engine>, settings: Arc<Settings>) -> Guarded {
-    let slots = Arc::new(Semaphore::new(settings.slots.min(Semaphore::MAX_PERMITS)));
-    let (max_size, attempts, timeout) = (settings.max_size, settings.attempts, settings.timeout);
-    let name = settings.name.clone();
+/// Puts the layers around the replicas of an engine. From the outside in: what is further out sees everything that
+/// happens further in. If `before` is a guard of the same engine, what it knows and holds goes on.
+pub fn guard(
+    engines: Vec<Arc<dyn Engine>>,
+    settings: Arc<Settings>,
+    before: Option<&Guarded>,
+) -> Guarded {
+    let (max_size, limit) = (settings.max_size, settings.limit);
+    let innermost = layer::Innermost::new(&engines);
+    let state = before
+        .and_then(|before| before.state.adopted(&settings, &engines))
+        .unwrap_or_else(|| State::new(settings.clone(), engines));
+    let of = |state: &Arc<State>| state.clone();
+    let (sharing, retrying, entering) = (of(&state), of(&state), of(&state));
     let service = ServiceBuilder::new()
-        // Outermost: whatever happens below, a panic and a call that ignores its deadline included, becomes exactly one
-        // report. It runs the rest in a task of its own, so that a caller who goes away takes no slot with him.
-        .layer(report::layer(settings.clone()))
+        // Outermost: whatever happens below becomes exactly one report.
+        .layer(report::layer(settings))
         // Before any waiting: what the engine will not be given must not queue for it.
         .layer(around(move |call, next| size::gate(max_size, call, next)))
-        // Outside everything that waits: slots, pauses and attempts together end at the deadline.
-        .layer(around(time::cap))
-        // Outside retry: a call holds its slot from first attempt to last, so that retries add no load to an engine
-        // that is in trouble.
+        // The border between caller and scan. Outside the rest, because the rest must outlive its caller: a slot is
+        // free when the engine has ended, not when somebody has stopped waiting. One scan for all who want the same, so
+        // before anything that a scan costs.
         .layer(around(move |call, next| {
-            slots::enter(slots.clone(), call, next)
+            share::scan(sharing.clone(), call, next)
         }))
-        // Outside the attempt's timeout: each attempt has its own.
+        // Outside the gate: each attempt stands in the queue anew, behind fresh mail, and may get another replica.
         .layer(around(move |call, next| {
-            retry::again(name.clone(), attempts, call, next)
+            retry::again(retrying.clone(), call, next)
+        }))
+        // Slots, zombies, lanes, canaries, detours, breakers: all of them answer the one question whether this scan may
+        // begin now, from one state, so they are one place.
+        .layer(around(move |call, next| {
+            enter::gate(entering.clone(), call, next)
         }))
         // Innermost: counts and bounds the one call that the engine sees.
-        .layer(around(move |call, next| attempt::once(timeout, call, next)))
-        .service(layer::Innermost::new(engine));
+        .layer(around(move |call, next| attempt::once(limit, call, next)))
+        .service(innermost);
     Guarded {
-        settings,
+        state,
         service: BoxCloneSyncService::new(service),
     }
 }
@@ -77,29 +130,128 @@ pub fn guard(engine: Arc<dyn Engine>, settings: Arc<Settings>) -> Guarded {
 /// An engine behind its guard. Cloning shares it.
 #[derive(Clone)]
 pub struct Guarded {
-    settings: Arc<Settings>,
+    state: Arc<State>,
     service: BoxCloneSyncService<Sample, Report, Infallible>,
 }
 
 impl Guarded {
     /// The engine's settings.
     pub fn settings(&self) -> &Settings {
-        &self.settings
+        &self.state.settings
     }
 
     /// The engine's one report about the sample, at the sample's deadline at the latest.
     ///
-    /// Cancel safety: safe; the call goes on until its deadline and is then forgotten.
+    /// Cancel safety: safe; a scan that has begun goes on to its end, and its answer is kept for the next who asks.
     pub async fn scan(&self, sample: Sample) -> Report {
         match self.service.clone().oneshot(sample).await {
             Ok(report) => report,
             Err(never) => match never {},
         }
     }
+
+    /// The report of an engine that was not waited for, as another engine's finding had decided.
+    pub fn unneeded(&self, since: Instant) -> Report {
+        let settings = &self.state.settings;
+        report::write(settings, Err(ScanError::Unneeded), 0, since.elapsed())
+    }
+
+    /// Begins to probe it now and then, also while there is no mail for it. To be called on the runtime.
+    pub fn watch(&self) {
+        self.state.watch();
+    }
+
+    /// What was seen of its scans since the last call.
+    pub fn evidence(&self) -> Vec<Evidence> {
+        self.state.evidence()
+    }
+
+    /// What happened to it since the last call.
+    pub fn incidents(&self) -> Vec<Incident> {
+        self.state.incidents()
+    }
+
+    /// Puts detours in force for its mail.
+    pub fn divert(&self, detours: Arc<[Detour]>) {
+        self.state.divert(detours);
+    }
+
+    /// Takes a replica out, or puts it back; all of them if none is named. Scans under way go on. False if there is no
+    /// replica of that name.
+    pub fn drain(&self, replica: Option<&str>, drained: bool) -> bool {
+        let named = |at: &usize| replica.is_none() || self.state.engines[*at].replica() == replica;
+        let replicas: Vec<usize> = (0..self.state.engines.len()).filter(named).collect();
+        for at in &replicas {
+            self.state.work(|gate, now| gate.drain(now, *at, drained));
+        }
+        !replicas.is_empty()
+    }
+
+    /// How it is doing.
+    pub fn health(&self) -> Health {
+        self.state.look(|gate| {
+            let engines = self.state.engines.iter().zip(gate.replicas());
+            let replica =
+                |(engine, (breaker, running, drained)): (&Arc<dyn Engine>, Looked<'_>)| {
+                    ReplicaHealth {
+                        address: engine.replica().map(str::to_owned),
+                        breaker: breaker.state().to_string(),
+                        running,
+                        drained,
+                    }
+                };
+            Health {
+                engine: self.settings().name.clone(),
+                slots: self.settings().slots * self.state.engines.len(),
+                running: gate.running(),
+                zombies: gate.zombies(),
+                waiting: gate.queued(),
+                replicas: engines.map(replica).collect(),
+            }
+        })
+    }
+
+    /// Whether no replica takes mail now: the engine is at fault, or drained.
+    pub fn is_out(&self) -> bool {
+        self.state.look(|gate| gate.refuses().is_some())
+    }
+}
+
+/// A replica as the gate shows it: its breaker, its scans, whether it is drained.
+type Looked<'a> = (&'a breaker::Breaker, usize, bool);
+
+/// How an engine is doing, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Its name.
+    pub engine: Arc<str>,
+    /// Scans at once at most, of all replicas.
+    pub slots: usize,
+    /// Scans under way, zombies included.
+    pub running: usize,
+    /// Scans past their timeout that still hold their slot.
+    pub zombies: usize,
+    /// Messages that wait for a slot.
+    pub waiting: usize,
+    /// Each replica.
+    pub replicas: Vec<ReplicaHealth>,
+}
+
+/// How a replica is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaHealth {
+    /// Its address; none for an engine in process.
+    pub address: Option<String>,
+    /// `closed`, `open (failing)`, `half-open`, `ramp (3 at once)`.
+    pub breaker: String,
+    /// Scans under way.
+    pub running: usize,
+    /// Taken out by a person.
+    pub drained: bool,
 }
 
 impl fmt::Debug for Guarded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Guarded").field(&self.settings).finish()
+        f.debug_tuple("Guarded").field(self.settings()).finish()
     }
 }

@@ -6,15 +6,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::time::Instant;
 use tower::layer::{Layer, layer_fn};
 use tower::{Service, ServiceExt};
 
+use super::Call;
 use super::layer::{Next, Outcome};
-use super::{Call, Progress};
 use crate::message::MessageId;
 use crate::scan::Settings;
-use crate::scan::engine::{EngineAnswer, Sample, ScanError};
+use crate::scan::engine::{EngineAnswer, Sample};
 use crate::verdict::{Answer, Report};
 
 /// Turns outcomes into reports, counts and logs them.
@@ -46,37 +45,23 @@ impl<S: Next> Service<Sample> for Reporting<S> {
     fn call(&mut self, sample: Sample) -> Self::Future {
         let (next, settings) = (self.next.clone(), self.settings.clone());
         Box::pin(async move {
-            let started = Instant::now();
-            let id = sample.request().id;
-            let progress = Arc::new(Progress::default());
-            let outcome = run(next, sample, progress.clone()).await;
-            let report = write(&settings, outcome, progress.attempts(), started.elapsed());
+            let call = Call::new(sample);
+            let (id, arrived) = (call.sample.request().id, call.arrived);
+            let progress = call.progress.clone();
+            let outcome = next.oneshot(call).await;
+            let report = write(&settings, outcome, progress.attempts(), arrived.elapsed());
             tell(id, &report);
             Ok(report)
         })
     }
 }
 
-/// Runs the call in a task of its own and waits for it until the deadline. The layers below end at the deadline too; the
-/// wait here is for an engine that blocks its thread and so cannot be stopped.
-async fn run(next: impl Next, sample: Sample, progress: Arc<Progress>) -> Outcome {
-    let deadline = sample.deadline();
-    let call = Call {
-        sample,
-        progress: progress.clone(),
-    };
-    if deadline.passed() {
-        return Err(ScanError::BudgetSpent);
-    }
-    let task = tokio::spawn(next.oneshot(call));
-    match deadline.run(task).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(failed)) => Err(ScanError::from_task(failed)),
-        Err(_) => Err(progress.overdue()),
-    }
-}
-
-fn write(settings: &Settings, outcome: Outcome, attempts: u32, elapsed: Duration) -> Report {
+pub(super) fn write(
+    settings: &Settings,
+    outcome: Outcome,
+    attempts: u32,
+    elapsed: Duration,
+) -> Report {
     let answered = outcome.unwrap_or_else(|error| EngineAnswer {
         replica: error.replica().map(str::to_owned),
         answer: Answer::none(error.reason(), error.to_string()),

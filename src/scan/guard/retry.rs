@@ -1,13 +1,16 @@
-//! Retry: few, after a random pause, only where it can help, never past the deadline.
+//! Retry: few, after a random pause, only where it can help, and only while it costs the engine little.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tower::ServiceExt;
 
 use super::Call;
 use super::layer::{Next, Outcome};
+use super::state::State;
 use crate::deadline::Deadline;
+use crate::scan::Errand;
 use crate::scan::engine::Class;
 
 /// The longest first pause; doubled for each further one.
@@ -15,25 +18,109 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause of all.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Calls up to `attempts` times.
-pub(super) async fn again(engine: Arc<str>, attempts: u32, call: Call, next: impl Next) -> Outcome {
+/// Calls up to `settings.attempts` times. Further attempts stand behind fresh mail.
+pub(super) async fn again(state: Arc<State>, mut call: Call, next: impl Next) -> Outcome {
     let mut made = 1;
     loop {
+        let began = Instant::now();
         let error = match next.clone().oneshot(call.clone()).await {
-            Ok(answer) => return Ok(answer),
+            Ok(answer) => {
+                state.retries().earn(began.elapsed());
+                return Ok(answer);
+            }
             Err(error) => error,
         };
         // Full jitter: callers that failed together must not come back together.
         let longest = PAUSE.saturating_mul(1 << (made - 1).min(10)).min(LONGEST);
         let pause = longest.mul_f64(rand::random());
         let fits = call.sample.deadline().remaining() > pause;
-        if error.class() == Class::Permanent || made >= attempts || !fits {
+        let over = error.class() == Class::Permanent || made >= state.settings.attempts || !fits;
+        let cost = state.settings.timeout.max(began.elapsed());
+        if over || !state.retries().spend(Instant::now(), cost) {
             return Err(error);
         }
+        let engine = &state.settings.name;
         tracing::debug!(%engine, id = %call.sample.request().id, attempt = made, %error, "scan is tried again");
         metrics::counter!("spillway_scan_retries_total", "engine" => engine.to_string())
             .increment(1);
         Deadline::after(pause).wait().await;
+        call.errand = Errand::Again;
         made += 1;
+    }
+}
+
+/// The allowance for further attempts, in engine time: one that fails costs as much as it may keep a worker busy, and a
+/// tenth of the time of all scans that succeed pays for it (I5). Counting attempts instead would let a scan that costs
+/// as much as ten thousand others pass for one.
+#[derive(Debug)]
+pub(super) struct RetryBudget {
+    seconds: f64,
+    /// The last one that was allowed although there was nothing left.
+    gift: Instant,
+}
+
+impl RetryBudget {
+    /// What can be saved up at most, and what there is at the start.
+    const MOST: f64 = 60.0;
+    /// Of each success.
+    const SHARE: f64 = 0.1;
+    /// One attempt is always allowed after so long, or an engine with little mail would never get a second one.
+    const GIFT: Duration = Duration::from_secs(60);
+
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            seconds: Self::MOST,
+            gift: now,
+        }
+    }
+
+    fn earn(&mut self, service: Duration) {
+        self.seconds = (self.seconds + Self::SHARE * service.as_secs_f64()).min(Self::MOST);
+    }
+
+    fn spend(&mut self, now: Instant, cost: Duration) -> bool {
+        if self.seconds >= cost.as_secs_f64() {
+            self.seconds -= cost.as_secs_f64();
+            return true;
+        }
+        let given = now >= self.gift + Self::GIFT;
+        if given {
+            self.gift = now;
+        }
+        given
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// I5: an engine that fails always is soon asked once for each message, and no more.
+    #[tokio::test(start_paused = true)]
+    async fn retries_end_with_the_budget() {
+        let mut now = Instant::now();
+        let mut budget = RetryBudget::new(now);
+        let mut allowed = 0;
+        for _ in 0..1000 {
+            allowed += u32::from(budget.spend(now, Duration::from_secs(5)));
+        }
+        assert_eq!(allowed, 12, "a minute's worth");
+        now += RetryBudget::GIFT;
+        assert!(budget.spend(now, Duration::from_secs(5)), "one in a minute");
+        assert!(!budget.spend(now, Duration::from_secs(5)));
+    }
+
+    /// Success pays for a tenth of its own time, and saves up no more than a minute.
+    #[tokio::test(start_paused = true)]
+    async fn success_pays_for_retries() {
+        let now = Instant::now();
+        let mut budget = RetryBudget::new(now);
+        while budget.spend(now, Duration::from_secs(5)) {}
+        budget.earn(Duration::from_secs(49));
+        assert!(!budget.spend(now, Duration::from_secs(5)));
+        budget.earn(Duration::from_secs(2));
+        assert!(budget.spend(now, Duration::from_secs(5)));
+        budget.earn(Duration::from_secs(1_000_000));
+        assert!(budget.seconds <= RetryBudget::MOST);
     }
 }

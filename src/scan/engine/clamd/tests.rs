@@ -63,13 +63,13 @@ async fn play(mut stream: TcpStream, script: Script) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-fn engine(addresses: &[ClamdAddress]) -> Arc<Clamd> {
-    Arc::new(Clamd::new(addresses, Duration::from_secs(10)).expect("addresses"))
+fn engine(address: &ClamdAddress) -> Arc<Clamd> {
+    Arc::new(Clamd::new(address, Duration::from_secs(10)).expect("an address"))
 }
 
 async fn ask(script: Script, content: &[u8]) -> Result<Answer, ScanError> {
     let (address, _) = clamd(script).await;
-    let answer = engine(&[address]).scan(sample(content.to_vec())).await;
+    let answer = engine(&address).scan(sample(content.to_vec())).await;
     answer.map(|answer| answer.answer)
 }
 
@@ -78,7 +78,7 @@ async fn ask(script: Script, content: &[u8]) -> Result<Answer, ScanError> {
 async fn content_goes_over_as_it_is() {
     let (address, mut told) = clamd(Script::Say(b"stream: OK\0")).await;
     let content: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
-    let answer = engine(&[address]).scan(sample(content.clone())).await;
+    let answer = engine(&address).scan(sample(content.clone())).await;
     let answer = answer.expect("an answer");
     assert_eq!(answer.answer, Answer::Answered(Vec::new()));
     assert_eq!(told.recv().await, Some(content));
@@ -173,26 +173,24 @@ async fn refusal_of_the_size_is_heard() {
     assert_eq!(error.class(), crate::scan::engine::Class::Permanent);
 }
 
-/// A replica that takes no connection is passed over within the same attempt; the others share the work.
+/// Where nobody listens the address is told, as that is what has to be mended.
 #[tokio::test]
-async fn replicas_stand_in_for_each_other() {
-    let closed = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let nobody = ClamdAddress::Socket(closed.local_addr().expect("address"));
-    drop(closed);
+async fn an_address_without_clamd_is_unreachable() {
     let missing = ClamdAddress::Unix("/nowhere/clamd.ctl".into());
-    let (first, _one) = clamd(Script::Say(b"stream: OK\0")).await;
-    let (second, _two) = clamd(Script::Say(b"stream: OK\0")).await;
-    let all = engine(&[nobody.clone(), first, missing.clone(), second]);
-    let mut asked = std::collections::BTreeSet::new();
-    for _ in 0..4 {
-        let answer = all.clone().scan(sample("x")).await.expect("an answer");
-        asked.insert(answer.replica);
-    }
-    assert_eq!(asked.len(), 2, "both");
-    let none = engine(&[nobody, missing]).scan(sample("x")).await;
+    let none = engine(&missing).scan(sample("x")).await;
     let error = none.expect_err("nobody is there");
     assert_eq!(error.reason(), Reason::Unreachable);
     assert!(error.to_string().contains("/nowhere/clamd.ctl"), "{error}");
+}
+
+/// The version tells when the signatures were made.
+#[test]
+fn signatures_have_a_date() {
+    let clamd = engine(&ClamdAddress::Unix("/x".into()));
+    let version = "ClamAV 1.4.3/27812/Fri Nov  7 09:46:55 2025";
+    let made = clamd.signed(version).expect("a date");
+    assert_eq!(made.to_string(), "2025-11-07T09:46:55Z");
+    assert_eq!(clamd.signed("ClamAV 1.4.3"), None);
 }
 
 /// A scan that is given up closes its connection: nothing half-read is ever used again.
@@ -200,7 +198,7 @@ async fn replicas_stand_in_for_each_other() {
 async fn a_dropped_scan_closes_its_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = ClamdAddress::Socket(listener.local_addr().expect("address"));
-    let scan = tokio::spawn(engine(&[address]).scan(sample("x")));
+    let scan = tokio::spawn(engine(&address).scan(sample("x")));
     let (mut stream, _) = listener.accept().await.expect("accept");
     let mut start = [0; 10];
     stream.read_exact(&mut start).await.expect("command");

@@ -1,0 +1,69 @@
+//! The way through the gate, for one attempt.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tower::ServiceExt;
+
+use super::Call;
+use super::gate::{End, Entrant, LARGE, Refusal};
+use super::layer::{Next, Outcome};
+use super::reuse::is_bad;
+use super::state::{Phase, State};
+use crate::scan::engine::ScanError;
+use crate::verdict::Answer;
+
+/// Waits for a slot, scans, and gives the slot back when the engine has really ended, whoever still waits for it then.
+/// While it waits it leaves as soon as nobody waits for it any more.
+pub(super) async fn gate(state: Arc<State>, mut call: Call, next: impl Next) -> Outcome {
+    let flight = call.flight.clone();
+    let (entered, started) = state.enter(entrant(&call), flight.clone());
+    let ordered = tokio::select! {
+        biased;
+        ordered = started => ordered,
+        () = flight.closed() => return Err(ScanError::Busy),
+    };
+    call.replica = match ordered {
+        Ok(Ok(replica)) => replica,
+        Ok(Err(refusal)) => return Err(refused(refusal)),
+        Err(_) => return Err(ScanError::Stopping),
+    };
+    flight.send_replace(Phase::Running {
+        since: Instant::now(),
+        convicted: false,
+    });
+    let outcome = next.oneshot(call).await;
+    entered.end(match &outcome {
+        Ok(answer) => match &answer.answer {
+            Answer::Answered(findings) | Answer::None { findings, .. } => End::Answered {
+                found: is_bad(findings),
+            },
+        },
+        Err(ScanError::NoAnswer(_)) => End::Lost,
+        Err(_) => End::Failed,
+    });
+    outcome
+}
+
+fn entrant(call: &Call) -> Entrant {
+    let request = call.sample.request();
+    Entrant {
+        id: request.id,
+        fingerprint: request.fingerprint.clone(),
+        standing: request.standing,
+        errand: call.errand,
+        party: request.party(),
+        large: request.content.len() >= LARGE,
+        arrived: call.arrived,
+    }
+}
+
+fn refused(refusal: Refusal) -> ScanError {
+    match refusal {
+        Refusal::Busy => ScanError::Busy,
+        Refusal::Open(why) => ScanError::BreakerOpen(why),
+        Refusal::Drained => ScanError::Drained,
+        Refusal::Parked(why) => ScanError::Parked(why),
+        Refusal::Suspect(why) => ScanError::Suspect(why),
+    }
+}

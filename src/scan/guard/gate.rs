@@ -1,0 +1,638 @@
+//! The gate before one engine: who may be scanned now, who waits, who is not scanned at all. A pure state machine; time
+//! is an argument, and what is to be done comes back as [`Order`]s.
+//!
+//! One rule carries everything else (RESILIENCE section 0): **a scan keeps its slot until the engine has really ended
+//! it**, whoever has stopped waiting. Slots are not more than the engine's workers, so mail waits here and not inside the
+//! engine, response time is service time, and only then can anybody be blamed for it. From that follow
+//!
+//! - zombies: scans whose callers gave up count like any other ([`Gate::zombies`]);
+//! - lanes ([`lanes`]): mail that nothing speaks for cannot take all slots, so what it breaks stays small;
+//! - canaries ([`canary`]): of one fingerprint only two unproven copies are in the engine at once. If both are slow, no
+//!   more of it is sent: a flood of one message costs an engine two scans;
+//! - detours: what the interceptors above have concluded from the evidence that is collected here;
+//! - breakers, one for each replica, fed with what unrelated messages met.
+
+mod canary;
+mod lanes;
+#[cfg(test)]
+mod tests;
+mod time;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::breaker::{Breaker, Change, State};
+use crate::message::{Fingerprint, MessageId, Standing, Trait};
+use crate::scan::Errand;
+use crate::scan::evidence::Evidence;
+use canary::Canaries;
+use lanes::{Lane, Queue, Taken};
+use time::{evidence, observed};
+
+/// The name of one scan, or of one wait for a scan.
+pub(super) type Ticket = u64;
+
+/// Nothing has ended for so long, all slots are taken and mail waits: the replica is stalled.
+const STALL: Duration = Duration::from_secs(1);
+/// Answers slower than this are failures for the breaker; for large content the bound grows with [`Times::slow`].
+const FAILURE: Duration = Duration::from_secs(2);
+/// Evidence kept until somebody fetches it; the oldest is dropped.
+const EVIDENCE: usize = 4096;
+/// Content from which a scan may take longer before it is called slow.
+pub(super) const LARGE: usize = 1 << 20;
+/// How much longer.
+pub(super) const LARGE_FACTOR: u32 = 10;
+/// One scan in so many goes to a replica that failed last, although others did not.
+const TRIAL: u32 = 32;
+/// A bypassed class of messages sends one of them so often, to find out whether the engine has mended.
+const SHADOW: Duration = Duration::from_secs(10);
+
+/// What is to be told to whom.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Order {
+    /// Scan it, on that replica.
+    Start(Ticket, usize),
+    /// It is not scanned.
+    Refuse(Ticket, Refusal),
+    /// Its fingerprint was convicted while it was being scanned: who still waits need not.
+    Convicted(Ticket),
+}
+
+/// Why something is not scanned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// No slot became free in time.
+    Busy,
+    /// No replica may be asked.
+    Open(String),
+    /// A person has taken the engine out.
+    Drained,
+    /// The same or similar content is slow right now.
+    Parked(String),
+    /// The same or similar content has been convicted.
+    Suspect(String),
+}
+
+/// Durations of one engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Times {
+    /// A scan older than this is slow (for small content): evidence, not failure.
+    pub(super) slow: Duration,
+    /// A scan older than this has failed for its caller: the soft timeout.
+    pub(super) timeout: Duration,
+    /// Wait for a slot.
+    pub(super) wait: Duration,
+}
+
+impl Times {
+    /// When a scan of so many octets is called slow.
+    fn slow(&self, large: bool) -> Duration {
+        let slow = match large {
+            true => self.slow.saturating_mul(LARGE_FACTOR),
+            false => self.slow,
+        };
+        slow.min(self.timeout)
+    }
+}
+
+/// Who wants to be scanned.
+#[derive(Debug, Clone)]
+pub(super) struct Entrant {
+    pub(super) id: MessageId,
+    pub(super) fingerprint: Option<Arc<Fingerprint>>,
+    pub(super) standing: Standing,
+    pub(super) errand: Errand,
+    /// Equal for mail that shares its turn: one client and sender.
+    pub(super) party: u64,
+    pub(super) large: bool,
+    /// When the message asked for its first scan.
+    pub(super) arrived: Instant,
+}
+
+/// What the interceptors want done with some messages, here.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Detour {
+    /// The interceptor's id, for reports.
+    pub id: Arc<str>,
+    /// All of these traits make a match.
+    pub traits: Box<[Trait]>,
+    /// What is done.
+    pub act: Act,
+}
+
+/// What is done with a match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// One of them at a time, the others are told to come later.
+    Park,
+    /// None of them.
+    Hold,
+    /// The engine is not asked, and it is the engine's fault.
+    Bypass,
+}
+
+impl Detour {
+    fn matches(&self, fingerprint: &Fingerprint) -> bool {
+        !self.traits.is_empty() && self.traits.iter().all(|t| fingerprint.has(*t))
+    }
+}
+
+/// How a scan ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// With an answer.
+    Answered {
+        /// Whether something bad was found.
+        found: bool,
+    },
+    /// With an error.
+    Failed,
+    /// Not within the engine's own limit.
+    Lost,
+    /// It was a probe; the breaker hears of it elsewhere.
+    Probe,
+}
+
+#[derive(Debug)]
+struct Scan {
+    entrant: Entrant,
+    lane: Lane,
+    replica: usize,
+    started: Instant,
+    is_slow: bool,
+    /// Past the soft timeout: a zombie, unless its caller is more patient.
+    is_overdue: bool,
+    /// A detour explains why it is slow: it is not the engine's fault, and does not fill its lane.
+    is_explained: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    entrant: Entrant,
+    lane: Lane,
+    since: Instant,
+    /// Behind copies of itself, and not for a slot.
+    parked: bool,
+}
+
+#[derive(Debug)]
+struct Replica {
+    breaker: Breaker,
+    running: usize,
+    last_end: Instant,
+    drained: bool,
+}
+
+impl Replica {
+    fn free(&self) -> usize {
+        match self.drained {
+            true => 0,
+            false => self.breaker.allowed().saturating_sub(self.running),
+        }
+    }
+}
+
+/// The gate.
+#[derive(Debug)]
+pub(super) struct Gate {
+    times: Times,
+    slots: usize,
+    replicas: Vec<Replica>,
+    next: Ticket,
+    scans: BTreeMap<Ticket, Scan>,
+    waiting: HashMap<Ticket, Waiting>,
+    queue: Queue,
+    canaries: Canaries,
+    detours: Arc<[Detour]>,
+    shadowed: HashMap<Arc<str>, Instant>,
+    orders: Vec<Order>,
+    evidence: VecDeque<Evidence>,
+    changes: Vec<(usize, Change)>,
+}
+
+impl Gate {
+    /// A gate before `replicas` of an engine, each with so many `slots`.
+    pub(super) fn new(
+        now: Instant,
+        times: Times,
+        slots: usize,
+        replicas: usize,
+        probed: bool,
+    ) -> Self {
+        let replica = Replica {
+            breaker: Breaker::new(now, slots, probed),
+            running: 0,
+            last_end: now,
+            drained: false,
+        };
+        Self {
+            times,
+            slots,
+            replicas: std::iter::repeat_with(|| Replica {
+                breaker: replica.breaker.clone(),
+                ..replica
+            })
+            .take(replicas)
+            .collect(),
+            next: 0,
+            scans: BTreeMap::new(),
+            waiting: HashMap::new(),
+            queue: Queue::default(),
+            canaries: Canaries::new(now),
+            detours: Arc::new([]),
+            shadowed: HashMap::new(),
+            orders: Vec::new(),
+            evidence: VecDeque::new(),
+            changes: Vec::new(),
+        }
+    }
+
+    /// Another configuration of the same engine. With fewer slots nothing begins until enough scans have ended.
+    pub(super) fn retune(&mut self, times: Times, slots: usize) {
+        self.times = times;
+        self.slots = slots;
+        for replica in &mut self.replicas {
+            replica.breaker.resize(slots);
+        }
+    }
+
+    /// What has to be done since the last call.
+    pub(super) fn orders(&mut self) -> Vec<Order> {
+        std::mem::take(&mut self.orders)
+    }
+
+    /// What was seen since the last call.
+    pub(super) fn evidence(&mut self) -> Vec<Evidence> {
+        self.evidence.drain(..).collect()
+    }
+
+    /// What the breakers did since the last call, by replica.
+    pub(super) fn changes(&mut self) -> Vec<(usize, Change)> {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Somebody wants to be scanned. The order that answers comes at once or later.
+    pub(super) fn enter(&mut self, now: Instant, entrant: Entrant) -> Ticket {
+        let ticket = self.ticket();
+        if let Some(refusal) = self.refusal(now, &entrant) {
+            self.orders.push(Order::Refuse(ticket, refusal));
+            return ticket;
+        }
+        let lane = self.lane(&entrant);
+        let waiting = Waiting {
+            entrant,
+            lane,
+            since: now,
+            parked: false,
+        };
+        self.queue.push(lane, waiting.entrant.party, ticket);
+        self.waiting.insert(ticket, waiting);
+        self.pump(now);
+        ticket
+    }
+
+    /// Nobody waits for that scan any more. One that has begun goes on, with its slot.
+    pub(super) fn leave(&mut self, ticket: Ticket) {
+        // Its place in a queue is skipped when its turn comes.
+        self.waiting.remove(&ticket);
+    }
+
+    /// A scan has really ended.
+    pub(super) fn end(&mut self, now: Instant, ticket: Ticket, end: End) {
+        let Some(scan) = self.scans.remove(&ticket) else {
+            return;
+        };
+        let replica = &mut self.replicas[scan.replica];
+        replica.running -= 1;
+        replica.last_end = now;
+        let age = now - scan.started;
+        if let Some(what) = observed(&scan, end) {
+            self.weigh(now, &scan, age, end);
+            self.push(evidence(now, &scan, what));
+        }
+        for key in self
+            .canaries
+            .end(now, &scan.entrant, end, age < self.times.timeout)
+        {
+            self.offer_again(key);
+        }
+        self.queue.ended(now, scan.lane, scan.is_slow);
+        self.pump(now);
+    }
+
+    /// Takes a slot of that replica for a probe, breaker or not; none if there is no free one.
+    pub(super) fn probe(&mut self, now: Instant, replica: usize) -> Option<Ticket> {
+        if self.replicas[replica].running >= self.slots {
+            return None;
+        }
+        let ticket = self.ticket();
+        self.replicas[replica].running += 1;
+        let scan = Scan {
+            entrant: Entrant {
+                id: MessageId::new(),
+                fingerprint: None,
+                standing: Standing::Known,
+                errand: Errand::Again,
+                party: 0,
+                large: false,
+                arrived: now,
+            },
+            lane: Lane::Again,
+            replica,
+            started: now,
+            is_slow: false,
+            is_overdue: false,
+            is_explained: true,
+        };
+        self.scans.insert(ticket, scan);
+        Some(ticket)
+    }
+
+    /// A probe pair of that replica was answered.
+    pub(super) fn probed(&mut self, now: Instant, replica: usize, passed: bool) {
+        let change = self.replicas[replica].breaker.probed(now, passed);
+        self.changed(now, replica, change);
+        self.pump(now);
+    }
+
+    /// Replaces the detours; those who wait are looked at again.
+    pub(super) fn divert(&mut self, now: Instant, detours: Arc<[Detour]>) {
+        if self.detours == detours {
+            return;
+        }
+        self.detours = detours;
+        self.shadowed
+            .retain(|id, _| self.detours.iter().any(|d| d.id == *id));
+        for (ticket, scan) in &mut self.scans {
+            let Some(fingerprint) = &scan.entrant.fingerprint else {
+                continue;
+            };
+            let matching = |d: &&Detour| d.act != Act::Bypass && d.matches(fingerprint);
+            let detour = self.detours.iter().find(matching);
+            scan.is_explained = detour.is_some() && scan.is_slow;
+            if detour.is_some_and(|d| d.act == Act::Hold) {
+                self.orders.push(Order::Convicted(*ticket));
+            }
+        }
+        let waiting = self.waiting.iter();
+        let waiting: Vec<(Ticket, Entrant)> =
+            waiting.map(|(t, w)| (*t, w.entrant.clone())).collect();
+        for (ticket, entrant) in waiting {
+            if let Some(refusal) = self.detour(now, &entrant) {
+                self.refuse(ticket, refusal);
+            }
+        }
+        self.pump(now);
+    }
+
+    /// Takes a replica out, or puts it back.
+    pub(super) fn drain(&mut self, now: Instant, replica: usize, drained: bool) {
+        self.replicas[replica].drained = drained;
+        self.pump(now);
+    }
+
+    /// Signatures have changed: what was proven or convicted with others is open again.
+    pub(super) fn forget_proofs(&mut self, now: Instant) {
+        self.canaries = self.canaries.without_proofs(now);
+    }
+
+    /// Lets time pass. To be called about ten times a second while [`is_busy`](Self::is_busy).
+    pub(super) fn tick(&mut self, now: Instant) {
+        self.age(now);
+        for at in 0..self.replicas.len() {
+            let replica = &mut self.replicas[at];
+            let change = replica.breaker.tick(now);
+            self.changed(now, at, change);
+            self.stall(now, at);
+        }
+        // First those who are told that the engine is out: it is the better reason.
+        self.pump(now);
+        self.give_up(now);
+    }
+
+    /// Whether time makes a difference: scans run, or wait, or a replica is out.
+    pub(super) fn is_busy(&self) -> bool {
+        let out = |r: &Replica| r.breaker.state() != State::Closed;
+        !self.scans.is_empty() || !self.waiting.is_empty() || self.replicas.iter().any(out)
+    }
+
+    /// Whether something is wrong on that replica and nothing has ended well lately: then a probe tells whose fault it is.
+    pub(super) fn is_doubtful(&self, now: Instant, replica: usize) -> bool {
+        let (good, bad) = self.replicas[replica].breaker.counts(now);
+        let slow = |s: &Scan| s.replica == replica && s.is_slow;
+        good == 0 && (bad > 0 || self.scans.values().any(slow))
+    }
+
+    /// Whether no replica takes mail, and why.
+    pub(super) fn refuses(&self) -> Option<Refusal> {
+        if self.replicas.iter().all(|r| r.drained) {
+            return Some(Refusal::Drained);
+        }
+        let mut why = Vec::new();
+        for replica in self.replicas.iter().filter(|r| !r.drained) {
+            match replica.breaker.state() {
+                State::Closed | State::Ramp { .. } => return None,
+                State::Open { cause, .. } | State::HalfOpen { cause, .. } => {
+                    why.push(format!("the engine is {cause}"));
+                }
+            }
+        }
+        why.dedup();
+        Some(Refusal::Open(why.join("; ")))
+    }
+
+    /// Scans that run, those that nobody waits for included.
+    pub(super) fn running(&self) -> usize {
+        self.scans.len()
+    }
+
+    /// Scans past their timeout that still hold their slot.
+    pub(super) fn zombies(&self) -> usize {
+        self.scans.values().filter(|s| s.is_overdue).count()
+    }
+
+    /// Those that wait.
+    pub(super) fn queued(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// State of each replica: breaker, scans running, drained.
+    pub(super) fn replicas(&self) -> impl Iterator<Item = (&Breaker, usize, bool)> {
+        self.replicas
+            .iter()
+            .map(|r| (&r.breaker, r.running, r.drained))
+    }
+}
+
+/// Who waits and who goes.
+impl Gate {
+    fn ticket(&mut self) -> Ticket {
+        self.next += 1;
+        self.next
+    }
+
+    /// Why that entrant need not even wait.
+    fn refusal(&mut self, now: Instant, entrant: &Entrant) -> Option<Refusal> {
+        if let Some(refusal) = self.refuses() {
+            return Some(refusal);
+        }
+        if let Some(refusal) = self.detour(now, entrant) {
+            return Some(refusal);
+        }
+        let key = self.canaries.blocking(entrant)?;
+        self.is_suspicious(key).then(|| slow_copies(key))
+    }
+
+    fn detour(&mut self, now: Instant, entrant: &Entrant) -> Option<Refusal> {
+        let fingerprint = entrant.fingerprint.as_deref()?;
+        let detour = self.detours.iter().find(|d| d.matches(fingerprint))?;
+        let id = &detour.id;
+        match detour.act {
+            // One that was held is scanned again on purpose, to find out.
+            Act::Hold if entrant.errand == Errand::Redrive => None,
+            Act::Hold => Some(Refusal::Suspect(format!("interceptor {id}"))),
+            Act::Park => {
+                let another = self.scans.values().any(|scan| {
+                    let other = scan.entrant.fingerprint.as_deref();
+                    other.is_some_and(|other| detour.matches(other))
+                });
+                another.then(|| Refusal::Parked(format!("interceptor {id}")))
+            }
+            Act::Bypass => {
+                let last = self.shadowed.get(id);
+                if last.is_none_or(|last| now >= *last + SHADOW) {
+                    self.shadowed.insert(id.clone(), now);
+                    return None;
+                }
+                Some(Refusal::Open(format!("bypassed by interceptor {id}")))
+            }
+        }
+    }
+
+    fn lane(&self, entrant: &Entrant) -> Lane {
+        let proven = entrant
+            .fingerprint
+            .as_deref()
+            .is_none_or(|f| !f.has_attachment() || self.canaries.are_proven(&f.exact));
+        Lane::of(entrant.errand, entrant.standing, proven)
+    }
+
+    /// Starts whoever may start, lane by lane, in turn among those who wait.
+    fn pump(&mut self, now: Instant) {
+        if let Some(refusal) = self.refuses() {
+            let all: Vec<Ticket> = self.waiting.keys().copied().collect();
+            for ticket in all {
+                self.refuse(ticket, refusal.clone());
+            }
+            return;
+        }
+        for lane in Lane::ALL {
+            while self.has_room(now, lane) {
+                let Some(ticket) = self.queue.pop(lane, |t| self.waiting.contains_key(&t)) else {
+                    break;
+                };
+                self.start_or_park(now, ticket);
+            }
+        }
+    }
+
+    fn start_or_park(&mut self, now: Instant, ticket: Ticket) {
+        let Some(waiting) = self.waiting.get_mut(&ticket) else {
+            return;
+        };
+        if let Some(key) = self.canaries.blocking(&waiting.entrant) {
+            waiting.parked = true;
+            self.canaries.park(key, ticket);
+            if self.is_suspicious(key) {
+                self.refuse(ticket, slow_copies(key));
+            }
+            return;
+        }
+        let Some(replica) = self.freest() else {
+            return;
+        };
+        if let Some(Waiting { entrant, lane, .. }) = self.waiting.remove(&ticket) {
+            self.canaries.begin(&entrant);
+            self.replicas[replica].running += 1;
+            let scan = Scan {
+                entrant,
+                lane,
+                replica,
+                started: now,
+                is_slow: false,
+                is_overdue: false,
+                is_explained: false,
+            };
+            self.scans.insert(ticket, scan);
+            self.orders.push(Order::Start(ticket, replica));
+        }
+    }
+
+    /// Power of two choices (Mitzenmacher, 2001), as there may be many replicas: of two the one with more free slots.
+    /// Those that failed last are passed over, or a retry would meet the same one again; a few scans find out whether
+    /// they have mended where probes do not.
+    fn freest(&self) -> Option<usize> {
+        let mut free: Vec<usize> = (0..self.replicas.len())
+            .filter(|&at| self.replicas[at].free() > 0)
+            .collect();
+        let is_well = |at: &usize| !self.replicas[*at].breaker.failed_last();
+        if free.iter().any(is_well) && rand::random_range(0..TRIAL) > 0 {
+            free.retain(is_well);
+        }
+        let pick = || free.get(rand::random_range(0..free.len().max(1))).copied();
+        let two = pick().into_iter().chain(pick());
+        two.max_by_key(|&at| self.replicas[at].free())
+    }
+
+    fn has_room(&self, now: Instant, lane: Lane) -> bool {
+        if self.queue.is_empty(lane) {
+            return false;
+        }
+        let free: usize = self.replicas.iter().map(Replica::free).sum();
+        if free == 0 {
+            return false;
+        }
+        let allowed = |r: &Replica| match r.drained {
+            true => 0,
+            false => r.breaker.allowed(),
+        };
+        let total: usize = self.replicas.iter().map(allowed).sum();
+        let mut taken = Taken::default();
+        let spare = free > lanes::reserve(total) / 2;
+        for scan in self.scans.values() {
+            if !(spare && scan.is_explained) {
+                taken.add(scan.lane);
+            }
+        }
+        self.queue.has_room(now, lane, total, &taken)
+    }
+
+    fn offer_again(&mut self, key: Trait) {
+        for ticket in self.canaries.parked(key) {
+            if let Some(waiting) = self.waiting.get_mut(&ticket) {
+                waiting.parked = false;
+                self.queue.push(waiting.lane, waiting.entrant.party, ticket);
+            }
+        }
+    }
+
+    fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
+        if self.waiting.remove(&ticket).is_some() {
+            self.orders.push(Order::Refuse(ticket, refusal));
+        }
+    }
+
+    /// All scans under way that share the key are slow: more of the same would be too.
+    fn is_suspicious(&self, key: Trait) -> bool {
+        let has = |s: &&Scan| s.entrant.fingerprint.as_ref().is_some_and(|f| f.has(key));
+        let mut same = self.scans.values().filter(has).peekable();
+        same.peek().is_some() && same.all(|scan| scan.is_slow)
+    }
+}
+
+fn slow_copies(key: Trait) -> Refusal {
+    Refusal::Parked(format!("copies of it ({key}) are being scanned, all slow"))
+}

@@ -1,0 +1,159 @@
+//! Canaries: of content that has not been scanned well yet, only two copies are in the engine at once; each that ends in
+//! time doubles that. This is slow start for each fingerprint, and the "canary requests" of The Tail at Scale (Dean,
+//! Barroso, CACM 2013).
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{End, Entrant, Scan, Ticket};
+use crate::message::Trait;
+
+/// Copies of unproven content at once.
+const FIRST: u32 = 2;
+/// Doublings; 2^7 copies are more than engines have slots.
+const DOUBLINGS: u32 = 6;
+/// A proof holds between one and two of these.
+const PROOF: Duration = Duration::from_secs(1800);
+/// Keys remembered in each generation of proofs.
+const PROOFS: usize = 50_000;
+/// Failures of one fingerprint that count against the engine, in so long; what comes after is the fingerprint's fault.
+const NEWS: u32 = 2;
+const NEWS_AGE: Duration = Duration::from_secs(10);
+/// Fingerprints whose failures are remembered.
+const FAILURES: usize = 1024;
+
+#[derive(Debug)]
+pub(super) struct Canaries {
+    inflight: HashMap<Trait, u32>,
+    parked: HashMap<Trait, VecDeque<Ticket>>,
+    /// Two generations, so that old ones go all at once and nobody has to look for them.
+    proofs: [HashMap<Trait, u32>; 2],
+    turned: Instant,
+    failures: HashMap<Trait, (Instant, u32)>,
+}
+
+impl Canaries {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            inflight: HashMap::new(),
+            parked: HashMap::new(),
+            proofs: Default::default(),
+            turned: now,
+            failures: HashMap::new(),
+        }
+    }
+
+    /// The same scans under way, and nothing proven.
+    pub(super) fn without_proofs(&mut self, now: Instant) -> Self {
+        Self {
+            inflight: std::mem::take(&mut self.inflight),
+            parked: std::mem::take(&mut self.parked),
+            ..Self::new(now)
+        }
+    }
+
+    /// The key of which no more copies may be sent now, if there is one.
+    pub(super) fn blocking(&self, entrant: &Entrant) -> Option<Trait> {
+        let keys = entrant.fingerprint.as_deref()?.canary_keys();
+        keys.into_iter().find(|key| {
+            let inflight = self.inflight.get(key).copied().unwrap_or(0);
+            inflight >= FIRST << self.proofs_of(*key).min(DOUBLINGS)
+        })
+    }
+
+    pub(super) fn begin(&mut self, entrant: &Entrant) {
+        for key in keys(entrant) {
+            *self.inflight.entry(key).or_default() += 1;
+        }
+    }
+
+    /// A scan ended; returns the keys whose parked copies may be offered again.
+    pub(super) fn end(
+        &mut self,
+        now: Instant,
+        entrant: &Entrant,
+        end: End,
+        in_time: bool,
+    ) -> Vec<Trait> {
+        let proves = in_time && matches!(end, End::Answered { .. });
+        let keys = keys(entrant);
+        for key in &keys {
+            if let Some(n) = self.inflight.get_mut(key) {
+                *n -= 1;
+                if *n == 0 {
+                    self.inflight.remove(key);
+                }
+            }
+            if proves {
+                self.prove(now, *key);
+            }
+        }
+        keys
+    }
+
+    pub(super) fn are_proven(&self, keys: &[Trait]) -> bool {
+        keys.iter().all(|key| self.proofs_of(*key) > 0)
+    }
+
+    pub(super) fn park(&mut self, key: Trait, ticket: Ticket) {
+        self.parked.entry(key).or_default().push_back(ticket);
+    }
+
+    pub(super) fn has_parked(&self, key: Trait) -> bool {
+        self.parked.contains_key(&key)
+    }
+
+    /// Takes out those who wait behind that key.
+    pub(super) fn parked(&mut self, key: Trait) -> VecDeque<Ticket> {
+        self.parked.remove(&key).unwrap_or_default()
+    }
+
+    /// Whether a failure says something about the engine. What an interceptor explains does not, nor do further copies
+    /// of what has failed before: an engine is at fault if it fails on many unrelated messages.
+    pub(super) fn is_news(&mut self, now: Instant, scan: &Scan) -> bool {
+        if scan.is_explained {
+            return false;
+        }
+        let Some(fingerprint) = &scan.entrant.fingerprint else {
+            return true;
+        };
+        if self.failures.len() >= FAILURES {
+            self.failures.retain(|_, (at, _)| now < *at + NEWS_AGE);
+        }
+        if self.failures.len() >= FAILURES {
+            return true;
+        }
+        let mut news = true;
+        for key in &fingerprint.exact {
+            let (at, n) = self.failures.entry(*key).or_insert((now, 0));
+            if now >= *at + NEWS_AGE {
+                (*at, *n) = (now, 0);
+            }
+            *n += 1;
+            news &= *n <= NEWS;
+        }
+        news
+    }
+
+    fn proofs_of(&self, key: Trait) -> u32 {
+        let [new, old] = &self.proofs;
+        new.get(&key).or(old.get(&key)).copied().unwrap_or(0)
+    }
+
+    fn prove(&mut self, now: Instant, key: Trait) {
+        if now >= self.turned + PROOF || self.proofs[0].len() >= PROOFS {
+            self.turned = now;
+            self.proofs.swap(0, 1);
+            self.proofs[0].clear();
+        }
+        let so_far = self.proofs_of(key);
+        self.proofs[0].insert(key, so_far.saturating_add(1));
+    }
+}
+
+fn keys(entrant: &Entrant) -> Vec<Trait> {
+    let fingerprint = entrant.fingerprint.as_deref();
+    fingerprint.map(|f| f.canary_keys()).unwrap_or_default()
+}

@@ -1,0 +1,451 @@
+//! The gate alone, in time that is only a number.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::message::Identity;
+use crate::message::fingerprint::Aspect;
+
+const TIMES: Times = Times {
+    slow: Duration::from_millis(500),
+    timeout: Duration::from_secs(5),
+    wait: Duration::from_secs(1),
+};
+
+fn milliseconds(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// From here on, messages of nothing but text.
+const TEXT: u64 = 1 << 32;
+
+/// A message with one attachment, or text, which is all that it is told by.
+fn fingerprint(value: u64) -> Arc<Fingerprint> {
+    let aspect = match value < TEXT {
+        true => Aspect::Attachment,
+        false => Aspect::Text,
+    };
+    Arc::new(Fingerprint {
+        identity: Identity([0; 32]),
+        exact: Box::new([Trait { aspect, value }]),
+        broad: Box::new([]),
+        attachments: Box::new([]),
+    })
+}
+
+fn entrant(now: Instant, attachment: u64, standing: Standing) -> Entrant {
+    Entrant {
+        id: MessageId::new(),
+        fingerprint: Some(fingerprint(attachment)),
+        standing,
+        errand: Errand::Fresh,
+        party: attachment,
+        large: false,
+        arrived: now,
+    }
+}
+
+/// A gate whose time is moved by hand.
+struct World {
+    now: Instant,
+    gate: Gate,
+    next: u64,
+}
+
+impl World {
+    fn new(slots: usize) -> Self {
+        let now = Instant::now();
+        Self {
+            now,
+            gate: Gate::new(now, TIMES, slots, 1, true),
+            next: TEXT,
+        }
+    }
+
+    /// One that is like nothing else.
+    fn unique(&mut self, standing: Standing) -> Ticket {
+        self.next += 1;
+        self.enter(self.next, standing)
+    }
+
+    fn enter(&mut self, attachment: u64, standing: Standing) -> Ticket {
+        self.gate
+            .enter(self.now, entrant(self.now, attachment, standing))
+    }
+
+    fn after(&mut self, time: u64) {
+        let end = self.now + milliseconds(time);
+        while self.now < end {
+            self.now = end.min(self.now + milliseconds(100));
+            self.gate.tick(self.now);
+        }
+    }
+
+    fn answered(&mut self, ticket: Ticket) {
+        self.gate
+            .end(self.now, ticket, End::Answered { found: false });
+    }
+
+    fn started(&mut self) -> Vec<Ticket> {
+        let start = |order| match order {
+            Order::Start(ticket, _) => Some(ticket),
+            _ => None,
+        };
+        self.gate.orders().into_iter().filter_map(start).collect()
+    }
+
+    fn refused(&mut self) -> Vec<(Ticket, Refusal)> {
+        let refuse = |order| match order {
+            Order::Refuse(ticket, refusal) => Some((ticket, refusal)),
+            _ => None,
+        };
+        self.gate.orders().into_iter().filter_map(refuse).collect()
+    }
+
+    fn breaker(&self) -> State {
+        self.gate.replicas[0].breaker.state()
+    }
+
+    fn divert(&mut self, act: Act, attachment: u64) {
+        let detour = Detour {
+            id: "rule".into(),
+            traits: fingerprint(attachment).exact.clone(),
+            act,
+        };
+        self.gate.divert(self.now, Arc::new([detour]));
+    }
+}
+
+/// I1, the law that everything rests on: who has stopped waiting has not freed the engine's worker.
+#[tokio::test(start_paused = true)]
+async fn a_zombie_keeps_its_slot_until_the_engine_has_ended() {
+    let mut world = World::new(1);
+    let stuck = world.unique(Standing::Known);
+    assert_eq!(world.started(), [stuck]);
+    world.after(6000);
+    world.gate.leave(stuck);
+    assert_eq!((world.gate.running(), world.gate.zombies()), (1, 1));
+    assert!(world.started().is_empty());
+    world.answered(stuck);
+    assert_eq!((world.gate.running(), world.gate.zombies()), (0, 0));
+}
+
+/// A flood of one message costs the engine two scans, whatever it is and whoever sends it.
+#[tokio::test(start_paused = true)]
+async fn of_unproven_content_two_copies_are_scanned_at_once() {
+    let mut world = World::new(12);
+    for _ in 0..5 {
+        world.enter(7, Standing::Known);
+    }
+    assert_eq!(world.started().len(), 2);
+    assert!(
+        world.refused().is_empty(),
+        "the others wait for the first two"
+    );
+    world.after(600);
+    let refused = world.refused();
+    assert_eq!(refused.len(), 3, "both are slow: no more of it");
+    assert!(matches!(refused[0].1, Refusal::Parked(_)));
+    let late = world.enter(7, Standing::Known);
+    assert_eq!(
+        world.refused()[0].0,
+        late,
+        "those who come later do not even wait"
+    );
+    assert_eq!(world.gate.running(), 2);
+}
+
+/// A mailing that scans well is slowed down by nothing that could be noticed: two, four, eight copies at once.
+#[tokio::test(start_paused = true)]
+async fn copies_that_scan_well_make_room_for_more() {
+    let mut world = World::new(64);
+    for _ in 0..100 {
+        world.enter(7, Standing::Known);
+    }
+    let mut rounds = Vec::new();
+    loop {
+        let started = world.started();
+        if started.is_empty() {
+            break;
+        }
+        rounds.push(started.len());
+        world.after(10);
+        for ticket in started {
+            world.answered(ticket);
+        }
+    }
+    assert_eq!(rounds.iter().sum::<usize>(), 100);
+    assert!(rounds.len() <= 5, "{rounds:?}");
+    assert_eq!(rounds[0], 2);
+}
+
+/// Nothing speaks for mail of unknown senders, so a flood of it, however it differs, leaves most slots to others.
+#[tokio::test(start_paused = true)]
+async fn unknown_senders_cannot_take_all_slots() {
+    let mut world = World::new(12);
+    for _ in 0..30 {
+        world.unique(Standing::Unknown);
+    }
+    assert_eq!(world.started().len(), 4, "a third");
+    world.after(1200);
+    let refused = world.refused();
+    assert_eq!(refused.len(), 26);
+    let parked = |(_, refusal): &(Ticket, Refusal)| matches!(refusal, Refusal::Parked(_));
+    assert!(refused.iter().all(parked), "it may be the message's fault");
+    for _ in 0..3 {
+        world.unique(Standing::Known);
+    }
+    assert_eq!(world.started().len(), 3);
+}
+
+/// Mail of unknown senders that scans well earns room for more of it.
+#[tokio::test(start_paused = true)]
+async fn fast_scans_of_unknown_senders_earn_room() {
+    let mut world = World::new(12);
+    for _ in 0..8 {
+        let ticket = world.unique(Standing::Unknown);
+        world.gate.orders();
+        world.answered(ticket);
+    }
+    for _ in 0..30 {
+        world.unique(Standing::Unknown);
+    }
+    assert_eq!(
+        world.started().len(),
+        8,
+        "but the reserve is for known ones"
+    );
+}
+
+/// Fresh mail goes before what is scanned again.
+#[tokio::test(start_paused = true)]
+async fn what_is_scanned_again_stands_behind_fresh_mail() {
+    let mut world = World::new(12);
+    let again = |world: &mut World, at: u64| {
+        let entrant = Entrant {
+            errand: Errand::Again,
+            ..entrant(world.now, at, Standing::Known)
+        };
+        world.gate.enter(world.now, entrant)
+    };
+    for at in 0..10 {
+        again(&mut world, at);
+    }
+    assert_eq!(world.started().len(), 2, "a sixth");
+}
+
+/// One who sends much does not delay one who sends little.
+#[tokio::test(start_paused = true)]
+async fn parties_take_turns() {
+    let mut world = World::new(1);
+    let first = world.unique(Standing::Known);
+    let from = |world: &mut World, party: u64| {
+        world.next += 1;
+        let entrant = Entrant {
+            party,
+            ..entrant(world.now, world.next, Standing::Known)
+        };
+        world.gate.enter(world.now, entrant)
+    };
+    let greedy: Vec<Ticket> = (0..50).map(|_| from(&mut world, 1)).collect();
+    let modest = from(&mut world, 2);
+    world.gate.orders();
+    world.answered(first);
+    assert_eq!(world.started(), [greedy[0]]);
+    world.answered(greedy[0]);
+    assert_eq!(world.started(), [modest]);
+}
+
+/// An engine that takes everything and returns nothing is out after a second, and nobody waits for it any more.
+#[tokio::test(start_paused = true)]
+async fn a_stalled_engine_is_out_within_a_second_or_two() {
+    let mut world = World::new(3);
+    for _ in 0..10 {
+        world.unique(Standing::Known);
+    }
+    world.gate.orders();
+    world.after(1000);
+    assert!(
+        matches!(world.breaker(), State::Open { .. }),
+        "{:?}",
+        world.breaker()
+    );
+    let refused = world.refused();
+    let open = |(_, refusal): &(Ticket, Refusal)| matches!(refusal, Refusal::Open(_));
+    assert!(
+        !refused.is_empty() && refused.iter().all(open),
+        "{refused:?}"
+    );
+    let next = world.unique(Standing::Known);
+    assert_eq!(world.refused()[0].0, next);
+}
+
+/// Whose fault? One fingerprint that fails again and again is at fault itself; the engine is not.
+#[tokio::test(start_paused = true)]
+async fn failures_of_one_fingerprint_do_not_open_the_breaker() {
+    for (unrelated, opens) in [(false, false), (true, true)] {
+        let mut world = World::new(12);
+        for at in 0..30 {
+            let ticket = match unrelated {
+                true => world.unique(Standing::Known),
+                false => world.enter(7, Standing::Known),
+            };
+            let _ = (at, world.started());
+            world.gate.end(world.now, ticket, End::Failed);
+        }
+        let open = matches!(world.breaker(), State::Open { .. });
+        assert_eq!(open, opens, "unrelated: {unrelated}");
+    }
+}
+
+/// What was convicted is not scanned, except one that was held and is scanned to find out.
+#[tokio::test(start_paused = true)]
+async fn a_hold_refuses_what_it_matches() {
+    let mut world = World::new(1);
+    let running = world.enter(7, Standing::Known);
+    let waiting = world.enter(7, Standing::Known);
+    let other = world.enter(8, Standing::Known);
+    world.gate.orders();
+    world.divert(Act::Hold, 7);
+    let orders = world.gate.orders();
+    assert!(orders.contains(&Order::Convicted(running)), "{orders:?}");
+    let suspect = Refusal::Suspect("interceptor rule".to_owned());
+    assert!(orders.contains(&Order::Refuse(waiting, suspect)));
+    world.answered(running);
+    assert_eq!(world.started(), [other]);
+    world.answered(other);
+    let redrive = Entrant {
+        errand: Errand::Redrive,
+        ..entrant(world.now, 7, Standing::Known)
+    };
+    let redrive = world.gate.enter(world.now, redrive);
+    assert_eq!(world.started(), [redrive]);
+}
+
+/// Of what is parked one is scanned at a time, so that it can refute the suspicion.
+#[tokio::test(start_paused = true)]
+async fn a_park_lets_one_through_at_a_time() {
+    let mut world = World::new(12);
+    world.divert(Act::Park, 7);
+    let canary = world.enter(7, Standing::Unknown);
+    assert_eq!(world.started(), [canary]);
+    let next = world.enter(7, Standing::Unknown);
+    assert!(matches!(&world.refused()[..], [(n, Refusal::Parked(_))] if *n == next));
+    world.answered(canary);
+    let next = world.enter(7, Standing::Unknown);
+    assert_eq!(world.started(), [next]);
+}
+
+/// A class that the engine is bypassed for sends one message now and then, to find out whether it has mended.
+#[tokio::test(start_paused = true)]
+async fn a_bypass_is_the_engines_fault_and_tries_again() {
+    let mut world = World::new(12);
+    world.divert(Act::Bypass, 7);
+    let shadow = world.enter(7, Standing::Known);
+    assert_eq!(world.started(), [shadow]);
+    world.answered(shadow);
+    world.enter(7, Standing::Known);
+    assert!(matches!(&world.refused()[..], [(_, Refusal::Open(_))]));
+    world.after(10_000);
+    world.enter(7, Standing::Known);
+    assert_eq!(world.started().len(), 1);
+}
+
+/// Who gets no slot in time is told so.
+#[tokio::test(start_paused = true)]
+async fn waiting_ends() {
+    let mut world = World::new(1);
+    let long = world.unique(Standing::Known);
+    world.gate.orders();
+    let waiting = world.unique(Standing::Known);
+    // Something ends now and then, so that it is no stall.
+    world.after(500);
+    world.gate.replicas[0].last_end = world.now;
+    world.after(600);
+    assert_eq!(world.refused(), [(waiting, Refusal::Busy)]);
+    world.answered(long);
+}
+
+/// What is done at random; numbers choose among what is there.
+#[derive(Debug, Clone)]
+enum Act2 {
+    Enter(u64, bool, u8),
+    Leave(usize),
+    End(usize, u8),
+    Wait(u64),
+    Divert(u8, u64),
+    Probe,
+    Probed(bool),
+    Drain(bool),
+}
+
+fn act() -> impl Strategy<Value = Act2> {
+    prop_oneof![
+        8 => (0_u64..6, any::<bool>(), 0_u8..3).prop_map(|(k, known, e)| Act2::Enter(k, known, e)),
+        2 => any::<usize>().prop_map(Act2::Leave),
+        6 => (any::<usize>(), 0_u8..3).prop_map(|(at, end)| Act2::End(at, end)),
+        3 => (0_u64..3000).prop_map(Act2::Wait),
+        1 => (0_u8..4, 0_u64..6).prop_map(|(act, key)| Act2::Divert(act, key)),
+        1 => Just(Act2::Probe),
+        1 => any::<bool>().prop_map(Act2::Probed),
+        1 => any::<bool>().prop_map(Act2::Drain),
+    ]
+}
+
+proptest! {
+    /// I1 and I6, whatever happens: never more scans than slots; every entrant gets one answer at most, and one
+    /// exactly once time has passed, unless it left.
+    #[test]
+    fn slots_hold_and_everybody_is_answered_once(acts in prop::collection::vec(act(), 1..120), slots in 1_usize..6) {
+        let mut world = World::new(slots);
+        let mut waiting: Vec<Ticket> = Vec::new();
+        let mut running: Vec<Ticket> = Vec::new();
+        for act in acts {
+            match act {
+                Act2::Enter(key, known, errand) => {
+                    let standing = if known { Standing::Known } else { Standing::Unknown };
+                    let errand = [Errand::Fresh, Errand::Again, Errand::Redrive][errand as usize];
+                    let one = Entrant { errand, ..entrant(world.now, key, standing) };
+                    waiting.push(world.gate.enter(world.now, one));
+                }
+                Act2::Leave(at) if !waiting.is_empty() => {
+                    let ticket = waiting.swap_remove(at % waiting.len());
+                    world.gate.leave(ticket);
+                }
+                Act2::End(at, end) if !running.is_empty() => {
+                    let ticket = running.swap_remove(at % running.len());
+                    let end = [End::Answered { found: false }, End::Failed, End::Lost][end as usize];
+                    world.gate.end(world.now, ticket, end);
+                }
+                Act2::Wait(time) => world.after(time),
+                Act2::Divert(0, _) => world.gate.divert(world.now, Arc::new([])),
+                Act2::Divert(act, key) => {
+                    world.divert([Act::Park, Act::Hold, Act::Bypass][act as usize - 1], key);
+                }
+                Act2::Probe => running.extend(world.gate.probe(world.now, 0)),
+                Act2::Probed(passed) => world.gate.probed(world.now, 0, passed),
+                Act2::Drain(drained) => world.gate.drain(world.now, 0, drained),
+                Act2::Leave(_) | Act2::End(..) => {}
+            }
+            for order in world.gate.orders() {
+                let (ticket, starts) = match order {
+                    Order::Start(ticket, _) => (ticket, true),
+                    Order::Refuse(ticket, _) => (ticket, false),
+                    Order::Convicted(_) => continue,
+                };
+                let at = waiting.iter().position(|t| *t == ticket);
+                prop_assert!(at.is_some(), "answered twice, or after it left");
+                waiting.retain(|t| *t != ticket);
+                if starts {
+                    running.push(ticket);
+                }
+            }
+            prop_assert!(world.gate.running() <= slots);
+            prop_assert_eq!(world.gate.running(), running.len());
+            prop_assert_eq!(world.gate.queued(), waiting.len());
+        }
+        world.after(11_000);
+        let answered = world.gate.orders().len();
+        prop_assert!(answered >= waiting.len(), "{} of {}", answered, waiting.len());
+    }
+}

@@ -1,0 +1,187 @@
+//! Probes: a message that must be found and one that must pass, sent the way that mail takes (differential
+//! observability: what looks at an engine must see what its users see; Huang et al., HotOS 2017).
+//!
+//! Each replica gets a pair now and then, at once when there is doubt about it, and before it gets mail again after its
+//! breaker was open. A probe takes a slot like any scan, and keeps it until the engine has really ended it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::Instant;
+
+use super::breaker::State as Breaker;
+use super::gate::End;
+use super::reuse::is_bad;
+use super::state::State;
+use crate::deadline::Deadline;
+use crate::incident::{Incident, Kind};
+use crate::message::envelope::Origin;
+use crate::message::mime;
+use crate::message::{
+    BodyKind, Content, Envelope, Mailbox, MessageId, Recipient, ReversePath, Standing,
+};
+use crate::scan::engine::{Probes, Sample};
+use crate::scan::{Errand, ScanRequest};
+use crate::verdict::Answer;
+
+/// Between two pairs where there is doubt.
+const DOUBT: Duration = Duration::from_secs(1);
+
+/// When a replica is probed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Schedule {
+    next: Instant,
+    last: Option<Instant>,
+    is_running: bool,
+}
+
+impl Schedule {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            next: now,
+            last: None,
+            is_running: false,
+        }
+    }
+
+    /// Whether a pair is to be sent now: `every` is the routine (none: no routine), `doubt` that something is wrong.
+    pub(super) fn is_due(
+        &mut self,
+        now: Instant,
+        every: Option<Duration>,
+        breaker: Breaker,
+        doubt: bool,
+    ) -> bool {
+        let rested = self.last.is_none_or(|last| now >= last + DOUBT);
+        let due = match breaker {
+            Breaker::Open { .. } => false,
+            Breaker::HalfOpen { .. } => true,
+            Breaker::Closed | Breaker::Ramp { .. } => {
+                doubt && rested || every.is_some() && now >= self.next
+            }
+        };
+        if self.is_running || !due {
+            return false;
+        }
+        self.is_running = true;
+        self.last = Some(now);
+        // Jitter, so that relays that were started together do not probe together.
+        let every = every.unwrap_or(DOUBT);
+        self.next = now + every.mul_f64(0.9 + 0.2 * rand::random::<f64>());
+        true
+    }
+
+    pub(super) fn ended(&mut self) {
+        self.is_running = false;
+    }
+}
+
+/// What a pair showed.
+pub(super) enum Shown {
+    /// Both answers were right and in time.
+    Right,
+    /// One was not.
+    Wrong(String),
+    /// There was no free slot to ask with.
+    NoSlot,
+}
+
+/// Sends a pair to a replica. Each answer has `patience`.
+pub(super) async fn pair(state: &Arc<State>, replica: usize, patience: Duration) -> Shown {
+    let Some(probes) = state.engines.get(replica).and_then(|e| e.probes()) else {
+        return Shown::Right;
+    };
+    let Probes { bad, clean } = probes;
+    for (content, must_find) in [(bad, true), (clean, false)] {
+        let Some(entered) = state.enter_probe(replica) else {
+            return Shown::NoSlot;
+        };
+        let engine = state.engines[replica].clone();
+        let sample = sample(state, content);
+        let (tell, told) = oneshot::channel();
+        let limit = state.settings.limit;
+        tokio::spawn(async move {
+            let answer = Deadline::after(limit).run(engine.scan(sample)).await;
+            entered.end(End::Probe);
+            // Nobody there any more: it took too long, and that was the answer.
+            let _ = tell.send(answer);
+        });
+        let what = match must_find {
+            true => "the known-bad message",
+            false => "the known-clean message",
+        };
+        let answer = match Deadline::after(patience).run(told).await {
+            Ok(Ok(Ok(Ok(answer)))) => answer.answer,
+            Ok(Ok(Ok(Err(error)))) => return Shown::Wrong(format!("{what}: {error}")),
+            _ => {
+                let milliseconds = patience.as_millis();
+                return Shown::Wrong(format!("{what}: no answer within {milliseconds} ms"));
+            }
+        };
+        match answer {
+            Answer::Answered(findings) if is_bad(&findings) == must_find => {}
+            Answer::Answered(_) if must_find => {
+                return Shown::Wrong(format!("{what} was not found"));
+            }
+            Answer::Answered(findings) => {
+                let name = findings.first().map_or("", |f| &f.name);
+                return Shown::Wrong(format!("in {what} it found {name}"));
+            }
+            Answer::None { detail, .. } => return Shown::Wrong(format!("{what}: {detail}")),
+        }
+    }
+    Shown::Right
+}
+
+/// Sends a pair and acts on what it shows.
+pub(super) async fn run(state: Arc<State>, replica: usize, half_open: bool, doubt: bool) {
+    let patience = match half_open || doubt {
+        // Slowness is what the breaker was opened for, or what the doubt is about.
+        true => (state.settings.slow * 2).min(state.settings.timeout),
+        false => state.settings.timeout,
+    };
+    match pair(&state, replica, patience).await {
+        Shown::Right => state.work(|gate, now| gate.probed(now, replica, true)),
+        Shown::Wrong(why) => {
+            let subject = state.subject(Some(replica));
+            let summary = format!("{subject} failed a probe: {why}");
+            if !half_open {
+                state.tell(Incident::new(Kind::ProbeFailed, subject, summary));
+            }
+            state.work(|gate, now| gate.probed(now, replica, false));
+        }
+        Shown::NoSlot if half_open => state.work(|gate, now| gate.probed(now, replica, false)),
+        Shown::NoSlot => {}
+    }
+    state.probe_ended(replica);
+}
+
+fn sample(state: &State, content: Content) -> Sample {
+    let mut recipients = Vec::new();
+    let mut origin = Origin::local("probe");
+    "probe".clone_into(&mut origin.helo);
+    if let Ok(mailbox) = Mailbox::parse("probe@spillway.invalid") {
+        recipients.push(Recipient::from(mailbox));
+    }
+    let envelope = Envelope {
+        reverse_path: ReversePath::NULL,
+        recipients,
+        body: BodyKind::SevenBit,
+        smtputf8: false,
+        ret: None,
+        envid: None,
+        origin,
+    };
+    let request = ScanRequest {
+        id: MessageId::new(),
+        envelope: Arc::new(envelope),
+        content,
+        deadline: Deadline::after(state.settings.limit),
+        fingerprint: None,
+        standing: Standing::Known,
+        errand: Errand::Again,
+    };
+    let alone = Arc::new(Semaphore::new(1));
+    Sample::new(request, mime::Shared::new(mime::Limits::default(), alone))
+}

@@ -1,0 +1,422 @@
+//! One engine's guard at work: the gate behind a lock, and those who wait for its orders.
+//!
+//! It outlives configurations: a reload that leaves an engine's addresses alone leaves what its guard knows and holds, the
+//! scans that run, the proofs, the breakers and the answers that can be used again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use super::breaker::{Change, State as Breaker};
+use super::gate::{Detour, End, Entrant, Gate, Order, Refusal, Ticket, Times};
+use super::layer::Outcome;
+use super::probe::{self, Schedule};
+use super::retry::RetryBudget;
+use super::reuse::{Key, Reuse};
+use crate::deadline::Deadline;
+use crate::incident::{Incident, Kind, Subject};
+use crate::scan::Settings;
+use crate::scan::engine::Engine;
+use crate::scan::evidence::Evidence;
+
+/// How often time is let pass at the gate while it is busy.
+const TICK: Duration = Duration::from_millis(100);
+/// Incidents kept until somebody fetches them; more are dropped (they are in the log).
+const INCIDENTS: usize = 256;
+
+/// Where a scan stands, for all who wait for it.
+#[derive(Debug, Clone)]
+pub(super) enum Phase {
+    /// Not begun.
+    Waiting,
+    /// In the engine.
+    Running {
+        /// Since then.
+        since: Instant,
+        /// Its fingerprint was convicted meanwhile.
+        convicted: bool,
+    },
+    /// Over.
+    Done(Outcome),
+}
+
+/// A scan that others may join.
+pub(super) type Flight = Arc<watch::Sender<Phase>>;
+
+/// The guard of one engine under one configuration.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) settings: Arc<Settings>,
+    pub(super) engines: Vec<Arc<dyn Engine>>,
+    core: Arc<Core>,
+}
+
+/// What a guard knows and holds; it outlives its configuration.
+#[derive(Debug)]
+struct Core {
+    desk: Mutex<Desk>,
+    flights: Mutex<HashMap<Key, Flight>>,
+    reuse: Mutex<Reuse>,
+    retries: Mutex<RetryBudget>,
+    incidents: Mutex<Vec<Incident>>,
+    /// Whether no replica takes mail.
+    out: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Desk {
+    gate: Gate,
+    seats: HashMap<Ticket, Seat>,
+    probes: Vec<Schedule>,
+    /// Time passes at the gate.
+    ticking: bool,
+    /// It does so even if the gate is not busy, for the routine probes.
+    watched: bool,
+}
+
+#[derive(Debug)]
+struct Seat {
+    start: Option<oneshot::Sender<Result<usize, Refusal>>>,
+    flight: Flight,
+}
+
+/// A scan that has entered. Dropped, it gives back what it holds: its place in the queue, or its slot, as the engine's
+/// connection is closed by then.
+pub(super) struct Entered {
+    state: Arc<State>,
+    ticket: Ticket,
+    end: End,
+}
+
+impl Entered {
+    /// Says how it ended.
+    pub(super) fn end(mut self, end: End) {
+        self.end = end;
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let (ticket, end) = (self.ticket, self.end);
+        self.state.work(|gate, now| {
+            gate.leave(ticket);
+            gate.end(now, ticket, end);
+        });
+        self.state.lock().seats.remove(&ticket);
+    }
+}
+
+impl State {
+    /// The guard of an engine with at least one replica.
+    pub(super) fn new(settings: Arc<Settings>, engines: Vec<Arc<dyn Engine>>) -> Arc<Self> {
+        let now = Instant::now();
+        let probed = engines.iter().all(|engine| engine.probes().is_some());
+        let replicas = engines.len();
+        let gate = Gate::new(now, times(&settings), settings.slots, replicas, probed);
+        let core = Core {
+            desk: Mutex::new(Desk {
+                gate,
+                seats: HashMap::new(),
+                probes: vec![Schedule::new(now); replicas],
+                ticking: false,
+                watched: false,
+            }),
+            flights: Mutex::default(),
+            reuse: Mutex::new(Reuse::new()),
+            retries: Mutex::new(RetryBudget::new(now)),
+            incidents: Mutex::default(),
+            out: watch::Sender::new(false),
+        };
+        Arc::new(Self {
+            settings,
+            engines,
+            core: Arc::new(core),
+        })
+    }
+
+    /// The guard of the same engine under another configuration, with everything that `self` knows and holds: scans
+    /// under way and their slots, breakers, proofs, answers. None if it is not the same engine, or one in process, whose
+    /// answers end with its rules.
+    pub(super) fn adopted(
+        &self,
+        settings: &Arc<Settings>,
+        engines: &[Arc<dyn Engine>],
+    ) -> Option<Arc<Self>> {
+        let apart = engines.iter().all(|engine| engine.replica().is_some());
+        if !apart || self.settings.name != settings.name || self.settings.kind != settings.kind {
+            return None;
+        }
+        let state = Arc::new(Self {
+            settings: settings.clone(),
+            engines: engines.to_vec(),
+            core: self.core.clone(),
+        });
+        let mut desk = state.lock();
+        desk.gate.retune(times(settings), settings.slots);
+        // Time goes on to pass by the old configuration until it is gone, and by the new one from its next scan.
+        desk.ticking = false;
+        drop(desk);
+        Some(state)
+    }
+
+    /// Asks for a slot. The order comes through the receiver.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        entrant: Entrant,
+        flight: Flight,
+    ) -> (Entered, oneshot::Receiver<Result<usize, Refusal>>) {
+        let (start, started) = oneshot::channel();
+        let mut desk = self.lock();
+        let ticket = desk.gate.enter(Instant::now(), entrant);
+        let start = Some(start);
+        desk.seats.insert(ticket, Seat { start, flight });
+        self.carry_out(&mut desk);
+        self.keep_time(&mut desk);
+        let entered = Entered {
+            state: self.clone(),
+            ticket,
+            end: End::Failed,
+        };
+        (entered, started)
+    }
+
+    /// Takes a slot of a replica for a probe; none if there is no free one.
+    pub(super) fn enter_probe(self: &Arc<Self>, replica: usize) -> Option<Entered> {
+        let ticket = self.work(|gate, now| gate.probe(now, replica))?;
+        Some(Entered {
+            state: self.clone(),
+            ticket,
+            end: End::Probe,
+        })
+    }
+
+    /// Does something at the gate and carries out what follows.
+    pub(super) fn work<T>(self: &Arc<Self>, what: impl FnOnce(&mut Gate, Instant) -> T) -> T {
+        let mut desk = self.lock();
+        let done = what(&mut desk.gate, Instant::now());
+        self.carry_out(&mut desk);
+        self.keep_time(&mut desk);
+        done
+    }
+
+    /// Looks at the gate.
+    pub(super) fn look<T>(&self, at: impl FnOnce(&Gate) -> T) -> T {
+        at(&self.lock().gate)
+    }
+
+    /// Puts detours in force.
+    pub(super) fn divert(self: &Arc<Self>, detours: Arc<[Detour]>) {
+        self.work(|gate, now| gate.divert(now, detours));
+    }
+
+    /// What was seen since the last call.
+    pub(super) fn evidence(&self) -> Vec<Evidence> {
+        self.lock().gate.evidence()
+    }
+
+    /// What happened since the last call.
+    pub(super) fn incidents(&self) -> Vec<Incident> {
+        std::mem::take(&mut *lock(&self.core.incidents))
+    }
+
+    /// Keeps an incident until it is fetched.
+    pub(super) fn tell(&self, incident: Incident) {
+        let mut incidents = lock(&self.core.incidents);
+        if incidents.len() < INCIDENTS {
+            incidents.push(incident);
+        }
+    }
+
+    /// Becomes true when no replica takes mail any more.
+    pub(super) fn out(&self) -> watch::Receiver<bool> {
+        self.core.out.subscribe()
+    }
+
+    /// Scans under way that can be joined.
+    pub(super) fn flights(&self) -> MutexGuard<'_, HashMap<Key, Flight>> {
+        lock(&self.core.flights)
+    }
+
+    /// Answers that can be used again.
+    pub(super) fn reuse(&self) -> MutexGuard<'_, Reuse> {
+        lock(&self.core.reuse)
+    }
+
+    /// The allowance for further attempts.
+    pub(super) fn retries(&self) -> MutexGuard<'_, RetryBudget> {
+        lock(&self.core.retries)
+    }
+
+    /// Who it is, for incidents; a replica is named only where there are several.
+    pub(super) fn subject(&self, replica: Option<usize>) -> Subject {
+        let replica = replica.filter(|_| self.engines.len() > 1);
+        Subject::Engine {
+            name: self.settings.name.to_string(),
+            replica: replica.and_then(|at| Some(self.engines.get(at)?.replica()?.to_owned())),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Desk> {
+        lock(&self.core.desk)
+    }
+
+    fn carry_out(&self, desk: &mut Desk) {
+        for order in desk.gate.orders() {
+            match order {
+                Order::Start(ticket, replica) => desk.answer(ticket, Ok(replica)),
+                Order::Refuse(ticket, refusal) => desk.answer(ticket, Err(refusal)),
+                Order::Convicted(ticket) => {
+                    if let Some(seat) = desk.seats.get(&ticket) {
+                        seat.flight.send_if_modified(convict);
+                    }
+                }
+            }
+        }
+        let changes = desk.gate.changes();
+        if !changes.is_empty() {
+            let refuses = desk.gate.refuses().is_some();
+            self.core
+                .out
+                .send_if_modified(|out| std::mem::replace(out, refuses) != refuses);
+            for (replica, change) in changes {
+                self.tell(self.changed(&desk.gate, replica, change));
+            }
+        }
+    }
+
+    /// What the incident log says of a breaker's change, and on what evidence.
+    fn changed(&self, gate: &Gate, replica: usize, change: Change) -> Incident {
+        let subject = self.subject(Some(replica));
+        let (kind, summary) = match change {
+            Change::Opened(cause) => (
+                Kind::BreakerOpened,
+                format!("{subject} is {cause}: it gets no mail"),
+            ),
+            Change::Probing => (
+                Kind::BreakerProbing,
+                format!("{subject} is tried with probes"),
+            ),
+            Change::Readmitting => (
+                Kind::BreakerProbing,
+                format!("{subject} gets a part of the mail again"),
+            ),
+            Change::Closed => (
+                Kind::BreakerClosed,
+                format!("{subject} gets all its mail again"),
+            ),
+        };
+        let mut incident = Incident::new(kind, subject, summary);
+        if let Some((breaker, running, _)) = gate.replicas().nth(replica) {
+            let (good, bad) = breaker.counts(Instant::now());
+            incident = incident
+                .with("outcomes good in 10 s", good)
+                .with("outcomes bad in 10 s", bad)
+                .with("scans in it", running)
+                .with("of them past their timeout", gate.zombies())
+                .with("mail waiting for it", gate.queued());
+            if let Breaker::Open { until, .. } = breaker.state() {
+                let wait = until.saturating_duration_since(Instant::now());
+                incident = incident.with("probes begin in", format!("{:.1} s", wait.as_secs_f64()));
+            }
+        }
+        incident
+    }
+
+    /// While the gate is busy, time must pass there; a gate that is not busy costs nothing.
+    fn keep_time(self: &Arc<Self>, desk: &mut Desk) {
+        if desk.ticking || !desk.needs_time() {
+            return;
+        }
+        desk.ticking = true;
+        let state = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                Deadline::after(TICK).wait().await;
+                if !Weak::upgrade(&state).is_some_and(|state| state.tick()) {
+                    break;
+                }
+            }
+        });
+    }
+
+    /// Whether there will be another.
+    fn tick(self: &Arc<Self>) -> bool {
+        let mut desk = self.lock();
+        desk.gate.tick(Instant::now());
+        self.carry_out(&mut desk);
+        self.send_probes(&mut desk);
+        desk.ticking = desk.needs_time();
+        desk.ticking
+    }
+
+    fn send_probes(self: &Arc<Self>, desk: &mut Desk) {
+        let now = Instant::now();
+        let every = self.settings.probe.filter(|_| desk.watched);
+        for at in 0..self.engines.len() {
+            let Some((breaker, ..)) = desk.gate.replicas().nth(at) else {
+                continue;
+            };
+            let (breaker, doubt) = (breaker.state(), desk.gate.is_doubtful(now, at));
+            if self.engines[at].probes().is_some()
+                && desk.probes[at].is_due(now, every, breaker, doubt)
+            {
+                let half_open = matches!(breaker, Breaker::HalfOpen { .. });
+                tokio::spawn(probe::run(self.clone(), at, half_open, doubt));
+            }
+        }
+    }
+
+    /// A pair of probes has been answered, or not.
+    pub(super) fn probe_ended(&self, replica: usize) {
+        if let Some(schedule) = self.lock().probes.get_mut(replica) {
+            schedule.ended();
+        }
+    }
+
+    /// Lets time pass at the gate from now on, for routine probes.
+    pub(super) fn watch(self: &Arc<Self>) {
+        let mut desk = self.lock();
+        desk.watched = self.settings.probe.is_some() && self.is_probed();
+        self.keep_time(&mut desk);
+    }
+
+    fn is_probed(&self) -> bool {
+        self.engines.iter().any(|engine| engine.probes().is_some())
+    }
+}
+
+impl Desk {
+    fn needs_time(&self) -> bool {
+        self.watched || self.gate.is_busy()
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Result<usize, Refusal>) {
+        let start = self.seats.get_mut(&ticket).and_then(|s| s.start.take());
+        if let Some(start) = start {
+            // Nobody there any more: what it holds is given back when its `Entered` is dropped.
+            let _ = start.send(answer);
+        }
+    }
+}
+
+fn times(settings: &Settings) -> Times {
+    Times {
+        slow: settings.slow,
+        timeout: settings.timeout,
+        wait: settings.wait,
+    }
+}
+
+fn convict(phase: &mut Phase) -> bool {
+    match phase {
+        Phase::Running { convicted, .. } => !std::mem::replace(convicted, true),
+        Phase::Waiting | Phase::Done(_) => false,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
