@@ -280,7 +280,7 @@ impl Next {
 
 impl Control for Core {
     async fn status(&self) -> Status {
-        let [scan, delivery, held] = self.store.stats().await.unwrap_or_default();
+        let [scan, delivery, held, rescan] = self.store.stats().await.unwrap_or_default();
         let config = self.lock().clone();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -304,6 +304,7 @@ impl Control for Core {
             scan,
             delivery,
             held,
+            rescan,
             recovery: self.recovery.clone(),
         }
     }

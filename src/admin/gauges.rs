@@ -14,6 +14,7 @@ pub(super) fn set(status: &Status) {
         ("scan", &status.scan),
         ("delivery", &status.delivery),
         ("held", &status.held),
+        ("rescan", &status.rescan),
     ];
     for (lane, stats) in lanes {
         gauge!("spillway_lane_messages", "lane" => lane).set(stats.messages as f64);

@@ -94,6 +94,8 @@ pub struct Status {
     pub delivery: LaneStats,
     /// What is in quarantine.
     pub held: LaneStats,
+    /// What was delivered with less than full coverage and is kept to be scanned again.
+    pub rescan: LaneStats,
     /// What the start found in the store.
     pub recovery: Recovery,
 }

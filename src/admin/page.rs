@@ -33,6 +33,7 @@ pub(super) fn render(status: &Status) -> String {
     rows.add("Waiting for a scan", &lane(&status.scan));
     rows.add("Waiting for delivery", &lane(&status.delivery));
     rows.add("In quarantine", &lane(&status.held));
+    rows.add("Delivered, to be scanned again", &lane(&status.rescan));
     rows.add("Configuration", &configuration(status));
     rows.add("Running since", &status.started.to_string());
     rows.add("Version", &status.version);

@@ -32,6 +32,7 @@ impl Control for Fake {
             scan: LaneStats::default(),
             delivery: LaneStats::default(),
             held: LaneStats::default(),
+            rescan: LaneStats::default(),
             recovery: Recovery::default(),
         }
     }

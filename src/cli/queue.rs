@@ -87,7 +87,7 @@ pub(super) async fn run(command: &Queue, config: &Config, terminal: &mut Termina
             Ok(Exit::Done)
         }
         Queue::Show(wanted) => match store.get(wanted.id).await? {
-            Some(record) if record.lane != Lane::Held => {
+            Some(record) if lanes(None).contains(&record.lane) => {
                 quarantine::show(&record, wanted.body, store, terminal).await
             }
             _ => Err(CliError::NotFound(format!(

@@ -3,7 +3,7 @@
 use super::exit::CliError;
 use super::terminal::{Column, Terminal, count, safe, size};
 use crate::message::Envelope;
-use crate::store::{Audit, Lane, Record};
+use crate::store::{Audit, Cause, Lane, Record};
 use crate::verdict::{Answer, Decision, Report};
 
 /// Columns of a list of held messages.
@@ -19,12 +19,18 @@ pub(super) const HELD: [Column; 7] = [
 
 /// A row of [`HELD`].
 pub(super) fn held_row(record: &Record, terminal: &Terminal<'_>) -> Vec<String> {
-    let rule = record.decision.as_ref().map_or("-", |d| d.rule.as_str());
+    let mut rule = record
+        .decision
+        .as_ref()
+        .map_or("-".to_owned(), |d| d.rule.clone());
+    if let Some(cause) = &record.cause {
+        rule.push_str(&format!(", {cause}"));
+    }
     vec![
         record.id.to_string(),
         terminal.age(record.received_at),
         size(record.size),
-        rule.to_owned(),
+        rule,
         record.envelope.reverse_path.to_string(),
         some_recipients(&record.envelope),
         record.subject.clone(),
@@ -96,6 +102,13 @@ pub(super) fn show(record: &Record, terminal: &mut Terminal<'_>) -> Result<(), C
         ("part of", message),
         ("state", state(record, terminal)),
         ("status", record.status.clone()),
+        (
+            "cause",
+            record
+                .cause
+                .as_ref()
+                .map_or(String::new(), Cause::to_string),
+        ),
         ("sender", envelope.reverse_path.to_string()),
         ("recipients", recipients.join(", ")),
         ("client", client(envelope)),
@@ -119,6 +132,10 @@ fn state(record: &Record, terminal: &Terminal<'_>) -> String {
     let due = terminal.time(record.due_at);
     match record.lane {
         Lane::Held => format!("in quarantine since {due}"),
+        Lane::Rescan => format!(
+            "delivered with less than full coverage, kept until {} to be scanned again",
+            terminal.time(record.expires_at)
+        ),
         Lane::Scan => format!("to be scanned, {tries} made, the next at {due}"),
         Lane::Delivery if record.released => {
             format!("released, to be delivered, {tries} made, the next at {due}")

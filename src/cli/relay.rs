@@ -206,6 +206,7 @@ fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
         ("to be scanned", lane(&status.scan)),
         ("to be delivered", lane(&status.delivery)),
         ("quarantine", lane(&status.held)),
+        ("to be rescanned", lane(&status.rescan)),
         ("hostname", status.hostname.clone()),
         ("configuration", config),
         (

@@ -9,7 +9,7 @@ use super::exit::CliError;
 use super::terminal::{Terminal, count};
 use crate::config;
 use crate::message::MessageId;
-use crate::store::{Filter, Lane, Record, Store};
+use crate::store::{Cause, Filter, Lane, Record, Store};
 
 /// Records read at once.
 const PAGE: usize = 500;
@@ -38,6 +38,9 @@ pub(super) struct Conditions {
     /// Part of the subject
     #[arg(long, value_name = "TEXT")]
     subject: Option<String>,
+    /// What the guard keeps for this cause: engine:NAME or interceptor:ID
+    #[arg(long, value_name = "CAUSE")]
+    cause: Option<Cause>,
     /// Received longer ago than this: 30m, 12h, 2d
     #[arg(long, value_name = "AGE", value_parser = config::parse_duration)]
     older_than: Option<Duration>,
@@ -71,6 +74,7 @@ impl Conditions {
             sender: self.sender.clone(),
             recipient: self.recipient.clone(),
             subject: self.subject.clone(),
+            cause: self.cause.clone(),
             before: self.older_than.map(ago),
             after: self.newer_than.map(ago),
             size,

@@ -15,7 +15,7 @@ use super::{Generation, Pipeline, events};
 use crate::deadline::{Budget, Deadline, Elapsed};
 use crate::message::{Content, Message};
 use crate::quarantine;
-use crate::store::{Change, Lane, Record};
+use crate::store::{self, Change, Lane, Record};
 
 /// One delivery at most, all its stages and recipients together.
 pub(super) const DELIVERY: Duration = Duration::from_secs(600);
@@ -105,6 +105,9 @@ impl Lanes {
             let store = &**self.pipeline.store();
             if let Err(error) = quarantine::expire_due(store, Timestamp::now()).await {
                 events::lane_failed("quarantine expiry", &error);
+            }
+            if let Err(error) = store::expire_rescans(store, Timestamp::now()).await {
+                events::lane_failed("rescan expiry", &error);
             }
             Deadline::after(EXPIRY).wait().await;
         }

@@ -14,7 +14,7 @@ use crate::delivery::{self, Answer, Outbound, Outcome, dsn, schedule};
 use crate::message::{Content, Envelope, Message, MessageId, Recipient, header};
 use crate::smtp::Reply;
 use crate::store::history::HistoryEntry;
-use crate::store::{Lane, Record};
+use crate::store::{Lane, RESCAN_FOR, Record};
 use crate::verdict::{Decision, Disposition, Verdict};
 
 /// Who answers for the message while it is worked on.
@@ -460,13 +460,14 @@ impl Draft<'_> {
             record.spent = judged.spent;
         }
         record.due_at = match lane {
-            Lane::Held => Timestamp::now(),
+            Lane::Held | Lane::Rescan => Timestamp::now(),
             Lane::Scan if record.attempts == 0 => Timestamp::now(),
             Lane::Scan => Timestamp::now() + lanes::scan_backoff(record.attempts),
             Lane::Delivery => Timestamp::now() + self.delivery_backoff(&record),
         };
         record.expires_at = match lane {
             Lane::Held => Timestamp::now() + self.generation.retention,
+            Lane::Rescan => Timestamp::now() + RESCAN_FOR,
             Lane::Scan => record.received_at + self.generation.budget.deferral,
             Lane::Delivery => self.tried_until(record.envelope.recipients.first()),
         };
@@ -497,6 +498,8 @@ impl Draft<'_> {
             reports: Vec::new(),
             status: String::new(),
             released: false,
+            cause: None,
+            standing: None,
         }
     }
 
@@ -508,6 +511,8 @@ impl Draft<'_> {
             } else {
                 1
             },
+            // Each pass finds out anew whether the guard keeps it.
+            cause: None,
             ..before.clone()
         }
     }

@@ -102,6 +102,7 @@ pub async fn release(
     record.attempts = 0;
     record.status = format!("released by {}", act.actor);
     record.released = true;
+    record.cause = None;
     let to: Vec<&str> = record
         .envelope
         .recipients

@@ -1,5 +1,7 @@
 //! The contract of [`Store`] as one suite, for every implementation of it.
 
+mod kept;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,6 +65,8 @@ pub(crate) fn record(lane: Lane) -> Record {
         ],
         status: String::new(),
         released: false,
+        cause: None,
+        standing: None,
     }
 }
 
@@ -94,13 +98,16 @@ pub(crate) fn audit(record: MessageId, act: &str) -> Audit {
     }
 }
 
-/// Runs every law on a store of its own, made by `fresh`.
+/// Room of the rescan lane in the stores under test.
+pub(crate) const RESCAN_BYTES: u64 = 10_000;
+
+/// Runs every law on a store of its own, made by `fresh` with [`RESCAN_BYTES`].
 pub(crate) async fn holds<F, S>(fresh: impl Fn() -> F)
 where
     F: Future<Output = (S, Arc<dyn Store>)>,
 {
     macro_rules! laws {
-        ($($law:ident),*) => { $( let (_keep, store) = fresh().await; $law(&*store).await; )* };
+        ($($law:path),*) => { $( let (_keep, store) = fresh().await; $law(&*store).await; )* };
     }
     laws!(
         what_is_put_comes_back,
@@ -108,6 +115,10 @@ where
         a_put_is_all_or_nothing,
         due_work_is_handed_out_once,
         a_lease_ends_with_the_next_change,
+        kept::what_waits_for_a_cause_is_handed_out_known_first,
+        kept::a_cause_is_found_and_forgotten,
+        kept::what_is_kept_to_be_scanned_again_is_bounded,
+        kept::what_is_kept_to_be_scanned_again_expires,
         only_what_waits_is_hastened,
         what_is_gone_is_not_found,
         audit_goes_with_the_change,
@@ -229,6 +240,7 @@ async fn only_what_waits_is_hastened(store: &dyn Store) {
         (Lane::Scan, true),
         (Lane::Delivery, true),
         (Lane::Held, false),
+        (Lane::Rescan, false),
     ] {
         let mut record = record(lane);
         record.due_at = at(99);
@@ -519,7 +531,11 @@ async fn lanes_are_counted(store: &dyn Store) {
         .put(vec![record(Lane::Scan)], octets(5))
         .await
         .expect("put");
-    let [scan, delivery, held] = store.stats().await.expect("stats");
+    store
+        .put(vec![record(Lane::Rescan)], octets(6))
+        .await
+        .expect("put");
+    let [scan, delivery, held, rescan] = store.stats().await.expect("stats");
     assert_eq!(
         (scan.messages, scan.octets, scan.oldest),
         (1, 5, Some(at(0)))
@@ -531,5 +547,9 @@ async fn lanes_are_counted(store: &dyn Store) {
     assert_eq!(
         (held.messages, held.octets, held.oldest),
         (2, 300_010, Some(at(-7)))
+    );
+    assert_eq!(
+        (rescan.messages, rescan.octets, rescan.oldest),
+        (1, 6, Some(at(0)))
     );
 }

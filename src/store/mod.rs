@@ -12,16 +12,18 @@ pub mod incidents;
 mod log;
 pub mod sqlite;
 
+use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::message::{Content, Envelope, MessageId};
+use crate::message::{Content, Envelope, MessageId, Standing};
 use crate::verdict::{Decision, Report};
 
 /// Settings of `[store]`.
@@ -33,6 +35,8 @@ pub struct Settings {
     pub inline_limit: u64,
     /// Free space of the file system below which nothing new is accepted (452).
     pub disk_reserve: u64,
+    /// Content kept at most of messages that were delivered with less than full coverage ([`Lane::Rescan`]), octets.
+    pub rescan_bytes: u64,
     /// How long `explain` remembers messages that are gone.
     pub history: Duration,
     /// How long the incident log goes back.
@@ -45,6 +49,7 @@ impl Default for Settings {
             path: "spillway-data".into(),
             inline_limit: 128 << 10,
             disk_reserve: 256 << 20,
+            rescan_bytes: 1 << 30,
             history: Duration::from_secs(7 * 86_400),
             incidents: Duration::from_secs(90 * 86_400),
         }
@@ -61,15 +66,63 @@ pub enum Lane {
     Delivery,
     /// In quarantine, until a reviewer or time decides.
     Held,
+    /// Delivered with less than full coverage; its content is kept to be scanned again by the engines that were missing.
+    /// All of the lane together is bounded by [`Settings::rescan_bytes`]: what would expire first gives way.
+    Rescan,
 }
 
+/// How long a message of [`Lane::Rescan`] is kept: an engine that is out for longer than this is known to people, and a
+/// finding about mail that was read yesterday comes too late.
+pub const RESCAN_FOR: Duration = Duration::from_secs(86_400);
+
 impl Lane {
+    /// All lanes, in the order of [`Store::stats`].
+    pub const ALL: [Self; 4] = [Self::Scan, Self::Delivery, Self::Held, Self::Rescan];
+
     /// The word in output and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Scan => "scan",
             Self::Delivery => "delivery",
             Self::Held => "held",
+            Self::Rescan => "rescan",
+        }
+    }
+}
+
+/// Why a message is kept by the guard's doing and not for what was found in it. When the cause is gone, the message is
+/// taken up again ([`Store::recover`]). As text `interceptor:ID` or `engine:NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// The interceptor with this id diverted it.
+    Interceptor(String),
+    /// This engine, by its name in the configuration, did not answer.
+    Engine(String),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Interceptor(id) => write!(f, "interceptor:{id}"),
+            Self::Engine(name) => write!(f, "engine:{name}"),
+        }
+    }
+}
+
+/// The text is not a cause.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a cause; write engine:NAME or interceptor:ID")]
+pub struct NotACause(String);
+
+impl FromStr for Cause {
+    type Err = NotACause;
+
+    fn from_str(text: &str) -> Result<Self, NotACause> {
+        match text.split_once(':') {
+            Some(("interceptor", id)) if !id.is_empty() => Ok(Self::Interceptor(id.to_owned())),
+            Some(("engine", name)) if !name.is_empty() => Ok(Self::Engine(name.to_owned())),
+            _ => Err(NotACause(text.chars().take(80).collect())),
         }
     }
 }
@@ -112,6 +165,12 @@ pub struct Record {
     pub status: String,
     /// Set when a reviewer released it: policy is not asked again.
     pub released: bool,
+    /// Why the guard keeps it, if the guard does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+    /// The sender's standing when it came in, where that was asked: mail of known senders is recovered first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standing: Option<Standing>,
 }
 
 /// Which held records a search returns; every set field must match.
@@ -131,6 +190,8 @@ pub struct Filter {
     pub recipient: Option<String>,
     /// Part of the subject, without regard to case.
     pub subject: Option<String>,
+    /// Kept for this cause.
+    pub cause: Option<Cause>,
     /// Received before this instant.
     pub before: Option<Timestamp>,
     /// Received at or after this instant.
@@ -250,6 +311,19 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>>;
 
+    /// Hands out what waits for a cause that is gone: records of `lane` with this cause, those of known senders first
+    /// ([`Record::standing`]), within each the oldest received first, at most `limit`, whether they are due or not. Leases
+    /// them as [`Store::claim`] does, so that a recovery can be resumed after a crash and two never work on one record.
+    /// A reviewer is not kept off: who recovers a held record changes it with [`Store::change_in`].
+    fn recover(
+        &self,
+        lane: Lane,
+        cause: Cause,
+        now: Timestamp,
+        until: Timestamp,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<Record>>;
+
     /// Makes a record in Scan or Delivery due at `now`; false if it is leased or waits no more. A record that is being
     /// worked on is left alone: changing it would end the lease, and two workers would have it.
     fn hasten(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool>;
@@ -278,9 +352,44 @@ pub trait Store: Send + Sync + 'static {
     /// The audit, newest first; of one record if given.
     fn audited(&self, record: Option<MessageId>, limit: usize) -> StoreFuture<'_, Vec<Audit>>;
 
-    /// Counts by lane, in the order Scan, Delivery, Held.
-    fn stats(&self) -> StoreFuture<'_, [LaneStats; 3]>;
+    /// Counts by lane, in the order of [`Lane::ALL`].
+    fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]>;
 
     /// Whether new mail can be accepted: the disk has its reserve and the last write succeeded. Cheap, no disk access.
     fn accepts(&self) -> Result<(), StoreError>;
+}
+
+/// Removes what was to be scanned again and is kept too long ([`RESCAN_FOR`]), at most [`EXPIRED_AT_ONCE`] records;
+/// returns how many. Called again while that many were found.
+///
+/// Cancel safety: what was removed stays removed, the rest is found the next time.
+pub async fn expire_rescans(store: &dyn Store, now: Timestamp) -> Result<usize, StoreError> {
+    let due = Filter {
+        lanes: vec![Lane::Rescan],
+        expired: Some(now),
+        limit: EXPIRED_AT_ONCE,
+        ..Filter::default()
+    };
+    let mut expired = 0;
+    for record in store.search(due).await? {
+        match store
+            .change_in(Lane::Rescan, record.id, Change::Remove, None)
+            .await
+        {
+            Ok(()) => expired += 1,
+            // It was scanned again at last.
+            Err(StoreError::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    dropped("age", expired);
+    Ok(expired)
+}
+
+/// Records that one call of [`expire_rescans`] removes.
+pub const EXPIRED_AT_ONCE: usize = 500;
+
+/// Counts messages that will not be scanned again, and why.
+fn dropped(why: &'static str, messages: usize) {
+    metrics::counter!("spillway_rescans_dropped_total", "why" => why).increment(messages as u64);
 }

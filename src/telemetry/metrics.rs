@@ -35,7 +35,7 @@ pub enum Kind {
 
 /// Every metric of this program: its name, its kind, and what it tells, for the help lines of `/metrics`. The rooms that
 /// count use the same names; a test compares.
-pub const ALL: [(&str, Kind, &str); 19] = [
+pub const ALL: [(&str, Kind, &str); 20] = [
     (
         "spillway_recipients_total",
         Kind::Counter,
@@ -100,7 +100,7 @@ pub const ALL: [(&str, Kind, &str); 19] = [
     (
         "spillway_lane_messages",
         Kind::Gauge,
-        "Stored messages by what they wait for: scan, delivery, held",
+        "Stored messages by what they wait for: scan, delivery, held, rescan",
     ),
     (
         "spillway_lane_bytes",
@@ -121,6 +121,11 @@ pub const ALL: [(&str, Kind, &str); 19] = [
         "spillway_log_lost_total",
         Kind::Counter,
         "Entries that history or the incident log did not take: too many waited, or the disk failed",
+    ),
+    (
+        "spillway_rescans_dropped_total",
+        Kind::Counter,
+        "Messages delivered with less than full coverage that were not scanned again: no room, or too old",
     ),
     (
         "spillway_info",

@@ -9,7 +9,9 @@ mod running;
 
 use std::process::{Command, Stdio};
 
-use fabricated::{Fabricated, HELD, MALICIOUS, OPENED, SPLIT, STRIKE, WAITING};
+use fabricated::{
+    DELIVERED, Fabricated, HELD, MALICIOUS, OPENED, SPLIT, STRIKE, UNDETERMINED, WAITING,
+};
 use golden::golden;
 
 /// The program itself, away from the terminal that runs the tests.
@@ -78,10 +80,16 @@ fn tables_and_json_are_as_reviewed() {
             None,
             &["quarantine", "show", MALICIOUS, "--body", "--json"],
         ),
+        (
+            "quarantine-show-cause.txt",
+            None,
+            &["quarantine", "show", UNDETERMINED],
+        ),
         ("quarantine-stats.txt", None, &["quarantine", "stats"]),
         ("queue-list-100.txt", Some(100), &["queue", "list"]),
         ("queue-show.txt", None, &["queue", "show", WAITING]),
         ("explain-held.txt", None, &["explain", MALICIOUS]),
+        ("explain-delivered.txt", None, &["explain", DELIVERED]),
         ("explain-split.txt", None, &["explain", SPLIT]),
         (
             "explain-waiting.json",
@@ -152,6 +160,8 @@ fn every_filter_narrows() {
         (&["--limit", "2"], 2),
         (&["--engine", "clamd", "--sender", "mallory"], 1),
         (&["--sender", "nobody"], 0),
+        (&["--cause", "engine:clamd"], 1),
+        (&["--cause", "interceptor:clamd"], 0),
     ] {
         let ran = store.run(
             None,
@@ -357,6 +367,8 @@ fn exit_codes_are_stable() {
         (&["check-config", "--config", "/nowhere/spillway.toml"], 64),
         (&["quarantine", "show", WAITING], 1),
         (&["queue", "show", MALICIOUS], 1),
+        (&["queue", "show", DELIVERED], 1),
+        (&["quarantine", "list", "--cause", "clamd"], 64),
         (&["status"], 69),
         (&["reload"], 69),
         (&["drain"], 69),

@@ -202,7 +202,7 @@ async fn a_backlog_drains_when_its_next_hop_is_back() {
     }
     OPEN.store(true, Ordering::Relaxed);
     eventually("the backlog is gone", async || {
-        let [scan, delivery, _] = relay
+        let [scan, delivery, ..] = relay
             .running
             .pipeline()
             .store()

@@ -102,6 +102,9 @@ pub(in crate::config) fn store(mut section: Section<'_>) -> store::Settings {
         disk_reserve: section
             .size("disk_reserve", Some(default.disk_reserve), 0..=1 << 50)
             .unwrap_or_default(),
+        rescan_bytes: section
+            .size("rescan_bytes", Some(default.rescan_bytes), 0..=1 << 50)
+            .unwrap_or_default(),
         history: section.duration("history", default.history, secs(0)..=secs(3650 * DAY)),
         incidents: section.duration("incidents", default.incidents, secs(DAY)..=secs(3650 * DAY)),
     };

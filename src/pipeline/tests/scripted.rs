@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use crate::message::{Content, MessageId};
 use crate::store::{
-    Audit, Change, Filter, Lane, LaneStats, Record, Store, StoreError, StoreFuture,
+    Audit, Cause, Change, Filter, Lane, LaneStats, Record, Store, StoreError, StoreFuture,
 };
 
 /// A store in memory that can be told to fail.
@@ -103,6 +103,21 @@ impl Store for Scripted {
         self.done(claimed)
     }
 
+    fn recover(
+        &self,
+        lane: Lane,
+        cause: Cause,
+        _: Timestamp,
+        _: Timestamp,
+        _: usize,
+    ) -> StoreFuture<'_, Vec<Record>> {
+        let mut due = self.due.lock().expect("lock");
+        let waits =
+            |record: &mut Record| record.lane == lane && record.cause == Some(cause.clone());
+        let claimed = due.extract_if(.., waits).collect();
+        self.done(claimed)
+    }
+
     fn get(&self, id: MessageId) -> StoreFuture<'_, Option<Record>> {
         let found = self.records.lock().expect("lock").get(&id).cloned();
         self.done(found)
@@ -124,8 +139,8 @@ impl Store for Scripted {
         self.done(Vec::new())
     }
 
-    fn stats(&self) -> StoreFuture<'_, [LaneStats; 3]> {
-        self.done(<[LaneStats; 3]>::default())
+    fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]> {
+        self.done(<[LaneStats; Lane::ALL.len()]>::default())
     }
 
     fn accepts(&self) -> Result<(), StoreError> {

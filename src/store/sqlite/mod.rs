@@ -55,7 +55,7 @@ use self::search::{Damage, Sorted};
 use self::work::{Entry, Output, Work};
 use self::writer::{Job, Writer};
 use super::{
-    Audit, Change, Filter, Lane, LaneStats, Record, Recovery, Settings, Store, StoreError,
+    Audit, Cause, Change, Filter, Lane, LaneStats, Record, Recovery, Settings, Store, StoreError,
     StoreFuture,
 };
 use crate::message::{Content, MessageId};
@@ -158,6 +158,7 @@ impl SqliteStore {
             faults,
             commits: commits.clone(),
             ballast,
+            rescan_bytes: settings.rescan_bytes,
             relay: role == Role::Relay,
             _lock: lock,
         };
@@ -332,6 +333,14 @@ impl SqliteStore {
         self.submit(work).await.map(|_| ())
     }
 
+    /// Does work that hands out records.
+    async fn lease(&self, work: Work) -> Result<Vec<Record>, StoreError> {
+        match self.submit(work).await? {
+            Output::Claimed(rows) => Ok(self.keep_good(search::sort(rows)).await),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     /// Marks what a read found to be unusable; the good records go on.
     async fn keep_good(&self, (records, damaged): Sorted) -> Vec<Record> {
         for Damage { id, why } in damaged {
@@ -397,18 +406,29 @@ impl Store for SqliteStore {
         until: Timestamp,
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>> {
-        Box::pin(async move {
-            let work = Work::Claim {
-                lane,
-                now,
-                until,
-                limit,
-            };
-            match self.submit(work).await? {
-                Output::Claimed(rows) => Ok(self.keep_good(search::sort(rows)).await),
-                _ => Ok(Vec::new()),
-            }
-        })
+        Box::pin(self.lease(Work::Claim {
+            lane,
+            now,
+            until,
+            limit,
+        }))
+    }
+
+    fn recover(
+        &self,
+        lane: Lane,
+        cause: Cause,
+        now: Timestamp,
+        until: Timestamp,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<Record>> {
+        Box::pin(self.lease(Work::Recover {
+            lane,
+            cause,
+            now,
+            until,
+            limit,
+        }))
     }
 
     fn hasten(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool> {
@@ -458,7 +478,7 @@ impl Store for SqliteStore {
         )
     }
 
-    fn stats(&self) -> StoreFuture<'_, [LaneStats; 3]> {
+    fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]> {
         Box::pin(self.readers.query(search::stats))
     }
 

@@ -34,6 +34,7 @@ pub(super) fn recover(
         [],
     )
     .map_err(sqlite)?;
+    db.execute(RECOUNT, []).map_err(sqlite)?;
     let damaged = examine(db, bodies).map_err(sqlite)?;
     set_aside(db, &damaged).map_err(sqlite)?;
     let orphans = if collect {
@@ -52,6 +53,10 @@ pub(super) fn recover(
         damaged: count("SELECT count(*) FROM message WHERE damaged IS NOT NULL").map_err(sqlite)?,
     })
 }
+
+/// The sum that the triggers keep, made anew: whatever was done to the file meanwhile, it is right from here on.
+const RECOUNT: &str = "UPDATE rescan SET octets = \
+     (SELECT coalesce(sum(size), 0) FROM message INDEXED BY rescans WHERE lane = 3)";
 
 fn check(db: &Connection, file: &Path) -> Result<(), StoreError> {
     let octets = fs::metadata(file).map(|meta| meta.len()).unwrap_or(0);

@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 use rusqlite::{CachedStatement, Connection, params};
 
-use crate::store::{Lane, Record, StoreError};
+use crate::message::Standing;
+use crate::store::{Cause, Lane, Record, StoreError};
 use crate::verdict::Answer;
 
 /// The columns of `message` that follow from the record.
@@ -26,15 +27,17 @@ pub(super) struct Row {
     engines: String,
     findings: String,
     record: String,
+    cause: String,
+    known: bool,
 }
 
 const INSERT: &str = "INSERT INTO message (id, lane, due_at, lease_until, received_at, expires_at, sender, recipients, \
-     subject, rule, reason, engines, findings, record, size, file) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+     subject, rule, reason, engines, findings, record, cause, known, size, file) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)";
 
 const UPDATE: &str = "UPDATE message SET lane = ?2, due_at = ?3, lease_until = ?4, received_at = ?5, expires_at = ?6, \
-     sender = ?7, recipients = ?8, subject = ?9, rule = ?10, reason = ?11, engines = ?12, findings = ?13, record = ?14 \
-     WHERE id = ?1 AND damaged IS NULL AND lane BETWEEN ?15 AND ?16";
+     sender = ?7, recipients = ?8, subject = ?9, rule = ?10, reason = ?11, engines = ?12, findings = ?13, record = ?14, \
+     cause = ?15, known = ?16 WHERE id = ?1 AND damaged IS NULL AND lane BETWEEN ?17 AND ?18";
 
 impl Row {
     /// Translates a record; `lease` is when a lease on it ends.
@@ -73,7 +76,14 @@ impl Row {
             engines,
             findings,
             record: json,
+            cause: cause_key(record.cause.as_ref()),
+            known: record.standing == Some(Standing::Known),
         })
+    }
+
+    /// Whether the row may need others to make room for it.
+    pub(super) fn is_rescan(&self) -> bool {
+        self.lane == lane_number(Lane::Rescan)
     }
 
     /// Inserts the row and gives its number.
@@ -112,6 +122,8 @@ impl Row {
             self.engines,
             self.findings,
             self.record,
+            self.cause,
+            self.known,
             last_but_one,
             last,
         ])
@@ -130,7 +142,7 @@ pub(super) fn decode(id: &str, json: &str) -> Result<Record, String> {
 
 /// The range of lane numbers for a condition on the lane.
 pub(super) fn lanes(lane: Option<Lane>) -> (i64, i64) {
-    lane.map_or((0, 2), |lane| (lane_number(lane), lane_number(lane)))
+    lane.map_or((0, 3), |lane| (lane_number(lane), lane_number(lane)))
 }
 
 /// The lane in the database.
@@ -139,7 +151,13 @@ pub(super) fn lane_number(lane: Lane) -> i64 {
         Lane::Scan => 0,
         Lane::Delivery => 1,
         Lane::Held => 2,
+        Lane::Rescan => 3,
     }
+}
+
+/// The cause in the database; empty for none.
+pub(super) fn cause_key(cause: Option<&Cause>) -> String {
+    cause.map_or_else(String::new, Cause::to_string)
 }
 
 /// A text column whatever octets it has: damage in one row must not end a query over many.

@@ -5,8 +5,10 @@
 //! is in `body` under the same row number, apart from the metadata so that a change of the record does not write the
 //! content again. Times are microseconds since 1970.
 //!
-//! Two partial indexes carry all work: `work` hands out what is due and answers `stats` without touching a row; `held`
-//! covers every search of the quarantine, and costs nothing to messages that are never held.
+//! A few partial indexes carry all work, each free of charge for messages that it is not about: `work` hands out what is due
+//! and answers `stats` without touching a row; `held` covers every search of the quarantine; `recovery` finds what waits
+//! for a cause to go; `rescans` finds what was kept to be scanned again and gives way first. Triggers keep the sum of the
+//! last, so that its bound holds in every process and costs no count.
 
 use std::path::Path;
 use std::time::Duration;
@@ -23,7 +25,8 @@ const APPLICATION: i32 = 0x5350_5759;
 const BUSY: Duration = Duration::from_secs(10);
 
 /// Step N brings a database from `user_version` N to N + 1. Steps are only ever appended.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
 CREATE TABLE message (
     seq INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -57,7 +60,25 @@ CREATE TABLE audit (
 CREATE INDEX audited ON audit (record);
 CREATE TABLE probe (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), writes INTEGER NOT NULL) STRICT;
 INSERT INTO probe VALUES (1, 0);
-"];
+",
+    "
+ALTER TABLE message ADD COLUMN cause TEXT NOT NULL DEFAULT '';
+ALTER TABLE message ADD COLUMN known INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX recovery ON message (lane, cause, known DESC, received_at) WHERE cause <> '' AND damaged IS NULL;
+CREATE INDEX rescans ON message (expires_at, size) WHERE lane = 3;
+CREATE TABLE rescan (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), octets INTEGER NOT NULL) STRICT;
+INSERT INTO rescan VALUES (1, 0);
+CREATE TRIGGER rescan_begins AFTER INSERT ON message WHEN NEW.lane = 3 BEGIN
+    UPDATE rescan SET octets = octets + NEW.size;
+END;
+CREATE TRIGGER rescan_ends AFTER DELETE ON message WHEN OLD.lane = 3 BEGIN
+    UPDATE rescan SET octets = octets - OLD.size;
+END;
+CREATE TRIGGER rescan_changes AFTER UPDATE OF lane ON message WHEN (OLD.lane = 3) <> (NEW.lane = 3) BEGIN
+    UPDATE rescan SET octets = octets + iif(NEW.lane = 3, NEW.size, -NEW.size);
+END;
+",
+];
 
 /// A connection for the writer: durable at every commit.
 pub(super) fn open_writer(folder: &Path, log_pages: i32) -> Result<Connection, StoreError> {

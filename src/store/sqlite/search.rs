@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 use sha2::{Digest, Sha256};
 
 use super::bodies::{Bodies, failed};
-use super::row::{decode, lane_number, lossy};
+use super::row::{cause_key, decode, lane_number, lossy};
 use super::schema::{broken, is_corrupt};
 use crate::message::MessageId;
 use crate::store::{Audit, Filter, Lane, LaneStats, Record, StoreError};
@@ -171,6 +171,14 @@ impl Query {
 
 fn conditions(filter: &Filter) -> Query {
     let from = match filter.lanes.as_slice() {
+        [] if filter.cause.is_some() => "message WHERE cause <> ''".to_owned(),
+        [lane] if filter.cause.is_some() => {
+            let lane = lane_number(*lane);
+            format!("message INDEXED BY recovery WHERE cause <> '' AND lane = {lane}")
+        }
+        [Lane::Rescan] if filter.expired.is_some() => {
+            "message INDEXED BY rescans WHERE lane = 3".to_owned()
+        }
         // Spelled as in the definitions of the indexes, or SQLite does not see that they apply.
         [Lane::Held] if filter.expired.is_some() => {
             "message INDEXED BY expiry WHERE lane = 2".to_owned()
@@ -199,6 +207,9 @@ fn conditions(filter: &Filter) -> Query {
             "instr(engines, ?) > 0",
             format!("\n{}\n", engine.to_lowercase()),
         );
+    }
+    if filter.cause.is_some() {
+        query.and("cause = ?", cause_key(filter.cause.as_ref()));
     }
     if let Some(before) = filter.before {
         query.and("received_at < ?", before.as_microsecond());
@@ -267,8 +278,8 @@ pub(super) fn audited(
 }
 
 /// Counts by lane.
-pub(super) fn stats(db: &Connection) -> rusqlite::Result<[LaneStats; 3]> {
-    let mut stats = <[LaneStats; 3]>::default();
+pub(super) fn stats(db: &Connection) -> rusqlite::Result<[LaneStats; Lane::ALL.len()]> {
+    let mut stats = <[LaneStats; Lane::ALL.len()]>::default();
     let mut statement = db.prepare_cached(
         "SELECT lane, count(*), sum(size), min(received_at) FROM message INDEXED BY work \
          WHERE damaged IS NULL GROUP BY lane",

@@ -1,4 +1,5 @@
 mod damage;
+mod versions;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -19,6 +20,7 @@ fn settings(folder: &TempDir) -> Settings {
         path: folder.path().join("store"),
         inline_limit: 1000,
         disk_reserve: 0,
+        rescan_bytes: contract::RESCAN_BYTES,
         ..Settings::default()
     }
 }

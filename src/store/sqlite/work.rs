@@ -1,13 +1,13 @@
 //! What the writer can be asked to do, and the statements that do it.
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Params, params};
 
 use super::bodies::Written;
 use super::recovery::report;
-use super::row::{Row, lane_number, lanes, lossy};
+use super::row::{Row, cause_key, lane_number, lanes, lossy};
 use crate::message::{Content, MessageId};
-use crate::store::{Lane, StoreError};
+use crate::store::{Cause, Lane, StoreError};
 
 /// Something to be written.
 pub(super) enum Work {
@@ -39,6 +39,14 @@ pub(super) enum Work {
         until: Timestamp,
         limit: usize,
     },
+    /// Leases what waits for a cause, due or not.
+    Recover {
+        lane: Lane,
+        cause: Cause,
+        now: Timestamp,
+        until: Timestamp,
+        limit: usize,
+    },
     /// Waits no longer, unless it is leased.
     Hasten { id: MessageId, now: Timestamp },
     /// An audit entry alone.
@@ -60,7 +68,12 @@ pub(super) struct Entry {
 pub(super) enum Output {
     /// Done.
     Done,
-    /// Claimed rows: id and record, oldest due first.
+    /// Done, and others in the rescan lane gave way: so many, of which these have files.
+    MadeRoom {
+        messages: usize,
+        files: Vec<MessageId>,
+    },
+    /// Claimed rows: id and record, in the order in which they are handed out.
     Claimed(Vec<(String, String)>),
     /// Removed a row whose content is a file.
     RemovedFile(MessageId),
@@ -81,8 +94,24 @@ pub(super) fn weight(work: &Work) -> usize {
     }
 }
 
-/// Does the work inside the transaction that is open.
-pub(super) fn perform(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
+/// Does the work inside the transaction that is open; the rescan lane has room for `rescan_bytes`.
+pub(super) fn perform(db: &Connection, work: &Work, rescan_bytes: u64) -> rusqlite::Result<Output> {
+    let output = apply(db, work)?;
+    let grows = match work {
+        Work::Put { rows, beside, .. } => {
+            let beside = beside.iter().map(|(_, row)| &**row);
+            rows.iter().chain(beside).any(Row::is_rescan)
+        }
+        Work::Replace { row, .. } => row.is_rescan(),
+        _ => false,
+    };
+    match output {
+        Output::Done if grows => make_room(db, rescan_bytes),
+        output => Ok(output),
+    }
+}
+
+fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
     match work {
         Work::Put {
             rows,
@@ -118,7 +147,33 @@ pub(super) fn perform(db: &Connection, work: &Work) -> rusqlite::Result<Output> 
             now,
             until,
             limit,
-        } => claim(db, *lane, *now, *until, *limit),
+        } => lease(
+            db,
+            CLAIM,
+            params![
+                lane_number(*lane),
+                now.as_microsecond(),
+                until.as_microsecond(),
+                i64::try_from(*limit).unwrap_or(i64::MAX)
+            ],
+        ),
+        Work::Recover {
+            lane,
+            cause,
+            now,
+            until,
+            limit,
+        } => lease(
+            db,
+            RECOVER,
+            params![
+                lane_number(*lane),
+                now.as_microsecond(),
+                until.as_microsecond(),
+                i64::try_from(*limit).unwrap_or(i64::MAX),
+                cause_key(Some(cause))
+            ],
+        ),
         Work::Hasten { id, now } => hasten(db, *id, *now),
         Work::Audit(entry) => append(db, Some(entry)).map(|()| Output::Done),
         Work::SetAside { id, why } => {
@@ -165,12 +220,10 @@ fn remove(
         return Ok(Output::Refused(StoreError::NotFound(id)));
     };
     append(db, audit)?;
-    if file {
-        return Ok(Output::RemovedFile(id));
-    }
-    db.prepare_cached("DELETE FROM body WHERE seq = ?1")?
-        .execute([seq])?;
-    Ok(Output::Done)
+    Ok(match drop_body(db, seq, file)? {
+        true => Output::Done,
+        false => Output::RemovedFile(id),
+    })
 }
 
 const HASTEN: &str = "UPDATE message SET due_at = ?2, record = json_set(record, '$.due_at', ?3) \
@@ -190,35 +243,67 @@ fn hasten(db: &Connection, id: MessageId, now: Timestamp) -> rusqlite::Result<Ou
 
 const CLAIM: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (SELECT seq FROM message INDEXED BY work \
      WHERE damaged IS NULL AND lane = ?1 AND due_at <= ?2 AND lease_until <= ?2 ORDER BY due_at LIMIT ?4) \
-     RETURNING due_at, id, record";
+     RETURNING 0, due_at, id, record";
 
-fn claim(
-    db: &Connection,
-    lane: Lane,
-    now: Timestamp,
-    until: Timestamp,
-    limit: usize,
-) -> rusqlite::Result<Output> {
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut due = db
-        .prepare_cached(CLAIM)?
-        .query_map(
-            params![
-                lane_number(lane),
-                now.as_microsecond(),
-                until.as_microsecond(),
-                limit
-            ],
-            |row| Ok((row.get::<_, i64>(0)?, row.get(1)?, lossy(row, 2)?)),
-        )?
-        .collect::<rusqlite::Result<Vec<(i64, String, String)>>>()?;
-    // RETURNING promises no order.
-    due.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+const RECOVER: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (SELECT seq FROM message INDEXED BY recovery \
+     WHERE damaged IS NULL AND cause <> '' AND lane = ?1 AND cause = ?5 AND lease_until <= ?2 \
+     ORDER BY known DESC, received_at LIMIT ?4) RETURNING -known, received_at, id, record";
+
+/// Runs a statement that leases rows, and puts what it returns in order: RETURNING promises none.
+fn lease(db: &Connection, statement: &str, parameters: impl Params) -> rusqlite::Result<Output> {
+    let mut leased = db
+        .prepare_cached(statement)?
+        .query_map(parameters, |row| {
+            let order = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok((order, lossy(row, 3)?))
+        })?
+        .collect::<rusqlite::Result<Vec<((i64, i64, String), String)>>>()?;
+    leased.sort();
+    let rows = leased.into_iter();
     Ok(Output::Claimed(
-        due.into_iter()
-            .map(|(_, id, record)| (id, record))
-            .collect(),
+        rows.map(|((_, _, id), record)| (id, record)).collect(),
     ))
+}
+
+/// Makes the rescan lane fit into `limit` octets: what would expire first goes.
+fn make_room(db: &Connection, limit: u64) -> rusqlite::Result<Output> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let (mut messages, mut files) = (0, Vec::new());
+    loop {
+        let octets: i64 = db
+            .prepare_cached("SELECT octets FROM rescan")?
+            .query_row([], |row| row.get(0))?;
+        let first = match octets > limit {
+            true => db
+                .prepare_cached(FIRST_RESCAN)?
+                .query_row([], |row| Ok((row.get(0)?, row.get(1)?, lossy(row, 2)?)))
+                .optional()?,
+            false => None,
+        };
+        let Some((seq, file, id)) = first else { break };
+        messages += 1;
+        if !drop_body(db, seq, file)?
+            && let Ok(id) = id.parse()
+        {
+            files.push(id);
+        }
+    }
+    Ok(match messages {
+        0 => Output::Done,
+        _ => Output::MadeRoom { messages, files },
+    })
+}
+
+const FIRST_RESCAN: &str = "DELETE FROM message WHERE seq = (SELECT seq FROM message INDEXED BY rescans \
+     WHERE lane = 3 ORDER BY expires_at LIMIT 1) RETURNING seq, file, id";
+
+/// Removes the content of a row that is gone, unless it is a file; false if it is.
+fn drop_body(db: &Connection, seq: i64, file: bool) -> rusqlite::Result<bool> {
+    if !file {
+        db.prepare_cached("DELETE FROM body WHERE seq = ?1")?
+            .execute([seq])?;
+    }
+    Ok(!file)
 }
 
 fn append(db: &Connection, entry: Option<&Entry>) -> rusqlite::Result<()> {

@@ -23,7 +23,7 @@ use super::faults::Faults;
 use super::health::{Health, Part};
 use super::schema::{DATABASE, broken};
 use super::work::{Output, Work, perform, weight};
-use crate::store::StoreError;
+use crate::store::{StoreError, dropped};
 
 /// Jobs in one transaction.
 const BATCH_JOBS: usize = 512;
@@ -48,6 +48,8 @@ pub(super) struct Writer {
     pub(super) faults: Faults,
     pub(super) commits: Arc<AtomicU64>,
     pub(super) ballast: Ballast,
+    /// Room of the rescan lane.
+    pub(super) rescan_bytes: u64,
     /// Whether this is the process that restores the ballast.
     pub(super) relay: bool,
     /// The relay's lock on the store: free again when everything queued is written.
@@ -177,7 +179,7 @@ impl Writer {
             .map_err(|error| Failure::of_disk(broken(&error)))?;
         let done = batch
             .iter()
-            .map(|job| perform(&self.db, &job.work))
+            .map(|job| perform(&self.db, &job.work, self.rescan_bytes))
             .collect::<rusqlite::Result<Vec<_>>>()
             .map_err(Failure::of_statement)
             .and_then(|outputs| self.flush().map(|()| outputs));
@@ -203,15 +205,20 @@ impl Writer {
         self.health.set(Part::Database, Ok(()));
         let mut gone = Vec::new();
         for (job, output) in batch.into_iter().zip(outputs) {
-            match (job.work, &output) {
-                (
-                    Work::Put {
-                        files: Some(files), ..
-                    },
-                    Output::Done,
-                ) => files.keep(),
-                (_, Output::RemovedFile(id)) => gone.push(*id),
+            match &output {
+                Output::RemovedFile(id) => gone.push(*id),
+                Output::MadeRoom { messages, files } => {
+                    dropped("room", *messages);
+                    gone.extend(files);
+                }
                 _ => {}
+            }
+            if let Work::Put {
+                files: Some(files), ..
+            } = job.work
+                && matches!(output, Output::Done | Output::MadeRoom { .. })
+            {
+                files.keep();
             }
             let _ = job.reply.send(Ok(output));
         }

@@ -12,7 +12,7 @@ use spillway::message::{BodyKind, Content, Envelope, Mailbox, MessageId, Origin,
 use spillway::store::history::{self, History, HistoryEntry};
 use spillway::store::incidents::{self, Incidents};
 use spillway::store::sqlite::{Role, SqliteStore};
-use spillway::store::{Audit, Lane, Record, Settings, Store};
+use spillway::store::{Audit, Cause, Lane, Record, Settings, Store};
 use spillway::verdict::{
     Answer, Decision, Disposition, EngineClass, Finding, FindingKind, Reason, Report, Verdict,
 };
@@ -25,6 +25,8 @@ pub const UNDETERMINED: &str = "01KAJ0000000000000000VN001";
 pub const SPLIT: &str = "01KAJ0000000000000000SP001";
 /// To be delivered again.
 pub const WAITING: &str = "01KAJ0000000000000000WA001";
+/// Delivered without an engine, to be scanned again.
+pub const DELIVERED: &str = "01KAJ0000000000000000DE001";
 /// Everything in quarantine.
 pub const HELD: [&str; 3] = [MALICIOUS, UNDETERMINED, SPLIT];
 
@@ -127,7 +129,8 @@ async fn fill(settings: &Settings) {
     let (store, _) = SqliteStore::open(settings, Role::Relay)
         .await
         .expect("opens");
-    for (record, content) in [malicious(), undetermined(), split(), waiting()] {
+    let kept = [malicious(), undetermined(), split(), waiting(), delivered()];
+    for (record, content) in kept {
         let put = store.put(vec![record], Content::uncharged(content));
         put.await.expect("puts");
     }
@@ -310,6 +313,8 @@ fn record(name: &str, lane: Lane, envelope: Envelope, age: i64, content: &str) -
         reports: Vec::new(),
         status: String::new(),
         released: false,
+        cause: None,
+        standing: None,
     }
 }
 
@@ -372,6 +377,7 @@ fn undetermined() -> (Record, String) {
     );
     clamd.attempts = 2;
     record.reports = vec![clamd];
+    record.cause = Some(Cause::Engine("clamd".to_owned()));
     (record, content)
 }
 
@@ -389,6 +395,15 @@ fn split() -> (Record, String) {
     );
     held.score = 1.5;
     record.decision = Some(held);
+    (record, content.to_owned())
+}
+
+fn delivered() -> (Record, String) {
+    let content = "From: eve@ours.example\r\nSubject: Sooner\r\n\r\nNow.\r\n";
+    let to = envelope("eve@ours.example", &["frank@other.example"]);
+    let mut record = record(DELIVERED, Lane::Rescan, to, 300, content);
+    record.cause = Some(Cause::Engine("clamd".to_owned()));
+    record.status = "delivered without clamd (timeout)".to_owned();
     (record, content.to_owned())
 }
 

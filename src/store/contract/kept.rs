@@ -1,0 +1,157 @@
+//! Laws about what the guard keeps: by cause, and to be scanned again.
+
+use super::{at, octets, record};
+use crate::message::{MessageId, Standing};
+use crate::store::{Cause, Change, Filter, Lane, Record, Store, expire_rescans};
+
+pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn Store) {
+    let clamd = || Cause::Engine("clamd".to_owned());
+    let mut ids = Vec::new();
+    for (received, standing) in [
+        (30, None),
+        (10, Some(Standing::Unknown)),
+        (40, Some(Standing::Known)),
+        (20, Some(Standing::Known)),
+    ] {
+        let mut held = record(Lane::Held);
+        held.received_at = at(received);
+        held.due_at = at(9999);
+        held.cause = Some(clamd());
+        held.standing = standing;
+        ids.push(held.id);
+        store.put(vec![held], octets(3)).await.expect("put");
+    }
+    let others = [
+        (Lane::Held, None),
+        (Lane::Held, Some(Cause::Interceptor("clamd".to_owned()))),
+        (Lane::Scan, Some(clamd())),
+    ];
+    for (lane, cause) in others {
+        let mut other = record(lane);
+        other.cause = cause;
+        store.put(vec![other], octets(3)).await.expect("put");
+    }
+    let recover = async |now, until, limit| -> Vec<MessageId> {
+        let found = store.recover(Lane::Held, clamd(), at(now), at(until), limit);
+        let found = found.await.expect("recover");
+        found.iter().map(|record| record.id).collect()
+    };
+    assert_eq!(
+        recover(50, 100, 3).await,
+        [ids[3], ids[2], ids[1]],
+        "known senders first, then by age, due or not"
+    );
+    assert_eq!(recover(50, 100, 3).await, [ids[0]], "the rest, once");
+    assert_eq!(recover(99, 200, 9).await, [], "leases hold");
+    let mut clean = store.get(ids[3]).await.expect("get").expect("record");
+    clean.lane = Lane::Delivery;
+    clean.cause = None;
+    let change = Change::Replace(Box::new(clean));
+    let settled = store.change_in(Lane::Held, ids[3], change, None);
+    settled.await.expect("a lease does not keep anybody off");
+    assert_eq!(
+        recover(100, 200, 9).await,
+        [ids[2], ids[1], ids[0]],
+        "what was not settled is handed out again when its lease ends"
+    );
+    let scan = store.recover(Lane::Scan, clamd(), at(0), at(1), 9).await;
+    assert_eq!(scan.expect("recover").len(), 1, "every lane for itself");
+}
+
+pub(super) async fn a_cause_is_found_and_forgotten(store: &dyn Store) {
+    let cause = Cause::Interceptor("01KAJ".to_owned());
+    let mut held = record(Lane::Held);
+    held.cause = Some(cause.clone());
+    store.put(vec![held.clone()], octets(3)).await.expect("put");
+    let without = record(Lane::Held);
+    store.put(vec![without], octets(3)).await.expect("put");
+    let find = async |lanes: &[Lane]| -> Vec<Record> {
+        let filter = Filter {
+            lanes: lanes.to_vec(),
+            cause: Some(cause.clone()),
+            limit: 9,
+            ..Filter::default()
+        };
+        store.search(filter).await.expect("search")
+    };
+    for lanes in [&[][..], &[Lane::Held], &[Lane::Scan, Lane::Held]] {
+        assert_eq!(find(lanes).await, [held.clone()], "{lanes:?}");
+    }
+    assert_eq!(find(&[Lane::Scan]).await, []);
+    held.cause = None;
+    let change = Change::Replace(Box::new(held.clone()));
+    store.change(held.id, change, None).await.expect("change");
+    assert_eq!(find(&[]).await, [], "it is held for something else now");
+}
+
+/// A record of the rescan lane.
+fn delivered(expires: i64) -> Record {
+    let mut record = record(Lane::Rescan);
+    record.expires_at = at(expires);
+    record
+}
+
+async fn octets_of_rescans(store: &dyn Store) -> u64 {
+    let [.., rescan] = store.stats().await.expect("stats");
+    rescan.octets
+}
+
+pub(super) async fn what_is_kept_to_be_scanned_again_is_bounded(store: &dyn Store) {
+    let mut ids = Vec::new();
+    for (expires, size) in [(30, 4000), (10, 500), (20, 4000)] {
+        let record = delivered(expires);
+        ids.push(record.id);
+        store.put(vec![record], octets(size)).await.expect("put");
+    }
+    let left = async || {
+        let mut left = Vec::new();
+        for (index, id) in ids.iter().enumerate() {
+            if store.get(*id).await.expect("get").is_some() {
+                left.push(index);
+            }
+        }
+        left
+    };
+    assert_eq!(left().await, [0, 1, 2], "there is room");
+    let fourth = delivered(40);
+    let put = store.put(vec![fourth.clone()], octets(2000));
+    put.await.expect("put");
+    assert_eq!(left().await, [0, 2], "what expires first gave way");
+    assert_eq!(octets_of_rescans(store).await, 10_000, "and no more");
+    let mut waiting = record(Lane::Scan);
+    let put = store.put(vec![waiting.clone()], octets(3000));
+    put.await.expect("put");
+    assert_eq!(left().await, [0, 2], "other lanes have their own room");
+    waiting.lane = Lane::Rescan;
+    waiting.expires_at = at(50);
+    let change = Change::Replace(Box::new(waiting.clone()));
+    store
+        .change(waiting.id, change, None)
+        .await
+        .expect("change");
+    assert_eq!(left().await, [0], "a message may come from another lane");
+    store
+        .change(fourth.id, Change::Remove, None)
+        .await
+        .expect("remove");
+    let large = delivered(60);
+    let put = store.put(vec![large.clone()], octets(10_001));
+    put.await.expect("more than the lane holds is no error");
+    assert_eq!(store.get(large.id).await.expect("get"), None);
+    assert_eq!(octets_of_rescans(store).await, 0, "everything gave way");
+}
+
+pub(super) async fn what_is_kept_to_be_scanned_again_expires(store: &dyn Store) {
+    let (old, young, mut held) = (delivered(10), delivered(11), record(Lane::Held));
+    held.expires_at = at(0);
+    for record in [&old, &young, &held] {
+        let put = store.put(vec![record.clone()], octets(3));
+        put.await.expect("put");
+    }
+    let expired = expire_rescans(store, at(10)).await;
+    assert_eq!(expired.expect("expires"), 1);
+    assert_eq!(store.get(old.id).await.expect("get"), None);
+    for kept in [young.id, held.id] {
+        assert!(store.get(kept).await.expect("get").is_some());
+    }
+}

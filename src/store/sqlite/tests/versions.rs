@@ -1,0 +1,114 @@
+//! What earlier versions wrote, and what the triggers keep.
+
+use super::*;
+use crate::store::{Cause, expire_rescans};
+
+/// A store of version 1, as today's code finds it.
+const VERSION_1: &str = include_str!("version-1.sql");
+
+fn older(folder: &TempDir, sql: &str) {
+    fs::create_dir(settings(folder).path).expect("folder");
+    tamper(folder, sql);
+}
+
+/// A store that an earlier version left is brought up to date with everything in it, once; what is new works on it.
+#[tokio::test]
+async fn stores_of_earlier_versions_are_taken_over() {
+    let folder = folder();
+    older(&folder, VERSION_1);
+    let (store, found) = relay(&folder).await;
+    assert_eq!((found.waiting, found.damaged), (2, 0));
+    let all = Filter {
+        limit: 9,
+        ..Filter::default()
+    };
+    let records = store.search(all).await.expect("search");
+    assert_eq!(records.len(), 3);
+    for record in &records {
+        assert_eq!((&record.cause, record.standing), (&None, None));
+        let content = store.content(record.id).await.expect("content");
+        assert_eq!(&content, octets(16).bytes());
+    }
+    assert_eq!(store.audited(None, 9).await.expect("audit").len(), 1);
+    let cause = Cause::Engine("clamd".to_owned());
+    let mut held = records[0].clone();
+    held.lane = Lane::Held;
+    held.cause = Some(cause.clone());
+    let change = Change::Replace(Box::new(held.clone()));
+    store.change(held.id, change, None).await.expect("change");
+    let recovered = store.recover(Lane::Held, cause, at(0), at(1), 9).await;
+    assert_eq!(recovered.expect("recover"), [held]);
+    store.close().await;
+    let (store, found) = relay(&folder).await;
+    assert_eq!(found.damaged, 0, "a second start changes nothing");
+    store.close().await;
+}
+
+/// A recovery that a crash ended is taken up again at the next start: leases are those of a process.
+#[tokio::test]
+async fn a_recovery_goes_on_after_a_crash() {
+    let folder = folder();
+    let (store, _) = relay(&folder).await;
+    let cause = Cause::Interceptor("one".to_owned());
+    let mut held = record(Lane::Held);
+    held.cause = Some(cause.clone());
+    store.put(vec![held.clone()], octets(3)).await.expect("put");
+    let recovered = store.recover(Lane::Held, cause.clone(), at(0), at(9999), 9);
+    assert_eq!(recovered.await.expect("recover").len(), 1);
+    store.close().await;
+    let (store, _) = relay(&folder).await;
+    let recovered = store.recover(Lane::Held, cause, at(0), at(9999), 9);
+    assert_eq!(recovered.await.expect("recover"), [held]);
+}
+
+/// What gives way in the rescan lane leaves no file behind, in whichever way it goes.
+#[tokio::test]
+async fn what_gives_way_takes_its_file_along() {
+    let folder = folder();
+    let (store, _) = relay(&folder).await;
+    for _ in 0..10 {
+        put(&store, Lane::Rescan, LARGE).await;
+    }
+    // Files go after the answer.
+    store.close().await;
+    assert_eq!(body_files(&folder), 5, "as many as there is room for");
+    let (store, _) = relay(&folder).await;
+    expire_rescans(&*store, at(9999)).await.expect("expires");
+    store.close().await;
+    assert_eq!(body_files(&folder), 0);
+}
+
+/// The sum of the rescan lane is right whatever became of the rows, and made anew at a start.
+#[tokio::test]
+async fn the_sum_of_the_rescan_lane_is_right() {
+    let folder = folder();
+    let sum = || -> i64 {
+        let db = Connection::open(database(&folder)).expect("database");
+        db.query_row("SELECT octets FROM rescan", [], |row| row.get(0))
+            .expect("sum")
+    };
+    let (store, _) = relay(&folder).await;
+    let mut ids = Vec::new();
+    for size in [10, 20, LARGE] {
+        ids.push(put(&store, Lane::Rescan, size).await);
+    }
+    assert_eq!(sum(), 2030);
+    let mut found = store.get(ids[0]).await.expect("get").expect("record");
+    for (lane, expected) in [
+        (Lane::Rescan, 2030),
+        (Lane::Held, 2020),
+        (Lane::Rescan, 2030),
+    ] {
+        found.lane = lane;
+        let change = Change::Replace(Box::new(found.clone()));
+        store.change(ids[0], change, None).await.expect("change");
+        assert_eq!(sum(), expected, "{lane:?}");
+    }
+    let removed = store.change(ids[2], Change::Remove, None).await;
+    removed.expect("remove");
+    assert_eq!(sum(), 30);
+    store.close().await;
+    tamper(&folder, "UPDATE rescan SET octets = 7");
+    relay(&folder).await.0.close().await;
+    assert_eq!(sum(), 30);
+}
