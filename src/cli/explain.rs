@@ -57,7 +57,7 @@ async fn find(id: MessageId, config: &Config) -> Result<Story, CliError> {
     // History is kept under the id that the sender knows; a record of one group of recipients has its own.
     let message = record.as_ref().map_or(id, |record| record.message);
     let history = history::read(&config.store.path.join(history::FILE), message).await?;
-    let audit = store.audited(Some(id), AUDIT).await?;
+    let audit = store.audited(Some(id.into()), AUDIT).await?;
     Ok(Story {
         record,
         history,

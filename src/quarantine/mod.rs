@@ -70,7 +70,7 @@ impl Act {
             at: self.at,
             actor: self.actor.clone(),
             act: act.to_owned(),
-            record,
+            object: record.into(),
             detail,
         }
     }

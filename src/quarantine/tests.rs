@@ -62,7 +62,7 @@ async fn a_release_hands_the_message_to_delivery() {
     assert_eq!(due, [released]);
     assert!(due[0].released);
     assert_eq!(due[0].expires_at, at(599));
-    let audit = store.audited(Some(id), 9).await.expect("audit");
+    let audit = store.audited(Some(id.into()), 9).await.expect("audit");
     assert_eq!(audit.len(), 1);
     assert_eq!((&*audit[0].act, &*audit[0].actor), ("release", "rita"));
     assert!(audit[0].detail.contains("Rita@two.example"));
@@ -142,7 +142,7 @@ async fn retention_ends_by_itself() {
     assert_eq!(expire_due(&*store, at(100)).await.expect("expire"), 1);
     assert_eq!(store.get(first).await.expect("get"), None);
     held(&*store, second).await.expect("not yet");
-    let audit = store.audited(Some(first), 9).await.expect("audit");
+    let audit = store.audited(Some(first.into()), 9).await.expect("audit");
     assert_eq!((&*audit[0].act, &*audit[0].actor), ("expire", Act::RELAY));
     assert!(
         audit[0].detail.contains("Quarterly Report"),
@@ -163,7 +163,7 @@ async fn an_exported_message_is_whole() {
     let mut expected = record(Lane::Held).trace.as_bytes().to_vec();
     expected.extend_from_slice(octets(10).bytes());
     assert_eq!(eml, expected);
-    let audit = store.audited(Some(id), 9).await.expect("audit");
+    let audit = store.audited(Some(id.into()), 9).await.expect("audit");
     assert_eq!(
         (&*audit[0].act, &*audit[0].detail),
         ("export", "case-1.eml")

@@ -93,7 +93,7 @@ pub(crate) fn audit(record: MessageId, act: &str) -> Audit {
         at: at(5),
         actor: "rita".to_owned(),
         act: act.to_owned(),
-        record,
+        object: record.into(),
         detail: String::new(),
     }
 }
@@ -119,6 +119,7 @@ where
         kept::a_cause_is_found_and_forgotten,
         kept::what_is_kept_to_be_scanned_again_is_bounded,
         kept::what_is_kept_to_be_scanned_again_expires,
+        kept::interceptors_are_kept_by_whoever_saw_the_last_change,
         only_what_waits_is_hastened,
         what_is_gone_is_not_found,
         audit_goes_with_the_change,
@@ -296,7 +297,10 @@ async fn audit_goes_with_the_change(store: &dyn Store) {
         .change(record.id, Change::Remove, Some(delete.clone()))
         .await;
     again.expect_err("it is gone");
-    let of_record = store.audited(Some(record.id), 10).await.expect("audited");
+    let of_record = store
+        .audited(Some(record.id.into()), 10)
+        .await
+        .expect("audited");
     assert_eq!(
         of_record,
         [delete.clone(), export],
@@ -305,7 +309,7 @@ async fn audit_goes_with_the_change(store: &dyn Store) {
     assert_eq!(store.audited(None, 1).await.expect("audited"), [delete]);
     assert_eq!(
         store
-            .audited(Some(MessageId::new()), 9)
+            .audited(Some(MessageId::new().into()), 9)
             .await
             .expect("audited"),
         []

@@ -206,20 +206,70 @@ pub struct Filter {
     pub offset: usize,
 }
 
-/// One act of a reviewer.
+/// What an act was done to. As text a message's id, or `interceptor:ID`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Object {
+    /// A record.
+    #[serde(rename = "record")]
+    Message(MessageId),
+    /// An interceptor.
+    #[serde(rename = "interceptor")]
+    Interceptor(String),
+}
+
+impl From<MessageId> for Object {
+    fn from(id: MessageId) -> Self {
+        Self::Message(id)
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Message(id) => write!(f, "{id}"),
+            Self::Interceptor(id) => write!(f, "interceptor:{id}"),
+        }
+    }
+}
+
+/// One act of a person, or of the relay in a person's place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
     /// When.
     pub at: Timestamp,
     /// Who: the login name (and the name behind sudo), or `spillway` for the relay's own acts (expiry).
     pub actor: String,
-    /// What: `release`, `delete`, `export`, `expire`.
+    /// What: `release`, `delete`, `export`, `expire`; `add`, `remove` for interceptors.
     pub act: String,
-    /// The record it was done to.
-    pub record: MessageId,
+    /// What it was done to.
+    #[serde(flatten)]
+    pub object: Object,
     /// Particulars: recipients it was released to, the file exported to.
     pub detail: String,
 }
+
+/// An interceptor as the store keeps it. What is in it is not the store's affair.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredInterceptor {
+    /// Its id.
+    pub id: String,
+    /// Which change of all interceptors made it what it is; 0 for one that is not kept yet.
+    pub version: u64,
+    /// The interceptor as JSON.
+    pub body: String,
+}
+
+/// All interceptors at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interceptors {
+    /// Grows with every change of any of them.
+    pub version: u64,
+    /// In the order of their ids.
+    pub all: Vec<StoredInterceptor>,
+}
+
+/// Interceptors kept at most: each is compared with every message.
+pub const MOST_INTERCEPTORS: usize = 1000;
 
 /// What to do to one record; applied atomically with the audit entry, durable when the call returns.
 #[derive(Debug, Clone, PartialEq)]
@@ -349,8 +399,24 @@ pub trait Store: Send + Sync + 'static {
     /// Appends to the audit alone (an act that changes no record, such as an export).
     fn audit(&self, entry: Audit) -> StoreFuture<'_, ()>;
 
-    /// The audit, newest first; of one record if given.
-    fn audited(&self, record: Option<MessageId>, limit: usize) -> StoreFuture<'_, Vec<Audit>>;
+    /// The audit, newest first; of one record or interceptor if given.
+    fn audited(&self, of: Option<Object>, limit: usize) -> StoreFuture<'_, Vec<Audit>>;
+
+    /// All interceptors, or `None` if nothing has changed since version `known` ([`Interceptors::version`]): cheap enough
+    /// to be asked every second, which is how a relay notices what the command line changed.
+    fn interceptors(&self, known: Option<u64>) -> StoreFuture<'_, Option<Interceptors>>;
+
+    /// Makes an interceptor durable, with its audit entry: adds one whose version is 0, or replaces the one that still has
+    /// its version. Returns the new version; `None`, and nothing is done, if somebody was there before: added, changed or
+    /// removed it meanwhile. Beyond [`MOST_INTERCEPTORS`] it is [`StoreError::Full`].
+    fn keep_interceptor(
+        &self,
+        interceptor: StoredInterceptor,
+        audit: Option<Audit>,
+    ) -> StoreFuture<'_, Option<u64>>;
+
+    /// Removes an interceptor durably, with its audit entry; false if it is not there (any more).
+    fn drop_interceptor(&self, id: String, audit: Option<Audit>) -> StoreFuture<'_, bool>;
 
     /// Counts by lane, in the order of [`Lane::ALL`].
     fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]>;

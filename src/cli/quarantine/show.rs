@@ -47,7 +47,7 @@ pub(in crate::cli) async fn show(
     terminal: &mut Terminal<'_>,
 ) -> Outcome {
     let content = store.content(record.id).await?;
-    let audit = store.audited(Some(record.id), AUDIT).await?;
+    let audit = store.audited(Some(record.id.into()), AUDIT).await?;
     let fields = fields(header::section(&content));
     let inspection = inspect(content).await?;
     let text = body.then(|| text(&inspection)).flatten();

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 
 use crate::message::{Content, MessageId};
 use crate::store::{
-    Audit, Cause, Change, Filter, Lane, LaneStats, Record, Store, StoreError, StoreFuture,
+    Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, Object, Record, Store, StoreError,
+    StoreFuture, StoredInterceptor,
 };
 
 /// A store in memory that can be told to fail.
@@ -135,7 +136,23 @@ impl Store for Scripted {
         self.done(())
     }
 
-    fn audited(&self, _: Option<MessageId>, _: usize) -> StoreFuture<'_, Vec<Audit>> {
+    fn interceptors(&self, _: Option<u64>) -> StoreFuture<'_, Option<Interceptors>> {
+        self.done(None)
+    }
+
+    fn keep_interceptor(
+        &self,
+        _: StoredInterceptor,
+        _: Option<Audit>,
+    ) -> StoreFuture<'_, Option<u64>> {
+        self.done(None)
+    }
+
+    fn drop_interceptor(&self, _: String, _: Option<Audit>) -> StoreFuture<'_, bool> {
+        self.done(false)
+    }
+
+    fn audited(&self, _: Option<Object>, _: usize) -> StoreFuture<'_, Vec<Audit>> {
         self.done(Vec::new())
     }
 

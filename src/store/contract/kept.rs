@@ -1,8 +1,11 @@
-//! Laws about what the guard keeps: by cause, and to be scanned again.
+//! Laws about what the guard keeps: mail by its cause, mail to be scanned again, interceptors.
 
-use super::{at, octets, record};
+use super::{at, audit, octets, record};
 use crate::message::{MessageId, Standing};
-use crate::store::{Cause, Change, Filter, Lane, Record, Store, expire_rescans};
+use crate::store::{
+    Audit, Cause, Change, Filter, Lane, MOST_INTERCEPTORS, Object, Record, Store, StoreError,
+    StoredInterceptor, expire_rescans,
+};
 
 pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn Store) {
     let clamd = || Cause::Engine("clamd".to_owned());
@@ -154,4 +157,86 @@ pub(super) async fn what_is_kept_to_be_scanned_again_expires(store: &dyn Store) 
     for kept in [young.id, held.id] {
         assert!(store.get(kept).await.expect("get").is_some());
     }
+}
+
+fn interceptor(id: &str, version: u64, body: &str) -> StoredInterceptor {
+    StoredInterceptor {
+        id: id.to_owned(),
+        version,
+        body: body.to_owned(),
+    }
+}
+
+pub(super) async fn interceptors_are_kept_by_whoever_saw_the_last_change(store: &dyn Store) {
+    let list = async |known| {
+        let found = store.interceptors(known).await.expect("interceptors");
+        found.map(|found| (found.version, found.all))
+    };
+    let keep = async |wanted: &StoredInterceptor| {
+        let kept = store.keep_interceptor(wanted.clone(), None).await;
+        kept.expect("keep")
+    };
+    let (start, none) = list(None).await.expect("a first look");
+    assert_eq!(none, []);
+    assert_eq!(list(Some(start)).await, None, "nothing has changed");
+
+    let act = |act: &str| Audit {
+        object: Object::Interceptor("b".to_owned()),
+        ..audit(MessageId::new(), act)
+    };
+    let new = interceptor("b", 0, "{\"made\":1}");
+    let made = store.keep_interceptor(new.clone(), Some(act("add"))).await;
+    let made = made.expect("keep").expect("added");
+    assert_eq!(keep(&new).await, None, "it is there already");
+    let other = keep(&interceptor("a", 0, "{}")).await.expect("added");
+    let (version, all) = list(Some(start)).await.expect("changed");
+    let (a, b) = (
+        interceptor("a", other, "{}"),
+        interceptor("b", made, &new.body),
+    );
+    assert_eq!(all, [a.clone(), b.clone()]);
+    assert_eq!(version, other, "a version is that of the latest change");
+
+    let changed = interceptor("b", made, "{\"made\":1,\"hits\":2}");
+    let newer = keep(&changed).await.expect("changed");
+    assert!(newer > version);
+    assert_eq!(
+        keep(&changed).await,
+        None,
+        "changed by somebody else meanwhile"
+    );
+    let removed = store.drop_interceptor("b".to_owned(), Some(act("remove")));
+    assert!(removed.await.expect("removes"));
+    let gone = interceptor("b", newer, &changed.body);
+    assert_eq!(
+        keep(&gone).await,
+        None,
+        "what a person removed does not come back"
+    );
+    let again = store.drop_interceptor("b".to_owned(), Some(act("remove")));
+    assert!(!again.await.expect("nothing to do"));
+    let (after, all) = list(Some(newer)).await.expect("a removal is a change");
+    assert_eq!(all, [a]);
+    assert_eq!(list(Some(after)).await, None);
+    let object = Object::Interceptor("b".to_owned());
+    let acts = store.audited(Some(object), 9).await.expect("audited");
+    assert_eq!(
+        acts,
+        [act("remove"), act("add")],
+        "what was not done is not audited"
+    );
+
+    for n in 1..MOST_INTERCEPTORS {
+        keep(&interceptor(&format!("{n:04}"), 0, "{}"))
+            .await
+            .expect("room");
+    }
+    let one_more = store
+        .keep_interceptor(interceptor("z", 0, "{}"), None)
+        .await;
+    assert!(matches!(one_more, Err(StoreError::Full(_))), "{one_more:?}");
+    let (_, all) = list(None).await.expect("all");
+    assert_eq!(all.len(), MOST_INTERCEPTORS);
+    let there = interceptor("a", other, "{\"hits\":1}");
+    keep(&there).await.expect("a change takes no room");
 }

@@ -8,6 +8,7 @@
 //! | `work` | what it can be asked to do, as statements |
 //! | `folder` | the folder, its permissions, who has it |
 //! | `bodies` | contents too large for the database |
+//! | `interceptors` | what diverts mail |
 //! | `search` | everything that reads |
 //! | `recovery` | what a start does before mail is taken |
 //! | `health` | whether new mail can be accepted |
@@ -22,6 +23,7 @@ mod bodies;
 mod faults;
 mod folder;
 mod health;
+mod interceptors;
 mod readers;
 mod recovery;
 mod row;
@@ -55,8 +57,8 @@ use self::search::{Damage, Sorted};
 use self::work::{Entry, Output, Work};
 use self::writer::{Job, Writer};
 use super::{
-    Audit, Cause, Change, Filter, Lane, LaneStats, Record, Recovery, Settings, Store, StoreError,
-    StoreFuture,
+    Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, Object, Record, Recovery,
+    Settings, Store, StoreError, StoreFuture, StoredInterceptor,
 };
 use crate::message::{Content, MessageId};
 
@@ -471,11 +473,36 @@ impl Store for SqliteStore {
         })
     }
 
-    fn audited(&self, record: Option<MessageId>, limit: usize) -> StoreFuture<'_, Vec<Audit>> {
-        Box::pin(
-            self.readers
-                .query(move |db| search::audited(db, record, limit)),
-        )
+    fn audited(&self, of: Option<Object>, limit: usize) -> StoreFuture<'_, Vec<Audit>> {
+        let read = move |db: &_| search::audited(db, of.as_ref(), limit);
+        Box::pin(self.readers.query(read))
+    }
+
+    fn interceptors(&self, known: Option<u64>) -> StoreFuture<'_, Option<Interceptors>> {
+        Box::pin(self.readers.query(move |db| interceptors::read(db, known)))
+    }
+
+    fn keep_interceptor(
+        &self,
+        interceptor: StoredInterceptor,
+        audit: Option<Audit>,
+    ) -> StoreFuture<'_, Option<u64>> {
+        Box::pin(async move {
+            let audit = audit.as_ref().map(entry).transpose()?;
+            let work = Work::KeepInterceptor { interceptor, audit };
+            match self.submit(work).await? {
+                Output::Version(version) => Ok(Some(version)),
+                _ => Ok(None),
+            }
+        })
+    }
+
+    fn drop_interceptor(&self, id: String, audit: Option<Audit>) -> StoreFuture<'_, bool> {
+        Box::pin(async move {
+            let audit = audit.as_ref().map(entry).transpose()?;
+            let work = Work::DropInterceptor { id, audit };
+            Ok(matches!(self.submit(work).await?, Output::Done))
+        })
     }
 
     fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]> {
@@ -489,9 +516,9 @@ impl Store for SqliteStore {
 
 fn entry(audit: &Audit) -> Result<Entry, StoreError> {
     let json = serde_json::to_string(audit)
-        .map_err(|error| StoreError::Damaged(audit.record, error.to_string()))?;
+        .map_err(|error| StoreError::Broken(format!("audit entry: {error}")))?;
     Ok(Entry {
-        record: audit.record.to_string(),
+        object: audit.object.to_string(),
         json,
     })
 }

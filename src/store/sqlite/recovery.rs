@@ -61,9 +61,9 @@ const RECOUNT: &str = "UPDATE rescan SET octets = \
 fn check(db: &Connection, file: &Path) -> Result<(), StoreError> {
     let octets = fs::metadata(file).map(|meta| meta.len()).unwrap_or(0);
     let tables: &[&str] = if octets < CHECK_BODIES_BELOW {
-        &["message", "audit", "body"]
+        &["message", "audit", "interceptor", "body"]
     } else {
-        &["message", "audit"]
+        &["message", "audit", "interceptor"]
     };
     for table in tables {
         let found: String = db

@@ -25,7 +25,7 @@ const APPLICATION: i32 = 0x5350_5759;
 const BUSY: Duration = Duration::from_secs(10);
 
 /// Step N brings a database from `user_version` N to N + 1. Steps are only ever appended.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
 CREATE TABLE message (
     seq INTEGER PRIMARY KEY,
@@ -77,6 +77,11 @@ END;
 CREATE TRIGGER rescan_changes AFTER UPDATE OF lane ON message WHEN (OLD.lane = 3) <> (NEW.lane = 3) BEGIN
     UPDATE rescan SET octets = octets + iif(NEW.lane = 3, NEW.size, -NEW.size);
 END;
+",
+    "
+CREATE TABLE interceptor (id TEXT PRIMARY KEY, version INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
+CREATE TABLE interceptors (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), version INTEGER NOT NULL) STRICT;
+INSERT INTO interceptors VALUES (1, 0);
 ",
 ];
 

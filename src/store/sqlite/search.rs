@@ -12,7 +12,7 @@ use super::bodies::{Bodies, failed};
 use super::row::{cause_key, decode, lane_number, lossy};
 use super::schema::{broken, is_corrupt};
 use crate::message::MessageId;
-use crate::store::{Audit, Filter, Lane, LaneStats, Record, StoreError};
+use crate::store::{Audit, Filter, Lane, LaneStats, Object, Record, StoreError};
 
 /// A row that cannot be used, found while reading.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -253,17 +253,17 @@ pub(super) fn search(db: &Connection, filter: &Filter) -> rusqlite::Result<Sorte
 /// The audit, newest first.
 pub(super) fn audited(
     db: &Connection,
-    record: Option<MessageId>,
+    of: Option<&Object>,
     limit: usize,
 ) -> rusqlite::Result<Vec<Audit>> {
-    let sql = match record {
+    let sql = match of {
         Some(_) => "SELECT entry FROM audit WHERE record = ?1 ORDER BY seq DESC LIMIT ?2",
         None => "SELECT entry FROM audit WHERE ?1 IS NULL ORDER BY seq DESC LIMIT ?2",
     };
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let rows = db
         .prepare_cached(sql)?
-        .query_map(params![record.map(|id| id.to_string()), limit], |row| {
+        .query_map(params![of.map(Object::to_string), limit], |row| {
             lossy(row, 0)
         })?
         .collect::<rusqlite::Result<Vec<String>>>()?;

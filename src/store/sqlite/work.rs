@@ -4,10 +4,11 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Params, params};
 
 use super::bodies::Written;
+use super::interceptors;
 use super::recovery::report;
 use super::row::{Row, cause_key, lane_number, lanes, lossy};
 use crate::message::{Content, MessageId};
-use crate::store::{Cause, Lane, StoreError};
+use crate::store::{Cause, Lane, StoreError, StoredInterceptor};
 
 /// Something to be written.
 pub(super) enum Work {
@@ -49,6 +50,13 @@ pub(super) enum Work {
     },
     /// Waits no longer, unless it is leased.
     Hasten { id: MessageId, now: Timestamp },
+    /// An interceptor, new or changed.
+    KeepInterceptor {
+        interceptor: StoredInterceptor,
+        audit: Option<Entry>,
+    },
+    /// An interceptor goes.
+    DropInterceptor { id: String, audit: Option<Entry> },
     /// An audit entry alone.
     Audit(Entry),
     /// The row cannot be used.
@@ -59,7 +67,7 @@ pub(super) enum Work {
 
 /// An audit entry, encoded.
 pub(super) struct Entry {
-    pub(super) record: String,
+    pub(super) object: String,
     pub(super) json: String,
 }
 
@@ -77,6 +85,10 @@ pub(super) enum Output {
     Claimed(Vec<(String, String)>),
     /// Removed a row whose content is a file.
     RemovedFile(MessageId),
+    /// Done; this is the version of it now.
+    Version(u64),
+    /// Nothing to do: somebody was there before.
+    Unchanged,
     /// Not done, for a reason that lies in the record, not in the disk.
     Refused(StoreError),
 }
@@ -175,6 +187,12 @@ fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
             ],
         ),
         Work::Hasten { id, now } => hasten(db, *id, *now),
+        Work::KeepInterceptor { interceptor, audit } => {
+            audited(db, interceptors::keep(db, interceptor)?, audit.as_ref())
+        }
+        Work::DropInterceptor { id, audit } => {
+            audited(db, interceptors::remove(db, id)?, audit.as_ref())
+        }
         Work::Audit(entry) => append(db, Some(entry)).map(|()| Output::Done),
         Work::SetAside { id, why } => {
             let marked = db
@@ -306,10 +324,18 @@ fn drop_body(db: &Connection, seq: i64, file: bool) -> rusqlite::Result<bool> {
     Ok(!file)
 }
 
+/// What was done is audited, what was not is not.
+fn audited(db: &Connection, output: Output, audit: Option<&Entry>) -> rusqlite::Result<Output> {
+    if matches!(output, Output::Done | Output::Version(_)) {
+        append(db, audit)?;
+    }
+    Ok(output)
+}
+
 fn append(db: &Connection, entry: Option<&Entry>) -> rusqlite::Result<()> {
     if let Some(entry) = entry {
         db.prepare_cached("INSERT INTO audit (record, entry) VALUES (?1, ?2)")?
-            .execute(params![entry.record, entry.json])?;
+            .execute(params![entry.object, entry.json])?;
     }
     Ok(())
 }

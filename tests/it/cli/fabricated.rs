@@ -138,7 +138,7 @@ async fn fill(settings: &Settings) {
         at: ago(60),
         actor: "rita as root".to_owned(),
         act: "export".to_owned(),
-        record: id(MALICIOUS),
+        object: id(MALICIOUS).into(),
         detail: "/tmp/\u{1b}[2Jsample.eml".to_owned(),
     };
     store.audit(seen).await.expect("audits");
