@@ -236,11 +236,6 @@ impl Incident {
         self.message = Some(message);
         self
     }
-    /// Whether it is about that message, or names it in its evidence.
-    pub fn names(&self, message: MessageId) -> bool {
-        self.messages().any(|named| named == message)
-    }
-
     /// The messages it names: the one it is about, then those in its evidence, in order; one may come twice.
     pub fn messages(&self) -> impl Iterator<Item = MessageId> {
         let words = self.evidence.iter().flat_map(|(_, value)| {

@@ -1,20 +1,28 @@
 //! `spillway explain`: why a message was delayed, held, rejected or delivered (promise P7).
 
+use std::cmp::Reverse;
+
 use clap::Args;
 use serde_json::json;
 
 use super::exit::{CliError, Exit, Outcome};
-use super::open_store;
 use super::record::{heading, show, show_audit, show_decision, show_reports};
 use super::terminal::{Terminal, safe, size};
+use super::{incident, open_store};
 use crate::config::Config;
+use crate::incident::Incident;
 use crate::message::MessageId;
 use crate::store::history::{self, HistoryEntry};
-use crate::store::{Audit, Record};
+use crate::store::incidents::{self, Filter};
+use crate::store::{Audit, Cause, Record};
 use crate::verdict::Decision;
 
 /// Audit entries that are shown.
 const AUDIT: usize = 100;
+/// Incidents that are shown of those that name the message.
+const NAMED: usize = 100;
+/// Incidents that are shown of what keeps the message: how it began, and where it stands.
+const OF_CAUSE: usize = 10;
 
 #[derive(Debug, Args)]
 pub(super) struct Explain {
@@ -27,11 +35,22 @@ struct Story {
     record: Option<Record>,
     history: Vec<HistoryEntry>,
     audit: Vec<Audit>,
+    /// Those that name the message, and the newest of what keeps it; the newest first.
+    incidents: Vec<Incident>,
+}
+
+impl Story {
+    fn is_empty(&self) -> bool {
+        self.record.is_none()
+            && self.history.is_empty()
+            && self.audit.is_empty()
+            && self.incidents.is_empty()
+    }
 }
 
 pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
     let story = find(wanted.id, config).await?;
-    if story.record.is_none() && story.history.is_empty() && story.audit.is_empty() {
+    if story.is_empty() {
         let days = config.store.history.as_secs() / 86_400;
         return Err(CliError::NotFound(format!(
             "nothing is known about {}: it was never here, or it left more than {days} days ago",
@@ -43,8 +62,11 @@ pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Termin
             record,
             history,
             audit,
+            incidents,
         } = &story;
-        terminal.json(&json!({"record": record, "history": history, "audit": audit}))?;
+        terminal.json(&json!({
+            "record": record, "history": history, "audit": audit, "incidents": incidents,
+        }))?;
         return Ok(Exit::Done);
     }
     tell(wanted.id, &story, terminal)?;
@@ -58,11 +80,50 @@ async fn find(id: MessageId, config: &Config) -> Result<Story, CliError> {
     let message = record.as_ref().map_or(id, |record| record.message);
     let history = history::read(&config.store.path.join(history::FILE), message).await?;
     let audit = store.audited(Some(id.into()), AUDIT).await?;
+    let cause = record.as_ref().and_then(|record| record.cause.as_ref());
+    let incidents = happened(&[id, message], cause, config).await?;
     Ok(Story {
         record,
         history,
         audit,
+        incidents,
     })
+}
+
+/// What the relay did by itself with these messages, or with what keeps them.
+async fn happened(
+    messages: &[MessageId],
+    cause: Option<&Cause>,
+    config: &Config,
+) -> Result<Vec<Incident>, CliError> {
+    let file = incident::file(config);
+    let named = Filter {
+        messages: messages.to_vec(),
+        limit: NAMED,
+        ..Filter::default()
+    };
+    let mut found = incidents::search(&file, named).await?;
+    let of_cause = cause.map(|cause| match cause.clone() {
+        Cause::Engine(name) => Filter {
+            engine: Some(name),
+            limit: OF_CAUSE,
+            ..Filter::default()
+        },
+        Cause::Interceptor(id) => Filter {
+            interceptor: Some(id),
+            limit: OF_CAUSE,
+            ..Filter::default()
+        },
+    });
+    if let Some(filter) = of_cause {
+        for incident in incidents::search(&file, filter).await? {
+            if found.iter().all(|known| known.id != incident.id) {
+                found.push(incident);
+            }
+        }
+    }
+    found.sort_by_key(|incident| Reverse(incident.at));
+    Ok(found)
 }
 
 fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
@@ -85,6 +146,10 @@ fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(),
         show_reports(reports, terminal)?;
     }
     decisions(story, terminal)?;
+    if !story.incidents.is_empty() {
+        heading("Incidents", terminal)?;
+        incident::table(&story.incidents, terminal)?;
+    }
     show_audit(&story.audit, terminal)
 }
 

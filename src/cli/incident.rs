@@ -43,6 +43,9 @@ pub(super) struct List {
     /// Only those of this engine
     #[arg(long, value_name = "NAME")]
     engine: Option<String>,
+    /// Only those of this interceptor
+    #[arg(long, value_name = "ID")]
+    interceptor: Option<String>,
     /// So many at most, the newest first
     #[arg(long, value_name = "NUMBER", default_value_t = LISTED)]
     limit: usize,
@@ -88,6 +91,7 @@ async fn list(wanted: &List, config: &Config, terminal: &mut Terminal<'_>) -> Ou
         since: wanted.since.and_then(|age| now.checked_sub(age).ok()),
         kinds: wanted.kind.clone(),
         engine: wanted.engine.clone(),
+        interceptor: wanted.interceptor.clone(),
         limit: wanted.limit,
         ..Filter::default()
     };

@@ -126,8 +126,10 @@ pub struct Filter {
     pub kinds: Vec<Kind>,
     /// Those of this engine and of its replicas.
     pub engine: Option<String>,
-    /// Those that name this message.
-    pub message: Option<MessageId>,
+    /// Those of this interceptor.
+    pub interceptor: Option<String>,
+    /// Those that name one of these messages; all when empty.
+    pub messages: Vec<MessageId>,
     /// At most so many, the newest first.
     pub limit: usize,
 }
@@ -138,7 +140,8 @@ impl Default for Filter {
             since: None,
             kinds: Vec::new(),
             engine: None,
-            message: None,
+            interceptor: None,
+            messages: Vec::new(),
             limit: usize::MAX,
         }
     }
@@ -147,10 +150,14 @@ impl Default for Filter {
 impl Filter {
     fn matches(&self, incident: &Incident) -> bool {
         let of_engine = |wanted: &String| matches!(&incident.subject, Subject::Engine { name, .. } if name == wanted);
+        let of_interceptor =
+            |wanted: &String| matches!(&incident.subject, Subject::Interceptor(id) if id == wanted);
+        let names = |message: MessageId| self.messages.contains(&message);
         self.since.is_none_or(|since| incident.at >= since)
             && (self.kinds.is_empty() || self.kinds.contains(&incident.kind))
             && self.engine.as_ref().is_none_or(of_engine)
-            && self.message.is_none_or(|message| incident.names(message))
+            && self.interceptor.as_ref().is_none_or(of_interceptor)
+            && (self.messages.is_empty() || incident.messages().any(names))
     }
 }
 
@@ -209,13 +216,16 @@ mod tests {
         let strike = incident(Kind::Strike, "clamd", 2).about(about);
         let strike = strike.with("samples", format!("{named}, {about}"));
         let closed = incident(Kind::BreakerClosed, "rspamd", 3);
-        for incident in [&opened, &strike, &closed] {
+        let mut lifted = incident(Kind::InterceptorLifted, "", 0);
+        lifted.subject = Subject::Interceptor("clamd".to_owned());
+        for incident in [&lifted, &opened, &strike, &closed] {
             log.record(incident.clone());
         }
         let all = log.search(Filter::default()).await.expect("search");
-        assert_eq!(all, [closed.clone(), strike.clone(), opened.clone()]);
+        let newest_first = [&closed, &strike, &opened, &lifted];
+        assert_eq!(all, newest_first.map(Incident::clone));
         let any = Filter::default;
-        let engine = |name: &str| Some(name.to_owned());
+        let named_so = |name: &str| Some(name.to_owned());
         let kinds = vec![Kind::BreakerOpened, Kind::BreakerClosed];
         let since = Some(at(2));
         for (filter, expected) in [
@@ -223,28 +233,28 @@ mod tests {
             (Filter { kinds, ..any() }, vec![&closed, &opened]),
             (
                 Filter {
-                    engine: engine("clamd"),
+                    engine: named_so("clamd"),
                     ..any()
                 },
                 vec![&strike, &opened],
             ),
             (
                 Filter {
-                    message: Some(about),
+                    messages: vec![about],
                     ..any()
                 },
                 vec![&strike],
             ),
             (
                 Filter {
-                    message: Some(named),
+                    messages: vec![named],
                     ..any()
                 },
                 vec![&strike],
             ),
             (
                 Filter {
-                    message: Some(MessageId::new()),
+                    messages: vec![MessageId::new()],
                     ..any()
                 },
                 vec![],
@@ -252,7 +262,14 @@ mod tests {
             (Filter { limit: 1, ..any() }, vec![&closed]),
             (
                 Filter {
-                    engine: engine("clam"),
+                    interceptor: named_so("clamd"),
+                    ..any()
+                },
+                vec![&lifted],
+            ),
+            (
+                Filter {
+                    engine: named_so("clam"),
                     ..any()
                 },
                 vec![],

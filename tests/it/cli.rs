@@ -89,6 +89,7 @@ fn tables_and_json_are_as_reviewed() {
         ("queue-list-100.txt", Some(100), &["queue", "list"]),
         ("queue-show.txt", None, &["queue", "show", WAITING]),
         ("explain-held.txt", None, &["explain", MALICIOUS]),
+        ("explain-cause.txt", None, &["explain", UNDETERMINED]),
         ("explain-delivered.txt", None, &["explain", DELIVERED]),
         ("explain-split.txt", None, &["explain", SPLIT]),
         (
