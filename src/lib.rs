@@ -9,6 +9,7 @@
 //! | [`smtp`] | the protocol, without sockets |
 //! | [`store`] | durable state |
 //! | [`scan`] | asks all engines at once |
+//! | [`intercept`] | diverts floods |
 //! | [`policy`] | judges |
 //! | [`delivery`] | passes on |
 //! | [`quarantine`] | holds |
@@ -25,6 +26,7 @@ pub mod config;
 pub mod deadline;
 pub mod delivery;
 pub mod incident;
+pub mod intercept;
 pub mod listener;
 pub mod message;
 pub mod pipeline;

@@ -5,6 +5,7 @@
 //! [`Pattern`] is a conjunction of traits; interceptors are patterns with a consequence.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,20 @@ pub enum Aspect {
 }
 
 impl Aspect {
+    /// All senses.
+    pub const ALL: [Self; 10] = [
+        Self::Attachment,
+        Self::Text,
+        Self::Near,
+        Self::Type,
+        Self::Size,
+        Self::Large,
+        Self::Skeleton,
+        Self::SenderDomain,
+        Self::Subject,
+        Self::Client,
+    ];
+
     /// The word in output.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -77,6 +92,26 @@ pub struct Trait {
 impl fmt::Display for Trait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{:016x}", self.aspect.as_str(), self.value)
+    }
+}
+
+/// The text is no trait.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a trait; write one as they are shown, such as skeleton:00c0ffee00c0ffee")]
+pub struct NotATrait(String);
+
+impl FromStr for Trait {
+    type Err = NotATrait;
+
+    fn from_str(text: &str) -> Result<Self, NotATrait> {
+        let read = || {
+            let (word, digits) = text.split_once(':')?;
+            let aspect = Aspect::ALL.into_iter().find(|a| a.as_str() == word)?;
+            let whole = digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+            let value = whole.then(|| u64::from_str_radix(digits, 16).ok())??;
+            Some(Self { aspect, value })
+        };
+        read().ok_or_else(|| NotATrait(text.chars().take(80).collect()))
     }
 }
 

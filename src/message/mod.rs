@@ -5,9 +5,11 @@ pub mod attachment;
 pub mod content;
 pub mod envelope;
 pub mod fingerprint;
+mod glob;
 pub mod header;
 pub mod id;
 pub mod mime;
+pub mod pattern;
 
 use std::sync::Arc;
 
@@ -16,7 +18,9 @@ pub use attachment::AttachmentFact;
 pub use content::{Charge, Content, MemoryBudget};
 pub use envelope::{BodyKind, Envelope, Notify, Origin, Recipient, Ret};
 pub use fingerprint::{Fingerprint, Identity, Standing, Trait};
+pub use glob::{Glob, NotAGlob};
 pub use id::MessageId;
+pub use pattern::Pattern;
 
 /// One message on its way. Cloning shares everything.
 #[derive(Debug, Clone)]

@@ -11,7 +11,6 @@
 //! The verdict is always what steps 2 to 5 conclude, even where an administrator's rule decides what is done: a rule can
 //! deliver a message that nobody scanned, but it cannot make it clean (promise P4).
 
-mod glob;
 mod judge;
 mod rules;
 mod settings;
@@ -23,7 +22,6 @@ use std::sync::Arc;
 use crate::message::{AttachmentFact, Envelope};
 use crate::verdict::{Decision, Disposition, Report, Verdict};
 
-pub use glob::Glob;
 pub use settings::{Rule, Settings};
 
 /// What policy may look at, for one recipient of a message.

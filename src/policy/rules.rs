@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use crate::message::AttachmentFact;
+use crate::message::{AttachmentFact, Glob};
 use crate::verdict::Report;
 
-use super::{Facts, Glob, Rule};
+use super::{Facts, Rule};
 
 /// Whether one of the patterns matches; no pattern is no condition.
 pub(super) fn any(patterns: &[Glob], text: &str) -> bool {

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::message::Glob;
 use crate::verdict::{Disposition, EngineClass, FindingKind, Reason};
-
-use super::glob::Glob;
 
 /// Everything policy needs to know beside the facts.
 #[derive(Debug, Clone, PartialEq)]

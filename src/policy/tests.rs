@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::message::envelope::Origin;
-use crate::message::{BodyKind, Mailbox, ReversePath};
+use crate::message::{BodyKind, Glob, Mailbox, ReversePath};
 use crate::verdict::{Answer, EngineClass, Finding, FindingKind, Reason};
 
 fn settings() -> Settings {

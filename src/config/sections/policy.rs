@@ -6,7 +6,8 @@ use crate::config::problem::nearest;
 use crate::config::reader::Section;
 use crate::config::units::Wrong;
 use crate::config::value::plain;
-use crate::policy::{Glob, Rule, Settings};
+use crate::message::Glob;
+use crate::policy::{Rule, Settings};
 use crate::verdict::{Disposition, EngineClass, FindingKind, Reason};
 use crate::{listener, scan};
 

@@ -1,4 +1,4 @@
-//! Patterns of rules: `*` stands for any run of characters, `?` for one, everything else for itself without regard to
+//! Patterns of rules and interceptors: `*` stands for any run of characters, `?` for one, everything else for itself without regard to
 //! case.
 //!
 //! Patterns meet untrusted text, so matching must not be able to explode: only the last `*` is ever tried again, which
@@ -6,9 +6,13 @@
 //! whoever parsed it).
 
 use std::fmt;
+use std::str::FromStr;
 
-/// A compiled pattern.
-#[derive(Clone, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// A compiled pattern. As text, and in JSON, as it was written.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Glob {
     written: String,
     folded: Vec<char>,
@@ -71,6 +75,33 @@ impl Glob {
 /// Lower case, character by character; a text and a pattern that differ in case alone fold to the same.
 fn fold(text: &str) -> impl Iterator<Item = char> {
     text.chars().flat_map(char::to_lowercase)
+}
+
+/// The text is no pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a pattern has 1 to {longest} characters", longest = Glob::LONGEST)]
+pub struct NotAGlob;
+
+impl FromStr for Glob {
+    type Err = NotAGlob;
+
+    fn from_str(text: &str) -> Result<Self, NotAGlob> {
+        Self::new(text).ok_or(NotAGlob)
+    }
+}
+
+impl TryFrom<String> for Glob {
+    type Error = NotAGlob;
+
+    fn try_from(text: String) -> Result<Self, NotAGlob> {
+        text.parse()
+    }
+}
+
+impl From<Glob> for String {
+    fn from(glob: Glob) -> Self {
+        glob.written
+    }
 }
 
 impl fmt::Debug for Glob {
