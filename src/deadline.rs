@@ -8,6 +8,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 /// The allowances of `[budget]`, per message.
@@ -29,6 +30,41 @@ impl Default for Budget {
             session: Duration::from_secs(30),
             total: Duration::from_secs(150),
             deferral: Duration::from_secs(4 * 3600),
+        }
+    }
+}
+
+/// The wall clock: for what people read and for what must be understood after a restart. It may jump; what must not,
+/// is a [`Deadline`].
+#[cfg(not(test))]
+pub fn wall_clock() -> Timestamp {
+    Timestamp::now()
+}
+
+#[cfg(test)]
+pub use simulated::{set_wall_clock, wall_clock};
+
+/// In tests a thread can have a wall clock of its own, so that it goes on with paused time.
+#[cfg(test)]
+mod simulated {
+    use std::cell::Cell;
+
+    use super::{Instant, Timestamp};
+
+    thread_local! {
+        static CLOCK: Cell<Option<(Timestamp, Instant)>> = const { Cell::new(None) };
+    }
+
+    /// It is `now` on this thread, and goes on with tokio's time; `None` gives the real one back.
+    pub fn set_wall_clock(now: Option<Timestamp>) {
+        CLOCK.set(now.map(|now| (now, Instant::now())));
+    }
+
+    /// As the one for production, or this thread's own.
+    pub fn wall_clock() -> Timestamp {
+        match CLOCK.get() {
+            Some((at, since)) => at + since.elapsed(),
+            None => Timestamp::now(),
         }
     }
 }
@@ -103,6 +139,17 @@ mod tests {
         let whole = Deadline::after(Duration::from_secs(5));
         assert_eq!(whole.within(Duration::from_secs(60)), whole);
         assert!(whole.within(Duration::from_secs(1)) < whole);
+    }
+
+    /// A wall clock that stood still while time is paused and advanced would leave nothing ever due.
+    #[tokio::test(start_paused = true)]
+    async fn a_simulated_wall_clock_goes_on_with_paused_time() {
+        let start = Timestamp::UNIX_EPOCH;
+        set_wall_clock(Some(start));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(wall_clock(), start + Duration::from_secs(60));
+        set_wall_clock(None);
+        assert!(wall_clock() > start + Duration::from_secs(86_400));
     }
 
     /// Work whose deadline has passed is not even started: it would cost an engine a slot for nobody.

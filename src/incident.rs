@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
+use crate::deadline::wall_clock;
 use crate::message::MessageId;
 
 /// What happened.
@@ -214,7 +215,7 @@ impl Incident {
     pub fn new(kind: Kind, subject: Subject, summary: impl Into<String>) -> Self {
         Self {
             id: Ulid::generate(),
-            at: Timestamp::now(),
+            at: wall_clock(),
             kind,
             subject,
             summary: summary.into(),

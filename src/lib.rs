@@ -5,7 +5,7 @@
 //!
 //! | room | what it does |
 //! |---|---|
-//! | [`message`], [`verdict`], [`deadline`], [`incident`] | the nouns |
+//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`incident`] | the nouns |
 //! | [`smtp`] | the protocol, without sockets |
 //! | [`store`] | durable state |
 //! | [`scan`] | asks all engines at once |
@@ -21,6 +21,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod chance;
 pub mod cli;
 pub mod config;
 pub mod deadline;

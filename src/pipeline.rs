@@ -22,11 +22,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use jiff::Timestamp;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
-use crate::deadline::{Budget, Deadline};
+use crate::deadline::{Budget, Deadline, wall_clock};
 use crate::delivery::{Delivery, Outcome};
 use crate::message::{Content, MemoryBudget, Message};
 use crate::policy::Policy;
@@ -335,7 +334,7 @@ impl Pipeline {
         record: Record,
         content: Content,
     ) -> Result<(), StoreError> {
-        let until = Timestamp::now() + lanes::lease(&generation.budget);
+        let until = wall_clock() + lanes::lease(&generation.budget);
         self.store.put_leased(vec![record], content, until).await
     }
 }

@@ -7,12 +7,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{Generation, Pipeline, events};
-use crate::deadline::{Budget, Deadline, Elapsed};
+use crate::deadline::{Budget, Deadline, Elapsed, wall_clock};
 use crate::message::{Content, Message};
 use crate::quarantine;
 use crate::store::{self, Change, Lane, Record};
@@ -103,10 +102,10 @@ impl Lanes {
     async fn expire(&self) {
         loop {
             let store = &**self.pipeline.store();
-            if let Err(error) = quarantine::expire_due(store, Timestamp::now()).await {
+            if let Err(error) = quarantine::expire_due(store, wall_clock()).await {
                 events::lane_failed("quarantine expiry", &error);
             }
-            if let Err(error) = store::expire_rescans(store, Timestamp::now()).await {
+            if let Err(error) = store::expire_rescans(store, wall_clock()).await {
                 events::lane_failed("rescan expiry", &error);
             }
             Deadline::after(EXPIRY).wait().await;
@@ -117,7 +116,7 @@ impl Lanes {
     async fn take_up(self: &Arc<Self>, lane: Lane, slots: &Arc<Semaphore>) -> usize {
         let free = slots.available_permits();
         let generation = self.pipeline.generation();
-        let now = Timestamp::now();
+        let now = wall_clock();
         let until = now + lease(&generation.budget);
         let claimed = match self.pipeline.store.claim(lane, now, until, free).await {
             Ok(claimed) => claimed,
@@ -189,7 +188,7 @@ impl Lanes {
     /// Its next hop is busy with others, or memory is: it may wait, the rest of the mail may not.
     async fn postpone(&self, mut record: Record) {
         let id = record.id;
-        record.due_at = Timestamp::now() + NO_ROOM;
+        record.due_at = wall_clock() + NO_ROOM;
         if let Err(error) = self
             .pipeline
             .store

@@ -10,6 +10,8 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::{End, Generation, Judged, Passed, lanes};
+use crate::chance;
+use crate::deadline::wall_clock;
 use crate::delivery::{self, Answer, Outbound, Outcome, dsn, schedule};
 use crate::message::{Content, Envelope, Message, MessageId, Recipient, header};
 use crate::smtp::Reply;
@@ -252,7 +254,7 @@ impl Settling<'_> {
     /// Scanned again later, unless its budget or the time for deferrals is used up: then a reviewer decides (P1).
     fn defer(&mut self, decision: &Decision, recipients: &[usize]) -> (&'static str, String) {
         let budget = &self.draft.generation.budget;
-        let waited = Timestamp::now() >= self.draft.message.received_at + budget.deferral;
+        let waited = wall_clock() >= self.draft.message.received_at + budget.deferral;
         let spent = self
             .draft
             .judged
@@ -337,7 +339,7 @@ impl Settling<'_> {
             .iter()
             .filter_map(|at| message.envelope.recipients.get(*at));
         self.history.push(HistoryEntry {
-            at: Timestamp::now(),
+            at: wall_clock(),
             message: message.id,
             event: event.into(),
             sender: message.envelope.reverse_path.clone(),
@@ -425,7 +427,7 @@ impl Settling<'_> {
             .map(|(recipient, _)| recipient.clone())
             .collect();
         record.status.clone_from(&first.text);
-        record.expires_at = Timestamp::now() + draft.generation.retention;
+        record.expires_at = wall_clock() + draft.generation.retention;
         record.released = false;
         self.keep.push(record);
         None
@@ -460,14 +462,14 @@ impl Draft<'_> {
             record.spent = judged.spent;
         }
         record.due_at = match lane {
-            Lane::Held | Lane::Rescan => Timestamp::now(),
-            Lane::Scan if record.attempts == 0 => Timestamp::now(),
-            Lane::Scan => Timestamp::now() + lanes::scan_backoff(record.attempts),
-            Lane::Delivery => Timestamp::now() + self.delivery_backoff(&record),
+            Lane::Held | Lane::Rescan => wall_clock(),
+            Lane::Scan if record.attempts == 0 => wall_clock(),
+            Lane::Scan => wall_clock() + lanes::scan_backoff(record.attempts),
+            Lane::Delivery => wall_clock() + self.delivery_backoff(&record),
         };
         record.expires_at = match lane {
-            Lane::Held => Timestamp::now() + self.generation.retention,
-            Lane::Rescan => Timestamp::now() + RESCAN_FOR,
+            Lane::Held => wall_clock() + self.generation.retention,
+            Lane::Rescan => wall_clock() + RESCAN_FOR,
             Lane::Scan => record.received_at + self.generation.budget.deferral,
             Lane::Delivery => self.tried_until(record.envelope.recipients.first()),
         };
@@ -528,7 +530,7 @@ impl Draft<'_> {
             .first()
             .and_then(|recipient| self.route(recipient));
         route.map_or(Duration::from_secs(60), |settings| {
-            schedule::next_attempt(settings, record.attempts, &mut rand::rng())
+            schedule::next_attempt(settings, record.attempts, &mut chance::rng())
         })
     }
 
@@ -539,12 +541,12 @@ impl Draft<'_> {
         }
         let route = recipient.and_then(|recipient| self.route(recipient));
         let give_up = route.map_or(Duration::from_secs(5 * 86_400), |settings| settings.give_up);
-        Timestamp::now() + give_up
+        wall_clock() + give_up
     }
 
     fn given_up(&self) -> bool {
         self.in_delivery()
-            .is_some_and(|before| Timestamp::now() >= before.expires_at)
+            .is_some_and(|before| wall_clock() >= before.expires_at)
     }
 
     fn in_delivery(&self) -> Option<&Record> {
@@ -559,7 +561,7 @@ impl Draft<'_> {
             arrived: self.message.received_at,
             content: self.message.content.bytes(),
         };
-        let (id, now) = (MessageId::new(), Timestamp::now());
+        let (id, now) = (MessageId::new(), wall_clock());
         let (envelope, content) = original.report(action, about, id, now)?;
         let message = Message {
             id,

@@ -4,6 +4,7 @@ mod scripted;
 
 use std::sync::atomic::Ordering;
 
+use jiff::Timestamp;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::Instant;

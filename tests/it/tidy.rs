@@ -8,6 +8,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("message", 0),
     ("verdict", 0),
     ("deadline", 0),
+    ("chance", 0),
     ("incident", 0),
     ("telemetry", 1),
     ("smtp", 2),

@@ -17,7 +17,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use rand::RngExt as _;
 use tokio::time::Instant;
+
+use crate::chance;
 
 /// Outcomes are counted over this window, in [`BUCKETS`].
 const WINDOW: Duration = Duration::from_secs(10);
@@ -286,7 +289,7 @@ impl Breaker {
     fn open(&mut self, now: Instant, cause: Cause) -> Change {
         let longer = OPEN.saturating_mul(1 << self.openings.min(DOUBLED));
         // Relays that lost an engine together must not come back to it together.
-        let jitter = 0.8 + 0.4 * rand::random::<f64>();
+        let jitter = 0.8 + 0.4 * chance::rng().random::<f64>();
         self.openings += 1;
         self.wrong_in_a_row = 0;
         self.state = State::Open {

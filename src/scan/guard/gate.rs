@@ -22,9 +22,11 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::RngExt as _;
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, Change, State};
+use crate::chance;
 use crate::message::{Fingerprint, MessageId, Standing, Trait};
 use crate::scan::Errand;
 use crate::scan::evidence::Evidence;
@@ -579,10 +581,13 @@ impl Gate {
             .filter(|&at| self.replicas[at].free() > 0)
             .collect();
         let is_well = |at: &usize| !self.replicas[*at].breaker.failed_last();
-        if free.iter().any(is_well) && rand::random_range(0..TRIAL) > 0 {
+        if free.iter().any(is_well) && chance::rng().random_range(0..TRIAL) > 0 {
             free.retain(is_well);
         }
-        let pick = || free.get(rand::random_range(0..free.len().max(1))).copied();
+        let pick = || {
+            free.get(chance::rng().random_range(0..free.len().max(1)))
+                .copied()
+        };
         let two = pick().into_iter().chain(pick());
         two.max_by_key(|&at| self.replicas[at].free())
     }

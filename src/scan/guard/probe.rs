@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::RngExt as _;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
@@ -14,6 +15,7 @@ use super::breaker::State as Breaker;
 use super::gate::End;
 use super::reuse::is_bad;
 use super::state::State;
+use crate::chance;
 use crate::deadline::Deadline;
 use crate::incident::{Incident, Kind};
 use crate::message::envelope::Origin;
@@ -68,7 +70,7 @@ impl Schedule {
         self.last = Some(now);
         // Jitter, so that relays that were started together do not probe together.
         let every = every.unwrap_or(DOUBT);
-        self.next = now + every.mul_f64(0.9 + 0.2 * rand::random::<f64>());
+        self.next = now + every.mul_f64(0.9 + 0.2 * chance::rng().random::<f64>());
         true
     }
 

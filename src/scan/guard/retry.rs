@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::RngExt as _;
 use tokio::time::Instant;
 use tower::ServiceExt;
 
 use super::Call;
 use super::layer::{Next, Outcome};
 use super::state::State;
+use crate::chance;
 use crate::deadline::Deadline;
 use crate::scan::Errand;
 use crate::scan::engine::Class;
@@ -32,7 +34,7 @@ pub(super) async fn again(state: Arc<State>, mut call: Call, next: impl Next) ->
         };
         // Full jitter: callers that failed together must not come back together.
         let longest = PAUSE.saturating_mul(1 << (made - 1).min(10)).min(LONGEST);
-        let pause = longest.mul_f64(rand::random());
+        let pause = longest.mul_f64(chance::rng().random());
         let fits = call.sample.deadline().remaining() > pause;
         let over = error.class() == Class::Permanent || made >= state.settings.attempts || !fits;
         let cost = state.settings.timeout.max(began.elapsed());
