@@ -8,9 +8,10 @@ use serde_json::json;
 use super::exit::{CliError, Exit, Outcome};
 use super::record::{heading, show, show_audit, show_decision, show_reports};
 use super::terminal::{Terminal, safe, size};
-use super::{incident, open_store};
+use super::{incident, intercept, open_store};
 use crate::config::Config;
 use crate::incident::Incident;
+use crate::intercept::Interceptor;
 use crate::message::MessageId;
 use crate::store::history::{self, HistoryEntry};
 use crate::store::incidents::{self, Filter};
@@ -35,6 +36,8 @@ struct Story {
     record: Option<Record>,
     history: Vec<HistoryEntry>,
     audit: Vec<Audit>,
+    /// What keeps it, if that is an interceptor.
+    interceptor: Option<Interceptor>,
     /// Those that name the message, and the newest of what keeps it; the newest first.
     incidents: Vec<Incident>,
 }
@@ -49,7 +52,7 @@ impl Story {
 }
 
 pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
-    let story = find(wanted.id, config).await?;
+    let story = find(wanted.id, config, terminal).await?;
     if story.is_empty() {
         let days = config.store.history.as_secs() / 86_400;
         return Err(CliError::NotFound(format!(
@@ -62,10 +65,12 @@ pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Termin
             record,
             history,
             audit,
+            interceptor,
             incidents,
         } = &story;
         terminal.json(&json!({
-            "record": record, "history": history, "audit": audit, "incidents": incidents,
+            "record": record, "history": history, "audit": audit,
+            "interceptor": interceptor, "incidents": incidents,
         }))?;
         return Ok(Exit::Done);
     }
@@ -73,7 +78,11 @@ pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Termin
     Ok(Exit::Done)
 }
 
-async fn find(id: MessageId, config: &Config) -> Result<Story, CliError> {
+async fn find(
+    id: MessageId,
+    config: &Config,
+    terminal: &mut Terminal<'_>,
+) -> Result<Story, CliError> {
     let store = open_store(config).await?;
     let record = store.get(id).await?;
     // History is kept under the id that the sender knows; a record of one group of recipients has its own.
@@ -81,11 +90,13 @@ async fn find(id: MessageId, config: &Config) -> Result<Story, CliError> {
     let history = history::read(&config.store.path.join(history::FILE), message).await?;
     let audit = store.audited(Some(id.into()), AUDIT).await?;
     let cause = record.as_ref().and_then(|record| record.cause.as_ref());
+    let interceptor = intercept::of_cause(cause, &*store, terminal).await?;
     let incidents = happened(&[id, message], cause, config).await?;
     Ok(Story {
         record,
         history,
         audit,
+        interceptor,
         incidents,
     })
 }
@@ -146,6 +157,7 @@ fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(),
         show_reports(reports, terminal)?;
     }
     decisions(story, terminal)?;
+    intercept::show_cause(story.interceptor.as_ref(), terminal)?;
     if !story.incidents.is_empty() {
         heading("Incidents", terminal)?;
         incident::table(&story.incidents, terminal)?;

@@ -1,5 +1,6 @@
 //! `spillway incident`: what the relay did by itself, and why.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,13 +10,12 @@ use serde_json::json;
 use ulid::Ulid;
 
 use super::exit::{self, CliError, Exit, Outcome};
+use super::named::{self, Named};
 use super::open_store;
 use super::record::heading;
 use super::terminal::{Column, Terminal};
 use crate::config::{self, Config};
 use crate::incident::{Incident, Kind};
-use crate::message::MessageId;
-use crate::store::history;
 use crate::store::incidents::{self, Filter};
 
 /// Incidents that a list shows unless told otherwise.
@@ -130,14 +130,6 @@ pub(super) fn table(incidents: &[Incident], terminal: &mut Terminal<'_>) -> Resu
     terminal.table(&columns, rows)
 }
 
-/// A message that an incident names, and where it is now.
-struct Named {
-    id: MessageId,
-    state: String,
-    sender: String,
-    subject: String,
-}
-
 async fn show(id: Ulid, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
     let Some(incident) = incidents::get(&file(config), id).await? else {
         let days = config.store.incidents.as_secs() / 86_400;
@@ -145,57 +137,14 @@ async fn show(id: Ulid, config: &Config, terminal: &mut Terminal<'_>) -> Outcome
             "no incident {id}: it never was, or it was more than {days} days ago"
         )));
     };
-    let mut ids: Vec<MessageId> = Vec::new();
-    for message in incident.messages() {
-        if !ids.contains(&message) {
-            ids.push(message);
-        }
-    }
-    let messages = named(&ids, config).await?;
+    let store = open_store(config).await?;
+    let messages = named::find(incident.messages(), &*store, config).await?;
     if terminal.json {
-        let messages: Vec<_> = messages
-            .iter()
-            .map(
-                |m| json!({"id": m.id, "state": m.state, "sender": m.sender, "subject": m.subject}),
-            )
-            .collect();
         terminal.json(&json!({"incident": incident, "messages": messages}))?;
         return Ok(Exit::Done);
     }
     tell(&incident, &messages, terminal)?;
     Ok(Exit::Done)
-}
-
-/// From the store, or from history where it is gone.
-async fn named(ids: &[MessageId], config: &Config) -> Result<Vec<Named>, CliError> {
-    if ids.is_empty() {
-        return Ok(Vec::new());
-    }
-    let store = open_store(config).await?;
-    let history = config.store.path.join(history::FILE);
-    let mut named = Vec::new();
-    for id in ids {
-        let found = match store.get(*id).await? {
-            Some(record) => Named {
-                id: *id,
-                state: record.lane.as_str().to_owned(),
-                sender: record.envelope.reverse_path.to_string(),
-                subject: record.subject,
-            },
-            None => {
-                let life = history::read(&history, *id).await?;
-                let last = life.last();
-                Named {
-                    id: *id,
-                    state: last.map_or("unknown", |entry| &*entry.event).to_owned(),
-                    sender: last.map_or(String::new(), |entry| entry.sender.to_string()),
-                    subject: String::new(),
-                }
-            }
-        };
-        named.push(found);
-    }
-    Ok(named)
 }
 
 fn tell(
@@ -211,33 +160,20 @@ fn tell(
         ("subject", incident.subject.to_string()),
         ("summary", incident.summary.clone()),
     ])?;
-    if !incident.evidence.is_empty() {
-        heading("Evidence", terminal)?;
-        let evidence: Vec<_> = incident
-            .evidence
-            .iter()
-            .map(|(what, value)| vec![what.to_string(), value.clone()])
-            .collect();
-        let columns = [Column::whole("WHAT"), Column::whole("VALUE")];
-        terminal.table(&columns, evidence)?;
+    show_evidence(&incident.evidence, terminal)?;
+    named::show("Messages", messages, terminal)
+}
+
+/// What something was decided on; nothing if there is nothing.
+pub(super) fn show_evidence(
+    evidence: &[(Cow<'static, str>, String)],
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    if evidence.is_empty() {
+        return Ok(());
     }
-    if !messages.is_empty() {
-        heading("Messages", terminal)?;
-        let columns = [
-            Column::whole("ID"),
-            Column::whole("STATE"),
-            Column::cut("SENDER"),
-            Column::cut("SUBJECT"),
-        ];
-        let row = |m: &Named| {
-            vec![
-                m.id.to_string(),
-                m.state.clone(),
-                m.sender.clone(),
-                m.subject.clone(),
-            ]
-        };
-        terminal.table(&columns, messages.iter().map(row))?;
-    }
-    Ok(())
+    heading("Evidence", terminal)?;
+    let columns = [Column::whole("WHAT"), Column::whole("VALUE")];
+    let row = |(what, value): &(Cow<'static, str>, String)| vec![what.to_string(), value.clone()];
+    terminal.table(&columns, evidence.iter().map(row))
 }

@@ -9,7 +9,10 @@ mod demo;
 mod exit;
 mod explain;
 mod incident;
+mod intercept;
 mod manual;
+mod named;
+mod person;
 mod quarantine;
 mod queue;
 mod record;
@@ -99,6 +102,9 @@ enum Command {
     /// Look at messages that wait to be scanned or delivered
     #[command(subcommand, after_help = exit::HELP)]
     Queue(queue::Queue),
+    /// Divert mail by what it has in common, before an engine sees it
+    #[command(subcommand, after_help = exit::HELP)]
+    Intercept(intercept::Intercept),
     /// Look at what the relay did by itself, and why
     #[command(subcommand, after_help = exit::HELP)]
     Incident(incident::Incidents),
@@ -171,6 +177,7 @@ fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
         Command::Explain(command) => wait(explain::run(command, &tool(given)?, terminal)),
         Command::Quarantine(command) => wait(quarantine::run(command, &tool(given)?, terminal)),
         Command::Queue(command) => wait(queue::run(command, &tool(given)?, terminal)),
+        Command::Intercept(command) => wait(intercept::run(command, &tool(given)?, terminal)),
         Command::Incident(command) => wait(incident::run(command, &tool(given)?, terminal)),
     }
 }

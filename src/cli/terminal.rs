@@ -83,16 +83,12 @@ impl Terminal<'_> {
 
     /// How long ago, in the largest unit that says something: `5s`, `12m`, `3h`, `9d`.
     pub(super) fn age(&self, at: Timestamp) -> String {
-        let Ok(age) = self.now.since((Unit::Second, at)) else {
-            return String::new();
-        };
-        match age.get_seconds() {
-            ..0 => "0s".to_owned(),
-            s @ 0..120 => format!("{s}s"),
-            s @ 120..7200 => format!("{}m", s / 60),
-            s @ 7200..172_800 => format!("{}h", s / 3600),
-            s => format!("{}d", s / 86_400),
-        }
+        span(at, self.now)
+    }
+
+    /// How long until then, likewise: `in 12m`.
+    pub(super) fn until(&self, at: Timestamp) -> String {
+        format!("in {}", span(self.now, at))
     }
 
     /// Asks whether to go on. Where nobody can be asked the answer is an error that says what to add.
@@ -146,6 +142,19 @@ impl Terminal<'_> {
             self.line(format!("{name:wide$}  {}", safe(value)))?;
         }
         Ok(())
+    }
+}
+
+fn span(from: Timestamp, to: Timestamp) -> String {
+    let Ok(span) = to.since((Unit::Second, from)) else {
+        return String::new();
+    };
+    match span.get_seconds() {
+        ..0 => "0s".to_owned(),
+        s @ 0..120 => format!("{s}s"),
+        s @ 120..7200 => format!("{}m", s / 60),
+        s @ 7200..172_800 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
     }
 }
 

@@ -108,6 +108,12 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     units::size(text).map_err(|wrong| format!("{}; {}", wrong.what, wrong.fix))
 }
 
+/// A network or an address as it is written in a configuration, `192.0.2.0/24`, `192.0.2.7`; else what is wrong and what
+/// to write.
+pub fn parse_network(text: &str) -> Result<ipnet::IpNet, String> {
+    sections::network(text).map_err(|wrong| format!("{}; {}", wrong.what, wrong.fix))
+}
+
 /// The text of a file that is short enough and UTF-8.
 fn file_text(path: &Path) -> Result<String, String> {
     use std::io::Read;

@@ -80,8 +80,9 @@ impl Aspect {
 }
 
 /// One sense in which a message is the same as others: equal traits, equal in that sense. The value is a hash, stable
-/// across restarts and relays.
+/// across restarts and relays. As text, and in JSON, `skeleton:00c0ffee00c0ffee`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Trait {
     /// Which sense.
     pub aspect: Aspect,
@@ -112,6 +113,20 @@ impl FromStr for Trait {
             Some(Self { aspect, value })
         };
         read().ok_or_else(|| NotATrait(text.chars().take(80).collect()))
+    }
+}
+
+impl TryFrom<String> for Trait {
+    type Error = NotATrait;
+
+    fn try_from(text: String) -> Result<Self, NotATrait> {
+        text.parse()
+    }
+}
+
+impl From<Trait> for String {
+    fn from(of: Trait) -> Self {
+        of.to_string()
     }
 }
 

@@ -10,7 +10,8 @@ mod running;
 use std::process::{Command, Stdio};
 
 use fabricated::{
-    DELIVERED, Fabricated, HELD, MALICIOUS, OPENED, SPLIT, STRIKE, UNDETERMINED, WAITING,
+    BY_HAND, DELIVERED, Fabricated, HELD, LEARNED, MALICIOUS, OPENED, SPLIT, STRIKE, UNDETERMINED,
+    WAITING,
 };
 use golden::golden;
 
@@ -97,6 +98,23 @@ fn tables_and_json_are_as_reviewed() {
             None,
             &["explain", WAITING, "--json"],
         ),
+        ("intercept-list-100.txt", Some(100), &["intercept", "list"]),
+        (
+            "intercept-list.json",
+            None,
+            &["intercept", "list", "--json"],
+        ),
+        ("intercept-show.txt", None, &["intercept", "show", LEARNED]),
+        (
+            "intercept-show-by-hand.txt",
+            None,
+            &["intercept", "show", BY_HAND],
+        ),
+        (
+            "intercept-show.json",
+            None,
+            &["intercept", "show", BY_HAND, "--json"],
+        ),
         ("incident-list-100.txt", Some(100), &["incident", "list"]),
         ("incident-list.json", None, &["incident", "list", "--json"]),
         ("incident-show.txt", None, &["incident", "show", OPENED]),
@@ -127,6 +145,9 @@ fn mail_never_acts_on_the_terminal() {
         &["explain", MALICIOUS],
         &["explain", SPLIT],
         &["queue", "list"],
+        &["intercept", "list"],
+        &["intercept", "show", LEARNED],
+        &["intercept", "show", BY_HAND],
         &["incident", "list"],
         &["incident", "show", STRIKE],
         &["quarantine", "delete", "--all", "--dry-run"],
@@ -171,6 +192,79 @@ fn every_filter_narrows() {
         );
         let list: Vec<serde_json::Value> = serde_json::from_str(&ran.out).expect("JSON");
         assert_eq!(list.len(), found, "{filter:?}");
+    }
+}
+
+/// An interceptor made by hand is kept for the relay, tells what it would have caught, is audited, and can be removed once.
+#[test]
+fn interceptors_are_made_and_removed_by_hand() {
+    let store = Fabricated::new();
+    let add = [
+        "intercept",
+        "add",
+        "--sender",
+        "*@EVIL.example",
+        "--for",
+        "2h",
+        "--note",
+        "flood",
+    ];
+    let added = store.run(None, &[&add[..], &["--json"]].concat(), "");
+    assert_eq!(added.exit, 0, "{}", added.err);
+    let added: serde_json::Value = serde_json::from_str(&added.out).expect("JSON");
+    let made = &added["added"];
+    assert_eq!(made["action"], "hold");
+    assert_eq!(made["expires"], "2026-11-20T14:00:00Z");
+    assert_eq!(made["dry_run"], false);
+    assert_eq!(made["origin"]["person"]["note"], "flood");
+    assert_eq!(added["stored"]["looked_at"], 4, "held and waiting mail");
+    assert_eq!(added["stored"]["caught"], 1);
+    assert_eq!(added["stored"]["first"][0], MALICIOUS);
+    let id = made["id"].as_str().expect("an id");
+    let shown = store.run(None, &["intercept", "show", id, "--json"], "");
+    let shown: serde_json::Value = serde_json::from_str(&shown.out).expect("JSON");
+    assert_eq!(&shown["interceptor"], made);
+    assert_eq!(shown["audit"][0]["act"], "add");
+    assert_eq!(shown["audit"][0]["interceptor"], id);
+    let removed = store.run(None, &["intercept", "remove", id, LEARNED], "");
+    assert_eq!(
+        (removed.exit, removed.out),
+        (0, format!("removed {id}\nremoved {LEARNED}\n"))
+    );
+    let again = store.run(None, &["intercept", "remove", id], "");
+    assert_eq!(again.exit, 1);
+    let gone = store.run(None, &["intercept", "show", id], "");
+    assert_eq!(gone.exit, 1);
+    assert!(gone.out.contains("remove by"), "who did it: {}", gone.out);
+    let left = store.run(None, &["intercept", "list", "--json"], "");
+    let left: serde_json::Value = serde_json::from_str(&left.out).expect("JSON");
+    assert_eq!(left.as_array().map(Vec::len), Some(1));
+}
+
+/// What an interceptor would catch is found by every condition that people write, all of them together.
+#[test]
+fn what_an_interceptor_catches_is_counted() {
+    let store = Fabricated::new();
+    let exe = "c0f8b5f5b7a8a7d0f6b7a2b2c3b8b6a0c0f8b5f5b7a8a7d0f6b7a2b2c3b8b6a0";
+    let shown = store.run(None, &["quarantine", "show", MALICIOUS, "--json"], "");
+    let shown: serde_json::Value = serde_json::from_str(&shown.out).expect("JSON");
+    let attached = shown["parts"][2]["sha256"].as_str().expect("a hash");
+    for (conditions, caught) in [
+        (&["--attachment-sha256", attached][..], 1),
+        (&["--attachment-sha256", exe], 0),
+        (&["--subject", "*n*"], 2),
+        (&["--subject", "plan"], 0),
+        (&["--subject", "Plans", "--sender", "*@partner.example"], 1),
+        (&["--subject", "Plans", "--sender", "*@evil.example"], 0),
+        (&["--sender", "<>"], 1),
+        (&["--client", "192.0.2.7"], 4),
+        (&["--client", "198.51.100.0/24"], 0),
+    ] {
+        let add = [&["intercept", "add", "--dry-run", "--json"], conditions].concat();
+        let added = store.run(None, &add, "");
+        let added: serde_json::Value = serde_json::from_str(&added.out).expect("JSON");
+        assert_eq!(added["stored"]["caught"], caught, "{conditions:?}");
+        assert_eq!(added["added"]["dry_run"], true);
     }
 }
 
@@ -363,6 +457,10 @@ fn exit_codes_are_stable() {
         (&["explain", "nonsense"], 64),
         (&["incident", "show", "01ARZ3NDEKTSV4RRFFQ69G5FAV"], 1),
         (&["incident", "show", "nonsense"], 64),
+        (&["intercept", "add"], 64),
+        (&["intercept", "add", "--client", "192.0.2.7/24"], 64),
+        (&["intercept", "add", "--shape", "round"], 64),
+        (&["intercept", "show", "nonsense"], 1),
         (&["incident", "list", "--kind", "nonsense"], 64),
         (&["nonsense"], 64),
         (&["check-config", "--config", "/nowhere/spillway.toml"], 64),

@@ -9,11 +9,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::json;
 
 use super::{Export, Format, Release};
-use crate::cli::control;
 use crate::cli::exit::{CliError, Exit, Outcome};
 use crate::cli::record::{HELD, held_row};
 use crate::cli::select::{Selected, Selection};
 use crate::cli::terminal::{Terminal, count};
+use crate::cli::{control, person};
 use crate::config::Config;
 use crate::message::MessageId;
 use crate::quarantine::{self, Act, QuarantineError, export::Format as Form};
@@ -233,22 +233,9 @@ fn dry_run(verb: &str, number: usize, shown: &[Record], terminal: &mut Terminal<
     Ok(Exit::Done)
 }
 
-/// Who sits at the terminal: the login name of the process's user, and who called sudo.
 fn act(terminal: &Terminal<'_>) -> Act {
-    let uid = rustix::process::getuid().as_raw();
-    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let user = users
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|fields| fields.get(2).is_some_and(|id| id.parse() == Ok(uid)))
-        .and_then(|fields| fields.first().map(|name| (*name).to_owned()))
-        .unwrap_or_else(|| format!("uid {uid}"));
-    let actor = match std::env::var("SUDO_USER") {
-        Ok(person) if !person.is_empty() && person != user => format!("{person} as {user}"),
-        _ => user,
-    };
     Act {
-        actor,
+        actor: person::actor(),
         at: terminal.now,
     }
 }

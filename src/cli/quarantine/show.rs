@@ -10,6 +10,7 @@ use crate::cli::record::{heading, show as show_record, show_audit, show_decision
 use crate::cli::terminal::{Column, Terminal, cut, safe, size};
 use crate::message::header;
 use crate::message::mime::{self, Inspection, Part};
+use crate::message::pattern::AttachmentHash;
 use crate::store::{Record, Store};
 use crate::telemetry::escape::Escaped;
 
@@ -136,6 +137,13 @@ fn show_parts(inspection: &Inspection, terminal: &mut Terminal<'_>) -> Result<()
         ]
     };
     terminal.table(&columns, inspection.parts.iter().map(row))?;
+    for part in inspection.parts.iter().filter(|part| part.is_attachment) {
+        terminal.line(format!(
+            "{}  sha256 {}",
+            part.path,
+            AttachmentHash(part.sha256())
+        ))?;
+    }
     for exceeded in &inspection.exceeded {
         terminal.line(format!("not looked at any further: {}", exceeded.as_str()))?;
     }
@@ -166,7 +174,7 @@ fn remarks(part: &Part) -> Vec<&'static str> {
 }
 
 fn part_json(part: &Part) -> serde_json::Value {
-    let sha256: String = part.sha256().iter().map(|b| format!("{b:02x}")).collect();
+    let sha256 = AttachmentHash(part.sha256()).to_string();
     json!({
         "path": part.path, "declared": part.declared, "looks_like": looks_like(part),
         "octets": part.bytes.len(), "names": part.names, "remarks": remarks(part), "sha256": sha256,

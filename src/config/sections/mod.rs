@@ -64,7 +64,7 @@ fn is_host(text: &str) -> bool {
 }
 
 /// A network: `192.0.2.0/24`; a bare address is the network of this one address.
-fn network(text: &str) -> Result<IpNet, Wrong> {
+pub(super) fn network(text: &str) -> Result<IpNet, Wrong> {
     if let Ok(address) = text.parse::<std::net::IpAddr>() {
         return Ok(IpNet::from(address));
     }

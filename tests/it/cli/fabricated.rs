@@ -8,11 +8,14 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use spillway::cli::Terminal;
 use spillway::incident::{Incident, Kind, Subject};
-use spillway::message::{BodyKind, Content, Envelope, Mailbox, MessageId, Origin, ReversePath};
+use spillway::intercept::{Action, Interceptor, Origin as Maker};
+use spillway::message::{
+    BodyKind, Content, Envelope, Mailbox, MessageId, Origin, Pattern, ReversePath,
+};
 use spillway::store::history::{self, History, HistoryEntry};
 use spillway::store::incidents::{self, Incidents};
 use spillway::store::sqlite::{Role, SqliteStore};
-use spillway::store::{Audit, Cause, Lane, Record, Settings, Store};
+use spillway::store::{Audit, Cause, Lane, Record, Settings, Store, StoredInterceptor};
 use spillway::verdict::{
     Answer, Decision, Disposition, EngineClass, Finding, FindingKind, Reason, Report, Verdict,
 };
@@ -34,6 +37,11 @@ pub const HELD: [&str; 3] = [MALICIOUS, UNDETERMINED, SPLIT];
 pub const OPENED: &str = "01KAJ000000000000000BR0001";
 /// Everything in it is hostile, and it is about [`MALICIOUS`].
 pub const STRIKE: &str = "01KAJ000000000000000ST0001";
+
+/// Made by the learner; caught [`SPLIT`] and a message that nobody knows.
+pub const LEARNED: &str = "01KAJ000000000000000NT0001";
+/// Made by a person, whose note is hostile; a dry run that has ended.
+pub const BY_HAND: &str = "01KAJ000000000000000PE0001";
 
 /// The message that [`SPLIT`] is part of.
 const WHOLE: &str = "01KAJ0000000000000000WH001";
@@ -142,6 +150,15 @@ async fn fill(settings: &Settings) {
         detail: "/tmp/\u{1b}[2Jsample.eml".to_owned(),
     };
     store.audit(seen).await.expect("audits");
+    for interceptor in [learned(), by_hand()] {
+        let document = StoredInterceptor {
+            id: interceptor.id.clone(),
+            version: 0,
+            body: serde_json::to_string(&interceptor).expect("JSON"),
+        };
+        let kept = store.keep_interceptor(document, None).await;
+        kept.expect("keeps").expect("is new");
+    }
     store.close().await;
     let path = settings.path.join(history::FILE);
     let history = History::open(&path, Duration::MAX).expect("opens");
@@ -154,6 +171,46 @@ async fn fill(settings: &Settings) {
         log.record(incident);
     }
     log.close().await;
+}
+
+fn learned() -> Interceptor {
+    Interceptor {
+        id: LEARNED.to_owned(),
+        pattern: Pattern::of(["skeleton:00c0ffee00c0ffee".parse().expect("a trait")]),
+        action: Action::Hold,
+        origin: Maker::Learned {
+            evidence: vec![
+                ("precision".into(), "0.97".to_owned()),
+                ("subjects".into(), "\u{1b}[2JInvoice".to_owned()),
+            ],
+        },
+        made: ago(7300),
+        expires: Some(ago(-600)),
+        dry_run: false,
+        hits: 123,
+        samples: vec![id(SPLIT), id("01KAJ0000000000000000GN001")],
+    }
+}
+
+fn by_hand() -> Interceptor {
+    Interceptor {
+        id: BY_HAND.to_owned(),
+        pattern: Pattern {
+            subject: Some("*gnp".parse().expect("a pattern")),
+            client: Some("192.0.2.0/24".parse().expect("a network")),
+            ..Pattern::default()
+        },
+        origin: Maker::Person {
+            who: "rita".to_owned(),
+            note: "ticket 17\n\u{9b}31mred".to_owned(),
+        },
+        made: ago(86_400),
+        expires: Some(ago(60)),
+        dry_run: true,
+        hits: 1,
+        samples: vec![id(MALICIOUS)],
+        ..learned()
+    }
 }
 
 /// What the relay did by itself, the oldest first.
@@ -395,6 +452,7 @@ fn split() -> (Record, String) {
     );
     held.score = 1.5;
     record.decision = Some(held);
+    record.cause = Some(Cause::Interceptor(LEARNED.to_owned()));
     (record, content.to_owned())
 }
 

@@ -1,0 +1,403 @@
+//! `spillway intercept`: interceptors, made here by hand or by the relay itself.
+
+mod stored;
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use ipnet::IpNet;
+use serde_json::json;
+use ulid::Ulid;
+
+use super::exit::{self, CliError, Exit, Outcome};
+use super::record::{heading, show_audit};
+use super::terminal::{Column, Terminal, count, safe};
+use super::{control, incident, named, open_store, person};
+use crate::config::{self, Config};
+use crate::intercept::{Action, Interceptor, Origin};
+use crate::message::pattern::{AttachmentHash, Pattern};
+use crate::message::{Glob, Trait};
+use crate::store::{Audit, Cause, Object, Store, StoredInterceptor};
+
+use stored::Caught;
+
+/// Audit entries that are shown.
+const AUDIT: usize = 100;
+/// Characters of a note at most.
+const NOTE: usize = 500;
+
+/// The family.
+#[derive(Debug, Subcommand)]
+pub(super) enum Intercept {
+    /// Send mail to quarantine by what it has in common, before an engine sees it
+    ///
+    /// A message is held when every given condition holds. The running relay takes it up at once.
+    #[command(after_help = exit::HELP)]
+    Add(Add),
+    /// List interceptors, the newest first
+    #[command(after_help = exit::HELP)]
+    List,
+    /// Show an interceptor: who or what made it and why, and what it caught
+    #[command(after_help = exit::HELP)]
+    Show(Show),
+    /// Remove interceptors; what they hold stays held
+    #[command(after_help = exit::HELP)]
+    Remove(Remove),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Add {
+    #[command(flatten)]
+    conditions: Conditions,
+    /// How long it lasts: 30m, 2h, 7d [default: until it is removed]
+    #[arg(long = "for", value_name = "AGE", value_parser = config::parse_duration)]
+    lasts: Option<Duration>,
+    /// Only count what it would catch
+    #[arg(long)]
+    dry_run: bool,
+    /// Why, for those who come later
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    note: String,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+#[command(next_help_heading = "Which messages (every condition must hold)")]
+struct Conditions {
+    /// An attachment with this SHA-256, as `quarantine show` prints it
+    #[arg(long, value_name = "SHA256")]
+    attachment_sha256: Option<AttachmentHash>,
+    /// The whole subject, `*` for any characters: "*invoice*"
+    #[arg(long, value_name = "PATTERN")]
+    subject: Option<Glob>,
+    /// The sender's whole address, `*` for any characters: "*@example.com"; "<>" for the null one
+    #[arg(long, value_name = "PATTERN")]
+    sender: Option<Glob>,
+    /// A client's address or network: 192.0.2.7, 192.0.2.0/24
+    #[arg(long, value_name = "NETWORK", value_parser = config::parse_network)]
+    client: Option<IpNet>,
+    /// A shape as other interceptors show it: skeleton:00c0ffee00c0ffee; may be given several times
+    #[arg(long, value_name = "SHAPE")]
+    shape: Vec<Trait>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// The interceptor's id
+    id: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Remove {
+    /// The interceptors' ids
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<String>,
+}
+
+pub(super) async fn run(
+    command: &Intercept,
+    config: &Config,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    let store = open_store(config).await?;
+    let store = &*store;
+    match command {
+        Intercept::Add(wanted) => {
+            let done = add(wanted, store, terminal).await?;
+            control::wake(&config.admin.socket).await;
+            Ok(done)
+        }
+        Intercept::List => list(store, terminal).await,
+        Intercept::Show(wanted) => show(&wanted.id, store, config, terminal).await,
+        Intercept::Remove(wanted) => {
+            let done = remove(&wanted.ids, store, terminal).await?;
+            control::wake(&config.admin.socket).await;
+            Ok(done)
+        }
+    }
+}
+
+async fn add(wanted: &Add, store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
+    let given = &wanted.conditions;
+    let pattern = Pattern {
+        traits: given.shape.clone(),
+        attachment: given.attachment_sha256,
+        subject: given.subject.clone(),
+        sender: given.sender.clone(),
+        client: given.client,
+    };
+    if wanted.note.chars().count() > NOTE {
+        return Err(CliError::Usage(format!(
+            "a note has at most {NOTE} characters"
+        )));
+    }
+    let interceptor = Interceptor {
+        id: Ulid::generate().to_string(),
+        pattern,
+        action: Action::Hold,
+        origin: Origin::Person {
+            who: person::actor(),
+            note: wanted.note.clone(),
+        },
+        made: terminal.now,
+        // A time beyond all calendars is no end.
+        expires: wanted
+            .lasts
+            .and_then(|lasts| terminal.now.checked_add(lasts).ok()),
+        dry_run: wanted.dry_run,
+        hits: 0,
+        samples: Vec::new(),
+    };
+    let body = serde_json::to_string(&interceptor)
+        .map_err(|error| CliError::Internal(error.to_string()))?;
+    let audit = audit("add", &interceptor.id, what(&interceptor), terminal);
+    let document = StoredInterceptor {
+        id: interceptor.id.clone(),
+        version: 0,
+        body,
+    };
+    if store
+        .keep_interceptor(document, Some(audit))
+        .await?
+        .is_none()
+    {
+        let what = format!("{} exists already", interceptor.id);
+        return Err(CliError::Internal(what));
+    }
+    let caught = stored::catches(&interceptor.pattern, store).await?;
+    if terminal.json {
+        terminal.json(&json!({"added": interceptor, "stored": caught}))?;
+        return Ok(Exit::Done);
+    }
+    terminal.line(format!("added {}", interceptor.id))?;
+    tell(&interceptor, &caught, terminal)?;
+    Ok(Exit::Done)
+}
+
+/// What it does with which mail, in one line.
+fn what(interceptor: &Interceptor) -> String {
+    let dry = if interceptor.dry_run {
+        " (dry run)"
+    } else {
+        ""
+    };
+    format!("{}{dry} {}", interceptor.action, interceptor.pattern)
+}
+
+fn audit(act: &str, id: &str, detail: String, terminal: &Terminal<'_>) -> Audit {
+    Audit {
+        at: terminal.now,
+        actor: person::actor(),
+        act: act.to_owned(),
+        object: Object::Interceptor(id.to_owned()),
+        detail,
+    }
+}
+
+/// All that can be read, the newest first; the others are told of.
+async fn all(store: &dyn Store, terminal: &mut Terminal<'_>) -> Result<Vec<Interceptor>, CliError> {
+    let stored = store.interceptors(None).await?;
+    let mut interceptors: Vec<Interceptor> = Vec::new();
+    for document in stored.into_iter().flat_map(|stored| stored.all) {
+        match serde_json::from_str(&document.body) {
+            Ok(interceptor) => interceptors.push(interceptor),
+            Err(error) => terminal.note(format!(
+                "interceptor {} cannot be read: {error}",
+                safe(&document.id)
+            ))?,
+        }
+    }
+    interceptors.sort_by(|a, b| (b.made, &b.id).cmp(&(a.made, &a.id)));
+    Ok(interceptors)
+}
+
+async fn list(store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
+    let interceptors = all(store, terminal).await?;
+    if terminal.json {
+        terminal.json(&interceptors)?;
+        return Ok(Exit::Done);
+    }
+    let columns = [
+        Column::whole("ID"),
+        Column::whole("ACTION"),
+        Column::cut("BY"),
+        Column::whole("AGE"),
+        Column::whole("ENDS"),
+        Column::whole("HITS"),
+        Column::cut("MAIL WITH"),
+    ];
+    let row = |interceptor: &Interceptor| {
+        vec![
+            interceptor.id.clone(),
+            action(interceptor),
+            by(interceptor).to_owned(),
+            terminal.age(interceptor.made),
+            ends(interceptor, terminal),
+            interceptor.hits.to_string(),
+            interceptor.pattern.to_string(),
+        ]
+    };
+    let rows: Vec<_> = interceptors.iter().map(row).collect();
+    terminal.table(&columns, rows)?;
+    Ok(Exit::Done)
+}
+
+fn action(interceptor: &Interceptor) -> String {
+    match interceptor.dry_run {
+        true => format!("{} (dry run)", interceptor.action),
+        false => interceptor.action.to_string(),
+    }
+}
+
+fn by(interceptor: &Interceptor) -> &str {
+    match &interceptor.origin {
+        Origin::Learned { .. } => "learned",
+        Origin::Person { who, .. } => who,
+    }
+}
+
+fn ends(interceptor: &Interceptor, terminal: &Terminal<'_>) -> String {
+    match interceptor.expires {
+        _ if interceptor.has_expired(terminal.now) => "ended".to_owned(),
+        Some(end) => terminal.until(end),
+        None => "-".to_owned(),
+    }
+}
+
+async fn show(
+    id: &str,
+    store: &dyn Store,
+    config: &Config,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    let interceptors = all(store, terminal).await?;
+    let found = interceptors.into_iter().find(|known| known.id == id);
+    let object = Object::Interceptor(id.to_owned());
+    let audit = store.audited(Some(object), AUDIT).await?;
+    let Some(interceptor) = found else {
+        return gone(id, &audit, terminal);
+    };
+    let samples = named::find(interceptor.samples.iter().copied(), store, config).await?;
+    let caught = stored::catches(&interceptor.pattern, store).await?;
+    if terminal.json {
+        terminal.json(&json!({
+            "interceptor": interceptor, "samples": samples, "stored": caught, "audit": audit,
+        }))?;
+        return Ok(Exit::Done);
+    }
+    tell(&interceptor, &caught, terminal)?;
+    if let Origin::Learned { evidence } = &interceptor.origin {
+        incident::show_evidence(evidence, terminal)?;
+    }
+    named::show("The first it caught", &samples, terminal)?;
+    show_audit(&audit, terminal)?;
+    Ok(Exit::Done)
+}
+
+/// One that was here is known to the audit still.
+fn gone(id: &str, audit: &[Audit], terminal: &mut Terminal<'_>) -> Outcome {
+    if !audit.is_empty() && !terminal.json {
+        show_audit(audit, terminal)?;
+    }
+    Err(CliError::NotFound(format!(
+        "there is no interceptor {id} (any more); `spillway incident list --interceptor {id}` tells whether there was"
+    )))
+}
+
+fn tell(
+    interceptor: &Interceptor,
+    caught: &Option<Caught>,
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    let mut fields = fields(interceptor, terminal);
+    let caught = caught.as_ref().map(Caught::to_string);
+    let caught = caught.unwrap_or_else(|| "shapes are not compared".to_owned());
+    fields.push(("of what is stored", caught));
+    terminal.fields(&fields)
+}
+
+/// What there is to say about an interceptor by itself.
+fn fields(interceptor: &Interceptor, terminal: &Terminal<'_>) -> Vec<(&'static str, String)> {
+    let note = match &interceptor.origin {
+        Origin::Person { note, .. } => note.clone(),
+        Origin::Learned { .. } => String::new(),
+    };
+    let made = terminal.time(interceptor.made);
+    let hits = usize::try_from(interceptor.hits).unwrap_or(usize::MAX);
+    let ending = match interceptor.expires {
+        Some(end) => format!("{} ({})", terminal.time(end), ends(interceptor, terminal)),
+        None => "when it is removed".to_owned(),
+    };
+    vec![
+        ("id", interceptor.id.clone()),
+        ("mail with", interceptor.pattern.to_string()),
+        ("action", action(interceptor)),
+        ("made by", by(interceptor).to_owned()),
+        ("note", note),
+        (
+            "made",
+            format!("{made} ({} ago)", terminal.age(interceptor.made)),
+        ),
+        ("ends", ending),
+        ("caught", count(hits, "message")),
+    ]
+}
+
+/// What keeps a message, in the words of [`show`]; nothing if it is no interceptor, or one that is gone.
+pub(super) fn show_cause(
+    interceptor: Option<&Interceptor>,
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    let Some(interceptor) = interceptor else {
+        return Ok(());
+    };
+    heading("Interceptor", terminal)?;
+    let fields = fields(interceptor, terminal);
+    terminal.fields(&fields)
+}
+
+/// The interceptor that keeps a message, if one does and it is still there.
+pub(super) async fn of_cause(
+    cause: Option<&Cause>,
+    store: &dyn Store,
+    terminal: &mut Terminal<'_>,
+) -> Result<Option<Interceptor>, CliError> {
+    let Some(Cause::Interceptor(id)) = cause else {
+        return Ok(None);
+    };
+    let all = all(store, terminal).await?;
+    Ok(all.into_iter().find(|known| known.id == *id))
+}
+
+async fn remove(ids: &[String], store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
+    let known = all(store, terminal).await?;
+    let (mut removed, mut left) = (Vec::new(), Vec::new());
+    for id in ids {
+        let interceptor = known.iter().find(|known| known.id == *id);
+        let detail = interceptor.map_or(String::new(), what);
+        let audit = audit("remove", id, detail, terminal);
+        match store.drop_interceptor(id.clone(), Some(audit)).await? {
+            true => removed.push(id),
+            false => left.push(id),
+        }
+    }
+    if terminal.json {
+        terminal.json(&json!({"removed": removed, "left": left}))?;
+    } else {
+        for id in &left {
+            terminal.note(format!("there is no interceptor {} (any more)", safe(id)))?;
+        }
+        for id in &removed {
+            terminal.line(format!("removed {}", safe(id)))?;
+        }
+    }
+    Ok(match left.is_empty() {
+        true => Exit::Done,
+        false => Exit::Found,
+    })
+}

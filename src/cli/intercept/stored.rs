@@ -1,0 +1,119 @@
+//! What a pattern catches among the messages that are stored: the nearest thing to knowing what it will catch.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::cli::exit::CliError;
+use crate::cli::terminal::count;
+use crate::message::mime::{self, Inspection};
+use crate::message::pattern::Facts;
+use crate::message::{Fingerprint, Identity, MessageId, Pattern};
+use crate::store::{Filter, Lane, Record, Store, StoreError};
+
+/// Messages that are looked at: each has to be read and taken apart.
+const LOOKED_AT: usize = 2000;
+/// Messages read at once.
+const PAGE: usize = 200;
+/// Messages that are named.
+const NAMED: usize = 5;
+
+/// How many it catches.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Caught {
+    /// Messages that are held, or wait to be scanned or delivered; the newest, at most [`LOOKED_AT`].
+    looked_at: usize,
+    /// Those of them that it catches.
+    caught: usize,
+    /// The newest of these.
+    first: Vec<MessageId>,
+}
+
+impl fmt::Display for Caught {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let newest = if self.looked_at == LOOKED_AT {
+            "newest "
+        } else {
+            ""
+        };
+        let all = count(self.looked_at, "message");
+        write!(f, "matches {} of the {newest}{all}", self.caught)?;
+        let first: Vec<String> = self.first.iter().map(MessageId::to_string).collect();
+        match first.is_empty() {
+            true => Ok(()),
+            false => write!(
+                f,
+                ": {}{}",
+                first.join(", "),
+                if self.caught > NAMED { " …" } else { "" }
+            ),
+        }
+    }
+}
+
+/// Compares the pattern with what is held and what waits; `None` for one with traits, which are those of a message on its
+/// way and are not kept with it.
+pub(super) async fn catches(
+    pattern: &Pattern,
+    store: &dyn Store,
+) -> Result<Option<Caught>, CliError> {
+    if !pattern.traits.is_empty() {
+        return Ok(None);
+    }
+    let mut caught = Caught::default();
+    let mut filter = Filter {
+        lanes: vec![Lane::Held, Lane::Scan, Lane::Delivery],
+        limit: PAGE,
+        ..Filter::default()
+    };
+    while caught.looked_at < LOOKED_AT {
+        let page = store.search(filter.clone()).await?;
+        if page.is_empty() {
+            break;
+        }
+        filter.offset += page.len();
+        for record in page.iter().take(LOOKED_AT - caught.looked_at) {
+            caught.looked_at += 1;
+            if one(pattern, record, store).await? {
+                caught.caught += 1;
+                if caught.first.len() < NAMED {
+                    caught.first.push(record.id);
+                }
+            }
+        }
+    }
+    Ok(Some(caught))
+}
+
+async fn one(pattern: &Pattern, record: &Record, store: &dyn Store) -> Result<bool, CliError> {
+    let content = match store.content(record.id).await {
+        Ok(content) => content,
+        // Gone meanwhile, or damaged: there is nothing to compare.
+        Err(StoreError::NotFound(_) | StoreError::Damaged(..)) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    let (pattern, envelope) = (pattern.clone(), record.envelope.clone());
+    // Not on the runtime's thread: a message may be large.
+    let compare = move || {
+        let inspection = mime::inspect(&content, mime::Limits::default());
+        pattern.matches(&Facts {
+            envelope: &envelope,
+            subject: inspection.subject.as_deref().unwrap_or_default(),
+            fingerprint: &fingerprint(&inspection),
+        })
+    };
+    tokio::task::spawn_blocking(compare)
+        .await
+        .map_err(|error| CliError::Internal(error.to_string()))
+}
+
+/// What of the fingerprint the conditions that people write look at.
+fn fingerprint(inspection: &Inspection) -> Fingerprint {
+    let attachments = inspection.parts.iter().filter(|part| part.is_attachment);
+    Fingerprint {
+        identity: Identity([0; 32]),
+        exact: Box::new([]),
+        broad: Box::new([]),
+        attachments: attachments.map(|part| part.sha256()).collect(),
+    }
+}

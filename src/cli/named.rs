@@ -1,0 +1,80 @@
+//! Messages that something names, and where they are now.
+
+use serde::Serialize;
+
+use super::exit::CliError;
+use super::record::heading;
+use super::terminal::{Column, Terminal};
+use crate::config::Config;
+use crate::message::MessageId;
+use crate::store::{Store, history};
+
+/// One of them.
+#[derive(Debug, Serialize)]
+pub(super) struct Named {
+    id: MessageId,
+    state: String,
+    sender: String,
+    subject: String,
+}
+
+/// From the store, or from history where they are gone; each once.
+pub(super) async fn find(
+    ids: impl IntoIterator<Item = MessageId>,
+    store: &dyn Store,
+    config: &Config,
+) -> Result<Vec<Named>, CliError> {
+    let history = config.store.path.join(history::FILE);
+    let mut found: Vec<Named> = Vec::new();
+    for id in ids {
+        if found.iter().any(|named| named.id == id) {
+            continue;
+        }
+        found.push(match store.get(id).await? {
+            Some(record) => Named {
+                id,
+                state: record.lane.as_str().to_owned(),
+                sender: record.envelope.reverse_path.to_string(),
+                subject: record.subject,
+            },
+            None => {
+                let life = history::read(&history, id).await?;
+                let last = life.last();
+                Named {
+                    id,
+                    state: last.map_or("unknown", |entry| &*entry.event).to_owned(),
+                    sender: last.map_or(String::new(), |entry| entry.sender.to_string()),
+                    subject: String::new(),
+                }
+            }
+        });
+    }
+    Ok(found)
+}
+
+/// A line for each under `title`; nothing if there are none.
+pub(super) fn show(
+    title: &str,
+    messages: &[Named],
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    if messages.is_empty() {
+        return Ok(());
+    }
+    heading(title, terminal)?;
+    let columns = [
+        Column::whole("ID"),
+        Column::whole("STATE"),
+        Column::cut("SENDER"),
+        Column::cut("SUBJECT"),
+    ];
+    let row = |named: &Named| {
+        vec![
+            named.id.to_string(),
+            named.state.clone(),
+            named.sender.clone(),
+            named.subject.clone(),
+        ]
+    };
+    terminal.table(&columns, messages.iter().map(row))
+}
