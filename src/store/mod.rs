@@ -67,7 +67,7 @@ pub enum Lane {
     /// In quarantine, until a reviewer or time decides.
     Held,
     /// Delivered with less than full coverage; its content is kept to be scanned again by the engines that were missing.
-    /// All of the lane together is bounded by [`Settings::rescan_bytes`]: what would expire first gives way.
+    /// All of the lane together is bounded by [`Settings::rescan_bytes`]: what would expire first gives way, under lease or not.
     Rescan,
 }
 
