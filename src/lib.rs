@@ -16,6 +16,7 @@
 //! | [`config`] | what was written becomes what each room needs |
 //! | [`admin`] | a running relay for its administrators |
 //! | [`telemetry`] | log and metrics |
+//! | [`trust`] | whose certificates are believed |
 
 #![forbid(unsafe_code)]
 
@@ -37,4 +38,5 @@ pub mod scan;
 pub mod smtp;
 pub mod store;
 pub mod telemetry;
+pub mod trust;
 pub mod verdict;

@@ -51,20 +51,29 @@ pub enum FindingKind {
     Policy,
     /// A trait of malware, not proof of it; counts by its score.
     Suspicious,
+    /// What the engine counts for or against a message that it does not object to: adds to the score, and nothing was
+    /// found.
+    Score,
     /// Worth showing, worth nothing in a score by itself.
     Info,
 }
 
 impl FindingKind {
     /// All kinds, the gravest first.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Malware,
         Self::Phishing,
         Self::Policy,
         Self::Spam,
         Self::Suspicious,
+        Self::Score,
         Self::Info,
     ];
+
+    /// Whether the engine objects to something: not where it only counts or remarks.
+    pub fn is_objection(self) -> bool {
+        !matches!(self, Self::Score | Self::Info)
+    }
 
     /// The word in configuration and output.
     pub fn as_str(self) -> &'static str {
@@ -74,6 +83,7 @@ impl FindingKind {
             Self::Spam => "spam",
             Self::Policy => "policy",
             Self::Suspicious => "suspicious",
+            Self::Score => "score",
             Self::Info => "info",
         }
     }

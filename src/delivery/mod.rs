@@ -197,15 +197,9 @@ pub enum BuildError {
     /// The password file cannot be used.
     #[error("password file {path}: {why}", path = .0.display(), why = .1)]
     Password(PathBuf, String),
-    /// The certificate file cannot be used.
-    #[error("certificate file {path}: {why}", path = .0.display(), why = .1)]
-    Ca(PathBuf, String),
-    /// No certificates of authorities on this system.
-    #[error("the system has no certificates of authorities (set tls_ca): {0}")]
-    NoSystemCa(String),
-    /// The TLS library refuses to be set up.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(String),
+    /// No certificate can be checked.
+    #[error(transparent)]
+    Trust(#[from] crate::trust::NoTrust),
     /// Two next hops want the same mail.
     #[error("the domain {domain:?} is claimed by the next hops {first} and {second}")]
     DomainTwice {

@@ -3,60 +3,32 @@
 //! Opportunistic and required encryption accept any certificate: they protect against listeners, not against somebody
 //! in the middle, who could just as well take STARTTLS out of the EHLO reply. Only `verified` protects against both.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use rustls_pki_types::pem::PemObject;
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::TlsConnector;
 
 use super::{BuildError, SmtpSettings, TlsMode};
+use crate::trust::{self, NoTrust};
 
 /// The connector for a next hop; `None` when TLS is off.
 pub fn connector(settings: &SmtpSettings) -> Result<Option<TlsConnector>, BuildError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| BuildError::Tls(error.to_string()))?;
-    let config = match settings.tls {
+    match settings.tls {
         TlsMode::Off => return Ok(None),
-        TlsMode::Opportunistic | TlsMode::Required => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-            .with_no_client_auth(),
-        TlsMode::Verified => builder
-            .with_root_certificates(roots(settings.tls_ca.as_deref())?)
-            .with_no_client_auth(),
-    };
+        TlsMode::Opportunistic | TlsMode::Required => {}
+        TlsMode::Verified => return Ok(Some(trust::verified(settings.tls_ca.as_deref())?)),
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| NoTrust::Tls(error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        .with_no_client_auth();
     Ok(Some(TlsConnector::from(Arc::new(config))))
-}
-
-/// The certificates of the file, or else the system's.
-fn roots(file: Option<&Path>) -> Result<RootCertStore, BuildError> {
-    let mut roots = RootCertStore::empty();
-    let Some(file) = file else {
-        let found = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(found.certs);
-        if roots.is_empty() {
-            let why = found.errors.first().map(ToString::to_string);
-            return Err(BuildError::NoSystemCa(why.unwrap_or_default()));
-        }
-        return Ok(roots);
-    };
-    let broken = |why: String| BuildError::Ca(file.to_owned(), why);
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|e| broken(e.to_string()))? {
-        let certificate = certificate.map_err(|error| broken(error.to_string()))?;
-        roots
-            .add(certificate)
-            .map_err(|error| broken(error.to_string()))?;
-    }
-    if roots.is_empty() {
-        return Err(broken("it contains no certificate".to_owned()));
-    }
-    Ok(roots)
 }
 
 /// Accepts every certificate, and checks only that the peer has its key.

@@ -18,6 +18,12 @@ impl MessageId {
     pub fn new() -> Self {
         Self(ulid::Ulid::generate())
     }
+
+    /// When it was made, to the millisecond; the epoch if that is no time of this calendar.
+    pub fn received_at(&self) -> jiff::Timestamp {
+        let milliseconds = i64::try_from(self.0.timestamp_ms()).unwrap_or_default();
+        jiff::Timestamp::from_millisecond(milliseconds).unwrap_or_default()
+    }
 }
 
 impl Default for MessageId {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::delivery::{Answer, Kind, Settings as HopSettings, SmtpSettings, TlsMode};
 use crate::message::{BodyKind, Envelope, Mailbox, MessageId, Origin, ReversePath};
-use crate::scan::engine::{ClamdAddress, Kind as EngineKind};
+use crate::scan::engine::{Address, Kind as EngineKind};
 use crate::smtp::RemoteReply;
 use crate::store::Lane;
 use crate::verdict::{EngineClass, Verdict};
@@ -350,7 +350,7 @@ async fn hung_engine(timeout: Duration) -> crate::scan::Settings {
         max_size: 1 << 20,
         weight: 1.0,
         kind: EngineKind::Clamd {
-            addresses: vec![ClamdAddress::Socket(address)],
+            addresses: vec![Address::Socket(address)],
             connect_timeout: Duration::from_secs(1),
         },
     }

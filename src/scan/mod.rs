@@ -248,7 +248,9 @@ fn limits<'a>(engines: impl Iterator<Item = &'a Settings>) -> mime::Limits {
                 parts: limits.parts.max(wants.max_parts),
                 ..limits
             },
-            engine::Kind::Clamd { .. } | engine::Kind::Rules { .. } => limits,
+            engine::Kind::Clamd { .. }
+            | engine::Kind::Spamd { .. }
+            | engine::Kind::Rules { .. } => limits,
         },
     )
 }

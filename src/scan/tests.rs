@@ -400,7 +400,7 @@ fn all_bad_engines_are_told_at_once() {
     none.slots = 0;
     let mut nowhere = settings("nowhere");
     nowhere.kind = engine::Kind::Clamd {
-        addresses: vec![engine::ClamdAddress::Tcp("localhost".to_owned())],
+        addresses: vec![engine::Address::Tcp("localhost".to_owned())],
         connect_timeout: Duration::from_secs(1),
     };
     let mut empty = settings("empty");
@@ -426,7 +426,7 @@ async fn a_new_configuration_keeps_the_scans_under_way() {
     let clamd = |slots: usize| Settings {
         slots,
         kind: engine::Kind::Clamd {
-            addresses: vec![engine::ClamdAddress::Unix("/nowhere/clamd.ctl".into())],
+            addresses: vec![engine::Address::Unix("/nowhere/clamd.ctl".into())],
             connect_timeout: Duration::from_secs(1),
         },
         ..settings("clamd")

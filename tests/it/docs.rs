@@ -49,7 +49,7 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     blocks.map(inside).collect()
 }
 
-/// Every configuration in the guide, whole or in part, is accepted as it stands, without a warning.
+/// Every configuration in the documents, whole or in part, is accepted as it stands, without a warning.
 #[test]
 fn configurations_in_the_guide_are_accepted() {
     let folder = tempfile::tempdir().expect("folder");
@@ -67,8 +67,12 @@ fn configurations_in_the_guide_are_accepted() {
     }
     std::fs::write(folder.path().join("smarthost.password"), "secret\n").expect("a password");
     let here = format!("{}/", folder.path().display());
-    let examples = blocks(&guide(), "toml");
-    assert!(examples.len() >= 7, "{} examples", examples.len());
+    let all = documents();
+    let examples: Vec<String> = all
+        .iter()
+        .flat_map(|(_, text)| blocks(text, "toml"))
+        .collect();
+    assert!(examples.len() >= 8, "{} examples", examples.len());
     for example in examples {
         let file = folder.path().join("spillway.toml");
         std::fs::write(&file, example.replace("/etc/spillway/", &here)).expect("a file");

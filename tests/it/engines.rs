@@ -3,8 +3,8 @@
 use crate::client::Client;
 use crate::relay::{Site, eventually};
 use crate::samples;
-use crate::servers::Clamd;
-use spillway::store::{Filter, Lane};
+use crate::servers::{Clamd, Spamd};
+use spillway::store::{Filter, Lane, Record};
 
 /// clamd finds the EICAR test file inside nested multiparts and inside a zip, a clean message passes, and the report of
 /// each held message names the engine and the finding.
@@ -53,4 +53,61 @@ async fn clamd_finds_what_is_nested_and_zipped() {
         );
     }
     assert_eq!(site.delivered().len(), 1, "the clean one");
+}
+
+/// GTUBE, the known-bad message of spam filters: see spamassassin.apache.org/gtube.
+const GTUBE: [&str; 2] = [
+    "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-",
+    "ANTI-UBE-TEST-EMAIL*C.34X",
+];
+
+/// Sends a harmless message and GTUBE through a relay with that one engine of the class `spam`; what was held.
+async fn spam_is_held(site: &Site, engine: &str) -> Record {
+    let relay = site
+        .start(&format!(
+            "[[engine]]\nname = \"spam\"\n{engine}\n[policy]\nreject_score = 100000.0\n"
+        ))
+        .await;
+    let mut client = Client::open(relay.address()).await.expect("connect");
+    for text in ["See you at noon.", &GTUBE.concat()] {
+        let content = format!(
+            "From: a@a.test\r\nTo: b@b.test\r\nSubject: lunch\r\nMessage-ID: <{}@a.test>\r\n\
+             Date: Sat, 21 Nov 2026 12:00:00 +0000\r\n\r\n{text}\r\n",
+            text.len()
+        );
+        let reply = client
+            .send("a@a.test", &["b@b.test"], content.as_bytes())
+            .await
+            .expect("a reply");
+        assert!(reply.starts_with("250"), "{reply}");
+    }
+    let store = relay.running.pipeline().store().clone();
+    let held = eventually("one is held", async || {
+        let filter = Filter {
+            lanes: vec![Lane::Held],
+            engine: Some("spam".to_owned()),
+            finding: Some("GTUBE".to_owned()),
+            limit: 10,
+            ..Filter::default()
+        };
+        store.search(filter).await.expect("search").pop()
+    })
+    .await;
+    assert_eq!(site.delivered().len(), 1, "the harmless one");
+    held
+}
+
+/// spamd's score is what policy judges by, the rules that made it are in the report, and it stands up to probes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spamd_scores_and_names_its_rules() {
+    let site = Site::new();
+    let spamd = Spamd::start(site.path());
+    let engine = format!(
+        "kind = \"spamd\"\naddress = [\"127.0.0.1:{}\"]\ntimeout = \"60s\"\nprobe = \"50ms\"",
+        spamd.port
+    );
+    let held = spam_is_held(&site, &engine).await;
+    let decision = held.decision.as_ref().expect("a decision");
+    assert_eq!(decision.rule, "policy.score");
+    assert!(decision.score > 900.0, "{}", decision.score);
 }

@@ -214,6 +214,42 @@ impl Clamd {
     }
 }
 
+/// SpamAssassin's spamd, without the network.
+pub struct Spamd {
+    _server: Server,
+    pub port: u16,
+}
+
+impl Spamd {
+    pub fn start(folder: &Path) -> Self {
+        let port = free_port();
+        // A folder of preferences and state of its own; root may scan only if it says for whom.
+        let child = Command::new("/usr/sbin/spamd")
+            .args([
+                "--local",
+                "--nouser-config",
+                "--max-children=2",
+                "--username=nobody",
+            ])
+            .args([
+                "--listen=127.0.0.1",
+                &format!("--port={port}"),
+                "--syslog=stderr",
+            ])
+            .arg(format!("--helper-home-dir={}", folder.display()))
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(folder.join("spamd.log")).expect("a log file"))
+            .spawn()
+            .expect("spamd is installed; tests/run does that");
+        let server = Server(child);
+        wait_until("spamd listens", || listens(port));
+        Self {
+            _server: server,
+            port,
+        }
+    }
+}
+
 /// Runs a tool of the system.
 pub fn command(program: &str, arguments: &[&str]) -> String {
     let search = format!(

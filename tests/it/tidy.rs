@@ -11,6 +11,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("chance", 0),
     ("incident", 0),
     ("telemetry", 1),
+    ("trust", 1),
     ("smtp", 2),
     ("store", 2),
     ("scan", 3),

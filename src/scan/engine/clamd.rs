@@ -21,7 +21,8 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::{BuildError, ClamdAddress, Engine, EngineAnswer, Probes, Sample, ScanError};
+use super::address::Dial;
+use super::{Address, BuildError, Engine, EngineAnswer, Probes, Sample, ScanError};
 use crate::deadline::Deadline;
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use wire::Wire;
@@ -34,8 +35,7 @@ const VERSION_AGE: Duration = Duration::from_secs(60);
 /// One clamd.
 #[derive(Debug)]
 pub(super) struct Clamd {
-    address: ClamdAddress,
-    name: String,
+    dial: Dial,
     connect_timeout: Duration,
     version: Mutex<Version>,
 }
@@ -55,7 +55,7 @@ impl Engine for Clamd {
     }
 
     fn replica(&self) -> Option<&str> {
-        Some(&self.name)
+        Some(self.dial.name())
     }
 
     fn probes(&self) -> Option<Probes> {
@@ -73,41 +73,20 @@ impl Engine for Clamd {
 
 impl Clamd {
     /// The clamd at that address; nothing is connected yet.
-    pub(super) fn new(
-        address: &ClamdAddress,
-        connect_timeout: Duration,
-    ) -> Result<Self, BuildError> {
-        let name = match address {
-            ClamdAddress::Unix(path) => format!("unix:{}", path.display()),
-            ClamdAddress::Socket(address) => address.to_string(),
-            ClamdAddress::Tcp(address) => {
-                let port = address
-                    .rsplit_once(':')
-                    .map(|(_, port)| port.parse::<u16>());
-                if !matches!(port, Some(Ok(_))) {
-                    return Err(BuildError::NoPort(address.clone()));
-                }
-                address.clone()
-            }
-        };
+    pub(super) fn new(address: &Address, connect_timeout: Duration) -> Result<Self, BuildError> {
         Ok(Self {
-            address: address.clone(),
-            name,
+            dial: Dial::new(address, None, connect_timeout)?,
             connect_timeout,
             version: Mutex::default(),
         })
     }
 
+    fn name(&self) -> String {
+        self.dial.name().to_owned()
+    }
+
     async fn ask(&self, sample: &Sample) -> Result<EngineAnswer, ScanError> {
-        let allowance = sample.deadline().within(self.connect_timeout);
-        let wire = match allowance.run(Wire::connect(&self.address)).await {
-            Ok(Ok(wire)) => wire,
-            Ok(Err(cause)) => return Err(self.unreachable(&cause.to_string())),
-            Err(_) => {
-                let within = format!("not within {} ms", self.connect_timeout.as_millis());
-                return Err(self.unreachable(&within));
-            }
-        };
+        let wire = Wire::over(self.dial.connect(sample.deadline()).await?);
         let content = sample.content().bytes().clone();
         let stream = tokio_stream::once(Ok::<Bytes, io::Error>(content));
         let answer = clamav_client::tokio::scan_stream(stream, wire.ready(), Some(CHUNK)).await;
@@ -117,13 +96,9 @@ impl Clamd {
         let deadline = sample.deadline().within(sample.deadline().remaining() / 2);
         Ok(EngineAnswer {
             answer,
-            replica: Some(self.name.clone()),
+            replica: Some(self.name()),
             signatures: self.signatures(deadline.within(self.connect_timeout)).await,
         })
-    }
-
-    fn unreachable(&self, cause: &str) -> ScanError {
-        ScanError::Unreachable(format!("{}: {cause}", self.name))
     }
 
     fn broken(&self, cause: &io::Error) -> ScanError {
@@ -131,14 +106,14 @@ impl Clamd {
             return self.garbage(&cause.to_string());
         }
         ScanError::Disconnected {
-            replica: self.name.clone(),
+            replica: self.name(),
             cause: cause.to_string(),
         }
     }
 
     fn garbage(&self, answer: &str) -> ScanError {
         ScanError::Garbage {
-            replica: self.name.clone(),
+            replica: self.name(),
             answer: answer.chars().take(100).collect(),
         }
     }
@@ -168,7 +143,7 @@ impl Clamd {
     }
 
     fn refusal(&self, message: &str) -> ScanError {
-        let (replica, message) = (self.name.clone(), message.to_owned());
+        let (replica, message) = (self.name(), message.to_owned());
         if message.contains("size limit exceeded") {
             ScanError::Refused { replica, message }
         } else {
@@ -188,10 +163,10 @@ impl Clamd {
             version.asked = Some(now);
         }
         let asked = deadline.run(async {
-            let wire = Wire::connect(&self.address).await?;
-            clamav_client::tokio::get_version(wire.ready()).await
+            let wire = Wire::over(self.dial.connect(deadline).await.ok()?);
+            clamav_client::tokio::get_version(wire.ready()).await.ok()
         });
-        let told = asked.await.ok().and_then(Result::ok);
+        let told = asked.await.ok().flatten();
         let mut version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(told) = told.as_deref().and_then(signatures) {
             version.text = Some(told);

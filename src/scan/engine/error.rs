@@ -192,12 +192,18 @@ pub enum BuildError {
     /// No slot, or no attempt.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
-    /// A clamd that is nowhere.
-    #[error("address: at least one is needed, such as \"unix:/run/clamav/clamd.ctl\"")]
+    /// An engine that is nowhere.
+    #[error("address: at least one is needed")]
     NoAddress,
     /// An address without port.
-    #[error("address \"{0}\" has no port: write it as \"host:3310\"")]
+    #[error("address \"{0}\" has no port")]
     NoPort(String),
+    /// TLS needs a name.
+    #[error("address \"{0}\" has no host name that a certificate could be checked against")]
+    NoNameToVerify(String),
+    /// No certificate can be checked.
+    #[error(transparent)]
+    Trust(#[from] crate::trust::NoTrust),
     /// Neither rules of ours nor others.
     #[error("builtin = false and no paths: there would be no rules")]
     NoRules,

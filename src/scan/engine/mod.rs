@@ -4,16 +4,18 @@
 //! arm in [`build`]. Everything about waiting, retrying, limiting and reporting is the guard's business; an engine
 //! looks at one sample, once.
 
+mod address;
 mod archive;
 mod attachment;
 mod clamd;
 mod encrypted;
 mod error;
+pub mod head;
 mod name;
 mod rules;
+pub mod spamd;
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +28,9 @@ use crate::message::mime::{self, Inspection};
 use crate::scan::ScanRequest;
 use crate::verdict::Answer;
 
+pub use address::{Address, Tls};
 pub use error::{BuildError, Class, ScanError};
+pub use spamd::SpamdSettings;
 
 /// The protocol of an engine, with what only this protocol needs.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,9 +38,16 @@ pub enum Kind {
     /// clamd over INSTREAM.
     Clamd {
         /// Replicas.
-        addresses: Vec<ClamdAddress>,
+        addresses: Vec<Address>,
         /// One connection attempt.
         connect_timeout: Duration,
+    },
+    /// SpamAssassin's spamd.
+    Spamd {
+        /// Replicas.
+        addresses: Vec<Address>,
+        /// What they have in common.
+        settings: SpamdSettings,
     },
     /// YARA rules in process.
     Rules {
@@ -47,17 +58,6 @@ pub enum Kind {
     },
     /// What the message is made of.
     Attachment(AttachmentSettings),
-}
-
-/// Where a clamd listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ClamdAddress {
-    /// `host:port`, resolved at each connection.
-    Tcp(String),
-    /// Path of the socket.
-    Unix(PathBuf),
-    /// Already resolved.
-    Socket(SocketAddr),
 }
 
 /// What the attachment engine objects to.
@@ -240,6 +240,12 @@ pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
         } => replicas(addresses, |address| {
             Ok(Arc::new(clamd::Clamd::new(address, *connect_timeout)?))
         }),
+        Kind::Spamd {
+            addresses,
+            settings,
+        } => replicas(addresses, |address| {
+            Ok(Arc::new(spamd::Spamd::new(address, settings)?))
+        }),
         Kind::Rules { builtin, paths } => one(Arc::new(rules::Rules::compile(*builtin, paths)?)),
         Kind::Attachment(settings) => one(Arc::new(attachment::Attachments::new(settings.clone()))),
     }
@@ -277,3 +283,6 @@ async fn compute<T: Send + 'static>(
         .await
         .map_err(ScanError::from_task)
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::message::{Identity, MessageId};
 use crate::scan::engine::EngineAnswer;
-use crate::verdict::{Answer, Finding, FindingKind};
+use crate::verdict::{Answer, Finding};
 
 /// How long an answer with nothing found holds: signatures get better.
 const CLEAN: Duration = Duration::from_secs(3600);
@@ -92,14 +92,15 @@ fn holds(answer: &EngineAnswer) -> Option<Duration> {
     })
 }
 
-/// Whether something was found that is more than a remark.
+/// Whether the engine objects to something.
 pub(super) fn is_bad(findings: &[Finding]) -> bool {
-    findings.iter().any(|f| f.kind != FindingKind::Info)
+    findings.iter().any(|f| f.kind.is_objection())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::FindingKind;
 
     fn answer(signatures: Option<&str>, found: bool) -> EngineAnswer {
         let finding = Finding::new(FindingKind::Malware, "Eicar", 10.0);

@@ -19,7 +19,7 @@ enum Script {
 }
 
 /// Starts a scripted clamd; what is sent to it for scanning comes out of the receiver.
-async fn clamd(script: Script) -> (ClamdAddress, mpsc::Receiver<Vec<u8>>) {
+async fn clamd(script: Script) -> (Address, mpsc::Receiver<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     let (tell, told) = mpsc::channel(16);
@@ -29,7 +29,7 @@ async fn clamd(script: Script) -> (ClamdAddress, mpsc::Receiver<Vec<u8>>) {
             let _ = tell.try_send(content.unwrap_or_default());
         }
     });
-    (ClamdAddress::Socket(address), told)
+    (Address::Socket(address), told)
 }
 
 async fn play(mut stream: TcpStream, script: Script) -> io::Result<Vec<u8>> {
@@ -63,7 +63,7 @@ async fn play(mut stream: TcpStream, script: Script) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-fn engine(address: &ClamdAddress) -> Arc<Clamd> {
+fn engine(address: &Address) -> Arc<Clamd> {
     Arc::new(Clamd::new(address, Duration::from_secs(10)).expect("an address"))
 }
 
@@ -176,7 +176,7 @@ async fn refusal_of_the_size_is_heard() {
 /// Where nobody listens the address is told, as that is what has to be mended.
 #[tokio::test]
 async fn an_address_without_clamd_is_unreachable() {
-    let missing = ClamdAddress::Unix("/nowhere/clamd.ctl".into());
+    let missing = Address::Unix("/nowhere/clamd.ctl".into());
     let none = engine(&missing).scan(sample("x")).await;
     let error = none.expect_err("nobody is there");
     assert_eq!(error.reason(), Reason::Unreachable);
@@ -186,7 +186,7 @@ async fn an_address_without_clamd_is_unreachable() {
 /// The version tells when the signatures were made.
 #[test]
 fn signatures_have_a_date() {
-    let clamd = engine(&ClamdAddress::Unix("/x".into()));
+    let clamd = engine(&Address::Unix("/x".into()));
     let version = "ClamAV 1.4.3/27812/Fri Nov  7 09:46:55 2025";
     let made = clamd.signed(version).expect("a date");
     assert_eq!(made.to_string(), "2025-11-07T09:46:55Z");
@@ -197,7 +197,7 @@ fn signatures_have_a_date() {
 #[tokio::test]
 async fn a_dropped_scan_closes_its_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = ClamdAddress::Socket(listener.local_addr().expect("address"));
+    let address = Address::Socket(listener.local_addr().expect("address"));
     let scan = tokio::spawn(engine(&address).scan(sample("x")));
     let (mut stream, _) = listener.accept().await.expect("accept");
     let mut start = [0; 10];

@@ -7,20 +7,16 @@ use std::task::{Context, Poll, ready};
 
 use clamav_client::tokio::TransportProtocol;
 use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
 
-use crate::scan::engine::ClamdAddress;
+use crate::scan::engine::address::Stream;
 
 /// Octets of an answer; the longest honest one is a signature's name.
 const ANSWER: usize = 4096;
 
-trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-
 /// A fresh connection, for one command.
 pub(super) struct Wire {
     // Buffered, so that a command, a chunk's size and a small chunk are one segment.
-    socket: BufWriter<Box<dyn Duplex>>,
+    socket: BufWriter<Stream>,
     read: usize,
     /// The NUL at the end of the answer was read: there is nothing more to wait for.
     ended: bool,
@@ -29,19 +25,14 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    /// Connects. Cancel safety: dropping it closes the socket.
-    pub(super) async fn connect(address: &ClamdAddress) -> io::Result<Self> {
-        let socket: Box<dyn Duplex> = match address {
-            ClamdAddress::Unix(path) => Box::new(UnixStream::connect(path).await?),
-            ClamdAddress::Tcp(name) => Box::new(undelayed(TcpStream::connect(name).await?)?),
-            ClamdAddress::Socket(at) => Box::new(undelayed(TcpStream::connect(at).await?)?),
-        };
-        Ok(Self {
+    /// For one command over a connection that was just made.
+    pub(super) fn over(socket: Stream) -> Self {
+        Self {
             socket: BufWriter::new(socket),
             read: 0,
             ended: false,
             closed: false,
-        })
+        }
     }
 
     /// The connection as the crate wants it: something that can be connected, once.
@@ -66,11 +57,6 @@ impl Wire {
             other => other,
         }
     }
-}
-
-fn undelayed(stream: TcpStream) -> io::Result<TcpStream> {
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }
 
 impl AsyncRead for Wire {

@@ -284,7 +284,7 @@ fn mistakes_in_rules_are_told_with_their_place() {
     assert!(text.starts_with("/bad.yar:4:13: error"), "{text}");
     assert_eq!(
         compile("rule a { meta: kind = \"virus\" condition: true }"),
-        "rule a /bad.yar: kind = \"virus\" is none of malware, phishing, policy, spam, suspicious, info"
+        "rule a /bad.yar: kind = \"virus\" is none of malware, phishing, policy, spam, suspicious, score, info"
     );
     let missing = Rules::compile(true, &["/nowhere/x.yar".into()]).expect_err("missing");
     assert!(

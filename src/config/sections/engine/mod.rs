@@ -1,36 +1,79 @@
 //! `[[engine]]`.
 
+mod network;
+
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::config::reader::Section;
 use crate::config::units::Wrong;
 use crate::config::value::plain;
 use crate::scan::Settings;
-use crate::scan::engine::{AttachmentSettings, ClamdAddress, Kind};
+use crate::scan::engine::{AttachmentSettings, Kind};
 use crate::verdict::EngineClass;
 
-use super::{HOUR, host_and_port, secs};
+use super::{HOUR, secs};
 
 /// The shortest time that means something.
-const SHORTEST: std::time::Duration = std::time::Duration::from_millis(10);
+const SHORTEST: Duration = Duration::from_millis(10);
 
-/// The kinds, and what depends on them: the class that most of them are used for, and what one call costs.
+/// The kinds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum KindName {
     Clamd,
+    Spamd,
     Rules,
     Attachment,
 }
 
-const KINDS: [(&str, KindName); 3] = [
+const KINDS: [(&str, KindName); 4] = [
     ("clamd", KindName::Clamd),
+    ("spamd", KindName::Spamd),
     ("rules", KindName::Rules),
     ("attachment", KindName::Attachment),
 ];
 
-/// Keys that only one kind has, for the answer to a key in the wrong place.
-const OWN_KEYS: [(&str, &[&str]); 3] = [
+/// What most of a kind are used for, and what one call costs.
+struct Usual {
+    class: EngineClass,
+    timeout: Duration,
+    limit: Duration,
+    slow: Duration,
+    attempts: usize,
+    slots: usize,
+    max_size: u64,
+}
+
+impl KindName {
+    fn usual(self) -> Usual {
+        let of = |class, attempts, slots, mebibytes: u64| Usual {
+            class,
+            timeout: secs(5),
+            limit: secs(150),
+            slow: Duration::from_millis(500),
+            attempts,
+            slots,
+            max_size: mebibytes << 20,
+        };
+        match self {
+            Self::Clamd => of(EngineClass::Av, 2, 10, 25),
+            // Its rules ask name servers and wait seconds for them; its own limit is --timeout-child, 300 seconds.
+            Self::Spamd => Usual {
+                timeout: secs(20),
+                limit: secs(330),
+                slow: secs(5),
+                ..of(EngineClass::Spam, 2, 5, 25)
+            },
+            Self::Rules => of(EngineClass::Av, 1, 4, 50),
+            Self::Attachment => of(EngineClass::Content, 1, 4, 50),
+        }
+    }
+}
+
+/// Keys that only some kinds have, for the answer to a key in the wrong place.
+const OWN_KEYS: [(&str, &[&str]); 4] = [
     ("clamd", &["address", "connect_timeout"]),
+    ("spamd", &["user", "tls", "tls_ca"]),
     ("rules", &["builtin", "paths"]),
     (
         "attachment",
@@ -63,45 +106,25 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
     let name = section.name("\"clamd\"");
     section.require("kind", "\"clamd\"");
     let kind = section.choice("kind", None, &KINDS)?;
+    let usual = kind.usual();
     let classes = EngineClass::ALL.map(|class| (class.as_str(), class));
-    let (class, attempts, slots, max_size) = match kind {
-        KindName::Clamd => (EngineClass::Av, 2, 10, 25 << 20),
-        KindName::Rules => (EngineClass::Av, 1, 4, 50 << 20),
-        KindName::Attachment => (EngineClass::Content, 1, 4, 50 << 20),
-    };
     let class = section
-        .choice("class", Some(class), &classes)
-        .unwrap_or(class);
-    let timeout = section.duration("timeout", secs(5), SHORTEST..=secs(HOUR));
-    let limit = section.duration("limit", secs(150).max(timeout), SHORTEST..=secs(24 * HOUR));
-    if limit < timeout {
-        section.complain(
-            "limit",
-            "is shorter than timeout",
-            "write how long the engine itself may work on one message, at least timeout",
-        );
-    }
-    let half = std::time::Duration::from_millis(500);
-    let slow = section.duration("slow", half.min(timeout), SHORTEST..=secs(HOUR));
-    if slow > timeout {
-        section.complain(
-            "slow",
-            "is longer than timeout",
-            "write a few times what a scan usually takes, and less than timeout",
-        );
-    }
+        .choice("class", Some(usual.class), &classes)
+        .unwrap_or(usual.class);
+    let (timeout, limit, slow) = times(&mut section, &usual);
     let wait = section.duration("wait", secs(1), SHORTEST..=secs(HOUR));
     let probe = section.duration("probe", secs(10), secs(0)..=secs(HOUR));
-    let attempts = section.count("attempts", attempts, 1..=10);
-    let slots = section.count("slots", slots, 1..=10_000);
+    let attempts = section.count("attempts", usual.attempts, 1..=10);
+    let slots = section.count("slots", usual.slots, 1..=10_000);
     let max_size = section
-        .size("max_size", Some(max_size), 1024..=2 << 30)
-        .unwrap_or(max_size);
+        .size("max_size", Some(usual.max_size), 1024..=2 << 30)
+        .unwrap_or(usual.max_size);
     let weight = section
         .number("weight", Some(1.0), 0.0..=1000.0)
         .unwrap_or(1.0);
     let kind = match kind {
-        KindName::Clamd => clamd(&mut section, timeout),
+        KindName::Clamd => network::clamd(&mut section, timeout),
+        KindName::Spamd => network::spamd(&mut section, timeout),
         KindName::Rules => rules(&mut section),
         KindName::Attachment => attachment(&mut section),
     };
@@ -122,48 +145,27 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
     })
 }
 
-fn clamd(section: &mut Section<'_>, timeout: std::time::Duration) -> Kind {
-    section.require_items("address", "[\"unix:/run/clamav/clamd.ctl\"]");
-    let show = |address: &ClamdAddress| match address {
-        ClamdAddress::Tcp(text) => text.clone(),
-        ClamdAddress::Unix(path) => format!("unix:{}", path.display()),
-        ClamdAddress::Socket(address) => address.to_string(),
-    };
-    let addresses = section.list("address", None, show, clamd_address);
-    let connect_timeout = section.duration("connect_timeout", secs(1), SHORTEST..=secs(HOUR));
-    if connect_timeout > timeout {
+/// `timeout`, `limit` and `slow`, which depend on each other.
+fn times(section: &mut Section<'_>, usual: &Usual) -> (Duration, Duration, Duration) {
+    let timeout = section.duration("timeout", usual.timeout, SHORTEST..=secs(HOUR));
+    let limit = usual.limit.max(timeout);
+    let limit = section.duration("limit", limit, SHORTEST..=secs(24 * HOUR));
+    if limit < timeout {
         section.complain(
-            "connect_timeout",
-            "is longer than timeout, which includes it",
-            "write less than timeout",
+            "limit",
+            "is shorter than timeout",
+            "write how long the engine itself may work on one message, at least timeout",
         );
     }
-    Kind::Clamd {
-        addresses,
-        connect_timeout,
+    let slow = section.duration("slow", usual.slow.min(timeout), SHORTEST..=secs(HOUR));
+    if slow > timeout {
+        section.complain(
+            "slow",
+            "is longer than timeout",
+            "write a few times what a scan usually takes, and less than timeout",
+        );
     }
-}
-
-fn clamd_address(text: &str) -> Result<ClamdAddress, Wrong> {
-    if let Some(path) = text.strip_prefix("unix:") {
-        return match path.starts_with('/') {
-            true => Ok(ClamdAddress::Unix(path.into())),
-            false => Err(Wrong::new(
-                format!("{text:?} is not an absolute path"),
-                "write \"unix:/run/clamav/clamd.ctl\"",
-            )),
-        };
-    }
-    if text.starts_with('/') {
-        return Err(Wrong::new(
-            format!("{text:?} is not a host with a port"),
-            format!("write \"unix:{text}\""),
-        ));
-    }
-    match text.parse() {
-        Ok(address) => Ok(ClamdAddress::Socket(address)),
-        Err(_) => host_and_port(text).map(ClamdAddress::Tcp),
-    }
+    (timeout, limit, slow)
 }
 
 fn rules(section: &mut Section<'_>) -> Kind {
