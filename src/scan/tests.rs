@@ -414,7 +414,7 @@ fn all_bad_engines_are_told_at_once() {
         texts,
         [
             "engine \"none\": slots must be at least 1",
-            "engine \"nowhere\": address \"localhost\" has no port: write it as \"host:3310\"",
+            "engine \"nowhere\": address \"localhost\" has no port: write it as \"host:port\"",
             "engine \"empty\": builtin = false and no paths: there would be no rules",
         ]
     );

@@ -196,7 +196,7 @@ pub enum BuildError {
     #[error("address: at least one is needed")]
     NoAddress,
     /// An address without port.
-    #[error("address \"{0}\" has no port")]
+    #[error("address \"{0}\" has no port: write it as \"host:port\"")]
     NoPort(String),
     /// TLS needs a name.
     #[error("address \"{0}\" has no host name that a certificate could be checked against")]
