@@ -14,14 +14,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{self, AdminError, Control, ListenerStatus, Status};
+use crate::admin::{self, AdminError, Control, EngineAsked, ListenerStatus, Status, Tested};
 use crate::config::{self, Config, Problems};
 use crate::deadline::Deadline;
 use crate::delivery::Delivery;
+use crate::incident::{self, Incident, Subject};
 use crate::listener::{Listener, ListenerError, Prepared, Sessions, Shared};
 use crate::pipeline::{Generation, Lanes, Pipeline};
 use crate::policy::Policy;
-use crate::scan::Scanner;
+use crate::scan::{Guarded, Health, Scanner, engine};
 use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
 use crate::store::sqlite::{Role, SqliteStore};
@@ -82,7 +83,12 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     let incidents =
         Incidents::open(&incidents, config.store.incidents).map_err(StartError::Store)?;
     let in_flight = config.limits.in_flight_bytes;
-    let pipeline = Pipeline::new(generation, store.clone(), history.clone(), in_flight);
+    let pipeline = Pipeline::new(
+        generation,
+        store.clone(),
+        (history.clone(), incidents.clone()),
+        in_flight,
+    );
 
     let closing = CancellationToken::new();
     let listeners = TaskTracker::new();
@@ -94,6 +100,8 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     };
     let lanes = TaskTracker::new();
     lanes.spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
+    lanes.spawn(pipeline.clone().watch(closing.clone()));
+    lanes.spawn(pipeline.clone().recover(closing.clone()));
 
     let limits = Arc::new(config.limits.clone());
     let mut started = Vec::new();
@@ -146,6 +154,11 @@ pub fn check(config: &Config) -> Vec<String> {
         problems.push(error.to_string());
     }
     problems
+}
+
+/// What is not wrong, but does not fit what can be learnt about the engines on this machine. Blocks on the disk.
+pub fn advice(config: &Config) -> Vec<String> {
+    config.engines.iter().flat_map(engine::advice).collect()
 }
 
 /// The settings of all listeners, with their certificates and users read.
@@ -305,8 +318,45 @@ impl Control for Core {
             delivery,
             held,
             rescan,
+            engines: self.engines(),
             recovery: self.recovery.clone(),
         }
+    }
+
+    fn engines(&self) -> Vec<Health> {
+        let generation = self.pipeline.generation();
+        let engines = generation.scanner.engines().iter();
+        engines.map(Guarded::health).collect()
+    }
+
+    fn drain_engine(&self, asked: &EngineAsked, drained: bool) -> Result<(), String> {
+        let generation = self.pipeline.generation();
+        let engine = named(&generation, asked)?;
+        if !engine.drain(asked.replica.as_deref(), drained) {
+            let replica = asked.replica.as_deref().unwrap_or_default();
+            return Err(format!("engine {} has no replica {replica}", asked.engine));
+        }
+        let subject = Subject::Engine {
+            name: asked.engine.clone(),
+            replica: asked.replica.clone(),
+        };
+        let (kind, what) = match drained {
+            true => (incident::Kind::Drained, "was taken out"),
+            false => (incident::Kind::Resumed, "was put back"),
+        };
+        let summary = format!("{subject} {what} by {}: {}", asked.who, asked.reason);
+        self.incidents.record(Incident::new(kind, subject, summary));
+        Ok(())
+    }
+
+    async fn test_engine(&self, asked: &EngineAsked) -> Result<Vec<Tested>, String> {
+        let generation = self.pipeline.generation();
+        let shown = named(&generation, asked)?.test().await;
+        let tested = |(replica, result): (Option<String>, Result<(), String>)| Tested {
+            replica,
+            wrong: result.err(),
+        };
+        Ok(shown.into_iter().map(tested).collect())
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -338,6 +388,17 @@ impl Control for Core {
     fn wake(&self) {
         self.pipeline.wake();
     }
+}
+
+fn named<'a>(generation: &'a Generation, asked: &EngineAsked) -> Result<&'a Guarded, String> {
+    let mut engines = generation.scanner.engines().iter();
+    let named = engines.find(|engine| *engine.settings().name == *asked.engine);
+    named.ok_or_else(|| {
+        format!(
+            "there is no engine {:?}; see: spillway engine list",
+            asked.engine
+        )
+    })
 }
 
 /// Runs a relay until a signal or a drain request ends it: SIGTERM and SIGINT drain, SIGHUP reloads. Tells systemd.

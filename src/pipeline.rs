@@ -14,9 +14,12 @@
 mod events;
 mod judge;
 mod lanes;
+mod recovery;
 mod settle;
+mod suspicion;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -27,17 +30,19 @@ use tokio_util::task::TaskTracker;
 
 use crate::deadline::{Budget, Deadline, wall_clock};
 use crate::delivery::{Delivery, Outcome};
-use crate::message::{Content, MemoryBudget, Message};
+use crate::message::{Content, MemoryBudget, Message, Standing};
 use crate::policy::Policy;
-use crate::scan::Scanner;
+use crate::scan::{Errand, Scanner};
 use crate::smtp::Reply;
 use crate::store::history::History;
+use crate::store::incidents::Incidents;
 use crate::store::{Change, Record, Store, StoreError};
 use crate::verdict::{Decision, Disposition, Report};
 
 pub use judge::{Judgement, judge};
 pub use lanes::Lanes;
 use settle::{Custody, Settlement};
+use suspicion::Suspicion;
 
 /// When the sender is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +78,8 @@ pub struct Pipeline {
     generation: ArcSwap<Generation>,
     store: Arc<dyn Store>,
     history: Arc<History>,
+    incidents: Arc<Incidents>,
+    suspicion: Suspicion,
     memory: MemoryBudget,
     /// Work that goes on after its 250.
     background: Arc<Semaphore>,
@@ -86,6 +93,28 @@ struct Judged {
     groups: Vec<(Decision, Vec<usize>)>,
     reports: Vec<Report>,
     spent: Duration,
+    /// What speaks for its sender; none if that was not asked.
+    standing: Option<Standing>,
+}
+
+/// What is known of a message before it passes.
+#[derive(Debug, Clone)]
+struct Before {
+    /// A decision that was made in an earlier pass and holds.
+    judged: Option<Judged>,
+    /// Scan time of earlier passes.
+    spent: Duration,
+    /// Why it is scanned now.
+    errand: Errand,
+}
+
+impl Before {
+    /// Nothing: it has just come in.
+    const NOTHING: Self = Self {
+        judged: None,
+        spent: Duration::ZERO,
+        errand: Errand::Fresh,
+    };
 }
 
 /// What became of one group of recipients.
@@ -129,11 +158,10 @@ impl Pipeline {
     async fn cut_through(self: &Arc<Self>, generation: Arc<Generation>, message: Message) -> Reply {
         let patience = Deadline::after(generation.budget.session);
         let so_far = Arc::new(OnceLock::new());
-        let mut work = Box::pin(Self::pass(
+        let mut work = Box::pin(self.clone().pass(
             generation.clone(),
             message.clone(),
-            None,
-            Duration::ZERO,
+            Before::NOTHING,
             so_far.clone(),
         ));
         let passed = tokio::select! {
@@ -183,7 +211,9 @@ impl Pipeline {
         if let Ok(slot) = slot {
             let pipeline = self.clone();
             self.tasks.spawn(async move {
-                pipeline.resume(generation, message, record).await;
+                pipeline
+                    .resume(generation, message, record, Errand::Fresh)
+                    .await;
                 drop(slot);
             });
         }
@@ -196,17 +226,17 @@ impl Pipeline {
         generation: Arc<Generation>,
         message: Message,
         record: Record,
+        errand: Errand,
     ) {
-        let judged = settle::judged_before(&record, &message);
-        let spent = record.spent;
-        let passed = Self::pass(
-            generation.clone(),
-            message.clone(),
-            judged,
-            spent,
-            Arc::default(),
-        )
-        .await;
+        let before = Before {
+            judged: settle::judged_before(&record, &message),
+            spent: record.spent,
+            errand,
+        };
+        let work = self
+            .clone()
+            .pass(generation.clone(), message.clone(), before, Arc::default());
+        let passed = work.await;
         self.conclude(
             &generation,
             &message,
@@ -218,15 +248,18 @@ impl Pipeline {
 
     /// Scan, decide, act: what becomes of every group of recipients.
     async fn pass(
+        self: Arc<Self>,
         generation: Arc<Generation>,
         message: Message,
-        judged: Option<Judged>,
-        spent: Duration,
+        before: Before,
         so_far: Arc<OnceLock<Judged>>,
     ) -> Passed {
-        let judged = match judged {
+        let judged = match before.judged {
             Some(judged) => judged,
-            None => Self::judge(&generation, &message, spent).await,
+            None => {
+                self.judge(&generation, &message, before.spent, before.errand)
+                    .await
+            }
         };
         let judged = so_far.get_or_init(|| judged).clone();
         // One for all groups: the lease of a stored message ends soon after it, and somebody else takes the message up.
@@ -248,16 +281,28 @@ impl Pipeline {
         Passed { judged, ends }
     }
 
-    /// All engines at once, then policy.
-    async fn judge(generation: &Generation, message: &Message, spent: Duration) -> Judged {
+    /// Interceptors first, then all engines at once, then policy.
+    async fn judge(
+        &self,
+        generation: &Generation,
+        message: &Message,
+        spent: Duration,
+        errand: Errand,
+    ) -> Judged {
         let began = tokio::time::Instant::now();
         let deadline = Deadline::after(generation.budget.total.saturating_sub(spent));
-        let (scanner, policy) = (&generation.scanner, &generation.policy);
-        let Judgement { groups, reports } = judge(scanner, policy, message, deadline).await;
+        let asking = judge::Asking {
+            scanner: &generation.scanner,
+            policy: &generation.policy,
+            suspicion: Some(&self.suspicion),
+            errand,
+        };
+        let judgement = asking.judge(message, deadline).await;
         Judged {
-            groups,
-            reports,
+            groups: judgement.groups,
+            reports: judgement.reports,
             spent: spent + began.elapsed(),
+            standing: judgement.standing,
         }
     }
 
@@ -277,7 +322,26 @@ impl Pipeline {
             events::settled(&entry, &settlement.reply);
             self.history.record(entry);
         }
+        if let Some(record) = settlement.rescan {
+            self.remember(record, message.content.clone());
+        }
         settlement.reply
+    }
+
+    /// Keeps what was delivered without an engine that should have answered, for when it does. It is no mail any more, so
+    /// nobody waits for it, and where too much goes on already it is not kept.
+    fn remember(&self, record: Record, content: Content) {
+        let Ok(slot) = self.background.clone().try_acquire_owned() else {
+            return events::not_remembered(record.message);
+        };
+        let store = self.store.clone();
+        self.tasks.spawn(async move {
+            let message = record.message;
+            if store.put(vec![record], content).await.is_err() {
+                events::not_remembered(message);
+            }
+            drop(slot);
+        });
     }
 
     async fn make_so(
@@ -300,10 +364,14 @@ impl Pipeline {
             Custody::Stored(record) => {
                 let mut keep = keep.into_iter();
                 match (keep.next(), keep.len()) {
-                    (None, _) => self.store.change(record.id, Change::Remove, None).await?,
+                    (None, _) => {
+                        let (lane, id) = (record.lane, record.id);
+                        self.store.change_in(lane, id, Change::Remove, None).await?;
+                    }
                     (Some(only), 0) => {
+                        let (lane, id) = (record.lane, record.id);
                         let change = Change::Replace(Box::new(only));
-                        self.store.change(record.id, change, None).await?;
+                        self.store.change_in(lane, id, change, None).await?;
                     }
                     (Some(first), _) => {
                         self.store
@@ -348,13 +416,15 @@ impl Pipeline {
     pub fn new(
         generation: Generation,
         store: Arc<dyn Store>,
-        history: Arc<History>,
+        (history, incidents): (Arc<History>, Arc<Incidents>),
         in_flight_bytes: u64,
     ) -> Arc<Self> {
         Arc::new(Self {
             generation: ArcSwap::from_pointee(generation),
             store,
             history,
+            incidents,
+            suspicion: Suspicion,
             memory: MemoryBudget::new(in_flight_bytes),
             background: Arc::new(Semaphore::new(Self::BACKGROUND)),
             tasks: TaskTracker::new(),

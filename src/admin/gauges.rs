@@ -22,4 +22,13 @@ pub(super) fn set(status: &Status) {
         let oldest = stats.oldest.map_or(0, |oldest| oldest.as_second());
         gauge!("spillway_lane_oldest_timestamp_seconds", "lane" => lane).set(oldest as f64);
     }
+    for health in &status.engines {
+        let engine = || health.engine.to_string();
+        gauge!("spillway_engine_slots", "engine" => engine()).set(health.slots as f64);
+        gauge!("spillway_engine_scans", "engine" => engine()).set(health.running as f64);
+        gauge!("spillway_engine_zombies", "engine" => engine()).set(health.zombies as f64);
+        gauge!("spillway_engine_waiting", "engine" => engine()).set(health.waiting as f64);
+        let out = health.replicas.iter().filter(|r| r.state() != "closed");
+        gauge!("spillway_engine_replicas_out", "engine" => engine()).set(out.count() as f64);
+    }
 }

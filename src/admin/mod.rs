@@ -7,6 +7,8 @@
 //! | `GET /ready` | both | 200 while new mail is taken, else 503 with the reason |
 //! | `GET /metrics` | both | Prometheus text |
 //! | `GET /status` | socket | [`Status`] as JSON |
+//! | `GET /engines` | socket | [`Health`] of each engine as JSON |
+//! | `POST /control/engine?…` | socket | [`EngineAsked`]: drain, resume, test; 404 with one line where there is none of that name |
 //! | `POST /control/reload` | socket | [`Reloaded`] as JSON; 422 when refused |
 //! | `POST /control/drain` | socket | 202 |
 //! | `POST /control/wake` | socket | 202 |
@@ -35,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::deadline::Deadline;
+use crate::scan::Health;
 use crate::store::{LaneStats, Recovery};
 use crate::telemetry;
 
@@ -54,6 +57,18 @@ pub trait Control: Send + Sync + 'static {
 
     /// Whether new mail is taken; otherwise why not, in one line.
     fn ready(&self) -> Result<(), String>;
+
+    /// How the engines are doing.
+    fn engines(&self) -> Vec<Health>;
+
+    /// Takes an engine, or one replica of it, out, or puts it back. Why it cannot be done, in one line.
+    fn drain_engine(&self, asked: &EngineAsked, drained: bool) -> Result<(), String>;
+
+    /// Sends each replica of an engine its probe pair.
+    fn test_engine(
+        &self,
+        asked: &EngineAsked,
+    ) -> impl Future<Output = Result<Vec<Tested>, String>> + Send;
 
     /// Reads the configuration again: the difference, or every problem with it, in which case nothing has changed.
     fn reload(&self) -> impl Future<Output = Result<Vec<String>, Vec<String>>> + Send;
@@ -96,8 +111,49 @@ pub struct Status {
     pub held: LaneStats,
     /// What was delivered with less than full coverage and is kept to be scanned again.
     pub rescan: LaneStats,
+    /// How the engines are doing.
+    pub engines: Vec<Health>,
     /// What the start found in the store.
     pub recovery: Recovery,
+}
+
+/// What is to be done with an engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineAsked {
+    /// Its name.
+    pub engine: String,
+    /// What.
+    pub act: EngineAct,
+    /// One replica, by its address; all of them if there is none.
+    #[serde(default)]
+    pub replica: Option<String>,
+    /// Who asks, for the incident log.
+    #[serde(default)]
+    pub who: String,
+    /// Why, for the incident log.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// What can be done with an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineAct {
+    /// It gets no mail any more; scans under way end.
+    Drain,
+    /// It gets mail again.
+    Resume,
+    /// It is asked what it must find and what it must let pass.
+    Test,
+}
+
+/// What a test of one replica showed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tested {
+    /// Its address; none for an engine in process.
+    pub replica: Option<String>,
+    /// What was wrong with its answers; none if both were right.
+    pub wrong: Option<String>,
 }
 
 /// One listener.

@@ -34,6 +34,21 @@ pub(super) fn render(status: &Status) -> String {
     rows.add("Waiting for delivery", &lane(&status.delivery));
     rows.add("In quarantine", &lane(&status.held));
     rows.add("Delivered, to be scanned again", &lane(&status.rescan));
+    for health in &status.engines {
+        let name = format!("Engine {}", health.engine);
+        let text = format!(
+            "{}; {} of {} slots taken, {} past their timeout, {} messages waiting",
+            health.states(),
+            health.running,
+            health.slots,
+            health.zombies,
+            health.waiting
+        );
+        match health.is_well() {
+            true => rows.add(&name, &text),
+            false => rows.add_bad(&name, &text),
+        }
+    }
     rows.add("Configuration", &configuration(status));
     rows.add("Running since", &status.started.to_string());
     rows.add("Version", &status.version);

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 
-use super::{Control, Reloaded, gauges, page};
+use super::{Control, EngineAct, EngineAsked, Reloaded, gauges, page};
 use crate::telemetry;
 
 /// Octets of a request's body at most: no request has one.
@@ -23,6 +23,8 @@ pub(super) fn read_only<C: Control>(control: Arc<C>) -> Router {
 pub(super) fn control<C: Control>(control: Arc<C>) -> Router {
     told()
         .route("/status", get(status))
+        .route("/engines", get(engines))
+        .route("/control/engine", post(engine))
         .route("/control/reload", post(reload))
         .route("/control/drain", post(drain))
         .route("/control/wake", post(wake))
@@ -68,6 +70,26 @@ async fn metrics<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse
 
 async fn status<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse {
     Json(control.status().await)
+}
+
+async fn engines<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse {
+    Json(control.engines())
+}
+
+async fn engine<C: Control>(
+    State(control): State<Arc<C>>,
+    Query(asked): Query<EngineAsked>,
+) -> Result<Response, (StatusCode, String)> {
+    let none = |why: String| (StatusCode::NOT_FOUND, why);
+    match asked.act {
+        EngineAct::Drain => control.drain_engine(&asked, true).map_err(none)?,
+        EngineAct::Resume => control.drain_engine(&asked, false).map_err(none)?,
+        EngineAct::Test => {
+            let tested = control.test_engine(&asked).await.map_err(none)?;
+            return Ok(Json(tested).into_response());
+        }
+    }
+    Ok(StatusCode::ACCEPTED.into_response())
 }
 
 async fn reload<C: Control>(State(control): State<Arc<C>>) -> (StatusCode, Json<Reloaded>) {

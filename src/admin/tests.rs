@@ -33,8 +33,24 @@ impl Control for Fake {
             delivery: LaneStats::default(),
             held: LaneStats::default(),
             rescan: LaneStats::default(),
+            engines: Vec::new(),
             recovery: Recovery::default(),
         }
+    }
+
+    fn engines(&self) -> Vec<Health> {
+        Vec::new()
+    }
+
+    fn drain_engine(&self, asked: &EngineAsked, drained: bool) -> Result<(), String> {
+        match &*asked.engine {
+            "clamd" => Ok(()),
+            engine => Err(format!("{engine}, {drained}, {}", asked.reason)),
+        }
+    }
+
+    async fn test_engine(&self, _: &EngineAsked) -> Result<Vec<Tested>, String> {
+        Ok(Vec::new())
     }
 
     fn ready(&self) -> Result<(), String> {

@@ -55,6 +55,20 @@ pub(super) async fn wake(socket: &Path) {
     }
 }
 
+/// Text as it may stand in the query of a path (RFC 3986 2.1).
+pub(super) fn encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for octet in text.bytes() {
+        match octet {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                out.push(char::from(octet));
+            }
+            _ => out.push_str(&format!("%{octet:02X}")),
+        }
+    }
+    out
+}
+
 fn parse(answer: &[u8]) -> Option<Answer> {
     let end = memchr::memmem::find(answer, b"\r\n\r\n")?;
     let head = std::str::from_utf8(&answer[..end]).ok()?;

@@ -6,6 +6,7 @@
 
 mod control;
 mod demo;
+mod engine;
 mod exit;
 mod explain;
 mod incident;
@@ -108,6 +109,9 @@ enum Command {
     /// Look at what the relay did by itself, and why
     #[command(subcommand, after_help = exit::HELP)]
     Incident(incident::Incidents),
+    /// See how the engines are doing, test one, take one out, put it back
+    #[command(subcommand, after_help = exit::HELP)]
+    Engine(engine::Engines),
     /// Manage the users who may relay after AUTH
     #[command(subcommand, after_help = exit::HELP)]
     User(user::User),
@@ -173,6 +177,7 @@ fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
         Command::Reload(socket) => wait(relay::reload(&socket.path(given)?, terminal)),
         Command::Drain(socket) => wait(relay::drain(&socket.path(given)?, terminal)),
         Command::Status(socket) => wait(relay::status(&socket.path(given)?, terminal)),
+        Command::Engine(command) => wait(engine::run(command, given, terminal)),
         Command::Scan(command) => wait(scan::run(command, &tool(given)?, terminal)),
         Command::Explain(command) => wait(explain::run(command, &tool(given)?, terminal)),
         Command::Quarantine(command) => wait(quarantine::run(command, &tool(given)?, terminal)),

@@ -39,7 +39,7 @@ pub(super) fn run(given: Option<&Path>) -> Outcome {
     telemetry::log::init(&config.relay.log_level, config.relay.log_format)
         .map_err(|error| CliError::Usage(error.to_string()))?;
     telemetry::metrics::install();
-    for warning in &config.warnings {
+    for warning in config.warnings.iter().chain(&app::advice(&config)) {
         tracing::warn!("{warning}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -82,13 +82,14 @@ pub(super) fn check_config(given: Option<&Path>, terminal: &mut Terminal<'_>) ->
 }
 
 fn fine(config: &Config, file: Option<&str>, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    let mut warnings = config.warnings.clone();
+    warnings.extend(app::advice(config));
     if terminal.json {
-        let warnings = &config.warnings;
         return terminal.json(&json!({
             "ok": true, "file": file, "version": config.version, "warnings": warnings, "problems": [],
         }));
     }
-    for warning in &config.warnings {
+    for warning in &warnings {
         terminal.line(format!("warning: {warning}"))?;
     }
     let names = |names: Vec<&str>| names.join(", ");
@@ -111,7 +112,7 @@ fn fine(config: &Config, file: Option<&str>, terminal: &mut Terminal<'_>) -> Res
         ),
         ("store", config.store.path.display().to_string()),
     ])?;
-    match config.warnings.len() {
+    match warnings.len() {
         0 => terminal.line("ok"),
         warnings => terminal.line(format!("ok, with {}", count(warnings, "warning"))),
     }
@@ -220,6 +221,15 @@ fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
         ("version", status.version.clone()),
     ];
     terminal.fields(&fields)?;
+    for health in &status.engines {
+        terminal.line(format!(
+            "engine {}  {}, {} of {} slots taken",
+            health.engine,
+            health.states(),
+            health.running,
+            health.slots
+        ))?;
+    }
     for listener in &status.listeners {
         let addresses: Vec<String> = listener.addresses.iter().map(ToString::to_string).collect();
         terminal.line(format!(
@@ -240,7 +250,10 @@ fn lane(stats: &LaneStats, terminal: &Terminal<'_>) -> String {
     text
 }
 
-fn parsed<T: serde::de::DeserializeOwned>(socket: &Path, answer: &Answer) -> Result<T, CliError> {
+pub(super) fn parsed<T: serde::de::DeserializeOwned>(
+    socket: &Path,
+    answer: &Answer,
+) -> Result<T, CliError> {
     serde_json::from_slice(&answer.body).map_err(|error| {
         let what = format!("its answer ({}) cannot be read: {error}", answer.code);
         CliError::Relay(socket.to_owned(), what)

@@ -38,6 +38,12 @@ pub(super) fn not_kept(id: MessageId, error: &StoreError) {
     tracing::error!(%id, %error, "message not kept");
 }
 
+/// A message was delivered without an engine, and could not be kept for it.
+pub(super) fn not_remembered(id: MessageId) {
+    metrics::counter!("spillway_rescans_lost_total").increment(1);
+    tracing::warn!(%id, "delivered without an engine, and not kept to be scanned again");
+}
+
 /// A lane could not do its work now; it tries again.
 pub(super) fn lane_failed(what: &str, error: &StoreError) {
     metrics::counter!("spillway_lane_errors_total").increment(1);

@@ -14,6 +14,7 @@ use super::{Generation, Pipeline, events};
 use crate::deadline::{Budget, Deadline, Elapsed, wall_clock};
 use crate::message::{Content, Message};
 use crate::quarantine;
+use crate::scan::Errand;
 use crate::store::{self, Change, Lane, Record};
 
 /// One delivery at most, all its stages and recipients together.
@@ -28,7 +29,7 @@ const EXPIRY: Duration = Duration::from_secs(60);
 /// A record that finds no slot of its next hop, or no memory, is looked at again after this long.
 const NO_ROOM: Duration = Duration::from_secs(10);
 /// Wait for memory: far below what the lease allows beyond the work itself.
-const MEMORY: Duration = Duration::from_secs(10);
+pub(super) const MEMORY: Duration = Duration::from_secs(10);
 
 /// How long a record stays handed out: longer than any work on it can take.
 pub(super) fn lease(budget: &Budget) -> Duration {
@@ -163,7 +164,9 @@ impl Lanes {
                     trace: record.trace.clone(),
                     content: Content::charged(content, charge),
                 };
-                pipeline.resume(generation, message, record).await;
+                pipeline
+                    .resume(generation, message, record, Errand::Again)
+                    .await;
             }
             // Set aside by the store if it is damaged; otherwise the lease ends and it is tried again.
             Err(error) => events::lane_failed("content", &error),

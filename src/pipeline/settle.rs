@@ -16,8 +16,8 @@ use crate::delivery::{self, Answer, Outbound, Outcome, dsn, schedule};
 use crate::message::{Content, Envelope, Message, MessageId, Recipient, header};
 use crate::smtp::Reply;
 use crate::store::history::HistoryEntry;
-use crate::store::{Lane, RESCAN_FOR, Record};
-use crate::verdict::{Decision, Disposition, Verdict};
+use crate::store::{Cause, Lane, RESCAN_FOR, Record};
+use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
 
 /// Who answers for the message while it is worked on.
 #[derive(Debug)]
@@ -39,6 +39,8 @@ pub(super) struct Settlement {
     pub(super) reply: Reply,
     /// For `explain`.
     pub(super) history: Vec<HistoryEntry>,
+    /// Mail that was delivered although an engine that should have answered did not: to be scanned again when it does.
+    pub(super) rescan: Option<Record>,
 }
 
 /// A delivery status notification, to be delivered like any mail.
@@ -88,6 +90,7 @@ pub(super) fn judged_before(record: &Record, message: &Message) -> Option<Judged
         )],
         reports: record.reports.clone(),
         spent: record.spent,
+        standing: record.standing,
     })
 }
 
@@ -195,6 +198,7 @@ pub(super) fn settle(
         succeeded: Vec::new(),
         rejected: None,
         history: Vec::new(),
+        rescan: None,
     };
     let only_rejects =
         before.is_none() && passed.ends.iter().all(|end| matches!(end, End::Rejected));
@@ -212,6 +216,7 @@ struct Settling<'a> {
     succeeded: Vec<(dsn::Action, Recipient, Answer)>,
     rejected: Option<String>,
     history: Vec<HistoryEntry>,
+    rescan: Option<Record>,
 }
 
 impl Settling<'_> {
@@ -287,6 +292,7 @@ impl Settling<'_> {
     }
 
     fn deliveries(&mut self, decision: &Decision, recipients: &[usize], outcomes: &[Outcome]) {
+        self.remember(decision, recipients, outcomes);
         // Apart by next hop: one that is down must not set the pace of another, nor work in its slots.
         let mut later: BTreeMap<Arc<str>, (Vec<usize>, String)> = BTreeMap::new();
         for (at, outcome) in recipients.iter().zip(outcomes) {
@@ -325,6 +331,29 @@ impl Settling<'_> {
                 .record(Lane::Delivery, Some(decision), &those, &status);
             self.keep.push(record);
         }
+    }
+
+    /// Delivered by the answers of some engines, while another that should have answered was in trouble.
+    fn remember(&mut self, decision: &Decision, recipients: &[usize], outcomes: &[Outcome]) {
+        let Some(engine) = self.draft.absent_engine() else {
+            return;
+        };
+        let delivered: Vec<usize> = recipients
+            .iter()
+            .zip(outcomes)
+            .filter(|(_, outcome)| matches!(outcome, Outcome::Delivered(_)))
+            .map(|(at, _)| *at)
+            .collect();
+        if delivered.is_empty() {
+            return;
+        }
+        let status = format!("delivered without {engine}");
+        let mut record = self
+            .draft
+            .record(Lane::Rescan, Some(decision), &delivered, &status);
+        record.id = MessageId::new();
+        record.cause = Some(Cause::Engine(engine.to_string()));
+        self.rescan = Some(record);
     }
 
     fn tell(
@@ -391,6 +420,7 @@ impl Settling<'_> {
             notices,
             reply,
             history: self.history,
+            rescan: self.rescan,
         }
     }
 
@@ -460,6 +490,10 @@ impl Draft<'_> {
         if let Some(judged) = self.judged {
             record.reports.clone_from(&judged.reports);
             record.spent = judged.spent;
+            record.standing = judged.standing.or(record.standing);
+        }
+        if matches!(lane, Lane::Held | Lane::Scan) {
+            record.cause = decision.and_then(|decision| self.cause(decision));
         }
         record.due_at = match lane {
             Lane::Held | Lane::Rescan => wall_clock(),
@@ -503,6 +537,27 @@ impl Draft<'_> {
             cause: None,
             standing: None,
         }
+    }
+
+    /// Why it is kept, if that is the guard's doing and not for what was found in it.
+    fn cause(&self, decision: &Decision) -> Option<Cause> {
+        if let Some(id) = decision.rule.strip_prefix("interceptor.") {
+            return Some(Cause::Interceptor(id.to_owned()));
+        }
+        let undetermined = decision.verdict == Verdict::Undetermined;
+        let engine = undetermined.then(|| self.absent_engine()).flatten()?;
+        Some(Cause::Engine(engine.to_string()))
+    }
+
+    /// An engine of a class with coverage that may well answer another time.
+    fn absent_engine(&self) -> Option<Arc<str>> {
+        let policy = &self.generation.policy;
+        let absent = |report: &&Report| {
+            let reason = report.missing();
+            policy.requires(report.class) && reason.is_some_and(Reason::is_transient)
+        };
+        let report = self.judged?.reports.iter().find(absent)?;
+        Some(report.engine.clone())
     }
 
     fn again(&self, before: &Record, lane: Lane) -> Record {

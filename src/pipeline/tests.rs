@@ -5,7 +5,7 @@ mod scripted;
 use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
@@ -87,8 +87,10 @@ fn pipeline(generation: Generation, store: &Arc<Scripted>) -> (Arc<Pipeline>, te
     let folder = tempfile::tempdir().expect("a folder");
     let history =
         History::open(&folder.path().join("history.db"), Duration::from_secs(60)).expect("history");
+    let incidents =
+        Incidents::open(&folder.path().join("incidents.db"), Duration::from_secs(60)).expect("log");
     (
-        Pipeline::new(generation, store.clone(), history, 64 << 20),
+        Pipeline::new(generation, store.clone(), (history, incidents), 64 << 20),
         folder,
     )
 }
@@ -125,6 +127,7 @@ fn passed(groups: Vec<(Disposition, Vec<usize>, End)>) -> Passed {
         groups: Vec::new(),
         reports: Vec::new(),
         spent: Duration::ZERO,
+        standing: None,
     };
     let mut ends = Vec::new();
     for (disposition, recipients, end) in groups {
@@ -327,14 +330,25 @@ fn a_refused_release_goes_back_to_quarantine() {
     assert_eq!(settlement.keep[0].status, "550 said the hop");
 }
 
-/// An engine that takes connections and never says anything.
+/// An engine that never says anything about mail, although it answers what it is probed with.
 async fn hung_engine(timeout: Duration) -> crate::scan::Settings {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");
     tokio::spawn(async move {
-        let mut open = Vec::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            open.push(stream);
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut heard = Vec::new();
+                while stream.read_buf(&mut heard).await.is_ok_and(|n| n > 0) {
+                    let said = |what: &[u8]| memchr::memmem::find(&heard, what).is_some();
+                    if said(b"spillway.invalid") && heard.ends_with(&[0; 4]) {
+                        let answer: &[u8] = match said(b"EICAR-STANDARD") {
+                            true => b"stream: Eicar FOUND\0",
+                            false => b"stream: OK\0",
+                        };
+                        let _ = stream.write_all(answer).await;
+                    }
+                }
+            });
         }
     });
     crate::scan::Settings {
@@ -345,6 +359,7 @@ async fn hung_engine(timeout: Duration) -> crate::scan::Settings {
         slow: timeout.min(Duration::from_millis(500)),
         wait: timeout,
         probe: None,
+        signature_age: None,
         attempts: 1,
         slots: 4,
         max_size: 1 << 20,
@@ -497,17 +512,20 @@ async fn all_groups_of_a_message_share_one_delivery_time() {
         groups: vec![(deliver(), vec![0]), (deliver(), vec![1])],
         reports: Vec::new(),
         spent: Duration::ZERO,
+        standing: None,
     };
     let lease = lanes::lease(&generation.budget);
     let began = Instant::now();
-    let passed = Pipeline::pass(
-        Arc::new(generation),
-        message(&["x@b.test", "y@b.test"]),
-        Some(judged),
-        Duration::ZERO,
-        Arc::default(),
-    )
-    .await;
+    let before = Before {
+        judged: Some(judged),
+        ..Before::NOTHING
+    };
+    let (pipeline, _folder) = pipeline(generation, &Arc::default());
+    let generation = pipeline.generation();
+    let message = message(&["x@b.test", "y@b.test"]);
+    let passed = pipeline
+        .pass(generation, message, before, Arc::default())
+        .await;
     assert!(began.elapsed() < lease, "{:?}", began.elapsed());
     for end in passed.ends {
         let End::Delivered(outcomes) = end else {

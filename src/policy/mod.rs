@@ -20,7 +20,7 @@ mod tests;
 use std::sync::Arc;
 
 use crate::message::{AttachmentFact, Envelope};
-use crate::verdict::{Decision, Disposition, Report, Verdict};
+use crate::verdict::{Decision, Disposition, EngineClass, Report, Verdict};
 
 pub use settings::{Rule, Settings};
 
@@ -61,6 +61,11 @@ impl Policy {
         let looks =
             |rule: &Rule| !rule.attachment_name.is_empty() || !rule.attachment_type.is_empty();
         self.settings.rules.iter().any(looks)
+    }
+
+    /// Whether coverage asks for answers of that class.
+    pub fn requires(&self, class: EngineClass) -> bool {
+        self.settings.coverage.get(&class).is_some_and(|n| *n > 0)
     }
 
     /// Judges every recipient and groups those with the same decision, in order of their first recipient.

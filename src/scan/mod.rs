@@ -20,10 +20,9 @@ use crate::message::mime;
 use crate::message::{Content, Envelope, Fingerprint, Mailbox, MessageId, Standing};
 use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
-use guard::Guarded;
 
 pub use evidence::{Errand, Evidence, Observed};
-pub use guard::{Act, Detour, Health, ReplicaHealth};
+pub use guard::{Act, Detour, Guarded, Health, ReplicaHealth};
 
 /// Settings of one `[[engine]]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +41,8 @@ pub struct Settings {
     pub wait: Duration,
     /// Between two routine probes; none: no routine ones.
     pub probe: Option<Duration>,
+    /// Signatures older than this are told; none: never.
+    pub signature_age: Option<Duration>,
     /// Calls per message at most, the first included; retried only for transient reasons.
     pub attempts: u32,
     /// Calls at once at most, of each replica: its worker count or less.

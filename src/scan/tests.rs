@@ -114,7 +114,8 @@ impl Engine for Scripted {
     }
 }
 
-fn settings(name: &str) -> Settings {
+/// An engine that nothing is the matter with.
+pub(super) fn settings(name: &str) -> Settings {
     Settings {
         name: name.into(),
         class: EngineClass::Av,
@@ -123,6 +124,7 @@ fn settings(name: &str) -> Settings {
         slow: Duration::from_millis(500),
         wait: Duration::from_secs(1),
         probe: None,
+        signature_age: None,
         attempts: 1,
         slots: 4,
         max_size: 1000,

@@ -35,7 +35,7 @@ pub enum Kind {
 
 /// Every metric of this program: its name, its kind, and what it tells, for the help lines of `/metrics`. The rooms that
 /// count use the same names; a test compares.
-pub const ALL: [(&str, Kind, &str); 20] = [
+pub const ALL: [(&str, Kind, &str); 26] = [
     (
         "spillway_recipients_total",
         Kind::Counter,
@@ -126,6 +126,36 @@ pub const ALL: [(&str, Kind, &str); 20] = [
         "spillway_rescans_dropped_total",
         Kind::Counter,
         "Messages delivered with less than full coverage that were not scanned again: no room, or too old",
+    ),
+    (
+        "spillway_rescans_lost_total",
+        Kind::Counter,
+        "Messages delivered with less than full coverage that could not be kept to be scanned again",
+    ),
+    (
+        "spillway_engine_slots",
+        Kind::Gauge,
+        "Scans at once at most, by engine, all replicas together",
+    ),
+    (
+        "spillway_engine_scans",
+        Kind::Gauge,
+        "Scans under way by engine, those that nobody waits for included",
+    ),
+    (
+        "spillway_engine_zombies",
+        Kind::Gauge,
+        "Scans past their timeout that still hold their slot, by engine",
+    ),
+    (
+        "spillway_engine_waiting",
+        Kind::Gauge,
+        "Messages that wait for a slot, by engine",
+    ),
+    (
+        "spillway_engine_replicas_out",
+        Kind::Gauge,
+        "Replicas that do not get all their mail, by engine: breaker not closed, or drained",
     ),
     (
         "spillway_info",

@@ -11,6 +11,7 @@ mod dialogue;
 mod docs;
 mod engines;
 mod faults;
+mod guard;
 mod metrics;
 mod postfix;
 mod relay;

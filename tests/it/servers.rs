@@ -172,7 +172,7 @@ impl Drop for Postfix {
 
 /// clamd with a signature of its own for the EICAR test file.
 pub struct Clamd {
-    _server: Server,
+    server: Server,
     pub socket: PathBuf,
 }
 
@@ -207,10 +207,11 @@ impl Clamd {
             .expect("clamd is installed; tests/run does that");
         let server = Server(child);
         wait_until("clamd listens", || UnixStream::connect(&socket).is_ok());
-        Self {
-            _server: server,
-            socket,
-        }
+        Self { server, socket }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.server.0.id()
     }
 }
 

@@ -1,27 +1,29 @@
-//! An engine with a bug: it speaks clamd's protocol, finds nothing, and hangs on one particular message.
+//! An engine with a bug: it speaks clamd's protocol, finds the test file that the relay probes it with and nothing else,
+//! and hangs on one particular message.
 //!
 //! It does what a real one does then: it takes the content, says nothing more, and holds the connection until its client
-//! gives up.
+//! gives up, or until it is restarted.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::loopback::Loopback;
 
 /// What it hangs on.
 pub(super) const MARKER: &str = "X-Demo: this field makes the engine hang";
+/// What it finds.
+const PROBE: &[u8] = b"EICAR-STANDARD-ANTIVIRUS-TEST-FILE";
 /// Octets of one message at most.
 const LARGEST: usize = 1 << 20;
 
 #[derive(Debug)]
 struct State {
-    mended: AtomicBool,
+    mended: watch::Sender<bool>,
     hangs: Notify,
 }
 
@@ -36,7 +38,7 @@ impl FragileEngine {
     /// Listens on a free port.
     pub(super) async fn start() -> io::Result<Self> {
         let state = Arc::new(State {
-            mended: AtomicBool::new(false),
+            mended: watch::Sender::new(false),
             hangs: Notify::new(),
         });
         let shared = state.clone();
@@ -54,9 +56,9 @@ impl FragileEngine {
         self.state.hangs.notified().await;
     }
 
-    /// From now on it hangs no more.
+    /// Restarts it: connections end, and from now on it hangs no more.
     pub(super) fn mend(&self) {
-        self.state.mended.store(true, Ordering::SeqCst);
+        self.state.mended.send_replace(true);
     }
 }
 
@@ -83,11 +85,18 @@ async fn session(stream: TcpStream, state: Arc<State>) -> io::Result<()> {
             .await?;
     }
     let marked = memchr::memmem::find(&content, MARKER.as_bytes()).is_some();
-    if marked && !state.mended.load(Ordering::SeqCst) {
+    let mut mended = state.mended.subscribe();
+    if marked && !*mended.borrow_and_update() {
         state.hangs.notify_one();
-        // Ends when the client goes away.
-        stream.read_u8().await?;
+        tokio::select! {
+            gone = stream.read_u8() => gone.map(|_| ())?,
+            restarted = mended.changed() => restarted.map_err(io::Error::other)?,
+        }
         return Ok(());
     }
-    stream.get_mut().write_all(b"stream: OK\0").await
+    let answer: &[u8] = match memchr::memmem::find(&content, PROBE).is_some() {
+        true => b"stream: Eicar-Test-Signature FOUND\0",
+        false => b"stream: OK\0",
+    };
+    stream.get_mut().write_all(answer).await
 }

@@ -11,6 +11,7 @@
 //! limits, so: set `AlertExceedsMax yes`, and keep this engine's `max_size` at or below clamd's StreamMaxLength,
 //! MaxScanSize and MaxFileSize. Likewise `AlertEncrypted yes` makes encrypted archives known as such.
 
+pub(super) mod conf;
 mod wire;
 
 use std::io;

@@ -25,7 +25,7 @@ use futures_util::future::BoxFuture;
 use crate::deadline::Deadline;
 use crate::message::Content;
 use crate::message::mime::{self, Inspection};
-use crate::scan::ScanRequest;
+use crate::scan::{ScanRequest, Settings};
 use crate::verdict::Answer;
 
 pub use address::{Address, Tls};
@@ -248,6 +248,15 @@ pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
         }),
         Kind::Rules { builtin, paths } => one(Arc::new(rules::Rules::compile(*builtin, paths)?)),
         Kind::Attachment(settings) => one(Arc::new(attachment::Attachments::new(settings.clone()))),
+    }
+}
+
+/// What the engine itself says about its limits, where it can be learnt, and the settings do not agree with; each with
+/// its remedy. Blocks on files.
+pub fn advice(settings: &Settings) -> Vec<String> {
+    match &settings.kind {
+        Kind::Clamd { addresses, .. } => clamd::conf::advice(settings, addresses),
+        Kind::Rules { .. } | Kind::Attachment(_) | Kind::Spamd { .. } => Vec::new(),
     }
 }
 

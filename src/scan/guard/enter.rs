@@ -28,11 +28,15 @@ pub(super) async fn gate(state: Arc<State>, mut call: Call, next: impl Next) -> 
         Ok(Err(refusal)) => return Err(refused(refusal)),
         Err(_) => return Err(ScanError::Stopping),
     };
+    let (since, replica) = (Instant::now(), call.replica);
     flight.send_replace(Phase::Running {
-        since: Instant::now(),
+        since,
         convicted: false,
     });
     let outcome = next.oneshot(call).await;
+    if let Ok(answer) = &outcome {
+        state.saw(replica, answer, since.elapsed());
+    }
     entered.end(match &outcome {
         Ok(answer) => match &answer.answer {
             Answer::Answered(findings) | Answer::None { findings, .. } => End::Answered {

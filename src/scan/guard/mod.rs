@@ -16,12 +16,15 @@ mod reuse;
 mod share;
 mod size;
 mod state;
+mod vigil;
 
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -32,7 +35,7 @@ use super::evidence::{Errand, Evidence};
 use crate::incident::Incident;
 use crate::scan::Settings;
 use crate::scan::engine::{Engine, Sample, ScanError};
-use crate::verdict::Report;
+use crate::verdict::{EngineClass, Report};
 use layer::around;
 use state::{Flight, Phase, State};
 
@@ -189,26 +192,44 @@ impl Guarded {
 
     /// How it is doing.
     pub fn health(&self) -> Health {
+        let (versions, latencies) = self.state.told();
         self.state.look(|gate| {
-            let engines = self.state.engines.iter().zip(gate.replicas());
-            let replica =
-                |(engine, (breaker, running, drained)): (&Arc<dyn Engine>, Looked<'_>)| {
-                    ReplicaHealth {
-                        address: engine.replica().map(str::to_owned),
-                        breaker: breaker.state().to_string(),
-                        running,
-                        drained,
-                    }
-                };
+            let engines = self.state.engines.iter().zip(gate.replicas()).zip(versions);
+            let replica = |((engine, (breaker, running, drained)), version): (
+                (&Arc<dyn Engine>, Looked<'_>),
+                Option<String>,
+            )| ReplicaHealth {
+                address: engine.replica().map(str::to_owned),
+                breaker: breaker.state().to_string(),
+                running,
+                drained,
+                signed: version.as_deref().and_then(|v| engine.signed(v)),
+                signatures: version,
+            };
             Health {
                 engine: self.settings().name.clone(),
+                class: self.settings().class,
                 slots: self.settings().slots * self.state.engines.len(),
                 running: gate.running(),
                 zombies: gate.zombies(),
                 waiting: gate.queued(),
+                half_within: latencies.map(|(half, _)| half),
+                most_within: latencies.map(|(_, most)| most),
                 replicas: engines.map(replica).collect(),
             }
         })
+    }
+
+    /// Sends the probe pair to each replica; what came of it, by address, with what was wrong.
+    ///
+    /// Cancel safety: safe; probes that were sent keep their slots to their ends.
+    pub async fn test(&self) -> Vec<(Option<String>, Result<(), String>)> {
+        let mut shown = Vec::new();
+        for (at, engine) in self.state.engines.iter().enumerate() {
+            let result = probe::test(&self.state, at).await;
+            shown.push((engine.replica().map(str::to_owned), result));
+        }
+        shown
     }
 
     /// Whether no replica takes mail now: the engine is at fault, or drained.
@@ -225,6 +246,8 @@ type Looked<'a> = (&'a breaker::Breaker, usize, bool);
 pub struct Health {
     /// Its name.
     pub engine: Arc<str>,
+    /// What it is good for.
+    pub class: EngineClass,
     /// Scans at once at most, of all replicas.
     pub slots: usize,
     /// Scans under way, zombies included.
@@ -233,8 +256,39 @@ pub struct Health {
     pub zombies: usize,
     /// Messages that wait for a slot.
     pub waiting: usize,
+    /// Half of the last scans took so long at most; none before the first.
+    pub half_within: Option<Duration>,
+    /// 99 of 100 did.
+    pub most_within: Option<Duration>,
     /// Each replica.
     pub replicas: Vec<ReplicaHealth>,
+}
+
+impl Health {
+    /// The states of its replicas, each state once: `closed`, `closed, open (failing)`, `drained`.
+    pub fn states(&self) -> String {
+        let mut states: Vec<&str> = self.replicas.iter().map(ReplicaHealth::state).collect();
+        states.sort_unstable();
+        states.dedup();
+        states.join(", ")
+    }
+
+    /// Whether every replica gets all its mail.
+    pub fn is_well(&self) -> bool {
+        self.replicas
+            .iter()
+            .all(|replica| replica.state() == "closed")
+    }
+}
+
+impl ReplicaHealth {
+    /// `drained`, or the state of its breaker.
+    pub fn state(&self) -> &str {
+        match self.drained {
+            true => "drained",
+            false => &self.breaker,
+        }
+    }
 }
 
 /// How a replica is doing.
@@ -248,6 +302,10 @@ pub struct ReplicaHealth {
     pub running: usize,
     /// Taken out by a person.
     pub drained: bool,
+    /// Version of its signatures, as last told.
+    pub signatures: Option<String>,
+    /// When they were made, where the version tells.
+    pub signed: Option<Timestamp>,
 }
 
 impl fmt::Debug for Guarded {

@@ -159,6 +159,18 @@ pub(super) async fn run(state: Arc<State>, replica: usize, half_open: bool, doub
     state.probe_ended(replica);
 }
 
+/// Sends a pair to a replica because a person asked; what was wrong with the answers.
+pub(super) async fn test(state: &Arc<State>, replica: usize) -> Result<(), String> {
+    if state.engines[replica].probes().is_none() {
+        return Err("there is no message by which this kind of engine could be tested".to_owned());
+    }
+    match pair(state, replica, state.settings.timeout).await {
+        Shown::Right => Ok(()),
+        Shown::Wrong(why) => Err(why),
+        Shown::NoSlot => Err("no slot is free to ask with".to_owned()),
+    }
+}
+
 fn sample(state: &State, content: Content) -> Sample {
     let mut recipients = Vec::new();
     let mut origin = Origin::local("probe");

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
@@ -15,12 +16,14 @@ use super::gate::{Detour, End, Entrant, Gate, Order, Refusal, Ticket, Times};
 use super::layer::Outcome;
 use super::probe::{self, Schedule};
 use super::retry::RetryBudget;
-use super::reuse::{Key, Reuse};
+use super::reuse::{Key, Reuse, is_bad};
+use super::vigil::Vigil;
 use crate::deadline::Deadline;
 use crate::incident::{Incident, Kind, Subject};
 use crate::scan::Settings;
-use crate::scan::engine::Engine;
+use crate::scan::engine::{Engine, EngineAnswer};
 use crate::scan::evidence::Evidence;
+use crate::verdict::Answer;
 
 /// How often time is let pass at the gate while it is busy.
 const TICK: Duration = Duration::from_millis(100);
@@ -62,6 +65,7 @@ struct Core {
     reuse: Mutex<Reuse>,
     retries: Mutex<RetryBudget>,
     incidents: Mutex<Vec<Incident>>,
+    vigil: Mutex<Vigil>,
     /// Whether no replica takes mail.
     out: watch::Sender<bool>,
 }
@@ -128,6 +132,7 @@ impl State {
             reuse: Mutex::new(Reuse::new()),
             retries: Mutex::new(RetryBudget::new(now)),
             incidents: Mutex::default(),
+            vigil: Mutex::new(Vigil::new(now, replicas)),
             out: watch::Sender::new(false),
         };
         Arc::new(Self {
@@ -250,6 +255,37 @@ impl State {
         lock(&self.core.retries)
     }
 
+    /// An engine's answer about mail, for the vigil.
+    pub(super) fn saw(&self, replica: usize, answer: &EngineAnswer, took: Duration) {
+        let mut vigil = lock(&self.core.vigil);
+        if let Some(version) = &answer.signatures {
+            vigil.signed(replica, version);
+        }
+        if let Answer::Answered(findings) = &answer.answer {
+            vigil.answered(took, is_bad(findings));
+        }
+    }
+
+    /// The versions of its replicas' signatures, and how long scans took: half of them at most, and 99 of 100.
+    pub(super) fn told(&self) -> (Vec<Option<String>>, Option<(Duration, Duration)>) {
+        let vigil = lock(&self.core.vigil);
+        let version = |at| vigil.version(at).map(str::to_owned);
+        let versions = (0..self.engines.len()).map(version).collect();
+        (versions, vigil.latencies())
+    }
+
+    /// Compares what the engine does with what it used to do.
+    fn hold_vigil(&self) {
+        let oldest = self.settings.signature_age;
+        let made = |version: &str| self.engines.first().and_then(|e| e.signed(version));
+        let remarks = lock(&self.core.vigil).tick(Instant::now(), Timestamp::now(), oldest, made);
+        for remark in remarks {
+            let subject = self.subject(remark.replica);
+            let summary = format!("{subject}: {}", remark.text);
+            self.tell(Incident::new(remark.kind, subject, summary));
+        }
+    }
+
     /// Who it is, for incidents; a replica is named only where there are several.
     pub(super) fn subject(&self, replica: Option<usize>) -> Subject {
         let replica = replica.filter(|_| self.engines.len() > 1);
@@ -349,7 +385,10 @@ impl State {
         self.carry_out(&mut desk);
         self.send_probes(&mut desk);
         desk.ticking = desk.needs_time();
-        desk.ticking
+        let goes_on = desk.ticking;
+        drop(desk);
+        self.hold_vigil();
+        goes_on
     }
 
     fn send_probes(self: &Arc<Self>, desk: &mut Desk) {

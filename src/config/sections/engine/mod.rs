@@ -114,6 +114,8 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
     let (timeout, limit, slow) = times(&mut section, &usual);
     let wait = section.duration("wait", secs(1), SHORTEST..=secs(HOUR));
     let probe = section.duration("probe", secs(10), secs(0)..=secs(HOUR));
+    let days = secs(24 * HOUR);
+    let age = section.duration("signature_age", days * 3, secs(0)..=days * 365);
     let attempts = section.count("attempts", usual.attempts, 1..=10);
     let slots = section.count("slots", usual.slots, 1..=10_000);
     let max_size = section
@@ -137,6 +139,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
         slow,
         wait,
         probe: Some(probe).filter(|probe| !probe.is_zero()),
+        signature_age: Some(age).filter(|age| !age.is_zero()),
         attempts: u32::try_from(attempts).unwrap_or(1),
         slots,
         max_size,

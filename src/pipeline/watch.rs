@@ -1,0 +1,57 @@
+//! The watch: a few times a second, what the guard has seen becomes what the guard does. Evidence goes up to the
+//! interceptors, their detours come down to the gates, and whatever was done is written into the incident log.
+//!
+//! The watch works on no message and waits for nothing but the disk, so that a flood cannot slow it down.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Pipeline, events};
+use crate::deadline::{Deadline, wall_clock};
+use crate::scan::{Evidence, Observed};
+
+/// How often.
+const TICK: Duration = Duration::from_millis(250);
+
+impl Pipeline {
+    /// Watches until `closing` is cancelled.
+    pub async fn watch(self: Arc<Self>, closing: CancellationToken) {
+        loop {
+            tokio::select! {
+                biased;
+                () = closing.cancelled() => return,
+                () = Deadline::after(TICK).wait() => self.look_around().await,
+            }
+        }
+    }
+
+    /// One round.
+    async fn look_around(&self) {
+        let generation = self.generation();
+        let scanner = &generation.scanner;
+        let mut late = Vec::new();
+        let mut seen = Vec::new();
+        for (engine, evidence) in scanner.evidence() {
+            late.extend(evidence.iter().filter(|e| is_late(e)).map(|e| e.message));
+            seen.extend(evidence.into_iter().map(|e| (engine.clone(), e)));
+        }
+        for incident in self.suspicion.tick(scanner, seen) {
+            self.incidents.record(incident);
+        }
+        for incident in scanner.incidents() {
+            self.incidents.record(incident);
+        }
+        // Its answer is there: nobody needs to wait for the next look at it.
+        for message in late {
+            if let Err(error) = self.store.hasten(message, wall_clock()).await {
+                events::lane_failed("hasten", &error);
+            }
+        }
+    }
+}
+
+fn is_late(evidence: &Evidence) -> bool {
+    matches!(evidence.what, Observed::Late { .. })
+}
