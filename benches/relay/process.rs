@@ -52,7 +52,7 @@ impl Drop for Stopped {
 pub struct Spillway {
     child: Stopped,
     pub port: u16,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Spillway {
@@ -67,18 +67,32 @@ impl Spillway {
         );
         let path = folder.path().join("spillway.toml");
         std::fs::write(&path, config).expect("configuration");
+        let log = std::fs::File::create(folder.path().join("log")).expect("a log");
         let child = Command::new(env!("CARGO_BIN_EXE_spillway"))
             .args(["run", "--config"])
             .arg(&path)
             .stdout(Stdio::null())
+            .stderr(log)
             .spawn()
             .expect("spillway starts");
-        let child = Stopped(child);
-        wait_for(port);
-        Self {
-            child,
+        let mut spillway = Self {
+            child: Stopped(child),
             port,
-            _folder: folder,
+            folder,
+        };
+        spillway.wait();
+        spillway
+    }
+
+    /// Until it listens; if it ends instead, its log tells why.
+    fn wait(&mut self) {
+        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+        while TcpStream::connect(address).is_err() {
+            if let Ok(Some(status)) = self.child.0.try_wait() {
+                let log = std::fs::read_to_string(self.folder.path().join("log"));
+                panic!("spillway: {status}\n{}", log.unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -101,6 +115,38 @@ impl Spillway {
             .parse::<u64>()
             .unwrap_or(0)
             * 1024
+    }
+}
+
+/// What only the drill does with it.
+#[allow(dead_code, reason = "this file is a part of two benchmarks")]
+impl Spillway {
+    /// Its configuration, for the command line tool.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("spillway.toml")
+    }
+
+    /// Leaves its folder (configuration, log, store) on the disk.
+    pub fn keep(&mut self) {
+        self.folder.disable_cleanup(true);
+        println!("kept: {}", self.folder.path().display());
+    }
+
+    /// SIGTERM; returns when it has ended, which it does within its `relay.drain_timeout`.
+    pub fn finish(&mut self) {
+        use rustix::process::{Pid, Signal, kill_process};
+        let pid = Pid::from_child(&self.child.0);
+        let _ = kill_process(pid, Signal::TERM);
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(45) {
+            if let Ok(Some(_)) = self.child.0.try_wait() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        eprintln!("spillway did not end within 45 s of SIGTERM");
+        let _ = self.child.0.kill();
+        let _ = self.child.0.wait();
     }
 }
 
@@ -225,7 +271,7 @@ fn parent_of(pid: u32) -> u32 {
 }
 
 /// Seconds of the process itself, and of children it has waited for (proc_pid_stat(5), fields 14 to 17).
-fn cpu_of(pid: u32) -> (f64, f64) {
+pub fn cpu_of(pid: u32) -> (f64, f64) {
     let fields = stat_of(pid);
     let ticks = |at: usize| {
         fields

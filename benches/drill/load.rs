@@ -1,0 +1,244 @@
+//! The open loop: every message is sent when it is due, whatever became of those before it.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::mail::{Ready, World};
+use crate::plan::{From, Planned};
+
+/// A message is made so long before it is due.
+const AHEAD: Duration = Duration::from_millis(100);
+/// Idle sessions kept for one client.
+const IDLE: usize = 50;
+/// What a mail server does after a 4yz: 1 s, twice as long each time, so long at most.
+const RETRY_MAX: Duration = Duration::from_secs(64);
+
+/// What became of a message as its sender knows it.
+#[derive(Debug, Clone, Default)]
+pub struct Told {
+    /// When the relay answered for good.
+    pub answered: Option<Duration>,
+    /// The relay's own id, from its 250.
+    pub id: Option<String>,
+    /// 250, but kept by the relay and not delivered yet.
+    pub kept: bool,
+    pub rejected: Option<String>,
+    /// 4yz replies.
+    pub deferred: u32,
+    /// Connections that ended in the middle.
+    pub broken: u32,
+    pub last_deferral: String,
+}
+
+/// What all senders share.
+pub struct Load {
+    pub relay: SocketAddr,
+    pub world: World,
+    pub plan: Arc<Vec<Planned>>,
+    pub told: Vec<Mutex<Told>>,
+    pub began: Instant,
+    pub slots: Semaphore,
+    /// Whether a message ever had to wait for a session.
+    pub capped: AtomicBool,
+    idle: Mutex<HashMap<Ipv4Addr, Vec<Session>>>,
+}
+
+enum Reply {
+    Taken(String),
+    Deferred(String),
+    Rejected(String),
+}
+
+impl Load {
+    pub fn new(
+        relay: SocketAddr,
+        world: World,
+        plan: Arc<Vec<Planned>>,
+        began: Instant,
+        sessions: usize,
+    ) -> Self {
+        Self {
+            relay,
+            world,
+            told: plan.iter().map(|_| Mutex::default()).collect(),
+            plan,
+            began,
+            slots: Semaphore::new(sessions),
+            capped: AtomicBool::new(false),
+            idle: Mutex::default(),
+        }
+    }
+
+    /// Sends everything; ends when every message has its answer. Dropping it stops all senders.
+    pub async fn run(self: Arc<Self>) {
+        let mut senders = JoinSet::new();
+        for number in 0..self.plan.len() {
+            let due = self.began + self.plan[number].due;
+            tokio::time::sleep_until((due - AHEAD).into()).await;
+            let load = self.clone();
+            senders.spawn(async move { load.send(number).await });
+            while senders.try_join_next().is_some() {}
+        }
+        while senders.join_next().await.is_some() {}
+    }
+
+    async fn send(&self, number: usize) {
+        let planned = self.plan[number];
+        let ready = self.world.compose(number, &planned);
+        tokio::time::sleep_until((self.began + planned.due).into()).await;
+        let mut wait = Duration::from_secs(1);
+        loop {
+            let outcome = self.attempt(planned.from, &ready).await;
+            {
+                let mut told = self.told[number]
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                match outcome {
+                    Ok(Reply::Taken(text)) => {
+                        told.kept = text.contains("accepted as");
+                        told.id = id_in(&text);
+                        told.answered = Some(self.began.elapsed());
+                        return;
+                    }
+                    Ok(Reply::Rejected(text)) => {
+                        told.rejected = Some(text);
+                        told.answered = Some(self.began.elapsed());
+                        return;
+                    }
+                    Ok(Reply::Deferred(text)) => {
+                        told.deferred += 1;
+                        told.last_deferral = text;
+                    }
+                    Err(_) => told.broken += 1,
+                }
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn attempt(&self, from: From, ready: &Ready) -> io::Result<Reply> {
+        let _slot = match self.slots.try_acquire() {
+            Ok(slot) => Some(slot),
+            Err(_) => {
+                self.capped.store(true, Ordering::Relaxed);
+                self.slots.acquire().await.ok()
+            }
+        };
+        let idle = {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.get_mut(&ready.client).and_then(Vec::pop)
+        };
+        let mut session = match idle {
+            Some(session) => session,
+            None => Session::open(self.relay, ready).await?,
+        };
+        let reply = session.mail(ready).await?;
+        if matches!(from, From::Fresh(_)) {
+            // Strangers come once.
+            session.quit().await?;
+            return Ok(reply);
+        }
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = idle.entry(ready.client).or_default();
+        if idle.len() < IDLE && session.is_usable {
+            idle.push(session);
+        }
+        Ok(reply)
+    }
+}
+
+struct Session {
+    stream: BufReader<TcpStream>,
+    is_usable: bool,
+}
+
+impl Session {
+    async fn open(relay: SocketAddr, ready: &Ready) -> io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::from((ready.client, 0)))?;
+        let stream = socket.connect(relay).await?;
+        stream.set_nodelay(true)?;
+        let mut session = Self {
+            stream: BufReader::with_capacity(1024, stream),
+            is_usable: true,
+        };
+        session.reply().await?;
+        let hello = format!("EHLO {}\r\n", ready.helo);
+        session.stream.write_all(hello.as_bytes()).await?;
+        session.reply().await?;
+        Ok(session)
+    }
+
+    async fn mail(&mut self, ready: &Ready) -> io::Result<Reply> {
+        let commands = format!(
+            "MAIL FROM:<{}>\r\nRCPT TO:<{}>\r\nDATA\r\n",
+            ready.sender, ready.recipient
+        );
+        self.stream.write_all(commands.as_bytes()).await?;
+        let mut refusal = None;
+        let mut last = String::new();
+        for _ in 0..3 {
+            last = self.reply().await?;
+            if !last.starts_with(['2', '3']) && refusal.is_none() {
+                refusal = Some(last.clone());
+            }
+        }
+        if last.starts_with('3') {
+            self.stream.write_all(&ready.content).await?;
+            self.stream.write_all(b"\r\n.\r\n").await?;
+            last = self.reply().await?;
+        }
+        let verdict = refusal.unwrap_or(last);
+        self.is_usable = !verdict.starts_with("421");
+        Ok(match verdict.as_bytes().first() {
+            Some(b'2') => Reply::Taken(verdict),
+            Some(b'5') => Reply::Rejected(verdict),
+            _ => Reply::Deferred(verdict),
+        })
+    }
+
+    async fn quit(&mut self) -> io::Result<()> {
+        self.stream.write_all(b"QUIT\r\n").await
+    }
+
+    /// One reply, in one line.
+    async fn reply(&mut self) -> io::Result<String> {
+        let mut whole = String::new();
+        loop {
+            let mut line = String::new();
+            if self.stream.read_line(&mut line).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let last = line.as_bytes().get(3) != Some(&b'-');
+            whole += line.trim_end();
+            if last {
+                return Ok(whole);
+            }
+            whole.push(' ');
+        }
+    }
+}
+
+/// The relay's id in a reply: 26 capital letters and digits.
+fn id_in(reply: &str) -> Option<String> {
+    let is_id = |word: &&str| {
+        word.len() == 26
+            && word
+                .bytes()
+                .all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
+    };
+    reply
+        .split_ascii_whitespace()
+        .find(is_id)
+        .map(str::to_owned)
+}

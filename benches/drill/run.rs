@@ -1,0 +1,289 @@
+//! One run: engines, next hops, the relay, the load, and what is left when it is over.
+
+use std::io;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Builder, Runtime};
+
+use crate::engine::{Engine, Mode, Scan};
+use crate::load::{Load, Told};
+use crate::mail::World;
+use crate::options::{Options, Phases};
+use crate::plan::{Planned, plan};
+use crate::process::{Spillway, cpu_of};
+use crate::relay::{self, Books};
+use crate::sink::{Book, Manner, Sink};
+use crate::variant::{Event, Fault, Hop, Variant};
+
+/// Engines that are asked.
+const ENGINES: usize = 3;
+/// From the start of the engines to the first message: what a relay needs to start.
+const LEAD: Duration = Duration::from_secs(3);
+const FLAP: Duration = Duration::from_secs(20);
+
+/// What the load is sent through.
+pub enum Subject {
+    Spillway(Spillway),
+}
+
+/// Everything that was seen. Instants count from the first message.
+pub struct Outcome {
+    pub variant: Variant,
+    pub phases: Phases,
+    pub plan: Arc<Vec<Planned>>,
+    pub told: Vec<Told>,
+    /// By next hop.
+    pub hops: Vec<Book>,
+    /// Of the first engine.
+    pub scans: Vec<Scan>,
+    pub zombies: usize,
+    pub busiest: usize,
+    pub books: Books,
+    /// Of the relay, in octets.
+    pub resident: u64,
+    /// CPU seconds per second, of the relay and of this program.
+    pub cpu: (f64, f64),
+    /// The wall clock at the first message.
+    pub began_at: jiff::Timestamp,
+    pub ended: Duration,
+    pub capped: bool,
+}
+
+struct Stage {
+    engines: Vec<Engine>,
+    hops: Vec<Sink>,
+    began: Instant,
+    /// Dropping them stops what runs on them: engines have a thread of their own, so that nobody else makes them slow.
+    _engines_on: Runtime,
+    people: Runtime,
+}
+
+impl Stage {
+    fn new(plan: &Arc<Vec<Planned>>, lead: Duration) -> io::Result<Self> {
+        let own = || {
+            Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+        };
+        let (engines_on, people) = (own()?, own()?);
+        let began = Instant::now() + lead;
+        let mut engines = Vec::new();
+        for at in 0..ENGINES {
+            engines.push(engines_on.block_on(Engine::start(at == 0, plan.clone(), began))?);
+        }
+        let hops = [
+            people.block_on(Sink::start(began))?,
+            people.block_on(Sink::start(began))?,
+        ];
+        Ok(Self {
+            engines,
+            hops: hops.into(),
+            began,
+            _engines_on: engines_on,
+            people,
+        })
+    }
+
+    /// Begins, or ends, what goes wrong.
+    fn set(&self, event: Event, since: Option<Duration>) {
+        let (mode, manner) = match (event, since) {
+            (Event::Fault(Fault::Flapping), Some(since)) => {
+                match (since.as_secs() / FLAP.as_secs()) % 2 {
+                    0 => (Mode::Hung, Manner::Quick),
+                    _ => (Mode::Healthy, Manner::Quick),
+                }
+            }
+            (Event::Fault(fault), Some(_)) => (mode(fault), Manner::Quick),
+            (Event::NextHop(Hop::Throttled), Some(_)) => (Mode::Healthy, Manner::Throttled(5)),
+            (Event::NextHop(Hop::Tarpit), Some(_)) => {
+                (Mode::Healthy, Manner::Tarpit(Duration::from_secs(30)))
+            }
+            _ => (Mode::Healthy, Manner::Quick),
+        };
+        self.engines[0]
+            .mode
+            .send_if_modified(|now| std::mem::replace(now, mode) != mode);
+        self.hops[1]
+            .manner
+            .send_if_modified(|now| std::mem::replace(now, manner) != manner);
+    }
+}
+
+fn mode(fault: Fault) -> Mode {
+    match fault {
+        Fault::SlowLarge => Mode::SlowLarge,
+        Fault::SlowAll => Mode::SlowAll,
+        Fault::Hung | Fault::Flapping => Mode::Hung,
+        Fault::Refused => Mode::Refused,
+        Fault::Garbage => Mode::Garbage,
+        Fault::Gray => Mode::Gray,
+    }
+}
+
+/// Runs a variant against a fresh relay.
+pub fn spillway(options: &Options, variant: &Variant) -> io::Result<Outcome> {
+    run(options, variant, LEAD, |engines, hops| {
+        let config = relay::config(options, engines, hops);
+        let mut spillway = Spillway::start(&options.mode, &config);
+        if options.keep {
+            spillway.keep();
+        }
+        Subject::Spillway(spillway)
+    })
+}
+
+/// Runs a variant against anything.
+pub fn run(
+    options: &Options,
+    variant: &Variant,
+    lead: Duration,
+    start: impl FnOnce(&[u16], [u16; 2]) -> Subject,
+) -> io::Result<Outcome> {
+    let phases = options.phases();
+    let plan = Arc::new(plan(options, variant, &phases));
+    let world = World::new(options);
+    let stage = Stage::new(&plan, lead)?;
+    let ports: Vec<u16> = stage.engines.iter().map(|engine| engine.port).collect();
+    let mut subject = start(&ports, [stage.hops[0].port, stage.hops[1].port]);
+    let relay = ([127, 0, 0, 1], subject.port()).into();
+    let load = Arc::new(Load::new(
+        relay,
+        world,
+        plan.clone(),
+        stage.began,
+        options.sessions,
+    ));
+    let sending = stage.people.spawn(load.clone().run());
+    let began_at = jiff::Timestamp::now() + until(stage.began);
+    let (resident, cpu) = watch(&stage, variant, &phases, &subject, &plan);
+    sending.abort();
+    let _ = stage.people.block_on(sending);
+    let ended = stage.began.elapsed();
+    let books = subject.finish();
+    let take =
+        |told: &std::sync::Mutex<Told>| told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let first = &stage.engines[0].seen;
+    Ok(Outcome {
+        variant: *variant,
+        phases,
+        told: load.told.iter().map(take).collect(),
+        hops: stage
+            .hops
+            .iter()
+            .map(|hop| std::mem::take(&mut *lock(&hop.book)))
+            .collect(),
+        scans: lock(&first.scans).clone(),
+        zombies: first.most_zombies(),
+        busiest: first.busiest(),
+        books,
+        resident,
+        cpu,
+        began_at,
+        ended,
+        capped: load.capped.load(std::sync::atomic::Ordering::Relaxed),
+        plan,
+    })
+}
+
+fn lock<T>(of: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn until(instant: Instant) -> Duration {
+    instant.saturating_duration_since(Instant::now())
+}
+
+/// Directs the event and looks at the relay until everything valid is settled, or the time for it is over.
+fn watch(
+    stage: &Stage,
+    variant: &Variant,
+    phases: &Phases,
+    subject: &Subject,
+    plan: &[Planned],
+) -> (u64, (f64, f64)) {
+    const LOOK: Duration = Duration::from_millis(50);
+    std::thread::sleep(until(stage.began));
+    let own = std::process::id();
+    let (relay_before, own_before) = (subject.cpu(), cpu_of(own).0);
+    let valid = plan
+        .iter()
+        .filter(|planned| planned.kind.is_valid())
+        .count();
+    let mut resident = 0;
+    let mut looks = 0u32;
+    let mut loaded = None;
+    loop {
+        let now = stage.began.elapsed();
+        let in_event = now >= phases.event_begins && now < phases.event_ends;
+        stage.set(variant.event, in_event.then(|| now - phases.event_begins));
+        if looks.is_multiple_of(10) {
+            resident = resident.max(subject.resident());
+        }
+        looks += 1;
+        if now >= phases.load_ends {
+            let seconds = now.as_secs_f64();
+            loaded.get_or_insert((
+                (subject.cpu() - relay_before) / seconds,
+                (cpu_of(own).0 - own_before) / seconds,
+            ));
+            let enough = delivered(stage, plan) >= valid && rescanned(stage, variant);
+            if enough || now >= phases.settled_by {
+                return (resident, loaded.unwrap_or_default());
+            }
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Valid messages that have arrived.
+fn delivered(stage: &Stage, plan: &[Planned]) -> usize {
+    let mut arrived = vec![false; plan.len()];
+    for hop in &stage.hops {
+        for arrival in &lock(&hop.book).arrivals {
+            if let Some(seen) = arrival.message.and_then(|at| arrived.get_mut(at)) {
+                *seen = true;
+            }
+        }
+    }
+    let both = arrived.iter().zip(plan);
+    both.filter(|(arrived, planned)| **arrived && planned.kind.is_valid())
+        .count()
+}
+
+/// Whether the first engine has seen again what it made answers up for; trivially so unless it did.
+fn rescanned(stage: &Stage, variant: &Variant) -> bool {
+    let is_gray = variant.event == Event::Fault(Fault::Gray);
+    !is_gray || crate::figures::not_rescanned(&lock(&stage.engines[0].seen.scans)).is_empty()
+}
+
+impl Subject {
+    fn port(&self) -> u16 {
+        match self {
+            Self::Spillway(spillway) => spillway.port,
+        }
+    }
+
+    fn cpu(&self) -> f64 {
+        match self {
+            Self::Spillway(spillway) => spillway.cpu(),
+        }
+    }
+
+    fn resident(&self) -> u64 {
+        match self {
+            Self::Spillway(spillway) => spillway.resident(),
+        }
+    }
+
+    /// Stops it, so that its books do not change while they are read.
+    fn finish(&mut self) -> Books {
+        match self {
+            Self::Spillway(spillway) => {
+                spillway.finish();
+                Books::read(spillway)
+            }
+        }
+    }
+}
