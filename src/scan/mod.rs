@@ -251,6 +251,7 @@ fn limits<'a>(engines: impl Iterator<Item = &'a Settings>) -> mime::Limits {
             },
             engine::Kind::Clamd { .. }
             | engine::Kind::Spamd { .. }
+            | engine::Kind::Rspamd { .. }
             | engine::Kind::Rules { .. } => limits,
         },
     )

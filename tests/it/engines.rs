@@ -3,7 +3,7 @@
 use crate::client::Client;
 use crate::relay::{Site, eventually};
 use crate::samples;
-use crate::servers::{Clamd, Spamd};
+use crate::servers::{Clamd, Rspamd, Spamd};
 use spillway::store::{Filter, Lane, Record};
 
 /// clamd finds the EICAR test file inside nested multiparts and inside a zip, a clean message passes, and the report of
@@ -110,4 +110,25 @@ async fn spamd_scores_and_names_its_rules() {
     let decision = held.decision.as_ref().expect("a decision");
     assert_eq!(decision.rule, "policy.score");
     assert!(decision.score > 900.0, "{}", decision.score);
+}
+
+/// rspamd's score is what policy judges by, whatever action rspamd itself would take; it stands up to probes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rspamd_scores_and_policy_decides() {
+    let site = Site::new();
+    let rspamd = Rspamd::start(site.path());
+    let engine = format!(
+        "kind = \"rspamd\"\naddress = [\"http://127.0.0.1:{}\"]\ntimeout = \"60s\"\nprobe = \"50ms\"",
+        rspamd.port
+    );
+    let held = spam_is_held(&site, &engine).await;
+    let decision = held.decision.as_ref().expect("a decision");
+    assert_eq!(decision.rule, "policy.score");
+    assert!(decision.score > 14.0, "{}", decision.score);
+    let report = held.reports.iter().find(|r| &*r.engine == "spam");
+    let findings = report.expect("a report").findings();
+    assert!(
+        findings.iter().any(|f| f.name == "action.reject"),
+        "{findings:?}"
+    );
 }

@@ -251,6 +251,52 @@ impl Spamd {
     }
 }
 
+/// rspamd with a normal worker, without modules and without the network.
+pub struct Rspamd {
+    server: Server,
+    pub port: u16,
+}
+
+impl Rspamd {
+    pub fn start(folder: &Path) -> Self {
+        let port = free_port();
+        let at = folder.display();
+        // The public suffixes that it comes with take it seconds to compile.
+        std::fs::write(folder.join("tld"), "test\n").expect("a list of suffixes");
+        let config = folder.join("rspamd.conf");
+        std::fs::write(
+            &config,
+            format!(
+                "options {{ pidfile = \"{at}/rspamd.pid\"; tempdir = \"{at}\"; hs_cache_dir = \"{at}\"; filters = \"\"; url_tld = \"{at}/tld\";\n\
+                 control_socket = \"{at}/control.sock mode=0600\"; history_file = \"{at}/history\";\n\
+                 dns {{ nameserver = [\"127.0.0.1:9\"]; timeout = 0.1s; retransmits = 1; }} }}\n\
+                 logging {{ type = \"file\"; filename = \"{at}/rspamd.log\"; level = \"info\"; }}\n\
+                 worker \"normal\" {{ bind_socket = \"127.0.0.1:{port}\"; count = 1; }}\n\
+                 actions {{ reject = 15; add_header = 6; greylist = 4; }}\n"
+            ),
+        )
+        .expect("rspamd.conf");
+        let child = Command::new("/usr/bin/rspamd")
+            .args(["--no-fork", "--insecure", "--config"])
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("rspamd is installed; tests/run does that");
+        let server = Server(child);
+        wait_until("rspamd listens", || listens(port));
+        Self { server, port }
+    }
+}
+
+impl Drop for Rspamd {
+    /// Its workers end with it only if it is asked to end.
+    fn drop(&mut self) {
+        command("kill", &["-TERM", &self.server.0.id().to_string()]);
+        let _ = self.server.0.wait();
+    }
+}
+
 /// Runs a tool of the system.
 pub fn command(program: &str, arguments: &[&str]) -> String {
     let search = format!(

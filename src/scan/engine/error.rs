@@ -90,6 +90,22 @@ pub enum ScanError {
         /// Its words.
         message: String,
     },
+    /// The engine does not want to be asked so, and would say the same again.
+    #[error("{replica} declines: {message}")]
+    Declined {
+        /// Which one.
+        replica: String,
+        /// Its words.
+        message: String,
+    },
+    /// The engine asks to be left alone for a while (RFC 6585 4).
+    #[error("{replica} takes nothing for another {seconds} s")]
+    Throttled {
+        /// Which one.
+        replica: String,
+        /// How long.
+        seconds: u64,
+    },
     /// The engine's code panicked.
     #[error("the engine panicked: {0}")]
     Panicked(String),
@@ -104,7 +120,7 @@ impl ScanError {
         match self {
             Self::TooLarge { .. } | Self::Refused { .. } => Reason::TooLarge,
             Self::BudgetSpent => Reason::BudgetSpent,
-            Self::Busy => Reason::Busy,
+            Self::Busy | Self::Throttled { .. } => Reason::Busy,
             Self::Overdue(_) | Self::NoAnswer(_) | Self::DeadlinePassed => Reason::Timeout,
             Self::BreakerOpen(_) => Reason::BreakerOpen,
             Self::Drained => Reason::Drained,
@@ -114,7 +130,7 @@ impl ScanError {
             Self::Unreachable(_) => Reason::Unreachable,
             Self::Disconnected { .. } => Reason::Disconnected,
             Self::Garbage { .. } => Reason::Garbage,
-            Self::Engine { .. } | Self::Stopping => Reason::EngineError,
+            Self::Engine { .. } | Self::Declined { .. } | Self::Stopping => Reason::EngineError,
             Self::Panicked(_) => Reason::Panicked,
         }
     }
@@ -139,6 +155,8 @@ impl ScanError {
             | Self::Suspect(_)
             | Self::Unneeded
             | Self::DeadlinePassed
+            | Self::Declined { .. }
+            | Self::Throttled { .. }
             | Self::Panicked(_)
             | Self::Stopping => Class::Permanent,
         }
@@ -150,7 +168,9 @@ impl ScanError {
             Self::Refused { replica, .. }
             | Self::Disconnected { replica, .. }
             | Self::Garbage { replica, .. }
-            | Self::Engine { replica, .. } => Some(replica),
+            | Self::Engine { replica, .. }
+            | Self::Declined { replica, .. }
+            | Self::Throttled { replica, .. } => Some(replica),
             Self::TooLarge { .. }
             | Self::BudgetSpent
             | Self::Busy

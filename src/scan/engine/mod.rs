@@ -11,9 +11,12 @@ mod clamd;
 mod encrypted;
 mod error;
 pub mod head;
+mod http_client;
 mod name;
+pub mod rspamd;
 mod rules;
 pub mod spamd;
+mod url;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -30,7 +33,9 @@ use crate::verdict::Answer;
 
 pub use address::{Address, Tls};
 pub use error::{BuildError, Class, ScanError};
+pub use rspamd::RspamdSettings;
 pub use spamd::SpamdSettings;
+pub use url::{HTTP, NotAUrl, Url};
 
 /// The protocol of an engine, with what only this protocol needs.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +53,13 @@ pub enum Kind {
         addresses: Vec<Address>,
         /// What they have in common.
         settings: SpamdSettings,
+    },
+    /// rspamd over HTTP.
+    Rspamd {
+        /// Replicas.
+        addresses: Vec<Url>,
+        /// What they have in common.
+        settings: RspamdSettings,
     },
     /// YARA rules in process.
     Rules {
@@ -245,6 +257,12 @@ pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
             settings,
         } => replicas(addresses, |address| {
             Ok(Arc::new(spamd::Spamd::new(address, settings)?))
+        }),
+        Kind::Rspamd {
+            addresses,
+            settings,
+        } => replicas(addresses, |address| {
+            Ok(Arc::new(rspamd::Rspamd::new(address, settings)?))
         }),
         Kind::Rules { builtin, paths } => one(Arc::new(rules::Rules::compile(*builtin, paths)?)),
         Kind::Attachment(settings) => one(Arc::new(attachment::Attachments::new(settings.clone()))),

@@ -22,13 +22,15 @@ const SHORTEST: Duration = Duration::from_millis(10);
 enum KindName {
     Clamd,
     Spamd,
+    Rspamd,
     Rules,
     Attachment,
 }
 
-const KINDS: [(&str, KindName); 4] = [
+const KINDS: [(&str, KindName); 5] = [
     ("clamd", KindName::Clamd),
     ("spamd", KindName::Spamd),
+    ("rspamd", KindName::Rspamd),
     ("rules", KindName::Rules),
     ("attachment", KindName::Attachment),
 ];
@@ -63,6 +65,13 @@ impl KindName {
                 limit: secs(330),
                 slow: secs(5),
                 ..of(EngineClass::Spam, 2, 5, 25)
+            },
+            // It gives up by itself after task_timeout, 8 seconds.
+            Self::Rspamd => Usual {
+                timeout: secs(10),
+                limit: secs(30),
+                slow: secs(2),
+                ..of(EngineClass::Spam, 2, 16, 50)
             },
             Self::Rules => of(EngineClass::Av, 1, 4, 50),
             Self::Attachment => of(EngineClass::Content, 1, 4, 50),
@@ -127,6 +136,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
     let kind = match kind {
         KindName::Clamd => network::clamd(&mut section, timeout),
         KindName::Spamd => network::spamd(&mut section, timeout),
+        KindName::Rspamd => network::rspamd(&mut section, timeout),
         KindName::Rules => rules(&mut section),
         KindName::Attachment => attachment(&mut section),
     };

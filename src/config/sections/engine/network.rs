@@ -1,12 +1,13 @@
 //! Engines that are reached over a connection.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::reader::Section;
 use crate::config::sections::{HOUR, host_and_port, secs};
 use crate::config::units::Wrong;
 use crate::config::value::plain;
-use crate::scan::engine::{Address, Kind, SpamdSettings, Tls};
+use crate::scan::engine::{Address, HTTP, Kind, RspamdSettings, SpamdSettings, Tls, Url};
 
 use super::SHORTEST;
 
@@ -27,6 +28,43 @@ pub(super) fn spamd(section: &mut Section<'_>, timeout: Duration) -> Kind {
         },
         addresses,
     }
+}
+
+pub(super) fn rspamd(section: &mut Section<'_>, timeout: Duration) -> Kind {
+    let addresses = urls(section, "http://127.0.0.1:11333");
+    Kind::Rspamd {
+        settings: RspamdSettings {
+            tls_ca: authorities(section, &addresses),
+            connect_timeout: connect_timeout(section, timeout),
+        },
+        addresses,
+    }
+}
+
+/// HTTP services; `example` is the usual one.
+fn urls(section: &mut Section<'_>, example: &str) -> Vec<Url> {
+    section.require_items("address", &format!("[{example:?}]"));
+    section.list("address", None, plain, |text| {
+        Url::parse(text, &HTTP).map_err(|wrong| {
+            Wrong::new(
+                format!("{text:?} {wrong}"),
+                format!("write {example:?} or \"https://host.example.com/path\""),
+            )
+        })
+    })
+}
+
+/// Authorities for https; without any address that is https they would be used for nothing.
+fn authorities(section: &mut Section<'_>, addresses: &[Url]) -> Option<PathBuf> {
+    let ca = section.optional_file("tls_ca");
+    if ca.is_some() && !addresses.iter().any(|url| url.is_tls(&HTTP)) {
+        section.complain(
+            "tls_ca",
+            "is used with https:// only",
+            "write https:// in address, or remove this key",
+        );
+    }
+    ca
 }
 
 /// A user whose preferences spamd is to use.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::scan::engine::{Address, Kind, SpamdSettings, Tls};
+use crate::scan::engine::{Address, HTTP, Kind, RspamdSettings, SpamdSettings, Tls, Url};
 
 /// What is scanned.
 pub(super) const MAIL: &[u8] = b"From: a@example.com\r\nMessage-ID: <1@example.com>\r\n\r\nx\r\n";
@@ -33,7 +33,7 @@ pub(super) struct Subject {
     pub(super) other: Option<&'static [u8]>,
 }
 
-pub(super) const ALL: [Subject; 2] = [
+pub(super) const ALL: [Subject; 3] = [
     Subject {
         name: "clamd",
         kind: |at| Kind::Clamd {
@@ -54,6 +54,18 @@ pub(super) const ALL: [Subject; 2] = [
         closes: true,
         endless: b"SPAMD/1.1 0 EX_OK\r\nContent-length: 5\r\nSpam: False ; 0.0 / 5.0\r\n\r\n",
         other: None,
+    },
+    Subject {
+        name: "rspamd",
+        kind: |at| rspamd_at("http", at),
+        tls: Some(|at| rspamd_at("https", at)),
+        step: rspamd,
+        closes: false,
+        endless: b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n{",
+        other: Some(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 63\r\n\r\n\
+              {\"score\":0.0,\"action\":\"no action\",\"message-id\":\"2@example.com\"}",
+        ),
     },
 ];
 
@@ -88,4 +100,28 @@ fn spamd(request: &[u8]) -> Step {
     let answer =
         "SPAMD/1.1 0 EX_OK\r\nContent-length: 12\r\nSpam: False ; 0.1 / 5.0\r\n\r\nNO_RELAYS,A\n";
     ends(request, MAIL, answer)
+}
+
+fn url(scheme: &str, at: SocketAddr) -> Url {
+    Url::parse(&format!("{scheme}://{at}/"), &HTTP).expect("a URL")
+}
+
+fn rspamd_at(scheme: &str, at: SocketAddr) -> Kind {
+    Kind::Rspamd {
+        addresses: vec![url(scheme, at)],
+        settings: RspamdSettings {
+            tls_ca: None,
+            connect_timeout: CONNECT,
+        },
+    }
+}
+
+/// With an answer whose end only its length tells.
+fn rspamd(request: &[u8]) -> Step {
+    let body = r#"{"score":0.0,"action":"no action","message-id":"1@example.com"}"#;
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    ends(request, MAIL, &answer)
 }

@@ -1,0 +1,162 @@
+//! Against a scripted server on the loopback interface.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::verdict::Reason;
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// A server that gives the same answer to each request; how many connections it had.
+async fn server(answer: &'static str) -> (HttpClient, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
+            tokio::spawn(async move {
+                let mut request = Vec::new();
+                while stream.read_buf(&mut request).await.unwrap_or(0) > 0 {
+                    if request.ends_with(b"\r\n\r\nbody") {
+                        request.clear();
+                        let answer = answer.replace('#', &number.to_string());
+                        let _ = stream.write_all(answer.as_bytes()).await;
+                    }
+                }
+            });
+        }
+    });
+    let url = Url::parse(&format!("http://{address}/"), &HTTP).expect("a URL");
+    let client = HttpClient::new(&url, None, LONG).expect("a client");
+    (client, connections)
+}
+
+async fn ask(client: &HttpClient) -> Result<String, ScanError> {
+    let body = Bytes::from_static(b"body");
+    let answer = client.post("/", HeaderMap::new(), body, Deadline::after(LONG));
+    Ok(String::from_utf8_lossy(&answer.await?).into_owned())
+}
+
+/// A connection is used again after a complete answer: no new handshake for each message.
+#[tokio::test]
+async fn a_connection_serves_many_messages() {
+    let (client, connections) = server("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n#!").await;
+    for _ in 0..20 {
+        assert_eq!(ask(&client).await.expect("an answer"), "1!");
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+/// A server that says more than it was asked must not have that taken for the answer to the next message.
+#[tokio::test]
+async fn an_answer_too_many_answers_nothing() {
+    let twice = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n#!HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong";
+    let (client, connections) = server(twice).await;
+    for number in 1..=5 {
+        assert_eq!(ask(&client).await.expect("an answer"), format!("{number}!"));
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 5);
+}
+
+/// A connection that the server closes after its answer is not missed: the next message gets a fresh one.
+#[tokio::test]
+async fn a_closed_connection_is_replaced() {
+    let answer = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n#!";
+    let (client, _) = server(answer).await;
+    for number in 1..=5 {
+        assert_eq!(ask(&client).await.expect("an answer"), format!("{number}!"));
+    }
+}
+
+/// Each status that is no success is a missing answer, and says whether asking again at once can help.
+#[tokio::test]
+async fn statuses_are_classed() {
+    use crate::scan::engine::Class;
+    for (answer, reason, class) in [
+        (
+            "HTTP/1.1 500 Oops\r\nContent-Length: 3\r\n\r\nwhy",
+            Reason::EngineError,
+            Class::Transient,
+        ),
+        (
+            "HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n",
+            Reason::EngineError,
+            Class::Transient,
+        ),
+        (
+            "HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n",
+            Reason::EngineError,
+            Class::Permanent,
+        ),
+        (
+            "HTTP/1.1 302 There\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",
+            Reason::EngineError,
+            Class::Permanent,
+        ),
+        (
+            "HTTP/1.1 413 Big\r\nContent-Length: 0\r\n\r\n",
+            Reason::TooLarge,
+            Class::Permanent,
+        ),
+        (
+            "HTTP/1.1 429 Busy\r\nContent-Length: 0\r\n\r\n",
+            Reason::Busy,
+            Class::Permanent,
+        ),
+    ] {
+        let (client, _) = server(answer).await;
+        let error = ask(&client).await.expect_err("no answer");
+        assert_eq!((error.reason(), error.class()), (reason, class), "{error}");
+    }
+}
+
+/// A service that asks to be left alone is left alone: nothing is sent to it until then.
+#[tokio::test]
+async fn retry_after_is_honoured() {
+    for status in ["429 Too Many Requests", "503 Service Unavailable"] {
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nRetry-After: 600\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        );
+        let (client, connections) = server(answer.leak()).await;
+        for _ in 0..3 {
+            let error = ask(&client).await.expect_err("no answer");
+            assert_eq!(error.reason(), Reason::Busy, "{error}");
+        }
+        assert_eq!(connections.load(Ordering::SeqCst), 1, "{status}");
+        *client.paused.lock().expect("the pause") = Some(Instant::now());
+        let _ = ask(&client).await;
+        assert_eq!(connections.load(Ordering::SeqCst), 2, "the pause is over");
+    }
+}
+
+/// Both forms of RFC 9110 10.2.3; what is in the past is no pause.
+#[test]
+fn retry_after_is_seconds_or_a_date() {
+    let now: Timestamp = "1994-11-06T08:49:00Z".parse().expect("a time");
+    for (text, seconds) in [
+        ("120", Some(120)),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", Some(37)),
+        ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+        ("soon", None),
+        ("-5", None),
+    ] {
+        assert_eq!(
+            retry_after(text, now).map(|d| d.as_secs()),
+            seconds,
+            "{text}"
+        );
+    }
+}
+
+/// Whatever an envelope contains, it cannot end a field.
+#[test]
+fn values_cannot_end_a_field() {
+    assert_eq!(value("a\r\nX: y").as_bytes(), b"a??X: y");
+    assert_eq!(value("пример").as_bytes(), "пример".as_bytes());
+}

@@ -1,0 +1,113 @@
+//! What rspamd says.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::message::header;
+use crate::verdict::{Answer, Finding, FindingKind, Reason};
+
+/// Symbols that are shown, those that weigh most first; the score is that of all of them.
+const SHOWN: usize = 200;
+/// Octets of a symbol's options that are shown.
+const OPTIONS: usize = 200;
+
+/// An answer of rspamd, as far as it is used here.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Reply {
+    /// It did not scan, or stopped scanning, because one of its settings says so.
+    #[serde(default)]
+    is_skipped: bool,
+    score: f64,
+    #[serde(default)]
+    required_score: Option<f64>,
+    action: String,
+    #[serde(default)]
+    symbols: BTreeMap<String, Symbol>,
+    /// The Message-ID field without its brackets, or `undef`.
+    #[serde(default, rename = "message-id")]
+    message_id: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct Symbol {
+    #[serde(default)]
+    score: Option<f64>,
+    #[serde(default)]
+    options: Vec<String>,
+}
+
+/// Reads an answer; the error says what is wrong with it.
+pub fn parse(body: &[u8]) -> Result<Reply, String> {
+    let reply: Reply = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    match reply.score.is_finite() {
+        true => Ok(reply),
+        false => Err("a score that is no number".to_owned()),
+    }
+}
+
+impl Reply {
+    /// Whether it is about the message with that header section, as far as can be told: only a plain Message-ID is
+    /// certain to come back as it is.
+    pub(super) fn is_about(&self, header_section: &[u8]) -> bool {
+        let Some(said) = self.message_id.as_deref().filter(|id| *id != "undef") else {
+            return true;
+        };
+        let mut fields = header::fields(header_section).filter(|f| f.is("Message-ID"));
+        let (Some(field), None) = (fields.next(), fields.next()) else {
+            return true;
+        };
+        let text = field.unfolded();
+        let inner = text.strip_prefix('<').and_then(|t| t.strip_suffix('>'));
+        let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '<' | '>' | '"' | '\\');
+        match inner {
+            Some(id) if id.len() <= 200 && id.chars().all(plain) => id == said,
+            _ => true,
+        }
+    }
+
+    /// What it means.
+    pub(super) fn judged(&self) -> Answer {
+        let info = |name: &str| Finding::new(FindingKind::Info, name, 0.0);
+        if self.is_skipped && self.action == "no action" {
+            return Answer::None {
+                // Scanned again it would be skipped again.
+                reason: Reason::LimitsReached,
+                detail: "rspamd has skipped it, as its own settings say".to_owned(),
+                findings: vec![info("skipped")],
+            };
+        }
+        let (kind, name) = match &*self.action {
+            "no action" | "greylist" | "soft reject" => (FindingKind::Score, "not-spam"),
+            _ => (FindingKind::Spam, "spam"),
+        };
+        let of = self.required_score.map(|r| format!(" of {r}"));
+        let detail = format!(
+            "{:.2}{}, {}",
+            self.score,
+            of.unwrap_or_default(),
+            self.action
+        );
+        let total = Finding::new(kind, name, self.score).with_detail(cut(&detail));
+        let action = self.action.replace(' ', "-");
+        let mut findings = vec![total, info(&format!("action.{action}"))];
+        let mut symbols: Vec<_> = self.symbols.iter().collect();
+        let weight = |symbol: &Symbol| symbol.score.unwrap_or_default().abs();
+        symbols.sort_by(|(_, a), (_, b)| weight(b).total_cmp(&weight(a)));
+        for (name, symbol) in symbols.into_iter().take(SHOWN) {
+            let score = symbol.score.unwrap_or_default();
+            let mut detail = format!("{score:.2}");
+            for option in symbol.options.iter().take(20) {
+                detail.push(' ');
+                detail.push_str(option);
+            }
+            findings.push(info(name).with_detail(cut(&detail)));
+        }
+        Answer::Answered(findings)
+    }
+}
+
+fn cut(text: &str) -> String {
+    let clean = |c: char| if c.is_control() { '?' } else { c };
+    text.chars().take(OPTIONS).map(clean).collect()
+}

@@ -1,0 +1,150 @@
+//! Answers and facts; a real rspamd is asked in the integration tests.
+
+use super::*;
+use crate::message::{Mailbox, Recipient};
+use crate::scan::tests::request;
+use crate::verdict::{Answer, FindingKind, Reason};
+
+fn judged(body: &str) -> Answer {
+    parse(body.as_bytes()).expect(body).judged()
+}
+
+fn findings(body: &str) -> Vec<(FindingKind, String, f64)> {
+    let Answer::Answered(findings) = judged(body) else {
+        panic!("no answer");
+    };
+    let seen = findings.into_iter().map(|f| (f.kind, f.name, f.score));
+    seen.collect()
+}
+
+/// The score counts whatever the action is; the action and the symbols are there for rules, and count nothing.
+#[test]
+fn score_action_and_symbols_are_reported() {
+    let body = r#"{"is_skipped":false,"score":7.5,"required_score":15.0,"action":"add header",
+        "symbols":{"A":{"name":"A","score":0.5},"B":{"name":"B","score":-7.0,"options":["x","y"]}},"message-id":"1@x"}"#;
+    let info = |name: &str| (FindingKind::Info, name.to_owned(), 0.0);
+    assert_eq!(
+        findings(body),
+        [
+            (FindingKind::Spam, "spam".to_owned(), 7.5),
+            info("action.add-header"),
+            info("B"),
+            info("A"),
+        ]
+    );
+    let Answer::Answered(all) = judged(body) else {
+        panic!("no answer");
+    };
+    assert_eq!(all[0].detail.as_deref(), Some("7.50 of 15, add header"));
+    assert_eq!(all[2].detail.as_deref(), Some("-7.00 x y"));
+    for (action, kind) in [
+        ("no action", FindingKind::Score),
+        ("greylist", FindingKind::Score),
+        ("soft reject", FindingKind::Score),
+        ("rewrite subject", FindingKind::Spam),
+        ("reject", FindingKind::Spam),
+        ("a new one", FindingKind::Spam),
+    ] {
+        let body = format!(r#"{{"score":4.5,"action":"{action}"}}"#);
+        assert_eq!(findings(&body)[0].0, kind, "{action}");
+        assert_eq!(findings(&body)[0].2, 4.5, "{action}");
+    }
+}
+
+/// P4: a message that rspamd skips is not one that it has found nothing in, unless it skipped the rest because it had
+/// seen enough.
+#[test]
+fn skipped_is_not_clean() {
+    let skipped = judged(r#"{"is_skipped":true,"score":0.0,"action":"no action"}"#);
+    let Answer::None {
+        reason, findings, ..
+    } = skipped
+    else {
+        panic!("an answer");
+    };
+    assert_eq!(
+        (reason, &*findings[0].name),
+        (Reason::LimitsReached, "skipped")
+    );
+    let gtube =
+        r#"{"is_skipped":true,"score":15.0,"action":"reject","symbols":{"GTUBE":{"score":0.0}}}"#;
+    assert!(matches!(judged(gtube), Answer::Answered(_)));
+}
+
+/// What lacks the parts that a verdict needs is no verdict.
+#[test]
+fn only_the_protocol_counts() {
+    for body in [
+        "",
+        "OK",
+        "{}",
+        "[]",
+        r#"{"score":1.0}"#,
+        r#"{"action":"no action"}"#,
+        r#"{"score":null,"action":"no action"}"#,
+        r#"{"score":"1","action":"no action"}"#,
+        r#"{"score":1e999,"action":"no action"}"#,
+        r#"{"score":1.0,"action":"no action","symbols":[]}"#,
+        r#"{"score":1.0,"action":"no action"} more"#,
+        r#"{"error":"cannot parse"}"#,
+    ] {
+        assert!(parse(body.as_bytes()).is_err(), "{body}");
+    }
+    let deep = format!(
+        r#"{{"score":1.0,"action":"x","symbols":{}"#,
+        "[".repeat(100_000)
+    );
+    assert!(parse(deep.as_bytes()).is_err());
+}
+
+/// An answer that names another message is not taken for this one; where the name cannot be compared it is not held
+/// against it.
+#[test]
+fn an_answer_about_another_message_is_seen() {
+    let of = |id: &str| {
+        let body = serde_json::json!({"score": 0.0, "action": "no action", "message-id": id});
+        parse(body.to_string().as_bytes()).expect("an answer")
+    };
+    let mine = b"Subject: x\r\nmessage-id:\r\n <1@a.test>\r\n";
+    assert!(of("1@a.test").is_about(mine));
+    assert!(of("undef").is_about(mine));
+    assert!(!of("2@a.test").is_about(mine));
+    assert!(of("2@a.test").is_about(b"Subject: none\r\n"));
+    assert!(of("2@a.test").is_about(b"Message-ID: <\"1\"@a.test>\r\n"));
+    assert!(of("2@a.test").is_about(b"Message-ID: <1@a.test>\r\nMessage-ID: <3@a.test>\r\n"));
+}
+
+/// Everything the envelope tells, in rspamd's own fields, and not more of it than an HTTP server takes.
+#[test]
+fn the_envelope_is_told() {
+    let mut envelope = (*request("x", Duration::from_secs(1)).envelope).clone();
+    envelope.origin.protocol = "ESMTPSA".to_owned();
+    envelope.origin.client = "::ffff:192.0.2.1".parse().expect("address");
+    envelope.origin.helo = "c.example".to_owned();
+    envelope.origin.client_name = Some("mail.example".to_owned());
+    envelope.origin.user = Some("bob".to_owned());
+    envelope.origin.tls = Some("TLSv1.3 TLS13_AES".to_owned());
+    let id: MessageId = "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().expect("id");
+    let seen: Vec<String> = facts(id, &envelope)
+        .iter()
+        .map(|(k, v)| format!("{k}: {}", v.to_str().expect("text")))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            "queue-id: 01ARZ3NDEKTSV4RRFFQ69G5FAV",
+            "from: sender@example.com",
+            "rcpt: recipient@example.org",
+            "ip: 192.0.2.1",
+            "helo: c.example",
+            "hostname: mail.example",
+            "user: bob",
+            "tls-version: TLSv1.3",
+            "tls-cipher: TLS13_AES",
+        ]
+    );
+    let one = Recipient::from(Mailbox::parse("recipient@example.org").expect("mailbox"));
+    envelope.recipients = vec![one; 10_000];
+    let told = facts(id, &envelope).get_all("rcpt").iter().count();
+    assert_eq!(told, RECIPIENTS / "recipient@example.org".len());
+}

@@ -1,0 +1,139 @@
+//! Addresses of services: a scheme, a host, perhaps a port, and a path.
+
+use std::fmt;
+
+use super::Address;
+
+/// `http://host:port/path`, without user, password or fragment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Url {
+    scheme: String,
+    authority: String,
+    port: u16,
+    path: String,
+}
+
+/// A scheme, whether it is over TLS, and its port unless another is written.
+pub type Scheme = (&'static str, bool, u16);
+
+/// HTTP in the clear and over TLS (RFC 9110 4.2).
+pub const HTTP: [Scheme; 2] = [("http", false, 80), ("https", true, 443)];
+
+/// The text is no URL of one of the schemes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is not a URL")]
+pub struct NotAUrl;
+
+impl Url {
+    /// Reads a URL with one of these schemes.
+    pub fn parse(text: &str, schemes: &[Scheme]) -> Result<Self, NotAUrl> {
+        let (scheme, rest) = text.split_once("://").ok_or(NotAUrl)?;
+        let known = schemes.iter().find(|(name, ..)| *name == scheme);
+        let (_, _, usual) = known.ok_or(NotAUrl)?;
+        let (authority, path) = match rest.find('/') {
+            Some(at) => rest.split_at(at),
+            None => (rest, "/"),
+        };
+        // What cannot stand in a request line, and what is not sent there.
+        if !path.bytes().all(|b| b.is_ascii_graphic()) || path.contains('#') {
+            return Err(NotAUrl);
+        }
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => {
+                (host, port.parse().map_err(|_| NotAUrl)?)
+            }
+            _ => (authority, *usual),
+        };
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+        let is_host = match bare {
+            Some(literal) => literal.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => {
+                let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+                !host.is_empty() && host.len() <= 253 && host.bytes().all(allowed)
+            }
+        };
+        if !is_host || port == 0 {
+            return Err(NotAUrl);
+        }
+        Ok(Self {
+            scheme: scheme.to_owned(),
+            authority: host.to_owned(),
+            port,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> Address {
+        let text = format!("{}:{}", self.authority, self.port);
+        match text.parse() {
+            Ok(address) => Address::Socket(address),
+            Err(_) => Address::Tcp(text),
+        }
+    }
+
+    /// Whether its scheme is one of `schemes` that is over TLS.
+    pub fn is_tls(&self, schemes: &[Scheme]) -> bool {
+        schemes
+            .iter()
+            .any(|(name, tls, _)| *tls && *name == self.scheme)
+    }
+
+    /// Host and port, as in a Host field.
+    pub fn authority(&self) -> String {
+        format!("{}:{}", self.authority, self.port)
+    }
+
+    /// Path and query, at least `/`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            scheme,
+            authority,
+            port,
+            path,
+        } = self;
+        write!(f, "{scheme}://{authority}:{port}{path}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is read means one place only; what could be taken for something else is refused.
+    #[test]
+    fn a_url_means_one_place() {
+        for (text, address, path) in [
+            ("http://h.example", "h.example:80", "/"),
+            ("https://h.example/a/b?c=d", "h.example:443", "/a/b?c=d"),
+            ("http://127.0.0.1:11333/", "127.0.0.1:11333", "/"),
+            ("http://[::1]:8080/x", "[::1]:8080", "/x"),
+            ("https://[2001:db8::1]", "[2001:db8::1]:443", "/"),
+        ] {
+            let url = Url::parse(text, &HTTP).expect(text);
+            assert_eq!(url.address().to_string(), address);
+            assert_eq!((url.path(), &*url.authority()), (path, address));
+        }
+        for text in [
+            "h.example:80",
+            "ftp://h.example",
+            "http://",
+            "http:///x",
+            "http://user@h.example/",
+            "http://h.example:0/",
+            "http://h.example:70000/",
+            "http://h.example/a b",
+            "http://h.example/a\r\nX: y",
+            "http://h.example/#x",
+            "http://[::g]/",
+        ] {
+            assert_eq!(Url::parse(text, &HTTP), Err(NotAUrl), "{text:?}");
+        }
+    }
+}
