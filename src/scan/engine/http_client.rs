@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::address::Dial;
 use super::url::HTTP;
 use super::{BuildError, ScanError, Tls, Url};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, wall_clock};
 
 /// Octets of an answer's body.
 const BODY: usize = 1 << 20;
@@ -180,7 +180,7 @@ impl HttpClient {
             .map(clean)
             .collect();
         let after = fields.get(RETRY_AFTER).and_then(|v| v.to_str().ok());
-        let after = after.and_then(|text| retry_after(text, Timestamp::now()));
+        let after = after.and_then(|text| retry_after(text, wall_clock()));
         Err(match status {
             StatusCode::PAYLOAD_TOO_LARGE => ScanError::Refused { replica, message },
             StatusCode::TOO_MANY_REQUESTS => self.pause(after.unwrap_or(PAUSE)),

@@ -274,7 +274,9 @@ pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
 pub fn advice(settings: &Settings) -> Vec<String> {
     match &settings.kind {
         Kind::Clamd { addresses, .. } => clamd::conf::advice(settings, addresses),
-        Kind::Rules { .. } | Kind::Attachment(_) | Kind::Spamd { .. } => Vec::new(),
+        Kind::Rules { .. } | Kind::Attachment(_) | Kind::Spamd { .. } | Kind::Rspamd { .. } => {
+            Vec::new()
+        }
     }
 }
 
