@@ -175,8 +175,8 @@ fn generation(config: &Config, before: Option<&Generation>) -> Result<Generation
     let mut problems = Vec::new();
     let scanner = Scanner::new(config.engines.clone(), before.map(|g| &g.scanner))
         .map_err(|errors| problems.extend(errors.iter().map(ToString::to_string)));
-    let delivery =
-        Delivery::new(config.next_hops.clone()).map_err(|error| problems.push(error.to_string()));
+    let delivery = Delivery::new(config.next_hops.clone(), before.map(|g| &g.delivery))
+        .map_err(|error| problems.push(error.to_string()));
     match (scanner, delivery) {
         (Ok(scanner), Ok(delivery)) => Ok(Generation {
             config: config.version.clone(),

@@ -4,15 +4,22 @@
 //! gets an outcome of its own. What is tried again at once and what is not is decided in one place per kind of next
 //! hop: [`relay`] for SMTP and LMTP, [`maildir`] for folders. What is tried again later is the caller's, with
 //! [`schedule::next_attempt`]; who is told about failures is [`dsn`]'s.
+//!
+//! A next hop that throttles us or does not work gets its mail at the [`pace`] that it allows: what it would refuse anyway
+//! is not sent, and [`Answer::held_back`] says so. Whoever keeps such mail asks for [`Delivery::room`], and for a
+//! [`Turn`] for each message.
 
 mod connection;
 pub mod dsn;
 mod endpoint;
+mod gate;
 mod maildir;
+mod pace;
 mod pool;
 mod relay;
 mod routes;
 pub mod schedule;
+mod throttle;
 mod tls;
 
 #[cfg(test)]
@@ -30,11 +37,17 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use serde::{Deserialize, Serialize};
 
 use crate::deadline::Deadline;
+use crate::incident::Incident;
 use crate::message::{Content, Envelope, MessageId};
 use crate::smtp::RemoteReply;
 use crate::smtp::reply_parser::parse_status;
+pub use gate::{HopStatus, Turn};
+pub use pace::State;
+
+use gate::Gate;
 use maildir::Maildir;
-use relay::Relay;
+use pace::{Sign, Who};
+use relay::{Ended, Relay};
 use routes::Routes;
 
 /// Settings of one `[[next_hop]]`.
@@ -83,6 +96,8 @@ pub struct SmtpSettings {
     pub password_file: Option<PathBuf>,
     /// Connections at once at most, idle ones included.
     pub connections: usize,
+    /// Whether its mail waits here while it throttles us or does not work, and goes out at the pace that it allows.
+    pub pace: bool,
     /// An idle connection is closed after so long.
     pub idle: Duration,
     /// One connection attempt.
@@ -147,6 +162,9 @@ pub struct Answer {
     /// The server offered DSN (RFC 3461) and got our DSN parameters: success reports are its business now.
     #[serde(default)]
     pub dsn_passed: bool,
+    /// The message was not offered to anybody, so that this was no attempt; the next hop's pace decides when it is.
+    #[serde(default)]
+    pub held_back: bool,
 }
 
 impl Answer {
@@ -158,6 +176,7 @@ impl Answer {
             reply: None,
             text: String::new(),
             dsn_passed: false,
+            held_back: false,
         }
     }
 
@@ -231,6 +250,7 @@ struct Shared {
 struct Hop {
     settings: Settings,
     means: Means,
+    gate: Arc<Gate>,
     /// Made at the first delivery: by then the recorder is installed.
     meters: OnceLock<Meters>,
 }
@@ -243,6 +263,7 @@ enum Means {
 struct Meters {
     delivered: Counter,
     deferred: Counter,
+    held_back: Counter,
     failed: Counter,
     seconds: Histogram,
     connections: Gauge,
@@ -254,6 +275,7 @@ impl Meters {
         Self {
             delivered: outcome("delivered"),
             deferred: outcome("deferred"),
+            held_back: outcome("held-back"),
             failed: outcome("failed"),
             seconds: histogram!("spillway_delivery_seconds", "next_hop" => next_hop.to_string()),
             connections: gauge!("spillway_next_hop_connections", "next_hop" => next_hop.to_string()),
@@ -263,6 +285,7 @@ impl Meters {
     fn count(&self, outcome: &Outcome) {
         match outcome {
             Outcome::Delivered(_) => self.delivered.increment(1),
+            Outcome::Deferred(answer) if answer.held_back => self.held_back.increment(1),
             Outcome::Deferred(_) => self.deferred.increment(1),
             Outcome::Failed(_) => self.failed.increment(1),
         }
@@ -270,8 +293,9 @@ impl Meters {
 }
 
 impl Delivery {
-    /// Sets up all next hops: reads their certificate and password files, connects nowhere.
-    pub fn new(settings: Vec<Settings>) -> Result<Self, BuildError> {
+    /// Sets up all next hops: reads their certificate and password files, connects nowhere. What is known of the pace of
+    /// those of `before` goes on where the server is the same.
+    pub fn new(settings: Vec<Settings>, before: Option<&Self>) -> Result<Self, BuildError> {
         let routes = Routes::new(&settings)?;
         let mut hops = Vec::with_capacity(settings.len());
         for settings in settings {
@@ -281,6 +305,7 @@ impl Delivery {
                 Kind::Maildir { path } => Means::Maildir(Maildir::new(name, path)?),
             };
             hops.push(Hop {
+                gate: gate(&settings, before),
                 settings,
                 means,
                 meters: OnceLock::new(),
@@ -296,12 +321,25 @@ impl Delivery {
     /// Cancel safety: connections in use are closed and never used again; a next hop may or may not have taken what
     /// was on its way.
     pub async fn deliver(&self, mail: &Outbound, deadline: Deadline) -> Vec<Outcome> {
+        self.deliver_in_turn(mail, None, deadline).await
+    }
+
+    /// The same for a message that has waited and has a turn at its next hop. To other next hops it is fresh mail.
+    ///
+    /// Cancel safety: as [`Self::deliver`].
+    pub async fn deliver_in_turn(
+        &self,
+        mail: &Outbound,
+        mut turn: Option<Turn>,
+        deadline: Deadline,
+    ) -> Vec<Outcome> {
         let mut outcomes: Vec<Option<Outcome>> = vec![None; mail.envelope.recipients.len()];
-        let mut work: FuturesUnordered<_> = self
-            .group(mail)
-            .into_iter()
-            .map(|(hop, recipients)| self.shared.hops[hop].deliver(mail, recipients, deadline))
-            .collect();
+        let mut work = FuturesUnordered::new();
+        for (hop, recipients) in self.group(mail) {
+            let hop = &self.shared.hops[hop];
+            let own = turn.take_if(|turn| turn.is_for(&hop.gate));
+            work.push(hop.deliver(mail, recipients, own, deadline));
+        }
         while let Some(done) = work.next().await {
             for (at, outcome) in done {
                 if let Some(place) = outcomes.get_mut(at) {
@@ -319,6 +357,52 @@ impl Delivery {
     pub fn route(&self, domain: &str) -> Option<&Settings> {
         let at = self.shared.routes.find(domain)?;
         Some(&self.shared.hops[at].settings)
+    }
+
+    /// How many messages that wait for a next hop may go out to it now, of so many; and otherwise after how long to ask
+    /// again, if time alone decides that. A next hop that is not known takes all.
+    pub fn room(&self, next_hop: &str, wanted: usize) -> (usize, Option<Duration>) {
+        self.gate(next_hop)
+            .map_or((wanted, None), |gate| gate.room(wanted))
+    }
+
+    /// A turn at a next hop for a message that has waited: none to be had now, in words; none needed where the next hop
+    /// is not known.
+    pub fn turn(&self, next_hop: &str) -> Result<Option<Turn>, String> {
+        let gate = self.gate(next_hop);
+        gate.map(|gate| gate.ask(Who::Waiting)).transpose()
+    }
+
+    /// The next hops that mail waits for which is due; it goes before fresh mail where there is a rate.
+    pub fn waits(&self, backlog: impl Fn(&str) -> bool) {
+        for hop in &self.shared.hops {
+            hop.gate.waits(backlog(&hop.settings.name));
+        }
+    }
+
+    /// Somebody has mended something: next hops that do not work may be probed at once.
+    pub fn nudge(&self) {
+        for hop in &self.shared.hops {
+            hop.gate.nudge();
+        }
+    }
+
+    /// What each next hop gets now, in order.
+    pub fn status(&self) -> Vec<HopStatus> {
+        let hops = self.shared.hops.iter();
+        hops.map(|hop| hop.gate.status()).collect()
+    }
+
+    /// What happened to the next hops since the last call.
+    pub fn incidents(&self) -> Vec<Incident> {
+        let hops = self.shared.hops.iter();
+        hops.flat_map(|hop| hop.gate.incidents()).collect()
+    }
+
+    fn gate(&self, next_hop: &str) -> Option<&Arc<Gate>> {
+        let mut hops = self.shared.hops.iter();
+        let hop = hops.find(|hop| *hop.settings.name == *next_hop)?;
+        Some(&hop.gate)
     }
 
     /// Positions of recipients by next hop. There are few next hops, mostly one: a list is searched faster than a map.
@@ -342,22 +426,81 @@ impl Hop {
         &self,
         mail: &Outbound,
         recipients: Vec<usize>,
+        turn: Option<Turn>,
         deadline: Deadline,
     ) -> Vec<(usize, Outcome)> {
         let meters = self.meters.get_or_init(|| Meters::new(&self.settings.name));
-        let start = tokio::time::Instant::now();
-        let outcomes = match &self.means {
-            Means::Relay(relay) => {
-                let connections = &meters.connections;
-                relay.deliver(mail, recipients, connections, deadline).await
+        let outcomes = match turn.map_or_else(|| self.gate.ask(Who::Fresh), Ok) {
+            Ok(turn) => {
+                let start = tokio::time::Instant::now();
+                let outcomes = self.attempt(mail, recipients, turn, meters, deadline).await;
+                meters.seconds.record(start.elapsed());
+                outcomes
             }
-            Means::Maildir(maildir) => maildir.deliver(mail, recipients, deadline).await,
+            Err(text) => {
+                let answer = Answer {
+                    text,
+                    held_back: true,
+                    ..Answer::of(&self.settings.name)
+                };
+                let outcome = |at| (at, Outcome::Deferred(answer.clone()));
+                recipients.into_iter().map(outcome).collect()
+            }
         };
-        meters.seconds.record(start.elapsed());
         for (_, outcome) in &outcomes {
             meters.count(outcome);
         }
         outcomes
+    }
+
+    async fn attempt(
+        &self,
+        mail: &Outbound,
+        recipients: Vec<usize>,
+        turn: Turn,
+        meters: &Meters,
+        deadline: Deadline,
+    ) -> Vec<(usize, Outcome)> {
+        let relay = match &self.means {
+            Means::Maildir(maildir) => return maildir.deliver(mail, recipients, deadline).await,
+            Means::Relay(relay) => relay,
+        };
+        let Ended {
+            mut outcomes,
+            sign,
+            offered,
+        } = relay
+            .deliver(mail, recipients, &meters.connections, deadline)
+            .await;
+        let deferred = |(_, outcome): &(usize, Outcome)| match outcome {
+            Outcome::Deferred(answer) => Some(answer.text.clone()),
+            _ => None,
+        };
+        let said = match sign {
+            Sign::Fine => String::new(),
+            _ => outcomes.iter().find_map(deferred).unwrap_or_default(),
+        };
+        if turn.end(sign, offered, &said) {
+            for (_, outcome) in &mut outcomes {
+                if let Outcome::Deferred(answer) = outcome {
+                    answer.held_back = true;
+                }
+            }
+        }
+        outcomes
+    }
+}
+
+/// The gate of the same hop before, if its server is the same; else a new one.
+fn gate(settings: &Settings, before: Option<&Delivery>) -> Arc<Gate> {
+    let same =
+        |hop: &&Hop| hop.settings.name == settings.name && hop.settings.kind == settings.kind;
+    let before = before.and_then(|before| before.shared.hops.iter().find(same));
+    match (before, &settings.kind) {
+        (Some(hop), _) => hop.gate.clone(),
+        (None, Kind::Smtp(smtp)) => Gate::new(settings.name.clone(), smtp.connections, smtp.pace),
+        // A folder has no pace.
+        (None, Kind::Maildir { .. }) => Gate::new(settings.name.clone(), 1, false),
     }
 }
 

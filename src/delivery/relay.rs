@@ -5,13 +5,16 @@
 //! duplicate that may follow is the one that SMTP itself leaves open.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use metrics::Gauge;
 use tracing::{debug, warn};
 
 use super::connection::{Connection, ConnectionError, Plan, Unfinished};
 use super::endpoint::{Avoided, Endpoint, Target};
+use super::pace::Sign;
 use super::pool::{Lease, Pool};
+use super::throttle;
 use super::{Answer, BuildError, Outbound, Outcome, SmtpSettings, TlsMode, tls};
 use crate::deadline::Deadline;
 use crate::message::Content;
@@ -21,6 +24,10 @@ use crate::smtp::reply::Class;
 
 /// Content up to this size is looked at on the spot, larger content on a thread that may block.
 const LOOK_ON_THE_SPOT: usize = 1 << 20;
+
+/// Wait for a connection, while all are in use: sessions and memory of other mail must not be held by mail that a slow
+/// server keeps waiting.
+const LEASE: Duration = Duration::from_secs(5);
 
 /// A next hop that is spoken to over sockets.
 pub struct Relay {
@@ -35,6 +42,20 @@ pub struct Relay {
 struct Progress {
     open: Vec<usize>,
     done: Vec<(usize, Outcome)>,
+    /// What the replies so far say about the hop.
+    sign: Sign,
+    /// The message was offered to a server.
+    offered: bool,
+}
+
+/// A delivery that has ended.
+pub struct Ended {
+    /// One for each recipient, in any order.
+    pub outcomes: Vec<(usize, Outcome)>,
+    /// What it told about the hop.
+    pub sign: Sign,
+    /// Whether a server was told anything of the message.
+    pub offered: bool,
 }
 
 impl Relay {
@@ -65,7 +86,7 @@ impl Relay {
         })
     }
 
-    /// Delivers to the recipients at these positions of the envelope; one outcome for each, in any order.
+    /// Delivers to the recipients at these positions of the envelope.
     ///
     /// Cancel safety: a connection in use is closed; the message may or may not have been taken.
     pub async fn deliver(
@@ -74,22 +95,25 @@ impl Relay {
         recipients: Vec<usize>,
         open_connections: &Gauge,
         deadline: Deadline,
-    ) -> Vec<(usize, Outcome)> {
+    ) -> Ended {
         let mut progress = Progress {
             done: Vec::with_capacity(recipients.len()),
             open: recipients,
+            sign: Sign::Unknown,
+            offered: false,
         };
         let facts = match facts(mail).await {
             Ok(facts) => facts,
             Err(why) => {
                 self.fail(&mut progress, &why);
-                return progress.done;
+                return progress.ended();
             }
         };
-        let Some(lease) = self.pool.lease(deadline).await else {
-            let why = "all connections to it were in use until time ran out".to_owned();
-            self.defer(&mut progress, None, &ConnectionFailure::Text(why));
-            return progress.done;
+        let Some(lease) = self.pool.lease(deadline.within(LEASE)).await else {
+            let why = ConnectionFailure::Busy;
+            progress.sign = why.sign(false);
+            self.defer(&mut progress, None, &why);
+            return progress.ended();
         };
         let attempt = Attempt {
             relay: self,
@@ -99,9 +123,10 @@ impl Relay {
             gauge: open_connections,
         };
         if let Err((endpoint, why)) = attempt.run(lease, &mut progress).await {
+            progress.sign = why.sign(progress.offered);
             self.defer(&mut progress, endpoint.as_ref(), &why);
         }
-        progress.done
+        progress.ended()
     }
 
     fn fail(&self, progress: &mut Progress, why: &BareLineEnd) {
@@ -141,6 +166,12 @@ impl Relay {
                 progress.open.push(at);
                 continue;
             };
+            progress.sign = match &settled {
+                Settled::Replied(stage, reply) => {
+                    louder(progress.sign, throttle::of_reply(*stage, reply))
+                }
+                Settled::Unsupported(_) => Sign::Fine,
+            };
             let answer = Answer {
                 server: server.address(),
                 dsn_passed,
@@ -170,9 +201,30 @@ impl Relay {
     }
 }
 
+impl Progress {
+    fn ended(self) -> Ended {
+        Ended {
+            outcomes: self.done,
+            sign: self.sign,
+            offered: self.offered,
+        }
+    }
+}
+
+/// What two recipients' replies say about the hop together: if it takes mail for one, it does not throttle.
+fn louder(one: Sign, other: Sign) -> Sign {
+    match (one, other) {
+        (Sign::Fine, _) | (_, Sign::Fine) => Sign::Fine,
+        (Sign::Throttled, _) | (_, Sign::Throttled) => Sign::Throttled,
+        (_, other) => other,
+    }
+}
+
 /// Why recipients are still open.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionFailure {
+    #[error("all connections to it were in use for too long")]
+    Busy,
     #[error("{0}")]
     Text(String),
     #[error("{0}: {1}")]
@@ -184,8 +236,17 @@ enum ConnectionFailure {
 impl ConnectionFailure {
     fn reply(&self) -> Option<&RemoteReply> {
         match self {
-            Self::Text(_) => None,
+            Self::Busy | Self::Text(_) => None,
             Self::Connection(_, error) | Self::Late(_, error) => error.reply(),
+        }
+    }
+
+    /// What it says about the hop.
+    fn sign(&self, offered: bool) -> Sign {
+        match self {
+            Self::Busy => Sign::Busy,
+            Self::Text(_) => Sign::Unreachable,
+            Self::Connection(_, error) | Self::Late(_, error) => throttle::of_error(error, offered),
         }
     }
 }
@@ -214,7 +275,8 @@ impl Attempt<'_> {
                 Err(failure) if self.is_final(&failure, progress) => return Err(failure),
                 // It was closed while it was idle: that is nobody's fault, and a new one takes its place.
                 Err((_, why)) => {
-                    debug!(next_hop = %self.relay.name, %why, "idle connection was dead")
+                    progress.offered = false;
+                    debug!(next_hop = %self.relay.name, %why, "idle connection was dead");
                 }
             }
         }
@@ -328,6 +390,7 @@ impl Attempt<'_> {
         connection: &mut Connection,
         progress: &mut Progress,
     ) -> Result<(), Failed> {
+        progress.offered = true;
         let endpoint = connection.endpoint().clone();
         let dsn = connection.capabilities().dsn;
         let result = connection

@@ -21,6 +21,7 @@ fn hop(addresses: &[String]) -> SmtpSettings {
         username: None,
         password_file: None,
         connections: 2,
+        pace: true,
         idle: Duration::from_secs(30),
         connect_timeout: Duration::from_secs(10),
         command_timeout: Duration::from_secs(60),
@@ -41,7 +42,7 @@ fn named(name: &str, domain: &str, kind: Kind) -> Settings {
 }
 
 fn delivery(settings: SmtpSettings) -> Delivery {
-    Delivery::new(vec![named("hop", "*", Kind::Smtp(settings))]).expect("next hop")
+    Delivery::new(vec![named("hop", "*", Kind::Smtp(settings))], None).expect("next hop")
 }
 
 /// From a@x to these, with one header field of ours.
@@ -139,10 +140,13 @@ async fn recipients_are_grouped_by_next_hop() {
         .to_str()
         .expect("UTF-8")
         .to_owned();
-    let delivery = Delivery::new(vec![
-        named("first", "one.example", Kind::Smtp(hop(&[first.address()]))),
-        named("second", "two.example", Kind::Maildir { path }),
-    ])
+    let delivery = Delivery::new(
+        vec![
+            named("first", "one.example", Kind::Smtp(hop(&[first.address()]))),
+            named("second", "two.example", Kind::Maildir { path }),
+        ],
+        None,
+    )
     .expect("next hops");
     let mail = mail(
         &[
@@ -241,7 +245,7 @@ fn unusable_settings_are_named() {
         ),
     ] {
         let error =
-            Delivery::new(vec![named("hop", "*", Kind::Smtp(settings))]).expect_err(expected);
+            Delivery::new(vec![named("hop", "*", Kind::Smtp(settings))], None).expect_err(expected);
         assert!(error.to_string().contains(expected), "{error}");
     }
 }

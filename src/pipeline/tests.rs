@@ -60,6 +60,7 @@ fn smtp(address: std::net::SocketAddr, patience: Duration) -> SmtpSettings {
         username: None,
         password_file: None,
         connections: 1,
+        pace: true,
         idle: patience,
         connect_timeout: patience,
         command_timeout: patience,
@@ -77,7 +78,7 @@ fn generation(engines: Vec<crate::scan::Settings>, budget: Budget) -> Generation
         hostname: "relay.test".into(),
         scanner: Scanner::new(engines, None).expect("engines"),
         policy: Policy::new(coverage, "test".into()),
-        delivery: Delivery::new(vec![maildir_hop()]).expect("next hops"),
+        delivery: Delivery::new(vec![maildir_hop()], None).expect("next hops"),
         budget,
         retention: Duration::from_secs(86_400),
     }
@@ -119,6 +120,7 @@ fn answer(code: u16) -> Answer {
         }),
         text: format!("{code} said the hop"),
         dsn_passed: false,
+        held_back: false,
     }
 }
 
@@ -506,7 +508,7 @@ async fn all_groups_of_a_message_share_one_delivery_time() {
         kind: Kind::Smtp(smtp(silent, Duration::from_secs(3600))),
         ..maildir_hop()
     };
-    generation.delivery = Delivery::new(vec![hop]).expect("a next hop");
+    generation.delivery = Delivery::new(vec![hop], None).expect("a next hop");
     let deliver = || decision(Disposition::Deliver);
     let judged = Judged {
         groups: vec![(deliver(), vec![0]), (deliver(), vec![1])],
@@ -608,7 +610,7 @@ async fn a_store_that_fails_during_delivery_makes_no_duplicates() {
     store.fails.store(true, Ordering::Relaxed);
     let mut generation = generation(Vec::new(), Budget::default());
     let hop = slow_hop(Duration::from_secs(45)).await;
-    generation.delivery = Delivery::new(vec![hop]).expect("a next hop");
+    generation.delivery = Delivery::new(vec![hop], None).expect("a next hop");
     let mut settings = crate::config::load(None)
         .unwrap_or_else(|problems| panic!("{problems}"))
         .policy;

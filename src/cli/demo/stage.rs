@@ -223,6 +223,7 @@ fn sender(relay: Option<SocketAddr>) -> Result<Delivery, CliError> {
             username: None,
             password_file: None,
             connections: 4,
+            pace: false,
             idle: PATIENCE,
             connect_timeout: PATIENCE,
             command_timeout: PATIENCE,
@@ -233,7 +234,7 @@ fn sender(relay: Option<SocketAddr>) -> Result<Delivery, CliError> {
         retry_max: day,
         give_up: day,
     };
-    Delivery::new(vec![settings]).map_err(|error| CliError::Internal(error.to_string()))
+    Delivery::new(vec![settings], None).map_err(|error| CliError::Internal(error.to_string()))
 }
 
 fn envelope() -> Envelope {

@@ -1,0 +1,128 @@
+//! What a delivery told about its hop, apart from what it told about the message ([`Sign`]).
+
+use super::connection::ConnectionError;
+use super::pace::Sign;
+use crate::smtp::RemoteReply;
+use crate::smtp::dialog::{Interruption, OpeningError, Stage};
+use crate::smtp::reply::Class;
+
+/// Words of a reply that says in so many words that we are too fast or the server too busy.
+const PLAIN: [&str; 11] = [
+    "rate",
+    "throttle",
+    "throttled",
+    "throttling",
+    "limit",
+    "limited",
+    "exceeded",
+    "busy",
+    "load",
+    "overloaded",
+    "slow",
+];
+
+/// Parts of words of a reply that puts off first deliveries, as a test of the sender: greylisting (RFC 6647).
+const GREYLISTING: [&str; 4] = ["greylist", "graylist", "grey-list", "gray-list"];
+
+/// What a reply to one stage says about the hop; [`Sign::Fine`] if it is about the message alone.
+pub fn of_reply(stage: Stage, reply: &RemoteReply) -> Sign {
+    let text = reply.text.to_ascii_lowercase();
+    if GREYLISTING.iter().any(|word| text.contains(word)) {
+        return Sign::Fine;
+    }
+    // The server closes the connection, whatever it was told (RFC 5321 3.8).
+    if reply.code == 421 {
+        return Sign::Throttled;
+    }
+    if reply.class() != Class::Transient {
+        return Sign::Fine;
+    }
+    // Before there is a message it cannot be about one.
+    if matches!(stage, Stage::Greeting | Stage::Hello) {
+        return Sign::Throttled;
+    }
+    match reply.enhanced {
+        // No storage, not accepting now, congestion, and too much mail (RFC 3463 3.4 and 3.5, and the registry of RFC 5248).
+        Some((4, 3, 1 | 2) | (4, 4, 5) | (4, 7, 28)) => Sign::Throttled,
+        // Address, mailbox, protocol, content: about the message.
+        Some((4, 1 | 2 | 5 | 6, _)) => Sign::Fine,
+        // 450 to RCPT alone is "mailbox unavailable" (RFC 5321 4.2.3).
+        None if stage == Stage::Rcpt && reply.code == 450 => Sign::Fine,
+        _ => {
+            let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
+            match words.any(|word| PLAIN.contains(&word)) {
+                true => Sign::Throttled,
+                false => Sign::Later,
+            }
+        }
+    }
+}
+
+/// What the end of a connection says about the hop. `offered`: the message was on its way already.
+pub fn of_error(error: &ConnectionError, offered: bool) -> Sign {
+    match error {
+        // Our own time ran out, which may have been short.
+        ConnectionError::Deadline => Sign::Unknown,
+        ConnectionError::Opening(OpeningError::Refused { stage, reply }) => {
+            match of_reply(*stage, reply) {
+                Sign::Throttled => Sign::Throttled,
+                _ => Sign::Unreachable,
+            }
+        }
+        ConnectionError::Interrupted(Interruption::Closing(stage, reply)) => {
+            of_reply(*stage, reply)
+        }
+        _ if offered => Sign::Broken,
+        _ => Sign::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(line: &str) -> RemoteReply {
+        let (code, text) = line.split_once(' ').expect("a code and a text");
+        let (first, rest) = text.split_once(' ').unwrap_or((text, ""));
+        let enhanced = crate::smtp::reply_parser::parse_status(first);
+        RemoteReply {
+            code: code.parse().expect("a code"),
+            enhanced,
+            text: if enhanced.is_some() { rest } else { text }.to_owned(),
+        }
+    }
+
+    /// What servers in use say when they throttle, and what they say about one message; nobody's mail is slowed down for a
+    /// full mailbox, a greylist or an unknown sender.
+    #[test]
+    fn replies_about_us_are_told_from_replies_about_the_message() {
+        use Sign::{Fine, Later, Throttled};
+        use Stage::{Data, EndOfData, Greeting, Hello, Mail, Rcpt};
+        for (stage, line, sign) in [
+            (Greeting, "421 4.7.0 Too many connections", Throttled),
+            (Greeting, "450 please wait", Throttled),
+            (Hello, "451 4.3.0 Temporary failure", Throttled),
+            (Rcpt, "421 4.7.0 Try again later", Throttled),
+            (Mail, "451 4.7.1 slow down, rate limit", Throttled),
+            (Mail, "451 4.3.2 Please try again later", Throttled),
+            (Mail, "452 4.3.1 Insufficient system resources", Throttled),
+            (Data, "451 4.7.500 Server busy. Please try again", Throttled),
+            (EndOfData, "450 4.7.28 unusual amount of mail", Throttled),
+            (Mail, "451 4.7.1 Try again later", Later),
+            (EndOfData, "451 4.7.1 Service unavailable", Later),
+            (Rcpt, "451 Local error in processing", Later),
+            (Rcpt, "450 4.7.1 Client host rejected", Later),
+            (Rcpt, "450 4.2.0 Greylisted, come back in 5 minutes", Fine),
+            (Rcpt, "451 4.7.1 Greylisting in action", Fine),
+            (Rcpt, "450 4.2.1 The user is receiving mail too fast", Fine),
+            (Rcpt, "450 Mailbox busy", Fine),
+            (Rcpt, "452 4.2.2 Mailbox full, limit exceeded", Fine),
+            (Rcpt, "452 4.5.3 Too many recipients", Fine),
+            (Mail, "450 4.1.8 Domain not found", Fine),
+            (Rcpt, "550 5.7.1 rate limit", Fine),
+            (EndOfData, "250 2.0.0 taken", Fine),
+        ] {
+            assert_eq!(of_reply(stage, &reply(line)), sign, "{stage}: {line}");
+        }
+    }
+}
