@@ -319,6 +319,7 @@ impl Control for Core {
             held,
             rescan,
             engines: self.engines(),
+            next_hops: self.pipeline.generation().delivery.status(),
             recovery: self.recovery.clone(),
         }
     }

@@ -29,7 +29,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use crate::deadline::{Budget, Deadline, wall_clock};
-use crate::delivery::{Delivery, Outcome};
+use crate::delivery::{Delivery, Outcome, Turn};
 use crate::message::{Content, MemoryBudget, Message, Standing};
 use crate::policy::Policy;
 use crate::scan::{Errand, Scanner};
@@ -98,7 +98,7 @@ struct Judged {
 }
 
 /// What is known of a message before it passes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Before {
     /// A decision that was made in an earlier pass and holds.
     judged: Option<Judged>,
@@ -106,6 +106,8 @@ struct Before {
     spent: Duration,
     /// Why it is scanned now.
     errand: Errand,
+    /// At its next hop, if it has waited for one.
+    turn: Option<Turn>,
 }
 
 impl Before {
@@ -114,6 +116,7 @@ impl Before {
         judged: None,
         spent: Duration::ZERO,
         errand: Errand::Fresh,
+        turn: None,
     };
 }
 
@@ -212,7 +215,7 @@ impl Pipeline {
             let pipeline = self.clone();
             self.tasks.spawn(async move {
                 pipeline
-                    .resume(generation, message, record, Errand::Fresh)
+                    .resume(generation, message, record, Errand::Fresh, None)
                     .await;
                 drop(slot);
             });
@@ -220,18 +223,20 @@ impl Pipeline {
         Reply::accepted(id)
     }
 
-    /// The rest of a stored message's life, at the step it needs.
+    /// The rest of a stored message's life, at the step it needs; with its turn at its next hop, if it has waited for one.
     async fn resume(
         self: &Arc<Self>,
         generation: Arc<Generation>,
         message: Message,
         record: Record,
         errand: Errand,
+        turn: Option<Turn>,
     ) {
         let before = Before {
             judged: settle::judged_before(&record, &message),
             spent: record.spent,
             errand,
+            turn,
         };
         let work = self
             .clone()
@@ -254,6 +259,7 @@ impl Pipeline {
         before: Before,
         so_far: Arc<OnceLock<Judged>>,
     ) -> Passed {
+        let mut turn = before.turn;
         let judged = match before.judged {
             Some(judged) => judged,
             None => {
@@ -270,7 +276,9 @@ impl Pipeline {
             ends.push(match decision.disposition {
                 Disposition::Deliver => {
                     let outbound = settle::outbound(&generation, &message, decision, recipients);
-                    End::Delivered(generation.delivery.deliver(&outbound, deadline).await)
+                    let delivery = &generation.delivery;
+                    let outcomes = delivery.deliver_in_turn(&outbound, turn.take(), deadline);
+                    End::Delivered(outcomes.await)
                 }
                 Disposition::Quarantine => End::Held,
                 Disposition::Reject => End::Rejected,
@@ -462,8 +470,9 @@ impl Pipeline {
         &self.store
     }
 
-    /// Tells the lanes that something may be due.
+    /// Tells the lanes that something may be due, or work again.
     pub fn wake(&self) {
+        self.generation.load().delivery.nudge();
         self.wake.notify_waiters();
     }
 

@@ -3,6 +3,7 @@
 use metrics::gauge;
 
 use super::Status;
+use crate::delivery::State;
 
 /// Sets them.
 pub(super) fn set(status: &Status) {
@@ -10,6 +11,14 @@ pub(super) fn set(status: &Status) {
     gauge!("spillway_ready").set(if status.not_ready.is_none() { 1.0 } else { 0.0 });
     gauge!("spillway_sessions").set(status.sessions as f64);
     gauge!("spillway_memory_available_bytes").set(status.memory_available as f64);
+    for hop in &status.next_hops {
+        let rate = hop
+            .per_minute
+            .map_or(f64::INFINITY, |rate| rate as f64 / 60.0);
+        let dead = f64::from(u8::from(hop.state == State::Dead));
+        gauge!("spillway_next_hop_rate", "next_hop" => hop.name.to_string()).set(rate);
+        gauge!("spillway_next_hop_dead", "next_hop" => hop.name.to_string()).set(dead);
+    }
     let lanes = [
         ("scan", &status.scan),
         ("delivery", &status.delivery),

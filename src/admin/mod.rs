@@ -37,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::deadline::Deadline;
+use crate::delivery::HopStatus;
 use crate::scan::Health;
 use crate::store::{LaneStats, Recovery};
 use crate::telemetry;
@@ -113,6 +114,9 @@ pub struct Status {
     pub rescan: LaneStats,
     /// How the engines are doing.
     pub engines: Vec<Health>,
+    /// What goes out to each next hop.
+    #[serde(default)]
+    pub next_hops: Vec<HopStatus>,
     /// What the start found in the store.
     pub recovery: Recovery,
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::Status;
+use crate::delivery::State;
 use crate::store::LaneStats;
 use crate::telemetry::escape::Escaped;
 
@@ -47,6 +48,13 @@ pub(super) fn render(status: &Status) -> String {
         match health.is_well() {
             true => rows.add(&name, &text),
             false => rows.add_bad(&name, &text),
+        }
+    }
+    for hop in &status.next_hops {
+        let name = format!("Next hop {}", hop.name);
+        match hop.state {
+            State::Free => rows.add(&name, &hop.to_string()),
+            State::Paced | State::Dead => rows.add_bad(&name, &hop.to_string()),
         }
     }
     rows.add("Configuration", &configuration(status));

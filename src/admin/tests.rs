@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
+use crate::delivery::State;
 
 #[derive(Default)]
 struct Fake {
@@ -34,6 +35,14 @@ impl Control for Fake {
             held: LaneStats::default(),
             rescan: LaneStats::default(),
             engines: Vec::new(),
+            next_hops: vec![HopStatus {
+                name: "hop".into(),
+                state: State::Dead,
+                per_minute: Some(90),
+                at_once: Some(1),
+                until: Some(Timestamp::UNIX_EPOCH),
+                said: Some("no connection <b>".to_owned()),
+            }],
             recovery: Recovery::default(),
         }
     }

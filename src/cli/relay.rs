@@ -230,6 +230,9 @@ fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
             health.slots
         ))?;
     }
+    for hop in &status.next_hops {
+        terminal.line(format!("next hop {}  {}", hop.name, safe(&hop.to_string())))?;
+    }
     for listener in &status.listeners {
         let addresses: Vec<String> = listener.addresses.iter().map(ToString::to_string).collect();
         terminal.line(format!(

@@ -1,5 +1,6 @@
 //! One next hop's [`Pace`] with a clock, and what it tells: whoever wants to deliver asks here first.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::pace::{Pace, Refusal, Shift, Sign, State, Ticket, Who, Why};
+use crate::chance;
+use crate::deadline::wall_clock;
 use crate::incident::{Incident, Kind, Subject};
 
 /// Incidents that wait to be fetched, at most; later ones are in the counters alone.
@@ -118,7 +121,7 @@ impl Gate {
             state: view.state,
             per_minute: view.rate.map(|rate| (rate * 60.0).round() as u64),
             at_once: view.window,
-            until: view.until.map(|until| Timestamp::now() + wait(until)),
+            until: view.until.map(|until| wall_clock() + wait(until)),
             said: inner.said.clone().filter(|_| view.state != State::Free),
         }
     }
@@ -140,7 +143,7 @@ impl Gate {
         }
         let shift = inner
             .pace
-            .ended(ticket, sign, Instant::now(), &mut rand::rng());
+            .ended(ticket, sign, Instant::now(), &mut chance::rng());
         if let Some(shift) = shift {
             self.tell(&mut inner, shift);
         }
@@ -205,6 +208,30 @@ impl Gate {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One line for people: `paced, 90 a minute, 5 at once, nothing before …: 451 4.7.1 …`.
+impl fmt::Display for HopStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.state {
+            State::Free => "takes everything",
+            State::Paced => "paced",
+            State::Dead => "does not work; one probe at a time",
+        })?;
+        if let (State::Paced, Some(rate)) = (self.state, self.per_minute) {
+            write!(f, ", {rate} a minute")?;
+        }
+        if let (State::Paced, Some(at_once)) = (self.state, self.at_once) {
+            write!(f, ", {at_once} at once")?;
+        }
+        if let Some(until) = self.until {
+            write!(f, ", nothing before {until:.0}")?;
+        }
+        match &self.said {
+            Some(said) => write!(f, ": {said}"),
+            None => Ok(()),
+        }
     }
 }
 

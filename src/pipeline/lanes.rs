@@ -1,32 +1,37 @@
 //! The lanes: stored messages come back to the path when they are due.
 //!
-//! Work on fresh mail never waits for this: the lanes have slots of their own, delivery and scan apart, and within
-//! delivery no next hop may hold more than a quarter of them.
+//! Work on fresh mail never waits for this: the lanes have slots of their own, scans and each next hop apart. Mail that is to
+//! be delivered is one queue for each next hop: only what it takes now is claimed for it, so that mail for one that is slow,
+//! throttles or does not work keeps nobody else's waiting, however much of it there is.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use jiff::Timestamp;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{Generation, Pipeline, events};
-use crate::deadline::{Budget, Deadline, Elapsed, wall_clock};
+use crate::deadline::{Budget, Deadline, wall_clock};
+use crate::delivery::Turn;
 use crate::message::{Content, Message};
 use crate::quarantine;
 use crate::scan::Errand;
-use crate::store::{self, Change, Lane, Record};
+use crate::store::{self, Change, Lane, Outgoing, Record, StoreError};
 
 /// One delivery at most, all its stages and recipients together.
 pub(super) const DELIVERY: Duration = Duration::from_secs(600);
-/// Wait for a slot of the next hop: one that works has a free one many times a second, and one that hangs keeps a slot of
-/// the lane from others for this long at most.
-const HOP: Duration = Duration::from_secs(1);
 /// How often the store is asked for what is due when nobody wakes us.
 const POLL: Duration = Duration::from_secs(1);
 /// How often expired quarantine entries are looked for.
 const EXPIRY: Duration = Duration::from_secs(60);
-/// A record that finds no slot of its next hop, or no memory, is looked at again after this long.
+/// While there is a backlog, the next claim follows after this long, or when a good part of the slots is free again: each
+/// claim is a durable write, so it should be worth it.
+const BATCH: Duration = Duration::from_millis(50);
+/// A next hop's pace is asked again after this long at least: a timer is no more exact.
+const TICK: Duration = Duration::from_millis(2);
+/// A record that finds no memory is looked at again after this long.
 const NO_ROOM: Duration = Duration::from_secs(10);
 /// Wait for memory: far below what the lease allows beyond the work itself.
 pub(super) const MEMORY: Duration = Duration::from_secs(10);
@@ -47,23 +52,28 @@ pub(super) fn scan_backoff(attempts: u32) -> Duration {
 pub struct Lanes {
     pipeline: Arc<Pipeline>,
     scan: Arc<Semaphore>,
-    delivery: Arc<Semaphore>,
-    hops: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
+    /// By the name of the next hop.
+    outgoing: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
+    /// For what is tried a last time.
+    last: Arc<Semaphore>,
+    /// Told when a queue has slots again that a claim is worth for.
+    freed: Notify,
 }
 
 impl Lanes {
     /// Messages that are scanned again at once.
     const SCAN_SLOTS: usize = 32;
-    /// Stored messages in delivery at once.
-    const DELIVERY_SLOTS: usize = 64;
+    /// Stored messages in delivery to one next hop at once.
+    const HOP_SLOTS: usize = 16;
 
     /// Workers over a path.
     pub fn new(pipeline: Arc<Pipeline>) -> Arc<Self> {
         Arc::new(Self {
             pipeline,
             scan: Arc::new(Semaphore::new(Self::SCAN_SLOTS)),
-            delivery: Arc::new(Semaphore::new(Self::DELIVERY_SLOTS)),
-            hops: Mutex::new(HashMap::new()),
+            outgoing: Mutex::new(HashMap::new()),
+            last: Arc::new(Semaphore::new(Self::HOP_SLOTS)),
+            freed: Notify::new(),
         })
     }
 
@@ -73,24 +83,26 @@ impl Lanes {
         tokio::select! {
             biased;
             () = closing.cancelled() => {}
-            () = self.attend(Lane::Delivery, &self.delivery) => {}
-            () = self.attend(Lane::Scan, &self.scan) => {}
+            () = self.deliver() => {}
+            () = self.scan() => {}
             () = self.expire() => {}
         }
     }
 
-    /// One lane, for ever. While there is a backlog, the next claim follows as soon as a good part of the slots is free
-    /// again: each claim is a durable write, so it should be worth it, but a few slots that stay busy (a slow next hop)
-    /// must not hold up the others.
-    async fn attend(self: &Arc<Self>, lane: Lane, slots: &Arc<Semaphore>) {
-        let all = slots.available_permits();
-        let some = u32::try_from(all / 4).unwrap_or(1);
+    /// The scan lane, for ever.
+    async fn scan(self: &Arc<Self>) {
+        let slots = &self.scan;
         loop {
             let _ = slots.acquire().await;
-            let _ = Deadline::after(POLL / 20)
-                .run(slots.acquire_many(some))
-                .await;
-            if self.take_up(lane, slots).await == 0 {
+            let some = Self::SCAN_SLOTS as u32 / 4;
+            let _ = Deadline::after(BATCH).run(slots.acquire_many(some)).await;
+            let free = slots.available_permits();
+            let generation = self.pipeline.generation();
+            let claim = |now, until| self.pipeline.store.claim(Lane::Scan, now, until, free);
+            let work = |lanes: Arc<Self>, generation, record| async move {
+                lanes.work(generation, record, None).await;
+            };
+            if self.take_up(&generation, "scan", slots, claim, work).await == 0 {
                 let poll = Deadline::after(POLL);
                 tokio::select! {
                     () = self.pipeline.wake.notified() => {}
@@ -100,7 +112,67 @@ impl Lanes {
         }
     }
 
-    async fn expire(&self) {
+    /// The delivery lane, for ever.
+    async fn deliver(self: &Arc<Self>) {
+        loop {
+            let next = Deadline::after(self.send_out().await);
+            tokio::select! {
+                () = self.pipeline.wake.notified() => {}
+                () = self.freed.notified() => {}
+                () = next.wait() => {}
+            }
+        }
+    }
+
+    /// Claims for every next hop what may go out to it now; returns when to look again if nobody tells.
+    async fn send_out(self: &Arc<Self>) -> Duration {
+        let generation = self.pipeline.generation();
+        let hops = match self.pipeline.store.next_hops(wall_clock()).await {
+            Ok(hops) => hops,
+            Err(error) => {
+                events::lane_failed("delivery", &error);
+                return POLL;
+            }
+        };
+        let (mut again, mut waiting) = (POLL, Vec::new());
+        for hop in hops {
+            let slots = self.slots(&hop);
+            let free = slots.available_permits();
+            let (room, opens) = generation.delivery.room(&hop, free);
+            if let Some(opens) = opens {
+                again = again.min(opens.max(TICK));
+            }
+            let claimed = match room {
+                0 => 0,
+                room => self.send_to(&generation, &hop, &slots, room).await,
+            };
+            if claimed == room {
+                again = if room > 0 { again.min(BATCH) } else { again };
+                waiting.push(hop);
+            }
+        }
+        let waits = |hop: &str| waiting.iter().any(|waiting| **waiting == *hop);
+        generation.delivery.waits(waits);
+        again
+    }
+
+    async fn send_to(
+        self: &Arc<Self>,
+        generation: &Arc<Generation>,
+        hop: &Arc<str>,
+        slots: &Arc<Semaphore>,
+        room: usize,
+    ) -> usize {
+        let store = &self.pipeline.store;
+        let claim = |now, until| store.claim_outgoing(Outgoing::To(hop.clone()), now, until, room);
+        let work = |lanes: Arc<Self>, generation, record| async move {
+            lanes.send(generation, record).await;
+        };
+        self.take_up(generation, "delivery", slots, claim, work)
+            .await
+    }
+
+    async fn expire(self: &Arc<Self>) {
         loop {
             let store = &**self.pipeline.store();
             if let Err(error) = quarantine::expire_due(store, wall_clock()).await {
@@ -109,20 +181,52 @@ impl Lanes {
             if let Err(error) = store::expire_rescans(store, wall_clock()).await {
                 events::lane_failed("rescan expiry", &error);
             }
+            self.give_up().await;
             Deadline::after(EXPIRY).wait().await;
         }
     }
 
-    /// Claims as much as there are slots, and returns how much that was.
-    async fn take_up(self: &Arc<Self>, lane: Lane, slots: &Arc<Semaphore>) -> usize {
-        let free = slots.available_permits();
-        let generation = self.pipeline.generation();
+    /// What was tried for long enough gets a last chance, and is returned: without this, mail for a next hop that is dead
+    /// would wait for its turn as a probe to be told so.
+    async fn give_up(self: &Arc<Self>) {
+        let (slots, store) = (&self.last, &self.pipeline.store);
+        loop {
+            let free = slots.available_permits();
+            if free == 0 {
+                return;
+            }
+            let generation = self.pipeline.generation();
+            let claim = |now, until| store.claim_outgoing(Outgoing::GivenUp, now, until, free);
+            let work = |lanes: Arc<Self>, generation, record| async move {
+                lanes.work(generation, record, None).await;
+            };
+            let claimed = self.take_up(&generation, "giving up", slots, claim, work);
+            if claimed.await < free {
+                return;
+            }
+            let all = Self::HOP_SLOTS as u32;
+            let _ = Deadline::after(POLL).run(slots.acquire_many(all)).await;
+        }
+    }
+
+    /// Claims records and begins to work on them, each in a slot; returns how many.
+    async fn take_up<C, W>(
+        self: &Arc<Self>,
+        generation: &Arc<Generation>,
+        what: &'static str,
+        slots: &Arc<Semaphore>,
+        claim: impl FnOnce(Timestamp, Timestamp) -> C,
+        work: impl Fn(Arc<Self>, Arc<Generation>, Record) -> W,
+    ) -> usize
+    where
+        C: Future<Output = Result<Vec<Record>, StoreError>>,
+        W: Future<Output = ()> + Send + 'static,
+    {
         let now = wall_clock();
-        let until = now + lease(&generation.budget);
-        let claimed = match self.pipeline.store.claim(lane, now, until, free).await {
+        let claimed = match claim(now, now + lease(&generation.budget)).await {
             Ok(claimed) => claimed,
             Err(error) => {
-                events::lane_failed(lane.as_str(), &error);
+                events::lane_failed(what, &error);
                 return 0;
             }
         };
@@ -131,29 +235,53 @@ impl Lanes {
             let Ok(slot) = slots.clone().try_acquire_owned() else {
                 break;
             };
-            let (lanes, generation) = (self.clone(), generation.clone());
+            let work = work(self.clone(), generation.clone(), record);
+            let (lanes, slots) = (self.clone(), slots.clone());
             self.pipeline.tasks.spawn(async move {
-                lanes.work(generation, record).await;
+                work.await;
                 drop(slot);
+                if slots.available_permits() >= Self::HOP_SLOTS / 4 {
+                    lanes.freed.notify_one();
+                }
             });
         }
         count
     }
 
-    /// Under the generation that the lease was measured by.
-    async fn work(&self, generation: Arc<Generation>, record: Record) {
-        let hop = match self.hop_slots(&generation, &record) {
-            None => None,
-            Some(slots) => match Deadline::after(HOP).run(slots.acquire_owned()).await {
-                Ok(slot) => slot.ok(),
-                Err(Elapsed) => return self.postpone(record).await,
-            },
+    /// One delivery, if its next hop has a turn for it.
+    async fn send(&self, generation: Arc<Generation>, mut record: Record) {
+        let recipient = record.envelope.recipients.first();
+        let route = recipient.and_then(|r| generation.delivery.route(r.mailbox.domain()));
+        let Some(hop) = route.map(|settings| settings.name.clone()) else {
+            return self.work(generation, record, None).await;
         };
+        let mut slot: Option<OwnedSemaphorePermit> = None;
+        if hop != record.next_hop {
+            // It was claimed from a queue that is not its own: the routes have changed, or nobody had routed it.
+            record.next_hop = hop.clone();
+            match self.slots(&hop).try_acquire_owned() {
+                Ok(own) => slot = Some(own),
+                Err(_) => return self.put_back(record).await,
+            }
+        }
+        match generation.delivery.turn(&hop) {
+            Ok(turn) => self.work(generation, record, turn).await,
+            Err(why) => {
+                record.status = why;
+                self.put_back(record).await;
+            }
+        }
+        drop(slot);
+    }
+
+    /// Under the generation that the lease was measured by.
+    async fn work(&self, generation: Arc<Generation>, mut record: Record, turn: Option<Turn>) {
         let pipeline = &self.pipeline;
         let size = usize::try_from(record.size).unwrap_or(usize::MAX);
         let room = Deadline::after(MEMORY).run(pipeline.memory.acquire(size));
         let Ok(charge) = room.await else {
-            return self.postpone(record).await;
+            record.due_at = wall_clock() + NO_ROOM;
+            return self.put_back(record).await;
         };
         match pipeline.store.content(record.id).await {
             Ok(content) => {
@@ -165,40 +293,29 @@ impl Lanes {
                     content: Content::charged(content, charge),
                 };
                 pipeline
-                    .resume(generation, message, record, Errand::Again)
+                    .resume(generation, message, record, Errand::Again, turn)
                     .await;
             }
             // Set aside by the store if it is damaged; otherwise the lease ends and it is tried again.
             Err(error) => events::lane_failed("content", &error),
         }
-        drop(hop);
     }
 
-    /// The slots of the record's next hop; none where the record goes to no hop.
-    fn hop_slots(&self, generation: &Generation, record: &Record) -> Option<Arc<Semaphore>> {
-        let recipient = record.envelope.recipients.first();
-        let route = recipient.and_then(|r| generation.delivery.route(r.mailbox.domain()));
-        let (Lane::Delivery, Some(settings)) = (record.lane, route) else {
-            return None;
-        };
-        let mut hops = self.hops.lock().unwrap_or_else(PoisonError::into_inner);
-        let slots = hops
-            .entry(settings.name.clone())
-            .or_insert_with(|| Arc::new(Semaphore::new(Self::DELIVERY_SLOTS / 4)));
-        Some(slots.clone())
+    /// The slots of one queue.
+    fn slots(&self, next_hop: &Arc<str>) -> Arc<Semaphore> {
+        let mut queues = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+        let slots = queues
+            .entry(next_hop.clone())
+            .or_insert_with(|| Arc::new(Semaphore::new(Self::HOP_SLOTS)));
+        slots.clone()
     }
 
-    /// Its next hop is busy with others, or memory is: it may wait, the rest of the mail may not.
-    async fn postpone(&self, mut record: Record) {
+    /// It waits again, as if it had not been claimed: its next hop takes nothing, or there is no memory.
+    async fn put_back(&self, record: Record) {
         let id = record.id;
-        record.due_at = wall_clock() + NO_ROOM;
-        if let Err(error) = self
-            .pipeline
-            .store
-            .change(id, Change::Replace(Box::new(record)), None)
-            .await
-        {
-            events::lane_failed("postpone", &error);
+        let change = Change::Replace(Box::new(record));
+        if let Err(error) = self.pipeline.store.change(id, change, None).await {
+            events::lane_failed("put back", &error);
         }
     }
 }

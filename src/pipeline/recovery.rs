@@ -204,7 +204,7 @@ impl Pipeline {
         let (id, cause) = (record.id, record.cause.clone());
         // Its engine is back: what it cost while it was away is not held against it.
         record.spent = Duration::ZERO;
-        self.resume(generation.clone(), message, record, Errand::Redrive)
+        self.resume(generation.clone(), message, record, Errand::Redrive, None)
             .await;
         match self.store.get(id).await {
             Ok(Some(after)) if after.cause.is_some() && after.cause == cause => Step::Stays,

@@ -294,7 +294,7 @@ impl Settling<'_> {
     fn deliveries(&mut self, decision: &Decision, recipients: &[usize], outcomes: &[Outcome]) {
         self.remember(decision, recipients, outcomes);
         // Apart by next hop: one that is down must not set the pace of another, nor work in its slots.
-        let mut later: BTreeMap<Arc<str>, (Vec<usize>, String)> = BTreeMap::new();
+        let mut later: BTreeMap<(Arc<str>, bool), (Vec<usize>, String)> = BTreeMap::new();
         for (at, outcome) in recipients.iter().zip(outcomes) {
             let Some(recipient) = self.draft.message.envelope.recipients.get(*at) else {
                 continue;
@@ -313,7 +313,8 @@ impl Settling<'_> {
                     ("given-up", answer)
                 }
                 Outcome::Deferred(answer) => {
-                    let (those, status) = later.entry(answer.next_hop.clone()).or_default();
+                    let queue = (answer.next_hop.clone(), answer.held_back);
+                    let (those, status) = later.entry(queue).or_default();
                     those.push(*at);
                     status.clone_from(&answer.text);
                     ("delayed", answer)
@@ -325,11 +326,13 @@ impl Settling<'_> {
             };
             self.tell(event, decision, &[*at], answer.text.clone());
         }
-        for (those, status) in later.into_values() {
-            let record = self
-                .draft
-                .record(Lane::Delivery, Some(decision), &those, &status);
-            self.keep.push(record);
+        for ((_, held_back), (those, status)) in later {
+            let draft = &self.draft;
+            let record = draft.record(Lane::Delivery, Some(decision), &those, &status);
+            self.keep.push(match held_back {
+                true => draft.held_back(record),
+                false => record,
+            });
         }
     }
 
@@ -487,6 +490,12 @@ impl Draft<'_> {
         record.envelope = (*select(self.message, recipients)).clone();
         record.decision = decision.cloned();
         record.status = status.to_owned();
+        record.next_hop = match (lane, record.envelope.recipients.first()) {
+            (Lane::Delivery, Some(recipient)) => self
+                .route(recipient)
+                .map_or_else(|| "".into(), |settings| settings.name.clone()),
+            _ => "".into(),
+        };
         if let Some(judged) = self.judged {
             record.reports.clone_from(&judged.reports);
             record.spent = judged.spent;
@@ -508,6 +517,17 @@ impl Draft<'_> {
             Lane::Delivery => self.tried_until(record.envelope.recipients.first()),
         };
         record
+    }
+
+    /// The same where no attempt was made, because the next hop would not have taken anything: its pace decides when it
+    /// goes out, and then the oldest goes first.
+    fn held_back(&self, record: Record) -> Record {
+        let attempts = self.in_delivery().map_or(0, |before| before.attempts);
+        Record {
+            attempts,
+            due_at: record.received_at,
+            ..record
+        }
     }
 
     fn first(&self, lane: Lane) -> Record {
@@ -536,6 +556,7 @@ impl Draft<'_> {
             released: false,
             cause: None,
             standing: None,
+            next_hop: "".into(),
         }
     }
 

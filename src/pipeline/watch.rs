@@ -40,6 +40,9 @@ impl Pipeline {
         for incident in self.suspicion.tick(scanner, seen) {
             self.incidents.record(incident);
         }
+        for incident in generation.delivery.incidents() {
+            self.incidents.record(incident);
+        }
         for incident in scanner.incidents() {
             self.incidents.record(incident);
         }

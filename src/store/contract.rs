@@ -67,6 +67,7 @@ pub(crate) fn record(lane: Lane) -> Record {
         released: false,
         cause: None,
         standing: None,
+        next_hop: "".into(),
     }
 }
 

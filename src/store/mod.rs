@@ -136,6 +136,9 @@ pub struct Record {
     pub message: MessageId,
     /// What it waits for.
     pub lane: Lane,
+    /// The next hop of its recipients ([`Lane::Delivery`]) as it was routed last, by name; empty where that is not known.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub next_hop: Arc<str>,
     /// With the recipients that are not done.
     pub envelope: Envelope,
     /// Our `Received` field, made at reception.
@@ -280,6 +283,15 @@ pub enum Change {
     Remove,
 }
 
+/// What is to be delivered, or to be given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outgoing {
+    /// What is due for this next hop ([`Record::next_hop`]), oldest due first.
+    To(Arc<str>),
+    /// What was tried for long enough ([`Record::expires_at`]), due or not, the longest expired first.
+    GivenUp,
+}
+
 /// Counts for `stats`, `/metrics` and admission.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneStats {
@@ -360,6 +372,20 @@ pub trait Store: Send + Sync + 'static {
         until: Timestamp,
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>>;
+
+    /// As [`Store::claim`] for [`Lane::Delivery`], with a queue for each next hop: one that takes nothing now must not keep
+    /// the mail of others waiting, however much waits for it.
+    fn claim_outgoing(
+        &self,
+        what: Outgoing,
+        now: Timestamp,
+        until: Timestamp,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<Record>>;
+
+    /// The next hops ([`Record::next_hop`]) that mail of [`Lane::Delivery`] waits for which is due at `now` and not leased. Cheap,
+    /// however much waits: it is asked every second.
+    fn next_hops(&self, now: Timestamp) -> StoreFuture<'_, Vec<Arc<str>>>;
 
     /// Hands out what waits for a cause that is gone: records of `lane` with this cause, those of known senders first
     /// ([`Record::standing`]), within each the oldest received first, at most `limit`, whether they are due or not. Leases

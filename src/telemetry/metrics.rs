@@ -35,7 +35,7 @@ pub enum Kind {
 
 /// Every metric of this program: its name, its kind, and what it tells, for the help lines of `/metrics`. The rooms that
 /// count use the same names; a test compares.
-pub const ALL: [(&str, Kind, &str); 26] = [
+pub const ALL: [(&str, Kind, &str); 29] = [
     (
         "spillway_recipients_total",
         Kind::Counter,
@@ -85,6 +85,21 @@ pub const ALL: [(&str, Kind, &str); 26] = [
         "spillway_next_hop_connections",
         Kind::Gauge,
         "Open connections to a next hop, idle ones included",
+    ),
+    (
+        "spillway_next_hop_throttles_total",
+        Kind::Counter,
+        "Replies by which a next hop put us off for reasons other than the message",
+    ),
+    (
+        "spillway_next_hop_dead",
+        Kind::Gauge,
+        "1 while a next hop does not work and gets one probing delivery at a time, else 0",
+    ),
+    (
+        "spillway_next_hop_rate",
+        Kind::Gauge,
+        "Messages a second that go out to a next hop at most; +Inf where there is no limit",
     ),
     ("spillway_sessions", Kind::Gauge, "Sessions now"),
     (

@@ -1,16 +1,16 @@
 //! A store for the tests of the path.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::message::{Content, MessageId};
 use crate::store::{
-    Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, Object, Record, Store, StoreError,
-    StoreFuture, StoredInterceptor,
+    Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, Object, Outgoing, Record, Store,
+    StoreError, StoreFuture, StoredInterceptor,
 };
 
 /// A store in memory that can be told to fail.
@@ -102,6 +102,30 @@ impl Store for Scripted {
         let mut due = self.due.lock().expect("lock");
         let claimed = due.extract_if(.., |record| record.lane == lane).collect();
         self.done(claimed)
+    }
+
+    fn claim_outgoing(
+        &self,
+        what: Outgoing,
+        now: Timestamp,
+        _: Timestamp,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<Record>> {
+        let mut due = self.due.lock().expect("lock");
+        let wanted = |record: &Record| match &what {
+            Outgoing::To(next_hop) => record.next_hop == *next_hop,
+            Outgoing::GivenUp => record.expires_at <= now,
+        };
+        let those = due.extract_if(.., |record| record.lane == Lane::Delivery && wanted(record));
+        let claimed = those.take(limit).collect();
+        self.done(claimed)
+    }
+
+    fn next_hops(&self, _: Timestamp) -> StoreFuture<'_, Vec<Arc<str>>> {
+        let due = self.due.lock().expect("lock");
+        let outgoing = due.iter().filter(|record| record.lane == Lane::Delivery);
+        let names: BTreeSet<Arc<str>> = outgoing.map(|record| record.next_hop.clone()).collect();
+        self.done(names.into_iter().collect())
     }
 
     fn recover(

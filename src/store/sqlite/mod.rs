@@ -57,8 +57,8 @@ use self::search::{Damage, Sorted};
 use self::work::{Entry, Output, Work};
 use self::writer::{Job, Writer};
 use super::{
-    Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, Object, Record, Recovery,
-    Settings, Store, StoreError, StoreFuture, StoredInterceptor,
+    Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, Object, Outgoing, Record,
+    Recovery, Settings, Store, StoreError, StoreFuture, StoredInterceptor,
 };
 use crate::message::{Content, MessageId};
 
@@ -414,6 +414,25 @@ impl Store for SqliteStore {
             until,
             limit,
         }))
+    }
+
+    fn claim_outgoing(
+        &self,
+        what: Outgoing,
+        now: Timestamp,
+        until: Timestamp,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<Record>> {
+        Box::pin(self.lease(Work::ClaimOutgoing {
+            what,
+            now,
+            until,
+            limit,
+        }))
+    }
+
+    fn next_hops(&self, now: Timestamp) -> StoreFuture<'_, Vec<Arc<str>>> {
+        Box::pin(self.readers.query(move |db| search::next_hops(db, now)))
     }
 
     fn recover(

@@ -2,6 +2,7 @@
 //! does not spend its time on JSON.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use rusqlite::{CachedStatement, Connection, params};
@@ -29,15 +30,16 @@ pub(super) struct Row {
     record: String,
     cause: String,
     known: bool,
+    next_hop: Arc<str>,
 }
 
 const INSERT: &str = "INSERT INTO message (id, lane, due_at, lease_until, received_at, expires_at, sender, recipients, \
-     subject, rule, reason, engines, findings, record, cause, known, size, file) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)";
+     subject, rule, reason, engines, findings, record, cause, known, next_hop, size, file) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)";
 
 const UPDATE: &str = "UPDATE message SET lane = ?2, due_at = ?3, lease_until = ?4, received_at = ?5, expires_at = ?6, \
      sender = ?7, recipients = ?8, subject = ?9, rule = ?10, reason = ?11, engines = ?12, findings = ?13, record = ?14, \
-     cause = ?15, known = ?16 WHERE id = ?1 AND damaged IS NULL AND lane BETWEEN ?17 AND ?18";
+     cause = ?15, known = ?16, next_hop = ?17 WHERE id = ?1 AND damaged IS NULL AND lane BETWEEN ?18 AND ?19";
 
 impl Row {
     /// Translates a record; `lease` is when a lease on it ends.
@@ -78,6 +80,7 @@ impl Row {
             record: json,
             cause: cause_key(record.cause.as_ref()),
             known: record.standing == Some(Standing::Known),
+            next_hop: record.next_hop,
         })
     }
 
@@ -124,6 +127,7 @@ impl Row {
             self.record,
             self.cause,
             self.known,
+            self.next_hop,
             last_but_one,
             last,
         ])

@@ -7,7 +7,7 @@
 //!
 //! A few partial indexes carry all work, each free of charge for messages that it is not about: `work` hands out what is due
 //! and answers `stats` without touching a row; `held` covers every search of the quarantine; `recovery` finds what waits
-//! for a cause to go; `rescans` finds what was kept to be scanned again and gives way first. Triggers keep the sum of the
+//! for a cause to go; `outgoing` is one queue for each next hop, and `given_up` finds what was tried for long enough; `rescans` finds what was kept to be scanned again and gives way first. Triggers keep the sum of the
 //! last, so that its bound holds in every process and costs no count.
 
 use std::path::Path;
@@ -25,7 +25,7 @@ const APPLICATION: i32 = 0x5350_5759;
 const BUSY: Duration = Duration::from_secs(10);
 
 /// Step N brings a database from `user_version` N to N + 1. Steps are only ever appended.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
 CREATE TABLE message (
     seq INTEGER PRIMARY KEY,
@@ -82,6 +82,11 @@ END;
 CREATE TABLE interceptor (id TEXT PRIMARY KEY, version INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
 CREATE TABLE interceptors (only_row INTEGER PRIMARY KEY CHECK (only_row = 1), version INTEGER NOT NULL) STRICT;
 INSERT INTO interceptors VALUES (1, 0);
+",
+    "
+ALTER TABLE message ADD COLUMN next_hop TEXT NOT NULL DEFAULT '';
+CREATE INDEX outgoing ON message (next_hop, due_at, lease_until) WHERE lane = 1 AND damaged IS NULL;
+CREATE INDEX given_up ON message (expires_at, lease_until) WHERE lane = 1 AND damaged IS NULL;
 ",
 ];
 

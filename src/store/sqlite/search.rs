@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 use sha2::{Digest, Sha256};
@@ -278,6 +280,20 @@ pub(super) fn audited(
 }
 
 /// Counts by lane.
+/// The next hops with mail that is due, one step in the index for each.
+const NEXT_HOPS: &str = "WITH RECURSIVE hop (name) AS ( \
+         SELECT min(next_hop) FROM message INDEXED BY outgoing WHERE lane = 1 AND damaged IS NULL \
+         UNION ALL SELECT (SELECT min(next_hop) FROM message INDEXED BY outgoing \
+             WHERE lane = 1 AND damaged IS NULL AND next_hop > hop.name) FROM hop WHERE hop.name IS NOT NULL) \
+     SELECT name FROM hop WHERE name IS NOT NULL AND EXISTS (SELECT 1 FROM message INDEXED BY outgoing \
+         WHERE lane = 1 AND damaged IS NULL AND next_hop = name AND due_at <= ?1 AND lease_until <= ?1)";
+
+pub(super) fn next_hops(db: &Connection, now: Timestamp) -> rusqlite::Result<Vec<Arc<str>>> {
+    let mut statement = db.prepare_cached(NEXT_HOPS)?;
+    let names = statement.query_map([now.as_microsecond()], |row| Ok(lossy(row, 0)?.into()))?;
+    names.collect()
+}
+
 pub(super) fn stats(db: &Connection) -> rusqlite::Result<[LaneStats; Lane::ALL.len()]> {
     let mut stats = <[LaneStats; Lane::ALL.len()]>::default();
     let mut statement = db.prepare_cached(

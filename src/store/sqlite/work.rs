@@ -8,7 +8,7 @@ use super::interceptors;
 use super::recovery::report;
 use super::row::{Row, cause_key, lane_number, lanes, lossy};
 use crate::message::{Content, MessageId};
-use crate::store::{Cause, Lane, StoreError, StoredInterceptor};
+use crate::store::{Cause, Lane, Outgoing, StoreError, StoredInterceptor};
 
 /// Something to be written.
 pub(super) enum Work {
@@ -36,6 +36,13 @@ pub(super) enum Work {
     /// Leases what is due.
     Claim {
         lane: Lane,
+        now: Timestamp,
+        until: Timestamp,
+        limit: usize,
+    },
+    /// Leases what is to be delivered.
+    ClaimOutgoing {
+        what: Outgoing,
         now: Timestamp,
         until: Timestamp,
         limit: usize,
@@ -169,6 +176,20 @@ fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
                 i64::try_from(*limit).unwrap_or(i64::MAX)
             ],
         ),
+        Work::ClaimOutgoing {
+            what,
+            now,
+            until,
+            limit,
+        } => {
+            let (statement, next_hop) = match what {
+                Outgoing::To(next_hop) => (CLAIM_TO, &**next_hop),
+                Outgoing::GivenUp => (CLAIM_GIVEN_UP, ""),
+            };
+            let (now, until) = (now.as_microsecond(), until.as_microsecond());
+            let limit = i64::try_from(*limit).unwrap_or(i64::MAX);
+            lease(db, statement, params![next_hop, now, until, limit])
+        }
         Work::Recover {
             lane,
             cause,
@@ -262,6 +283,14 @@ fn hasten(db: &Connection, id: MessageId, now: Timestamp) -> rusqlite::Result<Ou
 const CLAIM: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (SELECT seq FROM message INDEXED BY work \
      WHERE damaged IS NULL AND lane = ?1 AND due_at <= ?2 AND lease_until <= ?2 ORDER BY due_at LIMIT ?4) \
      RETURNING 0, due_at, id, record";
+
+const CLAIM_TO: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (SELECT seq FROM message INDEXED BY outgoing \
+     WHERE damaged IS NULL AND lane = 1 AND next_hop = ?1 AND due_at <= ?2 AND lease_until <= ?2 ORDER BY due_at LIMIT ?4) \
+     RETURNING 0, due_at, id, record";
+
+const CLAIM_GIVEN_UP: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (SELECT seq FROM message \
+     INDEXED BY given_up WHERE damaged IS NULL AND lane = 1 AND expires_at <= ?2 AND lease_until <= ?2 AND ?1 = '' \
+     ORDER BY expires_at LIMIT ?4) RETURNING 0, expires_at, id, record";
 
 const RECOVER: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (SELECT seq FROM message INDEXED BY recovery \
      WHERE damaged IS NULL AND cause <> '' AND lane = ?1 AND cause = ?5 AND lease_until <= ?2 \

@@ -372,6 +372,7 @@ fn record(name: &str, lane: Lane, envelope: Envelope, age: i64, content: &str) -
         released: false,
         cause: None,
         standing: None,
+        next_hop: "".into(),
     }
 }
 
