@@ -1,5 +1,6 @@
 //! Deliveries against a server that plays a script; see [`script`].
 
+mod pacing;
 mod script;
 mod sessions;
 mod tls;

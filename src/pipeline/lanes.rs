@@ -64,7 +64,7 @@ impl Lanes {
     /// Messages that are scanned again at once.
     const SCAN_SLOTS: usize = 32;
     /// Stored messages in delivery to one next hop at once.
-    const HOP_SLOTS: usize = 16;
+    pub(super) const HOP_SLOTS: usize = 16;
 
     /// Workers over a path.
     pub fn new(pipeline: Arc<Pipeline>) -> Arc<Self> {
@@ -188,7 +188,7 @@ impl Lanes {
 
     /// What was tried for long enough gets a last chance, and is returned: without this, mail for a next hop that is dead
     /// would wait for its turn as a probe to be told so.
-    async fn give_up(self: &Arc<Self>) {
+    pub(super) async fn give_up(self: &Arc<Self>) {
         let (slots, store) = (&self.last, &self.pipeline.store);
         loop {
             let free = slots.available_permits();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Audit, Change, Filter, Lane, Record, Store, StoreError};
+use super::{Audit, Change, Filter, Lane, Outgoing, Record, Store, StoreError};
 use crate::message::{Content, Envelope, Mailbox, MessageId, Origin};
 use crate::verdict::{
     Answer, Decision, Disposition, EngineClass, Finding, FindingKind, Reason, Report, Verdict,
@@ -115,6 +115,8 @@ where
         ids_are_unique,
         a_put_is_all_or_nothing,
         due_work_is_handed_out_once,
+        each_next_hop_has_a_queue_of_its_own,
+        what_was_tried_for_long_enough_is_handed_out_to_be_given_up,
         a_lease_ends_with_the_next_change,
         kept::what_waits_for_a_cause_is_handed_out_known_first,
         kept::a_cause_is_found_and_forgotten,
@@ -208,6 +210,70 @@ async fn due_work_is_handed_out_once(store: &dyn Store) {
     );
     assert_eq!(claim(59, 90, 10).await, [], "leases hold until their end");
     assert_eq!(claim(60, 90, 10).await, [ids[1], ids[2]], "and end by time");
+}
+
+/// Mail for next hops, as (next hop, due, expires).
+async fn outgoing(store: &dyn Store, mail: &[(&str, i64, i64)]) -> Vec<MessageId> {
+    let mut ids = Vec::new();
+    for (next_hop, due, expires) in mail {
+        let mut record = record(Lane::Delivery);
+        record.next_hop = (*next_hop).into();
+        record.due_at = at(*due);
+        record.expires_at = at(*expires);
+        ids.push(record.id);
+        store.put(vec![record], octets(3)).await.expect("put");
+    }
+    ids
+}
+
+async fn claim(store: &dyn Store, what: Outgoing, now: i64, limit: usize) -> Vec<MessageId> {
+    let claimed = store.claim_outgoing(what, at(now), at(now + 50), limit);
+    let claimed = claimed.await.expect("claim");
+    claimed.iter().map(|record| record.id).collect()
+}
+
+async fn each_next_hop_has_a_queue_of_its_own(store: &dyn Store) {
+    let mail = [
+        ("slow", 1, 900),
+        ("well", 30, 900),
+        ("slow", 2, 900),
+        ("", 40, 900),
+        ("well", 20, 900),
+    ];
+    let ids = outgoing(store, &mail).await;
+    let mut scan = record(Lane::Scan);
+    scan.next_hop = "none".into();
+    store.put(vec![scan], octets(3)).await.expect("put");
+    let to = |name: &str| Outgoing::To(name.into());
+    let hops = async |now| store.next_hops(at(now)).await.expect("next hops");
+    assert_eq!(hops(0).await, [], "nothing is due");
+    assert_eq!(hops(20).await, ["slow".into(), "well".into()]);
+    assert_eq!(hops(40).await, ["".into(), "slow".into(), "well".into()]);
+    assert_eq!(claim(store, to("well"), 40, 9).await, [ids[4], ids[1]]);
+    assert_eq!(hops(40).await, ["".into(), "slow".into()], "leased");
+    assert_eq!(claim(store, to("slow"), 40, 1).await, [ids[0]], "oldest");
+    assert_eq!(claim(store, to("slow"), 40, 9).await, [ids[2]], "once");
+    assert_eq!(claim(store, to(""), 40, 9).await, [ids[3]]);
+    assert_eq!(claim(store, to("none"), 40, 9).await, [], "another lane");
+    let mut moved = store.get(ids[0]).await.expect("get").expect("record");
+    assert_eq!(&*moved.next_hop, "slow");
+    moved.next_hop = "well".into();
+    let change = Change::Replace(Box::new(moved));
+    store.change(ids[0], change, None).await.expect("change");
+    assert_eq!(hops(40).await, ["well".into()], "it has another queue now");
+}
+
+async fn what_was_tried_for_long_enough_is_handed_out_to_be_given_up(store: &dyn Store) {
+    let mail = [("a", 500, 30), ("b", 1, 20), ("a", 1, 40), ("b", 500, 31)];
+    let ids = outgoing(store, &mail).await;
+    let mut held = record(Lane::Held);
+    held.expires_at = at(1);
+    store.put(vec![held], octets(3)).await.expect("put");
+    let claim = async |now, limit| claim(store, Outgoing::GivenUp, now, limit).await;
+    assert_eq!(claim(19, 9).await, []);
+    assert_eq!(claim(30, 1).await, [ids[1]], "the longest expired first");
+    assert_eq!(claim(31, 9).await, [ids[0], ids[3]], "due or not");
+    assert_eq!(claim(31, 9).await, [], "leased");
 }
 
 async fn a_lease_ends_with_the_next_change(store: &dyn Store) {

@@ -1,0 +1,162 @@
+//! The pace over real sockets: what is counted is what the servers saw.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+
+/// A server that takes everything but what it `says` to MAIL.
+struct Counting {
+    address: String,
+    /// MAIL commands.
+    attempts: Arc<AtomicUsize>,
+}
+
+impl Counting {
+    async fn start(says: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("address").to_string();
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let count = attempts.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, says, count.clone()));
+            }
+        });
+        Self { address, attempts }
+    }
+
+    fn attempts(&self) -> usize {
+        self.attempts.load(Ordering::Relaxed)
+    }
+}
+
+async fn serve(stream: TcpStream, says: &'static str, attempts: Arc<AtomicUsize>) {
+    let mut stream = BufReader::new(stream);
+    let (mut line, mut content, mut reply) = (String::new(), false, "220 hi");
+    loop {
+        let written = stream.write_all(format!("{reply}\r\n").as_bytes()).await;
+        if written.is_err() {
+            return;
+        }
+        loop {
+            line.clear();
+            if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+                return;
+            }
+            if !content || line == ".\r\n" {
+                break;
+            }
+        }
+        content = line.starts_with("DATA");
+        reply = match line.get(..4) {
+            Some("MAIL") => {
+                attempts.fetch_add(1, Ordering::Relaxed);
+                says
+            }
+            Some("DATA") => "354 go",
+            _ => "250 ok",
+        };
+    }
+}
+
+fn smtp(name: &str, domain: &str, address: &str) -> Settings {
+    named(name, domain, Kind::Smtp(hop(&[address.to_owned()])))
+}
+
+/// I12: while one next hop throttles, its mail is not sent at all and comes back at once, and the other gets all of its own
+/// at the first attempt.
+#[tokio::test]
+async fn a_throttling_next_hop_costs_one_attempt_and_the_other_nothing() {
+    let slow = Counting::start("451 4.7.1 slow down").await;
+    let well = Counting::start("250 ok").await;
+    let hops = vec![
+        smtp("slow", "slow.example", &slow.address),
+        smtp("well", "well.example", &well.address),
+    ];
+    let delivery = Delivery::new(hops, None).expect("next hops");
+    let both = mail(&["a@slow.example", "b@well.example"], b"x\r\n");
+    let mut held_back = 0;
+    for _ in 0..100 {
+        let outcomes = delivery.deliver(&both, soon()).await;
+        let [Outcome::Deferred(first), Outcome::Delivered(_)] = &outcomes[..] else {
+            panic!("{outcomes:?}");
+        };
+        held_back += usize::from(first.held_back);
+        assert!(first.text.contains("4.7.1 slow down"), "{}", first.text);
+    }
+    assert_eq!((slow.attempts(), held_back), (1, 99));
+    assert_eq!(well.attempts(), 100);
+    let [incident] = &delivery.incidents()[..] else {
+        panic!("one incident");
+    };
+    assert_eq!(incident.kind.as_str(), "next-hop-paced");
+    let [slow, well] = &delivery.status()[..] else {
+        panic!("two next hops");
+    };
+    assert_eq!((slow.state, well.state), (State::Paced, State::Free));
+    assert_eq!(well.said, None);
+    assert!(slow.to_string().contains("slow down"), "{slow}");
+}
+
+/// A next hop that cannot be reached is tried by a handful of messages, not by every one: none of the others waits for a
+/// connection, and none of them all has used up an attempt.
+#[tokio::test]
+async fn a_dead_next_hop_is_tried_by_a_handful() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let nobody = listener.local_addr().expect("address").to_string();
+    drop(listener);
+    let delivery = Delivery::new(vec![smtp("hop", "*", &nobody)], None).expect("a next hop");
+    let mail = mail(&["b@y"], b"x\r\n");
+    let mut tried = 0;
+    for _ in 0..100 {
+        let outcomes = delivery.deliver(&mail, soon()).await;
+        let [Outcome::Deferred(answer)] = &outcomes[..] else {
+            panic!("{outcomes:?}");
+        };
+        assert!(answer.held_back, "{}", answer.text);
+        tried += usize::from(!answer.text.contains("does not work"));
+    }
+    assert_eq!(tried, 5);
+    assert_eq!(delivery.status()[0].state, State::Dead);
+    assert_eq!(delivery.room("hop", 9).0, 0);
+    assert!(delivery.turn("hop").is_err());
+    let [incident] = &delivery.incidents()[..] else {
+        panic!("one incident");
+    };
+    assert_eq!(incident.kind.as_str(), "next-hop-dead");
+    delivery.nudge();
+    assert_eq!(delivery.room("hop", 9).0, 1, "somebody has mended it");
+}
+
+/// A reload that leaves the server as it was leaves its pace as it was; another server starts anew, and `pace = false`
+/// holds nothing back.
+#[tokio::test]
+async fn the_pace_outlives_a_reload() {
+    let slow = Counting::start("451 4.7.1 slow down").await;
+    let settings = smtp("slow", "*", &slow.address);
+    let before = Delivery::new(vec![settings.clone()], None).expect("a next hop");
+    let mail = mail(&["b@y"], b"x\r\n");
+    before.deliver(&mail, soon()).await;
+    let patient = Settings {
+        retry_first: Duration::from_secs(1),
+        ..settings.clone()
+    };
+    let same = Delivery::new(vec![patient], Some(&before)).expect("a next hop");
+    assert_eq!(same.status()[0].state, State::Paced);
+    let mut server = hop(std::slice::from_ref(&slow.address));
+    server.pace = false;
+    let other = Settings {
+        kind: Kind::Smtp(server),
+        ..settings
+    };
+    let other = Delivery::new(vec![other], Some(&same)).expect("a next hop");
+    for _ in 0..9 {
+        let outcomes = other.deliver(&mail, soon()).await;
+        assert!(!outcomes[0].answer().held_back);
+    }
+    assert_eq!(other.status()[0].state, State::Free);
+    assert_eq!(slow.attempts(), 10);
+}
