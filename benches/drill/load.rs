@@ -17,8 +17,6 @@ use crate::plan::{From, Planned};
 
 /// A message is made so long before it is due.
 const AHEAD: Duration = Duration::from_millis(100);
-/// Idle sessions kept for one client.
-const IDLE: usize = 50;
 /// What a mail server does after a 4yz: 1 s, twice as long each time, so long at most.
 const RETRY_MAX: Duration = Duration::from_secs(64);
 
@@ -46,10 +44,20 @@ pub struct Load {
     pub plan: Arc<Vec<Planned>>,
     pub told: Vec<Mutex<Told>>,
     pub began: Instant,
-    pub slots: Semaphore,
+    slots: Semaphore,
+    limits: Limits,
     /// Whether a message ever had to wait for a session.
     pub capped: AtomicBool,
     idle: Mutex<HashMap<Ipv4Addr, Vec<Session>>>,
+}
+
+/// How many sessions there may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// At once; a message that finds none waits.
+    pub sessions: usize,
+    /// Idle ones that are kept for one client.
+    pub idle: usize,
 }
 
 enum Reply {
@@ -64,7 +72,7 @@ impl Load {
         world: World,
         plan: Arc<Vec<Planned>>,
         began: Instant,
-        sessions: usize,
+        limits: Limits,
     ) -> Self {
         Self {
             relay,
@@ -72,7 +80,8 @@ impl Load {
             told: plan.iter().map(|_| Mutex::default()).collect(),
             plan,
             began,
-            slots: Semaphore::new(sessions),
+            slots: Semaphore::new(limits.sessions),
+            limits,
             capped: AtomicBool::new(false),
             idle: Mutex::default(),
         }
@@ -143,16 +152,21 @@ impl Load {
             None => Session::open(self.relay, ready).await?,
         };
         let reply = session.mail(ready).await?;
-        if matches!(from, From::Fresh(_)) {
-            // Strangers come once.
-            session.quit().await?;
-            return Ok(reply);
+        // Strangers come once.
+        let keep = if matches!(from, From::Fresh(_)) {
+            0
+        } else {
+            self.limits.idle
+        };
+        {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let idle = idle.entry(ready.client).or_default();
+            if idle.len() < keep && session.is_usable {
+                idle.push(session);
+                return Ok(reply);
+            }
         }
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = idle.entry(ready.client).or_default();
-        if idle.len() < IDLE && session.is_usable {
-            idle.push(session);
-        }
+        session.quit().await;
         Ok(reply)
     }
 }
@@ -207,8 +221,9 @@ impl Session {
         })
     }
 
-    async fn quit(&mut self) -> io::Result<()> {
-        self.stream.write_all(b"QUIT\r\n").await
+    /// Whether it is heard makes no difference.
+    async fn quit(mut self) {
+        let _ = self.stream.write_all(b"QUIT\r\n").await;
     }
 
     /// One reply, in one line.
@@ -229,16 +244,8 @@ impl Session {
     }
 }
 
-/// The relay's id in a reply: 26 capital letters and digits.
+/// The relay's id in a reply: "Ok: ID delivered …", "Ok: accepted as ID", Postfix's "Ok: queued as ID".
 fn id_in(reply: &str) -> Option<String> {
-    let is_id = |word: &&str| {
-        word.len() == 26
-            && word
-                .bytes()
-                .all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
-    };
-    reply
-        .split_ascii_whitespace()
-        .find(is_id)
-        .map(str::to_owned)
+    let after = |mark: &str| reply.split(mark).nth(1)?.split_ascii_whitespace().next();
+    after(" as ").or_else(|| after("Ok: ")).map(str::to_owned)
 }

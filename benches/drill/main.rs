@@ -13,6 +13,7 @@ mod letter;
 mod load;
 mod mail;
 mod options;
+mod peer;
 mod plan;
 mod plot;
 #[path = "../relay/process.rs"]
@@ -25,12 +26,17 @@ mod sink;
 mod variant;
 mod words;
 
+use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::figures::Figures;
 use crate::options::Options;
+use crate::report::Row;
+use crate::run::Outcome;
+use crate::variant::{Event, Flood, Variant};
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -40,42 +46,64 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    for name in &options.variants {
-        if !variant::ALL.iter().any(|variant| variant.name == name) {
-            eprintln!("no variant {name:?}; --list names them");
-            return ExitCode::from(64);
-        }
+    let named = |name: &str| variant::ALL.iter().any(|variant| variant.name == name);
+    if let Some(unknown) = options.variants.iter().find(|name| !named(name)) {
+        eprintln!("no variant {unknown:?}; --list names them");
+        return ExitCode::from(64);
     }
     process::raise_descriptor_limit();
-    let wanted =
-        |name: &str| options.variants.is_empty() || options.variants.iter().any(|v| v == name);
+    match drill(&options) {
+        Ok(rows) => {
+            println!("\n{}", report::table(&rows));
+            let missed = rows.iter().any(Row::misses);
+            ExitCode::from(u8::from(options.check && missed))
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(70)
+        }
+    }
+}
+
+fn drill(options: &Options) -> io::Result<Vec<Row>> {
+    let wanted = |variant: &&Variant| {
+        options.variants.is_empty() || options.variants.iter().any(|name| name == variant.name)
+    };
     let mut rows = Vec::new();
-    for variant in variant::ALL.iter().filter(|variant| wanted(variant.name)) {
-        let outcome = match run::spillway(&options, variant) {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                eprintln!("{}: {error}", variant.name);
-                return ExitCode::FAILURE;
-            }
-        };
-        let figures = Figures::of(&outcome);
-        let checks = report::checks(&outcome, &figures);
-        report::print(&outcome, &figures, &checks);
-        plot::terminal(&outcome, &figures);
-        if let Some(folder) = &options.plots {
-            let picture = plot::svg(&[("spillway", &outcome, &figures)]);
-            let path = folder.join(format!("{}.svg", variant.name));
-            let written =
-                std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, picture));
-            if let Err(error) = written {
-                eprintln!("{}: {error}", path.display());
+    for variant in variant::ALL.iter().filter(wanted) {
+        let before = rows.len();
+        rows.push(told(run::spillway(options, variant)?));
+        if options.peer && variant.event == Event::Flood(Flood::Constant) {
+            match peer::lacks() {
+                Some(what) => println!("\npeer: skipped, {what} is missing"),
+                None => rows.push(told(run::peer(options, variant)?)),
             }
         }
-        rows.push((outcome, figures, checks));
+        if let Some(folder) = &options.plots {
+            draw(folder, variant, &rows[before..])?;
+        }
     }
-    println!("\n{}", report::table(&rows));
-    let missed = rows
-        .iter()
-        .any(|(_, _, checks)| checks.iter().any(|check| !check.met));
-    ExitCode::from(u8::from(options.check && missed))
+    Ok(rows)
+}
+
+/// Prints what there is to say about a run.
+fn told(outcome: Outcome) -> Row {
+    let figures = Figures::of(&outcome);
+    let checks = report::checks(&outcome, &figures);
+    let row = Row {
+        outcome,
+        figures,
+        checks,
+    };
+    report::print(&row);
+    plot::terminal(&row.outcome, &row.figures);
+    row
+}
+
+fn draw(folder: &Path, variant: &Variant, rows: &[Row]) -> io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    std::fs::write(
+        folder.join(format!("{}.svg", variant.name)),
+        plot::svg(rows),
+    )
 }

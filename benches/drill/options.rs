@@ -23,6 +23,9 @@ pub struct Options {
     /// Write a picture of each variant into this folder
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "docs/drill")]
     pub plots: Option<PathBuf>,
+    /// Run the constant flood against Postfix with clamav-milter as well
+    #[arg(long)]
+    pub peer: bool,
     /// Messages a second, flood included
     #[arg(long, default_value_t = 40.0)]
     pub rate: f64,

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::figures::Figures;
+use crate::report::Row;
 use crate::run::Outcome;
 
 const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
@@ -29,11 +30,7 @@ fn decades(seconds: f64) -> f64 {
 /// Prints both curves.
 pub fn terminal(outcome: &Outcome, figures: &Figures) {
     let series = &figures.series;
-    let delay: Vec<f64> = series
-        .delay
-        .iter()
-        .map(|seconds| decades(*seconds))
-        .collect();
+    let delay = delays(figures);
     let top = delay.iter().copied().fold(decades(1.0), f64::max).ceil();
     let label = |level: f64| {
         let seconds = SHORTEST * 10f64.powf(level);
@@ -44,7 +41,7 @@ pub fn terminal(outcome: &Outcome, figures: &Figures) {
     };
     println!("  valid mail, p99 of the delay (logarithmic)");
     rows(&delay, top, label);
-    let backlog: Vec<f64> = series.backlog.iter().map(|n| *n as f64).collect();
+    let backlog = backlogs(figures);
     let top = backlog.iter().copied().fold(10.0, f64::max);
     println!("  valid mail that waits");
     rows(&backlog, top, |level| format!("{level:.0}"));
@@ -92,38 +89,24 @@ const PANEL: (f64, f64) = (720.0, 150.0);
 const LEFT: f64 = 70.0;
 const GAP: f64 = 50.0;
 
-/// Both curves of all subjects (the relay, and a peer if there was one).
-pub fn svg(subjects: &[(&str, &Outcome, &Figures)]) -> String {
-    const COLOURS: [&str; 3] = ["#0b6e4f", "#c1121f", "#3a5a9b"];
-    let Some((_, outcome, _)) = subjects.first() else {
+fn delays(figures: &Figures) -> Vec<f64> {
+    let series = figures.series.delay.iter();
+    series.map(|seconds| decades(*seconds)).collect()
+}
+
+fn backlogs(figures: &Figures) -> Vec<f64> {
+    let series = figures.series.backlog.iter();
+    series.map(|count| *count as f64).collect()
+}
+
+/// Both curves of the relay, and of a peer if there was one.
+pub fn svg(rows: &[Row]) -> String {
+    const COLOURS: [&str; 2] = ["#0b6e4f", "#c1121f"];
+    let Some(outcome) = rows.first().map(|row| &row.outcome) else {
         return String::new();
     };
-    let seconds = subjects
-        .iter()
-        .map(|(_, _, f)| f.series.delay.len())
-        .max()
-        .unwrap_or(1) as f64;
-    let all = |of: Curve| {
-        subjects
-            .iter()
-            .flat_map(|(_, _, f)| of(f))
-            .fold(0.0, f64::max)
-    };
-    let delays = |f: &Figures| {
-        f.series
-            .delay
-            .iter()
-            .map(|s| decades(*s))
-            .collect::<Vec<_>>()
-    };
-    let backlogs = |f: &Figures| {
-        f.series
-            .backlog
-            .iter()
-            .map(|n| *n as f64)
-            .collect::<Vec<_>>()
-    };
-    let (delay_top, backlog_top) = (all(delays).max(3.0).ceil(), all(backlogs).max(10.0));
+    let longest = rows.iter().map(|row| row.figures.series.delay.len()).max();
+    let seconds = longest.unwrap_or(1) as f64;
     let height = 2.0 * (PANEL.1 + GAP) + 20.0;
     let width = PANEL.0 + LEFT + 20.0;
     // Writing to a String cannot fail.
@@ -131,42 +114,33 @@ pub fn svg(subjects: &[(&str, &Outcome, &Figures)]) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"11\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
-    let panels: [(f64, f64, &str, Curve); 2] = [
-        (GAP, delay_top, "p99 of the delay of valid mail", delays),
-        (
-            GAP * 2.0 + PANEL.1,
-            backlog_top,
-            "valid mail that waits",
-            backlogs,
-        ),
+    let panels: [(&str, Curve, f64); 2] = [
+        ("p99 of the delay of valid mail", delays, 3.0),
+        ("valid mail that waits", backlogs, 10.0),
     ];
-    for (number, (y, top, title, of)) in panels.into_iter().enumerate() {
-        frame(
-            &mut out,
-            y,
-            &format!("{}: {title}", outcome.variant.name),
-            outcome,
-            seconds,
-        );
+    for (number, (title, of, least)) in panels.into_iter().enumerate() {
+        let y = GAP + number as f64 * (GAP + PANEL.1);
+        let all = rows.iter().flat_map(|row| of(&row.figures));
+        let top = all.fold(least, f64::max).ceil();
+        let title = format!("{}: {title}", outcome.variant.name);
+        frame(&mut out, y, &title, outcome, seconds);
         grid(&mut out, y, top, number == 0);
-        for ((name, _, figures), colour) in subjects.iter().zip(COLOURS) {
-            let points: Vec<String> = of(figures)
-                .iter()
-                .enumerate()
-                .map(|(at, value)| {
-                    let x = LEFT + PANEL.0 * (at as f64 + 0.5) / seconds;
-                    format!("{x:.1},{:.1}", y + PANEL.1 * (1.0 - value / top))
-                })
-                .collect();
+        for (row, colour) in rows.iter().zip(COLOURS) {
+            let curve = of(&row.figures).into_iter().enumerate();
+            let point = |(at, value): (usize, f64)| {
+                let x = LEFT + PANEL.0 * (at as f64 + 0.5) / seconds;
+                format!("{x:.1},{:.1}", y + PANEL.1 * (1.0 - value / top))
+            };
+            let points: Vec<String> = curve.map(point).collect();
             let _ = writeln!(
                 out,
-                "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\" points=\"{}\"><title>{name}</title></polyline>",
+                "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\" points=\"{}\"/>",
                 points.join(" ")
             );
         }
     }
-    for (at, ((name, _, _), colour)) in subjects.iter().zip(COLOURS).enumerate() {
-        let x = LEFT + 180.0 * at as f64;
+    for (at, (row, colour)) in rows.iter().zip(COLOURS).enumerate() {
+        let (x, name) = (LEFT + 180.0 * at as f64, row.outcome.subject);
         let _ = writeln!(
             out,
             "<text x=\"{x}\" y=\"18\" fill=\"{colour}\">{name}</text>"

@@ -14,6 +14,21 @@ pub struct Check {
     pub met: bool,
 }
 
+/// One run.
+pub struct Row {
+    pub outcome: Outcome,
+    pub figures: Figures,
+    /// Empty for a peer: it has promised nothing.
+    pub checks: Vec<Check>,
+}
+
+impl Row {
+    /// Whether a target is missed.
+    pub fn misses(&self) -> bool {
+        self.checks.iter().any(|check| !check.met)
+    }
+}
+
 fn at_most(name: &'static str, is: f64, limit: f64, unit: &str) -> Check {
     Check {
         name,
@@ -48,6 +63,9 @@ fn brief(value: f64) -> String {
 
 /// The targets that apply.
 pub fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
+    if outcome.subject != "spillway" {
+        return Vec::new();
+    }
     let mut checks = match outcome.variant.event {
         Event::Flood(flood) => flood_checks(flood, figures),
         Event::Fault(fault) => fault_checks(fault, figures),
@@ -166,8 +184,16 @@ fn fault_checks(fault: Fault, figures: &Figures) -> Vec<Check> {
 }
 
 /// All about one run.
-pub fn print(outcome: &Outcome, figures: &Figures, checks: &[Check]) {
-    println!("\n== {}: {}", outcome.variant.name, outcome.variant.about);
+pub fn print(row: &Row) {
+    let Row {
+        outcome,
+        figures,
+        checks,
+    } = row;
+    println!(
+        "\n== {} ({}): {}",
+        outcome.variant.name, outcome.subject, outcome.variant.about
+    );
     for check in checks {
         let verdict = if check.met { "ok" } else { "MISSED" };
         println!(
@@ -331,7 +357,7 @@ const COLUMNS: [&str; 17] = [
 ];
 
 /// A row for each run, as Markdown. What misses its target is bold.
-pub fn table(rows: &[(Outcome, Figures, Vec<Check>)]) -> String {
+pub fn table(rows: &[Row]) -> String {
     let mut lines = vec![
         COLUMNS
             .iter()
@@ -339,10 +365,7 @@ pub fn table(rows: &[(Outcome, Figures, Vec<Check>)]) -> String {
             .chain(["first rule".into(), "MiB".into(), "missed".into()])
             .collect(),
     ];
-    lines.extend(
-        rows.iter()
-            .map(|(outcome, figures, checks)| row(outcome, figures, checks)),
-    );
+    lines.extend(rows.iter().map(cells));
     let columns = lines[0].len();
     let width = |at: usize| {
         lines
@@ -368,7 +391,12 @@ pub fn table(rows: &[(Outcome, Figures, Vec<Check>)]) -> String {
     text
 }
 
-fn row(outcome: &Outcome, figures: &Figures, checks: &[Check]) -> Vec<String> {
+fn cells(row: &Row) -> Vec<String> {
+    let Row {
+        outcome,
+        figures,
+        checks,
+    } = row;
     let time = |seconds: f64| match seconds {
         s if s < 1.0 => format!("{:.0} ms", s * 1000.0),
         s => format!("{} s", brief(s)),
@@ -376,7 +404,10 @@ fn row(outcome: &Outcome, figures: &Figures, checks: &[Check]) -> Vec<String> {
     let missed: Vec<&str> = checks.iter().filter(|c| !c.met).map(|c| c.name).collect();
     let (calm, event) = (figures.calm, figures.event);
     vec![
-        outcome.variant.name.to_owned(),
+        match outcome.subject {
+            "spillway" => outcome.variant.name.to_owned(),
+            peer => format!("{}, {peer}", outcome.variant.name),
+        },
         time(calm.p50),
         time(calm.p99),
         time(calm.max),
@@ -398,7 +429,10 @@ fn row(outcome: &Outcome, figures: &Figures, checks: &[Check]) -> Vec<String> {
         figures.backlog.to_string(),
         figures.recovery.map_or("never".to_owned(), time),
         figures.first_hold.map_or("-".to_owned(), time),
-        (outcome.resident >> 20).to_string(),
+        match outcome.resident {
+            0 => "-".to_owned(),
+            octets => (octets >> 20).to_string(),
+        },
         match missed.is_empty() {
             true => "-".to_owned(),
             false => format!("**{}**", missed.join(", ")),

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::engine::{Engine, Mode, Scan};
-use crate::load::{Load, Told};
+use crate::load::{Limits, Load, Told};
 use crate::mail::World;
 use crate::options::{Options, Phases};
+use crate::peer::Peer;
 use crate::plan::{Planned, plan};
 use crate::process::{Spillway, cpu_of};
 use crate::relay::{self, Books};
@@ -20,16 +21,22 @@ use crate::variant::{Event, Fault, Hop, Variant};
 const ENGINES: usize = 3;
 /// From the start of the engines to the first message: what a relay needs to start.
 const LEAD: Duration = Duration::from_secs(3);
+const PEER_LEAD: Duration = Duration::from_secs(10);
+/// Idle sessions kept for one client. Postfix has a process for each session, so none: they would be most of its 100.
+const IDLE: usize = 50;
+const PEER_IDLE: usize = 0;
 const FLAP: Duration = Duration::from_secs(20);
 
 /// What the load is sent through.
 pub enum Subject {
     Spillway(Spillway),
+    Peer(Peer),
 }
 
 /// Everything that was seen. Instants count from the first message.
 pub struct Outcome {
     pub variant: Variant,
+    pub subject: &'static str,
     pub phases: Phases,
     pub plan: Arc<Vec<Planned>>,
     pub told: Vec<Told>,
@@ -134,8 +141,15 @@ pub fn spillway(options: &Options, variant: &Variant) -> io::Result<Outcome> {
     })
 }
 
+/// Runs a variant against Postfix with clamav-milter.
+pub fn peer(options: &Options, variant: &Variant) -> io::Result<Outcome> {
+    run(options, variant, PEER_LEAD, |engines, hops| {
+        Subject::Peer(Peer::start(engines[0], hops[0]))
+    })
+}
+
 /// Runs a variant against anything.
-pub fn run(
+fn run(
     options: &Options,
     variant: &Variant,
     lead: Duration,
@@ -153,7 +167,10 @@ pub fn run(
         world,
         plan.clone(),
         stage.began,
-        options.sessions,
+        Limits {
+            sessions: options.sessions,
+            idle: subject.idle(),
+        },
     ));
     let sending = stage.people.spawn(load.clone().run());
     let began_at = jiff::Timestamp::now() + until(stage.began);
@@ -167,6 +184,7 @@ pub fn run(
     let first = &stage.engines[0].seen;
     Ok(Outcome {
         variant: *variant,
+        subject: subject.name(),
         phases,
         told: load.told.iter().map(take).collect(),
         hops: stage
@@ -228,8 +246,8 @@ fn watch(
                 (subject.cpu() - relay_before) / seconds,
                 (cpu_of(own).0 - own_before) / seconds,
             ));
-            let enough = delivered(stage, plan) >= valid && rescanned(stage, variant);
-            if enough || now >= phases.settled_by {
+            let enough = || delivered(stage, plan) >= valid && rescanned(stage, variant);
+            if now >= phases.settled_by || (looks.is_multiple_of(10) && enough()) {
                 return (resident, loaded.unwrap_or_default());
             }
         }
@@ -259,21 +277,38 @@ fn rescanned(stage: &Stage, variant: &Variant) -> bool {
 }
 
 impl Subject {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Spillway(_) => "spillway",
+            Self::Peer(_) => "postfix + clamav-milter",
+        }
+    }
+
+    fn idle(&self) -> usize {
+        match self {
+            Self::Spillway(_) => IDLE,
+            Self::Peer(_) => PEER_IDLE,
+        }
+    }
+
     fn port(&self) -> u16 {
         match self {
             Self::Spillway(spillway) => spillway.port,
+            Self::Peer(peer) => peer.postfix.port,
         }
     }
 
     fn cpu(&self) -> f64 {
         match self {
             Self::Spillway(spillway) => spillway.cpu(),
+            Self::Peer(peer) => peer.cpu(),
         }
     }
 
     fn resident(&self) -> u64 {
         match self {
             Self::Spillway(spillway) => spillway.resident(),
+            Self::Peer(_) => 0,
         }
     }
 
@@ -284,6 +319,7 @@ impl Subject {
                 spillway.finish();
                 Books::read(spillway)
             }
+            Self::Peer(peer) => peer.books(),
         }
     }
 }

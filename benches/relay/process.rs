@@ -158,6 +158,11 @@ pub struct Postfix {
 
 impl Postfix {
     pub fn start(sink: u16) -> Self {
+        Self::start_with(sink, "")
+    }
+
+    /// With more lines for its main.cf.
+    pub fn start_with(sink: u16, more: &str) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("postfix")
             .tempdir_in("/var/tmp")
@@ -177,7 +182,7 @@ impl Postfix {
                  myhostname = postfix.test\nrelayhost = [127.0.0.1]:{sink}\ndefault_process_limit = 100\n\
                  smtpd_client_connection_count_limit = 0\nsmtpd_client_connection_rate_limit = 0\n\
                  smtp_tls_security_level = none\nsmtpd_tls_security_level = none\nmaillog_file = {at}/log\n\
-                 maillog_file_prefixes = /var\n",
+                 maillog_file_prefixes = /var\n{more}",
                 at = at.display()
             ),
         )
@@ -220,6 +225,12 @@ impl Postfix {
             .map(|pid| cpu_of(pid).0)
             .sum();
         own + reaped + children
+    }
+
+    /// Its configuration and queue.
+    #[allow(dead_code, reason = "this file is a part of two benchmarks")]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     fn pid_file(&self) -> PathBuf {
