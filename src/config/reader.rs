@@ -243,6 +243,19 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Warns about a secret that is none: the machine may have one user only.
+    pub(super) fn warn_if_others_may_read(&self, key: &str, path: &Path) {
+        use std::os::unix::fs::MetadataExt;
+        if std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o004 != 0) {
+            let key = format!("{}.{key}", self.path);
+            let what = format!(
+                "{} can be read by every user of this machine",
+                path.display()
+            );
+            self.log.borrow_mut().warn(&key, what, "chmod 0640 it");
+        }
+    }
+
     /// Yes or no.
     pub(super) fn flag(&mut self, key: &'static str, default: bool) -> bool {
         let parse = |value: &DeValue<'_>| match value {

@@ -252,6 +252,7 @@ fn limits<'a>(engines: impl Iterator<Item = &'a Settings>) -> mime::Limits {
             engine::Kind::Clamd { .. }
             | engine::Kind::Spamd { .. }
             | engine::Kind::Rspamd { .. }
+            | engine::Kind::Http { .. }
             | engine::Kind::Rules { .. } => limits,
         },
     )

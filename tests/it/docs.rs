@@ -60,12 +60,14 @@ fn configurations_in_the_guide_are_accepted() {
     ] {
         std::fs::rename(folder.path().join(made), folder.path().join(shown)).expect("rename");
     }
-    for name in ["users", "smarthost.password"] {
+    for name in ["users", "smarthost.password", "sandbox.token"] {
         let path = folder.path().join(name);
         std::fs::write(&path, "").expect("a file");
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("its mode");
     }
-    std::fs::write(folder.path().join("smarthost.password"), "secret\n").expect("a password");
+    for name in ["smarthost.password", "sandbox.token"] {
+        std::fs::write(folder.path().join(name), "secret\n").expect("a secret");
+    }
     let here = format!("{}/", folder.path().display());
     let all = documents();
     let examples: Vec<String> = all

@@ -1,5 +1,9 @@
 //! Real engines.
 
+use axum::http::{HeaderMap, StatusCode};
+use axum::{Json, Router, routing::post};
+use serde_json::{Value, json};
+
 use crate::client::Client;
 use crate::relay::{Site, eventually};
 use crate::samples;
@@ -130,5 +134,44 @@ async fn rspamd_scores_and_policy_decides() {
     assert!(
         findings.iter().any(|f| f.name == "action.reject"),
         "{findings:?}"
+    );
+}
+
+/// A service such as people write themselves: it wants a token, and calls whatever mentions GTUBE bad.
+async fn service(fields: HeaderMap, body: String) -> Result<Json<Value>, StatusCode> {
+    if fields["authorization"] != "Bearer s3cret" || fields["x-spillway-rcpt"] != "b@b.test" {
+        return Err(StatusCode::FORBIDDEN);
+    }
+    let bad = body.contains("GTUBE");
+    let id = fields["x-spillway-queue-id"]
+        .to_str()
+        .map_err(|_| StatusCode::BAD_REQUEST)?;
+    Ok(Json(
+        json!({"malicious": bad, "names": ["GTUBE.Test"], "id": id}),
+    ))
+}
+
+/// A service of the administrator's own is one section of the configuration away, whatever its answers look like.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_over_http_is_an_engine() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("bind");
+    let address = listener.local_addr().expect("address");
+    let router = Router::new().route("/v1/scan", post(service));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let site = Site::new();
+    std::fs::write(site.path().join("token"), "s3cret\n").expect("a token");
+    let engine = format!(
+        "kind = \"http\"\naddress = [\"http://{address}/v1/scan\"]\ntoken_file = \"token\"\n\
+         verdict_at = \"/malicious\"\nname_at = \"/names\"\nid_at = \"/id\""
+    );
+    let held = spam_is_held(&site, &engine).await;
+    let decision = held.decision.as_ref().expect("a decision");
+    assert_eq!(decision.rule, "policy.malware");
+    assert!(
+        decision.reason.contains("GTUBE.Test"),
+        "{}",
+        decision.reason
     );
 }

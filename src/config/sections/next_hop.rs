@@ -1,7 +1,5 @@
 //! `[[next_hop]]`.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::Duration;
 
 use crate::config::reader::Section;
@@ -173,18 +171,7 @@ fn check_credentials(section: &Section<'_>, settings: &SmtpSettings) {
             "write tls = \"verified\", or remove this key",
         );
     }
-    if let Some(path) = &settings.password_file
-        && others_may_read(path)
-    {
-        let key = format!("{}.password_file", section.path);
-        let what = format!(
-            "{} can be read by every user of this machine",
-            path.display()
-        );
-        section.log.borrow_mut().warn(&key, what, "chmod 0640 it");
+    if let Some(path) = &settings.password_file {
+        section.warn_if_others_may_read("password_file", path);
     }
-}
-
-fn others_may_read(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o004 != 0)
 }

@@ -224,6 +224,14 @@ pub enum BuildError {
     /// No certificate can be checked.
     #[error(transparent)]
     Trust(#[from] crate::trust::NoTrust),
+    /// A file with a token that cannot be used.
+    #[error("token_file: {path}: {cause}", path = .path.display())]
+    Token {
+        /// Which one.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: String,
+    },
     /// Neither rules of ours nor others.
     #[error("builtin = false and no paths: there would be no rules")]
     NoRules,

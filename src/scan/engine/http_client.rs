@@ -1,6 +1,8 @@
 //! HTTP/1.1 towards one server: bounded answers, connections used again only after a complete answer, and pauses that the
 //! server asks for.
 
+mod facts;
+
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +20,8 @@ use super::address::Dial;
 use super::url::HTTP;
 use super::{BuildError, ScanError, Tls, Url};
 use crate::deadline::{Deadline, wall_clock};
+
+pub(super) use facts::facts;
 
 /// Octets of an answer's body.
 const BODY: usize = 1 << 20;
@@ -245,13 +249,6 @@ fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text);
     let left = date.ok()?.duration_since(now);
     Some(left.try_into().unwrap_or(Duration::ZERO))
-}
-
-/// A field with what of `text` may stand in one.
-pub(super) fn value(text: &str) -> HeaderValue {
-    let clean = |c: char| if c.is_control() { '?' } else { c };
-    let text: String = text.chars().map(clean).collect();
-    HeaderValue::from_bytes(text.as_bytes()).unwrap_or(HeaderValue::from_static("?"))
 }
 
 #[cfg(test)]

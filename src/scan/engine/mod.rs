@@ -11,6 +11,7 @@ mod clamd;
 mod encrypted;
 mod error;
 pub mod head;
+pub mod http;
 mod http_client;
 mod name;
 pub mod rspamd;
@@ -33,6 +34,7 @@ use crate::verdict::Answer;
 
 pub use address::{Address, Tls};
 pub use error::{BuildError, Class, ScanError};
+pub use http::{HttpSettings, Posted, ProbeWith, Reading};
 pub use rspamd::RspamdSettings;
 pub use spamd::SpamdSettings;
 pub use url::{HTTP, NotAUrl, Url};
@@ -60,6 +62,13 @@ pub enum Kind {
         addresses: Vec<Url>,
         /// What they have in common.
         settings: RspamdSettings,
+    },
+    /// Any service over HTTP that answers in JSON.
+    Http {
+        /// Replicas.
+        addresses: Vec<Url>,
+        /// What they have in common.
+        settings: HttpSettings,
     },
     /// YARA rules in process.
     Rules {
@@ -264,6 +273,12 @@ pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
         } => replicas(addresses, |address| {
             Ok(Arc::new(rspamd::Rspamd::new(address, settings)?))
         }),
+        Kind::Http {
+            addresses,
+            settings,
+        } => replicas(addresses, |address| {
+            Ok(Arc::new(http::Http::new(address, settings)?))
+        }),
         Kind::Rules { builtin, paths } => one(Arc::new(rules::Rules::compile(*builtin, paths)?)),
         Kind::Attachment(settings) => one(Arc::new(attachment::Attachments::new(settings.clone()))),
     }
@@ -274,9 +289,8 @@ pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
 pub fn advice(settings: &Settings) -> Vec<String> {
     match &settings.kind {
         Kind::Clamd { addresses, .. } => clamd::conf::advice(settings, addresses),
-        Kind::Rules { .. } | Kind::Attachment(_) | Kind::Spamd { .. } | Kind::Rspamd { .. } => {
-            Vec::new()
-        }
+        Kind::Spamd { .. } | Kind::Rspamd { .. } | Kind::Http { .. } => Vec::new(),
+        Kind::Rules { .. } | Kind::Attachment(_) => Vec::new(),
     }
 }
 

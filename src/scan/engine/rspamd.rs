@@ -13,16 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use hyper::header::{HeaderMap, HeaderName};
 
-use super::http_client::{HttpClient, value};
+use super::http_client::{HttpClient, facts};
 use super::{BuildError, Engine, EngineAnswer, Probes, Sample, ScanError, Url};
-use crate::message::{Envelope, MessageId};
 
 pub use answer::{Reply, parse};
-
-/// Octets of recipients that it is told about: more would be more than an HTTP server takes.
-const RECIPIENTS: usize = 16 * 1024;
 
 /// What all replicas of an rspamd have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +68,7 @@ impl Rspamd {
 
     async fn ask(&self, sample: &Sample) -> Result<EngineAnswer, ScanError> {
         let request = sample.request();
-        let fields = facts(request.id, &request.envelope);
+        let fields = facts("", request.id, &request.envelope);
         let content = request.content.bytes().clone();
         let answer = self
             .client
@@ -88,40 +83,4 @@ impl Rspamd {
             signatures: None,
         })
     }
-}
-
-/// The envelope, in the fields that rspamd's protocol has for it. A message that the relay has made itself came from
-/// nobody.
-fn facts(id: MessageId, envelope: &Envelope) -> HeaderMap {
-    let mut fields = HeaderMap::new();
-    let mut put = |name: &'static str, text: &str| {
-        fields.append(HeaderName::from_static(name), value(text));
-    };
-    put("queue-id", &id.to_string());
-    put("from", envelope.reverse_path.as_str());
-    let mut told = 0;
-    for recipient in &envelope.recipients {
-        let mailbox = recipient.mailbox.as_str();
-        told += mailbox.len();
-        if told > RECIPIENTS {
-            break;
-        }
-        put("rcpt", mailbox);
-    }
-    let origin = &envelope.origin;
-    if origin.protocol != "local" {
-        put("ip", &origin.client.to_canonical().to_string());
-        put("helo", &origin.helo);
-    }
-    if let Some(name) = &origin.client_name {
-        put("hostname", name);
-    }
-    if let Some(user) = &origin.user {
-        put("user", user);
-    }
-    if let Some((version, cipher)) = origin.tls.as_deref().and_then(|tls| tls.split_once(' ')) {
-        put("tls-version", version);
-        put("tls-cipher", cipher);
-    }
-    fields
 }

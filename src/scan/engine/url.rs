@@ -79,6 +79,14 @@ impl Url {
             .any(|(name, tls, _)| *tls && *name == self.scheme)
     }
 
+    /// Whether it is this machine for certain: names are not looked up.
+    pub fn is_loopback(&self) -> bool {
+        match self.address() {
+            Address::Socket(address) => address.ip().to_canonical().is_loopback(),
+            _ => self.authority == "localhost",
+        }
+    }
+
     /// Host and port, as in a Host field.
     pub fn authority(&self) -> String {
         format!("{}:{}", self.authority, self.port)

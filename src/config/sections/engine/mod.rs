@@ -23,14 +23,16 @@ enum KindName {
     Clamd,
     Spamd,
     Rspamd,
+    Http,
     Rules,
     Attachment,
 }
 
-const KINDS: [(&str, KindName); 5] = [
+const KINDS: [(&str, KindName); 6] = [
     ("clamd", KindName::Clamd),
     ("spamd", KindName::Spamd),
     ("rspamd", KindName::Rspamd),
+    ("http", KindName::Http),
     ("rules", KindName::Rules),
     ("attachment", KindName::Attachment),
 ];
@@ -73,6 +75,12 @@ impl KindName {
                 slow: secs(2),
                 ..of(EngineClass::Spam, 2, 16, 50)
             },
+            Self::Http => Usual {
+                timeout: secs(10),
+                limit: secs(60),
+                slow: secs(2),
+                ..of(EngineClass::Av, 2, 10, 25)
+            },
             Self::Rules => of(EngineClass::Av, 1, 4, 50),
             Self::Attachment => of(EngineClass::Content, 1, 4, 50),
         }
@@ -80,9 +88,26 @@ impl KindName {
 }
 
 /// Keys that only some kinds have, for the answer to a key in the wrong place.
-const OWN_KEYS: [(&str, &[&str]); 4] = [
+const OWN_KEYS: [(&str, &[&str]); 5] = [
     ("clamd", &["address", "connect_timeout"]),
     ("spamd", &["user", "tls", "tls_ca"]),
+    (
+        "http",
+        &[
+            "send",
+            "token_file",
+            "verdict_at",
+            "bad",
+            "clean",
+            "bad_kind",
+            "bad_score",
+            "name_at",
+            "score_at",
+            "signatures_at",
+            "id_at",
+            "probe_with",
+        ],
+    ),
     ("rules", &["builtin", "paths"]),
     (
         "attachment",
@@ -137,6 +162,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
         KindName::Clamd => network::clamd(&mut section, timeout),
         KindName::Spamd => network::spamd(&mut section, timeout),
         KindName::Rspamd => network::rspamd(&mut section, timeout),
+        KindName::Http => network::http(&mut section, timeout),
         KindName::Rules => rules(&mut section),
         KindName::Attachment => attachment(&mut section),
     };

@@ -7,7 +7,12 @@ use crate::config::reader::Section;
 use crate::config::sections::{HOUR, host_and_port, secs};
 use crate::config::units::Wrong;
 use crate::config::value::plain;
-use crate::scan::engine::{Address, HTTP, Kind, RspamdSettings, SpamdSettings, Tls, Url};
+use crate::scan::engine::{
+    Address, HTTP, HttpSettings, Kind, Posted, ProbeWith, Reading, RspamdSettings, SpamdSettings,
+    Tls, Url,
+};
+
+use crate::verdict::FindingKind;
 
 use super::SHORTEST;
 
@@ -39,6 +44,115 @@ pub(super) fn rspamd(section: &mut Section<'_>, timeout: Duration) -> Kind {
         },
         addresses,
     }
+}
+
+pub(super) fn http(section: &mut Section<'_>, timeout: Duration) -> Kind {
+    let addresses = urls(section, "https://scanner.example.com/v1/scan");
+    let sends = [("message", Posted::Message), ("metadata", Posted::Metadata)];
+    let probes = [
+        ("none", ProbeWith::Nothing),
+        ("eicar", ProbeWith::Eicar),
+        ("gtube", ProbeWith::Gtube),
+    ];
+    let send = section.choice("send", Some(Posted::Message), &sends);
+    let probe_with = section.choice("probe_with", Some(ProbeWith::Nothing), &probes);
+    let settings = HttpSettings {
+        send: send.unwrap_or(Posted::Message),
+        token_file: token_file(section, &addresses),
+        tls_ca: authorities(section, &addresses),
+        connect_timeout: connect_timeout(section, timeout),
+        reading: reading(section),
+        probe_with: probe_with.unwrap_or(ProbeWith::Nothing),
+    };
+    if settings.send == Posted::Metadata && settings.probe_with != ProbeWith::Nothing {
+        section.complain(
+            "probe_with",
+            "what must be found is in the content, which is not sent",
+            "write send = \"message\", or probe_with = \"none\"",
+        );
+    }
+    Kind::Http {
+        addresses,
+        settings,
+    }
+}
+
+/// How an answer is read; a verdict must mean one thing.
+fn reading(section: &mut Section<'_>) -> Reading {
+    let list = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect());
+    let word = |text: &str| Ok(text.to_owned());
+    let bad = section.list("bad", list(&["malicious", "true"]), plain, word);
+    let clean = section.list("clean", list(&["clean", "false"]), plain, word);
+    if let Some(both) = bad.iter().find(|verdict| clean.contains(verdict)) {
+        section.complain(
+            "clean",
+            format!("{both:?} is in bad, too"),
+            "write each verdict in one of the lists",
+        );
+    }
+    if bad.is_empty() || clean.is_empty() {
+        section.complain(
+            if bad.is_empty() { "bad" } else { "clean" },
+            "is empty: the service could say only one thing",
+            "write what it says, such as [\"true\"]",
+        );
+    }
+    let objections = FindingKind::ALL
+        .into_iter()
+        .filter(|kind| kind.is_objection());
+    let kinds: Vec<_> = objections.map(|kind| (kind.as_str(), kind)).collect();
+    let kind = section.choice("bad_kind", Some(FindingKind::Malware), &kinds);
+    Reading {
+        verdict_at: section.parsed("verdict_at", "/verdict".to_owned(), String::clone, pointer),
+        bad,
+        clean,
+        bad_kind: kind.unwrap_or(FindingKind::Malware),
+        bad_score: section
+            .number("bad_score", Some(10.0), 0.0..=1000.0)
+            .unwrap_or(10.0),
+        name_at: pointed(section, "name_at"),
+        score_at: pointed(section, "score_at"),
+        signatures_at: pointed(section, "signatures_at"),
+        id_at: pointed(section, "id_at"),
+    }
+}
+
+/// A JSON pointer that need not be there.
+fn pointed(section: &mut Section<'_>, key: &'static str) -> Option<String> {
+    let text = section.optional_text(key)?;
+    match pointer(&text) {
+        Ok(text) => Some(text),
+        Err(wrong) => {
+            section.complain(key, wrong.what, wrong.fix);
+            None
+        }
+    }
+}
+
+/// RFC 6901: empty for the whole answer, or begins with a slash.
+fn pointer(text: &str) -> Result<String, Wrong> {
+    match text.is_empty() || text.starts_with('/') {
+        true => Ok(text.to_owned()),
+        false => Err(Wrong::new(
+            format!("{text:?} is not a JSON pointer"),
+            format!("write \"/{}\"", text.replace('.', "/")),
+        )),
+    }
+}
+
+/// A token must not cross a network in the clear.
+fn token_file(section: &mut Section<'_>, addresses: &[Url]) -> Option<PathBuf> {
+    let file = section.optional_file("token_file")?;
+    let in_the_clear = |url: &&Url| !url.is_tls(&HTTP) && !url.is_loopback();
+    if let Some(url) = addresses.iter().find(in_the_clear) {
+        section.complain(
+            "token_file",
+            format!("the token would go to {url} in the clear"),
+            "write https:// in address",
+        );
+    }
+    section.warn_if_others_may_read("token_file", &file);
+    Some(file)
 }
 
 /// HTTP services; `example` is the usual one.

@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use super::facts::{RECIPIENTS, value};
 use super::*;
+use crate::message::{Mailbox, MessageId, Recipient};
+use crate::scan::tests::request;
 use crate::verdict::Reason;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -159,4 +162,39 @@ fn retry_after_is_seconds_or_a_date() {
 fn values_cannot_end_a_field() {
     assert_eq!(value("a\r\nX: y").as_bytes(), b"a??X: y");
     assert_eq!(value("пример").as_bytes(), "пример".as_bytes());
+}
+
+/// Everything the envelope tells, in fields of its own, and not more of it than an HTTP server takes.
+#[test]
+fn the_envelope_is_told() {
+    let mut envelope = (*request("x", Duration::from_secs(1)).envelope).clone();
+    envelope.origin.protocol = "ESMTPSA".to_owned();
+    envelope.origin.client = "::ffff:192.0.2.1".parse().expect("address");
+    envelope.origin.helo = "c.example".to_owned();
+    envelope.origin.client_name = Some("mail.example".to_owned());
+    envelope.origin.user = Some("bob".to_owned());
+    envelope.origin.tls = Some("TLSv1.3 TLS13_AES".to_owned());
+    let id: MessageId = "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().expect("id");
+    let seen: Vec<String> = facts("", id, &envelope)
+        .iter()
+        .map(|(k, v)| format!("{k}: {}", v.to_str().expect("text")))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            "queue-id: 01ARZ3NDEKTSV4RRFFQ69G5FAV",
+            "from: sender@example.com",
+            "rcpt: recipient@example.org",
+            "ip: 192.0.2.1",
+            "helo: c.example",
+            "hostname: mail.example",
+            "user: bob",
+            "tls-version: TLSv1.3",
+            "tls-cipher: TLS13_AES",
+        ]
+    );
+    let one = Recipient::from(Mailbox::parse("recipient@example.org").expect("mailbox"));
+    envelope.recipients = vec![one; 10_000];
+    let told = facts("x-", id, &envelope).get_all("x-rcpt").iter().count();
+    assert_eq!(told, RECIPIENTS / "recipient@example.org".len());
 }

@@ -1,8 +1,6 @@
 //! Answers and facts; a real rspamd is asked in the integration tests.
 
 use super::*;
-use crate::message::{Mailbox, Recipient};
-use crate::scan::tests::request;
 use crate::verdict::{Answer, FindingKind, Reason};
 
 fn judged(body: &str) -> Answer {
@@ -112,39 +110,4 @@ fn an_answer_about_another_message_is_seen() {
     assert!(of("2@a.test").is_about(b"Subject: none\r\n"));
     assert!(of("2@a.test").is_about(b"Message-ID: <\"1\"@a.test>\r\n"));
     assert!(of("2@a.test").is_about(b"Message-ID: <1@a.test>\r\nMessage-ID: <3@a.test>\r\n"));
-}
-
-/// Everything the envelope tells, in rspamd's own fields, and not more of it than an HTTP server takes.
-#[test]
-fn the_envelope_is_told() {
-    let mut envelope = (*request("x", Duration::from_secs(1)).envelope).clone();
-    envelope.origin.protocol = "ESMTPSA".to_owned();
-    envelope.origin.client = "::ffff:192.0.2.1".parse().expect("address");
-    envelope.origin.helo = "c.example".to_owned();
-    envelope.origin.client_name = Some("mail.example".to_owned());
-    envelope.origin.user = Some("bob".to_owned());
-    envelope.origin.tls = Some("TLSv1.3 TLS13_AES".to_owned());
-    let id: MessageId = "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().expect("id");
-    let seen: Vec<String> = facts(id, &envelope)
-        .iter()
-        .map(|(k, v)| format!("{k}: {}", v.to_str().expect("text")))
-        .collect();
-    assert_eq!(
-        seen,
-        [
-            "queue-id: 01ARZ3NDEKTSV4RRFFQ69G5FAV",
-            "from: sender@example.com",
-            "rcpt: recipient@example.org",
-            "ip: 192.0.2.1",
-            "helo: c.example",
-            "hostname: mail.example",
-            "user: bob",
-            "tls-version: TLSv1.3",
-            "tls-cipher: TLS13_AES",
-        ]
-    );
-    let one = Recipient::from(Mailbox::parse("recipient@example.org").expect("mailbox"));
-    envelope.recipients = vec![one; 10_000];
-    let told = facts(id, &envelope).get_all("rcpt").iter().count();
-    assert_eq!(told, RECIPIENTS / "recipient@example.org".len());
 }

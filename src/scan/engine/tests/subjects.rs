@@ -3,7 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::scan::engine::{Address, HTTP, Kind, RspamdSettings, SpamdSettings, Tls, Url};
+use crate::scan::engine::{
+    Address, HTTP, HttpSettings, Kind, Posted, ProbeWith, Reading, RspamdSettings, SpamdSettings,
+    Tls, Url,
+};
+use crate::verdict::FindingKind;
 
 /// What is scanned.
 pub(super) const MAIL: &[u8] = b"From: a@example.com\r\nMessage-ID: <1@example.com>\r\n\r\nx\r\n";
@@ -33,7 +37,7 @@ pub(super) struct Subject {
     pub(super) other: Option<&'static [u8]>,
 }
 
-pub(super) const ALL: [Subject; 3] = [
+pub(super) const ALL: [Subject; 4] = [
     Subject {
         name: "clamd",
         kind: |at| Kind::Clamd {
@@ -65,6 +69,17 @@ pub(super) const ALL: [Subject; 3] = [
         other: Some(
             b"HTTP/1.1 200 OK\r\nContent-Length: 63\r\n\r\n\
               {\"score\":0.0,\"action\":\"no action\",\"message-id\":\"2@example.com\"}",
+        ),
+    },
+    Subject {
+        name: "http",
+        kind: |at| http_at("http", at),
+        tls: Some(|at| http_at("https", at)),
+        step: http,
+        closes: false,
+        endless: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3b9aca00\r\n{",
+        other: Some(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 32\r\n\r\n{\"verdict\":\"clean\",\"id\":\"other\"}",
         ),
     },
 ];
@@ -121,6 +136,46 @@ fn rspamd(request: &[u8]) -> Step {
     let body = r#"{"score":0.0,"action":"no action","message-id":"1@example.com"}"#;
     let answer = format!(
         "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    ends(request, MAIL, &answer)
+}
+
+fn http_at(scheme: &str, at: SocketAddr) -> Kind {
+    Kind::Http {
+        addresses: vec![url(scheme, at)],
+        settings: HttpSettings {
+            send: Posted::Message,
+            token_file: None,
+            tls_ca: None,
+            connect_timeout: CONNECT,
+            reading: Reading {
+                verdict_at: "/verdict".to_owned(),
+                bad: vec!["bad".to_owned()],
+                clean: vec!["clean".to_owned()],
+                bad_kind: FindingKind::Malware,
+                bad_score: 10.0,
+                name_at: None,
+                score_at: None,
+                signatures_at: None,
+                id_at: Some("/id".to_owned()),
+            },
+            probe_with: ProbeWith::Nothing,
+        },
+    }
+}
+
+/// Tells the id of the message that it has got, and its answer comes in chunks.
+fn http(request: &[u8]) -> Step {
+    let text = String::from_utf8_lossy(request);
+    let id = text
+        .split("x-spillway-queue-id: ")
+        .nth(1)
+        .unwrap_or_default();
+    let id = id.split("\r\n").next().unwrap_or_default();
+    let body = format!(r#"{{"verdict":"clean","id":"{id}"}}"#);
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
         body.len()
     );
     ends(request, MAIL, &answer)

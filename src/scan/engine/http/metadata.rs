@@ -1,0 +1,93 @@
+//! What a service is told that is not sent the content.
+
+use bytes::Bytes;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::message::mime::{Inspection, Part};
+use crate::message::{Content, Envelope, MessageId};
+
+#[derive(Serialize)]
+struct Told<'a> {
+    id: String,
+    reverse_path: &'a str,
+    recipients: Vec<&'a str>,
+    client: String,
+    client_name: Option<&'a str>,
+    helo: &'a str,
+    protocol: &'a str,
+    tls: Option<&'a str>,
+    user: Option<&'a str>,
+    listener: &'a str,
+    size: usize,
+    sha256: String,
+    subject: Option<&'a str>,
+    parts: Vec<ToldPart<'a>>,
+    /// Limits at which we stopped to look; parts are missing then.
+    exceeded: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct ToldPart<'a> {
+    path: &'a str,
+    /// As declared.
+    r#type: &'a str,
+    /// As recognised.
+    sniffed: String,
+    names: &'a [String],
+    attachment: bool,
+    encrypted: bool,
+    size: usize,
+    sha256: String,
+}
+
+/// The JSON document. Hashes every part: away from the runtime if that is much.
+pub(super) fn write(
+    id: MessageId,
+    envelope: &Envelope,
+    content: &Content,
+    inspection: &Inspection,
+) -> Bytes {
+    let origin = &envelope.origin;
+    let leaves = inspection.parts.iter().filter(|part| !part.is_container);
+    let told = Told {
+        id: id.to_string(),
+        reverse_path: envelope.reverse_path.as_str(),
+        recipients: envelope
+            .recipients
+            .iter()
+            .map(|r| r.mailbox.as_str())
+            .collect(),
+        client: origin.client.to_canonical().to_string(),
+        client_name: origin.client_name.as_deref(),
+        helo: &origin.helo,
+        protocol: &origin.protocol,
+        tls: origin.tls.as_deref(),
+        user: origin.user.as_deref(),
+        listener: &origin.listener,
+        size: content.len(),
+        sha256: hex(&Sha256::digest(content.bytes())),
+        subject: inspection.subject.as_deref(),
+        parts: leaves.map(part).collect(),
+        exceeded: inspection.exceeded.iter().map(|e| e.as_str()).collect(),
+    };
+    // Texts and numbers only: there is nothing in it that JSON could not say.
+    serde_json::to_vec(&told).unwrap_or_default().into()
+}
+
+fn part(part: &Part) -> ToldPart<'_> {
+    ToldPart {
+        path: &part.path,
+        r#type: &part.declared,
+        sniffed: part.sniffed().media_type().to_owned(),
+        names: &part.names,
+        attachment: part.is_attachment,
+        encrypted: part.is_encrypted,
+        size: part.bytes.len(),
+        sha256: hex(&part.sha256()),
+    }
+}
+
+fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+}

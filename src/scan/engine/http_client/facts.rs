@@ -1,0 +1,57 @@
+//! The envelope as fields of an HTTP request.
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::message::{Envelope, MessageId};
+
+/// Octets of recipients that are told: more would be more than an HTTP server takes.
+pub(super) const RECIPIENTS: usize = 16 * 1024;
+
+/// The envelope in the fields that rspamd's protocol has for it, each with `prefix` before its name. A message that the
+/// relay has made itself came from nobody.
+pub(in crate::scan::engine) fn facts(
+    prefix: &str,
+    id: MessageId,
+    envelope: &Envelope,
+) -> HeaderMap {
+    let mut fields = HeaderMap::new();
+    let mut put = |name: &str, text: &str| {
+        if let Ok(name) = HeaderName::try_from(format!("{prefix}{name}")) {
+            fields.append(name, value(text));
+        }
+    };
+    put("queue-id", &id.to_string());
+    put("from", envelope.reverse_path.as_str());
+    let mut told = 0;
+    for recipient in &envelope.recipients {
+        let mailbox = recipient.mailbox.as_str();
+        told += mailbox.len();
+        if told > RECIPIENTS {
+            break;
+        }
+        put("rcpt", mailbox);
+    }
+    let origin = &envelope.origin;
+    if origin.protocol != "local" {
+        put("ip", &origin.client.to_canonical().to_string());
+        put("helo", &origin.helo);
+    }
+    if let Some(name) = &origin.client_name {
+        put("hostname", name);
+    }
+    if let Some(user) = &origin.user {
+        put("user", user);
+    }
+    if let Some((version, cipher)) = origin.tls.as_deref().and_then(|tls| tls.split_once(' ')) {
+        put("tls-version", version);
+        put("tls-cipher", cipher);
+    }
+    fields
+}
+
+/// A field with what of `text` may stand in one.
+pub(super) fn value(text: &str) -> HeaderValue {
+    let clean = |c: char| if c.is_control() { '?' } else { c };
+    let text: String = text.chars().map(clean).collect();
+    HeaderValue::from_bytes(text.as_bytes()).unwrap_or(HeaderValue::from_static("?"))
+}
