@@ -19,7 +19,7 @@ use crate::config::{self, Config, Problems};
 use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::incident::{self, Incident, Subject};
-use crate::listener::{Listener, ListenerError, Prepared, Sessions, Shared};
+use crate::listener::{Admission, Listener, ListenerError, Prepared, Sessions, Shared};
 use crate::pipeline::{Generation, Lanes, Pipeline};
 use crate::policy::Policy;
 use crate::scan::{Guarded, Health, Scanner, engine};
@@ -61,6 +61,7 @@ struct Core {
     incidents: Arc<Incidents>,
     pipeline: Arc<Pipeline>,
     sessions: Arc<Sessions>,
+    admission: Arc<Admission>,
     listeners: Vec<Listener>,
     recovery: Recovery,
     started: Timestamp,
@@ -92,9 +93,12 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
 
     let closing = CancellationToken::new();
     let listeners = TaskTracker::new();
+    let limits = Arc::new(config.limits.clone());
+    let admission = Admission::new(pipeline.memory().clone(), limits.clone());
     let shared = Shared {
         pipeline: pipeline.clone(),
         sessions: Sessions::new(config.limits.sessions),
+        admission: admission.clone(),
         tasks: listeners.clone(),
         closing: closing.clone(),
     };
@@ -103,7 +107,12 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     lanes.spawn(pipeline.clone().watch(closing.clone()));
     lanes.spawn(pipeline.clone().recover(closing.clone()));
 
-    let limits = Arc::new(config.limits.clone());
+    lanes.spawn(
+        admission
+            .clone()
+            .watch(pipeline.clone(), incidents.clone(), closing.clone()),
+    );
+
     let mut started = Vec::new();
     for settings in &config.listeners {
         let listener = Listener::start(
@@ -129,6 +138,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         incidents,
         pipeline,
         sessions: shared.sessions,
+        admission,
         listeners: started,
         recovery,
         started: Timestamp::now(),
@@ -260,6 +270,7 @@ impl Core {
         for (listener, prepared) in self.listeners.iter().zip(next.listeners) {
             listener.apply(prepared);
         }
+        self.admission.apply(Arc::new(next.config.limits.clone()));
         *config = next.config;
         Ok(difference)
     }

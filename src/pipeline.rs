@@ -14,6 +14,7 @@
 mod events;
 mod judge;
 mod lanes;
+mod pressure;
 mod recovery;
 mod settle;
 mod suspicion;
@@ -41,6 +42,7 @@ use crate::verdict::{Decision, Disposition, Report};
 
 pub use judge::{Judgement, judge};
 pub use lanes::Lanes;
+pub use pressure::Pressure;
 use settle::{Custody, Settlement};
 use suspicion::Suspicion;
 
@@ -81,6 +83,7 @@ pub struct Pipeline {
     incidents: Arc<Incidents>,
     suspicion: Suspicion,
     memory: MemoryBudget,
+    rate: pressure::Rate,
     /// Work that goes on after its 250.
     background: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -306,6 +309,8 @@ impl Pipeline {
             errand,
         };
         let judgement = asking.judge(message, deadline).await;
+        let decisions = judgement.groups.iter();
+        self.rate.judged(decisions.map(|(d, _)| d.disposition));
         Judged {
             groups: judgement.groups,
             reports: judgement.reports,
@@ -434,6 +439,7 @@ impl Pipeline {
             incidents,
             suspicion: Suspicion,
             memory: MemoryBudget::new(in_flight_bytes),
+            rate: pressure::Rate::default(),
             background: Arc::new(Semaphore::new(Self::BACKGROUND)),
             tasks: TaskTracker::new(),
             wake: Notify::new(),

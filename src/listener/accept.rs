@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admit::Admission;
 use super::session::Session;
 use super::users::{Users, UsersError};
 use super::wire::{Stream, Wire};
@@ -76,6 +77,10 @@ impl Sessions {
         self.limit - self.all.available_permits()
     }
 
+    /// Sessions that one client may have, as a multiple of those that are free: alone it is refused from 80 % on, and
+    /// leaves room for others (the rule of [`super::admission`]).
+    const CLIENT: usize = 4;
+
     /// A place for one more session of `client`, unless it or everybody together has too many.
     pub(super) fn admit(self: &Arc<Self>, client: IpAddr, per_client: usize) -> Option<Place> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
@@ -86,7 +91,10 @@ impl Sessions {
         })
     }
 
+    /// For a session that has its permit, which is one of the free ones for this purpose.
     fn enter(&self, client: IpAddr, per_client: usize) -> bool {
+        let free = self.all.available_permits() + 1;
+        let per_client = per_client.min(free.saturating_mul(Self::CLIENT));
         let mut clients = self.clients();
         let count = clients.get(&client).copied().unwrap_or_default();
         let admitted = count < per_client;
@@ -151,6 +159,8 @@ pub struct Shared {
     pub pipeline: Arc<Pipeline>,
     /// Session limits.
     pub sessions: Arc<Sessions>,
+    /// Who may bring more mail.
+    pub admission: Arc<Admission>,
     /// Running sessions and accept loops; empty when all have ended.
     pub tasks: TaskTracker,
     /// Cancelled: accept nothing new, end idle sessions.
@@ -299,11 +309,44 @@ fn begin(stream: TcpStream, peer: SocketAddr, context: Arc<Context>, shared: &Sh
         client,
         place,
         context,
-        shared.pipeline.clone(),
-        shared.closing.clone(),
+        shared,
     );
     shared.tasks.spawn(async move {
         let ending = session.run().await;
         tracing::debug!(%client, %listener, %ending, "session ended");
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A client that opens all it can leaves a fifth of the sessions to others; the next greedy one leaves some again.
+    #[test]
+    fn no_client_takes_all_sessions() {
+        let sessions = Sessions::new(100);
+        let open = |number: u8, wanted: usize| -> Vec<Place> {
+            let client = IpAddr::from([192, 0, 2, number]);
+            let places = (0..wanted).map_while(|_| sessions.admit(client, 1000));
+            places.collect()
+        };
+        let (first, second) = (open(1, 1000), open(2, 1000));
+        assert_eq!((first.len(), second.len()), (80, 16));
+        assert_eq!(open(3, 1).len(), 1);
+        drop(first);
+        assert_eq!(open(3, 50).len(), 50);
+    }
+
+    /// The same counts for the client that a proxy speaks for.
+    #[test]
+    fn a_session_that_is_passed_on_is_counted_with_its_client() {
+        let sessions = Sessions::new(10);
+        let (proxy, client) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let passed = || {
+            let mut place = sessions.admit(proxy, 1000)?;
+            place.pass_to(client, 1000).then_some(place)
+        };
+        let places: Vec<Place> = (0..20).map_while(|_| passed()).collect();
+        assert_eq!(places.len(), 8);
+    }
 }

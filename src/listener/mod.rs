@@ -5,6 +5,8 @@
 //! hold or wait for has a limit in [`Limits`].
 
 mod accept;
+mod admission;
+mod admit;
 mod auth;
 mod peer;
 mod proxy;
@@ -17,6 +19,7 @@ mod wire;
 
 pub use crate::pipeline::Mode;
 pub use accept::{Listener, ListenerError, Prepared, Sessions, Shared};
+pub use admit::{Admission, Load};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -97,6 +100,9 @@ pub struct Limits {
     pub hops: usize,
     /// Memory of all messages in flight.
     pub in_flight_bytes: u64,
+    /// Accepted mail that is not judged yet is bounded by what can be judged in this time, at the best rate of the last
+    /// ten minutes.
+    pub backlog: Duration,
     /// Wait for the next command.
     pub idle: Duration,
     /// Wait for more octets while content is coming in.
@@ -121,6 +127,7 @@ impl Default for Limits {
             command_line: 4096,
             hops: 100,
             in_flight_bytes: 512 << 20,
+            backlog: Duration::from_secs(600),
             idle: Duration::from_secs(300),
             data_idle: Duration::from_secs(180),
             data_total: Duration::from_secs(1200),

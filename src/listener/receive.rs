@@ -3,9 +3,11 @@
 use tokio::time::Instant;
 
 use super::Limits;
+use super::admission::Party;
+use super::admit::Share;
 use super::session::{Ending, Session};
 use crate::deadline::{Deadline, Elapsed};
-use crate::message::{Charge, Content};
+use crate::message::{Charge, Content, Mailbox, MemoryBudget, Recipient, Standing};
 use crate::smtp::Reply;
 use crate::smtp::content::Decoder;
 
@@ -21,6 +23,8 @@ pub(super) struct Intake {
     octets: Vec<u8>,
     kept: usize,
     charge: Charge,
+    /// None for content that is read and forgotten.
+    share: Option<Share>,
     limit: u64,
     /// Why nothing is kept any more. Input is still read to the true end, so that the dialogue stays in step.
     refusal: Option<Reply>,
@@ -35,21 +39,39 @@ impl Intake {
     /// Octets of a segment; content of up to one segment is never copied.
     const SEGMENT: usize = 256 * 1024;
 
-    /// For content of `declared` octets (0: not declared; a promise, so not believed beyond one segment).
-    pub(super) fn new(decoder: Decoder, declared: u64, limits: &Limits) -> Self {
+    /// For content of `declared` octets (0: not declared; a promise, so not believed beyond one segment), which costs
+    /// `charge` already.
+    pub(super) fn new(decoder: Decoder, declared: u64, limits: &Limits, charge: Charge) -> Self {
         let declared = usize::try_from(declared).unwrap_or(usize::MAX);
         Self {
             decoder,
             segments: Vec::new(),
             octets: Vec::with_capacity(declared.saturating_add(512).clamp(4096, Self::SEGMENT)),
             kept: 0,
-            charge: Charge::default(),
+            charge,
+            share: None,
             limit: limits.message_size,
             refusal: None,
             began: Instant::now(),
             ends: Deadline::after(limits.data_total),
             used: 0,
         }
+    }
+
+    /// Books what it costs with whoever brings it.
+    pub(super) fn shared(mut self, share: Share) -> Self {
+        self.share = Some(share);
+        self
+    }
+
+    /// Whether there is room for so many octets of content, in the memory and in its client's share of it.
+    fn has_room(&mut self, memory: &MemoryBudget, octets: usize) -> bool {
+        if octets <= self.charge.octets() {
+            return true;
+        }
+        let held = octets * MemoryBudget::FACTOR + self.charge.beside();
+        self.share.as_mut().is_none_or(|share| share.grow_to(held))
+            && memory.try_extend(&mut self.charge, octets)
     }
 
     fn keep(&mut self, piece: &[u8]) {
@@ -76,11 +98,6 @@ impl Intake {
         whole
     }
 
-    /// Keeps nothing of what follows.
-    pub(super) fn forget(&mut self) {
-        self.refuse(Reply::ok());
-    }
-
     fn is_too_slow(&self, rate: u64) -> bool {
         let elapsed = self.began.elapsed();
         elapsed > GRACE && self.used < rate.saturating_mul(elapsed.as_secs())
@@ -91,6 +108,7 @@ impl Intake {
         self.octets = Vec::new();
         self.kept = 0;
         self.charge = Charge::default();
+        self.share = None;
         self.refusal.get_or_insert(reply);
     }
 
@@ -103,11 +121,82 @@ impl Intake {
             None if refuse_bare && self.decoder.saw_bare_line_end() => Err(Reply::bare_line_end()),
             None => {
                 self.keep(&last);
-                let charge = std::mem::take(&mut self.charge);
+                let mut charge = std::mem::take(&mut self.charge);
+                if let Some(mut share) = self.share.take() {
+                    share.complete();
+                    charge.keep(share);
+                }
                 Ok(Content::charged(self.joined(), charge))
             }
         }
     }
+}
+
+/// Admission of what this session brings.
+impl Session {
+    fn party(&self) -> Party {
+        let sender = self.server.transaction().map(|t| &t.reverse_path);
+        let domain = sender
+            .and_then(|path| path.mailbox())
+            .map_or("", Mailbox::domain);
+        // Who logged in is known by that; the others by what they brought before.
+        let standing = match self.client_certificate || self.server.user().is_some() {
+            true => Standing::Known,
+            false => Standing::Unknown,
+        };
+        self.admission.party(self.address, domain, standing)
+    }
+
+    /// MAIL was taken by the protocol: whether there would be room for the message. The client learns it before it has
+    /// sent anything, and can still go elsewhere.
+    pub(super) fn transaction_begun(&mut self, said: Reply) -> Reply {
+        match self.admission.ask(&self.party(), MemoryBudget::OVERHEAD) {
+            Ok(()) => said,
+            Err(reply) => {
+                self.forget_transaction();
+                reply
+            }
+        }
+    }
+
+    /// Charges one more recipient to the transaction; false if there is no memory for it. A transaction may wait for its
+    /// DATA for minutes with a thousand of them.
+    pub(super) fn has_room_for(&mut self, recipient: &Recipient) -> bool {
+        let octets = size_of::<Recipient>()
+            + recipient.mailbox.as_str().len()
+            + recipient.orcpt.as_deref().map_or(0, str::len);
+        let envelope = self.envelope.get_or_insert_default();
+        envelope.octets += octets * MemoryBudget::FACTOR;
+        let memory = self.pipeline.memory();
+        memory.try_hold(&mut envelope.charge, envelope.octets)
+    }
+
+    /// DATA, or the first chunk: the message has its share from now on. The reply if it gets none.
+    pub(super) fn begin(&mut self, decoder: Decoder) -> Result<Box<Intake>, Reply> {
+        let envelope = self.envelope.take().unwrap_or_default();
+        let (mut charge, octets) = (envelope.charge, envelope.octets + MemoryBudget::OVERHEAD);
+        let share = self.admission.enter(self.party(), octets)?;
+        if !self.pipeline.memory().try_hold(&mut charge, octets) {
+            return Err(Reply::no_room());
+        }
+        let declared = self.server.transaction().map_or(0, |t| t.declared_size);
+        let intake = Intake::new(decoder, declared, &self.context.limits, charge);
+        Ok(Box::new(intake.shared(share)))
+    }
+
+    /// An intake that keeps nothing: the octets of a refused chunk come all the same.
+    pub(super) fn discarding(&self, decoder: Decoder, reply: Reply) -> Box<Intake> {
+        let mut intake = Intake::new(decoder, 0, &self.context.limits, Charge::default());
+        intake.refuse(reply);
+        Box::new(intake)
+    }
+}
+
+/// What the recipients of a transaction cost before its content begins.
+#[derive(Debug, Default)]
+pub(super) struct EnvelopeCharge {
+    octets: usize,
+    charge: Charge,
 }
 
 impl Session {
@@ -152,12 +241,7 @@ impl Session {
         // Normalising can double a line end, and nothing else grows. What exceeds the limit is not kept.
         let largest = usize::try_from(intake.limit).unwrap_or(usize::MAX);
         let wanted = (intake.kept + input.len() * 2).min(largest);
-        if intake.refusal.is_none()
-            && !self
-                .pipeline
-                .memory()
-                .try_extend(&mut intake.charge, wanted)
-        {
+        if intake.refusal.is_none() && !intake.has_room(self.pipeline.memory(), wanted) {
             intake.refuse(Reply::no_room());
         }
         let keep = intake.refusal.is_none();
@@ -188,7 +272,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_average_rate_is_judged_after_half_a_minute() {
         let limits = Limits::default();
-        let mut intake = Intake::new(Decoder::data(false), 0, &limits);
+        let mut intake = Intake::new(Decoder::data(false), 0, &limits, Charge::default());
         tokio::time::advance(GRACE).await;
         assert!(!intake.is_too_slow(256), "not judged yet");
         tokio::time::advance(std::time::Duration::from_secs(10)).await;

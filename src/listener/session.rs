@@ -10,10 +10,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::accept::{Context, Place};
+use super::admit::Admission;
 use super::peer::{apply_forwarded, offer};
-use super::receive::Intake;
+use super::receive::{EnvelopeCharge, Intake};
 use super::wire::Wire;
-use super::{LineEndings, Tls, tls, trace};
+use super::{LineEndings, Shared, Tls, tls, trace};
 use crate::deadline::{Deadline, Elapsed};
 use crate::message::{Content, Envelope, Message, MessageId, Origin, Recipient, header};
 use crate::pipeline::Pipeline;
@@ -57,6 +58,7 @@ pub(super) struct Session {
     pub(super) server: Server,
     pub(super) context: Arc<Context>,
     pub(super) pipeline: Arc<Pipeline>,
+    pub(super) admission: Arc<Admission>,
     /// Whose permission counts: the peer, or its client where XCLIENT or PROXY is believed.
     pub(super) address: IpAddr,
     pub(super) place: Place,
@@ -64,6 +66,8 @@ pub(super) struct Session {
     tls: Option<String>,
     pub(super) client_certificate: bool,
     forwarded: Attributes,
+    /// Of a transaction whose content has not begun.
+    pub(super) envelope: Option<Box<EnvelopeCharge>>,
     pub(super) intake: Option<Box<Intake>>,
     pub(super) wrong_passwords: u32,
     errors: usize,
@@ -84,26 +88,27 @@ impl Session {
         peer: IpAddr,
         place: Place,
         context: Arc<Context>,
-        pipeline: Arc<Pipeline>,
-        closing: CancellationToken,
+        shared: &Shared,
     ) -> Self {
         Self {
             wire,
             server: Server::new(offer(&context, peer)),
             ends: Deadline::after(context.limits.session_total),
             context,
-            pipeline,
+            pipeline: shared.pipeline.clone(),
+            admission: shared.admission.clone(),
             address: peer,
             place,
             client_name: None,
             tls: None,
             client_certificate: false,
             forwarded: Attributes::default(),
+            envelope: None,
             intake: None,
             wrong_passwords: 0,
             errors: 0,
             commands: 0,
-            closing,
+            closing: shared.closing.clone(),
         }
     }
 
@@ -154,7 +159,9 @@ impl Session {
                     let in_transaction = self.server.transaction().is_some();
                     let step = self.server.command(&line);
                     self.forget_abandoned(in_transaction);
+                    let begins = !in_transaction && self.server.transaction().is_some();
                     match step {
+                        Step::Reply(reply) if begins => self.transaction_begun(reply),
                         Step::Reply(reply) => reply,
                         Step::Recipient(recipient) => self.recipient(recipient),
                         step => match Box::pin(self.carry_out(step)).await? {
@@ -180,12 +187,19 @@ impl Session {
         }
     }
 
+    /// Ends a transaction that is refused before its content.
+    pub(super) fn forget_transaction(&mut self) {
+        self.server.finish();
+        self.forget_abandoned(true);
+    }
+
     /// RSET and EHLO end a transaction whose chunks had begun to come in, and what XFORWARD said of it.
     fn forget_abandoned(&mut self, in_transaction: bool) {
         if !self.server.transaction().is_some_and(|t| t.chunking) {
             self.intake = None;
         }
         if in_transaction && self.server.transaction().is_none() {
+            self.envelope = None;
             self.forwarded = Attributes::default();
         }
     }
@@ -207,7 +221,7 @@ impl Session {
                 self.flush().await?;
                 self.handshake().await?;
                 self.server.reset_for_tls();
-                self.forwarded = Attributes::default();
+                self.forget_abandoned(true);
                 return Ok(None);
             }
             Step::Auth { mechanism, initial } => self.authenticate(mechanism, initial).await?,
@@ -302,7 +316,7 @@ impl Session {
         if !self.pipeline.has_route(recipient.mailbox.domain()) {
             return Reply::no_route(recipient.mailbox.domain());
         }
-        if !self.pipeline.has_room() {
+        if !self.pipeline.has_room() || !self.has_room_for(&recipient) {
             return Reply::no_room();
         }
         self.server.add_recipient(recipient)
@@ -348,10 +362,16 @@ impl Session {
     }
 
     async fn data(&mut self) -> Result<Reply, Ending> {
+        let normalise = self.context.settings.line_endings == LineEndings::Normalise;
+        let mut intake = match self.begin(Decoder::data(normalise)) {
+            Ok(intake) => intake,
+            Err(reply) => {
+                self.forget_transaction();
+                return Ok(reply);
+            }
+        };
         self.say(&Reply::send_content());
         self.flush().await?;
-        let normalise = self.context.settings.line_endings == LineEndings::Normalise;
-        let mut intake = Box::new(self.intake(Decoder::data(normalise)));
         self.receive(&mut intake, None).await?;
         Ok(self.complete(intake).await)
     }
@@ -363,28 +383,30 @@ impl Session {
         refusal: Option<Reply>,
     ) -> Result<Reply, Ending> {
         let normalise = self.context.settings.line_endings == LineEndings::Normalise;
-        let mut intake = match self.intake.take() {
-            Some(intake) if self.server.transaction().is_some_and(|t| t.chunking) => intake,
-            _ => Box::new(self.intake(Decoder::chunks(normalise))),
+        let decoder = Decoder::chunks(normalise);
+        let begun = match (refusal, self.intake.take()) {
+            (Some(reply), _) => Err(reply),
+            (None, Some(intake)) => Ok(intake),
+            (None, None) => self
+                .begin(decoder.clone())
+                .inspect_err(|_| self.forget_transaction()),
         };
-        if refusal.is_some() {
-            intake.forget();
-        }
+        let mut intake = match begun {
+            Ok(intake) => intake,
+            Err(reply) => {
+                // The octets follow all the same.
+                let mut nothing = self.discarding(decoder, reply.clone());
+                self.receive(&mut nothing, Some(octets)).await?;
+                return Ok(reply);
+            }
+        };
         self.receive(&mut intake, Some(octets)).await?;
-        if let Some(reply) = refusal {
-            return Ok(reply);
-        }
         if last {
             return Ok(self.complete(intake).await);
         }
         let count = usize::try_from(octets).unwrap_or(usize::MAX);
         self.intake = Some(intake);
         Ok(Reply::chunk_ok(count))
-    }
-
-    fn intake(&self, decoder: Decoder) -> Intake {
-        let declared = self.server.transaction().map_or(0, |t| t.declared_size);
-        Intake::new(decoder, declared, &self.context.limits)
     }
 
     /// End of data: the transaction becomes a message and the pipeline answers for it.

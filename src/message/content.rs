@@ -1,5 +1,7 @@
 //! The content of a message and the memory it is charged to.
 
+use std::any::Any;
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -55,8 +57,9 @@ impl Content {
 /// `limits.in_flight_bytes`: the memory that all messages in flight may hold together.
 ///
 /// A message is charged [`MemoryBudget::FACTOR`] octets for each of its own, because scanning decodes its parts beside
-/// it. Large messages may hold three quarters of the budget together and no more, so that however many of them are in
-/// flight, small mail always finds room.
+/// it, and [`MemoryBudget::OVERHEAD`] for being one, so that a flood of tiny messages is bounded too. Large messages may
+/// hold three quarters of the budget together and no more, so that however many of them are in flight, small mail always
+/// finds room.
 #[derive(Debug, Clone)]
 pub struct MemoryBudget {
     all: Arc<Semaphore>,
@@ -65,15 +68,32 @@ pub struct MemoryBudget {
 }
 
 /// Part of the [`MemoryBudget`], given back on drop.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Charge {
     permits: Vec<OwnedSemaphorePermit>,
+    /// Of content.
     octets: usize,
+    /// Of everything that is not content.
+    beside: usize,
+    keepsake: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl fmt::Debug for Charge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Charge")
+            .field("octets", &self.octets)
+            .field("beside", &self.beside)
+            .finish_non_exhaustive()
+    }
 }
 
 impl MemoryBudget {
     /// Octets charged per octet of content: the content itself and its decoded parts.
     pub const FACTOR: usize = 2;
+    /// Octets charged for a message in flight beside its content: the session's buffers, the tasks and timers of its
+    /// scans, its part of a connection to the next hop, its entries in tables and in the history. Measured, see
+    /// docs/BENCHMARKS.md, "Memory".
+    pub const OVERHEAD: usize = 32 * 1024;
     /// Semaphore permits stand for this many octets.
     const UNIT: usize = 1024;
     /// From this many octets of content on, a message is large.
@@ -125,11 +145,34 @@ impl MemoryBudget {
         true
     }
 
-    /// A charge for `octets` of content, waiting for room: for background work, which has no client to send away.
+    /// Raises `charge` so that it covers `octets` beside the content (envelope, [`MemoryBudget::OVERHEAD`]); false when
+    /// the budget is used up. Never waits.
+    #[must_use]
+    pub fn try_hold(&self, charge: &mut Charge, octets: usize) -> bool {
+        let wanted = octets.saturating_sub(charge.beside);
+        if wanted == 0 {
+            return true;
+        }
+        let units = wanted.div_ceil(Self::UNIT);
+        let permits =
+            u32::try_from(units).map(|units| self.all.clone().try_acquire_many_owned(units));
+        let Ok(Ok(permit)) = permits else {
+            return false;
+        };
+        charge.permits.push(permit);
+        charge.beside += units * Self::UNIT;
+        true
+    }
+
+    /// A charge for `octets` of content and [`MemoryBudget::OVERHEAD`], waiting for room: for background work, which has
+    /// no client to send away.
     ///
     /// Cancel safety: safe; a dropped wait holds nothing.
     pub async fn acquire(&self, octets: usize) -> Charge {
-        let wanted = octets.saturating_mul(Self::FACTOR).div_ceil(Self::UNIT);
+        let wanted = octets
+            .saturating_mul(Self::FACTOR)
+            .saturating_add(Self::OVERHEAD)
+            .div_ceil(Self::UNIT);
         let mut permits = Vec::new();
         // A message larger than the whole budget (the limit was lowered since it was accepted) gets its turn alone.
         for (semaphore, size, applies) in [
@@ -141,12 +184,22 @@ impl MemoryBudget {
                 permits.push(permit);
             }
         }
-        Charge { permits, octets }
+        Charge {
+            permits,
+            octets,
+            beside: Self::OVERHEAD,
+            keepsake: None,
+        }
     }
 
     /// Octets not charged to anybody now.
     pub fn available(&self) -> u64 {
         (self.all.available_permits() * Self::UNIT) as u64
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        (self.total * Self::UNIT) as u64
     }
 }
 
@@ -156,7 +209,22 @@ impl Charge {
         self.octets
     }
 
-    /// The same in permits of [`MemoryBudget::all`].
+    /// Octets covered beside the content.
+    pub fn beside(&self) -> usize {
+        self.beside
+    }
+
+    /// Octets of the budget that it holds, those for decoded parts included.
+    pub fn held(&self) -> usize {
+        self.octets * MemoryBudget::FACTOR + self.beside
+    }
+
+    /// Drops `keepsake` together with the charge: what its owner keeps for as long as the message is in memory.
+    pub fn keep(&mut self, keepsake: impl Any + Send + Sync) {
+        self.keepsake = Some(Box::new(keepsake));
+    }
+
+    /// The content in permits of [`MemoryBudget::all`].
     fn units(&self) -> u32 {
         let units = self.octets * MemoryBudget::FACTOR / MemoryBudget::UNIT;
         u32::try_from(units).unwrap_or(u32::MAX)
@@ -208,6 +276,24 @@ mod tests {
         assert!(more.is_err(), "it waits for room among the large ones");
         let mut small = Charge::default();
         assert!(budget.try_extend(&mut small, 64 << 10));
+    }
+
+    /// A message costs memory however small it is: that is charged too, or a flood of tiny ones would be without bound.
+    #[test]
+    fn tiny_messages_are_bounded_by_what_each_costs_beside_its_content() {
+        let budget = MemoryBudget::new(1 << 20);
+        let tiny = || {
+            let mut charge = Charge::default();
+            let held = budget.try_hold(&mut charge, MemoryBudget::OVERHEAD)
+                && budget.try_extend(&mut charge, 1);
+            held.then_some(charge)
+        };
+        let held: Vec<Charge> = std::iter::from_fn(tiny).collect();
+        assert_eq!(held.len(), (1 << 20) / (MemoryBudget::OVERHEAD + 1024));
+        let sum: usize = held.iter().map(Charge::held).sum();
+        assert_eq!(budget.total() - budget.available(), sum as u64);
+        drop(held);
+        assert_eq!(budget.available(), budget.total());
     }
 
     /// What was charged is given back, all of it, with the last clone of the content.

@@ -444,6 +444,26 @@ impl Reply {
         )
     }
 
+    /// 451 to those who brought much of what waits (RFC 3463: 4.3.2, the system accepts no messages now).
+    pub fn over_share() -> Self {
+        Self::new(
+            Class::Transient,
+            51,
+            (3, 2),
+            "Much of what waits here came from you or this sender domain, try again later",
+        )
+    }
+
+    /// 451 to everybody while as much waits as may.
+    pub fn too_busy() -> Self {
+        Self::new(
+            Class::Transient,
+            51,
+            (3, 2),
+            "Too much mail waits here, try again later",
+        )
+    }
+
     /// 421 when the relay is stopping.
     pub fn shutting_down(hostname: &str) -> Self {
         Self::closing(

@@ -611,6 +611,7 @@ async fn lanes_are_counted(store: &dyn Store) {
         (scan.messages, scan.octets, scan.oldest),
         (1, 5, Some(at(0)))
     );
+    assert_eq!(store.unjudged().await.expect("count"), 1);
     assert_eq!(
         (delivery.messages, delivery.octets, delivery.oldest),
         (0, 0, None)

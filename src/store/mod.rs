@@ -447,6 +447,9 @@ pub trait Store: Send + Sync + 'static {
     /// Counts by lane, in the order of [`Lane::ALL`].
     fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]>;
 
+    /// Messages of [`Lane::Scan`], due or not: cheap enough to be asked every second.
+    fn unjudged(&self) -> StoreFuture<'_, u64>;
+
     /// Whether new mail can be accepted: the disk has its reserve and the last write succeeded. Cheap, no disk access.
     fn accepts(&self) -> Result<(), StoreError>;
 }

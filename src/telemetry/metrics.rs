@@ -35,7 +35,7 @@ pub enum Kind {
 
 /// Every metric of this program: its name, its kind, and what it tells, for the help lines of `/metrics`. The rooms that
 /// count use the same names; a test compares.
-pub const ALL: [(&str, Kind, &str); 29] = [
+pub const ALL: [(&str, Kind, &str); 30] = [
     (
         "spillway_recipients_total",
         Kind::Counter,
@@ -55,6 +55,11 @@ pub const ALL: [(&str, Kind, &str); 29] = [
         "spillway_sessions_refused_total",
         Kind::Counter,
         "Sessions refused because there were too many",
+    ),
+    (
+        "spillway_admission_refused_total",
+        Kind::Counter,
+        "Transactions refused because too much is held or waits: by whoever brings it (…-share) or by all together",
     ),
     (
         "spillway_scans_total",

@@ -1,5 +1,6 @@
 //! Tests of the whole crate from outside: one module for each topic.
 
+mod admission;
 mod bad_configs;
 mod bombs;
 mod certificates;

@@ -8,7 +8,7 @@ use crate::config::reader::Section;
 use crate::config::value::plain;
 use crate::listener::{Limits, LineEndings, Mode, Settings, Tls};
 
-use super::{DAY, HOUR, network, secs, socket_address};
+use super::{DAY, HOUR, MINUTE, network, secs, socket_address};
 
 pub(in crate::config) fn listener(mut section: Section<'_>) -> Settings {
     let name = section.name("\"smtp\"");
@@ -199,6 +199,7 @@ pub(in crate::config) fn limits(mut section: Section<'_>) -> Limits {
                 1024..=1 << 40,
             )
             .unwrap_or(default.in_flight_bytes),
+        backlog: section.duration("backlog", default.backlog, secs(MINUTE)..=secs(DAY)),
         idle: section.duration("idle", default.idle, time(HOUR)),
         data_idle: section.duration("data_idle", default.data_idle, time(HOUR)),
         data_total: section.duration("data_total", default.data_total, time(DAY)),

@@ -528,6 +528,10 @@ impl Store for SqliteStore {
         Box::pin(self.readers.query(search::stats))
     }
 
+    fn unjudged(&self) -> StoreFuture<'_, u64> {
+        Box::pin(self.readers.query(search::unjudged))
+    }
+
     fn accepts(&self) -> Result<(), StoreError> {
         self.health.check()
     }

@@ -314,3 +314,12 @@ pub(super) fn stats(db: &Connection) -> rusqlite::Result<[LaneStats; Lane::ALL.l
     }
     Ok(stats)
 }
+
+/// Counts the messages of [`Lane::Scan`], in its part of the index alone: quarantine may hold a million.
+pub(super) fn unjudged(db: &Connection) -> rusqlite::Result<u64> {
+    let mut statement = db.prepare_cached(
+        "SELECT count(*) FROM message INDEXED BY work WHERE damaged IS NULL AND lane = ?1",
+    )?;
+    let count: i64 = statement.query_row([lane_number(Lane::Scan)], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}
