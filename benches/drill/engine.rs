@@ -52,6 +52,8 @@ pub struct Scan {
 #[derive(Debug, Default)]
 pub struct Seen {
     pub scans: Mutex<Vec<Scan>>,
+    /// How much longer than it should each scan took, from the worker on: this program's own fault.
+    pub overrun: Mutex<Vec<Duration>>,
     busy: Gauge,
     zombies: Gauge,
 }
@@ -296,6 +298,12 @@ impl Shared {
             zombie = Some(self.seen.zombies.up());
         }
         tokio::time::sleep_until(ends).await;
+        let overrun = ends.elapsed();
+        self.seen
+            .overrun
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(overrun);
         self.thawed().await;
         drop(zombie);
     }

@@ -101,6 +101,9 @@ pub struct Figures {
     pub malware_delivered: usize,
     /// Messages at the next hops that nobody sent through the relay.
     pub foreign: usize,
+    /// How late this program itself was: messages sent after they were due, scans that ended after they should.
+    pub late: Spread,
+    pub overrun: Spread,
     pub series: Series,
 }
 
@@ -267,6 +270,14 @@ impl Figures {
             not_rescanned: gray.not_rescanned,
             malware_delivered: gray.malware_delivered,
             foreign: ledger.foreign,
+            late: Spread::of(
+                outcome
+                    .told
+                    .iter()
+                    .map(|told| told.late.as_secs_f64())
+                    .collect(),
+            ),
+            overrun: Spread::of(outcome.overrun.iter().map(Duration::as_secs_f64).collect()),
             series: series(&ledger, &backlog),
         };
         figures.count(&ledger);
@@ -308,7 +319,10 @@ impl Figures {
         let holds = |incident: &crate::relay::Incident| {
             incident.kind.starts_with("interceptor-")
                 && incident.kind != "interceptor-lifted"
-                && incident.summary.to_ascii_lowercase().contains("hold")
+                && incident
+                    .summary
+                    .split(|c: char| !c.is_alphanumeric())
+                    .any(|word| word == "hold" || word == "holds")
         };
         self.first_hold = first(&holds);
         self.breaker_opened = first(&|i| i.kind == "breaker-opened");

@@ -23,6 +23,8 @@ const RETRY_MAX: Duration = Duration::from_secs(64);
 /// What became of a message as its sender knows it.
 #[derive(Debug, Clone, Default)]
 pub struct Told {
+    /// How much later than it was due it was first sent: this program's own fault, not the relay's.
+    pub late: Duration,
     /// When the relay answered for good.
     pub answered: Option<Duration>,
     /// The relay's own id, from its 250.
@@ -104,6 +106,11 @@ impl Load {
         let planned = self.plan[number];
         let ready = self.world.compose(number, &planned);
         tokio::time::sleep_until((self.began + planned.due).into()).await;
+        let late = self.began.elapsed().saturating_sub(planned.due);
+        self.told[number]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .late = late;
         let mut wait = Duration::from_secs(1);
         loop {
             let outcome = self.attempt(planned.from, &ready).await;

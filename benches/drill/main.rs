@@ -26,16 +26,15 @@ mod sink;
 mod variant;
 mod words;
 
+use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 use clap::Parser;
 
-use crate::figures::Figures;
 use crate::options::Options;
 use crate::report::Row;
-use crate::run::Outcome;
 use crate::variant::{Event, Flood, Variant};
 
 fn main() -> ExitCode {
@@ -65,45 +64,47 @@ fn main() -> ExitCode {
     }
 }
 
+/// Runs what is wanted, as many at once as is wanted.
 fn drill(options: &Options) -> io::Result<Vec<Row>> {
     let wanted = |variant: &&Variant| {
         options.variants.is_empty() || options.variants.iter().any(|name| name == variant.name)
     };
-    let mut rows = Vec::new();
-    for variant in variant::ALL.iter().filter(wanted) {
-        let before = rows.len();
-        rows.push(told(run::spillway(options, variant)?));
-        if options.peer && variant.event == Event::Flood(Flood::Constant) {
-            match peer::lacks() {
-                Some(what) => println!("\npeer: skipped, {what} is missing"),
-                None => rows.push(told(run::peer(options, variant)?)),
-            }
+    let queue = Mutex::new(variant::ALL.iter().filter(wanted).enumerate());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let done = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..options.together.max(1) {
+            scope.spawn(|| {
+                while let Some((at, variant)) = next() {
+                    let rows = one(options, variant);
+                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                    for row in rows.iter().flatten() {
+                        report::print(row);
+                        plot::terminal(row);
+                    }
+                    done.insert(at, rows);
+                }
+            });
         }
-        if let Some(folder) = &options.plots {
-            draw(folder, variant, &rows[before..])?;
+    });
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let rows: io::Result<Vec<Vec<Row>>> = done.into_values().collect();
+    Ok(rows?.into_iter().flatten().collect())
+}
+
+/// One variant: the relay's row, and the peer's if there is one.
+fn one(options: &Options, variant: &Variant) -> io::Result<Vec<Row>> {
+    let mut rows = vec![Row::of(run::spillway(options, variant)?)];
+    if options.peer && variant.event == Event::Flood(Flood::Constant) {
+        match peer::lacks() {
+            Some(what) => println!("\npeer: skipped, {what} is missing"),
+            None => rows.push(Row::of(run::peer(options, variant)?)),
         }
     }
+    if let Some(folder) = &options.plots {
+        std::fs::create_dir_all(folder)?;
+        let picture = folder.join(format!("{}.svg", variant.name));
+        std::fs::write(picture, plot::svg(&rows))?;
+    }
     Ok(rows)
-}
-
-/// Prints what there is to say about a run.
-fn told(outcome: Outcome) -> Row {
-    let figures = Figures::of(&outcome);
-    let checks = report::checks(&outcome, &figures);
-    let row = Row {
-        outcome,
-        figures,
-        checks,
-    };
-    report::print(&row);
-    plot::terminal(&row.outcome, &row.figures);
-    row
-}
-
-fn draw(folder: &Path, variant: &Variant, rows: &[Row]) -> io::Result<()> {
-    std::fs::create_dir_all(folder)?;
-    std::fs::write(
-        folder.join(format!("{}.svg", variant.name)),
-        plot::svg(rows),
-    )
 }

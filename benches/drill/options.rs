@@ -59,6 +59,9 @@ pub struct Options {
     /// Sessions at once at most; a message that finds none free waits, and the report says so
     #[arg(long, default_value_t = 2000)]
     pub sessions: usize,
+    /// Variants that run at the same time: quicker, and each disturbs the others
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub together: usize,
     /// The listener's mode
     #[arg(long, default_value = "cut-through")]
     pub mode: String,

@@ -28,8 +28,10 @@ fn decades(seconds: f64) -> f64 {
 }
 
 /// Prints both curves.
-pub fn terminal(outcome: &Outcome, figures: &Figures) {
-    let series = &figures.series;
+pub fn terminal(row: &Row) {
+    let Row {
+        outcome, figures, ..
+    } = row;
     let delay = delays(figures);
     let top = delay.iter().copied().fold(decades(1.0), f64::max).ceil();
     let label = |level: f64| {
@@ -45,7 +47,7 @@ pub fn terminal(outcome: &Outcome, figures: &Figures) {
     let top = backlog.iter().copied().fold(10.0, f64::max);
     println!("  valid mail that waits");
     rows(&backlog, top, |level| format!("{level:.0}"));
-    println!("  {:>8} {}", "", phases(outcome, series.delay.len()));
+    println!("  {:>8} {}", "", phases(outcome, delay.len()));
 }
 
 fn rows(values: &[f64], top: f64, label: impl Fn(f64) -> String) {

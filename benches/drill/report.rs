@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::figures::{End, Figures};
+use crate::relay::Incident;
 use crate::run::Outcome;
 use crate::variant::{Event, Fault, Flood};
 
@@ -23,6 +24,17 @@ pub struct Row {
 }
 
 impl Row {
+    /// What a run amounts to.
+    pub fn of(outcome: Outcome) -> Self {
+        let figures = Figures::of(&outcome);
+        let checks = checks(&outcome, &figures);
+        Self {
+            outcome,
+            figures,
+            checks,
+        }
+    }
+
     /// Whether a target is missed.
     pub fn misses(&self) -> bool {
         self.checks.iter().any(|check| !check.met)
@@ -61,8 +73,11 @@ fn brief(value: f64) -> String {
     }
 }
 
+/// How late this program may be before its figures are doubtful, in seconds at p99.
+const TOLERABLE: f64 = 0.005;
+
 /// The targets that apply.
-pub fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
+fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
     if outcome.subject != "spillway" {
         return Vec::new();
     }
@@ -226,6 +241,12 @@ pub fn print(row: &Row) {
         figures.degraded
     );
     println!(
+        "  peak of the valid backlog: {} in the calm, {} from the event on; recovery {}",
+        figures.calm_backlog,
+        figures.backlog,
+        seconds(figures.recovery)
+    );
+    println!(
         "  first engine: {} scans of what this is about, {} workers busy at most, {} zombies at most; flood sent {}, delivered {}",
         figures.touched,
         outcome.busiest,
@@ -253,14 +274,28 @@ pub fn print(row: &Row) {
         figures.holds,
         outcome.books.incidents.len()
     );
+    let mib = |octets: u64| octets >> 20;
     println!(
-        "  relay: {} MiB resident at most, {:.0} % of a processor; this program {:.0} %; backlog in the calm {}, of foreign mail {}",
-        outcome.resident >> 20,
+        "  relay: {} MiB resident before the event, {} at most, {} at the end; {:.0} % of a processor; foreign mail {}",
+        mib(outcome.resident.calm),
+        mib(outcome.resident.most),
+        mib(outcome.resident.last),
         outcome.cpu.0 * 100.0,
-        outcome.cpu.1 * 100.0,
-        figures.calm_backlog,
         figures.foreign
     );
+    println!(
+        "  this program: {:.0} % of a processor; messages sent late by p99 {} ms, max {} ms; scans too long by p99 {} ms, max {} ms",
+        outcome.cpu.1 * 100.0,
+        ms(figures.late.p99),
+        ms(figures.late.max),
+        ms(figures.overrun.p99),
+        ms(figures.overrun.max)
+    );
+    if figures.late.p99.max(figures.overrun.p99) > TOLERABLE {
+        println!(
+            "  NOTE: the machine was too busy for this program; the delays say little about the relay"
+        );
+    }
     if outcome.capped {
         println!(
             "  NOTE: the cap on sessions was reached: the load was not an open loop all the time"
@@ -270,17 +305,19 @@ pub fn print(row: &Row) {
     oddities(outcome);
 }
 
-/// The beginning of the relay's own incident log.
+/// The beginning of the relay's own incident log; neighbours of one kind and subject are one line.
 fn story(outcome: &Outcome) {
-    const LINES: usize = 12;
+    const LINES: usize = 16;
     let begins = outcome.began_at + outcome.phases.event_begins;
-    for incident in outcome.books.incidents.iter().take(LINES) {
-        let at = incident.at.duration_since(begins).as_secs_f64();
-        let summary: String = incident.summary.chars().take(110).collect();
-        println!(
-            "  incident {at:+.2} s: {} {}: {summary}",
-            incident.kind, incident.subject
-        );
+    let alike = |a: &Incident, b: &Incident| a.kind == b.kind && a.subject == b.subject;
+    for chunk in outcome.books.incidents.chunk_by(alike).take(LINES) {
+        let at = chunk[0].at.duration_since(begins).as_secs_f64();
+        let summary: String = chunk[0].summary.chars().take(120).collect();
+        let more = match chunk.len() {
+            1 => String::new(),
+            count => format!(" (and {} like it)", count - 1),
+        };
+        println!("  incident {at:+.2} s: {}: {summary}{more}", chunk[0].kind);
     }
 }
 
@@ -429,7 +466,7 @@ fn cells(row: &Row) -> Vec<String> {
         figures.backlog.to_string(),
         figures.recovery.map_or("never".to_owned(), time),
         figures.first_hold.map_or("-".to_owned(), time),
-        match outcome.resident {
+        match outcome.resident.most {
             0 => "-".to_owned(),
             octets => (octets >> 20).to_string(),
         },

@@ -48,13 +48,26 @@ pub struct Outcome {
     pub busiest: usize,
     pub books: Books,
     /// Of the relay, in octets.
-    pub resident: u64,
+    pub resident: Resident,
+    /// Of the first engine's scans.
+    pub overrun: Vec<Duration>,
     /// CPU seconds per second, of the relay and of this program.
     pub cpu: (f64, f64),
     /// The wall clock at the first message.
     pub began_at: jiff::Timestamp,
     pub ended: Duration,
     pub capped: bool,
+}
+
+/// Resident memory of the relay, in octets.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Resident {
+    /// At most, until the event began.
+    pub calm: u64,
+    /// At most.
+    pub most: u64,
+    /// At the end.
+    pub last: u64,
 }
 
 struct Stage {
@@ -68,13 +81,13 @@ struct Stage {
 
 impl Stage {
     fn new(plan: &Arc<Vec<Planned>>, lead: Duration) -> io::Result<Self> {
-        let own = || {
+        let own = |threads| {
             Builder::new_multi_thread()
-                .worker_threads(1)
+                .worker_threads(threads)
                 .enable_all()
                 .build()
         };
-        let (engines_on, people) = (own()?, own()?);
+        let (engines_on, people) = (own(1)?, own(2)?);
         let began = Instant::now() + lead;
         let mut engines = Vec::new();
         for at in 0..ENGINES {
@@ -195,6 +208,7 @@ fn run(
         scans: lock(&first.scans).clone(),
         zombies: first.most_zombies(),
         busiest: first.busiest(),
+        overrun: lock(&first.overrun).clone(),
         books,
         resident,
         cpu,
@@ -220,7 +234,7 @@ fn watch(
     phases: &Phases,
     subject: &Subject,
     plan: &[Planned],
-) -> (u64, (f64, f64)) {
+) -> (Resident, (f64, f64)) {
     const LOOK: Duration = Duration::from_millis(50);
     std::thread::sleep(until(stage.began));
     let own = std::process::id();
@@ -229,7 +243,7 @@ fn watch(
         .iter()
         .filter(|planned| planned.kind.is_valid())
         .count();
-    let mut resident = 0;
+    let mut resident = Resident::default();
     let mut looks = 0u32;
     let mut loaded = None;
     loop {
@@ -237,7 +251,11 @@ fn watch(
         let in_event = now >= phases.event_begins && now < phases.event_ends;
         stage.set(variant.event, in_event.then(|| now - phases.event_begins));
         if looks.is_multiple_of(10) {
-            resident = resident.max(subject.resident());
+            resident.last = subject.resident();
+            resident.most = resident.most.max(resident.last);
+            if now < phases.event_begins {
+                resident.calm = resident.most;
+            }
         }
         looks += 1;
         if now >= phases.load_ends {
