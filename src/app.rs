@@ -88,6 +88,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         generation,
         store.clone(),
         (history.clone(), incidents.clone()),
+        config.intercept.clone(),
         in_flight,
     );
 
@@ -266,7 +267,8 @@ impl Core {
         }
         let difference = config::diff(&config, &next.config);
         next.generation.scanner.watch();
-        self.pipeline.replace(next.generation);
+        self.pipeline
+            .replace(next.generation, next.config.intercept.clone());
         for (listener, prepared) in self.listeners.iter().zip(next.listeners) {
             listener.apply(prepared);
         }

@@ -12,6 +12,7 @@
 //! 250 only after the next hop took the message or the store did.
 
 mod events;
+mod interceptors;
 mod judge;
 mod lanes;
 mod pressure;
@@ -31,6 +32,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::deadline::{Budget, Deadline, wall_clock};
 use crate::delivery::{Delivery, Outcome, Turn};
+use crate::intercept;
 use crate::message::{Content, MemoryBudget, Message, Standing};
 use crate::policy::Policy;
 use crate::scan::{Errand, Scanner};
@@ -430,6 +432,7 @@ impl Pipeline {
         generation: Generation,
         store: Arc<dyn Store>,
         (history, incidents): (Arc<History>, Arc<Incidents>),
+        intercept: intercept::Settings,
         in_flight_bytes: u64,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -437,7 +440,7 @@ impl Pipeline {
             store,
             history,
             incidents,
-            suspicion: Suspicion,
+            suspicion: Suspicion::new(intercept),
             memory: MemoryBudget::new(in_flight_bytes),
             rate: pressure::Rate::default(),
             background: Arc::new(Semaphore::new(Self::BACKGROUND)),
@@ -452,7 +455,8 @@ impl Pipeline {
     }
 
     /// Puts a new configuration in force for messages that come from now on.
-    pub fn replace(&self, generation: Generation) {
+    pub fn replace(&self, generation: Generation, intercept: intercept::Settings) {
+        self.suspicion.lock().configure(intercept);
         self.generation.store(Arc::new(generation));
     }
 

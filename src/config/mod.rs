@@ -25,7 +25,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::deadline::Budget;
-use crate::{admin, delivery, listener, policy, quarantine, scan, store};
+use crate::{admin, delivery, intercept, listener, policy, quarantine, scan, store};
 
 pub use change::{diff, settings_that_need_restart};
 pub use problem::{Place, Problem, Problems};
@@ -60,6 +60,8 @@ pub struct Config {
     pub store: store::Settings,
     /// `[quarantine]`.
     pub quarantine: quarantine::Settings,
+    /// `[intercept]`.
+    pub intercept: intercept::Settings,
     /// `[admin]`.
     pub admin: admin::Settings,
     /// Names this configuration in decisions and in `status`: the first 12 hexadecimal digits of the file's SHA-256, or
@@ -159,7 +161,7 @@ fn read(text: &str, file: &str, base: &Path, version: Arc<str>) -> Result<Config
 }
 
 /// The sections of a file, in the order of the reference.
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 13] = [
     "relay",
     "listener",
     "limits",
@@ -171,6 +173,7 @@ const SECTIONS: [&str; 12] = [
     "next_hop",
     "store",
     "quarantine",
+    "intercept",
     "admin",
 ];
 
@@ -211,6 +214,7 @@ fn build(text: &str, version: Arc<str>, log: &RefCell<Log>) -> Option<Config> {
     let next_hop = |section| sections::next_hop(section, &relay.hostname, &store);
     let next_hops: Vec<_> = list("next_hop").into_iter().filter_map(next_hop).collect();
     let quarantine = sections::quarantine(section("quarantine"));
+    let intercept = sections::intercept(section("intercept"));
     let admin = sections::admin(section("admin"), &store);
     let config = Config {
         relay,
@@ -222,6 +226,7 @@ fn build(text: &str, version: Arc<str>, log: &RefCell<Log>) -> Option<Config> {
         next_hops,
         store,
         quarantine,
+        intercept,
         admin,
         version,
         warnings: Vec::new(),

@@ -1,5 +1,13 @@
 //! Interceptors: what diverts mail before an engine sees it.
 
+mod baseline;
+mod episode;
+mod interception;
+mod key;
+mod settings;
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 use std::fmt;
 
@@ -7,6 +15,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::message::{MessageId, Pattern};
+use key::Key;
+
+pub use interception::{EngineState, Evidence, Interception, Seen};
+pub use settings::{Mode, Settings};
 
 /// Mail of a pattern that is diverted, why, and for how long.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -4,6 +4,8 @@
 //! traits (the same attachment, the same text), and broad ones (similar content, the same shape, the same origin). A
 //! [`Pattern`] is a conjunction of traits; interceptors are patterns with a consequence.
 
+mod compute;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -165,7 +167,8 @@ impl Fingerprint {
 
     /// The traits of which only a few unproven copies are scanned at once: those that unrelated mail does not share.
     pub fn canary_keys(&self) -> Vec<Trait> {
-        self.exact.to_vec()
+        let near = self.broad.iter().filter(|t| t.aspect == Aspect::Near);
+        self.exact.iter().chain(near).copied().collect()
     }
 
     /// Whether it carries something besides text.

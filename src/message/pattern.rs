@@ -51,6 +51,12 @@ impl Pattern {
         }
     }
 
+    /// Its traits, if it has nothing else.
+    pub fn only_traits(&self) -> Option<Vec<Trait>> {
+        let traits = self.traits.clone();
+        (!traits.is_empty() && *self == Self::of(traits.iter().copied())).then_some(traits)
+    }
+
     /// Whether it has no condition, and so catches nothing.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

@@ -73,7 +73,7 @@ impl Asking<'_> {
             envelope: message.envelope.clone(),
             content: message.content.clone(),
             deadline,
-            fingerprint: looked.as_ref().and_then(|l| l.fingerprint.clone()),
+            fingerprint: looked.as_ref().map(|l| l.fingerprint.clone()),
             standing: looked.as_ref().map_or(Standing::Unknown, |l| l.standing),
             errand: self.errand,
         };
@@ -95,7 +95,7 @@ impl Asking<'_> {
         if let (Some(suspicion), Some(looked)) = (self.suspicion, &looked)
             && is_well(&groups, &reports)
         {
-            suspicion.scanned_well(message, looked);
+            suspicion.scanned_well(looked);
         }
         Judgement {
             groups,

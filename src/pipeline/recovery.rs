@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Generation, Pipeline, events, lanes};
 use crate::deadline::{Deadline, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
-use crate::message::{Content, Message};
+use crate::message::{Content, Message, Standing};
 use crate::scan::Errand;
 use crate::store::{Cause, Change, Lane, Record, StoreError};
 use crate::verdict::Disposition;
@@ -67,9 +67,10 @@ impl Pipeline {
         let generation = self.generation();
         let causes = self.causes(&generation);
         // Of an engine that is out nothing is expected; when it is back its first round is due at once.
-        rounds.retain(|cause, _| causes.contains(cause));
-        for cause in causes {
+        rounds.retain(|cause, _| causes.iter().any(|(known, _)| known == cause));
+        for (cause, gone) in causes {
             let now = Instant::now();
+            let first = !rounds.contains_key(&cause);
             let round = rounds.entry(cause.clone()).or_insert(Round {
                 next: now,
                 failures: 0,
@@ -77,7 +78,12 @@ impl Pipeline {
             if now < round.next {
                 continue;
             }
-            let done = self.recover_cause(&generation, &cause).await;
+            let lanes: &[Lane] = match first {
+                // Deferred mail has its own times; they need not be waited for.
+                true => &[Lane::Scan, Lane::Held, Lane::Rescan],
+                false => &[Lane::Held, Lane::Rescan],
+            };
+            let done = self.recover_cause(&generation, &cause, gone, lanes).await;
             let (failures, wait) = match done {
                 Some(true) => (0, Duration::ZERO),
                 None => (0, IDLE),
@@ -92,27 +98,35 @@ impl Pipeline {
         }
     }
 
-    /// Engines that answer, interceptors that are no more, and interceptors in force of which one message may be tried.
-    fn causes(&self, generation: &Generation) -> Vec<Cause> {
+    /// Engines that answer and interceptors that have ended: these causes are gone. Interceptors in force of which a
+    /// message of a known sender may be tried: these are not.
+    fn causes(&self, generation: &Generation) -> Vec<(Cause, bool)> {
         let engines = generation.scanner.engines().iter();
         let well = engines.filter(|engine| !engine.is_out());
-        let mut causes: Vec<Cause> = well
-            .map(|engine| Cause::Engine(engine.settings().name.to_string()))
+        let mut causes: Vec<(Cause, bool)> = well
+            .map(|engine| (Cause::Engine(engine.settings().name.to_string()), true))
             .collect();
-        let interceptors = self.suspicion.recoverable();
-        causes.extend(interceptors.into_iter().map(Cause::Interceptor));
+        let (ended, holding) = self.suspicion.recoverable();
+        causes.extend(ended.into_iter().map(|id| (Cause::Interceptor(id), true)));
+        causes.extend(
+            holding
+                .into_iter()
+                .map(|id| (Cause::Interceptor(id), false)),
+        );
         causes
     }
 
-    /// Works on what waits for a cause. Whether something went well; none if nothing waits for it.
+    /// Works on what waits for a cause. Whether all of it went well; none if nothing waits for it.
     async fn recover_cause(
         self: &Arc<Self>,
         generation: &Arc<Generation>,
         cause: &Cause,
+        gone: bool,
+        lanes: &[Lane],
     ) -> Option<bool> {
         let (mut settled, mut stays) = (0_u64, 0_u64);
         let mut told = false;
-        for lane in [Lane::Scan, Lane::Held, Lane::Rescan] {
+        for &lane in lanes {
             loop {
                 let record = match self.next(generation, lane, cause).await {
                     Ok(Some(record)) => record,
@@ -122,6 +136,11 @@ impl Pipeline {
                         break;
                     }
                 };
+                // While the interceptor holds, only mail that something speaks for may cost the engine a scan.
+                if !gone && record.standing != Some(Standing::Known) {
+                    self.put_back(record).await;
+                    break;
+                }
                 if !told && lane != Lane::Scan {
                     told = true;
                     self.tell(
@@ -143,7 +162,7 @@ impl Pipeline {
         }
         if told {
             let summary = match stays {
-                0 => "all that was kept for it has been scanned again",
+                0 => "all that could be scanned again has been",
                 _ => "what is left of what was kept for it is tried later",
             };
             self.tell(Kind::RecoveryEnded, cause, summary, settled, stays);
@@ -204,7 +223,11 @@ impl Pipeline {
         let (id, cause) = (record.id, record.cause.clone());
         // Its engine is back: what it cost while it was away is not held against it.
         record.spent = Duration::ZERO;
-        self.resume(generation.clone(), message, record, Errand::Redrive, None)
+        let errand = match record.lane {
+            Lane::Held => Errand::Redrive,
+            Lane::Scan | Lane::Delivery | Lane::Rescan => Errand::Again,
+        };
+        self.resume(generation.clone(), message, record, errand, None)
             .await;
         match self.store.get(id).await {
             Ok(Some(after)) if after.cause.is_some() && after.cause == cause => Step::Stays,

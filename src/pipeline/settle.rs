@@ -575,7 +575,7 @@ impl Draft<'_> {
         let policy = &self.generation.policy;
         let absent = |report: &&Report| {
             let reason = report.missing();
-            policy.requires(report.class) && reason.is_some_and(Reason::is_transient)
+            policy.required(report.class) > 0 && reason.is_some_and(Reason::is_transient)
         };
         let report = self.judged?.reports.iter().find(absent)?;
         Some(report.engine.clone())

@@ -1,16 +1,21 @@
 //! What is known of a message before it is scanned, and what its scans teach: the path's side of the interceptors.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
 
 use crate::incident::Incident;
+use crate::intercept::{self, Action, EngineState, Interception, Interceptor, Seen};
 use crate::message::mime::Inspection;
+use crate::message::pattern::Facts;
 use crate::message::{Fingerprint, Message, Standing};
-use crate::scan::{Errand, Evidence, Scanner};
+use crate::policy::Policy;
+use crate::scan::{Act, Detour, Errand, Evidence, Observed, Scanner};
 
 /// What is known of a message.
 pub(super) struct Looked {
     /// What it is the same as.
-    pub(super) fingerprint: Option<Arc<Fingerprint>>,
+    pub(super) fingerprint: Arc<Fingerprint>,
     /// What speaks for its sender.
     pub(super) standing: Standing,
     /// The interceptor that holds it, and why.
@@ -18,29 +23,154 @@ pub(super) struct Looked {
 }
 
 /// The interceptors, shared by all messages.
-#[derive(Debug, Default)]
-pub(super) struct Suspicion;
+#[derive(Debug)]
+pub(super) struct Suspicion {
+    interception: Mutex<Interception>,
+    /// The version of the interceptors that the engines have as detours, and the engines.
+    diverted: Mutex<Option<(u64, Vec<Arc<str>>)>>,
+}
 
 impl Suspicion {
-    /// Looks at a message that is about to be scanned.
-    pub(super) fn look(&self, _: &Message, _: &Inspection, _: Errand) -> Looked {
+    pub(super) fn new(settings: intercept::Settings) -> Self {
+        Self {
+            interception: Mutex::new(Interception::new(Instant::now(), settings)),
+            diverted: Mutex::default(),
+        }
+    }
+
+    /// The state machine itself.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Interception> {
+        lock(&self.interception)
+    }
+
+    /// Looks at a message that is about to be scanned. One that was held, and is scanned to find out, no interceptor holds.
+    pub(super) fn look(
+        &self,
+        message: &Message,
+        inspection: &Inspection,
+        errand: Errand,
+    ) -> Looked {
+        let fingerprint = Arc::new(Fingerprint::of(message, inspection));
+        let facts = Facts {
+            envelope: &message.envelope,
+            subject: inspection.subject.as_deref().unwrap_or_default(),
+            fingerprint: &fingerprint,
+        };
+        let mut interception = self.lock();
+        let held = match errand {
+            Errand::Fresh => interception.arrived(Instant::now(), message.id, &facts, &fingerprint),
+            Errand::Again => interception.holds(&facts),
+            Errand::Redrive => None,
+        };
+        let standing = interception.standing(&fingerprint);
+        drop(interception);
         Looked {
-            fingerprint: None,
-            standing: Standing::Known,
-            held: None,
+            fingerprint,
+            standing,
+            held,
         }
     }
 
     /// It was scanned well by everybody.
-    pub(super) fn scanned_well(&self, _: &Message, _: &Looked) {}
-
-    /// Concludes from evidence; what was done.
-    pub(super) fn tick(&self, _: &Scanner, _: Vec<(Arc<str>, Evidence)>) -> Vec<Incident> {
-        Vec::new()
+    pub(super) fn scanned_well(&self, looked: &Looked) {
+        self.lock()
+            .judged_clean(Instant::now(), &looked.fingerprint);
     }
 
-    /// Interceptors whose mail may be tried again.
-    pub(super) fn recoverable(&self) -> Vec<String> {
-        Vec::new()
+    /// Concludes from evidence, and puts the conclusions in force at the engines. What was done.
+    pub(super) fn tick(
+        &self,
+        scanner: &Scanner,
+        policy: &Policy,
+        seen: Vec<(Arc<str>, Evidence)>,
+    ) -> Vec<Incident> {
+        let now = Instant::now();
+        let engines = states(scanner, policy);
+        let mut interception = self.lock();
+        let mut incidents = Vec::new();
+        for (engine, evidence) in seen {
+            if let Some(evidence) = translated(evidence) {
+                incidents.extend(interception.observe(now, &engine, &evidence));
+            }
+        }
+        incidents.extend(interception.tick(now, &engines));
+        let names: Vec<Arc<str>> = scanner.settings().map(|s| s.name.clone()).collect();
+        let current = Some((interception.version(), names));
+        let mut diverted = lock(&self.diverted);
+        if *diverted != current {
+            for settings in scanner.settings() {
+                let detours = interception
+                    .list()
+                    .filter_map(|i| detour(i, &settings.name));
+                scanner.divert(&settings.name, detours.collect());
+            }
+            *diverted = current;
+        }
+        incidents
     }
+
+    /// Interceptors whose mail may be scanned again: those that have ended, and those of the learner that hold.
+    pub(super) fn recoverable(&self) -> (Vec<String>, Vec<String>) {
+        self.lock().recoverable()
+    }
+}
+
+/// How the engines are, and which of them mail can be judged without.
+fn states<'a>(scanner: &'a Scanner, policy: &Policy) -> Vec<EngineState<'a>> {
+    let engines = scanner.engines();
+    let state = |engine: &'a crate::scan::Guarded| {
+        let settings = engine.settings();
+        let others = engines.iter().filter(|other| {
+            let of = other.settings();
+            of.class == settings.class && of.name != settings.name && !other.is_out()
+        });
+        EngineState {
+            name: &settings.name,
+            is_out: engine.is_out(),
+            covered: others.count() >= policy.required(settings.class),
+        }
+    };
+    engines.iter().map(state).collect()
+}
+
+/// What an interceptor means at an engine's gate. Only patterns of traits have a meaning there; others are looked at when
+/// a message comes in.
+fn detour(interceptor: &Interceptor, engine: &str) -> Option<Detour> {
+    let act = match &interceptor.action {
+        Action::Hold => Act::Hold,
+        Action::Park { engine: of } if of == engine => Act::Park,
+        Action::Bypass { engine: of } if of == engine => Act::Bypass,
+        Action::Park { .. } | Action::Bypass { .. } => return None,
+    };
+    let traits = interceptor.pattern.only_traits()?;
+    (!interceptor.dry_run).then(|| Detour {
+        id: interceptor.id.as_str().into(),
+        traits: traits.into(),
+        act,
+    })
+}
+
+/// Probes and scans that never ended are evidence of nothing here.
+fn translated(evidence: Evidence) -> Option<intercept::Evidence> {
+    let seen = match evidence.what {
+        Observed::Fast { .. } => Seen::Fast,
+        Observed::Slow => Seen::Slow,
+        Observed::TimedOut => Seen::TimedOut,
+        Observed::Ended { .. } => Seen::InTime,
+        Observed::Late { found: false } => Seen::LateClean,
+        Observed::Late { found: true } => Seen::LateFound,
+        Observed::Failed => Seen::Failed,
+        Observed::Lost => return None,
+    };
+    Some(intercept::Evidence {
+        message: evidence.message,
+        fingerprint: evidence.fingerprint,
+        fresh: evidence.errand == Errand::Fresh,
+        started: evidence.started,
+        seen,
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -92,7 +92,13 @@ fn pipeline(generation: Generation, store: &Arc<Scripted>) -> (Arc<Pipeline>, te
     let incidents =
         Incidents::open(&folder.path().join("incidents.db"), Duration::from_secs(60)).expect("log");
     (
-        Pipeline::new(generation, store.clone(), (history, incidents), 64 << 20),
+        Pipeline::new(
+            generation,
+            store.clone(),
+            (history, incidents),
+            intercept::Settings::default(),
+            64 << 20,
+        ),
         folder,
     )
 }

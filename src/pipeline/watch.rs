@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::interceptors::Exchange;
 use super::{Pipeline, events};
 use crate::deadline::{Deadline, wall_clock};
 use crate::scan::{Evidence, Observed};
@@ -18,11 +19,15 @@ const TICK: Duration = Duration::from_millis(250);
 impl Pipeline {
     /// Watches until `closing` is cancelled.
     pub async fn watch(self: Arc<Self>, closing: CancellationToken) {
+        let mut exchange = Exchange::default();
         loop {
             tokio::select! {
                 biased;
                 () = closing.cancelled() => return,
-                () = Deadline::after(TICK).wait() => self.look_around().await,
+                () = Deadline::after(TICK).wait() => {
+                    self.look_around().await;
+                    self.exchange_interceptors(&mut exchange).await;
+                }
             }
         }
     }
@@ -37,7 +42,7 @@ impl Pipeline {
             late.extend(evidence.iter().filter(|e| is_late(e)).map(|e| e.message));
             seen.extend(evidence.into_iter().map(|e| (engine.clone(), e)));
         }
-        for incident in self.suspicion.tick(scanner, seen) {
+        for incident in self.suspicion.tick(scanner, &generation.policy, seen) {
             self.incidents.record(incident);
         }
         for incident in generation.delivery.incidents() {

@@ -63,9 +63,9 @@ impl Policy {
         self.settings.rules.iter().any(looks)
     }
 
-    /// Whether coverage asks for answers of that class.
-    pub fn requires(&self, class: EngineClass) -> bool {
-        self.settings.coverage.get(&class).is_some_and(|n| *n > 0)
+    /// Answers of that class that coverage asks for.
+    pub fn required(&self, class: EngineClass) -> usize {
+        self.settings.coverage.get(&class).copied().unwrap_or(0)
     }
 
     /// Judges every recipient and groups those with the same decision, in order of their first recipient.

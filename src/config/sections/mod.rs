@@ -11,7 +11,7 @@ pub(super) use listener::{limits, listener};
 pub(super) use next_hop::next_hop;
 pub(super) use policy::{Sections as PolicySections, policy};
 pub use relay::{LogFormat, RelaySettings};
-pub(super) use relay::{admin, budget, quarantine, relay, store};
+pub(super) use relay::{admin, budget, intercept, quarantine, relay, store};
 
 use std::net::SocketAddr;
 use std::time::Duration;

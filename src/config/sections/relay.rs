@@ -1,4 +1,4 @@
-//! `[relay]`, `[budget]`, `[store]`, `[quarantine]`, `[admin]`.
+//! `[relay]`, `[budget]`, `[store]`, `[quarantine]`, `[intercept]`, `[admin]`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::config::reader::Section;
 use crate::config::units::Wrong;
 use crate::config::value::plain;
 use crate::deadline::Budget;
-use crate::{admin, quarantine, store};
+use crate::{admin, intercept, quarantine, store};
 
 pub use crate::telemetry::log::LogFormat;
 
@@ -117,6 +117,22 @@ pub(in crate::config) fn quarantine(mut section: Section<'_>) -> quarantine::Set
     let retention = section.duration("retention", default, secs(MINUTE)..=secs(3650 * DAY));
     section.finish(&[]);
     quarantine::Settings { retention }
+}
+
+pub(in crate::config) fn intercept(mut section: Section<'_>) -> intercept::Settings {
+    let default = intercept::Settings::default();
+    let modes = [
+        ("on", intercept::Mode::On),
+        ("shadow", intercept::Mode::Shadow),
+        ("off", intercept::Mode::Off),
+    ];
+    let mode = section.choice("mode", Some(default.mode), &modes);
+    let expiry = section.duration("expiry", default.expiry, secs(MINUTE)..=secs(DAY));
+    section.finish(&[]);
+    intercept::Settings {
+        mode: mode.unwrap_or(default.mode),
+        expiry,
+    }
 }
 
 pub(in crate::config) fn admin(

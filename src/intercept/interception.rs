@@ -1,0 +1,532 @@
+//! The interceptors in force, strikes, and the learner that makes and lifts interceptors. A pure state machine; time is an
+//! argument. Everything in it is bounded and expires, and dropping all of it loses no mail (I13).
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::baseline::Baseline;
+use super::episode::{Arrivals, Context, Episode, Finding, NARROW, Remedy};
+use super::{Action, Interceptor, Key, Mode, Origin, Settings};
+use crate::incident::{Incident, Kind, Subject};
+use crate::message::pattern::Facts;
+use crate::message::{Fingerprint, MessageId, Pattern, Standing, Trait};
+
+/// Interceptors of the learner at once, and new ones in one round.
+const ACTIVE: usize = 20;
+const NEW: usize = 8;
+/// Expensive failures of one fingerprint before it is held; one is enough for one that was held before.
+const STRIKES: u32 = 2;
+/// Fingerprints with strikes that are remembered, and for how long.
+const STRUCK: usize = 10_000;
+const STRIKE_AGE: Duration = Duration::from_secs(3600);
+/// Scans in time that refute a narrow interceptor, and a broad one.
+const REFUTED: [u32; 2] = [2, 20];
+/// Fast scans of a bypassed class that end the bypass.
+const MENDED: u32 = 3;
+/// A conviction of what was convicted before holds twice as long, up to so many times.
+const DOUBLED: u32 = 4;
+/// Ended interceptors that are remembered, for recovery and for the doubling.
+const ENDED: usize = 1000;
+
+/// What was seen of a scan.
+#[derive(Debug, Clone)]
+pub struct Evidence {
+    /// The message.
+    pub message: MessageId,
+    /// What it is the same as.
+    pub fingerprint: Arc<Fingerprint>,
+    /// Whether it was scanned for the first time; a later scan is no evidence of what mail is like now.
+    pub fresh: bool,
+    /// When the scan began.
+    pub started: Instant,
+    /// What was seen.
+    pub seen: Seen,
+}
+
+/// What was seen of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// It was answered before it was slow.
+    Fast,
+    /// It has become slow.
+    Slow,
+    /// It was answered, slowly but in time.
+    InTime,
+    /// It has run into its timeout.
+    TimedOut,
+    /// It was answered after its timeout, and nothing was found.
+    LateClean,
+    /// It was answered after its timeout, and something was found.
+    LateFound,
+    /// The engine failed on it, or went away.
+    Failed,
+}
+
+/// How an engine is doing.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineState<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// No mail goes to it: what fails there says nothing about the mail.
+    pub is_out: bool,
+    /// Mail can be judged without it.
+    pub covered: bool,
+}
+
+/// One in force.
+#[derive(Debug)]
+struct Active {
+    interceptor: Interceptor,
+    /// For those of the learner.
+    learned: Option<Learned>,
+}
+
+#[derive(Debug)]
+struct Learned {
+    engine: Arc<str>,
+    key: Key,
+    narrow: bool,
+    made: Instant,
+    expires: Instant,
+    timeouts: u32,
+    in_time: u32,
+    late_clean: u32,
+}
+
+/// The interceptors of one relay.
+#[derive(Debug)]
+pub struct Interception {
+    settings: Settings,
+    active: BTreeMap<String, Active>,
+    episodes: HashMap<Arc<str>, Episode>,
+    baseline: Baseline,
+    arrivals: Arrivals,
+    strikes: HashMap<(Arc<str>, Trait), (u32, Instant)>,
+    /// Convictions so far, by key.
+    convictions: HashMap<Key, u32>,
+    ended: VecDeque<String>,
+    /// Grows with every change of what is in force.
+    version: u64,
+}
+
+impl Interception {
+    /// None in force, and nothing known.
+    pub fn new(now: Instant, settings: Settings) -> Self {
+        Self {
+            settings,
+            active: BTreeMap::new(),
+            episodes: HashMap::new(),
+            baseline: Baseline::new(now),
+            arrivals: Arrivals::default(),
+            strikes: HashMap::new(),
+            convictions: HashMap::new(),
+            ended: VecDeque::new(),
+            version: 0,
+        }
+    }
+
+    /// Another configuration.
+    pub fn configure(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
+    /// A message has come in: whether an interceptor holds it, which one, and why, in one line.
+    pub fn arrived(
+        &mut self,
+        now: Instant,
+        message: MessageId,
+        facts: &Facts<'_>,
+        fingerprint: &Arc<Fingerprint>,
+    ) -> Option<(String, String)> {
+        self.arrivals.add(now, fingerprint.clone());
+        let mut held = None;
+        for active in self.active.values_mut() {
+            let interceptor = &mut active.interceptor;
+            if !interceptor.pattern.matches(facts) {
+                continue;
+            }
+            interceptor.hits += 1;
+            if interceptor.samples.len() < Interceptor::SAMPLES {
+                interceptor.samples.push(message);
+            }
+            if interceptor.action == Action::Hold && !interceptor.dry_run && held.is_none() {
+                held = Some(held_by(interceptor));
+            }
+        }
+        held
+    }
+
+    /// Whether an interceptor holds a message that came in before; it is not counted again.
+    pub fn holds(&self, facts: &Facts<'_>) -> Option<(String, String)> {
+        let holds = |active: &&Active| {
+            let interceptor = &active.interceptor;
+            interceptor.action == Action::Hold
+                && !interceptor.dry_run
+                && interceptor.pattern.matches(facts)
+        };
+        let active = self.active.values().find(holds)?;
+        Some(held_by(&active.interceptor))
+    }
+
+    /// What speaks for a message's sender.
+    pub fn standing(&self, fingerprint: &Fingerprint) -> Standing {
+        self.baseline.standing(fingerprint)
+    }
+
+    /// A message was scanned well by everybody.
+    pub fn judged_clean(&mut self, now: Instant, fingerprint: &Fingerprint) {
+        self.baseline.add(now, fingerprint);
+    }
+
+    /// A scan was seen.
+    pub fn observe(
+        &mut self,
+        now: Instant,
+        engine: &Arc<str>,
+        evidence: &Evidence,
+    ) -> Vec<Incident> {
+        let episode = self.episodes.entry(engine.clone()).or_default();
+        let fingerprint = &evidence.fingerprint;
+        match evidence.seen {
+            Seen::Fast if evidence.fresh => episode.fast(now, fingerprint.clone()),
+            Seen::Slow if evidence.fresh => {
+                episode.slow(now, evidence.started, evidence.message, fingerprint.clone());
+            }
+            Seen::TimedOut => episode.timed_out(evidence.message),
+            _ => {}
+        }
+        let mut incidents = self.weigh(now, engine, evidence);
+        if matches!(evidence.seen, Seen::TimedOut | Seen::Failed) {
+            incidents.extend(self.strike(now, engine, evidence));
+        }
+        incidents
+    }
+
+    /// What a scan says about the interceptors that match it and were there before it began.
+    fn weigh(&mut self, now: Instant, engine: &Arc<str>, evidence: &Evidence) -> Vec<Incident> {
+        let mut incidents = Vec::new();
+        let mut lifted = Vec::new();
+        for (id, active) in &mut self.active {
+            let Some(learned) = &mut active.learned else {
+                continue;
+            };
+            let about = *learned.engine == **engine && learned.key.matches(&evidence.fingerprint);
+            if !about {
+                continue;
+            }
+            match evidence.seen {
+                Seen::TimedOut => learned.timeouts += 1,
+                Seen::Fast | Seen::InTime if evidence.started >= learned.made => {
+                    learned.in_time += 1
+                }
+                Seen::LateClean => learned.late_clean += 1,
+                _ => {}
+            }
+            let action = &mut active.interceptor.action;
+            let enough = match action {
+                Action::Bypass { .. } => MENDED,
+                Action::Park { .. } | Action::Hold => REFUTED[usize::from(!learned.narrow)],
+            };
+            if learned.in_time >= enough || learned.late_clean >= REFUTED[0] {
+                lifted.push(id.clone());
+            } else if matches!(action, Action::Park { .. })
+                && learned.narrow
+                && learned.timeouts >= STRIKES
+            {
+                *action = Action::Hold;
+                self.version += 1;
+                incidents.push(
+                    told(
+                        Kind::InterceptorChanged,
+                        &active.interceptor,
+                        "now holds what it parked",
+                    )
+                    .with("scans past their timeout", learned.timeouts)
+                    .about(evidence.message),
+                );
+            }
+        }
+        for id in lifted {
+            incidents.extend(self.end(&id, "refuted: such mail scans well"));
+        }
+        let _ = now;
+        incidents
+    }
+
+    /// Counts an expensive failure, and holds what has too many.
+    fn strike(&mut self, now: Instant, engine: &Arc<str>, evidence: &Evidence) -> Vec<Incident> {
+        if self.strikes.len() >= STRUCK {
+            self.strikes.retain(|_, (_, at)| now < *at + STRIKE_AGE);
+        }
+        if self.strikes.len() >= STRUCK {
+            return Vec::new();
+        }
+        let mut worst = None;
+        for key in evidence.fingerprint.canary_keys() {
+            let (strikes, at) = self
+                .strikes
+                .entry((engine.clone(), key))
+                .or_insert((0, now));
+            if now >= *at + STRIKE_AGE {
+                *strikes = 0;
+            }
+            (*strikes, *at) = (*strikes + 1, now);
+            let needed = match self.convictions.contains_key(&Key(key, None)) {
+                true => 1,
+                false => STRIKES,
+            };
+            if *strikes >= needed && worst.is_none() {
+                worst = Some((key, *strikes));
+            }
+        }
+        let Some((key, strikes)) = worst else {
+            let subject = Subject::Engine {
+                name: engine.to_string(),
+                replica: None,
+            };
+            let what = match evidence.seen {
+                Seen::TimedOut => "ran into its timeout",
+                _ => "made the engine fail",
+            };
+            let summary = format!("{subject}: a message {what}: a strike against what it is like");
+            return vec![Incident::new(Kind::Strike, subject, summary).about(evidence.message)];
+        };
+        let key = Key(key, None);
+        let share = self.baseline.share(key);
+        let refuted = self.episodes.get(engine).is_some_and(|e| e.has_fast(key));
+        if share > NARROW || refuted || self.is_held(key) {
+            return Vec::new();
+        }
+        let evidence = vec![
+            ("strikes".into(), strikes.to_string()),
+            ("share of good mail".into(), percent(share)),
+            ("message".into(), evidence.message.to_string()),
+        ];
+        // What it did by halves before, it does wholly now.
+        let parks = self
+            .active
+            .iter()
+            .filter(|(_, a)| a.learned.as_ref().is_some_and(|l| l.key == key));
+        for id in parks.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            self.active.remove(&id);
+        }
+        self.convict(now, engine, key, true, Action::Hold, evidence)
+            .into_iter()
+            .collect()
+    }
+
+    fn is_held(&self, key: Key) -> bool {
+        let holds = |active: &Active| {
+            let same = active.learned.as_ref().is_some_and(|l| l.key == key);
+            same && active.interceptor.action == Action::Hold
+        };
+        self.active.values().any(holds)
+    }
+
+    /// Makes an interceptor.
+    fn convict(
+        &mut self,
+        now: Instant,
+        engine: &Arc<str>,
+        key: Key,
+        narrow: bool,
+        action: Action,
+        evidence: Vec<(Cow<'static, str>, String)>,
+    ) -> Option<Incident> {
+        let learned = self.active.values().filter(|a| a.learned.is_some()).count();
+        if self.settings.mode == Mode::Off || learned >= ACTIVE {
+            return None;
+        }
+        if self.convictions.len() >= STRUCK {
+            self.convictions.clear();
+        }
+        let before = self.convictions.entry(key).or_default();
+        let lasts = self
+            .settings
+            .expiry
+            .saturating_mul(1 << (*before).min(DOUBLED));
+        *before += 1;
+        let wall = crate::deadline::wall_clock();
+        let interceptor = Interceptor {
+            id: ulid::Ulid::generate().to_string(),
+            pattern: Pattern::of(key.traits()),
+            action,
+            origin: Origin::Learned {
+                evidence: evidence.clone(),
+            },
+            made: wall,
+            expires: wall.checked_add(lasts).ok(),
+            dry_run: self.settings.mode == Mode::Shadow,
+            hits: 0,
+            samples: Vec::new(),
+        };
+        let mut incident = told(
+            Kind::InterceptorMade,
+            &interceptor,
+            &format!("made: {} for {}", interceptor.action, interceptor.pattern),
+        )
+        .with("engine", engine)
+        .with("ends after", format!("{} min", lasts.as_secs() / 60));
+        incident.evidence.extend(evidence);
+        if interceptor.dry_run {
+            incident = incident.with("mode", "shadow: it only counts");
+        }
+        let learned = Learned {
+            engine: engine.clone(),
+            key,
+            narrow,
+            made: now,
+            expires: now + lasts,
+            timeouts: 0,
+            in_time: 0,
+            late_clean: 0,
+        };
+        self.version += 1;
+        let active = Active {
+            interceptor,
+            learned: Some(learned),
+        };
+        self.active.insert(active.interceptor.id.clone(), active);
+        Some(incident)
+    }
+
+    fn end(&mut self, id: &str, why: &str) -> Option<Incident> {
+        let active = self.active.remove(id)?;
+        self.version += 1;
+        if self.ended.len() >= ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(id.to_owned());
+        let incident = told(Kind::InterceptorLifted, &active.interceptor, why);
+        Some(incident.with("messages matched", active.interceptor.hits))
+    }
+
+    /// Concludes: makes interceptors where slow scans have something in common, ends those whose time has come. To be
+    /// called a few times a second.
+    pub fn tick(&mut self, now: Instant, engines: &[EngineState<'_>]) -> Vec<Incident> {
+        let mut incidents = Vec::new();
+        let over = self
+            .active
+            .iter()
+            .filter(|(_, active)| match &active.learned {
+                Some(learned) => now >= learned.expires,
+                None => active
+                    .interceptor
+                    .has_expired(crate::deadline::wall_clock()),
+            });
+        for id in over.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            incidents.extend(self.end(&id, "its time is over"));
+        }
+        for engine in engines.iter().filter(|engine| !engine.is_out) {
+            for _ in 0..NEW {
+                let Some((name, finding)) = self.explain(now, engine) else {
+                    break;
+                };
+                let action = match finding.remedy {
+                    Remedy::Park => Action::Park {
+                        engine: name.to_string(),
+                    },
+                    Remedy::Bypass => Action::Bypass {
+                        engine: name.to_string(),
+                    },
+                };
+                let narrow = finding.narrow;
+                let made = self.convict(now, &name, finding.key, narrow, action, proof(&finding));
+                if made.is_none() {
+                    break;
+                }
+                incidents.extend(made);
+            }
+        }
+        incidents
+    }
+
+    fn explain(&self, now: Instant, engine: &EngineState<'_>) -> Option<(Arc<str>, Finding)> {
+        let (name, episode) = self.episodes.get_key_value(engine.name)?;
+        let learned = self.active.values().filter_map(|a| a.learned.as_ref());
+        let explained: Vec<Key> = learned
+            .filter(|l| *l.engine == *engine.name)
+            .map(|l| l.key)
+            .collect();
+        let context = Context {
+            baseline: &self.baseline,
+            arrivals: &self.arrivals,
+            explained: &explained,
+            covered: engine.covered,
+            timeouts: episode.has_timeouts(),
+        };
+        let finding = episode.explain(now, &context)?;
+        Some((name.clone(), finding))
+    }
+
+    /// Those in force, by id.
+    pub fn list(&self) -> impl Iterator<Item = &Interceptor> {
+        self.active.values().map(|active| &active.interceptor)
+    }
+
+    /// Grows with every change of what is in force.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Puts one in force that a person made, or that was in force before a restart; replaces one of the same id.
+    pub fn add(&mut self, interceptor: Interceptor) {
+        self.version += 1;
+        let active = Active {
+            interceptor,
+            learned: None,
+        };
+        self.active.insert(active.interceptor.id.clone(), active);
+    }
+
+    /// Takes one out of force because a person removed it; none if there is none of that id.
+    pub fn remove(&mut self, id: &str) -> Option<Incident> {
+        self.end(id, "removed by a person")
+    }
+
+    /// Interceptors whose mail may be scanned again: those that have ended, and those of the learner that hold.
+    pub fn recoverable(&self) -> (Vec<String>, Vec<String>) {
+        let holds = |active: &&Active| {
+            active.learned.is_some() && active.interceptor.action == Action::Hold
+        };
+        let holding = self.active.values().filter(holds);
+        let holding = holding.map(|active| active.interceptor.id.clone());
+        (self.ended.iter().cloned().collect(), holding.collect())
+    }
+}
+
+fn told(kind: Kind, interceptor: &Interceptor, what: &str) -> Incident {
+    let subject = Subject::Interceptor(interceptor.id.clone());
+    let summary = format!("{subject} {what}");
+    Incident::new(kind, subject, summary)
+}
+
+/// Its id, and what is told about what it holds.
+fn held_by(interceptor: &Interceptor) -> (String, String) {
+    let (id, pattern) = (&interceptor.id, &interceptor.pattern);
+    (id.clone(), format!("interceptor {id} holds {pattern}"))
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2} %", share * 100.0)
+}
+
+fn proof(finding: &Finding) -> Vec<(Cow<'static, str>, String)> {
+    let messages: Vec<String> = finding.messages.iter().map(MessageId::to_string).collect();
+    vec![
+        ("slow scans with it".into(), finding.slow.to_string()),
+        ("fast scans with it".into(), finding.fast.to_string()),
+        ("precision".into(), percent(finding.precision)),
+        (
+            "slower than others by a factor of".into(),
+            format!("{:.0}", finding.risk),
+        ),
+        ("arrivals lately".into(), finding.arrivals.to_string()),
+        ("share of good mail".into(), percent(finding.share)),
+        ("messages".into(), messages.join(", ")),
+    ]
+}

@@ -1,0 +1,414 @@
+//! The learner alone, over streams of mail in time that is only a number: an engine with twelve workers takes 5 ms for
+//! good mail and 120 s for a flood.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::time::Instant;
+
+use super::*;
+use crate::message::fingerprint::Aspect;
+use crate::message::pattern::Facts;
+use crate::message::{Envelope, Fingerprint, Identity, Mailbox, Origin, Standing, Trait};
+
+fn envelope() -> Envelope {
+    let mailbox = Mailbox::parse("a@a.test").expect("a mailbox");
+    Envelope {
+        reverse_path: mailbox.clone().into(),
+        recipients: vec![mailbox.into()],
+        body: Default::default(),
+        smtputf8: false,
+        ret: None,
+        envid: None,
+        origin: Origin::local("test"),
+    }
+}
+
+/// A message that has these broad traits and this attachment.
+fn fingerprint(attachment: u64, broad: &[(Aspect, u64)]) -> Arc<Fingerprint> {
+    let one = |(aspect, value): &(Aspect, u64)| Trait {
+        aspect: *aspect,
+        value: *value,
+    };
+    Arc::new(Fingerprint {
+        identity: Identity([0; 32]),
+        exact: Box::new([one(&(Aspect::Attachment, attachment))]),
+        broad: broad.iter().map(one).collect(),
+        attachments: Box::new([]),
+    })
+}
+
+/// Mail as it usually is: forty senders, some shapes.
+fn usual(rng: &mut StdRng) -> Arc<Fingerprint> {
+    let sender = rng.random_range(0..40);
+    fingerprint(
+        rng.random(),
+        &[
+            (Aspect::Type, rng.random_range(0..4)),
+            (Aspect::Size, rng.random_range(12..19)),
+            (Aspect::Skeleton, rng.random_range(0..12)),
+            (Aspect::SenderDomain, sender),
+            (Aspect::Client, sender),
+            (Aspect::Subject, rng.random_range(0..300)),
+        ],
+    )
+}
+
+/// The learner and a clock.
+struct World {
+    now: Instant,
+    learner: Interception,
+    rng: StdRng,
+    engine: Arc<str>,
+    /// Scans of the flood that are under way: when each began, and whether it has been called slow, and overdue.
+    slow: Vec<(MessageId, Arc<Fingerprint>, Instant, u8)>,
+    held: HashMap<bool, u32>,
+    made: Vec<(Duration, Interceptor)>,
+    began: Instant,
+}
+
+impl World {
+    fn new() -> Self {
+        let now = Instant::now();
+        let mut world = Self {
+            now,
+            learner: Interception::new(now, Settings::default()),
+            rng: StdRng::seed_from_u64(7),
+            engine: "clamd".into(),
+            slow: Vec::new(),
+            held: HashMap::new(),
+            made: Vec::new(),
+            began: now,
+        };
+        for _ in 0..2000 {
+            let good = usual(&mut world.rng);
+            world.good(&good);
+        }
+        world.began = world.now;
+        world.held.clear();
+        world
+    }
+
+    fn evidence(&mut self, message: MessageId, f: &Arc<Fingerprint>, started: Instant, seen: Seen) {
+        let evidence = Evidence {
+            message,
+            fingerprint: f.clone(),
+            fresh: true,
+            started,
+            seen,
+        };
+        self.learner
+            .observe(self.now, &self.engine.clone(), &evidence);
+    }
+
+    /// Whether it is held.
+    fn arrives(&mut self, f: &Arc<Fingerprint>, flood: bool) -> bool {
+        let envelope = envelope();
+        let facts = Facts {
+            envelope: &envelope,
+            subject: "",
+            fingerprint: f,
+        };
+        let held = self.learner.arrived(self.now, MessageId::new(), &facts, f);
+        if held.is_some() {
+            *self.held.entry(flood).or_default() += 1;
+        }
+        held.is_some()
+    }
+
+    /// Whether an interceptor keeps it from the engine.
+    fn is_parked(&self, f: &Fingerprint) -> bool {
+        let envelope = envelope();
+        let facts = Facts {
+            envelope: &envelope,
+            subject: "",
+            fingerprint: f,
+        };
+        let parks = |i: &Interceptor| matches!(i.action, Action::Park { .. });
+        self.learner
+            .list()
+            .any(|i| parks(i) && i.pattern.matches(&facts))
+    }
+
+    fn good(&mut self, f: &Arc<Fingerprint>) {
+        if !self.arrives(f, false) {
+            self.evidence(MessageId::new(), f, self.now, Seen::Fast);
+            self.learner.judged_clean(self.now, f);
+        }
+    }
+
+    fn bad(&mut self, f: &Arc<Fingerprint>) {
+        if !self.arrives(f, true) && !self.is_parked(f) && self.slow.len() < 12 {
+            self.slow.push((MessageId::new(), f.clone(), self.now, 0));
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        for at in 0..self.slow.len() {
+            let (message, f, began, told) = self.slow[at].clone();
+            let age = self.now - began;
+            if told == 0 && age >= Duration::from_millis(500) {
+                self.slow[at].3 = 1;
+                self.evidence(message, &f, began, Seen::Slow);
+            } else if told == 1 && age >= Duration::from_secs(5) {
+                self.slow[at].3 = 2;
+                self.evidence(message, &f, began, Seen::TimedOut);
+            }
+        }
+        let before: Vec<String> = self.learner.list().map(|i| i.id.clone()).collect();
+        let engine = EngineState {
+            name: "clamd",
+            is_out: false,
+            covered: true,
+        };
+        self.learner.tick(self.now, &[engine]);
+        let at = self.now - self.began;
+        let made = self.learner.list().filter(|i| !before.contains(&i.id));
+        self.made.extend(made.map(|i| (at, i.clone())));
+    }
+
+    /// A minute of 30 good messages and 8 of a flood in a second: 480 of the flood.
+    fn minute(&mut self, mut flood: impl FnMut(&mut StdRng) -> Arc<Fingerprint>) {
+        for tick in 0..600 {
+            for _ in 0..3 {
+                let good = usual(&mut self.rng);
+                self.good(&good);
+            }
+            if tick % 5 != 4 {
+                let bad = flood(&mut self.rng);
+                self.bad(&bad);
+            }
+            self.pass(Duration::from_millis(100));
+        }
+    }
+
+    fn holds(&self) -> bool {
+        self.learner.list().any(|i| i.action == Action::Hold)
+    }
+}
+
+/// What differs in every message still has something in common. It is found in three seconds, held after the timeouts, and
+/// no good mail is.
+#[tokio::test(start_paused = true)]
+async fn a_flood_that_differs_is_recognised_by_its_shape() {
+    let mut world = World::new();
+    world.minute(|rng| {
+        fingerprint(
+            rng.random(),
+            &[
+                (Aspect::Type, 2),
+                (Aspect::Size, 15),
+                (Aspect::Skeleton, 99),
+                (Aspect::SenderDomain, rng.random()),
+                (Aspect::Client, rng.random()),
+                (Aspect::Subject, rng.random()),
+            ],
+        )
+    });
+    let (first, interceptor) = &world.made[0];
+    assert!(*first <= Duration::from_secs(3), "{first:?}");
+    assert!(matches!(interceptor.action, Action::Park { .. }));
+    assert!(world.slow.len() <= 10, "{} scans", world.slow.len());
+    assert!(world.holds(), "after two timeouts");
+    assert_eq!(world.held.get(&false), None, "good mail is not held");
+    assert!(world.held[&true] > 400, "the flood is");
+}
+
+/// A flood whose single traits are all usual is recognised by a pair of them.
+#[tokio::test(start_paused = true)]
+async fn a_flood_that_imitates_good_mail_is_recognised_by_a_combination() {
+    let mut world = World::new();
+    world.minute(|rng| {
+        fingerprint(
+            rng.random(),
+            &[
+                (Aspect::Type, 2),
+                (Aspect::Size, 18),
+                (Aspect::Skeleton, 3),
+                (Aspect::SenderDomain, rng.random()),
+                (Aspect::Client, 12_345),
+                (Aspect::Subject, 77),
+            ],
+        )
+    });
+    assert!(!world.made.is_empty());
+    let held = world.held.get(&false).copied().unwrap_or(0);
+    assert!(held <= 9, "{held} of 1800 good messages held");
+    assert!(world.slow.len() <= 12, "{}", world.slow.len());
+}
+
+/// Two timeouts of one attachment, and it is held: the first rule stands six seconds after the flood began.
+#[tokio::test(start_paused = true)]
+async fn two_timeouts_convict_an_attachment() {
+    let mut world = World::new();
+    let same = fingerprint(4711, &[(Aspect::Skeleton, 3)]);
+    world.minute(|_| same.clone());
+    let hold = world.learner.list().find(|i| i.action == Action::Hold);
+    let pattern = &hold.expect("it is held").pattern;
+    assert!(pattern.traits.contains(&same.exact[0]), "{pattern}");
+    let held = world.held[&true];
+    assert!(
+        held >= 480 - 6 * 8,
+        "{held} of 480 held: all after six seconds"
+    );
+    assert_eq!(world.held.get(&false), None);
+}
+
+/// If everything is slow nothing sets anything apart: it is the engine, and no interceptor is made (I8).
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_is_slow_for_everything_makes_no_interceptor() {
+    let mut world = World::new();
+    for _ in 0..300 {
+        for _ in 0..4 {
+            let mail = usual(&mut world.rng);
+            if world.slow.len() < 12 && !world.arrives(&mail, false) {
+                world.slow.push((MessageId::new(), mail, world.now, 0));
+            }
+        }
+        world.pass(Duration::from_millis(100));
+        let now = world.now;
+        world
+            .slow
+            .retain(|(_, _, began, _)| now - *began < Duration::from_secs(3));
+    }
+    assert_eq!(
+        world
+            .made
+            .iter()
+            .map(|(_, i)| i.pattern.to_string())
+            .collect::<Vec<_>>(),
+        [""; 0]
+    );
+}
+
+/// A mailing whose scans are slow but end in time is never held; what was parked for it is refuted.
+#[tokio::test(start_paused = true)]
+async fn a_slow_mailing_is_never_held() {
+    let mut world = World::new();
+    let pdf = fingerprint(
+        99,
+        &[
+            (Aspect::Skeleton, 77),
+            (Aspect::SenderDomain, 3),
+            (Aspect::Client, 3),
+        ],
+    );
+    for _ in 0..300 {
+        for _ in 0..3 {
+            let mail = usual(&mut world.rng);
+            world.good(&mail);
+        }
+        world.bad(&pdf);
+        world.pass(Duration::from_millis(100));
+        let now = world.now;
+        let (over, rest): (Vec<_>, Vec<_>) = world
+            .slow
+            .drain(..)
+            .partition(|(_, _, began, _)| now - *began >= Duration::from_secs(3));
+        world.slow = rest;
+        for (message, f, began, _) in over {
+            world.evidence(message, &f, began, Seen::InTime);
+        }
+    }
+    let holds = world.made.iter().filter(|(_, i)| i.action == Action::Hold);
+    assert_eq!(holds.count(), 0);
+    assert_eq!(world.held.get(&false), None);
+    assert_eq!(world.held.get(&true), None);
+}
+
+/// Usual mail of one shape that becomes slow all at once: the engine has changed, and is spared that class.
+#[tokio::test(start_paused = true)]
+async fn a_usual_class_that_becomes_slow_is_bypassed_not_held() {
+    let mut world = World::new();
+    let large = |rng: &mut StdRng| {
+        let f = usual(rng);
+        let mut broad: Vec<(Aspect, u64)> = f.broad.iter().map(|t| (t.aspect, t.value)).collect();
+        broad.push((Aspect::Large, 1));
+        fingerprint(rng.random(), &broad)
+    };
+    for _ in 0..100 {
+        let good = large(&mut world.rng);
+        world.good(&good);
+    }
+    world.pass(Duration::from_secs(20));
+    world.began = world.now;
+    for tick in 0..300 {
+        for _ in 0..3 {
+            let good = usual(&mut world.rng);
+            world.good(&good);
+        }
+        if tick % 10 == 0 {
+            let slow = large(&mut world.rng);
+            world.bad(&slow);
+        }
+        world.pass(Duration::from_millis(100));
+    }
+    let bypass = world
+        .made
+        .iter()
+        .find(|(_, i)| matches!(i.action, Action::Bypass { .. }));
+    let (at, _) = bypass.expect("the class is bypassed");
+    assert!(*at <= Duration::from_secs(20), "{at:?}");
+    assert!(!world.holds());
+}
+
+/// A sender is known by good mail through the same network, not by a domain that anybody can write.
+#[tokio::test(start_paused = true)]
+async fn a_sender_is_known_by_domain_and_network() {
+    let now = Instant::now();
+    let mut learner = Interception::new(now, Settings::default());
+    let from = |network| fingerprint(1, &[(Aspect::SenderDomain, 5), (Aspect::Client, network)]);
+    learner.judged_clean(now, &from(1));
+    assert_eq!(learner.standing(&from(1)), Standing::Unknown);
+    learner.judged_clean(now, &from(1));
+    assert_eq!(learner.standing(&from(1)), Standing::Known);
+    assert_eq!(learner.standing(&from(2)), Standing::Unknown);
+}
+
+/// Each conviction of the same holds twice as long as the one before, and ends by itself.
+#[tokio::test(start_paused = true)]
+async fn interceptors_expire_and_come_back_for_longer() {
+    let mut world = World::new();
+    let same = fingerprint(4711, &[]);
+    let mut lasted = Vec::new();
+    for _ in 0..2 {
+        for _ in 0..2 {
+            let id = MessageId::new();
+            world.evidence(id, &same, world.now, Seen::TimedOut);
+        }
+        assert!(world.holds());
+        let made = world.now;
+        while world.holds() {
+            world.pass(Duration::from_secs(10));
+        }
+        lasted.push((world.now - made).as_secs());
+        world.slow.clear();
+    }
+    assert_eq!(lasted, [600, 1200]);
+}
+
+proptest! {
+    /// I13: whatever is seen, no more than a few interceptors are in force and everything else is bounded; nothing panics.
+    #[test]
+    fn whatever_is_seen_interceptors_are_few(seen in prop::collection::vec((0_u64..50, 0_u8..7, 0_u64..2000), 1..300)) {
+        let mut now = Instant::now();
+        let mut learner = Interception::new(now, Settings::default());
+        let engine: Arc<str> = "clamd".into();
+        for (n, what, wait) in seen {
+            let f = fingerprint(n % 10, &[(Aspect::Skeleton, n % 3), (Aspect::Size, n % 5)]);
+            let seen = [Seen::Fast, Seen::Slow, Seen::InTime, Seen::TimedOut, Seen::LateClean, Seen::LateFound, Seen::Failed][what as usize];
+            let evidence = Evidence { message: MessageId::new(), fingerprint: f.clone(), fresh: n % 4 != 0, started: now, seen };
+            learner.observe(now, &engine, &evidence);
+            if seen == Seen::Fast { learner.judged_clean(now, &f); }
+            now += Duration::from_millis(wait);
+            let state = EngineState { name: "clamd", is_out: false, covered: true };
+            learner.tick(now, &[state]);
+            prop_assert!(learner.list().count() <= 20);
+        }
+    }
+}
