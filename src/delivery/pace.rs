@@ -101,7 +101,6 @@ pub enum Who {
 pub struct Ticket {
     /// The state that it was given out in.
     epoch: u64,
-    probe: bool,
 }
 
 /// No delivery now.
@@ -248,13 +247,12 @@ impl Pace {
 
     /// Asks for the right to one delivery.
     pub fn ask(&mut self, who: Who, now: Instant) -> Result<Ticket, Refusal> {
-        let probe = match &mut self.mode {
+        match &mut self.mode {
             Mode::Free => {
                 let busy = self.busy_until.is_some_and(|until| now < until);
                 if who == Who::Fresh && busy && self.in_flight >= self.connections {
                     return Err(Refusal::new(Why::Busy, None));
                 }
-                false
             }
             Mode::Paced(paced) => {
                 if who == Who::Fresh && paced.rate.is_some() && self.backlog {
@@ -265,7 +263,6 @@ impl Pace {
                     return Err(Refusal::new(Why::Paced, paced.opens(now)));
                 }
                 paced.spend(now);
-                false
             }
             Mode::Dead(dead) => {
                 // A fresh message would keep its sender waiting for a timeout; one that waits keeps nobody.
@@ -275,12 +272,11 @@ impl Pace {
                     return Err(Refusal::new(Why::Dead, until));
                 }
                 dead.probing = true;
-                true
             }
-        };
+        }
         self.in_flight += 1;
         let epoch = self.epoch;
-        Ok(Ticket { epoch, probe })
+        Ok(Ticket { epoch })
     }
 
     /// How many messages that wait may go out now, of so many; and otherwise when it is worth asking again.
@@ -321,7 +317,8 @@ impl Pace {
         rng: &mut impl Rng,
     ) -> Option<Shift> {
         self.in_flight = self.in_flight.saturating_sub(1);
-        let probe = ticket.probe && ticket.epoch == self.epoch;
+        // Nothing but probes is given out while it is dead.
+        let probe = ticket.epoch == self.epoch;
         match sign {
             Sign::Fine => self.fine(now),
             Sign::Throttled => self.throttled(now, rng),
