@@ -21,6 +21,14 @@ const PLAIN: [&str; 11] = [
     "slow",
 ];
 
+/// The same in two words.
+const PHRASES: [&str; 4] = [
+    "too much",
+    "too fast",
+    "too many messages",
+    "too many connections",
+];
+
 /// Parts of words of a reply that puts off first deliveries, as a test of the sender: greylisting (RFC 6647).
 const GREYLISTING: [&str; 4] = ["greylist", "graylist", "grey-list", "gray-list"];
 
@@ -50,7 +58,9 @@ pub fn of_reply(stage: Stage, reply: &RemoteReply) -> Sign {
         None if stage == Stage::Rcpt && reply.code == 450 => Sign::Fine,
         _ => {
             let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
-            match words.any(|word| PLAIN.contains(&word)) {
+            let plain = words.any(|word| PLAIN.contains(&word))
+                || PHRASES.iter().any(|phrase| text.contains(phrase));
+            match plain {
                 true => Sign::Throttled,
                 false => Sign::Later,
             }
@@ -104,6 +114,7 @@ mod tests {
             (Hello, "451 4.3.0 Temporary failure", Throttled),
             (Rcpt, "421 4.7.0 Try again later", Throttled),
             (Mail, "451 4.7.1 slow down, rate limit", Throttled),
+            (Mail, "451 4.7.1 Too much mail from you", Throttled),
             (Mail, "451 4.3.2 Please try again later", Throttled),
             (Mail, "452 4.3.1 Insufficient system resources", Throttled),
             (Data, "451 4.7.500 Server busy. Please try again", Throttled),
