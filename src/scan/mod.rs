@@ -253,6 +253,7 @@ fn limits<'a>(engines: impl Iterator<Item = &'a Settings>) -> mime::Limits {
             | engine::Kind::Spamd { .. }
             | engine::Kind::Rspamd { .. }
             | engine::Kind::Http { .. }
+            | engine::Kind::Icap { .. }
             | engine::Kind::Rules { .. } => limits,
         },
     )

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::client::Client;
 use crate::relay::{Site, eventually};
 use crate::samples;
-use crate::servers::{Clamd, Rspamd, Spamd};
+use crate::servers::{CIcap, Clamd, Rspamd, Spamd};
 use spillway::store::{Filter, Lane, Record};
 
 /// clamd finds the EICAR test file inside nested multiparts and inside a zip, a clean message passes, and the report of
@@ -174,4 +174,68 @@ async fn a_service_over_http_is_an_engine() {
         "{}",
         decision.reason
     );
+}
+
+/// A scanner made for web proxies finds the EICAR test file in a mail, names it, and tells its version; a service that sends
+/// everything back as it was counts as one that has found nothing. Both must have answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn icap_services_scan_mail() {
+    let site = Site::new();
+    let clamd = Clamd::start(site.path());
+    let service = CIcap::start(site.path(), &clamd);
+    let engine = |name: &str, service: &str, more: &str| {
+        format!(
+            "[[engine]]\nname = \"{name}\"\nkind = \"icap\"\naddress = [\"icap://{service}\"]\ntimeout = \"60s\"\n{more}\n"
+        )
+    };
+    let at = format!("127.0.0.1:{}", service.port);
+    let relay = site
+        .start(&format!(
+            "{}{}{}[coverage]\nav = 3\n",
+            engine("scanner", &format!("{at}/avscan"), "probe = \"50ms\""),
+            engine(
+                "uploads",
+                &format!("{at}/avscan"),
+                "probe = \"0s\"\nmethod = \"reqmod\""
+            ),
+            engine("echo", &format!("{at}/echo"), "probe = \"0s\""),
+        ))
+        .await;
+    let mut client = Client::open(relay.address()).await.expect("connect");
+    let large = "0123456789abcdef".repeat(100_000);
+    for content in [
+        samples::nested(1, "note.txt", b"nothing to see"),
+        samples::nested(1, "note.txt", large.as_bytes()),
+        samples::nested(1, "eicar.com", &samples::eicar()),
+    ] {
+        let reply = client
+            .send("a@a.test", &["b@b.test"], &content)
+            .await
+            .expect("a reply");
+        assert!(reply.starts_with("250"), "{reply}");
+    }
+    let store = relay.running.pipeline().store().clone();
+    let held = eventually("one is held", async || {
+        let filter = Filter {
+            lanes: vec![Lane::Held],
+            finding: Some("test.eicar".to_owned()),
+            limit: 10,
+            ..Filter::default()
+        };
+        store.search(filter).await.expect("search").pop()
+    })
+    .await;
+    for name in ["scanner", "uploads"] {
+        let report = held
+            .reports
+            .iter()
+            .find(|r| &*r.engine == name)
+            .expect(name);
+        assert!(
+            report.findings()[0].name.contains("Test.EICAR"),
+            "{report:?}"
+        );
+        assert!(report.signatures.is_some(), "{report:?}");
+    }
+    assert_eq!(site.delivered().len(), 2, "the clean ones");
 }

@@ -297,6 +297,49 @@ impl Drop for Rspamd {
     }
 }
 
+/// c-icap with its echo service, and its anti-virus service over a clamd.
+pub struct CIcap {
+    _server: Server,
+    pub port: u16,
+}
+
+impl CIcap {
+    pub fn start(folder: &Path, clamd: &Clamd) -> Self {
+        let port = free_port();
+        let at = folder.display();
+        let config = folder.join("c-icap.conf");
+        std::fs::write(
+            &config,
+            format!(
+                "PidFile {at}/c-icap.pid\nCommandsSocket {at}/c-icap.ctl\nStartServers 1\nMaxServers 1\nThreadsPerChild 10\n\
+                 MinSpareThreads 1\nMaxSpareThreads 10\nPort 127.0.0.1:{port}\nUser root\nGroup root\nServerName test\nTmpDir {at}\n\
+                 ServerLog {at}/c-icap.log\nAccessLog {at}/c-icap.access\nLoadMagicFile /etc/c-icap/c-icap.magic\n\
+                 TemplateDir /usr/share/c_icap/templates/\nTemplateDefaultLanguage en\n\
+                 Service echo srv_echo.so\nService antivirus_module virus_scan.so\n\
+                 ServiceAlias avscan virus_scan?allow204=on&sizelimit=off&mode=simple\n\
+                 virus_scan.ScanFileTypes TEXT DATA EXECUTABLE ARCHIVE GIF JPEG MSOFFICE\nvirus_scan.MaxObjectSize 100M\n\
+                 virus_scan.DefaultEngine clamd\nModule common clamd_mod.so\nclamd_mod.ClamdSocket {}\n",
+                clamd.socket.display()
+            ),
+        )
+        .expect("c-icap.conf");
+        let child = Command::new("/usr/bin/c-icap")
+            .arg("-N")
+            .arg("-f")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("c-icap is installed; tests/run does that");
+        let server = Server(child);
+        wait_until("c-icap listens", || listens(port));
+        Self {
+            _server: server,
+            port,
+        }
+    }
+}
+
 /// Runs a tool of the system.
 pub fn command(program: &str, arguments: &[&str]) -> String {
     let search = format!(

@@ -48,6 +48,12 @@ pub struct Tls {
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
+impl fmt::Debug for dyn Duplex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a connection")
+    }
+}
+
 /// A fresh connection. Dropping it closes the socket.
 pub(super) type Stream = Box<dyn Duplex>;
 

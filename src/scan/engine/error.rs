@@ -106,6 +106,14 @@ pub enum ScanError {
         /// How long.
         seconds: u64,
     },
+    /// The engine takes no further connection.
+    #[error("{replica} takes {most} connections at once and all are in use: lower slots")]
+    Full {
+        /// Which one.
+        replica: String,
+        /// What it has told us to be its limit.
+        most: usize,
+    },
     /// The engine's code panicked.
     #[error("the engine panicked: {0}")]
     Panicked(String),
@@ -120,7 +128,7 @@ impl ScanError {
         match self {
             Self::TooLarge { .. } | Self::Refused { .. } => Reason::TooLarge,
             Self::BudgetSpent => Reason::BudgetSpent,
-            Self::Busy | Self::Throttled { .. } => Reason::Busy,
+            Self::Busy | Self::Throttled { .. } | Self::Full { .. } => Reason::Busy,
             Self::Overdue(_) | Self::NoAnswer(_) | Self::DeadlinePassed => Reason::Timeout,
             Self::BreakerOpen(_) => Reason::BreakerOpen,
             Self::Drained => Reason::Drained,
@@ -142,6 +150,7 @@ impl ScanError {
             Self::Unreachable(_)
             | Self::Disconnected { .. }
             | Self::Garbage { .. }
+            | Self::Full { .. }
             | Self::Engine { .. } => Class::Transient,
             Self::TooLarge { .. }
             | Self::Refused { .. }
@@ -170,7 +179,8 @@ impl ScanError {
             | Self::Garbage { replica, .. }
             | Self::Engine { replica, .. }
             | Self::Declined { replica, .. }
-            | Self::Throttled { replica, .. } => Some(replica),
+            | Self::Throttled { replica, .. }
+            | Self::Full { replica, .. } => Some(replica),
             Self::TooLarge { .. }
             | Self::BudgetSpent
             | Self::Busy

@@ -58,6 +58,17 @@ impl<'a> Head<'a> {
         header::first(self.fields, name).map(|field| field.unfolded())
     }
 
+    /// The lines of the first field of that name, each trimmed: where folding means something.
+    pub(super) fn lines(&self, name: &str) -> Option<Vec<String>> {
+        let field = header::first(self.fields, name)?;
+        let text = String::from_utf8_lossy(field.body);
+        Some(
+            text.split("\r\n")
+                .map(|line| line.trim().to_owned())
+                .collect(),
+        )
+    }
+
     /// A field whose body is a whole number.
     pub(super) fn number(&self, name: &str) -> Result<Option<usize>, Malformed> {
         let Some(text) = self.get(name) else {

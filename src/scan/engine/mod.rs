@@ -13,6 +13,7 @@ mod error;
 pub mod head;
 pub mod http;
 mod http_client;
+pub mod icap;
 mod name;
 pub mod rspamd;
 mod rules;
@@ -35,9 +36,10 @@ use crate::verdict::Answer;
 pub use address::{Address, Tls};
 pub use error::{BuildError, Class, ScanError};
 pub use http::{HttpSettings, Posted, ProbeWith, Reading};
+pub use icap::{IcapSettings, Method};
 pub use rspamd::RspamdSettings;
 pub use spamd::SpamdSettings;
-pub use url::{HTTP, NotAUrl, Url};
+pub use url::{HTTP, ICAP, NotAUrl, Schemes, Url};
 
 /// The protocol of an engine, with what only this protocol needs.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +71,13 @@ pub enum Kind {
         addresses: Vec<Url>,
         /// What they have in common.
         settings: HttpSettings,
+    },
+    /// An ICAP service.
+    Icap {
+        /// Replicas.
+        addresses: Vec<Url>,
+        /// What they have in common.
+        settings: IcapSettings,
     },
     /// YARA rules in process.
     Rules {
@@ -279,6 +288,12 @@ pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
         } => replicas(addresses, |address| {
             Ok(Arc::new(http::Http::new(address, settings)?))
         }),
+        Kind::Icap {
+            addresses,
+            settings,
+        } => replicas(addresses, |address| {
+            Ok(Arc::new(icap::Icap::new(address, settings)?))
+        }),
         Kind::Rules { builtin, paths } => one(Arc::new(rules::Rules::compile(*builtin, paths)?)),
         Kind::Attachment(settings) => one(Arc::new(attachment::Attachments::new(settings.clone()))),
     }
@@ -289,7 +304,9 @@ pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
 pub fn advice(settings: &Settings) -> Vec<String> {
     match &settings.kind {
         Kind::Clamd { addresses, .. } => clamd::conf::advice(settings, addresses),
-        Kind::Spamd { .. } | Kind::Rspamd { .. } | Kind::Http { .. } => Vec::new(),
+        Kind::Spamd { .. } | Kind::Rspamd { .. } | Kind::Http { .. } | Kind::Icap { .. } => {
+            Vec::new()
+        }
         Kind::Rules { .. } | Kind::Attachment(_) => Vec::new(),
     }
 }

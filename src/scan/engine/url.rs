@@ -15,9 +15,14 @@ pub struct Url {
 
 /// A scheme, whether it is over TLS, and its port unless another is written.
 pub type Scheme = (&'static str, bool, u16);
+/// The schemes of a protocol: in the clear, and over TLS.
+pub type Schemes = [Scheme; 2];
 
 /// HTTP in the clear and over TLS (RFC 9110 4.2).
-pub const HTTP: [Scheme; 2] = [("http", false, 80), ("https", true, 443)];
+pub const HTTP: Schemes = [("http", false, 80), ("https", true, 443)];
+
+/// ICAP in the clear and over TLS (RFC 3507 4.2; the port of icaps is custom).
+pub const ICAP: Schemes = [("icap", false, 1344), ("icaps", true, 11344)];
 
 /// The text is no URL of one of the schemes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +31,7 @@ pub struct NotAUrl;
 
 impl Url {
     /// Reads a URL with one of these schemes.
-    pub fn parse(text: &str, schemes: &[Scheme]) -> Result<Self, NotAUrl> {
+    pub fn parse(text: &str, schemes: &Schemes) -> Result<Self, NotAUrl> {
         let (scheme, rest) = text.split_once("://").ok_or(NotAUrl)?;
         let known = schemes.iter().find(|(name, ..)| *name == scheme);
         let (_, _, usual) = known.ok_or(NotAUrl)?;
@@ -73,7 +78,7 @@ impl Url {
     }
 
     /// Whether its scheme is one of `schemes` that is over TLS.
-    pub fn is_tls(&self, schemes: &[Scheme]) -> bool {
+    pub fn is_tls(&self, schemes: &Schemes) -> bool {
         schemes
             .iter()
             .any(|(name, tls, _)| *tls && *name == self.scheme)

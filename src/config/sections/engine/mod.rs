@@ -24,15 +24,17 @@ enum KindName {
     Spamd,
     Rspamd,
     Http,
+    Icap,
     Rules,
     Attachment,
 }
 
-const KINDS: [(&str, KindName); 6] = [
+const KINDS: [(&str, KindName); 7] = [
     ("clamd", KindName::Clamd),
     ("spamd", KindName::Spamd),
     ("rspamd", KindName::Rspamd),
     ("http", KindName::Http),
+    ("icap", KindName::Icap),
     ("rules", KindName::Rules),
     ("attachment", KindName::Attachment),
 ];
@@ -81,6 +83,7 @@ impl KindName {
                 slow: secs(2),
                 ..of(EngineClass::Av, 2, 10, 25)
             },
+            Self::Icap => of(EngineClass::Av, 2, 10, 25),
             Self::Rules => of(EngineClass::Av, 1, 4, 50),
             Self::Attachment => of(EngineClass::Content, 1, 4, 50),
         }
@@ -88,7 +91,7 @@ impl KindName {
 }
 
 /// Keys that only some kinds have, for the answer to a key in the wrong place.
-const OWN_KEYS: [(&str, &[&str]); 5] = [
+const OWN_KEYS: [(&str, &[&str]); 6] = [
     ("clamd", &["address", "connect_timeout"]),
     ("spamd", &["user", "tls", "tls_ca"]),
     (
@@ -108,6 +111,7 @@ const OWN_KEYS: [(&str, &[&str]); 5] = [
             "probe_with",
         ],
     ),
+    ("icap", &["method"]),
     ("rules", &["builtin", "paths"]),
     (
         "attachment",
@@ -163,6 +167,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
         KindName::Spamd => network::spamd(&mut section, timeout),
         KindName::Rspamd => network::rspamd(&mut section, timeout),
         KindName::Http => network::http(&mut section, timeout),
+        KindName::Icap => network::icap(&mut section, timeout),
         KindName::Rules => rules(&mut section),
         KindName::Attachment => attachment(&mut section),
     };

@@ -8,8 +8,8 @@ use crate::config::sections::{HOUR, host_and_port, secs};
 use crate::config::units::Wrong;
 use crate::config::value::plain;
 use crate::scan::engine::{
-    Address, HTTP, HttpSettings, Kind, Posted, ProbeWith, Reading, RspamdSettings, SpamdSettings,
-    Tls, Url,
+    Address, HTTP, HttpSettings, ICAP, IcapSettings, Kind, Method, Posted, ProbeWith, Reading,
+    RspamdSettings, Schemes, SpamdSettings, Tls, Url,
 };
 
 use crate::verdict::FindingKind;
@@ -36,10 +36,10 @@ pub(super) fn spamd(section: &mut Section<'_>, timeout: Duration) -> Kind {
 }
 
 pub(super) fn rspamd(section: &mut Section<'_>, timeout: Duration) -> Kind {
-    let addresses = urls(section, "http://127.0.0.1:11333");
+    let addresses = urls(section, &HTTP, "http://127.0.0.1:11333");
     Kind::Rspamd {
         settings: RspamdSettings {
-            tls_ca: authorities(section, &addresses),
+            tls_ca: authorities(section, &addresses, &HTTP),
             connect_timeout: connect_timeout(section, timeout),
         },
         addresses,
@@ -47,7 +47,7 @@ pub(super) fn rspamd(section: &mut Section<'_>, timeout: Duration) -> Kind {
 }
 
 pub(super) fn http(section: &mut Section<'_>, timeout: Duration) -> Kind {
-    let addresses = urls(section, "https://scanner.example.com/v1/scan");
+    let addresses = urls(section, &HTTP, "https://scanner.example.com/v1/scan");
     let sends = [("message", Posted::Message), ("metadata", Posted::Metadata)];
     let probes = [
         ("none", ProbeWith::Nothing),
@@ -59,7 +59,7 @@ pub(super) fn http(section: &mut Section<'_>, timeout: Duration) -> Kind {
     let settings = HttpSettings {
         send: send.unwrap_or(Posted::Message),
         token_file: token_file(section, &addresses),
-        tls_ca: authorities(section, &addresses),
+        tls_ca: authorities(section, &addresses, &HTTP),
         connect_timeout: connect_timeout(section, timeout),
         reading: reading(section),
         probe_with: probe_with.unwrap_or(ProbeWith::Nothing),
@@ -155,27 +155,45 @@ fn token_file(section: &mut Section<'_>, addresses: &[Url]) -> Option<PathBuf> {
     Some(file)
 }
 
-/// HTTP services; `example` is the usual one.
-fn urls(section: &mut Section<'_>, example: &str) -> Vec<Url> {
+pub(super) fn icap(section: &mut Section<'_>, timeout: Duration) -> Kind {
+    let addresses = urls(section, &ICAP, "icap://127.0.0.1:1344/avscan");
+    let methods = [("respmod", Method::Respmod), ("reqmod", Method::Reqmod)];
+    let method = section.choice("method", Some(Method::Respmod), &methods);
+    Kind::Icap {
+        settings: IcapSettings {
+            method: method.unwrap_or(Method::Respmod),
+            tls_ca: authorities(section, &addresses, &ICAP),
+            connect_timeout: connect_timeout(section, timeout),
+        },
+        addresses,
+    }
+}
+
+/// Services of one of these schemes; `example` is the usual one.
+fn urls(section: &mut Section<'_>, schemes: &Schemes, example: &str) -> Vec<Url> {
     section.require_items("address", &format!("[{example:?}]"));
     section.list("address", None, plain, |text| {
-        Url::parse(text, &HTTP).map_err(|wrong| {
+        Url::parse(text, schemes).map_err(|wrong| {
             Wrong::new(
                 format!("{text:?} {wrong}"),
-                format!("write {example:?} or \"https://host.example.com/path\""),
+                format!(
+                    "write {example:?} or \"{}://host.example.com/path\"",
+                    schemes[1].0
+                ),
             )
         })
     })
 }
 
-/// Authorities for https; without any address that is https they would be used for nothing.
-fn authorities(section: &mut Section<'_>, addresses: &[Url]) -> Option<PathBuf> {
+/// Authorities for TLS; without any address that is over TLS they would be used for nothing.
+fn authorities(section: &mut Section<'_>, addresses: &[Url], schemes: &Schemes) -> Option<PathBuf> {
     let ca = section.optional_file("tls_ca");
-    if ca.is_some() && !addresses.iter().any(|url| url.is_tls(&HTTP)) {
+    if ca.is_some() && !addresses.iter().any(|url| url.is_tls(schemes)) {
+        let secure = schemes[1].0;
         section.complain(
             "tls_ca",
-            "is used with https:// only",
-            "write https:// in address, or remove this key",
+            format!("is used with {secure}:// only"),
+            format!("write {secure}:// in address, or remove this key"),
         );
     }
     ca

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::scan::engine::{
-    Address, HTTP, HttpSettings, Kind, Posted, ProbeWith, Reading, RspamdSettings, SpamdSettings,
-    Tls, Url,
+    Address, HTTP, HttpSettings, ICAP, IcapSettings, Kind, Method, Posted, ProbeWith, Reading,
+    RspamdSettings, SpamdSettings, Tls, Url,
 };
 use crate::verdict::FindingKind;
 
@@ -37,7 +37,7 @@ pub(super) struct Subject {
     pub(super) other: Option<&'static [u8]>,
 }
 
-pub(super) const ALL: [Subject; 4] = [
+pub(super) const ALL: [Subject; 5] = [
     Subject {
         name: "clamd",
         kind: |at| Kind::Clamd {
@@ -81,6 +81,16 @@ pub(super) const ALL: [Subject; 4] = [
         other: Some(
             b"HTTP/1.1 200 OK\r\nContent-Length: 32\r\n\r\n{\"verdict\":\"clean\",\"id\":\"other\"}",
         ),
+    },
+    Subject {
+        name: "icap",
+        kind: |at| icap_at("icap", at),
+        tls: Some(|at| icap_at("icaps", at)),
+        step: icap,
+        closes: false,
+        endless: b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n\
+                   HTTP/1.1 200 OK\r\n\r\n3b9aca00\r\n",
+        other: None,
     },
 ];
 
@@ -179,4 +189,33 @@ fn http(request: &[u8]) -> Step {
         body.len()
     );
     ends(request, MAIL, &answer)
+}
+
+fn icap_at(scheme: &str, at: SocketAddr) -> Kind {
+    Kind::Icap {
+        addresses: vec![Url::parse(&format!("{scheme}://{at}/scan"), &ICAP).expect("a URL")],
+        settings: IcapSettings {
+            method: Method::Respmod,
+            tls_ca: None,
+            connect_timeout: CONNECT,
+        },
+    }
+}
+
+/// Wants a preview, and then the rest.
+fn icap(request: &[u8]) -> Step {
+    let options = "ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\nPreview: 4\r\nISTag: \"1\"\r\n\
+                   Encapsulated: null-body=0\r\n\r\n";
+    if request.starts_with(b"OPTIONS") {
+        return match request.ends_with(b"\r\n\r\n") {
+            true => Step::Aside(options.into()),
+            false => Step::More,
+        };
+    }
+    let ended = request.ends_with(b"\r\n0\r\n\r\n");
+    match (ended, request.starts_with(b"RESPMOD")) {
+        (false, _) => Step::More,
+        (true, true) => Step::Aside(b"ICAP/1.0 100 Continue\r\n\r\n".to_vec()),
+        (true, false) => Step::Last(b"ICAP/1.0 204 No Content\r\nISTag: \"1\"\r\n\r\n".to_vec()),
+    }
 }

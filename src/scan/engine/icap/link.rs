@@ -1,0 +1,174 @@
+//! A connection to an ICAP service: what is sent in chunks, and what is read within bounds.
+
+use std::io;
+
+use bytes::{Buf, BytesMut};
+use futures_util::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::time::Instant;
+
+use super::chunk_size;
+use crate::scan::engine::ScanError;
+use crate::scan::engine::address::Stream;
+use crate::scan::engine::head::Malformed;
+
+/// Octets of a head.
+const HEAD: usize = 64 * 1024;
+/// Octets of a line between chunks, and lines behind the last one.
+const LINE: usize = 1024;
+const TRAILERS: usize = 100;
+/// Octets of a chunk that we send.
+const CHUNK: usize = 64 * 1024;
+
+/// A connection. Dropping it closes the socket.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) reader: Reader,
+    pub(super) writer: WriteHalf<Stream>,
+    /// Used last.
+    pub(super) since: Instant,
+}
+
+/// What comes in.
+#[derive(Debug)]
+pub(super) struct Reader {
+    from: ReadHalf<Stream>,
+    buffer: BytesMut,
+    /// For errors.
+    replica: String,
+}
+
+impl Link {
+    pub(super) fn over(stream: Stream, replica: &str) -> Self {
+        let (from, writer) = tokio::io::split(stream);
+        Self {
+            reader: Reader {
+                from,
+                buffer: BytesMut::new(),
+                replica: replica.to_owned(),
+            },
+            writer,
+            since: Instant::now(),
+        }
+    }
+
+    /// Whether the other side has neither closed nor said anything that it was not asked.
+    pub(super) fn is_silent(&mut self) -> bool {
+        let Reader { from, buffer, .. } = &mut self.reader;
+        buffer.is_empty() && from.read_buf(buffer).now_or_never().is_none()
+    }
+
+    /// Sends octets as they are.
+    pub(super) async fn send(&mut self, octets: &[u8]) -> io::Result<()> {
+        self.writer.write_all(octets).await?;
+        self.writer.flush().await
+    }
+
+    /// Sends octets as chunks, without an end.
+    pub(super) async fn send_chunks(&mut self, octets: &[u8]) -> io::Result<()> {
+        send_chunks(&mut self.writer, octets).await
+    }
+}
+
+async fn send_chunks(writer: &mut WriteHalf<Stream>, octets: &[u8]) -> io::Result<()> {
+    for chunk in octets.chunks(CHUNK) {
+        let size = format!("{:x}\r\n", chunk.len());
+        writer.write_all(size.as_bytes()).await?;
+        writer.write_all(chunk).await?;
+        writer.write_all(b"\r\n").await?;
+    }
+    Ok(())
+}
+
+/// Sends the rest of a body, with its end.
+pub(super) async fn send_rest(writer: &mut WriteHalf<Stream>, octets: &[u8]) -> io::Result<()> {
+    send_chunks(writer, octets).await?;
+    writer.write_all(b"0\r\n\r\n").await?;
+    writer.flush().await
+}
+
+impl Reader {
+    /// Whether nothing has come in that was not asked for.
+    pub(super) fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// Everything up to an empty line, with it.
+    pub(super) async fn head(&mut self) -> Result<Vec<u8>, ScanError> {
+        self.until(b"\r\n\r\n", HEAD).await
+    }
+
+    /// A body in chunks (RFC 9112 7.1), of at most `most` octets, given to `take` as it comes.
+    pub(super) async fn body(
+        &mut self,
+        most: usize,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<(), ScanError> {
+        let mut total = 0_usize;
+        loop {
+            let line = self.until(b"\r\n", LINE).await?;
+            let mut left = chunk_size(&line).map_err(|malformed| self.failed(malformed))?;
+            if left == 0 {
+                return self.trailers().await;
+            }
+            total = total.saturating_add(left);
+            if total > most {
+                let what = format!("an answer of more than {most} octets");
+                return Err(self.failed(Malformed::Garbage(what)));
+            }
+            while left > 0 {
+                if self.buffer.is_empty() {
+                    self.more().await?;
+                }
+                let here = left.min(self.buffer.len());
+                take(&self.buffer[..here]);
+                self.buffer.advance(here);
+                left -= here;
+            }
+            let end = self.until(b"\r\n", LINE).await?;
+            if end != b"\r\n" {
+                return Err(self.failed(Malformed::garbage(&end)));
+            }
+        }
+    }
+
+    async fn trailers(&mut self) -> Result<(), ScanError> {
+        for _ in 0..TRAILERS {
+            if self.until(b"\r\n", LINE).await? == b"\r\n" {
+                return Ok(());
+            }
+        }
+        Err(self.failed(Malformed::Garbage("trailers without an end".to_owned())))
+    }
+
+    /// Everything up to `end`, with it; at most `most` octets.
+    async fn until(&mut self, end: &[u8], most: usize) -> Result<Vec<u8>, ScanError> {
+        let mut searched = 0;
+        loop {
+            let from = usize::saturating_sub(searched, end.len());
+            if let Some(at) = memchr::memmem::find(&self.buffer[from..], end) {
+                return Ok(self.buffer.split_to(from + at + end.len()).to_vec());
+            }
+            searched = self.buffer.len();
+            if searched > most {
+                return Err(self.failed(Malformed::garbage(&self.buffer)));
+            }
+            self.more().await?;
+        }
+    }
+
+    async fn more(&mut self) -> Result<(), ScanError> {
+        match self.from.read_buf(&mut self.buffer).await {
+            Ok(0) => Err(self.failed(Malformed::CutOff)),
+            Ok(_) => Ok(()),
+            Err(cause) => Err(ScanError::Disconnected {
+                replica: self.replica.clone(),
+                cause: cause.to_string(),
+            }),
+        }
+    }
+
+    fn failed(&self, malformed: Malformed) -> ScanError {
+        malformed.of(&self.replica)
+    }
+}

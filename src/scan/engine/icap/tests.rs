@@ -1,0 +1,374 @@
+//! Answers as services give them, and dialogues with a scripted one; a real c-icap is asked in the integration tests.
+
+use std::sync::atomic::AtomicUsize;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+use crate::scan::tests::sample;
+use crate::verdict::Reason;
+
+const LONG: Duration = Duration::from_secs(60);
+const NOTHING: Answer = Answer::Answered(Vec::new());
+
+fn findings(fields: &str) -> Option<Answer> {
+    let answer = format!("ICAP/1.0 200 OK\r\n{fields}\r\nISTag: \"x\"\r\n\r\n");
+    head(answer.as_bytes()).expect(fields).findings()
+}
+
+/// The fields in which services tell what they have found, as c-icap, Symantec and others write them.
+#[test]
+fn findings_are_in_the_fields_of_the_answer() {
+    use FindingKind::{Malware, Policy};
+    for (fields, kind, names) in [
+        (
+            "X-Infection-Found: Type=0; Resolution=2; Threat=Test.EICAR;",
+            Malware,
+            &["Test.EICAR"][..],
+        ),
+        (
+            "X-Infection-Found: Type=1; Resolution=2; Threat=exe",
+            Policy,
+            &["exe"],
+        ),
+        ("X-Infection-Found: odd", Malware, &["odd"]),
+        (
+            "X-Virus-ID: EICAR Test String",
+            Malware,
+            &["EICAR Test String"],
+        ),
+        (
+            "X-Infection-Found: Type=0; Resolution=2; Threat=A;\r\nX-Virus-ID: A\r\n\
+             X-Violations-Found: 2\r\n\t-\r\n\tA\r\n\t0\r\n\t0\r\n\ta.zip\r\n\tB\r\n\t7\r\n\t2",
+            Malware,
+            &["A", "B"],
+        ),
+    ] {
+        let Some(Answer::Answered(found)) = findings(fields) else {
+            panic!("{fields}");
+        };
+        let seen: Vec<_> = found.iter().map(|f| &*f.name).collect();
+        assert_eq!((found[0].kind, &seen[..]), (kind, names), "{fields}");
+        assert_eq!(found.iter().map(|f| f.score).sum::<f64>(), 10.0, "{fields}");
+    }
+    for fields in [
+        "X-Virus-ID:",
+        "X-Violations-Found: 0",
+        "X-Violations-Found:\r\n\t",
+        "X: y",
+    ] {
+        assert_eq!(findings(fields), None, "{fields}");
+    }
+    let container = findings("X-Infection-Found: Type=2; Resolution=2; Threat=Zip of death;");
+    let Some(Answer::None { reason, .. }) = container else {
+        panic!("{container:?}");
+    };
+    assert_eq!(reason, Reason::LimitsReached);
+}
+
+/// P4: what is not ICAP is no answer; sizes are numbers and nothing else.
+#[test]
+fn only_the_protocol_counts() {
+    for answer in [
+        &b"HTTP/1.1 204 No Content\r\n\r\n"[..],
+        b"ICAP/1.0\r\n\r\n",
+        b"ICAP/1.0 2040 x\r\n\r\n",
+        b"ICAP/1.0 +20 x\r\n\r\n",
+        b"\0\xff\r\n\r\n",
+    ] {
+        assert!(head(answer).is_err(), "{answer:?}");
+    }
+    assert_eq!(head(b"ICAP/1.0 204 OK\r\n"), Err(Malformed::CutOff));
+    for (line, size) in [
+        ("0\r\n", Some(0)),
+        ("1F; ieof\r\n", Some(31)),
+        ("", None),
+        ("-1\r\n", None),
+        ("+1", None),
+        ("fffffffffffffffff", None),
+    ] {
+        assert_eq!(chunk_size(line.as_bytes()).ok(), size, "{line:?}");
+    }
+    let told = options(b"ICAP/1.0 200 OK\r\nMethods: RESPMOD, reqmod\r\nPreview: 9999999\r\nMax-Connections: 7\r\nOptions-TTL: 60\r\nISTag: \"a\"\r\n\r\n");
+    let told = told.expect("options");
+    assert_eq!(told.methods, ["RESPMOD", "REQMOD"]);
+    assert_eq!(
+        (told.preview, told.max_connections),
+        (Some(65_536), Some(7))
+    );
+    assert_eq!(
+        (told.ttl, told.istag.as_deref()),
+        (Some(Duration::from_secs(60)), Some("a"))
+    );
+    assert!(options(b"ICAP/1.0 200 OK\r\nPreview: many\r\n\r\n").is_err());
+}
+
+/// Reads up to and with `end`.
+async fn until(stream: &mut TcpStream, end: &[u8]) -> String {
+    let mut got = Vec::new();
+    while !got.ends_with(end) {
+        got.push(stream.read_u8().await.expect("more"));
+    }
+    String::from_utf8_lossy(&got).into_owned()
+}
+
+async fn service(method: Method) -> (TcpListener, Arc<Icap>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let url = Url::parse(&format!("icap://{address}/av?x=y"), &ICAP).expect("a URL");
+    let settings = IcapSettings {
+        method,
+        tls_ca: None,
+        connect_timeout: LONG,
+    };
+    (
+        listener,
+        Arc::new(Icap::new(&url, &settings).expect("an engine")),
+    )
+}
+
+/// The whole dialogue, octet by octet: OPTIONS once, a preview, the rest when it is asked for; and the next message on the
+/// same connection, which is smaller than the preview and so comes with its end.
+#[tokio::test]
+async fn the_dialogue_is_that_of_the_standard() {
+    let (listener, engine) = service(Method::Respmod).await;
+    let at = listener.local_addr().expect("address");
+    let first = sample("Subject: a\r\n\r\nx\r\n");
+    let id = first.request().id;
+    let scan = tokio::spawn(engine.clone().scan(first));
+    let (mut stream, _) = listener.accept().await.expect("accept");
+    let asked = until(&mut stream, b"\r\n\r\n").await;
+    assert_eq!(
+        asked,
+        format!(
+            "OPTIONS icap://{at}/av?x=y ICAP/1.0\r\nHost: {at}\r\nUser-Agent: Spillway\r\n\r\n"
+        )
+    );
+    let options = "ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\nPreview: 10\r\nISTag: \"s-1\"\r\n\r\n";
+    stream.write_all(options.as_bytes()).await.expect("write");
+    let shown = until(&mut stream, b"\r\n0\r\n\r\n").await;
+    let http = format!(
+        "GET http://spillway.invalid/{id}.eml HTTP/1.1\r\nHost: spillway.invalid\r\n\r\n\
+         HTTP/1.1 200 OK\r\nContent-Type: message/rfc822\r\nContent-Length: 17\r\n\r\n"
+    );
+    let at_response = http.find("HTTP/1.1 200").expect("a response");
+    assert_eq!(
+        shown,
+        format!(
+            "RESPMOD icap://{at}/av?x=y ICAP/1.0\r\nHost: {at}\r\nUser-Agent: Spillway\r\nAllow: 204\r\n\
+             Preview: 10\r\nEncapsulated: req-hdr=0, res-hdr={at_response}, res-body={}\r\n\r\n{http}\
+             a\r\nSubject: a\r\n0\r\n\r\n",
+            http.len()
+        )
+    );
+    stream
+        .write_all(b"ICAP/1.0 100 Continue\r\n\r\n")
+        .await
+        .expect("write");
+    assert_eq!(
+        until(&mut stream, b"0\r\n\r\n").await,
+        "7\r\n\r\n\r\nx\r\n\r\n0\r\n\r\n"
+    );
+    let clean = b"ICAP/1.0 204 No Content\r\nISTag: \"s-1\"\r\n\r\n";
+    stream.write_all(clean).await.expect("write");
+    let answer = scan.await.expect("a task").expect("an answer");
+    assert_eq!(answer.answer, NOTHING);
+    assert_eq!(answer.signatures.as_deref(), Some("s-1"));
+
+    let scan = tokio::spawn(engine.scan(sample("short")));
+    let shown = until(&mut stream, b"ieof\r\n\r\n").await;
+    assert!(
+        shown.starts_with("RESPMOD ") && shown.contains("Preview: 5\r\n"),
+        "{shown}"
+    );
+    assert!(
+        shown.ends_with("\r\n\r\n5\r\nshort\r\n0; ieof\r\n\r\n"),
+        "{shown}"
+    );
+    stream.write_all(clean).await.expect("write");
+    assert_eq!(
+        scan.await.expect("a task").expect("an answer").answer,
+        NOTHING
+    );
+}
+
+/// Serves connections one after the other: OPTIONS without preview, then `answer` when a message has come in whole; how
+/// many connections and OPTIONS there were.
+fn serve(
+    listener: TcpListener,
+    answer: Bytes,
+    istags: &'static [&'static str],
+) -> Arc<[AtomicUsize; 2]> {
+    let counts = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+    let counted = counts.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            counted[0].fetch_add(1, Ordering::SeqCst);
+            let mut got = Vec::new();
+            while stream.read_buf(&mut got).await.unwrap_or(0) > 0 {
+                if got.starts_with(b"OPTIONS") && got.ends_with(b"\r\n\r\n") {
+                    let at = counted[1].fetch_add(1, Ordering::SeqCst);
+                    let tag = istags[at.min(istags.len() - 1)];
+                    let options = format!(
+                        "ICAP/1.0 200 OK\r\nMethods: RESPMOD, REQMOD\r\nISTag: \"{tag}\"\r\nMax-Connections: 1\r\n\r\n"
+                    );
+                    let _ = stream.write_all(options.as_bytes()).await;
+                    got.clear();
+                } else if got.ends_with(b"\r\n0\r\n\r\n") {
+                    let _ = stream.write_all(&answer).await;
+                    got.clear();
+                }
+            }
+        }
+    });
+    counts
+}
+
+async fn ask(method: Method, answer: &str, content: &str) -> Result<Answer, ScanError> {
+    let (listener, engine) = service(method).await;
+    serve(listener, answer.to_owned().into(), &["1"]);
+    let answer = engine.scan(sample(content.to_owned())).await?;
+    Ok(answer.answer)
+}
+
+/// What a service does to the content says something even if it names no finding.
+#[tokio::test]
+async fn what_is_done_to_the_content_is_a_finding() {
+    let with =
+        |parts: &str, rest: &str| format!("ICAP/1.0 200 OK\r\nEncapsulated: {parts}\r\n\r\n{rest}");
+    let ok = "HTTP/1.1 200 OK\r\n\r\n";
+    let request = "POST / HTTP/1.1\r\n\r\n";
+    let forbidden = "HTTP/1.0 403 Forbidden\r\n\r\n4\r\nwhy?\r\n0\r\n\r\n";
+    let back = "2;a=b\r\nMA\r\n2\r\nIL\r\n0\r\nTrailer: x\r\n\r\n";
+    let other = "4\r\nMA!L\r\n0\r\n\r\n";
+    use Method::{Reqmod, Respmod};
+    for (method, answer, found) in [
+        (
+            Respmod,
+            with("res-hdr=0, res-body=19", &format!("{ok}{back}")),
+            None,
+        ),
+        (Respmod, with("res-body=0", back), None),
+        (
+            Respmod,
+            with("res-hdr=0, res-body=19", &format!("{ok}{other}")),
+            Some("modified"),
+        ),
+        (
+            Respmod,
+            with("res-hdr=0, res-body=19", &format!("{ok}0\r\n\r\n")),
+            Some("modified"),
+        ),
+        (
+            Respmod,
+            with("res-hdr=0, null-body=19", ok),
+            Some("emptied"),
+        ),
+        (
+            Respmod,
+            with("res-hdr=0, res-body=26", forbidden),
+            Some("blocked"),
+        ),
+        (
+            Reqmod,
+            with("req-hdr=0, req-body=19", &format!("{request}{back}")),
+            None,
+        ),
+        (
+            Reqmod,
+            with("req-hdr=0, req-body=19", &format!("{request}{other}")),
+            Some("modified"),
+        ),
+        (
+            Reqmod,
+            with("res-hdr=0, res-body=19", &format!("{ok}{back}")),
+            Some("blocked"),
+        ),
+    ] {
+        let Ok(Answer::Answered(findings)) = ask(method, &answer, "MAIL").await else {
+            panic!("{answer}");
+        };
+        let seen = findings.first().map(|f| &*f.name);
+        assert_eq!(seen, found, "{method:?} {answer}");
+    }
+}
+
+/// Each status that is no answer is a missing one.
+#[tokio::test]
+async fn statuses_are_classed() {
+    for (status, reason) in [
+        ("100 Continue", Reason::Garbage),
+        ("206 Partial", Reason::Garbage),
+        ("404 Service not found", Reason::EngineError),
+        ("413 Too large", Reason::TooLarge),
+        ("500 Oops", Reason::EngineError),
+        ("503 Overloaded", Reason::EngineError),
+    ] {
+        let answer = format!("ICAP/1.0 {status}\r\n\r\n");
+        let error = ask(Method::Respmod, &answer, "MAIL")
+            .await
+            .expect_err(status);
+        assert_eq!(error.reason(), reason, "{status}: {error}");
+    }
+}
+
+/// One connection serves many messages and OPTIONS are asked once, and again when the tag of the service changes.
+#[tokio::test]
+async fn options_are_asked_again_when_the_service_changes() {
+    let (listener, engine) = service(Method::Respmod).await;
+    let clean = "ICAP/1.0 204 OK\r\nISTag: \"new\"\r\n\r\n";
+    let counts = serve(listener, clean.into(), &["old", "new"]);
+    for _ in 0..5 {
+        let answer = engine.clone().scan(sample("x")).await.expect("an answer");
+        assert_eq!(answer.signatures.as_deref(), Some("new"));
+    }
+    assert_eq!(counts[0].load(Ordering::SeqCst), 1, "connections");
+    assert_eq!(counts[1].load(Ordering::SeqCst), 2, "OPTIONS");
+}
+
+/// A service is given no more connections than it says it takes.
+#[tokio::test]
+async fn the_limit_of_connections_is_kept() {
+    let (listener, engine) = service(Method::Respmod).await;
+    let counts = serve(listener, Bytes::new(), &["1"]);
+    let known = || engine.known().is_some();
+    let hangs = tokio::spawn(engine.clone().scan(sample("x")));
+    while !known() {
+        tokio::task::yield_now().await;
+    }
+    let error = engine.clone().scan(sample("y")).await.expect_err("full");
+    assert_eq!(error.reason(), Reason::Busy, "{error}");
+    hangs.abort();
+    let _ = hangs.await;
+    assert!(engine.enter().is_ok(), "it is given back");
+    assert_eq!(counts[0].load(Ordering::SeqCst), 1);
+}
+
+/// A service that sends the content back while it comes in does not wait for us, nor we for it.
+#[tokio::test]
+async fn content_that_comes_back_at_once_is_read_at_once() {
+    let (listener, engine) = service(Method::Respmod).await;
+    let content = "0123456789abcdef".repeat(2 << 20);
+    let scan = tokio::spawn(engine.scan(sample(content)));
+    let (mut stream, _) = listener.accept().await.expect("accept");
+    until(&mut stream, b"\r\n\r\n").await;
+    stream
+        .write_all(b"ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\n\r\n")
+        .await
+        .expect("write");
+    // The head of the request, and the HTTP heads within.
+    for _ in 0..3 {
+        until(&mut stream, b"\r\n\r\n").await;
+    }
+    stream
+        .write_all(b"ICAP/1.0 200 OK\r\nEncapsulated: res-body=0\r\n\r\n")
+        .await
+        .expect("write");
+    let (mut from, mut to) = stream.split();
+    let mirror = tokio::io::copy(&mut from, &mut to);
+    let (copied, answer) = tokio::join!(Deadline::after(LONG).run(mirror), scan);
+    drop(copied);
+    assert_eq!(answer.expect("a task").expect("an answer").answer, NOTHING);
+}
