@@ -89,6 +89,7 @@ impl Shared {
         let mut stream = BufReader::with_capacity(64 * 1024, stream);
         stream.write_all(b"220 sink.test ESMTP\r\n").await?;
         let mut line = Vec::new();
+        let mut is_open = false;
         loop {
             line.clear();
             if (&mut stream)
@@ -102,8 +103,14 @@ impl Shared {
             let verb = line.get(..4).unwrap_or_default().to_ascii_uppercase();
             let reply: &[u8] = match &verb[..] {
                 b"EHLO" => b"250-sink.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES\r\n",
-                b"MAIL" => self.mail().await,
+                b"MAIL" => {
+                    let reply = self.mail().await;
+                    is_open = reply.starts_with(b"2");
+                    reply
+                }
+                b"RCPT" | b"DATA" if !is_open => b"503 5.5.1 MAIL first\r\n",
                 b"DATA" => {
+                    is_open = false;
                     stream.write_all(b"354 go on\r\n").await?;
                     stream.get_mut().flush().await?;
                     self.content(&mut stream).await?;
