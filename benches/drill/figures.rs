@@ -111,8 +111,8 @@ pub struct Figures {
 const LEAK: f64 = 0.01;
 /// The backlog is that of the calm again when it is for so long,
 const STEADY: f64 = 2.0;
-/// or no more than so many messages above its peak: arrivals are random.
-const GRAIN: usize = 5;
+/// or no more than so many messages above its peak, at the usual rate: arrivals are random.
+const GRAIN: f64 = 5.0;
 
 /// Whether the event is about this message itself.
 fn concerned(variant_event: Event, planned: &Planned) -> bool {
@@ -259,7 +259,7 @@ impl Figures {
                 &backlog,
                 during.1.as_secs_f64(),
                 outcome.ended.as_secs_f64(),
-                calm_backlog + GRAIN,
+                calm_backlog + (GRAIN * outcome.times).ceil() as usize,
             ),
             first_hold: None,
             breaker_opened: None,

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use clap::Parser;
 
+/// Messages a second, unless told otherwise: what the targets are for.
+pub const USUAL_RATE: f64 = 40.0;
+
 /// The drill: live mail through a live relay while an engine, or a next hop, misbehaves.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "cargo bench --bench drill --")]
@@ -27,7 +30,7 @@ pub struct Options {
     #[arg(long)]
     pub peer: bool,
     /// Messages a second, flood included
-    #[arg(long, default_value_t = 40.0)]
+    #[arg(long, default_value_t = USUAL_RATE)]
     pub rate: f64,
     /// The rate is multiplied by this
     #[arg(long, default_value_t = 1.0)]

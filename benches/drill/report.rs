@@ -82,7 +82,7 @@ fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
         return Vec::new();
     }
     let mut checks = match outcome.variant.event {
-        Event::Flood(flood) => flood_checks(flood, figures),
+        Event::Flood(flood) => flood_checks(flood, outcome.times, figures),
         Event::Fault(fault) => fault_checks(fault, figures),
         Event::Newsletter { scan, .. } => {
             let mut checks = vec![none(
@@ -125,7 +125,7 @@ fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
     checks
 }
 
-fn flood_checks(flood: Flood, figures: &Figures) -> Vec<Check> {
+fn flood_checks(flood: Flood, times: f64, figures: &Figures) -> Vec<Check> {
     let held = figures.valid_ended(End::Held);
     let degraded = figures.percent(figures.degraded);
     let mut checks = Vec::new();
@@ -172,10 +172,11 @@ fn flood_checks(flood: Flood, figures: &Figures) -> Vec<Check> {
         within("contained", figures.contained, contained),
         within("first hold rule", figures.first_hold, 6.0),
         none("flood delivered", figures.flood_delivered),
+        // A second and a half of mail.
         at_most(
             "peak of the valid backlog",
             figures.backlog as f64,
-            60.0,
+            (60.0 * times).ceil(),
             "",
         ),
         within("recovery", figures.recovery, 5.0),

@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::engine::{Engine, Mode, Scan};
 use crate::load::{Limits, Load, Told};
 use crate::mail::World;
-use crate::options::{Options, Phases};
+use crate::options::{Options, Phases, USUAL_RATE};
 use crate::peer::Peer;
 use crate::plan::{Planned, plan};
 use crate::process::{Spillway, cpu_of};
@@ -37,6 +37,8 @@ pub enum Subject {
 pub struct Outcome {
     pub variant: Variant,
     pub subject: &'static str,
+    /// The rate, as a multiple of the usual one.
+    pub times: f64,
     pub phases: Phases,
     pub plan: Arc<Vec<Planned>>,
     pub told: Vec<Told>,
@@ -198,6 +200,7 @@ fn run(
     Ok(Outcome {
         variant: *variant,
         subject: subject.name(),
+        times: options.rate() / USUAL_RATE,
         phases,
         told: load.told.iter().map(take).collect(),
         hops: stage
