@@ -233,6 +233,18 @@ impl Icap {
         )
     }
 
+    /// Everything before the body.
+    fn heads(&self, id: MessageId, length: usize, preview: Option<usize>) -> String {
+        let (http, parts) = self.method.http(id, length);
+        let mut request = self.request(self.method.as_str());
+        request.push_str("Allow: 204\r\n");
+        if let Some(preview) = preview {
+            request.push_str(&format!("Preview: {preview}\r\n"));
+        }
+        request.push_str(&format!("Encapsulated: {parts}\r\n\r\n{http}"));
+        request
+    }
+
     /// Shows the message, and reads what the service says.
     async fn show(
         &self,
@@ -241,14 +253,8 @@ impl Icap {
         sample: &Sample,
     ) -> Result<Said, ScanError> {
         let content = sample.content().bytes();
-        let http = self.method.http(sample.request().id, content.len());
         let preview = options.preview.map(|most| most.min(content.len()));
-        let mut request = self.request(self.method.as_str());
-        request.push_str("Allow: 204\r\n");
-        if let Some(preview) = preview {
-            request.push_str(&format!("Preview: {preview}\r\n"));
-        }
-        request.push_str(&format!("Encapsulated: {}\r\n\r\n{}", http.1, http.0));
+        let request = self.heads(sample.request().id, content.len(), preview);
         let sent = preview.unwrap_or(0);
         let end: &[u8] = match preview {
             Some(_) if sent == content.len() => b"0; ieof\r\n\r\n",

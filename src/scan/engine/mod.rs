@@ -1,8 +1,9 @@
 //! One file per protocol.
 //!
-//! The next kind of engine is: its file here with a type that implements [`Engine`], its variant in [`Kind`], and its
-//! arm in [`build`]. Everything about waiting, retrying, limiting and reporting is the guard's business; an engine
-//! looks at one sample, once.
+//! The next kind of engine is: its file here with a type for one address that implements [`Engine`], its variant in
+//! [`Kind`], its arm in [`build`], its keys in `config/sections/engine`, its section in docs/ENGINES.md, and, if it is
+//! reached over a connection, its line in the table of faults (`tests/subjects.rs`). Everything about waiting, retrying,
+//! limiting and reporting is the guard's business; an engine looks at one sample, once.
 
 mod address;
 mod archive;

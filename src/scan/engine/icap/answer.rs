@@ -131,7 +131,7 @@ impl Head {
     }
 
     /// What the service says that it has found, if it says so.
-    pub(super) fn findings(&self) -> Option<Answer> {
+    pub fn findings(&self) -> Option<Answer> {
         let infection = self.infection.as_deref().map(Infection::read);
         let violations = violations(&self.violations);
         let mut names: Vec<&str> = Vec::new();

@@ -67,7 +67,7 @@ impl Reply {
     }
 
     /// What it means.
-    pub(super) fn judged(&self) -> Answer {
+    pub fn judged(&self) -> Answer {
         let info = |name: &str| Finding::new(FindingKind::Info, name, 0.0);
         if self.is_skipped && self.action == "no action" {
             return Answer::None {

@@ -175,6 +175,26 @@ async fn ask(
     ended.unwrap_or(Err(ScanError::NoAnswer(limit)))
 }
 
+/// Serves the listener's connections; what each faulty one could send when it had ended.
+fn listen(
+    subject: &'static Subject,
+    server: Arc<Server>,
+    listener: TcpListener,
+) -> mpsc::Receiver<usize> {
+    let (tell, told) = mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (server, tell) = (server.clone(), tell.clone());
+            tokio::spawn(async move {
+                if let Some(sent) = server.serve(subject, stream).await {
+                    let _ = tell.send(sent).await;
+                }
+            });
+        }
+    });
+    told
+}
+
 async fn play(subject: &'static Subject, fault: Fault, reason: Reason) {
     let what = format!("{} {fault:?}", subject.name);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
@@ -190,22 +210,13 @@ async fn play(subject: &'static Subject, fault: Fault, reason: Reason) {
         _ => (subject.kind)(address),
     };
     let engine = build(&kind).expect("an engine").remove(0);
-    let (tell, mut closed) = mpsc::channel(16);
-    if fault == Fault::Refused {
-        drop(listener);
-    } else {
-        let server = server.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (server, tell) = (server.clone(), tell.clone());
-                tokio::spawn(async move {
-                    if let Some(sent) = server.serve(subject, stream).await {
-                        let _ = tell.send(sent).await;
-                    }
-                });
-            }
-        });
-    }
+    let mut closed = match fault {
+        Fault::Refused => {
+            drop(listener);
+            None
+        }
+        _ => Some(listen(subject, server.clone(), listener)),
+    };
     let (limit, content) = match fault {
         // More than sockets buffer.
         Fault::NoReader => (Duration::from_millis(200), vec![b'x'; 24 << 20]),
@@ -219,19 +230,22 @@ async fn play(subject: &'static Subject, fault: Fault, reason: Reason) {
     server.given_up.notify_one();
     assert_eq!(error.reason(), reason, "{what}: {error}");
     assert!(error.to_string().len() < 500, "{what}: {error}");
-    if fault == Fault::Refused {
+    let Some(closed) = &mut closed else {
         return;
-    }
+    };
     let sent = Deadline::after(PATIENCE).run(closed.recv()).await;
     let sent = sent.unwrap_or_else(|_| panic!("{what}: the connection is still open"));
     assert!(sent.expect("a server") < IN_BUFFERS, "{what}: {sent:?}");
-    if fault == Fault::NoTls {
-        return;
+    if fault != Fault::NoTls {
+        mended(&server, &engine, &what).await;
     }
-    // Nothing of it is left: the next message has a connection and an answer of its own.
+}
+
+/// Nothing of a fault is left: the next message has a connection and an answer of its own.
+async fn mended(server: &Server, engine: &Arc<dyn Engine>, what: &str) {
     server.mended.store(true, Ordering::SeqCst);
     let before = server.connections.load(Ordering::SeqCst);
-    let next = ask(&engine, subjects::MAIL, PATIENCE).await;
+    let next = ask(engine, subjects::MAIL, PATIENCE).await;
     let next = next.unwrap_or_else(|error| panic!("{what}, then: {error}"));
     assert!(
         matches!(next.answer, Answer::Answered(_)),

@@ -1,0 +1,52 @@
+//! Answers that nobody would write: every parser takes any octets, and says what it makes of them.
+
+use proptest::prelude::*;
+
+use crate::scan::engine::{http, icap, rspamd, spamd};
+use crate::verdict::FindingKind;
+
+/// An honest beginning, so that noise is looked at where it hurts, and then anything.
+fn noise() -> impl Strategy<Value = Vec<u8>> {
+    let beginnings = [
+        "",
+        "SPAMD/1.1 0 EX_OK\r\n",
+        "SPAMD/1.1 0 EX_OK\r\nContent-length: 3\r\nSpam: True ; ",
+        "ICAP/1.0 200 OK\r\nX-Violations-Found: ",
+        "ICAP/1.0 200 OK\r\nEncapsulated: ",
+        "HTTP/1.1 ",
+        "{\"score\":1,\"action\":\"",
+        "{\"verdict\":",
+    ];
+    let rests = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..200),
+        "[\\r\\n\\t0-9A-Za-z:;/=. -]{0,200}".prop_map(String::into_bytes),
+    ];
+    let ends = prop::sample::select(vec!["", "\r\n", "\r\n\r\n", "\"}"]);
+    (prop::sample::select(beginnings.to_vec()), rests, ends)
+        .prop_map(|(begin, rest, end)| [begin.as_bytes(), &rest, end.as_bytes()].concat())
+}
+
+proptest! {
+    /// An answer from outside can be anything; none of it may end the scan in a panic.
+    #[test]
+    fn any_octets_can_be_read(octets in noise()) {
+        let reading = http::Reading {
+            verdict_at: "/verdict".to_owned(),
+            bad: vec!["1".to_owned()],
+            clean: vec!["0".to_owned()],
+            bad_kind: FindingKind::Malware,
+            bad_score: 1.0,
+            name_at: Some("/names".to_owned()),
+            score_at: None,
+            signatures_at: None,
+            id_at: None,
+        };
+        let _ = spamd::parse(&octets);
+        let _ = rspamd::parse(&octets).map(|reply| reply.judged());
+        let _ = http::read(&octets, &reading);
+        let _ = icap::head(&octets).map(|head| head.findings());
+        let _ = icap::options(&octets);
+        let _ = icap::encapsulated_status(&octets);
+        let _ = icap::chunk_size(&octets);
+    }
+}
