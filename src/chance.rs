@@ -14,46 +14,58 @@ pub use seeded::{rng, seed};
 /// In tests a thread can be told what chance will bring.
 #[cfg(test)]
 mod seeded {
-    use std::cell::RefCell;
+    use std::cell::Cell;
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
     use rand::SeedableRng;
     use rand::rngs::StdRng;
 
     use super::Rng;
+    use crate::deadline::wall_clock;
 
     thread_local! {
-        static SEEDED: RefCell<Option<StdRng>> = const { RefCell::new(None) };
+        static SEED: Cell<Option<u64>> = const { Cell::new(None) };
     }
 
-    /// Everything random on this thread follows from `seed`, until there is none again.
+    /// Everything random on this thread follows from `seed` and the time, until there is none again. Not from what was
+    /// drawn before: what the runtime does at one moment it does in no order that could be replayed.
     pub fn seed(seed: Option<u64>) {
-        SEEDED.set(seed.map(StdRng::seed_from_u64));
+        SEED.set(seed);
     }
 
-    /// As the one for production, or a child of the thread's seed.
+    /// As the one for production, or what this thread's seed brings now.
     pub fn rng() -> impl Rng {
-        SEEDED.with_borrow_mut(|seeded| match seeded {
-            Some(parent) => StdRng::from_rng(parent),
-            None => StdRng::from_rng(&mut rand::rng()),
-        })
+        let Some(seed) = SEED.get() else {
+            return StdRng::from_rng(&mut rand::rng());
+        };
+        let mut hasher = DefaultHasher::new();
+        (seed, wall_clock().as_nanosecond()).hash(&mut hasher);
+        StdRng::seed_from_u64(hasher.finish())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use rand::RngExt as _;
 
     use super::*;
+    use crate::deadline::set_wall_clock;
 
     /// What is replayed must come out the same, and only while it is replayed.
-    #[test]
-    fn a_seed_decides_what_chance_brings() {
-        let draw = || -> Vec<u64> { (0..9).map(|_| rng().random()).collect() };
+    #[tokio::test(start_paused = true)]
+    async fn a_seed_decides_what_chance_brings() {
+        set_wall_clock(Some(jiff::Timestamp::UNIX_EPOCH));
+        let draw = || -> u64 { rng().random() };
         seed(Some(7));
         let first = draw();
-        seed(Some(7));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_ne!(draw(), first, "time goes on");
+        set_wall_clock(Some(jiff::Timestamp::UNIX_EPOCH));
         assert_eq!(draw(), first);
         seed(None);
         assert_ne!(draw(), first);
+        set_wall_clock(None);
     }
 }

@@ -329,8 +329,13 @@ impl Pipeline {
         custody: Custody,
         passed: Passed,
     ) -> Reply {
-        let settlement = settle::settle(generation, message, &custody, &passed);
-        if let Err(error) = self.make_so(&settlement, &custody, message).await {
+        let mut settlement = settle::settle(generation, message, &custody, &passed);
+        if let Err(error) = self.insist(&mut settlement, &custody, message).await {
+            // What a next hop has taken it has, whatever the store does.
+            let delivered = settlement.history.into_iter();
+            for entry in delivered.filter(|entry| entry.event == "delivered") {
+                self.history.record(entry);
+            }
             return self.not_kept(message, &error);
         }
         for entry in settlement.history {
@@ -359,18 +364,40 @@ impl Pipeline {
         });
     }
 
-    async fn make_so(
+    /// Makes a settlement so, for stored mail against a store that fails for a while: what a next hop has taken would go
+    /// to it once more when the lease of the record ends.
+    async fn insist(
         &self,
-        settlement: &Settlement,
+        settlement: &mut Settlement,
         custody: &Custody,
         message: &Message,
     ) -> Result<(), StoreError> {
-        for notice in &settlement.notices {
+        let patience = Deadline::after(lanes::INSIST);
+        loop {
+            let done = self.make_so(settlement, custody, message).await;
+            let failed = matches!(done, Err(StoreError::Broken(_) | StoreError::Full(_)));
+            let ours = matches!(custody, Custody::Stored(_));
+            if !failed || !ours || patience.passed() {
+                return done;
+            }
+            patience.within(lanes::AGAIN).wait().await;
+        }
+    }
+
+    async fn make_so(
+        &self,
+        settlement: &mut Settlement,
+        custody: &Custody,
+        message: &Message,
+    ) -> Result<(), StoreError> {
+        while let Some(notice) = settlement.notices.last() {
             let content = Content::uncharged(notice.content.clone());
             let kept = self.store.put(vec![notice.record.clone()], content).await;
             if notice.is_bounce {
                 kept?;
             }
+            settlement.notices.pop();
+            self.wake.notify_waiters();
         }
         let keep = settlement.keep.clone();
         match custody {
@@ -395,9 +422,6 @@ impl Pipeline {
                     }
                 }
             }
-        }
-        if !settlement.notices.is_empty() {
-            self.wake.notify_waiters();
         }
         Ok(())
     }

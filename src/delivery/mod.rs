@@ -44,10 +44,17 @@ use crate::smtp::reply_parser::parse_status;
 pub use gate::{HopStatus, Turn};
 pub use pace::State;
 
+#[cfg(test)]
+pub(crate) use {pace::Sign, relay::Ended};
+
 use gate::Gate;
 use maildir::Maildir;
-use pace::{Sign, Who};
-use relay::{Ended, Relay};
+#[cfg(not(test))]
+use pace::Sign;
+use pace::Who;
+#[cfg(not(test))]
+use relay::Ended;
+use relay::Relay;
 use routes::Routes;
 
 /// Settings of one `[[next_hop]]`.
@@ -258,6 +265,20 @@ struct Hop {
 enum Means {
     Relay(Box<Relay>),
     Maildir(Maildir),
+    #[cfg(test)]
+    Scripted(Arc<dyn Scripted>),
+}
+
+/// A next hop without sockets, for tests on paused time.
+#[cfg(test)]
+pub(crate) trait Scripted: Send + Sync {
+    /// What becomes of the recipients at these positions, by the deadline.
+    fn deliver(
+        &self,
+        mail: Outbound,
+        recipients: Vec<usize>,
+        deadline: Deadline,
+    ) -> futures_util::future::BoxFuture<'static, Ended>;
 }
 
 struct Meters {
@@ -313,6 +334,26 @@ impl Delivery {
         }
         let shared = Arc::new(Shared { hops, routes });
         Ok(Self { shared })
+    }
+
+    /// Next hops that a test has made; the settings say what they are for and how patient they are tried.
+    #[cfg(test)]
+    pub(crate) fn scripted(
+        hops: Vec<(Settings, Arc<dyn Scripted>)>,
+        before: Option<&Self>,
+    ) -> Result<Self, BuildError> {
+        let (settings, scripts): (Vec<_>, Vec<_>) = hops.into_iter().unzip();
+        let routes = Routes::new(&settings)?;
+        let hop = |(settings, script)| Hop {
+            gate: gate(&settings, before),
+            settings,
+            means: Means::Scripted(script),
+            meters: OnceLock::new(),
+        };
+        let hops = settings.into_iter().zip(scripts).map(hop).collect();
+        Ok(Self {
+            shared: Arc::new(Shared { hops, routes }),
+        })
     }
 
     /// Delivers to all recipients, every next hop at once; one outcome per recipient in their order. At the deadline
@@ -461,17 +502,19 @@ impl Hop {
         meters: &Meters,
         deadline: Deadline,
     ) -> Vec<(usize, Outcome)> {
-        let relay = match &self.means {
-            Means::Maildir(maildir) => return maildir.deliver(mail, recipients, deadline).await,
-            Means::Relay(relay) => relay,
-        };
         let Ended {
             mut outcomes,
             sign,
             offered,
-        } = relay
-            .deliver(mail, recipients, &meters.connections, deadline)
-            .await;
+        } = match &self.means {
+            Means::Maildir(maildir) => return maildir.deliver(mail, recipients, deadline).await,
+            Means::Relay(relay) => {
+                let connections = &meters.connections;
+                relay.deliver(mail, recipients, connections, deadline).await
+            }
+            #[cfg(test)]
+            Means::Scripted(hop) => hop.deliver(mail.clone(), recipients, deadline).await,
+        };
         let deferred = |(_, outcome): &(usize, Outcome)| match outcome {
             Outcome::Deferred(answer) => Some(answer.text.clone()),
             _ => None,

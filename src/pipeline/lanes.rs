@@ -36,6 +36,12 @@ const NO_ROOM: Duration = Duration::from_secs(10);
 /// Wait for memory: far below what the lease allows beyond the work itself.
 pub(super) const MEMORY: Duration = Duration::from_secs(10);
 
+/// How long a store that fails is asked to keep what became of a stored message: below what the lease allows beyond the
+/// work itself, and beyond [`MEMORY`].
+pub(super) const INSIST: Duration = Duration::from_secs(45);
+/// Between two times.
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
+
 /// How long a record stays handed out: longer than any work on it can take.
 pub(super) fn lease(budget: &Budget) -> Duration {
     budget.total + DELIVERY + Duration::from_secs(60)

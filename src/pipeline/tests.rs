@@ -2,6 +2,7 @@
 
 mod pacing;
 mod scripted;
+mod simulation;
 
 use std::sync::atomic::Ordering;
 
@@ -556,13 +557,15 @@ async fn stored_mail_does_not_wait_for_memory_longer_than_its_lease() {
     record.size = 20 << 20;
     let due = record.due_at;
     let id = record.id;
-    store.due.lock().expect("lock").push(record);
+    let content = Content::uncharged("x");
+    store.put(vec![record], content).await.expect("put");
     let closing = tokio_util::sync::CancellationToken::new();
     let began = Instant::now();
     tokio::spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
     let postponed = loop {
         tokio::time::advance(Duration::from_secs(1)).await;
-        if let Some(record) = store.get(id).await.expect("get") {
+        let record = store.get(id).await.expect("get").expect("kept");
+        if record.due_at > due {
             break record;
         }
         assert!(

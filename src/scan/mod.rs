@@ -133,6 +133,20 @@ impl Scanner {
         }
     }
 
+    /// Guards around engines that a test has made; otherwise as [`new`](Self::new).
+    #[cfg(test)]
+    pub(crate) fn of_engines(
+        engines: Vec<(Settings, Vec<Arc<dyn engine::Engine>>)>,
+        before: Option<&Self>,
+    ) -> Self {
+        let guarded = |(settings, replicas): (Settings, _)| {
+            let same = |e: &&Guarded| e.settings().name == settings.name;
+            let before = before.and_then(|before| before.engines.iter().find(same));
+            guard::guard(replicas, Arc::new(settings), before)
+        };
+        Self::of(engines.into_iter().map(guarded).collect())
+    }
+
     fn of(engines: Vec<Guarded>) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self {

@@ -81,6 +81,13 @@ impl History {
         Ok(Arc::new(Self(log)))
     }
 
+    /// A history that a test reads.
+    #[cfg(test)]
+    pub(crate) fn detached() -> (Arc<Self>, impl FnMut() -> Option<HistoryEntry> + Send) {
+        let (log, next) = Log::detached();
+        (Arc::new(Self(log)), next)
+    }
+
     /// Notes an event. Never waits: an entry that finds the queue full is dropped and counted.
     pub fn record(&self, entry: HistoryEntry) {
         self.0.note(entry);

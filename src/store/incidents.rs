@@ -58,6 +58,13 @@ impl Incidents {
         self.0.note(incident);
     }
 
+    /// An incident log that a test reads.
+    #[cfg(test)]
+    pub(crate) fn detached() -> (Arc<Self>, impl FnMut() -> Option<Incident> + Send) {
+        let (log, next) = Log::detached();
+        (Arc::new(Self(log)), next)
+    }
+
     /// Incidents lost since the start: too many waited, or the disk did not take them.
     pub fn dropped(&self) -> u64 {
         self.0.dropped()

@@ -101,6 +101,25 @@ impl<E: Entry> Log<E> {
         })
     }
 
+    /// A log whose entries go to a test instead of a file.
+    #[cfg(test)]
+    pub(super) fn detached() -> (Self, impl FnMut() -> Option<E> + Send) {
+        let (items, queue) = sync_channel(E::QUEUE);
+        let log = Self {
+            path: PathBuf::new(),
+            items,
+            waiting: Arc::default(),
+            dropped: Arc::default(),
+            thread: std::thread::current(),
+            handle: Mutex::default(),
+        };
+        let next = move || match queue.try_recv() {
+            Ok(Item::Entry(entry)) => Some(*entry),
+            _ => None,
+        };
+        (log, next)
+    }
+
     /// Where it is.
     pub(super) fn path(&self) -> &Path {
         &self.path

@@ -22,7 +22,9 @@ fn stored(pipeline: &Pipeline, to: &str, count: usize) -> Vec<Record> {
         let passed = passed(vec![(Disposition::Deliver, vec![0], later())]);
         let message = message(&[to]);
         let settled = settle::settle(&generation, &message, &Custody::Session, &passed);
-        settled.keep.into_iter().next().expect("it is kept")
+        let mut record = settled.keep.into_iter().next().expect("it is kept");
+        record.due_at = record.received_at;
+        record
     };
     (0..count).map(record).collect()
 }
@@ -78,21 +80,16 @@ async fn a_dead_next_hop_keeps_nobody_elses_mail_waiting() {
     let (pipeline, _folder) = pipeline(generation, &store);
     let dead = stored(&pipeline, "x@dead.test", 500);
     let well = stored(&pipeline, "x@b.test", 20);
-    {
-        let mut kept = store.records.lock().expect("lock");
-        kept.extend(well.iter().map(|record| (record.id, record.clone())));
+    for record in dead.into_iter().chain(well) {
+        let put = store.put(vec![record], Content::uncharged("x"));
+        put.await.expect("put");
     }
-    store
-        .due
-        .lock()
-        .expect("lock")
-        .extend(dead.into_iter().chain(well.clone()));
     let closing = tokio_util::sync::CancellationToken::new();
     tokio::spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
     while store.all().iter().any(|record| &*record.next_hop == "zulu") {
         tokio::time::advance(Duration::from_millis(10)).await;
     }
-    let waiting = store.due.lock().expect("lock").len();
+    let waiting = store.never_claimed();
     assert!(waiting >= 500 - 2 * Lanes::HOP_SLOTS, "{waiting}");
     let tried = store.all();
     assert!(!tried.is_empty());
@@ -117,11 +114,10 @@ async fn mail_for_a_dead_next_hop_is_returned_in_time() {
         record.next_hop = "not due".into();
     }
     let ids: Vec<MessageId> = old.iter().map(|record| record.id).collect();
-    {
-        let mut kept = store.records.lock().expect("lock");
-        kept.extend(old.iter().map(|record| (record.id, record.clone())));
+    for record in old {
+        let put = store.put(vec![record], Content::uncharged("x"));
+        put.await.expect("put");
     }
-    store.due.lock().expect("lock").extend(old);
     let lanes = Lanes::new(pipeline.clone());
     let giving_up = tokio::spawn(async move { lanes.give_up().await });
     while store.all().iter().any(|record| ids.contains(&record.id)) {

@@ -1,194 +1,536 @@
-//! A store for the tests of the path.
+//! A store in memory that keeps the contract of [`Store`] and can be told to fail, for the tests of the path.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use crate::message::{Content, MessageId};
+use crate::deadline::Deadline;
+use crate::message::{Content, MessageId, Standing};
+use crate::store::contract;
 use crate::store::{
-    Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, Object, Outgoing, Record, Store,
-    StoreError, StoreFuture, StoredInterceptor,
+    Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, MOST_INTERCEPTORS, Object,
+    Outgoing, Record, Store, StoreError, StoreFuture, StoredInterceptor,
 };
 
-/// A store in memory that can be told to fail.
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Operation {
+    Read,
+    /// Changes what is there.
+    Change,
+    /// Needs room.
+    Add,
+}
+
+/// What befalls one operation.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Fate {
+    /// Before it is done, or not.
+    pub(super) before: Duration,
+    /// Why it is not.
+    pub(super) error: Option<StoreError>,
+    /// After it was done, before anybody hears of it.
+    pub(super) after: Duration,
+}
+
+/// Who decides about operations, and sees what they changed.
+pub(super) trait Witness: Send + Sync {
+    /// An operation begins; `about` names the record or the message it is about, if it is about one.
+    fn fate(&self, about: Option<MessageId>, what: Operation) -> Fate;
+
+    /// What was `before` is now `after`: durable.
+    fn changed(&self, before: &[Record], after: &[(Record, Content)], act: Option<&Audit>);
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    record: Record,
+    content: Content,
+    leased: Option<Timestamp>,
+    claimed: bool,
+    /// In the order of arrival.
+    number: u64,
+}
+
+#[derive(Default)]
+struct Tables {
+    kept: BTreeMap<MessageId, Kept>,
+    number: u64,
+    audit: Vec<Audit>,
+    interceptors: BTreeMap<String, StoredInterceptor>,
+    version: u64,
+}
+
+/// The store. What is in it is durable: a test that drops everything else has crashed.
 #[derive(Default)]
 pub(super) struct Scripted {
-    pub(super) records: Mutex<HashMap<MessageId, Record>>,
-    /// Handed out by the next claims.
-    pub(super) due: Mutex<Vec<Record>>,
+    tables: Mutex<Tables>,
     pub(super) fails: AtomicBool,
+    witness: Option<Arc<dyn Witness>>,
 }
 
 impl Scripted {
-    pub(super) fn all(&self) -> Vec<Record> {
-        self.records
-            .lock()
-            .expect("lock")
-            .values()
-            .cloned()
-            .collect()
+    pub(super) fn watched(witness: Arc<dyn Witness>) -> Self {
+        Self {
+            witness: Some(witness),
+            ..Self::default()
+        }
     }
 
-    fn done<T: Send + 'static>(&self, value: T) -> StoreFuture<'_, T> {
-        let fails = self.fails.load(Ordering::Relaxed);
+    /// All records, in the order of arrival.
+    pub(super) fn all(&self) -> Vec<Record> {
+        let tables = self.tables();
+        let mut kept: Vec<&Kept> = tables.kept.values().collect();
+        kept.sort_by_key(|kept| kept.number);
+        kept.into_iter().map(|kept| kept.record.clone()).collect()
+    }
+
+    /// How many records nobody has ever worked on.
+    pub(super) fn never_claimed(&self) -> usize {
+        let tables = self.tables();
+        let never = tables.kept.values().filter(|kept| !kept.claimed);
+        never.count()
+    }
+
+    /// The process that had the leases is gone.
+    pub(super) fn reopen(&self) {
+        for kept in self.tables().kept.values_mut() {
+            kept.leased = None;
+        }
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().expect("no test panics with the lock")
+    }
+
+    fn fate(&self, about: Option<MessageId>, what: Operation) -> Fate {
+        if self.fails.load(Ordering::Relaxed) {
+            let error = Some(StoreError::Broken("told to".to_owned()));
+            return Fate {
+                error,
+                ..Fate::default()
+            };
+        }
+        let witness = self.witness.as_ref();
+        witness.map_or_else(Fate::default, |witness| witness.fate(about, what))
+    }
+
+    fn operation<'a, T: Send + 'a>(
+        &'a self,
+        about: Option<MessageId>,
+        what: Operation,
+        work: impl FnOnce(&mut Tables) -> Result<T, StoreError> + Send + 'a,
+    ) -> StoreFuture<'a, T> {
         Box::pin(async move {
-            if fails {
-                Err(StoreError::Broken("told to".to_owned()))
-            } else {
-                Ok(value)
+            let fate = self.fate(about, what);
+            pause(fate.before).await;
+            if let Some(error) = fate.error {
+                return Err(error);
             }
+            let done = work(&mut self.tables());
+            pause(fate.after).await;
+            done
+        })
+    }
+
+    /// Replaces `before` by `after`, with leases until `until`, all or nothing.
+    fn replace(
+        &self,
+        tables: &mut Tables,
+        before: Option<MessageId>,
+        after: Vec<(Record, Content)>,
+        (until, act): (Option<Timestamp>, Option<Audit>),
+    ) -> Result<(), StoreError> {
+        let taken = |(record, _): &&(Record, Content)| {
+            Some(record.id) != before && tables.kept.contains_key(&record.id)
+        };
+        if let Some((record, _)) = after.iter().find(taken) {
+            let why = format!("{} exists", record.id);
+            return Err(StoreError::Broken(why));
+        }
+        let old = before.and_then(|id| tables.kept.remove(&id));
+        for (record, content) in &after {
+            tables.number += 1;
+            let kept = Kept {
+                record: record.clone(),
+                content: content.clone(),
+                leased: until,
+                claimed: before.is_some(),
+                number: match &old {
+                    Some(old) if old.record.id == record.id => old.number,
+                    _ => tables.number,
+                },
+            };
+            tables.kept.insert(record.id, kept);
+        }
+        tables.make_room();
+        if let Some(witness) = &self.witness {
+            let before: Vec<Record> = old.into_iter().map(|kept| kept.record).collect();
+            witness.changed(&before, &after, act.as_ref());
+        }
+        tables.audit.extend(act);
+        Ok(())
+    }
+
+    fn change_where(
+        &self,
+        lane: Option<Lane>,
+        id: MessageId,
+        change: Change,
+        act: Option<Audit>,
+    ) -> StoreFuture<'_, ()> {
+        self.operation(Some(id), Operation::Change, move |tables| {
+            let is_there = |kept: &&Kept| lane.is_none_or(|lane| kept.record.lane == lane);
+            let Some(kept) = tables.kept.get(&id).filter(is_there) else {
+                return Err(StoreError::NotFound(id));
+            };
+            let after = match change {
+                Change::Replace(record) => vec![(*record, kept.content.clone())],
+                Change::Remove => Vec::new(),
+            };
+            self.replace(tables, Some(id), after, (None, act))
+        })
+    }
+
+    fn put_until(
+        &self,
+        records: Vec<Record>,
+        content: Content,
+        until: Option<Timestamp>,
+    ) -> StoreFuture<'_, ()> {
+        let of_put = |r: &Record| about(r).unwrap_or(r.message);
+        let about = records.first().map(of_put);
+        self.operation(about, Operation::Add, move |tables| {
+            let after = records.into_iter().map(|r| (r, content.clone())).collect();
+            self.replace(tables, None, after, (until, None))
         })
     }
 }
 
-impl Store for Scripted {
-    fn put(&self, records: Vec<Record>, _: Content) -> StoreFuture<'_, ()> {
-        if !self.fails.load(Ordering::Relaxed) {
-            let mut kept = self.records.lock().expect("lock");
-            for record in records {
-                assert!(kept.insert(record.id, record).is_none(), "ids are unique");
+/// The message that a notification is about.
+pub(super) fn about(record: &Record) -> Option<MessageId> {
+    let about = record.status.strip_prefix("notification about ")?;
+    about.parse().ok()
+}
+
+async fn pause(span: Duration) {
+    if !span.is_zero() {
+        Deadline::after(span).wait().await;
+    }
+}
+
+impl Tables {
+    /// The rescan lane is bounded: what expires first gives way.
+    fn make_room(&mut self) {
+        loop {
+            let rescans = || self.kept.values().filter(|k| k.record.lane == Lane::Rescan);
+            let octets: usize = rescans().map(|kept| kept.content.len()).sum();
+            let first = rescans().min_by_key(|k| k.record.expires_at);
+            match first.map(|kept| kept.record.id) {
+                Some(first) if octets as u64 > contract::RESCAN_BYTES => {
+                    self.kept.remove(&first);
+                }
+                _ => return,
             }
         }
-        self.done(())
+    }
+
+    /// Those that `wanted` says, in the order of `key`, leased until `until`.
+    fn lease<K: Ord>(
+        &mut self,
+        (now, until): (Timestamp, Timestamp),
+        limit: usize,
+        wanted: impl Fn(&Record) -> bool,
+        key: impl Fn(&Kept) -> K,
+    ) -> Vec<Record> {
+        let free = |kept: &&mut Kept| {
+            kept.leased.is_none_or(|leased| leased <= now) && wanted(&kept.record)
+        };
+        let mut found: Vec<&mut Kept> = self.kept.values_mut().filter(free).collect();
+        found.sort_by_key(|kept| key(kept));
+        found.truncate(limit);
+        for kept in &mut found {
+            kept.leased = Some(until);
+            kept.claimed = true;
+        }
+        found.into_iter().map(|kept| kept.record.clone()).collect()
+    }
+
+    fn keep_interceptor(
+        &mut self,
+        mut wanted: StoredInterceptor,
+        act: Option<Audit>,
+    ) -> Result<Option<u64>, StoreError> {
+        let there = self.interceptors.get(&wanted.id).map(|i| i.version);
+        if there.unwrap_or(0) != wanted.version {
+            return Ok(None);
+        }
+        if there.is_none() && self.interceptors.len() >= MOST_INTERCEPTORS {
+            return Err(StoreError::Full("too many interceptors".to_owned()));
+        }
+        self.version += 1;
+        wanted.version = self.version;
+        self.interceptors.insert(wanted.id.clone(), wanted);
+        self.audit.extend(act);
+        Ok(Some(self.version))
+    }
+}
+
+/// Whether a record is what is searched for.
+fn matches(filter: &Filter, record: &Record, size: usize) -> bool {
+    let part = |wanted: &Option<String>, text: &str| {
+        let found = |wanted: &String| text.to_lowercase().contains(&wanted.to_lowercase());
+        wanted.as_ref().is_none_or(found)
+    };
+    let decision = record.decision.as_ref();
+    let reason = decision.map_or(String::new(), |d| format!("{}\n{}", d.rule, d.reason));
+    let findings = record.reports.iter().flat_map(|r| r.findings());
+    let findings: Vec<&str> = findings.map(|f| f.name.as_str()).collect();
+    let recipients = record.envelope.recipients.iter();
+    let recipients: Vec<&str> = recipients.map(|r| r.mailbox.as_str()).collect();
+    let speaks = |name: &String| {
+        record.reports.iter().any(|report| {
+            let says = report.missing().is_some() || !report.findings().is_empty();
+            says && report.engine.eq_ignore_ascii_case(name)
+        })
+    };
+    (filter.lanes.is_empty() || filter.lanes.contains(&record.lane))
+        && part(&filter.reason, &reason)
+        && part(&filter.finding, &findings.join("\n"))
+        && part(&filter.sender, record.envelope.reverse_path.as_str())
+        && part(&filter.recipient, &recipients.join("\n"))
+        && part(&filter.subject, &record.subject)
+        && filter.engine.as_ref().is_none_or(speaks)
+        && (filter.cause.is_none() || filter.cause == record.cause)
+        && filter.before.is_none_or(|at| record.received_at < at)
+        && filter.after.is_none_or(|at| record.received_at >= at)
+        && filter.expired.is_none_or(|at| record.expires_at <= at)
+        && (filter.size.as_ref()).is_none_or(|range| range.contains(&(size as u64)))
+}
+
+impl Store for Scripted {
+    fn put(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
+        self.put_until(records, content, None)
     }
 
     fn put_leased(
         &self,
         records: Vec<Record>,
         content: Content,
-        _: Timestamp,
+        until: Timestamp,
     ) -> StoreFuture<'_, ()> {
-        self.put(records, content)
+        self.put_until(records, content, Some(until))
     }
 
     fn split(&self, first: Record, others: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
-        self.records.lock().expect("lock").insert(first.id, first);
-        self.put(others, content)
+        let id = first.id;
+        self.operation(Some(id), Operation::Add, move |tables| {
+            let Some(kept) = tables.kept.get(&id) else {
+                return Err(StoreError::NotFound(id));
+            };
+            let mut after = vec![(first, kept.content.clone())];
+            after.extend(others.into_iter().map(|r| (r, content.clone())));
+            self.replace(tables, Some(id), after, (None, None))
+        })
     }
 
-    fn change(&self, id: MessageId, change: Change, _: Option<Audit>) -> StoreFuture<'_, ()> {
-        let mut kept = self.records.lock().expect("lock");
-        match change {
-            Change::Replace(record) => kept.insert(id, *record),
-            Change::Remove => kept.remove(&id),
-        };
-        self.done(())
+    fn change(&self, id: MessageId, change: Change, act: Option<Audit>) -> StoreFuture<'_, ()> {
+        self.change_where(None, id, change, act)
     }
 
     fn change_in(
         &self,
-        _: Lane,
+        lane: Lane,
         id: MessageId,
         change: Change,
-        audit: Option<Audit>,
+        act: Option<Audit>,
     ) -> StoreFuture<'_, ()> {
-        self.change(id, change, audit)
+        self.change_where(Some(lane), id, change, act)
     }
 
-    fn hasten(&self, _: MessageId, _: Timestamp) -> StoreFuture<'_, bool> {
-        self.done(false)
+    fn hasten(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool> {
+        self.operation(None, Operation::Change, move |tables| {
+            let waits = |kept: &&mut Kept| {
+                matches!(kept.record.lane, Lane::Scan | Lane::Delivery)
+                    && kept.leased.is_none_or(|leased| leased <= now)
+            };
+            let kept = tables.kept.get_mut(&id).filter(waits);
+            Ok(kept.map(|kept| kept.record.due_at = now).is_some())
+        })
     }
 
     fn claim(
         &self,
         lane: Lane,
-        _: Timestamp,
-        _: Timestamp,
-        _: usize,
+        now: Timestamp,
+        until: Timestamp,
+        limit: usize,
     ) -> StoreFuture<'_, Vec<Record>> {
-        let mut due = self.due.lock().expect("lock");
-        let claimed = due.extract_if(.., |record| record.lane == lane).collect();
-        self.done(claimed)
+        self.operation(None, Operation::Change, move |tables| {
+            let due = |record: &Record| record.lane == lane && record.due_at <= now;
+            let key = |kept: &Kept| (kept.record.due_at, kept.record.received_at, kept.number);
+            Ok(tables.lease((now, until), limit, due, key))
+        })
     }
 
     fn claim_outgoing(
         &self,
         what: Outgoing,
         now: Timestamp,
-        _: Timestamp,
+        until: Timestamp,
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>> {
-        let mut due = self.due.lock().expect("lock");
-        let wanted = |record: &Record| match &what {
-            Outgoing::To(next_hop) => record.next_hop == *next_hop,
-            Outgoing::GivenUp => record.expires_at <= now,
-        };
-        let those = due.extract_if(.., |record| record.lane == Lane::Delivery && wanted(record));
-        let claimed = those.take(limit).collect();
-        self.done(claimed)
+        self.operation(None, Operation::Change, move |tables| {
+            let wanted = |record: &Record| {
+                record.lane == Lane::Delivery
+                    && match &what {
+                        Outgoing::To(hop) => record.next_hop == *hop && record.due_at <= now,
+                        Outgoing::GivenUp => record.expires_at <= now,
+                    }
+            };
+            let key = |kept: &Kept| match what {
+                Outgoing::To(_) => (kept.record.due_at, kept.record.received_at, kept.number),
+                Outgoing::GivenUp => (kept.record.expires_at, kept.record.received_at, kept.number),
+            };
+            Ok(tables.lease((now, until), limit, wanted, key))
+        })
     }
 
-    fn next_hops(&self, _: Timestamp) -> StoreFuture<'_, Vec<Arc<str>>> {
-        let due = self.due.lock().expect("lock");
-        let outgoing = due.iter().filter(|record| record.lane == Lane::Delivery);
-        let names: BTreeSet<Arc<str>> = outgoing.map(|record| record.next_hop.clone()).collect();
-        self.done(names.into_iter().collect())
+    fn next_hops(&self, now: Timestamp) -> StoreFuture<'_, Vec<Arc<str>>> {
+        self.operation(None, Operation::Read, move |tables| {
+            let due = |kept: &&Kept| {
+                let record = &kept.record;
+                let free = kept.leased.is_none_or(|leased| leased <= now);
+                record.lane == Lane::Delivery && record.due_at <= now && free
+            };
+            let hops = tables.kept.values().filter(due);
+            let hops: BTreeSet<Arc<str>> = hops.map(|kept| kept.record.next_hop.clone()).collect();
+            Ok(hops.into_iter().collect())
+        })
     }
 
     fn recover(
         &self,
         lane: Lane,
         cause: Cause,
-        _: Timestamp,
-        _: Timestamp,
-        _: usize,
+        now: Timestamp,
+        until: Timestamp,
+        limit: usize,
     ) -> StoreFuture<'_, Vec<Record>> {
-        let mut due = self.due.lock().expect("lock");
-        let waits =
-            |record: &mut Record| record.lane == lane && record.cause == Some(cause.clone());
-        let claimed = due.extract_if(.., waits).collect();
-        self.done(claimed)
+        self.operation(None, Operation::Change, move |tables| {
+            let waits =
+                |record: &Record| record.lane == lane && record.cause.as_ref() == Some(&cause);
+            let key = |kept: &Kept| {
+                let unknown = kept.record.standing != Some(Standing::Known);
+                (unknown, kept.record.received_at, kept.number)
+            };
+            Ok(tables.lease((now, until), limit, waits, key))
+        })
     }
 
     fn get(&self, id: MessageId) -> StoreFuture<'_, Option<Record>> {
-        let found = self.records.lock().expect("lock").get(&id).cloned();
-        self.done(found)
+        self.operation(None, Operation::Read, move |tables| {
+            Ok(tables.kept.get(&id).map(|kept| kept.record.clone()))
+        })
     }
 
-    fn content(&self, _: MessageId) -> StoreFuture<'_, Bytes> {
-        self.done(Bytes::new())
+    fn content(&self, id: MessageId) -> StoreFuture<'_, Bytes> {
+        self.operation(None, Operation::Read, move |tables| {
+            match tables.kept.get(&id) {
+                Some(kept) => Ok(kept.content.bytes().clone()),
+                None => Err(StoreError::NotFound(id)),
+            }
+        })
     }
 
-    fn search(&self, _: Filter) -> StoreFuture<'_, Vec<Record>> {
-        self.done(Vec::new())
+    fn search(&self, filter: Filter) -> StoreFuture<'_, Vec<Record>> {
+        self.operation(None, Operation::Read, move |tables| {
+            let wanted = |kept: &&Kept| matches(&filter, &kept.record, kept.content.len());
+            let mut found: Vec<&Kept> = tables.kept.values().filter(wanted).collect();
+            found.sort_by_key(|kept| std::cmp::Reverse((kept.record.received_at, kept.number)));
+            let found = found.into_iter().skip(filter.offset).take(filter.limit);
+            Ok(found.map(|kept| kept.record.clone()).collect())
+        })
     }
 
-    fn audit(&self, _: Audit) -> StoreFuture<'_, ()> {
-        self.done(())
+    fn audit(&self, entry: Audit) -> StoreFuture<'_, ()> {
+        self.operation(None, Operation::Change, move |tables| {
+            tables.audit.push(entry);
+            Ok(())
+        })
     }
 
-    fn interceptors(&self, _: Option<u64>) -> StoreFuture<'_, Option<Interceptors>> {
-        self.done(None)
+    fn audited(&self, of: Option<Object>, limit: usize) -> StoreFuture<'_, Vec<Audit>> {
+        self.operation(None, Operation::Read, move |tables| {
+            let wanted = |act: &&Audit| of.as_ref().is_none_or(|of| act.object == *of);
+            let newest = tables.audit.iter().rev().filter(wanted).take(limit);
+            Ok(newest.cloned().collect())
+        })
+    }
+
+    fn interceptors(&self, known: Option<u64>) -> StoreFuture<'_, Option<Interceptors>> {
+        self.operation(None, Operation::Read, move |tables| {
+            let version = tables.version;
+            let all = tables.interceptors.values().cloned().collect();
+            Ok((known != Some(version)).then_some(Interceptors { version, all }))
+        })
     }
 
     fn keep_interceptor(
         &self,
-        _: StoredInterceptor,
-        _: Option<Audit>,
+        interceptor: StoredInterceptor,
+        act: Option<Audit>,
     ) -> StoreFuture<'_, Option<u64>> {
-        self.done(None)
+        self.operation(None, Operation::Change, move |tables| {
+            tables.keep_interceptor(interceptor, act)
+        })
     }
 
-    fn drop_interceptor(&self, _: String, _: Option<Audit>) -> StoreFuture<'_, bool> {
-        self.done(false)
-    }
-
-    fn audited(&self, _: Option<Object>, _: usize) -> StoreFuture<'_, Vec<Audit>> {
-        self.done(Vec::new())
+    fn drop_interceptor(&self, id: String, act: Option<Audit>) -> StoreFuture<'_, bool> {
+        self.operation(None, Operation::Change, move |tables| {
+            let dropped = tables.interceptors.remove(&id).is_some();
+            if dropped {
+                tables.version += 1;
+                tables.audit.extend(act);
+            }
+            Ok(dropped)
+        })
     }
 
     fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]> {
-        self.done(<[LaneStats; Lane::ALL.len()]>::default())
+        self.operation(None, Operation::Read, move |tables| {
+            Ok(Lane::ALL.map(|lane| {
+                let of_lane = || tables.kept.values().filter(move |k| k.record.lane == lane);
+                LaneStats {
+                    messages: of_lane().count() as u64,
+                    octets: of_lane().map(|kept| kept.content.len() as u64).sum(),
+                    oldest: of_lane().map(|kept| kept.record.received_at).min(),
+                }
+            }))
+        })
     }
 
     fn unjudged(&self) -> StoreFuture<'_, u64> {
-        self.done(0)
+        self.operation(None, Operation::Read, move |tables| {
+            let scan = tables.kept.values().filter(|k| k.record.lane == Lane::Scan);
+            Ok(scan.count() as u64)
+        })
     }
 
     fn accepts(&self) -> Result<(), StoreError> {
-        Ok(())
+        match self.fate(None, Operation::Add).error {
+            None => Ok(()),
+            Some(error) => Err(error),
+        }
     }
+}
+
+/// A model that kept another contract than the store would prove nothing about the path.
+#[tokio::test]
+async fn the_store_of_the_tests_keeps_the_contract() {
+    contract::holds(async || ((), Arc::new(Scripted::default()) as Arc<dyn Store>)).await;
 }

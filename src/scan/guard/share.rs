@@ -15,7 +15,7 @@ use tower::ServiceExt;
 use super::gate::{LARGE, LARGE_FACTOR};
 use super::layer::{Next, Outcome};
 use super::reuse::Key;
-use super::state::{Phase, State};
+use super::state::{Out, Phase, State};
 use super::{Call, Progress};
 use crate::deadline::{Deadline, Elapsed};
 use crate::incident::{Incident, Kind};
@@ -115,14 +115,12 @@ impl Caller {
     }
 
     /// Waits for the end of the scan, or for the end of his own patience.
-    async fn wait(
-        self,
-        mut flight: watch::Receiver<Phase>,
-        mut out: watch::Receiver<bool>,
-    ) -> Outcome {
+    async fn wait(self, mut flight: watch::Receiver<Phase>, out: &Out) -> Outcome {
         loop {
+            // Asked for before the look, so that no change falls between.
+            let turned = out.changed();
             let phase = flight.borrow_and_update().clone();
-            let is_out = *out.borrow_and_update();
+            let is_out = out.is();
             let until = match phase {
                 Phase::Done(outcome) => return outcome,
                 Phase::Waiting => self.deadline,
@@ -135,8 +133,9 @@ impl Caller {
             };
             let news = async {
                 tokio::select! {
+                    biased;
                     news = flight.changed() => news,
-                    news = out.changed() => news,
+                    () = turned => Ok(()),
                 }
             };
             match until.run(news).await {

@@ -4,11 +4,12 @@
 //! scans that run, the proofs, the breakers and the answers that can be used again.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use jiff::Timestamp;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use super::breaker::{Change, State as Breaker};
@@ -18,7 +19,7 @@ use super::probe::{self, Schedule};
 use super::retry::RetryBudget;
 use super::reuse::{Key, Reuse, is_bad};
 use super::vigil::Vigil;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
 use crate::scan::Settings;
 use crate::scan::engine::{Engine, EngineAnswer};
@@ -46,6 +47,31 @@ pub(super) enum Phase {
     Done(Outcome),
 }
 
+/// Whether no replica takes mail. All who wait to know are told in the order in which they came.
+#[derive(Debug, Default)]
+pub(super) struct Out {
+    is: AtomicBool,
+    changed: Notify,
+}
+
+impl Out {
+    fn set(&self, is: bool) {
+        if self.is.swap(is, Ordering::AcqRel) != is {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Whether it is so now.
+    pub(super) fn is(&self) -> bool {
+        self.is.load(Ordering::Acquire)
+    }
+
+    /// Resolves at the next change after this call.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+}
+
 /// A scan that others may join.
 pub(super) type Flight = Arc<watch::Sender<Phase>>;
 
@@ -66,8 +92,7 @@ struct Core {
     retries: Mutex<RetryBudget>,
     incidents: Mutex<Vec<Incident>>,
     vigil: Mutex<Vigil>,
-    /// Whether no replica takes mail.
-    out: watch::Sender<bool>,
+    out: Out,
 }
 
 #[derive(Debug)]
@@ -133,7 +158,7 @@ impl State {
             retries: Mutex::new(RetryBudget::new(now)),
             incidents: Mutex::default(),
             vigil: Mutex::new(Vigil::new(now, replicas)),
-            out: watch::Sender::new(false),
+            out: Out::default(),
         };
         Arc::new(Self {
             settings,
@@ -235,9 +260,9 @@ impl State {
         }
     }
 
-    /// Becomes true when no replica takes mail any more.
-    pub(super) fn out(&self) -> watch::Receiver<bool> {
-        self.core.out.subscribe()
+    /// Whether no replica takes mail any more.
+    pub(super) fn out(&self) -> &Out {
+        &self.core.out
     }
 
     /// Scans under way that can be joined.
@@ -278,7 +303,7 @@ impl State {
     fn hold_vigil(&self) {
         let oldest = self.settings.signature_age;
         let made = |version: &str| self.engines.first().and_then(|e| e.signed(version));
-        let remarks = lock(&self.core.vigil).tick(Instant::now(), Timestamp::now(), oldest, made);
+        let remarks = lock(&self.core.vigil).tick(Instant::now(), wall_clock(), oldest, made);
         for remark in remarks {
             let subject = self.subject(remark.replica);
             let summary = format!("{subject}: {}", remark.text);
@@ -314,9 +339,7 @@ impl State {
         let changes = desk.gate.changes();
         if !changes.is_empty() {
             let refuses = desk.gate.refuses().is_some();
-            self.core
-                .out
-                .send_if_modified(|out| std::mem::replace(out, refuses) != refuses);
+            self.core.out.set(refuses);
             for (replica, change) in changes {
                 self.tell(self.changed(&desk.gate, replica, change));
             }
