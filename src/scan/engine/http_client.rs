@@ -64,10 +64,10 @@ impl HttpClient {
             ca: ca.map(Into::into),
         });
         let authority = url.authority();
-        let host = HeaderValue::from_str(&authority);
+        let host = HeaderValue::from_str(authority);
         Ok(Self {
             dial: Dial::new(&url.address(), tls.as_ref(), connect_timeout)?,
-            host: host.map_err(|_| BuildError::NoPort(authority))?,
+            host: host.map_err(|_| BuildError::NoPort(authority.to_owned()))?,
             idle: Mutex::default(),
             paused: Mutex::default(),
         })

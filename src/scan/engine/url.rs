@@ -8,8 +8,10 @@ use super::Address;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
     scheme: String,
-    authority: String,
+    host: String,
     port: u16,
+    /// Host and port, without the port where it is the scheme's own.
+    authority: String,
     path: String,
 }
 
@@ -60,17 +62,22 @@ impl Url {
         if !is_host || port == 0 {
             return Err(NotAUrl);
         }
+        let authority = match port == *usual {
+            true => host.to_owned(),
+            false => format!("{host}:{port}"),
+        };
         Ok(Self {
             scheme: scheme.to_owned(),
-            authority: host.to_owned(),
+            host: host.to_owned(),
             port,
+            authority,
             path: path.to_owned(),
         })
     }
 
     /// Where it is.
     pub fn address(&self) -> Address {
-        let text = format!("{}:{}", self.authority, self.port);
+        let text = format!("{}:{}", self.host, self.port);
         match text.parse() {
             Ok(address) => Address::Socket(address),
             Err(_) => Address::Tcp(text),
@@ -88,13 +95,13 @@ impl Url {
     pub fn is_loopback(&self) -> bool {
         match self.address() {
             Address::Socket(address) => address.ip().to_canonical().is_loopback(),
-            _ => self.authority == "localhost",
+            _ => self.host == "localhost",
         }
     }
 
-    /// Host and port, as in a Host field.
-    pub fn authority(&self) -> String {
-        format!("{}:{}", self.authority, self.port)
+    /// Host and port as in a Host field (RFC 9110 7.2): without a port that goes without saying.
+    pub fn authority(&self) -> &str {
+        &self.authority
     }
 
     /// Path and query, at least `/`.
@@ -105,13 +112,7 @@ impl Url {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            scheme,
-            authority,
-            port,
-            path,
-        } = self;
-        write!(f, "{scheme}://{authority}:{port}{path}")
+        write!(f, "{}://{}{}", self.scheme, self.authority, self.path)
     }
 }
 
@@ -122,16 +123,37 @@ mod tests {
     /// What is read means one place only; what could be taken for something else is refused.
     #[test]
     fn a_url_means_one_place() {
-        for (text, address, path) in [
-            ("http://h.example", "h.example:80", "/"),
-            ("https://h.example/a/b?c=d", "h.example:443", "/a/b?c=d"),
-            ("http://127.0.0.1:11333/", "127.0.0.1:11333", "/"),
-            ("http://[::1]:8080/x", "[::1]:8080", "/x"),
-            ("https://[2001:db8::1]", "[2001:db8::1]:443", "/"),
+        for (text, address, authority, path) in [
+            ("http://h.example", "h.example:80", "h.example", "/"),
+            (
+                "https://h.example:443/a/b?c=d",
+                "h.example:443",
+                "h.example",
+                "/a/b?c=d",
+            ),
+            (
+                "http://h.example:443/",
+                "h.example:443",
+                "h.example:443",
+                "/",
+            ),
+            (
+                "http://127.0.0.1:11333/",
+                "127.0.0.1:11333",
+                "127.0.0.1:11333",
+                "/",
+            ),
+            ("http://[::1]:8080/x", "[::1]:8080", "[::1]:8080", "/x"),
+            (
+                "https://[2001:db8::1]",
+                "[2001:db8::1]:443",
+                "[2001:db8::1]",
+                "/",
+            ),
         ] {
             let url = Url::parse(text, &HTTP).expect(text);
             assert_eq!(url.address().to_string(), address);
-            assert_eq!((url.path(), &*url.authority()), (path, address));
+            assert_eq!((url.path(), url.authority()), (path, authority));
         }
         for text in [
             "h.example:80",

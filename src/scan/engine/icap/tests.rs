@@ -338,7 +338,8 @@ async fn the_limit_of_connections_is_kept() {
     while !known() {
         tokio::task::yield_now().await;
     }
-    let error = engine.clone().scan(sample("y")).await.expect_err("full");
+    let second = Deadline::after(LONG).run(engine.clone().scan(sample("y")));
+    let error = second.await.expect("at once").expect_err("full");
     assert_eq!(error.reason(), Reason::Busy, "{error}");
     hangs.abort();
     let _ = hangs.await;
@@ -371,4 +372,31 @@ async fn content_that_comes_back_at_once_is_read_at_once() {
     let (copied, answer) = tokio::join!(Deadline::after(LONG).run(mirror), scan);
     drop(copied);
     assert_eq!(answer.expect("a task").expect("an answer").answer, NOTHING);
+}
+
+/// A service that has seen enough before it has seen all is believed, and its connection, on which the rest of the message
+/// was still on its way, is not used again.
+#[tokio::test]
+async fn an_early_answer_ends_the_connection() {
+    let (listener, engine) = service(Method::Respmod).await;
+    for _ in 0..2 {
+        let large = sample("0123456789abcdef".repeat(2 << 20));
+        let scan = tokio::spawn(engine.clone().scan(large));
+        let accepted = Deadline::after(LONG).run(listener.accept()).await;
+        let (mut stream, _) = accepted.expect("a fresh connection").expect("accept");
+        if engine.known().is_none() {
+            until(&mut stream, b"\r\n\r\n").await;
+            let options = b"ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\n\r\n";
+            stream.write_all(options).await.expect("write");
+        }
+        for _ in 0..3 {
+            until(&mut stream, b"\r\n\r\n").await;
+        }
+        stream
+            .write_all(b"ICAP/1.0 204 OK\r\n\r\n")
+            .await
+            .expect("write");
+        let answer = scan.await.expect("a task").expect("an answer");
+        assert_eq!(answer.answer, NOTHING);
+    }
 }
