@@ -16,6 +16,7 @@ mod interceptors;
 mod judge;
 mod lanes;
 mod pressure;
+mod recent;
 mod recovery;
 mod settle;
 mod suspicion;
@@ -45,6 +46,7 @@ use crate::verdict::{Decision, Disposition, Report};
 pub use judge::{Judgement, judge};
 pub use lanes::Lanes;
 pub use pressure::Pressure;
+use recent::Recent;
 use settle::{Custody, Settlement};
 use suspicion::Suspicion;
 
@@ -84,6 +86,7 @@ pub struct Pipeline {
     history: Arc<History>,
     incidents: Arc<Incidents>,
     suspicion: Suspicion,
+    recent: Recent,
     memory: MemoryBudget,
     rate: pressure::Rate,
     /// Work that goes on after its 250.
@@ -342,8 +345,12 @@ impl Pipeline {
             events::settled(&entry, &settlement.reply);
             self.history.record(entry);
         }
-        if let Some(record) = settlement.rescan {
-            self.remember(record, message.content.clone());
+        match settlement.rescan {
+            Some(record) if record.cause.is_some() => {
+                self.remember(record, message.content.clone());
+            }
+            Some(record) => self.recent.add(record, &message.content),
+            None => {}
         }
         settlement.reply
     }
@@ -465,6 +472,7 @@ impl Pipeline {
             history,
             incidents,
             suspicion: Suspicion::new(intercept),
+            recent: Recent::default(),
             memory: MemoryBudget::new(in_flight_bytes),
             rate: pressure::Rate::default(),
             background: Arc::new(Semaphore::new(Self::BACKGROUND)),

@@ -26,6 +26,9 @@ const RECENT: Duration = Duration::from_secs(10);
 /// Fast scans are remembered for so long before an episode begins, as it begins with the start of its first slow scan.
 const BEFORE: Duration = Duration::from_secs(10);
 
+/// Failures that are remembered, and over which time they are compared.
+const FAILED: usize = 64;
+const MINUTE: Duration = Duration::from_secs(60);
 /// Of the scans with the key so many are slow at least.
 const PRECISION: f64 = 0.9;
 /// They are slow so much more often than the others.
@@ -56,6 +59,7 @@ pub(super) struct Episode {
     last: Option<Instant>,
     slow: Vec<Slow>,
     fast: VecDeque<(Instant, Arc<Fingerprint>)>,
+    failed: VecDeque<(Instant, Arc<Fingerprint>)>,
 }
 
 /// Mail that came in, whatever became of it.
@@ -152,6 +156,27 @@ impl Episode {
         if let Some(slow) = self.slow.iter_mut().find(|s| s.message == message) {
             slow.timed_out = true;
         }
+    }
+
+    /// A scan has failed expensively.
+    pub(super) fn failed(&mut self, now: Instant, fingerprint: Arc<Fingerprint>) {
+        if self.failed.len() >= FAILED {
+            self.failed.pop_front();
+        }
+        self.failed.push_back((now, fingerprint));
+    }
+
+    /// Whether the engine is well with other mail than that: it has just scanned some, or most of what it failed on lately
+    /// has the key.
+    pub(super) fn is_fine_without(&self, now: Instant, key: Key) -> bool {
+        let recent = |at: &Instant, age| now < *at + age;
+        let mut fast = self.fast.iter().rev();
+        if fast.any(|(at, f)| recent(at, RECENT) && !key.matches(f)) {
+            return true;
+        }
+        let failed = self.failed.iter().filter(|(at, _)| recent(at, MINUTE));
+        let (with, without): (Vec<_>, Vec<_>) = failed.partition(|(_, f)| key.matches(f));
+        with.len() >= without.len()
     }
 
     /// Whether fast scans with that key were seen since it began.

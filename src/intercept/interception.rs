@@ -62,8 +62,8 @@ pub enum Seen {
     LateClean,
     /// It was answered after its timeout, and something was found.
     LateFound,
-    /// The engine failed on it, or went away.
-    Failed,
+    /// The engine went away while it looked at it.
+    Broken,
 }
 
 /// How an engine is doing.
@@ -97,6 +97,15 @@ struct Learned {
     late_clean: u32,
 }
 
+/// Expensive failures of one fingerprint.
+#[derive(Debug, Clone, Copy)]
+struct Strikes {
+    count: u32,
+    last: Instant,
+    /// A message that is tried again is one message.
+    by: MessageId,
+}
+
 /// The interceptors of one relay.
 #[derive(Debug)]
 pub struct Interception {
@@ -105,7 +114,7 @@ pub struct Interception {
     episodes: HashMap<Arc<str>, Episode>,
     baseline: Baseline,
     arrivals: Arrivals,
-    strikes: HashMap<(Arc<str>, Trait), (u32, Instant)>,
+    strikes: HashMap<(Arc<str>, Trait), Strikes>,
     /// Convictions so far, by key.
     convictions: HashMap<Key, u32>,
     ended: VecDeque<String>,
@@ -196,11 +205,15 @@ impl Interception {
             Seen::Slow if evidence.fresh => {
                 episode.slow(now, evidence.started, evidence.message, fingerprint.clone());
             }
-            Seen::TimedOut => episode.timed_out(evidence.message),
+            Seen::TimedOut => {
+                episode.timed_out(evidence.message);
+                episode.failed(now, fingerprint.clone());
+            }
+            Seen::Broken => episode.failed(now, fingerprint.clone()),
             _ => {}
         }
         let mut incidents = self.weigh(now, engine, evidence);
-        if matches!(evidence.seen, Seen::TimedOut | Seen::Failed) {
+        if matches!(evidence.seen, Seen::TimedOut | Seen::Broken) {
             incidents.extend(self.strike(now, engine, evidence));
         }
         incidents
@@ -260,27 +273,32 @@ impl Interception {
     /// Counts an expensive failure, and holds what has too many.
     fn strike(&mut self, now: Instant, engine: &Arc<str>, evidence: &Evidence) -> Vec<Incident> {
         if self.strikes.len() >= STRUCK {
-            self.strikes.retain(|_, (_, at)| now < *at + STRIKE_AGE);
+            self.strikes.retain(|_, s| now < s.last + STRIKE_AGE);
         }
         if self.strikes.len() >= STRUCK {
             return Vec::new();
         }
         let mut worst = None;
         for key in evidence.fingerprint.canary_keys() {
-            let (strikes, at) = self
-                .strikes
-                .entry((engine.clone(), key))
-                .or_insert((0, now));
-            if now >= *at + STRIKE_AGE {
-                *strikes = 0;
+            let fresh = Strikes {
+                count: 0,
+                last: now,
+                by: MessageId::new(),
+            };
+            let strikes = self.strikes.entry((engine.clone(), key)).or_insert(fresh);
+            if now >= strikes.last + STRIKE_AGE {
+                *strikes = fresh;
             }
-            (*strikes, *at) = (*strikes + 1, now);
+            if strikes.by != evidence.message {
+                strikes.count += 1;
+            }
+            (strikes.last, strikes.by) = (now, evidence.message);
             let needed = match self.convictions.contains_key(&Key(key, None)) {
                 true => 1,
                 false => STRIKES,
             };
-            if *strikes >= needed && worst.is_none() {
-                worst = Some((key, *strikes));
+            if strikes.count >= needed && worst.is_none() {
+                worst = Some((key, strikes.count));
             }
         }
         let Some((key, strikes)) = worst else {
@@ -297,8 +315,10 @@ impl Interception {
         };
         let key = Key(key, None);
         let share = self.baseline.share(key);
-        let refuted = self.episodes.get(engine).is_some_and(|e| e.has_fast(key));
-        if share > NARROW || refuted || self.is_held(key) {
+        let episode = self.episodes.get(engine);
+        let refuted = episode.is_some_and(|e| e.has_fast(key));
+        let fine = episode.is_some_and(|e| e.is_fine_without(now, key));
+        if share > NARROW || refuted || !fine || self.is_held(key) {
             return Vec::new();
         }
         let evidence = vec![

@@ -370,13 +370,42 @@ async fn a_sender_is_known_by_domain_and_network() {
     assert_eq!(learner.standing(&from(2)), Standing::Unknown);
 }
 
+/// A message that is tried again is one message, and an engine that breaks on everything is not its mail's fault.
+#[tokio::test(start_paused = true)]
+async fn strikes_need_two_messages_and_an_engine_that_is_fine_with_others() {
+    let mut world = World::new();
+    world.pass(Duration::from_secs(60));
+    let same = fingerprint(4711, &[]);
+    let once = MessageId::new();
+    let good = usual(&mut world.rng);
+    for _ in 0..5 {
+        world.good(&good);
+        world.evidence(once, &same, world.now, Seen::Broken);
+    }
+    assert!(!world.holds(), "one message");
+    world.pass(Duration::from_secs(60));
+    let other = fingerprint(4712, &[]);
+    for _ in 0..2 {
+        for _ in 0..3 {
+            let unrelated = usual(&mut world.rng);
+            world.evidence(MessageId::new(), &unrelated, world.now, Seen::Broken);
+        }
+        world.evidence(MessageId::new(), &other, world.now, Seen::Broken);
+    }
+    assert!(!world.holds(), "it breaks on everything");
+    world.good(&good);
+    world.evidence(MessageId::new(), &other, world.now, Seen::Broken);
+    assert!(world.holds());
+}
+
 /// Each conviction of the same holds twice as long as the one before, and ends by itself.
 #[tokio::test(start_paused = true)]
 async fn interceptors_expire_and_come_back_for_longer() {
     let mut world = World::new();
-    let same = fingerprint(4711, &[]);
+    let (same, usual) = (fingerprint(4711, &[]), fingerprint(1, &[]));
     let mut lasted = Vec::new();
     for _ in 0..2 {
+        world.evidence(MessageId::new(), &usual, world.now, Seen::Fast);
         for _ in 0..2 {
             let id = MessageId::new();
             world.evidence(id, &same, world.now, Seen::TimedOut);
@@ -401,7 +430,7 @@ proptest! {
         let engine: Arc<str> = "clamd".into();
         for (n, what, wait) in seen {
             let f = fingerprint(n % 10, &[(Aspect::Skeleton, n % 3), (Aspect::Size, n % 5)]);
-            let seen = [Seen::Fast, Seen::Slow, Seen::InTime, Seen::TimedOut, Seen::LateClean, Seen::LateFound, Seen::Failed][what as usize];
+            let seen = [Seen::Fast, Seen::Slow, Seen::InTime, Seen::TimedOut, Seen::LateClean, Seen::LateFound, Seen::Broken][what as usize];
             let evidence = Evidence { message: MessageId::new(), fingerprint: f.clone(), fresh: n % 4 != 0, started: now, seen };
             learner.observe(now, &engine, &evidence);
             if seen == Seen::Fast { learner.judged_clean(now, &f); }

@@ -143,7 +143,8 @@ impl fmt::Debug for Trait {
 pub struct Fingerprint {
     /// What an engine judges.
     pub identity: Identity,
-    /// Its attachments ([`Aspect::Attachment`]), or its text where it has none; at most [`Fingerprint::EXACT`].
+    /// Its attachments ([`Aspect::Attachment`]) and its text ([`Aspect::Text`]), if that says anything; at least one, at
+    /// most [`Fingerprint::EXACT`].
     pub exact: Box<[Trait]>,
     /// Everything else: near duplicates, shape, origin.
     pub broad: Box<[Trait]>,
@@ -169,11 +170,6 @@ impl Fingerprint {
     pub fn canary_keys(&self) -> Vec<Trait> {
         let near = self.broad.iter().filter(|t| t.aspect == Aspect::Near);
         self.exact.iter().chain(near).copied().collect()
-    }
-
-    /// Whether it carries something besides text.
-    pub fn has_attachment(&self) -> bool {
-        self.exact.iter().any(|t| t.aspect == Aspect::Attachment)
     }
 }
 

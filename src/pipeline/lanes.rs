@@ -47,9 +47,9 @@ pub(super) fn lease(budget: &Budget) -> Duration {
     budget.total + DELIVERY + Duration::from_secs(60)
 }
 
-/// Wait before the next scan of a message that could not be judged: 15 s doubled to at most 15 minutes.
+/// Wait before the next scan of a message that could not be judged: 5 s doubled to at most 15 minutes.
 pub(super) fn scan_backoff(attempts: u32) -> Duration {
-    Duration::from_secs(15)
+    Duration::from_secs(5)
         .saturating_mul(1 << attempts.saturating_sub(1).min(10))
         .min(Duration::from_secs(900))
 }

@@ -336,26 +336,29 @@ impl Settling<'_> {
         }
     }
 
-    /// Delivered by the answers of some engines, while another that should have answered was in trouble.
+    /// What was delivered, for a second look: with a cause if an engine that should have answered was in trouble.
     fn remember(&mut self, decision: &Decision, recipients: &[usize], outcomes: &[Outcome]) {
-        let Some(engine) = self.draft.absent_engine() else {
-            return;
-        };
         let delivered: Vec<usize> = recipients
             .iter()
             .zip(outcomes)
             .filter(|(_, outcome)| matches!(outcome, Outcome::Delivered(_)))
             .map(|(at, _)| *at)
             .collect();
-        if delivered.is_empty() {
+        // What we write ourselves no engine has looked at, and engines in process do not lie.
+        let scanned = self.draft.judged.is_some_and(|j| !j.reports.is_empty());
+        if delivered.is_empty() || !scanned || !self.draft.generation.scanner.is_probed() {
             return;
         }
-        let status = format!("delivered without {engine}");
+        let engine = self.draft.absent_engine();
+        let status = match &engine {
+            Some(engine) => format!("delivered without {engine}"),
+            None => "delivered".to_owned(),
+        };
         let mut record = self
             .draft
             .record(Lane::Rescan, Some(decision), &delivered, &status);
         record.id = MessageId::new();
-        record.cause = Some(Cause::Engine(engine.to_string()));
+        record.cause = engine.map(|engine| Cause::Engine(engine.to_string()));
         self.rescan = Some(record);
     }
 

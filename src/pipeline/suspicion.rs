@@ -150,7 +150,7 @@ fn detour(interceptor: &Interceptor, engine: &str) -> Option<Detour> {
     })
 }
 
-/// Probes and scans that never ended are evidence of nothing here.
+/// An engine that could not be asked, and scans that never ended, are evidence of nothing here.
 fn translated(evidence: Evidence) -> Option<intercept::Evidence> {
     let seen = match evidence.what {
         Observed::Fast { .. } => Seen::Fast,
@@ -159,8 +159,8 @@ fn translated(evidence: Evidence) -> Option<intercept::Evidence> {
         Observed::Ended { .. } => Seen::InTime,
         Observed::Late { found: false } => Seen::LateClean,
         Observed::Late { found: true } => Seen::LateFound,
-        Observed::Failed => Seen::Failed,
-        Observed::Lost => return None,
+        Observed::Broken => Seen::Broken,
+        Observed::Failed | Observed::Lost => return None,
     };
     Some(intercept::Evidence {
         message: evidence.message,

@@ -6,12 +6,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::interceptors::Exchange;
 use super::{Pipeline, events};
 use crate::deadline::{Deadline, wall_clock};
+use crate::incident::{Incident, Kind, Subject};
 use crate::scan::{Evidence, Observed};
+use crate::store::Cause;
 
 /// How often.
 const TICK: Duration = Duration::from_millis(250);
@@ -48,6 +51,11 @@ impl Pipeline {
         for incident in generation.delivery.incidents() {
             self.incidents.record(incident);
         }
+        for engine in scanner.engines() {
+            if let Some(since) = engine.doubted() {
+                self.doubt(&engine.settings().name, since).await;
+            }
+        }
         for incident in scanner.incidents() {
             self.incidents.record(incident);
         }
@@ -57,6 +65,32 @@ impl Pipeline {
                 events::lane_failed("hasten", &error);
             }
         }
+    }
+}
+
+impl Pipeline {
+    /// An engine has lied: what was delivered on its word is kept, to be scanned by it again when it can be believed.
+    async fn doubt(&self, engine: &str, since: Instant) {
+        let taken = self.recent.since(since);
+        let mut kept = 0_u64;
+        for (mut record, content) in taken {
+            record.cause = Some(Cause::Engine(engine.to_owned()));
+            let message = record.message;
+            match self.store.put(vec![record], content).await {
+                Ok(()) => kept += 1,
+                Err(_) => events::not_remembered(message),
+            }
+        }
+        let subject = Subject::Engine {
+            name: engine.to_owned(),
+            replica: None,
+        };
+        let seconds = since.elapsed().as_secs();
+        let summary = format!(
+            "{subject} answered probes wrongly: {kept} messages of the last {seconds} s are scanned again when it is back"
+        );
+        self.incidents
+            .record(Incident::new(Kind::ProbeFailed, subject, summary).with("messages", kept));
     }
 }
 

@@ -61,8 +61,10 @@ pub enum Observed {
         /// Whether something was found.
         found: bool,
     },
-    /// The engine failed, or went away, while it looked at it.
+    /// The engine could not be asked, or answered with an error.
     Failed,
+    /// The engine went away while it looked at it: it may have crashed on it.
+    Broken,
     /// It never ended within the engine's own limit.
     Lost,
 }

@@ -237,6 +237,11 @@ impl Scanner {
         }
     }
 
+    /// Whether any engine is one that probes are sent to: a daemon, that may be out, or lie.
+    pub fn is_probed(&self) -> bool {
+        self.engines.iter().any(Guarded::is_probed)
+    }
+
     /// All engines, in order.
     pub fn engines(&self) -> &[Guarded] {
         &self.engines

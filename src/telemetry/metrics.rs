@@ -35,7 +35,7 @@ pub enum Kind {
 
 /// Every metric of this program: its name, its kind, and what it tells, for the help lines of `/metrics`. The rooms that
 /// count use the same names; a test compares.
-pub const ALL: [(&str, Kind, &str); 30] = [
+pub const ALL: [(&str, Kind, &str); 31] = [
     (
         "spillway_recipients_total",
         Kind::Counter,
@@ -151,6 +151,11 @@ pub const ALL: [(&str, Kind, &str); 30] = [
         "spillway_rescans_lost_total",
         Kind::Counter,
         "Messages delivered with less than full coverage that could not be kept to be scanned again",
+    ),
+    (
+        "spillway_recent_dropped_total",
+        Kind::Counter,
+        "Delivered messages that were forgotten before it was known whether their engines could be believed: no room",
     ),
     (
         "spillway_engine_slots",

@@ -12,6 +12,8 @@ const TEXT: usize = 64 << 10;
 const CONTENT: usize = 512 << 10;
 /// Words of one shingle of text.
 const WORDS: usize = 3;
+/// Words of a text that says something; a shorter one beside an attachment is the same in too much mail.
+const WORTH: usize = 12;
 /// Octets of one shingle of an attachment.
 const OCTETS: usize = 8;
 /// One shingle of an attachment in so many is taken, chosen by its own value, so that what was inserted before it
@@ -39,15 +41,13 @@ impl Fingerprint {
     pub fn of(message: &Message, inspection: &Inspection) -> Self {
         let attachments: Vec<&Part> = inspection.parts.iter().filter(is_attached).collect();
         let words = words(inspection);
-        let exact: Vec<Trait> = match attachments.is_empty() {
-            true => vec![text(&words)],
-            false => attachments
-                .iter()
-                .take(Self::EXACT)
-                .map(|p| octets(p))
-                .collect(),
-        };
-        let mut broad = near(&attachments, &words);
+        let parts = attachments.iter().take(Self::EXACT - 1);
+        let mut exact: Vec<Trait> = parts.map(|part| octets(part)).collect();
+        if attachments.is_empty() || words.len() >= WORTH {
+            exact.push(text(&words));
+        }
+        let mut broad = near(Aspect::Attachment, |add| near_octets(&attachments, add));
+        broad.extend(near(Aspect::Text, |add| near_words(&words, add)));
         broad.extend(shape(message, inspection, &attachments));
         broad.extend(origin(message, inspection));
         Self {
@@ -56,7 +56,7 @@ impl Fingerprint {
             broad: broad.into(),
             attachments: attachments
                 .iter()
-                .take(Self::EXACT)
+                .take(Self::EXACT - 1)
                 .map(|part| part.sha256())
                 .collect(),
         }
@@ -121,39 +121,47 @@ fn text(words: &[u64]) -> Trait {
 }
 
 /// Traits that messages share whose content is nearly the same: bands of a one-permutation MinHash (Li, Owen, Zhang,
-/// NIPS 2012) over shingles of the largest attachment, or of the text where there is none. Of two contents that share
-/// a part J of their shingles, some band is equal with probability 1 - (1 - J²)^8: 99 % for J = 0.65, 0.3 % for 0.02.
-fn near(attachments: &[&Part], words: &[u64]) -> Vec<Trait> {
+/// NIPS 2012) over shingles. Of two contents that share a part J of their shingles, some band is equal with probability
+/// 1 - (1 - J²)^8: 99 % for J = 0.65, 0.3 % for 0.02.
+fn near(of: Aspect, shingles: impl FnOnce(&mut dyn FnMut(u64))) -> Vec<Trait> {
     let mut bins = [u64::MAX; BINS];
-    let mut add = |shingle: u64| {
+    shingles(&mut |shingle| {
         let mixed = mix(shingle);
         let bin = &mut bins[(mixed >> 60) as usize];
         *bin = (*bin).min(mixed);
-    };
-    match attachments.iter().max_by_key(|part| part.bytes.len()) {
-        Some(part) => {
-            let bytes = &part.bytes[..part.bytes.len().min(CONTENT)];
-            for window in bytes.windows(OCTETS) {
-                let shingle = u64::from_le_bytes(window.try_into().unwrap_or_default());
-                let chosen = shingle.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-                if chosen.is_multiple_of(SAMPLED) {
-                    add(shingle);
-                }
-            }
-        }
-        None => {
-            for window in words.windows(WORDS) {
-                add(hash(window.iter().flat_map(|word| word.to_le_bytes())));
-            }
-        }
-    }
+    });
     let bands = bins.chunks(BAND).enumerate();
     let full = bands.filter(|(_, band)| !band.contains(&u64::MAX));
+    let place = |at: usize| (of as u64) << 8 | at as u64;
     full.map(|(at, band)| Trait {
         aspect: Aspect::Near,
-        value: band.iter().fold(at as u64, |so_far, bin| mix(so_far ^ bin)),
+        value: band.iter().fold(place(at), |so_far, bin| mix(so_far ^ bin)),
     })
     .collect()
+}
+
+/// Shingles of the largest attachment.
+fn near_octets(attachments: &[&Part], add: &mut dyn FnMut(u64)) {
+    let Some(part) = attachments.iter().max_by_key(|part| part.bytes.len()) else {
+        return;
+    };
+    let bytes = &part.bytes[..part.bytes.len().min(CONTENT)];
+    for window in bytes.windows(OCTETS) {
+        let shingle = u64::from_le_bytes(window.try_into().unwrap_or_default());
+        let chosen = shingle.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        if chosen.is_multiple_of(SAMPLED) {
+            add(shingle);
+        }
+    }
+}
+
+/// Shingles of the text.
+fn near_words(words: &[u64], add: &mut dyn FnMut(u64)) {
+    if words.len() >= WORTH {
+        for window in words.windows(WORDS) {
+            add(hash(window.iter().flat_map(|word| word.to_le_bytes())));
+        }
+    }
 }
 
 /// What it looks like from afar.
@@ -298,7 +306,7 @@ mod tests {
         let one = with_attachment(&bytes);
         assert_eq!(one.exact, with_attachment(&bytes).exact);
         assert_ne!(one.exact, with_attachment(&random(2, 5000)).exact);
-        assert!(one.has_attachment());
+        assert_eq!(one.exact[0].aspect, Aspect::Attachment);
     }
 
     /// A flood whose copies differ in a part of their octets shares near traits; unrelated content does not.

@@ -44,6 +44,7 @@ pub(super) async fn gate(state: Arc<State>, mut call: Call, next: impl Next) -> 
             },
         },
         Err(ScanError::NoAnswer(_)) => End::Lost,
+        Err(ScanError::Disconnected { .. }) => End::Broken,
         Err(_) => End::Failed,
     });
     outcome

@@ -25,7 +25,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use tokio::time::Instant;
 
-use super::breaker::{Breaker, Change, State};
+use super::breaker::{Breaker, Cause, Change, State};
 use crate::chance;
 use crate::message::{Fingerprint, MessageId, Standing, Trait};
 use crate::scan::Errand;
@@ -152,6 +152,8 @@ pub(super) enum End {
     },
     /// With an error.
     Failed,
+    /// The engine went away in the middle.
+    Broken,
     /// Not within the engine's own limit.
     Lost,
     /// It was a probe; the breaker hears of it elsewhere.
@@ -428,6 +430,12 @@ impl Gate {
         good == 0 && (bad > 0 || self.scans.values().any(slow))
     }
 
+    /// Whether that replica is out because of its answers to probes.
+    pub(super) fn is_untrusted(&self, replica: usize) -> bool {
+        let cause = Cause::Untrusted;
+        matches!(self.replicas[replica].breaker.state(), State::Open { cause: c, .. } if c == cause)
+    }
+
     /// Whether no replica takes mail, and why.
     pub(super) fn refuses(&self) -> Option<Refusal> {
         if self.replicas.iter().all(|r| r.drained) {
@@ -518,7 +526,7 @@ impl Gate {
         let proven = entrant
             .fingerprint
             .as_deref()
-            .is_none_or(|f| !f.has_attachment() || self.canaries.are_proven(&f.exact));
+            .is_none_or(|f| self.canaries.are_proven(f));
         Lane::of(entrant.errand, entrant.standing, proven)
     }
 

@@ -174,6 +174,17 @@ impl Guarded {
         self.state.incidents()
     }
 
+    /// Whether probes are sent to it.
+    pub fn is_probed(&self) -> bool {
+        self.state.is_probed()
+    }
+
+    /// Since when its answers are in doubt, because it answered probes wrongly; told once. Probes are sent every
+    /// [`Settings::probe`], and it takes two wrong ones.
+    pub fn doubted(&self) -> Option<Instant> {
+        self.state.doubted()
+    }
+
     /// Puts detours in force for its mail.
     pub fn divert(&self, detours: Arc<[Detour]>) {
         self.state.divert(detours);

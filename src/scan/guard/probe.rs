@@ -83,7 +83,9 @@ impl Schedule {
 pub(super) enum Shown {
     /// Both answers were right and in time.
     Right,
-    /// One was not.
+    /// One was not in time, or none.
+    Missing(String),
+    /// One was wrong: the engine does not see what it should, or sees what is not there.
     Wrong(String),
     /// There was no free slot to ask with.
     NoSlot,
@@ -115,10 +117,10 @@ pub(super) async fn pair(state: &Arc<State>, replica: usize, patience: Duration)
         };
         let answer = match Deadline::after(patience).run(told).await {
             Ok(Ok(Ok(Ok(answer)))) => answer.answer,
-            Ok(Ok(Ok(Err(error)))) => return Shown::Wrong(format!("{what}: {error}")),
+            Ok(Ok(Ok(Err(error)))) => return Shown::Missing(format!("{what}: {error}")),
             _ => {
                 let milliseconds = patience.as_millis();
-                return Shown::Wrong(format!("{what}: no answer within {milliseconds} ms"));
+                return Shown::Missing(format!("{what}: no answer within {milliseconds} ms"));
             }
         };
         match answer {
@@ -130,7 +132,7 @@ pub(super) async fn pair(state: &Arc<State>, replica: usize, patience: Duration)
                 let name = findings.first().map_or("", |f| &f.name);
                 return Shown::Wrong(format!("in {what} it found {name}"));
             }
-            Answer::None { detail, .. } => return Shown::Wrong(format!("{what}: {detail}")),
+            Answer::None { detail, .. } => return Shown::Missing(format!("{what}: {detail}")),
         }
     }
     Shown::Right
@@ -143,15 +145,24 @@ pub(super) async fn run(state: Arc<State>, replica: usize, half_open: bool, doub
         true => (state.settings.slow * 2).min(state.settings.timeout),
         false => state.settings.timeout,
     };
-    match pair(&state, replica, patience).await {
-        Shown::Right => state.work(|gate, now| gate.probed(now, replica, true)),
-        Shown::Wrong(why) => {
+    let began = Instant::now();
+    let shown = pair(&state, replica, patience).await;
+    let lied = matches!(shown, Shown::Wrong(_));
+    match shown {
+        Shown::Right => {
+            state.believe(replica, began);
+            state.work(|gate, now| gate.probed(now, replica, true));
+        }
+        Shown::Wrong(why) | Shown::Missing(why) => {
             let subject = state.subject(Some(replica));
             let summary = format!("{subject} failed a probe: {why}");
             if !half_open {
                 state.tell(Incident::new(Kind::ProbeFailed, subject, summary));
             }
             state.work(|gate, now| gate.probed(now, replica, false));
+            if lied && state.look(|gate| gate.is_untrusted(replica)) {
+                state.doubt(replica);
+            }
         }
         Shown::NoSlot if half_open => state.work(|gate, now| gate.probed(now, replica, false)),
         Shown::NoSlot => {}
@@ -166,7 +177,7 @@ pub(super) async fn test(state: &Arc<State>, replica: usize) -> Result<(), Strin
     }
     match pair(state, replica, state.settings.timeout).await {
         Shown::Right => Ok(()),
-        Shown::Wrong(why) => Err(why),
+        Shown::Wrong(why) | Shown::Missing(why) => Err(why),
         Shown::NoSlot => Err("no slot is free to ask with".to_owned()),
     }
 }

@@ -92,7 +92,17 @@ struct Core {
     retries: Mutex<RetryBudget>,
     incidents: Mutex<Vec<Incident>>,
     vigil: Mutex<Vigil>,
+    belief: Mutex<Belief>,
     out: Out,
+}
+
+/// Since when the answers of an engine cannot be believed.
+#[derive(Debug)]
+struct Belief {
+    /// When the last pair of probes began that each replica answered rightly.
+    good: Vec<Instant>,
+    /// Answers since then were given by a replica that lied to a probe, and nobody has been told yet.
+    doubted: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -158,6 +168,10 @@ impl State {
             retries: Mutex::new(RetryBudget::new(now)),
             incidents: Mutex::default(),
             vigil: Mutex::new(Vigil::new(now, replicas)),
+            belief: Mutex::new(Belief {
+                good: vec![now; replicas],
+                doubted: None,
+            }),
             out: Out::default(),
         };
         Arc::new(Self {
@@ -311,6 +325,25 @@ impl State {
         }
     }
 
+    /// A replica answered a pair of probes rightly that began then.
+    pub(super) fn believe(&self, replica: usize, began: Instant) {
+        if let Some(good) = lock(&self.core.belief).good.get_mut(replica) {
+            *good = began;
+        }
+    }
+
+    /// A replica is out because it lied: what it said since it last told the truth is in doubt.
+    pub(super) fn doubt(&self, replica: usize) {
+        let mut belief = lock(&self.core.belief);
+        let since = belief.good.get(replica).copied();
+        belief.doubted = belief.doubted.into_iter().chain(since).min();
+    }
+
+    /// Since when its answers are in doubt, told once.
+    pub(super) fn doubted(&self) -> Option<Instant> {
+        lock(&self.core.belief).doubted.take()
+    }
+
     /// Who it is, for incidents; a replica is named only where there are several.
     pub(super) fn subject(&self, replica: Option<usize>) -> Subject {
         let replica = replica.filter(|_| self.engines.len() > 1);
@@ -445,7 +478,8 @@ impl State {
         self.keep_time(&mut desk);
     }
 
-    fn is_probed(&self) -> bool {
+    /// Whether probes are sent to it.
+    pub(super) fn is_probed(&self) -> bool {
         self.engines.iter().any(|engine| engine.probes().is_some())
     }
 }

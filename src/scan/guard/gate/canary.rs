@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{End, Entrant, Scan, Ticket};
-use crate::message::Trait;
+use crate::message::fingerprint::Aspect;
+use crate::message::{Fingerprint, Trait};
 
 /// Copies of unproven content at once.
 const FIRST: u32 = 2;
@@ -93,8 +94,13 @@ impl Canaries {
         keys
     }
 
-    pub(super) fn are_proven(&self, keys: &[Trait]) -> bool {
-        keys.iter().all(|key| self.proofs_of(*key) > 0)
+    /// Whether every attachment has been scanned in time before.
+    pub(super) fn are_proven(&self, fingerprint: &Fingerprint) -> bool {
+        let mut attachments = fingerprint
+            .exact
+            .iter()
+            .filter(|key| key.aspect == Aspect::Attachment);
+        attachments.all(|key| self.proofs_of(*key) > 0)
     }
 
     pub(super) fn park(&mut self, key: Trait, ticket: Ticket) {

@@ -74,21 +74,21 @@ impl Gate {
     pub(super) fn give_up(&mut self, now: Instant) {
         self.queue
             .tidy(|t| self.waiting.contains_key(&t), self.waiting.len());
-        let clogged = self
-            .scans
-            .values()
-            .any(|s| s.lane == Lane::Unknown && s.is_slow);
+        // Where such mail is slow already, it may be the mail's fault that there is no slot, and not the engine's.
+        let is_slow = |lane| self.scans.values().any(|s| s.lane == lane && s.is_slow);
         let mut leaving = Vec::new();
         for (ticket, waiting) in &self.waiting {
-            let waited = now - waiting.since;
-            let refusal = match (waiting.parked, waiting.lane) {
+            let (waited, lane) = (now - waiting.since, waiting.lane);
+            let refusal = match (waiting.parked, lane) {
                 (true, _) if waited >= self.times.timeout => {
                     Refusal::Parked("the same content is being scanned".to_owned())
                 }
+                (false, Lane::Unknown | Lane::Again)
+                    if waited >= self.times.wait && is_slow(lane) =>
+                {
+                    Refusal::Parked("scans of such mail are slow; more of it waits".to_owned())
+                }
                 (false, Lane::Again) if waited >= self.times.wait * 10 => Refusal::Busy,
-                (false, Lane::Unknown) if waited >= self.times.wait && clogged => Refusal::Parked(
-                    "scans for unknown senders are slow; more of them wait".to_owned(),
-                ),
                 (false, Lane::Proven | Lane::Unproven | Lane::Unknown)
                     if waited >= self.times.wait =>
                 {
@@ -140,6 +140,7 @@ pub(super) fn observed(scan: &Scan, end: End) -> Option<Observed> {
         (End::Answered { found }, true, false) => Observed::Ended { found },
         (End::Answered { found }, false, false) => Observed::Fast { found },
         (End::Failed, ..) => Observed::Failed,
+        (End::Broken, ..) => Observed::Broken,
         (End::Lost, ..) => Observed::Lost,
         (End::Probe, ..) => return None,
     })
