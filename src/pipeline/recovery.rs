@@ -49,9 +49,15 @@ impl Pipeline {
     /// Recovers until `closing` is cancelled.
     pub async fn recover(self: Arc<Self>, closing: CancellationToken) {
         let mut rounds: HashMap<Cause, Round> = HashMap::new();
+        let mut version = 0;
         loop {
             let work = async {
                 Deadline::after(TICK).wait().await;
+                // What an interceptor kept from an engine waits for that engine: its end is a new chance.
+                let current = self.suspicion.lock().version();
+                if std::mem::replace(&mut version, current) != current {
+                    rounds.retain(|_, round| round.failures > 0);
+                }
                 self.recover_due(&mut rounds).await;
             };
             tokio::select! {
