@@ -230,7 +230,20 @@ impl Pipeline {
         // Its engine is back: what it cost while it was away is not held against it.
         record.spent = Duration::ZERO;
         let errand = match record.lane {
-            Lane::Held => Errand::Redrive,
+            Lane::Held => {
+                // Out of quarantine first: what is on its way no reviewer should delete, or release once more.
+                record.lane = Lane::Scan;
+                record.due_at = wall_clock() + lanes::lease(&generation.budget);
+                let change = Change::Replace(Box::new(record.clone()));
+                match self.store.change_in(Lane::Held, id, change, None).await {
+                    Ok(()) => Errand::Redrive,
+                    Err(StoreError::NotFound(_)) => return Step::Settled,
+                    Err(error) => {
+                        events::lane_failed("recovery", &error);
+                        return Step::Stays;
+                    }
+                }
+            }
             Lane::Scan | Lane::Delivery | Lane::Rescan => Errand::Again,
         };
         self.resume(generation.clone(), message, record, errand, None)
