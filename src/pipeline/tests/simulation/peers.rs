@@ -229,7 +229,7 @@ impl Scanning {
                 if let Some(body) = body {
                     world.answered.insert((self.at, body));
                     if !findings.is_empty() {
-                        world.found.insert(body);
+                        world.found.insert((self.at, body));
                     }
                 }
                 Ok(EngineAnswer {

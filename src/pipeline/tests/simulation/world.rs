@@ -85,7 +85,8 @@ pub(super) struct Inner {
     pub(super) disk_well_since: Duration,
     /// Bodies that an engine has really answered about, and those in which one found something.
     pub(super) answered: BTreeSet<(usize, u64)>,
-    pub(super) found: BTreeSet<u64>,
+    pub(super) found: BTreeSet<(usize, u64)>,
+    engines: usize,
     /// Answers that policy asks for before mail is clean.
     pub(super) coverage: usize,
     /// When the relay was stopped or killed.
@@ -99,7 +100,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, loud: bool, coverage: usize) -> Arc<Self> {
+    pub(super) fn new(seed: u64, loud: bool, (coverage, engines): (usize, usize)) -> Arc<Self> {
         let inner = Inner {
             seed,
             base: Duration::ZERO,
@@ -115,6 +116,7 @@ impl World {
             disk_well_since: Duration::ZERO,
             answered: BTreeSet::new(),
             found: BTreeSet::new(),
+            engines,
             coverage,
             crashes: Vec::new(),
             broken: None,
@@ -401,23 +403,33 @@ impl Inner {
         number
     }
 
-    /// P4: what is delivered as clean was really looked at by as many engines as policy asks for, and none of them found
-    /// anything.
+    /// P4: what is delivered as clean names the engines that did not look at it, all others really did and found nothing, and
+    /// they are as many as policy asks for.
     fn judge_honesty(&mut self, number: usize, header: &str) {
         let body = self.mails[&number].body;
         if !header.contains("X-Spillway-Result: clean") {
             return;
         }
-        let answered = self.answered.iter().filter(|(_, b)| *b == body).count();
-        if answered < self.coverage {
-            let wanted = self.coverage;
-            self.breaks(format!(
-                "P4: m{number} is delivered as clean; {answered} engines have answered about it, and {wanted} must"
-            ));
+        for at in 0..self.engines {
+            if header.contains(&format!("missing=e{at}:")) {
+                continue;
+            }
+            if !self.answered.contains(&(at, body)) {
+                self.breaks(format!(
+                    "P4: m{number} is delivered as clean, and e{at} has never answered about it"
+                ));
+            }
+            if self.found.contains(&(at, body)) {
+                self.breaks(format!(
+                    "P4: m{number} is delivered as clean, and e{at} has found something in it"
+                ));
+            }
         }
-        if self.found.contains(&body) {
+        let missing = header.matches("missing=").count();
+        if self.engines < self.coverage + missing {
             self.breaks(format!(
-                "P4: m{number} is delivered as clean, and an engine has found something in it"
+                "P4: m{number} is delivered as clean without {missing} of {} engines",
+                self.engines
             ));
         }
     }
