@@ -1,6 +1,13 @@
 //! Mail for a next hop that takes nothing: what waiting costs it, and others.
 
+use std::sync::Mutex;
+
+use futures_util::future::BoxFuture;
+
 use super::*;
+use crate::chance;
+use crate::deadline::{set_wall_clock, wall_clock};
+use crate::delivery::{Ended, Outbound, Scripted as Server, Sign};
 
 /// A server that is not there.
 async fn nobody() -> HopSettings {
@@ -126,4 +133,135 @@ async fn mail_for_a_dead_next_hop_is_returned_in_time() {
     let bounces = store.all();
     assert_eq!(bounces.len(), 40, "each sender is told");
     giving_up.await.expect("it ends");
+}
+
+/// A server that takes so many messages a second and puts off the others without saying why.
+struct Allowing {
+    a_second: f64,
+    seen: Mutex<Seen>,
+}
+
+struct Seen {
+    /// What it would take at this moment; five at most.
+    allowed: f64,
+    at: Instant,
+    taken: u32,
+    refused: u32,
+}
+
+impl Allowing {
+    fn new(a_second: f64) -> Arc<Self> {
+        let seen = Seen {
+            allowed: 5.0,
+            at: Instant::now(),
+            taken: 0,
+            refused: 0,
+        };
+        let seen = Mutex::new(seen);
+        Arc::new(Self { a_second, seen })
+    }
+
+    fn counts(&self) -> (u32, u32) {
+        let seen = self.seen.lock().expect("no panic");
+        (seen.taken, seen.refused)
+    }
+
+    fn ask(&self) -> bool {
+        let mut seen = self.seen.lock().expect("no panic");
+        let now = Instant::now();
+        let more = (now - seen.at).as_secs_f64() * self.a_second;
+        seen.allowed = (seen.allowed + more).min(5.0);
+        seen.at = now;
+        let takes = seen.allowed >= 1.0;
+        match takes {
+            true => (seen.allowed, seen.taken) = (seen.allowed - 1.0, seen.taken + 1),
+            false => seen.refused += 1,
+        }
+        takes
+    }
+}
+
+impl Server for Allowing {
+    fn deliver(&self, _: Outbound, at: Vec<usize>, _: Deadline) -> BoxFuture<'static, Ended> {
+        let (outcome, sign) = match self.ask() {
+            true => (Outcome::Delivered(answer(250)), Sign::Fine),
+            false => (Outcome::Deferred(answer(451)), Sign::Later),
+        };
+        Box::pin(async move {
+            Deadline::after(Duration::from_millis(20)).wait().await;
+            Ended {
+                outcomes: at.into_iter().map(|at| (at, outcome.clone())).collect(),
+                sign,
+                offered: true,
+            }
+        })
+    }
+}
+
+/// I12, and the rate that is found by itself: one next hop takes five messages a second and is sent twenty, another
+/// everything. The first refuses at most one for ten that it takes and gets all its mail in the end, once; mail for the
+/// other is never even stored.
+#[tokio::test(start_paused = true)]
+async fn a_throttling_next_hop_gets_what_it_takes_and_the_other_everything_at_once() {
+    const EACH: u32 = 600;
+    set_wall_clock(Some(Timestamp::now()));
+    chance::seed(Some(5));
+    let (slow, well) = (Allowing::new(5.0), Allowing::new(1e6));
+    let listed = |name: &str, domain: &str, server: &Arc<Allowing>| {
+        let settings = HopSettings {
+            name: name.into(),
+            domains: vec![domain.to_owned()],
+            kind: Kind::Smtp(SmtpSettings {
+                connections: 20,
+                ..smtp(([127, 0, 0, 1], 1).into(), Duration::from_secs(60))
+            }),
+            ..maildir_hop()
+        };
+        (settings, server.clone() as Arc<dyn Server>)
+    };
+    let hops = vec![
+        listed("slow", "slow.test", &slow),
+        listed("well", "well.test", &well),
+    ];
+    let mut generation = generation(Vec::new(), Budget::default());
+    generation.delivery = Delivery::scripted(hops, None).expect("next hops");
+    let mut settings = crate::config::load(None)
+        .unwrap_or_else(|problems| panic!("{problems}"))
+        .policy;
+    settings.coverage.clear();
+    generation.policy = Policy::new(settings, "test".into());
+    let store = Arc::new(Scripted::default());
+    let (pipeline, _folder) = pipeline(generation, &store);
+    let closing = tokio_util::sync::CancellationToken::new();
+    tokio::spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
+    let mut sessions = Vec::new();
+    for _ in 0..EACH {
+        for to in ["x@slow.test", "x@well.test"] {
+            let mut message = message(&[to]);
+            message.received_at = wall_clock();
+            let pipeline = pipeline.clone();
+            sessions.push(tokio::spawn(async move {
+                let reply = pipeline.accept(message, Mode::CutThrough).await;
+                let delivered = reply.to_string().contains("delivered");
+                assert!(delivered || to != "x@well.test", "{reply}");
+            }));
+        }
+        Deadline::after(Duration::from_millis(50)).wait().await;
+    }
+    for session in sessions {
+        session.await.expect("its reply is as it should be");
+    }
+    assert_eq!(well.counts(), (EACH, 0), "at once, all of it");
+    while slow.counts().0 < EACH {
+        Deadline::after(Duration::from_secs(1)).wait().await;
+    }
+    let (taken, refused) = slow.counts();
+    println!("{refused} refused for {taken} taken");
+    assert!(refused * 10 <= taken, "{refused} refused for {taken} taken");
+    Deadline::after(Duration::from_secs(60)).wait().await;
+    assert_eq!(slow.counts().0, EACH, "once");
+    assert!(store.all().is_empty(), "nothing waits any more");
+    closing.cancel();
+    chance::seed(None);
+    set_wall_clock(None);
 }
