@@ -614,13 +614,15 @@ impl Gate {
         };
         let total: usize = self.replicas.iter().map(allowed).sum();
         let mut taken = Taken::default();
-        let spare = free > lanes::reserve(total) / 2;
+        let spare = free > total / 2;
         for scan in self.scans.values() {
             if !(spare && scan.is_explained) {
                 taken.add(scan.lane);
             }
         }
-        self.queue.has_room(now, lane, total, &taken)
+        let doubtful = |s: &Scan| matches!(s.lane, Lane::Unknown | Lane::Again) && s.is_slow;
+        let slow = self.scans.values().any(doubtful);
+        self.queue.has_room(now, lane, total, &taken, slow)
     }
 
     fn offer_again(&mut self, key: Trait) {

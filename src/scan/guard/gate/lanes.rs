@@ -106,21 +106,40 @@ impl Queue {
         self.lanes[lane as usize].order.is_empty()
     }
 
-    /// Whether a free slot may go to that lane (RESILIENCE M3).
-    pub(super) fn has_room(&self, now: Instant, lane: Lane, total: usize, taken: &Taken) -> bool {
+    /// Whether a free slot may go to that lane (RESILIENCE M3); `slow` tells that scans of what
+    /// nothing speaks for are.
+    pub(super) fn has_room(
+        &self,
+        now: Instant,
+        lane: Lane,
+        total: usize,
+        taken: &Taken,
+        slow: bool,
+    ) -> bool {
         let third = reserve(total);
-        let others = taken.of(Lane::Unproven) + taken.of(Lane::Unknown) + taken.of(Lane::Again);
+        let doubtful = taken.of(Lane::Unknown) + taken.of(Lane::Again);
+        let others = doubtful + taken.of(Lane::Unproven);
         let within_reserve = others < (total - third).max(1);
+        // Half of the slots at most for what nothing speaks for once it is slow, so that known senders keep some for what is
+        // new: without this a flood that imitates good mail left them none (the drill's "mimic").
+        let within_half = !slow || doubtful < (total / 2).max(1);
         match lane {
             Lane::Proven => true,
             Lane::Unproven => within_reserve,
             Lane::Unknown => {
                 let recent = self.fast.iter().rev();
                 let recent = recent.take_while(|at| now < **at + EARNED);
-                let earned = recent.take(2 * total).count() / 2;
-                within_reserve && taken.of(Lane::Unknown) < third.max(1) + earned
+                // What was earned is lost as soon as such mail is slow.
+                let earned = match slow {
+                    true => 0,
+                    false => recent.take(2 * total).count() / 2,
+                };
+                within_reserve && within_half && taken.of(Lane::Unknown) < third.max(1) + earned
             }
-            Lane::Again => within_reserve && taken.of(Lane::Again) < (total / 6).max(1),
+            Lane::Again => {
+                let few = taken.of(Lane::Again) < (total / 6).max(1);
+                within_reserve && within_half && few
+            }
         }
     }
 }
