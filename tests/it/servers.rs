@@ -33,6 +33,14 @@ pub fn listens(port: u16) -> bool {
 /// A child process that does not outlive the test.
 pub struct Server(pub Child);
 
+impl Server {
+    /// Asks it to end, as some servers take their workers with them only then.
+    fn end(&mut self) {
+        command("kill", &["-TERM", &self.0.id().to_string()]);
+        let _ = self.0.wait();
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -217,7 +225,7 @@ impl Clamd {
 
 /// SpamAssassin's spamd, without the network.
 pub struct Spamd {
-    _server: Server,
+    server: Server,
     pub port: u16,
 }
 
@@ -244,10 +252,13 @@ impl Spamd {
             .expect("spamd is installed; tests/run does that");
         let server = Server(child);
         wait_until("spamd listens", || listens(port));
-        Self {
-            _server: server,
-            port,
-        }
+        Self { server, port }
+    }
+}
+
+impl Drop for Spamd {
+    fn drop(&mut self) {
+        self.server.end();
     }
 }
 
@@ -290,10 +301,8 @@ impl Rspamd {
 }
 
 impl Drop for Rspamd {
-    /// Its workers end with it only if it is asked to end.
     fn drop(&mut self) {
-        command("kill", &["-TERM", &self.server.0.id().to_string()]);
-        let _ = self.server.0.wait();
+        self.server.end();
     }
 }
 
