@@ -17,9 +17,12 @@ use crate::message::{Fingerprint, MessageId};
 
 /// An episode is over when nothing has been slow for so long.
 const QUIET: Duration = Duration::from_secs(30);
+/// What was seen longer ago says nothing of now. Some mail is always slow: where it comes more often than [`QUIET`] an
+/// episode has no end, and all that was ever slow in it would outweigh a flood that has just begun.
+const WINDOW: Duration = Duration::from_secs(60);
 /// Slow scans, fast scans and arrivals that are remembered.
 const SLOW: usize = 512;
-const FAST: usize = 1024;
+const FAST: usize = 4096;
 const ARRIVALS: usize = 2048;
 /// Arrivals are counted over this time at most.
 const RECENT: Duration = Duration::from_secs(10);
@@ -47,6 +50,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A scan that was slow.
 #[derive(Debug, Clone)]
 struct Slow {
+    at: Instant,
     message: MessageId,
     fingerprint: Arc<Fingerprint>,
     timed_out: bool,
@@ -57,7 +61,7 @@ struct Slow {
 pub(super) struct Episode {
     began: Option<Instant>,
     last: Option<Instant>,
-    slow: Vec<Slow>,
+    slow: VecDeque<Slow>,
     fast: VecDeque<(Instant, Arc<Fingerprint>)>,
     failed: VecDeque<(Instant, Arc<Fingerprint>)>,
 }
@@ -120,9 +124,11 @@ pub(super) struct Context<'a> {
 impl Episode {
     /// A scan ended before it was slow.
     pub(super) fn fast(&mut self, now: Instant, fingerprint: Arc<Fingerprint>) {
-        while self.fast.len() >= FAST
-            || self.began.is_none() && self.fast.front().is_some_and(|(at, _)| now >= *at + BEFORE)
-        {
+        let age = match self.began {
+            None => BEFORE,
+            Some(_) => WINDOW,
+        };
+        while self.fast.len() >= FAST || self.fast.front().is_some_and(|(at, _)| now >= *at + age) {
             self.fast.pop_front();
         }
         self.fast.push_back((now, fingerprint));
@@ -142,13 +148,15 @@ impl Episode {
             self.fast.retain(|(at, _)| *at >= started);
         }
         self.last = Some(now);
-        if self.slow.len() < SLOW {
-            self.slow.push(Slow {
-                message,
-                fingerprint,
-                timed_out: false,
-            });
+        while self.slow.len() >= SLOW || self.slow.front().is_some_and(|s| now >= s.at + WINDOW) {
+            self.slow.pop_front();
         }
+        self.slow.push_back(Slow {
+            at: now,
+            message,
+            fingerprint,
+            timed_out: false,
+        });
     }
 
     /// A scan that was slow has run into its timeout.
@@ -199,7 +207,7 @@ impl Episode {
         let slow: Vec<&Slow> = self
             .slow
             .iter()
-            .filter(|s| !is_explained(&s.fingerprint))
+            .filter(|s| now < s.at + WINDOW && !is_explained(&s.fingerprint))
             .collect();
         let mut counts: HashMap<Key, (usize, usize)> = HashMap::new();
         for one in &slow {
@@ -234,8 +242,10 @@ impl Episode {
                 .filter(|f| key.matches(f) && !is_explained(f))
                 .count();
             let share = context.baseline.share(key);
+            let mut with = slow.iter().filter(|s| key.matches(&s.fingerprint));
+            let since = with.next().map_or(now, |first| first.at);
             let remedy = remedy(
-                now - began,
+                now - since,
                 key,
                 (p, with_key, arrivals.len()),
                 share,

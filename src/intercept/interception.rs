@@ -2,7 +2,7 @@
 //! argument. Everything in it is bounded and expires, and dropping all of it loses no mail (I13).
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,6 +95,8 @@ struct Learned {
     timeouts: u32,
     in_time: u32,
     late_clean: u32,
+    /// In such mail something was found, however late.
+    is_bad: bool,
 }
 
 /// Expensive failures of one fingerprint.
@@ -118,6 +120,8 @@ pub struct Interception {
     /// Convictions so far, by key.
     convictions: HashMap<Key, u32>,
     ended: VecDeque<String>,
+    /// Engines that mail can be judged without, when it was last looked.
+    covered: HashSet<Arc<str>>,
     /// Grows with every change of what is in force.
     version: u64,
 }
@@ -134,6 +138,7 @@ impl Interception {
             strikes: HashMap::new(),
             convictions: HashMap::new(),
             ended: VecDeque::new(),
+            covered: HashSet::new(),
             version: 0,
         }
     }
@@ -222,7 +227,7 @@ impl Interception {
     /// What a scan says about the interceptors that match it and were there before it began.
     fn weigh(&mut self, now: Instant, engine: &Arc<str>, evidence: &Evidence) -> Vec<Incident> {
         let mut incidents = Vec::new();
-        let mut lifted = Vec::new();
+        let (mut lifted, mut harmless) = (Vec::new(), Vec::new());
         for (id, active) in &mut self.active {
             let Some(learned) = &mut active.learned else {
                 continue;
@@ -237,6 +242,7 @@ impl Interception {
                     learned.in_time += 1
                 }
                 Seen::LateClean => learned.late_clean += 1,
+                Seen::LateFound => learned.is_bad = true,
                 _ => {}
             }
             let action = &mut active.interceptor.action;
@@ -244,8 +250,11 @@ impl Interception {
                 Action::Bypass { .. } => MENDED,
                 Action::Park { .. } | Action::Hold => REFUTED[usize::from(!learned.narrow)],
             };
-            if learned.in_time >= enough || learned.late_clean >= REFUTED[0] {
+            let is_bypass = matches!(action, Action::Bypass { .. });
+            if learned.in_time >= enough {
                 lifted.push(id.clone());
+            } else if learned.late_clean >= REFUTED[0] && !is_bypass && !learned.is_bad {
+                harmless.push(id.clone());
             } else if matches!(action, Action::Park { .. })
                 && learned.narrow
                 && learned.timeouts >= STRIKES
@@ -266,8 +275,27 @@ impl Interception {
         for id in lifted {
             incidents.extend(self.end(&id, "refuted: such mail scans well"));
         }
-        let _ = now;
+        for id in harmless {
+            incidents.extend(self.spare(now, &id));
+        }
         incidents
+    }
+
+    /// Mail that takes the engine too long and is clean in the end: it is not held, and the engine is spared it while the
+    /// others suffice.
+    fn spare(&mut self, now: Instant, id: &str) -> Option<Incident> {
+        let active = self.active.get_mut(id)?;
+        let learned = active.learned.as_mut()?;
+        if !self.covered.contains(&learned.engine) {
+            return self.end(id, "refuted: such mail is clean, if slow");
+        }
+        let engine = learned.engine.to_string();
+        (learned.made, learned.in_time) = (now, 0);
+        active.interceptor.action = Action::Bypass { engine };
+        self.version += 1;
+        let what = "now spares the engine what it held: it is clean, if slow";
+        let incident = told(Kind::InterceptorChanged, &active.interceptor, what);
+        Some(incident.with("clean after their timeout", REFUTED[0]))
     }
 
     /// Counts an expensive failure, and holds what has too many.
@@ -404,6 +432,7 @@ impl Interception {
             timeouts: 0,
             in_time: 0,
             late_clean: 0,
+            is_bad: false,
         };
         self.version += 1;
         let active = Active {
@@ -429,6 +458,8 @@ impl Interception {
     /// called a few times a second.
     pub fn tick(&mut self, now: Instant, engines: &[EngineState<'_>]) -> Vec<Incident> {
         let mut incidents = Vec::new();
+        let covered = engines.iter().filter(|engine| engine.covered);
+        self.covered = covered.map(|engine| engine.name.into()).collect();
         let over = self
             .active
             .iter()
@@ -508,14 +539,21 @@ impl Interception {
         self.end(id, "removed by a person")
     }
 
-    /// Interceptors whose mail may be scanned again: those that have ended, and those of the learner that hold.
+    /// Interceptors whose mail may be scanned again: those that have ended or do not hold any more, and those of the
+    /// learner that hold.
     pub fn recoverable(&self) -> (Vec<String>, Vec<String>) {
-        let holds = |active: &&Active| {
-            active.learned.is_some() && active.interceptor.action == Action::Hold
+        let learned = self.active.values().filter(|a| a.learned.is_some());
+        let learned = learned.map(|a| &a.interceptor);
+        let ids = |wanted: fn(&Action) -> bool| {
+            let these = learned.clone().filter(move |i| wanted(&i.action));
+            these.map(|i| i.id.clone())
         };
-        let holding = self.active.values().filter(holds);
-        let holding = holding.map(|active| active.interceptor.id.clone());
-        (self.ended.iter().cloned().collect(), holding.collect())
+        let ended = self.ended.iter().cloned();
+        let gone = ended.chain(ids(|action| matches!(action, Action::Bypass { .. })));
+        (
+            gone.collect(),
+            ids(|action| *action == Action::Hold).collect(),
+        )
     }
 }
 

@@ -357,6 +357,59 @@ async fn a_usual_class_that_becomes_slow_is_bypassed_not_held() {
     assert!(!world.holds());
 }
 
+/// Some mail is always slow somewhere. However long that goes on, a flood is recognised as quickly as on the first day.
+#[tokio::test(start_paused = true)]
+async fn what_is_always_slow_does_not_hide_a_flood() {
+    let mut world = World::new();
+    for _ in 0..200 {
+        let (odd, started) = (usual(&mut world.rng), world.now);
+        world.pass(Duration::from_secs(20));
+        world.evidence(MessageId::new(), &odd, started, Seen::Slow);
+        for _ in 0..20 {
+            let good = usual(&mut world.rng);
+            world.good(&good);
+        }
+    }
+    assert!(world.made.is_empty(), "chance makes no interceptor");
+    world.began = world.now;
+    world.minute(|rng| {
+        let of_its_own = [Aspect::SenderDomain, Aspect::Client, Aspect::Subject];
+        let mut broad: Vec<(Aspect, u64)> = of_its_own.map(|a| (a, rng.random())).into();
+        broad.push((Aspect::Skeleton, 99));
+        fingerprint(rng.random(), &broad)
+    });
+    let (first, _) = world.made.first().expect("the flood is recognised");
+    assert!(*first <= Duration::from_secs(3), "{first:?}");
+    assert_eq!(world.held.get(&false), None, "good mail is not held");
+}
+
+/// What was held and is clean in the end is held no longer, but the engine is spared it, and is not asked again only
+/// because it is late once more. Where something was found in the end, it stays held.
+#[tokio::test(start_paused = true)]
+async fn what_is_clean_in_the_end_is_not_held_but_kept_from_the_engine() {
+    for found in [false, true] {
+        let mut world = World::new();
+        let (same, good) = (fingerprint(4711, &[]), fingerprint(1, &[]));
+        world.pass(Duration::from_millis(100));
+        world.evidence(MessageId::new(), &good, world.now, Seen::Fast);
+        let mut see = |seen| world.evidence(MessageId::new(), &same, world.now, seen);
+        see(Seen::TimedOut);
+        see(Seen::TimedOut);
+        if found {
+            see(Seen::LateFound);
+        }
+        (0..5).for_each(|_| see(Seen::LateClean));
+        assert_eq!(world.holds(), found);
+        let spared = |i: &Interceptor| matches!(i.action, Action::Bypass { .. });
+        assert_eq!(world.learner.list().any(spared), !found);
+        let (ended, holding) = world.learner.recoverable();
+        assert_eq!(
+            (ended.len(), holding.len()),
+            if found { (0, 1) } else { (1, 0) }
+        );
+    }
+}
+
 /// A sender is known by good mail through the same network, not by a domain that anybody can write.
 #[tokio::test(start_paused = true)]
 async fn a_sender_is_known_by_domain_and_network() {
