@@ -54,6 +54,8 @@ struct Inside {
     free: Vec<Duration>,
     running: BTreeMap<u64, Running>,
     next: u64,
+    /// Scans of poison that began.
+    touches: u32,
     fault: Option<EngineFault>,
 }
 
@@ -79,6 +81,7 @@ pub(super) struct Build {
     pub(super) poisoned: bool,
     pub(super) knows: bool,
     pub(super) slots: usize,
+    pub(super) workers: usize,
     pub(super) limit: Duration,
 }
 
@@ -101,7 +104,7 @@ impl Scanning {
             slots: build.slots,
             limit: build.limit,
             inside: Mutex::new(Inside {
-                free: vec![Duration::ZERO; build.slots],
+                free: vec![Duration::ZERO; build.workers],
                 ..Inside::default()
             }),
         })
@@ -109,6 +112,11 @@ impl Scanning {
 
     pub(super) fn set(&self, fault: Option<EngineFault>) {
         self.inside.lock().expect("no panic").fault = fault;
+    }
+
+    /// How often poison came in.
+    pub(super) fn touches(&self) -> u32 {
+        self.inside.lock().expect("no panic").touches
     }
 
     /// Takes a sample in: how long it takes from now on, what comes of it, and its number.
@@ -129,6 +137,7 @@ impl Scanning {
         };
         let mut plan = Plan::Answer(found(bad));
         if self.poisoned && text.contains("POISON") {
+            inside.touches += 1;
             took = POISON;
         }
         let fault = match inside.fault {

@@ -47,6 +47,8 @@ pub(super) struct Arrival {
     pub(super) nature: Nature,
     /// Equal for copies of the same content.
     pub(super) body: u64,
+    /// Equal for messages that are much the same.
+    pub(super) alike: Option<u64>,
     pub(super) sender: Option<&'static str>,
     pub(super) recipients: Vec<&'static str>,
     pub(super) queued: bool,
@@ -62,6 +64,13 @@ pub(super) struct Plan {
     pub(super) coverage: usize,
     /// Calls of an engine for one message.
     pub(super) attempts: u32,
+    /// What an engine can really do at once.
+    pub(super) workers: usize,
+    /// How long callers wait for an engine, and from when on it is slow.
+    pub(super) timeout: Duration,
+    pub(super) slow: Duration,
+    /// Whether interceptors are learnt.
+    pub(super) learns: bool,
     pub(super) events: Vec<(Duration, Event)>,
 }
 
@@ -86,10 +95,15 @@ impl Plan {
     pub(super) fn new(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let engines = rng.random_range(1..=3);
+        let slots = rng.random_range(2..=4);
         let mut plan = Self {
             seed,
             engines,
-            slots: rng.random_range(2..=4),
+            slots,
+            workers: slots,
+            timeout: Duration::from_secs(5),
+            slow: Duration::from_millis(500),
+            learns: true,
             coverage: rng.random_range(1..=engines),
             attempts: rng.random_range(1..=2),
             events: Vec::new(),
@@ -103,6 +117,43 @@ impl Plan {
         }
         for _ in 0..rng.random_range(0..=5) {
             plan.trouble(&mut rng);
+        }
+        plan.events.sort_by_key(|(at, _)| *at);
+        plan
+    }
+
+    /// Mail as the drill has it: valid messages to three engines, two of which must answer, and from ten seconds on a flood
+    /// of so many messages a second that the first engine cannot do: copies of one, or each a little different.
+    pub(super) fn drill(seed: u64, valid: u32, (flood, differ): (u32, bool)) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut plan = Self {
+            engines: 3,
+            slots: 12,
+            workers: 12,
+            coverage: 2,
+            attempts: 1,
+            events: Vec::new(),
+            ..Self::new(seed)
+        };
+        let poison = rng.random();
+        let span = ACTIVE.as_millis() as u64;
+        for (nature, from, rate) in [(Nature::Valid, 0, valid), (Nature::Poison, 10_000, flood)] {
+            for _ in 0..(span - from) * u64::from(rate) / 1000 {
+                let is_valid = nature == Nature::Valid;
+                let arrival = Arrival {
+                    nature,
+                    body: match is_valid || differ {
+                        true => rng.random(),
+                        false => poison,
+                    },
+                    alike: (!is_valid).then_some(poison),
+                    sender: SENDERS[if is_valid { rng.random_range(0..2) } else { 2 }],
+                    recipients: vec![RECIPIENTS[rng.random_range(0..4)]],
+                    queued: false,
+                };
+                let at = Duration::from_millis(rng.random_range(from..span));
+                plan.events.push((at, Event::Arrival(arrival)));
+            }
         }
         plan.events.sort_by_key(|(at, _)| *at);
         plan
@@ -130,6 +181,7 @@ impl Plan {
         Arrival {
             nature,
             body: rng.random(),
+            alike: None,
             sender: SENDERS[rng.random_range(0..SENDERS.len())],
             recipients,
             queued: rng.random_bool(0.3),

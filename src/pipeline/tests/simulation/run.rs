@@ -79,6 +79,69 @@ pub(super) struct Shown {
 
 /// Plays a plan.
 pub(super) fn play(plan: &Plan, loud: bool) -> Shown {
+    let outside = unfold(plan, loud);
+    Shown {
+        failure: outside.world.failure(),
+        digest: outside.world.digest(),
+    }
+}
+
+/// What a drill has shown, in the world's own time.
+pub(super) struct Measured {
+    pub(super) failure: Option<String>,
+    /// Ages of valid messages at their delivery, in order.
+    pub(super) delays: Vec<Duration>,
+    /// Valid messages that were not delivered at the end.
+    pub(super) kept: usize,
+    /// Valid messages that were delivered without the first engine.
+    pub(super) without: usize,
+    /// Scans of poison that the first engine began.
+    pub(super) touches: u32,
+    /// The most valid messages that were under way at once.
+    pub(super) backlog: usize,
+}
+
+impl Measured {
+    /// The delay that so many of a thousand valid messages do not exceed.
+    pub(super) fn within(&self, of_thousand: usize) -> Duration {
+        let at = (self.delays.len() * of_thousand).div_ceil(1000);
+        let delay = self.delays.get(at.saturating_sub(1));
+        delay.copied().unwrap_or_default()
+    }
+}
+
+/// Plays a plan and looks at its valid mail.
+pub(super) fn measure(plan: &Plan) -> Measured {
+    let outside = unfold(plan, false);
+    let world = outside.world.lock();
+    let valid = || {
+        let mails = world.mails.values();
+        mails.filter(|mail| mail.nature == Some(Nature::Valid))
+    };
+    let mut delays: Vec<Duration> = valid().filter_map(|mail| mail.delay).collect();
+    delays.sort_unstable();
+    let mut moves: Vec<(Duration, i32)> = Vec::new();
+    for mail in valid() {
+        moves.push((mail.sent, 1));
+        moves.extend(mail.delay.map(|delay| (mail.sent + delay, -1)));
+    }
+    moves.sort_unstable();
+    let under_way = moves.iter().scan(0, |count, (_, step)| {
+        *count += step;
+        Some(*count)
+    });
+    let backlog = under_way.max().unwrap_or_default();
+    Measured {
+        failure: world.broken.clone(),
+        kept: valid().count() - delays.len(),
+        without: valid().filter(|mail| mail.without).count(),
+        touches: outside.engines[0].touches(),
+        backlog: usize::try_from(backlog).unwrap_or_default(),
+        delays,
+    }
+}
+
+fn unfold(plan: &Plan, loud: bool) -> Outside {
     chance::seed(Some(plan.seed ^ 0x5EED));
     let outside = Outside::new(plan, loud);
     let mut events = plan.events.clone();
@@ -103,10 +166,7 @@ pub(super) fn play(plan: &Plan, loud: bool) -> Shown {
     }
     set_wall_clock(None);
     chance::seed(None);
-    Shown {
-        failure: outside.world.failure(),
-        digest: outside.world.digest(),
-    }
+    outside
 }
 
 impl Outside {
@@ -118,6 +178,7 @@ impl Outside {
                 poisoned: at == 0,
                 knows: at != 1,
                 slots: plan.slots,
+                workers: plan.workers,
                 limit: LIMIT,
             };
             Scanning::new(&world, &build)
@@ -177,9 +238,9 @@ impl Outside {
         crate::scan::Settings {
             name: format!("e{at}").into(),
             class: EngineClass::Av,
-            timeout: Duration::from_secs(if number % 2 == 1 { 5 } else { 4 }),
+            timeout: self.plan.timeout - Duration::from_secs(u64::from(number % 2 == 0)),
             limit: LIMIT,
-            slow: Duration::from_millis(500),
+            slow: self.plan.slow,
             wait: Duration::from_secs(2),
             probe: (self.plan.seed.is_multiple_of(2)).then_some(Duration::from_secs(10)),
             signature_age: None,
@@ -194,6 +255,17 @@ impl Outside {
         }
     }
 
+    fn interception(&self) -> intercept::Settings {
+        let mode = match self.plan.learns {
+            true => intercept::Mode::On,
+            false => intercept::Mode::Off,
+        };
+        intercept::Settings {
+            mode,
+            ..intercept::Settings::default()
+        }
+    }
+
     fn start(&self) -> Life {
         self.world.begin_life();
         self.disk.reopen();
@@ -205,7 +277,7 @@ impl Outside {
             generation,
             self.disk.clone(),
             logs,
-            intercept::Settings::default(),
+            self.interception(),
             64 << 20,
         );
         let closing = CancellationToken::new();
@@ -252,7 +324,7 @@ impl Outside {
                     reloads += 1;
                     let before = life.pipeline.generation();
                     let next = self.generation(reloads, Some(&before));
-                    life.pipeline.replace(next, intercept::Settings::default());
+                    life.pipeline.replace(next, self.interception());
                 }
                 Event::Review { release } => self.review(release).await,
                 Event::Crash(pause) => break Death::Crash(pause),
@@ -291,7 +363,10 @@ impl Outside {
             Nature::Poison => "POISON",
             Nature::Valid => "",
         };
-        let text = words(arrival.body);
+        let text = match arrival.alike {
+            None => words(arrival.body),
+            Some(most) => format!("{} {}", words(most), &words(arrival.body)[..14]),
+        };
         let text = format!("Subject: {}\r\n\r\n{nature} {text}\r\n", &text[..8]);
         message.content = Content::uncharged(text);
         let envelope = Envelope {
@@ -303,7 +378,9 @@ impl Outside {
         };
         message.envelope = Arc::new(envelope);
         let to = (arrival.sender.is_none(), &arrival.recipients[..]);
-        let number = self.world.sends(message.id, arrival.body, to);
+        let number = self
+            .world
+            .sends(message.id, (arrival.nature, arrival.body), to);
         if !life.pipeline.has_room() {
             return self
                 .world

@@ -15,6 +15,8 @@ use crate::deadline::set_wall_clock;
 use crate::message::{Content, MessageId};
 use crate::store::{Audit, Lane, Record, StoreError};
 
+use super::plan::Nature;
+
 use super::super::scripted::{Fate, Operation, Witness, about};
 
 /// Steps that are shown when a law is broken.
@@ -42,11 +44,17 @@ pub(super) struct Ends {
 pub(super) struct Mail {
     pub(super) number: usize,
     id: MessageId,
+    /// None for what the relay wrote.
+    pub(super) nature: Option<Nature>,
+    /// When a next hop took it first, how old it was.
+    pub(super) delay: Option<Duration>,
+    /// Delivered without the first engine's answer.
+    pub(super) without: bool,
     pub(super) body: u64,
     null_sender: bool,
     /// Whether we are responsible for it: answered 250, or our own.
     pub(super) accepted: Option<bool>,
-    sent: Duration,
+    pub(super) sent: Duration,
     pub(super) ends: BTreeMap<String, Ends>,
     /// When the last of it was delivered or refused; history of the last second before a crash is lost.
     touched: Duration,
@@ -186,13 +194,14 @@ impl World {
     pub(super) fn sends(
         &self,
         id: MessageId,
-        body: u64,
+        (nature, body): (Nature, u64),
         (null_sender, recipients): (bool, &[&str]),
     ) -> usize {
         let mut inner = self.lock();
         let number = inner.register(id, null_sender, recipients.iter().copied());
         if let Some(mail) = inner.mails.get_mut(&number) {
             mail.body = body;
+            mail.nature = Some(nature);
         }
         number
     }
@@ -248,6 +257,9 @@ impl World {
             return;
         };
         mail.touched = now;
+        let age = mail.age(now);
+        mail.delay.get_or_insert(age);
+        mail.without |= header.contains("missing=e0:");
         let Some(ends) = mail.ends.get_mut(recipient) else {
             return inner.breaks(format!(
                 "m{number} went to {recipient}, who is no recipient"
@@ -390,6 +402,9 @@ impl Inner {
         let mail = Mail {
             number,
             id,
+            nature: None,
+            delay: None,
+            without: false,
             body: 0,
             null_sender,
             accepted: None,
