@@ -108,7 +108,11 @@ impl Lanes {
             let work = |lanes: Arc<Self>, generation, record| async move {
                 lanes.work(generation, record, None).await;
             };
-            if self.take_up(&generation, "scan", slots, claim, work).await == 0 {
+            if self
+                .take_up(&generation, "scan", slots, free, claim, work)
+                .await
+                == 0
+            {
                 let poll = Deadline::after(POLL);
                 tokio::select! {
                     () = self.pipeline.wake.notified() => {}
@@ -174,7 +178,7 @@ impl Lanes {
         let work = |lanes: Arc<Self>, generation, record| async move {
             lanes.send(generation, record).await;
         };
-        self.take_up(generation, "delivery", slots, claim, work)
+        self.take_up(generation, "delivery", slots, room, claim, work)
             .await
     }
 
@@ -206,7 +210,7 @@ impl Lanes {
             let work = |lanes: Arc<Self>, generation, record| async move {
                 lanes.work(generation, record, None).await;
             };
-            let claimed = self.take_up(&generation, "giving up", slots, claim, work);
+            let claimed = self.take_up(&generation, "giving up", slots, free, claim, work);
             if claimed.await < free {
                 return;
             }
@@ -215,12 +219,13 @@ impl Lanes {
         }
     }
 
-    /// Claims records and begins to work on them, each in a slot; returns how many.
+    /// Claims at most so many records and begins to work on them, each in a slot; returns how many.
     async fn take_up<C, W>(
         self: &Arc<Self>,
         generation: &Arc<Generation>,
         what: &'static str,
         slots: &Arc<Semaphore>,
+        limit: usize,
         claim: impl FnOnce(Timestamp, Timestamp) -> C,
         work: impl Fn(Arc<Self>, Arc<Generation>, Record) -> W,
     ) -> usize
@@ -228,6 +233,11 @@ impl Lanes {
         C: Future<Output = Result<Vec<Record>, StoreError>>,
         W: Future<Output = ()> + Send + 'static,
     {
+        // Taken before the claim: a record that finds no slot then would lie there until its lease ends.
+        let permits = u32::try_from(limit).unwrap_or(u32::MAX);
+        let Ok(mut permits) = slots.clone().try_acquire_many_owned(permits) else {
+            return 0;
+        };
         let now = wall_clock();
         let claimed = match claim(now, now + lease(&generation.budget)).await {
             Ok(claimed) => claimed,
@@ -238,7 +248,7 @@ impl Lanes {
         };
         let count = claimed.len();
         for record in claimed {
-            let Ok(slot) = slots.clone().try_acquire_owned() else {
+            let Some(slot) = permits.split(1) else {
                 break;
             };
             let work = work(self.clone(), generation.clone(), record);
