@@ -166,6 +166,11 @@ impl Fingerprint {
         self.traits().any(|t| t == wanted)
     }
 
+    /// Whether there is more than text.
+    pub fn has_attachments(&self) -> bool {
+        self.exact.iter().any(|t| t.aspect == Aspect::Attachment)
+    }
+
     /// The traits of which only a few unproven copies are scanned at once: those that unrelated mail does not share.
     pub fn canary_keys(&self) -> Vec<Trait> {
         let near = self.broad.iter().filter(|t| t.aspect == Aspect::Near);

@@ -366,6 +366,41 @@ async fn waiting_ends() {
     world.answered(long);
 }
 
+/// P4: others do not make up for an engine that gave no slot to mail like that which is slow; they do for what is not like it.
+#[tokio::test(start_paused = true)]
+async fn what_is_like_slow_mail_is_parked_and_the_rest_is_the_engines_fault() {
+    let mut world = World::new(12);
+    let enter = |world: &mut World, at, standing, errand| {
+        let entrant = Entrant {
+            errand,
+            ..entrant(world.now, at, standing)
+        };
+        world.gate.enter(world.now, entrant)
+    };
+    for at in 0..6 {
+        let errand = if at < 4 { Errand::Fresh } else { Errand::Again };
+        enter(&mut world, at, Standing::Unknown, errand);
+    }
+    assert_eq!(world.started().len(), 6, "half of the slots");
+    world.after(600);
+    let alike = [
+        enter(&mut world, 10, Standing::Unknown, Errand::Fresh),
+        enter(&mut world, 11, Standing::Unknown, Errand::Again),
+    ];
+    let others = [
+        enter(&mut world, TEXT, Standing::Unknown, Errand::Fresh),
+        enter(&mut world, 12, Standing::Known, Errand::Again),
+    ];
+    world.after(11_000);
+    let refused = world.refused();
+    assert_eq!(refused.len(), 4);
+    for (ticket, refusal) in refused {
+        let is_parked = matches!(refusal, Refusal::Parked(_));
+        assert_eq!(is_parked, alike.contains(&ticket), "{refusal:?}");
+        assert!(is_parked || others.contains(&ticket));
+    }
+}
+
 /// What is done at random; numbers choose among what is there.
 #[derive(Debug, Clone)]
 enum Act2 {

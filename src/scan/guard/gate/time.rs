@@ -6,7 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::lanes::Lane;
-use super::{EVIDENCE, End, FAILURE, Gate, Refusal, STALL, Scan, Ticket, slow_copies};
+use super::{
+    EVIDENCE, End, Entrant, FAILURE, Gate, Refusal, STALL, Scan, Ticket, Waiting, slow_copies,
+};
+use crate::message::Fingerprint;
 use crate::scan::evidence::{Evidence, Observed};
 use crate::scan::guard::breaker::Change;
 
@@ -74,8 +77,12 @@ impl Gate {
     pub(super) fn give_up(&mut self, now: Instant) {
         self.queue
             .tidy(|t| self.waiting.contains_key(&t), self.waiting.len());
-        // Where such mail is slow already, it may be the mail's fault that there is no slot, and not the engine's.
-        let is_slow = |lane| self.scans.values().any(|s| s.lane == lane && s.is_slow);
+        // Where such mail is slow already, it may be the mail's fault that there is no slot, and not the engine's: then
+        // others do not make up for this engine.
+        let is_slow = |waiting: &Waiting| {
+            let mut slow = self.scans.values().filter(|s| s.is_slow);
+            slow.any(|scan| is_like(scan, waiting))
+        };
         let mut leaving = Vec::new();
         for (ticket, waiting) in &self.waiting {
             let (waited, lane) = (now - waiting.since, waiting.lane);
@@ -84,7 +91,7 @@ impl Gate {
                     Refusal::Parked("the same content is being scanned".to_owned())
                 }
                 (false, Lane::Unknown | Lane::Again)
-                    if waited >= self.times.wait && is_slow(lane) =>
+                    if waited >= self.times.wait && is_slow(waiting) =>
                 {
                     Refusal::Parked("scans of such mail are slow; more of it waits".to_owned())
                 }
@@ -132,6 +139,18 @@ impl Gate {
             self.changes.push((replica, change));
         }
     }
+}
+
+/// Whether what nothing speaks for is of one kind with a scan of which the same is true: both from strangers or both not,
+/// both with attachments or both without.
+fn is_like(scan: &Scan, waiting: &Waiting) -> bool {
+    let doubtful = matches!(scan.lane, Lane::Unknown | Lane::Again);
+    let (one, other) = (&scan.entrant, &waiting.entrant);
+    let kind = |entrant: &Entrant| {
+        let fingerprint = entrant.fingerprint.as_deref();
+        fingerprint.is_some_and(Fingerprint::has_attachments)
+    };
+    doubtful && one.standing == other.standing && kind(one) == kind(other)
 }
 
 pub(super) fn observed(scan: &Scan, end: End) -> Option<Observed> {
