@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::engine::Scan;
-use crate::plan::{Kind, Planned};
+use crate::plan::{From, Kind, Planned};
 use crate::run::Outcome;
-use crate::variant::{Event, Fault};
+use crate::variant::{Event, Fault, Flood};
 
 /// A distribution of delays, in seconds from when a message was due until it was at its next hop. What never came counts
 /// with the time until the end of the run.
@@ -118,7 +118,12 @@ const GRAIN: f64 = 5.0;
 fn concerned(variant_event: Event, planned: &Planned) -> bool {
     match planned.kind {
         Kind::Large | Kind::Newsletter { .. } | Kind::Greedy => true,
-        Kind::Valid => planned.second_hop && matches!(variant_event, Event::NextHop(_)),
+        Kind::Valid => match variant_event {
+            Event::NextHop(_) => planned.second_hop,
+            // Nothing tells a stranger's letter from such a flood.
+            Event::Flood(Flood::Mimic) => matches!(planned.from, From::Fresh(_)),
+            _ => false,
+        },
         Kind::Malware | Kind::Flood(_) => false,
     }
 }
@@ -188,14 +193,16 @@ impl<'a> Ledger<'a> {
         Spread::of(due.map(|(at, _)| self.delay(at)).collect())
     }
 
-    /// Instants at which the backlog of ordinary valid mail changes, and what it is then.
-    fn backlog(&self) -> Vec<(f64, usize)> {
+    /// Instants at which the backlog of valid mail changes, and what it is then; with strangers, or without those whom
+    /// the event concerns.
+    fn backlog(&self, strangers: bool) -> Vec<(f64, usize)> {
         let mut changes = Vec::new();
         for (at, planned) in self.outcome.plan.iter().enumerate() {
-            let counts = match planned.kind {
-                Kind::Greedy => false,
-                Kind::Large | Kind::Newsletter { .. } => true,
-                kind => kind.is_valid() && !concerned(self.outcome.variant.event, planned),
+            let counts = match (planned.kind, planned.from) {
+                (Kind::Greedy, _) => false,
+                (Kind::Large | Kind::Newsletter { .. }, _) => true,
+                (Kind::Valid, From::Fresh(_)) if strangers && !planned.second_hop => true,
+                (kind, _) => kind.is_valid() && !concerned(self.outcome.variant.event, planned),
             };
             if counts {
                 changes.push((planned.due.as_secs_f64(), true));
@@ -226,7 +233,7 @@ impl Figures {
             (phases.calm_begins, phases.event_begins),
             (phases.event_begins, phases.event_ends),
         );
-        let backlog = ledger.backlog();
+        let backlog = ledger.backlog(true);
         let most = |from: Duration, to: Duration| {
             let within =
                 |(at, _): &&(f64, usize)| *at >= from.as_secs_f64() && *at < to.as_secs_f64();
@@ -256,7 +263,7 @@ impl Figures {
             calm_backlog,
             backlog: most(during.0, outcome.ended),
             recovery: recovery(
-                &backlog,
+                &ledger.backlog(false),
                 during.1.as_secs_f64(),
                 outcome.ended.as_secs_f64(),
                 calm_backlog + (GRAIN * outcome.times).ceil() as usize,
