@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ablation::{Mechanism, without};
+
 /// What an engine is good for; coverage is counted per class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -234,7 +236,7 @@ impl Reason {
     /// message that makes one engine hang may well be what that engine alone would have found).
     pub fn blames_message(self) -> bool {
         match self {
-            Self::Timeout | Self::Parked | Self::Suspect => true,
+            Self::Timeout | Self::Parked | Self::Suspect => !without(Mechanism::Blame),
             Self::Unreachable
             | Self::Disconnected
             | Self::Garbage

@@ -7,6 +7,7 @@
 //! cargo bench --bench drill -- --help
 //! ```
 
+mod ablation;
 mod engine;
 mod figures;
 mod letter;
@@ -50,6 +51,12 @@ fn main() -> ExitCode {
         eprintln!("no variant {unknown:?}; --list names them");
         return ExitCode::from(64);
     }
+    if (options.ablate || options.without.is_some()) && !cfg!(feature = "ablation") {
+        eprintln!(
+            "this build leaves nothing out: cargo bench --features ablation --bench drill -- …"
+        );
+        return ExitCode::from(64);
+    }
     process::raise_descriptor_limit();
     match drill(&options) {
         Ok(rows) => {
@@ -69,13 +76,18 @@ fn drill(options: &Options) -> io::Result<Vec<Row>> {
     let wanted = |variant: &&Variant| {
         options.variants.is_empty() || options.variants.iter().any(|name| name == variant.name)
     };
-    let queue = Mutex::new(variant::ALL.iter().filter(wanted).enumerate());
+    let wanted = variant::ALL.iter().filter(wanted);
+    let runs: Vec<(Options, &Variant)> = match options.ablate {
+        true => ablation::runs(options, wanted),
+        false => wanted.map(|variant| (options.clone(), variant)).collect(),
+    };
+    let queue = Mutex::new(runs.iter().enumerate());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let done = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
         for _ in 0..options.together.max(1) {
             scope.spawn(|| {
-                while let Some((at, variant)) = next() {
+                while let Some((at, (options, variant))) = next() {
                     let rows = one(options, variant);
                     let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                     for row in rows.iter().flatten() {

@@ -74,12 +74,18 @@ pub struct Options {
     /// Lines for each [[engine]] section, such as 'slow = "250ms"'
     #[arg(long, value_name = "LINE")]
     pub engine: Vec<String>,
+    /// Leave this mechanism out (needs --features ablation; src/ablation.rs names them)
+    #[arg(long, value_name = "MECHANISM")]
+    pub without: Option<String>,
+    /// Leave out one mechanism after the other, each in the variants that it is there for
+    #[arg(long)]
+    pub ablate: bool,
     /// Keep the relay's folder (configuration, log, store) and say where it is
     #[arg(long)]
     pub keep: bool,
     /// What cargo tells every benchmark
     #[arg(long, hide = true)]
-    bench: bool,
+    pub bench: bool,
 }
 
 /// When the parts of a run begin, counted from the first message.

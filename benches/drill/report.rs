@@ -210,6 +210,9 @@ pub fn print(row: &Row) {
         "\n== {} ({}): {}",
         outcome.variant.name, outcome.subject, outcome.variant.about
     );
+    if let Some(left_out) = &outcome.without {
+        println!("  WITHOUT {left_out}");
+    }
     for check in checks {
         let verdict = if check.met { "ok" } else { "MISSED" };
         println!(
@@ -442,9 +445,10 @@ fn cells(row: &Row) -> Vec<String> {
     let missed: Vec<&str> = checks.iter().filter(|c| !c.met).map(|c| c.name).collect();
     let (calm, event) = (figures.calm, figures.event);
     vec![
-        match outcome.subject {
-            "spillway" => outcome.variant.name.to_owned(),
-            peer => format!("{}, {peer}", outcome.variant.name),
+        match (outcome.subject, &outcome.without) {
+            (_, Some(left_out)) => format!("{}, without {left_out}", outcome.variant.name),
+            ("spillway", None) => outcome.variant.name.to_owned(),
+            (peer, None) => format!("{}, {peer}", outcome.variant.name),
         },
         time(calm.p50),
         time(calm.p99),

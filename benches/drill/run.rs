@@ -37,6 +37,8 @@ pub enum Subject {
 pub struct Outcome {
     pub variant: Variant,
     pub subject: &'static str,
+    /// The mechanism that was left out.
+    pub without: Option<String>,
     /// The rate, as a multiple of the usual one.
     pub times: f64,
     pub phases: Phases,
@@ -148,7 +150,9 @@ fn mode(fault: Fault) -> Mode {
 pub fn spillway(options: &Options, variant: &Variant) -> io::Result<Outcome> {
     run(options, variant, LEAD, |engines, hops| {
         let config = relay::config(options, engines, hops);
-        let mut spillway = Spillway::start(&options.mode, &config);
+        let left_out = options.without.as_deref().unwrap_or_default();
+        let environment = [("SPILLWAY_WITHOUT", left_out)];
+        let mut spillway = Spillway::start_in(&environment, &options.mode, &config);
         if options.keep {
             spillway.keep();
         }
@@ -200,6 +204,7 @@ fn run(
     Ok(Outcome {
         variant: *variant,
         subject: subject.name(),
+        without: options.without.clone(),
         times: options.rate() / USUAL_RATE,
         phases,
         told: load.told.iter().map(take).collect(),

@@ -58,6 +58,11 @@ pub struct Spillway {
 impl Spillway {
     /// Starts the release binary with this configuration after a listener in `mode`.
     pub fn start(mode: &str, rest: &str) -> Self {
+        Self::start_in(&[], mode, rest)
+    }
+
+    /// The same, with more in its environment.
+    pub fn start_in(environment: &[(&str, &str)], mode: &str, rest: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let port = free_port();
         let config = format!(
@@ -71,6 +76,7 @@ impl Spillway {
         let child = Command::new(env!("CARGO_BIN_EXE_spillway"))
             .args(["run", "--config"])
             .arg(&path)
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

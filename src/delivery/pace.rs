@@ -24,6 +24,8 @@ mod tests;
 
 use std::time::Duration;
 
+use crate::ablation::{Mechanism, without};
+
 use rand::{Rng, RngExt as _};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -317,6 +319,9 @@ impl Pace {
         rng: &mut impl Rng,
     ) -> Option<Shift> {
         self.in_flight = self.in_flight.saturating_sub(1);
+        if without(Mechanism::Pacing) {
+            return None;
+        }
         // Nothing but probes is given out while it is dead.
         let probe = ticket.epoch == self.epoch;
         match sign {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::baseline::Baseline;
 use super::episode::{Arrivals, Context, Episode, Finding, NARROW, Remedy};
 use super::{Action, Interceptor, Key, Mode, Origin, Settings};
+use crate::ablation::{Mechanism, without};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::pattern::Facts;
 use crate::message::{Fingerprint, MessageId, Pattern, Standing, Trait};
@@ -386,7 +387,8 @@ impl Interception {
         evidence: Vec<(Cow<'static, str>, String)>,
     ) -> Option<Incident> {
         let learned = self.active.values().filter(|a| a.learned.is_some()).count();
-        if self.settings.mode == Mode::Off || learned >= ACTIVE {
+        if self.settings.mode == Mode::Off || without(Mechanism::Interceptors) || learned >= ACTIVE
+        {
             return None;
         }
         if self.convictions.len() >= STRUCK {

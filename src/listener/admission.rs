@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::ablation::{Mechanism, without};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::Standing;
 use crate::pipeline::Pressure;
@@ -293,6 +294,9 @@ impl Ledger {
     fn refusal(&mut self, now: Instant, party: &Party, octets: u64, free: u64) -> Option<Refusal> {
         if octets > free {
             return Some(Refusal::Memory);
+        }
+        if without(Mechanism::Admission) {
+            return None;
         }
         if self.work >= 1.0 {
             return Some(Refusal::Work);

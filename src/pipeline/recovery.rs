@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Generation, Pipeline, events, lanes};
+use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Content, Message, Standing};
@@ -70,6 +71,9 @@ impl Pipeline {
 
     /// One round for each cause that is gone, or may be.
     async fn recover_due(self: &Arc<Self>, rounds: &mut HashMap<Cause, Round>) {
+        if without(Mechanism::Recovery) {
+            return;
+        }
         let generation = self.generation();
         let causes = self.causes(&generation);
         // Of an engine that is out nothing is expected; when it is back its first round is due at once.

@@ -9,6 +9,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("verdict", 0),
     ("deadline", 0),
     ("chance", 0),
+    ("ablation", 0),
     ("incident", 0),
     ("telemetry", 1),
     ("trust", 1),

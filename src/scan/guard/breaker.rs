@@ -20,6 +20,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use tokio::time::Instant;
 
+use crate::ablation::{Mechanism, without};
 use crate::chance;
 
 /// Outcomes are counted over this window, in [`BUCKETS`].
@@ -165,6 +166,7 @@ impl Breaker {
     /// Scans of mail that may run at once.
     pub fn allowed(&self) -> usize {
         match self.state {
+            _ if without(Mechanism::Breaker) => self.slots,
             State::Closed => self.slots,
             State::Open { .. } | State::HalfOpen { .. } => 0,
             State::Ramp { allowed, .. } => allowed.min(self.slots),

@@ -26,6 +26,7 @@ use rand::RngExt as _;
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, Cause, Change, State};
+use crate::ablation::{Mechanism, without};
 use crate::chance;
 use crate::message::{Fingerprint, MessageId, Standing, Trait};
 use crate::scan::Errand;
@@ -440,6 +441,9 @@ impl Gate {
     pub(super) fn refuses(&self) -> Option<Refusal> {
         if self.replicas.iter().all(|r| r.drained) {
             return Some(Refusal::Drained);
+        }
+        if without(Mechanism::Breaker) {
+            return None;
         }
         let mut why = Vec::new();
         for replica in self.replicas.iter().filter(|r| !r.drained) {

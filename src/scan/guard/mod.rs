@@ -32,6 +32,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{ServiceBuilder, ServiceExt};
 
 use super::evidence::{Errand, Evidence};
+use crate::ablation::{Mechanism, without};
 use crate::incident::Incident;
 use crate::scan::Settings;
 use crate::scan::engine::{Engine, Sample, ScanError};
@@ -94,7 +95,11 @@ pub fn guard(
     settings: Arc<Settings>,
     before: Option<&Guarded>,
 ) -> Guarded {
-    let (max_size, limit) = (settings.max_size, settings.limit);
+    let max_size = settings.max_size;
+    let limit = match without(Mechanism::Zombies) {
+        true => settings.timeout,
+        false => settings.limit,
+    };
     let innermost = layer::Innermost::new(&engines);
     let state = before
         .and_then(|before| before.state.adopted(&settings, &engines))

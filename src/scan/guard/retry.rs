@@ -10,6 +10,7 @@ use tower::ServiceExt;
 use super::Call;
 use super::layer::{Next, Outcome};
 use super::state::State;
+use crate::ablation::{Mechanism, without};
 use crate::chance;
 use crate::deadline::Deadline;
 use crate::scan::Errand;
@@ -81,6 +82,9 @@ impl RetryBudget {
     }
 
     fn spend(&mut self, now: Instant, cost: Duration) -> bool {
+        if without(Mechanism::RetryBudget) {
+            return true;
+        }
         if self.seconds >= cost.as_secs_f64() {
             self.seconds -= cost.as_secs_f64();
             return true;

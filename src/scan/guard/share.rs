@@ -17,9 +17,10 @@ use super::layer::{Next, Outcome};
 use super::reuse::Key;
 use super::state::{Out, Phase, State};
 use super::{Call, Progress};
+use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, Elapsed};
 use crate::incident::{Incident, Kind};
-use crate::message::Standing;
+use crate::message::{MessageId, Standing};
 use crate::scan::Settings;
 use crate::scan::engine::ScanError;
 use crate::verdict::EngineClass;
@@ -29,7 +30,10 @@ pub(super) async fn scan(state: Arc<State>, call: Call, next: impl Next) -> Outc
     if call.sample.deadline().passed() {
         return Err(ScanError::BudgetSpent);
     }
-    let key = key(&state.settings, &call);
+    let mut key = key(&state.settings, &call);
+    if without(Mechanism::Sharing) {
+        key = Key::Message(MessageId::new());
+    }
     if let Some(answer) = state.reuse().get(Instant::now(), key) {
         return Ok(answer);
     }

@@ -19,6 +19,7 @@ use super::probe::{self, Schedule};
 use super::retry::RetryBudget;
 use super::reuse::{Key, Reuse, is_bad};
 use super::vigil::Vigil;
+use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
 use crate::scan::Settings;
@@ -152,7 +153,7 @@ impl State {
     /// The guard of an engine with at least one replica.
     pub(super) fn new(settings: Arc<Settings>, engines: Vec<Arc<dyn Engine>>) -> Arc<Self> {
         let now = Instant::now();
-        let probed = engines.iter().all(|engine| engine.probes().is_some());
+        let probed = engines.iter().all(is_probed);
         let replicas = engines.len();
         let gate = Gate::new(now, times(&settings), settings.slots, replicas, probed);
         let core = Core {
@@ -455,9 +456,7 @@ impl State {
                 continue;
             };
             let (breaker, doubt) = (breaker.state(), desk.gate.is_doubtful(now, at));
-            if self.engines[at].probes().is_some()
-                && desk.probes[at].is_due(now, every, breaker, doubt)
-            {
+            if is_probed(&self.engines[at]) && desk.probes[at].is_due(now, every, breaker, doubt) {
                 let half_open = matches!(breaker, Breaker::HalfOpen { .. });
                 tokio::spawn(probe::run(self.clone(), at, half_open, doubt));
             }
@@ -480,7 +479,7 @@ impl State {
 
     /// Whether probes are sent to it.
     pub(super) fn is_probed(&self) -> bool {
-        self.engines.iter().any(|engine| engine.probes().is_some())
+        self.engines.iter().any(is_probed)
     }
 }
 
@@ -496,6 +495,10 @@ impl Desk {
             let _ = start.send(answer);
         }
     }
+}
+
+fn is_probed(engine: &Arc<dyn Engine>) -> bool {
+    engine.probes().is_some() && !without(Mechanism::Probes)
 }
 
 fn times(settings: &Settings) -> Times {

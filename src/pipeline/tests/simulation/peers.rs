@@ -81,7 +81,6 @@ pub(super) struct Build {
     pub(super) poisoned: bool,
     pub(super) knows: bool,
     pub(super) slots: usize,
-    pub(super) workers: usize,
     pub(super) limit: Duration,
 }
 
@@ -104,7 +103,7 @@ impl Scanning {
             slots: build.slots,
             limit: build.limit,
             inside: Mutex::new(Inside {
-                free: vec![Duration::ZERO; build.workers],
+                free: vec![Duration::ZERO; build.slots],
                 ..Inside::default()
             }),
         })

@@ -64,13 +64,6 @@ pub(super) struct Plan {
     pub(super) coverage: usize,
     /// Calls of an engine for one message.
     pub(super) attempts: u32,
-    /// What an engine can really do at once.
-    pub(super) workers: usize,
-    /// How long callers wait for an engine, and from when on it is slow.
-    pub(super) timeout: Duration,
-    pub(super) slow: Duration,
-    /// Whether interceptors are learnt.
-    pub(super) learns: bool,
     pub(super) events: Vec<(Duration, Event)>,
 }
 
@@ -95,15 +88,10 @@ impl Plan {
     pub(super) fn new(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let engines = rng.random_range(1..=3);
-        let slots = rng.random_range(2..=4);
         let mut plan = Self {
             seed,
             engines,
-            slots,
-            workers: slots,
-            timeout: Duration::from_secs(5),
-            slow: Duration::from_millis(500),
-            learns: true,
+            slots: rng.random_range(2..=4),
             coverage: rng.random_range(1..=engines),
             attempts: rng.random_range(1..=2),
             events: Vec::new(),
@@ -129,7 +117,6 @@ impl Plan {
         let mut plan = Self {
             engines: 3,
             slots: 12,
-            workers: 12,
             coverage: 2,
             attempts: 1,
             events: Vec::new(),

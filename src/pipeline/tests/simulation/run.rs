@@ -178,7 +178,6 @@ impl Outside {
                 poisoned: at == 0,
                 knows: at != 1,
                 slots: plan.slots,
-                workers: plan.workers,
                 limit: LIMIT,
             };
             Scanning::new(&world, &build)
@@ -238,9 +237,9 @@ impl Outside {
         crate::scan::Settings {
             name: format!("e{at}").into(),
             class: EngineClass::Av,
-            timeout: self.plan.timeout - Duration::from_secs(u64::from(number % 2 == 0)),
+            timeout: Duration::from_secs(if number % 2 == 1 { 5 } else { 4 }),
             limit: LIMIT,
-            slow: self.plan.slow,
+            slow: Duration::from_millis(500),
             wait: Duration::from_secs(2),
             probe: (self.plan.seed.is_multiple_of(2)).then_some(Duration::from_secs(10)),
             signature_age: None,
@@ -255,17 +254,6 @@ impl Outside {
         }
     }
 
-    fn interception(&self) -> intercept::Settings {
-        let mode = match self.plan.learns {
-            true => intercept::Mode::On,
-            false => intercept::Mode::Off,
-        };
-        intercept::Settings {
-            mode,
-            ..intercept::Settings::default()
-        }
-    }
-
     fn start(&self) -> Life {
         self.world.begin_life();
         self.disk.reopen();
@@ -277,7 +265,7 @@ impl Outside {
             generation,
             self.disk.clone(),
             logs,
-            self.interception(),
+            intercept::Settings::default(),
             64 << 20,
         );
         let closing = CancellationToken::new();
@@ -324,7 +312,7 @@ impl Outside {
                     reloads += 1;
                     let before = life.pipeline.generation();
                     let next = self.generation(reloads, Some(&before));
-                    life.pipeline.replace(next, self.interception());
+                    life.pipeline.replace(next, intercept::Settings::default());
                 }
                 Event::Review { release } => self.review(release).await,
                 Event::Crash(pause) => break Death::Crash(pause),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{End, Entrant, Scan, Ticket};
+use crate::ablation::{Mechanism, without};
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Trait};
 
@@ -57,6 +58,9 @@ impl Canaries {
 
     /// The key of which no more copies may be sent now, if there is one.
     pub(super) fn blocking(&self, entrant: &Entrant) -> Option<Trait> {
+        if without(Mechanism::Canaries) {
+            return None;
+        }
         let keys = entrant.fingerprint.as_deref()?.canary_keys();
         keys.into_iter().find(|key| {
             let inflight = self.inflight.get(key).copied().unwrap_or(0);

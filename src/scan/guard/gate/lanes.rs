@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Ticket;
+use crate::ablation::{Mechanism, without};
 use crate::message::Standing;
 use crate::scan::Errand;
 
@@ -116,6 +117,9 @@ impl Queue {
         taken: &Taken,
         slow: bool,
     ) -> bool {
+        if without(Mechanism::Lanes) {
+            return true;
+        }
         let third = reserve(total);
         let doubtful = taken.of(Lane::Unknown) + taken.of(Lane::Again);
         let others = doubtful + taken.of(Lane::Unproven);
@@ -154,6 +158,10 @@ struct Turns {
 
 impl Turns {
     fn push(&mut self, party: u64, ticket: Ticket) {
+        let party = match without(Mechanism::Turns) {
+            true => 0,
+            false => party,
+        };
         let waiting = self.parties.entry(party).or_default();
         if waiting.is_empty() {
             self.order.push_back(party);
