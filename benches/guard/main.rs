@@ -264,7 +264,8 @@ async fn latency() {
         });
         for caller in callers.collect::<Vec<_>>() {
             let took = caller.await.expect("no panic").as_micros() as u64;
-            histograms[usize::from(through)].saturating_record(took);
+            let histogram = &mut histograms[usize::from(through)];
+            histogram.record(took).expect("it grows");
         }
     }
     for (histogram, p99) in histograms.iter().zip(&mut of) {

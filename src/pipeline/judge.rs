@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::suspicion::{Looked, Suspicion};
 use crate::deadline::Deadline;
 use crate::message::attachment::AttachmentFact;
-use crate::message::mime::{Inspection, Shared};
-use crate::message::{Message, Standing};
+use crate::message::mime::{self, Inspection, Shared};
+use crate::message::{Fingerprint, Message, Standing};
 use crate::policy::{Facts, Group, Policy};
 use crate::scan::{Errand, ScanRequest, Scanner};
 use crate::verdict::{Decision, Disposition, Report, Verdict};
@@ -55,8 +55,8 @@ impl Asking<'_> {
         let inspection = self.scanner.inspection();
         let looked = match self.suspicion {
             Some(suspicion) => {
-                let inspected = inspect(message, &inspection, deadline).await;
-                inspected.map(|inspected| suspicion.look(message, &inspected, self.errand))
+                let known = fingerprint(message, &inspection, deadline).await;
+                known.map(|(of, subject)| suspicion.look(message, of, &subject, self.errand))
             }
             None => None,
         };
@@ -141,6 +141,24 @@ async fn inspect(
     let (content, inspection) = (message.content.clone(), inspection.clone());
     let inspect = tokio::spawn(async move { inspection.get(&content).await });
     deadline.run(inspect).await.ok()?.ok()
+}
+
+/// The fingerprint and the subject. Hashing is off the runtime where it takes more than a few hundred microseconds.
+async fn fingerprint(
+    message: &Message,
+    inspection: &Shared,
+    deadline: Deadline,
+) -> Option<(Arc<Fingerprint>, String)> {
+    let inspected = inspect(message, inspection, deadline).await?;
+    let subject = inspected.subject.clone().unwrap_or_default();
+    let fingerprint = if message.content.len() <= mime::INLINE {
+        Fingerprint::of(message, &inspected)
+    } else {
+        let message = message.clone();
+        let compute = tokio::task::spawn_blocking(move || Fingerprint::of(&message, &inspected));
+        deadline.run(compute).await.ok()?.ok()?
+    };
+    Some((Arc::new(fingerprint), subject))
 }
 
 /// Usually of the inspection that has been made already. Without one there are no facts; the engines have said so.

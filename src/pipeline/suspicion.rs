@@ -6,7 +6,6 @@ use tokio::time::Instant;
 
 use crate::incident::Incident;
 use crate::intercept::{self, Action, EngineState, Interception, Interceptor, Seen};
-use crate::message::mime::Inspection;
 use crate::message::pattern::Facts;
 use crate::message::{Fingerprint, Message, Standing};
 use crate::policy::Policy;
@@ -47,13 +46,13 @@ impl Suspicion {
     pub(super) fn look(
         &self,
         message: &Message,
-        inspection: &Inspection,
+        fingerprint: Arc<Fingerprint>,
+        subject: &str,
         errand: Errand,
     ) -> Looked {
-        let fingerprint = Arc::new(Fingerprint::of(message, inspection));
         let facts = Facts {
             envelope: &message.envelope,
-            subject: inspection.subject.as_deref().unwrap_or_default(),
+            subject,
             fingerprint: &fingerprint,
         };
         let mut interception = self.lock();
