@@ -12,6 +12,7 @@ mod dialogue;
 mod docs;
 mod engines;
 mod faults;
+mod fuzz;
 mod guard;
 mod metrics;
 mod postfix;

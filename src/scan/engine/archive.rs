@@ -12,15 +12,15 @@ use crate::deadline::Deadline;
 
 /// How far to go.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub struct Limits {
     /// Archives within archives; 1 is an archive without another one in it.
-    pub(super) depth: usize,
+    pub depth: usize,
     /// Files, over all archives of one message.
-    pub(super) files: usize,
+    pub files: usize,
     /// Unpacked octets by packed octets.
-    pub(super) ratio: u64,
+    pub ratio: u64,
     /// Octets of each file that are wanted; archives within are always read whole.
-    pub(super) wanted: u64,
+    pub wanted: u64,
 }
 
 impl Limits {
@@ -38,7 +38,7 @@ impl Limits {
 
 /// Why something was not looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub enum Trouble {
     /// It needs a password.
     Encrypted(String),
     /// Archives nested too deep.
@@ -68,17 +68,17 @@ impl std::fmt::Display for Trouble {
 
 /// A file in an archive.
 #[derive(Debug)]
-pub(super) struct Member<'a> {
+pub struct Member<'a> {
     /// Where: `1.2/outer.zip/inner.zip/a.exe`.
-    pub(super) path: &'a str,
+    pub path: &'a str,
     /// Its own name, as it stands.
-    pub(super) name: &'a str,
+    pub name: &'a str,
     /// Its unpacked octets, or the first of them if no more were wanted; none if it could not be read.
-    pub(super) bytes: &'a [u8],
+    pub bytes: &'a [u8],
 }
 
 /// Whether the octets are a zip archive, or something with one at its end (a self-extracting program).
-pub(super) fn is_zip(bytes: &[u8]) -> bool {
+pub fn is_zip(bytes: &[u8]) -> bool {
     begins_like_zip(bytes) || {
         // An end record and the longest comment that can follow it.
         let tail = &bytes[bytes.len().saturating_sub(22 + 65_535)..];
@@ -91,23 +91,19 @@ fn begins_like_zip(bytes: &[u8]) -> bool {
 }
 
 /// A walk through the archives of one message.
-pub(super) struct Walk<'v> {
+pub struct Walk<'v> {
     limits: Limits,
     deadline: Deadline,
     visit: &'v mut dyn FnMut(&Member<'_>),
     files: usize,
     octets: u64,
     /// What was not looked at; the first few.
-    pub(super) troubles: Vec<Trouble>,
+    pub troubles: Vec<Trouble>,
 }
 
 impl<'v> Walk<'v> {
     /// Nothing is walked yet.
-    pub(super) fn new(
-        limits: Limits,
-        deadline: Deadline,
-        visit: &'v mut dyn FnMut(&Member<'_>),
-    ) -> Self {
+    pub fn new(limits: Limits, deadline: Deadline, visit: &'v mut dyn FnMut(&Member<'_>)) -> Self {
         let limits = Limits {
             depth: limits.depth.min(Limits::DEEPEST),
             ..limits
@@ -123,7 +119,7 @@ impl<'v> Walk<'v> {
     }
 
     /// Shows the files of an archive, and of the archives in it. Octets that are no archive are passed over.
-    pub(super) fn archive(&mut self, path: &str, bytes: &[u8]) {
+    pub fn archive(&mut self, path: &str, bytes: &[u8]) {
         if is_zip(bytes) {
             self.enter(path, bytes, 1);
         }

@@ -11,6 +11,7 @@
 //! limits, so: set `AlertExceedsMax yes`, and keep this engine's `max_size` at or below clamd's StreamMaxLength,
 //! MaxScanSize and MaxFileSize. Likewise `AlertEncrypted yes` makes encrypted archives known as such.
 
+mod answer;
 pub(super) mod conf;
 mod wire;
 
@@ -23,10 +24,13 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::address::Dial;
+use super::head::Malformed;
 use super::{Address, BuildError, Engine, EngineAnswer, Probes, Sample, ScanError};
 use crate::deadline::Deadline;
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use wire::Wire;
+
+pub use answer::{Said, parse};
 
 /// Octets of one chunk: a size field goes before each.
 const CHUNK: usize = 64 * 1024;
@@ -104,7 +108,7 @@ impl Clamd {
 
     fn broken(&self, cause: &io::Error) -> ScanError {
         if cause.kind() == io::ErrorKind::InvalidData {
-            return self.garbage(&cause.to_string());
+            return Malformed::Garbage(cause.to_string()).of(self.dial.name());
         }
         ScanError::Disconnected {
             replica: self.name(),
@@ -112,34 +116,13 @@ impl Clamd {
         }
     }
 
-    fn garbage(&self, answer: &str) -> ScanError {
-        ScanError::Garbage {
-            replica: self.name(),
-            answer: answer.chars().take(100).collect(),
-        }
-    }
-
-    /// What an answer to INSTREAM means. A `z` command is answered by one text that ends with a NUL.
+    /// What an answer to INSTREAM means.
     fn judge(&self, answer: &[u8]) -> Result<Answer, ScanError> {
-        let Some(text) = answer.strip_suffix(b"\0") else {
-            return Err(match std::str::from_utf8(answer) {
-                Ok(text) if text.len() < 16 => self.broken(&io::ErrorKind::UnexpectedEof.into()),
-                _ => self.garbage(&String::from_utf8_lossy(answer)),
-            });
-        };
-        let text = match std::str::from_utf8(text) {
-            Ok(text) if !text.contains(char::is_control) => text,
-            _ => return Err(self.garbage(&String::from_utf8_lossy(text))),
-        };
-        let said = text.strip_prefix("stream: ");
-        if said == Some("OK") {
-            Ok(Answer::Answered(Vec::new()))
-        } else if let Some(name) = said.and_then(|said| said.strip_suffix(" FOUND")) {
-            Ok(found(name))
-        } else if let Some(message) = text.strip_suffix(" ERROR") {
-            Err(self.refusal(message))
-        } else {
-            Err(self.garbage(text))
+        match parse(answer) {
+            Ok(Said::Ok) => Ok(Answer::Answered(Vec::new())),
+            Ok(Said::Found(name)) => Ok(found(name)),
+            Ok(Said::Failed(message)) => Err(self.refusal(message)),
+            Err(malformed) => Err(malformed.of(self.dial.name())),
         }
     }
 

@@ -240,8 +240,8 @@ impl HttpClient {
     }
 }
 
-/// Seconds, or a date (RFC 9110 10.2.3).
-fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+/// How long a server asks to be left alone in `Retry-After`: seconds, or a date (RFC 9110 10.2.3); none if it is neither.
+pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     if let Ok(seconds) = text.parse::<u64>() {
         return Some(Duration::from_secs(seconds));

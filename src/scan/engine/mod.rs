@@ -6,9 +6,9 @@
 //! limiting and reporting is the guard's business; an engine looks at one sample, once.
 
 mod address;
-mod archive;
+pub mod archive;
 mod attachment;
-mod clamd;
+pub mod clamd;
 mod encrypted;
 mod error;
 pub mod head;
@@ -37,6 +37,7 @@ use crate::verdict::Answer;
 pub use address::{Address, Tls};
 pub use error::{BuildError, Class, ScanError};
 pub use http::{HttpSettings, Posted, ProbeWith, Reading};
+pub use http_client::retry_after;
 pub use icap::{IcapSettings, Method};
 pub use rspamd::RspamdSettings;
 pub use spamd::SpamdSettings;

@@ -2,13 +2,14 @@
 
 use proptest::prelude::*;
 
-use crate::scan::engine::{http, icap, rspamd, spamd};
+use crate::scan::engine::{clamd, http, icap, rspamd, spamd};
 use crate::verdict::FindingKind;
 
 /// An honest beginning, so that noise is looked at where it hurts, and then anything.
 fn noise() -> impl Strategy<Value = Vec<u8>> {
     let beginnings = [
         "",
+        "stream: ",
         "SPAMD/1.1 0 EX_OK\r\n",
         "SPAMD/1.1 0 EX_OK\r\nContent-length: 3\r\nSpam: True ; ",
         "ICAP/1.0 200 OK\r\nX-Violations-Found: ",
@@ -21,7 +22,7 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec(any::<u8>(), 0..200),
         "[\\r\\n\\t0-9A-Za-z:;/=. -]{0,200}".prop_map(String::into_bytes),
     ];
-    let ends = prop::sample::select(vec!["", "\r\n", "\r\n\r\n", "\"}"]);
+    let ends = prop::sample::select(vec!["", "\r\n", "\r\n\r\n", "\"}", " FOUND\0"]);
     (prop::sample::select(beginnings.to_vec()), rests, ends)
         .prop_map(|(begin, rest, end)| [begin.as_bytes(), &rest, end.as_bytes()].concat())
 }
@@ -41,6 +42,7 @@ proptest! {
             signatures_at: None,
             id_at: None,
         };
+        let _ = clamd::parse(&octets);
         let _ = spamd::parse(&octets);
         let _ = rspamd::parse(&octets).map(|reply| reply.judged());
         let _ = http::read(&octets, &reading);

@@ -1,0 +1,41 @@
+//! What clamd says.
+
+use crate::scan::engine::head::Malformed;
+
+/// An answer to INSTREAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said<'a> {
+    /// It has found nothing, or has met a limit of which it does not speak.
+    Ok,
+    /// It has found this signature.
+    Found(&'a str),
+    /// It could not scan, for this reason.
+    Failed(&'a str),
+}
+
+/// Reads the whole answer to a `z` command: one line of text that ends with a NUL.
+pub fn parse(answer: &[u8]) -> Result<Said<'_>, Malformed> {
+    let Some(text) = answer.strip_suffix(b"\0") else {
+        // The longest beginning of an answer without a name in it.
+        let short = std::str::from_utf8(answer).is_ok_and(|text| text.len() < 16);
+        return Err(match short {
+            true => Malformed::CutOff,
+            false => Malformed::garbage(answer),
+        });
+    };
+    let garbage = || Malformed::garbage(text);
+    let text = std::str::from_utf8(text).map_err(|_| garbage())?;
+    if text.contains(char::is_control) {
+        return Err(garbage());
+    }
+    let said = text.strip_prefix("stream: ");
+    if said == Some("OK") {
+        Ok(Said::Ok)
+    } else if let Some(name) = said.and_then(|said| said.strip_suffix(" FOUND")) {
+        Ok(Said::Found(name))
+    } else if let Some(message) = text.strip_suffix(" ERROR") {
+        Ok(Said::Failed(message))
+    } else {
+        Err(garbage())
+    }
+}
