@@ -15,6 +15,7 @@ mod events;
 mod interceptors;
 mod judge;
 mod lanes;
+mod outbound;
 mod pressure;
 mod recent;
 mod recovery;
@@ -45,6 +46,7 @@ use crate::verdict::{Decision, Disposition, Report};
 
 pub use judge::{Judgement, judge};
 pub use lanes::Lanes;
+use outbound::outbound;
 pub use pressure::Pressure;
 use recent::Recent;
 use settle::{Custody, Settlement};
@@ -279,11 +281,11 @@ impl Pipeline {
         // One for all groups: the lease of a stored message ends soon after it, and somebody else takes the message up.
         let deadline = Deadline::after(lanes::DELIVERY);
         let mut ends = Vec::with_capacity(judged.groups.len());
-        for (decision, recipients) in &judged.groups {
+        for group in &judged.groups {
             // The only fork in the program.
-            ends.push(match decision.disposition {
+            ends.push(match group.0.disposition {
                 Disposition::Deliver => {
-                    let outbound = settle::outbound(&generation, &message, decision, recipients);
+                    let outbound = outbound(&generation, &message, &judged, group).await;
                     let delivery = &generation.delivery;
                     let outcomes = delivery.deliver_in_turn(&outbound, turn.take(), deadline);
                     End::Delivered(outcomes.await)

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ablation::{Mechanism, without};
+use crate::message::Wish;
 
 /// What an engine is good for; coverage is counted per class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -297,6 +298,9 @@ pub struct Report {
     pub signatures: Option<String>,
     /// Calls made, the first included; 0 if none was made.
     pub attempts: u32,
+    /// What it wants done to the message, in its order, and whether that is done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub wishes: Vec<Wish>,
     /// From the start of the scan to this report, waiting for a slot included.
     #[serde(with = "millis")]
     pub elapsed: Duration,

@@ -88,6 +88,7 @@ fn guarded(engine: Arc<Stub>) -> Guarded {
         slots: 12,
         max_size: 1 << 20,
         weight: 1.0,
+        edits: spillway::message::Rights::None,
         kind: Kind::Rules {
             builtin: true,
             paths: Vec::new(),

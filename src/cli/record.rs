@@ -2,7 +2,7 @@
 
 use super::exit::CliError;
 use super::terminal::{Column, Terminal, count, safe, size};
-use crate::message::Envelope;
+use crate::message::{Envelope, Wish};
 use crate::store::{Audit, Cause, Lane, Record};
 use crate::verdict::{Answer, Decision, Report};
 
@@ -224,8 +224,21 @@ pub(super) fn show_reports(
             }
             terminal.line(line)?;
         }
+        for wish in &report.wishes {
+            terminal.line(format!("    {}", wished(wish)))?;
+        }
     }
     Ok(())
+}
+
+/// What an engine wants done to the message, and whether it is; safe.
+fn wished(wish: &Wish) -> String {
+    match wish {
+        Wish::Granted(edit) => format!("{:10}  {}", "edit", safe(&edit.to_string())),
+        Wish::Refused { asked, why } => {
+            format!("{:10}  {}: not done, {}", "edit", safe(asked), safe(why))
+        }
+    }
 }
 
 /// An engine's answer in a few words; safe.

@@ -38,6 +38,15 @@ impl Content {
         &self.bytes
     }
 
+    /// The same without so many octets at its start; shares the bytes and the charge.
+    #[must_use]
+    pub fn without(&self, octets: usize) -> Self {
+        Self {
+            bytes: self.bytes.slice(octets.min(self.len())..),
+            _charge: self._charge.clone(),
+        }
+    }
+
     /// Octets.
     pub fn len(&self) -> usize {
         self.bytes.len()

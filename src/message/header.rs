@@ -40,31 +40,35 @@ impl Field<'_> {
 
 /// The fields of a header section in order; lines that are no field are passed over.
 pub fn fields(section: &[u8]) -> impl Iterator<Item = Field<'_>> {
+    pieces(section).filter_map(|(_, field)| field)
+}
+
+/// All octets of a header section in order, a field with its folding and CRLF at a time; none where it is no field.
+pub fn pieces(section: &[u8]) -> impl Iterator<Item = (&[u8], Option<Field<'_>>)> {
     let mut rest = section;
     std::iter::from_fn(move || {
-        while !rest.is_empty() {
-            let mut end = 0;
-            // A field goes on for as long as the next line starts with white space (RFC 5322 2.2.3).
-            loop {
-                match memmem::find(&rest[end..], b"\r\n") {
-                    Some(at) => end += at + 2,
-                    None => end = rest.len(),
-                }
-                if !matches!(rest.get(end), Some(b' ' | b'\t')) {
-                    break;
-                }
+        if rest.is_empty() {
+            return None;
+        }
+        let mut end = 0;
+        // A field goes on for as long as the next line starts with white space (RFC 5322 2.2.3).
+        loop {
+            match memmem::find(&rest[end..], b"\r\n") {
+                Some(at) => end += at + 2,
+                None => end = rest.len(),
             }
-            let (line, tail) = rest.split_at(end);
-            rest = tail;
-            let line = line.strip_suffix(b"\r\n").unwrap_or(line);
-            if let Some(colon) = memchr::memchr(b':', line) {
-                return Some(Field {
-                    name: line[..colon].trim_ascii_end(),
-                    body: &line[colon + 1..],
-                });
+            if !matches!(rest.get(end), Some(b' ' | b'\t')) {
+                break;
             }
         }
-        None
+        let (piece, tail) = rest.split_at(end);
+        rest = tail;
+        let line = piece.strip_suffix(b"\r\n").unwrap_or(piece);
+        let field = memchr::memchr(b':', line).map(|colon| Field {
+            name: line[..colon].trim_ascii_end(),
+            body: &line[colon + 1..],
+        });
+        Some((piece, field))
     })
 }
 

@@ -3,6 +3,7 @@
 pub mod address;
 pub mod attachment;
 pub mod content;
+pub mod edit;
 pub mod envelope;
 pub mod fingerprint;
 mod glob;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 pub use address::{Mailbox, ReversePath};
 pub use attachment::AttachmentFact;
 pub use content::{Charge, Content, MemoryBudget};
+pub use edit::{Edit, Rights, Wanted, Wish};
 pub use envelope::{BodyKind, Envelope, Notify, Origin, Recipient, Ret};
 pub use fingerprint::{Fingerprint, Identity, Standing, Trait};
 pub use glob::{Glob, NotAGlob};

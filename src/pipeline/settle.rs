@@ -1,7 +1,6 @@
 //! From what became of a message to what must be durable and what the sender is told: a pure function.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::{End, Generation, Judged, Passed, lanes};
 use crate::chance;
 use crate::deadline::wall_clock;
-use crate::delivery::{self, Answer, Outbound, Outcome, dsn, schedule};
+use crate::delivery::{self, Answer, Outcome, dsn, schedule};
 use crate::message::{Content, Envelope, Message, MessageId, Recipient, header};
 use crate::smtp::Reply;
 use crate::store::history::HistoryEntry;
@@ -108,59 +107,8 @@ fn own_mail(record: &Record) -> Decision {
     }
 }
 
-/// What is delivered for a group: our fields, then the content as received.
-pub(super) fn outbound(
-    generation: &Generation,
-    message: &Message,
-    decision: &Decision,
-    recipients: &[usize],
-) -> Outbound {
-    let mut prefix = String::with_capacity(message.trace.len() + 160);
-    prefix.push_str(&message.trace);
-    if decision.rule != "own-mail" {
-        result_field(&mut prefix, generation, message.id, decision);
-    }
-    Outbound {
-        id: message.id,
-        envelope: select(message, recipients),
-        prefix: prefix.into(),
-        content: message.content.clone(),
-    }
-}
-
-/// `X-Spillway-Result`: the one field we add beside `Received`; documented in docs/CONFIG.md.
-fn result_field(out: &mut String, generation: &Generation, id: MessageId, decision: &Decision) {
-    let word = match decision.verdict {
-        Verdict::Clean if decision.tag => Verdict::Suspect.as_str(),
-        verdict => verdict.as_str(),
-    };
-    // Writing to a String cannot fail.
-    let _ = write!(
-        out,
-        "X-Spillway-Result: {word}; score={:.1}; rule={};\r\n\tid={id}; by={}",
-        decision.score,
-        token(&decision.rule),
-        generation.hostname
-    );
-    for (engine, reason) in &decision.missing {
-        let _ = write!(out, ";\r\n\tmissing={}:{}", token(engine), reason.as_str());
-    }
-    out.push_str("\r\n");
-}
-
-/// Names from the configuration, made safe for a header field.
-fn token(text: &str) -> String {
-    let keep = |c: char| {
-        if c.is_ascii_graphic() && c != ';' {
-            c
-        } else {
-            '_'
-        }
-    };
-    text.chars().take(60).map(keep).collect()
-}
-
-fn select(message: &Message, recipients: &[usize]) -> Arc<Envelope> {
+/// The envelope for some of the recipients.
+pub(super) fn select(message: &Message, recipients: &[usize]) -> Arc<Envelope> {
     if recipients.len() == message.envelope.recipients.len() {
         return message.envelope.clone();
     }

@@ -1,5 +1,6 @@
 //! The path alone: engines and next hops are real code over scripted peers, the store is a scripted one, time is paused.
 
+mod edits;
 mod pacing;
 mod scripted;
 mod simulation;
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::delivery::{Answer, Kind, Settings as HopSettings, SmtpSettings, TlsMode};
-use crate::message::{BodyKind, Envelope, Mailbox, MessageId, Origin, ReversePath};
+use crate::message::{BodyKind, Envelope, Mailbox, MessageId, Origin, ReversePath, Rights};
 use crate::scan::engine::{Address, Kind as EngineKind};
 use crate::smtp::RemoteReply;
 use crate::store::Lane;
@@ -374,6 +375,7 @@ async fn hung_engine(timeout: Duration) -> crate::scan::Settings {
         slots: 4,
         max_size: 1 << 20,
         weight: 1.0,
+        edits: Rights::None,
         kind: EngineKind::Clamd {
             addresses: vec![Address::Socket(address)],
             connect_timeout: Duration::from_secs(1),

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::deadline::Deadline;
 use crate::incident::Incident;
 use crate::message::mime;
-use crate::message::{Content, Envelope, Fingerprint, Mailbox, MessageId, Standing};
+use crate::message::{Content, Envelope, Fingerprint, Mailbox, MessageId, Rights, Standing};
 use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
 
@@ -51,6 +51,8 @@ pub struct Settings {
     pub max_size: u64,
     /// Scores of its findings are multiplied by this.
     pub weight: f64,
+    /// What it may have done to the messages that it looks at.
+    pub edits: Rights,
     /// The protocol and its own settings.
     pub kind: engine::Kind,
 }

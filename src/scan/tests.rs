@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use futures_util::future::join_all;
 
 use super::*;
-use crate::message::{Mailbox, envelope::Origin};
+use crate::message::{Mailbox, Rights, envelope::Origin};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use engine::{Engine, EngineAnswer, ScanError};
 
@@ -129,6 +129,7 @@ pub(super) fn settings(name: &str) -> Settings {
         slots: 4,
         max_size: 1000,
         weight: 1.0,
+        edits: Rights::None,
         kind: engine::Kind::Rules {
             builtin: true,
             paths: Vec::new(),

@@ -10,6 +10,7 @@ mod crash;
 mod demo;
 mod dialogue;
 mod docs;
+mod edits;
 mod engines;
 mod faults;
 mod fuzz;

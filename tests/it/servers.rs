@@ -270,10 +270,16 @@ pub struct Rspamd {
 
 impl Rspamd {
     pub fn start(folder: &Path) -> Self {
+        Self::with(folder, "")
+    }
+
+    /// With rules of the test's own, in Lua.
+    pub fn with(folder: &Path, lua: &str) -> Self {
         let port = free_port();
         let at = folder.display();
         // The public suffixes that it comes with take it seconds to compile.
         std::fs::write(folder.join("tld"), "test\n").expect("a list of suffixes");
+        std::fs::write(folder.join("rules.lua"), lua).expect("rules");
         let config = folder.join("rspamd.conf");
         std::fs::write(
             &config,
@@ -283,7 +289,7 @@ impl Rspamd {
                  dns {{ nameserver = [\"127.0.0.1:9\"]; timeout = 0.1s; retransmits = 1; }} }}\n\
                  logging {{ type = \"file\"; filename = \"{at}/rspamd.log\"; level = \"info\"; }}\n\
                  worker \"normal\" {{ bind_socket = \"127.0.0.1:{port}\"; count = 1; }}\n\
-                 actions {{ reject = 15; add_header = 6; greylist = 4; }}\n"
+                 actions {{ reject = 15; add_header = 6; greylist = 4; }}\nlua = \"{at}/rules.lua\";\n"
             ),
         )
         .expect("rspamd.conf");

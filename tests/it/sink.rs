@@ -18,6 +18,14 @@ impl Got {
             .map(|content| id_of(content).unwrap_or_default())
             .collect()
     }
+
+    /// All that was accepted, dot-stuffing undone.
+    pub fn bodies(&self) -> Vec<String> {
+        let got = self.0.lock().expect("no test panics with it");
+        got.iter()
+            .map(|content| String::from_utf8_lossy(content).into_owned())
+            .collect()
+    }
 }
 
 /// The test's own id of a message.

@@ -103,6 +103,7 @@ impl Clamd {
             answer,
             replica: Some(self.name()),
             signatures: self.signatures(deadline.within(self.connect_timeout)).await,
+            wanted: Vec::new(),
         })
     }
 

@@ -154,6 +154,7 @@ impl Http {
             answer: judged(said.findings, told_all),
             replica: Some(self.client.name().to_owned()),
             signatures: said.signatures,
+            wanted: Vec::new(),
         })
     }
 }

@@ -156,6 +156,7 @@ impl Icap {
             answer: said.answer,
             replica: Some(self.dial.name().to_owned()),
             signatures: said.signatures,
+            wanted: Vec::new(),
         })
     }
 

@@ -29,8 +29,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use crate::deadline::Deadline;
-use crate::message::Content;
 use crate::message::mime::{self, Inspection};
+use crate::message::{Content, Wanted};
 use crate::scan::{ScanRequest, Settings};
 use crate::verdict::Answer;
 
@@ -166,6 +166,8 @@ pub struct EngineAnswer {
     pub replica: Option<String>,
     /// Version of its signatures, where it tells.
     pub signatures: Option<String>,
+    /// What it wants done to the message, in its order; [`crate::message::edit::grant`] decides about it.
+    pub wanted: Vec<Wanted>,
 }
 
 impl EngineAnswer {
@@ -175,6 +177,7 @@ impl EngineAnswer {
             answer,
             replica: None,
             signatures: None,
+            wanted: Vec::new(),
         }
     }
 }

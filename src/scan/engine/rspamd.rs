@@ -1,12 +1,13 @@
 //! rspamd over HTTP: `/checkv2` of its normal worker, with the facts of the envelope as header fields.
 //!
 //! rspamd's action is what its own thresholds make of its score. Here policy decides, so the action is a finding that a
-//! rule may ask for, and nothing is done because rspamd says so. Not done: header changes that it proposes (content is
-//! passed on as it came), HTTPCrypt (use https or the loopback interface), compression.
+//! rule may ask for, and nothing is done because rspamd says so. Header fields that it proposes are
+//! what the engine wants, and `edits` decides. Not done: HTTPCrypt (use https or the loopback interface), compression.
 
 mod answer;
 #[cfg(test)]
 mod tests;
+mod wishes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -81,6 +82,7 @@ impl Rspamd {
             answer: reply.judged(),
             replica: Some(self.client.name().to_owned()),
             signatures: None,
+            wanted: reply.wanted(request.content.header_section()),
         })
     }
 }

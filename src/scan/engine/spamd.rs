@@ -97,6 +97,7 @@ impl Spamd {
             answer: said.judged(self.dial.name(), began.elapsed())?,
             replica: Some(self.dial.name().to_owned()),
             signatures: None,
+            wanted: Vec::new(),
         })
     }
 

@@ -161,7 +161,13 @@ impl Guarded {
     /// The report of an engine that was not waited for, as another engine's finding had decided.
     pub fn unneeded(&self, since: Instant) -> Report {
         let settings = &self.state.settings;
-        report::write(settings, Err(ScanError::Unneeded), 0, since.elapsed())
+        report::write(
+            settings,
+            Err(ScanError::Unneeded),
+            0,
+            since.elapsed(),
+            false,
+        )
     }
 
     /// Begins to probe it now and then, also while there is no mail for it. To be called on the runtime.

@@ -11,7 +11,7 @@ use tower::{Service, ServiceExt};
 
 use super::Call;
 use super::layer::{Next, Outcome};
-use crate::message::MessageId;
+use crate::message::{MessageId, edit};
 use crate::scan::Settings;
 use crate::scan::engine::{EngineAnswer, Sample};
 use crate::verdict::{Answer, Report};
@@ -48,8 +48,15 @@ impl<S: Next> Service<Sample> for Reporting<S> {
             let call = Call::new(sample);
             let (id, arrived) = (call.sample.request().id, call.arrived);
             let progress = call.progress.clone();
+            let smtputf8 = call.sample.request().envelope.smtputf8;
             let outcome = next.oneshot(call).await;
-            let report = write(&settings, outcome, progress.attempts(), arrived.elapsed());
+            let report = write(
+                &settings,
+                outcome,
+                progress.attempts(),
+                arrived.elapsed(),
+                smtputf8,
+            );
             tell(id, &report);
             Ok(report)
         })
@@ -61,11 +68,13 @@ pub(super) fn write(
     outcome: Outcome,
     attempts: u32,
     elapsed: Duration,
+    smtputf8: bool,
 ) -> Report {
     let answered = outcome.unwrap_or_else(|error| EngineAnswer {
         replica: error.replica().map(str::to_owned),
         answer: Answer::none(error.reason(), error.to_string()),
         signatures: None,
+        wanted: Vec::new(),
     });
     Report {
         engine: settings.name.clone(),
@@ -74,6 +83,7 @@ pub(super) fn write(
         replica: answered.replica,
         signatures: answered.signatures,
         attempts,
+        wishes: edit::grant(answered.wanted, settings.edits, smtputf8),
         elapsed,
     }
 }

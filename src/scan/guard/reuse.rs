@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::message::{Identity, MessageId};
+use crate::message::{Identity, MessageId, edit};
 use crate::scan::engine::EngineAnswer;
 use crate::verdict::{Answer, Finding};
 
@@ -17,6 +17,8 @@ const CLEAN: Duration = Duration::from_secs(3600);
 const UNVERSIONED: Duration = Duration::from_secs(300);
 /// How long a finding holds.
 const FOUND: Duration = Duration::from_secs(86_400);
+/// Octets of what an answer wants done to its message, beyond which it is not kept.
+const WANTED: usize = 4096;
 /// Answers in each of two generations.
 const ENTRIES: usize = 10_000;
 
@@ -85,6 +87,10 @@ fn holds(answer: &EngineAnswer) -> Option<Duration> {
     let Answer::Answered(findings) = &answer.answer else {
         return None;
     };
+    // All that are kept are bounded by their number.
+    if edit::octets(&answer.wanted) > WANTED {
+        return None;
+    }
     Some(match (is_bad(findings), &answer.signatures) {
         (true, _) => FOUND,
         (false, Some(_)) => CLEAN,
@@ -108,6 +114,7 @@ mod tests {
             answer: Answer::Answered(found.then_some(finding).into_iter().collect()),
             replica: None,
             signatures: signatures.map(str::to_owned),
+            wanted: Vec::new(),
         }
     }
 

@@ -20,7 +20,7 @@ use super::{Call, Progress};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, Elapsed};
 use crate::incident::{Incident, Kind};
-use crate::message::{MessageId, Standing};
+use crate::message::{MessageId, Rights, Standing};
 use crate::scan::Settings;
 use crate::scan::engine::ScanError;
 use crate::verdict::EngineClass;
@@ -57,10 +57,11 @@ pub(super) async fn scan(state: Arc<State>, call: Call, next: impl Next) -> Outc
 /// Engines for malware and content judge the octets; the others look at who sends what to whom as well.
 fn key(settings: &Settings, call: &Call) -> Key {
     let request = call.sample.request();
-    match (settings.class, &request.fingerprint) {
-        (EngineClass::Av | EngineClass::Content, Some(fingerprint)) => {
-            Key::Content(fingerprint.identity)
-        }
+    // What is written into a message may well be about its envelope.
+    let of_content = matches!(settings.class, EngineClass::Av | EngineClass::Content)
+        && settings.edits == Rights::None;
+    match &request.fingerprint {
+        Some(fingerprint) if of_content => Key::Content(fingerprint.identity),
         _ => Key::Message(request.id),
     }
 }

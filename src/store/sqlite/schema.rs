@@ -25,7 +25,7 @@ const APPLICATION: i32 = 0x5350_5759;
 const BUSY: Duration = Duration::from_secs(10);
 
 /// Step N brings a database from `user_version` N to N + 1. Steps are only ever appended.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "
 CREATE TABLE message (
     seq INTEGER PRIMARY KEY,
@@ -88,6 +88,9 @@ ALTER TABLE message ADD COLUMN next_hop TEXT NOT NULL DEFAULT '';
 CREATE INDEX outgoing ON message (next_hop, due_at, lease_until) WHERE lane = 1 AND damaged IS NULL;
 CREATE INDEX given_up ON message (expires_at, lease_until) WHERE lane = 1 AND damaged IS NULL;
 ",
+    // From here on records hold what is to be done to a message when it is delivered. An older version would read them and
+    // deliver without, so it must not.
+    "",
 ];
 
 /// A connection for the writer: durable at every commit.

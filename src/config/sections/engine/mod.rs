@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::config::reader::Section;
 use crate::config::units::Wrong;
 use crate::config::value::plain;
+use crate::message::Rights;
 use crate::scan::Settings;
 use crate::scan::engine::{AttachmentSettings, Kind};
 use crate::verdict::EngineClass;
@@ -38,6 +39,9 @@ const KINDS: [(&str, KindName); 7] = [
     ("rules", KindName::Rules),
     ("attachment", KindName::Attachment),
 ];
+
+/// What an engine may have done to messages.
+const EDITS: [(&str, Rights); 2] = [("none", Rights::None), ("fields", Rights::Fields)];
 
 /// What most of a kind are used for, and what one call costs.
 struct Usual {
@@ -91,7 +95,7 @@ impl KindName {
 }
 
 /// Keys that only some kinds have, for the answer to a key in the wrong place.
-const OWN_KEYS: [(&str, &[&str]); 6] = [
+const OWN_KEYS: [(&str, &[&str]); 7] = [
     ("clamd", &["address", "connect_timeout"]),
     ("spamd", &["user", "tls", "tls_ca"]),
     (
@@ -111,6 +115,7 @@ const OWN_KEYS: [(&str, &[&str]); 6] = [
             "probe_with",
         ],
     ),
+    ("rspamd", &["edits"]),
     ("icap", &["method"]),
     ("rules", &["builtin", "paths"]),
     (
@@ -162,6 +167,10 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
     let weight = section
         .number("weight", Some(1.0), 0.0..=1000.0)
         .unwrap_or(1.0);
+    let edits = match kind {
+        KindName::Rspamd => section.choice("edits", Some(Rights::None), &EDITS),
+        _ => None,
+    };
     let kind = match kind {
         KindName::Clamd => network::clamd(&mut section, timeout),
         KindName::Spamd => network::spamd(&mut section, timeout),
@@ -185,6 +194,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
         slots,
         max_size,
         weight,
+        edits: edits.unwrap_or_default(),
         kind,
     })
 }

@@ -241,6 +241,7 @@ impl Scanning {
                     }
                 }
                 Ok(EngineAnswer {
+                    wanted: Vec::new(),
                     answer: Answer::Answered(findings),
                     replica: Some(self.name.clone()),
                     signatures: Some("1".to_owned()),

@@ -19,7 +19,7 @@ use crate::deadline::{Budget, Deadline, set_wall_clock, wall_clock};
 use crate::delivery::{Delivery, Kind as Hop, Settings as HopSettings, SmtpSettings};
 use crate::incident::Incident;
 use crate::intercept;
-use crate::message::{Content, Envelope, Mailbox, Message, ReversePath};
+use crate::message::{Content, Envelope, Mailbox, Message, ReversePath, Rights};
 use crate::policy;
 use crate::quarantine::{self, Act};
 use crate::scan::engine::{Address, Engine, Kind};
@@ -247,6 +247,7 @@ impl Outside {
             slots: self.plan.slots,
             max_size: 1 << 20,
             weight: 1.0,
+            edits: Rights::None,
             kind: Kind::Clamd {
                 addresses: vec![address],
                 connect_timeout: Duration::from_secs(1),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::wishes::{Milter, OneOrMore};
 use crate::message::header;
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
@@ -21,12 +22,21 @@ pub struct Reply {
     score: f64,
     #[serde(default)]
     required_score: Option<f64>,
-    action: String,
+    pub(super) action: String,
     #[serde(default)]
     symbols: BTreeMap<String, Symbol>,
     /// The Message-ID field without its brackets, or `undef`.
     #[serde(default, rename = "message-id")]
     message_id: Option<String>,
+    /// What the action `rewrite subject` is to make of the subject, encoded.
+    #[serde(default)]
+    pub(super) subject: Option<String>,
+    /// What it would have a milter do.
+    #[serde(default)]
+    pub(super) milter: Option<Milter>,
+    /// Signatures that it has made.
+    #[serde(default, rename = "dkim-signature")]
+    pub(super) signatures: Option<OneOrMore<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -69,6 +69,45 @@ fn skipped_is_not_clean() {
     assert!(matches!(judged(gtube), Answer::Answered(_)));
 }
 
+/// rspamd's wishes are those that it would have of a milter, and mean the same: positions are counted as milters count, negative
+/// ones from the end, and what is no header field is told.
+#[test]
+fn what_a_milter_would_be_asked_for_is_wanted() {
+    let body = r#"{"score":1.0,"action":"rewrite subject","subject":"[spam] x","dkim-signature":"v=1;\n\tb=x","milter":{
+        "remove_headers":{"X-A":0,"X-B":2,"X-C":-1,"X-D":[-2,-1]},
+        "add_headers":{"A":"plain","B":{"value":"top","order":0},"C":{"value":"third","order":3},
+            "D":[{"value":"last","order":-1},{"value":"last but one","order":-2},{"value":"far","index":-99}]},
+        "change_from":"x@a.test","no_action":false}}"#;
+    let section = b"X-C: 1\r\nX-C: 2\r\nX-D: 1\r\n";
+    let wanted = parse(body.as_bytes()).expect("a reply").wanted(section);
+    let told = crate::message::edit::grant(wanted, crate::message::Rights::Fields, false);
+    let told: Vec<String> = told
+        .iter()
+        .map(|wish| match wish {
+            crate::message::Wish::Granted(edit) => edit.to_string(),
+            crate::message::Wish::Refused { asked, .. } => format!("not {asked}"),
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "remove all X-A",
+            "remove X-B 2",
+            "remove X-C 2",
+            "remove X-D 1",
+            "add A at the end: plain",
+            "add B on top: top",
+            "add C before field 3: third",
+            "add D at the end: last",
+            "add D before field 3: last but one",
+            "add D before field 1: far",
+            "not change_from \"x@a.test\"",
+            "add DKIM-Signature before field 1: v=1; b=x",
+            "change Subject 1: [spam] x",
+        ]
+    );
+}
+
 /// What lacks the parts that a verdict needs is no verdict.
 #[test]
 fn only_the_protocol_counts() {

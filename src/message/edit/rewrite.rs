@@ -1,0 +1,166 @@
+//! Edits applied: one pass over the header section, whatever their number; the body is not touched and not copied.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::results;
+use super::{Edit, NAME, Place};
+use crate::message::header::{self, Field};
+
+/// A header section with its edits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewritten {
+    /// New fields that go above everything, our own trace fields included.
+    pub top: Vec<u8>,
+    /// The header section, with a CRLF at its end.
+    pub section: Vec<u8>,
+}
+
+/// What is wanted of the fields of one name.
+#[derive(Default)]
+struct Named<'a> {
+    /// Fields of that name so far.
+    seen: u32,
+    /// Unless `some` says otherwise.
+    remove_all: bool,
+    /// By number: a new value, or none to remove it.
+    some: BTreeMap<u32, Option<&'a str>>,
+}
+
+/// All edits, by what they are about.
+#[derive(Default)]
+struct Plan<'a> {
+    /// By lower-case name.
+    named: HashMap<Vec<u8>, Named<'a>>,
+    authserv_ids: Vec<&'a str>,
+    /// By number of the field that they go before, in their order.
+    before: BTreeMap<u32, Vec<(&'a str, &'a str)>>,
+    top: Vec<(&'a str, &'a str)>,
+}
+
+/// Applies edits, in order, to a header section as received ([`header::section`]). Those about fields that are not there do
+/// nothing, except for [`Edit::Change`]. Where two are about one field the later holds. Takes time in proportion to the
+/// section and the edits together, and memory for one more section.
+pub fn rewrite(section: &[u8], edits: &[Edit]) -> Rewritten {
+    let mut plan = Plan::of(edits);
+    let mut out = Vec::with_capacity(section.len() + 1024);
+    let mut number = 0;
+    // Where the last new field goes: before what some readers take for the end of the header section, as it is no field.
+    let mut end = None;
+    for (piece, field) in header::pieces(section) {
+        match field {
+            Some(field) => {
+                number += 1;
+                for (name, value) in plan.before.remove(&number).into_iter().flatten().rev() {
+                    write(&mut out, name.as_bytes(), value);
+                }
+                plan.field(&mut out, piece, &field);
+            }
+            None => {
+                end.get_or_insert(out.len());
+                out.extend_from_slice(piece);
+            }
+        }
+    }
+    if !out.is_empty() && !out.ends_with(b"\r\n") {
+        out.extend_from_slice(b"\r\n");
+    }
+    let last = out.split_off(end.unwrap_or(out.len()));
+    for edit in edits {
+        if let Some((name, value)) = plan.left_over(edit) {
+            write(&mut out, name.as_bytes(), value);
+        }
+    }
+    out.extend_from_slice(&last);
+    let mut top = Vec::new();
+    for (name, value) in plan.top.iter().rev() {
+        write(&mut top, name.as_bytes(), value);
+    }
+    Rewritten { top, section: out }
+}
+
+impl<'a> Plan<'a> {
+    fn of(edits: &'a [Edit]) -> Self {
+        let mut plan = Self::default();
+        for edit in edits {
+            match edit {
+                Edit::Add { place, name, value } => match place {
+                    Place::Top => plan.top.push((name, value)),
+                    Place::Before(number) => {
+                        let before = plan.before.entry(*number).or_default();
+                        before.push((name, value));
+                    }
+                    Place::End => {}
+                },
+                Edit::Change { name, nth, value } => {
+                    plan.named(name).some.insert(*nth, Some(value));
+                }
+                Edit::Remove { name, nth: Some(n) } => {
+                    plan.named(name).some.insert(*n, None);
+                }
+                Edit::Remove { name, nth: None } => {
+                    let named = plan.named(name);
+                    named.remove_all = true;
+                    named.some.clear();
+                }
+                Edit::RemoveResults { authserv_id } => plan.authserv_ids.push(authserv_id),
+            }
+        }
+        plan
+    }
+
+    fn named(&mut self, name: &str) -> &mut Named<'a> {
+        let name = name.to_ascii_lowercase().into_bytes();
+        self.named.entry(name).or_default()
+    }
+
+    /// One field as it is to be.
+    fn field(&mut self, out: &mut Vec<u8>, piece: &[u8], field: &Field<'_>) {
+        // No edit is about a longer name, and names of any length come from outside.
+        if field.name.len() > NAME {
+            return out.extend_from_slice(piece);
+        }
+        let ours = |id: &&str| results::may_be_of(field.body, id);
+        let is_results = !self.authserv_ids.is_empty() && field.is("Authentication-Results");
+        let forged = is_results && self.authserv_ids.iter().any(ours);
+        let named = self.named.get_mut(&field.name.to_ascii_lowercase());
+        let wanted = named.map(|named| {
+            named.seen += 1;
+            (named.some.get(&named.seen).copied(), named.remove_all)
+        });
+        match wanted {
+            Some((Some(Some(value)), _)) => write(out, field.name, value),
+            Some((Some(None), _) | (None, true)) => {}
+            _ if forged => {}
+            _ => out.extend_from_slice(piece),
+        }
+    }
+
+    /// What an edit puts at the end, once all fields have been seen.
+    fn left_over(&self, edit: &'a Edit) -> Option<(&'a str, &'a str)> {
+        match edit {
+            Edit::Add { place, name, value } => match place {
+                Place::Top => None,
+                Place::Before(number) => {
+                    let left = self.before.contains_key(number);
+                    left.then_some((name, value))
+                }
+                Place::End => Some((name, value)),
+            },
+            Edit::Change { name, nth, value } => {
+                let named = self.named.get(name.to_ascii_lowercase().as_bytes())?;
+                (*nth > named.seen).then_some((name, value))
+            }
+            Edit::Remove { .. } | Edit::RemoveResults { .. } => None,
+        }
+    }
+}
+
+fn write(out: &mut Vec<u8>, name: &[u8], value: &str) {
+    out.extend_from_slice(name);
+    out.push(b':');
+    if !value.starts_with([' ', '\t', '\r']) {
+        out.push(b' ');
+    }
+    out.extend_from_slice(value.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}

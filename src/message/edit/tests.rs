@@ -1,0 +1,303 @@
+//! What may be asked for, and what becomes of a header section.
+
+use super::*;
+
+fn add(place: Place, name: &str, value: &str) -> Edit {
+    Edit::Add {
+        place,
+        name: name.to_owned(),
+        value: value.to_owned(),
+    }
+}
+
+fn change(name: &str, nth: u32, value: &str) -> Edit {
+    Edit::Change {
+        name: name.to_owned(),
+        nth,
+        value: value.to_owned(),
+    }
+}
+
+fn remove(name: &str, nth: Option<u32>) -> Edit {
+    Edit::Remove {
+        name: name.to_owned(),
+        nth,
+    }
+}
+
+fn rewritten(section: &str, edits: &[Edit]) -> (String, String) {
+    let Rewritten { top, section } = rewrite(section.as_bytes(), edits);
+    let text = |octets| String::from_utf8(octets).expect("text");
+    (text(top), text(section))
+}
+
+const SECTION: &str =
+    "Received: by a\r\n\tfor b\r\nX-A: 1\r\nsubject: hello\r\nx-a: 2\r\n folded\r\nX-A:3\r\n";
+
+/// Each edit does what it says to the field that it names, counted as received, and every other octet stays.
+#[test]
+fn each_edit_changes_what_it_names_and_nothing_else() {
+    for (edit, from, to) in [
+        (change("X-A", 2, "two"), "x-a: 2\r\n folded", "x-a: two"),
+        (
+            change("SUBJECT", 1, "x\r\n\ty"),
+            "subject: hello",
+            "subject: x\r\n\ty",
+        ),
+        (change("x-a", 1, "\ty"), "X-A: 1", "X-A:\ty"),
+        (remove("x-A", Some(2)), "x-a: 2\r\n folded\r\n", ""),
+        (remove("x-A", Some(9)), "", ""),
+        (remove("nothing", None), "", ""),
+        (
+            add(Place::Before(1), "N", "v"),
+            "Received: by a",
+            "N: v\r\nReceived: by a",
+        ),
+        (
+            add(Place::Before(3), "N", "v"),
+            "subject",
+            "N: v\r\nsubject",
+        ),
+        (
+            add(Place::Before(6), "N", "v"),
+            "X-A:3\r\n",
+            "X-A:3\r\nN: v\r\n",
+        ),
+        (add(Place::End, "N", "v"), "X-A:3\r\n", "X-A:3\r\nN: v\r\n"),
+        (change("X-A", 4, "v"), "X-A:3\r\n", "X-A:3\r\nX-A: v\r\n"),
+    ] {
+        let (top, section) = rewritten(SECTION, std::slice::from_ref(&edit));
+        assert_eq!(section, SECTION.replacen(from, to, 1), "{edit}");
+        assert_eq!(top, "", "{edit}");
+    }
+    let (_, section) = rewritten(SECTION, &[remove("X-A", None)]);
+    assert_eq!(section, "Received: by a\r\n\tfor b\r\nsubject: hello\r\n");
+}
+
+/// Positions are those of the message as received, so that engines that know nothing of each other do not hit each other's
+/// fields; where two mean the same field the later holds.
+#[test]
+fn edits_do_not_move_each_other() {
+    let edits = [
+        remove("X-A", Some(1)),
+        remove("X-A", Some(2)),
+        add(Place::Before(2), "N", "first"),
+        add(Place::Before(2), "N", "second"),
+        change("x-a", 3, "three"),
+        change("Subject", 1, "early"),
+        change("Subject", 1, "late"),
+        add(Place::Top, "T", "1"),
+        add(Place::Top, "T", "2"),
+        add(Place::End, "E", "1"),
+        add(Place::End, "E", "2"),
+    ];
+    let (top, section) = rewritten(SECTION, &edits);
+    assert_eq!(top, "T: 2\r\nT: 1\r\n");
+    assert_eq!(
+        section,
+        "Received: by a\r\n\tfor b\r\nN: second\r\nN: first\r\nsubject: late\r\nX-A: three\r\nE: 1\r\nE: 2\r\n"
+    );
+    let all_but_one = [remove("X-A", None), change("X-A", 2, "kept")];
+    let (_, section) = rewritten(SECTION, &all_but_one);
+    assert_eq!(
+        section,
+        "Received: by a\r\n\tfor b\r\nsubject: hello\r\nx-a: kept\r\n"
+    );
+}
+
+/// A header section that is none, or has no end, or has lines that some readers take for its end, is no obstacle: what is
+/// added is a field for every reader.
+#[test]
+fn what_is_added_is_a_field_for_every_reader() {
+    for (section, edited) in [
+        ("", "N: v\r\n"),
+        ("A: b", "A: b\r\nN: v\r\n"),
+        (
+            "A: b\r\nno field\r\nC: d\r\n",
+            "A: b\r\nN: v\r\nno field\r\nC: d\r\n",
+        ),
+        ("no field at all", "N: v\r\nno field at all\r\n"),
+    ] {
+        let (_, section) = rewritten(section, &[add(Place::End, "N", "v")]);
+        assert_eq!(section, edited);
+    }
+}
+
+/// RFC 8601 5: fields that claim to be ours, in whatever way that can be written, go; those of others stay.
+#[test]
+fn forged_results_are_removed() {
+    let remove = [Edit::RemoveResults {
+        authserv_id: "mx.example.com".to_owned(),
+    }];
+    for body in [
+        " mx.example.com; spf=pass",
+        "MX.example.COM",
+        "\r\n\tmx.example.com\r\n\t; none",
+        " (a (nested \\) one) comment) mx.example.com 1; none",
+        " mx.example.com(1);none",
+        " \"mx.exam\\ple.com\"; none",
+        " mx.example.com.; none",
+        " (no end mx.other.example; none",
+        " \"no end",
+        "",
+        " ; spf=pass",
+    ] {
+        let section = format!("A: b\r\nauthentication-results:{body}\r\nC: d\r\n");
+        let (_, section) = rewritten(&section, &remove);
+        assert_eq!(section, "A: b\r\nC: d\r\n", "{body}");
+    }
+    for body in [
+        " mx.example.org; spf=pass",
+        " other (mx.example.com); none",
+        " x-mx.example.com; none",
+        " \"mx.example.com x\"; none",
+    ] {
+        let section = format!("A: b\r\nAuthentication-Results:{body}\r\nX-B: mx.example.com\r\n");
+        assert_eq!(rewritten(&section, &remove).1, section, "{body}");
+    }
+}
+
+fn verdict(edit: Edit, smtputf8: bool) -> Option<String> {
+    let mut wishes = grant(vec![Wanted::Field(edit)], Rights::Fields, smtputf8);
+    assert_eq!(wishes.len(), 1);
+    match wishes.remove(0) {
+        Wish::Granted(_) => None,
+        Wish::Refused { why, .. } => Some(why),
+    }
+}
+
+/// What would end the header section, begin a field of its own, or change what scanners have seen, is not done.
+#[test]
+fn no_edit_breaks_out_of_its_field() {
+    let long = "x".repeat(989);
+    let too_long = "x".repeat(998);
+    for value in ["", "v", "v\r\n\tw", "\r\n v", "\tv", &long] {
+        assert_eq!(
+            verdict(add(Place::End, "Subject", value), false),
+            None,
+            "{value:?}"
+        );
+    }
+    for value in [
+        "v\r\nX: y",
+        "v\r\n\r\nbody",
+        "v\r\n \r\n w",
+        "v\r\n",
+        "v\nX: y",
+        "v\rX: y",
+        "v\0",
+        "v\r\n\u{b}w",
+        "caf\u{e9}",
+        &too_long,
+    ] {
+        for edit in [add(Place::Top, "X", value), change("X", 1, value)] {
+            assert!(verdict(edit, false).is_some(), "{value:?}");
+        }
+    }
+    let long = "n".repeat(77);
+    for name in [
+        "",
+        "a b",
+        "a:",
+        "a\r\nb",
+        "\u{e9}",
+        &long,
+        "received",
+        "X-SPILLWAY-RESULT",
+        "content-type",
+        "Content-Transfer-Encoding",
+        "MIME-Version",
+    ] {
+        for edit in [
+            add(Place::Top, name, "v"),
+            change(name, 1, "v"),
+            remove(name, None),
+        ] {
+            assert!(verdict(edit, false).is_some(), "{name:?}");
+        }
+    }
+    for edit in [
+        change("X", 0, "v"),
+        remove("X", Some(0)),
+        add(Place::Before(0), "X", "v"),
+    ] {
+        assert!(verdict(edit, false).is_some());
+    }
+    assert_eq!(verdict(add(Place::End, "X", "caf\u{e9}"), true), None);
+}
+
+/// Without the administrator's leave nothing is done, and what was asked for is told all the same.
+#[test]
+fn nothing_is_done_without_leave() {
+    let wanted = vec![
+        Wanted::Field(add(Place::End, "X-A", "one\r\n\ttwo")),
+        Wanted::Other("replace\x07 the body".to_owned()),
+    ];
+    let asked = |wish: &Wish| match wish {
+        Wish::Refused { asked, .. } => asked.clone(),
+        Wish::Granted(edit) => format!("granted: {edit}"),
+    };
+    let told = |rights| {
+        let wishes = grant(wanted.clone(), rights, false);
+        wishes.iter().map(asked).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        told(Rights::None),
+        ["add X-A at the end: one two", "replace? the body"]
+    );
+    assert_eq!(
+        told(Rights::Fields),
+        ["granted: add X-A at the end: one two", "replace? the body"]
+    );
+}
+
+/// A report is bounded, however much an engine asks for.
+#[test]
+fn wishes_are_bounded() {
+    let wanted = |value: &str| Wanted::Field(add(Place::End, "X", value));
+    let many = grant(vec![wanted("v"); 1000], Rights::Fields, false);
+    assert_eq!(many.len(), MOST + 1);
+    assert_eq!(many.iter().filter_map(Wish::granted).count(), MOST);
+    let large = grant(vec![wanted(&"v".repeat(900)); MOST], Rights::Fields, false);
+    let octets: usize = large
+        .iter()
+        .filter_map(Wish::granted)
+        .map(Edit::octets)
+        .sum();
+    assert!(octets <= OCTETS && octets > OCTETS - 1000, "{octets}");
+    let long = grant(
+        vec![Wanted::Other("x".repeat(1 << 20))],
+        Rights::Fields,
+        false,
+    );
+    assert!(matches!(&long[..], [Wish::Refused { asked, .. }] if asked.len() == SHOWN));
+}
+
+proptest::proptest! {
+    /// Whatever is granted leaves all other fields as they were, in their order, and adds nothing that is not asked for.
+    #[test]
+    fn other_fields_survive_any_granted_edit(
+        names in proptest::collection::vec("[A-C]", 0..8),
+        value in "[ -~\t\r\n]{0,12}",
+        nth in 1..4_u32,
+    ) {
+        let section: String = names.iter().map(|name| format!("{name}: {name}\r\n")).collect();
+        let edits = vec![
+            Wanted::Field(change("A", nth, &value)),
+            Wanted::Field(add(Place::Before(nth), "N", &value)),
+            Wanted::Field(add(Place::End, "N", &value)),
+        ];
+        let wishes = grant(edits, Rights::Fields, false);
+        let edits: Vec<Edit> = wishes.iter().filter_map(Wish::granted).cloned().collect();
+        let rewritten = rewrite(section.as_bytes(), &edits);
+        proptest::prop_assert_eq!(rewritten.top.len(), 0);
+        let others = |section: &[u8]| -> Vec<String> {
+            let all = crate::message::header::fields(section);
+            let names = all.map(|f| String::from_utf8_lossy(f.name).into_owned());
+            names.filter(|name| name != "A" && name != "N").collect()
+        };
+        proptest::prop_assert_eq!(others(&rewritten.section), others(section.as_bytes()));
+        let all = crate::message::header::pieces(&rewritten.section);
+        proptest::prop_assert!(all.into_iter().all(|(_, field)| field.is_some()));
+    }
+}

@@ -1,0 +1,109 @@
+//! What goes out for a group of recipients: our fields, the header section as engines want it, and the body as it came.
+//!
+//! What is stored and scanned is always the message as received. The reports are kept with it, and so are the edits in them:
+//! a message that is delivered after a restart, or released from quarantine, is edited as it would have been at once.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use super::{Generation, Judged, settle};
+use crate::delivery::Outbound;
+use crate::message::{Edit, Message, MessageId, Wish, edit, mime};
+use crate::verdict::{Decision, Report, Verdict};
+
+/// The mail for this group of recipients. A header section may be as large as a message: where that is possible, it is
+/// rewritten where it blocks nobody.
+///
+/// Cancel safety: safe.
+pub(super) async fn outbound(
+    generation: &Arc<Generation>,
+    message: &Message,
+    judged: &Judged,
+    group: &(Decision, Vec<usize>),
+) -> Outbound {
+    let edits = edits(&judged.reports);
+    if edits.is_empty() || message.content.len() <= mime::INLINE {
+        return build(generation, message, group, &edits);
+    }
+    let task = (
+        generation.clone(),
+        message.clone(),
+        group.clone(),
+        edits.clone(),
+    );
+    let away = move || {
+        let (generation, message, group, edits) = task;
+        build(&generation, &message, &group, &edits)
+    };
+    match tokio::task::spawn_blocking(away).await {
+        Ok(outbound) => outbound,
+        // Only at shutdown: what was not done there is done here.
+        Err(_) => build(generation, message, group, &edits),
+    }
+}
+
+/// What engines want done to the message, and may: in the order of the engines, and within each in its own.
+fn edits(reports: &[Report]) -> Vec<Edit> {
+    let wishes = reports.iter().flat_map(|report| &report.wishes);
+    wishes.filter_map(Wish::granted).cloned().collect()
+}
+
+/// What is delivered for a group: our fields, then the content as received, its header section edited as the reports say.
+fn build(
+    generation: &Generation,
+    message: &Message,
+    (decision, recipients): &(Decision, Vec<usize>),
+    edits: &[Edit],
+) -> Outbound {
+    let mut prefix = String::with_capacity(message.trace.len() + 160);
+    prefix.push_str(&message.trace);
+    if decision.rule != "own-mail" {
+        result_field(&mut prefix, generation, message.id, decision);
+    }
+    let (prefix, content) = if edits.is_empty() {
+        (prefix.into(), message.content.clone())
+    } else {
+        let received = message.content.header_section();
+        let edited = edit::rewrite(received, edits);
+        let prefix = [edited.top, prefix.into_bytes(), edited.section].concat();
+        (prefix.into(), message.content.without(received.len()))
+    };
+    Outbound {
+        id: message.id,
+        envelope: settle::select(message, recipients),
+        prefix,
+        content,
+    }
+}
+
+/// `X-Spillway-Result`: the one field we add beside `Received`; documented in docs/CONFIG.md.
+fn result_field(out: &mut String, generation: &Generation, id: MessageId, decision: &Decision) {
+    let word = match decision.verdict {
+        Verdict::Clean if decision.tag => Verdict::Suspect.as_str(),
+        verdict => verdict.as_str(),
+    };
+    // Writing to a String cannot fail.
+    let _ = write!(
+        out,
+        "X-Spillway-Result: {word}; score={:.1}; rule={};\r\n\tid={id}; by={}",
+        decision.score,
+        token(&decision.rule),
+        generation.hostname
+    );
+    for (engine, reason) in &decision.missing {
+        let _ = write!(out, ";\r\n\tmissing={}:{}", token(engine), reason.as_str());
+    }
+    out.push_str("\r\n");
+}
+
+/// Names from the configuration, made safe for a header field.
+fn token(text: &str) -> String {
+    let keep = |c: char| {
+        if c.is_ascii_graphic() && c != ';' {
+            c
+        } else {
+            '_'
+        }
+    };
+    text.chars().take(60).map(keep).collect()
+}

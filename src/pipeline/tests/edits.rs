@@ -1,0 +1,106 @@
+//! What engines want done to a message, on its way out.
+
+use super::*;
+use crate::message::edit::{Edit, Place, Wish};
+use crate::verdict::{Answer, Report};
+
+fn field(place: Place, name: &str) -> Wish {
+    Wish::Granted(Edit::Add {
+        place,
+        name: name.to_owned(),
+        value: "v".to_owned(),
+    })
+}
+
+fn report(engine: &str, wishes: Vec<Wish>) -> Report {
+    Report {
+        engine: engine.into(),
+        class: EngineClass::Spam,
+        answer: Answer::Answered(Vec::new()),
+        replica: None,
+        signatures: None,
+        attempts: 1,
+        wishes,
+        elapsed: Duration::ZERO,
+    }
+}
+
+fn judged(reports: Vec<Report>) -> Judged {
+    Judged {
+        groups: vec![(decision(Disposition::Deliver), vec![0])],
+        reports,
+        spent: Duration::ZERO,
+        standing: None,
+    }
+}
+
+async fn going_out(message: &Message, judged: &Judged) -> (String, Content) {
+    let generation = Arc::new(generation(Vec::new(), Budget::default()));
+    let outbound = outbound(&generation, message, judged, &judged.groups[0]).await;
+    let prefix = String::from_utf8(outbound.prefix.to_vec()).expect("text");
+    (prefix, outbound.content)
+}
+
+/// Edits are made in the order of the engines, around our own fields; what was refused is not; the body is the very
+/// octets that came, without a copy.
+#[tokio::test]
+async fn what_goes_out_has_the_edits_and_the_body_as_it_came() {
+    let body = "\r\n".to_owned() + &"x".repeat(100_000);
+    for body in ["\r\nx\r\n", &body] {
+        let mut message = message(&["x@b.test"]);
+        message.content = Content::uncharged(format!("Subject: x\r\n{body}"));
+        let refused = Wish::Refused {
+            asked: "add X-Not".to_owned(),
+            why: "because".to_owned(),
+        };
+        let judged = judged(vec![
+            report(
+                "first",
+                vec![field(Place::Top, "T-1"), field(Place::End, "E-1")],
+            ),
+            report("none", vec![refused]),
+            report(
+                "second",
+                vec![field(Place::Top, "T-2"), field(Place::End, "E-2")],
+            ),
+        ]);
+        let (prefix, content) = going_out(&message, &judged).await;
+        let fields: Vec<_> = crate::message::header::fields(prefix.as_bytes())
+            .map(|f| String::from_utf8_lossy(f.name).into_owned())
+            .collect();
+        let expected = [
+            "T-2",
+            "T-1",
+            "Received",
+            "X-Spillway-Result",
+            "Subject",
+            "E-1",
+            "E-2",
+        ];
+        assert_eq!(fields, expected);
+        let came = message.content.bytes();
+        assert_eq!(content.bytes().as_ptr(), came[12..].as_ptr(), "no copy");
+        assert_eq!(content.len() + 12, came.len());
+    }
+}
+
+/// A message that waits for its next hop in the store goes out after a restart as it would have gone at once: its edits
+/// are durable with it, and what is stored is what came.
+#[tokio::test]
+async fn edits_survive_a_restart() {
+    let message = message(&["x@b.test"]);
+    let judged = judged(vec![report("one", vec![field(Place::End, "E-1")])]);
+    let generation = generation(Vec::new(), Budget::default());
+    let record = settle::unfinished(&generation, &message, Some(&judged));
+    assert_eq!(record.lane, Lane::Delivery);
+    let json = serde_json::to_string(&record).expect("a row");
+    let record: Record = serde_json::from_str(&json).expect("a record");
+    let again = settle::judged_before(&record, &message).expect("judged");
+    let (now, later) = (
+        going_out(&message, &judged).await,
+        going_out(&message, &again).await,
+    );
+    assert!(now.0.ends_with("Subject: x\r\nE-1: v\r\n"), "{}", now.0);
+    assert_eq!(now.0, later.0);
+    assert_eq!(record.size, message.content.len() as u64);
+}
