@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use spillway::deadline::Deadline;
 use spillway::message::{header, mime};
-use spillway::scan::engine::{archive, clamd, head::Malformed, http, icap, rspamd, spamd};
+use spillway::scan::engine::{archive, clamd, command, head::Malformed, http, icap, rspamd, spamd};
 use spillway::smtp::content::Decoder;
 use spillway::smtp::reply_parser::{MAX_LINE, MAX_LINES, RawReply};
 use spillway::verdict::{Answer, Finding, FindingKind};
@@ -16,12 +16,13 @@ use spillway::verdict::{Answer, Finding, FindingKind};
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("clamd", clamd),
     ("spamd", spamd),
     ("rspamd", rspamd),
     ("http", http),
     ("icap", icap),
+    ("command", command),
     ("mime", mime),
     ("archive", archive),
     ("reply", reply),
@@ -122,6 +123,28 @@ pub fn icap(octets: &[u8]) {
     if let (Ok(size), Ok(text)) = (icap::chunk_size(octets), std::str::from_utf8(octets)) {
         let digits = text.split(';').next().expect("a first one").trim();
         assert_eq!(u128::from_str_radix(digits, 16), Ok(size as u128));
+    }
+}
+
+/// What a program prints.
+pub fn command(octets: &[u8]) {
+    let patterns = [
+        "^(?<name>.+) FOUND$",
+        "(?<score>[-+0-9.eEinfa]+)",
+        r"^(?<name>\w*)\s*:?(?<score>.*)$",
+    ];
+    for pattern in patterns {
+        let lines = command::Lines::new(pattern).expect("a pattern");
+        if let Ok(judged) = command::read(octets, &lines) {
+            assert!(judged.names.len() <= 50);
+            assert!(
+                judged
+                    .names
+                    .iter()
+                    .all(|name| !name.contains('\n') && name.len() < 20_000)
+            );
+            assert!(judged.score.is_none_or(f64::is_finite));
+        }
     }
 }
 

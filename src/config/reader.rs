@@ -411,6 +411,16 @@ impl<'a> Section<'a> {
         self.list(key, None, word, |text| chosen(text, words))
     }
 
+    /// Complains about each of `keys` that is there although it means nothing beside what else is there.
+    pub(super) fn refuse(&mut self, keys: &[&'static str], what: &str, fix: &str) {
+        for key in keys {
+            if self.has(key) {
+                self.complain(key, what, fix);
+            }
+        }
+        self.asked.extend(keys);
+    }
+
     /// Complains about every key that nobody asked for. `others` are the keys of other kinds of this section, with the
     /// kind that has them.
     pub(super) fn finish(self, others: &[(&str, &[&str])]) {

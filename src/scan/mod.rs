@@ -275,6 +275,7 @@ fn limits<'a>(engines: impl Iterator<Item = &'a Settings>) -> mime::Limits {
             | engine::Kind::Rspamd { .. }
             | engine::Kind::Http { .. }
             | engine::Kind::Icap { .. }
+            | engine::Kind::Command(_)
             | engine::Kind::Rules { .. } => limits,
         },
     )

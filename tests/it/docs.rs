@@ -70,6 +70,12 @@ fn configurations_in_the_guide_are_accepted() {
     }
     let here = format!("{}/", folder.path().display());
     let all = documents();
+    let rules = folder.path().join("rules");
+    std::fs::create_dir(&rules).expect("a folder");
+    let examples = all.iter().flat_map(|(_, text)| blocks(text, "yara"));
+    for (number, example) in examples.enumerate() {
+        std::fs::write(rules.join(format!("{number}.yar")), example).expect("a rule");
+    }
     let examples: Vec<String> = all
         .iter()
         .flat_map(|(_, text)| blocks(text, "toml"))

@@ -66,7 +66,7 @@ const GTUBE: [&str; 2] = [
 ];
 
 /// Sends a harmless message and GTUBE through a relay with that one engine of the class `spam`; what was held.
-async fn spam_is_held(site: &Site, engine: &str) -> Record {
+pub async fn spam_is_held(site: &Site, engine: &str) -> Record {
     let relay = site
         .start(&format!(
             "[[engine]]\nname = \"spam\"\n{engine}\n[policy]\nreject_score = 100000.0\n"

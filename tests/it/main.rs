@@ -17,6 +17,7 @@ mod fuzz;
 mod guard;
 mod metrics;
 mod postfix;
+mod programs;
 mod relay;
 mod samples;
 mod servers;

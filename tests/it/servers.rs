@@ -178,6 +178,20 @@ impl Drop for Postfix {
     }
 }
 
+/// A folder of signatures for ClamAV: one, for the EICAR test file.
+pub fn signatures(folder: &Path) -> PathBuf {
+    let database = folder.join("database");
+    std::fs::create_dir(&database).expect("a folder");
+    // The test file is defined to begin with these 68 octets (eicar.org); the signature is on all of them.
+    let mut hex = String::new();
+    for octet in crate::samples::eicar() {
+        let _ = write!(hex, "{octet:02x}");
+    }
+    let signature = format!("Test.EICAR:0:*:{hex}\n");
+    std::fs::write(database.join("test.ndb"), signature).expect("a signature");
+    database
+}
+
 /// clamd with a signature of its own for the EICAR test file.
 pub struct Clamd {
     server: Server,
@@ -186,15 +200,7 @@ pub struct Clamd {
 
 impl Clamd {
     pub fn start(folder: &Path) -> Self {
-        let database = folder.join("database");
-        std::fs::create_dir(&database).expect("a folder");
-        // The test file is defined to begin with these 68 octets (eicar.org); the signature is on all of them.
-        let mut hex = String::new();
-        for octet in crate::samples::eicar() {
-            let _ = write!(hex, "{octet:02x}");
-        }
-        std::fs::write(database.join("test.ndb"), format!("Test.EICAR:0:*:{hex}\n"))
-            .expect("a signature");
+        let database = signatures(folder);
         let socket = folder.join("clamd.ctl");
         let config = folder.join("clamd.conf");
         std::fs::write(

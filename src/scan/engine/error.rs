@@ -242,6 +242,15 @@ pub enum BuildError {
         /// What is wrong with it.
         cause: String,
     },
+    /// A command without a program.
+    #[error("command: it must begin with the path of a program")]
+    NoProgram,
+    /// A user that this machine does not have.
+    #[error("user: there is no \"{0}\" in /etc/passwd")]
+    NoUser(String),
+    /// A regular expression that cannot be used.
+    #[error("pattern: {0}")]
+    Pattern(String),
     /// Neither rules of ours nor others.
     #[error("builtin = false and no paths: there would be no rules")]
     NoRules,

@@ -20,6 +20,7 @@ use super::http_client::{HttpClient, facts};
 use super::{BuildError, Engine, EngineAnswer, Probes, Sample, ScanError, Url, compute, is_short};
 use crate::verdict::{Answer, FindingKind, Reason};
 
+pub(super) use answer::objections;
 pub use answer::{Said, read};
 
 /// What all replicas of a service have in common.
@@ -82,6 +83,16 @@ pub enum ProbeWith {
     Gtube,
 }
 
+impl ProbeWith {
+    pub(super) fn probes(self) -> Option<Probes> {
+        match self {
+            Self::Nothing => None,
+            Self::Eicar => Some(Probes::malware()),
+            Self::Gtube => Some(Probes::spam()),
+        }
+    }
+}
+
 /// One service.
 #[derive(Debug)]
 pub(super) struct Http {
@@ -106,11 +117,7 @@ impl Engine for Http {
     }
 
     fn probes(&self) -> Option<Probes> {
-        match self.probe_with {
-            ProbeWith::Nothing => None,
-            ProbeWith::Eicar => Some(Probes::malware()),
-            ProbeWith::Gtube => Some(Probes::spam()),
-        }
+        self.probe_with.probes()
     }
 }
 

@@ -9,6 +9,7 @@ mod address;
 pub mod archive;
 mod attachment;
 pub mod clamd;
+pub mod command;
 mod encrypted;
 mod error;
 pub mod head;
@@ -35,6 +36,7 @@ use crate::scan::{ScanRequest, Settings};
 use crate::verdict::Answer;
 
 pub use address::{Address, Tls};
+pub use command::{CommandSettings, Exit, FILE, Limits, Lines, NOT_RUN, Saying, runnable};
 pub use error::{BuildError, Class, ScanError};
 pub use http::{HttpSettings, Posted, ProbeWith, Reading};
 pub use http_client::retry_after;
@@ -81,6 +83,8 @@ pub enum Kind {
         /// What they have in common.
         settings: IcapSettings,
     },
+    /// Any program of this machine.
+    Command(CommandSettings),
     /// YARA rules in process.
     Rules {
         /// Whether the built-in set is used.
@@ -299,6 +303,7 @@ pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
         } => replicas(addresses, |address| {
             Ok(Arc::new(icap::Icap::new(address, settings)?))
         }),
+        Kind::Command(settings) => one(Arc::new(command::Command::new(settings)?)),
         Kind::Rules { builtin, paths } => one(Arc::new(rules::Rules::compile(*builtin, paths)?)),
         Kind::Attachment(settings) => one(Arc::new(attachment::Attachments::new(settings.clone()))),
     }
@@ -312,7 +317,7 @@ pub fn advice(settings: &Settings) -> Vec<String> {
         Kind::Spamd { .. } | Kind::Rspamd { .. } | Kind::Http { .. } | Kind::Icap { .. } => {
             Vec::new()
         }
-        Kind::Rules { .. } | Kind::Attachment(_) => Vec::new(),
+        Kind::Command(_) | Kind::Rules { .. } | Kind::Attachment(_) => Vec::new(),
     }
 }
 

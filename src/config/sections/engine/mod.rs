@@ -1,5 +1,6 @@
 //! `[[engine]]`.
 
+mod command;
 mod network;
 
 use std::path::PathBuf;
@@ -26,16 +27,18 @@ enum KindName {
     Rspamd,
     Http,
     Icap,
+    Command,
     Rules,
     Attachment,
 }
 
-const KINDS: [(&str, KindName); 7] = [
+const KINDS: [(&str, KindName); 8] = [
     ("clamd", KindName::Clamd),
     ("spamd", KindName::Spamd),
     ("rspamd", KindName::Rspamd),
     ("http", KindName::Http),
     ("icap", KindName::Icap),
+    ("command", KindName::Command),
     ("rules", KindName::Rules),
     ("attachment", KindName::Attachment),
 ];
@@ -88,6 +91,13 @@ impl KindName {
                 ..of(EngineClass::Av, 2, 10, 25)
             },
             Self::Icap => of(EngineClass::Av, 2, 10, 25),
+            // It is killed at its limit, so there is nothing to wait for beyond it.
+            Self::Command => Usual {
+                timeout: secs(10),
+                limit: secs(30),
+                slow: secs(2),
+                ..of(EngineClass::Av, 1, 2, 25)
+            },
             Self::Rules => of(EngineClass::Av, 1, 4, 50),
             Self::Attachment => of(EngineClass::Content, 1, 4, 50),
         }
@@ -95,7 +105,7 @@ impl KindName {
 }
 
 /// Keys that only some kinds have, for the answer to a key in the wrong place.
-const OWN_KEYS: [(&str, &[&str]); 7] = [
+const OWN_KEYS: [(&str, &[&str]); 8] = [
     ("clamd", &["address", "connect_timeout"]),
     ("spamd", &["user", "tls", "tls_ca"]),
     (
@@ -117,6 +127,19 @@ const OWN_KEYS: [(&str, &[&str]); 7] = [
     ),
     ("rspamd", &["edits"]),
     ("icap", &["method"]),
+    (
+        "command",
+        &[
+            "command",
+            "output",
+            "exit_clean",
+            "exit_found",
+            "pattern",
+            "max_cpu",
+            "max_memory",
+            "max_file_size",
+        ],
+    ),
     ("rules", &["builtin", "paths"]),
     (
         "attachment",
@@ -177,6 +200,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
         KindName::Rspamd => network::rspamd(&mut section, timeout),
         KindName::Http => network::http(&mut section, timeout),
         KindName::Icap => network::icap(&mut section, timeout),
+        KindName::Command => command::command(&mut section),
         KindName::Rules => rules(&mut section),
         KindName::Attachment => attachment(&mut section),
     };

@@ -49,20 +49,14 @@ pub(super) fn rspamd(section: &mut Section<'_>, timeout: Duration) -> Kind {
 pub(super) fn http(section: &mut Section<'_>, timeout: Duration) -> Kind {
     let addresses = urls(section, &HTTP, "https://scanner.example.com/v1/scan");
     let sends = [("message", Posted::Message), ("metadata", Posted::Metadata)];
-    let probes = [
-        ("none", ProbeWith::Nothing),
-        ("eicar", ProbeWith::Eicar),
-        ("gtube", ProbeWith::Gtube),
-    ];
     let send = section.choice("send", Some(Posted::Message), &sends);
-    let probe_with = section.choice("probe_with", Some(ProbeWith::Nothing), &probes);
     let settings = HttpSettings {
         send: send.unwrap_or(Posted::Message),
         token_file: token_file(section, &addresses),
         tls_ca: authorities(section, &addresses, &HTTP),
         connect_timeout: connect_timeout(section, timeout),
         reading: reading(section),
-        probe_with: probe_with.unwrap_or(ProbeWith::Nothing),
+        probe_with: probe_with(section),
     };
     if settings.send == Posted::Metadata && settings.probe_with != ProbeWith::Nothing {
         section.complain(
@@ -77,8 +71,30 @@ pub(super) fn http(section: &mut Section<'_>, timeout: Duration) -> Kind {
     }
 }
 
+/// By what it can be found out whether it works.
+pub(super) fn probe_with(section: &mut Section<'_>) -> ProbeWith {
+    let words = [
+        ("none", ProbeWith::Nothing),
+        ("eicar", ProbeWith::Eicar),
+        ("gtube", ProbeWith::Gtube),
+    ];
+    let chosen = section.choice("probe_with", Some(ProbeWith::Nothing), &words);
+    chosen.unwrap_or(ProbeWith::Nothing)
+}
+
+/// What an objection of the engine is, and its score.
+pub(super) fn objection(section: &mut Section<'_>) -> (FindingKind, f64) {
+    let objections = FindingKind::ALL
+        .into_iter()
+        .filter(|kind| kind.is_objection());
+    let kinds: Vec<_> = objections.map(|kind| (kind.as_str(), kind)).collect();
+    let kind = section.choice("bad_kind", Some(FindingKind::Malware), &kinds);
+    let score = section.number("bad_score", Some(10.0), 0.0..=1000.0);
+    (kind.unwrap_or(FindingKind::Malware), score.unwrap_or(10.0))
+}
+
 /// How an answer is read; a verdict must mean one thing.
-fn reading(section: &mut Section<'_>) -> Reading {
+pub(super) fn reading(section: &mut Section<'_>) -> Reading {
     let list = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect());
     let word = |text: &str| Ok(text.to_owned());
     let bad = section.list("bad", list(&["malicious", "true"]), plain, word);
@@ -97,19 +113,13 @@ fn reading(section: &mut Section<'_>) -> Reading {
             "write what it says, such as [\"true\"]",
         );
     }
-    let objections = FindingKind::ALL
-        .into_iter()
-        .filter(|kind| kind.is_objection());
-    let kinds: Vec<_> = objections.map(|kind| (kind.as_str(), kind)).collect();
-    let kind = section.choice("bad_kind", Some(FindingKind::Malware), &kinds);
+    let (bad_kind, bad_score) = objection(section);
     Reading {
         verdict_at: section.parsed("verdict_at", "/verdict".to_owned(), String::clone, pointer),
         bad,
         clean,
-        bad_kind: kind.unwrap_or(FindingKind::Malware),
-        bad_score: section
-            .number("bad_score", Some(10.0), 0.0..=1000.0)
-            .unwrap_or(10.0),
+        bad_kind,
+        bad_score,
         name_at: pointed(section, "name_at"),
         score_at: pointed(section, "score_at"),
         signatures_at: pointed(section, "signatures_at"),
@@ -199,8 +209,8 @@ fn authorities(section: &mut Section<'_>, addresses: &[Url], schemes: &Schemes) 
     ca
 }
 
-/// A user whose preferences spamd is to use.
-fn user(section: &mut Section<'_>) -> Option<String> {
+/// A user: one whose preferences spamd is to use, or as whom a command runs.
+pub(super) fn user(section: &mut Section<'_>) -> Option<String> {
     let user = section.optional_text("user")?;
     if user.contains(char::is_control) {
         section.complain("user", "is no user name", "write one line");

@@ -65,7 +65,11 @@ pub fn read(body: &[u8], reading: &Reading) -> Result<Said, String> {
 }
 
 /// The first has the whole score: it is that of the message.
-fn objections(names: Vec<String>, kind: FindingKind, score: f64) -> Vec<Finding> {
+pub(in crate::scan::engine) fn objections(
+    names: Vec<String>,
+    kind: FindingKind,
+    score: f64,
+) -> Vec<Finding> {
     let one = |(at, name): (usize, String)| {
         let score = if at == 0 { score } else { 0.0 };
         Finding::new(kind, &name, score)

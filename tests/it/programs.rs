@@ -1,0 +1,105 @@
+//! Engines that somebody else writes: a real program as an engine of kind `command`, and the examples of docs/ENGINES.md.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::client::Client;
+use crate::engines::spam_is_held;
+use crate::relay::{Site, eventually};
+use crate::samples;
+use crate::servers::{Server, free_port, listens, signatures, wait_until};
+use spillway::store::{Filter, Lane};
+
+/// A scanner for the command line finds the EICAR test file in mail that it reads from standard input, is named with what
+/// it found, stands up to probes, and lets a clean message pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scanner_for_the_command_line_is_an_engine() {
+    let site = Site::new();
+    let database = signatures(site.path());
+    let relay = site
+        .start(&format!(
+            "[[engine]]\nname = \"clamscan\"\nkind = \"command\"\nprobe_with = \"eicar\"\nprobe = \"50ms\"\n\
+             timeout = \"60s\"\nlimit = \"90s\"\npattern = '^stdin: (?<name>.+) FOUND$'\n\
+             command = [\"/usr/bin/clamscan\", \"--no-summary\", \"--stdout\", \"--database={}\", \"-\"]\n",
+            database.display()
+        ))
+        .await;
+    let mut client = Client::open(relay.address()).await.expect("connect");
+    for content in [
+        samples::nested(3, "note.txt", b"nothing to see"),
+        samples::nested(3, "eicar.com", &samples::eicar()),
+    ] {
+        let reply = client
+            .send("a@a.test", &["b@b.test"], &content)
+            .await
+            .expect("a reply");
+        assert!(reply.starts_with("250"), "{reply}");
+    }
+    let store = relay.running.pipeline().store().clone();
+    eventually("one is held", async || {
+        let filter = Filter {
+            lanes: vec![Lane::Held],
+            engine: Some("clamscan".to_owned()),
+            finding: Some("test.eicar".to_owned()),
+            limit: 10,
+            ..Filter::default()
+        };
+        store.search(filter).await.expect("search").pop()
+    })
+    .await;
+    assert_eq!(site.delivered().len(), 1, "the clean one");
+}
+
+/// The example of that name in docs/ENGINES.md, as a program in `folder`.
+fn example(name: &str, folder: &Path) -> PathBuf {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ENGINES.md");
+    let text = std::fs::read_to_string(docs).expect("docs/ENGINES.md");
+    let blocks = text.split("```python\n").skip(1);
+    let codes = blocks.filter_map(|block| block.split("```").next());
+    let mut found = codes.filter(|code| code.contains(&format!("\"\"\"{name}: ")));
+    let (Some(code), None) = (found.next(), found.next()) else {
+        panic!("there is not one example {name}");
+    };
+    let file = folder.join(name);
+    std::fs::write(&file, code).expect("a program");
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("its mode");
+    file
+}
+
+/// The example of a scanner in another language works as it stands in the docs, with the settings that stand there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_example_of_a_command_works() {
+    let site = Site::new();
+    let program = example("scan-words", site.path());
+    let engine = format!(
+        "kind = \"command\"\nclass = \"content\"\ncommand = [\"{}\"]\noutput = \"json\"\nname_at = \"/names\"\n\
+         bad_kind = \"policy\"\nprobe_with = \"gtube\"\nprobe = \"50ms\"\ntimeout = \"60s\"\nlimit = \"90s\"",
+        program.display()
+    );
+    let held = spam_is_held(&site, &engine).await;
+    assert_eq!(held.decision.expect("a decision").rule, "policy.policy");
+}
+
+/// The same as a service.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_example_of_a_service_works() {
+    let site = Site::new();
+    example("scan-words", site.path());
+    let program = example("scan-service", site.path());
+    let port = free_port();
+    let child = Command::new(program)
+        .arg(port.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("python3 is installed; tests/run does that");
+    let _service = Server(child);
+    wait_until("the service listens", || listens(port));
+    let engine = format!(
+        "kind = \"http\"\nclass = \"content\"\naddress = [\"http://127.0.0.1:{port}/scan\"]\nname_at = \"/names\"\n\
+         id_at = \"/id\"\nbad_kind = \"policy\"\nprobe_with = \"gtube\"\nprobe = \"50ms\"\ntimeout = \"60s\""
+    );
+    let held = spam_is_held(&site, &engine).await;
+    assert_eq!(held.decision.expect("a decision").rule, "policy.policy");
+}
