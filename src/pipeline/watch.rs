@@ -81,6 +81,9 @@ impl Pipeline {
                 Err(_) => events::not_remembered(message),
             }
         }
+        if kept == 0 {
+            return;
+        }
         let subject = Subject::Engine {
             name: engine.to_owned(),
             replica: None,

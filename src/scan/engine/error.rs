@@ -46,7 +46,7 @@ pub enum ScanError {
     #[error("the engine did not end the scan within its own limit, {} s", .0.as_secs())]
     NoAnswer(Duration),
     /// No replica may be asked.
-    #[error("not asked: {0}")]
+    #[error("{0}")]
     BreakerOpen(String),
     /// A person has taken the engine out.
     #[error("not asked: the engine is drained")]
