@@ -42,17 +42,13 @@ impl Recent {
         let now = Instant::now();
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let octets = content.len();
-        while let Some(first) = kept.delivered.front() {
-            let full = kept.octets + octets > OCTETS || kept.delivered.len() >= MESSAGES;
-            let old = now >= first.at + AGE;
-            if !(full || old) {
+        kept.forget(now);
+        while kept.octets + octets > OCTETS || kept.delivered.len() >= MESSAGES {
+            let Some(first) = kept.delivered.pop_front() else {
                 break;
-            }
-            if !old {
-                metrics::counter!("spillway_recent_dropped_total").increment(1);
-            }
+            };
             kept.octets -= first.content.len();
-            kept.delivered.pop_front();
+            metrics::counter!("spillway_recent_dropped_total").increment(1);
         }
         if octets > OCTETS {
             metrics::counter!("spillway_recent_dropped_total").increment(1);
@@ -67,6 +63,12 @@ impl Recent {
         });
     }
 
+    /// Forgets those that are old: also where no further mail comes.
+    pub(super) fn forget(&self) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.forget(Instant::now());
+    }
+
     /// Takes out those that were delivered since then.
     pub(super) fn since(&self, since: Instant) -> Vec<(Record, Content)> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,6 +76,17 @@ impl Recent {
         let taken: Vec<_> = kept.delivered.drain(first..).collect();
         kept.octets -= taken.iter().map(|d| d.content.len()).sum::<usize>();
         taken.into_iter().map(|d| (d.record, d.content)).collect()
+    }
+}
+
+impl Kept {
+    fn forget(&mut self, now: Instant) {
+        while let Some(first) = self.delivered.front()
+            && now >= first.at + AGE
+        {
+            self.octets -= first.content.len();
+            self.delivered.pop_front();
+        }
     }
 }
 
@@ -118,5 +131,9 @@ mod tests {
         tokio::time::advance(AGE).await;
         add(&recent, 1);
         assert_eq!(recent.since(began).len(), 1);
+        add(&recent, 1);
+        tokio::time::advance(AGE).await;
+        recent.forget();
+        assert_eq!(recent.since(began).len(), 0, "and without further mail");
     }
 }

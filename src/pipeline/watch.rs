@@ -51,6 +51,7 @@ impl Pipeline {
         for incident in generation.delivery.incidents() {
             self.incidents.record(incident);
         }
+        self.recent.forget();
         for engine in scanner.engines() {
             if let Some(since) = engine.doubted() {
                 self.doubt(&engine.settings().name, since).await;
