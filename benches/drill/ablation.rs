@@ -6,18 +6,18 @@ use crate::variant::Variant;
 
 /// The mechanisms of src/ablation.rs, in small letters, and where leaving them out should show.
 const TABLE: &[(&str, &[&str])] = &[
-    ("zombies", &["constant", "polymorphic", "hung"]),
+    ("zombies", &["constant", "polymorphic"]),
     ("canaries", &["constant", "text"]),
-    ("lanes", &["polymorphic", "mimic"]),
-    ("turns", &["greedy"]),
-    ("breaker", &["hung", "slow-all", "refused"]),
-    ("probes", &["gray", "hung"]),
-    ("sharing", &["constant", "newsletter-slow"]),
-    ("retrybudget", &["refused", "flapping"]),
-    ("interceptors", &["polymorphic", "text", "slow-class"]),
-    ("blame", &["constant", "polymorphic", "mimic"]),
+    ("lanes", &["mimic"]),
+    ("turns", &["greedy-heavy"]),
+    ("breaker", &["hung", "slow-all"]),
+    ("probes", &["gray"]),
+    ("sharing", &["newsletter-slow"]),
+    ("retrybudget", &["garbage", "flapping"]),
+    ("interceptors", &["text", "slow-class"]),
+    ("blame", &["constant", "mimic"]),
     ("recovery", &["gray", "newsletter-heavy"]),
-    ("admission", &["greedy"]),
+    ("admission", &["greedy-heavy"]),
     ("pacing", &["slow-hop", "tarpit-hop"]),
 ];
 

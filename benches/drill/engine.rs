@@ -271,6 +271,7 @@ impl Shared {
 
     fn cost(&self, kind: Option<Kind>, octets: usize, is_bad: bool) -> Duration {
         let own = match kind {
+            Some(kind @ Kind::Greedy { .. }) => kind.cost(),
             Some(kind) if self.first && !is_bad => kind.cost(),
             _ => USUAL,
         };

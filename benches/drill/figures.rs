@@ -117,7 +117,7 @@ const GRAIN: f64 = 5.0;
 /// Whether the event is about this message itself.
 fn concerned(variant_event: Event, planned: &Planned) -> bool {
     match planned.kind {
-        Kind::Large | Kind::Newsletter { .. } | Kind::Greedy => true,
+        Kind::Large | Kind::Newsletter { .. } | Kind::Greedy { .. } => true,
         Kind::Valid => match variant_event {
             Event::NextHop(_) => planned.second_hop,
             // Nothing tells a stranger's letter from such a flood.
@@ -199,7 +199,7 @@ impl<'a> Ledger<'a> {
         let mut changes = Vec::new();
         for (at, planned) in self.outcome.plan.iter().enumerate() {
             let counts = match (planned.kind, planned.from) {
-                (Kind::Greedy, _) => false,
+                (Kind::Greedy { .. }, _) => false,
                 (Kind::Large | Kind::Newsletter { .. }, _) => true,
                 (Kind::Valid, From::Fresh(_)) if strangers && !planned.second_hop => true,
                 (kind, _) => kind.is_valid() && !concerned(self.outcome.variant.event, planned),
@@ -371,7 +371,7 @@ fn touches(outcome: &Outcome) -> Vec<f64> {
             }
             Event::Fault(_) => scan.at >= begins && scan.at < ends,
             Event::Newsletter { .. } => matches!(planned.kind, Kind::Newsletter { .. }),
-            Event::Greedy => planned.kind == Kind::Greedy,
+            Event::Greedy { .. } => matches!(planned.kind, Kind::Greedy { .. }),
             Event::NextHop(_) => false,
         }
     };

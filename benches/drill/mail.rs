@@ -98,7 +98,9 @@ impl World {
         let mut letter = match planned.kind {
             Kind::Flood(flood) => self.flood(flood, rng),
             Kind::Newsletter { personal, .. } => self.newsletter(personal, rng),
-            Kind::Valid | Kind::Large | Kind::Malware | Kind::Greedy => self.valid(planned, rng),
+            Kind::Valid | Kind::Large | Kind::Malware | Kind::Greedy { .. } => {
+                self.valid(planned, rng)
+            }
         };
         letter.from = format!("{} <{sender}>", self.words.name(rng));
         letter.to = format!("<{recipient}>");
@@ -165,7 +167,7 @@ impl World {
         let (low, high) = self.sizes;
         let size = match planned.kind {
             Kind::Large => rng.random_range(1100 * KIB..2000 * KIB),
-            Kind::Greedy => rng.random_range(4 * KIB..8 * KIB),
+            Kind::Greedy { .. } => rng.random_range(4 * KIB..8 * KIB),
             _ => (low * (high / low).powf(rng.random())) as usize,
         };
         let is_text = size < 12 * KIB || (size < 32 * KIB && rng.random_bool(0.5));

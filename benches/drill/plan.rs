@@ -36,8 +36,10 @@ pub enum Kind {
         personal: bool,
         scan: Duration,
     },
-    /// Valid, small, and of the client that sends too much.
-    Greedy,
+    /// Valid, small, and of the client that sends too much; every engine takes so long for it.
+    Greedy {
+        scan: Duration,
+    },
     Flood(Flood),
 }
 
@@ -64,8 +66,8 @@ impl Kind {
     pub fn cost(self) -> Duration {
         match self {
             Self::Flood(_) => POISON,
-            Self::Newsletter { scan, .. } => scan,
-            Self::Valid | Self::Large | Self::Malware | Self::Greedy => USUAL,
+            Self::Newsletter { scan, .. } | Self::Greedy { scan } => scan,
+            Self::Valid | Self::Large | Self::Malware => USUAL,
         }
     }
 }
@@ -94,8 +96,9 @@ pub fn plan(options: &Options, variant: &Variant, phases: &Phases) -> Vec<Planne
                 (Kind::Newsletter { personal, scan }, From::Known(0), false)
             });
         }
-        Event::Greedy => {
-            planner.arrivals(event, rate * 9.0, |_| (Kind::Greedy, From::Greedy, false));
+        Event::Greedy { scan } => {
+            let greedy = (Kind::Greedy { scan }, From::Greedy, false);
+            planner.arrivals(event, rate * 9.0, |_| greedy);
         }
         Event::Fault(_) | Event::NextHop(_) => {}
     }

@@ -109,7 +109,7 @@ fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
                 "",
             ),
         ],
-        Event::Greedy => vec![at_most(
+        Event::Greedy { .. } => vec![at_most(
             "p99 of all others / calm",
             figures.ratio(),
             2.0,

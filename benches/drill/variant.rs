@@ -1,5 +1,6 @@
 //! The variants: what goes wrong in each.
 
+use crate::plan::USUAL;
 use std::time::Duration;
 
 /// What flood content costs the first engine, whoever has stopped waiting.
@@ -24,8 +25,8 @@ pub enum Event {
     Newsletter { personal: bool, scan: Duration },
     /// One next hop of two misbehaves; half of the mail goes there.
     NextHop(Hop),
-    /// One client sends nine times as much as all others together.
-    Greedy,
+    /// One client sends nine times as much as all others together; every engine takes so long for it.
+    Greedy { scan: Duration },
 }
 
 /// What the messages of a flood have in common.
@@ -105,7 +106,7 @@ const fn hop(name: &'static str, about: &'static str, hop: Hop) -> Variant {
 }
 
 /// All of them, in the order in which they run.
-pub const ALL: [Variant; 18] = [
+pub const ALL: [Variant; 19] = [
     flood(
         "constant",
         "the same attachment in every flood message, text differs",
@@ -198,6 +199,13 @@ pub const ALL: [Variant; 18] = [
     Variant {
         name: "greedy",
         about: "one client sends 90 % of the mail",
-        event: Event::Greedy,
+        event: Event::Greedy { scan: USUAL },
+    },
+    Variant {
+        name: "greedy-heavy",
+        about: "the same, and its mail is twice what the engines can do: 60 ms each",
+        event: Event::Greedy {
+            scan: Duration::from_millis(60),
+        },
     },
 ];
