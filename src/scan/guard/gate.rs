@@ -543,14 +543,20 @@ impl Gate {
             }
             return;
         }
-        for lane in Lane::ALL {
-            while self.has_room(now, lane) {
-                let Some(ticket) = self.queue.pop(lane, |t| self.waiting.contains_key(&t)) else {
-                    break;
-                };
-                self.start_or_park(now, ticket);
-            }
+        while let Some(ticket) = self.next_in_turn(now) {
+            self.start_or_park(now, ticket);
         }
+    }
+
+    fn next_in_turn(&mut self, now: Instant) -> Option<Ticket> {
+        let free: usize = self.replicas.iter().map(Replica::free).sum();
+        if free == 0 {
+            return None;
+        }
+        let taken = self.taken(free);
+        let room = |queue: &Queue, lane| queue.has_room(now, lane, &taken);
+        let waits = |ticket| self.waiting.contains_key(&ticket);
+        self.queue.pop(room, waits)
     }
 
     fn start_or_park(&mut self, now: Instant, ticket: Ticket) {
@@ -604,29 +610,22 @@ impl Gate {
         two.max_by_key(|&at| self.replicas[at].free())
     }
 
-    fn has_room(&self, now: Instant, lane: Lane) -> bool {
-        if self.queue.is_empty(lane) {
-            return false;
-        }
-        let free: usize = self.replicas.iter().map(Replica::free).sum();
-        if free == 0 {
-            return false;
-        }
+    /// The slots that mail may have, and who has them.
+    fn taken(&self, free: usize) -> Taken {
         let allowed = |r: &Replica| match r.drained {
             true => 0,
             false => r.breaker.allowed(),
         };
         let total: usize = self.replicas.iter().map(allowed).sum();
-        let mut taken = Taken::default();
         let spare = free > total / 2;
+        let doubtful = |s: &Scan| matches!(s.lane, Lane::Unknown | Lane::Again) && s.is_slow;
+        let mut taken = Taken::of(total, self.scans.values().any(doubtful));
         for scan in self.scans.values() {
             if !(spare && scan.is_explained) {
                 taken.add(scan.lane);
             }
         }
-        let doubtful = |s: &Scan| matches!(s.lane, Lane::Unknown | Lane::Again) && s.is_slow;
-        let slow = self.scans.values().any(doubtful);
-        self.queue.has_room(now, lane, total, &taken, slow)
+        taken
     }
 
     fn offer_again(&mut self, key: Trait) {

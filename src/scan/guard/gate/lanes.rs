@@ -1,6 +1,6 @@
 //! Lanes: how many slots mail may take, by what speaks for it, and whose turn it is within a lane.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -12,11 +12,13 @@ use crate::scan::Errand;
 
 /// Fast scans of mail from unknown senders earn room for more of it, for so long.
 const EARNED: Duration = Duration::from_secs(2);
+/// Turns that a party can be behind the others.
+const BEHIND: u64 = 64;
 /// So many of them are remembered: more room than that nobody has.
 const REMEMBERED: usize = 20_000;
 
 /// What speaks for a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Lane {
     /// A known sender, and text or attachments that were scanned well before.
     Proven,
@@ -29,8 +31,8 @@ pub(super) enum Lane {
 }
 
 impl Lane {
-    /// All, the first served first.
-    pub(super) const ALL: [Self; 4] = [Self::Proven, Self::Unproven, Self::Unknown, Self::Again];
+    /// Those of mail that is scanned for the first time.
+    const FRESH: [Self; 3] = [Self::Proven, Self::Unproven, Self::Unknown];
 
     /// The lane of a message.
     pub(super) fn of(errand: Errand, standing: Standing, proven: bool) -> Self {
@@ -43,17 +45,31 @@ impl Lane {
     }
 }
 
-/// Slots taken by each lane.
-#[derive(Debug, Default)]
-pub(super) struct Taken([usize; 4]);
+/// Slots in all, and those taken by each lane.
+#[derive(Debug)]
+pub(super) struct Taken {
+    total: usize,
+    /// Scans of what nothing speaks for are slow.
+    slow: bool,
+    by: [usize; 4],
+}
 
 impl Taken {
-    pub(super) fn add(&mut self, lane: Lane) {
-        self.0[lane as usize] += 1;
+    /// None of so many is taken yet.
+    pub(super) fn of(total: usize, slow: bool) -> Self {
+        Self {
+            total,
+            slow,
+            by: [0; 4],
+        }
     }
 
-    fn of(&self, lane: Lane) -> usize {
-        self.0[lane as usize]
+    pub(super) fn add(&mut self, lane: Lane) {
+        self.by[lane as usize] += 1;
+    }
+
+    fn by(&self, lane: Lane) -> usize {
+        self.by[lane as usize]
     }
 }
 
@@ -63,21 +79,54 @@ pub(super) fn reserve(total: usize) -> usize {
 }
 
 /// Those who wait, and what unknown senders have earned.
+///
+/// Whose turn it is goes by start tags (start-time fair queueing; Goyal, Vin, Cheng, SIGCOMM 1996), over the three lanes of
+/// fresh mail together: a lane limits how many slots its mail may take, and is no right to go before others. With one lane
+/// before the other, a client that sends more short letters than the engine can do keeps everybody's attachments waiting.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    lanes: [Turns; 4],
+    lanes: [BTreeSet<(u64, Ticket)>; 4],
+    /// The start tag of the last that went.
+    now: u64,
+    /// The next start tag of each party that waits or has just waited.
+    next: HashMap<u64, u64>,
     fast: VecDeque<Instant>,
 }
 
 impl Queue {
     pub(super) fn push(&mut self, lane: Lane, party: u64, ticket: Ticket) {
-        self.lanes[lane as usize].push(party, ticket);
+        let party = match without(Mechanism::Turns) {
+            true => 0,
+            false => party,
+        };
+        let next = self.next.entry(party).or_default();
+        // Who sent very much is behind by so many turns, and no more.
+        let start = (*next).clamp(self.now, self.now + BEHIND);
+        *next = start + 1;
+        self.lanes[lane as usize].insert((start, ticket));
     }
 
-    /// The next in turn that still waits.
-    pub(super) fn pop(&mut self, lane: Lane, waits: impl Fn(Ticket) -> bool) -> Option<Ticket> {
-        let lane = &mut self.lanes[lane as usize];
-        std::iter::from_fn(|| lane.pop()).find(|ticket| waits(*ticket))
+    /// The next in turn, of the lanes for which there is room, that still waits. What is scanned again goes last.
+    pub(super) fn pop(
+        &mut self,
+        room: impl Fn(&Self, Lane) -> bool,
+        waits: impl Fn(Ticket) -> bool,
+    ) -> Option<Ticket> {
+        for lane in &mut self.lanes {
+            while lane.first().is_some_and(|(_, ticket)| !waits(*ticket)) {
+                lane.pop_first();
+            }
+        }
+        let head = |lane: &Lane| Some((*self.lanes[*lane as usize].first()?, *lane));
+        let open = |lane: &&Lane| !self.is_empty(**lane) && room(self, **lane);
+        let fresh = Lane::FRESH.iter().filter(open).filter_map(head).min();
+        let ((start, ticket), lane) = fresh.or_else(|| {
+            let again = [Lane::Again];
+            again.iter().filter(open).find_map(head)
+        })?;
+        self.lanes[lane as usize].remove(&(start, ticket));
+        self.now = self.now.max(start);
+        Some(ticket)
     }
 
     /// A scan of that lane ended.
@@ -94,35 +143,32 @@ impl Queue {
 
     /// Forgets those who have left, once they are more than those who wait.
     pub(super) fn tidy(&mut self, waits: impl Fn(Ticket) -> bool, waiting: usize) {
-        let places: usize = self.lanes.iter().map(Turns::len).sum();
+        let places: usize = self.lanes.iter().map(BTreeSet::len).sum();
         if places > 2 * waiting + 1024 {
             for lane in &mut self.lanes {
-                lane.retain(&waits);
+                lane.retain(|(_, ticket)| waits(*ticket));
             }
+        }
+        if self.next.len() > 2 * waiting + 1024 {
+            let now = self.now;
+            self.next.retain(|_, next| *next > now);
         }
     }
 
     /// Whether nobody is in that lane.
     pub(super) fn is_empty(&self, lane: Lane) -> bool {
-        self.lanes[lane as usize].order.is_empty()
+        self.lanes[lane as usize].is_empty()
     }
 
-    /// Whether a free slot may go to that lane (RESILIENCE M3); `slow` tells that scans of what
-    /// nothing speaks for are.
-    pub(super) fn has_room(
-        &self,
-        now: Instant,
-        lane: Lane,
-        total: usize,
-        taken: &Taken,
-        slow: bool,
-    ) -> bool {
+    /// Whether a free slot may go to that lane (RESILIENCE M3).
+    pub(super) fn has_room(&self, now: Instant, lane: Lane, taken: &Taken) -> bool {
         if without(Mechanism::Lanes) {
             return true;
         }
+        let (total, slow) = (taken.total, taken.slow);
         let third = reserve(total);
-        let doubtful = taken.of(Lane::Unknown) + taken.of(Lane::Again);
-        let others = doubtful + taken.of(Lane::Unproven);
+        let doubtful = taken.by(Lane::Unknown) + taken.by(Lane::Again);
+        let others = doubtful + taken.by(Lane::Unproven);
         let within_reserve = others < (total - third).max(1);
         // Half of the slots at most for what nothing speaks for once it is slow, so that known senders keep some for what is
         // new: without this a flood that imitates good mail left them none (the drill's "mimic").
@@ -138,59 +184,12 @@ impl Queue {
                     true => 0,
                     false => recent.take(2 * total).count() / 2,
                 };
-                within_reserve && within_half && taken.of(Lane::Unknown) < third.max(1) + earned
+                within_reserve && within_half && taken.by(Lane::Unknown) < third.max(1) + earned
             }
             Lane::Again => {
-                let few = taken.of(Lane::Again) < (total / 6).max(1);
+                let few = taken.by(Lane::Again) < (total / 6).max(1);
                 within_reserve && within_half && few
             }
         }
-    }
-}
-
-/// First come, first served within a party; in turn among the parties, so that one who sends much does not delay one who
-/// sends little.
-#[derive(Debug, Default)]
-struct Turns {
-    order: VecDeque<u64>,
-    parties: HashMap<u64, VecDeque<Ticket>>,
-}
-
-impl Turns {
-    fn push(&mut self, party: u64, ticket: Ticket) {
-        let party = match without(Mechanism::Turns) {
-            true => 0,
-            false => party,
-        };
-        let waiting = self.parties.entry(party).or_default();
-        if waiting.is_empty() {
-            self.order.push_back(party);
-        }
-        waiting.push_back(ticket);
-    }
-
-    fn pop(&mut self) -> Option<Ticket> {
-        let party = self.order.pop_front()?;
-        let waiting = self.parties.get_mut(&party)?;
-        let ticket = waiting.pop_front();
-        match waiting.is_empty() {
-            true => {
-                self.parties.remove(&party);
-            }
-            false => self.order.push_back(party),
-        }
-        ticket
-    }
-
-    fn len(&self) -> usize {
-        self.parties.values().map(VecDeque::len).sum()
-    }
-
-    fn retain(&mut self, waits: impl Fn(Ticket) -> bool) {
-        for waiting in self.parties.values_mut() {
-            waiting.retain(|ticket| waits(*ticket));
-        }
-        self.parties.retain(|_, waiting| !waiting.is_empty());
-        self.order.retain(|party| self.parties.contains_key(party));
     }
 }

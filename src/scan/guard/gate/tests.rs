@@ -256,6 +256,24 @@ async fn parties_take_turns() {
     assert_eq!(world.started(), [modest]);
 }
 
+/// P3: a client that sends more letters than the engine can do does not keep waiting what others attach to theirs.
+#[tokio::test(start_paused = true)]
+async fn no_lane_goes_before_another() {
+    let mut world = World::new(3);
+    for at in 0..100 {
+        let letter = Entrant {
+            party: 7,
+            ..entrant(world.now, TEXT + at, Standing::Known)
+        };
+        world.gate.enter(world.now, letter);
+    }
+    let begun = world.started();
+    assert_eq!(begun.len(), 3);
+    let other = world.enter(1, Standing::Known);
+    world.answered(begun[0]);
+    assert_eq!(world.started(), [other]);
+}
+
 /// An engine that takes everything and returns nothing is out after a second, and nobody waits for it any more.
 #[tokio::test(start_paused = true)]
 async fn a_stalled_engine_is_out_within_a_second_or_two() {
