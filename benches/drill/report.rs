@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::figures::{End, Figures};
+use crate::plan::USUAL;
 use crate::relay::Incident;
 use crate::run::Outcome;
 use crate::variant::{Event, Fault, Flood};
@@ -109,6 +110,9 @@ fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
                 "",
             ),
         ],
+        Event::Greedy { scan } if scan > USUAL => {
+            vec![at_most("p99 of all others", figures.event.p99, 0.5, " s")]
+        }
         Event::Greedy { .. } => vec![at_most(
             "p99 of all others / calm",
             figures.ratio(),
