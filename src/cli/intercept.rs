@@ -311,13 +311,11 @@ fn gone(id: &str, audit: &[Audit], terminal: &mut Terminal<'_>) -> Outcome {
 
 fn tell(
     interceptor: &Interceptor,
-    caught: &Option<Caught>,
+    caught: &Caught,
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
     let mut fields = fields(interceptor, terminal);
-    let caught = caught.as_ref().map(Caught::to_string);
-    let caught = caught.unwrap_or_else(|| "shapes are not compared".to_owned());
-    fields.push(("of what is stored", caught));
+    fields.push(("of what is stored", caught.to_string()));
     terminal.fields(&fields)
 }
 

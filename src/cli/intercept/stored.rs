@@ -1,14 +1,15 @@
 //! What a pattern catches among the messages that are stored: the nearest thing to knowing what it will catch.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::cli::exit::CliError;
 use crate::cli::terminal::count;
-use crate::message::mime::{self, Inspection};
+use crate::message::mime;
 use crate::message::pattern::Facts;
-use crate::message::{Fingerprint, Identity, MessageId, Pattern};
+use crate::message::{Content, Fingerprint, Message, MessageId, Pattern};
 use crate::store::{Filter, Lane, Record, Store, StoreError};
 
 /// Messages that are looked at: each has to be read and taken apart.
@@ -51,15 +52,8 @@ impl fmt::Display for Caught {
     }
 }
 
-/// Compares the pattern with what is held and what waits; `None` for one with traits, which are those of a message on its
-/// way and are not kept with it.
-pub(super) async fn catches(
-    pattern: &Pattern,
-    store: &dyn Store,
-) -> Result<Option<Caught>, CliError> {
-    if !pattern.traits.is_empty() {
-        return Ok(None);
-    }
+/// Compares the pattern with what is held and what waits.
+pub(super) async fn catches(pattern: &Pattern, store: &dyn Store) -> Result<Caught, CliError> {
     let mut caught = Caught::default();
     let mut filter = Filter {
         lanes: vec![Lane::Held, Lane::Scan, Lane::Delivery],
@@ -82,7 +76,7 @@ pub(super) async fn catches(
             }
         }
     }
-    Ok(Some(caught))
+    Ok(caught)
 }
 
 async fn one(pattern: &Pattern, record: &Record, store: &dyn Store) -> Result<bool, CliError> {
@@ -92,28 +86,24 @@ async fn one(pattern: &Pattern, record: &Record, store: &dyn Store) -> Result<bo
         Err(StoreError::NotFound(_) | StoreError::Damaged(..)) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
-    let (pattern, envelope) = (pattern.clone(), record.envelope.clone());
+    let pattern = pattern.clone();
+    let message = Message {
+        id: record.message,
+        received_at: record.message.received_at(),
+        envelope: Arc::new(record.envelope.clone()),
+        trace: "".into(),
+        content: Content::uncharged(content),
+    };
     // Not on the runtime's thread: a message may be large.
     let compare = move || {
-        let inspection = mime::inspect(&content, mime::Limits::default());
+        let inspection = mime::inspect(message.content.bytes(), mime::Limits::default());
         pattern.matches(&Facts {
-            envelope: &envelope,
+            envelope: &message.envelope,
             subject: inspection.subject.as_deref().unwrap_or_default(),
-            fingerprint: &fingerprint(&inspection),
+            fingerprint: &Fingerprint::of(&message, &inspection),
         })
     };
     tokio::task::spawn_blocking(compare)
         .await
         .map_err(|error| CliError::Internal(error.to_string()))
-}
-
-/// What of the fingerprint the conditions that people write look at.
-fn fingerprint(inspection: &Inspection) -> Fingerprint {
-    let attachments = inspection.parts.iter().filter(|part| part.is_attachment);
-    Fingerprint {
-        identity: Identity([0; 32]),
-        exact: Box::new([]),
-        broad: Box::new([]),
-        attachments: attachments.map(|part| part.sha256()).collect(),
-    }
 }
