@@ -35,7 +35,7 @@ pub enum Kind {
 
 /// Every metric of this program: its name, its kind, and what it tells, for the help lines of `/metrics`. The rooms that
 /// count use the same names; a test compares.
-pub const ALL: [(&str, Kind, &str); 31] = [
+pub const ALL: [(&str, Kind, &str); 32] = [
     (
         "spillway_recipients_total",
         Kind::Counter,
@@ -70,6 +70,11 @@ pub const ALL: [(&str, Kind, &str); 31] = [
         "spillway_scan_seconds",
         Kind::Histogram,
         "From the start of a scan to an engine's report, its wait for a slot included",
+    ),
+    (
+        "spillway_rule_loads_total",
+        Kind::Counter,
+        "Rule files that have changed while the relay ran, by outcome: loaded, or refused, and then the old rules stay",
     ),
     (
         "spillway_scan_retries_total",

@@ -206,6 +206,10 @@ pub trait Engine: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Begins what it does by itself also while there is no mail; it ends when the engine is dropped. Called on the runtime,
+    /// perhaps more than once.
+    fn watch(self: Arc<Self>) {}
+
     /// When signatures of that version were made, where the version tells.
     fn signed(&self, _version: &str) -> Option<jiff::Timestamp> {
         None

@@ -8,23 +8,32 @@
 //! `name` (shown instead of the rule's, which YARA allows no hyphens). Rules may use the customary external variables
 //! `filename`, `filepath`, `extension` and `filetype`; they are empty where there is no name or type.
 //!
-//! Known limits: of archives only zip is looked into; what is in others, or packed inside documents, is seen as it
+//! Rule files are read again when they change ([`reload`]). The version of the rules, shown as that of signatures, is a hash
+//! of all of them: answers of other rules are not used again.
+//!
+//! Known limits: what rule files include is not watched. Of archives only zip is looked into; what is in others, or packed inside documents, is seen as it
 //! stands. An encrypted zip is reported as `encrypted`, not as clean.
+
+mod reload;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use arc_swap::ArcSwap;
 use boreal::compiler::CompilerBuilder;
 use boreal::scanner::{ScanError as Stopped, ScanResult};
 use boreal::{Compiler, Metadata, MetadataValue, Scanner};
 use futures_util::future::BoxFuture;
+use sha2::{Digest, Sha256};
 
 use super::archive::{self, Member, Trouble, Walk};
 use super::{BuildError, Engine, EngineAnswer, Sample, ScanError, compute, is_short};
 use crate::deadline::Deadline;
 use crate::message::mime::{Inspection, Part};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
+use reload::Sources;
 
 /// The namespace of the rules that come with us.
 const BUILTIN: &str = "spillway";
@@ -45,11 +54,20 @@ const ARCHIVES: archive::Limits = archive::Limits {
     wanted: u64::MAX,
 };
 
-/// The engine.
+/// The engine. Its rules are replaced when their files change; scans under way keep those that they began with.
 #[derive(Debug)]
 pub(super) struct Rules {
+    sources: Sources,
+    set: ArcSwap<Set>,
+    is_watched: AtomicBool,
+}
+
+/// Rules that belong together.
+#[derive(Debug)]
+struct Set {
     scanner: Scanner,
     meanings: HashMap<(String, String), Meaning>,
+    version: String,
 }
 
 /// What a rule's match means.
@@ -62,31 +80,46 @@ struct Meaning {
 }
 
 impl Rules {
-    /// Compiles the built-in rules, if wanted, and those of all `paths`.
+    /// Compiles the built-in rules, if wanted, and those of all `paths`. Blocks.
     pub(super) fn compile(builtin: bool, paths: &[PathBuf]) -> Result<Self, BuildError> {
+        let (sources, set) = Sources::read(builtin, paths)?;
+        Ok(Self {
+            sources,
+            set: ArcSwap::from_pointee(set),
+            is_watched: AtomicBool::new(false),
+        })
+    }
+}
+
+impl Set {
+    fn compile(builtin: bool, files: &[PathBuf]) -> Result<Self, BuildError> {
         let mut compiler = CompilerBuilder::new().build();
         for variable in VARIABLES {
             compiler.define_symbol(variable, "");
         }
+        let mut digest = Sha256::new();
         if builtin {
             for text in FILES {
                 let added = compiler.add_rules_str_in_namespace(text, BUILTIN);
                 added.map_err(|error| BuildError::Rule(error.to_string()))?;
+                digest.update(text);
             }
-        }
-        let mut files = Vec::new();
-        for path in paths {
-            rule_files(path, &mut files)?;
         }
         if !builtin && files.is_empty() {
             return Err(BuildError::NoRules);
         }
         for file in files {
-            add_file(&mut compiler, &file)?;
+            digest.update(add_file(&mut compiler, file)?);
         }
         let scanner = compiler.finalize();
         let meanings = meanings(&scanner)?;
-        Ok(Self { scanner, meanings })
+        let version = digest.finalize();
+        let version = version.iter().take(6).map(|octet| format!("{octet:02x}"));
+        Ok(Self {
+            version: format!("{} rules, {}", meanings.len(), version.collect::<String>()),
+            scanner,
+            meanings,
+        })
     }
 
     fn look(&self, sample: &Sample, inspection: &Inspection) -> Answer {
@@ -115,9 +148,20 @@ impl Engine for Rules {
         Box::pin(async move {
             let inspection = sample.inspection().await;
             let short = is_short(sample.content(), &inspection);
-            let answer = compute(short, move || self.look(&sample, &inspection)).await;
-            answer.map(EngineAnswer::local)
+            let set = self.set.load_full();
+            let version = self.sources.version(&set.version);
+            let answer = compute(short, move || set.look(&sample, &inspection)).await?;
+            Ok(EngineAnswer {
+                signatures: Some(version),
+                ..EngineAnswer::local(answer)
+            })
         })
+    }
+
+    fn watch(self: Arc<Self>) {
+        if !self.is_watched.swap(true, Ordering::Relaxed) {
+            tokio::spawn(reload::keep_up(Arc::downgrade(&self)));
+        }
     }
 }
 
@@ -130,7 +174,7 @@ fn is_hidden(part: &Part) -> bool {
 
 /// One scan of one message.
 struct Hunt<'r> {
-    rules: &'r Rules,
+    rules: &'r Set,
     scanner: Scanner,
     deadline: Deadline,
     findings: Vec<Finding>,
@@ -234,35 +278,9 @@ impl Hunt<'_> {
     }
 }
 
-/// The file itself, or the rule files of the folder in order of their names.
-fn rule_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), BuildError> {
-    let unreadable = |cause: std::io::Error| BuildError::Unreadable {
-        path: path.to_owned(),
-        cause: cause.to_string(),
-    };
-    if !std::fs::metadata(path).map_err(unreadable)?.is_dir() {
-        files.push(path.to_owned());
-        return Ok(());
-    }
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(unreadable)? {
-        let file = entry.map_err(unreadable)?.path();
-        let extension = file.extension().and_then(|e| e.to_str());
-        if matches!(extension, Some("yar" | "yara")) {
-            found.push(file);
-        }
-    }
-    if found.is_empty() {
-        return Err(BuildError::EmptyFolder(path.to_owned()));
-    }
-    found.sort();
-    files.append(&mut found);
-    Ok(())
-}
-
-/// Each file in a namespace of its own: rule sets of different authors use the same names.
-fn add_file(compiler: &mut Compiler, file: &Path) -> Result<(), BuildError> {
-    std::fs::File::open(file).map_err(|cause| BuildError::Unreadable {
+/// Each file in a namespace of its own: rule sets of different authors use the same names. Returns what is in it.
+fn add_file(compiler: &mut Compiler, file: &Path) -> Result<Vec<u8>, BuildError> {
+    let text = std::fs::read(file).map_err(|cause| BuildError::Unreadable {
         path: file.to_owned(),
         cause: cause.to_string(),
     })?;
@@ -271,7 +289,7 @@ fn add_file(compiler: &mut Compiler, file: &Path) -> Result<(), BuildError> {
     for warning in status.warnings() {
         tracing::warn!(%warning, "rule file");
     }
-    Ok(())
+    Ok(text)
 }
 
 fn meanings(scanner: &Scanner) -> Result<HashMap<(String, String), Meaning>, BuildError> {

@@ -470,8 +470,11 @@ impl State {
         }
     }
 
-    /// Lets time pass at the gate from now on, for routine probes.
+    /// Lets time pass at the gate from now on, for routine probes, and at the engines for what they do by themselves.
     pub(super) fn watch(self: &Arc<Self>) {
+        for engine in &self.engines {
+            engine.clone().watch();
+        }
         let mut desk = self.lock();
         desk.watched = self.settings.probe.is_some() && self.is_probed();
         self.keep_time(&mut desk);

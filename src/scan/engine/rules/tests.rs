@@ -300,3 +300,115 @@ fn mistakes_in_rules_are_told_with_their_place() {
             .ends_with("holds no file that ends in .yar or .yara")
     );
 }
+
+/// A rule that finds `text`.
+fn rule(name: &str, text: &str) -> String {
+    format!("rule {name} {{ strings: $a = \"{text}\" condition: $a }}\n")
+}
+
+/// The names of what the rules find in a message with `needle`, and the version that they tell.
+async fn found(rules: &Arc<Rules>) -> (Vec<String>, String) {
+    let answer = rules.clone().scan(sample("Subject: x\r\n\r\nneedle\r\n"));
+    let answer = answer.await.expect("an answer");
+    let Answer::Answered(findings) = answer.answer else {
+        panic!("{:?}", answer.answer);
+    };
+    let names = findings.into_iter().map(|f| f.name).collect();
+    (names, answer.signatures.expect("a version"))
+}
+
+/// Files that change, come and go are taken up; the version tells which rules have answered.
+#[tokio::test]
+async fn rule_files_that_change_are_taken_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |file: &str, text: String| {
+        std::fs::write(folder.path().join(file), text).expect("written");
+    };
+    write("a.yar", rule("Old", "needle"));
+    let rules = Arc::new(Rules::compile(false, &[folder.path().to_owned()]).expect("rules"));
+    let (names, old) = found(&rules).await;
+    assert_eq!(names, ["Old"]);
+    let set = rules.set.load_full();
+    rules.refresh();
+    assert!(Arc::ptr_eq(&set, &rules.set.load()), "nothing has changed");
+    write("a.yar", rule("Newer", "needle"));
+    rules.refresh();
+    let (names, new) = found(&rules).await;
+    assert_eq!(names, ["Newer"]);
+    assert_ne!(new, old);
+    write("b.yar", rule("Another", "needle"));
+    rules.refresh();
+    assert_eq!(found(&rules).await.0, ["Newer", "Another"]);
+    std::fs::remove_file(folder.path().join("a.yar")).expect("removed");
+    rules.refresh();
+    let (names, last) = found(&rules).await;
+    assert_eq!(names, ["Another"]);
+    write("b.yar", rule("Old", "needle"));
+    std::fs::rename(folder.path().join("b.yar"), folder.path().join("a.yar")).expect("renamed");
+    rules.refresh();
+    assert_ne!(last, old);
+    assert_eq!(
+        found(&rules).await.1,
+        old,
+        "the same rules have the same version"
+    );
+}
+
+/// A file that does not compile changes nothing: the old rules stay in force, the place of the fault is told where the
+/// version is, and the file is read again only when it has changed.
+#[tokio::test]
+async fn a_bad_rule_file_leaves_the_old_rules_in_force() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("a.yar");
+    std::fs::write(&file, rule("Old", "needle")).expect("written");
+    let rules = Arc::new(Rules::compile(false, std::slice::from_ref(&file)).expect("rules"));
+    let (_, version) = found(&rules).await;
+    for bad in ["\n\nrule Broken { condition: nonsense }\n", ""] {
+        match bad {
+            "" => std::fs::remove_file(&file).expect("removed"),
+            text => std::fs::write(&file, text).expect("written"),
+        }
+        rules.refresh();
+        let (names, told) = found(&rules).await;
+        assert_eq!(names, ["Old"]);
+        assert!(
+            told.starts_with(&version) && told.contains("refused"),
+            "{told}"
+        );
+        let place = if bad.is_empty() { "a.yar" } else { "a.yar:3:" };
+        assert!(told.contains(place), "{told}");
+        assert!(rules.sources.look().is_none(), "it was looked at already");
+    }
+    std::fs::write(&file, rule("Mended", "needle")).expect("written");
+    rules.refresh();
+    let (names, told) = found(&rules).await;
+    assert_eq!(names, ["Mended"]);
+    assert!(!told.contains("refused"), "{told}");
+}
+
+/// Nobody has to ask: files are looked at while the engine is there, also without any mail, and not after it.
+#[tokio::test(start_paused = true)]
+async fn rule_files_are_watched() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("a.yar");
+    std::fs::write(&file, rule("Old", "needle")).expect("written");
+    let rules = Arc::new(Rules::compile(false, std::slice::from_ref(&file)).expect("rules"));
+    let settings = Arc::new(crate::scan::tests::settings("rules"));
+    let guarded = crate::scan::guard::guard(vec![rules.clone()], settings, None);
+    guarded.watch();
+    guarded.watch();
+    std::fs::write(&file, rule("Newest", "needle")).expect("written");
+    let deadline = Deadline::after(reload::EVERY * 3);
+    while found(&rules).await.0 != ["Newest"] {
+        assert!(!deadline.passed(), "not taken up");
+        Deadline::after(reload::EVERY / 10).wait().await;
+    }
+    let gone = Arc::downgrade(&rules);
+    drop((guarded, rules));
+    Deadline::after(reload::EVERY * 2).wait().await;
+    assert!(gone.upgrade().is_none(), "its watch has let it go");
+    let tasks = tokio::runtime::Handle::current()
+        .metrics()
+        .num_alive_tasks();
+    assert_eq!(tasks, 0, "one watch, and it has ended");
+}
