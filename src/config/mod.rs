@@ -201,7 +201,7 @@ fn build(text: &str, version: Arc<str>, log: &RefCell<Log>) -> Option<Config> {
     let budget = sections::budget(section("budget"));
     let engines: Vec<_> = list("engine")
         .into_iter()
-        .filter_map(sections::engine)
+        .filter_map(|section| sections::engine(section, &relay.hostname))
         .collect();
     let policy = sections::policy(sections::PolicySections {
         coverage: section("coverage"),

@@ -276,6 +276,7 @@ fn limits<'a>(engines: impl Iterator<Item = &'a Settings>) -> mime::Limits {
             | engine::Kind::Http { .. }
             | engine::Kind::Icap { .. }
             | engine::Kind::Command(_)
+            | engine::Kind::Milter { .. }
             | engine::Kind::Rules { .. } => limits,
         },
     )

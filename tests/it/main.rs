@@ -16,6 +16,7 @@ mod faults;
 mod fuzz;
 mod guard;
 mod metrics;
+mod milters;
 mod postfix;
 mod programs;
 mod relay;

@@ -268,10 +268,12 @@ impl Drop for Spamd {
     }
 }
 
-/// rspamd with a normal worker, without modules and without the network.
+/// rspamd with a normal worker and one that is a mail filter, without modules and without the network.
 pub struct Rspamd {
     server: Server,
     pub port: u16,
+    /// Where it speaks the milter protocol.
+    pub milter: u16,
 }
 
 impl Rspamd {
@@ -281,7 +283,7 @@ impl Rspamd {
 
     /// With rules of the test's own, in Lua.
     pub fn with(folder: &Path, lua: &str) -> Self {
-        let port = free_port();
+        let (port, milter) = (free_port(), free_port());
         let at = folder.display();
         // The public suffixes that it comes with take it seconds to compile.
         std::fs::write(folder.join("tld"), "test\n").expect("a list of suffixes");
@@ -295,6 +297,8 @@ impl Rspamd {
                  dns {{ nameserver = [\"127.0.0.1:9\"]; timeout = 0.1s; retransmits = 1; }} }}\n\
                  logging {{ type = \"file\"; filename = \"{at}/rspamd.log\"; level = \"info\"; }}\n\
                  worker \"normal\" {{ bind_socket = \"127.0.0.1:{port}\"; count = 1; }}\n\
+                 worker \"rspamd_proxy\" {{ bind_socket = \"127.0.0.1:{milter}\"; count = 1; milter = yes;\n\
+                 upstream \"local\" {{ default = yes; self_scan = yes; }} }}\n\
                  actions {{ reject = 15; add_header = 6; greylist = 4; }}\nlua = \"{at}/rules.lua\";\n"
             ),
         )
@@ -307,8 +311,12 @@ impl Rspamd {
             .spawn()
             .expect("rspamd is installed; tests/run does that");
         let server = Server(child);
-        wait_until("rspamd listens", || listens(port));
-        Self { server, port }
+        wait_until("rspamd listens", || listens(port) && listens(milter));
+        Self {
+            server,
+            port,
+            milter,
+        }
     }
 }
 
@@ -359,6 +367,82 @@ impl CIcap {
             port,
         }
     }
+}
+
+/// OpenDKIM as a mail filter, with a key of its own for a.test that it finds without the network.
+pub struct OpenDkim {
+    _server: Server,
+    pub socket: PathBuf,
+}
+
+/// What an OpenDKIM is there for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Dkim {
+    Sign,
+    Verify,
+}
+
+impl OpenDkim {
+    pub fn start(folder: &Path, what: Dkim) -> Self {
+        let at = folder.display();
+        dkim_key(folder);
+        let mode = if what == Dkim::Sign { "s" } else { "v" };
+        let socket = folder.join(format!("opendkim-{mode}.sock"));
+        let config = folder.join(format!("opendkim-{mode}.conf"));
+        // What comes from hosts of its own it would not verify, and this machine is one.
+        let internal = match what {
+            Dkim::Sign => String::new(),
+            Dkim::Verify => format!("InternalHosts {at}/nobody\n"),
+        };
+        std::fs::write(folder.join("nobody"), "192.0.2.1\n").expect("a list of hosts");
+        std::fs::write(
+            &config,
+            format!(
+                "Socket local:{}\nMode {mode}\nDomain a.test\nSelector s\nKeyFile {at}/s.private\nRequireSafeKeys no\n\
+                 AuthservID relay.test\nTestPublicKeys {at}/dkim-keys\nBackground no\nSyslog no\nUMask 0000\n{internal}",
+                socket.display()
+            ),
+        )
+        .expect("opendkim.conf");
+        let child = Command::new("/usr/sbin/opendkim")
+            .arg("-x")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("opendkim is installed; tests/run does that");
+        let server = Server(child);
+        wait_until("opendkim listens", || UnixStream::connect(&socket).is_ok());
+        Self {
+            _server: server,
+            socket,
+        }
+    }
+}
+
+/// A key for a.test, its public half in a file of keys as opendkim's tests have it.
+fn dkim_key(folder: &Path) {
+    let (private, keys) = (folder.join("s.private"), folder.join("dkim-keys"));
+    if keys.exists() {
+        return;
+    }
+    let (private, at) = (private.display().to_string(), folder.display());
+    command("openssl", &["genrsa", "-out", &private, "2048"]);
+    let public = format!("{at}/s.public");
+    command(
+        "openssl",
+        &["rsa", "-in", &private, "-pubout", "-out", &public],
+    );
+    let public = std::fs::read_to_string(public).expect("a public key");
+    let base64: String = public
+        .lines()
+        .filter(|line| !line.starts_with('-'))
+        .collect();
+    std::fs::write(
+        keys,
+        format!("s._domainkey.a.test v=DKIM1; k=rsa; p={base64}\n"),
+    )
+    .expect("keys");
 }
 
 /// Runs a tool of the system.

@@ -84,6 +84,7 @@ pub enum ProbeWith {
 }
 
 impl ProbeWith {
+    /// The messages for it.
     pub(super) fn probes(self) -> Option<Probes> {
         match self {
             Self::Nothing => None,

@@ -16,6 +16,7 @@ pub mod head;
 pub mod http;
 mod http_client;
 pub mod icap;
+pub mod milter;
 mod name;
 pub mod rspamd;
 mod rules;
@@ -41,6 +42,7 @@ pub use error::{BuildError, Class, ScanError};
 pub use http::{HttpSettings, Posted, ProbeWith, Reading};
 pub use http_client::retry_after;
 pub use icap::{IcapSettings, Method};
+pub use milter::{MilterSettings, TempFail};
 pub use rspamd::RspamdSettings;
 pub use spamd::SpamdSettings;
 pub use url::{HTTP, ICAP, NotAUrl, Schemes, Url};
@@ -85,6 +87,13 @@ pub enum Kind {
     },
     /// Any program of this machine.
     Command(CommandSettings),
+    /// A mail filter that speaks the milter protocol.
+    Milter {
+        /// Replicas.
+        addresses: Vec<Address>,
+        /// What they have in common.
+        settings: MilterSettings,
+    },
     /// YARA rules in process.
     Rules {
         /// Whether the built-in set is used.
@@ -308,6 +317,12 @@ pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
             Ok(Arc::new(icap::Icap::new(address, settings)?))
         }),
         Kind::Command(settings) => one(Arc::new(command::Command::new(settings)?)),
+        Kind::Milter {
+            addresses,
+            settings,
+        } => replicas(addresses, |address| {
+            Ok(Arc::new(milter::Milter::new(address, settings)?))
+        }),
         Kind::Rules { builtin, paths } => one(Arc::new(rules::Rules::compile(*builtin, paths)?)),
         Kind::Attachment(settings) => one(Arc::new(attachment::Attachments::new(settings.clone()))),
     }
@@ -318,10 +333,14 @@ pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
 pub fn advice(settings: &Settings) -> Vec<String> {
     match &settings.kind {
         Kind::Clamd { addresses, .. } => clamd::conf::advice(settings, addresses),
-        Kind::Spamd { .. } | Kind::Rspamd { .. } | Kind::Http { .. } | Kind::Icap { .. } => {
-            Vec::new()
-        }
-        Kind::Command(_) | Kind::Rules { .. } | Kind::Attachment(_) => Vec::new(),
+        Kind::Spamd { .. }
+        | Kind::Rspamd { .. }
+        | Kind::Http { .. }
+        | Kind::Icap { .. }
+        | Kind::Milter { .. }
+        | Kind::Command(_)
+        | Kind::Rules { .. }
+        | Kind::Attachment(_) => Vec::new(),
     }
 }
 

@@ -12,6 +12,8 @@ use crate::scan::engine::{
     CommandSettings, Exit, FILE, Kind, Limits, Lines, NOT_RUN, Reading, Saying, runnable,
 };
 
+use crate::verdict::FindingKind;
+
 use super::network::{objection, probe_with, reading, user};
 
 /// What a program prints.
@@ -137,7 +139,7 @@ fn exit(section: &mut Section<'_>) -> Exit {
             "write a regular expression, such as '^(?<name>.+) FOUND$'",
         );
     }
-    let (bad_kind, bad_score) = objection(section);
+    let (bad_kind, bad_score) = objection(section, FindingKind::Malware);
     Exit {
         clean,
         found,

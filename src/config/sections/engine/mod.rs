@@ -28,16 +28,18 @@ enum KindName {
     Http,
     Icap,
     Command,
+    Milter,
     Rules,
     Attachment,
 }
 
-const KINDS: [(&str, KindName); 8] = [
+const KINDS: [(&str, KindName); 9] = [
     ("clamd", KindName::Clamd),
     ("spamd", KindName::Spamd),
     ("rspamd", KindName::Rspamd),
     ("http", KindName::Http),
     ("icap", KindName::Icap),
+    ("milter", KindName::Milter),
     ("command", KindName::Command),
     ("rules", KindName::Rules),
     ("attachment", KindName::Attachment),
@@ -91,6 +93,13 @@ impl KindName {
                 ..of(EngineClass::Av, 2, 10, 25)
             },
             Self::Icap => of(EngineClass::Av, 2, 10, 25),
+            // Many of them ask name servers.
+            Self::Milter => Usual {
+                timeout: secs(10),
+                limit: secs(60),
+                slow: secs(2),
+                ..of(EngineClass::Auth, 2, 10, 50)
+            },
             // It is killed at its limit, so there is nothing to wait for beyond it.
             Self::Command => Usual {
                 timeout: secs(10),
@@ -105,7 +114,7 @@ impl KindName {
 }
 
 /// Keys that only some kinds have, for the answer to a key in the wrong place.
-const OWN_KEYS: [(&str, &[&str]); 8] = [
+const OWN_KEYS: [(&str, &[&str]); 9] = [
     ("clamd", &["address", "connect_timeout"]),
     ("spamd", &["user", "tls", "tls_ca"]),
     (
@@ -126,6 +135,7 @@ const OWN_KEYS: [(&str, &[&str]); 8] = [
         ],
     ),
     ("rspamd", &["edits"]),
+    ("milter", &["tempfail"]),
     ("icap", &["method"]),
     (
         "command",
@@ -168,7 +178,7 @@ const TYPES: [&str; 2] = [
 ];
 
 /// `None` when the kind is not known, which has been complained about.
-pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
+pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Option<Settings> {
     let name = section.name("\"clamd\"");
     section.require("kind", "\"clamd\"");
     let kind = section.choice("kind", None, &KINDS)?;
@@ -191,7 +201,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
         .number("weight", Some(1.0), 0.0..=1000.0)
         .unwrap_or(1.0);
     let edits = match kind {
-        KindName::Rspamd => section.choice("edits", Some(Rights::None), &EDITS),
+        KindName::Rspamd | KindName::Milter => section.choice("edits", Some(Rights::None), &EDITS),
         _ => None,
     };
     let kind = match kind {
@@ -201,6 +211,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>) -> Option<Settings> {
         KindName::Http => network::http(&mut section, timeout),
         KindName::Icap => network::icap(&mut section, timeout),
         KindName::Command => command::command(&mut section),
+        KindName::Milter => network::milter(&mut section, timeout, hostname),
         KindName::Rules => rules(&mut section),
         KindName::Attachment => attachment(&mut section),
     };

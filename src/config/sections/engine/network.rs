@@ -8,8 +8,8 @@ use crate::config::sections::{HOUR, host_and_port, secs};
 use crate::config::units::Wrong;
 use crate::config::value::plain;
 use crate::scan::engine::{
-    Address, HTTP, HttpSettings, ICAP, IcapSettings, Kind, Method, Posted, ProbeWith, Reading,
-    RspamdSettings, Schemes, SpamdSettings, Tls, Url,
+    Address, HTTP, HttpSettings, ICAP, IcapSettings, Kind, Method, MilterSettings, Posted,
+    ProbeWith, Reading, RspamdSettings, Schemes, SpamdSettings, TempFail, Tls, Url,
 };
 
 use crate::verdict::FindingKind;
@@ -40,6 +40,24 @@ pub(super) fn rspamd(section: &mut Section<'_>, timeout: Duration) -> Kind {
     Kind::Rspamd {
         settings: RspamdSettings {
             tls_ca: authorities(section, &addresses, &HTTP),
+            connect_timeout: connect_timeout(section, timeout),
+        },
+        addresses,
+    }
+}
+
+pub(super) fn milter(section: &mut Section<'_>, timeout: Duration, hostname: &str) -> Kind {
+    let addresses = addresses(section, "unix:/run/opendkim/opendkim.sock");
+    let tempfails = [("no-answer", TempFail::NoAnswer), ("info", TempFail::Info)];
+    let tempfail = section.choice("tempfail", Some(TempFail::NoAnswer), &tempfails);
+    let (bad_kind, bad_score) = objection(section, FindingKind::Policy);
+    Kind::Milter {
+        settings: MilterSettings {
+            hostname: hostname.to_owned(),
+            bad_kind,
+            bad_score,
+            tempfail: tempfail.unwrap_or(TempFail::NoAnswer),
+            probe_with: probe_with(section),
             connect_timeout: connect_timeout(section, timeout),
         },
         addresses,
@@ -83,14 +101,14 @@ pub(super) fn probe_with(section: &mut Section<'_>) -> ProbeWith {
 }
 
 /// What an objection of the engine is, and its score.
-pub(super) fn objection(section: &mut Section<'_>) -> (FindingKind, f64) {
+pub(super) fn objection(section: &mut Section<'_>, usual: FindingKind) -> (FindingKind, f64) {
     let objections = FindingKind::ALL
         .into_iter()
         .filter(|kind| kind.is_objection());
     let kinds: Vec<_> = objections.map(|kind| (kind.as_str(), kind)).collect();
-    let kind = section.choice("bad_kind", Some(FindingKind::Malware), &kinds);
+    let kind = section.choice("bad_kind", Some(usual), &kinds);
     let score = section.number("bad_score", Some(10.0), 0.0..=1000.0);
-    (kind.unwrap_or(FindingKind::Malware), score.unwrap_or(10.0))
+    (kind.unwrap_or(usual), score.unwrap_or(10.0))
 }
 
 /// How an answer is read; a verdict must mean one thing.
@@ -113,7 +131,7 @@ pub(super) fn reading(section: &mut Section<'_>) -> Reading {
             "write what it says, such as [\"true\"]",
         );
     }
-    let (bad_kind, bad_score) = objection(section);
+    let (bad_kind, bad_score) = objection(section, FindingKind::Malware);
     Reading {
         verdict_at: section.parsed("verdict_at", "/verdict".to_owned(), String::clone, pointer),
         bad,

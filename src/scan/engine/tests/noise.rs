@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use crate::scan::engine::{clamd, http, icap, rspamd, spamd};
+use crate::scan::engine::{clamd, http, icap, milter, rspamd, spamd};
 use crate::verdict::FindingKind;
 
 /// An honest beginning, so that noise is looked at where it hurts, and then anything.
@@ -17,6 +17,9 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
         "HTTP/1.1 ",
         "{\"score\":1,\"action\":\"",
         "{\"verdict\":",
+        "\0\0\0\x10h",
+        "\0\0\0\x20m\0\0\0\x01",
+        "\0\0\0\x11O\0\0\0\x06\0\0\0\0\0\0\0\0\0\0\0\x01",
     ];
     let rests = prop_oneof![
         prop::collection::vec(any::<u8>(), 0..200),
@@ -50,5 +53,9 @@ proptest! {
         let _ = icap::options(&octets);
         let _ = icap::encapsulated_status(&octets);
         let _ = icap::chunk_size(&octets);
+        if let Ok(Some(packet)) = milter::split(&octets) {
+            let _ = milter::terms(packet.command, packet.data);
+            let _ = milter::parse(packet.command, packet.data);
+        }
     }
 }

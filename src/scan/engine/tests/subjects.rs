@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::scan::engine::{
-    Address, HTTP, HttpSettings, ICAP, IcapSettings, Kind, Method, Posted, ProbeWith, Reading,
-    RspamdSettings, SpamdSettings, Tls, Url,
+    Address, HTTP, HttpSettings, ICAP, IcapSettings, Kind, Method, MilterSettings, Posted,
+    ProbeWith, Reading, RspamdSettings, SpamdSettings, TempFail, Tls, Url, milter,
 };
 use crate::verdict::FindingKind;
 
@@ -37,7 +37,7 @@ pub(super) struct Subject {
     pub(super) other: Option<&'static [u8]>,
 }
 
-pub(super) const ALL: [Subject; 5] = [
+pub(super) const ALL: [Subject; 6] = [
     Subject {
         name: "clamd",
         kind: |at| Kind::Clamd {
@@ -90,6 +90,15 @@ pub(super) const ALL: [Subject; 5] = [
         closes: false,
         endless: b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n\
                    HTTP/1.1 200 OK\r\n\r\n3b9aca00\r\n",
+        other: None,
+    },
+    Subject {
+        name: "milter",
+        kind: milter_at,
+        tls: None,
+        step: filter,
+        closes: false,
+        endless: b"\0\0\0\x01p\x3b\x9a\xca\0h",
         other: None,
     },
 ];
@@ -217,5 +226,33 @@ fn icap(request: &[u8]) -> Step {
         (false, _) => Step::More,
         (true, true) => Step::Aside(b"ICAP/1.0 100 Continue\r\n\r\n".to_vec()),
         (true, false) => Step::Last(b"ICAP/1.0 204 No Content\r\nISTag: \"1\"\r\n\r\n".to_vec()),
+    }
+}
+
+fn milter_at(at: SocketAddr) -> Kind {
+    Kind::Milter {
+        addresses: vec![Address::Socket(at)],
+        settings: MilterSettings {
+            hostname: "relay.test".to_owned(),
+            bad_kind: FindingKind::Policy,
+            bad_score: 10.0,
+            tempfail: TempFail::NoAnswer,
+            probe_with: ProbeWith::Nothing,
+            connect_timeout: CONNECT,
+        },
+    }
+}
+
+/// Answers the offer, and then the end of the message alone.
+fn filter(request: &[u8]) -> Step {
+    let (mut rest, mut last) = (request, None);
+    while let Ok(Some(packet)) = milter::split(rest) {
+        (last, rest) = (Some(packet.command), &rest[packet.octets..]);
+    }
+    match last {
+        // Version 6, no actions, no replies to any event but the last.
+        Some(b'O') => Step::Aside(b"\0\0\0\x0dO\0\0\0\x06\0\0\0\0\0\x0f\xf0\x80".to_vec()),
+        Some(b'E') => Step::Last(b"\0\0\0\x01c".to_vec()),
+        _ => Step::More,
     }
 }

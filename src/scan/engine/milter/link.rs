@@ -1,0 +1,108 @@
+//! A connection to a filter: packets that go out together, and packets that come in, within bounds.
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::packet::{self, Terms};
+use crate::scan::engine::ScanError;
+use crate::scan::engine::address::Stream;
+use crate::scan::engine::head::Malformed;
+
+/// Octets that are gathered before they are sent, unless an answer is waited for.
+const GATHERED: usize = 64 * 1024;
+
+/// A connection. Dropping it closes the socket.
+#[derive(Debug)]
+pub(super) struct Link {
+    stream: Stream,
+    inbox: BytesMut,
+    outbox: Vec<u8>,
+    /// Octets that it may still say about this message.
+    left: usize,
+    /// What was agreed.
+    pub(super) terms: Terms,
+    /// For errors.
+    replica: String,
+}
+
+impl Link {
+    pub(super) fn over(stream: Stream, replica: &str) -> Self {
+        Self {
+            stream,
+            inbox: BytesMut::new(),
+            outbox: Vec::new(),
+            left: packet::LONGEST,
+            terms: Terms::default(),
+            replica: replica.to_owned(),
+        }
+    }
+
+    /// Says that this was all, if that can be said at once; nobody waits for the filter to hear it.
+    pub(super) fn quit(&mut self) {
+        packet::append(&mut self.outbox, b'Q', &[]);
+        let _ = self.flush().now_or_never();
+    }
+
+    /// Sets how much may be said from now on.
+    pub(super) fn allow(&mut self, octets: usize) {
+        self.left = octets;
+    }
+
+    /// Puts a packet in line.
+    pub(super) async fn queue(&mut self, command: u8, data: &[&[u8]]) -> Result<(), ScanError> {
+        packet::append(&mut self.outbox, command, data);
+        match self.outbox.len() < GATHERED {
+            true => Ok(()),
+            false => self.flush().await,
+        }
+    }
+
+    /// Sends what is in line.
+    pub(super) async fn flush(&mut self) -> Result<(), ScanError> {
+        let sent = async {
+            self.stream.write_all(&self.outbox).await?;
+            self.stream.flush().await
+        };
+        let sent = sent.await;
+        self.outbox.clear();
+        sent.map_err(|cause| self.disconnected(&cause))
+    }
+
+    /// Waits for a packet: its command and data.
+    pub(super) async fn packet(&mut self) -> Result<(u8, Bytes), ScanError> {
+        if !self.outbox.is_empty() {
+            self.flush().await?;
+        }
+        loop {
+            let first = packet::split(&self.inbox).map_err(|malformed| self.failed(malformed))?;
+            if let Some(packet) = first {
+                let (command, octets) = (packet.command, packet.octets);
+                self.left = self.left.checked_sub(octets).ok_or_else(|| {
+                    self.failed(Malformed::Garbage(
+                        "more than could be about one message".to_owned(),
+                    ))
+                })?;
+                let mut data = self.inbox.split_to(octets).freeze();
+                data.advance(5);
+                return Ok((command, data));
+            }
+            match self.stream.read_buf(&mut self.inbox).await {
+                Ok(0) => return Err(self.failed(Malformed::CutOff)),
+                Ok(_) => {}
+                Err(cause) => return Err(self.disconnected(&cause)),
+            }
+        }
+    }
+
+    pub(super) fn failed(&self, malformed: Malformed) -> ScanError {
+        malformed.of(&self.replica)
+    }
+
+    fn disconnected(&self, cause: &std::io::Error) -> ScanError {
+        ScanError::Disconnected {
+            replica: self.replica.clone(),
+            cause: cause.to_string(),
+        }
+    }
+}

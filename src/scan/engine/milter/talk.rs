@@ -1,0 +1,270 @@
+//! One message, told to a filter event by event, and what it says to each.
+
+use super::facts::{self, Macros};
+use super::link::Link;
+use super::packet::{Event, Said, parse};
+use crate::message::edit::Wanted;
+use crate::message::header;
+use crate::scan::engine::head::Malformed;
+use crate::scan::engine::{Sample, ScanError};
+
+/// Octets of a piece of body: more do not fit into version 2.
+const PIECE: usize = 65_535;
+/// Octets that a filter may say beyond those of the message.
+const MORE: usize = 1 << 20;
+/// Refused recipients that are told of.
+const RECIPIENTS: usize = 100;
+/// Wishes that are kept: more than any report may hold.
+const WISHES: usize = 100;
+
+/// What a filter has said about a message.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// What it has against the message, and in which words.
+    pub(super) against: Vec<(&'static str, String)>,
+    /// It wants it to come again later, in these words.
+    pub(super) not_now: Option<String>,
+    /// Recipients that it refuses.
+    pub(super) recipients: Vec<String>,
+    /// What it wants changed.
+    pub(super) wanted: Vec<Wanted>,
+    /// It says that it cannot work.
+    pub(super) failed: bool,
+}
+
+/// What follows from what it said to one event.
+enum Then {
+    /// The next event.
+    GoOn,
+    /// The next event of another kind.
+    Skip,
+    /// It does not want this recipient; whether for good, and in which words.
+    NotThisOne(bool, String),
+    /// It has decided.
+    Decided,
+}
+
+/// The telling of one message.
+pub(super) struct Talk<'a> {
+    sample: &'a Sample,
+    macros: Macros,
+    link: &'a mut Link,
+    outcome: Outcome,
+    /// It wants another body.
+    body: bool,
+}
+
+impl<'a> Talk<'a> {
+    pub(super) fn about(sample: &'a Sample, hostname: &str, link: &'a mut Link) -> Self {
+        let request = sample.request();
+        link.allow(sample.content().len() + MORE);
+        Self {
+            macros: Macros::of(hostname, request.id, &request.envelope),
+            sample,
+            link,
+            outcome: Outcome::default(),
+            body: false,
+        }
+    }
+
+    /// Tells everything that it wants to be told.
+    ///
+    /// Cancel safety: dropping it leaves the link in the middle; it must be dropped too.
+    pub(super) async fn tell_all(mut self) -> Result<Outcome, ScanError> {
+        let decided = self.envelope().await? || self.content().await?;
+        if !decided {
+            self.tell(Event::EndOfBody, &[]).await?;
+        }
+        if self.body {
+            let body = "replace the body".to_owned();
+            self.outcome.wanted.push(Wanted::Other(body));
+        }
+        Ok(self.outcome)
+    }
+
+    /// Whether it has decided on the envelope alone.
+    async fn envelope(&mut self) -> Result<bool, ScanError> {
+        let envelope = &self.sample.request().envelope;
+        let size = self.sample.content().len();
+        let mut hello = Vec::new();
+        facts::put(&mut hello, &envelope.origin.helo);
+        for (event, data) in [
+            (Event::Connect, facts::connection(envelope)),
+            (Event::Helo, hello),
+            (Event::Mail, facts::sender(envelope, size)),
+        ] {
+            if let Then::Decided = self.tell(event, &[&data]).await? {
+                return Ok(true);
+            }
+        }
+        if self.recipients().await? {
+            return Ok(true);
+        }
+        Ok(matches!(self.tell(Event::Data, &[]).await?, Then::Decided))
+    }
+
+    /// Tells the recipients. One that it refuses is told of; if it refuses all, it refuses the message.
+    async fn recipients(&mut self) -> Result<bool, ScanError> {
+        let envelope = &self.sample.request().envelope;
+        let mut refused = 0;
+        for recipient in &envelope.recipients {
+            let mailbox = &recipient.mailbox;
+            let terms = &self.link.terms;
+            if let Some(macros) = self.macros.before(Event::Rcpt, terms, Some(mailbox)) {
+                self.link.queue(b'D', &[&macros]).await?;
+            }
+            match self.say(Event::Rcpt, &[&facts::recipient(mailbox)]).await? {
+                Then::GoOn => {}
+                Then::Skip => break,
+                Then::Decided => return Ok(true),
+                Then::NotThisOne(for_good, words) => {
+                    refused += 1;
+                    if refused == envelope.recipients.len() {
+                        self.refuse(for_good, words);
+                        return Ok(true);
+                    }
+                    if self.outcome.recipients.len() < RECIPIENTS {
+                        let told = format!("{mailbox} {words}");
+                        self.outcome.recipients.push(told.trim_end().to_owned());
+                    }
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether it has decided before the end. The header section ends, for filters as for mail servers, with the first line
+    /// that is no field.
+    async fn content(&mut self) -> Result<bool, ScanError> {
+        let content = self.sample.content().bytes().clone();
+        let section = self.sample.content().header_section();
+        let mut told = 0;
+        let mut skips = false;
+        for (piece, field) in header::pieces(section) {
+            let is_name =
+                |octets: &[u8]| !octets.is_empty() && octets.iter().all(u8::is_ascii_graphic);
+            let Some(field) = field.filter(|field| is_name(field.name)) else {
+                break;
+            };
+            told += piece.len();
+            if !skips {
+                match self.say(Event::Header, &[&self.field(&field)]).await? {
+                    Then::Decided => return Ok(true),
+                    then => skips = matches!(then, Then::Skip),
+                }
+            }
+        }
+        if let Then::Decided = self.tell(Event::EndOfHeader, &[]).await? {
+            return Ok(true);
+        }
+        let body = &content[told..];
+        for piece in body.strip_prefix(b"\r\n").unwrap_or(body).chunks(PIECE) {
+            match self.say(Event::Body, &[piece]).await? {
+                Then::Decided => return Ok(true),
+                Then::Skip => break,
+                _ => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// Name and value, the latter folded with LF alone, as libmilter has it.
+    fn field(&self, field: &header::Field<'_>) -> Vec<u8> {
+        let space = self.link.terms.leading_space();
+        let body = match field.body.strip_prefix(b" ") {
+            Some(rest) if !space => rest,
+            _ => field.body,
+        };
+        let mut data = Vec::with_capacity(field.name.len() + body.len() + 2);
+        data.extend_from_slice(field.name);
+        data.push(0);
+        for octet in body {
+            match octet {
+                b'\r' => {}
+                0 => data.push(b' '),
+                octet => data.push(*octet),
+            }
+        }
+        data.push(0);
+        data
+    }
+
+    /// An event with its macros, which go out even if the event itself is not wanted.
+    async fn tell(&mut self, event: Event, data: &[&[u8]]) -> Result<Then, ScanError> {
+        if !self.link.terms.knows(event) {
+            return Ok(Then::Skip);
+        }
+        if let Some(macros) = self.macros.before(event, &self.link.terms, None) {
+            self.link.queue(b'D', &[&macros]).await?;
+        }
+        self.say(event, data).await
+    }
+
+    /// An event, if it is wanted, and what is said to it, if it is answered.
+    async fn say(&mut self, event: Event, data: &[&[u8]]) -> Result<Then, ScanError> {
+        if !self.link.terms.wants(event) {
+            return Ok(Then::Skip);
+        }
+        self.link.queue(event.command(), data).await?;
+        match self.link.terms.answers(event) {
+            true => self.listen(event).await,
+            false => Ok(Then::GoOn),
+        }
+    }
+
+    /// Reads until it has said what follows. `progress` is none, and buys no time.
+    async fn listen(&mut self, event: Event) -> Result<Then, ScanError> {
+        loop {
+            let (command, data) = self.link.packet().await?;
+            let said = parse(command, &data).map_err(|malformed| self.link.failed(malformed))?;
+            let (for_good, words) = match said {
+                Said::Progress => continue,
+                Said::Continue => return Ok(Then::GoOn),
+                Said::Skip => return Ok(Then::Skip),
+                Said::Accept => return Ok(Then::Decided),
+                Said::Failed => {
+                    self.outcome.failed = true;
+                    return Ok(Then::Decided);
+                }
+                Said::Discard => {
+                    self.outcome.against.push(("discard", String::new()));
+                    return Ok(Then::Decided);
+                }
+                Said::Quarantine(reason) if self.outcome.against.is_empty() => {
+                    self.outcome.against.push(("quarantine", reason));
+                    continue;
+                }
+                Said::Quarantine(_) => continue,
+                // Only who has seen the whole message may want it changed.
+                Said::Wants(_) | Said::Body if event != Event::EndOfBody => {
+                    return Err(self.link.failed(Malformed::garbage(&[command])));
+                }
+                Said::Wants(wanted) => {
+                    if self.outcome.wanted.len() < WISHES {
+                        self.outcome.wanted.push(wanted);
+                    }
+                    continue;
+                }
+                Said::Body => {
+                    self.body = true;
+                    continue;
+                }
+                Said::Reject => (true, String::new()),
+                Said::TempFail => (false, String::new()),
+                Said::Reply(words) => (words.starts_with('5'), words),
+            };
+            if event == Event::Rcpt {
+                return Ok(Then::NotThisOne(for_good, words));
+            }
+            self.refuse(for_good, words);
+            return Ok(Then::Decided);
+        }
+    }
+
+    fn refuse(&mut self, for_good: bool, words: String) {
+        match for_good {
+            true => self.outcome.against.push(("reject", words)),
+            false => self.outcome.not_now = Some(words),
+        }
+    }
+}

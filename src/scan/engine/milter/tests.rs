@@ -1,0 +1,375 @@
+//! A scripted filter; real ones are asked in the integration tests.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::packet::{ACTIONS, STEPS, VERSION, append};
+use super::*;
+use crate::message::edit::Place;
+use crate::scan::tests::sample;
+
+/// What a filter says to one event: packets, the last of which answers it.
+type Says = Vec<(u8, Vec<u8>)>;
+
+/// What it says to the nth event of a command; nothing for "go on".
+type Script = fn(u8, usize) -> Option<Says>;
+
+/// What it has been told: commands with their data, macros with the command that they go with.
+type Told = Arc<Mutex<Vec<(u8, Vec<u8>)>>>;
+
+const MAIL: &[u8] = b"From: a@a.test\r\nSubject:\ttwo\r\n lines\r\n\r\nbody\r\n";
+
+fn packet(command: u8, data: &[u8]) -> Vec<u8> {
+    let mut octets = Vec::new();
+    append(&mut octets, command, &[data]);
+    octets
+}
+
+fn numbers(numbers: &[u32]) -> Vec<u8> {
+    numbers.iter().flat_map(|n| n.to_be_bytes()).collect()
+}
+
+/// A filter with these terms that goes on, but for what the script says to the nth event of a command.
+async fn filter(terms: Vec<u8>, script: Script) -> (Arc<Milter>, Told) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = Address::Socket(listener.local_addr().expect("address"));
+    let told = Told::default();
+    let heard = told.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            heard.lock().expect("told").push((b'*', Vec::new()));
+            let (mut inbox, mut seen) = (Vec::new(), [0_usize; 256]);
+            loop {
+                while let Ok(Some(next)) = split(&inbox) {
+                    let (command, data) = (next.command, next.data);
+                    let octets = next.octets;
+                    heard.lock().expect("told").push((command, data.to_vec()));
+                    inbox.drain(..octets);
+                    let count = seen[usize::from(command)];
+                    seen[usize::from(command)] += 1;
+                    let says = match command {
+                        b'O' => vec![(b'O', terms.clone())],
+                        b'D' | b'K' | b'Q' | b'A' => Vec::new(),
+                        _ => script(command, count).unwrap_or(vec![(b'c', Vec::new())]),
+                    };
+                    for (command, data) in says {
+                        let _ = stream.write_all(&packet(command, &data)).await;
+                    }
+                }
+                if stream.read_buf(&mut inbox).await.unwrap_or(0) == 0 {
+                    break;
+                }
+            }
+        }
+    });
+    let settings = MilterSettings {
+        hostname: "relay.test".to_owned(),
+        bad_kind: FindingKind::Policy,
+        bad_score: 7.0,
+        tempfail: TempFail::NoAnswer,
+        probe_with: ProbeWith::Nothing,
+        connect_timeout: Duration::from_secs(60),
+    };
+    let milter = Milter::new(&address, &settings).expect("an engine");
+    (Arc::new(milter), told)
+}
+
+fn everything() -> Vec<u8> {
+    numbers(&[VERSION, ACTIONS, 0])
+}
+
+async fn ask(milter: &Arc<Milter>, content: &[u8]) -> Result<EngineAnswer, ScanError> {
+    milter.clone().scan(sample(content.to_vec())).await
+}
+
+/// The findings, or the reason of a missing answer.
+fn said(answer: &EngineAnswer) -> Vec<String> {
+    let (findings, reason) = match &answer.answer {
+        Answer::Answered(findings) => (findings, None),
+        Answer::None {
+            findings, reason, ..
+        } => (findings, Some(format!("no answer: {}", reason.as_str()))),
+    };
+    let one = |f: &Finding| {
+        let detail = f.detail.as_deref().unwrap_or_default();
+        format!("{} {} {} {detail}", f.kind.as_str(), f.name, f.score)
+            .trim_end()
+            .to_owned()
+    };
+    reason.into_iter().chain(findings.iter().map(one)).collect()
+}
+
+/// A filter that wants everything is told a whole session, in the order of SMTP, each event with its macros; the content is
+/// cut as mail servers cut it.
+#[tokio::test]
+async fn a_filter_is_told_the_session_and_the_message() {
+    let (milter, told) = filter(everything(), |_, _| None).await;
+    let answer = ask(&milter, MAIL).await.expect("an answer");
+    assert!(said(&answer).is_empty());
+    let told = told.lock().expect("told");
+    let events: String = told
+        .iter()
+        .map(|(c, _)| char::from(*c))
+        .filter(|c| *c != 'D')
+        .collect();
+    assert!(events.starts_with("*OCHMRTLLNBE"), "{events}");
+    let of = |command: u8| -> Vec<String> {
+        let those = told.iter().filter(|(c, _)| *c == command);
+        those
+            .map(|(_, data)| String::from_utf8_lossy(data).replace('\0', "|"))
+            .collect()
+    };
+    assert_eq!(of(b'L'), ["From|a@a.test|", "Subject|\ttwo\n lines|"]);
+    assert_eq!(of(b'B'), ["body\r\n"]);
+    assert_eq!(of(b'R'), ["<recipient@example.org>|"]);
+    let macros = of(b'D');
+    let with = |stage: &str, text: &str| {
+        let found = macros
+            .iter()
+            .any(|m| m.starts_with(stage) && m.contains(text));
+        assert!(found, "{stage} {text}: {macros:?}");
+    };
+    with("C", "j|relay.test|");
+    with("M", "{mail_addr}|");
+    with("R", "{rcpt_addr}|recipient@example.org|");
+    with("E", "i|");
+}
+
+/// What a filter leaves out it is not told, and replies that it does not send are not waited for; it may choose its macros, and
+/// the space behind a colon.
+#[tokio::test]
+async fn terms_are_kept() {
+    let mut terms = numbers(&[VERSION, 0, STEPS & !(1 << 5) & !(1 << 4) & !0x400, 0]);
+    terms.extend_from_slice(b"{client_addr} i nonsense\0");
+    let (milter, told) = filter(terms, |command, _| {
+        // It has said that it does not answer these.
+        matches!(command, b'L' | b'B').then(Vec::new)
+    })
+    .await;
+    ask(&milter, MAIL).await.expect("an answer");
+    let told = told.lock().expect("told");
+    let events: String = told
+        .iter()
+        .map(|(c, _)| char::from(*c))
+        .filter(|c| *c != 'D')
+        .collect();
+    assert!(events.starts_with("*OLLBE"), "{events}");
+    let of = |first: &[u8]| {
+        told.iter()
+            .find(|(_, d)| d.starts_with(first))
+            .expect("there")
+            .1
+            .clone()
+    };
+    assert_eq!(of(b"From"), b"From\0 a@a.test\0");
+    let macros = String::from_utf8_lossy(&of(b"C")).into_owned();
+    assert!(
+        macros.contains("{client_addr}\0") && macros.contains("i\0"),
+        "{macros}"
+    );
+    assert!(!macros.contains("j\0"), "{macros}");
+}
+
+/// Each word of a filter has its meaning, at each event; none of them is "nothing found" but continue and accept.
+#[tokio::test]
+async fn what_it_says_is_reported_not_obeyed() {
+    let reject: &[&str] = &["policy reject 7"];
+    let cases: [(Script, &[&str]); 9] = [
+        (|c, _| (c == b'H').then(|| vec![(b'a', vec![])]), &[]),
+        (|c, _| (c == b'M').then(|| vec![(b'r', vec![])]), reject),
+        (
+            |c, _| (c == b'B').then(|| vec![(b'p', vec![]), (b'r', vec![])]),
+            reject,
+        ),
+        (
+            |c, _| (c == b'E').then(|| vec![(b't', vec![])]),
+            &["no answer: engine-error"],
+        ),
+        (
+            |c, _| (c == b'N').then(|| vec![(b'd', vec![])]),
+            &["policy discard 7"],
+        ),
+        (
+            |c, _| (c == b'E').then(|| vec![(b'y', b"554 5.7.1 100%% spam\0".to_vec())]),
+            &["policy reject 7 554 5.7.1 100% spam"],
+        ),
+        (
+            |c, _| (c == b'E').then(|| vec![(b'y', b"451 4.7.1 later\0".to_vec())]),
+            &["no answer: engine-error"],
+        ),
+        (
+            |c, _| (c == b'E').then(|| vec![(b'q', b"odd\0".to_vec()), (b'c', vec![])]),
+            &["policy quarantine 7 odd"],
+        ),
+        // The only recipient: with it the message is refused.
+        (|c, _| (c == b'R').then(|| vec![(b'r', vec![])]), reject),
+    ];
+    for (at, (script, expected)) in cases.into_iter().enumerate() {
+        let (milter, _) = filter(everything(), script).await;
+        let answer = ask(&milter, MAIL)
+            .await
+            .unwrap_or_else(|e| panic!("{at}: {e}"));
+        assert_eq!(said(&answer), expected, "{at}");
+    }
+    let (milter, _) = filter(everything(), |c, _| {
+        (c == b'E').then(|| vec![(b'f', vec![])])
+    })
+    .await;
+    let error = ask(&milter, MAIL).await.expect_err("a failure");
+    assert_eq!(error.reason(), Reason::EngineError);
+}
+
+/// `tempfail` can be a remark, for those whose filters greylist.
+#[tokio::test]
+async fn tempfail_can_be_a_remark() {
+    let (milter, _) = filter(everything(), |c, _| {
+        (c == b'E').then(|| vec![(b'y', b"451 4.7.1 Greylisted\0".to_vec())])
+    })
+    .await;
+    let mut milter = Arc::into_inner(milter).expect("alone");
+    milter.settings.tempfail = TempFail::Info;
+    let answer = ask(&Arc::new(milter), MAIL).await.expect("an answer");
+    assert_eq!(said(&answer), ["info tempfail 0 451 4.7.1 Greylisted"]);
+}
+
+/// Fields are wanted where a milter puts them; what else is to be changed is told; and what an Authentication-Results field
+/// says can be asked for by rules, unless it stands in a comment.
+#[tokio::test]
+async fn changes_are_wishes() {
+    let (milter, _) = filter(everything(), |c, _| {
+        (c == b'E').then(|| {
+            let with = |number: u32, text: &[u8]| [&number.to_be_bytes(), text].concat();
+            let results = b"Authentication-Results\0relay.test;\n\tdkim=pass (a; dkim=fail) header.d=a.test;\n\tspf=softfail\0";
+            vec![
+                (b'i', with(0, results)),
+                (b'i', with(1, b"X-A\0 1\0")),
+                (b'h', b"X-B\0b\n\tc\0".to_vec()),
+                (b'm', with(0, b"Subject\0new\0")),
+                (b'm', with(2, b"X-C\0\0")),
+                (b'e', b"<x@a.test>\0".to_vec()),
+                (b'+', b"<y@a.test>\0".to_vec()),
+                (b'2', b"<z@a.test>\0NOTIFY=NEVER\0".to_vec()),
+                (b'-', b"<b@b.test>\0".to_vec()),
+                (b'b', vec![b'x'; 1000]),
+                (b'b', vec![b'x'; 1000]),
+                (b'a', vec![]),
+            ]
+        })
+    })
+    .await;
+    let answer = ask(&milter, MAIL).await.expect("an answer");
+    assert_eq!(said(&answer), ["info dkim=pass 0", "info spf=softfail 0"]);
+    let told: Vec<String> = answer
+        .wanted
+        .iter()
+        .map(|wanted| match wanted {
+            Wanted::Field(edit) => edit.to_string(),
+            Wanted::Other(words) => words.clone(),
+        })
+        .collect();
+    assert_eq!(
+        told[1..],
+        [
+            "add X-A before field 1: 1",
+            "add X-B at the end: b c",
+            "change Subject 1: new",
+            "remove X-C 2",
+            "change the sender to <x@a.test>",
+            "add the recipient <y@a.test>",
+            "add the recipient <z@a.test> NOTIFY=NEVER",
+            "remove the recipient <b@b.test>",
+            "replace the body",
+        ]
+    );
+    assert!(matches!(
+        &answer.wanted[0],
+        Wanted::Field(Edit::Add { place: Place::Top, value, .. }) if value.contains("\r\n\tspf")
+    ));
+}
+
+/// Each message has a connection of its own, so that nothing of one can be taken for the next; the filter is told when it
+/// is over.
+#[tokio::test]
+async fn each_message_has_a_connection_of_its_own() {
+    let (milter, told) = filter(everything(), |_, _| None).await;
+    for _ in 0..2 {
+        ask(&milter, MAIL).await.expect("an answer");
+    }
+    let events = || -> String {
+        let told = told.lock().expect("told");
+        let all = told.iter().map(|(c, _)| char::from(*c));
+        all.filter(|c| "*OEQ".contains(*c)).collect()
+    };
+    let ended = async {
+        while events().len() < 8 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let ended = Deadline::after(Duration::from_secs(60)).run(ended).await;
+    assert!(ended.is_ok(), "{}", events());
+    let events = events();
+    assert_eq!(events.matches('*').count(), 2, "{events}");
+    assert_eq!(events.matches("EQ").count(), 2, "{events}");
+}
+
+/// Only the protocol counts: terms that were not offered, changes before the end, data that does not belong there.
+#[tokio::test]
+async fn only_the_protocol_counts() {
+    for terms in [
+        numbers(&[7, 0, 0]),
+        numbers(&[1, 0, 0]),
+        numbers(&[VERSION, ACTIONS + 1, 0]),
+        numbers(&[VERSION, 0, 0x800]),
+        numbers(&[VERSION, 0]),
+        [numbers(&[VERSION, 0, 0, 1]), b"no end".to_vec()].concat(),
+    ] {
+        let (milter, _) = filter(terms.clone(), |_, _| None).await;
+        let error = ask(&milter, MAIL).await.expect_err("garbage");
+        assert_eq!(error.reason(), Reason::Garbage, "{terms:?}");
+    }
+    let scripts: [Script; 5] = [
+        |c, _| (c == b'M').then(|| vec![(b'h', b"X\0y\0".to_vec())]),
+        |c, _| (c == b'E').then(|| vec![(b'c', b"x".to_vec())]),
+        |c, _| (c == b'E').then(|| vec![(b'h', b"X\0y".to_vec())]),
+        |c, _| (c == b'E').then(|| vec![(b'y', b"250 ok\0".to_vec())]),
+        |c, _| (c == b'E').then(|| vec![(b'p', vec![]); 300_000]),
+    ];
+    for (at, script) in scripts.into_iter().enumerate() {
+        let (milter, _) = filter(everything(), script).await;
+        let error = ask(&milter, MAIL).await.expect_err("garbage");
+        assert_eq!(error.reason(), Reason::Garbage, "{at}");
+    }
+}
+
+/// What a mail server takes for the body a filter is shown as body, so that nothing is hidden from it between two lines that
+/// are no field; no octet of a message can end a packet or a text within it.
+#[tokio::test]
+async fn nothing_is_hidden_from_a_filter() {
+    for (mail, fields, body) in [
+        (
+            "A: 1\r\nno field\r\nB: 2\r\n\r\nx",
+            1,
+            "no field\r\nB: 2\r\n\r\nx",
+        ),
+        ("\r\nonly body", 0, "only body"),
+        ("A: 1\r\nB : 2", 2, ""),
+        ("A: 1\0B: 2\r\n\r\nx\0y", 1, "x\0y"),
+        (": no name\r\n\r\nx", 0, ": no name\r\n\r\nx"),
+    ] {
+        let (milter, told) = filter(everything(), |_, _| None).await;
+        ask(&milter, mail.as_bytes()).await.expect("an answer");
+        let told = told.lock().expect("told");
+        let those: Vec<_> = told.iter().filter(|(c, _)| *c == b'L').collect();
+        assert_eq!(those.len(), fields, "{mail:?}");
+        let nuls = |data: &[u8]| data.iter().filter(|b| **b == 0).count();
+        assert!(those.iter().all(|(_, data)| nuls(data) == 2), "{mail:?}");
+        let seen: Vec<u8> = told
+            .iter()
+            .filter(|(c, _)| *c == b'B')
+            .flat_map(|(_, d)| d.clone())
+            .collect();
+        assert_eq!(String::from_utf8_lossy(&seen), body, "{mail:?}");
+    }
+}
