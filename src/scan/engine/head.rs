@@ -78,7 +78,7 @@ impl<'a> Head<'a> {
         let number = text.parse().ok().filter(|_| digits);
         number
             .map(Some)
-            .ok_or_else(|| Malformed::Garbage(format!("{name}: {text:.50}")))
+            .ok_or_else(|| Malformed::garbage(format!("{name}: {text:.50}").as_bytes()))
     }
 }
 

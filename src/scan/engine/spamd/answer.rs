@@ -58,7 +58,8 @@ pub fn parse(answer: &[u8]) -> Result<Said, Malformed> {
         return Err(garbage());
     }
     let spam = head.get("Spam").ok_or_else(garbage)?;
-    let (spam, score, required) = judgement(&spam).ok_or(Malformed::Garbage(spam))?;
+    let judgement = judgement(&spam).ok_or_else(|| Malformed::garbage(spam.as_bytes()));
+    let (spam, score, required) = judgement?;
     let rules = std::str::from_utf8(body).map_err(|_| garbage())?;
     let rules = rules.trim().split(',').filter(|rule| !rule.is_empty());
     Ok(Said::Judged {
