@@ -1,7 +1,7 @@
 //! Scripted engines behind the real guard, on paused time.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use futures_util::future::BoxFuture;
 
@@ -334,6 +334,76 @@ async fn a_late_answer_is_used() {
     let reports = scanner.scan(asked).await;
     assert_eq!(reports[0].findings().len(), 1);
     assert_eq!(engine.calls.load(Ordering::SeqCst), 1, "one scan for all");
+}
+
+/// Says clean to everything while it lies, known-bad probes included.
+#[derive(Debug, Default)]
+struct Liar {
+    lies: AtomicBool,
+    asked: AtomicUsize,
+}
+
+impl Engine for Liar {
+    fn scan(
+        self: Arc<Self>,
+        sample: Sample,
+    ) -> BoxFuture<'static, Result<EngineAnswer, ScanError>> {
+        let bytes = sample.content().bytes().clone();
+        let is_bad = memchr::memmem::find(&bytes, b"EICAR").is_some();
+        if bytes == "mail" {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+        }
+        match is_bad && !self.lies.load(Ordering::SeqCst) {
+            true => Box::pin(Act::Find("Eicar").play()),
+            false => Box::pin(Act::Clean.play()),
+        }
+    }
+
+    fn probes(&self) -> Option<engine::Probes> {
+        Some(engine::Probes::malware())
+    }
+}
+
+/// An engine that is blind is found out by its probes, its word is doubted from its last right answer on, and none of what
+/// it said is used again when it can be believed.
+#[tokio::test(start_paused = true)]
+async fn what_a_liar_said_is_not_used_again() {
+    let liar = Arc::new(Liar::default());
+    let settings = Settings {
+        probe: Some(Duration::from_secs(10)),
+        ..settings("liar")
+    };
+    let guarded = guard::guard(vec![liar.clone()], Arc::new(settings), None);
+    guarded.watch();
+    let until = async |what: &dyn Fn() -> bool| {
+        for _ in 0..1000 {
+            if what() {
+                return;
+            }
+            Deadline::after(Duration::from_millis(100)).wait().await;
+        }
+        panic!("it never came to that");
+    };
+    let honest = Instant::now() + Duration::from_secs(15);
+    until(&|| Instant::now() >= honest).await;
+    liar.lies.store(true, Ordering::SeqCst);
+    let scanner = Scanner::of(vec![guarded.clone()]);
+    let asked = request("mail", SECONDS_20);
+    let before = scanner.scan(asked.clone()).await;
+    assert_eq!(before[0].missing(), None, "it is believed still");
+    until(&|| guarded.is_out()).await;
+    let doubted = guarded.doubted().expect("its word is doubted");
+    assert!(doubted < honest, "since its last right answer");
+    assert_eq!(guarded.doubted(), None, "told once");
+    liar.lies.store(false, Ordering::SeqCst);
+    until(&|| !guarded.is_out()).await;
+    let asked = ScanRequest {
+        deadline: Deadline::after(SECONDS_20),
+        ..asked
+    };
+    let after = scanner.scan(asked).await;
+    assert_eq!(after[0].missing(), None);
+    assert_eq!(liar.asked.load(Ordering::SeqCst), 2, "asked anew");
 }
 
 /// Malware is malware: who waits for the other engines then waits for nothing.

@@ -333,11 +333,14 @@ impl State {
         }
     }
 
-    /// A replica is out because it lied: what it said since it last told the truth is in doubt.
+    /// A replica is out because it lied: what it said since it last told the truth is in doubt, and
+    /// nothing of what it said is used again.
     pub(super) fn doubt(&self, replica: usize) {
         let mut belief = lock(&self.core.belief);
         let since = belief.good.get(replica).copied();
         belief.doubted = belief.doubted.into_iter().chain(since).min();
+        drop(belief);
+        *self.reuse() = Reuse::new();
     }
 
     /// Since when its answers are in doubt, told once.
