@@ -5,7 +5,7 @@
 //!
 //! | room | what it does |
 //! |---|---|
-//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`incident`] | the nouns |
+//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`incident`] | the nouns |
 //! | [`smtp`] | the protocol, without sockets |
 //! | [`store`] | durable state |
 //! | [`scan`] | asks all engines at once |
