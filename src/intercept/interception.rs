@@ -347,7 +347,7 @@ impl Interception {
         let episode = self.episodes.get(engine);
         let refuted = episode.is_some_and(|e| e.has_fast(key));
         let fine = episode.is_some_and(|e| e.is_fine_without(now, key));
-        if share > NARROW || refuted || !fine || self.is_held(key) {
+        if share > NARROW || refuted || !fine || self.is_settled(engine, key) {
             return Vec::new();
         }
         let evidence = vec![
@@ -368,12 +368,17 @@ impl Interception {
             .collect()
     }
 
-    fn is_held(&self, key: Key) -> bool {
-        let holds = |active: &Active| {
+    /// Such mail is held already, or the engine is spared it: then its shadow copies are late, which is known.
+    fn is_settled(&self, engine: &Arc<str>, key: Key) -> bool {
+        let settles = |active: &Active| {
             let same = active.learned.as_ref().is_some_and(|l| l.key == key);
-            same && active.interceptor.action == Action::Hold
+            same && match &active.interceptor.action {
+                Action::Hold => true,
+                Action::Bypass { engine: of } => **of == **engine,
+                Action::Park { .. } => false,
+            }
         };
-        self.active.values().any(holds)
+        self.active.values().any(settles)
     }
 
     /// Makes an interceptor.

@@ -276,8 +276,10 @@ impl Pipeline {
             let mut reports = judged.reports.iter();
             reports.any(|r| &*r.engine == engine && r.missing().is_some_and(|m| m.is_transient()))
         };
+        // An interceptor that holds such mail now has found nothing: nobody was asked.
+        let is_intercepted = judged.reports.is_empty();
         if let Some(Cause::Engine(engine)) = &record.cause
-            && missing(engine)
+            && (missing(engine) || is_intercepted)
         {
             return self.put_back(record).await;
         }
