@@ -277,7 +277,9 @@ fn limits<'a>(engines: impl Iterator<Item = &'a Settings>) -> mime::Limits {
             | engine::Kind::Icap { .. }
             | engine::Kind::Command(_)
             | engine::Kind::Milter { .. }
-            | engine::Kind::Rules { .. } => limits,
+            | engine::Kind::Rules { .. }
+            | engine::Kind::Dns(_)
+            | engine::Kind::Auth(_) => limits,
         },
     )
 }

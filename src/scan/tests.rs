@@ -36,7 +36,11 @@ pub(super) fn request(content: impl Into<bytes::Bytes>, allowance: Duration) -> 
 
 /// A sample for an engine without guard.
 pub(super) fn sample(content: impl Into<bytes::Bytes>) -> Sample {
-    let request = request(content, Duration::from_secs(60));
+    sampled(request(content, Duration::from_secs(60)))
+}
+
+/// The same about a request.
+pub(super) fn sampled(request: ScanRequest) -> Sample {
     Sample::new(request, Scanner::of(Vec::new()).inspection())
 }
 

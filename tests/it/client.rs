@@ -22,6 +22,16 @@ impl Client {
         Ok(client)
     }
 
+    /// Says whose mail comes now, as a front end does that the relay trusts, and is introduced anew.
+    pub async fn xclient(&mut self, address: &str) -> std::io::Result<()> {
+        let command = format!("XCLIENT ADDR={address}\r\n");
+        self.stream.write_all(command.as_bytes()).await?;
+        self.reply().await?;
+        self.stream.write_all(b"EHLO client.test\r\n").await?;
+        self.reply().await?;
+        Ok(())
+    }
+
     /// One transaction; the last line of the reply to its end of data, or of the first refusal.
     pub async fn send(
         &mut self,

@@ -234,6 +234,12 @@ pub enum BuildError {
     /// No certificate can be checked.
     #[error(transparent)]
     Trust(#[from] crate::trust::NoTrust),
+    /// No name servers to ask.
+    #[error("resolver: {0}")]
+    Resolver(String),
+    /// A zone that cannot be asked.
+    #[error("zone: {0:?} is no domain that could be asked")]
+    Zone(String),
     /// A file with a token that cannot be used.
     #[error("token_file: {path}: {cause}", path = .path.display())]
     Token {

@@ -8,8 +8,10 @@
 mod address;
 pub mod archive;
 mod attachment;
+mod auth;
 pub mod clamd;
 pub mod command;
+mod dns;
 mod encrypted;
 mod error;
 pub mod head;
@@ -18,6 +20,7 @@ mod http_client;
 pub mod icap;
 pub mod milter;
 mod name;
+mod name_server;
 pub mod rspamd;
 mod rules;
 pub mod spamd;
@@ -37,12 +40,15 @@ use crate::scan::{ScanRequest, Settings};
 use crate::verdict::Answer;
 
 pub use address::{Address, Tls};
+pub use auth::{AuthSettings, Scores};
 pub use command::{CommandSettings, Exit, FILE, Limits, Lines, NOT_RUN, Saying, runnable};
+pub use dns::{DnsAnswer, DnsList, Listed, Question};
 pub use error::{BuildError, Class, ScanError};
 pub use http::{HttpSettings, Posted, ProbeWith, Reading};
 pub use http_client::retry_after;
 pub use icap::{IcapSettings, Method};
 pub use milter::{MilterSettings, TempFail};
+pub use name_server::NameServers;
 pub use rspamd::RspamdSettings;
 pub use spamd::SpamdSettings;
 pub use url::{HTTP, ICAP, NotAUrl, Schemes, Url};
@@ -103,6 +109,10 @@ pub enum Kind {
     },
     /// What the message is made of.
     Attachment(AttachmentSettings),
+    /// A block list in the DNS.
+    Dns(DnsList),
+    /// SPF, DKIM, ARC and DMARC.
+    Auth(AuthSettings),
 }
 
 /// What the attachment engine objects to.
@@ -129,6 +139,16 @@ pub struct AttachmentSettings {
 pub struct Sample {
     request: ScanRequest,
     inspection: mime::Shared,
+    probe: Option<Probe>,
+}
+
+/// Which half of a pair of probes a sample is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    /// What must be found.
+    Bad,
+    /// What must pass.
+    Clean,
 }
 
 impl Sample {
@@ -137,7 +157,20 @@ impl Sample {
         Self {
             request,
             inspection,
+            probe: None,
         }
+    }
+
+    /// The same as one of a pair of probes, for engines that judge by something else than the content.
+    #[must_use]
+    pub fn as_probe(mut self, probe: Probe) -> Self {
+        self.probe = Some(probe);
+        self
+    }
+
+    /// Whether it is a probe, and which.
+    pub fn probe(&self) -> Option<Probe> {
+        self.probe
     }
 
     /// The message and its deadline.
@@ -263,6 +296,11 @@ impl Probes {
         Self::with(&text)
     }
 
+    /// For engines that do not look at the content but at [`Sample::probe`].
+    pub fn of_nothing() -> Self {
+        Self::with("\r\nprobe\r\n")
+    }
+
     fn with(bad: &str) -> Self {
         let clean = "Content-Type: text/plain; charset=us-ascii\r\n\r\n\
                      This message is how the relay asks whether its engines work.\r\n";
@@ -325,6 +363,8 @@ pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
         }),
         Kind::Rules { builtin, paths } => one(Arc::new(rules::Rules::compile(*builtin, paths)?)),
         Kind::Attachment(settings) => one(Arc::new(attachment::Attachments::new(settings.clone()))),
+        Kind::Dns(list) => one(Arc::new(dns::Dns::new(list)?)),
+        Kind::Auth(settings) => one(Arc::new(auth::Auth::new(settings)?)),
     }
 }
 
@@ -340,7 +380,9 @@ pub fn advice(settings: &Settings) -> Vec<String> {
         | Kind::Milter { .. }
         | Kind::Command(_)
         | Kind::Rules { .. }
-        | Kind::Attachment(_) => Vec::new(),
+        | Kind::Attachment(_)
+        | Kind::Dns(_)
+        | Kind::Auth(_) => Vec::new(),
     }
 }
 

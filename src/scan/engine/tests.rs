@@ -2,5 +2,7 @@
 
 mod certificates;
 mod faults;
+#[path = "../../../tests/it/name_server.rs"]
+pub(super) mod name_server;
 mod noise;
 mod subjects;

@@ -23,7 +23,7 @@ use crate::message::mime;
 use crate::message::{
     BodyKind, Content, Envelope, Mailbox, MessageId, Recipient, ReversePath, Standing,
 };
-use crate::scan::engine::{Probes, Sample};
+use crate::scan::engine::{Probe, Probes, Sample};
 use crate::scan::{Errand, ScanRequest};
 use crate::verdict::Answer;
 
@@ -102,7 +102,11 @@ pub(super) async fn pair(state: &Arc<State>, replica: usize, patience: Duration)
             return Shown::NoSlot;
         };
         let engine = state.engines[replica].clone();
-        let sample = sample(state, content);
+        let half = match must_find {
+            true => Probe::Bad,
+            false => Probe::Clean,
+        };
+        let sample = sample(state, content).as_probe(half);
         let (tell, told) = oneshot::channel();
         let limit = state.settings.limit;
         tokio::spawn(async move {

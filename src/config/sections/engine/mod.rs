@@ -2,6 +2,7 @@
 
 mod command;
 mod network;
+mod resolver;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,9 +32,11 @@ enum KindName {
     Milter,
     Rules,
     Attachment,
+    Dns,
+    Auth,
 }
 
-const KINDS: [(&str, KindName); 9] = [
+const KINDS: [(&str, KindName); 11] = [
     ("clamd", KindName::Clamd),
     ("spamd", KindName::Spamd),
     ("rspamd", KindName::Rspamd),
@@ -43,6 +46,8 @@ const KINDS: [(&str, KindName); 9] = [
     ("command", KindName::Command),
     ("rules", KindName::Rules),
     ("attachment", KindName::Attachment),
+    ("dns", KindName::Dns),
+    ("auth", KindName::Auth),
 ];
 
 /// What an engine may have done to messages.
@@ -54,6 +59,7 @@ struct Usual {
     timeout: Duration,
     limit: Duration,
     slow: Duration,
+    probe: Duration,
     attempts: usize,
     slots: usize,
     max_size: u64,
@@ -66,6 +72,7 @@ impl KindName {
             timeout: secs(5),
             limit: secs(150),
             slow: Duration::from_millis(500),
+            probe: secs(10),
             attempts,
             slots,
             max_size: mebibytes << 20,
@@ -109,12 +116,27 @@ impl KindName {
             },
             Self::Rules => of(EngineClass::Av, 1, 4, 50),
             Self::Attachment => of(EngineClass::Content, 1, 4, 50),
+            // A name server may have to ask several others; one that has the answer has it at once.
+            // Public lists count questions: a pair a minute is few thousand a day.
+            Self::Dns => Usual {
+                limit: secs(10),
+                slow: secs(2),
+                probe: secs(60),
+                ..of(EngineClass::Spam, 1, 100, 50)
+            },
+            // Up to ten questions for SPF, one after the other.
+            Self::Auth => Usual {
+                timeout: secs(10),
+                limit: secs(20),
+                slow: secs(5),
+                ..of(EngineClass::Auth, 1, 100, 50)
+            },
         }
     }
 }
 
 /// Keys that only some kinds have, for the answer to a key in the wrong place.
-const OWN_KEYS: [(&str, &[&str]); 9] = [
+const OWN_KEYS: [(&str, &[&str]); 11] = [
     ("clamd", &["address", "connect_timeout"]),
     ("spamd", &["user", "tls", "tls_ca"]),
     (
@@ -148,6 +170,31 @@ const OWN_KEYS: [(&str, &[&str]); 9] = [
             "max_cpu",
             "max_memory",
             "max_file_size",
+        ],
+    ),
+    (
+        "dns",
+        &[
+            "zone",
+            "ask",
+            "answers",
+            "errors",
+            "max_names",
+            "test_listed",
+            "test_unlisted",
+            "resolver",
+        ],
+    ),
+    (
+        "auth",
+        &[
+            "authserv_id",
+            "dmarc",
+            "spf_fail",
+            "spf_softfail",
+            "dkim_fail",
+            "dmarc_fail",
+            "max_signatures",
         ],
     ),
     ("rules", &["builtin", "paths"]),
@@ -189,7 +236,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
         .unwrap_or(usual.class);
     let (timeout, limit, slow) = times(&mut section, &usual);
     let wait = section.duration("wait", secs(1), SHORTEST..=secs(HOUR));
-    let probe = section.duration("probe", secs(10), secs(0)..=secs(HOUR));
+    let probe = section.duration("probe", usual.probe, secs(0)..=secs(HOUR));
     let days = secs(24 * HOUR);
     let age = section.duration("signature_age", days * 3, secs(0)..=days * 365);
     let attempts = section.count("attempts", usual.attempts, 1..=10);
@@ -202,6 +249,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
         .unwrap_or(1.0);
     let edits = match kind {
         KindName::Rspamd | KindName::Milter => section.choice("edits", Some(Rights::None), &EDITS),
+        KindName::Auth => section.choice("edits", Some(Rights::Fields), &EDITS),
         _ => None,
     };
     let kind = match kind {
@@ -214,6 +262,8 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
         KindName::Milter => network::milter(&mut section, timeout, hostname),
         KindName::Rules => rules(&mut section),
         KindName::Attachment => attachment(&mut section),
+        KindName::Dns => resolver::dns(&mut section, timeout, class),
+        KindName::Auth => resolver::auth(&mut section, timeout, class),
     };
     section.finish(&OWN_KEYS);
     Some(Settings {

@@ -1,0 +1,269 @@
+//! The results of one message.
+
+use mail_auth::dmarc::Policy;
+use mail_auth::dmarc::verify::DmarcParameters;
+use mail_auth::spf::verify::SpfParameters;
+use mail_auth::{
+    AuthenticatedMessage, DkimOutput, DkimResult, DmarcOutput, DmarcResult, MessageAuthenticator,
+    SpfOutput, SpfResult,
+};
+
+use super::AuthSettings;
+use super::field::Stated;
+use crate::message::{Envelope, Mailbox, header};
+use crate::scan::engine::Sample;
+use crate::verdict::{Finding, FindingKind};
+
+/// Names of fields that a signature may say it covers; honest ones have a few dozen.
+const COVERED: usize = 200;
+
+/// What is known in the end.
+pub(super) struct Results {
+    pub(super) findings: Vec<Finding>,
+    /// The same for the field.
+    pub(super) stated: Vec<Stated>,
+    /// Some name server did not answer.
+    pub(super) in_doubt: bool,
+}
+
+/// Asks for everything that the message's domains publish. It does as much as the settings allow, whatever the message says.
+pub(super) async fn judge(
+    authenticator: &MessageAuthenticator,
+    settings: &AuthSettings,
+    sample: &Sample,
+) -> Results {
+    let mut results = Results {
+        findings: Vec::new(),
+        stated: Vec::new(),
+        in_doubt: false,
+    };
+    let envelope = &sample.request().envelope;
+    let spf = spf(authenticator, &settings.authserv_id, envelope).await;
+    let identity = match envelope.reverse_path.is_null() {
+        true => "smtp.helo",
+        false => "smtp.mailfrom",
+    };
+    results.spf(&spf, identity, settings);
+    let content = sample.content().bytes();
+    let Some(mut message) = AuthenticatedMessage::parse(content) else {
+        results.add("dkim.none", "no header section");
+        return results;
+    };
+    let left_out = bound(&mut message, settings.max_signatures);
+    let dkim = authenticator.verify_dkim(&message).await;
+    results.dkim(&dkim, left_out, settings);
+    let domain = envelope.reverse_path.mailbox().map_or("", Mailbox::domain);
+    let dmarc = DmarcParameters::new(&message, &dkim, domain, &spf);
+    let dmarc = authenticator.verify_dmarc(dmarc).await;
+    results.dmarc(&dmarc, froms(content), settings);
+    if message.ams_headers.len() > settings.max_signatures {
+        results.state(
+            "arc",
+            "permerror",
+            Vec::new(),
+            "a longer chain than is verified",
+        );
+        return results;
+    }
+    let arc = authenticator.verify_arc(&message).await;
+    let sealer = arc.sets().last().map(|set| set.seal.header.d.clone());
+    results.arc(arc.result(), sealer);
+    results
+}
+
+/// The reverse-path's domain, or the HELO name where there is none (RFC 7208 2.4).
+async fn spf(
+    authenticator: &MessageAuthenticator,
+    authserv_id: &str,
+    envelope: &Envelope,
+) -> SpfOutput {
+    let (client, helo) = (envelope.origin.client.to_canonical(), &envelope.origin.helo);
+    let parameters = match envelope.reverse_path.mailbox() {
+        Some(from) => SpfParameters::verify_mail_from(client, helo, authserv_id, from.as_str()),
+        None => SpfParameters::verify_ehlo(client, helo, authserv_id),
+    };
+    authenticator.verify_spf(parameters).await
+}
+
+/// Takes away what nobody honest needs: signatures beyond `most`, those that say they cover hundreds of fields, and
+/// everything that makes verifying ask for more than keys. Returns how many signatures are left out.
+fn bound(message: &mut AuthenticatedMessage<'_>, most: usize) -> usize {
+    let before = message.dkim_headers.len() + message.errors.len();
+    message.errors.truncate(most);
+    message.dkim_headers.retain(|s| s.header.h.len() <= COVERED);
+    message.dkim_headers.truncate(most);
+    for signature in &mut message.dkim_headers {
+        signature.header.r = false;
+        signature.header.atps = None;
+    }
+    if message
+        .ams_headers
+        .iter()
+        .any(|s| s.header.h.len() > COVERED)
+    {
+        message.has_arc_errors = true;
+    }
+    before - message.dkim_headers.len() - message.errors.len()
+}
+
+/// From fields: exactly one can be aligned with anything (RFC 5322 3.6).
+fn froms(content: &[u8]) -> usize {
+    header::fields(header::section(content))
+        .filter(|field| field.is("From"))
+        .count()
+}
+
+impl Results {
+    fn add(&mut self, name: &str, detail: &str) {
+        let finding = Finding::new(FindingKind::Info, name, 0.0);
+        self.findings.push(finding.with_detail(shown(detail)));
+    }
+
+    fn count(&mut self, name: &str, detail: &str, score: f64) {
+        match score == 0.0 {
+            true => self.add(name, detail),
+            false => {
+                let finding = Finding::new(FindingKind::Score, name, score);
+                self.findings.push(finding.with_detail(shown(detail)));
+            }
+        }
+    }
+
+    fn state(
+        &mut self,
+        method: &'static str,
+        result: &'static str,
+        properties: Vec<(&'static str, String)>,
+        detail: &str,
+    ) {
+        self.add(&format!("{method}.{result}"), detail);
+        self.stated.push(Stated {
+            method,
+            result,
+            properties,
+        });
+    }
+
+    fn spf(&mut self, spf: &SpfOutput, identity: &'static str, settings: &AuthSettings) {
+        let (word, score) = match spf.result() {
+            SpfResult::Pass => ("pass", 0.0),
+            SpfResult::Fail => ("fail", settings.scores.spf_fail),
+            SpfResult::SoftFail => ("softfail", settings.scores.spf_softfail),
+            SpfResult::Neutral => ("neutral", 0.0),
+            SpfResult::TempError => ("temperror", 0.0),
+            SpfResult::PermError => ("permerror", 0.0),
+            SpfResult::None => ("none", 0.0),
+        };
+        self.in_doubt |= spf.result() == SpfResult::TempError;
+        self.count(&format!("spf.{word}"), spf.domain(), score);
+        self.stated.push(Stated {
+            method: "spf",
+            result: word,
+            properties: vec![(identity, spf.domain().to_owned())],
+        });
+    }
+
+    fn dkim(&mut self, dkim: &[DkimOutput<'_>], left_out: usize, settings: &AuthSettings) {
+        if dkim.is_empty() {
+            self.state("dkim", "none", Vec::new(), "no signature");
+        }
+        for output in dkim {
+            let (word, why) = of_dkim(output.result());
+            self.in_doubt |= word == "temperror";
+            let signature = output.signature();
+            let (domain, selector) = signature.map_or(("", ""), |s| (&*s.d, &*s.s));
+            let properties = vec![
+                ("header.d", domain.to_owned()),
+                ("header.s", selector.to_owned()),
+            ];
+            self.state(
+                "dkim",
+                word,
+                properties,
+                &format!("{domain} {selector} {why}"),
+            );
+        }
+        if left_out > 0 {
+            self.add(
+                "dkim.not-verified",
+                &format!("{left_out} more (max_signatures)"),
+            );
+        }
+        let is = |wanted: &str| dkim.iter().any(|d| of_dkim(d.result()).0 == wanted);
+        // One that may yet verify is not held against the message, nor is one that nobody can look up now.
+        if is("fail") && !is("pass") && !is("temperror") && settings.scores.dkim_fail != 0.0 {
+            self.count(
+                "dkim.no-pass",
+                "no signature verifies",
+                settings.scores.dkim_fail,
+            );
+        }
+    }
+
+    fn dmarc(&mut self, dmarc: &DmarcOutput, froms: usize, settings: &AuthSettings) {
+        let properties = vec![("header.from", dmarc.domain().to_owned())];
+        if froms != 1 {
+            let detail = format!("{froms} From fields");
+            return self.state("dmarc", "permerror", properties, &detail);
+        }
+        let word = match dmarc.result() {
+            DmarcResult::Pass => "pass",
+            DmarcResult::Fail(_) => "fail",
+            DmarcResult::TempError(_) => "temperror",
+            DmarcResult::PermError(_) => "permerror",
+            DmarcResult::None => "none",
+        };
+        self.in_doubt |= word == "temperror";
+        let policy = match dmarc.policy() {
+            Policy::Reject => Some("reject"),
+            Policy::Quarantine => Some("quarantine"),
+            Policy::None | Policy::Unspecified => None,
+        };
+        let detail = format!("{} p={}", dmarc.domain(), policy.unwrap_or("none"));
+        self.state("dmarc", word, properties, &detail);
+        if word != "fail" {
+            return;
+        }
+        if settings.scores.dmarc_fail != 0.0 {
+            self.count("dmarc.not-aligned", &detail, settings.scores.dmarc_fail);
+        }
+        if let Some(policy) = policy.filter(|_| settings.obey_dmarc) {
+            let finding = Finding::new(FindingKind::Policy, &format!("dmarc.{policy}"), 0.0);
+            self.findings.push(finding.with_detail(shown(&detail)));
+        }
+    }
+
+    fn arc(&mut self, result: &DkimResult, sealer: Option<String>) {
+        let (word, why) = of_dkim(result);
+        self.in_doubt |= word == "temperror";
+        if word == "none" {
+            return self.add("arc.none", "no chain");
+        }
+        let sealer = sealer.unwrap_or_default();
+        let detail = format!("{sealer} {why}");
+        self.state(
+            "arc",
+            word,
+            vec![("header.oldest-pass", "0".to_owned())],
+            &detail,
+        );
+    }
+}
+
+/// The word of RFC 8601 2.7.1, and why it is not `pass`.
+fn of_dkim(result: &DkimResult) -> (&'static str, String) {
+    match result {
+        DkimResult::Pass => ("pass", String::new()),
+        DkimResult::Neutral(why) => ("neutral", why.to_string()),
+        DkimResult::Fail(why) => ("fail", why.to_string()),
+        DkimResult::PermError(why) => ("permerror", why.to_string()),
+        DkimResult::TempError(why) => ("temperror", why.to_string()),
+        DkimResult::None => ("none", String::new()),
+    }
+}
+
+/// For people: bounded, without control characters.
+fn shown(text: &str) -> String {
+    let clean = |c: char| if c.is_control() { '?' } else { c };
+    text.trim().chars().take(200).map(clean).collect()
+}

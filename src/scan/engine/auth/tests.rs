@@ -1,0 +1,303 @@
+//! Results of messages that were really signed, with keys that a name server really serves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use mail_auth::arc::ArcSealer;
+use mail_auth::common::crypto::{Ed25519Key, SigningKey};
+use mail_auth::common::headers::HeaderWriter;
+use mail_auth::dkim::DkimSigner;
+use mail_auth::{AuthenticatedMessage, AuthenticationResults};
+
+use super::*;
+use crate::scan::engine::tests::name_server::{NameServer, Says};
+use crate::scan::tests::{request, sampled};
+
+const MAIL: &str = "From: A <a@a.test>\r\nTo: b@b.test\r\nSubject: x\r\n\r\nbody\r\n";
+const CLIENT: [u8; 4] = [192, 0, 2, 1];
+
+fn settings(server: &NameServer) -> AuthSettings {
+    AuthSettings {
+        authserv_id: "mx.test".to_owned(),
+        scores: Scores {
+            spf_fail: 3.0,
+            dkim_fail: 2.0,
+            dmarc_fail: 4.0,
+            ..Scores::default()
+        },
+        obey_dmarc: true,
+        max_signatures: 3,
+        servers: NameServers {
+            addresses: vec![server.address],
+            patience: Duration::from_millis(200),
+        },
+    }
+}
+
+/// A key, and the record that makes it known.
+fn key() -> (Ed25519Key, String) {
+    let der = Ed25519Key::generate_pkcs8().expect("a key");
+    let key = Ed25519Key::from_pkcs8_der(&der).expect("a key");
+    let record = format!(
+        "v=DKIM1; k=ed25519; p={}",
+        STANDARD.encode(key.public_key())
+    );
+    (key, record)
+}
+
+fn signed(
+    key: impl SigningKey<Hasher = mail_auth::common::crypto::Sha256>,
+    domain: &str,
+) -> String {
+    let signer = DkimSigner::from_key(key).domain(domain).selector("s");
+    let signer = signer.headers(["From", "To", "Subject"]);
+    let signature = signer.sign(MAIL.as_bytes()).expect("a signature");
+    format!("{}{MAIL}", signature.to_header())
+}
+
+/// A domain that publishes everything, and a key of it.
+async fn domain(policy: &str) -> (NameServer, Ed25519Key) {
+    let server = NameServer::start().await;
+    let (key, record) = key();
+    server.text("a.test", "v=spf1 ip4:192.0.2.1 -all");
+    server.text("s._domainkey.a.test", &record);
+    server.text("_dmarc.a.test", &format!("v=DMARC1; p={policy}"));
+    (server, key)
+}
+
+fn sample(mail: &str, from: &str, client: [u8; 4], user: Option<&str>) -> Sample {
+    let mut request = request(mail.to_owned(), Duration::from_secs(60));
+    let envelope = Arc::make_mut(&mut request.envelope);
+    envelope.reverse_path = crate::message::Mailbox::parse(from)
+        .expect("a mailbox")
+        .into();
+    envelope.origin.client = client.into();
+    envelope.origin.helo = "helo.test".to_owned();
+    envelope.origin.user = user.map(str::to_owned);
+    sampled(request)
+}
+
+async fn answer(server: &NameServer, sample: Sample) -> Result<EngineAnswer, ScanError> {
+    Arc::new(Auth::new(&settings(server)).expect("an engine"))
+        .scan(sample)
+        .await
+}
+
+/// What it found, `name` or `name score` or `kind name`, and the field that it wants.
+async fn judged(server: &NameServer, sample: Sample) -> (Vec<String>, String) {
+    let answer = answer(server, sample).await.expect("an answer");
+    let Answer::Answered(findings) = answer.answer else {
+        panic!("{:?}", answer.answer);
+    };
+    let shown = findings.iter().map(|f| match f.kind {
+        FindingKind::Info => f.name.clone(),
+        FindingKind::Score => format!("{} {}", f.name, f.score),
+        kind => format!("{} {}", kind.as_str(), f.name),
+    });
+    let forged = Edit::RemoveResults {
+        authserv_id: "mx.test".to_owned(),
+    };
+    assert_eq!(answer.wanted.first(), Some(&Wanted::Field(forged)));
+    let field = match answer.wanted.get(1) {
+        Some(Wanted::Field(Edit::Add { name, value, .. })) => format!("{name}: {value}"),
+        _ => String::new(),
+    };
+    (shown.collect(), field.replace("\r\n\t", " "))
+}
+
+/// Mail from where its domain says, signed with the domain's key, passes everything, and the field says so.
+#[tokio::test]
+async fn honest_mail_passes() {
+    let (server, key) = domain("reject").await;
+    let mail = signed(key, "a.test");
+    let (found, field) = judged(&server, sample(&mail, "a@a.test", CLIENT, None)).await;
+    assert_eq!(found, ["spf.pass", "dkim.pass", "dmarc.pass", "arc.none"]);
+    assert_eq!(
+        field,
+        "Authentication-Results: mx.test; spf=pass smtp.mailfrom=a.test; \
+         dkim=pass header.d=a.test header.s=s; dmarc=pass header.from=a.test"
+    );
+}
+
+/// A body that was changed, from where the domain's mail does not come: it counts what the administrator says it counts, and
+/// the domain's own policy is a finding.
+#[tokio::test]
+async fn forged_mail_fails() {
+    let (server, key) = domain("reject").await;
+    let mail = signed(key, "a.test").replace("Subject: x", "Subject: y");
+    let (found, field) = judged(&server, sample(&mail, "a@a.test", [192, 0, 2, 2], None)).await;
+    let all = [
+        "spf.fail 3",
+        "dkim.fail",
+        "dkim.no-pass 2",
+        "dmarc.fail",
+        "dmarc.not-aligned 4",
+        "policy dmarc.reject",
+        "arc.none",
+    ];
+    assert_eq!(found, all);
+    assert!(field.contains("; dmarc=fail header.from=a.test"), "{field}");
+}
+
+/// SPF and DKIM of another domain than the one that is shown are worth nothing for DMARC; one of them aligned is enough.
+#[tokio::test]
+async fn only_aligned_results_count_for_dmarc() {
+    let (server, key) = domain("none").await;
+    server.text("c.test", "v=spf1 +all");
+    let (found, _) = judged(&server, sample(MAIL, "a@c.test", CLIENT, None)).await;
+    assert_eq!(found[..3], ["spf.pass", "dkim.none", "dmarc.fail"]);
+    let mail = signed(key, "a.test");
+    let (found, _) = judged(&server, sample(&mail, "a@c.test", CLIENT, None)).await;
+    assert_eq!(found[..3], ["spf.pass", "dkim.pass", "dmarc.pass"]);
+}
+
+/// Name servers of a domain that do not answer are no proof against its mail; nobody's policy is obeyed then.
+#[tokio::test]
+async fn a_domain_that_nobody_can_ask_about_has_temporary_errors() {
+    for fault in [Says::ServFail, Says::Nothing, Says::Refused] {
+        let (server, key) = domain("reject").await;
+        for name in ["a.test", "s._domainkey.a.test", "_dmarc.a.test"] {
+            server.says(name, fault.clone());
+        }
+        let mail = signed(key, "a.test");
+        let (found, _) = judged(&server, sample(&mail, "a@a.test", CLIENT, None)).await;
+        let all = [
+            "spf.temperror",
+            "dkim.temperror",
+            "dmarc.temperror",
+            "arc.none",
+        ];
+        assert_eq!(found, all, "{fault:?}");
+    }
+}
+
+/// P4: with name servers of our own that say nothing, nothing is known about anybody: that is no answer.
+#[tokio::test]
+async fn without_name_servers_there_is_no_answer() {
+    for fault in [Says::ServFail, Says::Nothing] {
+        let (server, _) = domain("reject").await;
+        for name in ["a.test", "_dmarc.a.test", ""] {
+            server.says(name, fault.clone());
+        }
+        let error = answer(&server, sample(MAIL, "a@a.test", CLIENT, None)).await;
+        let error = error.expect_err("no answer");
+        let reasons = [Reason::EngineError, Reason::Unreachable];
+        assert!(reasons.contains(&error.reason()), "{fault:?}: {error}");
+    }
+}
+
+/// RFC 7208 4.6.4: a record that makes us ask more than ten questions is an error of its domain's, and costs no more.
+#[tokio::test]
+async fn spf_asks_ten_questions_at_most() {
+    let server = NameServer::start().await;
+    for at in 0..20 {
+        let record = format!("v=spf1 include:{}.a.test -all", at + 1);
+        server.text(&format!("{at}.a.test"), &record);
+    }
+    let (found, _) = judged(&server, sample(MAIL, "a@0.a.test", CLIENT, None)).await;
+    assert_eq!(found[0], "spf.permerror");
+    let asked = server.asked();
+    let asked = asked
+        .iter()
+        .filter(|name| name.ends_with("a.test") && !name.starts_with('_'));
+    assert!(asked.count() <= 12, "{:?}", server.asked());
+}
+
+/// Mail of our own users and neighbours comes from no server that a domain could have named: nothing is asked, and still nobody
+/// speaks in our name.
+#[tokio::test]
+async fn own_mail_is_not_judged() {
+    let (server, _) = domain("reject").await;
+    for (client, user) in [(CLIENT, Some("u")), ([10, 0, 0, 1], None)] {
+        let (found, field) = judged(&server, sample(MAIL, "a@a.test", client, user)).await;
+        assert_eq!(
+            (found, field),
+            (vec!["not-asked".to_owned()], String::new())
+        );
+    }
+    assert_eq!(server.asked(), Vec::<String>::new());
+}
+
+/// A hostile message costs a bounded number of questions: signatures beyond the limit are not verified, header sections without
+/// measure are not looked at, and no signature makes us ask for anything but its key.
+#[tokio::test]
+async fn hostile_header_sections_are_bounded() {
+    let (server, key) = domain("none").await;
+    let mail = signed(key, "a.test");
+    let signature = mail.strip_suffix(MAIL).expect("a signature").to_owned();
+    let asking = signature.replace(" d=a.test", " r=y; atps=a.test; d=a.test");
+    assert_ne!(asking, signature);
+    let many = format!("{}{mail}", asking.repeat(100));
+    let (found, _) = judged(&server, sample(&many, "a@a.test", CLIENT, None)).await;
+    assert_eq!(
+        found.iter().filter(|f| f.starts_with("dkim.fail")).count(),
+        3,
+        "{found:?}"
+    );
+    assert!(found.contains(&"dkim.not-verified".to_owned()), "{found:?}");
+    let asked = server.asked();
+    assert!(
+        !asked
+            .iter()
+            .any(|n| n.contains("_atps") || n.contains("_report")),
+        "{asked:?}"
+    );
+    // Not the tag bh.
+    let tag = |(at, _): &(usize, &str)| !mail[..*at].ends_with('b');
+    let (at, tag) = mail.match_indices("h=").find(tag).expect("h=");
+    let (before, after) = mail.split_at(at + tag.len());
+    let greedy = format!("{before}{}{after}", "x:".repeat(300));
+    let (found, _) = judged(&server, sample(&greedy, "a@a.test", CLIENT, None)).await;
+    assert!(found.contains(&"dkim.not-verified".to_owned()), "{found:?}");
+    for hostile in [
+        signature.repeat(10_000),
+        format!("X: {}\r\n", "x".repeat(300_000)),
+    ] {
+        let hostile = format!("{hostile}{MAIL}");
+        let answer = answer(&server, sample(&hostile, "a@a.test", CLIENT, None)).await;
+        let answer = answer.expect("an answer").answer;
+        let Answer::None { reason, .. } = answer else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(reason, Reason::LimitsReached);
+    }
+}
+
+/// RFC 5322 3.6: which of two authors would be aligned is anybody's guess, so none is.
+#[tokio::test]
+async fn two_authors_are_an_error() {
+    let (server, _) = domain("reject").await;
+    let mail = format!("From: a@c.test\r\n{MAIL}");
+    let (found, _) = judged(&server, sample(&mail, "a@a.test", CLIENT, None)).await;
+    assert!(found.contains(&"dmarc.permerror".to_owned()), "{found:?}");
+}
+
+/// RFC 8617: a chain whose seal verifies passes; one whose message was changed afterwards does not.
+#[tokio::test]
+async fn a_chain_is_verified() {
+    let (server, _) = domain("none").await;
+    let (key, record) = key();
+    server.text("s._domainkey.list.test", &record);
+    let message = AuthenticatedMessage::parse(MAIL.as_bytes()).expect("a message");
+    let results = AuthenticationResults::new("list.test");
+    let sealer = ArcSealer::from_key(key).domain("list.test").selector("s");
+    let sealer = sealer.headers(["From", "To", "Subject"]);
+    let set = sealer.seal(&message, &results, &mail_auth::ArcOutput::default());
+    let sealed = format!("{}{MAIL}", set.expect("a seal").to_header());
+    let (found, _) = judged(&server, sample(&sealed, "a@a.test", CLIENT, None)).await;
+    assert_eq!(found.last().map(String::as_str), Some("arc.pass"));
+    let changed = sealed.replace("Subject: x", "Subject: y");
+    let (found, _) = judged(&server, sample(&changed, "a@a.test", CLIENT, None)).await;
+    assert_eq!(found.last().map(String::as_str), Some("arc.fail"));
+}
+
+/// A large body is hashed away from the runtime's threads, with the same result.
+#[tokio::test]
+async fn large_mail_has_the_same_results() {
+    let (server, _) = domain("none").await;
+    let mail = format!("{MAIL}{}", "x\r\n".repeat(40_000));
+    let (found, _) = judged(&server, sample(&mail, "a@a.test", CLIENT, None)).await;
+    assert_eq!(found, ["spf.pass", "dkim.none", "dmarc.pass", "arc.none"]);
+}

@@ -1,0 +1,296 @@
+//! Block lists in the DNS (RFC 5782).
+//!
+//! One engine is one list. The guard's slots, breaker, probes, drains and reports are then each list's own: a list that is
+//! dead, or that lists everybody, is taken out by the same means as any other engine, and takes no other list's answers
+//! away with it. All names of a message are asked about at once. An answer is a listing only if it is in 127.0.0.0/8 and
+//! none of the list's error codes; a question without an answer is no "not listed" (P4).
+
+mod names;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, join_all};
+use hickory_resolver::TokioResolver;
+use hickory_resolver::proto::rr::{Name, RData};
+use ipnet::Ipv4Net;
+
+use super::name_server::{NameServers, failed, is_no};
+use super::{
+    BuildError, Engine, EngineAnswer, Probe, Probes, Sample, ScanError, compute, is_short,
+};
+use crate::message::Mailbox;
+use crate::verdict::{Answer, Finding, FindingKind};
+
+pub(super) use names::is_public;
+
+/// What a list is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// The client's address.
+    Client,
+    /// The registered domain of the reverse-path.
+    Sender,
+    /// The registered domains of the URLs in the text.
+    Url,
+}
+
+/// Which answers of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listed {
+    /// All in this network.
+    In(Ipv4Net),
+    /// All whose last octet has one of these bits.
+    Bits(u8),
+}
+
+impl Listed {
+    fn matches(self, address: Ipv4Addr) -> bool {
+        match self {
+            Self::In(network) => network.contains(&address),
+            Self::Bits(bits) => address.octets()[3] & bits != 0,
+        }
+    }
+}
+
+/// What answers of a list mean.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DnsAnswer {
+    /// Which ones.
+    pub listed: Listed,
+    /// What sort of finding.
+    pub kind: FindingKind,
+    /// What it adds to the score, once for each message.
+    pub score: f64,
+    /// The finding's name.
+    pub name: String,
+}
+
+/// One list.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DnsList {
+    /// Its zone: `zen.spamhaus.org`.
+    pub zone: String,
+    /// What it is asked about.
+    pub ask: Vec<Question>,
+    /// What its answers mean, each that matches.
+    pub answers: Vec<DnsAnswer>,
+    /// Answers that are the list's way to say that it does not answer.
+    pub errors: Vec<Ipv4Net>,
+    /// Domains of URLs that are asked about, for one message at most.
+    pub max_names: usize,
+    /// An address or a domain that it must list; none: RFC 5782's.
+    pub test_listed: Option<String>,
+    /// An address or a domain that it must not list; none: RFC 5782's.
+    pub test_unlisted: Option<String>,
+    /// Who is asked.
+    pub servers: NameServers,
+}
+
+/// One list, ready to be asked.
+#[derive(Debug)]
+pub(super) struct Dns {
+    list: DnsList,
+    zone: Name,
+    resolver: TokioResolver,
+    fresh: TokioResolver,
+}
+
+impl Engine for Dns {
+    fn scan(
+        self: Arc<Self>,
+        sample: Sample,
+    ) -> BoxFuture<'static, Result<EngineAnswer, ScanError>> {
+        Box::pin(async move {
+            let findings = match sample.probe() {
+                Some(probe) => self.test(probe).await?,
+                None => self.look(&sample).await?,
+            };
+            Ok(EngineAnswer {
+                replica: Some(self.list.zone.clone()),
+                ..EngineAnswer::local(Answer::Answered(findings))
+            })
+        })
+    }
+
+    fn replica(&self) -> Option<&str> {
+        Some(&self.list.zone)
+    }
+
+    fn probes(&self) -> Option<Probes> {
+        Some(Probes::of_nothing())
+    }
+}
+
+impl Dns {
+    /// Reads the system's configuration where no name servers are given: blocks.
+    pub(super) fn new(list: &DnsList) -> Result<Self, BuildError> {
+        let zone = Name::from_ascii(format!("{}.", list.zone.trim_end_matches('.')));
+        let zone = zone.ok().filter(|zone| !zone.is_root());
+        Ok(Self {
+            list: list.clone(),
+            zone: zone.ok_or_else(|| BuildError::Zone(list.zone.clone()))?,
+            resolver: list.servers.caching()?,
+            fresh: list.servers.forgetful()?,
+        })
+    }
+
+    async fn look(&self, sample: &Sample) -> Result<Vec<Finding>, ScanError> {
+        let (subjects, left_out) = self.subjects(sample).await?;
+        let asked = subjects.iter().map(|subject| self.ask(subject));
+        let mut found = Found::default();
+        let mut failure = None;
+        for (subject, answer) in subjects.iter().zip(join_all(asked).await) {
+            match answer {
+                Ok(addresses) => found.add(&self.list, subject, &addresses),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        // What was found was found; that nothing was is not known before everything is answered.
+        let objection = found.findings.iter().any(|f| f.kind.is_objection());
+        match failure {
+            Some(error) if !objection => return Err(error),
+            _ => {}
+        }
+        if left_out > 0 {
+            let detail = format!("{left_out} more domains in URLs (max_names)");
+            let finding = Finding::new(FindingKind::Info, "names-not-asked", 0.0);
+            found.findings.push(finding.with_detail(detail));
+        }
+        Ok(found.findings)
+    }
+
+    /// What to ask about, and how many domains there would have been beyond that.
+    async fn subjects(&self, sample: &Sample) -> Result<(Vec<String>, usize), ScanError> {
+        let envelope = &sample.request().envelope;
+        let asks = |question| self.list.ask.contains(&question);
+        let mut subjects = Vec::new();
+        let client = envelope.origin.client.to_canonical();
+        // Who has proved who they are may send from home, where lists of dial-up addresses say that nobody may.
+        if asks(Question::Client) && envelope.origin.user.is_none() && is_public(client) {
+            subjects.push(names::reversed(client));
+        }
+        let sender = envelope.reverse_path.mailbox().map(Mailbox::domain);
+        if let Some(domain) = sender.filter(|_| asks(Question::Sender)) {
+            subjects.extend(names::registered(domain));
+        }
+        if !asks(Question::Url) {
+            return Ok((subjects, 0));
+        }
+        let inspection = sample.inspection().await;
+        let short = is_short(sample.content(), &inspection);
+        let most = self.list.max_names;
+        let urls = compute(short, move || names::in_text(&inspection, most)).await?;
+        for domain in urls.domains {
+            if !subjects.contains(&domain) {
+                subjects.push(domain);
+            }
+        }
+        Ok((subjects, urls.left_out))
+    }
+
+    /// The test points: what the list says about one that it must have, or must not have.
+    async fn test(&self, probe: Probe) -> Result<Vec<Finding>, ScanError> {
+        let by_address = self.list.ask.contains(&Question::Client);
+        let (said, usual) = match (probe, by_address) {
+            // RFC 5782 5.
+            (Probe::Bad, true) => (&self.list.test_listed, "127.0.0.2"),
+            (Probe::Clean, true) => (&self.list.test_unlisted, "127.0.0.1"),
+            (Probe::Bad, false) => (&self.list.test_listed, "test"),
+            (Probe::Clean, false) => (&self.list.test_unlisted, "invalid"),
+        };
+        let point = said.as_deref().unwrap_or(usual);
+        let subject = match point.parse::<IpAddr>() {
+            Ok(address) => names::reversed(address),
+            Err(_) => point.to_owned(),
+        };
+        let listed = !self.query(&self.fresh, &subject).await?.is_empty();
+        let finding = Finding::new(FindingKind::Suspicious, point, 0.0);
+        Ok(listed.then_some(finding).into_iter().collect())
+    }
+
+    async fn ask(&self, subject: &str) -> Result<Vec<Ipv4Addr>, ScanError> {
+        self.query(&self.resolver, subject).await
+    }
+
+    /// What the list says about a name; nothing if it is not listed.
+    async fn query(
+        &self,
+        resolver: &TokioResolver,
+        subject: &str,
+    ) -> Result<Vec<Ipv4Addr>, ScanError> {
+        let name = Name::from_ascii(subject).and_then(|name| name.append_domain(&self.zone));
+        // A name that does not fit in front of the zone cannot be on the list.
+        let Ok(name) = name else {
+            return Ok(Vec::new());
+        };
+        let lookup = match resolver.ipv4_lookup(name).await {
+            Ok(lookup) => lookup,
+            Err(error) if is_no(&error) => return Ok(Vec::new()),
+            Err(error) => return Err(failed(&error, &self.list.zone)),
+        };
+        let addresses = lookup
+            .answers()
+            .iter()
+            .filter_map(|record| match record.data {
+                RData::A(address) => Some(address.0),
+                _ => None,
+            });
+        let addresses: Vec<Ipv4Addr> = addresses.collect();
+        for address in &addresses {
+            self.check(*address)?;
+        }
+        Ok(addresses)
+    }
+
+    /// RFC 5782 2.1: listings are in 127.0.0.0/8. Anything else is a parked domain or a resolver that invents answers.
+    fn check(&self, address: Ipv4Addr) -> Result<(), ScanError> {
+        let replica = self.list.zone.clone();
+        if !address.is_loopback() {
+            return Err(ScanError::Garbage {
+                replica,
+                answer: format!("{address}, which is not in 127.0.0.0/8"),
+            });
+        }
+        match self.list.errors.iter().any(|net| net.contains(&address)) {
+            true => Err(ScanError::Declined {
+                replica,
+                message: format!("{address}, which is an error of the list and no listing"),
+            }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// What is on a list; each meaning once, whatever the number of names that have it.
+#[derive(Default)]
+struct Found {
+    findings: Vec<Finding>,
+    meanings: Vec<usize>,
+    others: bool,
+}
+
+impl Found {
+    fn add(&mut self, list: &DnsList, subject: &str, addresses: &[Ipv4Addr]) {
+        for address in addresses {
+            let detail = format!("{subject}.{}: {address}", list.zone);
+            let answers = list.answers.iter().enumerate();
+            let mut known = false;
+            for (at, answer) in answers.filter(|(_, answer)| answer.listed.matches(*address)) {
+                known = true;
+                if !self.meanings.contains(&at) {
+                    self.meanings.push(at);
+                    let finding = Finding::new(answer.kind, &answer.name, answer.score);
+                    self.findings.push(finding.with_detail(&*detail));
+                }
+            }
+            if !known && !self.others {
+                self.others = true;
+                let finding = Finding::new(FindingKind::Info, "listed-otherwise", 0.0);
+                self.findings.push(finding.with_detail(detail));
+            }
+        }
+    }
+}
