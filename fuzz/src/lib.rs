@@ -2,12 +2,17 @@
 //! result to that parser's law. The targets in `fuzz_targets` call these functions, and `tests/it/fuzz.rs` calls them with
 //! the kept corpus.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
 use spillway::deadline::Deadline;
+use spillway::message::edit::{self, Rights, Wish};
 use spillway::message::{header, mime};
-use spillway::scan::engine::{archive, clamd, command, head::Malformed, http, icap, rspamd, spamd};
+use spillway::scan::engine::head::Malformed;
+use spillway::scan::engine::{
+    archive, auth, clamd, command, dns, http, icap, milter, rspamd, spamd,
+};
 use spillway::smtp::content::Decoder;
 use spillway::smtp::reply_parser::{MAX_LINE, MAX_LINES, RawReply};
 use spillway::verdict::{Answer, Finding, FindingKind};
@@ -16,13 +21,16 @@ use spillway::verdict::{Answer, Finding, FindingKind};
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("clamd", clamd),
     ("spamd", spamd),
     ("rspamd", rspamd),
     ("http", http),
     ("icap", icap),
     ("command", command),
+    ("milter", milter),
+    ("dns", dns),
+    ("auth", auth),
     ("mime", mime),
     ("archive", archive),
     ("reply", reply),
@@ -128,14 +136,16 @@ pub fn icap(octets: &[u8]) {
 
 /// What a program prints.
 pub fn command(octets: &[u8]) {
-    let patterns = [
-        "^(?<name>.+) FOUND$",
-        "(?<score>[-+0-9.eEinfa]+)",
-        r"^(?<name>\w*)\s*:?(?<score>.*)$",
-    ];
-    for pattern in patterns {
-        let lines = command::Lines::new(pattern).expect("a pattern");
-        if let Ok(judged) = command::read(octets, &lines) {
+    static PATTERNS: LazyLock<[command::Lines; 3]> = LazyLock::new(|| {
+        let patterns = [
+            "^(?<name>.+) FOUND$",
+            "(?<score>[-+0-9.eEinfa]+)",
+            r"^(?<name>\w*)\s*:?(?<score>.*)$",
+        ];
+        patterns.map(|pattern| command::Lines::new(pattern).expect("a pattern"))
+    });
+    for lines in &*PATTERNS {
+        if let Ok(judged) = command::read(octets, lines) {
             assert!(judged.names.len() <= 50);
             assert!(
                 judged
@@ -145,6 +155,83 @@ pub fn command(octets: &[u8]) {
             );
             assert!(judged.score.is_none_or(f64::is_finite));
         }
+    }
+}
+
+/// What a milter sends, one packet behind the other. Whatever it wants done to a header section, that stays one: no field of
+/// it ends it, or begins another one that nobody was asked about.
+pub fn milter(octets: &[u8]) {
+    let (mut rest, mut wanted) = (octets, Vec::new());
+    while let Ok(Some(packet)) = milter::split(rest) {
+        assert_eq!(packet.octets, packet.data.len() + 5);
+        rest = &rest[packet.octets..];
+        match milter::terms(packet.command, packet.data) {
+            Ok(terms) => {
+                assert!((2..=6).contains(&terms.version));
+                assert!(
+                    terms
+                        .macros
+                        .iter()
+                        .flatten()
+                        .all(|names| names.len() <= 100)
+                );
+            }
+            Err(malformed) => is_short(&malformed),
+        }
+        match milter::parse(packet.command, packet.data) {
+            Ok(milter::Said::Wants(edit)) => wanted.push(edit),
+            Ok(milter::Said::Reply(text)) => assert!(text.starts_with(['4', '5'])),
+            Ok(_) => {}
+            Err(malformed) => is_short(&malformed),
+        }
+    }
+    let wishes = edit::grant(wanted, Rights::Fields, true);
+    assert!(wishes.len() <= 65);
+    let edits: Vec<_> = wishes.iter().filter_map(Wish::granted).cloned().collect();
+    let section = b"From: a@a.test\r\nSubject: a\r\n\tb\r\nFrom: b@b.test\r\n";
+    let rewritten = edit::rewrite(section, &edits);
+    let fields = |section| header::fields(section).count();
+    let added = edits.iter().filter(|edit| match edit {
+        edit::Edit::Add { .. } => true,
+        // One of a name that is not there, or not so often, is added.
+        edit::Edit::Change { .. } => true,
+        edit::Edit::Remove { .. } | edit::Edit::RemoveResults { .. } => false,
+    });
+    let most = fields(section) + added.count();
+    assert!(fields(&rewritten.top) + fields(&rewritten.section) <= most);
+    for part in [&rewritten.top, &rewritten.section] {
+        let text = std::str::from_utf8(part).expect("UTF-8");
+        assert!(text.is_empty() || text.ends_with("\r\n"));
+        for line in text.split_terminator("\r\n") {
+            assert!(!line.is_empty() && line.len() <= 998, "{line:?}");
+            assert!(
+                !line.contains(|c: char| c.is_control() && c != '\t'),
+                "{line:?}"
+            );
+        }
+    }
+}
+
+/// A message whose URLs are looked for: what a list is asked about is a name, and there are not too many.
+pub fn dns(octets: &[u8]) {
+    let content = Bytes::copy_from_slice(octets);
+    let seen = mime::inspect(&content, mime::Limits::default());
+    let found = dns::in_text(&seen, 10);
+    assert!(found.domains.len() <= 10 && found.domains.len() + found.left_out <= 1000);
+    for domain in &found.domains {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
+        assert!(domain.len() <= 253 && domain.contains('.') && domain.bytes().all(allowed));
+    }
+}
+
+/// A message whose signatures are read: no more than are verified, and none that covers more than honest ones do.
+pub fn auth(octets: &[u8]) {
+    if auth::too_much(header::section(octets)).is_some() {
+        return;
+    }
+    if let Some((message, _)) = auth::read(octets, 5) {
+        assert!(message.dkim_headers.len() <= 5 && message.errors.len() <= 5);
+        assert!(message.dkim_headers.iter().all(|s| s.header.h.len() <= 200));
     }
 }
 

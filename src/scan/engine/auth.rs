@@ -28,6 +28,8 @@ use crate::message::edit::{Edit, Place, Wanted};
 use crate::message::{header, mime};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
+pub use judge::read;
+
 /// Octets of a header section that is looked at.
 const HEADER: usize = 256 << 10;
 /// Its fields.
@@ -171,7 +173,7 @@ impl Auth {
 }
 
 /// Why a header section is not looked at.
-fn too_much(header_section: &[u8]) -> Option<&'static str> {
+pub fn too_much(header_section: &[u8]) -> Option<&'static str> {
     if header_section.len() > HEADER {
         return Some("a header section of more than 256 KiB");
     }

@@ -25,6 +25,7 @@ use crate::message::Mailbox;
 use crate::verdict::{Answer, Finding, FindingKind};
 
 pub(super) use names::is_public;
+pub use names::{Domains, in_text};
 
 /// What a list is asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

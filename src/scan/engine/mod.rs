@@ -8,10 +8,10 @@
 mod address;
 pub mod archive;
 mod attachment;
-mod auth;
+pub mod auth;
 pub mod clamd;
 pub mod command;
-mod dns;
+pub mod dns;
 mod encrypted;
 mod error;
 pub mod head;

@@ -45,11 +45,10 @@ pub(super) async fn judge(
     };
     results.spf(&spf, identity, settings);
     let content = sample.content().bytes();
-    let Some(mut message) = AuthenticatedMessage::parse(content) else {
+    let Some((message, left_out)) = read(content, settings.max_signatures) else {
         results.add("dkim.none", "no header section");
         return results;
     };
-    let left_out = bound(&mut message, settings.max_signatures);
     let dkim = authenticator.verify_dkim(&message).await;
     results.dkim(&dkim, left_out, settings);
     let domain = envelope.reverse_path.mailbox().map_or("", Mailbox::domain);
@@ -69,6 +68,13 @@ pub(super) async fn judge(
     let sealer = arc.sets().last().map(|set| set.seal.header.d.clone());
     results.arc(arc.result(), sealer);
     results
+}
+
+/// A message as far as it is verified, and how many signatures are left out; none if it has no header section.
+pub fn read(content: &[u8], max_signatures: usize) -> Option<(AuthenticatedMessage<'_>, usize)> {
+    let mut message = AuthenticatedMessage::parse(content)?;
+    let left_out = bound(&mut message, max_signatures);
+    Some((message, left_out))
 }
 
 /// The reverse-path's domain, or the HELO name where there is none (RFC 7208 2.4).
@@ -240,13 +246,7 @@ impl Results {
             return self.add("arc.none", "no chain");
         }
         let sealer = sealer.unwrap_or_default();
-        let detail = format!("{sealer} {why}");
-        self.state(
-            "arc",
-            word,
-            vec![("header.oldest-pass", "0".to_owned())],
-            &detail,
-        );
+        self.state("arc", word, Vec::new(), &format!("{sealer} {why}"));
     }
 }
 

@@ -11,11 +11,11 @@ const MOST: usize = 1000;
 
 /// The domains of the URLs in a message.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Domains {
+pub struct Domains {
     /// Registered domains, each once, in the order in which they come.
-    pub(super) domains: Vec<String>,
+    pub domains: Vec<String>,
     /// How many there are besides.
-    pub(super) left_out: usize,
+    pub left_out: usize,
 }
 
 /// Whether anybody on the internet may have that address: who has another one is a neighbour, and no list knows about
@@ -79,7 +79,7 @@ pub(super) fn registered(host: &str) -> Option<String> {
 }
 
 /// The registered domains of all URLs in text parts, at most `most`.
-pub(super) fn in_text(inspection: &Inspection, most: usize) -> Domains {
+pub fn in_text(inspection: &Inspection, most: usize) -> Domains {
     let mut found = Domains::default();
     let mut seen = std::collections::HashSet::new();
     let mut left = TEXT;

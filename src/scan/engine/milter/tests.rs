@@ -330,7 +330,7 @@ async fn only_the_protocol_counts() {
         assert_eq!(error.reason(), Reason::Garbage, "{terms:?}");
     }
     let scripts: [Script; 5] = [
-        |c, _| (c == b'M').then(|| vec![(b'h', b"X\0y\0".to_vec())]),
+        |c, _| (c == b'M').then(|| vec![(b'h', b"X\0y\0".to_vec()), (b'c', vec![])]),
         |c, _| (c == b'E').then(|| vec![(b'c', b"x".to_vec())]),
         |c, _| (c == b'E').then(|| vec![(b'h', b"X\0y".to_vec())]),
         |c, _| (c == b'E').then(|| vec![(b'y', b"250 ok\0".to_vec())]),
