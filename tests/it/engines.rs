@@ -9,6 +9,7 @@ use crate::relay::{Site, eventually};
 use crate::samples;
 use crate::servers::{CIcap, Clamd, Rspamd, Spamd};
 use spillway::store::{Filter, Lane, Record};
+use spillway::verdict::{Answer, Reason};
 
 /// clamd finds the EICAR test file inside nested multiparts and inside a zip, a clean message passes, and the report of
 /// each held message names the engine and the finding.
@@ -135,6 +136,66 @@ async fn rspamd_scores_and_policy_decides() {
         findings.iter().any(|f| f.name == "action.reject"),
         "{findings:?}"
     );
+}
+
+fn encrypted(rspamd: &Rspamd, key: &str) -> String {
+    format!(
+        "kind = \"rspamd\"\naddress = [\"http://127.0.0.1:{}\"]\nkey = \"{key}\"\ntimeout = \"60s\"\nprobe = \"50ms\"",
+        rspamd.port
+    )
+}
+
+/// Through rspamd's own encryption it judges the same: what we seal is what it opens, and the other way round.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rspamd_judges_what_is_encrypted_to_it() {
+    let site = Site::new();
+    let (rspamd, key) = Rspamd::with_key(site.path());
+    let held = spam_is_held(&site, &encrypted(&rspamd, &key)).await;
+    let decision = held.decision.as_ref().expect("a decision");
+    assert_eq!(decision.rule, "policy.score");
+    let log = std::fs::read_to_string(site.path().join("rspamd.log")).expect("its log");
+    assert!(!log.contains("cannot decrypt"), "{log}");
+}
+
+/// P4: with a key that is not the worker's, or where the worker has none, there is no verdict, and the report says what to look at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rspamd_with_another_key_has_no_answer() {
+    for (has_key, expected) in [(true, Reason::Disconnected), (false, Reason::Garbage)] {
+        let site = Site::new();
+        let rspamd = match has_key {
+            true => Rspamd::with_key(site.path()).0,
+            false => Rspamd::start(site.path()),
+        };
+        let (_, another) = Rspamd::key_pair();
+        let engine = encrypted(&rspamd, &another).replace("50ms", "0s");
+        let relay = site
+            .start(&format!("[[engine]]\nname = \"spam\"\n{engine}\n"))
+            .await;
+        let mut client = Client::open(relay.address()).await.expect("connect");
+        let content = b"From: a@a.test\r\nSubject: lunch\r\n\r\nSee you at noon.\r\n";
+        let reply = client.send("a@a.test", &["b@b.test"], content).await;
+        let reply = reply.expect("a reply");
+        assert!(reply.starts_with("250"), "{reply}");
+        let store = relay.running.pipeline().store().clone();
+        let kept = eventually("it is kept", async || {
+            let found = store.search(Filter {
+                limit: 10,
+                ..Filter::default()
+            });
+            found.await.expect("search").pop()
+        })
+        .await;
+        let report = kept.reports.iter().find(|r| &*r.engine == "spam");
+        let Answer::None { reason, detail, .. } = &report.expect("a report").answer else {
+            panic!("an answer: {:?}", kept.reports);
+        };
+        assert_eq!(*reason, expected, "{detail}");
+        assert!(
+            detail.contains("is it this worker's public key?"),
+            "{detail}"
+        );
+        assert!(site.delivered().is_empty());
+    }
 }
 
 /// A service such as people write themselves: it wants a token, and calls whatever mentions GTUBE bad.

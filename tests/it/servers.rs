@@ -283,6 +283,33 @@ impl Rspamd {
 
     /// With rules of the test's own, in Lua.
     pub fn with(folder: &Path, lua: &str) -> Self {
+        Self::run(folder, lua, "")
+    }
+
+    /// With a key pair of its own in its normal worker; its public key.
+    pub fn with_key(folder: &Path) -> (Self, String) {
+        let (pair, key) = Self::key_pair();
+        (Self::run(folder, "", &pair), key)
+    }
+
+    /// A new key pair as a block of rspamd's configuration, and its public key.
+    pub fn key_pair() -> (String, String) {
+        let output = Command::new("/usr/bin/rspamadm")
+            .arg("keypair")
+            .output()
+            .expect("rspamadm is installed; tests/run does that");
+        let pair = String::from_utf8(output.stdout).expect("text");
+        let key = pair
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("pubkey = \""))
+            .and_then(|rest| rest.strip_suffix("\";"))
+            .expect("a public key")
+            .to_owned();
+        (pair, key)
+    }
+
+    /// `worker`: what its normal worker has beside a socket.
+    fn run(folder: &Path, lua: &str, worker: &str) -> Self {
         let (port, milter) = (free_port(), free_port());
         let at = folder.display();
         // The public suffixes that it comes with take it seconds to compile.
@@ -296,7 +323,7 @@ impl Rspamd {
                  control_socket = \"{at}/control.sock mode=0600\"; history_file = \"{at}/history\";\n\
                  dns {{ nameserver = [\"127.0.0.1:9\"]; timeout = 0.1s; retransmits = 1; }} }}\n\
                  logging {{ type = \"file\"; filename = \"{at}/rspamd.log\"; level = \"info\"; }}\n\
-                 worker \"normal\" {{ bind_socket = \"127.0.0.1:{port}\"; count = 1; }}\n\
+                 worker \"normal\" {{ bind_socket = \"127.0.0.1:{port}\"; count = 1; {worker} }}\n\
                  worker \"rspamd_proxy\" {{ bind_socket = \"127.0.0.1:{milter}\"; count = 1; milter = yes;\n\
                  upstream \"local\" {{ default = yes; self_scan = yes; }} }}\n\
                  actions {{ reject = 15; add_header = 6; greylist = 4; }}\nlua = \"{at}/rules.lua\";\n"

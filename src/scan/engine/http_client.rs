@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{CONNECTION, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
-use hyper::{Request, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -88,6 +88,19 @@ impl HttpClient {
         body: Bytes,
         deadline: Deadline,
     ) -> Result<Bytes, ScanError> {
+        self.accept(self.exchange(path, fields, body, deadline).await?)
+    }
+
+    /// Posts `body` and returns the answer, whatever its status is; [`Self::accept`] tells what it means.
+    ///
+    /// Cancel safety: dropping it closes the connection.
+    pub(super) async fn exchange(
+        &self,
+        path: &str,
+        fields: HeaderMap,
+        body: Bytes,
+        deadline: Deadline,
+    ) -> Result<Response<Bytes>, ScanError> {
         if let Some(left) = self.pause_left() {
             return Err(self.throttled(left));
         }
@@ -128,8 +141,7 @@ impl HttpClient {
             }
         };
         self.keep(connection);
-        self.check(head.status, &head.headers, &body)?;
-        Ok(body)
+        Ok(Response::from_parts(head, body))
     }
 
     /// A connection, and whether it was used before.
@@ -171,19 +183,16 @@ impl HttpClient {
         }
     }
 
-    /// What a status means (RFC 9110 15, RFC 6585 4).
-    fn check(&self, status: StatusCode, fields: &HeaderMap, body: &[u8]) -> Result<(), ScanError> {
+    /// The body of an answer whose status is a success; what another one means (RFC 9110 15, RFC 6585 4).
+    pub(super) fn accept(&self, answer: Response<Bytes>) -> Result<Bytes, ScanError> {
+        let status = answer.status();
         if status.is_success() {
-            return Ok(());
+            return Ok(answer.into_body());
         }
         let replica = self.name().to_owned();
-        let text = String::from_utf8_lossy(&body[..body.len().min(200)]);
-        let clean = |c: char| if c.is_control() { ' ' } else { c };
-        let message = format!("{} {text}", status.as_u16())
-            .chars()
-            .map(clean)
-            .collect();
-        let after = fields.get(RETRY_AFTER).and_then(|v| v.to_str().ok());
+        let message = told(&answer);
+        let after = answer.headers().get(RETRY_AFTER);
+        let after = after.and_then(|value| value.to_str().ok());
         let after = after.and_then(|text| retry_after(text, wall_clock()));
         Err(match status {
             StatusCode::PAYLOAD_TOO_LARGE => ScanError::Refused { replica, message },
@@ -238,6 +247,17 @@ impl HttpClient {
             answer: answer.chars().take(200).collect(),
         }
     }
+}
+
+/// The status of an answer and the beginning of its body, on one line.
+pub(super) fn told(answer: &Response<Bytes>) -> String {
+    let body = answer.body();
+    let text = String::from_utf8_lossy(&body[..body.len().min(200)]);
+    let clean = |c: char| if c.is_control() { ' ' } else { c };
+    format!("{} {text}", answer.status().as_u16())
+        .chars()
+        .map(clean)
+        .collect()
 }
 
 /// How long a server asks to be left alone in `Retry-After`: seconds, or a date (RFC 9110 10.2.3); none if it is neither.

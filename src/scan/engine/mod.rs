@@ -49,7 +49,7 @@ pub use http_client::retry_after;
 pub use icap::{IcapSettings, Method};
 pub use milter::{MilterSettings, TempFail};
 pub use name_server::NameServers;
-pub use rspamd::RspamdSettings;
+pub use rspamd::{NotAKey, PublicKey, RspamdSettings};
 pub use spamd::SpamdSettings;
 pub use url::{HTTP, ICAP, NotAUrl, Schemes, Url};
 

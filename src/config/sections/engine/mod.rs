@@ -156,7 +156,7 @@ const OWN_KEYS: [(&str, &[&str]); 11] = [
             "probe_with",
         ],
     ),
-    ("rspamd", &["edits"]),
+    ("rspamd", &["edits", "key"]),
     ("milter", &["tempfail"]),
     ("icap", &["method"]),
     (

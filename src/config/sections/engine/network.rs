@@ -8,8 +8,8 @@ use crate::config::sections::{HOUR, host_and_port, secs};
 use crate::config::units::Wrong;
 use crate::config::value::plain;
 use crate::scan::engine::{
-    Address, HTTP, HttpSettings, ICAP, IcapSettings, Kind, Method, MilterSettings, Posted,
-    ProbeWith, Reading, RspamdSettings, Schemes, SpamdSettings, TempFail, Tls, Url,
+    Address, HTTP, HttpSettings, ICAP, IcapSettings, Kind, Method, MilterSettings, NotAKey, Posted,
+    ProbeWith, PublicKey, Reading, RspamdSettings, Schemes, SpamdSettings, TempFail, Tls, Url,
 };
 
 use crate::verdict::FindingKind;
@@ -40,9 +40,26 @@ pub(super) fn rspamd(section: &mut Section<'_>, timeout: Duration) -> Kind {
     Kind::Rspamd {
         settings: RspamdSettings {
             tls_ca: authorities(section, &addresses, &HTTP),
+            key: public_key(section),
             connect_timeout: connect_timeout(section, timeout),
         },
         addresses,
+    }
+}
+
+/// The key is not repeated in a complaint: it might be the private one.
+fn public_key(section: &mut Section<'_>) -> Option<PublicKey> {
+    let text = section.optional_text("key")?;
+    match text.parse() {
+        Ok(key) => Some(key),
+        Err(NotAKey) => {
+            section.complain(
+                "key",
+                NotAKey.to_string(),
+                "write the pubkey that \"rspamadm keypair\" prints: 52 letters and digits",
+            );
+            None
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Answers and facts; a real rspamd is asked in the integration tests.
 
+mod sealed;
+
 use super::*;
 use crate::verdict::{Answer, FindingKind, Reason};
 

@@ -145,6 +145,7 @@ fn rspamd_at(scheme: &str, at: SocketAddr) -> Kind {
         addresses: vec![url(scheme, at)],
         settings: RspamdSettings {
             tls_ca: None,
+            key: None,
             connect_timeout: CONNECT,
         },
     }
