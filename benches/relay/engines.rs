@@ -53,7 +53,11 @@ pub async fn run() {
             ),
         ),
         ("program", "command", "command = [\"/bin/true\"]".to_owned()),
-        ("auth", "auth", resolver.clone()),
+        (
+            "auth",
+            "auth",
+            format!("authserv_id = \"relay.test\"\n{resolver}"),
+        ),
         (
             "urls",
             "dns",
