@@ -347,12 +347,14 @@ impl Pipeline {
             events::settled(&entry, &settlement.reply);
             self.history.record(entry);
         }
-        match settlement.rescan {
-            Some(record) if record.cause.is_some() => {
-                self.remember(record, message.content.clone());
+        if let Some(mut record) = settlement.rescan {
+            if record.cause.is_none() {
+                record.cause = self.recent.doubts(&record);
             }
-            Some(record) => self.recent.add(record, &message.content),
-            None => {}
+            match record.cause {
+                Some(_) => self.remember(record, message.content.clone()),
+                None => self.recent.add(record, &message.content),
+            }
         }
         settlement.reply
     }

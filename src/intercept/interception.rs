@@ -177,9 +177,25 @@ impl Interception {
 
     /// Whether an interceptor holds a message that came in before; it is not counted again.
     pub fn holds(&self, facts: &Facts<'_>) -> Option<(String, String)> {
+        self.holder(facts, |_| true)
+    }
+
+    /// Whether one that a person made does.
+    pub fn person_holds(&self, facts: &Facts<'_>) -> Option<(String, String)> {
+        self.holder(facts, |interceptor| {
+            matches!(interceptor.origin, Origin::Person { .. })
+        })
+    }
+
+    fn holder(
+        &self,
+        facts: &Facts<'_>,
+        of: impl Fn(&Interceptor) -> bool,
+    ) -> Option<(String, String)> {
         let holds = |active: &&Active| {
             let interceptor = &active.interceptor;
-            interceptor.action == Action::Hold
+            of(interceptor)
+                && interceptor.action == Action::Hold
                 && !interceptor.dry_run
                 && interceptor.pattern.matches(facts)
         };
@@ -453,10 +469,13 @@ impl Interception {
     fn end(&mut self, id: &str, why: &str) -> Option<Incident> {
         let active = self.active.remove(id)?;
         self.version += 1;
-        if self.ended.len() >= ENDED {
-            self.ended.pop_front();
+        // What a person has held is a person's to release.
+        if active.learned.is_some() {
+            if self.ended.len() >= ENDED {
+                self.ended.pop_front();
+            }
+            self.ended.push_back(id.to_owned());
         }
-        self.ended.push_back(id.to_owned());
         let incident = told(Kind::InterceptorLifted, &active.interceptor, why);
         Some(incident.with("messages matched", active.interceptor.hits))
     }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::message::fingerprint::Aspect;
-use crate::message::pattern::Facts;
+use crate::message::pattern::{Facts, Pattern};
 use crate::message::{Envelope, Fingerprint, Identity, Mailbox, Origin, Standing, Trait};
 
 fn envelope() -> Envelope {
@@ -410,6 +410,41 @@ async fn what_is_clean_in_the_end_is_not_held_but_kept_from_the_engine() {
             if found { (0, 1) } else { (1, 0) }
         );
     }
+}
+
+/// What a person has held is a person's to release, and is not let go on the way back from somebody else's hold.
+#[tokio::test(start_paused = true)]
+async fn what_a_person_holds_stays_held() {
+    let mut learner = Interception::new(Instant::now(), Settings::default());
+    let fingerprint = usual(&mut StdRng::seed_from_u64(1));
+    let envelope = envelope();
+    let facts = Facts {
+        envelope: &envelope,
+        subject: "invoice",
+        fingerprint: &fingerprint,
+    };
+    let by_hand = Interceptor {
+        id: "by-hand".to_owned(),
+        pattern: Pattern {
+            subject: Some("invoice".parse().expect("a glob")),
+            ..Pattern::default()
+        },
+        action: Action::Hold,
+        origin: super::Origin::Person {
+            who: "root".to_owned(),
+            note: String::new(),
+        },
+        made: crate::deadline::wall_clock(),
+        expires: None,
+        dry_run: false,
+        hits: 0,
+        samples: Vec::new(),
+    };
+    learner.add(by_hand);
+    assert!(learner.person_holds(&facts).is_some());
+    learner.remove("by-hand").expect("it is there");
+    assert_eq!(learner.person_holds(&facts), None);
+    assert_eq!(learner.recoverable(), (Vec::new(), Vec::new()));
 }
 
 /// A sender is known by good mail through the same network, not by a domain that anybody can write.

@@ -42,7 +42,8 @@ impl Suspicion {
         lock(&self.interception)
     }
 
-    /// Looks at a message that is about to be scanned. One that was held, and is scanned to find out, no interceptor holds.
+    /// Looks at a message that is about to be scanned. One that was held, and is scanned to find out, is held
+    /// by none that was learned.
     pub(super) fn look(
         &self,
         message: &Message,
@@ -59,7 +60,7 @@ impl Suspicion {
         let held = match errand {
             Errand::Fresh => interception.arrived(Instant::now(), message.id, &facts, &fingerprint),
             Errand::Again => interception.holds(&facts),
-            Errand::Redrive => None,
+            Errand::Redrive => interception.person_holds(&facts),
         };
         let standing = interception.standing(&fingerprint);
         drop(interception);

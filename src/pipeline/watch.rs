@@ -51,7 +51,8 @@ impl Pipeline {
         for incident in generation.delivery.incidents() {
             self.incidents.record(incident);
         }
-        self.recent.forget();
+        let probes = scanner.engines().iter().filter_map(|e| e.settings().probe);
+        self.recent.forget(probes.max().unwrap_or_default());
         for engine in scanner.engines() {
             if let Some(since) = engine.doubted() {
                 self.doubt(&engine.settings().name, since).await;
@@ -72,6 +73,7 @@ impl Pipeline {
 impl Pipeline {
     /// An engine has lied: what was delivered on its word is kept, to be scanned by it again when it can be believed.
     async fn doubt(&self, engine: &str, since: Instant) {
+        self.recent.found_out(engine, wall_clock());
         let taken = self.recent.since(since);
         let mut kept = 0_u64;
         for (mut record, content) in taken {

@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use futures_util::future::join_all;
 
 use super::*;
+use crate::incident::Kind;
 use crate::message::{Mailbox, Rights, envelope::Origin};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use engine::{Engine, EngineAnswer, ScanError};
@@ -344,6 +345,8 @@ async fn a_late_answer_is_used() {
 #[derive(Debug, Default)]
 struct Liar {
     lies: AtomicBool,
+    /// Nobody is there.
+    is_gone: AtomicBool,
     asked: AtomicUsize,
 }
 
@@ -357,6 +360,10 @@ impl Engine for Liar {
         if bytes == "mail" {
             self.asked.fetch_add(1, Ordering::SeqCst);
         }
+        if self.is_gone.load(Ordering::SeqCst) {
+            let refused = ScanError::Unreachable("refused".to_owned());
+            return Box::pin(async { Err(refused) });
+        }
         match is_bad && !self.lies.load(Ordering::SeqCst) {
             true => Box::pin(Act::Find("Eicar").play()),
             false => Box::pin(Act::Clean.play()),
@@ -369,45 +376,51 @@ impl Engine for Liar {
 }
 
 /// An engine that is blind is found out by its probes, its word is doubted from its last right answer on, and none of what
-/// it said is used again when it can be believed.
+/// it said is used again when it can be believed. It makes no difference if it is gone before it could lie a second time.
 #[tokio::test(start_paused = true)]
 async fn what_a_liar_said_is_not_used_again() {
-    let liar = Arc::new(Liar::default());
-    let settings = Settings {
-        probe: Some(Duration::from_secs(10)),
-        ..settings("liar")
-    };
-    let guarded = guard::guard(vec![liar.clone()], Arc::new(settings), None);
-    guarded.watch();
-    let until = async |what: &dyn Fn() -> bool| {
-        for _ in 0..1000 {
-            if what() {
-                return;
-            }
-            Deadline::after(Duration::from_millis(100)).wait().await;
+    for goes in [false, true] {
+        let liar = Arc::new(Liar::default());
+        let settings = Settings {
+            probe: Some(Duration::from_secs(10)),
+            ..settings("liar")
+        };
+        let guarded = guard::guard(vec![liar.clone()], Arc::new(settings), None);
+        guarded.watch();
+        let honest = Instant::now() + Duration::from_secs(15);
+        until(|| Instant::now() >= honest).await;
+        liar.lies.store(true, Ordering::SeqCst);
+        let scanner = Scanner::of(vec![guarded.clone()]);
+        let asked = request("mail", SECONDS_20);
+        let before = scanner.scan(asked.clone()).await;
+        assert_eq!(before[0].missing(), None, "it is believed still");
+        until(|| !guarded.incidents().is_empty()).await;
+        liar.is_gone.store(goes, Ordering::SeqCst);
+        until(|| guarded.is_out()).await;
+        let doubted = guarded.doubted().expect("its word is doubted");
+        assert!(doubted < honest, "since its last right answer");
+        assert_eq!(guarded.doubted(), None, "told once");
+        liar.lies.store(false, Ordering::SeqCst);
+        liar.is_gone.store(false, Ordering::SeqCst);
+        until(|| !guarded.is_out()).await;
+        let asked = ScanRequest {
+            deadline: Deadline::after(SECONDS_20),
+            ..asked
+        };
+        let after = scanner.scan(asked).await;
+        assert_eq!(after[0].missing(), None);
+        assert_eq!(liar.asked.load(Ordering::SeqCst), 2, "asked anew");
+    }
+}
+
+async fn until(mut what: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if what() {
+            return;
         }
-        panic!("it never came to that");
-    };
-    let honest = Instant::now() + Duration::from_secs(15);
-    until(&|| Instant::now() >= honest).await;
-    liar.lies.store(true, Ordering::SeqCst);
-    let scanner = Scanner::of(vec![guarded.clone()]);
-    let asked = request("mail", SECONDS_20);
-    let before = scanner.scan(asked.clone()).await;
-    assert_eq!(before[0].missing(), None, "it is believed still");
-    until(&|| guarded.is_out()).await;
-    let doubted = guarded.doubted().expect("its word is doubted");
-    assert!(doubted < honest, "since its last right answer");
-    assert_eq!(guarded.doubted(), None, "told once");
-    liar.lies.store(false, Ordering::SeqCst);
-    until(&|| !guarded.is_out()).await;
-    let asked = ScanRequest {
-        deadline: Deadline::after(SECONDS_20),
-        ..asked
-    };
-    let after = scanner.scan(asked).await;
-    assert_eq!(after[0].missing(), None);
-    assert_eq!(liar.asked.load(Ordering::SeqCst), 2, "asked anew");
+        Deadline::after(Duration::from_millis(100)).wait().await;
+    }
+    panic!("it never came to that");
 }
 
 /// Malware is malware: who waits for the other engines then waits for nothing.
@@ -497,6 +510,38 @@ fn all_bad_engines_are_told_at_once() {
     );
 }
 
+/// Time goes on at an engine after a reload, whatever happens between the reading of a configuration and its taking effect,
+/// and when the last message of the old one is gone: one that is out comes back.
+#[tokio::test(start_paused = true)]
+async fn time_goes_on_after_a_new_configuration() {
+    for probe in [None, Some(Duration::from_secs(10))] {
+        let clamd = |slots: usize| Settings {
+            slots,
+            probe,
+            kind: engine::Kind::Clamd {
+                addresses: vec![engine::Address::Unix("/nowhere/clamd.ctl".into())],
+                connect_timeout: Duration::from_secs(1),
+            },
+            ..settings("clamd")
+        };
+        let before = Scanner::new(vec![clamd(4)], None).expect("an engine");
+        before.watch();
+        let after = Scanner::new(vec![clamd(8)], Some(&before)).expect("an engine");
+        // The old one is in force still.
+        for _ in 0..5 {
+            before.scan(request("x", SECONDS_20)).await;
+        }
+        assert!(after.engines()[0].is_out(), "nobody is there");
+        after.watch();
+        drop(before);
+        let told = |wanted: Kind| {
+            let incidents = after.incidents();
+            incidents.iter().any(|incident| incident.kind == wanted)
+        };
+        until(|| told(Kind::BreakerProbing)).await;
+    }
+}
+
 /// A reload keeps what a guard knows: an engine that is in trouble does not become a healthy one by a new configuration.
 #[tokio::test(start_paused = true)]
 async fn a_new_configuration_keeps_the_scans_under_way() {
@@ -515,6 +560,12 @@ async fn a_new_configuration_keeps_the_scans_under_way() {
     assert!(before.engines()[0].is_out(), "nobody is there");
     let after = Scanner::new(vec![clamd(8)], Some(&before)).expect("an engine");
     assert!(after.engines()[0].is_out());
+    assert_eq!(
+        before.engines()[0].health().slots,
+        4,
+        "it may be refused yet"
+    );
+    after.watch();
     assert_eq!(after.engines()[0].health().slots, 8);
     let mut elsewhere = clamd(4);
     elsewhere.kind = engine::Kind::Rules {

@@ -23,16 +23,30 @@ const SAMPLED: u64 = 16;
 const BINS: usize = 16;
 const BAND: usize = 2;
 
-/// Header fields that are part of what engines judge. Others differ between copies of one mailing (recipients, dates,
-/// ids, signatures over them) or are traces of the way; who signs what is for engines that look at the envelope too.
-const JUDGED: [&str; 7] = [
-    "From",
-    "Sender",
-    "Reply-To",
-    "Subject",
-    "Content-Type",
-    "Content-Transfer-Encoding",
-    "Content-Disposition",
+/// Header fields that are no part of what engines judge by the content alone: those that differ between copies of one mailing
+/// (recipients, dates, ids, signatures over them), and traces of the way. All others are: what a rule asks for is nothing
+/// that a sender may leave out of the copy that is scanned.
+const PASSING: [&str; 20] = [
+    "ARC-Authentication-Results",
+    "ARC-Message-Signature",
+    "ARC-Seal",
+    "Authentication-Results",
+    "Bcc",
+    "Cc",
+    "Date",
+    "Delivered-To",
+    "DKIM-Signature",
+    "In-Reply-To",
+    "List-Unsubscribe",
+    "Message-ID",
+    "Received",
+    "Received-SPF",
+    "References",
+    "Return-Path",
+    "To",
+    "X-Received",
+    "X-Spam-Score",
+    "X-Spam-Status",
 ];
 
 impl Fingerprint {
@@ -70,10 +84,16 @@ fn is_attached(part: &&Part) -> bool {
 fn identity(message: &Message) -> Identity {
     let mut hash = Sha256::new();
     let section = message.content.header_section();
-    for field in header::fields(section).filter(|f| JUDGED.iter().any(|name| f.is(name))) {
-        hash.update(field.unfolded());
-        hash.update(b"\n");
+    let fields = header::fields(section);
+    // With names and lengths, so that no other fields, and no beginning of a body, hash alike.
+    for field in fields.filter(|f| !PASSING.iter().any(|name| f.is(name))) {
+        let (name, value) = (field.name.to_ascii_lowercase(), field.unfolded());
+        for piece in [&name, value.as_bytes()] {
+            hash.update((piece.len() as u64).to_le_bytes());
+            hash.update(piece);
+        }
     }
+    hash.update(u64::MAX.to_le_bytes());
     hash.update(&message.content.bytes()[section.len()..]);
     Identity(hash.finalize().into())
 }
@@ -297,6 +317,23 @@ mod tests {
         assert_eq!(copy("b@b.test", "1"), copy("c@c.test", "2"));
         let other = fingerprint(b"From: a@a.test\r\nSubject: y\r\n\r\nHello\r\n");
         assert_ne!(copy("b@b.test", "1"), other.identity, "another subject");
+    }
+
+    /// What was said of one message is not said of another that an engine reads otherwise: values that have changed places,
+    /// a field more, a field that is the beginning of the body.
+    #[test]
+    fn what_reads_otherwise_has_another_identity() {
+        let of = |text: &str| fingerprint(text.as_bytes()).identity;
+        let same = "From: a@a.test\r\nSubject: base64\r\nContent-Transfer-Encoding: 7bit\r\n\r\nSGVsbG8=\r\n";
+        for other in [
+            "From: a@a.test\r\nContent-Transfer-Encoding: base64\r\nSubject: 7bit\r\n\r\nSGVsbG8=\r\n",
+            "From: a@a.test\r\nSubject: base64\r\nContent-Transfer-Encoding: 7bit\r\nX-Mailer: y\r\n\r\nSGVsbG8=\r\n",
+            "From: a@a.test\r\nSubject: base64\r\n\r\nContent-Transfer-Encoding: 7bit\r\n\r\nSGVsbG8=\r\n",
+            "From: a@a.test\r\nSubject: base647bit\r\n\r\nSGVsbG8=\r\n",
+        ] {
+            assert_ne!(of(same), of(other), "{other}");
+        }
+        assert_eq!(of(same), of(&same.replace("Subject", "SUBJECT")));
     }
 
     /// An attachment is the same in whatever text it comes.

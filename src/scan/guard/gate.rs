@@ -25,7 +25,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use tokio::time::Instant;
 
-use super::breaker::{Breaker, Cause, Change, State};
+use super::breaker::{Breaker, Change, State};
 use crate::ablation::{Mechanism, without};
 use crate::chance;
 use crate::message::{Fingerprint, MessageId, Standing, Trait};
@@ -431,10 +431,10 @@ impl Gate {
         good == 0 && (bad > 0 || self.scans.values().any(slow))
     }
 
-    /// Whether that replica is out because of its answers to probes.
-    pub(super) fn is_untrusted(&self, replica: usize) -> bool {
-        let cause = Cause::Untrusted;
-        matches!(self.replicas[replica].breaker.state(), State::Open { cause: c, .. } if c == cause)
+    /// Whether that replica gets no mail now, for whatever reason.
+    pub(super) fn is_out(&self, replica: usize) -> bool {
+        let state = self.replicas[replica].breaker.state();
+        matches!(state, State::Open { .. } | State::HalfOpen { .. })
     }
 
     /// Whether no replica takes mail, and why.

@@ -151,7 +151,9 @@ pub(super) async fn run(state: Arc<State>, replica: usize, half_open: bool, doub
     };
     let began = Instant::now();
     let shown = pair(&state, replica, patience).await;
-    let lied = matches!(shown, Shown::Wrong(_));
+    if matches!(shown, Shown::Wrong(_)) {
+        state.lied(replica);
+    }
     match shown {
         Shown::Right => {
             state.believe(replica, began);
@@ -164,7 +166,7 @@ pub(super) async fn run(state: Arc<State>, replica: usize, half_open: bool, doub
                 state.tell(Incident::new(Kind::ProbeFailed, subject, summary));
             }
             state.work(|gate, now| gate.probed(now, replica, false));
-            if lied && state.look(|gate| gate.is_untrusted(replica)) {
+            if state.look(|gate| gate.is_out(replica)) {
                 state.doubt(replica);
             }
         }

@@ -73,7 +73,7 @@ async fn fly(state: Arc<State>, key: Key, call: Call, next: impl Next) {
     let outcome = AssertUnwindSafe(next.oneshot(call)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|panic| Err(ScanError::panicked(&*panic)));
     if let Ok(answer) = &outcome {
-        if state.reuse().put(Instant::now(), key, answer) {
+        if !state.has_liars() && state.reuse().put(Instant::now(), key, answer) {
             state.work(|gate, now| gate.forget_proofs(now));
         }
         let took = began.elapsed();

@@ -81,6 +81,8 @@ pub(super) type Flight = Arc<watch::Sender<Phase>>;
 pub(super) struct State {
     pub(super) settings: Arc<Settings>,
     pub(super) engines: Vec<Arc<dyn Engine>>,
+    /// Counted from the first configuration.
+    generation: u64,
     core: Arc<Core>,
 }
 
@@ -102,6 +104,8 @@ struct Core {
 struct Belief {
     /// When the last pair of probes began that each replica answered rightly.
     good: Vec<Instant>,
+    /// Each has answered a probe wrongly since then, whatever else has happened.
+    lied: Vec<bool>,
     /// Answers since then were given by a replica that lied to a probe, and nobody has been told yet.
     doubted: Option<Instant>,
 }
@@ -111,8 +115,8 @@ struct Desk {
     gate: Gate,
     seats: HashMap<Ticket, Seat>,
     probes: Vec<Schedule>,
-    /// Time passes at the gate.
-    ticking: bool,
+    /// By which configuration's [`State`] time passes at the gate; the newest that has something to do takes over.
+    ticking: Option<u64>,
     /// It does so even if the gate is not busy, for the routine probes.
     watched: bool,
 }
@@ -161,7 +165,7 @@ impl State {
                 gate,
                 seats: HashMap::new(),
                 probes: vec![Schedule::new(now); replicas],
-                ticking: false,
+                ticking: None,
                 watched: false,
             }),
             flights: Mutex::default(),
@@ -171,6 +175,7 @@ impl State {
             vigil: Mutex::new(Vigil::new(now, replicas)),
             belief: Mutex::new(Belief {
                 good: vec![now; replicas],
+                lied: vec![false; replicas],
                 doubted: None,
             }),
             out: Out::default(),
@@ -178,6 +183,7 @@ impl State {
         Arc::new(Self {
             settings,
             engines,
+            generation: 0,
             core: Arc::new(core),
         })
     }
@@ -197,13 +203,9 @@ impl State {
         let state = Arc::new(Self {
             settings: settings.clone(),
             engines: engines.to_vec(),
+            generation: self.generation + 1,
             core: self.core.clone(),
         });
-        let mut desk = state.lock();
-        desk.gate.retune(times(settings), settings.slots);
-        // Time goes on to pass by the old configuration until it is gone, and by the new one from its next scan.
-        desk.ticking = false;
-        drop(desk);
         Some(state)
     }
 
@@ -328,17 +330,30 @@ impl State {
 
     /// A replica answered a pair of probes rightly that began then.
     pub(super) fn believe(&self, replica: usize, began: Instant) {
-        if let Some(good) = lock(&self.core.belief).good.get_mut(replica) {
-            *good = began;
-        }
+        let mut belief = lock(&self.core.belief);
+        belief.good[replica] = began;
+        belief.lied[replica] = false;
     }
 
-    /// A replica is out because it lied: what it said since it last told the truth is in doubt, and
-    /// nothing of what it said is used again.
+    /// A replica answered a probe wrongly.
+    pub(super) fn lied(&self, replica: usize) {
+        lock(&self.core.belief).lied[replica] = true;
+    }
+
+    /// Whether nothing that is said now is to be used again.
+    pub(super) fn has_liars(&self) -> bool {
+        lock(&self.core.belief).lied.contains(&true)
+    }
+
+    /// If a replica that is out has lied: what it said since it last told the truth is in doubt, and nothing of what it said
+    /// is used again. What it is out for does not matter: one that hangs after a lie has lied.
     pub(super) fn doubt(&self, replica: usize) {
         let mut belief = lock(&self.core.belief);
-        let since = belief.good.get(replica).copied();
-        belief.doubted = belief.doubted.into_iter().chain(since).min();
+        if !belief.lied[replica] {
+            return;
+        }
+        let since = belief.good[replica];
+        belief.doubted = belief.doubted.into_iter().chain([since]).min();
         drop(belief);
         *self.reuse() = Reuse::new();
     }
@@ -378,6 +393,9 @@ impl State {
             let refuses = desk.gate.refuses().is_some();
             self.core.out.set(refuses);
             for (replica, change) in changes {
+                if matches!(change, Change::Opened(_)) {
+                    self.doubt(replica);
+                }
                 self.tell(self.changed(&desk.gate, replica, change));
             }
         }
@@ -423,10 +441,11 @@ impl State {
 
     /// While the gate is busy, time must pass there; a gate that is not busy costs nothing.
     fn keep_time(self: &Arc<Self>, desk: &mut Desk) {
-        if desk.ticking || !desk.needs_time() {
+        let newest = desk.ticking.is_none_or(|by| by < self.generation);
+        if !newest || !desk.needs_time() {
             return;
         }
-        desk.ticking = true;
+        desk.ticking = Some(self.generation);
         let state = Arc::downgrade(self);
         tokio::spawn(async move {
             loop {
@@ -441,11 +460,14 @@ impl State {
     /// Whether there will be another.
     fn tick(self: &Arc<Self>) -> bool {
         let mut desk = self.lock();
+        if desk.ticking != Some(self.generation) {
+            return false;
+        }
         desk.gate.tick(Instant::now());
         self.carry_out(&mut desk);
         self.send_probes(&mut desk);
-        desk.ticking = desk.needs_time();
-        let goes_on = desk.ticking;
+        let goes_on = desk.needs_time();
+        desk.ticking = goes_on.then_some(self.generation);
         drop(desk);
         self.hold_vigil();
         goes_on
@@ -473,12 +495,14 @@ impl State {
         }
     }
 
-    /// Lets time pass at the gate from now on, for routine probes, and at the engines for what they do by themselves.
+    /// Puts this configuration in force at the gate, and lets time pass there from now on, for routine probes, and at the
+    /// engines for what they do by themselves.
     pub(super) fn watch(self: &Arc<Self>) {
         for engine in &self.engines {
             engine.clone().watch();
         }
         let mut desk = self.lock();
+        desk.gate.retune(times(&self.settings), self.settings.slots);
         desk.watched = self.settings.probe.is_some() && self.is_probed();
         self.keep_time(&mut desk);
     }
