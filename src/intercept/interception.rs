@@ -470,7 +470,7 @@ impl Interception {
         let active = self.active.remove(id)?;
         self.version += 1;
         // What a person has held is a person's to release.
-        if active.learned.is_some() {
+        if matches!(active.interceptor.origin, Origin::Learned { .. }) {
             if self.ended.len() >= ENDED {
                 self.ended.pop_front();
             }
