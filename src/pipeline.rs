@@ -116,8 +116,17 @@ struct Before {
     spent: Duration,
     /// Why it is scanned now.
     errand: Errand,
-    /// At its next hop, if it has waited for one.
-    turn: Option<Turn>,
+    /// What is to be done once nothing speaks against it.
+    onward: Onward,
+}
+
+/// How a message goes on that is to be delivered.
+#[derive(Debug)]
+enum Onward {
+    /// At once; with its turn at its next hop, if it has waited for one.
+    Deliver(Option<Turn>),
+    /// When it is its turn: it is enough to judge it.
+    Queue,
 }
 
 impl Before {
@@ -126,7 +135,7 @@ impl Before {
         judged: None,
         spent: Duration::ZERO,
         errand: Errand::Fresh,
-        turn: None,
+        onward: Onward::Deliver(None),
     };
 }
 
@@ -135,6 +144,8 @@ impl Before {
 enum End {
     /// Handed to the next hops, which said this about each recipient.
     Delivered(Vec<Outcome>),
+    /// To be delivered when it is its turn.
+    Queued,
     /// To be kept for review.
     Held,
     /// To be refused, if there is still a session to refuse it in.
@@ -225,7 +236,13 @@ impl Pipeline {
             let pipeline = self.clone();
             self.tasks.spawn(async move {
                 pipeline
-                    .resume(generation, message, record, Errand::Fresh, None)
+                    .resume(
+                        generation,
+                        message,
+                        record,
+                        Errand::Fresh,
+                        Onward::Deliver(None),
+                    )
                     .await;
                 drop(slot);
             });
@@ -233,20 +250,20 @@ impl Pipeline {
         Reply::accepted(id)
     }
 
-    /// The rest of a stored message's life, at the step it needs; with its turn at its next hop, if it has waited for one.
+    /// The rest of a stored message's life, at the step it needs.
     async fn resume(
         self: &Arc<Self>,
         generation: Arc<Generation>,
         message: Message,
         record: Record,
         errand: Errand,
-        turn: Option<Turn>,
+        onward: Onward,
     ) {
         let before = Before {
             judged: settle::judged_before(&record, &message),
             spent: record.spent,
             errand,
-            turn,
+            onward,
         };
         let work = self
             .clone()
@@ -269,7 +286,7 @@ impl Pipeline {
         before: Before,
         so_far: Arc<OnceLock<Judged>>,
     ) -> Passed {
-        let mut turn = before.turn;
+        let mut onward = before.onward;
         let judged = match before.judged {
             Some(judged) => judged,
             None => {
@@ -284,12 +301,15 @@ impl Pipeline {
         for group in &judged.groups {
             // The only fork in the program.
             ends.push(match group.0.disposition {
-                Disposition::Deliver => {
-                    let outbound = outbound(&generation, &message, &judged, group).await;
-                    let delivery = &generation.delivery;
-                    let outcomes = delivery.deliver_in_turn(&outbound, turn.take(), deadline);
-                    End::Delivered(outcomes.await)
-                }
+                Disposition::Deliver => match &mut onward {
+                    Onward::Queue => End::Queued,
+                    Onward::Deliver(turn) => {
+                        let outbound = outbound(&generation, &message, &judged, group).await;
+                        let delivery = &generation.delivery;
+                        let outcomes = delivery.deliver_in_turn(&outbound, turn.take(), deadline);
+                        End::Delivered(outcomes.await)
+                    }
+                },
                 Disposition::Quarantine => End::Held,
                 Disposition::Reject => End::Rejected,
                 Disposition::Defer => End::Deferred,

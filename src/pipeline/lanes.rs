@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::{Generation, Pipeline, events};
+use super::{Generation, Onward, Pipeline, events};
 use crate::deadline::{Budget, Deadline, wall_clock};
 use crate::delivery::Turn;
 use crate::message::{Content, Message};
@@ -308,8 +308,9 @@ impl Lanes {
                     trace: record.trace.clone(),
                     content: Content::charged(content, charge),
                 };
+                let onward = Onward::Deliver(turn);
                 pipeline
-                    .resume(generation, message, record, Errand::Again, turn)
+                    .resume(generation, message, record, Errand::Again, onward)
                     .await;
             }
             // Set aside by the store if it is damaged; otherwise the lease ends and it is tried again.

@@ -1,25 +1,28 @@
 //! Recovery: what was held, deferred, or delivered without an engine for a cause that is gone is scanned again, by
 //! itself (promise P6).
 //!
-//! It is done one message at a time for each cause, known senders first, the oldest first. The next one follows as soon
-//! as a scan went well, so a backlog drains at the engine's own pace; a scan that does not go well ends the round, and
-//! the next round comes later. Every message is under a lease meanwhile: a crash interrupts a recovery and loses nothing
-//! of it.
+//! Each cause has its sweeps: once through all that waits for it, one message at a time, known senders first, the oldest
+//! first. The next one follows as soon as a scan went well, so a backlog drains at the engine's own pace. What stays where
+//! it is is passed over, so that it keeps nothing behind it waiting, and met again in the next sweep; several of them in a
+//! row end the round, and the sweep goes on later. Every message is under a lease meanwhile: a crash interrupts a recovery
+//! and loses nothing of it. Nothing is delivered here: what is clean waits for its turn at its next hop like all mail.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Generation, Pipeline, events, lanes};
+use super::{Generation, Onward, Pipeline, events, lanes};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Content, Message, Standing};
 use crate::scan::Errand;
-use crate::store::{Cause, Change, Lane, Record, StoreError};
+use crate::store::{Cause, Change, Lane, Place, Record, StoreError};
 use crate::verdict::Disposition;
 
 /// How often it is looked for causes that are gone.
@@ -27,8 +30,16 @@ const TICK: Duration = Duration::from_secs(1);
 /// After a round in which nothing went well: first so long, doubled up to [`LONGEST`].
 const AGAIN: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(600);
-/// A round that found nothing to do is not repeated for so long.
+/// The same at most while there is something behind that has not been tried yet.
+const MORE: Duration = Duration::from_secs(20);
+/// So many in a row that stay end a round: each may cost its engine a slot for as long as a scan can last.
+const STAYS: u32 = 3;
+/// A sweep that found nothing to do is not repeated for so long.
 const IDLE: Duration = Duration::from_secs(60);
+/// Rounds at once, each for another cause; half of them at most for interceptors that hold, whose mail may well be bad.
+const AT_ONCE: usize = 4;
+/// A round lasts so long at most, and one message: then it is the turn of other causes.
+const QUANTUM: Duration = Duration::from_secs(10);
 
 /// What became of one message in a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,72 +50,251 @@ enum Step {
     Stays,
 }
 
-/// When a cause is looked at again.
-#[derive(Debug, Clone, Copy)]
+/// Once through all that waits for a cause.
+#[derive(Debug)]
+struct Sweep {
+    /// What is left of it, beginning with the present one.
+    lanes: &'static [Lane],
+    /// How far it has come in them, or had come in them before it was interrupted.
+    places: HashMap<Lane, Place>,
+    /// What is before these places is the next sweep's.
+    interrupted: bool,
+    settled: u64,
+    stays: u64,
+    /// Its begin is in the incident log.
+    told: bool,
+}
+
+impl Sweep {
+    /// Deferred mail has its own times; they need not be waited for where a cause is newly gone.
+    const FIRST: &[Lane] = &[Lane::Scan, Lane::Held, Lane::Rescan];
+    const LATER: &[Lane] = &[Lane::Held, Lane::Rescan];
+
+    fn of(lanes: &'static [Lane]) -> Self {
+        Self {
+            lanes,
+            places: HashMap::new(),
+            interrupted: false,
+            settled: 0,
+            stays: 0,
+            told: false,
+        }
+    }
+
+    /// There is a new chance for all that waits, and first for what has not had one: what is at the head could otherwise end
+    /// every sweep.
+    fn again(self) -> Self {
+        Self {
+            interrupted: !self.places.is_empty(),
+            places: self.places,
+            ..Self::of(Self::FIRST)
+        }
+    }
+
+    fn end_of_lane(&mut self) {
+        if let Some((lane, rest)) = self.lanes.split_first() {
+            self.places.remove(lane);
+            self.lanes = rest;
+        }
+    }
+}
+
+/// Why a round ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// So has the sweep.
+    Through,
+    /// It was the turn of others.
+    Turn,
+    /// What was tried stays, or the store fails.
+    Stuck,
+}
+
+/// A round that has ended.
+#[derive(Debug)]
+struct Worked {
+    sweep: Sweep,
+    end: End,
+    settled: u64,
+    stays: u64,
+}
+
+/// The rounds of a cause.
+#[derive(Debug)]
 struct Round {
     next: Instant,
     failures: u32,
+    gone: bool,
+    /// None while a round goes on.
+    sweep: Option<Sweep>,
+    /// There is a new chance for what stays.
+    renewed: bool,
+}
+
+impl Round {
+    fn new(sweep: Sweep) -> Self {
+        Self {
+            next: Instant::now(),
+            failures: 0,
+            gone: true,
+            sweep: Some(sweep),
+            renewed: false,
+        }
+    }
+
+    /// When the next one is.
+    fn schedule(&mut self, worked: &Worked) {
+        let failed = worked.stays > 0 || worked.end == End::Stuck;
+        self.failures = match (worked.settled, failed) {
+            (0, true) => self.failures + 1,
+            (0, false) => self.failures,
+            _ => 0,
+        };
+        let doubled = 1 << self.failures.saturating_sub(1).min(10);
+        let backoff = AGAIN.saturating_mul(doubled).min(LONGEST);
+        let sweep = &worked.sweep;
+        let wait = match worked.end {
+            End::Turn => Duration::ZERO,
+            End::Stuck if self.gone => backoff.min(MORE),
+            End::Stuck => backoff,
+            End::Through if sweep.stays > 0 => backoff,
+            End::Through if sweep.settled > 0 || sweep.interrupted => Duration::ZERO,
+            End::Through => {
+                self.failures = 0;
+                IDLE
+            }
+        };
+        self.next = Instant::now() + wait;
+    }
+}
+
+/// All rounds.
+#[derive(Default)]
+struct Rounds {
+    of: BTreeMap<Cause, Round>,
+    /// Those that go on: their causes, and what became of them, unless they broke off.
+    going: FuturesUnordered<BoxFuture<'static, (Cause, Option<Worked>)>>,
+    /// The version of the interceptors, and which there were.
+    interceptors: (u64, HashSet<String>),
 }
 
 impl Pipeline {
-    /// Recovers until `closing` is cancelled.
+    /// Recovers until `closing` is cancelled; what has begun then ends by itself (see [`Pipeline::drained`]).
     pub async fn recover(self: Arc<Self>, closing: CancellationToken) {
-        let mut rounds: HashMap<Cause, Round> = HashMap::new();
-        let mut version = 0;
+        let mut rounds = Rounds::default();
         loop {
-            let work = async {
-                Deadline::after(TICK).wait().await;
-                // What an interceptor kept from an engine waits for that engine: its end is a new chance.
-                let current = self.suspicion.lock().version();
-                if std::mem::replace(&mut version, current) != current {
-                    rounds.retain(|_, round| round.failures > 0);
-                }
-                self.recover_due(&mut rounds).await;
-            };
             tokio::select! {
                 biased;
                 () = closing.cancelled() => return,
-                () = work => {}
+                Some((cause, worked)) = rounds.going.next() => {
+                    self.end_round(&mut rounds, &cause, worked);
+                }
+                () = Deadline::after(TICK).wait() => {}
+            }
+            if !without(Mechanism::Recovery) {
+                self.begin_rounds(&mut rounds, &closing);
             }
         }
     }
 
-    /// One round for each cause that is gone, or may be.
-    async fn recover_due(self: &Arc<Self>, rounds: &mut HashMap<Cause, Round>) {
-        if without(Mechanism::Recovery) {
-            return;
-        }
+    /// Begins the rounds that are due, as far as there is room for them.
+    fn begin_rounds(self: &Arc<Self>, rounds: &mut Rounds, closing: &CancellationToken) {
         let generation = self.generation();
         let causes = self.causes(&generation);
+        self.look_at_interceptors(rounds);
         // Of an engine that is out nothing is expected; when it is back its first round is due at once.
-        rounds.retain(|cause, _| causes.iter().any(|(known, _)| known == cause));
+        rounds.of.retain(|cause, round| {
+            let is_in_force = causes.iter().any(|(known, _)| known == cause);
+            if !is_in_force {
+                self.renew(cause, round);
+            }
+            is_in_force || matches!(cause, Cause::Engine(_)) || round.sweep.is_none()
+        });
+        let now = Instant::now();
+        let mut due = Vec::new();
         for (cause, gone) in causes {
-            let now = Instant::now();
-            let first = !rounds.contains_key(&cause);
-            let round = rounds.entry(cause.clone()).or_insert(Round {
-                next: now,
-                failures: 0,
-            });
-            if now < round.next {
+            let round = rounds.of.entry(cause.clone());
+            let round = round.or_insert_with(|| Round::new(Sweep::of(Sweep::FIRST)));
+            round.gone = gone;
+            if round.sweep.is_some() && now >= round.next {
+                due.push((round.next, cause, gone));
+            }
+        }
+        // Whose turn was last waits longest; of those that are new, engines come first.
+        due.sort_by_key(|(next, ..)| *next);
+        for (_, cause, gone) in due {
+            let room = if gone { AT_ONCE } else { AT_ONCE / 2 };
+            let sweep = match rounds.of.get_mut(&cause) {
+                Some(round) if rounds.going.len() < room => round.sweep.take(),
+                _ => None,
+            };
+            let Some(sweep) = sweep else { continue };
+            let of = (cause.clone(), gone);
+            let work = self
+                .clone()
+                .round(generation.clone(), of, sweep, closing.clone());
+            let handle = self.tasks.spawn(work);
+            rounds
+                .going
+                .push(Box::pin(async move { (cause, handle.await.ok()) }));
+        }
+    }
+
+    /// What an interceptor kept from an engine waits for that engine: its end is a new chance.
+    fn look_at_interceptors(&self, rounds: &mut Rounds) {
+        let (version, ids) = {
+            let interception = self.suspicion.lock();
+            if interception.version() == rounds.interceptors.0 {
+                return;
+            }
+            let ids = interception.list().map(|i| i.id.clone());
+            (interception.version(), ids.collect::<HashSet<_>>())
+        };
+        let (_, before) = std::mem::replace(&mut rounds.interceptors, (version, ids));
+        let one_ended = !before.is_subset(&rounds.interceptors.1);
+        for (cause, round) in &mut rounds.of {
+            // One that was made frees nothing; but what was idle may have something to do.
+            if !one_ended && round.failures > 0 {
                 continue;
             }
-            let lanes: &[Lane] = match first {
-                // Deferred mail has its own times; they need not be waited for.
-                true => &[Lane::Scan, Lane::Held, Lane::Rescan],
-                false => &[Lane::Held, Lane::Rescan],
-            };
-            let done = self.recover_cause(&generation, &cause, gone, lanes).await;
-            let (failures, wait) = match done {
-                Some(true) => (0, Duration::ZERO),
-                None => (0, IDLE),
-                Some(false) => {
-                    let failures = round.failures + 1;
-                    let wait = AGAIN.saturating_mul(1 << (failures - 1).min(10));
-                    (failures, wait.min(LONGEST))
-                }
-            };
-            let next = Instant::now() + wait;
-            *round = Round { next, failures };
+            self.renew(cause, round);
+        }
+    }
+
+    /// What stays has a new chance: its first round is due.
+    fn renew(&self, cause: &Cause, round: &mut Round) {
+        match round.sweep.take() {
+            None => round.renewed = true,
+            Some(sweep) => {
+                self.tell_end(cause, &sweep);
+                *round = Round::new(sweep.again());
+            }
+        }
+    }
+
+    fn end_round(&self, rounds: &mut Rounds, cause: &Cause, worked: Option<Worked>) {
+        let Some(round) = rounds.of.get_mut(cause) else {
+            return;
+        };
+        let worked = worked.unwrap_or_else(|| Worked {
+            sweep: Sweep::of(Sweep::LATER),
+            end: End::Stuck,
+            settled: 0,
+            stays: 0,
+        });
+        round.schedule(&worked);
+        // Clean mail waits for its next hop, and need not wait until somebody looks.
+        self.wake.notify_waiters();
+        let renewed = std::mem::take(&mut round.renewed);
+        round.sweep = Some(match worked.end {
+            End::Through => {
+                self.tell_end(cause, &worked.sweep);
+                Sweep::of(Sweep::LATER)
+            }
+            End::Turn | End::Stuck => worked.sweep,
+        });
+        if renewed {
+            self.renew(cause, round);
         }
     }
 
@@ -126,58 +316,80 @@ impl Pipeline {
         causes
     }
 
-    /// Works on what waits for a cause. Whether all of it went well; none if nothing waits for it.
-    async fn recover_cause(
-        self: &Arc<Self>,
-        generation: &Arc<Generation>,
-        cause: &Cause,
-        gone: bool,
-        lanes: &[Lane],
-    ) -> Option<bool> {
-        let (mut settled, mut stays) = (0_u64, 0_u64);
-        let mut told = false;
-        for &lane in lanes {
-            loop {
-                let record = match self.next(generation, lane, cause).await {
-                    Ok(Some(record)) => record,
-                    Ok(None) => break,
-                    Err(error) => {
-                        events::lane_failed("recovery", &error);
-                        break;
+    /// Whether mail may be expected to go on now.
+    fn is_gone(&self, cause: &Cause) -> bool {
+        let generation = self.generation();
+        let mut engines = generation.scanner.engines().iter();
+        match cause {
+            Cause::Engine(name) => engines.any(|e| *e.settings().name == **name && !e.is_out()),
+            Cause::Interceptor(_) => true,
+        }
+    }
+
+    /// Goes on with a sweep. Ends after the step that it is in when `closing` is cancelled.
+    async fn round(
+        self: Arc<Self>,
+        generation: Arc<Generation>,
+        (cause, gone): (Cause, bool),
+        mut sweep: Sweep,
+        closing: CancellationToken,
+    ) -> Worked {
+        let turn = Deadline::after(QUANTUM);
+        let (settled, stays) = (sweep.settled, sweep.stays);
+        let mut in_a_row = 0;
+        let end = loop {
+            let Some(lane) = sweep.lanes.first().copied() else {
+                break End::Through;
+            };
+            if closing.is_cancelled() || turn.passed() {
+                break End::Turn;
+            }
+            let record = match self.next(&generation, lane, &cause, &sweep).await {
+                Ok(Some(record)) => record,
+                Ok(None) => {
+                    sweep.end_of_lane();
+                    continue;
+                }
+                Err(error) => {
+                    events::lane_failed("recovery", &error);
+                    break End::Stuck;
+                }
+            };
+            // While the interceptor holds, only mail that something speaks for may cost the engine a scan.
+            if !gone && record.standing != Some(Standing::Known) {
+                self.put_back(record).await;
+                sweep.end_of_lane();
+                continue;
+            }
+            sweep.places.insert(lane, Place::of(&record));
+            if !sweep.told && lane != Lane::Scan {
+                sweep.told = true;
+                let what = "what was kept for it is scanned again";
+                self.tell(Kind::RecoveryBegun, &cause, what, 0, 0);
+            }
+            match self.step(&generation, lane, record).await {
+                Step::Settled => {
+                    sweep.settled += 1;
+                    in_a_row = 0;
+                }
+                Step::Stays => {
+                    sweep.stays += 1;
+                    in_a_row += 1;
+                    if lane == Lane::Scan {
+                        sweep.end_of_lane();
                     }
-                };
-                // While the interceptor holds, only mail that something speaks for may cost the engine a scan.
-                if !gone && record.standing != Some(Standing::Known) {
-                    self.put_back(record).await;
-                    break;
-                }
-                if !told && lane != Lane::Scan {
-                    told = true;
-                    self.tell(
-                        Kind::RecoveryBegun,
-                        cause,
-                        "what was kept for it is scanned again",
-                        0,
-                        0,
-                    );
-                }
-                match self.step(generation, lane, record).await {
-                    Step::Settled => settled += 1,
-                    Step::Stays => {
-                        stays += 1;
-                        break;
+                    if !gone || in_a_row >= STAYS || !self.is_gone(&cause) {
+                        break End::Stuck;
                     }
                 }
             }
+        };
+        Worked {
+            end,
+            settled: sweep.settled - settled,
+            stays: sweep.stays - stays,
+            sweep,
         }
-        if told {
-            let summary = match stays {
-                0 => "all that could be scanned again has been",
-                _ => "what is left of what was kept for it is tried later",
-            };
-            self.tell(Kind::RecoveryEnded, cause, summary, settled, stays);
-        }
-        (settled + stays > 0).then_some(stays == 0)
     }
 
     async fn next(
@@ -185,10 +397,14 @@ impl Pipeline {
         generation: &Generation,
         lane: Lane,
         cause: &Cause,
+        sweep: &Sweep,
     ) -> Result<Option<Record>, StoreError> {
+        let after = sweep.places.get(&lane).copied();
         let now = wall_clock();
         let until = now + lanes::lease(&generation.budget);
-        let claimed = self.store.recover(lane, cause.clone(), now, until, 1);
+        let claimed = self
+            .store
+            .recover(lane, cause.clone(), after, now, until, 1);
         Ok(claimed.await?.pop())
     }
 
@@ -204,9 +420,9 @@ impl Pipeline {
             (Ok(charge), Ok(content)) => Content::charged(content, charge),
             (Ok(_), Err(error)) => {
                 events::lane_failed("content", &error);
-                return Step::Stays;
+                return self.put_back(record).await;
             }
-            (Err(_), _) => return Step::Stays,
+            (Err(_), _) => return self.put_back(record).await,
         };
         let message = Message {
             id: record.message,
@@ -237,8 +453,10 @@ impl Pipeline {
             Lane::Held => {
                 // Out of quarantine first: what is on its way no reviewer should delete, or release once more.
                 record.lane = Lane::Scan;
-                record.due_at = wall_clock() + lanes::lease(&generation.budget);
-                let change = Change::Replace(Box::new(record.clone()));
+                // After a crash the lanes go on with it at once.
+                record.due_at = wall_clock();
+                let until = record.due_at + lanes::lease(&generation.budget);
+                let change = Change::Take(Box::new(record.clone()), until);
                 match self.store.change_in(Lane::Held, id, change, None).await {
                     Ok(()) => Errand::Redrive,
                     Err(StoreError::NotFound(_)) => return Step::Settled,
@@ -250,7 +468,7 @@ impl Pipeline {
             }
             Lane::Scan | Lane::Delivery | Lane::Rescan => Errand::Again,
         };
-        self.resume(generation.clone(), message, record, errand, None)
+        self.resume(generation.clone(), message, record, errand, Onward::Queue)
             .await;
         match self.store.get(id).await {
             Ok(Some(after)) if after.cause.is_some() && after.cause == cause => Step::Stays,
@@ -317,13 +535,27 @@ impl Pipeline {
         }
     }
 
-    /// Ends the lease.
+    /// Ends the lease. What a reviewer has moved meanwhile is let alone.
     async fn put_back(&self, record: Record) -> Step {
-        let change = Change::Replace(Box::new(record.clone()));
-        if let Err(error) = self.store.change(record.id, change, None).await {
-            events::lane_failed("recovery", &error);
+        let (lane, id) = (record.lane, record.id);
+        let change = Change::Replace(Box::new(record));
+        match self.store.change_in(lane, id, change, None).await {
+            Ok(()) | Err(StoreError::NotFound(_)) => {}
+            Err(error) => events::lane_failed("recovery", &error),
         }
         Step::Stays
+    }
+
+    fn tell_end(&self, cause: &Cause, sweep: &Sweep) {
+        if !sweep.told {
+            return;
+        }
+        let summary = match sweep.stays {
+            0 => "all that could be scanned again has been",
+            _ => "what is left of what was kept for it is tried later",
+        };
+        let (settled, stays) = (sweep.settled, sweep.stays);
+        self.tell(Kind::RecoveryEnded, cause, summary, settled, stays);
     }
 
     fn tell(&self, kind: Kind, cause: &Cause, what: &str, settled: u64, stays: u64) {

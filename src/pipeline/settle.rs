@@ -191,6 +191,10 @@ impl Settling<'_> {
                     ),
                 )
             }
+            End::Queued => {
+                self.queue(decision, recipients);
+                ("queued", decision.reason.clone())
+            }
             End::Deferred => self.defer(decision, recipients),
             End::Discarded => ("discarded", decision.reason.clone()),
         };
@@ -202,6 +206,22 @@ impl Settling<'_> {
             .draft
             .record(Lane::Held, Some(decision), recipients, &decision.reason);
         self.keep.push(record);
+    }
+
+    /// Apart by next hop, as in [`Self::deliveries`].
+    fn queue(&mut self, decision: &Decision, recipients: &[usize]) {
+        let mut hops: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
+        for at in recipients {
+            let recipient = self.draft.message.envelope.recipients.get(*at);
+            let route = recipient.and_then(|recipient| self.draft.route(recipient));
+            let hop = route.map_or_else(|| "".into(), |settings| settings.name.clone());
+            hops.entry(hop).or_default().push(*at);
+        }
+        for those in hops.into_values() {
+            let draft = &self.draft;
+            let record = draft.record(Lane::Delivery, Some(decision), &those, "to be delivered");
+            self.keep.push(draft.held_back(record));
+        }
     }
 
     /// Scanned again later, unless its budget or the time for deferrals is used up: then a reviewer decides (P1).

@@ -2,6 +2,7 @@
 
 mod edits;
 mod pacing;
+mod recovery;
 mod scripted;
 mod simulation;
 
@@ -343,6 +344,23 @@ fn a_refused_release_goes_back_to_quarantine() {
 
 /// An engine that never says anything about mail, although it answers what it is probed with.
 async fn hung_engine(timeout: Duration) -> crate::scan::Settings {
+    engine("hung", timeout, |heard| {
+        let said = |what: &[u8]| memchr::memmem::find(heard, what).is_some();
+        let answer: &[u8] = match said(b"EICAR-STANDARD") {
+            true => b"stream: Eicar FOUND\0",
+            false => b"stream: OK\0",
+        };
+        said(b"spillway.invalid").then_some(answer)
+    })
+    .await
+}
+
+/// An engine that gives these answers to contents, or none.
+async fn engine(
+    name: &str,
+    timeout: Duration,
+    says: fn(&[u8]) -> Option<&'static [u8]>,
+) -> crate::scan::Settings {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");
     tokio::spawn(async move {
@@ -350,12 +368,9 @@ async fn hung_engine(timeout: Duration) -> crate::scan::Settings {
             tokio::spawn(async move {
                 let mut heard = Vec::new();
                 while stream.read_buf(&mut heard).await.is_ok_and(|n| n > 0) {
-                    let said = |what: &[u8]| memchr::memmem::find(&heard, what).is_some();
-                    if said(b"spillway.invalid") && heard.ends_with(&[0; 4]) {
-                        let answer: &[u8] = match said(b"EICAR-STANDARD") {
-                            true => b"stream: Eicar FOUND\0",
-                            false => b"stream: OK\0",
-                        };
+                    if heard.ends_with(&[0; 4])
+                        && let Some(answer) = says(&heard)
+                    {
                         let _ = stream.write_all(answer).await;
                     }
                 }
@@ -363,7 +378,7 @@ async fn hung_engine(timeout: Duration) -> crate::scan::Settings {
         }
     });
     crate::scan::Settings {
-        name: "hung".into(),
+        name: name.into(),
         class: EngineClass::Av,
         timeout,
         limit: timeout,

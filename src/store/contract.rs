@@ -120,6 +120,8 @@ where
         what_was_tried_for_long_enough_is_handed_out_to_be_given_up,
         a_lease_ends_with_the_next_change,
         kept::what_waits_for_a_cause_is_handed_out_known_first,
+        kept::a_recovery_goes_on_after_what_stays,
+        kept::what_is_taken_is_leased,
         kept::a_cause_is_found_and_forgotten,
         kept::what_is_kept_to_be_scanned_again_is_bounded,
         kept::what_is_kept_to_be_scanned_again_expires,

@@ -92,7 +92,7 @@ impl Lane {
 
 /// Why a message is kept by the guard's doing and not for what was found in it. When the cause is gone, the message is
 /// taken up again ([`Store::recover`]). As text `interceptor:ID` or `engine:NAME`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// The interceptor with this id diverted it.
@@ -279,8 +279,32 @@ pub const MOST_INTERCEPTORS: usize = 1000;
 pub enum Change {
     /// Replace everything but the content.
     Replace(Box<Record>),
+    /// The same by somebody who works on it, under lease until then: nobody else gets it meanwhile ([`Store::claim`]).
+    Take(Box<Record>, Timestamp),
     /// Remove the record and its content.
     Remove,
+}
+
+/// Where a record is in the order in which [`Store::recover`] hands out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Of a known sender.
+    pub known: bool,
+    /// [`Record::received_at`].
+    pub received_at: Timestamp,
+    /// [`Record::id`].
+    pub id: MessageId,
+}
+
+impl Place {
+    /// The place of a record.
+    pub fn of(record: &Record) -> Self {
+        Self {
+            known: record.standing == Some(Standing::Known),
+            received_at: record.received_at,
+            id: record.id,
+        }
+    }
 }
 
 /// What is to be delivered, or to be given up.
@@ -364,7 +388,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> StoreFuture<'_, ()>;
 
     /// Hands out work: records of `lane` that are due at `now`, oldest due first, at most `limit`, and leases them until
-    /// `until` so that no other worker gets them. A lease ends with the next [`Store::change`], or by time.
+    /// `until` so that no other worker gets them. A lease ends with the next [`Store::change`]
+    /// (but see [`Change::Take`]), or by time.
     fn claim(
         &self,
         lane: Lane,
@@ -388,13 +413,15 @@ pub trait Store: Send + Sync + 'static {
     fn next_hops(&self, now: Timestamp) -> StoreFuture<'_, Vec<Arc<str>>>;
 
     /// Hands out what waits for a cause that is gone: records of `lane` with this cause, those of known senders first
-    /// ([`Record::standing`]), within each the oldest received first, at most `limit`, whether they are due or not. Leases
-    /// them as [`Store::claim`] does, so that a recovery can be resumed after a crash and two never work on one record.
-    /// A reviewer is not kept off: who recovers a held record changes it with [`Store::change_in`].
+    /// ([`Record::standing`]), within each the oldest received first, at most `limit`, whether they are due or not; only
+    /// those after a place, if one is given, so that what stays where it is keeps nothing behind it waiting. Leases them as
+    /// [`Store::claim`] does, so that a recovery can be resumed after a crash and two never work on one record. A reviewer is
+    /// not kept off: who recovers a held record changes it with [`Store::change_in`].
     fn recover(
         &self,
         lane: Lane,
         cause: Cause,
+        after: Option<Place>,
         now: Timestamp,
         until: Timestamp,
         limit: usize,

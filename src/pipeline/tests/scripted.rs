@@ -9,11 +9,11 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::deadline::Deadline;
-use crate::message::{Content, MessageId, Standing};
+use crate::message::{Content, MessageId};
 use crate::store::contract;
 use crate::store::{
     Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, MOST_INTERCEPTORS, Object,
-    Outgoing, Record, Store, StoreError, StoreFuture, StoredInterceptor,
+    Outgoing, Place, Record, Store, StoreError, StoreFuture, StoredInterceptor,
 };
 
 /// What an operation does.
@@ -60,6 +60,8 @@ struct Kept {
 struct Tables {
     kept: BTreeMap<MessageId, Kept>,
     number: u64,
+    /// Of all that ever were: ids are random, and a replay has others.
+    numbers: BTreeMap<MessageId, u64>,
     audit: Vec<Audit>,
     interceptors: BTreeMap<String, StoredInterceptor>,
     version: u64,
@@ -165,6 +167,7 @@ impl Scripted {
                     _ => tables.number,
                 },
             };
+            tables.numbers.insert(record.id, kept.number);
             tables.kept.insert(record.id, kept);
         }
         tables.make_room();
@@ -188,11 +191,12 @@ impl Scripted {
             let Some(kept) = tables.kept.get(&id).filter(is_there) else {
                 return Err(StoreError::NotFound(id));
             };
-            let after = match change {
-                Change::Replace(record) => vec![(*record, kept.content.clone())],
-                Change::Remove => Vec::new(),
+            let (after, until) = match change {
+                Change::Replace(record) => (vec![(*record, kept.content.clone())], None),
+                Change::Take(record, until) => (vec![(*record, kept.content.clone())], Some(until)),
+                Change::Remove => (Vec::new(), None),
             };
-            self.replace(tables, Some(id), after, (None, act))
+            self.replace(tables, Some(id), after, (until, act))
         })
     }
 
@@ -417,17 +421,21 @@ impl Store for Scripted {
         &self,
         lane: Lane,
         cause: Cause,
+        after: Option<Place>,
         now: Timestamp,
         until: Timestamp,
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>> {
         self.operation(None, Operation::Change, move |tables| {
-            let waits =
-                |record: &Record| record.lane == lane && record.cause.as_ref() == Some(&cause);
-            let key = |kept: &Kept| {
-                let unknown = kept.record.standing != Some(Standing::Known);
-                (unknown, kept.record.received_at, kept.number)
+            let numbers = tables.numbers.clone();
+            let order = |place: Place| (!place.known, place.received_at, numbers.get(&place.id));
+            let waits = |record: &Record| {
+                let is_behind = |after: Place| order(Place::of(record)) > order(after);
+                record.lane == lane
+                    && record.cause.as_ref() == Some(&cause)
+                    && after.is_none_or(is_behind)
             };
+            let key = |kept: &Kept| order(Place::of(&kept.record));
             Ok(tables.lease((now, until), limit, waits, key))
         })
     }

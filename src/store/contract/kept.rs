@@ -3,8 +3,8 @@
 use super::{at, audit, octets, record};
 use crate::message::{MessageId, Standing};
 use crate::store::{
-    Audit, Cause, Change, Filter, Lane, MOST_INTERCEPTORS, Object, Record, Store, StoreError,
-    StoredInterceptor, expire_rescans,
+    Audit, Cause, Change, Filter, Lane, MOST_INTERCEPTORS, Object, Place, Record, Store,
+    StoreError, StoredInterceptor, expire_rescans,
 };
 
 pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn Store) {
@@ -35,7 +35,7 @@ pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn
         store.put(vec![other], octets(3)).await.expect("put");
     }
     let recover = async |now, until, limit| -> Vec<MessageId> {
-        let found = store.recover(Lane::Held, clamd(), at(now), at(until), limit);
+        let found = store.recover(Lane::Held, clamd(), None, at(now), at(until), limit);
         let found = found.await.expect("recover");
         found.iter().map(|record| record.id).collect()
     };
@@ -57,8 +57,77 @@ pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn
         [ids[2], ids[1], ids[0]],
         "what was not settled is handed out again when its lease ends"
     );
-    let scan = store.recover(Lane::Scan, clamd(), at(0), at(1), 9).await;
+    let scan = store
+        .recover(Lane::Scan, clamd(), None, at(0), at(1), 9)
+        .await;
     assert_eq!(scan.expect("recover").len(), 1, "every lane for itself");
+}
+
+/// One round over a backlog: each record is met once, and what is met stays behind, changed or not.
+pub(super) async fn a_recovery_goes_on_after_what_stays(store: &dyn Store) {
+    let clamd = || Cause::Engine("clamd".to_owned());
+    let mut ids = Vec::new();
+    for (received, standing) in [
+        (10, None),
+        (20, Some(Standing::Known)),
+        (20, Some(Standing::Known)),
+        (30, Some(Standing::Known)),
+        (10, Some(Standing::Unknown)),
+        (40, None),
+    ] {
+        let mut held = record(Lane::Held);
+        held.received_at = at(received);
+        held.cause = Some(clamd());
+        held.standing = standing;
+        ids.push(held.id);
+        store.put(vec![held], octets(3)).await.expect("put");
+    }
+    let (mut place, mut met, mut left) = (None, Vec::new(), ids.clone());
+    for _ in &ids {
+        let found = store.recover(Lane::Held, clamd(), place, at(50), at(60), 1);
+        let [stays] = &found.await.expect("recover")[..] else {
+            panic!("after {met:?} nothing more");
+        };
+        place = Some(Place::of(stays));
+        met.push((Place::of(stays).known, stays.received_at));
+        let change = Change::Replace(Box::new(stays.clone()));
+        let put_back = store.change_in(Lane::Held, stays.id, change, None);
+        put_back.await.expect("put back");
+        left.retain(|id| *id != stays.id);
+    }
+    assert_eq!(left, [], "every one is met");
+    let wanted = [
+        (true, 20),
+        (true, 20),
+        (true, 30),
+        (false, 10),
+        (false, 10),
+        (false, 40),
+    ];
+    assert_eq!(met, wanted.map(|(known, received)| (known, at(received))));
+    let end = store.recover(Lane::Held, clamd(), place, at(50), at(60), 9);
+    assert_eq!(end.await.expect("recover"), [], "that was all");
+    let again = store.recover(Lane::Held, clamd(), None, at(50), at(60), 9);
+    assert_eq!(again.await.expect("recover").len(), 6, "all are there");
+}
+
+/// Who takes a record out of quarantine to work on it keeps it: nobody hastens it, and no lane has it at the same time.
+pub(super) async fn what_is_taken_is_leased(store: &dyn Store) {
+    let mut taken = record(Lane::Held);
+    store
+        .put(vec![taken.clone()], octets(3))
+        .await
+        .expect("put");
+    taken.lane = Lane::Scan;
+    taken.due_at = at(1);
+    let change = || Change::Take(Box::new(taken.clone()), at(100));
+    let take = async || store.change_in(Lane::Held, taken.id, change(), None).await;
+    take().await.expect("take");
+    take().await.expect_err("it is no longer held");
+    let claim = async |now| store.claim(Lane::Scan, at(now), at(200), 9).await;
+    assert_eq!(claim(99).await.expect("claim"), [], "leased");
+    assert!(!store.hasten(taken.id, at(50)).await.expect("hasten"));
+    assert_eq!(claim(100).await.expect("claim"), [taken.clone()], "by time");
 }
 
 pub(super) async fn a_cause_is_found_and_forgotten(store: &dyn Store) {

@@ -57,7 +57,7 @@ use self::search::{Damage, Sorted};
 use self::work::{Entry, Output, Work};
 use self::writer::{Job, Writer};
 use super::{
-    Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, Object, Outgoing, Record,
+    Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, Object, Outgoing, Place, Record,
     Recovery, Settings, Store, StoreError, StoreFuture, StoredInterceptor,
 };
 use crate::message::{Content, MessageId};
@@ -319,18 +319,25 @@ impl SqliteStore {
         audit: Option<Audit>,
     ) -> Result<(), StoreError> {
         let audit = audit.as_ref().map(entry).transpose()?;
-        let work = match change {
-            Change::Replace(record) if record.id != id => {
-                let why = format!("it cannot be replaced by the record of {}", record.id);
-                return Err(StoreError::Damaged(id, why));
+        let (record, lease) = match change {
+            Change::Remove => {
+                return self
+                    .submit(Work::Remove { id, lane, audit })
+                    .await
+                    .map(|_| ());
             }
-            Change::Replace(record) => Work::Replace {
-                id,
-                row: Box::new(Row::encode(*record, None)?),
-                lane,
-                audit,
-            },
-            Change::Remove => Work::Remove { id, lane, audit },
+            Change::Replace(record) => (record, None),
+            Change::Take(record, until) => (record, Some(until)),
+        };
+        if record.id != id {
+            let why = format!("it cannot be replaced by the record of {}", record.id);
+            return Err(StoreError::Damaged(id, why));
+        }
+        let work = Work::Replace {
+            id,
+            row: Box::new(Row::encode(*record, lease)?),
+            lane,
+            audit,
         };
         self.submit(work).await.map(|_| ())
     }
@@ -439,6 +446,7 @@ impl Store for SqliteStore {
         &self,
         lane: Lane,
         cause: Cause,
+        after: Option<Place>,
         now: Timestamp,
         until: Timestamp,
         limit: usize,
@@ -446,6 +454,7 @@ impl Store for SqliteStore {
         Box::pin(self.lease(Work::Recover {
             lane,
             cause,
+            after,
             now,
             until,
             limit,

@@ -8,7 +8,7 @@ use super::interceptors;
 use super::recovery::report;
 use super::row::{Row, cause_key, lane_number, lanes, lossy};
 use crate::message::{Content, MessageId};
-use crate::store::{Cause, Lane, Outgoing, StoreError, StoredInterceptor};
+use crate::store::{Cause, Lane, Outgoing, Place, StoreError, StoredInterceptor};
 
 /// Something to be written.
 pub(super) enum Work {
@@ -51,6 +51,7 @@ pub(super) enum Work {
     Recover {
         lane: Lane,
         cause: Cause,
+        after: Option<Place>,
         now: Timestamp,
         until: Timestamp,
         limit: usize,
@@ -193,20 +194,11 @@ fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
         Work::Recover {
             lane,
             cause,
+            after,
             now,
             until,
             limit,
-        } => lease(
-            db,
-            RECOVER,
-            params![
-                lane_number(*lane),
-                now.as_microsecond(),
-                until.as_microsecond(),
-                i64::try_from(*limit).unwrap_or(i64::MAX),
-                cause_key(Some(cause))
-            ],
-        ),
+        } => recover(db, (*lane, cause), *after, (*now, *until), *limit),
         Work::Hasten { id, now } => hasten(db, *id, *now),
         Work::KeepInterceptor { interceptor, audit } => {
             audited(db, interceptors::keep(db, interceptor)?, audit.as_ref())
@@ -293,8 +285,47 @@ const CLAIM_GIVEN_UP: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (
      ORDER BY expires_at LIMIT ?4) RETURNING 0, expires_at, id, record";
 
 const RECOVER: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (SELECT seq FROM message INDEXED BY recovery \
-     WHERE damaged IS NULL AND cause <> '' AND lane = ?1 AND cause = ?5 AND lease_until <= ?2 \
-     ORDER BY known DESC, received_at LIMIT ?4) RETURNING -known, received_at, id, record";
+     WHERE damaged IS NULL AND cause <> '' AND lane = ?1 AND cause = ?5 AND lease_until <= ?2 AND known = ?6 \
+     AND received_at >= ?7 AND (received_at > ?7 OR id > ?8) ORDER BY received_at, id LIMIT ?4) \
+     RETURNING 0, received_at, id, record";
+
+/// Known senders and the others are ranges of their own in the index, so that what is before the place costs nothing.
+fn recover(
+    db: &Connection,
+    (lane, cause): (Lane, &Cause),
+    after: Option<Place>,
+    (now, until): (Timestamp, Timestamp),
+    limit: usize,
+) -> rusqlite::Result<Output> {
+    let mut claimed = Vec::new();
+    for known in [true, false] {
+        let (received, id) = match after {
+            Some(place) if place.known == known => {
+                (place.received_at.as_microsecond(), place.id.to_string())
+            }
+            Some(place) if known && !place.known => continue,
+            Some(_) | None => (i64::MIN, String::new()),
+        };
+        let left = i64::try_from(limit.saturating_sub(claimed.len())).unwrap_or(i64::MAX);
+        if left == 0 {
+            break;
+        }
+        let parameters = params![
+            lane_number(lane),
+            now.as_microsecond(),
+            until.as_microsecond(),
+            left,
+            cause_key(Some(cause)),
+            known,
+            received,
+            id,
+        ];
+        if let Output::Claimed(rows) = lease(db, RECOVER, parameters)? {
+            claimed.extend(rows);
+        }
+    }
+    Ok(Output::Claimed(claimed))
+}
 
 /// Runs a statement that leases rows, and puts what it returns in order: RETURNING promises none.
 fn lease(db: &Connection, statement: &str, parameters: impl Params) -> rusqlite::Result<Output> {

@@ -1,0 +1,187 @@
+//! What was kept for a cause that is gone goes on: nothing keeps it waiting, and nobody else has it meanwhile.
+
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::message::Standing;
+use crate::store::Cause;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Breaks off at some mail, says nothing about other mail, and knows nothing against the rest.
+fn moody(heard: &[u8]) -> Option<&'static [u8]> {
+    let said = |what: &[u8]| memchr::memmem::find(heard, what).is_some();
+    if said(b"EICAR-STANDARD") {
+        return Some(b"stream: Eicar FOUND\0");
+    }
+    match (said(b"ail me"), said(b"ang me")) {
+        (true, _) => Some(b"stream: it is broken ERROR\0"),
+        (_, true) => None,
+        _ => Some(b"stream: OK\0"),
+    }
+}
+
+/// A path with these engines, and mail that waits for them.
+struct World {
+    pipeline: Arc<Pipeline>,
+    store: Arc<Scripted>,
+    closing: CancellationToken,
+    ids: Vec<MessageId>,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    async fn of(engines: &[&str], timeout: Duration) -> Self {
+        let mut settings = Vec::new();
+        for name in engines {
+            settings.push(crate::scan::Settings {
+                probe: Some(Duration::from_secs(10)),
+                wait: Duration::from_secs(1),
+                slots: 12,
+                ..engine(name, timeout, moody).await
+            });
+        }
+        let store = Arc::new(Scripted::default());
+        let mut generation = generation(settings, Budget::default());
+        let policy = crate::config::load(None).unwrap_or_else(|problems| panic!("{problems}"));
+        let mut policy = policy.policy;
+        policy.coverage = [(EngineClass::Av, 1)].into_iter().collect();
+        generation.policy = Policy::new(policy, "test".into());
+        let (pipeline, folder) = pipeline(generation, &store);
+        Self {
+            pipeline,
+            store,
+            closing: CancellationToken::new(),
+            ids: Vec::new(),
+            _folder: folder,
+        }
+    }
+
+    /// Kept for an engine; each was received a second after the one before, all of them before yesterday.
+    async fn keep(&mut self, lane: Lane, engine: &str, content: &str) -> MessageId {
+        let mut message = message(&["x@b.test"]);
+        let age = Duration::from_secs(2 * 86_400 - self.ids.len() as u64);
+        message.received_at -= age;
+        message.content = Content::uncharged(format!("Subject: x\r\n\r\n{content}\r\n"));
+        let mut record = settle::unfinished(&self.pipeline.generation(), &message, None);
+        record.lane = lane;
+        record.cause = Some(Cause::Engine(engine.to_owned()));
+        // What stays is at the head of all.
+        record.standing = content.contains(" me").then_some(Standing::Known);
+        let put = self.store.put(vec![record], message.content);
+        put.await.expect("put");
+        self.ids.push(message.id);
+        message.id
+    }
+
+    fn recover(&self) {
+        tokio::spawn(self.pipeline.clone().recover(self.closing.clone()));
+    }
+
+    fn lane(&self, id: MessageId) -> Option<Lane> {
+        let all = self.store.all();
+        all.iter().find(|r| r.id == id).map(|r| r.lane)
+    }
+
+    /// How many are in a lane still.
+    fn left(&self, lane: Lane) -> usize {
+        let all = self.store.all();
+        all.iter().filter(|record| record.lane == lane).count()
+    }
+
+    async fn until(&self, within: Duration, what: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
+        while !what(self) {
+            assert!(began.elapsed() < within, "{:#?}", self.store.all());
+            Deadline::after(Duration::from_millis(100)).wait().await;
+        }
+    }
+}
+
+/// Promise P3: mail that its engine fails at, again and again, keeps nothing behind it waiting, in quarantine or among
+/// what was delivered: not a single such message, and not many of them in a row.
+#[tokio::test(start_paused = true)]
+async fn what_stays_keeps_nothing_behind_it_waiting() {
+    for (lane, bad) in [(Lane::Held, 1), (Lane::Held, 10), (Lane::Rescan, 10)] {
+        let mut world = World::of(&["moody"], MINUTE).await;
+        for _ in 0..bad {
+            world.keep(lane, "moody", "fail me").await;
+        }
+        for _ in 0..20 {
+            world.keep(lane, "moody", "hello").await;
+        }
+        world.recover();
+        world.until(5 * MINUTE, |w| w.left(lane) == bad).await;
+        let bad = &world.ids[..bad];
+        assert!(bad.iter().all(|id| world.lane(*id) == Some(lane)));
+        world.closing.cancel();
+    }
+}
+
+/// A message on its way out of quarantine belongs to its recovery alone: no lane takes it up, and nothing that is heard of
+/// it late hastens it, or it would be delivered twice.
+#[tokio::test(start_paused = true)]
+async fn what_is_scanned_again_belongs_to_its_recovery_alone() {
+    let mut world = World::of(&["moody"], 2 * MINUTE).await;
+    let id = world.keep(Lane::Held, "moody", "hang me").await;
+    world.recover();
+    world
+        .until(MINUTE, |w| w.lane(id) == Some(Lane::Scan))
+        .await;
+    let now = wall_clock();
+    assert!(!world.store.hasten(id, now).await.expect("hasten"));
+    let claimed = world.store.claim(Lane::Scan, now, now + MINUTE, 9).await;
+    assert_eq!(claimed.expect("claim"), []);
+    world.closing.cancel();
+}
+
+/// Recovery passes nothing on itself: what is clean waits in the queue of its next hop, and however slow that is, it keeps
+/// no other mail in quarantine.
+#[tokio::test(start_paused = true)]
+async fn what_is_recovered_waits_for_its_next_hop_like_all_mail() {
+    let mut world = World::of(&["moody"], MINUTE).await;
+    for _ in 0..5 {
+        world.keep(Lane::Held, "moody", "hello").await;
+    }
+    world.keep(Lane::Scan, "moody", "hello").await;
+    world.recover();
+    world.until(MINUTE, |w| w.left(Lane::Delivery) == 6).await;
+    for record in world.store.all() {
+        assert_eq!(record.attempts, 0, "nobody has tried it");
+        assert_eq!(&*record.next_hop, "hop");
+        assert!(record.due_at <= wall_clock());
+        let decision = record.decision.expect("judged");
+        assert_eq!(decision.disposition, Disposition::Deliver);
+    }
+    world.closing.cancel();
+}
+
+/// A stop lets the step that goes on end: what an engine has said is not asked twice, and nothing is left half done.
+#[tokio::test(start_paused = true)]
+async fn a_stop_lets_the_step_in_hand_end() {
+    let mut world = World::of(&["moody"], Duration::from_secs(5)).await;
+    let id = world.keep(Lane::Held, "moody", "hang me").await;
+    let next = world.keep(Lane::Held, "moody", "hello").await;
+    world.recover();
+    world
+        .until(MINUTE, |w| w.lane(id) == Some(Lane::Scan))
+        .await;
+    world.closing.cancel();
+    assert!(world.pipeline.drained(Deadline::after(MINUTE)).await);
+    assert_eq!(world.lane(id), Some(Lane::Held), "it has its end");
+    assert_eq!(world.lane(next), Some(Lane::Held), "no other was begun");
+}
+
+/// Mail that waits for one cause does not wait for what is done about another.
+#[tokio::test(start_paused = true)]
+async fn causes_do_not_wait_for_each_other() {
+    let mut world = World::of(&["one", "two"], 10 * MINUTE).await;
+    let stuck = world.keep(Lane::Held, "one", "hang me").await;
+    for _ in 0..5 {
+        world.keep(Lane::Held, "two", "hello").await;
+    }
+    world.recover();
+    world.until(MINUTE, |w| w.left(Lane::Delivery) == 5).await;
+    assert_eq!(world.lane(stuck), Some(Lane::Scan), "it is not through");
+    world.closing.cancel();
+}
