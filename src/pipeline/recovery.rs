@@ -16,14 +16,14 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Generation, Onward, Pipeline, events, lanes};
+use super::{Generation, Judged, Onward, Pipeline, events, lanes, settle};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Content, Message, Standing};
 use crate::scan::Errand;
 use crate::store::{Cause, Change, Lane, Place, Record, StoreError};
-use crate::verdict::Disposition;
+use crate::verdict::{Decision, Disposition, Report, Verdict};
 
 /// How often it is looked for causes that are gone.
 const TICK: Duration = Duration::from_secs(1);
@@ -480,16 +480,19 @@ impl Pipeline {
         }
     }
 
-    /// Delivered without an engine: that engine's answer can change nothing any more, but people can be told.
+    /// Delivered without engines: their answers can change nothing any more, but people can be told.
     async fn scan_delivered(
         &self,
         generation: &Generation,
         message: Message,
-        record: Record,
+        mut record: Record,
     ) -> Step {
         let judged = self
             .judge(generation, &message, Duration::ZERO, Errand::Again)
             .await;
+        if self.tell_if_bad(&record, &judged) {
+            return self.remove(record).await;
+        }
         let missing = |engine: &str| {
             let mut reports = judged.reports.iter();
             reports.any(|r| &*r.engine == engine && r.missing().is_some_and(|m| m.is_transient()))
@@ -501,31 +504,58 @@ impl Pipeline {
         {
             return self.put_back(record).await;
         }
-        let bad = judged
-            .groups
-            .iter()
-            .find(|(decision, _)| decision.disposition != Disposition::Deliver);
-        if let Some((decision, _)) = bad {
-            let recipients: Vec<&str> = record
-                .envelope
-                .recipients
-                .iter()
-                .map(|r| r.mailbox.as_str())
-                .collect();
-            let summary = format!(
-                "delivered to {} recipients, and bad after all: {}",
-                recipients.len(),
-                decision.reason
-            );
-            let incident = Incident::new(Kind::LateFinding, Subject::Relay, summary)
-                .with("recipients", recipients.join(", "))
-                .with("from", &record.envelope.reverse_path)
-                .with("subject", &record.subject)
-                .with("received", record.received_at)
-                .with("rule", &decision.rule)
-                .about(record.message);
-            self.incidents.record(incident);
+        for report in &mut record.reports {
+            let answered = |now: &&Report| now.engine == report.engine && now.missing().is_none();
+            if report.missing().is_some()
+                && let Some(now) = judged.reports.iter().find(answered)
+            {
+                report.clone_from(now);
+            }
         }
+        let mut asked = record.reports.clone();
+        asked.retain(|report| missing(&report.engine));
+        let Some(engine) = settle::absent(generation, &asked) else {
+            return self.remove(record).await;
+        };
+        // What it alone knows is not known yet.
+        record.status = settle::delivered_without(&engine);
+        record.cause = Some(Cause::Engine(engine.to_string()));
+        self.put_back(record).await;
+        Step::Settled
+    }
+
+    /// Whether something was found. Engines that did not answer have found nothing.
+    fn tell_if_bad(&self, record: &Record, judged: &Judged) -> bool {
+        let bad = |decision: &Decision| {
+            decision.disposition != Disposition::Deliver
+                && decision.verdict != Verdict::Undetermined
+        };
+        let bad = || judged.groups.iter().filter(|(decision, _)| bad(decision));
+        let Some((decision, _)) = bad().next() else {
+            return false;
+        };
+        let recipients: Vec<&str> = bad()
+            .flat_map(|(_, recipients)| recipients)
+            .filter_map(|at| record.envelope.recipients.get(*at))
+            .map(|r| r.mailbox.as_str())
+            .collect();
+        let summary = format!(
+            "delivered to {} recipients, and bad after all: {}",
+            recipients.len(),
+            decision.reason
+        );
+        let incident = Incident::new(Kind::LateFinding, Subject::Relay, summary)
+            .with("recipients", recipients.join(", "))
+            .with("from", &record.envelope.reverse_path)
+            .with("subject", &record.subject)
+            .with("received", record.received_at)
+            .with("rule", &decision.rule)
+            .about(record.message);
+        self.incidents.record(incident);
+        true
+    }
+
+    async fn remove(&self, record: Record) -> Step {
         match self.store.change(record.id, Change::Remove, None).await {
             Ok(()) | Err(StoreError::NotFound(_)) => Step::Settled,
             Err(error) => {

@@ -319,9 +319,14 @@ impl Settling<'_> {
         }
         let engine = self.draft.absent_engine();
         let status = match &engine {
-            Some(engine) => format!("delivered without {engine}"),
+            Some(engine) => delivered_without(engine),
             None => "delivered".to_owned(),
         };
+        // Other recipients, for whom another rule decided: it is one message, and they are told together.
+        if let Some(record) = &mut self.rescan {
+            let recipients = select(self.draft.message, &delivered).recipients.clone();
+            return record.envelope.recipients.extend(recipients);
+        }
         let mut record = self
             .draft
             .record(Lane::Rescan, Some(decision), &delivered, &status);
@@ -438,6 +443,21 @@ impl Settling<'_> {
     }
 }
 
+/// An engine of a class with coverage that may well answer another time.
+pub(super) fn absent(generation: &Generation, reports: &[Report]) -> Option<Arc<str>> {
+    let absent = |report: &&Report| {
+        let reason = report.missing();
+        generation.policy.required(report.class) > 0 && reason.is_some_and(Reason::is_transient)
+    };
+    let report = reports.iter().find(absent)?;
+    Some(report.engine.clone())
+}
+
+/// The status of mail that was delivered without an engine.
+pub(super) fn delivered_without(engine: &str) -> String {
+    format!("delivered without {engine}")
+}
+
 /// What all records of one settlement have in common.
 struct Draft<'a> {
     generation: &'a Generation,
@@ -541,15 +561,8 @@ impl Draft<'_> {
         Some(Cause::Engine(engine.to_string()))
     }
 
-    /// An engine of a class with coverage that may well answer another time.
     fn absent_engine(&self) -> Option<Arc<str>> {
-        let policy = &self.generation.policy;
-        let absent = |report: &&Report| {
-            let reason = report.missing();
-            policy.required(report.class) > 0 && reason.is_some_and(Reason::is_transient)
-        };
-        let report = self.judged?.reports.iter().find(absent)?;
-        Some(report.engine.clone())
+        absent(self.generation, &self.judged?.reports)
     }
 
     fn again(&self, before: &Record, lane: Lane) -> Record {

@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::message::Standing;
 use crate::store::Cause;
+use crate::verdict::{Answer as Said, Reason};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -21,12 +22,35 @@ fn moody(heard: &[u8]) -> Option<&'static [u8]> {
     }
 }
 
+/// Knows nothing against any mail.
+fn sound(heard: &[u8]) -> Option<&'static [u8]> {
+    moody(heard).map(|said| match said.ends_with(b"ERROR\0") {
+        true => &b"stream: OK\0"[..],
+        false => said,
+    })
+}
+
+/// Engine `name` was out.
+fn out(name: &str) -> Report {
+    Report {
+        engine: name.into(),
+        class: EngineClass::Av,
+        answer: Said::none(Reason::BreakerOpen, "out"),
+        replica: None,
+        signatures: None,
+        attempts: 0,
+        wishes: Vec::new(),
+        elapsed: Duration::ZERO,
+    }
+}
+
 /// A path with these engines, and mail that waits for them.
 struct World {
     pipeline: Arc<Pipeline>,
     store: Arc<Scripted>,
     closing: CancellationToken,
     ids: Vec<MessageId>,
+    engines: Vec<String>,
     _folder: tempfile::TempDir,
 }
 
@@ -38,7 +62,7 @@ impl World {
                 probe: Some(Duration::from_secs(10)),
                 wait: Duration::from_secs(1),
                 slots: 12,
-                ..engine(name, timeout, moody).await
+                ..engine(name, timeout, if *name == "sound" { sound } else { moody }).await
             });
         }
         let store = Arc::new(Scripted::default());
@@ -53,6 +77,7 @@ impl World {
             store,
             closing: CancellationToken::new(),
             ids: Vec::new(),
+            engines: engines.iter().map(|name| (*name).to_owned()).collect(),
             _folder: folder,
         }
     }
@@ -66,6 +91,7 @@ impl World {
         let mut record = settle::unfinished(&self.pipeline.generation(), &message, None);
         record.lane = lane;
         record.cause = Some(Cause::Engine(engine.to_owned()));
+        record.reports = self.engines.iter().map(|name| out(name)).collect();
         // What stays is at the head of all.
         record.standing = content.contains(" me").then_some(Standing::Known);
         let put = self.store.put(vec![record], message.content);
@@ -184,4 +210,42 @@ async fn causes_do_not_wait_for_each_other() {
     world.until(MINUTE, |w| w.left(Lane::Delivery) == 5).await;
     assert_eq!(world.lane(stuck), Some(Lane::Scan), "it is not through");
     world.closing.cancel();
+}
+
+/// Promise P4: what was delivered without two engines is scanned by both of them, whichever is back first: what only one
+/// knows the other does not tell.
+#[tokio::test(start_paused = true)]
+async fn every_engine_that_was_absent_gets_its_second_look() {
+    let mut world = World::of(&["sound", "moody"], MINUTE).await;
+    let bad = world.keep(Lane::Rescan, "sound", "fail me").await;
+    let good = world.keep(Lane::Rescan, "sound", "hello").await;
+    world.recover();
+    world.until(MINUTE, |w| w.lane(good).is_none()).await;
+    let record = world.store.get(bad).await.expect("get").expect("kept");
+    let cause = Cause::Engine("moody".to_owned());
+    assert_eq!(record.cause, Some(cause), "its answer is missing yet");
+    assert_eq!(record.reports[0].missing(), None, "the other's is there");
+    assert!(record.reports[1].missing().is_some());
+    world.closing.cancel();
+}
+
+/// Groups of recipients for whom different rules decided share one message: all of them are in its second look, and are told
+/// what is found in it.
+#[tokio::test]
+async fn all_groups_of_recipients_are_in_the_second_look() {
+    let world = World::of(&["one"], MINUTE).await;
+    let taken = || End::Delivered(vec![Outcome::Delivered(answer(250))]);
+    let mut passed = passed(vec![
+        (Disposition::Deliver, vec![0], taken()),
+        (Disposition::Quarantine, vec![2], End::Held),
+        (Disposition::Deliver, vec![1], taken()),
+    ]);
+    passed.judged.reports = vec![out("one")];
+    let message = message(&["x@b.test", "y@b.test", "z@b.test"]);
+    let generation = world.pipeline.generation();
+    let settlement = settle::settle(&generation, &message, &Custody::Session, &passed);
+    let rescan = settlement.rescan.expect("to be scanned again");
+    let recipients = rescan.envelope.recipients.iter();
+    let recipients: Vec<&str> = recipients.map(|r| r.mailbox.as_str()).collect();
+    assert_eq!(recipients, ["x@b.test", "y@b.test"]);
 }
