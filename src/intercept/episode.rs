@@ -117,6 +117,8 @@ pub(super) struct Context<'a> {
     pub(super) explained: &'a [Key],
     /// Whether mail can be judged without this engine.
     pub(super) covered: bool,
+    /// Mail that the engine is not to be spared.
+    pub(super) exposed: &'a [&'a Fingerprint],
     /// The engine's timeout has passed since the episode began.
     pub(super) timeouts: bool,
 }
@@ -307,7 +309,10 @@ fn remedy(
     match burst {
         true if share <= NARROW => Some(Remedy::Park),
         true if share <= BROAD && context.timeouts => Some(Remedy::Park),
-        false if share > NARROW && since >= PATIENCE && context.covered => Some(Remedy::Bypass),
+        false if share > NARROW && since >= PATIENCE && context.covered => {
+            let is_exposed = context.exposed.iter().any(|bad| key.matches(bad));
+            (!is_exposed).then_some(Remedy::Bypass)
+        }
         _ => None,
     }
 }

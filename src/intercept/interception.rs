@@ -30,6 +30,9 @@ const REFUTED: [u32; 2] = [2, 20];
 const MENDED: u32 = 3;
 /// A conviction of what was convicted before holds twice as long, up to so many times.
 const DOUBLED: u32 = 4;
+/// Findings that are remembered because they took long or would have been missed: no engine is spared such mail for
+/// [`STRIKE_AGE`].
+const EXPOSED: usize = 256;
 /// Ended interceptors that are remembered, for recovery and for the doubling.
 const ENDED: usize = 1000;
 
@@ -46,6 +49,8 @@ pub struct Evidence {
     pub started: Instant,
     /// What was seen.
     pub seen: Seen,
+    /// The engine answered, and something was found.
+    pub found: bool,
 }
 
 /// What was seen of a scan.
@@ -59,10 +64,8 @@ pub enum Seen {
     InTime,
     /// It has run into its timeout.
     TimedOut,
-    /// It was answered after its timeout, and nothing was found.
-    LateClean,
-    /// It was answered after its timeout, and something was found.
-    LateFound,
+    /// It was answered after its timeout.
+    Late,
     /// The engine went away while it looked at it.
     Broken,
 }
@@ -100,6 +103,28 @@ struct Learned {
     is_bad: bool,
 }
 
+impl Learned {
+    /// Counts a scan of such mail.
+    fn count(&mut self, evidence: &Evidence) {
+        match evidence.seen {
+            Seen::TimedOut => self.timeouts += 1,
+            Seen::Fast | Seen::InTime if evidence.started >= self.made => self.in_time += 1,
+            Seen::Late if !evidence.found => self.late_clean += 1,
+            _ => {}
+        }
+        // What is found at once in a class of usual mail says nothing about what is slow in it.
+        self.is_bad |= evidence.found && (self.narrow || evidence.seen != Seen::Fast);
+    }
+}
+
+/// Mail in which something was found that took its engine long, or that the engine was spared.
+#[derive(Debug)]
+struct Exposed {
+    at: Instant,
+    engine: Arc<str>,
+    fingerprint: Arc<Fingerprint>,
+}
+
 /// Expensive failures of one fingerprint.
 #[derive(Debug, Clone, Copy)]
 struct Strikes {
@@ -120,6 +145,7 @@ pub struct Interception {
     strikes: HashMap<(Arc<str>, Trait), Strikes>,
     /// Convictions so far, by key.
     convictions: HashMap<Key, u32>,
+    exposed: VecDeque<Exposed>,
     ended: VecDeque<String>,
     /// Engines that mail can be judged without, when it was last looked.
     covered: HashSet<Arc<str>>,
@@ -138,6 +164,7 @@ impl Interception {
             arrivals: Arrivals::default(),
             strikes: HashMap::new(),
             convictions: HashMap::new(),
+            exposed: VecDeque::new(),
             ended: VecDeque::new(),
             covered: HashSet::new(),
             version: 0,
@@ -244,7 +271,7 @@ impl Interception {
     /// What a scan says about the interceptors that match it and were there before it began.
     fn weigh(&mut self, now: Instant, engine: &Arc<str>, evidence: &Evidence) -> Vec<Incident> {
         let mut incidents = Vec::new();
-        let (mut lifted, mut harmless) = (Vec::new(), Vec::new());
+        let (mut lifted, mut harmless, mut refuted) = (Vec::new(), Vec::new(), Vec::new());
         for (id, active) in &mut self.active {
             let Some(learned) = &mut active.learned else {
                 continue;
@@ -253,22 +280,16 @@ impl Interception {
             if !about {
                 continue;
             }
-            match evidence.seen {
-                Seen::TimedOut => learned.timeouts += 1,
-                Seen::Fast | Seen::InTime if evidence.started >= learned.made => {
-                    learned.in_time += 1
-                }
-                Seen::LateClean => learned.late_clean += 1,
-                Seen::LateFound => learned.is_bad = true,
-                _ => {}
-            }
+            learned.count(evidence);
             let action = &mut active.interceptor.action;
             let enough = match action {
                 Action::Bypass { .. } => MENDED,
                 Action::Park { .. } | Action::Hold => REFUTED[usize::from(!learned.narrow)],
             };
             let is_bypass = matches!(action, Action::Bypass { .. });
-            if learned.in_time >= enough {
+            if is_bypass && evidence.found {
+                refuted.push(id.clone());
+            } else if learned.in_time >= enough {
                 lifted.push(id.clone());
             } else if learned.late_clean >= REFUTED[0] && !is_bypass && !learned.is_bad {
                 harmless.push(id.clone());
@@ -289,18 +310,74 @@ impl Interception {
                 );
             }
         }
+        if evidence.found && (evidence.seen != Seen::Fast || !refuted.is_empty()) {
+            self.expose(now, engine, &evidence.fingerprint);
+        }
         for id in lifted {
             incidents.extend(self.end(&id, "refuted: such mail scans well"));
         }
         for id in harmless {
             incidents.extend(self.spare(now, &id));
         }
+        for id in refuted {
+            incidents.extend(self.spare_no_more(&id, evidence));
+        }
         incidents
+    }
+
+    /// Remembers mail that no engine is to be spared for a while.
+    fn expose(&mut self, now: Instant, engine: &Arc<str>, fingerprint: &Arc<Fingerprint>) {
+        while self.exposed.len() >= EXPOSED
+            || self
+                .exposed
+                .front()
+                .is_some_and(|e| now >= e.at + STRIKE_AGE)
+        {
+            self.exposed.pop_front();
+        }
+        self.exposed.push_back(Exposed {
+            at: now,
+            engine: engine.clone(),
+            fingerprint: fingerprint.clone(),
+        });
+    }
+
+    /// What has been exposed of late by the engine.
+    fn exposed_by<'a>(
+        &'a self,
+        now: Instant,
+        engine: &'a str,
+    ) -> impl Iterator<Item = &'a Fingerprint> {
+        let of = self.exposed.iter().filter(move |e| *e.engine == *engine);
+        of.filter(move |e| now < e.at + STRIKE_AGE)
+            .map(|e| &*e.fingerprint)
+    }
+
+    /// What the engine was spared is bad: the others, which suffice, may not know it. It is held if it costs the engine
+    /// too much to look for it; otherwise, and if it is too usual to be held, the engine is asked again.
+    fn spare_no_more(&mut self, id: &str, evidence: &Evidence) -> Option<Incident> {
+        let active = self.active.get_mut(id)?;
+        let is_narrow = active.learned.as_ref().is_some_and(|l| l.narrow);
+        if evidence.seen != Seen::Late || !is_narrow {
+            let incident = self.end(id, "refuted: something was found in what it spared");
+            return incident.map(|incident| incident.about(evidence.message));
+        }
+        active.interceptor.action = Action::Hold;
+        self.version += 1;
+        let what = "now holds what it spared the engine: something was found in it";
+        let incident = told(Kind::InterceptorChanged, &active.interceptor, what);
+        Some(incident.about(evidence.message))
     }
 
     /// Mail that takes the engine too long and is clean in the end: it is not held, and the engine is spared it while the
     /// others suffice.
     fn spare(&mut self, now: Instant, id: &str) -> Option<Incident> {
+        let learned = self.active.get(id)?.learned.as_ref()?;
+        let mut bad = self.exposed_by(now, &learned.engine);
+        if bad.any(|fingerprint| learned.key.matches(fingerprint)) {
+            return None;
+        }
+        drop(bad);
         let active = self.active.get_mut(id)?;
         let learned = active.learned.as_mut()?;
         if !self.covered.contains(&learned.engine) {
@@ -534,6 +611,7 @@ impl Interception {
             arrivals: &self.arrivals,
             explained: &explained,
             covered: engine.covered,
+            exposed: &self.exposed_by(now, engine.name).collect::<Vec<_>>(),
             timeouts: episode.has_timeouts(),
         };
         let finding = episode.explain(now, &context)?;

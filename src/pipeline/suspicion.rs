@@ -152,14 +152,13 @@ fn detour(interceptor: &Interceptor, engine: &str) -> Option<Detour> {
 
 /// An engine that could not be asked, and scans that never ended, are evidence of nothing here.
 fn translated(evidence: Evidence) -> Option<intercept::Evidence> {
-    let seen = match evidence.what {
-        Observed::Fast { .. } => Seen::Fast,
-        Observed::Slow => Seen::Slow,
-        Observed::TimedOut => Seen::TimedOut,
-        Observed::Ended { .. } => Seen::InTime,
-        Observed::Late { found: false } => Seen::LateClean,
-        Observed::Late { found: true } => Seen::LateFound,
-        Observed::Broken => Seen::Broken,
+    let (seen, found) = match evidence.what {
+        Observed::Fast { found } => (Seen::Fast, found),
+        Observed::Slow => (Seen::Slow, false),
+        Observed::TimedOut => (Seen::TimedOut, false),
+        Observed::Ended { found } => (Seen::InTime, found),
+        Observed::Late { found } => (Seen::Late, found),
+        Observed::Broken => (Seen::Broken, false),
         Observed::Failed | Observed::Lost => return None,
     };
     Some(intercept::Evidence {
@@ -168,6 +167,7 @@ fn translated(evidence: Evidence) -> Option<intercept::Evidence> {
         fresh: evidence.errand == Errand::Fresh,
         started: evidence.started,
         seen,
+        found,
     })
 }
 
