@@ -4,26 +4,23 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::baseline::Baseline;
 use super::episode::{Arrivals, Context, Episode, Finding, NARROW, Remedy};
+use super::strikes::{STRIKE_AGE, STRUCK, Strikes};
 use super::{Action, Interceptor, Key, Mode, Origin, Settings};
 use crate::ablation::{Mechanism, without};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::pattern::Facts;
-use crate::message::{Fingerprint, MessageId, Pattern, Standing, Trait};
+use crate::message::{Fingerprint, MessageId, Pattern, Standing};
 
 /// Interceptors of the learner at once, and new ones in one round.
 const ACTIVE: usize = 20;
 const NEW: usize = 8;
 /// Expensive failures of one fingerprint before it is held; one is enough for one that was held before.
 const STRIKES: u32 = 2;
-/// Fingerprints with strikes that are remembered, and for how long.
-const STRUCK: usize = 10_000;
-const STRIKE_AGE: Duration = Duration::from_secs(3600);
 /// Scans in time that refute a narrow interceptor, and a broad one.
 const REFUTED: [u32; 2] = [2, 20];
 /// Fast scans of a bypassed class that end the bypass.
@@ -125,15 +122,6 @@ struct Exposed {
     fingerprint: Arc<Fingerprint>,
 }
 
-/// Expensive failures of one fingerprint.
-#[derive(Debug, Clone, Copy)]
-struct Strikes {
-    count: u32,
-    last: Instant,
-    /// A message that is tried again is one message.
-    by: MessageId,
-}
-
 /// The interceptors of one relay.
 #[derive(Debug)]
 pub struct Interception {
@@ -142,7 +130,7 @@ pub struct Interception {
     episodes: HashMap<Arc<str>, Episode>,
     baseline: Baseline,
     arrivals: Arrivals,
-    strikes: HashMap<(Arc<str>, Trait), Strikes>,
+    strikes: Strikes,
     /// Convictions so far, by key.
     convictions: HashMap<Key, u32>,
     exposed: VecDeque<Exposed>,
@@ -162,7 +150,7 @@ impl Interception {
             episodes: HashMap::new(),
             baseline: Baseline::new(now),
             arrivals: Arrivals::default(),
-            strikes: HashMap::new(),
+            strikes: Strikes::default(),
             convictions: HashMap::new(),
             exposed: VecDeque::new(),
             ended: VecDeque::new(),
@@ -392,59 +380,45 @@ impl Interception {
         Some(incident.with("clean after their timeout", REFUTED[0]))
     }
 
-    /// Counts an expensive failure, and holds what has too many.
+    /// Counts an expensive failure, and holds what has too many: of all that the message has in common with others that
+    /// failed, what good mail has least. An attachment that everybody has must not shield the one beside it.
     fn strike(&mut self, now: Instant, engine: &Arc<str>, evidence: &Evidence) -> Vec<Incident> {
-        if self.strikes.len() >= STRUCK {
-            self.strikes.retain(|_, s| now < s.last + STRIKE_AGE);
-        }
-        if self.strikes.len() >= STRUCK {
+        let keys = evidence.fingerprint.canary_keys();
+        let mut settled = keys.iter().map(|one| Key(*one, None));
+        if settled.any(|key| self.is_settled(engine, key)) {
             return Vec::new();
         }
-        let mut worst = None;
-        for key in evidence.fingerprint.canary_keys() {
-            let fresh = Strikes {
-                count: 0,
-                last: now,
-                by: MessageId::new(),
-            };
-            let strikes = self.strikes.entry((engine.clone(), key)).or_insert(fresh);
-            if now >= strikes.last + STRIKE_AGE {
-                *strikes = fresh;
-            }
-            if strikes.by != evidence.message {
-                strikes.count += 1;
-            }
-            (strikes.last, strikes.by) = (now, evidence.message);
-            let needed = match self.convictions.contains_key(&Key(key, None)) {
+        let mut counted = Vec::new();
+        for one in keys {
+            let count = self.strikes.count(now, engine, one, evidence.message);
+            let key = Key(one, None);
+            let needed = match self.convictions.contains_key(&key) {
                 true => 1,
                 false => STRIKES,
             };
-            if strikes.count >= needed && worst.is_none() {
-                worst = Some((key, strikes.count));
+            if count >= needed {
+                counted.push((key, count));
             }
         }
-        let Some((key, strikes)) = worst else {
-            let subject = Subject::Engine {
-                name: engine.to_string(),
-                replica: None,
-            };
-            let what = match evidence.seen {
-                Seen::TimedOut => "ran into its timeout",
-                _ => "made the engine fail",
-            };
-            let summary = format!("{subject}: a message {what}: a strike against what it is like");
-            return vec![Incident::new(Kind::Strike, subject, summary).about(evidence.message)];
-        };
-        let key = Key(key, None);
-        let share = self.baseline.share(key);
-        let episode = self.episodes.get(engine);
-        let refuted = episode.is_some_and(|e| e.has_fast(key));
-        let fine = episode.is_some_and(|e| e.is_fine_without(now, key));
-        if share > NARROW || refuted || !fine || self.is_settled(engine, key) {
-            return Vec::new();
+        if counted.is_empty() {
+            return vec![stricken(engine, evidence)];
         }
+        let Some(episode) = self.episodes.get(engine) else {
+            return Vec::new();
+        };
+        let suspects = counted.into_iter().filter_map(|(key, count)| {
+            let share = self.baseline.share(key);
+            let guilty =
+                share <= NARROW && !episode.has_fast(key) && episode.is_fine_without(now, key);
+            guilty.then_some((key, count, share))
+        });
+        // Of several that good mail has as little the one that was struck most often, then the first.
+        let worst = suspects.min_by(|a, b| a.2.total_cmp(&b.2).then(b.1.cmp(&a.1)));
+        let Some((key, count, share)) = worst else {
+            return Vec::new();
+        };
         let evidence = vec![
-            ("strikes".into(), strikes.to_string()),
+            ("strikes".into(), count.to_string()),
             ("share of good mail".into(), percent(share)),
             ("message".into(), evidence.message.to_string()),
         ];
@@ -659,6 +633,20 @@ impl Interception {
             ids(|action| *action == Action::Hold).collect(),
         )
     }
+}
+
+/// A message failed that is like none that failed before.
+fn stricken(engine: &Arc<str>, evidence: &Evidence) -> Incident {
+    let subject = Subject::Engine {
+        name: engine.to_string(),
+        replica: None,
+    };
+    let what = match evidence.seen {
+        Seen::TimedOut => "ran into its timeout",
+        _ => "made the engine fail",
+    };
+    let summary = format!("{subject}: a message {what}: a strike against what it is like");
+    Incident::new(Kind::Strike, subject, summary).about(evidence.message)
 }
 
 fn told(kind: Kind, interceptor: &Interceptor, what: &str) -> Incident {

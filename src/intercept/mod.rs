@@ -5,6 +5,7 @@ mod episode;
 mod interception;
 mod key;
 mod settings;
+mod strikes;
 #[cfg(test)]
 mod tests;
 

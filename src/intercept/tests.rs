@@ -583,6 +583,65 @@ async fn strikes_need_two_messages_and_an_engine_that_is_fine_with_others() {
     assert!(world.holds());
 }
 
+/// A message with these attachments, in this order.
+fn attached(attachments: &[u64]) -> Arc<Fingerprint> {
+    let mut f = Arc::unwrap_or_clone(fingerprint(0, &[]));
+    let one = |value: &u64| Trait {
+        aspect: Aspect::Attachment,
+        value: *value,
+    };
+    f.exact = attachments.iter().map(one).collect();
+    Arc::new(f)
+}
+
+/// What everybody's mail has neither shields what stands behind it nor is held for it; nor is what some good mail has.
+#[tokio::test(start_paused = true)]
+async fn of_all_that_failed_together_only_what_good_mail_has_least_is_held() {
+    let (common, rare, poison) = (1, 2, 4711);
+    let mut world = World::new();
+    world.good(&attached(&[rare]));
+    for _ in 0..50 {
+        world.good(&attached(&[common]));
+    }
+    for _ in 0..2000 {
+        let good = usual(&mut world.rng);
+        world.good(&good);
+    }
+    // What was scanned well just now is not remembered when an episode begins: only the baseline knows it.
+    world.pass(Duration::from_secs(60));
+    let bad = attached(&[common, rare, poison]);
+    let other = attached(&[3]);
+    for _ in 0..2 {
+        world.evidence(MessageId::new(), &other, world.now, Seen::Fast);
+        world.evidence(MessageId::new(), &bad, world.now, Seen::Broken);
+    }
+    let held: Vec<Trait> = world
+        .learner
+        .list()
+        .flat_map(|i| i.pattern.traits.clone())
+        .collect();
+    assert_eq!(held, [bad.exact[2]], "the poison, and nothing else");
+    // Copies that were in the engine already fail as well: that is explained.
+    world.evidence(MessageId::new(), &bad, world.now, Seen::Broken);
+    assert_eq!(world.learner.list().count(), 1);
+}
+
+/// However many different messages break an engine, the next that breaks it twice is held.
+#[tokio::test(start_paused = true)]
+async fn strikes_cannot_be_switched_off_by_striking_often() {
+    let mut world = World::new();
+    let other = fingerprint(3, &[]);
+    for n in 0..10_100 {
+        let once = fingerprint(10_000 + n, &[]);
+        world.evidence(MessageId::new(), &once, world.now, Seen::Broken);
+    }
+    world.pass(Duration::from_secs(1));
+    world.evidence(MessageId::new(), &other, world.now, Seen::Fast);
+    let same = fingerprint(4711, &[]);
+    (0..2).for_each(|_| world.evidence(MessageId::new(), &same, world.now, Seen::Broken));
+    assert!(world.holds());
+}
+
 /// Each conviction of the same holds twice as long as the one before, and ends by itself.
 #[tokio::test(start_paused = true)]
 async fn interceptors_expire_and_come_back_for_longer() {
