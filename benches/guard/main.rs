@@ -229,6 +229,7 @@ fn learning() -> (f64, f64) {
             fresh: true,
             started: now,
             seen: Seen::Fast,
+            found: false,
         };
         black_box(interception.observe(now, &name, &evidence));
     }
