@@ -249,3 +249,38 @@ async fn all_groups_of_recipients_are_in_the_second_look() {
     let recipients: Vec<&str> = recipients.map(|r| r.mailbox.as_str()).collect();
     assert_eq!(recipients, ["x@b.test", "y@b.test"]);
 }
+
+/// The end of an interceptor is a new chance for what stays, however long ago the last one was: it may have waited for it.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_an_interceptor_is_a_new_chance() {
+    let mut world = World::of(&["moody"], MINUTE).await;
+    let id = world.keep(Lane::Held, "moody", "fail me").await;
+    world.recover();
+    Deadline::after(20 * MINUTE).wait().await;
+    let tried = |w: &World| w.store.all()[0].due_at;
+    let by_hand = intercept::Interceptor {
+        id: "by-hand".to_owned(),
+        pattern: crate::message::pattern::Pattern {
+            subject: Some("invoice".parse().expect("a glob")),
+            ..Default::default()
+        },
+        action: intercept::Action::Hold,
+        origin: intercept::Origin::Person {
+            who: "root".to_owned(),
+            note: String::new(),
+        },
+        made: wall_clock(),
+        expires: None,
+        dry_run: false,
+        hits: 0,
+        samples: Vec::new(),
+    };
+    let (suspicion, before) = (&world.pipeline.suspicion, tried(&world));
+    suspicion.lock().add(by_hand);
+    Deadline::after(MINUTE / 12).wait().await;
+    assert_eq!(tried(&world), before, "there is nothing new");
+    suspicion.lock().remove("by-hand").expect("it was there");
+    world.until(MINUTE / 12, |w| tried(w) != before).await;
+    assert_eq!(world.lane(id), Some(Lane::Held));
+    world.closing.cancel();
+}
