@@ -291,7 +291,7 @@ async fn show(
         return Ok(Exit::Done);
     }
     tell(&interceptor, &caught, terminal)?;
-    if let Origin::Learned { evidence } = &interceptor.origin {
+    if let Origin::Learned { evidence, .. } = &interceptor.origin {
         incident::show_evidence(evidence, terminal)?;
     }
     named::show("The first it caught", &samples, terminal)?;

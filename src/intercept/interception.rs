@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::baseline::Baseline;
 use super::episode::{Arrivals, Context, Episode, Finding, NARROW, Remedy};
+use super::learned::{Active, Exposed, Learned};
 use super::strikes::{STRIKE_AGE, STRUCK, Strikes};
 use super::{Action, Interceptor, Key, Mode, Origin, Settings};
 use crate::ablation::{Mechanism, without};
@@ -76,50 +77,6 @@ pub struct EngineState<'a> {
     pub is_out: bool,
     /// Mail can be judged without it.
     pub covered: bool,
-}
-
-/// One in force.
-#[derive(Debug)]
-struct Active {
-    interceptor: Interceptor,
-    /// For those of the learner.
-    learned: Option<Learned>,
-}
-
-#[derive(Debug)]
-struct Learned {
-    engine: Arc<str>,
-    key: Key,
-    narrow: bool,
-    made: Instant,
-    expires: Instant,
-    timeouts: u32,
-    in_time: u32,
-    late_clean: u32,
-    /// In such mail something was found, however late.
-    is_bad: bool,
-}
-
-impl Learned {
-    /// Counts a scan of such mail.
-    fn count(&mut self, evidence: &Evidence) {
-        match evidence.seen {
-            Seen::TimedOut => self.timeouts += 1,
-            Seen::Fast | Seen::InTime if evidence.started >= self.made => self.in_time += 1,
-            Seen::Late if !evidence.found => self.late_clean += 1,
-            _ => {}
-        }
-        // What is found at once in a class of usual mail says nothing about what is slow in it.
-        self.is_bad |= evidence.found && (self.narrow || evidence.seen != Seen::Fast);
-    }
-}
-
-/// Mail in which something was found that took its engine long, or that the engine was spared.
-#[derive(Debug)]
-struct Exposed {
-    at: Instant,
-    engine: Arc<str>,
-    fingerprint: Arc<Fingerprint>,
 }
 
 /// The interceptors of one relay.
@@ -261,14 +218,14 @@ impl Interception {
         let mut incidents = Vec::new();
         let (mut lifted, mut harmless, mut refuted) = (Vec::new(), Vec::new(), Vec::new());
         for (id, active) in &mut self.active {
-            let Some(learned) = &mut active.learned else {
-                continue;
-            };
-            let about = *learned.engine == **engine && learned.key.matches(&evidence.fingerprint);
-            if !about {
+            let about = |l: &Learned| *l.engine == **engine && l.key.matches(&evidence.fingerprint);
+            if !active.learned.as_ref().is_some_and(about) {
                 continue;
             }
-            learned.count(evidence);
+            active.count(evidence);
+            let Some(learned) = &active.learned else {
+                continue;
+            };
             let action = &mut active.interceptor.action;
             let enough = match action {
                 Action::Bypass { .. } => MENDED,
@@ -479,6 +436,9 @@ impl Interception {
             action,
             origin: Origin::Learned {
                 evidence: evidence.clone(),
+                engine: engine.to_string(),
+                narrow,
+                bad: false,
             },
             made: wall,
             expires: wall.checked_add(lasts).ok(),
@@ -521,14 +481,21 @@ impl Interception {
         let active = self.active.remove(id)?;
         self.version += 1;
         // What a person has held is a person's to release.
-        if matches!(active.interceptor.origin, Origin::Learned { .. }) {
-            if self.ended.len() >= ENDED {
-                self.ended.pop_front();
-            }
-            self.ended.push_back(id.to_owned());
+        if active.interceptor.is_learned() {
+            self.remember(id);
         }
         let incident = told(Kind::InterceptorLifted, &active.interceptor, why);
         Some(incident.with("messages matched", active.interceptor.hits))
+    }
+
+    fn remember(&mut self, ended: &str) {
+        if self.ended.iter().any(|known| known == ended) {
+            return;
+        }
+        if self.ended.len() >= ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(ended.to_owned());
     }
 
     /// Concludes: makes interceptors where slow scans have something in common, ends those whose time has come. To be
@@ -602,13 +569,19 @@ impl Interception {
         self.version
     }
 
-    /// Puts one in force that a person made, or that was in force before a restart; replaces one of the same id.
-    pub fn add(&mut self, interceptor: Interceptor) {
+    /// Puts one in force that a person made, or that was in force before a restart; replaces one of the same id. One that
+    /// was learned and has ended is only remembered, as what it has held waits for that.
+    pub fn add(&mut self, now: Instant, interceptor: Interceptor) {
         self.version += 1;
-        let active = Active {
-            interceptor,
-            learned: None,
-        };
+        if interceptor.is_learned() && interceptor.has_expired(crate::deadline::wall_clock()) {
+            self.remember(&interceptor.id);
+            return;
+        }
+        let longest = self.settings.expiry.saturating_mul(1 << DOUBLED);
+        let active = Active::restored(now, interceptor, longest);
+        if let Some(learned) = &active.learned {
+            self.convictions.entry(learned.key).or_insert(1);
+        }
         self.active.insert(active.interceptor.id.clone(), active);
     }
 

@@ -4,6 +4,7 @@ mod baseline;
 mod episode;
 mod interception;
 mod key;
+mod learned;
 mod settings;
 mod strikes;
 #[cfg(test)]
@@ -56,6 +57,11 @@ impl Interceptor {
     pub fn has_expired(&self, now: Timestamp) -> bool {
         self.expires.is_some_and(|end| end <= now)
     }
+
+    /// Whether the learner made it: what it has held is given back when it has ended.
+    pub fn is_learned(&self) -> bool {
+        matches!(self.origin, Origin::Learned { .. })
+    }
 }
 
 /// What becomes of mail that is caught.
@@ -94,6 +100,15 @@ pub enum Origin {
     Learned {
         /// What it was decided on, in the order in which it should be read.
         evidence: Vec<(Cow<'static, str>, String)>,
+        /// The engine whose scans it was decided on.
+        #[serde(default)]
+        engine: String,
+        /// Whether good mail hardly ever matches.
+        #[serde(default)]
+        narrow: bool,
+        /// Whether something was found in mail that matches.
+        #[serde(default)]
+        bad: bool,
     },
     /// A person.
     Person {

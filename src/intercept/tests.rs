@@ -473,6 +473,49 @@ async fn what_is_clean_in_the_end_is_not_held_but_kept_from_the_engine() {
     }
 }
 
+/// After a restart what was learned is weighed as before: it ends when it would have ended, such mail frees it, or is held
+/// for good when something was found in it, and one strike is enough for the next.
+#[tokio::test(start_paused = true)]
+async fn a_restart_makes_nobody_the_maker_of_what_was_learned() {
+    for found in [false, true] {
+        let mut world = World::new();
+        let (same, other) = (fingerprint(4711, &[]), fingerprint(1, &[]));
+        world.evidence(MessageId::new(), &other, world.now, Seen::Fast);
+        let mut see = |seen| world.evidence(MessageId::new(), &same, world.now, seen);
+        see(Seen::TimedOut);
+        see(Seen::TimedOut);
+        if found {
+            world.found(&same, Seen::Late);
+        }
+        let stored: Vec<Interceptor> = world.learner.list().cloned().collect();
+        let [held] = &stored[..] else {
+            panic!("{stored:?}")
+        };
+        let kept = serde_json::to_string(held).expect("JSON");
+        world.learner = Interception::new(world.now, Settings::default());
+        let mut read: Interceptor = serde_json::from_str(&kept).expect("an interceptor");
+        // A wall clock that was set back must not make it last.
+        read.expires = read.expires.map(|end| end + Duration::from_secs(86_400));
+        world.learner.add(world.now, read);
+        assert_eq!(
+            world.learner.recoverable().1,
+            std::slice::from_ref(&held.id)
+        );
+        world.pass(Duration::from_millis(100));
+        (0..2).for_each(|_| world.evidence(MessageId::new(), &same, world.now, Seen::Late));
+        assert_eq!((world.holds(), world.spares()), (found, !found));
+        world.pass(Duration::from_secs(600 * 16));
+        assert!(!world.holds() && !world.spares());
+        assert_eq!(
+            world.learner.recoverable().0,
+            std::slice::from_ref(&held.id)
+        );
+        world.evidence(MessageId::new(), &other, world.now, Seen::Fast);
+        world.evidence(MessageId::new(), &same, world.now, Seen::Broken);
+        assert!(world.holds(), "one strike");
+    }
+}
+
 /// What a person has held is a person's to release, and is not let go on the way back from somebody else's hold.
 #[tokio::test(start_paused = true)]
 async fn what_a_person_holds_stays_held() {
@@ -501,7 +544,7 @@ async fn what_a_person_holds_stays_held() {
         hits: 0,
         samples: Vec::new(),
     };
-    learner.add(by_hand);
+    learner.add(Instant::now(), by_hand);
     assert!(learner.person_holds(&facts).is_some());
     learner.remove("by-hand").expect("it is there");
     assert_eq!(learner.person_holds(&facts), None);

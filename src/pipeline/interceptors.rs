@@ -7,12 +7,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Pipeline, events};
+use crate::deadline::wall_clock;
 use crate::incident::{Incident, Kind, Subject};
 use crate::intercept::{Interceptor, Origin};
-use crate::store::{Interceptors, StoreError, StoredInterceptor};
+use crate::store::{Cause, Filter, Interceptors, Lane, StoreError, StoredInterceptor};
 
 /// Hits are written down so often at most.
 const HITS: Duration = Duration::from_secs(5);
+/// One that was learned and has ended is kept for so long at least, and until nothing waits for it any more: what is on
+/// its way into quarantine arrives meanwhile. Beyond so many the oldest go.
+const LEFT: Duration = Duration::from_secs(60);
+const ENDED: usize = 500;
 
 /// What the relay knows of the store's interceptors.
 #[derive(Debug, Default)]
@@ -22,6 +27,8 @@ pub(super) struct Exchange {
     /// By id: the version of each, and what it was.
     stored: HashMap<String, (u64, Interceptor)>,
     written: Option<Instant>,
+    /// Of those that have ended, the one that was looked after last.
+    looked_after: String,
 }
 
 impl Pipeline {
@@ -49,14 +56,16 @@ impl Pipeline {
                 );
                 continue;
             };
-            let is_new = before.remove(&stored.id).is_none();
+            let known = before.remove(&stored.id);
+            // One that is as it was and is not here any more has ended since, and its end is not written yet.
+            let is_new = known.is_none_or(|(version, _)| version != stored.version);
             let mut interception = self.suspicion.lock();
             let is_here = interception.list().any(|i| i.id == stored.id);
-            if !is_here {
-                interception.add(interceptor.clone());
+            if is_new && !is_here {
+                interception.add(Instant::now(), interceptor.clone());
             }
             drop(interception);
-            if is_new && !is_here {
+            if is_new && !is_here && !has_ended(&interceptor) {
                 self.incidents.record(made(&interceptor));
             }
             exchange
@@ -64,9 +73,13 @@ impl Pipeline {
                 .insert(stored.id, (stored.version, interceptor));
         }
         // What is not there any more was removed by a person.
-        for (id, _) in before {
+        for (id, (_, was)) in before {
             if let Some(incident) = self.suspicion.lock().remove(&id) {
                 self.incidents.record(incident);
+                // What it has held is given back, also after a restart: its end is written.
+                if was.is_learned() {
+                    exchange.stored.insert(id, (0, was));
+                }
             }
         }
     }
@@ -77,35 +90,109 @@ impl Pipeline {
         let here: Vec<Interceptor> = self.suspicion.lock().list().cloned().collect();
         let mut gone = exchange.stored.keys().cloned().collect::<Vec<_>>();
         gone.retain(|id| here.iter().all(|i| i.id != *id));
-        for id in gone {
-            exchange.stored.remove(&id);
-            self.store.drop_interceptor(id, None).await?;
-        }
+        self.write_ends(exchange, gone, counts).await?;
         for interceptor in here {
             let stored = exchange.stored.get(&interceptor.id);
             let version = stored.map_or(0, |(version, _)| *version);
-            let changed = stored.is_none_or(|(_, was)| was.action != interceptor.action);
+            let changed = stored.is_none_or(|(_, was)| {
+                was.action != interceptor.action || was.origin != interceptor.origin
+            });
             let counted = stored.is_some_and(|(_, was)| was.hits != interceptor.hits);
             if !(changed || counts && counted) {
                 continue;
             }
-            let body = serde_json::to_string(&interceptor)
-                .map_err(|error| StoreError::Broken(error.to_string()))?;
-            let id = interceptor.id.clone();
-            let kept = self
-                .store
-                .keep_interceptor(StoredInterceptor { id, version, body }, None);
-            // None: a person was there before; what that did is read the next time.
-            if let Some(version) = kept.await? {
-                let id = interceptor.id.clone();
-                exchange.stored.insert(id, (version, interceptor));
-            }
+            self.write_one(exchange, version, interceptor).await?;
         }
         if counts {
             exchange.written = Some(now);
         }
         Ok(())
     }
+
+    async fn write_one(
+        &self,
+        exchange: &mut Exchange,
+        version: u64,
+        interceptor: Interceptor,
+    ) -> Result<(), StoreError> {
+        let body = serde_json::to_string(&interceptor)
+            .map_err(|error| StoreError::Broken(error.to_string()))?;
+        let id = interceptor.id.clone();
+        let kept = self
+            .store
+            .keep_interceptor(StoredInterceptor { id, version, body }, None);
+        // None: a person was there before; what that did is read the next time.
+        if let Some(version) = kept.await? {
+            let id = interceptor.id.clone();
+            exchange.stored.insert(id, (version, interceptor));
+        }
+        Ok(())
+    }
+
+    /// Those that are not in force any more are removed; of the learner's it is written that they have ended, and they stay
+    /// while mail waits for them. Without that a restart would leave what they have held where it is.
+    async fn write_ends(
+        &self,
+        exchange: &mut Exchange,
+        mut gone: Vec<String>,
+        look: bool,
+    ) -> Result<(), StoreError> {
+        gone.sort_unstable();
+        let mut ended = Vec::new();
+        for id in gone {
+            match exchange.stored.get(&id).cloned() {
+                Some((_, was)) if has_ended(&was) => ended.push(id),
+                Some((version, was)) if was.is_learned() => {
+                    let expires = Some(wall_clock());
+                    let now = Interceptor { expires, ..was };
+                    self.write_one(exchange, version, now).await?;
+                }
+                _ => self.forget(exchange, id).await?,
+            }
+        }
+        // The name of one begins with the time at which it was made.
+        let surplus = ended.len().saturating_sub(ENDED);
+        for id in ended.drain(..surplus) {
+            self.forget(exchange, id).await?;
+        }
+        let next = ended.iter().find(|id| **id > exchange.looked_after);
+        let Some(id) = next.or(ended.first()).filter(|_| look).cloned() else {
+            return Ok(());
+        };
+        exchange.looked_after.clone_from(&id);
+        let is_left = |(_, was): &(u64, Interceptor)| was.has_expired(wall_clock() - LEFT);
+        if exchange.stored.get(&id).is_some_and(is_left) && !self.keeps_waiting(&id).await? {
+            self.forget(exchange, id).await?;
+        }
+        Ok(())
+    }
+
+    async fn forget(&self, exchange: &mut Exchange, id: String) -> Result<(), StoreError> {
+        exchange.stored.remove(&id);
+        self.store.drop_interceptor(id, None).await?;
+        Ok(())
+    }
+
+    /// Whether mail waits for the interceptor to end.
+    async fn keeps_waiting(&self, id: &str) -> Result<bool, StoreError> {
+        for lane in [Lane::Held, Lane::Scan, Lane::Rescan] {
+            let waiting = Filter {
+                lanes: vec![lane],
+                cause: Some(Cause::Interceptor(id.to_owned())),
+                limit: 1,
+                ..Filter::default()
+            };
+            if !self.store.search(waiting).await?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// It was learned, and what it has held may be given back.
+fn has_ended(interceptor: &Interceptor) -> bool {
+    interceptor.is_learned() && interceptor.has_expired(wall_clock())
 }
 
 fn made(interceptor: &Interceptor) -> Incident {

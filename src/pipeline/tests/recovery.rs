@@ -276,7 +276,7 @@ async fn the_end_of_an_interceptor_is_a_new_chance() {
         samples: Vec::new(),
     };
     let (suspicion, before) = (&world.pipeline.suspicion, tried(&world));
-    suspicion.lock().add(by_hand);
+    suspicion.lock().add(Instant::now(), by_hand);
     Deadline::after(MINUTE / 12).wait().await;
     assert_eq!(tried(&world), before, "there is nothing new");
     suspicion.lock().remove("by-hand").expect("it was there");
