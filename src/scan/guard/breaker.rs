@@ -56,7 +56,7 @@ impl fmt::Display for Cause {
         f.write_str(match self {
             Self::Failing => "failing",
             Self::Stalled => "stalled",
-            Self::Untrusted => "untrusted",
+            Self::Untrusted => "failing its probes",
         })
     }
 }
