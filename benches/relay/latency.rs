@@ -113,7 +113,7 @@ async fn load(port: u16, seconds: u32) -> Histogram<u64> {
         let due = began + Duration::from_secs(1) * number / RATE;
         tokio::time::sleep_until(due).await;
         sending.push(tokio::spawn(async move {
-            send(port).await.expect("accepted");
+            send(port, number).await.expect("accepted");
             due.elapsed()
         }));
     }
@@ -125,7 +125,8 @@ async fn load(port: u16, seconds: u32) -> Histogram<u64> {
     histogram
 }
 
-async fn send(port: u16) -> std::io::Result<()> {
+/// No two messages are alike, so that no verdict is used twice.
+async fn send(port: u16, number: u32) -> std::io::Result<()> {
     let stream = TcpStream::connect(("127.0.0.1", port)).await?;
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);
@@ -138,7 +139,7 @@ async fn send(port: u16) -> std::io::Result<()> {
     for _ in 0..3 {
         reply(&mut stream).await?;
     }
-    let mut content = b"Subject: load\r\n\r\n".to_vec();
+    let mut content = format!("Subject: load\r\n\r\n{number}\r\n").into_bytes();
     content.extend(
         b"0123456789012345678901234567890123456789012345678901234567890123456789\r\n".repeat(56),
     );
