@@ -22,7 +22,7 @@ use crate::incident::{self, Incident, Subject};
 use crate::listener::{Admission, Listener, ListenerError, Prepared, Sessions, Shared};
 use crate::pipeline::{Generation, Lanes, Pipeline};
 use crate::policy::Policy;
-use crate::scan::{Guarded, Health, Scanner, engine};
+use crate::scan::{Guarded, Health, Passed, Scanner, engine};
 use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
 use crate::store::sqlite::{Role, SqliteStore};
@@ -366,9 +366,17 @@ impl Control for Core {
     async fn test_engine(&self, asked: &EngineAsked) -> Result<Vec<Tested>, String> {
         let generation = self.pipeline.generation();
         let shown = named(&generation, asked)?.test().await;
-        let tested = |(replica, result): (Option<String>, Result<(), String>)| Tested {
-            replica,
-            wrong: result.err(),
+        let tested = |(replica, result)| {
+            let (wrong, answered) = match result {
+                Ok(Passed::Pair) => (None, None),
+                Ok(Passed::Answered(names)) => (None, Some(names)),
+                Err(wrong) => (Some(wrong), None),
+            };
+            Tested {
+                replica,
+                wrong,
+                answered,
+            }
         };
         Ok(shown.into_iter().map(tested).collect())
     }

@@ -156,8 +156,10 @@ pub enum EngineAct {
 pub struct Tested {
     /// Its address; none for an engine in process.
     pub replica: Option<String>,
-    /// What was wrong with its answers; none if both were right.
+    /// What was wrong with its answers; none if they were right.
     pub wrong: Option<String>,
+    /// What it found in a harmless message, where nothing says what it must find; else none.
+    pub answered: Option<Vec<String>>,
 }
 
 /// One listener.

@@ -22,7 +22,7 @@ use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
 
 pub use evidence::{Errand, Evidence, Observed};
-pub use guard::{Act, Detour, Guarded, Health, ReplicaHealth};
+pub use guard::{Act, Detour, Guarded, Health, Passed, ReplicaHealth};
 
 /// Settings of one `[[engine]]`.
 #[derive(Debug, Clone, PartialEq)]

@@ -76,6 +76,9 @@ async fn senders_and_lists_are_asked_about_mail() {
     for engine in ["clients", "urls"] {
         cli(&path, &["engine", "test", engine]);
     }
+    // Nothing says what this one must find, but that it answers can be seen.
+    let told = cli(&path, &["engine", "test", "senders"]);
+    assert!(told.starts_with("senders: answers: it found "), "{told}");
     let signer = DkimSigner::from_key(key).domain("a.test").selector("s");
     let signature = signer
         .headers(["From", "To", "Subject"])

@@ -301,22 +301,28 @@ impl Probes {
         Self::with("\r\nprobe\r\n")
     }
 
+    /// What every engine must let pass.
+    pub fn clean() -> Content {
+        message(
+            "Content-Type: text/plain; charset=us-ascii\r\n\r\n\
+             This message is how the relay asks whether its engines work.\r\n",
+        )
+    }
+
     fn with(bad: &str) -> Self {
-        let clean = "Content-Type: text/plain; charset=us-ascii\r\n\r\n\
-                     This message is how the relay asks whether its engines work.\r\n";
-        let message = |part: &str| {
-            let text = format!(
-                "From: Spillway <probe@spillway.invalid>\r\nTo: probe@spillway.invalid\r\n\
-                 Subject: probe\r\nDate: Thu, 01 Jan 2026 00:00:00 +0000\r\n\
-                 Message-ID: <probe@spillway.invalid>\r\nMIME-Version: 1.0\r\n{part}"
-            );
-            Content::uncharged(text)
-        };
         Self {
             bad: message(bad),
-            clean: message(clean),
+            clean: Self::clean(),
         }
     }
+}
+
+fn message(part: &str) -> Content {
+    Content::uncharged(format!(
+        "From: Spillway <probe@spillway.invalid>\r\nTo: probe@spillway.invalid\r\n\
+         Subject: probe\r\nDate: Thu, 01 Jan 2026 00:00:00 +0000\r\n\
+         Message-ID: <probe@spillway.invalid>\r\nMIME-Version: 1.0\r\n{part}"
+    ))
 }
 
 /// Makes the replicas of a [`Kind`], one for each address; reads and compiles what they need. Blocks on files: call it

@@ -41,6 +41,7 @@ use layer::around;
 use state::{Flight, Phase, State};
 
 pub use gate::{Act, Detour};
+pub use probe::Passed;
 
 /// One call of a guarded engine on its way through the layers.
 #[derive(Debug, Clone)]
@@ -242,10 +243,10 @@ impl Guarded {
         })
     }
 
-    /// Sends the probe pair to each replica; what came of it, by address, with what was wrong.
+    /// Sends the probe pair to each replica; what came of it, by address: what it passed, or what was wrong.
     ///
     /// Cancel safety: safe; probes that were sent keep their slots to their ends.
-    pub async fn test(&self) -> Vec<(Option<String>, Result<(), String>)> {
+    pub async fn test(&self) -> Vec<(Option<String>, Result<Passed, String>)> {
         let mut shown = Vec::new();
         for (at, engine) in self.state.engines.iter().enumerate() {
             let result = probe::test(&self.state, at).await;

@@ -4,6 +4,7 @@
 //! Each replica gets a pair now and then, at once when there is doubt about it, and before it gets mail again after its
 //! breaker was open. A probe takes a slot like any scan, and keeps it until the engine has really ended it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use crate::message::{
 };
 use crate::scan::engine::{Probe, Probes, Sample};
 use crate::scan::{Errand, ScanRequest};
-use crate::verdict::Answer;
+use crate::verdict::{Answer, Finding};
 
 /// Between two pairs where there is doubt.
 const DOUBT: Duration = Duration::from_secs(1);
@@ -79,8 +80,17 @@ impl Schedule {
     }
 }
 
+/// What a replica has passed when a person asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Passed {
+    /// What it must find was found, and what is clean passed.
+    Pair,
+    /// It answered about a harmless message, with findings of these names; nothing says what it must find.
+    Answered(Vec<String>),
+}
+
 /// What a pair showed.
-pub(super) enum Shown {
+enum Shown {
     /// Both answers were right and in time.
     Right,
     /// One was not in time, or none.
@@ -92,54 +102,68 @@ pub(super) enum Shown {
 }
 
 /// Sends a pair to a replica. Each answer has `patience`.
-pub(super) async fn pair(state: &Arc<State>, replica: usize, patience: Duration) -> Shown {
+async fn pair(state: &Arc<State>, replica: usize, patience: Duration) -> Shown {
     let Some(probes) = state.engines.get(replica).and_then(|e| e.probes()) else {
         return Shown::Right;
     };
     let Probes { bad, clean } = probes;
-    for (content, must_find) in [(bad, true), (clean, false)] {
-        let Some(entered) = state.enter_probe(replica) else {
-            return Shown::NoSlot;
+    for (content, half) in [(bad, Probe::Bad), (clean, Probe::Clean)] {
+        let findings = match ask(state, replica, content, half, patience).await {
+            Ok(findings) => findings,
+            Err(shown) => return shown,
         };
-        let engine = state.engines[replica].clone();
-        let half = match must_find {
-            true => Probe::Bad,
-            false => Probe::Clean,
-        };
-        let sample = sample(state, content).as_probe(half);
-        let (tell, told) = oneshot::channel();
-        let limit = state.settings.limit;
-        tokio::spawn(async move {
-            let answer = Deadline::after(limit).run(engine.scan(sample)).await;
-            entered.end(End::Probe);
-            // Nobody there any more: it took too long, and that was the answer.
-            let _ = tell.send(answer);
-        });
-        let what = match must_find {
-            true => "the known-bad message",
-            false => "the known-clean message",
-        };
-        let answer = match Deadline::after(patience).run(told).await {
-            Ok(Ok(Ok(Ok(answer)))) => answer.answer,
-            Ok(Ok(Ok(Err(error)))) => return Shown::Missing(format!("{what}: {error}")),
-            _ => {
-                let milliseconds = patience.as_millis();
-                return Shown::Missing(format!("{what}: no answer within {milliseconds} ms"));
+        match half {
+            Probe::Bad if !is_bad(&findings) => {
+                return Shown::Wrong(format!("{} was not found", what(half)));
             }
-        };
-        match answer {
-            Answer::Answered(findings) if is_bad(&findings) == must_find => {}
-            Answer::Answered(_) if must_find => {
-                return Shown::Wrong(format!("{what} was not found"));
-            }
-            Answer::Answered(findings) => {
+            Probe::Clean if is_bad(&findings) => {
                 let name = findings.first().map_or("", |f| &f.name);
-                return Shown::Wrong(format!("in {what} it found {name}"));
+                return Shown::Wrong(format!("in {} it found {name}", what(half)));
             }
-            Answer::None { detail, .. } => return Shown::Missing(format!("{what}: {detail}")),
+            Probe::Bad | Probe::Clean => {}
         }
     }
     Shown::Right
+}
+
+/// Sends one half of a pair; what was found in it, or why there is no answer.
+async fn ask(
+    state: &Arc<State>,
+    replica: usize,
+    content: Content,
+    half: Probe,
+    patience: Duration,
+) -> Result<Vec<Finding>, Shown> {
+    let entered = state.enter_probe(replica).ok_or(Shown::NoSlot)?;
+    let engine = state.engines[replica].clone();
+    let sample = sample(state, content).as_probe(half);
+    let (tell, told) = oneshot::channel();
+    let limit = state.settings.limit;
+    tokio::spawn(async move {
+        let answer = Deadline::after(limit).run(engine.scan(sample)).await;
+        entered.end(End::Probe);
+        // Nobody there any more: it took too long, and that was the answer.
+        let _ = tell.send(answer);
+    });
+    let missing = |why: &dyn fmt::Display| Shown::Missing(format!("{}: {why}", what(half)));
+    match Deadline::after(patience).run(told).await {
+        Ok(Ok(Ok(Ok(answer)))) => match answer.answer {
+            Answer::Answered(findings) => Ok(findings),
+            Answer::None { detail, .. } => Err(missing(&detail)),
+        },
+        Ok(Ok(Ok(Err(error)))) => Err(missing(&error)),
+        _ => {
+            let milliseconds = patience.as_millis();
+            Err(missing(&format!("no answer within {milliseconds} ms")))
+        }
+    }
+}
+
+fn what(half: Probe) -> &'static str {
+    match half {
+        Probe::Bad => "the known-bad message",
+        Probe::Clean => "the known-clean message",
+    }
 }
 
 /// Sends a pair and acts on what it shows.
@@ -176,13 +200,22 @@ pub(super) async fn run(state: Arc<State>, replica: usize, half_open: bool, doub
     state.probe_ended(replica);
 }
 
-/// Sends a pair to a replica because a person asked; what was wrong with the answers.
-pub(super) async fn test(state: &Arc<State>, replica: usize) -> Result<(), String> {
-    if state.engines[replica].probes().is_none() {
-        return Err("there is no message by which this kind of engine could be tested".to_owned());
-    }
-    match pair(state, replica, state.settings.timeout).await {
-        Shown::Right => Ok(()),
+/// Sends a pair to a replica because a person asked, and where nothing says what it must find, at least the message that
+/// everybody passes; else what was wrong with the answers.
+pub(super) async fn test(state: &Arc<State>, replica: usize) -> Result<Passed, String> {
+    let patience = state.settings.timeout;
+    let shown = match state.engines[replica].probes() {
+        Some(_) => pair(state, replica, patience).await,
+        None => match ask(state, replica, Probes::clean(), Probe::Clean, patience).await {
+            Ok(findings) => {
+                let names = findings.into_iter().map(|finding| finding.name);
+                return Ok(Passed::Answered(names.collect()));
+            }
+            Err(shown) => shown,
+        },
+    };
+    match shown {
+        Shown::Right => Ok(Passed::Pair),
         Shown::Wrong(why) | Shown::Missing(why) => Err(why),
         Shown::NoSlot => Err("no slot is free to ask with".to_owned()),
     }
