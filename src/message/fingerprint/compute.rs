@@ -1,5 +1,6 @@
 //! How a message's fingerprint is computed: bounded work, and values that are the same on every relay.
 
+use memchr::memmem;
 use sha2::{Digest, Sha256};
 
 use super::{Aspect, Fingerprint, Identity, Trait};
@@ -84,18 +85,35 @@ fn is_attached(part: &&Part) -> bool {
 fn identity(message: &Message) -> Identity {
     let mut hash = Sha256::new();
     let section = message.content.header_section();
-    let fields = header::fields(section);
-    // With names and lengths, so that no other fields, and no beginning of a body, hash alike.
-    for field in fields.filter(|f| !PASSING.iter().any(|name| f.is(name))) {
-        let (name, value) = (field.name.to_ascii_lowercase(), field.unfolded());
-        for piece in [&name, value.as_bytes()] {
-            hash.update((piece.len() as u64).to_le_bytes());
-            hash.update(piece);
-        }
+    // The octets as they stand, also of what is no field to us, and with lengths: parsers differ in what they make of odd
+    // ones, and what one engine read out of this message must not be said of one that it reads otherwise.
+    for (piece, _) in header::pieces(section).filter(|(piece, field)| !is_passing(piece, field)) {
+        hash.update((piece.len() as u64).to_le_bytes());
+        hash.update(piece);
     }
     hash.update(u64::MAX.to_le_bytes());
     hash.update(&message.content.bytes()[section.len()..]);
     Identity(hash.finalize().into())
+}
+
+/// Whether a piece of the header section is one of the passing fields to every parser: nothing between its name and the
+/// colon, no line of white space alone (an end of the section to some), no control characters.
+fn is_passing(piece: &[u8], field: &Option<header::Field<'_>>) -> bool {
+    let Some(field) = field.filter(|field| PASSING.iter().any(|name| field.is(name))) else {
+        return false;
+    };
+    let is_odd = |&b: &u8| b.is_ascii_control() && b != b'\t';
+    let mut rest = piece.strip_suffix(b"\r\n").unwrap_or_default();
+    while let Some(end) = memmem::find(rest, b"\r\n") {
+        let line = &rest[..end];
+        if line.trim_ascii().is_empty() || line.iter().any(is_odd) {
+            return false;
+        }
+        rest = &rest[end + 2..];
+    }
+    piece.get(field.name.len()) == Some(&b':')
+        && !rest.trim_ascii().is_empty()
+        && !rest.iter().any(is_odd)
 }
 
 fn octets(part: &Part) -> Trait {
@@ -333,7 +351,37 @@ mod tests {
         ] {
             assert_ne!(of(same), of(other), "{other}");
         }
-        assert_eq!(of(same), of(&same.replace("Subject", "SUBJECT")));
+        assert_eq!(
+            of(same),
+            of(&format!("To: b@b.test,\r\n c@c.test\r\n{same}"))
+        );
+    }
+
+    /// Parsers differ in what they make of what is hardly a field; so it is part of the identity, whatever it is to us: lines
+    /// without a colon, white space before the colon, octets in no character set, fields of transport that are odd.
+    #[test]
+    fn what_some_parser_reads_otherwise_has_another_identity() {
+        let plain =
+            "Content-Type: multipart/mixed; boundary=\"b\"\r\n\r\n--b\r\n\r\nx\r\n--b--\r\n";
+        let with = |first: &[u8]| fingerprint(&[first, plain.as_bytes()].concat()).identity;
+        let odd: [&[u8]; 9] = [
+            b"",
+            b"no field\r\n",
+            b"To : x\r\n",
+            b"To: x\r\n \r\n",
+            b"To: x\0\r\n",
+            b"To: x\ry\r\n",
+            b"To: x\ny\r\n",
+            b"X-Mailer: \xff\r\n",
+            b"X-Mailer: \xfe\r\n",
+        ];
+        for (at, one) in odd.iter().enumerate() {
+            for other in &odd[at + 1..] {
+                assert_ne!(with(one), with(other), "{one:?} {other:?}");
+            }
+        }
+        let spaced = plain.replacen(':', &format!("{}:", " ".repeat(60)), 1);
+        assert_ne!(with(b""), fingerprint(spaced.as_bytes()).identity);
     }
 
     /// An attachment is the same in whatever text it comes.
