@@ -65,7 +65,7 @@ pub enum Exceeded {
     Depth,
     /// Too many parts.
     Parts,
-    /// A header section with too many fields or octets.
+    /// A header section with too many fields or octets, or with too many in one that says what a part is.
     HeaderSection,
     /// Decoded parts are, together, more than twice the content: encodings nested in encodings.
     Decoded,

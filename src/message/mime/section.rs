@@ -20,8 +20,9 @@ const ENCODING: &str = "Content-Transfer-Encoding";
 const SUBJECT: &str = "Subject";
 const WANTED: [&str; 4] = [CONTENT_TYPE, DISPOSITION, ENCODING, SUBJECT];
 
-/// The fields that matter here, as they stand, and where the body begins.
+/// The fields that matter here and where the body begins.
 pub(super) struct Section<'a> {
+    /// Their names, and what follows the colon as it stands.
     fields: Vec<(&'static str, &'a [u8])>,
     /// Where the body begins.
     pub(super) body: usize,
@@ -30,6 +31,12 @@ pub(super) struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
+    fn keep(&mut self, name: &'static str, body: &'a [u8]) {
+        // What says where the parts are may be in what is cut off; of a subject it is only the end.
+        self.exceeded |= body.len() > FIELD && name != SUBJECT;
+        self.fields.push((name, &body[..body.len().min(FIELD)]));
+    }
+
     fn all(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
         self.fields
             .iter()
@@ -41,7 +48,7 @@ impl<'a> Section<'a> {
     fn differs(&self, name: &'static str) -> bool {
         let mut all = self.all(name);
         match (all.next(), all.next()) {
-            (Some(a), Some(b)) => !a.trim_ascii_end().eq_ignore_ascii_case(b.trim_ascii_end()),
+            (Some(a), Some(b)) => !a.trim_ascii().eq_ignore_ascii_case(b.trim_ascii()),
             _ => false,
         }
     }
@@ -64,7 +71,7 @@ pub(super) fn read<'a>(entity: &'a [u8], limits: &Limits) -> Section<'a> {
         let line = &rest[..end];
         let is_folded = matches!(line.first(), Some(b' ' | b'\t'));
         if !is_folded && let Some((name, start)) = open.take() {
-            section.fields.push((name, cut(&entity[start..at])));
+            section.keep(name, &entity[start..at]);
         }
         if matches!(line, b"\n" | b"\r\n") {
             section.body = at + end;
@@ -74,31 +81,29 @@ pub(super) fn read<'a>(entity: &'a [u8], limits: &Limits) -> Section<'a> {
             count += 1;
             section.exceeded |= count > limits.header_fields || at > limits.header_octets;
             if !section.exceeded
-                && let Some(name) = wanted(line)
+                && let Some((name, body)) = wanted(line)
                 && section.all(name).count() < OCCURRENCES
             {
-                open = Some((name, at));
+                open = Some((name, at + body));
             }
         }
         at += end;
     }
     section.exceeded |= at > limits.header_octets;
     if let Some((name, start)) = open {
-        section.fields.push((name, cut(&entity[start..])));
+        section.keep(name, &entity[start..]);
     }
     section
 }
 
-fn cut(field: &[u8]) -> &[u8] {
-    &field[..field.len().min(FIELD)]
-}
-
-fn wanted(line: &[u8]) -> Option<&'static str> {
-    let colon = memchr(b':', &line[..line.len().min(64)])?;
+/// Which of the fields that matter begins with that line, and where its body begins.
+fn wanted(line: &[u8]) -> Option<(&'static str, usize)> {
+    // White space before the colon is as long as its writer likes (RFC 5322 4.5.8).
+    let colon = memchr(b':', line)?;
     let name = line[..colon].trim_ascii_end();
-    WANTED
-        .into_iter()
-        .find(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+    let mut wanted = WANTED.into_iter();
+    let known = wanted.find(|known| name.eq_ignore_ascii_case(known.as_bytes()))?;
+    Some((known, colon + 1))
 }
 
 /// The decoded fields.
@@ -132,8 +137,10 @@ impl Fields {
         // Only the first occurrence of each, so that it is clear which one counts.
         let mut kept = Vec::new();
         for name in WANTED {
-            if let Some(field) = section.all(name).next() {
-                kept.extend_from_slice(field.trim_ascii_end());
+            if let Some(body) = section.all(name).next() {
+                kept.extend_from_slice(name.as_bytes());
+                kept.push(b':');
+                kept.extend_from_slice(body.trim_ascii_end());
                 kept.extend_from_slice(b"\r\n");
             }
         }

@@ -105,6 +105,26 @@ fn broken_encodings_are_read_as_mail_readers_do() {
     assert_eq!(seen.parts[2].names, ["a.exe"]);
 }
 
+/// A field is found however much white space its writer puts before the colon (RFC 5322 4.5.8), and what is too long to be
+/// read is said to be: the boundary may be in it.
+#[test]
+fn parts_are_not_hidden_by_how_a_field_is_written() {
+    let mail = |before: usize, within: usize| {
+        let (before, within) = (" ".repeat(before), " ".repeat(within));
+        look(&format!(
+            "Content-Type{before}: multipart/mixed;{within} boundary=b\n\n--b\n\nx\n--b--\n"
+        ))
+    };
+    for before in [0, 60, 20_000] {
+        let seen = mail(before, 0);
+        let parts = seen.parts.iter().filter(|part| !part.is_container);
+        let bodies: Vec<&[u8]> = parts.map(|part| &*part.bytes).collect();
+        assert_eq!(bodies, [b"x"], "{before}");
+        assert_eq!(seen.exceeded, []);
+    }
+    assert_eq!(mail(0, 20_000).exceeded, [Exceeded::HeaderSection]);
+}
+
 /// Two different types for one part are two readings: said, not guessed.
 #[test]
 fn contradicting_fields_are_ambiguous() {
@@ -151,7 +171,7 @@ fn bombs_cost_bounded_work() {
     bombs.push((
         "parameters",
         format!("Content-Type: text/plain{params}\n\nx"),
-        None,
+        Some(Exceeded::HeaderSection),
     ));
     for (name, text, exceeded) in bombs {
         let content = Bytes::from(text);

@@ -113,7 +113,16 @@ impl Reply {
             }
             findings.push(info(name).with_detail(cut(&detail)));
         }
-        Answer::Answered(findings)
+        match &*self.action {
+            // It asks for the message again later, and may have stopped looking when it knew that: a rate is exceeded, its
+            // own time is spent. The findings are there for rules.
+            "soft reject" => Answer::None {
+                reason: Reason::EngineError,
+                detail: "rspamd wants it to come again later (soft reject)".to_owned(),
+                findings,
+            },
+            _ => Answer::Answered(findings),
+        }
     }
 }
 

@@ -40,7 +40,6 @@ fn score_action_and_symbols_are_reported() {
     for (action, kind) in [
         ("no action", FindingKind::Score),
         ("greylist", FindingKind::Score),
-        ("soft reject", FindingKind::Score),
         ("rewrite subject", FindingKind::Spam),
         ("reject", FindingKind::Spam),
         ("a new one", FindingKind::Spam),
@@ -69,6 +68,22 @@ fn skipped_is_not_clean() {
     let gtube =
         r#"{"is_skipped":true,"score":15.0,"action":"reject","symbols":{"GTUBE":{"score":0.0}}}"#;
     assert!(matches!(judged(gtube), Answer::Answered(_)));
+}
+
+/// P4: rspamd says "soft reject" also where it has stopped before its filters ran; that is no clean answer. What it has seen is
+/// there for rules.
+#[test]
+fn put_off_is_not_clean() {
+    let put_off = judged(r#"{"score":0.0,"action":"soft reject","symbols":{"RATELIMITED":{}}}"#);
+    let Answer::None {
+        reason, findings, ..
+    } = put_off
+    else {
+        panic!("an answer");
+    };
+    let names: Vec<&str> = findings.iter().map(|f| &*f.name).collect();
+    assert_eq!(reason, Reason::EngineError);
+    assert_eq!(names, ["not-spam", "action.soft-reject", "RATELIMITED"]);
 }
 
 /// rspamd's wishes are those that it would have of a milter, and mean the same: positions are counted as milters count, negative
