@@ -575,3 +575,30 @@ async fn a_new_configuration_keeps_the_scans_under_way() {
     let other = Scanner::new(vec![elsewhere], Some(&after)).expect("an engine");
     assert!(!other.engines()[0].is_out(), "another engine");
 }
+
+/// What a person has taken out stays out whatever a reload changes about it, until a person puts it back; engines in process and
+/// engines with another kind are no exception.
+#[tokio::test(start_paused = true)]
+async fn a_reload_puts_nothing_back_that_a_person_took_out() {
+    let engines = |acts: [&str; 2]| {
+        let one = |name: &str| -> (Settings, Vec<Arc<dyn Engine>>) {
+            let acts = vec![Act::Clean];
+            let engine = Scripted {
+                acts,
+                ..Scripted::default()
+            };
+            (settings(name), vec![Arc::new(engine)])
+        };
+        acts.map(one).to_vec()
+    };
+    let before = Scanner::of_engines(engines(["out", "in"]), None);
+    assert!(before.engines[0].drain(None, true));
+    let after = Scanner::of_engines(engines(["out", "in"]), Some(&before));
+    let missing = |reports: Vec<Report>| reports.iter().map(Report::missing).collect::<Vec<_>>();
+    let reports = after.scan(request("Subject: x\r\n\r\nx", SECONDS_20)).await;
+    assert_eq!(missing(reports), [Some(Reason::Drained), None]);
+    assert!(after.engines[0].drain(None, false));
+    let again = Scanner::of_engines(engines(["out", "in"]), Some(&after));
+    let reports = again.scan(request("Subject: x\r\n\r\nx", SECONDS_20)).await;
+    assert_eq!(missing(reports), [None, None]);
+}

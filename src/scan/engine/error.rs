@@ -99,13 +99,16 @@ pub enum ScanError {
         message: String,
     },
     /// The engine asks to be left alone for a while (RFC 6585 4).
-    #[error("{replica} takes nothing for another {seconds} s")]
+    #[error("{replica} takes nothing for another {} s", .pause.as_secs())]
     Throttled {
         /// Which one.
         replica: String,
         /// How long.
-        seconds: u64,
+        pause: Duration,
     },
+    /// All replicas have asked to be left alone.
+    #[error("not asked: the engine has asked to be left alone for now")]
+    Resting,
     /// The engine takes no further connection.
     #[error("{replica} takes {most} connections at once and all are in use: lower slots")]
     Full {
@@ -128,7 +131,7 @@ impl ScanError {
         match self {
             Self::TooLarge { .. } | Self::Refused { .. } => Reason::TooLarge,
             Self::BudgetSpent => Reason::BudgetSpent,
-            Self::Busy | Self::Throttled { .. } | Self::Full { .. } => Reason::Busy,
+            Self::Busy | Self::Throttled { .. } | Self::Resting | Self::Full { .. } => Reason::Busy,
             Self::Overdue(_) | Self::NoAnswer(_) | Self::DeadlinePassed => Reason::Timeout,
             Self::BreakerOpen(_) => Reason::BreakerOpen,
             Self::Drained => Reason::Drained,
@@ -151,6 +154,8 @@ impl ScanError {
             | Self::Disconnected { .. }
             | Self::Garbage { .. }
             | Self::Full { .. }
+            // Of another replica.
+            | Self::Throttled { .. }
             | Self::Engine { .. } => Class::Transient,
             Self::TooLarge { .. }
             | Self::Refused { .. }
@@ -165,7 +170,7 @@ impl ScanError {
             | Self::Unneeded
             | Self::DeadlinePassed
             | Self::Declined { .. }
-            | Self::Throttled { .. }
+            | Self::Resting
             | Self::Panicked(_)
             | Self::Stopping => Class::Permanent,
         }
@@ -188,6 +193,7 @@ impl ScanError {
             | Self::NoAnswer(_)
             | Self::BreakerOpen(_)
             | Self::Drained
+            | Self::Resting
             | Self::Parked(_)
             | Self::Suspect(_)
             | Self::Unneeded

@@ -1,5 +1,4 @@
-//! HTTP/1.1 towards one server: bounded answers, connections used again only after a complete answer, and pauses that the
-//! server asks for.
+//! HTTP/1.1 towards one server: bounded answers, and connections used again only after a complete answer.
 
 mod facts;
 
@@ -41,7 +40,6 @@ pub(super) struct HttpClient {
     dial: Dial,
     host: HeaderValue,
     idle: Mutex<Vec<Connection>>,
-    paused: Mutex<Option<Instant>>,
 }
 
 /// A connection on which no answer is awaited.
@@ -69,7 +67,6 @@ impl HttpClient {
             dial: Dial::new(&url.address(), tls.as_ref(), connect_timeout)?,
             host: host.map_err(|_| BuildError::NoPort(authority.to_owned()))?,
             idle: Mutex::default(),
-            paused: Mutex::default(),
         })
     }
 
@@ -101,9 +98,6 @@ impl HttpClient {
         body: Bytes,
         deadline: Deadline,
     ) -> Result<Response<Bytes>, ScanError> {
-        if let Some(left) = self.pause_left() {
-            return Err(self.throttled(left));
-        }
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = hyper::Method::POST;
         *request.uri_mut() = path.parse().map_err(|_| self.garbage("our own path"))?;
@@ -196,33 +190,13 @@ impl HttpClient {
         let after = after.and_then(|text| retry_after(text, wall_clock()));
         Err(match status {
             StatusCode::PAYLOAD_TOO_LARGE => ScanError::Refused { replica, message },
-            StatusCode::TOO_MANY_REQUESTS => self.pause(after.unwrap_or(PAUSE)),
+            StatusCode::TOO_MANY_REQUESTS => throttled(replica, after.unwrap_or(PAUSE)),
             StatusCode::SERVICE_UNAVAILABLE if after.is_some() => {
-                self.pause(after.unwrap_or(PAUSE))
+                throttled(replica, after.unwrap_or(PAUSE))
             }
             _ if status.is_server_error() => ScanError::Engine { replica, message },
             _ => ScanError::Declined { replica, message },
         })
-    }
-
-    fn pause(&self, pause: Duration) -> ScanError {
-        let pause = pause.min(LONGEST_PAUSE);
-        let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
-        *paused = Some(Instant::now() + pause);
-        self.throttled(pause)
-    }
-
-    fn pause_left(&self) -> Option<Duration> {
-        let paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = paused.as_ref()?.saturating_duration_since(Instant::now());
-        (!left.is_zero()).then_some(left)
-    }
-
-    fn throttled(&self, left: Duration) -> ScanError {
-        ScanError::Throttled {
-            replica: self.name().to_owned(),
-            seconds: left.as_secs(),
-        }
     }
 
     fn broken(&self, error: &hyper::Error) -> ScanError {
@@ -247,6 +221,11 @@ impl HttpClient {
             answer: answer.chars().take(200).collect(),
         }
     }
+}
+
+fn throttled(replica: String, pause: Duration) -> ScanError {
+    let pause = pause.min(LONGEST_PAUSE);
+    ScanError::Throttled { replica, pause }
 }
 
 /// The status of an answer and the beginning of its body, on one line.

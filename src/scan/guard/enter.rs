@@ -43,6 +43,7 @@ pub(super) async fn gate(state: Arc<State>, mut call: Call, next: impl Next) -> 
                 found: is_bad(findings),
             },
         },
+        Err(ScanError::Throttled { pause, .. }) => End::Rests(*pause),
         Err(ScanError::NoAnswer(_)) => End::Lost,
         Err(ScanError::Disconnected { .. }) => End::Broken,
         Err(_) => End::Failed,
@@ -68,6 +69,7 @@ fn refused(refusal: Refusal) -> ScanError {
         Refusal::Busy => ScanError::Busy,
         Refusal::Open(why) => ScanError::BreakerOpen(why),
         Refusal::Drained => ScanError::Drained,
+        Refusal::Resting => ScanError::Resting,
         Refusal::Parked(why) => ScanError::Parked(why),
         Refusal::Suspect(why) => ScanError::Suspect(why),
     }

@@ -73,6 +73,8 @@ pub(super) enum Refusal {
     Open(String),
     /// A person has taken the engine out.
     Drained,
+    /// It asks to be left alone for now.
+    Resting,
     /// The same or similar content is slow right now.
     Parked(String),
     /// The same or similar content has been convicted.
@@ -157,6 +159,8 @@ pub(super) enum End {
     Broken,
     /// Not within the engine's own limit.
     Lost,
+    /// The engine asks to be left alone for so long (RFC 6585 4).
+    Rests(Duration),
     /// It was a probe; the breaker hears of it elsewhere.
     Probe,
 }
@@ -189,15 +193,33 @@ struct Replica {
     running: usize,
     last_end: Instant,
     drained: bool,
+    /// Until then it asks to be left alone.
+    rests: Option<Instant>,
 }
 
 impl Replica {
-    fn free(&self) -> usize {
-        match self.drained {
+    /// Scans of mail that may run at once.
+    fn allowed(&self) -> usize {
+        match self.drained || self.rests.is_some() {
             true => 0,
-            false => self.breaker.allowed().saturating_sub(self.running),
+            false => self.breaker.allowed(),
         }
     }
+
+    fn free(&self) -> usize {
+        self.allowed().saturating_sub(self.running)
+    }
+}
+
+/// A replica as it is seen from outside.
+pub(super) struct Looked<'a> {
+    pub(super) breaker: &'a Breaker,
+    /// Scans under way.
+    pub(super) running: usize,
+    /// Taken out by a person.
+    pub(super) drained: bool,
+    /// It asks to be left alone for now.
+    pub(super) resting: bool,
 }
 
 /// The gate.
@@ -232,6 +254,7 @@ impl Gate {
             running: 0,
             last_end: now,
             drained: false,
+            rests: None,
         };
         Self {
             times,
@@ -313,6 +336,9 @@ impl Gate {
         let replica = &mut self.replicas[scan.replica];
         replica.running -= 1;
         replica.last_end = now;
+        if let End::Rests(pause) = end {
+            replica.rests = replica.rests.max(Some(now + pause));
+        }
         let age = now - scan.started;
         if let Some(what) = observed(&scan, end) {
             self.weigh(now, &scan, age, end);
@@ -410,6 +436,7 @@ impl Gate {
         for at in 0..self.replicas.len() {
             let replica = &mut self.replicas[at];
             let change = replica.breaker.tick(now);
+            replica.rests = replica.rests.filter(|until| now < *until);
             self.changed(now, at, change);
             self.stall(now, at);
         }
@@ -420,7 +447,7 @@ impl Gate {
 
     /// Whether time makes a difference: scans run, or wait, or a replica is out.
     pub(super) fn is_busy(&self) -> bool {
-        let out = |r: &Replica| r.breaker.state() != State::Closed;
+        let out = |r: &Replica| r.breaker.state() != State::Closed || r.rests.is_some();
         !self.scans.is_empty() || !self.waiting.is_empty() || self.replicas.iter().any(out)
     }
 
@@ -446,8 +473,10 @@ impl Gate {
             return None;
         }
         let mut why = Vec::new();
+        let mut rests = false;
         for replica in self.replicas.iter().filter(|r| !r.drained) {
             match replica.breaker.state() {
+                State::Closed | State::Ramp { .. } if replica.rests.is_some() => rests = true,
                 State::Closed | State::Ramp { .. } => return None,
                 State::Open { cause, .. } | State::HalfOpen { cause, .. } => {
                     why.push(format!("the engine is {cause}"));
@@ -455,7 +484,10 @@ impl Gate {
             }
         }
         why.dedup();
-        Some(Refusal::Open(why.join("; ")))
+        Some(match rests {
+            true => Refusal::Resting,
+            false => Refusal::Open(why.join("; ")),
+        })
     }
 
     /// Scans that run, those that nobody waits for included.
@@ -473,11 +505,14 @@ impl Gate {
         self.waiting.len()
     }
 
-    /// State of each replica: breaker, scans running, drained.
-    pub(super) fn replicas(&self) -> impl Iterator<Item = (&Breaker, usize, bool)> {
-        self.replicas
-            .iter()
-            .map(|r| (&r.breaker, r.running, r.drained))
+    /// State of each replica.
+    pub(super) fn replicas(&self) -> impl Iterator<Item = Looked<'_>> {
+        self.replicas.iter().map(|replica| Looked {
+            breaker: &replica.breaker,
+            running: replica.running,
+            drained: replica.drained,
+            resting: replica.rests.is_some(),
+        })
     }
 }
 
@@ -612,11 +647,7 @@ impl Gate {
 
     /// The slots that mail may have, and who has them.
     fn taken(&self, free: usize) -> Taken {
-        let allowed = |r: &Replica| match r.drained {
-            true => 0,
-            false => r.breaker.allowed(),
-        };
-        let total: usize = self.replicas.iter().map(allowed).sum();
+        let total: usize = self.replicas.iter().map(Replica::allowed).sum();
         let spare = free > total / 2;
         let doubtful = |s: &Scan| matches!(s.lane, Lane::Unknown | Lane::Again) && s.is_slow;
         let mut taken = Taken::of(total, self.scans.values().any(doubtful));

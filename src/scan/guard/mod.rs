@@ -37,6 +37,7 @@ use crate::incident::Incident;
 use crate::scan::Settings;
 use crate::scan::engine::{Engine, Sample, ScanError};
 use crate::verdict::{EngineClass, Report};
+use gate::Looked;
 use layer::around;
 use state::{Flight, Phase, State};
 
@@ -105,6 +106,9 @@ pub fn guard(
     let state = before
         .and_then(|before| before.state.adopted(&settings, &engines))
         .unwrap_or_else(|| State::new(settings.clone(), engines));
+    if let Some(before) = before {
+        state.drain_as(&before.state);
+    }
     let of = |state: &Arc<State>| state.clone();
     let (sharing, retrying, entering) = (of(&state), of(&state), of(&state));
     let service = ServiceBuilder::new()
@@ -218,17 +222,18 @@ impl Guarded {
         let (versions, latencies) = self.state.told();
         self.state.look(|gate| {
             let engines = self.state.engines.iter().zip(gate.replicas()).zip(versions);
-            let replica = |((engine, (breaker, running, drained)), version): (
-                (&Arc<dyn Engine>, Looked<'_>),
-                Option<String>,
-            )| ReplicaHealth {
-                address: engine.replica().map(str::to_owned),
-                breaker: breaker.state().to_string(),
-                running,
-                drained,
-                signed: version.as_deref().and_then(|v| engine.signed(v)),
-                signatures: version,
-            };
+            let replica =
+                |((engine, looked), version): ((&Arc<dyn Engine>, Looked<'_>), Option<String>)| {
+                    ReplicaHealth {
+                        address: engine.replica().map(str::to_owned),
+                        breaker: looked.breaker.state().to_string(),
+                        running: looked.running,
+                        drained: looked.drained,
+                        resting: looked.resting,
+                        signed: version.as_deref().and_then(|v| engine.signed(v)),
+                        signatures: version,
+                    }
+                };
             Health {
                 engine: self.settings().name.clone(),
                 class: self.settings().class,
@@ -261,9 +266,6 @@ impl Guarded {
     }
 }
 
-/// A replica as the gate shows it: its breaker, its scans, whether it is drained.
-type Looked<'a> = (&'a breaker::Breaker, usize, bool);
-
 /// How an engine is doing, at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
@@ -288,7 +290,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// The states of its replicas, each state once: `closed`, `closed, open (failing)`, `drained`.
+    /// The states of its replicas, each state once: `closed`, `closed, open (failing)`, `drained`, `resting`.
     pub fn states(&self) -> String {
         let mut states: Vec<&str> = self.replicas.iter().map(ReplicaHealth::state).collect();
         states.sort_unstable();
@@ -305,11 +307,12 @@ impl Health {
 }
 
 impl ReplicaHealth {
-    /// `drained`, or the state of its breaker.
+    /// `drained`, `resting`, or the state of its breaker.
     pub fn state(&self) -> &str {
-        match self.drained {
-            true => "drained",
-            false => &self.breaker,
+        match (self.drained, self.resting) {
+            (true, _) => "drained",
+            (false, true) => "resting",
+            (false, false) => &self.breaker,
         }
     }
 }
@@ -325,6 +328,8 @@ pub struct ReplicaHealth {
     pub running: usize,
     /// Taken out by a person.
     pub drained: bool,
+    /// It has asked to be left alone for now.
+    pub resting: bool,
     /// Version of its signatures, as last told.
     pub signatures: Option<String>,
     /// When they were made, where the version tells.

@@ -37,7 +37,10 @@ pub(super) async fn again(state: Arc<State>, mut call: Call, next: impl Next) ->
         let longest = PAUSE.saturating_mul(1 << (made - 1).min(10)).min(LONGEST);
         let pause = longest.mul_f64(chance::rng().random());
         let fits = call.sample.deadline().remaining() > pause;
-        let over = error.class() == Class::Permanent || made >= state.settings.attempts || !fits;
+        let over = error.class() == Class::Permanent
+            || made >= state.settings.attempts
+            || !fits
+            || state.look(|gate| gate.refuses().is_some());
         let cost = state.settings.timeout.max(began.elapsed());
         if over || !state.retries().spend(Instant::now(), cost) {
             return Err(error);

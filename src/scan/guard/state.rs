@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use super::breaker::{Change, State as Breaker};
-use super::gate::{Detour, End, Entrant, Gate, Order, Refusal, Ticket, Times};
+use super::gate::{Detour, End, Entrant, Gate, Looked, Order, Refusal, Ticket, Times};
 use super::layer::Outcome;
 use super::probe::{self, Schedule};
 use super::retry::RetryBudget;
@@ -207,6 +207,20 @@ impl State {
             core: self.core.clone(),
         });
         Some(state)
+    }
+
+    /// Takes out what a person had taken out of the same engine before: whatever a reload changes about it, that lasts until
+    /// a person puts it back. If that was all of it, replicas that are new are no exception.
+    pub(super) fn drain_as(self: &Arc<Self>, before: &Self) {
+        let drained: Vec<bool> = before.look(|gate| gate.replicas().map(|r| r.drained).collect());
+        let all = drained.iter().all(|drained| *drained);
+        let was = before.engines.iter().zip(drained);
+        let was: Vec<_> = was.filter(|(_, drained)| *drained).collect();
+        for (at, engine) in self.engines.iter().enumerate() {
+            if all || was.iter().any(|(old, _)| old.replica() == engine.replica()) {
+                self.work(|gate, now| gate.drain(now, at, true));
+            }
+        }
     }
 
     /// Asks for a slot. The order comes through the receiver.
@@ -423,7 +437,10 @@ impl State {
             ),
         };
         let mut incident = Incident::new(kind, subject, summary);
-        if let Some((breaker, running, _)) = gate.replicas().nth(replica) {
+        if let Some(Looked {
+            breaker, running, ..
+        }) = gate.replicas().nth(replica)
+        {
             let (good, bad) = breaker.counts(Instant::now());
             incident = incident
                 .with("outcomes good in 10 s", good)
@@ -477,7 +494,8 @@ impl State {
         let now = Instant::now();
         let every = self.settings.probe.filter(|_| desk.watched);
         for at in 0..self.engines.len() {
-            let Some((breaker, ..)) = desk.gate.replicas().nth(at) else {
+            let looked = desk.gate.replicas().nth(at);
+            let Some(Looked { breaker, .. }) = looked.filter(|replica| !replica.resting) else {
                 continue;
             };
             let (breaker, doubt) = (breaker.state(), desk.gate.is_doubtful(now, at));

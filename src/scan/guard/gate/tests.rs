@@ -420,6 +420,42 @@ async fn what_is_like_slow_mail_is_parked_and_the_rest_is_the_engines_fault() {
 }
 
 /// What is done at random; numbers choose among what is there.
+/// A replica that asks to be left alone gets nothing until then, and others get its mail; where there is no other, nobody
+/// waits for it, and it is no failure (RFC 6585 4).
+#[tokio::test(start_paused = true)]
+async fn who_asks_to_be_left_alone_is_left_alone() {
+    let mut world = World::new(100);
+    world.gate = Gate::new(world.now, TIMES, 100, 2, true);
+    let first = world.unique(Standing::Known);
+    let started = world.gate.orders();
+    let [Order::Start(_, resting)] = started[..] else {
+        panic!("{started:?}");
+    };
+    let pause = End::Rests(Duration::from_secs(60));
+    world.gate.end(world.now, first, pause);
+    let others: Vec<Ticket> = (0..100).map(|_| world.unique(Standing::Known)).collect();
+    let started = world.gate.orders();
+    assert_eq!(started.len(), 100);
+    for order in started {
+        assert!(
+            matches!(order, Order::Start(_, at) if at != resting),
+            "{order:?}"
+        );
+    }
+    world.gate.end(world.now, others[0], pause);
+    others[1..].iter().for_each(|other| world.answered(*other));
+    let nobody = world.unique(Standing::Known);
+    assert_eq!(world.refused(), [(nobody, Refusal::Resting)]);
+    assert!(
+        world.gate.is_busy(),
+        "time must pass, or it would rest for ever"
+    );
+    world.after(60_000);
+    let again = world.unique(Standing::Known);
+    assert_eq!(world.started(), [again]);
+    assert_eq!(world.breaker(), State::Closed);
+}
+
 #[derive(Debug, Clone)]
 enum Act2 {
     Enter(u64, bool, u8),
@@ -436,7 +472,7 @@ fn act() -> impl Strategy<Value = Act2> {
     prop_oneof![
         8 => (0_u64..6, any::<bool>(), 0_u8..3).prop_map(|(k, known, e)| Act2::Enter(k, known, e)),
         2 => any::<usize>().prop_map(Act2::Leave),
-        6 => (any::<usize>(), 0_u8..3).prop_map(|(at, end)| Act2::End(at, end)),
+        6 => (any::<usize>(), 0_u8..4).prop_map(|(at, end)| Act2::End(at, end)),
         3 => (0_u64..3000).prop_map(Act2::Wait),
         1 => (0_u8..4, 0_u64..6).prop_map(|(act, key)| Act2::Divert(act, key)),
         1 => Just(Act2::Probe),
@@ -467,7 +503,8 @@ proptest! {
                 }
                 Act2::End(at, end) if !running.is_empty() => {
                     let ticket = running.swap_remove(at % running.len());
-                    let end = [End::Answered { found: false }, End::Failed, End::Lost][end as usize];
+                    let rests = End::Rests(milliseconds(2000));
+                    let end = [End::Answered { found: false }, End::Failed, End::Lost, rests][end as usize];
                     world.gate.end(world.now, ticket, end);
                 }
                 Act2::Wait(time) => world.after(time),

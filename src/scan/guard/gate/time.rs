@@ -161,7 +161,8 @@ pub(super) fn observed(scan: &Scan, end: End) -> Option<Observed> {
         (End::Failed, ..) => Observed::Failed,
         (End::Broken, ..) => Observed::Broken,
         (End::Lost, ..) => Observed::Lost,
-        (End::Probe, ..) => return None,
+        // It says nothing about this message, and that it speaks is no failure.
+        (End::Probe | End::Rests(_), ..) => return None,
     })
 }
 

@@ -91,7 +91,7 @@ async fn the_worker_alone_reads_and_answers() {
         (
             "429 Later\r\nRetry-After: 7",
             "",
-            Some((Reason::Busy, Class::Permanent)),
+            Some((Reason::Busy, Class::Transient)),
         ),
     ] {
         let worker = Worker::new();
