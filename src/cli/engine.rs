@@ -128,12 +128,7 @@ async fn list(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
             health.waiting.to_string(),
             milliseconds(health.half_within),
             milliseconds(health.most_within),
-            health
-                .replicas
-                .iter()
-                .filter_map(|r| r.signatures.clone())
-                .next()
-                .unwrap_or_default(),
+            health.signatures(),
         ]
     };
     let rows: Vec<_> = engines.iter().map(row).collect();

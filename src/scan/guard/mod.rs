@@ -298,6 +298,15 @@ impl Health {
         states.join(", ")
     }
 
+    /// The versions of its replicas' signatures, each once.
+    pub fn signatures(&self) -> String {
+        let replicas = self.replicas.iter();
+        let mut versions: Vec<&str> = replicas.filter_map(|r| r.signatures.as_deref()).collect();
+        versions.sort_unstable();
+        versions.dedup();
+        versions.join(", ")
+    }
+
     /// Whether every replica gets all its mail.
     pub fn is_well(&self) -> bool {
         self.replicas
