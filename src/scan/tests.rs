@@ -602,3 +602,40 @@ async fn a_reload_puts_nothing_back_that_a_person_took_out() {
     let reports = again.scan(request("Subject: x\r\n\r\nx", SECONDS_20)).await;
     assert_eq!(missing(reports), [None, None]);
 }
+
+/// The message that meets a replica that asks to be left alone is answered by another; where there is none it is not asked about
+/// again (RFC 6585 4).
+#[tokio::test(start_paused = true)]
+async fn another_replica_answers_for_one_that_asks_to_be_left_alone() {
+    let throttled = ScanError::Throttled {
+        replica: "r".to_owned(),
+        pause: SECONDS_20,
+    };
+    let engine = |act: Act| {
+        Arc::new(Scripted {
+            acts: vec![act],
+            ..Scripted::default()
+        })
+    };
+    let twice = || {
+        Arc::new(Settings {
+            attempts: 2,
+            ..settings("twice")
+        })
+    };
+    let (full, free) = (engine(Act::Fail(throttled)), engine(Act::Clean));
+    let both: Vec<Arc<dyn Engine>> = vec![full.clone(), free];
+    let both = guard::guard(both, twice(), None);
+    for at in 0..20 {
+        let report = both.scan(sample(format!("Subject: {at}\r\n\r\nx"))).await;
+        assert_eq!(report.missing(), None, "{report:?}");
+    }
+    let asked = || full.calls.load(Ordering::SeqCst);
+    assert!(asked() <= 1);
+    let before = asked();
+    let alone = guard::guard(vec![full.clone()], twice(), None);
+    for _ in 0..20 {
+        assert_eq!(alone.scan(sample("x")).await.missing(), Some(Reason::Busy));
+    }
+    assert_eq!(asked(), before + 1);
+}
