@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::{Generation, Judged, settle};
 use crate::delivery::Outbound;
-use crate::message::{Edit, Message, MessageId, Wish, edit, mime};
+use crate::message::{Edit, Message, MessageId, edit, mime};
+use crate::scan::{Scanner, Settings};
 use crate::verdict::{Decision, Report, Verdict};
 
 /// The mail for this group of recipients. A header section may be as large as a message: where that is possible, it is
@@ -21,7 +22,7 @@ pub(super) async fn outbound(
     judged: &Judged,
     group: &(Decision, Vec<usize>),
 ) -> Outbound {
-    let edits = edits(&judged.reports);
+    let edits = edits(&generation.scanner, &judged.reports);
     if edits.is_empty() || message.content.len() <= mime::INLINE {
         return build(generation, message, group, &edits);
     }
@@ -42,10 +43,14 @@ pub(super) async fn outbound(
     }
 }
 
-/// What engines want done to the message, and may: in the order of the engines, and within each in its own.
-fn edits(reports: &[Report]) -> Vec<Edit> {
-    let wishes = reports.iter().flat_map(|report| &report.wishes);
-    wishes.filter_map(Wish::granted).cloned().collect()
+/// What engines want done to the message, and may. First what is done for them to every message: also to one that they had
+/// no answer about, or were never asked about. Then what is in the reports: in the order of the engines, and within each
+/// in its own.
+fn edits(scanner: &Scanner, reports: &[Report]) -> Vec<Edit> {
+    let always = scanner.settings().flat_map(Settings::always);
+    let asked = reports.iter().flat_map(|report| report.wishes.clone());
+    let wishes = always.chain(asked);
+    wishes.filter_map(|w| w.granted().cloned()).collect()
 }
 
 /// What is delivered for a group: our fields, then the content as received, its header section edited as the reports say.

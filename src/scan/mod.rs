@@ -16,8 +16,9 @@ use tokio::time::Instant;
 
 use crate::deadline::Deadline;
 use crate::incident::Incident;
-use crate::message::mime;
-use crate::message::{Content, Envelope, Fingerprint, Mailbox, MessageId, Rights, Standing};
+use crate::message::{
+    Content, Envelope, Fingerprint, Mailbox, MessageId, Rights, Standing, Wish, edit, mime,
+};
 use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
 
@@ -55,6 +56,13 @@ pub struct Settings {
     pub edits: Rights,
     /// The protocol and its own settings.
     pub kind: engine::Kind,
+}
+
+impl Settings {
+    /// What the engine wants done to every message, whatever becomes of its scan, as far as it may.
+    pub fn always(&self) -> Vec<Wish> {
+        edit::grant(self.kind.always(), self.edits, false)
+    }
 }
 
 /// What an engine is asked.

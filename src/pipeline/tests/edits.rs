@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::message::edit::{Edit, Place, Wish};
-use crate::verdict::{Answer, Report};
+use crate::scan::engine::{AuthSettings, NameServers, Scores};
+use crate::verdict::{Answer, Reason, Report};
 
 fn field(place: Place, name: &str) -> Wish {
     Wish::Granted(Edit::Add {
@@ -35,7 +36,15 @@ fn judged(reports: Vec<Report>) -> Judged {
 }
 
 async fn going_out(message: &Message, judged: &Judged) -> (String, Content) {
-    let generation = Arc::new(generation(Vec::new(), Budget::default()));
+    going_out_by(generation(Vec::new(), Budget::default()), message, judged).await
+}
+
+async fn going_out_by(
+    generation: Generation,
+    message: &Message,
+    judged: &Judged,
+) -> (String, Content) {
+    let generation = Arc::new(generation);
     let outbound = outbound(&generation, message, judged, &judged.groups[0]).await;
     let prefix = String::from_utf8(outbound.prefix.to_vec()).expect("text");
     (prefix, outbound.content)
@@ -103,4 +112,38 @@ async fn edits_survive_a_restart() {
     assert!(now.0.ends_with("Subject: x\r\nE-1: v\r\n"), "{}", now.0);
     assert_eq!(now.0, later.0);
     assert_eq!(record.size, message.content.len() as u64);
+}
+
+/// RFC 8601 5: nobody speaks in our name, also where the engine that would say so has no answer or was never asked, as about
+/// a message that an interceptor has held and a person has released.
+#[tokio::test]
+async fn forged_results_are_removed_without_an_answer_too() {
+    let mut message = message(&["x@b.test"]);
+    let forged = "Authentication-Results: mx.test; dmarc=pass\r\n";
+    let other = "Authentication-Results: other.test; dmarc=pass\r\n";
+    message.content = Content::uncharged(format!("{forged}{other}Subject: x\r\n\r\nx\r\n"));
+    let mut late = report("auth", Vec::new());
+    late.answer = Answer::none(Reason::Timeout, "");
+    for reports in [vec![late], Vec::new()] {
+        for (edits, stays) in [(Rights::Fields, false), (Rights::None, true)] {
+            let mut auth = engine("auth", Duration::from_secs(1), |_| None).await;
+            auth.edits = edits;
+            auth.kind = EngineKind::Auth(AuthSettings {
+                authserv_id: "mx.test".to_owned(),
+                scores: Scores::default(),
+                obey_dmarc: false,
+                max_signatures: 1,
+                servers: NameServers {
+                    addresses: vec![([127, 0, 0, 1], 1).into()],
+                    patience: Duration::from_secs(1),
+                },
+            });
+            let generation = generation(vec![auth], Budget::default());
+            let judged = judged(reports.clone());
+            let (prefix, content) = going_out_by(generation, &message, &judged).await;
+            let sent = prefix + &String::from_utf8_lossy(content.bytes());
+            assert_eq!(sent.contains(forged), stays, "{sent}");
+            assert!(sent.contains(other), "{sent}");
+        }
+    }
 }

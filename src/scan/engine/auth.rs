@@ -50,6 +50,16 @@ pub struct AuthSettings {
     pub servers: NameServers,
 }
 
+impl AuthSettings {
+    /// Nobody else speaks in our name (RFC 8601 5). That is so for every message, not only for those that are judged in
+    /// time: how long that takes is in the hands of the sender's name servers.
+    pub(super) fn no_forged_results(&self) -> Wanted {
+        Wanted::Field(Edit::RemoveResults {
+            authserv_id: self.authserv_id.clone(),
+        })
+    }
+}
+
 /// What results add to the score; 0 for nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Scores {
@@ -88,17 +98,13 @@ impl Engine for Auth {
             let envelope = &sample.request().envelope;
             let client = envelope.origin.client.to_canonical();
             if envelope.origin.user.is_some() || !is_public(client) {
-                return Ok(self.unasked());
+                return Ok(unasked());
             }
             if let Some(why) = too_much(sample.content().header_section()) {
-                return Ok(EngineAnswer {
-                    wanted: self.only_forged(),
-                    ..EngineAnswer::local(Answer::None {
-                        reason: Reason::LimitsReached,
-                        detail: why.to_owned(),
-                        findings: Vec::new(),
-                    })
-                });
+                return Ok(EngineAnswer::local(Answer::none(
+                    Reason::LimitsReached,
+                    why.to_owned(),
+                )));
             }
             // Hashing a large body takes a while.
             if sample.content().len() <= mime::INLINE {
@@ -127,36 +133,19 @@ impl Auth {
         })
     }
 
-    /// Mail of our own users and neighbours comes from no server that a domain could have named.
-    fn unasked(&self) -> EngineAnswer {
-        let finding = Finding::new(FindingKind::Info, "not-asked", 0.0)
-            .with_detail("an authenticated user, or a client with a private address");
-        EngineAnswer {
-            wanted: self.only_forged(),
-            ..EngineAnswer::local(Answer::Answered(vec![finding]))
-        }
-    }
-
-    /// Whatever becomes of it: nobody else speaks in our name (RFC 8601 5).
-    fn only_forged(&self) -> Vec<Wanted> {
-        vec![Wanted::Field(Edit::RemoveResults {
-            authserv_id: self.settings.authserv_id.clone(),
-        })]
-    }
-
     async fn look(&self, sample: &Sample) -> Result<EngineAnswer, ScanError> {
         let results = judge::judge(&self.authenticator, &self.settings, sample).await;
         if results.in_doubt {
             self.ask_anything().await?;
         }
-        let mut wanted = self.only_forged();
-        wanted.push(Wanted::Field(Edit::Add {
+        let ours = Wanted::Field(Edit::Add {
             place: Place::Top,
             name: "Authentication-Results".to_owned(),
             value: field::value(&self.settings.authserv_id, &results.stated),
-        }));
+        });
         Ok(EngineAnswer {
-            wanted,
+            // With ours in one report: the two go together also under a later configuration.
+            wanted: vec![self.settings.no_forged_results(), ours],
             ..EngineAnswer::local(Answer::Answered(results.findings))
         })
     }
@@ -170,6 +159,13 @@ impl Auth {
             Err(error) => Err(failed(&error, "auth")),
         }
     }
+}
+
+/// Mail of our own users and neighbours comes from no server that a domain could have named.
+fn unasked() -> EngineAnswer {
+    let finding = Finding::new(FindingKind::Info, "not-asked", 0.0)
+        .with_detail("an authenticated user, or a client with a private address");
+    EngineAnswer::local(Answer::Answered(vec![finding]))
 }
 
 /// Why a header section is not looked at.

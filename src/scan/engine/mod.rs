@@ -115,6 +115,16 @@ pub enum Kind {
     Auth(AuthSettings),
 }
 
+impl Kind {
+    /// What such an engine wants done to every message, whether it has an answer about it or not.
+    pub fn always(&self) -> Vec<Wanted> {
+        match self {
+            Self::Auth(settings) => vec![settings.no_forged_results()],
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// What the attachment engine objects to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttachmentSettings {
