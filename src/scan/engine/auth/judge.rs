@@ -46,15 +46,21 @@ pub(super) async fn judge(
     results.spf(&spf, identity, settings);
     let content = sample.content().bytes();
     let Some((message, left_out)) = read(content, settings.max_signatures) else {
-        results.add("dkim.none", "no header section");
+        results.dkim(&[], 0, settings);
+        results.no_author("no header section", settings);
         return results;
     };
     let dkim = authenticator.verify_dkim(&message).await;
     results.dkim(&dkim, left_out, settings);
-    let domain = envelope.reverse_path.mailbox().map_or("", Mailbox::domain);
-    let dmarc = DmarcParameters::new(&message, &dkim, domain, &spf);
-    let dmarc = authenticator.verify_dmarc(dmarc).await;
-    results.dmarc(&dmarc, froms(content), settings);
+    match unclear(content, &message) {
+        Some(why) => results.no_author(why, settings),
+        None => {
+            let domain = envelope.reverse_path.mailbox().map_or("", Mailbox::domain);
+            let dmarc = DmarcParameters::new(&message, &dkim, domain, &spf);
+            let dmarc = authenticator.verify_dmarc(dmarc).await;
+            results.dmarc(&dmarc, settings);
+        }
+    }
     if message.ams_headers.len() > settings.max_signatures {
         results.state(
             "arc",
@@ -112,11 +118,33 @@ fn bound(message: &mut AuthenticatedMessage<'_>, most: usize) -> usize {
     before - message.dkim_headers.len() - message.errors.len()
 }
 
-/// From fields: exactly one can be aligned with anything (RFC 5322 3.6).
-fn froms(content: &[u8]) -> usize {
-    header::fields(header::section(content))
-        .filter(|field| field.is("From"))
-        .count()
+/// Why nobody can say who the author is, if that is so. mail-auth decides about the author that it has found itself, while
+/// people believe the one that their mail program has found: there must be no two ways to read the header section.
+fn unclear(content: &[u8], message: &AuthenticatedMessage<'_>) -> Option<&'static str> {
+    let fields = || header::fields(header::section(content));
+    let same = message.headers.iter().map(|(name, value)| {
+        let body = value.strip_suffix(b"\r\n").unwrap_or(value);
+        (name.trim_ascii_end(), body)
+    });
+    if !same.eq(fields().map(|field| (field.name, field.body))) {
+        return Some("fields that not everybody would find");
+    }
+    // Some readers pass over white space and control characters in a name.
+    let looks = |name: &[u8]| {
+        let seen = name.iter().filter(|octet| octet.is_ascii_graphic());
+        seen.map(u8::to_ascii_lowercase).eq(*b"from")
+    };
+    let froms = fields().filter(|field| looks(field.name));
+    if froms.map(|field| field.is("From")).ne([true]) {
+        return Some("not exactly one From field");
+    }
+    let mut domains = message.from.iter().filter_map(|from| from.rsplit_once('@'));
+    let Some((_, domain)) = domains.next() else {
+        return Some("no address in From");
+    };
+    domains
+        .any(|(_, other)| other != domain)
+        .then_some("addresses of several domains in From")
 }
 
 impl Results {
@@ -206,12 +234,18 @@ impl Results {
         }
     }
 
-    fn dmarc(&mut self, dmarc: &DmarcOutput, froms: usize, settings: &AuthSettings) {
-        let properties = vec![("header.from", dmarc.domain().to_owned())];
-        if froms != 1 {
-            let detail = format!("{froms} From fields");
-            return self.state("dmarc", "permerror", properties, &detail);
+    /// Whose policy holds, nobody can say; that exempts nobody's mail from all (RFC 9989, "Denial of DMARC Processing
+    /// Attacks").
+    fn no_author(&mut self, why: &str, settings: &AuthSettings) {
+        self.state("dmarc", "permerror", Vec::new(), why);
+        if settings.obey_dmarc {
+            let finding = Finding::new(FindingKind::Policy, "from.malformed", 0.0);
+            self.findings.push(finding.with_detail(why));
         }
+    }
+
+    fn dmarc(&mut self, dmarc: &DmarcOutput, settings: &AuthSettings) {
+        let properties = vec![("header.from", dmarc.domain().to_owned())];
         let word = match dmarc.result() {
             DmarcResult::Pass => "pass",
             DmarcResult::Fail(_) => "fail",

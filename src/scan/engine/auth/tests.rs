@@ -264,13 +264,48 @@ async fn hostile_header_sections_are_bounded() {
     }
 }
 
-/// RFC 5322 3.6: which of two authors would be aligned is anybody's guess, so none is.
+/// RFC 5322 3.6: where readers may see another author than we do, or more than one, nobody can say whose policy holds. Such
+/// a message is not exempt from everybody's: with `obey` it is objected to.
 #[tokio::test]
-async fn two_authors_are_an_error() {
+async fn an_author_that_cannot_be_told_is_an_objection() {
     let (server, _) = domain("reject").await;
-    let mail = format!("From: a@c.test\r\n{MAIL}");
-    let (found, _) = judged(&server, sample(&mail, "a@a.test", CLIENT, None)).await;
-    assert!(found.contains(&"dmarc.permerror".to_owned()), "{found:?}");
+    server.text("c.test", "v=spf1 +all");
+    let unclear = [
+        "From: x@c.test\r\nFrom: a@a.test\r\n",
+        "From: a@a.test, x@c.test\r\n",
+        "Fr om: x@c.test\r\nFrom: a@a.test\r\n",
+        "From\r\n : x@c.test\r\nFrom: a@a.test\r\n",
+        "From\x0c: a@a.test\r\nFrom: x@c.test\r\n",
+        "From\x0c: x@c.test\r\n",
+        " From: a@a.test\r\nFrom: x@c.test\r\n",
+        "X: x\r\njunk\r\nFrom: a@a.test\r\n",
+        "junk\r\nFrom: a@a.test\r\n",
+        "X: x\nFrom: a@a.test\r\nX: x\r\n",
+        "X: x\n\nX: x\r\nFrom: a@a.test\r\n",
+        "From: a\r\n",
+        "From: nobody:;\r\n",
+        "Subject: x\r\n",
+        "",
+    ];
+    for fields in unclear {
+        let mail = format!("{fields}\r\nx\r\n");
+        let (found, field) = judged(&server, sample(&mail, "x@c.test", CLIENT, None)).await;
+        let error = ["dmarc.permerror", "policy from.malformed"];
+        assert_eq!(found[2..4], error, "{fields:?}: {found:?}");
+        assert!(field.ends_with("; dmarc=permerror"), "{fields:?}: {field}");
+    }
+    for fields in [
+        "From: a@a.test, B <b@A.test>\r\n",
+        "FROM : =?utf-8?q?c=40c=2etest?= <a@a.test>\r\nX-From: x@c.test\r\n",
+        "X:\r\nFrom: \"x@c.test, x\"\r\n <a@a.test>\r\n",
+    ] {
+        let mail = format!("{fields}\r\nx\r\n");
+        let (found, _) = judged(&server, sample(&mail, "x@c.test", CLIENT, None)).await;
+        assert!(
+            found.contains(&"dmarc.fail".to_owned()),
+            "{fields:?}: {found:?}"
+        );
+    }
 }
 
 /// RFC 8617: a chain whose seal verifies passes; one whose message was changed afterwards does not.
