@@ -55,7 +55,9 @@ pub(super) async fn judge(
     match unclear(content, &message) {
         Some(why) => results.no_author(why, settings),
         None => {
-            let domain = envelope.reverse_path.mailbox().map_or("", Mailbox::domain);
+            let sender = envelope.reverse_path.mailbox();
+            // What SPF was asked about (RFC 7208 2.4, RFC 7489 3.1.2).
+            let domain = sender.map_or(&*envelope.origin.helo, Mailbox::domain);
             let dmarc = DmarcParameters::new(&message, &dkim, domain, &spf);
             let dmarc = authenticator.verify_dmarc(dmarc).await;
             results.dmarc(&dmarc, settings);

@@ -12,6 +12,7 @@ use mail_auth::dkim::DkimSigner;
 use mail_auth::{AuthenticatedMessage, AuthenticationResults};
 
 use super::*;
+use crate::message::{Mailbox, ReversePath};
 use crate::scan::engine::tests::name_server::{NameServer, Says};
 use crate::scan::tests::{request, sampled};
 
@@ -70,9 +71,10 @@ async fn domain(policy: &str) -> (NameServer, Ed25519Key) {
 fn sample(mail: &str, from: &str, client: [u8; 4], user: Option<&str>) -> Sample {
     let mut request = request(mail.to_owned(), Duration::from_secs(60));
     let envelope = Arc::make_mut(&mut request.envelope);
-    envelope.reverse_path = crate::message::Mailbox::parse(from)
-        .expect("a mailbox")
-        .into();
+    envelope.reverse_path = match from {
+        "" => ReversePath::NULL,
+        from => Mailbox::parse(from).expect("a mailbox").into(),
+    };
     envelope.origin.client = client.into();
     envelope.origin.helo = "helo.test".to_owned();
     envelope.origin.user = user.map(str::to_owned);
@@ -139,6 +141,18 @@ async fn forged_mail_fails() {
     ];
     assert_eq!(found, all);
     assert!(field.contains("; dmarc=fail header.from=a.test"), "{field}");
+}
+
+/// RFC 7208 2.4, RFC 7489 3.1.2: a bounce has no reverse-path; what is checked and aligned is the name of its server.
+#[tokio::test]
+async fn a_bounce_is_aligned_by_the_name_of_its_server() {
+    let (server, _) = domain("none").await;
+    server.text("helo.test", "v=spf1 ip4:192.0.2.1 -all");
+    server.text("_dmarc.helo.test", "v=DMARC1; p=reject");
+    let mail = "From: mailer-daemon@helo.test\r\n\r\nit bounced\r\n";
+    let (found, field) = judged(&server, sample(mail, "", CLIENT, None)).await;
+    assert_eq!(found, ["spf.pass", "dkim.none", "dmarc.pass", "arc.none"]);
+    assert!(field.contains("spf=pass smtp.helo=helo.test"), "{field}");
 }
 
 /// SPF and DKIM of another domain than the one that is shown are worth nothing for DMARC; one of them aligned is enough.
