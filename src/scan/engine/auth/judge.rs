@@ -1,11 +1,13 @@
 //! The results of one message.
 
+use mail_auth::arc::ArcError;
+use mail_auth::dkim::DkimError;
 use mail_auth::dmarc::Policy;
 use mail_auth::dmarc::verify::DmarcParameters;
 use mail_auth::spf::verify::SpfParameters;
 use mail_auth::{
-    AuthenticatedMessage, DkimOutput, DkimResult, DmarcOutput, DmarcResult, MessageAuthenticator,
-    SpfOutput, SpfResult,
+    AuthenticatedMessage, DkimOutput, DkimResult, DmarcOutput, DmarcResult, Error,
+    MessageAuthenticator, SpfOutput, SpfResult,
 };
 
 use super::AuthSettings;
@@ -227,7 +229,8 @@ impl Results {
         }
         let is = |wanted: &str| dkim.iter().any(|d| of_dkim(d.result()).0 == wanted);
         // One that may yet verify is not held against the message, nor is one that nobody can look up now.
-        if is("fail") && !is("pass") && !is("temperror") && settings.scores.dkim_fail != 0.0 {
+        let in_vain = !dkim.is_empty() && !is("pass") && !is("temperror");
+        if in_vain && settings.scores.dkim_fail != 0.0 {
             self.count(
                 "dkim.no-pass",
                 "no signature verifies",
@@ -290,6 +293,11 @@ impl Results {
 fn of_dkim(result: &DkimResult) -> (&'static str, String) {
     match result {
         DkimResult::Pass => ("pass", String::new()),
+        // To mail-auth it is neutral.
+        DkimResult::Neutral(
+            why @ (Error::Dkim(DkimError::FailedBodyHashMatch)
+            | Error::Arc(ArcError::FailedBodyHashMatch)),
+        ) => ("fail", why.to_string()),
         DkimResult::Neutral(why) => ("neutral", why.to_string()),
         DkimResult::Fail(why) => ("fail", why.to_string()),
         DkimResult::PermError(why) => ("permerror", why.to_string()),

@@ -123,24 +123,45 @@ async fn honest_mail_passes() {
     );
 }
 
-/// A body that was changed, from where the domain's mail does not come: it counts what the administrator says it counts, and
-/// the domain's own policy is a finding.
+/// A field or a body that was changed, from where the domain's mail does not come: it counts what the administrator says it
+/// counts, and the domain's own policy is a finding.
 #[tokio::test]
 async fn forged_mail_fails() {
     let (server, key) = domain("reject").await;
-    let mail = signed(key, "a.test").replace("Subject: x", "Subject: y");
-    let (found, field) = judged(&server, sample(&mail, "a@a.test", [192, 0, 2, 2], None)).await;
-    let all = [
-        "spf.fail 3",
-        "dkim.fail",
-        "dkim.no-pass 2",
-        "dmarc.fail",
-        "dmarc.not-aligned 4",
-        "policy dmarc.reject",
-        "arc.none",
+    let mail = signed(key, "a.test");
+    for (signed, forged) in [("Subject: x", "Subject: y"), ("\r\nbody", "\r\nb0dy")] {
+        let mail = mail.replace(signed, forged);
+        let (found, field) = judged(&server, sample(&mail, "a@a.test", [192, 0, 2, 2], None)).await;
+        let all = [
+            "spf.fail 3",
+            "dkim.fail",
+            "dkim.no-pass 2",
+            "dmarc.fail",
+            "dmarc.not-aligned 4",
+            "policy dmarc.reject",
+            "arc.none",
+        ];
+        assert_eq!(found, all, "{forged}");
+        assert!(field.contains("; dkim=fail header.d=a.test"), "{field}");
+        assert!(field.contains("; dmarc=fail header.from=a.test"), "{field}");
+    }
+}
+
+/// A signature is as worthless if nobody knows its key or nobody can read it as if it is wrong.
+#[tokio::test]
+async fn a_signature_that_cannot_be_verified_counts_as_one_that_is_wrong() {
+    let (server, key) = domain("none").await;
+    let mail = signed(key, "a.test");
+    let wrong = [
+        (" s=s;", " s=unknown;", "dkim.permerror"),
+        (" v=1;", " v=2;", "dkim.neutral"),
     ];
-    assert_eq!(found, all);
-    assert!(field.contains("; dmarc=fail header.from=a.test"), "{field}");
+    for (signed, changed, word) in wrong {
+        let changed = mail.replace(signed, changed);
+        assert_ne!(changed, mail);
+        let (found, _) = judged(&server, sample(&changed, "a@a.test", CLIENT, None)).await;
+        assert_eq!(found[1..3], [word, "dkim.no-pass 2"]);
+    }
 }
 
 /// RFC 7208 2.4, RFC 7489 3.1.2: a bounce has no reverse-path; what is checked and aligned is the name of its server.
