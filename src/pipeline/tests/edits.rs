@@ -133,6 +133,7 @@ async fn forged_results_are_removed_without_an_answer_too() {
                 scores: Scores::default(),
                 obey_dmarc: false,
                 max_signatures: 1,
+                timeout: Duration::from_secs(1),
                 servers: NameServers {
                     addresses: vec![([127, 0, 0, 1], 1).into()],
                     patience: Duration::from_secs(1),

@@ -15,6 +15,7 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use hickory_resolver::TokioResolver;
@@ -24,6 +25,7 @@ use mail_auth::MessageAuthenticator;
 use super::dns::is_public;
 use super::name_server::{NameServers, failed};
 use super::{BuildError, Engine, EngineAnswer, Sample, ScanError};
+use crate::deadline::{Deadline, Elapsed};
 use crate::message::edit::{Edit, Place, Wanted};
 use crate::message::{header, mime};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
@@ -46,6 +48,9 @@ pub struct AuthSettings {
     pub obey_dmarc: bool,
     /// Signatures, and sets of an ARC chain, that are verified.
     pub max_signatures: usize,
+    /// The engine's. Half of it is for SPF, signatures and ARC, all asked at once, and three quarters until DMARC has
+    /// ended: if name servers were waited for any longer, anybody's would be a fault of the engine.
+    pub timeout: Duration,
     /// Who is asked.
     pub servers: NameServers,
 }
@@ -134,9 +139,12 @@ impl Auth {
     }
 
     async fn look(&self, sample: &Sample) -> Result<EngineAnswer, ScanError> {
+        let deadline = Deadline::after(self.settings.timeout * 9 / 10);
         let results = judge::judge(&self.authenticator, &self.settings, sample).await;
         if results.in_doubt {
-            self.ask_anything().await?;
+            let anything = deadline.run(self.ask_anything()).await;
+            let silent = || ScanError::Unreachable("auth: the name servers are silent".to_owned());
+            anything.unwrap_or_else(|Elapsed| Err(silent()))?;
         }
         let ours = Wanted::Field(Edit::Add {
             place: Place::Top,

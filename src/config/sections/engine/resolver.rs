@@ -93,7 +93,9 @@ pub(super) fn auth(section: &mut Section<'_>, timeout: Duration, class: EngineCl
         scores,
         obey_dmarc,
         max_signatures: section.count("max_signatures", 10, 1..=50),
-        servers: servers(section, timeout),
+        timeout,
+        // The time that a part has.
+        servers: servers(section, timeout / 2),
     })
 }
 
@@ -109,7 +111,7 @@ fn by_envelope(section: &mut Section<'_>, class: EngineClass) {
     }
 }
 
-/// Two queries and a margin fit into the engine's time.
+/// Two queries and a margin fit into the time.
 fn servers(section: &mut Section<'_>, timeout: Duration) -> NameServers {
     NameServers {
         addresses: section.list("resolver", Some(Vec::new()), plain, server),

@@ -1,17 +1,21 @@
 //! The results of one message.
 
+use std::{iter, mem};
+
+use futures_util::future::{join_all, join3};
 use mail_auth::arc::ArcError;
 use mail_auth::dkim::DkimError;
 use mail_auth::dmarc::Policy;
 use mail_auth::dmarc::verify::DmarcParameters;
 use mail_auth::spf::verify::SpfParameters;
 use mail_auth::{
-    AuthenticatedMessage, DkimOutput, DkimResult, DmarcOutput, DmarcResult, Error,
+    AuthenticatedMessage, DkimOutput, DkimResult, DmarcOutput, DmarcResult, DnsError, Error,
     MessageAuthenticator, SpfOutput, SpfResult,
 };
 
 use super::AuthSettings;
 use super::field::Stated;
+use crate::deadline::{Deadline, Elapsed};
 use crate::message::{Envelope, Mailbox, header};
 use crate::scan::engine::Sample;
 use crate::verdict::{Finding, FindingKind};
@@ -28,7 +32,8 @@ pub(super) struct Results {
     pub(super) in_doubt: bool,
 }
 
-/// Asks for everything that the message's domains publish. It does as much as the settings allow, whatever the message says.
+/// Asks for everything that the message's domains publish. It does as much as the settings allow, whatever the message says,
+/// and for as long: what the domains' name servers have not answered by then is a temporary error.
 pub(super) async fn judge(
     authenticator: &MessageAuthenticator,
     settings: &AuthSettings,
@@ -40,44 +45,126 @@ pub(super) async fn judge(
         in_doubt: false,
     };
     let envelope = &sample.request().envelope;
-    let spf = spf(authenticator, &settings.authserv_id, envelope).await;
-    let identity = match envelope.reverse_path.is_null() {
-        true => "smtp.helo",
-        false => "smtp.mailfrom",
+    let policies = Deadline::after(settings.timeout * 3 / 4);
+    let asking = Asking {
+        authenticator,
+        settings,
+        until: policies.within(settings.timeout / 2),
     };
-    results.spf(&spf, identity, settings);
     let content = sample.content().bytes();
-    let Some((message, left_out)) = read(content, settings.max_signatures) else {
-        results.dkim(&[], 0, settings);
-        results.no_author("no header section", settings);
-        return results;
-    };
-    let dkim = authenticator.verify_dkim(&message).await;
+    let (mut message, left_out) = read(content, settings.max_signatures).unwrap_or_default();
+    let signatures = apart(&mut message);
+    let (spf, dkim, (arc, sealer)) = join3(
+        asking.spf(envelope),
+        asking.dkim(&message, &signatures),
+        asking.arc(&message),
+    )
+    .await;
+    results.spf(&spf, envelope, settings);
     results.dkim(&dkim, left_out, settings);
-    match unclear(content, &message) {
-        Some(why) => results.no_author(why, settings),
-        None => {
-            let sender = envelope.reverse_path.mailbox();
-            // What SPF was asked about (RFC 7208 2.4, RFC 7489 3.1.2).
-            let domain = sender.map_or(&*envelope.origin.helo, Mailbox::domain);
-            let dmarc = DmarcParameters::new(&message, &dkim, domain, &spf);
-            let dmarc = authenticator.verify_dmarc(dmarc).await;
-            results.dmarc(&dmarc, settings);
+    match author(content, &message) {
+        Err(why) => results.no_author(why, settings),
+        Ok(domain) => {
+            let asking = Asking {
+                until: policies,
+                ..asking
+            };
+            let dmarc = DmarcParameters::new(&message, &dkim, spf_domain(envelope), &spf);
+            results.dmarc(&asking.dmarc(domain, dmarc).await, settings);
         }
     }
-    if message.ams_headers.len() > settings.max_signatures {
-        results.state(
-            "arc",
-            "permerror",
-            Vec::new(),
-            "a longer chain than is verified",
-        );
-        return results;
-    }
-    let arc = authenticator.verify_arc(&message).await;
-    let sealer = arc.sets().last().map(|set| set.seal.header.d.clone());
-    results.arc(arc.result(), sealer);
+    results.arc(&arc, sealer);
     results
+}
+
+/// Who asks, and until when. All that is asked at one time has the same time, so that no part can use up another's.
+struct Asking<'a> {
+    authenticator: &'a MessageAuthenticator,
+    settings: &'a AuthSettings,
+    until: Deadline,
+}
+
+impl Asking<'_> {
+    async fn spf(&self, envelope: &Envelope) -> SpfOutput {
+        let us = &self.settings.authserv_id;
+        let (client, helo) = (envelope.origin.client.to_canonical(), &envelope.origin.helo);
+        let parameters = match envelope.reverse_path.mailbox() {
+            Some(from) => SpfParameters::verify_mail_from(client, helo, us, from.as_str()),
+            None => SpfParameters::verify_ehlo(client, helo, us),
+        };
+        let asked = self.until.run(self.authenticator.verify_spf(parameters));
+        asked.await.unwrap_or_else(|Elapsed| {
+            SpfOutput::new(spf_domain(envelope).to_owned()).with_result(SpfResult::TempError)
+        })
+    }
+
+    /// All signatures at once: a signature whose key nobody gets must not take away the result of another one, which may
+    /// be what DMARC fails by.
+    async fn dkim<'x>(
+        &self,
+        message: &'x AuthenticatedMessage<'x>,
+        signatures: &'x [AuthenticatedMessage<'x>],
+    ) -> Vec<DkimOutput<'x>> {
+        let one = async |message: &'x AuthenticatedMessage<'x>| {
+            let asked = self.until.run(self.authenticator.verify_dkim(message));
+            asked.await.unwrap_or_else(|Elapsed| {
+                let late = |s| DkimOutput::temp_err(too_late()).with_signature(s);
+                let signatures = message.dkim_headers.iter();
+                signatures.map(|s| late(&s.header)).collect()
+            })
+        };
+        // The message itself has those that cannot be read.
+        let all = iter::once(message).chain(signatures).map(one);
+        join_all(all).await.concat()
+    }
+
+    /// The result, and who sealed last.
+    async fn arc(&self, message: &AuthenticatedMessage<'_>) -> (DkimResult, Option<String>) {
+        if message.ams_headers.len() > self.settings.max_signatures {
+            return (
+                DkimResult::PermError(Error::Arc(ArcError::ChainTooLong)),
+                None,
+            );
+        }
+        let asked = self.until.run(self.authenticator.verify_arc(message));
+        match asked.await {
+            Ok(arc) => {
+                let sealer = arc.sets().last().map(|set| set.seal.header.d.clone());
+                (arc.result().clone(), sealer)
+            }
+            Err(Elapsed) => (DkimResult::TempError(too_late()), None),
+        }
+    }
+
+    async fn dmarc(&self, domain: &str, parameters: DmarcParameters<'_>) -> DmarcOutput {
+        let asked = self.until.run(self.authenticator.verify_dmarc(parameters));
+        asked.await.unwrap_or_else(|Elapsed| {
+            DmarcOutput::new(domain.to_owned()).with_spf_result(DmarcResult::TempError(too_late()))
+        })
+    }
+}
+
+fn too_late() -> Error {
+    Error::Dns(DnsError::Resolver("no answer in time".to_owned()))
+}
+
+/// What SPF is about and DMARC must be aligned with: the reverse-path's domain, or the HELO name where there is none (RFC
+/// 7208 2.4, RFC 7489 3.1.2).
+fn spf_domain(envelope: &Envelope) -> &str {
+    let sender = envelope.reverse_path.mailbox();
+    sender.map_or(&envelope.origin.helo, Mailbox::domain)
+}
+
+/// Takes the signatures out of a message: each in one of its own.
+fn apart<'x>(message: &mut AuthenticatedMessage<'x>) -> Vec<AuthenticatedMessage<'x>> {
+    let signatures = mem::take(&mut message.dkim_headers);
+    let alone = |signature| AuthenticatedMessage {
+        headers: message.headers.clone(),
+        body_hashes: message.body_hashes.clone(),
+        dkim_headers: vec![signature],
+        ..AuthenticatedMessage::default()
+    };
+    signatures.into_iter().map(alone).collect()
 }
 
 /// A message as far as it is verified, and how many signatures are left out; none if it has no header section.
@@ -85,20 +172,6 @@ pub fn read(content: &[u8], max_signatures: usize) -> Option<(AuthenticatedMessa
     let mut message = AuthenticatedMessage::parse(content)?;
     let left_out = bound(&mut message, max_signatures);
     Some((message, left_out))
-}
-
-/// The reverse-path's domain, or the HELO name where there is none (RFC 7208 2.4).
-async fn spf(
-    authenticator: &MessageAuthenticator,
-    authserv_id: &str,
-    envelope: &Envelope,
-) -> SpfOutput {
-    let (client, helo) = (envelope.origin.client.to_canonical(), &envelope.origin.helo);
-    let parameters = match envelope.reverse_path.mailbox() {
-        Some(from) => SpfParameters::verify_mail_from(client, helo, authserv_id, from.as_str()),
-        None => SpfParameters::verify_ehlo(client, helo, authserv_id),
-    };
-    authenticator.verify_spf(parameters).await
 }
 
 /// Takes away what nobody honest needs: signatures beyond `most`, those that say they cover hundreds of fields, and
@@ -122,16 +195,19 @@ fn bound(message: &mut AuthenticatedMessage<'_>, most: usize) -> usize {
     before - message.dkim_headers.len() - message.errors.len()
 }
 
-/// Why nobody can say who the author is, if that is so. mail-auth decides about the author that it has found itself, while
-/// people believe the one that their mail program has found: there must be no two ways to read the header section.
-fn unclear(content: &[u8], message: &AuthenticatedMessage<'_>) -> Option<&'static str> {
+/// The author's domain, or why nobody can say who the author is. mail-auth decides about the author that it has found itself,
+/// while people believe the one that their mail program has found: there must be no two ways to read the header section.
+fn author<'m>(
+    content: &[u8],
+    message: &'m AuthenticatedMessage<'_>,
+) -> Result<&'m str, &'static str> {
     let fields = || header::fields(header::section(content));
     let same = message.headers.iter().map(|(name, value)| {
         let body = value.strip_suffix(b"\r\n").unwrap_or(value);
         (name.trim_ascii_end(), body)
     });
     if !same.eq(fields().map(|field| (field.name, field.body))) {
-        return Some("fields that not everybody would find");
+        return Err("fields that not everybody would find");
     }
     // Some readers pass over white space and control characters in a name.
     let looks = |name: &[u8]| {
@@ -140,15 +216,16 @@ fn unclear(content: &[u8], message: &AuthenticatedMessage<'_>) -> Option<&'stati
     };
     let froms = fields().filter(|field| looks(field.name));
     if froms.map(|field| field.is("From")).ne([true]) {
-        return Some("not exactly one From field");
+        return Err("not exactly one From field");
     }
     let mut domains = message.from.iter().filter_map(|from| from.rsplit_once('@'));
     let Some((_, domain)) = domains.next() else {
-        return Some("no address in From");
+        return Err("no address in From");
     };
-    domains
-        .any(|(_, other)| other != domain)
-        .then_some("addresses of several domains in From")
+    match domains.all(|(_, other)| other == domain) {
+        true => Ok(domain),
+        false => Err("addresses of several domains in From"),
+    }
 }
 
 impl Results {
@@ -182,7 +259,11 @@ impl Results {
         });
     }
 
-    fn spf(&mut self, spf: &SpfOutput, identity: &'static str, settings: &AuthSettings) {
+    fn spf(&mut self, spf: &SpfOutput, envelope: &Envelope, settings: &AuthSettings) {
+        let identity = match envelope.reverse_path.is_null() {
+            true => "smtp.helo",
+            false => "smtp.mailfrom",
+        };
         let (word, score) = match spf.result() {
             SpfResult::Pass => ("pass", 0.0),
             SpfResult::Fail => ("fail", settings.scores.spf_fail),

@@ -11,12 +11,15 @@ use mail_auth::common::headers::HeaderWriter;
 use mail_auth::dkim::DkimSigner;
 use mail_auth::{AuthenticatedMessage, AuthenticationResults};
 
+use tokio::time::Instant;
+
 use super::*;
 use crate::message::{Mailbox, ReversePath};
 use crate::scan::engine::tests::name_server::{NameServer, Says};
 use crate::scan::tests::{request, sampled};
 
 const MAIL: &str = "From: A <a@a.test>\r\nTo: b@b.test\r\nSubject: x\r\n\r\nbody\r\n";
+const TIMEOUT: Duration = Duration::from_secs(10);
 const CLIENT: [u8; 4] = [192, 0, 2, 1];
 
 fn settings(server: &NameServer) -> AuthSettings {
@@ -30,6 +33,7 @@ fn settings(server: &NameServer) -> AuthSettings {
         },
         obey_dmarc: true,
         max_signatures: 3,
+        timeout: TIMEOUT,
         servers: NameServers {
             addresses: vec![server.address],
             patience: Duration::from_millis(200),
@@ -221,6 +225,54 @@ async fn without_name_servers_there_is_no_answer() {
         let reasons = [Reason::EngineError, Reason::Unreachable];
         assert!(reasons.contains(&error.reason()), "{fault:?}: {error}");
     }
+}
+
+/// Whoever has name servers that say nothing, and says something about them in his mail, uses up no other part's time, nor the
+/// engine's, whose fault it would then be: a domain's policy holds that his forgery fails by.
+#[tokio::test(start_paused = true)]
+async fn silent_name_servers_of_a_sender_are_waited_for_less_long_than_the_engine_is() {
+    let (server, key) = domain("reject").await;
+    for name in ["slow.test", "s._domainkey.slow.test", "_dmarc.slow.test"] {
+        server.says(name, Says::Nothing);
+    }
+    let mut settings = settings(&server);
+    // What ends the questions here is not this.
+    settings.servers.patience = TIMEOUT * 10;
+    let engine = Arc::new(Auth::new(&settings).expect("an engine"));
+    let ask = async |mail: &str| {
+        let began = Instant::now();
+        let sample = sample(mail, "a@slow.test", CLIENT, None);
+        let answer = engine.clone().scan(sample).await;
+        assert!(began.elapsed() < TIMEOUT, "{:?}", began.elapsed());
+        let Answer::Answered(findings) = answer?.answer else {
+            panic!("no answer");
+        };
+        Ok(findings.into_iter().map(|f| f.name).collect::<Vec<_>>())
+    };
+    let (another, _) = super::tests::key();
+    let slow = signed(another, "slow.test");
+    let forged = signed(key, "a.test").replace("Subject: x", "Subject: y");
+    let both = slow.replace(MAIL, &forged);
+    let found = ask(&both).await.expect("an answer");
+    let all = [
+        "spf.temperror",
+        "dkim.temperror",
+        "dkim.fail",
+        "dmarc.fail",
+        "dmarc.not-aligned",
+        "dmarc.reject",
+        "arc.none",
+    ];
+    assert_eq!(found, all);
+    let found = ask(&slow.replace("a@a.test", "a@slow.test")).await;
+    let found = found.expect("an answer");
+    assert_eq!(
+        found[..3],
+        ["spf.temperror", "dkim.temperror", "dmarc.temperror"]
+    );
+    server.says("", Says::Nothing);
+    let error: ScanError = ask(&slow).await.expect_err("no answer");
+    assert_eq!(error.reason(), Reason::Unreachable);
 }
 
 /// RFC 7208 4.6.4: a record that makes us ask more than ten questions is an error of its domain's, and costs no more.
