@@ -22,7 +22,7 @@ use super::{
     BuildError, Engine, EngineAnswer, Probe, Probes, Sample, ScanError, compute, is_short,
 };
 use crate::message::Mailbox;
-use crate::verdict::{Answer, Finding, FindingKind};
+use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
 pub(super) use names::is_public;
 pub use names::{Domains, in_text};
@@ -105,13 +105,13 @@ impl Engine for Dns {
         sample: Sample,
     ) -> BoxFuture<'static, Result<EngineAnswer, ScanError>> {
         Box::pin(async move {
-            let findings = match sample.probe() {
-                Some(probe) => self.test(probe).await?,
+            let answer = match sample.probe() {
+                Some(probe) => Answer::Answered(self.test(probe).await?),
                 None => self.look(&sample).await?,
             };
             Ok(EngineAnswer {
                 replica: Some(self.list.zone.clone()),
-                ..EngineAnswer::local(Answer::Answered(findings))
+                ..EngineAnswer::local(answer)
             })
         })
     }
@@ -138,14 +138,14 @@ impl Dns {
         })
     }
 
-    async fn look(&self, sample: &Sample) -> Result<Vec<Finding>, ScanError> {
-        let (subjects, left_out) = self.subjects(sample).await?;
-        let asked = subjects.iter().map(|subject| self.ask(subject));
+    async fn look(&self, sample: &Sample) -> Result<Answer, ScanError> {
+        let subjects = self.subjects(sample).await?;
+        let asked = subjects.names.iter().map(|name| self.ask(name));
         let mut found = Found::default();
         let mut failure = None;
-        for (subject, answer) in subjects.iter().zip(join_all(asked).await) {
+        for (name, answer) in subjects.names.iter().zip(join_all(asked).await) {
             match answer {
-                Ok(addresses) => found.add(&self.list, subject, &addresses),
+                Ok(addresses) => found.add(&self.list, name, &addresses),
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
@@ -155,41 +155,45 @@ impl Dns {
             Some(error) if !objection => return Err(error),
             _ => {}
         }
-        if left_out > 0 {
-            let detail = format!("{left_out} more domains in URLs (max_names)");
-            let finding = Finding::new(FindingKind::Info, "names-not-asked", 0.0);
-            found.findings.push(finding.with_detail(detail));
+        found.findings.extend(subjects.told);
+        if subjects.unseen.is_empty() || objection {
+            return Ok(Answer::Answered(found.findings));
         }
-        Ok(found.findings)
+        Ok(Answer::None {
+            reason: Reason::LimitsReached,
+            detail: subjects.unseen.join("; "),
+            findings: found.findings,
+        })
     }
 
-    /// What to ask about, and how many domains there would have been beyond that.
-    async fn subjects(&self, sample: &Sample) -> Result<(Vec<String>, usize), ScanError> {
+    async fn subjects(&self, sample: &Sample) -> Result<Subjects, ScanError> {
         let envelope = &sample.request().envelope;
         let asks = |question| self.list.ask.contains(&question);
-        let mut subjects = Vec::new();
-        let client = envelope.origin.client.to_canonical();
-        // Who has proved who they are may send from home, where lists of dial-up addresses say that nobody may.
-        if asks(Question::Client) && envelope.origin.user.is_none() && is_public(client) {
-            subjects.push(names::reversed(client));
+        let mut subjects = Subjects::default();
+        if asks(Question::Client) {
+            let client = envelope.origin.client.to_canonical();
+            // Who has proved who they are may send from home, where lists of dial-up addresses say that nobody may.
+            let public = envelope.origin.user.is_none() && is_public(client);
+            let name = public.then(|| names::reversed(client));
+            let why = "an authenticated user, or a client with a private address";
+            subjects.add(name, why);
         }
-        let sender = envelope.reverse_path.mailbox().map(Mailbox::domain);
-        if let Some(domain) = sender.filter(|_| asks(Question::Sender)) {
-            subjects.extend(names::registered(domain));
+        if asks(Question::Sender) {
+            let sender = envelope.reverse_path.mailbox().map(Mailbox::domain);
+            let name = sender.and_then(names::registered);
+            subjects.add(name, "a sender without a registered domain");
         }
-        if !asks(Question::Url) {
-            return Ok((subjects, 0));
+        if asks(Question::Url) {
+            let inspection = sample.inspection().await;
+            subjects
+                .unseen
+                .extend(inspection.exceeded.iter().map(|limit| limit.as_str()));
+            let short = is_short(sample.content(), &inspection);
+            let most = self.list.max_names;
+            let urls = compute(short, move || names::in_text(&inspection, most)).await?;
+            subjects.urls(urls);
         }
-        let inspection = sample.inspection().await;
-        let short = is_short(sample.content(), &inspection);
-        let most = self.list.max_names;
-        let urls = compute(short, move || names::in_text(&inspection, most)).await?;
-        for domain in urls.domains {
-            if !subjects.contains(&domain) {
-                subjects.push(domain);
-            }
-        }
-        Ok((subjects, urls.left_out))
+        Ok(subjects)
     }
 
     /// The test points: what the list says about one that it must have, or must not have.
@@ -262,6 +266,47 @@ impl Dns {
             }),
             false => Ok(()),
         }
+    }
+}
+
+/// What a list is asked about a message.
+#[derive(Default)]
+struct Subjects {
+    /// Each once.
+    names: Vec<String>,
+    /// What it is not asked about, as nobody could or as the administrator wants it.
+    told: Vec<Finding>,
+    /// What nobody has looked at.
+    unseen: Vec<&'static str>,
+}
+
+impl Subjects {
+    /// A name, or why there is none.
+    fn add(&mut self, name: Option<String>, why: &str) {
+        match name {
+            Some(name) => self.names.push(name),
+            None => self.tell("not-asked", why.to_owned()),
+        }
+    }
+
+    fn urls(&mut self, urls: Domains) {
+        for domain in urls.domains {
+            if !self.names.contains(&domain) {
+                self.names.push(domain);
+            }
+        }
+        if urls.left_out > 0 {
+            let detail = format!("{} more domains in URLs (max_names)", urls.left_out);
+            self.tell("names-not-asked", detail);
+        }
+        if urls.cut {
+            self.unseen.push("more text than is looked through");
+        }
+    }
+
+    fn tell(&mut self, name: &str, detail: String) {
+        let finding = Finding::new(FindingKind::Info, name, 0.0);
+        self.told.push(finding.with_detail(detail));
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::message::ReversePath;
+use crate::message::{Content, ReversePath};
 use crate::scan::ScanRequest;
 use crate::scan::engine::tests::name_server::{NameServer, Says};
 use crate::scan::tests::request;
@@ -112,7 +112,7 @@ async fn domains_are_found() {
     assert_eq!(found, named(&all));
 }
 
-/// Nobody else is told about our own users and neighbours.
+/// Nobody else is told about our own users and neighbours; that nothing was asked does not look as if nothing were listed.
 #[tokio::test]
 async fn users_and_neighbours_are_not_asked_about() {
     let server = NameServer::start().await;
@@ -124,13 +124,41 @@ async fn users_and_neighbours_are_not_asked_about() {
         null(request);
         Arc::make_mut(&mut request.envelope).origin.user = Some("u".to_owned());
     };
-    ask(&list, mail([10, 0, 0, 1], null))
-        .await
-        .expect("an answer");
-    ask(&list, mail([192, 0, 2, 99], user))
-        .await
-        .expect("an answer");
+    for sample in [mail([10, 0, 0, 1], null), mail([192, 0, 2, 99], user)] {
+        let found = ask(&list, sample).await.expect("an answer");
+        let neither = [("not-asked", FindingKind::Info); 2];
+        assert_eq!(found, named(&neither));
+    }
     assert_eq!(server.asked(), Vec::<String>::new());
+}
+
+/// P4: text in which nobody has looked for domains has no "not listed", unless what was looked at is listed.
+#[tokio::test]
+async fn text_that_is_not_looked_at_is_not_clean() {
+    let server = NameServer::start().await;
+    let list = list(&server, &[Question::Url]);
+    let long = format!("{TEXT}{}", "x\r\n".repeat(2 << 20));
+    let deep = "Content-Type: message/rfc822\r\n\r\n".repeat(100) + TEXT;
+    for listed in [false, true] {
+        for text in [&long, &deep] {
+            let sample = mail([192, 0, 2, 1], |request| {
+                request.content = Content::uncharged(text.clone());
+            });
+            let engine = Arc::new(Dns::new(&list).expect("an engine"));
+            let answer = engine.scan(sample).await.expect("an answer").answer;
+            let is_missing = matches!(
+                answer,
+                Answer::None {
+                    reason: Reason::LimitsReached,
+                    ..
+                }
+            );
+            // Nothing of the deep one is seen.
+            let found = listed && text == &long;
+            assert_eq!(is_missing, !found, "{answer:?}");
+        }
+        server.has("example.com.list.test", [127, 0, 0, 2]);
+    }
 }
 
 /// P4: whatever goes wrong with a list is a missing answer with its reason, never "not listed"; what is on the list by another
