@@ -4,6 +4,7 @@
 //! Whatever is not looked at is a [`Trouble`], so that nobody can take it for looked at.
 
 use std::io::{Cursor, Read};
+use std::mem::discriminant;
 
 use memchr::memmem;
 use zip::{CompressionMethod, ZipArchive};
@@ -97,7 +98,7 @@ pub struct Walk<'v> {
     visit: &'v mut dyn FnMut(&Member<'_>),
     files: usize,
     octets: u64,
-    /// What was not looked at; the first few.
+    /// What was not looked at: the first few, and the first of each kind.
     pub troubles: Vec<Trouble>,
 }
 
@@ -127,7 +128,10 @@ impl<'v> Walk<'v> {
 
     fn trouble(&mut self, trouble: Trouble) {
         const KEPT: usize = 16;
-        if self.troubles.len() < KEPT && !self.troubles.contains(&trouble) {
+        // However many of one kind there are: what they mean differs, and a sender can make as many as it likes.
+        let is_same = |known: &Trouble| discriminant(known) == discriminant(&trouble);
+        let is_first = !self.troubles.iter().any(is_same);
+        if is_first || self.troubles.len() < KEPT && !self.troubles.contains(&trouble) {
             self.troubles.push(trouble);
         }
     }
@@ -349,6 +353,34 @@ mod tests {
             assert_eq!(read.is_err(), walk.octets > Limits::TOTAL);
         }
         assert!(walk.octets > Limits::TOTAL, "the last ones were refused");
+    }
+
+    /// However many members need a password, it is said that others were not looked at for another reason.
+    #[tokio::test]
+    async fn no_kind_of_trouble_hides_behind_another() {
+        let names: Vec<String> = (0..20).map(|i| format!("{i}.txt")).collect();
+        let inner = zipped(&[("evil.exe", b"x")], CompressionMethod::Stored);
+        let mut files: Vec<(&str, &[u8])> = names
+            .iter()
+            .map(|n| (n.as_str(), b"x".as_slice()))
+            .collect();
+        files.push(("inner.zip", &inner));
+        let mut zip = zipped(&files, CompressionMethod::Deflated);
+        let central: Vec<usize> = memmem::find_iter(&zip, b"PK\x01\x02").collect();
+        for at in &central[..names.len()] {
+            zip[at + 8] |= 1;
+        }
+        let limits = Limits {
+            depth: 1,
+            files: 100,
+            ..LIMITS
+        };
+        let (_, troubles) = walk(&zip, limits);
+        assert!(matches!(troubles[0], Trouble::Encrypted(_)));
+        assert_eq!(
+            troubles.last(),
+            Some(&Trouble::Depth("a.zip/inner.zip".to_owned()))
+        );
     }
 
     /// After the deadline nothing is opened, and that is said.

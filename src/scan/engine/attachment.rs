@@ -16,7 +16,8 @@ use crate::deadline::Deadline;
 use crate::message::mime::{self, Exceeded, Inspection, Part, Sniffed};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
-/// Findings of one report. A million files with forbidden names are no better known by a million findings.
+/// Findings of one name. A million files with forbidden names are no better known by a million findings, and none may
+/// be hidden behind a million that mean nothing.
 const FINDINGS: usize = 50;
 /// Octets of a file in an archive that are unpacked: enough to recognise its type.
 const HEAD: u64 = 4096;
@@ -102,7 +103,8 @@ impl<'a> Look<'a> {
     }
 
     fn found(&mut self, kind: FindingKind, name: &str, score: f64, detail: &str) {
-        if self.findings.len() < FINDINGS {
+        let same = self.findings.iter().filter(|f| f.name == name).count();
+        if same < FINDINGS {
             let detail: String = detail.chars().take(300).collect();
             let finding = Finding::new(kind, name, score).with_detail(detail);
             if !self.findings.contains(&finding) {

@@ -190,6 +190,25 @@ async fn limits_are_no_answer() {
     }
 }
 
+/// What is only shown does not hide what is forbidden, however much of it there is (promise P4).
+#[tokio::test]
+async fn nothing_forbidden_hides_behind_what_is_only_shown() {
+    let locked = b"%PDF-1.7\ntrailer <</Encrypt 5 0 R>>".as_slice();
+    let many: Vec<_> = (0..=FINDINGS).map(|i| format!("{i}.pdf")).collect();
+    let mut files: Vec<(&str, &[u8])> = many.iter().map(|n| (n.as_str(), locked)).collect();
+    files.push(("a.exe", b"x"));
+    let settings = AttachmentSettings {
+        max_archive_files: 1000,
+        ..settings()
+    };
+    let answer = ask_with(settings, attached("a.zip", zipped(&files))).await;
+    assert!(
+        names(&answer).contains(&"blocked-extension"),
+        "{}",
+        names(&answer).len()
+    );
+}
+
 /// However many files a message has, its report stays small.
 #[tokio::test]
 async fn reports_are_bounded() {
