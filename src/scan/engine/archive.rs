@@ -11,6 +11,11 @@ use zip::{CompressionMethod, ZipArchive};
 
 use crate::deadline::Deadline;
 
+/// The signature of an end record.
+const END: &[u8] = b"PK\x05\x06";
+/// The signature of an entry of the directory.
+const ENTRY: &[u8] = b"PK\x01\x02";
+
 /// How far to go.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -20,7 +25,7 @@ pub struct Limits {
     pub files: usize,
     /// Unpacked octets by packed octets.
     pub ratio: u64,
-    /// Octets of each file that are wanted; archives within are always read whole.
+    /// Octets of each file that are wanted; archives within, and programs, are always read whole.
     pub wanted: u64,
 }
 
@@ -33,8 +38,8 @@ impl Limits {
     const TOTAL: u64 = 256 << 20;
     /// A file that unpacks to less is no bomb, whatever its ratio: an empty page packs very well.
     const HARMLESS: u64 = 1 << 20;
-    /// End records an archive may seem to have; the reader tries each of them.
-    const END_RECORDS: usize = 16;
+    /// End records that the reader tries, times the zip64 records that it may try for each of them.
+    const END_RECORDS: usize = 1 << 22;
 }
 
 /// Why something was not looked at.
@@ -48,7 +53,9 @@ pub enum Trouble {
     Files(String),
     /// It unpacks to too much, or to much more than was packed.
     Bomb(String),
-    /// It is broken, or packed in a way that we cannot unpack.
+    /// An archive that could not be opened: not even the names in it were seen.
+    Unopened(String),
+    /// A file that is broken, or packed in a way that we cannot unpack. Its name was seen.
     Unreadable(String),
     /// No time left.
     Deadline,
@@ -61,6 +68,7 @@ impl std::fmt::Display for Trouble {
             Self::Depth(path) => write!(f, "{path} is nested too deep"),
             Self::Files(path) => write!(f, "{path} holds too many files"),
             Self::Bomb(path) => write!(f, "{path} unpacks to too much"),
+            Self::Unopened(path) => write!(f, "{path} cannot be opened"),
             Self::Unreadable(path) => write!(f, "{path} cannot be unpacked"),
             Self::Deadline => write!(f, "the time was up"),
         }
@@ -80,15 +88,67 @@ pub struct Member<'a> {
 
 /// Whether the octets are a zip archive, or something with one at its end (a self-extracting program).
 pub fn is_zip(bytes: &[u8]) -> bool {
-    begins_like_zip(bytes) || {
-        // An end record and the longest comment that can follow it.
-        let tail = &bytes[bytes.len().saturating_sub(22 + 65_535)..];
-        memmem::rfind(tail, b"PK\x05\x06").is_some()
-    }
+    begins_like_zip(bytes) || ends(bytes).next().is_some()
 }
 
 fn begins_like_zip(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"PK\x05\x06")
+    bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(END)
+}
+
+/// What may be an archive within an archive: one, or a program, which may unpack itself. Other files that have an archive
+/// at their ends are mostly documents that keep it in pieces.
+fn may_be_zip(bytes: &[u8]) -> bool {
+    let is_program = [b"MZ".as_slice(), b"\x7fELF", b"#!"]
+        .iter()
+        .any(|magic| bytes.starts_with(magic));
+    begins_like_zip(bytes) || is_program
+}
+
+/// Where the end records are that a reader may use: with the longest comment behind it, and some octets to spare, as
+/// readers differ in that.
+fn ends(bytes: &[u8]) -> impl Iterator<Item = usize> {
+    let start = bytes.len().saturating_sub(22 + 65_535 + 64);
+    memmem::find_iter(&bytes[start..], END).map(move |at| start + at)
+}
+
+/// Whether it is in earnest about the archive at its end: programs and documents have such records for other reasons, but
+/// not with a directory in front of them.
+fn has_directory(bytes: &[u8]) -> bool {
+    let number = |at: usize| {
+        let octets = bytes.get(at..)?.first_chunk()?;
+        usize::try_from(u32::from_le_bytes(*octets)).ok()
+    };
+    let begins_at = |at: Option<usize>, magic: &[u8]| {
+        at.and_then(|at| bytes.get(at..))
+            .is_some_and(|rest| rest.starts_with(magic))
+    };
+    ends(bytes).any(|end| {
+        let by_size = number(end + 12).and_then(|size| end.checked_sub(size));
+        begins_at(by_size, ENTRY)
+            || begins_at(number(end + 16), ENTRY)
+            || begins_at(end.checked_sub(20), b"PK\x06\x07")
+    })
+}
+
+/// Opens it, if that can be done in reasonable time: the reader keeps all entries in memory (they are counted before), and
+/// tries every end record, those of zip64 with every one of the zip64 records.
+fn open(bytes: &[u8]) -> Option<ZipArchive<Cursor<&[u8]>>> {
+    let zip64 = memmem::find_iter(bytes, b"PK\x06\x06").count();
+    if ends(bytes).count().saturating_mul(zip64) > Limits::END_RECORDS {
+        return None;
+    }
+    ZipArchive::new(Cursor::new(bytes)).ok()
+}
+
+/// Of archives one behind the other some readers show the first one, others the last one, which is the one that was opened.
+/// An archive that merely does not use its first octets (its first file was replaced or taken out) is one archive.
+fn first_of_two<'a>(bytes: &'a [u8], opened: &ZipArchive<Cursor<&[u8]>>) -> Option<&'a [u8]> {
+    let headers = (0..opened.len()).filter_map(|index| opened.by_index_data(index).ok());
+    let begin = headers.map(|entry| entry.header_start()).min();
+    let begin = begin.unwrap_or_else(|| opened.central_directory_start());
+    let before = bytes.get(..usize::try_from(begin).ok()?)?;
+    let is_archive = opened.is_empty() || opened.offset() > 0 || ends(before).next().is_some();
+    (begins_like_zip(before) && is_archive).then_some(before)
 }
 
 /// A walk through the archives of one message.
@@ -140,23 +200,21 @@ impl<'v> Walk<'v> {
         if depth > self.limits.depth {
             return self.trouble(Trouble::Depth(path.to_owned()));
         }
-        // The reader keeps all entries in memory and tries every end record: count both before it does.
+        // The reader keeps all entries in memory: count them before it does.
         let room = self.limits.files.saturating_sub(self.files);
-        if memmem::find_iter(bytes, b"PK\x01\x02").nth(room).is_some() {
+        if memmem::find_iter(bytes, ENTRY).nth(room).is_some() {
             return self.trouble(Trouble::Files(path.to_owned()));
         }
-        let ends = memmem::find_iter(bytes, b"PK\x05\x06").nth(Limits::END_RECORDS);
-        let opened = match ends {
-            Some(_) => None,
-            None => ZipArchive::new(Cursor::new(bytes)).ok(),
-        };
-        let Some(mut archive) = opened else {
+        let Some(mut archive) = open(bytes) else {
             // What only seemed to have an archive at its end claims nothing.
-            if begins_like_zip(bytes) {
-                self.trouble(Trouble::Unreadable(path.to_owned()));
+            if begins_like_zip(bytes) || has_directory(bytes) {
+                self.trouble(Trouble::Unopened(path.to_owned()));
             }
             return;
         };
+        if let Some(first) = first_of_two(bytes, &archive) {
+            self.enter(path, first, depth + 1);
+        }
         for index in 0..archive.len() {
             if self.deadline.passed() {
                 return self.trouble(Trouble::Deadline);
@@ -174,28 +232,20 @@ impl<'v> Walk<'v> {
         depth: usize,
     ) {
         self.files += 1;
-        let Ok(raw) = archive.by_index_raw(index) else {
-            return self.trouble(Trouble::Unreadable(archive_path.to_owned()));
+        let Ok(entry) = archive.by_index_data(index) else {
+            return self.trouble(Trouble::Unopened(archive_path.to_owned()));
         };
-        let name = raw.name().map_or_else(
-            |_| String::from_utf8_lossy(raw.name_raw()).into_owned(),
-            |name| name.into_owned(),
-        );
-        if raw.is_dir() {
+        if entry.is_dir() {
             return;
         }
+        let name = entry.name().map_or_else(
+            |_| String::from_utf8_lossy(entry.name_raw()).into_owned(),
+            |name| name.into_owned(),
+        );
         let path = format!("{archive_path}/{name}");
-        let read = if raw.encrypted() {
-            Err(Trouble::Encrypted(path.clone()))
-        } else if raw.compression() == CompressionMethod::Stored {
-            let octets = stored(bytes, raw.data_start(), raw.compressed_size());
-            drop(raw);
-            self.spend(&path, octets).map(Octets::Stored)
-        } else {
-            let (packed, claimed) = (raw.compressed_size(), raw.size());
-            drop(raw);
-            self.unpack(&path, archive, index, packed, claimed)
-                .map(Octets::Unpacked)
+        let read = match entry.encrypted() {
+            true => Err(Trouble::Encrypted(path.clone())),
+            false => self.read(&path, bytes, archive, index),
         };
         let octets = read.unwrap_or_else(|trouble| {
             self.trouble(trouble);
@@ -207,16 +257,37 @@ impl<'v> Walk<'v> {
             name: &name,
             bytes: octets,
         });
-        if begins_like_zip(octets) {
+        if may_be_zip(octets) && is_zip(octets) {
             self.enter(&path, octets, depth + 1);
         }
+    }
+
+    /// The octets of a member, as far as they are wanted and allowed.
+    fn read<'a>(
+        &mut self,
+        path: &str,
+        bytes: &'a [u8],
+        archive: &mut ZipArchive<Cursor<&[u8]>>,
+        index: usize,
+    ) -> Result<Octets<'a>, Trouble> {
+        let Ok(raw) = archive.by_index_raw(index) else {
+            return Err(Trouble::Unreadable(path.to_owned()));
+        };
+        let (packed, claimed) = (raw.compressed_size(), raw.size());
+        if raw.compression() == CompressionMethod::Stored {
+            let octets = stored(bytes, raw.data_start(), packed);
+            return self.spend(path, octets).map(Octets::Stored);
+        }
+        drop(raw);
+        self.unpack(path, archive, index, packed, claimed)
+            .map(Octets::Unpacked)
     }
 
     /// Counts a member that is not packed. Many entries may point to the same octets, so they are not free.
     fn spend<'a>(&mut self, path: &str, octets: Option<&'a [u8]>) -> Result<&'a [u8], Trouble> {
         let octets = octets.ok_or_else(|| Trouble::Unreadable(path.to_owned()))?;
         let length = octets.len() as u64;
-        self.octets += match begins_like_zip(octets) {
+        self.octets += match may_be_zip(octets) {
             true => length,
             false => length.min(self.limits.wanted),
         };
@@ -249,7 +320,7 @@ impl<'v> Walk<'v> {
         let mut read = (&mut reader)
             .take(self.limits.wanted.min(most + 1))
             .read_to_end(&mut unpacked);
-        if read.is_ok() && begins_like_zip(&unpacked) {
+        if read.is_ok() && may_be_zip(&unpacked) {
             let rest = (most + 1).saturating_sub(unpacked.len() as u64);
             read = reader.take(rest).read_to_end(&mut unpacked);
         }
@@ -339,6 +410,124 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// The last end record of an archive with what it says about disks, entries, and the directory's size and place.
+    fn end(zip: &mut [u8]) -> &mut [u8] {
+        let at = memmem::rfind(zip, END).expect("an end record");
+        &mut zip[at..]
+    }
+
+    fn paths(bytes: &[u8]) -> (Vec<String>, Vec<Trouble>) {
+        let (seen, troubles) = walk(bytes, LIMITS);
+        (seen.into_iter().map(|(path, _)| path).collect(), troubles)
+    }
+
+    /// An honest archive of archives has as many end records.
+    #[tokio::test]
+    async fn archives_of_archives_are_opened() {
+        let inner = zipped(&[("a.txt", b"x")], CompressionMethod::Stored);
+        let names: Vec<String> = (0..40).map(|i| format!("{i}.zip")).collect();
+        let files: Vec<(&str, &[u8])> = names.iter().map(|n| (n.as_str(), &*inner)).collect();
+        let limits = Limits {
+            files: 100,
+            ..LIMITS
+        };
+        let (seen, troubles) = walk(&zipped(&files, CompressionMethod::Stored), limits);
+        assert_eq!((seen.len(), troubles), (80, Vec::new()));
+    }
+
+    /// Of archives one behind the other some readers show the first one, others the last one: both count, also if the last
+    /// one says that it is empty, or has its places counted from the beginning of the first one.
+    #[tokio::test]
+    async fn archives_behind_each_other_are_all_opened() {
+        let first = zipped(&[("a.txt", b"x")], CompressionMethod::Deflated);
+        let second = zipped(&[("b.txt", b"x")], CompressionMethod::Deflated);
+        let (seen, troubles) = paths(&[first.clone(), second].concat());
+        assert_eq!((seen.len(), troubles), (2, Vec::new()));
+        let mut both = Cursor::new(first.clone());
+        both.set_position(first.len() as u64);
+        let mut zip = zip::ZipWriter::new(both);
+        zip.start_file("b.txt", SimpleFileOptions::default())
+            .expect("start");
+        let both = zip.finish().expect("finish").into_inner();
+        let (seen, troubles) = paths(&both);
+        assert_eq!((seen.len(), troubles), (2, Vec::new()));
+        // The first file taken out in its place: what is left is one archive.
+        let cut = memmem::find(&first, ENTRY).expect("a directory");
+        let removed = [&first[..cut], &both[first.len()..]].concat();
+        let mut removed = removed;
+        let back = u32::try_from(first.len() - cut).expect("small");
+        let entry = memmem::find(&removed, ENTRY).expect("a directory");
+        for at in [entry + 42, removed.len() - 6] {
+            let place = u32::from_le_bytes(*removed[at..].first_chunk().expect("a place"));
+            removed[at..at + 4].copy_from_slice(&(place - back).to_le_bytes());
+        }
+        assert_eq!(
+            paths(&removed),
+            (vec!["a.zip/b.txt".to_owned()], Vec::new())
+        );
+        let mut empty = zipped(&[], CompressionMethod::Stored);
+        for place in [0, first.len()] {
+            let place = u32::try_from(place).expect("small");
+            end(&mut empty)[16..20].copy_from_slice(&place.to_le_bytes());
+            let (seen, troubles) = paths(&[first.clone(), empty.clone()].concat());
+            assert_eq!((seen.len(), troubles), (1, Vec::new()));
+        }
+    }
+
+    /// An archive that cannot be opened is told, wherever it begins. A signature is no archive.
+    #[tokio::test]
+    async fn what_is_not_opened_is_told() {
+        let zip = zipped(&[("a.txt", b"x")], CompressionMethod::Stored);
+        let mut disks = zip.clone();
+        end(&mut disks)[4] = 1;
+        let mut zip64 = zip.clone();
+        let at = zip64.len() - 22;
+        // A record of zip64 that points nowhere, and as much zip64 as would take hours to try.
+        zip64.splice(at..at, [b"PK\x06\x07".as_slice(), &[0xff; 16]].concat());
+        end(&mut zip64)[8..20].fill(0xff);
+        let tries = b"PK\x06\x06".repeat(Limits::END_RECORDS);
+        let cut = zip[..zip.len() - 22].to_vec();
+        let unopened = vec![Trouble::Unopened("a.zip".to_owned())];
+        for (bytes, told_behind) in [(disks, true), (zip64, true), (cut, false)] {
+            assert_eq!(paths(&bytes).1, unopened);
+            let behind = [b"x".as_slice(), &bytes].concat();
+            assert_eq!(!paths(&behind).1.is_empty(), told_behind);
+        }
+        let costly = [tries.as_slice(), END, &zip].concat();
+        assert_eq!(paths(&costly), (Vec::new(), unopened));
+        let program = [b"MZ".as_slice(), END, &[0; 40]].concat();
+        let program = [program.as_slice(), END, &[1; 40]].concat();
+        assert_eq!(paths(&program), (Vec::new(), Vec::new()));
+    }
+
+    /// A program in an archive may be one that unpacks itself, however little is wanted of files.
+    #[tokio::test]
+    async fn programs_in_archives_are_opened() {
+        let inner = zipped(&[("b.txt", b"x")], CompressionMethod::Deflated);
+        let setup = [b"MZ".as_slice(), &[b'x'; 9000], &inner].concat();
+        let limits = Limits {
+            wanted: 4096,
+            ..LIMITS
+        };
+        for method in [CompressionMethod::Stored, CompressionMethod::Deflated] {
+            let zip = zipped(&[("setup.exe", &setup)], method);
+            let (seen, troubles) = walk(&zip, limits);
+            let paths: Vec<&str> = seen.iter().map(|(path, _)| path.as_str()).collect();
+            assert_eq!(paths, ["a.zip/setup.exe", "a.zip/setup.exe/b.txt"]);
+            assert_eq!(troubles, []);
+        }
+    }
+
+    /// The name of a file is shown, whatever became of its octets.
+    #[tokio::test]
+    async fn names_of_lost_files_are_shown() {
+        let mut zip = zipped(&[("a.exe", b"x")], CompressionMethod::Stored);
+        zip[3] = b'x';
+        let (seen, troubles) = paths(&[b"MZ".as_slice(), &zip].concat());
+        assert_eq!(seen, ["a.zip/a.exe"]);
+        assert_eq!(troubles, [Trouble::Unreadable("a.zip/a.exe".to_owned())]);
     }
 
     /// Many entries that point to the same octets are paid for each time they are read.

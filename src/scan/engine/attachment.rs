@@ -235,9 +235,11 @@ impl<'a> Look<'a> {
                         &trouble.to_string(),
                     );
                 }
-                Trouble::Depth(_) | Trouble::Files(_) | Trouble::Bomb(_) | Trouble::Deadline => {
-                    self.unseen.push(trouble.to_string());
-                }
+                Trouble::Unopened(_)
+                | Trouble::Depth(_)
+                | Trouble::Files(_)
+                | Trouble::Bomb(_)
+                | Trouble::Deadline => self.unseen.push(trouble.to_string()),
             }
         }
     }

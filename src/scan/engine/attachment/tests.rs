@@ -209,6 +209,25 @@ async fn nothing_forbidden_hides_behind_what_is_only_shown() {
     );
 }
 
+/// An archive that could not be opened has not been looked at; a file in one that could not be unpacked has a name.
+#[tokio::test]
+async fn archives_that_are_not_opened_are_no_answer() {
+    let zip = zipped(&[("a.txt", b"hello")]);
+    let cut = &zip[..zip.len() - 10];
+    let inner = zipped(&[("inner.zip", cut)]);
+    for bytes in [cut, &inner] {
+        let answer = ask(attached("a.zip", bytes)).await;
+        assert_eq!(missing(&answer), Some(Reason::LimitsReached), "{answer:?}");
+    }
+    let mut strange = zip.clone();
+    let central = memchr::memmem::find(&zip, b"PK\x01\x02").expect("directory");
+    // A way of packing that nobody knows.
+    strange[central + 10] = 99;
+    let answer = ask(attached("a.zip", strange)).await;
+    assert_eq!(missing(&answer), None);
+    assert_eq!(names(&answer), ["unreadable-archive"]);
+}
+
 /// However many files a message has, its report stays small.
 #[tokio::test]
 async fn reports_are_bounded() {
