@@ -18,37 +18,50 @@ const SHOWN: [&str; 25] = [
     "mp4", "odt", "pdf", "png", "ppt", "pptx", "rtf", "txt", "wav", "xls", "xlsm", "xlsx",
 ];
 
+/// Characters that are read of a name from either end. File systems take 255 at most.
+const LONGEST: usize = 1000;
+
 /// A file name, read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Name {
     /// The ways to read it, all different, the plainest first.
     readings: Vec<String>,
-    /// It contains characters that only serve to show it as something else: a text direction override, a NUL.
+    /// It contains characters that only serve to show it as something else: a text direction override, a NUL. Or it is
+    /// longer than any file system takes, so that every reader cuts it in its own way.
     pub(super) is_disguised: bool,
 }
 
 impl Name {
-    /// Reads a name. At most its first 1,000 characters count.
+    /// Reads a name. Of a longer one its first and its last 1,000 characters are read; the extension is at its end.
     pub(super) fn read(raw: &str) -> Self {
-        let raw: String = raw.chars().take(1000).collect();
-        let is_disguised = raw.contains(['\0', '\u{202d}', '\u{202e}']);
-        let mut readings = Vec::new();
-        for decoded in [raw.clone(), percent_decoded(&raw)] {
+        let last = raw.rsplit(['/', '\\']).next().unwrap_or_default();
+        let mut name = Self {
+            readings: Vec::new(),
+            is_disguised: raw.contains(['\0', '\u{202d}', '\u{202e}'])
+                || last.chars().nth(LONGEST).is_some(),
+        };
+        let middle = raw.char_indices().nth(LONGEST);
+        name.read_piece(middle.map_or(raw, |(end, _)| &raw[..end]));
+        if middle.is_some() {
+            let start = raw.char_indices().nth_back(LONGEST - 1);
+            name.read_piece(start.map_or(raw, |(start, _)| &raw[start..]));
+        }
+        name
+    }
+
+    fn read_piece(&mut self, raw: &str) {
+        for decoded in [raw.to_owned(), percent_decoded(raw)] {
             let (before, _) = decoded.split_once('\0').unwrap_or((&decoded, ""));
             for cut in [&decoded, before] {
                 let plain = plain(cut);
                 let stream = plain.split(':').next().unwrap_or_default();
                 for reading in [plain.as_str(), stream] {
                     let reading = reading.trim_end_matches(trailing);
-                    if !reading.is_empty() && !readings.iter().any(|known| known == reading) {
-                        readings.push(reading.to_owned());
+                    if !reading.is_empty() && !self.readings.iter().any(|known| known == reading) {
+                        self.readings.push(reading.to_owned());
                     }
                 }
             }
-        }
-        Self {
-            readings,
-            is_disguised,
         }
     }
 
@@ -186,5 +199,25 @@ mod tests {
         assert!(Name::read("\u{202e}fdp.exe").is_disguised);
         assert!(Name::read("a\0b").is_disguised);
         assert!(!Name::read("\u{200f}שלום.pdf").is_disguised);
+    }
+
+    /// However long a name is, it has its extension; a path may be long, the name itself not.
+    #[test]
+    fn long_names_keep_their_extensions() {
+        let padding = "é".repeat(2 * LONGEST);
+        let (path, spaces) = ("a/".repeat(LONGEST), " ".repeat(2 * LONGEST));
+        for (name, is_disguised) in [
+            (format!("{path}evil.exe"), false),
+            (format!("{path}evil.exe\0.txt"), true),
+            (format!("{padding}.exe"), true),
+            (format!("evil.exe{spaces}"), true),
+            (format!("evil.exe:{padding}.txt"), true),
+        ] {
+            let read = Name::read(&name);
+            assert!(read.runs(), "{} characters", name.len());
+            assert_eq!(read.is_disguised, is_disguised);
+        }
+        let path = Name::read(&format!("{path}a.pdf"));
+        assert!(!path.runs() && !path.is_disguised);
     }
 }

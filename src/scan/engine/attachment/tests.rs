@@ -96,6 +96,10 @@ async fn forbidden_names_are_found_however_they_are_written() {
             "Content-Disposition: attachment; filename=a.txt\r\nContent-Type: text/plain; name=\"a.exe\"",
         ),
         attached("a.zip", zipped(&[("b.iso", plain)])),
+        attached(
+            "a.zip",
+            zipped(&[(&*format!("{}b.iso", "a/".repeat(500)), plain)]),
+        ),
         attached("a.zip", zipped(&[("inner.zip", &inner)])),
     ];
     for content in contents {
