@@ -16,7 +16,7 @@
 
 mod reload;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -127,6 +127,7 @@ impl Set {
             rules: self,
             scanner: self.scanner.clone(),
             deadline: sample.deadline(),
+            matched: HashSet::new(),
             findings: Vec::new(),
             is_late: false,
         };
@@ -177,6 +178,7 @@ struct Hunt<'r> {
     rules: &'r Set,
     scanner: Scanner,
     deadline: Deadline,
+    matched: HashSet<(String, String)>,
     findings: Vec<Finding>,
     is_late: bool,
 }
@@ -240,8 +242,9 @@ impl Hunt<'_> {
                 continue;
             };
             let name = meaning.name.as_deref().unwrap_or(rule.name);
-            // A rule counts once, however many parts it matches.
-            if self.findings.iter().any(|finding| finding.name == name) {
+            // A rule counts once, however many parts it matches. Another one of the same name counts as well: it may mean
+            // something else.
+            if !self.matched.insert(key) {
                 continue;
             }
             let place: String = place.chars().take(200).collect();

@@ -268,6 +268,29 @@ async fn rules_of_the_administrator_are_added() {
     );
 }
 
+/// Rules of different authors have the same names: what one means does not hide what the other means.
+#[tokio::test]
+async fn rules_of_the_same_name_are_different_rules() {
+    let folder = tempfile::tempdir().expect("folder");
+    for (file, kind) in [("a.yar", "info"), ("b.yar", "malware")] {
+        let text = format!(
+            "rule Same {{ meta: kind = \"{kind}\" strings: $a = \"needle\" condition: $a }}"
+        );
+        std::fs::write(folder.path().join(file), text).expect("written");
+    }
+    let rules = Rules::compile(false, &[folder.path().to_owned()]).expect("rules");
+    let content = attached("needle.txt", "needle");
+    let answer = Arc::new(rules).scan(sample(content)).await.expect("answer");
+    let Answer::Answered(findings) = answer.answer else {
+        panic!("no answer");
+    };
+    let kinds: Vec<_> = findings.iter().map(|f| (&*f.name, f.kind)).collect();
+    assert_eq!(
+        kinds,
+        [("Same", FindingKind::Info), ("Same", FindingKind::Malware)]
+    );
+}
+
 /// A mistake in a rule file is told with file and line; one in its metadata with the rule's name.
 #[test]
 fn mistakes_in_rules_are_told_with_their_place() {
