@@ -413,8 +413,9 @@ fn replicas<A>(
     addresses.iter().map(make).collect()
 }
 
-/// Whether an engine in process has so little to do that a change of threads would cost more. Parts are counted too,
-/// as each costs some microseconds however small it is, and archives may hold any amount of work.
+/// Whether an engine in process has so little to do that a change of threads would cost more, if what it does costs the
+/// same for each octet. Parts are counted too, as each costs some microseconds however small it is, and archives may hold
+/// any amount of work.
 fn is_short(content: &Content, inspection: &Inspection) -> bool {
     const PARTS: usize = 16;
     content.len() <= mime::INLINE

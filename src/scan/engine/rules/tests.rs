@@ -1,6 +1,7 @@
 use std::io::Write as _;
 
 use base64::Engine as _;
+use futures_util::FutureExt as _;
 use zip::write::SimpleFileOptions;
 
 use super::*;
@@ -289,6 +290,23 @@ async fn rules_of_the_same_name_are_different_rules() {
         kinds,
         [("Same", FindingKind::Info), ("Same", FindingKind::Malware)]
     );
+}
+
+/// Nobody knows what an administrator's rules cost: they take no thread that others need. Ours are cheap, and a change of
+/// threads would cost more than they do.
+#[tokio::test]
+async fn rules_of_the_administrator_block_nobody() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("costly.yar");
+    std::fs::write(&file, rule("Costly", "needle")).expect("written");
+    for (paths, is_here) in [(vec![], true), (vec![file], false)] {
+        let rules = Arc::new(Rules::compile(true, &paths).expect("rules"));
+        let mut scan = rules.scan(sample("Subject: x\r\n\r\nneedle\r\n"));
+        assert_eq!((&mut scan).now_or_never().is_some(), is_here);
+        if !is_here {
+            scan.await.expect("an answer");
+        }
+    }
 }
 
 /// A mistake in a rule file is told with file and line; one in its metadata with the rule's name.
