@@ -29,7 +29,7 @@ use futures_util::future::BoxFuture;
 use sha2::{Digest, Sha256};
 
 use super::archive::{self, Member, Trouble, Walk};
-use super::{BuildError, Engine, EngineAnswer, Sample, ScanError, compute, is_short};
+use super::{BuildError, Engine, EngineAnswer, Probes, Sample, ScanError, compute, is_short};
 use crate::deadline::Deadline;
 use crate::message::mime::{Inspection, Part};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
@@ -125,7 +125,7 @@ impl Set {
         })
     }
 
-    fn look(&self, sample: &Sample, inspection: &Inspection) -> Answer {
+    fn look(&self, sample: &Sample, inspection: &Inspection, only_ours: bool) -> Answer {
         let mut hunt = Hunt {
             rules: self,
             scanner: self.scanner.clone(),
@@ -133,6 +133,7 @@ impl Set {
             matched: HashSet::new(),
             findings: Vec::new(),
             is_late: false,
+            only_ours,
         };
         for part in inspection.parts.iter().filter(|part| is_hidden(part)) {
             hunt.part(part);
@@ -156,12 +157,19 @@ impl Engine for Rules {
             // runtime for it.
             let short = set.is_ours && is_short(sample.content(), &inspection);
             let version = self.sources.version(&set.version);
-            let answer = compute(short, move || set.look(&sample, &inspection)).await?;
+            // What an administrator objects to may be in every message, and then it is no lie to find it in a probe.
+            let only_ours = self.sources.builtin && sample.probe().is_some();
+            let answer = compute(short, move || set.look(&sample, &inspection, only_ours)).await?;
             Ok(EngineAnswer {
                 signatures: Some(version),
                 ..EngineAnswer::local(answer)
             })
         })
+    }
+
+    /// Only the built-in rules are known to find something.
+    fn probes(&self) -> Option<Probes> {
+        self.sources.builtin.then(Probes::malware)
     }
 
     fn watch(self: Arc<Self>) {
@@ -186,6 +194,7 @@ struct Hunt<'r> {
     matched: HashSet<(String, String)>,
     findings: Vec<Finding>,
     is_late: bool,
+    only_ours: bool,
 }
 
 impl Hunt<'_> {
@@ -242,6 +251,9 @@ impl Hunt<'_> {
 
     fn take(&mut self, result: &ScanResult<'_>, place: &str) {
         for rule in &result.rules {
+            if self.only_ours && rule.namespace != BUILTIN {
+                continue;
+            }
             let key = (rule.namespace.to_owned(), rule.name.to_owned());
             let Some(meaning) = self.rules.meanings.get(&key) else {
                 continue;

@@ -20,7 +20,7 @@ const SHOWN: usize = 160;
 /// Where rules come from.
 #[derive(Debug)]
 pub(super) struct Sources {
-    builtin: bool,
+    pub(super) builtin: bool,
     paths: Vec<PathBuf>,
     state: Mutex<State>,
 }

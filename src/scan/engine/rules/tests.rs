@@ -5,6 +5,7 @@ use futures_util::FutureExt as _;
 use zip::write::SimpleFileOptions;
 
 use super::*;
+use crate::scan::guard::Passed;
 use crate::scan::tests::sample;
 
 /// The anti-virus test file, in pieces, so that no scanner takes this file for it.
@@ -307,6 +308,27 @@ async fn rules_of_the_administrator_block_nobody() {
             scan.await.expect("an answer");
         }
     }
+}
+
+/// The built-in rules find what they are probed with, the way that probes take; an administrator's rule that objects to
+/// all mail does not make them liars. Without them there is nothing to probe with.
+#[tokio::test]
+async fn the_builtin_rules_are_probed() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("all.yar");
+    std::fs::write(&file, "rule all { condition: true }").expect("written");
+    let guarded = |builtin, paths: &[PathBuf]| {
+        let rules = Arc::new(Rules::compile(builtin, paths).expect("rules"));
+        let settings = Arc::new(crate::scan::tests::settings("rules"));
+        crate::scan::guard::guard(vec![rules], settings, None)
+    };
+    let paths = [file];
+    for paths in [&paths[..0], &paths] {
+        let shown = guarded(true, paths).test().await;
+        assert_eq!(shown, [(None, Ok(Passed::Pair))]);
+    }
+    let found = Passed::Answered(vec!["all".to_owned()]);
+    assert_eq!(guarded(false, &paths).test().await, [(None, Ok(found))]);
 }
 
 /// A mistake in a rule file is told with file and line; one in its metadata with the rule's name.
