@@ -179,7 +179,7 @@ pub fn milter(octets: &[u8]) {
             Err(malformed) => is_short(&malformed),
         }
         match milter::parse(packet.command, packet.data) {
-            Ok(milter::Said::Wants(edit)) => wanted.push(edit),
+            Ok(milter::Said::Wants(edit)) => edit::want(&mut wanted, edit),
             Ok(milter::Said::Reply(text)) => assert!(text.starts_with(['4', '5'])),
             Ok(_) => {}
             Err(malformed) => is_short(&malformed),
@@ -195,7 +195,9 @@ pub fn milter(octets: &[u8]) {
         edit::Edit::Add { .. } => true,
         // One of a name that is not there, or not so often, is added.
         edit::Edit::Change { .. } => true,
-        edit::Edit::Remove { .. } | edit::Edit::RemoveResults { .. } => false,
+        edit::Edit::Remove { .. }
+        | edit::Edit::RemoveSome { .. }
+        | edit::Edit::RemoveResults { .. } => false,
     });
     let most = fields(section) + added.count();
     assert!(fields(&rewritten.top) + fields(&rewritten.section) <= most);

@@ -26,6 +26,8 @@ const NAME: usize = 76;
 const OCTETS: usize = 32 << 10;
 /// Wishes that one report may hold.
 const MOST: usize = 64;
+/// Fields of one name that are removed by their numbers; where there are more, all of them go.
+const NUMBERS: usize = 256;
 /// Characters of a wish, and of why it was refused, that are shown.
 const SHOWN: usize = 200;
 
@@ -68,6 +70,13 @@ pub enum Edit {
         /// Which of that name, counted from 1; all of them if none is said.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         nth: Option<u32>,
+    },
+    /// Several fields of one name less.
+    RemoveSome {
+        /// Compared without regard to case.
+        name: String,
+        /// Which of that name, counted from 1.
+        nths: Vec<u32>,
     },
     /// Removes every Authentication-Results field that says it is from this authserv-id, or whose authserv-id cannot be
     /// read: whoever adds such a field answers for all that claim to be its own (RFC 8601 5).
@@ -137,6 +146,10 @@ impl fmt::Display for Edit {
             Self::Change { name, nth, value } => format!("change {name} {nth}: {}", value.trim()),
             Self::Remove { name, nth: None } => format!("remove all {name}"),
             Self::Remove { name, nth: Some(n) } => format!("remove {name} {n}"),
+            Self::RemoveSome { name, nths } => {
+                let nths: Vec<String> = nths.iter().map(u32::to_string).collect();
+                format!("remove {name} {}", nths.join(", "))
+            }
             Self::RemoveResults { authserv_id } => {
                 format!("remove Authentication-Results of {authserv_id}")
             }
@@ -152,8 +165,8 @@ pub fn grant(wanted: Vec<Wanted>, rights: Rights, smtputf8: bool) -> Vec<Wish> {
         asked: shown(&asked),
         why: shown(why),
     };
+    let exceeds = exceeds(&wanted);
     let more = wanted.len().saturating_sub(MOST);
-    let mut left = OCTETS;
     let mut wishes: Vec<Wish> = Vec::with_capacity(wanted.len().min(MOST) + 1);
     for wanted in wanted.into_iter().take(MOST) {
         wishes.push(match (wanted, rights) {
@@ -161,15 +174,12 @@ pub fn grant(wanted: Vec<Wanted>, rights: Rights, smtputf8: bool) -> Vec<Wish> {
             (Wanted::Field(edit), Rights::None) => {
                 refuse(edit.to_string(), "this engine has edits = \"none\"")
             }
+            (Wanted::Field(edit), Rights::Fields) if exceeds => {
+                refuse(edit.to_string(), "too much for one message: none is done")
+            }
             (Wanted::Field(edit), Rights::Fields) => match edit.objection(smtputf8) {
                 Some(why) => refuse(edit.to_string(), why),
-                None if edit.octets() > left => {
-                    refuse(edit.to_string(), "too much for one message")
-                }
-                None => {
-                    left -= edit.octets();
-                    Wish::Granted(edit)
-                }
+                None => Wish::Granted(edit),
             },
         });
     }
@@ -185,6 +195,31 @@ pub fn folded(value: &str) -> String {
     lines.replace(['\n', '\r'], "\r\n")
 }
 
+/// Puts a wish behind others. Removals of one name in a row are one: whoever writes many such fields into a message must not push
+/// out what is wanted after them. Where they are very many, all fields of that name go. Of what is more than a report may hold only
+/// so much is kept that [`exceeds`] tells.
+pub fn want(wanted: &mut Vec<Wanted>, wish: Wanted) {
+    if let Wanted::Field(Edit::Remove { name, nth }) = &wish
+        && let Some(Wanted::Field(last)) = wanted.last_mut()
+        && last.takes(name, *nth)
+    {
+        return;
+    }
+    if wanted.len() <= MOST {
+        wanted.push(wish);
+    }
+}
+
+/// Whether it is more than one report may hold. Then [`grant`] grants nothing of it: half of it may be worse than nothing, as where
+/// one field is to stand for all that are removed.
+pub fn exceeds(wanted: &[Wanted]) -> bool {
+    let of = |wanted: &Wanted| match wanted {
+        Wanted::Field(edit) => edit.octets(),
+        Wanted::Other(_) => 0,
+    };
+    wanted.len() > MOST || wanted.iter().map(of).sum::<usize>() > OCTETS
+}
+
 /// Octets of all that is asked for.
 pub fn octets(wanted: &[Wanted]) -> usize {
     let of = |wanted: &Wanted| match wanted {
@@ -195,6 +230,30 @@ pub fn octets(wanted: &[Wanted]) -> usize {
 }
 
 impl Edit {
+    /// Takes another removal into this one; not if this is none of the same name.
+    fn takes(&mut self, other: &str, nth: Option<u32>) -> bool {
+        let (Self::Remove { name, .. } | Self::RemoveSome { name, .. }) = &mut *self else {
+            return false;
+        };
+        if !name.eq_ignore_ascii_case(other) {
+            return false;
+        }
+        let name = std::mem::take(name);
+        let nths = match (&mut *self, nth) {
+            (Self::Remove { nth: Some(one), .. }, Some(nth)) => Some(vec![*one, nth]),
+            (Self::RemoveSome { nths, .. }, Some(nth)) if nths.len() < NUMBERS => {
+                nths.push(nth);
+                Some(std::mem::take(nths))
+            }
+            _ => None,
+        };
+        *self = match nths {
+            Some(nths) => Self::RemoveSome { name, nths },
+            None => Self::Remove { name, nth: None },
+        };
+        true
+    }
+
     /// Why it cannot be done to any message, if it cannot.
     fn objection(&self, smtputf8: bool) -> Option<&'static str> {
         let (name, value) = match self {
@@ -207,7 +266,10 @@ impl Edit {
                 return Some("fields are counted from 1");
             }
             Self::Change { name, value, .. } => (name, value.as_str()),
-            Self::Remove { name, .. } => (name, ""),
+            Self::RemoveSome { nths, .. } if nths.contains(&0) => {
+                return Some("fields are counted from 1");
+            }
+            Self::Remove { name, .. } | Self::RemoveSome { name, .. } => (name, ""),
             Self::RemoveResults { authserv_id } => {
                 let empty = authserv_id.is_empty() || authserv_id.len() > LINE;
                 return empty.then_some("not an authserv-id");
@@ -222,6 +284,7 @@ impl Edit {
                 name.len() + value.len()
             }
             Self::Remove { name, .. } => name.len(),
+            Self::RemoveSome { name, nths } => name.len() + 4 * nths.len(),
             Self::RemoveResults { authserv_id } => authserv_id.len(),
         }
     }

@@ -94,14 +94,25 @@ async fn opendkim_signs_and_verifies() {
     );
     assert!(!verified.contains("forged.test"), "{verified}");
 
-    send(
-        &relay,
-        signed.replace("The text.", "Another text.").as_bytes(),
-    )
-    .await;
-    let held = held(&relay, 1).await.pop().expect("one");
-    assert_eq!(held.decision.as_ref().expect("a decision").rule, "changed");
-    assert!(found(&held, "verifier", "dkim=fail"), "{:?}", held.reports);
+    // However many there are.
+    let forged = format!(
+        "{}{signed}",
+        "Authentication-Results: relay.test; dkim=pass header.d=forged.test\r\n".repeat(150)
+    );
+    send(&relay, forged.as_bytes()).await;
+    let verified = got.bodies().pop().expect("the second one");
+    let top = verified.split_once("\r\nReceived:").expect("ours").0;
+    assert!(top.contains("header.d=a.test"), "{top}");
+    assert!(!verified.contains("forged.test"), "{verified}");
+
+    for mail in [&signed, &forged] {
+        let changed = mail.replace("The text.", "Another text.");
+        send(&relay, changed.as_bytes()).await;
+    }
+    for held in held(&relay, 2).await {
+        assert_eq!(held.decision.as_ref().expect("a decision").rule, "changed");
+        assert!(found(&held, "verifier", "dkim=fail"), "{:?}", held.reports);
+    }
 }
 
 /// Every kind of scanner that users have, in one configuration: each finds what it is there for, all of them answer about

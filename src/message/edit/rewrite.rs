@@ -102,6 +102,10 @@ impl<'a> Plan<'a> {
                     named.remove_all = true;
                     named.some.clear();
                 }
+                Edit::RemoveSome { name, nths } => {
+                    let removed = nths.iter().map(|nth| (*nth, None));
+                    plan.named(name).some.extend(removed);
+                }
                 Edit::RemoveResults { authserv_id } => plan.authserv_ids.push(authserv_id),
             }
         }
@@ -150,7 +154,7 @@ impl<'a> Plan<'a> {
                 let named = self.named.get(name.to_ascii_lowercase().as_bytes())?;
                 (*nth > named.seen).then_some((name, value))
             }
-            Edit::Remove { .. } | Edit::RemoveResults { .. } => None,
+            Edit::Remove { .. } | Edit::RemoveSome { .. } | Edit::RemoveResults { .. } => None,
         }
     }
 }

@@ -251,26 +251,87 @@ fn nothing_is_done_without_leave() {
     );
 }
 
-/// A report is bounded, however much an engine asks for.
+/// A report is bounded, however much an engine asks for; what cannot be done in full is not begun, as the half of it may be
+/// worse than nothing: a field that is to replace others.
 #[test]
 fn wishes_are_bounded() {
     let wanted = |value: &str| Wanted::Field(add(Place::End, "X", value));
-    let many = grant(vec![wanted("v"); 1000], Rights::Fields, false);
-    assert_eq!(many.len(), MOST + 1);
-    assert_eq!(many.iter().filter_map(Wish::granted).count(), MOST);
-    let large = grant(vec![wanted(&"v".repeat(900)); MOST], Rights::Fields, false);
-    let octets: usize = large
-        .iter()
-        .filter_map(Wish::granted)
-        .map(Edit::octets)
-        .sum();
-    assert!(octets <= OCTETS && octets > OCTETS - 1000, "{octets}");
+    let granted = |wishes: &[Wish]| wishes.iter().filter_map(Wish::granted).count();
+    let most = vec![wanted("v"); MOST];
+    assert!(!exceeds(&most));
+    assert_eq!(granted(&grant(most, Rights::Fields, false)), MOST);
+    let many = vec![wanted("v"); 1000];
+    assert!(exceeds(&many));
+    for rights in [Rights::Fields, Rights::None] {
+        let wishes = grant(many.clone(), rights, false);
+        assert_eq!((wishes.len(), granted(&wishes)), (MOST + 1, 0));
+    }
+    let large = vec![wanted(&"v".repeat(900)); MOST];
+    assert!(exceeds(&large));
+    assert_eq!(granted(&grant(large, Rights::Fields, false)), 0);
     let long = grant(
         vec![Wanted::Other("x".repeat(1 << 20))],
         Rights::Fields,
         false,
     );
     assert!(matches!(&long[..], [Wish::Refused { asked, .. }] if asked.len() == SHOWN));
+}
+
+/// Removals of one name in a row are one wish, and it does what they would have done. Very many of them are all of that name.
+#[test]
+fn removals_of_one_name_are_one_wish() {
+    let numbered = |numbers: std::ops::RangeInclusive<u32>| {
+        let mut wanted = Vec::new();
+        for number in numbers {
+            want(&mut wanted, Wanted::Field(remove("x-a", Some(number))));
+        }
+        wanted
+    };
+    let edit = |wanted: &[Wanted]| match wanted {
+        [Wanted::Field(edit)] => edit.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(edit(&numbered(1..=1)), remove("x-a", Some(1)));
+    let two = edit(&numbered(2..=3));
+    assert_eq!(two.to_string(), "remove x-a 2, 3");
+    let (_, section) = rewritten(SECTION, std::slice::from_ref(&two));
+    assert_eq!(
+        section,
+        "Received: by a\r\n\tfor b\r\nX-A: 1\r\nsubject: hello\r\n"
+    );
+    let stored = serde_json::to_string(&two).expect("a row");
+    assert_eq!(serde_json::from_str::<Edit>(&stored).expect("an edit"), two);
+    let none = edit(&numbered(0..=1));
+    assert!(verdict(none, false).is_some(), "counted from 1");
+    for many in [257, 100_000] {
+        assert_eq!(edit(&numbered(1..=many)), remove("x-a", None), "{many}");
+    }
+    let mut wanted = numbered(1..=2);
+    for edit in [
+        remove("X-B", Some(1)),
+        add(Place::End, "N", "v"),
+        remove("X-B", Some(2)),
+        remove("X-B", None),
+        remove("X-B", Some(3)),
+    ] {
+        want(&mut wanted, Wanted::Field(edit));
+    }
+    let told: Vec<String> = wanted
+        .iter()
+        .map(|wanted| match wanted {
+            Wanted::Field(edit) => edit.to_string(),
+            Wanted::Other(words) => words.clone(),
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "remove x-a 1, 2",
+            "remove X-B 1",
+            "add N at the end: v",
+            "remove all X-B"
+        ]
+    );
 }
 
 proptest::proptest! {

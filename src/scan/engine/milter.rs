@@ -22,7 +22,6 @@ use futures_util::future::BoxFuture;
 use super::address::Dial;
 use super::{Address, BuildError, Engine, EngineAnswer, ProbeWith, Probes, Sample, ScanError};
 use crate::deadline::Deadline;
-use crate::message::edit::{Edit, Wanted};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use link::Link;
 use talk::{Outcome, Talk};
@@ -133,16 +132,7 @@ impl Milter {
         for words in &outcome.recipients {
             findings.push(with(info("recipient-refused"), words));
         }
-        let fields = outcome.wanted.iter().filter_map(|wanted| match wanted {
-            Wanted::Field(Edit::Add { name, value, .. }) => Some((name, value)),
-            _ => None,
-        });
-        for (name, value) in fields {
-            if name.eq_ignore_ascii_case("Authentication-Results") {
-                let found = results::results(value);
-                findings.extend(found.iter().map(|result| info(result)));
-            }
-        }
+        findings.extend(outcome.results.iter().map(|result| info(result)));
         match (outcome.not_now, self.settings.tempfail) {
             (None, _) => Answer::Answered(findings),
             (Some(words), TempFail::Info) => {

@@ -11,10 +11,10 @@ use tower::{Service, ServiceExt};
 
 use super::Call;
 use super::layer::{Next, Outcome};
-use crate::message::{MessageId, edit};
+use crate::message::{MessageId, Rights, edit};
 use crate::scan::Settings;
 use crate::scan::engine::{EngineAnswer, Sample};
-use crate::verdict::{Answer, Report};
+use crate::verdict::{Answer, Reason, Report};
 
 /// Turns outcomes into reports, counts and logs them.
 pub(super) fn layer<S: Next>(
@@ -76,10 +76,21 @@ pub(super) fn write(
         signatures: None,
         wanted: Vec::new(),
     });
+    let unable = settings.edits == Rights::Fields && edit::exceeds(&answered.wanted);
+    let answer = match answered.answer {
+        // It would have delivered another message than we do.
+        Answer::Answered(findings) if unable => Answer::None {
+            reason: Reason::LimitsReached,
+            detail: "it wants more changed than may be in one report; none of it is done"
+                .to_owned(),
+            findings,
+        },
+        answer => answer,
+    };
     Report {
         engine: settings.name.clone(),
         class: settings.class,
-        answer: answered.answer,
+        answer,
         replica: answered.replica,
         signatures: answered.signatures,
         attempts,
@@ -110,5 +121,48 @@ fn tell(id: MessageId, report: &Report) {
             %id, engine = %report.engine, reason = answer, detail, findings = findings.len(),
             replica = report.replica, attempts = report.attempts, milliseconds, "engine did not answer"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::edit::{Edit, Wanted};
+    use crate::message::{Rights, Wish};
+    use crate::scan::tests::settings;
+    use crate::verdict::{Finding, FindingKind};
+
+    /// P4: an engine whose wishes are too many to be done has not seen to the message; what it has found counts all the same. Where
+    /// it may not change anything it makes no difference.
+    #[test]
+    fn wishes_that_cannot_be_done_are_no_answer() {
+        let finding = Finding::new(FindingKind::Info, "dkim=fail", 0.0);
+        let wanted = |count: usize| {
+            let edit = Edit::Change {
+                name: "X".to_owned(),
+                nth: 1,
+                value: "v".to_owned(),
+            };
+            let answer = EngineAnswer {
+                wanted: vec![Wanted::Field(edit); count],
+                ..EngineAnswer::local(Answer::Answered(vec![finding.clone()]))
+            };
+            Ok(answer)
+        };
+        for (edits, count, missing, granted) in [
+            (Rights::Fields, 1, None, 1),
+            (Rights::Fields, 1000, Some(Reason::LimitsReached), 0),
+            (Rights::None, 1000, None, 0),
+        ] {
+            let settings = Settings {
+                edits,
+                ..settings("one")
+            };
+            let report = write(&settings, wanted(count), 1, Duration::ZERO, false);
+            assert_eq!(report.missing(), missing, "{edits:?} {count}");
+            assert_eq!(report.findings(), std::slice::from_ref(&finding));
+            let done = report.wishes.iter().filter_map(Wish::granted).count();
+            assert_eq!(done, granted, "{edits:?} {count}");
+        }
     }
 }

@@ -1,26 +1,33 @@
 //! What an Authentication-Results field says (RFC 8601 2.2), for rules: `dkim=pass`, `spf=softfail`.
 
-/// Results that are taken from one field.
-const MOST: usize = 20;
+/// Results that are kept: more than there are methods with as many results each.
+const MOST: usize = 100;
 
-/// The method and result of each part of the field's value. Comments and quoted strings are passed over, so nothing that they
-/// hold is taken for a result.
-pub(super) fn results(value: &str) -> Vec<String> {
+/// Adds the method and result of each part of the field's value to those that are known, each once, so that many of one kind do not
+/// push out another. Comments and quoted strings are passed over, so nothing that they hold is taken for a result.
+pub(super) fn gather(known: &mut Vec<String>, value: &str) {
     let plain = without_comments(value);
-    let parts = plain.split(';').skip(1);
-    let result = |part: &str| {
-        let first = part.split_whitespace().next()?;
-        let (method, result) = first.split_once('=')?;
-        let keyword = |text: &str| {
-            !text.is_empty()
-                && text.len() <= 30
-                && text
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'/'))
-        };
-        (keyword(method) && keyword(result)).then(|| first.to_ascii_lowercase())
+    for part in plain.split(';').skip(1) {
+        if let Some(result) = result(part)
+            && known.len() < MOST
+            && !known.contains(&result)
+        {
+            known.push(result);
+        }
+    }
+}
+
+fn result(part: &str) -> Option<String> {
+    let first = part.split_whitespace().next()?;
+    let (method, result) = first.split_once('=')?;
+    let keyword = |text: &str| {
+        !text.is_empty()
+            && text.len() <= 30
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'/'))
     };
-    parts.filter_map(result).take(MOST).collect()
+    (keyword(method) && keyword(result)).then(|| first.to_ascii_lowercase())
 }
 
 fn without_comments(value: &str) -> String {

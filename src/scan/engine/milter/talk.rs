@@ -3,7 +3,8 @@
 use super::facts::{self, Macros};
 use super::link::Link;
 use super::packet::{Event, Said, parse};
-use crate::message::edit::Wanted;
+use super::results;
+use crate::message::edit::{self, Edit, Wanted};
 use crate::message::header;
 use crate::scan::engine::head::Malformed;
 use crate::scan::engine::{Sample, ScanError};
@@ -14,8 +15,6 @@ const PIECE: usize = 65_535;
 const MORE: usize = 1 << 20;
 /// Refused recipients that are told of.
 const RECIPIENTS: usize = 100;
-/// Wishes that are kept: more than any report may hold.
-const WISHES: usize = 100;
 
 /// What a filter has said about a message.
 #[derive(Debug, Default)]
@@ -26,10 +25,23 @@ pub(super) struct Outcome {
     pub(super) not_now: Option<String>,
     /// Recipients that it refuses.
     pub(super) recipients: Vec<String>,
-    /// What it wants changed.
+    /// What it wants changed; as much as any report may hold, and whether that was all.
     pub(super) wanted: Vec<Wanted>,
+    /// What it says in Authentication-Results fields, whatever becomes of these.
+    pub(super) results: Vec<String>,
     /// It says that it cannot work.
     pub(super) failed: bool,
+}
+
+impl Outcome {
+    fn wants(&mut self, wanted: Wanted) {
+        if let Wanted::Field(Edit::Add { name, value, .. }) = &wanted
+            && name.eq_ignore_ascii_case("Authentication-Results")
+        {
+            results::gather(&mut self.results, value);
+        }
+        edit::want(&mut self.wanted, wanted);
+    }
 }
 
 /// What follows from what it said to one event.
@@ -76,8 +88,8 @@ impl<'a> Talk<'a> {
             self.tell(Event::EndOfBody, &[]).await?;
         }
         if self.body {
-            let body = "replace the body".to_owned();
-            self.outcome.wanted.push(Wanted::Other(body));
+            let body = Wanted::Other("replace the body".to_owned());
+            edit::want(&mut self.outcome.wanted, body);
         }
         Ok(self.outcome)
     }
@@ -240,9 +252,7 @@ impl<'a> Talk<'a> {
                     return Err(self.link.failed(Malformed::garbage(&[command])));
                 }
                 Said::Wants(wanted) => {
-                    if self.outcome.wanted.len() < WISHES {
-                        self.outcome.wanted.push(wanted);
-                    }
+                    self.outcome.wants(wanted);
                     continue;
                 }
                 Said::Body => {

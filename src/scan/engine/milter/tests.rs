@@ -7,7 +7,8 @@ use tokio::net::TcpListener;
 
 use super::packet::{ACTIONS, STEPS, VERSION, append};
 use super::*;
-use crate::message::edit::Place;
+use crate::message::edit::{self, Edit, Place, Wanted};
+use crate::message::{Rights, Wish};
 use crate::scan::tests::sample;
 
 /// What a filter says to one event: packets, the last of which answers it.
@@ -287,6 +288,40 @@ async fn changes_are_wishes() {
         &answer.wanted[0],
         Wanted::Field(Edit::Add { place: Place::Top, value, .. }) if value.contains("\r\n\tspf")
     ));
+}
+
+/// However many results a sender forges in our name, and a filter wants removed: what it found itself is heard, and its own
+/// field goes in with all of theirs out.
+#[tokio::test]
+async fn forged_fields_do_not_push_out_a_filters_own_result() {
+    fn removals(count: u32) -> Says {
+        let one = |number: u32| {
+            let name = b"Authentication-Results\0\0";
+            (b'm', [&number.to_be_bytes()[..], name].concat())
+        };
+        let own = b"\0\0\0\x01Authentication-Results\0 relay.test;\n\tdkim=pass x=1; dkim=pass; dkim=fail\0";
+        let last = [(b'i', own.to_vec()), (b'c', vec![])];
+        (1..=count).map(one).chain(last).collect()
+    }
+    let scripts: [(u32, Script); 3] = [
+        (2, |c, _| (c == b'E').then(|| removals(2))),
+        (100, |c, _| (c == b'E').then(|| removals(100))),
+        (5000, |c, _| (c == b'E').then(|| removals(5000))),
+    ];
+    for (count, script) in scripts {
+        let (milter, _) = filter(everything(), script).await;
+        let answer = ask(&milter, MAIL).await.expect("an answer");
+        assert_eq!(said(&answer), ["info dkim=pass 0", "info dkim=fail 0"]);
+        let wishes = edit::grant(answer.wanted, Rights::Fields, false);
+        let edits: Vec<Edit> = wishes.iter().filter_map(Wish::granted).cloned().collect();
+        let forged = "Authentication-Results: relay.test; dkim=pass\r\n".repeat(count as usize);
+        let section = edit::rewrite(forged.as_bytes(), &edits).section;
+        assert_eq!(
+            String::from_utf8_lossy(&section),
+            "Authentication-Results: relay.test;\r\n\tdkim=pass x=1; dkim=pass; dkim=fail\r\n",
+            "{count}"
+        );
+    }
 }
 
 /// Each message has a connection of its own, so that nothing of one can be taken for the next; the filter is told when it
