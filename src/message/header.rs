@@ -16,6 +16,15 @@ pub fn section(content: &[u8]) -> &[u8] {
     }
 }
 
+/// A field of ours that nobody reads, to stand between our fields and a message whose first line begins with white space: of the
+/// last of ours it would be folding (RFC 5322 2.2.3), and anybody could write into that. Nothing for other messages.
+pub fn fence(content: &[u8]) -> &'static str {
+    match is_folding(content) {
+        true => "X-Spillway-Break: the next line came with the message\r\n",
+        false => "",
+    }
+}
+
 /// One header field as it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Field<'a> {
@@ -43,7 +52,8 @@ pub fn fields(section: &[u8]) -> impl Iterator<Item = Field<'_>> {
     pieces(section).filter_map(|(_, field)| field)
 }
 
-/// All octets of a header section in order, a field with its folding and CRLF at a time; none where it is no field.
+/// All octets of a header section in order, a field with its folding and CRLF at a time; none where it is no field, as where the
+/// first line is folding of nothing.
 pub fn pieces(section: &[u8]) -> impl Iterator<Item = (&[u8], Option<Field<'_>>)> {
     let mut rest = section;
     std::iter::from_fn(move || {
@@ -57,19 +67,25 @@ pub fn pieces(section: &[u8]) -> impl Iterator<Item = (&[u8], Option<Field<'_>>)
                 Some(at) => end += at + 2,
                 None => end = rest.len(),
             }
-            if !matches!(rest.get(end), Some(b' ' | b'\t')) {
+            if !is_folding(&rest[end..]) {
                 break;
             }
         }
         let (piece, tail) = rest.split_at(end);
         rest = tail;
         let line = piece.strip_suffix(b"\r\n").unwrap_or(piece);
-        let field = memchr::memchr(b':', line).map(|colon| Field {
+        let colon = memchr::memchr(b':', line).filter(|_| !is_folding(line));
+        let field = colon.map(|colon| Field {
             name: line[..colon].trim_ascii_end(),
             body: &line[colon + 1..],
         });
         Some((piece, field))
     })
+}
+
+/// Whether a line goes on with the field before it.
+pub(super) fn is_folding(line: &[u8]) -> bool {
+    line.starts_with(b" ") || line.starts_with(b"\t")
 }
 
 /// The first field of that name.
@@ -105,6 +121,7 @@ mod tests {
         assert_eq!(section(b"\r\nbody"), b"");
         assert_eq!(section(b"A: b\r\n"), b"A: b\r\n");
         assert_eq!(section(b""), b"");
+        assert_eq!(fields(b" a: b\r\n\tc: d\r\n").count(), 0);
         assert_eq!(fields(b"").count(), 0);
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{Generation, Judged, settle};
 use crate::delivery::Outbound;
-use crate::message::{Edit, Message, MessageId, edit, mime};
+use crate::message::{Edit, Message, MessageId, edit, header, mime};
 use crate::scan::{Scanner, Settings};
 use crate::verdict::{Decision, Report, Verdict};
 
@@ -65,6 +65,7 @@ fn build(
     if decision.rule != "own-mail" {
         result_field(&mut prefix, generation, message.id, decision);
     }
+    prefix.push_str(header::fence(message.content.bytes()));
     let (prefix, content) = if edits.is_empty() {
         (prefix.into(), message.content.clone())
     } else {

@@ -56,7 +56,10 @@ pub fn rewrite(section: &[u8], edits: &[Edit]) -> Rewritten {
                 plan.field(&mut out, piece, &field);
             }
             None => {
-                end.get_or_insert(out.len());
+                // Folding at the very top belongs to what stands above the message, not to a field that is added here.
+                if !header::is_folding(piece) {
+                    end.get_or_insert(out.len());
+                }
                 out.extend_from_slice(piece);
             }
         }

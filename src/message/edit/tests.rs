@@ -117,10 +117,15 @@ fn what_is_added_is_a_field_for_every_reader() {
             "A: b\r\nN: v\r\nno field\r\nC: d\r\n",
         ),
         ("no field at all", "N: v\r\nno field at all\r\n"),
+        // Folding of whatever stands above the message.
+        (" a\r\nB: c\r\n", " a\r\nB: c\r\nN: v\r\n"),
+        ("\ta: b", "\ta: b\r\nN: v\r\n"),
     ] {
         let (_, section) = rewritten(section, &[add(Place::End, "N", "v")]);
         assert_eq!(section, edited);
     }
+    let (_, section) = rewritten(" a: b\r\nC: d\r\n", &[add(Place::Before(1), "N", "v")]);
+    assert_eq!(section, " a: b\r\nN: v\r\nC: d\r\n");
 }
 
 /// RFC 8601 5: fields that claim to be ours, in whatever way that can be written, go; those of others stay.

@@ -93,6 +93,41 @@ async fn what_goes_out_has_the_edits_and_the_body_as_it_came() {
     }
 }
 
+/// A message whose first line is folding folds nothing that means something: no sender writes into our fields, nor into those that
+/// engines add.
+#[tokio::test]
+async fn a_first_line_of_folding_is_not_in_our_fields() {
+    for first in [" score=0.0; by=relay\r\n", "\tx: y\r\n"] {
+        let mut message = message(&["x@b.test"]);
+        message.content = Content::uncharged(format!("{first}Subject: x\r\n\r\nx\r\n"));
+        let edits = vec![
+            field(Place::Top, "T"),
+            field(Place::Before(1), "B"),
+            field(Place::End, "E"),
+        ];
+        for (reports, rest) in [
+            (vec![], ""),
+            (vec![report("one", edits)], "B: v\r\nSubject: x\r\nE: v\r\n"),
+        ] {
+            let (prefix, content) = going_out(&message, &judged(reports)).await;
+            let (prefix, content) = match rest {
+                "" => {
+                    let whole = prefix + &String::from_utf8_lossy(content.bytes());
+                    let (prefix, body) = whole.split_once(first).expect("the first line");
+                    (prefix.to_owned(), body.to_owned())
+                }
+                rest => {
+                    let (before, after) = prefix.split_once(first).expect("the first line");
+                    assert_eq!(after, rest);
+                    (before.to_owned(), String::new())
+                }
+            };
+            let last = prefix.lines().last().expect("a field");
+            assert!(last.starts_with("X-Spillway-Break: "), "{prefix}{content}");
+        }
+    }
+}
+
 /// A message that waits for its next hop in the store goes out after a restart as it would have gone at once: its edits
 /// are durable with it, and what is stored is what came.
 #[tokio::test]

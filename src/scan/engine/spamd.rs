@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::address::{Dial, Stream};
 use super::head::{Malformed, read_all};
 use super::{Address, BuildError, Engine, EngineAnswer, Probes, Sample, ScanError, Tls};
-use crate::message::{Envelope, MessageId};
+use crate::message::{Envelope, MessageId, header};
 
 pub use answer::{Said, parse};
 
@@ -103,7 +103,8 @@ impl Spamd {
 
     async fn send(&self, stream: &mut Stream, sample: &Sample) -> std::io::Result<()> {
         let request = sample.request();
-        let trace = trace(&self.hostname, request.id, &request.envelope);
+        let mut trace = trace(&self.hostname, request.id, &request.envelope);
+        trace.push_str(header::fence(request.content.bytes()));
         let length = trace.len() + request.content.len();
         let mut head = format!("SYMBOLS SPAMC/1.5\r\nContent-length: {length}\r\n");
         if let Some(user) = &self.user {

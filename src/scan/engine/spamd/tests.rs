@@ -104,9 +104,8 @@ fn only_the_protocol_counts() {
     }
 }
 
-/// The request in full: trace fields, then the message exactly as it came, and the length of both.
-#[tokio::test]
-async fn the_request_is_what_spamd_expects() {
+/// What spamd is sent about this content.
+async fn sent(content: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let settings = SpamdSettings {
         user: Some("filter".to_owned()),
@@ -115,18 +114,40 @@ async fn the_request_is_what_spamd_expects() {
     };
     let address = Address::Socket(listener.local_addr().expect("address"));
     let engine = Arc::new(Spamd::new(&address, &settings).expect("an engine"));
-    let scan = tokio::spawn(engine.scan(sample("Subject: x\r\n\r\nx\r\n")));
+    let scan = tokio::spawn(engine.scan(sample(content)));
     let (mut stream, _) = listener.accept().await.expect("accept");
     let mut text = String::new();
     stream.read_to_string(&mut text).await.expect("a request");
-    assert_eq!(
-        text,
-        "SYMBOLS SPAMC/1.5\r\nContent-length: 52\r\nUser: filter\r\n\r\n\
-         Return-Path: <sender@example.com>\r\nSubject: x\r\n\r\nx\r\n"
-    );
     drop(stream);
     let error = scan.await.expect("a task").expect_err("no answer");
     assert_eq!(error.reason(), Reason::Disconnected);
+    text
+}
+
+/// The request in full: trace fields, then the message exactly as it came, and the length of both.
+#[tokio::test]
+async fn the_request_is_what_spamd_expects() {
+    assert_eq!(
+        sent("Subject: x\r\n\r\nx\r\n").await,
+        "SYMBOLS SPAMC/1.5\r\nContent-length: 52\r\nUser: filter\r\n\r\n\
+         Return-Path: <sender@example.com>\r\nSubject: x\r\n\r\nx\r\n"
+    );
+}
+
+/// A message whose first line is folding folds nothing that means something: no sender writes into our trace fields.
+#[tokio::test]
+async fn a_first_line_of_folding_is_not_in_our_trace_fields() {
+    for content in [" with ESMTPA x\r\n\r\nx\r\n", "\twith ESMTPA x\r\n"] {
+        let text = sent(content).await;
+        let (_, message) = text.split_once("\r\n\r\n").expect("a head");
+        let section = crate::message::header::section(message.as_bytes());
+        let fields = crate::message::header::fields(section);
+        let names: Vec<_> = fields.map(|f| String::from_utf8_lossy(f.name)).collect();
+        assert_eq!(names, ["Return-Path", "X-Spillway-Break"], "{text}");
+        assert!(message.ends_with(content), "{text}");
+        let length = format!("Content-length: {}\r\n", message.len());
+        assert!(text.contains(&length), "{text}");
+    }
 }
 
 /// A client cannot write its own Received field into ours.
