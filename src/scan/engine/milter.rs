@@ -133,6 +133,13 @@ impl Milter {
             findings.push(with(info("recipient-refused"), words));
         }
         findings.extend(outcome.results.iter().map(|result| info(result)));
+        if let Some(what) = outcome.untold {
+            return Answer::None {
+                reason: Reason::LimitsReached,
+                detail: format!("filters do not take {what}"),
+                findings,
+            };
+        }
         match (outcome.not_now, self.settings.tempfail) {
             (None, _) => Answer::Answered(findings),
             (Some(words), TempFail::Info) => {

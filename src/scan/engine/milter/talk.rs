@@ -9,8 +9,8 @@ use crate::message::header;
 use crate::scan::engine::head::Malformed;
 use crate::scan::engine::{Sample, ScanError};
 
-/// Octets of a piece of body: more do not fit into version 2.
-const PIECE: usize = 65_535;
+/// Octets of data in one packet: libmilter ends the session when there are more (MILTER_MAX_DATA_SIZE).
+const DATA: usize = 65_535;
 /// Octets that a filter may say beyond those of the message.
 const MORE: usize = 1 << 20;
 /// Refused recipients that are told of.
@@ -31,6 +31,8 @@ pub(super) struct Outcome {
     pub(super) results: Vec<String>,
     /// It says that it cannot work.
     pub(super) failed: bool,
+    /// What of the message it could not be told; it was told nothing more then.
+    pub(super) untold: Option<String>,
 }
 
 impl Outcome {
@@ -159,8 +161,14 @@ impl<'a> Talk<'a> {
                 break;
             };
             told += piece.len();
-            if !skips {
-                match self.say(Event::Header, &[&self.field(&field)]).await? {
+            if !skips && self.link.terms.wants(Event::Header) {
+                let data = self.field(&field);
+                if data.len() > DATA {
+                    let octets = data.len() - 2;
+                    self.outcome.untold = Some(format!("a header field of {octets} octets"));
+                    return Ok(true);
+                }
+                match self.say(Event::Header, &[&data]).await? {
                     Then::Decided => return Ok(true),
                     then => skips = matches!(then, Then::Skip),
                 }
@@ -170,7 +178,7 @@ impl<'a> Talk<'a> {
             return Ok(true);
         }
         let body = &content[told..];
-        for piece in body.strip_prefix(b"\r\n").unwrap_or(body).chunks(PIECE) {
+        for piece in body.strip_prefix(b"\r\n").unwrap_or(body).chunks(DATA) {
             match self.say(Event::Body, &[piece]).await? {
                 Then::Decided => return Ok(true),
                 Then::Skip => break,

@@ -324,6 +324,34 @@ async fn forged_fields_do_not_push_out_a_filters_own_result() {
     }
 }
 
+/// libmilter ends the session at a packet that is too long for it, so that nobody must be able to have one sent: the filter has
+/// not seen such a message, and is not to blame for it.
+#[tokio::test]
+async fn a_field_that_no_filter_takes_is_not_sent() {
+    let longest = format!("{}: {}\r\n\r\nx", "n".repeat(33), "v".repeat(65_500));
+    let (milter, told) = filter(everything(), |_, _| None).await;
+    let answer = ask(&milter, longest.as_bytes()).await.expect("an answer");
+    assert!(said(&answer).is_empty(), "it just fits");
+    let told = told.lock().expect("told").clone();
+    let field = told.iter().find(|(c, _)| *c == b'L').expect("a field");
+    assert_eq!(field.1.len(), 65_535);
+
+    let longer = longest.replacen("n:", "nn:", 1);
+    let (milter, told) = filter(everything(), |c, _| {
+        (c == b'E').then(|| vec![(b'r', vec![])])
+    })
+    .await;
+    let answer = ask(&milter, longer.as_bytes()).await.expect("an answer");
+    assert_eq!(said(&answer), ["no answer: limits-reached"]);
+    let told = told.lock().expect("told").clone();
+    assert!(told.iter().all(|(command, _)| *command != b'L'));
+
+    // It does not want to be told fields: it sees all that it wants to see.
+    let (milter, _) = filter(numbers(&[VERSION, 0, 1 << 5]), |_, _| None).await;
+    let answer = ask(&milter, longer.as_bytes()).await.expect("an answer");
+    assert!(said(&answer).is_empty());
+}
+
 /// Each message has a connection of its own, so that nothing of one can be taken for the next; the filter is told when it
 /// is over.
 #[tokio::test]
