@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 
 use super::*;
 use crate::incident::Kind;
-use crate::message::{Mailbox, Rights, envelope::Origin};
+use crate::message::{Identity, Mailbox, Rights, envelope::Origin};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use engine::{Engine, EngineAnswer, ScanError};
 
@@ -339,6 +339,46 @@ async fn a_late_answer_is_used() {
     let reports = scanner.scan(asked).await;
     assert_eq!(reports[0].findings().len(), 1);
     assert_eq!(engine.calls.load(Ordering::SeqCst), 1, "one scan for all");
+}
+
+/// What a filter says may well be about who sends what to whom, whatever its class: its answer is used for no other message.
+/// Those who look at the content alone are asked about the same content once.
+#[tokio::test(start_paused = true)]
+async fn a_filters_answer_is_about_one_message() {
+    let milter = engine::Kind::Milter {
+        addresses: Vec::new(),
+        settings: engine::MilterSettings {
+            hostname: "relay.test".to_owned(),
+            bad_kind: FindingKind::Policy,
+            bad_score: 10.0,
+            tempfail: engine::TempFail::NoAnswer,
+            probe_with: engine::ProbeWith::Nothing,
+            connect_timeout: SECONDS_20,
+        },
+    };
+    for (kind, calls) in [(settings("one").kind, 1), (milter, 2)] {
+        for class in [EngineClass::Av, EngineClass::Content] {
+            let settings = Settings {
+                kind: kind.clone(),
+                class,
+                ..settings("one")
+            };
+            let (engine, guarded) = scripted([Act::Clean], settings);
+            let scanner = Scanner::of(vec![guarded]);
+            for _ in 0..2 {
+                let mut request = request("Subject: x\r\n\r\nx", SECONDS_20);
+                request.fingerprint = Some(Arc::new(Fingerprint {
+                    identity: Identity([7; 32]),
+                    exact: Box::new([]),
+                    broad: Box::new([]),
+                    attachments: Box::new([]),
+                }));
+                let reports = scanner.scan(request).await;
+                assert_eq!(reports[0].missing(), None);
+            }
+            assert_eq!(engine.calls.load(Ordering::SeqCst), calls, "{kind:?}");
+        }
+    }
 }
 
 /// Says clean to everything while it lies, known-bad probes included.

@@ -22,7 +22,7 @@ use crate::deadline::{Deadline, Elapsed};
 use crate::incident::{Incident, Kind};
 use crate::message::{MessageId, Rights, Standing};
 use crate::scan::Settings;
-use crate::scan::engine::ScanError;
+use crate::scan::engine::{self, ScanError};
 use crate::verdict::EngineClass;
 
 /// Uses an answer that holds, joins a scan of the same that is under way, or begins one; then waits for it.
@@ -54,12 +54,14 @@ pub(super) async fn scan(state: Arc<State>, call: Call, next: impl Next) -> Outc
     caller.wait(flight, state.out()).await
 }
 
-/// Engines for malware and content judge the octets; the others look at who sends what to whom as well.
+/// Engines for malware and content judge the octets; the others look at who sends what to whom as well. A filter always does: it
+/// may accept a client or a recipient before it has seen any content, and nobody can tell what its answer is about.
 fn key(settings: &Settings, call: &Call) -> Key {
     let request = call.sample.request();
     // What is written into a message may well be about its envelope.
     let of_content = matches!(settings.class, EngineClass::Av | EngineClass::Content)
-        && settings.edits == Rights::None;
+        && settings.edits == Rights::None
+        && !matches!(settings.kind, engine::Kind::Milter { .. });
     match &request.fingerprint {
         Some(fingerprint) if of_content => Key::Content(fingerprint.identity),
         _ => Key::Message(request.id),
