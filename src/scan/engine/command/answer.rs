@@ -59,6 +59,11 @@ impl Reader {
                     Some(lines) => read(&ended.output, lines).map_err(Wrong::Garbage)?,
                     None => Judged::default(),
                 };
+                // Whichever of the two is meant, the other is not to be believed.
+                if let (false, Some(name)) = (bad, said.names.first()) {
+                    let wrong = format!("it names {name:.100} and ends with a clean exit code");
+                    return Err(Wrong::Garbage(wrong));
+                }
                 Ok((Answer::Answered(findings(exit, bad, said)), None))
             }
             Self::Json(reading) if code == 0 => {

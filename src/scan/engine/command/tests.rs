@@ -113,6 +113,17 @@ async fn only_exit_codes_on_a_list_mean_something() {
     );
 }
 
+/// A program that names something and ends as if nothing were there contradicts itself. Whoever configures it like that would
+/// never see anything found.
+#[tokio::test]
+async fn what_is_named_is_not_clean() {
+    for script in ["echo A FOUND; exit 0", "echo A FOUND; echo B FOUND"] {
+        let error = ask(script, b"x").await.expect_err("no answer");
+        assert_eq!(error.reason(), Reason::Garbage, "{error}");
+        assert!(error.to_string().contains("it names A and"), "{error}");
+    }
+}
+
 /// A score that a program tells counts, for clean messages too; one that is no number makes the answer none.
 #[tokio::test]
 async fn a_line_may_tell_the_score() {
