@@ -1,10 +1,15 @@
 //! A mail filter that speaks the milter protocol, as Sendmail and Postfix speak it with libmilter (version 6; 2 to 5 are
-//! understood): OpenDKIM, OpenDMARC, rspamd's proxy, clamav-milter and the rest.
+//! understood): OpenDKIM, rspamd's proxy, clamav-milter and the rest.
 //!
 //! A filter tells a mail server what to do. Here policy decides: what it says against a message is a finding, what it wants
 //! changed is a wish, and `tempfail` is no answer. It is told a session with one message, whatever came in over ours. Each has
 //! a connection of its own: the protocol could announce another session (SMFIC_QUIT_NC), but libmilter of Sendmail 8.17, with which
 //! most filters are built, was seen to leave the next connect event without a reply.
+//!
+//! **Filters are no chain here.** Each sees the message as it came, and none what another has added or removed. One that goes by
+//! Authentication-Results of the filters before it (OpenDMARC, OpenARC) would go by what the sender has forged: docs/ENGINES.md says
+//! not to use such a filter. To hide these fields would not do: signatures may cover them, and OpenDKIM asks for the forged ones to be
+//! removed by their numbers, which it could not if it did not see them.
 
 mod facts;
 mod link;
