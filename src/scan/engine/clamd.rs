@@ -16,6 +16,7 @@ pub(super) mod conf;
 mod wire;
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -92,11 +93,12 @@ impl Clamd {
 
     async fn ask(&self, sample: &Sample) -> Result<EngineAnswer, ScanError> {
         let wire = Wire::over(self.dial.connect(sample.deadline()).await?);
+        let closed = wire.closed();
         let content = sample.content().bytes().clone();
         let stream = tokio_stream::once(Ok::<Bytes, io::Error>(content));
         let answer = clamav_client::tokio::scan_stream(stream, wire.ready(), Some(CHUNK)).await;
         let answer = answer.map_err(|cause| self.broken(&cause))?;
-        let answer = self.judge(&answer)?;
+        let answer = self.judge(&answer, closed.load(Ordering::Relaxed))?;
         // Half of what is left, so that the verdict we have is never lost to the version.
         let deadline = sample.deadline().within(sample.deadline().remaining() / 2);
         Ok(EngineAnswer {
@@ -117,9 +119,14 @@ impl Clamd {
         }
     }
 
-    /// What an answer to INSTREAM means.
-    fn judge(&self, answer: &[u8]) -> Result<Answer, ScanError> {
+    /// What an answer to INSTREAM means; whether clamd had closed before it had got everything.
+    fn judge(&self, answer: &[u8], closed: bool) -> Result<Answer, ScanError> {
         match parse(answer) {
+            // It may well have found something in the beginning, but nobody has looked at the rest.
+            Ok(Said::Ok) if closed => Err(ScanError::Disconnected {
+                replica: self.name(),
+                cause: "it had not got everything when it said OK".to_owned(),
+            }),
             Ok(Said::Ok) => Ok(Answer::Answered(Vec::new())),
             Ok(Said::Found(name)) => Ok(found(name)),
             Ok(Said::Failed(message)) => Err(self.refusal(message)),

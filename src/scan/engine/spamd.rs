@@ -80,19 +80,22 @@ impl Spamd {
         let began = Instant::now();
         let mut stream = self.dial.connect(sample.deadline()).await?;
         // A write that fails is no failure yet: spamd may have said why before it closed.
-        let written = self.send(&mut stream, sample).await;
-        let answer = read_all(&mut stream, ANSWER).await;
-        let answer = match (written, answer) {
-            (_, Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+        let unsent = self.send(&mut stream, sample).await.err();
+        let answer = match (read_all(&mut stream, ANSWER).await, &unsent) {
+            (Err(error), _) if error.kind() == std::io::ErrorKind::InvalidData => {
                 return Err(self.failed(Malformed::Garbage(error.to_string())));
             }
-            (Err(error), Ok(answer)) if answer.is_empty() => {
-                return Err(self.disconnected(&error));
+            (Ok(answer), Some(error)) if answer.is_empty() => {
+                return Err(self.disconnected(error));
             }
-            (_, Err(error)) => return Err(self.disconnected(&error)),
-            (_, Ok(answer)) => answer,
+            (Err(error), _) => return Err(self.disconnected(&error)),
+            (Ok(answer), _) => answer,
         };
         let said = parse(&answer).map_err(|malformed| self.failed(malformed))?;
+        // It may well call spam what it has seen the beginning of; nobody has looked at the rest.
+        if let (Said::Judged { spam: false, .. }, Some(error)) = (&said, &unsent) {
+            return Err(self.disconnected(error));
+        }
         Ok(EngineAnswer {
             answer: said.judged(self.dial.name(), began.elapsed())?,
             replica: Some(self.dial.name().to_owned()),
@@ -114,8 +117,10 @@ impl Spamd {
         head.push_str(&trace);
         stream.write_all(head.as_bytes()).await?;
         stream.write_all(request.content.bytes()).await?;
-        // The end of what we send, as spamc says it too.
-        stream.shutdown().await
+        stream.flush().await?;
+        // The end of what we send, as spamc says it too; spamd, which knows how much it is, may have closed before that.
+        let _ = stream.shutdown().await;
+        Ok(())
     }
 
     fn failed(&self, malformed: Malformed) -> ScanError {

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use clamav_client::tokio::TransportProtocol;
@@ -21,7 +22,7 @@ pub(super) struct Wire {
     /// The NUL at the end of the answer was read: there is nothing more to wait for.
     ended: bool,
     /// clamd has closed its side. It may have said why; what is still to be sent goes nowhere.
-    closed: bool,
+    closed: Arc<AtomicBool>,
 }
 
 impl Wire {
@@ -31,8 +32,17 @@ impl Wire {
             socket: BufWriter::new(socket),
             read: 0,
             ended: false,
-            closed: false,
+            closed: Arc::default(),
         }
+    }
+
+    /// Set once not everything that is written reaches clamd.
+    pub(super) fn closed(&self) -> Arc<AtomicBool> {
+        self.closed.clone()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// The connection as the crate wants it: something that can be connected, once.
@@ -51,7 +61,7 @@ impl Wire {
                         | io::ErrorKind::ConnectionAborted
                 ) =>
             {
-                self.closed = true;
+                self.closed.store(true, Ordering::Relaxed);
                 Ok(instead)
             }
             other => other,
@@ -88,7 +98,7 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         octets: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.closed {
+        if self.is_closed() {
             return Poll::Ready(Ok(octets.len()));
         }
         let result = ready!(Pin::new(&mut self.socket).poll_write(cx, octets));
@@ -96,7 +106,7 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.closed {
+        if self.is_closed() {
             return Poll::Ready(Ok(()));
         }
         let result = ready!(Pin::new(&mut self.socket).poll_flush(cx));

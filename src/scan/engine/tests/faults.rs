@@ -37,11 +37,13 @@ enum Fault {
     WrongMessage,
     /// Reads nothing until the engine has given up.
     NoReader,
+    /// Answers before it has the whole request, and closes.
+    Early,
     /// Is no TLS server.
     NoTls,
 }
 
-const FAULTS: [(Fault, Reason); 11] = [
+const FAULTS: [(Fault, Reason); 12] = [
     (Fault::Refused, Reason::Unreachable),
     (Fault::Hangup, Reason::Disconnected),
     (Fault::Silent, Reason::Timeout),
@@ -52,6 +54,7 @@ const FAULTS: [(Fault, Reason); 11] = [
     (Fault::Endless, Reason::Garbage),
     (Fault::WrongMessage, Reason::Garbage),
     (Fault::NoReader, Reason::Timeout),
+    (Fault::Early, Reason::Disconnected),
     (Fault::NoTls, Reason::Unreachable),
 ];
 
@@ -94,6 +97,10 @@ impl Server {
                         // Given up before it had come to its fault: as good a proof of the end.
                         return faulty.then_some(0);
                     }
+                    // With its head, so that it is known what is asked.
+                    if faulty && self.fault == Fault::Early && request.len() > 4096 {
+                        request.extend_from_slice(subject.end.unwrap_or_default());
+                    }
                 }
                 Step::Aside(answer) => {
                     request.clear();
@@ -123,6 +130,10 @@ impl Server {
                 let _ = stream.write_all(&answer[..answer.len() - 1]).await;
             }
             Fault::NoAnswer => return 0,
+            Fault::Early => {
+                let _ = stream.write_all(&answer).await;
+                return 0;
+            }
             Fault::HalfAnAnswer => {
                 let _ = stream.write_all(&answer[..answer.len() / 2]).await;
                 return 0;
@@ -221,6 +232,7 @@ async fn play(subject: &'static Subject, fault: Fault, reason: Reason) {
     let (limit, content) = match fault {
         // More than sockets buffer.
         Fault::NoReader => (Duration::from_millis(200), vec![b'x'; 24 << 20]),
+        Fault::Early => (PATIENCE, vec![b'x'; 24 << 20]),
         _ if reason == Reason::Timeout => (Duration::from_millis(200), subjects::MAIL.to_vec()),
         _ => (PATIENCE, subjects::MAIL.to_vec()),
     };
@@ -263,6 +275,7 @@ async fn every_fault_has_its_reason_in_every_kind() {
         for (fault, reason) in FAULTS {
             let applies = match fault {
                 Fault::WrongMessage => subject.other.is_some(),
+                Fault::Early => subject.end.is_some(),
                 Fault::NoTls => subject.tls.is_some(),
                 _ => true,
             };

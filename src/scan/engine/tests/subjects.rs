@@ -31,6 +31,8 @@ pub(super) struct Subject {
     pub(super) step: fn(&[u8]) -> Step,
     /// Whether the server closes after an answer.
     pub(super) closes: bool,
+    /// What ends a request, where it is found out that a clean answer came before that.
+    pub(super) end: Option<&'static [u8]>,
     /// How an answer begins that could go on for ever.
     pub(super) endless: &'static [u8],
     /// An answer about another message, where an answer tells.
@@ -47,6 +49,7 @@ pub(super) const ALL: [Subject; 6] = [
         tls: None,
         step: clamd,
         closes: true,
+        end: Some(b"\0\0\0\0"),
         endless: b"stream: ",
         other: None,
     },
@@ -56,6 +59,7 @@ pub(super) const ALL: [Subject; 6] = [
         tls: Some(|at| spamd_at(at, Some(Tls::default()))),
         step: spamd,
         closes: true,
+        end: Some(MAIL),
         endless: b"SPAMD/1.1 0 EX_OK\r\nContent-length: 5\r\nSpam: False ; 0.0 / 5.0\r\n\r\n",
         other: None,
     },
@@ -65,6 +69,7 @@ pub(super) const ALL: [Subject; 6] = [
         tls: Some(|at| rspamd_at("https", at)),
         step: rspamd,
         closes: false,
+        end: None,
         endless: b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n{",
         other: Some(
             b"HTTP/1.1 200 OK\r\nContent-Length: 63\r\n\r\n\
@@ -77,6 +82,7 @@ pub(super) const ALL: [Subject; 6] = [
         tls: Some(|at| http_at("https", at)),
         step: http,
         closes: false,
+        end: None,
         endless: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3b9aca00\r\n{",
         other: Some(
             b"HTTP/1.1 200 OK\r\nContent-Length: 32\r\n\r\n{\"verdict\":\"clean\",\"id\":\"other\"}",
@@ -88,6 +94,7 @@ pub(super) const ALL: [Subject; 6] = [
         tls: Some(|at| icap_at("icaps", at)),
         step: icap,
         closes: false,
+        end: None,
         endless: b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n\
                    HTTP/1.1 200 OK\r\n\r\n3b9aca00\r\n",
         other: None,
@@ -98,6 +105,7 @@ pub(super) const ALL: [Subject; 6] = [
         tls: None,
         step: filter,
         closes: false,
+        end: None,
         endless: b"\0\0\0\x01p\x3b\x9a\xca\0h",
         other: None,
     },
