@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use crate::scan::engine::ScanError;
 use crate::scan::engine::head::{Head, Malformed, first_line};
-use crate::verdict::{Answer, Finding, FindingKind};
+use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
 /// Names of rules that are shown; the score is that of all of them.
 const SHOWN: usize = 200;
+/// The rule that stands for the end of SpamAssassin's own time.
+const CUT_SHORT: &str = "TIME_LIMIT_EXCEEDED";
 
 /// An answer of spamd.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +22,10 @@ pub enum Said {
         score: f64,
         /// From where on it calls a message spam.
         required: f64,
-        /// The rules that matched.
+        /// The rules that matched, the first of them.
         rules: Vec<String>,
+        /// It ran out of time (`time_limit` of SpamAssassin), and this is what it had until then.
+        cut_short: bool,
     },
     /// It could not: an exit code of `sysexits.h`, or 79 for a timeout, and its words.
     Failed(u16, String),
@@ -62,11 +66,13 @@ pub fn parse(answer: &[u8]) -> Result<Said, Malformed> {
     let (spam, score, required) = judgement?;
     let rules = std::str::from_utf8(body).map_err(|_| garbage())?;
     let rules = rules.trim().split(',').filter(|rule| !rule.is_empty());
+    let cut_short = rules.clone().any(|rule| rule == CUT_SHORT);
     Ok(Said::Judged {
         spam,
         score,
         required,
         rules: rules.take(SHOWN).map(str::to_owned).collect(),
+        cut_short,
     })
 }
 
@@ -99,6 +105,7 @@ impl Said {
                 score,
                 required,
                 rules,
+                cut_short,
             } => {
                 let (kind, name) = match spam {
                     true => (FindingKind::Spam, "spam"),
@@ -108,7 +115,14 @@ impl Said {
                 let mut findings = vec![total.with_detail(format!("{score} of {required}"))];
                 let rule = |rule: &String| Finding::new(FindingKind::Info, rule, 0.0);
                 findings.extend(rules.iter().map(rule));
-                Ok(Answer::Answered(findings))
+                Ok(match cut_short && !spam {
+                    true => Answer::None {
+                        reason: Reason::LimitsReached,
+                        detail: "SpamAssassin ran into its own time_limit".to_owned(),
+                        findings,
+                    },
+                    false => Answer::Answered(findings),
+                })
             }
         }
     }

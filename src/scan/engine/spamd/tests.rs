@@ -46,6 +46,36 @@ fn score_and_rules_are_reported() {
     );
 }
 
+/// SpamAssassin that ran out of its own time tells the score of what it had looked at. That is enough to call a message spam, and
+/// not enough to say that it is none.
+#[test]
+fn a_scan_that_was_cut_short_is_not_complete() {
+    let answer = |spam: &str, rules: &str| {
+        let length = rules.len();
+        let text = format!(
+            "SPAMD/1.1 0 EX_OK\r\nContent-length: {length}\r\nSpam: {spam} ; 3.5 / 5.0\r\n\r\n{rules}"
+        );
+        judged(text.as_bytes()).expect("an answer")
+    };
+    // However many rules come first: not all of them are shown.
+    for rules in [
+        "A,TIME_LIMIT_EXCEEDED\n",
+        &("A,".repeat(300) + "TIME_LIMIT_EXCEEDED"),
+    ] {
+        match answer("False", rules) {
+            Answer::None {
+                reason, findings, ..
+            } => {
+                assert_eq!(reason, Reason::LimitsReached);
+                assert_eq!((&*findings[0].name, findings[0].score), ("not-spam", 3.5));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(answer("True", rules), Answer::Answered(_)));
+    }
+    assert!(matches!(answer("False", "TIME_LIMIT"), Answer::Answered(_)));
+}
+
 /// P4: what is not exactly an answer to this one request is no answer.
 #[test]
 fn only_the_protocol_counts() {
