@@ -57,6 +57,8 @@ pub enum Trouble {
     Unopened(String),
     /// A file that is broken, or packed in a way that we cannot unpack. Its name was seen.
     Unreadable(String),
+    /// Two files of one name, of which the reader shows one.
+    Twice(String),
     /// No time left.
     Deadline,
 }
@@ -70,6 +72,7 @@ impl std::fmt::Display for Trouble {
             Self::Bomb(path) => write!(f, "{path} unpacks to too much"),
             Self::Unopened(path) => write!(f, "{path} cannot be opened"),
             Self::Unreadable(path) => write!(f, "{path} cannot be unpacked"),
+            Self::Twice(path) => write!(f, "{path} holds two files of one name"),
             Self::Deadline => write!(f, "the time was up"),
         }
     }
@@ -212,6 +215,9 @@ impl<'v> Walk<'v> {
             }
             return;
         };
+        if archive.has_duplicate_names() {
+            self.trouble(Trouble::Twice(path.to_owned()));
+        }
         if let Some(first) = first_of_two(bytes, &archive) {
             self.enter(path, first, depth + 1);
         }
@@ -597,5 +603,19 @@ mod tests {
             let (seen, _) = walk(&zip, LIMITS);
             proptest::prop_assert!(seen.len() <= 2 * LIMITS.files);
         }
+    }
+
+    /// Of two files of one name readers show one, and not all of them the same.
+    #[test]
+    fn files_of_one_name_hide_each_other() {
+        let mut bytes = zipped(
+            &[("a.exe", b"bad"), ("b.txt", b"good")],
+            CompressionMethod::Stored,
+        );
+        assert_eq!(walk(&bytes, LIMITS).1, []);
+        for at in memmem::find_iter(&bytes.clone(), b"a.exe") {
+            bytes[at..at + 5].copy_from_slice(b"b.txt");
+        }
+        assert_eq!(walk(&bytes, LIMITS).1, [Trouble::Twice("a.zip".to_owned())]);
     }
 }

@@ -236,6 +236,7 @@ impl<'a> Look<'a> {
                     );
                 }
                 Trouble::Unopened(_)
+                | Trouble::Twice(_)
                 | Trouble::Depth(_)
                 | Trouble::Files(_)
                 | Trouble::Bomb(_)
