@@ -253,35 +253,29 @@ impl Icap {
         options: &Options,
         sample: &Sample,
     ) -> Result<Said, ScanError> {
-        let content = sample.content().bytes();
+        let content: &[u8] = sample.content().bytes();
         let preview = options.preview.map(|most| most.min(content.len()));
         let request = self.heads(sample.request().id, content.len(), preview);
-        let sent = preview.unwrap_or(0);
-        let end: &[u8] = match preview {
-            Some(_) if sent == content.len() => b"0; ieof\r\n\r\n",
-            Some(_) => b"0\r\n\r\n",
-            None => b"",
-        };
         // A write that fails is no failure yet: the service may have said why before it closed.
         let mut whole = link.send(request.as_bytes()).await.is_ok();
-        whole &= link.send_chunks(&content[..sent]).await.is_ok() && link.send(end).await.is_ok();
-        let (rest, first) = match preview {
-            None => (&content[..], None),
-            Some(_) => {
-                let first = link.reader.head().await?;
-                let status = head(&first)
-                    .map_err(|malformed| self.failed(malformed))?
-                    .status;
-                match status == 100 && sent < content.len() {
-                    true => (&content[sent..], None),
-                    false => (&content[..0], Some(first)),
-                }
+        let mut rest = content;
+        if let Some(preview) = preview {
+            let (first, more) = content.split_at(preview);
+            rest = more;
+            let end: &[u8] = match rest.is_empty() {
+                true => b"0; ieof\r\n\r\n",
+                false => b"0\r\n\r\n",
+            };
+            whole &= link.send_chunks(first).await.is_ok() && link.send(end).await.is_ok();
+            let first = link.reader.head().await?;
+            let status = head(&first)
+                .map_err(|malformed| self.failed(malformed))?
+                .status;
+            if status != 100 || rest.is_empty() {
+                let mut said = self.answer(&mut link.reader, Some(first), content).await?;
+                said.keep &= whole;
+                return Ok(said);
             }
-        };
-        if rest.is_empty() {
-            let mut said = self.answer(&mut link.reader, first, content).await?;
-            said.keep &= whole;
-            return Ok(said);
         }
         // Both at once: a service may well send the content back while it comes in.
         let Link { reader, writer, .. } = link;

@@ -400,3 +400,13 @@ async fn an_early_answer_ends_the_connection() {
         assert_eq!(answer.answer, NOTHING);
     }
 }
+
+/// A message of no octets has an end all the same, also for a service that wants no preview: without it the service would
+/// wait for ever.
+#[tokio::test]
+async fn an_empty_message_has_an_end() {
+    let clean = "ICAP/1.0 204 OK\r\n\r\n";
+    let asked = Deadline::after(LONG).run(ask(Method::Respmod, clean, ""));
+    let answer = asked.await.expect("an end").expect("an answer");
+    assert_eq!(answer, NOTHING);
+}
