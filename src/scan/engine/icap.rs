@@ -68,7 +68,7 @@ pub(super) struct Icap {
     in_use: AtomicUsize,
 }
 
-/// OPTIONS, for as long as they hold.
+/// OPTIONS, and how long they hold.
 #[derive(Debug, Clone)]
 struct Known {
     options: Arc<Options>,
@@ -133,6 +133,8 @@ impl Icap {
             None => {
                 let (options, keep) = self.options(&mut link).await?;
                 if !keep {
+                    // Before the next one: the service may take no second one.
+                    drop(link);
                     link = self.link(sample.deadline()).await?;
                 }
                 options
@@ -150,7 +152,7 @@ impl Icap {
         }
         if said.signatures.is_some() && said.signatures != options.istag {
             // The service has changed, and with it perhaps what it wants (RFC 3507 4.7).
-            *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.forget();
         }
         Ok(EngineAnswer {
             answer: said.answer,
@@ -160,11 +162,13 @@ impl Icap {
         })
     }
 
-    /// Counts a connection, if the service takes one more.
+    /// Counts a connection, if the service takes one more, or did when it was asked last.
     fn enter(&self) -> Result<InUse<'_>, ScanError> {
         let before = self.in_use.fetch_add(1, Ordering::SeqCst);
         let counted = InUse(&self.in_use);
-        match self.known().and_then(|options| options.max_connections) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = known.as_ref().and_then(|k| k.options.max_connections);
+        match most {
             Some(most) if before >= most => Err(ScanError::Full {
                 replica: self.dial.name().to_owned(),
                 most,
@@ -177,6 +181,14 @@ impl Icap {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.as_ref().filter(|k| Instant::now() < k.until)?;
         Some(known.options.clone())
+    }
+
+    /// What is known holds no longer.
+    fn forget(&self) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.as_mut() {
+            known.until = Instant::now();
+        }
     }
 
     /// A connection that was used before, or a fresh one.
@@ -214,7 +226,7 @@ impl Icap {
         }
         let options = options(&answer).map_err(|malformed| self.failed(malformed))?;
         // Some services describe themselves in a body, which nobody here would read.
-        let keep = head.keep && head.has_no_body();
+        let keep = head.keep && head.has_no_body() && link.reader.is_empty();
         let ttl = options.ttl.unwrap_or(OPTIONS_FOR).min(OPTIONS_FOR);
         let options = Arc::new(options);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

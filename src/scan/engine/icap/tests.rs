@@ -341,6 +341,12 @@ async fn the_limit_of_connections_is_kept() {
     let second = Deadline::after(LONG).run(engine.clone().scan(sample("y")));
     let error = second.await.expect("at once").expect_err("full");
     assert_eq!(error.reason(), Reason::Busy, "{error}");
+    // Nor when it is time to ask it again.
+    engine.forget();
+    assert!(!known());
+    let third = Deadline::after(LONG).run(engine.clone().scan(sample("z")));
+    let error = third.await.expect("at once").expect_err("full");
+    assert_eq!(error.reason(), Reason::Busy, "{error}");
     hangs.abort();
     let _ = hangs.await;
     assert!(engine.enter().is_ok(), "it is given back");
@@ -409,4 +415,22 @@ async fn an_empty_message_has_an_end() {
     let asked = Deadline::after(LONG).run(ask(Method::Respmod, clean, ""));
     let answer = asked.await.expect("an end").expect("an answer");
     assert_eq!(answer, NOTHING);
+}
+
+/// What comes behind the answer to OPTIONS is not taken for an answer about the message, which has not been shown yet.
+#[tokio::test]
+async fn what_was_said_before_the_message_is_no_answer_about_it() {
+    let (listener, engine) = service(Method::Respmod).await;
+    let scan = tokio::spawn(engine.scan(sample("x")));
+    let (mut stream, _) = listener.accept().await.expect("accept");
+    until(&mut stream, b"\r\n\r\n").await;
+    let both = "ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\n\r\nICAP/1.0 204 OK\r\n\r\n";
+    stream.write_all(both.as_bytes()).await.expect("write");
+    let accepted = Deadline::after(LONG).run(listener.accept()).await;
+    let (mut fresh, _) = accepted.expect("a fresh connection").expect("accept");
+    until(&mut fresh, b"0\r\n\r\n").await;
+    let found = "ICAP/1.0 200 OK\r\nX-Virus-ID: A\r\n\r\n";
+    fresh.write_all(found.as_bytes()).await.expect("write");
+    let answer = scan.await.expect("a task").expect("an answer").answer;
+    assert!(matches!(answer, Answer::Answered(found) if found.len() == 1));
 }
