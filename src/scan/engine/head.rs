@@ -3,7 +3,7 @@
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::ScanError;
-use crate::message::header;
+use crate::message::header::{self, Field};
 
 /// Why an answer cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,15 +58,9 @@ impl<'a> Head<'a> {
         header::first(self.fields, name).map(|field| field.unfolded())
     }
 
-    /// The lines of the first field of that name, each trimmed: where folding means something.
-    pub(super) fn lines(&self, name: &str) -> Option<Vec<String>> {
-        let field = header::first(self.fields, name)?;
-        let text = String::from_utf8_lossy(field.body);
-        Some(
-            text.split("\r\n")
-                .map(|line| line.trim().to_owned())
-                .collect(),
-        )
+    /// The fields of that name.
+    pub(super) fn all(&self, name: &str) -> impl Iterator<Item = Field<'a>> {
+        header::fields(self.fields).filter(move |field| field.is(name))
     }
 
     /// A field whose body is a whole number.

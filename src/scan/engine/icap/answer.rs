@@ -1,7 +1,9 @@
 //! What an ICAP service says.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
+use crate::message::header::Field;
 use crate::scan::engine::head::{self, Malformed, first_line};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
@@ -23,10 +25,10 @@ pub struct Head {
     pub keep: bool,
     /// The parts of what is encapsulated, in order (RFC 3507 4.4.1).
     parts: Vec<String>,
-    /// X-Infection-Found, X-Virus-ID, X-Violations-Found.
-    infection: Option<String>,
-    virus: Option<String>,
-    violations: Vec<String>,
+    /// X-Infection-Found, X-Virus-ID, X-Violations-Found: each of them, the last ones in lines.
+    infections: Vec<String>,
+    viruses: Vec<String>,
+    violations: Vec<Vec<String>>,
 }
 
 /// What a service wants (RFC 3507 4.10.2).
@@ -57,16 +59,19 @@ pub fn head(answer: &[u8]) -> Result<Head, Malformed> {
         let name = part.split('=').next().unwrap_or_default();
         name.trim().to_ascii_lowercase()
     };
-    let some = |name: &str| fields.get(name).filter(|value| !value.is_empty());
+    let all = |name: &str| {
+        let values = fields.all(name).map(|field| field.unfolded());
+        values.filter(|value| !value.is_empty()).collect()
+    };
     Ok(Head {
         status,
         line: line.to_owned(),
         istag: istag(&fields),
         keep: !close,
         parts: parts.split(',').take(10).map(part).collect(),
-        infection: some("X-Infection-Found"),
-        virus: some("X-Virus-ID"),
-        violations: fields.lines("X-Violations-Found").unwrap_or_default(),
+        infections: all("X-Infection-Found"),
+        viruses: all("X-Virus-ID"),
+        violations: fields.all("X-Violations-Found").map(lines).collect(),
     })
 }
 
@@ -132,35 +137,40 @@ impl Head {
 
     /// What the service says that it has found, if it says so.
     pub fn findings(&self) -> Option<Answer> {
-        let infection = self.infection.as_deref().map(Infection::read);
-        let violations = violations(&self.violations);
-        let mut names: Vec<&str> = Vec::new();
-        let infected = infection.as_ref().map(|infection| infection.threat);
-        let virus = self.virus.as_deref();
-        for name in violations.iter().copied().chain(infected).chain(virus) {
-            if !names.contains(&name) && names.len() < NAMES {
-                names.push(name);
-            }
+        let infections = self.infections.iter().map(|text| Infection::read(text));
+        let mut infections: Vec<_> = infections.map(|i| (i.kind, i.threat)).collect();
+        infections.sort_by_key(|(kind, _)| *kind);
+        // Violations that no infection is about are of the gravest kind told, unless that is the one of limits.
+        let gravest = infections.first().map(|(kind, _)| *kind);
+        let gravest = gravest.filter(|kind| *kind != FindingKind::Info);
+        let kind = gravest.unwrap_or(FindingKind::Malware);
+        let violations = self.violations.iter().flat_map(|lines| threats(lines));
+        let viruses = self.viruses.iter().map(String::as_str);
+        let viruses = viruses.map(|name| (FindingKind::Malware, name));
+        let others = viruses.chain(violations.map(|name| (kind, name)));
+        let mut named = HashSet::new();
+        let mut found: Vec<_> = infections.into_iter().chain(others).collect();
+        found.retain(|(_, name)| named.insert(*name));
+        if found.is_empty() && self.violations.iter().any(|lines| says_something(lines)) {
+            found.push((kind, "violation"));
         }
-        if names.is_empty() {
-            return None;
-        }
-        let kind = infection.map_or(FindingKind::Malware, |infection| infection.kind);
-        let all = |kind, score| {
-            let finding = |(at, name): (usize, &&str)| {
-                Finding::new(kind, name, if at == 0 { score } else { 0.0 })
-            };
-            names.iter().enumerate().map(finding).collect()
-        };
-        Some(match kind {
-            // A container that it could not look into.
-            FindingKind::Info => Answer::None {
+        found.sort_by_key(|(kind, _)| *kind);
+        found.truncate(NAMES);
+        let (gravest, _) = *found.first()?;
+        let mut findings: Vec<_> = found
+            .into_iter()
+            .map(|(kind, name)| Finding::new(kind, name, 0.0))
+            .collect();
+        if gravest == FindingKind::Info {
+            // A container that it could not look into, and nothing else.
+            return Some(Answer::None {
                 reason: Reason::LimitsReached,
                 detail: "the service could not look into everything".to_owned(),
-                findings: all(kind, 0.0),
-            },
-            _ => Answer::Answered(all(kind, 10.0)),
-        })
+                findings,
+            });
+        }
+        findings[0].score = 10.0;
+        Some(Answer::Answered(findings))
     }
 }
 
@@ -190,14 +200,23 @@ impl<'a> Infection<'a> {
     }
 }
 
-/// A count, and then in lines of their own file, threat, problem and resolution of each: the threats.
-fn violations(lines: &[String]) -> Vec<&str> {
-    let Some((count, lines)) = lines.split_first() else {
-        return Vec::new();
-    };
-    let threats = lines.chunks(4).filter_map(|group| group.get(1));
-    let threats = threats
+/// The lines of a field, each trimmed: here folding means something.
+fn lines(field: Field<'_>) -> Vec<String> {
+    let text = String::from_utf8_lossy(field.body);
+    let lines = text.split("\r\n");
+    lines.map(|line| line.trim().to_owned()).collect()
+}
+
+/// A count, and then in lines of their own file, threat, problem and resolution of each: the threats, whatever the count.
+fn threats(lines: &[String]) -> impl Iterator<Item = &str> {
+    let groups = lines.get(1..).unwrap_or_default().chunks(4);
+    let threats = groups.filter_map(|group| group.get(1));
+    threats
         .map(String::as_str)
-        .filter(|threat| !threat.is_empty());
-    threats.take(count.parse().unwrap_or(0)).collect()
+        .filter(|threat| !threat.is_empty())
+}
+
+/// Whether a field about violations is there for more than to say that there are none.
+fn says_something(lines: &[String]) -> bool {
+    !matches!(&*lines.concat(), "" | "0" | "-")
 }

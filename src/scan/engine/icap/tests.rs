@@ -45,6 +45,32 @@ fn findings_are_in_the_fields_of_the_answer() {
             Malware,
             &["A", "B"],
         ),
+        // Each of several fields counts, the gravest first; a virus beside limits is a virus.
+        (
+            "X-Infection-Found: Type=2; Resolution=2; Threat=Deep;\r\nX-Infection-Found: Type=0; Resolution=2; Threat=A;",
+            Malware,
+            &["A", "Deep"],
+        ),
+        (
+            "X-Infection-Found: Type=1; Resolution=2; Threat=exe;\r\nX-Virus-ID: exe\r\n\
+             X-Violations-Found: 2\r\n\t-\r\n\texe\r\n\t0\r\n\t0\r\n\t-\r\n\tcom\r\n\t0\r\n\t0",
+            Policy,
+            &["exe", "com"],
+        ),
+        ("X-Virus-ID: A\r\nX-Virus-ID: B", Malware, &["A", "B"]),
+        (
+            "X-Virus-ID: A\r\nX-Infection-Found: Type=1; Resolution=2; Threat=exe;",
+            Malware,
+            &["A", "exe"],
+        ),
+        // Whatever the count is: something was found.
+        (
+            "X-Violations-Found: some\r\n\t-\r\n\tA\r\n\t0\r\n\t0",
+            Malware,
+            &["A"],
+        ),
+        ("X-Violations-Found: 2\r\n\ta.zip", Malware, &["violation"]),
+        ("X-Violations-Found: yes", Malware, &["violation"]),
     ] {
         let Some(Answer::Answered(found)) = findings(fields) else {
             panic!("{fields}");
@@ -56,16 +82,29 @@ fn findings_are_in_the_fields_of_the_answer() {
     for fields in [
         "X-Virus-ID:",
         "X-Violations-Found: 0",
+        "X-Violations-Found: -",
         "X-Violations-Found:\r\n\t",
         "X: y",
     ] {
         assert_eq!(findings(fields), None, "{fields}");
     }
-    let container = findings("X-Infection-Found: Type=2; Resolution=2; Threat=Zip of death;");
-    let Some(Answer::None { reason, .. }) = container else {
-        panic!("{container:?}");
+    // Limits, also where the same is told in two fields, and the virus in the next container beside them.
+    let limits = "X-Infection-Found: Type=2; Resolution=2; Threat=Zip of death;";
+    let same = "X-Violations-Found: 1\r\n\ta.zip\r\n\tZip of death\r\n\t0\r\n\t2";
+    for fields in [limits.to_owned(), format!("{limits}\r\n{same}")] {
+        let Some(Answer::None {
+            reason, findings, ..
+        }) = findings(&fields)
+        else {
+            panic!("{fields}");
+        };
+        assert_eq!((reason, findings.len()), (Reason::LimitsReached, 1));
+    }
+    let Some(Answer::Answered(both)) = findings(&format!("{limits}\r\nX-Virus-ID: A")) else {
+        panic!("a virus is a virus");
     };
-    assert_eq!(reason, Reason::LimitsReached);
+    let kinds: Vec<_> = both.iter().map(|f| (f.kind, f.score)).collect();
+    assert_eq!(kinds, [(Malware, 10.0), (FindingKind::Info, 0.0)]);
 }
 
 /// P4: what is not ICAP is no answer; sizes are numbers and nothing else.
