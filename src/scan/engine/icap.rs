@@ -2,11 +2,13 @@
 //! proxies.
 //!
 //! The service is asked for its OPTIONS first, and again when they expire or its ISTag changes. It gets a preview of the
-//! size that it wants, and the rest if it says 100. What it answers with is not used: 204, or the content as it was, means
-//! that nothing was found; findings are told in header fields; anything else it does to the content is a finding too.
+//! size that it wants, and the rest if it says 100, all of it behind some octets that are the same for every message. What
+//! it answers with is not used: 204, or the content as it was, means that nothing was found; findings are told in header
+//! fields; anything else it does to the content is a finding too.
 
 mod answer;
 mod link;
+mod shown;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Buf;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
@@ -26,6 +29,7 @@ use crate::deadline::Deadline;
 use crate::message::MessageId;
 use crate::verdict::{Answer, Finding, FindingKind};
 use link::{Link, Reader};
+use shown::{Echo, shown};
 
 pub use answer::{Head, Options, chunk_size, encapsulated_status, head, options};
 
@@ -266,24 +270,24 @@ impl Icap {
         sample: &Sample,
     ) -> Result<Said, ScanError> {
         let content: &[u8] = sample.content().bytes();
-        let preview = options.preview.map(|most| most.min(content.len()));
-        let request = self.heads(sample.request().id, content.len(), preview);
+        let mut rest = shown(content);
+        let length = rest.remaining();
+        let preview = options.preview.map(|most| most.min(length));
+        let request = self.heads(sample.request().id, length, preview);
         // A write that fails is no failure yet: the service may have said why before it closed.
         let mut whole = link.send(request.as_bytes()).await.is_ok();
-        let mut rest = content;
         if let Some(preview) = preview {
-            let (first, more) = content.split_at(preview);
-            rest = more;
-            let end: &[u8] = match rest.is_empty() {
-                true => b"0; ieof\r\n\r\n",
-                false => b"0\r\n\r\n",
+            let first = rest.copy_to_bytes(preview);
+            let end: &[u8] = match rest.has_remaining() {
+                false => b"0; ieof\r\n\r\n",
+                true => b"0\r\n\r\n",
             };
             whole &= link.send_chunks(first).await.is_ok() && link.send(end).await.is_ok();
             let first = link.reader.head().await?;
             let status = head(&first)
                 .map_err(|malformed| self.failed(malformed))?
                 .status;
-            if status != 100 || rest.is_empty() {
+            if status != 100 || !rest.has_remaining() {
                 let mut said = self.answer(&mut link.reader, Some(first), content).await?;
                 said.keep &= whole;
                 return Ok(said);
@@ -351,11 +355,11 @@ impl Icap {
                 head.keep,
             ));
         }
-        let mut left = Some(content);
-        let compare = |octets: &[u8]| left = left.and_then(|left| left.strip_prefix(octets));
-        reader.body(content.len() + PAGE, compare).await?;
+        let mut echo = Echo::of(content);
+        let take = |octets: &[u8]| echo.take(octets);
+        reader.body(content.len() + PAGE, take).await?;
         let keep = head.keep && reader.is_empty();
-        Ok(match left == Some(&[]) {
+        Ok(match echo.is_whole() {
             true => said(Answer::Answered(Vec::new()), keep),
             false => said(found("modified", FindingKind::Suspicious, 5.0), keep),
         })

@@ -65,23 +65,27 @@ impl Link {
     }
 
     /// Sends octets as chunks, without an end.
-    pub(super) async fn send_chunks(&mut self, octets: &[u8]) -> io::Result<()> {
+    pub(super) async fn send_chunks(&mut self, octets: impl Buf) -> io::Result<()> {
         send_chunks(&mut self.writer, octets).await
     }
 }
 
-async fn send_chunks(writer: &mut WriteHalf<Stream>, octets: &[u8]) -> io::Result<()> {
-    for chunk in octets.chunks(CHUNK) {
+async fn send_chunks(writer: &mut WriteHalf<Stream>, mut octets: impl Buf) -> io::Result<()> {
+    while octets.has_remaining() {
+        let chunk = octets.chunk();
+        let chunk = &chunk[..chunk.len().min(CHUNK)];
         let size = format!("{:x}\r\n", chunk.len());
         writer.write_all(size.as_bytes()).await?;
         writer.write_all(chunk).await?;
         writer.write_all(b"\r\n").await?;
+        let sent = chunk.len();
+        octets.advance(sent);
     }
     Ok(())
 }
 
 /// Sends the rest of a body, with its end.
-pub(super) async fn send_rest(writer: &mut WriteHalf<Stream>, octets: &[u8]) -> io::Result<()> {
+pub(super) async fn send_rest(writer: &mut WriteHalf<Stream>, octets: impl Buf) -> io::Result<()> {
     send_chunks(writer, octets).await?;
     writer.write_all(b"0\r\n\r\n").await?;
     writer.flush().await

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::message::header;
 use crate::scan::tests::sample;
 use crate::verdict::Reason;
 
@@ -153,6 +154,25 @@ async fn until(stream: &mut TcpStream, end: &[u8]) -> String {
     String::from_utf8_lossy(&got).into_owned()
 }
 
+/// Everything that a service is shown of that content.
+fn all_of(content: &str) -> String {
+    let mut all = shown(content.as_bytes());
+    let octets = all.copy_to_bytes(all.remaining());
+    String::from_utf8_lossy(&octets).into_owned()
+}
+
+/// What stands before every message is longer than what scanners look at to tell what they have got (clamd: 1024 octets), is
+/// mail to them, and ends with a field that may go on.
+#[test]
+fn no_sender_chooses_the_first_octets() {
+    let before = all_of("");
+    assert!(before.len() > 1088 && before.starts_with("Received: by "));
+    assert!(!before.contains("\r\n\r\n") && before.ends_with("octets.\r\n"));
+    let fields: Vec<_> = header::fields(before.as_bytes()).collect();
+    assert!(fields.len() == 2 && fields[1].is("X-Spillway-Note"));
+    assert_eq!(all_of("MAIL"), format!("{before}MAIL"));
+}
+
 async fn service(method: Method) -> (TcpListener, Arc<Icap>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
@@ -174,7 +194,11 @@ async fn service(method: Method) -> (TcpListener, Arc<Icap>) {
 async fn the_dialogue_is_that_of_the_standard() {
     let (listener, engine) = service(Method::Respmod).await;
     let at = listener.local_addr().expect("address");
-    let first = sample("Subject: a\r\n\r\nx\r\n");
+    let content = format!("Subject: a\r\n\r\n{}\r\n", "x".repeat(200));
+    let all = all_of(&content);
+    let (preview, rest) = all.split_at(1250);
+    assert!(rest.len() < content.len());
+    let first = sample(content.clone());
     let id = first.request().id;
     let scan = tokio::spawn(engine.clone().scan(first));
     let (mut stream, _) = listener.accept().await.expect("accept");
@@ -185,20 +209,21 @@ async fn the_dialogue_is_that_of_the_standard() {
             "OPTIONS icap://{at}/av?x=y ICAP/1.0\r\nHost: {at}\r\nUser-Agent: Spillway\r\n\r\n"
         )
     );
-    let options = "ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\nPreview: 10\r\nISTag: \"s-1\"\r\n\r\n";
+    let options = "ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\nPreview: 1250\r\nISTag: \"s-1\"\r\n\r\n";
     stream.write_all(options.as_bytes()).await.expect("write");
     let shown = until(&mut stream, b"\r\n0\r\n\r\n").await;
     let http = format!(
         "GET http://spillway.invalid/{id}.eml HTTP/1.1\r\nHost: spillway.invalid\r\n\r\n\
-         HTTP/1.1 200 OK\r\nContent-Type: message/rfc822\r\nContent-Length: 17\r\n\r\n"
+         HTTP/1.1 200 OK\r\nContent-Type: message/rfc822\r\nContent-Length: {}\r\n\r\n",
+        all.len()
     );
     let at_response = http.find("HTTP/1.1 200").expect("a response");
     assert_eq!(
         shown,
         format!(
             "RESPMOD icap://{at}/av?x=y ICAP/1.0\r\nHost: {at}\r\nUser-Agent: Spillway\r\nAllow: 204\r\n\
-             Preview: 10\r\nEncapsulated: req-hdr=0, res-hdr={at_response}, res-body={}\r\n\r\n{http}\
-             a\r\nSubject: a\r\n0\r\n\r\n",
+             Preview: 1250\r\nEncapsulated: req-hdr=0, res-hdr={at_response}, res-body={}\r\n\r\n{http}\
+             4e2\r\n{preview}\r\n0\r\n\r\n",
             http.len()
         )
     );
@@ -208,7 +233,7 @@ async fn the_dialogue_is_that_of_the_standard() {
         .expect("write");
     assert_eq!(
         until(&mut stream, b"0\r\n\r\n").await,
-        "7\r\n\r\n\r\nx\r\n\r\n0\r\n\r\n"
+        format!("{:x}\r\n{rest}\r\n0\r\n\r\n", rest.len())
     );
     let clean = b"ICAP/1.0 204 No Content\r\nISTag: \"s-1\"\r\n\r\n";
     stream.write_all(clean).await.expect("write");
@@ -218,14 +243,14 @@ async fn the_dialogue_is_that_of_the_standard() {
 
     let scan = tokio::spawn(engine.scan(sample("short")));
     let shown = until(&mut stream, b"ieof\r\n\r\n").await;
+    let all = all_of("short");
+    let preview = format!("Preview: {}\r\n", all.len());
     assert!(
-        shown.starts_with("RESPMOD ") && shown.contains("Preview: 5\r\n"),
+        shown.starts_with("RESPMOD ") && shown.contains(&preview),
         "{shown}"
     );
-    assert!(
-        shown.ends_with("\r\n\r\n5\r\nshort\r\n0; ieof\r\n\r\n"),
-        "{shown}"
-    );
+    let end = format!("\r\n\r\n{:x}\r\n{all}\r\n0; ieof\r\n\r\n", all.len());
+    assert!(shown.ends_with(&end), "{shown}");
     stream.write_all(clean).await.expect("write");
     assert_eq!(
         scan.await.expect("a task").expect("an answer").answer,
@@ -280,8 +305,15 @@ async fn what_is_done_to_the_content_is_a_finding() {
     let ok = "HTTP/1.1 200 OK\r\n\r\n";
     let request = "POST / HTTP/1.1\r\n\r\n";
     let forbidden = "HTTP/1.0 403 Forbidden\r\n\r\n4\r\nwhy?\r\n0\r\n\r\n";
-    let back = "2;a=b\r\nMA\r\n2\r\nIL\r\n0\r\nTrailer: x\r\n\r\n";
-    let other = "4\r\nMA!L\r\n0\r\n\r\n";
+    let all = all_of("MAIL");
+    let (one, two) = all.split_at(all.len() - 2);
+    let back = &*format!(
+        "{:x};a=b\r\n{one}\r\n2\r\n{two}\r\n0\r\nTrailer: x\r\n\r\n",
+        one.len()
+    );
+    let alone = "4\r\nMAIL\r\n0\r\n\r\n";
+    let other = &*format!("{:x}\r\n{one}!L\r\n0\r\n\r\n", all.len());
+    let more = &*format!("{:x}\r\n{all}!\r\n0\r\n\r\n", all.len() + 1);
     use Method::{Reqmod, Respmod};
     for (method, answer, found) in [
         (
@@ -290,6 +322,8 @@ async fn what_is_done_to_the_content_is_a_finding() {
             None,
         ),
         (Respmod, with("res-body=0", back), None),
+        (Respmod, with("res-body=0", alone), Some("modified")),
+        (Respmod, with("res-body=0", more), Some("modified")),
         (
             Respmod,
             with("res-hdr=0, res-body=19", &format!("{ok}{other}")),
