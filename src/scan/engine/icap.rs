@@ -27,7 +27,7 @@ use super::url::ICAP;
 use super::{BuildError, Engine, EngineAnswer, Probes, Sample, ScanError, Tls, Url};
 use crate::deadline::Deadline;
 use crate::message::MessageId;
-use crate::verdict::{Answer, Finding, FindingKind};
+use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use link::{Link, Reader};
 use shown::{Echo, shown};
 
@@ -85,6 +85,20 @@ struct Said {
     signatures: Option<String>,
     /// The answer was read to its end, and the service goes on listening.
     keep: bool,
+}
+
+impl Said {
+    /// The same, of which it counts what a service says that has not been shown the whole message: nothing but findings.
+    fn about(mut self, whole: bool) -> Self {
+        if !whole && self.answer == Answer::Answered(Vec::new()) {
+            self.answer = Answer::None {
+                reason: Reason::LimitsReached,
+                detail: "it did not want to see all of it".to_owned(),
+                findings: Vec::new(),
+            };
+        }
+        self
+    }
 }
 
 /// One of the service's connections, counted.
@@ -290,7 +304,7 @@ impl Icap {
             if status != 100 || !rest.has_remaining() {
                 let mut said = self.answer(&mut link.reader, Some(first), content).await?;
                 said.keep &= whole;
-                return Ok(said);
+                return Ok(said.about(whole && !rest.has_remaining()));
             }
         }
         // Both at once: a service may well send the content back while it comes in.
@@ -305,8 +319,9 @@ impl Icap {
                 result = &mut writing, if written.is_none() => written = Some(result.is_ok()),
                 said = &mut reading => {
                     let mut said = said?;
-                    said.keep &= written == Some(true);
-                    return Ok(said);
+                    let whole = written == Some(true);
+                    said.keep &= whole;
+                    return Ok(said.about(whole));
                 }
             }
         }

@@ -453,12 +453,15 @@ async fn content_that_comes_back_at_once_is_read_at_once() {
     assert_eq!(answer.expect("a task").expect("an answer").answer, NOTHING);
 }
 
-/// A service that has seen enough before it has seen all is believed, and its connection, on which the rest of the message
-/// was still on its way, is not used again.
+/// A service that has found something before it has seen all is believed; if it has found nothing, that says nothing about
+/// what it has not seen. Its connection, on which the rest of the message was still on its way, is not used again.
 #[tokio::test]
 async fn an_early_answer_ends_the_connection() {
     let (listener, engine) = service(Method::Respmod).await;
-    for _ in 0..2 {
+    for (said, found) in [
+        ("ICAP/1.0 204 OK\r\n\r\n", None),
+        ("ICAP/1.0 200 OK\r\nX-Virus-ID: A\r\n\r\n", Some(1)),
+    ] {
         let large = sample("0123456789abcdef".repeat(2 << 20));
         let scan = tokio::spawn(engine.clone().scan(large));
         let accepted = Deadline::after(LONG).run(listener.accept()).await;
@@ -471,12 +474,38 @@ async fn an_early_answer_ends_the_connection() {
         for _ in 0..3 {
             until(&mut stream, b"\r\n\r\n").await;
         }
-        stream
-            .write_all(b"ICAP/1.0 204 OK\r\n\r\n")
-            .await
-            .expect("write");
-        let answer = scan.await.expect("a task").expect("an answer");
-        assert_eq!(answer.answer, NOTHING);
+        stream.write_all(said.as_bytes()).await.expect("write");
+        let answer = scan.await.expect("a task").expect("an answer").answer;
+        match answer {
+            Answer::Answered(findings) => assert_eq!(Some(findings.len()), found),
+            Answer::None { reason, .. } => {
+                assert_eq!((reason, None), (Reason::LimitsReached, found));
+            }
+        }
+    }
+}
+
+/// A service that is content with a preview has not seen what follows. Its connection can be used again (RFC 3507 4.5).
+#[tokio::test]
+async fn what_is_passed_by_its_preview_is_not_clean() {
+    let (listener, engine) = service(Method::Respmod).await;
+    let scan = tokio::spawn(engine.clone().scan(sample("x")));
+    let (mut stream, _) = listener.accept().await.expect("accept");
+    until(&mut stream, b"\r\n\r\n").await;
+    let options = "ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\nPreview: 4\r\n\r\n";
+    stream.write_all(options.as_bytes()).await.expect("write");
+    let mut scan = Some(scan);
+    for _ in 0..2 {
+        let scan = scan.take();
+        let scan = scan.unwrap_or_else(|| tokio::spawn(engine.clone().scan(sample("y"))));
+        until(&mut stream, b"4\r\nRece\r\n0\r\n\r\n").await;
+        let clean = b"ICAP/1.0 204 OK\r\n\r\n";
+        stream.write_all(clean).await.expect("write");
+        let answer = scan.await.expect("a task").expect("an answer").answer;
+        let Answer::None { reason, .. } = answer else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(reason, Reason::LimitsReached);
     }
 }
 
