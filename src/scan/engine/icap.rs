@@ -29,7 +29,7 @@ use crate::deadline::Deadline;
 use crate::message::MessageId;
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use link::{Link, Reader};
-use shown::{Echo, shown};
+use shown::{Echo, Fate, shown};
 
 pub use answer::{Head, Options, chunk_size, encapsulated_status, head, options};
 
@@ -364,19 +364,16 @@ impl Icap {
                 return Ok(said(blocked(), false));
             }
         }
-        if head.has_no_body() {
-            return Ok(said(
-                found("emptied", FindingKind::Suspicious, 5.0),
-                head.keep,
-            ));
-        }
         let mut echo = Echo::of(content);
-        let take = |octets: &[u8]| echo.take(octets);
-        reader.body(content.len() + PAGE, take).await?;
+        if !head.has_no_body() {
+            let take = |octets: &[u8]| echo.take(octets);
+            reader.body(content.len() + PAGE, take).await?;
+        }
         let keep = head.keep && reader.is_empty();
-        Ok(match echo.is_whole() {
-            true => said(Answer::Answered(Vec::new()), keep),
-            false => said(found("modified", FindingKind::Suspicious, 5.0), keep),
+        Ok(match echo.fate() {
+            Fate::Untouched => said(Answer::Answered(Vec::new()), keep),
+            Fate::Modified => said(found("modified", FindingKind::Suspicious, 5.0), keep),
+            Fate::Withheld => said(blocked(), keep),
         })
     }
 

@@ -297,7 +297,8 @@ async fn ask(method: Method, answer: &str, content: &str) -> Result<Answer, Scan
     Ok(answer.answer)
 }
 
-/// What a service does to the content says something even if it names no finding.
+/// What a service does to the content says something even if it names no finding. What it keeps back, all of it or a part, it
+/// has blocked.
 #[tokio::test]
 async fn what_is_done_to_the_content_is_a_finding() {
     let with =
@@ -313,6 +314,9 @@ async fn what_is_done_to_the_content_is_a_finding() {
     );
     let alone = "4\r\nMAIL\r\n0\r\n\r\n";
     let other = &*format!("{:x}\r\n{one}!L\r\n0\r\n\r\n", all.len());
+    let cut = &*format!("{:x}\r\n{one}\r\n0\r\n\r\n", one.len());
+    let notice = &*format!("{:x}\r\n{one}!\r\n0\r\n\r\n", one.len() + 1);
+    let page = &*format!("7d0\r\n{}\r\n0\r\n\r\n", "x".repeat(2000));
     let more = &*format!("{:x}\r\n{all}!\r\n0\r\n\r\n", all.len() + 1);
     use Method::{Reqmod, Respmod};
     for (method, answer, found) in [
@@ -322,7 +326,10 @@ async fn what_is_done_to_the_content_is_a_finding() {
             None,
         ),
         (Respmod, with("res-body=0", back), None),
-        (Respmod, with("res-body=0", alone), Some("modified")),
+        (Respmod, with("res-body=0", alone), Some("blocked")),
+        (Respmod, with("res-body=0", page), Some("blocked")),
+        (Respmod, with("res-body=0", cut), Some("blocked")),
+        (Respmod, with("res-body=0", notice), Some("blocked")),
         (Respmod, with("res-body=0", more), Some("modified")),
         (
             Respmod,
@@ -332,12 +339,12 @@ async fn what_is_done_to_the_content_is_a_finding() {
         (
             Respmod,
             with("res-hdr=0, res-body=19", &format!("{ok}0\r\n\r\n")),
-            Some("modified"),
+            Some("blocked"),
         ),
         (
             Respmod,
             with("res-hdr=0, null-body=19", ok),
-            Some("emptied"),
+            Some("blocked"),
         ),
         (
             Respmod,
@@ -365,6 +372,8 @@ async fn what_is_done_to_the_content_is_a_finding() {
         };
         let seen = findings.first().map(|f| &*f.name);
         assert_eq!(seen, found, "{method:?} {answer}");
+        let held = findings.iter().any(|f| f.kind == FindingKind::Malware);
+        assert_eq!(held, found == Some("blocked"), "{method:?} {answer}");
     }
 }
 
