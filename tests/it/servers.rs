@@ -373,6 +373,7 @@ impl CIcap {
                  TemplateDir /usr/share/c_icap/templates/\nTemplateDefaultLanguage en\n\
                  Service echo srv_echo.so\nService antivirus_module virus_scan.so\n\
                  ServiceAlias avscan virus_scan?allow204=on&sizelimit=off&mode=simple\n\
+                 ServiceAlias stock virus_scan\nvirus_scan.SendPercentData 5\nvirus_scan.StartSendPercentDataAfter 2M\n\
                  virus_scan.ScanFileTypes TEXT DATA EXECUTABLE ARCHIVE GIF JPEG MSOFFICE\nvirus_scan.MaxObjectSize 100M\n\
                  virus_scan.DefaultEngine clamd\nModule common clamd_mod.so\nclamd_mod.ClamdSocket {}\n",
                 clamd.socket.display()
