@@ -60,6 +60,42 @@ async fn clamd_finds_what_is_nested_and_zipped() {
     assert_eq!(site.delivered().len(), 1, "the clean one");
 }
 
+/// No sender chooses what clamd takes a message for: with these first fields it would be a PDF or a tar archive to it, whose
+/// attachments it does not know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clamd_knows_that_it_has_got_mail() {
+    let site = Site::new();
+    let clamd = Clamd::start(site.path());
+    let relay = site
+        .start(&format!(
+            "[[engine]]\nname = \"clamd\"\nkind = \"clamd\"\nclass = \"av\"\naddress = [\"unix:{}\"]\n",
+            clamd.socket.display()
+        ))
+        .await;
+    let mut client = Client::open(relay.address()).await.expect("connect");
+    let mail = samples::nested(1, "eicar.com", &samples::eicar());
+    let tar = format!("X-A: {}ustar\r\n", "a".repeat(252));
+    for first in ["%PDF-: x\r\n", &tar, " x\r\n"] {
+        let content = [first.as_bytes(), &mail].concat();
+        let reply = client
+            .send("a@a.test", &["b@b.test"], &content)
+            .await
+            .expect("a reply");
+        assert!(reply.starts_with("250"), "{reply}");
+    }
+    let store = relay.running.pipeline().store().clone();
+    eventually("all are held", async || {
+        let filter = Filter {
+            lanes: vec![Lane::Held],
+            finding: Some("test.eicar".to_owned()),
+            limit: 10,
+            ..Filter::default()
+        };
+        (store.search(filter).await.expect("search").len() == 3).then_some(())
+    })
+    .await;
+}
+
 /// GTUBE, the known-bad message of spam filters: see spamassassin.apache.org/gtube.
 const GTUBE: [&str; 2] = [
     "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-",

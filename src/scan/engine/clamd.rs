@@ -10,6 +10,8 @@
 //! `Heuristics.Limits.Exceeded…`, which is reported as `limits-reached` here. The protocol has no way to ask for these
 //! limits, so: set `AlertExceedsMax yes`, and keep this engine's `max_size` at or below clamd's StreamMaxLength,
 //! MaxScanSize and MaxFileSize. Likewise `AlertEncrypted yes` makes encrypted archives known as such.
+//!
+//! What clamd gets begins with [`PREFACE`], or the sender would choose what clamd takes it for.
 
 mod answer;
 pub(super) mod conf;
@@ -26,6 +28,7 @@ use tokio::time::Instant;
 
 use super::address::Dial;
 use super::head::Malformed;
+use super::preface::PREFACE;
 use super::{Address, BuildError, Engine, EngineAnswer, Probes, Sample, ScanError};
 use crate::deadline::Deadline;
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
@@ -94,8 +97,9 @@ impl Clamd {
     async fn ask(&self, sample: &Sample) -> Result<EngineAnswer, ScanError> {
         let wire = Wire::over(self.dial.connect(sample.deadline()).await?);
         let closed = wire.closed();
+        let preface = Bytes::from_static(PREFACE.as_bytes());
         let content = sample.content().bytes().clone();
-        let stream = tokio_stream::once(Ok::<Bytes, io::Error>(content));
+        let stream = tokio_stream::iter([preface, content].map(Ok::<Bytes, io::Error>));
         let answer = clamav_client::tokio::scan_stream(stream, wire.ready(), Some(CHUNK)).await;
         let answer = answer.map_err(|cause| self.broken(&cause))?;
         let answer = self.judge(&answer, closed.load(Ordering::Relaxed))?;

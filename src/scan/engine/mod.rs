@@ -21,6 +21,7 @@ pub mod icap;
 pub mod milter;
 mod name;
 mod name_server;
+mod preface;
 pub mod rspamd;
 mod rules;
 pub mod spamd;

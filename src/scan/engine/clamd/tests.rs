@@ -73,7 +73,8 @@ async fn ask(script: Script, content: &[u8]) -> Result<Answer, ScanError> {
     answer.map(|answer| answer.answer)
 }
 
-/// Exactly the content is sent, in chunks, and the report names replica and signatures.
+/// Exactly the content is sent, behind what stands before every message, in chunks; and the report names replica and
+/// signatures.
 #[tokio::test]
 async fn content_goes_over_as_it_is() {
     let (address, mut told) = clamd(Script::Say(b"stream: OK\0")).await;
@@ -81,7 +82,8 @@ async fn content_goes_over_as_it_is() {
     let answer = engine(&address).scan(sample(content.clone())).await;
     let answer = answer.expect("an answer");
     assert_eq!(answer.answer, Answer::Answered(Vec::new()));
-    assert_eq!(told.recv().await, Some(content));
+    let sent = told.recv().await.expect("what was sent");
+    assert_eq!(sent.strip_prefix(PREFACE.as_bytes()), Some(&*content));
     let version = VERSION.strip_suffix(b"\0").expect("NUL");
     assert_eq!(
         answer.signatures.as_deref().map(str::as_bytes),

@@ -1,31 +1,16 @@
 //! What a service is shown, and what it sends back.
 
-use std::sync::LazyLock;
-
 use bytes::Buf;
 use bytes::buf::Chain;
 
-/// Stands before every message, so that no sender chooses the first octets: by those services decide what they look at, and
-/// whether they do. With `%PDF-: x` for a first field, or `ustar` at octet 257, mail is no mail to them, and its
-/// attachments are not unpacked; c-icap leaves it alone altogether. clamd looks at 1024 octets, most others at fewer.
-///
-/// It begins as mail does by which a relay has passed, which all of them know, and ends with a field that nobody reads: a
-/// first line that begins with a space would be part of it.
-static BEFORE: LazyLock<String> = LazyLock::new(|| {
-    let line = "\tThese lines are the same for every message, so that no sender chooses the first octets.\r\n";
-    format!(
-        "Received: by spillway.invalid; Thu, 1 Jan 1970 00:00:00 +0000\r\n\
-         X-Spillway-Note: The message that is to be scanned follows.\r\n{}",
-        line.repeat(12)
-    )
-});
+use crate::scan::engine::preface::PREFACE;
 
 /// All octets that are shown of a message.
 pub(super) type Shown<'a> = Chain<&'static [u8], &'a [u8]>;
 
 /// What is shown of that content.
 pub(super) fn shown(content: &[u8]) -> Shown<'_> {
-    BEFORE.as_bytes().chain(content)
+    PREFACE.as_bytes().chain(content)
 }
 
 /// What has become of a message.
@@ -79,7 +64,7 @@ impl<'a> Echo<'a> {
     pub(super) fn fate(&self) -> Fate {
         // Until the octets before it are through, nothing of the message is.
         let begins = self.left.remaining() <= self.content;
-        match begins && self.came >= BEFORE.len() + self.content {
+        match begins && self.came >= PREFACE.len() + self.content {
             true if self.same => Fate::Untouched,
             true => Fate::Modified,
             false => Fate::Withheld,
