@@ -51,6 +51,41 @@ async fn a_scanner_for_the_command_line_is_an_engine() {
     assert_eq!(site.delivered().len(), 1, "the clean one");
 }
 
+/// No program is given the capabilities that the relay has been given by systemd as ambient ones. With SETUID, which the
+/// relay needs to start one as somebody else, that one could be root.
+#[test]
+fn programs_are_given_no_capabilities() {
+    if !rustix::process::geteuid().is_root() {
+        // Only root can give them to the relay.
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("spillway.toml");
+    let text = format!(
+        "[store]\npath = \"{}\"\n[[listener]]\nname = \"in\"\naddress = [\"127.0.0.1:0\"]\n\
+         [[next_hop]]\nname = \"m\"\ndomains = [\"*\"]\nkind = \"smtp\"\naddress = [\"127.0.0.1:9\"]\n\
+         [[engine]]\nname = \"caps\"\nkind = \"command\"\npattern = '^CapAmb:\\s+(?<name>.+)$'\n\
+         command = [\"/bin/sh\", \"-c\", \"grep Cap /proc/self/status; exit 1\"]\n",
+        folder.path().join("store").display()
+    );
+    std::fs::write(&config, text).expect("a configuration");
+    let mail = folder.path().join("a.eml");
+    std::fs::write(&mail, samples::nested(1, "note.txt", b"x")).expect("a message");
+    let needs = "+net_bind_service,+setuid";
+    let said = Command::new("setpriv")
+        .arg(format!("--inh-caps={needs}"))
+        .arg(format!("--ambient-caps={needs}"))
+        .arg(env!("CARGO_BIN_EXE_spillway"))
+        .arg("scan")
+        .arg("--config")
+        .arg(&config)
+        .arg(&mail)
+        .output()
+        .expect("setpriv runs");
+    let said = String::from_utf8_lossy(&said.stdout);
+    assert!(said.contains(" 0000000000000000 "), "{said}");
+}
+
 /// The example of that name in docs/ENGINES.md, as a program in `folder`.
 fn example(name: &str, folder: &Path) -> PathBuf {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ENGINES.md");

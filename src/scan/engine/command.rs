@@ -47,7 +47,7 @@ pub struct CommandSettings {
     pub command: Vec<String>,
     /// How its answer is read.
     pub saying: Saying,
-    /// A user of this machine as whom it runs; none: the relay's own. Only root can.
+    /// A user of this machine as whom it runs; none: the relay's own. Needs capabilities.
     pub user: Option<String>,
     /// What it may use.
     pub limits: Limits,
