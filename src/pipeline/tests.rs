@@ -351,7 +351,7 @@ async fn hung_engine(timeout: Duration) -> crate::scan::Settings {
             true => b"stream: Eicar FOUND\0",
             false => b"stream: OK\0",
         };
-        said(b"spillway.invalid").then_some(answer)
+        said(b"<probe@spillway.invalid>").then_some(answer)
     })
     .await
 }
