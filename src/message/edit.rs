@@ -107,6 +107,15 @@ pub enum Wanted {
     Other(String),
 }
 
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Field(edit) => edit.fmt(f),
+            Self::Other(words) => f.write_str(words),
+        }
+    }
+}
+
 /// What an engine has asked for, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -213,11 +222,7 @@ pub fn want(wanted: &mut Vec<Wanted>, wish: Wanted) {
 /// Whether it is more than one report may hold. Then [`grant`] grants nothing of it: half of it may be worse than nothing, as where
 /// one field is to stand for all that are removed.
 pub fn exceeds(wanted: &[Wanted]) -> bool {
-    let of = |wanted: &Wanted| match wanted {
-        Wanted::Field(edit) => edit.octets(),
-        Wanted::Other(_) => 0,
-    };
-    wanted.len() > MOST || wanted.iter().map(of).sum::<usize>() > OCTETS
+    wanted.len() > MOST || octets(wanted) > OCTETS
 }
 
 /// Octets of all that is asked for.

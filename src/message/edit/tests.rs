@@ -321,13 +321,7 @@ fn removals_of_one_name_are_one_wish() {
     ] {
         want(&mut wanted, Wanted::Field(edit));
     }
-    let told: Vec<String> = wanted
-        .iter()
-        .map(|wanted| match wanted {
-            Wanted::Field(edit) => edit.to_string(),
-            Wanted::Other(words) => words.clone(),
-        })
-        .collect();
+    let told: Vec<String> = wanted.iter().map(Wanted::to_string).collect();
     assert_eq!(
         told,
         [

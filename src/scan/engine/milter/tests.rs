@@ -262,14 +262,7 @@ async fn changes_are_wishes() {
     .await;
     let answer = ask(&milter, MAIL).await.expect("an answer");
     assert_eq!(said(&answer), ["info dkim=pass 0", "info spf=softfail 0"]);
-    let told: Vec<String> = answer
-        .wanted
-        .iter()
-        .map(|wanted| match wanted {
-            Wanted::Field(edit) => edit.to_string(),
-            Wanted::Other(words) => words.clone(),
-        })
-        .collect();
+    let told: Vec<String> = answer.wanted.iter().map(Wanted::to_string).collect();
     assert_eq!(
         told[1..],
         [
