@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::scripted::{Fate, Operation, Witness};
 use super::*;
+use crate::deadline::set_wall_clock;
 use crate::delivery::{Ended, Outbound, Scripted as Server, Sign};
 use crate::store::Audit;
 
@@ -112,7 +113,11 @@ fn life(work: impl Future<Output = ()>) {
         .start_paused(true)
         .build()
         .expect("a runtime");
-    runtime.block_on(work);
+    runtime.block_on(async {
+        set_wall_clock(Some(Timestamp::now()));
+        work.await;
+        set_wall_clock(None);
+    });
 }
 
 async fn until(what: &str, is_so: impl Fn() -> bool) {
