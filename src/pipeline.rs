@@ -6,6 +6,9 @@
 //! lanes  ── claim what is due ─────────── pass ── settle
 //! ```
 //!
+//! Recipients who part ways (several next hops, several decisions) do so in the store, before anything is delivered: their
+//! first pass ends with a record for each way, and the lanes send each on its own.
+//!
 //! [`Pipeline::pass`] does what has to be done for a message and returns what became of it; its only effect outside is
 //! delivery. [`settle`] turns that into what must be durable and what the sender is told, as a pure function, and
 //! [`Pipeline::conclude`] makes it so. The responsibility law (RFC 5321 6.1) is kept in `conclude` and nowhere else:
@@ -286,7 +289,6 @@ impl Pipeline {
         before: Before,
         so_far: Arc<OnceLock<Judged>>,
     ) -> Passed {
-        let mut onward = before.onward;
         let judged = match before.judged {
             Some(judged) => judged,
             None => {
@@ -295,8 +297,12 @@ impl Pipeline {
             }
         };
         let judged = so_far.get_or_init(|| judged).clone();
-        // One for all groups: the lease of a stored message ends soon after it, and somebody else takes the message up.
-        let deadline = Deadline::after(lanes::DELIVERY);
+        // Each way is durable before anything goes one of them: what one next hop has taken is not forgotten with us
+        // while another makes us wait, and a store that fails leaves all of it with its sender.
+        let mut onward = match settle::part_ways(&generation, &message, &judged) {
+            true => Onward::Queue,
+            false => before.onward,
+        };
         let mut ends = Vec::with_capacity(judged.groups.len());
         for group in &judged.groups {
             // The only fork in the program.
@@ -305,6 +311,8 @@ impl Pipeline {
                     Onward::Queue => End::Queued,
                     Onward::Deliver(turn) => {
                         let outbound = outbound(&generation, &message, &judged, group).await;
+                        // The lease of a stored message ends soon after it, and somebody else takes the message up.
+                        let deadline = Deadline::after(lanes::DELIVERY);
                         let delivery = &generation.delivery;
                         let outcomes = delivery.deliver_in_turn(&outbound, turn.take(), deadline);
                         End::Delivered(outcomes.await)
@@ -362,6 +370,9 @@ impl Pipeline {
                 self.history.record(entry);
             }
             return self.not_kept(message, &error);
+        }
+        if passed.ends.iter().any(|end| matches!(end, End::Queued)) {
+            self.wake.notify_waiters();
         }
         for entry in settlement.history {
             events::settled(&entry, &settlement.reply);

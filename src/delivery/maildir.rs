@@ -1,7 +1,8 @@
 //! Final delivery into one Maildir per recipient.
 //!
 //! A message is written to `tmp`, synced, renamed into `new`, and the folder synced: after power loss it is there whole
-//! or not at all. It gets the lines that final delivery adds (RFC 5321 4.4), and its line ends become LF, because that
+//! or not at all. What can fail is tried before the rename: whoever reads the Maildir may have the message from then on, and
+//! nothing takes it back, or the message would be there once more with every retry. It gets the lines that final delivery adds (RFC 5321 4.4), and its line ends become LF, because that
 //! is what programs that read Maildirs expect of a file; nothing else changes.
 //!
 //! File names are made of the recipient's address, which is somebody else's text. Whatever could mean something to the
@@ -11,8 +12,10 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use memchr::memmem;
@@ -29,6 +32,9 @@ const WRITERS: usize = 64;
 const MAX_NAME: usize = 200;
 /// What the bare postmaster (RFC 5321 4.5.1) has for a domain.
 const NO_DOMAIN: &str = "localhost";
+/// Beyond the deadline, for the one file that is being moved at that moment; below what the lease of a stored message
+/// allows beyond the work on it.
+const LAST_MOVE: Duration = Duration::from_secs(2);
 
 /// Makes file names of one process differ.
 static COUNTER: AtomicU64 = AtomicU64::new(0);
@@ -39,7 +45,11 @@ pub struct Maildir {
     template: Arc<str>,
     host: Arc<str>,
     writers: Semaphore,
+    sync: SyncFolder,
 }
+
+/// Makes durable what was moved into a folder; tests have one that fails.
+type SyncFolder = fn(&File) -> io::Result<()>;
 
 /// One delivery, moved to a thread that may block.
 struct Job {
@@ -49,6 +59,7 @@ struct Job {
     content: Content,
     template: Arc<str>,
     host: Arc<str>,
+    sync: SyncFolder,
     shared: Arc<JobState>,
 }
 
@@ -58,6 +69,13 @@ struct JobState {
     /// Nobody waits any more: nothing further may appear in a Maildir.
     abandoned: AtomicBool,
     results: Mutex<Vec<(usize, io::Result<()>)>>,
+}
+
+impl JobState {
+    fn tell(&self, at: usize, result: io::Result<()>) {
+        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        results.push((at, result));
+    }
 }
 
 /// Abandons the job when the waiting side goes away, at the deadline or because it was dropped.
@@ -84,6 +102,7 @@ impl Maildir {
             template: path.into(),
             host: host.into(),
             writers: Semaphore::new(WRITERS),
+            sync: File::sync_all,
         })
     }
 
@@ -106,27 +125,34 @@ impl Maildir {
             content: mail.content.clone(),
             template: self.template.clone(),
             host: self.host.clone(),
+            sync: self.sync,
             shared: shared.clone(),
         };
-        let work = async {
+        let mut work = pin!(async {
             let _permit = self.writers.acquire().await;
             tokio::task::spawn_blocking(move || job.run()).await
-        };
-        let why = match deadline.run(work).await {
+        });
+        let done = deadline.run(&mut work).await;
+        drop(waiting);
+        let why = match done {
             Ok(Ok(())) => "4.3.0 not written",
             Ok(Err(_)) => "4.3.0 writing to the Maildir was broken off",
-            Err(_) => "4.3.0 time ran out before the message was in the Maildir",
+            Err(_) => {
+                // Nothing new is begun, and whether the file that is being moved came there is known in a moment.
+                let _ = Deadline::after(LAST_MOVE).run(&mut work).await;
+                "4.3.0 time ran out before the message was in the Maildir"
+            }
         };
-        drop(waiting);
-        let mut results = shared
-            .results
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let results = std::mem::take(
+            &mut *shared
+                .results
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
         let mut outcomes: Vec<_> = results
-            .drain(..)
+            .into_iter()
             .map(|(at, result)| (at, self.outcome(result)))
             .collect();
-        drop(results);
         for at in recipients {
             if !outcomes.iter().any(|(done, _)| *done == at) {
                 outcomes.push((at, Outcome::Deferred(self.answer(why.to_owned()))));
@@ -167,38 +193,45 @@ impl Job {
             if self.shared.abandoned.load(Ordering::SeqCst) {
                 return;
             }
-            let result = self.deliver(&recipient.mailbox);
-            let results = self.shared.results.lock();
-            results
-                .unwrap_or_else(PoisonError::into_inner)
-                .push((*at, result));
+            if let Err(error) = self.deliver(*at, &recipient.mailbox) {
+                self.shared.tell(*at, Err(error));
+            }
         }
     }
 
-    fn deliver(&self, mailbox: &Mailbox) -> io::Result<()> {
+    /// An error means that the message is not in the Maildir; that it is there is told as soon as it is.
+    fn deliver(&self, at: usize, mailbox: &Mailbox) -> io::Result<()> {
         let maildir = folder(&self.template, mailbox);
         let name = self.unique_name();
-        let temporary = maildir.join("tmp").join(&name);
-        let file = match create(&temporary) {
+        let (temporary, new) = (maildir.join("tmp").join(&name), maildir.join("new"));
+        // `new` is opened before anything is moved there: without permission or descriptors nothing is.
+        let open = || Ok::<_, io::Error>((File::open(&new)?, create(&temporary)?));
+        let (folder, file) = match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 make_maildir(&maildir)?;
-                create(&temporary)?
+                open()?
             }
             result => result?,
         };
-        let result = self.write(file, mailbox).and_then(|()| {
+        let moved = self.write(file, mailbox).and_then(|()| {
             if self.shared.abandoned.load(Ordering::SeqCst) {
                 return Err(io::Error::other("given up"));
             }
-            let new = maildir.join("new");
-            std::fs::rename(&temporary, new.join(&name))?;
-            sync_folder(&new)
+            std::fs::rename(&temporary, new.join(&name))
         });
-        if result.is_err() {
-            // What could not be delivered must not fill the disk either. After the rename there is nothing to remove.
+        if moved.is_err() {
+            // What could not be delivered must not fill the disk either.
             let _ = std::fs::remove_file(&temporary);
+            return moved;
         }
-        result
+        // From here on it is delivered, whatever happens.
+        self.shared.tell(at, Ok(()));
+        if let Err(error) = (self.sync)(&folder) {
+            // A disk that cannot sync may lose the move in a power cut. Delivered once more the message would be there
+            // twice for certain, with every retry; and it cannot be taken back from somebody who has read it.
+            tracing::warn!(folder = %new.display(), %error, "moved into the Maildir, but not synced");
+        }
+        Ok(())
     }
 
     fn write(&self, file: File, mailbox: &Mailbox) -> io::Result<()> {

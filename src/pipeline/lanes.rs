@@ -125,9 +125,11 @@ impl Lanes {
     /// The delivery lane, for ever.
     async fn deliver(self: &Arc<Self>) {
         loop {
+            // Asked for before the store is: what is put there meanwhile has its turn at once.
+            let woken = self.pipeline.wake.notified();
             let next = Deadline::after(self.send_out().await);
             tokio::select! {
-                () = self.pipeline.wake.notified() => {}
+                () = woken => {}
                 () = self.freed.notified() => {}
                 () = next.wait() => {}
             }

@@ -13,6 +13,7 @@ use crate::chance;
 use crate::deadline::wall_clock;
 use crate::delivery::{self, Answer, Outcome, dsn, schedule};
 use crate::message::{Content, Envelope, Message, MessageId, Recipient, header};
+use crate::policy::Group;
 use crate::smtp::Reply;
 use crate::store::history::HistoryEntry;
 use crate::store::{Cause, Lane, RESCAN_FOR, Record};
@@ -122,6 +123,25 @@ pub(super) fn select(message: &Message, recipients: &[usize]) -> Arc<Envelope> {
     })
 }
 
+/// Whether recipients part ways, some of them to a next hop: to several next hops, or for them different decisions hold.
+pub(super) fn part_ways(generation: &Generation, message: &Message, judged: &Judged) -> bool {
+    let delivers = |(decision, _): &Group| decision.disposition == Disposition::Deliver;
+    let remains = |(decision, _): &&Group| decision.disposition != Disposition::Discard;
+    let groups = judged.groups.iter().filter(remains).enumerate();
+    let mut ways = groups.flat_map(|(group, (_, recipients))| {
+        let hop = |at: &usize| next_hop(generation, message.envelope.recipients.get(*at)?);
+        recipients.iter().map(move |at| (group, hop(at)))
+    });
+    let first = ways.next();
+    judged.groups.iter().any(delivers) && ways.any(|way| Some(way) != first)
+}
+
+/// The name of the next hop for a recipient.
+fn next_hop<'a>(generation: &'a Generation, recipient: &Recipient) -> Option<&'a Arc<str>> {
+    let route = generation.delivery.route(recipient.mailbox.domain())?;
+    Some(&route.name)
+}
+
 /// What each group of recipients leaves behind, and the reply that is true for all of them.
 pub(super) fn settle(
     generation: &Generation,
@@ -213,9 +233,10 @@ impl Settling<'_> {
         let mut hops: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
         for at in recipients {
             let recipient = self.draft.message.envelope.recipients.get(*at);
-            let route = recipient.and_then(|recipient| self.draft.route(recipient));
-            let hop = route.map_or_else(|| "".into(), |settings| settings.name.clone());
-            hops.entry(hop).or_default().push(*at);
+            let hop = recipient.and_then(|r| next_hop(self.draft.generation, r));
+            hops.entry(hop.cloned().unwrap_or_else(|| "".into()))
+                .or_default()
+                .push(*at);
         }
         for those in hops.into_values() {
             let draft = &self.draft;
@@ -482,9 +503,9 @@ impl Draft<'_> {
         record.decision = decision.cloned();
         record.status = status.to_owned();
         record.next_hop = match (lane, record.envelope.recipients.first()) {
-            (Lane::Delivery, Some(recipient)) => self
-                .route(recipient)
-                .map_or_else(|| "".into(), |settings| settings.name.clone()),
+            (Lane::Delivery, Some(recipient)) => next_hop(self.generation, recipient)
+                .cloned()
+                .unwrap_or_else(|| "".into()),
             _ => "".into(),
         };
         if let Some(judged) = self.judged {

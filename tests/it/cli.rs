@@ -405,6 +405,30 @@ fn export_writes_messages_and_never_over_a_file() {
     assert_eq!(starts.count(), 3);
 }
 
+/// An export that cannot be written whole leaves nothing behind: made again, no message would be in the mailbox file
+/// twice, or half.
+#[test]
+fn an_export_that_fails_is_taken_back() {
+    let store = Fabricated::new();
+    let folder = tempfile::tempdir().expect("folder");
+    let (mailbox, config) = (folder.path().join("mbox"), store.config());
+    // Files may have 64 MiB (in blocks of 512 octets, POSIX), and this one is full but for a hundred octets.
+    let before = (64 << 20) - 100;
+    let file = std::fs::File::create(&mailbox).expect("a file");
+    file.set_len(before).expect("a length");
+    let limited = "ulimit -f 131072; trap '' XFSZ; exec \"$0\" \"$@\"";
+    let output = Command::new("sh")
+        .args(["-c", limited, env!("CARGO_BIN_EXE_spillway"), "--config"])
+        .arg(config)
+        .args(["quarantine", "export", MALICIOUS, "--format", "mbox", "-o"])
+        .arg(&mailbox)
+        .output()
+        .expect("runs");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("File too large"), "{told}");
+    assert_eq!(file.metadata().expect("it is there").len(), before);
+}
+
 /// What waits for its time can be made to wait no longer.
 #[test]
 fn retry_makes_waiting_messages_due() {

@@ -1,9 +1,9 @@
 //! Acts of a reviewer: release, delete, export; on one message or on many.
 
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde_json::json;
@@ -49,9 +49,10 @@ pub(super) async fn release(
         let released = quarantine::release(store, id, to.clone(), give_up, &act).await;
         released.map(drop).map_err(CliError::from)
     };
-    let done = many(&wanted.selection, &verb, store, each, terminal).await?;
+    let done = many(&wanted.selection, &verb, store, each, terminal).await;
+    // Also where that could not be told: what is released is released.
     control::wake(&config.admin.socket).await;
-    Ok(done)
+    done
 }
 
 pub(super) async fn delete(
@@ -94,7 +95,11 @@ pub(super) async fn export(
         let name = file.display().to_string();
         let octets = quarantine::export::export(store, id, form, &name, &act).await?;
         let append = wanted.format == Format::Mbox;
-        tokio::task::spawn_blocking(move || write_private(file, append, &octets))
+        let write = move || {
+            let written = write_private(&file, append, &octets);
+            written.map_err(|error| CliError::File(file, error))
+        };
+        tokio::task::spawn_blocking(write)
             .await
             .map_err(|error| CliError::Internal(error.to_string()))?
     };
@@ -137,19 +142,25 @@ fn form(format: Format) -> Form {
     }
 }
 
-/// For its owner alone: what is held may be anything. A file that is there is added to or left alone, never overwritten.
-fn write_private(file: PathBuf, append: bool, octets: &[u8]) -> Result<(), CliError> {
+/// For its owner alone: what is held may be anything. A file that is there is added to or left alone, never overwritten. What
+/// cannot be written whole is taken back, so that the export can be made again and no message is there twice, or half.
+fn write_private(file: &Path, append: bool, octets: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     match append {
         true => options.append(true).create(true),
         false => options.write(true).create_new(true),
     };
-    let opened = options.mode(0o600).open(&file);
-    let written = opened.and_then(|mut out| {
-        out.write_all(octets)?;
-        out.sync_all()
-    });
-    written.map_err(|error| CliError::File(file, error))
+    let mut out = options.mode(0o600).open(file)?;
+    let before = out.metadata()?.len();
+    let written = out.write_all(octets).and_then(|()| out.sync_all());
+    if written.is_err() {
+        // As far as that goes: what is told is why it could not be written.
+        let _ = match append {
+            true => out.set_len(before),
+            false => std::fs::remove_file(file),
+        };
+    }
+    written
 }
 
 /// Does `each` to every selected message and reports; what fails for one does not keep the others from being done.

@@ -1,5 +1,10 @@
+use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Barrier;
 use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use super::*;
 use crate::message::{BodyKind, MessageId, Origin, Recipient};
@@ -27,6 +32,20 @@ fn outbound(to: &[&str], content: &'static [u8]) -> Outbound {
 fn maildir(folder: &Path) -> Maildir {
     let path = folder.join("{domain}/{local}");
     Maildir::new("local".into(), path.to_str().expect("UTF-8")).expect("maildir")
+}
+
+/// One that writes into a Maildir below the folder that is called as the recipient's local-part.
+fn job(mail: &Outbound, folder: &Path, sync: SyncFolder) -> Job {
+    Job {
+        envelope: mail.envelope.clone(),
+        recipients: vec![0],
+        prefix: mail.prefix.clone(),
+        content: mail.content.clone(),
+        template: folder.join("{local}").to_str().expect("UTF-8").into(),
+        host: "h".into(),
+        sync,
+        shared: Arc::new(JobState::default()),
+    }
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
@@ -135,25 +154,96 @@ async fn an_abandoned_delivery_leaves_nothing() {
         .deliver(&mail, vec![0], deadline)
         .await;
     assert!(matches!(&outcomes[0].1, Outcome::Deferred(_)));
-    let job = Job {
-        envelope: mail.envelope.clone(),
-        recipients: vec![0],
-        prefix: mail.prefix.clone(),
-        content: mail.content.clone(),
-        template: folder
-            .path()
-            .join("{local}")
-            .to_str()
-            .expect("UTF-8")
-            .into(),
-        host: "h".into(),
-        shared: Arc::new(JobState::default()),
-    };
+    let job = job(&mail, folder.path(), File::sync_all);
     drop(Waiting(job.shared.clone()));
-    assert!(job.deliver(&mail.envelope.recipients[0].mailbox).is_err());
+    let mailbox = &mail.envelope.recipients[0].mailbox;
+    assert!(job.deliver(0, mailbox).is_err());
     for inner in ["tmp", "new"] {
         assert_eq!(files(&folder.path().join("a").join(inner)).len(), 0);
     }
+}
+
+/// A folder that cannot be read cannot be synced: that is found out before anything is moved into it, or the message would
+/// be there once more with every retry.
+#[test]
+fn a_folder_that_cannot_be_synced_is_left_alone() {
+    let folder = tempfile::tempdir().expect("folder");
+    let new = folder.path().join("a/new");
+    make_maildir(&folder.path().join("a")).expect("a Maildir");
+    std::fs::set_permissions(&new, Permissions::from_mode(0o300)).expect("permissions");
+    let mail = outbound(&["a@example.org"], b"x\r\n");
+    let job = job(&mail, folder.path(), File::sync_all);
+    let mailbox = mail.envelope.recipients[0].mailbox.clone();
+    let result = std::thread::spawn(move || {
+        // Permissions mean nothing to root, as long as it has its capabilities.
+        let none = CapabilitySet::empty();
+        let sets = CapabilitySets {
+            effective: none,
+            permitted: none,
+            inheritable: none,
+        };
+        set_capabilities(None, sets).expect("none are always allowed");
+        job.deliver(0, &mailbox)
+    });
+    let error = result.join().expect("no panic").expect_err("not readable");
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    std::fs::set_permissions(&new, Permissions::from_mode(0o700)).expect("permissions");
+    for inner in ["tmp", "new"] {
+        assert_eq!(files(&folder.path().join("a").join(inner)).len(), 0);
+    }
+}
+
+/// What is in the Maildir is delivered: a disk that cannot make it durable afterwards does not undo it, or the message would
+/// be there once more with every retry.
+#[tokio::test]
+async fn what_was_moved_is_delivered() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mail = outbound(&["a@example.org"], b"x\r\n");
+    let maildir = Maildir {
+        sync: |_| Err(io::Error::other("told to")),
+        ..maildir(folder.path())
+    };
+    let deadline = Deadline::after(Duration::from_secs(60));
+    let outcomes = maildir.deliver(&mail, vec![0], deadline).await;
+    assert!(
+        matches!(outcomes[..], [(0, Outcome::Delivered(_))]),
+        "{outcomes:?}"
+    );
+    assert_eq!(files(&folder.path().join("example.org/a/new")).len(), 1);
+}
+
+/// The deadline may pass while a message is being moved into its Maildir: it is delivered, and nothing else is begun.
+#[tokio::test(start_paused = true)]
+async fn what_is_moved_at_the_deadline_is_delivered() {
+    /// Where the one that moves meets the test: when it has moved, and when it may go on.
+    static MEETING: Barrier = Barrier::new(2);
+    let meet = || tokio::task::spawn_blocking(|| MEETING.wait());
+    let folder = tempfile::tempdir().expect("folder");
+    let mail = outbound(&["a@example.org", "b@example.org"], b"x\r\n");
+    let maildir = Maildir {
+        sync: |_| {
+            MEETING.wait();
+            MEETING.wait();
+            Ok(())
+        },
+        ..maildir(folder.path())
+    };
+    let minute = Duration::from_secs(60);
+    let mut delivery = pin!(maildir.deliver(&mail, vec![0, 1], Deadline::after(minute)));
+    assert_eq!(delivery.as_mut().now_or_never(), None);
+    meet().await.expect("it has moved the first");
+    tokio::time::advance(minute).await;
+    assert_eq!(delivery.as_mut().now_or_never(), None, "it is waited for");
+    meet().await.expect("it goes on");
+    let outcomes = delivery.await;
+    assert!(
+        matches!(
+            outcomes[..],
+            [(0, Outcome::Delivered(_)), (1, Outcome::Deferred(_))]
+        ),
+        "{outcomes:?}"
+    );
+    assert!(!folder.path().join("example.org/b").exists());
 }
 
 /// One mailbox for everybody is a mistake in the template.

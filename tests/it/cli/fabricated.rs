@@ -1,6 +1,7 @@
 //! A store with a message of each kind, hostile ones among them, and the same ids and times in every run.
 
 use std::io::Cursor;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,6 +90,11 @@ impl Fabricated {
         self.with(None, true, arguments, input)
     }
 
+    /// The file with the configuration, for the program itself.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("spillway.toml")
+    }
+
     /// Messages in quarantine.
     pub fn held(&self) -> usize {
         let list = self.run(None, &["quarantine", "list", "--json"], "");
@@ -97,7 +103,7 @@ impl Fabricated {
     }
 
     fn with(&self, width: Option<u16>, interactive: bool, arguments: &[&str], input: &str) -> Ran {
-        let config = self.folder.path().join("spillway.toml");
+        let config = self.config();
         let mut all = vec!["spillway".to_owned()];
         if !arguments.contains(&"--config") {
             all.extend(["--config".to_owned(), config.display().to_string()]);

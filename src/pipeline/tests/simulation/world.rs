@@ -221,7 +221,7 @@ impl World {
         let mut broken = None;
         let nobody = mail.null_sender;
         for (recipient, ends) in &mut mail.ends {
-            // What is kept is in doubt until the store knows, which is when the slowest of its next hops has answered.
+            // What is kept is in doubt until the store knows.
             ends.doubt &= kept.contains(recipient);
             let safe = nobody && ends.refused
                 || ends.taken > 0
