@@ -25,6 +25,7 @@ mod suspicion;
 mod tests;
 mod watch;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -95,6 +96,8 @@ pub struct Pipeline {
     background: Arc<Semaphore>,
     tasks: TaskTracker,
     wake: Notify,
+    /// A bounce was held since it was last looked whether there are too many.
+    bounces_held: AtomicBool,
 }
 
 /// The decision about a message and what it was made from.
@@ -259,6 +262,7 @@ impl Pipeline {
         errand: Errand,
         onward: Onward,
     ) {
+        let message = settle::as_sent(&record, message);
         let before = Before {
             judged: settle::judged_before(&record, &message),
             spent: record.spent,
@@ -362,6 +366,9 @@ impl Pipeline {
                 self.history.record(entry);
             }
             return self.not_kept(message, &error);
+        }
+        if settlement.holds_a_bounce() {
+            self.bounces_held.store(true, Ordering::Relaxed);
         }
         for entry in settlement.history {
             events::settled(&entry, &settlement.reply);
@@ -502,6 +509,8 @@ impl Pipeline {
             background: Arc::new(Semaphore::new(Self::BACKGROUND)),
             tasks: TaskTracker::new(),
             wake: Notify::new(),
+            // Who knows what is held from before.
+            bounces_held: AtomicBool::new(true),
         })
     }
 

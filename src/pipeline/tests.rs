@@ -1,6 +1,7 @@
 //! The path alone: engines and next hops are real code over scripted peers, the store is a scripted one, time is paused.
 
 mod edits;
+mod ends;
 mod interceptors;
 mod pacing;
 mod recovery;
@@ -130,6 +131,7 @@ fn answer(code: u16) -> Answer {
             text: "said the hop".to_owned(),
         }),
         text: format!("{code} said the hop"),
+        stage: None,
         dsn_passed: false,
         held_back: false,
     }
