@@ -130,7 +130,9 @@ fn own_mail(record: &Record) -> Decision {
 /// whole.
 pub(super) fn as_sent(record: &Record, message: Message) -> Message {
     match record.notification {
-        Some(Notification::Bounce(extent @ (Extent::Headers | Extent::Bare))) if !record.released => {
+        Some(Notification::Bounce(extent @ (Extent::Headers | Extent::Bare)))
+            if !record.released =>
+        {
             let reduced = dsn::reduced(message.content.bytes(), record.message, extent);
             Message {
                 content: Content::uncharged(reduced),

@@ -343,6 +343,7 @@ fn a_refused_release_goes_back_to_quarantine() {
     assert!(settlement.notices.is_empty());
     assert_eq!(settlement.keep[0].lane, Lane::Held);
     assert_eq!(settlement.keep[0].status, "550 said the hop");
+    assert!(!settlement.keep[0].released, "a second look is one");
 }
 
 /// An engine that never says anything about mail, although it answers what it is probed with.

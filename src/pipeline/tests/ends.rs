@@ -52,6 +52,10 @@ enum Where {
 
 /// All the places where a recipient is: the law wants one.
 fn places(settlement: &Settlement, recipient: &Recipient) -> Vec<Where> {
+    if settlement.reply.code() >= 500 {
+        assert!(settlement.keep.is_empty() && settlement.notices.is_empty());
+        return vec![Where::Sender];
+    }
     let mailbox = recipient.mailbox.as_str();
     let told = |event: &str| {
         let mut those = settlement.history.iter().filter(|e| e.event == event);
@@ -79,9 +83,6 @@ fn places(settlement: &Settlement, recipient: &Recipient) -> Vec<Where> {
         let text = String::from_utf8_lossy(&notice.content).into_owned();
         let named = format!("Final-Recipient: rfc822; {mailbox}\r\n");
         places.extend(text.contains(&named).then_some(Where::Bounced));
-    }
-    if settlement.reply.code() >= 500 {
-        places.push(Where::Sender);
     }
     places
 }
@@ -114,7 +115,15 @@ fn custodies(generation: &Generation, message: &Message) -> Vec<(&'static str, C
 }
 
 const ENDS: [&str; 9] = [
-    "taken", "later", "unknown", "too large", "held", "rejected", "queued", "deferred", "discarded",
+    "taken",
+    "later",
+    "unknown",
+    "too large",
+    "held",
+    "rejected",
+    "queued",
+    "deferred",
+    "discarded",
 ];
 
 fn end(what: &str) -> (Disposition, End) {
@@ -185,9 +194,10 @@ fn check(settled: &Settlement, message: &Message, ends: [&str; 2], what: &str, c
         let [place] = places[..] else {
             panic!("{case}: {} is in {places:?}", recipient.mailbox);
         };
-        let told = settled.history.iter().any(|entry| {
-            entry.recipients.contains(&recipient.mailbox)
-        });
+        let told = settled
+            .history
+            .iter()
+            .any(|entry| entry.recipients.contains(&recipient.mailbox));
         assert!(told, "{case}: nobody can explain {}", recipient.mailbox);
         let failed = matches!(end, "unknown" | "too large")
             || end == "later" && matches!(what, "to be given up" | "released");
@@ -311,8 +321,15 @@ fn a_bounce_is_sent_with_less_and_then_held() {
         assert!(settled.holds_a_bounce() && settled.notices.is_empty());
         let held = &settled.keep[0];
         let decision = held.decision.as_ref().expect("a decision");
-        assert_eq!((held.lane, &*decision.rule), (Lane::Held, BOUNCE_UNDELIVERABLE));
-        assert!(decision.reason.contains("said the hop"), "{}", decision.reason);
+        assert_eq!(
+            (held.lane, &*decision.rule),
+            (Lane::Held, BOUNCE_UNDELIVERABLE)
+        );
+        assert!(
+            decision.reason.contains("said the hop"),
+            "{}",
+            decision.reason
+        );
         let released = Record {
             lane: Lane::Delivery,
             released: true,
@@ -323,7 +340,10 @@ fn a_bounce_is_sent_with_less_and_then_held() {
         assert_eq!(settled.keep[0].lane, Lane::Held, "and gets it back");
         let judged = settle::judged_before(&released, &of(&released, &content));
         let rule = judged.expect("a decision").groups[0].0.rule.clone();
-        assert_eq!(rule, "own-mail", "no engine has seen it: it gets no result field");
+        assert_eq!(
+            rule, "own-mail",
+            "no engine has seen it: it gets no result field"
+        );
     }
 }
 
@@ -388,7 +408,10 @@ fn groups_that_differ_are_judged_again_after_the_session() {
     let generation = generation(Vec::new(), Budget::default());
     let message = message(&["x@b.test", "y@b.test"]);
     let judged = |groups: Vec<(Disposition, Vec<usize>)>| Judged {
-        groups: groups.into_iter().map(|(d, those)| (decision(d), those)).collect(),
+        groups: groups
+            .into_iter()
+            .map(|(d, those)| (decision(d), those))
+            .collect(),
         reports: Vec::new(),
         spent: Duration::ZERO,
         standing: None,
@@ -542,15 +565,29 @@ async fn held_bounces_are_bounded_and_nothing_else_is() {
     for record in others.iter().cloned().chain(bounces) {
         store.put(vec![record], content.clone()).await.expect("put");
     }
-    Lanes::new(pipeline.clone()).expire_bounces().await.expect("expiry");
+    Lanes::new(pipeline.clone())
+        .expire_bounces()
+        .await
+        .expect("expiry");
     let all = store.all();
-    let is_bounce = |r: &&Record| r.decision.as_ref().is_some_and(|d| d.rule == BOUNCE_UNDELIVERABLE);
+    let is_bounce = |r: &&Record| {
+        r.decision
+            .as_ref()
+            .is_some_and(|d| d.rule == BOUNCE_UNDELIVERABLE)
+    };
     let kept = all.iter().filter(is_bounce).count();
-    assert!(kept <= lanes::BOUNCES_HELD && kept + 2 >= lanes::BOUNCES_HELD, "{kept}");
+    assert!(
+        kept <= lanes::BOUNCES_HELD && kept + 2 >= lanes::BOUNCES_HELD,
+        "{kept}"
+    );
     for other in &others {
         assert!(all.iter().any(|record| record.id == other.id));
     }
     let audit = store.audited(None, 10_000).await.expect("audit");
-    assert!(audit.iter().all(|act| act.act == "expire" && act.detail.starts_with("surplus: ")));
+    assert!(
+        audit
+            .iter()
+            .all(|act| act.act == "expire" && act.detail.starts_with("surplus: "))
+    );
     assert_eq!(audit.len(), lanes::BOUNCES_HELD + surplus - kept);
 }
