@@ -28,6 +28,7 @@ mod suspicion;
 mod tests;
 mod watch;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -98,6 +99,8 @@ pub struct Pipeline {
     background: Arc<Semaphore>,
     tasks: TaskTracker,
     wake: Notify,
+    /// A bounce was held since it was last looked whether there are too many.
+    bounces_held: AtomicBool,
 }
 
 /// The decision about a message and what it was made from.
@@ -262,6 +265,7 @@ impl Pipeline {
         errand: Errand,
         onward: Onward,
     ) {
+        let message = settle::as_sent(&record, message);
         let before = Before {
             judged: settle::judged_before(&record, &message),
             spent: record.spent,
@@ -373,6 +377,9 @@ impl Pipeline {
         }
         if passed.ends.iter().any(|end| matches!(end, End::Queued)) {
             self.wake.notify_waiters();
+        }
+        if settlement.holds_a_bounce() {
+            self.bounces_held.store(true, Ordering::Relaxed);
         }
         for entry in settlement.history {
             events::settled(&entry, &settlement.reply);
@@ -513,6 +520,8 @@ impl Pipeline {
             background: Arc::new(Semaphore::new(Self::BACKGROUND)),
             tasks: TaskTracker::new(),
             wake: Notify::new(),
+            // Who knows what is held from before.
+            bounces_held: AtomicBool::new(true),
         })
     }
 

@@ -12,20 +12,22 @@ use jiff::fmt::rfc2822::DateTimePrinter;
 use jiff::tz::TimeZone;
 use memchr::memmem;
 
-use super::{Answer, Outcome};
+use super::{Answer, Objection, Outcome};
 use crate::message::{
-    BodyKind, Envelope, MessageId, Notify, Origin, Recipient, Ret, ReversePath, header,
+    BodyKind, Envelope, Mailbox, MessageId, Notify, Origin, Recipient, Ret, ReversePath, header,
 };
 use crate::smtp::dot_stuff::has_bare_line_end;
+use crate::store::Extent;
 
-/// A message up to this size is returned whole where the sender did not say RET=HDRS.
-const MAX_RETURNED: usize = 1 << 20;
-/// Octets of header section returned at most.
-const MAX_HEADERS: usize = 64 << 10;
+/// Octets of a message returned at most: a smaller one whole where the sender did not say RET=HDRS, of a larger one
+/// so much of its header section.
+const MAX_RETURNED: usize = 50_000;
 /// Octets of a line (RFC 5322 2.1.1).
 const MAX_LINE: usize = 998;
 /// Where our own text is folded.
 const FOLD: usize = 76;
+/// Before an address outside ASCII (RFC 6533 3).
+const UTF8_RECIPIENT: &str = "Final-Recipient: utf-8; ";
 
 /// What a notification says about its recipients (RFC 3464 2.3.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +125,12 @@ pub struct Original<'a> {
 }
 
 impl Original<'_> {
+    /// Whether somebody may be told that about a recipient: not the null reverse-path (RFC 5321 4.5.5), and nobody who
+    /// does not want to know (RFC 3461 4.1).
+    pub fn wants(&self, action: Action, recipient: &Recipient) -> bool {
+        !self.envelope.reverse_path.is_null() && action.is_wanted(recipient.notify)
+    }
+
     /// The notification about recipients of this message and what was said about each, with the id `id` and the date
     /// `now`. `None` if there is nobody to tell (the null reverse-path), or nobody who wants to be told.
     pub fn report(
@@ -133,16 +141,25 @@ impl Original<'_> {
         now: Timestamp,
     ) -> Option<(Envelope, Bytes)> {
         let sender = self.envelope.reverse_path.mailbox()?;
-        let wanted = |(recipient, _): &&(Recipient, Answer)| action.is_wanted(recipient.notify);
+        let wanted = |(recipient, _): &&(Recipient, Answer)| self.wants(action, recipient);
         let recipients: Vec<&(Recipient, Answer)> = recipients.iter().filter(wanted).collect();
         if recipients.is_empty() {
             return None;
         }
+        // What was refused for its form would be refused within the bounce as well.
+        let brief = action == Action::Failed
+            && (self.content.len() > MAX_RETURNED
+                || recipients
+                    .iter()
+                    .any(|(_, answer)| answer.objection() == Objection::Form));
         let report = Report {
             original: self,
             action,
-            utf8: self.envelope.smtputf8 || sender.is_internationalized(),
-            boundary: format!("=_{id}"),
+            brief,
+            frame: Frame {
+                utf8: sender.is_internationalized() || (self.envelope.smtputf8 && !brief),
+                boundary: boundary(id),
+            },
         };
         let mut out = report.head(sender.as_str(), id, now);
         report.for_people(&mut out, &recipients);
@@ -158,7 +175,7 @@ impl Original<'_> {
             reverse_path: ReversePath::NULL,
             recipients: vec![Recipient::from(sender.clone())],
             body,
-            smtputf8: report.utf8,
+            smtputf8: report.frame.utf8,
             ret: None,
             envid: None,
             origin: Origin::local("bounce"),
@@ -171,15 +188,15 @@ impl Original<'_> {
 struct Report<'a> {
     original: &'a Original<'a>,
     action: Action,
-    /// Text outside ASCII may stand in it, and it is sent with SMTPUTF8.
-    utf8: bool,
-    boundary: String,
+    /// The header section is returned at most, in ASCII.
+    brief: bool,
+    frame: Frame,
 }
 
 // Writing to a String cannot fail; the results of `write!` below are dropped for that reason.
 impl Report<'_> {
     fn head(&self, to: &str, id: MessageId, now: Timestamp) -> String {
-        let host = self.clean(self.original.reporting_mta);
+        let host = self.frame.clean(self.original.reporting_mta);
         let mut out = String::with_capacity(4096);
         let _ = write!(
             out,
@@ -205,7 +222,7 @@ impl Report<'_> {
              \tboundary=\"{}\"\r\n\
              \r\n\
              This is a report about the delivery of a message, in MIME format.\r\n",
-            self.boundary
+            self.frame.boundary
         );
         out
     }
@@ -221,27 +238,15 @@ impl Report<'_> {
         plain.then_some(message_id)
     }
 
-    fn part(&self, out: &mut String, content_type: &str, eight_bit: bool) {
-        let _ = write!(
-            out,
-            "\r\n--{}\r\nContent-Type: {content_type}\r\n",
-            self.boundary
-        );
-        if eight_bit {
-            out.push_str("Content-Transfer-Encoding: 8bit\r\n");
-        }
-        out.push_str("\r\n");
-    }
-
     fn for_people(&self, out: &mut String, recipients: &[&(Recipient, Answer)]) {
-        let charset = if self.utf8 { "utf-8" } else { "us-ascii" };
-        self.part(out, &format!("text/plain; charset={charset}"), self.utf8);
-        let host = self.clean(self.original.reporting_mta);
+        let frame = &self.frame;
+        frame.part(out, frame.for_people(), frame.utf8);
+        let host = frame.clean(self.original.reporting_mta);
         let _ = write!(out, "This is the mail server {host}.\r\n\r\n");
         out.push_str(self.action.explanation());
         for (recipient, answer) in recipients {
-            let _ = write!(out, "\r\n<{}>\r\n", self.clean(recipient.mailbox.as_str()));
-            fold(out, "    ", &self.clean(&answer.text));
+            let _ = write!(out, "\r\n<{}>\r\n", frame.mailbox(&recipient.mailbox));
+            fold(out, "    ", &frame.clean(&answer.text));
         }
         let _ = write!(
             out,
@@ -251,36 +256,30 @@ impl Report<'_> {
     }
 
     fn for_programs(&self, out: &mut String, recipients: &[&(Recipient, Answer)], now: Timestamp) {
-        let kind = if self.utf8 {
-            "message/global-delivery-status"
-        } else {
-            "message/delivery-status"
-        };
-        self.part(out, kind, self.utf8);
-        let original = self.original;
+        let (frame, original) = (&self.frame, self.original);
+        frame.part(out, frame.for_programs(), frame.utf8);
         let _ = write!(
             out,
             "Reporting-MTA: dns; {}\r\n",
-            self.clean(original.reporting_mta)
+            frame.clean(original.reporting_mta)
         );
         if let Some(envid) = &original.envelope.envid {
-            fold(out, "Original-Envelope-Id: ", &self.clean(envid));
+            fold(out, "Original-Envelope-Id: ", &frame.clean(envid));
         }
         let _ = write!(out, "Arrival-Date: {}\r\n", date(original.arrived));
         for (recipient, answer) in recipients {
             out.push_str("\r\n");
             if let Some(orcpt) = &recipient.orcpt {
-                fold(out, "Original-Recipient: ", &self.clean(orcpt));
+                fold(out, "Original-Recipient: ", &frame.clean(orcpt));
             }
-            let kind = if recipient.mailbox.is_internationalized() {
-                "utf-8"
-            } else {
-                "rfc822"
+            let kind = match recipient.mailbox.is_internationalized() {
+                true => UTF8_RECIPIENT,
+                false => "Final-Recipient: rfc822; ",
             };
-            let mailbox = self.clean(recipient.mailbox.as_str());
+            let mailbox = frame.mailbox(&recipient.mailbox);
             let _ = write!(
                 out,
-                "Final-Recipient: {kind}; {mailbox}\r\nAction: {}\r\nStatus: {}\r\n",
+                "{kind}{mailbox}\r\nAction: {}\r\nStatus: {}\r\n",
                 self.action.word(),
                 status(self.action, answer)
             );
@@ -291,12 +290,12 @@ impl Report<'_> {
                 Some(reply) => fold(
                     out,
                     "Diagnostic-Code: smtp; ",
-                    &self.clean(&reply.to_string()),
+                    &frame.clean(&reply.to_string()),
                 ),
                 None => fold(
                     out,
                     "Diagnostic-Code: X-Spillway; ",
-                    &self.clean(&answer.text),
+                    &frame.clean(&answer.text),
                 ),
             }
             let _ = write!(out, "Last-Attempt-Date: {}\r\n", date(now));
@@ -305,51 +304,95 @@ impl Report<'_> {
 
     /// The third part: the message or its header section, and the end.
     fn returned(&self, octets: &mut Vec<u8>) {
-        let content = self.original.content;
-        let mut head = String::new();
+        let (frame, content) = (&self.frame, self.original.content);
         if self.returns_all() {
-            let kind = if self.utf8 {
+            let kind = if frame.utf8 {
                 "message/global"
             } else {
                 "message/rfc822"
             };
-            self.part(&mut head, kind, !content.is_ascii());
+            let mut head = String::new();
+            frame.part(&mut head, kind, !content.is_ascii());
             octets.extend_from_slice(head.as_bytes());
             octets.extend_from_slice(content);
         } else {
-            let kind = if self.utf8 {
-                "message/global-headers"
-            } else {
-                "text/rfc822-headers"
-            };
-            self.part(&mut head, kind, self.utf8);
-            octets.extend_from_slice(head.as_bytes());
-            self.headers(octets);
+            frame.headers(octets, content);
         }
-        octets.extend_from_slice(format!("\r\n--{}--\r\n", self.boundary).as_bytes());
+        octets.extend_from_slice(frame.end().as_bytes());
     }
 
-    /// RET=HDRS is obeyed; otherwise the message goes back whole, unless it is large or not fit to be part of another.
+    /// RET=HDRS is obeyed; otherwise the message goes back whole, unless it is large, was refused for its form, or is not
+    /// fit to be part of another.
     fn returns_all(&self) -> bool {
         let content = self.original.content;
         self.action == Action::Failed
+            && !self.brief
             && self.original.envelope.ret != Some(Ret::Headers)
-            && content.len() <= MAX_RETURNED
             && !has_bare_line_end(content)
             && lines(content).all(|line| line.len() <= MAX_LINE)
     }
+}
 
-    /// The header section, with lines and total cut to size, in ASCII unless UTF-8 is allowed.
-    fn headers(&self, octets: &mut Vec<u8>) {
-        let end = octets.len() + MAX_HEADERS;
-        for line in lines(header::section(self.original.content)) {
+/// The boundary of the notification with this id. Nobody else knew it while it was written, so it occurs nowhere else.
+fn boundary(id: MessageId) -> String {
+    format!("=_{id}")
+}
+
+/// What all parts of a notification have in common.
+struct Frame {
+    /// Text outside ASCII may stand in it, and it is sent with SMTPUTF8.
+    utf8: bool,
+    boundary: String,
+}
+
+impl Frame {
+    fn for_people(&self) -> &'static str {
+        match self.utf8 {
+            true => "text/plain; charset=utf-8",
+            false => "text/plain; charset=us-ascii",
+        }
+    }
+
+    fn for_programs(&self) -> &'static str {
+        match self.utf8 {
+            true => "message/global-delivery-status",
+            false => "message/delivery-status",
+        }
+    }
+
+    fn delimiter(&self) -> String {
+        format!("\r\n--{}\r\n", self.boundary)
+    }
+
+    fn end(&self) -> String {
+        format!("\r\n--{}--\r\n", self.boundary)
+    }
+
+    fn part(&self, out: &mut String, content_type: &str, eight_bit: bool) {
+        out.push_str(&self.delimiter());
+        let _ = write!(out, "Content-Type: {content_type}\r\n");
+        if eight_bit {
+            out.push_str("Content-Transfer-Encoding: 8bit\r\n");
+        }
+        out.push_str("\r\n");
+    }
+
+    /// The part with the header section of `content`, with lines and total cut to size, in ASCII unless UTF-8 is allowed.
+    fn headers(&self, octets: &mut Vec<u8>, content: &[u8]) {
+        let kind = match self.utf8 {
+            true => "message/global-headers",
+            false => "text/rfc822-headers",
+        };
+        let mut head = String::new();
+        self.part(&mut head, kind, self.utf8);
+        octets.extend_from_slice(head.as_bytes());
+        let end = octets.len() + MAX_RETURNED;
+        for line in lines(header::section(content)) {
             let line = &line[..line.len().min(MAX_LINE)];
             if octets.len() + line.len() > end {
                 return;
             }
-            let text = String::from_utf8_lossy(line);
-            let clean = text.chars().map(|c| self.clean_char(c));
-            let clean: String = clean.collect();
+            let clean = self.clean(&String::from_utf8_lossy(line));
             octets.extend_from_slice(&clean.as_bytes()[..clean.floor_char_boundary(MAX_LINE)]);
             octets.extend_from_slice(b"\r\n");
         }
@@ -357,16 +400,124 @@ impl Report<'_> {
 
     /// Text of others, made fit for a line of ours.
     fn clean(&self, text: &str) -> String {
-        text.chars().map(|c| self.clean_char(c)).collect()
-    }
-
-    fn clean_char(&self, c: char) -> char {
-        match c {
+        let clean = |c: char| match c {
             '\t' => ' ',
             c if c.is_control() || (!self.utf8 && !c.is_ascii()) => '?',
             c => c,
+        };
+        text.chars().map(clean).collect()
+    }
+
+    /// A recipient, so that it can be read back also where only ASCII may stand.
+    fn mailbox(&self, mailbox: &Mailbox) -> String {
+        match mailbox.is_internationalized() && !self.utf8 {
+            true => in_ascii(mailbox.as_str()),
+            false => self.clean(mailbox.as_str()),
         }
     }
+
+    /// Text of ours, once more.
+    fn again(&self, out: &mut String, text: &str) {
+        if self.utf8 {
+            return out.push_str(text);
+        }
+        for line in lines(text.as_bytes()) {
+            let line = String::from_utf8_lossy(line);
+            let (label, address) = match line.strip_prefix(UTF8_RECIPIENT) {
+                Some(address) => (UTF8_RECIPIENT, address),
+                None => ("", ""),
+            };
+            match address.is_ascii() {
+                true => out.push_str(&self.clean(&line)),
+                false => out.extend([label, &in_ascii(address)]),
+            }
+            out.push_str("\r\n");
+        }
+    }
+}
+
+/// An address outside ASCII as RFC 6533 3 writes it within ASCII (`utf-8-addr-xtext`), cut where a line must end.
+fn in_ascii(address: &str) -> String {
+    const LONGEST: usize = "\\x{10FFFF}".len();
+    let mut out = String::new();
+    for c in address.chars() {
+        match c {
+            _ if UTF8_RECIPIENT.len() + out.len() + LONGEST > MAX_LINE => break,
+            '!'..='~' if !matches!(c, '+' | '=' | '\\') => out.push(c),
+            c => {
+                let _ = write!(out, "\\x{{{:02X}}}", u32::from(c));
+            }
+        }
+    }
+    out
+}
+
+/// What is sent of the notification that was written here under `id`: as much as `extent` says. What was not written here
+/// is returned as it is.
+pub fn reduced(written: &Bytes, id: MessageId, extent: Extent) -> Bytes {
+    let mut frame = Frame {
+        utf8: false,
+        boundary: boundary(id),
+    };
+    let parts = match extent {
+        Extent::Whole => None,
+        Extent::Headers | Extent::Bare => Parts::of(written, &frame),
+    };
+    let Some(parts) = parts else {
+        return written.clone();
+    };
+    // To a mailbox outside ASCII there is no way but SMTPUTF8.
+    frame.utf8 = !parts.head.is_ascii();
+    let mut out = parts.head.to_owned();
+    frame.part(&mut out, frame.for_people(), frame.utf8);
+    frame.again(&mut out, parts.for_people);
+    frame.part(&mut out, frame.for_programs(), frame.utf8);
+    frame.again(&mut out, parts.for_programs);
+    let mut octets = out.into_bytes();
+    if let (Extent::Headers, Some(returned)) = (extent, parts.returned) {
+        frame.headers(&mut octets, returned);
+    }
+    octets.extend_from_slice(frame.end().as_bytes());
+    octets.into()
+}
+
+/// A notification of ours, taken apart.
+struct Parts<'a> {
+    head: &'a str,
+    for_people: &'a str,
+    for_programs: &'a str,
+    /// The message, or its header section.
+    returned: Option<&'a [u8]>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(written: &'a [u8], frame: &Frame) -> Option<Self> {
+        let whole = written.strip_suffix(frame.end().as_bytes())?;
+        let delimiter = frame.delimiter();
+        let (head, rest) = cut(whole, delimiter.as_bytes())?;
+        let (for_people, rest) = cut(rest, delimiter.as_bytes())?;
+        let (for_programs, returned) = match cut(rest, delimiter.as_bytes()) {
+            Some((for_programs, returned)) => (for_programs, Some(body(returned)?)),
+            None => (rest, None),
+        };
+        let text = |part| std::str::from_utf8(body(part)?).ok();
+        Some(Self {
+            head: std::str::from_utf8(head).ok()?,
+            for_people: text(for_people)?,
+            for_programs: text(for_programs)?,
+            returned,
+        })
+    }
+}
+
+/// What comes after the fields of a part.
+fn body(part: &[u8]) -> Option<&[u8]> {
+    cut(part, b"\r\n\r\n").map(|(_, body)| body)
+}
+
+fn cut<'a>(octets: &'a [u8], at: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let begin = memmem::find(octets, at)?;
+    Some((&octets[..begin], &octets[begin + at.len()..]))
 }
 
 fn lines(octets: &[u8]) -> impl Iterator<Item = &[u8]> {

@@ -14,6 +14,7 @@ pub mod dsn;
 mod endpoint;
 mod gate;
 mod maildir;
+mod objection;
 mod pace;
 mod pool;
 mod relay;
@@ -40,8 +41,10 @@ use crate::deadline::Deadline;
 use crate::incident::Incident;
 use crate::message::{Content, Envelope, MessageId};
 use crate::smtp::RemoteReply;
+use crate::smtp::dialog::Stage;
 use crate::smtp::reply_parser::parse_status;
 pub use gate::{HopStatus, Turn};
+pub use objection::Objection;
 pub use pace::State;
 
 #[cfg(test)]
@@ -163,6 +166,9 @@ pub struct Answer {
     pub server: Option<SocketAddr>,
     /// What it said.
     pub reply: Option<RemoteReply>,
+    /// What it said that to, where it was about this message.
+    #[serde(default)]
+    pub stage: Option<Stage>,
     /// One line for people: the reply with its stage, or what went wrong without one. A refusal of our own begins with
     /// its enhanced status code.
     pub text: String,
@@ -181,6 +187,7 @@ impl Answer {
             next_hop: next_hop.clone(),
             server: None,
             reply: None,
+            stage: None,
             text: String::new(),
             dsn_passed: false,
             held_back: false,
@@ -193,6 +200,12 @@ impl Answer {
             Some(reply) => reply.enhanced,
             None => parse_status(self.text.split(' ').next()?),
         }
+    }
+
+    /// What it objects to.
+    pub fn objection(&self) -> Objection {
+        let code = self.reply.as_ref().map(|reply| reply.code);
+        Objection::of(self.stage, code, self.status())
     }
 }
 

@@ -182,6 +182,7 @@ impl Relay {
                     let (class, text) = (class(stage, &reply), format!("{stage}: {reply}"));
                     let answer = Answer {
                         reply: Some(reply),
+                        stage: Some(stage),
                         text,
                         ..answer
                     };

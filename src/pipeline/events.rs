@@ -1,5 +1,6 @@
 //! What the path tells the log and the metrics: each event is one function, which is its only definition.
 
+use super::settle::{BOUNCE_UNDELIVERABLE, UNDELIVERABLE};
 use crate::message::MessageId;
 use crate::smtp::Reply;
 use crate::store::StoreError;
@@ -30,6 +31,27 @@ pub(super) fn settled(entry: &HistoryEntry, reply: &Reply) {
         %reply,
         "message"
     );
+    bounce(entry, rule);
+}
+
+/// What became of a bounce, and what nobody can be told about, which somebody should look at.
+fn bounce(entry: &HistoryEntry, rule: &str) {
+    let outcome = match (&*entry.event, rule) {
+        ("bounced", _) => "written",
+        ("shortened", _) => "shortened",
+        ("held", BOUNCE_UNDELIVERABLE) => "held",
+        ("dropped", BOUNCE_UNDELIVERABLE) => "dropped",
+        ("held", UNDELIVERABLE) => "not-allowed",
+        _ => return,
+    };
+    metrics::counter!("spillway_bounces_total", "outcome" => outcome).increment(1);
+    let what = match outcome {
+        "held" => "a bounce cannot be delivered, and is held",
+        "dropped" => "a bounce is dropped: its recipient takes none",
+        "not-allowed" => "a message cannot be delivered nor bounced, and is held",
+        _ => return,
+    };
+    tracing::warn!(id = %entry.message, to = ?entry.recipients, detail = %entry.detail, "{what}");
 }
 
 /// The store refused: the sender of a message in its session keeps it, stored work is found again later.

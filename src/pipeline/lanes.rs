@@ -5,6 +5,7 @@
 //! throttles or does not work keeps nobody else's waiting, however much of it there is.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::{Generation, Onward, Pipeline, events};
+use super::{Generation, Onward, Pipeline, events, settle};
 use crate::deadline::{Budget, Deadline, wall_clock};
 use crate::delivery::Turn;
 use crate::message::{Content, Message};
@@ -26,6 +27,9 @@ pub(super) const DELIVERY: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_secs(1);
 /// How often expired quarantine entries are looked for.
 const EXPIRY: Duration = Duration::from_secs(60);
+/// Bounces that nobody takes are held up to this number; the oldest give way. Whoever forges senders could make them without
+/// end.
+pub(super) const BOUNCES_HELD: usize = 1000;
 /// While there is a backlog, the next claim follows after this long, or when a good part of the slots is free again: each
 /// claim is a durable write, so it should be worth it.
 const BATCH: Duration = Duration::from_millis(50);
@@ -190,11 +194,33 @@ impl Lanes {
             if let Err(error) = quarantine::expire_due(store, wall_clock()).await {
                 events::lane_failed("quarantine expiry", &error);
             }
+            if let Err(error) = self.expire_bounces().await {
+                events::lane_failed("quarantine expiry", &error);
+            }
             if let Err(error) = store::expire_rescans(store, wall_clock()).await {
                 events::lane_failed("rescan expiry", &error);
             }
             self.give_up().await;
             Deadline::after(EXPIRY).wait().await;
+        }
+    }
+
+    /// Looks for surplus only when there may be some: the search reads everything that is held.
+    pub(super) async fn expire_bounces(&self) -> Result<(), StoreError> {
+        let rule = settle::BOUNCE_UNDELIVERABLE;
+        let (store, more) = (&**self.pipeline.store(), &self.pipeline.bounces_held);
+        if !more.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        loop {
+            match quarantine::expire_surplus(store, rule, BOUNCES_HELD, wall_clock()).await {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => {
+                    more.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
         }
     }
 

@@ -11,13 +11,18 @@ use sha2::{Digest, Sha256};
 use super::{End, Generation, Judged, Passed, lanes};
 use crate::chance;
 use crate::deadline::wall_clock;
-use crate::delivery::{self, Answer, Outcome, dsn, schedule};
+use crate::delivery::{self, Answer, Objection, Outcome, dsn, schedule};
 use crate::message::{Content, Envelope, Message, MessageId, Recipient, header};
 use crate::policy::Group;
 use crate::smtp::Reply;
 use crate::store::history::HistoryEntry;
-use crate::store::{Cause, Lane, RESCAN_FOR, Record};
+use crate::store::{Cause, Extent, Lane, Notification, RESCAN_FOR, Record};
 use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
+
+/// The rule that holds a bounce which nobody takes, or that lets it go.
+pub(super) const BOUNCE_UNDELIVERABLE: &str = "bounce-undeliverable";
+/// The rule that holds mail which could not be delivered, and whose sender may not be told.
+pub(super) const UNDELIVERABLE: &str = "undeliverable";
 
 /// Who answers for the message while it is worked on.
 #[derive(Debug)]
@@ -41,6 +46,17 @@ pub(super) struct Settlement {
     pub(super) history: Vec<HistoryEntry>,
     /// Mail that was delivered although an engine that should have answered did not: to be scanned again when it does.
     pub(super) rescan: Option<Record>,
+}
+
+impl Settlement {
+    /// Whether a bounce that nobody takes is among what is kept.
+    pub(super) fn holds_a_bounce(&self) -> bool {
+        let is_bounce = |record: &Record| {
+            let decision = record.decision.as_ref();
+            decision.is_some_and(|decision| decision.rule == BOUNCE_UNDELIVERABLE)
+        };
+        self.keep.iter().any(is_bounce)
+    }
 }
 
 /// A delivery status notification, to be delivered like any mail.
@@ -78,7 +94,10 @@ pub(super) fn judged_before(record: &Record, message: &Message) -> Option<Judged
     if record.lane != Lane::Delivery {
         return None;
     }
-    let decision = record.decision.clone().unwrap_or_else(|| own_mail(record));
+    let judged = record.decision.clone();
+    let decision = judged
+        .filter(|_| record.notification.is_none())
+        .unwrap_or_else(|| own_mail(record));
     Some(Judged {
         groups: vec![(
             Decision {
@@ -105,6 +124,23 @@ fn own_mail(record: &Record) -> Decision {
         tag: false,
         missing: Vec::new(),
         config: "".into(),
+    }
+}
+
+/// The message as it goes out: of a bounce whose form was refused, less than is stored. What a reviewer releases is
+/// whole.
+pub(super) fn as_sent(record: &Record, message: Message) -> Message {
+    match record.notification {
+        Some(Notification::Bounce(extent @ (Extent::Headers | Extent::Bare)))
+            if !record.released =>
+        {
+            let reduced = dsn::reduced(message.content.bytes(), record.message, extent);
+            Message {
+                content: Content::uncharged(reduced),
+                ..message
+            }
+        }
+        _ => message,
     }
 }
 
@@ -176,10 +212,19 @@ pub(super) fn settle(
     settling.finish(before.is_some())
 }
 
+/// A recipient that gets nothing from any next hop.
+struct Failure<'a> {
+    decision: &'a Decision,
+    at: usize,
+    answer: &'a Answer,
+    /// Nobody has refused it for good.
+    given_up: bool,
+}
+
 struct Settling<'a> {
     draft: Draft<'a>,
     keep: Vec<Record>,
-    failed: Vec<(Recipient, Answer)>,
+    failed: Vec<Failure<'a>>,
     delivered: Option<Answer>,
     succeeded: Vec<(dsn::Action, Recipient, Answer)>,
     rejected: Option<String>,
@@ -187,8 +232,14 @@ struct Settling<'a> {
     rescan: Option<Record>,
 }
 
-impl Settling<'_> {
-    fn group(&mut self, decision: &Decision, recipients: &[usize], end: &End, only_rejects: bool) {
+impl<'a> Settling<'a> {
+    fn group(
+        &mut self,
+        decision: &'a Decision,
+        recipients: &[usize],
+        end: &'a End,
+        only_rejects: bool,
+    ) {
         let (event, detail) = match end {
             End::Delivered(outcomes) => return self.deliveries(decision, recipients, outcomes),
             End::Held => {
@@ -280,7 +331,12 @@ impl Settling<'_> {
         ("deferred", decision.reason.clone())
     }
 
-    fn deliveries(&mut self, decision: &Decision, recipients: &[usize], outcomes: &[Outcome]) {
+    fn deliveries(
+        &mut self,
+        decision: &'a Decision,
+        recipients: &[usize],
+        outcomes: &'a [Outcome],
+    ) {
         self.remember(decision, recipients, outcomes);
         // Apart by next hop: one that is down must not set the pace of another, nor work in its slots.
         let mut later: BTreeMap<(Arc<str>, bool), (Vec<usize>, String)> = BTreeMap::new();
@@ -298,7 +354,12 @@ impl Settling<'_> {
                     ("delivered", answer)
                 }
                 Outcome::Deferred(answer) if self.draft.given_up() => {
-                    self.failed.push((recipient.clone(), answer.clone()));
+                    self.failed.push(Failure {
+                        decision,
+                        at: *at,
+                        answer,
+                        given_up: true,
+                    });
                     ("given-up", answer)
                 }
                 Outcome::Deferred(answer) => {
@@ -309,7 +370,12 @@ impl Settling<'_> {
                     ("delayed", answer)
                 }
                 Outcome::Failed(answer) => {
-                    self.failed.push((recipient.clone(), answer.clone()));
+                    self.failed.push(Failure {
+                        decision,
+                        at: *at,
+                        answer,
+                        given_up: false,
+                    });
                     ("refused", answer)
                 }
             };
@@ -392,18 +458,16 @@ impl Settling<'_> {
         let mut notices = self.successes();
         let reply = if let Some(rule) = &self.rejected {
             Reply::rejected(id, rule)
-        } else if let (true, Some((_, answer))) = (nothing_taken, self.failed.first()) {
+        } else if let (true, Some(Failure { answer, .. })) = (nothing_taken, self.failed.first()) {
             // Every recipient was refused while the sender still waits: it gets the true answer, and no bounce.
             match &answer.reply {
                 Some(said) => Reply::refused(id, said),
                 None => Reply::undeliverable(id, &answer.text),
             }
         } else {
-            notices.extend(self.bounce_or_hold());
-            match (
-                &self.delivered,
-                self.keep.is_empty() && self.failed.is_empty(),
-            ) {
+            let all_taken = self.keep.is_empty() && self.failed.is_empty();
+            notices.extend(self.failures());
+            match (&self.delivered, all_taken) {
                 (Some(answer), true) => match &answer.reply {
                     Some(said) => Reply::delivered(id, said),
                     None => Reply::delivered(id, &answer.text),
@@ -442,25 +506,131 @@ impl Settling<'_> {
             .collect()
     }
 
-    /// What was refused after we took responsibility is bounced; what a reviewer released goes back to the reviewer,
-    /// because its sender is as likely as not forged.
-    fn bounce_or_hold(&mut self) -> Option<Notice> {
+    /// What was refused after we took responsibility is bounced, or held where its sender may not be told. What a reviewer
+    /// released goes back to the reviewer, because its sender is as likely as not forged.
+    fn failures(&mut self) -> Option<Notice> {
+        let failed = std::mem::take(&mut self.failed);
+        let first = failed.first()?;
+        match self.draft.before {
+            Some(before) if before.released => {
+                self.back_to_review(before, &failed);
+                None
+            }
+            Some(Record {
+                notification: Some(notification),
+                ..
+            }) => {
+                self.notification_failed(*notification, first);
+                None
+            }
+            _ => self.bounce(failed),
+        }
+    }
+
+    fn back_to_review(&mut self, before: &Record, failed: &[Failure<'_>]) {
         let draft = &self.draft;
-        let (_, first) = self.failed.first()?;
-        let Some(before) = draft.before.filter(|record| record.released) else {
-            return draft.notice(dsn::Action::Failed, &self.failed);
-        };
+        let those: Vec<usize> = failed.iter().map(|failure| failure.at).collect();
         let mut record = draft.again(before, Lane::Held);
-        record.envelope.recipients = self
-            .failed
-            .iter()
-            .map(|(recipient, _)| recipient.clone())
-            .collect();
-        record.status.clone_from(&first.text);
+        record.envelope = (*select(draft.message, &those)).clone();
+        if let Some(first) = failed.first() {
+            record.status.clone_from(&first.answer.text);
+        }
         record.expires_at = wall_clock() + draft.generation.retention;
         record.released = false;
         self.keep.push(record);
-        None
+    }
+
+    /// A bounce for those whose sender may be told about them. The others may not be bounced (RFC 5321 6.1, RFC 3461 4.1)
+    /// and may not vanish: a reviewer gets them.
+    fn bounce(&mut self, failed: Vec<Failure<'_>>) -> Option<Notice> {
+        let wants = |failure: &Failure<'_>| {
+            let recipient = self.draft.message.envelope.recipients.get(failure.at);
+            let original = self.draft.original();
+            recipient.is_some_and(|r| original.wants(dsn::Action::Failed, r))
+        };
+        let (told, untold): (Vec<_>, Vec<_>) = failed.into_iter().partition(wants);
+        let mut held: Vec<(&Decision, Vec<usize>, &Answer)> = Vec::new();
+        for failure in &untold {
+            match held.iter_mut().find(|held| held.0 == failure.decision) {
+                Some((_, those, _)) => those.push(failure.at),
+                None => held.push((failure.decision, vec![failure.at], failure.answer)),
+            }
+        }
+        for (decision, those, answer) in held {
+            let why = match self.draft.message.envelope.reverse_path.is_null() {
+                true => "its reverse-path is null",
+                false => "its sender wants no notification",
+            };
+            let reason = format!("not delivered, and {why}: {}", answer.text);
+            self.hold_failed(UNDELIVERABLE, reason, decision, &those);
+        }
+        let about: Vec<(Recipient, Answer)> = told
+            .iter()
+            .filter_map(|failure| {
+                let recipient = self.draft.message.envelope.recipients.get(failure.at)?;
+                Some((recipient.clone(), failure.answer.clone()))
+            })
+            .collect();
+        let notice = self.draft.notice(dsn::Action::Failed, &about)?;
+        let detail = format!(
+            "{} is told by {}",
+            self.draft.message.envelope.reverse_path, notice.record.id
+        );
+        let those: Vec<usize> = told.iter().map(|failure| failure.at).collect();
+        if let Some(first) = told.first() {
+            self.tell("bounced", first.decision, &those, detail);
+        }
+        Some(notice)
+    }
+
+    /// A notification of ours that its recipient does not get. Nobody is owed a report of success. A bounce is dropped
+    /// where its recipient takes none, so that forged senders fill nothing; it is sent again with less as long as something
+    /// else was wrong with it, and then a reviewer gets it: the next hop should take it.
+    fn notification_failed(&mut self, notification: Notification, failure: &Failure<'_>) {
+        let (draft, answer) = (&self.draft, failure.answer);
+        let all: Vec<usize> = (0..draft.message.envelope.recipients.len()).collect();
+        let Notification::Bounce(extent) = notification else {
+            return self.tell("dropped", failure.decision, &all, answer.text.clone());
+        };
+        let undeliverable = || Decision {
+            rule: BOUNCE_UNDELIVERABLE.to_owned(),
+            reason: answer.text.clone(),
+            ..failure.decision.clone()
+        };
+        if answer.objection() == Objection::Recipient {
+            return self.tell("dropped", &undeliverable(), &all, answer.text.clone());
+        }
+        if !failure.given_up
+            && let Some(less) = draft.less(extent)
+        {
+            let mut record = draft.record(Lane::Delivery, None, &all, &answer.text);
+            record.notification = Some(Notification::Bounce(less));
+            record.due_at = wall_clock();
+            self.keep.push(record);
+            return self.tell("shortened", failure.decision, &all, answer.text.clone());
+        }
+        let why = match failure.given_up {
+            true => "the bounce was not delivered in time",
+            false => "the bounce is refused in every form",
+        };
+        let reason = format!("{why}: {}", answer.text);
+        self.hold_failed(BOUNCE_UNDELIVERABLE, reason, failure.decision, &all);
+    }
+
+    /// For a reviewer, who alone can say how it goes on: no engine's return changes anything about it.
+    fn hold_failed(&mut self, rule: &str, reason: String, decision: &Decision, those: &[usize]) {
+        let decision = Decision {
+            disposition: Disposition::Quarantine,
+            rule: rule.to_owned(),
+            reason,
+            ..decision.clone()
+        };
+        self.hold(&decision, those);
+        if let Some(record) = self.keep.last_mut() {
+            record.cause = None;
+        }
+        let reason = decision.reason.clone();
+        self.tell("held", &decision, those, reason);
     }
 }
 
@@ -568,6 +738,7 @@ impl Draft<'_> {
             released: false,
             cause: None,
             standing: None,
+            notification: None,
             next_hop: "".into(),
         }
     }
@@ -634,14 +805,27 @@ impl Draft<'_> {
         self.before.filter(|before| before.lane == Lane::Delivery)
     }
 
-    fn notice(&self, action: dsn::Action, about: &[(Recipient, Answer)]) -> Option<Notice> {
-        let original = dsn::Original {
+    /// The next smaller form of the bounce that was sent, if one is left.
+    fn less(&self, sent: Extent) -> Option<Extent> {
+        let (content, id) = (self.message.content.bytes(), self.message.id);
+        let smaller = [Extent::Headers, Extent::Bare].into_iter();
+        smaller
+            .filter(|extent| *extent > sent)
+            .find(|extent| dsn::reduced(content, id, *extent) != content)
+    }
+
+    fn original(&self) -> dsn::Original<'_> {
+        dsn::Original {
             reporting_mta: &self.generation.hostname,
             id: self.message.id,
             envelope: &self.message.envelope,
             arrived: self.message.received_at,
             content: self.message.content.bytes(),
-        };
+        }
+    }
+
+    fn notice(&self, action: dsn::Action, about: &[(Recipient, Answer)]) -> Option<Notice> {
+        let original = self.original();
         let (id, now) = (MessageId::new(), wall_clock());
         let (envelope, content) = original.report(action, about, id, now)?;
         let message = Message {
@@ -661,10 +845,15 @@ impl Draft<'_> {
         let status = format!("notification about {}", self.message.id);
         let mut record = draft.record(Lane::Delivery, None, &all, &status);
         record.due_at = now;
+        let is_bounce = action == dsn::Action::Failed;
+        record.notification = Some(match is_bounce {
+            true => Notification::Bounce(Extent::Whole),
+            false => Notification::Report,
+        });
         Some(Notice {
             record,
             content,
-            is_bounce: action == dsn::Action::Failed,
+            is_bounce,
         })
     }
 }

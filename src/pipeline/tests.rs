@@ -2,6 +2,7 @@
 
 mod custody;
 mod edits;
+mod ends;
 mod interceptors;
 mod judging;
 mod pacing;
@@ -132,6 +133,7 @@ fn answer(code: u16) -> Answer {
             text: "said the hop".to_owned(),
         }),
         text: format!("{code} said the hop"),
+        stage: None,
         dsn_passed: false,
         held_back: false,
     }
@@ -343,6 +345,7 @@ fn a_refused_release_goes_back_to_quarantine() {
     assert!(settlement.notices.is_empty());
     assert_eq!(settlement.keep[0].lane, Lane::Held);
     assert_eq!(settlement.keep[0].status, "550 said the hop");
+    assert!(!settlement.keep[0].released, "a second look is one");
 }
 
 /// An engine that never says anything about mail, although it answers what it is probed with.

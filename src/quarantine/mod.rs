@@ -156,13 +156,51 @@ pub async fn expire_due(store: &dyn Store, now: Timestamp) -> Result<usize, Stor
         limit: EXPIRED_AT_ONCE,
         ..Filter::default()
     };
+    let found = store.search(due).await?;
+    expire(store, found, "age", now).await
+}
+
+/// Removes what the rule `rule` holds beyond the newest `most` entries, at most [`EXPIRED_AT_ONCE`]; returns how many. Only
+/// for a rule whose mail a stranger can make us hold without end, and that is nobody's but ours.
+///
+/// Cancel safety: as [`expire_due`].
+pub async fn expire_surplus(
+    store: &dyn Store,
+    rule: &str,
+    most: usize,
+    now: Timestamp,
+) -> Result<usize, StoreError> {
+    let surplus = Filter {
+        lanes: vec![Lane::Held],
+        reason: Some(rule.to_owned()),
+        limit: EXPIRED_AT_ONCE,
+        offset: most,
+        ..Filter::default()
+    };
+    let mut found = store.search(surplus).await?;
+    // The filter looks for the words in reasons, too.
+    found.retain(|record| record.decision.as_ref().is_some_and(|d| d.rule == rule));
+    expire(store, found, "surplus", now).await
+}
+
+async fn expire(
+    store: &dyn Store,
+    records: Vec<Record>,
+    why: &'static str,
+    now: Timestamp,
+) -> Result<usize, StoreError> {
     let act = Act::of_relay(now);
     let mut expired = 0;
-    for record in store.search(due).await? {
-        let entry = act.entry("expire", record.id, describe(&record));
+    for record in records {
+        let what = describe(&record);
+        let entry = act.entry("expire", record.id, format!("{why}: {what}"));
         let removed = store.change_in(Lane::Held, record.id, Change::Remove, Some(entry));
         match removed.await {
-            Ok(()) => expired += 1,
+            Ok(()) => {
+                expired += 1;
+                metrics::counter!("spillway_expired_total", "why" => why).increment(1);
+                tracing::info!(id = %record.id, why, what, "held message has expired");
+            }
             // A reviewer was faster.
             Err(StoreError::NotFound(_)) => {}
             Err(error) => return Err(error),
@@ -171,7 +209,7 @@ pub async fn expire_due(store: &dyn Store, now: Timestamp) -> Result<usize, Stor
     Ok(expired)
 }
 
-/// Entries that one call of [`expire_due`] removes.
+/// Entries that one call of [`expire_due`] or [`expire_surplus`] removes.
 pub const EXPIRED_AT_ONCE: usize = 500;
 
 /// One held message.

@@ -10,6 +10,8 @@ mod transaction;
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 pub use capabilities::Capabilities;
 pub use opening::{Credentials, Opening, OpeningError, Progress, TlsWish};
 pub use transaction::{
@@ -17,7 +19,8 @@ pub use transaction::{
 };
 
 /// What a reply answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Stage {
     /// The connection.
     Greeting,

@@ -9,6 +9,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::reply_parser::parse_status;
+
 /// First digit of the reply code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -536,13 +538,24 @@ impl Reply {
         )
     }
 
-    /// 554: the next hop cannot take such a message at all.
+    /// 552 or 554: the next hop cannot take such a message at all. The enhanced status code is the one that `why` begins
+    /// with, if it does.
     pub fn undeliverable(id: impl fmt::Display, why: &str) -> Self {
+        let given = why.split_once(' ').and_then(|(first, words)| {
+            let (class, subject, detail) = parse_status(first)?;
+            (class == 5).then_some(((subject, detail), words))
+        });
+        let (status, words) = given.unwrap_or(((0, 0), why));
+        let detail = match status {
+            // RFC 1870 6.
+            (3, 4) => 52,
+            _ => 54,
+        };
         Self::new(
             Class::Permanent,
-            54,
-            (5, 0),
-            format!("{id} cannot be delivered: {why}"),
+            detail,
+            status,
+            format!("{id} cannot be delivered: {words}"),
         )
     }
 
@@ -606,6 +619,32 @@ mod tests {
             String::from_utf8_lossy(&wire),
             "552 5.0.0 X refused, next hop said: mailbox full\r\n"
         );
+    }
+
+    /// What we refuse for the next hop carries the code of the reason, and says it once (RFC 1870 6, RFC 6152 3).
+    #[test]
+    fn a_refusal_of_ours_has_the_code_of_its_reason() {
+        for (why, line) in [
+            (
+                "5.3.4 the message is larger than the 1000 octets that the next hop takes",
+                "552 5.3.4 X cannot be delivered: the message is larger than the 1000 octets that the next hop takes",
+            ),
+            (
+                "5.6.3 no 8BITMIME",
+                "554 5.6.3 X cannot be delivered: no 8BITMIME",
+            ),
+            (
+                "5.4.4 no route",
+                "554 5.4.4 X cannot be delivered: no route",
+            ),
+            (
+                "4.3.4 not now",
+                "554 5.0.0 X cannot be delivered: 4.3.4 not now",
+            ),
+            ("why not", "554 5.0.0 X cannot be delivered: why not"),
+        ] {
+            assert_eq!(Reply::undeliverable("X", why).to_string(), line);
+        }
     }
 
     /// An echo of something received never becomes a line of the protocol.

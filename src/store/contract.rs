@@ -67,11 +67,12 @@ pub(crate) fn record(lane: Lane) -> Record {
         released: false,
         cause: None,
         standing: None,
+        notification: None,
         next_hop: "".into(),
     }
 }
 
-fn report(engine: &str, answer: Answer) -> Report {
+pub(crate) fn report(engine: &str, answer: Answer) -> Report {
     Report {
         engine: engine.into(),
         class: EngineClass::Av,

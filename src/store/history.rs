@@ -27,8 +27,8 @@ pub struct HistoryEntry {
     pub at: Timestamp,
     /// The message as its sender knows it.
     pub message: MessageId,
-    /// What happened, in one kebab-case word: `received`, `scanned`, `decided`, `delivered`, `deferred`, `held`,
-    /// `rejected`, `released`, `bounced`, `expired`.
+    /// What happened, in one kebab-case word: `delivered`, `delayed`, `refused`, `given-up`, `bounced`, `queued`,
+    /// `deferred`, `held`, `rejected`, `discarded`; of what we write ourselves also `shortened`, `dropped`.
     pub event: Cow<'static, str>,
     /// The argument of MAIL.
     pub sender: ReversePath,

@@ -127,6 +127,28 @@ impl FromStr for Cause {
     }
 }
 
+/// A message that this relay has written itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Notification {
+    /// A report of success, which nobody is owed.
+    Report,
+    /// A bounce: the end of a message that was answered 250. So much of it is sent.
+    Bounce(Extent),
+}
+
+/// How much of a bounce is sent: less each time that its form is refused. All of it stays stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Extent {
+    /// As it was written.
+    Whole,
+    /// The header section of the message at most, in ASCII.
+    Headers,
+    /// Nothing of the message: what is said to people and to programs, in ASCII.
+    Bare,
+}
+
 /// One stored message, for the recipients that share its fate. Recipients that are done are no longer in its envelope.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -174,6 +196,9 @@ pub struct Record {
     /// The sender's standing when it came in, where that was asked: mail of known senders is recovered first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standing: Option<Standing>,
+    /// What it is, if this relay has written it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notification: Option<Notification>,
 }
 
 /// Which held records a search returns; every set field must match.

@@ -35,11 +35,21 @@ pub enum Kind {
 
 /// Every metric of this program: its name, its kind, and what it tells, for the help lines of `/metrics`. The rooms that
 /// count use the same names; a test compares.
-pub const ALL: [(&str, Kind, &str); 32] = [
+pub const ALL: [(&str, Kind, &str); 34] = [
     (
         "spillway_recipients_total",
         Kind::Counter,
         "Recipients by what became of them: delivered, held, rejected, deferred …",
+    ),
+    (
+        "spillway_bounces_total",
+        Kind::Counter,
+        "Bounces by what became of them: written, shortened, held, dropped; not-allowed: held in place of one",
+    ),
+    (
+        "spillway_expired_total",
+        Kind::Counter,
+        "Messages that were held for as long as they were to be, or were too many of their kind, by that reason",
     ),
     (
         "spillway_not_kept_total",

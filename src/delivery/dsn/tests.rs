@@ -1,5 +1,6 @@
+use proptest::prelude::*;
+
 use super::*;
-use crate::message::Mailbox;
 use crate::smtp::RemoteReply;
 
 const BOUNCE: &str = "01JZZZZZZZZZZZZZZZZZZZZZZZ";
@@ -130,6 +131,174 @@ fn notify_is_respected() {
     assert!(content.contains("c@example.org") && !content.contains("b@example.org"));
 }
 
+/// What was refused for its form comes back as its header section, and all of the bounce is ASCII: the whole would be
+/// refused once more. So does what is large; RET and other reasons change nothing about that.
+#[test]
+fn what_was_refused_for_its_form_is_not_returned_whole() {
+    let size = || answer(552, Some((5, 3, 4)), "too b\u{ef}g");
+    let eight_bit = || Answer {
+        text: "5.6.3 no 8BITMIME".to_owned(),
+        ..Answer::of(&"hop".into())
+    };
+    let other = || answer(550, Some((5, 1, 1)), "who");
+    let content = "From: a@example.com\r\nSubject: h\u{e4}\r\n\r\nb\u{f6}dy\r\n".as_bytes();
+    let large = [CONTENT, &b"0123456789abcde\r\n".repeat(3000)].concat();
+    let small = [CONTENT, &b"0123456789abcde\r\n".repeat(2900)].concat();
+    assert!(large.len() > MAX_RETURNED && small.len() < MAX_RETURNED);
+    for (said, smtputf8, content, brief) in [
+        (size(), false, content, true),
+        (size(), true, content, true),
+        (eight_bit(), false, content, true),
+        (eight_bit(), true, content, true),
+        (other(), false, content, false),
+        (other(), true, content, false),
+        (other(), true, &large[..], true),
+        (other(), false, &small[..], false),
+    ] {
+        let case = format!("{said:?} {smtputf8}");
+        let mut message = envelope(Some("a@example.com"));
+        message.smtputf8 = smtputf8;
+        message.ret = Some(Ret::Full);
+        let to = recipient(match smtputf8 {
+            true => "\u{f6}+x@example.org",
+            false => "b@example.org",
+        });
+        let (envelope, report) =
+            report(Action::Failed, &message, content, &[(to, said)]).expect("report");
+        let has = |text: &str| memmem::find(&report, text.as_bytes()).is_some();
+        assert_eq!(has("\r\nSubject: h"), true, "{case}");
+        assert_eq!(has("dy\r\n") || has("0123456789abcde"), !brief, "{case}");
+        if brief {
+            assert!(report.is_ascii(), "{case}");
+            assert_eq!(
+                (envelope.body, envelope.smtputf8),
+                (BodyKind::SevenBit, false)
+            );
+            assert!(has("Content-Type: text/rfc822-headers\r\n"), "{case}");
+            let to = match smtputf8 {
+                true => "Final-Recipient: utf-8; \\x{F6}\\x{2B}x@example.org\r\n",
+                false => "Final-Recipient: rfc822; b@example.org\r\n",
+            };
+            assert!(has(to), "{case}");
+        }
+    }
+}
+
+/// The id under which the tests' notifications are written.
+fn id() -> MessageId {
+    BOUNCE.parse().expect("id")
+}
+
+fn less(written: &[u8], extent: Extent) -> Vec<u8> {
+    reduced(&Bytes::copy_from_slice(written), id(), extent).to_vec()
+}
+
+/// What is sent of a bounce after its form was refused: first without the content, then without the message.
+#[test]
+fn a_reduced_bounce_says_the_same_about_the_recipients() {
+    let failed = [(
+        recipient("b@example.org"),
+        answer(550, Some((5, 1, 1)), "who"),
+    )];
+    let message = envelope(Some("a@example.com"));
+    let (_, whole) = report(Action::Failed, &message, CONTENT, &failed).expect("report");
+    assert_eq!(less(&whole, Extent::Whole), whole);
+    let begin = memmem::find(&whole, b"Content-Type: message/rfc822").expect("the message");
+    let end = format!("\r\n--=_{BOUNCE}--\r\n");
+    let fields = "From: a@example.com\r\nMessage-ID: <1@example.com>\r\nSubject: hi\r\n";
+    let headers = format!("Content-Type: text/rfc822-headers\r\n\r\n{fields}{end}");
+    let expected = [&whole[..begin], headers.as_bytes()].concat();
+    assert_eq!(less(&whole, Extent::Headers), expected);
+    let delimiter = format!("\r\n--=_{BOUNCE}\r\n");
+    let bare = [&whole[..begin - delimiter.len()], end.as_bytes()].concat();
+    assert_eq!(less(&whole, Extent::Bare), bare);
+    assert_eq!(less(&expected, Extent::Headers), expected, "nothing less");
+}
+
+/// A bounce in UTF-8 becomes ASCII, and the recipient can still be read; to a mailbox outside ASCII there is no other way,
+/// and it stays UTF-8.
+#[test]
+fn a_reduced_bounce_is_ascii_where_its_sender_is() {
+    let failed = [(
+        recipient("\u{f6}@example.org"),
+        answer(550, None, "n\u{f6}"),
+    )];
+    let mut message = envelope(Some("a@example.com"));
+    message.smtputf8 = true;
+    let (_, whole) = report(Action::Failed, &message, CONTENT, &failed).expect("report");
+    assert!(!whole.is_ascii());
+    let bare = String::from_utf8(less(&whole, Extent::Bare)).expect("UTF-8");
+    assert!(bare.is_ascii(), "{bare}");
+    for line in [
+        "Content-Type: text/plain; charset=us-ascii",
+        "Content-Type: message/delivery-status",
+        "Final-Recipient: utf-8; \\x{F6}@example.org",
+        "Diagnostic-Code: smtp; 550 n?",
+    ] {
+        assert!(bare.contains(&format!("\r\n{line}\r\n")), "{line}: {bare}");
+    }
+    message.reverse_path = Mailbox::parse("\u{e4}@example.com")
+        .expect("mailbox")
+        .into();
+    let (_, whole) = report(Action::Failed, &message, CONTENT, &failed).expect("report");
+    let bare = String::from_utf8(less(&whole, Extent::Bare)).expect("UTF-8");
+    assert!(
+        bare.contains("To: <\u{e4}@example.com>") && bare.contains("utf-8; \u{f6}@example.org")
+    );
+    assert!(!bare.contains("Subject: hi"));
+}
+
+proptest! {
+    /// However hostile the message, its recipients and the next hop's words: what is reduced is smaller or ASCII where the
+    /// whole was not, is well-formed, says the same to programs, and holds nothing of what was to be left out.
+    #[test]
+    fn reducing_leaves_a_notification(
+        section in "(X: [ -~\u{e4}\u{20ac}]{0,90}\r\n){0,5}",
+        content in "[\\PC\r\n=_-]{0,200}",
+        words in "\\PC{0,80}",
+        local in "[a-z\u{e4}\u{1f600}+=]{1,12}",
+        (smtputf8, hdrs, unicode) in any::<(bool, bool, bool)>(),
+    ) {
+        let mut message = envelope(Some(if unicode { "\u{e4}@example.com" } else { "a@example.com" }));
+        message.smtputf8 = smtputf8;
+        message.ret = hdrs.then_some(Ret::Headers);
+        message.envid = Some(words.clone());
+        let content = format!("{section}Subject: hi\r\n\r\nUNIQUE {content}\r\n--=_{BOUNCE}");
+        let content = content.replace(BOUNCE, "01JYYYYYYYYYYYYYYYYYYYYYYY");
+        let to = recipient(&format!("{local}@example.org"));
+        let failed = [(to, answer(550, Some((5, 1, 1)), &words))];
+        let (_, whole) = report(Action::Failed, &message, content.as_bytes(), &failed).expect("report");
+        let headers = less(&whole, Extent::Headers);
+        let bare = less(&whole, Extent::Bare);
+        prop_assert_eq!(less(&headers, Extent::Bare), bare.clone());
+        for (reduced, parts) in [(&headers, 4), (&bare, 3)] {
+            prop_assert!(unicode || reduced.is_ascii());
+            prop_assert!(!has_bare_line_end(reduced));
+            prop_assert!(lines(reduced).all(|line| line.len() <= MAX_LINE));
+            prop_assert!(memmem::find(reduced, b"UNIQUE").is_none());
+            let parsed = mail_parser::MessageParser::default().parse(reduced).expect("a message");
+            prop_assert_eq!(parsed.parts.len(), parts);
+            let text = String::from_utf8_lossy(reduced);
+            prop_assert!(text.contains("\r\nAction: failed\r\nStatus: 5.1.1\r\n"));
+            prop_assert!(text.contains("\r\nFinal-Recipient: "));
+        }
+        prop_assert!(memmem::find(&bare, b"Subject: hi").is_none());
+    }
+
+    /// What was not written here under this id is sent as it is.
+    #[test]
+    fn what_is_not_ours_is_not_touched(octets in any::<Vec<u8>>(), cut in 0usize..900) {
+        let failed = [(recipient("b@example.org"), answer(550, None, "no"))];
+        let message = envelope(Some("a@example.com"));
+        let (_, whole) = report(Action::Failed, &message, CONTENT, &failed).expect("report");
+        let other = Bytes::from(whole.clone());
+        prop_assert_eq!(reduced(&other, MessageId::new(), Extent::Bare), other);
+        prop_assert_eq!(less(&octets, Extent::Bare), octets);
+        let part = &whole[..cut.min(whole.len() - 1)];
+        prop_assert_eq!(less(part, Extent::Headers), part);
+    }
+}
+
 /// RET=HDRS returns the header section; so does a message that is large, or that no other message can contain.
 #[test]
 fn what_is_returned_is_bounded() {
@@ -177,7 +346,7 @@ fn hostile_text_stays_in_its_line() {
     assert!(!has_bare_line_end(&report));
     assert!(lines(&report).all(|line| line.len() <= MAX_LINE));
     assert!(lines(&report).all(|line| !line.starts_with(b"Bcc")));
-    assert!(report.len() < MAX_HEADERS + 8192);
+    assert!(report.len() < MAX_RETURNED + 8192);
     assert!(!report.contains(&0x1b) && !report.contains(&1));
 }
 

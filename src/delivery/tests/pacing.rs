@@ -101,6 +101,35 @@ async fn a_throttling_next_hop_costs_one_attempt_and_the_other_nothing() {
     assert!(slow.to_string().contains("slow down"), "{slow}");
 }
 
+/// A server that takes a message for one recipient does not throttle us, whatever it says of another: the rest of its mail
+/// is not slowed down.
+#[tokio::test]
+async fn one_throttled_recipient_does_not_throttle_the_next_hop() {
+    let both = "C: MAIL FROM:<a@x>
+        C: RCPT TO:<b@y>
+        C: RCPT TO:<c@y>
+        C: DATA
+        S: 250 m
+        S: 250 r
+        S: 451 4.7.1 slow down, rate limit
+        S: 354 go
+        C: X: y
+        C: x
+        C: .
+        S: 250 taken";
+    let server = Server::start(&[&script(&[HELLO, both])]).await;
+    let delivery = Delivery::new(vec![smtp("hop", "*", &server.address())], None);
+    let delivery = delivery.expect("a next hop");
+    let outcomes = delivery
+        .deliver(&mail(&["b@y", "c@y"], b"x\r\n"), soon())
+        .await;
+    let [Outcome::Delivered(_), Outcome::Deferred(throttled)] = &outcomes[..] else {
+        panic!("{outcomes:?}");
+    };
+    assert!(!throttled.held_back, "its own time comes");
+    assert_eq!(delivery.status()[0].state, State::Free);
+}
+
 /// A next hop that cannot be reached is tried by a handful of messages, not by every one: none of the others waits for a
 /// connection, and none of them all has used up an attempt.
 #[tokio::test]

@@ -93,6 +93,44 @@ async fn a_refusal_does_not_cost_the_connection() {
     server.finished().await;
 }
 
+/// Only a 552 to RCPT that may mean "too many recipients" passes: a mailbox that is full or takes no such size is told so
+/// for good, and its sender now. What was objected to is known from the stage and the code.
+#[tokio::test]
+async fn a_full_mailbox_is_not_too_many_recipients() {
+    let replies = [
+        ("552 5.2.2 full", "failed", Objection::Recipient),
+        ("552 5.3.4 too large", "failed", Objection::Form),
+        ("552 no", "deferred", Objection::Form),
+        ("550 5.7.1 not you", "failed", Objection::Recipient),
+    ];
+    for (reply, word, objection) in replies {
+        let refused = format!(
+            "C: MAIL FROM:<a@x>
+            C: RCPT TO:<b@y>
+            C: DATA
+            S: 250 m
+            S: {reply}
+            S: 554 5.5.1 no recipients"
+        );
+        let server = Server::start(&[&script(&[HELLO, &refused])]).await;
+        let delivery = delivery(hop(&[server.address()]));
+        let outcomes = delivery.deliver(&mail(&["b@y"], CONTENT), soon()).await;
+        let [outcome] = &outcomes[..] else {
+            panic!("{outcomes:?}");
+        };
+        let found = match outcome {
+            Outcome::Failed(_) => "failed",
+            Outcome::Deferred(_) => "deferred",
+            Outcome::Delivered(_) => "delivered",
+        };
+        assert_eq!(
+            (found, outcome.answer().objection()),
+            (word, objection),
+            "{reply}"
+        );
+    }
+}
+
 /// Addresses are tried in order until one takes the message: no connection, a refusing greeting, a server that goes
 /// away before it has everything.
 #[tokio::test]

@@ -382,6 +382,7 @@ fn record(name: &str, lane: Lane, envelope: Envelope, age: i64, content: &str) -
         released: false,
         cause: None,
         standing: None,
+        notification: None,
         next_hop: "".into(),
     }
 }

@@ -366,6 +366,7 @@ impl NextHop {
             server: None,
             reply: Some(reply),
             text: format!("{code} simulated"),
+            stage: None,
             dsn_passed: false,
             held_back: false,
         }
