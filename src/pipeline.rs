@@ -331,13 +331,43 @@ impl Pipeline {
         Passed { judged, ends }
     }
 
-    /// Interceptors first, then all engines at once, then policy.
+    /// Interceptors first, then all engines at once, then policy. What would be delivered because an answer about another
+    /// message stands in must find room to be kept for its engine: without it every engine is asked about this one.
     async fn judge(
         &self,
         generation: &Generation,
         message: &Message,
         spent: Duration,
         errand: Errand,
+    ) -> Judged {
+        let judged = self.ask(generation, message, (spent, errand, true)).await;
+        let delivers = |(decision, _): &(Decision, _)| decision.disposition == Disposition::Deliver;
+        let judged = match judged.reports.iter().any(|r| r.stand_in().is_some())
+            && judged.groups.iter().any(delivers)
+            && !self.has_rescan_room(message.content.len()).await
+        {
+            true => {
+                let spent = judged.spent;
+                self.ask(generation, message, (spent, errand, false)).await
+            }
+            false => judged,
+        };
+        let decisions = judged.groups.iter();
+        self.rate.judged(decisions.map(|(d, _)| d.disposition));
+        judged
+    }
+
+    async fn has_rescan_room(&self, octets: usize) -> bool {
+        let room = self.store.rescan_room().await;
+        self.has_room() && room.is_ok_and(|room| room >= octets as u64)
+    }
+
+    /// The same, whether or not answers about other messages stand in.
+    async fn ask(
+        &self,
+        generation: &Generation,
+        message: &Message,
+        (spent, errand, stand_ins): (Duration, Errand, bool),
     ) -> Judged {
         let began = tokio::time::Instant::now();
         let deadline = Deadline::after(generation.budget.total.saturating_sub(spent));
@@ -346,10 +376,9 @@ impl Pipeline {
             policy: &generation.policy,
             suspicion: Some(&self.suspicion),
             errand,
+            stand_ins,
         };
         let judgement = asking.judge(message, deadline).await;
-        let decisions = judgement.groups.iter();
-        self.rate.judged(decisions.map(|(d, _)| d.disposition));
         Judged {
             groups: judgement.groups,
             reports: judgement.reports,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ablation::{Mechanism, without};
-use crate::message::Wish;
+use crate::message::{MessageId, Wish};
 
 /// What an engine is good for; coverage is counted per class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -298,6 +298,9 @@ pub struct Report {
     pub signatures: Option<String>,
     /// Calls made, the first included; 0 if none was made.
     pub attempts: u32,
+    /// Where the answer came from, if the engine was not asked about this message now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reused: Option<Reused>,
     /// What it wants done to the message, in its order, and whether that is done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wishes: Vec<Wish>,
@@ -306,7 +309,33 @@ pub struct Report {
     pub elapsed: Duration,
 }
 
+/// An answer that was given about another scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reused {
+    /// The message that was really scanned; the same message, if its answer came after it had left.
+    pub from: MessageId,
+    /// What the two have in common.
+    pub same: Same,
+}
+
+/// In what a message is the same as the one that was scanned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Same {
+    /// Every octet that the engine gets: its answer would be the same.
+    Octets,
+    /// The content, under another header ([`Identity`](crate::message::Identity)). The engine might say something else about
+    /// this message: the answer is a *stand-in* while the engine is short of slots, and the engine is asked later.
+    Content,
+}
+
 impl Report {
+    /// The message whose answer stands in, if the engine has not seen every octet of this one.
+    pub fn stand_in(&self) -> Option<MessageId> {
+        let reused = self.reused.filter(|reused| reused.same == Same::Content)?;
+        Some(reused.from)
+    }
+
     /// What was found, complete answer or not.
     pub fn findings(&self) -> &[Finding] {
         match &self.answer {
@@ -321,6 +350,12 @@ impl Report {
             Answer::None { reason, .. } => Some(*reason),
         }
     }
+}
+
+/// The engines in whose place an answer about another message stands, each with that message; in order.
+pub fn stand_ins(reports: &[Report]) -> impl Iterator<Item = (&Arc<str>, MessageId)> {
+    let of = |report: &Report| Some((&report.engine, report.stand_in()?));
+    reports.iter().filter_map(of)
 }
 
 /// What policy concludes about a message.

@@ -4,7 +4,7 @@ use super::exit::CliError;
 use super::terminal::{Column, Terminal, count, safe, size};
 use crate::message::{Envelope, Wish};
 use crate::store::{Audit, Cause, Lane, Record};
-use crate::verdict::{Answer, Decision, Report};
+use crate::verdict::{Answer, Decision, Report, Same};
 
 /// Columns of a list of held messages.
 pub(super) const HELD: [Column; 7] = [
@@ -208,6 +208,13 @@ pub(super) fn show_reports(
         line.push_str(&format!("  {}", answer(report)));
         if report.attempts > 1 {
             line.push_str(&format!("  ({} calls)", report.attempts));
+        }
+        if let Some(reused) = report.reused {
+            line.push_str(&format!("  reused from {}", reused.from));
+            line.push_str(match reused.same {
+                Same::Octets => "",
+                Same::Content => " (same content, other header)",
+            });
         }
         if let Some(replica) = &report.replica {
             line.push_str(&format!("  on {}", safe(replica)));

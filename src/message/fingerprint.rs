@@ -11,8 +11,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The octets that engines judge, as a hash: everything but the header fields that differ between copies of one message
-/// (trace fields, dates, ids, recipients). Two messages of one identity get one scan.
+/// The content, as a hash: everything but the header fields that differ between copies of one message (trace fields, dates,
+/// ids, recipients). Engines get those fields too, and may find something in them: two messages of one identity have one
+/// *content*, and a scan each. What every octet is equal in has one [`Digest`](super::content::Digest).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity(pub [u8; 32]);
 

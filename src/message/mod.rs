@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 pub use address::{Mailbox, ReversePath};
 pub use attachment::AttachmentFact;
-pub use content::{Charge, Content, MemoryBudget};
+pub use content::{Charge, Content, Digest, MemoryBudget};
 pub use edit::{Edit, Rights, Wanted, Wish};
 pub use envelope::{BodyKind, Envelope, Notify, Origin, Recipient, Ret};
 pub use fingerprint::{Fingerprint, Identity, Standing, Trait};

@@ -5,6 +5,7 @@ use crate::message::MessageId;
 use crate::smtp::Reply;
 use crate::store::StoreError;
 use crate::store::history::HistoryEntry;
+use crate::verdict::stand_ins;
 
 /// A group of recipients has met its end for now. `reply` is what the session was told, or would have been.
 pub(super) fn settled(entry: &HistoryEntry, reply: &Reply) {
@@ -18,6 +19,9 @@ pub(super) fn settled(entry: &HistoryEntry, reply: &Reply) {
         .decision
         .as_ref()
         .map_or("", |decision| decision.verdict.as_str());
+    let stand_ins = stand_ins(&entry.reports).map(|(engine, from)| format!("{engine}:{from}"));
+    let reused: Vec<String> = stand_ins.collect();
+    let reused = (!reused.is_empty()).then(|| reused.join(", "));
     tracing::info!(
         id = %entry.message,
         event = %entry.event,
@@ -27,6 +31,7 @@ pub(super) fn settled(entry: &HistoryEntry, reply: &Reply) {
         size = entry.size,
         verdict,
         rule,
+        reused,
         detail = %entry.detail,
         %reply,
         "message"

@@ -28,6 +28,8 @@ pub(super) struct Asking<'a> {
     pub(super) policy: &'a Policy,
     pub(super) suspicion: Option<&'a Suspicion>,
     pub(super) errand: Errand,
+    /// See [`ScanRequest::stand_ins`].
+    pub(super) stand_ins: bool,
 }
 
 /// Asks every engine, at most until the deadline, and then policy; for a message that nobody waits for and nothing is
@@ -45,6 +47,7 @@ pub async fn judge(
         policy,
         suspicion: None,
         errand: Errand::Fresh,
+        stand_ins: false,
     };
     asking.judge(message, deadline).await
 }
@@ -76,6 +79,7 @@ impl Asking<'_> {
             fingerprint: looked.as_ref().map(|l| l.fingerprint.clone()),
             standing: looked.as_ref().map_or(Standing::Unknown, |l| l.standing),
             errand: self.errand,
+            stand_ins: self.stand_ins,
         };
         let reports = self
             .scanner

@@ -10,7 +10,7 @@ use super::{Generation, Judged, settle};
 use crate::delivery::Outbound;
 use crate::message::{Edit, Message, MessageId, edit, header, mime};
 use crate::scan::{Scanner, Settings};
-use crate::verdict::{Decision, Report, Verdict};
+use crate::verdict::{Decision, Report, Verdict, stand_ins};
 
 /// The mail for this group of recipients. A header section may be as large as a message: where that is possible, it is
 /// rewritten where it blocks nobody.
@@ -24,22 +24,23 @@ pub(super) async fn outbound(
 ) -> Outbound {
     let edits = edits(&generation.scanner, &judged.reports);
     if edits.is_empty() || message.content.len() <= mime::INLINE {
-        return build(generation, message, group, &edits);
+        return build(generation, message, judged, group, &edits);
     }
     let task = (
         generation.clone(),
         message.clone(),
+        judged.clone(),
         group.clone(),
         edits.clone(),
     );
     let away = move || {
-        let (generation, message, group, edits) = task;
-        build(&generation, &message, &group, &edits)
+        let (generation, message, judged, group, edits) = task;
+        build(&generation, &message, &judged, &group, &edits)
     };
     match tokio::task::spawn_blocking(away).await {
         Ok(outbound) => outbound,
         // Only at shutdown: what was not done there is done here.
-        Err(_) => build(generation, message, group, &edits),
+        Err(_) => build(generation, message, judged, group, &edits),
     }
 }
 
@@ -57,13 +58,14 @@ fn edits(scanner: &Scanner, reports: &[Report]) -> Vec<Edit> {
 fn build(
     generation: &Generation,
     message: &Message,
+    judged: &Judged,
     (decision, recipients): &(Decision, Vec<usize>),
     edits: &[Edit],
 ) -> Outbound {
     let mut prefix = String::with_capacity(message.trace.len() + 160);
     prefix.push_str(&message.trace);
     if decision.rule != "own-mail" {
-        result_field(&mut prefix, generation, message.id, decision);
+        result_field(&mut prefix, generation, message.id, decision, &judged.reports);
     }
     prefix.push_str(header::fence(message.content.bytes()));
     let (prefix, content) = if edits.is_empty() {
@@ -83,7 +85,13 @@ fn build(
 }
 
 /// `X-Spillway-Result`: the one field we add beside `Received`; documented in docs/CONFIG.md.
-fn result_field(out: &mut String, generation: &Generation, id: MessageId, decision: &Decision) {
+fn result_field(
+    out: &mut String,
+    generation: &Generation,
+    id: MessageId,
+    decision: &Decision,
+    reports: &[Report],
+) {
     let word = match decision.verdict {
         Verdict::Clean if decision.tag => Verdict::Suspect.as_str(),
         verdict => verdict.as_str(),
@@ -98,6 +106,9 @@ fn result_field(out: &mut String, generation: &Generation, id: MessageId, decisi
     );
     for (engine, reason) in &decision.missing {
         let _ = write!(out, ";\r\n\tmissing={}:{}", token(engine), reason.as_str());
+    }
+    for (engine, from) in stand_ins(reports) {
+        let _ = write!(out, ";\r\n\treused={}:{from}", token(engine));
     }
     out.push_str("\r\n");
 }

@@ -159,6 +159,7 @@ mod tests {
                 replica: None,
                 signatures: None,
                 attempts: 1,
+                reused: None,
                 wishes: Vec::new(),
                 elapsed: Duration::ZERO,
             }],

@@ -487,8 +487,9 @@ impl Pipeline {
         message: Message,
         mut record: Record,
     ) -> Step {
+        // An answer about another message may be why it is here: this time none stands in.
         let judged = self
-            .judge(generation, &message, Duration::ZERO, Errand::Again)
+            .ask(generation, &message, (Duration::ZERO, Errand::Again, false))
             .await;
         if self.tell_if_bad(&record, &judged) {
             return self.remove(record).await;
@@ -506,7 +507,7 @@ impl Pipeline {
         }
         for report in &mut record.reports {
             let answered = |now: &&Report| now.engine == report.engine && now.missing().is_none();
-            if report.missing().is_some()
+            if settle::is_owed(report)
                 && let Some(now) = judged.reports.iter().find(answered)
             {
                 report.clone_from(now);
@@ -514,11 +515,11 @@ impl Pipeline {
         }
         let mut asked = record.reports.clone();
         asked.retain(|report| missing(&report.engine));
-        let Some(engine) = settle::absent(generation, &asked) else {
+        let Some((engine, status)) = settle::owed(generation, &asked) else {
             return self.remove(record).await;
         };
         // What it alone knows is not known yet.
-        record.status = settle::delivered_without(&engine);
+        record.status = status;
         record.cause = Some(Cause::Engine(engine.to_string()));
         self.put_back(record).await;
         Step::Settled

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
 
 use super::{End, Generation, Judged, Passed, lanes};
 use crate::chance;
@@ -400,14 +399,16 @@ impl<'a> Settling<'a> {
             .map(|(at, _)| *at)
             .collect();
         // What we write ourselves no engine has looked at, and engines in process do not lie.
-        let scanned = self.draft.judged.is_some_and(|j| !j.reports.is_empty());
-        if delivered.is_empty() || !scanned || !self.draft.generation.scanner.is_probed() {
+        let generation = self.draft.generation;
+        let reports = self.draft.judged.map_or(&[][..], |judged| &judged.reports);
+        let owed = owed(generation, reports);
+        let doubtful = !reports.is_empty() && generation.scanner.is_probed();
+        if delivered.is_empty() || owed.is_none() && !doubtful {
             return;
         }
-        let engine = self.draft.absent_engine();
-        let status = match &engine {
-            Some(engine) => delivered_without(engine),
-            None => "delivered".to_owned(),
+        let (engine, status) = match owed {
+            Some((engine, status)) => (Some(engine), status),
+            None => (None, "delivered".to_owned()),
         };
         // Other recipients, for whom another rule decided: it is one message, and they are told together.
         if let Some(record) = &mut self.rescan {
@@ -417,7 +418,6 @@ impl<'a> Settling<'a> {
         let mut record = self
             .draft
             .record(Lane::Rescan, Some(decision), &delivered, &status);
-        record.id = MessageId::new();
         record.cause = engine.map(|engine| Cause::Engine(engine.to_string()));
         self.rescan = Some(record);
     }
@@ -475,8 +475,11 @@ impl<'a> Settling<'a> {
                 _ => Reply::accepted(id),
             }
         };
+        // Where an answer stood in, the second look is owed, and kept as surely as mail that is to be delivered.
+        let is_stand_in = |record: &mut Record| record.reports.iter().any(|r| r.stand_in().is_some());
+        self.keep.extend(self.rescan.take_if(is_stand_in));
         // The first record is the message's own; others, for recipients who parted from it, get names of theirs.
-        for record in self.keep.iter_mut().skip(1) {
+        for record in self.keep.iter_mut().skip(1).chain(&mut self.rescan) {
             record.id = MessageId::new();
         }
         Settlement {
@@ -644,9 +647,23 @@ pub(super) fn absent(generation: &Generation, reports: &[Report]) -> Option<Arc<
     Some(report.engine.clone())
 }
 
-/// The status of mail that was delivered without an engine.
-pub(super) fn delivered_without(engine: &str) -> String {
-    format!("delivered without {engine}")
+/// Whether an engine has not seen this message: it did not answer, or an answer about another message stood in.
+pub(super) fn is_owed(report: &Report) -> bool {
+    report.missing().is_some() || report.stand_in().is_some()
+}
+
+/// The engine that a second look is owed to, and the status of mail that was delivered without its first.
+pub(super) fn owed(generation: &Generation, reports: &[Report]) -> Option<(Arc<str>, String)> {
+    if let Some(engine) = absent(generation, reports) {
+        let status = format!("delivered without {engine}");
+        return Some((engine, status));
+    }
+    let of = |report: &Report| {
+        let (from, engine) = (report.stand_in()?, report.engine.clone());
+        let status = format!("delivered on what {engine} said of {from}");
+        Some((engine, status))
+    };
+    reports.iter().find_map(of)
 }
 
 /// What all records of one settlement have in common.
@@ -722,7 +739,7 @@ impl Draft<'_> {
             envelope: (*message.envelope).clone(),
             trace: message.trace.clone(),
             size: message.content.len() as u64,
-            sha256: format!("{:x}", Sha256::digest(message.content.bytes())),
+            sha256: message.content.digest().to_string(),
             subject: subject
                 .map(|field| field.unfolded().chars().take(300).collect())
                 .unwrap_or_default(),

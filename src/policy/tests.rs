@@ -39,6 +39,7 @@ fn report(engine: &str, class: EngineClass, answer: Answer) -> Report {
         replica: None,
         signatures: None,
         attempts: 1,
+        reused: None,
         wishes: Vec::new(),
         elapsed: Duration::ZERO,
     }

@@ -82,6 +82,9 @@ pub struct ScanRequest {
     pub standing: Standing,
     /// Why it is scanned.
     pub errand: Errand,
+    /// Whether the answer about another message of the same content may stand in while an engine is short of slots. Who says so
+    /// sees to it that the engine is asked about this one later.
+    pub stand_ins: bool,
 }
 
 impl ScanRequest {

@@ -80,6 +80,7 @@ pub(crate) fn report(engine: &str, answer: Answer) -> Report {
         replica: None,
         signatures: Some("27000".to_owned()),
         attempts: 1,
+        reused: None,
         wishes: Vec::new(),
         elapsed: Duration::from_millis(12),
     }

@@ -502,6 +502,10 @@ pub trait Store: Send + Sync + 'static {
     /// Messages of [`Lane::Scan`], due or not: cheap enough to be asked every second.
     fn unjudged(&self) -> StoreFuture<'_, u64>;
 
+    /// Octets that [`Lane::Rescan`] has left below half of its room. Nothing that is promised a place while there are some has to
+    /// give way for it: the other half is for what is promised at the same time. Cheap.
+    fn rescan_room(&self) -> StoreFuture<'_, u64>;
+
     /// Whether new mail can be accepted: the disk has its reserve and the last write succeeded. Cheap, no disk access.
     fn accepts(&self) -> Result<(), StoreError>;
 }
@@ -539,4 +543,7 @@ pub const EXPIRED_AT_ONCE: usize = 500;
 /// Counts messages that will not be scanned again, and why.
 fn dropped(why: &'static str, messages: usize) {
     metrics::counter!("spillway_rescans_dropped_total", "why" => why).increment(messages as u64);
+    if messages > 0 {
+        tracing::warn!(messages, why, "delivered mail is not scanned again");
+    }
 }

@@ -51,9 +51,11 @@ const PASSING: [&str; 20] = [
 ];
 
 impl Fingerprint {
-    /// The fingerprint of a message and of its inspection. Hashes its octets twice (about a millisecond for a megabyte) and
-    /// looks at bounded parts of them once more.
+    /// The fingerprint of a message and of its inspection. Hashes its octets twice (about a millisecond for a megabyte), once
+    /// more for the content's digest, which is asked for soon and is computed here, where it may be away from the runtime, and
+    /// looks at bounded parts of them.
     pub fn of(message: &Message, inspection: &Inspection) -> Self {
+        message.content.digest();
         let attachments: Vec<&Part> = inspection.parts.iter().filter(is_attached).collect();
         let words = words(inspection);
         let parts = attachments.iter().take(Self::EXACT - 1);

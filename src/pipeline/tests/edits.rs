@@ -21,6 +21,7 @@ fn report(engine: &str, wishes: Vec<Wish>) -> Report {
         replica: None,
         signatures: None,
         attempts: 1,
+        reused: None,
         wishes,
         elapsed: Duration::ZERO,
     }

@@ -39,6 +39,7 @@ fn out(name: &str) -> Report {
         replica: None,
         signatures: None,
         attempts: 0,
+        reused: None,
         wishes: Vec::new(),
         elapsed: Duration::ZERO,
     }

@@ -117,6 +117,23 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether such an engine gets nothing but the content as it came, every octet of it. Others are told who sends what to
+    /// whom, or put trace fields before it, and nobody can tell what their answer is about.
+    pub fn sees_content_alone(&self) -> bool {
+        match self {
+            Self::Clamd { .. } | Self::Icap { .. } | Self::Rules { .. } | Self::Attachment(_) => {
+                true
+            }
+            Self::Spamd { .. }
+            | Self::Rspamd { .. }
+            | Self::Http { .. }
+            | Self::Command(_)
+            | Self::Milter { .. }
+            | Self::Dns(_)
+            | Self::Auth(_) => false,
+        }
+    }
+
     /// What such an engine wants done to every message, whether it has an answer about it or not.
     pub fn always(&self) -> Vec<Wanted> {
         match self {

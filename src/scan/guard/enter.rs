@@ -51,7 +51,8 @@ pub(super) async fn gate(state: Arc<State>, mut call: Call, next: impl Next) -> 
     outcome
 }
 
-fn entrant(call: &Call) -> Entrant {
+/// What the gate is told of a call.
+pub(super) fn entrant(call: &Call) -> Entrant {
     let request = call.sample.request();
     Entrant {
         id: request.id,

@@ -490,6 +490,20 @@ impl Gate {
         })
     }
 
+    /// Whether the engine is short of slots for such a message: it takes mail, but this one would have to wait now, for a slot
+    /// of its lane or behind copies of itself. An engine that is out is not short of slots: it has none.
+    pub(super) fn is_short(&self, now: Instant, entrant: &Entrant) -> bool {
+        if self.refuses().is_some() {
+            return false;
+        }
+        let free = self.free();
+        let has_room = || {
+            let (lane, taken) = (self.lane(entrant), self.taken(free));
+            self.queue.has_room(now, lane, &taken)
+        };
+        free == 0 || self.canaries.blocking(entrant).is_some() || !has_room()
+    }
+
     /// Scans that run, those that nobody waits for included.
     pub(super) fn running(&self) -> usize {
         self.scans.len()
@@ -583,8 +597,12 @@ impl Gate {
         }
     }
 
+    fn free(&self) -> usize {
+        self.replicas.iter().map(Replica::free).sum()
+    }
+
     fn next_in_turn(&mut self, now: Instant) -> Option<Ticket> {
-        let free: usize = self.replicas.iter().map(Replica::free).sum();
+        let free = self.free();
         if free == 0 {
             return None;
         }

@@ -20,8 +20,8 @@ mod vigil;
 
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -34,9 +34,10 @@ use tower::{ServiceBuilder, ServiceExt};
 use super::evidence::{Errand, Evidence};
 use crate::ablation::{Mechanism, without};
 use crate::incident::Incident;
+use crate::message::MessageId;
 use crate::scan::Settings;
 use crate::scan::engine::{Engine, Sample, ScanError};
-use crate::verdict::{EngineClass, Report};
+use crate::verdict::{EngineClass, Report, Reused, Same};
 use gate::Looked;
 use layer::around;
 use state::{Flight, Phase, State};
@@ -74,11 +75,19 @@ impl Call {
 #[derive(Debug, Default)]
 struct Progress {
     attempts: AtomicU32,
+    /// Where the answer came from, if not from a scan of this call.
+    reused: OnceLock<Reused>,
 }
 
 impl Progress {
     fn attempts(&self) -> u32 {
         self.attempts.load(Ordering::Relaxed)
+    }
+
+    /// The answer is one about that message.
+    fn reuse(&self, from: MessageId, same: Same) {
+        // A call has one answer.
+        let _ = self.reused.set(Reused { from, same });
     }
 
     /// What it means that the deadline passes now.
@@ -169,7 +178,7 @@ impl Guarded {
         report::write(
             settings,
             Err(ScanError::Unneeded),
-            0,
+            &Progress::default(),
             since.elapsed(),
             false,
         )

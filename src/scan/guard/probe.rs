@@ -245,6 +245,7 @@ fn sample(state: &State, content: Content) -> Sample {
         fingerprint: None,
         standing: Standing::Known,
         errand: Errand::Again,
+        stand_ins: false,
     };
     let alone = Arc::new(Semaphore::new(1));
     Sample::new(request, mime::Shared::new(mime::Limits::default(), alone))

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use tower::layer::{Layer, layer_fn};
 use tower::{Service, ServiceExt};
 
-use super::Call;
+use super::{Call, Progress};
 use super::layer::{Next, Outcome};
 use crate::message::{MessageId, Rights, edit};
 use crate::scan::Settings;
@@ -53,7 +53,7 @@ impl<S: Next> Service<Sample> for Reporting<S> {
             let report = write(
                 &settings,
                 outcome,
-                progress.attempts(),
+                &progress,
                 arrived.elapsed(),
                 smtputf8,
             );
@@ -66,7 +66,7 @@ impl<S: Next> Service<Sample> for Reporting<S> {
 pub(super) fn write(
     settings: &Settings,
     outcome: Outcome,
-    attempts: u32,
+    progress: &Progress,
     elapsed: Duration,
     smtputf8: bool,
 ) -> Report {
@@ -93,7 +93,8 @@ pub(super) fn write(
         answer,
         replica: answered.replica,
         signatures: answered.signatures,
-        attempts,
+        attempts: progress.attempts(),
+        reused: progress.reused.get().copied(),
         wishes: edit::grant(answered.wanted, settings.edits, smtputf8),
         elapsed,
     }
@@ -109,11 +110,13 @@ fn tell(id: MessageId, report: &Report) {
         .increment(1);
     metrics::histogram!("spillway_scan_seconds", "engine" => report.engine.to_string())
         .record(report.elapsed.as_secs_f64());
+    let reused = report.reused.map(|reused| tracing::field::display(reused.from));
+    let stand_in = report.stand_in().is_some();
     let milliseconds = u64::try_from(report.elapsed.as_millis()).unwrap_or(u64::MAX);
     match &report.answer {
         Answer::Answered(findings) => tracing::debug!(
             %id, engine = %report.engine, answer, findings = findings.len(),
-            attempts = report.attempts, milliseconds, "scanned"
+            attempts = report.attempts, reused, stand_in, milliseconds, "scanned"
         ),
         Answer::None {
             detail, findings, ..
@@ -158,7 +161,7 @@ mod tests {
                 edits,
                 ..settings("one")
             };
-            let report = write(&settings, wanted(count), 1, Duration::ZERO, false);
+            let report = write(&settings, wanted(count), &Progress::default(), Duration::ZERO, false);
             assert_eq!(report.missing(), missing, "{edits:?} {count}");
             assert_eq!(report.findings(), std::slice::from_ref(&finding));
             let done = report.wishes.iter().filter_map(Wish::granted).count();

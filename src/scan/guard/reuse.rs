@@ -1,4 +1,5 @@
-//! Answers that are used again: for the same content, while the signatures are the same.
+//! Answers that are used again: for the same octets, while the signatures are the same; and which of them may stand in for
+//! messages of the same content (ADR 7).
 //!
 //! An answer that comes after its caller has given up ends here too, and waits for the message to be scanned again.
 
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::message::{Identity, MessageId, edit};
+use crate::message::{Digest, Identity, MessageId, edit};
 use crate::scan::engine::EngineAnswer;
 use crate::verdict::{Answer, Finding};
 
@@ -25,22 +26,38 @@ const ENTRIES: usize = 10_000;
 /// What an answer is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Key {
-    /// All messages of that content: for engines that look at nothing else.
-    Content(Identity),
+    /// All messages of these octets: for engines that get nothing else.
+    Octets(Digest),
     /// One message: for engines that look at its envelope and trace fields too.
     Message(MessageId),
 }
 
+/// What a scan is about.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct About {
+    /// The message that is scanned.
+    pub(super) message: MessageId,
+    /// Where its answer is the same.
+    pub(super) key: Key,
+    /// Where its answer may stand in; none where what is found depends on more than content.
+    pub(super) content: Option<Identity>,
+}
+
+/// An answer that is kept.
 #[derive(Debug, Clone)]
-struct Entry {
-    answer: EngineAnswer,
+pub(super) struct Kept {
+    pub(super) answer: EngineAnswer,
+    /// The message that was scanned.
+    pub(super) from: MessageId,
     until: Instant,
 }
 
 /// The answers of one engine.
 #[derive(Debug)]
 pub(super) struct Reuse {
-    generations: [HashMap<Key, Entry>; 2],
+    generations: [HashMap<Key, Kept>; 2],
+    /// Of the answers above, the one that is about each content: the last, or the last with an objection.
+    contents: [HashMap<Identity, Key>; 2],
     signatures: Option<String>,
 }
 
@@ -48,35 +65,55 @@ impl Reuse {
     pub(super) fn new() -> Self {
         Self {
             generations: Default::default(),
+            contents: Default::default(),
             signatures: None,
         }
     }
 
-    /// The answer about the same content, if one holds.
-    pub(super) fn get(&self, now: Instant, key: Key) -> Option<EngineAnswer> {
+    /// The answer about the same octets, if one holds.
+    pub(super) fn get(&self, now: Instant, key: Key) -> Option<&Kept> {
         let [new, old] = &self.generations;
-        let entry = new.get(&key).or(old.get(&key))?;
-        (now < entry.until).then(|| entry.answer.clone())
+        let kept = new.get(&key).or(old.get(&key))?;
+        (now < kept.until).then_some(kept)
+    }
+
+    /// The answer about a message of the same content, if one holds.
+    pub(super) fn get_like(&self, now: Instant, content: Identity) -> Option<&Kept> {
+        let [new, old] = &self.contents;
+        let key = new.get(&content).or(old.get(&content))?;
+        self.get(now, *key)
     }
 
     /// Keeps an answer. Returns whether the signatures have changed since the last one, which ends all others.
-    pub(super) fn put(&mut self, now: Instant, key: Key, answer: &EngineAnswer) -> bool {
+    pub(super) fn put(&mut self, now: Instant, about: About, answer: &EngineAnswer) -> bool {
         let changed = answer.signatures.is_some() && answer.signatures != self.signatures;
         let news = changed && self.signatures.is_some();
         if changed {
             self.generations = Default::default();
+            self.contents = Default::default();
             self.signatures.clone_from(&answer.signatures);
         }
         if let Some(holds) = holds(answer) {
             if self.generations[0].len() >= ENTRIES {
                 self.generations.swap(0, 1);
                 self.generations[0].clear();
+                self.contents.swap(0, 1);
+                self.contents[0].clear();
             }
-            let entry = Entry {
+            // Once something was found in a content, a copy in which nothing is found does not make up for it.
+            let stands = |content: &Identity| {
+                let like = self.get_like(now, *content);
+                !stands_in(answer) || like.is_none_or(|kept| stands_in(&kept.answer))
+            };
+            if let Some(content) = about.content.filter(stands) {
+                self.contents[0].insert(content, about.key);
+            }
+            let kept = Kept {
                 answer: answer.clone(),
+                from: about.message,
                 until: now + holds,
             };
-            self.generations[0].insert(key, entry);
+            self.generations[0].insert(about.key, kept);
         }
         news
     }
@@ -96,6 +133,12 @@ fn holds(answer: &EngineAnswer) -> Option<Duration> {
         (false, Some(_)) => CLEAN,
         (false, None) => UNVERSIONED,
     })
+}
+
+/// Whether an answer may stand in for messages of the same content: it looked at everything, and nothing was found. A finding may
+/// be about the header, and then mail that has the content from its sender would be held for what somebody else wrote above it.
+pub(super) fn stands_in(answer: &EngineAnswer) -> bool {
+    matches!(&answer.answer, Answer::Answered(findings) if !is_bad(findings))
 }
 
 /// Whether the engine objects to something.
@@ -118,19 +161,34 @@ mod tests {
         }
     }
 
-    const KEY: Key = Key::Content(Identity([7; 32]));
+    const CONTENT: Identity = Identity([7; 32]);
+
+    /// One of many messages of one content.
+    fn about() -> About {
+        let message = MessageId::new();
+        About {
+            message,
+            key: Key::Message(message),
+            content: Some(CONTENT),
+        }
+    }
 
     /// What was clean by yesterday's signatures may be known by today's.
     #[tokio::test(start_paused = true)]
     async fn new_signatures_end_all_answers() {
         let now = Instant::now();
         let mut reuse = Reuse::new();
-        assert!(!reuse.put(now, KEY, &answer(Some("1"), false)), "the first");
-        assert!(reuse.get(now, KEY).is_some());
-        let other = Key::Message(MessageId::new());
+        let (one, other) = (about(), about());
+        assert!(!reuse.put(now, one, &answer(Some("1"), false)), "the first");
+        assert!(reuse.get(now, one.key).is_some());
+        let other = About {
+            content: None,
+            ..other
+        };
         assert!(reuse.put(now, other, &answer(Some("2"), false)), "new ones");
-        assert!(reuse.get(now, KEY).is_none());
-        assert!(reuse.get(now, other).is_some());
+        assert!(reuse.get(now, one.key).is_none());
+        assert!(reuse.get_like(now, CONTENT).is_none());
+        assert!(reuse.get(now, other.key).is_some());
     }
 
     /// A finding holds longer than its absence, and its absence longest where new signatures would be noticed.
@@ -143,10 +201,15 @@ mod tests {
             (None, true, FOUND),
         ] {
             let mut reuse = Reuse::new();
-            reuse.put(now, KEY, &answer(signatures, found));
+            let about = about();
+            reuse.put(now, about, &answer(signatures, found));
             let last = now + holds - Duration::from_secs(1);
-            assert!(reuse.get(last, KEY).is_some(), "{signatures:?} {found}");
-            assert!(reuse.get(now + holds, KEY).is_none());
+            assert!(
+                reuse.get(last, about.key).is_some(),
+                "{signatures:?} {found}"
+            );
+            assert!(reuse.get(now + holds, about.key).is_none());
+            assert!(reuse.get_like(now + holds, CONTENT).is_none());
         }
     }
 
@@ -156,8 +219,29 @@ mod tests {
         let now = Instant::now();
         let mut reuse = Reuse::new();
         let none = EngineAnswer::local(Answer::none(crate::verdict::Reason::Encrypted, "zip"));
-        reuse.put(now, KEY, &none);
-        assert!(reuse.get(now, KEY).is_none());
+        let about = about();
+        reuse.put(now, about, &none);
+        assert!(reuse.get(now, about.key).is_none());
+        assert!(reuse.get_like(now, CONTENT).is_none());
+    }
+
+    /// Of a content in which something was found once, nothing stands in until that finding ends: who sends a good copy after a
+    /// bad one does not choose by which of them the next is judged.
+    #[tokio::test(start_paused = true)]
+    async fn a_good_copy_does_not_make_up_for_a_bad_one() {
+        let now = Instant::now();
+        let mut reuse = Reuse::new();
+        let stands = |reuse: &Reuse, at| reuse.get_like(at, CONTENT).is_some_and(|k| stands_in(&k.answer));
+        let good = about();
+        reuse.put(now, good, &answer(None, false));
+        assert!(stands(&reuse, now));
+        assert_eq!(reuse.get_like(now, CONTENT).map(|k| k.from), Some(good.message));
+        reuse.put(now, about(), &answer(None, true));
+        reuse.put(now, about(), &answer(None, false));
+        assert!(!stands(&reuse, now));
+        let later = now + FOUND;
+        reuse.put(later, about(), &answer(None, false));
+        assert!(stands(&reuse, later));
     }
 
     /// I13: memory is bounded whatever comes.
@@ -166,10 +250,16 @@ mod tests {
         let now = Instant::now();
         let mut reuse = Reuse::new();
         for _ in 0..3 * ENTRIES {
-            let key = Key::Message(MessageId::new());
-            reuse.put(now, key, &answer(None, false));
+            let content = Identity(std::array::from_fn(|_| rand::random()));
+            let about = About {
+                content: Some(content),
+                ..about()
+            };
+            reuse.put(now, about, &answer(None, false));
         }
         let kept: usize = reuse.generations.iter().map(HashMap::len).sum();
         assert!(kept <= 2 * ENTRIES, "{kept}");
+        let contents: usize = reuse.contents.iter().map(HashMap::len).sum();
+        assert!(contents <= 2 * ENTRIES, "{contents}");
     }
 }

@@ -1,8 +1,12 @@
 //! One scan for all who want it, and how long each of them waits.
 //!
+//! "The same" is every octet that the engine gets: what it finds may lie in any of them. Only while the engine is short of slots
+//! may the answer about another message of the same content stand in for its own (ADR 7), and then its report says so.
+//!
 //! What is below this layer belongs to the scan, not to a caller: it goes on when callers leave, and its answer is kept
 //! for those who come back. What is here belongs to one caller: his patience.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,70 +16,146 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::ServiceExt;
 
+use super::enter::entrant;
 use super::gate::{LARGE, LARGE_FACTOR};
 use super::layer::{Next, Outcome};
-use super::reuse::Key;
-use super::state::{Out, Phase, State};
+use super::reuse::{About, Key, stands_in};
+use super::state::{Flight, Out, Phase, State};
 use super::{Call, Progress};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, Elapsed};
 use crate::incident::{Incident, Kind};
-use crate::message::{MessageId, Rights, Standing};
+use crate::message::{Identity, MessageId, Rights, Standing};
 use crate::scan::Settings;
 use crate::scan::engine::{self, ScanError};
-use crate::verdict::EngineClass;
+use crate::verdict::{EngineClass, Same};
 
 /// Uses an answer that holds, joins a scan of the same that is under way, or begins one; then waits for it.
 pub(super) async fn scan(state: Arc<State>, call: Call, next: impl Next) -> Outcome {
+    let about = about(&state.settings, &call);
+    let kept = state.reuse().get(Instant::now(), about.key).cloned();
+    if let Some(kept) = kept {
+        call.progress.reuse(kept.from, Same::Octets);
+        return Ok(kept.answer);
+    }
+    if let Some(outcome) = stand_in(&state, &call, &about).await {
+        return outcome;
+    }
     if call.sample.deadline().passed() {
         return Err(ScanError::BudgetSpent);
     }
-    let mut key = key(&state.settings, &call);
-    if without(Mechanism::Sharing) {
-        key = Key::Message(MessageId::new());
+    let (flight, joined) = state.flights().join(&about, &call.flight);
+    let (caller, progress) = (
+        Caller::new(&state, &call, joined.is_some()),
+        call.progress.clone(),
+    );
+    if joined.is_none() {
+        tokio::spawn(fly(state.clone(), about, call, next));
     }
-    if let Some(answer) = state.reuse().get(Instant::now(), key) {
-        return Ok(answer);
+    let outcome = caller.wait(flight, state.out()).await;
+    if let (Ok(_), Some(from)) = (&outcome, joined) {
+        progress.reuse(from, Same::Octets);
     }
-    let (flight, joined) = {
-        let mut flights = state.flights();
-        match flights.get(&key) {
-            Some(flight) => (flight.subscribe(), true),
-            None => {
-                flights.insert(key, call.flight.clone());
-                (call.flight.subscribe(), false)
-            }
-        }
-    };
-    let caller = Caller::new(&state, &call, joined);
-    if !joined {
-        tokio::spawn(fly(state.clone(), key, call, next));
-    }
-    caller.wait(flight, state.out()).await
+    outcome
 }
 
 /// Engines for malware and content judge the octets; the others look at who sends what to whom as well. A filter always does: it
 /// may accept a client or a recipient before it has seen any content, and nobody can tell what its answer is about.
-fn key(settings: &Settings, call: &Call) -> Key {
+fn about(settings: &Settings, call: &Call) -> About {
     let request = call.sample.request();
     // What is written into a message may well be about its envelope.
     let of_content = matches!(settings.class, EngineClass::Av | EngineClass::Content)
         && settings.edits == Rights::None
         && !matches!(settings.kind, engine::Kind::Milter { .. });
-    match &request.fingerprint {
-        Some(fingerprint) if of_content => Key::Content(fingerprint.identity),
+    let fingerprint = request.fingerprint.as_deref().filter(|_| of_content);
+    let key = match fingerprint {
+        _ if without(Mechanism::Sharing) => Key::Message(MessageId::new()),
+        Some(_) if settings.kind.sees_content_alone() => Key::Octets(request.content.digest()),
         _ => Key::Message(request.id),
+    };
+    let identity = fingerprint.map(|fingerprint| fingerprint.identity);
+    About {
+        message: request.id,
+        key,
+        content: identity.filter(|_| !without(Mechanism::Sharing)),
+    }
+}
+
+/// What was said of another message of the same content, or is about to be, if it may stand in for an answer of its own: its
+/// engine is short of slots, and has found nothing. None: the engine must be asked about this one.
+async fn stand_in(state: &State, call: &Call, about: &About) -> Option<Outcome> {
+    let content = about.content.filter(|_| call.sample.request().stand_ins)?;
+    if state.flights().by_key.contains_key(&about.key) {
+        return None;
+    }
+    let kept = state.reuse().get_like(Instant::now(), content).cloned();
+    let flight = state.flights().like(content);
+    if kept.is_none() && flight.is_none() || !state.is_short(&entrant(call)) {
+        return None;
+    }
+    let (from, outcome) = match (kept, flight) {
+        (Some(kept), _) => (kept.from, Ok(kept.answer)),
+        (None, flight) => {
+            let (flight, from) = flight?;
+            let caller = Caller::new(state, call, true);
+            (from, caller.wait(flight, state.out()).await)
+        }
+    };
+    if let Ok(answer) = &outcome {
+        if !stands_in(answer) {
+            return None;
+        }
+        call.progress.reuse(from, Same::Content);
+    }
+    Some(outcome)
+}
+
+/// Scans under way that can be joined.
+#[derive(Debug, Default)]
+pub(super) struct Flights {
+    by_key: HashMap<Key, (Flight, MessageId)>,
+    /// One of them for each content.
+    by_content: HashMap<Identity, Key>,
+}
+
+impl Flights {
+    /// The scan of the same octets, with the message that it is made for; or `own`, which is one of these flights from now on.
+    fn join(&mut self, about: &About, own: &Flight) -> (watch::Receiver<Phase>, Option<MessageId>) {
+        if let Some((flight, of)) = self.by_key.get(&about.key) {
+            return (flight.subscribe(), Some(*of));
+        }
+        self.by_key.insert(about.key, (own.clone(), about.message));
+        if let Some(content) = about.content {
+            self.by_content.entry(content).or_insert(about.key);
+        }
+        (own.subscribe(), None)
+    }
+
+    /// A scan of a message of that content, and which.
+    fn like(&self, content: Identity) -> Option<(watch::Receiver<Phase>, MessageId)> {
+        let (flight, of) = self.by_key.get(self.by_content.get(&content)?)?;
+        Some((flight.subscribe(), *of))
+    }
+
+    /// It can be joined no more.
+    fn end(&mut self, about: &About) {
+        self.by_key.remove(&about.key);
+        if let Some(content) = about.content
+            && self.by_content.get(&content) == Some(&about.key)
+        {
+            self.by_content.remove(&content);
+        }
     }
 }
 
 /// The scan, from its wait for a slot to its real end.
-async fn fly(state: Arc<State>, key: Key, call: Call, next: impl Next) {
-    let (flight, id) = (call.flight.clone(), call.sample.request().id);
+async fn fly(state: Arc<State>, about: About, call: Call, next: impl Next) {
+    let flight = call.flight.clone();
     let began = Instant::now();
     let outcome = AssertUnwindSafe(next.oneshot(call)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|panic| Err(ScanError::panicked(&*panic)));
     if let Ok(answer) = &outcome {
-        if !state.has_liars() && state.reuse().put(Instant::now(), key, answer) {
+        if !state.has_liars() && state.reuse().put(Instant::now(), about, answer) {
             state.work(|gate, now| gate.forget_proofs(now));
         }
         let took = began.elapsed();
@@ -85,11 +165,11 @@ async fn fly(state: Arc<State>, key: Key, call: Call, next: impl Next) {
                 format!("{subject} answered after its caller had left; kept for the next scan");
             let incident = Incident::new(Kind::LateAnswer, subject, summary)
                 .with("after", format!("{:.1} s", took.as_secs_f64()))
-                .about(id);
+                .about(about.message);
             state.tell(incident);
         }
     }
-    state.flights().remove(&key);
+    state.flights().end(&about);
     flight.send_replace(Phase::Done(outcome));
 }
 

@@ -17,7 +17,8 @@ use super::gate::{Detour, End, Entrant, Gate, Looked, Order, Refusal, Ticket, Ti
 use super::layer::Outcome;
 use super::probe::{self, Schedule};
 use super::retry::RetryBudget;
-use super::reuse::{Key, Reuse, is_bad};
+use super::reuse::{Reuse, is_bad};
+use super::share::Flights;
 use super::vigil::Vigil;
 use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, wall_clock};
@@ -90,7 +91,7 @@ pub(super) struct State {
 #[derive(Debug)]
 struct Core {
     desk: Mutex<Desk>,
-    flights: Mutex<HashMap<Key, Flight>>,
+    flights: Mutex<Flights>,
     reuse: Mutex<Reuse>,
     retries: Mutex<RetryBudget>,
     incidents: Mutex<Vec<Incident>>,
@@ -263,6 +264,11 @@ impl State {
         done
     }
 
+    /// Whether such a call would have to wait for a slot now.
+    pub(super) fn is_short(&self, entrant: &Entrant) -> bool {
+        self.look(|gate| gate.is_short(Instant::now(), entrant))
+    }
+
     /// Looks at the gate.
     pub(super) fn look<T>(&self, at: impl FnOnce(&Gate) -> T) -> T {
         at(&self.lock().gate)
@@ -297,7 +303,7 @@ impl State {
     }
 
     /// Scans under way that can be joined.
-    pub(super) fn flights(&self) -> MutexGuard<'_, HashMap<Key, Flight>> {
+    pub(super) fn flights(&self) -> MutexGuard<'_, Flights> {
         lock(&self.core.flights)
     }
 

@@ -1,6 +1,6 @@
 //! Laws about what the guard keeps: mail by its cause, mail to be scanned again, interceptors.
 
-use super::{at, audit, octets, record};
+use super::{RESCAN_BYTES, at, audit, octets, record};
 use crate::message::{MessageId, Standing};
 use crate::store::{
     Audit, Cause, Change, Filter, Lane, MOST_INTERCEPTORS, Object, Place, Record, Store,
@@ -190,6 +190,7 @@ pub(super) async fn what_is_kept_to_be_scanned_again_is_bounded(store: &dyn Stor
     put.await.expect("put");
     assert_eq!(left().await, [0, 2], "what expires first gave way");
     assert_eq!(octets_of_rescans(store).await, 10_000, "and no more");
+    assert_eq!(room(store).await, 0, "more than half of it is taken");
     let mut waiting = record(Lane::Scan);
     let put = store.put(vec![waiting.clone()], octets(3000));
     put.await.expect("put");
@@ -211,6 +212,15 @@ pub(super) async fn what_is_kept_to_be_scanned_again_is_bounded(store: &dyn Stor
     put.await.expect("more than the lane holds is no error");
     assert_eq!(store.get(large.id).await.expect("get"), None);
     assert_eq!(octets_of_rescans(store).await, 0, "everything gave way");
+    assert_eq!(room(store).await, RESCAN_BYTES / 2);
+    let small = delivered(70);
+    let put = store.put(vec![small], octets(1000));
+    put.await.expect("put");
+    assert_eq!(room(store).await, RESCAN_BYTES / 2 - 1000);
+}
+
+async fn room(store: &dyn Store) -> u64 {
+    store.rescan_room().await.expect("room")
 }
 
 pub(super) async fn what_is_kept_to_be_scanned_again_expires(store: &dyn Store) {

@@ -82,6 +82,7 @@ pub enum Role {
 #[derive(Debug)]
 pub struct SqliteStore {
     inline_limit: u64,
+    rescan_bytes: u64,
     role: Role,
     folder: PathBuf,
     jobs: SyncSender<Job>,
@@ -170,6 +171,7 @@ impl SqliteStore {
             .map_err(|error| StoreError::Broken(format!("writer thread: {error}")))?;
         let store = Self {
             inline_limit: settings.inline_limit,
+            rescan_bytes: settings.rescan_bytes,
             role,
             readers: Readers::new(folder.clone(), READERS),
             folder,
@@ -539,6 +541,12 @@ impl Store for SqliteStore {
 
     fn unjudged(&self) -> StoreFuture<'_, u64> {
         Box::pin(self.readers.query(search::unjudged))
+    }
+
+    fn rescan_room(&self) -> StoreFuture<'_, u64> {
+        let most = self.rescan_bytes / 2;
+        let left = move |db: &_| Ok(most.saturating_sub(search::rescan_octets(db)?));
+        Box::pin(self.readers.query(left))
     }
 
     fn accepts(&self) -> Result<(), StoreError> {

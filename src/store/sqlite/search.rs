@@ -315,6 +315,13 @@ pub(super) fn stats(db: &Connection) -> rusqlite::Result<[LaneStats; Lane::ALL.l
     Ok(stats)
 }
 
+/// Octets in [`Lane::Rescan`].
+pub(super) fn rescan_octets(db: &Connection) -> rusqlite::Result<u64> {
+    let mut statement = db.prepare_cached("SELECT octets FROM rescan")?;
+    let octets: i64 = statement.query_row([], |row| row.get(0))?;
+    Ok(octets.unsigned_abs())
+}
+
 /// Counts the messages of [`Lane::Scan`], in its part of the index alone: quarantine may hold a million.
 pub(super) fn unjudged(db: &Connection) -> rusqlite::Result<u64> {
     let mut statement = db.prepare_cached(
