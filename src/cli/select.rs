@@ -233,3 +233,54 @@ impl Selection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Settings;
+    use crate::store::contract::{at, octets, record};
+    use crate::store::sqlite::{Role, SqliteStore};
+
+    /// All means all: also what a clock that ran ahead has stamped, and more of one moment than are read at once.
+    #[tokio::test]
+    async fn all_are_selected_whenever_they_came() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let settings = Settings {
+            path: folder.path().to_owned(),
+            disk_reserve: 0,
+            ..Settings::default()
+        };
+        let opened = SqliteStore::open(&settings, Role::Relay).await;
+        let (store, _) = opened.expect("a store");
+        let times = [(86_400, 1), (5000, 2 * PAGE + 1), (-9, 3)];
+        let mut count = 0;
+        for (received, many) in times {
+            let mut records: Vec<_> = (0..many).map(|_| record(Lane::Delivery)).collect();
+            for record in &mut records {
+                record.received_at = at(received);
+            }
+            store.put(records, octets(1)).await.expect("put");
+            count += many;
+        }
+        let selection = |limit| Selection {
+            ids: Vec::new(),
+            conditions: Conditions {
+                limit,
+                ..Conditions::default()
+            },
+            all: true,
+            dry_run: false,
+            yes: true,
+        };
+        for (limit, wanted) in [(None, count), (Some(7), 7), (Some(PAGE + 1), PAGE + 1)] {
+            let selection = selection(limit);
+            let (ids, shown) = selection
+                .matching(&*store, &[Lane::Delivery], at(0))
+                .await
+                .expect("search");
+            assert_eq!(ids.len(), wanted);
+            assert_eq!(ids.iter().collect::<HashSet<_>>().len(), wanted, "once");
+            assert_eq!(shown.len(), wanted.min(SHOWN));
+        }
+    }
+}

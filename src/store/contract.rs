@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Audit, Cause, Change, Filter, Lane, Outgoing, Queue, Record, Store, StoreError, Times};
+use super::{
+    Audit, Cause, Change, Filter, Lane, Outgoing, Queue, Record, Store, StoreError, Times,
+};
 use crate::message::{Content, Envelope, Mailbox, MessageId, Origin};
 use crate::verdict::{
     Answer, Decision, Disposition, EngineClass, Finding, FindingKind, Reason, Report, Verdict,
@@ -274,7 +276,11 @@ async fn each_next_hop_has_a_queue_of_its_own(store: &dyn Store) {
     assert_eq!(claim(store, to("well"), 40, 9).await, [ids[4], ids[1]]);
     assert_eq!(queues(40).await, [none, slow], "leased");
     assert_eq!(claim(store, to("slow"), 40, 1).await, [ids[0]], "oldest");
-    assert_eq!(queues(40).await[1], queue("slow", 2, 2), "so far as it is free");
+    assert_eq!(
+        queues(40).await[1],
+        queue("slow", 2, 2),
+        "so far as it is free"
+    );
     assert_eq!(claim(store, to("slow"), 40, 9).await, [ids[2]], "once");
     assert_eq!(claim(store, to(""), 40, 9).await, [ids[3]]);
     assert_eq!(claim(store, to("none"), 40, 9).await, [], "another lane");

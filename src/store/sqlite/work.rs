@@ -8,9 +8,7 @@ use super::interceptors;
 use super::recovery::report;
 use super::row::{Row, cause_key, lane_number, lanes, lossy};
 use crate::message::{Content, MessageId};
-use crate::store::{
-    AtWork, Cause, Lane, Outgoing, Place, StoreError, StoredInterceptor, Times,
-};
+use crate::store::{AtWork, Cause, Lane, Outgoing, Place, StoreError, StoredInterceptor, Times};
 
 /// Something to be written.
 pub(super) enum Work {

@@ -36,9 +36,7 @@ async fn stores_of_earlier_versions_are_taken_over() {
     held.cause = Some(cause.clone());
     let change = Change::Replace(Box::new(held.clone()));
     store.change(held.id, change, None).await.expect("change");
-    let recovered = store
-        .recover(Lane::Held, cause, None, times(0, 1), 9)
-        .await;
+    let recovered = store.recover(Lane::Held, cause, None, times(0, 1), 9).await;
     assert_eq!(recovered.expect("recover"), [held]);
     store.close().await;
     let (store, found) = relay(&folder).await;
