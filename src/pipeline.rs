@@ -45,7 +45,7 @@ use crate::scan::{Errand, Scanner};
 use crate::smtp::Reply;
 use crate::store::history::History;
 use crate::store::incidents::Incidents;
-use crate::store::{Change, Record, Store, StoreError};
+use crate::store::{Change, Record, Store, StoreError, Working};
 use crate::verdict::{Decision, Disposition, Report};
 
 pub use judge::{Judgement, judge};
@@ -200,11 +200,12 @@ impl Pipeline {
             () = patience.wait() => {
                 let record = settle::unfinished(&generation, &message, so_far.get());
                 match self.keep_leased(&generation, record.clone(), message.content.clone()).await {
-                    Ok(()) => {
+                    Ok(working) => {
                         let (pipeline, id) = (self.clone(), message.id);
                         self.tasks.spawn(async move {
                             let passed = work.await;
                             pipeline.conclude(&generation, &message, Custody::Stored(Box::new(record)), passed).await;
+                            drop(working);
                         });
                         return Reply::accepted(id);
                     }
@@ -230,14 +231,16 @@ impl Pipeline {
             }
             // Too much goes on already: the lanes take it up when its turn comes.
             Err(_) => {
-                self.store
-                    .put(vec![record.clone()], message.content.clone())
-                    .await
+                let put = self
+                    .store
+                    .put(vec![record.clone()], message.content.clone());
+                put.await.map(|()| None)
             }
         };
-        if let Err(error) = kept {
-            return self.not_kept(&message, &error);
-        }
+        let working = match kept {
+            Ok(working) => working,
+            Err(error) => return self.not_kept(&message, &error),
+        };
         if let Ok(slot) = slot {
             let pipeline = self.clone();
             self.tasks.spawn(async move {
@@ -250,7 +253,7 @@ impl Pipeline {
                         Onward::Deliver(None),
                     )
                     .await;
-                drop(slot);
+                drop((working, slot));
             });
         }
         Reply::accepted(id)
@@ -513,14 +516,17 @@ impl Pipeline {
         }
     }
 
+    /// For as long as what it returns is there nobody else takes the record up.
     async fn keep_leased(
         &self,
         generation: &Generation,
         record: Record,
         content: Content,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Working>, StoreError> {
         let until = wall_clock() + lanes::lease(&generation.budget);
-        self.store.put_leased(vec![record], content, until).await
+        let working = self.store.at_work().begin(record.id);
+        self.store.put_leased(vec![record], content, until).await?;
+        Ok(working)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which stored messages a command is about: named ones, or those that a filter matches.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use clap::Args;
@@ -13,6 +14,8 @@ use crate::store::{Cause, Filter, Lane, Record, Store};
 
 /// Records read at once.
 const PAGE: usize = 500;
+/// The store knows times no better.
+const MOMENT: Duration = Duration::from_micros(1);
 /// Records that a dry run shows.
 const SHOWN: usize = 200;
 
@@ -195,21 +198,89 @@ impl Selection {
         now: Timestamp,
     ) -> Result<(Vec<MessageId>, Vec<Record>), CliError> {
         let most = self.conditions.limit.unwrap_or(usize::MAX);
-        let mut filter = self.conditions.filter(lanes, now);
-        // What comes in while we page would shift the pages.
-        filter.before = Some(filter.before.map_or(now, |before| before.min(now)));
-        let (mut ids, mut shown) = (Vec::new(), Vec::new());
-        while ids.len() < most {
-            filter.offset = ids.len();
-            filter.limit = PAGE.min(most - ids.len());
+        let mut filter = Filter {
+            limit: PAGE,
+            ..self.conditions.filter(lanes, now)
+        };
+        let (mut ids, mut met, mut shown) = (Vec::new(), HashSet::new(), Vec::new());
+        loop {
             let page = store.search(filter.clone()).await?;
-            if page.is_empty() {
-                break;
+            let (count, last) = (page.len(), page.last().map(|record| record.received_at));
+            let mut is_further = false;
+            for record in page {
+                if ids.len() == most {
+                    return Ok((ids, shown));
+                }
+                if met.insert(record.id) {
+                    is_further = true;
+                    ids.push(record.id);
+                    if shown.len() < SHOWN {
+                        shown.push(record);
+                    }
+                }
             }
-            ids.extend(page.iter().map(|record| record.id));
-            let room = SHOWN - shown.len();
-            shown.extend(page.into_iter().take(room));
+            let Some(last) = last.filter(|_| count == PAGE) else {
+                return Ok((ids, shown));
+            };
+            // What comes and goes meanwhile would shift pages that are counted from the newest: the next one begins where
+            // this one ended, with those of the same moment.
+            if is_further {
+                filter.before = last.checked_add(MOMENT).ok();
+                filter.offset = 0;
+            } else {
+                filter.offset += count;
+            }
         }
-        Ok((ids, shown))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Settings;
+    use crate::store::contract::{at, octets, record};
+    use crate::store::sqlite::{Role, SqliteStore};
+
+    /// All means all: also what a clock that ran ahead has stamped, and more of one moment than are read at once.
+    #[tokio::test]
+    async fn all_are_selected_whenever_they_came() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let settings = Settings {
+            path: folder.path().to_owned(),
+            disk_reserve: 0,
+            ..Settings::default()
+        };
+        let opened = SqliteStore::open(&settings, Role::Relay).await;
+        let (store, _) = opened.expect("a store");
+        let times = [(86_400, 1), (5000, 2 * PAGE + 1), (-9, 3)];
+        let mut count = 0;
+        for (received, many) in times {
+            let mut records: Vec<_> = (0..many).map(|_| record(Lane::Delivery)).collect();
+            for record in &mut records {
+                record.received_at = at(received);
+            }
+            store.put(records, octets(1)).await.expect("put");
+            count += many;
+        }
+        let selection = |limit| Selection {
+            ids: Vec::new(),
+            conditions: Conditions {
+                limit,
+                ..Conditions::default()
+            },
+            all: true,
+            dry_run: false,
+            yes: true,
+        };
+        for (limit, wanted) in [(None, count), (Some(7), 7), (Some(PAGE + 1), PAGE + 1)] {
+            let selection = selection(limit);
+            let (ids, shown) = selection
+                .matching(&*store, &[Lane::Delivery], at(0))
+                .await
+                .expect("search");
+            assert_eq!(ids.len(), wanted);
+            assert_eq!(ids.iter().collect::<HashSet<_>>().len(), wanted, "once");
+            assert_eq!(shown.len(), wanted.min(SHOWN));
+        }
     }
 }

@@ -413,6 +413,23 @@ impl Delivery {
         Some(&self.shared.hops[at].settings)
     }
 
+    /// The longest wait between two attempts for a next hop. Nothing is known of one that is not configured any more: what
+    /// waits for it is routed anew.
+    pub fn longest_wait(&self, next_hop: &str) -> Duration {
+        let mut hops = self.shared.hops.iter();
+        let hop = hops.find(|hop| *hop.settings.name == *next_hop);
+        hop.map_or(schedule::UNROUTED, |hop| hop.settings.retry_max)
+    }
+
+    /// For how long a message is tried at most, whatever its next hop.
+    pub fn longest_patience(&self) -> Duration {
+        let hops = self.shared.hops.iter();
+        let longest = hops.map(|hop| hop.settings.give_up).max();
+        longest.map_or(schedule::UNROUTED_GIVE_UP, |longest| {
+            longest.max(schedule::UNROUTED_GIVE_UP)
+        })
+    }
+
     /// How many messages that wait for a next hop may go out to it now, of so many; and otherwise after how long to ask
     /// again, if time alone decides that. A next hop that is not known takes all.
     pub fn room(&self, next_hop: &str, wanted: usize) -> (usize, Option<Duration>) {

@@ -6,6 +6,11 @@ use rand::{Rng, RngExt as _};
 
 use super::Settings;
 
+/// Between two attempts for a recipient without a next hop.
+pub const UNROUTED: Duration = Duration::from_secs(60);
+/// How long it is looked for a next hop.
+pub const UNROUTED_GIVE_UP: Duration = Duration::from_secs(5 * 86_400);
+
 /// The wait after so many attempts: `retry_first` after the first, doubled with each, `retry_max` at most.
 ///
 /// A quarter of it is left to chance, downwards, so that messages deferred together do not come back together, and

@@ -509,9 +509,11 @@ impl Interception {
             .iter()
             .filter(|(_, active)| match &active.learned {
                 Some(learned) => now >= learned.expires,
-                None => active
-                    .interceptor
-                    .has_expired(crate::deadline::wall_clock()),
+                None => {
+                    let made = active.interceptor.made;
+                    let now = crate::deadline::steady_clock(made);
+                    active.interceptor.has_expired(now)
+                }
             });
         for id in over.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
             incidents.extend(self.end(&id, "its time is over"));

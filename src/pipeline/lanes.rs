@@ -9,17 +9,16 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{Generation, Onward, Pipeline, events, settle};
-use crate::deadline::{Budget, Deadline, wall_clock};
+use crate::deadline::{Budget, Deadline, expiry_clock, wall_clock};
 use crate::delivery::Turn;
 use crate::message::{Content, Message};
 use crate::quarantine;
 use crate::scan::Errand;
-use crate::store::{self, Change, Lane, Outgoing, Record, StoreError};
+use crate::store::{self, Change, Lane, Outgoing, RESCAN_FOR, Record, StoreError, Times};
 
 /// One delivery at most, all its stages and recipients together.
 pub(super) const DELIVERY: Duration = Duration::from_secs(600);
@@ -46,16 +45,24 @@ pub(super) const INSIST: Duration = Duration::from_secs(45);
 /// Between two times.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
+/// The longest wait before the next scan.
+const SCAN_BACKOFF: Duration = Duration::from_secs(900);
+
 /// How long a record stays handed out: longer than any work on it can take.
 pub(super) fn lease(budget: &Budget) -> Duration {
     budget.total + DELIVERY + Duration::from_secs(60)
+}
+
+/// What is handed out now, where no wait is longer than `longest`.
+pub(super) fn times(generation: &Generation, longest: Duration) -> Times {
+    Times::from(wall_clock(), lease(&generation.budget), longest)
 }
 
 /// Wait before the next scan of a message that could not be judged: 5 s doubled to at most 15 minutes.
 pub(super) fn scan_backoff(attempts: u32) -> Duration {
     Duration::from_secs(5)
         .saturating_mul(1 << attempts.saturating_sub(1).min(10))
-        .min(Duration::from_secs(900))
+        .min(SCAN_BACKOFF)
 }
 
 /// The workers that take up what is stored.
@@ -108,7 +115,8 @@ impl Lanes {
             let _ = Deadline::after(BATCH).run(slots.acquire_many(some)).await;
             let free = slots.available_permits();
             let generation = self.pipeline.generation();
-            let claim = |now, until| self.pipeline.store.claim(Lane::Scan, now, until, free);
+            let times = times(&generation, SCAN_BACKOFF);
+            let claim = self.pipeline.store.claim(Lane::Scan, times, free);
             let work = |lanes: Arc<Self>, generation, record| async move {
                 lanes.work(generation, record, None).await;
             };
@@ -143,15 +151,21 @@ impl Lanes {
     /// Claims for every next hop what may go out to it now; returns when to look again if nobody tells.
     async fn send_out(self: &Arc<Self>) -> Duration {
         let generation = self.pipeline.generation();
-        let hops = match self.pipeline.store.next_hops(wall_clock()).await {
-            Ok(hops) => hops,
+        let any = times(&generation, Duration::ZERO);
+        let queues = match self.pipeline.store.queues(any).await {
+            Ok(queues) => queues,
             Err(error) => {
                 events::lane_failed("delivery", &error);
                 return POLL;
             }
         };
         let (mut again, mut waiting) = (POLL, Vec::new());
-        for hop in hops {
+        for queue in queues {
+            let hop = queue.next_hop;
+            let times = times(&generation, generation.delivery.longest_wait(&hop));
+            if !times.is_due(queue.first) && !times.is_due(queue.last) {
+                continue;
+            }
             let slots = self.slots(&hop);
             let free = slots.available_permits();
             let (room, opens) = generation.delivery.room(&hop, free);
@@ -160,7 +174,7 @@ impl Lanes {
             }
             let claimed = match room {
                 0 => 0,
-                room => self.send_to(&generation, &hop, &slots, room).await,
+                room => self.send_to(&generation, (&hop, times), &slots, room).await,
             };
             if claimed == room {
                 again = if room > 0 { again.min(BATCH) } else { again };
@@ -175,12 +189,12 @@ impl Lanes {
     async fn send_to(
         self: &Arc<Self>,
         generation: &Arc<Generation>,
-        hop: &Arc<str>,
+        (hop, times): (&Arc<str>, Times),
         slots: &Arc<Semaphore>,
         room: usize,
     ) -> usize {
-        let store = &self.pipeline.store;
-        let claim = |now, until| store.claim_outgoing(Outgoing::To(hop.clone()), now, until, room);
+        let what = Outgoing::To(hop.clone());
+        let claim = self.pipeline.store.claim_outgoing(what, times, room);
         let work = |lanes: Arc<Self>, generation, record| async move {
             lanes.send(generation, record).await;
         };
@@ -191,13 +205,14 @@ impl Lanes {
     async fn expire(self: &Arc<Self>) {
         loop {
             let store = &**self.pipeline.store();
-            if let Err(error) = quarantine::expire_due(store, wall_clock()).await {
+            let held_until = expiry_clock(self.pipeline.generation().retention);
+            if let Err(error) = quarantine::expire_due(store, held_until).await {
                 events::lane_failed("quarantine expiry", &error);
             }
             if let Err(error) = self.expire_bounces().await {
                 events::lane_failed("quarantine expiry", &error);
             }
-            if let Err(error) = store::expire_rescans(store, wall_clock()).await {
+            if let Err(error) = store::expire_rescans(store, expiry_clock(RESCAN_FOR)).await {
                 events::lane_failed("rescan expiry", &error);
             }
             self.give_up().await;
@@ -234,7 +249,9 @@ impl Lanes {
                 return;
             }
             let generation = self.pipeline.generation();
-            let claim = |now, until| store.claim_outgoing(Outgoing::GivenUp, now, until, free);
+            let what = Outgoing::GivenUp(expiry_clock(generation.delivery.longest_patience()));
+            let times = times(&generation, Duration::ZERO);
+            let claim = store.claim_outgoing(what, times, free);
             let work = |lanes: Arc<Self>, generation, record| async move {
                 lanes.work(generation, record, None).await;
             };
@@ -248,17 +265,16 @@ impl Lanes {
     }
 
     /// Claims at most so many records and begins to work on them, each in a slot; returns how many.
-    async fn take_up<C, W>(
+    async fn take_up<W>(
         self: &Arc<Self>,
         generation: &Arc<Generation>,
         what: &'static str,
         slots: &Arc<Semaphore>,
         limit: usize,
-        claim: impl FnOnce(Timestamp, Timestamp) -> C,
+        claim: impl Future<Output = Result<Vec<Record>, StoreError>>,
         work: impl Fn(Arc<Self>, Arc<Generation>, Record) -> W,
     ) -> usize
     where
-        C: Future<Output = Result<Vec<Record>, StoreError>>,
         W: Future<Output = ()> + Send + 'static,
     {
         // Taken before the claim: a record that finds no slot then would lie there until its lease ends.
@@ -266,8 +282,7 @@ impl Lanes {
         let Ok(mut permits) = slots.clone().try_acquire_many_owned(permits) else {
             return 0;
         };
-        let now = wall_clock();
-        let claimed = match claim(now, now + lease(&generation.budget)).await {
+        let claimed = match claim.await {
             Ok(claimed) => claimed,
             Err(error) => {
                 events::lane_failed(what, &error);
@@ -279,11 +294,14 @@ impl Lanes {
             let Some(slot) = permits.split(1) else {
                 break;
             };
+            let Some(working) = self.pipeline.store.at_work().begin(record.id) else {
+                continue;
+            };
             let work = work(self.clone(), generation.clone(), record);
             let (lanes, slots) = (self.clone(), slots.clone());
             self.pipeline.tasks.spawn(async move {
                 work.await;
-                drop(slot);
+                drop((working, slot));
                 if slots.available_permits() >= Self::HOP_SLOTS / 4 {
                     lanes.freed.notify_one();
                 }

@@ -22,7 +22,7 @@ use crate::deadline::{Deadline, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Content, Message, Standing};
 use crate::scan::Errand;
-use crate::store::{Cause, Change, Lane, Place, Record, StoreError};
+use crate::store::{Cause, Change, Lane, Place, Record, StoreError, Working};
 use crate::verdict::{Decision, Disposition, Report, Verdict};
 
 /// How often it is looked for causes that are gone.
@@ -344,8 +344,8 @@ impl Pipeline {
             if closing.is_cancelled() || turn.passed() {
                 break End::Turn;
             }
-            let record = match self.next(&generation, lane, &cause, &sweep).await {
-                Ok(Some(record)) => record,
+            let (record, _working) = match self.next(&generation, lane, &cause, &sweep).await {
+                Ok(Some(next)) => next,
                 Ok(None) => {
                     sweep.end_of_lane();
                     continue;
@@ -398,14 +398,16 @@ impl Pipeline {
         lane: Lane,
         cause: &Cause,
         sweep: &Sweep,
-    ) -> Result<Option<Record>, StoreError> {
+    ) -> Result<Option<(Record, Working)>, StoreError> {
         let after = sweep.places.get(&lane).copied();
-        let now = wall_clock();
-        let until = now + lanes::lease(&generation.budget);
-        let claimed = self
-            .store
-            .recover(lane, cause.clone(), after, now, until, 1);
-        Ok(claimed.await?.pop())
+        let times = lanes::times(generation, Duration::ZERO);
+        let claimed = self.store.recover(lane, cause.clone(), after, times, 1);
+        let Some(record) = claimed.await?.pop() else {
+            return Ok(None);
+        };
+        // Nobody has begun with it since it was leased.
+        let working = self.store.at_work().begin(record.id);
+        Ok(working.map(|working| (record, working)))
     }
 
     async fn step(

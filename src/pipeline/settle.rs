@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::{End, Generation, Judged, Passed, lanes};
 use crate::chance;
-use crate::deadline::wall_clock;
+use crate::deadline::{expiry_clock, steady_clock, wall_clock};
 use crate::delivery::{self, Answer, Objection, Outcome, dsn, schedule};
 use crate::message::{Content, Envelope, Message, MessageId, Recipient, header};
 use crate::policy::Group;
@@ -298,7 +298,8 @@ impl<'a> Settling<'a> {
     /// Scanned again later, unless its budget or the time for deferrals is used up: then a reviewer decides (P1).
     fn defer(&mut self, decision: &Decision, recipients: &[usize]) -> (&'static str, String) {
         let budget = &self.draft.generation.budget;
-        let waited = wall_clock() >= self.draft.message.received_at + budget.deferral;
+        let received_at = self.draft.message.received_at;
+        let waited = steady_clock(received_at) >= received_at + budget.deferral;
         let spent = self
             .draft
             .judged
@@ -724,7 +725,8 @@ impl Draft<'_> {
         let attempts = self.in_delivery().map_or(0, |before| before.attempts);
         Record {
             attempts,
-            due_at: record.received_at,
+            // A clock that was set back may have been ahead when it came in.
+            due_at: record.received_at.min(wall_clock()),
             ..record
         }
     }
@@ -798,7 +800,7 @@ impl Draft<'_> {
             .recipients
             .first()
             .and_then(|recipient| self.route(recipient));
-        route.map_or(Duration::from_secs(60), |settings| {
+        route.map_or(schedule::UNROUTED, |settings| {
             schedule::next_attempt(settings, record.attempts, &mut chance::rng())
         })
     }
@@ -808,14 +810,19 @@ impl Draft<'_> {
         if let Some(before) = self.in_delivery() {
             return before.expires_at;
         }
-        let route = recipient.and_then(|recipient| self.route(recipient));
-        let give_up = route.map_or(Duration::from_secs(5 * 86_400), |settings| settings.give_up);
-        wall_clock() + give_up
+        wall_clock() + self.patience(recipient)
     }
 
     fn given_up(&self) -> bool {
-        self.in_delivery()
-            .is_some_and(|before| wall_clock() >= before.expires_at)
+        self.in_delivery().is_some_and(|before| {
+            let patience = self.patience(before.envelope.recipients.first());
+            expiry_clock(patience) >= before.expires_at
+        })
+    }
+
+    fn patience(&self, recipient: Option<&Recipient>) -> Duration {
+        let route = recipient.and_then(|recipient| self.route(recipient));
+        route.map_or(schedule::UNROUTED_GIVE_UP, |settings| settings.give_up)
     }
 
     fn in_delivery(&self) -> Option<&Record> {

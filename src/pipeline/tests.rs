@@ -1,5 +1,6 @@
 //! The path alone: engines and next hops are real code over scripted peers, the store is a scripted one, time is paused.
 
+mod clock;
 mod custody;
 mod edits;
 mod ends;

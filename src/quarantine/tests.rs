@@ -8,7 +8,7 @@ use super::stats::{Group, collect};
 use super::*;
 use crate::message::Content;
 use crate::store::Settings as StoreSettings;
-use crate::store::contract::{at, octets, record};
+use crate::store::contract::{at, octets, record, times};
 use crate::store::sqlite::{Role, SqliteStore};
 
 const GIVE_UP: Duration = Duration::from_secs(500);
@@ -56,7 +56,7 @@ async fn a_release_hands_the_message_to_delivery() {
         .await
         .expect("release");
     let due = store
-        .claim(Lane::Delivery, at(99), at(200), 9)
+        .claim(Lane::Delivery, times(99, 200), 9)
         .await
         .expect("claim");
     assert_eq!(due, [released]);

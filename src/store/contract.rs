@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Audit, Change, Filter, Lane, Outgoing, Record, Store, StoreError};
+use super::{
+    Audit, Cause, Change, Filter, Lane, Outgoing, Queue, Record, Store, StoreError, Times,
+};
 use crate::message::{Content, Envelope, Mailbox, MessageId, Origin};
 use crate::verdict::{
     Answer, Decision, Disposition, EngineClass, Finding, FindingKind, Reason, Report, Verdict,
@@ -17,6 +19,15 @@ use crate::verdict::{
 /// Seconds after the beginning of time, for tests that set the clock themselves.
 pub(crate) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).expect("a plain time")
+}
+
+/// It is `now`, leases last until `until`, and nobody waits for an hour.
+pub(crate) fn times(now: i64, until: i64) -> Times {
+    Times {
+        now: at(now),
+        latest: at(now + 3599),
+        until: at(until),
+    }
 }
 
 /// A record that is due at once and has been judged.
@@ -121,6 +132,8 @@ where
         each_next_hop_has_a_queue_of_its_own,
         what_was_tried_for_long_enough_is_handed_out_to_be_given_up,
         a_lease_ends_with_the_next_change,
+        what_is_worked_on_is_not_handed_out_whatever_time_it_is,
+        a_clock_that_was_set_back_makes_nothing_wait,
         kept::what_waits_for_a_cause_is_handed_out_known_first,
         kept::a_recovery_goes_on_after_what_stays,
         kept::what_is_taken_is_leased,
@@ -199,7 +212,7 @@ async fn due_work_is_handed_out_once(store: &dyn Store) {
     other.due_at = at(1);
     store.put(vec![other], octets(3)).await.expect("put");
     let claim = async |now, until, limit| -> Vec<MessageId> {
-        let found = store.claim(Lane::Delivery, at(now), at(until), limit).await;
+        let found = store.claim(Lane::Delivery, times(now, until), limit).await;
         found
             .expect("claim")
             .iter()
@@ -232,7 +245,7 @@ async fn outgoing(store: &dyn Store, mail: &[(&str, i64, i64)]) -> Vec<MessageId
 }
 
 async fn claim(store: &dyn Store, what: Outgoing, now: i64, limit: usize) -> Vec<MessageId> {
-    let claimed = store.claim_outgoing(what, at(now), at(now + 50), limit);
+    let claimed = store.claim_outgoing(what, times(now, now + 50), limit);
     let claimed = claimed.await.expect("claim");
     claimed.iter().map(|record| record.id).collect()
 }
@@ -250,13 +263,26 @@ async fn each_next_hop_has_a_queue_of_its_own(store: &dyn Store) {
     scan.next_hop = "none".into();
     store.put(vec![scan], octets(3)).await.expect("put");
     let to = |name: &str| Outgoing::To(name.into());
-    let hops = async |now| store.next_hops(at(now)).await.expect("next hops");
-    assert_eq!(hops(0).await, [], "nothing is due");
-    assert_eq!(hops(20).await, ["slow".into(), "well".into()]);
-    assert_eq!(hops(40).await, ["".into(), "slow".into(), "well".into()]);
+    let queues = async |now| store.queues(times(now, now + 50)).await.expect("queues");
+    let queue = |next_hop: &str, first, last| Queue {
+        next_hop: next_hop.into(),
+        first: at(first),
+        last: at(last),
+    };
+    let (none, slow, well) = (
+        queue("", 40, 40),
+        queue("slow", 1, 2),
+        queue("well", 20, 30),
+    );
+    assert_eq!(queues(0).await, [none.clone(), slow.clone(), well]);
     assert_eq!(claim(store, to("well"), 40, 9).await, [ids[4], ids[1]]);
-    assert_eq!(hops(40).await, ["".into(), "slow".into()], "leased");
+    assert_eq!(queues(40).await, [none, slow], "leased");
     assert_eq!(claim(store, to("slow"), 40, 1).await, [ids[0]], "oldest");
+    assert_eq!(
+        queues(40).await[1],
+        queue("slow", 2, 2),
+        "so far as it is free"
+    );
     assert_eq!(claim(store, to("slow"), 40, 9).await, [ids[2]], "once");
     assert_eq!(claim(store, to(""), 40, 9).await, [ids[3]]);
     assert_eq!(claim(store, to("none"), 40, 9).await, [], "another lane");
@@ -265,7 +291,8 @@ async fn each_next_hop_has_a_queue_of_its_own(store: &dyn Store) {
     moved.next_hop = "well".into();
     let change = Change::Replace(Box::new(moved));
     store.change(ids[0], change, None).await.expect("change");
-    assert_eq!(hops(40).await, ["well".into()], "it has another queue now");
+    let moved = queues(40).await;
+    assert_eq!(moved, [queue("well", 1, 1)], "it has another queue now");
 }
 
 async fn what_was_tried_for_long_enough_is_handed_out_to_be_given_up(store: &dyn Store) {
@@ -274,7 +301,7 @@ async fn what_was_tried_for_long_enough_is_handed_out_to_be_given_up(store: &dyn
     let mut held = record(Lane::Held);
     held.expires_at = at(1);
     store.put(vec![held], octets(3)).await.expect("put");
-    let claim = async |now, limit| claim(store, Outgoing::GivenUp, now, limit).await;
+    let claim = async |now, limit| claim(store, Outgoing::GivenUp(at(now)), 0, limit).await;
     assert_eq!(claim(19, 9).await, []);
     assert_eq!(claim(30, 1).await, [ids[1]], "the longest expired first");
     assert_eq!(claim(31, 9).await, [ids[0], ids[3]], "due or not");
@@ -288,7 +315,7 @@ async fn a_lease_ends_with_the_next_change(store: &dyn Store) {
         .await
         .expect("put");
     let claim = async |lane, now| {
-        let found = store.claim(lane, at(now), at(900), 10).await;
+        let found = store.claim(lane, times(now, 900), 10).await;
         found.expect("claim").len()
     };
     assert_eq!(claim(Lane::Scan, 499).await, 0, "leased from the start");
@@ -307,6 +334,82 @@ async fn a_lease_ends_with_the_next_change(store: &dyn Store) {
     assert_eq!(content.len(), 3, "a change keeps the content");
 }
 
+/// A clock that is set an hour ahead ends every lease, and must not make two deliveries of one message.
+async fn what_is_worked_on_is_not_handed_out_whatever_time_it_is(store: &dyn Store) {
+    let cause = Cause::Engine("clamd".to_owned());
+    let mut ids = Vec::new();
+    for (lane, next_hop) in [
+        (Lane::Scan, ""),
+        (Lane::Delivery, "hop"),
+        (Lane::Held, ""),
+        (Lane::Rescan, ""),
+    ] {
+        let mut record = record(lane);
+        record.cause = Some(cause.clone());
+        record.next_hop = next_hop.into();
+        ids.push(record.id);
+        store.put(vec![record], octets(3)).await.expect("put");
+    }
+    let to = || Outgoing::To("hop".into());
+    let hand_out = async |now: i64| -> Vec<MessageId> {
+        let times = times(now, now + 60);
+        let mut found = store.claim(Lane::Scan, times, 9).await.expect("claim");
+        let outgoing = store.claim_outgoing(to(), times, 9).await;
+        found.extend(outgoing.expect("claim"));
+        for lane in [Lane::Held, Lane::Rescan] {
+            let recover = store.recover(lane, cause.clone(), None, times, 9);
+            found.extend(recover.await.expect("recover"));
+        }
+        found.iter().map(|record| record.id).collect()
+    };
+    assert_eq!(hand_out(0).await, ids);
+    let begin = |id: &MessageId| store.at_work().begin(*id).expect("nobody works on it");
+    let working: Vec<_> = ids.iter().map(begin).collect();
+    assert!(store.at_work().begin(ids[0]).is_none(), "somebody does");
+    assert_eq!(hand_out(3600).await, [], "an hour ahead");
+    let given_up = store.claim_outgoing(Outgoing::GivenUp(at(5000)), times(5000, 5060), 9);
+    assert_eq!(given_up.await.expect("claim"), [], "not even a last time");
+    let mut other = record(Lane::Scan);
+    other.due_at = at(1);
+    store
+        .put(vec![other.clone()], octets(3))
+        .await
+        .expect("put");
+    let next = store.claim(Lane::Scan, times(3600, 3660), 1).await;
+    assert_eq!(next.expect("claim"), [other], "what is behind it is");
+    drop(working);
+    assert_eq!(hand_out(3600).await, ids, "the work has ended");
+}
+
+/// Of what was put down by a clock that ran ahead nothing is lost, and nothing waits until that time comes again: neither
+/// what is to wait for longer than anything does, nor what is leased for longer than anything is.
+async fn a_clock_that_was_set_back_makes_nothing_wait(store: &dyn Store) {
+    let day = 86_400;
+    let mail = [
+        ("a", day, 2 * day),
+        ("a", 3600, day),
+        ("a", 3599, day),
+        ("b", 3599, day),
+        ("b", day, day),
+    ];
+    let ids = outgoing(store, &mail).await;
+    let mut scan = record(Lane::Scan);
+    scan.due_at = at(day);
+    let leased = store.put_leased(vec![scan.clone()], octets(3), at(day + 60));
+    leased.await.expect("put");
+    let queues = store.queues(times(0, 60)).await.expect("queues");
+    let ends: Vec<_> = queues.iter().map(|q| (q.first, q.last)).collect();
+    assert_eq!(ends, [(at(3599), at(day)); 2]);
+    let to = |name: &str| Outgoing::To(name.into());
+    assert_eq!(claim(store, to("a"), 0, 1).await, [ids[1]], "nearest first");
+    assert_eq!(claim(store, to("a"), 0, 9).await, [ids[0]]);
+    assert_eq!(claim(store, to("b"), 0, 9).await, [ids[4]]);
+    let claimed = store.claim(Lane::Scan, times(0, 60), 9).await;
+    assert_eq!(claimed.expect("claim"), [scan.clone()]);
+    let again = store.claim(Lane::Scan, times(1, 61), 9).await;
+    assert_eq!(again.expect("claim"), [], "under a lease of this clock");
+}
+
 async fn only_what_waits_is_hastened(store: &dyn Store) {
     let hasten = async |id| store.hasten(id, at(50)).await.expect("hasten");
     for (lane, waits) in [
@@ -322,7 +425,7 @@ async fn only_what_waits_is_hastened(store: &dyn Store) {
         assert_eq!(hasten(record.id).await, waits, "{lane:?}");
         if waits {
             record.due_at = at(50);
-            let claimed = store.claim(lane, at(50), at(60), 1).await.expect("claim");
+            let claimed = store.claim(lane, times(50, 60), 1).await.expect("claim");
             assert_eq!(claimed, [record.clone()], "due, and otherwise as it was");
             let leased = store.hasten(record.id, at(55)).await.expect("hasten");
             assert!(!leased, "somebody works on it");

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 
 use super::StoreError;
 use super::sqlite::is_corrupt;
+use crate::deadline::leapt_since;
 use crate::message::MessageId;
 
 /// How long entries may wait, so that they are written together.
@@ -382,8 +383,12 @@ fn prune<E: Entry>(
     retention: Duration,
     rows: i64,
 ) -> rusqlite::Result<()> {
-    let keep = i64::try_from(retention.as_secs()).unwrap_or(i64::MAX);
-    let cutoff = now.as_second().saturating_sub(keep);
+    let from = now.checked_sub(retention).unwrap_or(Timestamp::MIN);
+    // A clock that is set ahead must not empty the log at once.
+    let cutoff = from
+        .checked_sub(leapt_since(from))
+        .unwrap_or(Timestamp::MIN)
+        .as_second();
     let at_once = i64::try_from(2 * E::QUEUE).unwrap_or(i64::MAX);
     db.prepare_cached(
         "DELETE FROM entry WHERE seq < (SELECT min(seq) FROM entry) + ?1 \

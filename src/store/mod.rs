@@ -5,6 +5,7 @@
 //! stored), and what is told about it all, which is kept beside: the [`history`] that `explain` reads and that may lose its
 //! last second, and the [`incidents`].
 
+mod at_work;
 #[cfg(test)]
 pub(crate) mod contract;
 pub mod history;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::at_work::{AtWork, Working};
 use crate::message::{Content, Envelope, MessageId, Standing};
 use crate::verdict::{Decision, Report};
 
@@ -332,13 +334,58 @@ impl Place {
     }
 }
 
+/// When records are handed out, and for how long. The clock they were stamped by may have been set back since; that makes
+/// nothing wait longer than it ever may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// It is now: what is due by then is due, a lease that ends by then has ended.
+    pub now: Timestamp,
+    /// The end of the longest wait that could begin now: what is to wait beyond it is due as well.
+    pub latest: Timestamp,
+    /// The lease on what is handed out ends; a lease that ends later is none, for it was given by another clock.
+    pub until: Timestamp,
+}
+
+impl Times {
+    /// From now on: leases last for `lease`, and no wait is longer than `longest`.
+    pub fn from(now: Timestamp, lease: Duration, longest: Duration) -> Self {
+        let after = |span| now.checked_add(span).unwrap_or(Timestamp::MAX);
+        Self {
+            now,
+            latest: after(longest),
+            until: after(lease),
+        }
+    }
+
+    /// Whether what was to be due then is due now.
+    pub fn is_due(&self, at: Timestamp) -> bool {
+        at <= self.now || at > self.latest
+    }
+
+    /// Whether a lease until then is one.
+    pub fn is_leased(&self, until: Timestamp) -> bool {
+        until > self.now && until <= self.until
+    }
+}
+
 /// What is to be delivered, or to be given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outgoing {
     /// What is due for this next hop ([`Record::next_hop`]), oldest due first.
     To(Arc<str>),
-    /// What was tried for long enough ([`Record::expires_at`]), due or not, the longest expired first.
-    GivenUp,
+    /// What was tried for long enough ([`Record::expires_at`] by then), due or not, the longest expired first.
+    GivenUp(Timestamp),
+}
+
+/// The mail of [`Lane::Delivery`] for one next hop, as far as it is not leased.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// [`Record::next_hop`].
+    pub next_hop: Arc<str>,
+    /// When the first of it is due.
+    pub first: Timestamp,
+    /// When the last of it is due.
+    pub last: Timestamp,
 }
 
 /// Counts for `stats`, `/metrics` and admission.
@@ -412,30 +459,23 @@ pub trait Store: Send + Sync + 'static {
         audit: Option<Audit>,
     ) -> StoreFuture<'_, ()>;
 
-    /// Hands out work: records of `lane` that are due at `now`, oldest due first, at most `limit`, and leases them until
-    /// `until` so that no other worker gets them. A lease ends with the next [`Store::change`]
-    /// (but see [`Change::Take`]), or by time.
-    fn claim(
-        &self,
-        lane: Lane,
-        now: Timestamp,
-        until: Timestamp,
-        limit: usize,
-    ) -> StoreFuture<'_, Vec<Record>>;
+    /// Hands out work: records of `lane` that are due, oldest due first, at most `limit`, and leases them so that no other
+    /// worker gets them. A lease ends with the next [`Store::change`] (but see [`Change::Take`]), or by time; what this
+    /// process still works on ([`Store::at_work`]) it does not get once more even then.
+    fn claim(&self, lane: Lane, times: Times, limit: usize) -> StoreFuture<'_, Vec<Record>>;
 
     /// As [`Store::claim`] for [`Lane::Delivery`], with a queue for each next hop: one that takes nothing now must not keep
     /// the mail of others waiting, however much waits for it.
     fn claim_outgoing(
         &self,
         what: Outgoing,
-        now: Timestamp,
-        until: Timestamp,
+        times: Times,
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>>;
 
-    /// The next hops ([`Record::next_hop`]) that mail of [`Lane::Delivery`] waits for which is due at `now` and not leased. Cheap,
+    /// The queues of the next hops that mail of [`Lane::Delivery`] waits for, due or not, in the order of their names. Cheap,
     /// however much waits: it is asked every second.
-    fn next_hops(&self, now: Timestamp) -> StoreFuture<'_, Vec<Arc<str>>>;
+    fn queues(&self, times: Times) -> StoreFuture<'_, Vec<Queue>>;
 
     /// Hands out what waits for a cause that is gone: records of `lane` with this cause, those of known senders first
     /// ([`Record::standing`]), within each the oldest received first, at most `limit`, whether they are due or not; only
@@ -447,10 +487,13 @@ pub trait Store: Send + Sync + 'static {
         lane: Lane,
         cause: Cause,
         after: Option<Place>,
-        now: Timestamp,
-        until: Timestamp,
+        times: Times,
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>>;
+
+    /// What this process works on. Who is handed a record says so there, and who works on one that it puts there itself
+    /// does so before it puts it.
+    fn at_work(&self) -> &AtWork;
 
     /// Makes a record in Scan or Delivery due at `now`; false if it is leased or waits no more. A record that is being
     /// worked on is left alone: changing it would end the lease, and two workers would have it.

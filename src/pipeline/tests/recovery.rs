@@ -4,7 +4,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::message::Standing;
-use crate::store::Cause;
+use crate::store::{Cause, Times};
 use crate::verdict::{Answer as Said, Reason};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -157,7 +157,8 @@ async fn what_is_scanned_again_belongs_to_its_recovery_alone() {
         .await;
     let now = wall_clock();
     assert!(!world.store.hasten(id, now).await.expect("hasten"));
-    let claimed = world.store.claim(Lane::Scan, now, now + MINUTE, 9).await;
+    let times = Times::from(now, MINUTE, MINUTE);
+    let claimed = world.store.claim(Lane::Scan, times, 9).await;
     assert_eq!(claimed.expect("claim"), []);
     world.closing.cancel();
 }

@@ -1,6 +1,6 @@
 //! A store in memory that keeps the contract of [`Store`] and can be told to fail, for the tests of the path.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -12,8 +12,8 @@ use crate::deadline::Deadline;
 use crate::message::{Content, MessageId};
 use crate::store::contract;
 use crate::store::{
-    Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, MOST_INTERCEPTORS, Object,
-    Outgoing, Place, Record, Store, StoreError, StoreFuture, StoredInterceptor,
+    AtWork, Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, MOST_INTERCEPTORS, Object,
+    Outgoing, Place, Queue, Record, Store, StoreError, StoreFuture, StoredInterceptor, Times,
 };
 
 /// What an operation does.
@@ -56,6 +56,12 @@ struct Kept {
     number: u64,
 }
 
+impl Kept {
+    fn is_free(&self, times: Times) -> bool {
+        self.leased.is_none_or(|until| !times.is_leased(until))
+    }
+}
+
 #[derive(Default)]
 struct Tables {
     kept: BTreeMap<MessageId, Kept>,
@@ -71,6 +77,7 @@ struct Tables {
 #[derive(Default)]
 pub(super) struct Scripted {
     tables: Mutex<Tables>,
+    at_work: AtWork,
     pub(super) fails: AtomicBool,
     witness: Option<Arc<dyn Witness>>,
 }
@@ -243,22 +250,22 @@ impl Tables {
         }
     }
 
-    /// Those that `wanted` says, in the order of `key`, leased until `until`.
+    /// Those that `wanted` says, in the order of `key`, leased, and none that somebody works on.
     fn lease<K: Ord>(
         &mut self,
-        (now, until): (Timestamp, Timestamp),
+        (times, at_work): (Times, &AtWork),
         limit: usize,
         wanted: impl Fn(&Record) -> bool,
         key: impl Fn(&Kept) -> K,
     ) -> Vec<Record> {
         let free = |kept: &&mut Kept| {
-            kept.leased.is_none_or(|leased| leased <= now) && wanted(&kept.record)
+            kept.is_free(times) && !at_work.has(kept.record.id) && wanted(&kept.record)
         };
         let mut found: Vec<&mut Kept> = self.kept.values_mut().filter(free).collect();
         found.sort_by_key(|kept| key(kept));
         found.truncate(limit);
         for kept in &mut found {
-            kept.leased = Some(until);
+            kept.leased = Some(times.until);
             kept.claimed = true;
         }
         found.into_iter().map(|kept| kept.record.clone()).collect()
@@ -367,53 +374,56 @@ impl Store for Scripted {
         })
     }
 
-    fn claim(
-        &self,
-        lane: Lane,
-        now: Timestamp,
-        until: Timestamp,
-        limit: usize,
-    ) -> StoreFuture<'_, Vec<Record>> {
+    fn claim(&self, lane: Lane, times: Times, limit: usize) -> StoreFuture<'_, Vec<Record>> {
         self.operation(None, Operation::Change, move |tables| {
-            let due = |record: &Record| record.lane == lane && record.due_at <= now;
+            let due = |record: &Record| record.lane == lane && times.is_due(record.due_at);
             let key = |kept: &Kept| (kept.record.due_at, kept.record.received_at, kept.number);
-            Ok(tables.lease((now, until), limit, due, key))
+            Ok(tables.lease((times, &self.at_work), limit, due, key))
         })
     }
 
     fn claim_outgoing(
         &self,
         what: Outgoing,
-        now: Timestamp,
-        until: Timestamp,
+        times: Times,
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>> {
         self.operation(None, Operation::Change, move |tables| {
             let wanted = |record: &Record| {
                 record.lane == Lane::Delivery
                     && match &what {
-                        Outgoing::To(hop) => record.next_hop == *hop && record.due_at <= now,
-                        Outgoing::GivenUp => record.expires_at <= now,
+                        Outgoing::To(hop) => record.next_hop == *hop && times.is_due(record.due_at),
+                        Outgoing::GivenUp(by) => record.expires_at <= *by,
                     }
             };
             let key = |kept: &Kept| match what {
                 Outgoing::To(_) => (kept.record.due_at, kept.record.received_at, kept.number),
-                Outgoing::GivenUp => (kept.record.expires_at, kept.record.received_at, kept.number),
+                Outgoing::GivenUp(_) => {
+                    (kept.record.expires_at, kept.record.received_at, kept.number)
+                }
             };
-            Ok(tables.lease((now, until), limit, wanted, key))
+            Ok(tables.lease((times, &self.at_work), limit, wanted, key))
         })
     }
 
-    fn next_hops(&self, now: Timestamp) -> StoreFuture<'_, Vec<Arc<str>>> {
+    fn queues(&self, times: Times) -> StoreFuture<'_, Vec<Queue>> {
         self.operation(None, Operation::Read, move |tables| {
-            let due = |kept: &&Kept| {
-                let record = &kept.record;
-                let free = kept.leased.is_none_or(|leased| leased <= now);
-                record.lane == Lane::Delivery && record.due_at <= now && free
-            };
-            let hops = tables.kept.values().filter(due);
-            let hops: BTreeSet<Arc<str>> = hops.map(|kept| kept.record.next_hop.clone()).collect();
-            Ok(hops.into_iter().collect())
+            let free = tables.kept.values().filter(|kept| kept.is_free(times));
+            let mut queues = BTreeMap::<Arc<str>, Queue>::new();
+            for record in free.map(|kept| &kept.record) {
+                if record.lane != Lane::Delivery {
+                    continue;
+                }
+                let queue = queues.entry(record.next_hop.clone());
+                let queue = queue.or_insert_with(|| Queue {
+                    next_hop: record.next_hop.clone(),
+                    first: record.due_at,
+                    last: record.due_at,
+                });
+                queue.first = queue.first.min(record.due_at);
+                queue.last = queue.last.max(record.due_at);
+            }
+            Ok(queues.into_values().collect())
         })
     }
 
@@ -422,8 +432,7 @@ impl Store for Scripted {
         lane: Lane,
         cause: Cause,
         after: Option<Place>,
-        now: Timestamp,
-        until: Timestamp,
+        times: Times,
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>> {
         self.operation(None, Operation::Change, move |tables| {
@@ -436,8 +445,12 @@ impl Store for Scripted {
                     && after.is_none_or(is_behind)
             };
             let key = |kept: &Kept| order(Place::of(&kept.record));
-            Ok(tables.lease((now, until), limit, waits, key))
+            Ok(tables.lease((times, &self.at_work), limit, waits, key))
         })
+    }
+
+    fn at_work(&self) -> &AtWork {
+        &self.at_work
     }
 
     fn get(&self, id: MessageId) -> StoreFuture<'_, Option<Record>> {

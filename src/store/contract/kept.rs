@@ -1,6 +1,6 @@
 //! Laws about what the guard keeps: mail by its cause, mail to be scanned again, interceptors.
 
-use super::{RESCAN_BYTES, at, audit, octets, record};
+use super::{RESCAN_BYTES, at, audit, octets, record, times};
 use crate::message::{MessageId, Standing};
 use crate::store::{
     Audit, Cause, Change, Filter, Lane, MOST_INTERCEPTORS, Object, Place, Record, Store,
@@ -35,7 +35,7 @@ pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn
         store.put(vec![other], octets(3)).await.expect("put");
     }
     let recover = async |now, until, limit| -> Vec<MessageId> {
-        let found = store.recover(Lane::Held, clamd(), None, at(now), at(until), limit);
+        let found = store.recover(Lane::Held, clamd(), None, times(now, until), limit);
         let found = found.await.expect("recover");
         found.iter().map(|record| record.id).collect()
     };
@@ -58,7 +58,7 @@ pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn
         "what was not settled is handed out again when its lease ends"
     );
     let scan = store
-        .recover(Lane::Scan, clamd(), None, at(0), at(1), 9)
+        .recover(Lane::Scan, clamd(), None, times(0, 1), 9)
         .await;
     assert_eq!(scan.expect("recover").len(), 1, "every lane for itself");
 }
@@ -84,7 +84,7 @@ pub(super) async fn a_recovery_goes_on_after_what_stays(store: &dyn Store) {
     }
     let (mut place, mut met, mut left) = (None, Vec::new(), ids.clone());
     for _ in &ids {
-        let found = store.recover(Lane::Held, clamd(), place, at(50), at(60), 1);
+        let found = store.recover(Lane::Held, clamd(), place, times(50, 60), 1);
         let [stays] = &found.await.expect("recover")[..] else {
             panic!("after {met:?} nothing more");
         };
@@ -105,9 +105,9 @@ pub(super) async fn a_recovery_goes_on_after_what_stays(store: &dyn Store) {
         (false, 40),
     ];
     assert_eq!(met, wanted.map(|(known, received)| (known, at(received))));
-    let end = store.recover(Lane::Held, clamd(), place, at(50), at(60), 9);
+    let end = store.recover(Lane::Held, clamd(), place, times(50, 60), 9);
     assert_eq!(end.await.expect("recover"), [], "that was all");
-    let again = store.recover(Lane::Held, clamd(), None, at(50), at(60), 9);
+    let again = store.recover(Lane::Held, clamd(), None, times(50, 60), 9);
     assert_eq!(again.await.expect("recover").len(), 6, "all are there");
 }
 
@@ -124,7 +124,7 @@ pub(super) async fn what_is_taken_is_leased(store: &dyn Store) {
     let take = async || store.change_in(Lane::Held, taken.id, change(), None).await;
     take().await.expect("take");
     take().await.expect_err("it is no longer held");
-    let claim = async |now| store.claim(Lane::Scan, at(now), at(200), 9).await;
+    let claim = async |now| store.claim(Lane::Scan, times(now, 200), 9).await;
     assert_eq!(claim(99).await.expect("claim"), [], "leased");
     assert!(!store.hasten(taken.id, at(50)).await.expect("hasten"));
     assert_eq!(claim(100).await.expect("claim"), [taken.clone()], "by time");

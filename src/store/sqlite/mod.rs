@@ -54,11 +54,11 @@ use self::readers::Readers;
 use self::row::Row;
 pub(super) use self::schema::is_corrupt;
 use self::search::{Damage, Sorted};
-use self::work::{Entry, Output, Work};
+use self::work::{Entry, Output, Terms, Work};
 use self::writer::{Job, Writer};
 use super::{
-    Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, Object, Outgoing, Place, Record,
-    Recovery, Settings, Store, StoreError, StoreFuture, StoredInterceptor,
+    AtWork, Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, Object, Outgoing, Place,
+    Queue, Record, Recovery, Settings, Store, StoreError, StoreFuture, StoredInterceptor, Times,
 };
 use crate::message::{Content, MessageId};
 
@@ -92,6 +92,7 @@ pub struct SqliteStore {
     health: Arc<Health>,
     readers: Readers,
     commits: Arc<AtomicU64>,
+    at_work: AtWork,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -181,6 +182,7 @@ impl SqliteStore {
             bodies,
             health,
             commits,
+            at_work: AtWork::default(),
             thread: Mutex::new(Some(thread)),
         };
         Ok((Arc::new(store), recovery))
@@ -344,6 +346,14 @@ impl SqliteStore {
         self.submit(work).await.map(|_| ())
     }
 
+    fn terms(&self, times: Times, limit: usize) -> Terms {
+        Terms {
+            times,
+            limit,
+            at_work: self.at_work.clone(),
+        }
+    }
+
     /// Does work that hands out records.
     async fn lease(&self, work: Work) -> Result<Vec<Record>, StoreError> {
         match self.submit(work).await? {
@@ -410,38 +420,23 @@ impl Store for SqliteStore {
         Box::pin(self.change_lane(Some(lane), id, change, audit))
     }
 
-    fn claim(
-        &self,
-        lane: Lane,
-        now: Timestamp,
-        until: Timestamp,
-        limit: usize,
-    ) -> StoreFuture<'_, Vec<Record>> {
-        Box::pin(self.lease(Work::Claim {
-            lane,
-            now,
-            until,
-            limit,
-        }))
+    fn claim(&self, lane: Lane, times: Times, limit: usize) -> StoreFuture<'_, Vec<Record>> {
+        let terms = self.terms(times, limit);
+        Box::pin(self.lease(Work::Claim { lane, terms }))
     }
 
     fn claim_outgoing(
         &self,
         what: Outgoing,
-        now: Timestamp,
-        until: Timestamp,
+        times: Times,
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>> {
-        Box::pin(self.lease(Work::ClaimOutgoing {
-            what,
-            now,
-            until,
-            limit,
-        }))
+        let terms = self.terms(times, limit);
+        Box::pin(self.lease(Work::ClaimOutgoing { what, terms }))
     }
 
-    fn next_hops(&self, now: Timestamp) -> StoreFuture<'_, Vec<Arc<str>>> {
-        Box::pin(self.readers.query(move |db| search::next_hops(db, now)))
+    fn queues(&self, times: Times) -> StoreFuture<'_, Vec<Queue>> {
+        Box::pin(self.readers.query(move |db| search::queues(db, times)))
     }
 
     fn recover(
@@ -449,18 +444,19 @@ impl Store for SqliteStore {
         lane: Lane,
         cause: Cause,
         after: Option<Place>,
-        now: Timestamp,
-        until: Timestamp,
+        times: Times,
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>> {
         Box::pin(self.lease(Work::Recover {
             lane,
             cause,
             after,
-            now,
-            until,
-            limit,
+            terms: self.terms(times, limit),
         }))
+    }
+
+    fn at_work(&self) -> &AtWork {
+        &self.at_work
     }
 
     fn hasten(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool> {

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -14,7 +13,7 @@ use super::bodies::{Bodies, failed};
 use super::row::{cause_key, decode, lane_number, lossy};
 use super::schema::{broken, is_corrupt};
 use crate::message::MessageId;
-use crate::store::{Audit, Filter, Lane, LaneStats, Object, Record, StoreError};
+use crate::store::{Audit, Filter, Lane, LaneStats, Object, Queue, Record, StoreError, Times};
 
 /// A row that cannot be used, found while reading.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -279,21 +278,42 @@ pub(super) fn audited(
     Ok(rows.iter().filter_map(parse).collect())
 }
 
-/// Counts by lane.
-/// The next hops with mail that is due, one step in the index for each.
-const NEXT_HOPS: &str = "WITH RECURSIVE hop (name) AS ( \
+/// One step in the index for each next hop, and from either end of its queue to the first that is not leased.
+const QUEUES: &str = "WITH RECURSIVE hop (name) AS ( \
          SELECT min(next_hop) FROM message INDEXED BY outgoing WHERE lane = 1 AND damaged IS NULL \
          UNION ALL SELECT (SELECT min(next_hop) FROM message INDEXED BY outgoing \
              WHERE lane = 1 AND damaged IS NULL AND next_hop > hop.name) FROM hop WHERE hop.name IS NOT NULL) \
-     SELECT name FROM hop WHERE name IS NOT NULL AND EXISTS (SELECT 1 FROM message INDEXED BY outgoing \
-         WHERE lane = 1 AND damaged IS NULL AND next_hop = name AND due_at <= ?1 AND lease_until <= ?1)";
+     SELECT name, \
+         (SELECT due_at FROM message INDEXED BY outgoing WHERE lane = 1 AND damaged IS NULL AND next_hop = name \
+             AND (lease_until <= ?1 OR lease_until > ?2) ORDER BY due_at LIMIT 1), \
+         (SELECT due_at FROM message INDEXED BY outgoing WHERE lane = 1 AND damaged IS NULL AND next_hop = name \
+             AND (lease_until <= ?1 OR lease_until > ?2) ORDER BY due_at DESC LIMIT 1) \
+     FROM hop WHERE name IS NOT NULL";
 
-pub(super) fn next_hops(db: &Connection, now: Timestamp) -> rusqlite::Result<Vec<Arc<str>>> {
-    let mut statement = db.prepare_cached(NEXT_HOPS)?;
-    let names = statement.query_map([now.as_microsecond()], |row| Ok(lossy(row, 0)?.into()))?;
-    names.collect()
+/// The queues of next hops.
+pub(super) fn queues(db: &Connection, times: Times) -> rusqlite::Result<Vec<Queue>> {
+    let mut statement = db.prepare_cached(QUEUES)?;
+    let mut rows = statement.query(params![
+        times.now.as_microsecond(),
+        times.until.as_microsecond()
+    ])?;
+    let mut queues = Vec::new();
+    while let Some(row) = rows.next()? {
+        let at = |column| row.get::<_, Option<i64>>(column);
+        // All of it may be leased.
+        let (Some(first), Some(last)) = (at(1)?, at(2)?) else {
+            continue;
+        };
+        queues.push(Queue {
+            next_hop: lossy(row, 0)?.into(),
+            first: Timestamp::from_microsecond(first).unwrap_or(Timestamp::MIN),
+            last: Timestamp::from_microsecond(last).unwrap_or(Timestamp::MAX),
+        });
+    }
+    Ok(queues)
 }
 
+/// Counts by lane.
 pub(super) fn stats(db: &Connection) -> rusqlite::Result<[LaneStats; Lane::ALL.len()]> {
     let mut stats = <[LaneStats; Lane::ALL.len()]>::default();
     let mut statement = db.prepare_cached(

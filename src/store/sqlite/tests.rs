@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::contract::{self, at, octets, record};
+use crate::store::contract::{self, at, octets, record, times};
 
 /// Contents of this size are files in these tests.
 const LARGE: usize = 2000;
@@ -100,7 +100,7 @@ async fn messages_outlive_the_process_and_leases_do_not() {
     assert_eq!(found.waiting, 2);
     assert_eq!(store.content(ids[0]).await.expect("content").len(), 10);
     assert_eq!(store.content(ids[1]).await.expect("content").len(), LARGE);
-    let due = store.claim(Lane::Scan, at(0), at(1), 10).await;
+    let due = store.claim(Lane::Scan, times(0, 99_999), 10).await;
     assert_eq!(due.expect("claim").len(), 2);
 }
 
@@ -218,7 +218,7 @@ async fn one_relay_and_any_number_of_tools() {
         .await
         .expect("put");
     assert_eq!(
-        tool.claim(Lane::Scan, at(0), at(9), 9)
+        tool.claim(Lane::Scan, times(0, 99), 9)
             .await
             .expect("claim"),
         []

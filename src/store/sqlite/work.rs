@@ -8,7 +8,7 @@ use super::interceptors;
 use super::recovery::report;
 use super::row::{Row, cause_key, lane_number, lanes, lossy};
 use crate::message::{Content, MessageId};
-use crate::store::{Cause, Lane, Outgoing, Place, StoreError, StoredInterceptor};
+use crate::store::{AtWork, Cause, Lane, Outgoing, Place, StoreError, StoredInterceptor, Times};
 
 /// Something to be written.
 pub(super) enum Work {
@@ -34,27 +34,15 @@ pub(super) enum Work {
         audit: Option<Entry>,
     },
     /// Leases what is due.
-    Claim {
-        lane: Lane,
-        now: Timestamp,
-        until: Timestamp,
-        limit: usize,
-    },
+    Claim { lane: Lane, terms: Terms },
     /// Leases what is to be delivered.
-    ClaimOutgoing {
-        what: Outgoing,
-        now: Timestamp,
-        until: Timestamp,
-        limit: usize,
-    },
+    ClaimOutgoing { what: Outgoing, terms: Terms },
     /// Leases what waits for a cause, due or not.
     Recover {
         lane: Lane,
         cause: Cause,
         after: Option<Place>,
-        now: Timestamp,
-        until: Timestamp,
-        limit: usize,
+        terms: Terms,
     },
     /// Waits no longer, unless it is leased.
     Hasten { id: MessageId, now: Timestamp },
@@ -71,6 +59,15 @@ pub(super) enum Work {
     SetAside { id: MessageId, why: String },
     /// Finish what was queued before, then end.
     Stop,
+}
+
+/// How records are handed out.
+pub(super) struct Terms {
+    pub(super) times: Times,
+    /// At most so many.
+    pub(super) limit: usize,
+    /// And none of these.
+    pub(super) at_work: AtWork,
 }
 
 /// An audit entry, encoded.
@@ -162,43 +159,23 @@ fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
             Ok(Output::Refused(why_not(db, *id)?))
         }
         Work::Remove { id, lane, audit } => remove(db, *id, *lane, audit.as_ref()),
-        Work::Claim {
-            lane,
-            now,
-            until,
-            limit,
-        } => lease(
-            db,
-            CLAIM,
-            params![
-                lane_number(*lane),
-                now.as_microsecond(),
-                until.as_microsecond(),
-                i64::try_from(*limit).unwrap_or(i64::MAX)
-            ],
-        ),
-        Work::ClaimOutgoing {
-            what,
-            now,
-            until,
-            limit,
-        } => {
-            let (statement, next_hop) = match what {
-                Outgoing::To(next_hop) => (CLAIM_TO, &**next_hop),
-                Outgoing::GivenUp => (CLAIM_GIVEN_UP, ""),
-            };
-            let (now, until) = (now.as_microsecond(), until.as_microsecond());
-            let limit = i64::try_from(*limit).unwrap_or(i64::MAX);
-            lease(db, statement, params![next_hop, now, until, limit])
-        }
+        Work::Claim { lane, terms } => claim(db, *lane, terms),
+        Work::ClaimOutgoing { what, terms } => match what {
+            Outgoing::To(next_hop) => claim_to(db, next_hop, terms),
+            Outgoing::GivenUp(by) => {
+                let by = by.as_microsecond();
+                let (now, until) = terms.free();
+                let mut leased = Leased::new(terms);
+                leased.select(db, GIVEN_UP, params![now, until, by])?;
+                leased.lease(db)
+            }
+        },
         Work::Recover {
             lane,
             cause,
             after,
-            now,
-            until,
-            limit,
-        } => recover(db, (*lane, cause), *after, (*now, *until), *limit),
+            terms,
+        } => recover(db, (*lane, cause), *after, terms),
         Work::Hasten { id, now } => hasten(db, *id, *now),
         Work::KeepInterceptor { interceptor, audit } => {
             audited(db, interceptors::keep(db, interceptor)?, audit.as_ref())
@@ -272,32 +249,47 @@ fn hasten(db: &Connection, id: MessageId, now: Timestamp) -> rusqlite::Result<Ou
     })
 }
 
-const CLAIM: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (SELECT seq FROM message INDEXED BY work \
-     WHERE damaged IS NULL AND lane = ?1 AND due_at <= ?2 AND lease_until <= ?2 ORDER BY due_at LIMIT ?4) \
-     RETURNING 0, due_at, id, record";
+/// What is due, and then what is to wait longer than anything may: two ranges of an index.
+const DUE: &str = "SELECT seq, id, record FROM message INDEXED BY work WHERE damaged IS NULL AND lane = ?3 \
+     AND due_at BETWEEN ?4 AND ?5 AND (lease_until <= ?1 OR lease_until > ?2) ORDER BY due_at";
 
-const CLAIM_TO: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (SELECT seq FROM message INDEXED BY outgoing \
-     WHERE damaged IS NULL AND lane = 1 AND next_hop = ?1 AND due_at <= ?2 AND lease_until <= ?2 ORDER BY due_at LIMIT ?4) \
-     RETURNING 0, due_at, id, record";
+const DUE_TO: &str = "SELECT seq, id, record FROM message INDEXED BY outgoing WHERE damaged IS NULL AND lane = 1 \
+     AND next_hop = ?3 AND due_at BETWEEN ?4 AND ?5 AND (lease_until <= ?1 OR lease_until > ?2) ORDER BY due_at";
 
-const CLAIM_GIVEN_UP: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (SELECT seq FROM message \
-     INDEXED BY given_up WHERE damaged IS NULL AND lane = 1 AND expires_at <= ?2 AND lease_until <= ?2 AND ?1 = '' \
-     ORDER BY expires_at LIMIT ?4) RETURNING 0, expires_at, id, record";
+const GIVEN_UP: &str = "SELECT seq, id, record FROM message INDEXED BY given_up WHERE damaged IS NULL AND lane = 1 \
+     AND expires_at <= ?3 AND (lease_until <= ?1 OR lease_until > ?2) ORDER BY expires_at";
 
-const RECOVER: &str = "UPDATE message SET lease_until = ?3 WHERE seq IN (SELECT seq FROM message INDEXED BY recovery \
-     WHERE damaged IS NULL AND cause <> '' AND lane = ?1 AND cause = ?5 AND lease_until <= ?2 AND known = ?6 \
-     AND received_at >= ?7 AND (received_at > ?7 OR id > ?8) ORDER BY received_at, id LIMIT ?4) \
-     RETURNING 0, received_at, id, record";
+const RECOVER: &str = "SELECT seq, id, record FROM message INDEXED BY recovery WHERE damaged IS NULL AND cause <> '' \
+     AND lane = ?3 AND cause = ?4 AND (lease_until <= ?1 OR lease_until > ?2) AND known = ?5 \
+     AND received_at >= ?6 AND (received_at > ?6 OR id > ?7) ORDER BY received_at, id";
+
+fn claim(db: &Connection, lane: Lane, terms: &Terms) -> rusqlite::Result<Output> {
+    let ((now, until), lane) = (terms.free(), lane_number(lane));
+    let mut leased = Leased::new(terms);
+    for (first, last) in terms.due() {
+        leased.select(db, DUE, params![now, until, lane, first, last])?;
+    }
+    leased.lease(db)
+}
+
+fn claim_to(db: &Connection, next_hop: &str, terms: &Terms) -> rusqlite::Result<Output> {
+    let (now, until) = terms.free();
+    let mut leased = Leased::new(terms);
+    for (first, last) in terms.due() {
+        leased.select(db, DUE_TO, params![now, until, next_hop, first, last])?;
+    }
+    leased.lease(db)
+}
 
 /// Known senders and the others are ranges of their own in the index, so that what is before the place costs nothing.
 fn recover(
     db: &Connection,
     (lane, cause): (Lane, &Cause),
     after: Option<Place>,
-    (now, until): (Timestamp, Timestamp),
-    limit: usize,
+    terms: &Terms,
 ) -> rusqlite::Result<Output> {
-    let mut claimed = Vec::new();
+    let ((now, until), lane, cause) = (terms.free(), lane_number(lane), cause_key(Some(cause)));
+    let mut leased = Leased::new(terms);
     for known in [true, false] {
         let (received, id) = match after {
             Some(place) if place.known == known => {
@@ -306,41 +298,80 @@ fn recover(
             Some(place) if known && !place.known => continue,
             Some(_) | None => (i64::MIN, String::new()),
         };
-        let left = i64::try_from(limit.saturating_sub(claimed.len())).unwrap_or(i64::MAX);
-        if left == 0 {
-            break;
-        }
-        let parameters = params![
-            lane_number(lane),
-            now.as_microsecond(),
-            until.as_microsecond(),
-            left,
-            cause_key(Some(cause)),
-            known,
-            received,
-            id,
-        ];
-        if let Output::Claimed(rows) = lease(db, RECOVER, parameters)? {
-            claimed.extend(rows);
-        }
+        leased.select(
+            db,
+            RECOVER,
+            params![now, until, lane, cause, known, received, id],
+        )?;
     }
-    Ok(Output::Claimed(claimed))
+    leased.lease(db)
 }
 
-/// Runs a statement that leases rows, and puts what it returns in order: RETURNING promises none.
-fn lease(db: &Connection, statement: &str, parameters: impl Params) -> rusqlite::Result<Output> {
-    let mut leased = db
-        .prepare_cached(statement)?
-        .query_map(parameters, |row| {
-            let order = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok((order, lossy(row, 3)?))
-        })?
-        .collect::<rusqlite::Result<Vec<((i64, i64, String), String)>>>()?;
-    leased.sort();
-    let rows = leased.into_iter();
-    Ok(Output::Claimed(
-        rows.map(|((_, _, id), record)| (id, record)).collect(),
-    ))
+impl Terms {
+    /// A lease that ends by the first or after the second is none.
+    fn free(&self) -> (i64, i64) {
+        let Times { now, until, .. } = self.times;
+        (now.as_microsecond(), until.as_microsecond())
+    }
+
+    /// The ranges of what is due.
+    fn due(&self) -> [(i64, i64); 2] {
+        let Times { now, latest, .. } = self.times;
+        let beyond = latest.max(now).as_microsecond().saturating_add(1);
+        [(i64::MIN, now.as_microsecond()), (beyond, i64::MAX)]
+    }
+}
+
+/// Rows that are handed out.
+struct Leased<'a> {
+    terms: &'a Terms,
+    seqs: Vec<i64>,
+    rows: Vec<(String, String)>,
+}
+
+impl<'a> Leased<'a> {
+    fn new(terms: &'a Terms) -> Self {
+        Self {
+            terms,
+            seqs: Vec::new(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// Takes the first rows of a statement, as far as nobody works on them.
+    fn select(
+        &mut self,
+        db: &Connection,
+        statement: &str,
+        parameters: impl Params,
+    ) -> rusqlite::Result<()> {
+        if self.rows.len() >= self.terms.limit {
+            return Ok(());
+        }
+        let mut statement = db.prepare_cached(statement)?;
+        let mut rows = statement.query(parameters)?;
+        while self.rows.len() < self.terms.limit
+            && let Some(row) = rows.next()?
+        {
+            let id = lossy(row, 1)?;
+            let is_at_work = id.parse().is_ok_and(|id| self.terms.at_work.has(id));
+            if !is_at_work {
+                self.seqs.push(row.get(0)?);
+                self.rows.push((id, lossy(row, 2)?));
+            }
+        }
+        Ok(())
+    }
+
+    fn lease(self, db: &Connection) -> rusqlite::Result<Output> {
+        let until = self.terms.times.until.as_microsecond();
+        let mut statement =
+            db.prepare_cached("UPDATE message SET lease_until = ?2 WHERE seq = ?1")?;
+        for seq in self.seqs {
+            statement.execute(params![seq, until])?;
+        }
+        Ok(Output::Claimed(self.rows))
+    }
 }
 
 /// Makes the rescan lane fit into `limit` octets: what would expire first goes.

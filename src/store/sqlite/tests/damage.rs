@@ -76,7 +76,7 @@ async fn damage_found_at_the_start_is_set_aside() {
         assert!(matches!(replaced.await, Err(StoreError::Damaged(..))));
     }
     let due = store
-        .claim(Lane::Scan, at(0), at(9), 10)
+        .claim(Lane::Scan, times(0, 9), 10)
         .await
         .expect("claim");
     assert_eq!(
@@ -118,7 +118,7 @@ async fn damage_found_at_work_is_set_aside() {
     );
     fs::remove_file(store.bodies.path(lost)).expect("remove");
     let due = store
-        .claim(Lane::Scan, at(0), at(9), 10)
+        .claim(Lane::Scan, times(0, 9), 10)
         .await
         .expect("claim");
     assert_eq!(

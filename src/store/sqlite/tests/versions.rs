@@ -36,9 +36,7 @@ async fn stores_of_earlier_versions_are_taken_over() {
     held.cause = Some(cause.clone());
     let change = Change::Replace(Box::new(held.clone()));
     store.change(held.id, change, None).await.expect("change");
-    let recovered = store
-        .recover(Lane::Held, cause, None, at(0), at(1), 9)
-        .await;
+    let recovered = store.recover(Lane::Held, cause, None, times(0, 1), 9).await;
     assert_eq!(recovered.expect("recover"), [held]);
     store.close().await;
     let (store, found) = relay(&folder).await;
@@ -55,11 +53,11 @@ async fn a_recovery_goes_on_after_a_crash() {
     let mut held = record(Lane::Held);
     held.cause = Some(cause.clone());
     store.put(vec![held.clone()], octets(3)).await.expect("put");
-    let recovered = store.recover(Lane::Held, cause.clone(), None, at(0), at(9999), 9);
+    let recovered = store.recover(Lane::Held, cause.clone(), None, times(0, 9999), 9);
     assert_eq!(recovered.await.expect("recover").len(), 1);
     store.close().await;
     let (store, _) = relay(&folder).await;
-    let recovered = store.recover(Lane::Held, cause, None, at(0), at(9999), 9);
+    let recovered = store.recover(Lane::Held, cause, None, times(0, 9999), 9);
     assert_eq!(recovered.await.expect("recover"), [held]);
 }
 
