@@ -30,7 +30,7 @@ const PART: usize = 256 * 1024;
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What a session runs over.
-trait Socket: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Socket for T {}
 
 /// Why a connection is of no use any more.
@@ -136,19 +136,7 @@ impl Connection {
     ) -> Result<Self, ConnectionError> {
         let settings = &plan.settings;
         let socket = connect(endpoint, settings.connect_timeout, deadline).await?;
-        gauge.increment(1.0);
-        let mut connection = Self {
-            socket,
-            endpoint: endpoint.clone(),
-            capabilities: Capabilities::default(),
-            input: BytesMut::with_capacity(4096),
-            output: Vec::with_capacity(1024),
-            lmtp: settings.lmtp,
-            needs_reset: false,
-            command_timeout: settings.command_timeout,
-            data_timeout: settings.data_timeout,
-            _counted: Counted(gauge),
-        };
+        let mut connection = Self::over(socket, endpoint, settings, gauge);
         let mut opening = Opening::new(
             settings.lmtp,
             &settings.hostname,
@@ -171,6 +159,28 @@ impl Connection {
         }
         connection.capabilities = opening.into_capabilities();
         Ok(connection)
+    }
+
+    /// Over a socket on which nothing was said yet.
+    pub(super) fn over(
+        socket: Box<dyn Socket>,
+        endpoint: &Endpoint,
+        settings: &SmtpSettings,
+        gauge: Gauge,
+    ) -> Self {
+        gauge.increment(1.0);
+        Self {
+            socket,
+            endpoint: endpoint.clone(),
+            capabilities: Capabilities::default(),
+            input: BytesMut::with_capacity(4096),
+            output: Vec::with_capacity(1024),
+            lmtp: settings.lmtp,
+            needs_reset: false,
+            command_timeout: settings.command_timeout,
+            data_timeout: settings.data_timeout,
+            _counted: Counted(gauge),
+        }
     }
 
     /// Who is at the other end.

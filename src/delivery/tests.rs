@@ -1,5 +1,6 @@
 //! Deliveries against a server that plays a script; see [`script`].
 
+mod ending;
 mod pacing;
 mod script;
 mod sessions;

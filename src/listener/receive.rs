@@ -103,6 +103,14 @@ impl Intake {
         elapsed > GRACE && self.used < rate.saturating_mul(elapsed.as_secs())
     }
 
+    /// How long the next octets are waited for, as long as they have not come in too slowly so far.
+    pub(super) fn wait(&self, limits: &Limits) -> Result<Deadline, Ending> {
+        match self.is_too_slow(limits.data_rate) {
+            true => Err(Ending::TimedOut("The message comes in too slowly")),
+            false => Ok(self.ends.within(limits.data_idle)),
+        }
+    }
+
     fn refuse(&mut self, reply: Reply) {
         self.segments = Vec::new();
         self.octets = Vec::new();
@@ -212,10 +220,7 @@ impl Session {
             if self.take_input(intake, &mut left) || left == Some(0) {
                 return Ok(());
             }
-            if intake.is_too_slow(limits.data_rate) {
-                return Err(Ending::TimedOut("The message comes in too slowly"));
-            }
-            let wait = intake.ends.within(limits.data_idle);
+            let wait = intake.wait(&limits)?;
             match wait.run(self.wire.read_content()).await {
                 Ok(Ok(0)) => return Err(Ending::Closed),
                 Ok(Ok(_)) => {}

@@ -354,8 +354,7 @@ impl Session {
             .map_err(|Elapsed| failed("took too long"))?
             .map_err(Ending::Handshake)?;
         self.tls = Some(tls::describe(&accepted));
-        self.client_certificate =
-            self.context.settings.client_ca.is_some() && tls::has_client_certificate(&accepted);
+        self.client_certificate = tls::has_client_certificate(&accepted);
         self.wire.set_tls(accepted);
         self.server.set_encrypted();
         Ok(())
@@ -404,6 +403,8 @@ impl Session {
         if last {
             return Ok(self.complete(intake).await);
         }
+        // A message that comes in too slowly does so however it is cut.
+        intake.wait(&self.context.limits)?;
         let count = usize::try_from(octets).unwrap_or(usize::MAX);
         self.intake = Some(intake);
         Ok(Reply::chunk_ok(count))

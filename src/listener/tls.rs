@@ -83,7 +83,8 @@ pub fn describe(stream: &TlsStream<TcpStream>) -> String {
     format!("{version} {suite}")
 }
 
-/// Whether the client proved a certificate of `client_ca`; rustls has checked it.
+/// Whether the client proved a certificate of `client_ca`: without authorities it is not asked for one, and rustls has checked
+/// what it sent.
 pub fn has_client_certificate(stream: &TlsStream<TcpStream>) -> bool {
     stream
         .get_ref()

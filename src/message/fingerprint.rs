@@ -5,6 +5,8 @@
 //! [`Pattern`] is a conjunction of traits; interceptors are patterns with a consequence.
 
 mod compute;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::str::FromStr;

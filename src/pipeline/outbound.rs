@@ -124,3 +124,22 @@ fn token(text: &str) -> String {
     };
     text.chars().take(60).map(keep).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names that an administrator gives cannot be read as something else in our field: not as its next part, nor as the next
+    /// field.
+    #[test]
+    fn names_cannot_write_into_the_result() {
+        assert_eq!(token("policy.score"), "policy.score");
+        assert_eq!(token("a; score=0.0"), "a__score=0.0");
+        assert_eq!(
+            token("a\r\nX-Spillway-Result: clean"),
+            "a__X-Spillway-Result:_clean"
+        );
+        assert_eq!(token("gr\u{fc}n"), "gr_n");
+        assert_eq!(token(&"x".repeat(1000)).len(), 60);
+    }
+}

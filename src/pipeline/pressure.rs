@@ -171,6 +171,28 @@ mod tests {
         assert_eq!(rate.within(secs(600)), LEAST);
     }
 
+    /// Slots that hold scans which will not end in time take no mail: those that wait stand before the others.
+    #[test]
+    fn slots_of_zombies_shorten_no_wait() {
+        let wait = |slots, zombies, waiting| {
+            wait_for(&Health {
+                engine: "clamd".into(),
+                class: crate::verdict::EngineClass::Av,
+                slots,
+                running: slots,
+                zombies,
+                waiting,
+                half_within: Some(secs(2)),
+                most_within: None,
+                replicas: Vec::new(),
+            })
+        };
+        assert_eq!(wait(10, 0, 30), secs(6));
+        assert_eq!(wait(10, 9, 30), secs(60));
+        assert_eq!(wait(10, 10, 30), secs(60), "one may end at any moment");
+        assert_eq!(wait(10, 0, 0), secs(0));
+    }
+
     /// A wait for engines makes admission fair, and never closes the door; a full backlog does.
     #[test]
     fn a_wait_alone_never_refuses_everybody() {

@@ -51,16 +51,17 @@ impl Recent {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let octets = content.len();
         kept.forget(now);
+        // One that finds no room in all of it does not take that of the others.
+        if octets > OCTETS {
+            metrics::counter!("spillway_recent_dropped_total").increment(1);
+            return;
+        }
         while kept.octets + octets > OCTETS || kept.delivered.len() >= MESSAGES {
             let Some(first) = kept.delivered.pop_front() else {
                 break;
             };
             kept.octets -= first.content.len();
             metrics::counter!("spillway_recent_dropped_total").increment(1);
-        }
-        if octets > OCTETS {
-            metrics::counter!("spillway_recent_dropped_total").increment(1);
-            return;
         }
         kept.octets += octets;
         kept.delivered.push_back(Delivered {
@@ -193,5 +194,20 @@ mod tests {
         tokio::time::advance(AGE).await;
         recent.forget(Duration::ZERO);
         assert_eq!(recent.since(began).len(), 0, "and without further mail");
+    }
+
+    /// Small mail is bounded by its number, and mail larger than all the room is not kept: what is there stays.
+    #[tokio::test(start_paused = true)]
+    async fn neither_many_nor_large_ones_exceed_the_room() {
+        let (recent, began) = (Recent::default(), Instant::now());
+        add(&recent, 7);
+        add(&recent, OCTETS + 1);
+        let kept = recent.since(began);
+        assert_eq!(kept.len(), 1);
+        assert_eq!(kept[0].1.len(), 7);
+        for _ in 0..MESSAGES + 10 {
+            add(&recent, 1);
+        }
+        assert_eq!(recent.since(began).len(), MESSAGES);
     }
 }

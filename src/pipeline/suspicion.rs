@@ -174,3 +174,44 @@ fn translated(evidence: Evidence) -> Option<intercept::Evidence> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deadline::wall_clock;
+    use crate::intercept::Origin;
+    use crate::message::Pattern;
+
+    /// An interceptor in dry run changes nothing at a gate, whatever it would do; one for another engine neither.
+    #[test]
+    fn a_dry_run_diverts_nothing() {
+        let diverts = |action: Action, dry_run, engine| {
+            let interceptor = Interceptor {
+                id: "one".to_owned(),
+                pattern: Pattern::of(["skeleton:00c0ffee00c0ffee".parse().expect("a trait")]),
+                action,
+                origin: Origin::Person {
+                    who: "root".to_owned(),
+                    note: String::new(),
+                },
+                made: wall_clock(),
+                expires: None,
+                dry_run,
+                hits: 0,
+                samples: Vec::new(),
+            };
+            detour(&interceptor, engine).is_some()
+        };
+        let engine = || "clamd".to_owned();
+        for action in [
+            Action::Hold,
+            Action::Park { engine: engine() },
+            Action::Bypass { engine: engine() },
+        ] {
+            assert!(diverts(action.clone(), false, "clamd"), "{action:?}");
+            assert!(!diverts(action.clone(), true, "clamd"), "{action:?}");
+            let others = diverts(action.clone(), false, "rspamd");
+            assert_eq!(others, action == Action::Hold, "{action:?}");
+        }
+    }
+}

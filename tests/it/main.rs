@@ -24,6 +24,7 @@ mod milters;
 )]
 mod name_server;
 mod postfix;
+mod power;
 mod programs;
 mod relay;
 mod samples;

@@ -1,9 +1,11 @@
 //! Who may relay, how long a session may take, and what a reload and a drain do to the sessions there are.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::FutureExt as _;
 use spillway::listener::users;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -152,6 +154,16 @@ async fn a_client_certificate_lets_relay() {
     assert!(!may_relay(&mut client).await);
 }
 
+/// Where no authority is named a certificate is worth nothing: anybody can make one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_certificate_without_an_authority_is_worth_nothing() {
+    let site = Site::new();
+    certificates::write(site.path());
+    let relay = site.start(SUBMISSION).await;
+    let mut client = encrypted(&relay, certificates::certified_client()).await;
+    assert!(!may_relay(&mut client).await);
+}
+
 /// A client with too many sessions is told 421 and can come again when one has ended; others are not its concern.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_has_so_many_sessions_and_no_more() {
@@ -293,6 +305,40 @@ async fn content_that_stops_coming_ends_the_session() {
     })
     .await;
     assert!(told.starts_with("421 4.4.2"), "{told}");
+}
+
+/// A client that sends an octet now and then keeps within every other limit, and would hold its session, memory and share for
+/// hours: what comes in too slowly on average ends the session, after DATA as in chunks.
+#[tokio::test]
+async fn content_that_comes_in_too_slowly_ends_the_session() {
+    let site = Site::new();
+    let relay = site.start("[limits]\ndata_total = \"24h\"\n").await;
+    for (begin, octet) in [("DATA\r\n", "x"), ("", "BDAT 1\r\nx")] {
+        let mut client = introduced(&relay).await;
+        for command in ["MAIL FROM:<a@a.test>", "RCPT TO:<b@b.test>"] {
+            assert!(ask(&mut client, command).await.starts_with("250"));
+        }
+        client.send(begin.as_bytes()).await;
+        // From here on time flies while nobody has anything to do.
+        tokio::time::pause();
+        let mut ticks = tokio::time::interval(Duration::from_secs(5));
+        let mut told = Vec::new();
+        for _ in 0..100 {
+            ticks.tick().await;
+            client.send(octet.as_bytes()).await;
+            let next = client.line().now_or_never();
+            told.extend(next.flatten());
+            if told.last().is_some_and(|line| line.starts_with("421")) {
+                break;
+            }
+        }
+        tokio::time::resume();
+        let last = told.pop().unwrap_or_default();
+        assert!(
+            last.starts_with("421 4.4.2 The message comes in too slowly"),
+            "{last}"
+        );
+    }
 }
 
 /// A reload changes what new sessions get: certificate, users, limits. Those there are go on as they began.

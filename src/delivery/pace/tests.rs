@@ -72,6 +72,27 @@ fn after_a_throttling_reply_one_goes_first() {
     assert_eq!(pace.room(9, later).0, 1);
 }
 
+/// Refusals of one second are one: each of them pauses, and the rate is cut once. A second later it is cut again.
+#[test]
+fn the_rate_is_cut_once_a_second() {
+    let (mut pace, start) = (Pace::new(20), Instant::now());
+    for _ in 0..500 {
+        tell(&mut pace, Who::Fresh, Sign::Fine, start);
+    }
+    let Some(Shift::Paced(rate)) = tell(&mut pace, Who::Fresh, Sign::Throttled, start) else {
+        panic!("not paced");
+    };
+    assert!(rate > 10.0 * SLOWEST, "{rate}");
+    let soon = opens(&pace, start);
+    assert!(soon < start + CUT_EVERY);
+    assert_eq!(tell(&mut pace, Who::Waiting, Sign::Throttled, soon), None);
+    assert_eq!(pace.view(soon).rate, Some(rate));
+    assert!(pace.view(soon).until.is_some(), "but it pauses");
+    let later = opens(&pace, soon).max(start + CUT_EVERY);
+    let shift = tell(&mut pace, Who::Waiting, Sign::Throttled, later);
+    assert_eq!(shift, Some(Shift::Cut(CUT * rate)));
+}
+
 /// A reply that may be about the message says something about the hop only when most messages get it.
 #[test]
 fn one_message_put_off_says_nothing_about_the_hop() {

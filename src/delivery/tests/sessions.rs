@@ -54,6 +54,23 @@ async fn a_dead_idle_connection_is_replaced() {
     }
 }
 
+/// What a connection was told that had died while it was idle was told to nobody: when no other comes about, the message was not
+/// offered, and none of its attempts is used up.
+#[tokio::test]
+async fn a_dead_idle_connection_is_no_attempt() {
+    let server = Server::start(&[&script(&[HELLO, ONE_MAIL, "C: MAIL FROM:<a@x>"])]).await;
+    let delivery = delivery(hop(&[server.address()]));
+    let mail = mail(&["b@y"], CONTENT);
+    assert_eq!(outcomes(&delivery, &mail, soon()).await, [TAKEN]);
+    let outcome = delivery.deliver(&mail, soon()).await.remove(0);
+    let Outcome::Deferred(answer) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert!(answer.text.contains("no connection"), "{}", answer.text);
+    assert!(answer.held_back, "{}", answer.text);
+    server.finished().await;
+}
+
 /// A connection on which the server said more than it was asked is out of step, and its next reply would be taken for
 /// the answer to something else: it is not used again.
 #[tokio::test]

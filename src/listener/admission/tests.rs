@@ -111,6 +111,83 @@ fn an_ipv6_network_is_one_party() {
     assert_eq!(party("::ffff:192.0.2.1"), party("192.0.2.1"));
 }
 
+/// Domains are the same in capitals (RFC 5321 2.4), or each spelling would have a share of its own.
+#[test]
+fn a_sender_domain_is_the_same_in_capitals() {
+    let ledger = Ledger::new(Instant::now(), MEMORY);
+    let party = |domain| {
+        let client = IpAddr::from([192, 0, 2, 1]);
+        ledger.party(client, domain, Standing::Unknown)
+    };
+    assert_eq!(party("a.test"), party("A.Test"));
+    assert_ne!(party("a.test"), party("b.test"));
+}
+
+/// A rise of what waits is believed at once and a fall by halves, pulse by pulse: who is refused is not let in by a moment in
+/// which nothing happened to wait.
+#[test]
+fn a_fall_of_the_pressure_is_believed_by_halves() {
+    let mut memory = Memory::new();
+    let greedy = memory.stranger(1);
+    for _ in 0..90 {
+        memory.enter(&greedy, 0).expect("nothing waits");
+    }
+    memory.pulse(100);
+    assert_eq!(memory.ledger.load(memory.free), 1.0);
+    memory.pulse(0);
+    assert_eq!(memory.ledger.load(memory.free), 0.5);
+    memory.pulse(30);
+    assert_eq!(memory.ledger.load(memory.free), 0.4);
+    memory.pulse(100);
+    assert_eq!(memory.ledger.load(memory.free), 1.0);
+    memory.pulse(40);
+    assert_eq!(memory.enter(&greedy, 0), Err(Refusal::WorkShare));
+}
+
+/// Content that comes in is held to the client's share as it grows: sizes are not known before, and promises are not believed.
+#[test]
+fn what_comes_in_grows_up_to_the_share_of_its_client() {
+    for (standing, share) in [
+        (Standing::Unknown, MEMORY / 5 * 4),
+        (Standing::Known, MEMORY * 16 / 17),
+    ] {
+        let mut memory = Memory::new();
+        let party = memory.party(1, standing);
+        memory.enter(&party, 0).expect("nothing is held");
+        while memory.ledger.grow(memory.now, &party, 1, memory.free) {
+            memory.free -= 1;
+            assert!(memory.free > 0, "without bound");
+        }
+        let held = MEMORY - memory.free;
+        assert!((share..=share + 1).contains(&held), "{held}");
+        assert_eq!(memory.ledger.refusing(), Some(1));
+        let other = memory.stranger(2);
+        assert_eq!(memory.enter(&other, 10), Ok(()), "there is room for others");
+    }
+}
+
+/// A message that has left counts for nothing any more but for having been brought lately: its client is not refused for ever
+/// for what it once sent.
+#[test]
+fn messages_leave_the_account() {
+    let mut memory = Memory::new();
+    let party = memory.stranger(1);
+    for _ in 0..500 {
+        memory.enter(&party, 1).expect("there is room");
+        memory.ledger.complete(memory.now, &party);
+        memory.ledger.leave(memory.now, &party, 1, true);
+        memory.free += 1;
+    }
+    assert_eq!(
+        (memory.ledger.all.messages, memory.ledger.all.octets),
+        (0, 0)
+    );
+    memory.now += HALF_LIFE * 20;
+    memory.pulse(90);
+    assert!(memory.ledger.networks.is_empty() && memory.ledger.senders.is_empty());
+    assert_eq!(memory.enter(&party, 1), Ok(()));
+}
+
 /// Work that waits counts against those who brought it lately, and nobody gets in when as much waits as may.
 #[test]
 fn those_who_brought_the_work_that_waits_are_refused_first() {

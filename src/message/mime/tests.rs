@@ -184,21 +184,139 @@ fn bombs_cost_bounded_work() {
     }
 }
 
-/// Encodings inside encodings cannot grow beyond twice the content, and messages inside them are bounded as all others:
-/// this is where counting before decoding would see nothing.
-#[test]
-fn encoded_messages_are_bounded_too() {
+/// In base64, in a message of its own, so many times over.
+fn wrapped(mut content: String, times: usize) -> String {
     use base64::Engine as _;
-    let mut inner = "Content-Type: message/rfc822\n\n".repeat(5_000);
-    for _ in 0..3 {
-        inner = format!(
+    for _ in 0..times {
+        content = format!(
             "Content-Type: message/rfc822\nContent-Transfer-Encoding: base64\n\n{}",
-            base64::engine::general_purpose::STANDARD.encode(inner)
+            base64::engine::general_purpose::STANDARD.encode(content)
         );
     }
-    let seen = look(&inner);
+    content
+}
+
+/// Messages inside encodings are bounded as all others: this is where counting before decoding would see nothing.
+#[test]
+fn encoded_messages_are_bounded_too() {
+    let seen = look(&wrapped(
+        "Content-Type: message/rfc822\n\n".repeat(5_000),
+        3,
+    ));
     assert_eq!(seen.exceeded, [Exceeded::Depth]);
     assert_eq!(seen.depth, Limits::default().depth);
+}
+
+/// Encodings inside encodings cannot grow beyond twice the content, and what is not decoded for that reason is said: nobody has
+/// looked into it.
+#[test]
+fn encodings_in_encodings_are_bounded_and_said() {
+    let text = format!("Subject: x\n\n{}", "x".repeat(300_000));
+    for (times, whole) in [(2, true), (8, false)] {
+        let content = wrapped(text.clone(), times);
+        let octets = content.len();
+        let seen = look(&content);
+        assert_eq!(seen.exceeded.contains(&Exceeded::Decoded), !whole);
+        let decoded = seen.parts.iter().filter(|part| part.is_encoded);
+        let decoded: usize = decoded.map(|part| part.bytes.len()).sum();
+        assert!(decoded <= 2 * octets + INLINE, "{decoded} of {octets}");
+        let innermost = seen.parts.last().expect("a part");
+        assert_eq!(innermost.bytes.starts_with(b"xxxx"), whole, "{times}");
+    }
+}
+
+/// A header section has so many fields and no more, and so many octets: beyond is not read, and that is said.
+#[test]
+fn a_header_section_has_so_many_fields_and_octets() {
+    let look = |limits: Limits| {
+        let content = "X-A: a\r\nX-B: b\r\n folded\r\nSubject: s\r\n\r\nbody";
+        let seen = inspect(&Bytes::from_static(content.as_bytes()), limits);
+        (seen.subject, seen.exceeded)
+    };
+    let read = (Some("s".to_owned()), vec![]);
+    let not_read = (None, vec![Exceeded::HeaderSection]);
+    let fields = |header_fields| Limits {
+        header_fields,
+        ..Limits::default()
+    };
+    assert_eq!(look(fields(3)), read);
+    assert_eq!(look(fields(2)), not_read);
+    let octets = |header_octets| Limits {
+        header_octets,
+        ..Limits::default()
+    };
+    assert_eq!(look(octets(100)), read);
+    assert_eq!(look(octets(20)), not_read);
+}
+
+/// A delimiter is a line of its own (RFC 2046 5.1.1): one that only stands at the end of a line would show us parts that no
+/// reader sees, and hide the part that it stands in.
+#[test]
+fn a_delimiter_begins_its_line() {
+    let seen = look(
+        "Content-Type: multipart/mixed; boundary=b\n\nno --b\nno\n--b\n\none --b\n\nstill one --b--\nand this\n--b--\n",
+    );
+    assert_eq!(
+        shape(&seen),
+        [("1", "multipart/mixed"), ("1.1", "text/plain")]
+    );
+    assert_eq!(
+        &seen.parts[1].bytes[..],
+        b"one --b\r\n\r\nstill one --b--\r\nand this"
+    );
+}
+
+/// What is encrypted is said to be, however it is: S/MIME, PGP/MIME, and PGP in plain text, encoded or not. What is signed can be
+/// looked into.
+#[test]
+fn what_is_encrypted_is_known() {
+    let pgp = "-----BEGIN PGP MESSAGE-----\n\nhQEMA\n-----END PGP MESSAGE-----\n";
+    let encoded =
+        "Content-Transfer-Encoding: base64\n\nLS0tLS1CRUdJTiBQR1AgTUVTU0FHRS0tLS0tCgpoUUVNQQo=\n";
+    for (content, expected) in [
+        (format!("Subject: x\n\n{pgp}"), true),
+        (encoded.to_owned(), true),
+        (
+            "Content-Type: application/pkcs7-mime; smime-type=enveloped-data\n\nx".to_owned(),
+            true,
+        ),
+        (
+            "Content-Type: multipart/encrypted; boundary=b\n\n--b\n\nx\n--b--\n".to_owned(),
+            true,
+        ),
+        (
+            "Content-Type: application/pkcs7-mime; smime-type=signed-data\n\nx".to_owned(),
+            false,
+        ),
+        (
+            "Subject: x\n\n-----BEGIN PGP SIGNED MESSAGE-----\n\nx\n".to_owned(),
+            false,
+        ),
+        (format!("Subject: x\n\nHe wrote:\n> {pgp}"), false),
+    ] {
+        assert_eq!(look(&content).parts[0].is_encrypted, expected, "{content}");
+    }
+}
+
+/// A part that goes by two names is two attachments to the policy: readers differ in which of them they believe, and the second
+/// one may be that of a program. One that has none is one all the same, unless it is text.
+#[test]
+fn each_name_of_a_part_is_an_attachment() {
+    let names = |content: &str| -> Vec<Option<String>> {
+        let facts = look(content).attachments();
+        facts.into_iter().map(|fact| fact.name).collect()
+    };
+    let named = |name: &str| Some(name.to_owned());
+    assert_eq!(
+        names(NESTED),
+        [named("\u{20ac} rates.pdf"), named("other.pdf")]
+    );
+    assert_eq!(
+        names("Content-Type: a/b; name=x.pdf\nContent-Disposition: inline; filename=x.pdf\n\nx"),
+        [named("x.pdf")]
+    );
+    assert_eq!(names("Content-Type: a/b\n\nx"), [None]);
+    assert_eq!(names("Content-Type: text/html\n\nx"), []);
 }
 
 /// All who ask share one inspection.

@@ -85,7 +85,17 @@ impl World {
 
     /// Kept for an engine; each was received a second after the one before, all of them before yesterday.
     async fn keep(&mut self, lane: Lane, engine: &str, content: &str) -> MessageId {
-        let mut message = message(&["x@b.test"]);
+        self.keep_for(&["x@b.test"], lane, engine, content).await
+    }
+
+    async fn keep_for(
+        &mut self,
+        recipients: &[&str],
+        lane: Lane,
+        engine: &str,
+        content: &str,
+    ) -> MessageId {
+        let mut message = message(recipients);
         let age = Duration::from_secs(2 * 86_400 - self.ids.len() as u64);
         message.received_at -= age;
         message.content = Content::uncharged(format!("Subject: x\r\n\r\n{content}\r\n"));
@@ -252,18 +262,12 @@ async fn all_groups_of_recipients_are_in_the_second_look() {
     assert_eq!(recipients, ["x@b.test", "y@b.test"]);
 }
 
-/// The end of an interceptor is a new chance for what stays, however long ago the last one was: it may have waited for it.
-#[tokio::test(start_paused = true)]
-async fn the_end_of_an_interceptor_is_a_new_chance() {
-    let mut world = World::of(&["moody"], MINUTE).await;
-    let id = world.keep(Lane::Held, "moody", "fail me").await;
-    world.recover();
-    Deadline::after(20 * MINUTE).wait().await;
-    let tried = |w: &World| w.store.all()[0].due_at;
-    let by_hand = intercept::Interceptor {
+/// An interceptor that a person has made and that holds mail of this subject.
+fn by_hand(subject: &str) -> intercept::Interceptor {
+    intercept::Interceptor {
         id: "by-hand".to_owned(),
         pattern: crate::message::pattern::Pattern {
-            subject: Some("invoice".parse().expect("a glob")),
+            subject: Some(subject.parse().expect("a glob")),
             ..Default::default()
         },
         action: intercept::Action::Hold,
@@ -276,9 +280,84 @@ async fn the_end_of_an_interceptor_is_a_new_chance() {
         dry_run: false,
         hits: 0,
         samples: Vec::new(),
+    }
+}
+
+/// What was delivered without its engine, and is bad after all, is told with everybody who has got it: nothing else can be done
+/// for them. It is told once, and what is not bad is not told.
+#[tokio::test(start_paused = true)]
+async fn what_is_found_late_is_told_with_its_recipients() {
+    let mut world = World::of(&["one"], MINUTE).await;
+    let to = ["x@b.test", "y@b.test"];
+    let bad = world
+        .keep_for(&to, Lane::Rescan, "one", "EICAR-STANDARD")
+        .await;
+    world.keep(Lane::Rescan, "one", "hello").await;
+    world.recover();
+    world.until(MINUTE, |w| w.left(Lane::Rescan) == 0).await;
+    Deadline::after(5 * MINUTE).wait().await;
+    world.closing.cancel();
+    let filter = crate::store::incidents::Filter {
+        kinds: vec![crate::incident::Kind::LateFinding],
+        ..Default::default()
     };
+    let told = world.pipeline.incidents.search(filter).await.expect("told");
+    let [told] = &told[..] else {
+        panic!("{told:?}");
+    };
+    assert_eq!(told.message, Some(bad));
+    let said = |what: &str| {
+        let mut evidence = told.evidence.iter();
+        evidence
+            .find(|(name, _)| name == what)
+            .map(|(_, said)| &**said)
+    };
+    assert_eq!(said("recipients"), Some("x@b.test, y@b.test"));
+    assert_eq!(said("from"), Some("<sender@a.test>"));
+    assert!(told.summary.contains("Eicar"), "{}", told.summary);
+}
+
+/// What a person has said to hold stays held though its engine is back: a recovery passes what was learned, not what was said.
+#[tokio::test(start_paused = true)]
+async fn no_recovery_passes_what_a_person_holds() {
+    let mut world = World::of(&["one"], MINUTE).await;
+    let id = world.keep(Lane::Held, "one", "hello").await;
+    let suspicion = &world.pipeline.suspicion;
+    suspicion.lock().add(Instant::now(), by_hand("x"));
+    world.recover();
+    let rule = |w: &World| w.store.all()[0].decision.clone().map(|d| d.rule);
+    let by_hand = Some("interceptor.by-hand".to_owned());
+    world.until(MINUTE, |w| rule(w) == by_hand).await;
+    Deadline::after(20 * MINUTE).wait().await;
+    assert_eq!(world.lane(id), Some(Lane::Held));
+    world.closing.cancel();
+}
+
+/// A second look that an interceptor prevents is none: nobody has been asked. It is made when the interceptor has ended.
+#[tokio::test(start_paused = true)]
+async fn a_second_look_that_is_intercepted_is_made_later() {
+    let mut world = World::of(&["one"], MINUTE).await;
+    let id = world.keep(Lane::Rescan, "one", "hello").await;
+    let suspicion = &world.pipeline.suspicion;
+    suspicion.lock().add(Instant::now(), by_hand("x"));
+    world.recover();
+    Deadline::after(20 * MINUTE).wait().await;
+    assert_eq!(world.lane(id), Some(Lane::Rescan));
+    suspicion.lock().remove("by-hand").expect("it was there");
+    world.until(MINUTE, |w| w.lane(id).is_none()).await;
+    world.closing.cancel();
+}
+
+/// The end of an interceptor is a new chance for what stays, however long ago the last one was: it may have waited for it.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_an_interceptor_is_a_new_chance() {
+    let mut world = World::of(&["moody"], MINUTE).await;
+    let id = world.keep(Lane::Held, "moody", "fail me").await;
+    world.recover();
+    Deadline::after(20 * MINUTE).wait().await;
+    let tried = |w: &World| w.store.all()[0].due_at;
     let (suspicion, before) = (&world.pipeline.suspicion, tried(&world));
-    suspicion.lock().add(Instant::now(), by_hand);
+    suspicion.lock().add(Instant::now(), by_hand("invoice"));
     Deadline::after(MINUTE / 12).wait().await;
     assert_eq!(tried(&world), before, "there is nothing new");
     suspicion.lock().remove("by-hand").expect("it was there");

@@ -125,6 +125,28 @@ fn parameters() {
     assert!(notify.success && notify.delay && !notify.failure);
 }
 
+/// RFC 6531 3.4 and 3.6: a recipient outside ASCII needs the parameter on MAIL, since the next hop has to be asked for the
+/// extension; inside ASCII none does.
+#[test]
+fn recipients_outside_ascii_need_smtputf8() {
+    for (mail, rcpt, expected) in [
+        ("MAIL FROM:<a@b>", "RCPT TO:<\u{fc}@b>", "553 5.6.7"),
+        (
+            "MAIL FROM:<a@b>",
+            "RCPT TO:<a@b\u{fc}cher.example>",
+            "553 5.6.7",
+        ),
+        ("MAIL FROM:<a@b>", "RCPT TO:<u@b>", "250"),
+        ("MAIL FROM:<a@b> SMTPUTF8", "RCPT TO:<\u{fc}@b>", "250"),
+    ] {
+        let mut s = server();
+        said(&mut s, "EHLO c");
+        said(&mut s, mail);
+        let got = said(&mut s, rcpt);
+        assert!(got.starts_with(expected), "{mail} {rcpt}: {got}");
+    }
+}
+
 /// RFC 3030: the octets of a chunk follow whatever we think of the command; DATA is out of place after BDAT.
 #[test]
 fn chunks_out_of_place_are_read_and_refused() {
@@ -174,6 +196,15 @@ fn auth_has_its_place() {
     assert!(said(&mut s, "AUTH PLAIN").starts_with("503"));
     assert!(said(&mut s, "EHLO c").contains("AUTH PLAIN LOGIN"));
     assert!(said(&mut s, "AUTH CRAM-MD5").starts_with("504"));
+    // Whose mail it is must not change between the commands of a transaction.
+    for line in ["MAIL FROM:<a@b>", "RCPT TO:<a@b>"] {
+        said(&mut s, line);
+        assert!(
+            said(&mut s, "AUTH LOGIN").starts_with("503"),
+            "after {line}"
+        );
+    }
+    said(&mut s, "RSET");
     assert!(matches!(
         s.command(b"AUTH LOGIN"),
         Step::Auth {

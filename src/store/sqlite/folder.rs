@@ -1,10 +1,11 @@
 //! The folder of the store: its permissions, and who has it.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::bodies::failed;
+use super::bodies::{failed, sync_folder};
 use super::schema::DATABASE;
 use crate::store::StoreError;
 
@@ -15,11 +16,7 @@ pub(super) const BODIES_LOCK: &str = "bodies.lock";
 
 /// Makes the folder and the database file with tight permissions, and takes the relay's lock.
 pub(super) fn prepare_folder(folder: &Path) -> Result<File, StoreError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(|error| failed(folder, &error))?;
+    make(folder).map_err(|error| failed(folder, &error))?;
     let path = folder.join(RELAY_LOCK);
     let lock = open_private(&path)?;
     match lock.try_lock() {
@@ -35,6 +32,23 @@ pub(super) fn prepare_folder(folder: &Path) -> Result<File, StoreError> {
     // SQLite gives its other files the mode of this one.
     open_private(&folder.join(DATABASE))?;
     Ok(lock)
+}
+
+/// Makes the folder and what is missing above it, durably: a power cut would take the whole store with a name that is not.
+fn make(folder: &Path) -> io::Result<()> {
+    let missing = folder.ancestors().take_while(|above| !above.exists());
+    let parents: Vec<&Path> = missing.filter_map(Path::parent).collect();
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)?;
+    for parent in parents {
+        match parent.as_os_str().is_empty() {
+            true => sync_folder(Path::new("."))?,
+            false => sync_folder(parent)?,
+        }
+    }
+    Ok(())
 }
 
 /// A tool makes no store: it would belong to whoever ran the tool, and hide a wrong path.

@@ -1,3 +1,4 @@
+mod commits;
 mod damage;
 mod versions;
 

@@ -160,6 +160,32 @@ async fn a_malformed_database_is_refused_and_left_alone() {
     }
 }
 
+/// Damage in pages that nothing reads at the start, and nothing may read for months, is found at the start all the same.
+#[tokio::test]
+async fn damage_in_pages_that_are_not_read_is_found_at_the_start() {
+    let folder = folder();
+    let (store, _) = relay(&folder).await;
+    put(&store, Lane::Scan, 100).await;
+    store.close().await;
+    let place = Connection::open(database(&folder)).and_then(|db| {
+        let page: u32 = db.query_row(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'audit'",
+            [],
+            |row| row.get(0),
+        )?;
+        let size: u32 = db.pragma_query_value(None, "page_size", |row| row.get(0))?;
+        Ok(((page - 1) * size) as usize)
+    });
+    let place = place.expect("the audit log");
+    let mut octets = fs::read(database(&folder)).expect("read");
+    octets[place..place + 600].fill(0xA5);
+    fs::write(database(&folder), &octets).expect("write");
+    let error = SqliteStore::open(&settings(&folder), Role::Relay).await;
+    let text = error.expect_err("refused").to_string();
+    assert!(text.contains("spillway.db is malformed"), "{text}");
+    assert_eq!(fs::read(database(&folder)).expect("read"), octets);
+}
+
 /// Neither the database of a newer version nor that of another program is touched.
 #[tokio::test]
 async fn foreign_databases_are_refused() {

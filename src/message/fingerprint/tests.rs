@@ -1,0 +1,109 @@
+//! What makes two messages the same, seen from outside.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::*;
+use crate::message::mime::{self, inspect};
+use crate::message::{Content, Envelope, Mailbox, Message, MessageId, Origin};
+
+fn from_client(client: &str, content: &[u8]) -> Fingerprint {
+    let mailbox = Mailbox::parse("a@a.test").expect("a mailbox");
+    let client: IpAddr = client.parse().expect("an address");
+    let message = Message {
+        id: MessageId::new(),
+        received_at: jiff::Timestamp::UNIX_EPOCH,
+        envelope: Arc::new(Envelope {
+            reverse_path: mailbox.clone().into(),
+            recipients: vec![mailbox.into()],
+            body: Default::default(),
+            smtputf8: false,
+            ret: None,
+            envid: None,
+            origin: Origin {
+                client,
+                ..Origin::local("test")
+            },
+        }),
+        trace: "".into(),
+        content: Content::uncharged(content.to_vec()),
+    };
+    let inspection = inspect(message.content.bytes(), mime::Limits::default());
+    Fingerprint::of(&message, &inspection)
+}
+
+fn identity(content: &[u8]) -> Identity {
+    from_client("192.0.2.1", content).identity
+}
+
+/// Where the header section ends is part of what is judged: octets that are a line of it in one message and a line of the body
+/// in the other are two messages, whatever they are, the octets with which borders are marked among them.
+#[test]
+fn what_is_header_here_and_body_there_has_another_identity() {
+    let border = u64::MAX.to_le_bytes();
+    let line = identity(&[b"X: a\r\n", &border[..], b"\r\n\r\nbody"].concat());
+    let body = identity(&[b"X: a\r\n\r\n", &border[..], b"\r\nbody"].concat());
+    assert_ne!(line, body, "a line like a border");
+
+    // The empty line and six octets, read as the length of a field, and a field of that length.
+    let length = *b"\r\n\0\0\0\0\0\0";
+    let field = format!(
+        "X: {}\r\n",
+        "a".repeat(u64::from_le_bytes(length) as usize - 5)
+    );
+    let header = identity(&[b"Y: b\r\n", field.as_bytes(), b"\r\nbody"].concat());
+    let body = identity(&[b"Y: b\r\n", &length[..], field.as_bytes(), b"\r\nbody"].concat());
+    assert_ne!(header, body, "a body like a field with its length");
+}
+
+/// A field of transport is none to every parser when a line of white space stands in the middle of it: some end the header
+/// section there, and see a body that is not in the other copies.
+#[test]
+fn a_line_of_white_space_makes_a_field_part_of_the_identity() {
+    let with = |to: &str| identity(format!("{to}Subject: x\r\n\r\nbody").as_bytes());
+    let folded = with("To: x,\r\n y\r\n");
+    assert_eq!(folded, with("To: z\r\n"));
+    for odd in [
+        "To: x,\r\n \r\n y\r\n",
+        "To: x,\r\n\t \t\r\n y\r\n",
+        "To:\r\n \r\n y\r\n",
+        "To: x,\r\n y\r\n \r\n",
+    ] {
+        assert_ne!(folded, with(odd), "{odd:?}");
+    }
+}
+
+/// Whoever has one address has its neighbours: a client is its network, in whichever form its address comes.
+#[test]
+fn a_client_is_its_network() {
+    let client = |address| {
+        let fingerprint = from_client(address, b"Subject: x\r\n\r\nbody");
+        let mut traits = fingerprint.traits().filter(|t| t.aspect == Aspect::Client);
+        let one = traits.next().expect("a client");
+        assert_eq!(traits.next(), None);
+        one
+    };
+    assert_eq!(client("192.0.2.1"), client("192.0.2.200"));
+    assert_eq!(client("192.0.2.1"), client("::ffff:192.0.2.7"));
+    assert_ne!(client("192.0.2.1"), client("192.0.3.1"));
+    assert_eq!(client("2001:db8:1:2::3"), client("2001:db8:1:ffff::"));
+    assert_ne!(client("2001:db8:1::3"), client("2001:db8:2::3"));
+}
+
+/// Of unproven mail a few copies are tried at once, and nearly the same counts as the same: else a flood that changes an octet
+/// in each copy is not held up at all. Shapes and origins are shared by honest mail and are not among the keys.
+#[test]
+fn the_keys_of_canaries_are_the_content_and_what_is_near_it() {
+    let text = "The harbour is closed on thursday because of the regatta, so boats have to be moved to the northern pier \
+                until the evening of that day at the latest.";
+    let content = format!("From: a@a.test\r\nSubject: x\r\n\r\n{text}\r\n");
+    let fingerprint = from_client("192.0.2.1", content.as_bytes());
+    let keys = fingerprint.canary_keys();
+    let of = |aspect| keys.iter().filter(move |key| key.aspect == aspect).count();
+    assert_eq!(of(Aspect::Text), 1);
+    assert!(of(Aspect::Near) > 0);
+    assert_eq!(keys.len(), of(Aspect::Text) + of(Aspect::Near));
+    let variant = content.replace("northern", "southern");
+    let variant = from_client("192.0.2.1", variant.as_bytes()).canary_keys();
+    assert!(keys.iter().any(|key| variant.contains(key)));
+}
