@@ -349,6 +349,7 @@ impl Settling<'_> {
         self.history.push(HistoryEntry {
             at: wall_clock(),
             message: message.id,
+            part_of: None,
             event: event.into(),
             sender: message.envelope.reverse_path.clone(),
             recipients: chosen.map(|r| r.mailbox.clone()).collect(),
@@ -391,8 +392,23 @@ impl Settling<'_> {
             }
         };
         // The first record is the message's own; others, for recipients who parted from it, get names of theirs.
+        // Whoever asks for one of those when it is gone is led to the message.
         for record in self.keep.iter_mut().skip(1) {
             record.id = MessageId::new();
+            self.history.push(HistoryEntry {
+                at: wall_clock(),
+                message: record.id,
+                part_of: Some(id),
+                event: "parted".into(),
+                sender: record.envelope.reverse_path.clone(),
+                recipients: Vec::new(),
+                client: record.envelope.origin.client,
+                listener: record.envelope.origin.listener.clone(),
+                size: record.size,
+                decision: None,
+                reports: Vec::new(),
+                detail: format!("from {id}"),
+            });
         }
         Settlement {
             keep: self.keep,

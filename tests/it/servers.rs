@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
+use crate::relay::PATIENCE;
+
 /// Whether this process may do what only root may.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -33,10 +35,7 @@ pub fn free_port() -> u16 {
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(
-            began.elapsed() < Duration::from_secs(120),
-            "never happened: {what}"
-        );
+        assert!(began.elapsed() < PATIENCE, "never happened: {what}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }
@@ -105,6 +104,26 @@ impl Drop for Server {
     fn drop(&mut self) {
         drop(self.keeper.stdin.take());
         let _ = self.keeper.wait();
+    }
+}
+
+/// A server is gone with all that it has started, and that does not listen to SIGTERM, when the pipe to its keeper is closed:
+/// the system does that for a test process that Ctrl-C or SIGKILL ended. One that is stopped is gone as well.
+#[test]
+fn no_server_outlives_the_test() {
+    for (trap, stopped) in [("trap '' TERM;", false), ("", true)] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let runs = folder.path().join("runs");
+        let script = format!("{trap} sleep infinity & touch {}; wait", runs.display());
+        let server = Server::start("bash", ["-c", &script], Stdio::null()).until(|| runs.exists());
+        let group = server.id;
+        if stopped {
+            server.signal(Signal::STOP);
+        }
+        rustix::process::test_kill_process_group(group).expect("it runs");
+        drop(server);
+        let left = rustix::process::test_kill_process_group(group);
+        assert_eq!(left, Err(rustix::io::Errno::SRCH));
     }
 }
 
