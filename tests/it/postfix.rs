@@ -26,11 +26,10 @@ async fn two_thousand_messages_between_two_postfixes_in_queue_mode() {
 
 async fn between(mode: &str) {
     if !is_root() {
-        left_out(
+        return left_out(
             &format!("two thousand messages, {mode}"),
             "only root can run Postfix",
         );
-        return;
     }
     let folder = tempfile::Builder::new()
         .prefix("it")
