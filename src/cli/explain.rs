@@ -16,7 +16,7 @@ use crate::message::MessageId;
 use crate::store::history::{self, HistoryEntry};
 use crate::store::incidents::{self, Filter};
 use crate::store::{Audit, Cause, Record};
-use crate::verdict::Decision;
+use crate::verdict::{Decision, Report};
 
 /// Audit entries that are shown.
 const AUDIT: usize = 100;
@@ -85,9 +85,16 @@ async fn find(
 ) -> Result<Story, CliError> {
     let store = open_store(config).await?;
     let record = store.get(id).await?;
-    // History is kept under the id that the sender knows; a record of one group of recipients has its own.
-    let message = record.as_ref().map_or(id, |record| record.message);
-    let history = history::read(&config.store.path.join(history::FILE), message).await?;
+    // History is kept under the id that the sender knows; a record of one group of recipients has its own, and leaves an
+    // entry that leads to the message when it is gone.
+    let file = config.store.path.join(history::FILE);
+    let mut history = history::read(&file, id).await?;
+    let part_of = history.iter().find_map(|entry| entry.part_of);
+    let message = record.as_ref().map(|record| record.message).or(part_of);
+    let message = message.unwrap_or(id);
+    if message != id {
+        history = history::read(&file, message).await?;
+    }
     let audit = store.audited(Some(id.into()), AUDIT).await?;
     let cause = record.as_ref().and_then(|record| record.cause.as_ref());
     let interceptor = intercept::of_cause(cause, &*store, terminal).await?;
@@ -146,16 +153,6 @@ fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(),
     if !story.history.is_empty() {
         timeline(&story.history, terminal)?;
     }
-    let entry = story.history.iter().rev();
-    let told = entry.clone().find(|entry| !entry.reports.is_empty());
-    let reports = match (&story.record, told) {
-        (Some(record), _) if !record.reports.is_empty() => &record.reports[..],
-        (_, Some(entry)) => &entry.reports[..],
-        _ => &[],
-    };
-    if !reports.is_empty() {
-        show_reports(reports, terminal)?;
-    }
     decisions(story, terminal)?;
     intercept::show_cause(story.interceptor.as_ref(), terminal)?;
     if !story.incidents.is_empty() {
@@ -165,15 +162,23 @@ fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(),
     show_audit(&story.audit, terminal)
 }
 
-/// Each decision once, with what it led to; the one in force last.
+/// Each decision once, with what it led to, below what the engines had said; what is in force last.
 fn decisions(story: &Story, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     let mut told: Vec<&Decision> = Vec::new();
+    let mut said: &[Report] = &[];
     for entry in &story.history {
         if let Some(decision) = entry.decision.as_ref().filter(|new| !told.contains(new)) {
+            said = engines(&entry.reports, said, terminal)?;
             let title = format!("Decision at {}: {}", terminal.time(entry.at), entry.event);
             show_decision(&safe(&title), decision, terminal)?;
             told.push(decision);
         }
+    }
+    // Those of later scans that came to the same decision.
+    let latest = story.history.iter().rev().map(|entry| &entry.reports[..]);
+    let in_force = story.record.iter().map(|record| &record.reports[..]);
+    if let Some(reports) = in_force.chain(latest).find(|said| !said.is_empty()) {
+        engines(reports, said, terminal)?;
     }
     match story
         .record
@@ -187,6 +192,19 @@ fn decisions(story: &Story, terminal: &mut Terminal<'_>) -> Result<(), CliError>
     }
 }
 
+/// What the engines said, unless that is told already; what has been told last by then.
+fn engines<'a>(
+    reports: &'a [Report],
+    told: &'a [Report],
+    terminal: &mut Terminal<'_>,
+) -> Result<&'a [Report], CliError> {
+    if reports.is_empty() || reports == told {
+        return Ok(told);
+    }
+    show_reports(reports, terminal)?;
+    Ok(reports)
+}
+
 /// What history says of a message that is in the store no more.
 fn gone(
     id: MessageId,
@@ -194,9 +212,14 @@ fn gone(
     last: Option<&HistoryEntry>,
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
-    let state = last.map_or("", |entry| &*entry.event);
+    // The last event of a message may be one of another part of it.
+    let (part_of, state) = match first.message == id {
+        true => (String::new(), last.map_or("", |entry| &*entry.event)),
+        false => (first.message.to_string(), ""),
+    };
     let fields = [
         ("id", id.to_string()),
+        ("part of", part_of),
         ("state", state.to_owned()),
         ("sender", first.sender.to_string()),
         (

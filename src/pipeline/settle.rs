@@ -437,6 +437,7 @@ impl<'a> Settling<'a> {
         self.history.push(HistoryEntry {
             at: wall_clock(),
             message: message.id,
+            part_of: None,
             event: event.into(),
             sender: message.envelope.reverse_path.clone(),
             recipients: chosen.map(|r| r.mailbox.clone()).collect(),
@@ -480,8 +481,23 @@ impl<'a> Settling<'a> {
         let is_stand_in = |record: &mut Record| record.reports.iter().any(|r| r.stand_in().is_some());
         self.keep.extend(self.rescan.take_if(is_stand_in));
         // The first record is the message's own; others, for recipients who parted from it, get names of theirs.
-        for record in self.keep.iter_mut().skip(1).chain(&mut self.rescan) {
+        // Whoever asks for one of those when it is gone is led to the message.
+        for record in self.keep.iter_mut().skip(1) {
             record.id = MessageId::new();
+            self.history.push(HistoryEntry {
+                at: wall_clock(),
+                message: record.id,
+                part_of: Some(id),
+                event: "parted".into(),
+                sender: record.envelope.reverse_path.clone(),
+                recipients: Vec::new(),
+                client: record.envelope.origin.client,
+                listener: record.envelope.origin.listener.clone(),
+                size: record.size,
+                decision: None,
+                reports: Vec::new(),
+                detail: format!("from {id}"),
+            });
         }
         Settlement {
             keep: self.keep,

@@ -25,10 +25,13 @@ pub const FILE: &str = "history.db";
 pub struct HistoryEntry {
     /// When.
     pub at: Timestamp,
-    /// The message as its sender knows it.
+    /// The message as its sender knows it; a part of it in an entry that leads from there to the message.
     pub message: MessageId,
+    /// The message that this is a part of, for some of its recipients: its events are those of the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<MessageId>,
     /// What happened, in one kebab-case word: `delivered`, `delayed`, `refused`, `given-up`, `bounced`, `queued`,
-    /// `deferred`, `held`, `rejected`, `discarded`; of what we write ourselves also `shortened`, `dropped`.
+    /// `deferred`, `held`, `rejected`, `discarded`, `parted`; of what we write ourselves also `shortened`, `dropped`.
     pub event: Cow<'static, str>,
     /// The argument of MAIL.
     pub sender: ReversePath,
@@ -135,6 +138,7 @@ mod tests {
         HistoryEntry {
             at: at(seconds),
             message,
+            part_of: None,
             event: event.into(),
             sender: record.envelope.reverse_path,
             recipients: vec![record.envelope.recipients[0].mailbox.clone()],

@@ -10,10 +10,15 @@ mod running;
 use std::process::{Command, Stdio};
 
 use fabricated::{
-    BY_HAND, DELIVERED, Fabricated, HELD, LEARNED, MALICIOUS, OPENED, SPLIT, STRIKE, UNDETERMINED,
-    WAITING,
+    BY_HAND, DELIVERED, Fabricated, HELD, LEARNED, MALICIOUS, OPENED, PART, SPLIT, STRIKE,
+    UNDETERMINED, WAITING,
 };
 use golden::golden;
+
+use crate::client::Client;
+use crate::relay::{Site, eventually};
+use crate::samples;
+use crate::servers::cli;
 
 /// The program itself, away from the terminal that runs the tests.
 fn program(arguments: &[&str]) -> std::process::Output {
@@ -93,6 +98,7 @@ fn tables_and_json_are_as_reviewed() {
         ("explain-cause.txt", None, &["explain", UNDETERMINED]),
         ("explain-delivered.txt", None, &["explain", DELIVERED]),
         ("explain-split.txt", None, &["explain", SPLIT]),
+        ("explain-part.txt", None, &["explain", PART]),
         (
             "explain-waiting.json",
             None,
@@ -352,6 +358,48 @@ fn release_moves_a_message_to_delivery() {
     let again = store.run(None, &release, "");
     assert_eq!(again.exit, 1);
     assert!(again.err.contains("not in quarantine"), "{}", again.err);
+}
+
+/// Why a message was held is told after its release as well, by the id that it was released by: recipients who parted from
+/// the others have one of their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn explain_tells_why_it_was_held_after_its_release() {
+    let site = Site::new();
+    let relay = site
+        .start(
+            "[[rule]]\nname = \"vip\"\nrecipient = [\"vip@b.test\"]\nfinding = [\"Eicar*\"]\nthen = \"quarantine\"\n",
+        )
+        .await;
+    let mut client = Client::open(relay.address()).await.expect("connect");
+    let eicar = samples::nested(1, "eicar.com", &samples::eicar());
+    let reply = client.send("a@a.test", &["b@b.test", "vip@b.test"], &eicar);
+    let reply = reply.await.expect("a reply");
+    assert!(reply.starts_with("250"), "{reply}");
+    let config = site.path().join("spillway.toml");
+    let listed = cli(&config, &["quarantine", "list", "--json"]);
+    let listed: Vec<serde_json::Value> = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    for (at, entry) in listed.iter().enumerate() {
+        let id = entry["id"].as_str().expect("an id");
+        let rule = entry["decision"]["rule"].as_str().expect("a rule");
+        cli(&config, &["quarantine", "release", id]);
+        eventually("it is delivered, and that is written", async || {
+            let told = cli(&config, &["explain", id]);
+            let events = told.lines().filter(|line| line.contains("  delivered  "));
+            (events.count() > at).then_some(())
+        })
+        .await;
+        let told = cli(&config, &["explain", id]);
+        for part in [
+            rule,
+            "rules found Eicar-Test-Signature",
+            "Engines",
+            "disposition    quarantine",
+            "release by",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+    }
 }
 
 /// One failure among many is told, and the others are done all the same.

@@ -9,7 +9,9 @@ use spillway::config;
 use crate::certificates;
 use crate::client::Client;
 use crate::relay::eventually;
-use crate::servers::{Postfix, Spillway, command, free_port, listens, log_of, wait_until};
+use crate::servers::{
+    Postfix, Spillway, command, free_port, is_root, left_out, listens, log_of, wait_until,
+};
 use crate::sink;
 
 /// Stands for `ID` in the documents.
@@ -168,6 +170,10 @@ fn commands_in_the_documents_exist() {
 /// Between two services of a real Postfix, with the lines of the guide: after Postfix's queue and before it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postfix_takes_the_lines_of_the_guide() {
+    if !is_root() {
+        let because = "only root can run Postfix";
+        return left_out("postfix_takes_the_lines_of_the_guide", because);
+    }
     let guide = guide();
     let postfix = blocks(&guide, "ini");
     let [main, master, before] = postfix.as_slice() else {

@@ -1,9 +1,11 @@
 //! The guard around a real engine.
 
+use rustix::process::Signal;
+
 use crate::client::Client;
 use crate::relay::{Relay, Site, eventually};
 use crate::samples;
-use crate::servers::{Clamd, cli, command};
+use crate::servers::{Clamd, cli};
 
 /// clamd, and the embedded rules beside it; one of them must have answered.
 async fn start(site: &Site, clamd: &Clamd) -> Relay {
@@ -48,7 +50,7 @@ async fn a_stopped_clamd_delays_nobody_and_comes_back() {
     for _ in 0..20 {
         send().await;
     }
-    command("kill", &["-STOP", &clamd.pid().to_string()]);
+    clamd.server.signal(Signal::STOP);
     eventually("the breaker opens", async || {
         send().await;
         incidents(&site)
@@ -64,7 +66,7 @@ async fn a_stopped_clamd_delays_nobody_and_comes_back() {
         site.delivered().len() >= before + 20,
         "inside their sessions"
     );
-    command("kill", &["-CONT", &clamd.pid().to_string()]);
+    clamd.server.signal(Signal::CONT);
     let all = eventually("the breaker closes", async || {
         let all = send().await;
         incidents(&site)

@@ -8,7 +8,7 @@ use crate::client::Client;
 use crate::engines::spam_is_held;
 use crate::relay::{Site, eventually};
 use crate::samples;
-use crate::servers::{Server, free_port, listens, signatures, wait_until};
+use crate::servers::{Server, free_port, is_root, left_out, listens, signatures};
 use spillway::store::{Filter, Lane};
 
 /// A scanner for the command line finds the EICAR test file in mail that it reads from standard input, is named with what
@@ -55,9 +55,11 @@ async fn a_scanner_for_the_command_line_is_an_engine() {
 /// relay needs to start one as somebody else, that one could be root.
 #[test]
 fn programs_are_given_no_capabilities() {
-    if !rustix::process::geteuid().is_root() {
-        // Only root can give them to the relay.
-        return;
+    if !is_root() {
+        return left_out(
+            "programs_are_given_no_capabilities",
+            "only root can give the relay any",
+        );
     }
     let folder = tempfile::tempdir().expect("a folder");
     let config = folder.path().join("spillway.toml");
@@ -123,14 +125,9 @@ async fn the_example_of_a_service_works() {
     example("scan-words", site.path());
     let program = example("scan-service", site.path());
     let port = free_port();
-    let child = Command::new(program)
-        .arg(port.to_string())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("python3 is installed; tests/run does that");
-    let _service = Server(child);
-    wait_until("the service listens", || listens(port));
+    let program = program.display().to_string();
+    let _service =
+        Server::start(&program, [port.to_string()], Stdio::null()).until(|| listens(port));
     let engine = format!(
         "kind = \"http\"\nclass = \"content\"\naddress = [\"http://127.0.0.1:{port}/scan\"]\nname_at = \"/names\"\n\
          id_at = \"/id\"\nbad_kind = \"policy\"\nprobe_with = \"gtube\"\nprobe = \"50ms\"\ntimeout = \"60s\""

@@ -1,11 +1,29 @@
-//! Real servers for tests, each with a configuration and folder of its own, stopped when dropped.
+//! Real servers for tests, each with a configuration and folder of its own, ended when dropped, and when the test's
+//! process ends in any other way.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+use crate::relay::PATIENCE;
+
+/// Whether this process may do what only root may.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Says that a test is left out, where the harness does not hide it as what a test prints that passes.
+pub fn left_out(test: &str, because: &str) {
+    let _ = writeln!(std::io::stderr(), "left out: {test}: {because}");
+}
 
 /// A free port of the loopback address.
 pub fn free_port() -> u16 {
@@ -17,10 +35,7 @@ pub fn free_port() -> u16 {
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(
-            began.elapsed() < Duration::from_secs(120),
-            "never happened: {what}"
-        );
+        assert!(began.elapsed() < PATIENCE, "never happened: {what}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }
@@ -30,27 +45,91 @@ pub fn listens(port: u16) -> bool {
     TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).is_ok()
 }
 
-/// A child process that does not outlive the test.
-pub struct Server(pub Child);
+/// A server that does not outlive the test, nor the process of the tests, however that ends: `keeper` sees to it.
+pub struct Server {
+    name: String,
+    keeper: Child,
+    id: Pid,
+}
 
 impl Server {
-    /// Asks it to end, as some servers take their workers with them only then.
-    fn end(&mut self) {
-        command("kill", &["-TERM", &self.0.id().to_string()]);
-        let _ = self.0.wait();
+    /// Starts a program; `log` takes its standard error.
+    pub fn start<A: AsRef<OsStr>>(
+        program: &str,
+        arguments: impl IntoIterator<Item = A>,
+        log: impl Into<Stdio>,
+    ) -> Self {
+        let mut keeper = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/keeper"))
+            .arg(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            // Ctrl-C is for the tests; their end is what ends the servers.
+            .process_group(0)
+            .spawn()
+            .expect("bash runs");
+        let mut id = String::new();
+        BufReader::new(keeper.stdout.take().expect("a pipe"))
+            .read_line(&mut id)
+            .expect("the server's process id");
+        let id = id.trim().parse().ok().and_then(Pid::from_raw);
+        Self {
+            name: program.to_owned(),
+            id: id.expect("a process id"),
+            keeper,
+        }
+    }
+
+    /// Waits until it is ready.
+    pub fn until(mut self, mut is_ready: impl FnMut() -> bool) -> Self {
+        wait_until(&format!("{} listens", self.name), || {
+            let ended = self.keeper.try_wait().expect("its state");
+            assert!(
+                ended.is_none(),
+                "{} has ended; tests/run installs it",
+                self.name
+            );
+            is_ready()
+        });
+        self
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(self.id, signal).expect("it runs");
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
+    }
+}
+
+/// A server is gone with all that it has started, and that does not listen to SIGTERM, when the pipe to its keeper is closed:
+/// the system does that for a test process that Ctrl-C or SIGKILL ended. One that is stopped is gone as well.
+#[test]
+fn no_server_outlives_the_test() {
+    for (trap, stopped) in [("trap '' TERM;", false), ("", true)] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let runs = folder.path().join("runs");
+        let script = format!("{trap} sleep infinity & touch {}; wait", runs.display());
+        let server = Server::start("bash", ["-c", &script], Stdio::null()).until(|| runs.exists());
+        let group = server.id;
+        if stopped {
+            server.signal(Signal::STOP);
+        }
+        rustix::process::test_kill_process_group(group).expect("it runs");
+        drop(server);
+        let left = rustix::process::test_kill_process_group(group);
+        assert_eq!(left, Err(rustix::io::Errno::SRCH));
     }
 }
 
 /// The product itself, as users run it.
 pub struct Spillway {
-    pub child: Server,
+    pub server: Server,
 }
 
 impl Spillway {
@@ -61,22 +140,18 @@ impl Spillway {
             .append(true)
             .open(config.with_extension("log"))
             .expect("a log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_spillway"))
-            .args(["run", "--config"])
-            .arg(config)
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("spillway starts");
-        let mut spillway = Self {
-            child: Server(child),
-        };
+        let arguments = [
+            OsStr::new("run"),
+            OsStr::new("--config"),
+            config.as_os_str(),
+        ];
+        let mut server = Server::start(env!("CARGO_BIN_EXE_spillway"), arguments, log);
         wait_until("spillway listens", || {
-            let ended = spillway.child.0.try_wait().expect("its state");
+            let ended = server.keeper.try_wait().expect("its state");
             assert!(ended.is_none(), "spillway ended: {}", log_of(config));
             listens(port)
         });
-        spillway
+        Self { server }
     }
 }
 
@@ -103,8 +178,9 @@ pub fn cli(config: &Path, arguments: &[&str]) -> String {
     out
 }
 
-/// A Postfix instance of its own.
+/// A Postfix instance of its own, which only root can have.
 pub struct Postfix {
+    _server: Server,
     pub folder: PathBuf,
     pub port: u16,
 }
@@ -160,21 +236,15 @@ impl Postfix {
             "chown",
             &["postfix", &folder.join("data").display().to_string()],
         );
-        command("postfix", &["-c", &at.to_string(), "start"]);
-        wait_until("postfix listens", || listens(port));
+        // As `postfix start` does it, but in the foreground.
+        command("postfix", &["-c", &at.to_string(), "check"]);
+        let master = format!("{daemons}/master");
+        let server = Server::start(&master, ["-c", &at.to_string()], Stdio::null());
         Self {
+            _server: server.until(|| listens(port)),
             folder: folder.to_owned(),
             port,
         }
-    }
-}
-
-impl Drop for Postfix {
-    fn drop(&mut self) {
-        command(
-            "postfix",
-            &["-c", &self.folder.display().to_string(), "stop"],
-        );
     }
 }
 
@@ -194,7 +264,7 @@ pub fn signatures(folder: &Path) -> PathBuf {
 
 /// clamd with a signature of its own for the EICAR test file.
 pub struct Clamd {
-    server: Server,
+    pub server: Server,
     pub socket: PathBuf,
 }
 
@@ -213,25 +283,16 @@ impl Clamd {
             ),
         )
         .expect("clamd.conf");
-        let child = Command::new("/usr/sbin/clamd")
-            .arg("--config-file")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("clamd is installed; tests/run does that");
-        let server = Server(child);
-        wait_until("clamd listens", || UnixStream::connect(&socket).is_ok());
+        let arguments = [OsStr::new("--config-file"), config.as_os_str()];
+        let server = Server::start("/usr/sbin/clamd", arguments, Stdio::inherit())
+            .until(|| UnixStream::connect(&socket).is_ok());
         Self { server, socket }
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.server.0.id()
     }
 }
 
 /// SpamAssassin's spamd, without the network.
 pub struct Spamd {
-    server: Server,
+    _server: Server,
     pub port: u16,
 }
 
@@ -239,38 +300,30 @@ impl Spamd {
     pub fn start(folder: &Path) -> Self {
         let port = free_port();
         // A folder of preferences and state of its own; root may scan only if it says for whom.
-        let child = Command::new("/usr/sbin/spamd")
-            .args([
-                "--local",
-                "--nouser-config",
-                "--max-children=2",
-                "--username=nobody",
-            ])
-            .args([
-                "--listen=127.0.0.1",
-                &format!("--port={port}"),
-                "--syslog=stderr",
-            ])
-            .arg(format!("--helper-home-dir={}", folder.display()))
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(folder.join("spamd.log")).expect("a log file"))
-            .spawn()
-            .expect("spamd is installed; tests/run does that");
-        let server = Server(child);
-        wait_until("spamd listens", || listens(port));
-        Self { server, port }
-    }
-}
-
-impl Drop for Spamd {
-    fn drop(&mut self) {
-        self.server.end();
+        let mut arguments = vec![
+            "--local".to_owned(),
+            "--nouser-config".to_owned(),
+            "--max-children=2".to_owned(),
+            "--listen=127.0.0.1".to_owned(),
+            format!("--port={port}"),
+            "--syslog=stderr".to_owned(),
+            format!("--helper-home-dir={}", folder.display()),
+        ];
+        if is_root() {
+            arguments.push("--username=nobody".to_owned());
+        }
+        let log = std::fs::File::create(folder.join("spamd.log")).expect("a log file");
+        let server = Server::start("/usr/sbin/spamd", arguments, log);
+        Self {
+            _server: server.until(|| listens(port)),
+            port,
+        }
     }
 }
 
 /// rspamd with a normal worker and one that is a mail filter, without modules and without the network.
 pub struct Rspamd {
-    server: Server,
+    _server: Server,
     pub port: u16,
     /// Where it speaks the milter protocol.
     pub milter: u16,
@@ -330,26 +383,14 @@ impl Rspamd {
             ),
         )
         .expect("rspamd.conf");
-        let child = Command::new("/usr/bin/rspamd")
-            .args(["--no-fork", "--insecure", "--config"])
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("rspamd is installed; tests/run does that");
-        let server = Server(child);
-        wait_until("rspamd listens", || listens(port) && listens(milter));
+        let arguments = ["--no-fork", "--insecure", "--config"].map(OsStr::new);
+        let arguments = arguments.into_iter().chain([config.as_os_str()]);
+        let server = Server::start("/usr/bin/rspamd", arguments, Stdio::null());
         Self {
-            server,
+            _server: server.until(|| listens(port) && listens(milter)),
             port,
             milter,
         }
-    }
-}
-
-impl Drop for Rspamd {
-    fn drop(&mut self) {
-        self.server.end();
     }
 }
 
@@ -364,11 +405,17 @@ impl CIcap {
         let port = free_port();
         let at = folder.display();
         let config = folder.join("c-icap.conf");
+        // Only root can be somebody, and has to say whom.
+        let user = if is_root() {
+            "User root\nGroup root\n"
+        } else {
+            ""
+        };
         std::fs::write(
             &config,
             format!(
                 "PidFile {at}/c-icap.pid\nCommandsSocket {at}/c-icap.ctl\nStartServers 1\nMaxServers 1\nThreadsPerChild 10\n\
-                 MinSpareThreads 1\nMaxSpareThreads 10\nPort 127.0.0.1:{port}\nUser root\nGroup root\nServerName test\nTmpDir {at}\n\
+                 MinSpareThreads 1\nMaxSpareThreads 10\nPort 127.0.0.1:{port}\n{user}ServerName test\nTmpDir {at}\n\
                  ServerLog {at}/c-icap.log\nAccessLog {at}/c-icap.access\nLoadMagicFile /etc/c-icap/c-icap.magic\n\
                  TemplateDir /usr/share/c_icap/templates/\nTemplateDefaultLanguage en\n\
                  Service echo srv_echo.so\nService antivirus_module virus_scan.so\n\
@@ -380,18 +427,10 @@ impl CIcap {
             ),
         )
         .expect("c-icap.conf");
-        let child = Command::new("/usr/bin/c-icap")
-            .arg("-N")
-            .arg("-f")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("c-icap is installed; tests/run does that");
-        let server = Server(child);
-        wait_until("c-icap listens", || listens(port));
+        let arguments = [OsStr::new("-N"), OsStr::new("-f"), config.as_os_str()];
+        let server = Server::start("/usr/bin/c-icap", arguments, Stdio::null());
         Self {
-            _server: server,
+            _server: server.until(|| listens(port)),
             port,
         }
     }
@@ -432,17 +471,10 @@ impl OpenDkim {
             ),
         )
         .expect("opendkim.conf");
-        let child = Command::new("/usr/sbin/opendkim")
-            .arg("-x")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("opendkim is installed; tests/run does that");
-        let server = Server(child);
-        wait_until("opendkim listens", || UnixStream::connect(&socket).is_ok());
+        let arguments = [OsStr::new("-x"), config.as_os_str()];
+        let server = Server::start("/usr/sbin/opendkim", arguments, Stdio::null());
         Self {
-            _server: server,
+            _server: server.until(|| UnixStream::connect(&socket).is_ok()),
             socket,
         }
     }

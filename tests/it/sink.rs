@@ -1,16 +1,22 @@
 //! A next hop that remembers what it got and misbehaves on request.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What it has got, in order.
+/// What it has got, in order, and how many sessions are open.
 #[derive(Clone, Default)]
-pub struct Got(Arc<Mutex<Vec<Vec<u8>>>>);
+pub struct Got(Arc<Mutex<Vec<Vec<u8>>>>, Arc<AtomicU64>);
 
 impl Got {
+    /// Sessions whose end it has not seen.
+    pub fn open(&self) -> u64 {
+        self.1.load(Ordering::Relaxed)
+    }
+
     /// The `X-Test-Id` fields of everything that was accepted.
     pub fn ids(&self) -> Vec<String> {
         let got = self.0.lock().expect("no test panics with it");
@@ -45,21 +51,21 @@ pub async fn start(mood: Mood) -> (SocketAddr, Got) {
     let address = listener.local_addr().expect("its address");
     let got = Got::default();
     let kept = got.clone();
-    let count = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let count = Arc::new(AtomicU64::new(0));
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(serve(stream, kept.clone(), count.clone(), mood));
+            let (got, count) = (kept.clone(), count.clone());
+            got.1.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let _ = serve(stream, &got, &count, mood).await;
+                got.1.fetch_sub(1, Ordering::Relaxed);
+            });
         }
     });
     (address, got)
 }
 
-async fn serve(
-    stream: TcpStream,
-    got: Got,
-    count: Arc<std::sync::atomic::AtomicU64>,
-    mood: Mood,
-) -> std::io::Result<()> {
+async fn serve(stream: TcpStream, got: &Got, count: &AtomicU64, mood: Mood) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     stream.write_all(b"220 sink.test\r\n").await?;
     loop {
@@ -87,7 +93,7 @@ async fn serve(
                     }
                     content.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
                 }
-                let number = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let number = count.fetch_add(1, Ordering::Relaxed);
                 match mood(number) {
                     Some(reply) => stream.write_all(format!("{reply}\r\n").as_bytes()).await?,
                     None => {

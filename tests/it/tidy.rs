@@ -1,5 +1,6 @@
 //! Rules about the source that a test keeps, so that they do not depend on the reviewer's mood.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// The rooms from the bottom up (DESIGN section 4). A room may use those on lower floors, and itself; rooms on one floor
@@ -49,6 +50,67 @@ fn sources() -> Vec<(PathBuf, String)> {
     found
 }
 
+/// A file or folder of tests, whose imports and waits are their own affair.
+fn is_test(path: &Path) -> bool {
+    path.iter()
+        .any(|part| part == OsStr::new("tests") || part == OsStr::new("tests.rs"))
+}
+
+/// A file without its inline test module, which a line `mod tests {` begins and the next `}` at the margin ends. Any other
+/// `#[cfg(test)]`, as before a `mod tests;`, hides nothing of what follows it.
+fn without_inline_tests(text: &str) -> String {
+    let mut code = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        if line == "#[cfg(test)]" && lines.peek() == Some(&"mod tests {") {
+            lines.find(|line| *line == "}");
+        } else {
+            code += line;
+            code.push('\n');
+        }
+    }
+    code
+}
+
+/// What becomes part of the product: every source but tests.
+fn product() -> Vec<(PathBuf, String)> {
+    let sources = sources().into_iter();
+    sources
+        .filter(|(path, _)| !is_test(path))
+        .map(|(path, text)| {
+            let code = without_inline_tests(&text);
+            (path, code)
+        })
+        .collect()
+}
+
+/// Nothing but tests is hidden from the rules: what stands after the declaration of a test module in a file of its own, and
+/// after an inline one, is looked at.
+#[test]
+fn only_tests_are_hidden() {
+    let file = "#[cfg(test)]\nmod tests;\nfn a() {}\n#[cfg(test)]\nfn b() {}\n\
+                #[cfg(test)]\nmod tests {\n    fn hidden() {}\n}\nfn c() {}\n";
+    let code = without_inline_tests(file);
+    let seen: Vec<&str> = code.lines().filter(|line| line.contains("fn ")).collect();
+    assert_eq!(seen, ["fn a() {}", "fn b() {}", "fn c() {}"]);
+    assert!(is_test(Path::new("a/tests.rs")) && is_test(Path::new("a/tests/b.rs")));
+    assert!(!is_test(Path::new("contests.rs")));
+
+    let lines = |files: &[(PathBuf, String)]| -> usize {
+        files.iter().map(|(_, text)| text.lines().count()).sum()
+    };
+    let (all, code) = (sources(), product());
+    println!(
+        "{} of {} lines are checked, the others are tests",
+        lines(&code),
+        lines(&all)
+    );
+    for (path, text) in code {
+        // However an inline test module is written: one that is not seen would be taken for code.
+        assert!(!text.contains("#[test]"), "{}", path.display());
+    }
+}
+
 fn room(path: &Path) -> String {
     let first = path
         .components()
@@ -73,14 +135,9 @@ fn floor(room: &str) -> u8 {
 #[test]
 fn rooms_only_use_rooms_below_them() {
     let mut offences = Vec::new();
-    for (path, text) in sources() {
+    for (path, code) in product() {
         let from = room(&path);
         if from == "main" || from == "lib" {
-            continue;
-        }
-        // What tests use is their own affair.
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        if path.to_string_lossy().contains("tests") {
             continue;
         }
         for line in code.lines().filter(|l| !l.trim_start().starts_with("//")) {
@@ -116,17 +173,15 @@ fn rooms_only_use_rooms_below_them() {
 /// Timeouts are made in one place, so that no part can invent an allowance of its own.
 #[test]
 fn only_deadline_calls_a_timeout() {
-    let offences: Vec<_> = sources()
+    let offences: Vec<_> = product()
         .into_iter()
         .filter(|(path, _)| room(path) != "deadline")
-        .filter(|(_, text)| {
-            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        .filter(|(_, code)| {
             ["time::timeout", "time::sleep", "thread::sleep"]
                 .iter()
                 .any(|call| code.contains(call))
         })
         .map(|(path, _)| path)
-        .filter(|path| !path.to_string_lossy().contains("tests"))
         .collect();
     assert!(offences.is_empty(), "{offences:?}");
 }
@@ -144,7 +199,7 @@ fn nothing_unbounded_or_unfinished() {
         "FIXME",
     ];
     for (path, text) in sources() {
-        if path.to_string_lossy().contains("tests") {
+        if is_test(&path) {
             continue;
         }
         for word in words {
@@ -158,11 +213,7 @@ fn nothing_unbounded_or_unfinished() {
 fn files_are_short() {
     for (path, text) in sources() {
         let lines = text.lines().count();
-        let limit = if path.to_string_lossy().contains("tests") {
-            1000
-        } else {
-            700
-        };
+        let limit = if is_test(&path) { 1000 } else { 700 };
         assert!(lines <= limit, "{}: {lines} lines", path.display());
     }
 }

@@ -31,6 +31,8 @@ pub const SPLIT: &str = "01KAJ0000000000000000SP001";
 pub const WAITING: &str = "01KAJ0000000000000000WA001";
 /// Delivered without an engine, to be scanned again.
 pub const DELIVERED: &str = "01KAJ0000000000000000DE001";
+/// A part of [`MALICIOUS`] that is gone.
+pub const PART: &str = "01KAJ0000000000000000PA001";
 /// Everything in quarantine.
 pub const HELD: [&str; 3] = [MALICIOUS, UNDETERMINED, SPLIT];
 
@@ -171,6 +173,14 @@ async fn fill(settings: &Settings) {
     for (record, _) in [malicious(), split(), waiting()] {
         tell(&history, &record);
     }
+    history.record(HistoryEntry {
+        message: id(PART),
+        part_of: Some(id(MALICIOUS)),
+        event: "parted".into(),
+        decision: None,
+        reports: Vec::new(),
+        ..told(&malicious().0)
+    });
     history.close().await;
     let log = Incidents::open(&settings.path.join(incidents::FILE), Duration::MAX).expect("opens");
     for incident in happened() {
@@ -271,10 +281,15 @@ fn happened() -> Vec<Incident> {
 }
 
 fn tell(history: &Arc<History>, record: &Record) {
+    history.record(told(record));
+}
+
+fn told(record: &Record) -> HistoryEntry {
     let envelope = &record.envelope;
     let entry = |at, event: &'static str, detail: &str| HistoryEntry {
         at,
         message: record.message,
+        part_of: None,
         event: event.into(),
         sender: envelope.reverse_path.clone(),
         recipients: envelope
@@ -299,7 +314,7 @@ fn tell(history: &Arc<History>, record: &Record) {
     };
     decided.decision = record.decision.clone();
     decided.reports = record.reports.clone();
-    history.record(decided);
+    decided
 }
 
 fn id(text: &str) -> MessageId {

@@ -3,7 +3,8 @@
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+
+use crate::relay::PATIENCE;
 
 /// A relay with a configuration of its own, and the end of the line on which it tells its supervisor how it is.
 struct Relay {
@@ -19,9 +20,8 @@ impl Relay {
         let line = folder.path().join("notify");
         let supervisor = UnixDatagram::bind(&line).expect("binds");
         // Only so that a relay that says nothing fails the test instead of hanging it.
-        let patience = Duration::from_secs(60);
         supervisor
-            .set_read_timeout(Some(patience))
+            .set_read_timeout(Some(PATIENCE))
             .expect("timeout");
         let process = command(folder.path(), &["run"])
             .env("NOTIFY_SOCKET", &line)
