@@ -311,8 +311,11 @@ impl Core {
 impl Control for Core {
     async fn status(&self) -> Status {
         let stats = Deadline::after(STATS).run(self.store.stats()).await;
-        let [scan, delivery, held, rescan]: [LaneStats; 4] =
-            stats.unwrap_or_else(|late| Err(StoreError::Broken(late.to_string()))).unwrap_or_default();
+        let stats = stats.map_err(|late| StoreError::Broken(late.to_string()));
+        let [scan, delivery, held, rescan] = stats.flatten().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the store tells nothing about itself");
+            <[LaneStats; 4]>::default()
+        });
         let config = self.lock().clone();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -431,9 +434,8 @@ fn named<'a>(generation: &'a Generation, asked: &EngineAsked) -> Result<&'a Guar
 /// without waiting for them.
 pub async fn run(config: Config, path: Option<PathBuf>) -> Result<bool, StartError> {
     let signals = Signals::new();
-    let mut signals = signals.map_err(|error| {
-        StartError::Parts(vec![format!("signals cannot be handled: {error}")])
-    })?;
+    let mut signals = signals
+        .map_err(|error| StartError::Parts(vec![format!("signals cannot be handled: {error}")]))?;
     let mut starting = pin!(start(config, path));
     let running = loop {
         tokio::select! {

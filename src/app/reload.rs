@@ -49,7 +49,8 @@ impl Readings {
             return Err(vec!["another reload is under way".to_owned()]);
         };
         let Ok(thread) = self.threads.clone().try_acquire_owned() else {
-            let why = format!("{GIVEN_UP} earlier reloads still hang at files: mend these, or restart");
+            let why =
+                format!("{GIVEN_UP} earlier reloads still hang at files: mend these, or restart");
             return Err(vec![why]);
         };
         let shown = file.as_ref().map(|file| file.display().to_string());
@@ -121,7 +122,10 @@ mod tests {
             assert_eq!(second, Err(vec!["another reload is under way".to_owned()]));
             tokio::time::advance(PATIENCE).await;
             let given_up = hung.await.expect_err("nothing was read");
-            assert!(given_up[0].starts_with("/etc/fifo, or a file"), "{given_up:?}");
+            assert!(
+                given_up[0].starts_with("/etc/fifo, or a file"),
+                "{given_up:?}"
+            );
         }
         let bounded = readings.read(None, |_| Ok(true)).await;
         assert!(bounded.expect_err("a bound")[0].contains("still hang"));

@@ -64,7 +64,9 @@ impl<'de> Visitor<'de> for Distinct {
         let mut names = HashSet::new();
         while let Some(name) = members.next_key::<String>()? {
             if names.contains(&name) {
-                return Err(de::Error::custom(format!("{name:.50?} twice in one object")));
+                return Err(de::Error::custom(format!(
+                    "{name:.50?} twice in one object"
+                )));
             }
             names.insert(name);
             members.next_value::<Self>()?;

@@ -203,6 +203,9 @@ fn the_envelope_is_told() {
     assert_eq!(told["rcpt"], "postmaster@relay.test");
     let one = Recipient::from(Mailbox::parse("recipient@example.org").expect("mailbox"));
     envelope.recipients = vec![one; 10_000];
-    let told = facts("x-", "relay.test", id, &envelope).get_all("x-rcpt").iter().count();
+    let told = facts("x-", "relay.test", id, &envelope)
+        .get_all("x-rcpt")
+        .iter()
+        .count();
     assert_eq!(told, RECIPIENTS / "recipient@example.org".len());
 }

@@ -111,7 +111,10 @@ pub(super) fn connection(envelope: &Envelope) -> Vec<u8> {
 /// The arguments of MAIL.
 pub(super) fn sender(hostname: &str, envelope: &Envelope, size: usize) -> Vec<u8> {
     let mut data = Vec::new();
-    put(&mut data, &format!("<{}>", envelope.reverse_path.qualified(hostname)));
+    put(
+        &mut data,
+        &format!("<{}>", envelope.reverse_path.qualified(hostname)),
+    );
     put(&mut data, &format!("SIZE={size}"));
     if envelope.body == BodyKind::EightBitMime {
         put(&mut data, "BODY=8BITMIME");

@@ -152,12 +152,21 @@ async fn a_filter_is_told_no_address_without_a_domain() {
     let said = |command: u8, text: &str| {
         let data = |data: &Vec<u8>| String::from_utf8_lossy(data).replace('\0', "|");
         let mut those = told.iter().filter(|(c, _)| *c == command);
-        assert!(those.any(|(_, d)| data(d).contains(text)), "{text}: {told:?}");
+        assert!(
+            those.any(|(_, d)| data(d).contains(text)),
+            "{text}: {told:?}"
+        );
     };
     said(b'M', "<postmaster@relay.test>|");
     said(b'R', "<postmaster@relay.test>|");
-    said(b'D', "{mail_addr}|postmaster@relay.test|{mail_host}|relay.test|");
-    said(b'D', "{rcpt_addr}|postmaster@relay.test|{rcpt_host}|relay.test|");
+    said(
+        b'D',
+        "{mail_addr}|postmaster@relay.test|{mail_host}|relay.test|",
+    );
+    said(
+        b'D',
+        "{rcpt_addr}|postmaster@relay.test|{rcpt_host}|relay.test|",
+    );
 }
 
 /// What a filter leaves out it is not told, and replies that it does not send are not waited for; it may choose its macros, and
