@@ -2,20 +2,27 @@
 //!
 //! Order of start: store (recovery first), path, lanes, listeners, admin, so that nothing is accepted before it can be
 //! kept. Order of stop: listeners and idle sessions, transactions in flight, work after 250, lanes, store. Whatever does
-//! not end within `relay.drain_timeout` is durable already, or its sender has not been answered.
+//! not end within `relay.drain_timeout` is durable already, or its sender has not been answered. Nothing here waits for a
+//! file on the runtime's threads or without a deadline, so that the relay can be told to end whatever hangs.
+
+mod reload;
+mod signals;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::{Fuse, FusedFuture as _, join3};
 use jiff::Timestamp;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, AdminError, Control, EngineAsked, ListenerStatus, Status, Tested};
-use crate::config::{self, Config, Problems};
+use crate::config::{self, Config};
 use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::incident::{self, Incident, Subject};
@@ -26,7 +33,15 @@ use crate::scan::{Guarded, Health, Passed, Scanner, engine};
 use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
 use crate::store::sqlite::{Role, SqliteStore};
-use crate::store::{Recovery, Store, StoreError};
+use crate::store::{LaneStats, Recovery, Store, StoreError};
+use reload::{Next, Readings};
+use signals::{Asked, Signals};
+
+/// What is queued for the disk at the end is written, and the stores are closed, for so long; a disk that has not taken it
+/// by then hangs. Nothing that was answered 250 is among it.
+const CLOSING: Duration = Duration::from_secs(10);
+/// What a status tells of the store it has by then or not at all.
+const STATS: Duration = Duration::from_secs(2);
 
 /// Why the relay does not start.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +80,7 @@ struct Core {
     listeners: Vec<Listener>,
     recovery: Recovery,
     started: Timestamp,
+    readings: Readings,
     /// Stop accepting; idle sessions end.
     closing: CancellationToken,
     /// Somebody asked for a drain.
@@ -72,17 +88,27 @@ struct Core {
 }
 
 /// Starts a relay. `path` is the file that `config` was read from, read again by a reload.
+///
+/// Cancel safety: what has begun by then goes on until the runtime ends; nothing is answered 250 that is not kept.
 pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, StartError> {
-    let generation = generation(&config, None).map_err(StartError::Parts)?;
+    let (config, built) = blocking(move || {
+        let built = generation(&config, None).map_err(StartError::Parts);
+        let built = built.and_then(|generation| Ok((generation, prepare(&config)?)));
+        (config, built)
+    })
+    .await?;
+    let (generation, prepared) = built?;
     generation.scanner.watch();
     let (store, recovery) = SqliteStore::open(&config.store, Role::Relay)
         .await
         .map_err(StartError::Store)?;
-    let history = History::open(&config.store.path.join(history::FILE), config.store.history)
-        .map_err(StartError::Store)?;
-    let incidents = config.store.path.join(incidents::FILE);
-    let incidents =
-        Incidents::open(&incidents, config.store.incidents).map_err(StartError::Store)?;
+    let settings = config.store.clone();
+    let logs = blocking(move || {
+        let history = History::open(&settings.path.join(history::FILE), settings.history)?;
+        let incidents = settings.path.join(incidents::FILE);
+        Ok((history, Incidents::open(&incidents, settings.incidents)?))
+    });
+    let (history, incidents) = logs.await?.map_err(StartError::Store)?;
     let in_flight = config.limits.in_flight_bytes;
     let pipeline = Pipeline::new(
         generation,
@@ -115,14 +141,8 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     );
 
     let mut started = Vec::new();
-    for settings in &config.listeners {
-        let listener = Listener::start(
-            settings.clone(),
-            limits.clone(),
-            config.relay.hostname.as_str().into(),
-            &shared,
-        );
-        match listener {
+    for prepared in prepared {
+        match Listener::start(prepared, &shared) {
             Ok(listener) => started.push(listener),
             Err(error) => {
                 closing.cancel();
@@ -143,6 +163,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         listeners: started,
         recovery,
         started: Timestamp::now(),
+        readings: Readings::default(),
         closing: closing.clone(),
         drain: CancellationToken::new(),
     });
@@ -155,6 +176,14 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         listeners,
         lanes,
     })
+}
+
+/// Runs what waits for files on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StartError> {
+    let ended = tokio::task::spawn_blocking(work).await;
+    ended.map_err(|error| StartError::Parts(vec![error.to_string()]))
 }
 
 /// Everything that would keep a configuration that reads well from starting, short of binding its addresses and opening
@@ -234,7 +263,8 @@ impl Running {
         &self.core.pipeline
     }
 
-    /// Accepts nothing new, lets what is in flight finish, at most `relay.drain_timeout`; true if all did.
+    /// Accepts nothing new, lets what is in flight finish, at most `relay.drain_timeout`, and closes the stores; true if
+    /// all did.
     pub async fn drain(self) -> bool {
         let allowance = self.core.lock().relay.drain_timeout;
         let deadline = Deadline::after(allowance);
@@ -245,11 +275,11 @@ impl Running {
         let sessions = deadline.run(self.listeners.wait()).await.is_ok();
         let work = self.core.pipeline.drained(deadline).await;
         let lanes = deadline.run(self.lanes.wait()).await.is_ok();
-        self.core.history.close().await;
-        self.core.incidents.close().await;
-        self.core.store.close().await;
-        tracing::info!(sessions, work, lanes, "drained");
-        sessions && work && lanes
+        let (history, incidents) = (self.core.history.close(), self.core.incidents.close());
+        let closed = join3(history, incidents, self.core.store.close());
+        let stores = Deadline::after(CLOSING).run(closed).await.is_ok();
+        tracing::info!(sessions, work, lanes, stores, "drained");
+        sessions && work && lanes && stores
     }
 }
 
@@ -278,35 +308,14 @@ impl Core {
     }
 }
 
-/// A configuration with everything built from it that can fail: what is left to do cannot.
-struct Next {
-    config: Config,
-    generation: Generation,
-    listeners: Vec<Prepared>,
-}
-
-impl Next {
-    /// Reads files and compiles rules: blocks.
-    fn read(path: Option<&Path>, before: &Generation) -> Result<Self, Vec<String>> {
-        let lines = |problems: Problems| {
-            problems
-                .to_string()
-                .lines()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
-        let config = config::load(path).map_err(lines)?;
-        Ok(Self {
-            generation: generation(&config, Some(before))?,
-            listeners: prepare(&config).map_err(|error| vec![error.to_string()])?,
-            config,
-        })
-    }
-}
-
 impl Control for Core {
     async fn status(&self) -> Status {
-        let [scan, delivery, held, rescan] = self.store.stats().await.unwrap_or_default();
+        let stats = Deadline::after(STATS).run(self.store.stats()).await;
+        let stats = stats.map_err(|late| StoreError::Broken(late.to_string()));
+        let [scan, delivery, held, rescan] = stats.flatten().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the store tells nothing about itself");
+            <[LaneStats; 4]>::default()
+        });
         let config = self.lock().clone();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -389,13 +398,10 @@ impl Control for Core {
     }
 
     async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
-        let path = self.path.clone();
         let before = self.pipeline.generation();
-        let read = tokio::task::spawn_blocking(move || Next::read(path.as_deref(), &before)).await;
-        let applied = match read {
-            Ok(next) => next.and_then(|next| self.apply(next)),
-            Err(error) => Err(vec![format!("the configuration was not read: {error}")]),
-        };
+        let read = move |path: Option<&Path>| Next::read(path, &before);
+        let next = self.readings.read(self.path.clone(), read).await;
+        let applied = next.and_then(|next| self.apply(next));
         match &applied {
             Ok(difference) => tracing::info!(?difference, "reloaded"),
             Err(problems) => tracing::error!(?problems, "reload refused, nothing changed"),
@@ -423,33 +429,54 @@ fn named<'a>(generation: &'a Generation, asked: &EngineAsked) -> Result<&'a Guar
     })
 }
 
-/// Runs a relay until a signal or a drain request ends it: SIGTERM and SIGINT drain, SIGHUP reloads. Tells systemd.
-/// Returns whether everything in flight has finished.
+/// Runs a relay until a signal or a drain request ends it: SIGTERM, SIGINT and SIGQUIT drain, SIGHUP reloads. Tells
+/// systemd. Returns whether everything in flight has finished. Threads that hang at files may be left: end the process
+/// without waiting for them.
 pub async fn run(config: Config, path: Option<PathBuf>) -> Result<bool, StartError> {
-    let signals = |error: std::io::Error| {
-        StartError::Parts(vec![format!("signals cannot be handled: {error}")])
-    };
-    let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(signals)?;
-    let running = start(config, path).await?;
-    tell_systemd(&[NotifyState::Ready]);
-    loop {
+    let signals = Signals::new();
+    let mut signals = signals
+        .map_err(|error| StartError::Parts(vec![format!("signals cannot be handled: {error}")]))?;
+    let mut starting = pin!(start(config, path));
+    let running = loop {
         tokio::select! {
-            _ = hangup.recv() => {
-                let reloading = NotifyState::monotonic_usec_now().map(|now| [NotifyState::Reloading, now]);
-                tell_systemd(reloading.as_ref().map_or(&[], |states| states));
-                // The result is logged; a bad file changes nothing.
-                let _ = running.reload().await;
-                tell_systemd(&[NotifyState::Ready]);
-            }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            () = running.drain_requested() => break,
+            running = &mut starting => break running?,
+            asked = signals.next() => match asked {
+                Asked::Reload => tracing::warn!("SIGHUP while the relay starts: nothing is read again"),
+                Asked::Stop => {
+                    tracing::info!("told to end before it had started");
+                    return Ok(true);
+                }
+            },
         }
-    }
+    };
+    tell_systemd(&[NotifyState::Ready]);
+    until_stopped(&running, &mut signals).await;
     tell_systemd(&[NotifyState::Stopping]);
     Ok(running.drain().await)
+}
+
+/// Returns when the relay is to end, also while a reload is under way.
+async fn until_stopped(running: &Running, signals: &mut Signals) {
+    let mut reload = pin!(Fuse::terminated());
+    loop {
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::Stop => return,
+                Asked::Reload if reload.is_terminated() => reload.set(told_reload(running).fuse()),
+                Asked::Reload => tracing::warn!("SIGHUP while a reload is under way: nothing more is read"),
+            },
+            () = &mut reload => {}
+            () = running.drain_requested() => return,
+        }
+    }
+}
+
+/// A reload that systemd is told about. Its result is logged; a bad file changes nothing.
+async fn told_reload(running: &Running) {
+    let reloading = NotifyState::monotonic_usec_now().map(|now| [NotifyState::Reloading, now]);
+    tell_systemd(reloading.as_ref().map_or(&[], |states| states));
+    let _ = running.reload().await;
+    tell_systemd(&[NotifyState::Ready]);
 }
 
 /// Does nothing where no supervisor listens.

@@ -15,6 +15,8 @@ struct Fake {
     not_ready: Mutex<Option<String>>,
     problems: Vec<String>,
     drained: AtomicBool,
+    /// A reload waits while somebody has it.
+    reloads: tokio::sync::Mutex<()>,
 }
 
 impl Control for Fake {
@@ -68,6 +70,7 @@ impl Control for Fake {
     }
 
     async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
+        let _turn = self.reloads.lock().await;
         match self.problems.is_empty() {
             true => Ok(vec!["limits.errors: 20 -> 10".to_owned()]),
             false => Err(self.problems.clone()),
@@ -242,6 +245,52 @@ async fn only_a_dead_socket_is_replaced() {
     std::fs::write(&settings.socket, "precious").expect("writes");
     assert!(matches!(again().await, Err(AdminError::NoSocket(_))));
     assert_eq!(std::fs::read(&settings.socket).expect("reads"), b"precious");
+}
+
+/// However many connections say nothing, whoever asks is answered at once, on either surface: those that wait longest make
+/// room, no more of them than must, and a command that is being answered is none of them.
+#[tokio::test]
+async fn silent_connections_make_room() {
+    let surfaces = Surfaces::open(Fake::default()).await;
+    let path = settings(&surfaces.folder).socket;
+    let held = surfaces.control.reloads.lock().await;
+    let reloading = surfaces.unix("POST /control/reload");
+    let silent = async {
+        let (mut tcp, mut unix) = (Vec::new(), Vec::new());
+        for _ in 0..80 {
+            let stream = TcpStream::connect(surfaces.address).await;
+            tcp.push(stream.expect("connects").into_std().expect("a stream"));
+            let stream = UnixStream::connect(&path).await.expect("connects");
+            unix.push(stream.into_std().expect("a stream"));
+        }
+        assert!(surfaces.tcp("GET /ready").await.starts_with("HTTP/1.0 200"));
+        assert!(
+            surfaces
+                .unix("GET /status")
+                .await
+                .starts_with("HTTP/1.0 200")
+        );
+        let open = |peeked: std::io::Result<usize>| {
+            peeked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        };
+        let tcp = tcp.iter().map(|stream| open(stream.peek(&mut [0])));
+        let unix = unix
+            .iter_mut()
+            .map(|stream| open(std::io::Read::read(stream, &mut [0])));
+        let open = [tcp.collect::<Vec<_>>(), unix.collect()];
+        drop(held);
+        open
+    };
+    let (reloaded, open) = tokio::join!(reloading, silent);
+    assert!(reloaded.starts_with("HTTP/1.0 200"), "{reloaded}");
+    for (open, others) in open.into_iter().zip([0, 1]) {
+        // One place is that of whoever asks.
+        let ended = open.len() + 1 + others - 64;
+        assert_eq!(
+            open,
+            [vec![false; ended], vec![true; open.len() - ended]].concat()
+        );
+    }
 }
 
 /// Somebody who connects and says nothing is sent away: monitoring cannot use up the relay's descriptors.

@@ -73,7 +73,8 @@ struct Global {
 enum Command {
     /// Run the relay
     ///
-    /// SIGTERM and SIGINT finish what is in flight and end; SIGHUP reads the configuration again.
+    /// SIGTERM, SIGINT and SIGQUIT finish what is in flight and end; SIGHUP reads the configuration
+    /// again; SIGUSR1, SIGUSR2 and SIGALRM are ignored.
     #[command(after_help = exit::HELP)]
     Run,
     /// Check a configuration: print everything that is wrong with it

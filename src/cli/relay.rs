@@ -11,7 +11,7 @@ use super::settings;
 use super::terminal::{Terminal, count, safe, size};
 use crate::admin::{Reloaded, Status};
 use crate::app;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::store::LaneStats;
 use crate::telemetry;
 
@@ -35,7 +35,7 @@ impl Socket {
 /// The relay itself, until a signal or `drain` ends it.
 pub(super) fn run(given: Option<&Path>) -> Outcome {
     let path = settings::path(given);
-    let config = config::load(path.as_deref())?;
+    let config = settings::read(path.as_deref())?;
     telemetry::log::init(&config.relay.log_level, config.relay.log_format)
         .map_err(|error| CliError::Usage(error.to_string()))?;
     telemetry::metrics::install();
@@ -47,7 +47,7 @@ pub(super) fn run(given: Option<&Path>) -> Outcome {
         .build()
         .map_err(|error| CliError::Internal(format!("no runtime: {error}")))?;
     let finished = runtime.block_on(app::run(config, path))?;
-    // What did not finish in time is durable or unanswered; its threads are not waited for.
+    // What did not finish in time is durable or unanswered; its threads, and those that hang at files, are not waited for.
     runtime.shutdown_background();
     Ok(match finished {
         true => Exit::Done,
@@ -59,7 +59,7 @@ pub(super) fn run(given: Option<&Path>) -> Outcome {
 pub(super) fn check_config(given: Option<&Path>, terminal: &mut Terminal<'_>) -> Outcome {
     let path = settings::path(given);
     let file = path.as_ref().map(|path| path.display().to_string());
-    let (config, problems) = match config::load(path.as_deref()) {
+    let (config, problems) = match settings::read(path.as_deref()) {
         Ok(config) => {
             let problems = app::check(&config);
             (Some(config), problems)

@@ -35,7 +35,8 @@ pub(super) struct Scan {
     /// The sender that rules see [default: none, as in a bounce]
     #[arg(long, value_name = "ADDRESS", value_parser = mailbox)]
     sender: Option<Mailbox>,
-    /// A recipient that rules see; may be given several times [default: postmaster]
+    /// A recipient that rules see; may be given several times [default: the relay's
+    /// own postmaster]
     #[arg(long, value_name = "ADDRESS", value_parser = mailbox)]
     recipient: Vec<Mailbox>,
     /// The client that rules see [default: 127.0.0.1]
@@ -69,7 +70,7 @@ pub(super) async fn run(wanted: &Scan, config: &Config, terminal: &mut Terminal<
             CliError::Usage(lines.join("\n"))
         })?;
     let policy = Policy::new(config.policy.clone(), config.version.clone());
-    let envelope = Arc::new(wanted.envelope());
+    let envelope = Arc::new(wanted.envelope(&config.relay.hostname));
     let mut all = Vec::new();
     for file in &wanted.files {
         let name = file.display().to_string();
@@ -99,10 +100,10 @@ pub(super) async fn run(wanted: &Scan, config: &Config, terminal: &mut Terminal<
 }
 
 impl Scan {
-    fn envelope(&self) -> Envelope {
+    fn envelope(&self, hostname: &str) -> Envelope {
         let mut recipients = self.recipient.clone();
         if recipients.is_empty() {
-            recipients.extend(Mailbox::parse("postmaster"));
+            recipients.extend(Mailbox::parse(&format!("postmaster@{hostname}")));
         }
         let mut origin = Origin::local("scan");
         origin.client = self.client.unwrap_or(origin.client);

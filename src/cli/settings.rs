@@ -1,13 +1,17 @@
 //! Which configuration a command works with.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Problems};
 
 use super::exit::CliError;
 
 /// Where packages put it.
 const SYSTEM: &str = "/etc/spillway/spillway.toml";
+/// Reading a configuration is done long before.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Overrides [`SYSTEM`].
 const VARIABLE: &str = "SPILLWAY_CONFIG";
 
@@ -24,5 +28,22 @@ pub(super) fn path(given: Option<&Path>) -> Option<PathBuf> {
 
 /// The configuration of [`path`].
 pub(super) fn load(given: Option<&Path>) -> Result<Config, CliError> {
-    Ok(config::load(path(given).as_deref())?)
+    Ok(read(path(given).as_deref())?)
+}
+
+/// Reads a configuration, and if that hangs says at which file, so that nobody has to guess what a command waits for.
+pub(super) fn read(path: Option<&Path>) -> Result<Config, Problems> {
+    let (done, reading) = channel::<()>();
+    let file = path.map_or_else(String::new, |path| path.display().to_string());
+    std::thread::spawn(move || {
+        if reading.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            eprintln!(
+                "spillway: still reading {file}, or a file that it names: is it a FIFO that nobody writes to, or on a mount \
+                 whose server is gone?"
+            );
+        }
+    });
+    let config = config::load(path);
+    drop(done);
+    config
 }

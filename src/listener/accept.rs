@@ -169,15 +169,10 @@ pub struct Shared {
 
 impl Listener {
     /// Binds all addresses, then accepts on them until `shared.closing` is cancelled.
-    pub fn start(
-        settings: Settings,
-        limits: Arc<Limits>,
-        hostname: Arc<str>,
-        shared: &Shared,
-    ) -> Result<Self, ListenerError> {
-        let name = settings.name.clone();
-        let wanted = settings.addresses.clone();
-        let context = Arc::new(ArcSwap::from_pointee(context(settings, limits, hostname)?));
+    pub fn start(Prepared(context): Prepared, shared: &Shared) -> Result<Self, ListenerError> {
+        let name = context.settings.name.clone();
+        let wanted = context.settings.addresses.clone();
+        let context = Arc::new(ArcSwap::from_pointee(context));
         let mut sockets = Vec::new();
         for address in wanted {
             let bind = |source| ListenerError::Bind {
@@ -204,7 +199,7 @@ impl Listener {
         &self.addresses
     }
 
-    /// Reads what new settings name, without using it yet: a reload must not fail halfway.
+    /// Reads what settings name, without using it yet: a reload must not fail halfway. Blocks on the disk.
     pub fn prepare(
         settings: Settings,
         limits: Arc<Limits>,

@@ -1,5 +1,6 @@
 //! Mailboxes and the null reverse-path.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -67,6 +68,15 @@ impl Mailbox {
         self.0.rsplit_once('@').map_or("", |(_, domain)| domain)
     }
 
+    /// The mailbox with a domain: the bare `postmaster` is the one at the server that was told it, which calls itself
+    /// `hostname`. Not everybody who is told an address takes one without a domain for one.
+    pub fn qualified(&self, hostname: &str) -> Cow<'_, str> {
+        match self.domain() {
+            "" => Cow::Owned(format!("{}@{hostname}", self.0)),
+            _ => Cow::Borrowed(&self.0),
+        }
+    }
+
     /// Whether the address needs SMTPUTF8 (RFC 6531).
     pub fn is_internationalized(&self) -> bool {
         !self.0.is_ascii()
@@ -104,6 +114,12 @@ impl ReversePath {
         self.0.is_none()
     }
 
+    /// As [`Mailbox::qualified`]; empty for `<>`.
+    pub fn qualified(&self, hostname: &str) -> Cow<'_, str> {
+        let mailbox = self.0.as_ref();
+        mailbox.map_or(Cow::Borrowed(""), |mailbox| mailbox.qualified(hostname))
+    }
+
     /// The mailbox, or the empty text for `<>`.
     pub fn as_str(&self) -> &str {
         self.0.as_ref().map_or("", Mailbox::as_str)
@@ -131,6 +147,19 @@ impl fmt::Debug for ReversePath {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whoever is told an address is told a whole one (rspamd takes the message for a broken one otherwise); the null
+    /// reverse-path stays what it is.
+    #[test]
+    fn only_the_bare_postmaster_is_given_a_domain() {
+        let qualified = |text: &str| {
+            let mailbox = Mailbox::parse(text).expect(text);
+            mailbox.qualified("relay.test").into_owned()
+        };
+        assert_eq!(qualified("Postmaster"), "Postmaster@relay.test");
+        assert_eq!(qualified("postmaster@b.test"), "postmaster@b.test");
+        assert_eq!(ReversePath::NULL.qualified("relay.test"), "");
+    }
 
     /// An address is data in a command, a header and a log line; nothing that could end one of those is let in.
     #[test]

@@ -418,13 +418,16 @@ impl Pipeline {
     ) -> Step {
         let size = usize::try_from(record.size).unwrap_or(usize::MAX);
         let room = Deadline::after(lanes::MEMORY).run(self.memory.acquire(size));
-        let content = match (room.await, self.store.content(record.id).await) {
-            (Ok(charge), Ok(content)) => Content::charged(content, charge),
-            (Ok(_), Err(error)) => {
+        // Nothing is in memory before it has its place there.
+        let Ok(charge) = room.await else {
+            return self.put_back(record).await;
+        };
+        let content = match self.store.content(record.id).await {
+            Ok(content) => Content::charged(content, charge),
+            Err(error) => {
                 events::lane_failed("content", &error);
                 return self.put_back(record).await;
             }
-            (Err(_), _) => return self.put_back(record).await,
         };
         let message = Message {
             id: record.message,

@@ -365,3 +365,22 @@ async fn the_end_of_an_interceptor_is_a_new_chance() {
     assert_eq!(world.lane(id), Some(Lane::Held));
     world.closing.cancel();
 }
+
+/// A message that finds no place in memory is not loaded: sweeps at a full memory would otherwise hold more than there is.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_loaded_before_it_has_its_place_in_memory() {
+    let mut world = World::of(&["moody"], MINUTE).await;
+    let id = world.keep(Lane::Held, "moody", "hello").await;
+    let memory = world.pipeline.memory().clone();
+    let total = usize::try_from(memory.total()).expect("a size");
+    let everything = memory.acquire(total).await;
+    world.recover();
+    Deadline::after(60 * MINUTE).wait().await;
+    assert_eq!(world.store.loaded.load(Ordering::SeqCst), 0);
+    assert_eq!(world.lane(id), Some(Lane::Held));
+    drop(everything);
+    world
+        .until(20 * MINUTE, |w| w.left(Lane::Delivery) == 1)
+        .await;
+    world.closing.cancel();
+}

@@ -1,7 +1,7 @@
 //! A store in memory that keeps the contract of [`Store`] and can be told to fail, for the tests of the path.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -79,6 +79,8 @@ pub(super) struct Scripted {
     tables: Mutex<Tables>,
     at_work: AtWork,
     pub(super) fails: AtomicBool,
+    /// Contents that were asked for.
+    pub(super) loaded: AtomicUsize,
     witness: Option<Arc<dyn Witness>>,
 }
 
@@ -460,6 +462,7 @@ impl Store for Scripted {
     }
 
     fn content(&self, id: MessageId) -> StoreFuture<'_, Bytes> {
+        self.loaded.fetch_add(1, Ordering::SeqCst);
         self.operation(None, Operation::Read, move |tables| {
             match tables.kept.get(&id) {
                 Some(kept) => Ok(kept.content.bytes().clone()),

@@ -10,6 +10,7 @@
 
 mod field;
 mod judge;
+mod key;
 #[cfg(test)]
 mod tests;
 

@@ -45,6 +45,8 @@ pub struct CommandSettings {
     /// The program, by its absolute path, and its arguments. If one of these has [`FILE`] in it, the message is in a file
     /// of which that is the path, and standard input is empty; else it is on standard input.
     pub command: Vec<String>,
+    /// What we call ourselves.
+    pub hostname: String,
     /// How its answer is read.
     pub saying: Saying,
     /// A user of this machine as whom it runs; none: the relay's own. Needs capabilities.
@@ -96,6 +98,7 @@ pub(super) struct Command {
     program: String,
     arguments: Vec<String>,
     takes_file: bool,
+    hostname: String,
     saying: answer::Reader,
     user: Option<(u32, u32)>,
     limits: Limits,
@@ -132,6 +135,7 @@ impl Command {
         Ok(Self {
             program: program.clone(),
             arguments: arguments.to_vec(),
+            hostname: settings.hostname.clone(),
             takes_file: takes_file(arguments),
             saying: answer::Reader::new(&settings.saying).map_err(BuildError::Pattern)?,
             user: user.transpose()?,
@@ -175,7 +179,7 @@ impl Command {
         command.args(self.arguments(file.as_ref().map(NamedTempFile::path)));
         command
             .env_clear()
-            .envs(facts(request.id, &request.envelope));
+            .envs(facts(&self.hostname, request.id, &request.envelope));
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid);
         }
@@ -243,10 +247,10 @@ pub fn takes_file(arguments: &[String]) -> bool {
 }
 
 /// What a program is told about a message beside its content. It starts with no environment of ours.
-fn facts(id: MessageId, envelope: &Envelope) -> Vec<(&'static str, String)> {
+fn facts(hostname: &str, id: MessageId, envelope: &Envelope) -> Vec<(&'static str, String)> {
     let mut recipients = String::new();
     for recipient in &envelope.recipients {
-        let mailbox = recipient.mailbox.as_str();
+        let mailbox = recipient.mailbox.qualified(hostname);
         if recipients.len() + mailbox.len() > RECIPIENTS {
             break;
         }
@@ -254,8 +258,9 @@ fn facts(id: MessageId, envelope: &Envelope) -> Vec<(&'static str, String)> {
         if !recipients.is_empty() {
             recipients.push('\n');
         }
-        recipients.push_str(&showable(mailbox));
+        recipients.push_str(&showable(&mailbox));
     }
+    let sender = envelope.reverse_path.qualified(hostname);
     let origin = &envelope.origin;
     let mut facts = vec![
         (
@@ -264,7 +269,7 @@ fn facts(id: MessageId, envelope: &Envelope) -> Vec<(&'static str, String)> {
         ),
         ("LANG", "C.UTF-8".to_owned()),
         ("SPILLWAY_ID", id.to_string()),
-        ("SPILLWAY_SENDER", showable(envelope.reverse_path.as_str())),
+        ("SPILLWAY_SENDER", showable(&sender)),
         ("SPILLWAY_RECIPIENTS", recipients),
     ];
     if origin.protocol != "local" {

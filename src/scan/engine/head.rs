@@ -58,14 +58,22 @@ impl<'a> Head<'a> {
         header::first(self.fields, name).map(|field| field.unfolded())
     }
 
+    /// The same where there is only one: of two, nobody could say which is meant.
+    pub(super) fn only(&self, name: &str) -> Result<Option<String>, Malformed> {
+        match self.all(name).nth(1) {
+            None => Ok(self.get(name)),
+            Some(_) => Err(Malformed::garbage(format!("{name} twice").as_bytes())),
+        }
+    }
+
     /// The fields of that name.
     pub(super) fn all(&self, name: &str) -> impl Iterator<Item = Field<'a>> {
         header::fields(self.fields).filter(move |field| field.is(name))
     }
 
-    /// A field whose body is a whole number.
+    /// The only field of that name, whose body is a whole number.
     pub(super) fn number(&self, name: &str) -> Result<Option<usize>, Malformed> {
-        let Some(text) = self.get(name) else {
+        let Some(text) = self.only(name)? else {
             return Ok(None);
         };
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());

@@ -26,6 +26,8 @@ pub use answer::{Said, read};
 /// What all replicas of a service have in common.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpSettings {
+    /// What we call ourselves.
+    pub hostname: String,
     /// What is posted.
     pub send: Posted,
     /// Holds a token for `Authorization: Bearer`, alone.
@@ -99,6 +101,7 @@ impl ProbeWith {
 pub(super) struct Http {
     client: HttpClient,
     path: String,
+    hostname: String,
     send: Posted,
     reading: Reading,
     probe_with: ProbeWith,
@@ -129,6 +132,7 @@ impl Http {
         Ok(Self {
             client: HttpClient::new(url, ca, settings.connect_timeout)?,
             path: url.path().to_owned(),
+            hostname: settings.hostname.clone(),
             send: settings.send,
             reading: settings.reading.clone(),
             probe_with: settings.probe_with,
@@ -138,7 +142,7 @@ impl Http {
 
     async fn ask(&self, sample: &Sample) -> Result<EngineAnswer, ScanError> {
         let request = sample.request();
-        let mut fields = facts("x-spillway-", request.id, &request.envelope);
+        let mut fields = facts("x-spillway-", &self.hostname, request.id, &request.envelope);
         fields.insert(ACCEPT, HeaderValue::from_static("application/json"));
         if let Some(token) = &self.token {
             fields.insert(AUTHORIZATION, token.clone());
@@ -146,7 +150,7 @@ impl Http {
         let (kind, body, told_all) = match self.send {
             Posted::Message => ("message/rfc822", request.content.bytes().clone(), true),
             Posted::Metadata => {
-                let (body, told_all) = metadata_of(sample).await?;
+                let (body, told_all) = metadata_of(&self.hostname, sample).await?;
                 ("application/json", body, told_all)
             }
         };
@@ -179,14 +183,15 @@ fn judged(findings: Vec<crate::verdict::Finding>, told_all: bool) -> Answer {
     }
 }
 
-async fn metadata_of(sample: &Sample) -> Result<(Bytes, bool), ScanError> {
+async fn metadata_of(hostname: &str, sample: &Sample) -> Result<(Bytes, bool), ScanError> {
     let inspection = sample.inspection().await;
     let request = sample.request();
     let (id, envelope) = (request.id, request.envelope.clone());
+    let hostname = hostname.to_owned();
     let content = request.content.clone();
     let told_all = inspection.exceeded.is_empty();
     let short = is_short(&content, &inspection);
-    let write = move || metadata::write(id, &envelope, &content, &inspection);
+    let write = move || metadata::write(&hostname, id, &envelope, &content, &inspection);
     Ok((compute(short, write).await?, told_all))
 }
 

@@ -18,6 +18,7 @@ pub mod head;
 pub mod http;
 mod http_client;
 pub mod icap;
+mod json;
 pub mod milter;
 mod name;
 mod name_server;

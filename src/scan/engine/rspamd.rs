@@ -35,6 +35,8 @@ const KEY: HeaderName = HeaderName::from_static("key");
 /// What all replicas of an rspamd have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RspamdSettings {
+    /// What we call ourselves.
+    pub hostname: String,
     /// Authorities for https; none: the system's.
     pub tls_ca: Option<PathBuf>,
     /// The workers' public key, to which requests are encrypted; none: they are not.
@@ -48,6 +50,7 @@ pub struct RspamdSettings {
 pub(super) struct Rspamd {
     client: HttpClient,
     path: String,
+    hostname: String,
     key: Option<PublicKey>,
 }
 
@@ -79,13 +82,14 @@ impl Rspamd {
         Ok(Self {
             client: HttpClient::new(url, ca, settings.connect_timeout)?,
             path: path.to_owned(),
+            hostname: settings.hostname.clone(),
             key: settings.key,
         })
     }
 
     async fn ask(&self, sample: &Sample) -> Result<EngineAnswer, ScanError> {
         let request = sample.request();
-        let fields = facts("", request.id, &request.envelope);
+        let fields = facts("", &self.hostname, request.id, &request.envelope);
         let answer = match self.key {
             Some(key) => self.ask_sealed(key, fields, sample).await?,
             None => {

@@ -6,6 +6,9 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::relay::PATIENCE;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::{Pid, Signal, kill_process};
+
 /// A relay with a configuration of its own, and the end of the line on which it tells its supervisor how it is.
 struct Relay {
     folder: tempfile::TempDir,
@@ -43,6 +46,10 @@ impl Relay {
                 return;
             }
         }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).expect("a process");
     }
 
     fn ask(&self, arguments: &[&str]) -> (i32, String) {
@@ -132,6 +139,32 @@ fn a_running_relay_is_asked_reloaded_and_drained() {
     let ended = relay.process.wait().expect("ends");
     assert_eq!(ended.code(), Some(0), "everything in flight was done");
     assert_eq!(relay.ask(&["status"]).0, 69);
+}
+
+/// A reload whose file hangs (a FIFO that nobody writes to) is one reload that hangs: another one is told so, whoever asks is
+/// answered, signals that mean nothing change nothing, and SIGTERM ends the relay.
+#[test]
+fn a_reload_that_hangs_keeps_nobody_from_ending_the_relay() {
+    let mut relay = Relay::start();
+    relay.says("READY=1");
+    let file = relay.folder.path().join("spillway.toml");
+    std::fs::remove_file(&file).expect("removes");
+    mknodat(CWD, &file, FileType::Fifo, Mode::RUSR, 0).expect("a FIFO");
+    relay.signal(Signal::HUP);
+    relay.says("RELOADING=1");
+    let socket = relay.folder.path().join("store/control.sock");
+    let socket = socket.to_str().expect("UTF-8").to_owned();
+    let (exit, told) = relay.ask(&["reload", "--socket", &socket]);
+    assert_eq!(exit, 64, "{told}");
+    assert!(told.contains("another reload is under way"), "{told}");
+    for meaningless in [Signal::USR1, Signal::USR2, Signal::ALARM] {
+        relay.signal(meaningless);
+        let (exit, told) = relay.ask(&["status", "--socket", &socket]);
+        assert_eq!(exit, 0, "{meaningless:?}: {told}");
+    }
+    relay.signal(Signal::TERM);
+    relay.says("STOPPING=1");
+    assert_eq!(relay.process.wait().expect("ends").code(), Some(0));
 }
 
 /// A second relay on the same store would spoil it; it says so and goes.

@@ -23,11 +23,12 @@ enum Output {
     Json,
 }
 
-pub(super) fn command(section: &mut Section<'_>) -> Kind {
+pub(super) fn command(section: &mut Section<'_>, hostname: &str) -> Kind {
     let words = [("lines", Output::Lines), ("json", Output::Json)];
     let output = section.choice("output", Some(Output::Lines), &words);
     Kind::Command(CommandSettings {
         command: program(section),
+        hostname: hostname.to_owned(),
         saying: match output {
             Some(Output::Json) => Saying::Json(answer(section)),
             Some(Output::Lines) | None => Saying::Exit(exit(section)),

@@ -255,10 +255,10 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
     let kind = match kind {
         KindName::Clamd => network::clamd(&mut section, timeout),
         KindName::Spamd => network::spamd(&mut section, timeout),
-        KindName::Rspamd => network::rspamd(&mut section, timeout),
-        KindName::Http => network::http(&mut section, timeout),
+        KindName::Rspamd => network::rspamd(&mut section, timeout, hostname),
+        KindName::Http => network::http(&mut section, timeout, hostname),
         KindName::Icap => network::icap(&mut section, timeout),
-        KindName::Command => command::command(&mut section),
+        KindName::Command => command::command(&mut section, hostname),
         KindName::Milter => network::milter(&mut section, timeout, hostname),
         KindName::Rules => rules(&mut section),
         KindName::Attachment => attachment(&mut section),

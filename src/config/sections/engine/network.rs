@@ -35,10 +35,11 @@ pub(super) fn spamd(section: &mut Section<'_>, timeout: Duration) -> Kind {
     }
 }
 
-pub(super) fn rspamd(section: &mut Section<'_>, timeout: Duration) -> Kind {
+pub(super) fn rspamd(section: &mut Section<'_>, timeout: Duration, hostname: &str) -> Kind {
     let addresses = urls(section, &HTTP, "http://127.0.0.1:11333");
     Kind::Rspamd {
         settings: RspamdSettings {
+            hostname: hostname.to_owned(),
             tls_ca: authorities(section, &addresses, &HTTP),
             key: public_key(section),
             connect_timeout: connect_timeout(section, timeout),
@@ -81,11 +82,12 @@ pub(super) fn milter(section: &mut Section<'_>, timeout: Duration, hostname: &st
     }
 }
 
-pub(super) fn http(section: &mut Section<'_>, timeout: Duration) -> Kind {
+pub(super) fn http(section: &mut Section<'_>, timeout: Duration, hostname: &str) -> Kind {
     let addresses = urls(section, &HTTP, "https://scanner.example.com/v1/scan");
     let sends = [("message", Posted::Message), ("metadata", Posted::Metadata)];
     let send = section.choice("send", Some(Posted::Message), &sends);
     let settings = HttpSettings {
+        hostname: hostname.to_owned(),
         send: send.unwrap_or(Posted::Message),
         token_file: token_file(section, &addresses),
         tls_ca: authorities(section, &addresses, &HTTP),

@@ -3,7 +3,7 @@
 use std::{iter, mem};
 
 use futures_util::future::{join_all, join3};
-use mail_auth::arc::ArcError;
+use mail_auth::arc::{ArcError, Set};
 use mail_auth::dkim::DkimError;
 use mail_auth::dmarc::Policy;
 use mail_auth::dmarc::verify::DmarcParameters;
@@ -15,6 +15,7 @@ use mail_auth::{
 
 use super::AuthSettings;
 use super::field::Stated;
+use super::key::{self, Unusable};
 use crate::deadline::{Deadline, Elapsed};
 use crate::message::{Envelope, Mailbox, header};
 use crate::scan::engine::Sample;
@@ -106,7 +107,21 @@ impl Asking<'_> {
         signatures: &'x [AuthenticatedMessage<'x>],
     ) -> Vec<DkimOutput<'x>> {
         let one = async |message: &'x AuthenticatedMessage<'x>| {
-            let asked = self.until.run(self.authenticator.verify_dkim(message));
+            let asked = self.until.run(async {
+                let mut outputs = self.authenticator.verify_dkim(message).await;
+                // A message of its own has one signature and no errors.
+                if let ([signature], [output]) = (&message.dkim_headers[..], &mut outputs[..])
+                    && *output.result() == DkimResult::Pass
+                    && let Err(why) = key::usable(self.authenticator, &signature.header).await
+                {
+                    *output = match why {
+                        Unusable::Never(why) => DkimOutput::perm_err(why),
+                        Unusable::Unknown(why) => DkimOutput::temp_err(why),
+                    }
+                    .with_signature(&signature.header);
+                }
+                outputs
+            });
             asked.await.unwrap_or_else(|Elapsed| {
                 let late = |s| DkimOutput::temp_err(too_late()).with_signature(s);
                 let signatures = message.dkim_headers.iter();
@@ -126,14 +141,35 @@ impl Asking<'_> {
                 None,
             );
         }
-        let asked = self.until.run(self.authenticator.verify_arc(message));
-        match asked.await {
-            Ok(arc) => {
-                let sealer = arc.sets().last().map(|set| set.seal.header.d.clone());
-                (arc.result().clone(), sealer)
+        let asked = self.until.run(async {
+            let arc = self.authenticator.verify_arc(message).await;
+            let sealer = arc.sets().last().map(|set| set.seal.header.d.clone());
+            let mut result = arc.result().clone();
+            if result == DkimResult::Pass
+                && let Err(why) = self.usable_keys(arc.sets()).await
+            {
+                result = match why {
+                    Unusable::Never(why) => DkimResult::Fail(why),
+                    Unusable::Unknown(why) => DkimResult::TempError(why),
+                };
             }
+            (result, sealer)
+        });
+        match asked.await {
+            Ok(judged) => judged,
             Err(Elapsed) => (DkimResult::TempError(too_late()), None),
         }
+    }
+
+    /// The keys of all seals, and of the signature that counts.
+    async fn usable_keys(&self, sets: &[Set<'_>]) -> Result<(), Unusable> {
+        if let Some(last) = sets.last() {
+            key::usable(self.authenticator, last.signature.header).await?;
+        }
+        for set in sets {
+            key::usable(self.authenticator, set.seal.header).await?;
+        }
+        Ok(())
     }
 
     async fn dmarc(&self, domain: &str, parameters: DmarcParameters<'_>) -> DmarcOutput {

@@ -62,6 +62,16 @@ fn signed(
     format!("{}{MAIL}", signature.to_header())
 }
 
+/// Passed on by a list with that key.
+fn sealed(key: Ed25519Key) -> String {
+    let message = AuthenticatedMessage::parse(MAIL.as_bytes()).expect("a message");
+    let results = AuthenticationResults::new("list.test");
+    let sealer = ArcSealer::from_key(key).domain("list.test").selector("s");
+    let sealer = sealer.headers(["From", "To", "Subject"]);
+    let set = sealer.seal(&message, &results, &mail_auth::ArcOutput::default());
+    format!("{}{MAIL}", set.expect("a seal").to_header())
+}
+
 /// A domain that publishes everything, and a key of it.
 async fn domain(policy: &str) -> (NameServer, Ed25519Key) {
     let server = NameServer::start().await;
@@ -165,6 +175,32 @@ async fn a_signature_that_cannot_be_verified_counts_as_one_that_is_wrong() {
         assert_ne!(changed, mail);
         let (found, _) = judged(&server, sample(&changed, "a@a.test", CLIENT, None)).await;
         assert_eq!(found[1..3], [word, "dkim.no-pass 2"]);
+    }
+}
+
+/// RFC 6376 3.6.1: a key that its domain publishes for something else makes no mail genuine, and no chain of ARC.
+#[tokio::test]
+async fn a_key_for_something_else_passes_nothing() {
+    for (version, dkim, arc) in [
+        ("v=DKIM1; s=email; h=sha256;", "dkim.pass", "arc.pass"),
+        ("v=DKIM1; s=other;", "dkim.permerror", "arc.fail"),
+        ("v=DKIM1; h=sha1;", "dkim.permerror", "arc.fail"),
+        ("v=dkim1;", "dkim.permerror", "arc.fail"),
+    ] {
+        let server = NameServer::start().await;
+        let (signs, record) = key();
+        server.text("s._domainkey.a.test", &record.replace("v=DKIM1;", version));
+        let mail = signed(signs, "a.test");
+        let (found, _) = judged(&server, sample(&mail, "a@a.test", CLIENT, None)).await;
+        assert!(found.contains(&dkim.to_owned()), "{version}: {found:?}");
+        let (seals, record) = key();
+        server.text(
+            "s._domainkey.list.test",
+            &record.replace("v=DKIM1;", version),
+        );
+        let mail = sealed(seals);
+        let (found, _) = judged(&server, sample(&mail, "a@a.test", CLIENT, None)).await;
+        assert!(found.contains(&arc.to_owned()), "{version}: {found:?}");
     }
 }
 
@@ -401,12 +437,7 @@ async fn a_chain_is_verified() {
     let (server, _) = domain("none").await;
     let (key, record) = key();
     server.text("s._domainkey.list.test", &record);
-    let message = AuthenticatedMessage::parse(MAIL.as_bytes()).expect("a message");
-    let results = AuthenticationResults::new("list.test");
-    let sealer = ArcSealer::from_key(key).domain("list.test").selector("s");
-    let sealer = sealer.headers(["From", "To", "Subject"]);
-    let set = sealer.seal(&message, &results, &mail_auth::ArcOutput::default());
-    let sealed = format!("{}{MAIL}", set.expect("a seal").to_header());
+    let sealed = sealed(key);
     let (found, _) = judged(&server, sample(&sealed, "a@a.test", CLIENT, None)).await;
     assert_eq!(found.last().map(String::as_str), Some("arc.pass"));
     let changed = sealed.replace("Subject: x", "Subject: y");

@@ -14,6 +14,7 @@ fn settings(script: &str) -> CommandSettings {
     let words = ["/bin/sh", "-c", script];
     CommandSettings {
         command: words.map(str::to_owned).to_vec(),
+        hostname: "relay.test".to_owned(),
         saying: Saying::Exit(Exit {
             clean: vec![0],
             found: vec![1],
@@ -206,7 +207,7 @@ async fn the_environment_is_clean() {
     envelope.origin.protocol = "ESMTP".to_owned();
     envelope.origin.helo = format!("a\nPATH=/evil\0{}", "x".repeat(5000));
     request.envelope = Arc::new(envelope);
-    let facts = facts(request.id, &request.envelope);
+    let facts = facts("relay.test", request.id, &request.envelope);
     let helo = facts.iter().find(|(name, _)| *name == "SPILLWAY_HELO");
     let (_, helo) = helo.expect("the HELO");
     assert!(

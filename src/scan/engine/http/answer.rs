@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::Reading;
+use crate::scan::engine::json;
 use crate::verdict::{Finding, FindingKind};
 
 /// Names of one answer.
@@ -23,7 +24,7 @@ pub struct Said {
 
 /// Reads an answer; the error says what is wrong with it.
 pub fn read(body: &[u8], reading: &Reading) -> Result<Said, String> {
-    let answer: Value = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let answer: Value = json::read(body)?;
     let at = |pointer: &str| {
         let found = answer.pointer(pointer);
         found.ok_or_else(|| format!("nothing at {pointer:?}"))

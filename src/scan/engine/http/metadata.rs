@@ -1,5 +1,7 @@
 //! What a service is told that is not sent the content.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -10,8 +12,8 @@ use crate::message::{Content, Envelope, MessageId};
 #[derive(Serialize)]
 struct Told<'a> {
     id: String,
-    reverse_path: &'a str,
-    recipients: Vec<&'a str>,
+    reverse_path: Cow<'a, str>,
+    recipients: Vec<Cow<'a, str>>,
     client: String,
     client_name: Option<&'a str>,
     helo: &'a str,
@@ -43,6 +45,7 @@ struct ToldPart<'a> {
 
 /// The JSON document. Hashes every part: away from the runtime if that is much.
 pub(super) fn write(
+    hostname: &str,
     id: MessageId,
     envelope: &Envelope,
     content: &Content,
@@ -52,11 +55,11 @@ pub(super) fn write(
     let leaves = inspection.parts.iter().filter(|part| !part.is_container);
     let told = Told {
         id: id.to_string(),
-        reverse_path: envelope.reverse_path.as_str(),
+        reverse_path: envelope.reverse_path.qualified(hostname),
         recipients: envelope
             .recipients
             .iter()
-            .map(|r| r.mailbox.as_str())
+            .map(|r| r.mailbox.qualified(hostname))
             .collect(),
         client: origin.client.to_canonical().to_string(),
         client_name: origin.client_name.as_deref(),

@@ -108,7 +108,8 @@ fn metadata_tells_everything_but_the_content() {
         --b\r\nContent-Type: application/zip; name=\"a.zip\"\r\n\r\nPK\r\n--b--\r\n";
     let request = request(content, Duration::from_secs(1));
     let inspection = mime::inspect(request.content.bytes(), mime::Limits::default());
-    let body = metadata::write(request.id, &request.envelope, &request.content, &inspection);
+    let (id, envelope) = (request.id, &request.envelope);
+    let body = metadata::write("relay.test", id, envelope, &request.content, &inspection);
     let told: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
     assert_eq!(told["id"], request.id.to_string());
     assert_eq!(told["reverse_path"], "sender@example.com");

@@ -8,9 +8,10 @@ use crate::message::{Envelope, MessageId};
 pub(super) const RECIPIENTS: usize = 16 * 1024;
 
 /// The envelope in the fields that rspamd's protocol has for it, each with `prefix` before its name. A message that the
-/// relay has made itself came from nobody.
+/// relay has made itself came from nobody. `hostname` is ours: the bare postmaster is that server's.
 pub(in crate::scan::engine) fn facts(
     prefix: &str,
+    hostname: &str,
     id: MessageId,
     envelope: &Envelope,
 ) -> HeaderMap {
@@ -21,15 +22,15 @@ pub(in crate::scan::engine) fn facts(
         }
     };
     put("queue-id", &id.to_string());
-    put("from", envelope.reverse_path.as_str());
+    put("from", &envelope.reverse_path.qualified(hostname));
     let mut told = 0;
     for recipient in &envelope.recipients {
-        let mailbox = recipient.mailbox.as_str();
+        let mailbox = recipient.mailbox.qualified(hostname);
         told += mailbox.len();
         if told > RECIPIENTS {
             break;
         }
-        put("rcpt", mailbox);
+        put("rcpt", &mailbox);
     }
     let origin = &envelope.origin;
     if origin.protocol != "local" {

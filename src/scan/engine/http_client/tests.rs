@@ -176,7 +176,7 @@ fn the_envelope_is_told() {
     envelope.origin.user = Some("bob".to_owned());
     envelope.origin.tls = Some("TLSv1.3 TLS13_AES".to_owned());
     let id: MessageId = "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().expect("id");
-    let seen: Vec<String> = facts("", id, &envelope)
+    let seen: Vec<String> = facts("", "relay.test", id, &envelope)
         .iter()
         .map(|(k, v)| format!("{k}: {}", v.to_str().expect("text")))
         .collect();
@@ -194,8 +194,18 @@ fn the_envelope_is_told() {
             "tls-cipher: TLS13_AES",
         ]
     );
+    // One without a domain is ours: rspamd takes it for no address at all, which costs the message 8 points.
+    let postmaster = Mailbox::parse("postmaster").expect("mailbox");
+    envelope.reverse_path = postmaster.clone().into();
+    envelope.recipients = vec![postmaster.into()];
+    let told = facts("", "relay.test", id, &envelope);
+    assert_eq!(told["from"], "postmaster@relay.test");
+    assert_eq!(told["rcpt"], "postmaster@relay.test");
     let one = Recipient::from(Mailbox::parse("recipient@example.org").expect("mailbox"));
     envelope.recipients = vec![one; 10_000];
-    let told = facts("x-", id, &envelope).get_all("x-rcpt").iter().count();
+    let told = facts("x-", "relay.test", id, &envelope)
+        .get_all("x-rcpt")
+        .iter()
+        .count();
     assert_eq!(told, RECIPIENTS / "recipient@example.org".len());
 }

@@ -54,7 +54,7 @@ pub fn head(answer: &[u8]) -> Result<Head, Malformed> {
     let fields = head::Head::split(answer)?.ok_or(Malformed::CutOff)?.0;
     let close = fields.get("Connection");
     let close = close.is_some_and(|value| value.to_ascii_lowercase().contains("close"));
-    let parts = fields.get("Encapsulated").unwrap_or_default();
+    let parts = fields.only("Encapsulated")?.unwrap_or_default();
     let part = |part: &str| {
         let name = part.split('=').next().unwrap_or_default();
         name.trim().to_ascii_lowercase()

@@ -8,6 +8,7 @@ use crate::message::{BodyKind, Envelope, Mailbox, MessageId};
 
 /// The macros, each with the events that it goes with unless the filter chooses.
 pub(super) struct Macros {
+    hostname: String,
     all: Vec<(&'static str, String, &'static [Event])>,
 }
 
@@ -51,12 +52,15 @@ impl Macros {
             // Which mechanism it was is not kept. Filters ask whether there was one.
             all.push(("{auth_type}", "PLAIN".to_owned(), SENDER));
         }
-        let sender = envelope.reverse_path.as_str();
-        all.push(("{mail_addr}", sender.to_owned(), SENDER));
-        let domain = envelope.reverse_path.mailbox().map(Mailbox::domain);
-        all.push(("{mail_host}", domain.unwrap_or_default().to_owned(), SENDER));
+        let sender = envelope.reverse_path.qualified(hostname);
+        let (_, domain) = sender.rsplit_once('@').unwrap_or_default();
+        all.push(("{mail_addr}", sender.to_string(), SENDER));
+        all.push(("{mail_host}", domain.to_owned(), SENDER));
         all.push(("{mail_mailer}", "smtp".to_owned(), SENDER));
-        Self { all }
+        Self {
+            hostname: hostname.to_owned(),
+            all,
+        }
     }
 
     /// The data of the macros that go before an event: its command, names and values; none if there are none.
@@ -82,8 +86,10 @@ impl Macros {
             }
         }
         if let Some(recipient) = recipient {
-            put("{rcpt_addr}", recipient.as_str());
-            put("{rcpt_host}", recipient.domain());
+            let address = recipient.qualified(&self.hostname);
+            let (_, domain) = address.rsplit_once('@').unwrap_or_default();
+            put("{rcpt_addr}", &address);
+            put("{rcpt_host}", domain);
             put("{rcpt_mailer}", "smtp");
         }
         (data.len() > 1).then_some(data)
@@ -103,9 +109,12 @@ pub(super) fn connection(envelope: &Envelope) -> Vec<u8> {
 }
 
 /// The arguments of MAIL.
-pub(super) fn sender(envelope: &Envelope, size: usize) -> Vec<u8> {
+pub(super) fn sender(hostname: &str, envelope: &Envelope, size: usize) -> Vec<u8> {
     let mut data = Vec::new();
-    put(&mut data, &format!("<{}>", envelope.reverse_path.as_str()));
+    put(
+        &mut data,
+        &format!("<{}>", envelope.reverse_path.qualified(hostname)),
+    );
     put(&mut data, &format!("SIZE={size}"));
     if envelope.body == BodyKind::EightBitMime {
         put(&mut data, "BODY=8BITMIME");
@@ -117,9 +126,9 @@ pub(super) fn sender(envelope: &Envelope, size: usize) -> Vec<u8> {
 }
 
 /// The argument of RCPT.
-pub(super) fn recipient(mailbox: &Mailbox) -> Vec<u8> {
+pub(super) fn recipient(hostname: &str, mailbox: &Mailbox) -> Vec<u8> {
     let mut data = Vec::new();
-    put(&mut data, &format!("<{}>", mailbox.as_str()));
+    put(&mut data, &format!("<{}>", mailbox.qualified(hostname)));
     data
 }
 

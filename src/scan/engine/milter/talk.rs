@@ -61,6 +61,7 @@ enum Then {
 /// The telling of one message.
 pub(super) struct Talk<'a> {
     sample: &'a Sample,
+    hostname: &'a str,
     macros: Macros,
     link: &'a mut Link,
     outcome: Outcome,
@@ -69,12 +70,13 @@ pub(super) struct Talk<'a> {
 }
 
 impl<'a> Talk<'a> {
-    pub(super) fn about(sample: &'a Sample, hostname: &str, link: &'a mut Link) -> Self {
+    pub(super) fn about(sample: &'a Sample, hostname: &'a str, link: &'a mut Link) -> Self {
         let request = sample.request();
         link.allow(sample.content().len() + MORE);
         Self {
             macros: Macros::of(hostname, request.id, &request.envelope),
             sample,
+            hostname,
             link,
             outcome: Outcome::default(),
             body: false,
@@ -105,7 +107,7 @@ impl<'a> Talk<'a> {
         for (event, data) in [
             (Event::Connect, facts::connection(envelope)),
             (Event::Helo, hello),
-            (Event::Mail, facts::sender(envelope, size)),
+            (Event::Mail, facts::sender(self.hostname, envelope, size)),
         ] {
             if let Then::Decided = self.tell(event, &[&data]).await? {
                 return Ok(true);
@@ -127,7 +129,8 @@ impl<'a> Talk<'a> {
             if let Some(macros) = self.macros.before(Event::Rcpt, terms, Some(mailbox)) {
                 self.link.queue(b'D', &[&macros]).await?;
             }
-            match self.say(Event::Rcpt, &[&facts::recipient(mailbox)]).await? {
+            let recipient = facts::recipient(self.hostname, mailbox);
+            match self.say(Event::Rcpt, &[&recipient]).await? {
                 Then::GoOn => {}
                 Then::Skip => break,
                 Then::Decided => return Ok(true),

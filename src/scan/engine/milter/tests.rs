@@ -8,8 +8,8 @@ use tokio::net::TcpListener;
 use super::packet::{ACTIONS, STEPS, VERSION, append};
 use super::*;
 use crate::message::edit::{self, Edit, Place, Wanted};
-use crate::message::{Rights, Wish};
-use crate::scan::tests::sample;
+use crate::message::{Mailbox, Rights, Wish};
+use crate::scan::tests::{sample, sampled};
 
 /// What a filter says to one event: packets, the last of which answers it.
 type Says = Vec<(u8, Vec<u8>)>;
@@ -136,6 +136,37 @@ async fn a_filter_is_told_the_session_and_the_message() {
     with("M", "{mail_addr}|");
     with("R", "{rcpt_addr}|recipient@example.org|");
     with("E", "i|");
+}
+
+/// The bare postmaster is ours, and the filter is told so: not every one takes an address without a domain for one.
+#[tokio::test]
+async fn a_filter_is_told_no_address_without_a_domain() {
+    let (milter, told) = filter(everything(), |_, _| None).await;
+    let mut request = sample(MAIL).request().clone();
+    let envelope = Arc::make_mut(&mut request.envelope);
+    let postmaster = Mailbox::parse("postmaster").expect("a mailbox");
+    envelope.reverse_path = postmaster.clone().into();
+    envelope.recipients = vec![postmaster.into()];
+    milter.scan(sampled(request)).await.expect("an answer");
+    let told = told.lock().expect("told");
+    let said = |command: u8, text: &str| {
+        let data = |data: &Vec<u8>| String::from_utf8_lossy(data).replace('\0', "|");
+        let mut those = told.iter().filter(|(c, _)| *c == command);
+        assert!(
+            those.any(|(_, d)| data(d).contains(text)),
+            "{text}: {told:?}"
+        );
+    };
+    said(b'M', "<postmaster@relay.test>|");
+    said(b'R', "<postmaster@relay.test>|");
+    said(
+        b'D',
+        "{mail_addr}|postmaster@relay.test|{mail_host}|relay.test|",
+    );
+    said(
+        b'D',
+        "{rcpt_addr}|postmaster@relay.test|{rcpt_host}|relay.test|",
+    );
 }
 
 /// What a filter leaves out it is not told, and replies that it does not send are not waited for; it may choose its macros, and

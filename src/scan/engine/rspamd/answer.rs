@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::wishes::{Milter, OneOrMore};
 use crate::message::header;
+use crate::scan::engine::json;
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
 /// Symbols that are shown, those that weigh most first; the score is that of all of them.
@@ -49,7 +50,7 @@ struct Symbol {
 
 /// Reads an answer; the error says what is wrong with it.
 pub fn parse(body: &[u8]) -> Result<Reply, String> {
-    let reply: Reply = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let reply: Reply = json::read(body)?;
     match reply.score.is_finite() {
         true => Ok(reply),
         false => Err("a score that is no number".to_owned()),

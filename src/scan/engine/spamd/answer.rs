@@ -61,7 +61,7 @@ pub fn parse(answer: &[u8]) -> Result<Said, Malformed> {
     if body.len() > length {
         return Err(garbage());
     }
-    let spam = head.get("Spam").ok_or_else(garbage)?;
+    let spam = head.only("Spam")?.ok_or_else(garbage)?;
     let judgement = judgement(&spam).ok_or_else(|| Malformed::garbage(spam.as_bytes()));
     let (spam, score, required) = judgement?;
     let rules = std::str::from_utf8(body).map_err(|_| garbage())?;

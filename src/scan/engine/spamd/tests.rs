@@ -119,6 +119,10 @@ fn only_the_protocol_counts() {
             Reason::Garbage,
         ),
         (
+            "SPAMD/1.1 0 EX_OK\r\nContent-length: 0\r\nSpam: False ; 0 / 5\r\nSpam: True ; 9 / 5\r\n\r\n",
+            Reason::Garbage,
+        ),
+        (
             "HTTP/1.1 200 OK\r\nContent-length: 0\r\nSpam: False ; 0 / 5\r\n\r\n",
             Reason::Garbage,
         ),

@@ -152,6 +152,7 @@ fn rspamd_at(scheme: &str, at: SocketAddr) -> Kind {
     Kind::Rspamd {
         addresses: vec![url(scheme, at)],
         settings: RspamdSettings {
+            hostname: "relay.test".to_owned(),
             tls_ca: None,
             key: None,
             connect_timeout: CONNECT,
@@ -173,6 +174,7 @@ fn http_at(scheme: &str, at: SocketAddr) -> Kind {
     Kind::Http {
         addresses: vec![url(scheme, at)],
         settings: HttpSettings {
+            hostname: "relay.test".to_owned(),
             send: Posted::Message,
             token_file: None,
             tls_ca: None,

@@ -67,6 +67,7 @@ async fn ask(
     });
     let url = Url::parse(&format!("http://{address}/checkv2"), &HTTP).expect("a URL");
     let settings = RspamdSettings {
+        hostname: "relay.test".to_owned(),
         tls_ca: None,
         key: Some(key),
         connect_timeout: Duration::from_secs(60),
