@@ -583,6 +583,8 @@ impl Draft<'_> {
             },
             // Each pass finds out anew whether the guard keeps it.
             cause: None,
+            // What comes back to quarantine waits for another decision.
+            released: before.released && lane == Lane::Delivery,
             ..before.clone()
         }
     }

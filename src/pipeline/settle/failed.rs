@@ -81,7 +81,6 @@ impl Settling<'_> {
             record.status.clone_from(&first.answer.text);
         }
         record.expires_at = wall_clock() + draft.generation.retention;
-        record.released = false;
         self.keep.push(record);
     }
 
