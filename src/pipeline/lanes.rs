@@ -228,7 +228,7 @@ impl Lanes {
             return Ok(());
         }
         loop {
-            match quarantine::expire_surplus(store, rule, BOUNCES_HELD, wall_clock()).await {
+            match quarantine::expire_bounces(store, rule, BOUNCES_HELD, wall_clock()).await {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
                 Err(error) => {

@@ -1,5 +1,7 @@
 //! From what became of a message to what must be durable and what the sender is told: a pure function.
 
+mod failed;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +12,7 @@ use jiff::Timestamp;
 use super::{End, Generation, Judged, Passed, lanes};
 use crate::chance;
 use crate::deadline::{expiry_clock, steady_clock, wall_clock};
-use crate::delivery::{self, Answer, Objection, Outcome, dsn, schedule};
+use crate::delivery::{self, Answer, Outcome, dsn, schedule};
 use crate::message::{Content, Envelope, Message, MessageId, Recipient, header};
 use crate::policy::Group;
 use crate::smtp::Reply;
@@ -18,10 +20,9 @@ use crate::store::history::HistoryEntry;
 use crate::store::{Cause, Extent, Lane, Notification, RESCAN_FOR, Record};
 use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
 
-/// The rule that holds a bounce which nobody takes, or that lets it go.
-pub(super) const BOUNCE_UNDELIVERABLE: &str = "bounce-undeliverable";
-/// The rule that holds mail which could not be delivered, and whose sender may not be told.
-pub(super) const UNDELIVERABLE: &str = "undeliverable";
+pub(super) use failed::{BOUNCE_UNDELIVERABLE, UNDELIVERABLE, as_sent};
+
+use failed::Failure;
 
 /// Who answers for the message while it is worked on.
 #[derive(Debug)]
@@ -45,17 +46,6 @@ pub(super) struct Settlement {
     pub(super) history: Vec<HistoryEntry>,
     /// Mail that was delivered although an engine that should have answered did not: to be scanned again when it does.
     pub(super) rescan: Option<Record>,
-}
-
-impl Settlement {
-    /// Whether a bounce that nobody takes is among what is kept.
-    pub(super) fn holds_a_bounce(&self) -> bool {
-        let is_bounce = |record: &Record| {
-            let decision = record.decision.as_ref();
-            decision.is_some_and(|decision| decision.rule == BOUNCE_UNDELIVERABLE)
-        };
-        self.keep.iter().any(is_bounce)
-    }
 }
 
 /// A delivery status notification, to be delivered like any mail.
@@ -126,23 +116,6 @@ fn own_mail(record: &Record) -> Decision {
     }
 }
 
-/// The message as it goes out: of a bounce whose form was refused, less than is stored. What a reviewer releases is
-/// whole.
-pub(super) fn as_sent(record: &Record, message: Message) -> Message {
-    match record.notification {
-        Some(Notification::Bounce(extent @ (Extent::Headers | Extent::Bare)))
-            if !record.released =>
-        {
-            let reduced = dsn::reduced(message.content.bytes(), record.message, extent);
-            Message {
-                content: Content::uncharged(reduced),
-                ..message
-            }
-        }
-        _ => message,
-    }
-}
-
 /// The envelope for some of the recipients.
 pub(super) fn select(message: &Message, recipients: &[usize]) -> Arc<Envelope> {
     if recipients.len() == message.envelope.recipients.len() {
@@ -209,15 +182,6 @@ pub(super) fn settle(
         settling.group(decision, recipients, end, only_rejects);
     }
     settling.finish(before.is_some())
-}
-
-/// A recipient that gets nothing from any next hop.
-struct Failure<'a> {
-    decision: &'a Decision,
-    at: usize,
-    answer: &'a Answer,
-    /// Nobody has refused it for good.
-    given_up: bool,
 }
 
 struct Settling<'a> {
@@ -525,133 +489,6 @@ impl<'a> Settling<'a> {
             .filter_map(of)
             .collect()
     }
-
-    /// What was refused after we took responsibility is bounced, or held where its sender may not be told. What a reviewer
-    /// released goes back to the reviewer, because its sender is as likely as not forged.
-    fn failures(&mut self) -> Option<Notice> {
-        let failed = std::mem::take(&mut self.failed);
-        let first = failed.first()?;
-        match self.draft.before {
-            Some(before) if before.released => {
-                self.back_to_review(before, &failed);
-                None
-            }
-            Some(Record {
-                notification: Some(notification),
-                ..
-            }) => {
-                self.notification_failed(*notification, first);
-                None
-            }
-            _ => self.bounce(failed),
-        }
-    }
-
-    fn back_to_review(&mut self, before: &Record, failed: &[Failure<'_>]) {
-        let draft = &self.draft;
-        let those: Vec<usize> = failed.iter().map(|failure| failure.at).collect();
-        let mut record = draft.again(before, Lane::Held);
-        record.envelope = (*select(draft.message, &those)).clone();
-        if let Some(first) = failed.first() {
-            record.status.clone_from(&first.answer.text);
-        }
-        record.expires_at = wall_clock() + draft.generation.retention;
-        record.released = false;
-        self.keep.push(record);
-    }
-
-    /// A bounce for those whose sender may be told about them. The others may not be bounced (RFC 5321 6.1, RFC 3461 4.1)
-    /// and may not vanish: a reviewer gets them.
-    fn bounce(&mut self, failed: Vec<Failure<'_>>) -> Option<Notice> {
-        let wants = |failure: &Failure<'_>| {
-            let recipient = self.draft.message.envelope.recipients.get(failure.at);
-            let original = self.draft.original();
-            recipient.is_some_and(|r| original.wants(dsn::Action::Failed, r))
-        };
-        let (told, untold): (Vec<_>, Vec<_>) = failed.into_iter().partition(wants);
-        let mut held: Vec<(&Decision, Vec<usize>, &Answer)> = Vec::new();
-        for failure in &untold {
-            match held.iter_mut().find(|held| held.0 == failure.decision) {
-                Some((_, those, _)) => those.push(failure.at),
-                None => held.push((failure.decision, vec![failure.at], failure.answer)),
-            }
-        }
-        for (decision, those, answer) in held {
-            let why = match self.draft.message.envelope.reverse_path.is_null() {
-                true => "its reverse-path is null",
-                false => "its sender wants no notification",
-            };
-            let reason = format!("not delivered, and {why}: {}", answer.text);
-            self.hold_failed(UNDELIVERABLE, reason, decision, &those);
-        }
-        let about: Vec<(Recipient, Answer)> = told
-            .iter()
-            .filter_map(|failure| {
-                let recipient = self.draft.message.envelope.recipients.get(failure.at)?;
-                Some((recipient.clone(), failure.answer.clone()))
-            })
-            .collect();
-        let notice = self.draft.notice(dsn::Action::Failed, &about)?;
-        let detail = format!(
-            "{} is told by {}",
-            self.draft.message.envelope.reverse_path, notice.record.id
-        );
-        let those: Vec<usize> = told.iter().map(|failure| failure.at).collect();
-        if let Some(first) = told.first() {
-            self.tell("bounced", first.decision, &those, detail);
-        }
-        Some(notice)
-    }
-
-    /// A notification of ours that its recipient does not get. Nobody is owed a report of success. A bounce is dropped
-    /// where its recipient takes none, so that forged senders fill nothing; it is sent again with less as long as something
-    /// else was wrong with it, and then a reviewer gets it: the next hop should take it.
-    fn notification_failed(&mut self, notification: Notification, failure: &Failure<'_>) {
-        let (draft, answer) = (&self.draft, failure.answer);
-        let all: Vec<usize> = (0..draft.message.envelope.recipients.len()).collect();
-        let Notification::Bounce(extent) = notification else {
-            return self.tell("dropped", failure.decision, &all, answer.text.clone());
-        };
-        let undeliverable = || Decision {
-            rule: BOUNCE_UNDELIVERABLE.to_owned(),
-            reason: answer.text.clone(),
-            ..failure.decision.clone()
-        };
-        if answer.objection() == Objection::Recipient {
-            return self.tell("dropped", &undeliverable(), &all, answer.text.clone());
-        }
-        if !failure.given_up
-            && let Some(less) = draft.less(extent)
-        {
-            let mut record = draft.record(Lane::Delivery, None, &all, &answer.text);
-            record.notification = Some(Notification::Bounce(less));
-            record.due_at = wall_clock();
-            self.keep.push(record);
-            return self.tell("shortened", failure.decision, &all, answer.text.clone());
-        }
-        let why = match failure.given_up {
-            true => "the bounce was not delivered in time",
-            false => "the bounce is refused in every form",
-        };
-        let reason = format!("{why}: {}", answer.text);
-        self.hold_failed(BOUNCE_UNDELIVERABLE, reason, failure.decision, &all);
-    }
-
-    /// For a reviewer, who alone can say how it goes on: no engine's return changes anything about it.
-    fn hold_failed(&mut self, rule: &str, reason: String, decision: &Decision, those: &[usize]) {
-        let decision = Decision {
-            disposition: Disposition::Quarantine,
-            rule: rule.to_owned(),
-            reason,
-            ..decision.clone()
-        };
-        self.hold(&decision, those);
-        if let Some(record) = self.keep.last_mut() {
-            record.cause = None;
-        }
-        let reason = decision.reason.clone();
-        self.tell("held", &decision, those, reason);
-    }
 }
 
 /// An engine of a class with coverage that may well answer another time.
@@ -802,6 +639,8 @@ impl Draft<'_> {
             },
             // Each pass finds out anew whether the guard keeps it.
             cause: None,
+            // What comes back to quarantine waits for another decision.
+            released: before.released && lane == Lane::Delivery,
             ..before.clone()
         }
     }
@@ -843,15 +682,6 @@ impl Draft<'_> {
 
     fn in_delivery(&self) -> Option<&Record> {
         self.before.filter(|before| before.lane == Lane::Delivery)
-    }
-
-    /// The next smaller form of the bounce that was sent, if one is left.
-    fn less(&self, sent: Extent) -> Option<Extent> {
-        let (content, id) = (self.message.content.bytes(), self.message.id);
-        let smaller = [Extent::Headers, Extent::Bare].into_iter();
-        smaller
-            .filter(|extent| *extent > sent)
-            .find(|extent| dsn::reduced(content, id, *extent) != content)
     }
 
     fn original(&self) -> dsn::Original<'_> {

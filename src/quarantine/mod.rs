@@ -13,7 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::message::{Mailbox, MessageId, Notify, Recipient};
-use crate::store::{Audit, Change, Filter, Lane, Record, Store, StoreError};
+use crate::store::{Audit, Change, Filter, Lane, Notification, Record, Store, StoreError};
 
 /// Settings of `[quarantine]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,11 +160,11 @@ pub async fn expire_due(store: &dyn Store, now: Timestamp) -> Result<usize, Stor
     expire(store, found, "age", now).await
 }
 
-/// Removes what the rule `rule` holds beyond the newest `most` entries, at most [`EXPIRED_AT_ONCE`]; returns how many. Only
-/// for a rule whose mail a stranger can make us hold without end, and that is nobody's but ours.
+/// Removes the bounces that the rule `rule` holds beyond the newest `most`, at most [`EXPIRED_AT_ONCE`]; returns how many.
+/// A stranger can make us write bounces without end; other mail that is held never goes for its number.
 ///
 /// Cancel safety: as [`expire_due`].
-pub async fn expire_surplus(
+pub async fn expire_bounces(
     store: &dyn Store,
     rule: &str,
     most: usize,
@@ -178,8 +178,11 @@ pub async fn expire_surplus(
         ..Filter::default()
     };
     let mut found = store.search(surplus).await?;
-    // The filter looks for the words in reasons, too.
-    found.retain(|record| record.decision.as_ref().is_some_and(|d| d.rule == rule));
+    // The filter looks for the words in reasons, too, and a rule of the administrator may have that name.
+    found.retain(|record| {
+        let is_bounce = matches!(record.notification, Some(Notification::Bounce(_)));
+        is_bounce && record.decision.as_ref().is_some_and(|d| d.rule == rule)
+    });
     expire(store, found, "surplus", now).await
 }
 
@@ -209,7 +212,7 @@ async fn expire(
     Ok(expired)
 }
 
-/// Entries that one call of [`expire_due`] or [`expire_surplus`] removes.
+/// Entries that one call of [`expire_due`] or [`expire_bounces`] removes.
 pub const EXPIRED_AT_ONCE: usize = 500;
 
 /// One held message.

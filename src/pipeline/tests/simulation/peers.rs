@@ -410,7 +410,7 @@ impl NextHop {
             let recipient = mail.envelope.recipients[at].mailbox.as_str().to_owned();
             let outcome = match fault {
                 _ if recipient.starts_with("nobody") => {
-                    self.world.refused(mail.id, &recipient);
+                    self.world.refused(mail.id);
                     Outcome::Failed(self.said(550))
                 }
                 Some(HopFault::Later | HopFault::Throttle) => Outcome::Deferred(self.said(451)),

@@ -31,8 +31,6 @@ pub(super) struct Ends {
     pub(super) excuses: u32,
     /// A next hop took it, and the relay has not made that durable yet.
     doubt: bool,
-    /// A next hop refused it for good.
-    refused: bool,
     /// The sender was told.
     pub(super) bounced: bool,
     /// A person or its age ended it.
@@ -51,7 +49,6 @@ pub(super) struct Mail {
     /// Delivered without the first engine's answer.
     pub(super) without: bool,
     pub(super) body: u64,
-    null_sender: bool,
     /// Whether we are responsible for it: answered 250, or our own.
     pub(super) accepted: Option<bool>,
     pub(super) sent: Duration,
@@ -195,10 +192,10 @@ impl World {
         &self,
         id: MessageId,
         (nature, body): (Nature, u64),
-        (null_sender, recipients): (bool, &[&str]),
+        recipients: &[&str],
     ) -> usize {
         let mut inner = self.lock();
-        let number = inner.register(id, null_sender, recipients.iter().copied());
+        let number = inner.register(id, recipients.iter().copied());
         if let Some(mail) = inner.mails.get_mut(&number) {
             mail.body = body;
             mail.nature = Some(nature);
@@ -219,15 +216,10 @@ impl World {
         let accepted = code < 300;
         mail.accepted = Some(accepted);
         let mut broken = None;
-        let nobody = mail.null_sender;
         for (recipient, ends) in &mut mail.ends {
             // What is kept is in doubt until the store knows.
             ends.doubt &= kept.contains(recipient);
-            let safe = nobody && ends.refused
-                || ends.taken > 0
-                || ends.bounced
-                || ends.ended
-                || kept.contains(recipient);
+            let safe = ends.taken > 0 || ends.bounced || ends.ended || kept.contains(recipient);
             if accepted && !safe {
                 broken = Some(format!(
                     "P5: m{number} was answered {code}, and nobody has it for {recipient}"
@@ -294,12 +286,9 @@ impl World {
     }
 
     /// A next hop has refused it for good.
-    pub(super) fn refused(&self, id: MessageId, recipient: &str) {
+    pub(super) fn refused(&self, id: MessageId) {
         let mut inner = self.lock();
         let now = inner.now();
-        if let Some(ends) = inner.ends(id, recipient) {
-            ends.refused = true;
-        }
         if let Some(mail) = inner.mail(id) {
             mail.touched = now;
         }
@@ -393,7 +382,6 @@ impl Inner {
     fn register<'a>(
         &mut self,
         id: MessageId,
-        null_sender: bool,
         recipients: impl Iterator<Item = &'a str>,
     ) -> usize {
         let number = self.mails.len();
@@ -406,7 +394,6 @@ impl Inner {
             delay: None,
             without: false,
             body: 0,
-            null_sender,
             accepted: None,
             sent,
             ends: recipients
@@ -450,28 +437,19 @@ impl Inner {
     }
 
     /// P5: a recipient may leave the store when a next hop has the message, when its sender is told, or when a person (or
-    /// the message's age) has ended it; a sender that cannot be told is not told.
+    /// the message's age) has ended it; where its sender may not be told it stays.
     fn may_leave(&mut self, record: &Record, recipient: &str, act: Option<&Audit>) {
         let by_act = act.is_some_and(|act| matches!(&*act.act, "delete" | "expire"));
-        let wall = crate::deadline::wall_clock();
-        let given_up = record.lane == Lane::Delivery && wall >= record.expires_at;
-        let id = record.message;
-        let Some(mail) = self.mail(id) else {
+        let Some(mail) = self.mail(record.message) else {
             return;
         };
-        let (number, nobody) = (mail.number, mail.null_sender);
+        let number = mail.number;
         let Some(ends) = mail.ends.get_mut(recipient) else {
             return;
         };
         ends.doubt = false;
-        if by_act {
-            ends.ended = true;
-        }
-        if nobody && given_up {
-            ends.refused = true;
-        }
-        let told = ends.bounced || nobody && ends.refused;
-        if ends.taken == 0 && !told && !ends.ended {
+        ends.ended |= by_act;
+        if ends.taken == 0 && !ends.bounced && !ends.ended {
             self.breaks(format!(
                 "P5: m{number} leaves the store, and nobody has it for {recipient}"
             ));
@@ -486,7 +464,7 @@ impl Inner {
         if !self.numbers.contains_key(&record.id) {
             let recipients = record.envelope.recipients.iter();
             let recipients = recipients.map(|r| r.mailbox.as_str());
-            let number = self.register(record.id, true, recipients);
+            let number = self.register(record.id, recipients);
             let of = self.numbers.get(&about).copied();
             self.note(|| format!("m{number} is a bounce of m{of:?}"));
             if let Some(mail) = self.mails.get_mut(&number) {
