@@ -109,7 +109,7 @@ pub struct Limits {
     pub data_idle: Duration,
     /// From DATA (or the first BDAT) to end of data at most.
     pub data_total: Duration,
-    /// Octets per second of content at least, averaged since DATA, judged from 30 seconds on.
+    /// Octets per second of content at least, averaged since DATA or the first BDAT, judged from 30 seconds on.
     pub data_rate: u64,
     /// A whole session at most.
     pub session_total: Duration,
