@@ -24,7 +24,7 @@ use crate::store::{self, Change, Lane, Outgoing, Record, StoreError};
 pub(super) const DELIVERY: Duration = Duration::from_secs(600);
 /// How often the store is asked for what is due when nobody wakes us.
 const POLL: Duration = Duration::from_secs(1);
-/// How often expired quarantine entries are looked for.
+/// How often it is looked for what has expired.
 const EXPIRY: Duration = Duration::from_secs(60);
 /// While there is a backlog, the next claim follows after this long, or when a good part of the slots is free again: each
 /// claim is a durable write, so it should be worth it.
@@ -182,15 +182,35 @@ impl Lanes {
             .await
     }
 
+    /// Each for itself: none waits for a million of another.
     async fn expire(self: &Arc<Self>) {
+        tokio::join!(
+            self.expire_held(),
+            self.expire_rescans(),
+            self.give_up_in_time()
+        );
+    }
+
+    async fn expire_held(&self) {
         loop {
-            let store = &**self.pipeline.store();
-            if let Err(error) = quarantine::expire_due(store, wall_clock()).await {
+            if let Err(error) = quarantine::expire_due(&*self.pipeline.store, wall_clock()).await {
                 events::lane_failed("quarantine expiry", &error);
             }
-            if let Err(error) = store::expire_rescans(store, wall_clock()).await {
+            Deadline::after(EXPIRY).wait().await;
+        }
+    }
+
+    async fn expire_rescans(&self) {
+        loop {
+            if let Err(error) = store::expire_rescans(&*self.pipeline.store, wall_clock()).await {
                 events::lane_failed("rescan expiry", &error);
             }
+            Deadline::after(EXPIRY).wait().await;
+        }
+    }
+
+    async fn give_up_in_time(self: &Arc<Self>) {
+        loop {
             self.give_up().await;
             Deadline::after(EXPIRY).wait().await;
         }

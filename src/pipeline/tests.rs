@@ -86,6 +86,7 @@ fn generation(engines: Vec<crate::scan::Settings>, budget: Budget) -> Generation
         delivery: Delivery::new(vec![maildir_hop()], None).expect("next hops"),
         budget,
         retention: Duration::from_secs(86_400),
+        quarantine: Capacity::default(),
     }
 }
 

@@ -13,19 +13,23 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::message::{Mailbox, MessageId, Notify, Recipient};
-use crate::store::{Audit, Change, Filter, Lane, Record, Store, StoreError};
+use crate::store::{self, Audit, Capacity, Change, Lane, Record, Store, StoreError};
 
 /// Settings of `[quarantine]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// How long a message is held before it expires and is removed.
     pub retention: Duration,
+    /// Room for what is held. Beyond it new mail that would be held is refused while its sender still has it; what is here
+    /// is held whatever it takes.
+    pub max_bytes: Capacity,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             retention: Duration::from_secs(30 * 86_400),
+            max_bytes: Capacity::default(),
         }
     }
 }
@@ -145,34 +149,14 @@ pub async fn delete(store: &dyn Store, id: MessageId, act: &Act) -> Result<(), Q
         .map_err(not_held)
 }
 
-/// Removes what has been held for longer than it was to be, at most [`EXPIRED_AT_ONCE`] entries; returns how many. Called
-/// again while that many were found.
+/// Removes everything that has been held for longer than it was to be; returns how many entries.
 ///
 /// Cancel safety: what was removed stays removed, the rest is found the next time.
 pub async fn expire_due(store: &dyn Store, now: Timestamp) -> Result<usize, StoreError> {
-    let due = Filter {
-        lanes: vec![Lane::Held],
-        expired: Some(now),
-        limit: EXPIRED_AT_ONCE,
-        ..Filter::default()
-    };
     let act = Act::of_relay(now);
-    let mut expired = 0;
-    for record in store.search(due).await? {
-        let entry = act.entry("expire", record.id, describe(&record));
-        let removed = store.change_in(Lane::Held, record.id, Change::Remove, Some(entry));
-        match removed.await {
-            Ok(()) => expired += 1,
-            // A reviewer was faster.
-            Err(StoreError::NotFound(_)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(expired)
+    let entry = |record: &Record| Some(act.entry("expire", record.id, describe(record)));
+    store::expire(store, Lane::Held, now, entry).await
 }
-
-/// Entries that one call of [`expire_due`] removes.
-pub const EXPIRED_AT_ONCE: usize = 500;
 
 /// One held message.
 ///

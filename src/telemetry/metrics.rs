@@ -35,7 +35,7 @@ pub enum Kind {
 
 /// Every metric of this program: its name, its kind, and what it tells, for the help lines of `/metrics`. The rooms that
 /// count use the same names; a test compares.
-pub const ALL: [(&str, Kind, &str); 32] = [
+pub const ALL: [(&str, Kind, &str); 34] = [
     (
         "spillway_recipients_total",
         Kind::Counter,
@@ -131,6 +131,16 @@ pub const ALL: [(&str, Kind, &str); 32] = [
         "spillway_lane_bytes",
         Kind::Gauge,
         "Content of stored messages by what they wait for",
+    ),
+    (
+        "spillway_quarantine_bytes",
+        Kind::Gauge,
+        "What is held takes so much: content, and everything that is known of it",
+    ),
+    (
+        "spillway_quarantine_limit_bytes",
+        Kind::Gauge,
+        "What may be held: quarantine.max_bytes, or what the disk has room for if that is less",
     ),
     (
         "spillway_lane_oldest_timestamp_seconds",

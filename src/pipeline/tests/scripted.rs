@@ -12,8 +12,9 @@ use crate::deadline::Deadline;
 use crate::message::{Content, MessageId};
 use crate::store::contract;
 use crate::store::{
-    Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, MOST_INTERCEPTORS, Object,
-    Outgoing, Place, Record, Store, StoreError, StoreFuture, StoredInterceptor,
+    Audit, Capacity, Cause, Change, Filter, Held, Holder, Interceptors, Lane, LaneStats,
+    MOST_INTERCEPTORS, Object, Outgoing, Place, Record, Store, StoreError, StoreFuture,
+    StoredInterceptor,
 };
 
 /// What an operation does.
@@ -321,6 +322,27 @@ impl Store for Scripted {
         self.put_until(records, content, None)
     }
 
+    fn put_new(
+        &self,
+        records: Vec<Record>,
+        content: Content,
+        quarantine: Capacity,
+    ) -> StoreFuture<'_, ()> {
+        Box::pin(async move {
+            let held = |record: &&Record| record.lane == Lane::Held;
+            let more = records.iter().filter(held).count() * content.len();
+            let nobody = Holder {
+                name: String::new(),
+                octets: 0,
+            };
+            let full = self.held(quarantine).await?.refuses(more as u64, &nobody);
+            match full.filter(|_| more > 0) {
+                Some(why) => Err(StoreError::Full(why)),
+                None => self.put_until(records, content, None).await,
+            }
+        })
+    }
+
     fn put_leased(
         &self,
         records: Vec<Record>,
@@ -460,6 +482,9 @@ impl Store for Scripted {
             let wanted = |kept: &&Kept| matches(&filter, &kept.record, kept.content.len());
             let mut found: Vec<&Kept> = tables.kept.values().filter(wanted).collect();
             found.sort_by_key(|kept| std::cmp::Reverse((kept.record.received_at, kept.number)));
+            if filter.expired.is_some() {
+                found.sort_by_key(|kept| kept.record.expires_at);
+            }
             let found = found.into_iter().skip(filter.offset).take(filter.limit);
             Ok(found.map(|kept| kept.record.clone()).collect())
         })
@@ -506,6 +531,20 @@ impl Store for Scripted {
                 tables.audit.extend(act);
             }
             Ok(dropped)
+        })
+    }
+
+    fn held(&self, quarantine: Capacity) -> StoreFuture<'_, Held> {
+        self.operation(None, Operation::Read, move |tables| {
+            let held = tables.kept.values().filter(|k| k.record.lane == Lane::Held);
+            Ok(Held {
+                octets: held.map(|kept| kept.content.len() as u64).sum(),
+                limit: match quarantine {
+                    Capacity::Octets(octets) => octets,
+                    Capacity::Percent(_) => u64::MAX,
+                },
+                largest: None,
+            })
         })
     }
 
