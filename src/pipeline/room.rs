@@ -90,3 +90,57 @@ impl Told {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Holder;
+
+    fn held(octets: u64) -> Held {
+        Held {
+            octets,
+            limit: 1000,
+            largest: Some(Holder {
+                name: "sender a.test".to_owned(),
+                octets: octets / 2,
+            }),
+        }
+    }
+
+    /// That it fills is told once, before it is full, with whose mail it is; and once that there is room again, not at the
+    /// first message that leaves.
+    #[test]
+    fn a_quarantine_that_fills_is_told_before_it_is_full() {
+        let mut told = Told::default();
+        assert_eq!(told.filling(&held(790)), None);
+        let incident = told.filling(&held(810)).expect("it fills");
+        assert_eq!(incident.kind, Kind::QuarantineFilling);
+        let most = ("most".into(), "405 octets of sender a.test".to_owned());
+        assert!(incident.evidence.contains(&most), "{incident:?}");
+        for octets in [1000, 790, 710] {
+            assert_eq!(told.filling(&held(octets)), None);
+        }
+        let over = told.filling(&held(690)).expect("room again");
+        assert_eq!(over.kind, Kind::QuarantineRoomy);
+        assert_eq!(told.filling(&held(690)), None);
+    }
+
+    /// A store that takes no mail is told once, a worse reason again, and that it works again.
+    #[test]
+    fn trouble_of_the_store_is_told() {
+        let mut told = Told::default();
+        let full = || Err(StoreError::Full("0 octets are free".to_owned()));
+        let gone = || Err(StoreError::Broken("spillway.db is gone".to_owned()));
+        assert_eq!(told.trouble(Ok(())), None);
+        let incident = told.trouble(full()).expect("no room");
+        assert_eq!(incident.kind, Kind::StoreTrouble);
+        assert_eq!(told.trouble(full()), None);
+        let incident = told.trouble(gone()).expect("worse");
+        assert!(
+            incident.summary.contains("spillway.db is gone"),
+            "{incident:?}"
+        );
+        let incident = told.trouble(Ok(())).expect("over");
+        assert_eq!(incident.kind, Kind::StoreWell);
+    }
+}

@@ -4,6 +4,7 @@ mod edits;
 mod interceptors;
 mod pacing;
 mod recovery;
+mod room;
 mod scripted;
 mod simulation;
 

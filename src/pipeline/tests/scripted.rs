@@ -73,6 +73,8 @@ struct Tables {
 pub(super) struct Scripted {
     tables: Mutex<Tables>,
     pub(super) fails: AtomicBool,
+    /// There is no room for new mail.
+    pub(super) full: AtomicBool,
     witness: Option<Arc<dyn Witness>>,
 }
 
@@ -569,6 +571,9 @@ impl Store for Scripted {
     }
 
     fn accepts(&self) -> Result<(), StoreError> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(StoreError::Full("told to".to_owned()));
+        }
         match self.fate(None, Operation::Add).error {
             None => Ok(()),
             Some(error) => Err(error),

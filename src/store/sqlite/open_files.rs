@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::schema::DATABASE;
+use super::schema::{DATABASE, broken, open_reader};
 use crate::store::StoreError;
 
 /// Octets before the first frame of the log, and of a frame before its page.
@@ -85,27 +85,35 @@ impl OpenFiles {
     }
 
     /// Whether what was committed just now will be found: three system calls.
-    pub(super) fn holds(&self) -> Result<(), StoreError> {
-        let looked = self.database.look().and_then(|_| self.log_is_whole());
-        looked.map_err(misplaced)
-    }
-
-    /// Whether everything is where it was. `sound` says whether the database can be read through, and is asked only when
-    /// its file has become shorter: somebody may have made it compact.
-    pub(super) fn check(
-        &mut self,
-        sound: impl FnOnce() -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        let octets = self.database.look().map_err(misplaced)?.len();
-        self.log_is_whole().map_err(misplaced)?;
-        for known in [&self.index, &self.bodies] {
-            known.look().map_err(misplaced)?;
-        }
+    pub(super) fn hold(&mut self) -> Result<(), StoreError> {
+        let octets = self.database.look().map_err(moved)?.len();
+        self.log_is_whole().map_err(moved)?;
         if octets < self.octets {
-            sound()?;
+            self.is_sound()?;
         }
         self.octets = octets;
         Ok(())
+    }
+
+    /// Whether everything is where it was.
+    pub(super) fn are_all_there(&mut self) -> Result<(), StoreError> {
+        self.hold()?;
+        for known in [&self.index, &self.bodies] {
+            known.look().map_err(moved)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a database whose file has become shorter can be read through: somebody may have made it compact. By a
+    /// connection that remembers no page.
+    fn is_sound(&self) -> Result<(), StoreError> {
+        let folder = self.database.path.parent().unwrap_or(Path::new("."));
+        let read = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
+        let found = open_reader(folder)?.query_row("PRAGMA quick_check('message')", [], read);
+        match found.map_err(|error| broken(&error))?.as_str() {
+            "ok" => Ok(()),
+            wrong => Err(StoreError::Corrupt(wrong.trim().to_owned())),
+        }
     }
 
     /// What has to be open for as long as any connection.
@@ -148,7 +156,7 @@ impl OpenFiles {
     }
 }
 
-fn misplaced(why: String) -> StoreError {
+fn moved(why: String) -> StoreError {
     StoreError::Broken(format!(
         "{why}: what is stored from now on would not be found after a restart"
     ))

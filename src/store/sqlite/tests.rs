@@ -1,4 +1,6 @@
 mod damage;
+mod held;
+mod moved;
 mod versions;
 
 use std::fs;

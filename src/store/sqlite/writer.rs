@@ -206,12 +206,12 @@ impl Writer {
     }
 
     /// Whether the new mail of a batch that is committed will be found by the next start.
-    fn find(&self, batch: &[Job]) -> Result<(), StoreError> {
+    fn find(&mut self, batch: &[Job]) -> Result<(), StoreError> {
         let mut new = batch.iter().filter(|job| job.work.is_new()).peekable();
-        let (Some(files), Some(_)) = (&self.files, new.peek()) else {
+        let (Some(files), Some(_)) = (&mut self.files, new.peek()) else {
             return Ok(());
         };
-        let found = files.holds().and_then(|()| {
+        let found = files.hold().and_then(|()| {
             new.try_for_each(|job| match &job.work {
                 Work::Put {
                     files: Some(files), ..
@@ -312,18 +312,9 @@ impl Writer {
 
     /// Whether the files are where they were; also whether they are again.
     fn look(&mut self) {
-        let Some(files) = &mut self.files else { return };
-        let db = &self.db;
-        let checked = files.check(|| {
-            let sound = db.query_row("PRAGMA quick_check('message')", [], |row| {
-                row.get::<_, String>(0)
-            });
-            match sound.map_err(|error| broken(&error))?.as_str() {
-                "ok" => Ok(()),
-                wrong => Err(StoreError::Corrupt(wrong.trim().to_owned())),
-            }
-        });
-        self.health.set(Part::OpenFiles, checked);
+        if let Some(files) = &mut self.files {
+            self.health.set(Part::OpenFiles, files.are_all_there());
+        }
     }
 }
 
