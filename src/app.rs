@@ -132,6 +132,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     let lanes = TaskTracker::new();
     lanes.spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
     lanes.spawn(pipeline.clone().watch(closing.clone()));
+    lanes.spawn(pipeline.clone().watch_store(closing.clone()));
     lanes.spawn(pipeline.clone().recover(closing.clone()));
 
     lanes.spawn(
@@ -226,6 +227,7 @@ fn generation(config: &Config, before: Option<&Generation>) -> Result<Generation
             delivery,
             budget: config.budget.clone(),
             retention: config.quarantine.retention,
+            quarantine: config.quarantine.max_bytes,
         }),
         _ => Err(problems),
     }
@@ -317,6 +319,7 @@ impl Control for Core {
             <[LaneStats; 4]>::default()
         });
         let config = self.lock().clone();
+        let quarantine = self.store.held(config.quarantine.max_bytes).await;
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             hostname: config.relay.hostname.to_string(),
@@ -339,6 +342,7 @@ impl Control for Core {
             scan,
             delivery,
             held,
+            quarantine: quarantine.unwrap_or_default(),
             rescan,
             engines: self.engines(),
             next_hops: self.pipeline.generation().delivery.status(),

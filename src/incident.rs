@@ -63,11 +63,19 @@ pub enum Kind {
     AdmissionRefuses,
     /// New mail is accepted again.
     AdmissionAccepts,
+    /// What may be held is nearly used up, in all or by one party; beyond it new mail that would be held is refused.
+    QuarantineFilling,
+    /// There is room in quarantine again.
+    QuarantineRoomy,
+    /// The store takes no new mail: no room, a disk that fails, or files that are not what they were.
+    StoreTrouble,
+    /// It does again.
+    StoreWell,
 }
 
 impl Kind {
     /// All kinds, for completions and filters.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 27] = [
         Self::BreakerOpened,
         Self::BreakerProbing,
         Self::BreakerClosed,
@@ -91,6 +99,10 @@ impl Kind {
         Self::RecoveryEnded,
         Self::AdmissionRefuses,
         Self::AdmissionAccepts,
+        Self::QuarantineFilling,
+        Self::QuarantineRoomy,
+        Self::StoreTrouble,
+        Self::StoreWell,
     ];
 
     /// The word in output.
@@ -119,6 +131,10 @@ impl Kind {
             Self::RecoveryEnded => "recovery-ended",
             Self::AdmissionRefuses => "admission-refuses",
             Self::AdmissionAccepts => "admission-accepts",
+            Self::QuarantineFilling => "quarantine-filling",
+            Self::QuarantineRoomy => "quarantine-roomy",
+            Self::StoreTrouble => "store-trouble",
+            Self::StoreWell => "store-well",
         }
     }
 
@@ -137,7 +153,9 @@ impl Kind {
             | Self::NextHopPaced
             | Self::NextHopDead
             | Self::LateFinding
-            | Self::AdmissionRefuses => true,
+            | Self::AdmissionRefuses
+            | Self::QuarantineFilling
+            | Self::StoreTrouble => true,
             Self::BreakerProbing
             | Self::BreakerClosed
             | Self::LateAnswer
@@ -147,7 +165,9 @@ impl Kind {
             | Self::NextHopAlive
             | Self::RecoveryBegun
             | Self::RecoveryEnded
-            | Self::AdmissionAccepts => false,
+            | Self::AdmissionAccepts
+            | Self::QuarantineRoomy
+            | Self::StoreWell => false,
         }
     }
 }

@@ -22,6 +22,7 @@ mod outbound;
 mod pressure;
 mod recent;
 mod recovery;
+mod room;
 mod settle;
 mod suspicion;
 #[cfg(test)]
@@ -43,9 +44,9 @@ use crate::message::{Content, MemoryBudget, Message, Standing};
 use crate::policy::Policy;
 use crate::scan::{Errand, Scanner};
 use crate::smtp::Reply;
-use crate::store::history::History;
+use crate::store::history::{History, HistoryEntry};
 use crate::store::incidents::Incidents;
-use crate::store::{Change, Record, Store, StoreError, Working};
+use crate::store::{Capacity, Change, Record, Store, StoreError, Working};
 use crate::verdict::{Decision, Disposition, Report};
 
 pub use judge::{Judgement, judge};
@@ -83,6 +84,8 @@ pub struct Generation {
     pub budget: Budget,
     /// How long quarantine keeps.
     pub retention: Duration,
+    /// Room for what is held.
+    pub quarantine: Capacity,
 }
 
 /// The path, and what it shares between messages.
@@ -456,7 +459,10 @@ impl Pipeline {
         let patience = Deadline::after(lanes::INSIST);
         loop {
             let done = self.make_so(settlement, custody, message).await;
-            let failed = matches!(done, Err(StoreError::Broken(_) | StoreError::Full(_)));
+            let failed = matches!(
+                done,
+                Err(StoreError::Broken(_) | StoreError::Corrupt(_) | StoreError::Full(_))
+            );
             let ours = matches!(custody, Custody::Stored(_));
             if !failed || !ours || patience.passed() {
                 return done;
@@ -471,6 +477,9 @@ impl Pipeline {
         custody: &Custody,
         message: &Message,
     ) -> Result<(), StoreError> {
+        // Once something of it is delivered or returned, what is left is kept: its sender would send all of it again.
+        let delivered = |entry: &HistoryEntry| entry.event == "delivered";
+        let untouched = settlement.notices.is_empty() && !settlement.history.iter().any(delivered);
         while let Some(notice) = settlement.notices.last() {
             let content = Content::uncharged(notice.content.clone());
             let kept = self.store.put(vec![notice.record.clone()], content).await;
@@ -483,6 +492,11 @@ impl Pipeline {
         let keep = settlement.keep.clone();
         match custody {
             Custody::Session if keep.is_empty() => {}
+            Custody::Session if untouched => {
+                let quarantine = self.generation.load().quarantine;
+                let content = message.content.clone();
+                self.store.put_new(keep, content, quarantine).await?;
+            }
             Custody::Session => self.store.put(keep, message.content.clone()).await?,
             Custody::Stored(record) => {
                 let mut keep = keep.into_iter();
@@ -576,9 +590,15 @@ impl Pipeline {
         self.generation.load().delivery.route(domain).is_some()
     }
 
-    /// Whether new mail can be kept if it has to be.
-    pub fn has_room(&self) -> bool {
-        self.store.accepts().is_ok()
+    /// Whether one more recipient is taken for new mail that has so many. Without room in the store only what may need
+    /// none: cut-through mail for one recipient (of two, the next hop may take one and put off the other, who would have to
+    /// be kept).
+    pub fn has_room(&self, mode: Mode, recipients: usize) -> bool {
+        match self.store.accepts() {
+            Ok(()) => true,
+            Err(StoreError::Full(_)) => mode == Mode::CutThrough && recipients == 0,
+            Err(_) => false,
+        }
     }
 
     /// The memory that messages are charged to.

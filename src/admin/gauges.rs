@@ -31,6 +31,8 @@ pub(super) fn set(status: &Status) {
         let oldest = stats.oldest.map_or(0, |oldest| oldest.as_second());
         gauge!("spillway_lane_oldest_timestamp_seconds", "lane" => lane).set(oldest as f64);
     }
+    gauge!("spillway_quarantine_bytes").set(status.quarantine.octets as f64);
+    gauge!("spillway_quarantine_limit_bytes").set(status.quarantine.limit as f64);
     for health in &status.engines {
         let engine = || health.engine.to_string();
         gauge!("spillway_engine_slots", "engine" => engine()).set(health.slots as f64);

@@ -39,7 +39,7 @@ use tokio_util::task::TaskTracker;
 use crate::deadline::Deadline;
 use crate::delivery::HopStatus;
 use crate::scan::Health;
-use crate::store::{LaneStats, Recovery};
+use crate::store::{Held, LaneStats, Recovery};
 use crate::telemetry;
 
 /// Settings of `[admin]`.
@@ -110,6 +110,9 @@ pub struct Status {
     pub delivery: LaneStats,
     /// What is in quarantine.
     pub held: LaneStats,
+    /// What it takes, against what it may.
+    #[serde(default)]
+    pub quarantine: Held,
     /// What was delivered with less than full coverage and is kept to be scanned again.
     pub rescan: LaneStats,
     /// How the engines are doing.

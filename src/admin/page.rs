@@ -34,6 +34,12 @@ pub(super) fn render(status: &Status) -> String {
     rows.add("Waiting for a scan", &lane(&status.scan));
     rows.add("Waiting for delivery", &lane(&status.delivery));
     rows.add("In quarantine", &lane(&status.held));
+    let quarantine = &status.quarantine;
+    let room = format!("{} of {} octets", quarantine.octets, quarantine.limit);
+    match quarantine.part() < 1.0 {
+        true => rows.add("Room in quarantine taken", &room),
+        false => rows.add_bad("Room in quarantine taken", &room),
+    }
     rows.add("Delivered, to be scanned again", &lane(&status.rescan));
     for health in &status.engines {
         let name = format!("Engine {}", health.engine);

@@ -35,6 +35,7 @@ impl Control for Fake {
             scan: LaneStats::default(),
             delivery: LaneStats::default(),
             held: LaneStats::default(),
+            quarantine: Held::default(),
             rescan: LaneStats::default(),
             engines: Vec::new(),
             next_hops: vec![HopStatus {

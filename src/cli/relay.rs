@@ -11,8 +11,8 @@ use super::settings;
 use super::terminal::{Terminal, count, safe, size};
 use crate::admin::{Reloaded, Status};
 use crate::app;
-use crate::config::Config;
-use crate::store::LaneStats;
+use crate::config::{self, Config};
+use crate::store::{Held, LaneStats};
 use crate::telemetry;
 
 #[derive(Debug, Args)]
@@ -207,6 +207,7 @@ fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
         ("to be scanned", lane(&status.scan)),
         ("to be delivered", lane(&status.delivery)),
         ("quarantine", lane(&status.held)),
+        ("quarantine room", room(&status.quarantine)),
         ("to be rescanned", lane(&status.rescan)),
         ("hostname", status.hostname.clone()),
         ("configuration", config),
@@ -242,6 +243,18 @@ fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
         ))?;
     }
     Ok(())
+}
+
+fn room(held: &Held) -> String {
+    let mut text = format!("{} of {} taken", size(held.octets), size(held.limit));
+    if let Some(holder) = &held.largest {
+        text.push_str(&format!(
+            ", {} by {}",
+            size(holder.octets),
+            safe(&holder.name)
+        ));
+    }
+    text
 }
 
 fn lane(stats: &LaneStats, terminal: &Terminal<'_>) -> String {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::delivery;
 use crate::message::MemoryBudget;
+use crate::store::Capacity;
 
 use super::Config;
 use super::document::Log;
@@ -172,6 +173,19 @@ fn memory(config: &Config, log: &mut Log) {
             show_size(least)
         );
         log.complain("limits.in_flight_bytes", what, fix);
+    }
+    // With what is known of it, it takes more room than its size.
+    let least = limits.message_size.saturating_mul(2);
+    if let Capacity::Octets(octets) = config.quarantine.max_bytes
+        && octets < least
+    {
+        let (size, least) = (show_size(limits.message_size), show_size(least));
+        let what = format!(
+            "\"{}\" has no room for one message of limits.message_size = \"{size}\", which needs \"{least}\"",
+            show_size(octets)
+        );
+        let fix = format!("write \"{least}\" or more, or lower limits.message_size");
+        log.complain("quarantine.max_bytes", what, fix);
     }
     if limits.sessions_per_client > limits.sessions {
         let what = format!("is more than sessions = {}", limits.sessions);

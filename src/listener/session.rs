@@ -316,7 +316,9 @@ impl Session {
         if !self.pipeline.has_route(recipient.mailbox.domain()) {
             return Reply::no_route(recipient.mailbox.domain());
         }
-        if !self.pipeline.has_room() || !self.has_room_for(&recipient) {
+        let mode = self.context.settings.mode;
+        let before = self.server.transaction().map_or(0, |t| t.recipients.len());
+        if !self.pipeline.has_room(mode, before) || !self.has_room_for(&recipient) {
             return Reply::no_room();
         }
         self.server.add_recipient(recipient)

@@ -24,7 +24,7 @@ use crate::store::{self, Change, Lane, Outgoing, RESCAN_FOR, Record, StoreError,
 pub(super) const DELIVERY: Duration = Duration::from_secs(600);
 /// How often the store is asked for what is due when nobody wakes us.
 const POLL: Duration = Duration::from_secs(1);
-/// How often expired quarantine entries are looked for.
+/// How often it is looked for what has expired.
 const EXPIRY: Duration = Duration::from_secs(60);
 /// Bounces that nobody takes are held up to this number; the oldest give way. Whoever forges senders could make them without
 /// end.
@@ -202,19 +202,41 @@ impl Lanes {
             .await
     }
 
+    /// Each for itself: none waits for a million of another.
     async fn expire(self: &Arc<Self>) {
+        tokio::join!(
+            self.expire_held(),
+            self.expire_rescans(),
+            self.give_up_in_time()
+        );
+    }
+
+    async fn expire_held(&self) {
         loop {
-            let store = &**self.pipeline.store();
-            let held_until = expiry_clock(self.pipeline.generation().retention);
-            if let Err(error) = quarantine::expire_due(store, held_until).await {
+            let store = &*self.pipeline.store;
+            let until = expiry_clock(self.pipeline.generation().retention);
+            if let Err(error) = quarantine::expire_due(store, until).await {
                 events::lane_failed("quarantine expiry", &error);
             }
             if let Err(error) = self.expire_bounces().await {
                 events::lane_failed("quarantine expiry", &error);
             }
+            Deadline::after(EXPIRY).wait().await;
+        }
+    }
+
+    async fn expire_rescans(&self) {
+        loop {
+            let store = &*self.pipeline.store;
             if let Err(error) = store::expire_rescans(store, expiry_clock(RESCAN_FOR)).await {
                 events::lane_failed("rescan expiry", &error);
             }
+            Deadline::after(EXPIRY).wait().await;
+        }
+    }
+
+    async fn give_up_in_time(self: &Arc<Self>) {
+        loop {
             self.give_up().await;
             Deadline::after(EXPIRY).wait().await;
         }

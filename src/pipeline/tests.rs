@@ -8,6 +8,7 @@ mod interceptors;
 mod judging;
 mod pacing;
 mod recovery;
+mod room;
 mod scripted;
 mod simulation;
 
@@ -90,6 +91,7 @@ fn generation(engines: Vec<crate::scan::Settings>, budget: Budget) -> Generation
         delivery: Delivery::new(vec![maildir_hop()], None).expect("next hops"),
         budget,
         retention: Duration::from_secs(86_400),
+        quarantine: Capacity::default(),
     }
 }
 

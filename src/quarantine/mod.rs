@@ -13,19 +13,25 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::message::{Mailbox, MessageId, Notify, Recipient};
-use crate::store::{Audit, Change, Filter, Lane, Notification, Record, Store, StoreError};
+use crate::store::{
+    self, Audit, Capacity, Change, Filter, Lane, Notification, Record, Store, StoreError,
+};
 
 /// Settings of `[quarantine]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// How long a message is held before it expires and is removed.
     pub retention: Duration,
+    /// Room for what is held. Beyond it new mail that would be held is refused while its sender still has it; what is here
+    /// is held whatever it takes.
+    pub max_bytes: Capacity,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             retention: Duration::from_secs(30 * 86_400),
+            max_bytes: Capacity::default(),
         }
     }
 }
@@ -145,23 +151,16 @@ pub async fn delete(store: &dyn Store, id: MessageId, act: &Act) -> Result<(), Q
         .map_err(not_held)
 }
 
-/// Removes what has been held for longer than it was to be, at most [`EXPIRED_AT_ONCE`] entries; returns how many. Called
-/// again while that many were found.
+/// Removes everything that has been held for longer than it was to be; returns how many entries.
 ///
 /// Cancel safety: what was removed stays removed, the rest is found the next time.
 pub async fn expire_due(store: &dyn Store, now: Timestamp) -> Result<usize, StoreError> {
-    let due = Filter {
-        lanes: vec![Lane::Held],
-        expired: Some(now),
-        limit: EXPIRED_AT_ONCE,
-        ..Filter::default()
-    };
-    let found = store.search(due).await?;
-    expire(store, found, "age", now).await
+    let (entry, tell) = expiry("age", now);
+    store::expire(store, Lane::Held, now, entry, tell).await
 }
 
-/// Removes the bounces that the rule `rule` holds beyond the newest `most`, at most [`EXPIRED_AT_ONCE`]; returns how many.
-/// A stranger can make us write bounces without end; other mail that is held never goes for its number.
+/// Removes the bounces that the rule `rule` holds beyond the newest `most`, at most [`store::REMOVED_AT_ONCE`]; returns how
+/// many. A stranger can make us write bounces without end; other mail that is held never goes for its number.
 ///
 /// Cancel safety: as [`expire_due`].
 pub async fn expire_bounces(
@@ -173,7 +172,7 @@ pub async fn expire_bounces(
     let surplus = Filter {
         lanes: vec![Lane::Held],
         reason: Some(rule.to_owned()),
-        limit: EXPIRED_AT_ONCE,
+        limit: store::REMOVED_AT_ONCE,
         offset: most,
         ..Filter::default()
     };
@@ -183,37 +182,26 @@ pub async fn expire_bounces(
         let is_bounce = matches!(record.notification, Some(Notification::Bounce(_)));
         is_bounce && record.decision.as_ref().is_some_and(|d| d.rule == rule)
     });
-    expire(store, found, "surplus", now).await
+    let (entry, tell) = expiry("surplus", now);
+    store::remove_all(store, Lane::Held, &found, entry, tell).await
 }
 
-async fn expire(
-    store: &dyn Store,
-    records: Vec<Record>,
+/// The audit entry of a message that expires, and what is told once it is gone.
+fn expiry(
     why: &'static str,
     now: Timestamp,
-) -> Result<usize, StoreError> {
+) -> (impl Fn(&Record) -> Option<Audit>, impl Fn(&Record)) {
     let act = Act::of_relay(now);
-    let mut expired = 0;
-    for record in records {
-        let what = describe(&record);
-        let entry = act.entry("expire", record.id, format!("{why}: {what}"));
-        let removed = store.change_in(Lane::Held, record.id, Change::Remove, Some(entry));
-        match removed.await {
-            Ok(()) => {
-                expired += 1;
-                metrics::counter!("spillway_expired_total", "why" => why).increment(1);
-                tracing::info!(id = %record.id, why, what, "held message has expired");
-            }
-            // A reviewer was faster.
-            Err(StoreError::NotFound(_)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(expired)
+    let entry = move |record: &Record| {
+        let detail = format!("{why}: {}", describe(record));
+        Some(act.entry("expire", record.id, detail))
+    };
+    let tell = move |record: &Record| {
+        metrics::counter!("spillway_expired_total", "why" => why).increment(1);
+        tracing::info!(id = %record.id, why, what = describe(record), "held message has expired");
+    };
+    (entry, tell)
 }
-
-/// Entries that one call of [`expire_due`] or [`expire_bounces`] removes.
-pub const EXPIRED_AT_ONCE: usize = 500;
 
 /// One held message.
 ///

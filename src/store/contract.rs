@@ -140,6 +140,8 @@ where
         kept::a_cause_is_found_and_forgotten,
         kept::what_is_kept_to_be_scanned_again_is_bounded,
         kept::what_is_kept_to_be_scanned_again_expires,
+        kept::what_has_expired_is_removed_to_the_last,
+        kept::new_mail_is_held_while_there_is_room,
         kept::interceptors_are_kept_by_whoever_saw_the_last_change,
         only_what_waits_is_hastened,
         what_is_gone_is_not_found,

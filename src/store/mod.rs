@@ -8,6 +8,7 @@
 mod at_work;
 #[cfg(test)]
 pub(crate) mod contract;
+mod held;
 pub mod history;
 pub mod incidents;
 mod log;
@@ -21,12 +22,15 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::at_work::{AtWork, Working};
 use crate::message::{Content, Envelope, MessageId, Standing};
 use crate::verdict::{Decision, Report};
+
+pub use held::{Capacity, Held, Holder};
 
 /// Settings of `[store]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,7 +232,7 @@ pub struct Filter {
     pub after: Option<Timestamp>,
     /// Octets.
     pub size: Option<Range<u64>>,
-    /// Given up or expired before or at this instant ([`Record::expires_at`]).
+    /// Given up or expired before or at this instant ([`Record::expires_at`]). These come the longest expired first.
     pub expired: Option<Timestamp>,
     /// At most so many, the newest first.
     pub limit: usize,
@@ -408,6 +412,9 @@ pub enum StoreError {
     /// The disk or the database failed.
     #[error("the store does not work: {0}")]
     Broken(String),
+    /// Pages of the database are not what was written: nothing that is read or written from now on can be trusted.
+    #[error("the store is corrupt: {0}")]
+    Corrupt(String),
     /// The record is not there (any more).
     #[error("no stored message {0}")]
     NotFound(MessageId),
@@ -440,6 +447,15 @@ pub trait Store: Send + Sync + 'static {
     /// Makes a message durable: all records or none, each with its own copy of the content. When it returns `Ok` the
     /// message survives power loss. Records whose id exists already are an error.
     fn put(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()>;
+
+    /// As [`Store::put`] for mail whose sender still has it, and keeps it if this is [`StoreError::Full`]: what is held may
+    /// take so much in all ([`Held::refuses`]). Mail that is here already never asks.
+    fn put_new(
+        &self,
+        records: Vec<Record>,
+        content: Content,
+        quarantine: Capacity,
+    ) -> StoreFuture<'_, ()>;
 
     /// Applies a change durably. [`StoreError::NotFound`] if the record is gone.
     fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()>;
@@ -539,6 +555,9 @@ pub trait Store: Send + Sync + 'static {
     /// Removes an interceptor durably, with its audit entry; false if it is not there (any more).
     fn drop_interceptor(&self, id: String, audit: Option<Audit>) -> StoreFuture<'_, bool>;
 
+    /// What is held against what may be: cheap enough to be asked every second, however much it is.
+    fn held(&self, quarantine: Capacity) -> StoreFuture<'_, Held>;
+
     /// Counts by lane, in the order of [`Lane::ALL`].
     fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]>;
 
@@ -553,35 +572,74 @@ pub trait Store: Send + Sync + 'static {
     fn accepts(&self) -> Result<(), StoreError>;
 }
 
-/// Removes what was to be scanned again and is kept too long ([`RESCAN_FOR`]), at most [`EXPIRED_AT_ONCE`] records;
-/// returns how many. Called again while that many were found.
+/// Removes everything in `lane` whose time has passed by `now` ([`Record::expires_at`]); returns how much. A few at a
+/// time, so that the mail of those who wait for a 250 is written between them.
 ///
-/// Cancel safety: what was removed stays removed, the rest is found the next time.
-pub async fn expire_rescans(store: &dyn Store, now: Timestamp) -> Result<usize, StoreError> {
-    let due = Filter {
-        lanes: vec![Lane::Rescan],
-        expired: Some(now),
-        limit: EXPIRED_AT_ONCE,
-        ..Filter::default()
-    };
+/// Cancel safety: as [`remove_all`].
+pub async fn expire(
+    store: &dyn Store,
+    lane: Lane,
+    now: Timestamp,
+    audit: impl Fn(&Record) -> Option<Audit>,
+    tell: impl Fn(&Record),
+) -> Result<usize, StoreError> {
     let mut expired = 0;
-    for record in store.search(due).await? {
-        match store
-            .change_in(Lane::Rescan, record.id, Change::Remove, None)
-            .await
-        {
-            Ok(()) => expired += 1,
-            // It was scanned again at last.
-            Err(StoreError::NotFound(_)) => {}
-            Err(error) => return Err(error),
+    loop {
+        let due = Filter {
+            lanes: vec![lane],
+            expired: Some(now),
+            limit: REMOVED_AT_ONCE,
+            ..Filter::default()
+        };
+        let due = store.search(due).await?;
+        match remove_all(store, lane, &due, &audit, &tell).await? {
+            0 => return Ok(expired),
+            removed => expired += removed,
         }
     }
+}
+
+/// Removes these records, as far as they are still in `lane`, each with the entry that `audit` writes for it, and `tell`s
+/// of each that is gone; returns how many.
+///
+/// Cancel safety: what was removed stays removed, the rest is found the next time.
+pub async fn remove_all(
+    store: &dyn Store,
+    lane: Lane,
+    records: &[Record],
+    audit: impl Fn(&Record) -> Option<Audit>,
+    tell: impl Fn(&Record),
+) -> Result<usize, StoreError> {
+    let removals = records
+        .iter()
+        .map(|record| store.change_in(lane, record.id, Change::Remove, audit(record)));
+    let (mut removed, mut failed) = (0, None);
+    for (record, outcome) in records.iter().zip(join_all(removals).await) {
+        match outcome {
+            Ok(()) => {
+                removed += 1;
+                tell(record);
+            }
+            // Somebody was faster: a reviewer, or its last scan.
+            Err(StoreError::NotFound(_)) => {}
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(removed), Err)
+}
+
+/// Removals that are asked for at once: enough to share a flush, few enough that a commit with them is no longer than one
+/// without.
+pub const REMOVED_AT_ONCE: usize = 64;
+
+/// Removes what was to be scanned again and is kept too long ([`RESCAN_FOR`]); returns how many.
+///
+/// Cancel safety: as [`expire`].
+pub async fn expire_rescans(store: &dyn Store, now: Timestamp) -> Result<usize, StoreError> {
+    let expired = expire(store, Lane::Rescan, now, |_| None, |_| ()).await?;
     dropped("age", expired);
     Ok(expired)
 }
-
-/// Records that one call of [`expire_rescans`] removes.
-pub const EXPIRED_AT_ONCE: usize = 500;
 
 /// Counts messages that will not be scanned again, and why.
 fn dropped(why: &'static str, messages: usize) {

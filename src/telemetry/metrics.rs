@@ -143,6 +143,16 @@ pub const ALL: [(&str, Kind, &str); 34] = [
         "Content of stored messages by what they wait for",
     ),
     (
+        "spillway_quarantine_bytes",
+        Kind::Gauge,
+        "What is held takes so much: content, and everything that is known of it",
+    ),
+    (
+        "spillway_quarantine_limit_bytes",
+        Kind::Gauge,
+        "What may be held: quarantine.max_bytes, or what the disk has room for if that is less",
+    ),
+    (
         "spillway_lane_oldest_timestamp_seconds",
         Kind::Gauge,
         "When the oldest stored message came in, by what it waits for; 0 if there is none",

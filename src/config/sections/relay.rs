@@ -6,9 +6,10 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::reader::Section;
-use crate::config::units::Wrong;
+use crate::config::units::{self, Wrong};
 use crate::config::value::plain;
 use crate::deadline::Budget;
+use crate::store::Capacity;
 use crate::{admin, intercept, quarantine, store};
 
 pub use crate::telemetry::log::LogFormat;
@@ -113,10 +114,43 @@ pub(in crate::config) fn store(mut section: Section<'_>) -> store::Settings {
 }
 
 pub(in crate::config) fn quarantine(mut section: Section<'_>) -> quarantine::Settings {
-    let default = secs(30 * DAY);
-    let retention = section.duration("retention", default, secs(MINUTE)..=secs(3650 * DAY));
+    let default = quarantine::Settings::default();
+    let retention = section.duration(
+        "retention",
+        default.retention,
+        secs(MINUTE)..=secs(3650 * DAY),
+    );
+    let max_bytes = section.parsed("max_bytes", default.max_bytes, show_capacity, capacity);
     section.finish(&[]);
-    quarantine::Settings { retention }
+    quarantine::Settings {
+        retention,
+        max_bytes,
+    }
+}
+
+/// A size, or a part of the file system: `20GiB`, `50%`.
+fn capacity(text: &str) -> Result<Capacity, Wrong> {
+    let out_of_range = || {
+        Wrong::new(
+            format!("{text:?} is out of range"),
+            "write \"1%\" to \"100%\", or \"64KiB\" to \"1024TiB\"",
+        )
+    };
+    if let Some(number) = text.strip_suffix('%') {
+        let percent = number.parse().map_err(|_| out_of_range())?;
+        let percent = Some(percent).filter(|percent| (1..=100).contains(percent));
+        return percent.map(Capacity::Percent).ok_or_else(out_of_range);
+    }
+    let octets = Some(units::size(text)?);
+    let octets = octets.filter(|octets| (64 << 10..=1 << 50).contains(octets));
+    octets.map(Capacity::Octets).ok_or_else(out_of_range)
+}
+
+fn show_capacity(capacity: &Capacity) -> String {
+    match capacity {
+        Capacity::Octets(octets) => units::show_size(*octets),
+        Capacity::Percent(percent) => format!("{percent}%"),
+    }
 }
 
 pub(in crate::config) fn intercept(mut section: Section<'_>) -> intercept::Settings {

@@ -12,8 +12,9 @@ use crate::deadline::Deadline;
 use crate::message::{Content, MessageId};
 use crate::store::contract;
 use crate::store::{
-    AtWork, Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, MOST_INTERCEPTORS, Object,
-    Outgoing, Place, Queue, Record, Store, StoreError, StoreFuture, StoredInterceptor, Times,
+    AtWork, Audit, Capacity, Cause, Change, Filter, Held, Holder, Interceptors, Lane, LaneStats,
+    MOST_INTERCEPTORS, Object, Outgoing, Place, Queue, Record, Store, StoreError, StoreFuture,
+    StoredInterceptor, Times,
 };
 
 /// What an operation does.
@@ -79,6 +80,8 @@ pub(super) struct Scripted {
     tables: Mutex<Tables>,
     at_work: AtWork,
     pub(super) fails: AtomicBool,
+    /// There is no room for new mail.
+    pub(super) full: AtomicBool,
     /// Contents that were asked for.
     pub(super) loaded: AtomicUsize,
     witness: Option<Arc<dyn Witness>>,
@@ -330,6 +333,27 @@ impl Store for Scripted {
         self.put_until(records, content, None)
     }
 
+    fn put_new(
+        &self,
+        records: Vec<Record>,
+        content: Content,
+        quarantine: Capacity,
+    ) -> StoreFuture<'_, ()> {
+        Box::pin(async move {
+            let held = |record: &&Record| record.lane == Lane::Held;
+            let more = records.iter().filter(held).count() * content.len();
+            let nobody = Holder {
+                name: String::new(),
+                octets: 0,
+            };
+            let full = self.held(quarantine).await?.refuses(more as u64, &nobody);
+            match full.filter(|_| more > 0) {
+                Some(why) => Err(StoreError::Full(why)),
+                None => self.put_until(records, content, None).await,
+            }
+        })
+    }
+
     fn put_leased(
         &self,
         records: Vec<Record>,
@@ -476,6 +500,9 @@ impl Store for Scripted {
             let wanted = |kept: &&Kept| matches(&filter, &kept.record, kept.content.len());
             let mut found: Vec<&Kept> = tables.kept.values().filter(wanted).collect();
             found.sort_by_key(|kept| std::cmp::Reverse((kept.record.received_at, kept.number)));
+            if filter.expired.is_some() {
+                found.sort_by_key(|kept| kept.record.expires_at);
+            }
             let found = found.into_iter().skip(filter.offset).take(filter.limit);
             Ok(found.map(|kept| kept.record.clone()).collect())
         })
@@ -525,6 +552,20 @@ impl Store for Scripted {
         })
     }
 
+    fn held(&self, quarantine: Capacity) -> StoreFuture<'_, Held> {
+        self.operation(None, Operation::Read, move |tables| {
+            let held = tables.kept.values().filter(|k| k.record.lane == Lane::Held);
+            Ok(Held {
+                octets: held.map(|kept| kept.content.len() as u64).sum(),
+                limit: match quarantine {
+                    Capacity::Octets(octets) => octets,
+                    Capacity::Percent(_) => u64::MAX,
+                },
+                largest: None,
+            })
+        })
+    }
+
     fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]> {
         self.operation(None, Operation::Read, move |tables| {
             Ok(Lane::ALL.map(|lane| {
@@ -554,6 +595,9 @@ impl Store for Scripted {
     }
 
     fn accepts(&self) -> Result<(), StoreError> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(StoreError::Full("told to".to_owned()));
+        }
         match self.fate(None, Operation::Add).error {
             None => Ok(()),
             Some(error) => Err(error),

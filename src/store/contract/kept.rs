@@ -3,8 +3,8 @@
 use super::{RESCAN_BYTES, at, audit, octets, record, times};
 use crate::message::{MessageId, Standing};
 use crate::store::{
-    Audit, Cause, Change, Filter, Lane, MOST_INTERCEPTORS, Object, Place, Record, Store,
-    StoreError, StoredInterceptor, expire_rescans,
+    Audit, Capacity, Cause, Change, Filter, Lane, MOST_INTERCEPTORS, Object, Place, Record, Store,
+    StoreError, StoredInterceptor, expire, expire_rescans,
 };
 
 pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn Store) {
@@ -236,6 +236,56 @@ pub(super) async fn what_is_kept_to_be_scanned_again_expires(store: &dyn Store) 
     for kept in [young.id, held.id] {
         assert!(store.get(kept).await.expect("get").is_some());
     }
+}
+
+pub(super) async fn what_has_expired_is_removed_to_the_last(store: &dyn Store) {
+    let mut ids = Vec::new();
+    for n in 0..300 {
+        let mut held = record(Lane::Held);
+        held.expires_at = at(n % 3);
+        ids.push(held.id);
+        store.put(vec![held], octets(3)).await.expect("put");
+    }
+    let entry = |record: &Record| Some(audit(record.id, "expire"));
+    let fresh = async {
+        store
+            .put(vec![record(Lane::Scan)], octets(3))
+            .await
+            .expect("put");
+        let [_, _, held, _] = store.stats().await.expect("stats");
+        held.messages
+    };
+    let expired = expire(store, Lane::Held, at(1), entry);
+    let (expired, left) = futures_util::future::join(expired, fresh).await;
+    assert_eq!(expired.expect("expires"), 200, "all of them, and no other");
+    assert!(left > 100, "fresh mail waits for a few at most: {left}");
+    for (n, id) in ids.into_iter().enumerate() {
+        let acts = store.audited(Some(id.into()), 9).await.expect("audited");
+        let expected = if n % 3 < 2 {
+            vec![audit(id, "expire")]
+        } else {
+            vec![]
+        };
+        assert_eq!(acts, expected);
+        assert_eq!(store.get(id).await.expect("get").is_some(), n % 3 == 2);
+    }
+}
+
+pub(super) async fn new_mail_is_held_while_there_is_room(store: &dyn Store) {
+    let put_new = async |lane, size| {
+        let quarantine = Capacity::Octets(50_000);
+        let put = store.put_new(vec![record(lane)], octets(size), quarantine);
+        put.await
+    };
+    put_new(Lane::Held, 20_000).await.expect("there is room");
+    let refused = put_new(Lane::Held, 40_000).await;
+    assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
+    put_new(Lane::Scan, 40_000).await.expect("it is not held");
+    let here = store.put(vec![record(Lane::Held)], octets(40_000)).await;
+    here.expect("mail that is here never asks");
+    let held = store.held(Capacity::Octets(50_000)).await.expect("held");
+    assert!(held.octets >= 60_000 && held.limit <= 50_000, "{held:?}");
+    store.accepts().expect("other mail is taken");
 }
 
 fn interceptor(id: &str, version: u64, body: &str) -> StoredInterceptor {

@@ -160,6 +160,15 @@ impl Written {
         Ok(written)
     }
 
+    /// Whether the files are still where they were written.
+    pub(super) fn find(&self) -> Result<(), StoreError> {
+        let paths = self.ids.iter().map(|id| self.bodies.path(*id));
+        for path in paths {
+            fs::metadata(&path).map_err(|error| failed(&path, &error))?;
+        }
+        Ok(())
+    }
+
     /// The rows are committed: the files stay.
     pub(super) fn keep(mut self) {
         self.ids.clear();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::store::StoreError;
+use crate::store::{Capacity, StoreError};
 
 /// The parts that can fail on their own; success of one says nothing about the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,33 @@ pub(super) enum Part {
     Database,
     /// Body files.
     Files,
+    /// Whether the files that are open are those that the next start will find ([`super::open_files`]).
+    OpenFiles,
+    /// The pages of the database. This never passes: what was read or written on their ground cannot be trusted.
+    Pages,
+}
+
+/// Parts.
+const PARTS: usize = 5;
+
+/// What the file system has, as it was measured last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Disk {
+    /// Octets in all.
+    pub(super) size: u64,
+    /// Octets that quarantine may still take: as much as the reserve stays free above the reserve for all other mail.
+    pub(super) spare: u64,
+}
+
+impl Disk {
+    /// What may be held in all where so much is held already.
+    pub(super) fn limit(&self, capacity: Capacity, held: u64) -> u64 {
+        let capacity = match capacity {
+            Capacity::Octets(octets) => octets,
+            Capacity::Percent(percent) => self.size / 100 * u64::from(percent),
+        };
+        capacity.min(held.saturating_add(self.spare))
+    }
 }
 
 /// What is wrong, by [`Part`].
@@ -25,8 +52,11 @@ pub(super) struct Health {
     reserve: u64,
     /// Octets written since free space was measured.
     unmeasured: AtomicU64,
+    /// Octets inside the database that can be written again.
+    reusable: AtomicU64,
     fine: AtomicBool,
-    troubles: Mutex<[Option<StoreError>; 3]>,
+    troubles: Mutex<[Option<StoreError>; PARTS]>,
+    disk: Mutex<Disk>,
 }
 
 impl Health {
@@ -36,6 +66,8 @@ impl Health {
             folder,
             reserve,
             unmeasured: AtomicU64::new(0),
+            reusable: AtomicU64::new(0),
+            disk: Mutex::default(),
             fine: AtomicBool::new(true),
             troubles: Mutex::default(),
         };
@@ -43,12 +75,17 @@ impl Health {
         health
     }
 
-    fn troubles(&self) -> MutexGuard<'_, [Option<StoreError>; 3]> {
+    fn troubles(&self) -> MutexGuard<'_, [Option<StoreError>; PARTS]> {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records how the last operation of a part ended; both changes of mind are logged.
+    /// Records how the last operation of a part ended; both changes of mind are logged. Pages are told of as what fails
+    /// the other parts is, and stay so.
     pub(super) fn set(&self, part: Part, outcome: Result<(), StoreError>) {
+        let part = match &outcome {
+            Err(StoreError::Corrupt(_)) => Part::Pages,
+            _ => part,
+        };
         if outcome.is_ok() && self.fine.load(Ordering::Acquire) {
             return;
         }
@@ -74,12 +111,34 @@ impl Health {
         }
     }
 
+    /// Notes how much of the database can be written again: what was removed from it is free, but not for others.
+    pub(super) fn can_reuse(&self, octets: u64) {
+        self.reusable.store(octets, Ordering::Relaxed);
+    }
+
+    /// What the file system has, less what was written since.
+    pub(super) fn disk(&self) -> Disk {
+        let disk = *self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = self.unmeasured.load(Ordering::Relaxed);
+        Disk {
+            spare: disk.spare.saturating_sub(written),
+            ..disk
+        }
+    }
+
     /// Compares the free space with the reserve: one system call.
     pub(super) fn measure(&self) {
         self.unmeasured.store(0, Ordering::Relaxed);
         let outcome = match rustix::fs::statvfs(&self.folder) {
             Ok(disk) => {
                 let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+                let reusable = self.reusable.load(Ordering::Relaxed);
+                *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Disk {
+                    size: disk.f_blocks.saturating_mul(disk.f_frsize),
+                    spare: free
+                        .saturating_add(reusable)
+                        .saturating_sub(self.reserve.saturating_mul(2)),
+                };
                 if free < self.reserve {
                     Err(StoreError::Full(format!(
                         "{} octets are free for {}, store.disk_reserve keeps {}",
@@ -99,18 +158,28 @@ impl Health {
         self.set(Part::Reserve, outcome);
     }
 
-    /// The first trouble.
+    /// The gravest trouble: that there is no room is the least.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         if self.fine.load(Ordering::Acquire) {
             return Ok(());
         }
         let troubles = self.troubles();
-        troubles
+        let gravest = troubles
             .iter()
             .flatten()
-            .next()
-            .cloned()
-            .map_or(Ok(()), Err)
+            .max_by_key(|trouble| match trouble {
+                StoreError::Full(_) => 0,
+                StoreError::Corrupt(_) => 2,
+                _ => 1,
+            });
+        gravest.cloned().map_or(Ok(()), Err)
+    }
+
+    /// Notes what somebody who reads was told of the pages.
+    pub(super) fn heard<T>(&self, outcome: &Result<T, StoreError>) {
+        if let Err(error @ StoreError::Corrupt(_)) = outcome {
+            self.set(Part::Pages, Err(error.clone()));
+        }
     }
 
     /// The trouble of one part.

@@ -12,6 +12,7 @@
 //! | `search` | everything that reads |
 //! | `recovery` | what a start does before mail is taken |
 //! | `health` | whether new mail can be accepted |
+//! | `open_files` | whether the files are those that the next start will find |
 //! | `ballast` | room for the last acts on a full disk |
 //! | `faults` | the Nth disk operation fails, for tests |
 //!
@@ -24,6 +25,7 @@ mod faults;
 mod folder;
 mod health;
 mod interceptors;
+mod open_files;
 mod readers;
 mod recovery;
 mod row;
@@ -50,6 +52,7 @@ use self::bodies::{Bodies, Written, failed};
 pub use self::faults::Faults;
 use self::folder::{BODIES_LOCK, lock_shared, open_private, prepare_folder, require_store};
 use self::health::{Health, Part};
+use self::open_files::OpenFiles;
 use self::readers::Readers;
 use self::row::Row;
 pub(super) use self::schema::is_corrupt;
@@ -57,8 +60,9 @@ use self::search::{Damage, Sorted};
 use self::work::{Entry, Output, Terms, Work};
 use self::writer::{Job, Writer};
 use super::{
-    AtWork, Audit, Cause, Change, Filter, Interceptors, Lane, LaneStats, Object, Outgoing, Place,
-    Queue, Record, Recovery, Settings, Store, StoreError, StoreFuture, StoredInterceptor, Times,
+    AtWork, Audit, Capacity, Cause, Change, Filter, Held, Interceptors, Lane, LaneStats, Object,
+    Outgoing, Place, Queue, Record, Recovery, Settings, Store, StoreError, StoreFuture,
+    StoredInterceptor, Times,
 };
 use crate::message::{Content, MessageId};
 
@@ -148,6 +152,11 @@ impl SqliteStore {
             }
             Role::Tool => Recovery::default(),
         };
+        let open = match role {
+            Role::Relay => Some(OpenFiles::find(&folder).map_err(|error| failed(&folder, &error))?),
+            Role::Tool => None,
+        };
+        let opened = open.as_ref().map(OpenFiles::opened);
         let health = Arc::new(Health::new(folder.clone(), settings.disk_reserve));
         if role == Role::Relay && health.check().is_ok() {
             ballast.restore();
@@ -162,6 +171,7 @@ impl SqliteStore {
             faults,
             commits: commits.clone(),
             ballast,
+            files: open,
             rescan_bytes: settings.rescan_bytes,
             relay: role == Role::Relay,
             _lock: lock,
@@ -174,7 +184,7 @@ impl SqliteStore {
             inline_limit: settings.inline_limit,
             rescan_bytes: settings.rescan_bytes,
             role,
-            readers: Readers::new(folder.clone(), READERS),
+            readers: Readers::new(folder.clone(), health.clone(), opened, READERS),
             folder,
             jobs,
             places: Arc::new(Semaphore::new(QUEUE)),
@@ -248,8 +258,14 @@ impl SqliteStore {
         content: Content,
         lease: Option<Timestamp>,
         beside: Option<Record>,
+        quarantine: Option<Capacity>,
     ) -> Result<(), StoreError> {
-        self.health.check_part(Part::Reserve)?;
+        // What parts from mail that is here is that mail: the reserve is for it.
+        if beside.is_none() {
+            for part in [Part::Reserve, Part::OpenFiles, Part::Pages] {
+                self.health.check_part(part)?;
+            }
+        }
         let ids: Vec<MessageId> = records.iter().map(|record| record.id).collect();
         let rows = records
             .into_iter()
@@ -269,6 +285,7 @@ impl SqliteStore {
             content,
             files,
             beside,
+            quarantine,
         })
         .await
         .map(|_| ())
@@ -390,7 +407,16 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     fn put(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(records, content, None, None))
+        Box::pin(self.put_until(records, content, None, None, None))
+    }
+
+    fn put_new(
+        &self,
+        records: Vec<Record>,
+        content: Content,
+        quarantine: Capacity,
+    ) -> StoreFuture<'_, ()> {
+        Box::pin(self.put_until(records, content, None, None, Some(quarantine)))
     }
 
     fn put_leased(
@@ -399,11 +425,11 @@ impl Store for SqliteStore {
         content: Content,
         until: Timestamp,
     ) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(records, content, Some(until), None))
+        Box::pin(self.put_until(records, content, Some(until), None, None))
     }
 
     fn split(&self, first: Record, others: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(others, content, None, Some(first)))
+        Box::pin(self.put_until(others, content, None, Some(first), None))
     }
 
     fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()> {
@@ -529,6 +555,12 @@ impl Store for SqliteStore {
             let work = Work::DropInterceptor { id, audit };
             Ok(matches!(self.submit(work).await?, Output::Done))
         })
+    }
+
+    fn held(&self, quarantine: Capacity) -> StoreFuture<'_, Held> {
+        let disk = self.health.disk();
+        let read = move |db: &_| search::held(db, quarantine, disk);
+        Box::pin(self.readers.query(read))
     }
 
     fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]> {

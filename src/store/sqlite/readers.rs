@@ -1,11 +1,13 @@
 //! A few connections that read, used on the blocking pool.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
+use super::health::Health;
 use super::schema::{broken, open_reader};
 use crate::store::StoreError;
 
@@ -13,15 +15,25 @@ use crate::store::StoreError;
 #[derive(Debug)]
 pub(super) struct Readers {
     folder: PathBuf,
+    health: Arc<Health>,
     idle: Arc<Mutex<Vec<Connection>>>,
+    /// What must not be closed before the last connection.
+    opened: Option<Arc<File>>,
     places: Arc<Semaphore>,
 }
 
 impl Readers {
     /// At most `count` at a time, opened when first needed.
-    pub(super) fn new(folder: PathBuf, count: usize) -> Self {
+    pub(super) fn new(
+        folder: PathBuf,
+        health: Arc<Health>,
+        opened: Option<Arc<File>>,
+        count: usize,
+    ) -> Self {
         Self {
             folder,
+            health,
+            opened,
             idle: Arc::default(),
             places: Arc::new(Semaphore::new(count)),
         }
@@ -40,12 +52,17 @@ impl Readers {
             .acquire_owned()
             .await
             .map_err(|_| StoreError::Closed)?;
-        let (folder, pool) = (self.folder.clone(), self.idle.clone());
+        let (folder, pool, health) = (self.folder.clone(), self.idle.clone(), self.health.clone());
+        let opened = self.opened.clone();
         let work = move || {
+            let _opened = opened;
             let _place = place;
             let idle = pool.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let connection = idle.map_or_else(|| open_reader(&folder), Ok)?;
+            let connection = idle.map_or_else(|| open_reader(&folder), Ok);
+            health.heard(&connection);
+            let connection = connection?;
             let outcome = read(&connection);
+            health.heard(&outcome);
             pool.lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(connection);

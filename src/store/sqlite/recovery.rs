@@ -35,6 +35,7 @@ pub(super) fn recover(
     )
     .map_err(sqlite)?;
     db.execute(RECOUNT, []).map_err(sqlite)?;
+    db.execute_batch(RECOUNT_HELD).map_err(sqlite)?;
     let damaged = examine(db, bodies).map_err(sqlite)?;
     set_aside(db, &damaged).map_err(sqlite)?;
     let orphans = if collect {
@@ -57,6 +58,17 @@ pub(super) fn recover(
 /// The sum that the triggers keep, made anew: whatever was done to the file meanwhile, it is right from here on.
 const RECOUNT: &str = "UPDATE rescan SET octets = \
      (SELECT coalesce(sum(size), 0) FROM message INDEXED BY rescans WHERE lane = 3)";
+
+/// The same for what is held, from the index alone.
+const RECOUNT_HELD: &str = "BEGIN IMMEDIATE;
+    DELETE FROM held_by;
+    INSERT INTO held_by SELECT '', sum(size + overhead), count(*) FROM message INDEXED BY holders WHERE lane = 2 \
+        HAVING count(*) > 0;
+    INSERT INTO held_by SELECT client, sum(size + overhead), count(*) FROM message INDEXED BY holders \
+        WHERE lane = 2 AND client <> '' GROUP BY client;
+    INSERT INTO held_by SELECT domain, sum(size + overhead), count(*) FROM message INDEXED BY holders \
+        WHERE lane = 2 AND domain <> '' GROUP BY domain;
+    COMMIT";
 
 fn check(db: &Connection, file: &Path) -> Result<(), StoreError> {
     let octets = fs::metadata(file).map(|meta| meta.len()).unwrap_or(0);

@@ -2,12 +2,13 @@
 //! does not spend its time on JSON.
 
 use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use rusqlite::{CachedStatement, Connection, params};
 
-use crate::message::Standing;
+use crate::message::{Mailbox, Standing};
 use crate::store::{Cause, Lane, Record, StoreError};
 use crate::verdict::Answer;
 
@@ -31,15 +32,19 @@ pub(super) struct Row {
     cause: String,
     known: bool,
     next_hop: Arc<str>,
+    client: String,
+    domain: String,
+    overhead: u64,
 }
 
 const INSERT: &str = "INSERT INTO message (id, lane, due_at, lease_until, received_at, expires_at, sender, recipients, \
-     subject, rule, reason, engines, findings, record, cause, known, next_hop, size, file) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)";
+     subject, rule, reason, engines, findings, record, cause, known, next_hop, client, domain, overhead, size, \
+     file) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)";
 
 const UPDATE: &str = "UPDATE message SET lane = ?2, due_at = ?3, lease_until = ?4, received_at = ?5, expires_at = ?6, \
      sender = ?7, recipients = ?8, subject = ?9, rule = ?10, reason = ?11, engines = ?12, findings = ?13, record = ?14, \
-     cause = ?15, known = ?16, next_hop = ?17 WHERE id = ?1 AND damaged IS NULL AND lane BETWEEN ?18 AND ?19";
+     cause = ?15, known = ?16, next_hop = ?17, client = ?18, domain = ?19, overhead = ?20 \
+     WHERE id = ?1 AND damaged IS NULL AND lane BETWEEN ?21 AND ?22";
 
 impl Row {
     /// Translates a record; `lease` is when a lease on it ends.
@@ -63,7 +68,8 @@ impl Row {
                 line(&mut findings, &finding.name);
             }
         }
-        Ok(Self {
+        let reverse_path = &record.envelope.reverse_path;
+        let mut row = Self {
             id: record.id.to_string(),
             lane: lane_number(record.lane),
             due_at: record.due_at.as_microsecond(),
@@ -80,8 +86,49 @@ impl Row {
             record: json,
             cause: cause_key(record.cause.as_ref()),
             known: record.standing == Some(Standing::Known),
+            client: format!("client {}", network(record.envelope.origin.client)),
+            domain: format!(
+                "sender {}",
+                lower(reverse_path.mailbox().map_or("<>", Mailbox::domain))
+            ),
             next_hop: record.next_hop,
-        })
+            overhead: 0,
+        };
+        row.overhead = row.octets();
+        Ok(row)
+    }
+
+    /// What is known of the message, in octets: the record, the columns for search, and their copy in the index.
+    fn octets(&self) -> u64 {
+        let columns = [
+            &self.sender,
+            &self.recipients,
+            &self.subject,
+            &self.rule,
+            &self.reason,
+            &self.engines,
+            &self.findings,
+        ];
+        let columns: usize = columns.iter().map(|column| column.len()).sum();
+        (self.record.len() + 2 * columns) as u64 + Self::LEAST
+    }
+
+    /// Octets of the columns of fixed length and of all other indexes.
+    const LEAST: u64 = 512;
+
+    /// Whether the row is in quarantine.
+    pub(super) fn is_held(&self) -> bool {
+        self.lane == lane_number(Lane::Held)
+    }
+
+    /// Those whose mail it is, as far as it is held.
+    pub(super) fn parties(&self) -> [&str; 2] {
+        [&self.client, &self.domain]
+    }
+
+    /// What it takes beside its content, octets.
+    pub(super) fn overhead(&self) -> u64 {
+        self.overhead
     }
 
     /// Whether the row may need others to make room for it.
@@ -128,6 +175,9 @@ impl Row {
             self.cause,
             self.known,
             self.next_hop,
+            self.client,
+            self.domain,
+            i64::try_from(self.overhead).unwrap_or(i64::MAX),
             last_but_one,
             last,
         ])
@@ -169,6 +219,14 @@ pub(super) fn lossy(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<
     let value = row.get_ref(column)?;
     let octets = value.as_bytes_or_null().ok().flatten().unwrap_or_default();
     Ok(String::from_utf8_lossy(octets).into_owned())
+}
+
+/// Whom an address belongs to: one host has a whole /64 of IPv6.
+fn network(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+        v4 => v4,
+    }
 }
 
 /// Appends a lower-cased line. Every value is enclosed in line feeds, so that `engines` can be asked for whole names.

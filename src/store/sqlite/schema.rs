@@ -7,13 +7,14 @@
 //!
 //! A few partial indexes carry all work, each free of charge for messages that it is not about: `work` hands out what is due
 //! and answers `stats` without touching a row; `held` covers every search of the quarantine; `recovery` finds what waits
-//! for a cause to go; `outgoing` is one queue for each next hop, and `given_up` finds what was tried for long enough; `rescans` finds what was kept to be scanned again and gives way first. Triggers keep the sum of the
-//! last, so that its bound holds in every process and costs no count.
+//! for a cause to go; `outgoing` is one queue for each next hop, and `given_up` finds what was tried for long enough; `rescans` finds what was kept to be scanned again and gives way first;
+//! `holders` tells whose mail is held. Triggers keep the sums of the last two (`rescan`; `held_by`, of each client network,
+//! each sender domain and everybody, whose name is empty), so that their bounds hold in every process and cost no count.
 
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 
 use crate::store::StoreError;
 
@@ -25,7 +26,7 @@ const APPLICATION: i32 = 0x5350_5759;
 const BUSY: Duration = Duration::from_secs(10);
 
 /// Step N brings a database from `user_version` N to N + 1. Steps are only ever appended.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     "
 CREATE TABLE message (
     seq INTEGER PRIMARY KEY,
@@ -91,6 +92,33 @@ CREATE INDEX given_up ON message (expires_at, lease_until) WHERE lane = 1 AND da
     // From here on records hold what is to be done to a message when it is delivered. An older version would read them and
     // deliver without, so it must not.
     "",
+    // What was held before belongs to nobody, and counts for its content alone. The sums are made at the next start.
+    "
+ALTER TABLE message ADD COLUMN client TEXT NOT NULL DEFAULT '';
+ALTER TABLE message ADD COLUMN domain TEXT NOT NULL DEFAULT '';
+ALTER TABLE message ADD COLUMN overhead INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX holders ON message (client, domain, size, overhead) WHERE lane = 2;
+CREATE TABLE held_by (party TEXT PRIMARY KEY, octets INTEGER NOT NULL, messages INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX largest_holder ON held_by (octets);
+CREATE TRIGGER held_begins AFTER INSERT ON message WHEN NEW.lane = 2 BEGIN
+    INSERT INTO held_by SELECT party, NEW.size + NEW.overhead, 1
+        FROM (SELECT '' AS party UNION SELECT NEW.client UNION SELECT NEW.domain) WHERE true
+        ON CONFLICT DO UPDATE SET octets = octets + excluded.octets, messages = messages + 1;
+END;
+CREATE TRIGGER held_ends AFTER DELETE ON message WHEN OLD.lane = 2 BEGIN
+    UPDATE held_by SET octets = octets - OLD.size - OLD.overhead, messages = messages - 1
+        WHERE party IN ('', OLD.client, OLD.domain);
+    DELETE FROM held_by WHERE party IN ('', OLD.client, OLD.domain) AND messages <= 0;
+END;
+CREATE TRIGGER held_changes AFTER UPDATE OF lane, client, domain, overhead ON message WHEN OLD.lane = 2 OR NEW.lane = 2 BEGIN
+    UPDATE held_by SET octets = octets - OLD.size - OLD.overhead, messages = messages - 1
+        WHERE OLD.lane = 2 AND party IN ('', OLD.client, OLD.domain);
+    INSERT INTO held_by SELECT party, NEW.size + NEW.overhead, 1
+        FROM (SELECT '' AS party UNION SELECT NEW.client UNION SELECT NEW.domain) WHERE NEW.lane = 2
+        ON CONFLICT DO UPDATE SET octets = octets + excluded.octets, messages = messages + 1;
+    DELETE FROM held_by WHERE party IN ('', OLD.client, OLD.domain) AND messages <= 0;
+END;
+",
 ];
 
 /// A connection for the writer: durable at every commit.
@@ -195,6 +223,7 @@ fn migrate(change: &Transaction<'_>, file: &Path) -> Result<(), StoreError> {
 pub(super) fn broken(error: &rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => StoreError::Full(error.to_string()),
+        _ if is_corrupt(error) || is_unreadable(error) => StoreError::Corrupt(error.to_string()),
         Some(ErrorCode::DatabaseBusy) => StoreError::Broken(format!(
             "another process has kept {DATABASE} locked for {} s",
             BUSY.as_secs()
@@ -208,6 +237,20 @@ pub(in crate::store) fn is_corrupt(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+    )
+}
+
+/// Whether the file system did not give back, or not whole, what was written.
+fn is_unreadable(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    matches!(
+        code,
+        Some(
+            ffi::SQLITE_IOERR_READ
+                | ffi::SQLITE_IOERR_SHORT_READ
+                | ffi::SQLITE_IOERR_CORRUPTFS
+                | ffi::SQLITE_IOERR_DATA
+        )
     )
 }
 

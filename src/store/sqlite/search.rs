@@ -10,10 +10,13 @@ use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 use sha2::{Digest, Sha256};
 
 use super::bodies::{Bodies, failed};
+use super::health::Disk;
 use super::row::{cause_key, decode, lane_number, lossy};
-use super::schema::{broken, is_corrupt};
+use super::schema::broken;
 use crate::message::MessageId;
-use crate::store::{Audit, Filter, Lane, LaneStats, Object, Queue, Record, StoreError, Times};
+use crate::store::{
+    Audit, Capacity, Filter, Held, Holder, Lane, LaneStats, Object, Queue, Record, StoreError, Times,
+};
 
 /// A row that cannot be used, found while reading.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,20 +65,11 @@ fn find(db: &Connection, id: MessageId) -> Result<Option<Found>, StoreError> {
                 })
                 .optional()
         })
-        .map_err(|error| unreadable(id, &error))?;
+        .map_err(|error| broken(&error))?;
     match row {
         Some((_, Some(why))) => Err(StoreError::Damaged(id, why)),
         Some((found, None)) => Ok(Some(found)),
         None => Ok(None),
-    }
-}
-
-/// A page that SQLite cannot make sense of is the damage of the record that lies on it.
-fn unreadable(id: MessageId, error: &rusqlite::Error) -> StoreError {
-    if is_corrupt(error) {
-        StoreError::Damaged(id, error.to_string())
-    } else {
-        broken(error)
     }
 }
 
@@ -112,7 +106,7 @@ fn read_inline(db: &Connection, id: MessageId, seq: i64) -> Result<Vec<u8>, Stor
     let content = db
         .prepare_cached("SELECT content FROM body WHERE seq = ?1")
         .and_then(|mut statement| statement.query_row([seq], |row| row.get(0)).optional())
-        .map_err(|error| unreadable(id, &error))?;
+        .map_err(|error| broken(&error))?;
     content.ok_or_else(|| gone(db, id, "its content is missing".to_owned()))
 }
 
@@ -229,16 +223,21 @@ fn conditions(filter: &Filter) -> Query {
     query
 }
 
-/// Records that match, the newest first. Finds them in the index alone, then reads only those that are returned.
+/// Records that match, the newest first, or those that expired first where that is asked. Finds them in the index alone, then reads only those that are returned.
 pub(super) fn search(db: &Connection, filter: &Filter) -> rusqlite::Result<Sorted> {
     let mut query = conditions(filter);
     let number = |count: usize| Value::from(i64::try_from(count).unwrap_or(i64::MAX));
     let limit = query.values.len() + 1;
     query.values.push(number(filter.limit));
     query.values.push(number(filter.offset));
+    // What has expired is a range at the beginning of its index, and is not sorted: it may be a million.
+    let order = match filter.expired {
+        Some(_) => "expires_at",
+        None => "received_at DESC",
+    };
     let sql = format!(
-        "SELECT id, record FROM message WHERE seq IN ({} ORDER BY received_at DESC LIMIT ?{limit} OFFSET ?{}) \
-         ORDER BY received_at DESC, seq DESC",
+        "SELECT id, record FROM message WHERE seq IN ({} ORDER BY {order} LIMIT ?{limit} OFFSET ?{}) \
+         ORDER BY {order}, seq DESC",
         query.sql,
         limit + 1
     );
@@ -276,6 +275,41 @@ pub(super) fn audited(
         }
     };
     Ok(rows.iter().filter_map(parse).collect())
+}
+
+/// Octets that are held of a party, or of everybody, whose name is empty.
+pub(super) fn held_by(db: &Connection, party: &str) -> rusqlite::Result<u64> {
+    let octets: Option<i64> = db
+        .prepare_cached("SELECT octets FROM held_by WHERE party = ?1")?
+        .query_row([party], |row| row.get(0))
+        .optional()?;
+    Ok(octets.map_or(0, octets_of))
+}
+
+/// What is held against what may be.
+pub(super) fn held(db: &Connection, quarantine: Capacity, disk: Disk) -> rusqlite::Result<Held> {
+    let octets = held_by(db, "")?;
+    let largest = db
+        .prepare_cached(
+            "SELECT party, octets FROM held_by INDEXED BY largest_holder WHERE party <> '' ORDER BY octets DESC LIMIT 1",
+        )?
+        .query_row([], |row| {
+            Ok(Holder {
+                name: lossy(row, 0)?,
+                octets: octets_of(row.get(1)?),
+            })
+        })
+        .optional()?;
+    Ok(Held {
+        octets,
+        limit: disk.limit(quarantine, octets),
+        largest,
+    })
+}
+
+/// A sum is no less than nothing, whatever was done to the file.
+fn octets_of(sum: i64) -> u64 {
+    u64::try_from(sum).unwrap_or_default()
 }
 
 /// One step in the index for each next hop, and from either end of its queue to the first that is not leased.

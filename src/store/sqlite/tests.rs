@@ -1,5 +1,7 @@
 mod commits;
 mod damage;
+mod held;
+mod moved;
 mod versions;
 
 use std::fs;

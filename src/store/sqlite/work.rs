@@ -4,11 +4,15 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Params, params};
 
 use super::bodies::Written;
+use super::health::Disk;
 use super::interceptors;
 use super::recovery::report;
 use super::row::{Row, cause_key, lane_number, lanes, lossy};
+use super::search;
 use crate::message::{Content, MessageId};
-use crate::store::{AtWork, Cause, Lane, Outgoing, Place, StoreError, StoredInterceptor, Times};
+use crate::store::{
+    AtWork, Capacity, Cause, Held, Holder, Lane, Outgoing, Place, StoreError, StoredInterceptor, Times,
+};
 
 /// Something to be written.
 pub(super) enum Work {
@@ -19,6 +23,8 @@ pub(super) enum Work {
         content: Content,
         files: Option<Written>,
         beside: Option<(MessageId, Box<Row>)>,
+        /// Only if what is held then takes no more than this.
+        quarantine: Option<Capacity>,
     },
     /// A new row in the place of the one with its id.
     Replace {
@@ -98,6 +104,13 @@ pub(super) enum Output {
     Refused(StoreError),
 }
 
+impl Work {
+    /// Whether it brings mail that is not here yet.
+    pub(super) fn is_new(&self) -> bool {
+        matches!(self, Self::Put { beside: None, .. })
+    }
+}
+
 /// Octets that the work adds to its transaction.
 pub(super) fn weight(work: &Work) -> usize {
     match work {
@@ -111,8 +124,17 @@ pub(super) fn weight(work: &Work) -> usize {
     }
 }
 
-/// Does the work inside the transaction that is open; the rescan lane has room for `rescan_bytes`.
-pub(super) fn perform(db: &Connection, work: &Work, rescan_bytes: u64) -> rusqlite::Result<Output> {
+/// Does the work inside the transaction that is open; the rescan lane has room for `rescan_bytes`, and quarantine for what
+/// the `disk` has.
+pub(super) fn perform(
+    db: &Connection,
+    work: &Work,
+    rescan_bytes: u64,
+    disk: Disk,
+) -> rusqlite::Result<Output> {
+    if let Some(why) = full(db, work, disk)? {
+        return Ok(Output::Refused(StoreError::Full(why)));
+    }
     let output = apply(db, work)?;
     let grows = match work {
         Work::Put { rows, beside, .. } => {
@@ -128,6 +150,41 @@ pub(super) fn perform(db: &Connection, work: &Work, rescan_bytes: u64) -> rusqli
     }
 }
 
+/// Why new mail finds no room in quarantine; none if it does, or does not ask.
+fn full(db: &Connection, work: &Work, disk: Disk) -> rusqlite::Result<Option<String>> {
+    let Work::Put {
+        rows,
+        content,
+        quarantine: Some(quarantine),
+        ..
+    } = work
+    else {
+        return Ok(None);
+    };
+    let rows = || rows.iter().filter(|row| row.is_held());
+    let Some(first) = rows().next() else {
+        return Ok(None);
+    };
+    let each = |row: &Row| row.overhead() + content.len() as u64;
+    let more = rows().map(each).sum();
+    let octets = search::held_by(db, "")?;
+    let held = Held {
+        octets,
+        limit: disk.limit(*quarantine, octets),
+        largest: None,
+    };
+    for name in first.parties() {
+        let own = Holder {
+            name: name.to_owned(),
+            octets: search::held_by(db, name)?,
+        };
+        if let Some(why) = held.refuses(more, &own) {
+            return Ok(Some(why));
+        }
+    }
+    Ok(None)
+}
+
 fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
     match work {
         Work::Put {
@@ -135,6 +192,7 @@ fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
             content,
             files,
             beside,
+            ..
         } => {
             if let Some((id, row)) = beside
                 && !row.update(db, None)?

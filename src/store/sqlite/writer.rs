@@ -21,6 +21,7 @@ use super::ballast::Ballast;
 use super::bodies::{Bodies, failed};
 use super::faults::Faults;
 use super::health::{Health, Part};
+use super::open_files::OpenFiles;
 use super::schema::{DATABASE, broken};
 use super::work::{Output, Work, perform, weight};
 use crate::store::{StoreError, dropped};
@@ -48,6 +49,8 @@ pub(super) struct Writer {
     pub(super) faults: Faults,
     pub(super) commits: Arc<AtomicU64>,
     pub(super) ballast: Ballast,
+    /// Where the files are; a relay's alone, which is open for long enough that somebody may move them. Dropped after `db`.
+    pub(super) files: Option<OpenFiles>,
     /// Room of the rescan lane.
     pub(super) rescan_bytes: u64,
     /// Whether this is the process that restores the ballast.
@@ -174,12 +177,13 @@ impl Writer {
 
     /// One transaction: all of the jobs or none.
     fn transact(&mut self, batch: &[Job]) -> Result<Vec<Output>, Failure> {
+        let disk = self.health.disk();
         self.db
             .execute_batch("BEGIN IMMEDIATE")
             .map_err(|error| Failure::of_disk(broken(&error)))?;
         let done = batch
             .iter()
-            .map(|job| perform(&self.db, &job.work, self.rescan_bytes))
+            .map(|job| perform(&self.db, &job.work, self.rescan_bytes, disk))
             .collect::<rusqlite::Result<Vec<_>>>()
             .map_err(Failure::of_statement)
             .and_then(|outputs| self.flush().map(|()| outputs));
@@ -201,8 +205,31 @@ impl Writer {
         Ok(())
     }
 
+    /// Whether the new mail of a batch that is committed will be found by the next start.
+    fn find(&mut self, batch: &[Job]) -> Result<(), StoreError> {
+        let mut new = batch.iter().filter(|job| job.work.is_new()).peekable();
+        let (Some(files), Some(_)) = (&mut self.files, new.peek()) else {
+            return Ok(());
+        };
+        let found = files.hold().and_then(|()| {
+            new.try_for_each(|job| match &job.work {
+                Work::Put {
+                    files: Some(files), ..
+                } => files.find(),
+                _ => Ok(()),
+            })
+        });
+        if found.is_err() {
+            self.health.set(Part::OpenFiles, found.clone());
+        }
+        found
+    }
+
+    /// Tells everybody what became of a batch that is committed. New mail that would not be found again stays with its
+    /// sender; what is here already goes on, for as long as this process has it.
     fn answer(&mut self, batch: Vec<Job>, outputs: Vec<Output>) {
         self.health.set(Part::Database, Ok(()));
+        let found = self.find(&batch);
         let mut gone = Vec::new();
         for (job, output) in batch.into_iter().zip(outputs) {
             match &output {
@@ -213,6 +240,7 @@ impl Writer {
                 }
                 _ => {}
             }
+            let is_new = job.work.is_new();
             if let Work::Put {
                 files: Some(files), ..
             } = job.work
@@ -220,7 +248,11 @@ impl Writer {
             {
                 files.keep();
             }
-            let _ = job.reply.send(Ok(output));
+            let answer = match &found {
+                Err(error) if is_new => Err(error.clone()),
+                _ => Ok(output),
+            };
+            let _ = job.reply.send(answer);
         }
         for id in gone {
             self.bodies.remove(id);
@@ -240,7 +272,9 @@ impl Writer {
 
     /// Free space, and whether what was broken works again.
     fn tick(&mut self) {
+        self.health.can_reuse(self.reusable());
         self.health.measure();
+        self.look();
         if self.health.check_part(Part::Reserve).is_err() {
             self.empty_log();
         } else if self.relay {
@@ -260,6 +294,26 @@ impl Writer {
             }
             self.health
                 .set(Part::Database, probe.map_err(|failure| failure.error));
+        }
+    }
+}
+
+/// What the tick looks at.
+impl Writer {
+    /// Octets of the database that nothing is in.
+    fn reusable(&self) -> u64 {
+        let number = |pragma| {
+            let read = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
+            let number = self.db.pragma_query_value(None, pragma, read);
+            number.map_or(0, i64::unsigned_abs)
+        };
+        number("freelist_count").saturating_mul(number("page_size"))
+    }
+
+    /// Whether the files are where they were; also whether they are again.
+    fn look(&mut self) {
+        if let Some(files) = &mut self.files {
+            self.health.set(Part::OpenFiles, files.are_all_there());
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::quarantine::{self, Act};
 use crate::scan::engine::{Address, Engine, Kind};
 use crate::store::history::{History, HistoryEntry};
 use crate::store::incidents::Incidents;
-use crate::store::{Lane, Record};
+use crate::store::{Capacity, Lane, Record};
 use crate::verdict::EngineClass;
 
 /// The longest that nothing is checked.
@@ -229,6 +229,7 @@ impl Outside {
                 .expect("next hops"),
             budget: budget(),
             retention: Duration::from_secs(86_400),
+            quarantine: Capacity::default(),
         }
     }
 
@@ -370,15 +371,16 @@ impl Outside {
         let number = self
             .world
             .sends(message.id, (arrival.nature, arrival.body), to);
-        if !life.pipeline.has_room() {
-            return self
-                .world
-                .note(|| format!("m{number} is refused at the door"));
-        }
         let mode = match arrival.queued {
             true => Mode::Queue,
             false => Mode::CutThrough,
         };
+        let others = arrival.recipients.len().saturating_sub(1);
+        if !life.pipeline.has_room(mode, others) {
+            return self
+                .world
+                .note(|| format!("m{number} is refused at the door"));
+        }
         let (world, disk, pipeline) =
             (self.world.clone(), self.disk.clone(), life.pipeline.clone());
         life.clients
