@@ -6,6 +6,7 @@ mod pacing;
 mod recovery;
 mod scripted;
 mod simulation;
+mod stand_ins;
 
 use std::sync::atomic::Ordering;
 
