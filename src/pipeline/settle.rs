@@ -391,7 +391,8 @@ impl Settling<'_> {
             }
         };
         // Where an answer stood in, the second look is owed, and kept as surely as mail that is to be delivered.
-        let is_stand_in = |record: &mut Record| record.reports.iter().any(|r| r.stand_in().is_some());
+        let is_stand_in =
+            |record: &mut Record| record.reports.iter().any(|r| r.stand_in().is_some());
         self.keep.extend(self.rescan.take_if(is_stand_in));
         // The first record is the message's own; others, for recipients who parted from it, get names of theirs.
         for record in self.keep.iter_mut().skip(1).chain(&mut self.rescan) {

@@ -440,7 +440,10 @@ async fn what_is_in_a_field_that_differs_between_copies_is_found() {
         let content = |r: &ScanRequest| r.fingerprint.as_ref().map(|f| f.identity);
         assert_eq!(content(&good), content(&bad), "{field}");
         let reports = scanner.scan(good).await;
-        assert_eq!((reports[0].missing(), reports[0].findings()), (None, &[][..]));
+        assert_eq!(
+            (reports[0].missing(), reports[0].findings()),
+            (None, &[][..])
+        );
         let reports = scanner.scan(bad).await;
         assert_eq!(reports[0].findings().len(), 1, "{field}");
         assert_eq!(engine.asked.load(Ordering::SeqCst), 2, "{field}");
@@ -483,7 +486,11 @@ async fn an_answer_stands_in_only_while_slots_are_short() {
         ..copy("bad-id")
     };
     let reports = scanner.scan(exactly).await;
-    assert_eq!(reports[0].missing(), Some(Reason::Busy), "it waits for its own");
+    assert_eq!(
+        reports[0].missing(),
+        Some(Reason::Busy),
+        "it waits for its own"
+    );
     assert_eq!(asked(), before);
 }
 

@@ -131,7 +131,11 @@ async fn what_was_delivered_on_a_stand_in_is_scanned_and_told() {
         let record = kept(&world).expect("kept");
         assert_eq!(record.cause, Some(Cause::Engine("one".to_owned())));
         assert_eq!(record.reports[0].stand_in(), Some(from));
-        assert!(record.status.contains(&from.to_string()), "{}", record.status);
+        assert!(
+            record.status.contains(&from.to_string()),
+            "{}",
+            record.status
+        );
         let marked = format!("reused=one:{from}");
         let arrived = world.arrived("x");
         let told = arrived.iter().filter(|head| head.contains(&marked));
@@ -154,7 +158,10 @@ async fn what_was_delivered_on_a_stand_in_is_scanned_and_told() {
 async fn without_room_to_keep_it_nothing_stands_in() {
     let world = World::new().await;
     let large = crate::store::contract::RESCAN_BYTES as usize / 2;
-    world.pipeline.accept(copy("good", large), Mode::CutThrough).await;
+    world
+        .pipeline
+        .accept(copy("good", large), Mode::CutThrough)
+        .await;
     world.until(|w| w.store.all().is_empty()).await;
     world.take_the_slot().await;
     let other = copy("other", large);

@@ -201,8 +201,7 @@ impl Scanning {
                 "I1: {name} gets {called} while it works on {count} of at most {slots}"
             ));
         }
-        let same =
-            |r: &Running| r.message == message || octets.is_some() && r.octets == octets;
+        let same = |r: &Running| r.message == message || octets.is_some() && r.octets == octets;
         if mine().any(same) {
             self.world.breaks(format!(
                 "I3: {name} gets {called} while it works on the same"
