@@ -354,8 +354,9 @@ impl Report {
 
 /// The engines in whose place an answer about another message stands, each with that message; in order.
 pub fn stand_ins(reports: &[Report]) -> impl Iterator<Item = (&Arc<str>, MessageId)> {
-    let of = |report: &Report| Some((&report.engine, report.stand_in()?));
-    reports.iter().filter_map(of)
+    reports
+        .iter()
+        .filter_map(|report| Some((&report.engine, report.stand_in()?)))
 }
 
 /// What policy concludes about a message.

@@ -65,7 +65,13 @@ fn build(
     let mut prefix = String::with_capacity(message.trace.len() + 160);
     prefix.push_str(&message.trace);
     if decision.rule != "own-mail" {
-        result_field(&mut prefix, generation, message.id, decision, &judged.reports);
+        result_field(
+            &mut prefix,
+            generation,
+            message.id,
+            decision,
+            &judged.reports,
+        );
     }
     prefix.push_str(header::fence(message.content.bytes()));
     let (prefix, content) = if edits.is_empty() {

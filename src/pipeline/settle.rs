@@ -442,7 +442,8 @@ impl<'a> Settling<'a> {
             }
         };
         // Where an answer stood in, the second look is owed, and kept as surely as mail that is to be delivered.
-        let is_stand_in = |record: &mut Record| record.reports.iter().any(|r| r.stand_in().is_some());
+        let is_stand_in =
+            |record: &mut Record| record.reports.iter().any(|r| r.stand_in().is_some());
         self.keep.extend(self.rescan.take_if(is_stand_in));
         // The first record is the message's own; others, for recipients who parted from it, get names of theirs.
         // Whoever asks for one of those when it is gone is led to the message.

@@ -11,6 +11,7 @@ mod recovery;
 mod room;
 mod scripted;
 mod simulation;
+mod stand_ins;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -9,8 +9,8 @@ use futures_util::future::join_all;
 
 use super::*;
 use crate::incident::Kind;
-use crate::message::{Identity, Mailbox, Rights, envelope::Origin};
-use crate::verdict::{Answer, Finding, FindingKind, Reason};
+use crate::message::{Identity, Mailbox, Message, Rights, envelope::Origin};
+use crate::verdict::{Answer, Finding, FindingKind, Reason, Reused, Same};
 use engine::{Engine, EngineAnswer, ScanError};
 
 /// A request about `content` that is of no use after `allowance`.
@@ -342,8 +342,226 @@ async fn a_late_answer_is_used() {
     assert_eq!(engine.calls.load(Ordering::SeqCst), 1, "one scan for all");
 }
 
+/// The same with the fingerprint of its content.
+fn printed(content: &str) -> ScanRequest {
+    let mut request = request(content.to_owned(), SECONDS_20);
+    let message = Message {
+        id: request.id,
+        received_at: jiff::Timestamp::UNIX_EPOCH,
+        envelope: request.envelope.clone(),
+        trace: "".into(),
+        content: request.content.clone(),
+    };
+    let inspection = mime::inspect(content.as_bytes(), mime::Limits::default());
+    request.fingerprint = Some(Arc::new(Fingerprint::of(&message, &inspection)));
+    request
+}
+
+/// Finds "bad-id" wherever it is in a content, after a while; scans "stuck" for longer than anybody waits.
+#[derive(Debug, Default)]
+struct Reader {
+    takes: Duration,
+    asked: AtomicUsize,
+}
+
+impl Engine for Reader {
+    fn scan(
+        self: Arc<Self>,
+        sample: Sample,
+    ) -> BoxFuture<'static, Result<EngineAnswer, ScanError>> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let has = |what: &[u8]| memchr::memmem::find(sample.content().bytes(), what).is_some();
+        let act = match (has(b"bad-id"), has(b"stuck")) {
+            (true, _) => Act::Find("Eicar"),
+            (_, true) => Act::Hang,
+            _ => Act::Clean,
+        };
+        Box::pin(Act::After(self.takes, Box::new(act)).play())
+    }
+}
+
+/// A reader with one slot, and what asks it.
+fn reader(takes: Duration, slots: usize) -> (Arc<Reader>, Scanner) {
+    let engine = Arc::new(Reader {
+        takes,
+        ..Reader::default()
+    });
+    let settings = Settings {
+        slots,
+        ..settings("one")
+    };
+    let guarded = guard::guard(vec![engine.clone()], Arc::new(settings), None);
+    (engine, Scanner::of(vec![guarded]))
+}
+
+/// Something else in every slot.
+async fn take_all_slots(scanner: &Scanner) {
+    let all = scanner.clone();
+    let stuck = printed("Subject: other\r\n\r\nstuck\r\n");
+    tokio::spawn(async move { all.scan(stuck).await });
+    until(|| {
+        let health = scanner.engines()[0].health();
+        health.running == health.slots
+    })
+    .await;
+}
+
+const CONTENT: &str = "From: a@a.test\r\nSubject: x\r\n\r\nHello\r\n";
+
+/// What an engine finds may lie in any octet that it gets: whatever header field tells two messages apart, and whatever their
+/// content has in common, the second is scanned.
+#[tokio::test(start_paused = true)]
+async fn what_is_in_a_field_that_differs_between_copies_is_found() {
+    for field in [
+        "ARC-Authentication-Results",
+        "ARC-Message-Signature",
+        "ARC-Seal",
+        "Authentication-Results",
+        "Bcc",
+        "Cc",
+        "Date",
+        "Delivered-To",
+        "DKIM-Signature",
+        "In-Reply-To",
+        "List-Unsubscribe",
+        "Message-ID",
+        "Received",
+        "Received-SPF",
+        "References",
+        "Return-Path",
+        "To",
+        "X-Received",
+        "X-Spam-Score",
+        "X-Spam-Status",
+    ] {
+        let (engine, scanner) = reader(Duration::ZERO, 4);
+        let good = printed(&format!("{field}: good-id\r\n{CONTENT}"));
+        let bad = printed(&format!("{field}: bad-id\r\n{CONTENT}"));
+        let content = |r: &ScanRequest| r.fingerprint.as_ref().map(|f| f.identity);
+        assert_eq!(content(&good), content(&bad), "{field}");
+        let reports = scanner.scan(good).await;
+        assert_eq!(
+            (reports[0].missing(), reports[0].findings()),
+            (None, &[][..])
+        );
+        let reports = scanner.scan(bad).await;
+        assert_eq!(reports[0].findings().len(), 1, "{field}");
+        assert_eq!(engine.asked.load(Ordering::SeqCst), 2, "{field}");
+    }
+}
+
+/// The same octets are scanned once, and the second report says where its answer comes from.
+#[tokio::test(start_paused = true)]
+async fn the_same_octets_are_scanned_once() {
+    let (engine, scanner) = reader(Duration::ZERO, 4);
+    let first = printed(CONTENT);
+    let from = first.id;
+    assert_eq!(scanner.scan(first).await[0].reused, None, "it was asked");
+    let second = scanner.scan(printed(CONTENT)).await;
+    let same = Same::Octets;
+    assert_eq!(second[0].reused, Some(Reused { from, same }));
+    assert_eq!((second[0].attempts, second[0].stand_in()), (0, None));
+    assert_eq!(engine.asked.load(Ordering::SeqCst), 1);
+}
+
+/// Content under another header is judged by what was said of another message only while the engine is short of slots, only if
+/// that was good, only where it is scanned later, and its report says so.
+#[tokio::test(start_paused = true)]
+async fn an_answer_stands_in_only_while_slots_are_short() {
+    let copy = |id: &str| printed(&format!("Message-ID: <{id}>\r\n{CONTENT}"));
+    let (engine, scanner) = reader(Duration::ZERO, 1);
+    let asked = || engine.asked.load(Ordering::SeqCst);
+    scanner.scan(copy("1")).await;
+    let last = copy("2");
+    let from = last.id;
+    let second = scanner.scan(last).await;
+    assert_eq!((second[0].reused, asked()), (None, 2), "a slot is free");
+    take_all_slots(&scanner).await;
+    let before = asked();
+    let third = scanner.scan(copy("bad-id")).await;
+    assert_eq!(third[0].missing(), None);
+    assert_eq!(third[0].stand_in(), Some(from));
+    let exactly = ScanRequest {
+        stand_ins: false,
+        ..copy("bad-id")
+    };
+    let reports = scanner.scan(exactly).await;
+    assert_eq!(
+        reports[0].missing(),
+        Some(Reason::Busy),
+        "it waits for its own"
+    );
+    assert_eq!(asked(), before);
+}
+
+/// A finding in one message holds no other: it may lie in the header, which anybody can write above content that is not his.
+#[tokio::test(start_paused = true)]
+async fn a_finding_never_stands_in() {
+    let copy = |id: &str| printed(&format!("Message-ID: <{id}>\r\n{CONTENT}"));
+    let (_, scanner) = reader(Duration::ZERO, 1);
+    scanner.scan(copy("1")).await;
+    assert_eq!(scanner.scan(copy("bad-id")).await[0].findings().len(), 1);
+    take_all_slots(&scanner).await;
+    let reports = scanner.scan(copy("2")).await;
+    assert_eq!(reports[0].missing(), Some(Reason::Busy));
+}
+
+/// A scan under way is joined by the same octets at any time, and by other messages of its content only while slots are short;
+/// who has joined one that finds something is scanned himself.
+#[tokio::test(start_paused = true)]
+async fn scans_under_way_are_joined_by_the_same_rule() {
+    let copy = |id: &str| printed(&format!("Message-ID: <{id}>\r\n{CONTENT}"));
+    let takes = Duration::from_millis(300);
+    for (slots, first, second, same, calls) in [
+        (4, "1", "1", Some(Same::Octets), 1),
+        (1, "1", "1", Some(Same::Octets), 1),
+        (4, "1", "2", None, 2),
+        (1, "1", "2", Some(Same::Content), 1),
+        (1, "bad-id", "2", None, 2),
+    ] {
+        let (engine, scanner) = reader(takes, slots);
+        let first = copy(first);
+        let from = first.id;
+        let scanning = scanner.clone();
+        let first = tokio::spawn(async move { scanning.scan(first).await });
+        until(|| scanner.engines()[0].health().running == 1).await;
+        let reports = scanner.scan(copy(second)).await;
+        first.await.expect("no panic");
+        let report = &reports[0];
+        assert_eq!((report.missing(), report.findings()), (None, &[][..]));
+        assert_eq!(report.reused, same.map(|same| Reused { from, same }));
+        let asked = engine.asked.load(Ordering::SeqCst);
+        assert_eq!(asked, calls, "{slots} slots, {second}");
+    }
+}
+
+/// An engine that is told more than the content judges each message: what it says of one is said of no other of the same octets,
+/// whatever its class.
+#[tokio::test(start_paused = true)]
+async fn who_is_told_the_envelope_is_asked_about_each_message() {
+    let spamd = engine::Kind::Spamd {
+        addresses: Vec::new(),
+        settings: engine::SpamdSettings {
+            user: None,
+            tls: None,
+            connect_timeout: SECONDS_20,
+        },
+    };
+    let settings = Settings {
+        kind: spamd,
+        ..settings("one")
+    };
+    let engine = Arc::new(Reader::default());
+    let guarded = guard::guard(vec![engine.clone()], Arc::new(settings), None);
+    let scanner = Scanner::of(vec![guarded]);
+    for _ in 0..2 {
+        assert_eq!(scanner.scan(printed(CONTENT)).await[0].reused, None);
+    }
+    assert_eq!(engine.asked.load(Ordering::SeqCst), 2);
+}
+
 /// What a filter says may well be about who sends what to whom, whatever its class: its answer is used for no other message.
-/// Those who look at the content alone are asked about the same content once.
+/// Those who look at the content alone are asked about the same octets once.
 #[tokio::test(start_paused = true)]
 async fn a_filters_answer_is_about_one_message() {
     let milter = engine::Kind::Milter {

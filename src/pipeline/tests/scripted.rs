@@ -588,7 +588,10 @@ impl Store for Scripted {
 
     fn rescan_room(&self) -> StoreFuture<'_, u64> {
         self.operation(None, Operation::Read, move |tables| {
-            let rescans = tables.kept.values().filter(|k| k.record.lane == Lane::Rescan);
+            let rescans = tables
+                .kept
+                .values()
+                .filter(|k| k.record.lane == Lane::Rescan);
             let octets: usize = rescans.map(|kept| kept.content.len()).sum();
             Ok((contract::RESCAN_BYTES / 2).saturating_sub(octets as u64))
         })

@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 use tower::layer::{Layer, layer_fn};
 use tower::{Service, ServiceExt};
 
-use super::{Call, Progress};
 use super::layer::{Next, Outcome};
+use super::{Call, Progress};
 use crate::message::{MessageId, Rights, edit};
 use crate::scan::Settings;
 use crate::scan::engine::{EngineAnswer, Sample};
@@ -50,13 +50,7 @@ impl<S: Next> Service<Sample> for Reporting<S> {
             let progress = call.progress.clone();
             let smtputf8 = call.sample.request().envelope.smtputf8;
             let outcome = next.oneshot(call).await;
-            let report = write(
-                &settings,
-                outcome,
-                &progress,
-                arrived.elapsed(),
-                smtputf8,
-            );
+            let report = write(&settings, outcome, &progress, arrived.elapsed(), smtputf8);
             tell(id, &report);
             Ok(report)
         })
@@ -110,7 +104,9 @@ fn tell(id: MessageId, report: &Report) {
         .increment(1);
     metrics::histogram!("spillway_scan_seconds", "engine" => report.engine.to_string())
         .record(report.elapsed.as_secs_f64());
-    let reused = report.reused.map(|reused| tracing::field::display(reused.from));
+    let reused = report
+        .reused
+        .map(|reused| tracing::field::display(reused.from));
     let stand_in = report.stand_in().is_some();
     let milliseconds = u64::try_from(report.elapsed.as_millis()).unwrap_or(u64::MAX);
     match &report.answer {
@@ -161,7 +157,13 @@ mod tests {
                 edits,
                 ..settings("one")
             };
-            let report = write(&settings, wanted(count), &Progress::default(), Duration::ZERO, false);
+            let report = write(
+                &settings,
+                wanted(count),
+                &Progress::default(),
+                Duration::ZERO,
+                false,
+            );
             assert_eq!(report.missing(), missing, "{edits:?} {count}");
             assert_eq!(report.findings(), std::slice::from_ref(&finding));
             let done = report.wishes.iter().filter_map(Wish::granted).count();

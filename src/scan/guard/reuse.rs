@@ -231,11 +231,18 @@ mod tests {
     async fn a_good_copy_does_not_make_up_for_a_bad_one() {
         let now = Instant::now();
         let mut reuse = Reuse::new();
-        let stands = |reuse: &Reuse, at| reuse.get_like(at, CONTENT).is_some_and(|k| stands_in(&k.answer));
+        let stands = |reuse: &Reuse, at| {
+            reuse
+                .get_like(at, CONTENT)
+                .is_some_and(|k| stands_in(&k.answer))
+        };
         let good = about();
         reuse.put(now, good, &answer(None, false));
         assert!(stands(&reuse, now));
-        assert_eq!(reuse.get_like(now, CONTENT).map(|k| k.from), Some(good.message));
+        assert_eq!(
+            reuse.get_like(now, CONTENT).map(|k| k.from),
+            Some(good.message)
+        );
         reuse.put(now, about(), &answer(None, true));
         reuse.put(now, about(), &answer(None, false));
         assert!(!stands(&reuse, now));

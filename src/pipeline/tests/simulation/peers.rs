@@ -10,7 +10,7 @@ use rand::RngExt as _;
 use super::world::World;
 use crate::deadline::Deadline;
 use crate::delivery::{Answer as Said, Ended, Outbound, Outcome, Scripted as Hop, Sign};
-use crate::message::{Identity, MessageId};
+use crate::message::{Digest, MessageId};
 use crate::scan::engine::{Engine, EngineAnswer, Probes, Sample, ScanError};
 use crate::smtp::RemoteReply;
 use crate::verdict::{Answer, Finding, FindingKind};
@@ -43,7 +43,7 @@ pub(super) enum EngineFault {
 #[derive(Debug)]
 struct Running {
     life: u32,
-    identity: Option<Identity>,
+    octets: Option<Digest>,
     message: MessageId,
     ends: Duration,
 }
@@ -176,7 +176,7 @@ impl Scanning {
     }
 
     /// I1: calls of this life that have not ended are at most as many as there are slots, callers that left included. I3:
-    /// none of them is about the same content.
+    /// none of them is about the same octets.
     fn admit(
         &self,
         inside: &mut Inside,
@@ -189,7 +189,8 @@ impl Scanning {
             return;
         }
         let request = sample.request();
-        let identity = request.fingerprint.as_ref().map(|f| f.identity);
+        let known = request.fingerprint.is_some();
+        let octets = known.then(|| request.content.digest());
         let (message, name) = (request.id, &self.name);
         let mail = self.world.name(message);
         let called = mail.as_deref().unwrap_or("a probe");
@@ -200,8 +201,7 @@ impl Scanning {
                 "I1: {name} gets {called} while it works on {count} of at most {slots}"
             ));
         }
-        let same =
-            |r: &Running| r.message == message || identity.is_some() && r.identity == identity;
+        let same = |r: &Running| r.message == message || octets.is_some() && r.octets == octets;
         if mine().any(same) {
             self.world.breaks(format!(
                 "I3: {name} gets {called} while it works on the same"
@@ -216,7 +216,7 @@ impl Scanning {
         let number = inside.next;
         let running = Running {
             life,
-            identity,
+            octets,
             message,
             ends,
         };

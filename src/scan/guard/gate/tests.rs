@@ -130,6 +130,33 @@ async fn a_zombie_keeps_its_slot_until_the_engine_has_ended() {
     assert_eq!((world.gate.running(), world.gate.zombies()), (0, 0));
 }
 
+/// What may make an answer about another message stand in is a wait for this one: for a slot, for one that its lane may take,
+/// behind copies of itself. Not that the engine is out: then it has no answer, and coverage decides.
+#[tokio::test(start_paused = true)]
+async fn an_engine_is_short_for_mail_that_would_have_to_wait() {
+    let mut world = World::new(6);
+    let is_short = |world: &World, attachment, standing| {
+        let entrant = entrant(world.now, attachment, standing);
+        world.gate.is_short(world.now, &entrant)
+    };
+    let (known, unknown) = (Standing::Known, Standing::Unknown);
+    assert!(!is_short(&world, 1, known) && !is_short(&world, 1, unknown));
+    world.enter(1, known);
+    world.enter(1, known);
+    assert!(is_short(&world, 1, known), "behind its copies");
+    assert!(!is_short(&world, 2, known) && !is_short(&world, 2, unknown));
+    world.unique(unknown);
+    world.unique(unknown);
+    assert!(is_short(&world, 2, unknown), "strangers have their share");
+    assert!(is_short(&world, 2, known), "the rest is for what is proven");
+    assert!(!is_short(&world, TEXT, known));
+    world.unique(known);
+    world.unique(known);
+    assert!(is_short(&world, TEXT, known), "no slot is free");
+    world.gate.drain(world.now, 0, true);
+    assert!(!is_short(&world, TEXT, known), "it is out");
+}
+
 /// A flood of one message costs the engine two scans, whatever it is and whoever sends it.
 #[tokio::test(start_paused = true)]
 async fn of_unproven_content_two_copies_are_scanned_at_once() {

@@ -1,0 +1,209 @@
+//! What is delivered while an answer about another message stands in is scanned itself, and people are told.
+
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::incident::Kind as IncidentKind;
+use crate::store::Cause;
+use crate::verdict::{Answer as Said, Report, Reused, Same};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Knows a name in a header field, and keeps silent about some mail.
+fn says(heard: &[u8]) -> Option<&'static [u8]> {
+    let said = |what: &[u8]| memchr::memmem::find(heard, what).is_some();
+    match (said(b"bad-id"), said(b"ang me")) {
+        (true, _) => Some(b"stream: Bad FOUND\0"),
+        (_, true) => None,
+        _ => Some(b"stream: OK\0"),
+    }
+}
+
+fn copy(id: &str, octets: usize) -> Message {
+    let text = "x".repeat(octets);
+    Message {
+        content: Content::uncharged(format!(
+            "Message-ID: <{id}@a.test>\r\nSubject: x\r\n\r\n{text}\r\n"
+        )),
+        ..message(&["x@b.test"])
+    }
+}
+
+/// A path to a Maildir, through an engine with one slot.
+struct World {
+    pipeline: Arc<Pipeline>,
+    store: Arc<Scripted>,
+    noticed: Box<dyn FnMut() -> Option<crate::incident::Incident> + Send>,
+    mail: tempfile::TempDir,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        let settings = crate::scan::Settings {
+            slots: 1,
+            wait: Duration::from_secs(1),
+            timeout: Duration::from_secs(5),
+            ..engine("one", MINUTE, says).await
+        };
+        let mail = tempfile::tempdir().expect("a folder");
+        let mut generation = generation(vec![settings], Budget::default());
+        let hop = HopSettings {
+            kind: Kind::Maildir {
+                path: mail.path().join("{local}").to_string_lossy().into_owned(),
+            },
+            ..maildir_hop()
+        };
+        generation.delivery = Delivery::new(vec![hop], None).expect("a next hop");
+        let store = Arc::new(Scripted::default());
+        let folder = tempfile::tempdir().expect("a folder");
+        let history = History::open(&folder.path().join("history.db"), MINUTE).expect("history");
+        let (incidents, noticed) = Incidents::detached();
+        let pipeline = Pipeline::new(
+            generation,
+            store.clone(),
+            (history, incidents),
+            intercept::Settings::default(),
+            64 << 20,
+        );
+        Self {
+            pipeline,
+            store,
+            noticed: Box::new(noticed),
+            mail,
+            _folder: folder,
+        }
+    }
+
+    /// The one slot is taken for a minute, by something else.
+    async fn take_the_slot(&self) {
+        let pipeline = self.pipeline.clone();
+        let other = Message {
+            content: Content::uncharged("Subject: y\r\n\r\nhang me\r\n"),
+            ..message(&["y@b.test"])
+        };
+        tokio::spawn(async move { pipeline.accept(other, Mode::CutThrough).await });
+        let generation = self.pipeline.generation();
+        self.until(|_| generation.scanner.engines()[0].health().running == 1)
+            .await;
+    }
+
+    async fn until(&self, what: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
+        while !what(self) {
+            assert!(began.elapsed() < 10 * MINUTE, "{:#?}", self.store.all());
+            Deadline::after(Duration::from_millis(100)).wait().await;
+        }
+    }
+
+    /// The header sections that have arrived at a mailbox.
+    fn arrived(&self, local: &str) -> Vec<String> {
+        let new = self.mail.path().join(local).join("new");
+        let files = std::fs::read_dir(new).expect("a mailbox");
+        let read = |file: std::io::Result<std::fs::DirEntry>| {
+            let file = std::fs::read(file.expect("a file").path()).expect("a message");
+            let text = String::from_utf8(file).expect("ASCII");
+            text.split("\r\n\r\n").next().unwrap_or_default().to_owned()
+        };
+        files.map(read).collect()
+    }
+}
+
+/// Whoever keeps an engine short of slots gets one message past it and no further: what was delivered on the answer about
+/// another is marked, is kept until the engine has seen it, and is told to people when it is bad; in both modes.
+#[tokio::test(start_paused = true)]
+async fn what_was_delivered_on_a_stand_in_is_scanned_and_told() {
+    for mode in [Mode::CutThrough, Mode::Queue] {
+        let mut world = World::new().await;
+        let good = copy("good", 10);
+        let from = good.id;
+        world.pipeline.accept(good, mode).await;
+        world.until(|w| w.store.all().is_empty()).await;
+        world.take_the_slot().await;
+        let bad = copy("bad-id", 10);
+        let id = bad.id;
+        let reply = world.pipeline.accept(bad, mode).await;
+        assert_eq!(reply.code(), 250, "{reply}");
+        let kept = |w: &World| w.store.all().into_iter().find(|r| r.id == id);
+        world
+            .until(|w| kept(w).is_some_and(|r| r.lane == Lane::Rescan))
+            .await;
+        let record = kept(&world).expect("kept");
+        assert_eq!(record.cause, Some(Cause::Engine("one".to_owned())));
+        assert_eq!(record.reports[0].stand_in(), Some(from));
+        assert!(
+            record.status.contains(&from.to_string()),
+            "{}",
+            record.status
+        );
+        let marked = format!("reused=one:{from}");
+        let arrived = world.arrived("x");
+        let told = arrived.iter().filter(|head| head.contains(&marked));
+        assert_eq!((arrived.len(), told.count()), (2, 1), "{arrived:?}");
+        let closing = CancellationToken::new();
+        tokio::spawn(world.pipeline.clone().recover(closing.clone()));
+        world.until(|w| kept(w).is_none()).await;
+        let incidents = std::iter::from_fn(&mut world.noticed);
+        let late: Vec<_> = incidents
+            .filter(|incident| incident.kind == IncidentKind::LateFinding)
+            .collect();
+        assert_eq!(late.len(), 1, "{late:?}");
+        assert_eq!(late[0].message, Some(id));
+        closing.cancel();
+    }
+}
+
+/// Nothing stands in that cannot be kept until it is scanned: what has given way would never be.
+#[tokio::test(start_paused = true)]
+async fn without_room_to_keep_it_nothing_stands_in() {
+    let world = World::new().await;
+    let large = crate::store::contract::RESCAN_BYTES as usize / 2;
+    world
+        .pipeline
+        .accept(copy("good", large), Mode::CutThrough)
+        .await;
+    world.until(|w| w.store.all().is_empty()).await;
+    world.take_the_slot().await;
+    let other = copy("other", large);
+    let id = other.id;
+    world.pipeline.accept(other, Mode::CutThrough).await;
+    let kept = world.store.get(id).await.expect("get").expect("kept");
+    assert_eq!(kept.lane, Lane::Scan, "it waits for its engine");
+    assert_eq!(kept.reports[0].reused, None);
+    assert_eq!(world.arrived("x").len(), 1);
+}
+
+/// What an answer stood in for is owed a look of that engine, whether or not its class is required and any engine is probed, and
+/// keeps the name that its sender knows.
+#[test]
+fn a_stand_in_is_owed_a_scan_whatever_its_engine_is_for() {
+    let generation = generation(Vec::new(), Budget::default());
+    let message = message(&["x@b.test"]);
+    let stored = settle::unfinished(&generation, &message, None);
+    for custody in [Custody::Session, Custody::Stored(Box::new(stored))] {
+        let taken = End::Delivered(vec![Outcome::Delivered(answer(250))]);
+        let mut passed = passed(vec![(Disposition::Deliver, vec![0], taken)]);
+        passed.judged.reports = vec![Report {
+            engine: "odd".into(),
+            class: EngineClass::Content,
+            answer: Said::Answered(Vec::new()),
+            replica: None,
+            signatures: None,
+            attempts: 0,
+            reused: Some(Reused {
+                from: MessageId::new(),
+                same: Same::Content,
+            }),
+            wishes: Vec::new(),
+            elapsed: Duration::ZERO,
+        }];
+        let settlement = settle::settle(&generation, &message, &custody, &passed);
+        assert!(settlement.reply.to_string().contains("delivered"));
+        assert!(settlement.rescan.is_none(), "it is kept with the reply");
+        let [kept] = &settlement.keep[..] else {
+            panic!("{:?}", settlement.keep);
+        };
+        assert_eq!((kept.lane, kept.id), (Lane::Rescan, message.id));
+        assert_eq!(kept.cause, Some(Cause::Engine("odd".to_owned())));
+    }
+}
