@@ -379,11 +379,7 @@ impl Inner {
         self.mail(id)?.ends.get_mut(recipient)
     }
 
-    fn register<'a>(
-        &mut self,
-        id: MessageId,
-        recipients: impl Iterator<Item = &'a str>,
-    ) -> usize {
+    fn register<'a>(&mut self, id: MessageId, recipients: impl Iterator<Item = &'a str>) -> usize {
         let number = self.mails.len();
         let sent = self.now();
         self.numbers.insert(id, number);
