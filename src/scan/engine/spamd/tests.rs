@@ -79,7 +79,7 @@ fn a_scan_that_was_cut_short_is_not_complete() {
 /// P4: what is not exactly an answer to this one request is no answer.
 #[test]
 fn only_the_protocol_counts() {
-    let cases: [(&str, Reason); 14] = [
+    let cases: [(&str, Reason); 15] = [
         ("", Reason::Disconnected),
         ("SPAMD/1.1 0 EX", Reason::Disconnected),
         (
