@@ -128,12 +128,13 @@ impl Asking<'_> {
     }
 }
 
-/// Everybody answered and nothing speaks against it: this is what the mail of this relay's users looks like.
+/// Everybody answered, about this very message, and nothing speaks against it: this is what the mail of this relay's users looks like.
 fn is_well(groups: &[Group], reports: &[Report]) -> bool {
     let delivers = |(decision, _): &Group| {
         decision.disposition == Disposition::Deliver && decision.verdict == Verdict::Clean
     };
-    groups.iter().all(delivers) && reports.iter().all(|r| r.missing().is_none())
+    let is_seen = |r: &Report| r.missing().is_none() && r.stand_in().is_none();
+    groups.iter().all(delivers) && reports.iter().all(is_seen)
 }
 
 /// The inspection, in a task of its own: content that makes it panic costs its engines an answer, not its session.

@@ -352,7 +352,7 @@ fn printed(content: &str) -> ScanRequest {
         trace: "".into(),
         content: request.content.clone(),
     };
-    let inspection = mime::inspect(content.as_bytes(), mime::Limits::default());
+    let inspection = mime::inspect(request.content.bytes(), mime::Limits::default());
     request.fingerprint = Some(Arc::new(Fingerprint::of(&message, &inspection)));
     request
 }
