@@ -348,7 +348,7 @@ impl Pipeline {
     ) -> Judged {
         let judged = self.ask(generation, message, (spent, errand, true)).await;
         let delivers = |(decision, _): &(Decision, _)| decision.disposition == Disposition::Deliver;
-        let judged = match judged.reports.iter().any(|r| r.stand_in().is_some())
+        let judged = match settle::has_stand_in(&judged.reports)
             && judged.groups.iter().any(delivers)
             && !self.has_rescan_room(message.content.len()).await
         {
@@ -365,7 +365,7 @@ impl Pipeline {
 
     async fn has_rescan_room(&self, octets: usize) -> bool {
         let room = self.store.rescan_room().await;
-        self.has_room() && room.is_ok_and(|room| room >= octets as u64)
+        self.store.accepts().is_ok() && room.is_ok_and(|room| room >= octets as u64)
     }
 
     /// The same, whether or not answers about other messages stand in.
@@ -395,7 +395,7 @@ impl Pipeline {
 
     /// Makes durable what must be, tells what became of it, and returns the reply for a session that still waits.
     async fn conclude(
-        &self,
+        self: &Arc<Self>,
         generation: &Generation,
         message: &Message,
         custody: Custody,
@@ -424,26 +424,34 @@ impl Pipeline {
             if record.cause.is_none() {
                 record.cause = self.recent.doubts(&record);
             }
+            let content = &message.content;
             match record.cause {
-                Some(_) => self.remember(record, message.content.clone()),
-                None => self.recent.add(record, &message.content),
+                // It is owed: its sender waits for it to be kept, though what the next hop has said is true in any case.
+                Some(_) if settle::has_stand_in(&record.reports) => self.remember(record, content.clone()).await,
+                Some(_) => self.remember_beside(record, content.clone()),
+                None => self.recent.add(record, content),
             }
         }
         settlement.reply
     }
 
-    /// Keeps what was delivered without an engine that should have answered, for when it does. It is no mail any more, so
-    /// nobody waits for it, and where too much goes on already it is not kept.
-    fn remember(&self, record: Record, content: Content) {
+    /// Keeps what was delivered without an engine that should have answered, for when it does. It is no mail any more: a
+    /// store that fails is told, and changes nothing.
+    async fn remember(&self, record: Record, content: Content) {
+        let message = record.message;
+        if self.store.put(vec![record], content).await.is_err() {
+            events::not_remembered(message);
+        }
+    }
+
+    /// The same while nobody waits for it; where too much goes on already it is not kept.
+    fn remember_beside(self: &Arc<Self>, record: Record, content: Content) {
         let Ok(slot) = self.background.clone().try_acquire_owned() else {
             return events::not_remembered(record.message);
         };
-        let store = self.store.clone();
+        let pipeline = self.clone();
         self.tasks.spawn(async move {
-            let message = record.message;
-            if store.put(vec![record], content).await.is_err() {
-                events::not_remembered(message);
-            }
+            pipeline.remember(record, content).await;
             drop(slot);
         });
     }

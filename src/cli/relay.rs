@@ -11,7 +11,7 @@ use super::settings;
 use super::terminal::{Terminal, count, safe, size};
 use crate::admin::{Reloaded, Status};
 use crate::app;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::store::{Held, LaneStats};
 use crate::telemetry;
 

@@ -441,10 +441,10 @@ impl<'a> Settling<'a> {
                 _ => Reply::accepted(id),
             }
         };
-        // Where an answer stood in, the second look is owed, and kept as surely as mail that is to be delivered.
-        let is_stand_in =
-            |record: &mut Record| record.reports.iter().any(|r| r.stand_in().is_some());
-        self.keep.extend(self.rescan.take_if(is_stand_in));
+        // Where an answer stood in, the second look is owed, and kept as surely as mail that is to be delivered. A sender who
+        // still waits has had the next hop's word, which a store that fails must not take back: then it is kept beside.
+        let is_owed = |record: &mut Record| stored && has_stand_in(&record.reports);
+        self.keep.extend(self.rescan.take_if(is_owed));
         // The first record is the message's own; others, for recipients who parted from it, get names of theirs.
         // Whoever asks for one of those when it is gone is led to the message.
         for record in self.keep.iter_mut().skip(1) {
@@ -463,6 +463,9 @@ impl<'a> Settling<'a> {
                 reports: Vec::new(),
                 detail: format!("from {id}"),
             });
+        }
+        if let Some(record) = &mut self.rescan {
+            record.id = MessageId::new();
         }
         Settlement {
             keep: self.keep,
@@ -505,6 +508,11 @@ pub(super) fn absent(generation: &Generation, reports: &[Report]) -> Option<Arc<
 /// Whether an engine has not seen this message: it did not answer, or an answer about another message stood in.
 pub(super) fn is_owed(report: &Report) -> bool {
     report.missing().is_some() || report.stand_in().is_some()
+}
+
+/// Whether an answer about another message stands in for an engine's own.
+pub(super) fn has_stand_in(reports: &[Report]) -> bool {
+    reports.iter().any(|report| report.stand_in().is_some())
 }
 
 /// The engine that a second look is owed to, and the status of mail that was delivered without its first.

@@ -35,7 +35,7 @@ pub enum Kind {
 
 /// Every metric of this program: its name, its kind, and what it tells, for the help lines of `/metrics`. The rooms that
 /// count use the same names; a test compares.
-pub const ALL: [(&str, Kind, &str); 34] = [
+pub const ALL: [(&str, Kind, &str); 36] = [
     (
         "spillway_recipients_total",
         Kind::Counter,

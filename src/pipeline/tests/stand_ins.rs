@@ -124,7 +124,7 @@ async fn what_was_delivered_on_a_stand_in_is_scanned_and_told() {
         let id = bad.id;
         let reply = world.pipeline.accept(bad, mode).await;
         assert_eq!(reply.code(), 250, "{reply}");
-        let kept = |w: &World| w.store.all().into_iter().find(|r| r.id == id);
+        let kept = |w: &World| w.store.all().into_iter().find(|r| r.message == id);
         world
             .until(|w| kept(w).is_some_and(|r| r.lane == Lane::Rescan))
             .await;

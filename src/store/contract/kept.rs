@@ -255,7 +255,7 @@ pub(super) async fn what_has_expired_is_removed_to_the_last(store: &dyn Store) {
         let [_, _, held, _] = store.stats().await.expect("stats");
         held.messages
     };
-    let expired = expire(store, Lane::Held, at(1), entry);
+    let expired = expire(store, Lane::Held, at(1), entry, |_| ());
     let (expired, left) = futures_util::future::join(expired, fresh).await;
     assert_eq!(expired.expect("expires"), 200, "all of them, and no other");
     assert!(left > 100, "fresh mail waits for a few at most: {left}");

@@ -107,7 +107,7 @@ async fn the_sums_of_what_is_held_are_right() {
     );
     let (store, _) = relay(&folder).await;
     check(&folder, "restarted");
-    let expired = expire(&*store, Lane::Held, at(9999), |_| None).await;
+    let expired = expire(&*store, Lane::Held, at(9999), |_| None, |_| ()).await;
     assert_eq!(expired.expect("expires"), 3);
     assert_eq!(check(&folder, "expired"), 0);
     assert_eq!(sums(&folder, "SELECT party, 0, 0 FROM held_by"), []);
@@ -147,7 +147,7 @@ async fn a_full_quarantine_refuses_new_mail_only() {
     assert!(put_new(&store, record(Lane::Delivery), LARGE, octets_held).await);
     put(&store, Lane::Held, LARGE).await;
     let mut waiting = store
-        .claim(Lane::Scan, at(0), at(9), 1)
+        .claim(Lane::Scan, times(0, 9), 1)
         .await
         .expect("claim")
         .swap_remove(0);

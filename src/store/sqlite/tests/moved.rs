@@ -127,7 +127,7 @@ async fn a_database_that_is_made_compact_goes_on() {
 async fn what_is_here_goes_on_without_its_files() {
     let (_folder, store) = after(|store| fs::remove_dir_all(store).expect("remove")).await;
     refuses(&store, 10).await;
-    let due = store.claim(Lane::Scan, at(0), at(9), 9).await;
+    let due = store.claim(Lane::Scan, times(0, 9), 9).await;
     let due = due.expect("claim").swap_remove(0);
     store.content(due.id).await.expect("content");
     let removed = store.change(due.id, Change::Remove, None).await;
