@@ -8,8 +8,7 @@ use spillway::app::{self, Running};
 use spillway::config;
 use tempfile::TempDir;
 
-/// Everything a test waits for happens long before this, on a slow machine with other work as well, or not at all.
-pub const PATIENCE: Duration = Duration::from_secs(600);
+pub use crate::servers::PATIENCE;
 
 /// Starts relays that keep their files in one folder.
 pub struct Site {
