@@ -427,7 +427,9 @@ impl Pipeline {
             let content = &message.content;
             match record.cause {
                 // It is owed: its sender waits for it to be kept, though what the next hop has said is true in any case.
-                Some(_) if settle::has_stand_in(&record.reports) => self.remember(record, content.clone()).await,
+                Some(_) if settle::has_stand_in(&record.reports) => {
+                    self.remember(record, content.clone()).await
+                }
                 Some(_) => self.remember_beside(record, content.clone()),
                 None => self.recent.add(record, content),
             }

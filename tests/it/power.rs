@@ -1,11 +1,11 @@
 //! Promise P5 across a power cut: what is not flushed is gone then, whatever the program has written. The calls of the real
 //! process are watched (strace), and before each 250 all that the message needs must have been flushed.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use crate::client::Client;
-use crate::servers::{Server, free_port, listens, log_of, wait_until};
+use crate::servers::{Server, free_port, listens, wait_until};
 
 /// One system call: its text, and the lines of the trace in which it began and ended.
 #[derive(Debug)]
@@ -143,27 +143,27 @@ impl Trace {
 async fn watched(config: &Path, port: u16, work: impl Future<Output = ()>) -> Trace {
     let trace = config.with_extension("trace");
     let log = std::fs::File::create(config.with_extension("log")).expect("a log file");
-    // With -D the tracer is the child's child, so that the child is the relay and can be told to end.
-    let child = Command::new("strace")
-        .args(["-D", "-f", "-y", "-s", "5000", "-e"])
-        .arg("trace=?rename,?renameat,?renameat2,?mkdir,?mkdirat,write,writev,pwrite64,sendto,fsync,fdatasync")
-        .arg("-o")
-        .arg(&trace)
-        .arg(env!("CARGO_BIN_EXE_spillway"))
-        .args(["run", "--config"])
-        .arg(config)
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .expect("strace is installed; tests/run does that");
-    let mut relay = Server(child);
-    wait_until("the relay listens", || {
-        let ended = relay.0.try_wait().expect("its state");
-        assert!(ended.is_none(), "it ended: {}", log_of(config));
-        listens(port)
-    });
+    // With -DD the tracer is the child's child, so that the child is the relay and can be told to end, and in a process group
+    // of its own, so that it lives to write how the relay has ended.
+    let calls_watched = "trace=?rename,?renameat,?renameat2,?mkdir,?mkdirat,write,writev,pwrite64,sendto,fsync,fdatasync";
+    let arguments: [&OsStr; 12] = [
+        "-DD".as_ref(),
+        "-f".as_ref(),
+        "-y".as_ref(),
+        "-s".as_ref(),
+        "5000".as_ref(),
+        "-e".as_ref(),
+        calls_watched.as_ref(),
+        "-o".as_ref(),
+        trace.as_ref(),
+        env!("CARGO_BIN_EXE_spillway").as_ref(),
+        "run".as_ref(),
+        "--config".as_ref(),
+    ];
+    let arguments = arguments.into_iter().chain([config.as_os_str()]);
+    let relay = Server::start("strace", arguments, log).until(|| listens(port));
     work.await;
-    let main = relay.0.id();
+    let main = relay.id();
     drop(relay);
     let end = format!("{main} +++ ");
     let read = || String::from_utf8_lossy(&std::fs::read(&trace).unwrap_or_default()).into_owned();

@@ -96,6 +96,11 @@ impl Server {
         self
     }
 
+    /// Its process id.
+    pub fn id(&self) -> i32 {
+        self.id.as_raw_nonzero().get()
+    }
+
     pub fn signal(&self, signal: Signal) {
         rustix::process::kill_process(self.id, signal).expect("it runs");
     }

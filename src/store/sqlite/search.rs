@@ -15,7 +15,8 @@ use super::row::{cause_key, decode, lane_number, lossy};
 use super::schema::broken;
 use crate::message::MessageId;
 use crate::store::{
-    Audit, Capacity, Filter, Held, Holder, Lane, LaneStats, Object, Queue, Record, StoreError, Times,
+    Audit, Capacity, Filter, Held, Holder, Lane, LaneStats, Object, Queue, Record, StoreError,
+    Times,
 };
 
 /// A row that cannot be used, found while reading.

@@ -11,7 +11,8 @@ use super::row::{Row, cause_key, lane_number, lanes, lossy};
 use super::search;
 use crate::message::{Content, MessageId};
 use crate::store::{
-    AtWork, Capacity, Cause, Held, Holder, Lane, Outgoing, Place, StoreError, StoredInterceptor, Times,
+    AtWork, Capacity, Cause, Held, Holder, Lane, Outgoing, Place, StoreError, StoredInterceptor,
+    Times,
 };
 
 /// Something to be written.
