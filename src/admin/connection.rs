@@ -277,8 +277,8 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         let mut order: Vec<usize> = Vec::new();
-        let count = open.lock().len();
-        for _ in 0..count {
+        let all = open.lock().len();
+        for _ in 0..all {
             open.make_room();
             let now = ended(open);
             order.extend(now.iter().find(|at| !order.contains(at)));
