@@ -180,7 +180,7 @@ impl SqliteStore {
         let store = Self {
             inline_limit: settings.inline_limit,
             role,
-            readers: Readers::new(folder.clone(), health.clone(), opened, READERS),
+            readers: Readers::new(folder.clone(), health.clone(), opened, READERS)?,
             folder,
             jobs,
             places: Arc::new(Semaphore::new(QUEUE)),

@@ -107,6 +107,9 @@ impl Writer {
         if batch.is_empty() {
             return;
         }
+        if let Some(Err(error)) = self.files.as_ref().map(OpenFiles::log_is_whole) {
+            self.health.set(Part::OpenFiles, Err(error));
+        }
         match self.transact(&batch) {
             Ok(outputs) => {
                 // In the log now, in the database at the next checkpoint.
@@ -211,7 +214,8 @@ impl Writer {
         let (Some(files), Some(_)) = (&mut self.files, new.peek()) else {
             return Ok(());
         };
-        let found = files.hold().and_then(|()| {
+        let found = self.health.check_part(Part::Pages);
+        let found = found.and_then(|()| files.hold()).and_then(|()| {
             new.try_for_each(|job| match &job.work {
                 Work::Put {
                     files: Some(files), ..
