@@ -102,7 +102,7 @@ mod tests {
             limit: 1000,
             largest: Some(Holder {
                 name: "sender a.test".to_owned(),
-                octets: octets / 2,
+                octets: octets / 4,
             }),
         }
     }
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(told.filling(&held(790)), None);
         let incident = told.filling(&held(810)).expect("it fills");
         assert_eq!(incident.kind, Kind::QuarantineFilling);
-        let most = ("most".into(), "405 octets of sender a.test".to_owned());
+        let most = ("most".into(), "202 octets of sender a.test".to_owned());
         assert!(incident.evidence.contains(&most), "{incident:?}");
         for octets in [1000, 790, 710] {
             assert_eq!(told.filling(&held(octets)), None);

@@ -152,6 +152,25 @@ async fn retention_ends_by_itself() {
     assert_eq!(expire_due(&*store, at(100_000)).await.expect("expire"), 1);
 }
 
+/// However much expires at once, mail whose sender waits for a 250 is written between it.
+#[tokio::test]
+async fn fresh_mail_does_not_wait_for_what_expires() {
+    let (_folder, store) = store().await;
+    for _ in 0..300 {
+        put_held(&*store, 0).await;
+    }
+    let fresh = async {
+        let put = store.put(vec![record(Lane::Scan)], octets(3));
+        put.await.expect("put");
+        let [_, _, held, _] = store.stats().await.expect("stats");
+        held.messages
+    };
+    let expired = expire_due(&*store, at(100));
+    let (expired, left) = futures_util::future::join(expired, fresh).await;
+    assert_eq!(expired.expect("expires"), 300);
+    assert!(left > 0, "it waits for a few at most");
+}
+
 /// An .eml is the message as it would have been delivered, and its export is on record.
 #[tokio::test]
 async fn an_exported_message_is_whole() {

@@ -184,7 +184,7 @@ impl SqliteStore {
             inline_limit: settings.inline_limit,
             rescan_bytes: settings.rescan_bytes,
             role,
-            readers: Readers::new(folder.clone(), health.clone(), opened, READERS),
+            readers: Readers::new(folder.clone(), health.clone(), opened, READERS)?,
             folder,
             jobs,
             places: Arc::new(Semaphore::new(QUEUE)),

@@ -87,7 +87,7 @@ impl OpenFiles {
     /// Whether what was committed just now will be found: three system calls.
     pub(super) fn hold(&mut self) -> Result<(), StoreError> {
         let octets = self.database.look().map_err(moved)?.len();
-        self.log_is_whole().map_err(moved)?;
+        self.log_is_whole()?;
         if octets < self.octets {
             self.is_sound()?;
         }
@@ -121,18 +121,20 @@ impl OpenFiles {
         self.opened.clone()
     }
 
-    /// The log has every frame that its index knows: who makes it shorter says so in the index first.
-    fn log_is_whole(&self) -> Result<(), String> {
-        let mut needed = self.octets_of_log()?;
+    /// Whether the log has every frame that its index knows: who makes it shorter says so in the index first. To be asked
+    /// before anything is written to it, which fills the gap with nothing.
+    pub(super) fn log_is_whole(&self) -> Result<(), StoreError> {
+        let mut needed = self.octets_of_log().map_err(moved)?;
         loop {
-            let octets = self.log.look()?.len();
+            let octets = self.log.look().map_err(moved)?.len();
             if octets >= needed {
                 return Ok(());
             }
-            let before = std::mem::replace(&mut needed, self.octets_of_log()?);
+            let before = std::mem::replace(&mut needed, self.octets_of_log().map_err(moved)?);
             if needed == before {
                 let shown = self.log.path.display();
-                return Err(format!("{shown} has {octets} octets of {needed}"));
+                let why = format!("{shown} has {octets} octets of {needed}");
+                return Err(StoreError::Corrupt(why));
             }
         }
     }

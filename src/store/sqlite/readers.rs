@@ -23,20 +23,24 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    /// At most `count` at a time, opened when first needed.
+    /// At most `count` at a time, opened when first needed; by a relay at once, so that they are of the files that it has
+    /// open whatever becomes of these.
     pub(super) fn new(
         folder: PathBuf,
         health: Arc<Health>,
         opened: Option<Arc<File>>,
         count: usize,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, StoreError> {
+        let at_once = if opened.is_some() { count } else { 0 };
+        let idle = (0..at_once).map(|_| open_reader(&folder));
+        let idle = idle.collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
             folder,
             health,
             opened,
-            idle: Arc::default(),
+            idle: Arc::new(Mutex::new(idle)),
             places: Arc::new(Semaphore::new(count)),
-        }
+        })
     }
 
     /// Runs `read` with a connection of its own. Callers beyond the number of connections wait for their turn.

@@ -134,6 +134,8 @@ pub(super) fn open_reader(folder: &Path) -> Result<Connection, StoreError> {
     let open = || {
         let connection = connect(&folder.join(DATABASE))?;
         connection.pragma_update(None, "query_only", true)?;
+        // The log and its index are opened by the first read.
+        connection.query_row("SELECT writes FROM probe", [], |_| Ok(()))?;
         Ok(connection)
     };
     open().map_err(|error| broken(&error))

@@ -258,6 +258,16 @@ fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
     }
 }
 
+/// Removes what was put for mail that stays with its sender.
+pub(super) fn take_back(db: &Connection, work: &Work) -> rusqlite::Result<()> {
+    if let (Work::Put { rows, .. }, true) = (work, work.is_new()) {
+        for id in rows.iter().filter_map(|row| row.id.parse().ok()) {
+            remove(db, id, None, None)?;
+        }
+    }
+    Ok(())
+}
+
 fn put(db: &Connection, row: &Row, content: &Content, file: bool) -> rusqlite::Result<()> {
     let size = i64::try_from(content.len()).unwrap_or(i64::MAX);
     let seq = row.insert(db, size, file)?;

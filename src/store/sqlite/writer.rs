@@ -23,7 +23,7 @@ use super::faults::Faults;
 use super::health::{Health, Part};
 use super::open_files::OpenFiles;
 use super::schema::{DATABASE, broken};
-use super::work::{Output, Work, perform, weight};
+use super::work::{Output, Work, perform, take_back, weight};
 use crate::store::{StoreError, dropped};
 
 /// Jobs in one transaction.
@@ -106,6 +106,9 @@ impl Writer {
     fn commit(&mut self, batch: Vec<Job>) {
         if batch.is_empty() {
             return;
+        }
+        if let Some(Err(error)) = self.files.as_ref().map(OpenFiles::log_is_whole) {
+            self.health.set(Part::OpenFiles, Err(error));
         }
         match self.transact(&batch) {
             Ok(outputs) => {
@@ -211,7 +214,8 @@ impl Writer {
         let (Some(files), Some(_)) = (&mut self.files, new.peek()) else {
             return Ok(());
         };
-        let found = files.hold().and_then(|()| {
+        let found = self.health.check_part(Part::Pages);
+        let found = found.and_then(|()| files.hold()).and_then(|()| {
             new.try_for_each(|job| match &job.work {
                 Work::Put {
                     files: Some(files), ..
@@ -221,8 +225,20 @@ impl Writer {
         });
         if found.is_err() {
             self.health.set(Part::OpenFiles, found.clone());
+            // Its sender sends it again: it must not go out from here as well.
+            if let Err(error) = self.take_back(batch) {
+                tracing::error!(%error, "mail whose sender was told to try again is kept all the same");
+            }
         }
         found
+    }
+
+    fn take_back(&mut self, batch: &[Job]) -> rusqlite::Result<()> {
+        let change = self.db.transaction()?;
+        for job in batch {
+            take_back(&change, &job.work)?;
+        }
+        change.commit()
     }
 
     /// Tells everybody what became of a batch that is committed. New mail that would not be found again stays with its
@@ -240,18 +256,17 @@ impl Writer {
                 }
                 _ => {}
             }
-            let is_new = job.work.is_new();
+            let answer = match &found {
+                Err(error) if job.work.is_new() => Err(error.clone()),
+                _ => Ok(output),
+            };
             if let Work::Put {
                 files: Some(files), ..
             } = job.work
-                && matches!(output, Output::Done | Output::MadeRoom { .. })
+                && matches!(answer, Ok(Output::Done | Output::MadeRoom { .. }))
             {
                 files.keep();
             }
-            let answer = match &found {
-                Err(error) if is_new => Err(error.clone()),
-                _ => Ok(output),
-            };
             let _ = job.reply.send(answer);
         }
         for id in gone {

@@ -128,7 +128,9 @@ async fn what_is_here_goes_on_without_its_files() {
     let (_folder, store) = after(|store| fs::remove_dir_all(store).expect("remove")).await;
     refuses(&store, 10).await;
     let due = store.claim(Lane::Scan, times(0, 9), 9).await;
-    let due = due.expect("claim").swap_remove(0);
+    let mut due = due.expect("claim");
+    assert_eq!(due.len(), 1, "what was refused is not here as well");
+    let due = due.swap_remove(0);
     store.content(due.id).await.expect("content");
     let removed = store.change(due.id, Change::Remove, None).await;
     removed.expect("it was delivered");
