@@ -55,6 +55,11 @@ impl World {
             ..maildir_hop()
         };
         generation.delivery = Delivery::new(vec![hop], None).expect("a next hop");
+        let mut policy = crate::config::load(None)
+            .unwrap_or_else(|problems| panic!("{problems}"))
+            .policy;
+        policy.coverage = [(EngineClass::Av, 1)].into_iter().collect();
+        generation.policy = Policy::new(policy, "test".into());
         let store = Arc::new(Scripted::default());
         let folder = tempfile::tempdir().expect("a folder");
         let history = History::open(&folder.path().join("history.db"), MINUTE).expect("history");
