@@ -83,13 +83,15 @@ impl World {
 
     /// The one slot is taken for a minute, by something else.
     async fn take_the_slot(&self) {
-        let pipeline = self.pipeline.clone();
+        let generation = self.pipeline.generation();
         let other = Message {
             content: Content::uncharged("Subject: y\r\n\r\nhang me\r\n"),
             ..message(&["y@b.test"])
         };
-        tokio::spawn(async move { pipeline.accept(other, Mode::CutThrough).await });
-        let generation = self.pipeline.generation();
+        let of = generation.clone();
+        tokio::spawn(async move {
+            judge(&of.scanner, &of.policy, &other, Deadline::after(MINUTE)).await
+        });
         self.until(|_| generation.scanner.engines()[0].health().running == 1)
             .await;
     }
