@@ -45,6 +45,8 @@ impl World {
             slots: 1,
             wait: Duration::from_secs(1),
             timeout: Duration::from_secs(5),
+            // It is asked for its version each time, and does not tell.
+            slow: Duration::from_secs(2),
             ..engine("one", MINUTE, says).await
         };
         let mail = tempfile::tempdir().expect("a folder");
