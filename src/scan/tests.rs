@@ -388,6 +388,8 @@ fn reader(takes: Duration, slots: usize) -> (Arc<Reader>, Scanner) {
     });
     let settings = Settings {
         slots,
+        // Less than it takes a gate to see that an engine is stalled.
+        wait: Duration::from_millis(400),
         ..settings("one")
     };
     let guarded = guard::guard(vec![engine.clone()], Arc::new(settings), None);

@@ -12,7 +12,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Knows a name in a header field, and keeps silent about some mail.
 fn says(heard: &[u8]) -> Option<&'static [u8]> {
     let said = |what: &[u8]| memchr::memmem::find(heard, what).is_some();
-    match (said(b"bad-id"), said(b"ang me")) {
+    // What it is probed with, when it is back.
+    match (said(b"bad-id") || said(b"EICAR-STANDARD"), said(b"ang me")) {
         (true, _) => Some(b"stream: Bad FOUND\0"),
         (_, true) => None,
         _ => Some(b"stream: OK\0"),
@@ -44,6 +45,8 @@ impl World {
             slots: 1,
             wait: Duration::from_secs(1),
             timeout: Duration::from_secs(5),
+            // It is asked for its version each time, and does not tell.
+            slow: Duration::from_secs(2),
             ..engine("one", MINUTE, says).await
         };
         let mail = tempfile::tempdir().expect("a folder");
@@ -55,6 +58,11 @@ impl World {
             ..maildir_hop()
         };
         generation.delivery = Delivery::new(vec![hop], None).expect("a next hop");
+        let mut policy = crate::config::load(None)
+            .unwrap_or_else(|problems| panic!("{problems}"))
+            .policy;
+        policy.coverage = [(EngineClass::Av, 1)].into_iter().collect();
+        generation.policy = Policy::new(policy, "test".into());
         let store = Arc::new(Scripted::default());
         let folder = tempfile::tempdir().expect("a folder");
         let history = History::open(&folder.path().join("history.db"), MINUTE).expect("history");
@@ -77,13 +85,15 @@ impl World {
 
     /// The one slot is taken for a minute, by something else.
     async fn take_the_slot(&self) {
-        let pipeline = self.pipeline.clone();
+        let generation = self.pipeline.generation();
         let other = Message {
             content: Content::uncharged("Subject: y\r\n\r\nhang me\r\n"),
             ..message(&["y@b.test"])
         };
-        tokio::spawn(async move { pipeline.accept(other, Mode::CutThrough).await });
-        let generation = self.pipeline.generation();
+        let of = generation.clone();
+        tokio::spawn(async move {
+            judge(&of.scanner, &of.policy, &other, Deadline::after(MINUTE)).await
+        });
         self.until(|_| generation.scanner.engines()[0].health().running == 1)
             .await;
     }
