@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
@@ -26,10 +27,21 @@ pub fn left_out(test: &str, because: &str) {
     let _ = writeln!(std::io::stderr(), "left out: {test}: {because}");
 }
 
-/// A free port of the loopback address.
+/// A free port of the loopback address that no other test of this process gets. It is none of those that the system chooses
+/// for clients (32768 and up on Linux): one of these could be taken before the server that it is for has started.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address").port()
+    const FIRST: u32 = 16_384;
+    const COUNT: u32 = 16_384;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let begins = std::process::id().wrapping_mul(257);
+    for _ in 0..COUNT {
+        let next = begins.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + next % COUNT).expect("a port");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port is free");
 }
 
 /// Polls a condition of another process.
