@@ -258,6 +258,9 @@ async fn below_the_reserve_only_new_mail_is_refused() {
     assert!(matches!(refused, Err(StoreError::Full(_))));
     let mut changed = store.get(id).await.expect("get").expect("record");
     changed.lane = Lane::Delivery;
+    let others = vec![record(Lane::Delivery)];
+    let split = store.split(changed.clone(), others, octets(10)).await;
+    split.expect("what parts ways is here already");
     let change = Change::Replace(Box::new(changed));
     store.change(id, change, None).await.expect("change");
     store
