@@ -490,20 +490,6 @@ impl Gate {
         })
     }
 
-    /// Whether the engine is short of slots for such a message: it takes mail, but this one would have to wait now, for a slot
-    /// of its lane or behind copies of itself. An engine that is out is not short of slots: it has none.
-    pub(super) fn is_short(&self, now: Instant, entrant: &Entrant) -> bool {
-        if self.refuses().is_some() {
-            return false;
-        }
-        let free = self.free();
-        let has_room = || {
-            let (lane, taken) = (self.lane(entrant), self.taken(free));
-            self.queue.has_room(now, lane, &taken)
-        };
-        free == 0 || self.canaries.blocking(entrant).is_some() || !has_room()
-    }
-
     /// Scans that run, those that nobody waits for included.
     pub(super) fn running(&self) -> usize {
         self.scans.len()

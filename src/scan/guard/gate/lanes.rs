@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Ticket;
+use super::{Entrant, Gate, Ticket};
 use crate::ablation::{Mechanism, without};
 use crate::message::Standing;
 use crate::scan::Errand;
@@ -191,5 +191,21 @@ impl Queue {
                 within_reserve && within_half && few
             }
         }
+    }
+}
+
+impl Gate {
+    /// Whether the engine is short of slots for such a message: it takes mail, but this one would have to wait now, for a slot
+    /// of its lane or behind copies of itself. An engine that is out is not short of slots: it has none.
+    pub(in crate::scan::guard) fn is_short(&self, now: Instant, entrant: &Entrant) -> bool {
+        if self.refuses().is_some() {
+            return false;
+        }
+        let free = self.free();
+        let has_room = || {
+            let (lane, taken) = (self.lane(entrant), self.taken(free));
+            self.queue.has_room(now, lane, &taken)
+        };
+        free == 0 || self.canaries.blocking(entrant).is_some() || !has_room()
     }
 }
