@@ -42,9 +42,11 @@ async fn mail_with_a_missing_answer_makes_nobody_known() {
     fn broken(_: &[u8]) -> Option<&'static [u8]> {
         Some(b"stream: it is broken ERROR\0")
     }
-    let says: [(fn(&[u8]) -> Option<&'static [u8]>, _); 2] =
-        [(clean, Standing::Known), (broken, Standing::Unknown)];
-    for (says, expected) in says {
+    type Says = fn(&[u8]) -> Option<&'static [u8]>;
+    for (says, expected) in [
+        (clean as Says, Standing::Known),
+        (broken, Standing::Unknown),
+    ] {
         let second = crate::scan::Settings {
             class: EngineClass::Content,
             ..engine("second", MINUTE, says).await
