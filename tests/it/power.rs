@@ -163,12 +163,16 @@ async fn watched(config: &Path, port: u16, work: impl Future<Output = ()>) -> Tr
     let arguments = arguments.into_iter().chain([config.as_os_str()]);
     let relay = Server::start("strace", arguments, log).until(|| listens(port));
     work.await;
-    let main = relay.id();
+    let main = relay.id().to_string();
     drop(relay);
-    let end = format!("{main} +++ ");
+    // Numbers of few digits are padded.
+    let is_end = |line: &str| {
+        let mut words = line.split_whitespace();
+        words.next() == Some(&main) && words.next() == Some("+++")
+    };
     let read = || String::from_utf8_lossy(&std::fs::read(&trace).unwrap_or_default()).into_owned();
     wait_until("the trace is complete", || {
-        read().lines().any(|line| line.starts_with(&end))
+        read().lines().any(is_end)
     });
     Trace(calls(&read()))
 }
