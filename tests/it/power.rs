@@ -171,9 +171,7 @@ async fn watched(config: &Path, port: u16, work: impl Future<Output = ()>) -> Tr
         words.next() == Some(&main) && words.next() == Some("+++")
     };
     let read = || String::from_utf8_lossy(&std::fs::read(&trace).unwrap_or_default()).into_owned();
-    wait_until("the trace is complete", || {
-        read().lines().any(is_end)
-    });
+    wait_until("the trace is complete", || read().lines().any(is_end));
     Trace(calls(&read()))
 }
 

@@ -85,7 +85,8 @@ impl Settling<'_> {
     }
 
     /// A bounce for those whose sender may be told about them. The others may not be bounced (RFC 5321 6.1, RFC 3461 4.1)
-    /// and may not vanish: a reviewer gets them.
+    /// and may not vanish: a reviewer gets them. But a bounce of somebody else's that its recipient does not take is dropped
+    /// like our own: it answers a forged sender.
     fn bounce(&mut self, failed: Vec<Failure<'_>>) -> Option<Notice> {
         let wants = |failure: &Failure<'_>| {
             let recipient = self.draft.message.envelope.recipients.get(failure.at);
@@ -93,6 +94,13 @@ impl Settling<'_> {
             recipient.is_some_and(|r| original.wants(dsn::Action::Failed, r))
         };
         let (told, untold): (Vec<_>, Vec<_>) = failed.into_iter().partition(wants);
+        let is_bounce = self.draft.message.envelope.reverse_path.is_null();
+        let is_dropped =
+            |failure: &Failure<'_>| is_bounce && failure.answer.objection() == Objection::Recipient;
+        let (dropped, untold): (Vec<_>, Vec<_>) = untold.into_iter().partition(is_dropped);
+        for failure in &dropped {
+            self.drop_bounce(failure, &[failure.at]);
+        }
         let mut held: Vec<(&Decision, Vec<usize>, &Answer)> = Vec::new();
         for failure in &untold {
             match held.iter_mut().find(|held| held.0 == failure.decision) {
@@ -101,7 +109,7 @@ impl Settling<'_> {
             }
         }
         for (decision, those, answer) in held {
-            let why = match self.draft.message.envelope.reverse_path.is_null() {
+            let why = match is_bounce {
                 true => "its reverse-path is null",
                 false => "its sender wants no notification",
             };
@@ -136,13 +144,8 @@ impl Settling<'_> {
         let Notification::Bounce(extent) = notification else {
             return self.tell("dropped", failure.decision, &all, answer.text.clone());
         };
-        let undeliverable = || Decision {
-            rule: BOUNCE_UNDELIVERABLE.to_owned(),
-            reason: answer.text.clone(),
-            ..failure.decision.clone()
-        };
         if answer.objection() == Objection::Recipient {
-            return self.tell("dropped", &undeliverable(), &all, answer.text.clone());
+            return self.drop_bounce(failure, &all);
         }
         if !failure.given_up
             && let Some(less) = draft.less(extent)
@@ -159,6 +162,16 @@ impl Settling<'_> {
         };
         let reason = format!("{why}: {}", answer.text);
         self.hold_failed(BOUNCE_UNDELIVERABLE, reason, failure.decision, &all);
+    }
+
+    fn drop_bounce(&mut self, failure: &Failure<'_>, those: &[usize]) {
+        let reason = &failure.answer.text;
+        let decision = Decision {
+            rule: BOUNCE_UNDELIVERABLE.to_owned(),
+            reason: reason.clone(),
+            ..failure.decision.clone()
+        };
+        self.tell("dropped", &decision, those, reason.clone());
     }
 
     /// For a reviewer, who alone can say how it goes on: no engine's return changes anything about it.

@@ -215,6 +215,7 @@ fn check(settled: &Settlement, message: &Message, ends: [&str; 2], what: &str, c
             "rejected" => Where::Held,
             _ if failed && what == "released" => Where::Held,
             _ if failed && is_bounced => Where::Bounced,
+            "unknown" if message.envelope.reverse_path.is_null() => Where::Dropped,
             _ if failed => Where::Held,
             _ => Where::Waits,
         };

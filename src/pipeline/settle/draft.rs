@@ -1,0 +1,227 @@
+//! The records that a message lives on in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::{Notice, absent, next_hop, select};
+use crate::chance;
+use crate::deadline::{expiry_clock, wall_clock};
+use crate::delivery::{self, Answer, dsn, schedule};
+use crate::message::{Content, Message, MessageId, Recipient, header};
+use crate::pipeline::{Generation, Judged, lanes};
+use crate::store::{Cause, Extent, Lane, Notification, RESCAN_FOR, Record};
+use crate::verdict::{Decision, Verdict};
+
+/// What all records of one settlement have in common.
+pub(super) struct Draft<'a> {
+    pub(super) generation: &'a Generation,
+    pub(super) message: &'a Message,
+    pub(super) before: Option<&'a Record>,
+    pub(super) judged: Option<&'a Judged>,
+}
+
+impl Draft<'_> {
+    pub(super) fn record(
+        &self,
+        lane: Lane,
+        decision: Option<&Decision>,
+        recipients: &[usize],
+        status: &str,
+    ) -> Record {
+        let mut record = match self.before {
+            Some(before) => self.again(before, lane),
+            None => self.first(lane),
+        };
+        record.envelope = (*select(self.message, recipients)).clone();
+        record.decision = decision.cloned();
+        record.status = status.to_owned();
+        record.next_hop = match (lane, record.envelope.recipients.first()) {
+            (Lane::Delivery, Some(recipient)) => next_hop(self.generation, recipient)
+                .cloned()
+                .unwrap_or_else(|| "".into()),
+            _ => "".into(),
+        };
+        if let Some(judged) = self.judged {
+            record.reports.clone_from(&judged.reports);
+            record.spent = judged.spent;
+            record.standing = judged.standing.or(record.standing);
+        }
+        if matches!(lane, Lane::Held | Lane::Scan) {
+            record.cause = decision.and_then(|decision| self.cause(decision));
+        }
+        record.due_at = match lane {
+            Lane::Held | Lane::Rescan => wall_clock(),
+            Lane::Scan if record.attempts == 0 => wall_clock(),
+            Lane::Scan => wall_clock() + lanes::scan_backoff(record.attempts),
+            Lane::Delivery => wall_clock() + self.delivery_backoff(&record),
+        };
+        record.expires_at = match lane {
+            Lane::Held => wall_clock() + self.generation.retention,
+            Lane::Rescan => wall_clock() + RESCAN_FOR,
+            Lane::Scan => record.received_at + self.generation.budget.deferral,
+            Lane::Delivery => self.tried_until(record.envelope.recipients.first()),
+        };
+        record
+    }
+
+    /// The same where no attempt was made, because the next hop would not have taken anything: its pace decides when it
+    /// goes out, and then the oldest goes first.
+    pub(super) fn held_back(&self, record: Record) -> Record {
+        let attempts = self.in_delivery().map_or(0, |before| before.attempts);
+        Record {
+            attempts,
+            // A clock that was set back may have been ahead when it came in.
+            due_at: record.received_at.min(wall_clock()),
+            ..record
+        }
+    }
+
+    fn first(&self, lane: Lane) -> Record {
+        let message = self.message;
+        let subject = header::first(message.content.header_section(), "Subject");
+        Record {
+            id: message.id,
+            message: message.id,
+            lane,
+            envelope: (*message.envelope).clone(),
+            trace: message.trace.clone(),
+            size: message.content.len() as u64,
+            sha256: message.content.digest().to_string(),
+            subject: subject
+                .map(|field| field.unfolded().chars().take(300).collect())
+                .unwrap_or_default(),
+            received_at: message.received_at,
+            due_at: message.received_at,
+            expires_at: message.received_at,
+            // A pass inside the session counts; a message that is only made durable has had none.
+            attempts: u32::from(self.judged.is_some()),
+            spent: Duration::ZERO,
+            decision: None,
+            reports: Vec::new(),
+            status: String::new(),
+            released: false,
+            cause: None,
+            standing: None,
+            notification: None,
+            next_hop: "".into(),
+        }
+    }
+
+    /// Why it is kept, if that is the guard's doing and not for what was found in it.
+    fn cause(&self, decision: &Decision) -> Option<Cause> {
+        if let Some(id) = decision.rule.strip_prefix("interceptor.") {
+            return Some(Cause::Interceptor(id.to_owned()));
+        }
+        let undetermined = decision.verdict == Verdict::Undetermined;
+        let engine = undetermined.then(|| self.absent_engine()).flatten()?;
+        Some(Cause::Engine(engine.to_string()))
+    }
+
+    fn absent_engine(&self) -> Option<Arc<str>> {
+        absent(self.generation, &self.judged?.reports)
+    }
+
+    pub(super) fn again(&self, before: &Record, lane: Lane) -> Record {
+        Record {
+            lane,
+            attempts: if lane == before.lane {
+                before.attempts + 1
+            } else {
+                1
+            },
+            // Each pass finds out anew whether the guard keeps it.
+            cause: None,
+            // What comes back to quarantine waits for another decision.
+            released: before.released && lane == Lane::Delivery,
+            ..before.clone()
+        }
+    }
+
+    pub(super) fn route(&self, recipient: &Recipient) -> Option<&delivery::Settings> {
+        self.generation.delivery.route(recipient.mailbox.domain())
+    }
+
+    fn delivery_backoff(&self, record: &Record) -> Duration {
+        let route = record
+            .envelope
+            .recipients
+            .first()
+            .and_then(|recipient| self.route(recipient));
+        route.map_or(schedule::UNROUTED, |settings| {
+            schedule::next_attempt(settings, record.attempts, &mut chance::rng())
+        })
+    }
+
+    /// Counted from the moment it is to be delivered, which for a released message may be long after its reception.
+    fn tried_until(&self, recipient: Option<&Recipient>) -> Timestamp {
+        if let Some(before) = self.in_delivery() {
+            return before.expires_at;
+        }
+        wall_clock() + self.patience(recipient)
+    }
+
+    pub(super) fn given_up(&self) -> bool {
+        self.in_delivery().is_some_and(|before| {
+            let patience = self.patience(before.envelope.recipients.first());
+            expiry_clock(patience) >= before.expires_at
+        })
+    }
+
+    fn patience(&self, recipient: Option<&Recipient>) -> Duration {
+        let route = recipient.and_then(|recipient| self.route(recipient));
+        route.map_or(schedule::UNROUTED_GIVE_UP, |settings| settings.give_up)
+    }
+
+    fn in_delivery(&self) -> Option<&Record> {
+        self.before.filter(|before| before.lane == Lane::Delivery)
+    }
+
+    pub(super) fn original(&self) -> dsn::Original<'_> {
+        dsn::Original {
+            reporting_mta: &self.generation.hostname,
+            id: self.message.id,
+            envelope: &self.message.envelope,
+            arrived: self.message.received_at,
+            content: self.message.content.bytes(),
+        }
+    }
+
+    pub(super) fn notice(
+        &self,
+        action: dsn::Action,
+        about: &[(Recipient, Answer)],
+    ) -> Option<Notice> {
+        let original = self.original();
+        let (id, now) = (MessageId::new(), wall_clock());
+        let (envelope, content) = original.report(action, about, id, now)?;
+        let message = Message {
+            id,
+            received_at: now,
+            envelope: Arc::new(envelope),
+            trace: "".into(),
+            content: Content::uncharged(content.clone()),
+        };
+        let draft = Draft {
+            generation: self.generation,
+            message: &message,
+            before: None,
+            judged: None,
+        };
+        let all: Vec<usize> = (0..message.envelope.recipients.len()).collect();
+        let status = format!("notification about {}", self.message.id);
+        let mut record = draft.record(Lane::Delivery, None, &all, &status);
+        record.due_at = now;
+        let is_bounce = action == dsn::Action::Failed;
+        record.notification = Some(match is_bounce {
+            true => Notification::Bounce(Extent::Whole),
+            false => Notification::Report,
+        });
+        Some(Notice {
+            record,
+            content,
+            is_bounce,
+        })
+    }
+}
