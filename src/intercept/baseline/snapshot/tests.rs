@@ -3,7 +3,6 @@
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt as _, SeedableRng};
 
-use super::super::LISTENED;
 use super::*;
 use crate::intercept::baseline::tests::message;
 use crate::message::fingerprint::Aspect;
@@ -46,7 +45,8 @@ fn is_known(baseline: &Baseline, sender: u64) -> bool {
 async fn what_was_known_is_known_after() {
     let now = Instant::now();
     let mut before = Baseline::new(now);
-    meet(&mut before, now, 0..LISTENED);
+    meet(&mut before, now, 0..50);
+    before.noise = 0.25;
     let octets = before.encode(now, wall(1000));
     let after = Baseline::decode(&octets, now, wall(1000)).expect("a snapshot");
     assert_eq!(after.rows, before.rows);
@@ -56,8 +56,7 @@ async fn what_was_known_is_known_after() {
         (before.messages, before.noise)
     );
     assert_eq!((after.halves, after.turns), (before.halves, before.turns));
-    assert!(after.noise > 0.0, "something was heard");
-    assert!(is_known(&after, 0) && !is_known(&after, LISTENED));
+    assert!(is_known(&after, 0) && !is_known(&after, 50));
     assert_eq!(after.encode(now, wall(1000)), octets);
 }
 
@@ -119,7 +118,7 @@ async fn a_snapshot_from_the_future_ends_in_time() {
 fn small() -> Vec<u8> {
     let now = Instant::now();
     let mut baseline = Baseline::new(now);
-    meet(&mut baseline, now, 0..3);
+    meet(&mut baseline, now, 0..1);
     baseline.encode(now, wall(1000))
 }
 
@@ -168,15 +167,62 @@ async fn nothing_that_is_written_makes_the_reader_panic() {
             assert!(read.senders.iter().all(|senders| senders.len() <= SENDERS));
         }
     }
-    let run_of_none = [
-        &whole[..HEAD],
-        &[0, 0, 0, 0],
-        &[0; 8],
-        &[0, 0],
-        &[0; CHECKSUM],
-    ]
-    .concat();
-    assert_eq!(decoded(&sealed(run_of_none)).err(), Some(Unusable::Damaged));
+}
+
+/// Messages, noise and the numbers after them, with the right checksum.
+fn written(messages: u64, noise: f64, rest: &[u64]) -> Vec<u8> {
+    let mut octets = MAGIC.to_vec();
+    octets.push(VERSION);
+    for value in [1000, 0, 0, messages] {
+        number(&mut octets, value);
+    }
+    octets.extend(noise.to_le_bytes());
+    for value in rest {
+        number(&mut octets, *value);
+    }
+    octets.extend([0; CHECKSUM]);
+    sealed(octets)
+}
+
+/// Numbers that no baseline has are not taken for one, whoever wrote them, and none takes memory before it is read.
+#[tokio::test(start_paused = true)]
+async fn what_makes_no_sense_is_not_read() {
+    const ALL: u64 = (ROWS * WIDTH) as u64;
+    const NONE: [u64; 4] = [0, ALL, 0, 0];
+    assert!(decoded(&written(1, 0.0, &NONE)).is_ok());
+    assert!(decoded(&written(1, 0.0, &[0, ALL, 2, 7, 1, 9, 1, 0])).is_ok());
+    for (messages, noise, rest, what) in [
+        (u64::MAX, 0.0, &NONE[..], "messages"),
+        (1, f64::NAN, &NONE, "noise that is no number"),
+        (1, -1.0, &NONE, "noise below none"),
+        (1, 0.0, &[0, 0, 0, ALL, 0, 0], "a run of none"),
+        (1, 0.0, &[0, ALL + 1, 0, 0], "a run beyond the last counter"),
+        (1, 0.0, &[1 << 32, 0, ALL - 1, 0, 0], "a counter"),
+        (1, 0.0, &[0, ALL, u64::MAX], "senders without end"),
+        (1, 0.0, &[0, ALL, 2, 7, 1, 0, 1, 0], "a sender twice"),
+        (
+            1,
+            0.0,
+            &[0, ALL, 2, u64::MAX, 1, 1, 1, 0],
+            "a sender beyond the last",
+        ),
+        (1, 0.0, &[0, ALL, 1, 7, 1 << 32, 0], "a sender's messages"),
+        (1, 0.0, &[0, ALL, 0, 0, 0], "more behind it"),
+    ] {
+        let read = decoded(&written(messages, noise, rest));
+        assert_eq!(read.err(), Some(Unusable::Damaged), "{what}");
+    }
+    let whole = written(1, 0.0, &NONE);
+    for first in [&[0xff; 11][..], &[&[0xff; 9][..], &[0x02]].concat()] {
+        // In place of the 1000, which has two octets.
+        let long = [&whole[..HEAD], first, &whole[HEAD + 2..]].concat();
+        let read = decoded(&sealed(long));
+        assert_eq!(
+            read.err(),
+            Some(Unusable::Damaged),
+            "a number of {first:x?}"
+        );
+    }
 }
 
 /// What something else wrote, and what a later version wrote, are told apart from damage: the second can be used again.
