@@ -150,10 +150,10 @@ async fn listen(shared: Arc<Shared>, address: SocketAddr, first: TcpListener) {
                 accepted = open.accept() => if let Ok((stream, _)) = accepted {
                     tokio::spawn(life(shared.clone(), stream));
                 },
-                () = shared.until_gone() => listener = None,
+                () = shared.until(false) => listener = None,
             },
             None => {
-                shared.until_there().await;
+                shared.until(true).await;
                 listener = bind(address).ok();
                 if listener.is_none() {
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -167,7 +167,7 @@ async fn listen(shared: Arc<Shared>, address: SocketAddr, first: TcpListener) {
 async fn life(shared: Arc<Shared>, stream: TcpStream) {
     tokio::select! {
         _ = shared.serve(stream) => {}
-        () = shared.until_gone() => {}
+        () = shared.until(false) => {}
     }
 }
 
@@ -190,23 +190,17 @@ impl Shared {
         *self.mode.borrow()
     }
 
-    /// Until the process has ended, for one reason or the other.
-    async fn until_gone(&self) {
+    /// Until the process runs, or does not, whatever it is that ended it.
+    async fn until(&self, runs: bool) {
         let (mut mode, mut is_crashed) = (self.mode.clone(), self.is_crashed.subscribe());
-        tokio::select! {
-            Ok(_) = mode.wait_for(|mode| *mode == Mode::Refused) => {}
-            Ok(_) = is_crashed.wait_for(|is_crashed| *is_crashed) => {}
-            else => pending().await,
-        }
-    }
-
-    /// Until there is no reason why the process should not run.
-    async fn until_there(&self) {
-        let (mut mode, mut is_crashed) = (self.mode.clone(), self.is_crashed.subscribe());
-        while self.mode() == Mode::Refused || *self.is_crashed.borrow() {
-            if mode.wait_for(|mode| *mode != Mode::Refused).await.is_err()
-                || is_crashed.wait_for(|is_crashed| !is_crashed).await.is_err()
-            {
+        while (*mode.borrow_and_update() != Mode::Refused && !*is_crashed.borrow_and_update())
+            != runs
+        {
+            let changed = tokio::select! {
+                changed = mode.changed() => changed,
+                changed = is_crashed.changed() => changed,
+            };
+            if changed.is_err() {
                 pending::<()>().await;
             }
         }

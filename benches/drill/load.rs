@@ -153,7 +153,10 @@ impl Load {
         };
         let idle = {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.get_mut(&ready.client).and_then(Vec::pop)
+            let idle = idle.entry(ready.client).or_default();
+            // The relay may have ended meanwhile, and with it every session.
+            idle.retain(Session::is_open);
+            idle.pop()
         };
         let mut session = match idle {
             Some(session) => session,
@@ -199,6 +202,12 @@ impl Session {
         session.stream.write_all(hello.as_bytes()).await?;
         session.reply().await?;
         Ok(session)
+    }
+
+    /// Whether the relay has neither closed it nor said anything by itself.
+    fn is_open(&self) -> bool {
+        let read = self.stream.get_ref().try_read(&mut [0]);
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     async fn mail(&mut self, ready: &Ready) -> io::Result<Reply> {

@@ -52,6 +52,14 @@ pub fn config(options: &Options, scene: &Scene, engines: &[u16], hops: [u16; 2])
     text
 }
 
+/// What the first of these lines that sets a key sets it to; the reference has optional ones behind a "#".
+fn value<'a>(mut lines: impl Iterator<Item = &'a str>, key: &str) -> Option<&'a str> {
+    lines.find_map(|line| {
+        let (name, value) = line.trim_start_matches('#').split_once(" = ")?;
+        (name == key).then_some(value)
+    })
+}
+
 /// What a run is configured with, in one line: of each engine what it was told, and what it has by default.
 pub fn used(options: &Options, scene: &Scene) -> String {
     const KEYS: [&str; 7] = [
@@ -66,17 +74,11 @@ pub fn used(options: &Options, scene: &Scene) -> String {
         .nth(1)
         .and_then(|rest| rest.split("[[engine]]").next())
         .unwrap_or_default();
-    let value = |lines: &mut dyn Iterator<Item = &str>, key: &str| {
-        lines.find_map(|line| {
-            let (name, value) = line.trim_start_matches('#').split_once(" = ")?;
-            (name == key).then(|| value.to_owned())
-        })
-    };
     let setting = |key: &&str| {
-        let told = value(&mut told.iter().rev().copied(), key);
+        let told = value(told.iter().rev().copied(), key);
         let (value, mark) = match told {
             Some(told) => (told, ""),
-            None => (value(&mut defaults.lines(), key)?, " (default)"),
+            None => (value(defaults.lines(), key)?, " (default)"),
         };
         Some(format!("{key} {}{mark}", value.trim_matches('"')))
     };
