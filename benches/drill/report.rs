@@ -479,7 +479,10 @@ fn cells(row: &Row) -> Vec<String> {
         time(event.p50),
         time(event.p99),
         time(event.max),
-        brief(figures.ratio()),
+        match calm.count {
+            0 => "-".to_owned(),
+            _ => brief(figures.ratio()),
+        },
         figures.touched.to_string(),
         outcome.zombies.to_string(),
         figures.contained.map_or("-".to_owned(), time),

@@ -22,13 +22,25 @@ const DRIP: Scene = Scene {
     ..Scene::SINGLE
 };
 
+/// What the slots do not carry is scanned by and by when the drip has ended.
+const HEAVY_DRIP: Scene = Scene {
+    full: [15.0, 30.0, 600.0, 5.0, 900.0],
+    ..DRIP
+};
+
 const BACKLOG: Scene = Scene {
     slots: FEW_SLOTS,
     engine: "slots = 8\n",
     largest: 64,
     full: [15.0, 15.0, 30.0, 0.0, 300.0],
-    quick: [8.0, 6.0, 12.0, 0.0, 120.0],
+    quick: [8.0, 6.0, 12.0, 0.0, 200.0],
     ..Scene::SINGLE
+};
+
+/// More messages that hang than the slots carry at once: they take turns of two minutes.
+const BACKLOG_OF_TURNS: Scene = Scene {
+    full: [15.0, 15.0, 30.0, 0.0, 700.0],
+    ..BACKLOG
 };
 
 const BACKLOG_OF_MANY: Scene = Scene {
@@ -124,7 +136,7 @@ pub const ALL: [Variant; 25] = [
         "drip-10s",
         "the same every 10 s: more than the slots carry",
         10,
-        DRIP,
+        HEAVY_DRIP,
     ),
     drip(
         "drip-10s-covered",
@@ -145,7 +157,12 @@ pub const ALL: [Variant; 25] = [
         20,
         BACKLOG_OF_MANY,
     ),
-    backlog("poisoned-20-few", "the same, 20 of them", 20, BACKLOG),
+    backlog(
+        "poisoned-20-few",
+        "the same, 20 of them; 8 slots",
+        20,
+        BACKLOG_OF_TURNS,
+    ),
     Variant {
         name: "return",
         about: "the only engine is away for 160 s, then it is back",
