@@ -401,6 +401,7 @@ fn touches(outcome: &Outcome) -> Vec<f64> {
             Event::Drip { .. } | Event::Backlog { .. } | Event::Killer | Event::Beside => {
                 planned.kind.is_culprit()
             }
+            Event::Overload => scan.at >= begins && scan.at < ends,
             Event::NextHop(_) | Event::Away => false,
         }
     };

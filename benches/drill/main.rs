@@ -117,11 +117,10 @@ fn drill(options: &Options) -> io::Result<Vec<Row>> {
 
 /// One variant: the relay's row, and the peer's if there is one.
 fn one(options: &Options, variant: &Variant) -> io::Result<Vec<Row>> {
-    let reference = match variant.without_hangs() {
-        Some(without) => {
-            Figures::of(&run::spillway(options, &without)?)
-                .apart
-                .drained
+    let reference = match variant.reference() {
+        Some(other) => {
+            let outcome = run::spillway(options, &other)?;
+            targets::compared(&outcome, &Figures::of(&outcome))
         }
         None => None,
     };

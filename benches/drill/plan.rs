@@ -136,7 +136,7 @@ pub fn plan(options: &Options, variant: &Variant, phases: &Phases) -> Vec<Planne
             planner.push(event.0, (Kind::Killer, from, false));
         }
         Event::Beside => planner.beside(event.0),
-        Event::Fault(_) | Event::NextHop(_) | Event::Away => {}
+        Event::Fault(_) | Event::NextHop(_) | Event::Away | Event::Overload => {}
     }
     planner.planned.sort_by_key(|planned| planned.due);
     planner.planned

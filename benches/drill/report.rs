@@ -132,7 +132,8 @@ fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
         | Event::Backlog { .. }
         | Event::Away
         | Event::Killer
-        | Event::Beside => Vec::new(),
+        | Event::Beside
+        | Event::Overload => Vec::new(),
     };
     checks.push(none(
         "valid refused with 5yz",

@@ -48,7 +48,7 @@ pub struct Outcome {
     pub quick: bool,
     /// What the relay was configured with.
     pub configured: String,
-    /// Seconds in which the same backlog was gone without the messages that hang, if it was tried.
+    /// The figure of the run that this one is compared with, if there was one.
     pub reference: Option<f64>,
     /// When the relay was killed.
     pub killed: Option<Duration>,

@@ -85,6 +85,16 @@ const BESIDE: Scene = Scene {
     ..Scene::SINGLE
 };
 
+/// A fifth more than 10 workers can do; small, so that it is they who are slow.
+const OVERLOAD: Scene = Scene {
+    rate: 6.0,
+    strangers: 1.0,
+    largest: 8,
+    full: [5.0, 5.0, 30.0, 0.0, 0.0],
+    quick: [3.0, 2.0, 10.0, 0.0, 0.0],
+    ..Scene::SINGLE
+};
+
 /// A message a second.
 const TRICKLE: Scene = Scene {
     rate: 0.025,
@@ -125,7 +135,7 @@ const ONE_CLIENT: Senders = Senders::OneClient { xforward: false };
 const TOLD_CLIENT: Senders = Senders::OneClient { xforward: true };
 
 /// All of them, in the order in which they run.
-pub const ALL: [Variant; 25] = [
+pub const ALL: [Variant; 27] = [
     drip(
         "drip-30s",
         "a unique message on which the only engine hangs every 30 s",
@@ -292,4 +302,19 @@ pub const ALL: [Variant; 25] = [
             Flood::Mimic,
         ),
     ),
+    Variant {
+        name: "overload-strangers",
+        about: "more mail than the only engine can do, all of it from strangers",
+        event: Event::Overload,
+        scene: OVERLOAD,
+    },
+    Variant {
+        name: "overload-mixed",
+        about: "the same, and one message in thirteen from a known sender",
+        event: Event::Overload,
+        scene: Scene {
+            strangers: 0.925,
+            ..OVERLOAD
+        },
+    },
 ];

@@ -46,7 +46,25 @@ pub fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
                     halvings.floor(),
                     "",
                 ),
+                none(
+                    "innocents not delivered",
+                    figures.valid - figures.valid_ended(End::Delivered),
+                ),
             ]
+        }
+        Event::Overload => {
+            let least = match outcome.variant.scene.strangers < 1.0 {
+                true => 94.0,
+                false => 98.0,
+            };
+            let (is, of) = (compared(outcome, figures), outcome.reference);
+            let share = is.unwrap_or(0.0) / of.unwrap_or(f64::INFINITY);
+            vec![at_least(
+                "scans, of those of known senders alone",
+                100.0 * share,
+                least,
+                " %",
+            )]
         }
         Event::Beside => vec![at_most(
             "the document alone: max",
@@ -77,6 +95,7 @@ pub fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
             none("flood delivered", figures.flood_delivered),
         ],
         Event::Flood(Flood::Mimic) => vec![
+            at_most("known senders' p99", figures.event.p99, 2.0, " s"),
             none("flood delivered", figures.flood_delivered),
             at_most(
                 "flood scans at the first engine",
@@ -99,6 +118,15 @@ pub fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
         none("duplicated", apart.doubled),
     ]);
     checks
+}
+
+/// What a run is compared by: seconds until all that was deferred is delivered, or scans a second.
+pub fn compared(outcome: &Outcome, figures: &Figures) -> Option<f64> {
+    let lasts = outcome.phases.event_ends - outcome.phases.event_begins;
+    match outcome.variant.event {
+        Event::Overload => Some(figures.touched as f64 / lasts.as_secs_f64()),
+        _ => figures.apart.drained,
+    }
 }
 
 fn drip_checks(outcome: &Outcome, apart: &Apart, every: f64) -> Vec<Check> {
@@ -184,7 +212,15 @@ pub fn print(outcome: &Outcome, figures: &Figures) {
         spread(apart.fresh)
     );
     if let Some(reference) = outcome.reference {
-        println!("  without what hangs: all after {} s", brief(reference));
+        let (what, unit) = match outcome.variant.event {
+            Event::Overload => ("known senders alone", "scans a second"),
+            _ => ("without what hangs", "s until all are delivered"),
+        };
+        println!(
+            "  {what}: {} {unit}; here {}",
+            brief(reference),
+            compared(outcome, figures).map_or("never".to_owned(), brief)
+        );
     }
     if apart.unscanned > 0 {
         println!("  hangs never scanned in the event: {}", apart.unscanned);

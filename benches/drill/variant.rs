@@ -17,13 +17,22 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// The same without what hangs, if that is what it is compared with.
-    pub fn without_hangs(&self) -> Option<Self> {
-        let Event::Backlog { valid, .. } = self.event else {
-            return None;
-        };
-        let event = Event::Backlog { valid, hangs: 0 };
-        Some(Self { event, ..*self })
+    /// What it is compared with: the same without what hangs, or without strangers.
+    pub fn reference(&self) -> Option<Self> {
+        match self.event {
+            Event::Backlog { valid, .. } => {
+                let event = Event::Backlog { valid, hangs: 0 };
+                Some(Self { event, ..*self })
+            }
+            Event::Overload => {
+                let scene = Scene {
+                    strangers: 0.0,
+                    ..self.scene
+                };
+                Some(Self { scene, ..*self })
+            }
+            _ => None,
+        }
     }
 }
 
@@ -48,6 +57,8 @@ pub enum Event {
     Away,
     /// One message that makes the engine close all its connections whenever it is scanned.
     Killer,
+    /// More mail than the engine can do, all the time.
+    Overload,
     /// Four strangers send a document beside a part on which the engine hangs, ten known senders the document alone.
     Beside,
 }
