@@ -135,7 +135,7 @@ const ONE_CLIENT: Senders = Senders::OneClient { xforward: false };
 const TOLD_CLIENT: Senders = Senders::OneClient { xforward: true };
 
 /// All of them, in the order in which they run.
-pub const ALL: [Variant; 27] = [
+pub const ALL: [Variant; 28] = [
     drip(
         "drip-30s",
         "a unique message on which the only engine hangs every 30 s",
@@ -272,6 +272,12 @@ pub const ALL: [Variant; 27] = [
         "outbound-drip",
         "one domain of 500 users, one of whom sends that drip",
         30,
+        from(Senders::OneDomain, DRIP),
+    ),
+    drip(
+        "outbound-drip-10s",
+        "the same every 10 s: more than the slots carry",
+        10,
         from(Senders::OneDomain, DRIP),
     ),
     on(

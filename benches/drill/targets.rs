@@ -137,22 +137,31 @@ fn drip_checks(outcome: &Outcome, apart: &Apart, every: f64) -> Vec<Check> {
     let deferred = none("valid deferred", known.deferred + strangers.deferred);
     if every * lent >= LIMIT {
         let limit = (2.0 * calm).max(GRAIN);
-        return vec![
-            ms("known p99", known.event.p99, limit),
-            ms("strangers' p99", strangers.event.p99, limit),
-            deferred,
-        ];
+        let mut checks = vec![ms("known p99", known.event.p99, limit), deferred];
+        if strangers.event.count > 0 {
+            checks.push(ms("strangers' p99", strangers.event.p99, limit));
+        }
+        return checks;
     }
-    let known = ms("known p99 (twice the calm's)", known.event.p99, 2.0 * calm);
-    if scene.engines > scene.coverage {
-        let strangers = at_most("strangers' p99", strangers.event.p99, 1.5, " s");
-        return vec![known, strangers, deferred];
+    let mut checks = vec![ms(
+        "known p99 (twice the calm's)",
+        known.event.p99,
+        2.0 * calm,
+    )];
+    if strangers.event.count == 0 {
+        checks.push(deferred);
+    } else if scene.engines > scene.coverage {
+        let p99 = strangers.event.p99;
+        checks.extend([at_most("strangers' p99", p99, 1.5, " s"), deferred]);
+    } else {
+        let limit = apart.unscanned as f64 * LIMIT / lent;
+        checks.push(within(
+            "strangers drained",
+            strangers.drained,
+            limit.max(1.0),
+        ));
     }
-    let limit = apart.unscanned as f64 * LIMIT / lent;
-    vec![
-        known,
-        within("strangers drained", apart.strangers.drained, limit.max(1.0)),
-    ]
+    checks
 }
 
 fn backlog_checks(outcome: &Outcome, apart: &Apart, hangs: usize) -> Vec<Check> {
