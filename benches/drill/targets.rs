@@ -167,15 +167,23 @@ fn drip_checks(outcome: &Outcome, apart: &Apart, every: f64) -> Vec<Check> {
 fn backlog_checks(outcome: &Outcome, apart: &Apart, hangs: usize) -> Vec<Check> {
     let limit = 1.5 * outcome.reference.unwrap_or(0.0) + 10.0;
     let lent = LENT * outcome.variant.scene.slots as f64;
-    let delivered = match hangs as f64 <= lent {
-        true => within("all valid delivered", apart.drained, limit),
-        false => within("known senders' delivered", apart.known.drained, limit),
+    let mut checks = match hangs as f64 <= lent {
+        true => vec![within("all valid delivered", apart.drained, limit)],
+        false => {
+            // Those that hang take turns, and strangers wait for all but the first of them.
+            let turns = (hangs as f64 / lent).ceil() - 1.0;
+            let strangers = apart.strangers.drained;
+            vec![
+                within("known senders' delivered", apart.known.drained, limit),
+                within("strangers' delivered", strangers, limit + turns * LIMIT),
+            ]
+        }
     };
-    vec![
-        delivered,
+    checks.extend([
         none("hangs not held", apart.loose()),
         at_most("scans of one hang", apart.most_scans() as f64, 2.0, ""),
-    ]
+    ]);
+    checks
 }
 
 fn away_checks(outcome: &Outcome, apart: &Apart) -> Vec<Check> {
