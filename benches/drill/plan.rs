@@ -136,7 +136,10 @@ pub fn plan(options: &Options, variant: &Variant, phases: &Phases) -> Vec<Planne
             planner.push(event.0, (Kind::Killer, from, false));
         }
         Event::Beside => planner.beside(event.0),
-        Event::Fault(_) | Event::NextHop(_) | Event::Away | Event::Overload => {}
+        Event::Overload => {
+            planner.arrivals(event, rate * 2.0, |planner| planner.valid(variant));
+        }
+        Event::Fault(_) | Event::NextHop(_) | Event::Away => {}
     }
     planner.planned.sort_by_key(|planned| planned.due);
     planner.planned

@@ -85,13 +85,13 @@ const BESIDE: Scene = Scene {
     ..Scene::SINGLE
 };
 
-/// A fifth more than 10 workers can do; small, so that it is they who are slow.
+/// In the event a fifth more than 10 workers can do; small, so that it is they who are slow.
 const OVERLOAD: Scene = Scene {
-    rate: 6.0,
+    rate: 2.0,
     strangers: 1.0,
     largest: 8,
-    full: [5.0, 5.0, 30.0, 0.0, 0.0],
-    quick: [3.0, 2.0, 10.0, 0.0, 0.0],
+    full: [10.0, 5.0, 30.0, 0.0, 0.0],
+    quick: [6.0, 2.0, 10.0, 0.0, 0.0],
     ..Scene::SINGLE
 };
 

@@ -57,7 +57,7 @@ pub enum Event {
     Away,
     /// One message that makes the engine close all its connections whenever it is scanned.
     Killer,
-    /// More mail than the engine can do, all the time.
+    /// Three times as much mail as usual.
     Overload,
     /// Four strangers send a document beside a part on which the engine hangs, ten known senders the document alone.
     Beside,
