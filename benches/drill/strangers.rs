@@ -71,7 +71,7 @@ const FLAP: Scene = Scene {
 
 /// Scans that take a while, so that others are in flight when one ends badly.
 const KILLER: Scene = Scene {
-    usual: Duration::from_millis(150),
+    usual: Duration::from_millis(100),
     full: [15.0, 15.0, 60.0, 0.0, 120.0],
     quick: [8.0, 8.0, 30.0, 0.0, 60.0],
     ..Scene::SINGLE
