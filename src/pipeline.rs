@@ -273,7 +273,7 @@ impl Pipeline {
     ) {
         let message = settle::as_sent(&record, message);
         let before = Before {
-            judged: settle::judged_before(&record, &message),
+            judged: self.judged_before(&record, &message).await,
             spent: record.spent,
             errand,
             onward,
@@ -361,6 +361,15 @@ impl Pipeline {
         let decisions = judged.groups.iter();
         self.rate.judged(decisions.map(|(d, _)| d.disposition));
         judged
+    }
+
+    /// The decision that a stored message has and that still holds: unless a person has released it, what stands in for an
+    /// answer about it must find room to be kept, as when it was judged.
+    async fn judged_before(&self, record: &Record, message: &Message) -> Option<Judged> {
+        let judged = settle::judged_before(record, message)?;
+        let asks_for_room = !record.released && settle::has_stand_in(&judged.reports);
+        let holds = !asks_for_room || self.has_rescan_room(message.content.len()).await;
+        holds.then_some(judged)
     }
 
     async fn has_rescan_room(&self, octets: usize) -> bool {
