@@ -9,7 +9,7 @@ mod reload;
 mod signals;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,7 +34,8 @@ use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
 use crate::store::sqlite::{Role, SqliteStore};
 use crate::store::{LaneStats, Recovery, Store, StoreError};
-use reload::{Next, Readings};
+pub use reload::LONGEST_RELOAD;
+use reload::{Files, Next, Readings};
 use signals::{Asked, Signals};
 
 /// What is queued for the disk at the end is written, and the stores are closed, for so long; a disk that has not taken it
@@ -403,8 +404,9 @@ impl Control for Core {
 
     async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
         let before = self.pipeline.generation();
-        let read = move |path: Option<&Path>| Next::read(path, &before);
-        let next = self.readings.read(self.path.clone(), read).await;
+        let build = move |files| Next::build(files, &before);
+        let next = self.readings.read(self.path.clone(), Files::read, build);
+        let next = next.await;
         let applied = next.and_then(|next| self.apply(next));
         match &applied {
             Ok(difference) => tracing::info!(?difference, "reloaded"),

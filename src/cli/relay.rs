@@ -134,7 +134,7 @@ fn wrong(
 
 /// The difference that is now in force, or why none is.
 pub(super) async fn reload(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
-    let answer = control::ask(socket, "POST", "/control/reload").await?;
+    let answer = control::ask_for(app::LONGEST_RELOAD, socket, "POST", "/control/reload").await?;
     let reloaded: Reloaded = parsed(socket, &answer)?;
     if terminal.json {
         terminal.json(&reloaded)?;
