@@ -9,7 +9,7 @@ mod reload;
 mod signals;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,7 +21,9 @@ use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{self, AdminError, Control, EngineAsked, ListenerStatus, Status, Tested};
+use crate::admin::{
+    self, AdminError, Control, EngineAsked, ListenerStatus, Status, Stored, Tested,
+};
 use crate::config::{self, Config};
 use crate::deadline::Deadline;
 use crate::delivery::Delivery;
@@ -33,15 +35,14 @@ use crate::scan::{Guarded, Health, Passed, Scanner, engine};
 use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
 use crate::store::sqlite::{Role, SqliteStore};
-use crate::store::{LaneStats, Recovery, Store, StoreError};
-use reload::{Next, Readings};
+use crate::store::{Recovery, Store, StoreError};
+pub use reload::LONGEST_RELOAD;
+use reload::{Files, Next, Readings};
 use signals::{Asked, Signals};
 
 /// What is queued for the disk at the end is written, and the stores are closed, for so long; a disk that has not taken it
 /// by then hangs. Nothing that was answered 250 is among it.
 const CLOSING: Duration = Duration::from_secs(10);
-/// What a status tells of the store it has by then or not at all.
-const STATS: Duration = Duration::from_secs(2);
 
 /// Why the relay does not start.
 #[derive(Debug, thiserror::Error)]
@@ -321,14 +322,9 @@ impl Core {
 
 impl Control for Core {
     async fn status(&self) -> Status {
-        let stats = Deadline::after(STATS).run(self.store.stats()).await;
-        let stats = stats.map_err(|late| StoreError::Broken(late.to_string()));
-        let [scan, delivery, held, rescan] = stats.flatten().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the store tells nothing about itself");
-            <[LaneStats; 4]>::default()
-        });
         let config = self.lock().clone();
-        let quarantine = self.store.held(config.quarantine.max_bytes).await;
+        let held = self.store.held(config.quarantine.max_bytes);
+        let stored = Stored::from(self.store.stats(), held).await;
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             hostname: config.relay.hostname.to_string(),
@@ -348,11 +344,7 @@ impl Control for Core {
                 .collect(),
             sessions: self.sessions.open() as u64,
             memory_available: self.pipeline.memory().available(),
-            scan,
-            delivery,
-            held,
-            quarantine: quarantine.unwrap_or_default(),
-            rescan,
+            stored,
             engines: self.engines(),
             next_hops: self.pipeline.generation().delivery.status(),
             recovery: self.recovery.clone(),
@@ -412,8 +404,9 @@ impl Control for Core {
 
     async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
         let before = self.pipeline.generation();
-        let read = move |path: Option<&Path>| Next::read(path, &before);
-        let next = self.readings.read(self.path.clone(), read).await;
+        let build = move |files| Next::build(files, &before);
+        let next = self.readings.read(self.path.clone(), Files::read, build);
+        let next = next.await;
         let applied = next.and_then(|next| self.apply(next));
         match &applied {
             Ok(difference) => tracing::info!(?difference, "reloaded"),

@@ -275,7 +275,7 @@ impl Pipeline {
     ) {
         let message = settle::as_sent(&record, message);
         let before = Before {
-            judged: settle::judged_before(&record, &message),
+            judged: self.judged_before(&record, &message).await,
             spent: record.spent,
             errand,
             onward,
@@ -363,6 +363,15 @@ impl Pipeline {
         let decisions = judged.groups.iter();
         self.rate.judged(decisions.map(|(d, _)| d.disposition));
         judged
+    }
+
+    /// The decision that a stored message has and that still holds: unless a person has released it, what stands in for an
+    /// answer about it must find room to be kept, as when it was judged.
+    async fn judged_before(&self, record: &Record, message: &Message) -> Option<Judged> {
+        let judged = settle::judged_before(record, message)?;
+        let asks_for_room = !record.released && settle::has_stand_in(&judged.reports);
+        let holds = !asks_for_room || self.has_rescan_room(message.content.len()).await;
+        holds.then_some(judged)
     }
 
     async fn has_rescan_room(&self, octets: usize) -> bool {
@@ -489,46 +498,75 @@ impl Pipeline {
         custody: &Custody,
         message: &Message,
     ) -> Result<(), StoreError> {
+        match custody {
+            Custody::Session => self.keep_new(settlement, message).await,
+            Custody::Stored(record) => {
+                self.replace_stored(settlement, record, message).await?;
+                self.put_notices(settlement).await
+            }
+        }
+    }
+
+    async fn keep_new(
+        &self,
+        settlement: &mut Settlement,
+        message: &Message,
+    ) -> Result<(), StoreError> {
         // Once something of it is delivered or returned, what is left is kept: its sender would send all of it again.
         let delivered = |entry: &HistoryEntry| entry.event == "delivered";
         let untouched = settlement.notices.is_empty() && !settlement.history.iter().any(delivered);
+        self.put_notices(settlement).await?;
+        let (keep, content) = (settlement.keep.clone(), message.content.clone());
+        if keep.is_empty() {
+            return Ok(());
+        }
+        match untouched {
+            true => {
+                let quarantine = self.generation.load().quarantine;
+                self.store.put_new(keep, content, quarantine).await
+            }
+            false => self.store.put(keep, content).await,
+        }
+    }
+
+    /// A bounce must be kept, a report of success need not.
+    async fn put_notices(&self, settlement: &mut Settlement) -> Result<(), StoreError> {
         while let Some(notice) = settlement.notices.last() {
-            let content = Content::uncharged(notice.content.clone());
-            let kept = self.store.put(vec![notice.record.clone()], content).await;
+            let put = self
+                .store
+                .put(vec![notice.record.clone()], notice.content());
+            let kept = put.await;
             if notice.is_bounce {
                 kept?;
             }
             settlement.notices.pop();
             self.wake.notify_waiters();
         }
-        let keep = settlement.keep.clone();
-        match custody {
-            Custody::Session if keep.is_empty() => {}
-            Custody::Session if untouched => {
-                let quarantine = self.generation.load().quarantine;
-                let content = message.content.clone();
-                self.store.put_new(keep, content, quarantine).await?;
-            }
-            Custody::Session => self.store.put(keep, message.content.clone()).await?,
-            Custody::Stored(record) => {
-                let mut keep = keep.into_iter();
-                match (keep.next(), keep.len()) {
-                    (None, _) => {
-                        let (lane, id) = (record.lane, record.id);
-                        self.store.change_in(lane, id, Change::Remove, None).await?;
-                    }
-                    (Some(only), 0) => {
-                        let (lane, id) = (record.lane, record.id);
-                        let change = Change::Replace(Box::new(only));
-                        self.store.change_in(lane, id, change, None).await?;
-                    }
-                    (Some(first), _) => {
-                        self.store
-                            .split(first, keep.collect(), message.content.clone())
-                            .await?;
-                    }
-                }
-            }
+        Ok(())
+    }
+
+    /// All that must be of it at once: what a next hop has taken is out of the record in the moment in which the bounce about
+    /// another is there. None of it is new mail, so that a store without room does not keep the one from being known.
+    async fn replace_stored(
+        &self,
+        settlement: &mut Settlement,
+        record: &Record,
+        message: &Message,
+    ) -> Result<(), StoreError> {
+        let mut keep = settlement.keep.iter().cloned();
+        let change = match keep.next() {
+            Some(first) => Change::Replace(Box::new(first)),
+            None => Change::Remove,
+        };
+        let others = keep.map(|other| (other, message.content.clone()));
+        let bounces = settlement.notices.iter().filter(|notice| notice.is_bounce);
+        let bounces = bounces.map(|notice| (notice.record.clone(), notice.content()));
+        let beside = others.chain(bounces).collect();
+        let settled = self.store.settle(record.lane, record.id, change, beside);
+        settled.await?;
+        let written = settlement.notices.extract_if(.., |notice| notice.is_bounce);
+        if written.count() > 0 {
+            self.wake.notify_waiters();
         }
         Ok(())
     }

@@ -215,7 +215,7 @@ impl Lanes {
         loop {
             let store = &*self.pipeline.store;
             let until = expiry_clock(self.pipeline.generation().retention);
-            if let Err(error) = quarantine::expire_due(store, until).await {
+            if let Err(error) = quarantine::expire_due(store, until, wall_clock()).await {
                 events::lane_failed("quarantine expiry", &error);
             }
             if let Err(error) = self.expire_bounces().await {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::{End, Generation, Judged, Passed};
 use crate::deadline::{steady_clock, wall_clock};
 use crate::delivery::{Answer, Outcome, dsn};
-use crate::message::{Envelope, Message, MessageId, Recipient};
+use crate::message::{Content, Envelope, Message, MessageId, Recipient};
 use crate::policy::Group;
 use crate::smtp::Reply;
 use crate::store::history::HistoryEntry;
@@ -54,6 +54,12 @@ pub(super) struct Notice {
     pub(super) content: Bytes,
     /// A bounce takes the place of the message and must be kept; a report of success need not.
     pub(super) is_bounce: bool,
+}
+
+impl Notice {
+    pub(super) fn content(&self) -> Content {
+        Content::uncharged(self.content.clone())
+    }
 }
 
 /// The record of a message whose work has not ended: it is to be scanned, or delivered if that is all that is left.

@@ -151,12 +151,17 @@ pub async fn delete(store: &dyn Store, id: MessageId, act: &Act) -> Result<(), Q
         .map_err(not_held)
 }
 
-/// Removes everything that has been held for longer than it was to be; returns how many entries.
+/// Removes everything whose time to be held ended by `until`, and notes that it was done `now`; returns how many entries. The
+/// two differ where the clock was set.
 ///
 /// Cancel safety: what was removed stays removed, the rest is found the next time.
-pub async fn expire_due(store: &dyn Store, now: Timestamp) -> Result<usize, StoreError> {
+pub async fn expire_due(
+    store: &dyn Store,
+    until: Timestamp,
+    now: Timestamp,
+) -> Result<usize, StoreError> {
     let (entry, tell) = expiry("age", now);
-    store::expire(store, Lane::Held, now, entry, tell).await
+    store::expire(store, Lane::Held, until, entry, tell).await
 }
 
 /// Removes the bounces that the rule `rule` holds beyond the newest `most`, at most [`store::REMOVED_AT_ONCE`]; returns how

@@ -138,18 +138,24 @@ async fn retention_ends_by_itself() {
         .put(vec![record(Lane::Delivery)], octets(1))
         .await
         .expect("put");
-    assert_eq!(expire_due(&*store, at(99)).await.expect("expire"), 0);
-    assert_eq!(expire_due(&*store, at(100)).await.expect("expire"), 1);
+    let expire = async |until| {
+        expire_due(&*store, at(until), at(7000))
+            .await
+            .expect("expire")
+    };
+    assert_eq!(expire(99).await, 0);
+    assert_eq!(expire(100).await, 1);
     assert_eq!(store.get(first).await.expect("get"), None);
     held(&*store, second).await.expect("not yet");
     let audit = store.audited(Some(first.into()), 9).await.expect("audit");
     assert_eq!((&*audit[0].act, &*audit[0].actor), ("expire", Act::RELAY));
+    assert_eq!(audit[0].at, at(7000), "the time of the act");
     assert!(
         audit[0].detail.contains("Quarterly Report"),
         "{}",
         audit[0].detail
     );
-    assert_eq!(expire_due(&*store, at(100_000)).await.expect("expire"), 1);
+    assert_eq!(expire(100_000).await, 1);
 }
 
 /// However much expires at once, mail whose sender waits for a 250 is written between it.
@@ -165,7 +171,7 @@ async fn fresh_mail_does_not_wait_for_what_expires() {
         let [_, _, held, _] = store.stats().await.expect("stats");
         held.messages
     };
-    let expired = expire_due(&*store, at(100));
+    let expired = expire_due(&*store, at(100), at(100));
     let (expired, left) = futures_util::future::join(expired, fresh).await;
     assert_eq!(expired.expect("expires"), 300);
     assert!(left > 0, "it waits for a few at most");

@@ -461,11 +461,6 @@ pub trait Store: Send + Sync + 'static {
     /// Applies a change durably. [`StoreError::NotFound`] if the record is gone.
     fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()>;
 
-    /// Replaces the record with `first` (which keeps its id) and puts `others` beside it, each with its own copy of
-    /// `content`, atomically and durably: the recipients of one message part ways. [`StoreError::NotFound`] if the record
-    /// is gone.
-    fn split(&self, first: Record, others: Vec<Record>, content: Content) -> StoreFuture<'_, ()>;
-
     /// As [`Store::change`], only if the record is still in `lane` at that moment, and otherwise [`StoreError::NotFound`]. Of several
     /// that move a record out of a lane (two reviewers, a reviewer and expiry), exactly one succeeds.
     fn change_in(
@@ -474,6 +469,17 @@ pub trait Store: Send + Sync + 'static {
         id: MessageId,
         change: Change,
         audit: Option<Audit>,
+    ) -> StoreFuture<'_, ()>;
+
+    /// As [`Store::change_in`], and puts others beside the record, each with a content of its own, all or nothing: the
+    /// recipients of one message part ways, and some of them are bounced. What comes in like this is no new mail but what
+    /// becomes of mail that is here, and goes on where [`Store::accepts`] refuses the other.
+    fn settle(
+        &self,
+        lane: Lane,
+        id: MessageId,
+        change: Change,
+        beside: Vec<(Record, Content)>,
     ) -> StoreFuture<'_, ()>;
 
     /// Hands out work: records of `lane` that are due, oldest due first, at most `limit`, and leases them so that no other

@@ -44,7 +44,7 @@ pub const ALL: [(&str, Kind, &str); 36] = [
     (
         "spillway_bounces_total",
         Kind::Counter,
-        "Bounces by what became of them: written, shortened, held, dropped; not-allowed: held in place of one",
+        "Bounces by what became of them: written, shortened, held, dropped; held (not-allowed) or dropped (nobody) in place of one",
     ),
     (
         "spillway_expired_total",

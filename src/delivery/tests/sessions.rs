@@ -118,7 +118,7 @@ async fn a_full_mailbox_is_not_too_many_recipients() {
         ("552 5.2.2 full", "failed", Objection::Recipient),
         ("552 5.3.4 too large", "failed", Objection::Form),
         ("552 no", "deferred", Objection::Form),
-        ("550 5.7.1 not you", "failed", Objection::Recipient),
+        ("550 5.7.1 not you", "failed", Objection::Other),
     ];
     for (reply, word, objection) in replies {
         let refused = format!(

@@ -20,6 +20,9 @@ struct Hop {
     got: Mutex<Vec<(MessageId, Mailbox)>>,
     hangs: AtomicBool,
     later: Option<&'static str>,
+    refuses: Option<&'static str>,
+    /// Has no room for new mail from the moment on in which it takes a message.
+    fills: Option<Arc<Scripted>>,
     /// Broken by it at the moment in which it takes a message.
     breaks: Option<Arc<Scripted>>,
 }
@@ -56,6 +59,7 @@ impl Server for Hop {
         let outcome = |at: usize| match self.later {
             _ if hangs => Outcome::Deferred(answer(451)),
             Some(later) if mailbox(at).as_str() == later => Outcome::Deferred(answer(451)),
+            _ if self.refuses == Some(mailbox(at).as_str()) => Outcome::Failed(answer(550)),
             _ => Outcome::Delivered(answer(250)),
         };
         let outcomes: Vec<_> = recipients.into_iter().map(|at| (at, outcome(at))).collect();
@@ -64,6 +68,9 @@ impl Server for Hop {
             .filter(|(_, outcome)| matches!(outcome, Outcome::Delivered(_)))
             .map(|(at, _)| (mail.id, mailbox(*at)));
         self.got.lock().expect("no panic").extend(taken);
+        if let Some(store) = &self.fills {
+            store.full.store(true, Ordering::Relaxed);
+        }
         if let Some(store) = &self.breaks {
             store.fails.store(true, Ordering::Relaxed);
         }
@@ -300,6 +307,33 @@ async fn what_was_taken_is_made_durable_as_soon_as_the_store_works_again() {
     assert!(pipeline.drained(Deadline::after(MINUTE)).await);
     assert_eq!(store.all(), [], "it is done, and not taken up again");
     assert_eq!(a.got(), 1);
+}
+
+/// The bounce about one recipient and what is known of the others are one act on mail that is here: a store that has no room
+/// for new mail does not make the next hop get again what it has taken, and the bounce is written.
+#[tokio::test(start_paused = true)]
+async fn a_bounce_finds_room_where_new_mail_finds_none() {
+    let store = Arc::new(Scripted::default());
+    let a = Arc::new(Hop {
+        refuses: Some("y@a.test"),
+        fills: Some(store.clone()),
+        ..Hop::default()
+    });
+    let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+    tokio::spawn(Lanes::new(pipeline.clone()).run(CancellationToken::new()));
+    let message = message(&["x@a.test", "y@a.test"]);
+    let reply = pipeline.accept(message, Mode::Queue).await;
+    assert!(reply.to_string().contains("accepted as"), "{reply}");
+    let got = |mailbox: &str| {
+        let got = a.got.lock().expect("no panic");
+        got.iter().filter(|(_, to)| to.as_str() == mailbox).count()
+    };
+    until("it is told", || got("sender@a.test") == 1).await;
+    assert_eq!(got("x@a.test"), 1);
+    let lease = lanes::lease(&pipeline.generation().budget);
+    Deadline::after(2 * lease).wait().await;
+    assert_eq!((got("x@a.test"), got("sender@a.test")), (1, 1));
+    assert_eq!(store.all(), []);
 }
 
 /// Promise P7: what a next hop has taken is in the history, also where the store fails and the message is kept by its

@@ -129,6 +129,13 @@ impl Scripted {
                 ..Fate::default()
             };
         }
+        if what == Operation::Add && self.full.load(Ordering::Relaxed) {
+            let error = Some(StoreError::Full("told to".to_owned()));
+            return Fate {
+                error,
+                ..Fate::default()
+            };
+        }
         let witness = self.witness.as_ref();
         witness.map_or_else(Fate::default, |witness| witness.fate(about, what))
     }
@@ -195,7 +202,7 @@ impl Scripted {
         &self,
         lane: Option<Lane>,
         id: MessageId,
-        change: Change,
+        (change, beside): (Change, Vec<(Record, Content)>),
         act: Option<Audit>,
     ) -> StoreFuture<'_, ()> {
         self.operation(Some(id), Operation::Change, move |tables| {
@@ -203,11 +210,12 @@ impl Scripted {
             let Some(kept) = tables.kept.get(&id).filter(is_there) else {
                 return Err(StoreError::NotFound(id));
             };
-            let (after, until) = match change {
+            let (mut after, until) = match change {
                 Change::Replace(record) => (vec![(*record, kept.content.clone())], None),
                 Change::Take(record, until) => (vec![(*record, kept.content.clone())], Some(until)),
                 Change::Remove => (Vec::new(), None),
             };
+            after.extend(beside);
             self.replace(tables, Some(id), after, (until, act))
         })
     }
@@ -363,20 +371,18 @@ impl Store for Scripted {
         self.put_until(records, content, Some(until))
     }
 
-    fn split(&self, first: Record, others: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
-        let id = first.id;
-        self.operation(Some(id), Operation::Add, move |tables| {
-            let Some(kept) = tables.kept.get(&id) else {
-                return Err(StoreError::NotFound(id));
-            };
-            let mut after = vec![(first, kept.content.clone())];
-            after.extend(others.into_iter().map(|r| (r, content.clone())));
-            self.replace(tables, Some(id), after, (None, None))
-        })
+    fn settle(
+        &self,
+        lane: Lane,
+        id: MessageId,
+        change: Change,
+        beside: Vec<(Record, Content)>,
+    ) -> StoreFuture<'_, ()> {
+        self.change_where(Some(lane), id, (change, beside), None)
     }
 
     fn change(&self, id: MessageId, change: Change, act: Option<Audit>) -> StoreFuture<'_, ()> {
-        self.change_where(None, id, change, act)
+        self.change_where(None, id, (change, Vec::new()), act)
     }
 
     fn change_in(
@@ -386,7 +392,7 @@ impl Store for Scripted {
         change: Change,
         act: Option<Audit>,
     ) -> StoreFuture<'_, ()> {
-        self.change_where(Some(lane), id, change, act)
+        self.change_where(Some(lane), id, (change, Vec::new()), act)
     }
 
     fn hasten(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool> {
@@ -598,9 +604,6 @@ impl Store for Scripted {
     }
 
     fn accepts(&self) -> Result<(), StoreError> {
-        if self.full.load(Ordering::Relaxed) {
-            return Err(StoreError::Full("told to".to_owned()));
-        }
         match self.fate(None, Operation::Add).error {
             None => Ok(()),
             Some(error) => Err(error),

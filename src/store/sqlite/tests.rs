@@ -258,21 +258,31 @@ async fn below_the_reserve_only_new_mail_is_refused() {
     assert!(matches!(refused, Err(StoreError::Full(_))));
     let mut changed = store.get(id).await.expect("get").expect("record");
     changed.lane = Lane::Delivery;
-    let others = vec![record(Lane::Delivery)];
-    let split = store.split(changed.clone(), others, octets(10)).await;
-    split.expect("what parts ways is here already");
+    let settle = async |lane, change, beside: Record| {
+        let bounce = vec![(beside, octets(20))];
+        store.settle(lane, id, change, bounce).await
+    };
+    let first = Change::Replace(Box::new(changed.clone()));
+    let parted = settle(Lane::Scan, first, record(Lane::Delivery)).await;
+    parted.expect("what parts ways is here already");
     let change = Change::Replace(Box::new(changed));
     store.change(id, change, None).await.expect("change");
-    store
-        .change(id, Change::Remove, None)
-        .await
-        .expect("remove");
+    let bounce = record(Lane::Delivery);
+    let gone = settle(Lane::Delivery, Change::Remove, bounce.clone()).await;
+    gone.expect("a bounce takes its place");
+    assert_eq!(store.get(id).await.expect("get"), None);
+    let content = store.content(bounce.id).await.expect("content");
+    assert_eq!(content.len(), 20);
+    let again = settle(Lane::Delivery, Change::Remove, record(Lane::Delivery)).await;
+    assert!(matches!(again, Err(StoreError::NotFound(_))), "{again:?}");
+    let all = store.stats().await.expect("stats");
+    assert_eq!(all[1].messages, 2, "and no second bounce");
 }
 
 /// On a disk that is full to the last octet, what is here can still be passed on and removed; only new mail gives way.
 #[tokio::test]
 async fn a_full_disk_stops_new_mail_only() {
-    for (reserve, goes_on) in [(1 << 20, true), (0, false)] {
+    for (reserve, goes_on, bounces) in [(1 << 20, true, 0), (1 << 20, true, 1), (0, false, 0)] {
         let folder = folder();
         let settings = Settings {
             disk_reserve: reserve,
@@ -283,7 +293,9 @@ async fn a_full_disk_stops_new_mail_only() {
         let (store, _) = opened.await.expect("open");
         assert_eq!(ballast.exists(), goes_on);
         let id = put(&store, Lane::Scan, 10).await;
-        let removed = store.change(id, Change::Remove, None).await;
+        let bounces = (0..bounces).map(|_| (record(Lane::Delivery), octets(10)));
+        let removed = store.settle(Lane::Scan, id, Change::Remove, bounces.collect());
+        let removed = removed.await;
         assert_eq!(removed.is_ok(), goes_on, "{removed:?}");
         if goes_on {
             assert!(!ballast.exists(), "it was needed");

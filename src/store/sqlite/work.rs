@@ -17,13 +17,11 @@ use crate::store::{
 
 /// Something to be written.
 pub(super) enum Work {
-    /// New rows with their content, inline unless `files` hold it; and a new row in the place of the one that they were
-    /// split from.
+    /// New rows with their contents, those of `files` not inline; and a change of the one that they part from.
     Put {
-        rows: Vec<Row>,
-        content: Content,
+        rows: Vec<NewRow>,
         files: Option<Written>,
-        beside: Option<(MessageId, Box<Row>)>,
+        beside: Option<Box<Work>>,
         /// Only if what is held then takes no more than this.
         quarantine: Option<Capacity>,
     },
@@ -66,6 +64,14 @@ pub(super) enum Work {
     SetAside { id: MessageId, why: String },
     /// Finish what was queued before, then end.
     Stop,
+}
+
+/// A row that is not there yet.
+pub(super) struct NewRow {
+    pub(super) row: Row,
+    pub(super) content: Content,
+    /// The content is a file.
+    pub(super) file: bool,
 }
 
 /// How records are handed out.
@@ -115,12 +121,10 @@ impl Work {
 /// Octets that the work adds to its transaction.
 pub(super) fn weight(work: &Work) -> usize {
     match work {
-        Work::Put {
-            rows,
-            content,
-            files: None,
-            ..
-        } => rows.len() * content.len(),
+        Work::Put { rows, .. } => {
+            let inline = rows.iter().filter(|new| !new.file);
+            inline.map(|new| new.content.len()).sum()
+        }
         _ => 0,
     }
 }
@@ -137,17 +141,19 @@ pub(super) fn perform(
         return Ok(Output::Refused(StoreError::Full(why)));
     }
     let output = apply(db, work)?;
-    let grows = match work {
+    match output {
+        Output::Done if adds_rescan(work) => make_room(db, rescan_bytes),
+        output => Ok(output),
+    }
+}
+
+fn adds_rescan(work: &Work) -> bool {
+    match work {
         Work::Put { rows, beside, .. } => {
-            let beside = beside.iter().map(|(_, row)| &**row);
-            rows.iter().chain(beside).any(Row::is_rescan)
+            rows.iter().any(|new| new.row.is_rescan()) || beside.as_deref().is_some_and(adds_rescan)
         }
         Work::Replace { row, .. } => row.is_rescan(),
         _ => false,
-    };
-    match output {
-        Output::Done if grows => make_room(db, rescan_bytes),
-        output => Ok(output),
     }
 }
 
@@ -155,18 +161,17 @@ pub(super) fn perform(
 fn full(db: &Connection, work: &Work, disk: Disk) -> rusqlite::Result<Option<String>> {
     let Work::Put {
         rows,
-        content,
         quarantine: Some(quarantine),
         ..
     } = work
     else {
         return Ok(None);
     };
-    let rows = || rows.iter().filter(|row| row.is_held());
+    let rows = || rows.iter().filter(|new| new.row.is_held());
     let Some(first) = rows().next() else {
         return Ok(None);
     };
-    let each = |row: &Row| row.overhead() + content.len() as u64;
+    let each = |new: &NewRow| new.row.overhead() + new.content.len() as u64;
     let more = rows().map(each).sum();
     let octets = search::held_by(db, "")?;
     let held = Held {
@@ -174,7 +179,7 @@ fn full(db: &Connection, work: &Work, disk: Disk) -> rusqlite::Result<Option<Str
         limit: disk.limit(*quarantine, octets),
         largest: None,
     };
-    for name in first.parties() {
+    for name in first.row.parties() {
         let own = Holder {
             name: name.to_owned(),
             octets: search::held_by(db, name)?,
@@ -188,22 +193,15 @@ fn full(db: &Connection, work: &Work, disk: Disk) -> rusqlite::Result<Option<Str
 
 fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
     match work {
-        Work::Put {
-            rows,
-            content,
-            files,
-            beside,
-            ..
-        } => {
-            if let Some((id, row)) = beside
-                && !row.update(db, None)?
-            {
-                return Ok(Output::Refused(why_not(db, *id)?));
+        Work::Put { rows, beside, .. } => {
+            let changed = match beside {
+                Some(change) => apply(db, change)?,
+                None => Output::Done,
+            };
+            if !matches!(changed, Output::Refused(_)) {
+                rows.iter().try_for_each(|new| put(db, new))?;
             }
-            for row in rows {
-                put(db, row, content, files.is_some())?;
-            }
-            Ok(Output::Done)
+            Ok(changed)
         }
         Work::Replace {
             id,
@@ -261,19 +259,19 @@ fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
 /// Removes what was put for mail that stays with its sender.
 pub(super) fn take_back(db: &Connection, work: &Work) -> rusqlite::Result<()> {
     if let (Work::Put { rows, .. }, true) = (work, work.is_new()) {
-        for id in rows.iter().filter_map(|row| row.id.parse().ok()) {
+        for id in rows.iter().filter_map(|new| new.row.id.parse().ok()) {
             remove(db, id, None, None)?;
         }
     }
     Ok(())
 }
 
-fn put(db: &Connection, row: &Row, content: &Content, file: bool) -> rusqlite::Result<()> {
-    let size = i64::try_from(content.len()).unwrap_or(i64::MAX);
-    let seq = row.insert(db, size, file)?;
-    if !file {
+fn put(db: &Connection, new: &NewRow) -> rusqlite::Result<()> {
+    let size = i64::try_from(new.content.len()).unwrap_or(i64::MAX);
+    let seq = new.row.insert(db, size, new.file)?;
+    if !new.file {
         db.prepare_cached("INSERT INTO body (seq, content) VALUES (?1, ?2)")?
-            .execute(params![seq, &content.bytes()[..]])?;
+            .execute(params![seq, &new.content.bytes()[..]])?;
     }
     Ok(())
 }
