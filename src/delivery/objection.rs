@@ -26,6 +26,8 @@ impl Objection {
             (Some((2, 3) | (3, 4) | (6, _)), ..) => Self::Form,
             // The address of the sender.
             (Some((1, _)), Some(Stage::Mail), _) | (Some((1, 7 | 8)), ..) => Self::Other,
+            // Our own routes, that lack the domain; nobody was asked.
+            (Some((4, 4)), None, None) => Self::Other,
             // An address, a mailbox, and a domain that has no route.
             (Some((1 | 2, _) | (4, 4)), ..) => Self::Recipient,
             // RFC 1870 6, and RFC 5321 4.1.1.11 of parameters that tell of size, 8-bit octets and UTF-8.
@@ -69,7 +71,8 @@ mod tests {
             (Some(Rcpt), Some(550), Some((5, 7, 1)), Recipient),
             (Some(Rcpt), Some(550), None, Recipient),
             (Some(Rcpt), Some(450), Some((4, 2, 2)), Recipient),
-            (None, None, Some((5, 4, 4)), Recipient),
+            (Some(Rcpt), Some(550), Some((5, 4, 4)), Recipient),
+            (None, None, Some((4, 4, 4)), Other),
             (Some(Rcpt), Some(452), Some((4, 3, 1)), Other),
             (Some(Mail), Some(550), Some((5, 1, 0)), Other),
             (Some(Rcpt), Some(550), Some((5, 1, 8)), Other),

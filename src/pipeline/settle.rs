@@ -316,7 +316,7 @@ impl<'a> Settling<'a> {
                     }
                     ("delivered", answer)
                 }
-                Outcome::Deferred(answer) if self.draft.given_up() => {
+                Outcome::Deferred(answer) if self.is_given_up(answer) => {
                     self.failed.push(Failure {
                         decision,
                         at: *at,
@@ -361,6 +361,13 @@ impl<'a> Settling<'a> {
             .zip(outcomes)
             .filter(|(_, outcome)| matches!(outcome, Outcome::Delivered(_)))
             .map(|(at, _)| *at)
+    /// Its time has passed; or there is no way for it, and a reviewer who has released it, or is to look after our bounces
+    /// that nobody takes, should know at once.
+    fn is_given_up(&self, answer: &Answer) -> bool {
+        let is_reviewed = |before: &Record| before.released || before.notification.is_some();
+        self.draft.given_up() || answer.is_unrouted() && self.draft.before.is_some_and(is_reviewed)
+    }
+
             .collect();
         // What we write ourselves no engine has looked at, and engines in process do not lie.
         let generation = self.draft.generation;

@@ -160,6 +160,7 @@ impl Settling<'_> {
             true => "the bounce was not delivered in time",
             false => "the bounce is refused in every form",
         };
+            _ if answer.is_unrouted() => "there is no way for the bounce",
         let reason = format!("{why}: {}", answer.text);
         self.hold_failed(BOUNCE_UNDELIVERABLE, reason, failure.decision, &all);
     }
