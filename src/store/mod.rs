@@ -27,7 +27,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::at_work::{AtWork, Working};
-use crate::message::{Content, Envelope, MessageId, Standing};
+use crate::message::{Content, Envelope, MessageId, Recipient, Standing};
 use crate::verdict::{Decision, Report};
 
 pub use held::{Capacity, Held, Holder};
@@ -205,6 +205,9 @@ pub struct Record {
     /// What it is, if this relay has written it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notification: Option<Notification>,
+    /// Those whose mail it is, where a reviewer has released it to others: it is theirs again if it comes back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub instead_of: Vec<Recipient>,
 }
 
 /// Which held records a search returns; every set field must match.
