@@ -139,6 +139,9 @@ impl SqliteStore {
             }
         };
         let ballast = Ballast::new(&folder, settings.disk_reserve);
+        if role == Role::Relay {
+            ballast.release_below(ballast::LEAST);
+        }
         let mut db = schema::open_writer(&folder, ballast.log_pages())?;
         let bodies = Bodies::open(&folder, faults.clone())
             .map(Arc::new)
