@@ -44,7 +44,7 @@ use crate::message::{Content, MemoryBudget, Message, Standing};
 use crate::policy::Policy;
 use crate::scan::{Errand, Scanner};
 use crate::smtp::Reply;
-use crate::store::history::{History, HistoryEntry};
+use crate::store::history::History;
 use crate::store::incidents::Incidents;
 use crate::store::{Capacity, Change, Record, Store, StoreError, Working};
 use crate::verdict::{Decision, Disposition, Report};
@@ -458,8 +458,8 @@ impl Pipeline {
         });
     }
 
-    /// Makes a settlement so, for stored mail against a store that fails for a while: what a next hop has taken would go
-    /// to it once more when the lease of the record ends.
+    /// Makes a settlement so, against a store that fails for a while if the mail is stored, or delivered in part: what a next
+    /// hop has taken would go to it once more when the lease of the record ends, or when its sender tries again.
     async fn insist(
         &self,
         settlement: &mut Settlement,
@@ -473,7 +473,7 @@ impl Pipeline {
                 done,
                 Err(StoreError::Broken(_) | StoreError::Corrupt(_) | StoreError::Full(_))
             );
-            let ours = matches!(custody, Custody::Stored(_));
+            let ours = matches!(custody, Custody::Stored(_)) || settlement.is_delivered();
             if !failed || !ours || patience.passed() {
                 return done;
             }
@@ -488,11 +488,13 @@ impl Pipeline {
         message: &Message,
     ) -> Result<(), StoreError> {
         // Once something of it is delivered or returned, what is left is kept: its sender would send all of it again.
-        let delivered = |entry: &HistoryEntry| entry.event == "delivered";
-        let untouched = settlement.notices.is_empty() && !settlement.history.iter().any(delivered);
+        let untouched = settlement.notices.is_empty() && !settlement.is_delivered();
         while let Some(notice) = settlement.notices.last() {
             let content = Content::uncharged(notice.content.clone());
-            let kept = self.store.put(vec![notice.record.clone()], content).await;
+            let kept = self
+                .store
+                .put_rest(vec![notice.record.clone()], content)
+                .await;
             if notice.is_bounce {
                 kept?;
             }
@@ -507,7 +509,7 @@ impl Pipeline {
                 let content = message.content.clone();
                 self.store.put_new(keep, content, quarantine).await?;
             }
-            Custody::Session => self.store.put(keep, message.content.clone()).await?,
+            Custody::Session => self.store.put_rest(keep, message.content.clone()).await?,
             Custody::Stored(record) => {
                 let mut keep = keep.into_iter();
                 match (keep.next(), keep.len()) {

@@ -183,6 +183,13 @@ pub(super) fn settle(
     settling.finish(before.is_some())
 }
 
+impl Settlement {
+    /// Whether a next hop has taken some of it.
+    pub(super) fn is_delivered(&self) -> bool {
+        self.history.iter().any(|entry| entry.event == "delivered")
+    }
+}
+
 struct Settling<'a> {
     draft: Draft<'a>,
     keep: Vec<Record>,
@@ -354,13 +361,6 @@ impl<'a> Settling<'a> {
         }
     }
 
-    /// What was delivered, for a second look: with a cause if an engine that should have answered was in trouble.
-    fn remember(&mut self, decision: &Decision, recipients: &[usize], outcomes: &[Outcome]) {
-        let delivered: Vec<usize> = recipients
-            .iter()
-            .zip(outcomes)
-            .filter(|(_, outcome)| matches!(outcome, Outcome::Delivered(_)))
-            .map(|(at, _)| *at)
     /// Its time has passed; or there is no way for it, and a reviewer who has released it, or is to look after our bounces
     /// that nobody takes, should know at once.
     fn is_given_up(&self, answer: &Answer) -> bool {
@@ -368,6 +368,13 @@ impl<'a> Settling<'a> {
         self.draft.given_up() || answer.is_unrouted() && self.draft.before.is_some_and(is_reviewed)
     }
 
+    /// What was delivered, for a second look: with a cause if an engine that should have answered was in trouble.
+    fn remember(&mut self, decision: &Decision, recipients: &[usize], outcomes: &[Outcome]) {
+        let delivered: Vec<usize> = recipients
+            .iter()
+            .zip(outcomes)
+            .filter(|(_, outcome)| matches!(outcome, Outcome::Delivered(_)))
+            .map(|(at, _)| *at)
             .collect();
         // What we write ourselves no engine has looked at, and engines in process do not lie.
         let generation = self.draft.generation;

@@ -460,6 +460,10 @@ pub trait Store: Send + Sync + 'static {
         quarantine: Capacity,
     ) -> StoreFuture<'_, ()>;
 
+    /// As [`Store::put`] for what is left of mail that has been delivered or returned in part, and for what we write about
+    /// it: its sender must not be told to send all of it again, so `store.disk_reserve` is for it.
+    fn put_rest(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()>;
+
     /// Applies a change durably. [`StoreError::NotFound`] if the record is gone.
     fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()>;
 

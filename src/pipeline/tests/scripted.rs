@@ -330,7 +330,10 @@ fn matches(filter: &Filter, record: &Record, size: usize) -> bool {
 
 impl Store for Scripted {
     fn put(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
-        self.put_until(records, content, None)
+        match self.full.load(Ordering::Relaxed) {
+            true => Box::pin(async { Err(StoreError::Full("told to".to_owned())) }),
+            false => self.put_until(records, content, None),
+        }
     }
 
     fn put_new(
@@ -352,6 +355,10 @@ impl Store for Scripted {
                 None => self.put_until(records, content, None).await,
             }
         })
+    }
+
+    fn put_rest(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
+        self.put_until(records, content, None)
     }
 
     fn put_leased(

@@ -57,7 +57,7 @@ use self::readers::Readers;
 use self::row::Row;
 pub(super) use self::schema::is_corrupt;
 use self::search::{Damage, Sorted};
-use self::work::{Entry, Output, Terms, Work};
+use self::work::{Entry, Output, Room, Terms, Work};
 use self::writer::{Job, Writer};
 use super::{
     AtWork, Audit, Capacity, Cause, Change, Filter, Held, Interceptors, Lane, LaneStats, Object,
@@ -261,11 +261,14 @@ impl SqliteStore {
         content: Content,
         lease: Option<Timestamp>,
         beside: Option<Record>,
-        quarantine: Option<Capacity>,
+        room: Room,
     ) -> Result<(), StoreError> {
-        // What parts from mail that is here is that mail: the reserve is for it.
+        if room != Room::Reserve {
+            self.health.check_part(Part::Reserve)?;
+        }
+        // What parts from mail that is here is that mail.
         if beside.is_none() {
-            for part in [Part::Reserve, Part::OpenFiles, Part::Pages] {
+            for part in [Part::OpenFiles, Part::Pages] {
                 self.health.check_part(part)?;
             }
         }
@@ -288,7 +291,7 @@ impl SqliteStore {
             content,
             files,
             beside,
-            quarantine,
+            room,
         })
         .await
         .map(|_| ())
@@ -410,7 +413,7 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     fn put(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(records, content, None, None, None))
+        Box::pin(self.put_until(records, content, None, None, Room::New))
     }
 
     fn put_new(
@@ -419,7 +422,11 @@ impl Store for SqliteStore {
         content: Content,
         quarantine: Capacity,
     ) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(records, content, None, None, Some(quarantine)))
+        Box::pin(self.put_until(records, content, None, None, Room::Held(quarantine)))
+    }
+
+    fn put_rest(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
+        Box::pin(self.put_until(records, content, None, None, Room::Reserve))
     }
 
     fn put_leased(
@@ -428,11 +435,11 @@ impl Store for SqliteStore {
         content: Content,
         until: Timestamp,
     ) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(records, content, Some(until), None, None))
+        Box::pin(self.put_until(records, content, Some(until), None, Room::New))
     }
 
     fn split(&self, first: Record, others: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(others, content, None, Some(first), None))
+        Box::pin(self.put_until(others, content, None, Some(first), Room::Reserve))
     }
 
     fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()> {

@@ -261,6 +261,8 @@ async fn below_the_reserve_only_new_mail_is_refused() {
     let others = vec![record(Lane::Delivery)];
     let split = store.split(changed.clone(), others, octets(10)).await;
     split.expect("what parts ways is here already");
+    let rest = store.put_rest(vec![record(Lane::Delivery)], octets(LARGE));
+    rest.await.expect("others have got it already");
     let change = Change::Replace(Box::new(changed));
     store.change(id, change, None).await.expect("change");
     store
@@ -293,6 +295,27 @@ async fn a_full_disk_stops_new_mail_only() {
         } else {
             assert!(matches!(removed, Err(StoreError::Full(_))));
         }
+    }
+}
+
+/// So can what is left of a message that others have got: its sender would send it to them again.
+#[tokio::test]
+async fn what_is_left_of_a_message_may_use_the_last_room() {
+    let folder = folder();
+    let settings = Settings {
+        disk_reserve: 1 << 20,
+        ..settings(&folder)
+    };
+    for (is_rest, is_kept) in [(false, false), (true, true)] {
+        let opened = SqliteStore::open_with(&settings, Role::Relay, Faults::nth_full(1));
+        let (store, _) = opened.await.expect("open");
+        let (records, content) = (vec![record(Lane::Delivery)], octets(10));
+        let kept = match is_rest {
+            true => store.put_rest(records, content).await,
+            false => store.put(records, content).await,
+        };
+        assert_eq!(kept.is_ok(), is_kept, "{kept:?}");
+        store.close().await;
     }
 }
 

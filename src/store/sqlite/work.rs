@@ -24,8 +24,7 @@ pub(super) enum Work {
         content: Content,
         files: Option<Written>,
         beside: Option<(MessageId, Box<Row>)>,
-        /// Only if what is held then takes no more than this.
-        quarantine: Option<Capacity>,
+        room: Room,
     },
     /// A new row in the place of the one with its id.
     Replace {
@@ -66,6 +65,17 @@ pub(super) enum Work {
     SetAside { id: MessageId, why: String },
     /// Finish what was queued before, then end.
     Stop,
+}
+
+/// The room that a put may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// What is above the reserve: its sender has it.
+    New,
+    /// The same, and only if what is held then takes no more than this.
+    Held(Capacity),
+    /// All there is: it is a part of mail that others have got, or that is here.
+    Reserve,
 }
 
 /// How records are handed out.
@@ -109,6 +119,11 @@ impl Work {
     /// Whether it brings mail that is not here yet.
     pub(super) fn is_new(&self) -> bool {
         matches!(self, Self::Put { beside: None, .. })
+    }
+
+    /// Whether it gives way on a full disk.
+    pub(super) fn gives_way(&self) -> bool {
+        matches!(self, Self::Put { room, .. } if *room != Room::Reserve)
     }
 }
 
@@ -156,7 +171,7 @@ fn full(db: &Connection, work: &Work, disk: Disk) -> rusqlite::Result<Option<Str
     let Work::Put {
         rows,
         content,
-        quarantine: Some(quarantine),
+        room: Room::Held(quarantine),
         ..
     } = work
     else {

@@ -127,9 +127,8 @@ impl Writer {
 
     /// On a full disk: new mail gives way to what makes room or records progress, which may use the ballast.
     fn without_puts(&mut self, batch: Vec<Job>, failure: &Failure) {
-        let (puts, rest): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .partition(|job| matches!(job.work, Work::Put { .. }));
+        let (puts, rest): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|job| job.work.gives_way());
         if puts.is_empty() && !self.make_room() {
             return self.fail(rest, failure);
         }
