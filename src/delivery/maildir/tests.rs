@@ -313,7 +313,7 @@ async fn a_maildir_that_hangs_stops_nobody_else() {
     tokio::time::advance(minute * 2).await;
     let mail = outbound(&["a@example.org", "b@example.org"], b"x\r\n");
     let mut delivery = pin!(maildir.deliver(&mail, vec![0, 1], Deadline::after(minute)));
-    let b = folder.path().join("example.org/b/new");
+    let [a, b] = ["a", "b"].map(|name| folder.path().join("example.org").join(name).join("new"));
     while !b.is_dir() || files(&b).is_empty() {
         assert_eq!(delivery.as_mut().now_or_never(), None);
         tokio::task::yield_now().await;
@@ -321,6 +321,7 @@ async fn a_maildir_that_hangs_stops_nobody_else() {
     while maildir.writers.available_permits() < 1 {
         tokio::task::yield_now().await;
     }
+    assert_eq!(files(&a).len(), TOGETHER, "nobody else has come in");
     drop(release);
     let outcomes = delivery.await;
     assert!(
