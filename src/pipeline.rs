@@ -45,7 +45,7 @@ use crate::message::{Content, MemoryBudget, Message, Standing};
 use crate::policy::Policy;
 use crate::scan::{Errand, Scanner};
 use crate::smtp::Reply;
-use crate::store::history::{History, HistoryEntry};
+use crate::store::history::History;
 use crate::store::incidents::Incidents;
 use crate::store::{Capacity, Change, Record, Store, StoreError, Working};
 use crate::verdict::{Decision, Disposition, Report};
@@ -469,8 +469,8 @@ impl Pipeline {
         });
     }
 
-    /// Makes a settlement so, for stored mail against a store that fails for a while: what a next hop has taken would go
-    /// to it once more when the lease of the record ends.
+    /// Makes a settlement so, against a store that fails for a while if the mail is stored, or delivered in part: what a next
+    /// hop has taken would go to it once more when the lease of the record ends, or when its sender tries again.
     async fn insist(
         &self,
         settlement: &mut Settlement,
@@ -484,7 +484,7 @@ impl Pipeline {
                 done,
                 Err(StoreError::Broken(_) | StoreError::Corrupt(_) | StoreError::Full(_))
             );
-            let ours = matches!(custody, Custody::Stored(_));
+            let ours = matches!(custody, Custody::Stored(_)) || settlement.is_delivered();
             if !failed || !ours || patience.passed() {
                 return done;
             }
@@ -513,8 +513,7 @@ impl Pipeline {
         message: &Message,
     ) -> Result<(), StoreError> {
         // Once something of it is delivered or returned, what is left is kept: its sender would send all of it again.
-        let delivered = |entry: &HistoryEntry| entry.event == "delivered";
-        let untouched = settlement.notices.is_empty() && !settlement.history.iter().any(delivered);
+        let untouched = settlement.notices.is_empty() && !settlement.is_delivered();
         self.put_notices(settlement).await?;
         let (keep, content) = (settlement.keep.clone(), message.content.clone());
         if keep.is_empty() {
@@ -525,7 +524,7 @@ impl Pipeline {
                 let quarantine = self.generation.load().quarantine;
                 self.store.put_new(keep, content, quarantine).await
             }
-            false => self.store.put(keep, content).await,
+            false => self.store.put_rest(keep, content).await,
         }
     }
 
@@ -534,7 +533,7 @@ impl Pipeline {
         while let Some(notice) = settlement.notices.last() {
             let put = self
                 .store
-                .put(vec![notice.record.clone()], notice.content());
+                .put_rest(vec![notice.record.clone()], notice.content());
             let kept = put.await;
             if notice.is_bounce {
                 kept?;

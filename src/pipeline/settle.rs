@@ -189,6 +189,13 @@ pub(super) fn settle(
     settling.finish(before.is_some())
 }
 
+impl Settlement {
+    /// Whether a next hop has taken some of it.
+    pub(super) fn is_delivered(&self) -> bool {
+        self.history.iter().any(|entry| entry.event == "delivered")
+    }
+}
+
 struct Settling<'a> {
     draft: Draft<'a>,
     keep: Vec<Record>,
@@ -322,7 +329,7 @@ impl<'a> Settling<'a> {
                     }
                     ("delivered", answer)
                 }
-                Outcome::Deferred(answer) if self.draft.given_up() => {
+                Outcome::Deferred(answer) if self.is_given_up(answer) => {
                     self.failed.push(Failure {
                         decision,
                         at: *at,
@@ -358,6 +365,13 @@ impl<'a> Settling<'a> {
                 false => record,
             });
         }
+    }
+
+    /// Its time has passed; or there is no way for it, and a reviewer who has released it, or is to look after our bounces
+    /// that nobody takes, should know at once.
+    fn is_given_up(&self, answer: &Answer) -> bool {
+        let is_reviewed = |before: &Record| before.released || before.notification.is_some();
+        self.draft.given_up() || answer.is_unrouted() && self.draft.before.is_some_and(is_reviewed)
     }
 
     /// What was delivered, for a second look: with a cause if an engine that should have answered was in trouble.

@@ -336,6 +336,67 @@ async fn a_bounce_finds_room_where_new_mail_finds_none() {
     assert_eq!(store.all(), []);
 }
 
+/// The store is waited for while the sender waits too, for what is left of a message that the next hop has taken in part: refused
+/// now, all of it would be sent again. It is no new mail: the reserve of the disk is for it.
+#[tokio::test(start_paused = true)]
+async fn what_is_left_is_kept_as_soon_as_the_store_works_again() {
+    let store = Arc::new(Scripted::default());
+    let a = Arc::new(Hop {
+        later: Some("y@a.test"),
+        ..Hop::breaking(&store)
+    });
+    let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+    let accepting = pipeline.clone();
+    let message = message(&["x@a.test", "y@a.test"]);
+    let accepted = tokio::spawn(async move { accepting.accept(message, Mode::CutThrough).await });
+    until("it is taken", || a.got() == 1).await;
+    Deadline::after(lanes::INSIST / 2).wait().await;
+    store.full.store(true, Ordering::Relaxed);
+    store.fails.store(false, Ordering::Relaxed);
+    let reply = accepted.await.expect("no panic");
+    assert_eq!(reply.code(), 250, "{reply}");
+    let kept = store.all();
+    let kept: Vec<_> = kept.iter().flat_map(|r| &r.envelope.recipients).collect();
+    assert_eq!(kept.len(), 1);
+    assert_eq!(kept[0].mailbox.as_str(), "y@a.test");
+}
+
+/// Fails to read while it is told to.
+#[derive(Default)]
+struct Unreadable(AtomicBool);
+
+impl Witness for Unreadable {
+    fn fate(&self, _: Option<MessageId>, what: Operation) -> Fate {
+        let fails = what == Operation::Read && self.0.load(Ordering::Relaxed);
+        Fate {
+            error: fails.then(|| StoreError::Broken("told to".to_owned())),
+            ..Fate::default()
+        }
+    }
+
+    fn changed(&self, _: &[Record], _: &[(Record, Content)], _: Option<&Audit>) {}
+}
+
+/// Stored mail that cannot be read for a moment waits for that moment, and not until its lease ends.
+#[tokio::test(start_paused = true)]
+async fn mail_that_cannot_be_read_for_a_moment_goes_on_soon() {
+    let unreadable = Arc::new(Unreadable::default());
+    let store = Arc::new(Scripted::watched(unreadable.clone()));
+    let a = Arc::new(Hop::default());
+    let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+    let message = message(&["x@a.test"]);
+    let record = settle::unfinished(&pipeline.generation(), &message, None);
+    store.put(vec![record], message.content).await.expect("put");
+    unreadable.0.store(true, Ordering::Relaxed);
+    let closing = CancellationToken::new();
+    tokio::spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
+    Deadline::after(Duration::from_secs(5)).wait().await;
+    unreadable.0.store(false, Ordering::Relaxed);
+    Deadline::after(MINUTE).wait().await;
+    assert_eq!(a.got(), 1);
+    closing.cancel();
+}
+
 /// Promise P7: what a next hop has taken is in the history, also where the store fails and the message is kept by its
 /// sender, or taken up again later; and nothing else is told there, because nothing else has happened.
 #[tokio::test(start_paused = true)]

@@ -129,13 +129,6 @@ impl Scripted {
                 ..Fate::default()
             };
         }
-        if what == Operation::Add && self.full.load(Ordering::Relaxed) {
-            let error = Some(StoreError::Full("told to".to_owned()));
-            return Fate {
-                error,
-                ..Fate::default()
-            };
-        }
         let witness = self.witness.as_ref();
         witness.map_or_else(Fate::default, |witness| witness.fate(about, what))
     }
@@ -220,7 +213,20 @@ impl Scripted {
         })
     }
 
+    /// New mail, for which there may be no room.
     fn put_until(
+        &self,
+        records: Vec<Record>,
+        content: Content,
+        until: Option<Timestamp>,
+    ) -> StoreFuture<'_, ()> {
+        match self.full.load(Ordering::Relaxed) {
+            true => Box::pin(async { Err(StoreError::Full("told to".to_owned())) }),
+            false => self.add(records, content, until),
+        }
+    }
+
+    fn add(
         &self,
         records: Vec<Record>,
         content: Content,
@@ -360,6 +366,10 @@ impl Store for Scripted {
                 None => self.put_until(records, content, None).await,
             }
         })
+    }
+
+    fn put_rest(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
+        self.add(records, content, None)
     }
 
     fn put_leased(
