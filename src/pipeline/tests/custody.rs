@@ -380,6 +380,7 @@ impl Witness for Unreadable {
 /// Stored mail that cannot be read for a moment waits for that moment, and not until its lease ends.
 #[tokio::test(start_paused = true)]
 async fn mail_that_cannot_be_read_for_a_moment_goes_on_soon() {
+    set_wall_clock(Some(Timestamp::now()));
     let unreadable = Arc::new(Unreadable::default());
     let store = Arc::new(Scripted::watched(unreadable.clone()));
     let a = Arc::new(Hop::default());
@@ -395,6 +396,7 @@ async fn mail_that_cannot_be_read_for_a_moment_goes_on_soon() {
     Deadline::after(MINUTE).wait().await;
     assert_eq!(a.got(), 1);
     closing.cancel();
+    set_wall_clock(None);
 }
 
 /// Promise P7: what a next hop has taken is in the history, also where the store fails and the message is kept by its

@@ -336,9 +336,13 @@ impl State {
         answer.answer
     }
 
-    /// A replica has told the version of its signatures. If it is a new one, nothing that was said before is used again.
-    pub(super) fn signed(self: &Arc<Self>, replica: usize, version: Option<&str>) {
-        let Some(version) = version else { return };
+    /// A replica has told the version of its signatures. If it is a new one, nothing that was said before is used again. An
+    /// engine in process knows better than an answer to what it was asked a while ago.
+    pub(super) fn signed(self: &Arc<Self>, replica: usize, told: Option<&str>) {
+        let known = self.engines.get(replica).and_then(|e| e.signatures());
+        let Some(version) = known.as_deref().or(told) else {
+            return;
+        };
         let is_new = lock(&self.core.vigil).signed(replica, version);
         self.reuse().signed(Instant::now(), is_new);
         if is_new {
@@ -349,8 +353,8 @@ impl State {
     /// Asks the engines that are here in the process for the version of their signatures: it costs nothing, so it is done
     /// before an answer is used again.
     pub(super) fn ask_in_process(self: &Arc<Self>) {
-        for (at, engine) in self.engines.iter().enumerate() {
-            self.signed(at, engine.signatures().as_deref());
+        for at in 0..self.engines.len() {
+            self.signed(at, None);
         }
     }
 
