@@ -220,9 +220,16 @@ impl Scripted {
         content: Content,
         until: Option<Timestamp>,
     ) -> StoreFuture<'_, ()> {
+        match self.room() {
+            Err(full) => Box::pin(async { Err(full) }),
+            Ok(()) => self.add(records, content, until),
+        }
+    }
+
+    fn room(&self) -> Result<(), StoreError> {
         match self.full.load(Ordering::Relaxed) {
-            true => Box::pin(async { Err(StoreError::Full("told to".to_owned())) }),
-            false => self.add(records, content, until),
+            true => Err(StoreError::Full("told to".to_owned())),
+            false => Ok(()),
         }
     }
 
@@ -615,7 +622,7 @@ impl Store for Scripted {
 
     fn accepts(&self) -> Result<(), StoreError> {
         match self.fate(None, Operation::Add).error {
-            None => Ok(()),
+            None => self.room(),
             Some(error) => Err(error),
         }
     }
