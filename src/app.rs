@@ -28,7 +28,7 @@ use crate::config::{self, Config};
 use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::incident::{self, Incident, Subject};
-use crate::listener::{Admission, Listener, ListenerError, Prepared, Sessions, Shared};
+use crate::listener::{self, Admission, Listener, ListenerError, Prepared, Sessions, Shared};
 use crate::pipeline::{Generation, Keeper, Lanes, Pipeline};
 use crate::policy::Policy;
 use crate::scan::{Guarded, Health, Passed, Scanner, engine};
@@ -128,7 +128,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     let admission = Admission::new(pipeline.memory().clone(), limits.clone());
     let shared = Shared {
         pipeline: pipeline.clone(),
-        sessions: Sessions::new(config.limits.sessions),
+        sessions: Sessions::new(listener::descriptors::sessions(config.limits.sessions)),
         admission: admission.clone(),
         tasks: listeners.clone(),
         closing: closing.clone(),

@@ -26,6 +26,7 @@ mod recovery;
 mod room;
 mod settle;
 mod suspicion;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -45,7 +46,7 @@ use crate::message::{Content, MemoryBudget, Message, Standing};
 use crate::policy::Policy;
 use crate::scan::{Errand, Scanner};
 use crate::smtp::Reply;
-use crate::store::history::{History, HistoryEntry};
+use crate::store::history::History;
 use crate::store::incidents::Incidents;
 use crate::store::{Capacity, Change, Record, Store, StoreError, Working};
 use crate::verdict::{Decision, Disposition, Report};
@@ -53,7 +54,6 @@ use crate::verdict::{Decision, Disposition, Report};
 pub use judge::{Judgement, judge};
 pub use keeper::Keeper;
 pub use lanes::Lanes;
-use outbound::outbound;
 pub use pressure::Pressure;
 use recent::Recent;
 use settle::{Custody, Settlement};
@@ -173,6 +173,16 @@ struct Passed {
     judged: Judged,
     /// One for each group.
     ends: Vec<End>,
+    /// Those of whom it is in the history already that they have the message.
+    told: Vec<usize>,
+}
+
+/// What the work on a message and whoever waits for it tell each other.
+#[derive(Debug, Default)]
+struct SoFar {
+    judged: OnceLock<Judged>,
+    /// The record by which we answer for it; none while its sender does.
+    stored: OnceLock<Record>,
 }
 
 /// The life of a message.
@@ -192,7 +202,7 @@ impl Pipeline {
     /// the same work goes on in the background from where it stands.
     async fn cut_through(self: &Arc<Self>, generation: Arc<Generation>, message: Message) -> Reply {
         let patience = Deadline::after(generation.budget.session);
-        let so_far = Arc::new(OnceLock::new());
+        let so_far = Arc::new(SoFar::default());
         let mut work = Box::pin(self.clone().pass(
             generation.clone(),
             message.clone(),
@@ -203,10 +213,11 @@ impl Pipeline {
             biased;
             passed = &mut work => passed,
             () = patience.wait() => {
-                let record = settle::unfinished(&generation, &message, so_far.get());
+                let record = settle::unfinished(&generation, &message, so_far.judged.get());
                 match self.keep_leased(&generation, record.clone(), message.content.clone()).await {
                     Ok(working) => {
                         let (pipeline, id) = (self.clone(), message.id);
+                        so_far.stored.get_or_init(|| record.clone());
                         self.tasks.spawn(async move {
                             let passed = work.await;
                             pipeline.conclude(&generation, &message, Custody::Stored(Box::new(record)), passed).await;
@@ -214,7 +225,7 @@ impl Pipeline {
                         });
                         return Reply::accepted(id);
                     }
-                    Err(error) if so_far.get().is_none() => return self.not_kept(&message, &error),
+                    Err(error) if so_far.judged.get().is_none() => return self.not_kept(&message, &error),
                     // The next hop may be taking it at this moment, and 451 would make two messages of one.
                     Err(_) => work.await,
                 }
@@ -280,10 +291,14 @@ impl Pipeline {
             errand,
             onward,
         };
-        let work = self
+        let so_far = SoFar {
+            stored: record.clone().into(),
+            ..SoFar::default()
+        };
+        let passed = self
             .clone()
-            .pass(generation.clone(), message.clone(), before, Arc::default());
-        let passed = work.await;
+            .pass(generation.clone(), message.clone(), before, so_far.into());
+        let passed = passed.await;
         self.conclude(
             &generation,
             &message,
@@ -299,7 +314,7 @@ impl Pipeline {
         generation: Arc<Generation>,
         message: Message,
         before: Before,
-        so_far: Arc<OnceLock<Judged>>,
+        so_far: Arc<SoFar>,
     ) -> Passed {
         let judged = match before.judged {
             Some(judged) => judged,
@@ -308,26 +323,26 @@ impl Pipeline {
                     .await
             }
         };
-        let judged = so_far.get_or_init(|| judged).clone();
+        let judged = so_far.judged.get_or_init(|| judged).clone();
         // Each way is durable before anything goes one of them: what one next hop has taken is not forgotten with us
         // while another makes us wait, and a store that fails leaves all of it with its sender.
         let mut onward = match settle::part_ways(&generation, &message, &judged) {
             true => Onward::Queue,
             false => before.onward,
         };
-        let mut ends = Vec::with_capacity(judged.groups.len());
+        let (mut ends, mut told) = (Vec::with_capacity(judged.groups.len()), Vec::new());
         for group in &judged.groups {
             // The only fork in the program.
             ends.push(match group.0.disposition {
                 Disposition::Deliver => match &mut onward {
                     Onward::Queue => End::Queued,
                     Onward::Deliver(turn) => {
-                        let outbound = outbound(&generation, &message, &judged, group).await;
-                        // The lease of a stored message ends soon after it, and somebody else takes the message up.
-                        let deadline = Deadline::after(lanes::DELIVERY);
-                        let delivery = &generation.delivery;
-                        let outcomes = delivery.deliver_in_turn(&outbound, turn.take(), deadline);
-                        End::Delivered(outcomes.await)
+                        let what = (&judged, group);
+                        let (outcomes, those) = self
+                            .deliver(&generation, &message, what, turn.take(), &so_far)
+                            .await;
+                        told.extend(those);
+                        End::Delivered(outcomes)
                     }
                 },
                 Disposition::Quarantine => End::Held,
@@ -336,7 +351,7 @@ impl Pipeline {
                 Disposition::Discard => End::Discarded,
             });
         }
-        Passed { judged, ends }
+        Passed { judged, ends, told }
     }
 
     /// Interceptors first, then all engines at once, then policy. What would be delivered because an answer about another
@@ -469,8 +484,8 @@ impl Pipeline {
         });
     }
 
-    /// Makes a settlement so, for stored mail against a store that fails for a while: what a next hop has taken would go
-    /// to it once more when the lease of the record ends.
+    /// Makes a settlement so, against a store that fails for a while if the mail is stored, or delivered in part: what a next
+    /// hop has taken would go to it once more when the lease of the record ends, or when its sender tries again.
     async fn insist(
         &self,
         settlement: &mut Settlement,
@@ -484,7 +499,7 @@ impl Pipeline {
                 done,
                 Err(StoreError::Broken(_) | StoreError::Corrupt(_) | StoreError::Full(_))
             );
-            let ours = matches!(custody, Custody::Stored(_));
+            let ours = matches!(custody, Custody::Stored(_)) || settlement.is_delivered();
             if !failed || !ours || patience.passed() {
                 return done;
             }
@@ -513,8 +528,7 @@ impl Pipeline {
         message: &Message,
     ) -> Result<(), StoreError> {
         // Once something of it is delivered or returned, what is left is kept: its sender would send all of it again.
-        let delivered = |entry: &HistoryEntry| entry.event == "delivered";
-        let untouched = settlement.notices.is_empty() && !settlement.history.iter().any(delivered);
+        let untouched = settlement.notices.is_empty() && !settlement.is_delivered();
         self.put_notices(settlement).await?;
         let (keep, content) = (settlement.keep.clone(), message.content.clone());
         if keep.is_empty() {
@@ -525,7 +539,7 @@ impl Pipeline {
                 let quarantine = self.generation.load().quarantine;
                 self.store.put_new(keep, content, quarantine).await
             }
-            false => self.store.put(keep, content).await,
+            false => self.store.put_rest(keep, content).await,
         }
     }
 
@@ -534,7 +548,7 @@ impl Pipeline {
         while let Some(notice) = settlement.notices.last() {
             let put = self
                 .store
-                .put(vec![notice.record.clone()], notice.content());
+                .put_rest(vec![notice.record.clone()], notice.content());
             let kept = put.await;
             if notice.is_bounce {
                 kept?;

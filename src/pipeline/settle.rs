@@ -179,6 +179,7 @@ pub(super) fn settle(
         succeeded: Vec::new(),
         rejected: None,
         history: Vec::new(),
+        told: &passed.told,
         rescan: None,
     };
     let only_rejects =
@@ -189,6 +190,13 @@ pub(super) fn settle(
     settling.finish(before.is_some())
 }
 
+impl Settlement {
+    /// Whether a next hop has taken some of it.
+    pub(super) fn is_delivered(&self) -> bool {
+        self.history.iter().any(|entry| entry.event == "delivered")
+    }
+}
+
 struct Settling<'a> {
     draft: Draft<'a>,
     keep: Vec<Record>,
@@ -197,6 +205,8 @@ struct Settling<'a> {
     succeeded: Vec<(dsn::Action, Recipient, Answer)>,
     rejected: Option<String>,
     history: Vec<HistoryEntry>,
+    /// Of whom it is in the history already that they have it.
+    told: &'a [usize],
     rescan: Option<Record>,
 }
 
@@ -322,7 +332,7 @@ impl<'a> Settling<'a> {
                     }
                     ("delivered", answer)
                 }
-                Outcome::Deferred(answer) if self.draft.given_up() => {
+                Outcome::Deferred(answer) if self.is_given_up(answer) => {
                     self.failed.push(Failure {
                         decision,
                         at: *at,
@@ -348,7 +358,9 @@ impl<'a> Settling<'a> {
                     ("refused", answer)
                 }
             };
-            self.tell(event, decision, &[*at], answer.text.clone());
+            if !self.told.contains(at) {
+                self.tell(event, decision, &[*at], answer.text.clone());
+            }
         }
         for ((_, held_back), (those, status)) in later {
             let draft = &self.draft;
@@ -358,6 +370,13 @@ impl<'a> Settling<'a> {
                 false => record,
             });
         }
+    }
+
+    /// Its time has passed; or there is no way for it, and a reviewer who has released it, or is to look after our bounces
+    /// that nobody takes, should know at once.
+    fn is_given_up(&self, answer: &Answer) -> bool {
+        let is_reviewed = |before: &Record| before.released || before.notification.is_some();
+        self.draft.given_up() || answer.is_unrouted() && self.draft.before.is_some_and(is_reviewed)
     }
 
     /// What was delivered, for a second look: with a cause if an engine that should have answered was in trouble.
@@ -399,28 +418,9 @@ impl<'a> Settling<'a> {
         recipients: &[usize],
         detail: String,
     ) {
-        let message = self.draft.message;
-        let chosen = recipients
-            .iter()
-            .filter_map(|at| message.envelope.recipients.get(*at));
-        self.history.push(HistoryEntry {
-            at: wall_clock(),
-            message: message.id,
-            part_of: None,
-            event: event.into(),
-            sender: message.envelope.reverse_path.clone(),
-            recipients: chosen.map(|r| r.mailbox.clone()).collect(),
-            client: message.envelope.origin.client,
-            listener: message.envelope.origin.listener.clone(),
-            size: message.content.len() as u64,
-            decision: Some(decision.clone()),
-            reports: self
-                .draft
-                .judged
-                .map(|judged| judged.reports.clone())
-                .unwrap_or_default(),
-            detail,
-        });
+        let told = (event, decision, detail);
+        let (message, judged) = (self.draft.message, self.draft.judged);
+        self.history.push(entry(message, judged, recipients, told));
     }
 
     fn finish(mut self, stored: bool) -> Settlement {
@@ -497,6 +497,32 @@ impl<'a> Settling<'a> {
             .into_iter()
             .filter_map(of)
             .collect()
+    }
+}
+
+/// What the history is told of some of the recipients: the event, the decision that led to it, and in words.
+pub(super) fn entry(
+    message: &Message,
+    judged: Option<&Judged>,
+    recipients: &[usize],
+    (event, decision, detail): (&'static str, &Decision, String),
+) -> HistoryEntry {
+    let chosen = recipients
+        .iter()
+        .filter_map(|at| message.envelope.recipients.get(*at));
+    HistoryEntry {
+        at: wall_clock(),
+        message: message.id,
+        part_of: None,
+        event: event.into(),
+        sender: message.envelope.reverse_path.clone(),
+        recipients: chosen.map(|r| r.mailbox.clone()).collect(),
+        client: message.envelope.origin.client,
+        listener: message.envelope.origin.listener.clone(),
+        size: message.content.len() as u64,
+        decision: Some(decision.clone()),
+        reports: judged.map_or_else(Vec::new, |judged| judged.reports.clone()),
+        detail,
     }
 }
 

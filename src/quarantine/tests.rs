@@ -73,6 +73,7 @@ async fn a_release_hands_the_message_to_delivery() {
 async fn other_recipients_stay_unknown_to_the_sender() {
     let (_folder, store) = store().await;
     let id = put_held(&*store, 0).await;
+    let own = held(&*store, id).await.expect("held").envelope.recipients;
     let to = vec![mailbox("Rita@two.example"), mailbox("audit@two.example")];
     let released = release(&*store, id, Some(to), GIVE_UP, &act(1))
         .await
@@ -84,6 +85,7 @@ async fn other_recipients_stay_unknown_to_the_sender() {
         .map(|to| to.notify)
         .collect();
     assert_eq!(notify, [None, Some(Notify::default())]);
+    assert_eq!(released.instead_of, own, "it is theirs if it comes back");
     let nobody = put_held(&*store, 0).await;
     let refused = release(&*store, nobody, Some(Vec::new()), GIVE_UP, &act(1)).await;
     assert!(matches!(refused, Err(QuarantineError::NoRecipients)));

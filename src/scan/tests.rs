@@ -1,5 +1,7 @@
 //! Scripted engines behind the real guard, on paused time.
 
+mod signatures;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 

@@ -78,6 +78,7 @@ pub(crate) fn record(lane: Lane) -> Record {
         cause: None,
         standing: None,
         notification: None,
+        instead_of: Vec::new(),
         next_hop: "".into(),
     }
 }

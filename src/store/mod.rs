@@ -28,7 +28,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::at_work::{AtWork, Working};
-use crate::message::{Content, Envelope, MessageId, Standing};
+use crate::message::{Content, Envelope, MessageId, Recipient, Standing};
 use crate::verdict::{Decision, Report};
 
 pub use held::{Capacity, Held, Holder};
@@ -206,6 +206,9 @@ pub struct Record {
     /// What it is, if this relay has written it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notification: Option<Notification>,
+    /// Those whose mail it is, where a reviewer has released it to others: it is theirs again if it comes back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub instead_of: Vec<Recipient>,
 }
 
 /// Which held records a search returns; every set field must match.
@@ -458,6 +461,10 @@ pub trait Store: Send + Sync + 'static {
         quarantine: Capacity,
     ) -> StoreFuture<'_, ()>;
 
+    /// As [`Store::put`] for what is left of mail that has been delivered or returned in part, and for what we write about
+    /// it: its sender must not be told to send all of it again, so `store.disk_reserve` is for it.
+    fn put_rest(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()>;
+
     /// Applies a change durably. [`StoreError::NotFound`] if the record is gone.
     fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()>;
 
@@ -473,7 +480,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// As [`Store::change_in`], and puts others beside the record, each with a content of its own, all or nothing: the
     /// recipients of one message part ways, and some of them are bounced. What comes in like this is no new mail but what
-    /// becomes of mail that is here, and goes on where [`Store::accepts`] refuses the other.
+    /// becomes of mail that is here: as for [`Store::put_rest`], `store.disk_reserve` is for it, and it goes on where
+    /// [`Store::accepts`] refuses new mail.
     fn settle(
         &self,
         lane: Lane,

@@ -84,7 +84,7 @@ pub const ALL: [(&str, Kind, &str); 36] = [
     (
         "spillway_rule_loads_total",
         Kind::Counter,
-        "Rule files that have changed while the relay ran, by outcome: loaded, or refused, and then the old rules stay",
+        "Rule files that have changed while the relay ran, by outcome: loaded; refused, and then the old rules stay; late, if reading takes more than a minute",
     ),
     (
         "spillway_scan_retries_total",

@@ -23,14 +23,15 @@ impl Call {
         rest.split_once('>').map(|(path, _)| Path::new(path))
     }
 
-    /// The names it is given.
-    fn names(&self) -> Vec<&Path> {
-        self.text
-            .split('"')
-            .skip(1)
-            .step_by(2)
-            .map(Path::new)
-            .collect()
+    /// The names it is given, each in the folder that stands before it, if one does.
+    fn names(&self) -> Vec<PathBuf> {
+        let pieces: Vec<&str> = self.text.split('"').collect();
+        let in_folder = |pair: &[&str]| {
+            let folder = pair[0].rsplit_once('<').map_or("", |(_, folder)| folder);
+            let folder = folder.split_once('>').map_or("", |(folder, _)| folder);
+            Path::new(folder).join(pair[1])
+        };
+        pieces.chunks_exact(2).map(in_folder).collect()
     }
 
     fn is_flush_of(&self, path: &Path) -> bool {
@@ -49,10 +50,10 @@ impl Call {
     }
 
     /// From where to where it renames.
-    fn renames(&self) -> Option<(&Path, &Path)> {
+    fn renames(&self) -> Option<(PathBuf, PathBuf)> {
         let done = self.name.starts_with("rename") && self.text.ends_with(" = 0");
-        match self.names()[..] {
-            [from, to] if done => Some((from, to)),
+        match <[PathBuf; 2]>::try_from(self.names()) {
+            Ok([from, to]) if done => Some((from, to)),
             _ => None,
         }
     }
@@ -127,9 +128,9 @@ impl Trace {
         let renamed = renamed.unwrap_or_else(|| panic!("nothing came to {}", folder.display()));
         let (from, to) = renamed.renames().expect("it is one");
         let mut writes = self.0.iter().rev();
-        let last = writes.find(|call| call.is_write_to(from));
+        let last = writes.find(|call| call.is_write_to(&from));
         let last = last.unwrap_or_else(|| panic!("nothing was written to {}", from.display()));
-        let content = self.flushed(from, last.ended);
+        let content = self.flushed(&from, last.ended);
         assert!(
             content < renamed.began,
             "{} is flushed before it gets its name",
@@ -144,11 +145,11 @@ impl Trace {
     fn folders_are_durable(&self, reply: usize, is_needed: impl Fn(&Path) -> bool) -> usize {
         let made = |call: &&Call| {
             let done = call.name.starts_with("mkdir") && call.text.ends_with(" = 0");
-            done && is_needed(call.names()[0])
+            done && is_needed(&call.names()[0])
         };
         let made: Vec<&Call> = self.0.iter().filter(made).collect();
         for call in &made {
-            let path = call.names()[0];
+            let path = &call.names()[0];
             let parent = path.parent().expect("a parent");
             assert!(
                 self.flushed(parent, call.ended) < reply,

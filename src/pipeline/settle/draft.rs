@@ -105,6 +105,7 @@ impl Draft<'_> {
             cause: None,
             standing: None,
             notification: None,
+            instead_of: Vec::new(),
             next_hop: "".into(),
         }
     }

@@ -77,6 +77,9 @@ impl Settling<'_> {
         let those: Vec<usize> = failed.iter().map(|failure| failure.at).collect();
         let mut record = draft.again(before, Lane::Held);
         record.envelope = (*select(draft.message, &those)).clone();
+        if !record.instead_of.is_empty() {
+            record.envelope.recipients = std::mem::take(&mut record.instead_of);
+        }
         if let Some(first) = failed.first() {
             record.status.clone_from(&first.answer.text);
         }
@@ -156,6 +159,7 @@ impl Settling<'_> {
             return self.tell("shortened", failure.decision, &all, answer.text.clone());
         }
         let why = match failure.given_up {
+            _ if answer.is_unrouted() => "there is no way for the bounce",
             true => "the bounce was not delivered in time",
             false => "the bounce is refused in every form",
         };

@@ -284,6 +284,7 @@ fn ended(
     let passed = Passed {
         judged: settle::judged_before(record, &message).expect("it is to be delivered"),
         ends: vec![End::Delivered(vec![outcome])],
+        told: Vec::new(),
     };
     let custody = Custody::Stored(Box::new(record.clone()));
     let settled = settle::settle(generation, &message, &custody, &passed);
@@ -398,6 +399,44 @@ fn a_bounce_that_is_given_up_is_held() {
         assert_eq!(events(&settled), ["given-up", "held"]);
         let decision = settled.keep[0].decision.as_ref().expect("a decision");
         assert_eq!(decision.rule, BOUNCE_UNDELIVERABLE);
+    }
+}
+
+/// A bounce for whose recipient there is no next hop is held at once, with a reason that says what to do; mail waits for one, as
+/// a new configuration may have forgotten its domain; and what was released goes back to the reviewer.
+#[test]
+fn a_bounce_without_a_way_is_held_at_once() {
+    let generation = generation(Vec::new(), Budget::default());
+    let unrouted = || Answer {
+        next_hop: "".into(),
+        reply: None,
+        text: "4.4.4 no next hop takes a.test".to_owned(),
+        ..answer(450)
+    };
+    let (record, content) = notice(&generation, unknown());
+    let outcome = Outcome::Deferred(unrouted());
+    let (settled, _) = ended(&generation, (&record, &content), outcome.clone());
+    assert_eq!(events(&settled), ["given-up", "held"]);
+    let decision = settled.keep[0].decision.as_ref().expect("a decision");
+    assert_eq!(decision.rule, BOUNCE_UNDELIVERABLE);
+    assert_eq!(
+        decision.reason,
+        "there is no way for the bounce: 4.4.4 no next hop takes a.test"
+    );
+    let message = message(&["x@b.test"]);
+    for (what, custody) in custodies(&generation, &message) {
+        let ends = vec![(
+            Disposition::Deliver,
+            vec![0],
+            End::Delivered(vec![outcome.clone()]),
+        )];
+        let settled = settle::settle(&generation, &message, &custody, &passed(ends));
+        let lanes: Vec<Lane> = settled.keep.iter().map(|record| record.lane).collect();
+        match what {
+            "released" => assert_eq!(lanes, [Lane::Held]),
+            "to be given up" => assert_eq!((lanes.len(), settled.notices.len()), (0, 1)),
+            _ => assert_eq!(lanes, [Lane::Delivery], "{what}"),
+        }
     }
 }
 
@@ -573,6 +612,7 @@ async fn held_bounces_are_bounded_and_nothing_else_is() {
     };
     let mail = |rule: &str, cause: Option<Cause>| Record {
         notification: None,
+        instead_of: Vec::new(),
         ..held(rule, cause)
     };
     let others = [

@@ -129,13 +129,6 @@ impl Scripted {
                 ..Fate::default()
             };
         }
-        if what == Operation::Add && self.full.load(Ordering::Relaxed) {
-            let error = Some(StoreError::Full("told to".to_owned()));
-            return Fate {
-                error,
-                ..Fate::default()
-            };
-        }
         let witness = self.witness.as_ref();
         witness.map_or_else(Fate::default, |witness| witness.fate(about, what))
     }
@@ -220,7 +213,27 @@ impl Scripted {
         })
     }
 
+    /// New mail, for which there may be no room.
     fn put_until(
+        &self,
+        records: Vec<Record>,
+        content: Content,
+        until: Option<Timestamp>,
+    ) -> StoreFuture<'_, ()> {
+        match self.room() {
+            Err(full) => Box::pin(async { Err(full) }),
+            Ok(()) => self.add(records, content, until),
+        }
+    }
+
+    fn room(&self) -> Result<(), StoreError> {
+        match self.full.load(Ordering::Relaxed) {
+            true => Err(StoreError::Full("told to".to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    fn add(
         &self,
         records: Vec<Record>,
         content: Content,
@@ -360,6 +373,10 @@ impl Store for Scripted {
                 None => self.put_until(records, content, None).await,
             }
         })
+    }
+
+    fn put_rest(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
+        self.add(records, content, None)
     }
 
     fn put_leased(
@@ -605,7 +622,7 @@ impl Store for Scripted {
 
     fn accepts(&self) -> Result<(), StoreError> {
         match self.fate(None, Operation::Add).error {
-            None => Ok(()),
+            None => self.room(),
             Some(error) => Err(error),
         }
     }

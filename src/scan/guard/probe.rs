@@ -147,7 +147,7 @@ async fn ask(
     });
     let missing = |why: &dyn fmt::Display| Shown::Missing(format!("{}: {why}", what(half)));
     match Deadline::after(patience).run(told).await {
-        Ok(Ok(Ok(Ok(answer)))) => match answer.answer {
+        Ok(Ok(Ok(Ok(answer)))) => match state.heard(replica, answer) {
             Answer::Answered(findings) => Ok(findings),
             Answer::None { detail, .. } => Err(missing(&detail)),
         },

@@ -58,7 +58,7 @@ use self::readers::Readers;
 use self::row::Row;
 pub(super) use self::schema::is_corrupt;
 use self::search::{Damage, Sorted};
-use self::work::{Entry, NewRow, Output, Terms, Work};
+use self::work::{Entry, NewRow, Output, Room, Terms, Work};
 use self::writer::{Job, Writer};
 use super::{
     AtWork, Audit, Capacity, Cause, Change, Filter, Held, Interceptors, Lane, LaneStats, Object,
@@ -140,6 +140,9 @@ impl SqliteStore {
             }
         };
         let ballast = Ballast::new(&folder, settings.disk_reserve);
+        if role == Role::Relay {
+            ballast.release_below(ballast::LEAST);
+        }
         let mut db = schema::open_writer(&folder, ballast.log_pages())?;
         let bodies = Bodies::open(&folder, faults.clone())
             .map(Arc::new)
@@ -259,14 +262,17 @@ impl SqliteStore {
         records: Vec<Record>,
         content: Content,
         lease: Option<Timestamp>,
-        quarantine: Option<Capacity>,
+        room: Room,
     ) -> Result<(), StoreError> {
-        for part in [Part::Reserve, Part::OpenFiles, Part::Pages] {
+        if room != Room::Reserve {
+            self.health.check_part(Part::Reserve)?;
+        }
+        for part in [Part::OpenFiles, Part::Pages] {
             self.health.check_part(part)?;
         }
         let each = |record| (record, content.clone());
         let new = records.into_iter().map(each).collect();
-        self.write(new, lease, None, quarantine).await
+        self.write(new, lease, None, room).await
     }
 
     /// What becomes of mail that is here is that mail: the reserve is for it.
@@ -280,7 +286,10 @@ impl SqliteStore {
         let work = change_of(Some(lane), id, change, None)?;
         match beside.is_empty() {
             true => self.submit(work).await.map(|_| ()),
-            false => self.write(beside, None, Some(Box::new(work)), None).await,
+            false => {
+                let work = Some(Box::new(work));
+                self.write(beside, None, work, Room::Reserve).await
+            }
         }
     }
 
@@ -289,7 +298,7 @@ impl SqliteStore {
         new: Vec<(Record, Content)>,
         lease: Option<Timestamp>,
         beside: Option<Box<Work>>,
-        quarantine: Option<Capacity>,
+        room: Room,
     ) -> Result<(), StoreError> {
         let (mut rows, mut large) = (Vec::with_capacity(new.len()), Vec::new());
         for (record, content) in new {
@@ -308,7 +317,7 @@ impl SqliteStore {
             rows,
             files,
             beside,
-            quarantine,
+            room,
         };
         self.submit(work).await.map(|_| ())
     }
@@ -410,7 +419,7 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     fn put(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(records, content, None, None))
+        Box::pin(self.put_until(records, content, None, Room::New))
     }
 
     fn put_new(
@@ -419,7 +428,11 @@ impl Store for SqliteStore {
         content: Content,
         quarantine: Capacity,
     ) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(records, content, None, Some(quarantine)))
+        Box::pin(self.put_until(records, content, None, Room::Held(quarantine)))
+    }
+
+    fn put_rest(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
+        Box::pin(self.put_until(records, content, None, Room::Reserve))
     }
 
     fn put_leased(
@@ -428,7 +441,7 @@ impl Store for SqliteStore {
         content: Content,
         until: Timestamp,
     ) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(records, content, Some(until), None))
+        Box::pin(self.put_until(records, content, Some(until), Room::New))
     }
 
     fn settle(

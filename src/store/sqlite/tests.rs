@@ -258,13 +258,15 @@ async fn below_the_reserve_only_new_mail_is_refused() {
     assert!(matches!(refused, Err(StoreError::Full(_))));
     let mut changed = store.get(id).await.expect("get").expect("record");
     changed.lane = Lane::Delivery;
+    let first = Change::Replace(Box::new(changed.clone()));
     let settle = async |lane, change, beside: Record| {
         let bounce = vec![(beside, octets(20))];
         store.settle(lane, id, change, bounce).await
     };
-    let first = Change::Replace(Box::new(changed.clone()));
     let parted = settle(Lane::Scan, first, record(Lane::Delivery)).await;
     parted.expect("what parts ways is here already");
+    let rest = store.put_rest(vec![record(Lane::Delivery)], octets(LARGE));
+    rest.await.expect("others have got it already");
     let change = Change::Replace(Box::new(changed));
     store.change(id, change, None).await.expect("change");
     let bounce = record(Lane::Delivery);
@@ -276,7 +278,7 @@ async fn below_the_reserve_only_new_mail_is_refused() {
     let again = settle(Lane::Delivery, Change::Remove, record(Lane::Delivery)).await;
     assert!(matches!(again, Err(StoreError::NotFound(_))), "{again:?}");
     let all = store.stats().await.expect("stats");
-    assert_eq!(all[1].messages, 2, "and no second bounce");
+    assert_eq!(all[1].messages, 3, "and no second bounce");
 }
 
 /// On a disk that is full to the last octet, what is here can still be passed on and removed; only new mail gives way.
@@ -305,6 +307,27 @@ async fn a_full_disk_stops_new_mail_only() {
         } else {
             assert!(matches!(removed, Err(StoreError::Full(_))));
         }
+    }
+}
+
+/// So can what is left of a message that others have got: its sender would send it to them again.
+#[tokio::test]
+async fn what_is_left_of_a_message_may_use_the_last_room() {
+    let folder = folder();
+    let settings = Settings {
+        disk_reserve: 1 << 20,
+        ..settings(&folder)
+    };
+    for (is_rest, is_kept) in [(false, false), (true, true)] {
+        let opened = SqliteStore::open_with(&settings, Role::Relay, Faults::nth_full(1));
+        let (store, _) = opened.await.expect("open");
+        let (records, content) = (vec![record(Lane::Delivery)], octets(10));
+        let kept = match is_rest {
+            true => store.put_rest(records, content).await,
+            false => store.put(records, content).await,
+        };
+        assert_eq!(kept.is_ok(), is_kept, "{kept:?}");
+        store.close().await;
     }
 }
 

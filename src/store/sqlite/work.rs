@@ -22,8 +22,7 @@ pub(super) enum Work {
         rows: Vec<NewRow>,
         files: Option<Written>,
         beside: Option<Box<Work>>,
-        /// Only if what is held then takes no more than this.
-        quarantine: Option<Capacity>,
+        room: Room,
     },
     /// A new row in the place of the one with its id.
     Replace {
@@ -74,6 +73,17 @@ pub(super) struct NewRow {
     pub(super) file: bool,
 }
 
+/// The room that a put may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// What is above the reserve: its sender has it.
+    New,
+    /// The same, and only if what is held then takes no more than this.
+    Held(Capacity),
+    /// All there is: it is a part of mail that others have got, or becomes of mail that is here.
+    Reserve,
+}
+
 /// How records are handed out.
 pub(super) struct Terms {
     pub(super) times: Times,
@@ -112,9 +122,14 @@ pub(super) enum Output {
 }
 
 impl Work {
-    /// Whether it brings mail that is not here yet.
+    /// Whether it brings content that is here in no form yet: it must be found by the next start, or stays with its sender.
     pub(super) fn is_new(&self) -> bool {
         matches!(self, Self::Put { beside: None, .. })
+    }
+
+    /// Whether it gives way on a full disk to what the reserve is for.
+    pub(super) fn gives_way(&self) -> bool {
+        matches!(self, Self::Put { room, .. } if *room != Room::Reserve)
     }
 }
 
@@ -161,7 +176,7 @@ fn adds_rescan(work: &Work) -> bool {
 fn full(db: &Connection, work: &Work, disk: Disk) -> rusqlite::Result<Option<String>> {
     let Work::Put {
         rows,
-        quarantine: Some(quarantine),
+        room: Room::Held(quarantine),
         ..
     } = work
     else {

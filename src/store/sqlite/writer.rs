@@ -128,15 +128,15 @@ impl Writer {
     /// On a full disk: new mail gives way to what makes room or records progress, which may use the ballast; and then what
     /// grows gives way to what does not.
     fn without_puts(&mut self, batch: Vec<Job>, failure: &Failure) {
-        let any_new = batch.iter().any(|job| job.work.is_new());
-        if !any_new && self.make_room() {
+        let any_gives_way = batch.iter().any(|job| job.work.gives_way());
+        if !any_gives_way && self.make_room() {
             return self.commit(batch);
         }
-        let gives_way = |job: &Job| match any_new {
-            true => job.work.is_new(),
+        let leaves = |job: &Job| match any_gives_way {
+            true => job.work.gives_way(),
             false => matches!(job.work, Work::Put { .. }),
         };
-        let (puts, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(gives_way);
+        let (puts, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(leaves);
         if puts.is_empty() {
             return self.fail(rest, failure);
         }
