@@ -1,13 +1,15 @@
 //! Recovery: what was held, deferred, or delivered without an engine for a cause that is gone is scanned again, by
 //! itself (promise P6).
 //!
-//! Each cause has its sweeps: once through all that waits for it, one message at a time, known senders first, the oldest
-//! first. The next one follows as soon as a scan went well, so a backlog drains at the engine's own pace. What stays where
-//! it is is passed over, so that it keeps nothing behind it waiting, and met again in the next sweep; several of them in a
-//! row end the round, and the sweep goes on later. Every message is under a lease meanwhile: a crash interrupts a recovery
-//! and loses nothing of it. Nothing is delivered here: what is clean waits for its turn at its next hop like all mail.
+//! Each cause has its sweeps: once through all that waits for it, known senders first, the oldest first, whatever each
+//! message's own back-off says. As many messages at once as the engine has slots for wait at its gate, which knows best when it
+//! is their turn: a backlog drains at the engine's own pace, and fresh mail goes first there. What stays where it is is passed
+//! over, so that it keeps nothing behind it waiting, and met again in the next sweep. What may be to blame (it ran into its
+//! timeout, or waits for what is like it) goes alone, beside the others. Every message is under a lease meanwhile: a crash
+//! interrupts a recovery and loses nothing of it. Nothing is delivered here: what is clean waits for its turn at its next hop
+//! like all mail.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,14 +18,14 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Generation, Judged, Onward, Pipeline, events, lanes, settle};
+use super::{Asking, Generation, Judged, Onward, Pipeline, events, lanes, settle};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Content, Message, Standing};
 use crate::scan::Errand;
 use crate::store::{Cause, Change, Lane, Place, Record, StoreError, Working};
-use crate::verdict::{Decision, Disposition, Report, Verdict};
+use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
 
 /// How often it is looked for causes that are gone.
 const TICK: Duration = Duration::from_secs(1);
@@ -32,8 +34,13 @@ const AGAIN: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(600);
 /// The same at most while there is something behind that has not been tried yet.
 const MORE: Duration = Duration::from_secs(20);
-/// So many in a row that stay end a round: each may cost its engine a slot for as long as a scan can last.
-const STAYS: u32 = 3;
+/// Messages of one round that are scanned at once: so many for each slot of its engine, so that there is always one at the gate
+/// when a slot is free; at least and at most so many, as each is in memory.
+const WIDTH_PER_SLOT: usize = 2;
+const WIDTH_LEAST: usize = 2;
+const WIDTH_MOST: usize = 32;
+/// Messages that go alone and wait for their turn in a round; what is behind more of them waits with them.
+const ALONE_MOST: usize = 64;
 /// A sweep that found nothing to do is not repeated for so long.
 const IDLE: Duration = Duration::from_secs(60);
 /// Rounds at once, each for another cause; half of them at most for interceptors that hold, whose mail may well be bad.
@@ -66,13 +73,11 @@ struct Sweep {
 }
 
 impl Sweep {
-    /// Deferred mail has its own times; they need not be waited for where a cause is newly gone.
-    const FIRST: &[Lane] = &[Lane::Scan, Lane::Held, Lane::Rescan];
-    const LATER: &[Lane] = &[Lane::Held, Lane::Rescan];
+    const LANES: &[Lane] = &[Lane::Scan, Lane::Held, Lane::Rescan];
 
-    fn of(lanes: &'static [Lane]) -> Self {
+    fn new() -> Self {
         Self {
-            lanes,
+            lanes: Self::LANES,
             places: HashMap::new(),
             interrupted: false,
             settled: 0,
@@ -87,7 +92,7 @@ impl Sweep {
         Self {
             interrupted: !self.places.is_empty(),
             places: self.places,
-            ..Self::of(Self::FIRST)
+            ..Self::new()
         }
     }
 
@@ -168,6 +173,75 @@ impl Round {
     }
 }
 
+/// The messages of a round: those that are scanned, and those that wait because they go alone.
+#[derive(Default)]
+struct Crew {
+    at_work: FuturesUnordered<BoxFuture<'static, (bool, Step)>>,
+    ready: VecDeque<(Lane, Record, Working)>,
+    alone: VecDeque<(Lane, Record, Working)>,
+    /// One of them is at work.
+    one_alone: bool,
+}
+
+impl Crew {
+    /// It may be to blame for what it waits for: it ran into its timeout before, or is like what is slow.
+    fn goes_alone(record: &Record) -> bool {
+        let is_parked = |report: &Report| report.missing() == Some(Reason::Parked);
+        record.timeouts > 0 || record.reports.iter().any(is_parked)
+    }
+
+    fn working(&self) -> usize {
+        self.at_work.len()
+    }
+
+    fn has_room(&self, room: usize) -> bool {
+        self.ready.len() < room && self.alone.len() < ALONE_MOST
+    }
+
+    fn add(&mut self, lane: Lane, record: Record, working: Working) {
+        let of = match Self::goes_alone(&record) {
+            true => &mut self.alone,
+            false => &mut self.ready,
+        };
+        of.push_back((lane, record, working));
+    }
+
+    /// Begins with as many as may be at work at once.
+    fn begin(
+        &mut self,
+        width: usize,
+        work: impl Fn(Lane, Record, Working) -> BoxFuture<'static, Step>,
+    ) {
+        while self.at_work.len() < width {
+            let alone = match self.one_alone {
+                true => None,
+                false => self.alone.pop_front(),
+            };
+            let is_alone = alone.is_some();
+            let Some((lane, record, working)) = alone.or_else(|| self.ready.pop_front()) else {
+                return;
+            };
+            self.one_alone |= is_alone;
+            let work = work(lane, record, working);
+            self.at_work
+                .push(Box::pin(async move { (is_alone, work.await) }));
+        }
+    }
+
+    /// What became of the one that ends next; none if nobody is at work.
+    async fn next(&mut self) -> Option<Step> {
+        let (was_alone, step) = self.at_work.next().await?;
+        self.one_alone &= !was_alone;
+        Some(step)
+    }
+
+    /// Those that have not begun.
+    fn dismiss(&mut self) -> impl Iterator<Item = (Record, Working)> {
+        let all = self.ready.drain(..).chain(self.alone.drain(..));
+        all.map(|(_, record, working)| (record, working))
+    }
+}
+
 /// All rounds.
 #[derive(Default)]
 struct Rounds {
@@ -214,7 +288,7 @@ impl Pipeline {
         let mut due = Vec::new();
         for (cause, gone) in causes {
             let round = rounds.of.entry(cause.clone());
-            let round = round.or_insert_with(|| Round::new(Sweep::of(Sweep::FIRST)));
+            let round = round.or_insert_with(|| Round::new(Sweep::new()));
             round.gone = gone;
             if round.sweep.is_some() && now >= round.next {
                 due.push((round.next, cause, gone));
@@ -277,7 +351,7 @@ impl Pipeline {
             return;
         };
         let worked = worked.unwrap_or_else(|| Worked {
-            sweep: Sweep::of(Sweep::LATER),
+            sweep: Sweep::new(),
             end: End::Stuck,
             settled: 0,
             stays: 0,
@@ -289,7 +363,7 @@ impl Pipeline {
         round.sweep = Some(match worked.end {
             End::Through => {
                 self.tell_end(cause, &worked.sweep);
-                Sweep::of(Sweep::LATER)
+                Sweep::new()
             }
             End::Turn | End::Stuck => worked.sweep,
         });
@@ -326,7 +400,22 @@ impl Pipeline {
         }
     }
 
-    /// Goes on with a sweep. Ends after the step that it is in when `closing` is cancelled.
+    /// How many messages are scanned at once for a cause.
+    fn width(&self, cause: &Cause, gone: bool) -> usize {
+        let generation = self.generation();
+        let mut engines = generation.scanner.engines().iter();
+        match cause {
+            Cause::Engine(name) if gone => {
+                let engine = engines.find(|engine| *engine.settings().name == **name);
+                let slots = engine.map_or(0, |engine| engine.health().slots);
+                (slots * WIDTH_PER_SLOT).clamp(WIDTH_LEAST, WIDTH_MOST)
+            }
+            // What an interceptor has held may well be bad.
+            Cause::Engine(_) | Cause::Interceptor(_) => 1,
+        }
+    }
+
+    /// Goes on with a sweep. Ends after the steps that are under way when `closing` is cancelled.
     async fn round(
         self: Arc<Self>,
         generation: Arc<Generation>,
@@ -336,60 +425,93 @@ impl Pipeline {
     ) -> Worked {
         let turn = Deadline::after(QUANTUM);
         let (settled, stays) = (sweep.settled, sweep.stays);
-        let mut in_a_row = 0;
-        let end = loop {
-            let Some(lane) = sweep.lanes.first().copied() else {
-                break End::Through;
-            };
-            if closing.is_cancelled() || turn.passed() {
-                break End::Turn;
+        let width = self.width(&cause, gone);
+        let mut crew = Crew::default();
+        let mut end = None;
+        loop {
+            if end.is_none() && (closing.is_cancelled() || turn.passed()) {
+                end = Some(End::Turn);
             }
-            let (record, _working) = match self.next(&generation, lane, &cause, &sweep).await {
-                Ok(Some(next)) => next,
-                Ok(None) => {
-                    sweep.end_of_lane();
-                    continue;
+            let room = width.saturating_sub(crew.working());
+            if end.is_none() && room > 0 {
+                match self
+                    .hire(&generation, (&cause, gone), &mut sweep, &mut crew, room)
+                    .await
+                {
+                    Ok(()) => {}
+                    Err(error) => {
+                        events::lane_failed("recovery", &error);
+                        end = Some(End::Stuck);
+                    }
                 }
-                Err(error) => {
-                    events::lane_failed("recovery", &error);
-                    break End::Stuck;
-                }
-            };
-            // While the interceptor holds, only mail that something speaks for may cost the engine a scan.
-            if !gone && record.standing != Some(Standing::Known) {
-                self.put_back(record).await;
-                sweep.end_of_lane();
-                continue;
             }
-            sweep.places.insert(lane, Place::of(&record));
-            if !sweep.told && lane != Lane::Scan {
-                sweep.told = true;
-                let what = "what was kept for it is scanned again";
-                self.tell(Kind::RecoveryBegun, &cause, what, 0, 0);
-            }
-            match self.step(&generation, lane, record).await {
-                Step::Settled => {
-                    sweep.settled += 1;
-                    in_a_row = 0;
-                }
-                Step::Stays => {
+            crew.begin(width, |lane, record, working| {
+                let (pipeline, generation) = (self.clone(), generation.clone());
+                Box::pin(async move {
+                    let step = pipeline.step(&generation, lane, record).await;
+                    drop(working);
+                    step
+                })
+            });
+            match crew.next().await {
+                Some(Step::Settled) => sweep.settled += 1,
+                Some(Step::Stays) => {
                     sweep.stays += 1;
-                    in_a_row += 1;
-                    if lane == Lane::Scan {
-                        sweep.end_of_lane();
-                    }
-                    if !gone || in_a_row >= STAYS || !self.is_gone(&cause) {
-                        break End::Stuck;
+                    if !gone || !self.is_gone(&cause) {
+                        end = end.or(Some(End::Stuck));
                     }
                 }
+                None if end.is_some() || sweep.lanes.is_empty() => break,
+                None => {}
             }
-        };
+            if end.is_some() {
+                for (record, _working) in crew.dismiss() {
+                    self.put_back(record).await;
+                }
+            }
+        }
         Worked {
-            end,
+            end: end.unwrap_or(End::Through),
             settled: sweep.settled - settled,
             stays: sweep.stays - stays,
             sweep,
         }
+    }
+
+    /// Claims what comes next in the sweep, as long as there is room for it.
+    async fn hire(
+        &self,
+        generation: &Generation,
+        (cause, gone): (&Cause, bool),
+        sweep: &mut Sweep,
+        crew: &mut Crew,
+        room: usize,
+    ) -> Result<(), StoreError> {
+        while crew.has_room(room)
+            && let Some(lane) = sweep.lanes.first().copied()
+        {
+            let claimed = self.next(generation, lane, cause, sweep, room).await?;
+            let is_last = claimed.len() < room;
+            for (record, working) in claimed {
+                // While the interceptor holds, only mail that something speaks for may cost the engine a scan.
+                if !gone && record.standing != Some(Standing::Known) {
+                    self.put_back(record).await;
+                    sweep.end_of_lane();
+                    return Ok(());
+                }
+                sweep.places.insert(lane, Place::of(&record));
+                if !sweep.told && lane != Lane::Scan {
+                    sweep.told = true;
+                    let what = "what was kept for it is scanned again";
+                    self.tell(Kind::RecoveryBegun, cause, what, 0, 0);
+                }
+                crew.add(lane, record, working);
+            }
+            if is_last {
+                sweep.end_of_lane();
+            }
+        }
+        Ok(())
     }
 
     async fn next(
@@ -398,16 +520,16 @@ impl Pipeline {
         lane: Lane,
         cause: &Cause,
         sweep: &Sweep,
-    ) -> Result<Option<(Record, Working)>, StoreError> {
+        limit: usize,
+    ) -> Result<Vec<(Record, Working)>, StoreError> {
         let after = sweep.places.get(&lane).copied();
         let times = lanes::times(generation, Duration::ZERO);
-        let claimed = self.store.recover(lane, cause.clone(), after, times, 1);
-        let Some(record) = claimed.await?.pop() else {
-            return Ok(None);
-        };
+        let claimed = self.store.recover(lane, cause.clone(), after, times, limit);
+        let at_work = self.store.at_work();
         // Nobody has begun with it since it was leased.
-        let working = self.store.at_work().begin(record.id);
-        Ok(working.map(|working| (record, working)))
+        let begin = |record: Record| Some((at_work.begin(record.id)?, record));
+        let begun = claimed.await?.into_iter().filter_map(begin);
+        Ok(begun.map(|(working, record)| (record, working)).collect())
     }
 
     async fn step(
@@ -493,11 +615,22 @@ impl Pipeline {
         mut record: Record,
     ) -> Step {
         // An answer about another message may be why it is here: this time none stands in.
-        let judged = self
-            .ask(generation, &message, (Duration::ZERO, Errand::Again, false))
-            .await;
+        let asking = Asking {
+            spent: Duration::ZERO,
+            errand: Errand::Again,
+            struck: record.timeouts > 0,
+            stand_ins: false,
+        };
+        let judged = self.ask(generation, &message, asking).await;
         if self.tell_if_bad(&record, &judged) {
             return self.remove(record).await;
+        }
+        if timed_out(&judged.reports) {
+            record.timeouts += 1;
+            if record.timeouts >= settle::TIMEOUTS_MOST {
+                events::not_scanned_later(record.message);
+                return self.remove(record).await;
+            }
         }
         let missing = |engine: &str| {
             let mut reports = judged.reports.iter();
@@ -611,4 +744,9 @@ impl Pipeline {
         }
         self.incidents.record(incident);
     }
+}
+
+fn timed_out(reports: &[Report]) -> bool {
+    let timed_out = |report: &Report| report.missing() == Some(Reason::Timeout);
+    reports.iter().any(timed_out)
 }

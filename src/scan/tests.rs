@@ -32,6 +32,7 @@ pub(super) fn request(content: impl Into<bytes::Bytes>, allowance: Duration) -> 
         fingerprint: None,
         standing: Standing::Known,
         errand: Errand::Fresh,
+        struck: false,
         stand_ins: true,
     }
 }

@@ -78,6 +78,7 @@ pub(crate) fn record(lane: Lane) -> Record {
         cause: None,
         standing: None,
         notification: None,
+        timeouts: 0,
         next_hop: "".into(),
     }
 }

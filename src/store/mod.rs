@@ -199,12 +199,20 @@ pub struct Record {
     /// Why the guard keeps it, if the guard does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
+    /// Scans of it that ran into their timeout while the engine took other mail: it is given one more, and then held.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub timeouts: u32,
     /// The sender's standing when it came in, where that was asked: mail of known senders is recovered first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standing: Option<Standing>,
     /// What it is, if this relay has written it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notification: Option<Notification>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Which held records a search returns; every set field must match.

@@ -560,6 +560,7 @@ async fn held_bounces_are_bounded_and_nothing_else_is() {
     };
     let mail = |rule: &str, cause: Option<Cause>| Record {
         notification: None,
+        timeouts: 0,
         ..held(rule, cause)
     };
     let others = [

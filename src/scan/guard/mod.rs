@@ -215,6 +215,11 @@ impl Guarded {
         self.state.divert(detours);
     }
 
+    /// Says whether mail can be judged without it: if not, fresh mail waits [`Settings::wait`] for it while it is out.
+    pub fn cover(&self, covered: bool) {
+        self.state.work(|gate, _| gate.cover(covered));
+    }
+
     /// Takes a replica out, or puts it back; all of them if none is named. Scans under way go on. False if there is no
     /// replica of that name.
     pub fn drain(&self, replica: Option<&str>, drained: bool) -> bool {

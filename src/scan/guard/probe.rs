@@ -245,6 +245,7 @@ fn sample(state: &State, content: Content) -> Sample {
         fingerprint: None,
         standing: Standing::Known,
         errand: Errand::Again,
+        struck: false,
         stand_ins: false,
     };
     let alone = Arc::new(Semaphore::new(1));

@@ -399,6 +399,7 @@ fn record(name: &str, lane: Lane, envelope: Envelope, age: i64, content: &str) -
         cause: None,
         standing: None,
         notification: None,
+        timeouts: 0,
         next_hop: "".into(),
     }
 }
