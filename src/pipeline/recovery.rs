@@ -9,7 +9,9 @@
 //! interrupts a recovery and loses nothing of it. Nothing is delivered here: what is clean waits for its turn at its next hop
 //! like all mail.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+mod crew;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +20,11 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crew::{Crew, Places};
+
 use super::{Asking, Generation, Judged, Onward, Pipeline, events, lanes, settle};
 use crate::ablation::{Mechanism, without};
-use crate::deadline::{Deadline, wall_clock};
+use crate::deadline::{Deadline, Elapsed, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Content, Message, Standing};
 use crate::scan::Errand;
@@ -39,8 +43,6 @@ const MORE: Duration = Duration::from_secs(20);
 const WIDTH_PER_SLOT: usize = 2;
 const WIDTH_LEAST: usize = 2;
 const WIDTH_MOST: usize = 32;
-/// Messages that go alone and wait for their turn in a round; what is behind more of them waits with them.
-const ALONE_MOST: usize = 64;
 /// A sweep that found nothing to do is not repeated for so long.
 const IDLE: Duration = Duration::from_secs(60);
 /// Rounds at once, each for another cause; half of them at most for interceptors that hold, whose mail may well be bad.
@@ -134,16 +136,18 @@ struct Round {
     sweep: Option<Sweep>,
     /// There is a new chance for what stays.
     renewed: bool,
+    places: Places,
 }
 
 impl Round {
-    fn new(sweep: Sweep) -> Self {
+    fn new(sweep: Sweep, places: Places) -> Self {
         Self {
             next: Instant::now(),
             failures: 0,
             gone: true,
             sweep: Some(sweep),
             renewed: false,
+            places,
         }
     }
 
@@ -170,75 +174,6 @@ impl Round {
             }
         };
         self.next = Instant::now() + wait;
-    }
-}
-
-/// The messages of a round: those that are scanned, and those that wait because they go alone.
-#[derive(Default)]
-struct Crew {
-    at_work: FuturesUnordered<BoxFuture<'static, (bool, Step)>>,
-    ready: VecDeque<(Lane, Record, Working)>,
-    alone: VecDeque<(Lane, Record, Working)>,
-    /// One of them is at work.
-    one_alone: bool,
-}
-
-impl Crew {
-    /// It may be to blame for what it waits for: it ran into its timeout before, or is like what is slow.
-    fn goes_alone(record: &Record) -> bool {
-        let is_parked = |report: &Report| report.missing() == Some(Reason::Parked);
-        record.timeouts > 0 || record.reports.iter().any(is_parked)
-    }
-
-    fn working(&self) -> usize {
-        self.at_work.len()
-    }
-
-    fn has_room(&self, room: usize) -> bool {
-        self.ready.len() < room && self.alone.len() < ALONE_MOST
-    }
-
-    fn add(&mut self, lane: Lane, record: Record, working: Working) {
-        let of = match Self::goes_alone(&record) {
-            true => &mut self.alone,
-            false => &mut self.ready,
-        };
-        of.push_back((lane, record, working));
-    }
-
-    /// Begins with as many as may be at work at once.
-    fn begin(
-        &mut self,
-        width: usize,
-        work: impl Fn(Lane, Record, Working) -> BoxFuture<'static, Step>,
-    ) {
-        while self.at_work.len() < width {
-            let alone = match self.one_alone {
-                true => None,
-                false => self.alone.pop_front(),
-            };
-            let is_alone = alone.is_some();
-            let Some((lane, record, working)) = alone.or_else(|| self.ready.pop_front()) else {
-                return;
-            };
-            self.one_alone |= is_alone;
-            let work = work(lane, record, working);
-            self.at_work
-                .push(Box::pin(async move { (is_alone, work.await) }));
-        }
-    }
-
-    /// What became of the one that ends next; none if nobody is at work.
-    async fn next(&mut self) -> Option<Step> {
-        let (was_alone, step) = self.at_work.next().await?;
-        self.one_alone &= !was_alone;
-        Some(step)
-    }
-
-    /// Those that have not begun.
-    fn dismiss(&mut self) -> impl Iterator<Item = (Record, Working)> {
-        let all = self.ready.drain(..).chain(self.alone.drain(..));
-        all.map(|(_, record, working)| (record, working))
     }
 }
 
@@ -288,7 +223,9 @@ impl Pipeline {
         let mut due = Vec::new();
         for (cause, gone) in causes {
             let round = rounds.of.entry(cause.clone());
-            let round = round.or_insert_with(|| Round::new(Sweep::new()));
+            let round = round.or_insert_with(|| {
+                Round::new(Sweep::new(), Places::new(width(&generation, &cause, gone)))
+            });
             round.gone = gone;
             if round.sweep.is_some() && now >= round.next {
                 due.push((round.next, cause, gone));
@@ -298,11 +235,14 @@ impl Pipeline {
         due.sort_by_key(|(next, ..)| *next);
         for (_, cause, gone) in due {
             let room = if gone { AT_ONCE } else { AT_ONCE / 2 };
-            let sweep = match rounds.of.get_mut(&cause) {
-                Some(round) if rounds.going.len() < room => round.sweep.take(),
-                _ => None,
+            let round = rounds.of.get_mut(&cause);
+            let Some(round) = round.filter(|_| rounds.going.len() < room) else {
+                continue;
             };
-            let Some(sweep) = sweep else { continue };
+            let Some(sweep) = round.sweep.take() else {
+                continue;
+            };
+            let sweep = (sweep, round.places.clone());
             let of = (cause.clone(), gone);
             let work = self
                 .clone()
@@ -341,7 +281,7 @@ impl Pipeline {
             None => round.renewed = true,
             Some(sweep) => {
                 self.tell_end(cause, &sweep);
-                *round = Round::new(sweep.again());
+                *round = Round::new(sweep.again(), round.places.clone());
             }
         }
     }
@@ -400,78 +340,60 @@ impl Pipeline {
         }
     }
 
-    /// How many messages are scanned at once for a cause.
-    fn width(&self, cause: &Cause, gone: bool) -> usize {
-        let generation = self.generation();
-        let mut engines = generation.scanner.engines().iter();
-        match cause {
-            Cause::Engine(name) if gone => {
-                let engine = engines.find(|engine| *engine.settings().name == **name);
-                let slots = engine.map_or(0, |engine| engine.health().slots);
-                (slots * WIDTH_PER_SLOT).clamp(WIDTH_LEAST, WIDTH_MOST)
-            }
-            // What an interceptor has held may well be bad.
-            Cause::Engine(_) | Cause::Interceptor(_) => 1,
-        }
-    }
-
-    /// Goes on with a sweep. Ends after the steps that are under way when `closing` is cancelled.
+    /// Goes on with a sweep. Ends when its turn does, and before if there is nothing left to be done, or it is no use; what hangs is
+    /// left to itself then. Begins nothing more when `closing` is cancelled.
     async fn round(
         self: Arc<Self>,
         generation: Arc<Generation>,
         (cause, gone): (Cause, bool),
-        mut sweep: Sweep,
+        (mut sweep, places): (Sweep, Places),
         closing: CancellationToken,
     ) -> Worked {
         let turn = Deadline::after(QUANTUM);
         let (settled, stays) = (sweep.settled, sweep.stays);
-        let width = self.width(&cause, gone);
-        let mut crew = Crew::default();
-        let mut end = None;
-        loop {
-            if end.is_none() && (closing.is_cancelled() || turn.passed()) {
-                end = Some(End::Turn);
+        let mut crew = Crew::new(places);
+        let end = loop {
+            if closing.is_cancelled() || turn.passed() {
+                break End::Turn;
             }
-            let room = width.saturating_sub(crew.working());
-            if end.is_none() && room > 0 {
-                match self
-                    .hire(&generation, (&cause, gone), &mut sweep, &mut crew, room)
-                    .await
-                {
-                    Ok(()) => {}
-                    Err(error) => {
-                        events::lane_failed("recovery", &error);
-                        end = Some(End::Stuck);
-                    }
-                }
+            let of = (&cause, gone);
+            if let Err(error) = self.hire(&generation, of, &mut sweep, &mut crew).await {
+                events::lane_failed("recovery", &error);
+                break End::Stuck;
             }
-            crew.begin(width, |lane, record, working| {
+            while let Some((lane, record, working, places)) = crew.next_ready() {
                 let (pipeline, generation) = (self.clone(), generation.clone());
-                Box::pin(async move {
+                let step = self.tasks.spawn(async move {
                     let step = pipeline.step(&generation, lane, record).await;
-                    drop(working);
+                    drop((working, places));
                     step
-                })
-            });
-            match crew.next().await {
-                Some(Step::Settled) => sweep.settled += 1,
-                Some(Step::Stays) => {
+                });
+                crew.at_work.push(step);
+            }
+            let ended = tokio::select! {
+                biased;
+                () = closing.cancelled() => continue,
+                ended = turn.run(crew.at_work.next()) => ended,
+            };
+            match ended {
+                Ok(Some(Ok(Step::Settled))) => sweep.settled += 1,
+                Ok(Some(_)) => {
                     sweep.stays += 1;
                     if !gone || !self.is_gone(&cause) {
-                        end = end.or(Some(End::Stuck));
+                        break End::Stuck;
                     }
                 }
-                None if end.is_some() || sweep.lanes.is_empty() => break,
-                None => {}
+                Ok(None) if sweep.lanes.is_empty() && crew.is_done() => break End::Through,
+                Ok(None) => drop(turn.run(crew.freed()).await),
+                Err(Elapsed) => {}
             }
-            if end.is_some() {
-                for (record, _working) in crew.dismiss() {
-                    self.put_back(record).await;
-                }
-            }
+        };
+        for (record, _working) in crew.dismiss() {
+            self.put_back(record).await;
         }
+        sweep.stays += crew.at_work.len() as u64;
         Worked {
-            end: end.unwrap_or(End::Through),
+            end,
             settled: sweep.settled - settled,
             stays: sweep.stays - stays,
             sweep,
@@ -485,9 +407,8 @@ impl Pipeline {
         (cause, gone): (&Cause, bool),
         sweep: &mut Sweep,
         crew: &mut Crew,
-        room: usize,
     ) -> Result<(), StoreError> {
-        while crew.has_room(room)
+        while let room @ 1.. = crew.room()
             && let Some(lane) = sweep.lanes.first().copied()
         {
             let claimed = self.next(generation, lane, cause, sweep, room).await?;
@@ -495,6 +416,7 @@ impl Pipeline {
             for (record, working) in claimed {
                 // While the interceptor holds, only mail that something speaks for may cost the engine a scan.
                 if !gone && record.standing != Some(Standing::Known) {
+                    drop(working);
                     self.put_back(record).await;
                     sweep.end_of_lane();
                     return Ok(());
@@ -749,4 +671,18 @@ impl Pipeline {
 fn timed_out(reports: &[Report]) -> bool {
     let timed_out = |report: &Report| report.missing() == Some(Reason::Timeout);
     reports.iter().any(timed_out)
+}
+
+/// How many messages are scanned at once for a cause.
+fn width(generation: &Generation, cause: &Cause, gone: bool) -> usize {
+    let mut engines = generation.scanner.engines().iter();
+    match cause {
+        Cause::Engine(name) if gone => {
+            let engine = engines.find(|engine| *engine.settings().name == **name);
+            let slots = engine.map_or(0, |engine| engine.health().slots);
+            (slots * WIDTH_PER_SLOT).clamp(WIDTH_LEAST, WIDTH_MOST)
+        }
+        // What an interceptor has held may well be bad.
+        Cause::Engine(_) | Cause::Interceptor(_) => 1,
+    }
 }

@@ -359,19 +359,13 @@ async fn fresh_mail_waits_for_an_engine_that_nobody_makes_up_for() {
     }
 }
 
-/// The stall detector: an engine whose scans take 50 ms is out a few tenths of a second after it stops; mail of strangers alone, or
-/// of one known sender, does not look like it; nor does an engine of which one scan in a hundred takes 3 s.
+/// The stall detector: an engine whose scans take 50 ms is out a few tenths of a second after it stops. Mail of strangers alone, of
+/// one known sender, or of two does not look like it.
 #[tokio::test(start_paused = true)]
 async fn an_engine_has_stalled_if_too_much_is_late_at_once() {
-    let stalls = |parties: &[(u64, Standing)], slow_share: usize| {
+    let stalls = |parties: &[(u64, Standing)]| {
         let mut world = World::new(10);
-        for at in 0..1000 {
-            world.gate.latencies.add(milliseconds(match slow_share {
-                0 => 50,
-                share if at % share == 0 => 3000,
-                _ => 50,
-            }));
-        }
+        (0..1000).for_each(|_| world.gate.latencies.add(milliseconds(50)));
         for (party, standing) in parties {
             world.next += 1;
             let entrant = Entrant {
@@ -387,12 +381,11 @@ async fn an_engine_has_stalled_if_too_much_is_late_at_once() {
     };
     let (known, unknown) = (Standing::Known, Standing::Unknown);
     let many = |standing| (0..6).map(|party| (party, standing)).collect::<Vec<_>>();
-    let of_many = stalls(&many(known), 0);
+    let of_many = stalls(&many(known));
     assert!(of_many.is_some_and(|tenths| tenths <= 3), "{of_many:?}");
-    assert_eq!(stalls(&many(unknown), 0), None, "strangers");
-    assert_eq!(stalls(&[(1, known); 6], 0), None, "one sender");
-    let few = stalls(&many(known)[..4], 100);
-    assert!(few.is_none_or(|tenths| tenths >= 20), "{few:?}");
+    assert_eq!(stalls(&many(unknown)), None, "strangers");
+    assert_eq!(stalls(&[(1, known); 6]), None, "one sender");
+    assert_eq!(stalls(&many(known)[..2]), None, "two of them");
 }
 
 /// One who sends much does not delay one who sends little.
