@@ -368,13 +368,16 @@ impl Gate {
         self.pump(now);
     }
 
-    /// Takes a slot of that replica for a probe, breaker or not. Where none is free one probe is sent all the same, or a replica
-    /// whose scans were all lost without a word could never show that it works. None if too many are under way.
+    /// Takes a slot of that replica for a probe, breaker or not; none if there is no free one. A replica that is out is sent one
+    /// probe all the same, or it could not show that it works as long as it has not ended what it had.
     pub(super) fn probe(&mut self, now: Instant, replica: usize) -> Option<Ticket> {
         let here = |scan: &&Scan| scan.is_probe && scan.replica == replica;
         let probes = self.scans.values().filter(here).count();
         let is_full = self.replicas[replica].running >= self.slots;
-        if probes > 0 && (is_full || probes >= (self.slots / 3).max(1)) {
+        let is_alone = probes == 0 && self.is_out(replica);
+        // Probes that hang must not take all slots either.
+        let too_many = probes > 0 && probes >= self.slots / 3;
+        if too_many || is_full && !is_alone {
             return None;
         }
         let ticket = self.ticket();

@@ -146,7 +146,9 @@ async fn an_engine_is_short_for_mail_that_would_have_to_wait() {
     assert!(is_short(&world, 1, known), "behind its copies");
     assert!(!is_short(&world, 2, known) && !is_short(&world, 2, unknown));
     copies.iter().for_each(|copy| world.answered(*copy));
-    (0..5).for_each(|_| drop(world.unique(unknown)));
+    for _ in 0..5 {
+        world.unique(unknown);
+    }
     assert!(is_short(&world, 2, unknown), "one is kept for known mail");
     assert!(!is_short(&world, 2, known) && !is_short(&world, TEXT, known));
     world.unique(known);
@@ -254,11 +256,17 @@ async fn hanging_strangers_leave_a_third_to_others() {
     assert_eq!(world.started().len(), 4, "with the first one: {greedy:?}");
     let other = from(&mut world, 2);
     assert_eq!(world.started(), [other]);
-    (0..10).for_each(|_| drop(world.unique(Standing::Unknown)));
+    for _ in 0..10 {
+        world.unique(Standing::Unknown);
+    }
     assert_eq!(world.started().len(), 3, "8 of 12 in all");
-    (0..3).for_each(|_| drop(world.enter(7, Standing::Known)));
+    for _ in 0..3 {
+        world.enter(7, Standing::Known);
+    }
     assert_eq!(world.started().len(), 2, "copies");
-    (0..5).for_each(|_| drop(world.unique(Standing::Known)));
+    for _ in 0..5 {
+        world.unique(Standing::Known);
+    }
     assert_eq!(world.started().len(), 2, "all are taken");
 }
 
@@ -301,7 +309,9 @@ async fn what_is_scanned_again_stands_behind_fresh_mail() {
 #[tokio::test(start_paused = true)]
 async fn old_zombies_do_not_shut_the_window() {
     let mut world = World::new(6);
-    (0..6).for_each(|_| drop(world.unique(Standing::Known)));
+    for _ in 0..6 {
+        world.unique(Standing::Known);
+    }
     let stuck = world.started();
     world.after(3000);
     assert!(matches!(
@@ -315,7 +325,9 @@ async fn old_zombies_do_not_shut_the_window() {
     assert!(matches!(world.breaker(), State::HalfOpen { .. }));
     world.gate.probed(world.now, 0, true);
     assert!(matches!(world.breaker(), State::Ramp { allowed: 2, .. }));
-    (0..5).for_each(|_| drop(world.unique(Standing::Known)));
+    for _ in 0..5 {
+        world.unique(Standing::Known);
+    }
     let first = world.started();
     assert_eq!(first.len(), 2);
     first.iter().for_each(|ticket| world.answered(*ticket));
@@ -332,7 +344,9 @@ async fn old_zombies_do_not_shut_the_window() {
 async fn fresh_mail_waits_for_an_engine_that_nobody_makes_up_for() {
     for covered in [true, false] {
         let mut world = World::new(3);
-        (0..3).for_each(|_| drop(world.unique(Standing::Known)));
+        for _ in 0..3 {
+            world.unique(Standing::Known);
+        }
         world.after(3000);
         world.gate.orders();
         world.gate.cover(covered);
