@@ -27,7 +27,7 @@ use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::incident::{self, Incident, Subject};
 use crate::listener::{Admission, Listener, ListenerError, Prepared, Sessions, Shared};
-use crate::pipeline::{Generation, Lanes, Pipeline};
+use crate::pipeline::{Generation, Keeper, Lanes, Pipeline};
 use crate::policy::Policy;
 use crate::scan::{Guarded, Health, Passed, Scanner, engine};
 use crate::store::history::{self, History};
@@ -75,6 +75,7 @@ struct Core {
     history: Arc<History>,
     incidents: Arc<Incidents>,
     pipeline: Arc<Pipeline>,
+    keeper: Arc<Keeper>,
     sessions: Arc<Sessions>,
     admission: Arc<Admission>,
     listeners: Vec<Listener>,
@@ -117,6 +118,8 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         config.intercept.clone(),
         in_flight,
     );
+    let (kept, path_of_store) = (pipeline.clone(), config.store.path.clone());
+    let keeper = blocking(move || Keeper::open(kept, &path_of_store)).await?;
 
     let closing = CancellationToken::new();
     let listeners = TaskTracker::new();
@@ -134,7 +137,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     lanes.spawn(pipeline.clone().watch(closing.clone()));
     lanes.spawn(pipeline.clone().watch_store(closing.clone()));
     lanes.spawn(pipeline.clone().recover(closing.clone()));
-
+    lanes.spawn(keeper.clone().keep(closing.clone()));
     lanes.spawn(
         admission
             .clone()
@@ -159,6 +162,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         history,
         incidents,
         pipeline,
+        keeper,
         sessions: shared.sessions,
         admission,
         listeners: started,
@@ -278,7 +282,12 @@ impl Running {
         let work = self.core.pipeline.drained(deadline).await;
         let lanes = deadline.run(self.lanes.wait()).await.is_ok();
         let (history, incidents) = (self.core.history.close(), self.core.incidents.close());
-        let closed = join3(history, incidents, self.core.store.close());
+        // While the store is still ours.
+        let store = async {
+            self.core.keeper.write().await;
+            self.core.store.close().await;
+        };
+        let closed = join3(history, incidents, store);
         let stores = Deadline::after(CLOSING).run(closed).await.is_ok();
         tracing::info!(sessions, work, lanes, stores, "drained");
         sessions && work && lanes && stores

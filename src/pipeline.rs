@@ -17,6 +17,7 @@
 mod events;
 mod interceptors;
 mod judge;
+mod keeper;
 mod lanes;
 mod outbound;
 mod pressure;
@@ -50,6 +51,7 @@ use crate::store::{Capacity, Change, Record, Store, StoreError, Working};
 use crate::verdict::{Decision, Disposition, Report};
 
 pub use judge::{Judgement, judge};
+pub use keeper::Keeper;
 pub use lanes::Lanes;
 use outbound::outbound;
 pub use pressure::Pressure;

@@ -45,11 +45,24 @@ pub struct Maildir {
     template: Arc<str>,
     host: Arc<str>,
     writers: Semaphore,
-    sync: SyncFolder,
+    disk: Disk,
 }
 
-/// Makes durable what was moved into a folder; tests have one that fails.
-type SyncFolder = fn(&File) -> io::Result<()>;
+/// How a message comes into its Maildir; tests have some that fail or take their time.
+#[derive(Clone, Copy)]
+struct Disk {
+    /// From `tmp` into `new`.
+    rename: fn(&Path, &Path) -> io::Result<()>,
+    /// Makes durable what was moved into the folder.
+    sync: fn(&File) -> io::Result<()>,
+}
+
+impl Disk {
+    const REAL: Self = Self {
+        rename: |from, to| std::fs::rename(from, to),
+        sync: File::sync_all,
+    };
+}
 
 /// One delivery, moved to a thread that may block.
 struct Job {
@@ -59,7 +72,7 @@ struct Job {
     content: Content,
     template: Arc<str>,
     host: Arc<str>,
-    sync: SyncFolder,
+    disk: Disk,
     shared: Arc<JobState>,
 }
 
@@ -102,7 +115,7 @@ impl Maildir {
             template: path.into(),
             host: host.into(),
             writers: Semaphore::new(WRITERS),
-            sync: File::sync_all,
+            disk: Disk::REAL,
         })
     }
 
@@ -125,7 +138,7 @@ impl Maildir {
             content: mail.content.clone(),
             template: self.template.clone(),
             host: self.host.clone(),
-            sync: self.sync,
+            disk: self.disk,
             shared: shared.clone(),
         };
         let mut work = pin!(async {
@@ -217,7 +230,7 @@ impl Job {
             if self.shared.abandoned.load(Ordering::SeqCst) {
                 return Err(io::Error::other("given up"));
             }
-            std::fs::rename(&temporary, new.join(&name))
+            (self.disk.rename)(&temporary, &new.join(&name))
         });
         if moved.is_err() {
             // What could not be delivered must not fill the disk either.
@@ -226,7 +239,7 @@ impl Job {
         }
         // From here on it is delivered, whatever happens.
         self.shared.tell(at, Ok(()));
-        if let Err(error) = (self.sync)(&folder) {
+        if let Err(error) = (self.disk.sync)(&folder) {
             // A disk that cannot sync may lose the move in a power cut. Delivered once more the message would be there
             // twice for certain, with every retry; and it cannot be taken back from somebody who has read it.
             tracing::warn!(folder = %new.display(), %error, "moved into the Maildir, but not synced");

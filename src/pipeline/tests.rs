@@ -6,6 +6,7 @@ mod edits;
 mod ends;
 mod interceptors;
 mod judging;
+mod keeper;
 mod pacing;
 mod recovery;
 mod room;

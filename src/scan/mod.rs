@@ -6,7 +6,7 @@ pub mod guard;
 #[cfg(test)]
 mod tests;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::deadline::Deadline;
 use crate::incident::Incident;
 use crate::message::{
-    Content, Envelope, Fingerprint, Mailbox, MessageId, Rights, Standing, Wish, edit, mime,
+    Content, Envelope, Fingerprint, MessageId, Party, Rights, Standing, Wish, edit, mime,
 };
 use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
@@ -90,12 +90,10 @@ pub struct ScanRequest {
 }
 
 impl ScanRequest {
-    /// Equal for mail of one client and sender, which share their turn where many wait.
+    /// Equal for mail of one [`Party`], which shares its turn where many wait.
     fn party(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        self.envelope.origin.client.hash(&mut hasher);
-        let domain = self.envelope.reverse_path.mailbox().map(Mailbox::domain);
-        domain.hash(&mut hasher);
+        Party::of(&self.envelope).hash(&mut hasher);
         hasher.finish()
     }
 }

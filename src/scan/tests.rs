@@ -901,3 +901,47 @@ async fn another_replica_answers_for_one_that_asks_to_be_left_alone() {
     }
     assert_eq!(asked(), before + 1);
 }
+
+/// Law 9: behind one mail server, one sender of a domain who sends more than the engine can do keeps nobody else of that
+/// domain waiting, and no bounce to somebody else.
+#[tokio::test(start_paused = true)]
+async fn senders_behind_one_mail_server_take_turns() {
+    let patient = Settings {
+        slots: 1,
+        wait: Duration::from_secs(60),
+        ..settings("one")
+    };
+    let (_, engine) = scripted([Act::after(100, Act::Clean)], patient);
+    let scanner = Scanner::of(vec![engine]);
+    let of = |number: usize, from: &str, to: &str| {
+        let mailbox = |text| Mailbox::parse(text).expect("mailbox");
+        let mut request = request(format!("{number}"), SECONDS_20);
+        let envelope = Arc::make_mut(&mut request.envelope);
+        envelope.reverse_path = match from {
+            "" => Default::default(),
+            from => mailbox(from).into(),
+        };
+        envelope.recipients = vec![mailbox(to).into()];
+        request
+    };
+    for (greedy, modest) in [
+        (("greedy@a.test", "x@b.test"), ("modest@a.test", "x@b.test")),
+        (("", "forged@b.test"), ("", "modest@b.test")),
+    ] {
+        let mut asking = FuturesUnordered::new();
+        let requests = (0..20).map(|number| of(number, greedy.0, greedy.1));
+        for (number, request) in requests.chain([of(20, modest.0, modest.1)]).enumerate() {
+            let scanner = scanner.clone();
+            asking.push(async move {
+                scanner.scan(request).await;
+                number
+            });
+        }
+        let mut ended = Vec::new();
+        while let Some(number) = asking.next().await {
+            ended.push(number);
+        }
+        let place = ended.iter().position(|number| *number == 20);
+        assert!(place <= Some(1), "{modest:?} comes in place {place:?}");
+    }
+}

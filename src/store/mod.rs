@@ -3,7 +3,7 @@
 //! What is durable: messages we have answered 250 for and not yet passed on, messages in quarantine, and the audit of
 //! what reviewers did. What is not: messages that are scanned and delivered inside their session (nothing of them is
 //! stored), and what is told about it all, which is kept beside: the [`history`] that `explain` reads and that may lose its
-//! last second, and the [`incidents`].
+//! last second, the [`incidents`], and the [`snapshot`] of what the relay knows by itself.
 
 mod at_work;
 #[cfg(test)]
@@ -12,6 +12,7 @@ mod held;
 pub mod history;
 pub mod incidents;
 mod log;
+pub mod snapshot;
 pub mod sqlite;
 
 use std::fmt;

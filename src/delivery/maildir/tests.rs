@@ -1,6 +1,6 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::Barrier;
+use std::sync::{Barrier, Once};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -35,7 +35,7 @@ fn maildir(folder: &Path) -> Maildir {
 }
 
 /// One that writes into a Maildir below the folder that is called as the recipient's local-part.
-fn job(mail: &Outbound, folder: &Path, sync: SyncFolder) -> Job {
+fn job(mail: &Outbound, folder: &Path) -> Job {
     Job {
         envelope: mail.envelope.clone(),
         recipients: vec![0],
@@ -43,7 +43,7 @@ fn job(mail: &Outbound, folder: &Path, sync: SyncFolder) -> Job {
         content: mail.content.clone(),
         template: folder.join("{local}").to_str().expect("UTF-8").into(),
         host: "h".into(),
-        sync,
+        disk: Disk::REAL,
         shared: Arc::new(JobState::default()),
     }
 }
@@ -154,7 +154,7 @@ async fn an_abandoned_delivery_leaves_nothing() {
         .deliver(&mail, vec![0], deadline)
         .await;
     assert!(matches!(&outcomes[0].1, Outcome::Deferred(_)));
-    let job = job(&mail, folder.path(), File::sync_all);
+    let job = job(&mail, folder.path());
     drop(Waiting(job.shared.clone()));
     let mailbox = &mail.envelope.recipients[0].mailbox;
     assert!(job.deliver(0, mailbox).is_err());
@@ -172,7 +172,7 @@ fn a_folder_that_cannot_be_synced_is_left_alone() {
     make_maildir(&folder.path().join("a")).expect("a Maildir");
     std::fs::set_permissions(&new, Permissions::from_mode(0o300)).expect("permissions");
     let mail = outbound(&["a@example.org"], b"x\r\n");
-    let job = job(&mail, folder.path(), File::sync_all);
+    let job = job(&mail, folder.path());
     let mailbox = mail.envelope.recipients[0].mailbox.clone();
     let result = std::thread::spawn(move || {
         // Permissions mean nothing to root, as long as it has its capabilities.
@@ -200,7 +200,10 @@ async fn what_was_moved_is_delivered() {
     let folder = tempfile::tempdir().expect("folder");
     let mail = outbound(&["a@example.org"], b"x\r\n");
     let maildir = Maildir {
-        sync: |_| Err(io::Error::other("told to")),
+        disk: Disk {
+            sync: |_| Err(io::Error::other("told to")),
+            ..Disk::REAL
+        },
         ..maildir(folder.path())
     };
     let deadline = Deadline::after(Duration::from_secs(60));
@@ -212,33 +215,53 @@ async fn what_was_moved_is_delivered() {
     assert_eq!(files(&folder.path().join("example.org/a/new")).len(), 1);
 }
 
-/// The deadline may pass while a message is being moved into its Maildir: it is delivered, and nothing else is begun.
+/// Where the thread that writes meets a test: when it has come to a step for the first time, and when it may go on.
+struct Meeting(Barrier, Once);
+
+impl Meeting {
+    const fn new() -> Self {
+        Self(Barrier::new(2), Once::new())
+    }
+
+    fn pause(&self) {
+        self.1.call_once(|| {
+            self.0.wait();
+            self.0.wait();
+        });
+    }
+
+    async fn step(&'static self) {
+        let wait = tokio::task::spawn_blocking(move || self.0.wait());
+        wait.await.expect("it comes");
+    }
+}
+
+/// The deadline may pass while a message is being moved into its Maildir: whether it came there is waited for, and nothing
+/// else is begun.
 #[tokio::test(start_paused = true)]
 async fn what_is_moved_at_the_deadline_is_delivered() {
-    /// Where the one that moves meets the test: when it has moved, and when it may go on.
-    static MEETING: Barrier = Barrier::new(2);
-    let meet = || tokio::task::spawn_blocking(|| MEETING.wait());
+    static MEETING: Meeting = Meeting::new();
     let folder = tempfile::tempdir().expect("folder");
     let mail = outbound(&["a@example.org", "b@example.org"], b"x\r\n");
     let maildir = Maildir {
-        sync: |_| {
-            MEETING.wait();
-            MEETING.wait();
-            Ok(())
+        disk: Disk {
+            rename: |from, to| {
+                MEETING.pause();
+                std::fs::rename(from, to)
+            },
+            ..Disk::REAL
         },
         ..maildir(folder.path())
     };
     let minute = Duration::from_secs(60);
     let mut delivery = pin!(maildir.deliver(&mail, vec![0, 1], Deadline::after(minute)));
     assert_eq!(delivery.as_mut().now_or_never(), None);
-    meet().await.expect("it has moved the first");
+    MEETING.step().await;
     tokio::time::advance(minute).await;
     let early = delivery.as_mut().now_or_never();
-    meet().await.expect("it goes on");
-    let outcomes = match early {
-        Some(outcomes) => outcomes,
-        None => delivery.await,
-    };
+    MEETING.step().await;
+    assert_eq!(early, None, "it is being moved");
+    let outcomes = delivery.await;
     assert!(
         matches!(
             outcomes[..],
@@ -247,6 +270,43 @@ async fn what_is_moved_at_the_deadline_is_delivered() {
         "{outcomes:?}"
     );
     assert!(!folder.path().join("example.org/b").exists());
+}
+
+/// What is in the Maildir is delivered also where the disk takes longer to make it durable than anybody waits.
+#[tokio::test(start_paused = true)]
+async fn what_was_moved_before_the_deadline_is_delivered_however_long_it_is_synced() {
+    static MEETING: Meeting = Meeting::new();
+    let folder = tempfile::tempdir().expect("folder");
+    let mail = outbound(&["a@example.org", "b@example.org"], b"x\r\n");
+    let maildir = Maildir {
+        disk: Disk {
+            sync: |_| {
+                MEETING.pause();
+                Ok(())
+            },
+            ..Disk::REAL
+        },
+        ..maildir(folder.path())
+    };
+    let minute = Duration::from_secs(60);
+    let mut delivery = pin!(maildir.deliver(&mail, vec![0, 1], Deadline::after(minute)));
+    assert_eq!(delivery.as_mut().now_or_never(), None);
+    MEETING.step().await;
+    tokio::time::advance(minute).await;
+    let mut outcomes = delivery.as_mut().now_or_never();
+    if outcomes.is_none() {
+        tokio::time::advance(LAST_MOVE).await;
+        outcomes = delivery.as_mut().now_or_never();
+    }
+    MEETING.step().await;
+    let outcomes = outcomes.expect("nobody waits for longer");
+    assert!(
+        matches!(
+            outcomes[..],
+            [(0, Outcome::Delivered(_)), (1, Outcome::Deferred(_))]
+        ),
+        "{outcomes:?}"
+    );
 }
 
 /// One mailbox for everybody is a mistake in the template.

@@ -193,6 +193,6 @@ pub(super) fn failed(path: &Path, error: &io::Error) -> StoreError {
 }
 
 /// Makes names in a folder durable.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(in crate::store) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }

@@ -48,6 +48,7 @@ use jiff::Timestamp;
 use tokio::sync::{Semaphore, oneshot};
 
 use self::ballast::Ballast;
+pub(super) use self::bodies::sync_folder;
 use self::bodies::{Bodies, Written, failed};
 pub use self::faults::Faults;
 use self::folder::{BODIES_LOCK, lock_shared, open_private, prepare_folder, require_store};
