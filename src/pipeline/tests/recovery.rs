@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::message::Standing;
 use crate::store::{Cause, Times};
-use crate::verdict::{Answer as Said, Reason};
+use crate::verdict::{Answer as Said, Reason, Verdict};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -249,6 +249,46 @@ async fn nothing_waits_behind_a_message_that_hangs() {
         .until(2 * MINUTE, |w| w.left(Lane::Delivery) == 60)
         .await;
     world.closing.cancel();
+}
+
+/// Law 4: a message that ran into its timeout is scanned once more. If it does so again it is held with that reason, and is not kept
+/// for its engine: nothing scans it a third time. Whatever is said of it in between, its first timeout counts.
+#[tokio::test]
+async fn what_timed_out_twice_is_held_for_a_person() {
+    let world = World::of(&["one"], MINUTE).await;
+    let generation = world.pipeline.generation();
+    let message = message(&["x@b.test"]);
+    let report = |reason| Report {
+        answer: Said::none(reason, "no answer"),
+        ..out("one")
+    };
+    let mut custody = Custody::Session;
+    let passes = [
+        (Reason::Timeout, Lane::Scan, 1),
+        (Reason::Busy, Lane::Scan, 1),
+        (Reason::Parked, Lane::Scan, 1),
+        (Reason::Timeout, Lane::Held, 2),
+    ];
+    for (reason, lane, timeouts) in passes {
+        let mut passed = passed(vec![(Disposition::Defer, vec![0], End::Deferred)]);
+        passed.judged.reports = vec![report(reason)];
+        for (decision, _) in &mut passed.judged.groups {
+            decision.verdict = Verdict::Undetermined;
+        }
+        let mut settlement = settle::settle(&generation, &message, &custody, &passed);
+        let record = settlement.keep.pop().expect("kept");
+        assert_eq!(
+            (record.lane, record.timeouts),
+            (lane, timeouts),
+            "{reason:?}"
+        );
+        assert_eq!(record.cause.is_none(), lane == Lane::Held, "{reason:?}");
+        custody = Custody::Stored(Box::new(record));
+    }
+    let Custody::Stored(record) = custody else {
+        panic!("stored");
+    };
+    assert_eq!(record.decision.expect("a decision").rule, settle::TIMEOUTS);
 }
 
 /// Promise P4: what was delivered without two engines is scanned by both of them, whichever is back first: what only one

@@ -237,6 +237,9 @@ pub(super) struct Gate {
     turns: Turns,
     used: Use,
     latencies: Latencies,
+    /// When it was last looked at the engine, and since when that was done without a pause.
+    watched: Instant,
+    watched_since: Instant,
     /// When scans of strangers began that ended before they were slow, the last of them.
     strangers_well: VecDeque<Instant>,
     /// Whether others make up for this engine while it is out.
@@ -280,6 +283,8 @@ impl Gate {
             turns: Turns::default(),
             used: Use::new(now),
             latencies: Latencies::new(times.slow),
+            watched: now,
+            watched_since: now,
             strangers_well: VecDeque::new(),
             covered: true,
             canaries: Canaries::new(now),
@@ -458,10 +463,16 @@ impl Gate {
         self.pump(now);
     }
 
-    /// Takes a replica out, or puts it back.
-    pub(super) fn drain(&mut self, now: Instant, replica: usize, drained: bool) {
-        self.replicas[replica].drained = drained;
+    /// Takes a replica out, or puts it back. Whether it was out before.
+    pub(super) fn drain(&mut self, now: Instant, replica: usize, drained: bool) -> bool {
+        let before = std::mem::replace(&mut self.replicas[replica].drained, drained);
         self.pump(now);
+        before
+    }
+
+    /// A person has tested that replica, and it passed: if it is out it is probed at once.
+    pub(super) fn tested(&mut self, now: Instant, replica: usize) {
+        self.replicas[replica].breaker.answered(now);
     }
 
     /// Signatures have changed: what was proven or convicted with others is open again.
@@ -471,6 +482,7 @@ impl Gate {
 
     /// Lets time pass. To be called about ten times a second while [`is_busy`](Self::is_busy).
     pub(super) fn tick(&mut self, now: Instant) {
+        self.watch(now);
         self.age(now);
         self.used.pass(now);
         for at in 0..self.replicas.len() {

@@ -23,8 +23,11 @@ const ASSUMED: usize = 64;
 /// A replica that works shows this so rarely that a false alarm is less than one in an hour at ten looks a second (simulated at
 /// 1 to 32 slots, with 1 % and 2 % of scans that take 3 s).
 const CHANCE: f64 = 1e-6;
-/// Nothing is concluded from a shorter silence.
-const SILENCE: Duration = Duration::from_millis(100);
+/// Nothing is concluded from a silence shorter than this part of the time from which a scan is slow: a machine, or an engine that
+/// loads signatures, may well stand still for a tenth of a second.
+const SILENCE_PARTS: u32 = 2;
+/// The relay itself stood still if it did not look for so long: then it is not the engine that was silent.
+const LOOKED_AWAY: Duration = Duration::from_millis(250);
 /// Parties whose scans must have lasted unusually long: one or two may have sent what takes long.
 const PARTIES: usize = 3;
 /// A scan has lasted unusually long if its chance to is below e to this power.
@@ -78,6 +81,14 @@ impl Latencies {
 }
 
 impl Gate {
+    /// Notes that it is looked at the engine now.
+    pub(super) fn watch(&mut self, now: Instant) {
+        if now >= self.watched + LOOKED_AWAY {
+            self.watched_since = now;
+        }
+        self.watched = now;
+    }
+
     /// Opens the breaker of a replica that has stalled.
     pub(super) fn stall(&mut self, now: Instant, at: usize) {
         if self.has_stalled(now, at) {
@@ -94,9 +105,10 @@ impl Gate {
         if allowed == 0 || here().any(|scan| scan.is_probe && !scan.is_slow) {
             return false;
         }
-        let silent_for = now.saturating_duration_since(replica.last_end);
+        let silent_since = replica.last_end.max(self.watched_since);
+        let silent_for = now.saturating_duration_since(silent_since);
         let (mut chance, mut oldest) = (0.0, Duration::ZERO);
-        let (mut parties, mut is_proven) = (Vec::new(), false);
+        let (mut parties, mut is_proven, mut are_all) = (Vec::new(), false, true);
         for scan in here().filter(|scan| !scan.is_probe && !scan.is_explained) {
             let age = now.saturating_duration_since(scan.started);
             let silence = age.min(silent_for);
@@ -106,16 +118,19 @@ impl Gate {
             if survives < UNUSUAL {
                 parties.push(scan.entrant.party);
                 is_proven |= scan.level == Level::Proven;
+            } else {
+                are_all &= scan.is_slow;
             }
         }
         parties.sort_unstable();
         parties.dedup();
         // Mail that something speaks for is stuck, or nothing moves any more, whatever it is.
-        let matters = is_proven || self.free_of(at) == 0 && !self.waiting.is_empty();
+        let is_shut = are_all && self.free_of(at) == 0 && !self.waiting.is_empty();
+        let matters = is_proven || is_shut;
         matters
             && parties.len() >= PARTIES.min(allowed)
             && chance < CHANCE.ln()
-            && oldest >= SILENCE
+            && oldest >= self.times.slow / SILENCE_PARTS
     }
 
     /// The logarithm of the chance that a scan of this engine lasts so long.

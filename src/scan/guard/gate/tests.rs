@@ -1,5 +1,7 @@
 //! The gate alone, in time that is only a number.
 
+mod fault;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -643,7 +645,9 @@ proptest! {
                 }
                 Act2::Probe => running.extend(world.gate.probe(world.now, 0)),
                 Act2::Probed(passed) => world.gate.probed(world.now, 0, passed),
-                Act2::Drain(drained) => world.gate.drain(world.now, 0, drained),
+                Act2::Drain(drained) => {
+                    world.gate.drain(world.now, 0, drained);
+                }
                 Act2::Leave(_) | Act2::End(..) => {}
             }
             for order in world.gate.orders() {
