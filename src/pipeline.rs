@@ -127,8 +127,23 @@ struct Before {
     spent: Duration,
     /// Why it is scanned now.
     errand: Errand,
+    /// It ran into an engine's timeout before.
+    struck: bool,
     /// What is to be done once nothing speaks against it.
     onward: Onward,
+}
+
+/// How engines are asked about a message.
+#[derive(Debug, Clone, Copy)]
+struct Asking {
+    /// Scan time of earlier passes.
+    spent: Duration,
+    /// Why it is scanned now.
+    errand: Errand,
+    /// It ran into an engine's timeout before.
+    struck: bool,
+    /// Whether answers about other messages may stand in.
+    stand_ins: bool,
 }
 
 /// How a message goes on that is to be delivered.
@@ -146,8 +161,18 @@ impl Before {
         judged: None,
         spent: Duration::ZERO,
         errand: Errand::Fresh,
+        struck: false,
         onward: Onward::Deliver(None),
     };
+
+    fn asking(&self) -> Asking {
+        Asking {
+            spent: self.spent,
+            errand: self.errand,
+            struck: self.struck,
+            stand_ins: true,
+        }
+    }
 }
 
 /// What became of one group of recipients.
@@ -278,6 +303,7 @@ impl Pipeline {
             judged: self.judged_before(&record, &message).await,
             spent: record.spent,
             errand,
+            struck: record.timeouts > 0,
             onward,
         };
         let work = self
@@ -303,10 +329,7 @@ impl Pipeline {
     ) -> Passed {
         let judged = match before.judged {
             Some(judged) => judged,
-            None => {
-                self.judge(&generation, &message, before.spent, before.errand)
-                    .await
-            }
+            None => self.judge(&generation, &message, before.asking()).await,
         };
         let judged = so_far.get_or_init(|| judged).clone();
         // Each way is durable before anything goes one of them: what one next hop has taken is not forgotten with us
@@ -341,22 +364,20 @@ impl Pipeline {
 
     /// Interceptors first, then all engines at once, then policy. What would be delivered because an answer about another
     /// message stands in must find room to be kept for its engine: without it every engine is asked about this one.
-    async fn judge(
-        &self,
-        generation: &Generation,
-        message: &Message,
-        spent: Duration,
-        errand: Errand,
-    ) -> Judged {
-        let judged = self.ask(generation, message, (spent, errand, true)).await;
+    async fn judge(&self, generation: &Generation, message: &Message, asking: Asking) -> Judged {
+        let judged = self.ask(generation, message, asking).await;
         let delivers = |(decision, _): &(Decision, _)| decision.disposition == Disposition::Deliver;
         let judged = match settle::has_stand_in(&judged.reports)
             && judged.groups.iter().any(delivers)
             && !self.has_rescan_room(message.content.len()).await
         {
             true => {
-                let spent = judged.spent;
-                self.ask(generation, message, (spent, errand, false)).await
+                let exactly = Asking {
+                    spent: judged.spent,
+                    stand_ins: false,
+                    ..asking
+                };
+                self.ask(generation, message, exactly).await
             }
             false => judged,
         };
@@ -380,19 +401,21 @@ impl Pipeline {
     }
 
     /// The same, whether or not answers about other messages stand in.
-    async fn ask(
-        &self,
-        generation: &Generation,
-        message: &Message,
-        (spent, errand, stand_ins): (Duration, Errand, bool),
-    ) -> Judged {
+    async fn ask(&self, generation: &Generation, message: &Message, asking: Asking) -> Judged {
         let began = tokio::time::Instant::now();
+        let Asking {
+            spent,
+            errand,
+            struck,
+            stand_ins,
+        } = asking;
         let deadline = Deadline::after(generation.budget.total.saturating_sub(spent));
         let asking = judge::Asking {
             scanner: &generation.scanner,
             policy: &generation.policy,
             suspicion: Some(&self.suspicion),
             errand,
+            struck,
             stand_ins,
         };
         let judgement = asking.judge(message, deadline).await;

@@ -28,6 +28,8 @@ pub(super) struct Asking<'a> {
     pub(super) policy: &'a Policy,
     pub(super) suspicion: Option<&'a Suspicion>,
     pub(super) errand: Errand,
+    /// See [`ScanRequest::struck`].
+    pub(super) struck: bool,
     /// See [`ScanRequest::stand_ins`].
     pub(super) stand_ins: bool,
 }
@@ -47,6 +49,7 @@ pub async fn judge(
         policy,
         suspicion: None,
         errand: Errand::Fresh,
+        struck: false,
         stand_ins: false,
     };
     asking.judge(message, deadline).await
@@ -79,6 +82,7 @@ impl Asking<'_> {
             fingerprint: looked.as_ref().map(|l| l.fingerprint.clone()),
             standing: looked.as_ref().map_or(Standing::Unknown, |l| l.standing),
             errand: self.errand,
+            struck: self.struck,
             stand_ins: self.stand_ins,
         };
         let reports = self

@@ -82,6 +82,8 @@ pub struct ScanRequest {
     pub standing: Standing,
     /// Why it is scanned.
     pub errand: Errand,
+    /// It ran into the timeout of an engine before that took other mail then: once more is the last time.
+    pub struck: bool,
     /// Whether the answer about another message of the same content may stand in while an engine is short of slots. Who says so
     /// sees to it that the engine is asked about this one later.
     pub stand_ins: bool,

@@ -34,6 +34,7 @@ pub(super) fn request(content: impl Into<bytes::Bytes>, allowance: Duration) -> 
         fingerprint: None,
         standing: Standing::Known,
         errand: Errand::Fresh,
+        struck: false,
         stand_ins: true,
     }
 }
@@ -855,12 +856,12 @@ async fn a_reload_puts_nothing_back_that_a_person_took_out() {
         acts.map(one).to_vec()
     };
     let before = Scanner::of_engines(engines(["out", "in"]), None);
-    assert!(before.engines[0].drain(None, true));
+    assert_eq!(before.engines[0].drain(None, true), Some(true));
     let after = Scanner::of_engines(engines(["out", "in"]), Some(&before));
     let missing = |reports: Vec<Report>| reports.iter().map(Report::missing).collect::<Vec<_>>();
     let reports = after.scan(request("Subject: x\r\n\r\nx", SECONDS_20)).await;
     assert_eq!(missing(reports), [Some(Reason::Drained), None]);
-    assert!(after.engines[0].drain(None, false));
+    assert_eq!(after.engines[0].drain(None, false), Some(true));
     let again = Scanner::of_engines(engines(["out", "in"]), Some(&after));
     let reports = again.scan(request("Subject: x\r\n\r\nx", SECONDS_20)).await;
     assert_eq!(missing(reports), [None, None]);
