@@ -74,7 +74,7 @@ async fn answers_that_take_too_long_are_failures() {
 #[tokio::test(start_paused = true)]
 async fn failures_of_one_fingerprint_count_again_later() {
     let mut world = World::new(12);
-    for _ in 0..3 {
+    for _ in 0..2 {
         for _ in 0..5 {
             let ticket = world.enter(7, Standing::Known);
             world.gate.end(world.now, ticket, End::Failed);
