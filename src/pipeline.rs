@@ -26,6 +26,7 @@ mod recovery;
 mod room;
 mod settle;
 mod suspicion;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -53,7 +54,6 @@ use crate::verdict::{Decision, Disposition, Report};
 pub use judge::{Judgement, judge};
 pub use keeper::Keeper;
 pub use lanes::Lanes;
-use outbound::outbound;
 pub use pressure::Pressure;
 use recent::Recent;
 use settle::{Custody, Settlement};
@@ -198,6 +198,16 @@ struct Passed {
     judged: Judged,
     /// One for each group.
     ends: Vec<End>,
+    /// Those of whom it is in the history already that they have the message.
+    told: Vec<usize>,
+}
+
+/// What the work on a message and whoever waits for it tell each other.
+#[derive(Debug, Default)]
+struct SoFar {
+    judged: OnceLock<Judged>,
+    /// The record by which we answer for it; none while its sender does.
+    stored: OnceLock<Record>,
 }
 
 /// The life of a message.
@@ -217,7 +227,7 @@ impl Pipeline {
     /// the same work goes on in the background from where it stands.
     async fn cut_through(self: &Arc<Self>, generation: Arc<Generation>, message: Message) -> Reply {
         let patience = Deadline::after(generation.budget.session);
-        let so_far = Arc::new(OnceLock::new());
+        let so_far = Arc::new(SoFar::default());
         let mut work = Box::pin(self.clone().pass(
             generation.clone(),
             message.clone(),
@@ -228,10 +238,11 @@ impl Pipeline {
             biased;
             passed = &mut work => passed,
             () = patience.wait() => {
-                let record = settle::unfinished(&generation, &message, so_far.get());
+                let record = settle::unfinished(&generation, &message, so_far.judged.get());
                 match self.keep_leased(&generation, record.clone(), message.content.clone()).await {
                     Ok(working) => {
                         let (pipeline, id) = (self.clone(), message.id);
+                        so_far.stored.get_or_init(|| record.clone());
                         self.tasks.spawn(async move {
                             let passed = work.await;
                             pipeline.conclude(&generation, &message, Custody::Stored(Box::new(record)), passed).await;
@@ -239,7 +250,7 @@ impl Pipeline {
                         });
                         return Reply::accepted(id);
                     }
-                    Err(error) if so_far.get().is_none() => return self.not_kept(&message, &error),
+                    Err(error) if so_far.judged.get().is_none() => return self.not_kept(&message, &error),
                     // The next hop may be taking it at this moment, and 451 would make two messages of one.
                     Err(_) => work.await,
                 }
@@ -306,10 +317,14 @@ impl Pipeline {
             struck: record.timeouts > 0,
             onward,
         };
-        let work = self
+        let so_far = SoFar {
+            stored: record.clone().into(),
+            ..SoFar::default()
+        };
+        let passed = self
             .clone()
-            .pass(generation.clone(), message.clone(), before, Arc::default());
-        let passed = work.await;
+            .pass(generation.clone(), message.clone(), before, so_far.into());
+        let passed = passed.await;
         self.conclude(
             &generation,
             &message,
@@ -325,32 +340,32 @@ impl Pipeline {
         generation: Arc<Generation>,
         message: Message,
         before: Before,
-        so_far: Arc<OnceLock<Judged>>,
+        so_far: Arc<SoFar>,
     ) -> Passed {
         let judged = match before.judged {
             Some(judged) => judged,
             None => self.judge(&generation, &message, before.asking()).await,
         };
-        let judged = so_far.get_or_init(|| judged).clone();
+        let judged = so_far.judged.get_or_init(|| judged).clone();
         // Each way is durable before anything goes one of them: what one next hop has taken is not forgotten with us
         // while another makes us wait, and a store that fails leaves all of it with its sender.
         let mut onward = match settle::part_ways(&generation, &message, &judged) {
             true => Onward::Queue,
             false => before.onward,
         };
-        let mut ends = Vec::with_capacity(judged.groups.len());
+        let (mut ends, mut told) = (Vec::with_capacity(judged.groups.len()), Vec::new());
         for group in &judged.groups {
             // The only fork in the program.
             ends.push(match group.0.disposition {
                 Disposition::Deliver => match &mut onward {
                     Onward::Queue => End::Queued,
                     Onward::Deliver(turn) => {
-                        let outbound = outbound(&generation, &message, &judged, group).await;
-                        // The lease of a stored message ends soon after it, and somebody else takes the message up.
-                        let deadline = Deadline::after(lanes::DELIVERY);
-                        let delivery = &generation.delivery;
-                        let outcomes = delivery.deliver_in_turn(&outbound, turn.take(), deadline);
-                        End::Delivered(outcomes.await)
+                        let what = (&judged, group);
+                        let (outcomes, those) = self
+                            .deliver(&generation, &message, what, turn.take(), &so_far)
+                            .await;
+                        told.extend(those);
+                        End::Delivered(outcomes)
                     }
                 },
                 Disposition::Quarantine => End::Held,
@@ -359,7 +374,7 @@ impl Pipeline {
                 Disposition::Discard => End::Discarded,
             });
         }
-        Passed { judged, ends }
+        Passed { judged, ends, told }
     }
 
     /// Interceptors first, then all engines at once, then policy. What would be delivered because an answer about another

@@ -29,7 +29,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
-use super::{Answer, BuildError, Outbound, Outcome};
+use super::{Answer, BuildError, Outbound, Outcome, Told};
 use crate::deadline::Deadline;
 use crate::message::{Content, Envelope, Mailbox};
 
@@ -46,6 +46,8 @@ const NO_DOMAIN: &str = "localhost";
 /// Beyond the deadline, for the one file that is being moved at that moment; below what the lease of a stored message
 /// allows beyond the work on it.
 const LAST_MOVE: Duration = Duration::from_secs(2);
+/// Where it went well.
+const WRITTEN: &str = "2.0.0 written to the Maildir";
 
 /// Makes file names of one process differ.
 static COUNTER: AtomicU64 = AtomicU64::new(0);
@@ -89,6 +91,7 @@ struct Job {
     host: Arc<str>,
     disk: Disk,
     shared: Arc<JobState>,
+    told: Told,
 }
 
 /// What the waiting side and the writing side both see.
@@ -193,6 +196,7 @@ impl Maildir {
             host: self.host.clone(),
             disk: self.disk,
             shared: shared.clone(),
+            told: mail.told.clone(),
         })
     }
 
@@ -237,7 +241,7 @@ impl Maildir {
     /// A disk's trouble is ours and passes; it is never a reason to bounce.
     fn outcome(&self, result: io::Result<()>) -> Outcome {
         match result {
-            Ok(()) => Outcome::Delivered(self.answer("2.0.0 written to the Maildir".to_owned())),
+            Ok(()) => Outcome::Delivered(self.answer(WRITTEN.to_owned())),
             Err(error) => {
                 let status = match error.kind() {
                     io::ErrorKind::StorageFull => "4.3.1",
@@ -296,6 +300,8 @@ impl Job {
             // twice for certain, with every retry; and it cannot be taken back from somebody who has read it.
             tracing::warn!(folder = %maildir.display(), %error, "moved into the Maildir, but not synced");
         }
+        // Only now, as it may be forgotten here from then on.
+        self.told.tell(self.at, || WRITTEN.to_owned());
         Ok(())
     }
 

@@ -22,6 +22,7 @@ mod routes;
 pub mod schedule;
 mod throttle;
 mod tls;
+mod told;
 
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ use crate::smtp::reply_parser::parse_status;
 pub use gate::{HopStatus, Turn};
 pub use objection::Objection;
 pub use pace::State;
+pub use told::{Taken, Told};
 
 #[cfg(test)]
 pub(crate) use {pace::Sign, relay::Ended};
@@ -148,6 +150,8 @@ pub struct Outbound {
     pub prefix: Bytes,
     /// The content as received.
     pub content: Content,
+    /// Who hears of each recipient that a next hop takes, while others are waited for.
+    pub told: Told,
 }
 
 /// What became of one recipient.

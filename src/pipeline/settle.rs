@@ -184,6 +184,7 @@ pub(super) fn settle(
         succeeded: Vec::new(),
         rejected: None,
         history: Vec::new(),
+        told: &passed.told,
         rescan: None,
     };
     let only_rejects =
@@ -209,6 +210,8 @@ struct Settling<'a> {
     succeeded: Vec<(dsn::Action, Recipient, Answer)>,
     rejected: Option<String>,
     history: Vec<HistoryEntry>,
+    /// Of whom it is in the history already that they have it.
+    told: &'a [usize],
     rescan: Option<Record>,
 }
 
@@ -360,7 +363,9 @@ impl<'a> Settling<'a> {
                     ("refused", answer)
                 }
             };
-            self.tell(event, decision, &[*at], answer.text.clone());
+            if !self.told.contains(at) {
+                self.tell(event, decision, &[*at], answer.text.clone());
+            }
         }
         for ((_, held_back), (those, status)) in later {
             let draft = &self.draft;
@@ -418,28 +423,9 @@ impl<'a> Settling<'a> {
         recipients: &[usize],
         detail: String,
     ) {
-        let message = self.draft.message;
-        let chosen = recipients
-            .iter()
-            .filter_map(|at| message.envelope.recipients.get(*at));
-        self.history.push(HistoryEntry {
-            at: wall_clock(),
-            message: message.id,
-            part_of: None,
-            event: event.into(),
-            sender: message.envelope.reverse_path.clone(),
-            recipients: chosen.map(|r| r.mailbox.clone()).collect(),
-            client: message.envelope.origin.client,
-            listener: message.envelope.origin.listener.clone(),
-            size: message.content.len() as u64,
-            decision: Some(decision.clone()),
-            reports: self
-                .draft
-                .judged
-                .map(|judged| judged.reports.clone())
-                .unwrap_or_default(),
-            detail,
-        });
+        let told = (event, decision, detail);
+        let (message, judged) = (self.draft.message, self.draft.judged);
+        self.history.push(entry(message, judged, recipients, told));
     }
 
     fn finish(mut self, stored: bool) -> Settlement {
@@ -516,6 +502,32 @@ impl<'a> Settling<'a> {
             .into_iter()
             .filter_map(of)
             .collect()
+    }
+}
+
+/// What the history is told of some of the recipients: the event, the decision that led to it, and in words.
+pub(super) fn entry(
+    message: &Message,
+    judged: Option<&Judged>,
+    recipients: &[usize],
+    (event, decision, detail): (&'static str, &Decision, String),
+) -> HistoryEntry {
+    let chosen = recipients
+        .iter()
+        .filter_map(|at| message.envelope.recipients.get(*at));
+    HistoryEntry {
+        at: wall_clock(),
+        message: message.id,
+        part_of: None,
+        event: event.into(),
+        sender: message.envelope.reverse_path.clone(),
+        recipients: chosen.map(|r| r.mailbox.clone()).collect(),
+        client: message.envelope.origin.client,
+        listener: message.envelope.origin.listener.clone(),
+        size: message.content.len() as u64,
+        decision: Some(decision.clone()),
+        reports: judged.map_or_else(Vec::new, |judged| judged.reports.clone()),
+        detail,
     }
 }
 

@@ -158,7 +158,8 @@ fn passed(groups: Vec<(Disposition, Vec<usize>, End)>) -> Passed {
         judged.groups.push((decision(disposition), recipients));
         ends.push(end);
     }
-    Passed { judged, ends }
+    let told = Vec::new();
+    Passed { judged, ends, told }
 }
 
 /// The reply is true for every recipient, and what it promises is what is kept: all the ways a message can end in its

@@ -26,6 +26,7 @@ fn outbound(to: &[&str], content: &'static [u8]) -> Outbound {
         }),
         prefix: Bytes::from_static(b"Received: by me\r\n"),
         content: Content::uncharged(content),
+        told: Told::default(),
     }
 }
 
@@ -46,6 +47,7 @@ fn job(mail: &Outbound, folder: &Path) -> Job {
         host: "h".into(),
         disk: Disk::REAL,
         shared: Arc::new(JobState::default()),
+        told: Told::default(),
     }
 }
 
@@ -59,10 +61,12 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 #[tokio::test]
 async fn a_message_lands_in_new() {
     let folder = tempfile::tempdir().expect("folder");
-    let mail = outbound(
+    let (told, mut hear) = Told::of(2);
+    let mut mail = outbound(
         &["bob@Example.ORG", "eve@example.org"],
         b"Subject: x\r\n\r\n.a\r\nb",
     );
+    mail.told = told;
     let deadline = Deadline::after(Duration::from_secs(60));
     let outcomes = maildir(folder.path())
         .deliver(&mail, vec![0, 1], deadline)
@@ -73,6 +77,18 @@ async fn a_message_lands_in_new() {
             .all(|(_, outcome)| matches!(outcome, Outcome::Delivered(_))),
         "{outcomes:?}"
     );
+    let mut told: Vec<_> = (0..2).filter_map(|_| hear.try_recv().ok()).collect();
+    told.sort_by_key(|taken| taken.at);
+    assert_eq!(told.len(), 2);
+    let outcome = |at: usize| outcomes.iter().find(|(other, _)| *other == at);
+    for (at, taken) in told.iter().enumerate() {
+        let text = outcome(at).map(|(_, outcome)| &outcome.answer().text);
+        assert_eq!(
+            (taken.at, Some(&taken.text)),
+            (at, text),
+            "as in the outcome"
+        );
+    }
     let bob = folder.path().join("example.org/bob");
     let found = files(&bob.join("new"));
     assert_eq!(found.len(), 1);

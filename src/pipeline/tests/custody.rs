@@ -17,7 +17,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// A next hop that takes what it is sent, or hangs, or puts one recipient off.
 #[derive(Default)]
 struct Hop {
-    got: Mutex<Vec<(MessageId, Mailbox)>>,
+    got: Arc<Mutex<Vec<(MessageId, Mailbox)>>>,
+    /// Answers for one recipient after the other, and takes this long for each.
+    each: Option<Duration>,
     hangs: AtomicBool,
     later: Option<&'static str>,
     refuses: Option<&'static str>,
@@ -67,7 +69,23 @@ impl Server for Hop {
             .iter()
             .filter(|(_, outcome)| matches!(outcome, Outcome::Delivered(_)))
             .map(|(at, _)| (mail.id, mailbox(*at)));
-        self.got.lock().expect("no panic").extend(taken);
+        let (got, each, told) = (self.got.clone(), self.each, mail.told.clone());
+        if let Some(each) = each {
+            let taken: Vec<_> = outcomes.iter().map(|(at, _)| *at).zip(taken).collect();
+            return Box::pin(async move {
+                for (at, taken) in taken {
+                    Deadline::after(each).wait().await;
+                    got.lock().expect("no panic").push(taken);
+                    told.say(at, "250 taken");
+                }
+                Ended {
+                    outcomes,
+                    sign: Sign::Fine,
+                    offered: true,
+                }
+            });
+        }
+        got.lock().expect("no panic").extend(taken);
         if let Some(store) = &self.fills {
             store.full.store(true, Ordering::Relaxed);
         }
@@ -183,6 +201,93 @@ fn what_one_next_hop_has_taken_it_does_not_get_again_because_another_hangs() {
             until("nothing waits", || store.all().is_empty()).await;
         });
         assert_eq!((a.got(), b.got()), (EACH, EACH), "{mode:?}, {stopped}");
+    }
+}
+
+/// Promise P5: what a next hop says of one recipient is durable soon after it has said so, although it takes its time for the
+/// others: killed meanwhile, the relay gives the message to nobody again who has it. That goes for stored mail, and for
+/// mail that became ours in the middle of its delivery.
+#[test]
+fn who_has_it_does_not_get_it_again_because_others_are_awaited() {
+    let session = Budget::default().session;
+    for (mode, each) in [
+        (Mode::Queue, Duration::from_millis(500)),
+        (Mode::CutThrough, session / 4),
+    ] {
+        let store = Arc::new(Scripted::default());
+        let a = Arc::new(Hop {
+            each: Some(each),
+            ..Hop::default()
+        });
+        life(async {
+            let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+            let message = message(&TEN);
+            tokio::spawn(async move { pipeline.accept(message, mode).await });
+            until("half of them have it", || a.got() == TEN.len() / 2).await;
+            Deadline::after(Duration::from_millis(200)).wait().await;
+        });
+        store.reopen();
+        let left = store.all();
+        let left: Vec<_> = left.iter().flat_map(|r| &r.envelope.recipients).collect();
+        let left: Vec<_> = left.iter().map(|r| r.mailbox.as_str()).collect();
+        assert_eq!(left, TEN[5..], "{mode:?}");
+        life(async {
+            let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+            tokio::spawn(Lanes::new(pipeline).run(CancellationToken::new()));
+            until("nothing waits", || store.all().is_empty()).await;
+        });
+        assert_eq!(a.got(), TEN.len(), "{mode:?}");
+    }
+}
+
+const TEN: [&str; 10] = [
+    "0@a.test", "1@a.test", "2@a.test", "3@a.test", "4@a.test", "5@a.test", "6@a.test", "7@a.test",
+    "8@a.test", "9@a.test",
+];
+
+/// Counts what changes in the store.
+#[derive(Default)]
+struct Writes(AtomicUsize);
+
+impl Witness for Writes {
+    fn fate(&self, _: Option<MessageId>, _: Operation) -> Fate {
+        Fate::default()
+    }
+
+    fn changed(&self, _: &[Record], _: &[(Record, Content)], _: Option<&Audit>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Striking off costs writes only where answers come one after the other, several of them in one write; and each recipient is
+/// in the history once.
+#[tokio::test(start_paused = true)]
+async fn only_slow_answers_cost_more_writes() {
+    let millis = |millis| Some(Duration::from_millis(millis));
+    for (each, recipients, writes) in [
+        (None, 10, 2),
+        (millis(1000), 1, 2),
+        (millis(1), 10, 2),
+        (millis(30), 10, 4),
+        (millis(1000), 10, 11),
+    ] {
+        let counted = Arc::new(Writes::default());
+        let store = Arc::new(Scripted::watched(counted.clone()));
+        let a = Arc::new(Hop {
+            each,
+            ..Hop::default()
+        });
+        let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+        let message = message(&TEN[..recipients]);
+        let id = message.id;
+        pipeline.accept(message, Mode::Queue).await;
+        assert!(pipeline.drained(Deadline::after(MINUTE)).await);
+        assert_eq!(store.all(), []);
+        assert_eq!(counted.0.load(Ordering::Relaxed), writes, "{each:?}");
+        let told = pipeline.history.entries(id).await.expect("history");
+        let told = told.iter().filter(|entry| entry.event == "delivered");
+        let told: Vec<_> = told.map(|entry| entry.recipients[0].as_str()).collect();
+        assert_eq!(told, TEN[..recipients], "{each:?}");
     }
 }
 

@@ -284,6 +284,7 @@ fn ended(
     let passed = Passed {
         judged: settle::judged_before(record, &message).expect("it is to be delivered"),
         ends: vec![End::Delivered(vec![outcome])],
+        told: Vec::new(),
     };
     let custody = Custody::Stored(Box::new(record.clone()));
     let settled = settle::settle(generation, &message, &custody, &passed);

@@ -246,6 +246,18 @@ impl<'a> Transaction<'a> {
         self.open
     }
 
+    /// Who has the message by the replies to the end of data so far, in the order of the replies.
+    pub fn taken(&self) -> impl Iterator<Item = (usize, &RemoteReply)> {
+        self.fates.iter().filter_map(|(at, fate)| match fate {
+            Fate::Settled(Settled::Replied(Stage::EndOfData, reply))
+                if reply.class() == Class::Positive =>
+            {
+                Some((*at, reply))
+            }
+            _ => None,
+        })
+    }
+
     /// Position in the envelope and fate of every recipient.
     pub fn into_fates(self) -> Vec<(usize, Fate)> {
         self.fates
