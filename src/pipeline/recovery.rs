@@ -22,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use crew::{Crew, Places};
 
-use super::{Asking, Generation, Judged, Onward, Pipeline, events, lanes, settle};
+use super::judge::Terms;
+use super::{Generation, Judged, Onward, Pipeline, events, lanes, settle};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, Elapsed, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
@@ -537,13 +538,13 @@ impl Pipeline {
         mut record: Record,
     ) -> Step {
         // An answer about another message may be why it is here: this time none stands in.
-        let asking = Asking {
+        let terms = Terms {
             spent: Duration::ZERO,
             errand: Errand::Again,
             struck: record.timeouts > 0,
             stand_ins: false,
         };
-        let judged = self.ask(generation, &message, asking).await;
+        let judged = self.ask(generation, &message, terms).await;
         if self.tell_if_bad(&record, &judged) {
             return self.remove(record).await;
         }
