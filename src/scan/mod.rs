@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::deadline::Deadline;
 use crate::incident::Incident;
 use crate::message::{
-    Content, Envelope, Fingerprint, MessageId, Party, Rights, Standing, Wish, edit, mime,
+    Content, Envelope, Fingerprint, Mailbox, MessageId, Rights, Standing, Wish, edit, mime,
 };
 use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
@@ -90,10 +90,17 @@ pub struct ScanRequest {
 }
 
 impl ScanRequest {
-    /// Equal for mail of one [`Party`], which shares its turn where many wait.
+    /// Equal for mail that shares its turn where many wait: of one user, else of one sender domain of one client. Not of the whole
+    /// reverse-path, as for [`Party`](crate::message::Party): whoever changes his local-part with each message would have as many
+    /// turns as he likes (the drill's greedy-heavy).
     fn party(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        Party::of(&self.envelope).hash(&mut hasher);
+        let origin = &self.envelope.origin;
+        let domain = self.envelope.reverse_path.mailbox().map(Mailbox::domain);
+        match &origin.user {
+            Some(user) => user.hash(&mut hasher),
+            None => (origin.client, domain).hash(&mut hasher),
+        }
         hasher.finish()
     }
 }
