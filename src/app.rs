@@ -360,9 +360,14 @@ impl Control for Core {
     fn drain_engine(&self, asked: &EngineAsked, drained: bool) -> Result<(), String> {
         let generation = self.pipeline.generation();
         let engine = named(&generation, asked)?;
-        if !engine.drain(asked.replica.as_deref(), drained) {
-            let replica = asked.replica.as_deref().unwrap_or_default();
-            return Err(format!("engine {} has no replica {replica}", asked.engine));
+        match engine.drain(asked.replica.as_deref(), drained) {
+            Some(true) => {}
+            Some(false) if drained => return Ok(()),
+            Some(false) => return Err(not_drained(&engine.health())),
+            None => {
+                let replica = asked.replica.as_deref().unwrap_or_default();
+                return Err(format!("engine {} has no replica {replica}", asked.engine));
+            }
         }
         let subject = Subject::Engine {
             name: asked.engine.clone(),
@@ -483,6 +488,19 @@ async fn told_reload(running: &Running) {
     tell_systemd(reloading.as_ref().map_or(&[], |states| states));
     let _ = running.reload().await;
     tell_systemd(&[NotifyState::Ready]);
+}
+
+/// What is told to who resumes an engine that nobody has taken out.
+fn not_drained(health: &Health) -> String {
+    let (engine, states) = (&health.engine, health.states());
+    let why = match health.is_well() {
+        true => "it gets all its mail".to_owned(),
+        false => format!(
+            "it is {states}: it is probed every second and gets mail as soon as a probe passes; `spillway engine test {engine}` tells \
+             what is wrong"
+        ),
+    };
+    format!("engine {engine} is not drained; {why}")
 }
 
 /// Does nothing where no supervisor listens.

@@ -51,6 +51,7 @@ use crate::store::incidents::Incidents;
 use crate::store::{Capacity, Change, Record, Store, StoreError, Working};
 use crate::verdict::{Decision, Disposition, Report};
 
+use judge::Terms;
 pub use judge::{Judgement, judge};
 pub use keeper::Keeper;
 pub use lanes::Lanes;
@@ -127,6 +128,8 @@ struct Before {
     spent: Duration,
     /// Why it is scanned now.
     errand: Errand,
+    /// It ran into an engine's timeout before.
+    struck: bool,
     /// What is to be done once nothing speaks against it.
     onward: Onward,
 }
@@ -146,8 +149,18 @@ impl Before {
         judged: None,
         spent: Duration::ZERO,
         errand: Errand::Fresh,
+        struck: false,
         onward: Onward::Deliver(None),
     };
+
+    fn terms(&self) -> Terms {
+        Terms {
+            spent: self.spent,
+            errand: self.errand,
+            struck: self.struck,
+            stand_ins: true,
+        }
+    }
 }
 
 /// What became of one group of recipients.
@@ -289,6 +302,7 @@ impl Pipeline {
             judged: self.judged_before(&record, &message).await,
             spent: record.spent,
             errand,
+            struck: record.timeouts > 0,
             onward,
         };
         let so_far = SoFar {
@@ -318,10 +332,7 @@ impl Pipeline {
     ) -> Passed {
         let judged = match before.judged {
             Some(judged) => judged,
-            None => {
-                self.judge(&generation, &message, before.spent, before.errand)
-                    .await
-            }
+            None => self.judge(&generation, &message, before.terms()).await,
         };
         let judged = so_far.judged.get_or_init(|| judged).clone();
         // Each way is durable before anything goes one of them: what one next hop has taken is not forgotten with us
@@ -352,71 +363,6 @@ impl Pipeline {
             });
         }
         Passed { judged, ends, told }
-    }
-
-    /// Interceptors first, then all engines at once, then policy. What would be delivered because an answer about another
-    /// message stands in must find room to be kept for its engine: without it every engine is asked about this one.
-    async fn judge(
-        &self,
-        generation: &Generation,
-        message: &Message,
-        spent: Duration,
-        errand: Errand,
-    ) -> Judged {
-        let judged = self.ask(generation, message, (spent, errand, true)).await;
-        let delivers = |(decision, _): &(Decision, _)| decision.disposition == Disposition::Deliver;
-        let judged = match settle::has_stand_in(&judged.reports)
-            && judged.groups.iter().any(delivers)
-            && !self.has_rescan_room(message.content.len()).await
-        {
-            true => {
-                let spent = judged.spent;
-                self.ask(generation, message, (spent, errand, false)).await
-            }
-            false => judged,
-        };
-        let decisions = judged.groups.iter();
-        self.rate.judged(decisions.map(|(d, _)| d.disposition));
-        judged
-    }
-
-    /// The decision that a stored message has and that still holds: unless a person has released it, what stands in for an
-    /// answer about it must find room to be kept, as when it was judged.
-    async fn judged_before(&self, record: &Record, message: &Message) -> Option<Judged> {
-        let judged = settle::judged_before(record, message)?;
-        let asks_for_room = !record.released && settle::has_stand_in(&judged.reports);
-        let holds = !asks_for_room || self.has_rescan_room(message.content.len()).await;
-        holds.then_some(judged)
-    }
-
-    async fn has_rescan_room(&self, octets: usize) -> bool {
-        let room = self.store.rescan_room().await;
-        self.store.accepts().is_ok() && room.is_ok_and(|room| room >= octets as u64)
-    }
-
-    /// The same, whether or not answers about other messages stand in.
-    async fn ask(
-        &self,
-        generation: &Generation,
-        message: &Message,
-        (spent, errand, stand_ins): (Duration, Errand, bool),
-    ) -> Judged {
-        let began = tokio::time::Instant::now();
-        let deadline = Deadline::after(generation.budget.total.saturating_sub(spent));
-        let asking = judge::Asking {
-            scanner: &generation.scanner,
-            policy: &generation.policy,
-            suspicion: Some(&self.suspicion),
-            errand,
-            stand_ins,
-        };
-        let judgement = asking.judge(message, deadline).await;
-        Judged {
-            groups: judgement.groups,
-            reports: judgement.reports,
-            spent: spent + began.elapsed(),
-            standing: judgement.standing,
-        }
     }
 
     /// Makes durable what must be, tells what became of it, and returns the reply for a session that still waits.

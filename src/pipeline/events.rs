@@ -75,6 +75,12 @@ pub(super) fn not_remembered(id: MessageId) {
     tracing::warn!(%id, "delivered without an engine, and not kept to be scanned again");
 }
 
+/// A message that was delivered without an engine ran into that engine's timeout once more: it is not scanned again.
+pub(super) fn not_scanned_later(id: MessageId) {
+    metrics::counter!("spillway_rescans_lost_total").increment(1);
+    tracing::warn!(%id, "delivered without an engine, and it ran into its timeout twice: it is not scanned again");
+}
+
 /// A lane could not do its work now; it tries again.
 pub(super) fn lane_failed(what: &str, error: &StoreError) {
     metrics::counter!("spillway_lane_errors_total").increment(1);

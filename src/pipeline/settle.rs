@@ -23,6 +23,11 @@ pub(super) use failed::{BOUNCE_UNDELIVERABLE, UNDELIVERABLE, as_sent};
 use draft::Draft;
 use failed::Failure;
 
+/// The rule that holds what ran into a timeout too often.
+pub(super) const TIMEOUTS: &str = "guard.timeouts";
+/// A scan that times out may be bad luck of the message; a second one costs the engine a slot for its whole `limit` again.
+pub(super) const TIMEOUTS_MOST: u32 = 2;
+
 /// Who answers for the message while it is worked on.
 #[derive(Debug)]
 pub(super) enum Custody {
@@ -274,7 +279,8 @@ impl<'a> Settling<'a> {
         }
     }
 
-    /// Scanned again later, unless its budget or the time for deferrals is used up: then a reviewer decides (P1).
+    /// Scanned again later, unless its budget or the time for deferrals is used up, or it has cost an engine a slot twice: then
+    /// a reviewer decides (P1).
     fn defer(&mut self, decision: &Decision, recipients: &[usize]) -> (&'static str, String) {
         let budget = &self.draft.generation.budget;
         let received_at = self.draft.message.received_at;
@@ -283,20 +289,19 @@ impl<'a> Settling<'a> {
             .draft
             .judged
             .is_some_and(|judged| judged.spent >= budget.total);
-        if spent || waited {
-            let why = if spent {
-                "budget.total is spent"
-            } else {
-                "budget.deferral has passed"
-            };
+        let ended = match (self.draft.timeouts() >= TIMEOUTS_MOST, spent, waited) {
+            (true, ..) => Some((
+                TIMEOUTS,
+                "it ran into its timeout twice, while others did not",
+            )),
+            (false, true, _) => Some(("budget.total", "budget.total is spent")),
+            (false, false, true) => Some(("budget.deferral", "budget.deferral has passed")),
+            (false, false, false) => None,
+        };
+        if let Some((rule, why)) = ended {
             let decision = Decision {
                 disposition: Disposition::Quarantine,
-                rule: if spent {
-                    "budget.total"
-                } else {
-                    "budget.deferral"
-                }
-                .to_owned(),
+                rule: rule.to_owned(),
                 reason: format!("{why}: {}", decision.reason),
                 ..decision.clone()
             };

@@ -79,6 +79,7 @@ pub(crate) fn record(lane: Lane) -> Record {
         standing: None,
         notification: None,
         instead_of: Vec::new(),
+        timeouts: 0,
         next_hop: "".into(),
     }
 }

@@ -200,6 +200,9 @@ pub struct Record {
     /// Why the guard keeps it, if the guard does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
+    /// Scans of it that ran into their timeout while the engine took other mail: it is given one more, and then held.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub timeouts: u32,
     /// The sender's standing when it came in, where that was asked: mail of known senders is recovered first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standing: Option<Standing>,
@@ -209,6 +212,11 @@ pub struct Record {
     /// Those whose mail it is, where a reviewer has released it to others: it is theirs again if it comes back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub instead_of: Vec<Recipient>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Which held records a search returns; every set field must match.

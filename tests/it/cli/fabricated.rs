@@ -400,6 +400,7 @@ fn record(name: &str, lane: Lane, envelope: Envelope, age: i64, content: &str) -
         standing: None,
         notification: None,
         instead_of: Vec::new(),
+        timeouts: 0,
         next_hop: "".into(),
     }
 }
