@@ -129,6 +129,11 @@ struct Aloft {
 }
 
 impl Aloft {
+    /// Whether its answer will be by those signatures: it was begun under them, or it has not begun.
+    fn is_by(&self, epoch: u64) -> bool {
+        self.epoch == epoch || matches!(*self.flight.borrow(), Phase::Waiting)
+    }
+
     fn join(&self) -> (watch::Receiver<Phase>, MessageId) {
         (self.flight.subscribe(), self.of)
     }
@@ -158,18 +163,19 @@ impl Flights {
     /// A scan of the same octets.
     fn of(&self, about: &About) -> Option<&Aloft> {
         let aloft = self.by_key.get(&about.key)?;
-        (aloft.epoch == about.epoch).then_some(aloft)
+        aloft.is_by(about.epoch).then_some(aloft)
     }
 
     /// A scan of a message of that content, and which.
     fn like(&self, content: Identity, epoch: u64) -> Option<(watch::Receiver<Phase>, MessageId)> {
         let aloft = self.by_key.get(self.by_content.get(&content)?)?;
-        (aloft.epoch == epoch).then(|| aloft.join())
+        aloft.is_by(epoch).then(|| aloft.join())
     }
 
     /// It can be joined no more. One by newer signatures may have taken its place.
     fn end(&mut self, about: &About) {
-        if self.of(about).is_none() {
+        let aloft = self.by_key.get(&about.key);
+        if aloft.is_none_or(|aloft| aloft.epoch != about.epoch) {
             return;
         }
         self.by_key.remove(&about.key);
