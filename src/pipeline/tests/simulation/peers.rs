@@ -204,7 +204,8 @@ impl Scanning {
             ));
         }
         let same = |r: &Running| r.message == message || octets.is_some() && r.octets == octets;
-        if mine().any(same) {
+        // One that began before its answers were ended (by new signatures, or a lie) is not joined, and may run beside the next.
+        if mine().filter(|running| same(running)).count() > 1 {
             self.world.breaks(format!(
                 "I3: {name} gets {called} while it works on the same"
             ));
