@@ -10,6 +10,7 @@
 //! like all mail.
 
 mod crew;
+mod delivered;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -22,15 +23,13 @@ use tokio_util::sync::CancellationToken;
 
 use crew::{Crew, Places};
 
-use super::judge::Terms;
-use super::{Generation, Judged, Onward, Pipeline, events, lanes, settle};
+use super::{Generation, Onward, Pipeline, events, lanes};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, Elapsed, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Content, Message, Standing};
 use crate::scan::Errand;
 use crate::store::{Cause, Change, Lane, Place, Record, StoreError, Working};
-use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
 
 /// How often it is looked for causes that are gone.
 const TICK: Duration = Duration::from_secs(1);
@@ -530,93 +529,6 @@ impl Pipeline {
         }
     }
 
-    /// Delivered without engines: their answers can change nothing any more, but people can be told.
-    async fn scan_delivered(
-        &self,
-        generation: &Generation,
-        message: Message,
-        mut record: Record,
-    ) -> Step {
-        // An answer about another message may be why it is here: this time none stands in.
-        let terms = Terms {
-            spent: Duration::ZERO,
-            errand: Errand::Again,
-            struck: record.timeouts > 0,
-            stand_ins: false,
-        };
-        let judged = self.ask(generation, &message, terms).await;
-        if self.tell_if_bad(&record, &judged) {
-            return self.remove(record).await;
-        }
-        if timed_out(&judged.reports) {
-            record.timeouts += 1;
-            if record.timeouts >= settle::TIMEOUTS_MOST {
-                events::not_scanned_later(record.message);
-                return self.remove(record).await;
-            }
-        }
-        let missing = |engine: &str| {
-            let mut reports = judged.reports.iter();
-            reports.any(|r| &*r.engine == engine && r.missing().is_some_and(|m| m.is_transient()))
-        };
-        // An interceptor that holds such mail now has found nothing: nobody was asked.
-        let is_intercepted = judged.reports.is_empty();
-        if let Some(Cause::Engine(engine)) = &record.cause
-            && (missing(engine) || is_intercepted)
-        {
-            return self.put_back(record).await;
-        }
-        for report in &mut record.reports {
-            let answered = |now: &&Report| now.engine == report.engine && now.missing().is_none();
-            if settle::is_owed(report)
-                && let Some(now) = judged.reports.iter().find(answered)
-            {
-                report.clone_from(now);
-            }
-        }
-        let mut asked = record.reports.clone();
-        asked.retain(|report| missing(&report.engine));
-        let Some((engine, status)) = settle::owed(generation, &asked) else {
-            return self.remove(record).await;
-        };
-        // What it alone knows is not known yet.
-        record.status = status;
-        record.cause = Some(Cause::Engine(engine.to_string()));
-        self.put_back(record).await;
-        Step::Settled
-    }
-
-    /// Whether something was found. Engines that did not answer have found nothing.
-    fn tell_if_bad(&self, record: &Record, judged: &Judged) -> bool {
-        let bad = |decision: &Decision| {
-            decision.disposition != Disposition::Deliver
-                && decision.verdict != Verdict::Undetermined
-        };
-        let bad = || judged.groups.iter().filter(|(decision, _)| bad(decision));
-        let Some((decision, _)) = bad().next() else {
-            return false;
-        };
-        let recipients: Vec<&str> = bad()
-            .flat_map(|(_, recipients)| recipients)
-            .filter_map(|at| record.envelope.recipients.get(*at))
-            .map(|r| r.mailbox.as_str())
-            .collect();
-        let summary = format!(
-            "delivered to {} recipients, and bad after all: {}",
-            recipients.len(),
-            decision.reason
-        );
-        let incident = Incident::new(Kind::LateFinding, Subject::Relay, summary)
-            .with("recipients", recipients.join(", "))
-            .with("from", &record.envelope.reverse_path)
-            .with("subject", &record.subject)
-            .with("received", record.received_at)
-            .with("rule", &decision.rule)
-            .about(record.message);
-        self.incidents.record(incident);
-        true
-    }
-
     async fn remove(&self, record: Record) -> Step {
         match self.store.change(record.id, Change::Remove, None).await {
             Ok(()) | Err(StoreError::NotFound(_)) => Step::Settled,
@@ -667,11 +579,6 @@ impl Pipeline {
         }
         self.incidents.record(incident);
     }
-}
-
-fn timed_out(reports: &[Report]) -> bool {
-    let timed_out = |report: &Report| report.missing() == Some(Reason::Timeout);
-    reports.iter().any(timed_out)
 }
 
 /// How many messages are scanned at once for a cause.
