@@ -39,6 +39,14 @@ impl Party {
         }
     }
 
+    /// Who brings it: the user, else the client's network.
+    pub fn client(&self) -> (Option<&str>, Option<IpAddr>) {
+        match self {
+            Self::User(user) => (Some(user), None),
+            Self::Sender(network, _) | Self::Returned(network, _) => (None, Some(*network)),
+        }
+    }
+
     /// Of a message that is here.
     pub fn of(envelope: &Envelope) -> Self {
         let first = envelope.recipients.first().map(|first| &first.mailbox);

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::deadline::Deadline;
 use crate::incident::Incident;
 use crate::message::{
-    Content, Envelope, Fingerprint, Mailbox, MessageId, Rights, Standing, Wish, edit, mime,
+    Content, Envelope, Fingerprint, MessageId, Party, Rights, Standing, Wish, edit, mime,
 };
 use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
@@ -90,19 +90,27 @@ pub struct ScanRequest {
 }
 
 impl ScanRequest {
-    /// Equal for mail that shares its turn where many wait: of one user, else of one sender domain of one client. Not of the whole
-    /// reverse-path, as for [`Party`](crate::message::Party): whoever changes his local-part with each message would have as many
-    /// turns as he likes (the drill's greedy-heavy).
-    fn party(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        let origin = &self.envelope.origin;
-        let domain = self.envelope.reverse_path.mailbox().map(Mailbox::domain);
-        match &origin.user {
-            Some(user) => user.hash(&mut hasher),
-            None => (origin.client, domain).hash(&mut hasher),
+    fn turn(&self) -> Turn {
+        let party = Party::of(&self.envelope);
+        let hash = |of: &dyn Fn(&mut DefaultHasher)| {
+            let mut hasher = DefaultHasher::new();
+            of(&mut hasher);
+            hasher.finish()
+        };
+        Turn {
+            client: hash(&|hasher| party.client().hash(hasher)),
+            party: hash(&|hasher| party.hash(hasher)),
         }
-        hasher.finish()
     }
+}
+
+/// Whose turn a message takes where many wait: one of its client's, and of those one of its party's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Turn {
+    /// Equal for all that one user or client brings. Whoever changes the sender with each message has no more turns by that.
+    client: u64,
+    /// Equal for mail of one [`Party`].
+    party: u64,
 }
 
 /// An engine that cannot be built.

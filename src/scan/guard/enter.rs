@@ -60,7 +60,7 @@ pub(super) fn entrant(call: &Call) -> Entrant {
         standing: request.standing,
         errand: call.errand,
         struck: request.struck,
-        party: request.party(),
+        turn: request.turn(),
         large: request.content.len() >= LARGE,
         arrived: call.arrived,
     }

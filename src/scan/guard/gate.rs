@@ -31,8 +31,8 @@ use tokio::time::Instant;
 use super::breaker::{Breaker, Change, State};
 use crate::ablation::{Mechanism, without};
 use crate::message::{Fingerprint, MessageId, Standing, Trait};
-use crate::scan::Errand;
 use crate::scan::evidence::Evidence;
+use crate::scan::{Errand, Turn};
 use canary::Canaries;
 use stall::Latencies;
 use time::{evidence, observed};
@@ -114,8 +114,8 @@ pub(super) struct Entrant {
     pub(super) errand: Errand,
     /// It ran into the timeout of an engine before, which had slots for others then.
     pub(super) struck: bool,
-    /// Equal for mail that shares its turn: one client and sender.
-    pub(super) party: u64,
+    /// Whose turn it takes, and whose scans it counts among.
+    pub(super) turn: Turn,
     pub(super) large: bool,
     /// When the message asked for its first scan.
     pub(super) arrived: Instant,
@@ -328,7 +328,7 @@ impl Gate {
             return ticket;
         }
         let (class, level) = (self.class(&entrant), self.level(&entrant));
-        self.turns.push(class, level, entrant.party, ticket);
+        self.turns.push(class, level, entrant.turn, ticket);
         let waiting = Waiting {
             entrant,
             class,
@@ -394,7 +394,7 @@ impl Gate {
                 standing: Standing::Known,
                 errand: Errand::Again,
                 struck: false,
-                party: 0,
+                turn: Turn::default(),
                 large: false,
                 arrived: now,
             },

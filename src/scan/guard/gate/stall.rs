@@ -116,7 +116,7 @@ impl Gate {
             chance += survives;
             oldest = oldest.max(silence);
             if survives < UNUSUAL {
-                parties.push(scan.entrant.party);
+                parties.push(scan.entrant.turn.party);
                 is_proven |= scan.level == Level::Proven;
             } else {
                 are_all &= scan.is_slow;

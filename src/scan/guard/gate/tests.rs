@@ -35,6 +35,13 @@ fn fingerprint(value: u64) -> Arc<Fingerprint> {
     })
 }
 
+fn turn(party: u64) -> Turn {
+    Turn {
+        client: party,
+        party,
+    }
+}
+
 fn entrant(now: Instant, attachment: u64, standing: Standing) -> Entrant {
     Entrant {
         id: MessageId::new(),
@@ -42,7 +49,7 @@ fn entrant(now: Instant, attachment: u64, standing: Standing) -> Entrant {
         standing,
         errand: Errand::Fresh,
         struck: false,
-        party: attachment,
+        turn: turn(attachment),
         large: false,
         arrived: now,
     }
@@ -246,7 +253,7 @@ async fn hanging_strangers_leave_a_third_to_others() {
     let from = |world: &mut World, party: u64| {
         world.next += 1;
         let entrant = Entrant {
-            party,
+            turn: turn(party),
             ..entrant(world.now, world.next, Standing::Unknown)
         };
         world.gate.enter(world.now, entrant)
@@ -385,7 +392,7 @@ async fn an_engine_has_stalled_if_too_much_is_late_at_once() {
         for (party, standing) in parties {
             world.next += 1;
             let entrant = Entrant {
-                party: *party,
+                turn: turn(*party),
                 ..entrant(world.now, world.next, *standing)
             };
             world.gate.enter(world.now, entrant);
@@ -412,7 +419,7 @@ async fn parties_take_turns() {
     let from = |world: &mut World, party: u64| {
         world.next += 1;
         let entrant = Entrant {
-            party,
+            turn: turn(party),
             ..entrant(world.now, world.next, Standing::Known)
         };
         world.gate.enter(world.now, entrant)
@@ -432,7 +439,7 @@ async fn no_lane_goes_before_another() {
     let mut world = World::new(3);
     for at in 0..100 {
         let letter = Entrant {
-            party: 7,
+            turn: turn(7),
             ..entrant(world.now, TEXT + at, Standing::Known)
         };
         world.gate.enter(world.now, letter);

@@ -191,10 +191,14 @@ impl Gate {
             return Vec::new();
         }
         let scans = || self.scans.values().filter(|scan| !scan.is_probe);
-        let of = |party| scans().filter(|scan| scan.entrant.party == party).count();
+        let of = |party| {
+            scans()
+                .filter(|scan| scan.entrant.turn.party == party)
+                .count()
+        };
         let mut stuck: Vec<u64> = scans()
             .filter(|scan| scan.is_slow)
-            .map(|s| s.entrant.party)
+            .map(|s| s.entrant.turn.party)
             .collect();
         stuck.sort_unstable();
         stuck.dedup();

@@ -133,7 +133,9 @@ impl Gate {
         };
         let waits = |ticket| waiting.contains_key(&ticket);
         let may_start = |ticket| {
-            let party = waiting.get(&ticket).map(|waiting| waiting.entrant.party);
+            let party = waiting
+                .get(&ticket)
+                .map(|waiting| waiting.entrant.turn.party);
             party.is_none_or(|party| !stuck.contains(&party))
         };
         self.turns.pop(has_room, waits, may_start)
@@ -197,7 +199,7 @@ impl Gate {
             if let Some(waiting) = self.waiting.get_mut(&ticket) {
                 waiting.parked = false;
                 let Waiting { class, level, .. } = *waiting;
-                self.turns.push(class, level, waiting.entrant.party, ticket);
+                self.turns.push(class, level, waiting.entrant.turn, ticket);
             }
         }
     }
