@@ -1,6 +1,7 @@
 //! The gate alone, in time that is only a number.
 
 mod fault;
+mod laws;
 
 use proptest::prelude::*;
 

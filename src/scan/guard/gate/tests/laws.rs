@@ -1,0 +1,161 @@
+//! The laws of RESILIENCE section 1, looked for after every step of random worlds. They are said here in other words than in the
+//! gate: by what waits although a slot is free, and by what those who wait are told.
+
+use super::*;
+
+/// What is done at random.
+#[derive(Debug, Clone)]
+enum Step {
+    Enter {
+        standing: Standing,
+        /// One of few attachments; none for a text that nothing else has.
+        attachment: Option<u64>,
+        party: u64,
+        errand: Errand,
+        struck: bool,
+    },
+    Leave(usize),
+    End(usize),
+    /// The engine answers all that it has.
+    Answers,
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let standing = prop_oneof![Just(Standing::Known), Just(Standing::Unknown)];
+    let attachment = prop_oneof![2 => Just(None), 1 => (0_u64..4).prop_map(Some)];
+    let errand = prop_oneof![3 => Just(Errand::Fresh), 1 => Just(Errand::Again)];
+    let struck = prop::bool::weighted(0.1);
+    let enter = (standing, attachment, 0_u64..8, errand, struck);
+    prop_oneof![
+        12 => enter.prop_map(|(standing, attachment, party, errand, struck)| Step::Enter {
+            standing,
+            attachment,
+            party,
+            errand,
+            struck,
+        }),
+        1 => any::<usize>().prop_map(Step::Leave),
+        4 => any::<usize>().prop_map(Step::End),
+        1 => Just(Step::Answers),
+        4 => (0_u64..900).prop_map(Step::Wait),
+    ]
+}
+
+impl World {
+    /// Whether one of those that wait could be scanned, as the laws say, while a slot is free.
+    fn idles(&self, known_mail_came: bool) -> Option<&'static str> {
+        let gate = &self.gate;
+        if gate.free() == 0 || self.breaker() != State::Closed {
+            return None;
+        }
+        let scans = || gate.scans.values().filter(|scan| !scan.is_probe);
+        let of_strangers = scans().filter(|scan| scan.level == Level::Unknown);
+        let slow = scans().filter(|scan| scan.is_slow).count();
+        let strangers_most = gate.slots - (gate.slots / 3).max(1);
+        let stranger_has_room = of_strangers.count() < strangers_most.max(1);
+        let struck = scans().filter(|scan| scan.entrant.struck).count();
+        for waiting in gate.waiting.values().filter(|waiting| !waiting.parked) {
+            let entrant = &waiting.entrant;
+            if entrant.struck && (struck > 0 || 2 * slow > gate.slots) {
+                continue;
+            }
+            let same = || scans().filter(|scan| scan.entrant.turn.party == entrant.turn.party);
+            if same().any(|scan| scan.is_slow) {
+                continue;
+            }
+            match waiting.level {
+                Level::Proven => {
+                    return Some("laws 2 and 4: better-known mail waits beside a free slot");
+                }
+                Level::Unknown if stranger_has_room => {
+                    return Some(
+                        "law 2: a stranger waits though a third of the slots is left to others",
+                    );
+                }
+                Level::Unknown if !known_mail_came && slow == 0 => {
+                    return Some("law 1: a slot is kept for known mail where there is none");
+                }
+                Level::Unproven | Level::Unknown => {}
+            }
+        }
+        None
+    }
+
+    /// Whether what a message is told is true: something in it is being scanned slowly, or it is a stranger's and strangers' mail
+    /// hangs.
+    fn is_blamed_rightly(&self, entrant: &Entrant) -> bool {
+        let scans = || self.gate.scans.values();
+        let shares = |scan: &Scan| {
+            let fingerprint = entrant.fingerprint.as_ref();
+            let other = scan.entrant.fingerprint.as_ref();
+            fingerprint
+                .zip(other)
+                .is_some_and(|(one, other)| one.exact == other.exact)
+        };
+        let strangers_hang = scans().any(|scan| scan.level == Level::Unknown && scan.is_slow);
+        let is_stranger = entrant.standing == Standing::Unknown;
+        scans().any(|scan| shares(scan) && scan.is_slow) || is_stranger && strangers_hang
+    }
+}
+
+proptest! {
+    /// Law 1: a slot is idle only for better-known mail that comes. Law 2: zombies of strangers cost strangers. Law 3: who only
+    /// waits is told that the engine is busy. Law 4: what hung once is scanned alone, and keeps nobody behind it waiting.
+    #[test]
+    fn the_laws_hold_after_every_step(steps in prop::collection::vec(step(), 1..200), slots in 3_usize..14) {
+        let mut world = World::new(slots);
+        let mut waiting: HashMap<Ticket, Entrant> = HashMap::new();
+        let mut running: Vec<Ticket> = Vec::new();
+        let mut known_mail_came = false;
+        for step in steps {
+            match step {
+                Step::Enter { standing, attachment, party, errand, struck } => {
+                    let content = attachment.unwrap_or_else(|| {
+                        world.next += 1;
+                        world.next
+                    });
+                    let turn = turn(party);
+                    let one = Entrant { errand, struck, turn, ..entrant(world.now, content, standing) };
+                    waiting.insert(world.gate.enter(world.now, one.clone()), one);
+                }
+                Step::Leave(at) => {
+                    if let Some(ticket) = waiting.keys().copied().nth(at % (waiting.len() + 1)) {
+                        waiting.remove(&ticket);
+                        world.gate.leave(ticket);
+                    }
+                }
+                Step::End(at) if !running.is_empty() => {
+                    let ticket = running.swap_remove(at % running.len());
+                    world.answered(ticket);
+                }
+                Step::Answers => running.drain(..).for_each(|ticket| world.answered(ticket)),
+                Step::Wait(time) => world.after(time),
+                Step::End(_) => {}
+            }
+            for order in world.gate.orders() {
+                match order {
+                    Order::Start(ticket, _) => {
+                        let entrant = waiting.remove(&ticket);
+                        known_mail_came |= entrant.is_some_and(|e| e.standing == Standing::Known);
+                        running.push(ticket);
+                    }
+                    Order::Refuse(ticket, refusal) => {
+                        let Some(entrant) = waiting.remove(&ticket) else {
+                            continue;
+                        };
+                        let is_blamed = matches!(refusal, Refusal::Parked(_) | Refusal::Suspect(_));
+                        prop_assert!(
+                            !is_blamed || world.is_blamed_rightly(&entrant),
+                            "law 3: {refusal:?} for {entrant:?}"
+                        );
+                    }
+                    Order::Convicted(_) => {}
+                }
+            }
+            prop_assert_eq!(world.idles(known_mail_came), None);
+            let struck = world.gate.scans.values().filter(|scan| scan.entrant.struck);
+            prop_assert!(struck.count() <= 1, "law 4: two that hung once are scanned at once");
+        }
+    }
+}
