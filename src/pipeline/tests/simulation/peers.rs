@@ -57,6 +57,8 @@ struct Inside {
     /// Scans of poison that began.
     touches: u32,
     fault: Option<EngineFault>,
+    /// It has said what is wrong, so its answers may have been ended.
+    has_lied: bool,
 }
 
 /// An engine.
@@ -110,7 +112,9 @@ impl Scanning {
     }
 
     pub(super) fn set(&self, fault: Option<EngineFault>) {
-        self.inside.lock().expect("no panic").fault = fault;
+        let mut inside = self.inside.lock().expect("no panic");
+        inside.has_lied |= matches!(fault, Some(EngineFault::Gray | EngineFault::Garbage));
+        inside.fault = fault;
     }
 
     /// How often poison came in.
@@ -204,8 +208,9 @@ impl Scanning {
             ));
         }
         let same = |r: &Running| r.message == message || octets.is_some() && r.octets == octets;
-        // One that began before its answers were ended (by new signatures, or a lie) is not joined, and may run beside the next.
-        if mine().filter(|running| same(running)).count() > 1 {
+        // One that began before its answers were ended by a lie is not joined, and may run beside the next.
+        let older = usize::from(inside.has_lied);
+        if mine().filter(|running| same(running)).count() > older {
             self.world.breaks(format!(
                 "I3: {name} gets {called} while it works on the same"
             ));
