@@ -14,6 +14,7 @@
 //! [`Pipeline::conclude`] makes it so. The responsibility law (RFC 5321 6.1) is kept in `conclude` and nowhere else:
 //! 250 only after the next hop took the message or the store did.
 
+mod background;
 mod events;
 mod interceptors;
 mod judge;
@@ -36,7 +37,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::deadline::{Budget, Deadline, wall_clock};
@@ -46,11 +47,12 @@ use crate::message::{Content, MemoryBudget, Message, Standing};
 use crate::policy::Policy;
 use crate::scan::{Errand, Scanner};
 use crate::smtp::Reply;
-use crate::store::history::History;
+use crate::store::history::{History, HistoryEntry};
 use crate::store::incidents::Incidents;
 use crate::store::{Capacity, Change, Record, Store, StoreError, Working};
 use crate::verdict::{Decision, Disposition, Report};
 
+use background::Background;
 use judge::Terms;
 pub use judge::{Judgement, judge};
 pub use keeper::Keeper;
@@ -102,7 +104,7 @@ pub struct Pipeline {
     memory: MemoryBudget,
     rate: pressure::Rate,
     /// Work that goes on after its 250.
-    background: Arc<Semaphore>,
+    background: Background,
     tasks: TaskTracker,
     wake: Notify,
     /// A bounce was held since it was last looked whether there are too many.
@@ -252,14 +254,16 @@ impl Pipeline {
     async fn queue(self: &Arc<Self>, generation: Arc<Generation>, message: Message) -> Reply {
         let record = settle::unfinished(&generation, &message, None);
         let id = message.id;
-        let slot = self.background.clone().try_acquire_owned();
+        let slot = self
+            .background
+            .begin(settle::first_hop(&generation, &record));
         let kept = match &slot {
-            Ok(_) => {
+            Some(_) => {
                 self.keep_leased(&generation, record.clone(), message.content.clone())
                     .await
             }
             // Too much goes on already: the lanes take it up when its turn comes.
-            Err(_) => {
+            None => {
                 let put = self
                     .store
                     .put(vec![record.clone()], message.content.clone());
@@ -270,17 +274,15 @@ impl Pipeline {
             Ok(working) => working,
             Err(error) => return self.not_kept(&message, &error),
         };
-        if let Ok(slot) = slot {
+        if let Some(slot) = slot {
             let pipeline = self.clone();
             self.tasks.spawn(async move {
+                let onward = match slot.delivers() {
+                    true => Onward::Deliver(None),
+                    false => Onward::Queue,
+                };
                 pipeline
-                    .resume(
-                        generation,
-                        message,
-                        record,
-                        Errand::Fresh,
-                        Onward::Deliver(None),
-                    )
+                    .resume(generation, message, record, Errand::Fresh, onward)
                     .await;
                 drop((working, slot));
             });
@@ -376,13 +378,53 @@ impl Pipeline {
         let mut settlement = settle::settle(generation, message, &custody, &passed);
         if let Err(error) = self.insist(&mut settlement, &custody, message).await {
             // What a next hop has taken it has, whatever the store does.
-            let delivered = settlement.history.into_iter();
-            for entry in delivered.filter(|entry| entry.event == "delivered") {
+            let is_delivered = |entry: &mut HistoryEntry| entry.event == "delivered";
+            let delivered: Vec<_> = settlement.history.extract_if(.., is_delivered).collect();
+            if let Custody::Stored(record) = custody
+                && !delivered.is_empty()
+                && may_pass(&error)
+            {
+                self.owe(settlement, record, message.clone());
+            }
+            for entry in delivered {
                 self.history.record(entry);
             }
             return self.not_kept(message, &error);
         }
-        if passed.ends.iter().any(|end| matches!(end, End::Queued)) {
+        self.concluded(settlement, message).await
+    }
+
+    /// A next hop has what the store cannot be told now. Until it can, nobody takes the record up: the next hop would get it once
+    /// more. Bounded by the memory for messages, which this one keeps a part of.
+    fn owe(self: &Arc<Self>, mut settlement: Settlement, record: Box<Record>, message: Message) {
+        let (pipeline, working) = (self.clone(), self.store.at_work().go_on(record.id));
+        self.tasks.spawn(async move {
+            let custody = Custody::Stored(record);
+            loop {
+                Deadline::after(lanes::OWED_AGAIN).wait().await;
+                // Once more where the relay stops.
+                let is_last = pipeline.tasks.is_closed();
+                let done = pipeline.make_so(&mut settlement, &custody, &message);
+                match done.await {
+                    Ok(()) => {
+                        pipeline.concluded(settlement, &message).await;
+                        break;
+                    }
+                    Err(error) if may_pass(&error) && !is_last => {}
+                    Err(error) => {
+                        pipeline.not_kept(&message, &error);
+                        break;
+                    }
+                }
+            }
+            drop(working);
+        });
+    }
+
+    /// What is durable is told.
+    async fn concluded(self: &Arc<Self>, settlement: Settlement, message: &Message) -> Reply {
+        // Mail that is to be delivered may have its turn.
+        if !settlement.keep.is_empty() {
             self.wake.notify_waiters();
         }
         if settlement.holds_a_bounce() {
@@ -420,7 +462,7 @@ impl Pipeline {
 
     /// The same while nobody waits for it; where too much goes on already it is not kept.
     fn remember_beside(self: &Arc<Self>, record: Record, content: Content) {
-        let Ok(slot) = self.background.clone().try_acquire_owned() else {
+        let Some(slot) = self.background.begin(None) else {
             return events::not_remembered(record.message);
         };
         let pipeline = self.clone();
@@ -441,10 +483,7 @@ impl Pipeline {
         let patience = Deadline::after(lanes::INSIST);
         loop {
             let done = self.make_so(settlement, custody, message).await;
-            let failed = matches!(
-                done,
-                Err(StoreError::Broken(_) | StoreError::Corrupt(_) | StoreError::Full(_))
-            );
+            let failed = done.as_ref().is_err_and(may_pass);
             let ours = matches!(custody, Custody::Stored(_)) || settlement.is_delivered();
             if !failed || !ours || patience.passed() {
                 return done;
@@ -554,11 +593,16 @@ impl Pipeline {
     }
 }
 
+/// Trouble of the store as a whole, which somebody may end.
+fn may_pass(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Broken(_) | StoreError::Corrupt(_) | StoreError::Full(_)
+    )
+}
+
 /// What surrounds it.
 impl Pipeline {
-    /// Work after 250 that may go on at once without being taken up from the store.
-    const BACKGROUND: usize = 256;
-
     /// A path over `store`, with `in_flight_bytes` of memory for messages.
     pub fn new(
         generation: Generation,
@@ -576,7 +620,7 @@ impl Pipeline {
             recent: Recent::default(),
             memory: MemoryBudget::new(in_flight_bytes),
             rate: pressure::Rate::default(),
-            background: Arc::new(Semaphore::new(Self::BACKGROUND)),
+            background: Background::default(),
             tasks: TaskTracker::new(),
             wake: Notify::new(),
             // Who knows what is held from before.

@@ -14,14 +14,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Generation, Onward, Pipeline, events, settle};
 use crate::deadline::{Budget, Deadline, expiry_clock, wall_clock};
-use crate::delivery::Turn;
 use crate::message::{Content, Message};
 use crate::quarantine;
 use crate::scan::Errand;
 use crate::store::{self, Change, Lane, Outgoing, RESCAN_FOR, Record, StoreError, Times};
 
-/// One delivery at most, all its stages and recipients together.
-pub(super) const DELIVERY: Duration = Duration::from_secs(600);
+/// One delivery at most, all its stages and recipients together: five minutes beside the ten that a next hop may take for its
+/// reply to the end of data (RFC 5321 4.5.3.2.6).
+pub(super) const DELIVERY: Duration = Duration::from_secs(900);
 /// How often the store is asked for what is due when nobody wakes us.
 const POLL: Duration = Duration::from_secs(1);
 /// How often it is looked for what has expired.
@@ -39,11 +39,13 @@ const NO_ROOM: Duration = Duration::from_secs(10);
 /// Wait for memory: far below what the lease allows beyond the work itself.
 pub(super) const MEMORY: Duration = Duration::from_secs(10);
 
-/// How long a store that fails is asked to keep what became of a stored message: below what the lease allows beyond the
-/// work itself, and beyond [`MEMORY`].
+/// How long a store that fails is asked to keep what became of a stored message by the one who works on it: below what the
+/// lease allows beyond the work itself, and beyond [`MEMORY`]. What a next hop has taken is owed to the store longer than that.
 pub(super) const INSIST: Duration = Duration::from_secs(45);
 /// Between two times.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
+/// The same for what is owed to the store.
+pub(super) const OWED_AGAIN: Duration = Duration::from_secs(5);
 
 /// The longest wait before the next scan.
 const SCAN_BACKOFF: Duration = Duration::from_secs(900);
@@ -117,8 +119,9 @@ impl Lanes {
             let generation = self.pipeline.generation();
             let times = times(&generation, SCAN_BACKOFF);
             let claim = self.pipeline.store.claim(Lane::Scan, times, free);
+            // Judged, and no more: a next hop that hangs has its own slots, and keeps nobody's scan waiting.
             let work = |lanes: Arc<Self>, generation, record| async move {
-                lanes.work(generation, record, None).await;
+                lanes.work(generation, record, Onward::Queue).await;
             };
             if self
                 .take_up(&generation, "scan", slots, free, claim, work)
@@ -275,7 +278,7 @@ impl Lanes {
             let times = times(&generation, Duration::ZERO);
             let claim = store.claim_outgoing(what, times, free);
             let work = |lanes: Arc<Self>, generation, record| async move {
-                lanes.work(generation, record, None).await;
+                lanes.work(generation, record, Onward::Deliver(None)).await;
             };
             let claimed = self.take_up(&generation, "giving up", slots, free, claim, work);
             if claimed.await < free {
@@ -337,7 +340,7 @@ impl Lanes {
         let recipient = record.envelope.recipients.first();
         let route = recipient.and_then(|r| generation.delivery.route(r.mailbox.domain()));
         let Some(hop) = route.map(|settings| settings.name.clone()) else {
-            return self.work(generation, record, None).await;
+            return self.work(generation, record, Onward::Deliver(None)).await;
         };
         let mut slot: Option<OwnedSemaphorePermit> = None;
         if hop != record.next_hop {
@@ -349,7 +352,9 @@ impl Lanes {
             }
         }
         match generation.delivery.turn(&hop) {
-            Ok(turn) => self.work(generation, record, turn).await,
+            Ok(turn) => {
+                self.work(generation, record, Onward::Deliver(turn)).await;
+            }
             Err(why) => {
                 record.status = why;
                 self.put_back(record).await;
@@ -359,7 +364,7 @@ impl Lanes {
     }
 
     /// Under the generation that the lease was measured by.
-    async fn work(&self, generation: Arc<Generation>, mut record: Record, turn: Option<Turn>) {
+    async fn work(&self, generation: Arc<Generation>, mut record: Record, onward: Onward) {
         let pipeline = &self.pipeline;
         let size = usize::try_from(record.size).unwrap_or(usize::MAX);
         let room = Deadline::after(MEMORY).run(pipeline.memory.acquire(size));
@@ -376,7 +381,6 @@ impl Lanes {
                     trace: record.trace.clone(),
                     content: Content::charged(content, charge),
                 };
-                let onward = Onward::Deliver(turn);
                 pipeline
                     .resume(generation, message, record, Errand::Again, onward)
                     .await;

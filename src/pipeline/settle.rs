@@ -154,6 +154,11 @@ pub(super) fn part_ways(generation: &Generation, message: &Message, judged: &Jud
     judged.groups.iter().any(delivers) && ways.any(|way| Some(way) != first)
 }
 
+/// The next hop for the first recipient; what goes to several is delivered by the lanes.
+pub(super) fn first_hop(generation: &Generation, record: &Record) -> Option<Arc<str>> {
+    next_hop(generation, record.envelope.recipients.first()?).cloned()
+}
+
 /// The name of the next hop for a recipient.
 fn next_hop<'a>(generation: &'a Generation, recipient: &Recipient) -> Option<&'a Arc<str>> {
     let route = generation.delivery.route(recipient.mailbox.domain())?;

@@ -414,6 +414,39 @@ async fn what_was_taken_is_made_durable_as_soon_as_the_store_works_again() {
     assert_eq!(a.got(), 1);
 }
 
+/// However long the store fails: what a next hop has taken is owed to the store, and nobody takes the message up before it knows.
+#[tokio::test(start_paused = true)]
+async fn what_was_taken_is_owed_to_a_store_that_fails_for_long() {
+    let store = Arc::new(Scripted::default());
+    let a = Arc::new(Hop::breaking(&store));
+    let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+    tokio::spawn(Lanes::new(pipeline.clone()).run(CancellationToken::new()));
+    let reply = pipeline.accept(message(&["x@a.test"]), Mode::Queue).await;
+    assert!(reply.to_string().contains("accepted as"), "{reply}");
+    until("it is taken", || a.got() == 1).await;
+    let lease = lanes::lease(&pipeline.generation().budget);
+    Deadline::after(2 * lease).wait().await;
+    store.fails.store(false, Ordering::Relaxed);
+    Deadline::after(2 * lease).wait().await;
+    assert_eq!(a.got(), 1);
+    assert_eq!(store.all(), []);
+}
+
+/// Mail for a next hop that hangs keeps no other mail waiting for its scan or for its delivery, however much of it there is.
+#[tokio::test(start_paused = true)]
+async fn a_next_hop_that_hangs_keeps_no_other_mail_waiting() {
+    let store = Arc::new(Scripted::default());
+    let (a, b) = (Hop::hanging(), Arc::new(Hop::default()));
+    let (pipeline, _folder) = pipeline(to_hops(&[("a", &a), ("b", &b)]), &store);
+    tokio::spawn(Lanes::new(pipeline.clone()).run(CancellationToken::new()));
+    for recipient in std::iter::repeat_n("x@a.test", 400).chain(["y@b.test"]) {
+        let reply = pipeline.accept(message(&[recipient]), Mode::Queue).await;
+        assert!(reply.to_string().contains("accepted as"), "{reply}");
+    }
+    Deadline::after(MINUTE).wait().await;
+    assert_eq!((a.got(), b.got()), (0, 1));
+}
+
 /// The bounce about one recipient and what is known of the others are one act on mail that is here: a store that has no room
 /// for new mail does not make the next hop get again what it has taken, and the bounce is written.
 #[tokio::test(start_paused = true)]
