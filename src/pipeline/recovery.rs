@@ -185,6 +185,8 @@ struct Rounds {
     going: FuturesUnordered<BoxFuture<'static, (Cause, Option<Worked>)>>,
     /// The version of the interceptors, and which there were.
     interceptors: (u64, HashSet<String>),
+    /// What mail waits for in the store, and when that was asked.
+    waited_for: (Option<Instant>, Vec<Cause>),
 }
 
 impl Pipeline {
@@ -201,6 +203,7 @@ impl Pipeline {
                 () = Deadline::after(TICK).wait() => {}
             }
             if !without(Mechanism::Recovery) {
+                self.look_at_causes(&mut rounds).await;
                 self.begin_rounds(&mut rounds, &closing);
             }
         }
@@ -209,7 +212,7 @@ impl Pipeline {
     /// Begins the rounds that are due, as far as there is room for them.
     fn begin_rounds(self: &Arc<Self>, rounds: &mut Rounds, closing: &CancellationToken) {
         let generation = self.generation();
-        let causes = self.causes(&generation);
+        let causes = self.causes(&generation, &rounds.waited_for.1);
         self.look_at_interceptors(rounds);
         // Of an engine that is out nothing is expected; when it is back its first round is due at once.
         rounds.of.retain(|cause, round| {
@@ -251,6 +254,19 @@ impl Pipeline {
             rounds
                 .going
                 .push(Box::pin(async move { (cause, handle.await.ok()) }));
+        }
+    }
+
+    /// Asks the store what mail waits for: it may be an engine that a reload has removed or renamed.
+    async fn look_at_causes(&self, rounds: &mut Rounds) {
+        let now = Instant::now();
+        if rounds.waited_for.0.is_some_and(|asked| now < asked + IDLE) {
+            return;
+        }
+        rounds.waited_for.0 = Some(now);
+        match self.store.causes().await {
+            Ok(causes) => rounds.waited_for.1 = causes,
+            Err(error) => events::lane_failed("recovery", &error),
         }
     }
 
@@ -312,14 +328,18 @@ impl Pipeline {
         }
     }
 
-    /// Engines that answer and interceptors that have ended: these causes are gone. Interceptors in force of which a
-    /// message of a known sender may be tried: these are not.
-    fn causes(&self, generation: &Generation) -> Vec<(Cause, bool)> {
+    /// Engines that answer, engines that are configured no more, and interceptors that have ended: these causes are gone.
+    /// Interceptors in force of which a message of a known sender may be tried: these are not.
+    fn causes(&self, generation: &Generation, waited_for: &[Cause]) -> Vec<(Cause, bool)> {
         let engines = generation.scanner.engines().iter();
         let well = engines.filter(|engine| !engine.is_out());
         let mut causes: Vec<(Cause, bool)> = well
             .map(|engine| (Cause::Engine(engine.settings().name.to_string()), true))
             .collect();
+        let removed = waited_for
+            .iter()
+            .filter(|cause| is_removed(generation, cause));
+        causes.extend(removed.map(|cause| (cause.clone(), true)));
         let (ended, holding) = self.suspicion.recoverable();
         causes.extend(ended.into_iter().map(|id| (Cause::Interceptor(id), true)));
         causes.extend(
@@ -335,6 +355,7 @@ impl Pipeline {
         let generation = self.generation();
         let mut engines = generation.scanner.engines().iter();
         match cause {
+            Cause::Engine(_) if is_removed(&generation, cause) => true,
             Cause::Engine(name) => engines.any(|e| *e.settings().name == **name && !e.is_out()),
             Cause::Interceptor(_) => true,
         }
@@ -578,6 +599,15 @@ impl Pipeline {
                 .with("messages that stay", stays);
         }
         self.incidents.record(incident);
+    }
+}
+
+/// An engine that is configured no more.
+fn is_removed(generation: &Generation, cause: &Cause) -> bool {
+    let mut engines = generation.scanner.engines().iter();
+    match cause {
+        Cause::Engine(name) => engines.all(|engine| *engine.settings().name != **name),
+        Cause::Interceptor(_) => false,
     }
 }
 

@@ -117,6 +117,9 @@ impl fmt::Display for Cause {
     }
 }
 
+/// Causes that are looked at ([`Store::causes`]); engines and interceptors are fewer.
+pub const CAUSES_MOST: usize = 4096;
+
 /// The text is not a cause.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a cause; write engine:NAME or interceptor:ID")]
@@ -515,6 +518,9 @@ pub trait Store: Send + Sync + 'static {
     /// The queues of the next hops that mail of [`Lane::Delivery`] waits for, due or not, in the order of their names. Cheap,
     /// however much waits: it is asked every second.
     fn queues(&self, times: Times) -> StoreFuture<'_, Vec<Queue>>;
+
+    /// The causes that mail waits for, at most [`CAUSES_MOST`]. Cheap, however much waits for each.
+    fn causes(&self) -> StoreFuture<'_, Vec<Cause>>;
 
     /// Hands out what waits for a cause that is gone: records of `lane` with this cause, those of known senders first
     /// ([`Record::standing`]), within each the oldest received first, at most `limit`, whether they are due or not; only

@@ -155,6 +155,20 @@ async fn what_stays_keeps_nothing_behind_it_waiting() {
     }
 }
 
+/// Law 10: mail that waits for an engine which a reload has removed or renamed goes on, by what the engines of now say.
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_an_engine_that_is_gone_goes_on() {
+    for lane in [Lane::Scan, Lane::Held, Lane::Rescan] {
+        let mut world = World::of(&["moody"], MINUTE).await;
+        for _ in 0..3 {
+            world.keep(lane, "removed", "hello").await;
+        }
+        world.recover();
+        world.until(5 * MINUTE, |w| w.left(lane) == 0).await;
+        world.closing.cancel();
+    }
+}
+
 /// A message on its way out of quarantine belongs to its recovery alone: no lane takes it up, and nothing that is heard of
 /// it late hastens it, or it would be delivered twice.
 #[tokio::test(start_paused = true)]

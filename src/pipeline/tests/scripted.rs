@@ -1,6 +1,6 @@
 //! A store in memory that keeps the contract of [`Store`] and can be told to fail, for the tests of the path.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -473,6 +473,13 @@ impl Store for Scripted {
                 queue.last = queue.last.max(record.due_at);
             }
             Ok(queues.into_values().collect())
+        })
+    }
+
+    fn causes(&self) -> StoreFuture<'_, Vec<Cause>> {
+        self.operation(None, Operation::Read, |tables| {
+            let causes = tables.kept.values().filter_map(|k| k.record.cause.clone());
+            Ok(causes.collect::<BTreeSet<_>>().into_iter().collect())
         })
     }
 

@@ -34,6 +34,8 @@ pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn
         other.cause = cause;
         store.put(vec![other], octets(3)).await.expect("put");
     }
+    let causes = store.causes().await.expect("causes");
+    assert_eq!(causes, [Cause::Interceptor("clamd".to_owned()), clamd()]);
     let recover = async |now, until, limit| -> Vec<MessageId> {
         let found = store.recover(Lane::Held, clamd(), None, times(now, until), limit);
         let found = found.await.expect("recover");

@@ -487,6 +487,10 @@ impl Store for SqliteStore {
         Box::pin(self.readers.query(move |db| search::queues(db, times)))
     }
 
+    fn causes(&self) -> StoreFuture<'_, Vec<Cause>> {
+        Box::pin(self.readers.query(search::causes))
+    }
+
     fn recover(
         &self,
         lane: Lane,

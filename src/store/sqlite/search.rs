@@ -1,5 +1,6 @@
 //! What is read: one record, its content, searches, the audit, counts. Runs on reader connections, beside the writer.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 
@@ -15,8 +16,8 @@ use super::row::{cause_key, decode, lane_number, lossy};
 use super::schema::broken;
 use crate::message::MessageId;
 use crate::store::{
-    Audit, Capacity, Filter, Held, Holder, Lane, LaneStats, Object, Queue, Record, StoreError,
-    Times,
+    Audit, CAUSES_MOST, Capacity, Cause, Filter, Held, Holder, Lane, LaneStats, Object, Queue,
+    Record, StoreError, Times,
 };
 
 /// A row that cannot be used, found while reading.
@@ -346,6 +347,28 @@ pub(super) fn queues(db: &Connection, times: Times) -> rusqlite::Result<Vec<Queu
         });
     }
     Ok(queues)
+}
+
+/// From one cause of a lane to the next in the index, not through all that waits for each.
+const NEXT_CAUSE: &str = "SELECT cause FROM message INDEXED BY recovery WHERE damaged IS NULL AND cause <> '' \
+     AND lane = ?1 AND cause > ?2 ORDER BY cause LIMIT 1";
+
+/// The causes that mail waits for.
+pub(super) fn causes(db: &Connection) -> rusqlite::Result<Vec<Cause>> {
+    let mut statement = db.prepare_cached(NEXT_CAUSE)?;
+    let mut causes = BTreeSet::new();
+    for lane in Lane::ALL {
+        let mut last = String::new();
+        while causes.len() < CAUSES_MOST {
+            let next = statement.query_row(params![lane_number(lane), last], |row| lossy(row, 0));
+            let Some(next) = next.optional()? else {
+                break;
+            };
+            causes.extend(next.parse::<Cause>());
+            last = next;
+        }
+    }
+    Ok(causes.into_iter().collect())
 }
 
 /// Counts by lane.
