@@ -24,6 +24,8 @@ pub(super) enum Part {
 
 /// Parts.
 const PARTS: usize = 5;
+/// Of the reserve this part must be free outside the database, for the log of its changes and for files.
+const LOG_PART_OF_RESERVE: u64 = 4;
 
 /// What the file system has, as it was measured last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -139,10 +141,13 @@ impl Health {
                         .saturating_add(reusable)
                         .saturating_sub(self.reserve.saturating_mul(2)),
                 };
-                if free < self.reserve {
+                // A database does not shrink: what was removed from it is room for what comes. The log of its changes needs
+                // room of its own.
+                let is_full = free.saturating_add(reusable) < self.reserve
+                    || free < self.reserve / LOG_PART_OF_RESERVE;
+                if is_full {
                     Err(StoreError::Full(format!(
-                        "{} octets are free for {}, store.disk_reserve keeps {}",
-                        free,
+                        "{free} octets are free for {}, and {reusable} in the database; store.disk_reserve keeps {}",
                         self.folder.display(),
                         self.reserve
                     )))

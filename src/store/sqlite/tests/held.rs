@@ -214,6 +214,24 @@ async fn what_is_known_of_a_message_counts() {
     assert!(taken < 2 * counted, "{taken} octets for {counted}");
 }
 
+/// A database does not shrink: what was removed from it is room for new mail, also while others fill the disk. What its log
+/// needs must be free.
+#[test]
+fn an_empty_store_takes_mail_on_a_full_disk() {
+    let folder = folder();
+    let free = Health::new(folder.path().to_owned(), 0).disk().spare;
+    for (reserve, reusable, takes) in [
+        (2 * free, 0, false),
+        (2 * free, 3 * free, true),
+        (8 * free, 16 * free, false),
+    ] {
+        let health = Health::new(folder.path().to_owned(), reserve);
+        health.can_reuse(reusable);
+        health.measure();
+        assert_eq!(health.check().is_ok(), takes, "{reserve} {reusable}");
+    }
+}
+
 /// What may be held is what was granted, or what the disk has room for above twice the reserve: the reserve stays for mail
 /// that is not held.
 #[test]
