@@ -142,7 +142,7 @@ fn server(section: &mut Section<'_>, lmtp: bool, hostname: &str) -> SmtpSettings
         idle: section.duration("idle", secs(30), secs(0)..=secs(HOUR)),
         connect_timeout: section.duration("connect_timeout", secs(10), shortest..=secs(HOUR)),
         command_timeout: section.duration("command_timeout", secs(60), shortest..=secs(HOUR)),
-        data_timeout: section.duration("data_timeout", secs(5 * MINUTE), shortest..=secs(HOUR)),
+        data_timeout: section.duration("data_timeout", secs(10 * MINUTE), shortest..=secs(HOUR)),
         hostname: hostname.to_owned(),
     };
     check_credentials(section, &settings);
