@@ -13,6 +13,7 @@
 //! - breakers, one for each replica, fed with what unrelated messages met.
 
 mod canary;
+mod detour;
 mod lanes;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use crate::message::{Fingerprint, MessageId, Standing, Trait};
 use crate::scan::Errand;
 use crate::scan::evidence::Evidence;
 use canary::Canaries;
+pub use detour::{Act, Detour};
 use lanes::{Lane, Queue, Taken};
 use time::{evidence, observed};
 
@@ -115,34 +117,6 @@ pub(super) struct Entrant {
     pub(super) large: bool,
     /// When the message asked for its first scan.
     pub(super) arrived: Instant,
-}
-
-/// What the interceptors want done with some messages, here.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Detour {
-    /// The interceptor's id, for reports.
-    pub id: Arc<str>,
-    /// All of these traits make a match.
-    pub traits: Box<[Trait]>,
-    /// What is done.
-    pub act: Act,
-}
-
-/// What is done with a match.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Act {
-    /// One of them at a time, the others are told to come later.
-    Park,
-    /// None of them.
-    Hold,
-    /// The engine is not asked, and it is the engine's fault.
-    Bypass,
-}
-
-impl Detour {
-    fn matches(&self, fingerprint: &Fingerprint) -> bool {
-        !self.traits.is_empty() && self.traits.iter().all(|t| fingerprint.has(*t))
-    }
 }
 
 /// How a scan ended.
@@ -398,13 +372,14 @@ impl Gate {
         self.shadowed
             .retain(|id, _| self.detours.iter().any(|d| d.id == *id));
         for (ticket, scan) in &mut self.scans {
-            let Some(fingerprint) = &scan.entrant.fingerprint else {
+            if scan.entrant.fingerprint.is_none() {
                 continue;
-            };
-            let matching = |d: &&Detour| d.act != Act::Bypass && d.matches(fingerprint);
+            }
+            let act = |d: &Detour| d.act(&scan.entrant);
+            let matching = |d: &&Detour| d.act != Act::Bypass && d.matches(&scan.entrant);
             let detour = self.detours.iter().find(matching);
             scan.is_explained = detour.is_some() && scan.is_slow;
-            if detour.is_some_and(|d| d.act == Act::Hold) {
+            if detour.is_some_and(|d| act(d) == Act::Hold) {
                 self.orders.push(Order::Convicted(*ticket));
             }
         }
@@ -536,18 +511,17 @@ impl Gate {
     }
 
     fn detour(&mut self, now: Instant, entrant: &Entrant) -> Option<Refusal> {
-        let fingerprint = entrant.fingerprint.as_deref()?;
-        let detour = self.detours.iter().find(|d| d.matches(fingerprint))?;
+        let detour = self.detours.iter().find(|d| d.matches(entrant))?;
         let id = &detour.id;
-        match detour.act {
+        match detour.act(entrant) {
             // One that was held is scanned again on purpose, to find out.
             Act::Hold if entrant.errand == Errand::Redrive => None,
             Act::Hold => Some(Refusal::Suspect(format!("interceptor {id}"))),
             Act::Park => {
-                let another = self.scans.values().any(|scan| {
-                    let other = scan.entrant.fingerprint.as_deref();
-                    other.is_some_and(|other| detour.matches(other))
-                });
+                let another = self
+                    .scans
+                    .values()
+                    .any(|scan| detour.matches(&scan.entrant));
                 another.then(|| Refusal::Parked(format!("interceptor {id}")))
             }
             Act::Bypass => {
@@ -558,6 +532,8 @@ impl Gate {
                 }
                 Some(Refusal::Open(format!("bypassed by interceptor {id}")))
             }
+            Act::Wait => Some(Refusal::Parked(format!("{id}; they are scanned in turn"))),
+            Act::Bar => Some(Refusal::Suspect(id.to_string())),
         }
     }
 

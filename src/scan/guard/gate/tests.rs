@@ -110,7 +110,10 @@ impl World {
         let detour = Detour {
             id: "rule".into(),
             traits: fingerprint(attachment).exact.clone(),
+            near: Box::new([]),
+            messages: Box::new([]),
             act,
+            known: act,
         };
         self.gate.divert(self.now, Arc::new([detour]));
     }
