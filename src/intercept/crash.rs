@@ -17,8 +17,13 @@ use crate::message::{Fingerprint, MessageId};
 /// Messages that are suspected at once, for each engine: more than are in flight at a crash where all slots were taken, and
 /// their mail's next copies. What met a crash beyond that is not suspected; it may meet another.
 const SUSPECTS: usize = 512;
-/// Crashes of a message alone that convict it. One may have been a restart of the engine by a person.
+/// Crashes of a message alone that convict it. One may have been a restart of the engine by a person; and before the last of
+/// them the engine must have been well with other mail, or it goes away on everything.
 const ALONE: u32 = 2;
+/// A culprit is kept from the engine for so long, twice as long each time that it is found again, up to so many times: chance
+/// may have convicted it, and an engine can bear to go away twice in half an hour.
+const BARRED: Duration = Duration::from_secs(1800);
+const DOUBLED: u32 = 6;
 /// A round ends after this long without all of its messages: those that did not come are tried later. The scan lane comes back
 /// to deferred mail after 5, 10, 20 s.
 const ROUND: Duration = Duration::from_secs(60);
@@ -32,10 +37,11 @@ const CULPRITS: usize = 256;
 struct Suspect {
     message: MessageId,
     fingerprint: Arc<Fingerprint>,
-    /// Crashes that it met, those without another suspect, and rounds to which it did not come.
+    /// Crashes that it met, and those without another suspect.
     met: u32,
     alone: u32,
-    missed: u32,
+    /// How often it was its turn and nothing is clear: then it is the turn of others.
+    behind: u32,
     last: Instant,
 }
 
@@ -48,6 +54,14 @@ pub(super) struct Culprit {
     pub(super) met: u32,
 }
 
+/// A culprit that is kept from its engine, and how often it was found.
+#[derive(Debug)]
+struct Barred {
+    message: MessageId,
+    until: Instant,
+    times: u32,
+}
+
 /// The search in one engine.
 #[derive(Debug)]
 struct Search {
@@ -55,9 +69,15 @@ struct Search {
     /// Who may be scanned now, and since when. Empty only if there are no suspects.
     round: Vec<MessageId>,
     began: Instant,
+    /// Suspects that met the last crash: one of those that are left of them made it.
+    group: Vec<MessageId>,
     /// How many may be scanned together.
     size: usize,
-    culprits: VecDeque<MessageId>,
+    /// Something was scanned well since the last crash.
+    is_well: bool,
+    culprits: VecDeque<Barred>,
+    /// Those of them that are kept from it now.
+    barred: Vec<MessageId>,
 }
 
 /// What gates have to know.
@@ -85,8 +105,11 @@ impl Crashes {
             suspects: Vec::new(),
             round: Vec::new(),
             began: now,
+            group: Vec::new(),
             size: 0,
+            is_well: true,
             culprits: VecDeque::new(),
+            barred: Vec::new(),
         });
         search.crashed(now, in_flight)
     }
@@ -114,7 +137,7 @@ impl Crashes {
         let suspects = search.suspects.iter().map(|s| s.message);
         Crashed {
             waits: suspects.filter(|m| !search.round.contains(m)).collect(),
-            barred: search.culprits.iter().copied().collect(),
+            barred: search.barred.clone(),
         }
     }
 }
@@ -126,22 +149,21 @@ impl Search {
         in_flight: &[(MessageId, Arc<Fingerprint>)],
     ) -> Option<Culprit> {
         let ids: Vec<MessageId> = in_flight.iter().map(|(message, _)| *message).collect();
-        let tested = self
-            .suspects
-            .iter()
-            .filter(|s| ids.contains(&s.message))
-            .count();
+        let before: Vec<MessageId> = self.suspects.iter().map(|s| s.message).collect();
+        let tested = before.iter().filter(|m| ids.contains(m)).count();
         for suspect in &mut self.suspects {
             if ids.contains(&suspect.message) {
                 suspect.met += 1;
+                suspect.last = now;
+                // Others go first, to show whether the engine is well with them.
                 suspect.alone += u32::from(tested == 1);
-                (suspect.last, suspect.missed) = (now, 0);
+                suspect.behind += u32::from(tested == 1);
             }
         }
         let is_first = self.suspects.is_empty();
         for (message, fingerprint) in in_flight {
             let is_known = self.suspects.iter().any(|s| s.message == *message);
-            if is_known || self.culprits.contains(message) || self.suspects.len() >= SUSPECTS {
+            if is_known || self.barred.contains(message) || self.suspects.len() >= SUSPECTS {
                 continue;
             }
             self.suspects.push(Suspect {
@@ -149,24 +171,23 @@ impl Search {
                 fingerprint: fingerprint.clone(),
                 met: 1,
                 alone: u32::from(ids.len() == 1),
-                missed: 0,
+                behind: 0,
                 last: now,
             });
         }
-        let culprit = self.suspects.iter().position(|s| s.alone >= ALONE);
+        let is_culprit = |s: &Suspect| s.alone >= ALONE && ids.contains(&s.message) && self.is_well;
+        let culprit = self.suspects.iter().position(is_culprit);
         let culprit = culprit.map(|at| self.suspects.remove(at));
         if let Some(culprit) = &culprit {
-            if self.culprits.len() >= CULPRITS {
-                self.culprits.pop_front();
-            }
-            self.culprits.push_back(culprit.message);
+            self.bar(now, culprit.message);
         }
-        self.size = match (is_first, tested) {
-            (true, _) => ids.len() / 2,
-            // All of it was fresh mail: the search goes on as it was.
-            (false, 0) => self.size,
-            (false, tested) => tested / 2,
-        };
+        self.is_well = false;
+        // Where all of it was fresh mail the search goes on as it was.
+        if is_first || tested > 0 {
+            let was_there = |m: &MessageId| is_first || before.contains(m);
+            self.group = ids.into_iter().filter(was_there).collect();
+            self.size = self.group.len() / 2;
+        }
         self.next_round(now);
         culprit.map(|suspect| Culprit {
             message: suspect.message,
@@ -175,7 +196,32 @@ impl Search {
         })
     }
 
+    fn bar(&mut self, now: Instant, message: MessageId) {
+        let before = self.culprits.iter().position(|c| c.message == message);
+        let before = before.and_then(|at| self.culprits.remove(at));
+        let times = before.map_or(0, |before| before.times + 1);
+        if self.culprits.len() >= CULPRITS {
+            self.culprits.pop_front();
+        }
+        self.culprits.push_back(Barred {
+            message,
+            until: now + BARRED.saturating_mul(1 << times.min(DOUBLED)),
+            times,
+        });
+        self.look_at_barred(now);
+    }
+
+    /// Whether that changes whom the engine is kept from.
+    fn look_at_barred(&mut self, now: Instant) -> bool {
+        let kept = self.culprits.iter().filter(|c| now < c.until);
+        let kept: Vec<MessageId> = kept.map(|c| c.message).collect();
+        let changes = kept != self.barred;
+        self.barred = kept;
+        changes
+    }
+
     fn clear(&mut self, now: Instant, message: MessageId) -> bool {
+        self.is_well = true;
         let before = self.suspects.len();
         self.suspects.retain(|s| s.message != message);
         if self.suspects.len() == before {
@@ -183,8 +229,13 @@ impl Search {
         }
         self.round.retain(|m| *m != message);
         if self.round.is_empty() {
-            // None of them was it: the others need not wait as long.
-            self.size = self.size.saturating_mul(2);
+            // None of them was it: half of the others that may be, or, if there are none, more than before.
+            let is_left = |s: &&Suspect| s.alone == 0 && self.group.contains(&s.message);
+            let left = self.suspects.iter().filter(is_left).count();
+            self.size = match left {
+                0 => self.size.saturating_mul(2),
+                left => left / 2,
+            };
             self.next_round(now);
         }
         true
@@ -196,18 +247,22 @@ impl Search {
         let is_over = !self.round.is_empty() && now >= self.began + ROUND;
         if is_over {
             for suspect in &mut self.suspects {
-                suspect.missed += u32::from(self.round.contains(&suspect.message));
+                suspect.behind += u32::from(self.round.contains(&suspect.message));
             }
             self.next_round(now);
         }
-        is_over || self.suspects.len() < before
+        let is_free = self.look_at_barred(now);
+        is_over || is_free || self.suspects.len() < before
     }
 
-    /// Those that met their first crash first, but for those that did not come when it was their turn.
+    /// In the order in which they met their first crash, but for those that had their turn.
     fn next_round(&mut self, now: Instant) {
-        self.suspects.sort_by_key(|s| s.missed);
-        let next = self.suspects.iter().take(self.size.max(1));
-        self.round = next.map(|s| s.message).collect();
+        self.suspects.sort_by_key(|s| s.behind);
+        // One that met a crash alone is scanned without other suspects: with them it would only make them suspect.
+        let is_single = self.suspects.first().is_some_and(|s| s.alone > 0);
+        let size = if is_single { 1 } else { self.size.max(1) };
+        let next = self.suspects.iter().filter(|s| is_single || s.alone == 0);
+        self.round = next.take(size).map(|s| s.message).collect();
         self.began = now;
         if self.suspects.is_empty() {
             self.size = 0;
@@ -362,6 +417,35 @@ mod tests {
         world.goes_on(Vec::new());
         assert_eq!(world.waiting, []);
         assert_eq!(world.crashes.of(&engine), Crashed::default());
+    }
+
+    /// An engine that goes away on everything convicts nobody, however often it meets the same message; nor is a convicted one
+    /// kept from it for ever, but for longer each time.
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_goes_away_on_everything_convicts_nobody() {
+        let mut world = World::new(1);
+        let (engine, first) = (world.engine.clone(), MessageId::new());
+        let only = [(first, fingerprint())];
+        for _ in 0..10 {
+            assert!(world.crashes.crashed(world.now, &engine, &only).is_none());
+            world.now += ROUND;
+        }
+        let mut lasted = Vec::new();
+        for _ in 0..2 {
+            while world.crashes.of(&engine).barred.is_empty() {
+                let other = MessageId::new();
+                world.crashes.ended_well(world.now, &engine, other);
+                world.crashes.crashed(world.now, &engine, &only);
+            }
+            let since = world.now;
+            let end = since + BARRED * 10;
+            while !world.crashes.of(&engine).barred.is_empty() && world.now < end {
+                world.now += ROUND;
+                world.crashes.tick(world.now);
+            }
+            lasted.push(world.now - since);
+        }
+        assert_eq!(lasted, [BARRED, BARRED * 2]);
     }
 
     /// Suspects that never come back keep nobody waiting for ever, and are forgotten; there are never too many.

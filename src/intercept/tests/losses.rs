@@ -99,6 +99,8 @@ async fn who_makes_an_engine_go_away_is_told_and_barred() {
             .crashed(world.now, &engine, &all[..1])
             .is_empty()
     );
+    let other = fingerprint(9, &[]);
+    world.evidence(MessageId::new(), &other, world.now, Seen::Fast);
     let told = world.learner.crashed(world.now, &engine, &all[..1]);
     assert_eq!(told[0].message, Some(culprit));
     assert!(
