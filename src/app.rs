@@ -9,7 +9,7 @@ mod reload;
 mod signals;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,27 +21,28 @@ use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{self, AdminError, Control, EngineAsked, ListenerStatus, Status, Tested};
+use crate::admin::{
+    self, AdminError, Control, EngineAsked, ListenerStatus, Status, Stored, Tested,
+};
 use crate::config::{self, Config};
 use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::incident::{self, Incident, Subject};
-use crate::listener::{Admission, Listener, ListenerError, Prepared, Sessions, Shared};
-use crate::pipeline::{Generation, Lanes, Pipeline};
+use crate::listener::{self, Admission, Listener, ListenerError, Prepared, Sessions, Shared};
+use crate::pipeline::{Generation, Keeper, Lanes, Pipeline};
 use crate::policy::Policy;
 use crate::scan::{Guarded, Health, Passed, Scanner, engine};
 use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
 use crate::store::sqlite::{Role, SqliteStore};
-use crate::store::{LaneStats, Recovery, Store, StoreError};
-use reload::{Next, Readings};
+use crate::store::{Recovery, Store, StoreError};
+pub use reload::LONGEST_RELOAD;
+use reload::{Files, Next, Readings};
 use signals::{Asked, Signals};
 
 /// What is queued for the disk at the end is written, and the stores are closed, for so long; a disk that has not taken it
 /// by then hangs. Nothing that was answered 250 is among it.
 const CLOSING: Duration = Duration::from_secs(10);
-/// What a status tells of the store it has by then or not at all.
-const STATS: Duration = Duration::from_secs(2);
 
 /// Why the relay does not start.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,7 @@ struct Core {
     history: Arc<History>,
     incidents: Arc<Incidents>,
     pipeline: Arc<Pipeline>,
+    keeper: Arc<Keeper>,
     sessions: Arc<Sessions>,
     admission: Arc<Admission>,
     listeners: Vec<Listener>,
@@ -117,6 +119,8 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         config.intercept.clone(),
         in_flight,
     );
+    let (kept, path_of_store) = (pipeline.clone(), config.store.path.clone());
+    let keeper = blocking(move || Keeper::open(kept, &path_of_store)).await?;
 
     let closing = CancellationToken::new();
     let listeners = TaskTracker::new();
@@ -124,7 +128,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     let admission = Admission::new(pipeline.memory().clone(), limits.clone());
     let shared = Shared {
         pipeline: pipeline.clone(),
-        sessions: Sessions::new(config.limits.sessions),
+        sessions: Sessions::new(listener::descriptors::sessions(config.limits.sessions)),
         admission: admission.clone(),
         tasks: listeners.clone(),
         closing: closing.clone(),
@@ -134,7 +138,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     lanes.spawn(pipeline.clone().watch(closing.clone()));
     lanes.spawn(pipeline.clone().watch_store(closing.clone()));
     lanes.spawn(pipeline.clone().recover(closing.clone()));
-
+    lanes.spawn(keeper.clone().keep(closing.clone()));
     lanes.spawn(
         admission
             .clone()
@@ -159,6 +163,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         history,
         incidents,
         pipeline,
+        keeper,
         sessions: shared.sessions,
         admission,
         listeners: started,
@@ -278,7 +283,12 @@ impl Running {
         let work = self.core.pipeline.drained(deadline).await;
         let lanes = deadline.run(self.lanes.wait()).await.is_ok();
         let (history, incidents) = (self.core.history.close(), self.core.incidents.close());
-        let closed = join3(history, incidents, self.core.store.close());
+        // While the store is still ours.
+        let store = async {
+            self.core.keeper.write().await;
+            self.core.store.close().await;
+        };
+        let closed = join3(history, incidents, store);
         let stores = Deadline::after(CLOSING).run(closed).await.is_ok();
         tracing::info!(sessions, work, lanes, stores, "drained");
         sessions && work && lanes && stores
@@ -312,14 +322,9 @@ impl Core {
 
 impl Control for Core {
     async fn status(&self) -> Status {
-        let stats = Deadline::after(STATS).run(self.store.stats()).await;
-        let stats = stats.map_err(|late| StoreError::Broken(late.to_string()));
-        let [scan, delivery, held, rescan] = stats.flatten().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the store tells nothing about itself");
-            <[LaneStats; 4]>::default()
-        });
         let config = self.lock().clone();
-        let quarantine = self.store.held(config.quarantine.max_bytes).await;
+        let held = self.store.held(config.quarantine.max_bytes);
+        let stored = Stored::from(self.store.stats(), held).await;
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             hostname: config.relay.hostname.to_string(),
@@ -339,11 +344,7 @@ impl Control for Core {
                 .collect(),
             sessions: self.sessions.open() as u64,
             memory_available: self.pipeline.memory().available(),
-            scan,
-            delivery,
-            held,
-            quarantine: quarantine.unwrap_or_default(),
-            rescan,
+            stored,
             engines: self.engines(),
             next_hops: self.pipeline.generation().delivery.status(),
             recovery: self.recovery.clone(),
@@ -359,9 +360,14 @@ impl Control for Core {
     fn drain_engine(&self, asked: &EngineAsked, drained: bool) -> Result<(), String> {
         let generation = self.pipeline.generation();
         let engine = named(&generation, asked)?;
-        if !engine.drain(asked.replica.as_deref(), drained) {
-            let replica = asked.replica.as_deref().unwrap_or_default();
-            return Err(format!("engine {} has no replica {replica}", asked.engine));
+        match engine.drain(asked.replica.as_deref(), drained) {
+            Some(true) => {}
+            Some(false) if drained => return Ok(()),
+            Some(false) => return Err(not_drained(&engine.health())),
+            None => {
+                let replica = asked.replica.as_deref().unwrap_or_default();
+                return Err(format!("engine {} has no replica {replica}", asked.engine));
+            }
         }
         let subject = Subject::Engine {
             name: asked.engine.clone(),
@@ -403,8 +409,9 @@ impl Control for Core {
 
     async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
         let before = self.pipeline.generation();
-        let read = move |path: Option<&Path>| Next::read(path, &before);
-        let next = self.readings.read(self.path.clone(), read).await;
+        let build = move |files| Next::build(files, &before);
+        let next = self.readings.read(self.path.clone(), Files::read, build);
+        let next = next.await;
         let applied = next.and_then(|next| self.apply(next));
         match &applied {
             Ok(difference) => tracing::info!(?difference, "reloaded"),
@@ -481,6 +488,19 @@ async fn told_reload(running: &Running) {
     tell_systemd(reloading.as_ref().map_or(&[], |states| states));
     let _ = running.reload().await;
     tell_systemd(&[NotifyState::Ready]);
+}
+
+/// What is told to who resumes an engine that nobody has taken out.
+fn not_drained(health: &Health) -> String {
+    let (engine, states) = (&health.engine, health.states());
+    let why = match health.is_well() {
+        true => "it gets all its mail".to_owned(),
+        false => format!(
+            "it is {states}: it is probed every second and gets mail as soon as a probe passes; `spillway engine test {engine}` tells \
+             what is wrong"
+        ),
+    };
+    format!("engine {engine} is not drained; {why}")
 }
 
 /// Does nothing where no supervisor listens.

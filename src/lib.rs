@@ -5,7 +5,7 @@
 //!
 //! | room | what it does |
 //! |---|---|
-//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`incident`] | the nouns |
+//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`file`], [`incident`] | the nouns |
 //! | [`smtp`] | the protocol, without sockets |
 //! | [`store`] | durable state |
 //! | [`scan`] | asks all engines at once |
@@ -28,6 +28,7 @@ pub mod cli;
 pub mod config;
 pub mod deadline;
 pub mod delivery;
+pub mod file;
 pub mod incident;
 pub mod intercept;
 pub mod listener;

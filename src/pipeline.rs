@@ -17,6 +17,7 @@
 mod events;
 mod interceptors;
 mod judge;
+mod keeper;
 mod lanes;
 mod outbound;
 mod pressure;
@@ -25,6 +26,7 @@ mod recovery;
 mod room;
 mod settle;
 mod suspicion;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -44,14 +46,15 @@ use crate::message::{Content, MemoryBudget, Message, Standing};
 use crate::policy::Policy;
 use crate::scan::{Errand, Scanner};
 use crate::smtp::Reply;
-use crate::store::history::{History, HistoryEntry};
+use crate::store::history::History;
 use crate::store::incidents::Incidents;
 use crate::store::{Capacity, Change, Record, Store, StoreError, Working};
 use crate::verdict::{Decision, Disposition, Report};
 
+use judge::Terms;
 pub use judge::{Judgement, judge};
+pub use keeper::Keeper;
 pub use lanes::Lanes;
-use outbound::outbound;
 pub use pressure::Pressure;
 use recent::Recent;
 use settle::{Custody, Settlement};
@@ -125,6 +128,8 @@ struct Before {
     spent: Duration,
     /// Why it is scanned now.
     errand: Errand,
+    /// It ran into an engine's timeout before.
+    struck: bool,
     /// What is to be done once nothing speaks against it.
     onward: Onward,
 }
@@ -144,8 +149,18 @@ impl Before {
         judged: None,
         spent: Duration::ZERO,
         errand: Errand::Fresh,
+        struck: false,
         onward: Onward::Deliver(None),
     };
+
+    fn terms(&self) -> Terms {
+        Terms {
+            spent: self.spent,
+            errand: self.errand,
+            struck: self.struck,
+            stand_ins: true,
+        }
+    }
 }
 
 /// What became of one group of recipients.
@@ -171,6 +186,16 @@ struct Passed {
     judged: Judged,
     /// One for each group.
     ends: Vec<End>,
+    /// Those of whom it is in the history already that they have the message.
+    told: Vec<usize>,
+}
+
+/// What the work on a message and whoever waits for it tell each other.
+#[derive(Debug, Default)]
+struct SoFar {
+    judged: OnceLock<Judged>,
+    /// The record by which we answer for it; none while its sender does.
+    stored: OnceLock<Record>,
 }
 
 /// The life of a message.
@@ -190,7 +215,7 @@ impl Pipeline {
     /// the same work goes on in the background from where it stands.
     async fn cut_through(self: &Arc<Self>, generation: Arc<Generation>, message: Message) -> Reply {
         let patience = Deadline::after(generation.budget.session);
-        let so_far = Arc::new(OnceLock::new());
+        let so_far = Arc::new(SoFar::default());
         let mut work = Box::pin(self.clone().pass(
             generation.clone(),
             message.clone(),
@@ -201,10 +226,11 @@ impl Pipeline {
             biased;
             passed = &mut work => passed,
             () = patience.wait() => {
-                let record = settle::unfinished(&generation, &message, so_far.get());
+                let record = settle::unfinished(&generation, &message, so_far.judged.get());
                 match self.keep_leased(&generation, record.clone(), message.content.clone()).await {
                     Ok(working) => {
                         let (pipeline, id) = (self.clone(), message.id);
+                        so_far.stored.get_or_init(|| record.clone());
                         self.tasks.spawn(async move {
                             let passed = work.await;
                             pipeline.conclude(&generation, &message, Custody::Stored(Box::new(record)), passed).await;
@@ -212,7 +238,7 @@ impl Pipeline {
                         });
                         return Reply::accepted(id);
                     }
-                    Err(error) if so_far.get().is_none() => return self.not_kept(&message, &error),
+                    Err(error) if so_far.judged.get().is_none() => return self.not_kept(&message, &error),
                     // The next hop may be taking it at this moment, and 451 would make two messages of one.
                     Err(_) => work.await,
                 }
@@ -273,15 +299,20 @@ impl Pipeline {
     ) {
         let message = settle::as_sent(&record, message);
         let before = Before {
-            judged: settle::judged_before(&record, &message),
+            judged: self.judged_before(&record, &message).await,
             spent: record.spent,
             errand,
+            struck: record.timeouts > 0,
             onward,
         };
-        let work = self
+        let so_far = SoFar {
+            stored: record.clone().into(),
+            ..SoFar::default()
+        };
+        let passed = self
             .clone()
-            .pass(generation.clone(), message.clone(), before, Arc::default());
-        let passed = work.await;
+            .pass(generation.clone(), message.clone(), before, so_far.into());
+        let passed = passed.await;
         self.conclude(
             &generation,
             &message,
@@ -297,35 +328,32 @@ impl Pipeline {
         generation: Arc<Generation>,
         message: Message,
         before: Before,
-        so_far: Arc<OnceLock<Judged>>,
+        so_far: Arc<SoFar>,
     ) -> Passed {
         let judged = match before.judged {
             Some(judged) => judged,
-            None => {
-                self.judge(&generation, &message, before.spent, before.errand)
-                    .await
-            }
+            None => self.judge(&generation, &message, before.terms()).await,
         };
-        let judged = so_far.get_or_init(|| judged).clone();
+        let judged = so_far.judged.get_or_init(|| judged).clone();
         // Each way is durable before anything goes one of them: what one next hop has taken is not forgotten with us
         // while another makes us wait, and a store that fails leaves all of it with its sender.
         let mut onward = match settle::part_ways(&generation, &message, &judged) {
             true => Onward::Queue,
             false => before.onward,
         };
-        let mut ends = Vec::with_capacity(judged.groups.len());
+        let (mut ends, mut told) = (Vec::with_capacity(judged.groups.len()), Vec::new());
         for group in &judged.groups {
             // The only fork in the program.
             ends.push(match group.0.disposition {
                 Disposition::Deliver => match &mut onward {
                     Onward::Queue => End::Queued,
                     Onward::Deliver(turn) => {
-                        let outbound = outbound(&generation, &message, &judged, group).await;
-                        // The lease of a stored message ends soon after it, and somebody else takes the message up.
-                        let deadline = Deadline::after(lanes::DELIVERY);
-                        let delivery = &generation.delivery;
-                        let outcomes = delivery.deliver_in_turn(&outbound, turn.take(), deadline);
-                        End::Delivered(outcomes.await)
+                        let what = (&judged, group);
+                        let (outcomes, those) = self
+                            .deliver(&generation, &message, what, turn.take(), &so_far)
+                            .await;
+                        told.extend(those);
+                        End::Delivered(outcomes)
                     }
                 },
                 Disposition::Quarantine => End::Held,
@@ -334,63 +362,7 @@ impl Pipeline {
                 Disposition::Discard => End::Discarded,
             });
         }
-        Passed { judged, ends }
-    }
-
-    /// Interceptors first, then all engines at once, then policy. What would be delivered because an answer about another
-    /// message stands in must find room to be kept for its engine: without it every engine is asked about this one.
-    async fn judge(
-        &self,
-        generation: &Generation,
-        message: &Message,
-        spent: Duration,
-        errand: Errand,
-    ) -> Judged {
-        let judged = self.ask(generation, message, (spent, errand, true)).await;
-        let delivers = |(decision, _): &(Decision, _)| decision.disposition == Disposition::Deliver;
-        let judged = match settle::has_stand_in(&judged.reports)
-            && judged.groups.iter().any(delivers)
-            && !self.has_rescan_room(message.content.len()).await
-        {
-            true => {
-                let spent = judged.spent;
-                self.ask(generation, message, (spent, errand, false)).await
-            }
-            false => judged,
-        };
-        let decisions = judged.groups.iter();
-        self.rate.judged(decisions.map(|(d, _)| d.disposition));
-        judged
-    }
-
-    async fn has_rescan_room(&self, octets: usize) -> bool {
-        let room = self.store.rescan_room().await;
-        self.store.accepts().is_ok() && room.is_ok_and(|room| room >= octets as u64)
-    }
-
-    /// The same, whether or not answers about other messages stand in.
-    async fn ask(
-        &self,
-        generation: &Generation,
-        message: &Message,
-        (spent, errand, stand_ins): (Duration, Errand, bool),
-    ) -> Judged {
-        let began = tokio::time::Instant::now();
-        let deadline = Deadline::after(generation.budget.total.saturating_sub(spent));
-        let asking = judge::Asking {
-            scanner: &generation.scanner,
-            policy: &generation.policy,
-            suspicion: Some(&self.suspicion),
-            errand,
-            stand_ins,
-        };
-        let judgement = asking.judge(message, deadline).await;
-        Judged {
-            groups: judgement.groups,
-            reports: judgement.reports,
-            spent: spent + began.elapsed(),
-            standing: judgement.standing,
-        }
+        Passed { judged, ends, told }
     }
 
     /// Makes durable what must be, tells what became of it, and returns the reply for a session that still waits.
@@ -458,8 +430,8 @@ impl Pipeline {
         });
     }
 
-    /// Makes a settlement so, for stored mail against a store that fails for a while: what a next hop has taken would go
-    /// to it once more when the lease of the record ends.
+    /// Makes a settlement so, against a store that fails for a while if the mail is stored, or delivered in part: what a next
+    /// hop has taken would go to it once more when the lease of the record ends, or when its sender tries again.
     async fn insist(
         &self,
         settlement: &mut Settlement,
@@ -473,7 +445,7 @@ impl Pipeline {
                 done,
                 Err(StoreError::Broken(_) | StoreError::Corrupt(_) | StoreError::Full(_))
             );
-            let ours = matches!(custody, Custody::Stored(_));
+            let ours = matches!(custody, Custody::Stored(_)) || settlement.is_delivered();
             if !failed || !ours || patience.passed() {
                 return done;
             }
@@ -487,46 +459,74 @@ impl Pipeline {
         custody: &Custody,
         message: &Message,
     ) -> Result<(), StoreError> {
+        match custody {
+            Custody::Session => self.keep_new(settlement, message).await,
+            Custody::Stored(record) => {
+                self.replace_stored(settlement, record, message).await?;
+                self.put_notices(settlement).await
+            }
+        }
+    }
+
+    async fn keep_new(
+        &self,
+        settlement: &mut Settlement,
+        message: &Message,
+    ) -> Result<(), StoreError> {
         // Once something of it is delivered or returned, what is left is kept: its sender would send all of it again.
-        let delivered = |entry: &HistoryEntry| entry.event == "delivered";
-        let untouched = settlement.notices.is_empty() && !settlement.history.iter().any(delivered);
+        let untouched = settlement.notices.is_empty() && !settlement.is_delivered();
+        self.put_notices(settlement).await?;
+        let (keep, content) = (settlement.keep.clone(), message.content.clone());
+        if keep.is_empty() {
+            return Ok(());
+        }
+        match untouched {
+            true => {
+                let quarantine = self.generation.load().quarantine;
+                self.store.put_new(keep, content, quarantine).await
+            }
+            false => self.store.put_rest(keep, content).await,
+        }
+    }
+
+    /// A bounce must be kept, a report of success need not.
+    async fn put_notices(&self, settlement: &mut Settlement) -> Result<(), StoreError> {
         while let Some(notice) = settlement.notices.last() {
-            let content = Content::uncharged(notice.content.clone());
-            let kept = self.store.put(vec![notice.record.clone()], content).await;
+            let put = self
+                .store
+                .put_rest(vec![notice.record.clone()], notice.content());
+            let kept = put.await;
             if notice.is_bounce {
                 kept?;
             }
             settlement.notices.pop();
             self.wake.notify_waiters();
         }
-        let keep = settlement.keep.clone();
-        match custody {
-            Custody::Session if keep.is_empty() => {}
-            Custody::Session if untouched => {
-                let quarantine = self.generation.load().quarantine;
-                let content = message.content.clone();
-                self.store.put_new(keep, content, quarantine).await?;
-            }
-            Custody::Session => self.store.put(keep, message.content.clone()).await?,
-            Custody::Stored(record) => {
-                let mut keep = keep.into_iter();
-                match (keep.next(), keep.len()) {
-                    (None, _) => {
-                        let (lane, id) = (record.lane, record.id);
-                        self.store.change_in(lane, id, Change::Remove, None).await?;
-                    }
-                    (Some(only), 0) => {
-                        let (lane, id) = (record.lane, record.id);
-                        let change = Change::Replace(Box::new(only));
-                        self.store.change_in(lane, id, change, None).await?;
-                    }
-                    (Some(first), _) => {
-                        self.store
-                            .split(first, keep.collect(), message.content.clone())
-                            .await?;
-                    }
-                }
-            }
+        Ok(())
+    }
+
+    /// All that must be of it at once: what a next hop has taken is out of the record in the moment in which the bounce about
+    /// another is there. None of it is new mail, so that a store without room does not keep the one from being known.
+    async fn replace_stored(
+        &self,
+        settlement: &mut Settlement,
+        record: &Record,
+        message: &Message,
+    ) -> Result<(), StoreError> {
+        let mut keep = settlement.keep.iter().cloned();
+        let change = match keep.next() {
+            Some(first) => Change::Replace(Box::new(first)),
+            None => Change::Remove,
+        };
+        let others = keep.map(|other| (other, message.content.clone()));
+        let bounces = settlement.notices.iter().filter(|notice| notice.is_bounce);
+        let bounces = bounces.map(|notice| (notice.record.clone(), notice.content()));
+        let beside = others.chain(bounces).collect();
+        let settled = self.store.settle(record.lane, record.id, change, beside);
+        settled.await?;
+        let written = settlement.notices.extract_if(.., |notice| notice.is_bounce);
+        if written.count() > 0 {
+            self.wake.notify_waiters();
         }
         Ok(())
     }

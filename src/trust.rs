@@ -9,6 +9,8 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tokio_rustls::TlsConnector;
 
+use crate::file;
+
 /// Why no certificate could be checked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoTrust {
@@ -24,9 +26,9 @@ pub enum NoTrust {
 }
 
 /// The certificates of the file, or else the system's. Blocks on files: for start and reload.
-pub fn roots(file: Option<&Path>) -> Result<RootCertStore, NoTrust> {
+pub fn roots(path: Option<&Path>) -> Result<RootCertStore, NoTrust> {
     let mut roots = RootCertStore::empty();
-    let Some(file) = file else {
+    let Some(path) = path else {
         let found = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(found.certs);
         if roots.is_empty() {
@@ -35,8 +37,9 @@ pub fn roots(file: Option<&Path>) -> Result<RootCertStore, NoTrust> {
         }
         return Ok(roots);
     };
-    let broken = |why: String| NoTrust::File(file.to_owned(), why);
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|e| broken(e.to_string()))? {
+    let broken = |why: String| NoTrust::File(path.to_owned(), why);
+    let pem = file::read(path, file::LARGEST).map_err(|error| broken(error.to_string()))?;
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| broken(error.to_string()))?;
         roots
             .add(certificate)

@@ -12,15 +12,16 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use crate::mail::number_of;
-use crate::plan::{Kind, Planned, USUAL};
+use crate::plan::{Kind, Planned};
+use crate::scene::Scene;
 
-/// Scans at once; more wait inside.
-pub const WORKERS: usize = 12;
 /// clamd's StreamMaxLength.
 const STREAM: usize = 25 << 20;
 /// A scan so old has outlived whoever asked for it.
 const ABANDONED: Duration = Duration::from_secs(5);
 const LARGE: usize = 1 << 20;
+/// How long a process that crashed is gone.
+const CRASHED: Duration = Duration::from_secs(1);
 
 /// What it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub enum Mode {
     Refused,
     Garbage,
     Gray,
+    /// Mail waits until the mode ends; all else is answered.
+    Stuck,
 }
 
 /// One scan that began.
@@ -101,7 +104,12 @@ pub struct Engine {
 
 impl Engine {
     /// Starts the engine with this place among its like; only the first one knows about the plan's costs.
-    pub async fn start(first: bool, plan: Arc<Vec<Planned>>, began: Instant) -> io::Result<Self> {
+    pub async fn start(
+        first: bool,
+        scene: &Scene,
+        plan: Arc<Vec<Planned>>,
+        began: Instant,
+    ) -> io::Result<Self> {
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         let address = listener.local_addr()?;
         let mode = watch::Sender::new(Mode::Healthy);
@@ -111,7 +119,11 @@ impl Engine {
             plan,
             began,
             mode: mode.subscribe(),
-            workers: Semaphore::new(WORKERS),
+            is_crashed: watch::Sender::new(false),
+            workers: scene.slots,
+            free: Semaphore::new(scene.slots),
+            waiting: Gauge::default(),
+            usual: scene.usual,
             seen: seen.clone(),
         });
         tokio::spawn(listen(shared, address, listener));
@@ -132,19 +144,16 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 async fn listen(shared: Arc<Shared>, address: SocketAddr, first: TcpListener) {
     let mut listener = Some(first);
-    let mut mode = shared.mode.clone();
     loop {
         match &listener {
             Some(open) => tokio::select! {
                 accepted = open.accept() => if let Ok((stream, _)) = accepted {
                     tokio::spawn(life(shared.clone(), stream));
                 },
-                _ = mode.wait_for(|mode| *mode == Mode::Refused) => listener = None,
+                () = shared.until(false) => listener = None,
             },
             None => {
-                if mode.wait_for(|mode| *mode != Mode::Refused).await.is_err() {
-                    return;
-                }
+                shared.until(true).await;
                 listener = bind(address).ok();
                 if listener.is_none() {
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -156,10 +165,9 @@ async fn listen(shared: Arc<Shared>, address: SocketAddr, first: TcpListener) {
 
 /// A connection, until the process is gone.
 async fn life(shared: Arc<Shared>, stream: TcpStream) {
-    let mut mode = shared.mode.clone();
     tokio::select! {
         _ = shared.serve(stream) => {}
-        _ = mode.wait_for(|mode| *mode == Mode::Refused) => {}
+        () = shared.until(false) => {}
     }
 }
 
@@ -168,7 +176,12 @@ struct Shared {
     plan: Arc<Vec<Planned>>,
     began: Instant,
     mode: watch::Receiver<Mode>,
-    workers: Semaphore,
+    is_crashed: watch::Sender<bool>,
+    /// Scans at once; more wait inside.
+    workers: usize,
+    free: Semaphore,
+    waiting: Gauge,
+    usual: Duration,
     seen: Arc<Seen>,
 }
 
@@ -177,10 +190,44 @@ impl Shared {
         *self.mode.borrow()
     }
 
+    /// Until the process runs, or does not, whatever it is that ended it.
+    async fn until(&self, runs: bool) {
+        let (mut mode, mut is_crashed) = (self.mode.clone(), self.is_crashed.subscribe());
+        while (*mode.borrow_and_update() != Mode::Refused && !*is_crashed.borrow_and_update())
+            != runs
+        {
+            let changed = tokio::select! {
+                changed = mode.changed() => changed,
+                changed = is_crashed.changed() => changed,
+            };
+            if changed.is_err() {
+                pending::<()>().await;
+            }
+        }
+    }
+
+    /// The process ends at once, with everything that it does, and is started again.
+    fn crash(&self) {
+        let is_crashed = self.is_crashed.clone();
+        tokio::spawn(async move {
+            is_crashed.send_replace(true);
+            tokio::time::sleep(CRASHED).await;
+            is_crashed.send_replace(false);
+        });
+    }
+
     /// While the process is stopped, nothing of it goes on.
     async fn thawed(&self) {
         let mut mode = self.mode.clone();
         if mode.wait_for(|mode| *mode != Mode::Hung).await.is_err() {
+            pending::<()>().await;
+        }
+    }
+
+    /// While mail is stuck.
+    async fn unstuck(&self) {
+        let mut mode = self.mode.clone();
+        if mode.wait_for(|mode| *mode != Mode::Stuck).await.is_err() {
             pending::<()>().await;
         }
     }
@@ -239,6 +286,9 @@ impl Shared {
         let gray = self.mode() == Mode::Gray;
         self.note(message, content.len(), gray);
         self.thawed().await;
+        if message.is_some() {
+            self.unstuck().await;
+        }
         if gray || self.mode() == Mode::Garbage {
             return Ok("stream: OK".to_owned());
         }
@@ -246,10 +296,18 @@ impl Shared {
         let cost = self.cost(kind, content.len(), is_bad);
         drop(content);
         self.work(stream, cost).await;
+        if kind == Some(Kind::Killer) {
+            self.crash();
+            pending::<()>().await;
+        }
         Ok(match kind {
             _ if is_bad => "stream: Eicar-Test-Signature FOUND",
             Some(Kind::Flood(_)) if self.first => "stream: Flood.Drill FOUND",
             Some(Kind::Malware) if self.first => "stream: Trojan.Drill FOUND",
+            // What clamd says with AlertExceedsMax when it has given up.
+            Some(Kind::Hang | Kind::Beside) if self.first => {
+                "stream: Heuristics.Limits.Exceeded.MaxScanTime FOUND"
+            }
             _ => "stream: OK",
         }
         .to_owned())
@@ -271,9 +329,9 @@ impl Shared {
 
     fn cost(&self, kind: Option<Kind>, octets: usize, is_bad: bool) -> Duration {
         let own = match kind {
-            Some(kind @ Kind::Greedy { .. }) => kind.cost(),
-            Some(kind) if self.first && !is_bad => kind.cost(),
-            _ => USUAL,
+            Some(kind @ Kind::Greedy { .. }) => kind.cost(self.usual),
+            Some(kind) if self.first && !is_bad => kind.cost(self.usual),
+            _ => self.usual,
         };
         match self.mode() {
             Mode::SlowAll => own + Duration::from_secs(3),
@@ -285,9 +343,11 @@ impl Shared {
     /// One scan: a worker is waited for, and kept until the end whether or not the caller is still there, as clamd does
     /// (ClamAV issue 1129: callers gave up after 180 s, scans ran for more than an hour).
     async fn work(&self, stream: &mut BufReader<TcpStream>, cost: Duration) {
-        let Ok(_worker) = self.workers.acquire().await else {
+        let waits = self.waiting.up();
+        let Ok(_worker) = self.free.acquire().await else {
             return;
         };
+        drop(waits);
         let _busy = self.seen.busy.up();
         let ends = tokio::time::Instant::now() + cost;
         let mut zombie = None;
@@ -310,11 +370,12 @@ impl Shared {
     }
 
     fn stats(&self) -> String {
-        let busy = WORKERS - self.workers.available_permits();
-        let idle = WORKERS - busy;
+        let (most, waiting) = (self.workers, self.waiting.now.load(Ordering::Relaxed));
+        let busy = most - self.free.available_permits();
+        let idle = most - busy;
         format!(
-            "POOLS: 1\n\nSTATE: VALID PRIMARY\nTHREADS: live {busy}  idle {idle} max {WORKERS} idle-timeout 30\n\
-             QUEUE: 0 items\n\tSTATS 0.000000 \n\nMEMSTATS: heap N/A mmap N/A used N/A free N/A releasable N/A pools 1 \
+            "POOLS: 1\n\nSTATE: VALID PRIMARY\nTHREADS: live {busy}  idle {idle} max {most} idle-timeout 30\n\
+             QUEUE: {waiting} items\n\tSTATS 0.000000 \n\nMEMSTATS: heap N/A mmap N/A used N/A free N/A releasable N/A pools 1 \
              pools_used 100.000M pools_total 100.000M\nEND"
         )
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::apart::{Apart, is_excused};
 use crate::engine::Scan;
 use crate::plan::{From, Kind, Planned};
 use crate::run::Outcome;
@@ -104,6 +105,7 @@ pub struct Figures {
     /// How late this program itself was: messages sent after they were due, scans that ended after they should.
     pub late: Spread,
     pub overrun: Spread,
+    pub apart: Apart,
     pub series: Series,
 }
 
@@ -117,21 +119,22 @@ const GRAIN: f64 = 5.0;
 /// Whether the event is about this message itself.
 fn concerned(variant_event: Event, planned: &Planned) -> bool {
     match planned.kind {
-        Kind::Large | Kind::Newsletter { .. } | Kind::Greedy { .. } => true,
+        Kind::Large | Kind::Newsletter { .. } | Kind::Greedy { .. } | Kind::Alone => true,
         Kind::Valid => match variant_event {
             Event::NextHop(_) => planned.second_hop,
             // Nothing tells a stranger's letter from such a flood.
             Event::Flood(Flood::Mimic) => matches!(planned.from, From::Fresh(_)),
             _ => false,
         },
-        Kind::Malware | Kind::Flood(_) => false,
+        Kind::Malware | Kind::Flood(_) | Kind::Hang | Kind::Killer | Kind::Beside => false,
     }
 }
 
-struct Ledger<'a> {
-    outcome: &'a Outcome,
+/// What became of each message.
+pub struct Ledger<'a> {
+    pub outcome: &'a Outcome,
     /// First arrival of each message, and how many arrivals.
-    arrived: Vec<Option<Duration>>,
+    pub arrived: Vec<Option<Duration>>,
     times: Vec<u32>,
     missing: BTreeSet<usize>,
     foreign: usize,
@@ -166,7 +169,7 @@ impl<'a> Ledger<'a> {
         end.saturating_sub(self.outcome.plan[at].due).as_secs_f64()
     }
 
-    fn end(&self, at: usize) -> End {
+    pub fn end(&self, at: usize) -> End {
         let told = &self.outcome.told[at];
         let books = &self.outcome.books;
         let known =
@@ -186,8 +189,26 @@ impl<'a> Ledger<'a> {
         }
     }
 
+    /// Whether it was put off with a 4yz, or kept by the relay, before it was delivered.
+    pub fn is_put_off(&self, at: usize) -> bool {
+        let told = &self.outcome.told[at];
+        told.kept || told.deferred > 0
+    }
+
+    /// Why the relay still has it; nothing if it does not.
+    pub fn why(&self, at: usize) -> String {
+        let books = &self.outcome.books;
+        let id = self.outcome.told[at].id.as_ref();
+        let why = id.and_then(|id| books.held.get(id).or_else(|| books.pending.get(id)));
+        why.cloned().unwrap_or_default()
+    }
+
     /// Delays of the messages due between two instants that are wanted.
-    fn spread(&self, between: (Duration, Duration), wanted: impl Fn(&Planned) -> bool) -> Spread {
+    pub fn spread(
+        &self,
+        between: (Duration, Duration),
+        wanted: impl Fn(&Planned) -> bool,
+    ) -> Spread {
         let plan = self.outcome.plan.iter().enumerate();
         let due = plan.filter(|(_, p)| p.due >= between.0 && p.due < between.1 && wanted(p));
         Spread::of(due.map(|(at, _)| self.delay(at)).collect())
@@ -228,7 +249,9 @@ impl Figures {
         let ledger = Ledger::new(outcome);
         let phases = outcome.phases;
         let event = outcome.variant.event;
-        let ordinary = |p: &Planned| p.kind.is_valid() && !concerned(event, p);
+        let ordinary = |p: &Planned| {
+            p.kind.is_valid() && !concerned(event, p) && !is_excused(outcome.killed, p)
+        };
         let (calm, during) = (
             (phases.calm_begins, phases.event_begins),
             (phases.event_begins, phases.event_ends),
@@ -285,6 +308,7 @@ impl Figures {
                     .collect(),
             ),
             overrun: Spread::of(outcome.overrun.iter().map(Duration::as_secs_f64).collect()),
+            apart: Apart::of(&ledger),
             series: series(&ledger, &backlog),
         };
         figures.count(&ledger);
@@ -297,18 +321,20 @@ impl Figures {
         for (at, planned) in outcome.plan.iter().enumerate() {
             let end = ledger.end(at);
             *self.ends.entry(end).or_default() += 1;
-            let told = &outcome.told[at];
             if planned.kind.is_flood() {
                 self.flood_sent += 1;
                 self.flood_delivered += usize::from(ledger.times[at] > 0);
             }
-            if !planned.kind.is_valid() || planned.due < outcome.phases.event_begins {
+            if !planned.kind.is_valid()
+                || planned.due < outcome.phases.event_begins
+                || is_excused(outcome.killed, planned)
+            {
                 continue;
             }
             self.valid += 1;
             *self.valid_ends.entry(end).or_default() += 1;
             self.degraded += usize::from(ledger.missing.contains(&at));
-            self.deferred += usize::from(told.kept || told.deferred > 0);
+            self.deferred += usize::from(ledger.is_put_off(at));
         }
     }
 
@@ -372,7 +398,11 @@ fn touches(outcome: &Outcome) -> Vec<f64> {
             Event::Fault(_) => scan.at >= begins && scan.at < ends,
             Event::Newsletter { .. } => matches!(planned.kind, Kind::Newsletter { .. }),
             Event::Greedy { .. } => matches!(planned.kind, Kind::Greedy { .. }),
-            Event::NextHop(_) => false,
+            Event::Drip { .. } | Event::Backlog { .. } | Event::Killer | Event::Beside => {
+                planned.kind.is_culprit()
+            }
+            Event::Overload => scan.at >= begins && scan.at < ends,
+            Event::NextHop(_) | Event::Away => false,
         }
     };
     let mut touches: Vec<f64> = outcome

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::mail::{Ready, World};
 use crate::plan::{From, Planned};
+use crate::relay::ONE_CLIENT;
 
 /// A message is made so long before it is due.
 const AHEAD: Duration = Duration::from_millis(100);
@@ -152,15 +153,18 @@ impl Load {
         };
         let idle = {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.get_mut(&ready.client).and_then(Vec::pop)
+            let idle = idle.entry(ready.client).or_default();
+            // The relay may have ended meanwhile, and with it every session.
+            idle.retain(Session::is_open);
+            idle.pop()
         };
         let mut session = match idle {
             Some(session) => session,
             None => Session::open(self.relay, ready).await?,
         };
         let reply = session.mail(ready).await?;
-        // Strangers come once.
-        let keep = if matches!(from, From::Fresh(_)) {
+        // Strangers come once, unless one server brings everybody's mail.
+        let keep = if matches!(from, From::Fresh(_)) && ready.client != ONE_CLIENT {
             0
         } else {
             self.limits.idle
@@ -200,15 +204,22 @@ impl Session {
         Ok(session)
     }
 
+    /// Whether the relay has neither closed it nor said anything by itself.
+    fn is_open(&self) -> bool {
+        let read = self.stream.get_ref().try_read(&mut [0]);
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
     async fn mail(&mut self, ready: &Ready) -> io::Result<Reply> {
+        let told = ready.xforward.as_deref().unwrap_or_default();
         let commands = format!(
-            "MAIL FROM:<{}>\r\nRCPT TO:<{}>\r\nDATA\r\n",
+            "{told}MAIL FROM:<{}>\r\nRCPT TO:<{}>\r\nDATA\r\n",
             ready.sender, ready.recipient
         );
         self.stream.write_all(commands.as_bytes()).await?;
         let mut refusal = None;
         let mut last = String::new();
-        for _ in 0..3 {
+        for _ in 0..commands.lines().count() {
             last = self.reply().await?;
             if !last.starts_with(['2', '3']) && refusal.is_none() {
                 refusal = Some(last.clone());

@@ -8,12 +8,16 @@ use rand::{RngExt as _, SeedableRng as _};
 use crate::letter::{FileKind, Letter, Part};
 use crate::options::Options;
 use crate::plan::{From, KNOWN, Kind, Planned};
+use crate::relay::ONE_CLIENT;
+use crate::scene::{Scene, Senders};
 use crate::variant::Flood;
 use crate::words::Words;
 
 const KIB: usize = 1024;
 /// Octets of what all messages of a flood share.
 const TEMPLATE: usize = 64 * KIB;
+/// Sentences of a text of about 40 KiB.
+const SENTENCES: usize = 640;
 
 /// Recipients' domains: the second is that of the second next hop.
 pub const DOMAINS: [&str; 2] = ["first.test", "second.test"];
@@ -44,6 +48,8 @@ pub struct Ready {
     pub sender: String,
     pub recipient: String,
     pub content: Vec<u8>,
+    /// What the client tells of where the message came from, if it tells.
+    pub xforward: Option<String>,
 }
 
 /// What messages share, drawn once for a run.
@@ -53,13 +59,15 @@ pub struct World {
     footers: Vec<String>,
     poison: Vec<u8>,
     sentences: Vec<String>,
+    long_sentences: Vec<String>,
     pdf: Vec<u8>,
     letter: String,
     sizes: (f64, f64),
+    senders: Senders,
 }
 
 impl World {
-    pub fn new(options: &Options) -> Self {
+    pub fn new(options: &Options, scene: &Scene) -> Self {
         let words = Words::new();
         let mut rng = SmallRng::seed_from_u64(options.seed ^ 0x0077_0000);
         let rng = &mut rng;
@@ -72,11 +80,13 @@ impl World {
             sentences: (0..40).map(|_| words.sentence(rng)).collect(),
             pdf: FileKind::Pdf.octets(rng, 120 * KIB),
             letter: words.text(rng, 2 * KIB),
+            long_sentences: (0..SENTENCES).map(|_| words.sentence(rng)).collect(),
             words,
             sizes: (
                 (options.smallest * KIB) as f64,
-                (options.largest * KIB) as f64,
+                (options.largest.min(scene.largest) * KIB) as f64,
             ),
+            senders: scene.senders,
         }
     }
 
@@ -88,6 +98,7 @@ impl World {
         let user = match planned.from {
             From::Known(_) => format!("user{}", rng.random_range(0..5)),
             From::Fresh(_) | From::Greedy => self.words.word(rng).to_owned(),
+            From::User(at) => format!("user{at}"),
         };
         let sender = format!("{user}@{domain}");
         let recipient = format!(
@@ -98,16 +109,34 @@ impl World {
         let mut letter = match planned.kind {
             Kind::Flood(flood) => self.flood(flood, rng),
             Kind::Newsletter { personal, .. } => self.newsletter(personal, rng),
-            Kind::Valid | Kind::Large | Kind::Malware | Kind::Greedy { .. } => {
-                self.valid(planned, rng)
-            }
+            Kind::Beside | Kind::Alone => self.document(planned.kind, rng),
+            Kind::Valid
+            | Kind::Large
+            | Kind::Malware
+            | Kind::Greedy { .. }
+            | Kind::Hang
+            | Kind::Killer => self.valid(planned, rng),
         };
         letter.from = format!("{} <{sender}>", self.words.name(rng));
         letter.to = format!("<{recipient}>");
         letter.message_id = message_id(number, rng.random(), &domain);
+        let helo = format!("mail.{domain}");
+        let (client, helo, xforward) = match self.senders {
+            Senders::Apart | Senders::OneDomain => (client, helo, None),
+            Senders::OneClient { xforward } => {
+                let told =
+                    format!("XFORWARD NAME={helo} ADDR={client} PROTO=ESMTP HELO={helo}\r\n");
+                (
+                    ONE_CLIENT,
+                    "upstream.example".to_owned(),
+                    xforward.then_some(told),
+                )
+            }
+        };
         Ready {
             client,
-            helo: format!("mail.{domain}"),
+            helo,
+            xforward,
             content: letter.render(rng.random()),
             sender,
             recipient,
@@ -124,6 +153,7 @@ impl World {
                 )
             }
             From::Greedy => (Ipv4Addr::new(127, 1, 200, 1), "greedy.example".to_owned()),
+            From::User(_) => (ONE_CLIENT, "outbound.example".to_owned()),
             From::Fresh(at) => {
                 // Strangers come from everywhere: neighbours in time are not neighbours in the network.
                 let [_, high, middle, low] = (at.wrapping_mul(0x9_e377) & 0x1f_ffff).to_be_bytes();
@@ -235,6 +265,21 @@ impl World {
         self.blank("News of the month".to_owned(), text, vec![part])
     }
 
+    /// The document that all of them have, and in some of them a part of their own beside it.
+    fn document(&self, kind: Kind, rng: &mut SmallRng) -> Letter {
+        let mut parts = vec![Part {
+            name: "agenda.pdf".to_owned(),
+            media_type: FileKind::Pdf.media_type(),
+            inline: false,
+            octets: self.pdf.clone(),
+        }];
+        if kind == Kind::Beside {
+            parts.push(self.attachment(rng, 48 * KIB));
+        }
+        let text = self.words.text(rng, KIB);
+        self.blank(self.subject(rng), text, parts)
+    }
+
     fn flood(&self, flood: Flood, rng: &mut SmallRng) -> Letter {
         match flood {
             Flood::Constant | Flood::Polymorphic => {
@@ -260,23 +305,27 @@ impl World {
                 let (low, high) = self.sizes;
                 let size = (low * (high / low).powf(rng.random())) as usize;
                 let text = match rng.random_bool(0.6) {
-                    true => self.pitch(rng, 0.9),
+                    true => self.pitch(&self.sentences, rng, 0.9),
                     false => self.words.text(rng, 1200),
                 };
                 let part = self.attachment(rng, size);
                 self.blank(self.subject(rng), text, vec![part])
             }
-            Flood::Text => {
+            Flood::Text | Flood::Words => {
+                let sentences = match flood {
+                    Flood::Text => &self.sentences,
+                    _ => &self.long_sentences,
+                };
                 let subject = format!("Payment {} overdue", rng.random_range(100..99_999));
-                self.blank(subject, self.pitch(rng, 0.9), Vec::new())
+                self.blank(subject, self.pitch(sentences, rng, 0.9), Vec::new())
             }
         }
     }
 
     /// The sentences that a flood shares, each with this probability, with names and numbers that differ.
-    fn pitch(&self, rng: &mut SmallRng, share: f64) -> String {
+    fn pitch(&self, sentences: &[String], rng: &mut SmallRng, share: f64) -> String {
         let mut text = format!("Dear {},\r\n\r\n", self.words.name(rng));
-        for sentence in &self.sentences {
+        for sentence in sentences {
             match rng.random_bool(share) {
                 true => text += sentence,
                 false => text += &self.words.sentence(rng),

@@ -1,13 +1,14 @@
 //! The drill: what happens to valid mail while an engine, or a next hop, misbehaves. Described in docs/DRILL.md.
 //!
 //! ```text
-//! cargo bench --bench drill                       all variants (about 45 minutes)
+//! cargo bench --bench drill                       the variants of the table (about 45 minutes)
 //! cargo bench --bench drill -- constant hung      some of them
 //! cargo bench --bench drill -- --quick constant   short phases, for development
 //! cargo bench --bench drill -- --help
 //! ```
 
 mod ablation;
+mod apart;
 mod engine;
 mod figures;
 mod letter;
@@ -22,8 +23,12 @@ mod plot;
 mod process;
 mod relay;
 mod report;
+mod results;
 mod run;
+mod scene;
 mod sink;
+mod strangers;
+mod targets;
 mod variant;
 mod words;
 
@@ -34,6 +39,7 @@ use std::sync::{Mutex, PoisonError};
 
 use clap::Parser;
 
+use crate::figures::Figures;
 use crate::options::Options;
 use crate::report::Row;
 use crate::variant::{Event, Flood, Variant};
@@ -41,12 +47,12 @@ use crate::variant::{Event, Flood, Variant};
 fn main() -> ExitCode {
     let options = Options::parse();
     if options.list {
-        for variant in variant::ALL {
-            println!("{:<20} {}", variant.name, variant.about);
+        for variant in variants() {
+            println!("{:<24} {}", variant.name, variant.about);
         }
         return ExitCode::SUCCESS;
     }
-    let named = |name: &str| variant::ALL.iter().any(|variant| variant.name == name);
+    let named = |name: &str| variants().any(|variant| variant.name == name);
     if let Some(unknown) = options.variants.iter().find(|name| !named(name)) {
         eprintln!("no variant {unknown:?}; --list names them");
         return ExitCode::from(64);
@@ -71,12 +77,17 @@ fn main() -> ExitCode {
     }
 }
 
+fn variants() -> impl Iterator<Item = &'static Variant> {
+    variant::TABLE.iter().chain(&strangers::ALL)
+}
+
 /// Runs what is wanted, as many at once as is wanted.
 fn drill(options: &Options) -> io::Result<Vec<Row>> {
-    let wanted = |variant: &&Variant| {
-        options.variants.is_empty() || options.variants.iter().any(|name| name == variant.name)
+    let wanted = |variant: &&Variant| match options.variants.is_empty() {
+        true => options.all || variant::TABLE.contains(variant),
+        false => options.variants.iter().any(|name| name == variant.name),
     };
-    let wanted = variant::ALL.iter().filter(wanted);
+    let wanted = variants().filter(wanted);
     let runs: Vec<(Options, &Variant)> = match options.ablate {
         true => ablation::runs(options, wanted),
         false => wanted.map(|variant| (options.clone(), variant)).collect(),
@@ -106,12 +117,24 @@ fn drill(options: &Options) -> io::Result<Vec<Row>> {
 
 /// One variant: the relay's row, and the peer's if there is one.
 fn one(options: &Options, variant: &Variant) -> io::Result<Vec<Row>> {
-    let mut rows = vec![Row::of(run::spillway(options, variant)?)];
+    let reference = match variant.reference() {
+        Some(other) => {
+            let outcome = run::spillway(options, &other)?;
+            targets::compared(&outcome, &Figures::of(&outcome))
+        }
+        None => None,
+    };
+    let mut outcome = run::spillway(options, variant)?;
+    outcome.reference = reference;
+    let mut rows = vec![Row::of(outcome)];
     if options.peer && variant.event == Event::Flood(Flood::Constant) {
         match peer::lacks() {
             Some(what) => println!("\npeer: skipped, {what} is missing"),
             None => rows.push(Row::of(run::peer(options, variant)?)),
         }
+    }
+    if let Some(file) = &options.results {
+        rows.iter().try_for_each(|row| results::append(file, row))?;
     }
     if let Some(folder) = &options.plots {
         std::fs::create_dir_all(folder)?;

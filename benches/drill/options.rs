@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::scene::Scene;
+
 /// Messages a second, unless told otherwise: what the targets are for.
 pub const USUAL_RATE: f64 = 40.0;
 
@@ -12,8 +14,11 @@ pub const USUAL_RATE: f64 = 40.0;
 #[derive(Debug, Clone, Parser)]
 #[command(name = "cargo bench --bench drill --")]
 pub struct Options {
-    /// Variants to run; all if none is named
+    /// Variants to run; those of the table in docs/DRILL.md if none is named
     pub variants: Vec<String>,
+    /// Run the variants of the way back and the stranger as well
+    #[arg(long)]
+    pub all: bool,
     /// Name the variants and end
     #[arg(long)]
     pub list: bool,
@@ -29,6 +34,12 @@ pub struct Options {
     /// Run the constant flood against Postfix with clamav-milter as well
     #[arg(long)]
     pub peer: bool,
+    /// Append a line of JSON for each run to this file
+    #[arg(long, value_name = "FILE")]
+    pub results: Option<PathBuf>,
+    /// Run this relay instead of the one that was built with the drill
+    #[arg(long, value_name = "FILE")]
+    pub relay: Option<PathBuf>,
     /// Messages a second, flood included
     #[arg(long, default_value_t = USUAL_RATE)]
     pub rate: f64,
@@ -99,10 +110,10 @@ pub struct Phases {
 }
 
 impl Options {
-    pub fn phases(&self) -> Phases {
+    pub fn phases(&self, scene: &Scene) -> Phases {
         let usual = match self.quick {
-            true => [6.0, 8.0, 20.0, 8.0, 15.0],
-            false => [15.0, 30.0, 60.0, 30.0, 60.0],
+            true => scene.quick,
+            false => scene.full,
         };
         let wanted = [self.warm_up, self.calm, self.event, self.after, self.settle];
         let mut ends = [Duration::ZERO; 5];

@@ -6,12 +6,15 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::options::{Options, Phases};
+use crate::scene::Senders;
 use crate::variant::{Event, Fault, Flood, POISON, Variant};
 
 /// Domains that send all the time, each from an address of its own.
 pub const KNOWN: u32 = 40;
-/// What an engine that is well takes for a message.
-pub const USUAL: Duration = Duration::from_millis(5);
+/// Users of the one domain where there is one only. The first of them does what the event is about.
+pub const USERS: u32 = 500;
+/// Mail that comes while an engine is away ends so long before it is back, so that all of it is deferred.
+const DEFERRED_BY: Duration = Duration::from_secs(3);
 
 /// One message that is going to be sent.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +44,14 @@ pub enum Kind {
         scan: Duration,
     },
     Flood(Flood),
+    /// The first engine works on it for [`POISON`]; like no other message.
+    Hang,
+    /// The engine that scans it crashes.
+    Killer,
+    /// A good document beside a part that hangs.
+    Beside,
+    /// Valid: that document alone.
+    Alone,
 }
 
 /// Who sends it.
@@ -50,6 +61,8 @@ pub enum From {
     /// Somebody whom nobody has seen before.
     Fresh(u32),
     Greedy,
+    /// One of [`USERS`].
+    User(u32),
 }
 
 impl Kind {
@@ -59,15 +72,20 @@ impl Kind {
 
     /// Mail that people want.
     pub fn is_valid(self) -> bool {
-        !self.is_flood() && self != Self::Malware
+        !self.is_flood() && self != Self::Malware && !self.is_culprit()
     }
 
-    /// What it costs the first engine on a good day.
-    pub fn cost(self) -> Duration {
+    /// What engines suffer from, and what is none of a flood.
+    pub fn is_culprit(self) -> bool {
+        matches!(self, Self::Hang | Self::Killer | Self::Beside)
+    }
+
+    /// What it costs the first engine on a good day, of which this is what it takes for a message.
+    pub fn cost(self, usual: Duration) -> Duration {
         match self {
-            Self::Flood(_) => POISON,
+            Self::Flood(_) | Self::Hang | Self::Beside => POISON,
             Self::Newsletter { scan, .. } | Self::Greedy { scan } => scan,
-            Self::Valid | Self::Large | Self::Malware => USUAL,
+            Self::Valid | Self::Large | Self::Malware | Self::Killer | Self::Alone => usual,
         }
     }
 }
@@ -79,15 +97,20 @@ pub fn plan(options: &Options, variant: &Variant, phases: &Phases) -> Vec<Planne
         fresh: 0,
         planned: Vec::new(),
     };
-    let rate = options.rate();
+    let rate = options.rate() * variant.scene.rate;
     let is_flood = matches!(variant.event, Event::Flood(_));
     let valid_rate = if is_flood { rate * 0.7 } else { rate };
-    let always = (Duration::ZERO, phases.load_ends);
+    let valid_ends = match variant.event {
+        Event::Backlog { .. } => phases.event_begins,
+        _ => phases.load_ends,
+    };
     let event = (phases.event_begins, phases.event_ends);
-    planner.arrivals(always, valid_rate, |planner| planner.valid(variant));
+    planner.arrivals((Duration::ZERO, valid_ends), valid_rate, |planner| {
+        planner.valid(variant)
+    });
     match variant.event {
         Event::Flood(flood) => planner.arrivals(event, rate * 0.3, |planner| {
-            (Kind::Flood(flood), planner.fresh(), false)
+            (Kind::Flood(flood), planner.culprit(variant), false)
         }),
         Event::Newsletter { personal, scan } => {
             let burst = (event.1 - event.0).min(Duration::from_secs(30));
@@ -100,7 +123,23 @@ pub fn plan(options: &Options, variant: &Variant, phases: &Phases) -> Vec<Planne
             let greedy = (Kind::Greedy { scan }, From::Greedy, false);
             planner.arrivals(event, rate * 9.0, |_| greedy);
         }
-        Event::Fault(_) | Event::NextHop(_) => {}
+        Event::Drip { every } => {
+            let drops = std::iter::successors(Some(event.0), |at| Some(*at + every));
+            for due in drops.take_while(|at| *at < event.1) {
+                let from = planner.culprit(variant);
+                planner.push(due, (Kind::Hang, from, false));
+            }
+        }
+        Event::Backlog { valid, hangs } => planner.backlog(variant, event, valid, hangs),
+        Event::Killer => {
+            let from = planner.culprit(variant);
+            planner.push(event.0, (Kind::Killer, from, false));
+        }
+        Event::Beside => planner.beside(event.0),
+        Event::Overload => {
+            planner.arrivals(event, rate * 2.0, |planner| planner.valid(variant));
+        }
+        Event::Fault(_) | Event::NextHop(_) | Event::Away => {}
     }
     planner.planned.sort_by_key(|planned| planned.due);
     planner.planned
@@ -127,14 +166,58 @@ impl Planner {
             if due >= ends {
                 return;
             }
-            let (kind, from, second_hop) = what(self);
-            self.planned.push(Planned {
-                due,
-                kind,
-                from,
-                second_hop,
-                seed: self.rng.random(),
-            });
+            let what = what(self);
+            self.push(due, what);
+        }
+    }
+
+    fn push(&mut self, due: Duration, (kind, from, second_hop): (Kind, From, bool)) {
+        self.planned.push(Planned {
+            due,
+            kind,
+            from,
+            second_hop,
+            seed: self.rng.random(),
+        });
+    }
+
+    /// So many messages of either kind at any time while the engine is away.
+    fn backlog(
+        &mut self,
+        variant: &Variant,
+        (begins, ends): (Duration, Duration),
+        valid: usize,
+        hangs: usize,
+    ) {
+        let span = (ends - begins).saturating_sub(DEFERRED_BY);
+        for at in 0..valid + hangs {
+            let due = begins + span.mul_f64(self.rng.random());
+            let what = match at < valid {
+                true => self.valid(variant),
+                false => (Kind::Hang, self.culprit(variant), false),
+            };
+            self.push(due, what);
+        }
+    }
+
+    /// Strangers first; known senders when the strangers' messages have run into their timeouts.
+    fn beside(&mut self, begins: Duration) {
+        for at in 0..4 {
+            let stranger = self.fresh();
+            let due = begins + Duration::from_secs(at);
+            self.push(due, (Kind::Beside, stranger, false));
+        }
+        for at in 0..10 {
+            let due = begins + Duration::from_secs(12 + u64::from(at));
+            self.push(due, (Kind::Alone, From::Known(at), false));
+        }
+    }
+
+    /// Whoever sends what the event is about.
+    fn culprit(&mut self, variant: &Variant) -> From {
+        match variant.scene.senders {
+            Senders::OneDomain => From::User(0),
+            Senders::Apart | Senders::OneClient { .. } => self.fresh(),
         }
     }
 
@@ -149,9 +232,10 @@ impl Planner {
             Event::Fault(Fault::Gray) if self.rng.random_bool(0.01) => Kind::Malware,
             _ => Kind::Valid,
         };
-        let from = match self.rng.random_bool(0.03) {
-            true => self.fresh(),
-            false => From::Known(self.rng.random_range(0..KNOWN)),
+        let from = match variant.scene.senders {
+            Senders::OneDomain => From::User(self.rng.random_range(1..USERS)),
+            _ if self.rng.random_bool(variant.scene.strangers) => self.fresh(),
+            _ => From::Known(self.rng.random_range(0..KNOWN)),
         };
         let second_hop = matches!(variant.event, Event::NextHop(_)) && self.rng.random_bool(0.5);
         (kind, from, second_hop)

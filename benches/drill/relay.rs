@@ -1,20 +1,37 @@
 //! The relay under test, and what its command line tells about its books.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::process::Command;
 
 use serde_json::Value;
 
 use crate::options::Options;
 use crate::process::Spillway;
+use crate::scene::{Scene, Senders};
 
-/// Configuration: three engines, two next hops.
-pub fn config(options: &Options, engines: &[u16], hops: [u16; 2]) -> String {
-    let mut text = String::from("[coverage]\nav = 2\n");
+/// The annotated reference: every key at its default.
+const REFERENCE: &str = include_str!("../../config/spillway.toml");
+
+/// Where all mail comes from that has one client address.
+pub const ONE_CLIENT: Ipv4Addr = Ipv4Addr::new(127, 1, 250, 1);
+
+/// Lines for the listener.
+pub fn listener(options: &Options, scene: &Scene) -> String {
+    let mut text = format!("mode = \"{}\"\n", options.mode);
+    if scene.senders == (Senders::OneClient { xforward: true }) {
+        text += &format!("xforward_from = [\"{ONE_CLIENT}/32\"]\n");
+    }
+    text
+}
+
+/// Configuration: the engines and two next hops.
+pub fn config(options: &Options, scene: &Scene, engines: &[u16], hops: [u16; 2]) -> String {
+    let mut text = format!("[coverage]\nav = {}\n", scene.coverage);
     for (at, port) in engines.iter().enumerate() {
         text += &format!(
-            "[[engine]]\nname = \"e{at}\"\nkind = \"clamd\"\nclass = \"av\"\naddress = [\"127.0.0.1:{port}\"]\n\
-             slots = 12\ntimeout = \"5s\"\nattempts = 2\n"
+            "[[engine]]\nname = \"e{at}\"\nkind = \"clamd\"\nclass = \"av\"\naddress = [\"127.0.0.1:{port}\"]\n{}",
+            scene.engine
         );
         for line in &options.engine {
             text += line;
@@ -33,6 +50,49 @@ pub fn config(options: &Options, engines: &[u16], hops: [u16; 2]) -> String {
         text += &std::fs::read_to_string(more).expect("the file named by --with");
     }
     text
+}
+
+/// What the first of these lines that sets a key sets it to; the reference has optional ones behind a "#".
+fn value<'a>(mut lines: impl Iterator<Item = &'a str>, key: &str) -> Option<&'a str> {
+    lines.find_map(|line| {
+        let (name, value) = line.trim_start_matches('#').split_once(" = ")?;
+        (name == key).then_some(value)
+    })
+}
+
+/// What a run is configured with, in one line: of each engine what it was told, and what it has by default.
+pub fn used(options: &Options, scene: &Scene) -> String {
+    const KEYS: [&str; 7] = [
+        "slots", "timeout", "limit", "slow", "wait", "probe", "attempts",
+    ];
+    let told = scene.engine.lines();
+    let told: Vec<&str> = told
+        .chain(options.engine.iter().map(String::as_str))
+        .collect();
+    let defaults = REFERENCE
+        .split("#kind = \"clamd\"")
+        .nth(1)
+        .and_then(|rest| rest.split("[[engine]]").next())
+        .unwrap_or_default();
+    let setting = |key: &&str| {
+        let told = value(told.iter().rev().copied(), key);
+        let (value, mark) = match told {
+            Some(told) => (told, ""),
+            None => (value(defaults.lines(), key)?, " (default)"),
+        };
+        Some(format!("{key} {}{mark}", value.trim_matches('"')))
+    };
+    let settings: Vec<String> = KEYS.iter().filter_map(setting).collect();
+    let listener = listener(options, scene).replace('\n', " ");
+    format!(
+        "{} clamd of {} workers, {} ms a scan; av = {}; {}; listener {}",
+        scene.engines,
+        scene.slots,
+        scene.usual.as_millis(),
+        scene.coverage,
+        settings.join(", "),
+        listener.trim_end()
+    )
 }
 
 /// What the relay still has, and what it did by itself, after it was stopped.
@@ -71,9 +131,14 @@ impl Books {
     }
 }
 
+/// Whether it has anything that waits; it may run meanwhile.
+pub fn waits(relay: &Spillway) -> bool {
+    !ask(relay, &["queue", "list", "--limit", "1"]).is_empty()
+}
+
 /// What a command answers, if there is such a command.
 fn ask(relay: &Spillway, words: &[&str]) -> Vec<Value> {
-    let output = Command::new(env!("CARGO_BIN_EXE_spillway"))
+    let output = Command::new(relay.program())
         .arg("--config")
         .arg(relay.config())
         .arg("--json")

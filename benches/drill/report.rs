@@ -3,9 +3,10 @@
 use std::fmt::Write as _;
 
 use crate::figures::{End, Figures};
-use crate::plan::USUAL;
 use crate::relay::Incident;
 use crate::run::Outcome;
+use crate::scene::Scene;
+use crate::targets;
 use crate::variant::{Event, Fault, Flood};
 
 /// A figure and what it must be.
@@ -36,13 +37,18 @@ impl Row {
         }
     }
 
+    /// Whether the machine was too busy for this program itself.
+    pub fn is_lame(&self) -> bool {
+        self.figures.late.p99.max(self.figures.overrun.p99) > TOLERABLE
+    }
+
     /// Whether a target is missed.
     pub fn misses(&self) -> bool {
         self.checks.iter().any(|check| !check.met)
     }
 }
 
-fn at_most(name: &'static str, is: f64, limit: f64, unit: &str) -> Check {
+pub fn at_most(name: &'static str, is: f64, limit: f64, unit: &str) -> Check {
     Check {
         name,
         is: format!("{}{unit}", brief(is)),
@@ -51,7 +57,7 @@ fn at_most(name: &'static str, is: f64, limit: f64, unit: &str) -> Check {
     }
 }
 
-fn within(name: &'static str, is: Option<f64>, limit: f64) -> Check {
+pub fn within(name: &'static str, is: Option<f64>, limit: f64) -> Check {
     Check {
         name,
         is: is.map_or("never".to_owned(), |is| format!("{} s", brief(is))),
@@ -60,12 +66,12 @@ fn within(name: &'static str, is: Option<f64>, limit: f64) -> Check {
     }
 }
 
-fn none(name: &'static str, is: usize) -> Check {
+pub fn none(name: &'static str, is: usize) -> Check {
     at_most(name, is as f64, 0.0, "")
 }
 
 /// Three significant digits.
-fn brief(value: f64) -> String {
+pub fn brief(value: f64) -> String {
     match value.abs() {
         v if v >= 100.0 || v == v.trunc() => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
@@ -81,6 +87,9 @@ const TOLERABLE: f64 = 0.005;
 fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
     if outcome.subject != "spillway" {
         return Vec::new();
+    }
+    if outcome.variant.scene != Scene::USUAL {
+        return targets::checks(outcome, figures);
     }
     let mut checks = match outcome.variant.event {
         Event::Flood(flood) => flood_checks(flood, outcome.times, figures),
@@ -110,7 +119,7 @@ fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
                 "",
             ),
         ],
-        Event::Greedy { scan } if scan > USUAL => {
+        Event::Greedy { scan } if scan > outcome.variant.scene.usual => {
             vec![at_most("p99 of all others", figures.event.p99, 0.5, " s")]
         }
         Event::Greedy { .. } => vec![at_most(
@@ -119,6 +128,12 @@ fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
             2.0,
             "",
         )],
+        Event::Drip { .. }
+        | Event::Backlog { .. }
+        | Event::Away
+        | Event::Killer
+        | Event::Beside
+        | Event::Overload => Vec::new(),
     };
     checks.push(none(
         "valid refused with 5yz",
@@ -129,7 +144,7 @@ fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
     checks
 }
 
-fn flood_checks(flood: Flood, times: f64, figures: &Figures) -> Vec<Check> {
+pub fn flood_checks(flood: Flood, times: f64, figures: &Figures) -> Vec<Check> {
     let held = figures.valid_ended(End::Held);
     let degraded = figures.percent(figures.degraded);
     let mut checks = Vec::new();
@@ -137,7 +152,7 @@ fn flood_checks(flood: Flood, times: f64, figures: &Figures) -> Vec<Check> {
         Flood::Constant => (2.0, 0.5, None),
         Flood::Polymorphic => (12.0, 3.0, Some((3.0, 0.2))),
         Flood::Mimic => (16.0, 3.0, Some((5.0, 0.5))),
-        Flood::Text => (6.0, 3.0, Some((3.0, 0.0))),
+        Flood::Text | Flood::Words => (6.0, 3.0, Some((3.0, 0.0))),
     };
     match shares {
         None => checks.extend([
@@ -195,7 +210,9 @@ fn fault_checks(fault: Fault, figures: &Figures) -> Vec<Check> {
         Fault::SlowAll | Fault::Hung | Fault::Refused | Fault::Garbage => {
             vec![at_most("valid p99", figures.event.p99, 2.0, " s"), held]
         }
-        Fault::Flapping => vec![at_most("valid p99", figures.event.p99, 6.0, " s")],
+        Fault::Flapping | Fault::Stutter => {
+            vec![at_most("valid p99", figures.event.p99, 6.0, " s")]
+        }
         Fault::Gray => vec![
             within("engine out", figures.contained, 25.0),
             none("made-up verdicts never re-scanned", figures.not_rescanned),
@@ -239,6 +256,9 @@ pub fn print(row: &Row) {
                 ms(spread.max)
             );
         }
+    }
+    if outcome.variant.scene != Scene::USUAL {
+        targets::print(outcome, figures);
     }
     println!("  all messages at the end: {}", ends(&figures.ends));
     println!(
@@ -299,7 +319,7 @@ pub fn print(row: &Row) {
         ms(figures.overrun.p99),
         ms(figures.overrun.max)
     );
-    if figures.late.p99.max(figures.overrun.p99) > TOLERABLE {
+    if row.is_lame() {
         println!(
             "  NOTE: the machine was too busy for this program; the delays say little about the relay"
         );
@@ -334,7 +354,7 @@ fn ends(ends: &std::collections::BTreeMap<End, usize>) -> String {
     each.collect::<Vec<_>>().join(", ").to_lowercase()
 }
 
-fn seconds(of: Option<f64>) -> String {
+pub fn seconds(of: Option<f64>) -> String {
     of.map_or("-".to_owned(), |of| format!("{} s", brief(of)))
 }
 
@@ -460,7 +480,10 @@ fn cells(row: &Row) -> Vec<String> {
         time(event.p50),
         time(event.p99),
         time(event.max),
-        brief(figures.ratio()),
+        match calm.count {
+            0 => "-".to_owned(),
+            _ => brief(figures.ratio()),
+        },
         figures.touched.to_string(),
         outcome.zombies.to_string(),
         figures.contained.map_or("-".to_owned(), time),

@@ -1,6 +1,7 @@
 //! One run: engines, next hops, the relay, the load, and what is left when it is over.
 
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,11 +15,10 @@ use crate::peer::Peer;
 use crate::plan::{Planned, plan};
 use crate::process::{Spillway, cpu_of};
 use crate::relay::{self, Books};
+use crate::scene::Scene;
 use crate::sink::{Book, Manner, Sink};
 use crate::variant::{Event, Fault, Hop, Variant};
 
-/// Engines that are asked.
-const ENGINES: usize = 3;
 /// From the start of the engines to the first message: what a relay needs to start.
 const LEAD: Duration = Duration::from_secs(3);
 const PEER_LEAD: Duration = Duration::from_secs(10);
@@ -26,6 +26,9 @@ const PEER_LEAD: Duration = Duration::from_secs(10);
 const IDLE: usize = 50;
 const PEER_IDLE: usize = 0;
 const FLAP: Duration = Duration::from_secs(20);
+const STUTTER: Duration = Duration::from_secs(2);
+/// Mail that is due so soon after the relay was killed does not count.
+pub const GRACE: Duration = Duration::from_secs(5);
 
 /// What the load is sent through.
 pub enum Subject {
@@ -41,6 +44,14 @@ pub struct Outcome {
     pub without: Option<String>,
     /// The rate, as a multiple of the usual one.
     pub times: f64,
+    pub seed: u64,
+    pub quick: bool,
+    /// What the relay was configured with.
+    pub configured: String,
+    /// The figure of the run that this one is compared with, if there was one.
+    pub reference: Option<f64>,
+    /// When the relay was killed.
+    pub killed: Option<Duration>,
     pub phases: Phases,
     pub plan: Arc<Vec<Planned>>,
     pub told: Vec<Told>,
@@ -84,7 +95,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(plan: &Arc<Vec<Planned>>, lead: Duration) -> io::Result<Self> {
+    fn new(scene: &Scene, plan: &Arc<Vec<Planned>>, lead: Duration) -> io::Result<Self> {
         let own = |threads| {
             Builder::new_multi_thread()
                 .worker_threads(threads)
@@ -94,8 +105,9 @@ impl Stage {
         let (engines_on, people) = (own(1)?, own(2)?);
         let began = Instant::now() + lead;
         let mut engines = Vec::new();
-        for at in 0..ENGINES {
-            engines.push(engines_on.block_on(Engine::start(at == 0, plan.clone(), began))?);
+        for at in 0..scene.engines {
+            let engine = Engine::start(at == 0, scene, plan.clone(), began);
+            engines.push(engines_on.block_on(engine)?);
         }
         let hops = [
             people.block_on(Sink::start(began))?,
@@ -113,12 +125,17 @@ impl Stage {
     /// Begins, or ends, what goes wrong.
     fn set(&self, event: Event, since: Option<Duration>) {
         let (mode, manner) = match (event, since) {
-            (Event::Fault(Fault::Flapping), Some(since)) => {
-                match (since.as_secs() / FLAP.as_secs()) % 2 {
-                    0 => (Mode::Hung, Manner::Quick),
+            (Event::Fault(fault @ (Fault::Flapping | Fault::Stutter)), Some(since)) => {
+                let phase = match fault {
+                    Fault::Stutter => STUTTER,
+                    _ => FLAP,
+                };
+                match (since.as_secs() / phase.as_secs()) % 2 {
+                    0 => (mode(fault), Manner::Quick),
                     _ => (Mode::Healthy, Manner::Quick),
                 }
             }
+            (Event::Away | Event::Backlog { .. }, Some(_)) => (Mode::Refused, Manner::Quick),
             (Event::Fault(fault), Some(_)) => (mode(fault), Manner::Quick),
             (Event::NextHop(Hop::Throttled), Some(_)) => (Mode::Healthy, Manner::Throttled(5)),
             (Event::NextHop(Hop::Tarpit), Some(_)) => {
@@ -143,21 +160,28 @@ fn mode(fault: Fault) -> Mode {
         Fault::Refused => Mode::Refused,
         Fault::Garbage => Mode::Garbage,
         Fault::Gray => Mode::Gray,
+        Fault::Stutter => Mode::Stuck,
     }
 }
 
 /// Runs a variant against a fresh relay.
 pub fn spillway(options: &Options, variant: &Variant) -> io::Result<Outcome> {
     run(options, variant, LEAD, |engines, hops| {
-        let config = relay::config(options, engines, hops);
-        let left_out = options.without.as_deref().unwrap_or_default();
-        let environment = [("SPILLWAY_WITHOUT", left_out)];
-        let mut spillway = Spillway::start_in(&environment, &options.mode, &config);
+        let listener = relay::listener(options, &variant.scene);
+        let config = relay::config(options, &variant.scene, engines, hops);
+        let built = Path::new(env!("CARGO_BIN_EXE_spillway"));
+        let program = options.relay.as_deref().unwrap_or(built);
+        let mut spillway = Spillway::start_as(program, &environment(options), &listener, &config);
         if options.keep {
             spillway.keep();
         }
         Subject::Spillway(spillway)
     })
+}
+
+fn environment(options: &Options) -> [(&str, &str); 1] {
+    let left_out = options.without.as_deref().unwrap_or_default();
+    [("SPILLWAY_WITHOUT", left_out)]
 }
 
 /// Runs a variant against Postfix with clamav-milter.
@@ -174,10 +198,16 @@ fn run(
     lead: Duration,
     start: impl FnOnce(&[u16], [u16; 2]) -> Subject,
 ) -> io::Result<Outcome> {
-    let phases = options.phases();
+    let scene = &variant.scene;
+    let phases = options.phases(scene);
     let plan = Arc::new(plan(options, variant, &phases));
-    let world = World::new(options);
-    let stage = Stage::new(&plan, lead)?;
+    let world = World::new(options, scene);
+    let stage = Stage::new(scene, &plan, lead)?;
+    // What is away from the beginning is away before the relay looks.
+    stage.set(
+        variant.event,
+        phases.event_begins.is_zero().then_some(Duration::ZERO),
+    );
     let ports: Vec<u16> = stage.engines.iter().map(|engine| engine.port).collect();
     let mut subject = start(&ports, [stage.hops[0].port, stage.hops[1].port]);
     let relay = ([127, 0, 0, 1], subject.port()).into();
@@ -193,7 +223,7 @@ fn run(
     ));
     let sending = stage.people.spawn(load.clone().run());
     let began_at = jiff::Timestamp::now() + until(stage.began);
-    let (resident, cpu) = watch(&stage, variant, &phases, &subject, &plan);
+    let seen = watch(&stage, options, variant, &phases, &mut subject, &plan);
     sending.abort();
     let _ = stage.people.block_on(sending);
     let ended = stage.began.elapsed();
@@ -205,7 +235,12 @@ fn run(
         variant: *variant,
         subject: subject.name(),
         without: options.without.clone(),
-        times: options.rate() / USUAL_RATE,
+        times: options.rate() * scene.rate / USUAL_RATE,
+        seed: options.seed,
+        quick: options.quick,
+        configured: relay::used(options, scene),
+        reference: None,
+        killed: seen.killed,
         phases,
         told: load.told.iter().map(take).collect(),
         hops: stage
@@ -218,8 +253,8 @@ fn run(
         busiest: first.busiest(),
         overrun: lock(&first.overrun).clone(),
         books,
-        resident,
-        cpu,
+        resident: seen.resident,
+        cpu: seen.cpu,
         began_at,
         ended,
         capped: load.capped.load(std::sync::atomic::Ordering::Relaxed),
@@ -235,14 +270,23 @@ fn until(instant: Instant) -> Duration {
     instant.saturating_duration_since(Instant::now())
 }
 
+/// What was seen of the relay while it ran.
+#[derive(Debug, Default)]
+struct Seen {
+    resident: Resident,
+    cpu: (f64, f64),
+    killed: Option<Duration>,
+}
+
 /// Directs the event and looks at the relay until everything valid is settled, or the time for it is over.
 fn watch(
     stage: &Stage,
+    options: &Options,
     variant: &Variant,
     phases: &Phases,
-    subject: &Subject,
+    subject: &mut Subject,
     plan: &[Planned],
-) -> (Resident, (f64, f64)) {
+) -> Seen {
     const LOOK: Duration = Duration::from_millis(50);
     std::thread::sleep(until(stage.began));
     let own = std::process::id();
@@ -251,14 +295,21 @@ fn watch(
         .iter()
         .filter(|planned| planned.kind.is_valid())
         .count();
-    let mut resident = Resident::default();
+    let every = if outlives(variant) { 40 } else { 10 };
+    let kill = variant.scene.kill.map(|after| phases.event_begins + after);
+    let mut seen = Seen::default();
     let mut looks = 0u32;
     let mut loaded = None;
     loop {
         let now = stage.began.elapsed();
         let in_event = now >= phases.event_begins && now < phases.event_ends;
         stage.set(variant.event, in_event.then(|| now - phases.event_begins));
+        if seen.killed.is_none() && kill.is_some_and(|at| now >= at) {
+            seen.killed = Some(now);
+            subject.kill_and_start(options);
+        }
         if looks.is_multiple_of(10) {
+            let resident = &mut seen.resident;
             resident.last = subject.resident();
             resident.most = resident.most.max(resident.last);
             if now < phases.event_begins {
@@ -268,16 +319,32 @@ fn watch(
         looks += 1;
         if now >= phases.load_ends {
             let seconds = now.as_secs_f64();
-            loaded.get_or_insert((
-                (subject.cpu() - relay_before) / seconds,
+            seen.cpu = *loaded.get_or_insert((
+                (subject.cpu() - relay_before).max(0.0) / seconds,
                 (cpu_of(own).0 - own_before) / seconds,
             ));
-            let enough = || delivered(stage, plan) >= valid && rescanned(stage, variant);
-            if now >= phases.settled_by || (looks.is_multiple_of(10) && enough()) {
-                return (resident, loaded.unwrap_or_default());
+            let enough = || {
+                delivered(stage, plan) >= valid
+                    && rescanned(stage, variant)
+                    && !awaits_culprits(variant, subject)
+            };
+            if now >= phases.settled_by || (looks.is_multiple_of(every) && enough()) {
+                return seen;
             }
         }
         std::thread::sleep(LOOK);
+    }
+}
+
+/// Whether the run goes on until the relay has judged what it has, valid or not.
+fn outlives(variant: &Variant) -> bool {
+    matches!(variant.event, Event::Backlog { .. } | Event::Killer)
+}
+
+fn awaits_culprits(variant: &Variant, subject: &Subject) -> bool {
+    match subject {
+        Subject::Spillway(spillway) => outlives(variant) && relay::waits(spillway),
+        Subject::Peer(_) => false,
     }
 }
 
@@ -335,6 +402,13 @@ impl Subject {
         match self {
             Self::Spillway(spillway) => spillway.resident(),
             Self::Peer(_) => 0,
+        }
+    }
+
+    /// SIGKILL, and another start.
+    fn kill_and_start(&mut self, options: &Options) {
+        if let Self::Spillway(spillway) = self {
+            spillway.kill_and_start(&environment(options));
         }
     }
 

@@ -1,17 +1,39 @@
 //! The variants: what goes wrong in each.
 
-use crate::plan::USUAL;
 use std::time::Duration;
+
+use crate::scene::Scene;
 
 /// What flood content costs the first engine, whoever has stopped waiting.
 pub const POISON: Duration = Duration::from_secs(120);
 
 /// One way in which a day can go wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Variant {
     pub name: &'static str,
     pub about: &'static str,
     pub event: Event,
+    pub scene: Scene,
+}
+
+impl Variant {
+    /// What it is compared with: the same without what hangs, or without strangers.
+    pub fn reference(&self) -> Option<Self> {
+        match self.event {
+            Event::Backlog { valid, .. } => {
+                let event = Event::Backlog { valid, hangs: 0 };
+                Some(Self { event, ..*self })
+            }
+            Event::Overload => {
+                let scene = Scene {
+                    strangers: 0.0,
+                    ..self.scene
+                };
+                Some(Self { scene, ..*self })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What happens between the calm and the end.
@@ -27,6 +49,18 @@ pub enum Event {
     NextHop(Hop),
     /// One client sends nine times as much as all others together; every engine takes so long for it.
     Greedy { scan: Duration },
+    /// Now and then a message on which the first engine hangs; they have nothing in common.
+    Drip { every: Duration },
+    /// The engine is away while so many valid messages come, and such on which it hangs when it is back; no mail after.
+    Backlog { valid: usize, hangs: usize },
+    /// The engine is away, and mail goes on.
+    Away,
+    /// One message that makes the engine close all its connections whenever it is scanned.
+    Killer,
+    /// Three times as much mail as usual.
+    Overload,
+    /// Four strangers send a document beside a part on which the engine hangs, ten known senders the document alone.
+    Beside,
 }
 
 /// What the messages of a flood have in common.
@@ -40,6 +74,8 @@ pub enum Flood {
     Mimic,
     /// Most sentences; there is no attachment.
     Text,
+    /// The same, and ten times as many sentences: hardly a word that valid mail does not use too.
+    Words,
 }
 
 /// How an engine misbehaves.
@@ -59,6 +95,8 @@ pub enum Fault {
     Flapping,
     /// Everything is clean, at once.
     Gray,
+    /// 2 s hung on mail but not on probes, 2 s well.
+    Stutter,
 }
 
 /// How a next hop misbehaves.
@@ -70,19 +108,21 @@ pub enum Hop {
     Tarpit,
 }
 
-const fn flood(name: &'static str, about: &'static str, flood: Flood) -> Variant {
+pub const fn flood(name: &'static str, about: &'static str, flood: Flood) -> Variant {
     Variant {
         name,
         about,
         event: Event::Flood(flood),
+        scene: Scene::USUAL,
     }
 }
 
-const fn fault(name: &'static str, about: &'static str, fault: Fault) -> Variant {
+pub const fn fault(name: &'static str, about: &'static str, fault: Fault) -> Variant {
     Variant {
         name,
         about,
         event: Event::Fault(fault),
+        scene: Scene::USUAL,
     }
 }
 
@@ -94,6 +134,7 @@ const fn letter(name: &'static str, about: &'static str, personal: bool, scan: u
             personal,
             scan: Duration::from_millis(scan),
         },
+        scene: Scene::USUAL,
     }
 }
 
@@ -102,11 +143,12 @@ const fn hop(name: &'static str, about: &'static str, hop: Hop) -> Variant {
         name,
         about,
         event: Event::NextHop(hop),
+        scene: Scene::USUAL,
     }
 }
 
-/// All of them, in the order in which they run.
-pub const ALL: [Variant; 19] = [
+/// Those of the table in docs/DRILL.md, in the order in which they run; the others are in [`crate::strangers`].
+pub const TABLE: [Variant; 19] = [
     flood(
         "constant",
         "the same attachment in every flood message, text differs",
@@ -199,7 +241,10 @@ pub const ALL: [Variant; 19] = [
     Variant {
         name: "greedy",
         about: "one client sends 90 % of the mail",
-        event: Event::Greedy { scan: USUAL },
+        event: Event::Greedy {
+            scan: Scene::USUAL.usual,
+        },
+        scene: Scene::USUAL,
     },
     Variant {
         name: "greedy-heavy",
@@ -207,5 +252,6 @@ pub const ALL: [Variant; 19] = [
         event: Event::Greedy {
             scan: Duration::from_millis(60),
         },
+        scene: Scene::USUAL,
     },
 ];

@@ -107,6 +107,7 @@ fn sample(envelope: &Arc<Envelope>, content: &Content, workers: &Arc<Semaphore>)
         fingerprint: Some(Arc::new(fingerprint())),
         standing: Standing::Known,
         errand: Errand::Fresh,
+        struck: false,
         stand_ins: true,
     };
     Sample::new(

@@ -53,38 +53,41 @@ pub struct Spillway {
     child: Stopped,
     pub port: u16,
     folder: tempfile::TempDir,
+    program: PathBuf,
 }
 
 impl Spillway {
     /// Starts the release binary with this configuration after a listener in `mode`.
     pub fn start(mode: &str, rest: &str) -> Self {
-        Self::start_in(&[], mode, rest)
+        let listener = format!("mode = \"{mode}\"\n");
+        Self::start_as(
+            Path::new(env!("CARGO_BIN_EXE_spillway")),
+            &[],
+            &listener,
+            rest,
+        )
     }
 
-    /// The same, with more in its environment.
-    pub fn start_in(environment: &[(&str, &str)], mode: &str, rest: &str) -> Self {
+    /// Starts `program` with these lines for its listener, and more in its environment.
+    pub fn start_as(
+        program: &Path,
+        environment: &[(&str, &str)],
+        listener: &str,
+        rest: &str,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let port = free_port();
         let config = format!(
             "[relay]\nhostname = \"relay.test\"\nlog_level = \"warn\"\n\
-             [[listener]]\nname = \"smtp\"\naddress = [\"127.0.0.1:{port}\"]\nmode = \"{mode}\"\n\
+             [[listener]]\nname = \"smtp\"\naddress = [\"127.0.0.1:{port}\"]\n{listener}\
              [admin]\nhttp = \"\"\n{rest}"
         );
-        let path = folder.path().join("spillway.toml");
-        std::fs::write(&path, config).expect("configuration");
-        let log = std::fs::File::create(folder.path().join("log")).expect("a log");
-        let child = Command::new(env!("CARGO_BIN_EXE_spillway"))
-            .args(["run", "--config"])
-            .arg(&path)
-            .envs(environment.iter().copied())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("spillway starts");
+        std::fs::write(folder.path().join("spillway.toml"), &config).expect("configuration");
         let mut spillway = Self {
-            child: Stopped(child),
+            child: Stopped(launch(program, folder.path(), environment)),
             port,
             folder,
+            program: program.to_owned(),
         };
         spillway.wait();
         spillway
@@ -132,6 +135,19 @@ impl Spillway {
         self.folder.path().join("spillway.toml")
     }
 
+    /// What was started.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// SIGKILL, and another start on the same store; returns when it listens again.
+    pub fn kill_and_start(&mut self, environment: &[(&str, &str)]) {
+        let _ = self.child.0.kill();
+        let _ = self.child.0.wait();
+        self.child = Stopped(launch(&self.program, self.folder.path(), environment));
+        self.wait();
+    }
+
     /// Leaves its folder (configuration, log, store) on the disk.
     pub fn keep(&mut self) {
         self.folder.disable_cleanup(true);
@@ -154,6 +170,23 @@ impl Spillway {
         let _ = self.child.0.kill();
         let _ = self.child.0.wait();
     }
+}
+
+fn launch(program: &Path, folder: &Path, environment: &[(&str, &str)]) -> Child {
+    let log = folder.join("log");
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log)
+        .expect("a log");
+    Command::new(program)
+        .args(["run", "--config"])
+        .arg(folder.join("spillway.toml"))
+        .envs(environment.iter().copied())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .expect("spillway starts")
 }
 
 /// A Postfix of its own that relays everything to `sink`.

@@ -1,17 +1,21 @@
 //! Connections of the admin surfaces, bounded in number and in time.
 //!
-//! Nobody's connections may use up the relay's descriptors, or keep others from asking: each surface has so many places of
-//! its own, and each connection ends after so long, whatever it is doing. Where a new one finds no place, one that waits for
-//! its caller (for the rest of a request, for the next one, or until an answer is taken) ends in its favour: a stranger's
-//! before one of this machine, one of whoever has most, and of those the one that has been open longest. One whose request is
-//! being answered is let alone. The rest is axum.
+//! Nobody's connections may use up the relay's descriptors, or keep others from asking: each surface has so many places for
+//! callers of this machine, and as many for strangers, who take none of the others. A connection ends when its caller has
+//! kept it waiting for so long in all. Where a new one finds no place, one of its kind that waits for its caller (for the
+//! rest of a request, for the next one, or until an answer is taken) ends in its favour: one of whoever has most, and of
+//! those the one that has been open longest. One whose request is being answered is let alone, and gives way when its answer
+//! is written; a stranger does not wait for that but is sent away, so that nobody waits behind him. The rest is axum.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -22,16 +26,17 @@ use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::serve::{IncomingStream, Listener};
+use futures_util::poll;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::deadline::Deadline;
 
-/// Connections at once of one surface.
+/// Connections at once of one surface, of callers of this machine and of strangers each.
 const CONNECTIONS: usize = 64;
-/// A connection's life.
+/// A connection's life, but for the time in which it is being answered.
 const LIFE: Duration = Duration::from_secs(30);
 
 /// Serves until `closing`, then lets open requests finish; `held` is dropped last.
@@ -42,8 +47,7 @@ where
 {
     let bounded = Bounded {
         listener,
-        places: Arc::new(Semaphore::new(CONNECTIONS)),
-        open: Arc::default(),
+        callers: Callers::default(),
     };
     let routes = routes.layer(middleware::from_fn(answer));
     let served = axum::serve(
@@ -87,10 +91,26 @@ struct Place(Arc<Standing>);
 #[derive(Debug, Default)]
 struct Standing {
     stranger: Option<IpAddr>,
-    /// A request is being answered.
-    answering: AtomicBool,
+    state: AtomicU8,
     /// Its place is wanted: it is to end.
     wanted: CancellationToken,
+}
+
+/// It waits for its caller.
+const WAITS: u8 = 0;
+/// A request is being answered.
+const ANSWERING: u8 = 1;
+/// There is an answer, which is not written yet.
+const ANSWERED: u8 = 2;
+
+impl Standing {
+    fn is(&self, state: u8) -> bool {
+        self.state.load(Ordering::Relaxed) == state
+    }
+
+    fn set(&self, state: u8) {
+        self.state.store(state, Ordering::Relaxed);
+    }
 }
 
 impl<L: Listener> Connected<IncomingStream<'_, Bounded<L>>> for Place
@@ -104,48 +124,119 @@ where
 
 /// Answers a request, and keeps its connection its place meanwhile.
 async fn answer(ConnectInfo(place): ConnectInfo<Place>, request: Request, next: Next) -> Response {
-    place.0.answering.store(true, Ordering::Relaxed);
+    place.0.set(ANSWERING);
     let response = next.run(request).await;
-    place.0.answering.store(false, Ordering::Relaxed);
+    place.0.set(ANSWERED);
     response
 }
 
-/// The open connections, those longest open first.
+/// The open connections of one kind, those longest open first.
 #[derive(Debug, Default)]
-struct Open(Mutex<Vec<Place>>);
+struct Open {
+    places: Mutex<Vec<Place>>,
+    /// One waits for its caller again.
+    idle: Notify,
+}
 
 impl Open {
     fn lock(&self) -> MutexGuard<'_, Vec<Place>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends one that waits for its caller, if there is any.
-    fn make_room(&self) {
+    /// Ends one that waits for its caller; false if there is none.
+    fn make_room(&self) -> bool {
         let open = self.lock();
-        let waits = |place: &&Place| {
-            let standing = &place.0;
-            !standing.answering.load(Ordering::Relaxed) && !standing.wanted.is_cancelled()
-        };
+        let waits = |place: &&Place| place.0.is(WAITS) && !place.0.wanted.is_cancelled();
         let mut of: HashMap<Option<IpAddr>, usize> = HashMap::new();
         for place in open.iter().filter(waits) {
             *of.entry(place.0.stranger).or_default() += 1;
         }
         // The last of equal ones is taken.
         let longest_first = open.iter().rev().filter(waits);
-        let ends = longest_first.max_by_key(|place| {
-            let stranger = place.0.stranger;
-            (stranger.is_some(), of.get(&stranger).copied())
-        });
+        let ends = longest_first.max_by_key(|place| of.get(&place.0.stranger).copied());
         if let Some(place) = ends {
             place.0.wanted.cancel();
         }
+        ends.is_some()
+    }
+}
+
+/// Callers of one kind.
+struct Kind {
+    places: Arc<Semaphore>,
+    open: Arc<Open>,
+}
+
+impl Default for Kind {
+    fn default() -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(CONNECTIONS)),
+            open: Arc::default(),
+        }
+    }
+}
+
+impl Kind {
+    /// A place as soon as there is one; none if all are being answered and it is not to be waited for.
+    async fn place(&self, is_patient: bool) -> Option<OwnedSemaphorePermit> {
+        let mut acquired = pin!(self.places.clone().acquire_owned());
+        loop {
+            if let Poll::Ready(permit) = poll!(&mut acquired) {
+                // The semaphore is never closed.
+                return permit.ok();
+            }
+            if self.open.make_room() {
+                return acquired.await.ok();
+            }
+            if !is_patient {
+                return None;
+            }
+            tokio::select! {
+                permit = &mut acquired => return permit.ok(),
+                () = self.open.idle.notified() => {}
+            }
+        }
+    }
+}
+
+/// All callers.
+#[derive(Default)]
+struct Callers {
+    own: Kind,
+    strangers: Kind,
+}
+
+impl Callers {
+    /// The connection, unless it is sent away.
+    async fn admit<I>(&self, io: I, stranger: Option<IpAddr>) -> Option<Connection<I>> {
+        let kind = match stranger {
+            Some(_) => &self.strangers,
+            None => &self.own,
+        };
+        let permit = kind.place(stranger.is_none()).await?;
+        let place = Place(Arc::new(Standing {
+            stranger,
+            ..Standing::default()
+        }));
+        kind.open.lock().push(place.clone());
+        let wanted = place.0.wanted.clone().cancelled_owned();
+        let end = async move {
+            // Whichever of the two it is, its time is over.
+            let _ = Deadline::after(LIFE).run(wanted).await;
+        };
+        Some(Connection {
+            io,
+            end: Box::pin(end),
+            place,
+            open: kind.open.clone(),
+            _permit: permit,
+        })
     }
 }
 
 struct Bounded<L> {
     listener: L,
-    places: Arc<Semaphore>,
-    open: Arc<Open>,
+    callers: Callers,
 }
 
 impl<L: Listener> Listener for Bounded<L>
@@ -156,33 +247,13 @@ where
     type Addr = L::Addr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let (io, address) = self.listener.accept().await;
-        let permit = match self.places.clone().try_acquire_owned() {
-            Ok(permit) => Some(permit),
-            Err(_) => {
-                self.open.make_room();
-                // The semaphore is never closed, so there is always a permit in the end.
-                self.places.clone().acquire_owned().await.ok()
+        loop {
+            let (io, address) = self.listener.accept().await;
+            let admitted = self.callers.admit(io, address.stranger()).await;
+            if let Some(connection) = admitted {
+                return (connection, address);
             }
-        };
-        let place = Place(Arc::new(Standing {
-            stranger: address.stranger(),
-            ..Standing::default()
-        }));
-        self.open.lock().push(place.clone());
-        let wanted = place.0.wanted.clone().cancelled_owned();
-        let end = async move {
-            // Whichever of the two it is, its time is over.
-            let _ = Deadline::after(LIFE).run(wanted).await;
-        };
-        let connection = Connection {
-            io,
-            end: Box::pin(end),
-            place,
-            open: self.open.clone(),
-            _permit: permit,
-        };
-        (connection, address)
+        }
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
@@ -190,13 +261,13 @@ where
     }
 }
 
-/// A connection that fails when its time is over, and gives its place back when dropped.
+/// A connection that fails when its time is over, unless it is being answered, and gives its place back when dropped.
 struct Connection<I> {
     io: I,
     end: Pin<Box<dyn Future<Output = ()> + Send>>,
     place: Place,
     open: Arc<Open>,
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl<I> Drop for Connection<I> {
@@ -208,14 +279,25 @@ impl<I> Drop for Connection<I> {
 
 impl<I> Connection<I> {
     fn over(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        match self.end.as_mut().poll(context) {
-            Poll::Pending => Ok(()),
-            Poll::Ready(()) => {
-                // A future must not be polled again once it is ready; the time stays over.
-                self.end = Box::pin(std::future::ready(()));
-                Err(io::ErrorKind::TimedOut.into())
-            }
+        if self.end.as_mut().poll(context).is_pending() {
+            return Ok(());
         }
+        // A future must not be polled again once it is ready; the time stays over.
+        self.end = Box::pin(std::future::ready(()));
+        let standing = &self.place.0;
+        match standing.is(WAITS) || standing.wanted.is_cancelled() {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// So far the answer is written, or as far as its caller takes it: what is to be waited for now is he.
+    fn written(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if self.place.0.is(ANSWERED) {
+            self.place.0.set(WAITS);
+            self.open.idle.notify_one();
+        }
+        self.over(context)
     }
 }
 
@@ -237,78 +319,24 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Connection<I> {
         octets: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.over(context)?;
-        Pin::new(&mut self.io).poll_write(context, octets)
+        let written = Pin::new(&mut self.io).poll_write(context, octets);
+        if written.is_pending() {
+            self.written(context)?;
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.over(context)?;
-        Pin::new(&mut self.io).poll_flush(context)
+        let flushed = Pin::new(&mut self.io).poll_flush(context);
+        if flushed.is_ready() {
+            self.written(context)?;
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.over(context)?;
         Pin::new(&mut self.io).poll_shutdown(context)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn open(strangers: &[Option<&str>]) -> Open {
-        let place = |stranger: &Option<&str>| {
-            let address = stranger.map(|text| SocketAddr::new(text.parse().expect("address"), 1));
-            Place(Arc::new(Standing {
-                stranger: address.and_then(|address| address.stranger()),
-                ..Standing::default()
-            }))
-        };
-        Open(Mutex::new(strangers.iter().map(place).collect()))
-    }
-
-    /// The order in which they would end.
-    fn order(open: &Open) -> Vec<usize> {
-        let ended = |open: &Open| {
-            let ended = |(at, place): (usize, &Place)| place.0.wanted.is_cancelled().then_some(at);
-            open.lock()
-                .iter()
-                .enumerate()
-                .filter_map(ended)
-                .collect::<Vec<_>>()
-        };
-        let mut order: Vec<usize> = Vec::new();
-        let all = open.lock().len();
-        for _ in 0..all {
-            open.make_room();
-            let now = ended(open);
-            order.extend(now.iter().find(|at| !order.contains(at)));
-        }
-        order
-    }
-
-    /// Whoever takes many places loses his own, and this machine's monitoring is the last that must give way.
-    #[test]
-    fn whoever_has_most_gives_way_and_this_machine_last() {
-        let (one, other) = (Some("192.0.2.1"), Some("198.51.100.2"));
-        let places = open(&[
-            None,
-            one,
-            other,
-            other,
-            Some("::ffff:127.0.0.1"),
-            other,
-            one,
-        ]);
-        assert_eq!(order(&places), [2, 1, 3, 5, 6, 0, 4]);
-        let network = [Some("2001:db8::1"), one, Some("2001:db8::2:1")];
-        assert_eq!(order(&open(&network)), [0, 1, 2]);
-    }
-
-    /// A command that takes its time is not broken off because others come.
-    #[test]
-    fn one_that_is_being_answered_keeps_its_place() {
-        let places = open(&[Some("192.0.2.1"), None]);
-        places.lock()[0].0.answering.store(true, Ordering::Relaxed);
-        assert_eq!(order(&places), [1]);
     }
 }

@@ -2,7 +2,7 @@
 
 use metrics::gauge;
 
-use super::Status;
+use super::{Status, Stored};
 use crate::delivery::State;
 
 /// Sets them.
@@ -19,20 +19,9 @@ pub(super) fn set(status: &Status) {
         gauge!("spillway_next_hop_rate", "next_hop" => hop.name.to_string()).set(rate);
         gauge!("spillway_next_hop_dead", "next_hop" => hop.name.to_string()).set(dead);
     }
-    let lanes = [
-        ("scan", &status.scan),
-        ("delivery", &status.delivery),
-        ("held", &status.held),
-        ("rescan", &status.rescan),
-    ];
-    for (lane, stats) in lanes {
-        gauge!("spillway_lane_messages", "lane" => lane).set(stats.messages as f64);
-        gauge!("spillway_lane_bytes", "lane" => lane).set(stats.octets as f64);
-        let oldest = stats.oldest.map_or(0, |oldest| oldest.as_second());
-        gauge!("spillway_lane_oldest_timestamp_seconds", "lane" => lane).set(oldest as f64);
+    if let Some(stored) = &status.stored {
+        set_stored(stored);
     }
-    gauge!("spillway_quarantine_bytes").set(status.quarantine.octets as f64);
-    gauge!("spillway_quarantine_limit_bytes").set(status.quarantine.limit as f64);
     for health in &status.engines {
         let engine = || health.engine.to_string();
         gauge!("spillway_engine_slots", "engine" => engine()).set(health.slots as f64);
@@ -42,4 +31,22 @@ pub(super) fn set(status: &Status) {
         let out = health.replicas.iter().filter(|r| r.state() != "closed");
         gauge!("spillway_engine_replicas_out", "engine" => engine()).set(out.count() as f64);
     }
+}
+
+/// A store that does not answer leaves them as they are: zeros would be taken for what is there.
+fn set_stored(stored: &Stored) {
+    let lanes = [
+        ("scan", &stored.scan),
+        ("delivery", &stored.delivery),
+        ("held", &stored.held),
+        ("rescan", &stored.rescan),
+    ];
+    for (lane, stats) in lanes {
+        gauge!("spillway_lane_messages", "lane" => lane).set(stats.messages as f64);
+        gauge!("spillway_lane_bytes", "lane" => lane).set(stats.octets as f64);
+        let oldest = stats.oldest.map_or(0, |oldest| oldest.as_second());
+        gauge!("spillway_lane_oldest_timestamp_seconds", "lane" => lane).set(oldest as f64);
+    }
+    gauge!("spillway_quarantine_bytes").set(stored.quarantine.octets as f64);
+    gauge!("spillway_quarantine_limit_bytes").set(stored.quarantine.limit as f64);
 }

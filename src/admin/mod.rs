@@ -30,6 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -39,7 +40,7 @@ use tokio_util::task::TaskTracker;
 use crate::deadline::Deadline;
 use crate::delivery::HopStatus;
 use crate::scan::Health;
-use crate::store::{Held, LaneStats, Recovery};
+use crate::store::{Held, Lane, LaneStats, Recovery, StoreError};
 use crate::telemetry;
 
 /// Settings of `[admin]`.
@@ -104,6 +105,21 @@ pub struct Status {
     pub sessions: u64,
     /// Octets of `limits.in_flight_bytes` that no message holds now.
     pub memory_available: u64,
+    /// What is stored; none, and no fields, while the store does not answer.
+    #[serde(flatten)]
+    pub stored: Option<Stored>,
+    /// How the engines are doing.
+    pub engines: Vec<Health>,
+    /// What goes out to each next hop.
+    #[serde(default)]
+    pub next_hops: Vec<HopStatus>,
+    /// What the start found in the store.
+    pub recovery: Recovery,
+}
+
+/// What a running relay says about its store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
     /// What waits to be scanned.
     pub scan: LaneStats,
     /// What waits to be delivered.
@@ -115,13 +131,36 @@ pub struct Status {
     pub quarantine: Held,
     /// What was delivered with less than full coverage and is kept to be scanned again.
     pub rescan: LaneStats,
-    /// How the engines are doing.
-    pub engines: Vec<Health>,
-    /// What goes out to each next hop.
-    #[serde(default)]
-    pub next_hops: Vec<HopStatus>,
-    /// What the start found in the store.
-    pub recovery: Recovery,
+}
+
+impl Stored {
+    /// What is told where nothing is known.
+    pub const UNKNOWN: &str = "not known: the store does not answer";
+    /// What is known by then, or nothing: half of it would be taken for all.
+    const PATIENCE: Duration = Duration::from_secs(2);
+
+    /// From what the store says of its lanes and of quarantine.
+    pub async fn from(
+        lanes: impl Future<Output = Result<[LaneStats; Lane::ALL.len()], StoreError>>,
+        quarantine: impl Future<Output = Result<Held, StoreError>>,
+    ) -> Option<Self> {
+        let both = Deadline::after(Self::PATIENCE).run(try_join(lanes, quarantine));
+        let both = both.await;
+        let both = both.map_err(|late| StoreError::Broken(late.to_string()));
+        match both.flatten() {
+            Ok(([scan, delivery, held, rescan], quarantine)) => Some(Self {
+                scan,
+                delivery,
+                held,
+                quarantine,
+                rescan,
+            }),
+            Err(error) => {
+                tracing::warn!(%error, "the store tells nothing about itself");
+                None
+            }
+        }
+    }
 }
 
 /// What is to be done with an engine.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::Status;
+use super::{Status, Stored};
 use crate::delivery::State;
 use crate::store::LaneStats;
 use crate::telemetry::escape::Escaped;
@@ -31,16 +31,10 @@ pub(super) fn render(status: &Status) -> String {
     rows.add("Sessions", &status.sessions.to_string());
     let memory = format!("{} MiB", status.memory_available >> 20);
     rows.add("Memory free for messages", &memory);
-    rows.add("Waiting for a scan", &lane(&status.scan));
-    rows.add("Waiting for delivery", &lane(&status.delivery));
-    rows.add("In quarantine", &lane(&status.held));
-    let quarantine = &status.quarantine;
-    let room = format!("{} of {} octets", quarantine.octets, quarantine.limit);
-    match quarantine.part() < 1.0 {
-        true => rows.add("Room in quarantine taken", &room),
-        false => rows.add_bad("Room in quarantine taken", &room),
+    match &status.stored {
+        Some(stored) => rows.add_stored(stored),
+        None => rows.add_bad("Stored messages", Stored::UNKNOWN),
     }
-    rows.add("Delivered, to be scanned again", &lane(&status.rescan));
     for health in &status.engines {
         let name = format!("Engine {}", health.engine);
         let text = format!(
@@ -97,6 +91,19 @@ struct Rows(String);
 impl Rows {
     fn add(&mut self, name: &str, value: &str) {
         self.row("", name, value);
+    }
+
+    fn add_stored(&mut self, stored: &Stored) {
+        self.add("Waiting for a scan", &lane(&stored.scan));
+        self.add("Waiting for delivery", &lane(&stored.delivery));
+        self.add("In quarantine", &lane(&stored.held));
+        let quarantine = &stored.quarantine;
+        let room = format!("{} of {} octets", quarantine.octets, quarantine.limit);
+        match quarantine.part() < 1.0 {
+            true => self.add("Room in quarantine taken", &room),
+            false => self.add_bad("Room in quarantine taken", &room),
+        }
+        self.add("Delivered, to be scanned again", &lane(&stored.rescan));
     }
 
     fn add_bad(&mut self, name: &str, value: &str) {

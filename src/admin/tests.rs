@@ -14,6 +14,7 @@ use crate::delivery::State;
 struct Fake {
     not_ready: Mutex<Option<String>>,
     problems: Vec<String>,
+    store_is_dead: bool,
     drained: AtomicBool,
     /// A reload waits while somebody has it.
     reloads: tokio::sync::Mutex<()>,
@@ -32,11 +33,7 @@ impl Control for Fake {
             listeners: Vec::new(),
             sessions: 3,
             memory_available: 1 << 20,
-            scan: LaneStats::default(),
-            delivery: LaneStats::default(),
-            held: LaneStats::default(),
-            quarantine: Held::default(),
-            rescan: LaneStats::default(),
+            stored: (!self.store_is_dead).then(Stored::default),
             engines: Vec::new(),
             next_hops: vec![HopStatus {
                 name: "hop".into(),
@@ -168,6 +165,51 @@ async fn metrics_tell_the_status() {
     assert!(page.contains("\nspillway_sessions 3\n"), "{page}");
     assert!(page.contains("\nspillway_lane_messages{lane=\"held\"} 0\n"));
     assert!(page.contains("# HELP spillway_ready 1 while"));
+}
+
+/// What is not known is not told as if there were nothing: somebody would stop a relay whose store does not answer and
+/// believe it empty.
+#[tokio::test]
+async fn what_the_store_does_not_tell_is_not_known() {
+    let dead = Fake {
+        store_is_dead: true,
+        ..Fake::default()
+    };
+    let surfaces = Surfaces::open(dead).await;
+    let page = surfaces.tcp("GET /").await;
+    assert!(
+        page.contains("not known: the store does not answer"),
+        "{page}"
+    );
+    assert!(!page.contains("0 messages"), "{page}");
+    let status = surfaces.unix("GET /status").await;
+    let json = status.split_once("\r\n\r\n").expect("a body").1;
+    let status: Status = serde_json::from_str(json).expect("a status");
+    assert_eq!(status.stored, None);
+    assert!(!json.contains("\"scan\""), "{json}");
+    let well = surfaces.control.status().await;
+    let well = Status {
+        stored: Some(Stored::default()),
+        ..well
+    };
+    let json = serde_json::to_string(&well).expect("JSON");
+    assert!(json.contains("\"scan\":{\"messages\":0"), "{json}");
+    let read: Status = serde_json::from_str(&json).expect("a status");
+    assert_eq!(read, well);
+}
+
+/// A store of a disk that is gone is asked for as long as people wait, and one half of its answer is none.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_does_not_answer_is_asked_for_so_long() {
+    let lanes = || async { Ok(<[LaneStats; Lane::ALL.len()]>::default()) };
+    let held = || async { Ok(Held::default()) };
+    let began = tokio::time::Instant::now();
+    assert_eq!(Stored::from(lanes(), std::future::pending()).await, None);
+    assert_eq!(Stored::from(std::future::pending(), held()).await, None);
+    assert!(began.elapsed() < Duration::from_secs(10));
+    let broken = async { Err(StoreError::Closed) };
+    assert_eq!(Stored::from(lanes(), broken).await, None);
+    assert_eq!(Stored::from(lanes(), held()).await, Some(Stored::default()));
 }
 
 /// Readiness says why not, so that the administrator need not search the log for it.

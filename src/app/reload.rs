@@ -1,13 +1,15 @@
 //! Reading a configuration beside a running relay.
 //!
 //! Files may hang: a FIFO that nobody writes to, a mount whose server is gone. Each reading is on a thread of its own and is
-//! waited for so long at most; the relay hears signals and its control socket all the while, and ends whatever hangs.
+//! waited for so long at most, and so is the building of what was read, which may take far longer without anything being
+//! wrong. The relay hears signals and its control socket all the while, and ends whatever hangs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinError;
 
 use super::{generation, prepare};
 use crate::config::{self, Config, Problems};
@@ -15,8 +17,12 @@ use crate::deadline::{Deadline, Elapsed};
 use crate::listener::Prepared;
 use crate::pipeline::Generation;
 
-/// One reading, the compiling of rules included: less than a command waits for its answer.
+/// One reading of the files. Whatever takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// One building of what was read: rules may take their time to compile.
+const BUILDING: Duration = Duration::from_secs(300);
+/// The longest reload.
+pub const LONGEST_RELOAD: Duration = PATIENCE.saturating_add(BUILDING);
 /// Readings that were given up and may hang for ever, each on a thread.
 const GIVEN_UP: usize = 8;
 
@@ -37,13 +43,15 @@ impl Default for Readings {
 }
 
 impl Readings {
-    /// What `read` returns, which blocks on `file` and on what that names; else why there is nothing, in lines.
+    /// What `build` makes of what `read` returns, which blocks on `file` and on what that names; else why there is nothing,
+    /// in lines.
     ///
     /// Cancel safety: safe; the result of a reading that has begun is thrown away.
-    pub(super) async fn read<T: Send + 'static>(
+    pub(super) async fn read<R: Send + 'static, T: Send + 'static>(
         &self,
         file: Option<PathBuf>,
-        read: impl FnOnce(Option<&Path>) -> Result<T, Vec<String>> + Send + 'static,
+        read: impl FnOnce(Option<&Path>) -> Result<R, Vec<String>> + Send + 'static,
+        build: impl FnOnce(R) -> Result<T, Vec<String>> + Send + 'static,
     ) -> Result<T, Vec<String>> {
         let Ok(_turn) = self.turn.try_lock() else {
             return Err(vec!["another reload is under way".to_owned()]);
@@ -54,20 +62,61 @@ impl Readings {
             return Err(vec![why]);
         };
         let shown = file.as_ref().map(|file| file.display().to_string());
-        let reading = tokio::task::spawn_blocking(move || {
-            let read = read(file.as_deref());
-            drop(thread);
-            read
-        });
-        match Deadline::after(PATIENCE).run(reading).await {
-            Ok(Ok(read)) => read,
-            Ok(Err(error)) => Err(vec![format!("the configuration was not read: {error}")]),
-            Err(Elapsed) => Err(vec![format!(
-                "{}, or a file that it names, was not read within {} s: is it a FIFO, or on a mount whose server is gone?",
-                shown.as_deref().unwrap_or("the configuration"),
+        let shown = shown.as_deref().unwrap_or("the configuration");
+        let reading = move || (read(file.as_deref()), thread);
+        let (read, thread) = step(PATIENCE, reading).await.map_err(|why| match why {
+            Some(error) => vec![format!("the configuration was not read: {error}")],
+            None => vec![format!(
+                "{shown}, or a file that it names, was not read within {} s: is it a FIFO, or on a mount whose server is gone?",
                 PATIENCE.as_secs(),
-            )]),
-        }
+            )],
+        })?;
+        let read = read?;
+        let building = move || (build(read), thread);
+        let (built, _thread) = step(BUILDING, building).await.map_err(|why| match why {
+            Some(error) => vec![format!("the configuration was not built: {error}")],
+            None => vec![format!(
+                "{shown} was read, but what it names was not ready within {} s: rules that take too long to compile, or a file that hangs",
+                BUILDING.as_secs(),
+            )],
+        })?;
+        built
+    }
+}
+
+/// What blocks, on a thread that is given up after so long: then none; or why the thread ended.
+async fn step<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Option<JoinError>> {
+    let running = tokio::task::spawn_blocking(work);
+    match Deadline::after(patience).run(running).await {
+        Ok(done) => done.map_err(Some),
+        Err(Elapsed) => Err(None),
+    }
+}
+
+/// What the files of a configuration say.
+pub(super) struct Files {
+    config: Config,
+    listeners: Vec<Prepared>,
+}
+
+impl Files {
+    /// Blocks.
+    pub(super) fn read(path: Option<&Path>) -> Result<Self, Vec<String>> {
+        let lines = |problems: Problems| {
+            problems
+                .to_string()
+                .lines()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let config = config::load(path).map_err(lines)?;
+        Ok(Self {
+            listeners: prepare(&config).map_err(|error| vec![error.to_string()])?,
+            config,
+        })
     }
 }
 
@@ -79,20 +128,12 @@ pub(super) struct Next {
 }
 
 impl Next {
-    /// Reads files and compiles rules: blocks.
-    pub(super) fn read(path: Option<&Path>, before: &Generation) -> Result<Self, Vec<String>> {
-        let lines = |problems: Problems| {
-            problems
-                .to_string()
-                .lines()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
-        let config = config::load(path).map_err(lines)?;
+    /// Reads the files of engines and next hops, and compiles rules: blocks.
+    pub(super) fn build(files: Files, before: &Generation) -> Result<Self, Vec<String>> {
         Ok(Self {
-            generation: generation(&config, Some(before))?,
-            listeners: prepare(&config).map_err(|error| vec![error.to_string()])?,
-            config,
+            generation: generation(&files.config, Some(before))?,
+            listeners: files.listeners,
+            config: files.config,
         })
     }
 }
@@ -116,9 +157,9 @@ mod tests {
             let (release, hangs) = mpsc::channel::<()>();
             held.push(release);
             let file = Some("/etc/fifo".into());
-            let mut hung = pin!(readings.read(file, move |_| Ok(hangs.recv().is_ok())));
+            let mut hung = pin!(readings.read(file, move |_| Ok(hangs.recv().is_ok()), Ok));
             assert!(poll!(&mut hung).is_pending());
-            let second = readings.read(None, |_| Ok(true)).await;
+            let second = readings.read(None, |_| Ok(true), Ok).await;
             assert_eq!(second, Err(vec!["another reload is under way".to_owned()]));
             tokio::time::advance(PATIENCE).await;
             let given_up = hung.await.expect_err("nothing was read");
@@ -127,12 +168,45 @@ mod tests {
                 "{given_up:?}"
             );
         }
-        let bounded = readings.read(None, |_| Ok(true)).await;
+        let bounded = readings.read(None, |_| Ok(true), Ok).await;
         assert!(bounded.expect_err("a bound")[0].contains("still hang"));
         held.pop();
         while readings.threads.available_permits() == 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(readings.read(None, |_| Ok(true)).await, Ok(true));
+        assert_eq!(readings.read(None, |_| Ok(true), Ok).await, Ok(true));
+    }
+    /// Rules that compile for minutes can be reloaded; but not for ever.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_read_may_take_minutes_to_build() {
+        for in_time in [true, false] {
+            let readings = Readings::default();
+            let (begins, begun) = mpsc::channel::<()>();
+            let (release, compiles) = mpsc::channel::<()>();
+            let build = move |rules: &'static str| {
+                begins.send(()).expect("the test waits");
+                Ok(compiles.recv().map(|()| rules))
+            };
+            let file = Some("/etc/rules".into());
+            let mut reload = pin!(readings.read(file, |_| Ok("rules"), build));
+            while begun.try_recv().is_err() {
+                assert!(poll!(&mut reload).is_pending());
+                tokio::task::yield_now().await;
+            }
+            assert!(poll!(&mut reload).is_pending());
+            let passes = if in_time { 10 * PATIENCE } else { BUILDING };
+            tokio::time::advance(passes).await;
+            if in_time {
+                assert!(poll!(&mut reload).is_pending());
+                release.send(()).expect("it compiles");
+                assert_eq!(reload.await, Ok(Ok("rules")));
+                continue;
+            }
+            let given_up = reload.await.expect_err("nothing was built");
+            assert!(
+                given_up[0].starts_with("/etc/rules was read, but"),
+                "{given_up:?}"
+            );
+        }
     }
 }

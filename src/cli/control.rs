@@ -15,7 +15,7 @@ use crate::deadline::Deadline;
 
 /// Octets of an answer at most.
 const LARGEST: u64 = 4 << 20;
-/// The whole exchange at most; a reload opens every file that the configuration names.
+/// The whole exchange at most.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An answer.
@@ -28,6 +28,16 @@ pub(super) struct Answer {
 
 /// Asks the relay that listens on `socket`.
 pub(super) async fn ask(socket: &Path, method: &str, path: &str) -> Result<Answer, CliError> {
+    ask_for(Duration::ZERO, socket, method, path).await
+}
+
+/// The same where the answer itself may take so long.
+pub(super) async fn ask_for(
+    answer: Duration,
+    socket: &Path,
+    method: &str,
+    path: &str,
+) -> Result<Answer, CliError> {
     let trouble = |what: String| CliError::Relay(socket.to_owned(), what);
     let exchange = async {
         let mut stream = UnixStream::connect(socket)
@@ -42,7 +52,7 @@ pub(super) async fn ask(socket: &Path, method: &str, path: &str) -> Result<Answe
         read.map_err(failed)?;
         parse(&answer).ok_or_else(|| trouble("its answer is not HTTP".to_owned()))
     };
-    match Deadline::after(PATIENCE).run(exchange).await {
+    match Deadline::after(PATIENCE + answer).run(exchange).await {
         Ok(answer) => answer,
         Err(passed) => Err(trouble(passed.to_string())),
     }

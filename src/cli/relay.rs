@@ -9,7 +9,7 @@ use super::control::{self, Answer};
 use super::exit::{CliError, Exit, Outcome};
 use super::settings;
 use super::terminal::{Terminal, count, safe, size};
-use crate::admin::{Reloaded, Status};
+use crate::admin::{Reloaded, Status, Stored};
 use crate::app;
 use crate::config::Config;
 use crate::store::{Held, LaneStats};
@@ -134,7 +134,7 @@ fn wrong(
 
 /// The difference that is now in force, or why none is.
 pub(super) async fn reload(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
-    let answer = control::ask(socket, "POST", "/control/reload").await?;
+    let answer = control::ask_for(app::LONGEST_RELOAD, socket, "POST", "/control/reload").await?;
     let reloaded: Reloaded = parsed(socket, &answer)?;
     if terminal.json {
         terminal.json(&reloaded)?;
@@ -195,8 +195,7 @@ fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     if let Some(file) = &status.config_file {
         config.push_str(&format!(" ({})", file.display()));
     }
-    let lane = |stats: &LaneStats| lane(stats, terminal);
-    let fields = [
+    let mut fields = vec![
         ("new mail", mail),
         (
             "draining",
@@ -204,11 +203,12 @@ fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
         ),
         ("sessions", status.sessions.to_string()),
         ("memory free", size(status.memory_available)),
-        ("to be scanned", lane(&status.scan)),
-        ("to be delivered", lane(&status.delivery)),
-        ("quarantine", lane(&status.held)),
-        ("quarantine room", room(&status.quarantine)),
-        ("to be rescanned", lane(&status.rescan)),
+    ];
+    match &status.stored {
+        Some(stored) => fields.extend(stored_fields(stored, terminal)),
+        None => fields.push(("stored messages", Stored::UNKNOWN.to_owned())),
+    }
+    fields.extend([
         ("hostname", status.hostname.clone()),
         ("configuration", config),
         (
@@ -220,7 +220,7 @@ fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
             ),
         ),
         ("version", status.version.clone()),
-    ];
+    ]);
     terminal.fields(&fields)?;
     for health in &status.engines {
         terminal.line(format!(
@@ -243,6 +243,17 @@ fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
         ))?;
     }
     Ok(())
+}
+
+fn stored_fields(stored: &Stored, terminal: &Terminal<'_>) -> [(&'static str, String); 5] {
+    let lane = |stats: &LaneStats| lane(stats, terminal);
+    [
+        ("to be scanned", lane(&stored.scan)),
+        ("to be delivered", lane(&stored.delivery)),
+        ("quarantine", lane(&stored.held)),
+        ("quarantine room", room(&stored.quarantine)),
+        ("to be rescanned", lane(&stored.rescan)),
+    ]
 }
 
 fn room(held: &Held) -> String {

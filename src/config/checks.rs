@@ -206,6 +206,14 @@ fn routes(config: &Config, log: &mut Log) {
             "add a [[next_hop]] with domains = [\"*\"]",
         );
     }
+    let mut domains = config.next_hops.iter().flat_map(|hop| &hop.domains);
+    if !config.next_hops.is_empty() && !domains.any(|domain| domain == "*") {
+        log.warn(
+            "next_hop",
+            "none takes mail for all domains: a bounce to any other domain is held in quarantine (bounce-undeliverable)".to_owned(),
+            "add a [[next_hop]] with domains = [\"*\"] if bounces are to reach senders elsewhere",
+        );
+    }
     let mut taken: BTreeMap<&str, &str> = BTreeMap::new();
     for next_hop in &config.next_hops {
         for domain in &next_hop.domains {

@@ -16,6 +16,7 @@ use super::document::{Document, Log, Setting};
 use super::problem::{Place, Problem, nearest};
 use super::units::{self, Wrong};
 use super::value::{chosen, expected, is_name, quantity, quoted, shown, string, within};
+use crate::file;
 
 /// One table, read key by key.
 pub(super) struct Section<'a> {
@@ -219,7 +220,7 @@ impl<'a> Section<'a> {
 
     /// Complains when a file (or folder) cannot be opened.
     pub(super) fn must_be_readable(&self, key: &str, path: &Path) {
-        if let Err(error) = std::fs::File::open(path) {
+        if let Err(error) = file::open(path) {
             let shown = path.display();
             let (what, fix) = match error.kind() {
                 std::io::ErrorKind::NotFound if key == "users_file" => (

@@ -200,6 +200,23 @@ fn a_readable_password_is_a_warning() {
     assert!(told[0].ends_with("chmod 0640 it"), "{told:?}");
 }
 
+/// A relay that knows only domains of its own can return nothing to senders elsewhere: that is told before the first bounce.
+#[test]
+fn no_next_hop_for_all_domains_is_a_warning() {
+    let text = |domains: &str| {
+        format!(
+            "[[next_hop]]\nname = \"in\"\ndomains = {domains}\nkind = \"maildir\"\npath = \"m/{{local}}\""
+        )
+    };
+    assert_eq!(
+        good(&text("[\"a.example\", \"*\"]")).warnings,
+        Vec::<String>::new()
+    );
+    let told = good(&text("[\"a.example\"]")).warnings;
+    assert!(told[0].contains("bounce-undeliverable"), "{told:?}");
+    assert!(told[0].contains("domains = [\"*\"]"), "{told:?}");
+}
+
 /// A file that cannot be read, is no text or has no end is a problem like any other.
 #[test]
 fn a_file_that_cannot_be_read_is_a_problem() {

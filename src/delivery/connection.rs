@@ -16,7 +16,7 @@ use crate::deadline::Deadline;
 use crate::smtp::RemoteReply;
 use crate::smtp::dialog::{
     Capabilities, Credentials, Facts, Fate, Interruption, Next, Opening, OpeningError, Progress,
-    TlsWish, Transaction,
+    Stage, TlsWish, Transaction,
 };
 use crate::smtp::dot_stuff;
 use crate::smtp::reply_parser::{Garbage, RawReply};
@@ -255,6 +255,7 @@ impl Connection {
         content_sent: &mut bool,
     ) -> Result<(), ConnectionError> {
         let mut next = machine.start(&mut self.output);
+        let mut told = 0;
         loop {
             match next {
                 Next::Done => return Ok(()),
@@ -271,6 +272,13 @@ impl Connection {
             };
             let step = |reply: &RawReply<'_>, out: &mut Vec<u8>| machine.on_reply(reply, out);
             next = self.reply(limit, deadline, step).await??;
+            if self.lmtp && *content_sent {
+                for (at, reply) in machine.taken().skip(told) {
+                    mail.told
+                        .tell(at, || format!("{}: {reply}", Stage::EndOfData));
+                    told += 1;
+                }
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use crate::message::{
     BodyKind, Envelope, Mailbox, MessageId, Notify, Origin, Recipient, Ret, ReversePath, header,
 };
 use crate::smtp::dot_stuff::has_bare_line_end;
+use crate::smtp::orcpt;
 use crate::store::Extent;
 
 /// Octets of a message returned at most: a smaller one whole where the sender did not say RET=HDRS, of a larger one
@@ -269,8 +270,12 @@ impl Report<'_> {
         let _ = write!(out, "Arrival-Date: {}\r\n", date(original.arrived));
         for (recipient, answer) in recipients {
             out.push_str("\r\n");
-            if let Some(orcpt) = &recipient.orcpt {
-                fold(out, "Original-Recipient: ", &frame.clean(orcpt));
+            if let Some(original) = &recipient.orcpt {
+                let original = match original.starts_with(orcpt::TYPE) && !frame.utf8 {
+                    true => orcpt::in_ascii(original),
+                    false => frame.clean(original),
+                };
+                fold(out, "Original-Recipient: ", &original);
             }
             let kind = match recipient.mailbox.is_internationalized() {
                 true => UTF8_RECIPIENT,

@@ -5,29 +5,40 @@
 //! nothing takes it back, or the message would be there once more with every retry. It gets the lines that final delivery adds (RFC 5321 4.4), and its line ends become LF, because that
 //! is what programs that read Maildirs expect of a file; nothing else changes.
 //!
+//! A Maildir is its user's own, who may put anything in the place of its folders, or it lies on a mount whose server is gone.
+//! So folders are opened without waiting and without following links, and few writers at once are in one of them: a writer
+//! that hangs keeps its place there, and the others go on.
+//!
 //! File names are made of the recipient's address, which is somebody else's text. Whatever could mean something to the
 //! file system is written as `%XX`, `%` included, so that no two addresses share a folder and none leaves its place.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::collections::HashMap;
+use std::fs::{DirBuilder, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use memchr::memmem;
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
-use super::{Answer, BuildError, Outbound, Outcome};
+use super::{Answer, BuildError, Outbound, Outcome, Told};
 use crate::deadline::Deadline;
 use crate::message::{Content, Envelope, Mailbox};
 
 /// Deliveries that write at once; more would only wait for the same disk.
 const WRITERS: usize = 64;
+/// Of these in one Maildir.
+const TOGETHER: usize = 4;
+/// Maildirs remembered, beyond which it is looked which of them have no writer any more.
+const REMEMBERED: usize = 1024;
 /// Octets of a folder's name made from an address; longer ones are cut and told apart by a hash.
 const MAX_NAME: usize = 200;
 /// What the bare postmaster (RFC 5321 4.5.1) has for a domain.
@@ -35,6 +46,8 @@ const NO_DOMAIN: &str = "localhost";
 /// Beyond the deadline, for the one file that is being moved at that moment; below what the lease of a stored message
 /// allows beyond the work on it.
 const LAST_MOVE: Duration = Duration::from_secs(2);
+/// Where it went well.
+const WRITTEN: &str = "2.0.0 written to the Maildir";
 
 /// Makes file names of one process differ.
 static COUNTER: AtomicU64 = AtomicU64::new(0);
@@ -44,23 +57,41 @@ pub struct Maildir {
     name: Arc<str>,
     template: Arc<str>,
     host: Arc<str>,
-    writers: Semaphore,
-    sync: SyncFolder,
+    writers: Arc<Semaphore>,
+    /// The places in each Maildir, for as long as somebody is in it.
+    places: Mutex<HashMap<PathBuf, Weak<Semaphore>>>,
+    disk: Disk,
 }
 
-/// Makes durable what was moved into a folder; tests have one that fails.
-type SyncFolder = fn(&File) -> io::Result<()>;
+/// How a message comes into its Maildir; tests have some that fail or take their time.
+#[derive(Clone, Copy)]
+struct Disk {
+    /// From `tmp`, the first folder, into `new`, the second.
+    rename: fn(&File, &File, &str) -> io::Result<()>,
+    /// Makes durable what was moved into the folder.
+    sync: fn(&File) -> io::Result<()>,
+}
 
-/// One delivery, moved to a thread that may block.
+impl Disk {
+    const REAL: Self = Self {
+        rename: |tmp, new, name| Ok(renameat(tmp, name, new, name)?),
+        sync: File::sync_all,
+    };
+}
+
+/// One delivery to one recipient, moved to a thread that may block.
 struct Job {
     envelope: Arc<Envelope>,
-    recipients: Vec<usize>,
+    /// The recipient's position.
+    at: usize,
+    mailbox: Mailbox,
+    maildir: PathBuf,
     prefix: Bytes,
     content: Content,
-    template: Arc<str>,
     host: Arc<str>,
-    sync: SyncFolder,
+    disk: Disk,
     shared: Arc<JobState>,
+    told: Told,
 }
 
 /// What the waiting side and the writing side both see.
@@ -101,8 +132,9 @@ impl Maildir {
             name,
             template: path.into(),
             host: host.into(),
-            writers: Semaphore::new(WRITERS),
-            sync: File::sync_all,
+            writers: Arc::new(Semaphore::new(WRITERS)),
+            places: Mutex::default(),
+            disk: Disk::REAL,
         })
     }
 
@@ -118,25 +150,16 @@ impl Maildir {
     ) -> Vec<(usize, Outcome)> {
         let shared = Arc::new(JobState::default());
         let waiting = Waiting(shared.clone());
-        let job = Job {
-            envelope: mail.envelope.clone(),
-            recipients: recipients.clone(),
-            prefix: mail.prefix.clone(),
-            content: mail.content.clone(),
-            template: self.template.clone(),
-            host: self.host.clone(),
-            sync: self.sync,
-            shared: shared.clone(),
-        };
-        let mut work = pin!(async {
-            let _permit = self.writers.acquire().await;
-            tokio::task::spawn_blocking(move || job.run()).await
-        });
+        let writing: FuturesUnordered<_> = recipients
+            .iter()
+            .filter_map(|at| self.job(mail, *at, &shared))
+            .map(|job| self.write(job))
+            .collect();
+        let mut work = pin!(writing.collect::<()>());
         let done = deadline.run(&mut work).await;
         drop(waiting);
         let why = match done {
-            Ok(Ok(())) => "4.3.0 not written",
-            Ok(Err(_)) => "4.3.0 writing to the Maildir was broken off",
+            Ok(()) => "4.3.0 writing to the Maildir was broken off",
             Err(_) => {
                 // Nothing new is begun, and whether the file that is being moved came there is known in a moment.
                 let _ = Deadline::after(LAST_MOVE).run(&mut work).await;
@@ -161,6 +184,53 @@ impl Maildir {
         outcomes
     }
 
+    fn job(&self, mail: &Outbound, at: usize, shared: &Arc<JobState>) -> Option<Job> {
+        let mailbox = mail.envelope.recipients.get(at)?.mailbox.clone();
+        Some(Job {
+            envelope: mail.envelope.clone(),
+            at,
+            maildir: folder(&self.template, &mailbox),
+            mailbox,
+            prefix: mail.prefix.clone(),
+            content: mail.content.clone(),
+            host: self.host.clone(),
+            disk: self.disk,
+            shared: shared.clone(),
+            told: mail.told.clone(),
+        })
+    }
+
+    /// Writes when there is a place in the Maildir, and then one among all writers. Both are kept for as long as the writer is
+    /// there, whoever still waits for it.
+    async fn write(&self, job: Job) {
+        let places = self.places(&job.maildir);
+        let (Ok(place), Ok(writer)) = (
+            places.acquire_owned().await,
+            self.writers.clone().acquire_owned().await,
+        ) else {
+            return;
+        };
+        let written = tokio::task::spawn_blocking(move || {
+            let _kept = (place, writer);
+            job.run();
+        });
+        // What it came to was told; a panic is told by its absence.
+        let _ = written.await;
+    }
+
+    fn places(&self, maildir: &Path) -> Arc<Semaphore> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(places) = places.get(maildir).and_then(Weak::upgrade) {
+            return places;
+        }
+        if places.len() >= REMEMBERED {
+            places.retain(|_, places| places.strong_count() > 0);
+        }
+        let fresh = Arc::new(Semaphore::new(TOGETHER));
+        places.insert(maildir.to_owned(), Arc::downgrade(&fresh));
+        fresh
+    }
+
     fn answer(&self, text: String) -> Answer {
         Answer {
             text,
@@ -171,7 +241,7 @@ impl Maildir {
     /// A disk's trouble is ours and passes; it is never a reason to bounce.
     fn outcome(&self, result: io::Result<()>) -> Outcome {
         match result {
-            Ok(()) => Outcome::Delivered(self.answer("2.0.0 written to the Maildir".to_owned())),
+            Ok(()) => Outcome::Delivered(self.answer(WRITTEN.to_owned())),
             Err(error) => {
                 let status = match error.kind() {
                     io::ErrorKind::StorageFull => "4.3.1",
@@ -186,58 +256,59 @@ impl Maildir {
 
 impl Job {
     fn run(self) {
-        for at in &self.recipients {
-            let Some(recipient) = self.envelope.recipients.get(*at) else {
-                continue;
-            };
-            if self.shared.abandoned.load(Ordering::SeqCst) {
-                return;
-            }
-            if let Err(error) = self.deliver(*at, &recipient.mailbox) {
-                self.shared.tell(*at, Err(error));
-            }
+        if self.shared.abandoned.load(Ordering::SeqCst) {
+            return;
+        }
+        if let Err(error) = self.deliver() {
+            self.shared.tell(self.at, Err(error));
         }
     }
 
     /// An error means that the message is not in the Maildir; that it is there is told as soon as it is.
-    fn deliver(&self, at: usize, mailbox: &Mailbox) -> io::Result<()> {
-        let maildir = folder(&self.template, mailbox);
-        let name = self.unique_name();
-        let (temporary, new) = (maildir.join("tmp").join(&name), maildir.join("new"));
+    fn deliver(&self) -> io::Result<()> {
+        let maildir = &self.maildir;
         // `new` is opened before anything is moved there: without permission or descriptors nothing is.
-        let open = || Ok::<_, io::Error>((File::open(&new)?, create(&temporary)?));
-        let (folder, file) = match open() {
+        let open = || {
+            let inner = |name: &str| open_folder(&maildir.join(name), OFlags::NOFOLLOW);
+            Ok::<_, io::Error>((inner("new")?, inner("tmp")?))
+        };
+        let (new, tmp) = match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                make_maildir(&maildir)?;
+                make_maildir(maildir)?;
                 open()?
             }
             result => result?,
         };
-        let moved = self.write(file, mailbox).and_then(|()| {
+        let name = self.unique_name();
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = openat(&tmp, &name, flags, Mode::RUSR | Mode::WUSR)?;
+        let moved = self.write(file.into()).and_then(|()| {
             if self.shared.abandoned.load(Ordering::SeqCst) {
                 return Err(io::Error::other("given up"));
             }
-            std::fs::rename(&temporary, new.join(&name))
+            (self.disk.rename)(&tmp, &new, &name)
         });
         if moved.is_err() {
             // What could not be delivered must not fill the disk either.
-            let _ = std::fs::remove_file(&temporary);
+            let _ = unlinkat(&tmp, &name, AtFlags::empty());
             return moved;
         }
         // From here on it is delivered, whatever happens.
-        self.shared.tell(at, Ok(()));
-        if let Err(error) = (self.sync)(&folder) {
+        self.shared.tell(self.at, Ok(()));
+        if let Err(error) = (self.disk.sync)(&new) {
             // A disk that cannot sync may lose the move in a power cut. Delivered once more the message would be there
             // twice for certain, with every retry; and it cannot be taken back from somebody who has read it.
-            tracing::warn!(folder = %new.display(), %error, "moved into the Maildir, but not synced");
+            tracing::warn!(folder = %maildir.display(), %error, "moved into the Maildir, but not synced");
         }
+        // Only now, as it may be forgotten here from then on.
+        self.told.tell(self.at, || WRITTEN.to_owned());
         Ok(())
     }
 
-    fn write(&self, file: File, mailbox: &Mailbox) -> io::Result<()> {
+    fn write(&self, file: File) -> io::Result<()> {
         let mut out = BufWriter::with_capacity(64 * 1024, file);
         writeln!(out, "Return-Path: {}", self.envelope.reverse_path)?;
-        writeln!(out, "Delivered-To: {mailbox}")?;
+        writeln!(out, "Delivered-To: {}", self.mailbox)?;
         for octets in [&self.prefix, self.content.bytes()] {
             let mut at = 0;
             for end in memmem::find_iter(octets, b"\r\n") {
@@ -310,12 +381,10 @@ fn safe(text: &str) -> String {
     name
 }
 
-fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
+/// A folder, and at once: whatever else is there is an error.
+fn open_folder(path: &Path, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
 /// Makes the Maildir and whatever folder above it is missing, durably.
@@ -340,7 +409,7 @@ fn make_maildir(maildir: &Path) -> io::Result<()> {
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+    open_folder(folder, OFlags::empty())?.sync_all()
 }
 
 #[cfg(test)]

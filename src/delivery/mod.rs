@@ -22,14 +22,16 @@ mod routes;
 pub mod schedule;
 mod throttle;
 mod tls;
+mod told;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,6 +48,7 @@ use crate::smtp::reply_parser::parse_status;
 pub use gate::{HopStatus, Turn};
 pub use objection::Objection;
 pub use pace::State;
+pub use told::{Taken, Told};
 
 #[cfg(test)]
 pub(crate) use {pace::Sign, relay::Ended};
@@ -59,6 +62,9 @@ use pace::Who;
 use relay::Ended;
 use relay::Relay;
 use routes::Routes;
+
+/// Domains without a next hop that the log names, each once for a configuration.
+const UNROUTED_TOLD: usize = 100;
 
 /// Settings of one `[[next_hop]]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -144,6 +150,8 @@ pub struct Outbound {
     pub prefix: Bytes,
     /// The content as received.
     pub content: Content,
+    /// Who hears of each recipient that a next hop takes, while others are waited for.
+    pub told: Told,
 }
 
 /// What became of one recipient.
@@ -192,6 +200,11 @@ impl Answer {
             dsn_passed: false,
             held_back: false,
         }
+    }
+
+    /// No next hop takes the recipient's domain.
+    pub fn is_unrouted(&self) -> bool {
+        self.next_hop.is_empty()
     }
 
     /// The enhanced status code (RFC 3463) that was given, by the server or by us.
@@ -265,6 +278,8 @@ pub struct Delivery {
 struct Shared {
     hops: Vec<Hop>,
     routes: Routes,
+    /// Domains that no next hop takes, as far as the log has named them.
+    unrouted: Mutex<HashSet<String>>,
 }
 
 struct Hop {
@@ -345,8 +360,7 @@ impl Delivery {
                 meters: OnceLock::new(),
             });
         }
-        let shared = Arc::new(Shared { hops, routes });
-        Ok(Self { shared })
+        Ok(Self::of(hops, routes))
     }
 
     /// Next hops that a test has made; the settings say what they are for and how patient they are tried.
@@ -364,9 +378,18 @@ impl Delivery {
             meters: OnceLock::new(),
         };
         let hops = settings.into_iter().zip(scripts).map(hop).collect();
-        Ok(Self {
-            shared: Arc::new(Shared { hops, routes }),
-        })
+        Ok(Self::of(hops, routes))
+    }
+
+    fn of(hops: Vec<Hop>, routes: Routes) -> Self {
+        let shared = Shared {
+            hops,
+            routes,
+            unrouted: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Delivers to all recipients, every next hop at once; one outcome per recipient in their order. At the deadline
@@ -403,8 +426,34 @@ impl Delivery {
         }
         outcomes
             .into_iter()
-            .map(|outcome| outcome.unwrap_or_else(no_route))
+            .zip(&mail.envelope.recipients)
+            .map(|(outcome, recipient)| {
+                let domain = recipient.mailbox.domain();
+                outcome.unwrap_or_else(|| self.unrouted(domain))
+            })
             .collect()
+    }
+
+    /// What becomes of mail for a domain that no next hop takes: it waits for one, as most likely somebody has forgotten the
+    /// domain in a new configuration.
+    fn unrouted(&self, domain: &str) -> Outcome {
+        let mut told = self
+            .shared
+            .unrouted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if told.len() < UNROUTED_TOLD && told.insert(domain.to_owned()) {
+            tracing::warn!(
+                domain,
+                "no next hop takes this domain: its mail waits, and bounces to it are held"
+            );
+        }
+        Outcome::Deferred(Answer {
+            text: format!(
+                "4.4.4 no next hop takes {domain}: add it, or \"*\" for all, to the domains of a [[next_hop]]"
+            ),
+            ..Answer::of(&Arc::from(""))
+        })
     }
 
     /// The settings of the next hop for a recipient's domain.
@@ -583,11 +632,4 @@ impl fmt::Debug for Delivery {
         let names = self.shared.hops.iter().map(|hop| &hop.settings.name);
         f.debug_list().entries(names).finish()
     }
-}
-
-fn no_route() -> Outcome {
-    Outcome::Failed(Answer {
-        text: "5.4.4 no next hop takes this domain".to_owned(),
-        ..Answer::of(&Arc::from(""))
-    })
 }

@@ -7,9 +7,10 @@ use crate::smtp::dialog::Stage;
 pub enum Objection {
     /// The form of this message: its size, its 8-bit octets, what it contains. Another may pass.
     Form,
-    /// This recipient: nobody has the name, or takes anything.
+    /// This recipient, for good: nobody has the name, or takes anything. Nothing else counts as this, for then nobody may
+    /// be told, and nothing need be kept.
     Recipient,
-    /// Something else, or nothing that could be told: policy, the sender, no connection.
+    /// Something else, or nothing that could be told: policy, the sender, no connection, not now.
     Other,
 }
 
@@ -20,20 +21,17 @@ impl Objection {
         code: Option<u16>,
         status: Option<(u16, u16, u16)>,
     ) -> Self {
-        let status = status.map(|(_, subject, detail)| (subject, detail));
         match (status, stage, code) {
             // Longer than the mailbox takes, larger than the system takes, and all that is said of content.
-            (Some((2, 3) | (3, 4) | (6, _)), ..) => Self::Form,
+            (Some((_, 2, 3) | (_, 3, 4) | (_, 6, _)), ..) => Self::Form,
             // The address of the sender.
-            (Some((1, _)), Some(Stage::Mail), _) | (Some((1, 7 | 8)), ..) => Self::Other,
-            // An address, a mailbox, and a domain that has no route.
-            (Some((1 | 2, _) | (4, 4)), ..) => Self::Recipient,
+            (Some((_, 1, _)), Some(Stage::Mail), _) | (Some((_, 1, 7 | 8)), ..) => Self::Other,
+            // An address or a mailbox, for good: what is only not taken now may be taken from us by and by, or by another.
+            (Some((5, 1 | 2, _)), ..) => Self::Recipient,
             // RFC 1870 6, and RFC 5321 4.1.1.11 of parameters that tell of size, 8-bit octets and UTF-8.
             (.., Some(552)) | (_, Some(Stage::Mail), Some(504 | 555)) => Self::Form,
-            // The mail system as a whole.
-            (Some((3, _)), ..) => Self::Other,
-            // Nothing of the message but this recipient was told then.
-            (_, Some(Stage::Rcpt), _) => Self::Recipient,
+            // RFC 5321 4.2.3, without a word to the contrary: a policy that refuses us has a status of its own, or 554.
+            (None, Some(Stage::Rcpt), Some(550 | 551 | 553)) => Self::Recipient,
             _ => Self::Other,
         }
     }
@@ -65,11 +63,21 @@ mod tests {
             (Some(Rcpt), Some(550), Some((5, 2, 1)), Recipient),
             (Some(EndOfData), Some(552), Some((5, 2, 2)), Recipient),
             (Some(Rcpt), Some(550), Some((5, 1, 10)), Recipient),
-            (Some(Rcpt), Some(550), Some((5, 4, 1)), Recipient),
-            (Some(Rcpt), Some(550), Some((5, 7, 1)), Recipient),
             (Some(Rcpt), Some(550), None, Recipient),
-            (Some(Rcpt), Some(450), Some((4, 2, 2)), Recipient),
-            (None, None, Some((5, 4, 4)), Recipient),
+            (Some(Rcpt), Some(551), None, Recipient),
+            (Some(Rcpt), Some(553), None, Recipient),
+            (Some(Rcpt), Some(451), None, Other),
+            (Some(Rcpt), Some(451), Some((4, 7, 1)), Other),
+            (Some(Rcpt), Some(450), Some((4, 1, 1)), Other),
+            (Some(Rcpt), Some(450), Some((4, 2, 2)), Other),
+            (Some(Rcpt), Some(554), None, Other),
+            (Some(Rcpt), Some(554), Some((5, 7, 1)), Other),
+            (Some(Rcpt), Some(550), Some((5, 7, 1)), Other),
+            (Some(Rcpt), Some(550), Some((5, 4, 1)), Other),
+            (Some(Rcpt), Some(503), None, Other),
+            (Some(Rcpt), Some(550), Some((5, 4, 4)), Other),
+            (None, None, Some((5, 4, 4)), Other),
+            (None, None, Some((4, 4, 4)), Other),
             (Some(Rcpt), Some(452), Some((4, 3, 1)), Other),
             (Some(Mail), Some(550), Some((5, 1, 0)), Other),
             (Some(Rcpt), Some(550), Some((5, 1, 8)), Other),

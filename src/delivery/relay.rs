@@ -17,6 +17,7 @@ use super::pool::{Lease, Pool};
 use super::throttle;
 use super::{Answer, BuildError, Outbound, Outcome, SmtpSettings, TlsMode, tls};
 use crate::deadline::Deadline;
+use crate::file;
 use crate::message::Content;
 use crate::smtp::RemoteReply;
 use crate::smtp::dialog::{BareLineEnd, Credentials, Facts, Fate, Settled, Stage, TlsWish};
@@ -453,13 +454,14 @@ async fn facts(mail: &Outbound) -> Result<Facts, BareLineEnd> {
 }
 
 fn credentials(name: &str, settings: &SmtpSettings) -> Result<Option<Credentials>, BuildError> {
-    let (username, file) = match (&settings.username, &settings.password_file) {
-        (Some(username), Some(file)) => (username.clone(), file),
+    let (username, path) = match (&settings.username, &settings.password_file) {
+        (Some(username), Some(path)) => (username.clone(), path),
         (None, None) => return Ok(None),
         _ => return Err(BuildError::HalfCredentials(name.to_owned())),
     };
-    let broken = |why: String| BuildError::Password(file.clone(), why);
-    let password = std::fs::read_to_string(file).map_err(|error| broken(error.to_string()))?;
+    let broken = |why: String| BuildError::Password(path.clone(), why);
+    let read = file::read_text(path, file::LARGEST);
+    let password = read.map_err(|error| broken(error.to_string()))?;
     let password = password.trim_end_matches(['\r', '\n']).to_owned();
     if password.is_empty() || password.contains(char::is_control) {
         return Err(broken("it must hold one line, the password".to_owned()));

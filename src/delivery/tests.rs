@@ -65,6 +65,7 @@ fn mail(to: &[&str], content: &'static [u8]) -> Outbound {
         }),
         prefix: Bytes::from_static(b"X: y\r\n"),
         content: Content::uncharged(content),
+        told: Told::default(),
     }
 }
 
@@ -165,7 +166,7 @@ async fn recipients_are_grouped_by_next_hop() {
             "failed RCPT: 550 5.1.1 who",
             "delivered 2.0.0 written to the Maildir",
             "delivered end of data: 250 first",
-            "failed 5.4.4 no next hop takes this domain"
+            "deferred 4.4.4 no next hop takes three.example: add it, or \"*\" for all, to the domains of a [[next_hop]]"
         ]
     );
     first.finished().await;

@@ -1,6 +1,8 @@
 //! The baseline: what the mail of this relay's users looks like when it is well. Bounded memory: a count-min sketch
 //! (Cormode, Muthukrishnan, 2005) that is halved now and then, and two generations of known senders.
 
+mod snapshot;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -9,6 +11,8 @@ use tokio::time::Instant;
 use super::Key;
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Standing, Trait};
+
+pub use snapshot::Unusable;
 
 /// Counters in a row of the sketch, and rows.
 const WIDTH: usize = 1 << 16;
@@ -26,18 +30,22 @@ const KNOWN: u32 = 2;
 const SENDERS: usize = 100_000;
 const GENERATION: Duration = Duration::from_secs(7 * 86_400);
 
-/// The baseline.
-#[derive(Debug)]
-pub(super) struct Baseline {
+/// The baseline. Full it takes some 8 MB.
+#[derive(Debug, Clone)]
+pub struct Baseline {
     rows: Box<[[u32; WIDTH]; ROWS]>,
     messages: u64,
     /// What the sketch counts for a key that it was never told of. Every message has dozens of keys that no other has
     /// (its content), and they fill all counters evenly: after a day that is as much as a key of 0.05 % of all mail, which
     /// would be the difference between new mail and usual mail. Taking it off: Deng, Rafiei, Count-Mean-Min, 2007.
     noise: f64,
-    halved: Instant,
+    /// When the counts are halved next.
+    halves: Instant,
+    /// The newer generation, and the older one.
     senders: [HashMap<u64, u32>; 2],
-    turned: Instant,
+    /// When the newer generation becomes the older one.
+    turns: Instant,
+    version: u64,
 }
 
 impl Baseline {
@@ -48,16 +56,18 @@ impl Baseline {
                 .unwrap_or_else(|_| Box::new([[0; WIDTH]; ROWS])),
             messages: 0,
             noise: 0.0,
-            halved: now,
+            halves: now + HALVED,
             senders: Default::default(),
-            turned: now,
+            turns: now + GENERATION,
+            version: 0,
         }
     }
 
     /// A message was scanned well by everybody.
     pub(super) fn add(&mut self, now: Instant, fingerprint: &Fingerprint) {
-        if now >= self.halved + HALVED {
-            self.halved = now;
+        self.version += 1;
+        if now >= self.halves {
+            self.halves = now + HALVED;
             self.messages /= 2;
             self.rows
                 .as_flattened_mut()
@@ -86,8 +96,8 @@ impl Baseline {
     }
 
     fn meet(&mut self, now: Instant, sender: u64) {
-        if now >= self.turned + GENERATION || self.senders[0].len() >= SENDERS {
-            self.turned = now;
+        if now >= self.turns || self.senders[0].len() >= SENDERS {
+            self.turns = now + GENERATION;
             self.senders.swap(0, 1);
             self.senders[0].clear();
         }
@@ -107,6 +117,21 @@ impl Baseline {
             Some(sender) if self.met(sender) >= KNOWN => Standing::Known,
             _ => Standing::Unknown,
         }
+    }
+
+    /// Grows with every message; of one that was read from a snapshot it begins anew.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Senders that were met, known or not: at most 200,000.
+    pub fn senders(&self) -> usize {
+        self.senders.iter().map(HashMap::len).sum()
+    }
+
+    /// Messages that it speaks of; half of them after each 12 hours.
+    pub fn messages(&self) -> u64 {
+        self.messages
     }
 
     /// Whether there is enough of it to judge by.
@@ -155,7 +180,7 @@ mod tests {
     use crate::intercept::episode::NARROW;
     use crate::message::Identity;
 
-    fn message(rng: &mut StdRng, skeleton: u64) -> Fingerprint {
+    pub(super) fn message(rng: &mut StdRng, skeleton: u64) -> Fingerprint {
         let mut one = |aspect| Trait {
             aspect,
             value: rng.next_u64(),

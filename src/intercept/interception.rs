@@ -198,6 +198,16 @@ impl Interception {
         self.baseline.standing(fingerprint)
     }
 
+    /// What is known of senders and of usual mail.
+    pub fn baseline(&self) -> &Baseline {
+        &self.baseline
+    }
+
+    /// Goes on with what was known before a restart.
+    pub fn take_up(&mut self, baseline: Baseline) {
+        self.baseline = baseline;
+    }
+
     /// A message was scanned well by everybody.
     pub fn judged_clean(&mut self, now: Instant, fingerprint: &Fingerprint) {
         self.baseline.add(now, fingerprint);

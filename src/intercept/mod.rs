@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::message::{MessageId, Pattern};
 use key::Key;
 
+pub use baseline::{Baseline, Unusable};
 pub use crash::Crashed;
 pub use interception::{EngineState, Evidence, Interception, Seen};
 pub use settings::{Mode, Settings};

@@ -11,7 +11,7 @@
 //!
 //! | who | unknown sender | known sender |
 //! |---|---|---|
-//! | one sender domain of a client | 1 x what is free: from 50 % | 4 x: from 80 % |
+//! | one sender ([`message::Party`]) | 1 x what is free: from 50 % | 4 x: from 80 % |
 //! | a client network, all its senders together | 4 x: from 80 % | 16 x: from 94 % |
 //! | everybody | at 100 % | at 100 % |
 //!
@@ -25,14 +25,14 @@ mod tests;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::ablation::{Mechanism, without};
 use crate::incident::{Incident, Kind, Subject};
-use crate::message::Standing;
+use crate::message::{self, Standing, party};
 use crate::pipeline::Pressure;
 
 /// Multiples of what is free.
@@ -58,7 +58,7 @@ const UNTAKEN: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Party {
     network: IpAddr,
-    /// Stands for the network and the sender domain.
+    /// Stands for the [`message::Party`].
     sender: u64,
     standing: Standing,
 }
@@ -165,19 +165,16 @@ impl Ledger {
         }
     }
 
-    /// The party of a client and the domain of its reverse-path (empty for the null one).
-    ///
-    /// An IPv4 address is a party of its own: neighbours are often strangers. Of IPv6 the /64 is, since whoever has one
-    /// address of it has them all (RFC 4291 2.5.4).
-    pub(super) fn party(&self, client: IpAddr, domain: &str, standing: Standing) -> Party {
-        let network = match client.to_canonical() {
-            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
-            v4 => v4,
-        };
-        let sender = self.hasher.hash_one((network, domain.to_ascii_lowercase()));
+    /// The party of what a client brings for `sender`.
+    pub(super) fn party(
+        &self,
+        client: IpAddr,
+        sender: &message::Party,
+        standing: Standing,
+    ) -> Party {
         Party {
-            network,
-            sender,
+            network: party::network(client),
+            sender: self.hasher.hash_one(sender),
             standing,
         }
     }
@@ -215,7 +212,7 @@ impl Ledger {
     }
 
     /// Books more memory of a message that is coming in, if its client may hold so much: the size of a message is known
-    /// when it is here. Its sender domain is not asked about, or the largest message that is allowed would find no room
+    /// when it is here. Its sender is not asked about, or the largest message that is allowed would find no room
     /// in a memory that is just large enough for it.
     pub(super) fn grow(&mut self, now: Instant, party: &Party, octets: u64, free: u64) -> bool {
         let held = self.networks.get(&party.network).map_or(0, |a| a.octets);

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::Limits;
 use super::admission::{Ledger, Party, Refusal};
 use crate::deadline::Deadline;
-use crate::message::{MemoryBudget, Standing};
+use crate::message::{self, MemoryBudget, Standing};
 use crate::pipeline::Pipeline;
 use crate::smtp::Reply;
 use crate::store::incidents::Incidents;
@@ -93,9 +93,14 @@ impl Admission {
         }
     }
 
-    /// Whose mail it is.
-    pub(super) fn party(&self, client: IpAddr, domain: &str, standing: Standing) -> Party {
-        self.ledger().party(client, domain, standing)
+    /// Whose mail it is that a client brings for `sender`.
+    pub(super) fn party(
+        &self,
+        client: IpAddr,
+        sender: &message::Party,
+        standing: Standing,
+    ) -> Party {
+        self.ledger().party(client, sender, standing)
     }
 
     /// Whether a message that takes so many octets of memory would be taken now. Nothing is kept for it.

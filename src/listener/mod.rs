@@ -8,6 +8,7 @@ mod accept;
 mod admission;
 mod admit;
 mod auth;
+pub mod descriptors;
 mod peer;
 mod proxy;
 mod receive;

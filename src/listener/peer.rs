@@ -60,6 +60,12 @@ impl Session {
         self.server.reset_for_xclient(attributes.login.flatten());
         Ok(Reply::greeting(&self.context.hostname))
     }
+
+    /// Whom the mail of this transaction is counted with: the client that XFORWARD named, or else the session's. A share is
+    /// no permission: without this all that a mail server relays would be one client's.
+    pub(super) fn client(&self) -> IpAddr {
+        client(self.address, &self.forwarded)
+    }
 }
 
 /// What a session of this client is offered.
@@ -79,11 +85,14 @@ pub(super) fn offer(context: &Context, client: IpAddr) -> Offer {
     }
 }
 
+fn client(peer: IpAddr, forwarded: &Attributes) -> IpAddr {
+    let named = forwarded.address();
+    named.map_or(peer, |address| address.to_canonical())
+}
+
 /// XFORWARD tells where a message came from before it came to our peer; it gives no permission.
 pub(super) fn apply_forwarded(origin: &mut Origin, forwarded: Attributes) {
-    if let Some(address) = forwarded.address() {
-        origin.client = address.to_canonical();
-    }
+    origin.client = client(origin.client, &forwarded);
     if let Some(name) = forwarded.name {
         origin.client_name = name;
     }

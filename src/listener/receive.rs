@@ -7,7 +7,7 @@ use super::admission::Party;
 use super::admit::Share;
 use super::session::{Ending, Session};
 use crate::deadline::{Deadline, Elapsed};
-use crate::message::{Charge, Content, Mailbox, MemoryBudget, Recipient, Standing};
+use crate::message::{self, Charge, Content, MemoryBudget, Recipient, ReversePath, Standing};
 use crate::smtp::Reply;
 use crate::smtp::content::Decoder;
 
@@ -142,17 +142,20 @@ impl Intake {
 
 /// Admission of what this session brings.
 impl Session {
+    /// Whose mail the transaction brings. At MAIL the recipients are not known yet, by which returned mail is told apart.
     fn party(&self) -> Party {
-        let sender = self.server.transaction().map(|t| &t.reverse_path);
-        let domain = sender
-            .and_then(|path| path.mailbox())
-            .map_or("", Mailbox::domain);
+        let transaction = self.server.transaction();
+        let first = transaction.and_then(|t| t.recipients.first());
+        let path = transaction.map_or(&ReversePath::NULL, |t| &t.reverse_path);
+        let user = self.server.user();
         // Who logged in is known by that; the others by what they brought before.
-        let standing = match self.client_certificate || self.server.user().is_some() {
+        let standing = match self.client_certificate || user.is_some() {
             true => Standing::Known,
             false => Standing::Unknown,
         };
-        self.admission.party(self.address, domain, standing)
+        let client = self.client();
+        let sender = message::Party::new(client, user, path, first.map(|first| &first.mailbox));
+        self.admission.party(client, &sender, standing)
     }
 
     /// MAIL was taken by the protocol: whether there would be room for the message. The client learns it before it has

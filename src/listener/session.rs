@@ -65,7 +65,7 @@ pub(super) struct Session {
     pub(super) client_name: Option<String>,
     tls: Option<String>,
     pub(super) client_certificate: bool,
-    forwarded: Attributes,
+    pub(super) forwarded: Attributes,
     /// Of a transaction whose content has not begun.
     pub(super) envelope: Option<Box<EnvelopeCharge>>,
     pub(super) intake: Option<Box<Intake>>,

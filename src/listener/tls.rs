@@ -10,6 +10,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::file;
+
 /// Why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -28,7 +30,7 @@ pub fn server_config(
     client_ca: Option<&Path>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates(certificate)?;
-    let secret = PrivateKeyDer::from_pem_file(key)
+    let secret = PrivateKeyDer::from_pem_slice(&pem(key)?)
         .map_err(|e| TlsError::File(key.to_owned(), format!("no private key in PEM form: {e}")))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -58,14 +60,19 @@ pub fn server_config(
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let file = |why: String| TlsError::File(path.to_owned(), why);
-    let chain: Vec<_> = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|e| file(format!("cannot be read as PEM: {e}")))?;
+    let wrong = |why: String| TlsError::File(path.to_owned(), why);
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem(path)?)
+        .collect::<Result<_, _>>()
+        .map_err(|e| wrong(format!("cannot be read as PEM: {e}")))?;
     if chain.is_empty() {
-        return Err(file("no certificate in PEM form".to_owned()));
+        return Err(wrong("no certificate in PEM form".to_owned()));
     }
     Ok(chain)
+}
+
+fn pem(path: &Path) -> Result<Vec<u8>, TlsError> {
+    file::read(path, file::LARGEST)
+        .map_err(|error| TlsError::File(path.to_owned(), format!("cannot be read: {error}")))
 }
 
 /// Protocol version and cipher suite, as shown in `Received`.

@@ -3,13 +3,15 @@
 //! Checking a password costs memory and time on purpose (argon2). So that this cannot be turned against the relay, few
 //! are checked at once, on threads that may block, and who waits too long gets a transient error. An unknown name costs
 //! what a known one costs: names cannot be found out by timing. The file is looked at again whenever it has changed, so
-//! a removed user is out at once.
+//! a removed user is out at once. A file that cannot be looked at, because its mount hangs, leaves the users as they were, and
+//! delays nobody for long.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use argon2::password_hash::rand_core::OsRng;
@@ -18,6 +20,7 @@ use argon2::{Argon2, PasswordHash, PasswordHasher, PasswordVerifier};
 use tokio::sync::Semaphore;
 
 use crate::deadline::Deadline;
+use crate::file;
 
 /// Octets of a users file at most: some hundred thousand users.
 const LARGEST_FILE: u64 = 16 << 20;
@@ -27,6 +30,8 @@ const LONGEST_PASSWORD: usize = 1024;
 const CHECKS: usize = 4;
 /// Wait for one's turn to be checked.
 const TURN: Duration = Duration::from_secs(10);
+/// Wait for a look at a file; then the users are as before.
+const LOOK: Duration = Duration::from_secs(2);
 /// The hash that stands for users we do not have: the parameters of [`add`], of no password.
 const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$c3BpbGx3YXktbm9ib2R5$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
@@ -36,7 +41,12 @@ static TURNS: Semaphore = Semaphore::const_new(CHECKS);
 #[derive(Debug)]
 pub struct Users {
     path: PathBuf,
+    /// Nothing is read while it is held.
     loaded: Arc<Mutex<Loaded>>,
+    /// One looks at a time: one that hangs is one thread.
+    looking: Arc<Semaphore>,
+    /// The last look took too long.
+    hangs: AtomicBool,
 }
 
 /// What was read, and of which file it was true.
@@ -87,6 +97,8 @@ impl Users {
         Ok(Self {
             path: path.to_owned(),
             loaded: Arc::new(Mutex::new(loaded)),
+            looking: Arc::new(Semaphore::new(1)),
+            hangs: AtomicBool::new(false),
         })
     }
 
@@ -101,32 +113,58 @@ impl Users {
         let Ok(Ok(turn)) = turn else {
             return Err(UsersError::Busy);
         };
-        let (path, loaded) = (self.path.clone(), self.loaded.clone());
+        let users = self.current().await;
         let (name, password) = (name.to_owned(), password.to_owned());
         tokio::task::spawn_blocking(move || {
             // Kept until the work is done, even if nobody waits for it any more.
             let _turn = turn;
-            let users = current(&path, &loaded);
             matches(&users, &name, &password)
         })
         .await
         .map_err(|error| UsersError::Check(error.to_string()))
     }
+
+    /// What the file says now; what it last said if it cannot be read, or not in time.
+    async fn current(&self) -> Arc<BTreeMap<String, PasswordHashString>> {
+        let still_hangs =
+            self.hangs.load(Ordering::Relaxed) && self.looking.available_permits() == 0;
+        let patience = if still_hangs { Duration::ZERO } else { LOOK };
+        let looked = async {
+            let place = self.looking.clone().acquire_owned().await.ok()?;
+            let (path, loaded) = (self.path.clone(), self.loaded.clone());
+            let task = tokio::task::spawn_blocking(move || {
+                // Kept until the work is done, even if nobody waits for it any more.
+                let _place = place;
+                look(&path, &loaded);
+            });
+            task.await.ok()
+        };
+        let is_late = Deadline::after(patience).run(looked).await.is_err();
+        if is_late && !self.hangs.swap(is_late, Ordering::Relaxed) {
+            let path = self.path.display();
+            tracing::error!(%path, "users file not looked at in time; the users are as before: is its mount gone?");
+        }
+        if !is_late {
+            self.hangs.store(false, Ordering::Relaxed);
+        }
+        lock(&self.loaded).users.clone()
+    }
 }
 
-/// What the file says now; what it last said if it cannot be read.
-fn current(path: &Path, loaded: &Mutex<Loaded>) -> Arc<BTreeMap<String, PasswordHashString>> {
-    let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
+/// Reads the file again if it has changed.
+fn look(path: &Path, loaded: &Mutex<Loaded>) {
     let stamp = std::fs::metadata(path).map(|found| Stamp::of(&found)).ok();
-    if stamp != Some(loaded.stamp) {
-        match read(path) {
-            Ok((new, _)) => *loaded = new,
-            Err(error) => {
-                tracing::error!(%error, "users file not read again; the users are as before")
-            }
-        }
+    if stamp == Some(lock(loaded).stamp) {
+        return;
     }
-    loaded.users.clone()
+    match read(path) {
+        Ok((new, _)) => *lock(loaded) = new,
+        Err(error) => tracing::error!(%error, "users file not read again; the users are as before"),
+    }
+}
+
+fn lock(loaded: &Mutex<Loaded>) -> MutexGuard<'_, Loaded> {
+    loaded.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn matches(users: &BTreeMap<String, PasswordHashString>, name: &str, password: &str) -> bool {
@@ -155,7 +193,7 @@ impl Stamp {
 /// The users of a file, and its text.
 fn read(path: &Path) -> Result<(Loaded, String), UsersError> {
     let failed = |error| UsersError::File(path.to_owned(), error);
-    let file = std::fs::File::open(path).map_err(failed)?;
+    let file = file::open_regular(path).map_err(failed)?;
     // Taken before reading: a change in between is seen at the next look.
     let stamp = Stamp::of(&file.metadata().map_err(failed)?);
     if stamp.size > LARGEST_FILE {
@@ -350,6 +388,46 @@ mod tests {
         let users = Users::load(&path).expect("loads");
         std::fs::write(&path, "tim").expect("writes");
         assert!(users.verify("tim", "secret").await.expect("checks"));
+    }
+
+    /// What is no file leaves the users as they were, and when it is one again, it counts at once.
+    #[tokio::test]
+    async fn a_fifo_keeps_the_users() {
+        let (_folder, path) = file();
+        add(&path, "tim", "secret").expect("adds");
+        let users = Users::load(&path).expect("loads");
+        let good = std::fs::read(&path).expect("reads");
+        std::fs::remove_file(&path).expect("removes");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).expect("a FIFO");
+        assert!(users.verify("tim", "secret").await.expect("checks"));
+        std::fs::remove_file(&path).expect("removes");
+        std::fs::write(&path, good).expect("writes");
+        add(&path, "tim", "other").expect("replaces");
+        assert!(users.verify("tim", "other").await.expect("checks"));
+        assert!(!users.verify("tim", "secret").await.expect("checks"));
+    }
+
+    /// A file whose mount hangs delays its own users for a moment, once, and nobody else; when it is there again, it counts.
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_hangs_is_not_waited_for() {
+        let (_folder, path) = file();
+        add(&path, "tim", "secret").expect("adds");
+        let users = Users::load(&path).expect("loads");
+        // As good as a look that hangs.
+        let hangs = users.looking.clone().acquire_owned().await.expect("free");
+        add(&path, "tim", "other").expect("replaces");
+        for waits in [LOOK, Duration::ZERO] {
+            let begun = tokio::time::Instant::now();
+            assert!(users.verify("tim", "secret").await.expect("checks"));
+            let took = begun.elapsed();
+            assert!(
+                took >= waits && took < waits + Duration::from_millis(100),
+                "{took:?}"
+            );
+        }
+        drop(hangs);
+        assert!(users.verify("tim", "other").await.expect("checks"));
     }
 
     /// Writing keeps comments and order, and leaves a file that its owner alone can read.

@@ -10,6 +10,7 @@ mod glob;
 pub mod header;
 pub mod id;
 pub mod mime;
+pub mod party;
 pub mod pattern;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ pub use envelope::{BodyKind, Envelope, Notify, Origin, Recipient, Ret};
 pub use fingerprint::{Fingerprint, Identity, Standing, Trait};
 pub use glob::{Glob, NotAGlob};
 pub use id::MessageId;
+pub use party::Party;
 pub use pattern::Pattern;
 
 /// One message on its way. Cloning shares everything.

@@ -47,6 +47,7 @@ fn bounce(entry: &HistoryEntry, rule: &str) {
         ("held", BOUNCE_UNDELIVERABLE) => "held",
         ("dropped", BOUNCE_UNDELIVERABLE) => "dropped",
         ("held", UNDELIVERABLE) => "not-allowed",
+        ("dropped", UNDELIVERABLE) => "nobody",
         _ => return,
     };
     metrics::counter!("spillway_bounces_total", "outcome" => outcome).increment(1);
@@ -54,6 +55,9 @@ fn bounce(entry: &HistoryEntry, rule: &str) {
         "held" => "a bounce cannot be delivered, and is held",
         "dropped" => "a bounce is dropped: its recipient takes none",
         "not-allowed" => "a message cannot be delivered nor bounced, and is held",
+        "nobody" => {
+            "a message is dropped: its recipient does not take it, and its sender may not be told"
+        }
         _ => return,
     };
     tracing::warn!(id = %entry.message, to = ?entry.recipients, detail = %entry.detail, "{what}");
@@ -69,6 +73,12 @@ pub(super) fn not_kept(id: MessageId, error: &StoreError) {
 pub(super) fn not_remembered(id: MessageId) {
     metrics::counter!("spillway_rescans_lost_total").increment(1);
     tracing::warn!(%id, "delivered without an engine, and not kept to be scanned again");
+}
+
+/// A message that was delivered without an engine ran into that engine's timeout once more: it is not scanned again.
+pub(super) fn not_scanned_later(id: MessageId) {
+    metrics::counter!("spillway_rescans_lost_total").increment(1);
+    tracing::warn!(%id, "delivered without an engine, and it ran into its timeout twice: it is not scanned again");
 }
 
 /// A lane could not do its work now; it tries again.

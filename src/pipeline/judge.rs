@@ -1,14 +1,19 @@
 //! Interceptors, all engines at once, then policy: how a message becomes a judgement, on the path and in `spillway scan`.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::suspicion::{Looked, Suspicion};
+use super::{Generation, Judged, Pipeline, settle};
 use crate::deadline::Deadline;
 use crate::message::attachment::AttachmentFact;
 use crate::message::mime::{self, Inspection, Shared};
 use crate::message::{Fingerprint, Message, Standing};
 use crate::policy::{Facts, Group, Policy};
 use crate::scan::{Errand, ScanRequest, Scanner};
+use crate::store::Record;
 use crate::verdict::{Decision, Disposition, Report, Verdict};
 
 /// The decisions about a message and what they were made from.
@@ -22,14 +27,25 @@ pub struct Judgement {
     pub standing: Option<Standing>,
 }
 
+/// On what terms engines are asked about a message.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    /// Scan time of earlier passes.
+    pub(super) spent: Duration,
+    /// Why it is scanned now.
+    pub(super) errand: Errand,
+    /// See [`ScanRequest::struck`].
+    pub(super) struck: bool,
+    /// See [`ScanRequest::stand_ins`].
+    pub(super) stand_ins: bool,
+}
+
 /// Who judges.
 pub(super) struct Asking<'a> {
     pub(super) scanner: &'a Scanner,
     pub(super) policy: &'a Policy,
     pub(super) suspicion: Option<&'a Suspicion>,
-    pub(super) errand: Errand,
-    /// See [`ScanRequest::stand_ins`].
-    pub(super) stand_ins: bool,
+    pub(super) terms: Terms,
 }
 
 /// Asks every engine, at most until the deadline, and then policy; for a message that nobody waits for and nothing is
@@ -46,10 +62,84 @@ pub async fn judge(
         scanner,
         policy,
         suspicion: None,
-        errand: Errand::Fresh,
-        stand_ins: false,
+        terms: Terms {
+            spent: Duration::ZERO,
+            errand: Errand::Fresh,
+            struck: false,
+            stand_ins: false,
+        },
     };
     asking.judge(message, deadline).await
+}
+
+impl Pipeline {
+    /// Interceptors first, then all engines at once, then policy. What would be delivered because an answer about another
+    /// message stands in must find room to be kept for its engine: without it every engine is asked about this one.
+    pub(super) async fn judge(
+        &self,
+        generation: &Generation,
+        message: &Message,
+        terms: Terms,
+    ) -> Judged {
+        let judged = self.ask(generation, message, terms).await;
+        let delivers = |(decision, _): &(Decision, _)| decision.disposition == Disposition::Deliver;
+        let judged = match settle::has_stand_in(&judged.reports)
+            && judged.groups.iter().any(delivers)
+            && !self.has_rescan_room(message.content.len()).await
+        {
+            true => {
+                let exactly = Terms {
+                    spent: judged.spent,
+                    stand_ins: false,
+                    ..terms
+                };
+                self.ask(generation, message, exactly).await
+            }
+            false => judged,
+        };
+        let decisions = judged.groups.iter();
+        self.rate.judged(decisions.map(|(d, _)| d.disposition));
+        judged
+    }
+
+    /// The decision that a stored message has and that still holds: unless a person has released it, what stands in for an
+    /// answer about it must find room to be kept, as when it was judged.
+    pub(super) async fn judged_before(&self, record: &Record, message: &Message) -> Option<Judged> {
+        let judged = settle::judged_before(record, message)?;
+        let asks_for_room = !record.released && settle::has_stand_in(&judged.reports);
+        let holds = !asks_for_room || self.has_rescan_room(message.content.len()).await;
+        holds.then_some(judged)
+    }
+
+    async fn has_rescan_room(&self, octets: usize) -> bool {
+        let room = self.store.rescan_room().await;
+        self.store.accepts().is_ok() && room.is_ok_and(|room| room >= octets as u64)
+    }
+
+    /// The same, whether or not answers about other messages stand in.
+    pub(super) async fn ask(
+        &self,
+        generation: &Generation,
+        message: &Message,
+        terms: Terms,
+    ) -> Judged {
+        let began = Instant::now();
+        let spent = terms.spent;
+        let deadline = Deadline::after(generation.budget.total.saturating_sub(spent));
+        let asking = Asking {
+            scanner: &generation.scanner,
+            policy: &generation.policy,
+            suspicion: Some(&self.suspicion),
+            terms,
+        };
+        let judgement = asking.judge(message, deadline).await;
+        Judged {
+            groups: judgement.groups,
+            reports: judgement.reports,
+            spent: spent + began.elapsed(),
+            standing: judgement.standing,
+        }
+    }
 }
 
 impl Asking<'_> {
@@ -59,7 +149,7 @@ impl Asking<'_> {
         let looked = match self.suspicion {
             Some(suspicion) => {
                 let known = fingerprint(message, &inspection, deadline).await;
-                known.map(|(of, subject)| suspicion.look(message, of, &subject, self.errand))
+                known.map(|(of, subject)| suspicion.look(message, of, &subject, self.terms.errand))
             }
             None => None,
         };
@@ -78,8 +168,9 @@ impl Asking<'_> {
             deadline,
             fingerprint: looked.as_ref().map(|l| l.fingerprint.clone()),
             standing: looked.as_ref().map_or(Standing::Unknown, |l| l.standing),
-            errand: self.errand,
-            stand_ins: self.stand_ins,
+            errand: self.terms.errand,
+            struck: self.terms.struck,
+            stand_ins: self.terms.stand_ins,
         };
         let reports = self
             .scanner

@@ -215,7 +215,7 @@ impl Lanes {
         loop {
             let store = &*self.pipeline.store;
             let until = expiry_clock(self.pipeline.generation().retention);
-            if let Err(error) = quarantine::expire_due(store, until).await {
+            if let Err(error) = quarantine::expire_due(store, until, wall_clock()).await {
                 events::lane_failed("quarantine expiry", &error);
             }
             if let Err(error) = self.expire_bounces().await {
@@ -381,8 +381,14 @@ impl Lanes {
                     .resume(generation, message, record, Errand::Again, onward)
                     .await;
             }
-            // Set aside by the store if it is damaged; otherwise the lease ends and it is tried again.
-            Err(error) => events::lane_failed("content", &error),
+            Err(error) => {
+                events::lane_failed("content", &error);
+                // Set aside by the store if it is damaged; otherwise the disk may well read it in a moment.
+                if !matches!(error, StoreError::Damaged(..)) {
+                    record.due_at = wall_clock() + NO_ROOM;
+                    self.put_back(record).await;
+                }
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use super::{Generation, Judged, settle};
-use crate::delivery::Outbound;
+use crate::delivery::{Outbound, Told};
 use crate::message::{Edit, Message, MessageId, edit, header, mime};
 use crate::scan::{Scanner, Settings};
 use crate::verdict::{Decision, Report, Verdict, stand_ins};
@@ -87,6 +87,7 @@ fn build(
         envelope: settle::select(message, recipients),
         prefix,
         content,
+        told: Told::default(),
     }
 }
 

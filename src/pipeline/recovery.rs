@@ -1,11 +1,16 @@
 //! Recovery: what was held, deferred, or delivered without an engine for a cause that is gone is scanned again, by
 //! itself (promise P6).
 //!
-//! Each cause has its sweeps: once through all that waits for it, one message at a time, known senders first, the oldest
-//! first. The next one follows as soon as a scan went well, so a backlog drains at the engine's own pace. What stays where
-//! it is is passed over, so that it keeps nothing behind it waiting, and met again in the next sweep; several of them in a
-//! row end the round, and the sweep goes on later. Every message is under a lease meanwhile: a crash interrupts a recovery
-//! and loses nothing of it. Nothing is delivered here: what is clean waits for its turn at its next hop like all mail.
+//! Each cause has its sweeps: once through all that waits for it, known senders first, the oldest first, whatever each
+//! message's own back-off says. As many messages at once as the engine has slots for wait at its gate, which knows best when it
+//! is their turn: a backlog drains at the engine's own pace, and fresh mail goes first there. What stays where it is is passed
+//! over, so that it keeps nothing behind it waiting, and met again in the next sweep. What may be to blame (it ran into its
+//! timeout, or waits for what is like it) goes alone, beside the others. Every message is under a lease meanwhile: a crash
+//! interrupts a recovery and loses nothing of it. Nothing is delivered here: what is clean waits for its turn at its next hop
+//! like all mail.
+
+mod crew;
+mod delivered;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -16,14 +21,15 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Generation, Judged, Onward, Pipeline, events, lanes, settle};
+use crew::{Crew, Places};
+
+use super::{Generation, Onward, Pipeline, events, lanes};
 use crate::ablation::{Mechanism, without};
-use crate::deadline::{Deadline, wall_clock};
+use crate::deadline::{Deadline, Elapsed, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Content, Message, Standing};
 use crate::scan::Errand;
 use crate::store::{Cause, Change, Lane, Place, Record, StoreError, Working};
-use crate::verdict::{Decision, Disposition, Report, Verdict};
 
 /// How often it is looked for causes that are gone.
 const TICK: Duration = Duration::from_secs(1);
@@ -32,8 +38,11 @@ const AGAIN: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(600);
 /// The same at most while there is something behind that has not been tried yet.
 const MORE: Duration = Duration::from_secs(20);
-/// So many in a row that stay end a round: each may cost its engine a slot for as long as a scan can last.
-const STAYS: u32 = 3;
+/// Messages of one round that are scanned at once: so many for each slot of its engine, so that there is always one at the gate
+/// when a slot is free; at least and at most so many, as each is in memory.
+const WIDTH_PER_SLOT: usize = 2;
+const WIDTH_LEAST: usize = 2;
+const WIDTH_MOST: usize = 32;
 /// A sweep that found nothing to do is not repeated for so long.
 const IDLE: Duration = Duration::from_secs(60);
 /// Rounds at once, each for another cause; half of them at most for interceptors that hold, whose mail may well be bad.
@@ -66,13 +75,11 @@ struct Sweep {
 }
 
 impl Sweep {
-    /// Deferred mail has its own times; they need not be waited for where a cause is newly gone.
-    const FIRST: &[Lane] = &[Lane::Scan, Lane::Held, Lane::Rescan];
-    const LATER: &[Lane] = &[Lane::Held, Lane::Rescan];
+    const LANES: &[Lane] = &[Lane::Scan, Lane::Held, Lane::Rescan];
 
-    fn of(lanes: &'static [Lane]) -> Self {
+    fn new() -> Self {
         Self {
-            lanes,
+            lanes: Self::LANES,
             places: HashMap::new(),
             interrupted: false,
             settled: 0,
@@ -87,7 +94,7 @@ impl Sweep {
         Self {
             interrupted: !self.places.is_empty(),
             places: self.places,
-            ..Self::of(Self::FIRST)
+            ..Self::new()
         }
     }
 
@@ -129,16 +136,18 @@ struct Round {
     sweep: Option<Sweep>,
     /// There is a new chance for what stays.
     renewed: bool,
+    places: Places,
 }
 
 impl Round {
-    fn new(sweep: Sweep) -> Self {
+    fn new(sweep: Sweep, places: Places) -> Self {
         Self {
             next: Instant::now(),
             failures: 0,
             gone: true,
             sweep: Some(sweep),
             renewed: false,
+            places,
         }
     }
 
@@ -214,7 +223,9 @@ impl Pipeline {
         let mut due = Vec::new();
         for (cause, gone) in causes {
             let round = rounds.of.entry(cause.clone());
-            let round = round.or_insert_with(|| Round::new(Sweep::of(Sweep::FIRST)));
+            let round = round.or_insert_with(|| {
+                Round::new(Sweep::new(), Places::new(width(&generation, &cause, gone)))
+            });
             round.gone = gone;
             if round.sweep.is_some() && now >= round.next {
                 due.push((round.next, cause, gone));
@@ -224,11 +235,14 @@ impl Pipeline {
         due.sort_by_key(|(next, ..)| *next);
         for (_, cause, gone) in due {
             let room = if gone { AT_ONCE } else { AT_ONCE / 2 };
-            let sweep = match rounds.of.get_mut(&cause) {
-                Some(round) if rounds.going.len() < room => round.sweep.take(),
-                _ => None,
+            let round = rounds.of.get_mut(&cause);
+            let Some(round) = round.filter(|_| rounds.going.len() < room) else {
+                continue;
             };
-            let Some(sweep) = sweep else { continue };
+            let Some(sweep) = round.sweep.take() else {
+                continue;
+            };
+            let sweep = (sweep, round.places.clone());
             let of = (cause.clone(), gone);
             let work = self
                 .clone()
@@ -267,7 +281,7 @@ impl Pipeline {
             None => round.renewed = true,
             Some(sweep) => {
                 self.tell_end(cause, &sweep);
-                *round = Round::new(sweep.again());
+                *round = Round::new(sweep.again(), round.places.clone());
             }
         }
     }
@@ -277,7 +291,7 @@ impl Pipeline {
             return;
         };
         let worked = worked.unwrap_or_else(|| Worked {
-            sweep: Sweep::of(Sweep::LATER),
+            sweep: Sweep::new(),
             end: End::Stuck,
             settled: 0,
             stays: 0,
@@ -289,7 +303,7 @@ impl Pipeline {
         round.sweep = Some(match worked.end {
             End::Through => {
                 self.tell_end(cause, &worked.sweep);
-                Sweep::of(Sweep::LATER)
+                Sweep::new()
             }
             End::Turn | End::Stuck => worked.sweep,
         });
@@ -326,64 +340,58 @@ impl Pipeline {
         }
     }
 
-    /// Goes on with a sweep. Ends after the step that it is in when `closing` is cancelled.
+    /// Goes on with a sweep. Ends when its turn does, and before if there is nothing left to be done, or it is no use; what hangs is
+    /// left to itself then. Begins nothing more when `closing` is cancelled.
     async fn round(
         self: Arc<Self>,
         generation: Arc<Generation>,
         (cause, gone): (Cause, bool),
-        mut sweep: Sweep,
+        (mut sweep, places): (Sweep, Places),
         closing: CancellationToken,
     ) -> Worked {
         let turn = Deadline::after(QUANTUM);
         let (settled, stays) = (sweep.settled, sweep.stays);
-        let mut in_a_row = 0;
+        let mut crew = Crew::new(places);
         let end = loop {
-            let Some(lane) = sweep.lanes.first().copied() else {
-                break End::Through;
-            };
             if closing.is_cancelled() || turn.passed() {
                 break End::Turn;
             }
-            let (record, _working) = match self.next(&generation, lane, &cause, &sweep).await {
-                Ok(Some(next)) => next,
-                Ok(None) => {
-                    sweep.end_of_lane();
-                    continue;
-                }
-                Err(error) => {
-                    events::lane_failed("recovery", &error);
-                    break End::Stuck;
-                }
+            let of = (&cause, gone);
+            if let Err(error) = self.hire(&generation, of, &mut sweep, &mut crew).await {
+                events::lane_failed("recovery", &error);
+                break End::Stuck;
+            }
+            while let Some((lane, record, working, places)) = crew.next_ready() {
+                let (pipeline, generation) = (self.clone(), generation.clone());
+                let step = self.tasks.spawn(async move {
+                    let step = pipeline.step(&generation, lane, record).await;
+                    drop((working, places));
+                    step
+                });
+                crew.at_work.push(step);
+            }
+            let ended = tokio::select! {
+                biased;
+                () = closing.cancelled() => continue,
+                ended = turn.run(crew.at_work.next()) => ended,
             };
-            // While the interceptor holds, only mail that something speaks for may cost the engine a scan.
-            if !gone && record.standing != Some(Standing::Known) {
-                self.put_back(record).await;
-                sweep.end_of_lane();
-                continue;
-            }
-            sweep.places.insert(lane, Place::of(&record));
-            if !sweep.told && lane != Lane::Scan {
-                sweep.told = true;
-                let what = "what was kept for it is scanned again";
-                self.tell(Kind::RecoveryBegun, &cause, what, 0, 0);
-            }
-            match self.step(&generation, lane, record).await {
-                Step::Settled => {
-                    sweep.settled += 1;
-                    in_a_row = 0;
-                }
-                Step::Stays => {
+            match ended {
+                Ok(Some(Ok(Step::Settled))) => sweep.settled += 1,
+                Ok(Some(_)) => {
                     sweep.stays += 1;
-                    in_a_row += 1;
-                    if lane == Lane::Scan {
-                        sweep.end_of_lane();
-                    }
-                    if !gone || in_a_row >= STAYS || !self.is_gone(&cause) {
+                    if !gone || !self.is_gone(&cause) {
                         break End::Stuck;
                     }
                 }
+                Ok(None) if sweep.lanes.is_empty() && crew.is_done() => break End::Through,
+                Ok(None) => drop(turn.run(crew.freed()).await),
+                Err(Elapsed) => {}
             }
         };
+        for (record, _working) in crew.dismiss() {
+            self.put_back(record).await;
+        }
+        sweep.stays += crew.at_work.len() as u64;
         Worked {
             end,
             settled: sweep.settled - settled,
@@ -392,22 +400,58 @@ impl Pipeline {
         }
     }
 
+    /// Claims what comes next in the sweep, as long as there is room for it.
+    async fn hire(
+        &self,
+        generation: &Generation,
+        (cause, gone): (&Cause, bool),
+        sweep: &mut Sweep,
+        crew: &mut Crew,
+    ) -> Result<(), StoreError> {
+        while let room @ 1.. = crew.room()
+            && let Some(lane) = sweep.lanes.first().copied()
+        {
+            let claimed = self.next(generation, lane, cause, sweep, room).await?;
+            let is_last = claimed.len() < room;
+            for (record, working) in claimed {
+                // While the interceptor holds, only mail that something speaks for may cost the engine a scan.
+                if !gone && record.standing != Some(Standing::Known) {
+                    drop(working);
+                    self.put_back(record).await;
+                    sweep.end_of_lane();
+                    return Ok(());
+                }
+                sweep.places.insert(lane, Place::of(&record));
+                if !sweep.told && lane != Lane::Scan {
+                    sweep.told = true;
+                    let what = "what was kept for it is scanned again";
+                    self.tell(Kind::RecoveryBegun, cause, what, 0, 0);
+                }
+                crew.add(lane, record, working);
+            }
+            if is_last {
+                sweep.end_of_lane();
+            }
+        }
+        Ok(())
+    }
+
     async fn next(
         &self,
         generation: &Generation,
         lane: Lane,
         cause: &Cause,
         sweep: &Sweep,
-    ) -> Result<Option<(Record, Working)>, StoreError> {
+        limit: usize,
+    ) -> Result<Vec<(Record, Working)>, StoreError> {
         let after = sweep.places.get(&lane).copied();
         let times = lanes::times(generation, Duration::ZERO);
-        let claimed = self.store.recover(lane, cause.clone(), after, times, 1);
-        let Some(record) = claimed.await?.pop() else {
-            return Ok(None);
-        };
+        let claimed = self.store.recover(lane, cause.clone(), after, times, limit);
+        let at_work = self.store.at_work();
         // Nobody has begun with it since it was leased.
-        let working = self.store.at_work().begin(record.id);
-        Ok(working.map(|working| (record, working)))
+        let begin = |record: Record| Some((at_work.begin(record.id)?, record));
+        let begun = claimed.await?.into_iter().filter_map(begin);
+        Ok(begun.map(|(working, record)| (record, working)).collect())
     }
 
     async fn step(
@@ -485,82 +529,6 @@ impl Pipeline {
         }
     }
 
-    /// Delivered without engines: their answers can change nothing any more, but people can be told.
-    async fn scan_delivered(
-        &self,
-        generation: &Generation,
-        message: Message,
-        mut record: Record,
-    ) -> Step {
-        // An answer about another message may be why it is here: this time none stands in.
-        let judged = self
-            .ask(generation, &message, (Duration::ZERO, Errand::Again, false))
-            .await;
-        if self.tell_if_bad(&record, &judged) {
-            return self.remove(record).await;
-        }
-        let missing = |engine: &str| {
-            let mut reports = judged.reports.iter();
-            reports.any(|r| &*r.engine == engine && r.missing().is_some_and(|m| m.is_transient()))
-        };
-        // An interceptor that holds such mail now has found nothing: nobody was asked.
-        let is_intercepted = judged.reports.is_empty();
-        if let Some(Cause::Engine(engine)) = &record.cause
-            && (missing(engine) || is_intercepted)
-        {
-            return self.put_back(record).await;
-        }
-        for report in &mut record.reports {
-            let answered = |now: &&Report| now.engine == report.engine && now.missing().is_none();
-            if settle::is_owed(report)
-                && let Some(now) = judged.reports.iter().find(answered)
-            {
-                report.clone_from(now);
-            }
-        }
-        let mut asked = record.reports.clone();
-        asked.retain(|report| missing(&report.engine));
-        let Some((engine, status)) = settle::owed(generation, &asked) else {
-            return self.remove(record).await;
-        };
-        // What it alone knows is not known yet.
-        record.status = status;
-        record.cause = Some(Cause::Engine(engine.to_string()));
-        self.put_back(record).await;
-        Step::Settled
-    }
-
-    /// Whether something was found. Engines that did not answer have found nothing.
-    fn tell_if_bad(&self, record: &Record, judged: &Judged) -> bool {
-        let bad = |decision: &Decision| {
-            decision.disposition != Disposition::Deliver
-                && decision.verdict != Verdict::Undetermined
-        };
-        let bad = || judged.groups.iter().filter(|(decision, _)| bad(decision));
-        let Some((decision, _)) = bad().next() else {
-            return false;
-        };
-        let recipients: Vec<&str> = bad()
-            .flat_map(|(_, recipients)| recipients)
-            .filter_map(|at| record.envelope.recipients.get(*at))
-            .map(|r| r.mailbox.as_str())
-            .collect();
-        let summary = format!(
-            "delivered to {} recipients, and bad after all: {}",
-            recipients.len(),
-            decision.reason
-        );
-        let incident = Incident::new(Kind::LateFinding, Subject::Relay, summary)
-            .with("recipients", recipients.join(", "))
-            .with("from", &record.envelope.reverse_path)
-            .with("subject", &record.subject)
-            .with("received", record.received_at)
-            .with("rule", &decision.rule)
-            .about(record.message);
-        self.incidents.record(incident);
-        true
-    }
-
     async fn remove(&self, record: Record) -> Step {
         match self.store.change(record.id, Change::Remove, None).await {
             Ok(()) | Err(StoreError::NotFound(_)) => Step::Settled,
@@ -610,5 +578,19 @@ impl Pipeline {
                 .with("messages that stay", stays);
         }
         self.incidents.record(incident);
+    }
+}
+
+/// How many messages are scanned at once for a cause.
+fn width(generation: &Generation, cause: &Cause, gone: bool) -> usize {
+    let mut engines = generation.scanner.engines().iter();
+    match cause {
+        Cause::Engine(name) if gone => {
+            let engine = engines.find(|engine| *engine.settings().name == **name);
+            let slots = engine.map_or(0, |engine| engine.health().slots);
+            (slots * WIDTH_PER_SLOT).clamp(WIDTH_LEAST, WIDTH_MOST)
+        }
+        // What an interceptor has held may well be bad.
+        Cause::Engine(_) | Cause::Interceptor(_) => 1,
     }
 }

@@ -14,6 +14,8 @@ use crate::store::{Held, StoreError};
 
 /// How often.
 const TICK: Duration = Duration::from_secs(1);
+/// How long the store may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// From this part on it is told that quarantine fills, below the other that it has room again.
 const FILLING: f64 = 0.8;
 const ROOMY: f64 = 0.7;
@@ -29,23 +31,24 @@ impl Pipeline {
     /// Watches until `closing` is cancelled.
     pub async fn watch_store(self: Arc<Self>, closing: CancellationToken) {
         let mut told = Told::default();
-        loop {
-            self.look_at_store(&mut told).await;
-            let turn = Deadline::after(TICK);
-            if closing.run_until_cancelled(turn.wait()).await.is_none() {
-                return;
+        let looks = async {
+            loop {
+                self.look_at_store(&mut told).await;
+                Deadline::after(TICK).wait().await;
             }
-        }
+        };
+        closing.run_until_cancelled(looks).await;
     }
 
-    /// One look.
+    /// One look. A disk that is gone may leave the store without an answer for ever.
     pub(super) async fn look_at_store(&self, told: &mut Told) {
         if let Some(incident) = told.trouble(self.store.accepts()) {
             self.incidents.record(incident);
         }
         let quarantine = self.generation().quarantine;
         // What cannot be read is told of as trouble of the store.
-        if let Ok(held) = self.store.held(quarantine).await
+        let held = Deadline::after(PATIENCE).run(self.store.held(quarantine));
+        if let Ok(Ok(held)) = held.await
             && let Some(incident) = told.filling(&held)
         {
             self.incidents.record(incident);

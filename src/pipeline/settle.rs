@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::{End, Generation, Judged, Passed};
 use crate::deadline::{steady_clock, wall_clock};
 use crate::delivery::{Answer, Outcome, dsn};
-use crate::message::{Envelope, Message, MessageId, Recipient};
+use crate::message::{Content, Envelope, Message, MessageId, Recipient};
 use crate::policy::Group;
 use crate::smtp::Reply;
 use crate::store::history::HistoryEntry;
@@ -22,6 +22,11 @@ pub(super) use failed::{BOUNCE_UNDELIVERABLE, UNDELIVERABLE, as_sent};
 
 use draft::Draft;
 use failed::Failure;
+
+/// The rule that holds what ran into a timeout too often.
+pub(super) const TIMEOUTS: &str = "guard.timeouts";
+/// A scan that times out may be bad luck of the message; a second one costs the engine a slot for its whole `limit` again.
+pub(super) const TIMEOUTS_MOST: u32 = 2;
 
 /// Who answers for the message while it is worked on.
 #[derive(Debug)]
@@ -54,6 +59,12 @@ pub(super) struct Notice {
     pub(super) content: Bytes,
     /// A bounce takes the place of the message and must be kept; a report of success need not.
     pub(super) is_bounce: bool,
+}
+
+impl Notice {
+    pub(super) fn content(&self) -> Content {
+        Content::uncharged(self.content.clone())
+    }
 }
 
 /// The record of a message whose work has not ended: it is to be scanned, or delivered if that is all that is left.
@@ -173,6 +184,7 @@ pub(super) fn settle(
         succeeded: Vec::new(),
         rejected: None,
         history: Vec::new(),
+        told: &passed.told,
         rescan: None,
     };
     let only_rejects =
@@ -183,6 +195,13 @@ pub(super) fn settle(
     settling.finish(before.is_some())
 }
 
+impl Settlement {
+    /// Whether a next hop has taken some of it.
+    pub(super) fn is_delivered(&self) -> bool {
+        self.history.iter().any(|entry| entry.event == "delivered")
+    }
+}
+
 struct Settling<'a> {
     draft: Draft<'a>,
     keep: Vec<Record>,
@@ -191,6 +210,8 @@ struct Settling<'a> {
     succeeded: Vec<(dsn::Action, Recipient, Answer)>,
     rejected: Option<String>,
     history: Vec<HistoryEntry>,
+    /// Of whom it is in the history already that they have it.
+    told: &'a [usize],
     rescan: Option<Record>,
 }
 
@@ -258,7 +279,8 @@ impl<'a> Settling<'a> {
         }
     }
 
-    /// Scanned again later, unless its budget or the time for deferrals is used up: then a reviewer decides (P1).
+    /// Scanned again later, unless its budget or the time for deferrals is used up, or it has cost an engine a slot twice: then
+    /// a reviewer decides (P1).
     fn defer(&mut self, decision: &Decision, recipients: &[usize]) -> (&'static str, String) {
         let budget = &self.draft.generation.budget;
         let received_at = self.draft.message.received_at;
@@ -267,20 +289,19 @@ impl<'a> Settling<'a> {
             .draft
             .judged
             .is_some_and(|judged| judged.spent >= budget.total);
-        if spent || waited {
-            let why = if spent {
-                "budget.total is spent"
-            } else {
-                "budget.deferral has passed"
-            };
+        let ended = match (self.draft.timeouts() >= TIMEOUTS_MOST, spent, waited) {
+            (true, ..) => Some((
+                TIMEOUTS,
+                "it ran into its timeout twice, while others did not",
+            )),
+            (false, true, _) => Some(("budget.total", "budget.total is spent")),
+            (false, false, true) => Some(("budget.deferral", "budget.deferral has passed")),
+            (false, false, false) => None,
+        };
+        if let Some((rule, why)) = ended {
             let decision = Decision {
                 disposition: Disposition::Quarantine,
-                rule: if spent {
-                    "budget.total"
-                } else {
-                    "budget.deferral"
-                }
-                .to_owned(),
+                rule: rule.to_owned(),
                 reason: format!("{why}: {}", decision.reason),
                 ..decision.clone()
             };
@@ -316,7 +337,7 @@ impl<'a> Settling<'a> {
                     }
                     ("delivered", answer)
                 }
-                Outcome::Deferred(answer) if self.draft.given_up() => {
+                Outcome::Deferred(answer) if self.is_given_up(answer) => {
                     self.failed.push(Failure {
                         decision,
                         at: *at,
@@ -342,7 +363,9 @@ impl<'a> Settling<'a> {
                     ("refused", answer)
                 }
             };
-            self.tell(event, decision, &[*at], answer.text.clone());
+            if !self.told.contains(at) {
+                self.tell(event, decision, &[*at], answer.text.clone());
+            }
         }
         for ((_, held_back), (those, status)) in later {
             let draft = &self.draft;
@@ -352,6 +375,13 @@ impl<'a> Settling<'a> {
                 false => record,
             });
         }
+    }
+
+    /// Its time has passed; or there is no way for it, and a reviewer who has released it, or is to look after our bounces
+    /// that nobody takes, should know at once.
+    fn is_given_up(&self, answer: &Answer) -> bool {
+        let is_reviewed = |before: &Record| before.released || before.notification.is_some();
+        self.draft.given_up() || answer.is_unrouted() && self.draft.before.is_some_and(is_reviewed)
     }
 
     /// What was delivered, for a second look: with a cause if an engine that should have answered was in trouble.
@@ -393,28 +423,9 @@ impl<'a> Settling<'a> {
         recipients: &[usize],
         detail: String,
     ) {
-        let message = self.draft.message;
-        let chosen = recipients
-            .iter()
-            .filter_map(|at| message.envelope.recipients.get(*at));
-        self.history.push(HistoryEntry {
-            at: wall_clock(),
-            message: message.id,
-            part_of: None,
-            event: event.into(),
-            sender: message.envelope.reverse_path.clone(),
-            recipients: chosen.map(|r| r.mailbox.clone()).collect(),
-            client: message.envelope.origin.client,
-            listener: message.envelope.origin.listener.clone(),
-            size: message.content.len() as u64,
-            decision: Some(decision.clone()),
-            reports: self
-                .draft
-                .judged
-                .map(|judged| judged.reports.clone())
-                .unwrap_or_default(),
-            detail,
-        });
+        let told = (event, decision, detail);
+        let (message, judged) = (self.draft.message, self.draft.judged);
+        self.history.push(entry(message, judged, recipients, told));
     }
 
     fn finish(mut self, stored: bool) -> Settlement {
@@ -491,6 +502,32 @@ impl<'a> Settling<'a> {
             .into_iter()
             .filter_map(of)
             .collect()
+    }
+}
+
+/// What the history is told of some of the recipients: the event, the decision that led to it, and in words.
+pub(super) fn entry(
+    message: &Message,
+    judged: Option<&Judged>,
+    recipients: &[usize],
+    (event, decision, detail): (&'static str, &Decision, String),
+) -> HistoryEntry {
+    let chosen = recipients
+        .iter()
+        .filter_map(|at| message.envelope.recipients.get(*at));
+    HistoryEntry {
+        at: wall_clock(),
+        message: message.id,
+        part_of: None,
+        event: event.into(),
+        sender: message.envelope.reverse_path.clone(),
+        recipients: chosen.map(|r| r.mailbox.clone()).collect(),
+        client: message.envelope.origin.client,
+        listener: message.envelope.origin.listener.clone(),
+        size: message.content.len() as u64,
+        decision: Some(decision.clone()),
+        reports: judged.map_or_else(Vec::new, |judged| judged.reports.clone()),
+        detail,
     }
 }
 

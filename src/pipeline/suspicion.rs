@@ -94,6 +94,9 @@ impl Suspicion {
     ) -> Vec<Incident> {
         let now = Instant::now();
         let engines = states(scanner, policy);
+        for (engine, state) in scanner.engines().iter().zip(&engines) {
+            engine.cover(state.covered);
+        }
         let mut interception = self.lock();
         let mut incidents = Vec::new();
         let crashes = crashes(&seen);

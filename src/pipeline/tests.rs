@@ -6,6 +6,7 @@ mod edits;
 mod ends;
 mod interceptors;
 mod judging;
+mod keeper;
 mod pacing;
 mod recovery;
 mod room;
@@ -22,7 +23,9 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::delivery::{Answer, Kind, Settings as HopSettings, SmtpSettings, TlsMode};
-use crate::message::{BodyKind, Envelope, Mailbox, MessageId, Origin, ReversePath, Rights};
+use crate::message::{
+    BodyKind, Envelope, Mailbox, MessageId, Origin, Recipient, ReversePath, Rights,
+};
 use crate::scan::engine::{Address, Kind as EngineKind};
 use crate::smtp::RemoteReply;
 use crate::store::Lane;
@@ -155,7 +158,8 @@ fn passed(groups: Vec<(Disposition, Vec<usize>, End)>) -> Passed {
         judged.groups.push((decision(disposition), recipients));
         ends.push(end);
     }
-    Passed { judged, ends }
+    let told = Vec::new();
+    Passed { judged, ends, told }
 }
 
 /// The reply is true for every recipient, and what it promises is what is kept: all the ways a message can end in its
@@ -335,6 +339,11 @@ fn a_refused_release_goes_back_to_quarantine() {
     let mut record = settle::unfinished(&generation, &message, None);
     record.lane = Lane::Delivery;
     record.released = true;
+    // It was somebody else's.
+    let own = vec![Recipient::from(
+        Mailbox::parse("y@b.test").expect("mailbox"),
+    )];
+    record.instead_of.clone_from(&own);
     let refused = passed(vec![(
         Disposition::Deliver,
         vec![0],
@@ -350,6 +359,8 @@ fn a_refused_release_goes_back_to_quarantine() {
     assert_eq!(settlement.keep[0].lane, Lane::Held);
     assert_eq!(settlement.keep[0].status, "550 said the hop");
     assert!(!settlement.keep[0].released, "a second look is one");
+    assert_eq!(settlement.keep[0].envelope.recipients, own);
+    assert!(settlement.keep[0].instead_of.is_empty());
 }
 
 /// An engine that never says anything about mail, although it answers what it is probed with.

@@ -85,6 +85,8 @@ impl Act {
 /// Hands a held message to delivery: due now, tried until `give_up` has passed, and policy is not asked again. It goes to
 /// its own recipients, or to `recipients` in their place. Returns the record as it is now.
 ///
+/// Its own recipients stay with it: it is theirs again if the others do not get it, and it comes back.
+///
 /// Recipients that the sender did not name are marked NOTIFY=NEVER (RFC 3461 4.1): the sender learns nothing of them.
 ///
 /// Cancel safety: the release may or may not have been done; [`QuarantineError::NotHeld`] on a second try says that it was.
@@ -97,7 +99,8 @@ pub async fn release(
 ) -> Result<Record, QuarantineError> {
     let mut record = held(store, id).await?;
     if let Some(recipients) = recipients {
-        record.envelope.recipients = redirect(&record.envelope.recipients, recipients);
+        let to = redirect(&record.envelope.recipients, recipients);
+        record.instead_of = std::mem::replace(&mut record.envelope.recipients, to);
     }
     if record.envelope.recipients.is_empty() {
         return Err(QuarantineError::NoRecipients);
@@ -151,12 +154,17 @@ pub async fn delete(store: &dyn Store, id: MessageId, act: &Act) -> Result<(), Q
         .map_err(not_held)
 }
 
-/// Removes everything that has been held for longer than it was to be; returns how many entries.
+/// Removes everything whose time to be held ended by `until`, and notes that it was done `now`; returns how many entries. The
+/// two differ where the clock was set.
 ///
 /// Cancel safety: what was removed stays removed, the rest is found the next time.
-pub async fn expire_due(store: &dyn Store, now: Timestamp) -> Result<usize, StoreError> {
+pub async fn expire_due(
+    store: &dyn Store,
+    until: Timestamp,
+    now: Timestamp,
+) -> Result<usize, StoreError> {
     let (entry, tell) = expiry("age", now);
-    store::expire(store, Lane::Held, now, entry, tell).await
+    store::expire(store, Lane::Held, until, entry, tell).await
 }
 
 /// Removes the bounces that the rule `rule` holds beyond the newest `most`, at most [`store::REMOVED_AT_ONCE`]; returns how

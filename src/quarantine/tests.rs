@@ -73,6 +73,7 @@ async fn a_release_hands_the_message_to_delivery() {
 async fn other_recipients_stay_unknown_to_the_sender() {
     let (_folder, store) = store().await;
     let id = put_held(&*store, 0).await;
+    let own = held(&*store, id).await.expect("held").envelope.recipients;
     let to = vec![mailbox("Rita@two.example"), mailbox("audit@two.example")];
     let released = release(&*store, id, Some(to), GIVE_UP, &act(1))
         .await
@@ -84,6 +85,7 @@ async fn other_recipients_stay_unknown_to_the_sender() {
         .map(|to| to.notify)
         .collect();
     assert_eq!(notify, [None, Some(Notify::default())]);
+    assert_eq!(released.instead_of, own, "it is theirs if it comes back");
     let nobody = put_held(&*store, 0).await;
     let refused = release(&*store, nobody, Some(Vec::new()), GIVE_UP, &act(1)).await;
     assert!(matches!(refused, Err(QuarantineError::NoRecipients)));
@@ -138,18 +140,24 @@ async fn retention_ends_by_itself() {
         .put(vec![record(Lane::Delivery)], octets(1))
         .await
         .expect("put");
-    assert_eq!(expire_due(&*store, at(99)).await.expect("expire"), 0);
-    assert_eq!(expire_due(&*store, at(100)).await.expect("expire"), 1);
+    let expire = async |until| {
+        expire_due(&*store, at(until), at(7000))
+            .await
+            .expect("expire")
+    };
+    assert_eq!(expire(99).await, 0);
+    assert_eq!(expire(100).await, 1);
     assert_eq!(store.get(first).await.expect("get"), None);
     held(&*store, second).await.expect("not yet");
     let audit = store.audited(Some(first.into()), 9).await.expect("audit");
     assert_eq!((&*audit[0].act, &*audit[0].actor), ("expire", Act::RELAY));
+    assert_eq!(audit[0].at, at(7000), "the time of the act");
     assert!(
         audit[0].detail.contains("Quarterly Report"),
         "{}",
         audit[0].detail
     );
-    assert_eq!(expire_due(&*store, at(100_000)).await.expect("expire"), 1);
+    assert_eq!(expire(100_000).await, 1);
 }
 
 /// However much expires at once, mail whose sender waits for a 250 is written between it.
@@ -165,7 +173,7 @@ async fn fresh_mail_does_not_wait_for_what_expires() {
         let [_, _, held, _] = store.stats().await.expect("stats");
         held.messages
     };
-    let expired = expire_due(&*store, at(100));
+    let expired = expire_due(&*store, at(100), at(100));
     let (expired, left) = futures_util::future::join(expired, fresh).await;
     assert_eq!(expired.expect("expires"), 300);
     assert!(left > 0, "it waits for a few at most");

@@ -6,7 +6,7 @@ pub mod guard;
 #[cfg(test)]
 mod tests;
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,18 +82,25 @@ pub struct ScanRequest {
     pub standing: Standing,
     /// Why it is scanned.
     pub errand: Errand,
+    /// It ran into the timeout of an engine before that took other mail then: once more is the last time.
+    pub struck: bool,
     /// Whether the answer about another message of the same content may stand in while an engine is short of slots. Who says so
     /// sees to it that the engine is asked about this one later.
     pub stand_ins: bool,
 }
 
 impl ScanRequest {
-    /// Equal for mail of one client and sender, which share their turn where many wait.
+    /// Equal for mail that shares its turn where many wait: of one user, else of one sender domain of one client. Not of the whole
+    /// reverse-path, as for [`Party`](crate::message::Party): whoever changes his local-part with each message would have as many
+    /// turns as he likes (the drill's greedy-heavy).
     fn party(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        self.envelope.origin.client.hash(&mut hasher);
+        let origin = &self.envelope.origin;
         let domain = self.envelope.reverse_path.mailbox().map(Mailbox::domain);
-        domain.hash(&mut hasher);
+        match &origin.user {
+            Some(user) => user.hash(&mut hasher),
+            None => (origin.client, domain).hash(&mut hasher),
+        }
         hasher.finish()
     }
 }

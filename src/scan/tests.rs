@@ -1,5 +1,7 @@
 //! Scripted engines behind the real guard, on paused time.
 
+mod signatures;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -32,6 +34,7 @@ pub(super) fn request(content: impl Into<bytes::Bytes>, allowance: Duration) -> 
         fingerprint: None,
         standing: Standing::Known,
         errand: Errand::Fresh,
+        struck: false,
         stand_ins: true,
     }
 }
@@ -853,12 +856,12 @@ async fn a_reload_puts_nothing_back_that_a_person_took_out() {
         acts.map(one).to_vec()
     };
     let before = Scanner::of_engines(engines(["out", "in"]), None);
-    assert!(before.engines[0].drain(None, true));
+    assert_eq!(before.engines[0].drain(None, true), Some(true));
     let after = Scanner::of_engines(engines(["out", "in"]), Some(&before));
     let missing = |reports: Vec<Report>| reports.iter().map(Report::missing).collect::<Vec<_>>();
     let reports = after.scan(request("Subject: x\r\n\r\nx", SECONDS_20)).await;
     assert_eq!(missing(reports), [Some(Reason::Drained), None]);
-    assert!(after.engines[0].drain(None, false));
+    assert_eq!(after.engines[0].drain(None, false), Some(true));
     let again = Scanner::of_engines(engines(["out", "in"]), Some(&after));
     let reports = again.scan(request("Subject: x\r\n\r\nx", SECONDS_20)).await;
     assert_eq!(missing(reports), [None, None]);
@@ -899,4 +902,48 @@ async fn another_replica_answers_for_one_that_asks_to_be_left_alone() {
         assert_eq!(alone.scan(sample("x")).await.missing(), Some(Reason::Busy));
     }
     assert_eq!(asked(), before + 1);
+}
+
+/// Law 9: behind one mail server, the senders of one domain who send more than the engine can do keep nobody else waiting, and no
+/// bounces.
+#[tokio::test(start_paused = true)]
+async fn senders_behind_one_mail_server_take_turns() {
+    let patient = Settings {
+        slots: 1,
+        wait: Duration::from_secs(60),
+        ..settings("one")
+    };
+    let (_, engine) = scripted([Act::after(100, Act::Clean)], patient);
+    let scanner = Scanner::of(vec![engine]);
+    let of = |number: usize, from: &str, to: &str| {
+        let mailbox = |text| Mailbox::parse(text).expect("mailbox");
+        let mut request = request(format!("{number}"), SECONDS_20);
+        let envelope = Arc::make_mut(&mut request.envelope);
+        envelope.reverse_path = match from {
+            "" => Default::default(),
+            from => mailbox(from).into(),
+        };
+        envelope.recipients = vec![mailbox(to).into()];
+        request
+    };
+    for (greedy, modest) in [
+        (("greedy@a.test", "x@b.test"), ("modest@c.test", "x@b.test")),
+        (("greedy@a.test", "x@b.test"), ("", "modest@b.test")),
+    ] {
+        let mut asking = FuturesUnordered::new();
+        let requests = (0..20).map(|number| of(number, greedy.0, greedy.1));
+        for (number, request) in requests.chain([of(20, modest.0, modest.1)]).enumerate() {
+            let scanner = scanner.clone();
+            asking.push(async move {
+                scanner.scan(request).await;
+                number
+            });
+        }
+        let mut ended = Vec::new();
+        while let Some(number) = asking.next().await {
+            ended.push(number);
+        }
+        let place = ended.iter().position(|number| *number == 20);
+        assert!(place <= Some(1), "{modest:?} comes in place {place:?}");
+    }
 }

@@ -4,6 +4,7 @@
 pub mod content;
 pub mod dialog;
 pub mod dot_stuff;
+pub mod orcpt;
 pub mod reply;
 pub mod reply_parser;
 pub mod transaction;

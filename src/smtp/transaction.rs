@@ -4,6 +4,7 @@
 //! configuration files: the listener feeds it lines and carries out the [`Step`] that comes back.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use smtp_proto::{
@@ -12,6 +13,7 @@ use smtp_proto::{
     RCPT_NOTIFY_NEVER, RCPT_NOTIFY_SUCCESS, RcptTo, Request,
 };
 
+use super::orcpt;
 use super::reply::Reply;
 use super::xtext::{self, Attributes};
 use crate::message::{BodyKind, Mailbox, Notify, Recipient, Ret, ReversePath};
@@ -162,6 +164,17 @@ impl Server {
                 None => Step::Reply(Reply::bad_chunk()),
             };
         }
+        match orcpt::take(line) {
+            None => self.known(line),
+            Some((rest, orcpt)) => match self.known(&rest) {
+                Step::Recipient(recipient) => self.with_orcpt(recipient, orcpt),
+                step => step,
+            },
+        }
+    }
+
+    /// What smtp-proto knows.
+    fn known(&mut self, line: &[u8]) -> Step {
         let mut terminated = Vec::with_capacity(line.len() + 2);
         terminated.extend_from_slice(line);
         terminated.extend_from_slice(b"\r\n");
@@ -169,6 +182,18 @@ impl Server {
             Ok(request) => self.request(line, request),
             Err(error) => Step::Reply(syntax_error(error)),
         }
+    }
+
+    /// Outside ASCII it is for those who have said SMTPUTF8 (RFC 6533 3).
+    fn with_orcpt(&self, recipient: Recipient, orcpt: String) -> Step {
+        let smtputf8 = self.transaction.as_ref().is_some_and(|t| t.smtputf8);
+        if recipient.orcpt.is_some() || !orcpt.is_ascii() && !smtputf8 {
+            return Step::Reply(Reply::bad_parameter("ORCPT"));
+        }
+        Step::Recipient(Recipient {
+            orcpt: Some(orcpt),
+            ..recipient
+        })
     }
 
     fn request(&mut self, line: &[u8], request: Request<Cow<'_, str>>) -> Step {
@@ -488,6 +513,15 @@ fn chunk(arguments: &[u8]) -> Option<(u64, bool)> {
 ///
 /// smtp-proto's own address has its quotes removed; a relay passes the address on as it was.
 fn path(line: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(&line[brackets(line)?]).ok()?.trim();
+    match text.split_once(':') {
+        Some((route, rest)) if route.starts_with('@') => Some(rest),
+        _ => Some(text),
+    }
+}
+
+/// Where that is.
+pub(super) fn brackets(line: &[u8]) -> Option<Range<usize>> {
     let open = memchr::memchr(b'<', line)?;
     let mut quoted = false;
     let mut escaped = false;
@@ -496,13 +530,7 @@ fn path(line: &[u8]) -> Option<&str> {
             _ if escaped => escaped = false,
             b'\\' if quoted => escaped = true,
             b'"' => quoted = !quoted,
-            b'>' if !quoted => {
-                let text = std::str::from_utf8(&line[open + 1..at]).ok()?.trim();
-                return match text.split_once(':') {
-                    Some((route, rest)) if route.starts_with('@') => Some(rest),
-                    _ => Some(text),
-                };
-            }
+            b'>' if !quoted => return Some(open + 1..at),
             _ => {}
         }
     }

@@ -78,6 +78,8 @@ pub(crate) fn record(lane: Lane) -> Record {
         cause: None,
         standing: None,
         notification: None,
+        instead_of: Vec::new(),
+        timeouts: 0,
         next_hop: "".into(),
     }
 }
@@ -143,6 +145,7 @@ where
         kept::new_mail_is_held_while_there_is_room,
         kept::interceptors_are_kept_by_whoever_saw_the_last_change,
         work::only_what_waits_is_hastened,
+        work::what_becomes_of_a_record_is_all_or_nothing,
         what_is_gone_is_not_found,
         audit_goes_with_the_change,
         one_of_two_wins,

@@ -3,7 +3,7 @@
 //! What is durable: messages we have answered 250 for and not yet passed on, messages in quarantine, and the audit of
 //! what reviewers did. What is not: messages that are scanned and delivered inside their session (nothing of them is
 //! stored), and what is told about it all, which is kept beside: the [`history`] that `explain` reads and that may lose its
-//! last second, and the [`incidents`].
+//! last second, the [`incidents`], and the [`snapshot`] of what the relay knows by itself.
 
 mod at_work;
 #[cfg(test)]
@@ -12,6 +12,7 @@ mod held;
 pub mod history;
 pub mod incidents;
 mod log;
+pub mod snapshot;
 pub mod sqlite;
 
 use std::fmt;
@@ -27,7 +28,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::at_work::{AtWork, Working};
-use crate::message::{Content, Envelope, MessageId, Standing};
+use crate::message::{Content, Envelope, MessageId, Recipient, Standing};
 use crate::verdict::{Decision, Report};
 
 pub use held::{Capacity, Held, Holder};
@@ -199,12 +200,23 @@ pub struct Record {
     /// Why the guard keeps it, if the guard does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
+    /// Scans of it that ran into their timeout while the engine took other mail: it is given one more, and then held.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub timeouts: u32,
     /// The sender's standing when it came in, where that was asked: mail of known senders is recovered first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standing: Option<Standing>,
     /// What it is, if this relay has written it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notification: Option<Notification>,
+    /// Those whose mail it is, where a reviewer has released it to others: it is theirs again if it comes back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub instead_of: Vec<Recipient>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Which held records a search returns; every set field must match.
@@ -457,13 +469,12 @@ pub trait Store: Send + Sync + 'static {
         quarantine: Capacity,
     ) -> StoreFuture<'_, ()>;
 
+    /// As [`Store::put`] for what is left of mail that has been delivered or returned in part, and for what we write about
+    /// it: its sender must not be told to send all of it again, so `store.disk_reserve` is for it.
+    fn put_rest(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()>;
+
     /// Applies a change durably. [`StoreError::NotFound`] if the record is gone.
     fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()>;
-
-    /// Replaces the record with `first` (which keeps its id) and puts `others` beside it, each with its own copy of
-    /// `content`, atomically and durably: the recipients of one message part ways. [`StoreError::NotFound`] if the record
-    /// is gone.
-    fn split(&self, first: Record, others: Vec<Record>, content: Content) -> StoreFuture<'_, ()>;
 
     /// As [`Store::change`], only if the record is still in `lane` at that moment, and otherwise [`StoreError::NotFound`]. Of several
     /// that move a record out of a lane (two reviewers, a reviewer and expiry), exactly one succeeds.
@@ -473,6 +484,18 @@ pub trait Store: Send + Sync + 'static {
         id: MessageId,
         change: Change,
         audit: Option<Audit>,
+    ) -> StoreFuture<'_, ()>;
+
+    /// As [`Store::change_in`], and puts others beside the record, each with a content of its own, all or nothing: the
+    /// recipients of one message part ways, and some of them are bounced. What comes in like this is no new mail but what
+    /// becomes of mail that is here: as for [`Store::put_rest`], `store.disk_reserve` is for it, and it goes on where
+    /// [`Store::accepts`] refuses new mail.
+    fn settle(
+        &self,
+        lane: Lane,
+        id: MessageId,
+        change: Change,
+        beside: Vec<(Record, Content)>,
     ) -> StoreFuture<'_, ()>;
 
     /// Hands out work: records of `lane` that are due, oldest due first, at most `limit`, and leases them so that no other

@@ -44,7 +44,7 @@ pub const ALL: [(&str, Kind, &str); 36] = [
     (
         "spillway_bounces_total",
         Kind::Counter,
-        "Bounces by what became of them: written, shortened, held, dropped; not-allowed: held in place of one",
+        "Bounces by what became of them: written, shortened, held, dropped; held (not-allowed) or dropped (nobody) in place of one",
     ),
     (
         "spillway_expired_total",
@@ -84,7 +84,7 @@ pub const ALL: [(&str, Kind, &str); 36] = [
     (
         "spillway_rule_loads_total",
         Kind::Counter,
-        "Rule files that have changed while the relay ran, by outcome: loaded, or refused, and then the old rules stay",
+        "Rule files that have changed while the relay ran, by outcome: loaded; refused, and then the old rules stay; late, if reading takes more than a minute",
     ),
     (
         "spillway_scan_retries_total",

@@ -14,7 +14,7 @@ const SMALL: &str = "[limits]\nin_flight_bytes = \"4MiB\"\nmessage_size = \"1MiB
 /// A session from an address of its own, introduced.
 struct Client {
     stream: BufReader<TcpStream>,
-    domain: String,
+    sender: String,
 }
 
 impl Client {
@@ -25,7 +25,7 @@ impl Client {
         let stream = socket.connect(relay.address()).await.expect("connect");
         let mut client = Self {
             stream: BufReader::new(stream),
-            domain: format!("{number}.test"),
+            sender: format!("a@{number}.test"),
         };
         client.reply().await;
         assert!(client.ask("EHLO c").await.starts_with("250"));
@@ -58,7 +58,7 @@ impl Client {
     }
 
     async fn mail(&mut self) -> String {
-        let command = format!("MAIL FROM:<a@{}>", self.domain);
+        let command = format!("MAIL FROM:<{}>", self.sender);
         self.ask(&command).await
     }
 
@@ -121,6 +121,64 @@ async fn a_greedy_client_is_refused_and_the_modest_ones_never() {
     let mut again = Client::open(&relay, 1).await;
     assert_eq!(again.begin().await, Ok(()), "everything was given back");
     assert!(again.end().await.starts_with("250"));
+    assert!(relay.running.drain().await);
+}
+
+/// A mail server that relays for everybody, and says from whom where it is believed.
+const SERVER: &str = "[limits]\nin_flight_bytes = \"4MiB\"\nmessage_size = \"1MiB\"\n\
+    [[listener]]\nname = \"smtp\"\naddress = [\"127.0.0.1:0\"]\nxforward_from = [\"127.0.1.1/32\"]\n";
+
+/// Law 9: behind one mail server all mail has one client address. A sender who brings more than its share is refused
+/// there, and the others of its domain are not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_greedy_sender_leaves_room_behind_one_mail_server() {
+    let site = Site::new();
+    let relay = site.start(SERVER).await;
+    let (inside, refused) = greedy(&relay, 80).await;
+    assert!((40..=64).contains(&inside.len()), "{}", inside.len());
+    assert!(!refused.is_empty());
+    for sender in ["b@1.test", "c@1.test"] {
+        let mut neighbour = Client::open(&relay, 1).await;
+        neighbour.sender = sender.to_owned();
+        assert_eq!(neighbour.begin().await, Ok(()), "{sender}");
+        assert!(neighbour.end().await.starts_with("250"), "{sender}");
+    }
+    drop(inside);
+    assert!(relay.running.drain().await);
+}
+
+/// Law 9: what XFORWARD says of a client is believed where it is configured, for its share as for its envelope; the next
+/// transaction is the server's own again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_xforward_names_has_a_share_of_its_own() {
+    let site = Site::new();
+    let relay = site.start(SERVER).await;
+    let mut inside = Vec::new();
+    let refusal = loop {
+        let mut client = Client::open(&relay, 1).await;
+        client.sender = format!("{}@1.test", inside.len());
+        match client.begin().await {
+            Ok(()) => inside.push(client),
+            Err(refusal) => break refusal,
+        }
+    };
+    assert!(refusal.starts_with("452 4.3.1 "), "{refusal}");
+    let mut forwarded = Client::open(&relay, 1).await;
+    let said = "XFORWARD NAME=mail.other.test ADDR=198.51.100.7";
+    assert!(forwarded.ask(said).await.starts_with("250"));
+    assert_eq!(forwarded.begin().await, Ok(()), "another client");
+    assert!(forwarded.end().await.starts_with("250"));
+    assert!(forwarded.begin().await.is_err(), "the server itself");
+    let delivered = site.delivered();
+    let content = std::fs::read_to_string(&delivered[0]).expect("it is delivered");
+    assert!(
+        content.contains("(mail.other.test [198.51.100.7])"),
+        "{content}"
+    );
+    let mut other = Client::open(&relay, 2).await;
+    let reply = other.ask(said).await;
+    assert!(reply.starts_with('5'), "not believed: {reply}");
+    drop(inside);
     assert!(relay.running.drain().await);
 }
 

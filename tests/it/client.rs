@@ -17,19 +17,22 @@ impl Client {
             stream: BufReader::new(TcpStream::connect(address).await?),
         };
         client.reply().await?;
-        client.stream.write_all(b"EHLO client.test\r\n").await?;
-        client.reply().await?;
+        client.ask("EHLO client.test").await?;
         Ok(client)
     }
 
     /// Says whose mail comes now, as a front end does that the relay trusts, and is introduced anew.
     pub async fn xclient(&mut self, address: &str) -> std::io::Result<()> {
-        let command = format!("XCLIENT ADDR={address}\r\n");
-        self.stream.write_all(command.as_bytes()).await?;
-        self.reply().await?;
-        self.stream.write_all(b"EHLO client.test\r\n").await?;
-        self.reply().await?;
+        self.ask(&format!("XCLIENT ADDR={address}")).await?;
+        self.ask("EHLO client.test").await?;
         Ok(())
+    }
+
+    /// One command; the last line of its reply.
+    pub async fn ask(&mut self, command: &str) -> std::io::Result<String> {
+        let line = format!("{command}\r\n");
+        self.stream.write_all(line.as_bytes()).await?;
+        self.reply().await
     }
 
     /// One transaction; the last line of the reply to its end of data, or of the first refusal.

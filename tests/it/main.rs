@@ -27,6 +27,7 @@ mod postfix;
 mod power;
 mod programs;
 mod relay;
+mod restart;
 mod samples;
 mod servers;
 mod session;

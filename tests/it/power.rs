@@ -23,14 +23,15 @@ impl Call {
         rest.split_once('>').map(|(path, _)| Path::new(path))
     }
 
-    /// The names it is given.
-    fn names(&self) -> Vec<&Path> {
-        self.text
-            .split('"')
-            .skip(1)
-            .step_by(2)
-            .map(Path::new)
-            .collect()
+    /// The names it is given, each in the folder that stands before it, if one does.
+    fn names(&self) -> Vec<PathBuf> {
+        let pieces: Vec<&str> = self.text.split('"').collect();
+        let in_folder = |pair: &[&str]| {
+            let folder = pair[0].rsplit_once('<').map_or("", |(_, folder)| folder);
+            let folder = folder.split_once('>').map_or("", |(folder, _)| folder);
+            Path::new(folder).join(pair[1])
+        };
+        pieces.chunks_exact(2).map(in_folder).collect()
     }
 
     fn is_flush_of(&self, path: &Path) -> bool {
@@ -49,10 +50,10 @@ impl Call {
     }
 
     /// From where to where it renames.
-    fn renames(&self) -> Option<(&Path, &Path)> {
+    fn renames(&self) -> Option<(PathBuf, PathBuf)> {
         let done = self.name.starts_with("rename") && self.text.ends_with(" = 0");
-        match self.names()[..] {
-            [from, to] if done => Some((from, to)),
+        match <[PathBuf; 2]>::try_from(self.names()) {
+            Ok([from, to]) if done => Some((from, to)),
             _ => None,
         }
     }
@@ -127,15 +128,36 @@ impl Trace {
         let renamed = renamed.unwrap_or_else(|| panic!("nothing came to {}", folder.display()));
         let (from, to) = renamed.renames().expect("it is one");
         let mut writes = self.0.iter().rev();
-        let last = writes.find(|call| call.is_write_to(from));
+        let last = writes.find(|call| call.is_write_to(&from));
         let last = last.unwrap_or_else(|| panic!("nothing was written to {}", from.display()));
-        let content = self.flushed(from, last.ended);
+        let content = self.flushed(&from, last.ended);
         assert!(
             content < renamed.began,
             "{} is flushed before it gets its name",
             to.display()
         );
         self.flushed(to.parent().expect("a folder"), renamed.ended)
+    }
+}
+
+impl Trace {
+    /// Each of these folders that was made is in the one above it before `reply`; how many they are.
+    fn folders_are_durable(&self, reply: usize, is_needed: impl Fn(&Path) -> bool) -> usize {
+        let made = |call: &&Call| {
+            let done = call.name.starts_with("mkdir") && call.text.ends_with(" = 0");
+            done && is_needed(&call.names()[0])
+        };
+        let made: Vec<&Call> = self.0.iter().filter(made).collect();
+        for call in &made {
+            let path = &call.names()[0];
+            let parent = path.parent().expect("a parent");
+            assert!(
+                self.flushed(parent, call.ended) < reply,
+                "{} is in its folder",
+                path.display()
+            );
+        }
+        made.len()
     }
 }
 
@@ -239,22 +261,8 @@ async fn what_is_queued_is_flushed_before_it_is_acknowledged() {
 
     let first = trace.said(accepted);
     let is_needed = |path: &Path| store.starts_with(path) || path.starts_with(store.join("bodies"));
-    let made: Vec<&Call> = trace
-        .0
-        .iter()
-        .filter(|call| call.name.starts_with("mkdir") && call.text.ends_with(" = 0"))
-        .filter(|call| is_needed(call.names()[0]))
-        .collect();
-    assert_eq!(made.len(), 3 + 32, "data, store, bodies, those in it");
-    for call in made {
-        let path = call.names()[0];
-        let parent = path.parent().expect("a parent");
-        assert!(
-            trace.flushed(parent, call.ended) < first,
-            "{} is in its folder",
-            path.display()
-        );
-    }
+    let made = trace.folders_are_durable(first, is_needed);
+    assert_eq!(made, 3 + 32, "data, store, bodies, those in it");
 }
 
 /// Before a message that goes through is acknowledged, it is flushed into its Maildir, and the Maildir into its folder.
@@ -271,7 +279,6 @@ async fn what_is_delivered_into_a_maildir_is_flushed_before_it_is_acknowledged()
     let trace = watched(&config, port, send(port, "one", 4 << 10)).await;
     let reply = trace.said("\"250 2.0.0 Ok: ");
     assert!(trace.file_is_durable(&mail.join("b")) < reply);
-    for path in [mail.join("b"), mail.clone(), folder.path().to_owned()] {
-        assert!(trace.flushed(&path, 0) < reply, "{}", path.display());
-    }
+    let made = trace.folders_are_durable(reply, |path| path.starts_with(&mail));
+    assert_eq!(made, 5, "mail, b, those in it");
 }

@@ -11,6 +11,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("deadline", 0),
     ("chance", 0),
     ("ablation", 0),
+    ("file", 0),
     ("incident", 0),
     ("telemetry", 1),
     ("trust", 1),

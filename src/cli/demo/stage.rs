@@ -13,7 +13,7 @@ use crate::app::{self, Running};
 use crate::cli::exit::CliError;
 use crate::config;
 use crate::deadline::Deadline;
-use crate::delivery::{Delivery, Kind, Outbound, Outcome, Settings, SmtpSettings, TlsMode};
+use crate::delivery::{Delivery, Kind, Outbound, Outcome, Settings, SmtpSettings, TlsMode, Told};
 use crate::message::{BodyKind, Content, Envelope, Mailbox, MessageId, Origin, ReversePath};
 use crate::store::Store;
 use crate::store::history::{self, HistoryEntry};
@@ -162,6 +162,7 @@ impl Stage {
             envelope: Arc::new(envelope()),
             prefix: "".into(),
             content: Content::uncharged(content),
+            told: Told::default(),
         };
         let outcomes = self.sender.deliver(&mail, Deadline::after(PATIENCE)).await;
         let answer = outcomes.first().map(Outcome::answer);

@@ -1,6 +1,6 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::Barrier;
+use std::sync::{Barrier, Once};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -26,6 +26,7 @@ fn outbound(to: &[&str], content: &'static [u8]) -> Outbound {
         }),
         prefix: Bytes::from_static(b"Received: by me\r\n"),
         content: Content::uncharged(content),
+        told: Told::default(),
     }
 }
 
@@ -35,16 +36,18 @@ fn maildir(folder: &Path) -> Maildir {
 }
 
 /// One that writes into a Maildir below the folder that is called as the recipient's local-part.
-fn job(mail: &Outbound, folder: &Path, sync: SyncFolder) -> Job {
+fn job(mail: &Outbound, folder: &Path) -> Job {
     Job {
         envelope: mail.envelope.clone(),
-        recipients: vec![0],
+        at: 0,
+        maildir: folder.join(mail.envelope.recipients[0].mailbox.local_part()),
+        mailbox: mail.envelope.recipients[0].mailbox.clone(),
         prefix: mail.prefix.clone(),
         content: mail.content.clone(),
-        template: folder.join("{local}").to_str().expect("UTF-8").into(),
         host: "h".into(),
-        sync,
+        disk: Disk::REAL,
         shared: Arc::new(JobState::default()),
+        told: Told::default(),
     }
 }
 
@@ -58,10 +61,12 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 #[tokio::test]
 async fn a_message_lands_in_new() {
     let folder = tempfile::tempdir().expect("folder");
-    let mail = outbound(
+    let (told, mut hear) = Told::of(2);
+    let mut mail = outbound(
         &["bob@Example.ORG", "eve@example.org"],
         b"Subject: x\r\n\r\n.a\r\nb",
     );
+    mail.told = told;
     let deadline = Deadline::after(Duration::from_secs(60));
     let outcomes = maildir(folder.path())
         .deliver(&mail, vec![0, 1], deadline)
@@ -72,6 +77,18 @@ async fn a_message_lands_in_new() {
             .all(|(_, outcome)| matches!(outcome, Outcome::Delivered(_))),
         "{outcomes:?}"
     );
+    let mut told: Vec<_> = (0..2).filter_map(|_| hear.try_recv().ok()).collect();
+    told.sort_by_key(|taken| taken.at);
+    assert_eq!(told.len(), 2);
+    let outcome = |at: usize| outcomes.iter().find(|(other, _)| *other == at);
+    for (at, taken) in told.iter().enumerate() {
+        let text = outcome(at).map(|(_, outcome)| &outcome.answer().text);
+        assert_eq!(
+            (taken.at, Some(&taken.text)),
+            (at, text),
+            "as in the outcome"
+        );
+    }
     let bob = folder.path().join("example.org/bob");
     let found = files(&bob.join("new"));
     assert_eq!(found.len(), 1);
@@ -154,10 +171,9 @@ async fn an_abandoned_delivery_leaves_nothing() {
         .deliver(&mail, vec![0], deadline)
         .await;
     assert!(matches!(&outcomes[0].1, Outcome::Deferred(_)));
-    let job = job(&mail, folder.path(), File::sync_all);
+    let job = job(&mail, folder.path());
     drop(Waiting(job.shared.clone()));
-    let mailbox = &mail.envelope.recipients[0].mailbox;
-    assert!(job.deliver(0, mailbox).is_err());
+    assert!(job.deliver().is_err());
     for inner in ["tmp", "new"] {
         assert_eq!(files(&folder.path().join("a").join(inner)).len(), 0);
     }
@@ -172,8 +188,7 @@ fn a_folder_that_cannot_be_synced_is_left_alone() {
     make_maildir(&folder.path().join("a")).expect("a Maildir");
     std::fs::set_permissions(&new, Permissions::from_mode(0o300)).expect("permissions");
     let mail = outbound(&["a@example.org"], b"x\r\n");
-    let job = job(&mail, folder.path(), File::sync_all);
-    let mailbox = mail.envelope.recipients[0].mailbox.clone();
+    let job = job(&mail, folder.path());
     let result = std::thread::spawn(move || {
         // Permissions mean nothing to root, as long as it has its capabilities.
         let none = CapabilitySet::empty();
@@ -183,7 +198,7 @@ fn a_folder_that_cannot_be_synced_is_left_alone() {
             inheritable: none,
         };
         set_capabilities(None, sets).expect("none are always allowed");
-        job.deliver(0, &mailbox)
+        job.deliver()
     });
     let error = result.join().expect("no panic").expect_err("not readable");
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
@@ -200,7 +215,10 @@ async fn what_was_moved_is_delivered() {
     let folder = tempfile::tempdir().expect("folder");
     let mail = outbound(&["a@example.org"], b"x\r\n");
     let maildir = Maildir {
-        sync: |_| Err(io::Error::other("told to")),
+        disk: Disk {
+            sync: |_| Err(io::Error::other("told to")),
+            ..Disk::REAL
+        },
         ..maildir(folder.path())
     };
     let deadline = Deadline::after(Duration::from_secs(60));
@@ -212,33 +230,54 @@ async fn what_was_moved_is_delivered() {
     assert_eq!(files(&folder.path().join("example.org/a/new")).len(), 1);
 }
 
-/// The deadline may pass while a message is being moved into its Maildir: it is delivered, and nothing else is begun.
+/// Where the thread that writes meets a test: when it has come to a step for the first time, and when it may go on.
+struct Meeting(Barrier, Once);
+
+impl Meeting {
+    const fn new() -> Self {
+        Self(Barrier::new(2), Once::new())
+    }
+
+    fn pause(&self) {
+        self.1.call_once(|| {
+            self.0.wait();
+            self.0.wait();
+        });
+    }
+
+    async fn step(&'static self) {
+        let wait = tokio::task::spawn_blocking(move || self.0.wait());
+        wait.await.expect("it comes");
+    }
+}
+
+/// The deadline may pass while a message is being moved into its Maildir: whether it came there is waited for, and nothing
+/// else is begun.
 #[tokio::test(start_paused = true)]
 async fn what_is_moved_at_the_deadline_is_delivered() {
-    /// Where the one that moves meets the test: when it has moved, and when it may go on.
-    static MEETING: Barrier = Barrier::new(2);
-    let meet = || tokio::task::spawn_blocking(|| MEETING.wait());
+    static MEETING: Meeting = Meeting::new();
     let folder = tempfile::tempdir().expect("folder");
     let mail = outbound(&["a@example.org", "b@example.org"], b"x\r\n");
     let maildir = Maildir {
-        sync: |_| {
-            MEETING.wait();
-            MEETING.wait();
-            Ok(())
+        disk: Disk {
+            rename: |tmp, new, name| {
+                MEETING.pause();
+                (Disk::REAL.rename)(tmp, new, name)
+            },
+            ..Disk::REAL
         },
+        writers: Arc::new(Semaphore::new(1)),
         ..maildir(folder.path())
     };
     let minute = Duration::from_secs(60);
     let mut delivery = pin!(maildir.deliver(&mail, vec![0, 1], Deadline::after(minute)));
     assert_eq!(delivery.as_mut().now_or_never(), None);
-    meet().await.expect("it has moved the first");
+    MEETING.step().await;
     tokio::time::advance(minute).await;
     let early = delivery.as_mut().now_or_never();
-    meet().await.expect("it goes on");
-    let outcomes = match early {
-        Some(outcomes) => outcomes,
-        None => delivery.await,
-    };
+    MEETING.step().await;
+    assert_eq!(early, None, "it is being moved");
+    let outcomes = delivery.await;
     assert!(
         matches!(
             outcomes[..],
@@ -247,6 +286,130 @@ async fn what_is_moved_at_the_deadline_is_delivered() {
         "{outcomes:?}"
     );
     assert!(!folder.path().join("example.org/b").exists());
+}
+
+/// What is in the Maildir is delivered also where the disk takes longer to make it durable than anybody waits.
+#[tokio::test(start_paused = true)]
+async fn what_was_moved_before_the_deadline_is_delivered_however_long_it_is_synced() {
+    static MEETING: Meeting = Meeting::new();
+    let folder = tempfile::tempdir().expect("folder");
+    let mail = outbound(&["a@example.org", "b@example.org"], b"x\r\n");
+    let maildir = Maildir {
+        disk: Disk {
+            sync: |_| {
+                MEETING.pause();
+                Ok(())
+            },
+            ..Disk::REAL
+        },
+        writers: Arc::new(Semaphore::new(1)),
+        ..maildir(folder.path())
+    };
+    let minute = Duration::from_secs(60);
+    let mut delivery = pin!(maildir.deliver(&mail, vec![0, 1], Deadline::after(minute)));
+    assert_eq!(delivery.as_mut().now_or_never(), None);
+    MEETING.step().await;
+    tokio::time::advance(minute).await;
+    let mut outcomes = delivery.as_mut().now_or_never();
+    if outcomes.is_none() {
+        tokio::time::advance(LAST_MOVE).await;
+        outcomes = delivery.as_mut().now_or_never();
+    }
+    MEETING.step().await;
+    let outcomes = outcomes.expect("nobody waits for longer");
+    assert!(
+        matches!(
+            outcomes[..],
+            [(0, Outcome::Delivered(_)), (1, Outcome::Deferred(_))]
+        ),
+        "{outcomes:?}"
+    );
+}
+
+/// What a user puts in the place of his `new` is opened without waiting and without following it: his mail is deferred, and
+/// no writer is lost to it.
+#[test]
+fn what_is_no_folder_is_not_waited_for() {
+    let folder = tempfile::tempdir().expect("folder");
+    let maildir = folder.path().join("a");
+    let (new, elsewhere) = (maildir.join("new"), folder.path().join("elsewhere"));
+    make_maildir(&maildir).expect("a Maildir");
+    std::fs::create_dir(&elsewhere).expect("a folder");
+    let mail = outbound(&["a@example.org"], b"x\r\n");
+    std::fs::remove_dir(&new).expect("removed");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &new, Mode::RUSR | Mode::WUSR).expect("a FIFO");
+    let (tell, told) = std::sync::mpsc::channel();
+    let job = || job(&mail, folder.path());
+    let at_fifo = job();
+    std::thread::spawn(move || tell.send(at_fifo.deliver().is_err()));
+    assert_eq!(told.recv_timeout(Duration::from_secs(20)), Ok(true));
+    std::fs::remove_file(&new).expect("removed");
+    std::os::unix::fs::symlink(&elsewhere, &new).expect("a link");
+    assert!(job().deliver().is_err());
+    for inner in [elsewhere, maildir.join("tmp")] {
+        assert_eq!(files(&inner), Vec::<PathBuf>::new());
+    }
+}
+
+/// Writers that hang in one Maildir (a mount whose server is gone) keep their places in it and no others: who comes after
+/// them waits for a place there, and everybody else is delivered, another recipient of the same message too.
+#[tokio::test(start_paused = true)]
+async fn a_maildir_that_hangs_stops_nobody_else() {
+    /// Where the first writers hang until the test comes too, and their number.
+    static HANG: Barrier = Barrier::new(TOGETHER + 1);
+    static IN_IT: AtomicU64 = AtomicU64::new(0);
+    /// Lets them go on, also where the test fails.
+    struct Release;
+    impl Drop for Release {
+        fn drop(&mut self) {
+            HANG.wait();
+        }
+    }
+    let folder = tempfile::tempdir().expect("folder");
+    let maildir = Arc::new(Maildir {
+        // No more than this is in the hands of the test: as good as an open that hangs.
+        disk: Disk {
+            sync: |_| {
+                if IN_IT.fetch_add(1, Ordering::SeqCst) < TOGETHER as u64 {
+                    HANG.wait();
+                }
+                Ok(())
+            },
+            ..Disk::REAL
+        },
+        writers: Arc::new(Semaphore::new(TOGETHER + 1)),
+        ..maildir(folder.path())
+    });
+    let minute = Duration::from_secs(60);
+    for _ in 0..2 * TOGETHER {
+        let (maildir, mail) = (maildir.clone(), outbound(&["a@example.org"], b"x\r\n"));
+        let deadline = Deadline::after(minute);
+        tokio::spawn(async move { maildir.deliver(&mail, vec![0], deadline).await });
+    }
+    while IN_IT.load(Ordering::SeqCst) < TOGETHER as u64 {
+        tokio::task::yield_now().await;
+    }
+    let release = Release;
+    tokio::time::advance(minute * 2).await;
+    let mail = outbound(&["a@example.org", "b@example.org"], b"x\r\n");
+    let mut delivery = pin!(maildir.deliver(&mail, vec![0, 1], Deadline::after(minute)));
+    let [a, b] = ["a", "b"].map(|name| folder.path().join("example.org").join(name).join("new"));
+    while !b.is_dir() || files(&b).is_empty() {
+        assert_eq!(delivery.as_mut().now_or_never(), None);
+        tokio::task::yield_now().await;
+    }
+    while maildir.writers.available_permits() < 1 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(files(&a).len(), TOGETHER, "nobody else has come in");
+    drop(release);
+    let outcomes = delivery.await;
+    assert!(
+        outcomes
+            .iter()
+            .all(|(_, o)| matches!(o, Outcome::Delivered(_))),
+        "{outcomes:?}"
+    );
 }
 
 /// One mailbox for everybody is a mistake in the template.

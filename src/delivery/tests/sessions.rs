@@ -118,7 +118,7 @@ async fn a_full_mailbox_is_not_too_many_recipients() {
         ("552 5.2.2 full", "failed", Objection::Recipient),
         ("552 5.3.4 too large", "failed", Objection::Form),
         ("552 no", "deferred", Objection::Form),
-        ("550 5.7.1 not you", "failed", Objection::Recipient),
+        ("550 5.7.1 not you", "failed", Objection::Other),
     ];
     for (reply, word, objection) in replies {
         let refused = format!(
@@ -459,6 +459,58 @@ async fn lmtp_answers_for_each_recipient() {
         "{got:?}"
     );
     server.finished().await;
+}
+
+/// Who has the message is told as soon as the server says so, while it takes its time for the others.
+#[tokio::test]
+async fn lmtp_answers_are_told_when_they_come() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("lmtp");
+    let server = Server::unix(
+        &path,
+        &["S: 220 hi
+           C: LHLO me
+           S: 250-hi
+           S: 250 PIPELINING
+           C: MAIL FROM:<a@x>
+           C: RCPT TO:<b@y>
+           C: RCPT TO:<c@y>
+           C: RCPT TO:<d@y>
+           C: RCPT TO:<e@y>
+           C: DATA
+           S: 250 m
+           S: 250 r
+           S: 250 r
+           S: 250 r
+           S: 250 r
+           S: 354 go
+           C: X: y
+           C: x
+           C: .
+           S: 250 2.0.0 in
+           S: 452 4.2.2 full
+           S: 250 2.0.0 too
+           HOLD"],
+    );
+    let delivery = delivery(SmtpSettings {
+        lmtp: true,
+        ..hop(&[server.address()])
+    });
+    let (told, mut hear) = Told::of(4);
+    let mail = Outbound {
+        told,
+        ..mail(&["b@y", "c@y", "d@y", "e@y"], b"x\r\n")
+    };
+    let delivered = tokio::spawn(async move { delivery.deliver(&mail, soon()).await });
+    for (at, text) in [
+        (0, "end of data: 250 2.0.0 in"),
+        (2, "end of data: 250 2.0.0 too"),
+    ] {
+        let text = text.to_owned();
+        assert_eq!(hear.recv().await, Some(Taken { at, text }));
+    }
+    assert!(!delivered.is_finished(), "the last one is waited for");
+    delivered.abort();
 }
 
 /// Content that could be read as two messages by somebody else is not sent to anybody.

@@ -156,7 +156,7 @@ fn words(inspection: &Inspection) -> Vec<u64> {
 fn text(words: &[u64]) -> Trait {
     Trait {
         aspect: Aspect::Text,
-        value: hash(words.iter().flat_map(|word| word.to_le_bytes())),
+        value: hash_words(words),
     }
 }
 
@@ -202,7 +202,7 @@ fn near_octets(attachments: &[&Part], add: &mut dyn FnMut(u64)) {
 fn near_words(words: &[u64], add: &mut dyn FnMut(u64)) {
     if words.len() >= WORTH {
         for window in words.windows(WORDS) {
-            add(hash(window.iter().flat_map(|word| word.to_le_bytes())));
+            add(hash_words(window));
         }
     }
 }
@@ -261,8 +261,22 @@ fn origin(message: &Message, inspection: &Inspection) -> Vec<Trait> {
 
 /// FNV-1a, mixed: values are kept in the store and compared between relays, so they must not change with a library.
 fn hash(octets: impl IntoIterator<Item = u8>) -> u64 {
-    let fold = |so_far: u64, octet: u8| (so_far ^ u64::from(octet)).wrapping_mul(0x100_0000_01b3);
-    mix(octets.into_iter().fold(0xcbf2_9ce4_8422_2325, fold))
+    mix(fnv(FNV_OFFSET_BASIS, octets))
+}
+
+/// The same of the octets of words; most of the work for a message of text, so it does not depend on what the compiler makes of a
+/// chain of iterators.
+fn hash_words(words: &[u64]) -> u64 {
+    let add = |so_far, word: &u64| fnv(so_far, word.to_le_bytes());
+    mix(words.iter().fold(FNV_OFFSET_BASIS, add))
+}
+
+const FNV_OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+
+#[inline(always)]
+fn fnv(so_far: u64, octets: impl IntoIterator<Item = u8>) -> u64 {
+    let add = |so_far: u64, octet: u8| (so_far ^ u64::from(octet)).wrapping_mul(0x100_0000_01b3);
+    octets.into_iter().fold(so_far, add)
 }
 
 /// The finalizer of splitmix64 (Steele, Lea, Flood, OOPSLA 2014).

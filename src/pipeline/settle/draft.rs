@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Notice, absent, next_hop, select};
+use super::{Notice, TIMEOUTS, absent, next_hop, select};
 use crate::chance;
 use crate::deadline::{expiry_clock, wall_clock};
 use crate::delivery::{self, Answer, dsn, schedule};
 use crate::message::{Content, Message, MessageId, Recipient, header};
 use crate::pipeline::{Generation, Judged, lanes};
 use crate::store::{Cause, Extent, Lane, Notification, RESCAN_FOR, Record};
-use crate::verdict::{Decision, Verdict};
+use crate::verdict::{Decision, Reason, Report, Verdict};
 
 /// What all records of one settlement have in common.
 pub(super) struct Draft<'a> {
@@ -46,6 +46,7 @@ impl Draft<'_> {
         if let Some(judged) = self.judged {
             record.reports.clone_from(&judged.reports);
             record.spent = judged.spent;
+            record.timeouts = self.timeouts();
             record.standing = judged.standing.or(record.standing);
         }
         if matches!(lane, Lane::Held | Lane::Scan) {
@@ -105,12 +106,25 @@ impl Draft<'_> {
             cause: None,
             standing: None,
             notification: None,
+            instead_of: Vec::new(),
+            timeouts: 0,
             next_hop: "".into(),
         }
     }
 
+    /// Scans that ran into their timeout, this pass included.
+    pub(super) fn timeouts(&self) -> u32 {
+        let before = self.before.map_or(0, |before| before.timeouts);
+        let reports = self.judged.map_or(&[][..], |judged| &judged.reports);
+        let timed_out = |report: &Report| report.missing() == Some(Reason::Timeout);
+        before + u32::from(reports.iter().any(timed_out))
+    }
+
     /// Why it is kept, if that is the guard's doing and not for what was found in it.
     fn cause(&self, decision: &Decision) -> Option<Cause> {
+        if decision.rule == TIMEOUTS {
+            return None;
+        }
         if let Some(id) = decision.rule.strip_prefix("interceptor.") {
             return Some(Cause::Interceptor(id.to_owned()));
         }

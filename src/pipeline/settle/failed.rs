@@ -10,7 +10,7 @@ use crate::verdict::{Decision, Disposition};
 
 /// The rule that holds a bounce which nobody takes, or that lets it go.
 pub(in crate::pipeline) const BOUNCE_UNDELIVERABLE: &str = "bounce-undeliverable";
-/// The rule that holds mail which could not be delivered, and whose sender may not be told.
+/// The rule that holds mail which could not be delivered, and whose sender may not be told, or lets it go.
 pub(in crate::pipeline) const UNDELIVERABLE: &str = "undeliverable";
 
 /// A recipient that gets nothing from any next hop.
@@ -77,6 +77,9 @@ impl Settling<'_> {
         let those: Vec<usize> = failed.iter().map(|failure| failure.at).collect();
         let mut record = draft.again(before, Lane::Held);
         record.envelope = (*select(draft.message, &those)).clone();
+        if !record.instead_of.is_empty() {
+            record.envelope.recipients = std::mem::take(&mut record.instead_of);
+        }
         if let Some(first) = failed.first() {
             record.status.clone_from(&first.answer.text);
         }
@@ -84,9 +87,9 @@ impl Settling<'_> {
         self.keep.push(record);
     }
 
-    /// A bounce for those whose sender may be told about them. The others may not be bounced (RFC 5321 6.1, RFC 3461 4.1)
-    /// and may not vanish: a reviewer gets them. But a bounce of somebody else's that its recipient does not take is dropped
-    /// like our own: it answers a forged sender.
+    /// A bounce for those whose sender may be told about them. The others may not be bounced (RFC 5321 6.1, RFC 3461 4.1):
+    /// where the refusal is about the recipient there is nobody to tell and nothing to mend, and the mail is dropped, as our
+    /// own bounces are; otherwise it may not vanish, and a reviewer gets it.
     fn bounce(&mut self, failed: Vec<Failure<'_>>) -> Option<Notice> {
         let wants = |failure: &Failure<'_>| {
             let recipient = self.draft.message.envelope.recipients.get(failure.at);
@@ -95,11 +98,10 @@ impl Settling<'_> {
         };
         let (told, untold): (Vec<_>, Vec<_>) = failed.into_iter().partition(wants);
         let is_bounce = self.draft.message.envelope.reverse_path.is_null();
-        let is_dropped =
-            |failure: &Failure<'_>| is_bounce && failure.answer.objection() == Objection::Recipient;
+        let is_dropped = |failure: &Failure<'_>| failure.answer.objection() == Objection::Recipient;
         let (dropped, untold): (Vec<_>, Vec<_>) = untold.into_iter().partition(is_dropped);
         for failure in &dropped {
-            self.drop_bounce(failure, &[failure.at]);
+            self.drop(UNDELIVERABLE, failure, &[failure.at]);
         }
         let mut held: Vec<(&Decision, Vec<usize>, &Answer)> = Vec::new();
         for failure in &untold {
@@ -145,7 +147,7 @@ impl Settling<'_> {
             return self.tell("dropped", failure.decision, &all, answer.text.clone());
         };
         if answer.objection() == Objection::Recipient {
-            return self.drop_bounce(failure, &all);
+            return self.drop(BOUNCE_UNDELIVERABLE, failure, &all);
         }
         if !failure.given_up
             && let Some(less) = draft.less(extent)
@@ -157,6 +159,7 @@ impl Settling<'_> {
             return self.tell("shortened", failure.decision, &all, answer.text.clone());
         }
         let why = match failure.given_up {
+            _ if answer.is_unrouted() => "there is no way for the bounce",
             true => "the bounce was not delivered in time",
             false => "the bounce is refused in every form",
         };
@@ -164,10 +167,10 @@ impl Settling<'_> {
         self.hold_failed(BOUNCE_UNDELIVERABLE, reason, failure.decision, &all);
     }
 
-    fn drop_bounce(&mut self, failure: &Failure<'_>, those: &[usize]) {
+    fn drop(&mut self, rule: &str, failure: &Failure<'_>, those: &[usize]) {
         let reason = &failure.answer.text;
         let decision = Decision {
-            rule: BOUNCE_UNDELIVERABLE.to_owned(),
+            rule: rule.to_owned(),
             reason: reason.clone(),
             ..failure.decision.clone()
         };

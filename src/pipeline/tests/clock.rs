@@ -157,3 +157,31 @@ async fn a_clock_set_ahead_gives_nothing_up() {
     assert_eq!(deliver(), [], "bounced");
     set_wall_clock(None);
 }
+
+/// What expires after the clock was set ahead ends by the time that has passed, and the audit tells the time of the act by the
+/// clock that people read.
+#[tokio::test(start_paused = true)]
+async fn an_expiry_is_on_record_with_the_time_of_the_act() {
+    let now = Timestamp::now();
+    set_wall_clock(Some(now));
+    let store = Arc::<Scripted>::default();
+    let (pipeline, _folder) = pipeline(generation(Vec::new(), Budget::default()), &store);
+    let mut held = settle::unfinished(&pipeline.generation(), &message(&["x@b.test"]), None);
+    (held.lane, held.expires_at) = (Lane::Held, now + HOUR);
+    let put = store.put(vec![held.clone()], Content::uncharged("x"));
+    put.await.expect("put");
+    set_wall_clock(Some(now + DAY));
+    let closing = tokio_util::sync::CancellationToken::new();
+    tokio::spawn(Lanes::new(pipeline).run(closing.clone()));
+    let began = Instant::now();
+    while !store.all().is_empty() {
+        Deadline::after(Duration::from_secs(1)).wait().await;
+        assert!(began.elapsed() < 2 * HOUR, "{:?}", store.all());
+    }
+    assert!(began.elapsed() >= HOUR, "the hour has passed");
+    let acts = store.audited(Some(held.id.into()), 9).await;
+    let at = acts.expect("audited")[0].at;
+    assert!(at >= now + DAY + HOUR, "{at}");
+    closing.cancel();
+    set_wall_clock(None);
+}

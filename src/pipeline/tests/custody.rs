@@ -17,9 +17,14 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// A next hop that takes what it is sent, or hangs, or puts one recipient off.
 #[derive(Default)]
 struct Hop {
-    got: Mutex<Vec<(MessageId, Mailbox)>>,
+    got: Arc<Mutex<Vec<(MessageId, Mailbox)>>>,
+    /// Answers for one recipient after the other, and takes this long for each.
+    each: Option<Duration>,
     hangs: AtomicBool,
     later: Option<&'static str>,
+    refuses: Option<&'static str>,
+    /// Has no room for new mail from the moment on in which it takes a message.
+    fills: Option<Arc<Scripted>>,
     /// Broken by it at the moment in which it takes a message.
     breaks: Option<Arc<Scripted>>,
 }
@@ -56,6 +61,7 @@ impl Server for Hop {
         let outcome = |at: usize| match self.later {
             _ if hangs => Outcome::Deferred(answer(451)),
             Some(later) if mailbox(at).as_str() == later => Outcome::Deferred(answer(451)),
+            _ if self.refuses == Some(mailbox(at).as_str()) => Outcome::Failed(answer(550)),
             _ => Outcome::Delivered(answer(250)),
         };
         let outcomes: Vec<_> = recipients.into_iter().map(|at| (at, outcome(at))).collect();
@@ -63,7 +69,26 @@ impl Server for Hop {
             .iter()
             .filter(|(_, outcome)| matches!(outcome, Outcome::Delivered(_)))
             .map(|(at, _)| (mail.id, mailbox(*at)));
-        self.got.lock().expect("no panic").extend(taken);
+        let (got, each, told) = (self.got.clone(), self.each, mail.told.clone());
+        if let Some(each) = each {
+            let taken: Vec<_> = outcomes.iter().map(|(at, _)| *at).zip(taken).collect();
+            return Box::pin(async move {
+                for (at, taken) in taken {
+                    Deadline::after(each).wait().await;
+                    got.lock().expect("no panic").push(taken);
+                    told.say(at, "250 taken");
+                }
+                Ended {
+                    outcomes,
+                    sign: Sign::Fine,
+                    offered: true,
+                }
+            });
+        }
+        got.lock().expect("no panic").extend(taken);
+        if let Some(store) = &self.fills {
+            store.full.store(true, Ordering::Relaxed);
+        }
         if let Some(store) = &self.breaks {
             store.fails.store(true, Ordering::Relaxed);
         }
@@ -176,6 +201,93 @@ fn what_one_next_hop_has_taken_it_does_not_get_again_because_another_hangs() {
             until("nothing waits", || store.all().is_empty()).await;
         });
         assert_eq!((a.got(), b.got()), (EACH, EACH), "{mode:?}, {stopped}");
+    }
+}
+
+/// Promise P5: what a next hop says of one recipient is durable soon after it has said so, although it takes its time for the
+/// others: killed meanwhile, the relay gives the message to nobody again who has it. That goes for stored mail, and for
+/// mail that became ours in the middle of its delivery.
+#[test]
+fn who_has_it_does_not_get_it_again_because_others_are_awaited() {
+    let session = Budget::default().session;
+    for (mode, each) in [
+        (Mode::Queue, Duration::from_millis(500)),
+        (Mode::CutThrough, session / 4),
+    ] {
+        let store = Arc::new(Scripted::default());
+        let a = Arc::new(Hop {
+            each: Some(each),
+            ..Hop::default()
+        });
+        life(async {
+            let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+            let message = message(&TEN);
+            tokio::spawn(async move { pipeline.accept(message, mode).await });
+            until("half of them have it", || a.got() == TEN.len() / 2).await;
+            Deadline::after(Duration::from_millis(200)).wait().await;
+        });
+        store.reopen();
+        let left = store.all();
+        let left: Vec<_> = left.iter().flat_map(|r| &r.envelope.recipients).collect();
+        let left: Vec<_> = left.iter().map(|r| r.mailbox.as_str()).collect();
+        assert_eq!(left, TEN[5..], "{mode:?}");
+        life(async {
+            let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+            tokio::spawn(Lanes::new(pipeline).run(CancellationToken::new()));
+            until("nothing waits", || store.all().is_empty()).await;
+        });
+        assert_eq!(a.got(), TEN.len(), "{mode:?}");
+    }
+}
+
+const TEN: [&str; 10] = [
+    "0@a.test", "1@a.test", "2@a.test", "3@a.test", "4@a.test", "5@a.test", "6@a.test", "7@a.test",
+    "8@a.test", "9@a.test",
+];
+
+/// Counts what changes in the store.
+#[derive(Default)]
+struct Writes(AtomicUsize);
+
+impl Witness for Writes {
+    fn fate(&self, _: Option<MessageId>, _: Operation) -> Fate {
+        Fate::default()
+    }
+
+    fn changed(&self, _: &[Record], _: &[(Record, Content)], _: Option<&Audit>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Striking off costs writes only where answers come one after the other, several of them in one write; and each recipient is
+/// in the history once.
+#[tokio::test(start_paused = true)]
+async fn only_slow_answers_cost_more_writes() {
+    let millis = |millis| Some(Duration::from_millis(millis));
+    for (each, recipients, writes) in [
+        (None, 10, 2),
+        (millis(1000), 1, 2),
+        (millis(1), 10, 2),
+        (millis(30), 10, 4),
+        (millis(1000), 10, 11),
+    ] {
+        let counted = Arc::new(Writes::default());
+        let store = Arc::new(Scripted::watched(counted.clone()));
+        let a = Arc::new(Hop {
+            each,
+            ..Hop::default()
+        });
+        let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+        let message = message(&TEN[..recipients]);
+        let id = message.id;
+        pipeline.accept(message, Mode::Queue).await;
+        assert!(pipeline.drained(Deadline::after(MINUTE)).await);
+        assert_eq!(store.all(), []);
+        assert_eq!(counted.0.load(Ordering::Relaxed), writes, "{each:?}");
+        let told = pipeline.history.entries(id).await.expect("history");
+        let told = told.iter().filter(|entry| entry.event == "delivered");
+        let told: Vec<_> = told.map(|entry| entry.recipients[0].as_str()).collect();
+        assert_eq!(told, TEN[..recipients], "{each:?}");
     }
 }
 
@@ -300,6 +412,96 @@ async fn what_was_taken_is_made_durable_as_soon_as_the_store_works_again() {
     assert!(pipeline.drained(Deadline::after(MINUTE)).await);
     assert_eq!(store.all(), [], "it is done, and not taken up again");
     assert_eq!(a.got(), 1);
+}
+
+/// The bounce about one recipient and what is known of the others are one act on mail that is here: a store that has no room
+/// for new mail does not make the next hop get again what it has taken, and the bounce is written.
+#[tokio::test(start_paused = true)]
+async fn a_bounce_finds_room_where_new_mail_finds_none() {
+    let store = Arc::new(Scripted::default());
+    let a = Arc::new(Hop {
+        refuses: Some("y@a.test"),
+        fills: Some(store.clone()),
+        ..Hop::default()
+    });
+    let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+    tokio::spawn(Lanes::new(pipeline.clone()).run(CancellationToken::new()));
+    let message = message(&["x@a.test", "y@a.test"]);
+    let reply = pipeline.accept(message, Mode::Queue).await;
+    assert!(reply.to_string().contains("accepted as"), "{reply}");
+    let got = |mailbox: &str| {
+        let got = a.got.lock().expect("no panic");
+        got.iter().filter(|(_, to)| to.as_str() == mailbox).count()
+    };
+    until("it is told", || got("sender@a.test") == 1).await;
+    assert_eq!(got("x@a.test"), 1);
+    let lease = lanes::lease(&pipeline.generation().budget);
+    Deadline::after(2 * lease).wait().await;
+    assert_eq!((got("x@a.test"), got("sender@a.test")), (1, 1));
+    assert_eq!(store.all(), []);
+}
+
+/// The store is waited for while the sender waits too, for what is left of a message that the next hop has taken in part: refused
+/// now, all of it would be sent again. It is no new mail: the reserve of the disk is for it.
+#[tokio::test(start_paused = true)]
+async fn what_is_left_is_kept_as_soon_as_the_store_works_again() {
+    let store = Arc::new(Scripted::default());
+    let a = Arc::new(Hop {
+        later: Some("y@a.test"),
+        ..Hop::breaking(&store)
+    });
+    let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+    let accepting = pipeline.clone();
+    let message = message(&["x@a.test", "y@a.test"]);
+    let accepted = tokio::spawn(async move { accepting.accept(message, Mode::CutThrough).await });
+    until("it is taken", || a.got() == 1).await;
+    Deadline::after(lanes::INSIST / 2).wait().await;
+    store.full.store(true, Ordering::Relaxed);
+    store.fails.store(false, Ordering::Relaxed);
+    let reply = accepted.await.expect("no panic");
+    assert_eq!(reply.code(), 250, "{reply}");
+    let kept = store.all();
+    let kept: Vec<_> = kept.iter().flat_map(|r| &r.envelope.recipients).collect();
+    assert_eq!(kept.len(), 1);
+    assert_eq!(kept[0].mailbox.as_str(), "y@a.test");
+}
+
+/// Fails to read while it is told to.
+#[derive(Default)]
+struct Unreadable(AtomicBool);
+
+impl Witness for Unreadable {
+    fn fate(&self, _: Option<MessageId>, what: Operation) -> Fate {
+        let fails = what == Operation::Read && self.0.load(Ordering::Relaxed);
+        Fate {
+            error: fails.then(|| StoreError::Broken("told to".to_owned())),
+            ..Fate::default()
+        }
+    }
+
+    fn changed(&self, _: &[Record], _: &[(Record, Content)], _: Option<&Audit>) {}
+}
+
+/// Stored mail that cannot be read for a moment waits for that moment, and not until its lease ends.
+#[tokio::test(start_paused = true)]
+async fn mail_that_cannot_be_read_for_a_moment_goes_on_soon() {
+    set_wall_clock(Some(Timestamp::now()));
+    let unreadable = Arc::new(Unreadable::default());
+    let store = Arc::new(Scripted::watched(unreadable.clone()));
+    let a = Arc::new(Hop::default());
+    let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+    let message = message(&["x@a.test"]);
+    let record = settle::unfinished(&pipeline.generation(), &message, None);
+    store.put(vec![record], message.content).await.expect("put");
+    unreadable.0.store(true, Ordering::Relaxed);
+    let closing = CancellationToken::new();
+    tokio::spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
+    Deadline::after(Duration::from_secs(5)).wait().await;
+    unreadable.0.store(false, Ordering::Relaxed);
+    Deadline::after(MINUTE).wait().await;
+    assert_eq!(a.got(), 1);
+    closing.cancel();
+    set_wall_clock(None);
 }
 
 /// Promise P7: what a next hop has taken is in the history, also where the store fails and the message is kept by its

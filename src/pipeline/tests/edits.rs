@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::message::edit::{Edit, Place, Wish};
+use crate::pipeline::outbound::outbound;
 use crate::scan::engine::{AuthSettings, NameServers, Scores};
 use crate::verdict::{Answer, Reason, Report};
 

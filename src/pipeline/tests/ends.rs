@@ -37,6 +37,14 @@ fn unknown() -> Answer {
     refusal(Stage::Rcpt, 550, Some((5, 1, 1)))
 }
 
+fn greylisted() -> Answer {
+    refusal(Stage::Rcpt, 451, Some((4, 7, 1)))
+}
+
+fn blocked() -> Answer {
+    refusal(Stage::Rcpt, 554, Some((5, 7, 1)))
+}
+
 /// Where a recipient is when the path has ended for now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Where {
@@ -114,9 +122,11 @@ fn custodies(generation: &Generation, message: &Message) -> Vec<(&'static str, C
     all
 }
 
-const ENDS: [&str; 9] = [
+const ENDS: [&str; 11] = [
     "taken",
     "later",
+    "greylisted",
+    "blocked",
     "unknown",
     "too large",
     "held",
@@ -130,7 +140,9 @@ fn end(what: &str) -> (Disposition, End) {
     let outcome = |outcome| (Disposition::Deliver, End::Delivered(vec![outcome]));
     match what {
         "taken" => outcome(Outcome::Delivered(answer(250))),
-        "later" => outcome(Outcome::Deferred(answer(451))),
+        "later" => outcome(Outcome::Deferred(refusal(Stage::Rcpt, 451, None))),
+        "greylisted" => outcome(Outcome::Deferred(greylisted())),
+        "blocked" => outcome(Outcome::Failed(blocked())),
         "unknown" => outcome(Outcome::Failed(unknown())),
         "too large" => outcome(Outcome::Failed(too_large())),
         "held" => (Disposition::Quarantine, End::Held),
@@ -143,7 +155,8 @@ fn end(what: &str) -> (Disposition, End) {
 
 /// The law: what was answered 250 ends delivered, bounced, held, or forgotten as the administrator says, and never in two
 /// ways or in none; whoever brings it, however it is kept, whatever its sender wants to know. What a reviewer released
-/// comes back to the reviewer; who may not be told is not told, and the message is held.
+/// comes back to the reviewer; who may not be told is not told, and the message is held, unless its recipient does not take it
+/// for good: then nobody has it, and a stranger fills nothing.
 #[test]
 fn every_recipient_ends_in_exactly_one_way() {
     let generation = generation(Vec::new(), Budget::default());
@@ -199,8 +212,9 @@ fn check(settled: &Settlement, message: &Message, ends: [&str; 2], what: &str, c
             .iter()
             .any(|entry| entry.recipients.contains(&recipient.mailbox));
         assert!(told, "{case}: nobody can explain {}", recipient.mailbox);
-        let failed = matches!(end, "unknown" | "too large")
-            || end == "later" && matches!(what, "to be given up" | "released");
+        let failed = matches!(end, "unknown" | "too large" | "blocked")
+            || matches!(end, "later" | "greylisted")
+                && matches!(what, "to be given up" | "released");
         let is_bounced = !message.envelope.reverse_path.is_null()
             && recipient.notify.is_none_or(|notify| notify.failure);
         let expected = match end {
@@ -215,7 +229,7 @@ fn check(settled: &Settlement, message: &Message, ends: [&str; 2], what: &str, c
             "rejected" => Where::Held,
             _ if failed && what == "released" => Where::Held,
             _ if failed && is_bounced => Where::Bounced,
-            "unknown" if message.envelope.reverse_path.is_null() => Where::Dropped,
+            "unknown" => Where::Dropped,
             _ if failed => Where::Held,
             _ => Where::Waits,
         };
@@ -270,6 +284,7 @@ fn ended(
     let passed = Passed {
         judged: settle::judged_before(record, &message).expect("it is to be delivered"),
         ends: vec![End::Delivered(vec![outcome])],
+        told: Vec::new(),
     };
     let custody = Custody::Stored(Box::new(record.clone()));
     let settled = settle::settle(generation, &message, &custody, &passed);
@@ -292,6 +307,7 @@ fn a_bounce_is_sent_with_less_and_then_held() {
         refusal(Stage::EndOfData, 550, Some((5, 7, 1))),
         refusal(Stage::EndOfData, 554, None),
         refusal(Stage::Mail, 550, Some((5, 7, 1))),
+        blocked(),
     ] {
         let (mut record, content) = notice(&generation, unknown());
         let expires_at = record.expires_at;
@@ -352,22 +368,13 @@ fn a_bounce_is_sent_with_less_and_then_held() {
 #[test]
 fn a_bounce_that_its_recipient_does_not_take_is_dropped_and_told() {
     let generation = generation(Vec::new(), Budget::default());
-    for (refused, given_up) in [
-        (unknown(), false),
-        (refusal(Stage::Rcpt, 550, None), false),
-        (refusal(Stage::Rcpt, 550, Some((5, 7, 1))), false),
-        (refusal(Stage::EndOfData, 550, Some((5, 2, 1))), false),
-        (refusal(Stage::Rcpt, 452, Some((4, 2, 2))), true),
+    for refused in [
+        unknown(),
+        refusal(Stage::Rcpt, 550, None),
+        refusal(Stage::EndOfData, 550, Some((5, 2, 1))),
     ] {
-        let (mut record, content) = notice(&generation, unknown());
-        let outcome = match given_up {
-            true => {
-                record.expires_at = wall_clock();
-                Outcome::Deferred(refused)
-            }
-            false => Outcome::Failed(refused),
-        };
-        let (settled, _) = ended(&generation, (&record, &content), outcome);
+        let (record, content) = notice(&generation, unknown());
+        let (settled, _) = ended(&generation, (&record, &content), Outcome::Failed(refused));
         assert!(settled.keep.is_empty() && settled.notices.is_empty());
         let last = settled.history.last().expect("an event");
         let rule = last.decision.as_ref().map_or("", |d| &*d.rule);
@@ -381,11 +388,56 @@ fn a_bounce_that_is_given_up_is_held() {
     let generation = generation(Vec::new(), Budget::default());
     let (mut record, content) = notice(&generation, unknown());
     record.expires_at = wall_clock();
-    let outcome = Outcome::Deferred(answer(451));
-    let (settled, _) = ended(&generation, (&record, &content), outcome);
+    for later in [
+        answer(451),
+        refusal(Stage::Rcpt, 451, None),
+        greylisted(),
+        refusal(Stage::Rcpt, 452, Some((4, 2, 2))),
+    ] {
+        let outcome = Outcome::Deferred(later);
+        let (settled, _) = ended(&generation, (&record, &content), outcome);
+        assert_eq!(events(&settled), ["given-up", "held"]);
+        let decision = settled.keep[0].decision.as_ref().expect("a decision");
+        assert_eq!(decision.rule, BOUNCE_UNDELIVERABLE);
+    }
+}
+
+/// A bounce for whose recipient there is no next hop is held at once, with a reason that says what to do; mail waits for one, as
+/// a new configuration may have forgotten its domain; and what was released goes back to the reviewer.
+#[test]
+fn a_bounce_without_a_way_is_held_at_once() {
+    let generation = generation(Vec::new(), Budget::default());
+    let unrouted = || Answer {
+        next_hop: "".into(),
+        reply: None,
+        text: "4.4.4 no next hop takes a.test".to_owned(),
+        ..answer(450)
+    };
+    let (record, content) = notice(&generation, unknown());
+    let outcome = Outcome::Deferred(unrouted());
+    let (settled, _) = ended(&generation, (&record, &content), outcome.clone());
     assert_eq!(events(&settled), ["given-up", "held"]);
     let decision = settled.keep[0].decision.as_ref().expect("a decision");
     assert_eq!(decision.rule, BOUNCE_UNDELIVERABLE);
+    assert_eq!(
+        decision.reason,
+        "there is no way for the bounce: 4.4.4 no next hop takes a.test"
+    );
+    let message = message(&["x@b.test"]);
+    for (what, custody) in custodies(&generation, &message) {
+        let ends = vec![(
+            Disposition::Deliver,
+            vec![0],
+            End::Delivered(vec![outcome.clone()]),
+        )];
+        let settled = settle::settle(&generation, &message, &custody, &passed(ends));
+        let lanes: Vec<Lane> = settled.keep.iter().map(|record| record.lane).collect();
+        match what {
+            "released" => assert_eq!(lanes, [Lane::Held]),
+            "to be given up" => assert_eq!((lanes.len(), settled.notices.len()), (0, 1)),
+            _ => assert_eq!(lanes, [Lane::Delivery], "{what}"),
+        }
+    }
 }
 
 /// Nobody is owed a report of success; but it does not vanish without a word.
@@ -560,6 +612,8 @@ async fn held_bounces_are_bounded_and_nothing_else_is() {
     };
     let mail = |rule: &str, cause: Option<Cause>| Record {
         notification: None,
+        instead_of: Vec::new(),
+        timeouts: 0,
         ..held(rule, cause)
     };
     let others = [

@@ -1,7 +1,10 @@
 //! The store without room: what needs none goes on, and what has its time behind it goes.
 
+use tokio_util::sync::CancellationToken;
+
+use super::scripted::{Fate, Operation, Witness};
 use super::*;
-use crate::store::Filter;
+use crate::store::{Audit, Filter};
 
 /// A path whose quarantine is full.
 fn full() -> (Arc<Pipeline>, Arc<Scripted>, tempfile::TempDir) {
@@ -117,4 +120,41 @@ async fn everything_that_has_expired_goes_at_once() {
         assert_eq!(acts.len(), 1);
         assert_eq!(acts[0].act, "expire");
     }
+}
+
+/// A store that does not answer what it is asked.
+struct Dead;
+
+impl Witness for Dead {
+    fn fate(&self, _: Option<MessageId>, what: Operation) -> Fate {
+        let day = Duration::from_secs(86_400);
+        Fate {
+            before: if what == Operation::Read {
+                day
+            } else {
+                Duration::ZERO
+            },
+            ..Fate::default()
+        }
+    }
+
+    fn changed(&self, _: &[Record], _: &[(Record, Content)], _: Option<&Audit>) {}
+}
+
+/// A disk that is gone, and leaves questions without an answer for ever, does not keep the watch from telling of trouble nor
+/// the relay from ending.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_does_not_answer_holds_nobody_up() {
+    let store = Arc::new(Scripted::watched(Arc::new(Dead)));
+    let (pipeline, _folder) = pipeline(generation(Vec::new(), Budget::default()), &store);
+    let began = Instant::now();
+    pipeline.look_at_store(&mut Default::default()).await;
+    assert!(began.elapsed() < Duration::from_secs(60));
+    let closing = CancellationToken::new();
+    let watch = tokio::spawn(pipeline.watch_store(closing.clone()));
+    tokio::task::yield_now().await;
+    closing.cancel();
+    let began = Instant::now();
+    watch.await.expect("it ends");
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }

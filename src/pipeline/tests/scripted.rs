@@ -195,7 +195,7 @@ impl Scripted {
         &self,
         lane: Option<Lane>,
         id: MessageId,
-        change: Change,
+        (change, beside): (Change, Vec<(Record, Content)>),
         act: Option<Audit>,
     ) -> StoreFuture<'_, ()> {
         self.operation(Some(id), Operation::Change, move |tables| {
@@ -203,16 +203,37 @@ impl Scripted {
             let Some(kept) = tables.kept.get(&id).filter(is_there) else {
                 return Err(StoreError::NotFound(id));
             };
-            let (after, until) = match change {
+            let (mut after, until) = match change {
                 Change::Replace(record) => (vec![(*record, kept.content.clone())], None),
                 Change::Take(record, until) => (vec![(*record, kept.content.clone())], Some(until)),
                 Change::Remove => (Vec::new(), None),
             };
+            after.extend(beside);
             self.replace(tables, Some(id), after, (until, act))
         })
     }
 
+    /// New mail, for which there may be no room.
     fn put_until(
+        &self,
+        records: Vec<Record>,
+        content: Content,
+        until: Option<Timestamp>,
+    ) -> StoreFuture<'_, ()> {
+        match self.room() {
+            Err(full) => Box::pin(async { Err(full) }),
+            Ok(()) => self.add(records, content, until),
+        }
+    }
+
+    fn room(&self) -> Result<(), StoreError> {
+        match self.full.load(Ordering::Relaxed) {
+            true => Err(StoreError::Full("told to".to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    fn add(
         &self,
         records: Vec<Record>,
         content: Content,
@@ -354,6 +375,10 @@ impl Store for Scripted {
         })
     }
 
+    fn put_rest(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
+        self.add(records, content, None)
+    }
+
     fn put_leased(
         &self,
         records: Vec<Record>,
@@ -363,20 +388,18 @@ impl Store for Scripted {
         self.put_until(records, content, Some(until))
     }
 
-    fn split(&self, first: Record, others: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
-        let id = first.id;
-        self.operation(Some(id), Operation::Add, move |tables| {
-            let Some(kept) = tables.kept.get(&id) else {
-                return Err(StoreError::NotFound(id));
-            };
-            let mut after = vec![(first, kept.content.clone())];
-            after.extend(others.into_iter().map(|r| (r, content.clone())));
-            self.replace(tables, Some(id), after, (None, None))
-        })
+    fn settle(
+        &self,
+        lane: Lane,
+        id: MessageId,
+        change: Change,
+        beside: Vec<(Record, Content)>,
+    ) -> StoreFuture<'_, ()> {
+        self.change_where(Some(lane), id, (change, beside), None)
     }
 
     fn change(&self, id: MessageId, change: Change, act: Option<Audit>) -> StoreFuture<'_, ()> {
-        self.change_where(None, id, change, act)
+        self.change_where(None, id, (change, Vec::new()), act)
     }
 
     fn change_in(
@@ -386,7 +409,7 @@ impl Store for Scripted {
         change: Change,
         act: Option<Audit>,
     ) -> StoreFuture<'_, ()> {
-        self.change_where(Some(lane), id, change, act)
+        self.change_where(Some(lane), id, (change, Vec::new()), act)
     }
 
     fn hasten(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool> {
@@ -598,11 +621,8 @@ impl Store for Scripted {
     }
 
     fn accepts(&self) -> Result<(), StoreError> {
-        if self.full.load(Ordering::Relaxed) {
-            return Err(StoreError::Full("told to".to_owned()));
-        }
         match self.fate(None, Operation::Add).error {
-            None => Ok(()),
+            None => self.room(),
             Some(error) => Err(error),
         }
     }

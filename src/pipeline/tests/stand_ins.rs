@@ -183,6 +183,69 @@ async fn without_room_to_keep_it_nothing_stands_in() {
     assert_eq!(world.arrived("x").len(), 1);
 }
 
+/// What waited in delivery on the answer about another message asks for room again when it goes out: without it the engine
+/// is asked about this one, and what is kept already for its second look stays. A person's release is not asked again.
+#[tokio::test(start_paused = true)]
+async fn what_waited_on_a_stand_in_asks_for_room_again() {
+    for (released, full) in [(false, false), (false, true), (true, true)] {
+        let world = World::new().await;
+        let generation = world.pipeline.generation();
+        let octets = match full {
+            true => crate::store::contract::RESCAN_BYTES as usize / 2,
+            false => 10,
+        };
+        let other = copy("other", octets);
+        let owed = Record {
+            lane: Lane::Rescan,
+            expires_at: other.received_at + MINUTE,
+            ..settle::unfinished(&generation, &other, None)
+        };
+        let put = world.store.put(vec![owed.clone()], other.content);
+        put.await.expect("put");
+        let message = copy("waiting", 10);
+        let record = Record {
+            lane: Lane::Delivery,
+            decision: Some(decision(Disposition::Deliver)),
+            reports: vec![stand_in("one", EngineClass::Av)],
+            released,
+            ..settle::unfinished(&generation, &message, None)
+        };
+        let put = world
+            .store
+            .put(vec![record.clone()], message.content.clone());
+        put.await.expect("put");
+        let onward = Onward::Deliver(None);
+        let work = world.pipeline.clone();
+        work.resume(generation, message, record, Errand::Again, onward)
+            .await;
+        let [arrived] = &world.arrived("x")[..] else {
+            panic!("not delivered: {:?}", world.store.all());
+        };
+        let on_a_stand_in = arrived.contains("reused=one:");
+        assert_eq!(on_a_stand_in, released || !full, "{arrived}");
+        let kept = world.store.all();
+        assert_eq!(kept[0].id, owed.id);
+        assert_eq!(kept.len(), 1 + usize::from(on_a_stand_in), "{kept:?}");
+    }
+}
+
+fn stand_in(engine: &str, class: EngineClass) -> Report {
+    Report {
+        engine: engine.into(),
+        class,
+        answer: Said::Answered(Vec::new()),
+        replica: None,
+        signatures: None,
+        attempts: 0,
+        reused: Some(Reused {
+            from: MessageId::new(),
+            same: Same::Content,
+        }),
+        wishes: Vec::new(),
+        elapsed: Duration::ZERO,
+    }
+}
+
 /// What an answer stood in for is owed a look of that engine, whether or not its class is required and any engine is probed, and
 /// keeps the name that its sender knows: in the place of the record that there was, or beside the reply that the next hop has
 /// given, which a store that fails does not take back.
@@ -194,20 +257,7 @@ fn a_stand_in_is_owed_a_scan_whatever_its_engine_is_for() {
     for custody in [Custody::Session, Custody::Stored(Box::new(stored))] {
         let taken = End::Delivered(vec![Outcome::Delivered(answer(250))]);
         let mut passed = passed(vec![(Disposition::Deliver, vec![0], taken)]);
-        passed.judged.reports = vec![Report {
-            engine: "odd".into(),
-            class: EngineClass::Content,
-            answer: Said::Answered(Vec::new()),
-            replica: None,
-            signatures: None,
-            attempts: 0,
-            reused: Some(Reused {
-                from: MessageId::new(),
-                same: Same::Content,
-            }),
-            wishes: Vec::new(),
-            elapsed: Duration::ZERO,
-        }];
+        passed.judged.reports = vec![stand_in("odd", EngineClass::Content)];
         let settlement = settle::settle(&generation, &message, &custody, &passed);
         assert!(settlement.reply.to_string().contains("delivered"));
         let in_place = matches!(custody, Custody::Stored(_));

@@ -71,6 +71,11 @@ impl Engine for Clamd {
         Some(Probes::malware())
     }
 
+    fn ask_signatures(self: Arc<Self>) -> Option<BoxFuture<'static, Option<String>>> {
+        let deadline = Deadline::after(self.connect_timeout);
+        Some(Box::pin(async move { self.version(deadline).await }))
+    }
+
     /// `ClamAV 1.4.3/27812/Fri Nov  7 09:46:55 2025`; clamd prints the local time of the database, taken for UTC here:
     /// what is asked is whether it is days old.
     fn signed(&self, version: &str) -> Option<jiff::Timestamp> {
@@ -108,7 +113,7 @@ impl Clamd {
         Ok(EngineAnswer {
             answer,
             replica: Some(self.name()),
-            signatures: self.signatures(deadline.within(self.connect_timeout)).await,
+            signatures: self.version(deadline.within(self.connect_timeout)).await,
             wanted: Vec::new(),
         })
     }
@@ -149,7 +154,7 @@ impl Clamd {
 
     /// The version of the signatures, at most [`VERSION_AGE`] old. One caller asks for all; if clamd does not tell in
     /// time the last known one holds: a version is never worth a verdict.
-    async fn signatures(&self, deadline: Deadline) -> Option<String> {
+    async fn version(&self, deadline: Deadline) -> Option<String> {
         let now = Instant::now();
         {
             let mut version = self.version.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,6 +18,7 @@ use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 
 use super::http_client::{HttpClient, facts};
 use super::{BuildError, Engine, EngineAnswer, Probes, Sample, ScanError, Url, compute, is_short};
+use crate::file;
 use crate::verdict::{Answer, FindingKind, Reason};
 
 pub(super) use answer::objections;
@@ -196,12 +197,13 @@ async fn metadata_of(hostname: &str, sample: &Sample) -> Result<(Bytes, bool), S
 }
 
 /// A file that holds a token, alone.
-fn token(file: &Path) -> Result<HeaderValue, BuildError> {
+fn token(path: &Path) -> Result<HeaderValue, BuildError> {
     let broken = |cause: String| BuildError::Token {
-        path: file.to_owned(),
+        path: path.to_owned(),
         cause,
     };
-    let text = std::fs::read_to_string(file).map_err(|error| broken(error.to_string()))?;
+    let read = file::read_text(path, file::LARGEST);
+    let text = read.map_err(|error| broken(error.to_string()))?;
     let text = text.trim_end_matches(['\r', '\n']);
     let visible = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
     let value = HeaderValue::from_str(&format!("Bearer {text}")).ok();

@@ -281,6 +281,18 @@ pub trait Engine: fmt::Debug + Send + Sync {
     /// perhaps more than once.
     fn watch(self: Arc<Self>) {}
 
+    /// The version of its signatures that is in force, where it is known without asking anybody: of an engine in process.
+    fn signatures(&self) -> Option<String> {
+        None
+    }
+
+    /// Asks for the version of its signatures and for nothing else, within a time of its own; none where one cannot ask.
+    ///
+    /// Cancel safety: safe.
+    fn ask_signatures(self: Arc<Self>) -> Option<BoxFuture<'static, Option<String>>> {
+        None
+    }
+
     /// When signatures of that version were made, where the version tells.
     fn signed(&self, _version: &str) -> Option<jiff::Timestamp> {
         None

@@ -31,6 +31,7 @@ use sha2::{Digest, Sha256};
 use super::archive::{self, Member, Trouble, Walk};
 use super::{BuildError, Engine, EngineAnswer, Probes, Sample, ScanError, compute, is_short};
 use crate::deadline::Deadline;
+use crate::file;
 use crate::message::mime::{Inspection, Part};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use reload::Sources;
@@ -46,6 +47,8 @@ const FILES: [&str; 4] = [
 ];
 /// Variables that rules may use besides the content.
 const VARIABLES: [&str; 4] = ["filename", "filepath", "extension", "filetype"];
+/// Octets of a rule file at most: the largest public collections have a tenth of that.
+const LARGEST: u64 = 64 << 20;
 /// How far archives are looked into; each file in them is scanned whole.
 const ARCHIVES: archive::Limits = archive::Limits {
     depth: 8,
@@ -165,6 +168,10 @@ impl Engine for Rules {
                 ..EngineAnswer::local(answer)
             })
         })
+    }
+
+    fn signatures(&self) -> Option<String> {
+        Some(self.sources.version(&self.set.load().version))
     }
 
     /// Only the built-in rules are known to find something.
@@ -299,12 +306,12 @@ impl Hunt<'_> {
 }
 
 /// Each file in a namespace of its own: rule sets of different authors use the same names. Returns what is in it.
-fn add_file(compiler: &mut Compiler, file: &Path) -> Result<Vec<u8>, BuildError> {
-    let text = std::fs::read(file).map_err(|cause| BuildError::Unreadable {
-        path: file.to_owned(),
+fn add_file(compiler: &mut Compiler, path: &Path) -> Result<Vec<u8>, BuildError> {
+    let text = file::read(path, LARGEST).map_err(|cause| BuildError::Unreadable {
+        path: path.to_owned(),
         cause: cause.to_string(),
     })?;
-    let added = compiler.add_rules_file_in_namespace(file, file.to_string_lossy());
+    let added = compiler.add_rules_file_in_namespace(path, path.to_string_lossy());
     let status = added.map_err(|error| BuildError::Rule(error.to_string()))?;
     for warning in status.warnings() {
         tracing::warn!(%warning, "rule file");

@@ -59,6 +59,7 @@ pub(super) fn entrant(call: &Call) -> Entrant {
         fingerprint: request.fingerprint.clone(),
         standing: request.standing,
         errand: call.errand,
+        struck: request.struck,
         party: request.party(),
         large: request.content.len() >= LARGE,
         arrived: call.arrived,

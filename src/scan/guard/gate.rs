@@ -6,7 +6,8 @@
 //! engine, response time is service time, and only then can anybody be blamed for it. From that follow
 //!
 //! - zombies: scans whose callers gave up count like any other ([`Gate::zombies`]);
-//! - lanes ([`lanes`]): mail that nothing speaks for cannot take all slots, so what it breaks stays small;
+//! - levels of trust ([`trust`]): mail that nothing speaks for cannot take all slots, so what it breaks stays small;
+//! - turns ([`turns`]): among those whose level has room, who goes next;
 //! - canaries ([`canary`]): of one fingerprint only two unproven copies are in the engine at once. If both are slow, no
 //!   more of it is sent: a flood of one message costs an engine two scans;
 //! - detours: what the interceptors above have concluded from the evidence that is collected here;
@@ -14,34 +15,35 @@
 
 mod canary;
 mod detour;
-mod lanes;
+mod stall;
 #[cfg(test)]
 mod tests;
 mod time;
+mod trust;
+mod turns;
+mod waiting;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngExt as _;
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, Change, State};
 use crate::ablation::{Mechanism, without};
-use crate::chance;
-use crate::message::{Fingerprint, MessageId, Standing, Trait};
+use crate::message::{Fingerprint, MessageId, Standing};
 use crate::scan::Errand;
 use crate::scan::evidence::Evidence;
 use canary::Canaries;
 pub use detour::{Act, Detour};
-use lanes::{Lane, Queue, Taken};
+use stall::Latencies;
 use time::{evidence, observed};
+use trust::{Level, Use};
+use turns::{Class, Turns};
 
 /// The name of one scan, or of one wait for a scan.
 pub(super) type Ticket = u64;
 
-/// Nothing has ended for so long, all slots are taken and mail waits: the replica is stalled.
-const STALL: Duration = Duration::from_secs(1);
 /// Answers slower than this are failures for the breaker; for large content the bound grows with [`Times::slow`].
 const FAILURE: Duration = Duration::from_secs(2);
 /// Evidence kept until somebody fetches it; the oldest is dropped.
@@ -112,6 +114,8 @@ pub(super) struct Entrant {
     pub(super) fingerprint: Option<Arc<Fingerprint>>,
     pub(super) standing: Standing,
     pub(super) errand: Errand,
+    /// It ran into the timeout of an engine before, which had slots for others then.
+    pub(super) struck: bool,
     /// Equal for mail that shares its turn: one client and sender.
     pub(super) party: u64,
     pub(super) large: bool,
@@ -142,20 +146,23 @@ pub(super) enum End {
 #[derive(Debug)]
 struct Scan {
     entrant: Entrant,
-    lane: Lane,
+    level: Level,
     replica: usize,
     started: Instant,
+    /// No mail: nothing is concluded from its age, and it takes no share of any level.
+    is_probe: bool,
     is_slow: bool,
     /// Past the soft timeout: a zombie, unless its caller is more patient.
     is_overdue: bool,
-    /// A detour explains why it is slow: it is not the engine's fault, and does not fill its lane.
+    /// A detour explains why it is slow: it is not the engine's fault.
     is_explained: bool,
 }
 
 #[derive(Debug)]
 struct Waiting {
     entrant: Entrant,
-    lane: Lane,
+    class: Class,
+    level: Level,
     since: Instant,
     /// Behind copies of itself, and not for a slot.
     parked: bool,
@@ -172,16 +179,12 @@ struct Replica {
 }
 
 impl Replica {
-    /// Scans of mail that may run at once.
+    /// Scans of mail that may run at once; in a ramp, of those begun in it.
     fn allowed(&self) -> usize {
         match self.drained || self.rests.is_some() {
             true => 0,
             false => self.breaker.allowed(),
         }
-    }
-
-    fn free(&self) -> usize {
-        self.allowed().saturating_sub(self.running)
     }
 }
 
@@ -205,7 +208,16 @@ pub(super) struct Gate {
     next: Ticket,
     scans: BTreeMap<Ticket, Scan>,
     waiting: BTreeMap<Ticket, Waiting>,
-    queue: Queue,
+    turns: Turns,
+    used: Use,
+    latencies: Latencies,
+    /// When it was last looked at the engine, and since when that was done without a pause.
+    watched: Instant,
+    watched_since: Instant,
+    /// When scans of strangers began that ended before they were slow, the last of them.
+    strangers_well: VecDeque<Instant>,
+    /// Whether others make up for this engine while it is out.
+    covered: bool,
     canaries: Canaries,
     detours: Arc<[Detour]>,
     shadowed: HashMap<Arc<str>, Instant>,
@@ -242,7 +254,13 @@ impl Gate {
             next: 0,
             scans: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            queue: Queue::default(),
+            turns: Turns::default(),
+            used: Use::new(now),
+            latencies: Latencies::new(times.slow),
+            watched: now,
+            watched_since: now,
+            strangers_well: VecDeque::new(),
+            covered: true,
             canaries: Canaries::new(now),
             detours: Arc::new([]),
             shadowed: HashMap::new(),
@@ -283,14 +301,15 @@ impl Gate {
             self.orders.push(Order::Refuse(ticket, refusal));
             return ticket;
         }
-        let lane = self.lane(&entrant);
+        let (class, level) = (self.class(&entrant), self.level(&entrant));
+        self.turns.push(class, level, entrant.party, ticket);
         let waiting = Waiting {
             entrant,
-            lane,
+            class,
+            level,
             since: now,
             parked: false,
         };
-        self.queue.push(lane, waiting.entrant.party, ticket);
         self.waiting.insert(ticket, waiting);
         self.pump(now);
         ticket
@@ -314,6 +333,7 @@ impl Gate {
             replica.rests = replica.rests.max(Some(now + pause));
         }
         let age = now - scan.started;
+        self.learn(now, &scan, age, end);
         if let Some(what) = observed(&scan, end) {
             self.weigh(now, &scan, age, end);
             self.push(evidence(now, &scan, what));
@@ -324,13 +344,19 @@ impl Gate {
         {
             self.offer_again(key);
         }
-        self.queue.ended(now, scan.lane, scan.is_slow);
         self.pump(now);
     }
 
-    /// Takes a slot of that replica for a probe, breaker or not; none if there is no free one.
+    /// Takes a slot of that replica for a probe, breaker or not; none if there is no free one. A replica that is out is sent one
+    /// probe all the same, or it could not show that it works as long as it has not ended what it had.
     pub(super) fn probe(&mut self, now: Instant, replica: usize) -> Option<Ticket> {
-        if self.replicas[replica].running >= self.slots {
+        let here = |scan: &&Scan| scan.is_probe && scan.replica == replica;
+        let probes = self.scans.values().filter(here).count();
+        let is_full = self.replicas[replica].running >= self.slots;
+        let is_alone = probes == 0 && self.is_out(replica);
+        // Probes that hang must not take all slots either.
+        let too_many = probes > 0 && probes >= self.slots / 3;
+        if too_many || is_full && !is_alone {
             return None;
         }
         let ticket = self.ticket();
@@ -341,13 +367,15 @@ impl Gate {
                 fingerprint: None,
                 standing: Standing::Known,
                 errand: Errand::Again,
+                struck: false,
                 party: 0,
                 large: false,
                 arrived: now,
             },
-            lane: Lane::Again,
+            level: Level::Proven,
             replica,
             started: now,
+            is_probe: true,
             is_slow: false,
             is_overdue: false,
             is_explained: true,
@@ -358,9 +386,25 @@ impl Gate {
 
     /// A probe pair of that replica was answered.
     pub(super) fn probed(&mut self, now: Instant, replica: usize, passed: bool) {
-        let change = self.replicas[replica].breaker.probed(now, passed);
+        let stuck = self.stuck_trials(replica);
+        let change = self.replicas[replica].breaker.probed(now, passed, stuck);
         self.changed(now, replica, change);
         self.pump(now);
+    }
+
+    /// Whether others make up for the engine while it is out: then fresh mail does not wait for it.
+    pub(super) fn cover(&mut self, covered: bool) {
+        self.covered = covered;
+    }
+
+    /// Scans of mail that were begun in trials of that replica and have not ended.
+    fn stuck_trials(&self, replica: usize) -> usize {
+        let Some(began) = self.replicas[replica].breaker.tried_since() else {
+            return 0;
+        };
+        let here = self.scans.values().filter(|scan| scan.replica == replica);
+        here.filter(|scan| !scan.is_probe && scan.started >= began)
+            .count()
     }
 
     /// Replaces the detours; those who wait are looked at again.
@@ -394,10 +438,16 @@ impl Gate {
         self.pump(now);
     }
 
-    /// Takes a replica out, or puts it back.
-    pub(super) fn drain(&mut self, now: Instant, replica: usize, drained: bool) {
-        self.replicas[replica].drained = drained;
+    /// Takes a replica out, or puts it back. Whether it was out before.
+    pub(super) fn drain(&mut self, now: Instant, replica: usize, drained: bool) -> bool {
+        let before = std::mem::replace(&mut self.replicas[replica].drained, drained);
         self.pump(now);
+        before
+    }
+
+    /// A person has tested that replica, and it passed: if it is out it is probed at once.
+    pub(super) fn tested(&mut self, now: Instant, replica: usize) {
+        self.replicas[replica].breaker.answered(now);
     }
 
     /// Signatures have changed: what was proven or convicted with others is open again.
@@ -407,10 +457,13 @@ impl Gate {
 
     /// Lets time pass. To be called about ten times a second while [`is_busy`](Self::is_busy).
     pub(super) fn tick(&mut self, now: Instant) {
+        self.watch(now);
         self.age(now);
+        self.used.pass(now);
         for at in 0..self.replicas.len() {
+            let stuck = self.stuck_trials(at);
             let replica = &mut self.replicas[at];
-            let change = replica.breaker.tick(now);
+            let change = replica.breaker.tick(now, stuck);
             replica.rests = replica.rests.filter(|until| now < *until);
             self.changed(now, at, change);
             self.stall(now, at);
@@ -489,179 +542,4 @@ impl Gate {
             resting: replica.rests.is_some(),
         })
     }
-}
-
-/// Who waits and who goes.
-impl Gate {
-    fn ticket(&mut self) -> Ticket {
-        self.next += 1;
-        self.next
-    }
-
-    /// Why that entrant need not even wait.
-    fn refusal(&mut self, now: Instant, entrant: &Entrant) -> Option<Refusal> {
-        if let Some(refusal) = self.refuses() {
-            return Some(refusal);
-        }
-        if let Some(refusal) = self.detour(now, entrant) {
-            return Some(refusal);
-        }
-        let key = self.canaries.blocking(entrant)?;
-        self.is_suspicious(key).then(|| slow_copies(key))
-    }
-
-    fn detour(&mut self, now: Instant, entrant: &Entrant) -> Option<Refusal> {
-        let detour = self.detours.iter().find(|d| d.matches(entrant))?;
-        let id = &detour.id;
-        match detour.act(entrant) {
-            // One that was held is scanned again on purpose, to find out.
-            Act::Hold if entrant.errand == Errand::Redrive => None,
-            Act::Hold => Some(Refusal::Suspect(format!("interceptor {id}"))),
-            Act::Park => {
-                let another = self
-                    .scans
-                    .values()
-                    .any(|scan| detour.matches(&scan.entrant));
-                another.then(|| Refusal::Parked(format!("interceptor {id}")))
-            }
-            Act::Bypass => {
-                let last = self.shadowed.get(id);
-                if last.is_none_or(|last| now >= *last + SHADOW) {
-                    self.shadowed.insert(id.clone(), now);
-                    return None;
-                }
-                Some(Refusal::Open(format!("bypassed by interceptor {id}")))
-            }
-            Act::Wait => Some(Refusal::Parked(format!("{id}; they are scanned in turn"))),
-            Act::Bar => Some(Refusal::Suspect(id.to_string())),
-        }
-    }
-
-    fn lane(&self, entrant: &Entrant) -> Lane {
-        let proven = entrant
-            .fingerprint
-            .as_deref()
-            .is_none_or(|f| self.canaries.are_proven(f));
-        Lane::of(entrant.errand, entrant.standing, proven)
-    }
-
-    /// Starts whoever may start, lane by lane, in turn among those who wait.
-    fn pump(&mut self, now: Instant) {
-        if let Some(refusal) = self.refuses() {
-            let all: Vec<Ticket> = self.waiting.keys().copied().collect();
-            for ticket in all {
-                self.refuse(ticket, refusal.clone());
-            }
-            return;
-        }
-        while let Some(ticket) = self.next_in_turn(now) {
-            self.start_or_park(now, ticket);
-        }
-    }
-
-    fn free(&self) -> usize {
-        self.replicas.iter().map(Replica::free).sum()
-    }
-
-    fn next_in_turn(&mut self, now: Instant) -> Option<Ticket> {
-        let free = self.free();
-        if free == 0 {
-            return None;
-        }
-        let taken = self.taken(free);
-        let room = |queue: &Queue, lane| queue.has_room(now, lane, &taken);
-        let waits = |ticket| self.waiting.contains_key(&ticket);
-        self.queue.pop(room, waits)
-    }
-
-    fn start_or_park(&mut self, now: Instant, ticket: Ticket) {
-        let Some(waiting) = self.waiting.get_mut(&ticket) else {
-            return;
-        };
-        if let Some(key) = self.canaries.blocking(&waiting.entrant) {
-            waiting.parked = true;
-            self.canaries.park(key, ticket);
-            if self.is_suspicious(key) {
-                self.refuse(ticket, slow_copies(key));
-            }
-            return;
-        }
-        let Some(replica) = self.freest() else {
-            return;
-        };
-        if let Some(Waiting { entrant, lane, .. }) = self.waiting.remove(&ticket) {
-            self.canaries.begin(&entrant);
-            self.replicas[replica].running += 1;
-            let scan = Scan {
-                entrant,
-                lane,
-                replica,
-                started: now,
-                is_slow: false,
-                is_overdue: false,
-                is_explained: false,
-            };
-            self.scans.insert(ticket, scan);
-            self.orders.push(Order::Start(ticket, replica));
-        }
-    }
-
-    /// Power of two choices (Mitzenmacher, 2001), as there may be many replicas: of two the one with more free slots.
-    /// Those that failed last are passed over, or a retry would meet the same one again; a few scans find out whether
-    /// they have mended where probes do not.
-    fn freest(&self) -> Option<usize> {
-        let mut free: Vec<usize> = (0..self.replicas.len())
-            .filter(|&at| self.replicas[at].free() > 0)
-            .collect();
-        let is_well = |at: &usize| !self.replicas[*at].breaker.failed_last();
-        if free.iter().any(is_well) && chance::rng().random_range(0..TRIAL) > 0 {
-            free.retain(is_well);
-        }
-        let pick = || {
-            free.get(chance::rng().random_range(0..free.len().max(1)))
-                .copied()
-        };
-        let two = pick().into_iter().chain(pick());
-        two.max_by_key(|&at| self.replicas[at].free())
-    }
-
-    /// The slots that mail may have, and who has them.
-    fn taken(&self, free: usize) -> Taken {
-        let total: usize = self.replicas.iter().map(Replica::allowed).sum();
-        let spare = free > total / 2;
-        let doubtful = |s: &Scan| matches!(s.lane, Lane::Unknown | Lane::Again) && s.is_slow;
-        let mut taken = Taken::of(total, self.scans.values().any(doubtful));
-        for scan in self.scans.values() {
-            if !(spare && scan.is_explained) {
-                taken.add(scan.lane);
-            }
-        }
-        taken
-    }
-
-    fn offer_again(&mut self, key: Trait) {
-        for ticket in self.canaries.parked(key) {
-            if let Some(waiting) = self.waiting.get_mut(&ticket) {
-                waiting.parked = false;
-                self.queue.push(waiting.lane, waiting.entrant.party, ticket);
-            }
-        }
-    }
-
-    fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
-        if self.waiting.remove(&ticket).is_some() {
-            self.orders.push(Order::Refuse(ticket, refusal));
-        }
-    }
-
-    /// All scans under way that share the key are slow: more of the same would be too.
-    fn is_suspicious(&self, key: Trait) -> bool {
-        let has = |s: &&Scan| s.entrant.fingerprint.as_ref().is_some_and(|f| f.has(key));
-        let mut same = self.scans.values().filter(has).peekable();
-        same.peek().is_some() && same.all(|scan| scan.is_slow)
-    }
-}
-
-fn slow_copies(key: Trait) -> Refusal {
-    Refusal::Parked(format!("copies of it ({key}) are being scanned, all slow"))
 }

@@ -215,15 +215,22 @@ impl Guarded {
         self.state.divert(detours);
     }
 
-    /// Takes a replica out, or puts it back; all of them if none is named. Scans under way go on. False if there is no
-    /// replica of that name.
-    pub fn drain(&self, replica: Option<&str>, drained: bool) -> bool {
+    /// Says whether mail can be judged without it: if not, fresh mail waits [`Settings::wait`] for it while it is out.
+    pub fn cover(&self, covered: bool) {
+        self.state.work(|gate, _| gate.cover(covered));
+    }
+
+    /// Takes a replica out, or puts it back; all of them if none is named. Scans under way go on. Whether any was not so before;
+    /// none if there is no replica of that name.
+    pub fn drain(&self, replica: Option<&str>, drained: bool) -> Option<bool> {
         let named = |at: &usize| replica.is_none() || self.state.engines[*at].replica() == replica;
         let replicas: Vec<usize> = (0..self.state.engines.len()).filter(named).collect();
-        for at in &replicas {
-            self.state.work(|gate, now| gate.drain(now, *at, drained));
+        let mut changed = None;
+        for at in replicas {
+            let was = self.state.work(|gate, now| gate.drain(now, at, drained));
+            changed = Some(changed.unwrap_or(false) | (was != drained));
         }
-        !replicas.is_empty()
+        changed
     }
 
     /// How it is doing.

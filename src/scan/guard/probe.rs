@@ -147,7 +147,7 @@ async fn ask(
     });
     let missing = |why: &dyn fmt::Display| Shown::Missing(format!("{}: {why}", what(half)));
     match Deadline::after(patience).run(told).await {
-        Ok(Ok(Ok(Ok(answer)))) => match answer.answer {
+        Ok(Ok(Ok(Ok(answer)))) => match state.heard(replica, answer) {
             Answer::Answered(findings) => Ok(findings),
             Answer::None { detail, .. } => Err(missing(&detail)),
         },
@@ -215,7 +215,10 @@ pub(super) async fn test(state: &Arc<State>, replica: usize) -> Result<Passed, S
         },
     };
     match shown {
-        Shown::Right => Ok(Passed::Pair),
+        Shown::Right => {
+            state.work(|gate, now| gate.tested(now, replica));
+            Ok(Passed::Pair)
+        }
         Shown::Wrong(why) | Shown::Missing(why) => Err(why),
         Shown::NoSlot => Err("no slot is free to ask with".to_owned()),
     }
@@ -245,6 +248,7 @@ fn sample(state: &State, content: Content) -> Sample {
         fingerprint: None,
         standing: Standing::Known,
         errand: Errand::Again,
+        struck: false,
         stand_ins: false,
     };
     let alone = Arc::new(Semaphore::new(1));

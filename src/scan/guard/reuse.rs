@@ -1,6 +1,9 @@
 //! Answers that are used again: for the same octets, while the signatures are the same; and which of them may stand in for
 //! messages of the same content (ADR 7).
 //!
+//! New signatures end all of them, from whomever they become known: a scan, a probe, the engine that is asked for nothing else.
+//! A scan that began before is no better, and its answer is not kept.
+//!
 //! An answer that comes after its caller has given up ends here too, and waits for the message to be scanned again.
 
 use std::collections::HashMap;
@@ -14,7 +17,7 @@ use crate::verdict::{Answer, Finding};
 
 /// How long an answer with nothing found holds: signatures get better.
 const CLEAN: Duration = Duration::from_secs(3600);
-/// The same where the engine does not tell the version of its signatures.
+/// The same where the engine does not tell the version of its signatures, or has not told it for so long.
 const UNVERSIONED: Duration = Duration::from_secs(300);
 /// How long a finding holds.
 const FOUND: Duration = Duration::from_secs(86_400);
@@ -41,6 +44,8 @@ pub(super) struct About {
     pub(super) key: Key,
     /// Where its answer may stand in; none where what is found depends on more than content.
     pub(super) content: Option<Identity>,
+    /// By which signatures: how often others than before had become known when it began.
+    pub(super) epoch: u64,
 }
 
 /// An answer that is kept.
@@ -50,6 +55,8 @@ pub(super) struct Kept {
     /// The message that was scanned.
     pub(super) from: MessageId,
     until: Instant,
+    /// It is true of the signatures that made it, and they must still be known to be the same.
+    needs_signatures: bool,
 }
 
 /// The answers of one engine.
@@ -58,7 +65,9 @@ pub(super) struct Reuse {
     generations: [HashMap<Key, Kept>; 2],
     /// Of the answers above, the one that is about each content: the last, or the last with an objection.
     contents: [HashMap<Identity, Key>; 2],
-    signatures: Option<String>,
+    epoch: u64,
+    /// When the version of the signatures was last told.
+    told: Option<Instant>,
 }
 
 impl Reuse {
@@ -66,15 +75,37 @@ impl Reuse {
         Self {
             generations: Default::default(),
             contents: Default::default(),
-            signatures: None,
+            epoch: 0,
+            told: None,
         }
+    }
+
+    /// For [`About::epoch`].
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The version of the signatures was told, and whether it is another one than before.
+    pub(super) fn signed(&mut self, now: Instant, is_new: bool) {
+        self.told = Some(now);
+        if is_new {
+            self.end();
+        }
+    }
+
+    /// Ends all answers, those to come of scans under way included.
+    pub(super) fn end(&mut self) {
+        self.generations = Default::default();
+        self.contents = Default::default();
+        self.epoch += 1;
     }
 
     /// The answer about the same octets, if one holds.
     pub(super) fn get(&self, now: Instant, key: Key) -> Option<&Kept> {
         let [new, old] = &self.generations;
         let kept = new.get(&key).or(old.get(&key))?;
-        (now < kept.until).then_some(kept)
+        let is_known = || self.told.is_some_and(|told| now < told + UNVERSIONED);
+        (now < kept.until && (!kept.needs_signatures || is_known())).then_some(kept)
     }
 
     /// The answer about a message of the same content, if one holds.
@@ -84,38 +115,32 @@ impl Reuse {
         self.get(now, *key)
     }
 
-    /// Keeps an answer. Returns whether the signatures have changed since the last one, which ends all others.
-    pub(super) fn put(&mut self, now: Instant, about: About, answer: &EngineAnswer) -> bool {
-        let changed = answer.signatures.is_some() && answer.signatures != self.signatures;
-        let news = changed && self.signatures.is_some();
-        if changed {
-            self.generations = Default::default();
-            self.contents = Default::default();
-            self.signatures.clone_from(&answer.signatures);
+    /// Keeps an answer, if other signatures have not become known since its scan began.
+    pub(super) fn put(&mut self, now: Instant, about: About, answer: &EngineAnswer) {
+        let Some(holds) = holds(answer).filter(|_| about.epoch == self.epoch) else {
+            return;
+        };
+        if self.generations[0].len() >= ENTRIES {
+            self.generations.swap(0, 1);
+            self.generations[0].clear();
+            self.contents.swap(0, 1);
+            self.contents[0].clear();
         }
-        if let Some(holds) = holds(answer) {
-            if self.generations[0].len() >= ENTRIES {
-                self.generations.swap(0, 1);
-                self.generations[0].clear();
-                self.contents.swap(0, 1);
-                self.contents[0].clear();
-            }
-            // Once something was found in a content, a copy in which nothing is found does not make up for it.
-            let stands = |content: &Identity| {
-                let like = self.get_like(now, *content);
-                !stands_in(answer) || like.is_none_or(|kept| stands_in(&kept.answer))
-            };
-            if let Some(content) = about.content.filter(stands) {
-                self.contents[0].insert(content, about.key);
-            }
-            let kept = Kept {
-                answer: answer.clone(),
-                from: about.message,
-                until: now + holds,
-            };
-            self.generations[0].insert(about.key, kept);
+        // Once something was found in a content, a copy in which nothing is found does not make up for it.
+        let stands = |content: &Identity| {
+            let like = self.get_like(now, *content);
+            !stands_in(answer) || like.is_none_or(|kept| stands_in(&kept.answer))
+        };
+        if let Some(content) = about.content.filter(stands) {
+            self.contents[0].insert(content, about.key);
         }
-        news
+        let kept = Kept {
+            answer: answer.clone(),
+            from: about.message,
+            until: now + holds,
+            needs_signatures: holds == CLEAN,
+        };
+        self.generations[0].insert(about.key, kept);
     }
 }
 
@@ -170,25 +195,43 @@ mod tests {
             message,
             key: Key::Message(message),
             content: Some(CONTENT),
+            epoch: 0,
         }
     }
 
-    /// What was clean by yesterday's signatures may be known by today's.
+    /// What was clean by yesterday's signatures may be known by today's, whatever has answered meanwhile: a scan that began
+    /// by yesterday's is not kept either.
     #[tokio::test(start_paused = true)]
     async fn new_signatures_end_all_answers() {
         let now = Instant::now();
         let mut reuse = Reuse::new();
-        let (one, other) = (about(), about());
-        assert!(!reuse.put(now, one, &answer(Some("1"), false)), "the first");
+        let one = about();
+        reuse.signed(now, false);
+        reuse.put(now, one, &answer(Some("1"), false));
         assert!(reuse.get(now, one.key).is_some());
-        let other = About {
-            content: None,
-            ..other
-        };
-        assert!(reuse.put(now, other, &answer(Some("2"), false)), "new ones");
+        reuse.signed(now, true);
         assert!(reuse.get(now, one.key).is_none());
         assert!(reuse.get_like(now, CONTENT).is_none());
-        assert!(reuse.get(now, other.key).is_some());
+        reuse.put(now, one, &answer(Some("2"), false));
+        assert!(reuse.get(now, one.key).is_none(), "it began before");
+        let epoch = reuse.epoch();
+        reuse.put(now, About { epoch, ..one }, &answer(Some("2"), false));
+        assert!(reuse.get(now, one.key).is_some());
+    }
+
+    /// Of an engine that was asked nothing for a while nobody knows whether its signatures are still the same.
+    #[tokio::test(start_paused = true)]
+    async fn signatures_must_have_been_told_lately() {
+        let now = Instant::now();
+        let mut reuse = Reuse::new();
+        let about = about();
+        reuse.signed(now, false);
+        reuse.put(now, about, &answer(Some("1"), false));
+        let last = now + UNVERSIONED - Duration::from_secs(1);
+        assert!(reuse.get(last, about.key).is_some());
+        assert!(reuse.get(now + UNVERSIONED, about.key).is_none());
+        reuse.signed(last, false);
+        assert!(reuse.get(now + UNVERSIONED, about.key).is_some());
     }
 
     /// A finding holds longer than its absence, and its absence longest where new signatures would be noticed.
@@ -204,6 +247,7 @@ mod tests {
             let about = about();
             reuse.put(now, about, &answer(signatures, found));
             let last = now + holds - Duration::from_secs(1);
+            reuse.signed(last, false);
             assert!(
                 reuse.get(last, about.key).is_some(),
                 "{signatures:?} {found}"

@@ -26,13 +26,13 @@ use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, Elapsed};
 use crate::incident::{Incident, Kind};
 use crate::message::{Identity, MessageId, Rights, Standing};
-use crate::scan::Settings;
 use crate::scan::engine::{self, ScanError};
 use crate::verdict::{EngineClass, Same};
 
 /// Uses an answer that holds, joins a scan of the same that is under way, or begins one; then waits for it.
 pub(super) async fn scan(state: Arc<State>, call: Call, next: impl Next) -> Outcome {
-    let about = about(&state.settings, &call);
+    state.ask_in_process();
+    let about = about(&state, &call);
     let kept = state.reuse().get(Instant::now(), about.key).cloned();
     if let Some(kept) = kept {
         call.progress.reuse(kept.from, Same::Octets);
@@ -61,8 +61,8 @@ pub(super) async fn scan(state: Arc<State>, call: Call, next: impl Next) -> Outc
 
 /// Engines for malware and content judge the octets; the others look at who sends what to whom as well. A filter always does: it
 /// may accept a client or a recipient before it has seen any content, and nobody can tell what its answer is about.
-fn about(settings: &Settings, call: &Call) -> About {
-    let request = call.sample.request();
+fn about(state: &State, call: &Call) -> About {
+    let (settings, request) = (&state.settings, call.sample.request());
     // What is written into a message may well be about its envelope.
     let of_content = matches!(settings.class, EngineClass::Av | EngineClass::Content)
         && settings.edits == Rights::None
@@ -78,6 +78,7 @@ fn about(settings: &Settings, call: &Call) -> About {
         message: request.id,
         key,
         content: identity.filter(|_| !without(Mechanism::Sharing)),
+        epoch: state.reuse().epoch(),
     }
 }
 
@@ -85,11 +86,11 @@ fn about(settings: &Settings, call: &Call) -> About {
 /// engine is short of slots, and has found nothing. None: the engine must be asked about this one.
 async fn stand_in(state: &State, call: &Call, about: &About) -> Option<Outcome> {
     let content = about.content.filter(|_| call.sample.request().stand_ins)?;
-    if state.flights().by_key.contains_key(&about.key) {
+    if state.flights().of(about).is_some() {
         return None;
     }
     let kept = state.reuse().get_like(Instant::now(), content).cloned();
-    let flight = state.flights().like(content);
+    let flight = state.flights().like(content, about.epoch);
     if kept.is_none() && flight.is_none() || !state.is_short(&entrant(call)) {
         return None;
     }
@@ -110,35 +111,73 @@ async fn stand_in(state: &State, call: &Call, about: &About) -> Option<Outcome> 
     Some(outcome)
 }
 
-/// Scans under way that can be joined.
+/// Scans under way that can be joined, by whoever wants no newer signatures.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
-    by_key: HashMap<Key, (Flight, MessageId)>,
+    by_key: HashMap<Key, Aloft>,
     /// One of them for each content.
     by_content: HashMap<Identity, Key>,
+}
+
+#[derive(Debug)]
+struct Aloft {
+    flight: Flight,
+    /// The message that it is made for.
+    of: MessageId,
+    /// That of [`About`].
+    epoch: u64,
+}
+
+impl Aloft {
+    /// Whether its answer will be by those signatures: it was begun under them, or it has not begun.
+    fn is_by(&self, epoch: u64) -> bool {
+        self.epoch == epoch || matches!(*self.flight.borrow(), Phase::Waiting)
+    }
+
+    fn join(&self) -> (watch::Receiver<Phase>, MessageId) {
+        (self.flight.subscribe(), self.of)
+    }
 }
 
 impl Flights {
     /// The scan of the same octets, with the message that it is made for; or `own`, which is one of these flights from now on.
     fn join(&mut self, about: &About, own: &Flight) -> (watch::Receiver<Phase>, Option<MessageId>) {
-        if let Some((flight, of)) = self.by_key.get(&about.key) {
-            return (flight.subscribe(), Some(*of));
+        if let Some(aloft) = self.of(about) {
+            let (flight, of) = aloft.join();
+            return (flight, Some(of));
         }
-        self.by_key.insert(about.key, (own.clone(), about.message));
-        if let Some(content) = about.content {
-            self.by_content.entry(content).or_insert(about.key);
+        if let Some(content) = about.content
+            && self.like(content, about.epoch).is_none()
+        {
+            self.by_content.insert(content, about.key);
         }
+        let aloft = Aloft {
+            flight: own.clone(),
+            of: about.message,
+            epoch: about.epoch,
+        };
+        self.by_key.insert(about.key, aloft);
         (own.subscribe(), None)
     }
 
-    /// A scan of a message of that content, and which.
-    fn like(&self, content: Identity) -> Option<(watch::Receiver<Phase>, MessageId)> {
-        let (flight, of) = self.by_key.get(self.by_content.get(&content)?)?;
-        Some((flight.subscribe(), *of))
+    /// A scan of the same octets.
+    fn of(&self, about: &About) -> Option<&Aloft> {
+        let aloft = self.by_key.get(&about.key)?;
+        aloft.is_by(about.epoch).then_some(aloft)
     }
 
-    /// It can be joined no more.
+    /// A scan of a message of that content, and which.
+    fn like(&self, content: Identity, epoch: u64) -> Option<(watch::Receiver<Phase>, MessageId)> {
+        let aloft = self.by_key.get(self.by_content.get(&content)?)?;
+        aloft.is_by(epoch).then(|| aloft.join())
+    }
+
+    /// It can be joined no more. One by newer signatures may have taken its place.
     fn end(&mut self, about: &About) {
+        let aloft = self.by_key.get(&about.key);
+        if aloft.is_none_or(|aloft| aloft.epoch != about.epoch) {
+            return;
+        }
         self.by_key.remove(&about.key);
         if let Some(content) = about.content
             && self.by_content.get(&content) == Some(&about.key)
@@ -155,8 +194,8 @@ async fn fly(state: Arc<State>, about: About, call: Call, next: impl Next) {
     let outcome = AssertUnwindSafe(next.oneshot(call)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|panic| Err(ScanError::panicked(&*panic)));
     if let Ok(answer) = &outcome {
-        if !state.has_liars() && state.reuse().put(Instant::now(), about, answer) {
-            state.work(|gate, now| gate.forget_proofs(now));
+        if !state.has_liars() {
+            state.reuse().put(Instant::now(), about, answer);
         }
         let took = began.elapsed();
         if took > state.settings.timeout && flight.is_closed() {

@@ -30,6 +30,8 @@ use crate::verdict::Answer;
 
 /// How often time is let pass at the gate while it is busy.
 const TICK: Duration = Duration::from_millis(100);
+/// Between two questions for the version of signatures, and nothing else.
+const ASK: Duration = Duration::from_secs(10);
 /// Incidents kept until somebody fetches them; more are dropped (they are in the log).
 const INCIDENTS: usize = 256;
 
@@ -118,8 +120,10 @@ struct Desk {
     probes: Vec<Schedule>,
     /// By which configuration's [`State`] time passes at the gate; the newest that has something to do takes over.
     ticking: Option<u64>,
-    /// It does so even if the gate is not busy, for the routine probes.
+    /// It does so even if the gate is not busy, for the routine probes and for news of signatures.
     watched: bool,
+    /// When it is next asked for the version of its signatures.
+    ask: Instant,
 }
 
 #[derive(Debug)]
@@ -168,6 +172,7 @@ impl State {
                 probes: vec![Schedule::new(now); replicas],
                 ticking: None,
                 watched: false,
+                ask: now,
             }),
             flights: Mutex::default(),
             reuse: Mutex::new(Reuse::new()),
@@ -318,13 +323,38 @@ impl State {
     }
 
     /// An engine's answer about mail, for the vigil.
-    pub(super) fn saw(&self, replica: usize, answer: &EngineAnswer, took: Duration) {
-        let mut vigil = lock(&self.core.vigil);
-        if let Some(version) = &answer.signatures {
-            vigil.signed(replica, version);
-        }
+    pub(super) fn saw(self: &Arc<Self>, replica: usize, answer: &EngineAnswer, took: Duration) {
+        self.signed(replica, answer.signatures.as_deref());
         if let Answer::Answered(findings) = &answer.answer {
-            vigil.answered(took, is_bad(findings));
+            lock(&self.core.vigil).answered(took, is_bad(findings));
+        }
+    }
+
+    /// An engine's answer about a probe.
+    pub(super) fn heard(self: &Arc<Self>, replica: usize, answer: EngineAnswer) -> Answer {
+        self.signed(replica, answer.signatures.as_deref());
+        answer.answer
+    }
+
+    /// A replica has told the version of its signatures. If it is a new one, nothing that was said before is used again. An
+    /// engine in process knows better than an answer to what it was asked a while ago.
+    pub(super) fn signed(self: &Arc<Self>, replica: usize, told: Option<&str>) {
+        let known = self.engines.get(replica).and_then(|e| e.signatures());
+        let Some(version) = known.as_deref().or(told) else {
+            return;
+        };
+        let is_new = lock(&self.core.vigil).signed(replica, version);
+        self.reuse().signed(Instant::now(), is_new);
+        if is_new {
+            self.work(|gate, now| gate.forget_proofs(now));
+        }
+    }
+
+    /// Asks the engines that are here in the process for the version of their signatures: it costs nothing, so it is done
+    /// before an answer is used again.
+    pub(super) fn ask_in_process(self: &Arc<Self>) {
+        for at in 0..self.engines.len() {
+            self.signed(at, None);
         }
     }
 
@@ -375,7 +405,7 @@ impl State {
         let since = belief.good[replica];
         belief.doubted = belief.doubted.into_iter().chain([since]).min();
         drop(belief);
-        *self.reuse() = Reuse::new();
+        self.reuse().end();
     }
 
     /// Since when its answers are in doubt, told once.
@@ -489,6 +519,7 @@ impl State {
         desk.gate.tick(Instant::now());
         self.carry_out(&mut desk);
         self.send_probes(&mut desk);
+        self.ask_signatures(&mut desk);
         let goes_on = desk.needs_time();
         desk.ticking = goes_on.then_some(self.generation);
         drop(desk);
@@ -512,6 +543,23 @@ impl State {
         }
     }
 
+    /// Asks for the versions of signatures: no scan would tell of new ones while answers are used again.
+    fn ask_signatures(self: &Arc<Self>, desk: &mut Desk) {
+        let now = Instant::now();
+        if now < desk.ask {
+            return;
+        }
+        desk.ask = now + ASK;
+        for (at, replica) in desk.gate.replicas().enumerate() {
+            let engine = self.engines.get(at);
+            let engine = engine.filter(|_| !replica.drained && !replica.resting);
+            if let Some(asked) = engine.and_then(|engine| engine.clone().ask_signatures()) {
+                let state = self.clone();
+                tokio::spawn(async move { state.signed(at, asked.await.as_deref()) });
+            }
+        }
+    }
+
     /// A pair of probes has been answered, or not.
     pub(super) fn probe_ended(&self, replica: usize) {
         if let Some(schedule) = self.lock().probes.get_mut(replica) {
@@ -519,15 +567,16 @@ impl State {
         }
     }
 
-    /// Puts this configuration in force at the gate, and lets time pass there from now on, for routine probes, and at the
-    /// engines for what they do by themselves.
+    /// Puts this configuration in force at the gate, and lets time pass there from now on, for routine probes and for news of
+    /// signatures, and at the engines for what they do by themselves.
     pub(super) fn watch(self: &Arc<Self>) {
         for engine in &self.engines {
             engine.clone().watch();
         }
         let mut desk = self.lock();
         desk.gate.retune(times(&self.settings), self.settings.slots);
-        desk.watched = self.settings.probe.is_some() && self.is_probed();
+        let is_apart = self.engines.iter().any(|engine| engine.replica().is_some());
+        desk.watched = is_apart || self.settings.probe.is_some() && self.is_probed();
         self.keep_time(&mut desk);
     }
 

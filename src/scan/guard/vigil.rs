@@ -90,14 +90,16 @@ impl Vigil {
         self.latencies.push_back(took);
     }
 
-    /// A replica told the version of its signatures.
-    pub(super) fn signed(&mut self, replica: usize, version: &str) {
-        if let Some(signatures) = self.replicas.get_mut(replica)
-            && signatures.version.as_deref() != Some(version)
-        {
-            signatures.version = Some(version.to_owned());
-            signatures.told_old = None;
+    /// A replica told the version of its signatures. Returns whether it had told another one before.
+    pub(super) fn signed(&mut self, replica: usize, version: &str) -> bool {
+        let Some(signatures) = self.replicas.get_mut(replica) else {
+            return false;
+        };
+        if signatures.version.as_deref() == Some(version) {
+            return false;
         }
+        signatures.told_old = None;
+        signatures.version.replace(version.to_owned()).is_some()
     }
 
     /// The version that a replica told last.

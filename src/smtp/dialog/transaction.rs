@@ -4,11 +4,13 @@
 //! occur otherwise: every recipient was refused and the server still says 354. Then the dot alone is sent, and whatever
 //! the server makes of it concerns nobody (RFC 2920 3.1).
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use super::{Capabilities, Stage};
 use crate::message::{Envelope, Notify, Recipient, Ret, header};
 use crate::smtp::dot_stuff::has_bare_line_end;
+use crate::smtp::orcpt;
 use crate::smtp::reply::{Class, RemoteReply};
 use crate::smtp::reply_parser::RawReply;
 
@@ -244,6 +246,18 @@ impl<'a> Transaction<'a> {
         self.open
     }
 
+    /// Who has the message by the replies to the end of data so far, in the order of the replies.
+    pub fn taken(&self) -> impl Iterator<Item = (usize, &RemoteReply)> {
+        self.fates.iter().filter_map(|(at, fate)| match fate {
+            Fate::Settled(Settled::Replied(Stage::EndOfData, reply))
+                if reply.class() == Class::Positive =>
+            {
+                Some((*at, reply))
+            }
+            _ => None,
+        })
+    }
+
     /// Position in the envelope and fate of every recipient.
     pub fn into_fates(self) -> Vec<(usize, Fate)> {
         self.fates
@@ -424,7 +438,11 @@ fn rcpt_parameters(recipient: &Recipient) -> String {
     if let Some(notify) = recipient.notify {
         let _ = write!(parameters, " NOTIFY={}", notify_words(notify));
     }
-    let orcpt = recipient.orcpt.as_deref().and_then(|orcpt| {
+    let orcpt = recipient.orcpt.as_deref().and_then(|written| {
+        let orcpt = match written.starts_with(orcpt::TYPE) {
+            true => Cow::Owned(orcpt::in_ascii(written)),
+            false => Cow::Borrowed(written),
+        };
         let (kind, address) = orcpt.split_once(';')?;
         let sound =
             !kind.is_empty() && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');

@@ -125,6 +125,47 @@ fn parameters() {
     assert!(notify.success && notify.delay && !notify.failure);
 }
 
+/// RFC 6533 3: an original recipient outside ASCII, as everybody may write it, and as those may who have said SMTPUTF8; what is
+/// no address of that form is refused.
+#[test]
+fn original_recipients_outside_ascii() {
+    for (mail, orcpt, expected) in [
+        ("", r"utf-8;\x{F6}@b.example", true),
+        ("", r"UTF-8;\x{F6}@b.example", true),
+        ("", r"utf-8;\x{1F4E7}\x{2B}a@b.example", true),
+        ("", "utf-8;a@b.example", true),
+        ("", "utf-8;\u{f6}@b.example", false),
+        (" SMTPUTF8", "utf-8;\u{f6}\\x{20AC}@b\u{e4}.example", true),
+        ("", r"utf-8;\x{D800}@b.example", false),
+        ("", r"utf-8;\x{0A}@b.example", false),
+        ("", r"utf-8;\x{F6@b.example", false),
+        ("", "utf-8;a+40b.example", false),
+        ("", "utf-8;", false),
+        ("", r"utf-8;\x{F6}@b.example ORCPT=rfc822;a@b", false),
+        ("", "x400;foo", false),
+    ] {
+        let mut s = server();
+        said(&mut s, "EHLO c");
+        said(&mut s, &format!("MAIL FROM:<a@b>{mail}"));
+        let line = format!("RCPT TO:<c@d> NOTIFY=FAILURE ORCPT={orcpt} ");
+        let got = said(&mut s, &line);
+        let refused = match expected {
+            true => "250",
+            false => "501 5.5.4",
+        };
+        assert!(got.starts_with(refused), "{orcpt}: {got}");
+        let Some(recipient) = s.finish().and_then(|t| t.recipients.into_iter().next()) else {
+            assert!(!expected);
+            continue;
+        };
+        let (_, address) = orcpt.split_once(';').expect("a type");
+        assert_eq!(recipient.orcpt, Some(format!("utf-8;{address}")));
+        assert!(recipient.notify.expect("notify").failure);
+    }
+    let quoted = b"RCPT TO:<\"x> ORCPT=utf-8;y@z\"@d>";
+    assert_eq!(orcpt::take(quoted), None, "it is no parameter");
+}
+
 /// RFC 6531 3.4 and 3.6: a recipient outside ASCII needs the parameter on MAIL, since the next hop has to be asked for the
 /// extension; inside ASCII none does.
 #[test]

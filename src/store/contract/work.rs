@@ -2,7 +2,7 @@
 
 use super::{at, octets, record, times};
 use crate::message::MessageId;
-use crate::store::{Cause, Change, Lane, Outgoing, Queue, Store};
+use crate::store::{Cause, Change, Lane, Outgoing, Queue, Record, Store, StoreError};
 
 pub(super) async fn due_work_is_handed_out_once(store: &dyn Store) {
     let mut ids = Vec::new();
@@ -236,4 +236,59 @@ pub(super) async fn only_what_waits_is_hastened(store: &dyn Store) {
         }
     }
     assert!(!hasten(MessageId::new()).await, "it is not there");
+}
+
+/// A change and what is put beside it are one act: with a content of its own for each, none of it for a record that is not
+/// there (any more), and none where a name is taken.
+pub(super) async fn what_becomes_of_a_record_is_all_or_nothing(store: &dyn Store) {
+    for size in [10, 300_000] {
+        let first = record(Lane::Scan);
+        store
+            .put(vec![first.clone()], octets(size))
+            .await
+            .expect("put");
+        let delivered = Record {
+            lane: Lane::Delivery,
+            ..first.clone()
+        };
+        let (other, bounce) = (record(Lane::Delivery), record(Lane::Delivery));
+        let beside = || vec![(other.clone(), octets(size)), (bounce.clone(), octets(20))];
+        let replace = || Change::Replace(Box::new(delivered.clone()));
+        let settle = |lane, change, beside| store.settle(lane, first.id, change, beside);
+        let elsewhere = settle(Lane::Held, replace(), beside()).await;
+        assert!(matches!(elsewhere, Err(StoreError::NotFound(_))));
+        let there = record(Lane::Scan);
+        store
+            .put(vec![there.clone()], octets(1))
+            .await
+            .expect("put");
+        let mut taken = beside();
+        taken.push((there, octets(1)));
+        settle(Lane::Scan, replace(), taken)
+            .await
+            .expect_err("a name is taken");
+        assert_eq!(store.get(other.id).await.expect("get"), None);
+        assert_eq!(store.get(first.id).await.expect("get"), Some(first.clone()));
+        settle(Lane::Scan, replace(), beside())
+            .await
+            .expect("parts");
+        for (record, size) in [(&delivered, size), (&other, size), (&bounce, 20)] {
+            assert_eq!(
+                store.get(record.id).await.expect("get").as_ref(),
+                Some(record)
+            );
+            let content = store.content(record.id).await.expect("content");
+            assert_eq!(&content, octets(size).bytes());
+        }
+        let last = record(Lane::Delivery);
+        let beside = vec![(last.clone(), octets(30))];
+        settle(Lane::Delivery, Change::Remove, beside)
+            .await
+            .expect("goes");
+        assert_eq!(store.get(first.id).await.expect("get"), None);
+        assert_eq!(store.get(last.id).await.expect("get"), Some(last));
+        settle(Lane::Delivery, Change::Remove, Vec::new())
+            .await
+            .expect_err("gone");
+    }
 }

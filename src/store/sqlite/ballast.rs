@@ -13,6 +13,8 @@ use rustix::fs::FallocateFlags;
 
 /// Enough for the log between two checkpoints.
 const MOST: u64 = 16 << 20;
+/// Enough to start.
+pub(super) const LEAST: u64 = 1 << 20;
 
 /// The file, and how large it should be.
 #[derive(Debug)]
@@ -43,6 +45,17 @@ impl Ballast {
         fs::remove_file(&self.path).is_ok()
     }
 
+    /// Gives the room free if the disk has less than this: opening the store and the logs beside it needs some.
+    pub(super) fn release_below(&self, least: u64) {
+        let folder = self.path.parent().unwrap_or(&self.path);
+        let free = rustix::fs::statvfs(folder).map(|disk| disk.f_bavail * disk.f_frsize);
+        if free.is_ok_and(|free| free < least) && self.release() {
+            tracing::error!(
+                "the disk is full: the room kept for this is used to start with the mail that is here"
+            );
+        }
+    }
+
     /// Takes the room again if it was given away.
     pub(super) fn restore(&self) {
         if self.octets == 0 || self.path.exists() {
@@ -63,5 +76,22 @@ impl Ballast {
             .open(&self.path)?;
         rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, self.octets)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk that is full at the start is what the ballast is for; one that is not leaves it alone.
+    #[test]
+    fn a_full_disk_is_started_on() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ballast = Ballast::new(folder.path(), 1 << 20);
+        ballast.restore();
+        for (least, is_kept) in [(0, true), (u64::MAX, false)] {
+            ballast.release_below(least);
+            assert_eq!(ballast.path.exists(), is_kept, "{least}");
+        }
     }
 }

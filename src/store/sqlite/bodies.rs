@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::faults::Faults;
-use crate::message::MessageId;
+use crate::message::{Content, MessageId};
 use crate::store::StoreError;
 
 /// The alphabet of ids (Crockford's base 32), hence the names of the folders.
@@ -137,23 +137,22 @@ pub(super) struct Written {
 }
 
 impl Written {
-    /// Writes one file for each id. Blocking. The error names the file; [`io::ErrorKind::AlreadyExists`] says that the id
-    /// is taken, anything else that the disk failed.
+    /// Writes one file for each content. Blocking. The error names the file; [`io::ErrorKind::AlreadyExists`] says that the
+    /// id is taken, anything else that the disk failed.
     pub(super) fn write(
         bodies: Arc<Bodies>,
-        ids: Vec<MessageId>,
-        content: &[u8],
+        contents: Vec<(MessageId, Content)>,
         guard: Option<File>,
     ) -> Result<Self, (PathBuf, io::Error)> {
         let mut written = Self {
             bodies,
-            ids: Vec::with_capacity(ids.len()),
+            ids: Vec::with_capacity(contents.len()),
             _guard: guard,
         };
-        for id in ids {
+        for (id, content) in contents {
             written
                 .bodies
-                .write(id, content)
+                .write(id, content.bytes())
                 .map_err(|error| (written.bodies.path(id), error))?;
             written.ids.push(id);
         }
@@ -193,6 +192,6 @@ pub(super) fn failed(path: &Path, error: &io::Error) -> StoreError {
 }
 
 /// Makes names in a folder durable.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(in crate::store) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }

@@ -48,6 +48,7 @@ use jiff::Timestamp;
 use tokio::sync::{Semaphore, oneshot};
 
 use self::ballast::Ballast;
+pub(super) use self::bodies::sync_folder;
 use self::bodies::{Bodies, Written, failed};
 pub use self::faults::Faults;
 use self::folder::{BODIES_LOCK, lock_shared, open_private, prepare_folder, require_store};
@@ -57,7 +58,7 @@ use self::readers::Readers;
 use self::row::Row;
 pub(super) use self::schema::is_corrupt;
 use self::search::{Damage, Sorted};
-use self::work::{Entry, Output, Terms, Work};
+use self::work::{Entry, NewRow, Output, Room, Terms, Work};
 use self::writer::{Job, Writer};
 use super::{
     AtWork, Audit, Capacity, Cause, Change, Filter, Held, Interceptors, Lane, LaneStats, Object,
@@ -139,6 +140,9 @@ impl SqliteStore {
             }
         };
         let ballast = Ballast::new(&folder, settings.disk_reserve);
+        if role == Role::Relay {
+            ballast.release_below(ballast::LEAST);
+        }
         let mut db = schema::open_writer(&folder, ballast.log_pages())?;
         let bodies = Bodies::open(&folder, faults.clone())
             .map(Arc::new)
@@ -252,49 +256,75 @@ impl SqliteStore {
         }
     }
 
+    /// New mail.
     async fn put_until(
         &self,
         records: Vec<Record>,
         content: Content,
         lease: Option<Timestamp>,
-        beside: Option<Record>,
-        quarantine: Option<Capacity>,
+        room: Room,
     ) -> Result<(), StoreError> {
-        // What parts from mail that is here is that mail: the reserve is for it.
-        if beside.is_none() {
-            for part in [Part::Reserve, Part::OpenFiles, Part::Pages] {
-                self.health.check_part(part)?;
+        if room != Room::Reserve {
+            self.health.check_part(Part::Reserve)?;
+        }
+        for part in [Part::OpenFiles, Part::Pages] {
+            self.health.check_part(part)?;
+        }
+        let each = |record| (record, content.clone());
+        let new = records.into_iter().map(each).collect();
+        self.write(new, lease, None, room).await
+    }
+
+    /// What becomes of mail that is here is that mail: the reserve is for it.
+    async fn settle_in(
+        &self,
+        lane: Lane,
+        id: MessageId,
+        change: Change,
+        beside: Vec<(Record, Content)>,
+    ) -> Result<(), StoreError> {
+        let work = change_of(Some(lane), id, change, None)?;
+        match beside.is_empty() {
+            true => self.submit(work).await.map(|_| ()),
+            false => {
+                let work = Some(Box::new(work));
+                self.write(beside, None, work, Room::Reserve).await
             }
         }
-        let ids: Vec<MessageId> = records.iter().map(|record| record.id).collect();
-        let rows = records
-            .into_iter()
-            .map(|record| Row::encode(record, lease))
-            .collect::<Result<Vec<_>, _>>()?;
-        let beside = match beside {
-            Some(record) => Some((record.id, Box::new(Row::encode(record, None)?))),
-            None => None,
+    }
+
+    async fn write(
+        &self,
+        new: Vec<(Record, Content)>,
+        lease: Option<Timestamp>,
+        beside: Option<Box<Work>>,
+        room: Room,
+    ) -> Result<(), StoreError> {
+        let (mut rows, mut large) = (Vec::with_capacity(new.len()), Vec::new());
+        for (record, content) in new {
+            let file = content.len() as u64 > self.inline_limit;
+            if file {
+                large.push((record.id, content.clone()));
+            }
+            let row = Row::encode(record, lease)?;
+            rows.push(NewRow { row, content, file });
+        }
+        let files = match large.is_empty() {
+            true => None,
+            false => Some(self.write_files(large).await?),
         };
-        let files = if content.len() as u64 > self.inline_limit {
-            Some(self.write_files(ids, content.clone()).await?)
-        } else {
-            None
-        };
-        self.submit(Work::Put {
+        let work = Work::Put {
             rows,
-            content,
             files,
             beside,
-            quarantine,
-        })
-        .await
-        .map(|_| ())
+            room,
+        };
+        self.submit(work).await.map(|_| ())
     }
 
     async fn write_files(
         &self,
-        ids: Vec<MessageId>,
-        content: Content,
+        contents: Vec<(MessageId, Content)>,
     ) -> Result<Written, StoreError> {
         let place = self
             .files
@@ -311,9 +341,10 @@ impl SqliteStore {
         let write = move || {
             let _place = place;
             let guard = guard.map(|path| lock_shared(&path)).transpose()?;
-            match Written::write(bodies, ids, content.bytes(), guard) {
+            let octets = contents.iter().map(|(_, content)| content.len()).sum();
+            match Written::write(bodies, contents, guard) {
                 Ok(written) => {
-                    health.wrote(content.len());
+                    health.wrote(octets);
                     health.set(Part::Files, Ok(()));
                     Ok(written)
                 }
@@ -340,26 +371,7 @@ impl SqliteStore {
         audit: Option<Audit>,
     ) -> Result<(), StoreError> {
         let audit = audit.as_ref().map(entry).transpose()?;
-        let (record, lease) = match change {
-            Change::Remove => {
-                return self
-                    .submit(Work::Remove { id, lane, audit })
-                    .await
-                    .map(|_| ());
-            }
-            Change::Replace(record) => (record, None),
-            Change::Take(record, until) => (record, Some(until)),
-        };
-        if record.id != id {
-            let why = format!("it cannot be replaced by the record of {}", record.id);
-            return Err(StoreError::Damaged(id, why));
-        }
-        let work = Work::Replace {
-            id,
-            row: Box::new(Row::encode(*record, lease)?),
-            lane,
-            audit,
-        };
+        let work = change_of(lane, id, change, audit)?;
         self.submit(work).await.map(|_| ())
     }
 
@@ -407,7 +419,7 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     fn put(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(records, content, None, None, None))
+        Box::pin(self.put_until(records, content, None, Room::New))
     }
 
     fn put_new(
@@ -416,7 +428,11 @@ impl Store for SqliteStore {
         content: Content,
         quarantine: Capacity,
     ) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(records, content, None, None, Some(quarantine)))
+        Box::pin(self.put_until(records, content, None, Room::Held(quarantine)))
+    }
+
+    fn put_rest(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
+        Box::pin(self.put_until(records, content, None, Room::Reserve))
     }
 
     fn put_leased(
@@ -425,11 +441,17 @@ impl Store for SqliteStore {
         content: Content,
         until: Timestamp,
     ) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(records, content, Some(until), None, None))
+        Box::pin(self.put_until(records, content, Some(until), Room::New))
     }
 
-    fn split(&self, first: Record, others: Vec<Record>, content: Content) -> StoreFuture<'_, ()> {
-        Box::pin(self.put_until(others, content, None, Some(first), None))
+    fn settle(
+        &self,
+        lane: Lane,
+        id: MessageId,
+        change: Change,
+        beside: Vec<(Record, Content)>,
+    ) -> StoreFuture<'_, ()> {
+        Box::pin(self.settle_in(lane, id, change, beside))
     }
 
     fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()> {
@@ -580,6 +602,30 @@ impl Store for SqliteStore {
     fn accepts(&self) -> Result<(), StoreError> {
         self.health.check()
     }
+}
+
+/// A change of one record, encoded.
+fn change_of(
+    lane: Option<Lane>,
+    id: MessageId,
+    change: Change,
+    audit: Option<Entry>,
+) -> Result<Work, StoreError> {
+    let (record, lease) = match change {
+        Change::Remove => return Ok(Work::Remove { id, lane, audit }),
+        Change::Replace(record) => (record, None),
+        Change::Take(record, until) => (record, Some(until)),
+    };
+    if record.id != id {
+        let why = format!("it cannot be replaced by the record of {}", record.id);
+        return Err(StoreError::Damaged(id, why));
+    }
+    Ok(Work::Replace {
+        id,
+        row: Box::new(Row::encode(*record, lease)?),
+        lane,
+        audit,
+    })
 }
 
 fn entry(audit: &Audit) -> Result<Entry, StoreError> {

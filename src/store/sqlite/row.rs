@@ -2,12 +2,12 @@
 //! does not spend its time on JSON.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use rusqlite::{CachedStatement, Connection, params};
 
+use crate::message::party::network;
 use crate::message::{Mailbox, Standing};
 use crate::store::{Cause, Lane, Record, StoreError};
 use crate::verdict::Answer;
@@ -219,14 +219,6 @@ pub(super) fn lossy(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<
     let value = row.get_ref(column)?;
     let octets = value.as_bytes_or_null().ok().flatten().unwrap_or_default();
     Ok(String::from_utf8_lossy(octets).into_owned())
-}
-
-/// Whom an address belongs to: one host has a whole /64 of IPv6.
-fn network(client: IpAddr) -> IpAddr {
-    match client {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
-        v4 => v4,
-    }
 }
 
 /// Appends a lower-cased line. Every value is enclosed in line feeds, so that `engines` can be asked for whole names.

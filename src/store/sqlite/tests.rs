@@ -258,21 +258,33 @@ async fn below_the_reserve_only_new_mail_is_refused() {
     assert!(matches!(refused, Err(StoreError::Full(_))));
     let mut changed = store.get(id).await.expect("get").expect("record");
     changed.lane = Lane::Delivery;
-    let others = vec![record(Lane::Delivery)];
-    let split = store.split(changed.clone(), others, octets(10)).await;
-    split.expect("what parts ways is here already");
+    let first = Change::Replace(Box::new(changed.clone()));
+    let settle = async |lane, change, beside: Record| {
+        let bounce = vec![(beside, octets(20))];
+        store.settle(lane, id, change, bounce).await
+    };
+    let parted = settle(Lane::Scan, first, record(Lane::Delivery)).await;
+    parted.expect("what parts ways is here already");
+    let rest = store.put_rest(vec![record(Lane::Delivery)], octets(LARGE));
+    rest.await.expect("others have got it already");
     let change = Change::Replace(Box::new(changed));
     store.change(id, change, None).await.expect("change");
-    store
-        .change(id, Change::Remove, None)
-        .await
-        .expect("remove");
+    let bounce = record(Lane::Delivery);
+    let gone = settle(Lane::Delivery, Change::Remove, bounce.clone()).await;
+    gone.expect("a bounce takes its place");
+    assert_eq!(store.get(id).await.expect("get"), None);
+    let content = store.content(bounce.id).await.expect("content");
+    assert_eq!(content.len(), 20);
+    let again = settle(Lane::Delivery, Change::Remove, record(Lane::Delivery)).await;
+    assert!(matches!(again, Err(StoreError::NotFound(_))), "{again:?}");
+    let all = store.stats().await.expect("stats");
+    assert_eq!(all[1].messages, 3, "and no second bounce");
 }
 
 /// On a disk that is full to the last octet, what is here can still be passed on and removed; only new mail gives way.
 #[tokio::test]
 async fn a_full_disk_stops_new_mail_only() {
-    for (reserve, goes_on) in [(1 << 20, true), (0, false)] {
+    for (reserve, goes_on, bounces) in [(1 << 20, true, 0), (1 << 20, true, 1), (0, false, 0)] {
         let folder = folder();
         let settings = Settings {
             disk_reserve: reserve,
@@ -283,7 +295,9 @@ async fn a_full_disk_stops_new_mail_only() {
         let (store, _) = opened.await.expect("open");
         assert_eq!(ballast.exists(), goes_on);
         let id = put(&store, Lane::Scan, 10).await;
-        let removed = store.change(id, Change::Remove, None).await;
+        let bounces = (0..bounces).map(|_| (record(Lane::Delivery), octets(10)));
+        let removed = store.settle(Lane::Scan, id, Change::Remove, bounces.collect());
+        let removed = removed.await;
         assert_eq!(removed.is_ok(), goes_on, "{removed:?}");
         if goes_on {
             assert!(!ballast.exists(), "it was needed");
@@ -293,6 +307,27 @@ async fn a_full_disk_stops_new_mail_only() {
         } else {
             assert!(matches!(removed, Err(StoreError::Full(_))));
         }
+    }
+}
+
+/// So can what is left of a message that others have got: its sender would send it to them again.
+#[tokio::test]
+async fn what_is_left_of_a_message_may_use_the_last_room() {
+    let folder = folder();
+    let settings = Settings {
+        disk_reserve: 1 << 20,
+        ..settings(&folder)
+    };
+    for (is_rest, is_kept) in [(false, false), (true, true)] {
+        let opened = SqliteStore::open_with(&settings, Role::Relay, Faults::nth_full(1));
+        let (store, _) = opened.await.expect("open");
+        let (records, content) = (vec![record(Lane::Delivery)], octets(10));
+        let kept = match is_rest {
+            true => store.put_rest(records, content).await,
+            false => store.put(records, content).await,
+        };
+        assert_eq!(kept.is_ok(), is_kept, "{kept:?}");
+        store.close().await;
     }
 }
 

@@ -17,15 +17,12 @@ use crate::store::{
 
 /// Something to be written.
 pub(super) enum Work {
-    /// New rows with their content, inline unless `files` hold it; and a new row in the place of the one that they were
-    /// split from.
+    /// New rows with their contents, those of `files` not inline; and a change of the one that they part from.
     Put {
-        rows: Vec<Row>,
-        content: Content,
+        rows: Vec<NewRow>,
         files: Option<Written>,
-        beside: Option<(MessageId, Box<Row>)>,
-        /// Only if what is held then takes no more than this.
-        quarantine: Option<Capacity>,
+        beside: Option<Box<Work>>,
+        room: Room,
     },
     /// A new row in the place of the one with its id.
     Replace {
@@ -68,6 +65,25 @@ pub(super) enum Work {
     Stop,
 }
 
+/// A row that is not there yet.
+pub(super) struct NewRow {
+    pub(super) row: Row,
+    pub(super) content: Content,
+    /// The content is a file.
+    pub(super) file: bool,
+}
+
+/// The room that a put may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// What is above the reserve: its sender has it.
+    New,
+    /// The same, and only if what is held then takes no more than this.
+    Held(Capacity),
+    /// All there is: it is a part of mail that others have got, or becomes of mail that is here.
+    Reserve,
+}
+
 /// How records are handed out.
 pub(super) struct Terms {
     pub(super) times: Times,
@@ -106,21 +122,24 @@ pub(super) enum Output {
 }
 
 impl Work {
-    /// Whether it brings mail that is not here yet.
+    /// Whether it brings content that is here in no form yet: it must be found by the next start, or stays with its sender.
     pub(super) fn is_new(&self) -> bool {
         matches!(self, Self::Put { beside: None, .. })
+    }
+
+    /// Whether it gives way on a full disk to what the reserve is for.
+    pub(super) fn gives_way(&self) -> bool {
+        matches!(self, Self::Put { room, .. } if *room != Room::Reserve)
     }
 }
 
 /// Octets that the work adds to its transaction.
 pub(super) fn weight(work: &Work) -> usize {
     match work {
-        Work::Put {
-            rows,
-            content,
-            files: None,
-            ..
-        } => rows.len() * content.len(),
+        Work::Put { rows, .. } => {
+            let inline = rows.iter().filter(|new| !new.file);
+            inline.map(|new| new.content.len()).sum()
+        }
         _ => 0,
     }
 }
@@ -137,17 +156,19 @@ pub(super) fn perform(
         return Ok(Output::Refused(StoreError::Full(why)));
     }
     let output = apply(db, work)?;
-    let grows = match work {
+    match output {
+        Output::Done if adds_rescan(work) => make_room(db, rescan_bytes),
+        output => Ok(output),
+    }
+}
+
+fn adds_rescan(work: &Work) -> bool {
+    match work {
         Work::Put { rows, beside, .. } => {
-            let beside = beside.iter().map(|(_, row)| &**row);
-            rows.iter().chain(beside).any(Row::is_rescan)
+            rows.iter().any(|new| new.row.is_rescan()) || beside.as_deref().is_some_and(adds_rescan)
         }
         Work::Replace { row, .. } => row.is_rescan(),
         _ => false,
-    };
-    match output {
-        Output::Done if grows => make_room(db, rescan_bytes),
-        output => Ok(output),
     }
 }
 
@@ -155,18 +176,17 @@ pub(super) fn perform(
 fn full(db: &Connection, work: &Work, disk: Disk) -> rusqlite::Result<Option<String>> {
     let Work::Put {
         rows,
-        content,
-        quarantine: Some(quarantine),
+        room: Room::Held(quarantine),
         ..
     } = work
     else {
         return Ok(None);
     };
-    let rows = || rows.iter().filter(|row| row.is_held());
+    let rows = || rows.iter().filter(|new| new.row.is_held());
     let Some(first) = rows().next() else {
         return Ok(None);
     };
-    let each = |row: &Row| row.overhead() + content.len() as u64;
+    let each = |new: &NewRow| new.row.overhead() + new.content.len() as u64;
     let more = rows().map(each).sum();
     let octets = search::held_by(db, "")?;
     let held = Held {
@@ -174,7 +194,7 @@ fn full(db: &Connection, work: &Work, disk: Disk) -> rusqlite::Result<Option<Str
         limit: disk.limit(*quarantine, octets),
         largest: None,
     };
-    for name in first.parties() {
+    for name in first.row.parties() {
         let own = Holder {
             name: name.to_owned(),
             octets: search::held_by(db, name)?,
@@ -188,22 +208,15 @@ fn full(db: &Connection, work: &Work, disk: Disk) -> rusqlite::Result<Option<Str
 
 fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
     match work {
-        Work::Put {
-            rows,
-            content,
-            files,
-            beside,
-            ..
-        } => {
-            if let Some((id, row)) = beside
-                && !row.update(db, None)?
-            {
-                return Ok(Output::Refused(why_not(db, *id)?));
+        Work::Put { rows, beside, .. } => {
+            let changed = match beside {
+                Some(change) => apply(db, change)?,
+                None => Output::Done,
+            };
+            if !matches!(changed, Output::Refused(_)) {
+                rows.iter().try_for_each(|new| put(db, new))?;
             }
-            for row in rows {
-                put(db, row, content, files.is_some())?;
-            }
-            Ok(Output::Done)
+            Ok(changed)
         }
         Work::Replace {
             id,
@@ -261,19 +274,19 @@ fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
 /// Removes what was put for mail that stays with its sender.
 pub(super) fn take_back(db: &Connection, work: &Work) -> rusqlite::Result<()> {
     if let (Work::Put { rows, .. }, true) = (work, work.is_new()) {
-        for id in rows.iter().filter_map(|row| row.id.parse().ok()) {
+        for id in rows.iter().filter_map(|new| new.row.id.parse().ok()) {
             remove(db, id, None, None)?;
         }
     }
     Ok(())
 }
 
-fn put(db: &Connection, row: &Row, content: &Content, file: bool) -> rusqlite::Result<()> {
-    let size = i64::try_from(content.len()).unwrap_or(i64::MAX);
-    let seq = row.insert(db, size, file)?;
-    if !file {
+fn put(db: &Connection, new: &NewRow) -> rusqlite::Result<()> {
+    let size = i64::try_from(new.content.len()).unwrap_or(i64::MAX);
+    let seq = new.row.insert(db, size, new.file)?;
+    if !new.file {
         db.prepare_cached("INSERT INTO body (seq, content) VALUES (?1, ?2)")?
-            .execute(params![seq, &content.bytes()[..]])?;
+            .execute(params![seq, &new.content.bytes()[..]])?;
     }
     Ok(())
 }

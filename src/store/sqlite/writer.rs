@@ -125,12 +125,19 @@ impl Writer {
         }
     }
 
-    /// On a full disk: new mail gives way to what makes room or records progress, which may use the ballast.
+    /// On a full disk: new mail gives way to what makes room or records progress, which may use the ballast; and then what
+    /// grows gives way to what does not.
     fn without_puts(&mut self, batch: Vec<Job>, failure: &Failure) {
-        let (puts, rest): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .partition(|job| matches!(job.work, Work::Put { .. }));
-        if puts.is_empty() && !self.make_room() {
+        let any_gives_way = batch.iter().any(|job| job.work.gives_way());
+        if !any_gives_way && self.make_room() {
+            return self.commit(batch);
+        }
+        let leaves = |job: &Job| match any_gives_way {
+            true => job.work.gives_way(),
+            false => matches!(job.work, Work::Put { .. }),
+        };
+        let (puts, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(leaves);
+        if puts.is_empty() {
             return self.fail(rest, failure);
         }
         self.fail(puts, failure);
@@ -263,7 +270,7 @@ impl Writer {
             if let Work::Put {
                 files: Some(files), ..
             } = job.work
-                && matches!(answer, Ok(Output::Done | Output::MadeRoom { .. }))
+                && !matches!(answer, Err(_) | Ok(Output::Refused(_)))
             {
                 files.keep();
             }

@@ -399,6 +399,8 @@ fn record(name: &str, lane: Lane, envelope: Envelope, age: i64, content: &str) -
         cause: None,
         standing: None,
         notification: None,
+        instead_of: Vec::new(),
+        timeouts: 0,
         next_hop: "".into(),
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::file;
 use crate::scan::Settings;
 use crate::scan::engine::Address;
 
@@ -20,12 +21,8 @@ const LARGEST: u64 = 1 << 20;
 /// remedy. Blocks on files.
 pub(in crate::scan) fn advice(settings: &Settings, addresses: &[Address]) -> Vec<String> {
     let read = |path: &&str| {
-        let path = Path::new(path);
-        let small = path.metadata().is_ok_and(|m| m.len() <= LARGEST);
-        let text = small
-            .then(|| std::fs::read_to_string(path).ok())
-            .flatten()?;
-        Some((path.display().to_string(), text))
+        let text = file::read_text(Path::new(path), LARGEST).ok()?;
+        Some(((*path).to_owned(), text))
     };
     let files = FILES.iter().filter_map(read);
     let matching = files.map(|(path, text)| (path, Conf::read(&text)));

@@ -3,17 +3,22 @@
 //! Names, sizes and times of the files are looked at now and then. If they have changed, all rules are compiled anew, and
 //! replace the old ones if every file is good. If one is not, nothing changes: that is logged and counted, and stands beside
 //! the version of the rules until it is mended. The same bad files are not compiled twice.
+//!
+//! Reading and compiling may take any time, or never end on a mount whose server is gone. It is done on a thread that may
+//! block, once at a time, and holds nothing that scans need.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use super::{Rules, Set};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, Elapsed};
 use crate::scan::engine::BuildError;
 
 /// Between two looks at the files.
 pub(super) const EVERY: Duration = Duration::from_secs(10);
+/// Reading and compiling that takes longer is told: nobody knows whether it ends.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Characters of a refusal that are shown beside the version.
 const SHOWN: usize = 160;
 
@@ -31,6 +36,8 @@ struct State {
     files: Stamps,
     /// Why what is there now is not in force.
     refused: Option<String>,
+    /// It has been read or compiled for longer than [`PATIENCE`].
+    is_late: bool,
 }
 
 /// What tells whether files have changed: path, size, time of the last change. The error is that of a folder or file that
@@ -45,6 +52,7 @@ impl Sources {
         let state = State {
             files: Ok(files),
             refused: None,
+            is_late: false,
         };
         let sources = Self {
             builtin,
@@ -58,20 +66,27 @@ impl Sources {
     pub(super) fn look(&self) -> Option<Result<Set, BuildError>> {
         // Before they are read: what changes meanwhile is a change for the next look.
         let files = stamps(&self.paths);
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if files == state.files {
+        if files == self.state().files {
             return None;
         }
-        state.files.clone_from(&files);
-        let set = files.and_then(|files| Set::compile(self.builtin, &names(&files)));
+        // Nothing is held meanwhile: this may take any time.
+        let found = files.as_ref().map_err(BuildError::clone);
+        let set = found.and_then(|files| Set::compile(self.builtin, &names(files)));
+        let mut state = self.state();
+        state.files = files;
         state.refused = set.as_ref().err().map(BuildError::to_string);
         Some(set)
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The version of the rules in force, and why they are not the newest ones, if so.
     pub(super) fn version(&self, version: &str) -> String {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
         match &state.refused {
+            _ if state.is_late => format!("{version}; newer files are still being read"),
             None => version.to_owned(),
             Some(why) => {
                 let line = why.lines().next().unwrap_or_default();
@@ -108,10 +123,24 @@ pub(super) async fn keep_up(rules: Weak<Rules>) {
         let Some(rules) = rules.upgrade() else {
             return;
         };
-        if tokio::task::spawn_blocking(move || rules.refresh())
-            .await
-            .is_err()
-        {
+        let refreshing = rules.clone();
+        let mut refreshed = tokio::task::spawn_blocking(move || refreshing.refresh());
+        let ended = match Deadline::after(PATIENCE).run(&mut refreshed).await {
+            Ok(ended) => ended,
+            Err(Elapsed) => {
+                rules.sources.state().is_late = true;
+                let seconds = PATIENCE.as_secs();
+                tracing::error!(
+                    seconds,
+                    "rule files are still being read; the old rules stay: are they on a mount whose server is gone?"
+                );
+                metrics::counter!("spillway_rule_loads_total", "outcome" => "late").increment(1);
+                let ended = refreshed.await;
+                rules.sources.state().is_late = false;
+                ended
+            }
+        };
+        if ended.is_err() {
             tracing::error!("the compiler of rules has panicked; they are not watched any more");
             return;
         }

@@ -461,6 +461,93 @@ async fn a_bad_rule_file_leaves_the_old_rules_in_force() {
     assert!(!told.contains("refused"), "{told}");
 }
 
+/// Reading and compiling may take any time: meanwhile the old rules answer, and tell their version.
+#[tokio::test]
+async fn rules_that_hang_while_they_are_read_stop_no_scan() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, pipe) = (folder.path().join("a.yar"), folder.path().join("pipe"));
+    std::fs::write(&file, rule("Old", "needle")).expect("written");
+    let rules = Arc::new(Rules::compile(false, std::slice::from_ref(&file)).expect("rules"));
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).expect("a FIFO");
+    std::fs::write(&file, "include \"./pipe\"\n").expect("written");
+    let refreshing = rules.clone();
+    let refreshed = std::thread::spawn(move || refreshing.refresh());
+    // Opens when the compiler does.
+    let hang = std::fs::File::options()
+        .write(true)
+        .open(&pipe)
+        .expect("opened");
+    let (tell, told) = std::sync::mpsc::channel();
+    let scanning = rules.clone();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        tell.send(runtime.block_on(found(&scanning)))
+    });
+    let (names, old) = told
+        .recv_timeout(std::time::Duration::from_secs(20))
+        .expect("an answer");
+    assert_eq!(names, ["Old"]);
+    (&hang)
+        .write_all(rule("New", "needle").as_bytes())
+        .expect("written");
+    drop(hang);
+    refreshed.join().expect("no panic");
+    let (names, new) = found(&rules).await;
+    assert_eq!(names, ["New"]);
+    assert_ne!(new, old);
+}
+
+/// What is no regular file is refused at once, as any other mistake is.
+#[tokio::test]
+async fn a_fifo_is_no_rule_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("a.yar");
+    std::fs::write(&file, rule("Old", "needle")).expect("written");
+    let rules = Arc::new(Rules::compile(false, std::slice::from_ref(&file)).expect("rules"));
+    std::fs::remove_file(&file).expect("removed");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, &file, mode).expect("a FIFO");
+    rules.refresh();
+    let (names, told) = found(&rules).await;
+    assert_eq!(names, ["Old"]);
+    assert!(told.contains("it is no regular file"), "{told}");
+}
+
+/// Who waits too long for new rules is told, in the log once and beside the version, until they are there.
+#[tokio::test(start_paused = true)]
+async fn rules_that_are_late_are_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, pipe) = (folder.path().join("a.yar"), folder.path().join("pipe"));
+    std::fs::write(&file, rule("Old", "needle")).expect("written");
+    let rules = Arc::new(Rules::compile(false, std::slice::from_ref(&file)).expect("rules"));
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).expect("a FIFO");
+    std::fs::write(&file, "include \"./pipe\"\n").expect("written");
+    rules.clone().watch();
+    tokio::task::yield_now().await;
+    tokio::time::advance(reload::EVERY).await;
+    // Opens when the compiler does.
+    let open = move || std::fs::File::options().write(true).open(&pipe);
+    let hang = tokio::task::spawn_blocking(open).await.expect("no panic");
+    tokio::time::advance(reload::PATIENCE).await;
+    let is_told = || {
+        let told = rules.signatures().expect("a version");
+        told.contains("still being read")
+    };
+    while !is_told() {
+        tokio::task::yield_now().await;
+    }
+    let mut hang = hang.expect("opened");
+    hang.write_all(rule("New", "needle").as_bytes())
+        .expect("written");
+    drop(hang);
+    while is_told() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(found(&rules).await.0, ["New"]);
+}
+
 /// Nobody has to ask: files are looked at while the engine is there, also without any mail, and not after it.
 #[tokio::test(start_paused = true)]
 async fn rule_files_are_watched() {

@@ -1,9 +1,11 @@
 //! The gate alone, in time that is only a number.
 
+mod fault;
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::message::Identity;
+use crate::message::{Identity, Trait};
 use crate::message::fingerprint::Aspect;
 
 const TIMES: Times = Times {
@@ -39,6 +41,7 @@ fn entrant(now: Instant, attachment: u64, standing: Standing) -> Entrant {
         fingerprint: Some(fingerprint(attachment)),
         standing,
         errand: Errand::Fresh,
+        struck: false,
         party: attachment,
         large: false,
         arrived: now,
@@ -133,8 +136,8 @@ async fn a_zombie_keeps_its_slot_until_the_engine_has_ended() {
     assert_eq!((world.gate.running(), world.gate.zombies()), (0, 0));
 }
 
-/// What may make an answer about another message stand in is a wait for this one: for a slot, for one that its lane may take,
-/// behind copies of itself. Not that the engine is out: then it has no answer, and coverage decides.
+/// What may make an answer about another message stand in is a wait for this one: for a slot, for one that its level of trust may
+/// take, behind copies of itself. Not that the engine is out: then it has no answer, and coverage decides.
 #[tokio::test(start_paused = true)]
 async fn an_engine_is_short_for_mail_that_would_have_to_wait() {
     let mut world = World::new(6);
@@ -144,16 +147,15 @@ async fn an_engine_is_short_for_mail_that_would_have_to_wait() {
     };
     let (known, unknown) = (Standing::Known, Standing::Unknown);
     assert!(!is_short(&world, 1, known) && !is_short(&world, 1, unknown));
-    world.enter(1, known);
-    world.enter(1, known);
+    let copies = [world.enter(1, known), world.enter(1, known)];
     assert!(is_short(&world, 1, known), "behind its copies");
     assert!(!is_short(&world, 2, known) && !is_short(&world, 2, unknown));
-    world.unique(unknown);
-    world.unique(unknown);
-    assert!(is_short(&world, 2, unknown), "strangers have their share");
-    assert!(is_short(&world, 2, known), "the rest is for what is proven");
-    assert!(!is_short(&world, TEXT, known));
-    world.unique(known);
+    copies.iter().for_each(|copy| world.answered(*copy));
+    for _ in 0..5 {
+        world.unique(unknown);
+    }
+    assert!(is_short(&world, 2, unknown), "one is kept for known mail");
+    assert!(!is_short(&world, 2, known) && !is_short(&world, TEXT, known));
     world.unique(known);
     assert!(is_short(&world, TEXT, known), "no slot is free");
     world.gate.drain(world.now, 0, true);
@@ -209,59 +211,200 @@ async fn copies_that_scan_well_make_room_for_more() {
     assert_eq!(rounds[0], 2);
 }
 
-/// Nothing speaks for mail of unknown senders, so a flood of it, however it differs, leaves most slots to others.
+/// Law 3: that strangers wait for slots which hang is the engine's reason (`busy`), unless hardly any stranger's scan ends well.
 #[tokio::test(start_paused = true)]
-async fn unknown_senders_cannot_take_all_slots() {
-    let mut world = World::new(12);
-    for _ in 0..30 {
-        world.unique(Standing::Unknown);
-    }
-    assert_eq!(world.started().len(), 4, "a third");
-    world.after(1200);
-    let refused = world.refused();
-    assert_eq!(refused.len(), 26);
-    let parked = |(_, refusal): &(Ticket, Refusal)| matches!(refusal, Refusal::Parked(_));
-    assert!(refused.iter().all(parked), "it may be the message's fault");
-    for _ in 0..3 {
-        world.unique(Standing::Known);
-    }
-    assert_eq!(world.started().len(), 3);
-}
-
-/// Mail of unknown senders that scans well earns room for more of it.
-#[tokio::test(start_paused = true)]
-async fn fast_scans_of_unknown_senders_earn_room() {
-    let mut world = World::new(12);
-    for _ in 0..8 {
-        let ticket = world.unique(Standing::Unknown);
+async fn waiting_is_not_guilt() {
+    for (well, is_blamed) in [(0, true), (3, true), (4, false)] {
+        let mut world = World::new(12);
+        let known = world.unique(Standing::Known);
+        world.answered(known);
         world.gate.orders();
-        world.answered(ticket);
+        for _ in 0..30 {
+            world.unique(Standing::Unknown);
+        }
+        assert_eq!(world.started().len(), 11, "one is kept for known mail");
+        let begun = world.now;
+        world.after(600);
+        world.gate.strangers_well.extend([begun].repeat(well));
+        world.after(600);
+        let refused = world.refused();
+        assert_eq!(refused.len(), 19);
+        for (_, refusal) in refused {
+            assert_eq!(
+                matches!(refusal, Refusal::Parked(_)),
+                is_blamed,
+                "{refusal:?}"
+            );
+        }
     }
-    for _ in 0..30 {
-        world.unique(Standing::Unknown);
-    }
-    assert_eq!(
-        world.started().len(),
-        8,
-        "but the reserve is for known ones"
-    );
 }
 
-/// Fresh mail goes before what is scanned again.
+/// Law 2 and the reserve: with known mail about, strangers that hang hold two thirds of the slots, and no party of them more than
+/// half of that; who is behind a party that may not start goes on.
 #[tokio::test(start_paused = true)]
-async fn what_is_scanned_again_stands_behind_fresh_mail() {
+async fn hanging_strangers_leave_a_third_to_others() {
     let mut world = World::new(12);
-    let again = |world: &mut World, at: u64| {
+    let first = world.unique(Standing::Known);
+    world.answered(first);
+    let from = |world: &mut World, party: u64| {
+        world.next += 1;
         let entrant = Entrant {
-            errand: Errand::Again,
-            ..entrant(world.now, at, Standing::Known)
+            party,
+            ..entrant(world.now, world.next, Standing::Unknown)
         };
         world.gate.enter(world.now, entrant)
     };
-    for at in 0..10 {
-        again(&mut world, at);
+    world.gate.orders();
+    from(&mut world, 1);
+    world.after(600);
+    let greedy: Vec<Ticket> = (0..20).map(|_| from(&mut world, 1)).collect();
+    assert_eq!(world.started().len(), 4, "with the first one: {greedy:?}");
+    let other = from(&mut world, 2);
+    assert_eq!(world.started(), [other]);
+    for _ in 0..10 {
+        world.unique(Standing::Unknown);
     }
-    assert_eq!(world.started().len(), 2, "a sixth");
+    assert_eq!(world.started().len(), 3, "8 of 12 in all");
+    for _ in 0..3 {
+        world.enter(7, Standing::Known);
+    }
+    assert_eq!(world.started().len(), 2, "copies");
+    for _ in 0..5 {
+        world.unique(Standing::Known);
+    }
+    assert_eq!(world.started().len(), 2, "all are taken");
+}
+
+/// Law 4: what is scanned again goes behind fresh mail, and is not put off for ever; of what hung once one is scanned at a time.
+#[tokio::test(start_paused = true)]
+async fn what_is_scanned_again_stands_behind_fresh_mail() {
+    let mut world = World::new(1);
+    let again = |world: &mut World, at: u64, struck: bool| {
+        let entrant = Entrant {
+            errand: Errand::Again,
+            struck,
+            ..entrant(world.now, TEXT + at, Standing::Known)
+        };
+        world.gate.enter(world.now, entrant)
+    };
+    let running = world.unique(Standing::Known);
+    world.gate.orders();
+    let old: Vec<Ticket> = (0..50).map(|at| again(&mut world, at, false)).collect();
+    let fresh: Vec<Ticket> = (0..50).map(|_| world.unique(Standing::Known)).collect();
+    let mut order = vec![running];
+    for _ in 0..34 {
+        let last = order[order.len() - 1];
+        world.answered(last);
+        order.extend(world.started());
+    }
+    let count = order.iter().filter(|ticket| old.contains(ticket)).count();
+    assert!((1..=4).contains(&count), "{count} of 34");
+    assert!(order.iter().filter(|ticket| fresh.contains(ticket)).count() >= 30);
+    let mut world = World::new(12);
+    let struck: Vec<Ticket> = (0..3).map(|at| again(&mut world, at, true)).collect();
+    assert_eq!(world.started(), [struck[0]]);
+    let other = again(&mut world, 9, false);
+    assert_eq!(world.started(), [other], "nothing waits behind them");
+    world.answered(struck[0]);
+    assert_eq!(world.started(), [struck[1]]);
+}
+
+/// Law 5: in a ramp the window counts what was begun in it. What the engine still holds from before keeps nothing shut, as long
+/// as a slot is free.
+#[tokio::test(start_paused = true)]
+async fn old_zombies_do_not_shut_the_window() {
+    let mut world = World::new(6);
+    for _ in 0..6 {
+        world.unique(Standing::Known);
+    }
+    let stuck = world.started();
+    world.after(3000);
+    assert!(matches!(
+        world.breaker(),
+        State::Open { .. } | State::HalfOpen { .. }
+    ));
+    world.gate.orders();
+    // Three of them come back at once: it works again, and is probed at once.
+    stuck[..3].iter().for_each(|ticket| world.answered(*ticket));
+    world.after(100);
+    assert!(matches!(world.breaker(), State::HalfOpen { .. }));
+    world.gate.probed(world.now, 0, true);
+    assert!(matches!(world.breaker(), State::Ramp { allowed: 2, .. }));
+    for _ in 0..5 {
+        world.unique(Standing::Known);
+    }
+    let first = world.started();
+    assert_eq!(first.len(), 2);
+    first.iter().for_each(|ticket| world.answered(*ticket));
+    assert_eq!(
+        world.started().len(),
+        3,
+        "and one more for each that ended well"
+    );
+}
+
+/// Law 5: while an engine is out that nobody makes up for, fresh mail waits for it as long as for a slot, or it would stand behind
+/// everything that was deferred when it is back. What is scanned again is told at once.
+#[tokio::test(start_paused = true)]
+async fn fresh_mail_waits_for_an_engine_that_nobody_makes_up_for() {
+    for covered in [true, false] {
+        let mut world = World::new(3);
+        for _ in 0..3 {
+            world.unique(Standing::Known);
+        }
+        world.after(3000);
+        world.gate.orders();
+        world.gate.cover(covered);
+        let fresh = world.unique(Standing::Known);
+        let again = Entrant {
+            errand: Errand::Again,
+            ..entrant(world.now, TEXT, Standing::Known)
+        };
+        let again = world.gate.enter(world.now, again);
+        let told: Vec<Ticket> = world
+            .refused()
+            .into_iter()
+            .map(|(ticket, _)| ticket)
+            .collect();
+        match covered {
+            true => assert_eq!(told, [fresh, again]),
+            false => assert_eq!(told, [again]),
+        }
+        world.after(1000);
+        let later = world.refused();
+        let open = |(_, refusal): &(Ticket, Refusal)| matches!(refusal, Refusal::Open(_));
+        assert!(later.iter().all(open), "{later:?}");
+        assert_eq!(later.len(), usize::from(!covered));
+    }
+}
+
+/// The stall detector: an engine whose scans take 50 ms is out a few tenths of a second after it stops. Mail of strangers alone, of
+/// one known sender, or of two does not look like it.
+#[tokio::test(start_paused = true)]
+async fn an_engine_has_stalled_if_too_much_is_late_at_once() {
+    let stalls = |parties: &[(u64, Standing)]| {
+        let mut world = World::new(10);
+        (0..1000).for_each(|_| world.gate.latencies.add(milliseconds(50)));
+        for (party, standing) in parties {
+            world.next += 1;
+            let entrant = Entrant {
+                party: *party,
+                ..entrant(world.now, world.next, *standing)
+            };
+            world.gate.enter(world.now, entrant);
+        }
+        (1..50).find(|_| {
+            world.after(100);
+            matches!(world.breaker(), State::Open { .. })
+        })
+    };
+    let (known, unknown) = (Standing::Known, Standing::Unknown);
+    let many = |standing| (0..6).map(|party| (party, standing)).collect::<Vec<_>>();
+    let of_many = stalls(&many(known));
+    assert!(of_many.is_some_and(|tenths| tenths <= 3), "{of_many:?}");
+    assert_eq!(stalls(&many(unknown)), None, "strangers");
+    assert_eq!(stalls(&[(1, known); 6]), None, "one sender");
+    assert_eq!(stalls(&many(known)[..2]), None, "two of them");
 }
 
 /// One who sends much does not delay one who sends little.
@@ -313,11 +456,7 @@ async fn a_stalled_engine_is_out_within_a_second_or_two() {
     }
     world.gate.orders();
     world.after(1000);
-    assert!(
-        matches!(world.breaker(), State::Open { .. }),
-        "{:?}",
-        world.breaker()
-    );
+    assert!(world.gate.is_out(0), "{:?}", world.breaker());
     let refused = world.refused();
     let open = |(_, refusal): &(Ticket, Refusal)| matches!(refusal, Refusal::Open(_));
     assert!(
@@ -412,41 +551,6 @@ async fn waiting_ends() {
     world.after(600);
     assert_eq!(world.refused(), [(waiting, Refusal::Busy)]);
     world.answered(long);
-}
-
-/// P4: others do not make up for an engine that gave no slot to mail like that which is slow; they do for what is not like it.
-#[tokio::test(start_paused = true)]
-async fn what_is_like_slow_mail_is_parked_and_the_rest_is_the_engines_fault() {
-    let mut world = World::new(12);
-    let enter = |world: &mut World, at, standing, errand| {
-        let entrant = Entrant {
-            errand,
-            ..entrant(world.now, at, standing)
-        };
-        world.gate.enter(world.now, entrant)
-    };
-    for at in 0..6 {
-        let errand = if at < 4 { Errand::Fresh } else { Errand::Again };
-        enter(&mut world, at, Standing::Unknown, errand);
-    }
-    assert_eq!(world.started().len(), 6, "half of the slots");
-    world.after(600);
-    let alike = [
-        enter(&mut world, 10, Standing::Unknown, Errand::Fresh),
-        enter(&mut world, 11, Standing::Unknown, Errand::Again),
-    ];
-    let others = [
-        enter(&mut world, TEXT, Standing::Unknown, Errand::Fresh),
-        enter(&mut world, 12, Standing::Known, Errand::Again),
-    ];
-    world.after(11_000);
-    let refused = world.refused();
-    assert_eq!(refused.len(), 4);
-    for (ticket, refusal) in refused {
-        let is_parked = matches!(refusal, Refusal::Parked(_));
-        assert_eq!(is_parked, alike.contains(&ticket), "{refusal:?}");
-        assert!(is_parked || others.contains(&ticket));
-    }
 }
 
 /// What is done at random; numbers choose among what is there.
@@ -544,7 +648,9 @@ proptest! {
                 }
                 Act2::Probe => running.extend(world.gate.probe(world.now, 0)),
                 Act2::Probed(passed) => world.gate.probed(world.now, 0, passed),
-                Act2::Drain(drained) => world.gate.drain(world.now, 0, drained),
+                Act2::Drain(drained) => {
+                    world.gate.drain(world.now, 0, drained);
+                }
                 Act2::Leave(_) | Act2::End(..) => {}
             }
             for order in world.gate.orders() {
@@ -560,7 +666,8 @@ proptest! {
                     running.push(ticket);
                 }
             }
-            prop_assert!(world.gate.running() <= slots);
+            // One probe may be sent where no slot is free.
+            prop_assert!(world.gate.running() <= slots + 1);
             prop_assert_eq!(world.gate.running(), running.len());
             prop_assert_eq!(world.gate.queued(), waiting.len());
         }

@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::lanes::Lane;
-use super::{
-    EVIDENCE, End, Entrant, FAILURE, Gate, Refusal, STALL, Scan, Ticket, Waiting, slow_copies,
-};
-use crate::message::Fingerprint;
+use super::trust::Level;
+use super::waiting::slow_copies;
+use super::{EVIDENCE, End, FAILURE, Gate, Refusal, Scan, Ticket};
 use crate::scan::evidence::{Evidence, Observed};
 use crate::scan::guard::breaker::Change;
+
+/// Mail that is scanned again waits for a slot so many times as long as fresh mail: nobody's session waits with it.
+const AGAIN_PATIENCE: u32 = 10;
+/// Scans of strangers that ended well, remembered to be compared with those that are stuck: three for each slot of an engine
+/// with a thousand.
+const STRANGERS_WELL: usize = 3000;
 
 impl Gate {
     /// Marks scans as slow and as overdue, once each.
@@ -22,6 +26,9 @@ impl Gate {
             if !scan.is_slow && age >= self.times.slow(scan.entrant.large) {
                 scan.is_slow = true;
                 slow.push(*ticket);
+                if !scan.is_probe {
+                    self.used.ceases(now, scan.level);
+                }
             }
             if !scan.is_overdue && age >= self.times.timeout {
                 scan.is_overdue = true;
@@ -60,54 +67,56 @@ impl Gate {
         }
     }
 
-    /// All slots are taken by slow scans and mail waits, which it would not do for longer than this anyway. Whoever is to
-    /// blame, nobody else's mail should wait for it to end.
-    pub(super) fn stall(&mut self, now: Instant, at: usize) {
-        let replica = &mut self.replicas[at];
-        let full = replica.running >= replica.breaker.allowed() && replica.running > 0;
-        let mut here = self.scans.values().filter(|s| s.replica == at);
-        let waits = || self.waiting.values().any(|w| !w.parked);
-        if full && here.all(|s| s.is_slow) && now >= replica.last_end + STALL && waits() {
-            let change = replica.breaker.stalled(now);
-            self.changed(now, at, change);
-        }
-    }
-
-    /// Those who have waited long enough.
+    /// Those who have waited long enough. That slots were taken is nobody's fault who waited for one.
     pub(super) fn give_up(&mut self, now: Instant) {
-        self.queue
+        self.turns
             .tidy(|t| self.waiting.contains_key(&t), self.waiting.len());
-        // Where such mail is slow already, it may be the mail's fault that there is no slot, and not the engine's: then
-        // others do not make up for this engine.
-        let is_slow = |waiting: &Waiting| {
-            let mut slow = self.scans.values().filter(|s| s.is_slow);
-            slow.any(|scan| is_like(scan, waiting))
-        };
+        let refuses = self.refuses();
         let mut leaving = Vec::new();
         for (ticket, waiting) in &self.waiting {
-            let (waited, lane) = (now - waiting.since, waiting.lane);
-            let refusal = match (waiting.parked, lane) {
-                (true, _) if waited >= self.times.timeout => {
-                    Refusal::Parked("the same content is being scanned".to_owned())
+            let waited = now - waiting.since;
+            let patience = match (waiting.parked, waiting.class.is_fresh()) {
+                (true, _) => self.times.timeout,
+                (false, true) => self.times.wait,
+                (false, false) => self.times.wait * AGAIN_PATIENCE,
+            };
+            if waited < patience {
+                continue;
+            }
+            let refusal = match (&refuses, waiting.parked, waiting.level) {
+                (Some(refusal), false, _) => refusal.clone(),
+                (_, true, _) => Refusal::Parked("the same content is being scanned".to_owned()),
+                (None, false, Level::Unknown) if self.blames_strangers() => {
+                    let why = "scans of mail from unknown senders are slow; more of it waits";
+                    Refusal::Parked(why.to_owned())
                 }
-                (false, Lane::Unknown | Lane::Again)
-                    if waited >= self.times.wait && is_slow(waiting) =>
-                {
-                    Refusal::Parked("scans of such mail are slow; more of it waits".to_owned())
-                }
-                (false, Lane::Again) if waited >= self.times.wait * 10 => Refusal::Busy,
-                (false, Lane::Proven | Lane::Unproven | Lane::Unknown)
-                    if waited >= self.times.wait =>
-                {
-                    Refusal::Busy
-                }
-                _ => continue,
+                (None, false, _) => Refusal::Busy,
             };
             leaving.push((*ticket, refusal));
         }
         for (ticket, refusal) in leaving {
             self.refuse(ticket, refusal);
         }
+    }
+
+    /// What an end says about the engine's usual times, about strangers, and about an engine that is out.
+    pub(super) fn learn(&mut self, now: Instant, scan: &Scan, age: Duration, end: End) {
+        if !scan.is_slow && !scan.is_probe {
+            self.used.ceases(now, scan.level);
+        }
+        let End::Answered { .. } = end else {
+            return;
+        };
+        if !scan.entrant.large {
+            self.latencies.add(age);
+        }
+        if !scan.is_slow && scan.level == Level::Unknown {
+            if self.strangers_well.len() >= STRANGERS_WELL {
+                self.strangers_well.pop_front();
+            }
+            self.strangers_well.push_back(scan.started);
+        }
+        self.replicas[scan.replica].breaker.answered(now);
     }
 
     /// What an end means for the breaker. A scan that was overdue has counted already, when it became so.
@@ -139,18 +148,6 @@ impl Gate {
             self.changes.push((replica, change));
         }
     }
-}
-
-/// Whether what nothing speaks for is of one kind with a scan of which the same is true: both from strangers or both not,
-/// both with attachments or both without.
-fn is_like(scan: &Scan, waiting: &Waiting) -> bool {
-    let doubtful = matches!(scan.lane, Lane::Unknown | Lane::Again);
-    let (one, other) = (&scan.entrant, &waiting.entrant);
-    let kind = |entrant: &Entrant| {
-        let fingerprint = entrant.fingerprint.as_deref();
-        fingerprint.is_some_and(Fingerprint::has_attachments)
-    };
-    doubtful && one.standing == other.standing && kind(one) == kind(other)
 }
 
 pub(super) fn observed(scan: &Scan, end: End) -> Option<Observed> {

@@ -367,6 +367,27 @@ fn dsn_parameters_are_passed_on() {
     );
 }
 
+/// An original recipient outside ASCII goes on as it came, in the form that every server takes (RFC 6533 3).
+#[test]
+fn original_recipients_outside_ascii_are_passed_on() {
+    let mut message = envelope("a@x", &["b@y", "c@y"]);
+    message.recipients[0].orcpt = Some(r"utf-8;\x{F6}@z".to_owned());
+    message.recipients[1].orcpt = Some("utf-8;\u{f6}\\x{2B}@z".to_owned());
+    let dsn = Capabilities {
+        dsn: true,
+        ..pipelining()
+    };
+    let replies = "250 m|250 r|250 r|354 go|250 done";
+    let got = run(&message, &dsn, false, PLAIN, replies);
+    assert!(
+        got.sent.starts_with(
+            r"MAIL FROM:<a@x> RCPT TO:<b@y> ORCPT=utf-8;\x{F6}@z RCPT TO:<c@y> ORCPT=utf-8;\x{F6}\x{2B}@z DATA"
+        ),
+        "{}",
+        got.sent
+    );
+}
+
 /// A thousand recipients are written in bounded groups, so that both sides cannot wait for each other.
 #[test]
 fn groups_of_commands_are_bounded() {

@@ -84,10 +84,11 @@ async fn the_sums_of_what_is_held_are_right() {
         .await
         .expect("change");
     assert_eq!(check(&folder, "more is known of it"), before + 1000);
-    let others = vec![held_of("192.0.2.9", "x@two.example")];
-    let split = store.split(waiting.clone(), others, octets(300)).await;
-    split.expect("split");
-    check(&folder, "split");
+    let others = vec![(held_of("192.0.2.9", "x@two.example"), octets(300))];
+    let change = Change::Replace(Box::new(waiting.clone()));
+    let parted = store.settle(Lane::Held, waiting.id, change, others).await;
+    parted.expect("parts");
+    check(&folder, "parted");
     let mut released = a.clone();
     released.lane = Lane::Delivery;
     let change = Change::Replace(Box::new(released));

@@ -63,6 +63,20 @@ async fn nothing_is_acknowledged_that_the_next_start_would_not_find() {
     }
 }
 
+/// What is here already goes on for as long as this process has it, with all that is written about it: otherwise what a next
+/// hop has taken would come again with each lease.
+#[tokio::test]
+async fn what_becomes_of_mail_that_is_here_goes_on() {
+    let folder = folder();
+    let (store, _) = relay(&folder).await;
+    let id = put(&store, Lane::Scan, 100).await;
+    fs::rename(database(&folder), folder.path().join("away")).expect("rename");
+    refuses(&store, 10).await;
+    let bounce = vec![(record(Lane::Delivery), octets(10))];
+    let settled = store.settle(Lane::Scan, id, Change::Remove, bounce);
+    settled.await.expect("its end");
+}
+
 /// Without any mail the files are looked at all the same: `/ready` must not wait for a message to be lost.
 #[tokio::test]
 async fn moved_files_are_noticed_without_mail() {

@@ -1,0 +1,149 @@
+//! What the relay knows of senders and of usual mail, kept over a restart: a snapshot each minute and at the end. To lose it
+//! costs no mail (I13), so nothing here keeps the relay from starting, mail from going on, or a drain from ending.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Pipeline;
+use crate::deadline::{Deadline, wall_clock};
+use crate::intercept::{Baseline, Unusable};
+use crate::store::snapshot::SnapshotFile;
+
+/// The file inside `store.path`.
+pub(super) const FILE: &str = "baseline.snapshot";
+/// How often it is written, if anything has changed.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// Keeps the snapshot of one relay, which has the store.
+pub struct Keeper {
+    pipeline: Arc<Pipeline>,
+    file: SnapshotFile,
+    last: Mutex<Last>,
+}
+
+/// How the last writing went. Held while one is under way, which may hang.
+#[derive(Debug, Default)]
+struct Last {
+    /// The version of the baseline that is in the file.
+    version: u64,
+    failed: bool,
+}
+
+/// Why a file is not taken up.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("{0}")]
+    Unread(#[from] io::Error),
+    #[error("{0}")]
+    Unusable(#[from] Unusable),
+}
+
+impl Keeper {
+    /// Takes up what is in the store's folder. A file that cannot be used is set aside, and all senders are strangers.
+    /// Blocks on the disk.
+    pub fn open(pipeline: Arc<Pipeline>, store: &Path) -> Arc<Self> {
+        let keeper = Self {
+            pipeline,
+            file: SnapshotFile::new(store, FILE, Baseline::LARGEST),
+            last: Mutex::default(),
+        };
+        let file = keeper.file.path().display();
+        match keeper.read() {
+            Ok(None) => {}
+            Ok(Some(baseline)) => {
+                let (senders, messages) = (baseline.senders(), baseline.messages());
+                tracing::info!(%file, senders, messages, "known senders and usual mail are taken up");
+                let mut interception = keeper.pipeline.suspicion.lock();
+                interception.take_up(baseline);
+            }
+            Err(why) => keeper.set_aside(&why),
+        }
+        Arc::new(keeper)
+    }
+
+    fn read(&self) -> Result<Option<Baseline>, Refused> {
+        let Some(octets) = self.file.read()? else {
+            return Ok(None);
+        };
+        let baseline = Baseline::decode(&octets, Instant::now(), wall_clock())?;
+        Ok(Some(baseline))
+    }
+
+    fn set_aside(&self, why: &Refused) {
+        let aside = self.file.set_aside();
+        let aside = aside.map_or_else(
+            |error| format!("not renamed: {error}"),
+            |p| p.display().to_string(),
+        );
+        let act = match why {
+            Refused::Unusable(Unusable::OtherVersion(_)) => {
+                "to go back to the version that wrote it, stop the relay and give it its name back; otherwise delete it"
+            }
+            _ => "delete it, or put a copy from a backup in its place while no relay runs",
+        };
+        tracing::warn!(
+            file = %self.file.path().display(), %why, set_aside = %aside, act,
+            "known senders are forgotten: each is a stranger until two of its messages were scanned well; no mail is lost"
+        );
+    }
+
+    /// Writes it each minute until `closing` is cancelled.
+    pub async fn keep(self: Arc<Self>, closing: CancellationToken) {
+        let round = async {
+            loop {
+                Deadline::after(EVERY).wait().await;
+                self.write().await;
+            }
+        };
+        // A disk that hangs holds a thread, and not the end of the relay.
+        closing.run_until_cancelled(round).await;
+    }
+
+    /// Writes it, if anything has changed since. What fails is told once, and tried again the next time.
+    ///
+    /// Cancel safety: a writing that has begun goes on, and the next one waits for it.
+    pub async fn write(self: &Arc<Self>) {
+        let (keeper, now, wall) = (self.clone(), Instant::now(), wall_clock());
+        let written = tokio::task::spawn_blocking(move || keeper.write_at(now, wall));
+        if let Err(error) = written.await {
+            tracing::error!(%error, "the snapshot of known senders was not written");
+        }
+    }
+
+    fn write_at(&self, now: Instant, wall: Timestamp) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // A copy, so that no message waits for the encoding.
+        let baseline = {
+            let interception = self.pipeline.suspicion.lock();
+            let baseline = interception.baseline();
+            match baseline.version() == last.version {
+                true => return,
+                false => baseline.clone(),
+            }
+        };
+        let written = self.file.write(&baseline.encode(now, wall));
+        let file = self.file.path().display();
+        match &written {
+            Ok(()) => {
+                last.version = baseline.version();
+                if last.failed {
+                    tracing::info!(%file, "the snapshot of known senders is written again");
+                }
+            }
+            Err(error) if !last.failed => {
+                tracing::warn!(
+                    %file, %error,
+                    "the snapshot of known senders is not written, and is tried again each minute: a restart would know those of the last one"
+                );
+            }
+            Err(_) => {}
+        }
+        last.failed = written.is_err();
+    }
+}

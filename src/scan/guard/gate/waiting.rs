@@ -1,0 +1,220 @@
+//! Who waits at the gate, who goes, and who is told that it need not wait.
+
+use rand::RngExt as _;
+use tokio::time::Instant;
+
+use super::trust::Level;
+use super::turns::Class;
+use super::{Act, Entrant, Gate, Order, Refusal, SHADOW, Scan, TRIAL, Ticket, Waiting};
+use crate::chance;
+use crate::message::Trait;
+use crate::scan::Errand;
+
+impl Gate {
+    pub(super) fn ticket(&mut self) -> Ticket {
+        self.next += 1;
+        self.next
+    }
+
+    /// Why that entrant need not even wait.
+    pub(super) fn refusal(&mut self, now: Instant, entrant: &Entrant) -> Option<Refusal> {
+        if let Some(refusal) = self.refuses()
+            && !self.awaits(entrant, &refusal)
+        {
+            return Some(refusal);
+        }
+        if let Some(refusal) = self.detour(now, entrant) {
+            return Some(refusal);
+        }
+        let key = self.canaries.blocking(entrant)?;
+        self.is_suspicious(key).then(|| slow_copies(key))
+    }
+
+    pub(super) fn detour(&mut self, now: Instant, entrant: &Entrant) -> Option<Refusal> {
+        let detour = self.detours.iter().find(|d| d.matches(entrant))?;
+        let id = &detour.id;
+        match detour.act(entrant) {
+            // One that was held is scanned again on purpose, to find out.
+            Act::Hold if entrant.errand == Errand::Redrive => None,
+            Act::Hold => Some(Refusal::Suspect(format!("interceptor {id}"))),
+            Act::Park => {
+                let mut scans = self.scans.values();
+                let another = scans.any(|scan| detour.matches(&scan.entrant));
+                another.then(|| Refusal::Parked(format!("interceptor {id}")))
+            }
+            Act::Bypass => {
+                let last = self.shadowed.get(id);
+                if last.is_none_or(|last| now >= *last + SHADOW) {
+                    self.shadowed.insert(id.clone(), now);
+                    return None;
+                }
+                Some(Refusal::Open(format!("bypassed by interceptor {id}")))
+            }
+            Act::Wait => Some(Refusal::Parked(format!("{id}; they are scanned in turn"))),
+            Act::Bar => Some(Refusal::Suspect(id.to_string())),
+        }
+    }
+
+    pub(super) fn level(&self, entrant: &Entrant) -> Level {
+        let proven = entrant
+            .fingerprint
+            .as_deref()
+            .is_none_or(|f| self.canaries.are_proven(f));
+        Level::of(entrant.standing, proven)
+    }
+
+    pub(super) fn class(&self, entrant: &Entrant) -> Class {
+        Class::of(entrant.errand, entrant.standing, entrant.struck)
+    }
+
+    /// Starts whoever may start, in turn among those who wait.
+    pub(super) fn pump(&mut self, now: Instant) {
+        if let Some(refusal) = self.refuses() {
+            let refused =
+                |(_, waiting): &(&Ticket, &Waiting)| !self.awaits(&waiting.entrant, &refusal);
+            let refused = self
+                .waiting
+                .iter()
+                .filter(refused)
+                .map(|(ticket, _)| *ticket);
+            for ticket in refused.collect::<Vec<_>>() {
+                self.refuse(ticket, refusal.clone());
+            }
+            return;
+        }
+        while let Some(ticket) = self.next_in_turn(now) {
+            self.start_or_park(now, ticket);
+        }
+    }
+
+    /// Whether a message waits for an engine that refuses: fresh mail does, as long as for a slot, if the engine may be back at
+    /// any moment and nobody makes up for it. Otherwise the last of it before the return would stand behind all that was
+    /// deferred.
+    pub(super) fn awaits(&self, entrant: &Entrant, refusal: &Refusal) -> bool {
+        let is_fresh = entrant.errand == Errand::Fresh;
+        is_fresh && !self.covered && matches!(refusal, Refusal::Open(_))
+    }
+
+    pub(super) fn free(&self) -> usize {
+        (0..self.replicas.len()).map(|at| self.free_of(at)).sum()
+    }
+
+    /// Scans of mail that may begin now on that replica. In a ramp its window counts those that were begun in it: older ones that
+    /// the engine may never end must not keep it shut.
+    pub(super) fn free_of(&self, at: usize) -> usize {
+        let replica = &self.replicas[at];
+        let slots = self.slots.saturating_sub(replica.running);
+        match replica.breaker.ramp_began() {
+            Some(began) => {
+                let in_ramp = self
+                    .scans
+                    .values()
+                    .filter(|scan| scan.replica == at && scan.started >= began);
+                slots.min(
+                    replica
+                        .allowed()
+                        .saturating_sub(in_ramp.filter(|scan| !scan.is_probe).count()),
+                )
+            }
+            None => slots.min(replica.allowed()),
+        }
+    }
+
+    fn next_in_turn(&mut self, now: Instant) -> Option<Ticket> {
+        if self.free() == 0 {
+            return None;
+        }
+        let load = self.load();
+        let stuck = self.stuck_parties(&load);
+        let (waiting, used) = (&self.waiting, &self.used);
+        let has_room = |class, level| {
+            load.admits(now, level, used) && (class != Class::Struck || load.admits_struck())
+        };
+        let waits = |ticket| waiting.contains_key(&ticket);
+        let may_start = |ticket| {
+            let party = waiting.get(&ticket).map(|waiting| waiting.entrant.party);
+            party.is_none_or(|party| !stuck.contains(&party))
+        };
+        self.turns.pop(has_room, waits, may_start)
+    }
+
+    pub(super) fn start_or_park(&mut self, now: Instant, ticket: Ticket) {
+        let Some(waiting) = self.waiting.get_mut(&ticket) else {
+            return;
+        };
+        if let Some(key) = self.canaries.blocking(&waiting.entrant) {
+            waiting.parked = true;
+            self.canaries.park(key, ticket);
+            if self.is_suspicious(key) {
+                self.refuse(ticket, slow_copies(key));
+            }
+            return;
+        }
+        let Some(replica) = self.freest() else {
+            return;
+        };
+        if let Some(Waiting { entrant, level, .. }) = self.waiting.remove(&ticket) {
+            self.canaries.begin(&entrant);
+            self.used.begins(now, level);
+            self.replicas[replica].running += 1;
+            let scan = Scan {
+                entrant,
+                level,
+                replica,
+                started: now,
+                is_probe: false,
+                is_slow: false,
+                is_overdue: false,
+                is_explained: false,
+            };
+            self.scans.insert(ticket, scan);
+            self.orders.push(Order::Start(ticket, replica));
+        }
+    }
+
+    /// Power of two choices (Mitzenmacher, 2001), as there may be many replicas: of two the one with more free slots.
+    /// Those that failed last are passed over, or a retry would meet the same one again; a few scans find out whether
+    /// they have mended where probes do not.
+    fn freest(&self) -> Option<usize> {
+        let mut free: Vec<usize> = (0..self.replicas.len())
+            .filter(|&at| self.free_of(at) > 0)
+            .collect();
+        let is_well = |at: &usize| !self.replicas[*at].breaker.failed_last();
+        if free.iter().any(is_well) && chance::rng().random_range(0..TRIAL) > 0 {
+            free.retain(is_well);
+        }
+        let pick = || {
+            free.get(chance::rng().random_range(0..free.len().max(1)))
+                .copied()
+        };
+        let two = pick().into_iter().chain(pick());
+        two.max_by_key(|&at| self.free_of(at))
+    }
+
+    pub(super) fn offer_again(&mut self, key: Trait) {
+        for ticket in self.canaries.parked(key) {
+            if let Some(waiting) = self.waiting.get_mut(&ticket) {
+                waiting.parked = false;
+                let Waiting { class, level, .. } = *waiting;
+                self.turns.push(class, level, waiting.entrant.party, ticket);
+            }
+        }
+    }
+
+    pub(super) fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
+        if self.waiting.remove(&ticket).is_some() {
+            self.orders.push(Order::Refuse(ticket, refusal));
+        }
+    }
+
+    /// All scans under way that share the key are slow: more of the same would be too.
+    pub(super) fn is_suspicious(&self, key: Trait) -> bool {
+        let has = |s: &&Scan| s.entrant.fingerprint.as_ref().is_some_and(|f| f.has(key));
+        let mut same = self.scans.values().filter(has).peekable();
+        same.peek().is_some() && same.all(|scan| scan.is_slow)
+    }
+}
+
+pub(super) fn slow_copies(key: Trait) -> Refusal {
+    Refusal::Parked(format!("copies of it ({key}) are being scanned, all slow"))
+}

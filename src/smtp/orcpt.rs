@@ -1,0 +1,71 @@
+//! ORCPT of the type `utf-8` (RFC 6533 3), which smtp-proto does not know.
+
+use std::fmt::Write as _;
+
+use super::transaction::brackets;
+use crate::message::Mailbox;
+
+/// The parameter's name and type.
+const NAME: &str = "ORCPT=utf-8;";
+/// The type, as it is kept in front of the address.
+pub const TYPE: &str = "utf-8;";
+
+/// A RCPT command without this parameter, and the parameter's value; none if it has none, or one that is no address.
+pub(super) fn take(line: &[u8]) -> Option<(Vec<u8>, String)> {
+    line.get(..5)
+        .filter(|verb| verb.eq_ignore_ascii_case(b"RCPT "))?;
+    let (path, parameters) = line.split_at_checked(brackets(line)?.end + 1)?;
+    let mut words: Vec<&str> = std::str::from_utf8(parameters)
+        .ok()?
+        .split_ascii_whitespace()
+        .collect();
+    let is_it = |word: &&str| {
+        let name = word.get(..NAME.len());
+        name.is_some_and(|name| name.eq_ignore_ascii_case(NAME))
+    };
+    let at = words.iter().position(is_it)?;
+    let address = &words.remove(at)[NAME.len()..];
+    Mailbox::parse(&decoded(address)?).ok()?;
+    let mut rest = path.to_vec();
+    for word in words {
+        rest.push(b' ');
+        rest.extend_from_slice(word.as_bytes());
+    }
+    Some((rest, format!("{TYPE}{address}")))
+}
+
+/// Undoes `utf-8-addr-xtext` and `utf-8-addr-unitext`: `\x{XX}` is a character by its number.
+fn decoded(address: &str) -> Option<String> {
+    let (mut out, mut rest) = (String::new(), address);
+    while let Some(c) = rest.chars().next() {
+        if let Some(embedded) = rest.strip_prefix("\\x{") {
+            let (number, after) = embedded.split_once('}')?;
+            let is_number = (2..=6).contains(&number.len())
+                && number.bytes().all(|octet| octet.is_ascii_hexdigit());
+            let number = is_number.then(|| u32::from_str_radix(number, 16).ok())??;
+            out.push(char::from_u32(number)?);
+            rest = after;
+        } else if c.is_control() || matches!(c, '+' | '=' | '\\') {
+            return None;
+        } else {
+            out.push(c);
+            rest = &rest[c.len_utf8()..];
+        }
+    }
+    Some(out)
+}
+
+/// The same value for those who take only ASCII.
+pub fn in_ascii(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for c in value.chars() {
+        match c.is_ascii() {
+            true => out.push(c),
+            false => {
+                // Writing to a String cannot fail.
+                let _ = write!(out, "\\x{{{:02X}}}", u32::from(c));
+            }
+        }
+    }
+    out
+}
