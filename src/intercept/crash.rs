@@ -129,6 +129,13 @@ impl Crashes {
         changes
     }
 
+    /// An engine that the message is kept from, as it goes away on it.
+    pub(super) fn barred_from(&self, message: MessageId) -> Option<&Arc<str>> {
+        let mut all = self.0.iter();
+        let found = all.find(|(_, search)| search.barred.contains(&message));
+        found.map(|(engine, _)| engine)
+    }
+
     /// What the gate of an engine has to know.
     pub(super) fn of(&self, engine: &str) -> Crashed {
         let Some(search) = self.0.get(engine) else {

@@ -82,6 +82,12 @@ impl Interception {
         incidents
     }
 
+    /// The engine that goes away on that message, if one does.
+    pub fn goes_away_on(&self, message: MessageId) -> Option<Arc<str>> {
+        let is_on = self.settings.mode == Mode::On;
+        self.crashes.barred_from(message).filter(|_| is_on).cloned()
+    }
+
     /// What the gate of an engine has to know of the messages that were in flight when it went away.
     pub fn suspects_of_crashes(&self, engine: &str) -> Crashed {
         match self.settings.mode {

@@ -15,6 +15,12 @@ use crate::policy::Policy;
 use crate::scan::{Act, Detour, Errand, Evidence, Observed, Scanner};
 use crate::verdict::EngineClass;
 
+/// The rule that holds a message on which an engine goes away. A reviewer decides about it: each further scan would cost the
+/// engine all that it works on.
+pub(super) const CRASHES: &str = "guard.crashes";
+/// Why it is held.
+const GOES_AWAY: &str = "it made the engine go away, alone, more than once";
+
 /// What is known of a message.
 pub(super) struct Looked {
     /// What engines may blame it for: the same, but for what it is on trial for (see [`Interception::judge`]).
@@ -23,7 +29,7 @@ pub(super) struct Looked {
     whole: Arc<Fingerprint>,
     /// What speaks for its sender.
     pub(super) standing: Standing,
-    /// The interceptor that holds it, and why.
+    /// The rule that holds it, and why.
     pub(super) held: Option<(String, String)>,
 }
 
@@ -70,6 +76,10 @@ impl Suspicion {
             Errand::Again => interception.holds(&facts, mercy),
             Errand::Redrive => interception.person_holds(&facts),
         };
+        let held = held.map(|(interceptor, why)| (format!("interceptor.{interceptor}"), why));
+        let crashes = interception.goes_away_on(id);
+        let crashes = crashes.map(|engine| (CRASHES.to_owned(), format!("{engine}: {GOES_AWAY}")));
+        let held = crashes.or(held);
         let standing = interception.standing(&fingerprint);
         drop(interception);
         Looked {
@@ -164,7 +174,8 @@ fn others_in(engines: &[(EngineClass, &str, bool)], class: EngineClass, name: &s
     others.count()
 }
 
-/// What was in flight in each engine that went away just now, which is what a crash looks like: everything at once.
+/// What was in flight in each engine that went away just now, which is what a crash looks like: everything at once. Each
+/// message once, also where its scan was tried again and met the next crash.
 fn crashes(
     seen: &[(Arc<str>, Evidence)],
 ) -> BTreeMap<Arc<str>, Vec<(MessageId, Arc<Fingerprint>)>> {
@@ -172,7 +183,10 @@ fn crashes(
     for (engine, evidence) in seen {
         if evidence.what == Observed::Broken {
             let one = (evidence.message, evidence.fingerprint.clone());
-            crashes.entry(engine.clone()).or_default().push(one);
+            let all = crashes.entry(engine.clone()).or_default();
+            if all.iter().all(|(message, _)| *message != evidence.message) {
+                all.push(one);
+            }
         }
     }
     crashes
@@ -188,10 +202,9 @@ fn crash_detours(suspects: Crashed) -> [Detour; 2] {
         act,
         known: act,
     };
-    let why = "it made the engine go away, alone, more than once";
     let turn = "it was in the engine with others when that went away";
     [
-        detour(why, suspects.barred, Act::Bar),
+        detour(GOES_AWAY, suspects.barred, Act::Bar),
         detour(turn, suspects.waits, Act::Wait),
     ]
 }

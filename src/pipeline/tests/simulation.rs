@@ -144,6 +144,26 @@ fn a_document_beside_a_part_that_hangs_is_not_held() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
+/// Law 7: of twelve messages that come in at once the engine goes away on one each time. It is found in 2 log2(k) + 2 scans,
+/// and is all that is held.
+#[test]
+fn what_an_engine_goes_away_on_is_found_and_nothing_else_is_held() {
+    for seed in 0..number("SPILLWAY_FLOODS").unwrap_or(FLOODS) {
+        let shown = run::measure(&Plan::of_killer(seed));
+        let told = format!(
+            "seed {seed}: {} kept, {} scans, {:#?}, {:#?}",
+            shown.kept, shown.touches, shown.held, shown.incidents
+        );
+        assert_eq!(shown.failure, None, "{told}");
+        assert_eq!(shown.kept, 0, "{told}");
+        assert!(shown.touches <= 2 * 4 + 2, "{told}");
+        let [why] = &shown.held[..] else {
+            panic!("{told}")
+        };
+        assert!(why.contains("made the engine go away"), "{told}");
+    }
+}
+
 /// Leaves out one event after the other as long as a law is still broken.
 fn smallest(plan: &Plan) -> (Plan, String) {
     let mut plan = plan.clone();

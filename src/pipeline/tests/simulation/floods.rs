@@ -13,6 +13,8 @@ const LETTER: usize = 800;
 /// Words of a flood's message: some 40 KiB. With a letter it has 3 % of its shingles in common, and in one of 140 letters a
 /// band of its near fingerprint.
 const LONG: usize = 6000;
+/// Messages in flight when an engine goes away on one of them.
+const TOGETHER: u32 = 12;
 
 impl Plan {
     /// Letters of known senders, and from twenty seconds on a flood of long texts of the same vocabulary that the first engine
@@ -70,6 +72,40 @@ impl Plan {
             let (sender, words) = (SENDERS[rng.random_range(0..2)], (rng.random(), 40));
             let letter = letter(&mut rng, sender, words, &[(document, false)]);
             add(42_000 + nth * 2000 + rng.random_range(0..1000), letter);
+        }
+        plan.events.sort_by_key(|(at, _)| *at);
+        plan
+    }
+
+    /// 150 good messages; then twelve at once, on one of which the engine goes away each time, and good mail meanwhile.
+    pub(super) fn of_killer(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut plan = Self::still(seed, 1, 1);
+        let mut add = |at: u64, nature, rng: &mut StdRng| {
+            let words = (rng.random(), 40);
+            let sender = match nature {
+                Nature::Valid => SENDERS[rng.random_range(0..3)],
+                _ => SENDERS[2],
+            };
+            let arrival = letter(rng, sender, words, &[]);
+            let event = Event::Arrival(Arrival { nature, ..arrival });
+            plan.events.push((Duration::from_millis(at), event));
+        };
+        for _ in 0..150 {
+            let at = rng.random_range(0..30_000);
+            add(at, Nature::Valid, &mut rng);
+        }
+        let killer = rng.random_range(0..TOGETHER);
+        for nth in 0..TOGETHER {
+            let nature = match nth == killer {
+                true => Nature::Killer,
+                false => Nature::Valid,
+            };
+            add(31_000, nature, &mut rng);
+        }
+        for _ in 0..30 {
+            let at = rng.random_range(31_000..60_000);
+            add(at, Nature::Valid, &mut rng);
         }
         plan.events.sort_by_key(|(at, _)| *at);
         plan

@@ -39,6 +39,8 @@ pub(super) enum Nature {
     Malware,
     /// One engine is slow with it, for as long as it may.
     Poison,
+    /// One engine goes away on it, and on all that it works on then.
+    Killer,
 }
 
 /// One message that comes in.

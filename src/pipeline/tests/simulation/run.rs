@@ -96,8 +96,10 @@ pub(super) struct Measured {
     pub(super) kept: usize,
     /// Valid messages that were delivered without the first engine.
     pub(super) without: usize,
-    /// Scans of poison that the first engine began.
+    /// Scans of poison, or of what it goes away on, that the first engine began.
     pub(super) touches: u32,
+    /// Why messages are held at the end.
+    pub(super) held: Vec<String>,
     /// The most valid messages that were under way at once.
     pub(super) backlog: usize,
     /// What the relay did by itself.
@@ -145,6 +147,7 @@ pub(super) fn measure(plan: &Plan) -> Measured {
         kept: valid().count() - delays.len(),
         without: valid().filter(|mail| mail.without).count(),
         touches: outside.engines[0].touches(),
+        held: outside.held(),
         backlog: usize::try_from(backlog).unwrap_or_default(),
         incidents: outside.incidents.lock().expect("lock").clone(),
         delays,
@@ -180,6 +183,14 @@ fn unfold(plan: &Plan, loud: bool) -> Outside {
 }
 
 impl Outside {
+    /// Why messages are held.
+    fn held(&self) -> Vec<String> {
+        let records = self.disk.all();
+        let held = records.iter().filter(|r| r.lane == Lane::Held);
+        let decisions = held.filter_map(|record| record.decision.as_ref());
+        decisions.map(|decision| decision.reason.clone()).collect()
+    }
+
     fn new(plan: &Plan, loud: bool) -> Self {
         let world = World::new(plan.seed, loud, (plan.coverage, plan.engines));
         let engine = |at| {
@@ -595,6 +606,7 @@ fn written(arrival: &Arrival) -> String {
         // It is its attachment that is slow.
         Nature::Poison if !arrival.attached.is_empty() => "",
         Nature::Poison => "POISON",
+        Nature::Killer => "KILLER",
         Nature::Valid => "",
     };
     let text = match (arrival.words, arrival.alike) {

@@ -5,8 +5,8 @@ mod fault;
 use proptest::prelude::*;
 
 use super::*;
-use crate::message::{Identity, Trait};
 use crate::message::fingerprint::Aspect;
+use crate::message::{Identity, Trait};
 
 const TIMES: Times = Times {
     slow: Duration::from_millis(500),
