@@ -29,6 +29,8 @@ pub enum Kind {
     LateAnswer,
     /// A scan never ended within the engine's own limit.
     ScanLost,
+    /// An engine's workers are busy with messages that have nothing in common.
+    WorkersLost,
     /// An interceptor was made, by the learner or by a person.
     InterceptorMade,
     /// An interceptor acts differently than before: it parked and now holds, or the other way round.
@@ -75,13 +77,14 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, for completions and filters.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::BreakerOpened,
         Self::BreakerProbing,
         Self::BreakerClosed,
         Self::Strike,
         Self::LateAnswer,
         Self::ScanLost,
+        Self::WorkersLost,
         Self::InterceptorMade,
         Self::InterceptorChanged,
         Self::InterceptorLifted,
@@ -114,6 +117,7 @@ impl Kind {
             Self::Strike => "strike",
             Self::LateAnswer => "late-answer",
             Self::ScanLost => "scan-lost",
+            Self::WorkersLost => "workers-lost",
             Self::InterceptorMade => "interceptor-made",
             Self::InterceptorChanged => "interceptor-changed",
             Self::InterceptorLifted => "interceptor-lifted",
@@ -144,6 +148,7 @@ impl Kind {
             Self::BreakerOpened
             | Self::Strike
             | Self::ScanLost
+            | Self::WorkersLost
             | Self::InterceptorMade
             | Self::InterceptorChanged
             | Self::ProbeFailed

@@ -205,6 +205,7 @@ fn learning() -> (f64, f64) {
         name: "stub",
         is_out: false,
         covered: true,
+        slots: 12,
     }];
     let before = spent();
     for (at, print) in prints.iter().enumerate() {
@@ -214,7 +215,9 @@ fn learning() -> (f64, f64) {
             fingerprint: print,
         };
         let now = now + Duration::from_millis(25) * at as u32;
-        black_box(interception.arrived(now, MessageId::new(), &facts, print));
+        let id = MessageId::new();
+        let mercy = black_box(interception.judge(now, id, print)).mercy;
+        black_box(interception.arrived(now, id, &facts, print, mercy));
         black_box(interception.standing(print));
         interception.judged_clean(now, print);
         if at % 10 == 0 {

@@ -130,6 +130,7 @@ async fn add(wanted: &Add, store: &dyn Store, terminal: &mut Terminal<'_>) -> Ou
         subject: given.subject.clone(),
         sender: given.sender.clone(),
         client: given.client,
+        near: Vec::new(),
     };
     if wanted.note.chars().count() > NOTE {
         return Err(CliError::Usage(format!(

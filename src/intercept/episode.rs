@@ -13,6 +13,8 @@ use tokio::time::Instant;
 
 use super::Key;
 use super::baseline::Baseline;
+use super::key::Likeness;
+use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, MessageId};
 
 /// An episode is over when nothing has been slow for so long.
@@ -63,7 +65,15 @@ pub(super) struct Episode {
     last: Option<Instant>,
     slow: VecDeque<Slow>,
     fast: VecDeque<(Instant, Arc<Fingerprint>)>,
-    failed: VecDeque<(Instant, Arc<Fingerprint>)>,
+    failed: VecDeque<Failed>,
+}
+
+/// A scan that has failed expensively.
+#[derive(Debug, Clone)]
+pub(super) struct Failed {
+    pub(super) at: Instant,
+    pub(super) message: MessageId,
+    pub(super) fingerprint: Arc<Fingerprint>,
 }
 
 /// Mail that came in, whatever became of it.
@@ -96,7 +106,7 @@ pub(super) enum Remedy {
 /// A key that explains slow scans, and the evidence.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Finding {
-    pub(super) key: Key,
+    pub(super) like: Likeness,
     pub(super) remedy: Remedy,
     /// Whether good mail hardly ever has it.
     pub(super) narrow: bool,
@@ -114,7 +124,9 @@ pub(super) struct Context<'a> {
     pub(super) baseline: &'a Baseline,
     pub(super) arrivals: &'a Arrivals,
     /// Keys that interceptors are there for already.
-    pub(super) explained: &'a [Key],
+    pub(super) explained: &'a [Likeness],
+    /// Content that a trial has cleared.
+    pub(super) cleared: &'a HashSet<Key>,
     /// Whether mail can be judged without this engine.
     pub(super) covered: bool,
     /// Mail that the engine is not to be spared.
@@ -169,29 +181,50 @@ impl Episode {
     }
 
     /// A scan has failed expensively.
-    pub(super) fn failed(&mut self, now: Instant, fingerprint: Arc<Fingerprint>) {
+    pub(super) fn failed(
+        &mut self,
+        at: Instant,
+        message: MessageId,
+        fingerprint: Arc<Fingerprint>,
+    ) {
         if self.failed.len() >= FAILED {
             self.failed.pop_front();
         }
-        self.failed.push_back((now, fingerprint));
+        self.failed.push_back(Failed {
+            at,
+            message,
+            fingerprint,
+        });
+    }
+
+    /// The last of such mail that has failed.
+    pub(super) fn last_failed(&self, now: Instant, key: Key) -> Option<&Failed> {
+        let mut failed = self.failed.iter().rev();
+        failed.find(|f| now < f.at + MINUTE && key.matches(&f.fingerprint))
+    }
+
+    /// How many different messages of such mail have failed, of those that are remembered.
+    pub(super) fn failures(&self, like: &Likeness) -> usize {
+        let failed = self.failed.iter().filter(|f| like.matches(&f.fingerprint));
+        failed.map(|f| f.message).collect::<HashSet<_>>().len()
     }
 
     /// Whether the engine is well with other mail than that: it has just scanned some, or most of what it failed on lately
-    /// has the key.
-    pub(super) fn is_fine_without(&self, now: Instant, key: Key) -> bool {
+    /// is like it.
+    pub(super) fn is_fine_without(&self, now: Instant, like: &Likeness) -> bool {
         let recent = |at: &Instant, age| now < *at + age;
         let mut fast = self.fast.iter().rev();
-        if fast.any(|(at, f)| recent(at, RECENT) && !key.matches(f)) {
+        if fast.any(|(at, f)| recent(at, RECENT) && !like.matches(f)) {
             return true;
         }
-        let failed = self.failed.iter().filter(|(at, _)| recent(at, MINUTE));
-        let (with, without): (Vec<_>, Vec<_>) = failed.partition(|(_, f)| key.matches(f));
+        let failed = self.failed.iter().filter(|f| recent(&f.at, MINUTE));
+        let (with, without): (Vec<_>, Vec<_>) = failed.partition(|f| like.matches(&f.fingerprint));
         with.len() >= without.len()
     }
 
-    /// Whether fast scans with that key were seen since it began.
-    pub(super) fn has_fast(&self, key: Key) -> bool {
-        self.fast.iter().any(|(_, f)| key.matches(f))
+    /// Whether fast scans of such mail were seen since it began.
+    pub(super) fn has_fast(&self, like: &Likeness) -> bool {
+        self.fast.iter().any(|(_, f)| like.matches(f))
     }
 
     /// Whether any of its scans has run into its timeout.
@@ -205,7 +238,7 @@ impl Episode {
         if self.last.is_none_or(|last| now >= last + QUIET) {
             return None;
         }
-        let is_explained = |f: &Fingerprint| context.explained.iter().any(|key| key.matches(f));
+        let is_explained = |f: &Fingerprint| context.explained.iter().any(|like| like.matches(f));
         let slow: Vec<&Slow> = self
             .slow
             .iter()
@@ -215,6 +248,7 @@ impl Episode {
         for one in &slow {
             let keys: HashSet<Key> = Key::all(&one.fingerprint).collect();
             keys.into_iter()
+                .filter(|key| !context.cleared.contains(key))
                 .for_each(|key| counts.entry(key).or_default().0 += 1);
         }
         counts.retain(|_, (p, _)| *p >= 2 && *p as f64 >= RECALL * slow.len() as f64);
@@ -229,32 +263,42 @@ impl Episode {
             }
         }
         let recent = began.max(now.checked_sub(RECENT).unwrap_or(began));
-        let total = (slow.len(), self.fast.len());
+        let arrivals: Vec<&Fingerprint> = context.arrivals.since(recent).collect();
+        let new = arrivals.iter().filter(|f| !is_explained(f));
+        let new: Vec<&Fingerprint> = new.copied().collect();
         let candidates = counts.into_iter().filter_map(|(key, (p, n))| {
-            let precision = p as f64 / (p + n) as f64;
-            let rest = (total.0 - p) as f64 + 0.5;
-            let rest = rest / ((total.0 + total.1 - p - n) as f64 + 1.0);
-            let risk = precision / rest;
-            if precision < PRECISION || risk < RISK {
+            let total = (slow.len(), self.fast.len());
+            if !is_apart((p, n), total) {
                 return None;
             }
-            let arrivals: Vec<&Fingerprint> = context.arrivals.since(recent).collect();
-            let with_key = arrivals
+            let first = slow.iter().find(|s| key.matches(&s.fingerprint))?;
+            let like = Likeness::of(key, &first.fingerprint);
+            let with: Vec<&&Slow> = slow
                 .iter()
-                .filter(|f| key.matches(f) && !is_explained(f))
-                .count();
-            let share = context.baseline.share(key);
-            let mut with = slow.iter().filter(|s| key.matches(&s.fingerprint));
-            let since = with.next().map_or(now, |first| first.at);
+                .filter(|s| like.matches(&s.fingerprint))
+                .collect();
+            // One band brings mail together by accident: what counts is what is nearly the same.
+            let p = with.len();
+            let n = match key.0.aspect {
+                Aspect::Near => self.fast.iter().filter(|(_, f)| like.matches(f)).count(),
+                _ => n,
+            };
+            if !is_apart((p, n), total) {
+                return None;
+            }
+            let with_key = new.iter().filter(|f| like.matches(f)).count();
+            let share = context.baseline.share(like.key);
+            let since = with.first().map_or(now, |first| first.at);
             let remedy = remedy(
                 now - since,
-                key,
+                &like,
                 (p, with_key, arrivals.len()),
                 share,
                 context,
             )?;
+            let (precision, risk) = weight((p, n), total);
             Some(Finding {
-                key,
+                like,
                 remedy,
                 narrow: share <= NARROW,
                 slow: p,
@@ -263,12 +307,7 @@ impl Episode {
                 share,
                 precision,
                 risk,
-                messages: slow
-                    .iter()
-                    .filter(|s| key.matches(&s.fingerprint))
-                    .map(|s| s.message)
-                    .take(5)
-                    .collect(),
+                messages: with.iter().map(|s| s.message).take(5).collect(),
             })
         });
         candidates.max_by(|a, b| {
@@ -276,24 +315,39 @@ impl Episode {
             // Of what explains the same the content itself is the better name, and then the smaller key, so that chance
             // decides nothing.
             rank(a).cmp(&rank(b)).then_with(|| {
-                let name = |f: &Finding| (f.key.is_content(), std::cmp::Reverse(f.key));
+                let name = |f: &Finding| (f.like.key.is_content(), std::cmp::Reverse(f.like.key));
                 name(a).cmp(&name(b))
             })
         })
     }
 }
 
+/// Of so many slow and fast scans of such mail, and of all mail: the share that is slow, and how much more often that is than
+/// among the others.
+fn weight((p, n): (usize, usize), total: (usize, usize)) -> (f64, f64) {
+    let precision = p as f64 / (p + n) as f64;
+    let rest = (total.0 - p) as f64 + 0.5;
+    let rest = rest / ((total.0 + total.1 - p - n) as f64 + 1.0);
+    (precision, precision / rest)
+}
+
+/// Whether that sets such mail apart.
+fn is_apart(counts: (usize, usize), total: (usize, usize)) -> bool {
+    let (precision, risk) = weight(counts, total);
+    counts.0 > 0 && precision >= PRECISION && risk >= RISK
+}
+
 /// What to do about a key that sets slow scans apart; nothing if there is not enough support, or if the mail of this
 /// relay's users has it too.
 fn remedy(
     since: Duration,
-    key: Key,
+    like: &Likeness,
     (slow, with_key, arrivals): (usize, usize, usize),
     share: f64,
     context: &Context<'_>,
 ) -> Option<Remedy> {
     // While there is hardly a baseline, everything but the content itself is new, and means nothing.
-    if !context.baseline.is_meaningful() && !key.is_content() {
+    if !context.baseline.is_meaningful() && !like.key.is_content() {
         return None;
     }
     let expected = 1.0 + share * arrivals as f64;
@@ -310,7 +364,7 @@ fn remedy(
         true if share <= NARROW => Some(Remedy::Park),
         true if share <= BROAD && context.timeouts => Some(Remedy::Park),
         false if share > NARROW && since >= PATIENCE && context.covered => {
-            let is_exposed = context.exposed.iter().any(|bad| key.matches(bad));
+            let is_exposed = context.exposed.iter().any(|bad| like.matches(bad));
             (!is_exposed).then_some(Remedy::Bypass)
         }
         _ => None,

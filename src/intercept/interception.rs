@@ -1,33 +1,30 @@
 //! The interceptors in force, strikes, and the learner that makes and lifts interceptors. A pure state machine; time is an
 //! argument. Everything in it is bounded and expires, and dropping all of it loses no mail (I13).
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::baseline::Baseline;
-use super::episode::{Arrivals, Context, Episode, Finding, NARROW, Remedy};
+use super::conviction::{Charge, DOUBLED, STRIKES, proof};
+use super::crash::Crashes;
+use super::episode::{Arrivals, Context, Episode, Finding, Remedy};
+use super::key::Likeness;
 use super::learned::{Active, Exposed, Learned};
-use super::strikes::{STRIKE_AGE, STRUCK, Strikes};
-use super::{Action, Interceptor, Key, Mode, Origin, Settings};
-use crate::ablation::{Mechanism, without};
+use super::strikes::{STRIKE_AGE, Strikes};
+use super::trial::{Mercy, Ruling, Trials};
+use super::{Action, Interceptor, Key, Settings};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::pattern::Facts;
-use crate::message::{Fingerprint, MessageId, Pattern, Standing};
+use crate::message::{Fingerprint, MessageId, Standing};
 
-/// Interceptors of the learner at once, and new ones in one round.
-const ACTIVE: usize = 20;
+/// New interceptors of the learner in one round.
 const NEW: usize = 8;
-/// Expensive failures of one fingerprint before it is held; one is enough for one that was held before.
-const STRIKES: u32 = 2;
 /// Scans in time that refute a narrow interceptor, and a broad one.
 const REFUTED: [u32; 2] = [2, 20];
 /// Fast scans of a bypassed class that end the bypass.
 const MENDED: u32 = 3;
-/// A conviction of what was convicted before holds twice as long, up to so many times.
-const DOUBLED: u32 = 4;
 /// Findings that are remembered because they took long or would have been missed: no engine is spared such mail for
 /// [`STRIKE_AGE`].
 const EXPOSED: usize = 256;
@@ -66,6 +63,8 @@ pub enum Seen {
     Late,
     /// The engine went away while it looked at it.
     Broken,
+    /// It has ended, and says nothing about the mail.
+    Lost,
 }
 
 /// How an engine is doing.
@@ -77,25 +76,31 @@ pub struct EngineState<'a> {
     pub is_out: bool,
     /// Mail can be judged without it.
     pub covered: bool,
+    /// Its workers, as far as we use them.
+    pub slots: usize,
 }
 
 /// The interceptors of one relay.
 #[derive(Debug)]
 pub struct Interception {
-    settings: Settings,
-    active: BTreeMap<String, Active>,
-    episodes: HashMap<Arc<str>, Episode>,
-    baseline: Baseline,
+    pub(super) settings: Settings,
+    pub(super) active: BTreeMap<String, Active>,
+    pub(super) episodes: HashMap<Arc<str>, Episode>,
+    pub(super) baseline: Baseline,
     arrivals: Arrivals,
-    strikes: Strikes,
+    pub(super) trials: Trials,
+    pub(super) crashes: Crashes,
+    /// Engines of which it was told that they lose their workers.
+    pub(super) losing: HashSet<Arc<str>>,
+    pub(super) strikes: Strikes,
     /// Convictions so far, by key.
-    convictions: HashMap<Key, u32>,
+    pub(super) convictions: HashMap<Key, u32>,
     exposed: VecDeque<Exposed>,
     ended: VecDeque<String>,
     /// Engines that mail can be judged without, when it was last looked.
     covered: HashSet<Arc<str>>,
     /// Grows with every change of what is in force.
-    version: u64,
+    pub(super) version: u64,
 }
 
 impl Interception {
@@ -107,6 +112,9 @@ impl Interception {
             episodes: HashMap::new(),
             baseline: Baseline::new(now),
             arrivals: Arrivals::default(),
+            trials: Trials::default(),
+            crashes: Crashes::default(),
+            losing: HashSet::new(),
             strikes: Strikes::default(),
             convictions: HashMap::new(),
             exposed: VecDeque::new(),
@@ -121,6 +129,23 @@ impl Interception {
         self.settings = settings;
     }
 
+    /// What becomes of a message in which something may be suspected. Asked once before each of its passes.
+    pub fn judge(
+        &mut self,
+        now: Instant,
+        message: MessageId,
+        fingerprint: &Arc<Fingerprint>,
+    ) -> Ruling {
+        if self.standing(fingerprint) == Standing::Unknown {
+            return Ruling {
+                mercy: Mercy::None,
+                shown: fingerprint.clone(),
+            };
+        }
+        let rules = self.active.values().filter_map(Active::suspects);
+        self.trials.judge(now, message, fingerprint, rules)
+    }
+
     /// A message has come in: whether an interceptor holds it, which one, and why, in one line.
     pub fn arrived(
         &mut self,
@@ -128,6 +153,7 @@ impl Interception {
         message: MessageId,
         facts: &Facts<'_>,
         fingerprint: &Arc<Fingerprint>,
+        mercy: Mercy,
     ) -> Option<(String, String)> {
         self.arrivals.add(now, fingerprint.clone());
         let mut held = None;
@@ -140,7 +166,7 @@ impl Interception {
             if interceptor.samples.len() < Interceptor::SAMPLES {
                 interceptor.samples.push(message);
             }
-            if interceptor.action == Action::Hold && !interceptor.dry_run && held.is_none() {
+            if holds(interceptor, mercy) && held.is_none() {
                 held = Some(held_by(interceptor));
             }
         }
@@ -148,31 +174,23 @@ impl Interception {
     }
 
     /// Whether an interceptor holds a message that came in before; it is not counted again.
-    pub fn holds(&self, facts: &Facts<'_>) -> Option<(String, String)> {
-        self.holder(facts, |_| true)
+    pub fn holds(&self, facts: &Facts<'_>, mercy: Mercy) -> Option<(String, String)> {
+        self.holder(facts, |interceptor| holds(interceptor, mercy))
     }
 
     /// Whether one that a person made does.
     pub fn person_holds(&self, facts: &Facts<'_>) -> Option<(String, String)> {
-        self.holder(facts, |interceptor| {
-            matches!(interceptor.origin, Origin::Person { .. })
-        })
+        self.holder(facts, |interceptor| holds(interceptor, Mercy::All))
     }
 
     fn holder(
         &self,
         facts: &Facts<'_>,
-        of: impl Fn(&Interceptor) -> bool,
+        holds: impl Fn(&Interceptor) -> bool,
     ) -> Option<(String, String)> {
-        let holds = |active: &&Active| {
-            let interceptor = &active.interceptor;
-            of(interceptor)
-                && interceptor.action == Action::Hold
-                && !interceptor.dry_run
-                && interceptor.pattern.matches(facts)
-        };
-        let active = self.active.values().find(holds)?;
-        Some(held_by(&active.interceptor))
+        let mut all = self.list();
+        let holder = all.find(|i| holds(i) && i.pattern.matches(facts))?;
+        Some(held_by(holder))
     }
 
     /// What speaks for a message's sender.
@@ -202,6 +220,11 @@ impl Interception {
         engine: &Arc<str>,
         evidence: &Evidence,
     ) -> Vec<Incident> {
+        let whole = self.trials.whole(evidence.message).cloned();
+        let evidence = &Evidence {
+            fingerprint: whole.unwrap_or_else(|| evidence.fingerprint.clone()),
+            ..evidence.clone()
+        };
         let episode = self.episodes.entry(engine.clone()).or_default();
         let fingerprint = &evidence.fingerprint;
         match evidence.seen {
@@ -211,12 +234,17 @@ impl Interception {
             }
             Seen::TimedOut => {
                 episode.timed_out(evidence.message);
-                episode.failed(now, fingerprint.clone());
+                episode.failed(now, evidence.message, fingerprint.clone());
             }
-            Seen::Broken => episode.failed(now, fingerprint.clone()),
+            Seen::Broken => episode.failed(now, evidence.message, fingerprint.clone()),
             _ => {}
         }
-        let mut incidents = self.weigh(now, engine, evidence);
+        let ended_well = matches!(evidence.seen, Seen::Fast | Seen::InTime | Seen::Late);
+        if ended_well && self.crashes.ended_well(now, engine, evidence.message) {
+            self.version += 1;
+        }
+        let mut incidents = self.weigh_trial(now, engine, evidence);
+        incidents.extend(self.weigh(now, engine, evidence));
         if matches!(evidence.seen, Seen::TimedOut | Seen::Broken) {
             incidents.extend(self.strike(now, engine, evidence));
         }
@@ -227,8 +255,13 @@ impl Interception {
     fn weigh(&mut self, now: Instant, engine: &Arc<str>, evidence: &Evidence) -> Vec<Incident> {
         let mut incidents = Vec::new();
         let (mut lifted, mut harmless, mut refuted) = (Vec::new(), Vec::new(), Vec::new());
+        let is_known = self.standing(&evidence.fingerprint) == Standing::Known;
         for (id, active) in &mut self.active {
-            let about = |l: &Learned| *l.engine == **engine && l.key.matches(&evidence.fingerprint);
+            let about = |l: &Learned| {
+                // Known senders' mail that it does not hold says nothing about the rest.
+                let is_exempt = is_known && self.trials.is_cleared(now, engine, l.like.key);
+                *l.engine == **engine && l.like.matches(&evidence.fingerprint) && !is_exempt
+            };
             if !active.learned.as_ref().is_some_and(about) {
                 continue;
             }
@@ -329,7 +362,7 @@ impl Interception {
     fn spare(&mut self, now: Instant, id: &str) -> Option<Incident> {
         let learned = self.active.get(id)?.learned.as_ref()?;
         let mut bad = self.exposed_by(now, &learned.engine);
-        if bad.any(|fingerprint| learned.key.matches(fingerprint)) {
+        if bad.any(|fingerprint| learned.like.matches(fingerprint)) {
             return None;
         }
         drop(bad);
@@ -347,147 +380,7 @@ impl Interception {
         Some(incident.with("clean after their timeout", REFUTED[0]))
     }
 
-    /// Counts an expensive failure, and holds what has too many: of all that the message has in common with others that
-    /// failed, what good mail has least. An attachment that everybody has must not shield the one beside it.
-    fn strike(&mut self, now: Instant, engine: &Arc<str>, evidence: &Evidence) -> Vec<Incident> {
-        let keys = evidence.fingerprint.canary_keys();
-        let mut settled = keys.iter().map(|one| Key(*one, None));
-        if settled.any(|key| self.is_settled(engine, key)) {
-            return Vec::new();
-        }
-        let mut counted = Vec::new();
-        for one in keys {
-            let count = self.strikes.count(now, engine, one, evidence.message);
-            let key = Key(one, None);
-            let needed = match self.convictions.contains_key(&key) {
-                true => 1,
-                false => STRIKES,
-            };
-            if count >= needed {
-                counted.push((key, count));
-            }
-        }
-        if counted.is_empty() {
-            return vec![stricken(engine, evidence)];
-        }
-        let Some(episode) = self.episodes.get(engine) else {
-            return Vec::new();
-        };
-        let suspects = counted.into_iter().filter_map(|(key, count)| {
-            let share = self.baseline.share(key);
-            let guilty =
-                share <= NARROW && !episode.has_fast(key) && episode.is_fine_without(now, key);
-            guilty.then_some((key, count, share))
-        });
-        // Of several that good mail has as little the one that was struck most often, then the first.
-        let worst = suspects.min_by(|a, b| a.2.total_cmp(&b.2).then(b.1.cmp(&a.1)));
-        let Some((key, count, share)) = worst else {
-            return Vec::new();
-        };
-        let evidence = vec![
-            ("strikes".into(), count.to_string()),
-            ("share of good mail".into(), percent(share)),
-            ("message".into(), evidence.message.to_string()),
-        ];
-        // What it did by halves before, it does wholly now.
-        let parks = self
-            .active
-            .iter()
-            .filter(|(_, a)| a.learned.as_ref().is_some_and(|l| l.key == key));
-        for id in parks.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
-            self.active.remove(&id);
-        }
-        self.convict(now, engine, key, true, Action::Hold, evidence)
-            .into_iter()
-            .collect()
-    }
-
-    /// Such mail is held already, or the engine is spared it: then its shadow copies are late, which is known.
-    fn is_settled(&self, engine: &Arc<str>, key: Key) -> bool {
-        let settles = |active: &Active| {
-            let same = active.learned.as_ref().is_some_and(|l| l.key == key);
-            same && match &active.interceptor.action {
-                Action::Hold => true,
-                Action::Bypass { engine: of } => **of == **engine,
-                Action::Park { .. } => false,
-            }
-        };
-        self.active.values().any(settles)
-    }
-
-    /// Makes an interceptor.
-    fn convict(
-        &mut self,
-        now: Instant,
-        engine: &Arc<str>,
-        key: Key,
-        narrow: bool,
-        action: Action,
-        evidence: Vec<(Cow<'static, str>, String)>,
-    ) -> Option<Incident> {
-        let learned = self.active.values().filter(|a| a.learned.is_some()).count();
-        if self.settings.mode == Mode::Off || without(Mechanism::Interceptors) || learned >= ACTIVE
-        {
-            return None;
-        }
-        if self.convictions.len() >= STRUCK {
-            self.convictions.clear();
-        }
-        let before = self.convictions.entry(key).or_default();
-        let lasts = self
-            .settings
-            .expiry
-            .saturating_mul(1 << (*before).min(DOUBLED));
-        *before += 1;
-        let wall = crate::deadline::wall_clock();
-        let interceptor = Interceptor {
-            id: ulid::Ulid::generate().to_string(),
-            pattern: Pattern::of(key.traits()),
-            action,
-            origin: Origin::Learned {
-                evidence: evidence.clone(),
-                engine: engine.to_string(),
-                narrow,
-                bad: false,
-            },
-            made: wall,
-            expires: wall.checked_add(lasts).ok(),
-            dry_run: self.settings.mode == Mode::Shadow,
-            hits: 0,
-            samples: Vec::new(),
-        };
-        let mut incident = told(
-            Kind::InterceptorMade,
-            &interceptor,
-            &format!("made: {} for {}", interceptor.action, interceptor.pattern),
-        )
-        .with("engine", engine)
-        .with("ends after", format!("{} min", lasts.as_secs() / 60));
-        incident.evidence.extend(evidence);
-        if interceptor.dry_run {
-            incident = incident.with("mode", "shadow: it only counts");
-        }
-        let learned = Learned {
-            engine: engine.clone(),
-            key,
-            narrow,
-            made: now,
-            expires: now + lasts,
-            timeouts: 0,
-            in_time: 0,
-            late_clean: 0,
-            is_bad: false,
-        };
-        self.version += 1;
-        let active = Active {
-            interceptor,
-            learned: Some(learned),
-        };
-        self.active.insert(active.interceptor.id.clone(), active);
-        Some(incident)
-    }
-
-    fn end(&mut self, id: &str, why: &str) -> Option<Incident> {
+    pub(super) fn end(&mut self, id: &str, why: &str) -> Option<Incident> {
         let active = self.active.remove(id)?;
         self.version += 1;
         // What a person has held is a person's to release.
@@ -528,7 +421,9 @@ impl Interception {
         for id in over.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
             incidents.extend(self.end(&id, "its time is over"));
         }
+        self.version += u64::from(self.crashes.tick(now));
         for engine in engines.iter().filter(|engine| !engine.is_out) {
+            incidents.extend(self.tell_loss(engine));
             for _ in 0..NEW {
                 let Some((name, finding)) = self.explain(now, engine) else {
                     break;
@@ -541,8 +436,13 @@ impl Interception {
                         engine: name.to_string(),
                     },
                 };
-                let narrow = finding.narrow;
-                let made = self.convict(now, &name, finding.key, narrow, action, proof(&finding));
+                let charge = Charge {
+                    narrow: finding.narrow,
+                    action,
+                    evidence: proof(&finding),
+                    like: finding.like,
+                };
+                let made = self.convict(now, &name, charge);
                 if made.is_none() {
                     break;
                 }
@@ -555,14 +455,15 @@ impl Interception {
     fn explain(&self, now: Instant, engine: &EngineState<'_>) -> Option<(Arc<str>, Finding)> {
         let (name, episode) = self.episodes.get_key_value(engine.name)?;
         let learned = self.active.values().filter_map(|a| a.learned.as_ref());
-        let explained: Vec<Key> = learned
+        let explained: Vec<Likeness> = learned
             .filter(|l| *l.engine == *engine.name)
-            .map(|l| l.key)
+            .map(|l| l.like.clone())
             .collect();
         let context = Context {
             baseline: &self.baseline,
             arrivals: &self.arrivals,
             explained: &explained,
+            cleared: &self.trials.cleared(now, engine.name),
             covered: engine.covered,
             exposed: &self.exposed_by(now, engine.name).collect::<Vec<_>>(),
             timeouts: episode.has_timeouts(),
@@ -592,7 +493,7 @@ impl Interception {
         let longest = self.settings.expiry.saturating_mul(1 << DOUBLED);
         let active = Active::restored(now, interceptor, longest);
         if let Some(learned) = &active.learned {
-            self.convictions.entry(learned.key).or_insert(1);
+            self.convictions.entry(learned.like.key).or_insert(1);
         }
         self.active.insert(active.interceptor.id.clone(), active);
     }
@@ -620,21 +521,7 @@ impl Interception {
     }
 }
 
-/// A message failed that is like none that failed before.
-fn stricken(engine: &Arc<str>, evidence: &Evidence) -> Incident {
-    let subject = Subject::Engine {
-        name: engine.to_string(),
-        replica: None,
-    };
-    let what = match evidence.seen {
-        Seen::TimedOut => "ran into its timeout",
-        _ => "made the engine fail",
-    };
-    let summary = format!("{subject}: a message {what}: a strike against what it is like");
-    Incident::new(Kind::Strike, subject, summary).about(evidence.message)
-}
-
-fn told(kind: Kind, interceptor: &Interceptor, what: &str) -> Incident {
+pub(super) fn told(kind: Kind, interceptor: &Interceptor, what: &str) -> Incident {
     let subject = Subject::Interceptor(interceptor.id.clone());
     let summary = format!("{subject} {what}");
     Incident::new(kind, subject, summary)
@@ -646,22 +533,16 @@ fn held_by(interceptor: &Interceptor) -> (String, String) {
     (id.clone(), format!("interceptor {id} holds {pattern}"))
 }
 
-fn percent(share: f64) -> String {
-    format!("{:.2} %", share * 100.0)
+/// Whether it holds mail to which that mercy is shown. What a person has made is for everybody.
+fn holds(interceptor: &Interceptor, mercy: Mercy) -> bool {
+    let spares = match mercy {
+        Mercy::None => false,
+        Mercy::Near => interceptor.is_near(),
+        Mercy::All => interceptor.is_learned(),
+    };
+    interceptor.action == Action::Hold && !interceptor.dry_run && !spares
 }
 
-fn proof(finding: &Finding) -> Vec<(Cow<'static, str>, String)> {
-    let messages: Vec<String> = finding.messages.iter().map(MessageId::to_string).collect();
-    vec![
-        ("slow scans with it".into(), finding.slow.to_string()),
-        ("fast scans with it".into(), finding.fast.to_string()),
-        ("precision".into(), percent(finding.precision)),
-        (
-            "slower than others by a factor of".into(),
-            format!("{:.0}", finding.risk),
-        ),
-        ("arrivals lately".into(), finding.arrivals.to_string()),
-        ("share of good mail".into(), percent(finding.share)),
-        ("messages".into(), messages.join(", ")),
-    ]
+pub(super) fn percent(share: f64) -> String {
+    format!("{:.2} %", share * 100.0)
 }

@@ -1,7 +1,7 @@
 //! Keys: what messages may have in common. A trait, or two of the broad ones together.
 
 use crate::message::fingerprint::Aspect;
-use crate::message::{Fingerprint, Trait};
+use crate::message::{Fingerprint, Pattern, Trait};
 
 /// One or two traits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,8 +27,8 @@ impl Key {
         fingerprint.has(self.0) && self.1.is_none_or(|other| fingerprint.has(other))
     }
 
-    pub(super) fn traits(self) -> Vec<Trait> {
-        std::iter::once(self.0).chain(self.1).collect()
+    fn traits(self) -> impl Iterator<Item = Trait> {
+        std::iter::once(self.0).chain(self.1)
     }
 
     /// Whether it says that the content is the same, or nearly.
@@ -39,11 +39,70 @@ impl Key {
         )
     }
 
+    /// Whether it says that the content is the same: an attachment, or the text.
+    pub(super) fn is_exact(self) -> bool {
+        matches!(self.0.aspect, Aspect::Attachment | Aspect::Text)
+    }
+
     /// A number for it.
     pub(super) fn hash(self) -> u64 {
         let one = |t: Trait| t.value ^ (t.aspect as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let other = self.1.map_or(0, |t| one(t).rotate_left(29));
         let both = (one(self.0) ^ other).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         both ^ (both >> 31)
+    }
+}
+
+/// Mail that is alike in the sense of a key. Where that is content that is nearly the same, one band says too little, and all
+/// bands of the message that it was learned from are compared ([`Fingerprint::is_near`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Likeness {
+    pub(super) key: Key,
+    bands: Box<[Trait]>,
+}
+
+impl Likeness {
+    /// What is like that message in the sense of the key.
+    pub(super) fn of(key: Key, fingerprint: &Fingerprint) -> Self {
+        let is_near = key.0.aspect == Aspect::Near;
+        let bands: Box<[Trait]> = match is_near {
+            true => fingerprint.bands(key.0).collect(),
+            false => Box::new([]),
+        };
+        // By whichever band it was found: it has one name.
+        let first = bands.first().map(|band| Key(*band, None));
+        Self {
+            key: first.unwrap_or(key),
+            bands,
+        }
+    }
+
+    /// What a pattern means; none if it asks for more than traits.
+    pub(super) fn read(pattern: &Pattern) -> Option<Self> {
+        let mut traits = pattern.traits.iter().chain(pattern.near.first());
+        let first = *traits.next().filter(|_| pattern.is_of_traits())?;
+        Some(Self {
+            key: Key(first, traits.next().copied()),
+            bands: pattern.near.as_slice().into(),
+        })
+    }
+
+    pub(super) fn pattern(&self) -> Pattern {
+        match self.bands.is_empty() {
+            true => Pattern::of(self.key.traits()),
+            false => Pattern::nearly(self.bands.iter().copied()),
+        }
+    }
+
+    pub(super) fn matches(&self, fingerprint: &Fingerprint) -> bool {
+        match self.bands.is_empty() {
+            true => self.key.matches(fingerprint),
+            false => fingerprint.is_near(&self.bands),
+        }
+    }
+
+    /// All traits that it looks at.
+    pub(super) fn traits(&self) -> impl Iterator<Item = Trait> {
+        self.key.traits().chain(self.bands.iter().copied())
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Evidence, Interceptor, Key, Origin, Seen};
+use super::key::Likeness;
+use super::{Action, Evidence, Interceptor, Origin, Seen};
 
 /// One in force.
 #[derive(Debug)]
@@ -20,7 +21,7 @@ pub(super) struct Active {
 #[derive(Debug)]
 pub(super) struct Learned {
     pub(super) engine: Arc<str>,
-    pub(super) key: Key,
+    pub(super) like: Likeness,
     pub(super) narrow: bool,
     pub(super) made: Instant,
     pub(super) expires: Instant,
@@ -40,6 +41,16 @@ impl Active {
             interceptor,
             learned,
         }
+    }
+
+    /// What it suspects, and in which engine: something that holds mail, and was learned.
+    pub(super) fn suspects(&self) -> Option<(&Arc<str>, &Likeness)> {
+        let learned = self.learned.as_ref()?;
+        let holds = match self.interceptor.action {
+            Action::Park { .. } | Action::Hold => !self.interceptor.dry_run,
+            Action::Bypass { .. } => false,
+        };
+        holds.then_some((&learned.engine, &learned.like))
     }
 
     /// Counts a scan of such mail.
@@ -71,15 +82,13 @@ fn learned(now: Instant, interceptor: &Interceptor, longest: Duration) -> Option
     else {
         return None;
     };
-    let traits = interceptor.pattern.only_traits()?;
-    let (first, second) = (*traits.first()?, traits.get(1).copied());
     let left = |end: Timestamp| {
         let left = end.duration_since(crate::deadline::wall_clock());
         Duration::try_from(left).unwrap_or_default()
     };
     Some(Learned {
         engine: engine.as_str().into(),
-        key: Key(first, second),
+        like: Likeness::read(&interceptor.pattern)?,
         narrow: *narrow,
         made: now,
         expires: now + interceptor.expires.map_or(longest, left).min(longest),

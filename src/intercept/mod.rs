@@ -1,14 +1,18 @@
 //! Interceptors: what diverts mail before an engine sees it.
 
 mod baseline;
+mod conviction;
+mod crash;
 mod episode;
 mod interception;
 mod key;
 mod learned;
+mod loss;
 mod settings;
 mod strikes;
 #[cfg(test)]
 mod tests;
+mod trial;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,8 +24,10 @@ use crate::message::{MessageId, Pattern};
 use key::Key;
 
 pub use baseline::{Baseline, Unusable};
+pub use crash::Crashed;
 pub use interception::{EngineState, Evidence, Interception, Seen};
 pub use settings::{Mode, Settings};
+pub use trial::{Mercy, Ruling};
 
 /// Mail of a pattern that is diverted, why, and for how long.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +63,11 @@ impl Interceptor {
     /// Whether it has ended by itself.
     pub fn has_expired(&self, now: Timestamp) -> bool {
         self.expires.is_some_and(|end| end <= now)
+    }
+
+    /// Whether the learner made it for content that is nearly the same.
+    pub fn is_near(&self) -> bool {
+        self.is_learned() && !self.pattern.near.is_empty()
     }
 
     /// Whether the learner made it: what it has held is given back when it has ended.

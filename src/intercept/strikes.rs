@@ -32,14 +32,8 @@ pub(super) struct Strikes {
 }
 
 impl Strikes {
-    /// One more, by that message. How many different messages there were by now.
-    pub(super) fn count(
-        &mut self,
-        now: Instant,
-        engine: &Arc<str>,
-        key: Trait,
-        by: MessageId,
-    ) -> u32 {
+    /// One more, by that message.
+    pub(super) fn count(&mut self, now: Instant, engine: &Arc<str>, key: Trait, by: MessageId) {
         if self.struck.len() >= STRUCK {
             self.forget(now);
         }
@@ -60,7 +54,18 @@ impl Strikes {
             false => struck.count.saturating_add(1),
         };
         *struck = Struck { count, ..one };
-        count
+    }
+
+    /// How many different messages there were.
+    pub(super) fn of(&self, now: Instant, engine: &Arc<str>, key: Trait) -> u32 {
+        let struck = self.struck.get(&(engine.clone(), key));
+        struck.map_or(0, |s| {
+            if now < s.last + STRIKE_AGE {
+                s.count
+            } else {
+                0
+            }
+        })
     }
 
     /// Makes room: what is too old goes, and if that is nothing the oldest quarter.
@@ -73,5 +78,28 @@ impl Strikes {
         let (_, oldest, _) = serials.select_nth_unstable(STRUCK / 4);
         let oldest = *oldest;
         self.struck.retain(|_, s| s.serial > oldest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::fingerprint::Aspect;
+
+    /// However much fails, strikes take bounded memory, and the newest are remembered.
+    #[tokio::test(start_paused = true)]
+    async fn strikes_are_bounded() {
+        let (mut strikes, now) = (Strikes::default(), Instant::now());
+        let engine: Arc<str> = "clamd".into();
+        let key = |value| Trait {
+            aspect: Aspect::Attachment,
+            value,
+        };
+        let struck = 3 * STRUCK as u64;
+        for value in 0..struck {
+            strikes.count(now, &engine, key(value), MessageId::new());
+        }
+        assert!(strikes.struck.len() <= STRUCK, "{}", strikes.struck.len());
+        assert_eq!(strikes.of(now, &engine, key(struck - 1)), 1);
     }
 }

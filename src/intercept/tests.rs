@@ -1,6 +1,10 @@
 //! The learner alone, over streams of mail in time that is only a number: an engine with twelve workers takes 5 ms for
 //! good mail and 120 s for a flood.
 
+mod laws;
+mod losses;
+mod trials;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,21 +73,13 @@ struct World {
     held: HashMap<bool, u32>,
     made: Vec<(Duration, Interceptor)>,
     began: Instant,
+    /// Mail can be judged without the engine.
+    covered: bool,
 }
 
 impl World {
     fn new() -> Self {
-        let now = Instant::now();
-        let mut world = Self {
-            now,
-            learner: Interception::new(now, Settings::default()),
-            rng: StdRng::seed_from_u64(7),
-            engine: "clamd".into(),
-            slow: Vec::new(),
-            held: HashMap::new(),
-            made: Vec::new(),
-            began: now,
-        };
+        let mut world = Self::bare(Settings::default());
         for _ in 0..2000 {
             let good = usual(&mut world.rng);
             world.good(&good);
@@ -91,6 +87,22 @@ impl World {
         world.began = world.now;
         world.held.clear();
         world
+    }
+
+    /// No mail was seen yet.
+    fn bare(settings: Settings) -> Self {
+        let now = Instant::now();
+        Self {
+            now,
+            learner: Interception::new(now, settings),
+            rng: StdRng::seed_from_u64(7),
+            engine: "clamd".into(),
+            slow: Vec::new(),
+            held: HashMap::new(),
+            made: Vec::new(),
+            began: now,
+            covered: true,
+        }
     }
 
     fn evidence(&mut self, message: MessageId, f: &Arc<Fingerprint>, started: Instant, seen: Seen) {
@@ -129,7 +141,8 @@ impl World {
             subject: "",
             fingerprint: f,
         };
-        let held = self.learner.arrived(self.now, MessageId::new(), &facts, f);
+        let (now, id) = (self.now, MessageId::new());
+        let held = self.learner.arrived(now, id, &facts, f, Mercy::None);
         if held.is_some() {
             *self.held.entry(flood).or_default() += 1;
         }
@@ -182,7 +195,8 @@ impl World {
         let engine = EngineState {
             name: "clamd",
             is_out: false,
-            covered: true,
+            covered: self.covered,
+            slots: 12,
         };
         self.learner.tick(self.now, &[engine]);
         let at = self.now - self.began;
@@ -722,7 +736,7 @@ proptest! {
             learner.observe(now, &engine, &evidence);
             if seen == Seen::Fast { learner.judged_clean(now, &f); }
             now += Duration::from_millis(wait);
-            let state = EngineState { name: "clamd", is_out: false, covered: true };
+            let state = EngineState { name: "clamd", is_out: false, covered: true, slots: 12 };
             learner.tick(now, &[state]);
             prop_assert!(learner.list().count() <= 20);
         }

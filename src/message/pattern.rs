@@ -28,6 +28,9 @@ pub struct Pattern {
     /// Senses in which a message must be the same, all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub traits: Vec<Trait>,
+    /// Its content is nearly the same as the one that has these bands ([`Fingerprint::is_near`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub near: Vec<Trait>,
     /// One of its attachments has these octets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachment: Option<AttachmentHash>,
@@ -51,10 +54,22 @@ impl Pattern {
         }
     }
 
-    /// Its traits, if it has nothing else.
-    pub fn only_traits(&self) -> Option<Vec<Trait>> {
-        let traits = self.traits.clone();
-        (!traits.is_empty() && *self == Self::of(traits.iter().copied())).then_some(traits)
+    /// A pattern of nearly the same content.
+    pub fn nearly(bands: impl IntoIterator<Item = Trait>) -> Self {
+        Self {
+            near: bands.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether it says nothing of what only a message's envelope, subject or attachments tell: its traits and near content
+    /// are all that it asks for.
+    pub fn is_of_traits(&self) -> bool {
+        let same = Self {
+            near: self.near.clone(),
+            ..Self::of(self.traits.iter().copied())
+        };
+        !self.is_empty() && *self == same
     }
 
     /// Whether it has no condition, and so catches nothing.
@@ -80,6 +95,7 @@ impl Pattern {
             && self.client.is_none_or(|net| net.contains(&client))
             && self.attachment.is_none_or(attached)
             && self.traits.iter().all(|wanted| fingerprint.has(*wanted))
+            && (self.near.is_empty() || fingerprint.is_near(&self.near))
             && holds(self.sender.as_ref(), |glob| glob.matches(sender()))
             && holds(self.subject.as_ref(), |glob| glob.matches(subject))
     }
@@ -104,6 +120,10 @@ impl fmt::Display for Pattern {
         .into_iter()
         .flatten()
         .chain(self.traits.iter().map(Trait::to_string))
+        .chain(self.near.first().map(|band| {
+            let more = self.near.len() - 1;
+            format!("nearly the same content ({band} and {more} more bands)")
+        }))
         .collect();
         f.write_str(&conditions.join(" and "))
     }
@@ -284,6 +304,7 @@ mod tests {
     fn patterns_are_shown_kept_and_read_back() {
         let pattern = Pattern {
             traits: vec![shape(0xc0ffee)],
+            near: Vec::new(),
             attachment: Some(AttachmentHash([0xab; 32])),
             subject: Some("*invoice*".parse().expect("pattern")),
             sender: None,

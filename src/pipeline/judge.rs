@@ -154,12 +154,12 @@ impl Asking<'_> {
             None => None,
         };
         if let Some(Looked {
-            held: Some((id, reason)),
+            held: Some((rule, reason)),
             standing,
             ..
         }) = &looked
         {
-            return self.held(message, id, reason, *standing);
+            return self.held(message, rule, reason, *standing);
         }
         let request = ScanRequest {
             id: message.id,
@@ -199,12 +199,12 @@ impl Asking<'_> {
         }
     }
 
-    /// An interceptor's decision: the message is kept for review, no engine is asked, and nothing is said about it.
-    fn held(&self, message: &Message, id: &str, reason: &str, standing: Standing) -> Judgement {
+    /// The decision of an interceptor, or of the search for what engines go away on: the message is kept for review, no engine is asked, and nothing is said about it.
+    fn held(&self, message: &Message, rule: &str, reason: &str, standing: Standing) -> Judgement {
         let decision = Decision {
             verdict: Verdict::Undetermined,
             disposition: Disposition::Quarantine,
-            rule: format!("interceptor.{id}"),
+            rule: rule.to_owned(),
             reason: reason.to_owned(),
             score: 0.0,
             tag: false,

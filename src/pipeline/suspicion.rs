@@ -1,23 +1,35 @@
 //! What is known of a message before it is scanned, and what its scans teach: the path's side of the interceptors.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
 use crate::incident::Incident;
-use crate::intercept::{self, Action, EngineState, Interception, Interceptor, Seen};
+use crate::intercept::{
+    self, Action, Crashed, EngineState, Interception, Interceptor, Ruling, Seen,
+};
 use crate::message::pattern::Facts;
-use crate::message::{Fingerprint, Message, Standing};
+use crate::message::{Fingerprint, Message, MessageId, Standing};
 use crate::policy::Policy;
 use crate::scan::{Act, Detour, Errand, Evidence, Observed, Scanner};
+use crate::verdict::EngineClass;
+
+/// The rule that holds a message on which an engine goes away. A reviewer decides about it: each further scan would cost the
+/// engine all that it works on.
+pub(super) const CRASHES: &str = "guard.crashes";
+/// Why it is held.
+const GOES_AWAY: &str = "it made the engine go away, alone, more than once";
 
 /// What is known of a message.
 pub(super) struct Looked {
-    /// What it is the same as.
+    /// What engines may blame it for: the same, but for what it is on trial for (see [`Interception::judge`]).
     pub(super) fingerprint: Arc<Fingerprint>,
+    /// What it is the same as.
+    whole: Arc<Fingerprint>,
     /// What speaks for its sender.
     pub(super) standing: Standing,
-    /// The interceptor that holds it, and why.
+    /// The rule that holds it, and why.
     pub(super) held: Option<(String, String)>,
 }
 
@@ -57,15 +69,22 @@ impl Suspicion {
             fingerprint: &fingerprint,
         };
         let mut interception = self.lock();
+        let (now, id) = (Instant::now(), message.id);
+        let Ruling { mercy, shown } = interception.judge(now, id, &fingerprint);
         let held = match errand {
-            Errand::Fresh => interception.arrived(Instant::now(), message.id, &facts, &fingerprint),
-            Errand::Again => interception.holds(&facts),
+            Errand::Fresh => interception.arrived(now, id, &facts, &fingerprint, mercy),
+            Errand::Again => interception.holds(&facts, mercy),
             Errand::Redrive => interception.person_holds(&facts),
         };
+        let held = held.map(|(interceptor, why)| (format!("interceptor.{interceptor}"), why));
+        let crashes = interception.goes_away_on(id);
+        let crashes = crashes.map(|engine| (CRASHES.to_owned(), format!("{engine}: {GOES_AWAY}")));
+        let held = crashes.or(held);
         let standing = interception.standing(&fingerprint);
         drop(interception);
         Looked {
-            fingerprint,
+            fingerprint: shown,
+            whole: fingerprint,
             standing,
             held,
         }
@@ -73,8 +92,7 @@ impl Suspicion {
 
     /// It was scanned well by everybody.
     pub(super) fn scanned_well(&self, looked: &Looked) {
-        self.lock()
-            .judged_clean(Instant::now(), &looked.fingerprint);
+        self.lock().judged_clean(Instant::now(), &looked.whole);
     }
 
     /// Concludes from evidence, and puts the conclusions in force at the engines. What was done.
@@ -91,10 +109,17 @@ impl Suspicion {
         }
         let mut interception = self.lock();
         let mut incidents = Vec::new();
+        let crashes = crashes(&seen);
         for (engine, evidence) in seen {
-            if let Some(evidence) = translated(evidence) {
-                incidents.extend(interception.observe(now, &engine, &evidence));
+            let mut evidence = translated(evidence);
+            let is_one_of_many = crashes.get(&engine).is_some_and(|all| all.len() > 1);
+            if evidence.seen == Seen::Broken && is_one_of_many {
+                evidence.seen = Seen::Lost;
             }
+            incidents.extend(interception.observe(now, &engine, &evidence));
+        }
+        for (engine, in_flight) in &crashes {
+            incidents.extend(interception.crashed(now, engine, in_flight));
         }
         incidents.extend(interception.tick(now, &engines));
         let names: Vec<Arc<str>> = scanner.settings().map(|s| s.name.clone()).collect();
@@ -102,10 +127,11 @@ impl Suspicion {
         let mut diverted = lock(&self.diverted);
         if *diverted != current {
             for settings in scanner.settings() {
-                let detours = interception
-                    .list()
-                    .filter_map(|i| detour(i, &settings.name));
-                scanner.divert(&settings.name, detours.collect());
+                let name = &settings.name;
+                let suspects = interception.suspects_of_crashes(name);
+                let detours = interception.list().filter_map(|i| detour(i, name));
+                let detours = crash_detours(suspects).into_iter().chain(detours);
+                scanner.divert(name, detours.collect());
             }
             *diverted = current;
         }
@@ -121,19 +147,66 @@ impl Suspicion {
 /// How the engines are, and which of them mail can be judged without.
 fn states<'a>(scanner: &'a Scanner, policy: &Policy) -> Vec<EngineState<'a>> {
     let engines = scanner.engines();
-    let state = |engine: &'a crate::scan::Guarded| {
+    let facts = engines.iter().map(|engine| {
         let settings = engine.settings();
-        let others = engines.iter().filter(|other| {
-            let of = other.settings();
-            of.class == settings.class && of.name != settings.name && !other.is_out()
-        });
+        (settings.class, &*settings.name, engine.is_out())
+    });
+    let facts: Vec<(EngineClass, &str, bool)> = facts.collect();
+    let state = |engine: &'a crate::scan::Guarded| {
+        let (settings, is_out) = (engine.settings(), engine.is_out());
+        let (class, name) = (settings.class, &*settings.name);
         EngineState {
-            name: &settings.name,
-            is_out: engine.is_out(),
-            covered: others.count() >= policy.required(settings.class),
+            name,
+            is_out,
+            covered: others_in(&facts, class, name) >= policy.required(class),
+            slots: engine.health().slots,
         }
     };
     engines.iter().map(state).collect()
+}
+
+/// Engines of that class that answer, but for the one of that name: what is out covers nothing.
+fn others_in(engines: &[(EngineClass, &str, bool)], class: EngineClass, name: &str) -> usize {
+    let others = engines.iter().filter(|(of, other, is_out)| {
+        let is_other = *of == class && *other != name;
+        is_other && !is_out
+    });
+    others.count()
+}
+
+/// What was in flight in each engine that went away just now, which is what a crash looks like: everything at once. Each
+/// message once, also where its scan was tried again and met the next crash.
+fn crashes(
+    seen: &[(Arc<str>, Evidence)],
+) -> BTreeMap<Arc<str>, Vec<(MessageId, Arc<Fingerprint>)>> {
+    let mut crashes: BTreeMap<Arc<str>, Vec<_>> = BTreeMap::new();
+    for (engine, evidence) in seen {
+        if evidence.what == Observed::Broken {
+            let one = (evidence.message, evidence.fingerprint.clone());
+            let all = crashes.entry(engine.clone()).or_default();
+            if all.iter().all(|(message, _)| *message != evidence.message) {
+                all.push(one);
+            }
+        }
+    }
+    crashes
+}
+
+/// What is done at the gate of an engine that went away with the messages that may be why.
+fn crash_detours(suspects: Crashed) -> [Detour; 2] {
+    let detour = |id: &str, messages: Vec<MessageId>, act| Detour {
+        id: id.into(),
+        traits: Box::new([]),
+        near: Box::new([]),
+        messages: messages.into(),
+        act,
+        known: act,
+    };
+    let turn = "it was in the engine with others when that went away";
+    [
+        detour(GOES_AWAY, suspects.barred, Act::Bar),
+        detour(turn, suspects.waits, Act::Wait),
+    ]
 }
 
 /// What an interceptor means at an engine's gate. Only patterns of traits have a meaning there; others are looked at when
@@ -145,16 +218,26 @@ fn detour(interceptor: &Interceptor, engine: &str) -> Option<Detour> {
         Action::Bypass { engine: of } if of == engine => Act::Bypass,
         Action::Park { .. } | Action::Bypass { .. } => return None,
     };
-    let traits = interceptor.pattern.only_traits()?;
-    (!interceptor.dry_run).then(|| Detour {
+    // What was learned keeps known senders' mail no longer than others of its kind are in the engine; and where it is nearly
+    // the same as something, other engines decide.
+    let known = match act {
+        Act::Park | Act::Hold if interceptor.is_near() => Act::Bypass,
+        Act::Park | Act::Hold if interceptor.is_learned() => Act::Park,
+        act => act,
+    };
+    let pattern = &interceptor.pattern;
+    (pattern.is_of_traits() && !interceptor.dry_run).then(|| Detour {
         id: interceptor.id.as_str().into(),
-        traits: traits.into(),
+        traits: pattern.traits.as_slice().into(),
+        near: pattern.near.as_slice().into(),
+        messages: Box::new([]),
         act,
+        known,
     })
 }
 
-/// An engine that could not be asked, and scans that never ended, are evidence of nothing here.
-fn translated(evidence: Evidence) -> Option<intercept::Evidence> {
+/// An engine that could not be asked, and scans that never ended, say nothing about the mail but that they are over.
+fn translated(evidence: Evidence) -> intercept::Evidence {
     let (seen, found) = match evidence.what {
         Observed::Fast { found } => (Seen::Fast, found),
         Observed::Slow => (Seen::Slow, false),
@@ -162,16 +245,16 @@ fn translated(evidence: Evidence) -> Option<intercept::Evidence> {
         Observed::Ended { found } => (Seen::InTime, found),
         Observed::Late { found } => (Seen::Late, found),
         Observed::Broken => (Seen::Broken, false),
-        Observed::Failed | Observed::Lost => return None,
+        Observed::Failed | Observed::Lost => (Seen::Lost, false),
     };
-    Some(intercept::Evidence {
+    intercept::Evidence {
         message: evidence.message,
         fingerprint: evidence.fingerprint,
         fresh: evidence.errand == Errand::Fresh,
         started: evidence.started,
         seen,
         found,
-    })
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -216,5 +299,63 @@ mod tests {
             let others = diverts(action.clone(), false, "rspamd");
             assert_eq!(others, action == Action::Hold, "{action:?}");
         }
+    }
+
+    /// An engine may be spared mail that others of its class judge; one that is out judges nothing.
+    #[test]
+    fn an_engine_that_is_out_covers_no_other() {
+        let (av, spam) = (EngineClass::Av, EngineClass::Spam);
+        let engines = [
+            (av, "a", false),
+            (av, "b", true),
+            (av, "c", false),
+            (spam, "d", false),
+        ];
+        assert_eq!(others_in(&engines, av, "a"), 1, "only c");
+        assert_eq!(others_in(&engines, av, "b"), 2);
+        assert_eq!(others_in(&engines, spam, "d"), 0);
+    }
+
+    /// What was learned is no reason to hold a known sender's mail at a gate: it waits, or, if it is only nearly the same, other
+    /// engines decide. What a person has made is for everybody.
+    #[test]
+    fn what_was_learned_holds_no_known_sender_at_a_gate() {
+        let band = "near:00c0ffee00c0ffee".parse().expect("a trait");
+        let learned = Origin::Learned {
+            evidence: Vec::new(),
+            engine: "clamd".to_owned(),
+            narrow: true,
+            bad: false,
+        };
+        let person = Origin::Person {
+            who: "root".to_owned(),
+            note: String::new(),
+        };
+        let known = |origin: &Origin, pattern: Pattern| {
+            let interceptor = Interceptor {
+                id: "one".to_owned(),
+                pattern,
+                action: Action::Hold,
+                origin: origin.clone(),
+                made: wall_clock(),
+                expires: None,
+                dry_run: false,
+                hits: 0,
+                samples: Vec::new(),
+            };
+            detour(&interceptor, "clamd").map(|detour| (detour.act, detour.known))
+        };
+        assert_eq!(
+            known(&learned, Pattern::of([band])),
+            Some((Act::Hold, Act::Park))
+        );
+        assert_eq!(
+            known(&learned, Pattern::nearly([band; 8])),
+            Some((Act::Hold, Act::Bypass))
+        );
+        assert_eq!(
+            known(&person, Pattern::of([band])),
+            Some((Act::Hold, Act::Hold))
+        );
     }
 }

@@ -173,9 +173,12 @@ fn near(of: Aspect, shingles: impl FnOnce(&mut dyn FnMut(u64))) -> Vec<Trait> {
     let bands = bins.chunks(BAND).enumerate();
     let full = bands.filter(|(_, band)| !band.contains(&u64::MAX));
     let place = |at: usize| (of as u64) << 8 | at as u64;
+    // The last bit tells the kind: see `Trait::is_of_text`.
+    let kind = u64::from(of == Aspect::Text);
+    let value = |at, band: &[u64]| band.iter().fold(place(at), |so_far, bin| mix(so_far ^ bin));
     full.map(|(at, band)| Trait {
         aspect: Aspect::Near,
-        value: band.iter().fold(place(at), |so_far, bin| mix(so_far ^ bin)),
+        value: value(at, band) & !1 | kind,
     })
     .collect()
 }

@@ -14,6 +14,7 @@
 //! - breakers, one for each replica, fed with what unrelated messages met.
 
 mod canary;
+mod detour;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -30,10 +31,11 @@ use tokio::time::Instant;
 
 use super::breaker::{Breaker, Change, State};
 use crate::ablation::{Mechanism, without};
-use crate::message::{Fingerprint, MessageId, Standing, Trait};
+use crate::message::{Fingerprint, MessageId, Standing};
 use crate::scan::evidence::Evidence;
 use crate::scan::{Errand, Turn};
 use canary::Canaries;
+pub use detour::{Act, Detour};
 use stall::Latencies;
 use time::{evidence, observed};
 use trust::{Level, Use};
@@ -119,34 +121,6 @@ pub(super) struct Entrant {
     pub(super) large: bool,
     /// When the message asked for its first scan.
     pub(super) arrived: Instant,
-}
-
-/// What the interceptors want done with some messages, here.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Detour {
-    /// The interceptor's id, for reports.
-    pub id: Arc<str>,
-    /// All of these traits make a match.
-    pub traits: Box<[Trait]>,
-    /// What is done.
-    pub act: Act,
-}
-
-/// What is done with a match.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Act {
-    /// One of them at a time, the others are told to come later.
-    Park,
-    /// None of them.
-    Hold,
-    /// The engine is not asked, and it is the engine's fault.
-    Bypass,
-}
-
-impl Detour {
-    fn matches(&self, fingerprint: &Fingerprint) -> bool {
-        !self.traits.is_empty() && self.traits.iter().all(|t| fingerprint.has(*t))
-    }
 }
 
 /// How a scan ended.
@@ -442,13 +416,14 @@ impl Gate {
         self.shadowed
             .retain(|id, _| self.detours.iter().any(|d| d.id == *id));
         for (ticket, scan) in &mut self.scans {
-            let Some(fingerprint) = &scan.entrant.fingerprint else {
+            if scan.entrant.fingerprint.is_none() {
                 continue;
-            };
-            let matching = |d: &&Detour| d.act != Act::Bypass && d.matches(fingerprint);
+            }
+            let act = |d: &Detour| d.act(&scan.entrant);
+            let matching = |d: &&Detour| d.act != Act::Bypass && d.matches(&scan.entrant);
             let detour = self.detours.iter().find(matching);
             scan.is_explained = detour.is_some() && scan.is_slow;
-            if detour.is_some_and(|d| d.act == Act::Hold) {
+            if detour.is_some_and(|d| act(d) == Act::Hold) {
                 self.orders.push(Order::Convicted(*ticket));
             }
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use rand::RngExt as _;
+use tokio::sync::watch;
 
 use super::world::World;
 use crate::deadline::Deadline;
@@ -54,7 +55,7 @@ struct Inside {
     free: Vec<Duration>,
     running: BTreeMap<u64, Running>,
     next: u64,
-    /// Scans of poison that began.
+    /// Scans of poison, or of what it goes away on, that began.
     touches: u32,
     fault: Option<EngineFault>,
     /// It has said what is wrong, so its answers may have been ended.
@@ -75,6 +76,8 @@ pub(super) struct Scanning {
     /// Its own limit for one scan.
     limit: Duration,
     inside: Mutex<Inside>,
+    /// How often it has gone away.
+    crashes: watch::Sender<u32>,
 }
 
 /// What an engine is to be like.
@@ -92,6 +95,8 @@ enum Plan {
     Fail(ScanError),
     Panic,
     Never,
+    /// It goes away, with all that it works on.
+    Crash,
 }
 
 impl Scanning {
@@ -108,6 +113,7 @@ impl Scanning {
                 free: vec![Duration::ZERO; build.slots],
                 ..Inside::default()
             }),
+            crashes: watch::Sender::new(0),
         })
     }
 
@@ -142,6 +148,10 @@ impl Scanning {
         if self.poisoned && text.contains("POISON") {
             inside.touches += 1;
             took = POISON;
+        }
+        if self.poisoned && text.contains("KILLER") {
+            inside.touches += 1;
+            plan = Plan::Crash;
         }
         let fault = match inside.fault {
             Some(EngineFault::Flapping(every)) => {
@@ -231,6 +241,17 @@ impl Scanning {
         inside.running.insert(number, running);
     }
 
+    /// What a caller sees of it when it goes away: its workers are free when it is there again, which is at once.
+    fn gone(&self) -> ScanError {
+        let mut inside = self.inside.lock().expect("no panic");
+        inside.running.clear();
+        inside.free.fill(self.world.now());
+        ScanError::Disconnected {
+            replica: self.name.clone(),
+            cause: "reset".to_owned(),
+        }
+    }
+
     /// It has ended; what it says is on its way.
     fn end(&self, number: u64, sample: &Sample, plan: Plan) -> Result<EngineAnswer, ScanError> {
         self.inside
@@ -239,6 +260,10 @@ impl Scanning {
             .running
             .remove(&number);
         match plan {
+            Plan::Crash => {
+                self.crashes.send_modify(|count| *count += 1);
+                Err(self.gone())
+            }
             Plan::Answer(findings) => {
                 let mut world = self.world.lock();
                 let body = world.mail(sample.request().id).map(|mail| mail.body);
@@ -301,6 +326,7 @@ impl Engine for Scanning {
         sample: Sample,
     ) -> BoxFuture<'static, Result<EngineAnswer, ScanError>> {
         Box::pin(async move {
+            let mut crashes = self.crashes.subscribe();
             let (left, plan, number) = self.begin(&sample);
             let began = self.world.now();
             let _call = Call {
@@ -308,11 +334,21 @@ impl Engine for Scanning {
                 number,
                 until: began + self.limit,
             };
-            if matches!(plan, Plan::Never) {
-                std::future::pending::<()>().await;
+            let ends = async {
+                if matches!(plan, Plan::Never) {
+                    std::future::pending::<()>().await;
+                }
+                Deadline::after(left).wait().await;
+            };
+            let is_gone = tokio::select! {
+                biased;
+                gone = crashes.changed() => gone.is_ok(),
+                () = ends => false,
+            };
+            match is_gone {
+                true => Err(self.gone()),
+                false => self.end(number, &sample, plan),
             }
-            Deadline::after(left).wait().await;
-            self.end(number, &sample, plan)
         })
     }
 

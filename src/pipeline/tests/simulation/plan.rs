@@ -39,6 +39,8 @@ pub(super) enum Nature {
     Malware,
     /// One engine is slow with it, for as long as it may.
     Poison,
+    /// One engine goes away on it, and on all that it works on then.
+    Killer,
 }
 
 /// One message that comes in.
@@ -49,6 +51,10 @@ pub(super) struct Arrival {
     pub(super) body: u64,
     /// Equal for messages that are much the same.
     pub(super) alike: Option<u64>,
+    /// So many words of a vocabulary that all mail shares, in an order of its own for each number; a short text otherwise.
+    pub(super) words: Option<(u64, usize)>,
+    /// Its attachments: equal octets for equal numbers, and whether one engine is slow with them.
+    pub(super) attached: Vec<(u64, bool)>,
     pub(super) sender: Option<&'static str>,
     pub(super) recipients: Vec<&'static str>,
     pub(super) queued: bool,
@@ -67,13 +73,13 @@ pub(super) struct Plan {
     pub(super) events: Vec<(Duration, Event)>,
 }
 
-const SENDERS: [Option<&str>; 4] = [
+pub(super) const SENDERS: [Option<&str>; 4] = [
     Some("ann@partner.test"),
     Some("bob@shop.test"),
     Some("eve@stranger.test"),
     None,
 ];
-const RECIPIENTS: [&str; 5] = [
+pub(super) const RECIPIENTS: [&str; 5] = [
     "x@b.test",
     "y@b.test",
     "z@c.test",
@@ -134,6 +140,8 @@ impl Plan {
                         false => poison,
                     },
                     alike: (!is_valid).then_some(poison),
+                    words: None,
+                    attached: Vec::new(),
                     sender: SENDERS[if is_valid { rng.random_range(0..2) } else { 2 }],
                     recipients: vec![RECIPIENTS[rng.random_range(0..4)]],
                     queued: false,
@@ -169,6 +177,8 @@ impl Plan {
             nature,
             body: rng.random(),
             alike: None,
+            words: None,
+            attached: Vec::new(),
             sender: SENDERS[rng.random_range(0..SENDERS.len())],
             recipients,
             queued: rng.random_bool(0.3),

@@ -52,6 +52,7 @@ struct Outside {
     engines: Vec<Arc<Scanning>>,
     hops: Vec<Arc<NextHop>>,
     history: Mutex<Vec<HistoryEntry>>,
+    incidents: Mutex<Vec<String>>,
 }
 
 /// One life of the relay, from start to stop or crash.
@@ -95,13 +96,23 @@ pub(super) struct Measured {
     pub(super) kept: usize,
     /// Valid messages that were delivered without the first engine.
     pub(super) without: usize,
-    /// Scans of poison that the first engine began.
+    /// Scans of poison, or of what it goes away on, that the first engine began.
     pub(super) touches: u32,
+    /// Why messages are held at the end.
+    pub(super) held: Vec<String>,
     /// The most valid messages that were under way at once.
     pub(super) backlog: usize,
+    /// What the relay did by itself.
+    pub(super) incidents: Vec<String>,
 }
 
 impl Measured {
+    /// How many valid messages were delivered later than that, and how late the last one was.
+    pub(super) fn later_than(&self, bound: Duration) -> (usize, Duration) {
+        let late = self.delays.iter().filter(|delay| **delay > bound).count();
+        (late, self.delays.last().copied().unwrap_or_default())
+    }
+
     /// The delay that so many of a thousand valid messages do not exceed.
     pub(super) fn within(&self, of_thousand: usize) -> Duration {
         let at = (self.delays.len() * of_thousand).div_ceil(1000);
@@ -136,7 +147,9 @@ pub(super) fn measure(plan: &Plan) -> Measured {
         kept: valid().count() - delays.len(),
         without: valid().filter(|mail| mail.without).count(),
         touches: outside.engines[0].touches(),
+        held: outside.held(),
         backlog: usize::try_from(backlog).unwrap_or_default(),
+        incidents: outside.incidents.lock().expect("lock").clone(),
         delays,
     }
 }
@@ -170,6 +183,14 @@ fn unfold(plan: &Plan, loud: bool) -> Outside {
 }
 
 impl Outside {
+    /// Why messages are held.
+    fn held(&self) -> Vec<String> {
+        let records = self.disk.all();
+        let held = records.iter().filter(|r| r.lane == Lane::Held);
+        let decisions = held.filter_map(|record| record.decision.as_ref());
+        decisions.map(|decision| decision.reason.clone()).collect()
+    }
+
     fn new(plan: &Plan, loud: bool) -> Self {
         let world = World::new(plan.seed, loud, (plan.coverage, plan.engines));
         let engine = |at| {
@@ -195,6 +216,7 @@ impl Outside {
             engines: (0..plan.engines).map(engine).collect(),
             hops: vec![hop("b"), hop("others")],
             history: Mutex::default(),
+            incidents: Mutex::default(),
             world,
         }
     }
@@ -348,17 +370,7 @@ impl Outside {
     fn arrives(&self, life: &mut Life, arrival: Arrival) {
         let mut message = message(&arrival.recipients);
         message.received_at = wall_clock();
-        let nature = match arrival.nature {
-            Nature::Malware => "MALWARE",
-            Nature::Poison => "POISON",
-            Nature::Valid => "",
-        };
-        let text = match arrival.alike {
-            None => words(arrival.body),
-            Some(most) => format!("{} {}", words(most), &words(arrival.body)[..14]),
-        };
-        let text = format!("Subject: {}\r\n\r\n{nature} {text}\r\n", &text[..8]);
-        message.content = Content::uncharged(text);
+        message.content = Content::uncharged(written(&arrival));
         let envelope = Envelope {
             reverse_path: match arrival.sender {
                 Some(sender) => Mailbox::parse(sender).expect("mailbox").into(),
@@ -473,6 +485,8 @@ impl Outside {
             let (kind, summary) = (incident.kind.as_str(), incident.summary);
             self.world.note(|| kind.to_owned());
             self.world.lock().show(&format!("  {summary}"));
+            let mut incidents = self.incidents.lock().expect("lock");
+            incidents.push(format!("{kind}: {summary}"));
         }
         self.check_deferrals();
     }
@@ -583,6 +597,57 @@ async fn client(
         .flat_map(|r| recipients(r).map(str::to_owned).collect::<Vec<_>>())
         .collect();
     world.replied(id, reply.code(), &kept);
+}
+
+/// What a message is made of.
+fn written(arrival: &Arrival) -> String {
+    let nature = match arrival.nature {
+        Nature::Malware => "MALWARE",
+        // It is its attachment that is slow.
+        Nature::Poison if !arrival.attached.is_empty() => "",
+        Nature::Poison => "POISON",
+        Nature::Killer => "KILLER",
+        Nature::Valid => "",
+    };
+    let text = match (arrival.words, arrival.alike) {
+        (Some((order, count)), _) => shared_words(order, count),
+        (None, None) => words(arrival.body),
+        (None, Some(most)) => format!("{} {}", words(most), &words(arrival.body)[..14]),
+    };
+    let subject = match arrival.words {
+        Some(_) => words(arrival.body),
+        None => text.clone(),
+    };
+    let subject = &subject[..8];
+    if arrival.attached.is_empty() {
+        return format!("Subject: {subject}\r\n\r\n{nature} {text}\r\n");
+    }
+    let part = |(number, is_slow): &(u64, bool)| {
+        let octets: String = (0..20).map(|n| words(number.wrapping_add(n))).collect();
+        let poison = if *is_slow { "POISON" } else { "" };
+        format!(
+            "--=b\r\nContent-Type: application/pdf; name=\"{number}.pdf\"\r\n\
+             Content-Disposition: attachment; filename=\"{number}.pdf\"\r\n\r\n{poison}{octets}\r\n"
+        )
+    };
+    let parts: String = arrival.attached.iter().map(part).collect();
+    format!(
+        "Subject: {subject}\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=\"=b\"\r\n\r\n\
+         --=b\r\nContent-Type: text/plain\r\n\r\n{text}\r\n{parts}--=b--\r\n"
+    )
+}
+
+/// Words that all mail uses, in an order of its own for every number.
+fn shared_words(order: u64, count: usize) -> String {
+    const VOCABULARY: u64 = 30;
+    let mut rng = StdRng::seed_from_u64(order);
+    let mut text = String::with_capacity(count * 7);
+    for at in 0..count {
+        let word = words(rng.random_range(0..VOCABULARY));
+        text.push_str(&word[..6]);
+        text.push_str(if at % 10 == 9 { "\r\n" } else { " " });
+    }
+    text
 }
 
 /// A text of its own for every number; digits alone would make two messages copies of one mailing.

@@ -6,8 +6,8 @@ mod laws;
 use proptest::prelude::*;
 
 use super::*;
-use crate::message::Identity;
 use crate::message::fingerprint::Aspect;
+use crate::message::{Identity, Trait};
 
 const TIMES: Times = Times {
     slow: Duration::from_millis(500),
@@ -121,7 +121,10 @@ impl World {
         let detour = Detour {
             id: "rule".into(),
             traits: fingerprint(attachment).exact.clone(),
+            near: Box::new([]),
+            messages: Box::new([]),
             act,
+            known: act,
         };
         self.gate.divert(self.now, Arc::new([detour]));
     }

@@ -31,18 +31,15 @@ impl Gate {
     }
 
     pub(super) fn detour(&mut self, now: Instant, entrant: &Entrant) -> Option<Refusal> {
-        let fingerprint = entrant.fingerprint.as_deref()?;
-        let detour = self.detours.iter().find(|d| d.matches(fingerprint))?;
+        let detour = self.detours.iter().find(|d| d.matches(entrant))?;
         let id = &detour.id;
-        match detour.act {
+        match detour.act(entrant) {
             // One that was held is scanned again on purpose, to find out.
             Act::Hold if entrant.errand == Errand::Redrive => None,
             Act::Hold => Some(Refusal::Suspect(format!("interceptor {id}"))),
             Act::Park => {
-                let another = self.scans.values().any(|scan| {
-                    let other = scan.entrant.fingerprint.as_deref();
-                    other.is_some_and(|other| detour.matches(other))
-                });
+                let mut scans = self.scans.values();
+                let another = scans.any(|scan| detour.matches(&scan.entrant));
                 another.then(|| Refusal::Parked(format!("interceptor {id}")))
             }
             Act::Bypass => {
@@ -53,6 +50,8 @@ impl Gate {
                 }
                 Some(Refusal::Open(format!("bypassed by interceptor {id}")))
             }
+            Act::Wait => Some(Refusal::Parked(format!("{id}; they are scanned in turn"))),
+            Act::Bar => Some(Refusal::Suspect(id.to_string())),
         }
     }
 

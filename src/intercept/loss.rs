@@ -1,0 +1,105 @@
+//! What an engine loses that no interceptor gives back: workers that are busy with messages which have nothing in common, and
+//! the engine itself where one message makes it go away.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Mode;
+use super::crash::Crashed;
+use super::interception::{EngineState, Evidence, Interception, Seen};
+use super::learned::Active;
+use crate::incident::{Incident, Kind, Subject};
+use crate::message::{Fingerprint, MessageId};
+
+/// Messages that an incident names: a handful, as a person looks at each.
+const NAMED: usize = 5;
+
+impl Interception {
+    /// Tells once that at least half of an engine's workers hang on messages that no interceptor is for; again after it has
+    /// had three quarters of them back. Half is where mail of unknown senders begins to wait.
+    pub(super) fn tell_loss(&mut self, engine: &EngineState<'_>) -> Option<Incident> {
+        let rules = self.active.values().filter_map(Active::suspects);
+        let rules: Vec<_> = rules.filter(|(of, _)| ***of == *engine.name).collect();
+        let is_explained = |f: &Fingerprint| rules.iter().any(|(_, like)| like.matches(f));
+        let overdue = self.trials.overdue(engine.name);
+        let lost: Vec<MessageId> = overdue
+            .filter(|(_, fingerprint)| !is_explained(fingerprint))
+            .map(|(message, _)| message)
+            .collect();
+        if lost.len() * 4 < engine.slots {
+            self.losing.remove(engine.name);
+        }
+        let is_loss = lost.len() >= 2 && lost.len() * 2 >= engine.slots;
+        if !is_loss || !self.losing.insert(engine.name.into()) {
+            return None;
+        }
+        let subject = subject(engine.name);
+        let (count, slots) = (lost.len(), engine.slots);
+        let summary = format!(
+            "{subject}: {count} of {slots} workers are busy with messages that have nothing in common"
+        );
+        let named: Vec<String> = lost.iter().take(NAMED).map(MessageId::to_string).collect();
+        let advice = "look at them with `spillway explain ID`; lower the engine's own time limit for one scan; give it more \
+                      workers, and `slots`";
+        let incident = Incident::new(Kind::WorkersLost, subject, summary)
+            .with("messages", named.join(", "))
+            .with("what helps", advice);
+        Some(incident)
+    }
+
+    /// An engine went away while it looked at all of these.
+    pub fn crashed(
+        &mut self,
+        now: Instant,
+        engine: &Arc<str>,
+        in_flight: &[(MessageId, Arc<Fingerprint>)],
+    ) -> Vec<Incident> {
+        if self.settings.mode != Mode::On {
+            return Vec::new();
+        }
+        self.version += 1;
+        let Some(culprit) = self.crashes.crashed(now, engine, in_flight) else {
+            return Vec::new();
+        };
+        let subject = subject(engine);
+        let summary = format!("{subject} goes away on one message, which is held");
+        let told = Incident::new(Kind::Strike, subject, summary)
+            .with("crashes that it met", culprit.met)
+            .with("in flight at the last one", in_flight.len())
+            .about(culprit.message);
+        // One of several in flight is no strike; this one is.
+        let evidence = Evidence {
+            message: culprit.message,
+            fingerprint: culprit.fingerprint,
+            fresh: false,
+            started: now,
+            seen: Seen::Broken,
+            found: false,
+        };
+        let mut incidents = vec![told];
+        incidents.extend(self.observe(now, engine, &evidence));
+        incidents
+    }
+
+    /// The engine that goes away on that message, if one does.
+    pub fn goes_away_on(&self, message: MessageId) -> Option<Arc<str>> {
+        let is_on = self.settings.mode == Mode::On;
+        self.crashes.barred_from(message).filter(|_| is_on).cloned()
+    }
+
+    /// What the gate of an engine has to know of the messages that were in flight when it went away.
+    pub fn suspects_of_crashes(&self, engine: &str) -> Crashed {
+        match self.settings.mode {
+            Mode::On => self.crashes.of(engine),
+            Mode::Shadow | Mode::Off => Crashed::default(),
+        }
+    }
+}
+
+fn subject(engine: &str) -> Subject {
+    Subject::Engine {
+        name: engine.to_owned(),
+        replica: None,
+    }
+}
