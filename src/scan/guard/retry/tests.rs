@@ -9,6 +9,7 @@ use super::*;
 use crate::scan::engine::{Engine, EngineAnswer, Sample, ScanError};
 use crate::scan::tests::{request, sampled, settings};
 use crate::scan::{ScanRequest, Settings};
+use crate::verdict::Answer;
 
 /// I5: an engine that fails always is soon asked once for each message, and no more.
 #[tokio::test(start_paused = true)]
@@ -179,6 +180,21 @@ async fn an_attempt_costs_the_time_that_the_engine_had() {
             "{takes} s: {left} left"
         );
     }
+}
+
+/// I5: an engine earns its further attempts with the time of what it has answered.
+#[tokio::test(start_paused = true)]
+async fn answers_pay_for_further_attempts() {
+    let state = guarded(2);
+    state.retries().seconds = 0.0;
+    let engine = service_fn(|_: Call| async {
+        Deadline::after(Duration::from_secs(20)).wait().await;
+        Ok(EngineAnswer::local(Answer::Answered(Vec::new())))
+    });
+    let call = Call::new(sampled(request("x", MINUTES)));
+    assert!(again(state.clone(), call, engine).await.is_ok());
+    let earned = state.retries().seconds;
+    assert!((earned - 2.0).abs() < 0.1, "{earned}");
 }
 
 /// Callers that failed together do not come back together: each pause is at random, up to a bound that doubles to a second.
