@@ -263,10 +263,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::deadline::wall_clock;
     use crate::intercept::Origin;
     use crate::message::Pattern;
+    use crate::pipeline::tests::engine as scripted_engine;
+    use crate::verdict::EngineClass;
 
     /// An interceptor in dry run changes nothing at a gate, whatever it would do; one for another engine neither.
     #[test]
@@ -299,21 +303,6 @@ mod tests {
             let others = diverts(action.clone(), false, "rspamd");
             assert_eq!(others, action == Action::Hold, "{action:?}");
         }
-    }
-
-    /// An engine may be spared mail that others of its class judge; one that is out judges nothing.
-    #[test]
-    fn an_engine_that_is_out_covers_no_other() {
-        let (av, spam) = (EngineClass::Av, EngineClass::Spam);
-        let engines = [
-            (av, "a", false),
-            (av, "b", true),
-            (av, "c", false),
-            (spam, "d", false),
-        ];
-        assert_eq!(others_in(&engines, av, "a"), 1, "only c");
-        assert_eq!(others_in(&engines, av, "b"), 2);
-        assert_eq!(others_in(&engines, spam, "d"), 0);
     }
 
     /// What was learned is no reason to hold a known sender's mail at a gate: it waits, or, if it is only nearly the same, other
@@ -357,5 +346,37 @@ mod tests {
             known(&person, Pattern::of([band])),
             Some((Act::Hold, Act::Hold))
         );
+    }
+
+    /// An engine is made up for by others of its class that take mail, as many as coverage asks for: one that is out makes up for
+    /// nobody, or its class would be bypassed and no engine would look at it.
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_is_out_makes_up_for_nobody() {
+        let engine = |name: &'static str| scripted_engine(name, Duration::from_secs(5), |_| None);
+        let engines = vec![
+            engine("one").await,
+            engine("other").await,
+            engine("third").await,
+        ];
+        let scanner = Scanner::new(engines, None).expect("engines");
+        for (required, out, covered) in [
+            (1, 0, true),
+            (1, 1, true),
+            (1, 2, false),
+            (2, 0, true),
+            (2, 1, false),
+        ] {
+            let mut settings = crate::config::load(None)
+                .unwrap_or_else(|problems| panic!("{problems}"))
+                .policy;
+            settings.coverage = [(EngineClass::Av, required)].into_iter().collect();
+            let policy = Policy::new(settings, "test".into());
+            for (at, other) in scanner.engines().iter().skip(1).enumerate() {
+                other.drain(None, at < out);
+            }
+            let states = states(&scanner, &policy);
+            assert!(!states[0].is_out);
+            assert_eq!(states[0].covered, covered, "{out} out, {required} required");
+        }
     }
 }

@@ -7,6 +7,7 @@ mod ends;
 mod interceptors;
 mod judging;
 mod keeper;
+mod late;
 mod pacing;
 mod recovery;
 mod room;
@@ -377,7 +378,7 @@ async fn hung_engine(timeout: Duration) -> crate::scan::Settings {
 }
 
 /// An engine that gives these answers to contents, or none.
-async fn engine(
+pub(super) async fn engine(
     name: &str,
     timeout: Duration,
     says: fn(&[u8]) -> Option<&'static [u8]>,

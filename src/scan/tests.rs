@@ -1,5 +1,7 @@
 //! Scripted engines behind the real guard, on paused time.
 
+mod doubt;
+mod reloads;
 mod signatures;
 
 use std::sync::Mutex;

@@ -108,20 +108,26 @@ fn one_message_put_off_says_nothing_about_the_hop() {
     assert!((2..=6).contains(&put_off), "{put_off}");
 }
 
-/// Refusals in a row double the pause up to a minute, and never stop the mail for good.
+/// Refusals in a row double the pause up to a minute, and never stop the mail for good. Chance takes a part of each, so that
+/// relays that were refused together do not come back together.
 #[test]
 fn pauses_double_up_to_a_minute() {
     let (mut pace, mut now) = (Pace::new(20), Instant::now());
-    let mut longest = Duration::ZERO;
+    let (mut longest, mut shares) = (Duration::ZERO, Vec::new());
+    let mut rng = rng();
     for streak in 0..40 {
-        tell(&mut pace, Who::Waiting, Sign::Throttled, now);
+        let ticket = pace.ask(Who::Waiting, now).expect("a ticket");
+        pace.ended(&ticket, Sign::Throttled, now, &mut rng);
         let until = pace.view(now).until.expect("a pause");
         let pause = until - now;
         let whole = PAUSE.saturating_mul(1 << streak.min(16)).min(LONGEST_PAUSE);
         assert!((whole / 2..=whole).contains(&pause), "{streak}: {pause:?}");
         longest = longest.max(pause);
+        shares.push(pause.div_duration_f64(whole));
         now = opens(&pace, now);
     }
+    let differ = shares.windows(2).filter(|two| two[0] != two[1]).count();
+    assert!(differ > 30, "{shares:?}");
     assert!(longest > LONGEST_PAUSE / 2);
     assert_eq!(pace.view(now).rate, Some(SLOWEST));
 }

@@ -472,17 +472,21 @@ mod tests {
         let mut now = Instant::now();
         let mut breaker = Breaker::new(now, 12, true);
         assert!(opened(&mut breaker, now));
+        let mut waits = Vec::new();
         for probe in 0..100 {
             let State::Open { until, .. } = breaker.state() else {
                 panic!("open");
             };
             let wait = (until - now).as_secs_f64();
             assert!((0.79..1.21).contains(&wait), "{wait}");
+            waits.push(wait);
             now = until;
             let told = (probe == 0).then_some(Change::Probing);
             assert_eq!(breaker.tick(now, 0), told);
             assert_eq!(breaker.probed(now, false, 0), None);
         }
+        let differ = waits.windows(2).filter(|two| two[0] != two[1]).count();
+        assert!(differ > 90, "not all relays at once: {waits:?}");
         breaker.answered(now);
         breaker.tick(now, 0);
         assert!(matches!(breaker.state(), State::HalfOpen { .. }));
@@ -526,6 +530,30 @@ mod tests {
         let readmitted = breaker.probed(now, true, 0);
         assert_eq!(readmitted, Some(Change::Readmitting), "all have ended");
         assert_eq!(breaker.allowed(), FIRST_WINDOW);
+    }
+
+    /// What it did before it was out says nothing about what it does since: neither do its failures open it again, nor is it
+    /// passed over for another replica, or what would show that it works would never come to it.
+    #[tokio::test(start_paused = true)]
+    async fn what_came_before_it_was_out_is_forgotten() {
+        for probed in [true, false] {
+            let mut now = Instant::now();
+            let mut breaker = Breaker::new(now, 4, probed);
+            for _ in 0..ENOUGH {
+                breaker.outcome(now, false);
+            }
+            assert!(matches!(breaker.state(), State::Open { .. }));
+            now += seconds(2);
+            breaker.tick(now, 0);
+            assert_eq!(breaker.counts(now), (0, 0));
+            assert!(!breaker.failed_last());
+            if probed {
+                breaker.probed(now, true, 0);
+            }
+            while breaker.outcome(now, true) != Some(Change::Closed) {}
+            assert_eq!(breaker.outcome(now, false), None, "one of few");
+            assert_eq!(breaker.state(), State::Closed);
+        }
     }
 
     /// One failure while it is let in again slowly, and it is out again.

@@ -254,3 +254,50 @@ fn sample(state: &State, content: Content) -> Sample {
     let alone = Arc::new(Semaphore::new(1));
     Sample::new(request, mime::Shared::new(mime::Limits::default(), alone))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUTINE: Option<Duration> = Some(Duration::from_secs(10));
+
+    /// Where something is wrong a pair is sent at once, and no more than one a second, whatever the routine is and where there is
+    /// none.
+    #[tokio::test(start_paused = true)]
+    async fn doubt_asks_at_once() {
+        let mut now = Instant::now();
+        for every in [ROUTINE, None] {
+            let mut schedule = Schedule::new(now);
+            let closed = Breaker::Closed;
+            assert_eq!(schedule.is_due(now, every, closed, false), every.is_some());
+            schedule.ended();
+            now += DOUBT;
+            assert!(!schedule.is_due(now, every, closed, false), "all is well");
+            assert!(schedule.is_due(now, every, closed, true));
+            assert!(
+                !schedule.is_due(now + DOUBT, every, closed, true),
+                "it runs"
+            );
+            schedule.ended();
+            assert!(!schedule.is_due(now + DOUBT / 2, every, closed, true));
+            assert!(schedule.is_due(now + DOUBT, every, closed, true));
+        }
+    }
+
+    /// Relays that were started together do not probe together: routine pairs come ten seconds apart, a tenth more or less.
+    #[tokio::test(start_paused = true)]
+    async fn routine_probes_come_at_random() {
+        let now = Instant::now();
+        let nexts: Vec<Duration> = (0..100)
+            .map(|_| {
+                let mut schedule = Schedule::new(now);
+                assert!(schedule.is_due(now, ROUTINE, Breaker::Closed, false));
+                schedule.next - now
+            })
+            .collect();
+        let range = Duration::from_secs(9)..=Duration::from_secs(11);
+        assert!(nexts.iter().all(|next| range.contains(next)), "{nexts:?}");
+        let differ = nexts.windows(2).filter(|two| two[0] != two[1]).count();
+        assert!(differ > 90, "{nexts:?}");
+    }
+}

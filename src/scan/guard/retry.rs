@@ -101,35 +101,4 @@ impl RetryBudget {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// I5: an engine that fails always is soon asked once for each message, and no more.
-    #[tokio::test(start_paused = true)]
-    async fn retries_end_with_the_budget() {
-        let mut now = Instant::now();
-        let mut budget = RetryBudget::new(now);
-        let mut allowed = 0;
-        for _ in 0..1000 {
-            allowed += u32::from(budget.spend(now, Duration::from_secs(5)));
-        }
-        assert_eq!(allowed, 12, "a minute's worth");
-        now += RetryBudget::GIFT;
-        assert!(budget.spend(now, Duration::from_secs(5)), "one in a minute");
-        assert!(!budget.spend(now, Duration::from_secs(5)));
-    }
-
-    /// Success pays for a tenth of its own time, and saves up no more than a minute.
-    #[tokio::test(start_paused = true)]
-    async fn success_pays_for_retries() {
-        let now = Instant::now();
-        let mut budget = RetryBudget::new(now);
-        while budget.spend(now, Duration::from_secs(5)) {}
-        budget.earn(Duration::from_secs(49));
-        assert!(!budget.spend(now, Duration::from_secs(5)));
-        budget.earn(Duration::from_secs(2));
-        assert!(budget.spend(now, Duration::from_secs(5)));
-        budget.earn(Duration::from_secs(1_000_000));
-        assert!(budget.seconds <= RetryBudget::MOST);
-    }
-}
+mod tests;

@@ -269,6 +269,23 @@ mod tests {
         assert!(reuse.get_like(now, CONTENT).is_none());
     }
 
+    /// I13: what an answer wants done to its message is kept with it, but not without bound: answers are bounded by their number.
+    #[tokio::test(start_paused = true)]
+    async fn answers_that_want_much_are_not_kept() {
+        let now = Instant::now();
+        for (octets, is_kept) in [(WANTED, true), (WANTED + 1, false)] {
+            let mut reuse = Reuse::new();
+            let about = about();
+            let wants = EngineAnswer {
+                wanted: vec![edit::Wanted::Other("x".repeat(octets))],
+                ..answer(Some("1"), true)
+            };
+            reuse.put(now, about, &wants);
+            assert_eq!(reuse.get(now, about.key).is_some(), is_kept, "{octets}");
+            assert_eq!(reuse.get_like(now, CONTENT).is_some(), is_kept);
+        }
+    }
+
     /// Of a content in which something was found once, nothing stands in until that finding ends: who sends a good copy after a
     /// bad one does not choose by which of them the next is judged.
     #[tokio::test(start_paused = true)]

@@ -301,3 +301,83 @@ impl Caller {
         self.deadline.within(next.saturating_sub(age))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scan::tests::settings;
+
+    /// Why he leaves, in a word.
+    fn leaves(
+        standing: Standing,
+        joined: bool,
+        age: Duration,
+        (convicted, is_out): (bool, bool),
+    ) -> &'static str {
+        let settings = settings("one");
+        let caller = Caller {
+            joined,
+            standing,
+            deadline: Deadline::after(Duration::from_secs(60)),
+            timeout: settings.timeout,
+            slow: settings.slow,
+            progress: Arc::default(),
+        };
+        match caller.gives_up(age, convicted, is_out) {
+            None => "waits",
+            Some(ScanError::Suspect(_)) => "suspect",
+            Some(ScanError::BreakerOpen(_)) => "breaker-open",
+            Some(ScanError::Parked(_)) => "parked",
+            Some(ScanError::Overdue(_)) => "timeout",
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+
+    const QUICK: Duration = Duration::from_millis(400);
+    const SLOW: Duration = Duration::from_secs(2);
+    const OVERDUE: Duration = Duration::from_secs(5);
+
+    /// Nobody leaves a scan that is not slow. Who waits for one of his own waits until his timeout, and who has joined another
+    /// leaves it once it is slow.
+    #[tokio::test(start_paused = true)]
+    async fn callers_leave_what_is_slow() {
+        for standing in [Standing::Known, Standing::Unknown] {
+            for (convicted, is_out) in [(false, false), (true, false), (false, true), (true, true)]
+            {
+                let why = leaves(standing, true, QUICK, (convicted, is_out));
+                assert_eq!(why, "waits", "{convicted} {is_out}");
+            }
+            let of = |joined, age| leaves(standing, joined, age, (false, false));
+            assert_eq!((of(false, SLOW), of(true, SLOW)), ("waits", "parked"));
+            assert_eq!(of(false, OVERDUE), "timeout");
+        }
+    }
+
+    /// When an engine fails while it is asked, other engines make up for it where the sender is known. What a stranger has sent
+    /// may be what it fails on: he stays until his timeout.
+    #[tokio::test(start_paused = true)]
+    async fn strangers_do_not_leave_with_the_breaker() {
+        let out = (false, true);
+        let of = |standing, age| leaves(standing, false, age, out);
+        assert_eq!(of(Standing::Known, SLOW), "breaker-open");
+        assert_eq!(of(Standing::Unknown, SLOW), "waits");
+        assert_eq!(of(Standing::Unknown, OVERDUE), "breaker-open");
+        assert_eq!(leaves(Standing::Unknown, true, SLOW, out), "parked");
+    }
+
+    /// What was convicted while it was scanned is held, whatever else there is to say about it: no other engine makes up for it,
+    /// and nobody waits for its end.
+    #[tokio::test(start_paused = true)]
+    async fn a_conviction_is_the_first_reason() {
+        for standing in [Standing::Known, Standing::Unknown] {
+            for joined in [false, true] {
+                for age in [SLOW, OVERDUE] {
+                    for is_out in [false, true] {
+                        let why = leaves(standing, joined, age, (true, is_out));
+                        assert_eq!(why, "suspect", "{standing:?} {joined} {age:?} {is_out}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -276,10 +276,24 @@ mod tests {
         let mut now = Instant::now();
         let mut vigil = Vigil::new(now, 1);
         window(&mut vigil, &mut now, 1000, 10, 20);
-        for _ in 0..2 {
+        // More windows than it takes a mean of them to forget what was before.
+        for _ in 0..40 {
             let told = window(&mut vigil, &mut now, 1000, 400, 20);
             assert!(told[0].text.contains("400 of 1000"), "{told:?}");
         }
+    }
+
+    /// Where there is little mail, windows are put together until there is enough of it to compare: else nothing would ever be
+    /// concluded there.
+    #[tokio::test(start_paused = true)]
+    async fn little_mail_is_compared_later() {
+        let mut now = Instant::now();
+        let mut vigil = Vigil::new(now, 1);
+        window(&mut vigil, &mut now, 1000, 100, 20);
+        let part = ENOUGH / 2;
+        assert_eq!(window(&mut vigil, &mut now, part, 0, 20), []);
+        let told = window(&mut vigil, &mut now, part, 0, 20);
+        assert!(told[0].text.contains("found nothing in 200"), "{told:?}");
     }
 
     /// An engine that answers ten times as fast as it used to may not be looking.
@@ -310,7 +324,7 @@ mod tests {
         assert_eq!(vigil.tick(now + AGAIN, today, oldest, made).len(), 1);
     }
 
-    /// Replicas that do not update together are told, but not while one is just faster than the other.
+    /// Replicas that do not update together are told once a day, but not while one is just faster than the other.
     #[tokio::test(start_paused = true)]
     async fn replicas_that_stay_different_are_told() {
         let now = Instant::now();
@@ -325,5 +339,8 @@ mod tests {
         assert_eq!(look(&mut vigil, now + SKEW), []);
         let told = look(&mut vigil, now + 2 * SKEW);
         assert!(told[0].text.contains("2, 3"), "{told:?}");
+        let since = now + 2 * SKEW;
+        assert_eq!(look(&mut vigil, since + WINDOW), [], "told once");
+        assert_eq!(look(&mut vigil, since + AGAIN).len(), 1);
     }
 }

@@ -561,7 +561,6 @@ async fn waiting_ends() {
     world.answered(long);
 }
 
-/// What is done at random; numbers choose among what is there.
 /// A replica that asks to be left alone gets nothing until then, and others get its mail; where there is no other, nobody
 /// waits for it, and it is no failure (RFC 6585 4).
 #[tokio::test(start_paused = true)]
@@ -598,6 +597,7 @@ async fn who_asks_to_be_left_alone_is_left_alone() {
     assert_eq!(world.breaker(), State::Closed);
 }
 
+/// What is done at random; numbers choose among what is there.
 #[derive(Debug, Clone)]
 enum Act2 {
     Enter(u64, bool, u8),

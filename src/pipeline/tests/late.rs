@@ -1,0 +1,61 @@
+//! An answer that comes after its message has been put off.
+
+use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::deadline::{set_wall_clock, wall_clock};
+use crate::scan::engine::{Engine, EngineAnswer, Sample, ScanError};
+use crate::store::Store;
+use crate::verdict::Answer as Said;
+
+/// Answers when it is let.
+#[derive(Debug)]
+struct Slow(Semaphore);
+
+impl Engine for Slow {
+    fn scan(
+        self: Arc<Self>,
+        _: Sample,
+    ) -> BoxFuture<'static, std::result::Result<EngineAnswer, ScanError>> {
+        Box::pin(async move {
+            let _let = self.0.acquire().await;
+            Ok(EngineAnswer::local(Said::Answered(Vec::new())))
+        })
+    }
+}
+
+/// A message that ran into its timeout waits no longer than for its answer: once that is there the message is due, whatever its
+/// back-off says.
+#[tokio::test(start_paused = true)]
+async fn a_late_answer_hastens_its_message() {
+    set_wall_clock(Some(wall_clock()));
+    let timeout = Duration::from_secs(5);
+    let settings = crate::scan::Settings {
+        limit: Duration::from_secs(3600),
+        ..engine("slow", timeout, |_| None).await
+    };
+    let slow = Arc::new(Slow(Semaphore::new(0)));
+    let mut generation = generation(Vec::new(), Budget::default());
+    generation.scanner = Scanner::of_engines(vec![(settings, vec![slow.clone()])], None);
+    let store = Arc::new(Scripted::default());
+    let (pipeline, _folder) = pipeline(generation, &store);
+    let closing = CancellationToken::new();
+    tokio::spawn(pipeline.clone().watch(closing.clone()));
+    let message = message(&["x@b.test"]);
+    let id = message.id;
+    pipeline.accept(message, Mode::CutThrough).await;
+    let kept = async || store.get(id).await.expect("get").expect("kept");
+    let put_off = kept().await;
+    assert_eq!(put_off.lane, Lane::Scan, "{}", put_off.status);
+    assert!(put_off.due_at > wall_clock());
+    slow.0.add_permits(1);
+    while kept().await.due_at == put_off.due_at {
+        assert!(wall_clock() < put_off.due_at, "it waits for its back-off");
+        Deadline::after(Duration::from_millis(50)).wait().await;
+    }
+    assert!(kept().await.due_at < put_off.due_at);
+    closing.cancel();
+    set_wall_clock(None);
+}

@@ -1,0 +1,219 @@
+//! Further attempts, before an engine that is a function.
+
+use std::future::Future;
+use std::sync::Mutex;
+
+use tower::service_fn;
+
+use super::*;
+use crate::scan::engine::{Engine, EngineAnswer, Sample, ScanError};
+use crate::scan::tests::{request, sampled, settings};
+use crate::scan::{ScanRequest, Settings};
+use crate::verdict::Answer;
+
+/// I5: an engine that fails always is soon asked once for each message, and no more.
+#[tokio::test(start_paused = true)]
+async fn retries_end_with_the_budget() {
+    let mut now = Instant::now();
+    let mut budget = RetryBudget::new(now);
+    let mut allowed = 0;
+    for _ in 0..1000 {
+        allowed += u32::from(budget.spend(now, Duration::from_secs(5)));
+    }
+    assert_eq!(allowed, 12, "a minute's worth");
+    now += RetryBudget::GIFT;
+    assert!(budget.spend(now, Duration::from_secs(5)), "one in a minute");
+    assert!(!budget.spend(now, Duration::from_secs(5)));
+}
+
+/// Success pays for a tenth of its own time, and saves up no more than a minute.
+#[tokio::test(start_paused = true)]
+async fn success_pays_for_retries() {
+    let now = Instant::now();
+    let mut budget = RetryBudget::new(now);
+    while budget.spend(now, Duration::from_secs(5)) {}
+    budget.earn(Duration::from_secs(49));
+    assert!(!budget.spend(now, Duration::from_secs(5)));
+    budget.earn(Duration::from_secs(2));
+    assert!(budget.spend(now, Duration::from_secs(5)));
+    budget.earn(Duration::from_secs(1_000_000));
+    assert!(budget.seconds <= RetryBudget::MOST);
+}
+
+/// An engine that there has to be and that nobody asks: the function stands before it.
+#[derive(Debug)]
+struct Nobody;
+
+impl Engine for Nobody {
+    fn scan(
+        self: Arc<Self>,
+        _: Sample,
+    ) -> futures_util::future::BoxFuture<'static, Result<EngineAnswer, ScanError>> {
+        Box::pin(async { Err(ScanError::Stopping) })
+    }
+}
+
+/// What passes.
+fn transient() -> ScanError {
+    ScanError::Unreachable("refused".to_owned())
+}
+
+fn guarded(attempts: u32) -> Arc<State> {
+    let settings = Settings {
+        attempts,
+        ..settings("one")
+    };
+    State::new(Arc::new(settings), vec![Arc::new(Nobody)])
+}
+
+/// An attempt that the engine was asked for.
+#[derive(Debug, Clone, Copy)]
+struct Attempt {
+    at: Instant,
+    errand: Errand,
+}
+
+/// Asks for a fresh message through the layer: what came of it, and the attempts that were made. Each of them is what `fails`
+/// makes of it.
+async fn attempts<F, Fut>(
+    state: &Arc<State>,
+    allowance: Duration,
+    fails: F,
+) -> (Outcome, Vec<Attempt>)
+where
+    F: Fn(Arc<State>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = ScanError> + Send + 'static,
+{
+    let made: Arc<Mutex<Vec<Attempt>>> = Arc::default();
+    let (noted, of) = (made.clone(), state.clone());
+    let engine = service_fn(move |call: Call| {
+        let attempt = Attempt {
+            at: Instant::now(),
+            errand: call.errand,
+        };
+        noted.lock().expect("attempts").push(attempt);
+        let failing = fails(of.clone());
+        async move { Err(failing.await) }
+    });
+    let asked = ScanRequest {
+        errand: Errand::Fresh,
+        ..request("x", allowance)
+    };
+    let outcome = again(state.clone(), Call::new(sampled(asked)), engine).await;
+    let made = made.lock().expect("attempts").clone();
+    (outcome, made)
+}
+
+const MINUTES: Duration = Duration::from_secs(600);
+
+/// What would be said again is not asked again: neither is the engine bothered, nor does the sender wait for it.
+#[tokio::test(start_paused = true)]
+async fn what_would_be_said_again_is_not_asked_again() {
+    let declined = ScanError::Refused {
+        replica: "r".to_owned(),
+        message: "too large for me".to_owned(),
+    };
+    for (error, count) in [(transient(), 3), (declined, 1)] {
+        let fails = error.clone();
+        let failing = move |_| std::future::ready(fails.clone());
+        let (outcome, made) = attempts(&guarded(3), MINUTES, failing).await;
+        assert_eq!(outcome, Err(error));
+        assert_eq!(made.len(), count, "{outcome:?}");
+    }
+}
+
+/// Nothing is asked for a message whose deadline has passed by then: its answer would be of no use.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_tried_past_the_deadline() {
+    let second = Duration::from_secs(1);
+    for (takes, count) in [(second, 1), (Duration::ZERO, 2)] {
+        let failing = move |_| async move {
+            Deadline::after(takes).wait().await;
+            transient()
+        };
+        let (_, made) = attempts(&guarded(2), second, failing).await;
+        assert_eq!(made.len(), count, "{takes:?} of a second");
+    }
+}
+
+/// An engine that is out is not asked again: the failure that came is the better reason, and it is told at once.
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_is_out_is_not_tried_again() {
+    let failing = |state: Arc<State>| {
+        // Two wrong probes in a row open its breaker.
+        for _ in 0..2 {
+            state.work(|gate, now| gate.probed(now, 0, false));
+        }
+        std::future::ready(transient())
+    };
+    let state = guarded(5);
+    let (outcome, made) = attempts(&state, MINUTES, failing).await;
+    assert!(state.look(|gate| gate.is_out(0)));
+    assert_eq!(outcome, Err(transient()));
+    assert_eq!(made.len(), 1);
+}
+
+/// Fresh mail goes before whatever has failed once.
+#[tokio::test(start_paused = true)]
+async fn further_attempts_stand_behind_fresh_mail() {
+    let failing = |_| std::future::ready(transient());
+    let (_, made) = attempts(&guarded(3), MINUTES, failing).await;
+    let errands: Vec<Errand> = made.iter().map(|attempt| attempt.errand).collect();
+    assert_eq!(errands, [Errand::Fresh, Errand::Again, Errand::Again]);
+}
+
+/// I5: a further attempt is paid for with what the one before has cost the engine, which may be much more than its caller waited;
+/// one that failed at once may keep a worker busy as long as a timeout.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_costs_the_time_that_the_engine_had() {
+    for (takes, costs) in [(20, 20.0), (0, 5.0)] {
+        let failing = move |_| async move {
+            Deadline::after(Duration::from_secs(takes)).wait().await;
+            transient()
+        };
+        let state = guarded(2);
+        let (_, made) = attempts(&state, MINUTES, failing).await;
+        assert_eq!(made.len(), 2);
+        let left = state.retries().seconds;
+        assert!(
+            (RetryBudget::MOST - costs - left).abs() < 0.1,
+            "{takes} s: {left} left"
+        );
+    }
+}
+
+/// I5: an engine earns its further attempts with the time of what it has answered.
+#[tokio::test(start_paused = true)]
+async fn answers_pay_for_further_attempts() {
+    let state = guarded(2);
+    state.retries().seconds = 0.0;
+    let engine = service_fn(|_: Call| async {
+        Deadline::after(Duration::from_secs(20)).wait().await;
+        Ok(EngineAnswer::local(Answer::Answered(Vec::new())))
+    });
+    let call = Call::new(sampled(request("x", MINUTES)));
+    assert!(again(state.clone(), call, engine).await.is_ok());
+    let earned = state.retries().seconds;
+    assert!((earned - 2.0).abs() < 0.1, "{earned}");
+}
+
+/// Callers that failed together do not come back together: each pause is at random, up to a bound that doubles to a second.
+#[tokio::test(start_paused = true)]
+async fn pauses_are_at_random() {
+    let failing = |_| std::future::ready(transient());
+    let mut shares = Vec::new();
+    for _ in 0..20 {
+        let (_, made) = attempts(&guarded(8), MINUTES, failing).await;
+        for (at, two) in made.windows(2).enumerate() {
+            let longest = PAUSE.saturating_mul(1 << at).min(LONGEST);
+            // A timer is a millisecond late at most.
+            let pause = (two[1].at - two[0].at).saturating_sub(Duration::from_millis(1));
+            assert!(pause <= longest, "{pause:?} of {longest:?}");
+            shares.push(pause.div_duration_f64(longest));
+        }
+    }
+    assert_eq!(shares.len(), 20 * 7);
+    let few = |wanted: fn(&f64) -> bool| shares.iter().copied().filter(wanted).count() < 20;
+    assert!(!few(|share| *share < 0.5), "{shares:?}");
+    assert!(!few(|share| *share > 0.5), "{shares:?}");
+}
