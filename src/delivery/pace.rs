@@ -21,6 +21,7 @@
 //! none was taken between; and when a probe fails so, the next one need not wait ([`Doubt`]).
 
 mod doubt;
+mod taken;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ use tokio::time::Instant;
 use crate::ablation::{Mechanism, without};
 use crate::message::Party;
 use doubt::Doubt;
+use taken::Taken;
 
 /// The rate never falls below this, messages a second: lower ones would take hours to be corrected.
 const SLOWEST: f64 = 0.5;
@@ -663,42 +665,4 @@ impl Refusal {
 /// Without this, relays that lost the same server would come back to it together.
 fn jittered(wait: Duration, rng: &mut impl Rng) -> Duration {
     wait.mul_f64(rng.random_range(0.75..=1.0))
-}
-
-/// How many messages a second were taken lately: the best guess at what a hop allows that has just refused one.
-#[derive(Debug, Default)]
-struct Taken {
-    /// The beginning of the current span; none before the first message.
-    began: Option<Instant>,
-    now: u32,
-    before: u32,
-}
-
-impl Taken {
-    const SPAN: Duration = Duration::from_secs(5);
-
-    fn count(&mut self, now: Instant) {
-        self.turn(now);
-        self.now = self.now.saturating_add(1);
-    }
-
-    /// Over the last one to two spans.
-    fn rate(&mut self, now: Instant) -> f64 {
-        let began = self.turn(now);
-        let span = Self::SPAN.as_secs_f64() + (now - began).as_secs_f64();
-        f64::from(self.now.saturating_add(self.before)) / span
-    }
-
-    /// Begins a new span when the current one is over; gives the beginning of the current one.
-    fn turn(&mut self, now: Instant) -> Instant {
-        let began = *self.began.get_or_insert(now);
-        let age = now - began;
-        if age < Self::SPAN {
-            return began;
-        }
-        self.before = if age < Self::SPAN * 2 { self.now } else { 0 };
-        self.now = 0;
-        self.began = Some(now);
-        now
-    }
 }
