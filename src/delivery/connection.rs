@@ -85,6 +85,8 @@ pub struct Unfinished {
     pub error: ConnectionError,
     /// The end of data was on its way: the server may have taken the message, and to send it again could double it.
     pub content_sent: bool,
+    /// The server had said that it takes content.
+    pub content_begun: bool,
     /// Recipients that were settled before are still settled.
     pub fates: Vec<(usize, Fate)>,
 }
@@ -224,6 +226,7 @@ impl Connection {
             .run(&mut machine, mail, deadline, &mut content_sent)
             .await;
         self.needs_reset = machine.needs_reset();
+        let content_begun = machine.stage() == Stage::EndOfData;
         let fates = machine.into_fates();
         self.capabilities = capabilities;
         match result {
@@ -231,6 +234,7 @@ impl Connection {
             Err(error) => Err(Unfinished {
                 error,
                 content_sent,
+                content_begun,
                 fates,
             }),
         }

@@ -13,6 +13,7 @@ use super::pace::{Pace, Refusal, Shift, Sign, State, Ticket, Who, Why};
 use crate::chance;
 use crate::deadline::wall_clock;
 use crate::incident::{Incident, Kind, Subject};
+use crate::message::{Envelope, Party};
 
 /// Incidents that wait to be fetched, at most; later ones are in the counters alone.
 const INCIDENTS: usize = 64;
@@ -131,9 +132,13 @@ impl Gate {
         std::mem::take(&mut self.lock().incidents)
     }
 
-    fn end(&self, ticket: &Ticket, sign: Sign, said: &str) {
+    fn end(&self, ticket: &Ticket, sign: Sign, whose: Option<&Envelope>, said: &str) {
+        let party = whose.filter(|_| sign.is_at_content()).map(Party::of);
         let mut inner = self.lock();
-        if matches!(sign, Sign::Throttled | Sign::Later) {
+        if matches!(
+            sign,
+            Sign::Throttled | Sign::Later | Sign::ThrottledAtEnd | Sign::LaterAtEnd
+        ) {
             counter!("spillway_next_hop_throttles_total", "next_hop" => self.name.to_string())
                 .increment(1);
         }
@@ -141,9 +146,8 @@ impl Gate {
         if trouble {
             inner.said = Some(said.chars().take(SAID).collect());
         }
-        let shift = inner
-            .pace
-            .ended(ticket, sign, Instant::now(), &mut chance::rng());
+        let (now, rng) = (Instant::now(), &mut chance::rng());
+        let shift = inner.pace.ended(ticket, sign, party.as_ref(), now, rng);
         if let Some(shift) = shift {
             self.tell(&mut inner, shift);
         }
@@ -241,13 +245,13 @@ impl Turn {
         Arc::ptr_eq(&self.gate, gate)
     }
 
-    /// Brings it back, with what the delivery told and the words for it. True if the hop's pace decides when what was not
+    /// Brings it back, with what the delivery of `whose` message told and the words for it. True if the hop's pace decides when what was not
     /// delivered goes out: the message was not even offered, so that this was no attempt of its own.
-    pub fn end(mut self, sign: Sign, offered: bool, said: &str) -> bool {
+    pub fn end(mut self, sign: Sign, offered: bool, whose: &Envelope, said: &str) -> bool {
         let Some(ticket) = self.ticket.take() else {
             return false;
         };
-        self.gate.end(&ticket, sign, said);
+        self.gate.end(&ticket, sign, Some(whose), said);
         !offered && matches!(sign, Sign::Throttled | Sign::Unreachable | Sign::Busy)
     }
 }
@@ -255,7 +259,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            self.gate.end(&ticket, Sign::Unknown, "");
+            self.gate.end(&ticket, Sign::Unknown, None, "");
         }
     }
 }

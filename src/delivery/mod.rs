@@ -602,7 +602,7 @@ impl Hop {
             Sign::Fine => String::new(),
             _ => outcomes.iter().find_map(deferred).unwrap_or_default(),
         };
-        if turn.end(sign, offered, &said) {
+        if turn.end(sign, offered, &mail.envelope, &said) {
             for (_, outcome) in &mut outcomes {
                 if let Outcome::Deferred(answer) = outcome {
                     answer.held_back = true;

@@ -17,18 +17,24 @@
 //! Whose fault is it? "Try later" may be about the message, and one sender's mail must not slow down everybody's. So a reply
 //! that does not say that it throttles counts only while most of the hop's mail gets it; and when it comes at a rate that
 //! the hop has just been seen to take, the rate is not the reason, and after a few of those such replies are not listened
-//! to for a while.
+//! to for a while. What fails once the content was on its way counts only when messages of two parties have failed so and
+//! none was taken between; and when a probe fails so, the next one need not wait ([`Doubt`]).
 
+mod doubt;
+mod taken;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-use crate::ablation::{Mechanism, without};
-
 use rand::{Rng, RngExt as _};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+
+use crate::ablation::{Mechanism, without};
+use crate::message::Party;
+use doubt::Doubt;
+use taken::Taken;
 
 /// The rate never falls below this, messages a second: lower ones would take hours to be corrected.
 const SLOWEST: f64 = 0.5;
@@ -50,6 +56,8 @@ const BURST: f64 = 0.1;
 const PAUSE: Duration = Duration::from_millis(500);
 /// No pause is longer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// No pause after an answer to a content is longer: the reason may still be the message, and the next is another.
+const CONTENT_PAUSE: Duration = Duration::from_secs(4);
 /// Deliveries at once to a hop that has just come back, and failures in a row that make a free one dead.
 const WINDOW: f64 = 5.0;
 /// The wait before the first probe of a dead hop; doubled with each that fails.
@@ -57,6 +65,9 @@ const PROBE: Duration = Duration::from_secs(1);
 /// The longest wait between probes. There are few next hops and one probe each: there is nothing to be saved by
 /// waiting longer, and mail to be delivered by not doing so.
 const LONGEST_PROBE: Duration = Duration::from_secs(60);
+/// After so many probes in a row that came as far as the content there is a wait all the same: what is behind them in the
+/// queue comes to its turn after as many sessions, and a hop that works for nobody is not sent a whole queue.
+const AT_ONCE: u32 = 50;
 /// What the last delivery counts for in the share of those that were put off.
 const LATEST: f64 = 1.0 / 16.0;
 /// From this share on, replies that may be about the message are taken to be about the hop: six in a row.
@@ -79,14 +90,25 @@ pub enum Sign {
     Throttled,
     /// It was told to come back later, and that may be about the message.
     Later,
-    /// No session came about.
+    /// [`Self::Throttled`] in answer to the content.
+    ThrottledAtEnd,
+    /// [`Self::Later`] in answer to the content.
+    LaterAtEnd,
+    /// No session came about, or it broke off before the content.
     Unreachable,
-    /// A session broke off, or hung.
+    /// A session broke off, or hung, once the content was on its way.
     Broken,
     /// No connection was free in time.
     Busy,
     /// Nothing: it was given up for reasons of ours.
     Unknown,
+}
+
+impl Sign {
+    /// Whether it came once the content was on its way, so that the message may be the reason.
+    pub fn is_at_content(self) -> bool {
+        matches!(self, Self::ThrottledAtEnd | Self::LaterAtEnd | Self::Broken)
+    }
 }
 
 /// Whose delivery it is.
@@ -187,6 +209,7 @@ pub struct Pace {
     put_off: f64,
     /// Such replies are not listened to before this instant.
     deaf_until: Option<Instant>,
+    doubt: Doubt,
     taken: Taken,
 }
 
@@ -225,6 +248,8 @@ struct Dead {
     wait: Duration,
     probe_at: Instant,
     probing: bool,
+    /// Probes since the last wait that came as far as the content.
+    at_once: u32,
     /// A rate that was learnt before is still the best guess.
     rate: Option<f64>,
 }
@@ -243,6 +268,7 @@ impl Pace {
             busy_until: None,
             put_off: 0.0,
             deaf_until: None,
+            doubt: Doubt::None,
             taken: Taken::default(),
         }
     }
@@ -307,14 +333,16 @@ impl Pace {
         if let Mode::Dead(dead) = &mut self.mode {
             dead.probe_at = dead.probe_at.min(now);
             dead.wait = PROBE;
+            dead.at_once = 0;
         }
     }
 
-    /// A delivery has ended, and this is what it told.
+    /// A delivery of a message of this party has ended, and this is what it told.
     pub fn ended(
         &mut self,
         ticket: &Ticket,
         sign: Sign,
+        party: Option<&Party>,
         now: Instant,
         rng: &mut impl Rng,
     ) -> Option<Shift> {
@@ -324,11 +352,20 @@ impl Pace {
         }
         // Nothing but probes is given out while it is dead.
         let probe = ticket.epoch == self.epoch;
+        let of_one = sign.is_at_content() && self.doubt.add(party);
         match sign {
-            Sign::Fine => self.fine(now),
-            Sign::Throttled => self.throttled(now, rng),
-            Sign::Later => self.later(now, rng),
-            Sign::Unreachable | Sign::Broken => self.failed(probe, now, rng),
+            Sign::Fine => {
+                self.doubt = Doubt::None;
+                self.fine(now)
+            }
+            Sign::ThrottledAtEnd | Sign::LaterAtEnd if of_one => self.answered(now),
+            Sign::Broken if of_one && !matches!(self.mode, Mode::Dead(_)) => None,
+            Sign::Throttled => self.throttled(LONGEST_PAUSE, now, rng),
+            Sign::ThrottledAtEnd => self.throttled(CONTENT_PAUSE, now, rng),
+            Sign::Later => self.later(LONGEST_PAUSE, now, rng),
+            Sign::LaterAtEnd => self.later(CONTENT_PAUSE, now, rng),
+            Sign::Unreachable => self.failed(probe, false, now, rng),
+            Sign::Broken => self.failed(probe, true, now, rng),
             Sign::Busy => {
                 self.busy_until = Some(now + BUSY);
                 self.rest(probe, now);
@@ -386,7 +423,7 @@ impl Pace {
     }
 
     /// Counts as throttling when it is about the hop, as far as that can be told.
-    fn later(&mut self, now: Instant, rng: &mut impl Rng) -> Option<Shift> {
+    fn later(&mut self, longest: Duration, now: Instant, rng: &mut impl Rng) -> Option<Shift> {
         self.put_off += (1.0 - self.put_off) * LATEST;
         let about_hop = match &mut self.mode {
             _ if self.deaf_until.is_some_and(|until| now < until) => false,
@@ -402,18 +439,22 @@ impl Pace {
             Mode::Dead(_) => false,
             Mode::Paced(_) | Mode::Free => self.put_off >= MOST,
         };
-        match (about_hop, &self.mode) {
-            (true, _) => self.throttled(now, rng),
-            // It answered, and that is what a probe asks for.
-            (false, Mode::Dead(_)) => self.fine(now),
-            (false, _) => {
-                self.failed = 0.0;
-                None
-            }
+        match about_hop {
+            true => self.throttled(longest, now, rng),
+            false => self.answered(now),
         }
     }
 
-    fn throttled(&mut self, now: Instant, rng: &mut impl Rng) -> Option<Shift> {
+    /// It answered, and that is what a probe asks for; nothing else is known.
+    fn answered(&mut self, now: Instant) -> Option<Shift> {
+        self.failed = 0.0;
+        match self.mode {
+            Mode::Dead(_) => self.fine(now),
+            Mode::Free | Mode::Paced(_) => None,
+        }
+    }
+
+    fn throttled(&mut self, longest: Duration, now: Instant, rng: &mut impl Rng) -> Option<Shift> {
         // It answers.
         self.failed = 0.0;
         let learnt = (CUT * self.taken.rate(now)).max(SLOWEST);
@@ -441,7 +482,7 @@ impl Pace {
         };
         let pause = PAUSE
             .saturating_mul(1 << self.streak.min(16))
-            .min(LONGEST_PAUSE)
+            .min(longest)
             .mul_f64(rng.random_range(0.5..=1.0));
         self.streak = self.streak.saturating_add(1);
         if let Mode::Paced(paced) = &mut self.mode {
@@ -450,7 +491,14 @@ impl Pace {
         shift
     }
 
-    fn failed(&mut self, probe: bool, now: Instant, rng: &mut impl Rng) -> Option<Shift> {
+    /// `offered`: it came as far as the content.
+    fn failed(
+        &mut self,
+        probe: bool,
+        offered: bool,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<Shift> {
         let (window, rate) = match &mut self.mode {
             Mode::Free => (WINDOW, None),
             Mode::Paced(paced) => {
@@ -461,9 +509,7 @@ impl Pace {
             }
             Mode::Dead(dead) => {
                 if probe {
-                    dead.probing = false;
-                    dead.wait = (dead.wait * 2).min(LONGEST_PROBE);
-                    dead.probe_at = now + jittered(dead.wait, rng);
+                    dead.failed(offered, now, rng);
                 }
                 return None;
             }
@@ -479,6 +525,7 @@ impl Pace {
             wait: PROBE,
             probe_at: now + jittered(PROBE, rng),
             probing: false,
+            at_once: 0,
             rate,
         }));
         Some(Shift::Dead)
@@ -511,6 +558,22 @@ impl Pace {
             put_off: 0,
             unexplained: 0,
         }
+    }
+}
+
+impl Dead {
+    /// The probe failed. If it came as far as the content, that may have been the reason: the message waits its own time, and the
+    /// next one goes at once.
+    fn failed(&mut self, offered: bool, now: Instant, rng: &mut impl Rng) {
+        self.probing = false;
+        if offered && self.at_once < AT_ONCE {
+            self.at_once += 1;
+            self.probe_at = now;
+            return;
+        }
+        self.at_once = 0;
+        self.wait = (self.wait * 2).min(LONGEST_PROBE);
+        self.probe_at = now + jittered(self.wait, rng);
     }
 }
 
@@ -602,42 +665,4 @@ impl Refusal {
 /// Without this, relays that lost the same server would come back to it together.
 fn jittered(wait: Duration, rng: &mut impl Rng) -> Duration {
     wait.mul_f64(rng.random_range(0.75..=1.0))
-}
-
-/// How many messages a second were taken lately: the best guess at what a hop allows that has just refused one.
-#[derive(Debug, Default)]
-struct Taken {
-    /// The beginning of the current span; none before the first message.
-    began: Option<Instant>,
-    now: u32,
-    before: u32,
-}
-
-impl Taken {
-    const SPAN: Duration = Duration::from_secs(5);
-
-    fn count(&mut self, now: Instant) {
-        self.turn(now);
-        self.now = self.now.saturating_add(1);
-    }
-
-    /// Over the last one to two spans.
-    fn rate(&mut self, now: Instant) -> f64 {
-        let began = self.turn(now);
-        let span = Self::SPAN.as_secs_f64() + (now - began).as_secs_f64();
-        f64::from(self.now.saturating_add(self.before)) / span
-    }
-
-    /// Begins a new span when the current one is over; gives the beginning of the current one.
-    fn turn(&mut self, now: Instant) -> Instant {
-        let began = *self.began.get_or_insert(now);
-        let age = now - began;
-        if age < Self::SPAN {
-            return began;
-        }
-        self.before = if age < Self::SPAN * 2 { self.now } else { 0 };
-        self.now = 0;
-        self.began = Some(now);
-        now
-    }
 }

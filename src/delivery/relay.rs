@@ -47,6 +47,8 @@ struct Progress {
     sign: Sign,
     /// The message was offered to a server.
     offered: bool,
+    /// A server was sent content.
+    content_begun: bool,
 }
 
 /// A delivery that has ended.
@@ -102,6 +104,7 @@ impl Relay {
             open: recipients,
             sign: Sign::Unknown,
             offered: false,
+            content_begun: false,
         };
         let facts = match facts(mail).await {
             Ok(facts) => facts,
@@ -124,7 +127,7 @@ impl Relay {
             gauge: open_connections,
         };
         if let Err((endpoint, why)) = attempt.run(lease, &mut progress).await {
-            progress.sign = why.sign(progress.offered);
+            progress.sign = why.sign(progress.content_begun);
             self.defer(&mut progress, endpoint.as_ref(), &why);
         }
         progress.ended()
@@ -218,6 +221,7 @@ fn louder(one: Sign, other: Sign) -> Sign {
     match (one, other) {
         (Sign::Fine, _) | (_, Sign::Fine) => Sign::Fine,
         (Sign::Throttled, _) | (_, Sign::Throttled) => Sign::Throttled,
+        (Sign::ThrottledAtEnd, _) | (_, Sign::ThrottledAtEnd) => Sign::ThrottledAtEnd,
         (_, other) => other,
     }
 }
@@ -244,11 +248,13 @@ impl ConnectionFailure {
     }
 
     /// What it says about the hop.
-    fn sign(&self, offered: bool) -> Sign {
+    fn sign(&self, content_begun: bool) -> Sign {
         match self {
             Self::Busy => Sign::Busy,
             Self::Text(_) => Sign::Unreachable,
-            Self::Connection(_, error) | Self::Late(_, error) => throttle::of_error(error, offered),
+            Self::Connection(_, error) | Self::Late(_, error) => {
+                throttle::of_error(error, content_begun)
+            }
         }
     }
 }
@@ -277,7 +283,7 @@ impl Attempt<'_> {
                 Err(failure) if self.is_final(&failure, progress) => return Err(failure),
                 // It was closed while it was idle: that is nobody's fault, and a new one takes its place.
                 Err((_, why)) => {
-                    progress.offered = false;
+                    (progress.offered, progress.content_begun) = (false, false);
                     debug!(next_hop = %self.relay.name, %why, "idle connection was dead");
                 }
             }
@@ -406,8 +412,10 @@ impl Attempt<'_> {
             Err(Unfinished {
                 error,
                 content_sent,
+                content_begun,
                 fates,
             }) => {
+                progress.content_begun |= content_begun;
                 self.relay.settle(progress, fates, &endpoint, dsn);
                 let failure = if content_sent {
                     ConnectionFailure::Late(endpoint.clone(), error)

@@ -34,6 +34,14 @@ const GREYLISTING: [&str; 4] = ["greylist", "graylist", "grey-list", "gray-list"
 
 /// What a reply to one stage says about the hop; [`Sign::Fine`] if it is about the message alone.
 pub fn of_reply(stage: Stage, reply: &RemoteReply) -> Sign {
+    match (stage, of_words(stage, reply)) {
+        (Stage::EndOfData, Sign::Throttled) => Sign::ThrottledAtEnd,
+        (Stage::EndOfData, Sign::Later) => Sign::LaterAtEnd,
+        (_, sign) => sign,
+    }
+}
+
+fn of_words(stage: Stage, reply: &RemoteReply) -> Sign {
     let text = reply.text.to_ascii_lowercase();
     if GREYLISTING.iter().any(|word| text.contains(word)) {
         return Sign::Fine;
@@ -68,8 +76,8 @@ pub fn of_reply(stage: Stage, reply: &RemoteReply) -> Sign {
     }
 }
 
-/// What the end of a connection says about the hop. `offered`: the message was on its way already.
-pub fn of_error(error: &ConnectionError, offered: bool) -> Sign {
+/// What the end of a connection says about the hop. `begun`: the content was on its way already.
+pub fn of_error(error: &ConnectionError, begun: bool) -> Sign {
     match error {
         // Our own time ran out, which may have been short.
         ConnectionError::Deadline => Sign::Unknown,
@@ -82,7 +90,7 @@ pub fn of_error(error: &ConnectionError, offered: bool) -> Sign {
         ConnectionError::Interrupted(Interruption::Closing(stage, reply)) => {
             of_reply(*stage, reply)
         }
-        _ if offered => Sign::Broken,
+        _ if begun => Sign::Broken,
         _ => Sign::Unreachable,
     }
 }
@@ -106,7 +114,7 @@ mod tests {
     /// full mailbox, a greylist or an unknown sender.
     #[test]
     fn replies_about_us_are_told_from_replies_about_the_message() {
-        use Sign::{Fine, Later, Throttled};
+        use Sign::{Fine, Later, LaterAtEnd, Throttled, ThrottledAtEnd};
         use Stage::{Data, EndOfData, Greeting, Hello, Mail, Rcpt};
         for (stage, line, sign) in [
             (Greeting, "421 4.7.0 Too many connections", Throttled),
@@ -118,9 +126,11 @@ mod tests {
             (Mail, "451 4.3.2 Please try again later", Throttled),
             (Mail, "452 4.3.1 Insufficient system resources", Throttled),
             (Data, "451 4.7.500 Server busy. Please try again", Throttled),
-            (EndOfData, "450 4.7.28 unusual amount of mail", Throttled),
+            (Data, "421 4.7.0 Try again later", Throttled),
+            (EndOfData, "421 4.7.0 not that content", ThrottledAtEnd),
+            (EndOfData, "450 4.7.28 unusual amount", ThrottledAtEnd),
             (Mail, "451 4.7.1 Try again later", Later),
-            (EndOfData, "451 4.7.1 Service unavailable", Later),
+            (EndOfData, "451 4.7.1 Service unavailable", LaterAtEnd),
             (Rcpt, "451 Local error in processing", Later),
             (Rcpt, "450 4.7.1 Client host rejected", Later),
             (Rcpt, "450 4.2.0 Greylisted, come back in 5 minutes", Fine),

@@ -16,8 +16,21 @@ fn rng() -> StdRng {
 
 fn tell(pace: &mut Pace, who: Who, sign: Sign, now: Instant) -> Option<Shift> {
     let ticket = pace.ask(who, now).expect("a ticket");
-    pace.ended(&ticket, sign, now, &mut rng())
+    pace.ended(&ticket, sign, None, now, &mut rng())
 }
+
+/// Of a message that waits, and whose it is.
+fn tell_of(pace: &mut Pace, sign: Sign, number: usize, now: Instant) -> Option<Shift> {
+    let ticket = pace.ask(Who::Waiting, now).expect("a ticket");
+    pace.ended(&ticket, sign, Some(&party(number)), now, &mut rng())
+}
+
+fn party(number: usize) -> Party {
+    Party::User(number.to_string().into())
+}
+
+/// What fails once the content is on its way.
+const AT_CONTENT: [Sign; 3] = [Sign::Broken, Sign::ThrottledAtEnd, Sign::LaterAtEnd];
 
 /// The instant at which a message that waits may go, from `now` on.
 fn opens(pace: &Pace, now: Instant) -> Instant {
@@ -57,7 +70,7 @@ fn after_a_throttling_reply_one_goes_first() {
         .map(|_| pace.ask(Who::Fresh, now).expect("free"))
         .collect();
     for (at, ticket) in under_way.iter().enumerate() {
-        let shift = pace.ended(ticket, Sign::Throttled, now, &mut rng());
+        let shift = pace.ended(ticket, Sign::Throttled, None, now, &mut rng());
         let first = matches!(shift, Some(Shift::Paced(rate)) if rate == SLOWEST);
         assert_eq!(first, at == 0, "one refusal, however many were under way");
     }
@@ -68,7 +81,7 @@ fn after_a_throttling_reply_one_goes_first() {
     let trial = pace.ask(Who::Waiting, after).expect("the pause is over");
     let later = after + Duration::from_secs(60);
     assert_eq!(pace.room(9, later).0, 0, "its answer is waited for");
-    pace.ended(&trial, Sign::Fine, later, &mut rng());
+    pace.ended(&trial, Sign::Fine, None, later, &mut rng());
     assert_eq!(pace.room(9, later).0, 1);
 }
 
@@ -179,7 +192,7 @@ fn a_dead_hop_is_probed_by_one() {
         let probe = pace.ask(Who::Waiting, at).expect("a probe");
         pace.ask(Who::Waiting, at).expect_err("one at a time");
         assert_eq!(pace.room(9, at), (0, None));
-        pace.ended(&probe, Sign::Unreachable, at, &mut rng());
+        pace.ended(&probe, Sign::Unreachable, None, at, &mut rng());
         now = at;
     }
     pace.nudge(now);
@@ -215,7 +228,7 @@ fn a_probe_that_tells_nothing_is_made_again() {
         let mut pace = dead(start);
         let at = opens(&pace, start);
         let probe = pace.ask(Who::Waiting, at).expect("a probe");
-        pace.ended(&probe, sign, at, &mut rng());
+        pace.ended(&probe, sign, None, at, &mut rng());
         let again = opens(&pace, at);
         assert_eq!(again - at, PROBE);
         pace.ask(Who::Waiting, again).expect("the next probe");
@@ -229,13 +242,149 @@ fn fresh_mail_does_not_queue_for_busy_connections() {
     let tickets: Vec<Ticket> = (0..3)
         .map(|_| pace.ask(Who::Fresh, now).expect("free"))
         .collect();
-    pace.ended(&tickets[2], Sign::Busy, now, &mut rng());
+    pace.ended(&tickets[2], Sign::Busy, None, now, &mut rng());
     let refused = pace.ask(Who::Fresh, now).expect_err("both are in use");
     assert_eq!(refused, Refusal::new(Why::Busy, None));
     let waiting = pace.ask(Who::Waiting, now).expect("its turn");
-    pace.ended(&waiting, Sign::Unknown, now, &mut rng());
-    pace.ended(&tickets[1], Sign::Fine, now, &mut rng());
+    pace.ended(&waiting, Sign::Unknown, None, now, &mut rng());
+    pace.ended(&tickets[1], Sign::Fine, None, now, &mut rng());
     pace.ask(Who::Fresh, now).expect("one is free");
+}
+
+/// However much of one sender's mail fails in its content, it says nothing about the hop: everybody's mail goes out.
+#[test]
+fn one_senders_contents_say_nothing_about_the_hop() {
+    for sign in AT_CONTENT {
+        let (mut pace, now) = (Pace::new(20), Instant::now());
+        for _ in 0..500 {
+            assert_eq!(tell_of(&mut pace, sign, 1, now), None, "{sign:?}");
+        }
+        assert_eq!(pace.room(77, now), (77, None), "{sign:?}");
+        tell(&mut pace, Who::Fresh, Sign::Fine, now);
+        for number in [1, 1, 1, 1] {
+            assert_eq!(tell_of(&mut pace, sign, number, now), None, "{sign:?}");
+        }
+    }
+}
+
+/// While there is a rate for another reason, what one sender's contents get for an answer neither pauses nor cuts it.
+#[test]
+fn one_senders_contents_do_not_slow_a_paced_hop_down() {
+    for sign in AT_CONTENT {
+        let (mut pace, start) = (Pace::new(20), Instant::now());
+        for _ in 0..500 {
+            tell(&mut pace, Who::Fresh, Sign::Fine, start);
+        }
+        tell(&mut pace, Who::Fresh, Sign::Throttled, start);
+        let mut now = start;
+        let rate = pace.view(now).rate;
+        for _ in 0..80 {
+            // A nanosecond may be lost in rounding.
+            now = opens(&pace, now) + Duration::from_millis(1);
+            assert_eq!(tell_of(&mut pace, sign, 1, now), None, "{sign:?}");
+            assert_eq!(pace.view(now).until, None, "{sign:?}: no pause");
+        }
+        assert_eq!(pace.view(now).rate, rate, "{sign:?}");
+        assert!(now - start < Duration::from_secs(10), "{sign:?}");
+    }
+}
+
+/// A hop that breaks off in the content of two senders' messages, and takes none between, is dead as it always was; and one
+/// that takes one begins anew.
+#[test]
+fn a_hop_that_breaks_everybodys_content_is_dead() {
+    let (mut pace, now) = (Pace::new(20), Instant::now());
+    let mut tries = 0..100;
+    let dead = tries.find(|at| tell_of(&mut pace, Sign::Broken, at % 2, now).is_some());
+    assert_eq!(dead, Some(WINDOW as usize), "a cohort after the first");
+    assert_eq!(pace.view(now).state, State::Dead);
+
+    let mut pace = Pace::new(20);
+    for at in 0..100 {
+        assert_eq!(tell_of(&mut pace, Sign::Broken, at % 2, now), None);
+        if at % 5 == 4 {
+            tell(&mut pace, Who::Fresh, Sign::Fine, now);
+        }
+    }
+}
+
+/// The same for one that wants to be left alone: it is paced when the second sender's message is told so.
+#[test]
+fn a_hop_that_throttles_everybodys_content_is_paced() {
+    let (mut pace, now) = (Pace::new(20), Instant::now());
+    assert_eq!(tell_of(&mut pace, Sign::ThrottledAtEnd, 1, now), None);
+    let shift = tell_of(&mut pace, Sign::ThrottledAtEnd, 2, now);
+    assert_eq!(shift, Some(Shift::Paced(SLOWEST)));
+    assert!(pace.view(now).until.is_some(), "it pauses");
+
+    let mut pace = Pace::new(20);
+    let mut later = (0..9).map(|at| tell_of(&mut pace, Sign::LaterAtEnd, at, now));
+    assert!(later.any(|shift| shift == Some(Shift::Paced(SLOWEST))));
+
+    let mut pace = Pace::new(20);
+    for number in 0..100 {
+        let shift = tell_of(&mut pace, Sign::ThrottledAtEnd, number, now);
+        assert_eq!(shift, None, "one was taken between");
+        tell(&mut pace, Who::Fresh, Sign::Fine, now);
+    }
+}
+
+/// A probe that is told something in answer to its content has been answered: the hop is back, at the rate that was known.
+#[test]
+fn an_answer_to_a_content_brings_the_hop_back() {
+    for sign in [Sign::ThrottledAtEnd, Sign::LaterAtEnd] {
+        let start = Instant::now();
+        let now = start + Duration::from_secs(100);
+        let mut pace = dead(start);
+        let shift = tell_of(&mut pace, sign, 1, now);
+        assert_eq!(shift, Some(Shift::Alive(now - start)), "{sign:?}");
+    }
+}
+
+/// A flood of messages whose content the hop breaks off in or throttles, of two senders or of a hundred, in the queue before a
+/// good one: that comes to its turn after one try for each of them, and not after a pause for each.
+#[test]
+fn a_flood_of_bad_contents_costs_a_session_each() {
+    const FLOOD: usize = 100;
+    for (sign, senders, at_most) in [
+        (Sign::Broken, 2, Duration::from_secs(5)),
+        (Sign::Broken, FLOOD, Duration::from_secs(5)),
+        (Sign::ThrottledAtEnd, 1, Duration::ZERO),
+        (Sign::ThrottledAtEnd, 2, CONTENT_PAUSE * FLOOD as u32),
+        (Sign::ThrottledAtEnd, FLOOD, CONTENT_PAUSE * FLOOD as u32),
+    ] {
+        let (mut pace, start) = (Pace::new(20), Instant::now());
+        let mut now = start;
+        for at in 0..FLOOD {
+            now = opens(&pace, now);
+            tell_of(&mut pace, sign, at % senders, now);
+        }
+        let turn = opens(&pace, now) - start;
+        println!("{sign:?} of {senders}: {turn:?}");
+        assert!(turn <= at_most, "{sign:?} of {senders}: {turn:?}");
+    }
+}
+
+/// A hop that was dead, takes sessions again and breaks off in every content gets so many probes in a row, one after the other,
+/// and waits of up to a minute between.
+#[test]
+fn a_dead_hop_that_breaks_all_contents_is_not_sent_a_whole_queue() {
+    let start = Instant::now();
+    let mut pace = dead(start);
+    let (mut now, mut probes, mut waits) = (start, 0, 0);
+    while now - start < Duration::from_secs(3600) {
+        let at = opens(&pace, now);
+        waits += u32::from(at > now);
+        now = at;
+        let probe = pace.ask(Who::Waiting, now).expect("a probe");
+        pace.ask(Who::Waiting, now).expect_err("one at a time");
+        pace.ended(&probe, Sign::Broken, Some(&party(probes)), now, &mut rng());
+        assert_eq!(pace.view(now).state, State::Dead);
+        probes += 1;
+    }
+    println!("{probes} probes, {waits} waits");
+    assert!(waits < 3600 / 45 + 6, "{waits}");
+    assert!(probes <= waits as usize * 60, "{probes}");
 }
 
 /// A server, and the mail for it.
@@ -279,7 +428,7 @@ impl<F: Fn(Duration) -> f64> Server<F> {
             tokens = (tokens + more).min(more.max(5.0));
             while under_way.front().is_some_and(|(end, ..)| *end <= now) {
                 let (_, ticket, sign) = under_way.pop_front().expect("the front");
-                seen.pace.ended(&ticket, sign, now, &mut rng);
+                seen.pace.ended(&ticket, sign, None, now, &mut rng);
                 seen.taken += u32::from(sign == Sign::Fine);
                 seen.refused += u32::from(sign == self.says);
                 seen.backlog += u32::from(sign == self.says);
@@ -373,7 +522,7 @@ fn refusals_of_single_messages_slow_nobody_down() {
 #[derive(Debug, Clone)]
 enum Act {
     Ask(bool),
-    End(usize, Sign),
+    End(usize, Sign, usize),
     Pass(u64),
     Waits(bool),
     Nudge,
@@ -385,13 +534,15 @@ fn act() -> impl Strategy<Value = Act> {
         Just(Sign::Throttled),
         Just(Sign::Later),
         Just(Sign::Unreachable),
+        Just(Sign::ThrottledAtEnd),
+        Just(Sign::LaterAtEnd),
         Just(Sign::Broken),
         Just(Sign::Busy),
         Just(Sign::Unknown),
     ];
     prop_oneof![
         4 => any::<bool>().prop_map(Act::Ask),
-        4 => (any::<usize>(), sign).prop_map(|(at, sign)| Act::End(at, sign)),
+        4 => (any::<usize>(), sign, 0..3_usize).prop_map(|(at, sign, of)| Act::End(at, sign, of)),
         3 => (0..3000_u64).prop_map(Act::Pass),
         1 => any::<bool>().prop_map(Act::Waits),
         1 => Just(Act::Nudge),
@@ -421,9 +572,9 @@ proptest! {
                         open.push(ticket);
                     }
                 }
-                Act::End(at, sign) if !open.is_empty() => {
+                Act::End(at, sign, of) if !open.is_empty() => {
                     let ticket = open.swap_remove(at % open.len());
-                    pace.ended(&ticket, sign, now, &mut rng);
+                    pace.ended(&ticket, sign, Some(&party(of)), now, &mut rng);
                 }
                 Act::End(..) => {}
                 Act::Pass(millis) => now += Duration::from_millis(millis),
@@ -437,7 +588,7 @@ proptest! {
             prop_assert!(view.window.is_none_or(|window| (1..=20).contains(&window)));
         }
         for ticket in open.drain(..) {
-            pace.ended(&ticket, Sign::Unknown, now, &mut rng);
+            pace.ended(&ticket, Sign::Unknown, None, now, &mut rng);
         }
         prop_assert_eq!(pace.in_flight, 0);
         now += LONGEST_PROBE.max(LONGEST_PAUSE);

@@ -189,3 +189,123 @@ async fn the_pace_outlives_a_reload() {
     assert_eq!(other.status()[0].state, State::Free);
     assert_eq!(slow.attempts(), 10);
 }
+
+/// What a server does with a message that it dislikes, at the dot.
+#[derive(Clone, Copy)]
+enum Dislike {
+    Closes,
+    Says(&'static str),
+}
+
+/// A server that takes every message but those whose content says `bad`.
+async fn disliking(dislike: Dislike) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("address").to_string();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(dislikes(stream, dislike));
+        }
+    });
+    address
+}
+
+async fn dislikes(stream: TcpStream, dislike: Dislike) -> Option<()> {
+    let mut stream = BufReader::new(stream);
+    let (mut line, mut reply) = (String::new(), "220 hi");
+    loop {
+        let end = format!("{reply}\r\n");
+        stream.write_all(end.as_bytes()).await.ok()?;
+        if reply.starts_with("421") {
+            return None;
+        }
+        line.clear();
+        stream.read_line(&mut line).await.ok().filter(|n| *n > 0)?;
+        reply = if line.starts_with("DATA") {
+            "354 go"
+        } else if reply == "354 go" {
+            let mut bad = false;
+            while line != ".\r\n" {
+                bad |= line.starts_with("bad");
+                line.clear();
+                stream.read_line(&mut line).await.ok().filter(|n| *n > 0)?;
+            }
+            match dislike {
+                Dislike::Closes if bad => return None,
+                Dislike::Says(reply) if bad => reply,
+                _ => "250 taken",
+            }
+        } else {
+            "250 ok"
+        };
+    }
+}
+
+fn mail_of(sender: &str, content: &'static [u8]) -> Outbound {
+    let mail = mail(&["b@y"], content);
+    let mut envelope = Envelope::clone(&mail.envelope);
+    envelope.reverse_path = Mailbox::parse(sender).expect("mailbox").into();
+    Outbound {
+        envelope: Arc::new(envelope),
+        ..mail
+    }
+}
+
+/// One sender's messages whose content a next hop dislikes, whatever it does about them: it gets everybody's mail at once as
+/// before, and those messages have had their attempts.
+#[tokio::test]
+async fn contents_that_a_next_hop_dislikes_stop_nobody_elses_mail() {
+    for dislike in [
+        Dislike::Closes,
+        Dislike::Says("421 4.7.0 this content is not taken"),
+        Dislike::Says("421 4.3.2 busy"),
+        Dislike::Says("451 4.7.1 try again later"),
+    ] {
+        let address = disliking(dislike).await;
+        let delivery = Delivery::new(vec![smtp("hop", "*", &address)], None).expect("a next hop");
+        for _ in 0..80 {
+            let outcomes = delivery
+                .deliver(&mail_of("evil@x", b"bad\r\n"), soon())
+                .await;
+            let [Outcome::Deferred(answer)] = &outcomes[..] else {
+                panic!("{outcomes:?}");
+            };
+            assert!(!answer.held_back, "{}", answer.text);
+        }
+        assert_eq!(delivery.status()[0].state, State::Free);
+        let outcomes = delivery.deliver(&mail_of("good@x", b"x\r\n"), soon()).await;
+        assert!(matches!(outcomes[..], [Outcome::Delivered(_)]));
+        assert_eq!(delivery.incidents(), []);
+    }
+}
+
+/// A next hop that breaks off in everybody's content, and one that breaks off before anybody's, does not work.
+#[tokio::test]
+async fn a_next_hop_that_breaks_off_whoever_sends_is_dead() {
+    let address = disliking(Dislike::Closes).await;
+    let delivery = Delivery::new(vec![smtp("hop", "*", &address)], None).expect("a next hop");
+    for sender in ["a@x", "b@x", "c@x", "a@x", "b@x", "c@x"] {
+        delivery.deliver(&mail_of(sender, b"bad\r\n"), soon()).await;
+    }
+    assert_eq!(delivery.status()[0].state, State::Dead);
+    delivery.nudge();
+    for _ in 0..3 {
+        let turn = delivery.turn("hop").expect("a probe");
+        let mail = mail_of("a@x", b"bad\r\n");
+        delivery.deliver_in_turn(&mail, turn, soon()).await;
+        assert_eq!(delivery.room("hop", 9).0, 1, "the next one at once");
+    }
+    let turn = delivery.turn("hop").expect("a probe");
+    let mail = mail_of("good@x", b"x\r\n");
+    delivery.deliver_in_turn(&mail, turn, soon()).await;
+    assert_eq!(delivery.status()[0].state, State::Paced);
+
+    let goodbye = Counting::start("421 4.7.0 not from you").await;
+    let delivery = Delivery::new(vec![smtp("hop", "*", &goodbye.address)], None);
+    let delivery = delivery.expect("a next hop");
+    delivery.deliver(&mail_of("a@x", b"x\r\n"), soon()).await;
+    assert_eq!(
+        delivery.status()[0].state,
+        State::Paced,
+        "before the content"
+    );
+}
