@@ -536,7 +536,8 @@ impl Outside {
                     .filter(|e| e.recipients.iter().any(|r| r.as_str() == recipient))
                     .map(|e| &*e.event)
                     .collect();
-                let wanted: &[&str] = match (ends.taken > 0, held) {
+                // Of what was taken the relay knows only if an answer came.
+                let wanted: &[&str] = match (ends.taken > ends.excuses, held) {
                     (true, _) => &["delivered"],
                     (_, true) => &["held", "refused"],
                     _ => &["refused", "given-up", "held"],
