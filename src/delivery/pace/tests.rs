@@ -130,7 +130,7 @@ fn pauses_double_up_to_a_minute() {
     let mut rng = rng();
     for streak in 0..40 {
         let ticket = pace.ask(Who::Waiting, now).expect("a ticket");
-        pace.ended(&ticket, Sign::Throttled, now, &mut rng);
+        pace.ended(&ticket, Sign::Throttled, None, now, &mut rng);
         let until = pace.view(now).until.expect("a pause");
         let pause = until - now;
         let whole = PAUSE.saturating_mul(1 << streak.min(16)).min(LONGEST_PAUSE);
