@@ -38,7 +38,7 @@ use futures_util::future::BoxFuture;
 use crate::deadline::Deadline;
 use crate::message::mime::{self, Inspection};
 use crate::message::{Content, Wanted};
-use crate::scan::{ScanRequest, Settings};
+use crate::scan::{ScanRequest, Settings, Turn};
 use crate::verdict::Answer;
 
 pub use address::{Address, Tls};
@@ -167,6 +167,8 @@ pub struct AttachmentSettings {
 #[derive(Debug, Clone)]
 pub struct Sample {
     request: ScanRequest,
+    /// Computed once for all engines.
+    turn: Turn,
     inspection: mime::Shared,
     probe: Option<Probe>,
 }
@@ -184,6 +186,7 @@ impl Sample {
     /// A sample whose inspection is shared with all other holders of `inspection`.
     pub fn new(request: ScanRequest, inspection: mime::Shared) -> Self {
         Self {
+            turn: request.turn(),
             request,
             inspection,
             probe: None,
@@ -205,6 +208,11 @@ impl Sample {
     /// The message and its deadline.
     pub fn request(&self) -> &ScanRequest {
         &self.request
+    }
+
+    /// Whose turn it takes where many wait.
+    pub(in crate::scan) fn turn(&self) -> Turn {
+        self.turn
     }
 
     /// What to scan.

@@ -60,7 +60,7 @@ pub(super) fn entrant(call: &Call) -> Entrant {
         standing: request.standing,
         errand: call.errand,
         struck: request.struck,
-        turn: request.turn(),
+        turn: call.sample.turn(),
         large: request.content.len() >= LARGE,
         arrived: call.arrived,
     }

@@ -536,8 +536,11 @@ impl Outside {
                     .filter(|e| e.recipients.iter().any(|r| r.as_str() == recipient))
                     .map(|e| &*e.event)
                     .collect();
-                // Of what was taken the relay knows only if an answer came.
-                let wanted: &[&str] = match (ends.taken > ends.excuses, held) {
+                let wanted: &[&str] = match (ends.taken > 0, held) {
+                    // The relay may not know that it was taken, if no answer about that came.
+                    (true, _) if ends.taken <= ends.excuses => {
+                        &["delivered", "refused", "given-up", "held"]
+                    }
                     (true, _) => &["delivered"],
                     (_, true) => &["held", "refused"],
                     _ => &["refused", "given-up", "held"],

@@ -7,7 +7,7 @@
 //! and behind one mail server, whose mail has one client address, one sender who floods is behind the others. Mail that is
 //! scanned again is known by its age instead: the oldest first.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Ticket;
 use super::trust::Level;
@@ -195,13 +195,13 @@ impl Line for Fifo {
 /// those who leave have cost it nothing. `OF` tells whose lines they are: 0 the clients', 1 the parties'.
 #[derive(Debug, Default)]
 struct Fair<const OF: usize, L> {
-    lines: HashMap<u64, Flow<L>>,
+    lines: BTreeMap<u64, Flow<L>>,
     /// By level, those that have places at it: start tag, since when it waits, whose it is.
     order: [BTreeSet<(u64, Ticket, u64)>; 3],
     /// The start tag that was last taken.
     now: u64,
     /// Those that have nobody who waits, and whose last turn is not made up for by those of the others.
-    idle: HashMap<u64, Flow<L>>,
+    idle: BTreeMap<u64, Flow<L>>,
 }
 
 #[derive(Debug)]
@@ -360,6 +360,13 @@ impl Turns {
         *own = (*own).max(least.unwrap_or_default());
     }
 
+    /// The class that is next, of those in this set that somebody waits in.
+    fn next_class(&self, among: u8) -> Option<Class> {
+        let may = |class: &Class| among & 1 << *class as u8 != 0 && self.somebody_waits(*class);
+        let classes = Class::ALL.into_iter().filter(may);
+        classes.min_by_key(|class| self.times[*class as usize])
+    }
+
     /// Takes the next in turn whose level has room in its class, and who may start.
     pub(super) fn pop(
         &mut self,
@@ -368,9 +375,9 @@ impl Turns {
         may_start: impl Fn(Ticket) -> bool,
     ) -> Option<Ticket> {
         let who = Who { waits, may_start };
-        let mut classes = Class::ALL;
-        classes.sort_by_key(|class| self.times[*class as usize]);
-        for class in classes {
+        let mut left: u8 = (1 << Class::ALL.len()) - 1;
+        while let Some(class) = self.next_class(left) {
+            left &= !(1 << class as u8);
             let lines = &mut self.lines[class as usize];
             let mut next: Option<(Level, Place)> = None;
             for level in Level::ALL {

@@ -121,7 +121,7 @@ impl Gate {
     }
 
     fn next_in_turn(&mut self, now: Instant) -> Option<Ticket> {
-        if self.free() == 0 {
+        if self.waiting.is_empty() || self.free() == 0 {
             return None;
         }
         let load = self.load();
