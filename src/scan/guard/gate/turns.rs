@@ -16,7 +16,7 @@ use crate::message::Standing;
 use crate::scan::{Errand, Turn};
 
 /// Lines that are looked at for one that may start, and messages in each. Two parties at most can be kept from starting at once,
-/// as each of them holds half of the slots that there are for such; these are for what the interceptors say.
+/// as each of them holds half of the slots that there are for such, so that the third line has one; this bounds the work if not.
 const LOOKED_AT: usize = 256;
 
 /// Mail that shares the engine as one.
