@@ -136,14 +136,15 @@ impl Interception {
         message: MessageId,
         fingerprint: &Arc<Fingerprint>,
     ) -> Ruling {
-        if self.standing(fingerprint) == Standing::Unknown {
-            return Ruling {
-                mercy: Mercy::None,
-                shown: fingerprint.clone(),
-            };
-        }
+        let standing = self.standing(fingerprint);
         let rules = self.active.values().filter_map(Active::suspects);
-        self.trials.judge(now, message, fingerprint, rules)
+        match standing {
+            Standing::Known => self.trials.judge(now, message, fingerprint, rules),
+            Standing::Unknown => Ruling {
+                mercy: Mercy::None,
+                shown: self.trials.shown(now, message, fingerprint, rules),
+            },
+        }
     }
 
     /// A message has come in: whether an interceptor holds it, which one, and why, in one line.
