@@ -327,32 +327,26 @@ impl Episode {
     }
 }
 
-/// Those of the slow messages that have content in common with another one, the same or nearly the same, which good mail hardly
-/// ever has.
+/// Those of the slow messages that have content in common with another one, were it by one band, which good mail hardly ever
+/// has.
 fn company(slow: &[&Slow], context: &Context<'_>) -> HashSet<MessageId> {
-    let mut with: HashMap<Trait, Vec<&Slow>> = HashMap::new();
-    for one in slow {
-        for content in one.fingerprint.canary_keys() {
-            with.entry(content).or_default().push(one);
-        }
+    let contents = |one: &Slow| HashSet::<Trait>::from_iter(one.fingerprint.canary_keys());
+    let mut having: HashMap<Trait, u32> = HashMap::new();
+    for content in slow.iter().flat_map(|one| contents(one)) {
+        *having.entry(content).or_default() += 1;
     }
-    let is_same = |one: &Slow, other: &Slow, content: Trait| {
-        let like = Likeness::of(Key(content, None), &other.fingerprint);
-        one.message != other.message
-            && like.matches(&one.fingerprint)
-            && !context.cleared.contains(&like.key)
-            && context.baseline.share(like.key) <= NARROW
-    };
+    having.retain(|content, count| {
+        let key = Key(*content, None);
+        *count > 1 && !context.cleared.contains(&key) && context.baseline.share(key) <= NARROW
+    });
     let has_company = |one: &&&Slow| {
-        let mut all = one.fingerprint.canary_keys().into_iter();
-        all.any(|content| {
-            with[&content]
-                .iter()
-                .any(|other| is_same(one, other, content))
-        })
+        let all = one.fingerprint.canary_keys();
+        all.iter().any(|content| having.contains_key(content))
     };
-    let those = slow.iter().filter(has_company);
-    those.map(|one| one.message).collect()
+    slow.iter()
+        .filter(has_company)
+        .map(|one| one.message)
+        .collect()
 }
 
 /// Of so many slow and fast scans of such mail, and of all mail: the share that is slow, and how much more often that is than

@@ -22,14 +22,14 @@ async fn a_flood_that_shares_its_text_is_not_blamed_for_its_shape() {
     for seed in 0..3 {
         let mut world = World::new();
         world.rng = StdRng::seed_from_u64(seed);
-        world.minute(|rng| alike(rng, 7));
+        world.minute(|rng| alike(rng, 6));
         let rules = world.made.iter().map(|(_, i)| i.pattern.to_string());
         let of_shape: Vec<String> = rules.filter(|of| !of.starts_with("nearly")).collect();
         assert_eq!(of_shape, [""; 0], "seed {seed}");
         let letter = fingerprint(4711, &SHAPE);
         assert!(!world.is_parked(&letter) && !world.arrives(&letter, false));
         let held = world.held.get(&true).copied().unwrap_or(0);
-        assert!(held > 200, "seed {seed}: {held} of the flood are held");
+        assert!(held > 100, "seed {seed}: {held} of the flood are held");
     }
 }
 
