@@ -338,12 +338,9 @@ impl Gate {
             self.weigh(now, &scan, age, end);
             self.push(evidence(now, &scan, what));
         }
-        for key in self
-            .canaries
-            .end(now, &scan.entrant, end, age < self.times.timeout)
-        {
-            self.offer_again(key);
-        }
+        let in_time = age < self.times.timeout;
+        let parked = self.canaries.end(now, &scan.entrant, end, in_time);
+        self.offer_again(parked);
         self.pump(now);
     }
 
