@@ -340,8 +340,8 @@ fn company(slow: &[&Slow], context: &Context<'_>) -> HashSet<MessageId> {
         *count > 1 && !context.cleared.contains(&key) && context.baseline.share(key) <= NARROW
     });
     let has_company = |one: &&&Slow| {
-        let all = one.fingerprint.canary_keys();
-        all.iter().any(|content| having.contains_key(content))
+        let mut all = one.fingerprint.canary_keys();
+        all.any(|content| having.contains_key(&content))
     };
     slow.iter()
         .filter(has_company)

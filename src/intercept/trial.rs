@@ -5,7 +5,8 @@
 //! in anyway as its test cases, one at a time for each trait.
 //!
 //! Gates see traits and not reasons: a message on trial, and what is cleared, is shown to them without the traits in question
-//! ([`Ruling::shown`]); what they see of it is put together again here ([`Trials::whole`]).
+//! ([`Ruling::shown`]), also a stranger's message where it is cleared for everybody; what they see of it is put together again
+//! here ([`Trials::whole`]).
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
