@@ -227,18 +227,18 @@ impl Interception {
                 self.trials.timed_out(engine, message);
                 Vec::new()
             }
-            Seen::Fast => {
-                let cleared = self.trials.ended(now, engine, message, true);
+            Seen::Fast | Seen::InTime | Seen::Late | Seen::Broken | Seen::Lost => {
+                if evidence.seen == Seen::InTime {
+                    self.trials.withdraw(engine, message);
+                }
+                let is_quick = evidence.seen == Seen::Fast;
+                let Some(cleared) = self.trials.ended(now, engine, message, is_quick) else {
+                    return Vec::new();
+                };
+                // What waits for it may go on, or is the next trial: recovery looks at what changes here.
+                self.version += 1;
+                self.chances += 1;
                 self.clear(now, engine, message, &cleared)
-            }
-            Seen::InTime => {
-                self.trials.withdraw(engine, message);
-                self.trials.ended(now, engine, message, false);
-                Vec::new()
-            }
-            Seen::Late | Seen::Broken | Seen::Lost => {
-                self.trials.ended(now, engine, message, false);
-                Vec::new()
             }
         }
     }
@@ -284,12 +284,6 @@ impl Interception {
         message: MessageId,
         cleared: &BTreeSet<Key>,
     ) -> Vec<Incident> {
-        if cleared.is_empty() {
-            return Vec::new();
-        }
-        // What waits for it may go on: recovery looks at what changes here.
-        self.version += 1;
-        self.chances += 1;
         let mut incidents = Vec::new();
         for id in self.rules_for(engine, cleared) {
             let suspects = self.active.get(&id).and_then(Active::suspects);

@@ -335,29 +335,26 @@ impl Trials {
             .map(|h| (h.message, &*h.fingerprint))
     }
 
-    /// A scan has ended. What a trial has cleared by that, if it was one and quick.
+    /// A scan has ended. If it was a trial, what that has cleared: nothing if it was not quick.
     pub(super) fn ended(
         &mut self,
         now: Instant,
         engine: &Arc<str>,
         message: MessageId,
         quick: bool,
-    ) -> BTreeSet<Key> {
+    ) -> Option<BTreeSet<Key>> {
         self.hanging
             .retain(|h| h.message != message || h.engine != *engine);
-        let Some(at) = self
-            .open
-            .iter()
-            .position(|t| t.message == message && t.engine == *engine)
-        else {
-            return BTreeSet::new();
-        };
-        let trial = self.open.remove(at).filter(|_| quick);
-        let cleared = trial.map(|t| t.suspects).unwrap_or_default();
-        for key in &cleared {
+        let mut open = self.open.iter();
+        let at = open.position(|t| t.message == message && t.engine == *engine)?;
+        let trial = self.open.remove(at)?;
+        if !quick {
+            return Some(BTreeSet::new());
+        }
+        for key in &trial.suspects {
             self.cleared.insert((engine.clone(), *key), now);
         }
-        cleared
+        Some(trial.suspects)
     }
 
     /// It was slow and in time: that convicts nothing.

@@ -77,7 +77,10 @@ impl Plan {
             let at = 42_000 + nth * 3000 + seed * 37 % 1000;
             alone(at, SENDERS[0]);
             alone(at, SENDERS[1]);
-            alone(at + 1500, SENDERS[3]);
+            // One of those may be slow by accident, and what was cleared is open again until the next.
+            if nth < 4 {
+                alone(at + 1500, SENDERS[3]);
+            }
         }
         plan.events.sort_by_key(|(at, _)| *at);
         plan
