@@ -190,6 +190,25 @@ impl Fingerprint {
         near.filter(move |band| band.aspect == Aspect::Near && band.is_of_text() == of.is_of_text())
     }
 
+    /// The bands that say nothing but what these exact traits say: those of attachments where all attachments are among
+    /// them, those of the text where that is.
+    pub fn bands_within<'a>(&'a self, exact: &'a [Trait]) -> impl Iterator<Item = Trait> + 'a {
+        let is_within = move |of: Aspect| {
+            let mut all = self.exact.iter().filter(move |one| one.aspect == of);
+            // The largest attachment may be one that is not told apart.
+            let is_told = of != Aspect::Attachment || self.attachments.len() < Self::EXACT - 1;
+            is_told && all.clone().next().is_some() && all.all(|one| exact.contains(one))
+        };
+        let near = self.broad.iter().copied();
+        near.filter(move |band| band.aspect == Aspect::Near)
+            .filter(move |band| {
+                is_within(match band.is_of_text() {
+                    true => Aspect::Text,
+                    false => Aspect::Attachment,
+                })
+            })
+    }
+
     /// Whether its content is nearly the same as the one that has these bands, all of one kind.
     ///
     /// One band alone is equal by accident too often. Contents that share a part J of their shingles share each band with
