@@ -143,11 +143,65 @@ impl Interception {
         let rules = self.active.values().filter_map(Active::suspects);
         match standing {
             Standing::Known => self.trials.judge(now, message, fingerprint, rules),
-            Standing::Unknown => Ruling {
-                mercy: Mercy::None,
-                shown: self.trials.shown(now, message, fingerprint, rules),
-            },
+            Standing::Unknown => {
+                let shown = self.trials.shown(now, message, fingerprint, rules);
+                self.spare_shape(message, fingerprint, shown)
+            }
         }
+    }
+
+    /// Of a stranger's message: whether it has the shape of what is slow and nothing of its content, where that is alike in its
+    /// content too. Valid mail has shapes as well.
+    fn spare_shape(
+        &mut self,
+        message: MessageId,
+        fingerprint: &Arc<Fingerprint>,
+        shown: Arc<Fingerprint>,
+    ) -> Ruling {
+        let rules = self.active.values().filter_map(Active::suspects);
+        let of_shape = rules.filter(|(_, like)| !like.key.is_content());
+        let mut alike = of_shape
+            .filter(|(_, like)| like.matches(fingerprint))
+            .peekable();
+        if alike.peek().is_none() {
+            let mercy = Mercy::None;
+            return Ruling { mercy, shown };
+        }
+        let mut hidden = Vec::new();
+        for (engine, like) in alike {
+            if !self.is_alike_in_content(engine, like, fingerprint) {
+                let mercy = Mercy::None;
+                return Ruling { mercy, shown };
+            }
+            hidden.extend(like.traits());
+        }
+        self.trials.remember(message, fingerprint);
+        Ruling {
+            mercy: Mercy::Shape,
+            shown: Arc::new(shown.without(&hidden)),
+        }
+    }
+
+    /// Whether all slow mail of that shape has content in common with other slow mail of it, and none with that message.
+    fn is_alike_in_content(&self, engine: &str, like: &Likeness, other: &Fingerprint) -> bool {
+        let failed = self
+            .episodes
+            .get(engine)
+            .into_iter()
+            .flat_map(Episode::failed_ones);
+        let slow = self.trials.hanging(engine).chain(failed);
+        let slow: HashMap<MessageId, &Fingerprint> =
+            slow.filter(|(_, f)| like.matches(f)).collect();
+        let shares = |one: &Fingerprint, with: &Fingerprint| {
+            one.canary_keys().any(|content| with.has(content))
+        };
+        let has_company = |(message, one): (&MessageId, &&Fingerprint)| {
+            let mut others = slow.iter().filter(|(other, _)| *other != message);
+            others.any(|(_, with)| shares(one, with))
+        };
+        !slow.is_empty()
+            && slow.iter().all(has_company)
+            && slow.values().all(|one| !shares(other, one))
     }
 
     /// A message has come in: whether an interceptor holds it, which one, and why, in one line.
@@ -547,6 +601,7 @@ fn held_by(interceptor: &Interceptor) -> (String, String) {
 fn holds(interceptor: &Interceptor, mercy: Mercy) -> bool {
     let spares = match mercy {
         Mercy::None => false,
+        Mercy::Shape => interceptor.is_of_shape(),
         Mercy::Near => interceptor.is_near(),
         Mercy::All => interceptor.is_learned(),
     };

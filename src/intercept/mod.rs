@@ -20,7 +20,8 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::message::{MessageId, Pattern};
+use crate::message::fingerprint::Aspect;
+use crate::message::{MessageId, Pattern, Trait};
 use key::Key;
 
 pub use baseline::{Baseline, Unusable};
@@ -68,6 +69,13 @@ impl Interceptor {
     /// Whether the learner made it for content that is nearly the same.
     pub fn is_near(&self) -> bool {
         self.is_learned() && !self.pattern.near.is_empty()
+    }
+
+    /// Whether the learner made it for something else than content.
+    pub fn is_of_shape(&self) -> bool {
+        let is_content = |t: &Trait| matches!(t.aspect, Aspect::Attachment | Aspect::Text);
+        let pattern = &self.pattern;
+        self.is_learned() && pattern.near.is_empty() && !pattern.traits.iter().any(is_content)
     }
 
     /// Whether the learner made it: what it has held is given back when it has ended.

@@ -49,6 +49,8 @@ pub struct Ruling {
 pub enum Mercy {
     /// All: nothing speaks for its sender.
     None,
+    /// Those for content: it shares a shape with what is slow, and not what that is alike in.
+    Shape,
     /// All but those for content that is nearly the same: others of the engine's class decide.
     Near,
     /// None.
@@ -327,6 +329,12 @@ impl Trials {
         }
     }
 
+    /// Slow scans of that engine that have not ended.
+    pub(super) fn hanging(&self, engine: &str) -> impl Iterator<Item = (MessageId, &Fingerprint)> {
+        let here = self.hanging.iter().filter(move |h| *h.engine == *engine);
+        here.map(|h| (h.message, &*h.fingerprint))
+    }
+
     /// Scans past their timeout that hold a worker of that engine.
     pub(super) fn overdue(&self, engine: &str) -> impl Iterator<Item = (MessageId, &Fingerprint)> {
         let overdue = self.hanging.iter().filter(|h| h.is_overdue);
@@ -388,7 +396,7 @@ impl Trials {
         new.get(&message).or(old.get(&message))
     }
 
-    fn remember(&mut self, message: MessageId, fingerprint: &Arc<Fingerprint>) {
+    pub(super) fn remember(&mut self, message: MessageId, fingerprint: &Arc<Fingerprint>) {
         if self.whole[0].len() >= WHOLE {
             self.whole.swap(0, 1);
             self.whole[0].clear();
