@@ -33,7 +33,7 @@ mod tests;
 mod watch;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -196,6 +196,8 @@ struct Passed {
 #[derive(Debug, Default)]
 struct SoFar {
     judged: OnceLock<Judged>,
+    /// Positions of those of whom a next hop has said that they have it, where it answers for each.
+    taken: Mutex<Vec<usize>>,
     /// The record by which we answer for it; none while its sender does.
     stored: OnceLock<Record>,
 }
@@ -229,8 +231,15 @@ impl Pipeline {
             passed = &mut work => passed,
             () = patience.wait() => {
                 let record = settle::unfinished(&generation, &message, so_far.judged.get());
-                match self.keep_leased(&generation, record.clone(), message.content.clone()).await {
-                    Ok(working) => {
+                let kept = match so_far.rest(record, &message) {
+                    Some(record) => {
+                        let kept = self.keep_leased(&generation, record.clone(), message.content.clone());
+                        Some(kept.await.map(|working| (record, working)))
+                    }
+                    None => None,
+                };
+                match kept {
+                    Some(Ok((record, working))) => {
                         let (pipeline, id) = (self.clone(), message.id);
                         so_far.stored.get_or_init(|| record.clone());
                         self.tasks.spawn(async move {
@@ -240,9 +249,9 @@ impl Pipeline {
                         });
                         return Reply::accepted(id);
                     }
-                    Err(error) if so_far.judged.get().is_none() => return self.not_kept(&message, &error),
-                    // The next hop may be taking it at this moment, and 451 would make two messages of one.
-                    Err(_) => work.await,
+                    Some(Err(error)) if so_far.judged.get().is_none() => return self.not_kept(&message, &error),
+                    // All have it, or the next hop may be taking it at this moment, and 451 would make two messages of one.
+                    Some(Err(_)) | None => work.await,
                 }
             }
         };

@@ -289,6 +289,7 @@ impl Interception {
         }
         // What waits for it may go on: recovery looks at what changes here.
         self.version += 1;
+        self.chances += 1;
         let mut incidents = Vec::new();
         for id in self.rules_for(engine, cleared) {
             let suspects = self.active.get(&id).and_then(Active::suspects);

@@ -15,7 +15,7 @@ use super::Key;
 use super::baseline::Baseline;
 use super::key::Likeness;
 use crate::message::fingerprint::Aspect;
-use crate::message::{Fingerprint, MessageId};
+use crate::message::{Fingerprint, MessageId, Trait};
 
 /// An episode is over when nothing has been slow for so long.
 const QUIET: Duration = Duration::from_secs(30);
@@ -239,19 +239,23 @@ impl Episode {
             return None;
         }
         let is_explained = |f: &Fingerprint| context.explained.iter().any(|like| like.matches(f));
-        let slow: Vec<&Slow> = self
-            .slow
-            .iter()
-            .filter(|s| now < s.at + WINDOW && !is_explained(&s.fingerprint))
-            .collect();
+        let of_late = self.slow.iter().filter(|s| now < s.at + WINDOW);
+        let of_late: Vec<&Slow> = of_late.collect();
+        let (mut slow, mut alone) = (of_late.clone(), of_late.clone());
+        slow.retain(|s| !is_explained(&s.fingerprint));
+        let company = company(&of_late, context);
+        alone.retain(|s| !is_explained(&s.fingerprint) && !company.contains(&s.message));
+        // What content explains, or will once there is more of it, is no evidence against a shape: valid mail has shapes too.
+        let among = |key: &Key| if key.is_content() { &slow } else { &alone };
         let mut counts: HashMap<Key, (usize, usize)> = HashMap::new();
         for one in &slow {
+            let is_alone = !company.contains(&one.message);
             let keys: HashSet<Key> = Key::all(&one.fingerprint).collect();
             keys.into_iter()
-                .filter(|key| !context.cleared.contains(key))
+                .filter(|key| !context.cleared.contains(key) && (is_alone || key.is_content()))
                 .for_each(|key| counts.entry(key).or_default().0 += 1);
         }
-        counts.retain(|_, (p, _)| *p >= 2 && *p as f64 >= RECALL * slow.len() as f64);
+        counts.retain(|key, (p, _)| *p >= 2 && *p as f64 >= RECALL * among(key).len() as f64);
         if counts.is_empty() {
             return None;
         }
@@ -267,6 +271,7 @@ impl Episode {
         let new = arrivals.iter().filter(|f| !is_explained(f));
         let new: Vec<&Fingerprint> = new.copied().collect();
         let candidates = counts.into_iter().filter_map(|(key, (p, n))| {
+            let slow = among(&key);
             let total = (slow.len(), self.fast.len());
             if !is_apart((p, n), total) {
                 return None;
@@ -311,15 +316,37 @@ impl Episode {
             })
         });
         candidates.max_by(|a, b| {
-            let rank = |f: &Finding| (f.remedy == Remedy::Park, f.narrow, f.arrivals, f.slow);
-            // Of what explains the same the content itself is the better name, and then the smaller key, so that chance
-            // decides nothing.
-            rank(a).cmp(&rank(b)).then_with(|| {
-                let name = |f: &Finding| (f.like.key.is_content(), std::cmp::Reverse(f.like.key));
-                name(a).cmp(&name(b))
-            })
+            let rank = |f: &Finding| {
+                let (parks, is_content) = (f.remedy == Remedy::Park, f.like.key.is_content());
+                // At last the smaller key, so that chance decides nothing.
+                let name = std::cmp::Reverse(f.like.key);
+                (parks, f.narrow, is_content, f.arrivals, f.slow, name)
+            };
+            rank(a).cmp(&rank(b))
         })
     }
+}
+
+/// Those of the slow messages that have content in common with another one, were it by one band, which good mail hardly ever
+/// has.
+fn company(slow: &[&Slow], context: &Context<'_>) -> HashSet<MessageId> {
+    let contents = |one: &Slow| HashSet::<Trait>::from_iter(one.fingerprint.canary_keys());
+    let mut having: HashMap<Trait, u32> = HashMap::new();
+    for content in slow.iter().flat_map(|one| contents(one)) {
+        *having.entry(content).or_default() += 1;
+    }
+    having.retain(|content, count| {
+        let key = Key(*content, None);
+        *count > 1 && !context.cleared.contains(&key) && context.baseline.share(key) <= NARROW
+    });
+    let has_company = |one: &&&Slow| {
+        let mut all = one.fingerprint.canary_keys();
+        all.any(|content| having.contains_key(&content))
+    };
+    slow.iter()
+        .filter(has_company)
+        .map(|one| one.message)
+        .collect()
 }
 
 /// Of so many slow and fast scans of such mail, and of all mail: the share that is slow, and how much more often that is than

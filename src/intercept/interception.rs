@@ -101,6 +101,8 @@ pub struct Interception {
     covered: HashSet<Arc<str>>,
     /// Grows with every change of what is in force.
     pub(super) version: u64,
+    /// Grows when mail that was kept from an engine need not be any more.
+    pub(super) chances: u64,
 }
 
 impl Interception {
@@ -121,6 +123,7 @@ impl Interception {
             ended: VecDeque::new(),
             covered: HashSet::new(),
             version: 0,
+            chances: 0,
         }
     }
 
@@ -136,14 +139,15 @@ impl Interception {
         message: MessageId,
         fingerprint: &Arc<Fingerprint>,
     ) -> Ruling {
-        if self.standing(fingerprint) == Standing::Unknown {
-            return Ruling {
-                mercy: Mercy::None,
-                shown: fingerprint.clone(),
-            };
-        }
+        let standing = self.standing(fingerprint);
         let rules = self.active.values().filter_map(Active::suspects);
-        self.trials.judge(now, message, fingerprint, rules)
+        match standing {
+            Standing::Known => self.trials.judge(now, message, fingerprint, rules),
+            Standing::Unknown => Ruling {
+                mercy: Mercy::None,
+                shown: self.trials.shown(now, message, fingerprint, rules),
+            },
+        }
     }
 
     /// A message has come in: whether an interceptor holds it, which one, and why, in one line.
@@ -383,6 +387,7 @@ impl Interception {
     pub(super) fn end(&mut self, id: &str, why: &str) -> Option<Incident> {
         let active = self.active.remove(id)?;
         self.version += 1;
+        self.chances += 1;
         // What a person has held is a person's to release.
         if active.interceptor.is_learned() {
             self.remember(id);
@@ -480,6 +485,11 @@ impl Interception {
     /// Grows with every change of what is in force.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Grows, and the version with it, when mail that an interceptor or a trial kept from an engine need not be kept any more.
+    pub fn chances(&self) -> u64 {
+        self.chances
     }
 
     /// Puts one in force that a person made, or that was in force before a restart; replaces one of the same id. One that

@@ -3,6 +3,7 @@
 
 mod laws;
 mod losses;
+mod shapes;
 mod trials;
 
 use std::collections::HashMap;

@@ -5,7 +5,8 @@
 //! in anyway as its test cases, one at a time for each trait.
 //!
 //! Gates see traits and not reasons: a message on trial, and what is cleared, is shown to them without the traits in question
-//! ([`Ruling::shown`]); what they see of it is put together again here ([`Trials::whole`]).
+//! ([`Ruling::shown`]), also a stranger's message where it is cleared for everybody; what they see of it is put together again
+//! here ([`Trials::whole`]).
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -160,6 +161,47 @@ impl Trials {
         self.remember(message, fingerprint);
         let shown = Arc::new(fingerprint.without(&hidden));
         Ruling { mercy, shown }
+    }
+
+    /// What gates may blame a stranger's message for: all but content that a trial has cleared, which is cleared for
+    /// everybody. A gate sees that it is in the scans that hang, and not that it hangs for what stands beside it.
+    pub(super) fn shown<'a>(
+        &mut self,
+        now: Instant,
+        message: MessageId,
+        fingerprint: &Arc<Fingerprint>,
+        rules: impl Iterator<Item = (&'a Arc<str>, &'a Likeness)> + Clone,
+    ) -> Arc<Fingerprint> {
+        if self.cleared.is_empty() {
+            return fingerprint.clone();
+        }
+        let is_free = |one: &&Trait| {
+            let key = Key(**one, None);
+            let cleared = |engine: &Arc<str>| self.cleared_at(now, engine, key);
+            // What hangs alone since then has nothing else to blame.
+            let hangs = |h: &Hanging| {
+                let may_be_why = |at: Instant| h.at > at && is_alone(key, &h.fingerprint);
+                h.fingerprint.has(**one) && cleared(&h.engine).is_none_or(may_be_why)
+            };
+            let is_suspected = |(engine, like): (&Arc<str>, &Likeness)| {
+                like.key == key && cleared(engine).is_none()
+            };
+            self.cleared
+                .keys()
+                .any(|(engine, of)| *of == key && cleared(engine).is_some())
+                && !self.hanging.iter().any(hangs)
+                && !rules.clone().any(is_suspected)
+        };
+        let free: Vec<Trait> = fingerprint.exact.iter().filter(is_free).copied().collect();
+        if free.is_empty() {
+            return fingerprint.clone();
+        }
+        let hidden: Vec<Trait> = fingerprint
+            .bands_within(&free)
+            .chain(free.iter().copied())
+            .collect();
+        self.remember(message, fingerprint);
+        Arc::new(fingerprint.without(&hidden))
     }
 
     /// What the message has in common with slow scans, and with what interceptors were made for. Bands that are equal by
@@ -326,8 +368,12 @@ impl Trials {
 
     /// Whether a trial has cleared it.
     pub(super) fn is_cleared(&self, now: Instant, engine: &Arc<str>, key: Key) -> bool {
-        let at = self.cleared.get(&(engine.clone(), key));
-        at.is_some_and(|at| now < *at + CONCLUDED)
+        self.cleared_at(now, engine, key).is_some()
+    }
+
+    fn cleared_at(&self, now: Instant, engine: &Arc<str>, key: Key) -> Option<Instant> {
+        let at = self.cleared.get(&(engine.clone(), key)).copied();
+        at.filter(|at| now < *at + CONCLUDED)
     }
 
     /// Content that a trial has cleared: it is held for nobody.

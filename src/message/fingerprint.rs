@@ -9,6 +9,7 @@ mod compute;
 mod tests;
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -86,7 +87,7 @@ impl Aspect {
 
 /// One sense in which a message is the same as others: equal traits, equal in that sense. The value is a hash, stable
 /// across restarts and relays. As text, and in JSON, `skeleton:00c0ffee00c0ffee`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Trait {
     /// Which sense.
@@ -99,6 +100,13 @@ impl Trait {
     /// Of a near trait: whether it is of a text; otherwise it is of an attachment.
     pub fn is_of_text(self) -> bool {
         self.value & 1 == 1
+    }
+}
+
+/// Of the value alone: engines look up some ten traits of each message, and that two senses have one value is an accident.
+impl Hash for Trait {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.value);
     }
 }
 
@@ -182,6 +190,25 @@ impl Fingerprint {
         near.filter(move |band| band.aspect == Aspect::Near && band.is_of_text() == of.is_of_text())
     }
 
+    /// The bands that say nothing but what these exact traits say: those of attachments where all attachments are among
+    /// them, those of the text where that is.
+    pub fn bands_within<'a>(&'a self, exact: &'a [Trait]) -> impl Iterator<Item = Trait> + 'a {
+        let is_within = move |of: Aspect| {
+            let mut all = self.exact.iter().filter(move |one| one.aspect == of);
+            // The largest attachment may be one that is not told apart.
+            let is_told = of != Aspect::Attachment || self.attachments.len() < Self::EXACT - 1;
+            is_told && all.clone().next().is_some() && all.all(|one| exact.contains(one))
+        };
+        let near = self.broad.iter().copied();
+        near.filter(move |band| band.aspect == Aspect::Near)
+            .filter(move |band| {
+                is_within(match band.is_of_text() {
+                    true => Aspect::Text,
+                    false => Aspect::Attachment,
+                })
+            })
+    }
+
     /// Whether its content is nearly the same as the one that has these bands, all of one kind.
     ///
     /// One band alone is equal by accident too often. Contents that share a part J of their shingles share each band with
@@ -211,9 +238,9 @@ impl Fingerprint {
     }
 
     /// The traits of which only a few unproven copies are scanned at once: those that unrelated mail does not share.
-    pub fn canary_keys(&self) -> Vec<Trait> {
+    pub fn canary_keys(&self) -> impl Iterator<Item = Trait> {
         let near = self.broad.iter().filter(|t| t.aspect == Aspect::Near);
-        self.exact.iter().chain(near).copied().collect()
+        self.exact.iter().chain(near).copied()
     }
 }
 

@@ -12,7 +12,7 @@
 mod crew;
 mod delivered;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -183,8 +183,8 @@ struct Rounds {
     of: BTreeMap<Cause, Round>,
     /// Those that go on: their causes, and what became of them, unless they broke off.
     going: FuturesUnordered<BoxFuture<'static, (Cause, Option<Worked>)>>,
-    /// The version of the interceptors, and which there were.
-    interceptors: (u64, HashSet<String>),
+    /// The version of the interceptors, and their chances.
+    interceptors: (u64, u64),
     /// What mail waits for in the store, and when that was asked.
     waited_for: (Option<Instant>, Vec<Cause>),
 }
@@ -270,21 +270,19 @@ impl Pipeline {
         }
     }
 
-    /// What an interceptor kept from an engine waits for that engine: its end is a new chance.
+    /// What an interceptor or a trial kept from an engine waits for that engine: its end is a new chance.
     fn look_at_interceptors(&self, rounds: &mut Rounds) {
-        let (version, ids) = {
+        let (version, chances) = {
             let interception = self.suspicion.lock();
-            if interception.version() == rounds.interceptors.0 {
-                return;
-            }
-            let ids = interception.list().map(|i| i.id.clone());
-            (interception.version(), ids.collect::<HashSet<_>>())
+            (interception.version(), interception.chances())
         };
-        let (_, before) = std::mem::replace(&mut rounds.interceptors, (version, ids));
-        let one_ended = !before.is_subset(&rounds.interceptors.1);
+        if version == rounds.interceptors.0 {
+            return;
+        }
+        let (_, before) = std::mem::replace(&mut rounds.interceptors, (version, chances));
         for (cause, round) in &mut rounds.of {
             // One that was made frees nothing; but what was idle may have something to do.
-            if !one_ended && round.failures > 0 {
+            if chances == before && round.failures > 0 {
                 continue;
             }
             self.renew(cause, round);

@@ -23,7 +23,8 @@ const GOES_AWAY: &str = "it made the engine go away, alone, more than once";
 
 /// What is known of a message.
 pub(super) struct Looked {
-    /// What engines may blame it for: the same, but for what it is on trial for (see [`Interception::judge`]).
+    /// What engines may blame it for: the same, but for what it is on trial for and what was cleared (see
+    /// [`Interception::judge`]).
     pub(super) fingerprint: Arc<Fingerprint>,
     /// What it is the same as.
     whole: Arc<Fingerprint>,

@@ -4,7 +4,7 @@
 //! waited for, under the lease that the work has anyway. The delivery itself does not wait for that, and the settlement at its
 //! end is the same with and without it: it writes the whole record. Where all answers come at once there is nothing to do here.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::Receiver;
@@ -93,6 +93,9 @@ impl Pipeline {
                     if !waits {
                         next = Deadline::after(GATHER);
                     }
+                    if let Some(at) = striking.position(&taken) {
+                        striking.so_far.has_it(at);
+                    }
                     striking.taken.push(taken);
                 }
                 () = next.wait(), if waits => {
@@ -127,6 +130,24 @@ impl Pipeline {
     }
 }
 
+impl SoFar {
+    /// A record of this message without those who have it; none if nobody is left in it.
+    pub(super) fn rest(&self, mut record: Record, message: &Message) -> Option<Record> {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if !taken.is_empty() {
+            let all = message.envelope.recipients.iter().enumerate();
+            let rest = all.filter(|(at, _)| !taken.contains(at));
+            record.envelope.recipients = rest.map(|(_, recipient)| recipient.clone()).collect();
+        }
+        (!record.envelope.recipients.is_empty()).then_some(record)
+    }
+
+    fn has_it(&self, at: usize) {
+        let taken = self.taken.lock();
+        taken.unwrap_or_else(PoisonError::into_inner).push(at);
+    }
+}
+
 impl Striking<'_> {
     /// Positions in the message's envelope of those that are struck off.
     fn positions(&self) -> Vec<usize> {
@@ -140,12 +161,8 @@ impl Striking<'_> {
 
     /// The record without those who have it; none if there is no record, or nobody is left in it.
     fn rest(&self) -> Option<Record> {
-        let mut record = self.so_far.stored.get()?.clone();
-        let gone: Vec<_> = self.taken.iter().filter_map(|t| self.position(t)).collect();
-        let all = self.message.envelope.recipients.iter().enumerate();
-        let rest = all.filter(|(at, _)| !gone.contains(at));
-        record.envelope.recipients = rest.map(|(_, recipient)| recipient.clone()).collect();
-        (!record.envelope.recipients.is_empty()).then_some(record)
+        let stored = self.so_far.stored.get()?.clone();
+        self.so_far.rest(stored, self.message)
     }
 
     /// What the history is to say of those who are struck off now.

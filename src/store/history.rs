@@ -31,7 +31,7 @@ pub struct HistoryEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part_of: Option<MessageId>,
     /// What happened, in one kebab-case word: `delivered`, `delayed`, `refused`, `given-up`, `bounced`, `queued`,
-    /// `deferred`, `held`, `rejected`, `discarded`, `parted`; of what we write ourselves also `shortened`, `dropped`.
+    /// `deferred`, `held`, `rejected`, `discarded`, `parted`, `dropped`; of what we write ourselves also `shortened`.
     pub event: Cow<'static, str>,
     /// The argument of MAIL.
     pub sender: ReversePath,

@@ -112,6 +112,46 @@ async fn what_stands_beside_the_culprit_is_cleared_by_one_message() {
     );
 }
 
+/// Law 3: content that a trial has cleared is cleared for everybody, also at the gate, where it is still in scans that hang
+/// for what stands beside it: a stranger's message is shown without it, its bands included. What is only alike is shown, and so
+/// is what hangs alone since.
+#[tokio::test(start_paused = true)]
+async fn what_was_cleared_is_blamed_for_nobodys_mail_at_a_gate() {
+    let mut world = World::new();
+    let (document, culprit) = (1_000, 2_000);
+    let near: Vec<u64> = (100..108).map(|n| n * 2).collect();
+    world.hangs(&message(&[document, culprit], &near, &[]));
+    let strangers = message(&[document], &near, &[]);
+    let band = strangers.broad[0];
+    let shown = world.judge(MessageId::new(), &strangers).shown;
+    assert!(
+        shown.has(strangers.exact[0]) && shown.has(band),
+        "suspected"
+    );
+    let (id, letter) = (MessageId::new(), from_known(&[document], &near));
+    let shown = world.judge(id, &letter).shown;
+    world.see(id, &shown, Seen::Fast);
+    let id = MessageId::new();
+    let shown = world.judge(id, &strangers).shown;
+    assert!(
+        !shown.has(strangers.exact[0]) && !shown.has(band),
+        "cleared"
+    );
+    assert!(!world.is_held(&strangers));
+    let both = message(&[document, culprit], &near, &[]);
+    let shown = world.judge(MessageId::new(), &both).shown;
+    assert!(!shown.has(both.exact[0]) && shown.has(both.exact[1]));
+    assert!(shown.has(band), "it may be the culprit's");
+    let alike = message(&[document + 1], &near, &[]);
+    assert!(world.judge(MessageId::new(), &alike).shown.has(band));
+    // It was shown without it, and hangs: with all that it has, and with nothing beside it.
+    let shown = world.judge(id, &strangers).shown;
+    world.pass(Duration::from_secs(1));
+    world.see(id, &shown, Seen::Slow);
+    let shown = world.judge(MessageId::new(), &strangers).shown;
+    assert!(shown.has(strangers.exact[0]) && shown.has(band));
+}
+
 /// What was cleared is not convicted by the next messages that hang, when nobody remembers the quick one any more: it is what
 /// hangs beside it each time.
 #[tokio::test(start_paused = true)]

@@ -98,12 +98,12 @@ fn the_keys_of_canaries_are_the_content_and_what_is_near_it() {
                 until the evening of that day at the latest.";
     let content = format!("From: a@a.test\r\nSubject: x\r\n\r\n{text}\r\n");
     let fingerprint = from_client("192.0.2.1", content.as_bytes());
-    let keys = fingerprint.canary_keys();
+    let keys: Vec<_> = fingerprint.canary_keys().collect();
     let of = |aspect| keys.iter().filter(move |key| key.aspect == aspect).count();
     assert_eq!(of(Aspect::Text), 1);
     assert!(of(Aspect::Near) > 0);
     assert_eq!(keys.len(), of(Aspect::Text) + of(Aspect::Near));
     let variant = content.replace("northern", "southern");
-    let variant = from_client("192.0.2.1", variant.as_bytes()).canary_keys();
-    assert!(keys.iter().any(|key| variant.contains(key)));
+    let variant = from_client("192.0.2.1", variant.as_bytes());
+    assert!(keys.iter().any(|key| variant.has(*key)));
 }

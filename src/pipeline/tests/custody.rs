@@ -240,6 +240,35 @@ fn who_has_it_does_not_get_it_again_because_others_are_awaited() {
     }
 }
 
+/// Promise P5: mail that becomes ours in the middle of its delivery is ours for those only who do not have it: killed right
+/// after our 250, the relay gives it to nobody again.
+#[test]
+fn who_has_it_when_the_mail_becomes_ours_is_not_in_its_record() {
+    let session = Budget::default().session;
+    let store = Arc::new(Scripted::default());
+    let a = Arc::new(Hop {
+        each: Some(session * 2 / 5),
+        ..Hop::default()
+    });
+    life(async {
+        let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+        let reply = pipeline.accept(message(&TEN), Mode::CutThrough).await;
+        assert!(reply.to_string().contains("accepted as"), "{reply}");
+        let left = store.all();
+        let left = left.iter().flat_map(|r| &r.envelope.recipients);
+        let left: Vec<_> = left.map(|r| r.mailbox.to_string()).collect();
+        assert_eq!(left, TEN[2..]);
+    });
+    assert_eq!(a.got(), 2);
+    store.reopen();
+    life(async {
+        let (pipeline, _folder) = pipeline(to_hops(&[("a", &a)]), &store);
+        tokio::spawn(Lanes::new(pipeline).run(CancellationToken::new()));
+        until("nothing waits", || store.all().is_empty()).await;
+    });
+    assert_eq!(a.got(), TEN.len());
+}
+
 const TEN: [&str; 10] = [
     "0@a.test", "1@a.test", "2@a.test", "3@a.test", "4@a.test", "5@a.test", "6@a.test", "7@a.test",
     "8@a.test", "9@a.test",

@@ -5,7 +5,9 @@ mod turns;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::message::Standing;
+use crate::intercept::{Evidence, Seen};
+use crate::message::fingerprint::Aspect;
+use crate::message::{Fingerprint, Identity, Standing, Trait};
 use crate::store::{Cause, Times};
 use crate::verdict::{Answer as Said, Reason, Verdict};
 
@@ -477,5 +479,56 @@ async fn nothing_is_loaded_before_it_has_its_place_in_memory() {
     world
         .until(20 * MINUTE, |w| w.left(Lane::Delivery) == 1)
         .await;
+    world.closing.cancel();
+}
+
+impl World {
+    /// A known sender's message is scanned at once that has what a stranger's hangs with.
+    fn clears(&self) {
+        let mut interception = self.pipeline.suspicion.lock();
+        let (now, engine) = (Instant::now(), self.engines[0].as_str().into());
+        let of = |exact: &[u64], broad: &[Aspect]| {
+            let one = |(aspect, value)| Trait { aspect, value };
+            Arc::new(Fingerprint {
+                identity: Identity([0; 32]),
+                exact: exact
+                    .iter()
+                    .map(|n| one((Aspect::Attachment, *n)))
+                    .collect(),
+                broad: broad.iter().map(|aspect| one((*aspect, 1))).collect(),
+                attachments: Box::new([]),
+            })
+        };
+        let letter = of(&[1], &[Aspect::SenderDomain, Aspect::Client]);
+        (0..2).for_each(|_| interception.judged_clean(now, &letter));
+        let mut see = |message, fingerprint: &Arc<Fingerprint>, seen| {
+            let evidence = Evidence {
+                message,
+                fingerprint: fingerprint.clone(),
+                fresh: true,
+                started: now,
+                seen,
+                found: false,
+            };
+            interception.judge(now, message, fingerprint);
+            interception.observe(now, &engine, &evidence);
+        };
+        see(MessageId::new(), &of(&[1, 2], &[]), Seen::Slow);
+        see(MessageId::new(), &letter, Seen::Fast);
+    }
+}
+
+/// Law 6: what waits for a trial goes on when that has shown that it need not wait, also where other mail that waits for the same
+/// engine could not be helped before.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_trial_is_a_chance_for_what_waits_for_it() {
+    let mut world = World::of(&["moody"], Duration::from_secs(5)).await;
+    world.keep(Lane::Scan, "moody", "fail me").await;
+    world.recover();
+    Deadline::after(MINUTE).wait().await;
+    let waits = world.keep(Lane::Scan, "moody", "Hello").await;
+    world.clears();
+    let goes_on = |world: &World| world.lane(waits) != Some(Lane::Scan);
+    world.until(Duration::from_secs(3), goes_on).await;
     world.closing.cancel();
 }

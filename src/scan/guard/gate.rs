@@ -216,6 +216,8 @@ pub(super) struct Gate {
     watched_since: Instant,
     /// When scans of strangers began that ended before they were slow, the last of them.
     strangers_well: VecDeque<Instant>,
+    /// The breaker that was opened last was opened because known senders' mail hung.
+    hangs_on_known: bool,
     /// Whether others make up for this engine while it is out.
     covered: bool,
     canaries: Canaries,
@@ -260,6 +262,7 @@ impl Gate {
             watched: now,
             watched_since: now,
             strangers_well: VecDeque::new(),
+            hangs_on_known: false,
             covered: true,
             canaries: Canaries::new(now),
             detours: Arc::new([]),
@@ -338,12 +341,9 @@ impl Gate {
             self.weigh(now, &scan, age, end);
             self.push(evidence(now, &scan, what));
         }
-        for key in self
-            .canaries
-            .end(now, &scan.entrant, end, age < self.times.timeout)
-        {
-            self.offer_again(key);
-        }
+        let in_time = age < self.times.timeout;
+        let parked = self.canaries.end(now, &scan.entrant, end, in_time);
+        self.offer_again(parked);
         self.pump(now);
     }
 
@@ -490,6 +490,11 @@ impl Gate {
     pub(super) fn is_out(&self, replica: usize) -> bool {
         let state = self.replicas[replica].breaker.state();
         matches!(state, State::Open { .. } | State::HalfOpen { .. })
+    }
+
+    /// Whether those whom nothing speaks for may leave with the breaker too, as it is not their mail that the engine hangs on.
+    pub(super) fn hangs_on_known(&self) -> bool {
+        self.hangs_on_known
     }
 
     /// Whether no replica takes mail, and why.

@@ -20,7 +20,7 @@ use super::enter::entrant;
 use super::gate::{LARGE, LARGE_FACTOR};
 use super::layer::{Next, Outcome};
 use super::reuse::{About, Key, stands_in};
-use super::state::{Flight, Out, Phase, State};
+use super::state::{self, Flight, Phase, Presence, State};
 use super::{Call, Progress};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, Elapsed};
@@ -241,17 +241,17 @@ impl Caller {
     }
 
     /// Waits for the end of the scan, or for the end of his own patience.
-    async fn wait(self, mut flight: watch::Receiver<Phase>, out: &Out) -> Outcome {
+    async fn wait(self, mut flight: watch::Receiver<Phase>, out: &state::Out) -> Outcome {
         loop {
             // Asked for before the look, so that no change falls between.
             let turned = out.changed();
             let phase = flight.borrow_and_update().clone();
-            let is_out = out.is();
+            let presence = out.presence();
             let until = match phase {
                 Phase::Done(outcome) => return outcome,
                 Phase::Waiting => self.deadline,
                 Phase::Running { since, convicted } => {
-                    if let Some(error) = self.gives_up(since.elapsed(), convicted, is_out) {
+                    if let Some(error) = self.gives_up(since.elapsed(), convicted, presence) {
                         return Err(error);
                     }
                     self.until(since.elapsed())
@@ -274,14 +274,20 @@ impl Caller {
     }
 
     /// Why he leaves a scan of that age: the one place where a wait for an engine is given a name.
-    fn gives_up(&self, age: Duration, convicted: bool, is_out: bool) -> Option<ScanError> {
+    fn gives_up(&self, age: Duration, convicted: bool, engine: Presence) -> Option<ScanError> {
         let (is_slow, is_overdue) = (age >= self.slow, age >= self.timeout);
         if convicted && is_slow {
             let why = "what it is like was convicted while it was being scanned";
             return Some(ScanError::Suspect(why.to_owned()));
         }
-        // Whoever has a good name leaves with the engine's breaker. Of others it may be the content that broke it.
-        if is_out && (is_overdue || is_slow && self.standing == Standing::Known) {
+        // Whoever has a good name leaves with the engine's breaker. Of others it may be the content that broke it, if nothing
+        // that something speaks for hangs as well.
+        let leaves = match engine {
+            Presence::Here => false,
+            Presence::Out => is_overdue || is_slow && self.standing == Standing::Known,
+            Presence::Hangs => is_slow,
+        };
+        if leaves {
             let why = "the engine failed while it was being asked";
             return Some(ScanError::BreakerOpen(why.to_owned()));
         }
@@ -306,13 +312,14 @@ impl Caller {
 mod tests {
     use super::*;
     use crate::scan::tests::settings;
+    use Presence::{Hangs, Here, Out};
 
     /// Why he leaves, in a word.
     fn leaves(
         standing: Standing,
         joined: bool,
         age: Duration,
-        (convicted, is_out): (bool, bool),
+        (convicted, engine): (bool, Presence),
     ) -> &'static str {
         let settings = settings("one");
         let caller = Caller {
@@ -323,7 +330,7 @@ mod tests {
             slow: settings.slow,
             progress: Arc::default(),
         };
-        match caller.gives_up(age, convicted, is_out) {
+        match caller.gives_up(age, convicted, engine) {
             None => "waits",
             Some(ScanError::Suspect(_)) => "suspect",
             Some(ScanError::BreakerOpen(_)) => "breaker-open",
@@ -342,27 +349,31 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn callers_leave_what_is_slow() {
         for standing in [Standing::Known, Standing::Unknown] {
-            for (convicted, is_out) in [(false, false), (true, false), (false, true), (true, true)]
+            for (convicted, engine) in [(false, Here), (true, Here), (false, Hangs), (true, Hangs)]
             {
-                let why = leaves(standing, true, QUICK, (convicted, is_out));
-                assert_eq!(why, "waits", "{convicted} {is_out}");
+                let why = leaves(standing, true, QUICK, (convicted, engine));
+                assert_eq!(why, "waits", "{convicted} {engine:?}");
             }
-            let of = |joined, age| leaves(standing, joined, age, (false, false));
+            let of = |joined, age| leaves(standing, joined, age, (false, Here));
             assert_eq!((of(false, SLOW), of(true, SLOW)), ("waits", "parked"));
             assert_eq!(of(false, OVERDUE), "timeout");
         }
     }
 
     /// When an engine fails while it is asked, other engines make up for it where the sender is known. What a stranger has sent
-    /// may be what it fails on: he stays until his timeout.
+    /// may be what it fails on: he stays until his timeout, unless known senders' mail hangs there too.
     #[tokio::test(start_paused = true)]
     async fn strangers_do_not_leave_with_the_breaker() {
-        let out = (false, true);
-        let of = |standing, age| leaves(standing, false, age, out);
+        let of = |standing, age| leaves(standing, false, age, (false, Out));
         assert_eq!(of(Standing::Known, SLOW), "breaker-open");
         assert_eq!(of(Standing::Unknown, SLOW), "waits");
         assert_eq!(of(Standing::Unknown, OVERDUE), "breaker-open");
-        assert_eq!(leaves(Standing::Unknown, true, SLOW, out), "parked");
+        assert_eq!(
+            leaves(Standing::Unknown, true, SLOW, (false, Out)),
+            "parked"
+        );
+        let hangs = |age| leaves(Standing::Unknown, false, age, (false, Hangs));
+        assert_eq!((hangs(QUICK), hangs(SLOW)), ("waits", "breaker-open"));
     }
 
     /// What was convicted while it was scanned is held, whatever else there is to say about it: no other engine makes up for it,
@@ -372,9 +383,9 @@ mod tests {
         for standing in [Standing::Known, Standing::Unknown] {
             for joined in [false, true] {
                 for age in [SLOW, OVERDUE] {
-                    for is_out in [false, true] {
-                        let why = leaves(standing, joined, age, (true, is_out));
-                        assert_eq!(why, "suspect", "{standing:?} {joined} {age:?} {is_out}");
+                    for engine in [Here, Out, Hangs] {
+                        let why = leaves(standing, joined, age, (true, engine));
+                        assert_eq!(why, "suspect", "{standing:?} {joined} {age:?} {engine:?}");
                     }
                 }
             }

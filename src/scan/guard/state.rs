@@ -55,19 +55,37 @@ pub(super) enum Phase {
 #[derive(Debug, Default)]
 pub(super) struct Out {
     is: AtomicBool,
+    hangs_on_known: AtomicBool,
     changed: Notify,
 }
 
+/// Whether an engine takes mail, for those who wait for its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// It does.
+    Here,
+    /// It does not.
+    Out,
+    /// It does not, because known senders' mail hung in it.
+    Hangs,
+}
+
 impl Out {
-    fn set(&self, is: bool) {
+    fn set(&self, is: bool, hangs_on_known: bool) {
+        self.hangs_on_known.store(hangs_on_known, Ordering::Release);
         if self.is.swap(is, Ordering::AcqRel) != is {
             self.changed.notify_waiters();
         }
     }
 
-    /// Whether it is so now.
-    pub(super) fn is(&self) -> bool {
-        self.is.load(Ordering::Acquire)
+    /// How it is now.
+    pub(super) fn presence(&self) -> Presence {
+        let is = self.is.load(Ordering::Acquire);
+        match (is, self.hangs_on_known.load(Ordering::Acquire)) {
+            (false, _) => Presence::Here,
+            (true, false) => Presence::Out,
+            (true, true) => Presence::Hangs,
+        }
     }
 
     /// Resolves at the next change after this call.
@@ -441,7 +459,7 @@ impl State {
         let changes = desk.gate.changes();
         if !changes.is_empty() {
             let refuses = desk.gate.refuses().is_some();
-            self.core.out.set(refuses);
+            self.core.out.set(refuses, desk.gate.hangs_on_known());
             for (replica, change) in changes {
                 if matches!(change, Change::Opened(_)) {
                     self.doubt(replica);

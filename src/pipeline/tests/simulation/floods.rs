@@ -46,7 +46,8 @@ impl Plan {
     }
 
     /// 150 good messages; four of strangers with one document beside a part that hangs, the same in all or another in each;
-    /// then ten of known senders with the document alone.
+    /// then ten of known senders with the document alone, two at a time, and a second and a half after each two one of a
+    /// stranger.
     pub(super) fn beside(seed: u64, is_same: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut plan = Self::still(seed, 1, 1);
@@ -68,10 +69,15 @@ impl Plan {
             let nature = Nature::Poison;
             add(rng.random_range(40_000..41_000), Arrival { nature, ..bad });
         }
-        for nth in 0..10 {
-            let (sender, words) = (SENDERS[rng.random_range(0..2)], (rng.random(), 40));
-            let letter = letter(&mut rng, sender, words, &[(document, false)]);
-            add(42_000 + nth * 2000 + rng.random_range(0..1000), letter);
+        let mut alone = |at: u64, sender| {
+            let words = (rng.random(), 40);
+            add(at, letter(&mut rng, sender, words, &[(document, false)]));
+        };
+        for nth in 0..5 {
+            let at = 42_000 + nth * 3000 + seed * 37 % 1000;
+            alone(at, SENDERS[0]);
+            alone(at, SENDERS[1]);
+            alone(at + 1500, SENDERS[3]);
         }
         plan.events.sort_by_key(|(at, _)| *at);
         plan

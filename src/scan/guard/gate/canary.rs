@@ -2,7 +2,8 @@
 //! time doubles that. This is slow start for each fingerprint, and the "canary requests" of The Tail at Scale (Dean,
 //! Barroso, CACM 2013).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -61,10 +62,10 @@ impl Canaries {
         if without(Mechanism::Canaries) {
             return None;
         }
-        let keys = entrant.fingerprint.as_deref()?.canary_keys();
-        keys.into_iter().find(|key| {
+        let mut keys = entrant.fingerprint.as_deref()?.canary_keys();
+        keys.find(|key| {
             let inflight = self.inflight.get(key).copied().unwrap_or(0);
-            inflight >= FIRST << self.proofs_of(*key).min(DOUBLINGS)
+            inflight >= FIRST && inflight >= FIRST << self.proofs_of(*key).min(DOUBLINGS)
         })
     }
 
@@ -74,28 +75,31 @@ impl Canaries {
         }
     }
 
-    /// A scan ended; returns the keys whose parked copies may be offered again.
+    /// A scan ended; takes out the copies that were parked behind it, to be offered again.
     pub(super) fn end(
         &mut self,
         now: Instant,
         entrant: &Entrant,
         end: End,
         in_time: bool,
-    ) -> Vec<Trait> {
+    ) -> Vec<Ticket> {
         let proves = in_time && matches!(end, End::Answered { .. });
-        let keys = keys(entrant);
-        for key in &keys {
-            if let Some(n) = self.inflight.get_mut(key) {
-                *n -= 1;
-                if *n == 0 {
-                    self.inflight.remove(key);
+        let mut parked = Vec::new();
+        for key in keys(entrant) {
+            if let Entry::Occupied(mut inflight) = self.inflight.entry(key) {
+                *inflight.get_mut() -= 1;
+                if *inflight.get() == 0 {
+                    inflight.remove();
                 }
             }
             if proves {
-                self.prove(now, *key);
+                self.prove(now, key);
+            }
+            if self.has_parked(key) {
+                parked.extend(self.parked(key));
             }
         }
-        keys
+        parked
     }
 
     /// Whether every attachment has been scanned in time before.
@@ -158,12 +162,14 @@ impl Canaries {
             self.proofs.swap(0, 1);
             self.proofs[0].clear();
         }
-        let so_far = self.proofs_of(key);
-        self.proofs[0].insert(key, so_far.saturating_add(1));
+        let [new, old] = &mut self.proofs;
+        let before = || old.get(&key).copied().unwrap_or(0);
+        let proofs = new.entry(key).or_insert_with(before);
+        *proofs = proofs.saturating_add(1);
     }
 }
 
-fn keys(entrant: &Entrant) -> Vec<Trait> {
+fn keys(entrant: &Entrant) -> impl Iterator<Item = Trait> {
     let fingerprint = entrant.fingerprint.as_deref();
-    fingerprint.map(|f| f.canary_keys()).unwrap_or_default()
+    fingerprint.into_iter().flat_map(Fingerprint::canary_keys)
 }

@@ -91,19 +91,22 @@ impl Gate {
 
     /// Opens the breaker of a replica that has stalled.
     pub(super) fn stall(&mut self, now: Instant, at: usize) {
-        if self.has_stalled(now, at) {
+        if let Some(on) = self.stalled_on(now, at) {
             let change = self.replicas[at].breaker.stalled(now);
+            let opened = change.is_some();
             self.changed(now, at, change);
+            self.hangs_on_known |= opened && on == Level::Proven;
         }
     }
 
-    fn has_stalled(&self, now: Instant, at: usize) -> bool {
+    /// If it has stalled, the best-known mail that shows it.
+    fn stalled_on(&self, now: Instant, at: usize) -> Option<Level> {
         let replica = &self.replicas[at];
         let allowed = replica.allowed();
         let here = || self.scans.values().filter(|scan| scan.replica == at);
         // A probe tells more, and soon.
         if allowed == 0 || here().any(|scan| scan.is_probe && !scan.is_slow) {
-            return false;
+            return None;
         }
         let silent_since = replica.last_end.max(self.watched_since);
         let silent_for = now.saturating_duration_since(silent_since);
@@ -126,11 +129,16 @@ impl Gate {
         parties.dedup();
         // Mail that something speaks for is stuck, or nothing moves any more, whatever it is.
         let is_shut = are_all && self.free_of(at) == 0 && !self.waiting.is_empty();
-        let matters = is_proven || is_shut;
-        matters
-            && parties.len() >= PARTIES.min(allowed)
-            && chance < CHANCE.ln()
-            && oldest >= self.times.slow / SILENCE_PARTS
+        let on = match (is_proven, is_shut) {
+            (true, _) => Some(Level::Proven),
+            (false, true) => Some(Level::Unknown),
+            (false, false) => None,
+        };
+        on.filter(|_| {
+            parties.len() >= PARTIES.min(allowed)
+                && chance < CHANCE.ln()
+                && oldest >= self.times.slow / SILENCE_PARTS
+        })
     }
 
     /// The logarithm of the chance that a scan of this engine lasts so long.

@@ -15,6 +15,9 @@ use crate::message::Standing;
 /// The time over which the use of slots by better-known mail is averaged: a reserve that follows it has to be there before
 /// the next message of such mail, and mail comes in bursts of seconds.
 const USE_TIME: Duration = Duration::from_secs(10);
+/// Scans of strangers that end well, for one that is stuck, below which what waits of their mail is suspected. Good mail has a
+/// few in a thousand that hang, and a flood that is worth the trouble is as much as the good mail beside it.
+const WELL_FOR_ONE_STUCK: usize = 3;
 /// Mail that has not come for this time has no slots kept for it.
 const ABSENT_AFTER: Duration = Duration::from_secs(600);
 
@@ -216,9 +219,9 @@ impl Gate {
         self.free() == 0 || self.canaries.blocking(entrant).is_some() || !admits()
     }
 
-    /// Whether it is the strangers' mail that fails, as far as statistics can tell: since the oldest scan of a stranger that is
-    /// stuck began, hardly any other has ended well (one for three that are stuck). It is what a flood from many senders looks
-    /// like whose messages have nothing in common; then other engines do not make up for this one.
+    /// Whether it is the strangers' mail that fails, as far as statistics can tell: of those that began since the oldest scan of
+    /// a stranger that is stuck, a quarter or more are. It is what a flood from many senders looks like whose messages have
+    /// nothing in common; then other engines do not make up for this one.
     pub(super) fn blames_strangers(&self) -> bool {
         let of_strangers = |scan: &&Scan| scan.level == Level::Unknown && !scan.is_probe;
         let slow = self
@@ -234,7 +237,8 @@ impl Gate {
             return false;
         };
         let well = self.strangers_well.iter().filter(|began| **began >= oldest);
-        3 * well.take(count + 1).count() <= count
+        let most = WELL_FOR_ONE_STUCK * count;
+        well.take(most + 1).count() <= most
     }
 }
 

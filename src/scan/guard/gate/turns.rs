@@ -90,7 +90,11 @@ trait Line: Default {
     /// Whether somebody has a place at that level, gone or not.
     fn has_places(&self, level: Level) -> bool;
 
+    /// Places, of those who are gone too. Looks at all of them.
     fn places(&self) -> usize;
+
+    /// Whether there is none.
+    fn is_empty(&self) -> bool;
 
     /// Those at that level who wait still, in turn; of each line within this one as many as may be looked at.
     fn first(
@@ -147,6 +151,10 @@ impl Line for Fifo {
 
     fn places(&self) -> usize {
         self.0.iter().map(BTreeMap::len).sum()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(BTreeMap::is_empty)
     }
 
     fn first(
@@ -227,16 +235,26 @@ impl<const OF: usize, L: Line> Fair<OF, L> {
                 order.insert((flow.start, flow.since, key));
             }
         }
-        let (now, is_ahead) = (self.now, flow.start > self.now);
-        if flow.line.places() == 0
+        if flow.line.is_empty()
             && let Some(flow) = self.lines.remove(&key)
-            && is_ahead
+            && flow.start > self.now
         {
             self.idle.insert(key, flow);
         }
         if self.idle.len() > 2 * self.lines.len() + 64 {
-            self.idle.retain(|_, flow| flow.start > now);
+            self.forget_half();
         }
+    }
+
+    /// Lets the time go on until half of the idle are not ahead of it any more. Names that come once each would stop it: all of
+    /// them have their turn at the same tag.
+    fn forget_half(&mut self) {
+        let mut starts: Vec<u64> = self.idle.values().map(|flow| flow.start).collect();
+        let half = starts.len() / 2;
+        let (_, median, _) = starts.select_nth_unstable(half);
+        let now = self.now.max(*median);
+        self.now = now;
+        self.idle.retain(|_, flow| flow.start > now);
     }
 }
 
@@ -268,6 +286,10 @@ where
 
     fn places(&self) -> usize {
         self.lines.values().map(|flow| flow.line.places()).sum()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lines.is_empty()
     }
 
     fn first(
@@ -516,6 +538,30 @@ mod tests {
         turns.tidy(waits, 1);
         assert_eq!(turns.lines[Class::FreshUnknown as usize].places(), 1);
         assert!(turns.lines.iter().all(|lines| lines.lines.len() <= 1));
+    }
+
+    /// What is remembered of those who had their turn is bounded by those who wait, however many names come that each come once:
+    /// behind one client or of as many clients, and while somebody waits who may not start.
+    #[test]
+    fn who_had_a_turn_is_forgotten() {
+        for of in [|name| turn(1, name), |name| turn(name, name)] {
+            for stuck in [false, true] {
+                let mut turns = Turns::default();
+                if stuck {
+                    turns.push(Class::FreshUnknown, Level::Unknown, of(0), 0);
+                }
+                for ticket in 1..1000 {
+                    turns.push(Class::FreshUnknown, Level::Unknown, of(ticket), ticket);
+                    let next = turns.pop(|_, _| true, |_| true, |ticket| ticket > 0);
+                    assert_eq!(next, Some(ticket));
+                    let clients = &turns.lines[Class::FreshUnknown as usize];
+                    let all = clients.lines.values().chain(clients.idle.values());
+                    let parties: usize = all.map(|client| client.line.idle.len()).sum();
+                    let all = clients.idle.len() + parties;
+                    assert!(all <= 140, "{all} at {ticket}, {stuck}");
+                }
+            }
+        }
     }
 
     /// A class in which nobody waited for an hour has saved up no right to go first for an hour.

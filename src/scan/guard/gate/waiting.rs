@@ -193,8 +193,8 @@ impl Gate {
         two.max_by_key(|&at| self.free_of(at))
     }
 
-    pub(super) fn offer_again(&mut self, key: Trait) {
-        for ticket in self.canaries.parked(key) {
+    pub(super) fn offer_again(&mut self, parked: Vec<Ticket>) {
+        for ticket in parked {
             if let Some(waiting) = self.waiting.get_mut(&ticket) {
                 waiting.parked = false;
                 let Waiting { class, level, .. } = *waiting;
