@@ -223,4 +223,18 @@ mod tests {
         let share = baseline.share(Key(rare, None));
         assert!((0.0018..0.0022).contains(&share), "{share}");
     }
+
+    /// However many senders there are, they take bounded memory, and those that were met last are known.
+    #[tokio::test(start_paused = true)]
+    async fn senders_are_bounded() {
+        let now = Instant::now();
+        let mut baseline = Baseline::new(now);
+        let senders = 3 * SENDERS as u64;
+        for sender in 0..senders {
+            (0..KNOWN).for_each(|_| baseline.meet(now, sender));
+        }
+        assert!(baseline.senders() <= 2 * SENDERS);
+        assert!(baseline.met(senders - 1) >= KNOWN);
+        assert_eq!(baseline.met(0), 0);
+    }
 }

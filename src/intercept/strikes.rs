@@ -102,4 +102,19 @@ mod tests {
         assert!(strikes.struck.len() <= STRUCK, "{}", strikes.struck.len());
         assert_eq!(strikes.of(now, &engine, key(struck - 1)), 1);
     }
+
+    /// A strike counts for an hour, also where no other follows it.
+    #[tokio::test(start_paused = true)]
+    async fn a_strike_counts_for_an_hour() {
+        let (mut strikes, now) = (Strikes::default(), Instant::now());
+        let engine: Arc<str> = "clamd".into();
+        let key = Trait {
+            aspect: Aspect::Attachment,
+            value: 1,
+        };
+        strikes.count(now, &engine, key, MessageId::new());
+        let last = now + STRIKE_AGE - Duration::from_secs(1);
+        assert_eq!(strikes.of(last, &engine, key), 1);
+        assert_eq!(strikes.of(now + STRIKE_AGE, &engine, key), 0);
+    }
 }

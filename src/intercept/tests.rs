@@ -531,6 +531,24 @@ async fn a_restart_makes_nobody_the_maker_of_what_was_learned() {
     }
 }
 
+/// A person has it held.
+fn by_hand(pattern: Pattern) -> Interceptor {
+    Interceptor {
+        id: "by-hand".to_owned(),
+        pattern,
+        action: Action::Hold,
+        origin: super::Origin::Person {
+            who: "root".to_owned(),
+            note: String::new(),
+        },
+        made: crate::deadline::wall_clock(),
+        expires: None,
+        dry_run: false,
+        hits: 0,
+        samples: Vec::new(),
+    }
+}
+
 /// What a person has held is a person's to release, and is not let go on the way back from somebody else's hold.
 #[tokio::test(start_paused = true)]
 async fn what_a_person_holds_stays_held() {
@@ -542,24 +560,11 @@ async fn what_a_person_holds_stays_held() {
         subject: "invoice",
         fingerprint: &fingerprint,
     };
-    let by_hand = Interceptor {
-        id: "by-hand".to_owned(),
-        pattern: Pattern {
-            subject: Some("invoice".parse().expect("a glob")),
-            ..Pattern::default()
-        },
-        action: Action::Hold,
-        origin: super::Origin::Person {
-            who: "root".to_owned(),
-            note: String::new(),
-        },
-        made: crate::deadline::wall_clock(),
-        expires: None,
-        dry_run: false,
-        hits: 0,
-        samples: Vec::new(),
+    let invoices = Pattern {
+        subject: Some("invoice".parse().expect("a glob")),
+        ..Pattern::default()
     };
-    learner.add(Instant::now(), by_hand);
+    learner.add(Instant::now(), by_hand(invoices));
     assert!(learner.person_holds(&facts).is_some());
     learner.remove("by-hand").expect("it is there");
     assert_eq!(learner.person_holds(&facts), None);

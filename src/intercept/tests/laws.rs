@@ -57,6 +57,23 @@ async fn shadow_mode_holds_nothing() {
     assert_eq!(hits, [1], "it counts");
 }
 
+/// With the learner off nothing is made, whatever fails, and what a person has made holds nevertheless.
+#[tokio::test(start_paused = true)]
+async fn an_off_learner_makes_nothing() {
+    let mut world = World::bare(Settings {
+        mode: Mode::Off,
+        ..Settings::default()
+    });
+    let same = fingerprint(4711, &[]);
+    seen_well(&mut world);
+    (0..3).for_each(|_| strike(&mut world, &same));
+    assert_eq!(world.learner.list().count(), 0);
+    world
+        .learner
+        .add(world.now, by_hand(Pattern::of([same.exact[0]])));
+    assert!(world.arrives(&same, true));
+}
+
 /// However many different things fail, the learner holds mail for twenty of them at most.
 #[tokio::test(start_paused = true)]
 async fn interceptors_of_the_learner_are_bounded() {

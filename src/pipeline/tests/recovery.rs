@@ -1,5 +1,7 @@
 //! What was kept for a cause that is gone goes on: nothing keeps it waiting, and nobody else has it meanwhile.
 
+mod turns;
+
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -97,16 +99,28 @@ impl World {
         engine: &str,
         content: &str,
     ) -> MessageId {
+        let cause = Cause::Engine(engine.to_owned());
+        // What stays is at the head of all.
+        let standing = content.contains(" me").then_some(Standing::Known);
+        self.put(recipients, lane, (cause, standing), content).await
+    }
+
+    async fn put(
+        &mut self,
+        recipients: &[&str],
+        lane: Lane,
+        (cause, standing): (Cause, Option<Standing>),
+        content: &str,
+    ) -> MessageId {
         let mut message = message(recipients);
         let age = Duration::from_secs(2 * 86_400 - self.ids.len() as u64);
         message.received_at -= age;
         message.content = Content::uncharged(format!("Subject: x\r\n\r\n{content}\r\n"));
         let mut record = settle::unfinished(&self.pipeline.generation(), &message, None);
         record.lane = lane;
-        record.cause = Some(Cause::Engine(engine.to_owned()));
+        record.cause = Some(cause);
         record.reports = self.engines.iter().map(|name| out(name)).collect();
-        // What stays is at the head of all.
-        record.standing = content.contains(" me").then_some(Standing::Known);
+        record.standing = standing;
         let put = self.store.put(vec![record], message.content);
         put.await.expect("put");
         self.ids.push(message.id);
