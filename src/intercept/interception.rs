@@ -199,9 +199,10 @@ impl Interception {
             let mut others = slow.iter().filter(|(other, _)| *other != message);
             others.any(|(_, with)| shares(one, with))
         };
+        // Mail of the flood itself, which is most of it, is told by the first look.
         !slow.is_empty()
-            && slow.iter().all(has_company)
             && slow.values().all(|one| !shares(other, one))
+            && slow.iter().all(has_company)
     }
 
     /// A message has come in: whether an interceptor holds it, which one, and why, in one line.
