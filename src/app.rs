@@ -29,7 +29,7 @@ use crate::deadline::Deadline;
 use crate::delivery::Delivery;
 use crate::incident::{self, Incident, Subject};
 use crate::listener::{self, Admission, Listener, ListenerError, Prepared, Sessions, Shared};
-use crate::pipeline::{Generation, Keeper, Lanes, Pipeline};
+use crate::pipeline::{Generation, Keeper, Lanes, Pipeline, Watch};
 use crate::policy::Policy;
 use crate::scan::{Guarded, Health, Passed, Scanner, engine};
 use crate::store::history::{self, History};
@@ -134,8 +134,9 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         closing: closing.clone(),
     };
     let lanes = TaskTracker::new();
+    let watch = Watch::begin(pipeline.clone()).await;
     lanes.spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
-    lanes.spawn(pipeline.clone().watch(closing.clone()));
+    lanes.spawn(watch.run(closing.clone()));
     lanes.spawn(pipeline.clone().watch_store(closing.clone()));
     lanes.spawn(pipeline.clone().recover(closing.clone()));
     lanes.spawn(keeper.clone().keep(closing.clone()));

@@ -61,6 +61,7 @@ pub use pressure::Pressure;
 use recent::Recent;
 use settle::{Custody, Settlement};
 use suspicion::Suspicion;
+pub use watch::Watch;
 
 /// When the sender is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

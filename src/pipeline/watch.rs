@@ -19,22 +19,40 @@ use crate::store::Cause;
 /// How often.
 const TICK: Duration = Duration::from_millis(250);
 
-impl Pipeline {
-    /// Watches until `closing` is cancelled.
-    pub async fn watch(self: Arc<Self>, closing: CancellationToken) {
+/// The watch over a path.
+pub struct Watch {
+    pipeline: Arc<Pipeline>,
+    exchange: Exchange,
+}
+
+impl Watch {
+    /// Puts in force what interceptors the store has. No mail should be taken, or taken up again, before: engines would be asked
+    /// about what is known to hang in them.
+    ///
+    /// Cancel safety: safe.
+    pub async fn begin(pipeline: Arc<Pipeline>) -> Self {
         let mut exchange = Exchange::default();
+        pipeline.exchange_interceptors(&mut exchange).await;
+        pipeline.look_around().await;
+        Self { pipeline, exchange }
+    }
+
+    /// Watches until `closing` is cancelled.
+    pub async fn run(mut self, closing: CancellationToken) {
         loop {
             tokio::select! {
                 biased;
                 () = closing.cancelled() => return,
                 () = Deadline::after(TICK).wait() => {
-                    self.look_around().await;
-                    self.exchange_interceptors(&mut exchange).await;
+                    self.pipeline.look_around().await;
+                    self.pipeline.exchange_interceptors(&mut self.exchange).await;
                 }
             }
         }
     }
+}
 
+impl Pipeline {
     /// One round.
     async fn look_around(&self) {
         let generation = self.generation();

@@ -47,6 +47,21 @@ async fn what_a_person_has_ended_gives_back_what_it_held_after_a_restart() {
     ended_before_a_restart(true).await;
 }
 
+/// Law 8: what was learned before a restart is in force when the first mail is taken, or taken up again.
+#[tokio::test(start_paused = true)]
+async fn what_was_learned_is_in_force_before_the_first_mail() {
+    set_wall_clock(Some(wall_clock()));
+    let store = Arc::new(Scripted::default());
+    let (before, _folder) = pipeline(generation(Vec::new(), Budget::default()), &store);
+    before.suspicion.lock().add(Instant::now(), learned());
+    before.exchange_interceptors(&mut Exchange::default()).await;
+    let (after, _other) = pipeline(generation(Vec::new(), Budget::default()), &store);
+    let _watch = Watch::begin(after.clone()).await;
+    let in_force = after.suspicion.lock().list().map(|i| i.id.clone()).next();
+    assert_eq!(in_force.as_deref(), Some(ID));
+    set_wall_clock(None);
+}
+
 async fn ended_before_a_restart(by_a_person: bool) {
     set_wall_clock(Some(wall_clock()));
     let store = Arc::new(Scripted::default());

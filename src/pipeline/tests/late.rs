@@ -42,7 +42,8 @@ async fn a_late_answer_hastens_its_message() {
     let store = Arc::new(Scripted::default());
     let (pipeline, _folder) = pipeline(generation, &store);
     let closing = CancellationToken::new();
-    tokio::spawn(pipeline.clone().watch(closing.clone()));
+    let watch = Watch::begin(pipeline.clone()).await;
+    tokio::spawn(watch.run(closing.clone()));
     let message = message(&["x@b.test"]);
     let id = message.id;
     pipeline.accept(message, Mode::CutThrough).await;

@@ -10,7 +10,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::super::scripted::Scripted;
-use super::super::{Generation, Lanes, MessageId, Mode, Pipeline, Policy, Scanner, message, smtp};
+use super::super::{
+    Generation, Lanes, MessageId, Mode, Pipeline, Policy, Scanner, Watch, message, smtp,
+};
 use super::peers::{Build, NextHop, Scanning, Served};
 use super::plan::{Arrival, Event, Nature, Plan};
 use super::world::{Mood, World, recipients};
@@ -278,7 +280,7 @@ impl Outside {
         }
     }
 
-    fn start(&self) -> Life {
+    async fn start(&self) -> Life {
         self.world.begin_life();
         self.disk.reopen();
         let (history, heard) = History::detached();
@@ -293,8 +295,9 @@ impl Outside {
             64 << 20,
         );
         let closing = CancellationToken::new();
+        let watch = Watch::begin(pipeline.clone()).await;
         tokio::spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
-        tokio::spawn(pipeline.clone().watch(closing.clone()));
+        tokio::spawn(watch.run(closing.clone()));
         tokio::spawn(pipeline.clone().recover(closing.clone()));
         Life {
             pipeline,
@@ -308,7 +311,7 @@ impl Outside {
     /// Until the relay is stopped or killed, or everything has its end. `events` are those that are left, the last one
     /// first.
     async fn live(&self, events: &mut Vec<(Duration, Event)>) -> Death {
-        let mut life = self.start();
+        let mut life = self.start().await;
         let mut reloads = 1;
         let death = loop {
             let now = self.world.now();
