@@ -127,7 +127,7 @@ pub(super) struct Load {
     held: [usize; 3],
     /// Those of them that are slow.
     slow: [usize; 3],
-    /// Scans of messages that ran into their timeout before.
+    /// Scans of messages that ran into their timeout before, and have not done so again.
     struck: usize,
 }
 
@@ -144,7 +144,7 @@ impl Load {
                 load.held[level] += 1;
                 load.slow[level] += usize::from(scan.is_slow);
             }
-            load.struck += usize::from(scan.entrant.struck);
+            load.struck += usize::from(scan.entrant.struck && !scan.is_overdue);
         }
         load
     }
@@ -164,8 +164,8 @@ impl Load {
         alone || self.held[at] < self.slots.saturating_sub(kept).max(1)
     }
 
-    /// A message that ran into its timeout once may do so again: one of them at a time, and only while half of the slots are
-    /// free or at work.
+    /// A message that ran into its timeout once may do so again: it is waited for one of them at a time, and only while half of the
+    /// slots are free or at work, which bounds what those hold that have done so.
     pub(super) fn admits_struck(&self) -> bool {
         self.struck == 0 && 2 * self.slow[0] <= self.slots
     }
