@@ -127,7 +127,7 @@ pub(super) struct Load {
     held: [usize; 3],
     /// Those of them that are slow.
     slow: [usize; 3],
-    /// Scans of messages that ran into their timeout before, and have not done so again.
+    /// Scans of messages that ran into their timeout before.
     struck: usize,
 }
 
@@ -144,7 +144,7 @@ impl Load {
                 load.held[level] += 1;
                 load.slow[level] += usize::from(scan.is_slow);
             }
-            load.struck += usize::from(scan.entrant.struck && !scan.is_overdue);
+            load.struck += usize::from(scan.entrant.struck);
         }
         load
     }
@@ -164,8 +164,9 @@ impl Load {
         alone || self.held[at] < self.slots.saturating_sub(kept).max(1)
     }
 
-    /// A message that ran into its timeout once may do so again: it is waited for one of them at a time, and only while half of the
-    /// slots are free or at work, which bounds what those hold that have done so.
+    /// A message that ran into its timeout once may do so again: one of them at a time, and only while half of the slots are
+    /// free or at work. One that has done so counts until the engine lets go of it: two of them, and five of a drip every 30 s
+    /// within a `limit` of 150 s, are all of ten slots that strangers may hold.
     pub(super) fn admits_struck(&self) -> bool {
         self.struck == 0 && 2 * self.slow[0] <= self.slots
     }
