@@ -187,6 +187,8 @@ struct Rounds {
     interceptors: (u64, u64),
     /// What mail waits for in the store, and when that was asked.
     waited_for: (Option<Instant>, Vec<Cause>),
+    /// How often each engine has returned, and when that was a new chance for what waits for it.
+    returns: HashMap<Cause, (u64, Instant)>,
 }
 
 impl Pipeline {
@@ -214,6 +216,7 @@ impl Pipeline {
         let generation = self.generation();
         let causes = self.causes(&generation, &rounds.waited_for.1);
         self.look_at_interceptors(rounds);
+        self.look_at_returns(&generation, rounds);
         // Of an engine that is out nothing is expected; when it is back its first round is due at once.
         rounds.of.retain(|cause, round| {
             let is_in_force = causes.iter().any(|(known, _)| known == cause);
@@ -286,6 +289,25 @@ impl Pipeline {
                 continue;
             }
             self.renew(cause, round);
+        }
+    }
+
+    /// An engine may be away for so short a time that its breaker does not open: a new chance for what that cost. But not again and
+    /// again, as one that is overloaded refuses some of its connections all the time.
+    fn look_at_returns(&self, generation: &Generation, rounds: &mut Rounds) {
+        let now = Instant::now();
+        for engine in generation.scanner.engines() {
+            let cause = Cause::Engine(engine.settings().name.to_string());
+            let (returns, before) = (engine.returns(), rounds.returns.get(&cause));
+            if before.map_or(0, |(returns, _)| *returns) == returns
+                || before.is_some_and(|(_, at)| now < *at + IDLE)
+            {
+                continue;
+            }
+            if let Some(round) = rounds.of.get_mut(&cause) {
+                self.renew(&cause, round);
+            }
+            rounds.returns.insert(cause, (returns, now));
         }
     }
 

@@ -377,6 +377,22 @@ async fn hung_engine(timeout: Duration) -> crate::scan::Settings {
     .await
 }
 
+/// Answers whatever it is given as clamd does.
+async fn answers(listener: TcpListener, says: fn(&[u8]) -> Option<&'static [u8]>) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let mut heard = Vec::new();
+            while stream.read_buf(&mut heard).await.is_ok_and(|n| n > 0) {
+                if heard.ends_with(&[0; 4])
+                    && let Some(answer) = says(&heard)
+                {
+                    let _ = stream.write_all(answer).await;
+                }
+            }
+        });
+    }
+}
+
 /// An engine that gives these answers to contents, or none.
 pub(super) async fn engine(
     name: &str,
@@ -385,20 +401,7 @@ pub(super) async fn engine(
 ) -> crate::scan::Settings {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut heard = Vec::new();
-                while stream.read_buf(&mut heard).await.is_ok_and(|n| n > 0) {
-                    if heard.ends_with(&[0; 4])
-                        && let Some(answer) = says(&heard)
-                    {
-                        let _ = stream.write_all(answer).await;
-                    }
-                }
-            });
-        }
-    });
+    tokio::spawn(answers(listener, says));
     crate::scan::Settings {
         name: name.into(),
         class: EngineClass::Av,

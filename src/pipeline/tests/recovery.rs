@@ -70,6 +70,11 @@ impl World {
                 ..engine(name, timeout, if *name == "sound" { sound } else { moody }).await
             });
         }
+        Self::of_settings(settings).await
+    }
+
+    async fn of_settings(settings: Vec<crate::scan::Settings>) -> Self {
+        let engines = settings.iter().map(|one| one.name.to_string()).collect();
         let store = Arc::new(Scripted::default());
         let mut generation = generation(settings, Budget::default());
         let policy = crate::config::load(None).unwrap_or_else(|problems| panic!("{problems}"));
@@ -82,7 +87,7 @@ impl World {
             store,
             closing: CancellationToken::new(),
             ids: Vec::new(),
-            engines: engines.iter().map(|name| (*name).to_owned()).collect(),
+            engines,
             _folder: folder,
         }
     }

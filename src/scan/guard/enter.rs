@@ -46,6 +46,7 @@ pub(super) async fn gate(state: Arc<State>, mut call: Call, next: impl Next) -> 
         Err(ScanError::Throttled { pause, .. }) => End::Rests(*pause),
         Err(ScanError::NoAnswer(_)) => End::Lost,
         Err(ScanError::Disconnected { .. }) => End::Broken,
+        Err(ScanError::Unreachable(_)) => End::Unreachable,
         Err(_) => End::Failed,
     });
     outcome

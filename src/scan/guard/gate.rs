@@ -135,6 +135,8 @@ pub(super) enum End {
     Failed,
     /// The engine went away in the middle.
     Broken,
+    /// It could not be reached.
+    Unreachable,
     /// Not within the engine's own limit.
     Lost,
     /// The engine asks to be left alone for so long (RFC 6585 4).
@@ -176,6 +178,8 @@ struct Replica {
     drained: bool,
     /// Until then it asks to be left alone.
     rests: Option<Instant>,
+    /// It could not be reached, and has answered nothing since.
+    is_away: bool,
 }
 
 impl Replica {
@@ -220,6 +224,8 @@ pub(super) struct Gate {
     hangs_on_known: bool,
     /// Whether others make up for this engine while it is out.
     covered: bool,
+    /// How often a replica has answered that could not be reached before.
+    returns: u64,
     canaries: Canaries,
     detours: Arc<[Detour]>,
     shadowed: HashMap<Arc<str>, Instant>,
@@ -243,6 +249,7 @@ impl Gate {
             last_end: now,
             drained: false,
             rests: None,
+            is_away: false,
         };
         Self {
             times,
@@ -264,6 +271,7 @@ impl Gate {
             strangers_well: VecDeque::new(),
             hangs_on_known: false,
             covered: true,
+            returns: 0,
             canaries: Canaries::new(now),
             detours: Arc::new([]),
             shadowed: HashMap::new(),
@@ -332,8 +340,11 @@ impl Gate {
         let replica = &mut self.replicas[scan.replica];
         replica.running -= 1;
         replica.last_end = now;
-        if let End::Rests(pause) = end {
-            replica.rests = replica.rests.max(Some(now + pause));
+        match end {
+            End::Rests(pause) => replica.rests = replica.rests.max(Some(now + pause)),
+            End::Unreachable => replica.is_away = true,
+            End::Answered { .. } => self.is_back(scan.replica),
+            End::Failed | End::Broken | End::Lost | End::Probe => {}
         }
         let age = now - scan.started;
         self.learn(now, &scan, age, end);
@@ -345,6 +356,17 @@ impl Gate {
         let parked = self.canaries.end(now, &scan.entrant, end, in_time);
         self.offer_again(parked);
         self.pump(now);
+    }
+
+    /// A replica has answered.
+    fn is_back(&mut self, replica: usize) {
+        let was_away = std::mem::take(&mut self.replicas[replica].is_away);
+        self.returns += u64::from(was_away);
+    }
+
+    /// How often a replica has answered that could not be reached before, whether or not its breaker had opened.
+    pub(super) fn returns(&self) -> u64 {
+        self.returns
     }
 
     /// Takes a slot of that replica for a probe, breaker or not; none if there is no free one. A replica that is out is sent one
@@ -386,6 +408,9 @@ impl Gate {
 
     /// A probe pair of that replica was answered.
     pub(super) fn probed(&mut self, now: Instant, replica: usize, passed: bool) {
+        if passed {
+            self.is_back(replica);
+        }
         let stuck = self.stuck_trials(replica);
         let change = self.replicas[replica].breaker.probed(now, passed, stuck);
         self.changed(now, replica, change);
@@ -479,11 +504,17 @@ impl Gate {
         !self.scans.is_empty() || !self.waiting.is_empty() || self.replicas.iter().any(out)
     }
 
-    /// Whether something is wrong on that replica and nothing has ended well lately: then a probe tells whose fault it is.
+    /// Whether something is wrong on that replica and nothing has ended well lately, or nothing at all since a scan began that is
+    /// slow: then a probe tells whose fault it is.
     pub(super) fn is_doubtful(&self, now: Instant, replica: usize) -> bool {
-        let (good, bad) = self.replicas[replica].breaker.counts(now);
-        let slow = |s: &Scan| s.replica == replica && s.is_slow;
-        good == 0 && (bad > 0 || self.scans.values().any(slow))
+        let Replica {
+            breaker, last_end, ..
+        } = &self.replicas[replica];
+        let slow = |scan: &&Scan| scan.replica == replica && scan.is_slow && !scan.is_probe;
+        let mut slow = self.scans.values().filter(slow).peekable();
+        let (good, bad) = breaker.counts(now);
+        let is_any = slow.peek().is_some();
+        good == 0 && (bad > 0 || is_any) || slow.any(|scan| scan.started >= *last_end)
     }
 
     /// Whether that replica gets no mail now, for whatever reason.

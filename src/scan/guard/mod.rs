@@ -38,7 +38,7 @@ use crate::message::MessageId;
 use crate::scan::Settings;
 use crate::scan::engine::{Engine, Sample, ScanError};
 use crate::verdict::{EngineClass, Report, Reused, Same};
-use gate::Looked;
+use gate::{Gate, Looked};
 use layer::around;
 use state::{Flight, Phase, State};
 
@@ -274,6 +274,11 @@ impl Guarded {
             shown.push((engine.replica().map(str::to_owned), result));
         }
         shown
+    }
+
+    /// How often it has answered after it could not be reached, for however short a time.
+    pub fn returns(&self) -> u64 {
+        self.state.look(Gate::returns)
     }
 
     /// Whether no replica takes mail now: the engine is at fault, or drained.

@@ -115,10 +115,10 @@ impl Reuse {
         self.get(now, *key)
     }
 
-    /// Keeps an answer, if other signatures have not become known since its scan began.
-    pub(super) fn put(&mut self, now: Instant, about: About, answer: &EngineAnswer) {
+    /// Keeps an answer, if it is one and other signatures have not become known since its scan began. Whether it is kept.
+    pub(super) fn put(&mut self, now: Instant, about: About, answer: &EngineAnswer) -> bool {
         let Some(holds) = holds(answer).filter(|_| about.epoch == self.epoch) else {
-            return;
+            return false;
         };
         if self.generations[0].len() >= ENTRIES {
             self.generations.swap(0, 1);
@@ -141,6 +141,7 @@ impl Reuse {
             needs_signatures: holds == CLEAN,
         };
         self.generations[0].insert(about.key, kept);
+        true
     }
 }
 

@@ -27,7 +27,7 @@ use crate::deadline::{Deadline, Elapsed};
 use crate::incident::{Incident, Kind};
 use crate::message::{Identity, MessageId, Rights, Standing};
 use crate::scan::engine::{self, ScanError};
-use crate::verdict::{EngineClass, Same};
+use crate::verdict::{Answer, EngineClass, Same};
 
 /// Uses an answer that holds, joins a scan of the same that is under way, or begins one; then waits for it.
 pub(super) async fn scan(state: Arc<State>, call: Call, next: impl Next) -> Outcome {
@@ -194,14 +194,16 @@ async fn fly(state: Arc<State>, about: About, call: Call, next: impl Next) {
     let outcome = AssertUnwindSafe(next.oneshot(call)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|panic| Err(ScanError::panicked(&*panic)));
     if let Ok(answer) = &outcome {
-        if !state.has_liars() {
-            state.reuse().put(Instant::now(), about, answer);
-        }
+        let is_kept = !state.has_liars() && state.reuse().put(Instant::now(), about, answer);
         let took = began.elapsed();
         if took > state.settings.timeout && flight.is_closed() {
             let subject = state.subject(None);
-            let summary =
-                format!("{subject} answered after its caller had left; kept for the next scan");
+            let what = match (is_kept, &answer.answer) {
+                (true, _) => "kept for the next scan",
+                (false, Answer::Answered(_)) => "not kept",
+                (false, Answer::None { .. }) => "not kept, as it says nothing about the message",
+            };
+            let summary = format!("{subject} answered after its caller had left; {what}");
             let incident = Incident::new(Kind::LateAnswer, subject, summary)
                 .with("after", format!("{:.1} s", took.as_secs_f64()))
                 .about(about.message);

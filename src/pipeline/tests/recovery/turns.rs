@@ -172,3 +172,34 @@ async fn causes_take_turns() {
     assert!(hanging.iter().all(is_scanned), "they have not ended");
     world.closing.cancel();
 }
+
+/// Law 5: what an engine has cost that could not be reached for a moment, too short for its breaker, is scanned again as soon as it
+/// answers, and not when each message would be tried next.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_works_again_is_a_new_chance() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address");
+    drop(listener);
+    let mut settings = engine("one", MINUTE, moody).await;
+    settings.kind = crate::scan::engine::Kind::Clamd {
+        addresses: vec![crate::scan::engine::Address::Socket(address)],
+        connect_timeout: SECOND,
+    };
+    let world = World::of_settings(vec![settings]).await;
+    world.recover();
+    Deadline::after(5 * SECOND).wait().await;
+    let accept = async || {
+        let accepted = world.pipeline.accept(message(&["x@b.test"]), Mode::Queue);
+        assert_eq!(accepted.await.code(), 250);
+    };
+    accept().await;
+    let waits = |w: &World| w.store.all().iter().any(|record| record.cause.is_some());
+    world.until(SECOND, waits).await;
+    tokio::spawn(answers(
+        TcpListener::bind(address).await.expect("its port"),
+        moody,
+    ));
+    accept().await;
+    world.until(2 * SECOND, |w| w.left(Lane::Scan) == 0).await;
+    world.closing.cancel();
+}

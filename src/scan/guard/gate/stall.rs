@@ -30,6 +30,8 @@ const SILENCE_PARTS: u32 = 2;
 const LOOKED_AWAY: Duration = Duration::from_millis(250);
 /// Parties whose scans must have lasted unusually long: one or two may have sent what takes long.
 const PARTIES: usize = 3;
+/// The same if a probe is one of them: it takes no longer than other mail does.
+const PARTIES_WITH_PROBE: usize = 2;
 /// A scan has lasted unusually long if its chance to is below e to this power.
 const UNUSUAL: f64 = -0.5;
 
@@ -104,7 +106,7 @@ impl Gate {
         let replica = &self.replicas[at];
         let allowed = replica.allowed();
         let here = || self.scans.values().filter(|scan| scan.replica == at);
-        // A probe tells more, and soon.
+        // A probe that is not slow tells more, and soon.
         if allowed == 0 || here().any(|scan| scan.is_probe && !scan.is_slow) {
             return None;
         }
@@ -112,7 +114,8 @@ impl Gate {
         let silent_for = now.saturating_duration_since(silent_since);
         let (mut chance, mut oldest) = (0.0, Duration::ZERO);
         let (mut parties, mut is_proven, mut are_all) = (Vec::new(), false, true);
-        for scan in here().filter(|scan| !scan.is_probe && !scan.is_explained) {
+        let mut enough = PARTIES.min(allowed);
+        for scan in here().filter(|scan| scan.is_probe || !scan.is_explained) {
             let age = now.saturating_duration_since(scan.started);
             let silence = age.min(silent_for);
             let survives = self.survives(scan, age) - self.survives(scan, age - silence);
@@ -121,6 +124,9 @@ impl Gate {
             if survives < UNUSUAL {
                 parties.push(scan.entrant.turn.party);
                 is_proven |= scan.level == Level::Proven;
+                if scan.is_probe {
+                    enough = PARTIES_WITH_PROBE;
+                }
             } else {
                 are_all &= scan.is_slow;
             }
@@ -135,7 +141,7 @@ impl Gate {
             (false, false) => None,
         };
         on.filter(|_| {
-            parties.len() >= PARTIES.min(allowed)
+            parties.len() >= enough
                 && chance < CHANCE.ln()
                 && oldest >= self.times.slow / SILENCE_PARTS
         })

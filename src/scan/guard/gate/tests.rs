@@ -310,7 +310,7 @@ async fn what_is_scanned_again_stands_behind_fresh_mail() {
     let count = order.iter().filter(|ticket| old.contains(ticket)).count();
     assert!((1..=4).contains(&count), "{count} of 34");
     assert!(order.iter().filter(|ticket| fresh.contains(ticket)).count() >= 30);
-    let mut world = World::new(12);
+    let mut world = World::new(3);
     let struck: Vec<Ticket> = (0..3).map(|at| again(&mut world, at, true)).collect();
     assert_eq!(world.started(), [struck[0]]);
     let other = again(&mut world, 9, false);

@@ -156,7 +156,7 @@ pub(super) fn observed(scan: &Scan, end: End) -> Option<Observed> {
         (End::Answered { found }, _, true) => Observed::Late { found },
         (End::Answered { found }, true, false) => Observed::Ended { found },
         (End::Answered { found }, false, false) => Observed::Fast { found },
-        (End::Failed, ..) => Observed::Failed,
+        (End::Failed | End::Unreachable, ..) => Observed::Failed,
         (End::Broken, ..) => Observed::Broken,
         (End::Lost, ..) => Observed::Lost,
         // It says nothing about this message, and that it speaks is no failure.

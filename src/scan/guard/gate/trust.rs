@@ -127,8 +127,13 @@ pub(super) struct Load {
     held: [usize; 3],
     /// Those of them that are slow.
     slow: [usize; 3],
+    /// Scans of large content, of each level or of one that is *more* trusted, and those of them that are slow.
+    large: [usize; 3],
+    slow_large: [usize; 3],
     /// Scans of messages that ran into their timeout before.
     struck: usize,
+    /// Scans that are slow or of such messages.
+    risky: usize,
 }
 
 impl Load {
@@ -137,14 +142,22 @@ impl Load {
             slots,
             held: [0; 3],
             slow: [0; 3],
+            large: [0; 3],
+            slow_large: [0; 3],
             struck: 0,
+            risky: 0,
         };
         for scan in scans.filter(|scan| !scan.is_probe) {
             for level in 0..=scan.level as usize {
                 load.held[level] += 1;
                 load.slow[level] += usize::from(scan.is_slow);
             }
+            for level in scan.level as usize..3 {
+                load.large[level] += usize::from(scan.entrant.large);
+                load.slow_large[level] += usize::from(scan.entrant.large && scan.is_slow);
+            }
             load.struck += usize::from(scan.entrant.struck);
+            load.risky += usize::from(scan.entrant.struck || scan.is_slow);
         }
         load
     }
@@ -166,17 +179,26 @@ impl Load {
 
     /// A message that ran into its timeout once may do so again: one of them at a time, and only while half of the slots are
     /// free or at work. One that has done so counts until the engine lets go of it: two of them, and five of a drip every 30 s
-    /// within a `limit` of 150 s, are all of ten slots that strangers may hold.
+    /// within a `limit` of 150 s, are all of ten slots that strangers may hold. Where there are more slots than that takes there
+    /// may be more of them, or the last of many would wait for hours.
     pub(super) fn admits_struck(&self) -> bool {
-        self.struck == 0 && 2 * self.slow[0] <= self.slots
+        2 * self.slow[0] <= self.slots && (self.struck == 0 || !self.is_too_much(self.risky))
     }
 
-    /// Whether one party may begin no scan, as one of its own is slow and it holds this many: half of what strangers may hold.
-    fn is_too_much(&self, of_party: usize) -> bool {
+    /// Whether a large message of that level may take a free slot. Large content takes an engine as long as small content never
+    /// does: once such a scan is slow, all of that level and of better ones have half of what strangers may hold, and small mail
+    /// has the rest. Large mail of strangers that hangs takes nothing from large mail of known senders.
+    pub(super) fn admits_large(&self, level: Level) -> bool {
+        let at = level as usize;
+        without(Mechanism::Lanes) || self.slow_large[at] == 0 || !self.is_too_much(self.large[at])
+    }
+
+    /// Whether so many scans of one sort, one of which is slow, are all that may run: half of what strangers may hold.
+    fn is_too_much(&self, of_one_sort: usize) -> bool {
         let most = self
             .slots
             .saturating_sub(Level::Unknown.most_kept(self.slots));
-        of_party >= (most / 2).max(1)
+        of_one_sort >= (most / 2).max(1)
     }
 }
 
@@ -216,7 +238,10 @@ impl Gate {
         if self.refuses().is_some() {
             return false;
         }
-        let admits = || self.load().admits(now, self.level(entrant), &self.used);
+        let admits = || {
+            let (load, level) = (self.load(), self.level(entrant));
+            load.admits(now, level, &self.used) && (!entrant.large || load.admits_large(level))
+        };
         self.free() == 0 || self.canaries.blocking(entrant).is_some() || !admits()
     }
 
@@ -252,7 +277,10 @@ mod tests {
             slots,
             held,
             slow,
+            large: [0; 3],
+            slow_large: [0; 3],
             struck: 0,
+            risky: slow[0],
         }
     }
 
@@ -303,15 +331,24 @@ mod tests {
         assert!(alone.admits(now, Level::Unproven, &used), "one may always");
     }
 
-    /// Law 4: of messages that hung once one is scanned at a time, and only while half of the slots are live.
+    /// Law 4: messages that hung once are scanned only while half of the slots are live; one at a time, and more where what is
+    /// slow or hung once holds less than half of what strangers may.
     #[test]
-    fn what_hung_once_is_scanned_alone() {
+    fn what_hung_once_takes_few_slots() {
         assert!(load(8, [8, 0, 0], [4, 0, 0]).admits_struck());
         assert!(!load(8, [8, 0, 0], [5, 0, 0]).admits_struck());
-        let one = Load {
-            struck: 1,
-            ..load(8, [1, 1, 1], [0; 3])
-        };
-        assert!(!one.admits_struck());
+        for (slots, risky, admits) in [(8, 2, true), (8, 3, false), (32, 10, true), (32, 11, false)]
+        {
+            let more = Load {
+                struck: 1,
+                risky,
+                ..load(slots, [2, 2, 2], [1, 1, 1])
+            };
+            assert_eq!(
+                more.admits_struck(),
+                admits,
+                "{slots} slots, {risky} of them"
+            );
+        }
     }
 }

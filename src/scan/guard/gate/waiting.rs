@@ -132,10 +132,12 @@ impl Gate {
         };
         let waits = |ticket| waiting.contains_key(&ticket);
         let may_start = |ticket| {
-            let party = waiting
+            waiting
                 .get(&ticket)
-                .map(|waiting| waiting.entrant.turn.party);
-            party.is_none_or(|party| !stuck.contains(&party))
+                .is_none_or(|Waiting { entrant, level, .. }| {
+                    !stuck.contains(&entrant.turn.party)
+                        && (!entrant.large || load.admits_large(*level))
+                })
         };
         self.turns.pop(has_room, waits, may_start)
     }

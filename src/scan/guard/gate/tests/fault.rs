@@ -169,3 +169,57 @@ async fn what_is_scanned_again_waits_longer() {
     let refused = world.refused();
     assert_eq!(refused.first().map(|(ticket, _)| *ticket), Some(again));
 }
+
+/// An engine that hangs on the one message that it has been given is asked with a probe at once, however well it did before; if that
+/// hangs too it is out, for whoever waits. If the probe is answered it was the message.
+#[tokio::test(start_paused = true)]
+async fn where_there_is_little_mail_a_probe_shows_a_stall() {
+    for answered in [false, true] {
+        let mut world = World::new(10);
+        (0..1000).for_each(|_| world.gate.latencies.add(milliseconds(50)));
+        let before = world.unique(Standing::Known);
+        world.after(100);
+        world.answered(before);
+        world.after(1000);
+        world.unique(Standing::Unknown);
+        world.after(400);
+        assert!(!world.gate.is_doubtful(world.now, 0), "it is not slow yet");
+        world.after(200);
+        assert!(world.gate.is_doubtful(world.now, 0));
+        let probe = world.gate.probe(world.now, 0).expect("a slot");
+        world.after(100);
+        if answered {
+            world.gate.end(world.now, probe, End::Probe);
+            world.gate.probed(world.now, 0, true);
+        }
+        world.after(700);
+        assert_eq!(world.gate.is_out(0), !answered);
+        assert_eq!(world.gate.hangs_on_known(), !answered);
+        assert!(!world.gate.is_doubtful(world.now, 0) || !answered);
+    }
+}
+
+/// Large content that takes an engine long has half of what strangers may hold, and small mail the rest; what strangers have sent of
+/// it takes nothing from known senders' large mail.
+#[tokio::test(start_paused = true)]
+async fn large_mail_that_is_slow_leaves_room_for_small_mail() {
+    let mut world = World::new(10);
+    let large = |world: &mut World, standing| {
+        world.next += 1;
+        let entrant = Entrant {
+            large: true,
+            ..entrant(world.now, world.next, standing)
+        };
+        world.gate.enter(world.now, entrant)
+    };
+    for _ in 0..3 {
+        large(&mut world, Standing::Unknown);
+    }
+    assert_eq!(world.started().len(), 3);
+    world.after(5000);
+    large(&mut world, Standing::Unknown);
+    assert!(world.started().is_empty(), "half of seven are large");
+    let small = world.unique(Standing::Unknown);
+    let known = large(&mut world, Standing::Known);
+    assert_eq!(world.started(), [small, known]);
+}
