@@ -5,6 +5,7 @@ use crate::figures::{End, Figures, Spread};
 use crate::options::USUAL_RATE;
 use crate::report::{Check, at_most, brief, flood_checks, none, seconds, within};
 use crate::run::Outcome;
+use crate::scene::Senders;
 use crate::variant::{Event, Fault, Flood};
 
 /// Seconds for which a message that hangs keeps a slot (the default of `limit`).
@@ -104,7 +105,11 @@ pub fn checks(outcome: &Outcome, figures: &Figures) -> Vec<Check> {
                 "",
             ),
         ],
-        Event::Flood(flood) => flood_checks(flood, outcome.times, figures),
+        Event::Flood(flood) => {
+            let is_known = matches!(outcome.variant.scene.senders, Senders::OneDomain);
+            let trials = f64::from(u8::from(is_known));
+            flood_checks(flood, outcome.times, trials, figures)
+        }
         Event::Fault(_) | Event::Newsletter { .. } | Event::NextHop(_) | Event::Greedy { .. } => {
             Vec::new()
         }

@@ -90,10 +90,12 @@ impl Interception {
         let struck = self.struck(now, engine, fingerprint).into_iter();
         let suspects = struck.filter_map(|(like, count)| {
             let share = self.baseline.share(like.key);
-            // One band is in common by accident now and then: the messages that failed must be nearly the same.
+            // One band is in common by accident now and then: the messages that failed must be nearly the same, or one of them and
+            // a burst of mail. Of what is nearly the same the gate lets in what has few bands in common with what is slow there.
             let is_common = like.key.is_exact()
                 || self.convictions.contains_key(&like.key)
-                || episode.failures(&like) >= STRIKES as usize;
+                || episode.failures(&like) >= STRIKES as usize
+                || self.arrivals.is_burst(now, &like, share);
             let guilty = share <= NARROW
                 && is_common
                 && !cleared.contains(&like.key)

@@ -46,6 +46,8 @@ pub(super) const NARROW: f64 = 0.001;
 pub(super) const BROAD: f64 = 0.02;
 /// Arrivals beyond what the baseline expects.
 const SURPRISE: f64 = 5.0;
+/// Arrivals in [`RECENT`] below which nothing is a burst by itself.
+const BURST: usize = 10;
 /// How long usual mail must be slow before the engine is spared it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -86,6 +88,19 @@ impl Arrivals {
             self.0.pop_front();
         }
         self.0.push_back((now, fingerprint));
+    }
+
+    /// Whether mail of that likeness, of which good mail has that share, has come in a burst: ten messages at least in ten seconds,
+    /// and five times what is usual.
+    pub(super) fn is_burst(&self, now: Instant, like: &Likeness, share: f64) -> bool {
+        let begin = now.checked_sub(RECENT).unwrap_or(now);
+        let (mut with, mut all) = (0, 0);
+        for fingerprint in self.since(begin) {
+            all += 1;
+            with += usize::from(like.matches(fingerprint));
+        }
+        let usual = 1.0 + share * f64::from(all);
+        with >= BURST && with as f64 >= SURPRISE * usual
     }
 
     fn since(&self, begin: Instant) -> impl Iterator<Item = &Fingerprint> {
@@ -358,7 +373,7 @@ fn remedy(
     let expected = 1.0 + share * arrivals as f64;
     let burst = with_key >= 3 && with_key as f64 / expected >= SURPRISE;
     let support = match burst {
-        true if share <= NARROW / 10.0 && with_key >= 10 => 2,
+        true if share <= NARROW / 10.0 && with_key >= BURST => 2,
         true if share <= NARROW / 10.0 => 3,
         _ => 5,
     };

@@ -87,7 +87,7 @@ pub struct Interception {
     pub(super) active: BTreeMap<String, Active>,
     pub(super) episodes: HashMap<Arc<str>, Episode>,
     pub(super) baseline: Baseline,
-    arrivals: Arrivals,
+    pub(super) arrivals: Arrivals,
     pub(super) trials: Trials,
     pub(super) crashes: Crashes,
     /// Engines of which it was told that they lose their workers.

@@ -255,7 +255,8 @@ impl Trials {
                 && suspected
                 && !tried(h)
         };
-        let mut slow = self.slow.iter().filter(of);
+        // Its own trial counts as any other's does: it hung.
+        let mut slow = self.slow.iter().filter(|t| *t.engine == *engine);
         if slow.any(|t| t.suspects.is_subset(suspects)) || self.hanging.iter().any(is_copy) {
             return Stand::Accused;
         }

@@ -332,3 +332,50 @@ async fn trials_are_bounded() {
     );
     assert!(cleared <= 1024, "{cleared}");
 }
+
+/// A trial that hung is the answer for its own message too: it is not tried again, and what is suspected in it holds it.
+#[tokio::test(start_paused = true)]
+async fn a_message_is_tried_once() {
+    let mut world = World::new();
+    let culprit = 2_000;
+    world.hangs_once(&message(&[culprit, 3_000], &[], &[]));
+    let (id, letter) = (MessageId::new(), from_known(&[culprit], &[]));
+    let ruling = world.judge(id, &letter);
+    assert_eq!(ruling.mercy, Mercy::All, "it is the trial");
+    world.see(id, &ruling.shown, Seen::Slow);
+    world.see(id, &ruling.shown, Seen::TimedOut);
+    let ruling = world.judge(id, &letter);
+    assert_eq!(ruling.mercy, Mercy::Near);
+    assert!(ruling.shown.has(letter.exact[0]));
+}
+
+/// Of a flood of what is nearly the same the gate lets in what has few bands in common with what is slow there. Two failures with one
+/// band in common are enough if mail like one of them comes in a burst, and are not if it does not: one band is equal by accident.
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_what_is_nearly_the_same_makes_up_for_a_failure() {
+    let bands = |from: u64| (from..from + 8).map(|n| n * 2).collect::<Vec<u64>>();
+    let (first, mut second) = (bands(100), bands(200));
+    second[0] = first[0];
+    let mut like_second = bands(300);
+    like_second[..3].copy_from_slice(&second[4..7]);
+    for burst in [false, true] {
+        let mut world = World::new();
+        for n in 0..15 {
+            let near = if burst {
+                &like_second
+            } else {
+                &bands(1000 + 10 * n)
+            };
+            world.is_held(&message(&[5_000 + n], near, &[]));
+        }
+        world.hangs_once(&message(&[1], &first, &[]));
+        world.hangs_once(&message(&[2], &second, &[]));
+        assert_eq!(
+            world.rules().len(),
+            usize::from(burst),
+            "{:?}",
+            world.rules()
+        );
+        assert_eq!(world.is_held(&message(&[3], &like_second, &[])), burst);
+    }
+}

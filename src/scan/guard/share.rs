@@ -200,7 +200,9 @@ async fn fly(state: Arc<State>, about: About, call: Call, next: impl Next) {
             let subject = state.subject(None);
             let what = match (is_kept, &answer.answer) {
                 (true, _) => "kept for the next scan",
-                (false, Answer::Answered(_)) => "not kept",
+                (false, Answer::Answered(_)) => {
+                    "not kept, as signatures have changed since, or a probe was answered wrongly"
+                }
                 (false, Answer::None { .. }) => "not kept, as it says nothing about the message",
             };
             let summary = format!("{subject} answered after its caller had left; {what}");

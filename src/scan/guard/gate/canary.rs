@@ -124,10 +124,10 @@ impl Canaries {
         self.parked.remove(&key).unwrap_or_default()
     }
 
-    /// Whether a failure says something about the engine. What an interceptor explains does not, nor do further copies
-    /// of what has failed before: an engine is at fault if it fails on many unrelated messages.
+    /// Whether a failure says something about the engine. What an interceptor explains does not, nor does a message that hung
+    /// before, nor do further copies of what has failed before: an engine is at fault if it fails on many unrelated messages.
     pub(super) fn is_news(&mut self, now: Instant, scan: &Scan) -> bool {
-        if scan.is_explained {
+        if scan.is_explained || scan.entrant.struck {
             return false;
         }
         let Some(fingerprint) = &scan.entrant.fingerprint else {

@@ -115,7 +115,10 @@ impl Gate {
         let (mut chance, mut oldest) = (0.0, Duration::ZERO);
         let (mut parties, mut is_proven, mut are_all) = (Vec::new(), false, true);
         let mut enough = PARTIES.min(allowed);
-        for scan in here().filter(|scan| scan.is_probe || !scan.is_explained) {
+        // A message that hung before says nothing about the engine.
+        let says_something =
+            |scan: &&Scan| scan.is_probe || !scan.is_explained && !scan.entrant.struck;
+        for scan in here().filter(says_something) {
             let age = now.saturating_duration_since(scan.started);
             let silence = age.min(silent_for);
             let survives = self.survives(scan, age) - self.survives(scan, age - silence);

@@ -86,6 +86,11 @@ impl Gate {
             let refusal = match (&refuses, waiting.parked, waiting.level) {
                 (Some(refusal), false, _) => refusal.clone(),
                 (_, true, _) => Refusal::Parked("the same content is being scanned".to_owned()),
+                // Others do not make up for what this engine has hung on.
+                (None, false, _) if waiting.entrant.struck => {
+                    let why = "it ran into its timeout before; it waits for slots to be free";
+                    Refusal::Parked(why.to_owned())
+                }
                 (None, false, Level::Unknown) if self.blames_strangers() => {
                     let why = "scans of mail from unknown senders are slow; more of it waits";
                     Refusal::Parked(why.to_owned())

@@ -44,7 +44,8 @@ impl Gate {
             }
             Act::Bypass => {
                 let last = self.shadowed.get(id);
-                if last.is_none_or(|last| now >= *last + SHADOW) {
+                // One that hung before would be held if it hung once more.
+                if !entrant.struck && last.is_none_or(|last| now >= *last + SHADOW) {
                     self.shadowed.insert(id.clone(), now);
                     return None;
                 }

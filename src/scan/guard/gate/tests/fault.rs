@@ -223,3 +223,36 @@ async fn large_mail_that_is_slow_leaves_room_for_small_mail() {
     let known = large(&mut world, Standing::Known);
     assert_eq!(world.started(), [small, known]);
 }
+
+/// A message that hung before says nothing about the engine when it hangs once more; it is no sample for a bypass, or it would be held
+/// for what the bypass is there for; and others do not make up for an engine that it waits for.
+#[tokio::test(start_paused = true)]
+async fn what_hung_before_is_nobody_elses_fault() {
+    let struck = |world: &mut World, attachment: u64| {
+        let entrant = Entrant {
+            errand: Errand::Again,
+            struck: true,
+            ..entrant(world.now, attachment, Standing::Known)
+        };
+        world.gate.enter(world.now, entrant)
+    };
+    let mut world = World::new(32);
+    for n in 0..11 {
+        struck(&mut world, TEXT + n);
+    }
+    assert_eq!(world.started().len(), 11);
+    (0..1000).for_each(|_| world.gate.latencies.add(milliseconds(50)));
+    let last = struck(&mut world, TEXT + 11);
+    world.after(6000);
+    assert_eq!(world.breaker(), State::Closed);
+    world.after(5000);
+    let refused = world.refused();
+    assert!(
+        matches!(&refused[..], [.., (ticket, Refusal::Parked(_))] if *ticket == last),
+        "{refused:?}"
+    );
+    let mut world = World::new(32);
+    world.divert(Act::Bypass, 7);
+    struck(&mut world, 7);
+    assert!(matches!(&world.refused()[..], [(_, Refusal::Open(_))]));
+}
