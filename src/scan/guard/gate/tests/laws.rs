@@ -90,8 +90,8 @@ impl World {
         None
     }
 
-    /// Whether what a message is told is true: something in it is being scanned slowly, or it is a stranger's and strangers' mail
-    /// hangs.
+    /// Whether what a message is told is true: it hung before, something in it is being scanned slowly, or it is a stranger's and
+    /// strangers' mail hangs.
     fn is_blamed_rightly(&self, entrant: &Entrant) -> bool {
         let scans = || self.gate.scans.values();
         let shares = |scan: &Scan| {
@@ -103,7 +103,8 @@ impl World {
         };
         let strangers_hang = scans().any(|scan| scan.level == Level::Unknown && scan.is_slow);
         let is_stranger = entrant.standing == Standing::Unknown;
-        scans().any(|scan| shares(scan) && scan.is_slow) || is_stranger && strangers_hang
+        let hangs = scans().any(|scan| shares(scan) && scan.is_slow);
+        entrant.struck || hangs || is_stranger && strangers_hang
     }
 }
 
