@@ -56,6 +56,8 @@ pub(super) fn sampled(request: ScanRequest) -> Sample {
 enum Act {
     Clean,
     Find(&'static str),
+    /// Stops at a limit of its own.
+    GiveUp,
     Fail(ScanError),
     After(Duration, Box<Act>),
     Hang,
@@ -73,6 +75,7 @@ impl Act {
         let found = |findings| Ok(EngineAnswer::local(Answer::Answered(findings)));
         match self {
             Self::Clean => found(Vec::new()),
+            Self::GiveUp => Ok(EngineAnswer::local(Answer::none(Reason::LimitsReached, ""))),
             Self::Find(name) => {
                 let kind = match name {
                     "Eicar" => FindingKind::Malware,
@@ -345,6 +348,25 @@ async fn a_late_answer_is_used() {
     let reports = scanner.scan(asked).await;
     assert_eq!(reports[0].findings().len(), 1);
     assert_eq!(engine.calls.load(Ordering::SeqCst), 1, "one scan for all");
+}
+
+/// Law 4: what an engine gave up on long after its caller had left is not scanned again: that was its second timeout. Once: if the engine
+/// was at fault the next pass is a scan.
+#[tokio::test(start_paused = true)]
+async fn what_an_engine_gave_up_on_is_not_scanned_again() {
+    let acts = [Act::after(8000, Act::GiveUp), Act::Clean];
+    let (engine, guarded) = scripted(acts, settings("one"));
+    let scanner = Scanner::of(vec![guarded]);
+    let asked = request("x", SECONDS_20);
+    let mut missing = Vec::new();
+    for calls in [1, 1, 2] {
+        let reports = scanner.scan(asked.clone()).await;
+        missing.push(reports[0].missing());
+        assert_eq!(engine.calls.load(Ordering::SeqCst), calls);
+        Deadline::after(Duration::from_secs(4)).wait().await;
+    }
+    let timeout = Some(Reason::Timeout);
+    assert_eq!(missing, [timeout, timeout, None]);
 }
 
 /// The same with the fingerprint of its content.

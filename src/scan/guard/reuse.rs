@@ -25,6 +25,9 @@ const FOUND: Duration = Duration::from_secs(86_400);
 const WANTED: usize = 4096;
 /// Answers in each of two generations.
 const ENTRIES: usize = 10_000;
+/// Messages that an engine gave up on, and for how long that is remembered: as long as a message waits for its next pass at most.
+const GIVEN_UP: usize = 1024;
+const GIVEN_UP_AGE: Duration = Duration::from_secs(86_400);
 
 /// What an answer is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,6 +71,8 @@ pub(super) struct Reuse {
     epoch: u64,
     /// When the version of the signatures was last told.
     told: Option<Instant>,
+    /// What it gave up on, and when. New signatures do not end that: it says nothing about what is in the message.
+    given_up: HashMap<Key, Instant>,
 }
 
 impl Reuse {
@@ -77,7 +82,24 @@ impl Reuse {
             contents: Default::default(),
             epoch: 0,
             told: None,
+            given_up: HashMap::new(),
         }
+    }
+
+    /// The engine has given up on a message after its caller had left.
+    pub(super) fn give_up(&mut self, now: Instant, key: Key) {
+        if self.given_up.len() >= GIVEN_UP {
+            self.given_up.retain(|_, at| now < *at + GIVEN_UP_AGE);
+        }
+        if self.given_up.len() < GIVEN_UP {
+            self.given_up.insert(key, now);
+        }
+    }
+
+    /// Whether the engine gave up on it. Told once: if the engine was at fault the next pass is a scan.
+    pub(super) fn take_given_up(&mut self, now: Instant, key: Key) -> bool {
+        let at = self.given_up.remove(&key);
+        at.is_some_and(|at| now < at + GIVEN_UP_AGE)
     }
 
     /// For [`About::epoch`].

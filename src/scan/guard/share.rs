@@ -26,8 +26,8 @@ use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, Elapsed};
 use crate::incident::{Incident, Kind};
 use crate::message::{Identity, MessageId, Rights, Standing};
-use crate::scan::engine::{self, ScanError};
-use crate::verdict::{Answer, EngineClass, Same};
+use crate::scan::engine::{self, EngineAnswer, ScanError};
+use crate::verdict::{Answer, EngineClass, Reason, Same};
 
 /// Uses an answer that holds, joins a scan of the same that is under way, or begins one; then waits for it.
 pub(super) async fn scan(state: Arc<State>, call: Call, next: impl Next) -> Outcome {
@@ -37,6 +37,9 @@ pub(super) async fn scan(state: Arc<State>, call: Call, next: impl Next) -> Outc
     if let Some(kept) = kept {
         call.progress.reuse(kept.from, Same::Octets);
         return Ok(kept.answer);
+    }
+    if state.reuse().take_given_up(Instant::now(), about.key) {
+        return Err(ScanError::NoAnswer(state.settings.limit));
     }
     if let Some(outcome) = stand_in(&state, &call, &about).await {
         return outcome;
@@ -197,23 +200,39 @@ async fn fly(state: Arc<State>, about: About, call: Call, next: impl Next) {
         let is_kept = !state.has_liars() && state.reuse().put(Instant::now(), about, answer);
         let took = began.elapsed();
         if took > state.settings.timeout && flight.is_closed() {
-            let subject = state.subject(None);
-            let what = match (is_kept, &answer.answer) {
-                (true, _) => "kept for the next scan",
-                (false, Answer::Answered(_)) => {
-                    "not kept, as signatures have changed since, or a probe was answered wrongly"
-                }
-                (false, Answer::None { .. }) => "not kept, as it says nothing about the message",
-            };
-            let summary = format!("{subject} answered after its caller had left; {what}");
-            let incident = Incident::new(Kind::LateAnswer, subject, summary)
-                .with("after", format!("{:.1} s", took.as_secs_f64()))
-                .about(about.message);
-            state.tell(incident);
+            came_late(&state, about, (answer, is_kept), took);
         }
     }
     state.flights().end(&about);
     flight.send_replace(Phase::Done(outcome));
+}
+
+/// An answer has come after its caller had left. If it is none, the engine has given up on the message, unless the engine itself was at
+/// fault: one that stood still may have run into limits of its own on any message.
+fn came_late(
+    state: &State,
+    about: About,
+    (answer, is_kept): (&EngineAnswer, bool),
+    took: Duration,
+) {
+    let what = match &answer.answer {
+        Answer::Answered(_) if is_kept => "kept for the next scan",
+        Answer::Answered(_) => "not kept, as signatures are newer, or a probe was answered wrongly",
+        Answer::None {
+            reason: Reason::LimitsReached,
+            ..
+        } if state.out().presence() == Presence::Here => {
+            state.reuse().give_up(Instant::now(), about.key);
+            "it has given up on the message, which is not scanned again"
+        }
+        Answer::None { .. } => "not kept, as it says nothing about the message",
+    };
+    let subject = state.subject(None);
+    let summary = format!("{subject} answered after its caller had left: {what}");
+    let incident = Incident::new(Kind::LateAnswer, subject, summary)
+        .with("after", format!("{:.1} s", took.as_secs_f64()))
+        .about(about.message);
+    state.tell(incident);
 }
 
 /// One who waits.

@@ -132,8 +132,6 @@ pub(super) struct Load {
     slow_large: [usize; 3],
     /// Scans of messages that ran into their timeout before.
     struck: usize,
-    /// Scans that are slow or of such messages.
-    risky: usize,
 }
 
 impl Load {
@@ -145,7 +143,6 @@ impl Load {
             large: [0; 3],
             slow_large: [0; 3],
             struck: 0,
-            risky: 0,
         };
         for scan in scans.filter(|scan| !scan.is_probe) {
             for level in 0..=scan.level as usize {
@@ -157,7 +154,6 @@ impl Load {
                 load.slow_large[level] += usize::from(scan.entrant.large && scan.is_slow);
             }
             load.struck += usize::from(scan.entrant.struck);
-            load.risky += usize::from(scan.entrant.struck || scan.is_slow);
         }
         load
     }
@@ -179,10 +175,11 @@ impl Load {
 
     /// A message that ran into its timeout once may do so again: one of them at a time, and only while half of the slots are
     /// free or at work. One that has done so counts until the engine lets go of it: two of them, and five of a drip every 30 s
-    /// within a `limit` of 150 s, are all of ten slots that strangers may hold. Where there are more slots than that takes there
-    /// may be more of them, or the last of many would wait for hours.
-    pub(super) fn admits_struck(&self) -> bool {
-        2 * self.slow[0] <= self.slots && (self.struck == 0 || !self.is_too_much(self.risky))
+    /// within a `limit` of 150 s, are all of ten slots that strangers may hold. If it is large it waits for other large mail that
+    /// is slow: then that is not its own fault.
+    pub(super) fn admits_struck(&self, large: bool) -> bool {
+        let explained = large && self.slow_large[Level::Unknown as usize] > 0;
+        self.struck == 0 && 2 * self.slow[0] <= self.slots && !explained
     }
 
     /// Whether a large message of that level may take a free slot. Large content takes an engine as long as small content never
@@ -280,7 +277,6 @@ mod tests {
             large: [0; 3],
             slow_large: [0; 3],
             struck: 0,
-            risky: slow[0],
         }
     }
 
@@ -331,24 +327,22 @@ mod tests {
         assert!(alone.admits(now, Level::Unproven, &used), "one may always");
     }
 
-    /// Law 4: messages that hung once are scanned only while half of the slots are live; one at a time, and more where what is
-    /// slow or hung once holds less than half of what strangers may.
+    /// Law 4: of messages that hung once one is scanned at a time, and only while half of the slots are live; a large one not while
+    /// large mail is slow.
     #[test]
-    fn what_hung_once_takes_few_slots() {
-        assert!(load(8, [8, 0, 0], [4, 0, 0]).admits_struck());
-        assert!(!load(8, [8, 0, 0], [5, 0, 0]).admits_struck());
-        for (slots, risky, admits) in [(8, 2, true), (8, 3, false), (32, 10, true), (32, 11, false)]
-        {
-            let more = Load {
-                struck: 1,
-                risky,
-                ..load(slots, [2, 2, 2], [1, 1, 1])
-            };
-            assert_eq!(
-                more.admits_struck(),
-                admits,
-                "{slots} slots, {risky} of them"
-            );
-        }
+    fn what_hung_once_is_scanned_alone() {
+        assert!(load(8, [8, 0, 0], [4, 0, 0]).admits_struck(false));
+        assert!(!load(8, [8, 0, 0], [5, 0, 0]).admits_struck(false));
+        let one = Load {
+            struck: 1,
+            ..load(8, [1, 1, 1], [0; 3])
+        };
+        assert!(!one.admits_struck(false));
+        let large = Load {
+            large: [0, 1, 1],
+            slow_large: [0, 1, 1],
+            ..load(8, [1, 1, 0], [1, 1, 0])
+        };
+        assert!(large.admits_struck(false) && !large.admits_struck(true));
     }
 }

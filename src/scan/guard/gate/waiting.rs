@@ -129,7 +129,7 @@ impl Gate {
         let stuck = self.stuck_parties(&load);
         let (waiting, used) = (&self.waiting, &self.used);
         let has_room = |class, level| {
-            load.admits(now, level, used) && (class != Class::Struck || load.admits_struck())
+            load.admits(now, level, used) && (class != Class::Struck || load.admits_struck(false))
         };
         let waits = |ticket| waiting.contains_key(&ticket);
         let may_start = |ticket| {
@@ -138,6 +138,7 @@ impl Gate {
                 .is_none_or(|Waiting { entrant, level, .. }| {
                     !stuck.contains(&entrant.turn.party)
                         && (!entrant.large || load.admits_large(*level))
+                        && (!entrant.struck || load.admits_struck(entrant.large))
                 })
         };
         self.turns.pop(has_room, waits, may_start)
