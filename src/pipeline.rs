@@ -45,7 +45,7 @@ use crate::delivery::{Delivery, Outcome, Turn};
 use crate::intercept;
 use crate::message::{Content, MemoryBudget, Message, Standing};
 use crate::policy::Policy;
-use crate::scan::{Errand, Scanner};
+use crate::scan::{ScanReason, Scanner};
 use crate::smtp::Reply;
 use crate::store::history::{History, HistoryEntry};
 use crate::store::incidents::Incidents;
@@ -130,7 +130,7 @@ struct Before {
     /// Scan time of earlier passes.
     spent: Duration,
     /// Why it is scanned now.
-    errand: Errand,
+    scan_reason: ScanReason,
     /// It ran into an engine's timeout before.
     struck: bool,
     /// What is to be done once nothing speaks against it.
@@ -151,7 +151,7 @@ impl Before {
     const NOTHING: Self = Self {
         judged: None,
         spent: Duration::ZERO,
-        errand: Errand::Fresh,
+        scan_reason: ScanReason::Fresh,
         struck: false,
         onward: Onward::Deliver(None),
     };
@@ -159,7 +159,7 @@ impl Before {
     fn terms(&self) -> Terms {
         Terms {
             spent: self.spent,
-            errand: self.errand,
+            scan_reason: self.scan_reason,
             struck: self.struck,
             stand_ins: true,
         }
@@ -292,7 +292,7 @@ impl Pipeline {
                     false => Onward::Queue,
                 };
                 pipeline
-                    .resume(generation, message, record, Errand::Fresh, onward)
+                    .resume(generation, message, record, ScanReason::Fresh, onward)
                     .await;
                 drop((working, slot));
             });
@@ -306,14 +306,14 @@ impl Pipeline {
         generation: Arc<Generation>,
         message: Message,
         record: Record,
-        errand: Errand,
+        scan_reason: ScanReason,
         onward: Onward,
     ) {
         let message = settle::as_sent(&record, message);
         let before = Before {
             judged: self.judged_before(&record, &message).await,
             spent: record.spent,
-            errand,
+            scan_reason,
             struck: record.timeouts > 0,
             onward,
         };

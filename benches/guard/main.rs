@@ -27,7 +27,7 @@ use spillway::message::{
 };
 use spillway::scan::engine::{Engine, EngineAnswer, Kind, Sample, ScanError};
 use spillway::scan::guard::guard;
-use spillway::scan::{Errand, Guarded, ScanRequest, Settings};
+use spillway::scan::{Guarded, ScanReason, ScanRequest, Settings};
 use spillway::verdict::{Answer, EngineClass};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -106,7 +106,7 @@ fn sample(envelope: &Arc<Envelope>, content: &Content, workers: &Arc<Semaphore>)
         deadline: Deadline::after(Duration::from_secs(60)),
         fingerprint: Some(Arc::new(fingerprint())),
         standing: Standing::Known,
-        errand: Errand::Fresh,
+        scan_reason: ScanReason::Fresh,
         struck: false,
         stand_ins: true,
     };

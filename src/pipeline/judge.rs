@@ -12,7 +12,7 @@ use crate::message::attachment::AttachmentFact;
 use crate::message::mime::{self, Inspection, Shared};
 use crate::message::{Fingerprint, Message, Standing};
 use crate::policy::{Facts, Group, Policy};
-use crate::scan::{Errand, ScanRequest, Scanner};
+use crate::scan::{ScanReason, ScanRequest, Scanner};
 use crate::store::Record;
 use crate::verdict::{Decision, Disposition, Report, Verdict};
 
@@ -33,7 +33,7 @@ pub(super) struct Terms {
     /// Scan time of earlier passes.
     pub(super) spent: Duration,
     /// Why it is scanned now.
-    pub(super) errand: Errand,
+    pub(super) scan_reason: ScanReason,
     /// See [`ScanRequest::struck`].
     pub(super) struck: bool,
     /// See [`ScanRequest::stand_ins`].
@@ -64,7 +64,7 @@ pub async fn judge(
         suspicion: None,
         terms: Terms {
             spent: Duration::ZERO,
-            errand: Errand::Fresh,
+            scan_reason: ScanReason::Fresh,
             struck: false,
             stand_ins: false,
         },
@@ -149,7 +149,9 @@ impl Asking<'_> {
         let looked = match self.suspicion {
             Some(suspicion) => {
                 let known = fingerprint(message, &inspection, deadline).await;
-                known.map(|(of, subject)| suspicion.look(message, of, &subject, self.terms.errand))
+                known.map(|(of, subject)| {
+                    suspicion.look(message, of, &subject, self.terms.scan_reason)
+                })
             }
             None => None,
         };
@@ -168,7 +170,7 @@ impl Asking<'_> {
             deadline,
             fingerprint: looked.as_ref().map(|l| l.fingerprint.clone()),
             standing: looked.as_ref().map_or(Standing::Unknown, |l| l.standing),
-            errand: self.terms.errand,
+            scan_reason: self.terms.scan_reason,
             struck: self.terms.struck,
             stand_ins: self.terms.stand_ins,
         };

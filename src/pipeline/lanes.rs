@@ -16,7 +16,7 @@ use super::{Generation, Onward, Pipeline, events, settle};
 use crate::deadline::{Budget, Deadline, expiry_clock, wall_clock};
 use crate::message::{Content, Message};
 use crate::quarantine;
-use crate::scan::Errand;
+use crate::scan::ScanReason;
 use crate::store::{self, Change, Lane, Outgoing, RESCAN_FOR, Record, StoreError, Times};
 
 /// One delivery at most, all its stages and recipients together: five minutes beside the ten that a next hop may take for its
@@ -382,7 +382,7 @@ impl Lanes {
                     content: Content::charged(content, charge),
                 };
                 pipeline
-                    .resume(generation, message, record, Errand::Again, onward)
+                    .resume(generation, message, record, ScanReason::Again, onward)
                     .await;
             }
             Err(error) => {

@@ -28,7 +28,7 @@ use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, Elapsed, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Content, Message, Standing};
-use crate::scan::Errand;
+use crate::scan::ScanReason;
 use crate::store::{Cause, Change, Lane, Place, Record, StoreError, Working};
 
 /// How often it is looked for causes that are gone.
@@ -539,7 +539,7 @@ impl Pipeline {
         let (id, cause) = (record.id, record.cause.clone());
         // Its engine is back: what it cost while it was away is not held against it.
         record.spent = Duration::ZERO;
-        let errand = match record.lane {
+        let scan_reason = match record.lane {
             Lane::Held => {
                 // Out of quarantine first: what is on its way no reviewer should delete, or release once more.
                 record.lane = Lane::Scan;
@@ -548,7 +548,7 @@ impl Pipeline {
                 let until = record.due_at + lanes::lease(&generation.budget);
                 let change = Change::Take(Box::new(record.clone()), until);
                 match self.store.change_in(Lane::Held, id, change, None).await {
-                    Ok(()) => Errand::Redrive,
+                    Ok(()) => ScanReason::Redrive,
                     Err(StoreError::NotFound(_)) => return Step::Settled,
                     Err(error) => {
                         events::lane_failed("recovery", &error);
@@ -556,10 +556,16 @@ impl Pipeline {
                     }
                 }
             }
-            Lane::Scan | Lane::Delivery | Lane::Rescan => Errand::Again,
+            Lane::Scan | Lane::Delivery | Lane::Rescan => ScanReason::Again,
         };
-        self.resume(generation.clone(), message, record, errand, Onward::Queue)
-            .await;
+        self.resume(
+            generation.clone(),
+            message,
+            record,
+            scan_reason,
+            Onward::Queue,
+        )
+        .await;
         match self.store.get(id).await {
             Ok(Some(after)) if after.cause.is_some() && after.cause == cause => Step::Stays,
             Ok(_) => Step::Settled,

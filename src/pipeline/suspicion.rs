@@ -12,7 +12,7 @@ use crate::intercept::{
 use crate::message::pattern::Facts;
 use crate::message::{Fingerprint, Message, MessageId, Standing};
 use crate::policy::Policy;
-use crate::scan::{Act, Detour, Errand, Evidence, Observed, Scanner};
+use crate::scan::{Diversion, DiversionAct, Evidence, Observed, ScanReason, Scanner};
 use crate::verdict::EngineClass;
 
 /// The rule that holds a message on which an engine goes away. A reviewer decides about it: each further scan would cost the
@@ -38,7 +38,7 @@ pub(super) struct Looked {
 #[derive(Debug)]
 pub(super) struct Suspicion {
     interception: Mutex<Interception>,
-    /// The version of the interceptors that the engines have as detours, and the engines.
+    /// The version of the interceptors that the engines have as diversions, and the engines.
     diverted: Mutex<Option<(u64, Vec<Arc<str>>)>>,
 }
 
@@ -62,7 +62,7 @@ impl Suspicion {
         message: &Message,
         fingerprint: Arc<Fingerprint>,
         subject: &str,
-        errand: Errand,
+        scan_reason: ScanReason,
     ) -> Looked {
         let facts = Facts {
             envelope: &message.envelope,
@@ -72,10 +72,10 @@ impl Suspicion {
         let mut interception = self.lock();
         let (now, id) = (Instant::now(), message.id);
         let Ruling { mercy, shown } = interception.judge(now, id, &fingerprint);
-        let held = match errand {
-            Errand::Fresh => interception.arrived(now, id, &facts, &fingerprint, mercy),
-            Errand::Again => interception.holds(&facts, mercy),
-            Errand::Redrive => interception.person_holds(&facts),
+        let held = match scan_reason {
+            ScanReason::Fresh => interception.arrived(now, id, &facts, &fingerprint, mercy),
+            ScanReason::Again => interception.holds(&facts, mercy),
+            ScanReason::Redrive => interception.person_holds(&facts),
         };
         let held = held.map(|(interceptor, why)| (format!("interceptor.{interceptor}"), why));
         let crashes = interception.goes_away_on(id);
@@ -130,9 +130,9 @@ impl Suspicion {
             for settings in scanner.settings() {
                 let name = &settings.name;
                 let suspects = interception.suspects_of_crashes(name);
-                let detours = interception.list().filter_map(|i| detour(i, name));
-                let detours = crash_detours(suspects).into_iter().chain(detours);
-                scanner.divert(name, detours.collect());
+                let diversions = interception.list().filter_map(|i| diversion(i, name));
+                let diversions = crash_diversions(suspects).into_iter().chain(diversions);
+                scanner.divert(name, diversions.collect());
             }
             *diverted = current;
         }
@@ -194,8 +194,8 @@ fn crashes(
 }
 
 /// What is done at the gate of an engine that went away with the messages that may be why.
-fn crash_detours(suspects: Crashed) -> [Detour; 2] {
-    let detour = |id: &str, messages: Vec<MessageId>, act| Detour {
+fn crash_diversions(suspects: Crashed) -> [Diversion; 2] {
+    let diversion = |id: &str, messages: Vec<MessageId>, act| Diversion {
         id: id.into(),
         traits: Box::new([]),
         near: Box::new([]),
@@ -205,29 +205,29 @@ fn crash_detours(suspects: Crashed) -> [Detour; 2] {
     };
     let turn = "it was in the engine with others when that went away";
     [
-        detour(GOES_AWAY, suspects.barred, Act::Bar),
-        detour(turn, suspects.waits, Act::Wait),
+        diversion(GOES_AWAY, suspects.barred, DiversionAct::Bar),
+        diversion(turn, suspects.waits, DiversionAct::Wait),
     ]
 }
 
 /// What an interceptor means at an engine's gate. Only patterns of traits have a meaning there; others are looked at when
 /// a message comes in.
-fn detour(interceptor: &Interceptor, engine: &str) -> Option<Detour> {
+fn diversion(interceptor: &Interceptor, engine: &str) -> Option<Diversion> {
     let act = match &interceptor.action {
-        Action::Hold => Act::Hold,
-        Action::Park { engine: of } if of == engine => Act::Park,
-        Action::Bypass { engine: of } if of == engine => Act::Bypass,
+        Action::Hold => DiversionAct::Hold,
+        Action::Park { engine: of } if of == engine => DiversionAct::Park,
+        Action::Bypass { engine: of } if of == engine => DiversionAct::Bypass,
         Action::Park { .. } | Action::Bypass { .. } => return None,
     };
     // What was learned keeps known senders' mail no longer than others of its kind are in the engine; and where it is nearly
     // the same as something, other engines decide.
     let known = match act {
-        Act::Park | Act::Hold if interceptor.is_near() => Act::Bypass,
-        Act::Park | Act::Hold if interceptor.is_learned() => Act::Park,
+        DiversionAct::Park | DiversionAct::Hold if interceptor.is_near() => DiversionAct::Bypass,
+        DiversionAct::Park | DiversionAct::Hold if interceptor.is_learned() => DiversionAct::Park,
         act => act,
     };
     let pattern = &interceptor.pattern;
-    (pattern.is_of_traits() && !interceptor.dry_run).then(|| Detour {
+    (pattern.is_of_traits() && !interceptor.dry_run).then(|| Diversion {
         id: interceptor.id.as_str().into(),
         traits: pattern.traits.as_slice().into(),
         near: pattern.near.as_slice().into(),
@@ -251,7 +251,7 @@ fn translated(evidence: Evidence) -> intercept::Evidence {
     intercept::Evidence {
         message: evidence.message,
         fingerprint: evidence.fingerprint,
-        fresh: evidence.errand == Errand::Fresh,
+        fresh: evidence.scan_reason == ScanReason::Fresh,
         started: evidence.started,
         seen,
         found,
@@ -291,7 +291,7 @@ mod tests {
                 hits: 0,
                 samples: Vec::new(),
             };
-            detour(&interceptor, engine).is_some()
+            diversion(&interceptor, engine).is_some()
         };
         let engine = || "clamd".to_owned();
         for action in [
@@ -333,19 +333,19 @@ mod tests {
                 hits: 0,
                 samples: Vec::new(),
             };
-            detour(&interceptor, "clamd").map(|detour| (detour.act, detour.known))
+            diversion(&interceptor, "clamd").map(|diversion| (diversion.act, diversion.known))
         };
         assert_eq!(
             known(&learned, Pattern::of([band])),
-            Some((Act::Hold, Act::Park))
+            Some((DiversionAct::Hold, DiversionAct::Park))
         );
         assert_eq!(
             known(&learned, Pattern::nearly([band; 8])),
-            Some((Act::Hold, Act::Bypass))
+            Some((DiversionAct::Hold, DiversionAct::Bypass))
         );
         assert_eq!(
             known(&person, Pattern::of([band])),
-            Some((Act::Hold, Act::Hold))
+            Some((DiversionAct::Hold, DiversionAct::Hold))
         );
     }
 

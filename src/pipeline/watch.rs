@@ -1,5 +1,5 @@
 //! The watch: a few times a second, what the guard has seen becomes what the guard does. Evidence goes up to the
-//! interceptors, their detours come down to the gates, and whatever was done is written into the incident log.
+//! interceptors, their diversions come down to the gates, and whatever was done is written into the incident log.
 //!
 //! The watch works on no message and waits for nothing but the disk, so that a flood cannot slow it down.
 

@@ -8,7 +8,7 @@ use crate::message::{Fingerprint, MessageId, Standing};
 
 /// Why a message is scanned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Errand {
+pub enum ScanReason {
     /// It has just come in.
     Fresh,
     /// It was deferred, or an attempt failed: fresh mail goes first.
@@ -27,7 +27,7 @@ pub struct Evidence {
     /// Whether its sender was known.
     pub standing: Standing,
     /// Why it was scanned.
-    pub errand: Errand,
+    pub scan_reason: ScanReason,
     /// When it asked for its first scan.
     pub arrived: Instant,
     /// When this scan began.

@@ -22,8 +22,8 @@ use crate::message::{
 use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
 
-pub use evidence::{Errand, Evidence, Observed};
-pub use guard::{Act, Detour, Guarded, Health, Passed, ReplicaHealth};
+pub use evidence::{Evidence, Observed, ScanReason};
+pub use guard::{Diversion, DiversionAct, Guarded, Health, Passed, ReplicaHealth};
 
 /// Settings of one `[[engine]]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,7 +81,7 @@ pub struct ScanRequest {
     /// What speaks for its sender.
     pub standing: Standing,
     /// Why it is scanned.
-    pub errand: Errand,
+    pub scan_reason: ScanReason,
     /// It ran into the timeout of an engine before that took other mail then: once more is the last time.
     pub struck: bool,
     /// Whether the answer about another message of the same content may stand in while an engine is short of slots. Who says so
@@ -257,11 +257,11 @@ impl Scanner {
         self.engines.iter().flat_map(Guarded::incidents).collect()
     }
 
-    /// Puts detours in force for the mail of one engine.
-    pub fn divert(&self, engine: &str, detours: Arc<[Detour]>) {
+    /// Puts diversions in force for the mail of one engine.
+    pub fn divert(&self, engine: &str, diversions: Arc<[Diversion]>) {
         let named = self.engines.iter().find(|e| &*e.settings().name == engine);
         if let Some(engine) = named {
-            engine.divert(detours);
+            engine.divert(diversions);
         }
     }
 

@@ -35,7 +35,7 @@ pub(super) fn request(content: impl Into<bytes::Bytes>, allowance: Duration) -> 
         deadline: Deadline::after(allowance),
         fingerprint: None,
         standing: Standing::Known,
-        errand: Errand::Fresh,
+        scan_reason: ScanReason::Fresh,
         struck: false,
         stand_ins: true,
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Errand, Step};
+use super::{ScanReason, Step};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::Message;
 use crate::pipeline::judge::Terms;
@@ -23,9 +23,9 @@ impl Pipeline {
             spent: Duration::ZERO,
             // It has waited for the end of an interceptor, and is tried whatever holds its like by now: one of many would else
             // be tried in the life of each, which last longer and longer.
-            errand: match record.cause {
-                Some(Cause::Interceptor(_)) => Errand::Redrive,
-                _ => Errand::Again,
+            scan_reason: match record.cause {
+                Some(Cause::Interceptor(_)) => ScanReason::Redrive,
+                _ => ScanReason::Again,
             },
             struck: record.timeouts > 0,
             stand_ins: false,

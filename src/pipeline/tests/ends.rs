@@ -575,7 +575,13 @@ async fn a_bounce_gets_through_a_narrow_next_hop() {
             };
             let onward = Onward::Deliver(None);
             pipeline
-                .resume(generation.clone(), message, record, Errand::Again, onward)
+                .resume(
+                    generation.clone(),
+                    message,
+                    record,
+                    ScanReason::Again,
+                    onward,
+                )
                 .await;
         }
     }

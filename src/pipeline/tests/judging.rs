@@ -23,7 +23,7 @@ async fn all_passes_of_a_message_share_its_budget() {
     let began = Instant::now();
     let onward = Onward::Deliver(None);
     pipeline
-        .resume(generation, message, record, Errand::Again, onward)
+        .resume(generation, message, record, ScanReason::Again, onward)
         .await;
     assert!(began.elapsed() <= left, "{:?}", began.elapsed());
     let record = store.all().pop().expect("kept");

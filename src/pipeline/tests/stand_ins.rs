@@ -216,7 +216,7 @@ async fn what_waited_on_a_stand_in_asks_for_room_again() {
         put.await.expect("put");
         let onward = Onward::Deliver(None);
         let work = world.pipeline.clone();
-        work.resume(generation, message, record, Errand::Again, onward)
+        work.resume(generation, message, record, ScanReason::Again, onward)
             .await;
         let [arrived] = &world.arrived("x")[..] else {
             panic!("not delivered: {:?}", world.store.all());

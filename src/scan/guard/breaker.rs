@@ -72,7 +72,7 @@ impl fmt::Display for Cause {
 
 /// What it lets through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub enum BreakerState {
     /// Everything.
     Closed,
     /// Nothing, until then.
@@ -98,7 +98,7 @@ pub enum State {
     },
 }
 
-impl fmt::Display for State {
+impl fmt::Display for BreakerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed => f.write_str("closed"),
@@ -134,7 +134,7 @@ struct Bucket {
 #[derive(Debug, Clone)]
 pub struct Breaker {
     began: Instant,
-    state: State,
+    state: BreakerState,
     buckets: [Bucket; BUCKETS],
     failed_in_a_row: u32,
     wrong_in_a_row: u32,
@@ -156,7 +156,7 @@ impl Breaker {
     pub fn new(now: Instant, slots: usize, probed: bool) -> Self {
         Self {
             began: now,
-            state: State::Closed,
+            state: BreakerState::Closed,
             buckets: [Bucket::default(); BUCKETS],
             failed_in_a_row: 0,
             wrong_in_a_row: 0,
@@ -175,7 +175,7 @@ impl Breaker {
     }
 
     /// What it lets through now.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> BreakerState {
         self.state
     }
 
@@ -183,15 +183,15 @@ impl Breaker {
     pub fn allowed(&self) -> usize {
         match self.state {
             _ if without(Mechanism::Breaker) => self.slots,
-            State::Closed => self.slots,
-            State::Open { .. } | State::HalfOpen { .. } => 0,
-            State::Ramp { allowed, .. } => allowed.min(self.slots),
+            BreakerState::Closed => self.slots,
+            BreakerState::Open { .. } | BreakerState::HalfOpen { .. } => 0,
+            BreakerState::Ramp { allowed, .. } => allowed.min(self.slots),
         }
     }
 
     /// In a ramp, since when scans count against its window.
     pub fn ramp_began(&self) -> Option<Instant> {
-        let ramps = matches!(self.state, State::Ramp { .. });
+        let ramps = matches!(self.state, BreakerState::Ramp { .. });
         self.trial_began.filter(|_| ramps)
     }
 
@@ -233,16 +233,16 @@ impl Breaker {
             self.failed_in_a_row += 1;
         }
         match self.state {
-            State::Closed if !good => {
+            BreakerState::Closed if !good => {
                 let (good, bad) = self.counts(now);
                 let failing = good + bad >= ENOUGH && bad >= good;
                 let only_failures = self.failed_in_a_row >= IN_A_ROW && good == 0;
                 (failing || only_failures).then(|| self.open(now, Cause::Failing))
             }
-            State::Ramp { cause, .. } if !good => Some(self.open(now, cause)),
-            State::Ramp { allowed, cause } => {
+            BreakerState::Ramp { cause, .. } if !good => Some(self.open(now, cause)),
+            BreakerState::Ramp { allowed, cause } => {
                 let allowed = allowed + 1;
-                self.state = State::Ramp { allowed, cause };
+                self.state = BreakerState::Ramp { allowed, cause };
                 (allowed >= self.slots).then(|| self.close())
             }
             _ => None,
@@ -252,8 +252,8 @@ impl Breaker {
     /// All slots are taken, mail waits, and nothing has ended for a while.
     pub fn stalled(&mut self, now: Instant) -> Option<Change> {
         match self.state {
-            State::Closed => Some(self.open(now, Cause::Stalled)),
-            State::Ramp { cause, .. } => Some(self.open(now, cause)),
+            BreakerState::Closed => Some(self.open(now, Cause::Stalled)),
+            BreakerState::Ramp { cause, .. } => Some(self.open(now, cause)),
             _ => None,
         }
     }
@@ -261,7 +261,7 @@ impl Breaker {
     /// A scan was answered that was begun before it opened, or in a trial that failed: whatever was wrong may be over, and a
     /// probe tells.
     pub fn answered(&mut self, now: Instant) {
-        if let State::Open { until, .. } = &mut self.state {
+        if let BreakerState::Open { until, .. } = &mut self.state {
             *until = now;
             self.trial_pause = TRIAL_PAUSE;
         }
@@ -279,24 +279,26 @@ impl Breaker {
             self.failed_in_a_row = 0;
         }
         match (self.state, passed) {
-            (State::HalfOpen { passed: n, cause }, true) => {
+            (BreakerState::HalfOpen { passed: n, cause }, true) => {
                 let needed = match cause {
                     Cause::Untrusted => PAIRS_AFTER_LIES,
                     Cause::Failing | Cause::Stalled => 1,
                 };
                 if n + 1 < needed {
                     let passed = n + 1;
-                    self.state = State::HalfOpen { passed, cause };
+                    self.state = BreakerState::HalfOpen { passed, cause };
                     return None;
                 }
                 self.try_mail(now, cause, FIRST_WINDOW, stuck)
             }
-            (State::HalfOpen { cause, .. }, false) => {
+            (BreakerState::HalfOpen { cause, .. }, false) => {
                 // Still out, as before: that is no news.
                 self.probe_later(now, cause);
                 None
             }
-            (State::Closed | State::Ramp { .. }, false) if self.wrong_in_a_row >= WRONG => {
+            (BreakerState::Closed | BreakerState::Ramp { .. }, false)
+                if self.wrong_in_a_row >= WRONG =>
+            {
                 Some(self.open(now, Cause::Untrusted))
             }
             _ => None,
@@ -306,14 +308,14 @@ impl Breaker {
     /// Lets time pass. `stuck` are scans of earlier trials that have not ended.
     pub fn tick(&mut self, now: Instant, stuck: usize) -> Option<Change> {
         match self.state {
-            State::Open { until, cause } if now >= until => {
+            BreakerState::Open { until, cause } if now >= until => {
                 self.asked = now;
                 self.buckets = [Bucket::default(); BUCKETS];
                 self.failed_in_a_row = 0;
                 if !self.probed {
                     return self.try_mail(now, cause, 1, stuck);
                 }
-                self.state = State::HalfOpen { passed: 0, cause };
+                self.state = BreakerState::HalfOpen { passed: 0, cause };
                 let first = !std::mem::replace(&mut self.told, true);
                 first.then_some(Change::Probing)
             }
@@ -341,18 +343,18 @@ impl Breaker {
             _ => stuck + 1,
         };
         let allowed = allowed.min(self.slots);
-        self.state = State::Ramp { allowed, cause };
+        self.state = BreakerState::Ramp { allowed, cause };
         Some(Change::Readmitting)
     }
 
     fn probe_later(&mut self, now: Instant, cause: Cause) {
         let until = now.max(self.asked + jittered(PROBE_PERIOD));
-        self.state = State::Open { until, cause };
+        self.state = BreakerState::Open { until, cause };
     }
 
     fn open(&mut self, now: Instant, cause: Cause) -> Change {
         let pause = match self.state {
-            State::Ramp { .. } => {
+            BreakerState::Ramp { .. } => {
                 let pause = self.trial_pause;
                 self.trial_pause = (2 * pause).min(TRIAL_PAUSE_MOST);
                 pause
@@ -362,12 +364,12 @@ impl Breaker {
         self.wrong_in_a_row = 0;
         self.told = false;
         let until = now + jittered(pause);
-        self.state = State::Open { until, cause };
+        self.state = BreakerState::Open { until, cause };
         Change::Opened(cause)
     }
 
     fn close(&mut self) -> Change {
-        self.state = State::Closed;
+        self.state = BreakerState::Closed;
         self.trial_began = None;
         self.trial_pause = TRIAL_PAUSE;
         Change::Closed
@@ -474,7 +476,7 @@ mod tests {
         assert!(opened(&mut breaker, now));
         let mut waits = Vec::new();
         for probe in 0..100 {
-            let State::Open { until, .. } = breaker.state() else {
+            let BreakerState::Open { until, .. } = breaker.state() else {
                 panic!("open");
             };
             let wait = (until - now).as_secs_f64();
@@ -489,12 +491,12 @@ mod tests {
         assert!(differ > 90, "not all relays at once: {waits:?}");
         breaker.answered(now);
         breaker.tick(now, 0);
-        assert!(matches!(breaker.state(), State::HalfOpen { .. }));
+        assert!(matches!(breaker.state(), BreakerState::HalfOpen { .. }));
         // A probe that took longer than a second is followed by the next one at once.
         now += seconds(3);
         breaker.probed(now, false, 0);
         breaker.tick(now, 0);
-        assert!(matches!(breaker.state(), State::HalfOpen { .. }));
+        assert!(matches!(breaker.state(), BreakerState::HalfOpen { .. }));
     }
 
     /// Law 5: a trial that fails costs a pause, longer each time and no longer than 16 s; what of it is stuck stays in the
@@ -505,7 +507,7 @@ mod tests {
         let mut breaker = Breaker::new(now, 12, true);
         assert!(opened(&mut breaker, now));
         for (stuck, (allowed, pause)) in [(2, 1.0), (3, 2.0), (4, 4.0)].into_iter().enumerate() {
-            let State::Open { until, .. } = breaker.state() else {
+            let BreakerState::Open { until, .. } = breaker.state() else {
                 panic!("open");
             };
             now = until;
@@ -515,7 +517,7 @@ mod tests {
             assert_eq!(breaker.allowed(), allowed);
             assert!(breaker.ramp_began().is_some());
             assert!(opened(&mut breaker, now));
-            let State::Open { until, .. } = breaker.state() else {
+            let BreakerState::Open { until, .. } = breaker.state() else {
                 panic!("open");
             };
             let wait = (until - now).as_secs_f64() / pause;
@@ -524,7 +526,7 @@ mod tests {
         now += seconds(5);
         breaker.tick(now, 4);
         assert_eq!(breaker.probed(now, true, 4), None, "a third is stuck");
-        assert!(matches!(breaker.state(), State::Open { .. }));
+        assert!(matches!(breaker.state(), BreakerState::Open { .. }));
         now += seconds(2);
         breaker.tick(now, 0);
         let readmitted = breaker.probed(now, true, 0);
@@ -542,7 +544,7 @@ mod tests {
             for _ in 0..ENOUGH {
                 breaker.outcome(now, false);
             }
-            assert!(matches!(breaker.state(), State::Open { .. }));
+            assert!(matches!(breaker.state(), BreakerState::Open { .. }));
             now += seconds(2);
             breaker.tick(now, 0);
             assert_eq!(breaker.counts(now), (0, 0));
@@ -552,7 +554,7 @@ mod tests {
             }
             while breaker.outcome(now, true) != Some(Change::Closed) {}
             assert_eq!(breaker.outcome(now, false), None, "one of few");
-            assert_eq!(breaker.state(), State::Closed);
+            assert_eq!(breaker.state(), BreakerState::Closed);
         }
     }
 

@@ -6,22 +6,22 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 
 use super::Call;
-use super::gate::{End, Entrant, LARGE, Refusal};
+use super::answer_cache::is_bad;
+use super::gate::{GateRefusal, GateRequest, LARGE, ScanEnd};
 use super::layer::{Next, Outcome};
-use super::reuse::is_bad;
-use super::state::{Phase, State};
+use super::state::{GuardState, Phase};
 use crate::scan::engine::ScanError;
 use crate::verdict::Answer;
 
 /// Waits for a slot, scans, and gives the slot back when the engine has really ended, whoever still waits for it then.
 /// While it waits it leaves as soon as nobody waits for it any more.
-pub(super) async fn gate(state: Arc<State>, mut call: Call, next: impl Next) -> Outcome {
-    let flight = call.flight.clone();
-    let (entered, started) = state.enter(entrant(&call), flight.clone());
+pub(super) async fn gate(state: Arc<GuardState>, mut call: Call, next: impl Next) -> Outcome {
+    let in_flight = call.in_flight.clone();
+    let (entered, started) = state.enter(entrant(&call), in_flight.clone());
     let ordered = tokio::select! {
         biased;
         ordered = started => ordered,
-        () = flight.closed() => return Err(ScanError::Busy),
+        () = in_flight.closed() => return Err(ScanError::Busy),
     };
     call.replica = match ordered {
         Ok(Ok(replica)) => replica,
@@ -29,7 +29,7 @@ pub(super) async fn gate(state: Arc<State>, mut call: Call, next: impl Next) -> 
         Err(_) => return Err(ScanError::Stopping),
     };
     let (since, replica) = (Instant::now(), call.replica);
-    flight.send_replace(Phase::Running {
+    in_flight.send_replace(Phase::Running {
         since,
         convicted: false,
     });
@@ -39,27 +39,27 @@ pub(super) async fn gate(state: Arc<State>, mut call: Call, next: impl Next) -> 
     }
     entered.end(match &outcome {
         Ok(answer) => match &answer.answer {
-            Answer::Answered(findings) | Answer::None { findings, .. } => End::Answered {
+            Answer::Answered(findings) | Answer::None { findings, .. } => ScanEnd::Answered {
                 found: is_bad(findings),
             },
         },
-        Err(ScanError::Throttled { pause, .. }) => End::Rests(*pause),
-        Err(ScanError::NoAnswer(_)) => End::Lost,
-        Err(ScanError::Disconnected { .. }) => End::Broken,
-        Err(ScanError::Unreachable(_)) => End::Unreachable,
-        Err(_) => End::Failed,
+        Err(ScanError::Throttled { pause, .. }) => ScanEnd::Rests(*pause),
+        Err(ScanError::NoAnswer(_)) => ScanEnd::Lost,
+        Err(ScanError::Disconnected { .. }) => ScanEnd::Broken,
+        Err(ScanError::Unreachable(_)) => ScanEnd::Unreachable,
+        Err(_) => ScanEnd::Failed,
     });
     outcome
 }
 
 /// What the gate is told of a call.
-pub(super) fn entrant(call: &Call) -> Entrant {
+pub(super) fn entrant(call: &Call) -> GateRequest {
     let request = call.sample.request();
-    Entrant {
+    GateRequest {
         id: request.id,
         fingerprint: request.fingerprint.clone(),
         standing: request.standing,
-        errand: call.errand,
+        scan_reason: call.scan_reason,
         struck: request.struck,
         turn: call.sample.turn(),
         large: request.content.len() >= LARGE,
@@ -67,13 +67,13 @@ pub(super) fn entrant(call: &Call) -> Entrant {
     }
 }
 
-fn refused(refusal: Refusal) -> ScanError {
+fn refused(refusal: GateRefusal) -> ScanError {
     match refusal {
-        Refusal::Busy => ScanError::Busy,
-        Refusal::Open(why) => ScanError::BreakerOpen(why),
-        Refusal::Drained => ScanError::Drained,
-        Refusal::Resting => ScanError::Resting,
-        Refusal::Parked(why) => ScanError::Parked(why),
-        Refusal::Suspect(why) => ScanError::Suspect(why),
+        GateRefusal::Busy => ScanError::Busy,
+        GateRefusal::Open(why) => ScanError::BreakerOpen(why),
+        GateRefusal::Drained => ScanError::Drained,
+        GateRefusal::Resting => ScanError::Resting,
+        GateRefusal::Parked(why) => ScanError::Parked(why),
+        GateRefusal::Suspect(why) => ScanError::Suspect(why),
     }
 }

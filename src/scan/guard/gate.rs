@@ -1,5 +1,5 @@
 //! The gate before one engine: who may be scanned now, who waits, who is not scanned at all. A pure state machine; time
-//! is an argument, and what is to be done comes back as [`Order`]s.
+//! is an argument, and what is to be done comes back as [`GateOrder`]s.
 //!
 //! One rule carries everything else (RESILIENCE section 0): **a scan keeps its slot until the engine has really ended
 //! it**, whoever has stopped waiting. Slots are not more than the engine's workers, so mail waits here and not inside the
@@ -10,11 +10,11 @@
 //! - turns ([`turns`]): among those whose level has room, who goes next;
 //! - canaries ([`canary`]): of one fingerprint only two unproven copies are in the engine at once. If both are slow, no
 //!   more of it is sent: a flood of one message costs an engine two scans;
-//! - detours: what the interceptors above have concluded from the evidence that is collected here;
+//! - diversions: what the interceptors above have concluded from the evidence that is collected here;
 //! - breakers, one for each replica, fed with what unrelated messages met.
 
 mod canary;
-mod detour;
+mod diversion;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -29,13 +29,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::breaker::{Breaker, Change, State};
+use super::breaker::{Breaker, BreakerState, Change};
 use crate::ablation::{Mechanism, without};
 use crate::message::{Fingerprint, MessageId, Standing};
 use crate::scan::evidence::Evidence;
-use crate::scan::{Errand, Turn};
+use crate::scan::{ScanReason, Turn};
 use canary::Canaries;
-pub use detour::{Act, Detour};
+pub use diversion::{Diversion, DiversionAct};
 use stall::Latencies;
 use time::{evidence, observed};
 use trust::{Level, Use};
@@ -59,18 +59,18 @@ const SHADOW: Duration = Duration::from_secs(10);
 
 /// What is to be told to whom.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Order {
+pub(super) enum GateOrder {
     /// Scan it, on that replica.
     Start(Ticket, usize),
     /// It is not scanned.
-    Refuse(Ticket, Refusal),
+    Refuse(Ticket, GateRefusal),
     /// Its fingerprint was convicted while it was being scanned: who still waits need not.
     Convicted(Ticket),
 }
 
 /// Why something is not scanned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum GateRefusal {
     /// No slot became free in time.
     Busy,
     /// No replica may be asked.
@@ -109,11 +109,11 @@ impl Times {
 
 /// Who wants to be scanned.
 #[derive(Debug, Clone)]
-pub(super) struct Entrant {
+pub(super) struct GateRequest {
     pub(super) id: MessageId,
     pub(super) fingerprint: Option<Arc<Fingerprint>>,
     pub(super) standing: Standing,
-    pub(super) errand: Errand,
+    pub(super) scan_reason: ScanReason,
     /// It ran into the timeout of an engine before, which had slots for others then.
     pub(super) struck: bool,
     /// Whose turn it takes, and whose scans it counts among.
@@ -125,7 +125,7 @@ pub(super) struct Entrant {
 
 /// How a scan ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum ScanEnd {
     /// With an answer.
     Answered {
         /// Whether something bad was found.
@@ -147,7 +147,7 @@ pub(super) enum End {
 
 #[derive(Debug)]
 struct Scan {
-    entrant: Entrant,
+    entrant: GateRequest,
     level: Level,
     replica: usize,
     started: Instant,
@@ -156,13 +156,13 @@ struct Scan {
     is_slow: bool,
     /// Past the soft timeout: a zombie, unless its caller is more patient.
     is_overdue: bool,
-    /// A detour explains why it is slow: it is not the engine's fault.
+    /// A diversion explains why it is slow: it is not the engine's fault.
     is_explained: bool,
 }
 
 #[derive(Debug)]
 struct Waiting {
-    entrant: Entrant,
+    entrant: GateRequest,
     class: Class,
     level: Level,
     since: Instant,
@@ -227,9 +227,9 @@ pub(super) struct Gate {
     /// How often a replica has answered that could not be reached before.
     returns: u64,
     canaries: Canaries,
-    detours: Arc<[Detour]>,
+    diversions: Arc<[Diversion]>,
     shadowed: HashMap<Arc<str>, Instant>,
-    orders: Vec<Order>,
+    orders: Vec<GateOrder>,
     evidence: VecDeque<Evidence>,
     changes: Vec<(usize, Change)>,
 }
@@ -273,7 +273,7 @@ impl Gate {
             covered: true,
             returns: 0,
             canaries: Canaries::new(now),
-            detours: Arc::new([]),
+            diversions: Arc::new([]),
             shadowed: HashMap::new(),
             orders: Vec::new(),
             evidence: VecDeque::new(),
@@ -291,7 +291,7 @@ impl Gate {
     }
 
     /// What has to be done since the last call.
-    pub(super) fn orders(&mut self) -> Vec<Order> {
+    pub(super) fn orders(&mut self) -> Vec<GateOrder> {
         std::mem::take(&mut self.orders)
     }
 
@@ -306,10 +306,10 @@ impl Gate {
     }
 
     /// Somebody wants to be scanned. The order that answers comes at once or later.
-    pub(super) fn enter(&mut self, now: Instant, entrant: Entrant) -> Ticket {
+    pub(super) fn enter(&mut self, now: Instant, entrant: GateRequest) -> Ticket {
         let ticket = self.ticket();
         if let Some(refusal) = self.refusal(now, &entrant) {
-            self.orders.push(Order::Refuse(ticket, refusal));
+            self.orders.push(GateOrder::Refuse(ticket, refusal));
             return ticket;
         }
         let (class, level) = (self.class(&entrant), self.level(&entrant));
@@ -333,7 +333,7 @@ impl Gate {
     }
 
     /// A scan has really ended.
-    pub(super) fn end(&mut self, now: Instant, ticket: Ticket, end: End) {
+    pub(super) fn end(&mut self, now: Instant, ticket: Ticket, end: ScanEnd) {
         let Some(scan) = self.scans.remove(&ticket) else {
             return;
         };
@@ -341,10 +341,10 @@ impl Gate {
         replica.running -= 1;
         replica.last_end = now;
         match end {
-            End::Rests(pause) => replica.rests = replica.rests.max(Some(now + pause)),
-            End::Unreachable => replica.is_away = true,
-            End::Answered { .. } => self.is_back(scan.replica),
-            End::Failed | End::Broken | End::Lost | End::Probe => {}
+            ScanEnd::Rests(pause) => replica.rests = replica.rests.max(Some(now + pause)),
+            ScanEnd::Unreachable => replica.is_away = true,
+            ScanEnd::Answered { .. } => self.is_back(scan.replica),
+            ScanEnd::Failed | ScanEnd::Broken | ScanEnd::Lost | ScanEnd::Probe => {}
         }
         let age = now - scan.started;
         self.learn(now, &scan, age, end);
@@ -384,11 +384,11 @@ impl Gate {
         let ticket = self.ticket();
         self.replicas[replica].running += 1;
         let scan = Scan {
-            entrant: Entrant {
+            entrant: GateRequest {
                 id: MessageId::new(),
                 fingerprint: None,
                 standing: Standing::Known,
-                errand: Errand::Again,
+                scan_reason: ScanReason::Again,
                 struck: false,
                 turn: Turn::default(),
                 large: false,
@@ -432,31 +432,32 @@ impl Gate {
             .count()
     }
 
-    /// Replaces the detours; those who wait are looked at again.
-    pub(super) fn divert(&mut self, now: Instant, detours: Arc<[Detour]>) {
-        if self.detours == detours {
+    /// Replaces the diversions; those who wait are looked at again.
+    pub(super) fn divert(&mut self, now: Instant, diversions: Arc<[Diversion]>) {
+        if self.diversions == diversions {
             return;
         }
-        self.detours = detours;
+        self.diversions = diversions;
         self.shadowed
-            .retain(|id, _| self.detours.iter().any(|d| d.id == *id));
+            .retain(|id, _| self.diversions.iter().any(|d| d.id == *id));
         for (ticket, scan) in &mut self.scans {
             if scan.entrant.fingerprint.is_none() {
                 continue;
             }
-            let act = |d: &Detour| d.act(&scan.entrant);
-            let matching = |d: &&Detour| d.act != Act::Bypass && d.matches(&scan.entrant);
-            let detour = self.detours.iter().find(matching);
-            scan.is_explained = detour.is_some() && scan.is_slow;
-            if detour.is_some_and(|d| act(d) == Act::Hold) {
-                self.orders.push(Order::Convicted(*ticket));
+            let act = |d: &Diversion| d.act(&scan.entrant);
+            let matching =
+                |d: &&Diversion| d.act != DiversionAct::Bypass && d.matches(&scan.entrant);
+            let diversion = self.diversions.iter().find(matching);
+            scan.is_explained = diversion.is_some() && scan.is_slow;
+            if diversion.is_some_and(|d| act(d) == DiversionAct::Hold) {
+                self.orders.push(GateOrder::Convicted(*ticket));
             }
         }
         let waiting = self.waiting.iter();
-        let waiting: Vec<(Ticket, Entrant)> =
+        let waiting: Vec<(Ticket, GateRequest)> =
             waiting.map(|(t, w)| (*t, w.entrant.clone())).collect();
         for (ticket, entrant) in waiting {
-            if let Some(refusal) = self.detour(now, &entrant) {
+            if let Some(refusal) = self.diversion(now, &entrant) {
                 self.refuse(ticket, refusal);
             }
         }
@@ -500,7 +501,7 @@ impl Gate {
 
     /// Whether time makes a difference: scans run, or wait, or a replica is out.
     pub(super) fn is_busy(&self) -> bool {
-        let out = |r: &Replica| r.breaker.state() != State::Closed || r.rests.is_some();
+        let out = |r: &Replica| r.breaker.state() != BreakerState::Closed || r.rests.is_some();
         !self.scans.is_empty() || !self.waiting.is_empty() || self.replicas.iter().any(out)
     }
 
@@ -520,7 +521,10 @@ impl Gate {
     /// Whether that replica gets no mail now, for whatever reason.
     pub(super) fn is_out(&self, replica: usize) -> bool {
         let state = self.replicas[replica].breaker.state();
-        matches!(state, State::Open { .. } | State::HalfOpen { .. })
+        matches!(
+            state,
+            BreakerState::Open { .. } | BreakerState::HalfOpen { .. }
+        )
     }
 
     /// Whether those whom nothing speaks for may leave with the breaker too, as it is not their mail that the engine hangs on.
@@ -529,9 +533,9 @@ impl Gate {
     }
 
     /// Whether no replica takes mail, and why.
-    pub(super) fn refuses(&self) -> Option<Refusal> {
+    pub(super) fn refuses(&self) -> Option<GateRefusal> {
         if self.replicas.iter().all(|r| r.drained) {
-            return Some(Refusal::Drained);
+            return Some(GateRefusal::Drained);
         }
         if without(Mechanism::Breaker) {
             return None;
@@ -540,17 +544,19 @@ impl Gate {
         let mut rests = false;
         for replica in self.replicas.iter().filter(|r| !r.drained) {
             match replica.breaker.state() {
-                State::Closed | State::Ramp { .. } if replica.rests.is_some() => rests = true,
-                State::Closed | State::Ramp { .. } => return None,
-                State::Open { cause, .. } | State::HalfOpen { cause, .. } => {
+                BreakerState::Closed | BreakerState::Ramp { .. } if replica.rests.is_some() => {
+                    rests = true
+                }
+                BreakerState::Closed | BreakerState::Ramp { .. } => return None,
+                BreakerState::Open { cause, .. } | BreakerState::HalfOpen { cause, .. } => {
                     why.push(format!("the engine is {cause}"));
                 }
             }
         }
         why.dedup();
         Some(match rests {
-            true => Refusal::Resting,
-            false => Refusal::Open(why.join("; ")),
+            true => GateRefusal::Resting,
+            false => GateRefusal::Open(why.join("; ")),
         })
     }
 
@@ -569,7 +575,7 @@ impl Gate {
         self.waiting.len()
     }
 
-    /// State of each replica.
+    /// BreakerState of each replica.
     pub(super) fn replicas(&self) -> impl Iterator<Item = Looked<'_>> {
         self.replicas.iter().map(|replica| Looked {
             breaker: &replica.breaker,

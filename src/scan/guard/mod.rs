@@ -2,21 +2,21 @@
 //!
 //! Every layer is one async function in its own file; [`guard`] is the only place that knows their order. What has to be
 //! decided is decided by pure state machines that know no clock and no socket: [`gate`] (slots and zombies, lanes,
-//! canaries, detours), [`breaker`], [`reuse`], the retry budget. [`state`] keeps them, behind a lock, across reloads.
+//! canaries, diversions), [`breaker`], [`answer_cache`], the retry budget. [`state`] keeps them, behind a lock, across reloads.
 
+mod answer_cache;
 mod attempt;
 mod breaker;
+mod coalesce;
+mod drift;
 mod enter;
 mod gate;
 mod layer;
 mod probe;
 mod report;
 mod retry;
-mod reuse;
-mod share;
 mod size;
 mod state;
-mod vigil;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceBuilder, ServiceExt};
 
-use super::evidence::{Errand, Evidence};
+use super::evidence::{Evidence, ScanReason};
 use crate::ablation::{Mechanism, without};
 use crate::incident::Incident;
 use crate::message::MessageId;
@@ -40,19 +40,19 @@ use crate::scan::engine::{Engine, Sample, ScanError};
 use crate::verdict::{EngineClass, Report, Reused, Same};
 use gate::{Gate, Looked};
 use layer::around;
-use state::{Flight, Phase, State};
+use state::{GuardState, InFlight, Phase};
 
-pub use gate::{Act, Detour};
+pub use gate::{Diversion, DiversionAct};
 pub use probe::Passed;
 
 /// One call of a guarded engine on its way through the layers.
 #[derive(Debug, Clone)]
 pub struct Call {
     sample: Sample,
-    errand: Errand,
+    scan_reason: ScanReason,
     arrived: Instant,
     /// Where the scan stands, if this call begins one.
-    flight: Flight,
+    in_flight: InFlight,
     /// Chosen at the gate.
     replica: usize,
     progress: Arc<Progress>,
@@ -61,10 +61,10 @@ pub struct Call {
 impl Call {
     fn new(sample: Sample) -> Self {
         Self {
-            errand: sample.request().errand,
+            scan_reason: sample.request().scan_reason,
             sample,
             arrived: Instant::now(),
-            flight: Arc::new(watch::Sender::new(Phase::Waiting)),
+            in_flight: Arc::new(watch::Sender::new(Phase::Waiting)),
             replica: 0,
             progress: Arc::default(),
         }
@@ -114,11 +114,11 @@ pub fn guard(
     let innermost = layer::Innermost::new(&engines);
     let state = before
         .and_then(|before| before.state.adopted(&settings, &engines))
-        .unwrap_or_else(|| State::new(settings.clone(), engines));
+        .unwrap_or_else(|| GuardState::new(settings.clone(), engines));
     if let Some(before) = before {
         state.drain_as(&before.state);
     }
-    let of = |state: &Arc<State>| state.clone();
+    let of = |state: &Arc<GuardState>| state.clone();
     let (sharing, retrying, entering) = (of(&state), of(&state), of(&state));
     let service = ServiceBuilder::new()
         // Outermost: whatever happens below becomes exactly one report.
@@ -129,13 +129,13 @@ pub fn guard(
         // free when the engine has ended, not when somebody has stopped waiting. One scan for all who want the same, so
         // before anything that a scan costs.
         .layer(around(move |call, next| {
-            share::scan(sharing.clone(), call, next)
+            coalesce::scan(sharing.clone(), call, next)
         }))
         // Outside the gate: each attempt stands in the queue anew, behind fresh mail, and may get another replica.
         .layer(around(move |call, next| {
             retry::again(retrying.clone(), call, next)
         }))
-        // Slots, zombies, lanes, canaries, detours, breakers: all of them answer the one question whether this scan may
+        // Slots, zombies, lanes, canaries, diversions, breakers: all of them answer the one question whether this scan may
         // begin now, from one state, so they are one place.
         .layer(around(move |call, next| {
             enter::gate(entering.clone(), call, next)
@@ -152,7 +152,7 @@ pub fn guard(
 /// An engine behind its guard. Cloning shares it.
 #[derive(Clone)]
 pub struct Guarded {
-    state: Arc<State>,
+    state: Arc<GuardState>,
     service: BoxCloneSyncService<Sample, Report, Infallible>,
 }
 
@@ -210,9 +210,9 @@ impl Guarded {
         self.state.doubted()
     }
 
-    /// Puts detours in force for its mail.
-    pub fn divert(&self, detours: Arc<[Detour]>) {
-        self.state.divert(detours);
+    /// Puts diversions in force for its mail.
+    pub fn divert(&self, diversions: Arc<[Diversion]>) {
+        self.state.divert(diversions);
     }
 
     /// Says whether mail can be judged without it: if not, fresh mail waits [`Settings::wait`] for it while it is out.

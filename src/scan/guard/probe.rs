@@ -12,10 +12,10 @@ use rand::RngExt as _;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
-use super::breaker::State as Breaker;
-use super::gate::End;
-use super::reuse::is_bad;
-use super::state::State;
+use super::answer_cache::is_bad;
+use super::breaker::BreakerState;
+use super::gate::ScanEnd;
+use super::state::GuardState;
 use crate::chance;
 use crate::deadline::Deadline;
 use crate::incident::{Incident, Kind};
@@ -25,7 +25,7 @@ use crate::message::{
     BodyKind, Content, Envelope, Mailbox, MessageId, Recipient, ReversePath, Standing,
 };
 use crate::scan::engine::{Probe, Probes, Sample};
-use crate::scan::{Errand, ScanRequest};
+use crate::scan::{ScanReason, ScanRequest};
 use crate::verdict::{Answer, Finding};
 
 /// Between two pairs where there is doubt.
@@ -53,14 +53,14 @@ impl Schedule {
         &mut self,
         now: Instant,
         every: Option<Duration>,
-        breaker: Breaker,
+        breaker: BreakerState,
         doubt: bool,
     ) -> bool {
         let rested = self.last.is_none_or(|last| now >= last + DOUBT);
         let due = match breaker {
-            Breaker::Open { .. } => false,
-            Breaker::HalfOpen { .. } => true,
-            Breaker::Closed | Breaker::Ramp { .. } => {
+            BreakerState::Open { .. } => false,
+            BreakerState::HalfOpen { .. } => true,
+            BreakerState::Closed | BreakerState::Ramp { .. } => {
                 doubt && rested || every.is_some() && now >= self.next
             }
         };
@@ -102,7 +102,7 @@ enum Shown {
 }
 
 /// Sends a pair to a replica. Each answer has `patience`.
-async fn pair(state: &Arc<State>, replica: usize, patience: Duration) -> Shown {
+async fn pair(state: &Arc<GuardState>, replica: usize, patience: Duration) -> Shown {
     let Some(probes) = state.engines.get(replica).and_then(|e| e.probes()) else {
         return Shown::Right;
     };
@@ -128,7 +128,7 @@ async fn pair(state: &Arc<State>, replica: usize, patience: Duration) -> Shown {
 
 /// Sends one half of a pair; what was found in it, or why there is no answer.
 async fn ask(
-    state: &Arc<State>,
+    state: &Arc<GuardState>,
     replica: usize,
     content: Content,
     half: Probe,
@@ -141,7 +141,7 @@ async fn ask(
     let limit = state.settings.limit;
     tokio::spawn(async move {
         let answer = Deadline::after(limit).run(engine.scan(sample)).await;
-        entered.end(End::Probe);
+        entered.end(ScanEnd::Probe);
         // Nobody there any more: it took too long, and that was the answer.
         let _ = tell.send(answer);
     });
@@ -167,7 +167,7 @@ fn what(half: Probe) -> &'static str {
 }
 
 /// Sends a pair and acts on what it shows.
-pub(super) async fn run(state: Arc<State>, replica: usize, half_open: bool, doubt: bool) {
+pub(super) async fn run(state: Arc<GuardState>, replica: usize, half_open: bool, doubt: bool) {
     let patience = match half_open || doubt {
         // Slowness is what the breaker was opened for, or what the doubt is about.
         true => (state.settings.slow * 2).min(state.settings.timeout),
@@ -202,7 +202,7 @@ pub(super) async fn run(state: Arc<State>, replica: usize, half_open: bool, doub
 
 /// Sends a pair to a replica because a person asked, and where nothing says what it must find, at least the message that
 /// everybody passes; else what was wrong with the answers.
-pub(super) async fn test(state: &Arc<State>, replica: usize) -> Result<Passed, String> {
+pub(super) async fn test(state: &Arc<GuardState>, replica: usize) -> Result<Passed, String> {
     let patience = state.settings.timeout;
     let shown = match state.engines[replica].probes() {
         Some(_) => pair(state, replica, patience).await,
@@ -224,7 +224,7 @@ pub(super) async fn test(state: &Arc<State>, replica: usize) -> Result<Passed, S
     }
 }
 
-fn sample(state: &State, content: Content) -> Sample {
+fn sample(state: &GuardState, content: Content) -> Sample {
     let mut recipients = Vec::new();
     let mut origin = Origin::local("probe");
     "probe".clone_into(&mut origin.helo);
@@ -247,7 +247,7 @@ fn sample(state: &State, content: Content) -> Sample {
         deadline: Deadline::after(state.settings.limit),
         fingerprint: None,
         standing: Standing::Known,
-        errand: Errand::Again,
+        scan_reason: ScanReason::Again,
         struck: false,
         stand_ins: false,
     };
@@ -268,7 +268,7 @@ mod tests {
         let mut now = Instant::now();
         for every in [ROUTINE, None] {
             let mut schedule = Schedule::new(now);
-            let closed = Breaker::Closed;
+            let closed = BreakerState::Closed;
             assert_eq!(schedule.is_due(now, every, closed, false), every.is_some());
             schedule.ended();
             now += DOUBT;
@@ -291,7 +291,7 @@ mod tests {
         let nexts: Vec<Duration> = (0..100)
             .map(|_| {
                 let mut schedule = Schedule::new(now);
-                assert!(schedule.is_due(now, ROUTINE, Breaker::Closed, false));
+                assert!(schedule.is_due(now, ROUTINE, BreakerState::Closed, false));
                 schedule.next - now
             })
             .collect();

@@ -9,11 +9,11 @@ use tower::ServiceExt;
 
 use super::Call;
 use super::layer::{Next, Outcome};
-use super::state::State;
+use super::state::GuardState;
 use crate::ablation::{Mechanism, without};
 use crate::chance;
 use crate::deadline::Deadline;
-use crate::scan::Errand;
+use crate::scan::ScanReason;
 use crate::scan::engine::Class;
 
 /// The longest first pause; doubled for each further one.
@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// Calls up to `settings.attempts` times. Further attempts stand behind fresh mail.
-pub(super) async fn again(state: Arc<State>, mut call: Call, next: impl Next) -> Outcome {
+pub(super) async fn again(state: Arc<GuardState>, mut call: Call, next: impl Next) -> Outcome {
     let mut made = 1;
     loop {
         let began = Instant::now();
@@ -50,7 +50,7 @@ pub(super) async fn again(state: Arc<State>, mut call: Call, next: impl Next) ->
         metrics::counter!("spillway_scan_retries_total", "engine" => engine.to_string())
             .increment(1);
         Deadline::after(pause).wait().await;
-        call.errand = Errand::Again;
+        call.scan_reason = ScanReason::Again;
         made += 1;
     }
 }

@@ -12,14 +12,16 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
-use super::breaker::{Change, State as Breaker};
-use super::gate::{Detour, End, Entrant, Gate, Looked, Order, Refusal, Ticket, Times};
+use super::answer_cache::{AnswerCache, is_bad};
+use super::breaker::{BreakerState, Change};
+use super::coalesce::InFlightScans;
+use super::drift::DriftDetector;
+use super::gate::{
+    Diversion, Gate, GateOrder, GateRefusal, GateRequest, Looked, ScanEnd, Ticket, Times,
+};
 use super::layer::Outcome;
 use super::probe::{self, Schedule};
 use super::retry::RetryBudget;
-use super::reuse::{Reuse, is_bad};
-use super::share::Flights;
-use super::vigil::Vigil;
 use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
@@ -95,11 +97,11 @@ impl Out {
 }
 
 /// A scan that others may join.
-pub(super) type Flight = Arc<watch::Sender<Phase>>;
+pub(super) type InFlight = Arc<watch::Sender<Phase>>;
 
 /// The guard of one engine under one configuration.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct GuardState {
     pub(super) settings: Arc<Settings>,
     pub(super) engines: Vec<Arc<dyn Engine>>,
     /// Counted from the first configuration.
@@ -110,19 +112,19 @@ pub(super) struct State {
 /// What a guard knows and holds; it outlives its configuration.
 #[derive(Debug)]
 struct Core {
-    desk: Mutex<Desk>,
-    flights: Mutex<Flights>,
-    reuse: Mutex<Reuse>,
+    gate_state: Mutex<GateState>,
+    in_flight_scans: Mutex<InFlightScans>,
+    answers: Mutex<AnswerCache>,
     retries: Mutex<RetryBudget>,
     incidents: Mutex<Vec<Incident>>,
-    vigil: Mutex<Vigil>,
-    belief: Mutex<Belief>,
+    drift: Mutex<DriftDetector>,
+    probe_trust: Mutex<ProbeTrust>,
     out: Out,
 }
 
 /// Since when the answers of an engine cannot be believed.
 #[derive(Debug)]
-struct Belief {
+struct ProbeTrust {
     /// When the last pair of probes began that each replica answered rightly.
     good: Vec<Instant>,
     /// Each has answered a probe wrongly since then, whatever else has happened.
@@ -132,11 +134,11 @@ struct Belief {
 }
 
 #[derive(Debug)]
-struct Desk {
+struct GateState {
     gate: Gate,
-    seats: HashMap<Ticket, Seat>,
+    waiters: HashMap<Ticket, Waiter>,
     probes: Vec<Schedule>,
-    /// By which configuration's [`State`] time passes at the gate; the newest that has something to do takes over.
+    /// By which configuration's [`GuardState`] time passes at the gate; the newest that has something to do takes over.
     ticking: Option<u64>,
     /// It does so even if the gate is not busy, for the routine probes and for news of signatures.
     watched: bool,
@@ -145,22 +147,22 @@ struct Desk {
 }
 
 #[derive(Debug)]
-struct Seat {
-    start: Option<oneshot::Sender<Result<usize, Refusal>>>,
-    flight: Flight,
+struct Waiter {
+    start: Option<oneshot::Sender<Result<usize, GateRefusal>>>,
+    in_flight: InFlight,
 }
 
 /// A scan that has entered. Dropped, it gives back what it holds: its place in the queue, or its slot, as the engine's
 /// connection is closed by then.
 pub(super) struct Entered {
-    state: Arc<State>,
+    state: Arc<GuardState>,
     ticket: Ticket,
-    end: End,
+    end: ScanEnd,
 }
 
 impl Entered {
     /// Says how it ended.
-    pub(super) fn end(mut self, end: End) {
+    pub(super) fn end(mut self, end: ScanEnd) {
         self.end = end;
     }
 }
@@ -172,11 +174,11 @@ impl Drop for Entered {
             gate.leave(ticket);
             gate.end(now, ticket, end);
         });
-        self.state.lock().seats.remove(&ticket);
+        self.state.lock().waiters.remove(&ticket);
     }
 }
 
-impl State {
+impl GuardState {
     /// The guard of an engine with at least one replica.
     pub(super) fn new(settings: Arc<Settings>, engines: Vec<Arc<dyn Engine>>) -> Arc<Self> {
         let now = Instant::now();
@@ -184,20 +186,20 @@ impl State {
         let replicas = engines.len();
         let gate = Gate::new(now, times(&settings), settings.slots, replicas, probed);
         let core = Core {
-            desk: Mutex::new(Desk {
+            gate_state: Mutex::new(GateState {
                 gate,
-                seats: HashMap::new(),
+                waiters: HashMap::new(),
                 probes: vec![Schedule::new(now); replicas],
                 ticking: None,
                 watched: false,
                 ask: now,
             }),
-            flights: Mutex::default(),
-            reuse: Mutex::new(Reuse::new()),
+            in_flight_scans: Mutex::default(),
+            answers: Mutex::new(AnswerCache::new()),
             retries: Mutex::new(RetryBudget::new(now)),
             incidents: Mutex::default(),
-            vigil: Mutex::new(Vigil::new(now, replicas)),
-            belief: Mutex::new(Belief {
+            drift: Mutex::new(DriftDetector::new(now, replicas)),
+            probe_trust: Mutex::new(ProbeTrust {
                 good: vec![now; replicas],
                 lied: vec![false; replicas],
                 doubted: None,
@@ -250,20 +252,22 @@ impl State {
     /// Asks for a slot. The order comes through the receiver.
     pub(super) fn enter(
         self: &Arc<Self>,
-        entrant: Entrant,
-        flight: Flight,
-    ) -> (Entered, oneshot::Receiver<Result<usize, Refusal>>) {
+        entrant: GateRequest,
+        in_flight: InFlight,
+    ) -> (Entered, oneshot::Receiver<Result<usize, GateRefusal>>) {
         let (start, started) = oneshot::channel();
-        let mut desk = self.lock();
-        let ticket = desk.gate.enter(Instant::now(), entrant);
+        let mut gate_state = self.lock();
+        let ticket = gate_state.gate.enter(Instant::now(), entrant);
         let start = Some(start);
-        desk.seats.insert(ticket, Seat { start, flight });
-        self.carry_out(&mut desk);
-        self.keep_time(&mut desk);
+        gate_state
+            .waiters
+            .insert(ticket, Waiter { start, in_flight });
+        self.carry_out(&mut gate_state);
+        self.keep_time(&mut gate_state);
         let entered = Entered {
             state: self.clone(),
             ticket,
-            end: End::Failed,
+            end: ScanEnd::Failed,
         };
         (entered, started)
     }
@@ -274,21 +278,21 @@ impl State {
         Some(Entered {
             state: self.clone(),
             ticket,
-            end: End::Probe,
+            end: ScanEnd::Probe,
         })
     }
 
     /// Does something at the gate and carries out what follows.
     pub(super) fn work<T>(self: &Arc<Self>, what: impl FnOnce(&mut Gate, Instant) -> T) -> T {
-        let mut desk = self.lock();
-        let done = what(&mut desk.gate, Instant::now());
-        self.carry_out(&mut desk);
-        self.keep_time(&mut desk);
+        let mut gate_state = self.lock();
+        let done = what(&mut gate_state.gate, Instant::now());
+        self.carry_out(&mut gate_state);
+        self.keep_time(&mut gate_state);
         done
     }
 
     /// Whether such a call would have to wait for a slot now.
-    pub(super) fn is_short(&self, entrant: &Entrant) -> bool {
+    pub(super) fn is_short(&self, entrant: &GateRequest) -> bool {
         self.look(|gate| gate.is_short(Instant::now(), entrant))
     }
 
@@ -297,9 +301,9 @@ impl State {
         at(&self.lock().gate)
     }
 
-    /// Puts detours in force.
-    pub(super) fn divert(self: &Arc<Self>, detours: Arc<[Detour]>) {
-        self.work(|gate, now| gate.divert(now, detours));
+    /// Puts diversions in force.
+    pub(super) fn divert(self: &Arc<Self>, diversions: Arc<[Diversion]>) {
+        self.work(|gate, now| gate.divert(now, diversions));
     }
 
     /// What was seen since the last call.
@@ -326,13 +330,13 @@ impl State {
     }
 
     /// Scans under way that can be joined.
-    pub(super) fn flights(&self) -> MutexGuard<'_, Flights> {
-        lock(&self.core.flights)
+    pub(super) fn in_flight_scans(&self) -> MutexGuard<'_, InFlightScans> {
+        lock(&self.core.in_flight_scans)
     }
 
     /// Answers that can be used again.
-    pub(super) fn reuse(&self) -> MutexGuard<'_, Reuse> {
-        lock(&self.core.reuse)
+    pub(super) fn answers(&self) -> MutexGuard<'_, AnswerCache> {
+        lock(&self.core.answers)
     }
 
     /// The allowance for further attempts.
@@ -340,11 +344,11 @@ impl State {
         lock(&self.core.retries)
     }
 
-    /// An engine's answer about mail, for the vigil.
+    /// An engine's answer about mail, for the drift.
     pub(super) fn saw(self: &Arc<Self>, replica: usize, answer: &EngineAnswer, took: Duration) {
         self.signed(replica, answer.signatures.as_deref());
         if let Answer::Answered(findings) = &answer.answer {
-            lock(&self.core.vigil).answered(took, is_bad(findings));
+            lock(&self.core.drift).answered(took, is_bad(findings));
         }
     }
 
@@ -361,8 +365,8 @@ impl State {
         let Some(version) = known.as_deref().or(told) else {
             return;
         };
-        let is_new = lock(&self.core.vigil).signed(replica, version);
-        self.reuse().signed(Instant::now(), is_new);
+        let is_new = lock(&self.core.drift).signed(replica, version);
+        self.answers().signed(Instant::now(), is_new);
         if is_new {
             self.work(|gate, now| gate.forget_proofs(now));
         }
@@ -378,17 +382,17 @@ impl State {
 
     /// The versions of its replicas' signatures, and how long scans took: half of them at most, and 99 of 100.
     pub(super) fn told(&self) -> (Vec<Option<String>>, Option<(Duration, Duration)>) {
-        let vigil = lock(&self.core.vigil);
-        let version = |at| vigil.version(at).map(str::to_owned);
+        let drift = lock(&self.core.drift);
+        let version = |at| drift.version(at).map(str::to_owned);
         let versions = (0..self.engines.len()).map(version).collect();
-        (versions, vigil.latencies())
+        (versions, drift.latencies())
     }
 
     /// Compares what the engine does with what it used to do.
-    fn hold_vigil(&self) {
+    fn watch_drift(&self) {
         let oldest = self.settings.signature_age;
         let made = |version: &str| self.engines.first().and_then(|e| e.signed(version));
-        let remarks = lock(&self.core.vigil).tick(Instant::now(), wall_clock(), oldest, made);
+        let remarks = lock(&self.core.drift).tick(Instant::now(), wall_clock(), oldest, made);
         for remark in remarks {
             let subject = self.subject(remark.replica);
             let summary = format!("{subject}: {}", remark.text);
@@ -398,37 +402,37 @@ impl State {
 
     /// A replica answered a pair of probes rightly that began then.
     pub(super) fn believe(&self, replica: usize, began: Instant) {
-        let mut belief = lock(&self.core.belief);
-        belief.good[replica] = began;
-        belief.lied[replica] = false;
+        let mut probe_trust = lock(&self.core.probe_trust);
+        probe_trust.good[replica] = began;
+        probe_trust.lied[replica] = false;
     }
 
     /// A replica answered a probe wrongly.
     pub(super) fn lied(&self, replica: usize) {
-        lock(&self.core.belief).lied[replica] = true;
+        lock(&self.core.probe_trust).lied[replica] = true;
     }
 
     /// Whether nothing that is said now is to be used again.
     pub(super) fn has_liars(&self) -> bool {
-        lock(&self.core.belief).lied.contains(&true)
+        lock(&self.core.probe_trust).lied.contains(&true)
     }
 
     /// If a replica that is out has lied: what it said since it last told the truth is in doubt, and nothing of what it said
     /// is used again. What it is out for does not matter: one that hangs after a lie has lied.
     pub(super) fn doubt(&self, replica: usize) {
-        let mut belief = lock(&self.core.belief);
-        if !belief.lied[replica] {
+        let mut probe_trust = lock(&self.core.probe_trust);
+        if !probe_trust.lied[replica] {
             return;
         }
-        let since = belief.good[replica];
-        belief.doubted = belief.doubted.into_iter().chain([since]).min();
-        drop(belief);
-        self.reuse().end();
+        let since = probe_trust.good[replica];
+        probe_trust.doubted = probe_trust.doubted.into_iter().chain([since]).min();
+        drop(probe_trust);
+        self.answers().end();
     }
 
     /// Since when its answers are in doubt, told once.
     pub(super) fn doubted(&self) -> Option<Instant> {
-        lock(&self.core.belief).doubted.take()
+        lock(&self.core.probe_trust).doubted.take()
     }
 
     /// Who it is, for incidents; a replica is named only where there are several.
@@ -440,31 +444,31 @@ impl State {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Desk> {
-        lock(&self.core.desk)
+    fn lock(&self) -> MutexGuard<'_, GateState> {
+        lock(&self.core.gate_state)
     }
 
-    fn carry_out(&self, desk: &mut Desk) {
-        for order in desk.gate.orders() {
+    fn carry_out(&self, gate_state: &mut GateState) {
+        for order in gate_state.gate.orders() {
             match order {
-                Order::Start(ticket, replica) => desk.answer(ticket, Ok(replica)),
-                Order::Refuse(ticket, refusal) => desk.answer(ticket, Err(refusal)),
-                Order::Convicted(ticket) => {
-                    if let Some(seat) = desk.seats.get(&ticket) {
-                        seat.flight.send_if_modified(convict);
+                GateOrder::Start(ticket, replica) => gate_state.answer(ticket, Ok(replica)),
+                GateOrder::Refuse(ticket, refusal) => gate_state.answer(ticket, Err(refusal)),
+                GateOrder::Convicted(ticket) => {
+                    if let Some(waiter) = gate_state.waiters.get(&ticket) {
+                        waiter.in_flight.send_if_modified(convict);
                     }
                 }
             }
         }
-        let changes = desk.gate.changes();
+        let changes = gate_state.gate.changes();
         if !changes.is_empty() {
-            let refuses = desk.gate.refuses().is_some();
-            self.core.out.set(refuses, desk.gate.hangs_on_known());
+            let refuses = gate_state.gate.refuses().is_some();
+            self.core.out.set(refuses, gate_state.gate.hangs_on_known());
             for (replica, change) in changes {
                 if matches!(change, Change::Opened(_)) {
                     self.doubt(replica);
                 }
-                self.tell(self.changed(&desk.gate, replica, change));
+                self.tell(self.changed(&gate_state.gate, replica, change));
             }
         }
     }
@@ -502,7 +506,7 @@ impl State {
                 .with("scans in it", running)
                 .with("of them past their timeout", gate.zombies())
                 .with("mail waiting for it", gate.queued());
-            if let Breaker::Open { until, .. } = breaker.state() {
+            if let BreakerState::Open { until, .. } = breaker.state() {
                 let wait = until.saturating_duration_since(Instant::now());
                 incident = incident.with("probes begin in", format!("{:.1} s", wait.as_secs_f64()));
             }
@@ -511,12 +515,12 @@ impl State {
     }
 
     /// While the gate is busy, time must pass there; a gate that is not busy costs nothing.
-    fn keep_time(self: &Arc<Self>, desk: &mut Desk) {
-        let newest = desk.ticking.is_none_or(|by| by < self.generation);
-        if !newest || !desk.needs_time() {
+    fn keep_time(self: &Arc<Self>, gate_state: &mut GateState) {
+        let newest = gate_state.ticking.is_none_or(|by| by < self.generation);
+        if !newest || !gate_state.needs_time() {
             return;
         }
-        desk.ticking = Some(self.generation);
+        gate_state.ticking = Some(self.generation);
         let state = Arc::downgrade(self);
         tokio::spawn(async move {
             loop {
@@ -530,45 +534,47 @@ impl State {
 
     /// Whether there will be another.
     fn tick(self: &Arc<Self>) -> bool {
-        let mut desk = self.lock();
-        if desk.ticking != Some(self.generation) {
+        let mut gate_state = self.lock();
+        if gate_state.ticking != Some(self.generation) {
             return false;
         }
-        desk.gate.tick(Instant::now());
-        self.carry_out(&mut desk);
-        self.send_probes(&mut desk);
-        self.ask_signatures(&mut desk);
-        let goes_on = desk.needs_time();
-        desk.ticking = goes_on.then_some(self.generation);
-        drop(desk);
-        self.hold_vigil();
+        gate_state.gate.tick(Instant::now());
+        self.carry_out(&mut gate_state);
+        self.send_probes(&mut gate_state);
+        self.ask_signatures(&mut gate_state);
+        let goes_on = gate_state.needs_time();
+        gate_state.ticking = goes_on.then_some(self.generation);
+        drop(gate_state);
+        self.watch_drift();
         goes_on
     }
 
-    fn send_probes(self: &Arc<Self>, desk: &mut Desk) {
+    fn send_probes(self: &Arc<Self>, gate_state: &mut GateState) {
         let now = Instant::now();
-        let every = self.settings.probe.filter(|_| desk.watched);
+        let every = self.settings.probe.filter(|_| gate_state.watched);
         for at in 0..self.engines.len() {
-            let looked = desk.gate.replicas().nth(at);
+            let looked = gate_state.gate.replicas().nth(at);
             let Some(Looked { breaker, .. }) = looked.filter(|replica| !replica.resting) else {
                 continue;
             };
-            let (breaker, doubt) = (breaker.state(), desk.gate.is_doubtful(now, at));
-            if is_probed(&self.engines[at]) && desk.probes[at].is_due(now, every, breaker, doubt) {
-                let half_open = matches!(breaker, Breaker::HalfOpen { .. });
+            let (breaker, doubt) = (breaker.state(), gate_state.gate.is_doubtful(now, at));
+            if is_probed(&self.engines[at])
+                && gate_state.probes[at].is_due(now, every, breaker, doubt)
+            {
+                let half_open = matches!(breaker, BreakerState::HalfOpen { .. });
                 tokio::spawn(probe::run(self.clone(), at, half_open, doubt));
             }
         }
     }
 
     /// Asks for the versions of signatures: no scan would tell of new ones while answers are used again.
-    fn ask_signatures(self: &Arc<Self>, desk: &mut Desk) {
+    fn ask_signatures(self: &Arc<Self>, gate_state: &mut GateState) {
         let now = Instant::now();
-        if now < desk.ask {
+        if now < gate_state.ask {
             return;
         }
-        desk.ask = now + ASK;
-        for (at, replica) in desk.gate.replicas().enumerate() {
+        gate_state.ask = now + ASK;
+        for (at, replica) in gate_state.gate.replicas().enumerate() {
             let engine = self.engines.get(at);
             let engine = engine.filter(|_| !replica.drained && !replica.resting);
             if let Some(asked) = engine.and_then(|engine| engine.clone().ask_signatures()) {
@@ -591,11 +597,13 @@ impl State {
         for engine in &self.engines {
             engine.clone().watch();
         }
-        let mut desk = self.lock();
-        desk.gate.retune(times(&self.settings), self.settings.slots);
+        let mut gate_state = self.lock();
+        gate_state
+            .gate
+            .retune(times(&self.settings), self.settings.slots);
         let is_apart = self.engines.iter().any(|engine| engine.replica().is_some());
-        desk.watched = is_apart || self.settings.probe.is_some() && self.is_probed();
-        self.keep_time(&mut desk);
+        gate_state.watched = is_apart || self.settings.probe.is_some() && self.is_probed();
+        self.keep_time(&mut gate_state);
     }
 
     /// Whether probes are sent to it.
@@ -604,13 +612,13 @@ impl State {
     }
 }
 
-impl Desk {
+impl GateState {
     fn needs_time(&self) -> bool {
         self.watched || self.gate.is_busy()
     }
 
-    fn answer(&mut self, ticket: Ticket, answer: Result<usize, Refusal>) {
-        let start = self.seats.get_mut(&ticket).and_then(|s| s.start.take());
+    fn answer(&mut self, ticket: Ticket, answer: Result<usize, GateRefusal>) {
+        let start = self.waiters.get_mut(&ticket).and_then(|s| s.start.take());
         if let Some(start) = start {
             // Nobody there any more: what it holds is given back when its `Entered` is dropped.
             let _ = start.send(answer);

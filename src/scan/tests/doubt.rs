@@ -182,15 +182,15 @@ async fn who_waits_for_a_scan_hears_of_its_conviction() {
     let fingerprint = asked.fingerprint.clone().expect("a fingerprint");
     let scanning = tokio::spawn(async move { scanner.scan(asked).await });
     until(|| guarded.health().running == 1).await;
-    let detour = Detour {
+    let diversion = Diversion {
         id: "rule".into(),
         traits: fingerprint.exact.clone(),
         near: Box::new([]),
         messages: Box::new([]),
-        act: crate::scan::Act::Hold,
-        known: crate::scan::Act::Hold,
+        act: crate::scan::DiversionAct::Hold,
+        known: crate::scan::DiversionAct::Hold,
     };
-    guarded.divert(Arc::new([detour]));
+    guarded.divert(Arc::new([diversion]));
     let reports = scanning.await.expect("no panic");
     assert_eq!(reports[0].missing(), Some(Reason::Suspect));
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{End, Entrant, Scan, Ticket};
+use super::{GateRequest, Scan, ScanEnd, Ticket};
 use crate::ablation::{Mechanism, without};
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Trait};
@@ -58,7 +58,7 @@ impl Canaries {
     }
 
     /// The key of which no more copies may be sent now, if there is one.
-    pub(super) fn blocking(&self, entrant: &Entrant) -> Option<Trait> {
+    pub(super) fn blocking(&self, entrant: &GateRequest) -> Option<Trait> {
         if without(Mechanism::Canaries) {
             return None;
         }
@@ -69,7 +69,7 @@ impl Canaries {
         })
     }
 
-    pub(super) fn begin(&mut self, entrant: &Entrant) {
+    pub(super) fn begin(&mut self, entrant: &GateRequest) {
         for key in keys(entrant) {
             *self.inflight.entry(key).or_default() += 1;
         }
@@ -79,11 +79,11 @@ impl Canaries {
     pub(super) fn end(
         &mut self,
         now: Instant,
-        entrant: &Entrant,
-        end: End,
+        entrant: &GateRequest,
+        end: ScanEnd,
         in_time: bool,
     ) -> Vec<Ticket> {
-        let proves = in_time && matches!(end, End::Answered { .. });
+        let proves = in_time && matches!(end, ScanEnd::Answered { .. });
         let mut parked = Vec::new();
         for key in keys(entrant) {
             if let Entry::Occupied(mut inflight) = self.inflight.entry(key) {
@@ -169,7 +169,7 @@ impl Canaries {
     }
 }
 
-fn keys(entrant: &Entrant) -> impl Iterator<Item = Trait> {
+fn keys(entrant: &GateRequest) -> impl Iterator<Item = Trait> {
     let fingerprint = entrant.fingerprint.as_deref();
     fingerprint.into_iter().flat_map(Fingerprint::canary_keys)
 }

@@ -44,12 +44,12 @@ fn turn(party: u64) -> Turn {
     }
 }
 
-fn entrant(now: Instant, attachment: u64, standing: Standing) -> Entrant {
-    Entrant {
+fn entrant(now: Instant, attachment: u64, standing: Standing) -> GateRequest {
+    GateRequest {
         id: MessageId::new(),
         fingerprint: Some(fingerprint(attachment)),
         standing,
-        errand: Errand::Fresh,
+        scan_reason: ScanReason::Fresh,
         struck: false,
         turn: turn(attachment),
         large: false,
@@ -95,31 +95,31 @@ impl World {
 
     fn answered(&mut self, ticket: Ticket) {
         self.gate
-            .end(self.now, ticket, End::Answered { found: false });
+            .end(self.now, ticket, ScanEnd::Answered { found: false });
     }
 
     fn started(&mut self) -> Vec<Ticket> {
         let start = |order| match order {
-            Order::Start(ticket, _) => Some(ticket),
+            GateOrder::Start(ticket, _) => Some(ticket),
             _ => None,
         };
         self.gate.orders().into_iter().filter_map(start).collect()
     }
 
-    fn refused(&mut self) -> Vec<(Ticket, Refusal)> {
+    fn refused(&mut self) -> Vec<(Ticket, GateRefusal)> {
         let refuse = |order| match order {
-            Order::Refuse(ticket, refusal) => Some((ticket, refusal)),
+            GateOrder::Refuse(ticket, refusal) => Some((ticket, refusal)),
             _ => None,
         };
         self.gate.orders().into_iter().filter_map(refuse).collect()
     }
 
-    fn breaker(&self) -> State {
+    fn breaker(&self) -> BreakerState {
         self.gate.replicas[0].breaker.state()
     }
 
-    fn divert(&mut self, act: Act, attachment: u64) {
-        let detour = Detour {
+    fn divert(&mut self, act: DiversionAct, attachment: u64) {
+        let diversion = Diversion {
             id: "rule".into(),
             traits: fingerprint(attachment).exact.clone(),
             near: Box::new([]),
@@ -127,7 +127,7 @@ impl World {
             act,
             known: act,
         };
-        self.gate.divert(self.now, Arc::new([detour]));
+        self.gate.divert(self.now, Arc::new([diversion]));
     }
 }
 
@@ -186,7 +186,7 @@ async fn of_unproven_content_two_copies_are_scanned_at_once() {
     world.after(600);
     let refused = world.refused();
     assert_eq!(refused.len(), 3, "both are slow: no more of it");
-    assert!(matches!(refused[0].1, Refusal::Parked(_)));
+    assert!(matches!(refused[0].1, GateRefusal::Parked(_)));
     let late = world.enter(7, Standing::Known);
     assert_eq!(
         world.refused()[0].0,
@@ -241,7 +241,7 @@ async fn waiting_is_not_guilt() {
         assert_eq!(refused.len(), 19);
         for (_, refusal) in refused {
             assert_eq!(
-                matches!(refusal, Refusal::Parked(_)),
+                matches!(refusal, GateRefusal::Parked(_)),
                 is_blamed,
                 "{refusal:?}"
             );
@@ -258,7 +258,7 @@ async fn hanging_strangers_leave_a_third_to_others() {
     world.answered(first);
     let from = |world: &mut World, party: u64| {
         world.next += 1;
-        let entrant = Entrant {
+        let entrant = GateRequest {
             turn: turn(party),
             ..entrant(world.now, world.next, Standing::Unknown)
         };
@@ -290,8 +290,8 @@ async fn hanging_strangers_leave_a_third_to_others() {
 async fn what_is_scanned_again_stands_behind_fresh_mail() {
     let mut world = World::new(1);
     let again = |world: &mut World, at: u64, struck: bool| {
-        let entrant = Entrant {
-            errand: Errand::Again,
+        let entrant = GateRequest {
+            scan_reason: ScanReason::Again,
             struck,
             ..entrant(world.now, TEXT + at, Standing::Known)
         };
@@ -331,15 +331,18 @@ async fn old_zombies_do_not_shut_the_window() {
     world.after(3000);
     assert!(matches!(
         world.breaker(),
-        State::Open { .. } | State::HalfOpen { .. }
+        BreakerState::Open { .. } | BreakerState::HalfOpen { .. }
     ));
     world.gate.orders();
     // Three of them come back at once: it works again, and is probed at once.
     stuck[..3].iter().for_each(|ticket| world.answered(*ticket));
     world.after(100);
-    assert!(matches!(world.breaker(), State::HalfOpen { .. }));
+    assert!(matches!(world.breaker(), BreakerState::HalfOpen { .. }));
     world.gate.probed(world.now, 0, true);
-    assert!(matches!(world.breaker(), State::Ramp { allowed: 2, .. }));
+    assert!(matches!(
+        world.breaker(),
+        BreakerState::Ramp { allowed: 2, .. }
+    ));
     for _ in 0..5 {
         world.unique(Standing::Known);
     }
@@ -366,8 +369,8 @@ async fn fresh_mail_waits_for_an_engine_that_nobody_makes_up_for() {
         world.gate.orders();
         world.gate.cover(covered);
         let fresh = world.unique(Standing::Known);
-        let again = Entrant {
-            errand: Errand::Again,
+        let again = GateRequest {
+            scan_reason: ScanReason::Again,
             ..entrant(world.now, TEXT, Standing::Known)
         };
         let again = world.gate.enter(world.now, again);
@@ -382,7 +385,7 @@ async fn fresh_mail_waits_for_an_engine_that_nobody_makes_up_for() {
         }
         world.after(1000);
         let later = world.refused();
-        let open = |(_, refusal): &(Ticket, Refusal)| matches!(refusal, Refusal::Open(_));
+        let open = |(_, refusal): &(Ticket, GateRefusal)| matches!(refusal, GateRefusal::Open(_));
         assert!(later.iter().all(open), "{later:?}");
         assert_eq!(later.len(), usize::from(!covered));
     }
@@ -397,7 +400,7 @@ async fn an_engine_has_stalled_if_too_much_is_late_at_once() {
         (0..1000).for_each(|_| world.gate.latencies.add(milliseconds(50)));
         for (party, standing) in parties {
             world.next += 1;
-            let entrant = Entrant {
+            let entrant = GateRequest {
                 turn: turn(*party),
                 ..entrant(world.now, world.next, *standing)
             };
@@ -405,7 +408,7 @@ async fn an_engine_has_stalled_if_too_much_is_late_at_once() {
         }
         (1..50).find(|_| {
             world.after(100);
-            matches!(world.breaker(), State::Open { .. })
+            matches!(world.breaker(), BreakerState::Open { .. })
         })
     };
     let (known, unknown) = (Standing::Known, Standing::Unknown);
@@ -442,7 +445,7 @@ async fn parties_take_turns() {
     let first = world.unique(Standing::Known);
     let from = |world: &mut World, party: u64| {
         world.next += 1;
-        let entrant = Entrant {
+        let entrant = GateRequest {
             turn: turn(party),
             ..entrant(world.now, world.next, Standing::Known)
         };
@@ -462,7 +465,7 @@ async fn parties_take_turns() {
 async fn no_lane_goes_before_another() {
     let mut world = World::new(3);
     for at in 0..100 {
-        let letter = Entrant {
+        let letter = GateRequest {
             turn: turn(7),
             ..entrant(world.now, TEXT + at, Standing::Known)
         };
@@ -486,7 +489,7 @@ async fn a_stalled_engine_is_out_within_a_second_or_two() {
     world.after(1000);
     assert!(world.gate.is_out(0), "{:?}", world.breaker());
     let refused = world.refused();
-    let open = |(_, refusal): &(Ticket, Refusal)| matches!(refusal, Refusal::Open(_));
+    let open = |(_, refusal): &(Ticket, GateRefusal)| matches!(refusal, GateRefusal::Open(_));
     assert!(
         !refused.is_empty() && refused.iter().all(open),
         "{refused:?}"
@@ -506,9 +509,9 @@ async fn failures_of_one_fingerprint_do_not_open_the_breaker() {
                 false => world.enter(7, Standing::Known),
             };
             let _ = (at, world.started());
-            world.gate.end(world.now, ticket, End::Failed);
+            world.gate.end(world.now, ticket, ScanEnd::Failed);
         }
-        let open = matches!(world.breaker(), State::Open { .. });
+        let open = matches!(world.breaker(), BreakerState::Open { .. });
         assert_eq!(open, opens, "unrelated: {unrelated}");
     }
 }
@@ -521,16 +524,19 @@ async fn a_hold_refuses_what_it_matches() {
     let waiting = world.enter(7, Standing::Known);
     let other = world.enter(8, Standing::Known);
     world.gate.orders();
-    world.divert(Act::Hold, 7);
+    world.divert(DiversionAct::Hold, 7);
     let orders = world.gate.orders();
-    assert!(orders.contains(&Order::Convicted(running)), "{orders:?}");
-    let suspect = Refusal::Suspect("interceptor rule".to_owned());
-    assert!(orders.contains(&Order::Refuse(waiting, suspect)));
+    assert!(
+        orders.contains(&GateOrder::Convicted(running)),
+        "{orders:?}"
+    );
+    let suspect = GateRefusal::Suspect("interceptor rule".to_owned());
+    assert!(orders.contains(&GateOrder::Refuse(waiting, suspect)));
     world.answered(running);
     assert_eq!(world.started(), [other]);
     world.answered(other);
-    let redrive = Entrant {
-        errand: Errand::Redrive,
+    let redrive = GateRequest {
+        scan_reason: ScanReason::Redrive,
         ..entrant(world.now, 7, Standing::Known)
     };
     let redrive = world.gate.enter(world.now, redrive);
@@ -541,11 +547,11 @@ async fn a_hold_refuses_what_it_matches() {
 #[tokio::test(start_paused = true)]
 async fn a_park_lets_one_through_at_a_time() {
     let mut world = World::new(12);
-    world.divert(Act::Park, 7);
+    world.divert(DiversionAct::Park, 7);
     let canary = world.enter(7, Standing::Unknown);
     assert_eq!(world.started(), [canary]);
     let next = world.enter(7, Standing::Unknown);
-    assert!(matches!(&world.refused()[..], [(n, Refusal::Parked(_))] if *n == next));
+    assert!(matches!(&world.refused()[..], [(n, GateRefusal::Parked(_))] if *n == next));
     world.answered(canary);
     let next = world.enter(7, Standing::Unknown);
     assert_eq!(world.started(), [next]);
@@ -555,12 +561,12 @@ async fn a_park_lets_one_through_at_a_time() {
 #[tokio::test(start_paused = true)]
 async fn a_bypass_is_the_engines_fault_and_tries_again() {
     let mut world = World::new(12);
-    world.divert(Act::Bypass, 7);
+    world.divert(DiversionAct::Bypass, 7);
     let shadow = world.enter(7, Standing::Known);
     assert_eq!(world.started(), [shadow]);
     world.answered(shadow);
     world.enter(7, Standing::Known);
-    assert!(matches!(&world.refused()[..], [(_, Refusal::Open(_))]));
+    assert!(matches!(&world.refused()[..], [(_, GateRefusal::Open(_))]));
     world.after(10_000);
     world.enter(7, Standing::Known);
     assert_eq!(world.started().len(), 1);
@@ -577,7 +583,7 @@ async fn waiting_ends() {
     world.after(500);
     world.gate.replicas[0].last_end = world.now;
     world.after(600);
-    assert_eq!(world.refused(), [(waiting, Refusal::Busy)]);
+    assert_eq!(world.refused(), [(waiting, GateRefusal::Busy)]);
     world.answered(long);
 }
 
@@ -589,24 +595,24 @@ async fn who_asks_to_be_left_alone_is_left_alone() {
     world.gate = Gate::new(world.now, TIMES, 100, 2, true);
     let first = world.unique(Standing::Known);
     let started = world.gate.orders();
-    let [Order::Start(_, resting)] = started[..] else {
+    let [GateOrder::Start(_, resting)] = started[..] else {
         panic!("{started:?}");
     };
-    let pause = End::Rests(Duration::from_secs(60));
+    let pause = ScanEnd::Rests(Duration::from_secs(60));
     world.gate.end(world.now, first, pause);
     let others: Vec<Ticket> = (0..100).map(|_| world.unique(Standing::Known)).collect();
     let started = world.gate.orders();
     assert_eq!(started.len(), 100);
     for order in started {
         assert!(
-            matches!(order, Order::Start(_, at) if at != resting),
+            matches!(order, GateOrder::Start(_, at) if at != resting),
             "{order:?}"
         );
     }
     world.gate.end(world.now, others[0], pause);
     others[1..].iter().for_each(|other| world.answered(*other));
     let nobody = world.unique(Standing::Known);
-    assert_eq!(world.refused(), [(nobody, Refusal::Resting)]);
+    assert_eq!(world.refused(), [(nobody, GateRefusal::Resting)]);
     assert!(
         world.gate.is_busy(),
         "time must pass, or it would rest for ever"
@@ -614,7 +620,7 @@ async fn who_asks_to_be_left_alone_is_left_alone() {
     world.after(60_000);
     let again = world.unique(Standing::Known);
     assert_eq!(world.started(), [again]);
-    assert_eq!(world.breaker(), State::Closed);
+    assert_eq!(world.breaker(), BreakerState::Closed);
 }
 
 /// What is done at random; numbers choose among what is there.
@@ -622,7 +628,7 @@ async fn who_asks_to_be_left_alone_is_left_alone() {
 enum Act2 {
     Enter(u64, bool, u8),
     Leave(usize),
-    End(usize, u8),
+    ScanEnd(usize, u8),
     Wait(u64),
     Divert(u8, u64),
     Probe,
@@ -634,7 +640,7 @@ fn act() -> impl Strategy<Value = Act2> {
     prop_oneof![
         8 => (0_u64..6, any::<bool>(), 0_u8..3).prop_map(|(k, known, e)| Act2::Enter(k, known, e)),
         2 => any::<usize>().prop_map(Act2::Leave),
-        6 => (any::<usize>(), 0_u8..4).prop_map(|(at, end)| Act2::End(at, end)),
+        6 => (any::<usize>(), 0_u8..4).prop_map(|(at, end)| Act2::ScanEnd(at, end)),
         3 => (0_u64..3000).prop_map(Act2::Wait),
         1 => (0_u8..4, 0_u64..6).prop_map(|(act, key)| Act2::Divert(act, key)),
         1 => Just(Act2::Probe),
@@ -653,39 +659,39 @@ proptest! {
         let mut running: Vec<Ticket> = Vec::new();
         for act in acts {
             match act {
-                Act2::Enter(key, known, errand) => {
+                Act2::Enter(key, known, scan_reason) => {
                     let standing = if known { Standing::Known } else { Standing::Unknown };
-                    let errand = [Errand::Fresh, Errand::Again, Errand::Redrive][errand as usize];
-                    let one = Entrant { errand, ..entrant(world.now, key, standing) };
+                    let scan_reason = [ScanReason::Fresh, ScanReason::Again, ScanReason::Redrive][scan_reason as usize];
+                    let one = GateRequest { scan_reason, ..entrant(world.now, key, standing) };
                     waiting.push(world.gate.enter(world.now, one));
                 }
                 Act2::Leave(at) if !waiting.is_empty() => {
                     let ticket = waiting.swap_remove(at % waiting.len());
                     world.gate.leave(ticket);
                 }
-                Act2::End(at, end) if !running.is_empty() => {
+                Act2::ScanEnd(at, end) if !running.is_empty() => {
                     let ticket = running.swap_remove(at % running.len());
-                    let rests = End::Rests(milliseconds(2000));
-                    let end = [End::Answered { found: false }, End::Failed, End::Lost, rests][end as usize];
+                    let rests = ScanEnd::Rests(milliseconds(2000));
+                    let end = [ScanEnd::Answered { found: false }, ScanEnd::Failed, ScanEnd::Lost, rests][end as usize];
                     world.gate.end(world.now, ticket, end);
                 }
                 Act2::Wait(time) => world.after(time),
                 Act2::Divert(0, _) => world.gate.divert(world.now, Arc::new([])),
                 Act2::Divert(act, key) => {
-                    world.divert([Act::Park, Act::Hold, Act::Bypass][act as usize - 1], key);
+                    world.divert([DiversionAct::Park, DiversionAct::Hold, DiversionAct::Bypass][act as usize - 1], key);
                 }
                 Act2::Probe => running.extend(world.gate.probe(world.now, 0)),
                 Act2::Probed(passed) => world.gate.probed(world.now, 0, passed),
                 Act2::Drain(drained) => {
                     world.gate.drain(world.now, 0, drained);
                 }
-                Act2::Leave(_) | Act2::End(..) => {}
+                Act2::Leave(_) | Act2::ScanEnd(..) => {}
             }
             for order in world.gate.orders() {
                 let (ticket, starts) = match order {
-                    Order::Start(ticket, _) => (ticket, true),
-                    Order::Refuse(ticket, _) => (ticket, false),
-                    Order::Convicted(_) => continue,
+                    GateOrder::Start(ticket, _) => (ticket, true),
+                    GateOrder::Refuse(ticket, _) => (ticket, false),
+                    GateOrder::Convicted(_) => continue,
                 };
                 let at = waiting.iter().position(|t| *t == ticket);
                 prop_assert!(at.is_some(), "answered twice, or after it left");

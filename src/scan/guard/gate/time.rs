@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::trust::Level;
 use super::waiting::slow_copies;
-use super::{EVIDENCE, End, FAILURE, Gate, Refusal, Scan, Ticket};
+use super::{EVIDENCE, FAILURE, Gate, GateRefusal, Scan, ScanEnd, Ticket};
 use crate::scan::evidence::{Evidence, Observed};
 use crate::scan::guard::breaker::Change;
 
@@ -85,17 +85,17 @@ impl Gate {
             }
             let refusal = match (&refuses, waiting.parked, waiting.level) {
                 (Some(refusal), false, _) => refusal.clone(),
-                (_, true, _) => Refusal::Parked("the same content is being scanned".to_owned()),
+                (_, true, _) => GateRefusal::Parked("the same content is being scanned".to_owned()),
                 // Others do not make up for what this engine has hung on.
                 (None, false, _) if waiting.entrant.struck => {
                     let why = "it ran into its timeout before; it waits for slots to be free";
-                    Refusal::Parked(why.to_owned())
+                    GateRefusal::Parked(why.to_owned())
                 }
                 (None, false, Level::Unknown) if self.blames_strangers() => {
                     let why = "scans of mail from unknown senders are slow; more of it waits";
-                    Refusal::Parked(why.to_owned())
+                    GateRefusal::Parked(why.to_owned())
                 }
-                (None, false, _) => Refusal::Busy,
+                (None, false, _) => GateRefusal::Busy,
             };
             leaving.push((*ticket, refusal));
         }
@@ -105,11 +105,11 @@ impl Gate {
     }
 
     /// What an end says about the engine's usual times, about strangers, and about an engine that is out.
-    pub(super) fn learn(&mut self, now: Instant, scan: &Scan, age: Duration, end: End) {
+    pub(super) fn learn(&mut self, now: Instant, scan: &Scan, age: Duration, end: ScanEnd) {
         if !scan.is_slow && !scan.is_probe {
             self.used.ceases(now, scan.level);
         }
-        let End::Answered { .. } = end else {
+        let ScanEnd::Answered { .. } = end else {
             return;
         };
         if !scan.entrant.large {
@@ -125,12 +125,12 @@ impl Gate {
     }
 
     /// What an end means for the breaker. A scan that was overdue has counted already, when it became so.
-    pub(super) fn weigh(&mut self, now: Instant, scan: &Scan, age: Duration, end: End) {
+    pub(super) fn weigh(&mut self, now: Instant, scan: &Scan, age: Duration, end: ScanEnd) {
         if scan.is_overdue {
             return;
         }
         let bearable = FAILURE.max(self.times.slow(scan.entrant.large) * 4);
-        let good = matches!(end, End::Answered { .. }) && age < bearable;
+        let good = matches!(end, ScanEnd::Answered { .. }) && age < bearable;
         if good || self.canaries.is_news(now, scan) {
             let change = self.replicas[scan.replica].breaker.outcome(now, good);
             self.changed(now, scan.replica, change);
@@ -156,16 +156,16 @@ impl Gate {
     }
 }
 
-pub(super) fn observed(scan: &Scan, end: End) -> Option<Observed> {
+pub(super) fn observed(scan: &Scan, end: ScanEnd) -> Option<Observed> {
     Some(match (end, scan.is_slow, scan.is_overdue) {
-        (End::Answered { found }, _, true) => Observed::Late { found },
-        (End::Answered { found }, true, false) => Observed::Ended { found },
-        (End::Answered { found }, false, false) => Observed::Fast { found },
-        (End::Failed | End::Unreachable, ..) => Observed::Failed,
-        (End::Broken, ..) => Observed::Broken,
-        (End::Lost, ..) => Observed::Lost,
+        (ScanEnd::Answered { found }, _, true) => Observed::Late { found },
+        (ScanEnd::Answered { found }, true, false) => Observed::Ended { found },
+        (ScanEnd::Answered { found }, false, false) => Observed::Fast { found },
+        (ScanEnd::Failed | ScanEnd::Unreachable, ..) => Observed::Failed,
+        (ScanEnd::Broken, ..) => Observed::Broken,
+        (ScanEnd::Lost, ..) => Observed::Lost,
         // It says nothing about this message, and that it speaks is no failure.
-        (End::Probe | End::Rests(_), ..) => return None,
+        (ScanEnd::Probe | ScanEnd::Rests(_), ..) => return None,
     })
 }
 
@@ -174,7 +174,7 @@ pub(super) fn evidence(now: Instant, scan: &Scan, what: Observed) -> Option<Evid
         message: scan.entrant.id,
         fingerprint: scan.entrant.fingerprint.clone()?,
         standing: scan.entrant.standing,
-        errand: scan.entrant.errand,
+        scan_reason: scan.entrant.scan_reason,
         arrived: scan.entrant.arrived,
         started: scan.started,
         at: now,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Entrant, Gate, Scan};
+use super::{Gate, GateRequest, Scan};
 use crate::ablation::{Mechanism, without};
 use crate::message::Standing;
 
@@ -231,7 +231,7 @@ impl Gate {
 
     /// Whether the engine is short of slots for such a message: it takes mail, but this one would have to wait now, for a slot
     /// that its level of trust may take or behind copies of itself. An engine that is out is not short of slots: it has none.
-    pub(in crate::scan::guard) fn is_short(&self, now: Instant, entrant: &Entrant) -> bool {
+    pub(in crate::scan::guard) fn is_short(&self, now: Instant, entrant: &GateRequest) -> bool {
         if self.refuses().is_some() {
             return false;
         }

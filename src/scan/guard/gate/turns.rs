@@ -13,7 +13,7 @@ use super::Ticket;
 use super::trust::Level;
 use crate::ablation::{Mechanism, without};
 use crate::message::Standing;
-use crate::scan::{Errand, Turn};
+use crate::scan::{ScanReason, Turn};
 
 /// Lines that are looked at for one that may start, and messages in each. Two parties at most can be kept from starting at once,
 /// as each of them holds half of the slots that there are for such, so that the third line has one; this bounds the work if not.
@@ -43,13 +43,13 @@ impl Class {
         Self::Struck,
     ];
 
-    pub(super) fn of(errand: Errand, standing: Standing, struck: bool) -> Self {
-        match (errand, standing) {
+    pub(super) fn of(scan_reason: ScanReason, standing: Standing, struck: bool) -> Self {
+        match (scan_reason, standing) {
             _ if struck => Self::Struck,
-            (Errand::Fresh, Standing::Known) => Self::FreshKnown,
-            (Errand::Fresh, Standing::Unknown) => Self::FreshUnknown,
-            (Errand::Again | Errand::Redrive, Standing::Known) => Self::AgainKnown,
-            (Errand::Again | Errand::Redrive, Standing::Unknown) => Self::AgainUnknown,
+            (ScanReason::Fresh, Standing::Known) => Self::FreshKnown,
+            (ScanReason::Fresh, Standing::Unknown) => Self::FreshUnknown,
+            (ScanReason::Again | ScanReason::Redrive, Standing::Known) => Self::AgainKnown,
+            (ScanReason::Again | ScanReason::Redrive, Standing::Unknown) => Self::AgainUnknown,
         }
     }
 

@@ -5,10 +5,12 @@ use tokio::time::Instant;
 
 use super::trust::Level;
 use super::turns::Class;
-use super::{Act, Entrant, Gate, Order, Refusal, SHADOW, Scan, TRIAL, Ticket, Waiting};
+use super::{
+    DiversionAct, Gate, GateOrder, GateRefusal, GateRequest, SHADOW, Scan, TRIAL, Ticket, Waiting,
+};
 use crate::chance;
 use crate::message::Trait;
-use crate::scan::Errand;
+use crate::scan::ScanReason;
 
 impl Gate {
     pub(super) fn ticket(&mut self) -> Ticket {
@@ -17,46 +19,48 @@ impl Gate {
     }
 
     /// Why that entrant need not even wait.
-    pub(super) fn refusal(&mut self, now: Instant, entrant: &Entrant) -> Option<Refusal> {
+    pub(super) fn refusal(&mut self, now: Instant, entrant: &GateRequest) -> Option<GateRefusal> {
         if let Some(refusal) = self.refuses()
             && !self.awaits(entrant, &refusal)
         {
             return Some(refusal);
         }
-        if let Some(refusal) = self.detour(now, entrant) {
+        if let Some(refusal) = self.diversion(now, entrant) {
             return Some(refusal);
         }
         let key = self.canaries.blocking(entrant)?;
         self.is_suspicious(key).then(|| slow_copies(key))
     }
 
-    pub(super) fn detour(&mut self, now: Instant, entrant: &Entrant) -> Option<Refusal> {
-        let detour = self.detours.iter().find(|d| d.matches(entrant))?;
-        let id = &detour.id;
-        match detour.act(entrant) {
+    pub(super) fn diversion(&mut self, now: Instant, entrant: &GateRequest) -> Option<GateRefusal> {
+        let diversion = self.diversions.iter().find(|d| d.matches(entrant))?;
+        let id = &diversion.id;
+        match diversion.act(entrant) {
             // One that was held is scanned again on purpose, to find out.
-            Act::Hold if entrant.errand == Errand::Redrive => None,
-            Act::Hold => Some(Refusal::Suspect(format!("interceptor {id}"))),
-            Act::Park => {
+            DiversionAct::Hold if entrant.scan_reason == ScanReason::Redrive => None,
+            DiversionAct::Hold => Some(GateRefusal::Suspect(format!("interceptor {id}"))),
+            DiversionAct::Park => {
                 let mut scans = self.scans.values();
-                let another = scans.any(|scan| detour.matches(&scan.entrant));
-                another.then(|| Refusal::Parked(format!("interceptor {id}")))
+                let another = scans.any(|scan| diversion.matches(&scan.entrant));
+                another.then(|| GateRefusal::Parked(format!("interceptor {id}")))
             }
-            Act::Bypass => {
+            DiversionAct::Bypass => {
                 let last = self.shadowed.get(id);
                 // One that hung before would be held if it hung once more.
                 if !entrant.struck && last.is_none_or(|last| now >= *last + SHADOW) {
                     self.shadowed.insert(id.clone(), now);
                     return None;
                 }
-                Some(Refusal::Open(format!("bypassed by interceptor {id}")))
+                Some(GateRefusal::Open(format!("bypassed by interceptor {id}")))
             }
-            Act::Wait => Some(Refusal::Parked(format!("{id}; they are scanned in turn"))),
-            Act::Bar => Some(Refusal::Suspect(id.to_string())),
+            DiversionAct::Wait => Some(GateRefusal::Parked(format!(
+                "{id}; they are scanned in turn"
+            ))),
+            DiversionAct::Bar => Some(GateRefusal::Suspect(id.to_string())),
         }
     }
 
-    pub(super) fn level(&self, entrant: &Entrant) -> Level {
+    pub(super) fn level(&self, entrant: &GateRequest) -> Level {
         let proven = entrant
             .fingerprint
             .as_deref()
@@ -64,8 +68,8 @@ impl Gate {
         Level::of(entrant.standing, proven)
     }
 
-    pub(super) fn class(&self, entrant: &Entrant) -> Class {
-        Class::of(entrant.errand, entrant.standing, entrant.struck)
+    pub(super) fn class(&self, entrant: &GateRequest) -> Class {
+        Class::of(entrant.scan_reason, entrant.standing, entrant.struck)
     }
 
     /// Starts whoever may start, in turn among those who wait.
@@ -91,9 +95,9 @@ impl Gate {
     /// Whether a message waits for an engine that refuses: fresh mail does, as long as for a slot, if the engine may be back at
     /// any moment and nobody makes up for it. Otherwise the last of it before the return would stand behind all that was
     /// deferred.
-    pub(super) fn awaits(&self, entrant: &Entrant, refusal: &Refusal) -> bool {
-        let is_fresh = entrant.errand == Errand::Fresh;
-        is_fresh && !self.covered && matches!(refusal, Refusal::Open(_))
+    pub(super) fn awaits(&self, entrant: &GateRequest, refusal: &GateRefusal) -> bool {
+        let is_fresh = entrant.scan_reason == ScanReason::Fresh;
+        is_fresh && !self.covered && matches!(refusal, GateRefusal::Open(_))
     }
 
     pub(super) fn free(&self) -> usize {
@@ -174,7 +178,7 @@ impl Gate {
                 is_explained: false,
             };
             self.scans.insert(ticket, scan);
-            self.orders.push(Order::Start(ticket, replica));
+            self.orders.push(GateOrder::Start(ticket, replica));
         }
     }
 
@@ -207,9 +211,9 @@ impl Gate {
         }
     }
 
-    pub(super) fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, ticket: Ticket, refusal: GateRefusal) {
         if self.waiting.remove(&ticket).is_some() {
-            self.orders.push(Order::Refuse(ticket, refusal));
+            self.orders.push(GateOrder::Refuse(ticket, refusal));
         }
     }
 
@@ -221,6 +225,6 @@ impl Gate {
     }
 }
 
-pub(super) fn slow_copies(key: Trait) -> Refusal {
-    Refusal::Parked(format!("copies of it ({key}) are being scanned, all slow"))
+pub(super) fn slow_copies(key: Trait) -> GateRefusal {
+    GateRefusal::Parked(format!("copies of it ({key}) are being scanned, all slow"))
 }

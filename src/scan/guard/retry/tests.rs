@@ -58,30 +58,30 @@ fn transient() -> ScanError {
     ScanError::Unreachable("refused".to_owned())
 }
 
-fn guarded(attempts: u32) -> Arc<State> {
+fn guarded(attempts: u32) -> Arc<GuardState> {
     let settings = Settings {
         attempts,
         ..settings("one")
     };
-    State::new(Arc::new(settings), vec![Arc::new(Nobody)])
+    GuardState::new(Arc::new(settings), vec![Arc::new(Nobody)])
 }
 
 /// An attempt that the engine was asked for.
 #[derive(Debug, Clone, Copy)]
 struct Attempt {
     at: Instant,
-    errand: Errand,
+    scan_reason: ScanReason,
 }
 
 /// Asks for a fresh message through the layer: what came of it, and the attempts that were made. Each of them is what `fails`
 /// makes of it.
 async fn attempts<F, Fut>(
-    state: &Arc<State>,
+    state: &Arc<GuardState>,
     allowance: Duration,
     fails: F,
 ) -> (Outcome, Vec<Attempt>)
 where
-    F: Fn(Arc<State>) -> Fut + Clone + Send + Sync + 'static,
+    F: Fn(Arc<GuardState>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = ScanError> + Send + 'static,
 {
     let made: Arc<Mutex<Vec<Attempt>>> = Arc::default();
@@ -89,14 +89,14 @@ where
     let engine = service_fn(move |call: Call| {
         let attempt = Attempt {
             at: Instant::now(),
-            errand: call.errand,
+            scan_reason: call.scan_reason,
         };
         noted.lock().expect("attempts").push(attempt);
         let failing = fails(of.clone());
         async move { Err(failing.await) }
     });
     let asked = ScanRequest {
-        errand: Errand::Fresh,
+        scan_reason: ScanReason::Fresh,
         ..request("x", allowance)
     };
     let outcome = again(state.clone(), Call::new(sampled(asked)), engine).await;
@@ -139,7 +139,7 @@ async fn nothing_is_tried_past_the_deadline() {
 /// An engine that is out is not asked again: the failure that came is the better reason, and it is told at once.
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_is_out_is_not_tried_again() {
-    let failing = |state: Arc<State>| {
+    let failing = |state: Arc<GuardState>| {
         // Two wrong probes in a row open its breaker.
         for _ in 0..2 {
             state.work(|gate, now| gate.probed(now, 0, false));
@@ -158,8 +158,11 @@ async fn an_engine_that_is_out_is_not_tried_again() {
 async fn further_attempts_stand_behind_fresh_mail() {
     let failing = |_| std::future::ready(transient());
     let (_, made) = attempts(&guarded(3), MINUTES, failing).await;
-    let errands: Vec<Errand> = made.iter().map(|attempt| attempt.errand).collect();
-    assert_eq!(errands, [Errand::Fresh, Errand::Again, Errand::Again]);
+    let scan_reasons: Vec<ScanReason> = made.iter().map(|attempt| attempt.scan_reason).collect();
+    assert_eq!(
+        scan_reasons,
+        [ScanReason::Fresh, ScanReason::Again, ScanReason::Again]
+    );
 }
 
 /// I5: a further attempt is paid for with what the one before has cost the engine, which may be much more than its caller waited;

@@ -4,7 +4,7 @@ use super::*;
 use crate::scan::guard::breaker::Cause;
 
 /// Makes scans of so many different messages end so, each after that time, one at a time.
-fn one_by_one(world: &mut World, count: usize, end: End, after: u64) {
+fn one_by_one(world: &mut World, count: usize, end: ScanEnd, after: u64) {
     for _ in 0..count {
         let ticket = world.unique(Standing::Known);
         world.after(after);
@@ -27,7 +27,7 @@ async fn one_slow_copy_of_two_convicts_nothing() {
     world.after(300);
     let refused = world.refused();
     assert!(
-        matches!(&refused[..], [(ticket, Refusal::Parked(_))] if *ticket == third),
+        matches!(&refused[..], [(ticket, GateRefusal::Parked(_))] if *ticket == third),
         "{refused:?}"
     );
 }
@@ -38,7 +38,7 @@ async fn a_scan_fails_once() {
     let mut world = World::new(12);
     let ticket = world.unique(Standing::Known);
     world.after(5000);
-    world.gate.end(world.now, ticket, End::Lost);
+    world.gate.end(world.now, ticket, ScanEnd::Lost);
     let counts = world.gate.replicas[0].breaker.counts(world.now);
     assert_eq!(counts, (0, 1));
 }
@@ -46,11 +46,11 @@ async fn a_scan_fails_once() {
 /// An answer that nobody would wait for is a failure; one that is slow is not, nor is one about large content until ten times that.
 #[tokio::test(start_paused = true)]
 async fn answers_that_take_too_long_are_failures() {
-    let clean = End::Answered { found: false };
+    let clean = ScanEnd::Answered { found: false };
     for (took, fails) in [(1900, false), (2100, true)] {
         let mut world = World::new(1);
         one_by_one(&mut world, 5, clean, took);
-        let failing = State::Open {
+        let failing = BreakerState::Open {
             until: world.now,
             cause: Cause::Failing,
         };
@@ -58,7 +58,7 @@ async fn answers_that_take_too_long_are_failures() {
         assert_eq!(opens, fails, "{took} ms");
     }
     let mut world = World::new(1);
-    let large = Entrant {
+    let large = GateRequest {
         large: true,
         ..entrant(world.now, TEXT, Standing::Known)
     };
@@ -77,7 +77,7 @@ async fn failures_of_one_fingerprint_count_again_later() {
     for _ in 0..2 {
         for _ in 0..5 {
             let ticket = world.enter(7, Standing::Known);
-            world.gate.end(world.now, ticket, End::Failed);
+            world.gate.end(world.now, ticket, ScanEnd::Failed);
         }
         let (_, bad) = world.gate.replicas[0].breaker.counts(world.now);
         assert_eq!(bad, 2);
@@ -93,9 +93,9 @@ async fn what_an_interceptor_explains_is_not_the_engines_fault() {
         let one = world.enter(7, Standing::Known);
         world.after(600);
         if explained {
-            world.divert(Act::Hold, 7);
+            world.divert(DiversionAct::Hold, 7);
         }
-        world.gate.end(world.now, one, End::Failed);
+        world.gate.end(world.now, one, ScanEnd::Failed);
         let (_, bad) = world.gate.replicas[0].breaker.counts(world.now);
         assert_eq!(bad, u32::from(!explained));
     }
@@ -105,7 +105,7 @@ async fn what_an_interceptor_explains_is_not_the_engines_fault() {
 #[tokio::test(start_paused = true)]
 async fn a_bypass_that_has_ended_leaves_nothing() {
     let mut world = World::new(12);
-    world.divert(Act::Bypass, 7);
+    world.divert(DiversionAct::Bypass, 7);
     world.enter(7, Standing::Known);
     assert_eq!(world.gate.shadowed.len(), 1);
     world.gate.divert(world.now, Arc::new([]));
@@ -157,8 +157,8 @@ async fn what_is_unproven_leaves_a_sixth() {
 async fn what_is_scanned_again_waits_longer() {
     let mut world = World::new(1);
     world.unique(Standing::Known);
-    let again = Entrant {
-        errand: Errand::Again,
+    let again = GateRequest {
+        scan_reason: ScanReason::Again,
         ..entrant(world.now, TEXT, Standing::Known)
     };
     let again = world.gate.enter(world.now, again);
@@ -189,7 +189,7 @@ async fn where_there_is_little_mail_a_probe_shows_a_stall() {
         let probe = world.gate.probe(world.now, 0).expect("a slot");
         world.after(100);
         if answered {
-            world.gate.end(world.now, probe, End::Probe);
+            world.gate.end(world.now, probe, ScanEnd::Probe);
             world.gate.probed(world.now, 0, true);
         }
         world.after(700);
@@ -206,7 +206,7 @@ async fn large_mail_that_is_slow_leaves_room_for_small_mail() {
     let mut world = World::new(10);
     let large = |world: &mut World, standing| {
         world.next += 1;
-        let entrant = Entrant {
+        let entrant = GateRequest {
             large: true,
             ..entrant(world.now, world.next, standing)
         };
@@ -222,10 +222,10 @@ async fn large_mail_that_is_slow_leaves_room_for_small_mail() {
     let small = world.unique(Standing::Unknown);
     let known = large(&mut world, Standing::Known);
     assert_eq!(world.started(), [small, known]);
-    let again = Entrant {
+    let again = GateRequest {
         large: true,
         struck: true,
-        errand: Errand::Again,
+        scan_reason: ScanReason::Again,
         ..entrant(world.now, TEXT, Standing::Known)
     };
     world.gate.enter(world.now, again);
@@ -237,8 +237,8 @@ async fn large_mail_that_is_slow_leaves_room_for_small_mail() {
 #[tokio::test(start_paused = true)]
 async fn what_hung_before_is_nobody_elses_fault() {
     let struck = |world: &mut World, attachment: u64| {
-        let entrant = Entrant {
-            errand: Errand::Again,
+        let entrant = GateRequest {
+            scan_reason: ScanReason::Again,
             struck: true,
             ..entrant(world.now, attachment, Standing::Known)
         };
@@ -266,15 +266,15 @@ async fn what_hung_before_is_nobody_elses_fault() {
     (0..1000).for_each(|_| world.gate.latencies.add(milliseconds(50)));
     let last = struck(&mut world, TEXT + 5);
     world.after(6000);
-    assert_eq!(world.breaker(), State::Closed);
+    assert_eq!(world.breaker(), BreakerState::Closed);
     world.after(5000);
     let refused = world.refused();
     assert!(
-        matches!(&refused[..], [.., (ticket, Refusal::Parked(_))] if *ticket == last),
+        matches!(&refused[..], [.., (ticket, GateRefusal::Parked(_))] if *ticket == last),
         "{refused:?}"
     );
     let mut world = World::new(32);
-    world.divert(Act::Bypass, 7);
+    world.divert(DiversionAct::Bypass, 7);
     struck(&mut world, 7);
-    assert!(matches!(&world.refused()[..], [(_, Refusal::Open(_))]));
+    assert!(matches!(&world.refused()[..], [(_, GateRefusal::Open(_))]));
 }

@@ -11,12 +11,12 @@ enum Step {
         /// One of few attachments; none for a text that nothing else has.
         attachment: Option<u64>,
         party: u64,
-        errand: Errand,
+        scan_reason: ScanReason,
         struck: bool,
         large: bool,
     },
     Leave(usize),
-    End(usize),
+    ScanEnd(usize),
     /// The engine answers all that it has.
     Answers,
     Wait(u64),
@@ -25,20 +25,20 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let standing = prop_oneof![Just(Standing::Known), Just(Standing::Unknown)];
     let attachment = prop_oneof![2 => Just(None), 1 => (0_u64..4).prop_map(Some)];
-    let errand = prop_oneof![3 => Just(Errand::Fresh), 1 => Just(Errand::Again)];
+    let scan_reason = prop_oneof![3 => Just(ScanReason::Fresh), 1 => Just(ScanReason::Again)];
     let (struck, large) = (prop::bool::weighted(0.1), prop::bool::weighted(0.1));
-    let enter = (standing, attachment, 0_u64..8, errand, (struck, large));
+    let enter = (standing, attachment, 0_u64..8, scan_reason, (struck, large));
     prop_oneof![
-        12 => enter.prop_map(|(standing, attachment, party, errand, (struck, large))| Step::Enter {
+        12 => enter.prop_map(|(standing, attachment, party, scan_reason, (struck, large))| Step::Enter {
             standing,
             attachment,
             party,
-            errand,
+            scan_reason,
             struck,
             large,
         }),
         1 => any::<usize>().prop_map(Step::Leave),
-        4 => any::<usize>().prop_map(Step::End),
+        4 => any::<usize>().prop_map(Step::ScanEnd),
         1 => Just(Step::Answers),
         4 => (0_u64..900).prop_map(Step::Wait),
     ]
@@ -48,7 +48,7 @@ impl World {
     /// Whether one of those that wait could be scanned, as the laws say, while a slot is free.
     fn idles(&self, known_mail_came: bool) -> Option<&'static str> {
         let gate = &self.gate;
-        if gate.free() == 0 || self.breaker() != State::Closed {
+        if gate.free() == 0 || self.breaker() != BreakerState::Closed {
             return None;
         }
         let scans = || gate.scans.values().filter(|scan| !scan.is_probe);
@@ -96,7 +96,7 @@ impl World {
 
     /// Whether what a message is told is true: it hung before, something in it is being scanned slowly, or it is a stranger's and
     /// strangers' mail hangs.
-    fn is_blamed_rightly(&self, entrant: &Entrant) -> bool {
+    fn is_blamed_rightly(&self, entrant: &GateRequest) -> bool {
         let scans = || self.gate.scans.values();
         let shares = |scan: &Scan| {
             let fingerprint = entrant.fingerprint.as_ref();
@@ -118,18 +118,18 @@ proptest! {
     #[test]
     fn the_laws_hold_after_every_step(steps in prop::collection::vec(step(), 1..200), slots in 3_usize..14) {
         let mut world = World::new(slots);
-        let mut waiting: HashMap<Ticket, Entrant> = HashMap::new();
+        let mut waiting: HashMap<Ticket, GateRequest> = HashMap::new();
         let mut running: Vec<Ticket> = Vec::new();
         let mut known_mail_came = false;
         for step in steps {
             match step {
-                Step::Enter { standing, attachment, party, errand, struck, large } => {
+                Step::Enter { standing, attachment, party, scan_reason, struck, large } => {
                     let content = attachment.unwrap_or_else(|| {
                         world.next += 1;
                         world.next
                     });
                     let turn = turn(party);
-                    let one = Entrant { errand, struck, large, turn, ..entrant(world.now, content, standing) };
+                    let one = GateRequest { scan_reason, struck, large, turn, ..entrant(world.now, content, standing) };
                     waiting.insert(world.gate.enter(world.now, one.clone()), one);
                 }
                 Step::Leave(at) => {
@@ -138,32 +138,32 @@ proptest! {
                         world.gate.leave(ticket);
                     }
                 }
-                Step::End(at) if !running.is_empty() => {
+                Step::ScanEnd(at) if !running.is_empty() => {
                     let ticket = running.swap_remove(at % running.len());
                     world.answered(ticket);
                 }
                 Step::Answers => running.drain(..).for_each(|ticket| world.answered(ticket)),
                 Step::Wait(time) => world.after(time),
-                Step::End(_) => {}
+                Step::ScanEnd(_) => {}
             }
             for order in world.gate.orders() {
                 match order {
-                    Order::Start(ticket, _) => {
+                    GateOrder::Start(ticket, _) => {
                         let entrant = waiting.remove(&ticket);
                         known_mail_came |= entrant.is_some_and(|e| e.standing == Standing::Known);
                         running.push(ticket);
                     }
-                    Order::Refuse(ticket, refusal) => {
+                    GateOrder::Refuse(ticket, refusal) => {
                         let Some(entrant) = waiting.remove(&ticket) else {
                             continue;
                         };
-                        let is_blamed = matches!(refusal, Refusal::Parked(_) | Refusal::Suspect(_));
+                        let is_blamed = matches!(refusal, GateRefusal::Parked(_) | GateRefusal::Suspect(_));
                         prop_assert!(
                             !is_blamed || world.is_blamed_rightly(&entrant),
                             "law 3: {refusal:?} for {entrant:?}"
                         );
                     }
-                    Order::Convicted(_) => {}
+                    GateOrder::Convicted(_) => {}
                 }
             }
             prop_assert_eq!(world.idles(known_mail_came), None);

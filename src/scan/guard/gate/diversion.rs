@@ -1,14 +1,14 @@
-//! Detours: what the interceptors want done with some messages at an engine's gate.
+//! Diversions: what the interceptors want done with some messages at an engine's gate.
 
 use std::sync::Arc;
 
-use super::Entrant;
+use super::GateRequest;
 use crate::message::{Fingerprint, MessageId, Standing, Trait};
-use crate::scan::Errand;
+use crate::scan::ScanReason;
 
 /// What the interceptors want done with some messages, here.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Detour {
+pub struct Diversion {
     /// The interceptor's id, for reports.
     pub id: Arc<str>,
     /// All of these traits make a match.
@@ -18,14 +18,14 @@ pub struct Detour {
     /// Or it is one of these messages.
     pub messages: Box<[MessageId]>,
     /// What is done.
-    pub act: Act,
+    pub act: DiversionAct,
     /// What is done with mail of known senders, unless it was held before and is scanned to find out.
-    pub known: Act,
+    pub known: DiversionAct,
 }
 
 /// What is done with a match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Act {
+pub enum DiversionAct {
     /// One of them at a time, the others are told to come later.
     Park,
     /// None of them.
@@ -38,8 +38,8 @@ pub enum Act {
     Bar,
 }
 
-impl Detour {
-    pub(super) fn matches(&self, entrant: &Entrant) -> bool {
+impl Diversion {
+    pub(super) fn matches(&self, entrant: &GateRequest) -> bool {
         let is_like = |fingerprint: &Fingerprint| {
             (!self.traits.is_empty() || !self.near.is_empty())
                 && self.traits.iter().all(|t| fingerprint.has(*t))
@@ -49,9 +49,9 @@ impl Detour {
         self.messages.contains(&entrant.id) || fingerprint.is_some_and(is_like)
     }
 
-    pub(super) fn act(&self, entrant: &Entrant) -> Act {
-        match (entrant.standing, entrant.errand) {
-            (Standing::Known, Errand::Fresh | Errand::Again) => self.known,
+    pub(super) fn act(&self, entrant: &GateRequest) -> DiversionAct {
+        match (entrant.standing, entrant.scan_reason) {
+            (Standing::Known, ScanReason::Fresh | ScanReason::Again) => self.known,
             _ => self.act,
         }
     }

@@ -16,11 +16,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::ServiceExt;
 
+use super::answer_cache::{AnswerScope, Key, stands_in};
 use super::enter::entrant;
 use super::gate::{LARGE, LARGE_FACTOR};
 use super::layer::{Next, Outcome};
-use super::reuse::{About, Key, stands_in};
-use super::state::{self, Flight, Phase, Presence, State};
+use super::state::{self, GuardState, InFlight, Phase, Presence};
 use super::{Call, Progress};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, Elapsed};
@@ -30,15 +30,15 @@ use crate::scan::engine::{self, EngineAnswer, ScanError};
 use crate::verdict::{Answer, EngineClass, Reason, Same};
 
 /// Uses an answer that holds, joins a scan of the same that is under way, or begins one; then waits for it.
-pub(super) async fn scan(state: Arc<State>, call: Call, next: impl Next) -> Outcome {
+pub(super) async fn scan(state: Arc<GuardState>, call: Call, next: impl Next) -> Outcome {
     state.ask_in_process();
     let about = about(&state, &call);
-    let kept = state.reuse().get(Instant::now(), about.key).cloned();
+    let kept = state.answers().get(Instant::now(), about.key).cloned();
     if let Some(kept) = kept {
         call.progress.reuse(kept.from, Same::Octets);
         return Ok(kept.answer);
     }
-    if state.reuse().take_given_up(Instant::now(), about.key) {
+    if state.answers().take_given_up(Instant::now(), about.key) {
         return Err(ScanError::NoAnswer(state.settings.limit));
     }
     if let Some(outcome) = stand_in(&state, &call, &about).await {
@@ -47,7 +47,7 @@ pub(super) async fn scan(state: Arc<State>, call: Call, next: impl Next) -> Outc
     if call.sample.deadline().passed() {
         return Err(ScanError::BudgetSpent);
     }
-    let (flight, joined) = state.flights().join(&about, &call.flight);
+    let (in_flight, joined) = state.in_flight_scans().join(&about, &call.in_flight);
     let (caller, progress) = (
         Caller::new(&state, &call, joined.is_some()),
         call.progress.clone(),
@@ -55,7 +55,7 @@ pub(super) async fn scan(state: Arc<State>, call: Call, next: impl Next) -> Outc
     if joined.is_none() {
         tokio::spawn(fly(state.clone(), about, call, next));
     }
-    let outcome = caller.wait(flight, state.out()).await;
+    let outcome = caller.wait(in_flight, state.out()).await;
     if let (Ok(_), Some(from)) = (&outcome, joined) {
         progress.reuse(from, Same::Octets);
     }
@@ -64,7 +64,7 @@ pub(super) async fn scan(state: Arc<State>, call: Call, next: impl Next) -> Outc
 
 /// Engines for malware and content judge the octets; the others look at who sends what to whom as well. A filter always does: it
 /// may accept a client or a recipient before it has seen any content, and nobody can tell what its answer is about.
-fn about(state: &State, call: &Call) -> About {
+fn about(state: &GuardState, call: &Call) -> AnswerScope {
     let (settings, request) = (&state.settings, call.sample.request());
     // What is written into a message may well be about its envelope.
     let of_content = matches!(settings.class, EngineClass::Av | EngineClass::Content)
@@ -77,32 +77,32 @@ fn about(state: &State, call: &Call) -> About {
         _ => Key::Message(request.id),
     };
     let identity = fingerprint.map(|fingerprint| fingerprint.identity);
-    About {
+    AnswerScope {
         message: request.id,
         key,
         content: identity.filter(|_| !without(Mechanism::Sharing)),
-        epoch: state.reuse().epoch(),
+        epoch: state.answers().epoch(),
     }
 }
 
 /// What was said of another message of the same content, or is about to be, if it may stand in for an answer of its own: its
 /// engine is short of slots, and has found nothing. None: the engine must be asked about this one.
-async fn stand_in(state: &State, call: &Call, about: &About) -> Option<Outcome> {
+async fn stand_in(state: &GuardState, call: &Call, about: &AnswerScope) -> Option<Outcome> {
     let content = about.content.filter(|_| call.sample.request().stand_ins)?;
-    if state.flights().of(about).is_some() {
+    if state.in_flight_scans().of(about).is_some() {
         return None;
     }
-    let kept = state.reuse().get_like(Instant::now(), content).cloned();
-    let flight = state.flights().like(content, about.epoch);
-    if kept.is_none() && flight.is_none() || !state.is_short(&entrant(call)) {
+    let kept = state.answers().get_like(Instant::now(), content).cloned();
+    let in_flight = state.in_flight_scans().like(content, about.epoch);
+    if kept.is_none() && in_flight.is_none() || !state.is_short(&entrant(call)) {
         return None;
     }
-    let (from, outcome) = match (kept, flight) {
+    let (from, outcome) = match (kept, in_flight) {
         (Some(kept), _) => (kept.from, Ok(kept.answer)),
-        (None, flight) => {
-            let (flight, from) = flight?;
+        (None, in_flight) => {
+            let (in_flight, from) = in_flight?;
             let caller = Caller::new(state, call, true);
-            (from, caller.wait(flight, state.out()).await)
+            (from, caller.wait(in_flight, state.out()).await)
         }
     };
     if let Ok(answer) = &outcome {
@@ -116,69 +116,73 @@ async fn stand_in(state: &State, call: &Call, about: &About) -> Option<Outcome> 
 
 /// Scans under way that can be joined, by whoever wants no newer signatures.
 #[derive(Debug, Default)]
-pub(super) struct Flights {
-    by_key: HashMap<Key, Aloft>,
+pub(super) struct InFlightScans {
+    by_key: HashMap<Key, Joinable>,
     /// One of them for each content.
     by_content: HashMap<Identity, Key>,
 }
 
 #[derive(Debug)]
-struct Aloft {
-    flight: Flight,
+struct Joinable {
+    in_flight: InFlight,
     /// The message that it is made for.
     of: MessageId,
-    /// That of [`About`].
+    /// That of [`AnswerScope`].
     epoch: u64,
 }
 
-impl Aloft {
+impl Joinable {
     /// Whether its answer will be by those signatures: it was begun under them, or it has not begun.
     fn is_by(&self, epoch: u64) -> bool {
-        self.epoch == epoch || matches!(*self.flight.borrow(), Phase::Waiting)
+        self.epoch == epoch || matches!(*self.in_flight.borrow(), Phase::Waiting)
     }
 
     fn join(&self) -> (watch::Receiver<Phase>, MessageId) {
-        (self.flight.subscribe(), self.of)
+        (self.in_flight.subscribe(), self.of)
     }
 }
 
-impl Flights {
-    /// The scan of the same octets, with the message that it is made for; or `own`, which is one of these flights from now on.
-    fn join(&mut self, about: &About, own: &Flight) -> (watch::Receiver<Phase>, Option<MessageId>) {
-        if let Some(aloft) = self.of(about) {
-            let (flight, of) = aloft.join();
-            return (flight, Some(of));
+impl InFlightScans {
+    /// The scan of the same octets, with the message that it is made for; or `own`, which is one of these in_flight_scans from now on.
+    fn join(
+        &mut self,
+        about: &AnswerScope,
+        own: &InFlight,
+    ) -> (watch::Receiver<Phase>, Option<MessageId>) {
+        if let Some(joinable) = self.of(about) {
+            let (in_flight, of) = joinable.join();
+            return (in_flight, Some(of));
         }
         if let Some(content) = about.content
             && self.like(content, about.epoch).is_none()
         {
             self.by_content.insert(content, about.key);
         }
-        let aloft = Aloft {
-            flight: own.clone(),
+        let joinable = Joinable {
+            in_flight: own.clone(),
             of: about.message,
             epoch: about.epoch,
         };
-        self.by_key.insert(about.key, aloft);
+        self.by_key.insert(about.key, joinable);
         (own.subscribe(), None)
     }
 
     /// A scan of the same octets.
-    fn of(&self, about: &About) -> Option<&Aloft> {
-        let aloft = self.by_key.get(&about.key)?;
-        aloft.is_by(about.epoch).then_some(aloft)
+    fn of(&self, about: &AnswerScope) -> Option<&Joinable> {
+        let joinable = self.by_key.get(&about.key)?;
+        joinable.is_by(about.epoch).then_some(joinable)
     }
 
     /// A scan of a message of that content, and which.
     fn like(&self, content: Identity, epoch: u64) -> Option<(watch::Receiver<Phase>, MessageId)> {
-        let aloft = self.by_key.get(self.by_content.get(&content)?)?;
-        aloft.is_by(epoch).then(|| aloft.join())
+        let joinable = self.by_key.get(self.by_content.get(&content)?)?;
+        joinable.is_by(epoch).then(|| joinable.join())
     }
 
     /// It can be joined no more. One by newer signatures may have taken its place.
-    fn end(&mut self, about: &About) {
-        let aloft = self.by_key.get(&about.key);
-        if aloft.is_none_or(|aloft| aloft.epoch != about.epoch) {
+    fn end(&mut self, about: &AnswerScope) {
+        let joinable = self.by_key.get(&about.key);
+        if joinable.is_none_or(|joinable| joinable.epoch != about.epoch) {
             return;
         }
         self.by_key.remove(&about.key);
@@ -191,27 +195,27 @@ impl Flights {
 }
 
 /// The scan, from its wait for a slot to its real end.
-async fn fly(state: Arc<State>, about: About, call: Call, next: impl Next) {
-    let flight = call.flight.clone();
+async fn fly(state: Arc<GuardState>, about: AnswerScope, call: Call, next: impl Next) {
+    let in_flight = call.in_flight.clone();
     let began = Instant::now();
     let outcome = AssertUnwindSafe(next.oneshot(call)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|panic| Err(ScanError::panicked(&*panic)));
     if let Ok(answer) = &outcome {
-        let is_kept = !state.has_liars() && state.reuse().put(Instant::now(), about, answer);
+        let is_kept = !state.has_liars() && state.answers().put(Instant::now(), about, answer);
         let took = began.elapsed();
-        if took > state.settings.timeout && flight.is_closed() {
+        if took > state.settings.timeout && in_flight.is_closed() {
             came_late(&state, about, (answer, is_kept), took);
         }
     }
-    state.flights().end(&about);
-    flight.send_replace(Phase::Done(outcome));
+    state.in_flight_scans().end(&about);
+    in_flight.send_replace(Phase::Done(outcome));
 }
 
 /// An answer has come after its caller had left. If it is none, the engine has given up on the message, unless the engine itself was at
 /// fault: one that stood still may have run into limits of its own on any message.
 fn came_late(
-    state: &State,
-    about: About,
+    state: &GuardState,
+    about: AnswerScope,
     (answer, is_kept): (&EngineAnswer, bool),
     took: Duration,
 ) {
@@ -222,7 +226,7 @@ fn came_late(
             reason: Reason::LimitsReached,
             ..
         } if state.out().presence() == Presence::Here => {
-            state.reuse().give_up(Instant::now(), about.key);
+            state.answers().give_up(Instant::now(), about.key);
             "it has given up on the message, which is not scanned again"
         }
         Answer::None { .. } => "not kept, as it says nothing about the message",
@@ -246,7 +250,7 @@ struct Caller {
 }
 
 impl Caller {
-    fn new(state: &State, call: &Call, joined: bool) -> Self {
+    fn new(state: &GuardState, call: &Call, joined: bool) -> Self {
         let request = call.sample.request();
         let settings = &state.settings;
         let slow = match request.content.len() >= LARGE {
@@ -264,11 +268,11 @@ impl Caller {
     }
 
     /// Waits for the end of the scan, or for the end of his own patience.
-    async fn wait(self, mut flight: watch::Receiver<Phase>, out: &state::Out) -> Outcome {
+    async fn wait(self, mut in_flight: watch::Receiver<Phase>, out: &state::Out) -> Outcome {
         loop {
             // Asked for before the look, so that no change falls between.
             let turned = out.changed();
-            let phase = flight.borrow_and_update().clone();
+            let phase = in_flight.borrow_and_update().clone();
             let presence = out.presence();
             let until = match phase {
                 Phase::Done(outcome) => return outcome,
@@ -283,7 +287,7 @@ impl Caller {
             let news = async {
                 tokio::select! {
                     biased;
-                    news = flight.changed() => news,
+                    news = in_flight.changed() => news,
                     () = turned => Ok(()),
                 }
             };

@@ -1,4 +1,4 @@
-//! The vigil: what an engine does compared with what it used to do (RESILIENCE M8, the passive half). A pure state
+//! The drift: what an engine does compared with what it used to do (RESILIENCE M8, the passive half). A pure state
 //! machine; time is an argument. It accuses nobody: it tells people, and asks for a probe.
 //!
 //! What probes cannot see: an engine that knows the test file and has lost everything else, signatures that nobody updates
@@ -48,7 +48,7 @@ struct Signatures {
 
 /// What one engine does.
 #[derive(Debug)]
-pub(super) struct Vigil {
+pub(super) struct DriftDetector {
     began: Instant,
     scans: u64,
     found: u64,
@@ -66,7 +66,7 @@ struct Usual {
     median: f64,
 }
 
-impl Vigil {
+impl DriftDetector {
     pub(super) fn new(now: Instant, replicas: usize) -> Self {
         Self {
             began: now,
@@ -243,30 +243,30 @@ mod tests {
     use super::*;
 
     fn window(
-        vigil: &mut Vigil,
+        drift: &mut DriftDetector,
         now: &mut Instant,
         scans: u64,
         found: u64,
         took: u64,
     ) -> Vec<Remark> {
         for n in 0..scans {
-            vigil.answered(Duration::from_millis(took), n < found);
+            drift.answered(Duration::from_millis(took), n < found);
         }
         *now += WINDOW;
-        vigil.tick(*now, Timestamp::UNIX_EPOCH, None, |_| None)
+        drift.tick(*now, Timestamp::UNIX_EPOCH, None, |_| None)
     }
 
     /// An engine that has lost its signatures still answers; that it finds nothing any more is told.
     #[tokio::test(start_paused = true)]
     async fn finding_nothing_any_more_is_told() {
         let mut now = Instant::now();
-        let mut vigil = Vigil::new(now, 1);
+        let mut drift = DriftDetector::new(now, 1);
         for _ in 0..3 {
-            assert_eq!(window(&mut vigil, &mut now, 1000, 10, 20), []);
+            assert_eq!(window(&mut drift, &mut now, 1000, 10, 20), []);
         }
-        let told = window(&mut vigil, &mut now, 1000, 0, 20);
+        let told = window(&mut drift, &mut now, 1000, 0, 20);
         assert!(told[0].text.contains("found nothing in 1000"), "{told:?}");
-        let few = window(&mut vigil, &mut now, 300, 0, 20);
+        let few = window(&mut drift, &mut now, 300, 0, 20);
         assert_eq!(few, [], "3 were expected: that is nothing yet");
     }
 
@@ -274,11 +274,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn finding_too_much_is_told_each_time() {
         let mut now = Instant::now();
-        let mut vigil = Vigil::new(now, 1);
-        window(&mut vigil, &mut now, 1000, 10, 20);
+        let mut drift = DriftDetector::new(now, 1);
+        window(&mut drift, &mut now, 1000, 10, 20);
         // More windows than it takes a mean of them to forget what was before.
         for _ in 0..40 {
-            let told = window(&mut vigil, &mut now, 1000, 400, 20);
+            let told = window(&mut drift, &mut now, 1000, 400, 20);
             assert!(told[0].text.contains("400 of 1000"), "{told:?}");
         }
     }
@@ -288,11 +288,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn little_mail_is_compared_later() {
         let mut now = Instant::now();
-        let mut vigil = Vigil::new(now, 1);
-        window(&mut vigil, &mut now, 1000, 100, 20);
+        let mut drift = DriftDetector::new(now, 1);
+        window(&mut drift, &mut now, 1000, 100, 20);
         let part = ENOUGH / 2;
-        assert_eq!(window(&mut vigil, &mut now, part, 0, 20), []);
-        let told = window(&mut vigil, &mut now, part, 0, 20);
+        assert_eq!(window(&mut drift, &mut now, part, 0, 20), []);
+        let told = window(&mut drift, &mut now, part, 0, 20);
         assert!(told[0].text.contains("found nothing in 200"), "{told:?}");
     }
 
@@ -300,10 +300,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn answering_too_fast_is_told() {
         let mut now = Instant::now();
-        let mut vigil = Vigil::new(now, 1);
-        window(&mut vigil, &mut now, 2000, 0, 20);
-        assert_eq!(window(&mut vigil, &mut now, 2000, 0, 5), []);
-        let told = window(&mut vigil, &mut now, 2000, 0, 1);
+        let mut drift = DriftDetector::new(now, 1);
+        window(&mut drift, &mut now, 2000, 0, 20);
+        assert_eq!(window(&mut drift, &mut now, 2000, 0, 5), []);
+        let told = window(&mut drift, &mut now, 2000, 0, 1);
         assert!(told[0].text.contains("are usual"), "{told:?}");
     }
 
@@ -311,36 +311,37 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn old_signatures_are_told() {
         let now = Instant::now();
-        let mut vigil = Vigil::new(now, 1);
+        let mut drift = DriftDetector::new(now, 1);
         let today: Timestamp = "2026-01-10T00:00:00Z".parse().expect("a time");
         let made = |version: &str| version.parse().ok();
         let oldest = Some(Duration::from_secs(2 * 86_400));
-        vigil.signed(0, "2026-01-09T00:00:00Z");
-        assert_eq!(vigil.tick(now, today, oldest, made), []);
-        vigil.signed(0, "2026-01-01T00:00:00Z");
-        let told = vigil.tick(now, today, oldest, made);
+        drift.signed(0, "2026-01-09T00:00:00Z");
+        assert_eq!(drift.tick(now, today, oldest, made), []);
+        drift.signed(0, "2026-01-01T00:00:00Z");
+        let told = drift.tick(now, today, oldest, made);
         assert!(told[0].text.contains("216 hours"), "{told:?}");
-        assert_eq!(vigil.tick(now, today, oldest, made), []);
-        assert_eq!(vigil.tick(now + AGAIN, today, oldest, made).len(), 1);
+        assert_eq!(drift.tick(now, today, oldest, made), []);
+        assert_eq!(drift.tick(now + AGAIN, today, oldest, made).len(), 1);
     }
 
     /// Replicas that do not update together are told once a day, but not while one is just faster than the other.
     #[tokio::test(start_paused = true)]
     async fn replicas_that_stay_different_are_told() {
         let now = Instant::now();
-        let mut vigil = Vigil::new(now, 2);
-        let look = |vigil: &mut Vigil, now| vigil.tick(now, Timestamp::UNIX_EPOCH, None, |_| None);
-        vigil.signed(0, "1");
-        vigil.signed(1, "2");
-        assert_eq!(look(&mut vigil, now), []);
-        vigil.signed(0, "2");
-        assert_eq!(look(&mut vigil, now + SKEW / 2), []);
-        vigil.signed(0, "3");
-        assert_eq!(look(&mut vigil, now + SKEW), []);
-        let told = look(&mut vigil, now + 2 * SKEW);
+        let mut drift = DriftDetector::new(now, 2);
+        let look =
+            |drift: &mut DriftDetector, now| drift.tick(now, Timestamp::UNIX_EPOCH, None, |_| None);
+        drift.signed(0, "1");
+        drift.signed(1, "2");
+        assert_eq!(look(&mut drift, now), []);
+        drift.signed(0, "2");
+        assert_eq!(look(&mut drift, now + SKEW / 2), []);
+        drift.signed(0, "3");
+        assert_eq!(look(&mut drift, now + SKEW), []);
+        let told = look(&mut drift, now + 2 * SKEW);
         assert!(told[0].text.contains("2, 3"), "{told:?}");
         let since = now + 2 * SKEW;
-        assert_eq!(look(&mut vigil, since + WINDOW), [], "told once");
-        assert_eq!(look(&mut vigil, since + AGAIN).len(), 1);
+        assert_eq!(look(&mut drift, since + WINDOW), [], "told once");
+        assert_eq!(look(&mut drift, since + AGAIN).len(), 1);
     }
 }

@@ -40,7 +40,7 @@ pub(super) enum Key {
 
 /// What a scan is about.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct About {
+pub(super) struct AnswerScope {
     /// The message that is scanned.
     pub(super) message: MessageId,
     /// Where its answer is the same.
@@ -64,7 +64,7 @@ pub(super) struct Kept {
 
 /// The answers of one engine.
 #[derive(Debug)]
-pub(super) struct Reuse {
+pub(super) struct AnswerCache {
     generations: [HashMap<Key, Kept>; 2],
     /// Of the answers above, the one that is about each content: the last, or the last with an objection.
     contents: [HashMap<Identity, Key>; 2],
@@ -75,7 +75,7 @@ pub(super) struct Reuse {
     given_up: HashMap<Key, Instant>,
 }
 
-impl Reuse {
+impl AnswerCache {
     pub(super) fn new() -> Self {
         Self {
             generations: Default::default(),
@@ -102,7 +102,7 @@ impl Reuse {
         at.is_some_and(|at| now < at + GIVEN_UP_AGE)
     }
 
-    /// For [`About::epoch`].
+    /// For [`AnswerScope::epoch`].
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -138,7 +138,7 @@ impl Reuse {
     }
 
     /// Keeps an answer, if it is one and other signatures have not become known since its scan began. Whether it is kept.
-    pub(super) fn put(&mut self, now: Instant, about: About, answer: &EngineAnswer) -> bool {
+    pub(super) fn put(&mut self, now: Instant, about: AnswerScope, answer: &EngineAnswer) -> bool {
         let Some(holds) = holds(answer).filter(|_| about.epoch == self.epoch) else {
             return false;
         };
@@ -212,9 +212,9 @@ mod tests {
     const CONTENT: Identity = Identity([7; 32]);
 
     /// One of many messages of one content.
-    fn about() -> About {
+    fn about() -> AnswerScope {
         let message = MessageId::new();
-        About {
+        AnswerScope {
             message,
             key: Key::Message(message),
             content: Some(CONTENT),
@@ -227,7 +227,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn new_signatures_end_all_answers() {
         let now = Instant::now();
-        let mut reuse = Reuse::new();
+        let mut reuse = AnswerCache::new();
         let one = about();
         reuse.signed(now, false);
         reuse.put(now, one, &answer(Some("1"), false));
@@ -238,7 +238,7 @@ mod tests {
         reuse.put(now, one, &answer(Some("2"), false));
         assert!(reuse.get(now, one.key).is_none(), "it began before");
         let epoch = reuse.epoch();
-        reuse.put(now, About { epoch, ..one }, &answer(Some("2"), false));
+        reuse.put(now, AnswerScope { epoch, ..one }, &answer(Some("2"), false));
         assert!(reuse.get(now, one.key).is_some());
     }
 
@@ -246,7 +246,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn signatures_must_have_been_told_lately() {
         let now = Instant::now();
-        let mut reuse = Reuse::new();
+        let mut reuse = AnswerCache::new();
         let about = about();
         reuse.signed(now, false);
         reuse.put(now, about, &answer(Some("1"), false));
@@ -266,7 +266,7 @@ mod tests {
             (Some("1"), false, CLEAN),
             (None, true, FOUND),
         ] {
-            let mut reuse = Reuse::new();
+            let mut reuse = AnswerCache::new();
             let about = about();
             reuse.put(now, about, &answer(signatures, found));
             let last = now + holds - Duration::from_secs(1);
@@ -284,7 +284,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn missing_answers_are_not_kept() {
         let now = Instant::now();
-        let mut reuse = Reuse::new();
+        let mut reuse = AnswerCache::new();
         let none = EngineAnswer::local(Answer::none(crate::verdict::Reason::Encrypted, "zip"));
         let about = about();
         reuse.put(now, about, &none);
@@ -297,7 +297,7 @@ mod tests {
     async fn answers_that_want_much_are_not_kept() {
         let now = Instant::now();
         for (octets, is_kept) in [(WANTED, true), (WANTED + 1, false)] {
-            let mut reuse = Reuse::new();
+            let mut reuse = AnswerCache::new();
             let about = about();
             let wants = EngineAnswer {
                 wanted: vec![edit::Wanted::Other("x".repeat(octets))],
@@ -314,8 +314,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_good_copy_does_not_make_up_for_a_bad_one() {
         let now = Instant::now();
-        let mut reuse = Reuse::new();
-        let stands = |reuse: &Reuse, at| {
+        let mut reuse = AnswerCache::new();
+        let stands = |reuse: &AnswerCache, at| {
             reuse
                 .get_like(at, CONTENT)
                 .is_some_and(|k| stands_in(&k.answer))
@@ -339,10 +339,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_more_than_two_generations_are_kept() {
         let now = Instant::now();
-        let mut reuse = Reuse::new();
+        let mut reuse = AnswerCache::new();
         for _ in 0..3 * ENTRIES {
             let content = Identity(std::array::from_fn(|_| rand::random()));
-            let about = About {
+            let about = AnswerScope {
                 content: Some(content),
                 ..about()
             };
