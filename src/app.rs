@@ -104,13 +104,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     let (store, recovery) = SqliteStore::open(&config.store, Role::Relay)
         .await
         .map_err(StartError::Store)?;
-    let settings = config.store.clone();
-    let logs = blocking(move || {
-        let history = History::open(&settings.path.join(history::FILE), settings.history)?;
-        let incidents = settings.path.join(incidents::FILE);
-        Ok((history, Incidents::open(&incidents, settings.incidents)?))
-    });
-    let (history, incidents) = logs.await?.map_err(StartError::Store)?;
+    let (history, incidents) = open_logs(config.store.clone()).await?;
     let in_flight = config.limits.in_flight_bytes;
     let pipeline = Pipeline::new(
         generation,
@@ -133,29 +127,8 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         tasks: listeners.clone(),
         closing: closing.clone(),
     };
-    let lanes = TaskTracker::new();
-    let watch = Watch::begin(pipeline.clone()).await;
-    lanes.spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
-    lanes.spawn(watch.run(closing.clone()));
-    lanes.spawn(pipeline.clone().watch_store(closing.clone()));
-    lanes.spawn(pipeline.clone().recover(closing.clone()));
-    lanes.spawn(keeper.clone().keep(closing.clone()));
-    lanes.spawn(
-        admission
-            .clone()
-            .watch(pipeline.clone(), incidents.clone(), closing.clone()),
-    );
-
-    let mut started = Vec::new();
-    for prepared in prepared {
-        match Listener::start(prepared, &shared) {
-            Ok(listener) => started.push(listener),
-            Err(error) => {
-                closing.cancel();
-                return Err(error.into());
-            }
-        }
-    }
+    let lanes = start_tasks(&shared, &keeper, &incidents).await;
+    let started = start_listeners(prepared, &shared)?;
     let admin_settings = config.admin.clone();
     let core = Arc::new(Core {
         path,
@@ -182,6 +155,40 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         core,
         listeners,
         lanes,
+    })
+}
+
+async fn open_logs(settings: crate::store::Settings) -> Result<(Arc<History>, Arc<Incidents>), StartError> {
+    let logs = blocking(move || {
+        let history = History::open(&settings.path.join(history::FILE), settings.history)?;
+        let incidents = settings.path.join(incidents::FILE);
+        Ok((history, Incidents::open(&incidents, settings.incidents)?))
+    });
+    logs.await?.map_err(StartError::Store)
+}
+
+/// Starts the tasks that work beside the listeners. Stored interceptors are in force before the first of them.
+async fn start_tasks(shared: &Shared, keeper: &Arc<Keeper>, incidents: &Arc<Incidents>) -> TaskTracker {
+    let Shared { pipeline, admission, closing, .. } = shared;
+    let tasks = TaskTracker::new();
+    let watch = Watch::begin(pipeline.clone()).await;
+    tasks.spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
+    tasks.spawn(watch.run(closing.clone()));
+    tasks.spawn(pipeline.clone().watch_store(closing.clone()));
+    tasks.spawn(pipeline.clone().recover(closing.clone()));
+    tasks.spawn(keeper.clone().keep(closing.clone()));
+    let admission = admission.clone();
+    tasks.spawn(admission.watch(pipeline.clone(), incidents.clone(), closing.clone()));
+    tasks
+}
+
+/// Starts all listeners. If one of them cannot listen, all tasks are told to end.
+fn start_listeners(prepared: Vec<Prepared>, shared: &Shared) -> Result<Vec<Listener>, StartError> {
+    let started = prepared.into_iter().map(|prepared| Listener::start(prepared, shared));
+    let started: Result<Vec<Listener>, _> = started.collect();
+    started.map_err(|error| {
+        shared.closing.cancel();
+        error.into()
     })
 }
 

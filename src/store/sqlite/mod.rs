@@ -147,18 +147,16 @@ impl SqliteStore {
         let bodies = Bodies::open(&folder, faults.clone())
             .map(Arc::new)
             .map_err(|error| failed(&folder, &error))?;
-        let recovery = match role {
+        let (recovery, open) = match role {
             Role::Relay => {
                 // Held by tools between writing a body file and committing its row; free again after recovery.
                 let guard = open_private(&folder.join(BODIES_LOCK))?;
                 let alone = guard.try_lock().is_ok();
-                recovery::recover(&mut db, &folder, &bodies, alone)?
+                let recovery = recovery::recover(&mut db, &folder, &bodies, alone)?;
+                let open = OpenFiles::find(&folder).map_err(|error| failed(&folder, &error))?;
+                (recovery, Some(open))
             }
-            Role::Tool => Recovery::default(),
-        };
-        let open = match role {
-            Role::Relay => Some(OpenFiles::find(&folder).map_err(|error| failed(&folder, &error))?),
-            Role::Tool => None,
+            Role::Tool => (Recovery::default(), None),
         };
         let opened = open.as_ref().map(OpenFiles::opened);
         let health = Arc::new(Health::new(folder.clone(), settings.disk_reserve));
@@ -180,10 +178,7 @@ impl SqliteStore {
             relay: role == Role::Relay,
             _lock: lock,
         };
-        let thread = std::thread::Builder::new()
-            .name("store-writer".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|error| StoreError::Broken(format!("writer thread: {error}")))?;
+        let thread = writer.start()?;
         let store = Self {
             inline_limit: settings.inline_limit,
             rescan_bytes: settings.rescan_bytes,

@@ -234,13 +234,7 @@ fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
         Work::Claim { lane, terms } => claim(db, *lane, terms),
         Work::ClaimOutgoing { what, terms } => match what {
             Outgoing::To(next_hop) => claim_to(db, next_hop, terms),
-            Outgoing::GivenUp(by) => {
-                let by = by.as_microsecond();
-                let (now, until) = terms.free();
-                let mut leased = Leased::new(terms);
-                leased.select(db, GIVEN_UP, params![now, until, by])?;
-                leased.lease(db)
-            }
+            Outgoing::GivenUp(by) => claim_given_up(db, *by, terms),
         },
         Work::Recover {
             lane,
@@ -256,19 +250,28 @@ fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
             audited(db, interceptors::remove(db, id)?, audit.as_ref())
         }
         Work::Audit(entry) => append(db, Some(entry)).map(|()| Output::Done),
-        Work::SetAside { id, why } => {
-            let marked = db
-                .prepare_cached(
-                    "UPDATE message SET damaged = ?2 WHERE id = ?1 AND damaged IS NULL",
-                )?
-                .execute(params![id.to_string(), why])?;
-            if marked > 0 {
-                report(&id.to_string(), why);
-            }
-            Ok(Output::Done)
-        }
+        Work::SetAside { id, why } => set_aside(db, *id, why),
         Work::Stop => Ok(Output::Done),
     }
+}
+
+/// Claims deliveries that are given up by then.
+fn claim_given_up(db: &Connection, by: Timestamp, terms: &Terms) -> rusqlite::Result<Output> {
+    let (now, until) = terms.free();
+    let mut leased = Leased::new(terms);
+    leased.select(db, GIVEN_UP, params![now, until, by.as_microsecond()])?;
+    leased.lease(db)
+}
+
+/// Marks a record that cannot be read, so that no lane meets it again.
+fn set_aside(db: &Connection, id: MessageId, why: &str) -> rusqlite::Result<Output> {
+    let marked = db
+        .prepare_cached("UPDATE message SET damaged = ?2 WHERE id = ?1 AND damaged IS NULL")?
+        .execute(params![id.to_string(), why])?;
+    if marked > 0 {
+        report(&id.to_string(), why);
+    }
+    Ok(Output::Done)
 }
 
 /// Removes what was put for mail that stays with its sender.

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
@@ -60,8 +61,16 @@ pub(super) struct Writer {
 }
 
 impl Writer {
+    /// Starts the writer's thread.
+    pub(super) fn start(self) -> Result<JoinHandle<()>, StoreError> {
+        std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || self.run())
+            .map_err(|error| StoreError::Broken(format!("writer thread: {error}")))
+    }
+
     /// The thread's life: until [`Work::Stop`], or until nobody can send any more.
-    pub(super) fn run(mut self) {
+    fn run(mut self) {
         let mut next_tick = Instant::now() + TICK;
         loop {
             let wait = next_tick.saturating_duration_since(Instant::now());
