@@ -116,17 +116,8 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     let (kept, path_of_store) = (pipeline.clone(), config.store.path.clone());
     let keeper = blocking(move || Keeper::open(kept, &path_of_store)).await?;
 
-    let closing = CancellationToken::new();
-    let listeners = TaskTracker::new();
-    let limits = Arc::new(config.limits.clone());
-    let admission = Admission::new(pipeline.memory().clone(), limits.clone());
-    let shared = Shared {
-        pipeline: pipeline.clone(),
-        sessions: Sessions::new(listener::descriptors::sessions(config.limits.sessions)),
-        admission: admission.clone(),
-        tasks: listeners.clone(),
-        closing: closing.clone(),
-    };
+    let shared = shared(&config, &pipeline);
+    let closing = shared.closing.clone();
     let lanes = start_tasks(&shared, &keeper, &incidents).await;
     let started = start_listeners(prepared, &shared)?;
     let admin_settings = config.admin.clone();
@@ -139,7 +130,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         pipeline,
         keeper,
         sessions: shared.sessions,
-        admission,
+        admission: shared.admission,
         listeners: started,
         recovery,
         started: Timestamp::now(),
@@ -153,12 +144,26 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     }
     Ok(Running {
         core,
-        listeners,
+        listeners: shared.tasks,
         lanes,
     })
 }
 
-async fn open_logs(settings: crate::store::Settings) -> Result<(Arc<History>, Arc<Incidents>), StartError> {
+/// What all listeners share.
+fn shared(config: &Config, pipeline: &Arc<Pipeline>) -> Shared {
+    let limits = Arc::new(config.limits.clone());
+    Shared {
+        pipeline: pipeline.clone(),
+        sessions: Sessions::new(listener::descriptors::sessions(config.limits.sessions)),
+        admission: Admission::new(pipeline.memory().clone(), limits),
+        tasks: TaskTracker::new(),
+        closing: CancellationToken::new(),
+    }
+}
+
+async fn open_logs(
+    settings: crate::store::Settings,
+) -> Result<(Arc<History>, Arc<Incidents>), StartError> {
     let logs = blocking(move || {
         let history = History::open(&settings.path.join(history::FILE), settings.history)?;
         let incidents = settings.path.join(incidents::FILE);
@@ -168,8 +173,17 @@ async fn open_logs(settings: crate::store::Settings) -> Result<(Arc<History>, Ar
 }
 
 /// Starts the tasks that work beside the listeners. Stored interceptors are in force before the first of them.
-async fn start_tasks(shared: &Shared, keeper: &Arc<Keeper>, incidents: &Arc<Incidents>) -> TaskTracker {
-    let Shared { pipeline, admission, closing, .. } = shared;
+async fn start_tasks(
+    shared: &Shared,
+    keeper: &Arc<Keeper>,
+    incidents: &Arc<Incidents>,
+) -> TaskTracker {
+    let Shared {
+        pipeline,
+        admission,
+        closing,
+        ..
+    } = shared;
     let tasks = TaskTracker::new();
     let watch = Watch::begin(pipeline.clone()).await;
     tasks.spawn(Lanes::new(pipeline.clone()).run(closing.clone()));
@@ -184,7 +198,9 @@ async fn start_tasks(shared: &Shared, keeper: &Arc<Keeper>, incidents: &Arc<Inci
 
 /// Starts all listeners. If one of them cannot listen, all tasks are told to end.
 fn start_listeners(prepared: Vec<Prepared>, shared: &Shared) -> Result<Vec<Listener>, StartError> {
-    let started = prepared.into_iter().map(|prepared| Listener::start(prepared, shared));
+    let started = prepared
+        .into_iter()
+        .map(|prepared| Listener::start(prepared, shared));
     let started: Result<Vec<Listener>, _> = started.collect();
     started.map_err(|error| {
         shared.closing.cancel();

@@ -1,5 +1,5 @@
 //! Incidents: what the relay did by itself, and why. Each is one entry of the incident log, so that the post-mortem
-//! writes itself (DESIGN section 5, mechanism 13).
+//! writes itself (docs/GLOSSARY.md, "incident").
 //!
 //! A room that acts returns its incidents as values; the path above it records them. So nothing here writes anything.
 

@@ -1,4 +1,4 @@
-//! The one path. A message's whole life is on this page.
+//! The message pipeline: accept, scan, decide, deliver or store. A message's whole life is in this file.
 //!
 //! ```text
 //! accept ── cut-through ── pass: scan → decide → ONE match on disposition ── settle ── reply
@@ -6,13 +6,14 @@
 //! lanes  ── claim what is due ─────────── pass ── settle
 //! ```
 //!
-//! Recipients who part ways (several next hops, several decisions) do so in the store, before anything is delivered: their
-//! first pass ends with a record for each way, and the lanes send each on its own.
+//! Recipients with different next hops or different decisions are separated in the store before any delivery: their first
+//! pass ends with one record for each way (one decision and one next hop), and the lanes send each record on its own.
 //!
-//! [`Pipeline::pass`] does what has to be done for a message and returns what became of it; its only effect outside is
-//! delivery. [`settle`] turns that into what must be durable and what the sender is told, as a pure function, and
-//! [`Pipeline::conclude`] makes it so. The responsibility law (RFC 5321 6.1) is kept in `conclude` and nowhere else:
-//! 250 only after the next hop took the message or the store did.
+//! [`Pipeline::pass`] scans, decides and delivers, and returns the outcome for each group of recipients; delivery is its only
+//! external effect. [`settle`] is a pure function from these outcomes to the records that must be durable and the reply, and
+//! [`Pipeline::conclude`] persists them. The responsibility law (RFC 5321 6.1): the sender gets 250 only after the next hop
+//! or the store has taken the message. `conclude` keeps this law for a message that has passed; `cut_through` and `queue`
+//! return 250 earlier, once the store has the unfinished message.
 
 mod background;
 mod events;
@@ -41,9 +42,9 @@ use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::deadline::{Budget, Deadline, wall_clock};
-use crate::delivery::{Delivery, Outcome, Turn};
+use crate::delivery::{Delivery, DeliveryPermit, Outcome};
 use crate::intercept;
-use crate::message::{Content, MemoryBudget, Message, Standing};
+use crate::message::{Content, MemoryBudget, Message, SenderReputation};
 use crate::policy::Policy;
 use crate::scan::{ScanReason, Scanner};
 use crate::smtp::Reply;
@@ -63,22 +64,22 @@ use settle::{Custody, Settlement};
 use suspicion::Suspicion;
 pub use watch::Watch;
 
-/// When the sender is answered.
+/// When the sender gets the reply to the end of data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// After scan and delivery, inside the session, as long as `budget.session` allows.
+    /// After scan and delivery, inside the session; once the message is durable if `budget.session` ends first.
     CutThrough,
-    /// As soon as the message is durable here.
+    /// As soon as the message is durable in the store.
     Queue,
 }
 
-/// Everything one configuration decides about the path; replaced as a whole by a reload. A message keeps the
-/// generation it met.
+/// The settings and clients that one configuration gives the pipeline. A reload replaces the whole generation; a pass keeps
+/// the generation with which it began.
 #[derive(Debug)]
 pub struct Generation {
-    /// Shown in every decision.
+    /// Configuration version, shown in every decision.
     pub config: Arc<str>,
-    /// Our name.
+    /// Host name of this relay.
     pub hostname: Arc<str>,
     /// All engines.
     pub scanner: Scanner,
@@ -86,15 +87,15 @@ pub struct Generation {
     pub policy: Policy,
     /// All next hops.
     pub delivery: Delivery,
-    /// Allowances per message.
+    /// Time budgets per message.
     pub budget: Budget,
-    /// How long quarantine keeps.
+    /// How long quarantine keeps a message.
     pub retention: Duration,
-    /// Room for what is held.
+    /// Storage limit for held messages.
     pub quarantine: Capacity,
 }
 
-/// The path, and what it shares between messages.
+/// The pipeline, and the state that all messages share.
 pub struct Pipeline {
     generation: ArcSwap<Generation>,
     store: Arc<dyn Store>,
@@ -104,56 +105,56 @@ pub struct Pipeline {
     recent: Recent,
     memory: MemoryBudget,
     rate: pressure::Rate,
-    /// Work that goes on after its 250.
+    /// Slots for work that continues after its 250.
     background: Background,
     tasks: TaskTracker,
     wake: Notify,
-    /// A bounce was held since it was last looked whether there are too many.
+    /// Set when a bounce was held after the last check for surplus bounces.
     bounces_held: AtomicBool,
 }
 
-/// The decision about a message and what it was made from.
+/// The decisions about a message, with the reports that led to them.
 #[derive(Debug, Clone)]
 struct Judged {
     groups: Vec<(Decision, Vec<usize>)>,
     reports: Vec<Report>,
     spent: Duration,
-    /// What speaks for its sender; none if that was not asked.
-    standing: Option<Standing>,
+    /// Sender reputation; `None` if the pass did not look it up.
+    reputation: Option<SenderReputation>,
 }
 
-/// What is known of a message before it passes.
+/// State of a message before a pass: results of earlier passes, and how this pass runs.
 #[derive(Debug)]
-struct Before {
-    /// A decision that was made in an earlier pass and holds.
+struct ResumeState {
+    /// The decision of an earlier pass, if that decision still holds.
     judged: Option<Judged>,
     /// Scan time of earlier passes.
     spent: Duration,
-    /// Why it is scanned now.
+    /// Why the message is scanned now.
     scan_reason: ScanReason,
-    /// It ran into an engine's timeout before.
+    /// A scan of the message timed out before.
     struck: bool,
-    /// What is to be done once nothing speaks against it.
-    onward: Onward,
+    /// The step that follows a decision to deliver.
+    next_step: NextStep,
 }
 
-/// How a message goes on that is to be delivered.
+/// The step that follows a decision to deliver.
 #[derive(Debug)]
-enum Onward {
-    /// At once; with its turn at its next hop, if it has waited for one.
-    Deliver(Option<Turn>),
-    /// When it is its turn: it is enough to judge it.
+enum NextStep {
+    /// Deliver now; with a permit of the next hop if the message has waited for one.
+    Deliver(Option<DeliveryPermit>),
+    /// Store the message in the queue of its next hop; this pass only judges it.
     Queue,
 }
 
-impl Before {
-    /// Nothing: it has just come in.
-    const NOTHING: Self = Self {
+impl ResumeState {
+    /// A message that has just arrived: no earlier pass, fresh scan, immediate delivery.
+    const NEW_MESSAGE: Self = Self {
         judged: None,
         spent: Duration::ZERO,
         scan_reason: ScanReason::Fresh,
         struck: false,
-        onward: Onward::Deliver(None),
+        next_step: NextStep::Deliver(None),
     };
 
     fn terms(&self) -> Terms {
@@ -166,48 +167,48 @@ impl Before {
     }
 }
 
-/// What became of one group of recipients.
+/// The outcome of a pass for one group of recipients.
 #[derive(Debug)]
-enum End {
-    /// Handed to the next hops, which said this about each recipient.
+enum GroupOutcome {
+    /// Offered to the next hops; one delivery outcome for each recipient.
     Delivered(Vec<Outcome>),
-    /// To be delivered when it is its turn.
+    /// To be delivered later by the lanes.
     Queued,
-    /// To be kept for review.
+    /// To be held for review.
     Held,
-    /// To be refused, if there is still a session to refuse it in.
+    /// To be rejected in the session; held if the session is over or another group is not rejected.
     Rejected,
-    /// To be scanned again.
+    /// To be scanned again later.
     Deferred,
-    /// To be forgotten.
+    /// To be discarded.
     Discarded,
 }
 
-/// A message that has been through.
+/// The result of a pass.
 #[derive(Debug)]
 struct Passed {
     judged: Judged,
-    /// One for each group.
-    ends: Vec<End>,
-    /// Those of whom it is in the history already that they have the message.
+    /// One outcome for each group.
+    ends: Vec<GroupOutcome>,
+    /// Positions of recipients whose delivery is in the history already.
     told: Vec<usize>,
 }
 
-/// What the work on a message and whoever waits for it tell each other.
+/// Progress of a pass, shared between the pass and the task that waits for it.
 #[derive(Debug, Default)]
 struct SoFar {
     judged: OnceLock<Judged>,
-    /// Positions of those of whom a next hop has said that they have it, where it answers for each.
+    /// Positions of recipients for whom a next hop has taken the message, where the next hop answers for each recipient.
     taken: Mutex<Vec<usize>>,
-    /// The record by which we answer for it; none while its sender does.
+    /// The stored record; empty while the sender is responsible for the message.
     stored: OnceLock<Record>,
 }
 
 /// The life of a message.
 impl Pipeline {
-    /// Takes a message at its end of data and returns the one reply.
+    /// Processes a message at its end of data and returns the one reply for its sender.
     ///
-    /// Cancel safety: not safe; the session that calls this awaits it to the end.
+    /// Cancel safety: not safe; the session that calls this method awaits it to the end.
     pub async fn accept(self: &Arc<Self>, message: Message, mode: Mode) -> Reply {
         let generation = self.generation.load_full();
         match mode {
@@ -216,15 +217,15 @@ impl Pipeline {
         }
     }
 
-    /// Scan and delivery inside the session; when `budget.session` runs out first, the message becomes durable and
-    /// the same work goes on in the background from where it stands.
+    /// Scans and delivers inside the session. If `budget.session` ends first, the message becomes durable, the sender gets
+    /// 250, and the same future continues in the background.
     async fn cut_through(self: &Arc<Self>, generation: Arc<Generation>, message: Message) -> Reply {
         let patience = Deadline::after(generation.budget.session);
         let so_far = Arc::new(SoFar::default());
         let mut work = Box::pin(self.clone().pass(
             generation.clone(),
             message.clone(),
-            Before::NOTHING,
+            ResumeState::NEW_MESSAGE,
             so_far.clone(),
         ));
         let passed = tokio::select! {
@@ -251,7 +252,7 @@ impl Pipeline {
                         return Reply::accepted(id);
                     }
                     Some(Err(error)) if so_far.judged.get().is_none() => return self.not_kept(&message, &error),
-                    // All have it, or the next hop may be taking it at this moment, and 451 would make two messages of one.
+                    // Every recipient has the message, or a next hop may be taking it now: 451 would cause a duplicate.
                     Some(Err(_)) | None => work.await,
                 }
             }
@@ -260,7 +261,7 @@ impl Pipeline {
             .await
     }
 
-    /// Durable first, always.
+    /// Stores the message first, always; then answers 250 and continues in a background slot, if one is free.
     async fn queue(self: &Arc<Self>, generation: Arc<Generation>, message: Message) -> Reply {
         let record = settle::unfinished(&generation, &message, None);
         let id = message.id;
@@ -272,7 +273,7 @@ impl Pipeline {
                 self.keep_leased(&generation, record.clone(), message.content.clone())
                     .await
             }
-            // Too much goes on already: the lanes take it up when its turn comes.
+            // No background slot is free: the lanes claim the record when it is due.
             None => {
                 let put = self
                     .store
@@ -287,12 +288,12 @@ impl Pipeline {
         if let Some(slot) = slot {
             let pipeline = self.clone();
             self.tasks.spawn(async move {
-                let onward = match slot.delivers() {
-                    true => Onward::Deliver(None),
-                    false => Onward::Queue,
+                let next_step = match slot.delivers() {
+                    true => NextStep::Deliver(None),
+                    false => NextStep::Queue,
                 };
                 pipeline
-                    .resume(generation, message, record, ScanReason::Fresh, onward)
+                    .resume(generation, message, record, ScanReason::Fresh, next_step)
                     .await;
                 drop((working, slot));
             });
@@ -300,22 +301,22 @@ impl Pipeline {
         Reply::accepted(id)
     }
 
-    /// The rest of a stored message's life, at the step it needs.
+    /// Continues a stored message at the step that is left: scan, or delivery by the stored decision.
     async fn resume(
         self: &Arc<Self>,
         generation: Arc<Generation>,
         message: Message,
         record: Record,
         scan_reason: ScanReason,
-        onward: Onward,
+        next_step: NextStep,
     ) {
         let message = settle::as_sent(&record, message);
-        let before = Before {
+        let before = ResumeState {
             judged: self.judged_before(&record, &message).await,
             spent: record.spent,
             scan_reason,
             struck: record.timeouts > 0,
-            onward,
+            next_step,
         };
         let so_far = SoFar {
             stored: record.clone().into(),
@@ -334,12 +335,12 @@ impl Pipeline {
         .await;
     }
 
-    /// Scan, decide, act: what becomes of every group of recipients.
+    /// Scans, decides and delivers; returns the outcome for each group of recipients.
     async fn pass(
         self: Arc<Self>,
         generation: Arc<Generation>,
         message: Message,
-        before: Before,
+        before: ResumeState,
         so_far: Arc<SoFar>,
     ) -> Passed {
         let judged = match before.judged {
@@ -347,37 +348,37 @@ impl Pipeline {
             None => self.judge(&generation, &message, before.terms()).await,
         };
         let judged = so_far.judged.get_or_init(|| judged).clone();
-        // Each way is durable before anything goes one of them: what one next hop has taken is not forgotten with us
-        // while another makes us wait, and a store that fails leaves all of it with its sender.
-        let mut onward = match settle::part_ways(&generation, &message, &judged) {
-            true => Onward::Queue,
-            false => before.onward,
+        // Each way has a durable record before any delivery. A crash while one next hop is slow then does not lose the
+        // delivery to another, and a store failure leaves the whole message with its sender.
+        let mut next_step = match settle::part_ways(&generation, &message, &judged) {
+            true => NextStep::Queue,
+            false => before.next_step,
         };
         let (mut ends, mut told) = (Vec::with_capacity(judged.groups.len()), Vec::new());
         for group in &judged.groups {
-            // The only fork in the program.
+            // The only branch on the disposition in the program.
             ends.push(match group.0.disposition {
-                Disposition::Deliver => match &mut onward {
-                    Onward::Queue => End::Queued,
-                    Onward::Deliver(turn) => {
+                Disposition::Deliver => match &mut next_step {
+                    NextStep::Queue => GroupOutcome::Queued,
+                    NextStep::Deliver(turn) => {
                         let what = (&judged, group);
                         let (outcomes, those) = self
                             .deliver(&generation, &message, what, turn.take(), &so_far)
                             .await;
                         told.extend(those);
-                        End::Delivered(outcomes)
+                        GroupOutcome::Delivered(outcomes)
                     }
                 },
-                Disposition::Quarantine => End::Held,
-                Disposition::Reject => End::Rejected,
-                Disposition::Defer => End::Deferred,
-                Disposition::Discard => End::Discarded,
+                Disposition::Quarantine => GroupOutcome::Held,
+                Disposition::Reject => GroupOutcome::Rejected,
+                Disposition::Defer => GroupOutcome::Deferred,
+                Disposition::Discard => GroupOutcome::Discarded,
             });
         }
         Passed { judged, ends, told }
     }
 
-    /// Makes durable what must be, tells what became of it, and returns the reply for a session that still waits.
+    /// Persists the result of a pass, writes log, metrics and history, and returns the reply for an open session.
     async fn conclude(
         self: &Arc<Self>,
         generation: &Generation,
@@ -386,8 +387,11 @@ impl Pipeline {
         passed: Passed,
     ) -> Reply {
         let mut settlement = settle::settle(generation, message, &custody, &passed);
-        if let Err(error) = self.insist(&mut settlement, &custody, message).await {
-            // What a next hop has taken it has, whatever the store does.
+        if let Err(error) = self
+            .persist_with_retry(&mut settlement, &custody, message)
+            .await
+        {
+            // A delivery has happened, whether or not the store works.
             let is_delivered = |entry: &mut HistoryEntry| entry.event == "delivered";
             let delivered: Vec<_> = settlement.history.extract_if(.., is_delivered).collect();
             if let Custody::Stored(record) = custody
@@ -404,17 +408,18 @@ impl Pipeline {
         self.concluded(settlement, message).await
     }
 
-    /// A next hop has what the store cannot be told now. Until it can, nobody takes the record up: the next hop would get it once
-    /// more. Bounded by the memory for messages, which this one keeps a part of.
+    /// Persists the settlement of a delivered message later, because the store fails now. Until then the record stays marked as
+    /// at work, so that no worker delivers the message again. Each such message stays charged to the memory budget, which
+    /// bounds their number.
     fn owe(self: &Arc<Self>, mut settlement: Settlement, record: Box<Record>, message: Message) {
         let (pipeline, working) = (self.clone(), self.store.at_work().go_on(record.id));
         self.tasks.spawn(async move {
             let custody = Custody::Stored(record);
             loop {
-                Deadline::after(lanes::OWED_AGAIN).wait().await;
-                // Once more where the relay stops.
+                Deadline::after(lanes::OWED_RETRY_PAUSE).wait().await;
+                // At shutdown: one last attempt.
                 let is_last = pipeline.tasks.is_closed();
-                let done = pipeline.make_so(&mut settlement, &custody, &message);
+                let done = pipeline.persist(&mut settlement, &custody, &message);
                 match done.await {
                     Ok(()) => {
                         pipeline.concluded(settlement, &message).await;
@@ -431,9 +436,9 @@ impl Pipeline {
         });
     }
 
-    /// What is durable is told.
+    /// Publishes a durable settlement: wakes the lanes, writes log and history, keeps delivered mail for a later scan.
     async fn concluded(self: &Arc<Self>, settlement: Settlement, message: &Message) -> Reply {
-        // Mail that is to be delivered may have its turn.
+        // A kept record may be due for delivery now.
         if !settlement.keep.is_empty() {
             self.wake.notify_waiters();
         }
@@ -450,7 +455,7 @@ impl Pipeline {
             }
             let content = &message.content;
             match record.cause {
-                // It is owed: its sender waits for it to be kept, though what the next hop has said is true in any case.
+                // A stand-in answer makes the scan owed, so the sender waits for the write; a failed write is only logged.
                 Some(_) if settle::has_stand_in(&record.reports) => {
                     self.remember(record, content.clone()).await
                 }
@@ -461,8 +466,8 @@ impl Pipeline {
         settlement.reply
     }
 
-    /// Keeps what was delivered without an engine that should have answered, for when it does. It is no mail any more: a
-    /// store that fails is told, and changes nothing.
+    /// Stores a delivered message for a later scan by an engine that did not answer. The message is delivered already, so a
+    /// store failure is only logged.
     async fn remember(&self, record: Record, content: Content) {
         let message = record.message;
         if self.store.put(vec![record], content).await.is_err() {
@@ -470,7 +475,7 @@ impl Pipeline {
         }
     }
 
-    /// The same while nobody waits for it; where too much goes on already it is not kept.
+    /// Does the same in a background slot. If no slot is free, the message is not stored.
     fn remember_beside(self: &Arc<Self>, record: Record, content: Content) {
         let Some(slot) = self.background.begin(None) else {
             return events::not_remembered(record.message);
@@ -482,27 +487,27 @@ impl Pipeline {
         });
     }
 
-    /// Makes a settlement so, against a store that fails for a while if the mail is stored, or delivered in part: what a next
-    /// hop has taken would go to it once more when the lease of the record ends, or when its sender tries again.
-    async fn insist(
+    /// Persists a settlement. If the store fails and the message is stored or partly delivered, retries for up to
+    /// [`lanes::PERSIST_RETRY_DURATION`]: otherwise the next hop gets the message again, after the lease or by a retry.
+    async fn persist_with_retry(
         &self,
         settlement: &mut Settlement,
         custody: &Custody,
         message: &Message,
     ) -> Result<(), StoreError> {
-        let patience = Deadline::after(lanes::INSIST);
+        let patience = Deadline::after(lanes::PERSIST_RETRY_DURATION);
         loop {
-            let done = self.make_so(settlement, custody, message).await;
+            let done = self.persist(settlement, custody, message).await;
             let failed = done.as_ref().is_err_and(may_pass);
             let ours = matches!(custody, Custody::Stored(_)) || settlement.is_delivered();
             if !failed || !ours || patience.passed() {
                 return done;
             }
-            patience.within(lanes::AGAIN).wait().await;
+            patience.within(lanes::PERSIST_RETRY_PAUSE).wait().await;
         }
     }
 
-    async fn make_so(
+    async fn persist(
         &self,
         settlement: &mut Settlement,
         custody: &Custody,
@@ -522,7 +527,7 @@ impl Pipeline {
         settlement: &mut Settlement,
         message: &Message,
     ) -> Result<(), StoreError> {
-        // Once something of it is delivered or returned, what is left is kept: its sender would send all of it again.
+        // After a partial delivery or a bounce the rest must be stored: the sender would send the whole message again.
         let untouched = settlement.notices.is_empty() && !settlement.is_delivered();
         self.put_notices(settlement).await?;
         let (keep, content) = (settlement.keep.clone(), message.content.clone());
@@ -538,7 +543,7 @@ impl Pipeline {
         }
     }
 
-    /// A bounce must be kept, a report of success need not.
+    /// Stores the notifications. A bounce must be stored; a report of success may be lost.
     async fn put_notices(&self, settlement: &mut Settlement) -> Result<(), StoreError> {
         while let Some(notice) = settlement.notices.last() {
             let put = self
@@ -554,8 +559,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// All that must be of it at once: what a next hop has taken is out of the record in the moment in which the bounce about
-    /// another is there. None of it is new mail, so that a store without room does not keep the one from being known.
+    /// Applies a settlement to a stored message in one transaction: a delivered recipient leaves the record in the transaction
+    /// that adds the bounce about another. None of these records is new mail, so a store without room accepts them.
     async fn replace_stored(
         &self,
         settlement: &mut Settlement,
@@ -580,7 +585,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The store failed: in a session the sender keeps the message; stored work is found again when its lease ends.
+    /// Logs a store failure. In a session, the sender keeps the message; a stored record is claimed again when its lease ends.
     fn not_kept(&self, message: &Message, error: &StoreError) -> Reply {
         events::not_kept(message.id, error);
         match error {
@@ -589,7 +594,7 @@ impl Pipeline {
         }
     }
 
-    /// For as long as what it returns is there nobody else takes the record up.
+    /// Stores a message under lease. While the returned guard exists, no other worker of this process gets the record.
     async fn keep_leased(
         &self,
         generation: &Generation,
@@ -603,7 +608,7 @@ impl Pipeline {
     }
 }
 
-/// Trouble of the store as a whole, which somebody may end.
+/// Whether the error is a failure of the whole store that may end, so that a retry makes sense.
 fn may_pass(error: &StoreError) -> bool {
     matches!(
         error,
@@ -611,9 +616,9 @@ fn may_pass(error: &StoreError) -> bool {
     )
 }
 
-/// What surrounds it.
+/// Construction, reload, queries and shutdown.
 impl Pipeline {
-    /// A path over `store`, with `in_flight_bytes` of memory for messages.
+    /// Creates a pipeline over `store`, with `in_flight_bytes` octets of memory for messages.
     pub fn new(
         generation: Generation,
         store: Arc<dyn Store>,
@@ -633,30 +638,29 @@ impl Pipeline {
             background: Background::default(),
             tasks: TaskTracker::new(),
             wake: Notify::new(),
-            // Who knows what is held from before.
+            // Bounces held before the start are not counted yet.
             bounces_held: AtomicBool::new(true),
         })
     }
 
-    /// The configuration in force.
+    /// The current configuration generation.
     pub fn generation(&self) -> Arc<Generation> {
         self.generation.load_full()
     }
 
-    /// Puts a new configuration in force for messages that come from now on.
+    /// Sets a new configuration for all passes that begin from now on.
     pub fn replace(&self, generation: Generation, intercept: intercept::Settings) {
         self.suspicion.lock().configure(intercept);
         self.generation.store(Arc::new(generation));
     }
 
-    /// Whether mail for that domain has somewhere to go.
+    /// Whether a next hop takes mail for `domain`.
     pub fn has_route(&self, domain: &str) -> bool {
         self.generation.load().delivery.route(domain).is_some()
     }
 
-    /// Whether one more recipient is taken for new mail that has so many. Without room in the store only what may need
-    /// none: cut-through mail for one recipient (of two, the next hop may take one and put off the other, who would have to
-    /// be kept).
+    /// Whether new mail with `recipients` recipients may get one more. A store without room allows only cut-through mail for one
+    /// recipient, which may need no storage: of two recipients the next hop may defer one, and that one needs storage.
     pub fn has_room(&self, mode: Mode, recipients: usize) -> bool {
         match self.store.accepts() {
             Ok(()) => true,
@@ -665,23 +669,24 @@ impl Pipeline {
         }
     }
 
-    /// The memory that messages are charged to.
+    /// The memory budget that message contents are charged to.
     pub fn memory(&self) -> &MemoryBudget {
         &self.memory
     }
 
-    /// The durable state.
+    /// The durable store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
-    /// Tells the lanes that something may be due, or work again.
+    /// Tells the lanes that records may be due, and that next hops may work again.
     pub fn wake(&self) {
         self.generation.load().delivery.nudge();
         self.wake.notify_waiters();
     }
 
-    /// Waits for work that goes on after its 250. What does not end in time is stored and goes on after the next start.
+    /// Waits until `deadline` for work that continues after its 250; returns whether all of it ended. Unfinished work is stored
+    /// and continues after the next start. Cancel safety: safe.
     pub async fn drained(&self, deadline: Deadline) -> bool {
         self.tasks.close();
         deadline.run(self.tasks.wait()).await.is_ok()

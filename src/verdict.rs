@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ablation::{Mechanism, without};
-use crate::message::{MessageId, Wish};
+use crate::message::{MessageId, RequestedEdit};
 
 /// What an engine is good for; coverage is counted per class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -302,8 +302,9 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reused: Option<Reused>,
     /// What it wants done to the message, in its order, and whether that is done.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub wishes: Vec<Wish>,
+    /// Records of earlier versions call them wishes.
+    #[serde(default, alias = "wishes", skip_serializing_if = "Vec::is_empty")]
+    pub requested_edits: Vec<RequestedEdit>,
     /// From the start of the scan to this report, waiting for a slot included.
     #[serde(with = "millis")]
     pub elapsed: Duration,

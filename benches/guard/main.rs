@@ -23,7 +23,7 @@ use spillway::message::mime::{self, Limits};
 use spillway::message::pattern::Facts;
 use spillway::message::{
     BodyKind, Content, Envelope, Fingerprint, Identity, Mailbox, Message, MessageId, Origin,
-    Standing, Trait,
+    SenderReputation, Trait,
 };
 use spillway::scan::engine::{Engine, EngineAnswer, Kind, Sample, ScanError};
 use spillway::scan::guard::guard;
@@ -105,7 +105,7 @@ fn sample(envelope: &Arc<Envelope>, content: &Content, workers: &Arc<Semaphore>)
         content: content.clone(),
         deadline: Deadline::after(Duration::from_secs(60)),
         fingerprint: Some(Arc::new(fingerprint())),
-        standing: Standing::Known,
+        reputation: SenderReputation::Known,
         scan_reason: ScanReason::Fresh,
         struck: false,
         stand_ins: true,
@@ -216,9 +216,9 @@ fn learning() -> (f64, f64) {
         };
         let now = now + Duration::from_millis(25) * at as u32;
         let id = MessageId::new();
-        let mercy = black_box(interception.judge(now, id, print)).mercy;
-        black_box(interception.arrived(now, id, &facts, print, mercy));
-        black_box(interception.standing(print));
+        let exemption = black_box(interception.judge(now, id, print)).exemption;
+        black_box(interception.arrived(now, id, &facts, print, exemption));
+        black_box(interception.reputation(print));
         interception.judged_clean(now, print);
         if at % 10 == 0 {
             black_box(interception.tick(now, &states));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use spillway::deadline::Deadline;
-use spillway::message::edit::{self, Rights, Wish};
+use spillway::message::edit::{self, RequestedEdit, Rights};
 use spillway::message::{header, mime};
 use spillway::scan::engine::head::Malformed;
 use spillway::scan::engine::{
@@ -40,8 +40,8 @@ pub const TARGETS: [(&str, Target); 13] = [
 /// An answer of clamd to INSTREAM.
 pub fn clamd(octets: &[u8]) {
     match clamd::parse(octets) {
-        Ok(clamd::Said::Ok) => assert_eq!(octets, b"stream: OK\0"),
-        Ok(clamd::Said::Found(text) | clamd::Said::Failed(text)) => {
+        Ok(clamd::ClamdAnswer::Ok) => assert_eq!(octets, b"stream: OK\0"),
+        Ok(clamd::ClamdAnswer::Found(text) | clamd::ClamdAnswer::Failed(text)) => {
             assert!(!text.contains(char::is_control), "{text:?}");
         }
         Err(malformed) => is_short(&malformed),
@@ -51,7 +51,7 @@ pub fn clamd(octets: &[u8]) {
 /// An answer of spamd to SYMBOLS.
 pub fn spamd(octets: &[u8]) {
     match spamd::parse(octets) {
-        Ok(spamd::Said::Judged {
+        Ok(spamd::SpamdAnswer::Judged {
             score,
             required,
             rules,
@@ -60,7 +60,7 @@ pub fn spamd(octets: &[u8]) {
             assert!(score.is_finite() && required.is_finite());
             assert!(rules.len() <= 200);
         }
-        Ok(spamd::Said::Failed(code, _)) => assert_ne!(code, 0),
+        Ok(spamd::SpamdAnswer::Failed(code, _)) => assert_ne!(code, 0),
         Err(malformed) => is_short(&malformed),
     }
 }
@@ -179,15 +179,19 @@ pub fn milter(octets: &[u8]) {
             Err(malformed) => is_short(&malformed),
         }
         match milter::parse(packet.command, packet.data) {
-            Ok(milter::Said::Wants(edit)) => edit::want(&mut wanted, edit),
-            Ok(milter::Said::Reply(text)) => assert!(text.starts_with(['4', '5'])),
+            Ok(milter::MilterReply::Wants(edit)) => edit::want(&mut wanted, edit),
+            Ok(milter::MilterReply::Reply(text)) => assert!(text.starts_with(['4', '5'])),
             Ok(_) => {}
             Err(malformed) => is_short(&malformed),
         }
     }
-    let wishes = edit::grant(wanted, Rights::Fields, true);
-    assert!(wishes.len() <= 65);
-    let edits: Vec<_> = wishes.iter().filter_map(Wish::granted).cloned().collect();
+    let requested_edits = edit::grant(wanted, Rights::Fields, true);
+    assert!(requested_edits.len() <= 65);
+    let edits: Vec<_> = requested_edits
+        .iter()
+        .filter_map(RequestedEdit::granted)
+        .cloned()
+        .collect();
     let section = b"From: a@a.test\r\nSubject: a\r\n\tb\r\nFrom: b@b.test\r\n";
     let rewritten = edit::rewrite(section, &edits);
     let fields = |section| header::fields(section).count();

@@ -35,9 +35,9 @@ use tokio_util::sync::CancellationToken;
 use crate::deadline::Deadline;
 
 /// Connections at once of one surface, of callers of this machine and of strangers each.
-const CONNECTIONS: usize = 64;
+const CONNECTIONS_MAX: usize = 64;
 /// A connection's life, but for the time in which it is being answered.
-const LIFE: Duration = Duration::from_secs(30);
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves until `closing`, then lets open requests finish; `held` is dropped last.
 pub(super) async fn serve<L, T>(listener: L, routes: Router, closing: CancellationToken, held: T)
@@ -86,10 +86,10 @@ impl Caller for unix::SocketAddr {
 
 /// A connection to those who want its place.
 #[derive(Debug, Clone)]
-struct Place(Arc<Standing>);
+struct Place(Arc<SenderReputation>);
 
 #[derive(Debug, Default)]
-struct Standing {
+struct SenderReputation {
     stranger: Option<IpAddr>,
     state: AtomicU8,
     /// Its place is wanted: it is to end.
@@ -103,7 +103,7 @@ const ANSWERING: u8 = 1;
 /// There is an answer, which is not written yet.
 const ANSWERED: u8 = 2;
 
-impl Standing {
+impl SenderReputation {
     fn is(&self, state: u8) -> bool {
         self.state.load(Ordering::Relaxed) == state
     }
@@ -170,7 +170,7 @@ struct Kind {
 impl Default for Kind {
     fn default() -> Self {
         Self {
-            places: Arc::new(Semaphore::new(CONNECTIONS)),
+            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             open: Arc::default(),
         }
     }
@@ -214,15 +214,15 @@ impl Callers {
             None => &self.own,
         };
         let permit = kind.place(stranger.is_none()).await?;
-        let place = Place(Arc::new(Standing {
+        let place = Place(Arc::new(SenderReputation {
             stranger,
-            ..Standing::default()
+            ..SenderReputation::default()
         }));
         kind.open.lock().push(place.clone());
         let wanted = place.0.wanted.clone().cancelled_owned();
         let end = async move {
             // Whichever of the two it is, its time is over.
-            let _ = Deadline::after(LIFE).run(wanted).await;
+            let _ = Deadline::after(IDLE_CONNECTION_TIMEOUT).run(wanted).await;
         };
         Some(Connection {
             io,
@@ -284,8 +284,8 @@ impl<I> Connection<I> {
         }
         // A future must not be polled again once it is ready; the time stays over.
         self.end = Box::pin(std::future::ready(()));
-        let standing = &self.place.0;
-        match standing.is(WAITS) || standing.wanted.is_cancelled() {
+        let reputation = &self.place.0;
+        match reputation.is(WAITS) || reputation.wanted.is_cancelled() {
             true => Err(io::ErrorKind::TimedOut.into()),
             false => Ok(()),
         }

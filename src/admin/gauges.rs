@@ -3,7 +3,7 @@
 use metrics::gauge;
 
 use super::{Status, Stored};
-use crate::delivery::State;
+use crate::delivery::PaceState;
 
 /// Sets them.
 pub(super) fn set(status: &Status) {
@@ -15,7 +15,7 @@ pub(super) fn set(status: &Status) {
         let rate = hop
             .per_minute
             .map_or(f64::INFINITY, |rate| rate as f64 / 60.0);
-        let dead = f64::from(u8::from(hop.state == State::Dead));
+        let dead = f64::from(u8::from(hop.state == PaceState::Dead));
         gauge!("spillway_next_hop_rate", "next_hop" => hop.name.to_string()).set(rate);
         gauge!("spillway_next_hop_dead", "next_hop" => hop.name.to_string()).set(dead);
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Status, Stored};
-use crate::delivery::State;
+use crate::delivery::PaceState;
 use crate::store::LaneStats;
 use crate::telemetry::escape::Escaped;
 
@@ -53,8 +53,8 @@ pub(super) fn render(status: &Status) -> String {
     for hop in &status.next_hops {
         let name = format!("Next hop {}", hop.name);
         match hop.state {
-            State::Free => rows.add(&name, &hop.to_string()),
-            State::Paced | State::Dead => rows.add_bad(&name, &hop.to_string()),
+            PaceState::Free => rows.add(&name, &hop.to_string()),
+            PaceState::Paced | PaceState::Dead => rows.add_bad(&name, &hop.to_string()),
         }
     }
     rows.add("Configuration", &configuration(status));

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
-use crate::delivery::State;
+use crate::delivery::PaceState;
 
 #[derive(Default)]
 struct Fake {
@@ -37,7 +37,7 @@ impl Control for Fake {
             engines: Vec::new(),
             next_hops: vec![HopStatus {
                 name: "hop".into(),
-                state: State::Dead,
+                state: PaceState::Dead,
                 per_minute: Some(90),
                 at_once: Some(1),
                 until: Some(Timestamp::UNIX_EPOCH),

@@ -18,11 +18,11 @@ use crate::listener::Prepared;
 use crate::pipeline::Generation;
 
 /// One reading of the files. Whatever takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(15);
+const CONFIG_READ_TIMEOUT: Duration = Duration::from_secs(15);
 /// One building of what was read: rules may take their time to compile.
-const BUILDING: Duration = Duration::from_secs(300);
+const ENGINE_BUILD_TIMEOUT: Duration = Duration::from_secs(300);
 /// The longest reload.
-pub const LONGEST_RELOAD: Duration = PATIENCE.saturating_add(BUILDING);
+pub const LONGEST_RELOAD: Duration = CONFIG_READ_TIMEOUT.saturating_add(ENGINE_BUILD_TIMEOUT);
 /// Readings that were given up and may hang for ever, each on a thread.
 const GIVEN_UP: usize = 8;
 
@@ -64,20 +64,20 @@ impl Readings {
         let shown = file.as_ref().map(|file| file.display().to_string());
         let shown = shown.as_deref().unwrap_or("the configuration");
         let reading = move || (read(file.as_deref()), thread);
-        let (read, thread) = step(PATIENCE, reading).await.map_err(|why| match why {
+        let (read, thread) = step(CONFIG_READ_TIMEOUT, reading).await.map_err(|why| match why {
             Some(error) => vec![format!("the configuration was not read: {error}")],
             None => vec![format!(
                 "{shown}, or a file that it names, was not read within {} s: is it a FIFO, or on a mount whose server is gone?",
-                PATIENCE.as_secs(),
+                CONFIG_READ_TIMEOUT.as_secs(),
             )],
         })?;
         let read = read?;
         let building = move || (build(read), thread);
-        let (built, _thread) = step(BUILDING, building).await.map_err(|why| match why {
+        let (built, _thread) = step(ENGINE_BUILD_TIMEOUT, building).await.map_err(|why| match why {
             Some(error) => vec![format!("the configuration was not built: {error}")],
             None => vec![format!(
                 "{shown} was read, but what it names was not ready within {} s: rules that take too long to compile, or a file that hangs",
-                BUILDING.as_secs(),
+                ENGINE_BUILD_TIMEOUT.as_secs(),
             )],
         })?;
         built
@@ -161,7 +161,7 @@ mod tests {
             assert!(poll!(&mut hung).is_pending());
             let second = readings.read(None, |_| Ok(true), Ok).await;
             assert_eq!(second, Err(vec!["another reload is under way".to_owned()]));
-            tokio::time::advance(PATIENCE).await;
+            tokio::time::advance(CONFIG_READ_TIMEOUT).await;
             let given_up = hung.await.expect_err("nothing was read");
             assert!(
                 given_up[0].starts_with("/etc/fifo, or a file"),
@@ -194,7 +194,11 @@ mod tests {
                 tokio::task::yield_now().await;
             }
             assert!(poll!(&mut reload).is_pending());
-            let passes = if in_time { 10 * PATIENCE } else { BUILDING };
+            let passes = if in_time {
+                10 * CONFIG_READ_TIMEOUT
+            } else {
+                ENGINE_BUILD_TIMEOUT
+            };
             tokio::time::advance(passes).await;
             if in_time {
                 assert!(poll!(&mut reload).is_pending());

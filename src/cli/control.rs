@@ -14,9 +14,9 @@ use super::exit::CliError;
 use crate::deadline::Deadline;
 
 /// Octets of an answer at most.
-const LARGEST: u64 = 4 << 20;
+const ANSWER_OCTETS_MAX: u64 = 4 << 20;
 /// The whole exchange at most.
-const PATIENCE: Duration = Duration::from_secs(20);
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An answer.
 pub(super) struct Answer {
@@ -48,11 +48,17 @@ pub(super) async fn ask_for(
         let sent = stream.write_all(request.as_bytes()).await;
         sent.map_err(failed)?;
         let mut answer = Vec::new();
-        let read = stream.take(LARGEST).read_to_end(&mut answer).await;
+        let read = stream
+            .take(ANSWER_OCTETS_MAX)
+            .read_to_end(&mut answer)
+            .await;
         read.map_err(failed)?;
         parse(&answer).ok_or_else(|| trouble("its answer is not HTTP".to_owned()))
     };
-    match Deadline::after(PATIENCE + answer).run(exchange).await {
+    match Deadline::after(EXCHANGE_TIMEOUT + answer)
+        .run(exchange)
+        .await
+    {
         Ok(answer) => answer,
         Err(passed) => Err(trouble(passed.to_string())),
     }

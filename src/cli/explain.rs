@@ -19,9 +19,9 @@ use crate::store::{Audit, Cause, Record};
 use crate::verdict::{Decision, Report};
 
 /// Audit entries that are shown.
-const AUDIT: usize = 100;
+const AUDIT_ENTRIES_SHOWN: usize = 100;
 /// Incidents that are shown of those that name the message.
-const NAMED: usize = 100;
+const INCIDENTS_SHOWN: usize = 100;
 /// Incidents that are shown of what keeps the message: how it began, and where it stands.
 const OF_CAUSE: usize = 10;
 
@@ -95,7 +95,7 @@ async fn find(
     if message != id {
         history = history::read(&file, message).await?;
     }
-    let audit = store.audited(Some(id.into()), AUDIT).await?;
+    let audit = store.audited(Some(id.into()), AUDIT_ENTRIES_SHOWN).await?;
     let cause = record.as_ref().and_then(|record| record.cause.as_ref());
     let interceptor = intercept::of_cause(cause, &*store, terminal).await?;
     let incidents = happened(&[id, message], cause, config).await?;
@@ -117,7 +117,7 @@ async fn happened(
     let file = incident::file(config);
     let named = Filter {
         messages: messages.to_vec(),
-        limit: NAMED,
+        limit: INCIDENTS_SHOWN,
         ..Filter::default()
     };
     let mut found = incidents::search(&file, named).await?;

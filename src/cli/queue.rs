@@ -130,7 +130,7 @@ async fn retry(wanted: &Retry, store: &dyn Store, terminal: &mut Terminal<'_>) -
     };
     let (mut due, mut left) = (Vec::new(), Vec::new());
     for id in ids {
-        match store.hasten(id, terminal.now).await? {
+        match store.make_due(id, terminal.now).await? {
             true => due.push(id),
             false => left.push(id),
         }

@@ -2,7 +2,7 @@
 
 use super::exit::CliError;
 use super::terminal::{Column, Terminal, count, safe, size};
-use crate::message::{Envelope, Wish};
+use crate::message::{Envelope, RequestedEdit};
 use crate::store::{Audit, Cause, Lane, Record};
 use crate::verdict::{Answer, Decision, Report, Same};
 
@@ -231,7 +231,7 @@ pub(super) fn show_reports(
             }
             terminal.line(line)?;
         }
-        for wish in &report.wishes {
+        for wish in &report.requested_edits {
             terminal.line(format!("    {}", wished(wish)))?;
         }
     }
@@ -239,10 +239,10 @@ pub(super) fn show_reports(
 }
 
 /// What an engine wants done to the message, and whether it is; safe.
-fn wished(wish: &Wish) -> String {
+fn wished(wish: &RequestedEdit) -> String {
     match wish {
-        Wish::Granted(edit) => format!("{:10}  {}", "edit", safe(&edit.to_string())),
-        Wish::Refused { asked, why } => {
+        RequestedEdit::Granted(edit) => format!("{:10}  {}", "edit", safe(&edit.to_string())),
+        RequestedEdit::Refused { asked, why } => {
             format!("{:10}  {}: not done, {}", "edit", safe(asked), safe(why))
         }
     }

@@ -13,11 +13,11 @@ use crate::message::MessageId;
 use crate::store::{Cause, Filter, Lane, Record, Store};
 
 /// Records read at once.
-const PAGE: usize = 500;
+const RECORDS_PER_READ: usize = 500;
 /// The store knows times no better.
-const MOMENT: Duration = Duration::from_micros(1);
+const STORE_TIME_RESOLUTION: Duration = Duration::from_micros(1);
 /// Records that a dry run shows.
-const SHOWN: usize = 200;
+const DRY_RUN_RECORDS_SHOWN: usize = 200;
 
 /// Every given condition must hold.
 #[derive(Debug, Clone, Default, Args)]
@@ -184,7 +184,7 @@ impl Selection {
         }
         let mut shown = Vec::new();
         if self.dry_run {
-            for id in ids.iter().take(SHOWN) {
+            for id in ids.iter().take(DRY_RUN_RECORDS_SHOWN) {
                 shown.extend(store.get(*id).await?);
             }
         }
@@ -199,7 +199,7 @@ impl Selection {
     ) -> Result<(Vec<MessageId>, Vec<Record>), CliError> {
         let most = self.conditions.limit.unwrap_or(usize::MAX);
         let mut filter = Filter {
-            limit: PAGE,
+            limit: RECORDS_PER_READ,
             ..self.conditions.filter(lanes, now)
         };
         let (mut ids, mut met, mut shown) = (Vec::new(), HashSet::new(), Vec::new());
@@ -214,18 +214,18 @@ impl Selection {
                 if met.insert(record.id) {
                     is_further = true;
                     ids.push(record.id);
-                    if shown.len() < SHOWN {
+                    if shown.len() < DRY_RUN_RECORDS_SHOWN {
                         shown.push(record);
                     }
                 }
             }
-            let Some(last) = last.filter(|_| count == PAGE) else {
+            let Some(last) = last.filter(|_| count == RECORDS_PER_READ) else {
                 return Ok((ids, shown));
             };
             // What comes and goes meanwhile would shift pages that are counted from the newest: the next one begins where
             // this one ended, with those of the same moment.
             if is_further {
-                filter.before = last.checked_add(MOMENT).ok();
+                filter.before = last.checked_add(STORE_TIME_RESOLUTION).ok();
                 filter.offset = 0;
             } else {
                 filter.offset += count;
@@ -252,7 +252,7 @@ mod tests {
         };
         let opened = SqliteStore::open(&settings, Role::Relay).await;
         let (store, _) = opened.expect("a store");
-        let times = [(86_400, 1), (5000, 2 * PAGE + 1), (-9, 3)];
+        let times = [(86_400, 1), (5000, 2 * RECORDS_PER_READ + 1), (-9, 3)];
         let mut count = 0;
         for (received, many) in times {
             let mut records: Vec<_> = (0..many).map(|_| record(Lane::Delivery)).collect();
@@ -272,7 +272,11 @@ mod tests {
             dry_run: false,
             yes: true,
         };
-        for (limit, wanted) in [(None, count), (Some(7), 7), (Some(PAGE + 1), PAGE + 1)] {
+        for (limit, wanted) in [
+            (None, count),
+            (Some(7), 7),
+            (Some(RECORDS_PER_READ + 1), RECORDS_PER_READ + 1),
+        ] {
             let selection = selection(limit);
             let (ids, shown) = selection
                 .matching(&*store, &[Lane::Delivery], at(0))
@@ -280,7 +284,7 @@ mod tests {
                 .expect("search");
             assert_eq!(ids.len(), wanted);
             assert_eq!(ids.iter().collect::<HashSet<_>>().len(), wanted, "once");
-            assert_eq!(shown.len(), wanted.min(SHOWN));
+            assert_eq!(shown.len(), wanted.min(DRY_RUN_RECORDS_SHOWN));
         }
     }
 }

@@ -11,7 +11,7 @@ use super::exit::CliError;
 /// Where packages put it.
 const SYSTEM: &str = "/etc/spillway/spillway.toml";
 /// Reading a configuration is done long before.
-const PATIENCE: Duration = Duration::from_secs(3);
+const CONFIG_READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// Overrides [`SYSTEM`].
 const VARIABLE: &str = "SPILLWAY_CONFIG";
 
@@ -36,7 +36,7 @@ pub(super) fn read(path: Option<&Path>) -> Result<Config, Problems> {
     let (done, reading) = channel::<()>();
     let file = path.map_or_else(String::new, |path| path.display().to_string());
     std::thread::spawn(move || {
-        if reading.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+        if reading.recv_timeout(CONFIG_READ_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             eprintln!(
                 "spillway: still reading {file}, or a file that it names: is it a FIFO that nobody writes to, or on a mount \
                  whose server is gone?"

@@ -16,9 +16,9 @@ use super::exit::CliError;
 use crate::telemetry::escape::{self, Escaped};
 
 /// Columns between two columns of a table.
-const GAP: u16 = 2;
+const COLUMN_GAP: u16 = 2;
 /// A column is not cut to less than this, even if the table gets wider than the terminal.
-const NARROWEST: usize = 8;
+const COLUMN_WIDTH_MIN: usize = 8;
 
 /// The streams of a command.
 pub struct Terminal<'a> {
@@ -127,7 +127,7 @@ impl Terminal<'_> {
             table.add_row(cells.map(|(text, width)| cut(text, *width)));
         }
         for column in table.column_iter_mut() {
-            column.set_padding((0, GAP));
+            column.set_padding((0, COLUMN_GAP));
         }
         for line in table.lines() {
             self.line(line.trim_end())?;
@@ -184,7 +184,7 @@ fn widths(columns: &[Column], lines: &[Vec<String>], room: usize) -> Vec<usize> 
         cells.map(|text| wide(text)).max().unwrap_or(0)
     });
     let mut widths: Vec<usize> = needs.collect();
-    let gaps = columns.len().saturating_sub(1) * usize::from(GAP);
+    let gaps = columns.len().saturating_sub(1) * usize::from(COLUMN_GAP);
     let mut left = room.saturating_sub(gaps);
     let mut shared: Vec<usize> = Vec::new();
     for (index, column) in columns.iter().enumerate() {
@@ -197,7 +197,7 @@ fn widths(columns: &[Column], lines: &[Vec<String>], room: usize) -> Vec<usize> 
     shared.sort_by_key(|index| widths[*index]);
     let mut sharers = shared.len();
     for index in shared {
-        let share = (left / sharers).max(NARROWEST);
+        let share = (left / sharers).max(COLUMN_WIDTH_MIN);
         widths[index] = widths[index].min(share);
         left = left.saturating_sub(widths[index]);
         sharers -= 1;

@@ -1,4 +1,5 @@
-//! One connection to a server: the dialog's machines with a socket and a clock.
+//! One connection to a server. It runs the SMTP client state machines of `smtp::dialog` over a socket and applies the
+//! timeouts.
 
 use std::io;
 use std::time::Duration;
@@ -21,52 +22,53 @@ use crate::smtp::dialog::{
 use crate::smtp::dot_stuff;
 use crate::smtp::reply_parser::{Garbage, RawReply};
 
-/// Content is gathered into writes of this size; a piece that is larger goes out without being copied.
-const BUFFER: usize = 64 * 1024;
-/// A large piece is written in parts of this size, each of which must be taken within the command timeout: slow is
-/// allowed, stuck is not.
-const PART: usize = 256 * 1024;
-/// How long a closing connection may take to say goodbye.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// Size of the write buffer, in octets. Commands and small pieces of content are gathered here, so that a small message
+/// leaves in one write. A larger piece is written without a copy.
+const WRITE_BUFFER_OCTETS: usize = 64 * 1024;
+/// Size of one write of a large piece of content, in octets. Each write has the command timeout, so a slow server may
+/// take as long as it needs and a stuck server is detected.
+const WRITE_CHUNK_OCTETS: usize = 256 * 1024;
+/// Timeout for the reply to QUIT: 2 s. The reply changes nothing, so no message waits longer for it.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a session runs over.
+/// The transport below a session: TCP, TLS or a unix socket. In tests: an in-memory stream.
 pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Socket for T {}
 
-/// Why a connection is of no use any more.
+/// Why a connection cannot be used any more.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
-    /// No connection.
+    /// The TCP or unix socket connection could not be made.
     #[error("no connection: {0}")]
     Connect(#[source] io::Error),
-    /// The server refused the session, or does not offer what we need.
+    /// The server refused the session, or does not offer an extension that the configuration requires.
     #[error(transparent)]
     Opening(#[from] OpeningError),
-    /// No encryption, though offered.
+    /// The server offered STARTTLS, and the TLS handshake failed.
     #[error("TLS failed: {0}")]
     Tls(#[source] io::Error),
-    /// Octets came in after the reply to STARTTLS and before the handshake.
+    /// The server sent octets between its reply to STARTTLS and the TLS handshake.
     #[error("the server sent plaintext behind its reply to STARTTLS, which may have been injected")]
     Injection,
-    /// The server broke off.
+    /// The server announced that it closes the connection (421), or sent a reply that does not fit the command.
     #[error(transparent)]
     Interrupted(#[from] Interruption),
-    /// It does not speak SMTP.
+    /// The server sent something that is not an SMTP reply.
     #[error(transparent)]
     Garbage(#[from] Garbage),
-    /// Reading or writing failed.
+    /// Reading from or writing to the socket failed, or the server closed the connection.
     #[error("the connection broke: {0}")]
     Broken(#[from] io::Error),
-    /// No answer, or nothing taken, for so long.
+    /// The server sent no reply, or took no data, within this timeout.
     #[error("the server did not react for {} s", .0.as_secs())]
     Timeout(Duration),
-    /// The message's own time was up first.
+    /// The deadline of the message passed before the timeout of the command.
     #[error("time ran out")]
     Deadline,
 }
 
 impl ConnectionError {
-    /// What the server said, if that is what went wrong.
+    /// The server's reply, if a reply ended the connection.
     pub fn reply(&self) -> Option<&RemoteReply> {
         match self {
             Self::Opening(OpeningError::Refused { reply, .. })
@@ -78,30 +80,31 @@ impl ConnectionError {
     }
 }
 
-/// A transaction that did not come to its end.
+/// A transaction that ended before every recipient was settled.
 #[derive(Debug)]
 pub struct Unfinished {
-    /// What happened.
+    /// The error that ended the transaction.
     pub error: ConnectionError,
-    /// The end of data was on its way: the server may have taken the message, and to send it again could double it.
+    /// The end of data was being sent. The server may have taken the message, so a second attempt could deliver a
+    /// duplicate.
     pub content_sent: bool,
-    /// The server had said that it takes content.
+    /// The server had accepted DATA or BDAT and was waiting for content or its end.
     pub content_begun: bool,
-    /// Recipients that were settled before are still settled.
+    /// The fate of each recipient. A recipient that was settled before the error stays settled.
     pub fates: Vec<(usize, Fate)>,
 }
 
-/// How connections of a next hop are made.
+/// Settings for opening connections to a next hop.
 pub struct Plan {
-    /// Timeouts, names.
+    /// Timeouts and host names.
     pub settings: SmtpSettings,
-    /// Made from them; `None` when TLS is off.
+    /// TLS configuration made from the settings; `None` when TLS is off.
     pub tls: Option<TlsConnector>,
-    /// For AUTH.
+    /// User name and password for AUTH, if the next hop requires authentication.
     pub credentials: Option<Credentials>,
 }
 
-/// An open session. Dropping it closes the socket at once.
+/// An open session with a server. Dropping it closes the socket immediately, without QUIT.
 pub struct Connection {
     socket: Box<dyn Socket>,
     endpoint: Endpoint,
@@ -115,7 +118,7 @@ pub struct Connection {
     _counted: Counted,
 }
 
-/// One open connection in the gauge.
+/// Counts one open connection in the gauge; dropping it decrements the gauge.
 struct Counted(Gauge);
 
 impl Drop for Counted {
@@ -125,7 +128,10 @@ impl Drop for Counted {
 }
 
 impl Connection {
-    /// Connects, and leads the dialog to where mail is taken.
+    /// Connects, negotiates TLS and AUTH as the plan requires, and stops when the server is ready for MAIL.
+    ///
+    /// `deadline` bounds the whole call; within it, `connect_timeout` bounds the connection attempt and
+    /// `command_timeout` bounds each reply.
     ///
     /// Cancel safety: safe; a dropped attempt closes its socket.
     pub async fn open(
@@ -163,7 +169,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Over a socket on which nothing was said yet.
+    /// Wraps a socket over which no SMTP has been spoken yet.
     pub(super) fn over(
         socket: Box<dyn Socket>,
         endpoint: &Endpoint,
@@ -185,25 +191,30 @@ impl Connection {
         }
     }
 
-    /// Who is at the other end.
+    /// The server's address.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// What it offers.
+    /// The extensions that the server announced in its reply to EHLO or LHLO.
     pub fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
 
-    /// Whether an idle connection still looks usable: nothing to read, above all no end and no 421. Does not wait.
+    /// Whether an idle connection still looks usable: the server has sent nothing, in particular neither an end of
+    /// stream nor a 421. Does not wait.
     pub fn is_quiet(&mut self) -> bool {
         let mut octet = [0];
         self.input.is_empty() && self.socket.read(&mut octet).now_or_never().is_none()
     }
 
-    /// Carries one message for the recipients at these positions of its envelope.
+    /// Sends one message to the recipients at these positions of its envelope, and returns the fate of each.
     ///
-    /// Cancel safety: when dropped, the connection must be dropped with it; the message may or may not have been taken.
+    /// `deadline` bounds the whole transaction; `command_timeout` bounds each reply before the end of data and
+    /// `data_timeout` bounds the replies to it.
+    ///
+    /// Cancel safety: if this future is dropped, the connection must be dropped as well. The server may or may not have
+    /// taken the message.
     pub async fn transact(
         &mut self,
         mail: &Outbound,
@@ -240,14 +251,14 @@ impl Connection {
         }
     }
 
-    /// Says QUIT and waits a moment for the answer, so that the server's log shows no lost connection.
+    /// Sends QUIT and waits up to `QUIT_TIMEOUT` for the reply, so that the server does not log a lost connection.
     pub async fn quit(mut self) {
         self.output.clear();
         self.output.extend_from_slice(b"QUIT\r\n");
-        let deadline = Deadline::after(FAREWELL);
+        let deadline = Deadline::after(QUIT_TIMEOUT);
         if self.send(deadline).await.is_ok() {
-            // Whether and what it answers changes nothing.
-            let _ = self.reply(FAREWELL, deadline, |_, _| ()).await;
+            // The reply is ignored, because the connection closes in any case.
+            let _ = self.reply(QUIT_TIMEOUT, deadline, |_, _| ()).await;
         }
     }
 
@@ -286,7 +297,7 @@ impl Connection {
         }
     }
 
-    /// Writes what was gathered.
+    /// Writes the buffered output.
     async fn send(&mut self, deadline: Deadline) -> Result<(), ConnectionError> {
         if self.output.is_empty() {
             return Ok(());
@@ -303,7 +314,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes the content and its end. Small mail leaves in one write; large pieces are never copied.
+    /// Writes the content and the end of data. A small message leaves in one write; large pieces are not copied.
     async fn send_content(
         &mut self,
         prefix: &[u8],
@@ -312,25 +323,25 @@ impl Connection {
         content_sent: &mut bool,
     ) -> Result<(), ConnectionError> {
         for piece in dot_stuff::pieces(prefix).chain(dot_stuff::pieces(content)) {
-            if self.output.len() + piece.len() > BUFFER {
+            if self.output.len() + piece.len() > WRITE_BUFFER_OCTETS {
                 self.send(deadline).await?;
             }
-            if piece.len() <= BUFFER {
+            if piece.len() <= WRITE_BUFFER_OCTETS {
                 self.output.extend_from_slice(piece);
                 continue;
             }
-            for part in piece.chunks(PART) {
+            for part in piece.chunks(WRITE_CHUNK_OCTETS) {
                 bounded(self.command_timeout, deadline, self.socket.write_all(part)).await??;
             }
         }
         self.output
             .extend_from_slice(dot_stuff::end_of_data(content));
-        // From here on the server may have everything it needs, whatever happens to us.
+        // From here on the server may have received the complete message, even if the write fails.
         *content_sent = true;
         self.send(deadline).await
     }
 
-    /// Reads one reply and feeds it to `step`.
+    /// Reads one reply and passes it to `step`.
     async fn reply<T>(
         &mut self,
         limit: Duration,
@@ -364,7 +375,8 @@ impl Connection {
         target: &Target,
         deadline: Deadline,
     ) -> Result<Self, ConnectionError> {
-        // What is here already was sent in the clear and would be read as if it were not (CVE-2011-0411).
+        // Octets already buffered arrived in plaintext. Reading them after the handshake would treat them as encrypted
+        // (CVE-2011-0411).
         if !self.input.is_empty() {
             return Err(ConnectionError::Injection);
         }
@@ -372,7 +384,7 @@ impl Connection {
         let Some(tls) = &plan.tls else {
             return Err(unusable("it is off for this next hop"));
         };
-        // Without a name there is nothing to verify; the settings were checked for that when they were loaded.
+        // A target without a host name never has its certificate verified: `Relay::new` rejects such settings.
         let name = match target.server_name() {
             Some(name) => name,
             None => "localhost".try_into().map_err(|_| unusable("no name"))?,
@@ -380,7 +392,8 @@ impl Connection {
         let handshake = tls.connect(name, self.socket);
         let encrypted = match bounded(self.command_timeout, deadline, handshake).await {
             Ok(result) => result.map_err(ConnectionError::Tls)?,
-            // A server that goes silent in the handshake fails at TLS like one that breaks it off.
+            // A timeout during the handshake counts as a TLS failure, as a broken handshake does: an opportunistic next
+            // hop falls back to plaintext in both cases.
             Err(ConnectionError::Timeout(_)) => {
                 let silent = io::Error::new(io::ErrorKind::TimedOut, "no end of the handshake");
                 return Err(ConnectionError::Tls(silent));
@@ -403,7 +416,7 @@ async fn connect(
         Ok(match endpoint {
             Endpoint::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
-                // Commands are small and each waits for an answer: Nagle's algorithm would only add to the wait.
+                // Commands are small and each waits for its reply, so Nagle's algorithm would only add delay.
                 stream.set_nodelay(true)?;
                 Box::new(stream) as Box<dyn Socket>
             }
@@ -424,7 +437,7 @@ async fn bounded<T>(
     until.run(work).await.map_err(|_| too_late(limit, deadline))
 }
 
-/// Which of the two bounds was hit.
+/// Returns which of the two limits was reached: the message's deadline or the timeout of this step.
 fn too_late(limit: Duration, deadline: Deadline) -> ConnectionError {
     if deadline.passed() {
         ConnectionError::Deadline

@@ -1,8 +1,9 @@
-//! Delivery status notifications: what the sender is told (RFC 3461, RFC 3464; RFC 6533 where SMTPUTF8 is at work).
+//! Delivery status notifications (DSN) to the sender of a message (RFC 3461, RFC 3464; RFC 6533 for SMTPUTF8).
 //!
-//! A notification goes to the reverse-path, from the null reverse-path, so that none is ever answered by another
-//! (RFC 5321 4.5.5). It is written by hand: its parts are fixed, two of the three have no general MIME form, and every
-//! line of it is made of text that others sent us, which has to be cleaned piece by piece anyway.
+//! A notification goes to the reverse-path and has the null reverse-path itself, so that no notification ever answers
+//! another one (RFC 5321 4.5.5). This module writes the MIME structure directly instead of using a general MIME
+//! library: the parts are fixed, two of the three parts have no general MIME form, and every line contains text from
+//! other systems that must be cleaned piece by piece in any case.
 
 use std::fmt::Write as _;
 
@@ -20,31 +21,32 @@ use crate::smtp::dot_stuff::has_bare_line_end;
 use crate::smtp::orcpt;
 use crate::store::Extent;
 
-/// Octets of a message returned at most: a smaller one whole where the sender did not say RET=HDRS, of a larger one
-/// so much of its header section.
-const MAX_RETURNED: usize = 50_000;
-/// Octets of a line (RFC 5322 2.1.1).
+/// Largest part of the original message that a notification returns, in octets. A notification returns a smaller
+/// message whole unless the sender asked for RET=HDRS; of a larger message it returns the header section up to this
+/// size.
+const MAX_RETURNED_OCTETS: usize = 50_000;
+/// Longest line in octets, without CRLF (RFC 5322 2.1.1).
 const MAX_LINE: usize = 998;
-/// Where our own text is folded.
-const FOLD: usize = 76;
-/// Before an address outside ASCII (RFC 6533 3).
+/// Column at which this module folds its own header fields: below the 78 that RFC 5322 2.1.1 recommends.
+const FOLD_WIDTH: usize = 76;
+/// Field label and address type before an address outside ASCII (RFC 6533 3).
 const UTF8_RECIPIENT: &str = "Final-Recipient: utf-8; ";
 
-/// What a notification says about its recipients (RFC 3464 2.3.3).
+/// The action that a notification reports for its recipients (RFC 3464 2.3.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Given up: refused, or not delivered in time.
+    /// Delivery has ended without success: the next hop refused the recipient, or time ran out.
     Failed,
-    /// Not delivered yet; it is being tried.
+    /// The message is not delivered yet; attempts continue.
     Delayed,
-    /// Passed to a server that sends no notifications itself.
+    /// A server took the message that sends no success notifications itself.
     Relayed,
-    /// In its mailbox.
+    /// The message is in the recipient's mailbox.
     Delivered,
 }
 
 impl Action {
-    /// The success that is left for us to report; none where the next hop took over that duty.
+    /// The success that this relay must report; `None` if the next hop took over that duty.
     pub fn for_success(outcome: &Outcome) -> Option<Self> {
         match outcome {
             Outcome::Delivered(answer) if answer.dsn_passed => None,
@@ -54,7 +56,8 @@ impl Action {
         }
     }
 
-    /// Whether the sender wants to know. Who did not say gets failures alone (RFC 3461 4.1).
+    /// Whether the sender asked for this notification. A sender without a NOTIFY parameter receives failures only (RFC
+    /// 3461 4.1).
     fn is_wanted(self, notify: Option<Notify>) -> bool {
         match (self, notify) {
             (Self::Failed, notify) => notify.is_none_or(|wanted| wanted.failure),
@@ -74,7 +77,7 @@ impl Action {
         }
     }
 
-    /// The class of a status that nobody gave.
+    /// The class of the enhanced status code if no server gave one.
     fn class(self) -> u16 {
         match self {
             Self::Failed => 5,
@@ -110,30 +113,31 @@ impl Action {
     }
 }
 
-/// The message that is reported on.
+/// The message that a notification reports on.
 #[derive(Debug, Clone, Copy)]
 pub struct Original<'a> {
-    /// `relay.hostname`.
+    /// The value of `relay.hostname`.
     pub reporting_mta: &'a str,
-    /// The id in our 250.
+    /// The message id from this relay's 250 reply.
     pub id: MessageId,
-    /// As received.
+    /// The envelope as received.
     pub envelope: &'a Envelope,
-    /// End of data.
+    /// Time at which the end of data was received.
     pub arrived: Timestamp,
-    /// As received.
+    /// The content as received.
     pub content: &'a [u8],
 }
 
 impl Original<'_> {
-    /// Whether somebody may be told that about a recipient: not the null reverse-path (RFC 5321 4.5.5), and nobody who
-    /// does not want to know (RFC 3461 4.1).
+    /// Whether a notification of this action may be sent for this recipient: the reverse-path is not null (RFC 5321
+    /// 4.5.5), and the sender's NOTIFY parameter allows it (RFC 3461 4.1).
     pub fn wants(&self, action: Action, recipient: &Recipient) -> bool {
         !self.envelope.reverse_path.is_null() && action.is_wanted(recipient.notify)
     }
 
-    /// The notification about recipients of this message and what was said about each, with the id `id` and the date
-    /// `now`. `None` if there is nobody to tell (the null reverse-path), or nobody who wants to be told.
+    /// Writes the notification with the id `id` and the date `now` about these recipients, each with the answer that it
+    /// received. Returns its envelope and content, or `None` if the reverse-path is null or the sender wants no
+    /// notification for any of the recipients.
     pub fn report(
         &self,
         action: Action,
@@ -147,9 +151,9 @@ impl Original<'_> {
         if recipients.is_empty() {
             return None;
         }
-        // What was refused for its form would be refused within the bounce as well.
+        // A server that refused the form of the message would refuse a bounce that contains the message.
         let brief = action == Action::Failed
-            && (self.content.len() > MAX_RETURNED
+            && (self.content.len() > MAX_RETURNED_OCTETS
                 || recipients
                     .iter()
                     .any(|(_, answer)| answer.objection() == Objection::Form));
@@ -185,16 +189,16 @@ impl Original<'_> {
     }
 }
 
-/// One notification being written.
+/// A notification while it is being written.
 struct Report<'a> {
     original: &'a Original<'a>,
     action: Action,
-    /// The header section is returned at most, in ASCII.
+    /// The notification returns at most the header section of the message, in ASCII.
     brief: bool,
     frame: Frame,
 }
 
-// Writing to a String cannot fail; the results of `write!` below are dropped for that reason.
+// Writing to a String cannot fail, so the results of `write!` below are ignored.
 impl Report<'_> {
     fn head(&self, to: &str, id: MessageId, now: Timestamp) -> String {
         let host = self.frame.clean(self.original.reporting_mta);
@@ -228,7 +232,8 @@ impl Report<'_> {
         out
     }
 
-    /// So that the notification is shown with the message it is about; only if it is a plain one.
+    /// The original Message-ID, so that mail clients show the notification in the thread of its message. `None` if the
+    /// field is not a plain msg-id of at most 250 octets.
     fn original_message_id(&self) -> Option<String> {
         let section = header::section(self.original.content);
         let message_id = header::first(section, "Message-ID")?.unfolded();
@@ -307,7 +312,7 @@ impl Report<'_> {
         }
     }
 
-    /// The third part: the message or its header section, and the end.
+    /// Appends the third part (the message or its header section) and the closing delimiter.
     fn returned(&self, octets: &mut Vec<u8>) {
         let (frame, content) = (&self.frame, self.original.content);
         if self.returns_all() {
@@ -326,8 +331,9 @@ impl Report<'_> {
         octets.extend_from_slice(frame.end().as_bytes());
     }
 
-    /// RET=HDRS is obeyed; otherwise the message goes back whole, unless it is large, was refused for its form, or is not
-    /// fit to be part of another.
+    /// Whether the notification returns the whole message. It does not if the sender asked for RET=HDRS, if the message
+    /// is large or was refused for its form, or if the message cannot be a MIME part (bare line ends, lines that are
+    /// too long).
     fn returns_all(&self) -> bool {
         let content = self.original.content;
         self.action == Action::Failed
@@ -338,14 +344,15 @@ impl Report<'_> {
     }
 }
 
-/// The boundary of the notification with this id. Nobody else knew it while it was written, so it occurs nowhere else.
+/// The MIME boundary of the notification with this id. The original message cannot contain it, because the id did not
+/// exist when the original message was written.
 fn boundary(id: MessageId) -> String {
     format!("=_{id}")
 }
 
-/// What all parts of a notification have in common.
+/// Properties that all parts of a notification share.
 struct Frame {
-    /// Text outside ASCII may stand in it, and it is sent with SMTPUTF8.
+    /// The notification may contain text outside ASCII and is sent with SMTPUTF8.
     utf8: bool,
     boundary: String,
 }
@@ -382,7 +389,8 @@ impl Frame {
         out.push_str("\r\n");
     }
 
-    /// The part with the header section of `content`, with lines and total cut to size, in ASCII unless UTF-8 is allowed.
+    /// Appends the part with the header section of `content`. Lines and total size are cut to the limits; the text is
+    /// ASCII unless UTF-8 is allowed.
     fn headers(&self, octets: &mut Vec<u8>, content: &[u8]) {
         let kind = match self.utf8 {
             true => "message/global-headers",
@@ -391,7 +399,7 @@ impl Frame {
         let mut head = String::new();
         self.part(&mut head, kind, self.utf8);
         octets.extend_from_slice(head.as_bytes());
-        let end = octets.len() + MAX_RETURNED;
+        let end = octets.len() + MAX_RETURNED_OCTETS;
         for line in lines(header::section(content)) {
             let line = &line[..line.len().min(MAX_LINE)];
             if octets.len() + line.len() > end {
@@ -403,7 +411,8 @@ impl Frame {
         }
     }
 
-    /// Text of others, made fit for a line of ours.
+    /// Replaces control characters in text from another system and, unless UTF-8 is allowed, characters outside ASCII,
+    /// so that the text stays within one line.
     fn clean(&self, text: &str) -> String {
         let clean = |c: char| match c {
             '\t' => ' ',
@@ -413,7 +422,7 @@ impl Frame {
         text.chars().map(clean).collect()
     }
 
-    /// A recipient, so that it can be read back also where only ASCII may stand.
+    /// The recipient's address, encoded so that a reader can recover it even if only ASCII is allowed.
     fn mailbox(&self, mailbox: &Mailbox) -> String {
         match mailbox.is_internationalized() && !self.utf8 {
             true => in_ascii(mailbox.as_str()),
@@ -421,7 +430,7 @@ impl Frame {
         }
     }
 
-    /// Text of ours, once more.
+    /// Copies text of an earlier notification, converted to ASCII unless UTF-8 is allowed.
     fn again(&self, out: &mut String, text: &str) {
         if self.utf8 {
             return out.push_str(text);
@@ -441,13 +450,15 @@ impl Frame {
     }
 }
 
-/// An address outside ASCII as RFC 6533 3 writes it within ASCII (`utf-8-addr-xtext`), cut where a line must end.
+/// Encodes an address outside ASCII in ASCII as RFC 6533 3 specifies (`utf-8-addr-xtext`), cut at the maximum line
+/// length.
 fn in_ascii(address: &str) -> String {
-    const LONGEST: usize = "\\x{10FFFF}".len();
+    // The longest escape of one character.
+    const ESCAPE_OCTETS_MAX: usize = "\\x{10FFFF}".len();
     let mut out = String::new();
     for c in address.chars() {
         match c {
-            _ if UTF8_RECIPIENT.len() + out.len() + LONGEST > MAX_LINE => break,
+            _ if UTF8_RECIPIENT.len() + out.len() + ESCAPE_OCTETS_MAX > MAX_LINE => break,
             '!'..='~' if !matches!(c, '+' | '=' | '\\') => out.push(c),
             c => {
                 let _ = write!(out, "\\x{{{:02X}}}", u32::from(c));
@@ -457,8 +468,7 @@ fn in_ascii(address: &str) -> String {
     out
 }
 
-/// What is sent of the notification that was written here under `id`: as much as `extent` says. What was not written here
-/// is returned as it is.
+/// Reduces a notification that this module wrote under `id` to `extent`. Any other content is returned unchanged.
 pub fn reduced(written: &Bytes, id: MessageId, extent: Extent) -> Bytes {
     let mut frame = Frame {
         utf8: false,
@@ -471,7 +481,7 @@ pub fn reduced(written: &Bytes, id: MessageId, extent: Extent) -> Bytes {
     let Some(parts) = parts else {
         return written.clone();
     };
-    // To a mailbox outside ASCII there is no way but SMTPUTF8.
+    // A mailbox outside ASCII can only be addressed with SMTPUTF8.
     frame.utf8 = !parts.head.is_ascii();
     let mut out = parts.head.to_owned();
     frame.part(&mut out, frame.for_people(), frame.utf8);
@@ -486,12 +496,12 @@ pub fn reduced(written: &Bytes, id: MessageId, extent: Extent) -> Bytes {
     octets.into()
 }
 
-/// A notification of ours, taken apart.
+/// The parts of a notification that this module wrote.
 struct Parts<'a> {
     head: &'a str,
     for_people: &'a str,
     for_programs: &'a str,
-    /// The message, or its header section.
+    /// The returned message or its header section.
     returned: Option<&'a [u8]>,
 }
 
@@ -515,7 +525,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// What comes after the fields of a part.
+/// The octets after the header fields of a MIME part.
 fn body(part: &[u8]) -> Option<&[u8]> {
     cut(part, b"\r\n\r\n").map(|(_, body)| body)
 }
@@ -538,13 +548,13 @@ fn lines(octets: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Appends `label` and the text, folded at spaces; words too long for a line are cut.
+/// Appends `label` and the text, folded at spaces. A word that is too long for a line is cut.
 fn fold(out: &mut String, label: &str, text: &str) {
     out.push_str(label);
     let mut width = label.len();
     for (at, word) in text.split(' ').filter(|word| !word.is_empty()).enumerate() {
         let word = &word[..word.floor_char_boundary(MAX_LINE / 2)];
-        if at > 0 && width + word.len() >= FOLD {
+        if at > 0 && width + word.len() >= FOLD_WIDTH {
             out.push_str("\r\n    ");
             width = 4;
         } else if at > 0 {
@@ -557,7 +567,7 @@ fn fold(out: &mut String, label: &str, text: &str) {
     out.push_str("\r\n");
 }
 
-/// The enhanced status code (RFC 3463): the one that was given, else the bare class.
+/// The enhanced status code (RFC 3463) that the answer contains; otherwise the class with zero subject and detail.
 fn status(action: Action, answer: &Answer) -> String {
     let class = answer
         .reply
@@ -568,7 +578,7 @@ fn status(action: Action, answer: &Answer) -> String {
 }
 
 fn date(at: Timestamp) -> String {
-    // It fails only for years that RFC 5322 cannot write.
+    // Printing fails only for years that RFC 5322 cannot represent.
     DateTimePrinter::new()
         .zoned_to_string(&at.to_zoned(TimeZone::UTC))
         .unwrap_or_else(|_| "Thu, 01 Jan 1970 00:00:00 +0000".to_owned())

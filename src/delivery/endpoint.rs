@@ -1,4 +1,5 @@
-//! Where a next hop's servers are: names resolved for each new connection, and which of them failed just now.
+//! Addresses of a next hop's servers. Names are resolved for each new connection, and addresses that failed recently
+//! are tried last.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -10,24 +11,26 @@ use rustls_pki_types::ServerName;
 
 use crate::deadline::Deadline;
 
-/// Addresses of one name at most; the rest are not tried.
-const MAX_RESOLVED: usize = 16;
-/// An address that failed is tried after the others for so long, so that not each message pays its connect timeout.
-const AVOIDED_FOR: Duration = Duration::from_secs(10);
-/// Failed addresses remembered.
-const MAX_AVOIDED: usize = 32;
+/// Largest number of addresses used of one host name; further addresses are not tried. This bounds the time that one
+/// message spends on connection attempts.
+const MAX_HOST_ADDRESSES: usize = 16;
+/// Time for which an address that failed is tried after the others: 10 s, so that not every message pays its connect
+/// timeout.
+const ENDPOINT_AVOIDANCE: Duration = Duration::from_secs(10);
+/// Largest number of failed addresses in memory.
+const MAX_AVOIDED_ENDPOINTS: usize = 32;
 
 /// One configured address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// A name or IP address, and a port.
+    /// A host name or IP address, and a port.
     Tcp(String, u16),
-    /// A unix socket.
+    /// The path of a unix socket.
     Unix(PathBuf),
 }
 
 impl Target {
-    /// Reads `host:port`, `[IPv6]:port` or `unix:/path`.
+    /// Parses `host:port`, `[IPv6]:port` or `unix:/path`; `None` for any other form.
     pub fn parse(text: &str) -> Option<Self> {
         if let Some(path) = text.strip_prefix("unix:") {
             let path = Path::new(path);
@@ -43,7 +46,7 @@ impl Target {
         (!host.is_empty()).then(|| Self::Tcp(host.to_owned(), port))
     }
 
-    /// The name that a certificate is checked against; none for a unix socket.
+    /// The name that the certificate must match; `None` for a unix socket.
     pub fn server_name(&self) -> Option<ServerName<'static>> {
         match self {
             Self::Tcp(host, _) => ServerName::try_from(host.clone()).ok(),
@@ -51,9 +54,10 @@ impl Target {
         }
     }
 
-    /// All places it stands for now. A name is looked up, an address is itself.
+    /// All current endpoints of this address. A host name is looked up; an IP address and a unix socket are used as
+    /// they are.
     ///
-    /// Cancel safety: safe; the look-up goes on in its thread and its result is dropped.
+    /// Cancel safety: safe; the look-up continues in its thread and its result is dropped.
     pub async fn resolve(&self) -> std::io::Result<Vec<Endpoint>> {
         match self {
             Self::Unix(path) => Ok(vec![Endpoint::Unix(path.clone())]),
@@ -62,7 +66,7 @@ impl Target {
                     return Ok(vec![Endpoint::Tcp(SocketAddr::new(address, *port))]);
                 }
                 let found = tokio::net::lookup_host((host.as_str(), *port)).await?;
-                Ok(found.take(MAX_RESOLVED).map(Endpoint::Tcp).collect())
+                Ok(found.take(MAX_HOST_ADDRESSES).map(Endpoint::Tcp).collect())
             }
         }
     }
@@ -78,17 +82,17 @@ impl fmt::Display for Target {
     }
 }
 
-/// One place to connect to.
+/// One endpoint to connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
-    /// An address and a port.
+    /// An IP address and a port.
     Tcp(SocketAddr),
-    /// A unix socket.
+    /// The path of a unix socket.
     Unix(PathBuf),
 }
 
 impl Endpoint {
-    /// The address, unless a unix socket.
+    /// The IP address and port; `None` for a unix socket.
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(address) => Some(*address),
@@ -96,7 +100,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether the peer is this machine, so that what is sent cannot be overheard.
+    /// Whether the peer is on this machine, so that the connection cannot be intercepted on a network.
     pub fn is_local(&self) -> bool {
         self.address()
             .is_none_or(|address| address.ip().to_canonical().is_loopback())
@@ -112,23 +116,23 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Endpoints that failed a moment ago.
+/// Endpoints that failed recently.
 #[derive(Debug, Default)]
 pub struct Avoided {
     failed: Mutex<Vec<(Endpoint, Deadline)>>,
 }
 
 impl Avoided {
-    /// Notes a failure.
+    /// Records a failure.
     pub fn add(&self, endpoint: &Endpoint) {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.retain(|(at, until)| at != endpoint && !until.passed());
-        if failed.len() < MAX_AVOIDED {
-            failed.push((endpoint.clone(), Deadline::after(AVOIDED_FOR)));
+        if failed.len() < MAX_AVOIDED_ENDPOINTS {
+            failed.push((endpoint.clone(), Deadline::after(ENDPOINT_AVOIDANCE)));
         }
     }
 
-    /// Whether it failed a moment ago. Such an address is tried after the others, never given up.
+    /// Whether the endpoint failed recently. Such an endpoint is tried after the others and is never given up.
     pub fn contains(&self, endpoint: &Endpoint) -> bool {
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         let mut failed = failed.iter();
@@ -140,7 +144,7 @@ impl Avoided {
 mod tests {
     use super::*;
 
-    /// The forms that the configuration documents, and nothing that would be guessed at.
+    /// The documented forms are accepted, and ambiguous forms are rejected.
     #[test]
     fn addresses_are_read() {
         for (text, shown) in [
@@ -161,14 +165,14 @@ mod tests {
         }
     }
 
-    /// A failed address is avoided for a while, and then in its old place again.
+    /// A failed address is avoided for a limited time and then returns to its configured place.
     #[tokio::test(start_paused = true)]
     async fn failed_addresses_are_avoided_for_a_while() {
         let tcp = |port| Endpoint::Tcp(SocketAddr::from(([127, 0, 0, 1], port)));
         let avoided = Avoided::default();
         avoided.add(&tcp(1));
         assert!(avoided.contains(&tcp(1)) && !avoided.contains(&tcp(2)));
-        tokio::time::advance(AVOIDED_FOR).await;
+        tokio::time::advance(ENDPOINT_AVOIDANCE).await;
         assert!(!avoided.contains(&tcp(1)));
     }
 }

@@ -1,4 +1,5 @@
-//! One next hop's [`Pace`] with a clock, and what it tells: whoever wants to deliver asks here first.
+//! Combines the [`Pace`] of one next hop with the clock, and reports its changes as incidents. Every delivery asks here
+//! first.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,39 +10,40 @@ use metrics::counter;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::pace::{Pace, Refusal, Shift, Sign, State, Ticket, Who, Why};
+use super::pace::{HopSignal, Pace, PaceState, Refusal, Shift, Ticket, Who, Why};
 use crate::chance;
 use crate::deadline::wall_clock;
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Envelope, Party};
 
-/// Incidents that wait to be fetched, at most; later ones are in the counters alone.
-const INCIDENTS: usize = 64;
-/// Characters kept of what the hop said last.
-const SAID: usize = 200;
+/// Largest number of incidents kept until the next fetch. Counters still include later ones.
+const PENDING_INCIDENTS_MAX: usize = 64;
+/// Characters kept of the last error reply or error text.
+const ERROR_TEXT_CHARS_MAX: usize = 200;
 
-/// What one next hop gets, as `spillway status` shows it.
+/// Status of one next hop, as `spillway status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HopStatus {
-    /// Its name in the configuration.
+    /// Name in the configuration.
     pub name: Arc<str>,
-    /// Whether everything goes out to it.
-    pub state: State,
-    /// Messages a minute at most; none: no limit.
+    /// Whether mail goes out freely, at a pace, or as probes only.
+    pub state: PaceState,
+    /// Rate limit in messages a minute; `None` without a limit.
     pub per_minute: Option<u64>,
-    /// Deliveries at once at most, where there is a limit beside its connections.
+    /// Limit of concurrent deliveries in addition to the connection limit; `None` without one.
     pub at_once: Option<usize>,
-    /// Nothing goes out before this instant.
+    /// End of the current pause or wait; nothing goes out before it.
     pub until: Option<Timestamp>,
-    /// What it said, or what went wrong, when it was last in trouble.
+    /// Error reply or error text of the current trouble.
     pub said: Option<String>,
 }
 
-/// The way to one next hop. It outlives a reload that leaves the hop as it was.
+/// Controls the deliveries to one next hop. A reload keeps the gate of a next hop with unchanged name and server
+/// settings.
 #[derive(Debug)]
-pub struct Gate {
+pub struct HopGate {
     name: Arc<str>,
-    /// Whether anything is ever held back.
+    /// Whether the gate ever holds mail back.
     paced: bool,
     inner: Mutex<Inner>,
 }
@@ -53,16 +55,16 @@ struct Inner {
     incidents: Vec<Incident>,
 }
 
-/// The right to make one delivery to one next hop; dropped, it tells nothing about the hop and frees its place.
+/// The right to one delivery to one next hop. Dropping a permit frees its place and reports nothing about the hop.
 #[derive(Debug)]
-pub struct Turn {
-    gate: Arc<Gate>,
+pub struct DeliveryPermit {
+    gate: Arc<HopGate>,
     ticket: Option<Ticket>,
 }
 
-impl Gate {
-    /// A hop that nothing is known about, which may have so many connections; unless `paced`, everything goes out to it,
-    /// always.
+impl HopGate {
+    /// A gate for a hop without history and with at most this many connections. A gate that is not `paced` lets
+    /// everything pass.
     pub fn new(name: Arc<str>, connections: usize, paced: bool) -> Arc<Self> {
         Arc::new(Self {
             name,
@@ -75,8 +77,8 @@ impl Gate {
         })
     }
 
-    /// Asks for a turn now; the text says why there is none.
-    pub fn ask(self: &Arc<Self>, who: Who) -> Result<Turn, String> {
+    /// Takes a permit now. The error text gives the reason if the hop takes no message.
+    pub fn ask(self: &Arc<Self>, who: Who) -> Result<DeliveryPermit, String> {
         let ticket = match self.paced {
             false => None,
             true => {
@@ -87,11 +89,11 @@ impl Gate {
             }
         };
         let gate = self.clone();
-        Ok(Turn { gate, ticket })
+        Ok(DeliveryPermit { gate, ticket })
     }
 
-    /// How many messages that wait may go out now, of so many; and otherwise after how long to ask again, if time alone
-    /// decides that.
+    /// How many of `wanted` stored messages may go out now. If none may and only time decides, also the wait before the
+    /// next call is useful.
     pub fn room(&self, wanted: usize) -> (usize, Option<Duration>) {
         if !self.paced {
             return (wanted, None);
@@ -101,17 +103,17 @@ impl Gate {
         (room, until.map(|until| until - now))
     }
 
-    /// Whether mail that is due waits for this hop.
+    /// Sets whether stored mail for this hop is due.
     pub fn waits(&self, backlog: bool) {
         self.lock().pace.waits(backlog);
     }
 
-    /// A dead hop may be probed at once.
+    /// Allows an immediate probe of a dead hop.
     pub fn nudge(&self) {
         self.lock().pace.nudge(Instant::now());
     }
 
-    /// What it is like now.
+    /// The current status.
     pub fn status(&self) -> HopStatus {
         let now = Instant::now();
         let inner = self.lock();
@@ -123,28 +125,31 @@ impl Gate {
             per_minute: view.rate.map(|rate| (rate * 60.0).round() as u64),
             at_once: view.window,
             until: view.until.map(|until| wall_clock() + wait(until)),
-            said: inner.said.clone().filter(|_| view.state != State::Free),
+            said: inner.said.clone().filter(|_| view.state != PaceState::Free),
         }
     }
 
-    /// What happened to it since the last call.
+    /// Incidents since the last call.
     pub fn incidents(&self) -> Vec<Incident> {
         std::mem::take(&mut self.lock().incidents)
     }
 
-    fn end(&self, ticket: &Ticket, sign: Sign, whose: Option<&Envelope>, said: &str) {
+    fn end(&self, ticket: &Ticket, sign: HopSignal, whose: Option<&Envelope>, said: &str) {
         let party = whose.filter(|_| sign.is_at_content()).map(Party::of);
         let mut inner = self.lock();
         if matches!(
             sign,
-            Sign::Throttled | Sign::Later | Sign::ThrottledAtEnd | Sign::LaterAtEnd
+            HopSignal::Throttled
+                | HopSignal::Later
+                | HopSignal::ThrottledAtEnd
+                | HopSignal::LaterAtEnd
         ) {
             counter!("spillway_next_hop_throttles_total", "next_hop" => self.name.to_string())
                 .increment(1);
         }
-        let trouble = !matches!(sign, Sign::Fine | Sign::Unknown | Sign::Busy);
+        let trouble = !matches!(sign, HopSignal::Fine | HopSignal::Unknown | HopSignal::Busy);
         if trouble {
-            inner.said = Some(said.chars().take(SAID).collect());
+            inner.said = Some(said.chars().take(ERROR_TEXT_CHARS_MAX).collect());
         }
         let (now, rng) = (Instant::now(), &mut chance::rng());
         let shift = inner.pace.ended(ticket, sign, party.as_ref(), now, rng);
@@ -153,7 +158,7 @@ impl Gate {
         }
     }
 
-    /// Puts a change into the list of incidents; a cut while it is paced anyway is a line of the log alone.
+    /// Records a change as an incident. A rate cut of a hop that is already paced is only logged.
     fn tell(&self, inner: &mut Inner, shift: Shift) {
         let name = &self.name;
         let (kind, summary) = match shift {
@@ -177,7 +182,7 @@ impl Gate {
                 Kind::NextHopAlive,
                 format!("next hop {name} gets all its mail again"),
             ),
-            Shift::Choosy => (
+            Shift::PerMessageDeferrals => (
                 Kind::NextHopAlive,
                 format!(
                     "next hop {name} puts off single messages at any rate: it gets all its mail again"
@@ -188,7 +193,7 @@ impl Gate {
         if let Some(said) = &inner.said {
             incident = incident.with("said", said);
         }
-        if inner.incidents.len() < INCIDENTS {
+        if inner.incidents.len() < PENDING_INCIDENTS_MAX {
             inner.incidents.push(incident);
         }
     }
@@ -219,14 +224,14 @@ impl Gate {
 impl fmt::Display for HopStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.state {
-            State::Free => "takes everything",
-            State::Paced => "paced",
-            State::Dead => "does not work; one probe at a time",
+            PaceState::Free => "takes everything",
+            PaceState::Paced => "paced",
+            PaceState::Dead => "does not work; one probe at a time",
         })?;
-        if let (State::Paced, Some(rate)) = (self.state, self.per_minute) {
+        if let (PaceState::Paced, Some(rate)) = (self.state, self.per_minute) {
             write!(f, ", {rate} a minute")?;
         }
-        if let (State::Paced, Some(at_once)) = (self.state, self.at_once) {
+        if let (PaceState::Paced, Some(at_once)) = (self.state, self.at_once) {
             write!(f, ", {at_once} at once")?;
         }
         if let Some(until) = self.until {
@@ -239,27 +244,32 @@ impl fmt::Display for HopStatus {
     }
 }
 
-impl Turn {
-    /// Whether it is one for this hop.
-    pub fn is_for(&self, gate: &Arc<Gate>) -> bool {
+impl DeliveryPermit {
+    /// Whether this permit is for this gate.
+    pub fn is_for(&self, gate: &Arc<HopGate>) -> bool {
         Arc::ptr_eq(&self.gate, gate)
     }
 
-    /// Brings it back, with what the delivery of `whose` message told and the words for it. True if the hop's pace decides when what was not
-    /// delivered goes out: the message was not even offered, so that this was no attempt of its own.
-    pub fn end(mut self, sign: Sign, offered: bool, whose: &Envelope, said: &str) -> bool {
+    /// Returns the permit with the result of the delivery of message `whose`: the signal about the hop and its text.
+    /// True if the hop's pace decides when the undelivered message goes out: no server was offered the message, so the
+    /// delivery does not count as an attempt.
+    pub fn end(mut self, sign: HopSignal, offered: bool, whose: &Envelope, said: &str) -> bool {
         let Some(ticket) = self.ticket.take() else {
             return false;
         };
         self.gate.end(&ticket, sign, Some(whose), said);
-        !offered && matches!(sign, Sign::Throttled | Sign::Unreachable | Sign::Busy)
+        !offered
+            && matches!(
+                sign,
+                HopSignal::Throttled | HopSignal::Unreachable | HopSignal::Busy
+            )
     }
 }
 
-impl Drop for Turn {
+impl Drop for DeliveryPermit {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            self.gate.end(&ticket, Sign::Unknown, None, "");
+            self.gate.end(&ticket, HopSignal::Unknown, None, "");
         }
     }
 }

@@ -1,16 +1,18 @@
 //! Final delivery into one Maildir per recipient.
 //!
-//! A message is written to `tmp`, synced, renamed into `new`, and the folder synced: after power loss it is there whole
-//! or not at all. What can fail is tried before the rename: whoever reads the Maildir may have the message from then on, and
-//! nothing takes it back, or the message would be there once more with every retry. It gets the lines that final delivery adds (RFC 5321 4.4), and its line ends become LF, because that
-//! is what programs that read Maildirs expect of a file; nothing else changes.
+//! A delivery writes the message to `tmp`, syncs the file, renames it into `new`, and syncs the folder. After a power
+//! loss the message is there completely or not at all. Steps that can fail are tried before the rename. After the
+//! rename a mail program may have read the message, so a later error must not undo the delivery: each retry would add
+//! another copy. The delivery adds the header fields of final delivery (RFC 5321 4.4) and converts line ends to LF,
+//! because programs that read Maildirs expect LF in files. Everything else stays unchanged.
 //!
-//! A Maildir is its user's own, who may put anything in the place of its folders, or it lies on a mount whose server is gone.
-//! So folders are opened without waiting and without following links, and few writers at once are in one of them: a writer
-//! that hangs keeps its place there, and the others go on.
+//! A Maildir belongs to its user, who can replace its folders with anything; and a Maildir can be on a mount whose
+//! server does not answer. This module therefore opens folders without blocking and without following links, and limits
+//! the writers in one Maildir: a writer that hangs keeps its place in that Maildir, and deliveries to others continue.
 //!
-//! File names are made of the recipient's address, which is somebody else's text. Whatever could mean something to the
-//! file system is written as `%XX`, `%` included, so that no two addresses share a folder and none leaves its place.
+//! Folder names come from the recipient's address, which is untrusted text. Every character that could have a meaning
+//! for the file system is written as `%XX`, including `%`. No two addresses share a folder, and no name leaves its
+//! parent folder.
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
@@ -33,42 +35,43 @@ use super::{Answer, BuildError, Outbound, Outcome, Told};
 use crate::deadline::Deadline;
 use crate::message::{Content, Envelope, Mailbox};
 
-/// Deliveries that write at once; more would only wait for the same disk.
-const WRITERS: usize = 64;
-/// Of these in one Maildir.
-const TOGETHER: usize = 4;
-/// Maildirs remembered, beyond which it is looked which of them have no writer any more.
-const REMEMBERED: usize = 1024;
-/// Octets of a folder's name made from an address; longer ones are cut and told apart by a hash.
-const MAX_NAME: usize = 200;
-/// What the bare postmaster (RFC 5321 4.5.1) has for a domain.
-const NO_DOMAIN: &str = "localhost";
-/// Beyond the deadline, for the one file that is being moved at that moment; below what the lease of a stored message
-/// allows beyond the work on it.
-const LAST_MOVE: Duration = Duration::from_secs(2);
-/// Where it went well.
-const WRITTEN: &str = "2.0.0 written to the Maildir";
+/// Largest number of concurrent writers per next hop. More writers would only wait for the same disk.
+const WRITERS_MAX: usize = 64;
+/// Largest number of concurrent writers in one Maildir, so that a Maildir that hangs leaves most writers to the others.
+const MAILDIR_WRITERS_MAX: usize = 4;
+/// Number of Maildirs in memory from which a delivery removes those without a writer.
+const MAILDIRS_CLEANUP_THRESHOLD: usize = 1024;
+/// Largest size in octets of a folder name made from an address. A longer name is cut and gets a hash to stay unique;
+/// file systems allow 255 octets.
+const MAX_NAME_OCTETS: usize = 200;
+/// Domain of the bare postmaster address (RFC 5321 4.5.1), which has none.
+const POSTMASTER_DOMAIN: &str = "localhost";
+/// Extra time after the deadline for the file that is being renamed at that moment. It must stay below the margin by
+/// which the lease of a stored message exceeds the work on it.
+const LAST_RENAME_GRACE: Duration = Duration::from_secs(2);
+/// Text of a successful delivery.
+const WRITTEN_TEXT: &str = "2.0.0 written to the Maildir";
 
-/// Makes file names of one process differ.
-static COUNTER: AtomicU64 = AtomicU64::new(0);
+/// Makes the file names of this process unique.
+static FILE_NAME_COUNTER: AtomicU64 = AtomicU64::new(0);
 
-/// A next hop that is a set of Maildirs.
+/// A next hop that consists of Maildirs.
 pub struct Maildir {
     name: Arc<str>,
     template: Arc<str>,
     host: Arc<str>,
     writers: Arc<Semaphore>,
-    /// The places in each Maildir, for as long as somebody is in it.
+    /// Semaphore of the places in each Maildir. An entry is alive while a writer or a waiting delivery uses it.
     places: Mutex<HashMap<PathBuf, Weak<Semaphore>>>,
     disk: Disk,
 }
 
-/// How a message comes into its Maildir; tests have some that fail or take their time.
+/// File operations that move a message into its Maildir. Tests replace them with operations that fail or block.
 #[derive(Clone, Copy)]
 struct Disk {
-    /// From `tmp`, the first folder, into `new`, the second.
+    /// Renames a file from `tmp` (first folder) into `new` (second folder).
     rename: fn(&File, &File, &str) -> io::Result<()>,
-    /// Makes durable what was moved into the folder.
+    /// Makes the rename durable in the folder.
     sync: fn(&File) -> io::Result<()>,
 }
 
@@ -79,10 +82,10 @@ impl Disk {
     };
 }
 
-/// One delivery to one recipient, moved to a thread that may block.
+/// One delivery to one recipient, executed in a thread that may block.
 struct Job {
     envelope: Arc<Envelope>,
-    /// The recipient's position.
+    /// Position of the recipient in the envelope.
     at: usize,
     mailbox: Mailbox,
     maildir: PathBuf,
@@ -94,10 +97,10 @@ struct Job {
     told: Told,
 }
 
-/// What the waiting side and the writing side both see.
+/// State shared between the waiting task and the writing thread.
 #[derive(Default)]
 struct JobState {
-    /// Nobody waits any more: nothing further may appear in a Maildir.
+    /// The waiting task has gone away, so no further file may appear in a Maildir.
     abandoned: AtomicBool,
     results: Mutex<Vec<(usize, io::Result<()>)>>,
 }
@@ -109,7 +112,7 @@ impl JobState {
     }
 }
 
-/// Abandons the job when the waiting side goes away, at the deadline or because it was dropped.
+/// Marks the job as abandoned when the waiting task ends: at the deadline, or because its future was dropped.
 struct Waiting(Arc<JobState>);
 
 impl Drop for Waiting {
@@ -119,29 +122,29 @@ impl Drop for Waiting {
 }
 
 impl Maildir {
-    /// `path` is the template, absolute or relative to the working folder.
+    /// `path` is the path template, absolute or relative to the working folder. Fails if the template has no `{local}`.
     pub fn new(name: Arc<str>, path: &str) -> Result<Self, BuildError> {
         if !path.contains("{local}") {
             return Err(BuildError::SharedMaildir(name.to_string(), path.to_owned()));
         }
         let system = rustix::system::uname();
-        // Colon and slash have meanings in a Maildir's file names (maildir(5)).
+        // Colon and slash have a meaning in the file names of a Maildir (maildir(5)).
         let host = system.nodename().to_string_lossy().into_owned();
         let host = host.replace('/', "\\057").replace(':', "\\072");
         Ok(Self {
             name,
             template: path.into(),
             host: host.into(),
-            writers: Arc::new(Semaphore::new(WRITERS)),
+            writers: Arc::new(Semaphore::new(WRITERS_MAX)),
             places: Mutex::default(),
             disk: Disk::REAL,
         })
     }
 
-    /// Delivers to the recipients at these positions of the envelope; one outcome for each, in any order.
+    /// Delivers to the recipients at these positions of the envelope, and returns one outcome for each, in any order.
     ///
-    /// Cancel safety: what is not in its Maildir yet will not appear there any more, but for the one file that is being
-    /// moved at that moment.
+    /// Cancel safety: a message that is not in its Maildir when the future is dropped does not appear there later,
+    /// except for the one file that is being renamed at that moment.
     pub async fn deliver(
         &self,
         mail: &Outbound,
@@ -161,8 +164,8 @@ impl Maildir {
         let why = match done {
             Ok(()) => "4.3.0 writing to the Maildir was broken off",
             Err(_) => {
-                // Nothing new is begun, and whether the file that is being moved came there is known in a moment.
-                let _ = Deadline::after(LAST_MOVE).run(&mut work).await;
+                // No new write starts. A short wait shows whether the file that is being renamed arrived.
+                let _ = Deadline::after(LAST_RENAME_GRACE).run(&mut work).await;
                 "4.3.0 time ran out before the message was in the Maildir"
             }
         };
@@ -200,8 +203,8 @@ impl Maildir {
         })
     }
 
-    /// Writes when there is a place in the Maildir, and then one among all writers. Both are kept for as long as the writer is
-    /// there, whoever still waits for it.
+    /// Waits for a place in the Maildir and then for one of all writers, and writes. The writing thread keeps both
+    /// until it ends, even if the delivery no longer waits for it.
     async fn write(&self, job: Job) {
         let places = self.places(&job.maildir);
         let (Ok(place), Ok(writer)) = (
@@ -214,7 +217,7 @@ impl Maildir {
             let _kept = (place, writer);
             job.run();
         });
-        // What it came to was told; a panic is told by its absence.
+        // The job has recorded its result; a panic shows as a missing result.
         let _ = written.await;
     }
 
@@ -223,10 +226,10 @@ impl Maildir {
         if let Some(places) = places.get(maildir).and_then(Weak::upgrade) {
             return places;
         }
-        if places.len() >= REMEMBERED {
+        if places.len() >= MAILDIRS_CLEANUP_THRESHOLD {
             places.retain(|_, places| places.strong_count() > 0);
         }
-        let fresh = Arc::new(Semaphore::new(TOGETHER));
+        let fresh = Arc::new(Semaphore::new(MAILDIR_WRITERS_MAX));
         places.insert(maildir.to_owned(), Arc::downgrade(&fresh));
         fresh
     }
@@ -238,10 +241,10 @@ impl Maildir {
         }
     }
 
-    /// A disk's trouble is ours and passes; it is never a reason to bounce.
+    /// Converts the result of a write. A disk error is a local and transient problem, so the outcome is never a bounce.
     fn outcome(&self, result: io::Result<()>) -> Outcome {
         match result {
-            Ok(()) => Outcome::Delivered(self.answer(WRITTEN.to_owned())),
+            Ok(()) => Outcome::Delivered(self.answer(WRITTEN_TEXT.to_owned())),
             Err(error) => {
                 let status = match error.kind() {
                     io::ErrorKind::StorageFull => "4.3.1",
@@ -264,10 +267,12 @@ impl Job {
         }
     }
 
-    /// An error means that the message is not in the Maildir; that it is there is told as soon as it is.
+    /// Delivers the message. An error means that the message is not in the Maildir; success is recorded immediately
+    /// after the rename.
     fn deliver(&self) -> io::Result<()> {
         let maildir = &self.maildir;
-        // `new` is opened before anything is moved there: without permission or descriptors nothing is.
+        // `new` is opened before the rename, so that missing permissions or file descriptors fail the delivery before
+        // the message can appear there.
         let open = || {
             let inner = |name: &str| open_folder(&maildir.join(name), OFlags::NOFOLLOW);
             Ok::<_, io::Error>((inner("new")?, inner("tmp")?))
@@ -289,19 +294,19 @@ impl Job {
             (self.disk.rename)(&tmp, &new, &name)
         });
         if moved.is_err() {
-            // What could not be delivered must not fill the disk either.
+            // A failed delivery must not leave files that fill the disk.
             let _ = unlinkat(&tmp, &name, AtFlags::empty());
             return moved;
         }
-        // From here on it is delivered, whatever happens.
+        // From here on the message is delivered, even if the sync fails.
         self.shared.tell(self.at, Ok(()));
         if let Err(error) = (self.disk.sync)(&new) {
-            // A disk that cannot sync may lose the move in a power cut. Delivered once more the message would be there
-            // twice for certain, with every retry; and it cannot be taken back from somebody who has read it.
+            // A folder that cannot be synced may lose the rename in a power loss. But a second delivery would certainly
+            // add a copy with every retry, and a message that a user has read cannot be withdrawn.
             tracing::warn!(folder = %maildir.display(), %error, "moved into the Maildir, but not synced");
         }
-        // Only now, as it may be forgotten here from then on.
-        self.told.tell(self.at, || WRITTEN.to_owned());
+        // Reported only after the sync, because the caller may remove the message from the store after this report.
+        self.told.tell(self.at, || WRITTEN_TEXT.to_owned());
         Ok(())
     }
 
@@ -323,7 +328,7 @@ impl Job {
             .sync_all()
     }
 
-    /// Time, process, count and host: unique on all machines that share the folder (maildir(5)).
+    /// Time, process id, counter and host name: unique on all machines that share the folder (maildir(5)).
     fn unique_name(&self) -> String {
         let now = jiff::Timestamp::now();
         format!(
@@ -331,7 +336,7 @@ impl Job {
             now.as_second(),
             now.subsec_microsecond(),
             std::process::id(),
-            COUNTER.fetch_add(1, Ordering::Relaxed),
+            FILE_NAME_COUNTER.fetch_add(1, Ordering::Relaxed),
             self.host
         )
     }
@@ -340,19 +345,19 @@ impl Job {
 /// The Maildir of a recipient.
 fn folder(template: &str, mailbox: &Mailbox) -> PathBuf {
     let domain = match mailbox.domain() {
-        "" => NO_DOMAIN,
+        "" => POSTMASTER_DOMAIN,
         domain => domain,
     };
     let domain = safe(&domain.to_lowercase());
     let local = safe(mailbox.local_part());
-    // Replaced names contain no braces, so neither can bring in the other's placeholder.
+    // Encoded names contain no braces, so neither name can contain the placeholder of the other.
     template
         .replace("{domain}", &domain)
         .replace("{local}", &local)
         .into()
 }
 
-/// One name without meaning to the file system.
+/// Encodes text as one file name without special characters.
 fn safe(text: &str) -> String {
     use std::fmt::Write as _;
     let mut name = String::with_capacity(text.len());
@@ -369,10 +374,10 @@ fn safe(text: &str) -> String {
             let _ = write!(name, "%{octet:02X}");
         }
     }
-    if name.len() > MAX_NAME {
+    if name.len() > MAX_NAME_OCTETS {
         let hash = Sha256::digest(text.as_bytes());
-        name.truncate(name.floor_char_boundary(MAX_NAME - 34));
-        // Two percent signs: no encoded octet looks like that.
+        name.truncate(name.floor_char_boundary(MAX_NAME_OCTETS - 34));
+        // Two percent signs never occur in encoded text, so no encoded name equals a cut name.
         name.push_str("%%");
         for octet in &hash[..16] {
             let _ = write!(name, "{octet:02x}");
@@ -381,13 +386,13 @@ fn safe(text: &str) -> String {
     name
 }
 
-/// A folder, and at once: whatever else is there is an error.
+/// Opens a folder without blocking. Any other kind of file is an error.
 fn open_folder(path: &Path, flags: OFlags) -> io::Result<File> {
     let flags = flags | OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
-/// Makes the Maildir and whatever folder above it is missing, durably.
+/// Creates the Maildir and all missing parent folders, durably.
 fn make_maildir(maildir: &Path) -> io::Result<()> {
     let present = maildir.ancestors().skip(1).find(|folder| folder.is_dir());
     for inner in ["tmp", "new", "cur"] {

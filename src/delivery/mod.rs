@@ -1,13 +1,13 @@
-//! Passing messages to next hops.
+//! Delivery of messages to next hops.
 //!
-//! Recipients are grouped by next hop ([`Delivery::route`]), the next hops are spoken to at once, and every recipient
-//! gets an outcome of its own. What is tried again at once and what is not is decided in one place per kind of next
-//! hop: [`relay`] for SMTP and LMTP, [`maildir`] for folders. What is tried again later is the caller's, with
-//! [`schedule::next_attempt`]; who is told about failures is [`dsn`]'s.
+//! [`Delivery`] groups the recipients of a message by next hop ([`Delivery::route`]), contacts all these next hops
+//! concurrently, and returns one outcome for each recipient. Each kind of next hop decides in one place what to retry
+//! within the same attempt: [`relay`] for SMTP and LMTP, [`maildir`] for folders. The caller schedules later attempts
+//! with [`schedule::next_attempt`]. [`dsn`] decides which failures the sender hears of.
 //!
-//! A next hop that throttles us or does not work gets its mail at the [`pace`] that it allows: what it would refuse anyway
-//! is not sent, and [`Answer::held_back`] says so. Whoever keeps such mail asks for [`Delivery::room`], and for a
-//! [`Turn`] for each message.
+//! A next hop that throttles us or does not work receives mail at the [`pace`] that it allows. A message that it would
+//! refuse is not sent, and [`Answer::held_back`] says so. The caller stores such a message, asks [`Delivery::room`] how
+//! many messages may go out, and takes a [`DeliveryPermit`] for each.
 
 mod connection;
 pub mod dsn;
@@ -45,151 +45,157 @@ use crate::message::{Content, Envelope, MessageId};
 use crate::smtp::RemoteReply;
 use crate::smtp::dialog::Stage;
 use crate::smtp::reply_parser::parse_status;
-pub use gate::{HopStatus, Turn};
+pub use gate::{DeliveryPermit, HopStatus};
 pub use objection::Objection;
-pub use pace::State;
+pub use pace::PaceState;
 pub use told::{Taken, Told};
 
 #[cfg(test)]
-pub(crate) use {pace::Sign, relay::Ended};
+pub(crate) use {pace::HopSignal, relay::Ended};
 
-use gate::Gate;
+use gate::HopGate;
 use maildir::Maildir;
 #[cfg(not(test))]
-use pace::Sign;
+use pace::HopSignal;
 use pace::Who;
 #[cfg(not(test))]
 use relay::Ended;
 use relay::Relay;
 use routes::Routes;
 
-/// Domains without a next hop that the log names, each once for a configuration.
-const UNROUTED_TOLD: usize = 100;
+/// Largest number of domains without a next hop that the log names, each once per configuration. The bound keeps mail
+/// for many invented domains from filling memory and log.
+const UNROUTED_DOMAINS_LOGGED_MAX: usize = 100;
 
 /// Settings of one `[[next_hop]]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// Unique; in logs and metrics.
+    /// Unique name, used in logs and metrics.
     pub name: Arc<str>,
-    /// Recipient domains it takes, lower case: `example.com`, `.example.com` (all below), `*` (all others).
+    /// Recipient domains of this next hop, in lower case: `example.com`, `.example.com` (all subdomains), `*` (all
+    /// others).
     pub domains: Vec<String>,
-    /// How it is spoken to.
+    /// Protocol of this next hop.
     pub kind: Kind,
-    /// First wait after a deferral; doubled each time, with jitter.
+    /// Wait after the first deferral. The wait doubles with each further deferral and has jitter.
     pub retry_first: Duration,
-    /// Longest wait between attempts.
+    /// Longest wait between two attempts.
     pub retry_max: Duration,
-    /// Bounced after so long in the queue.
+    /// Time in the queue after which the message is bounced.
     pub give_up: Duration,
 }
 
-/// How a next hop is spoken to.
+/// Protocol of a next hop.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
-    /// SMTP or LMTP.
+    /// An SMTP or LMTP server.
     Smtp(SmtpSettings),
-    /// One Maildir per recipient below a folder.
+    /// One Maildir for each recipient below a folder.
     Maildir {
-        /// `{domain}` and `{local}` stand for the recipient's; anything unsafe in them is replaced.
+        /// Template of the Maildir's path. `{domain}` and `{local}` stand for the parts of the recipient's address;
+        /// unsafe characters in them are encoded.
         path: String,
     },
 }
 
-/// A server that is spoken to over a socket.
+/// Settings of a server that this relay reaches over a socket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SmtpSettings {
-    /// LMTP (RFC 2033) rather than SMTP.
+    /// Whether the server speaks LMTP (RFC 2033) instead of SMTP.
     pub lmtp: bool,
-    /// Tried in order: `host:port`, or `unix:/path` for LMTP.
+    /// Addresses, tried in order: `host:port`, or `unix:/path` for LMTP.
     pub addresses: Vec<String>,
-    /// Encryption.
+    /// Encryption mode.
     pub tls: TlsMode,
-    /// Extra trusted certificates (PEM) for `verified`; the system's when empty.
+    /// File with additional trusted certificates (PEM) for `verified`; the system's certificates if `None`.
     pub tls_ca: Option<PathBuf>,
-    /// AUTH user.
+    /// User name for AUTH.
     pub username: Option<String>,
-    /// File that holds the password alone.
+    /// File that contains only the password.
     pub password_file: Option<PathBuf>,
-    /// Connections at once at most, idle ones included.
+    /// Largest number of connections at a time, including idle ones.
     pub connections: usize,
-    /// Whether its mail waits here while it throttles us or does not work, and goes out at the pace that it allows.
+    /// Whether mail for this server waits here and goes out at the pace that the server allows, while the server
+    /// throttles us or does not work.
     pub pace: bool,
-    /// An idle connection is closed after so long.
+    /// Idle time after which a connection is closed.
     pub idle: Duration,
-    /// One connection attempt.
+    /// Timeout of one connection attempt.
     pub connect_timeout: Duration,
-    /// The reply to any command but the last.
+    /// Timeout of the reply to any command before the end of data.
     pub command_timeout: Duration,
-    /// The reply to end of data (RFC 5321 4.5.3.2.6).
+    /// Timeout of the reply to the end of data (RFC 5321 4.5.3.2.6).
     pub data_timeout: Duration,
-    /// What we call ourselves in EHLO; from `relay.hostname`.
+    /// Host name in EHLO, taken from `relay.hostname`.
     pub hostname: String,
 }
 
-/// Encryption towards a next hop.
+/// Encryption of connections to a next hop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsMode {
-    /// Never.
+    /// No TLS.
     Off,
-    /// STARTTLS where offered, any certificate.
+    /// STARTTLS if the server offers it, with any certificate.
     Opportunistic,
-    /// STARTTLS or nothing, any certificate.
+    /// STARTTLS is required, with any certificate.
     Required,
-    /// STARTTLS or nothing, certificate checked against the host's name.
+    /// STARTTLS is required, and the certificate must match the host name.
     Verified,
 }
 
-/// What is to be delivered.
+/// A message to deliver.
 #[derive(Debug, Clone)]
 pub struct Outbound {
-    /// For logs.
+    /// Message id for logs.
     pub id: MessageId,
     /// Reverse-path, parameters, and the recipients of this delivery.
     pub envelope: Arc<Envelope>,
-    /// Header fields we put before the content, each with its CRLF.
+    /// Header fields that this relay adds before the content, each with its CRLF.
     pub prefix: Bytes,
     /// The content as received.
     pub content: Content,
-    /// Who hears of each recipient that a next hop takes, while others are waited for.
+    /// Receives a report for each recipient that a next hop accepts while other recipients are still open.
     pub told: Told,
 }
 
-/// What became of one recipient.
+/// Result of a delivery for one recipient.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// The next hop took responsibility.
+    /// The next hop took responsibility for the message.
     Delivered(Answer),
-    /// Not now: 4yz, no connection, time ran out.
+    /// Transient failure: a 4yz reply, no connection, or the deadline passed.
     Deferred(Answer),
-    /// Never: 5yz, no route.
+    /// Permanent failure: a 5yz reply, or a message that the next hop's protocol cannot carry.
     Failed(Answer),
 }
 
-/// Who said what.
+/// What happened at the next hop: the server and its reply, or the reason why there is no reply.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
-    /// The next hop's name; empty where there is no route.
+    /// Name of the next hop; empty if no next hop takes the domain.
     pub next_hop: Arc<str>,
-    /// The server we spoke to, if we came so far.
+    /// Address of the server, if a connection was attempted.
     pub server: Option<SocketAddr>,
-    /// What it said.
+    /// The server's reply.
     pub reply: Option<RemoteReply>,
-    /// What it said that to, where it was about this message.
+    /// The command that the reply answers, if the reply is about this message.
     #[serde(default)]
     pub stage: Option<Stage>,
-    /// One line for people: the reply with its stage, or what went wrong without one. A refusal of our own begins with
-    /// its enhanced status code.
+    /// One line for people: the reply with its stage, or the error if there is no reply. A refusal by this relay begins
+    /// with its enhanced status code.
     pub text: String,
-    /// The server offered DSN (RFC 3461) and got our DSN parameters: success reports are its business now.
+    /// The server offered DSN (RFC 3461) and received the DSN parameters, so the server now sends success
+    /// notifications.
     #[serde(default)]
     pub dsn_passed: bool,
-    /// The message was not offered to anybody, so that this was no attempt; the next hop's pace decides when it is.
+    /// No server was offered the message, so this was not an attempt. The next hop's pace decides when the message goes
+    /// out.
     #[serde(default)]
     pub held_back: bool,
 }
 
 impl Answer {
-    /// Without server, reply and text.
+    /// An answer without server, reply and text.
     fn of(next_hop: &Arc<str>) -> Self {
         Self {
             next_hop: next_hop.clone(),
@@ -202,12 +208,12 @@ impl Answer {
         }
     }
 
-    /// No next hop takes the recipient's domain.
+    /// Whether no next hop takes the recipient's domain.
     pub fn is_unrouted(&self) -> bool {
         self.next_hop.is_empty()
     }
 
-    /// The enhanced status code (RFC 3463) that was given, by the server or by us.
+    /// The enhanced status code (RFC 3463) from the server's reply or, without a reply, from this relay's own text.
     pub fn status(&self) -> Option<(u16, u16, u16)> {
         match &self.reply {
             Some(reply) => reply.enhanced,
@@ -215,7 +221,7 @@ impl Answer {
         }
     }
 
-    /// What it objects to.
+    /// What the answer objects to: the form of the message, the recipient, or something else.
     pub fn objection(&self) -> Objection {
         let code = self.reply.as_ref().map(|reply| reply.code);
         Objection::of(self.stage, code, self.status())
@@ -223,7 +229,7 @@ impl Answer {
 }
 
 impl Outcome {
-    /// What was said.
+    /// The answer inside the outcome.
     pub fn answer(&self) -> &Answer {
         match self {
             Self::Delivered(answer) | Self::Deferred(answer) | Self::Failed(answer) => answer,
@@ -231,45 +237,45 @@ impl Outcome {
     }
 }
 
-/// Why next hops cannot be set up.
+/// Why the next hops cannot be set up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
-    /// Not of a form that we know.
+    /// Next hop and address: the address has none of the known forms.
     #[error("next hop {0}: {1:?} is not an address (host:port, [IPv6]:port, or unix:/path)")]
     Address(String, String),
-    /// None at all.
+    /// The next hop has no address.
     #[error("next hop {0} has no address")]
     NoAddress(String),
-    /// `verified` needs a name.
+    /// `verified` is set, and the address has no host name to check the certificate against.
     #[error("next hop {0}: {1:?} has no host name that a certificate could be checked against")]
     NoNameToVerify(String, String),
-    /// Username without password file, or the other way round.
+    /// The settings contain a user name without a password file, or a password file without a user name.
     #[error("next hop {0}: username and password_file belong together")]
     HalfCredentials(String),
-    /// The password file cannot be used.
+    /// The password file cannot be used; the text says why.
     #[error("password file {path}: {why}", path = .0.display(), why = .1)]
     Password(PathBuf, String),
-    /// No certificate can be checked.
+    /// No trusted certificates are available, or TLS cannot be set up.
     #[error(transparent)]
     Trust(#[from] crate::trust::NoTrust),
-    /// Two next hops want the same mail.
+    /// Two next hops claim the same domain.
     #[error("the domain {domain:?} is claimed by the next hops {first} and {second}")]
     DomainTwice {
-        /// As written.
+        /// The domain as written in the configuration.
         domain: String,
-        /// The next hop that comes first.
+        /// The next hop that comes first in the configuration.
         first: String,
-        /// The other.
+        /// The other next hop.
         second: String,
     },
-    /// A Maildir template without a place for the recipient.
+    /// The Maildir template has no placeholder for the recipient.
     #[error(
         "next hop {0}: the path {1:?} does not contain {{local}}, so all recipients would share one mailbox"
     )]
     SharedMaildir(String, String),
 }
 
-/// All next hops, with their pools. Clones share them.
+/// All next hops with their connection pools. Clones share the same next hops.
 #[derive(Clone)]
 pub struct Delivery {
     shared: Arc<Shared>,
@@ -278,15 +284,15 @@ pub struct Delivery {
 struct Shared {
     hops: Vec<Hop>,
     routes: Routes,
-    /// Domains that no next hop takes, as far as the log has named them.
+    /// Domains without a next hop that the log has already named.
     unrouted: Mutex<HashSet<String>>,
 }
 
 struct Hop {
     settings: Settings,
     means: Means,
-    gate: Arc<Gate>,
-    /// Made at the first delivery: by then the recorder is installed.
+    gate: Arc<HopGate>,
+    /// Created at the first delivery, because the metrics recorder is not installed earlier.
     meters: OnceLock<Meters>,
 }
 
@@ -300,7 +306,7 @@ enum Means {
 /// A next hop without sockets, for tests on paused time.
 #[cfg(test)]
 pub(crate) trait Scripted: Send + Sync {
-    /// What becomes of the recipients at these positions, by the deadline.
+    /// Delivers to the recipients at these positions of the envelope before the deadline.
     fn deliver(
         &self,
         mail: Outbound,
@@ -342,8 +348,8 @@ impl Meters {
 }
 
 impl Delivery {
-    /// Sets up all next hops: reads their certificate and password files, connects nowhere. What is known of the pace of
-    /// those of `before` goes on where the server is the same.
+    /// Sets up all next hops: reads their certificate and password files and opens no connection. A next hop with the
+    /// same name and server in `before` keeps its pace.
     pub fn new(settings: Vec<Settings>, before: Option<&Self>) -> Result<Self, BuildError> {
         let routes = Routes::new(&settings)?;
         let mut hops = Vec::with_capacity(settings.len());
@@ -363,7 +369,7 @@ impl Delivery {
         Ok(Self::of(hops, routes))
     }
 
-    /// Next hops that a test has made; the settings say what they are for and how patient they are tried.
+    /// Next hops that a test scripts. The settings give their domains and their retry schedule.
     #[cfg(test)]
     pub(crate) fn scripted(
         hops: Vec<(Settings, Arc<dyn Scripted>)>,
@@ -392,22 +398,23 @@ impl Delivery {
         }
     }
 
-    /// Delivers to all recipients, every next hop at once; one outcome per recipient in their order. At the deadline
-    /// what is undecided is [`Outcome::Deferred`].
+    /// Delivers to all recipients, with all next hops concurrently, and returns one outcome for each recipient in
+    /// envelope order. A recipient that is undecided at the deadline is [`Outcome::Deferred`].
     ///
-    /// Cancel safety: connections in use are closed and never used again; a next hop may or may not have taken what
-    /// was on its way.
+    /// Cancel safety: open connections of this delivery are closed and never reused; a next hop may or may not have
+    /// taken the message.
     pub async fn deliver(&self, mail: &Outbound, deadline: Deadline) -> Vec<Outcome> {
         self.deliver_in_turn(mail, None, deadline).await
     }
 
-    /// The same for a message that has waited and has a turn at its next hop. To other next hops it is fresh mail.
+    /// As [`Self::deliver`], for a stored message that holds a permit for one next hop. Any other next hop treats the
+    /// message as fresh mail.
     ///
     /// Cancel safety: as [`Self::deliver`].
     pub async fn deliver_in_turn(
         &self,
         mail: &Outbound,
-        mut turn: Option<Turn>,
+        mut turn: Option<DeliveryPermit>,
         deadline: Deadline,
     ) -> Vec<Outcome> {
         let mut outcomes: Vec<Option<Outcome>> = vec![None; mail.envelope.recipients.len()];
@@ -434,15 +441,15 @@ impl Delivery {
             .collect()
     }
 
-    /// What becomes of mail for a domain that no next hop takes: it waits for one, as most likely somebody has forgotten the
-    /// domain in a new configuration.
+    /// Outcome for a domain that no next hop takes. The message waits, because the most likely cause is that a new
+    /// configuration lacks the domain by mistake.
     fn unrouted(&self, domain: &str) -> Outcome {
         let mut told = self
             .shared
             .unrouted
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if told.len() < UNROUTED_TOLD && told.insert(domain.to_owned()) {
+        if told.len() < UNROUTED_DOMAINS_LOGGED_MAX && told.insert(domain.to_owned()) {
             tracing::warn!(
                 domain,
                 "no next hop takes this domain: its mail waits, and bounces to it are held"
@@ -456,21 +463,23 @@ impl Delivery {
         })
     }
 
-    /// The settings of the next hop for a recipient's domain.
+    /// The settings of the next hop that takes this recipient domain, or `None`.
     pub fn route(&self, domain: &str) -> Option<&Settings> {
         let at = self.shared.routes.find(domain)?;
         Some(&self.shared.hops[at].settings)
     }
 
-    /// The longest wait between two attempts for a next hop. Nothing is known of one that is not configured any more: what
-    /// waits for it is routed anew.
+    /// Longest wait between two attempts for this next hop. For a next hop that is not configured any more, the wait
+    /// for unrouted mail applies: its messages are routed again.
     pub fn longest_wait(&self, next_hop: &str) -> Duration {
         let mut hops = self.shared.hops.iter();
         let hop = hops.find(|hop| *hop.settings.name == *next_hop);
-        hop.map_or(schedule::UNROUTED, |hop| hop.settings.retry_max)
+        hop.map_or(schedule::UNROUTED_RETRY_INTERVAL, |hop| {
+            hop.settings.retry_max
+        })
     }
 
-    /// For how long a message is tried at most, whatever its next hop.
+    /// Longest time in the queue before a message is bounced, over all next hops.
     pub fn longest_patience(&self) -> Duration {
         let hops = self.shared.hops.iter();
         let longest = hops.map(|hop| hop.settings.give_up).max();
@@ -479,53 +488,56 @@ impl Delivery {
         })
     }
 
-    /// How many messages that wait for a next hop may go out to it now, of so many; and otherwise after how long to ask
-    /// again, if time alone decides that. A next hop that is not known takes all.
+    /// How many of `wanted` stored messages may go out to this next hop now. If none may and only time decides, also
+    /// the wait before the next call is useful. An unknown next hop takes all.
     pub fn room(&self, next_hop: &str, wanted: usize) -> (usize, Option<Duration>) {
         self.gate(next_hop)
             .map_or((wanted, None), |gate| gate.room(wanted))
     }
 
-    /// A turn at a next hop for a message that has waited: none to be had now, in words; none needed where the next hop
-    /// is not known.
-    pub fn turn(&self, next_hop: &str) -> Result<Option<Turn>, String> {
+    /// Takes a permit for a stored message at this next hop. Returns `Ok(None)` for an unknown next hop, which needs no
+    /// permit, and `Err` with the reason in words if the next hop takes no message now.
+    pub fn turn(&self, next_hop: &str) -> Result<Option<DeliveryPermit>, String> {
         let gate = self.gate(next_hop);
         gate.map(|gate| gate.ask(Who::Waiting)).transpose()
     }
 
-    /// The next hops that mail waits for which is due; it goes before fresh mail where there is a rate.
+    /// Tells each next hop whether stored mail for it is due. While the next hop has a rate, that mail goes before
+    /// fresh mail.
     pub fn waits(&self, backlog: impl Fn(&str) -> bool) {
         for hop in &self.shared.hops {
             hop.gate.waits(backlog(&hop.settings.name));
         }
     }
 
-    /// Somebody has mended something: next hops that do not work may be probed at once.
+    /// Allows an immediate probe of each next hop that does not work, because an administrator may have repaired
+    /// something.
     pub fn nudge(&self) {
         for hop in &self.shared.hops {
             hop.gate.nudge();
         }
     }
 
-    /// What each next hop gets now, in order.
+    /// Status of each next hop, in configuration order.
     pub fn status(&self) -> Vec<HopStatus> {
         let hops = self.shared.hops.iter();
         hops.map(|hop| hop.gate.status()).collect()
     }
 
-    /// What happened to the next hops since the last call.
+    /// Incidents of the next hops since the last call.
     pub fn incidents(&self) -> Vec<Incident> {
         let hops = self.shared.hops.iter();
         hops.flat_map(|hop| hop.gate.incidents()).collect()
     }
 
-    fn gate(&self, next_hop: &str) -> Option<&Arc<Gate>> {
+    fn gate(&self, next_hop: &str) -> Option<&Arc<HopGate>> {
         let mut hops = self.shared.hops.iter();
         let hop = hops.find(|hop| *hop.settings.name == *next_hop)?;
         Some(&hop.gate)
     }
 
-    /// Positions of recipients by next hop. There are few next hops, mostly one: a list is searched faster than a map.
+    /// Positions of the recipients, grouped by next hop. The list of groups is searched linearly: there are few next
+    /// hops, usually one, and a linear search is faster than a map.
     fn group(&self, mail: &Outbound) -> Vec<(usize, Vec<usize>)> {
         let mut groups: Vec<(usize, Vec<usize>)> = Vec::new();
         for (at, recipient) in mail.envelope.recipients.iter().enumerate() {
@@ -546,7 +558,7 @@ impl Hop {
         &self,
         mail: &Outbound,
         recipients: Vec<usize>,
-        turn: Option<Turn>,
+        turn: Option<DeliveryPermit>,
         deadline: Deadline,
     ) -> Vec<(usize, Outcome)> {
         let meters = self.meters.get_or_init(|| Meters::new(&self.settings.name));
@@ -577,7 +589,7 @@ impl Hop {
         &self,
         mail: &Outbound,
         recipients: Vec<usize>,
-        turn: Turn,
+        turn: DeliveryPermit,
         meters: &Meters,
         deadline: Deadline,
     ) -> Vec<(usize, Outcome)> {
@@ -599,7 +611,7 @@ impl Hop {
             _ => None,
         };
         let said = match sign {
-            Sign::Fine => String::new(),
+            HopSignal::Fine => String::new(),
             _ => outcomes.iter().find_map(deferred).unwrap_or_default(),
         };
         if turn.end(sign, offered, &mail.envelope, &said) {
@@ -613,20 +625,22 @@ impl Hop {
     }
 }
 
-/// The gate of the same hop before, if its server is the same; else a new one.
-fn gate(settings: &Settings, before: Option<&Delivery>) -> Arc<Gate> {
+/// The gate of the next hop with the same name and server in `before`; otherwise a new gate.
+fn gate(settings: &Settings, before: Option<&Delivery>) -> Arc<HopGate> {
     let same =
         |hop: &&Hop| hop.settings.name == settings.name && hop.settings.kind == settings.kind;
     let before = before.and_then(|before| before.shared.hops.iter().find(same));
     match (before, &settings.kind) {
         (Some(hop), _) => hop.gate.clone(),
-        (None, Kind::Smtp(smtp)) => Gate::new(settings.name.clone(), smtp.connections, smtp.pace),
-        // A folder has no pace.
-        (None, Kind::Maildir { .. }) => Gate::new(settings.name.clone(), 1, false),
+        (None, Kind::Smtp(smtp)) => {
+            HopGate::new(settings.name.clone(), smtp.connections, smtp.pace)
+        }
+        // A folder needs no pace.
+        (None, Kind::Maildir { .. }) => HopGate::new(settings.name.clone(), 1, false),
     }
 }
 
-/// The names of the next hops; their passwords are nobody's business.
+/// Prints the names of the next hops only, because the settings can contain passwords.
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = self.shared.hops.iter().map(|hop| &hop.settings.name);

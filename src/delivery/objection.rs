@@ -1,36 +1,39 @@
-//! What a refusal is about: whether less of the message, or anything at all, may pass.
+//! Classifies what a refusal objects to, which decides whether a smaller form of the message, or any message, may pass.
 
 use crate::smtp::dialog::Stage;
 
 /// What an answer objects to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Objection {
-    /// The form of this message: its size, its 8-bit octets, what it contains. Another may pass.
+    /// The form of this message: its size, its 8-bit octets or its content. Another message may pass.
     Form,
-    /// This recipient, for good: nobody has the name, or takes anything. Nothing else counts as this, for then nobody may
-    /// be told, and nothing need be kept.
+    /// This recipient, permanently: the mailbox does not exist or accepts no mail. No doubtful refusal may get this
+    /// class: the relay drops such a message without keeping a copy if no notification about it is allowed.
     Recipient,
-    /// Something else, or nothing that could be told: policy, the sender, no connection, not now.
+    /// Another or unknown reason: policy, the sender, no connection, or a transient problem.
     Other,
 }
 
 impl Objection {
-    /// From the command that was answered, the reply code, and the enhanced status code (RFC 3463).
+    /// Classifies by the command that was answered, the reply code, and the enhanced status code (RFC 3463).
     pub(super) fn of(
         stage: Option<Stage>,
         code: Option<u16>,
         status: Option<(u16, u16, u16)>,
     ) -> Self {
         match (status, stage, code) {
-            // Longer than the mailbox takes, larger than the system takes, and all that is said of content.
+            // Message longer than the mailbox allows, message larger than the system allows, and all statuses about
+            // content.
             (Some((_, 2, 3) | (_, 3, 4) | (_, 6, _)), ..) => Self::Form,
-            // The address of the sender.
+            // Statuses about the sender's address.
             (Some((_, 1, _)), Some(Stage::Mail), _) | (Some((_, 1, 7 | 8)), ..) => Self::Other,
-            // An address or a mailbox, for good: what is only not taken now may be taken from us by and by, or by another.
+            // Permanent statuses about an address or a mailbox. With a transient status the server may accept the
+            // message later, or another server may.
             (Some((5, 1 | 2, _)), ..) => Self::Recipient,
-            // RFC 1870 6, and RFC 5321 4.1.1.11 of parameters that tell of size, 8-bit octets and UTF-8.
+            // 552 (RFC 1870 6), and rejected MAIL parameters for size, 8-bit octets and UTF-8 (RFC 5321 4.1.1.11).
             (.., Some(552)) | (_, Some(Stage::Mail), Some(504 | 555)) => Self::Form,
-            // RFC 5321 4.2.3, without a word to the contrary: a policy that refuses us has a status of its own, or 554.
+            // RFC 5321 4.2.3, without an enhanced status that says otherwise. A policy refusal has its own status, or
+            // 554.
             (None, Some(Stage::Rcpt), Some(550 | 551 | 553)) => Self::Recipient,
             _ => Self::Other,
         }
@@ -41,7 +44,7 @@ impl Objection {
 mod tests {
     use super::*;
 
-    /// What servers in use say about large messages, 8-bit octets, unknown and disabled mailboxes, and us.
+    /// Replies of servers in use about large messages, 8-bit octets, unknown and disabled mailboxes, and this relay.
     #[test]
     fn size_and_content_are_told_from_recipients_and_the_rest() {
         use Objection::{Form, Other, Recipient};

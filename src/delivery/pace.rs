@@ -1,24 +1,32 @@
-//! How fast one next hop gets its mail: a state machine without clock, sockets and chance of its own.
+//! Pace of the mail to one next hop: a pure state machine. The caller passes in the time and the random generator, and
+//! owns the sockets.
 //!
-//! The hop is paced, not the message: what a throttled or dead hop would refuse anyway is not sent at all, so that it costs
-//! nobody a session, a connection or an attempt.
+//! The state belongs to the hop, not to the message. A message that a throttled or dead hop would refuse is not sent,
+//! so it costs no session, no connection and no attempt.
 //!
-//! | state | what goes out | how it ends |
+//! | state | what goes out | transitions |
 //! |---|---|---|
-//! | free | everything, at no cost | a throttling reply: paced; a cohort of failures: dead |
-//! | paced | at the rate that was learnt, within a window, nothing during a pause | half a minute without trouble and without a backlog: free |
-//! | dead | one delivery at a time, as a probe | the probe is answered: paced, with the first window |
+//! | free | everything, without limit | a throttling reply: paced; a cohort of failures: dead |
+//! | paced | mail within rate and window, none during a pause | calm, or no limit left: free; a cohort of failures: dead |
+//! | dead | one delivery at a time, as a probe | a probe is answered: paced, with the initial window |
 //!
-//! The rate falls by 0.7 at each throttling reply, once a second at most, and rises by a half a second for half a minute, then
-//! by a fiftieth with each success (additive increase, multiplicative decrease: Chiu and Jain 1989). The window and the
-//! cohort are Postfix's (Scheduler README, "concurrency feedback"): +1/w for a success, -1/w for a failure, and as
-//! many failures in a row as the window is wide mean that the destination is dead.
+//! Calm means 30 s without trouble and without a backlog. No limit is left when the hop has no rate and its window
+//! reaches its connections. A throttling reply multiplies the rate by 0.7, at most once a second. Successes raise the
+//! rate by 0.5 messages/s each second for 30 s after a cut, then by 2 % each (additive increase, multiplicative
+//! decrease: Chiu and Jain 1989). Window and cohort are those of Postfix (Scheduler README, "concurrency feedback"): a
+//! success widens the window w by 1/w, a failure narrows it by 1/w, and as many consecutive failures as the window is
+//! wide mark the destination as dead.
 //!
-//! Whose fault is it? "Try later" may be about the message, and one sender's mail must not slow down everybody's. So a reply
-//! that does not say that it throttles counts only while most of the hop's mail gets it; and when it comes at a rate that
-//! the hop has just been seen to take, the rate is not the reason, and after a few of those such replies are not listened
-//! to for a while. What fails once the content was on its way counts only when messages of two parties have failed so and
-//! none was taken between; and when a probe fails so, the next one need not wait ([`Doubt`]).
+//! The pace separates trouble of the hop from trouble of a message, because one sender's mail must not slow down all
+//! other mail:
+//!
+//! - A "try later" reply may be about the message. A deferral that does not name throttling as its reason counts only
+//!   while a large share of the hop's mail receives such deferrals.
+//! - If such deferrals arrive at a rate that the hop has just accepted, the rate is not their reason. After a few of
+//!   them, the pace ignores such deferrals for a while.
+//! - A failure after the start of the content counts only if messages of two parties have failed that way and the hop
+//!   has taken no message in between. A probe that fails that way is followed by the next probe immediately
+//!   ([`Doubt`]).
 
 mod doubt;
 mod taken;
@@ -36,154 +44,162 @@ use crate::message::Party;
 use doubt::Doubt;
 use taken::Taken;
 
-/// The rate never falls below this, messages a second: lower ones would take hours to be corrected.
-const SLOWEST: f64 = 0.5;
-/// A rate that has risen to this is none.
-const FASTEST: f64 = 1000.0;
-/// What is left of the rate after a throttling reply.
-const CUT: f64 = 0.7;
-/// The rate is cut once in so long: replies to what was under way together are one refusal.
-const CUT_EVERY: Duration = Duration::from_secs(1);
-/// What the rate rises by, messages a second each second, while the last cut is recent.
-const RISE: f64 = 0.5;
-/// What the rate rises by with each success after that.
-const GROWTH: f64 = 1.02;
-/// So long after trouble the hop is still watched.
-const CALM: Duration = Duration::from_secs(30);
-/// What may go out at once at most, in time at the rate: longer than a timer is late, shorter than a server measures over.
-const BURST: f64 = 0.1;
-/// The first pause, before chance has taken up to half of it; doubled with each refusal in a row.
-const PAUSE: Duration = Duration::from_millis(500);
-/// No pause is longer.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// No pause after an answer to a content is longer: the reason may still be the message, and the next is another.
-const CONTENT_PAUSE: Duration = Duration::from_secs(4);
-/// Deliveries at once to a hop that has just come back, and failures in a row that make a free one dead.
-const WINDOW: f64 = 5.0;
-/// The wait before the first probe of a dead hop; doubled with each that fails.
-const PROBE: Duration = Duration::from_secs(1);
-/// The longest wait between probes. There are few next hops and one probe each: there is nothing to be saved by
-/// waiting longer, and mail to be delivered by not doing so.
-const LONGEST_PROBE: Duration = Duration::from_secs(60);
-/// After so many probes in a row that came as far as the content there is a wait all the same: what is behind them in the
-/// queue comes to its turn after as many sessions, and a hop that works for nobody is not sent a whole queue.
-const AT_ONCE: u32 = 50;
-/// What the last delivery counts for in the share of those that were put off.
-const LATEST: f64 = 1.0 / 16.0;
-/// From this share on, replies that may be about the message are taken to be about the hop: six in a row.
-const MOST: f64 = 0.3;
-/// So far above a rate that was taken it is still no reason for a refusal.
-const MARGIN: f64 = 1.2;
-/// So many refusals without that reason, and they are taken to be about messages …
-const UNEXPLAINED: u32 = 3;
-/// … for so long.
-const DEAF: Duration = Duration::from_secs(600);
-/// After a delivery has found no connection in time, fresh mail does not wait for one for so long.
-const BUSY: Duration = Duration::from_secs(30);
+/// Lowest rate, in messages a second. Recovery from a lower rate would take hours.
+const RATE_MIN: f64 = 0.5;
+/// Rate in messages a second from which the pace drops the rate limit.
+const RATE_MAX: f64 = 1000.0;
+/// Factor applied to the rate at a throttling reply (multiplicative decrease).
+const RATE_CUT_FACTOR: f64 = 0.7;
+/// Shortest interval between two rate cuts. Replies to deliveries that were in flight together count as one refusal.
+const RATE_CUT_INTERVAL: Duration = Duration::from_secs(1);
+/// Rise of the rate after a recent cut, in messages a second per second (additive increase).
+const RATE_RISE_PER_SECOND: f64 = 0.5;
+/// Factor applied to the rate at each success once the last cut is older than [`CALM_PERIOD`].
+const RATE_GROWTH_FACTOR: f64 = 1.02;
+/// Time without trouble and without a backlog after which a paced hop is free. The same time separates recent cuts of
+/// the rate from older ones.
+const CALM_PERIOD: Duration = Duration::from_secs(30);
+/// Largest burst, expressed in seconds at the current rate: longer than the error of a timer, shorter than the interval
+/// over which servers measure a rate.
+const BURST_SECONDS: f64 = 0.1;
+/// First pause after a refusal, before jitter removes up to half of it. Each consecutive refusal doubles the pause.
+const PAUSE_INITIAL: Duration = Duration::from_millis(500);
+/// Longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Longest pause after a refusal of content. The refusal may still be about the message, and the next message is
+/// another one.
+const CONTENT_PAUSE_MAX: Duration = Duration::from_secs(4);
+/// Window of concurrent deliveries to a hop that has just recovered, and number of consecutive failures that mark a
+/// free hop as dead.
+const WINDOW_INITIAL: f64 = 5.0;
+/// Wait before the first probe of a dead hop. Each failed probe doubles the wait.
+const PROBE_WAIT_INITIAL: Duration = Duration::from_secs(1);
+/// Longest wait between two probes. There are few next hops, each with one probe at a time, so a longer wait would save
+/// little and would delay mail.
+const PROBE_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Number of consecutive probes that reach the content and follow each other without a wait. Mail behind this many bad
+/// messages in the queue has to wait for one session each; a hop that fails for every message does not receive a whole
+/// queue.
+const IMMEDIATE_PROBES_MAX: u32 = 50;
+/// Weight of the latest delivery in the moving average of the share of deferred deliveries.
+const DEFERRED_SHARE_WEIGHT: f64 = 1.0 / 16.0;
+/// Share of deferred deliveries from which a deferral that may be about the message counts as throttling: six
+/// consecutive deferrals reach it.
+const DEFERRED_SHARE_THRESHOLD: f64 = 0.3;
+/// Up to this multiple of an accepted rate, a deferral is not blamed on the rate: the hop has taken mail nearly as
+/// fast.
+const TAKEN_RATE_MARGIN: f64 = 1.2;
+/// Number of deferrals not explained by the rate after which the pace treats deferrals as decisions about single
+/// messages …
+const UNEXPLAINED_DEFERRALS_MAX: u32 = 3;
+/// … and ignores them for this time. Then the pace judges the hop's deferrals anew.
+const DEFERRALS_IGNORED_PERIOD: Duration = Duration::from_secs(600);
+/// Time after a delivery that got no connection during which fresh mail does not wait for a connection in use.
+const CONNECTIONS_BUSY_PERIOD: Duration = Duration::from_secs(30);
 
-/// What a delivery told about its hop.
+/// What the result of a delivery says about its hop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sign {
-    /// It was answered about the message: taken or refused, the hop is well.
+pub enum HopSignal {
+    /// The hop answered about the message, positively or negatively: the hop works.
     Fine,
-    /// It was told to come back later, whatever the message.
+    /// The hop asked for a later attempt, independent of the message.
     Throttled,
-    /// It was told to come back later, and that may be about the message.
+    /// The hop asked for a later attempt; the reason may be the message.
     Later,
-    /// [`Self::Throttled`] in answer to the content.
+    /// As [`Self::Throttled`], in reply to the content.
     ThrottledAtEnd,
-    /// [`Self::Later`] in answer to the content.
+    /// As [`Self::Later`], in reply to the content.
     LaterAtEnd,
-    /// No session came about, or it broke off before the content.
+    /// No session was established, or the session broke off before the content.
     Unreachable,
-    /// A session broke off, or hung, once the content was on its way.
+    /// The session broke off or hung after the start of the content.
     Broken,
-    /// No connection was free in time.
+    /// No connection became free in time.
     Busy,
-    /// Nothing: it was given up for reasons of ours.
+    /// No information: this relay gave up the delivery for its own reasons.
     Unknown,
 }
 
-impl Sign {
-    /// Whether it came once the content was on its way, so that the message may be the reason.
+impl HopSignal {
+    /// Whether the trouble began after the start of the content, so that the message may be its cause.
     pub fn is_at_content(self) -> bool {
         matches!(self, Self::ThrottledAtEnd | Self::LaterAtEnd | Self::Broken)
     }
 }
 
-/// Whose delivery it is.
+/// Kind of the message that asks for a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
-    /// A message that came in just now.
+    /// A message that has just arrived.
     Fresh,
-    /// A message that has waited: when there is a rate, it goes first.
+    /// A stored message that waits. While the hop has a rate, stored messages go first.
     Waiting,
 }
 
-/// The right to one delivery; it is brought back with [`Pace::ended`].
+/// The right to one delivery, returned with [`Pace::ended`].
 #[derive(Debug)]
 pub struct Ticket {
-    /// The state that it was given out in.
+    /// Value of the epoch counter at the time of issue.
     epoch: u64,
 }
 
-/// No delivery now.
+/// The hop takes no message now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
-    /// Why.
+    /// The reason.
     pub why: Why,
-    /// When it is worth asking again, if time alone decides that.
+    /// Time from which another request is useful; `None` if something other than time decides.
     pub until: Option<Instant>,
 }
 
-/// Why nothing goes out.
+/// Why the hop takes no message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// It throttles us: the pause or the rate does not let another one go, or others have waited longer.
+    /// The hop throttles us: the pause or the rate allows no further message, or stored messages go first.
     Paced,
-    /// It does not work.
+    /// The hop does not work.
     Dead,
-    /// All its connections are in use, and have been for long.
+    /// All connections of the hop are in use, and a recent delivery did not get one in time.
     Busy,
 }
 
-/// What has changed.
+/// A change of the pace.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Shift {
-    /// From free to paced, at so many messages a second.
+    /// From free or dead to paced, with this rate in messages a second.
     Paced(f64),
-    /// The rate was cut to this.
+    /// The rate was cut to this value, in messages a second.
     Cut(f64),
-    /// A cohort of deliveries failed.
+    /// A cohort of consecutive deliveries failed.
     Dead,
-    /// It answers again after so long; mail goes out in a small window at first.
+    /// The hop answers again after this time; mail goes out in a small window at first.
     Alive(Duration),
     /// From paced to free.
     Free,
-    /// The same, because what it puts off are single messages, at any rate.
-    Choosy,
+    /// From paced to free, because the hop defers single messages at any rate.
+    PerMessageDeferrals,
 }
 
-/// The state in words and numbers.
+/// Current state and limits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct View {
-    /// free, paced or dead.
-    pub state: State,
-    /// Messages a second, if there is a limit.
+    /// Free, paced or dead.
+    pub state: PaceState,
+    /// Rate limit in messages a second; `None` without a limit.
     pub rate: Option<f64>,
-    /// Deliveries at once, if there is a limit beside the connections.
+    /// Limit of concurrent deliveries in addition to the connection limit; `None` without one.
     pub window: Option<usize>,
-    /// Nothing goes out before this instant.
+    /// Time before which nothing goes out.
     pub until: Option<Instant>,
 }
 
-/// The word for the state.
+/// Name of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub enum PaceState {
     /// Everything goes out.
     Free,
-    /// It goes out slowly.
+    /// Mail goes out within a rate and a window.
     Paced,
     /// One probe at a time goes out.
     Dead,
@@ -193,21 +209,21 @@ pub enum State {
 #[derive(Debug)]
 pub struct Pace {
     mode: Mode,
-    /// Counts changes of the mode, so that an old probe's end does not pass for a new one's.
+    /// Counts changes of the mode, so that the end of an old delivery is not mistaken for the end of a current probe.
     epoch: u64,
-    /// Connections that the hop may have; the window does not grow beyond that.
+    /// Connection limit of the hop, at least 1; upper limit of the window.
     connections: usize,
     in_flight: usize,
-    /// The part of a cohort that has failed in a row; at one the hop is dead.
+    /// Consecutive failures as a fraction of the cohort; the hop is dead at one.
     failed: f64,
-    /// Refusals in a row.
+    /// Consecutive refusals.
     streak: u32,
-    /// The store has mail for this hop that is due.
+    /// Whether the store has mail for this hop that is due.
     backlog: bool,
     busy_until: Option<Instant>,
-    /// The share of late that was put off with replies that may be about the message.
+    /// Moving average of the share of deliveries with deferrals that may be about the message.
     put_off: f64,
-    /// Such replies are not listened to before this instant.
+    /// Time before which the pace ignores such deferrals.
     deaf_until: Option<Instant>,
     doubt: Doubt,
     taken: Taken,
@@ -222,23 +238,23 @@ enum Mode {
 
 #[derive(Debug, Clone)]
 struct Paced {
-    /// Messages a second.
+    /// Rate limit in messages a second.
     rate: Option<f64>,
-    /// When the next one would go out without any burst (the theoretical arrival time of GCRA, ITU-T I.371).
+    /// Time of the next message without a burst (the theoretical arrival time of GCRA, ITU-T I.371).
     next: Instant,
     window: f64,
-    /// The end of the pause.
+    /// End of the pause.
     until: Instant,
-    /// After a pause one goes first.
+    /// After the pause only one message goes out, until the hop has taken it.
     trial: bool,
     cut_at: Instant,
     trouble_at: Instant,
-    /// What the rate was cut to.
+    /// Rate after the last cut.
     floor: f64,
-    /// What was taken, and put off, since then.
+    /// Messages taken, and messages deferred, since the last cut.
     fine: u32,
     put_off: u32,
-    /// What was put off in all though the rate was no reason.
+    /// Deferrals in this paced period that the rate does not explain.
     unexplained: u32,
 }
 
@@ -248,14 +264,14 @@ struct Dead {
     wait: Duration,
     probe_at: Instant,
     probing: bool,
-    /// Probes since the last wait that came as far as the content.
+    /// Consecutive probes since the last wait that reached the content.
     at_once: u32,
-    /// A rate that was learnt before is still the best guess.
+    /// The rate before the hop went dead, still the best estimate.
     rate: Option<f64>,
 }
 
 impl Pace {
-    /// A hop nothing is known about, which may have so many connections.
+    /// A hop without history, with at most this many connections.
     pub fn new(connections: usize) -> Self {
         Self {
             mode: Mode::Free,
@@ -273,7 +289,7 @@ impl Pace {
         }
     }
 
-    /// Asks for the right to one delivery.
+    /// Requests the right to one delivery.
     pub fn ask(&mut self, who: Who, now: Instant) -> Result<Ticket, Refusal> {
         match &mut self.mode {
             Mode::Free => {
@@ -293,7 +309,8 @@ impl Pace {
                 paced.spend(now);
             }
             Mode::Dead(dead) => {
-                // A fresh message would keep its sender waiting for a timeout; one that waits keeps nobody.
+                // The sender of a fresh message would wait for the probe's timeout. No sender waits for a stored
+                // message.
                 if who == Who::Fresh || dead.probing || now < dead.probe_at {
                     self.backlog = true;
                     let until = (!dead.probing).then_some(dead.probe_at);
@@ -307,7 +324,8 @@ impl Pace {
         Ok(Ticket { epoch })
     }
 
-    /// How many messages that wait may go out now, of so many; and otherwise when it is worth asking again.
+    /// How many of `wanted` stored messages may go out now. If none may and only time decides, also the time from which
+    /// the next call is useful.
     pub fn room(&self, wanted: usize, now: Instant) -> (usize, Option<Instant>) {
         match &self.mode {
             Mode::Free => (wanted, None),
@@ -323,25 +341,26 @@ impl Pace {
         }
     }
 
-    /// Whether mail that is due waits for this hop.
+    /// Sets whether stored mail for this hop is due.
     pub fn waits(&mut self, backlog: bool) {
         self.backlog = backlog;
     }
 
-    /// A dead hop may be probed at once: somebody says that it works again.
+    /// Allows an immediate probe of a dead hop, because an administrator says that the hop works again.
     pub fn nudge(&mut self, now: Instant) {
         if let Mode::Dead(dead) = &mut self.mode {
             dead.probe_at = dead.probe_at.min(now);
-            dead.wait = PROBE;
+            dead.wait = PROBE_WAIT_INITIAL;
             dead.at_once = 0;
         }
     }
 
-    /// A delivery of a message of this party has ended, and this is what it told.
+    /// Processes the end of a delivery: its signal, and the party of its message where the signal may be about the
+    /// message.
     pub fn ended(
         &mut self,
         ticket: &Ticket,
-        sign: Sign,
+        sign: HopSignal,
         party: Option<&Party>,
         now: Instant,
         rng: &mut impl Rng,
@@ -350,43 +369,48 @@ impl Pace {
         if without(Mechanism::Pacing) {
             return None;
         }
-        // Nothing but probes is given out while it is dead.
+        // A dead hop issues permits for probes only.
         let probe = ticket.epoch == self.epoch;
         let of_one = sign.is_at_content() && self.doubt.add(party);
         match sign {
-            Sign::Fine => {
+            HopSignal::Fine => {
                 self.doubt = Doubt::None;
                 self.fine(now)
             }
-            Sign::ThrottledAtEnd | Sign::LaterAtEnd if of_one => self.answered(now),
-            Sign::Broken if of_one && !matches!(self.mode, Mode::Dead(_)) => None,
-            Sign::Throttled => self.throttled(LONGEST_PAUSE, now, rng),
-            Sign::ThrottledAtEnd => self.throttled(CONTENT_PAUSE, now, rng),
-            Sign::Later => self.later(LONGEST_PAUSE, now, rng),
-            Sign::LaterAtEnd => self.later(CONTENT_PAUSE, now, rng),
-            Sign::Unreachable => self.failed(probe, false, now, rng),
-            Sign::Broken => self.failed(probe, true, now, rng),
-            Sign::Busy => {
-                self.busy_until = Some(now + BUSY);
+            HopSignal::ThrottledAtEnd | HopSignal::LaterAtEnd if of_one => self.answered(now),
+            HopSignal::Broken if of_one && !matches!(self.mode, Mode::Dead(_)) => None,
+            HopSignal::Throttled => self.throttled(PAUSE_MAX, now, rng),
+            HopSignal::ThrottledAtEnd => self.throttled(CONTENT_PAUSE_MAX, now, rng),
+            HopSignal::Later => self.later(PAUSE_MAX, now, rng),
+            HopSignal::LaterAtEnd => self.later(CONTENT_PAUSE_MAX, now, rng),
+            HopSignal::Unreachable => self.failed(probe, false, now, rng),
+            HopSignal::Broken => self.failed(probe, true, now, rng),
+            HopSignal::Busy => {
+                self.busy_until = Some(now + CONNECTIONS_BUSY_PERIOD);
                 self.rest(probe, now);
                 None
             }
-            Sign::Unknown => {
+            HopSignal::Unknown => {
                 self.rest(probe, now);
                 None
             }
         }
     }
 
-    /// What it is like now.
+    /// The current state and limits.
     pub fn view(&self, now: Instant) -> View {
         let (state, rate, window, until) = match &self.mode {
-            Mode::Free => (State::Free, None, None, None),
+            Mode::Free => (PaceState::Free, None, None, None),
             Mode::Paced(paced) => {
                 let window = paced.window as usize;
-                (State::Paced, paced.rate, Some(window), Some(paced.until))
+                (
+                    PaceState::Paced,
+                    paced.rate,
+                    Some(window),
+                    Some(paced.until),
+                )
             }
-            Mode::Dead(dead) => (State::Dead, dead.rate, Some(1), Some(dead.probe_at)),
+            Mode::Dead(dead) => (PaceState::Dead, dead.rate, Some(1), Some(dead.probe_at)),
         };
         View {
             state,
@@ -399,7 +423,7 @@ impl Pace {
     fn fine(&mut self, now: Instant) -> Option<Shift> {
         self.failed = 0.0;
         self.streak = 0;
-        self.put_off -= self.put_off * LATEST;
+        self.put_off -= self.put_off * DEFERRED_SHARE_WEIGHT;
         self.taken.count(now);
         match &mut self.mode {
             Mode::Free => None,
@@ -411,7 +435,7 @@ impl Pace {
             }
             Mode::Paced(paced) => {
                 paced.succeed(self.connections, now);
-                let calm = now - paced.trouble_at >= CALM && !self.backlog;
+                let calm = now - paced.trouble_at >= CALM_PERIOD && !self.backlog;
                 let open = paced.rate.is_none() && paced.window >= self.connections as f64;
                 if !calm && !open {
                     return None;
@@ -422,22 +446,23 @@ impl Pace {
         }
     }
 
-    /// Counts as throttling when it is about the hop, as far as that can be told.
+    /// Processes a deferral that may be about the message. The deferral counts as throttling if the evidence points to
+    /// the hop.
     fn later(&mut self, longest: Duration, now: Instant, rng: &mut impl Rng) -> Option<Shift> {
-        self.put_off += (1.0 - self.put_off) * LATEST;
+        self.put_off += (1.0 - self.put_off) * DEFERRED_SHARE_WEIGHT;
         let about_hop = match &mut self.mode {
             _ if self.deaf_until.is_some_and(|until| now < until) => false,
             Mode::Paced(paced) if paced.rate.is_some() => match paced.explains(now) {
                 true => true,
-                false if paced.unexplained < UNEXPLAINED => false,
+                false if paced.unexplained < UNEXPLAINED_DEFERRALS_MAX => false,
                 false => {
-                    self.deaf_until = Some(now + DEAF);
+                    self.deaf_until = Some(now + DEFERRALS_IGNORED_PERIOD);
                     self.enter(Mode::Free);
-                    return Some(Shift::Choosy);
+                    return Some(Shift::PerMessageDeferrals);
                 }
             },
             Mode::Dead(_) => false,
-            Mode::Paced(_) | Mode::Free => self.put_off >= MOST,
+            Mode::Paced(_) | Mode::Free => self.put_off >= DEFERRED_SHARE_THRESHOLD,
         };
         match about_hop {
             true => self.throttled(longest, now, rng),
@@ -445,7 +470,7 @@ impl Pace {
         }
     }
 
-    /// It answered, and that is what a probe asks for; nothing else is known.
+    /// Processes an answer that shows only that the hop works, which is what a probe tests.
     fn answered(&mut self, now: Instant) -> Option<Shift> {
         self.failed = 0.0;
         match self.mode {
@@ -455,17 +480,19 @@ impl Pace {
     }
 
     fn throttled(&mut self, longest: Duration, now: Instant, rng: &mut impl Rng) -> Option<Shift> {
-        // It answers.
+        // A throttling reply shows that the hop works.
         self.failed = 0.0;
-        let learnt = (CUT * self.taken.rate(now)).max(SLOWEST);
+        let learnt = (RATE_CUT_FACTOR * self.taken.rate(now)).max(RATE_MIN);
         let shift = match &mut self.mode {
-            // What was under way when the pause began says nothing new.
+            // Refusals of deliveries that started before the pause contain no new information.
             Mode::Paced(paced) if now < paced.until => return None,
             Mode::Paced(paced) => {
                 paced.trouble_at = now;
-                let cut = paced.rate.is_none() || now - paced.cut_at >= CUT_EVERY;
+                let cut = paced.rate.is_none() || now - paced.cut_at >= RATE_CUT_INTERVAL;
                 if cut {
-                    let lower = paced.rate.map_or(learnt, |rate| (CUT * rate).max(SLOWEST));
+                    let lower = paced
+                        .rate
+                        .map_or(learnt, |rate| (RATE_CUT_FACTOR * rate).max(RATE_MIN));
                     paced.cut(lower, now);
                 }
                 paced.rate.filter(|_| cut).map(Shift::Cut)
@@ -480,7 +507,7 @@ impl Pace {
                 Some(Shift::Paced(rate))
             }
         };
-        let pause = PAUSE
+        let pause = PAUSE_INITIAL
             .saturating_mul(1 << self.streak.min(16))
             .min(longest)
             .mul_f64(rng.random_range(0.5..=1.0));
@@ -491,7 +518,7 @@ impl Pace {
         shift
     }
 
-    /// `offered`: it came as far as the content.
+    /// Processes a failed delivery. `offered`: the delivery reached the content.
     fn failed(
         &mut self,
         probe: bool,
@@ -500,7 +527,7 @@ impl Pace {
         rng: &mut impl Rng,
     ) -> Option<Shift> {
         let (window, rate) = match &mut self.mode {
-            Mode::Free => (WINDOW, None),
+            Mode::Free => (WINDOW_INITIAL, None),
             Mode::Paced(paced) => {
                 let window = paced.window;
                 paced.window = (window - 1.0 / window).max(1.0);
@@ -515,15 +542,15 @@ impl Pace {
             }
         };
         self.failed += 1.0 / window;
-        // Fifths do not add up to one exactly.
+        // The sum of five fifths is not exactly one in floating point.
         if self.failed < 0.999 {
             return None;
         }
         self.failed = 0.0;
         self.enter(Mode::Dead(Dead {
             since: now,
-            wait: PROBE,
-            probe_at: now + jittered(PROBE, rng),
+            wait: PROBE_WAIT_INITIAL,
+            probe_at: now + jittered(PROBE_WAIT_INITIAL, rng),
             probing: false,
             at_once: 0,
             rate,
@@ -531,7 +558,7 @@ impl Pace {
         Some(Shift::Dead)
     }
 
-    /// A probe that told nothing is made again after the same wait.
+    /// Repeats a probe without a result after the same wait.
     fn rest(&mut self, probe: bool, now: Instant) {
         if let (true, Mode::Dead(dead)) = (probe, &mut self.mode) {
             dead.probing = false;
@@ -548,12 +575,12 @@ impl Pace {
         Paced {
             rate,
             next: now,
-            window: WINDOW.min(self.connections as f64),
+            window: WINDOW_INITIAL.min(self.connections as f64),
             until: now,
             trial: false,
             cut_at: now,
             trouble_at: now,
-            floor: rate.unwrap_or(FASTEST),
+            floor: rate.unwrap_or(RATE_MAX),
             fine: 0,
             put_off: 0,
             unexplained: 0,
@@ -562,23 +589,23 @@ impl Pace {
 }
 
 impl Dead {
-    /// The probe failed. If it came as far as the content, that may have been the reason: the message waits its own time, and the
-    /// next one goes at once.
+    /// Processes a failed probe. If the probe reached the content, the message may be the cause: that message waits for
+    /// its own next attempt, and the next probe may start immediately.
     fn failed(&mut self, offered: bool, now: Instant, rng: &mut impl Rng) {
         self.probing = false;
-        if offered && self.at_once < AT_ONCE {
+        if offered && self.at_once < IMMEDIATE_PROBES_MAX {
             self.at_once += 1;
             self.probe_at = now;
             return;
         }
         self.at_once = 0;
-        self.wait = (self.wait * 2).min(LONGEST_PROBE);
+        self.wait = (self.wait * 2).min(PROBE_WAIT_MAX);
         self.probe_at = now + jittered(self.wait, rng);
     }
 }
 
 impl Paced {
-    /// How many may go out now.
+    /// How many messages may go out now.
     fn room(&self, in_flight: usize, now: Instant) -> usize {
         if now < self.until {
             return 0;
@@ -586,7 +613,7 @@ impl Paced {
         let window = if self.trial { 1 } else { self.window as usize };
         let free = window.saturating_sub(in_flight);
         let Some(rate) = self.rate else { return free };
-        // As many as `spend` lets pass one after the other at this instant.
+        // The number of consecutive messages that `spend` allows at this instant.
         let ahead = self.next.saturating_duration_since(now).as_secs_f64();
         match early(rate) - ahead {
             left if left < 0.0 => 0,
@@ -594,7 +621,7 @@ impl Paced {
         }
     }
 
-    /// When the pause and the rate let one go, if they do not now.
+    /// Time from which the pause and the rate allow a message; `None` if they allow one now.
     fn opens(&self, now: Instant) -> Option<Instant> {
         let due = self.rate.map_or(self.until, |rate| {
             let early = Duration::from_secs_f64(early(rate));
@@ -611,14 +638,16 @@ impl Paced {
         self.put_off = 0;
     }
 
-    /// Whether the rate can be the reason for one more message that was put off: it is well above what was taken, or
-    /// too little has been taken since the cut to say so.
+    /// Whether the rate can be the reason for one more deferral: a pause has begun meanwhile, the rate is well above
+    /// the rate after the last cut, or the hop has taken too few messages since the cut to exclude the rate.
     fn explains(&mut self, now: Instant) -> bool {
         if now < self.until {
             return true;
         }
         self.put_off += 1;
-        let slow = self.rate.is_some_and(|rate| rate <= self.floor * MARGIN);
+        let slow = self
+            .rate
+            .is_some_and(|rate| rate <= self.floor * TAKEN_RATE_MARGIN);
         let explained = !slow || self.fine < 2 * self.put_off;
         self.unexplained += u32::from(!explained);
         explained
@@ -640,20 +669,20 @@ impl Paced {
         self.trial = false;
         self.fine = self.fine.saturating_add(1);
         self.window = (self.window + 1.0 / self.window).min(connections as f64);
-        let recent = now - self.cut_at < CALM;
+        let recent = now - self.cut_at < CALM_PERIOD;
         self.rate = self
             .rate
             .map(|rate| match recent {
-                true => rate + RISE / rate,
-                false => rate * GROWTH,
+                true => rate + RATE_RISE_PER_SECOND / rate,
+                false => rate * RATE_GROWTH_FACTOR,
             })
-            .filter(|rate| *rate < FASTEST);
+            .filter(|rate| *rate < RATE_MAX);
     }
 }
 
-/// How much earlier than evenly spaced one may go, in seconds, so that a burst passes.
+/// How far ahead of even spacing a message may go, in seconds, so that a burst passes.
 fn early(rate: f64) -> f64 {
-    (BURST - 1.0 / rate).max(0.0)
+    (BURST_SECONDS - 1.0 / rate).max(0.0)
 }
 
 impl Refusal {
@@ -662,7 +691,7 @@ impl Refusal {
     }
 }
 
-/// Without this, relays that lost the same server would come back to it together.
+/// Adds jitter, so that relays that lost the same server do not return to it at the same time.
 fn jittered(wait: Duration, rng: &mut impl Rng) -> Duration {
     wait.mul_f64(rng.random_range(0.75..=1.0))
 }

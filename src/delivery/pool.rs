@@ -1,9 +1,9 @@
-//! A bounded number of connections, kept for the next message.
+//! A bounded pool of connections that keeps idle connections for the next message.
 //!
-//! Whoever wants to deliver takes a permit first; permits are as many as connections are allowed and are given out in
-//! the order of asking. A new connection is made only when none is idle, so open connections never outnumber permits.
-//! A connection comes back only by [`Lease::give_back`], after a transaction that ended as it should: one that is
-//! dropped half-way, by a deadline for example, is closed and its permit is free again.
+//! A delivery takes a permit first. There are as many permits as allowed connections, and the pool issues them in the
+//! order of the requests. A new connection is made only if no connection is idle, so open connections never outnumber
+//! permits. A connection returns to the pool only through [`Lease::give_back`], after a complete transaction. A
+//! connection that is dropped during a transaction, for example at a deadline, is closed and its permit is free again.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,11 +21,11 @@ pub struct Pool {
     keep: Duration,
 }
 
-/// Idle connections, the longest idle one in front.
+/// Idle connections, the one that has been idle longest first.
 #[derive(Default)]
 struct Shelf {
     idle: VecDeque<(Connection, Deadline)>,
-    /// A task closes what has been idle for too long.
+    /// Whether a task runs that closes connections whose idle time has passed.
     tended: bool,
 }
 
@@ -36,7 +36,7 @@ pub struct Lease<'a> {
 }
 
 impl Pool {
-    /// At most `connections` at once, idle ones kept for `keep`.
+    /// Allows at most `connections` connections at a time, and keeps idle ones for `keep`.
     pub fn new(connections: usize, keep: Duration) -> Self {
         Self {
             permits: Semaphore::new(connections.clamp(1, Semaphore::MAX_PERMITS)),
@@ -45,9 +45,9 @@ impl Pool {
         }
     }
 
-    /// Waits for the right to use a connection, in the order of asking; `None` at the deadline.
+    /// Waits for the right to use a connection, in the order of the requests; `None` at the deadline.
     ///
-    /// Cancel safety: safe, except that the place in the queue is lost.
+    /// Cancel safety: safe, but the place in the queue is lost.
     pub async fn lease(&self, deadline: Deadline) -> Option<Lease<'_>> {
         let permit = match self.permits.try_acquire() {
             Ok(permit) => permit,
@@ -66,7 +66,8 @@ impl Pool {
 }
 
 impl Lease<'_> {
-    /// An idle connection that still looks alive: the one used last, whose server has had the least time to close it.
+    /// Returns an idle connection that still looks usable: the most recently used one, because its server is least
+    /// likely to have closed it.
     pub fn idle(&self) -> Option<Connection> {
         loop {
             let (mut connection, until) = self.pool.shelf().idle.pop_back()?;
@@ -95,7 +96,7 @@ fn lock(shelf: &Mutex<Shelf>) -> MutexGuard<'_, Shelf> {
     shelf.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Closes connections whose time is up; ends when none is idle, or with the pool.
+/// Closes connections whose idle time has passed. Ends when no connection is idle or the pool is dropped.
 async fn tend(shelf: std::sync::Weak<Mutex<Shelf>>) {
     loop {
         let (expired, next) = {

@@ -1,8 +1,8 @@
-//! One SMTP or LMTP next hop: which connection a message takes, and what is safe to try again.
+//! One SMTP or LMTP next hop: chooses the connection for a message and decides which failures allow another attempt.
 //!
-//! The law: before the end of data was sent, nobody has the message, and another address may get it. After that the
-//! server may have taken it although we never heard so (RFC 5321 4.5.5, RFC 1047), and the message is deferred; the
-//! duplicate that may follow is the one that SMTP itself leaves open.
+//! Until the end of data was sent, no server has the message, and another address may receive it. After that the server
+//! may have taken the message even if its reply never arrived (RFC 5321 4.5.5, RFC 1047), so the message is deferred. A
+//! later attempt may then deliver a duplicate: the only case that SMTP itself leaves open.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::connection::{Connection, ConnectionError, Plan, Unfinished};
 use super::endpoint::{Avoided, Endpoint, Target};
-use super::pace::Sign;
+use super::pace::HopSignal;
 use super::pool::{Lease, Pool};
 use super::throttle;
 use super::{Answer, BuildError, Outbound, Outcome, SmtpSettings, TlsMode, tls};
@@ -23,14 +23,15 @@ use crate::smtp::RemoteReply;
 use crate::smtp::dialog::{BareLineEnd, Credentials, Facts, Fate, Settled, Stage, TlsWish};
 use crate::smtp::reply::Class;
 
-/// Content up to this size is looked at on the spot, larger content on a thread that may block.
-const LOOK_ON_THE_SPOT: usize = 1 << 20;
+/// Largest content in octets that is inspected in the async task. Larger content is inspected in a thread that may
+/// block.
+const INLINE_INSPECTION_OCTETS_MAX: usize = 1 << 20;
 
-/// Wait for a connection, while all are in use: sessions and memory of other mail must not be held by mail that a slow
-/// server keeps waiting.
-const LEASE: Duration = Duration::from_secs(5);
+/// Longest wait for a connection while all are in use. A longer wait would let mail for a slow server hold sessions and
+/// memory that other mail needs.
+const CONNECTION_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// A next hop that is spoken to over sockets.
+/// A next hop that is reached over sockets.
 pub struct Relay {
     name: Arc<str>,
     plan: Plan,
@@ -39,30 +40,30 @@ pub struct Relay {
     avoided: Avoided,
 }
 
-/// Recipients without an outcome yet, and the outcomes of the others.
+/// Recipients that are still open, and the outcomes of the others.
 struct Progress {
     open: Vec<usize>,
     done: Vec<(usize, Outcome)>,
     /// What the replies so far say about the hop.
-    sign: Sign,
-    /// The message was offered to a server.
+    sign: HopSignal,
+    /// Whether a server was offered the message.
     offered: bool,
-    /// A server was sent content.
+    /// Whether a server was ready for content.
     content_begun: bool,
 }
 
-/// A delivery that has ended.
+/// Result of a delivery.
 pub struct Ended {
-    /// One for each recipient, in any order.
+    /// One outcome for each recipient, in any order.
     pub outcomes: Vec<(usize, Outcome)>,
-    /// What it told about the hop.
-    pub sign: Sign,
-    /// Whether a server was told anything of the message.
+    /// What the delivery says about the hop.
+    pub sign: HopSignal,
+    /// Whether a server was sent any command of the transaction.
     pub offered: bool,
 }
 
 impl Relay {
-    /// Reads certificate and password files.
+    /// Parses the addresses and reads the certificate and password files.
     pub fn new(name: Arc<str>, settings: &SmtpSettings) -> Result<Self, BuildError> {
         let mut targets = Vec::with_capacity(settings.addresses.len());
         for text in &settings.addresses {
@@ -89,9 +90,10 @@ impl Relay {
         })
     }
 
-    /// Delivers to the recipients at these positions of the envelope.
+    /// Delivers to the recipients at these positions of the envelope before the deadline. Waits at most
+    /// `CONNECTION_WAIT_MAX` for a connection.
     ///
-    /// Cancel safety: a connection in use is closed; the message may or may not have been taken.
+    /// Cancel safety: a connection in use is closed; the server may or may not have taken the message.
     pub async fn deliver(
         &self,
         mail: &Outbound,
@@ -102,7 +104,7 @@ impl Relay {
         let mut progress = Progress {
             done: Vec::with_capacity(recipients.len()),
             open: recipients,
-            sign: Sign::Unknown,
+            sign: HopSignal::Unknown,
             offered: false,
             content_begun: false,
         };
@@ -113,7 +115,7 @@ impl Relay {
                 return progress.ended();
             }
         };
-        let Some(lease) = self.pool.lease(deadline.within(LEASE)).await else {
+        let Some(lease) = self.pool.lease(deadline.within(CONNECTION_WAIT_MAX)).await else {
             let why = ConnectionFailure::Busy;
             progress.sign = why.sign(false);
             self.defer(&mut progress, None, &why);
@@ -156,7 +158,7 @@ impl Relay {
         }
     }
 
-    /// Moves settled recipients from open to done.
+    /// Moves settled recipients from `open` to `done`.
     fn settle(
         &self,
         progress: &mut Progress,
@@ -174,7 +176,7 @@ impl Relay {
                 Settled::Replied(stage, reply) => {
                     louder(progress.sign, throttle::of_reply(*stage, reply))
                 }
-                Settled::Unsupported(_) => Sign::Fine,
+                Settled::Unsupported(_) => HopSignal::Fine,
             };
             let answer = Answer {
                 server: server.address(),
@@ -216,12 +218,15 @@ impl Progress {
     }
 }
 
-/// What two recipients' replies say about the hop together: if it takes mail for one, it does not throttle.
-fn louder(one: Sign, other: Sign) -> Sign {
+/// Combines what the replies for two recipients say about the hop. If one of them is [`HopSignal::Fine`], the hop does
+/// not throttle.
+fn louder(one: HopSignal, other: HopSignal) -> HopSignal {
     match (one, other) {
-        (Sign::Fine, _) | (_, Sign::Fine) => Sign::Fine,
-        (Sign::Throttled, _) | (_, Sign::Throttled) => Sign::Throttled,
-        (Sign::ThrottledAtEnd, _) | (_, Sign::ThrottledAtEnd) => Sign::ThrottledAtEnd,
+        (HopSignal::Fine, _) | (_, HopSignal::Fine) => HopSignal::Fine,
+        (HopSignal::Throttled, _) | (_, HopSignal::Throttled) => HopSignal::Throttled,
+        (HopSignal::ThrottledAtEnd, _) | (_, HopSignal::ThrottledAtEnd) => {
+            HopSignal::ThrottledAtEnd
+        }
         (_, other) => other,
     }
 }
@@ -247,11 +252,11 @@ impl ConnectionFailure {
         }
     }
 
-    /// What it says about the hop.
-    fn sign(&self, content_begun: bool) -> Sign {
+    /// What the failure says about the hop.
+    fn sign(&self, content_begun: bool) -> HopSignal {
         match self {
-            Self::Busy => Sign::Busy,
-            Self::Text(_) => Sign::Unreachable,
+            Self::Busy => HopSignal::Busy,
+            Self::Text(_) => HopSignal::Unreachable,
             Self::Connection(_, error) | Self::Late(_, error) => {
                 throttle::of_error(error, content_begun)
             }
@@ -268,11 +273,11 @@ struct Attempt<'a> {
     gauge: &'a Gauge,
 }
 
-/// The last server spoken to, and what went wrong there.
+/// The last server contacted and the failure there.
 type Failed = (Option<Endpoint>, ConnectionFailure);
 
 impl Attempt<'_> {
-    /// Tries an idle connection, then every address in order, for as long as nobody can have taken the message.
+    /// Tries an idle connection, then every address in order, until a server may have taken the message.
     async fn run(&self, lease: Lease<'_>, progress: &mut Progress) -> Result<(), Failed> {
         if let Some(mut connection) = lease.idle() {
             match self.transact(&mut connection, progress).await {
@@ -281,7 +286,8 @@ impl Attempt<'_> {
                     return Ok(());
                 }
                 Err(failure) if self.is_final(&failure, progress) => return Err(failure),
-                // It was closed while it was idle: that is nobody's fault, and a new one takes its place.
+                // The server closed the connection while it was idle. That is normal; a new connection replaces the old
+                // one.
                 Err((_, why)) => {
                     (progress.offered, progress.content_begun) = (false, false);
                     debug!(next_hop = %self.relay.name, %why, "idle connection was dead");
@@ -293,7 +299,7 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// Every address in order, those that failed a moment ago after the others.
+    /// Tries every address in order; addresses that failed recently come after the others.
     async fn all_addresses(&self, progress: &mut Progress) -> Result<Connection, Failed> {
         let mut last = None;
         let mut avoided = Vec::new();
@@ -341,7 +347,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// A new connection, and the transaction on it.
+    /// Opens a connection to this endpoint and runs the transaction on it.
     async fn fresh(
         &self,
         target: &Target,
@@ -427,8 +433,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Whether no other address is to be tried: the message may have been taken, nobody is left to be asked about, or
-    /// time is up.
+    /// Whether no other address may be tried: the server may have taken the message, no recipient is open, or the
+    /// deadline has passed.
     fn is_final(&self, (_, why): &Failed, progress: &Progress) -> bool {
         matches!(why, ConnectionFailure::Late(..))
             || progress.open.is_empty()
@@ -436,7 +442,7 @@ impl Attempt<'_> {
     }
 }
 
-/// The class of a reply, where 552 to RCPT may mean "too many recipients at once", which passes (RFC 5321 4.5.3.1.10).
+/// The class of a reply. 552 to RCPT may mean "too many recipients", which is transient (RFC 5321 4.5.3.1.10).
 fn class(stage: Stage, reply: &RemoteReply) -> Class {
     let too_many = stage == Stage::Rcpt
         && reply.code == 552
@@ -449,14 +455,14 @@ fn class(stage: Stage, reply: &RemoteReply) -> Class {
 }
 
 async fn facts(mail: &Outbound) -> Result<Facts, BareLineEnd> {
-    if mail.content.len() <= LOOK_ON_THE_SPOT {
+    if mail.content.len() <= INLINE_INSPECTION_OCTETS_MAX {
         return Facts::of(&mail.prefix, mail.content.bytes());
     }
     let (prefix, content): (_, Content) = (mail.prefix.clone(), mail.content.clone());
     let look = move || Facts::of(&prefix, content.bytes());
     match tokio::task::spawn_blocking(look).await {
         Ok(facts) => facts,
-        // Only at shutdown, or if the look itself panicked: then what was not looked at is looked at here.
+        // The thread fails only at shutdown or if the inspection panicked. The content is then inspected here.
         Err(_) => Facts::of(&mail.prefix, mail.content.bytes()),
     }
 }

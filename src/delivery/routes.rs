@@ -1,21 +1,21 @@
-//! Which next hop takes which domain.
+//! Routes recipient domains to next hops.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::{BuildError, Settings};
 
-/// Domains to positions in the list of next hops.
+/// Maps domains to positions in the list of next hops.
 #[derive(Debug, Default)]
 pub struct Routes {
     exact: HashMap<String, usize>,
-    /// With their leading dot.
+    /// Domain suffixes with their leading dot.
     suffixes: HashMap<String, usize>,
     rest: Option<usize>,
 }
 
 impl Routes {
-    /// Collects the domains of all next hops; each may be claimed once.
+    /// Collects the domains of all next hops. Fails if two entries claim the same domain.
     pub fn new(hops: &[Settings]) -> Result<Self, BuildError> {
         let mut routes = Self::default();
         for (at, hop) in hops.iter().enumerate() {
@@ -39,8 +39,8 @@ impl Routes {
         Ok(routes)
     }
 
-    /// The exact domain, else the longest suffix, else `*`. Address literals and the empty domain of the bare
-    /// postmaster have no name to look for and belong to `*`.
+    /// Position of the next hop for this domain: the exact domain first, then the longest suffix, then `*`. Address
+    /// literals and the empty domain of the bare postmaster match only `*`, because they contain no domain name.
     pub fn find(&self, domain: &str) -> Option<usize> {
         if domain.is_empty() || domain.starts_with('[') {
             return self.rest;
@@ -83,7 +83,7 @@ mod tests {
         }
     }
 
-    /// The most exact entry wins, wherever it stands, and case never matters.
+    /// The most specific entry wins, independent of order and case.
     #[test]
     fn the_most_exact_domain_wins() {
         let hops = [
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(none.find("x.example.com"), None);
     }
 
-    /// Two next hops for one domain are a mistake that is named, not a race.
+    /// Two next hops for one domain are a configuration error that names both.
     #[test]
     fn a_domain_is_claimed_once() {
         let error = Routes::new(&[hop("one", &["example.com"]), hop("two", &["EXAMPLE.com"])])

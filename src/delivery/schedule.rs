@@ -1,4 +1,4 @@
-//! When a deferred message is tried again.
+//! Schedule of the attempts for a deferred message.
 
 use std::time::Duration;
 
@@ -6,15 +6,17 @@ use rand::{Rng, RngExt as _};
 
 use super::Settings;
 
-/// Between two attempts for a recipient without a next hop.
-pub const UNROUTED: Duration = Duration::from_secs(60);
-/// How long it is looked for a next hop.
+/// Interval between attempts for a recipient whose domain no next hop takes. Such an attempt is only a look into the
+/// configuration.
+pub const UNROUTED_RETRY_INTERVAL: Duration = Duration::from_secs(60);
+/// Time after which a recipient without a next hop is bounced: 5 days. RFC 5321 4.5.4.1 asks for at least 4 to 5 days.
 pub const UNROUTED_GIVE_UP: Duration = Duration::from_secs(5 * 86_400);
 
-/// The wait after so many attempts: `retry_first` after the first, doubled with each, `retry_max` at most.
+/// Wait before the next attempt: `retry_first` after the first attempt, doubled after each further one, at most
+/// `retry_max`.
 ///
-/// A quarter of it is left to chance, downwards, so that messages deferred together do not come back together, and
-/// `retry_max` stays a promise.
+/// Jitter shortens the wait by up to a quarter, so that messages deferred together do not return together. Jitter never
+/// lengthens the wait, so `retry_max` stays an upper limit.
 pub fn next_attempt(settings: &Settings, attempts: u32, rng: &mut impl Rng) -> Duration {
     let doublings = attempts.saturating_sub(1).min(31);
     let wait = settings
@@ -44,7 +46,7 @@ mod tests {
         }
     }
 
-    /// Waits grow twofold, stay within a quarter below that, and never pass the maximum, whatever the count.
+    /// Waits double, stay at most a quarter below the full wait, and never exceed the maximum, for every attempt count.
     #[test]
     fn waits_double_up_to_the_maximum() {
         let mut rng = StdRng::seed_from_u64(1);
@@ -64,7 +66,7 @@ mod tests {
         }
     }
 
-    /// Messages deferred together come back apart.
+    /// Messages deferred together return at different times.
     #[test]
     fn waits_differ() {
         let mut rng = StdRng::seed_from_u64(1);

@@ -1,13 +1,13 @@
-//! What a delivery told about its hop, apart from what it told about the message ([`Sign`]).
+//! What a reply or a connection error says about the next hop, apart from what it says about the message ([`HopSignal`]).
 
 use super::connection::ConnectionError;
-use super::pace::Sign;
+use super::pace::HopSignal;
 use crate::smtp::RemoteReply;
 use crate::smtp::dialog::{Interruption, OpeningError, Stage};
 use crate::smtp::reply::Class;
 
-/// Words of a reply that says in so many words that we are too fast or the server too busy.
-const PLAIN: [&str; 11] = [
+/// Words with which a reply states that this relay sends too fast or that the server is too busy.
+const THROTTLE_WORDS: [&str; 11] = [
     "rate",
     "throttle",
     "throttled",
@@ -21,77 +21,78 @@ const PLAIN: [&str; 11] = [
     "slow",
 ];
 
-/// The same in two words.
-const PHRASES: [&str; 4] = [
+/// Phrases with the same meaning.
+const THROTTLE_PHRASES: [&str; 4] = [
     "too much",
     "too fast",
     "too many messages",
     "too many connections",
 ];
 
-/// Parts of words of a reply that puts off first deliveries, as a test of the sender: greylisting (RFC 6647).
-const GREYLISTING: [&str; 4] = ["greylist", "graylist", "grey-list", "gray-list"];
+/// Parts of words in replies that defer a first delivery as a test of the sender: greylisting (RFC 6647).
+const GREYLISTING_WORDS: [&str; 4] = ["greylist", "graylist", "grey-list", "gray-list"];
 
-/// What a reply to one stage says about the hop; [`Sign::Fine`] if it is about the message alone.
-pub fn of_reply(stage: Stage, reply: &RemoteReply) -> Sign {
+/// What a reply at this stage says about the hop; [`HopSignal::Fine`] if the reply is about the message only.
+pub fn of_reply(stage: Stage, reply: &RemoteReply) -> HopSignal {
     match (stage, of_words(stage, reply)) {
-        (Stage::EndOfData, Sign::Throttled) => Sign::ThrottledAtEnd,
-        (Stage::EndOfData, Sign::Later) => Sign::LaterAtEnd,
+        (Stage::EndOfData, HopSignal::Throttled) => HopSignal::ThrottledAtEnd,
+        (Stage::EndOfData, HopSignal::Later) => HopSignal::LaterAtEnd,
         (_, sign) => sign,
     }
 }
 
-fn of_words(stage: Stage, reply: &RemoteReply) -> Sign {
+fn of_words(stage: Stage, reply: &RemoteReply) -> HopSignal {
     let text = reply.text.to_ascii_lowercase();
-    if GREYLISTING.iter().any(|word| text.contains(word)) {
-        return Sign::Fine;
+    if GREYLISTING_WORDS.iter().any(|word| text.contains(word)) {
+        return HopSignal::Fine;
     }
-    // The server closes the connection, whatever it was told (RFC 5321 3.8).
+    // 421: the server closes the connection, independent of the command (RFC 5321 3.8).
     if reply.code == 421 {
-        return Sign::Throttled;
+        return HopSignal::Throttled;
     }
     if reply.class() != Class::Transient {
-        return Sign::Fine;
+        return HopSignal::Fine;
     }
-    // Before there is a message it cannot be about one.
+    // Before MAIL a reply cannot be about a message.
     if matches!(stage, Stage::Greeting | Stage::Hello) {
-        return Sign::Throttled;
+        return HopSignal::Throttled;
     }
     match reply.enhanced {
-        // No storage, not accepting now, congestion, and too much mail (RFC 3463 3.4 and 3.5, and the registry of RFC 5248).
-        Some((4, 3, 1 | 2) | (4, 4, 5) | (4, 7, 28)) => Sign::Throttled,
-        // Address, mailbox, protocol, content: about the message.
-        Some((4, 1 | 2 | 5 | 6, _)) => Sign::Fine,
-        // 450 to RCPT alone is "mailbox unavailable" (RFC 5321 4.2.3).
-        None if stage == Stage::Rcpt && reply.code == 450 => Sign::Fine,
+        // No storage, not accepting messages, congestion, too much mail (RFC 3463 3.4 and 3.5, and the registry of RFC
+        // 5248).
+        Some((4, 3, 1 | 2) | (4, 4, 5) | (4, 7, 28)) => HopSignal::Throttled,
+        // Address, mailbox, protocol, content: statuses about the message.
+        Some((4, 1 | 2 | 5 | 6, _)) => HopSignal::Fine,
+        // 450 to RCPT without an enhanced status means "mailbox unavailable" (RFC 5321 4.2.3).
+        None if stage == Stage::Rcpt && reply.code == 450 => HopSignal::Fine,
         _ => {
             let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
-            let plain = words.any(|word| PLAIN.contains(&word))
-                || PHRASES.iter().any(|phrase| text.contains(phrase));
+            let plain = words.any(|word| THROTTLE_WORDS.contains(&word))
+                || THROTTLE_PHRASES.iter().any(|phrase| text.contains(phrase));
             match plain {
-                true => Sign::Throttled,
-                false => Sign::Later,
+                true => HopSignal::Throttled,
+                false => HopSignal::Later,
             }
         }
     }
 }
 
-/// What the end of a connection says about the hop. `begun`: the content was on its way already.
-pub fn of_error(error: &ConnectionError, begun: bool) -> Sign {
+/// What the end of a connection says about the hop. `begun`: the server was ready for the content, or receiving it.
+pub fn of_error(error: &ConnectionError, begun: bool) -> HopSignal {
     match error {
-        // Our own time ran out, which may have been short.
-        ConnectionError::Deadline => Sign::Unknown,
+        // This relay's own deadline passed, which may have been too short.
+        ConnectionError::Deadline => HopSignal::Unknown,
         ConnectionError::Opening(OpeningError::Refused { stage, reply }) => {
             match of_reply(*stage, reply) {
-                Sign::Throttled => Sign::Throttled,
-                _ => Sign::Unreachable,
+                HopSignal::Throttled => HopSignal::Throttled,
+                _ => HopSignal::Unreachable,
             }
         }
         ConnectionError::Interrupted(Interruption::Closing(stage, reply)) => {
             of_reply(*stage, reply)
         }
-        _ if begun => Sign::Broken,
-        _ => Sign::Unreachable,
+        _ if begun => HopSignal::Broken,
+        _ => HopSignal::Unreachable,
     }
 }
 
@@ -110,11 +111,11 @@ mod tests {
         }
     }
 
-    /// What servers in use say when they throttle, and what they say about one message; nobody's mail is slowed down for a
-    /// full mailbox, a greylist or an unknown sender.
+    /// Replies of servers in use when they throttle, and replies about one message. A full mailbox, greylisting or an
+    /// unknown sender must not slow down other mail.
     #[test]
     fn replies_about_us_are_told_from_replies_about_the_message() {
-        use Sign::{Fine, Later, LaterAtEnd, Throttled, ThrottledAtEnd};
+        use HopSignal::{Fine, Later, LaterAtEnd, Throttled, ThrottledAtEnd};
         use Stage::{Data, EndOfData, Greeting, Hello, Mail, Rcpt};
         for (stage, line, sign) in [
             (Greeting, "421 4.7.0 Too many connections", Throttled),

@@ -1,7 +1,8 @@
 //! TLS towards next hops.
 //!
-//! Opportunistic and required encryption accept any certificate: they protect against listeners, not against somebody
-//! in the middle, who could just as well take STARTTLS out of the EHLO reply. Only `verified` protects against both.
+//! Opportunistic and required encryption accept any certificate. They protect against passive eavesdroppers, not
+//! against an active attacker, who could also remove STARTTLS from the EHLO reply. Only `verified` protects against
+//! both.
 
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use super::{BuildError, SmtpSettings, TlsMode};
 use crate::trust::{self, NoTrust};
 
-/// The connector for a next hop; `None` when TLS is off.
+/// The TLS connector for a next hop; `None` when TLS is off. Fails if no trusted certificates are available.
 pub fn connector(settings: &SmtpSettings) -> Result<Option<TlsConnector>, BuildError> {
     match settings.tls {
         TlsMode::Off => return Ok(None),
@@ -31,7 +32,7 @@ pub fn connector(settings: &SmtpSettings) -> Result<Option<TlsConnector>, BuildE
     Ok(Some(TlsConnector::from(Arc::new(config))))
 }
 
-/// Accepts every certificate, and checks only that the peer has its key.
+/// Accepts every certificate and checks only that the peer has the private key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

@@ -1,39 +1,41 @@
-//! Who is told of each recipient that a next hop takes, at the moment in which it says so.
+//! Reports each recipient that a next hop accepts, at the time of its reply.
 //!
-//! A delivery ends with its last recipient. Where a next hop answers for each of them (LMTP, a Maildir), what it said of the
-//! first is known much earlier, and whoever answers for the message may want to have it durable by then.
+//! A delivery ends with its last recipient. A next hop that answers for each recipient (LMTP, a Maildir) has answered
+//! for the first one much earlier, and the caller that is responsible for the message may want to make that answer
+//! durable immediately.
 
 use tokio::sync::mpsc;
 
-/// One recipient has the message.
+/// One recipient that has the message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
-    /// The recipient's position in the envelope.
+    /// Position of the recipient in the envelope.
     pub at: usize,
-    /// As in [`super::Answer::text`].
+    /// Text as in [`super::Answer::text`].
     pub text: String,
 }
 
-/// The telling end; by default nobody listens.
+/// The sending end of the reports; the default has no receiver.
 #[derive(Debug, Clone, Default)]
 pub struct Told(Option<mpsc::Sender<Taken>>);
 
 impl Told {
-    /// With somebody who listens, for a message to so many recipients: each is told of once at most, so that nobody waits.
+    /// A sender with a receiver, for a message with this many recipients. The channel has room for one report per
+    /// recipient, so that sending never blocks.
     pub fn of(recipients: usize) -> (Self, mpsc::Receiver<Taken>) {
         let (tell, told) = mpsc::channel(recipients.max(1));
         (Self(Some(tell)), told)
     }
 
-    /// Tells of it, if somebody listens.
+    /// Sends a report if there is a receiver.
     pub(super) fn tell(&self, at: usize, text: impl FnOnce() -> String) {
         if let Some(tell) = &self.0 {
-            // Who does not listen any more has the outcomes, or is gone.
+            // A missing receiver is no error: the caller has the outcomes already, or has ended.
             let _ = tell.try_send(Taken { at, text: text() });
         }
     }
 
-    /// The same by a next hop of a test.
+    /// Sends a report in the name of a scripted next hop.
     #[cfg(test)]
     pub(crate) fn say(&self, at: usize, text: &str) {
         self.tell(at, || text.to_owned());

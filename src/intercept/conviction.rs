@@ -1,39 +1,43 @@
-//! How mail is convicted, by expensive failures and by what slow scans have in common, and how a trial clears it.
+//! How the learner blocks messages, because of expensive failures or of what slow scans have in common, and how a trial
+//! clears a key.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::episode::{Finding, NARROW};
+use super::episode::{Finding, NARROW_SHARE_MAX};
 use super::interception::{Evidence, Interception, Seen, percent, told};
 use super::key::Likeness;
 use super::learned::{Active, Learned};
-use super::strikes::STRUCK;
+use super::strikes::STRUCK_TRAITS_MAX;
 use super::{Action, Interceptor, Key, Mode, Origin};
 use crate::ablation::{Mechanism, without};
 use crate::incident::{Incident, Kind, Subject};
-use crate::message::{Fingerprint, MessageId, Standing};
+use crate::message::{Fingerprint, MessageId, SenderReputation};
 
-/// Interceptors of the learner at once.
-pub(super) const ACTIVE: usize = 20;
-/// Expensive failures of one fingerprint before it is held; one is enough for one that was held before.
-pub(super) const STRIKES: u32 = 2;
-/// A conviction of what was convicted before holds twice as long, up to so many times.
-pub(super) const DOUBLED: u32 = 4;
+/// Learned interceptors in force at once: few, so that what the learner does stays bounded (I13).
+pub(super) const LEARNED_INTERCEPTORS_MAX: usize = 20;
+/// Messages with an expensive failure that block a trait: 2, because one failure may be an accident. One is enough for a key
+/// that was blocked before. As many timeouts turn a park into a hold.
+pub(super) const STRIKES_TO_BLOCK: u32 = 2;
+/// An interceptor for a key that was blocked before lasts twice as long as the one before, with 4 doublings at most: from 10
+/// min to 160 min by default.
+pub(super) const EXPIRY_DOUBLINGS_MAX: u32 = 4;
 
-/// What an interceptor is made with.
+/// What [`Interception::block`] makes an interceptor from.
 pub(super) struct Charge {
     pub(super) like: Likeness,
-    /// Good mail hardly ever matches.
+    /// Whether good mail hardly ever matches.
     pub(super) narrow: bool,
     pub(super) action: Action,
     pub(super) evidence: Vec<(Cow<'static, str>, String)>,
 }
 
 impl Interception {
-    /// Counts an expensive failure, and holds what has too many.
+    /// Counts an expensive failure, and holds the most suspected trait once it has enough strikes.
     pub(super) fn strike(
         &mut self,
         now: Instant,
@@ -50,11 +54,11 @@ impl Interception {
         if self.struck(now, engine, fingerprint).is_empty() {
             return vec![stricken(engine, evidence)];
         }
-        let accused = self.accuse(now, engine, evidence.message, fingerprint);
-        accused.into_iter().collect()
+        let incident = self.block_most_suspected(now, engine, evidence.message, fingerprint);
+        incident.into_iter().collect()
     }
 
-    /// What of a message has been struck often enough, and how often.
+    /// The traits of a message that have enough strikes, each with its number of strikes.
     fn struck(
         &self,
         now: Instant,
@@ -66,7 +70,7 @@ impl Interception {
             let like = Likeness::of(Key(one, None), fingerprint);
             let needed = match self.convictions.contains_key(&like.key) {
                 true => 1,
-                false => STRIKES,
+                false => STRIKES_TO_BLOCK,
             };
             let count = self.strikes.of(now, engine, one);
             if count >= needed {
@@ -76,9 +80,9 @@ impl Interception {
         struck
     }
 
-    /// Holds, of all that the message has in common with others that failed, what good mail has least. An attachment that
-    /// everybody has must not shield the one beside it.
-    fn accuse(
+    /// Holds the key that good mail has least, of all keys that the message shares with other failed messages. An attachment
+    /// that is in everybody's mail must not shield the one beside it.
+    fn block_most_suspected(
         &mut self,
         now: Instant,
         engine: &Arc<str>,
@@ -90,20 +94,21 @@ impl Interception {
         let struck = self.struck(now, engine, fingerprint).into_iter();
         let suspects = struck.filter_map(|(like, count)| {
             let share = self.baseline.share(like.key);
-            // One band is in common by accident now and then: the messages that failed must be nearly the same, or one of them and
-            // a burst of mail. Of what is nearly the same the gate lets in what has few bands in common with what is slow there.
+            // One band matches by accident now and then. So the failed messages must be nearly the same, or one of them must
+            // come with a burst of messages like it: of a flood of nearly the same content the gate lets in the messages
+            // that share few bands with the slow scans in the engine.
             let is_common = like.key.is_exact()
                 || self.convictions.contains_key(&like.key)
-                || episode.failures(&like) >= STRIKES as usize
+                || episode.failures(&like) >= STRIKES_TO_BLOCK as usize
                 || self.arrivals.is_burst(now, &like, share);
-            let guilty = share <= NARROW
+            let suspected = share <= NARROW_SHARE_MAX
                 && is_common
                 && !cleared.contains(&like.key)
                 && !episode.has_fast(&like)
                 && episode.is_fine_without(now, &like);
-            guilty.then_some((like, count, share))
+            suspected.then_some((like, count, share))
         });
-        // Of several that good mail has as little the one that was struck most often, then the first.
+        // Of several keys that good mail has equally rarely, the key with the most strikes; then the first one.
         let worst = suspects.min_by(|a, b| a.2.total_cmp(&b.2).then(b.1.cmp(&a.1)));
         let (like, count, share) = worst?;
         let evidence = vec![
@@ -111,7 +116,7 @@ impl Interception {
             ("share of good mail".into(), percent(share)),
             ("message".into(), message.to_string()),
         ];
-        // What it did by halves before, it does wholly now.
+        // Replace weaker interceptors for this key by a hold.
         let is_same = |a: &Active| a.learned.as_ref().is_some_and(|l| l.like.key == like.key);
         self.active.retain(|_, active| !is_same(active));
         let charge = Charge {
@@ -120,10 +125,11 @@ impl Interception {
             action: Action::Hold,
             evidence,
         };
-        self.convict(now, engine, charge)
+        self.block(now, engine, charge)
     }
 
-    /// Such mail is held already, or the engine is spared it: then its shadow copies are late, which is known.
+    /// Whether an interceptor holds such messages already, or bypasses the engine for them. In a bypass, late shadow copies
+    /// are expected.
     fn is_settled(&self, engine: &Arc<str>, fingerprint: &Fingerprint) -> bool {
         let settles = |active: &Active| {
             let is_like = |l: &Learned| l.like.key.is_content() && l.like.matches(fingerprint);
@@ -137,55 +143,32 @@ impl Interception {
         self.active.values().any(settles)
     }
 
-    /// Makes an interceptor.
-    pub(super) fn convict(
+    /// Makes an interceptor, and returns the incident that reports it. `None` if the learner is off, or has
+    /// [`LEARNED_INTERCEPTORS_MAX`] in force.
+    pub(super) fn block(
         &mut self,
         now: Instant,
         engine: &Arc<str>,
         charge: Charge,
     ) -> Option<Incident> {
         let learned = self.active.values().filter(|a| a.learned.is_some()).count();
-        if self.settings.mode == Mode::Off || without(Mechanism::Interceptors) || learned >= ACTIVE
+        if self.settings.mode == Mode::Off
+            || without(Mechanism::Interceptors)
+            || learned >= LEARNED_INTERCEPTORS_MAX
         {
             return None;
         }
-        if self.convictions.len() >= STRUCK {
+        if self.convictions.len() >= STRUCK_TRAITS_MAX {
             self.convictions.clear();
         }
         let before = self.convictions.entry(charge.like.key).or_default();
         let lasts = self
             .settings
             .expiry
-            .saturating_mul(1 << (*before).min(DOUBLED));
+            .saturating_mul(1 << (*before).min(EXPIRY_DOUBLINGS_MAX));
         *before += 1;
-        let wall = crate::deadline::wall_clock();
-        let interceptor = Interceptor {
-            id: ulid::Ulid::generate().to_string(),
-            pattern: charge.like.pattern(),
-            action: charge.action,
-            origin: Origin::Learned {
-                evidence: charge.evidence.clone(),
-                engine: engine.to_string(),
-                narrow: charge.narrow,
-                bad: false,
-            },
-            made: wall,
-            expires: wall.checked_add(lasts).ok(),
-            dry_run: self.settings.mode == Mode::Shadow,
-            hits: 0,
-            samples: Vec::new(),
-        };
-        let mut incident = told(
-            Kind::InterceptorMade,
-            &interceptor,
-            &format!("made: {} for {}", interceptor.action, interceptor.pattern),
-        )
-        .with("engine", engine)
-        .with("ends after", format!("{} min", lasts.as_secs() / 60));
-        incident.evidence.extend(charge.evidence);
-        if interceptor.dry_run {
-            incident = incident.with("mode", "shadow: it only counts");
-        }
+        let interceptor = self.new_interceptor(engine, &charge, lasts);
+        let incident = made(&interceptor, engine, &charge, lasts);
         let learned = Learned {
             engine: engine.clone(),
             like: charge.like,
@@ -206,7 +189,27 @@ impl Interception {
         Some(incident)
     }
 
-    /// What a scan says about what is suspected.
+    fn new_interceptor(&self, engine: &Arc<str>, charge: &Charge, lasts: Duration) -> Interceptor {
+        let made = crate::deadline::wall_clock();
+        Interceptor {
+            id: ulid::Ulid::generate().to_string(),
+            pattern: charge.like.pattern(),
+            action: charge.action.clone(),
+            origin: Origin::Learned {
+                evidence: charge.evidence.clone(),
+                engine: engine.to_string(),
+                narrow: charge.narrow,
+                bad: false,
+            },
+            made,
+            expires: made.checked_add(lasts).ok(),
+            dry_run: self.settings.mode == Mode::Shadow,
+            hits: 0,
+            samples: Vec::new(),
+        }
+    }
+
+    /// Updates the trials with what a scan shows about suspected keys.
     pub(super) fn weigh_trial(
         &mut self,
         now: Instant,
@@ -216,7 +219,7 @@ impl Interception {
         let message = evidence.message;
         match evidence.seen {
             Seen::Slow => {
-                let is_known = self.standing(&evidence.fingerprint) == Standing::Known;
+                let is_known = self.reputation(&evidence.fingerprint) == SenderReputation::Known;
                 let rules = self.active.values().filter_map(Active::suspects);
                 let rules = rules
                     .filter(|(of, _)| **of == *engine)
@@ -237,7 +240,8 @@ impl Interception {
                 let Some(cleared) = self.trials.ended(now, engine, message, is_quick) else {
                     return Vec::new();
                 };
-                // What waits for it may go on, or is the next trial: recovery looks at what changes here.
+                // Messages that wait for this trial may go on, or one of them is the next trial. Recovery watches these
+                // counters.
                 self.version += 1;
                 self.chances += 1;
                 self.clear(now, engine, message, &cleared)
@@ -245,7 +249,7 @@ impl Interception {
         }
     }
 
-    /// The interceptors for that, of one engine.
+    /// The ids of the interceptors of one engine for any of these keys.
     fn rules_for(&self, engine: &str, keys: &BTreeSet<Key>) -> Vec<String> {
         let for_it = |(_, active): &(&String, &Active)| {
             let suspects = active.suspects();
@@ -276,9 +280,9 @@ impl Interception {
         told.collect()
     }
 
-    /// A message with these suspected traits was scanned quickly: content is held for nobody any more; other mail that is
-    /// alike not for known senders, as what strangers send may well be made to look like theirs. What failed with it failed
-    /// for something else.
+    /// A message with these suspected keys was scanned quickly. The interceptors for content end, so no sender's messages
+    /// are held for it. Other keys are cleared for known senders only, because unknown senders may imitate their mail. The
+    /// last failure with the cleared content had another cause, so another trait of that message may be blocked.
     fn clear(
         &mut self,
         now: Instant,
@@ -309,13 +313,36 @@ impl Interception {
         if let Some(failed) = failed.into_iter().max_by_key(|failed| failed.at)
             && !self.is_settled(engine, &failed.fingerprint)
         {
-            incidents.extend(self.accuse(now, engine, failed.message, &failed.fingerprint));
+            incidents.extend(self.block_most_suspected(
+                now,
+                engine,
+                failed.message,
+                &failed.fingerprint,
+            ));
         }
         incidents
     }
 }
 
-/// A message failed that is like none that failed before.
+/// The incident that an interceptor was made, and on what evidence.
+fn made(
+    interceptor: &Interceptor,
+    engine: &Arc<str>,
+    charge: &Charge,
+    lasts: Duration,
+) -> Incident {
+    let what = format!("made: {} for {}", interceptor.action, interceptor.pattern);
+    let mut incident = told(Kind::InterceptorMade, interceptor, &what)
+        .with("engine", engine)
+        .with("ends after", format!("{} min", lasts.as_secs() / 60));
+    incident.evidence.extend(charge.evidence.iter().cloned());
+    match interceptor.dry_run {
+        true => incident.with("mode", "shadow: it only counts"),
+        false => incident,
+    }
+}
+
+/// The incident for a failed message that is not like enough other failed messages yet.
 fn stricken(engine: &Arc<str>, evidence: &Evidence) -> Incident {
     let subject = Subject::Engine {
         name: engine.to_string(),
@@ -329,7 +356,7 @@ fn stricken(engine: &Arc<str>, evidence: &Evidence) -> Incident {
     Incident::new(Kind::Strike, subject, summary).about(evidence.message)
 }
 
-/// What a finding rests on, for people.
+/// The evidence of a finding, for people.
 pub(super) fn proof(finding: &Finding) -> Vec<(Cow<'static, str>, String)> {
     let messages: Vec<String> = finding.messages.iter().map(MessageId::to_string).collect();
     vec![

@@ -1,10 +1,11 @@
-//! Crashes: which of the messages that an engine looked at made it go away. All its connections close at once, and each of
-//! those messages may be the one. Those that end well afterwards are cleared; of the others half are scanned together at a
-//! time, then half of those that met the next crash, until one is left that the engine goes away on by itself. Group testing
-//! by binary splitting (Hwang, JASA 1972): the culprit of `k` messages is scanned `log2(k) + 2` times, and `2 log2(k) + 2`
+//! Crashes: which message made an engine go away. All connections of the engine close at once, and each message in flight
+//! may be the culprit. Messages that end well afterwards are cleared. Of the others half are scanned together at a time,
+//! then half of those that met the next crash, until one is left that the engine goes away on by itself. Group testing by
+//! binary splitting (Hwang, JASA 1972): the culprit of `k` messages is scanned `log2(k) + 2` times, and `2 log2(k) + 2`
 //! times at most while other mail, and another culprit, is there as well.
 //!
-//! Mail that has just come in goes on meanwhile. What of it meets a crash is looked at last: the culprit was there before.
+//! Messages that arrive meanwhile are scanned as usual. If they meet a crash they are tested last, because the culprit was
+//! there before them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -14,47 +15,49 @@ use tokio::time::Instant;
 
 use crate::message::{Fingerprint, MessageId};
 
-/// Messages that are suspected at once, for each engine: more than are in flight at a crash where all slots were taken, and
-/// their mail's next copies. What met a crash beyond that is not suspected; it may meet another.
-const SUSPECTS: usize = 512;
-/// Crashes of a message alone that convict it. One may have been a restart of the engine by a person; and before the last of
-/// them the engine must have been well with other mail, or it goes away on everything.
-const ALONE: u32 = 2;
-/// A culprit is kept from the engine for so long, twice as long each time that it is found again, up to so many times: chance
-/// may have convicted it, and an engine can bear to go away twice in half an hour.
-const BARRED: Duration = Duration::from_secs(1800);
-const DOUBLED: u32 = 6;
-/// A round ends after this long without all of its messages: those that did not come are tried later. The scan lane comes back
-/// to deferred mail after 5, 10, 20 s.
-const ROUND: Duration = Duration::from_secs(60);
-/// A suspect that met no crash for so long is none any more: it went another way, or ended without anybody telling.
-const FORGOTTEN: Duration = Duration::from_secs(3600);
-/// Culprits that are remembered, for each engine; the oldest go first. Each is one held message.
-const CULPRITS: usize = 256;
+/// Suspects of one engine at once: more than the messages in flight at a crash with all slots taken, and the next copies of
+/// these messages. A message beyond that is not suspected; it may meet another crash.
+const SUSPECTS_MAX: usize = 512;
+/// Crashes without another suspect in flight that bar a message: 2, because one may have been a restart of the engine by a
+/// person. Before the last of them the engine must have been well with another message; otherwise it goes away on
+/// everything.
+const LONE_CRASHES_TO_BAR: u32 = 2;
+/// A culprit is barred from the engine for 30 min, and for twice as long each time that it is found again, with 6 doublings
+/// at most (32 h). The bar ends because the culprit may have been found by chance, and an engine can bear to go away twice
+/// in half an hour.
+const BAR_DURATION: Duration = Duration::from_secs(1800);
+const BAR_DOUBLINGS_MAX: u32 = 6;
+/// A round ends after 60 s, also without all of its messages: the missing ones are tried later. The scan lane comes back to
+/// deferred messages after 5, 10, 20 s.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
+/// A suspect that met no crash for 1 h is no longer suspected: it left by another path, or its end was not reported.
+const SUSPECT_AGE_MAX: Duration = Duration::from_secs(3600);
+/// Culprits remembered for each engine; the oldest go first. Each culprit is one held message.
+const CULPRITS_MAX: usize = 256;
 
 /// A message that was in flight when its engine went away.
 #[derive(Debug)]
 struct Suspect {
     message: MessageId,
     fingerprint: Arc<Fingerprint>,
-    /// Crashes that it met, and those without another suspect.
+    /// Crashes that the message met, and those of them without another suspect in flight.
     met: u32,
     alone: u32,
-    /// How often it was its turn and nothing is clear: then it is the turn of others.
+    /// Turns of this message that brought no result. Suspects with fewer such turns go first.
     behind: u32,
     last: Instant,
 }
 
-/// One that makes its engine go away.
+/// A message that makes its engine go away.
 #[derive(Debug)]
 pub(super) struct Culprit {
     pub(super) message: MessageId,
     pub(super) fingerprint: Arc<Fingerprint>,
-    /// Crashes that it met.
+    /// Crashes that the message met.
     pub(super) met: u32,
 }
 
-/// A culprit that is kept from its engine, and how often it was found.
+/// A culprit that is barred from its engine. `times` counts how often the culprit was found again.
 #[derive(Debug)]
 struct Barred {
     message: MessageId,
@@ -62,30 +65,30 @@ struct Barred {
     times: u32,
 }
 
-/// The search in one engine.
+/// The search for culprits in one engine.
 #[derive(Debug)]
 struct Search {
     suspects: Vec<Suspect>,
-    /// Who may be scanned now, and since when. Empty only if there are no suspects.
+    /// Suspects that may be scanned now, and since when. Empty only if there are no suspects.
     round: Vec<MessageId>,
     began: Instant,
-    /// Suspects that met the last crash: one of those that are left of them made it.
+    /// Suspects that met the last crash: one of those that are left caused it.
     group: Vec<MessageId>,
-    /// How many may be scanned together.
+    /// Suspects that may be scanned together.
     size: usize,
-    /// Something was scanned well since the last crash.
+    /// Whether a scan has ended well since the last crash.
     is_well: bool,
     culprits: VecDeque<Barred>,
-    /// Those of them that are kept from it now.
+    /// Those of the culprits that are barred now.
     barred: Vec<MessageId>,
 }
 
-/// What gates have to know.
+/// The messages that a gate must keep back because of crashes.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Crashed {
     /// Suspects whose turn it is not.
     pub waits: Vec<MessageId>,
-    /// Culprits.
+    /// Culprits, which are barred from the engine.
     pub barred: Vec<MessageId>,
 }
 
@@ -94,7 +97,7 @@ pub struct Crashed {
 pub(super) struct Crashes(HashMap<Arc<str>, Search>);
 
 impl Crashes {
-    /// The engine went away while it looked at these. The culprit, if that is clear now.
+    /// The engine went away while it scanned these messages. Returns the culprit if this crash makes it known.
     pub(super) fn crashed(
         &mut self,
         now: Instant,
@@ -114,13 +117,13 @@ impl Crashes {
         search.crashed(now, in_flight)
     }
 
-    /// A scan has ended well. Whether that changes who may be scanned.
+    /// A scan has ended well. Returns whether that changes which messages may be scanned.
     pub(super) fn ended_well(&mut self, now: Instant, engine: &str, message: MessageId) -> bool {
         let search = self.0.get_mut(engine);
         search.is_some_and(|search| search.clear(now, message))
     }
 
-    /// Lets time pass. Whether that changes who may be scanned.
+    /// Ends rounds, bars and suspicions that are over. Returns whether that changes which messages may be scanned.
     pub(super) fn tick(&mut self, now: Instant) -> bool {
         let mut changes = false;
         for search in self.0.values_mut() {
@@ -129,14 +132,14 @@ impl Crashes {
         changes
     }
 
-    /// An engine that the message is kept from, as it goes away on it.
+    /// The engine that the message is barred from, because the engine goes away on it.
     pub(super) fn barred_from(&self, message: MessageId) -> Option<&Arc<str>> {
         let mut all = self.0.iter();
         let found = all.find(|(_, search)| search.barred.contains(&message));
         found.map(|(engine, _)| engine)
     }
 
-    /// What the gate of an engine has to know.
+    /// The messages that the gate of the engine must keep back.
     pub(super) fn of(&self, engine: &str) -> Crashed {
         let Some(search) = self.0.get(engine) else {
             return Crashed::default();
@@ -162,7 +165,7 @@ impl Search {
             if ids.contains(&suspect.message) {
                 suspect.met += 1;
                 suspect.last = now;
-                // Others go first, to show whether the engine is well with them.
+                // Other suspects go first, to show whether the engine is well with them.
                 suspect.alone += u32::from(tested == 1);
                 suspect.behind += u32::from(tested == 1);
             }
@@ -170,7 +173,7 @@ impl Search {
         let is_first = self.suspects.is_empty();
         for (message, fingerprint) in in_flight {
             let is_known = self.suspects.iter().any(|s| s.message == *message);
-            if is_known || self.barred.contains(message) || self.suspects.len() >= SUSPECTS {
+            if is_known || self.barred.contains(message) || self.suspects.len() >= SUSPECTS_MAX {
                 continue;
             }
             self.suspects.push(Suspect {
@@ -182,14 +185,16 @@ impl Search {
                 last: now,
             });
         }
-        let is_culprit = |s: &Suspect| s.alone >= ALONE && ids.contains(&s.message) && self.is_well;
+        let is_culprit = |s: &Suspect| {
+            s.alone >= LONE_CRASHES_TO_BAR && ids.contains(&s.message) && self.is_well
+        };
         let culprit = self.suspects.iter().position(is_culprit);
         let culprit = culprit.map(|at| self.suspects.remove(at));
         if let Some(culprit) = &culprit {
             self.bar(now, culprit.message);
         }
         self.is_well = false;
-        // Where all of it was fresh mail the search goes on as it was.
+        // If only messages that were no suspects before were in flight, the search goes on as before.
         if is_first || tested > 0 {
             let was_there = |m: &MessageId| is_first || before.contains(m);
             self.group = ids.into_iter().filter(was_there).collect();
@@ -207,18 +212,18 @@ impl Search {
         let before = self.culprits.iter().position(|c| c.message == message);
         let before = before.and_then(|at| self.culprits.remove(at));
         let times = before.map_or(0, |before| before.times + 1);
-        if self.culprits.len() >= CULPRITS {
+        if self.culprits.len() >= CULPRITS_MAX {
             self.culprits.pop_front();
         }
         self.culprits.push_back(Barred {
             message,
-            until: now + BARRED.saturating_mul(1 << times.min(DOUBLED)),
+            until: now + BAR_DURATION.saturating_mul(1 << times.min(BAR_DOUBLINGS_MAX)),
             times,
         });
         self.look_at_barred(now);
     }
 
-    /// Whether that changes whom the engine is kept from.
+    /// Updates which culprits are barred now. Returns whether that has changed.
     fn look_at_barred(&mut self, now: Instant) -> bool {
         let kept = self.culprits.iter().filter(|c| now < c.until);
         let kept: Vec<MessageId> = kept.map(|c| c.message).collect();
@@ -236,7 +241,8 @@ impl Search {
         }
         self.round.retain(|m| *m != message);
         if self.round.is_empty() {
-            // None of them was it: half of the others that may be, or, if there are none, more than before.
+            // The round held no culprit. Next come half of the suspects left in the group, or twice as many as before if
+            // none is left.
             let is_left = |s: &&Suspect| s.alone == 0 && self.group.contains(&s.message);
             let left = self.suspects.iter().filter(is_left).count();
             self.size = match left {
@@ -250,8 +256,8 @@ impl Search {
 
     fn tick(&mut self, now: Instant) -> bool {
         let before = self.suspects.len();
-        self.suspects.retain(|s| now < s.last + FORGOTTEN);
-        let is_over = !self.round.is_empty() && now >= self.began + ROUND;
+        self.suspects.retain(|s| now < s.last + SUSPECT_AGE_MAX);
+        let is_over = !self.round.is_empty() && now >= self.began + ROUND_TIMEOUT;
         if is_over {
             for suspect in &mut self.suspects {
                 suspect.behind += u32::from(self.round.contains(&suspect.message));
@@ -262,10 +268,11 @@ impl Search {
         is_over || is_free || self.suspects.len() < before
     }
 
-    /// In the order in which they met their first crash, but for those that had their turn.
+    /// Begins the next round, in the order in which suspects met their first crash. Suspects that had a turn without a
+    /// result come later.
     fn next_round(&mut self, now: Instant) {
         self.suspects.sort_by_key(|s| s.behind);
-        // One that met a crash alone is scanned without other suspects: with them it would only make them suspect.
+        // A suspect that met a crash alone is scanned without other suspects: beside it they would only look more suspect.
         let is_single = self.suspects.first().is_some_and(|s| s.alone > 0);
         let size = if is_single { 1 } else { self.size.max(1) };
         let next = self.suspects.iter().filter(|s| is_single || s.alone == 0);
@@ -296,7 +303,7 @@ mod tests {
         })
     }
 
-    /// An engine that goes away whenever it gets one of some messages, and mail that comes in meanwhile.
+    /// An engine that goes away on certain messages, and other messages that arrive meanwhile.
     struct World {
         rng: StdRng,
         now: Instant,
@@ -304,7 +311,7 @@ mod tests {
         crashes: Crashes,
         culprits: HashSet<MessageId>,
         scans: HashMap<MessageId, u32>,
-        /// Deferred: to be scanned as soon as the search lets them.
+        /// Deferred messages, which are scanned as soon as the search allows.
         waiting: Vec<MessageId>,
         convicted: Vec<MessageId>,
     }
@@ -323,7 +330,7 @@ mod tests {
             }
         }
 
-        /// Those are in flight together.
+        /// Scans these messages together.
         fn scan(&mut self, messages: Vec<MessageId>) {
             self.now += Duration::from_secs(1);
             for message in &messages {
@@ -347,7 +354,7 @@ mod tests {
             }
         }
 
-        /// What may go is scanned, with some mail that has just come in.
+        /// Scans the waiting messages that the search allows, together with some fresh messages.
         fn goes_on(&mut self, fresh: Vec<MessageId>) {
             let stays = self.crashes.of(&self.engine);
             let is_kept = |m: &MessageId| stays.waits.contains(m) || stays.barred.contains(m);
@@ -363,8 +370,9 @@ mod tests {
         std::iter::repeat_with(MessageId::new).take(count).collect()
     }
 
-    /// Law 7: of up to 64 messages in flight the one or two that the engine goes away on are found by halving, each in
-    /// 2 log2(k) + 2 scans at most, whoever else is met by their crashes; everybody else is scanned well in the end.
+    /// Law 7: of up to 64 messages in flight, the search finds the one or two that the engine goes away on by halving, each
+    /// in 2 log2(k) + 2 scans at most, whatever other messages meet their crashes. All other messages are scanned well in
+    /// the end.
     #[tokio::test(start_paused = true)]
     async fn culprits_are_found_by_halving_and_nobody_else_is_held() {
         for seed in 0..2000 {
@@ -412,7 +420,7 @@ mod tests {
         }
     }
 
-    /// A restart of an engine meets innocent mail only: none is held, and a few rounds later nobody is suspected.
+    /// A restart of an engine meets innocent messages only: none is held, and a few rounds later none is suspected.
     #[tokio::test(start_paused = true)]
     async fn a_restart_convicts_nobody() {
         let mut world = World::new(1);
@@ -426,8 +434,8 @@ mod tests {
         assert_eq!(world.crashes.of(&engine), Crashed::default());
     }
 
-    /// An engine that goes away on everything convicts nobody, however often it meets the same message; nor is a convicted one
-    /// kept from it for ever, but for longer each time.
+    /// If an engine goes away on everything, no message is blamed, however often it meets a crash. A message that was blamed
+    /// is not barred from the engine for ever, but longer each time.
     #[tokio::test(start_paused = true)]
     async fn an_engine_that_goes_away_on_everything_convicts_nobody() {
         let mut world = World::new(1);
@@ -435,7 +443,7 @@ mod tests {
         let only = [(first, fingerprint())];
         for _ in 0..10 {
             assert!(world.crashes.crashed(world.now, &engine, &only).is_none());
-            world.now += ROUND;
+            world.now += ROUND_TIMEOUT;
         }
         let mut lasted = Vec::new();
         for _ in 0..2 {
@@ -445,17 +453,17 @@ mod tests {
                 world.crashes.crashed(world.now, &engine, &only);
             }
             let since = world.now;
-            let end = since + BARRED * 10;
+            let end = since + BAR_DURATION * 10;
             while !world.crashes.of(&engine).barred.is_empty() && world.now < end {
-                world.now += ROUND;
+                world.now += ROUND_TIMEOUT;
                 world.crashes.tick(world.now);
             }
             lasted.push(world.now - since);
         }
-        assert_eq!(lasted, [BARRED, BARRED * 2]);
+        assert_eq!(lasted, [BAR_DURATION, BAR_DURATION * 2]);
     }
 
-    /// Suspects that never come back keep nobody waiting for ever, and are forgotten; there are never too many.
+    /// Suspects that never come back do not keep others waiting for ever, and are forgotten. Their number is bounded.
     #[tokio::test(start_paused = true)]
     async fn suspects_that_do_not_come_are_passed_over() {
         let mut world = World::new(1);
@@ -466,13 +474,13 @@ mod tests {
             world.crashes.crashed(world.now, &engine, &all);
         }
         let waits = world.crashes.of(&engine).waits;
-        assert!(waits.len() < SUSPECTS, "{} wait", waits.len());
-        world.now += ROUND;
+        assert!(waits.len() < SUSPECTS_MAX, "{} wait", waits.len());
+        world.now += ROUND_TIMEOUT;
         assert!(world.crashes.tick(world.now));
         let later = world.crashes.of(&engine).waits;
         let has_turn = |m: &MessageId| waits.contains(m) && !later.contains(m);
         assert!(waits.iter().any(has_turn), "it is the turn of others");
-        world.now += FORGOTTEN;
+        world.now += SUSPECT_AGE_MAX;
         world.crashes.tick(world.now);
         assert_eq!(world.crashes.of(&engine), Crashed::default());
     }

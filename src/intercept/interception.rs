@@ -7,80 +7,82 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::baseline::Baseline;
-use super::conviction::{Charge, DOUBLED, STRIKES, proof};
+use super::conviction::{Charge, EXPIRY_DOUBLINGS_MAX, STRIKES_TO_BLOCK, proof};
 use super::crash::Crashes;
 use super::episode::{Arrivals, Context, Episode, Finding, Remedy};
 use super::key::Likeness;
-use super::learned::{Active, Exposed, Learned};
+use super::learned::{Active, Learned, Missed};
 use super::strikes::{STRIKE_AGE, Strikes};
-use super::trial::{Mercy, Ruling, Trials};
+use super::trial::{Exemption, Ruling, Trials};
 use super::{Action, Interceptor, Key, Settings};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::pattern::Facts;
-use crate::message::{Fingerprint, MessageId, Standing};
+use crate::message::{Fingerprint, MessageId, SenderReputation};
 
-/// New interceptors of the learner in one round.
-const NEW: usize = 8;
-/// Scans in time that refute a narrow interceptor, and a broad one.
-const REFUTED: [u32; 2] = [2, 20];
-/// Fast scans of a bypassed class that end the bypass.
-const MENDED: u32 = 3;
-/// Findings that are remembered because they took long or would have been missed: no engine is spared such mail for
-/// [`STRIKE_AGE`].
-const EXPOSED: usize = 256;
-/// Ended interceptors that are remembered, for recovery and for the doubling.
-const ENDED: usize = 1000;
+/// New learned interceptors for one engine in one tick: 8 bound the time of a tick, because each costs a pass over the
+/// episode.
+const NEW_INTERCEPTORS_PER_TICK: usize = 8;
+/// Scans in time that disprove a narrow interceptor, and a broad one. A broad interceptor needs more: valid mail matches it
+/// too, and scans well. As many late clean answers as disprove a narrow interceptor turn a hold into a bypass.
+const SCANS_TO_DISPROVE: [u32; 2] = [2, 20];
+/// Scans in time of bypassed messages that end the bypass.
+const SCANS_TO_END_BYPASS: u32 = 3;
+/// Findings remembered because they took long or would have been missed. For [`STRIKE_AGE`], the engine is not bypassed for
+/// messages like these.
+const MISSED_MAX: usize = 256;
+/// Ended interceptors remembered, so that recovery finds the messages that they held.
+const ENDED_MAX: usize = 1000;
 
-/// What was seen of a scan.
+/// One observation of a scan.
 #[derive(Debug, Clone)]
 pub struct Evidence {
     /// The message.
     pub message: MessageId,
-    /// What it is the same as.
+    /// The message's fingerprint as the gates saw it: [`Interception::observe`] restores the whole one.
     pub fingerprint: Arc<Fingerprint>,
-    /// Whether it was scanned for the first time; a later scan is no evidence of what mail is like now.
+    /// Whether this was the first scan of the message. A later scan is no evidence of what mail is like now.
     pub fresh: bool,
     /// When the scan began.
     pub started: Instant,
-    /// What was seen.
+    /// What was observed.
     pub seen: Seen,
-    /// The engine answered, and something was found.
+    /// Whether the engine answered with a finding.
     pub found: bool,
 }
 
-/// What was seen of a scan.
+/// What was observed of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen {
-    /// It was answered before it was slow.
+    /// The engine answered before the scan was slow.
     Fast,
-    /// It has become slow.
+    /// The scan has become slow.
     Slow,
-    /// It was answered, slowly but in time.
+    /// The engine answered slowly, but before the timeout.
     InTime,
-    /// It has run into its timeout.
+    /// The scan has run into its timeout.
     TimedOut,
-    /// It was answered after its timeout.
+    /// The engine answered after the timeout.
     Late,
-    /// The engine went away while it looked at it.
+    /// The engine went away during the scan.
     Broken,
-    /// It has ended, and says nothing about the mail.
+    /// The scan has ended, and says nothing about the message.
     Lost,
 }
 
-/// How an engine is doing.
+/// The state of one engine.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineState<'a> {
-    /// Its name.
+    /// The engine's name.
     pub name: &'a str,
-    /// No mail goes to it: what fails there says nothing about the mail.
+    /// The engine gets no mail, so its failures say nothing about messages.
     pub is_out: bool,
-    /// Mail can be judged without it.
+    /// Whether other engines suffice to judge mail without this engine.
     pub covered: bool,
-    /// Its workers, as far as we use them.
+    /// The engine's workers, as far as this relay uses them.
     pub slots: usize,
 }
 
-/// The interceptors of one relay.
+/// The interceptors of one relay, and what the learner knows.
 #[derive(Debug)]
 pub struct Interception {
     pub(super) settings: Settings,
@@ -90,23 +92,23 @@ pub struct Interception {
     pub(super) arrivals: Arrivals,
     pub(super) trials: Trials,
     pub(super) crashes: Crashes,
-    /// Engines of which it was told that they lose their workers.
+    /// Engines whose loss of workers has been reported.
     pub(super) losing: HashSet<Arc<str>>,
     pub(super) strikes: Strikes,
-    /// Convictions so far, by key.
+    /// How often each key was blocked so far.
     pub(super) convictions: HashMap<Key, u32>,
-    exposed: VecDeque<Exposed>,
+    missed: VecDeque<Missed>,
     ended: VecDeque<String>,
-    /// Engines that mail can be judged without, when it was last looked.
+    /// Engines without which mail could be judged at the last tick.
     covered: HashSet<Arc<str>>,
-    /// Grows with every change of what is in force.
+    /// Grows with every change of what gates have to know.
     pub(super) version: u64,
-    /// Grows when mail that was kept from an engine need not be any more.
+    /// Grows when messages that were kept from an engine need not be kept from it any more.
     pub(super) chances: u64,
 }
 
 impl Interception {
-    /// None in force, and nothing known.
+    /// A state without interceptors and without knowledge of mail.
     pub fn new(now: Instant, settings: Settings) -> Self {
         Self {
             settings,
@@ -119,7 +121,7 @@ impl Interception {
             losing: HashSet::new(),
             strikes: Strikes::default(),
             convictions: HashMap::new(),
-            exposed: VecDeque::new(),
+            missed: VecDeque::new(),
             ended: VecDeque::new(),
             covered: HashSet::new(),
             version: 0,
@@ -127,32 +129,33 @@ impl Interception {
         }
     }
 
-    /// Another configuration.
+    /// Replaces the settings. Interceptors in force stay as they are.
     pub fn configure(&mut self, settings: Settings) {
         self.settings = settings;
     }
 
-    /// What becomes of a message in which something may be suspected. Asked once before each of its passes.
+    /// Decides which learned interceptors do not hold a message, and what gates may blame it for. Call this once before each
+    /// pass of the message: a known sender's message may start a trial.
     pub fn judge(
         &mut self,
         now: Instant,
         message: MessageId,
         fingerprint: &Arc<Fingerprint>,
     ) -> Ruling {
-        let standing = self.standing(fingerprint);
+        let reputation = self.reputation(fingerprint);
         let rules = self.active.values().filter_map(Active::suspects);
-        match standing {
-            Standing::Known => self.trials.judge(now, message, fingerprint, rules),
-            Standing::Unknown => {
+        match reputation {
+            SenderReputation::Known => self.trials.judge(now, message, fingerprint, rules),
+            SenderReputation::Unknown => {
                 let shown = self.trials.shown(now, message, fingerprint, rules);
-                self.spare_shape(message, fingerprint, shown)
+                self.exempt_shape(message, fingerprint, shown)
             }
         }
     }
 
-    /// Of a stranger's message: whether it has the shape of what is slow and nothing of its content, where that is alike in its
-    /// content too. Valid mail has shapes as well.
-    fn spare_shape(
+    /// Exempts an unknown sender's message from interceptors for a shape. Condition: the slow messages of that shape are
+    /// alike in their content as well, and this message has none of that content. Valid mail has shapes too.
+    fn exempt_shape(
         &mut self,
         message: MessageId,
         fingerprint: &Arc<Fingerprint>,
@@ -164,25 +167,25 @@ impl Interception {
             .filter(|(_, like)| like.matches(fingerprint))
             .peekable();
         if alike.peek().is_none() {
-            let mercy = Mercy::None;
-            return Ruling { mercy, shown };
+            let exemption = Exemption::None;
+            return Ruling { exemption, shown };
         }
         let mut hidden = Vec::new();
         for (engine, like) in alike {
             if !self.is_alike_in_content(engine, like, fingerprint) {
-                let mercy = Mercy::None;
-                return Ruling { mercy, shown };
+                let exemption = Exemption::None;
+                return Ruling { exemption, shown };
             }
             hidden.extend(like.traits());
         }
         self.trials.remember(message, fingerprint);
         Ruling {
-            mercy: Mercy::Shape,
+            exemption: Exemption::Shape,
             shown: Arc::new(shown.without(&hidden)),
         }
     }
 
-    /// Whether all slow mail of that shape has content in common with other slow mail of it, and none with that message.
+    /// Whether each slow message of that shape shares content with another one, and none shares content with `other`.
     fn is_alike_in_content(&self, engine: &str, like: &Likeness, other: &Fingerprint) -> bool {
         let failed = self
             .episodes
@@ -199,20 +202,21 @@ impl Interception {
             let mut others = slow.iter().filter(|(other, _)| *other != message);
             others.any(|(_, with)| shares(one, with))
         };
-        // Mail of the flood itself, which is most of it, is told by the first look.
+        // Most messages checked here belong to the flood. They share content with it, so this test comes first.
         !slow.is_empty()
             && slow.values().all(|one| !shares(other, one))
             && slow.iter().all(has_company)
     }
 
-    /// A message has come in: whether an interceptor holds it, which one, and why, in one line.
+    /// Counts a message that has arrived for each interceptor that matches. Returns the id of the interceptor that holds it,
+    /// and the reason in one line; `None` if no interceptor holds it.
     pub fn arrived(
         &mut self,
         now: Instant,
         message: MessageId,
         facts: &Facts<'_>,
         fingerprint: &Arc<Fingerprint>,
-        mercy: Mercy,
+        exemption: Exemption,
     ) -> Option<(String, String)> {
         self.arrivals.add(now, fingerprint.clone());
         let mut held = None;
@@ -222,24 +226,24 @@ impl Interception {
                 continue;
             }
             interceptor.hits += 1;
-            if interceptor.samples.len() < Interceptor::SAMPLES {
+            if interceptor.samples.len() < Interceptor::SAMPLES_MAX {
                 interceptor.samples.push(message);
             }
-            if holds(interceptor, mercy) && held.is_none() {
+            if holds(interceptor, exemption) && held.is_none() {
                 held = Some(held_by(interceptor));
             }
         }
         held
     }
 
-    /// Whether an interceptor holds a message that came in before; it is not counted again.
-    pub fn holds(&self, facts: &Facts<'_>, mercy: Mercy) -> Option<(String, String)> {
-        self.holder(facts, |interceptor| holds(interceptor, mercy))
+    /// Like [`arrived`](Self::arrived), for a message that arrived before: it is not counted again.
+    pub fn holds(&self, facts: &Facts<'_>, exemption: Exemption) -> Option<(String, String)> {
+        self.holder(facts, |interceptor| holds(interceptor, exemption))
     }
 
-    /// Whether one that a person made does.
+    /// Like [`holds`](Self::holds), for interceptors that a person made only.
     pub fn person_holds(&self, facts: &Facts<'_>) -> Option<(String, String)> {
-        self.holder(facts, |interceptor| holds(interceptor, Mercy::All))
+        self.holder(facts, |interceptor| holds(interceptor, Exemption::All))
     }
 
     fn holder(
@@ -252,27 +256,27 @@ impl Interception {
         Some(held_by(holder))
     }
 
-    /// What speaks for a message's sender.
-    pub fn standing(&self, fingerprint: &Fingerprint) -> Standing {
-        self.baseline.standing(fingerprint)
+    /// Whether the message's sender is known.
+    pub fn reputation(&self, fingerprint: &Fingerprint) -> SenderReputation {
+        self.baseline.reputation(fingerprint)
     }
 
-    /// What is known of senders and of usual mail.
+    /// The baseline: known senders, and what usual mail is like.
     pub fn baseline(&self) -> &Baseline {
         &self.baseline
     }
 
-    /// Goes on with what was known before a restart.
+    /// Replaces the baseline by one from before a restart.
     pub fn take_up(&mut self, baseline: Baseline) {
         self.baseline = baseline;
     }
 
-    /// A message was scanned well by everybody.
+    /// All engines scanned the message well: it becomes part of the baseline.
     pub fn judged_clean(&mut self, now: Instant, fingerprint: &Fingerprint) {
         self.baseline.add(now, fingerprint);
     }
 
-    /// A scan was seen.
+    /// Learns from one observation of a scan. Returns the incidents that follow.
     pub fn observe(
         &mut self,
         now: Instant,
@@ -310,14 +314,16 @@ impl Interception {
         incidents
     }
 
-    /// What a scan says about the interceptors that match it and were there before it began.
+    /// Weighs a scan for the interceptors that match the message. A scan in time counts only if it began after the
+    /// interceptor was made.
     fn weigh(&mut self, now: Instant, engine: &Arc<str>, evidence: &Evidence) -> Vec<Incident> {
         let mut incidents = Vec::new();
-        let (mut lifted, mut harmless, mut refuted) = (Vec::new(), Vec::new(), Vec::new());
-        let is_known = self.standing(&evidence.fingerprint) == Standing::Known;
+        let (mut lifted, mut harmless, mut disproved) = (Vec::new(), Vec::new(), Vec::new());
+        let is_known = self.reputation(&evidence.fingerprint) == SenderReputation::Known;
         for (id, active) in &mut self.active {
             let about = |l: &Learned| {
-                // Known senders' mail that it does not hold says nothing about the rest.
+                // The interceptor does not hold such messages of known senders, so their scans say nothing about the
+                // messages that it holds.
                 let is_exempt = is_known && self.trials.is_cleared(now, engine, l.like.key);
                 *l.engine == **engine && l.like.matches(&evidence.fingerprint) && !is_exempt
             };
@@ -330,79 +336,77 @@ impl Interception {
             };
             let action = &mut active.interceptor.action;
             let enough = match action {
-                Action::Bypass { .. } => MENDED,
-                Action::Park { .. } | Action::Hold => REFUTED[usize::from(!learned.narrow)],
+                Action::Bypass { .. } => SCANS_TO_END_BYPASS,
+                Action::Park { .. } | Action::Hold => {
+                    SCANS_TO_DISPROVE[usize::from(!learned.narrow)]
+                }
             };
             let is_bypass = matches!(action, Action::Bypass { .. });
             if is_bypass && evidence.found {
-                refuted.push(id.clone());
+                disproved.push(id.clone());
             } else if learned.in_time >= enough {
                 lifted.push(id.clone());
-            } else if learned.late_clean >= REFUTED[0] && !is_bypass && !learned.is_bad {
+            } else if learned.late_clean >= SCANS_TO_DISPROVE[0] && !is_bypass && !learned.is_bad {
                 harmless.push(id.clone());
             } else if matches!(action, Action::Park { .. })
                 && learned.narrow
-                && learned.timeouts >= STRIKES
+                && learned.timeouts >= STRIKES_TO_BLOCK
             {
                 *action = Action::Hold;
                 self.version += 1;
-                incidents.push(
-                    told(
-                        Kind::InterceptorChanged,
-                        &active.interceptor,
-                        "now holds what it parked",
-                    )
-                    .with("scans past their timeout", learned.timeouts)
-                    .about(evidence.message),
-                );
+                let what = "now holds what it parked";
+                let incident = told(Kind::InterceptorChanged, &active.interceptor, what);
+                let incident = incident.with("scans past their timeout", learned.timeouts);
+                incidents.push(incident.about(evidence.message));
             }
         }
-        if evidence.found && (evidence.seen != Seen::Fast || !refuted.is_empty()) {
-            self.expose(now, engine, &evidence.fingerprint);
+        if evidence.found && (evidence.seen != Seen::Fast || !disproved.is_empty()) {
+            self.remember_missed(now, engine, &evidence.fingerprint);
         }
         for id in lifted {
             incidents.extend(self.end(&id, "refuted: such mail scans well"));
         }
         for id in harmless {
-            incidents.extend(self.spare(now, &id));
+            incidents.extend(self.start_bypass(now, &id));
         }
-        for id in refuted {
-            incidents.extend(self.spare_no_more(&id, evidence));
+        for id in disproved {
+            incidents.extend(self.replace_bypass_by_hold(&id, evidence));
         }
         incidents
     }
 
-    /// Remembers mail that no engine is to be spared for a while.
-    fn expose(&mut self, now: Instant, engine: &Arc<str>, fingerprint: &Arc<Fingerprint>) {
-        while self.exposed.len() >= EXPOSED
+    /// Remembers a message. For [`STRIKE_AGE`] the engine must not be bypassed for messages like it.
+    fn remember_missed(&mut self, now: Instant, engine: &Arc<str>, fingerprint: &Arc<Fingerprint>) {
+        while self.missed.len() >= MISSED_MAX
             || self
-                .exposed
+                .missed
                 .front()
                 .is_some_and(|e| now >= e.at + STRIKE_AGE)
         {
-            self.exposed.pop_front();
+            self.missed.pop_front();
         }
-        self.exposed.push_back(Exposed {
+        self.missed.push_back(Missed {
             at: now,
             engine: engine.clone(),
             fingerprint: fingerprint.clone(),
         });
     }
 
-    /// What has been exposed of late by the engine.
-    fn exposed_by<'a>(
+    /// The messages that [`remember_missed`](Self::remember_missed) remembers for the engine.
+    fn missed_by<'a>(
         &'a self,
         now: Instant,
         engine: &'a str,
     ) -> impl Iterator<Item = &'a Fingerprint> {
-        let of = self.exposed.iter().filter(move |e| *e.engine == *engine);
+        let of = self.missed.iter().filter(move |e| *e.engine == *engine);
         of.filter(move |e| now < e.at + STRIKE_AGE)
             .map(|e| &*e.fingerprint)
     }
 
-    /// What the engine was spared is bad: the others, which suffice, may not know it. It is held if it costs the engine
-    /// too much to look for it; otherwise, and if it is too usual to be held, the engine is asked again.
-    fn spare_no_more(&mut self, id: &str, evidence: &Evidence) -> Option<Incident> {
+    /// The engine found something in a message that it was bypassed for. The other engines suffice for a verdict, but may
+    /// not know this finding. If the finding was late, the scans cost the engine too much: a narrow interceptor holds such
+    /// messages from now on. In all other cases the interceptor ends, and the engine gets such messages again.
+    fn replace_bypass_by_hold(&mut self, id: &str, evidence: &Evidence) -> Option<Incident> {
         let active = self.active.get_mut(id)?;
         let is_narrow = active.learned.as_ref().is_some_and(|l| l.narrow);
         if evidence.seen != Seen::Late || !is_narrow {
@@ -416,11 +420,12 @@ impl Interception {
         Some(incident.about(evidence.message))
     }
 
-    /// Mail that takes the engine too long and is clean in the end: it is not held, and the engine is spared it while the
-    /// others suffice.
-    fn spare(&mut self, now: Instant, id: &str) -> Option<Incident> {
+    /// Such messages take the engine too long and are clean in the end. So the interceptor holds them no longer, and
+    /// bypasses the engine instead. If the other engines do not suffice, the interceptor ends. If a remembered finding is in a
+    /// message like these, nothing changes.
+    fn start_bypass(&mut self, now: Instant, id: &str) -> Option<Incident> {
         let learned = self.active.get(id)?.learned.as_ref()?;
-        let mut bad = self.exposed_by(now, &learned.engine);
+        let mut bad = self.missed_by(now, &learned.engine);
         if bad.any(|fingerprint| learned.like.matches(fingerprint)) {
             return None;
         }
@@ -436,14 +441,14 @@ impl Interception {
         self.version += 1;
         let what = "now spares the engine what it held: it is clean, if slow";
         let incident = told(Kind::InterceptorChanged, &active.interceptor, what);
-        Some(incident.with("clean after their timeout", REFUTED[0]))
+        Some(incident.with("clean after their timeout", SCANS_TO_DISPROVE[0]))
     }
 
     pub(super) fn end(&mut self, id: &str, why: &str) -> Option<Incident> {
         let active = self.active.remove(id)?;
         self.version += 1;
         self.chances += 1;
-        // What a person has held is a person's to release.
+        // Only a person releases what a person has held.
         if active.interceptor.is_learned() {
             self.remember(id);
         }
@@ -455,14 +460,14 @@ impl Interception {
         if self.ended.iter().any(|known| known == ended) {
             return;
         }
-        if self.ended.len() >= ENDED {
+        if self.ended.len() >= ENDED_MAX {
             self.ended.pop_front();
         }
         self.ended.push_back(ended.to_owned());
     }
 
-    /// Concludes: makes interceptors where slow scans have something in common, ends those whose time has come. To be
-    /// called a few times a second.
+    /// Makes interceptors where slow scans have something in common, and ends interceptors that have expired. Call this a
+    /// few times a second. Returns the incidents that follow.
     pub fn tick(&mut self, now: Instant, engines: &[EngineState<'_>]) -> Vec<Incident> {
         let mut incidents = Vec::new();
         let covered = engines.iter().filter(|engine| engine.covered);
@@ -484,7 +489,7 @@ impl Interception {
         self.version += u64::from(self.crashes.tick(now));
         for engine in engines.iter().filter(|engine| !engine.is_out) {
             incidents.extend(self.tell_loss(engine));
-            for _ in 0..NEW {
+            for _ in 0..NEW_INTERCEPTORS_PER_TICK {
                 let Some((name, finding)) = self.explain(now, engine) else {
                     break;
                 };
@@ -502,7 +507,7 @@ impl Interception {
                     evidence: proof(&finding),
                     like: finding.like,
                 };
-                let made = self.convict(now, &name, charge);
+                let made = self.block(now, &name, charge);
                 if made.is_none() {
                     break;
                 }
@@ -525,37 +530,42 @@ impl Interception {
             explained: &explained,
             cleared: &self.trials.cleared(now, engine.name),
             covered: engine.covered,
-            exposed: &self.exposed_by(now, engine.name).collect::<Vec<_>>(),
+            missed: &self.missed_by(now, engine.name).collect::<Vec<_>>(),
             timeouts: episode.has_timeouts(),
         };
         let finding = episode.explain(now, &context)?;
         Some((name.clone(), finding))
     }
 
-    /// Those in force, by id.
+    /// The interceptors in force, in the order of their ids.
     pub fn list(&self) -> impl Iterator<Item = &Interceptor> {
         self.active.values().map(|active| &active.interceptor)
     }
 
-    /// Grows with every change of what is in force.
+    /// Grows with every change of what gates have to know: the interceptors in force, ends of trials, and crashes.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// Grows, and the version with it, when mail that an interceptor or a trial kept from an engine need not be kept any more.
+    /// Grows, together with [`version`](Self::version), when messages that an interceptor or a trial kept from an engine
+    /// need not be kept from it any more.
     pub fn chances(&self) -> u64 {
         self.chances
     }
 
-    /// Puts one in force that a person made, or that was in force before a restart; replaces one of the same id. One that
-    /// was learned and has ended is only remembered, as what it has held waits for that.
+    /// Puts an interceptor in force that a person made, or that was in force before a restart. It replaces an interceptor of
+    /// the same id. A learned interceptor that has expired is only remembered, because the messages that it held wait for
+    /// its end.
     pub fn add(&mut self, now: Instant, interceptor: Interceptor) {
         self.version += 1;
         if interceptor.is_learned() && interceptor.has_expired(crate::deadline::wall_clock()) {
             self.remember(&interceptor.id);
             return;
         }
-        let longest = self.settings.expiry.saturating_mul(1 << DOUBLED);
+        let longest = self
+            .settings
+            .expiry
+            .saturating_mul(1 << EXPIRY_DOUBLINGS_MAX);
         let active = Active::restored(now, interceptor, longest);
         if let Some(learned) = &active.learned {
             self.convictions.entry(learned.like.key).or_insert(1);
@@ -563,13 +573,13 @@ impl Interception {
         self.active.insert(active.interceptor.id.clone(), active);
     }
 
-    /// Takes one out of force because a person removed it; none if there is none of that id.
+    /// Ends an interceptor that a person removed; `None` if there is no interceptor of that id.
     pub fn remove(&mut self, id: &str) -> Option<Incident> {
         self.end(id, "removed by a person")
     }
 
-    /// Interceptors whose mail may be scanned again: those that have ended or do not hold any more, and those of the
-    /// learner that hold.
+    /// The ids of interceptors whose messages may be scanned again. First: learned interceptors that have ended, or that
+    /// bypass the engine instead of holding. Second: learned interceptors that still hold.
     pub fn recoverable(&self) -> (Vec<String>, Vec<String>) {
         let learned = self.active.values().filter(|a| a.learned.is_some());
         let learned = learned.map(|a| &a.interceptor);
@@ -592,21 +602,21 @@ pub(super) fn told(kind: Kind, interceptor: &Interceptor, what: &str) -> Inciden
     Incident::new(kind, subject, summary)
 }
 
-/// Its id, and what is told about what it holds.
+/// The interceptor's id, and the reason to report for messages that it holds.
 fn held_by(interceptor: &Interceptor) -> (String, String) {
     let (id, pattern) = (&interceptor.id, &interceptor.pattern);
     (id.clone(), format!("interceptor {id} holds {pattern}"))
 }
 
-/// Whether it holds mail to which that mercy is shown. What a person has made is for everybody.
-fn holds(interceptor: &Interceptor, mercy: Mercy) -> bool {
-    let spares = match mercy {
-        Mercy::None => false,
-        Mercy::Shape => interceptor.is_of_shape(),
-        Mercy::Near => interceptor.is_near(),
-        Mercy::All => interceptor.is_learned(),
+/// Whether the interceptor holds a message with this exemption. No message is exempt from what a person made.
+fn holds(interceptor: &Interceptor, exemption: Exemption) -> bool {
+    let is_exempt = match exemption {
+        Exemption::None => false,
+        Exemption::Shape => interceptor.is_of_shape(),
+        Exemption::Near => interceptor.is_near(),
+        Exemption::All => interceptor.is_learned(),
     };
-    interceptor.action == Action::Hold && !interceptor.dry_run && !spares
+    interceptor.action == Action::Hold && !interceptor.dry_run && !is_exempt
 }
 
 pub(super) fn percent(share: f64) -> String {

@@ -1,15 +1,15 @@
-//! Keys: what messages may have in common. A trait, or two of the broad ones together.
+//! Keys: what messages may have in common. A key is one trait, or two broad traits together.
 
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Pattern, Trait};
 
-/// One or two traits.
+/// One trait, or two broad traits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Key(pub(super) Trait, pub(super) Option<Trait>);
 
 impl Key {
-    /// All keys of a message: each trait, and each pair of broad traits. What is the same content is said by one trait;
-    /// a pair with it would say the same.
+    /// All keys of a message: each trait, and each pair of broad traits. Exact traits and bands form no pairs: one of them
+    /// says already that the content is the same, and a pair would say no more.
     pub(super) fn all(fingerprint: &Fingerprint) -> impl Iterator<Item = Self> {
         let pairs = || {
             let all = fingerprint.broad.iter();
@@ -31,7 +31,7 @@ impl Key {
         std::iter::once(self.0).chain(self.1)
     }
 
-    /// Whether it says that the content is the same, or nearly.
+    /// Whether the key says that the content is the same, or nearly the same.
     pub(super) fn is_content(self) -> bool {
         matches!(
             self.0.aspect,
@@ -39,12 +39,12 @@ impl Key {
         )
     }
 
-    /// Whether it says that the content is the same: an attachment, or the text.
+    /// Whether the key says that the content is the same: an attachment, or the text.
     pub(super) fn is_exact(self) -> bool {
         matches!(self.0.aspect, Aspect::Attachment | Aspect::Text)
     }
 
-    /// A number for it.
+    /// A hash of the key. Snapshots of the baseline depend on it.
     pub(super) fn hash(self) -> u64 {
         let one = |t: Trait| t.value ^ (t.aspect as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let other = self.1.map_or(0, |t| one(t).rotate_left(29));
@@ -53,8 +53,8 @@ impl Key {
     }
 }
 
-/// Mail that is alike in the sense of a key. Where that is content that is nearly the same, one band says too little, and all
-/// bands of the message that it was learned from are compared ([`Fingerprint::is_near`]).
+/// Messages that are alike in the sense of a key. One band says too little about nearly the same content, so a likeness
+/// compares all bands of the message that it was learned from ([`Fingerprint::is_near`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Likeness {
     pub(super) key: Key,
@@ -62,14 +62,14 @@ pub(super) struct Likeness {
 }
 
 impl Likeness {
-    /// What is like that message in the sense of the key.
+    /// Messages that are like this one in the sense of the key.
     pub(super) fn of(key: Key, fingerprint: &Fingerprint) -> Self {
         let is_near = key.0.aspect == Aspect::Near;
         let bands: Box<[Trait]> = match is_near {
             true => fingerprint.bands(key.0).collect(),
             false => Box::new([]),
         };
-        // By whichever band it was found: it has one name.
+        // The first band names the likeness, whichever band found it, so that one likeness has one key.
         let first = bands.first().map(|band| Key(*band, None));
         Self {
             key: first.unwrap_or(key),
@@ -77,7 +77,7 @@ impl Likeness {
         }
     }
 
-    /// What a pattern means; none if it asks for more than traits.
+    /// The likeness that a pattern describes; `None` if the pattern has conditions other than traits.
     pub(super) fn read(pattern: &Pattern) -> Option<Self> {
         let mut traits = pattern.traits.iter().chain(pattern.near.first());
         let first = *traits.next().filter(|_| pattern.is_of_traits())?;
@@ -101,7 +101,7 @@ impl Likeness {
         }
     }
 
-    /// All traits that it looks at.
+    /// All traits that the likeness compares.
     pub(super) fn traits(&self) -> impl Iterator<Item = Trait> {
         self.key.traits().chain(self.bands.iter().copied())
     }

@@ -1,5 +1,5 @@
-//! An interceptor in force, and what is known of one that was learned: enough of it is in the interceptor itself, which is
-//! kept, for its scans to be weighed after a restart as before.
+//! An interceptor in force, and the scan counts of a learned interceptor. The stored interceptor alone is enough to weigh
+//! its scans after a restart as before.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +10,11 @@ use tokio::time::Instant;
 use super::key::Likeness;
 use super::{Action, Evidence, Interceptor, Origin, Seen};
 
-/// One in force.
+/// An interceptor in force.
 #[derive(Debug)]
 pub(super) struct Active {
     pub(super) interceptor: Interceptor,
-    /// For those of the learner.
+    /// Only for interceptors of the learner.
     pub(super) learned: Option<Learned>,
 }
 
@@ -28,13 +28,13 @@ pub(super) struct Learned {
     pub(super) timeouts: u32,
     pub(super) in_time: u32,
     pub(super) late_clean: u32,
-    /// In such mail something was found, however late.
+    /// The engine found something in a message that matches, however late.
     pub(super) is_bad: bool,
 }
 
 impl Active {
-    /// One that was in force before a restart, or that a person made. No wall clock makes one that was learned last longer
-    /// than `longest`.
+    /// An interceptor that was in force before a restart, or that a person made. A learned interceptor lasts `longest` at
+    /// most, so that a wall clock that was set back cannot prolong it.
     pub(super) fn restored(now: Instant, interceptor: Interceptor, longest: Duration) -> Self {
         let learned = learned(now, &interceptor, longest);
         Self {
@@ -43,7 +43,8 @@ impl Active {
         }
     }
 
-    /// What it suspects, and in which engine: something that holds mail, and was learned.
+    /// The engine and the likeness that a learned interceptor suspects. `None` if the interceptor holds or parks no
+    /// messages.
     pub(super) fn suspects(&self) -> Option<(&Arc<str>, &Likeness)> {
         let learned = self.learned.as_ref()?;
         let holds = match self.interceptor.action {
@@ -53,7 +54,7 @@ impl Active {
         holds.then_some((&learned.engine, &learned.like))
     }
 
-    /// Counts a scan of such mail.
+    /// Counts a scan of a message that matches.
     pub(super) fn count(&mut self, evidence: &Evidence) {
         let Some(learned) = &mut self.learned else {
             return;
@@ -64,7 +65,7 @@ impl Active {
             Seen::Late if !evidence.found => learned.late_clean += 1,
             _ => {}
         }
-        // What is found at once in a class of usual mail says nothing about what is slow in it.
+        // In a class of usual mail a fast finding says nothing about the slow scans of that class.
         learned.is_bad |= evidence.found && (learned.narrow || evidence.seen != Seen::Fast);
         if let Origin::Learned { bad, .. } = &mut self.interceptor.origin {
             *bad = learned.is_bad;
@@ -99,9 +100,9 @@ fn learned(now: Instant, interceptor: &Interceptor, longest: Duration) -> Option
     })
 }
 
-/// Mail in which something was found that took its engine long, or that the engine was spared.
+/// A message with a finding that took the engine long, or that was made although the engine is bypassed for such messages.
 #[derive(Debug)]
-pub(super) struct Exposed {
+pub(super) struct Missed {
     pub(super) at: Instant,
     pub(super) engine: Arc<str>,
     pub(super) fingerprint: Arc<crate::message::Fingerprint>,

@@ -1,5 +1,5 @@
-//! What an engine loses that no interceptor gives back: workers that are busy with messages which have nothing in common, and
-//! the engine itself where one message makes it go away.
+//! What an engine loses although interceptors are in force: workers that are busy with messages which have nothing in
+//! common, and the whole engine where one message makes it go away.
 
 use std::sync::Arc;
 
@@ -12,12 +12,13 @@ use super::learned::Active;
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Fingerprint, MessageId};
 
-/// Messages that an incident names: a handful, as a person looks at each.
-const NAMED: usize = 5;
+/// Messages that an incident names: 5, because a person looks at each of them.
+const MESSAGES_NAMED_MAX: usize = 5;
 
 impl Interception {
-    /// Tells once that at least half of an engine's workers hang on messages that no interceptor is for; again after it has
-    /// had three quarters of them back. Half is where mail of unknown senders begins to wait.
+    /// Reports that messages without an interceptor hang in at least half of an engine's workers (and in two at least): from
+    /// half on, mail of unknown senders waits. Reports once, and again only after such messages held fewer than a quarter of
+    /// the workers.
     pub(super) fn tell_loss(&mut self, engine: &EngineState<'_>) -> Option<Incident> {
         let rules = self.active.values().filter_map(Active::suspects);
         let rules: Vec<_> = rules.filter(|(of, _)| ***of == *engine.name).collect();
@@ -39,7 +40,11 @@ impl Interception {
         let summary = format!(
             "{subject}: {count} of {slots} workers are busy with messages that have nothing in common"
         );
-        let named: Vec<String> = lost.iter().take(NAMED).map(MessageId::to_string).collect();
+        let named: Vec<String> = lost
+            .iter()
+            .take(MESSAGES_NAMED_MAX)
+            .map(MessageId::to_string)
+            .collect();
         let advice = "look at them with `spillway explain ID`; lower the engine's own time limit for one scan; give it more \
                       workers, and `slots`";
         let incident = Incident::new(Kind::WorkersLost, subject, summary)
@@ -48,7 +53,8 @@ impl Interception {
         Some(incident)
     }
 
-    /// An engine went away while it looked at all of these.
+    /// The engine went away while it scanned all messages of `in_flight`. Returns incidents once the message at fault is
+    /// known. Does nothing unless the mode is [`Mode::On`].
     pub fn crashed(
         &mut self,
         now: Instant,
@@ -68,7 +74,7 @@ impl Interception {
             .with("crashes that it met", culprit.met)
             .with("in flight at the last one", in_flight.len())
             .about(culprit.message);
-        // One of several in flight is no strike; this one is.
+        // A crash with several messages in flight is no strike. This crash is one, because the message at fault is known.
         let evidence = Evidence {
             message: culprit.message,
             fingerprint: culprit.fingerprint,
@@ -82,13 +88,13 @@ impl Interception {
         incidents
     }
 
-    /// The engine that goes away on that message, if one does.
+    /// The engine that goes away on this message, if there is one. Always `None` unless the mode is [`Mode::On`].
     pub fn goes_away_on(&self, message: MessageId) -> Option<Arc<str>> {
         let is_on = self.settings.mode == Mode::On;
         self.crashes.barred_from(message).filter(|_| is_on).cloned()
     }
 
-    /// What the gate of an engine has to know of the messages that were in flight when it went away.
+    /// The messages that the gate of an engine must keep back because of its crashes. Empty unless the mode is [`Mode::On`].
     pub fn suspects_of_crashes(&self, engine: &str) -> Crashed {
         match self.settings.mode {
             Mode::On => self.crashes.of(engine),

@@ -1,4 +1,4 @@
-//! Interceptors: what diverts mail before an engine sees it.
+//! Interceptors: rules that divert messages before an engine scans them.
 
 mod baseline;
 mod conviction;
@@ -28,76 +28,77 @@ pub use baseline::{Baseline, Unusable};
 pub use crash::Crashed;
 pub use interception::{EngineState, Evidence, Interception, Seen};
 pub use settings::{Mode, Settings};
-pub use trial::{Mercy, Ruling};
+pub use trial::{Exemption, Ruling};
 
-/// Mail of a pattern that is diverted, why, and for how long.
+/// A rule for the messages that match a pattern: what happens to them, who made the rule, and when it ends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Interceptor {
-    /// Its name: 26 letters and digits.
+    /// The interceptor's name: a ULID, 26 letters and digits.
     pub id: String,
-    /// The mail.
+    /// Which messages match.
     pub pattern: Pattern,
-    /// What becomes of it.
+    /// What happens to a message that matches.
     pub action: Action,
-    /// Who made it.
+    /// Who made the interceptor.
     pub origin: Origin,
-    /// When.
+    /// When the interceptor was made, by the wall clock.
     pub made: Timestamp,
-    /// When it ends by itself; never, if `None`.
+    /// When the interceptor ends by itself; `None` for never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
-    /// It only counts what it would catch.
+    /// Dry run: the interceptor counts messages that match, and diverts none.
     #[serde(default)]
     pub dry_run: bool,
-    /// Messages caught so far.
+    /// Messages that matched on arrival so far.
     #[serde(default)]
     pub hits: u64,
-    /// The first of them, at most [`Interceptor::SAMPLES`].
+    /// The first messages that matched, at most [`Interceptor::SAMPLES_MAX`].
     #[serde(default)]
     pub samples: Vec<MessageId>,
 }
 
 impl Interceptor {
-    /// Messages that are remembered by id.
-    pub const SAMPLES: usize = 5;
+    /// Messages remembered by id for each interceptor: 5, because they are examples for a person to look at.
+    pub const SAMPLES_MAX: usize = 5;
 
-    /// Whether it has ended by itself.
+    /// Whether the interceptor has expired at `now`. An interceptor without an end never expires.
     pub fn has_expired(&self, now: Timestamp) -> bool {
         self.expires.is_some_and(|end| end <= now)
     }
 
-    /// Whether the learner made it for content that is nearly the same.
+    /// Whether the learner made the interceptor for nearly the same content.
     pub fn is_near(&self) -> bool {
         self.is_learned() && !self.pattern.near.is_empty()
     }
 
-    /// Whether the learner made it for something else than content.
+    /// Whether the learner made the interceptor for a shape: neither the same content nor nearly the same.
     pub fn is_of_shape(&self) -> bool {
         let is_content = |t: &Trait| matches!(t.aspect, Aspect::Attachment | Aspect::Text);
         let pattern = &self.pattern;
         self.is_learned() && pattern.near.is_empty() && !pattern.traits.iter().any(is_content)
     }
 
-    /// Whether the learner made it: what it has held is given back when it has ended.
+    /// Whether the learner made the interceptor. When a learned interceptor has ended, recovery gives back the messages that
+    /// it held.
     pub fn is_learned(&self) -> bool {
         matches!(self.origin, Origin::Learned { .. })
     }
 }
 
-/// What becomes of mail that is caught.
+/// What happens to a message that matches an interceptor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
-    /// It waits, durable, while one message of the kind tells how the engine fares with it.
+    /// The message waits, durable, while one message like it shows how the engine copes with such messages.
     Park {
-        /// The engine that is spared.
+        /// The engine that does not get the message for now.
         engine: String,
     },
-    /// It goes to quarantine.
+    /// The message goes to quarantine.
     Hold,
-    /// It is not shown to the engine; the others judge it.
+    /// The engine does not get the message; the other engines judge it.
     Bypass {
-        /// The engine that is spared.
+        /// The engine that is bypassed.
         engine: String,
     },
 }
@@ -118,15 +119,15 @@ impl fmt::Display for Action {
 pub enum Origin {
     /// The learner.
     Learned {
-        /// What it was decided on, in the order in which it should be read.
+        /// The evidence for the decision: labels and values in the order in which a person should read them.
         evidence: Vec<(Cow<'static, str>, String)>,
-        /// The engine whose scans it was decided on.
+        /// The engine whose scans were the evidence.
         #[serde(default)]
         engine: String,
-        /// Whether good mail hardly ever matches.
+        /// Whether good mail hardly ever matches (at most 0.1 % of it).
         #[serde(default)]
         narrow: bool,
-        /// Whether something was found in mail that matches.
+        /// Whether the engine found something in a message that matches. Fast findings do not count unless `narrow`.
         #[serde(default)]
         bad: bool,
     },
@@ -134,7 +135,7 @@ pub enum Origin {
     Person {
         /// The login name.
         who: String,
-        /// What the person wrote about it; empty for nothing.
+        /// The person's note; empty if there is none.
         #[serde(default)]
         note: String,
     },

@@ -1,4 +1,4 @@
-//! What the administrator wrote under `[intercept]`.
+//! Settings of the learner: the section `[intercept]`.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use std::time::Duration;
 pub struct Settings {
     /// What the learner may do.
     pub mode: Mode,
-    /// How long an interceptor of the learner is in force; twice as long each time that it has to be made again.
+    /// Lifetime of a learned interceptor. It doubles each time the learner makes an interceptor for the same key again, at
+    /// most to 16 times this value.
     pub expiry: Duration,
 }
 
@@ -25,8 +26,8 @@ impl Default for Settings {
 pub enum Mode {
     /// Make interceptors.
     On,
-    /// Make interceptors that only count.
+    /// Make interceptors that only count matches.
     Shadow,
-    /// Nothing.
+    /// Make no interceptors.
     Off,
 }

@@ -1,5 +1,5 @@
-//! Strikes: expensive failures, counted for each engine and each sense in which mail is the same. Bounded: beyond that the
-//! oldest are forgotten, so that nobody can switch them off by striking often.
+//! Strikes: expensive failures, counted for each engine and each trait. Memory is bounded. When it is full, the oldest
+//! strikes are forgotten, so that a sender who causes many failures cannot keep new strikes from being counted.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,22 +9,24 @@ use tokio::time::Instant;
 
 use crate::message::{MessageId, Trait};
 
-/// Senses with strikes that are remembered, and for how long.
-pub(super) const STRUCK: usize = 10_000;
+/// Pairs of engine and trait with strikes that are remembered at most. An entry takes about 100 octets, so all of them take
+/// about 1 MB.
+pub(super) const STRUCK_TRAITS_MAX: usize = 10_000;
+/// How long a strike counts: two failures of the same content within an hour are a pattern, two within a day are not.
 pub(super) const STRIKE_AGE: Duration = Duration::from_secs(3600);
 
-/// Expensive failures of mail that is the same in one sense.
+/// The strikes of one engine against one trait.
 #[derive(Debug, Clone, Copy)]
 struct Struck {
     count: u32,
     last: Instant,
-    /// Which of all strikes was the last.
+    /// Position of the last of these strikes in the order of all strikes.
     serial: u64,
-    /// A message that is tried again is one message.
+    /// The message of the last strike. Retries of one message are one message, so they add no strike.
     by: MessageId,
 }
 
-/// All strikes.
+/// The strikes of all engines.
 #[derive(Debug, Default)]
 pub(super) struct Strikes {
     struck: HashMap<(Arc<str>, Trait), Struck>,
@@ -32,9 +34,9 @@ pub(super) struct Strikes {
 }
 
 impl Strikes {
-    /// One more, by that message.
+    /// Counts a strike against the trait `key` by the message `by`.
     pub(super) fn count(&mut self, now: Instant, engine: &Arc<str>, key: Trait, by: MessageId) {
-        if self.struck.len() >= STRUCK {
+        if self.struck.len() >= STRUCK_TRAITS_MAX {
             self.forget(now);
         }
         self.serial += 1;
@@ -56,7 +58,8 @@ impl Strikes {
         *struck = Struck { count, ..one };
     }
 
-    /// How many different messages there were.
+    /// Number of messages with a strike against the trait `key`; 0 if the last strike is older than [`STRIKE_AGE`]. Retries
+    /// count once unless another message had a strike in between.
     pub(super) fn of(&self, now: Instant, engine: &Arc<str>, key: Trait) -> u32 {
         let struck = self.struck.get(&(engine.clone(), key));
         struck.map_or(0, |s| {
@@ -68,14 +71,14 @@ impl Strikes {
         })
     }
 
-    /// Makes room: what is too old goes, and if that is nothing the oldest quarter.
+    /// Makes room: drops strikes older than [`STRIKE_AGE`]. If there are none, drops the oldest quarter.
     fn forget(&mut self, now: Instant) {
         self.struck.retain(|_, s| now < s.last + STRIKE_AGE);
-        if self.struck.len() < STRUCK {
+        if self.struck.len() < STRUCK_TRAITS_MAX {
             return;
         }
         let mut serials: Vec<u64> = self.struck.values().map(|s| s.serial).collect();
-        let (_, oldest, _) = serials.select_nth_unstable(STRUCK / 4);
+        let (_, oldest, _) = serials.select_nth_unstable(STRUCK_TRAITS_MAX / 4);
         let oldest = *oldest;
         self.struck.retain(|_, s| s.serial > oldest);
     }
@@ -86,7 +89,7 @@ mod tests {
     use super::*;
     use crate::message::fingerprint::Aspect;
 
-    /// However much fails, strikes take bounded memory, and the newest are remembered.
+    /// Any number of failures takes bounded memory, and the newest strikes are remembered.
     #[tokio::test(start_paused = true)]
     async fn strikes_are_bounded() {
         let (mut strikes, now) = (Strikes::default(), Instant::now());
@@ -95,15 +98,19 @@ mod tests {
             aspect: Aspect::Attachment,
             value,
         };
-        let struck = 3 * STRUCK as u64;
+        let struck = 3 * STRUCK_TRAITS_MAX as u64;
         for value in 0..struck {
             strikes.count(now, &engine, key(value), MessageId::new());
         }
-        assert!(strikes.struck.len() <= STRUCK, "{}", strikes.struck.len());
+        assert!(
+            strikes.struck.len() <= STRUCK_TRAITS_MAX,
+            "{}",
+            strikes.struck.len()
+        );
         assert_eq!(strikes.of(now, &engine, key(struck - 1)), 1);
     }
 
-    /// A strike counts for an hour, also where no other follows it.
+    /// A strike counts for one hour, also if no other strike follows.
     #[tokio::test(start_paused = true)]
     async fn a_strike_counts_for_an_hour() {
         let (mut strikes, now) = (Strikes::default(), Instant::now());

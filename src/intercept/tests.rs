@@ -1,5 +1,5 @@
-//! The learner alone, over streams of mail in time that is only a number: an engine with twelve workers takes 5 ms for
-//! good mail and 120 s for a flood.
+//! The learner alone, over streams of mail in simulated time: an engine with 12 workers takes 5 ms for a good message and
+//! 120 s for one of a flood.
 
 mod laws;
 mod losses;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::message::fingerprint::Aspect;
 use crate::message::pattern::{Facts, Pattern};
-use crate::message::{Envelope, Fingerprint, Identity, Mailbox, Origin, Standing, Trait};
+use crate::message::{Envelope, Fingerprint, Identity, Mailbox, Origin, SenderReputation, Trait};
 
 fn envelope() -> Envelope {
     let mailbox = Mailbox::parse("a@a.test").expect("a mailbox");
@@ -33,7 +33,7 @@ fn envelope() -> Envelope {
     }
 }
 
-/// A message that has these broad traits and this attachment.
+/// A message with this attachment and these broad traits.
 fn fingerprint(attachment: u64, broad: &[(Aspect, u64)]) -> Arc<Fingerprint> {
     let one = |(aspect, value): &(Aspect, u64)| Trait {
         aspect: *aspect,
@@ -47,7 +47,7 @@ fn fingerprint(attachment: u64, broad: &[(Aspect, u64)]) -> Arc<Fingerprint> {
     })
 }
 
-/// Mail as it usually is: forty senders, some shapes.
+/// A usual message: one of 40 senders, one of some shapes.
 fn usual(rng: &mut StdRng) -> Arc<Fingerprint> {
     let sender = rng.random_range(0..40);
     fingerprint(
@@ -69,12 +69,12 @@ struct World {
     learner: Interception,
     rng: StdRng,
     engine: Arc<str>,
-    /// Scans of the flood that are under way: when each began, and whether it has been called slow, and overdue.
+    /// Running scans of the flood: the start of each, and its stage (0 running, 1 reported slow, 2 reported overdue).
     slow: Vec<(MessageId, Arc<Fingerprint>, Instant, u8)>,
     held: HashMap<bool, u32>,
     made: Vec<(Duration, Interceptor)>,
     began: Instant,
-    /// Mail can be judged without the engine.
+    /// Whether other engines suffice to judge mail without the engine.
     covered: bool,
 }
 
@@ -90,7 +90,7 @@ impl World {
         world
     }
 
-    /// No mail was seen yet.
+    /// A world without mail so far.
     fn bare(settings: Settings) -> Self {
         let now = Instant::now();
         Self {
@@ -110,7 +110,7 @@ impl World {
         self.answer(message, f, started, (seen, false));
     }
 
-    /// Something was found in such mail.
+    /// The engine finds something in the message.
     fn found(&mut self, f: &Arc<Fingerprint>, seen: Seen) {
         self.answer(MessageId::new(), f, self.now, (seen, true));
     }
@@ -134,7 +134,7 @@ impl World {
             .observe(self.now, &self.engine.clone(), &evidence);
     }
 
-    /// Whether it is held.
+    /// The message arrives. Returns whether it is held.
     fn arrives(&mut self, f: &Arc<Fingerprint>, flood: bool) -> bool {
         let envelope = envelope();
         let facts = Facts {
@@ -143,14 +143,14 @@ impl World {
             fingerprint: f,
         };
         let (now, id) = (self.now, MessageId::new());
-        let held = self.learner.arrived(now, id, &facts, f, Mercy::None);
+        let held = self.learner.arrived(now, id, &facts, f, Exemption::None);
         if held.is_some() {
             *self.held.entry(flood).or_default() += 1;
         }
         held.is_some()
     }
 
-    /// Whether an interceptor keeps it from the engine.
+    /// Whether an interceptor parks the message.
     fn is_parked(&self, f: &Fingerprint) -> bool {
         self.matched(f, |action| matches!(action, Action::Park { .. }))
     }
@@ -205,7 +205,7 @@ impl World {
         self.made.extend(made.map(|i| (at, i.clone())));
     }
 
-    /// A minute of 30 good messages and 8 of a flood in a second: 480 of the flood.
+    /// One minute with 30 good messages and 8 of a flood in each second: 480 of the flood.
     fn minute(&mut self, mut flood: impl FnMut(&mut StdRng) -> Arc<Fingerprint>) {
         for tick in 0..600 {
             for _ in 0..3 {
@@ -220,7 +220,7 @@ impl World {
         }
     }
 
-    /// Copies of it are late and clean, so that the engine is spared it.
+    /// Copies of the message are late and clean, so that the engine is bypassed for it.
     fn spare(&mut self, f: &Arc<Fingerprint>) {
         self.pass(Duration::from_millis(100));
         let good = fingerprint(1, &[]);
@@ -241,8 +241,8 @@ impl World {
     }
 }
 
-/// What differs in every message still has something in common. It is found in three seconds, held after the timeouts, and
-/// no good mail is.
+/// Messages of a flood that differ still share a shape. It is found within 3 s, and held after two timeouts. No good message
+/// is held.
 #[tokio::test(start_paused = true)]
 async fn a_flood_that_differs_is_recognised_by_its_shape() {
     let mut world = World::new();
@@ -268,7 +268,7 @@ async fn a_flood_that_differs_is_recognised_by_its_shape() {
     assert!(world.held[&true] > 400, "the flood is");
 }
 
-/// A flood whose single traits are all usual is recognised by a pair of them.
+/// If each single trait of a flood is usual, the learner recognises the flood by a pair of traits.
 #[tokio::test(start_paused = true)]
 async fn a_flood_that_imitates_good_mail_is_recognised_by_a_combination() {
     let mut world = World::new();
@@ -291,7 +291,7 @@ async fn a_flood_that_imitates_good_mail_is_recognised_by_a_combination() {
     assert!(world.slow.len() <= 12, "{}", world.slow.len());
 }
 
-/// Two timeouts of one attachment, and it is held: the first rule stands six seconds after the flood began.
+/// Two timeouts of one attachment put it on hold: the first interceptor is in force 6 s after the flood began.
 #[tokio::test(start_paused = true)]
 async fn two_timeouts_convict_an_attachment() {
     let mut world = World::new();
@@ -308,7 +308,7 @@ async fn two_timeouts_convict_an_attachment() {
     assert_eq!(world.held.get(&false), None);
 }
 
-/// If everything is slow nothing sets anything apart: it is the engine, and no interceptor is made (I8).
+/// If all scans are slow the engine is at fault: nothing sets messages apart, and no interceptor is made (I8).
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_is_slow_for_everything_makes_no_interceptor() {
     let mut world = World::new();
@@ -335,7 +335,7 @@ async fn an_engine_that_is_slow_for_everything_makes_no_interceptor() {
     );
 }
 
-/// A mailing whose scans are slow but end in time is never held; what was parked for it is refuted.
+/// A mailing whose scans are slow but end in time is never held. An interceptor that parks it is disproved.
 #[tokio::test(start_paused = true)]
 async fn a_slow_mailing_is_never_held() {
     let mut world = World::new();
@@ -370,7 +370,7 @@ async fn a_slow_mailing_is_never_held() {
     assert_eq!(world.held.get(&true), None);
 }
 
-/// Usual mail of one shape.
+/// A usual message of the shape `Large`.
 fn large(rng: &mut StdRng) -> Arc<Fingerprint> {
     let f = usual(rng);
     let mut broad: Vec<(Aspect, u64)> = f.broad.iter().map(|t| (t.aspect, t.value)).collect();
@@ -378,7 +378,7 @@ fn large(rng: &mut StdRng) -> Arc<Fingerprint> {
     fingerprint(rng.random(), &broad)
 }
 
-/// It becomes slow all at once, for half a minute.
+/// The shape `Large` becomes slow all at once, for 30 s.
 fn slow_class() -> World {
     let mut world = World::new();
     for _ in 0..100 {
@@ -407,7 +407,7 @@ impl World {
     }
 }
 
-/// Usual mail of one shape that becomes slow all at once: the engine has changed, and is spared that class.
+/// If usual mail of one shape becomes slow all at once the engine has changed: it is bypassed for that shape.
 #[tokio::test(start_paused = true)]
 async fn a_usual_class_that_becomes_slow_is_bypassed_not_held() {
     let world = slow_class();
@@ -420,8 +420,7 @@ async fn a_usual_class_that_becomes_slow_is_bypassed_not_held() {
     assert!(!world.holds());
 }
 
-/// Once the engine has found something in such a class it is asked again about mail like that, however slow; the class is
-/// too usual to be held.
+/// After a finding in such a class the engine gets messages like it again, however slow. The class is too usual to be held.
 #[tokio::test(start_paused = true)]
 async fn a_class_in_which_something_was_found_is_neither_bypassed_nor_held() {
     let mut world = slow_class();
@@ -435,7 +434,7 @@ async fn a_class_in_which_something_was_found_is_neither_bypassed_nor_held() {
     assert!(!world.holds());
 }
 
-/// Some mail is always slow somewhere. However long that goes on, a flood is recognised as quickly as on the first day.
+/// Some messages are always slow. However long that goes on, a flood is recognised as quickly as on the first day.
 #[tokio::test(start_paused = true)]
 async fn what_is_always_slow_does_not_hide_a_flood() {
     let mut world = World::new();
@@ -461,8 +460,8 @@ async fn what_is_always_slow_does_not_hide_a_flood() {
     assert_eq!(world.held.get(&false), None, "good mail is not held");
 }
 
-/// What was held and is clean in the end is held no longer, but the engine is spared it, and is not asked again only
-/// because it is late once more. Where something was found in the end, it stays held.
+/// If held messages are clean in the end, the interceptor bypasses the engine instead. Another late scan does not change
+/// that. After a finding the messages stay held.
 #[tokio::test(start_paused = true)]
 async fn what_is_clean_in_the_end_is_not_held_but_kept_from_the_engine() {
     for found in [false, true] {
@@ -488,8 +487,8 @@ async fn what_is_clean_in_the_end_is_not_held_but_kept_from_the_engine() {
     }
 }
 
-/// After a restart what was learned is weighed as before: it ends when it would have ended, such mail frees it, or is held
-/// for good when something was found in it, and one strike is enough for the next.
+/// After a restart a learned interceptor is weighed as before: it ends on time, clean scans end its hold, a finding keeps
+/// the hold until that end, and one strike is enough to block the key again.
 #[tokio::test(start_paused = true)]
 async fn a_restart_makes_nobody_the_maker_of_what_was_learned() {
     for found in [false, true] {
@@ -531,7 +530,7 @@ async fn a_restart_makes_nobody_the_maker_of_what_was_learned() {
     }
 }
 
-/// A person has it held.
+/// A hold that a person made.
 fn by_hand(pattern: Pattern) -> Interceptor {
     Interceptor {
         id: "by-hand".to_owned(),
@@ -549,7 +548,7 @@ fn by_hand(pattern: Pattern) -> Interceptor {
     }
 }
 
-/// What a person has held is a person's to release, and is not let go on the way back from somebody else's hold.
+/// Only a person releases what a person has held. Recovery from another hold does not release it either.
 #[tokio::test(start_paused = true)]
 async fn what_a_person_holds_stays_held() {
     let mut learner = Interception::new(Instant::now(), Settings::default());
@@ -571,8 +570,8 @@ async fn what_a_person_holds_stays_held() {
     assert_eq!(learner.recoverable(), (Vec::new(), Vec::new()));
 }
 
-/// An engine is spared mail because copies of it were clean, if late. What it finds in the next copy, late again, ends that:
-/// the others do not know it. Such mail is held, and no more clean copies free it.
+/// An engine is bypassed because copies were clean, but late. A late finding in the next copy ends the bypass, because other
+/// engines do not know it. Such messages are held, and more clean copies do not free them.
 #[tokio::test(start_paused = true)]
 async fn what_is_bad_after_all_is_not_kept_from_the_engine_but_held() {
     let mut world = World::new();
@@ -585,7 +584,7 @@ async fn what_is_bad_after_all_is_not_kept_from_the_engine_but_held() {
     assert!(world.holds() && !world.spares(), "whatever is clean");
 }
 
-/// A finding in time in what the engine is spared: it can be asked, and has to be. Such mail is not kept from it again.
+/// A finding in time during a bypass shows that the engine can scan such messages. It is not bypassed for them again.
 #[tokio::test(start_paused = true)]
 async fn what_is_found_in_time_is_not_kept_from_the_engine_any_more() {
     for seen in [Seen::Fast, Seen::InTime] {
@@ -605,20 +604,20 @@ async fn what_is_found_in_time_is_not_kept_from_the_engine_any_more() {
     }
 }
 
-/// A sender is known by good mail through the same network, not by a domain that anybody can write.
+/// A sender is known by good mail through the same network. A domain alone can be written by anybody.
 #[tokio::test(start_paused = true)]
 async fn a_sender_is_known_by_domain_and_network() {
     let now = Instant::now();
     let mut learner = Interception::new(now, Settings::default());
     let from = |network| fingerprint(1, &[(Aspect::SenderDomain, 5), (Aspect::Client, network)]);
     learner.judged_clean(now, &from(1));
-    assert_eq!(learner.standing(&from(1)), Standing::Unknown);
+    assert_eq!(learner.reputation(&from(1)), SenderReputation::Unknown);
     learner.judged_clean(now, &from(1));
-    assert_eq!(learner.standing(&from(1)), Standing::Known);
-    assert_eq!(learner.standing(&from(2)), Standing::Unknown);
+    assert_eq!(learner.reputation(&from(1)), SenderReputation::Known);
+    assert_eq!(learner.reputation(&from(2)), SenderReputation::Unknown);
 }
 
-/// A message that is tried again is one message, and an engine that breaks on everything is not its mail's fault.
+/// Retries of one message count as one message. An engine that breaks on everything is itself at fault.
 #[tokio::test(start_paused = true)]
 async fn strikes_need_two_messages_and_an_engine_that_is_fine_with_others() {
     let mut world = World::new();
@@ -657,7 +656,8 @@ fn attached(attachments: &[u64]) -> Arc<Fingerprint> {
     Arc::new(f)
 }
 
-/// What everybody's mail has neither shields what stands behind it nor is held for it; nor is what some good mail has.
+/// An attachment of usual mail neither shields a rarer one beside it nor is held for it. The same is true of an attachment
+/// of some good mail.
 #[tokio::test(start_paused = true)]
 async fn of_all_that_failed_together_only_what_good_mail_has_least_is_held() {
     let (common, rare, poison) = (1, 2, 4711);
@@ -689,7 +689,7 @@ async fn of_all_that_failed_together_only_what_good_mail_has_least_is_held() {
     assert_eq!(world.learner.list().count(), 1);
 }
 
-/// However many different messages break an engine, the next that breaks it twice is held.
+/// However many different messages break an engine, the next message that breaks it twice is held.
 #[tokio::test(start_paused = true)]
 async fn strikes_cannot_be_switched_off_by_striking_often() {
     let mut world = World::new();
@@ -705,7 +705,7 @@ async fn strikes_cannot_be_switched_off_by_striking_often() {
     assert!(world.holds());
 }
 
-/// Each conviction of the same holds twice as long as the one before, and ends by itself.
+/// An interceptor for the same key lasts twice as long each time, and ends by itself.
 #[tokio::test(start_paused = true)]
 async fn interceptors_expire_and_come_back_for_longer() {
     let mut world = World::new();
@@ -729,7 +729,7 @@ async fn interceptors_expire_and_come_back_for_longer() {
 }
 
 proptest! {
-    /// I13: whatever is seen, no more than a few interceptors are in force and everything else is bounded; nothing panics.
+    /// I13: after any observations only a few interceptors are in force, everything else is bounded, and nothing panics.
     #[test]
     fn whatever_is_seen_interceptors_are_few(seen in prop::collection::vec((0_u64..50, 0_u8..8, 0_u64..2000), 1..300)) {
         let mut now = Instant::now();

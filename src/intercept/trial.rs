@@ -1,12 +1,12 @@
-//! Trials: blame needs an experiment. What slow scans have in common is suspected, and that is all: a document beside a part
-//! that hangs is in every message that hung. Mail of unknown senders waits on a suspicion; that of known senders not before
-//! a message with the suspected trait, and with no other one, was scanned by itself and was slow. If it was quick, the trait
-//! is cleared. That is the isolating step of delta debugging (Zeller, Hildebrandt, IEEE TSE 2002), with the mail that comes
-//! in anyway as its test cases, one at a time for each trait.
+//! Trials: blame needs an experiment. A trait that slow scans have in common is only suspected: a document beside a part
+//! that hangs is in every message that hung. A suspicion alone makes messages of unknown senders wait. For messages of known
+//! senders it does not, until a trial was slow: a message with the suspected trait, and with no other suspected trait, is
+//! scanned by itself. If the trial was quick, the trait is cleared. That is the isolating step of delta debugging (Zeller,
+//! Hildebrandt, IEEE TSE 2002). Its test cases are the messages that arrive anyway, one at a time for each trait.
 //!
-//! Gates see traits and not reasons: a message on trial, and what is cleared, is shown to them without the traits in question
-//! ([`Ruling::shown`]), also a stranger's message where it is cleared for everybody; what they see of it is put together again
-//! here ([`Trials::whole`]).
+//! Gates see traits and not reasons. So gates see a message on trial without the traits on trial, and any message without
+//! cleared content: an unknown sender's message too, if the content is cleared for everybody ([`Ruling::shown`]).
+//! [`Trials::whole`] restores the whole fingerprint when gates report on such a message.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -19,58 +19,61 @@ use super::key::Likeness;
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, MessageId, Trait};
 
-/// Slow scans that have not ended: more than engines have slots in all.
-const HANGING: usize = 512;
-/// One whose end nobody told is forgotten after this: twice what engines are allowed for a scan where nothing is configured
-/// (150 s), so that it is no shorter than what holds a slot.
-const UNENDED: Duration = Duration::from_secs(300);
-/// Trials at once, and conclusions of trials that are remembered; the oldest go first. Each takes one slot of an engine or
-/// took one, so there are hardly ever more than slots.
-const TRIALS: usize = 256;
-/// A trial that has not begun to be slow by then never reached its engine: it waits for a slot for 10 s at most, and is
-/// called slow after 5 s at most.
-const UNBEGUN: Duration = Duration::from_secs(15);
-/// What was concluded holds as long as an interceptor does that is made for the first time: then things may have changed.
-const CONCLUDED: Duration = Duration::from_secs(600);
-/// Messages whose whole fingerprint is remembered, in each of two generations: so many are in the engines at once at most.
-const WHOLE: usize = 2048;
+/// Slow scans that have not ended, of all engines together: more than the engines have slots.
+const HANGING_MAX: usize = 512;
+/// A slow scan whose end is never reported is forgotten after 300 s. That is twice the limit of an engine for one scan where
+/// none is configured (150 s), so a scan is not forgotten before its slot is free.
+const HANGING_AGE_MAX: Duration = Duration::from_secs(300);
+/// Open trials remembered, and slow trials; the oldest go first. Each trial takes or took one slot of an engine, so there
+/// are hardly ever more trials than slots. Four times as many cleared keys are remembered; beyond that all of them are
+/// dropped.
+const TRIALS_MAX: usize = 256;
+/// A trial that is not slow after 15 s never reached its engine: a message waits for a slot for 10 s at most, and its scan
+/// is called slow after 5 s at most.
+const TRIAL_START_TIMEOUT: Duration = Duration::from_secs(15);
+/// A conclusion of a trial lasts 600 s, as long as a key's first interceptor does by default. After that the engine may have
+/// changed.
+const CONCLUSION_AGE_MAX: Duration = Duration::from_secs(600);
+/// Whole fingerprints remembered in each of two generations: the engines never have more messages than that at once.
+const WHOLE_FINGERPRINTS_MAX: usize = 2048;
 
-/// What becomes of a message in which something is suspected.
+/// The decision about a message in which something may be suspected.
 #[derive(Debug)]
 pub struct Ruling {
-    /// What it is to be held for.
-    pub mercy: Mercy,
-    /// What gates may blame it for.
+    /// Which learned interceptors do not hold the message.
+    pub exemption: Exemption,
+    /// What gates may blame the message for.
     pub shown: Arc<Fingerprint>,
 }
 
-/// Which interceptors that were learned hold a message.
+/// Which learned interceptors do not hold a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Mercy {
-    /// All: nothing speaks for its sender.
+pub enum Exemption {
+    /// No exemption: the sender is unknown.
     None,
-    /// Those for content: it shares a shape with what is slow, and not what that is alike in.
+    /// Interceptors for a shape do not hold the message. It has the shape of slow messages, and none of the content in which
+    /// those are alike.
     Shape,
-    /// All but those for content that is nearly the same: others of the engine's class decide.
+    /// Interceptors for nearly the same content do not hold the message: other engines of the class decide.
     Near,
-    /// None.
+    /// No learned interceptor holds the message.
     All,
 }
 
-/// What follows from what is known of a set of suspected traits.
+/// What the trials say about the suspected keys of a message. With several engines the last of these states counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Stand {
+enum TrialState {
     /// Nothing is suspected.
-    Free,
-    /// It is the experiment.
-    Tried,
-    /// It waits for the end of another one.
-    Waits,
-    /// An experiment was slow.
-    Accused,
+    Unsuspected,
+    /// The message is the trial.
+    OnTrial,
+    /// The message waits for the end of another trial.
+    Waiting,
+    /// A trial was slow, which confirms the suspicion.
+    Confirmed,
 }
 
-/// A slow scan.
+/// A slow scan that has not ended.
 #[derive(Debug)]
 struct Hanging {
     at: Instant,
@@ -80,7 +83,7 @@ struct Hanging {
     is_overdue: bool,
 }
 
-/// A message that is scanned to find out.
+/// A message that is scanned as a test of the keys suspected in it.
 #[derive(Debug)]
 struct Trial {
     at: Instant,
@@ -90,27 +93,27 @@ struct Trial {
     is_slow: bool,
 }
 
-/// What a message has of what is suspected.
+/// What is suspected in a message.
 #[derive(Debug, Default)]
 struct Suspicion {
     keys: BTreeSet<Key>,
-    /// All that the gates could blame it for, by accident included.
+    /// All traits that gates could blame the message for, also those that are equal by accident.
     traits: Vec<Trait>,
 }
 
-/// All trials.
+/// The trials in all engines.
 #[derive(Debug, Default)]
 pub(super) struct Trials {
     hanging: VecDeque<Hanging>,
     open: VecDeque<Trial>,
-    /// Those that were slow.
+    /// Trials that were slow.
     slow: VecDeque<Trial>,
     cleared: HashMap<(Arc<str>, Key), Instant>,
     whole: [HashMap<MessageId, Arc<Fingerprint>>; 2],
 }
 
 impl Trials {
-    /// What becomes of a known sender's message. `rules` are the interceptors that were learned, each with its engine.
+    /// Decides about a known sender's message. `rules` are the learned interceptors that hold or park, each with its engine.
     pub(super) fn judge<'a>(
         &mut self,
         now: Instant,
@@ -124,7 +127,7 @@ impl Trials {
             .chain(rules.clone().map(|(e, _)| e))
             .cloned()
             .collect();
-        let mut stand = Stand::Free;
+        let mut state = TrialState::Unsuspected;
         let (mut trials, mut hidden) = (Vec::new(), Vec::new());
         for engine in engines {
             let of = rules
@@ -133,20 +136,20 @@ impl Trials {
                 .map(|(_, like)| like);
             let Suspicion { mut keys, traits } = self.suspicion(&engine, message, fingerprint, of);
             keys.retain(|key| !self.is_cleared(now, &engine, *key));
-            let here = self.stand(&engine, message, &keys);
-            stand = stand.max(here);
+            let here = self.trial_state(&engine, message, &keys);
+            state = state.max(here);
             hidden.extend(traits);
-            if here == Stand::Tried {
+            if here == TrialState::OnTrial {
                 trials.push((engine, keys));
             }
         }
-        let mercy = match stand {
-            Stand::Accused => Mercy::Near,
-            Stand::Free | Stand::Tried | Stand::Waits => Mercy::All,
+        let exemption = match state {
+            TrialState::Confirmed => Exemption::Near,
+            TrialState::Unsuspected | TrialState::OnTrial | TrialState::Waiting => Exemption::All,
         };
-        if hidden.is_empty() || stand >= Stand::Waits {
+        if hidden.is_empty() || state >= TrialState::Waiting {
             let shown = fingerprint.clone();
-            return Ruling { mercy, shown };
+            return Ruling { exemption, shown };
         }
         for (engine, suspects) in trials {
             let trial = Trial {
@@ -158,15 +161,16 @@ impl Trials {
             };
             self.open
                 .retain(|t| t.engine != trial.engine || t.message != message);
-            push(&mut self.open, trial, TRIALS);
+            push(&mut self.open, trial, TRIALS_MAX);
         }
         self.remember(message, fingerprint);
         let shown = Arc::new(fingerprint.without(&hidden));
-        Ruling { mercy, shown }
+        Ruling { exemption, shown }
     }
 
-    /// What gates may blame a stranger's message for: all but content that a trial has cleared, which is cleared for
-    /// everybody. A gate sees that it is in the scans that hang, and not that it hangs for what stands beside it.
+    /// What gates may blame an unknown sender's message for: everything but content that a trial has cleared, because that
+    /// is cleared for everybody. A gate sees cleared content in scans that hang, but not that those scans hang for what
+    /// stands beside it.
     pub(super) fn shown<'a>(
         &mut self,
         now: Instant,
@@ -180,7 +184,7 @@ impl Trials {
         let is_free = |one: &&Trait| {
             let key = Key(**one, None);
             let cleared = |engine: &Arc<str>| self.cleared_at(now, engine, key);
-            // What hangs alone since then has nothing else to blame.
+            // If the content has hung alone since it was cleared, there is nothing else to blame.
             let hangs = |h: &Hanging| {
                 let may_be_why = |at: Instant| h.at > at && is_alone(key, &h.fingerprint);
                 h.fingerprint.has(**one) && cleared(&h.engine).is_none_or(may_be_why)
@@ -206,8 +210,8 @@ impl Trials {
         Arc::new(fingerprint.without(&hidden))
     }
 
-    /// What the message has in common with slow scans, and with what interceptors were made for. Bands that are equal by
-    /// accident are no suspicion, but a gate would not know.
+    /// What the message has in common with slow scans and with interceptors. Bands that are equal by accident are not
+    /// suspected, but a gate does not know that: they are among `traits` only.
     fn suspicion<'a>(
         &self,
         engine: &str,
@@ -237,13 +241,18 @@ impl Trials {
         found
     }
 
-    fn stand(&self, engine: &str, message: MessageId, suspects: &BTreeSet<Key>) -> Stand {
+    fn trial_state(
+        &self,
+        engine: &str,
+        message: MessageId,
+        suspects: &BTreeSet<Key>,
+    ) -> TrialState {
         if suspects.is_empty() {
-            return Stand::Free;
+            return TrialState::Unsuspected;
         }
         let of = |t: &&Trial| *t.engine == *engine && t.message != message;
         let tried = |h: &Hanging| self.slow.iter().any(|t| t.message == h.message);
-        // A whole copy of what hangs, and nothing else, is no different experiment.
+        // A message with all exact traits of a scan that hangs would be no new experiment.
         let is_copy = |h: &Hanging| {
             let exact = h.fingerprint.exact.iter();
             let suspected = exact
@@ -255,24 +264,25 @@ impl Trials {
                 && suspected
                 && !tried(h)
         };
-        // Its own trial counts as any other's does: it hung.
+        // The message's own slow trial counts like any other.
         let mut slow = self.slow.iter().filter(|t| *t.engine == *engine);
         if slow.any(|t| t.suspects.is_subset(suspects)) || self.hanging.iter().any(is_copy) {
-            return Stand::Accused;
+            return TrialState::Confirmed;
         }
-        // While one is in the engine only a message goes there as well in which less is suspected.
+        // Beside an open trial that shares a key, another message goes only if that trial is slow already, and if the
+        // message has fewer suspected keys, all of them on trial.
         let says_more = |t: &Trial| {
             t.is_slow && t.suspects.len() > suspects.len() && t.suspects.is_superset(suspects)
         };
         let mut others = self.open.iter().filter(of);
         let waits = others.any(|t| !t.suspects.is_disjoint(suspects) && !says_more(t));
         match waits {
-            true => Stand::Waits,
-            false => Stand::Tried,
+            true => TrialState::Waiting,
+            false => TrialState::OnTrial,
         }
     }
 
-    /// A scan has become slow. What a trial has shown by that, if it was one.
+    /// A scan has become slow. Returns the suspected keys if the scan was a trial: the trial has confirmed them together.
     pub(super) fn became_slow<'a>(
         &mut self,
         now: Instant,
@@ -297,9 +307,9 @@ impl Trials {
                     suspects: suspects.clone(),
                     is_slow: true,
                 };
-                push(&mut self.slow, shown, TRIALS);
+                push(&mut self.slow, shown, TRIALS_MAX);
             }
-            // What was cleared is slow without anything else to blame: it is open again.
+            // A cleared key is in a slow scan with nothing else to blame: the key is open to suspicion again.
             None if is_known => {
                 let keys = self.suspicion(engine, message, fingerprint, rules).keys;
                 if let [key] = keys.into_iter().collect::<Vec<_>>()[..]
@@ -317,11 +327,11 @@ impl Trials {
             fingerprint: fingerprint.clone(),
             is_overdue: false,
         };
-        push(&mut self.hanging, hanging, HANGING);
+        push(&mut self.hanging, hanging, HANGING_MAX);
         suspects
     }
 
-    /// A scan that was slow has run into its timeout.
+    /// A slow scan has run into its timeout.
     pub(super) fn timed_out(&mut self, engine: &str, message: MessageId) {
         let mut hanging = self.hanging.iter_mut();
         let slow = hanging.find(|h| h.message == message && *h.engine == *engine);
@@ -344,7 +354,7 @@ impl Trials {
             .map(|h| (h.message, &*h.fingerprint))
     }
 
-    /// A scan has ended. If it was a trial, what that has cleared: nothing if it was not quick.
+    /// A scan has ended. If it was a trial, returns the keys that it has cleared: none if the scan was not quick.
     pub(super) fn ended(
         &mut self,
         now: Instant,
@@ -366,39 +376,38 @@ impl Trials {
         Some(trial.suspects)
     }
 
-    /// It was slow and in time: that convicts nothing.
+    /// The trial was slow but ended in time: it confirms no suspicion.
     pub(super) fn withdraw(&mut self, engine: &str, message: MessageId) {
         self.slow
             .retain(|t| t.message != message || *t.engine != *engine);
     }
 
-    /// Whether a trial has cleared it.
+    /// Whether a trial has cleared the key.
     pub(super) fn is_cleared(&self, now: Instant, engine: &Arc<str>, key: Key) -> bool {
         self.cleared_at(now, engine, key).is_some()
     }
 
     fn cleared_at(&self, now: Instant, engine: &Arc<str>, key: Key) -> Option<Instant> {
         let at = self.cleared.get(&(engine.clone(), key)).copied();
-        at.filter(|at| now < *at + CONCLUDED)
+        at.filter(|at| now < *at + CONCLUSION_AGE_MAX)
     }
 
-    /// Content that a trial has cleared: it is held for nobody.
+    /// Content that a trial has cleared: it is held for no sender.
     pub(super) fn cleared(&self, now: Instant, engine: &str) -> HashSet<Key> {
-        let here = self
-            .cleared
-            .iter()
-            .filter(|((e, key), at)| **e == *engine && key.is_exact() && now < **at + CONCLUDED);
+        let here = self.cleared.iter().filter(|((e, key), at)| {
+            **e == *engine && key.is_exact() && now < **at + CONCLUSION_AGE_MAX
+        });
         here.map(|((_, key), _)| *key).collect()
     }
 
-    /// What a message is like of which gates were shown a part.
+    /// The whole fingerprint of a message of which gates saw a part.
     pub(super) fn whole(&self, message: MessageId) -> Option<&Arc<Fingerprint>> {
         let [new, old] = &self.whole;
         new.get(&message).or(old.get(&message))
     }
 
     pub(super) fn remember(&mut self, message: MessageId, fingerprint: &Arc<Fingerprint>) {
-        if self.whole[0].len() >= WHOLE {
+        if self.whole[0].len() >= WHOLE_FINGERPRINTS_MAX {
             self.whole.swap(0, 1);
             self.whole[0].clear();
         }
@@ -410,7 +419,7 @@ impl Trials {
         open.find(|t| t.message == message && *t.engine == *engine)
     }
 
-    /// How many of each thing are remembered.
+    /// Number of hanging scans, open trials, slow trials and cleared keys.
     #[cfg(test)]
     pub(super) fn counts(&self) -> [usize; 4] {
         let (hanging, open) = (self.hanging.len(), self.open.len());
@@ -418,29 +427,30 @@ impl Trials {
     }
 
     fn forget(&mut self, now: Instant) {
-        self.hanging.retain(|h| now < h.at + UNENDED);
-        self.slow.retain(|t| now < t.at + CONCLUDED);
+        self.hanging.retain(|h| now < h.at + HANGING_AGE_MAX);
+        self.slow.retain(|t| now < t.at + CONCLUSION_AGE_MAX);
         self.open.retain(|t| match t.is_slow {
-            true => now < t.at + UNENDED,
-            false => now < t.at + UNBEGUN,
+            true => now < t.at + HANGING_AGE_MAX,
+            false => now < t.at + TRIAL_START_TIMEOUT,
         });
-        if self.cleared.len() >= TRIALS {
-            self.cleared.retain(|_, at| now < *at + CONCLUDED);
+        if self.cleared.len() >= TRIALS_MAX {
+            self.cleared.retain(|_, at| now < *at + CONCLUSION_AGE_MAX);
         }
-        if self.cleared.len() >= TRIALS * 4 {
+        if self.cleared.len() >= TRIALS_MAX * 4 {
             self.cleared.clear();
         }
     }
 }
 
-/// Whether there is no other attachment that could be to blame instead of that content.
+/// Whether the message has no other attachment that could be to blame instead of this content. Always true for a key that is
+/// not exact.
 fn is_alone(key: Key, fingerprint: &Fingerprint) -> bool {
     let mut exact = fingerprint.exact.iter();
     let is_other = |one: &Trait| one.aspect == Aspect::Attachment && Key(*one, None) != key;
     !key.is_exact() || !exact.any(is_other)
 }
 
-/// Adds one; the oldest goes where there are too many.
+/// Adds an entry. Drops the oldest if there are `most` already.
 fn push<T>(to: &mut VecDeque<T>, one: T, most: usize) {
     if to.len() >= most {
         to.pop_front();

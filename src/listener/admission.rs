@@ -1,24 +1,25 @@
-//! Who may bring more mail: a ledger of who holds how much of what is bounded. A pure state machine; time is an argument,
-//! and nothing here waits.
+//! Admission control: accounts of how much memory and waiting work each party holds, and the rule that decides which
+//! party may bring more mail. A pure state machine: time is an argument, and nothing here waits.
 //!
-//! Two things are bounded. *Memory* is what all messages in flight hold of `limits.in_flight_bytes`; it is known exactly.
-//! *Work* is how far the relay is behind: messages that wait for an engine's slot, and messages that were accepted and
-//! are not judged yet; the path measures it ([`Pressure`]) and tells it a few times a second.
+//! Two resources are bounded. *Memory* is the part of `limits.in_flight_bytes` that all messages in flight hold; it is
+//! known exactly. *Work* is the backlog of the relay: messages that wait for a slot of an engine, and messages that
+//! were accepted and are not judged yet. The pipeline measures it ([`Pressure`]) and reports it a few times a second.
 //!
-//! The rule is one line: nobody may hold more than a fixed multiple of what is free (Choudhury and Hahne, "Dynamic Queue
+//! The rule: no party may hold more than a fixed multiple of the free amount (Choudhury and Hahne, "Dynamic Queue
 //! Length Thresholds in a Shared-Memory Packet Switch", IEEE/ACM Transactions on Networking 6(2), 1998). The multiple
-//! decides from when on somebody who holds everything alone is refused, which gives the three levels of back pressure:
+//! determines the load from which a party that holds everything alone is refused. This gives three levels of back
+//! pressure:
 //!
-//! | who | unknown sender | known sender |
+//! | party | unknown sender | known sender |
 //! |---|---|---|
-//! | one sender ([`message::Party`]) | 1 x what is free: from 50 % | 4 x: from 80 % |
-//! | a client network, all its senders together | 4 x: from 80 % | 16 x: from 94 % |
-//! | everybody | at 100 % | at 100 % |
+//! | one sender ([`message::Party`]) | 1 x free: from 50 % | 4 x free: from 80 % |
+//! | a client network, all its senders together | 4 x free: from 80 % | 16 x free: from 94 % |
+//! | all parties | at 100 % | at 100 % |
 //!
-//! What follows from it, and is tested: while there is plenty nobody is limited; whoever is refused holds more than
-//! anybody of the same standing who is not; who holds nothing is refused only when nothing is free; and however many are
-//! greedy, they leave room for one more. There are no queues to be fair between and no list of shares to keep: what a
-//! client brought less yesterday gives it no claim today.
+//! Consequences, all tested: with enough free capacity no party is limited; a refused party holds more than any
+//! admitted party of the same reputation; a party that holds nothing is refused only if nothing is free; and any number
+//! of greedy parties leave room for one more. There are no queues to schedule fairly and no list of shares to maintain:
+//! a client that brought little yesterday has no larger claim today.
 
 #[cfg(test)]
 mod tests;
@@ -32,52 +33,59 @@ use tokio::time::Instant;
 
 use crate::ablation::{Mechanism, without};
 use crate::incident::{Incident, Kind, Subject};
-use crate::message::{self, Standing, party};
+use crate::message::{self, SenderReputation, party};
 use crate::pipeline::Pressure;
 
-/// Multiples of what is free.
-const SENDER: u64 = 1;
-const CLIENT: u64 = 4;
-const KNOWN: u64 = 4;
-/// What was brought counts as held for a while: mail that is answered at once still made the work that waits. Half of it
-/// is forgotten after each of these.
-const HALF_LIFE: Duration = Duration::from_secs(10);
-/// The part that somebody brought is reckoned of so many messages at least: one of three is no crowd.
-const CROWD: f64 = 50.0;
-/// Accounts of each kind at most. Beyond it new ones are not kept apart: whoever comes among so many brings little.
-const ACCOUNTS: usize = 16_384;
-/// An account that holds nothing is forgotten when less than this is left of what it brought.
-const FORGOTTEN: f64 = 0.1;
-/// The level is told as over when nobody was refused for so long and this part of everything is free again.
-const CALM: Duration = Duration::from_secs(10);
+/// Multiple of the free amount that one unknown sender may hold: 1, so a sender alone gets half of everything.
+const SENDER_SHARE_MULTIPLE: u64 = 1;
+/// Multiple of the free amount that the client network of an unknown sender may hold: 4, so a network alone gets 80 %.
+const CLIENT_SHARE_MULTIPLE: u64 = 4;
+/// Factor on both multiples for a known sender: 4, so that unknown senders are refused first.
+const KNOWN_SENDER_FACTOR: u64 = 4;
+/// Half-life of the count of recently brought messages. A message counts for a while after its end, because a message
+/// that is answered immediately still caused work that waits.
+const RECENT_HALF_LIFE: Duration = Duration::from_secs(10);
+/// Smallest total, in messages, against which a party's part of the work is computed. With a smaller total the parts
+/// mean nothing: one of three messages does not make a party greedy.
+const WORK_SHARE_TOTAL_MIN: f64 = 50.0;
+/// Largest number of accounts of each kind. Beyond it, new parties get no account: among so many parties each new one
+/// brings little.
+const ACCOUNTS_MAX: usize = 16_384;
+/// Recent count, in messages, below which an account that holds nothing is deleted.
+const IDLE_RECENT_MAX: f64 = 0.1;
+/// A period of refusals ends after this time without a refusal, if the load is below [`CALM_LOAD`] as well.
+const CALM_PERIOD: Duration = Duration::from_secs(10);
+/// Load below which a period of refusals may end. It is below the 50 % from which the first refusals occur, so that the
+/// state does not alternate.
 const CALM_LOAD: f64 = 0.4;
-/// Incidents not yet taken, at most; the level changes far less often than they are taken.
-const UNTAKEN: usize = 16;
+/// Largest number of incidents kept until the next fetch. The admission state changes much less often than the watch
+/// fetches incidents.
+const PENDING_INCIDENTS_MAX: usize = 16;
 
-/// Whose mail it is.
+/// The party that brings a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Party {
     network: IpAddr,
-    /// Stands for the [`message::Party`].
+    /// Hash of the [`message::Party`].
     sender: u64,
-    standing: Standing,
+    reputation: SenderReputation,
 }
 
 /// Why mail is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// Its party holds more memory than its share.
+pub(super) enum AdmissionRefusal {
+    /// The party holds more memory than its share.
     MemoryShare,
-    /// Its party brought more of the work that waits than its share.
+    /// The party brought more than its share of the work that waits.
     WorkShare,
-    /// There is no memory for it, whoever brings it.
+    /// Too little memory is free, for any party.
     Memory,
-    /// Too much waits already, whoever brings more.
+    /// The backlog is at its limit, for any party.
     Work,
 }
 
-impl Refusal {
-    /// The word in metrics and incidents.
+impl AdmissionRefusal {
+    /// Name of the reason in metrics and incidents.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::MemoryShare => "memory-share",
@@ -92,9 +100,9 @@ impl Refusal {
 #[derive(Debug, Clone, Copy)]
 struct Account {
     octets: u64,
-    /// In flight: from end of data until the relay has done with them, or has put them into the store.
+    /// Messages in flight: from end of data until the relay has finished with them or has stored them.
     messages: u64,
-    /// Brought lately, fading.
+    /// Messages brought recently, with exponential decay.
     recent: f64,
     faded: Instant,
 }
@@ -111,21 +119,21 @@ impl Account {
 
     fn fade(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.faded);
-        self.recent *= (-passed.div_duration_f64(HALF_LIFE)).exp2();
+        self.recent *= (-passed.div_duration_f64(RECENT_HALF_LIFE)).exp2();
         self.faded = now;
     }
 
-    /// Its weight among all others in the work that waits.
+    /// The party's weight in the work that waits, in messages.
     fn weight(&self) -> f64 {
         self.messages as f64 + self.recent
     }
 
     fn is_idle(&self) -> bool {
-        self.octets == 0 && self.messages == 0 && self.recent < FORGOTTEN
+        self.octets == 0 && self.messages == 0 && self.recent < IDLE_RECENT_MAX
     }
 }
 
-/// A time in which mail was refused.
+/// A period during which mail is refused.
 #[derive(Debug, Clone, Copy)]
 struct Refusing {
     since: Instant,
@@ -133,12 +141,12 @@ struct Refusing {
     refused: u64,
 }
 
-/// The ledger.
+/// The accounts of all parties and the state of admission.
 #[derive(Debug)]
-pub(super) struct Ledger {
-    /// Octets of memory in all.
+pub(super) struct AdmissionAccounts {
+    /// Memory limit in octets.
     memory: u64,
-    /// How far behind the relay is, 1 being as far as it may be.
+    /// Backlog as a fraction of its limit; at 1 the limit is reached.
     work: f64,
     pressure: Pressure,
     all: Account,
@@ -149,8 +157,8 @@ pub(super) struct Ledger {
     incidents: Vec<Incident>,
 }
 
-impl Ledger {
-    /// Of so many octets of memory.
+impl AdmissionAccounts {
+    /// Accounts for a memory limit of `memory` octets.
     pub(super) fn new(now: Instant, memory: u64) -> Self {
         Self {
             memory,
@@ -165,28 +173,29 @@ impl Ledger {
         }
     }
 
-    /// The party of what a client brings for `sender`.
+    /// The party for mail that a client brings from `sender`.
     pub(super) fn party(
         &self,
         client: IpAddr,
         sender: &message::Party,
-        standing: Standing,
+        reputation: SenderReputation,
     ) -> Party {
         Party {
             network: party::network(client),
             sender: self.hasher.hash_one(sender),
-            standing,
+            reputation,
         }
     }
 
-    /// Whether the party may bring a message that takes so many octets of memory, of which `free` are.
+    /// Whether the party may bring a message that takes `octets` of memory, of which `free` octets are available. Fails
+    /// with the reason, and counts the refusal.
     pub(super) fn ask(
         &mut self,
         now: Instant,
         party: &Party,
         octets: u64,
         free: u64,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), AdmissionRefusal> {
         let refusal = self.refusal(now, party, octets, free);
         let Some(refusal) = refusal else {
             return Ok(());
@@ -195,14 +204,14 @@ impl Ledger {
         Err(refusal)
     }
 
-    /// The same, and books it.
+    /// As [`Self::ask`], and records the message in the accounts.
     pub(super) fn enter(
         &mut self,
         now: Instant,
         party: &Party,
         octets: u64,
         free: u64,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), AdmissionRefusal> {
         self.ask(now, party, octets, free)?;
         self.book(now, party, |account| {
             account.octets += octets;
@@ -211,25 +220,27 @@ impl Ledger {
         Ok(())
     }
 
-    /// Books more memory of a message that is coming in, if its client may hold so much: the size of a message is known
-    /// when it is here. Its sender is not asked about, or the largest message that is allowed would find no room
-    /// in a memory that is just large enough for it.
+    /// Records `octets` more memory for an incoming message; false if its client network may not hold that much. The
+    /// size of a message is known only after its end. The sender's own limit does not apply here: in a memory that is
+    /// just large enough for the largest allowed message, that message would never fit.
     pub(super) fn grow(&mut self, now: Instant, party: &Party, octets: u64, free: u64) -> bool {
         let held = self.networks.get(&party.network).map_or(0, |a| a.octets);
-        if held.saturating_add(octets) > free.saturating_mul(CLIENT * preference(party.standing)) {
-            self.refused(now, party, Refusal::MemoryShare, free);
+        if held.saturating_add(octets)
+            > free.saturating_mul(CLIENT_SHARE_MULTIPLE * preference(party.reputation))
+        {
+            self.refused(now, party, AdmissionRefusal::MemoryShare, free);
             return false;
         }
         self.book(now, party, |account| account.octets += octets);
         true
     }
 
-    /// Its end of data has been read.
+    /// Records that the end of data of a message has been read.
     pub(super) fn complete(&mut self, now: Instant, party: &Party) {
         self.book(now, party, |account| account.messages += 1);
     }
 
-    /// It is not in memory any more.
+    /// Records that a message has left memory.
     pub(super) fn leave(&mut self, now: Instant, party: &Party, octets: u64, complete: bool) {
         self.book(now, party, |account| {
             account.octets = account.octets.saturating_sub(octets);
@@ -237,9 +248,9 @@ impl Ledger {
         });
     }
 
-    /// The path has measured how far behind it is.
+    /// Processes a new measurement of the backlog.
     pub(super) fn pulse(&mut self, now: Instant, pressure: Pressure, free: u64) {
-        // It is believed at once when it rises and by halves when it falls, so that it does not flutter.
+        // A rise takes effect immediately and a fall by halves, so that admission does not oscillate.
         let load = pressure.load();
         self.work = load.max((self.work + load) / 2.0);
         self.pressure = pressure;
@@ -249,7 +260,7 @@ impl Ledger {
         let Some(refusing) = self.refusing else {
             return;
         };
-        let calm = now.saturating_duration_since(refusing.last) >= CALM;
+        let calm = now.saturating_duration_since(refusing.last) >= CALM_PERIOD;
         if calm && self.load(free) < CALM_LOAD {
             self.refusing = None;
             let lasted = refusing
@@ -269,34 +280,40 @@ impl Ledger {
         }
     }
 
-    /// What happened since the last call.
+    /// Incidents since the last call.
     pub(super) fn take_incidents(&mut self) -> Vec<Incident> {
         std::mem::take(&mut self.incidents)
     }
 
-    /// How much of what may be held and waited for is: 1 is all.
+    /// Used fraction of memory or of the backlog limit, the larger of the two; 1 is the limit.
     pub(super) fn load(&self, free: u64) -> f64 {
         let held = self.memory.saturating_sub(free) as f64 / self.memory.max(1) as f64;
         held.max(self.work)
     }
 
-    /// Transactions refused since the level was told as reached; none while nobody is refused.
+    /// Transactions refused in the current period of refusals; `None` outside such a period.
     pub(super) fn refusing(&self) -> Option<u64> {
         self.refusing.map(|refusing| refusing.refused)
     }
 }
 
-/// The rule.
-impl Ledger {
-    fn refusal(&mut self, now: Instant, party: &Party, octets: u64, free: u64) -> Option<Refusal> {
+/// The admission rule.
+impl AdmissionAccounts {
+    fn refusal(
+        &mut self,
+        now: Instant,
+        party: &Party,
+        octets: u64,
+        free: u64,
+    ) -> Option<AdmissionRefusal> {
         if octets > free {
-            return Some(Refusal::Memory);
+            return Some(AdmissionRefusal::Memory);
         }
         if without(Mechanism::Admission) {
             return None;
         }
         if self.work >= 1.0 {
-            return Some(Refusal::Work);
+            return Some(AdmissionRefusal::Work);
         }
         self.all.fade(now);
         let everything = self.all.weight();
@@ -305,16 +322,19 @@ impl Ledger {
             self.networks.get_mut(&party.network),
             self.senders.get_mut(&party.sender),
         );
-        for (account, multiple) in [(network, CLIENT), (sender, SENDER)] {
+        for (account, multiple) in [
+            (network, CLIENT_SHARE_MULTIPLE),
+            (sender, SENDER_SHARE_MULTIPLE),
+        ] {
             let Some(account) = account else { continue };
             account.fade(now);
-            let multiple = multiple * preference(party.standing);
+            let multiple = multiple * preference(party.reputation);
             if account.octets.saturating_add(octets) > free.saturating_mul(multiple) {
-                return Some(Refusal::MemoryShare);
+                return Some(AdmissionRefusal::MemoryShare);
             }
-            let part = account.weight() / everything.max(CROWD);
+            let part = account.weight() / everything.max(WORK_SHARE_TOTAL_MIN);
             if part * self.work > free_work * multiple as f64 {
-                return Some(Refusal::WorkShare);
+                return Some(AdmissionRefusal::WorkShare);
             }
         }
         None
@@ -334,7 +354,7 @@ impl Ledger {
         }
     }
 
-    fn refused(&mut self, now: Instant, party: &Party, refusal: Refusal, free: u64) {
+    fn refused(&mut self, now: Instant, party: &Party, refusal: AdmissionRefusal, free: u64) {
         if let Some(refusing) = &mut self.refusing {
             refusing.last = now;
             refusing.refused += 1;
@@ -346,10 +366,14 @@ impl Ledger {
             refused: 1,
         });
         let summary = match refusal {
-            Refusal::MemoryShare => "new mail is refused from those who hold much of the memory",
-            Refusal::WorkShare => "new mail is refused from those who brought much of what waits",
-            Refusal::Memory => "new mail is refused from everybody: the memory is used up",
-            Refusal::Work => "new mail is refused from everybody: as much waits as may",
+            AdmissionRefusal::MemoryShare => {
+                "new mail is refused from those who hold much of the memory"
+            }
+            AdmissionRefusal::WorkShare => {
+                "new mail is refused from those who brought much of what waits"
+            }
+            AdmissionRefusal::Memory => "new mail is refused from everybody: the memory is used up",
+            AdmissionRefusal::Work => "new mail is refused from everybody: as much waits as may",
         };
         let account = self.networks.get(&party.network);
         let messages = account.map_or(0, |a| a.messages);
@@ -375,16 +399,16 @@ impl Ledger {
     }
 
     fn tell(&mut self, incident: Incident) {
-        if self.incidents.len() < UNTAKEN {
+        if self.incidents.len() < PENDING_INCIDENTS_MAX {
             self.incidents.push(incident);
         }
     }
 }
 
-fn preference(standing: Standing) -> u64 {
-    match standing {
-        Standing::Known => KNOWN,
-        Standing::Unknown => 1,
+fn preference(reputation: SenderReputation) -> u64 {
+    match reputation {
+        SenderReputation::Known => KNOWN_SENDER_FACTOR,
+        SenderReputation::Unknown => 1,
     }
 }
 
@@ -393,7 +417,7 @@ fn open<K: Eq + std::hash::Hash>(
     key: K,
     now: Instant,
 ) -> Option<&mut Account> {
-    if accounts.len() >= ACCOUNTS {
+    if accounts.len() >= ACCOUNTS_MAX {
         return accounts.get_mut(&key);
     }
     Some(accounts.entry(key).or_insert_with(|| Account::new(now)))

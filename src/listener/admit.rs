@@ -1,5 +1,5 @@
-//! Admission at work: the ledger behind its lock, each message's share of it, and the watch that tells it how far the
-//! path is behind.
+//! Admission at run time: the accounts behind their lock, the share of each message in them, and the watch that reports
+//! the backlog of the pipeline to them.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,61 +10,62 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Limits;
-use super::admission::{Ledger, Party, Refusal};
+use super::admission::{AdmissionAccounts, AdmissionRefusal, Party};
 use crate::deadline::Deadline;
-use crate::message::{self, MemoryBudget, Standing};
+use crate::message::{self, MemoryBudget, SenderReputation};
 use crate::pipeline::Pipeline;
 use crate::smtp::Reply;
 use crate::store::incidents::Incidents;
 
-/// How often the engines are asked how many messages wait for them.
-const TICK: Duration = Duration::from_millis(250);
-/// The store is asked every so many ticks how many messages are not judged yet.
-const TICKS: u32 = 4;
+/// Interval between two measurements of how many messages wait for the engines: a quarter of the 1 s (`wait`) that a
+/// message waits for a slot by default.
+const PRESSURE_INTERVAL: Duration = Duration::from_millis(250);
+/// Measurements per count of the unjudged messages in the store: one count a second, which is cheap for the store.
+const PRESSURES_PER_STORE_COUNT: u32 = 4;
 
-/// Who may bring more mail; shared by all sessions.
+/// Admission control, shared by all sessions.
 pub struct Admission {
-    ledger: Mutex<Ledger>,
+    accounts: Mutex<AdmissionAccounts>,
     memory: MemoryBudget,
     limits: ArcSwap<Limits>,
 }
 
-/// How admission stands, for the status.
+/// Status of admission.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Load {
-    /// How much of what may be held and waited for is: 1 is all.
+    /// Used fraction of memory or of the backlog limit, the larger of the two; 1 is the limit.
     pub part: f64,
-    /// Transactions refused since it began to refuse; none while it refuses nobody.
+    /// Transactions refused in the current period of refusals; `None` outside such a period.
     pub refusing: Option<u64>,
 }
 
 impl Admission {
-    /// To this memory, within these limits.
+    /// Admission for this memory budget and these limits.
     pub fn new(memory: MemoryBudget, limits: Arc<Limits>) -> Arc<Self> {
         Arc::new(Self {
-            ledger: Mutex::new(Ledger::new(Instant::now(), memory.total())),
+            accounts: Mutex::new(AdmissionAccounts::new(Instant::now(), memory.total())),
             memory,
             limits: ArcSwap::new(limits),
         })
     }
 
-    /// Uses other limits from now on.
+    /// Replaces the limits.
     pub fn apply(&self, limits: Arc<Limits>) {
         self.limits.store(limits);
     }
 
-    /// How it stands.
+    /// The current status.
     pub fn load(&self) -> Load {
         let free = self.memory.available();
-        let ledger = self.ledger();
+        let accounts = self.accounts();
         Load {
-            part: ledger.load(free),
-            refusing: ledger.refusing(),
+            part: accounts.load(free),
+            refusing: accounts.refusing(),
         }
     }
 
-    /// Tells the ledger how far the path is behind, and the incident log what the ledger did, until `closing` is
-    /// cancelled.
+    /// Reports the backlog of the pipeline to the accounts, and incidents of the accounts to the incident log, until
+    /// `closing` is cancelled.
     pub async fn watch(
         self: Arc<Self>,
         pipeline: Arc<Pipeline>,
@@ -72,51 +73,53 @@ impl Admission {
         closing: CancellationToken,
     ) {
         let mut unjudged = 0;
-        for tick in (0..TICKS).cycle() {
+        for tick in (0..PRESSURES_PER_STORE_COUNT).cycle() {
             if tick == 0 {
-                // A store that cannot be read refuses mail by itself; the last count serves until then.
+                // If the store cannot be read, other checks refuse mail that needs the store; the last count is used
+                // until then.
                 unjudged = pipeline.store().unjudged().await.unwrap_or(unjudged);
             }
             let pressure = pipeline.pressure(unjudged, self.limits.load().backlog);
             let told = {
-                let mut ledger = self.ledger();
-                ledger.pulse(Instant::now(), pressure, self.memory.available());
-                ledger.take_incidents()
+                let mut accounts = self.accounts();
+                accounts.pulse(Instant::now(), pressure, self.memory.available());
+                accounts.take_incidents()
             };
             for incident in told {
                 incidents.record(incident);
             }
-            let turn = Deadline::after(TICK);
+            let turn = Deadline::after(PRESSURE_INTERVAL);
             if closing.run_until_cancelled(turn.wait()).await.is_none() {
                 return;
             }
         }
     }
 
-    /// Whose mail it is that a client brings for `sender`.
+    /// The party for mail that a client brings from `sender`.
     pub(super) fn party(
         &self,
         client: IpAddr,
         sender: &message::Party,
-        standing: Standing,
+        reputation: SenderReputation,
     ) -> Party {
-        self.ledger().party(client, sender, standing)
+        self.accounts().party(client, sender, reputation)
     }
 
-    /// Whether a message that takes so many octets of memory would be taken now. Nothing is kept for it.
+    /// Whether a message that takes `octets` of memory would be admitted now. Records nothing. The error is the reply
+    /// to the client.
     pub(super) fn ask(&self, party: &Party, octets: usize) -> Result<(), Reply> {
         let free = self.memory.available();
         let asked = self
-            .ledger()
+            .accounts()
             .ask(Instant::now(), party, octets as u64, free);
         asked.map_err(refused)
     }
 
-    /// The share of a message that begins to come in.
+    /// Records a message that begins to arrive and returns its share. The error is the reply to the client.
     pub(super) fn enter(self: &Arc<Self>, party: Party, octets: usize) -> Result<Share, Reply> {
         let free = self.memory.available();
         let entered = self
-            .ledger()
+            .accounts()
             .enter(Instant::now(), &party, octets as u64, free);
         entered.map_err(refused)?;
         Ok(Share {
@@ -127,21 +130,21 @@ impl Admission {
         })
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    fn accounts(&self) -> MutexGuard<'_, AdmissionAccounts> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn refused(refusal: Refusal) -> Reply {
+fn refused(refusal: AdmissionRefusal) -> Reply {
     metrics::counter!("spillway_admission_refused_total", "why" => refusal.as_str()).increment(1);
     match refusal {
-        Refusal::MemoryShare | Refusal::Memory => Reply::no_room(),
-        Refusal::WorkShare => Reply::over_share(),
-        Refusal::Work => Reply::too_busy(),
+        AdmissionRefusal::MemoryShare | AdmissionRefusal::Memory => Reply::no_room(),
+        AdmissionRefusal::WorkShare => Reply::over_share(),
+        AdmissionRefusal::Work => Reply::too_busy(),
     }
 }
 
-/// What one message holds in the ledger; given back on drop.
+/// The entry of one message in the accounts, removed on drop.
 pub(super) struct Share {
     admission: Arc<Admission>,
     party: Party,
@@ -150,7 +153,7 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// It is to hold so many octets of memory now; false if its client may not hold so much.
+    /// Records that the message holds `octets` of memory now; false if its client network may not hold that much.
     #[must_use]
     pub(super) fn grow_to(&mut self, octets: usize) -> bool {
         let more = (octets as u64).saturating_sub(self.octets);
@@ -160,21 +163,21 @@ impl Share {
         let free = self.admission.memory.available();
         let grown = self
             .admission
-            .ledger()
+            .accounts()
             .grow(Instant::now(), &self.party, more, free);
         match grown {
             true => self.octets += more,
-            false => drop(refused(Refusal::MemoryShare)),
+            false => drop(refused(AdmissionRefusal::MemoryShare)),
         }
         grown
     }
 
-    /// Its end of data has been read.
+    /// Records that the end of data has been read.
     pub(super) fn complete(&mut self) {
         if !self.complete {
             self.complete = true;
             self.admission
-                .ledger()
+                .accounts()
                 .complete(Instant::now(), &self.party);
         }
     }
@@ -182,7 +185,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut ledger = self.admission.ledger();
-        ledger.leave(Instant::now(), &self.party, self.octets, self.complete);
+        let mut accounts = self.admission.accounts();
+        accounts.leave(Instant::now(), &self.party, self.octets, self.complete);
     }
 }

@@ -18,7 +18,7 @@ use crate::smtp::transaction::Mechanism;
 /// Wrong passwords that end a session.
 const WRONG_PASSWORDS: u32 = 3;
 /// The answer to a wrong password takes this long.
-const PAUSE: Duration = Duration::from_secs(1);
+const WRONG_PASSWORD_DELAY: Duration = Duration::from_secs(1);
 /// Sessions of one client address whose password is being checked, or was wrong a moment ago.
 const CHECKS_PER_CLIENT: usize = 8;
 /// The same of all clients: more than can have their turn in time.
@@ -73,7 +73,7 @@ impl Session {
                 if self.wrong_passwords >= WRONG_PASSWORDS {
                     return Err(Ending::TooManyErrors);
                 }
-                Deadline::after(PAUSE).wait().await;
+                Deadline::after(WRONG_PASSWORD_DELAY).wait().await;
                 Ok(Reply::bad_credentials())
             }
             Err(error) => {

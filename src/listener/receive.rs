@@ -7,12 +7,14 @@ use super::admission::Party;
 use super::admit::Share;
 use super::session::{Ending, Session};
 use crate::deadline::{Deadline, Elapsed};
-use crate::message::{self, Charge, Content, MemoryBudget, Recipient, ReversePath, Standing};
+use crate::message::{
+    self, Charge, Content, MemoryBudget, Recipient, ReversePath, SenderReputation,
+};
 use crate::smtp::Reply;
 use crate::smtp::content::Decoder;
 
 /// From this long after DATA on, the average rate is judged: a slow start is no crime.
-const GRACE: std::time::Duration = std::time::Duration::from_secs(30);
+const RATE_CHECK_DELAY: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// The content of one transaction while it comes in.
 pub(super) struct Intake {
@@ -100,7 +102,7 @@ impl Intake {
 
     fn is_too_slow(&self, rate: u64) -> bool {
         let elapsed = self.began.elapsed();
-        elapsed > GRACE && self.used < rate.saturating_mul(elapsed.as_secs())
+        elapsed > RATE_CHECK_DELAY && self.used < rate.saturating_mul(elapsed.as_secs())
     }
 
     /// How long the next octets are waited for, as long as they have not come in too slowly so far.
@@ -149,13 +151,13 @@ impl Session {
         let path = transaction.map_or(&ReversePath::NULL, |t| &t.reverse_path);
         let user = self.server.user();
         // Who logged in is known by that; the others by what they brought before.
-        let standing = match self.client_certificate || user.is_some() {
-            true => Standing::Known,
-            false => Standing::Unknown,
+        let reputation = match self.client_certificate || user.is_some() {
+            true => SenderReputation::Known,
+            false => SenderReputation::Unknown,
         };
         let client = self.client();
         let sender = message::Party::new(client, user, path, first.map(|first| &first.mailbox));
-        self.admission.party(client, &sender, standing)
+        self.admission.party(client, &sender, reputation)
     }
 
     /// MAIL was taken by the protocol: whether there would be room for the message. The client learns it before it has
@@ -281,7 +283,7 @@ mod tests {
     async fn the_average_rate_is_judged_after_half_a_minute() {
         let limits = Limits::default();
         let mut intake = Intake::new(Decoder::data(false), 0, &limits, Charge::default());
-        tokio::time::advance(GRACE).await;
+        tokio::time::advance(RATE_CHECK_DELAY).await;
         assert!(!intake.is_too_slow(256), "not judged yet");
         tokio::time::advance(std::time::Duration::from_secs(10)).await;
         assert!(intake.is_too_slow(256));

@@ -27,15 +27,15 @@ const LARGEST_FILE: u64 = 16 << 20;
 /// Octets of a password at most.
 const LONGEST_PASSWORD: usize = 1024;
 /// Passwords checked at once in the whole process; each takes 19 MiB.
-const CHECKS: usize = 4;
+const PASSWORD_CHECKS_MAX: usize = 4;
 /// Wait for one's turn to be checked.
-const TURN: Duration = Duration::from_secs(10);
+const PASSWORD_CHECK_WAIT: Duration = Duration::from_secs(10);
 /// Wait for a look at a file; then the users are as before.
-const LOOK: Duration = Duration::from_secs(2);
+const USER_FILE_READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// The hash that stands for users we do not have: the parameters of [`add`], of no password.
 const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$c3BpbGx3YXktbm9ib2R5$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-static TURNS: Semaphore = Semaphore::const_new(CHECKS);
+static TURNS: Semaphore = Semaphore::const_new(PASSWORD_CHECKS_MAX);
 
 /// The users of one file.
 #[derive(Debug)]
@@ -109,7 +109,9 @@ impl Users {
         if password.len() > LONGEST_PASSWORD {
             return Ok(false);
         }
-        let turn = Deadline::after(TURN).run(TURNS.acquire()).await;
+        let turn = Deadline::after(PASSWORD_CHECK_WAIT)
+            .run(TURNS.acquire())
+            .await;
         let Ok(Ok(turn)) = turn else {
             return Err(UsersError::Busy);
         };
@@ -128,7 +130,11 @@ impl Users {
     async fn current(&self) -> Arc<BTreeMap<String, PasswordHashString>> {
         let still_hangs =
             self.hangs.load(Ordering::Relaxed) && self.looking.available_permits() == 0;
-        let patience = if still_hangs { Duration::ZERO } else { LOOK };
+        let patience = if still_hangs {
+            Duration::ZERO
+        } else {
+            USER_FILE_READ_TIMEOUT
+        };
         let looked = async {
             let place = self.looking.clone().acquire_owned().await.ok()?;
             let (path, loaded) = (self.path.clone(), self.loaded.clone());
@@ -417,7 +423,7 @@ mod tests {
         // As good as a look that hangs.
         let hangs = users.looking.clone().acquire_owned().await.expect("free");
         add(&path, "tim", "other").expect("replaces");
-        for waits in [LOOK, Duration::ZERO] {
+        for waits in [USER_FILE_READ_TIMEOUT, Duration::ZERO] {
             let begun = tokio::time::Instant::now();
             assert!(users.verify("tim", "secret").await.expect("checks"));
             let took = begun.elapsed();

@@ -119,7 +119,7 @@ impl fmt::Display for Wanted {
 /// What an engine has asked for, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Wish {
+pub enum RequestedEdit {
     /// Done to the message wherever it is delivered.
     Granted(Edit),
     /// Not done.
@@ -131,7 +131,7 @@ pub enum Wish {
     },
 }
 
-impl Wish {
+impl RequestedEdit {
     /// The edit, if it is to be done.
     pub fn granted(&self) -> Option<&Edit> {
         match self {
@@ -168,17 +168,17 @@ impl fmt::Display for Edit {
 }
 
 /// Decides about everything that an engine asks for; `smtputf8` says whether the message may have other than ASCII octets in
-/// its header section (RFC 6531). The wishes are in their order, bounded in number and size.
-pub fn grant(wanted: Vec<Wanted>, rights: Rights, smtputf8: bool) -> Vec<Wish> {
-    let refuse = |asked: String, why: &str| Wish::Refused {
+/// its header section (RFC 6531). The requested_edits are in their order, bounded in number and size.
+pub fn grant(wanted: Vec<Wanted>, rights: Rights, smtputf8: bool) -> Vec<RequestedEdit> {
+    let refuse = |asked: String, why: &str| RequestedEdit::Refused {
         asked: shown(&asked),
         why: shown(why),
     };
     let exceeds = exceeds(&wanted);
     let more = wanted.len().saturating_sub(MOST);
-    let mut wishes: Vec<Wish> = Vec::with_capacity(wanted.len().min(MOST) + 1);
+    let mut requested_edits: Vec<RequestedEdit> = Vec::with_capacity(wanted.len().min(MOST) + 1);
     for wanted in wanted.into_iter().take(MOST) {
-        wishes.push(match (wanted, rights) {
+        requested_edits.push(match (wanted, rights) {
             (Wanted::Other(asked), _) => refuse(asked, "only header fields can be changed"),
             (Wanted::Field(edit), Rights::None) => {
                 refuse(edit.to_string(), "this engine has edits = \"none\"")
@@ -188,14 +188,14 @@ pub fn grant(wanted: Vec<Wanted>, rights: Rights, smtputf8: bool) -> Vec<Wish> {
             }
             (Wanted::Field(edit), Rights::Fields) => match edit.objection(smtputf8) {
                 Some(why) => refuse(edit.to_string(), why),
-                None => Wish::Granted(edit),
+                None => RequestedEdit::Granted(edit),
             },
         });
     }
     if more > 0 {
-        wishes.push(refuse(format!("{more} more"), "too many for one message"));
+        requested_edits.push(refuse(format!("{more} more"), "too many for one message"));
     }
-    wishes
+    requested_edits
 }
 
 /// The value of a field whose folding may have any kind of line end, as in messages on disk: with CRLF, and nothing behind.

@@ -247,7 +247,7 @@ impl Fingerprint {
 /// Whether mail of this sender through this client has been scanned well before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Standing {
+pub enum SenderReputation {
     /// It has, at least twice.
     Known,
     /// Nothing speaks for it yet.

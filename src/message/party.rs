@@ -9,7 +9,7 @@ use super::{Envelope, Mailbox, ReversePath};
 /// says who sends.
 ///
 /// A name that anybody may write is no protection by itself: who changes his reverse-path with each message is many parties
-/// here. What bounds him is the standing of a sender ([`super::Standing`]) and the share of a client network.
+/// here. What bounds him is the reputation of a sender ([`super::SenderReputation`]) and the share of a client network.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Party {
     /// Who logged in, from wherever: somebody who has the password is one party in a thousand places.

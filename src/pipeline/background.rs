@@ -1,12 +1,12 @@
-//! Work after 250 that goes on at once, without being taken up from the store: how much of it there may be, and how much of that
-//! may wait for one next hop.
+//! Slots for work that continues at once after its 250, without a claim by the lanes: a limit in total, and a limit for the
+//! deliveries to one next hop.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Messages at once.
-const SLOTS: usize = 256;
+/// Maximum number of messages in background work.
+const BACKGROUND_SLOTS: usize = 256;
 
 /// The slots.
 #[derive(Debug, Clone, Default)]
@@ -15,7 +15,7 @@ pub(super) struct Background(Arc<Mutex<Taken>>);
 #[derive(Debug, Default)]
 struct Taken {
     slots: usize,
-    /// Those of them in which a message is delivered too, by next hop.
+    /// Number of slots whose message is delivered too, by next hop.
     delivering: HashMap<Arc<str>, usize>,
 }
 
@@ -28,17 +28,17 @@ pub(super) struct Slot {
 }
 
 impl Background {
-    /// Takes a slot for a message to that next hop; none if all are taken.
+    /// Takes a slot for a message to that next hop; `None` if all slots are taken.
     ///
-    /// A next hop may have no more of them than are free (a dynamic threshold: Choudhury, Hahne, IEEE/ACM Transactions on
-    /// Networking 1998). So of k that hang each has one part in k + 1, and as much is left to all others; what is beyond that is
-    /// scanned here, and delivered from the queue of its next hop.
+    /// A next hop gets slots for delivery only while it has fewer of them than are free (a dynamic threshold: Choudhury, Hahne,
+    /// IEEE/ACM Transactions on Networking 1998). So k hung next hops get one part in k + 1 each, and one such part is left to
+    /// all others. A message beyond that is only scanned in its slot, and delivered from the queue of its next hop.
     pub(super) fn begin(&self, hop: Option<Arc<str>>) -> Option<Slot> {
         let mut taken = self.taken();
-        if taken.slots >= SLOTS {
+        if taken.slots >= BACKGROUND_SLOTS {
             return None;
         }
-        let free = SLOTS - taken.slots;
+        let free = BACKGROUND_SLOTS - taken.slots;
         taken.slots += 1;
         let hop = hop.filter(|hop| {
             let of_hop = taken.delivering.entry(hop.clone()).or_default();
@@ -81,26 +81,30 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
-    /// Next hops that hang leave slots to all others, however much mail there is for them, and mail for them is scanned all the
-    /// same.
+    /// Next hops that hang leave slots to all others, however much mail there is for them, and their mail is still scanned.
     #[test]
     fn next_hops_that_hang_leave_slots_to_others() {
         for hanging in [1, 2, 15] {
             let background = Background::default();
             let mut slots = Vec::new();
-            for round in 0..10 * SLOTS {
+            for round in 0..10 * BACKGROUND_SLOTS {
                 let hop: Arc<str> = format!("hop {}", round % hanging).into();
                 let slot = background.begin(Some(hop)).expect("a slot");
-                // What is only scanned ends soon.
+                // A slot that is only for a scan ends soon.
                 slots.extend(Some(slot).filter(Slot::delivers));
             }
-            let left = SLOTS - slots.len();
-            assert!(left >= SLOTS / (hanging + 1), "{left} beside {hanging}");
+            let left = BACKGROUND_SLOTS - slots.len();
+            assert!(
+                left >= BACKGROUND_SLOTS / (hanging + 1),
+                "{left} beside {hanging}"
+            );
             let other = background.begin(Some("other".into()));
             assert!(other.is_some_and(|slot| slot.delivers()));
             slots.clear();
-            let all: Vec<_> = (0..SLOTS).map_while(|_| background.begin(None)).collect();
-            assert_eq!(all.len(), SLOTS);
+            let all: Vec<_> = (0..BACKGROUND_SLOTS)
+                .map_while(|_| background.begin(None))
+                .collect();
+            assert_eq!(all.len(), BACKGROUND_SLOTS);
             assert!(background.begin(None).is_none());
         }
     }

@@ -1,13 +1,13 @@
-//! What the path tells the log and the metrics: each event is one function, which is its only definition.
+//! The events that the pipeline writes to the log and the metrics. Each event is one function, its only definition.
 
-use super::settle::{BOUNCE_UNDELIVERABLE, UNDELIVERABLE};
+use super::settle::{BOUNCE_UNDELIVERABLE_RULE, UNDELIVERABLE_RULE};
 use crate::message::MessageId;
 use crate::smtp::Reply;
 use crate::store::StoreError;
 use crate::store::history::HistoryEntry;
 use crate::verdict::stand_ins;
 
-/// A group of recipients has met its end for now. `reply` is what the session was told, or would have been.
+/// A pass has ended for a group of recipients. `reply` is the reply that the session got, or would have got.
 pub(super) fn settled(entry: &HistoryEntry, reply: &Reply) {
     metrics::counter!("spillway_recipients_total", "event" => entry.event.clone())
         .increment(entry.recipients.len() as u64);
@@ -39,15 +39,15 @@ pub(super) fn settled(entry: &HistoryEntry, reply: &Reply) {
     bounce(entry, rule);
 }
 
-/// What became of a bounce, and what nobody can be told about, which somebody should look at.
+/// The outcome of a bounce, or of mail that can be neither delivered nor bounced. An administrator should look at the latter.
 fn bounce(entry: &HistoryEntry, rule: &str) {
     let outcome = match (&*entry.event, rule) {
         ("bounced", _) => "written",
         ("shortened", _) => "shortened",
-        ("held", BOUNCE_UNDELIVERABLE) => "held",
-        ("dropped", BOUNCE_UNDELIVERABLE) => "dropped",
-        ("held", UNDELIVERABLE) => "not-allowed",
-        ("dropped", UNDELIVERABLE) => "nobody",
+        ("held", BOUNCE_UNDELIVERABLE_RULE) => "held",
+        ("dropped", BOUNCE_UNDELIVERABLE_RULE) => "dropped",
+        ("held", UNDELIVERABLE_RULE) => "not-allowed",
+        ("dropped", UNDELIVERABLE_RULE) => "nobody",
         _ => return,
     };
     metrics::counter!("spillway_bounces_total", "outcome" => outcome).increment(1);
@@ -63,25 +63,25 @@ fn bounce(entry: &HistoryEntry, rule: &str) {
     tracing::warn!(id = %entry.message, to = ?entry.recipients, detail = %entry.detail, "{what}");
 }
 
-/// The store refused: the sender of a message in its session keeps it, stored work is found again later.
+/// The store failed: in a session, the sender keeps the message; a stored record is claimed again later.
 pub(super) fn not_kept(id: MessageId, error: &StoreError) {
     metrics::counter!("spillway_not_kept_total").increment(1);
     tracing::error!(%id, %error, "message not kept");
 }
 
-/// A message was delivered without an engine, and could not be kept for it.
+/// A message was delivered without an engine, and could not be stored for a later scan by that engine.
 pub(super) fn not_remembered(id: MessageId) {
     metrics::counter!("spillway_rescans_lost_total").increment(1);
     tracing::warn!(%id, "delivered without an engine, and not kept to be scanned again");
 }
 
-/// A message that was delivered without an engine ran into that engine's timeout once more: it is not scanned again.
+/// A message that was delivered without an engine has timed out there again: there is no further scan.
 pub(super) fn not_scanned_later(id: MessageId) {
     metrics::counter!("spillway_rescans_lost_total").increment(1);
     tracing::warn!(%id, "delivered without an engine, and it ran into its timeout twice: it is not scanned again");
 }
 
-/// A lane could not do its work now; it tries again.
+/// A lane, recovery or the watch could not use the store, and tries again.
 pub(super) fn lane_failed(what: &str, error: &StoreError) {
     metrics::counter!("spillway_lane_errors_total").increment(1);
     tracing::error!(what, %error, "lane");

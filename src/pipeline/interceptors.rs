@@ -1,5 +1,5 @@
-//! Interceptors between the relay and the store: people make and remove them there with the command line, and find there
-//! what the learner has made and how often each has matched.
+//! Exchange of interceptors between the relay and the store. With the command line, people add and remove interceptors in the
+//! store, and list there the learned interceptors and how often each interceptor has matched.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,27 +12,28 @@ use crate::incident::{Incident, Kind, Subject};
 use crate::intercept::{Interceptor, Origin};
 use crate::store::{Cause, Filter, Interceptors, Lane, StoreError, StoredInterceptor};
 
-/// Hits are written down so often at most.
-const HITS: Duration = Duration::from_secs(5);
-/// One that was learned and has ended is kept for so long at least, and until nothing waits for it any more: what is on
-/// its way into quarantine arrives meanwhile. Beyond so many the oldest go.
-const LEFT: Duration = Duration::from_secs(60);
-const ENDED: usize = 500;
+/// Minimum interval between writes of hit counts: 5 s. Each write is durable, and hits may be frequent.
+const HITS_WRITE_INTERVAL: Duration = Duration::from_secs(5);
+/// Minimum time that an ended learned interceptor stays stored: 60 s, in which mail on its way into quarantine arrives there.
+/// After that the interceptor stays as long as mail waits for it.
+const ENDED_RETENTION_MIN: Duration = Duration::from_secs(60);
+/// Maximum number of ended learned interceptors in the store; the oldest are removed first.
+const ENDED_INTERCEPTORS_MAX: usize = 500;
 
-/// What the relay knows of the store's interceptors.
+/// The state of the store's interceptors as the relay last read or wrote it.
 #[derive(Debug, Default)]
 pub(super) struct Exchange {
-    /// The store's version when it was read last.
+    /// The store's version at the last read.
     known: Option<u64>,
-    /// By id: the version of each, and what it was.
+    /// The version and content of each interceptor, by id.
     stored: HashMap<String, (u64, Interceptor)>,
     written: Option<Instant>,
-    /// Of those that have ended, the one that was looked after last.
+    /// The ended interceptor that was checked last for waiting mail.
     looked_after: String,
 }
 
 impl Pipeline {
-    /// Takes up what has changed in the store, then writes what has changed here.
+    /// Loads changes from the store, then writes changes of the relay.
     pub(super) async fn exchange_interceptors(&self, exchange: &mut Exchange) {
         let done = async {
             if let Some(read) = self.store.interceptors(exchange.known).await? {
@@ -57,7 +58,7 @@ impl Pipeline {
                 continue;
             };
             let known = before.remove(&stored.id);
-            // One that is as it was and is not here any more has ended since, and its end is not written yet.
+            // An unchanged interceptor that is no longer in force has ended since, and its end is not written yet.
             let is_new = known.is_none_or(|(version, _)| version != stored.version);
             let mut interception = self.suspicion.lock();
             let is_here = interception.list().any(|i| i.id == stored.id);
@@ -72,11 +73,11 @@ impl Pipeline {
                 .stored
                 .insert(stored.id, (stored.version, interceptor));
         }
-        // What is not there any more was removed by a person.
+        // A person has removed the interceptors that are no longer in the store.
         for (id, (_, was)) in before {
             if let Some(incident) = self.suspicion.lock().remove(&id) {
                 self.incidents.record(incident);
-                // What it has held is given back, also after a restart: its end is written.
+                // The end is written, so that the held mail is released also after a restart.
                 if was.is_learned() {
                     exchange.stored.insert(id, (0, was));
                 }
@@ -86,7 +87,9 @@ impl Pipeline {
 
     async fn write_down(&self, exchange: &mut Exchange) -> Result<(), StoreError> {
         let now = Instant::now();
-        let counts = exchange.written.is_none_or(|at| now >= at + HITS);
+        let counts = exchange
+            .written
+            .is_none_or(|at| now >= at + HITS_WRITE_INTERVAL);
         let here: Vec<Interceptor> = self.suspicion.lock().list().cloned().collect();
         let mut gone = exchange.stored.keys().cloned().collect::<Vec<_>>();
         gone.retain(|id| here.iter().all(|i| i.id != *id));
@@ -121,7 +124,7 @@ impl Pipeline {
         let kept = self
             .store
             .keep_interceptor(StoredInterceptor { id, version, body }, None);
-        // None: a person was there before; what that did is read the next time.
+        // `None`: a person changed the interceptor first; the next read returns that change.
         if let Some(version) = kept.await? {
             let id = interceptor.id.clone();
             exchange.stored.insert(id, (version, interceptor));
@@ -129,8 +132,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Those that are not in force any more are removed; of the learner's it is written that they have ended, and they stay
-    /// while mail waits for them. Without that a restart would leave what they have held where it is.
+    /// Removes interceptors that are no longer in force from the store. A learned one is first marked as ended, and stays while
+    /// mail waits for it; otherwise, after a restart, its held mail would stay in quarantine.
     async fn write_ends(
         &self,
         exchange: &mut Exchange,
@@ -150,8 +153,8 @@ impl Pipeline {
                 _ => self.forget(exchange, id).await?,
             }
         }
-        // The name of one begins with the time at which it was made.
-        let surplus = ended.len().saturating_sub(ENDED);
+        // An id begins with the time of creation, so the oldest come first.
+        let surplus = ended.len().saturating_sub(ENDED_INTERCEPTORS_MAX);
         for id in ended.drain(..surplus) {
             self.forget(exchange, id).await?;
         }
@@ -160,7 +163,8 @@ impl Pipeline {
             return Ok(());
         };
         exchange.looked_after.clone_from(&id);
-        let is_left = |(_, was): &(u64, Interceptor)| was.has_expired(wall_clock() - LEFT);
+        let is_left =
+            |(_, was): &(u64, Interceptor)| was.has_expired(wall_clock() - ENDED_RETENTION_MIN);
         if exchange.stored.get(&id).is_some_and(is_left) && !self.keeps_waiting(&id).await? {
             self.forget(exchange, id).await?;
         }
@@ -190,7 +194,7 @@ impl Pipeline {
     }
 }
 
-/// It was learned, and what it has held may be given back.
+/// Whether the interceptor was learned and has ended, so that its held mail may be released.
 fn has_ended(interceptor: &Interceptor) -> bool {
     interceptor.is_learned() && interceptor.has_expired(wall_clock())
 }

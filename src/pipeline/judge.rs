@@ -1,4 +1,4 @@
-//! Interceptors, all engines at once, then policy: how a message becomes a judgement, on the path and in `spillway scan`.
+//! The judgement of a message: interceptors, then all engines at once, then policy. Used by the pipeline and `spillway scan`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,29 +10,29 @@ use super::{Generation, Judged, Pipeline, settle};
 use crate::deadline::Deadline;
 use crate::message::attachment::AttachmentFact;
 use crate::message::mime::{self, Inspection, Shared};
-use crate::message::{Fingerprint, Message, Standing};
+use crate::message::{Fingerprint, Message, SenderReputation};
 use crate::policy::{Facts, Group, Policy};
 use crate::scan::{ScanReason, ScanRequest, Scanner};
 use crate::store::Record;
 use crate::verdict::{Decision, Disposition, Report, Verdict};
 
-/// The decisions about a message and what they were made from.
+/// The decisions about a message, with the reports that led to them.
 #[derive(Debug, Clone)]
 pub struct Judgement {
     /// One decision for each group of recipients.
     pub groups: Vec<Group>,
-    /// One report for each engine; none if an interceptor decided before any was asked.
+    /// One report for each engine; empty if an interceptor decided before the scan.
     pub reports: Vec<Report>,
-    /// What speaks for its sender, if that was asked.
-    pub standing: Option<Standing>,
+    /// SenderReputation of the sender, if it was looked up.
+    pub reputation: Option<SenderReputation>,
 }
 
-/// On what terms engines are asked about a message.
+/// The conditions of one scan of a message.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Terms {
     /// Scan time of earlier passes.
     pub(super) spent: Duration,
-    /// Why it is scanned now.
+    /// Why the message is scanned now.
     pub(super) scan_reason: ScanReason,
     /// See [`ScanRequest::struck`].
     pub(super) struck: bool,
@@ -40,7 +40,7 @@ pub(super) struct Terms {
     pub(super) stand_ins: bool,
 }
 
-/// Who judges.
+/// One judgement: engines, policy, interceptors, and the conditions of the scan.
 pub(super) struct Asking<'a> {
     pub(super) scanner: &'a Scanner,
     pub(super) policy: &'a Policy,
@@ -48,8 +48,8 @@ pub(super) struct Asking<'a> {
     pub(super) terms: Terms,
 }
 
-/// Asks every engine, at most until the deadline, and then policy; for a message that nobody waits for and nothing is
-/// learnt from.
+/// Scans with every engine, at most until the deadline, and then applies policy; without interceptors, for a message that is not
+/// in the pipeline and from which nothing is learned.
 ///
 /// Cancel safety: safe; see [`Scanner::scan`].
 pub async fn judge(
@@ -73,8 +73,8 @@ pub async fn judge(
 }
 
 impl Pipeline {
-    /// Interceptors first, then all engines at once, then policy. What would be delivered because an answer about another
-    /// message stands in must find room to be kept for its engine: without it every engine is asked about this one.
+    /// Interceptors first, then all engines at once, then policy. If the message would be delivered on an answer about another
+    /// message, the store must have room to keep the message for its own scan; without room every engine scans it now.
     pub(super) async fn judge(
         &self,
         generation: &Generation,
@@ -102,8 +102,8 @@ impl Pipeline {
         judged
     }
 
-    /// The decision that a stored message has and that still holds: unless a person has released it, what stands in for an
-    /// answer about it must find room to be kept, as when it was judged.
+    /// The decision of a stored message, if that decision still holds. If an answer about another message stood in, the store
+    /// must still have room for the scan that is owed, unless a person has released the message.
     pub(super) async fn judged_before(&self, record: &Record, message: &Message) -> Option<Judged> {
         let judged = settle::judged_before(record, message)?;
         let asks_for_room = !record.released && settle::has_stand_in(&judged.reports);
@@ -116,7 +116,7 @@ impl Pipeline {
         self.store.accepts().is_ok() && room.is_ok_and(|room| room >= octets as u64)
     }
 
-    /// The same, whether or not answers about other messages stand in.
+    /// Judges a message under the given terms, without a check for room if an answer stands in.
     pub(super) async fn ask(
         &self,
         generation: &Generation,
@@ -137,13 +137,13 @@ impl Pipeline {
             groups: judgement.groups,
             reports: judgement.reports,
             spent: spent + began.elapsed(),
-            standing: judgement.standing,
+            reputation: judgement.reputation,
         }
     }
 }
 
 impl Asking<'_> {
-    /// As [`judge`], with the interceptors.
+    /// Judges as [`judge`] does, and with the interceptors if there are any.
     pub(super) async fn judge(&self, message: &Message, deadline: Deadline) -> Judgement {
         let inspection = self.scanner.inspection();
         let looked = match self.suspicion {
@@ -157,11 +157,11 @@ impl Asking<'_> {
         };
         if let Some(Looked {
             held: Some((rule, reason)),
-            standing,
+            reputation,
             ..
         }) = &looked
         {
-            return self.held(message, rule, reason, *standing);
+            return self.held(message, rule, reason, *reputation);
         }
         let request = ScanRequest {
             id: message.id,
@@ -169,7 +169,9 @@ impl Asking<'_> {
             content: message.content.clone(),
             deadline,
             fingerprint: looked.as_ref().map(|l| l.fingerprint.clone()),
-            standing: looked.as_ref().map_or(Standing::Unknown, |l| l.standing),
+            reputation: looked
+                .as_ref()
+                .map_or(SenderReputation::Unknown, |l| l.reputation),
             scan_reason: self.terms.scan_reason,
             struck: self.terms.struck,
             stand_ins: self.terms.stand_ins,
@@ -197,12 +199,19 @@ impl Asking<'_> {
         Judgement {
             groups,
             reports,
-            standing: looked.map(|l| l.standing),
+            reputation: looked.map(|l| l.reputation),
         }
     }
 
-    /// The decision of an interceptor, or of the search for what engines go away on: the message is kept for review, no engine is asked, and nothing is said about it.
-    fn held(&self, message: &Message, rule: &str, reason: &str, standing: Standing) -> Judgement {
+    /// The judgement of a message that an interceptor, or the search for the cause of engine crashes, holds before the scan: to
+    /// quarantine, with the verdict undetermined and without reports.
+    fn held(
+        &self,
+        message: &Message,
+        rule: &str,
+        reason: &str,
+        reputation: SenderReputation,
+    ) -> Judgement {
         let decision = Decision {
             verdict: Verdict::Undetermined,
             disposition: Disposition::Quarantine,
@@ -216,12 +225,12 @@ impl Asking<'_> {
         Judgement {
             groups: vec![(decision, (0..message.envelope.recipients.len()).collect())],
             reports: Vec::new(),
-            standing: Some(standing),
+            reputation: Some(reputation),
         }
     }
 }
 
-/// Everybody answered, about this very message, and nothing speaks against it: this is what the mail of this relay's users looks like.
+/// Whether every engine answered about this very message and all groups are clean and delivered: usual mail of this relay.
 fn is_well(groups: &[Group], reports: &[Report]) -> bool {
     let delivers = |(decision, _): &Group| {
         decision.disposition == Disposition::Deliver && decision.verdict == Verdict::Clean
@@ -230,7 +239,7 @@ fn is_well(groups: &[Group], reports: &[Report]) -> bool {
     groups.iter().all(delivers) && reports.iter().all(is_seen)
 }
 
-/// The inspection, in a task of its own: content that makes it panic costs its engines an answer, not its session.
+/// The inspection of the content, in a task of its own: a panic there costs the engines an answer, but not the session.
 async fn inspect(
     message: &Message,
     inspection: &Shared,
@@ -241,7 +250,8 @@ async fn inspect(
     deadline.run(inspect).await.ok()?.ok()
 }
 
-/// The fingerprint and the subject. Hashing is off the runtime where it takes more than a few hundred microseconds.
+/// The fingerprint and the subject. Large content, whose hashing takes more than a few hundred microseconds, is hashed outside
+/// the async runtime.
 async fn fingerprint(
     message: &Message,
     inspection: &Shared,
@@ -259,7 +269,7 @@ async fn fingerprint(
     Some((Arc::new(fingerprint), subject))
 }
 
-/// Usually of the inspection that has been made already. Without one there are no facts; the engines have said so.
+/// The attachments, usually from the existing inspection. If the inspection failed, the list is empty; reports say so too.
 async fn attachments(
     message: &Message,
     inspection: &Shared,

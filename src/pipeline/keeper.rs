@@ -1,5 +1,5 @@
-//! What the relay knows of senders and of usual mail, kept over a restart: a snapshot each minute and at the end. To lose it
-//! costs no mail (I13), so nothing here keeps the relay from starting, mail from going on, or a drain from ending.
+//! Keeps the baseline of known senders and usual mail over a restart: a snapshot each minute and at the end. The loss of the
+//! snapshot costs no mail (I13), so no failure here stops the start of the relay, the flow of mail, or a drain.
 
 use std::io;
 use std::path::Path;
@@ -15,19 +15,19 @@ use crate::deadline::{Deadline, wall_clock};
 use crate::intercept::{Baseline, Unusable};
 use crate::store::snapshot::SnapshotFile;
 
-/// The file inside `store.path`.
-pub(super) const FILE: &str = "baseline.snapshot";
-/// How often it is written, if anything has changed.
-const EVERY: Duration = Duration::from_secs(60);
+/// Name of the snapshot file inside `store.path`.
+pub(super) const SNAPSHOT_FILE: &str = "baseline.snapshot";
+/// Interval between snapshots, if the baseline has changed: 60 s. A crash loses at most one interval.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Keeps the snapshot of one relay, which has the store.
+/// Reads and writes the baseline snapshot of the relay that has the store open.
 pub struct Keeper {
     pipeline: Arc<Pipeline>,
     file: SnapshotFile,
     last: Mutex<Last>,
 }
 
-/// How the last writing went. Held while one is under way, which may hang.
+/// The result of the last write. The lock is held during a write, which may hang.
 #[derive(Debug, Default)]
 struct Last {
     /// The version of the baseline that is in the file.
@@ -35,7 +35,7 @@ struct Last {
     failed: bool,
 }
 
-/// Why a file is not taken up.
+/// Why a snapshot file is not used.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error("{0}")]
@@ -45,12 +45,12 @@ enum Refused {
 }
 
 impl Keeper {
-    /// Takes up what is in the store's folder. A file that cannot be used is set aside, and all senders are strangers.
+    /// Loads the snapshot from the store's folder. A file that cannot be used is set aside, and all senders are unknown again.
     /// Blocks on the disk.
     pub fn open(pipeline: Arc<Pipeline>, store: &Path) -> Arc<Self> {
         let keeper = Self {
             pipeline,
-            file: SnapshotFile::new(store, FILE, Baseline::LARGEST),
+            file: SnapshotFile::new(store, SNAPSHOT_FILE, Baseline::SNAPSHOT_OCTETS_MAX),
             last: Mutex::default(),
         };
         let file = keeper.file.path().display();
@@ -93,21 +93,23 @@ impl Keeper {
         );
     }
 
-    /// Writes it each minute until `closing` is cancelled.
+    /// Writes the snapshot each minute until `closing` is cancelled.
+    ///
+    /// Cancel safety: safe; a write that has begun goes on.
     pub async fn keep(self: Arc<Self>, closing: CancellationToken) {
         let round = async {
             loop {
-                Deadline::after(EVERY).wait().await;
+                Deadline::after(SNAPSHOT_INTERVAL).wait().await;
                 self.write().await;
             }
         };
-        // A disk that hangs holds a thread, and not the end of the relay.
+        // A disk that hangs blocks a thread, but not the shutdown of the relay.
         closing.run_until_cancelled(round).await;
     }
 
-    /// Writes it, if anything has changed since. What fails is told once, and tried again the next time.
+    /// Writes the snapshot if the baseline has changed since the last write. A failure is logged once; the next call retries.
     ///
-    /// Cancel safety: a writing that has begun goes on, and the next one waits for it.
+    /// Cancel safety: safe; a write that has begun goes on, and the next write waits for its end.
     pub async fn write(self: &Arc<Self>) {
         let (keeper, now, wall) = (self.clone(), Instant::now(), wall_clock());
         let written = tokio::task::spawn_blocking(move || keeper.write_at(now, wall));
@@ -118,7 +120,7 @@ impl Keeper {
 
     fn write_at(&self, now: Instant, wall: Timestamp) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // A copy, so that no message waits for the encoding.
+        // Encoded from a copy, so that no message waits for the lock meanwhile.
         let baseline = {
             let interception = self.pipeline.suspicion.lock();
             let baseline = interception.baseline();

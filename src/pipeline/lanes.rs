@@ -1,8 +1,8 @@
-//! The lanes: stored messages come back to the path when they are due.
+//! The lanes: workers that claim stored messages when they are due, and pass them through the pipeline again.
 //!
-//! Work on fresh mail never waits for this: the lanes have slots of their own, scans and each next hop apart. Mail that is to
-//! be delivered is one queue for each next hop: only what it takes now is claimed for it, so that mail for one that is slow,
-//! throttles or does not work keeps nobody else's waiting, however much of it there is.
+//! Fresh mail never waits for the lanes: they have their own slots, separate for scans and for each next hop. Each next hop has
+//! its own delivery queue. The lanes claim for a next hop only as many messages as it takes now, so that a slow, throttling or
+//! dead next hop delays only its own mail, however much of that mail there is.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -12,80 +12,85 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::{Generation, Onward, Pipeline, events, settle};
+use super::{Generation, NextStep, Pipeline, events, settle};
 use crate::deadline::{Budget, Deadline, expiry_clock, wall_clock};
 use crate::message::{Content, Message};
 use crate::quarantine;
 use crate::scan::ScanReason;
 use crate::store::{self, Change, Lane, Outgoing, RESCAN_FOR, Record, StoreError, Times};
 
-/// One delivery at most, all its stages and recipients together: five minutes beside the ten that a next hop may take for its
-/// reply to the end of data (RFC 5321 4.5.3.2.6).
-pub(super) const DELIVERY: Duration = Duration::from_secs(900);
-/// How often the store is asked for what is due when nobody wakes us.
-const POLL: Duration = Duration::from_secs(1);
-/// How often it is looked for what has expired.
-const EXPIRY: Duration = Duration::from_secs(60);
-/// Bounces that nobody takes are held up to this number; the oldest give way. Whoever forges senders could make them without
-/// end.
-pub(super) const BOUNCES_HELD: usize = 1000;
-/// While there is a backlog, the next claim follows after this long, or when a good part of the slots is free again: each
-/// claim is a durable write, so it should be worth it.
-const BATCH: Duration = Duration::from_millis(50);
-/// A next hop's pace is asked again after this long at least: a timer is no more exact.
-const TICK: Duration = Duration::from_millis(2);
-/// A record that finds no memory is looked at again after this long.
-const NO_ROOM: Duration = Duration::from_secs(10);
-/// Wait for memory: far below what the lease allows beyond the work itself.
-pub(super) const MEMORY: Duration = Duration::from_secs(10);
+/// Maximum time for one delivery, with all stages and recipients: 900 s. A next hop may take ten minutes for its reply to the
+/// end of data (RFC 5321 4.5.3.2.6), and five minutes remain for the other stages.
+pub(super) const DELIVERY_TIME_MAX: Duration = Duration::from_secs(900);
+/// Interval between checks of the store for due records, if no notification comes earlier: 1 s. The queries are cheap enough
+/// for that (see `Store::queues`).
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval between checks for expired records: 60 s. [`expiry_clock`] finds leaps of the wall clock only when it is called,
+/// and these checks are its regular callers.
+const EXPIRY_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// Maximum number of undeliverable bounces in quarantine; the oldest are removed first. A client that forges senders could
+/// otherwise cause any number of them.
+pub(super) const HELD_BOUNCES_MAX: usize = 1000;
+/// Pause before the next claim while there is a backlog, unless a good part of the slots is free earlier: 50 ms. Each claim is
+/// a durable write, so one claim should return several records.
+const CLAIM_BATCH_WAIT: Duration = Duration::from_millis(50);
+/// Minimum wait before the pace of a next hop is checked again: 2 ms, the precision of a timer.
+const PACE_RECHECK_MIN: Duration = Duration::from_millis(2);
+/// Delay before the next attempt for a record that found no memory, or whose content could not be read.
+const RECORD_RETRY_DELAY: Duration = Duration::from_secs(10);
+/// Maximum wait for memory for one message: 10 s, far below the 60 s that a lease allows beyond the work itself ([`lease`]).
+pub(super) const MEMORY_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// How long a store that fails is asked to keep what became of a stored message by the one who works on it: below what the
-/// lease allows beyond the work itself, and beyond [`MEMORY`]. What a next hop has taken is owed to the store longer than that.
-pub(super) const INSIST: Duration = Duration::from_secs(45);
-/// Between two times.
-pub(super) const AGAIN: Duration = Duration::from_secs(1);
-/// The same for what is owed to the store.
-pub(super) const OWED_AGAIN: Duration = Duration::from_secs(5);
+/// How long a worker retries to persist the settlement of a stored message while the store fails: 45 s. With
+/// [`MEMORY_WAIT_MAX`] this stays below the 60 s that a lease allows beyond the work itself. For a message that a next hop has
+/// taken, `Pipeline::owe` continues after this time.
+pub(super) const PERSIST_RETRY_DURATION: Duration = Duration::from_secs(45);
+/// Pause between two of these attempts.
+pub(super) const PERSIST_RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two attempts of `Pipeline::owe`: longer, because the store has failed for 45 s by then.
+pub(super) const OWED_RETRY_PAUSE: Duration = Duration::from_secs(5);
 
-/// The longest wait before the next scan.
-const SCAN_BACKOFF: Duration = Duration::from_secs(900);
+/// Maximum backoff before the next scan of a deferred message: 15 minutes.
+const SCAN_BACKOFF_MAX: Duration = Duration::from_secs(900);
 
-/// How long a record stays handed out: longer than any work on it can take.
+/// Duration of a lease: longer than any work on a record can take. The 60 s beyond the work itself are for the wait for memory
+/// ([`MEMORY_WAIT_MAX`]) and for a store that fails ([`PERSIST_RETRY_DURATION`]).
 pub(super) fn lease(budget: &Budget) -> Duration {
-    budget.total + DELIVERY + Duration::from_secs(60)
+    budget.total + DELIVERY_TIME_MAX + Duration::from_secs(60)
 }
 
-/// What is handed out now, where no wait is longer than `longest`.
+/// Terms of a claim as of now. `longest` is the longest backoff: a record that would wait longer is due at once, because the
+/// clock was set back.
 pub(super) fn times(generation: &Generation, longest: Duration) -> Times {
     Times::from(wall_clock(), lease(&generation.budget), longest)
 }
 
-/// Wait before the next scan of a message that could not be judged: 5 s doubled to at most 15 minutes.
+/// Backoff before the next scan of a message that could not be judged: 5 s, doubled with each attempt up to 15 minutes.
 pub(super) fn scan_backoff(attempts: u32) -> Duration {
     Duration::from_secs(5)
         .saturating_mul(1 << attempts.saturating_sub(1).min(10))
-        .min(SCAN_BACKOFF)
+        .min(SCAN_BACKOFF_MAX)
 }
 
-/// The workers that take up what is stored.
+/// The workers that process stored messages.
 pub struct Lanes {
     pipeline: Arc<Pipeline>,
     scan: Arc<Semaphore>,
-    /// By the name of the next hop.
+    /// Slots for deliveries, by name of the next hop.
     outgoing: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
-    /// For what is tried a last time.
+    /// Slots for the last attempt before a message is given up.
     last: Arc<Semaphore>,
-    /// Told when a queue has slots again that a claim is worth for.
+    /// Notified when a queue has enough free slots for another claim.
     freed: Notify,
 }
 
 impl Lanes {
-    /// Messages that are scanned again at once.
+    /// Maximum number of concurrent scans of deferred messages.
     const SCAN_SLOTS: usize = 32;
-    /// Stored messages in delivery to one next hop at once.
+    /// Maximum number of concurrent deliveries of stored messages to one next hop.
     pub(super) const HOP_SLOTS: usize = 16;
 
-    /// Workers over a path.
+    /// Creates workers for a pipeline.
     pub fn new(pipeline: Arc<Pipeline>) -> Arc<Self> {
         Arc::new(Self {
             pipeline,
@@ -96,8 +101,10 @@ impl Lanes {
         })
     }
 
-    /// Takes up what is due until `closing` is cancelled; what has begun then ends by itself (see
+    /// Claims and processes due records until `closing` is cancelled. Work that has begun then continues (see
     /// [`Pipeline::drained`]).
+    ///
+    /// Cancel safety: records of a claim that is under way stay leased until the lease ends or the relay restarts.
     pub async fn run(self: Arc<Self>, closing: CancellationToken) {
         tokio::select! {
             biased;
@@ -108,27 +115,29 @@ impl Lanes {
         }
     }
 
-    /// The scan lane, for ever.
+    /// The scan lane; never returns.
     async fn scan(self: &Arc<Self>) {
         let slots = &self.scan;
         loop {
             let _ = slots.acquire().await;
             let some = Self::SCAN_SLOTS as u32 / 4;
-            let _ = Deadline::after(BATCH).run(slots.acquire_many(some)).await;
+            let _ = Deadline::after(CLAIM_BATCH_WAIT)
+                .run(slots.acquire_many(some))
+                .await;
             let free = slots.available_permits();
             let generation = self.pipeline.generation();
-            let times = times(&generation, SCAN_BACKOFF);
+            let times = times(&generation, SCAN_BACKOFF_MAX);
             let claim = self.pipeline.store.claim(Lane::Scan, times, free);
-            // Judged, and no more: a next hop that hangs has its own slots, and keeps nobody's scan waiting.
+            // This lane only judges: a next hop that hangs has its own slots, and delays no scan.
             let work = |lanes: Arc<Self>, generation, record| async move {
-                lanes.work(generation, record, Onward::Queue).await;
+                lanes.work(generation, record, NextStep::Queue).await;
             };
             if self
-                .take_up(&generation, "scan", slots, free, claim, work)
+                .take_up(&generation, ("scan", free), slots, claim, work)
                 .await
                 == 0
             {
-                let poll = Deadline::after(POLL);
+                let poll = Deadline::after(POLL_INTERVAL);
                 tokio::select! {
                     () = self.pipeline.wake.notified() => {}
                     () = poll.wait() => {}
@@ -137,10 +146,10 @@ impl Lanes {
         }
     }
 
-    /// The delivery lane, for ever.
+    /// The delivery lane; never returns.
     async fn deliver(self: &Arc<Self>) {
         loop {
-            // Asked for before the store is: what is put there meanwhile has its turn at once.
+            // Registered before the store is queried: a record that is stored meanwhile starts the next round at once.
             let woken = self.pipeline.wake.notified();
             let next = Deadline::after(self.send_out().await);
             tokio::select! {
@@ -151,7 +160,8 @@ impl Lanes {
         }
     }
 
-    /// Claims for every next hop what may go out to it now; returns when to look again if nobody tells.
+    /// Claims for every next hop the records that may go out now. Returns the wait before the next look; a notification may
+    /// shorten the wait.
     async fn send_out(self: &Arc<Self>) -> Duration {
         let generation = self.pipeline.generation();
         let any = times(&generation, Duration::ZERO);
@@ -159,10 +169,10 @@ impl Lanes {
             Ok(queues) => queues,
             Err(error) => {
                 events::lane_failed("delivery", &error);
-                return POLL;
+                return POLL_INTERVAL;
             }
         };
-        let (mut again, mut waiting) = (POLL, Vec::new());
+        let (mut again, mut waiting) = (POLL_INTERVAL, Vec::new());
         for queue in queues {
             let hop = queue.next_hop;
             let times = times(&generation, generation.delivery.longest_wait(&hop));
@@ -173,14 +183,18 @@ impl Lanes {
             let free = slots.available_permits();
             let (room, opens) = generation.delivery.room(&hop, free);
             if let Some(opens) = opens {
-                again = again.min(opens.max(TICK));
+                again = again.min(opens.max(PACE_RECHECK_MIN));
             }
             let claimed = match room {
                 0 => 0,
                 room => self.send_to(&generation, (&hop, times), &slots, room).await,
             };
             if claimed == room {
-                again = if room > 0 { again.min(BATCH) } else { again };
+                again = if room > 0 {
+                    again.min(CLAIM_BATCH_WAIT)
+                } else {
+                    again
+                };
                 waiting.push(hop);
             }
         }
@@ -201,11 +215,11 @@ impl Lanes {
         let work = |lanes: Arc<Self>, generation, record| async move {
             lanes.send(generation, record).await;
         };
-        self.take_up(generation, "delivery", slots, room, claim, work)
+        self.take_up(generation, ("delivery", room), slots, claim, work)
             .await
     }
 
-    /// Each for itself: none waits for a million of another.
+    /// Runs the three expiry loops side by side: none waits while another removes a million records.
     async fn expire(self: &Arc<Self>) {
         tokio::join!(
             self.expire_held(),
@@ -224,7 +238,7 @@ impl Lanes {
             if let Err(error) = self.expire_bounces().await {
                 events::lane_failed("quarantine expiry", &error);
             }
-            Deadline::after(EXPIRY).wait().await;
+            Deadline::after(EXPIRY_CHECK_INTERVAL).wait().await;
         }
     }
 
@@ -234,26 +248,26 @@ impl Lanes {
             if let Err(error) = store::expire_rescans(store, expiry_clock(RESCAN_FOR)).await {
                 events::lane_failed("rescan expiry", &error);
             }
-            Deadline::after(EXPIRY).wait().await;
+            Deadline::after(EXPIRY_CHECK_INTERVAL).wait().await;
         }
     }
 
     async fn give_up_in_time(self: &Arc<Self>) {
         loop {
             self.give_up().await;
-            Deadline::after(EXPIRY).wait().await;
+            Deadline::after(EXPIRY_CHECK_INTERVAL).wait().await;
         }
     }
 
-    /// Looks for surplus only when there may be some: the search reads everything that is held.
+    /// Removes surplus bounces. Searches only if a bounce was held after the last search, which reads all held records.
     pub(super) async fn expire_bounces(&self) -> Result<(), StoreError> {
-        let rule = settle::BOUNCE_UNDELIVERABLE;
+        let rule = settle::BOUNCE_UNDELIVERABLE_RULE;
         let (store, more) = (&**self.pipeline.store(), &self.pipeline.bounces_held);
         if !more.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
         loop {
-            match quarantine::expire_bounces(store, rule, BOUNCES_HELD, wall_clock()).await {
+            match quarantine::expire_bounces(store, rule, HELD_BOUNCES_MAX, wall_clock()).await {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
                 Err(error) => {
@@ -264,8 +278,8 @@ impl Lanes {
         }
     }
 
-    /// What was tried for long enough gets a last chance, and is returned: without this, mail for a next hop that is dead
-    /// would wait for its turn as a probe to be told so.
+    /// Tries expired mail a last time, then returns it to its sender. Without this, mail for a dead next hop would be returned
+    /// only after its turn as a probe.
     pub(super) async fn give_up(self: &Arc<Self>) {
         let (slots, store) = (&self.last, &self.pipeline.store);
         loop {
@@ -278,31 +292,34 @@ impl Lanes {
             let times = times(&generation, Duration::ZERO);
             let claim = store.claim_outgoing(what, times, free);
             let work = |lanes: Arc<Self>, generation, record| async move {
-                lanes.work(generation, record, Onward::Deliver(None)).await;
+                lanes
+                    .work(generation, record, NextStep::Deliver(None))
+                    .await;
             };
-            let claimed = self.take_up(&generation, "giving up", slots, free, claim, work);
+            let claimed = self.take_up(&generation, ("giving up", free), slots, claim, work);
             if claimed.await < free {
                 return;
             }
             let all = Self::HOP_SLOTS as u32;
-            let _ = Deadline::after(POLL).run(slots.acquire_many(all)).await;
+            let _ = Deadline::after(POLL_INTERVAL)
+                .run(slots.acquire_many(all))
+                .await;
         }
     }
 
-    /// Claims at most so many records and begins to work on them, each in a slot; returns how many.
+    /// Claims up to `limit` records and starts work on each in a slot of its own; returns the number of claimed records.
     async fn take_up<W>(
         self: &Arc<Self>,
         generation: &Arc<Generation>,
-        what: &'static str,
+        (what, limit): (&'static str, usize),
         slots: &Arc<Semaphore>,
-        limit: usize,
         claim: impl Future<Output = Result<Vec<Record>, StoreError>>,
         work: impl Fn(Arc<Self>, Arc<Generation>, Record) -> W,
     ) -> usize
     where
         W: Future<Output = ()> + Send + 'static,
     {
-        // Taken before the claim: a record that finds no slot then would lie there until its lease ends.
+        // Slots are taken before the claim: a claimed record without a slot would be idle until its lease ends.
         let permits = u32::try_from(limit).unwrap_or(u32::MAX);
         let Ok(mut permits) = slots.clone().try_acquire_many_owned(permits) else {
             return 0;
@@ -335,16 +352,16 @@ impl Lanes {
         count
     }
 
-    /// One delivery, if its next hop has a turn for it.
+    /// Delivers one record, if its next hop permits a delivery now.
     async fn send(&self, generation: Arc<Generation>, mut record: Record) {
         let recipient = record.envelope.recipients.first();
         let route = recipient.and_then(|r| generation.delivery.route(r.mailbox.domain()));
         let Some(hop) = route.map(|settings| settings.name.clone()) else {
-            return self.work(generation, record, Onward::Deliver(None)).await;
+            return self.work(generation, record, NextStep::Deliver(None)).await;
         };
         let mut slot: Option<OwnedSemaphorePermit> = None;
         if hop != record.next_hop {
-            // It was claimed from a queue that is not its own: the routes have changed, or nobody had routed it.
+            // The record comes from the queue of another next hop: the routes have changed, or the record had no route.
             record.next_hop = hop.clone();
             match self.slots(&hop).try_acquire_owned() {
                 Ok(own) => slot = Some(own),
@@ -353,7 +370,7 @@ impl Lanes {
         }
         match generation.delivery.turn(&hop) {
             Ok(turn) => {
-                self.work(generation, record, Onward::Deliver(turn)).await;
+                self.work(generation, record, NextStep::Deliver(turn)).await;
             }
             Err(why) => {
                 record.status = why;
@@ -363,13 +380,13 @@ impl Lanes {
         drop(slot);
     }
 
-    /// Under the generation that the lease was measured by.
-    async fn work(&self, generation: Arc<Generation>, mut record: Record, onward: Onward) {
+    /// Resumes one record, under the generation that determined its lease.
+    async fn work(&self, generation: Arc<Generation>, mut record: Record, next_step: NextStep) {
         let pipeline = &self.pipeline;
         let size = usize::try_from(record.size).unwrap_or(usize::MAX);
-        let room = Deadline::after(MEMORY).run(pipeline.memory.acquire(size));
+        let room = Deadline::after(MEMORY_WAIT_MAX).run(pipeline.memory.acquire(size));
         let Ok(charge) = room.await else {
-            record.due_at = wall_clock() + NO_ROOM;
+            record.due_at = wall_clock() + RECORD_RETRY_DELAY;
             return self.put_back(record).await;
         };
         match pipeline.store.content(record.id).await {
@@ -382,21 +399,21 @@ impl Lanes {
                     content: Content::charged(content, charge),
                 };
                 pipeline
-                    .resume(generation, message, record, ScanReason::Again, onward)
+                    .resume(generation, message, record, ScanReason::Again, next_step)
                     .await;
             }
             Err(error) => {
                 events::lane_failed("content", &error);
-                // Set aside by the store if it is damaged; otherwise the disk may well read it in a moment.
+                // The store sets a damaged record aside. After any other error, the next read may succeed.
                 if !matches!(error, StoreError::Damaged(..)) {
-                    record.due_at = wall_clock() + NO_ROOM;
+                    record.due_at = wall_clock() + RECORD_RETRY_DELAY;
                     self.put_back(record).await;
                 }
             }
         }
     }
 
-    /// The slots of one queue.
+    /// The delivery slots of one next hop.
     fn slots(&self, next_hop: &Arc<str>) -> Arc<Semaphore> {
         let mut queues = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
         let slots = queues
@@ -405,7 +422,7 @@ impl Lanes {
         slots.clone()
     }
 
-    /// It waits again, as if it had not been claimed: its next hop takes nothing, or there is no memory.
+    /// Returns a claimed record to its queue: its next hop takes nothing, memory is short, or its content cannot be read now.
     async fn put_back(&self, record: Record) {
         let id = record.id;
         let change = Change::Replace(Box::new(record));

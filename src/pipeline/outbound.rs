@@ -1,7 +1,8 @@
-//! What goes out for a group of recipients: our fields, the header section as engines want it, and the body as it came.
+//! The mail that is sent for a group of recipients: this relay's fields, the header section with the edits of engines, and the
+//! body as received.
 //!
-//! What is stored and scanned is always the message as received. The reports are kept with it, and so are the edits in them:
-//! a message that is delivered after a restart, or released from quarantine, is edited as it would have been at once.
+//! Store and engines always have the message as received. The reports are stored with the message, and with them their edits: a
+//! message that is delivered after a restart, or released from quarantine, gets the same edits as at once.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use crate::message::{Edit, Message, MessageId, edit, header, mime};
 use crate::scan::{Scanner, Settings};
 use crate::verdict::{Decision, Report, Verdict, stand_ins};
 
-/// The mail for this group of recipients. A header section may be as large as a message: where that is possible, it is
-/// rewritten where it blocks nobody.
+/// The mail for this group of recipients. A header section may be as large as a message, so a large message is rewritten on a
+/// blocking thread, outside the async runtime.
 ///
 /// Cancel safety: safe.
 pub(super) async fn outbound(
@@ -39,22 +40,25 @@ pub(super) async fn outbound(
     };
     match tokio::task::spawn_blocking(away).await {
         Ok(outbound) => outbound,
-        // Only at shutdown: what was not done there is done here.
+        // Only at shutdown: the thread did not run, so the work is done here.
         Err(_) => build(generation, message, judged, group, &edits),
     }
 }
 
-/// What engines want done to the message, and may. First what is done for them to every message: also to one that they had
-/// no answer about, or were never asked about. Then what is in the reports: in the order of the engines, and within each
-/// in its own.
+/// The edits that engines request and are permitted. First the edits that an engine's settings request for every message, also
+/// without an answer or a scan. Then the edits in the reports, in the order of the engines and then of each report.
 fn edits(scanner: &Scanner, reports: &[Report]) -> Vec<Edit> {
     let always = scanner.settings().flat_map(Settings::always);
-    let asked = reports.iter().flat_map(|report| report.wishes.clone());
-    let wishes = always.chain(asked);
-    wishes.filter_map(|w| w.granted().cloned()).collect()
+    let asked = reports
+        .iter()
+        .flat_map(|report| report.requested_edits.clone());
+    let requested_edits = always.chain(asked);
+    requested_edits
+        .filter_map(|w| w.granted().cloned())
+        .collect()
 }
 
-/// What is delivered for a group: our fields, then the content as received, its header section edited as the reports say.
+/// Builds the mail for a group: this relay's fields, then the content as received with its header section edited.
 fn build(
     generation: &Generation,
     message: &Message,
@@ -91,7 +95,7 @@ fn build(
     }
 }
 
-/// `X-Spillway-Result`: the one field we add beside `Received`; documented in docs/CONFIG.md.
+/// Writes `X-Spillway-Result`, the one field that this relay adds beside `Received`; documented in docs/CONFIG.md.
 fn result_field(
     out: &mut String,
     generation: &Generation,
@@ -120,7 +124,7 @@ fn result_field(
     out.push_str("\r\n");
 }
 
-/// Names from the configuration, made safe for a header field.
+/// A name from the configuration, made safe for a header field.
 fn token(text: &str) -> String {
     let keep = |c: char| {
         if c.is_ascii_graphic() && c != ';' {
@@ -136,8 +140,7 @@ fn token(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Names that an administrator gives cannot be read as something else in our field: not as its next part, nor as the next
-    /// field.
+    /// A name that an administrator gives can be read neither as the next part of the field, nor as the next field.
     #[test]
     fn names_cannot_write_into_the_result() {
         assert_eq!(token("policy.score"), "policy.score");

@@ -1,4 +1,4 @@
-//! How far the path is behind: what waits for the engines, and what was accepted and is not judged yet.
+//! The load of the pipeline: the wait for engine slots, and the backlog of accepted messages without a judgement.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -10,31 +10,32 @@ use super::Pipeline;
 use crate::scan::Health;
 use crate::verdict::Disposition;
 
-/// Judged messages are counted in periods of this length, of which so many are remembered: ten minutes.
-const PERIOD: Duration = Duration::from_secs(10);
-const PERIODS: usize = 60;
-/// So many accepted messages may wait to be judged whatever the rate is: after a start it is unknown, and with little
-/// mail it says little.
-const LEAST: u64 = 10_000;
-/// The most that a wait for engines alone counts for: those who brought much of it are refused, others still come in.
-/// Engines that hang are the guard's affair and not a reason to close the door.
-const WAIT_MOST: f64 = 0.9;
+/// Length of the periods in which judged messages are counted: 10 s.
+const RATE_PERIOD: Duration = Duration::from_secs(10);
+/// Number of periods that are remembered: 60, which is ten minutes.
+const RATE_PERIODS_MAX: usize = 60;
+/// Minimum bound of the backlog, in messages. The rate of judgements is unknown after a start, and says little when there is
+/// little mail.
+const BACKLOG_BOUND_MIN: u64 = 10_000;
+/// Maximum load from the wait for engines alone: below 1, so that clients that hold much of the load are refused and others are
+/// not. The guard deals with engines that hang; they are no reason to refuse all mail.
+const WAIT_LOAD_MAX: f64 = 0.9;
 
-/// How far the path is behind, at one moment.
+/// The load of the pipeline at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pressure {
-    /// How long a message that comes in now would wait for a slot of the busiest engine.
+    /// Predicted wait for a slot of the busiest engine, for a message that arrives now.
     pub wait: Duration,
-    /// How long a message waits there before it goes without that engine's answer.
+    /// Maximum wait for a slot there (`wait` of the engine); after that the message goes on without the engine's answer.
     pub patience: Duration,
-    /// Messages that were accepted and are not judged yet.
+    /// Number of accepted messages that are not judged yet.
     pub waiting: u64,
-    /// How many of them there may be: what could be judged in `limits.backlog`.
+    /// Maximum for that number: the messages that can be judged within `limits.backlog`.
     pub bound: u64,
 }
 
 impl Pressure {
-    /// Nothing waits.
+    /// No load: no message waits.
     pub const NONE: Self = Self {
         wait: Duration::ZERO,
         patience: Duration::MAX,
@@ -42,19 +43,20 @@ impl Pressure {
         bound: u64::MAX,
     };
 
-    /// 0 is not at all behind, 1 as far as it may be.
+    /// The load as one number: 0 is no load, 1 is the maximum.
     pub fn load(&self) -> f64 {
         let wait = match self.patience.is_zero() {
-            // An engine that nobody waits for makes nobody late.
+            // Messages do not wait for this engine, so it causes no delay.
             true => 0.0,
-            false => self.wait.div_duration_f64(self.patience).min(WAIT_MOST),
+            false => self.wait.div_duration_f64(self.patience).min(WAIT_LOAD_MAX),
         };
         let backlog = self.waiting as f64 / self.bound.max(1) as f64;
         wait.max(backlog)
     }
 }
 
-/// The wait for one engine's slots: those who wait before, each for a scan of the usual length, in the slots that end.
+/// The predicted wait for a slot of one engine: messages in the queue, divided by the slots without a zombie, times the median
+/// duration of a scan.
 fn wait_for(health: &Health) -> Duration {
     let slots = health.slots.saturating_sub(health.zombies).max(1);
     let turns = health.waiting.div_ceil(slots);
@@ -62,50 +64,52 @@ fn wait_for(health: &Health) -> Duration {
     each.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX))
 }
 
-/// How fast messages are judged: a count for each of the last periods.
+/// The rate of judgements: a count for each of the last periods.
 #[derive(Debug, Default)]
 struct Periods {
-    /// The newest first, with the instant at which it began.
+    /// Start and count of each period, the newest first.
     counts: VecDeque<(Instant, u64)>,
 }
 
 impl Periods {
     fn note(&mut self, now: Instant) {
         match self.counts.front_mut() {
-            Some((began, count)) if now.saturating_duration_since(*began) < PERIOD => *count += 1,
+            Some((began, count)) if now.saturating_duration_since(*began) < RATE_PERIOD => {
+                *count += 1;
+            }
             _ => {
                 self.counts.push_front((now, 1));
-                self.counts.truncate(PERIODS);
+                self.counts.truncate(RATE_PERIODS_MAX);
             }
         }
     }
 
-    /// Messages a second in the best period of the last ten minutes: what the path can do, where the mean is only what
-    /// came.
+    /// Messages per second in the best period of the last ten minutes. The maximum shows the capacity of the pipeline; the mean
+    /// would show the arrivals.
     fn best(&self, now: Instant) -> f64 {
-        let span = PERIOD * u32::try_from(PERIODS).unwrap_or(u32::MAX);
+        let span = RATE_PERIOD * u32::try_from(RATE_PERIODS_MAX).unwrap_or(u32::MAX);
         let young = |(began, _): &&(Instant, u64)| now.saturating_duration_since(*began) < span;
         let most = self.counts.iter().filter(young).map(|(_, count)| *count);
-        most.max().unwrap_or_default() as f64 / PERIOD.as_secs_f64()
+        most.max().unwrap_or_default() as f64 / RATE_PERIOD.as_secs_f64()
     }
 }
 
-/// The rate at which messages are judged, shared by all of them.
+/// The rate of judgements, shared by all messages.
 #[derive(Debug, Default)]
 pub(super) struct Rate(Mutex<Periods>);
 
 impl Rate {
-    /// A message was judged: deferring it again would be no progress.
+    /// Counts a judged message. A deferred message is not counted: another deferral is no progress.
     pub(super) fn judged(&self, mut dispositions: impl Iterator<Item = Disposition>) {
         if !dispositions.any(|disposition| disposition == Disposition::Defer) {
             self.lock().note(Instant::now());
         }
     }
 
-    /// Messages that can be judged within that time.
+    /// The number of messages that can be judged within that time, at least [`BACKLOG_BOUND_MIN`].
     fn within(&self, time: Duration) -> u64 {
         let best = self.lock().best(Instant::now());
-        ((best * time.as_secs_f64()) as u64).max(LEAST)
+        ((best * time.as_secs_f64()) as u64).max(BACKLOG_BOUND_MIN)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Periods> {
@@ -114,7 +118,8 @@ impl Rate {
 }
 
 impl Pipeline {
-    /// How far the path is behind, if so many messages wait to be judged and as many may as can be in `backlog`. Cheap.
+    /// The load of the pipeline. `waiting` is the number of messages without a judgement, `backlog` the configured limit of the
+    /// backlog as a time (`limits.backlog`). Cheap.
     pub fn pressure(&self, waiting: u64, backlog: Duration) -> Pressure {
         let generation = self.generation.load();
         let engines = generation.scanner.engines().iter();
@@ -145,12 +150,16 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// The bound follows what the path has shown it can do, not the little that happened to come in the last seconds.
+    /// The bound follows the capacity that the pipeline has shown, and not the few arrivals of the last seconds.
     #[tokio::test(start_paused = true)]
     async fn the_rate_is_the_best_of_the_last_ten_minutes() {
         let rate = Rate::default();
         let clean = || [Disposition::Deliver].into_iter();
-        assert_eq!(rate.within(secs(600)), LEAST, "nothing is known yet");
+        assert_eq!(
+            rate.within(secs(600)),
+            BACKLOG_BOUND_MIN,
+            "nothing is known yet"
+        );
         for _ in 0..1000 {
             rate.judged(clean());
         }
@@ -158,20 +167,20 @@ mod tests {
         rate.judged(clean());
         assert_eq!(rate.within(secs(600)), 60_000, "100 a second");
         tokio::time::advance(secs(560)).await;
-        assert_eq!(rate.within(secs(600)), LEAST, "ten minutes ago");
+        assert_eq!(rate.within(secs(600)), BACKLOG_BOUND_MIN, "ten minutes ago");
     }
 
-    /// A message that is put off again was not judged: an engine that is down would look fast.
+    /// A message that is deferred again was not judged: otherwise an engine that is down would look fast.
     #[tokio::test(start_paused = true)]
     async fn deferring_again_is_no_progress() {
         let rate = Rate::default();
         for _ in 0..100_000 {
             rate.judged([Disposition::Deliver, Disposition::Defer].into_iter());
         }
-        assert_eq!(rate.within(secs(600)), LEAST);
+        assert_eq!(rate.within(secs(600)), BACKLOG_BOUND_MIN);
     }
 
-    /// Slots that hold scans which will not end in time take no mail: those that wait stand before the others.
+    /// Slots of zombies take no mail: the queue waits for the other slots only.
     #[test]
     fn slots_of_zombies_shorten_no_wait() {
         let wait = |slots, zombies, waiting| {
@@ -193,7 +202,7 @@ mod tests {
         assert_eq!(wait(10, 0, 0), secs(0));
     }
 
-    /// A wait for engines makes admission fair, and never closes the door; a full backlog does.
+    /// A wait for engines makes admission fair, and never refuses all mail; a full backlog does.
     #[test]
     fn a_wait_alone_never_refuses_everybody() {
         let pressure = Pressure {

@@ -1,8 +1,8 @@
-//! What was delivered lately: kept in memory for as long as it takes to find out that an engine has been lying.
+//! Recently delivered messages, kept in memory for the time that probes need to detect an engine with wrong answers.
 //!
-//! An engine that calls everything clean (gray failure) is found out by its second wrong answer to a probe, some twenty
-//! seconds later. Mail that was delivered on its word meanwhile is scanned again when it can be believed; and so is what it
-//! has judged, and was delivered later.
+//! An engine that calls everything clean (gray failure) is detected by its second wrong answer to a probe, about twenty seconds
+//! later. Mail that was delivered on its answers meanwhile is scanned again when the engine can be trusted again. So is mail
+//! that the engine has judged before and that is delivered later.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -15,15 +15,16 @@ use jiff::Timestamp;
 use crate::message::Content;
 use crate::store::{Cause, Record};
 
-/// How long at least: two rounds of routine probes with their jitter, and the probes' own time.
-const AGE: Duration = Duration::from_secs(40);
-/// Rounds of routine probes that is, where they are rarer.
-const ROUNDS: u32 = 4;
-/// Octets of content at most, and messages; the oldest gives way, and is counted.
-const OCTETS: usize = 128 << 20;
-const MESSAGES: usize = 20_000;
+/// Minimum retention: 40 s, for two rounds of routine probes with their jitter, and the duration of the probes.
+const RETENTION_MIN: Duration = Duration::from_secs(40);
+/// Retention in rounds of routine probes, where an engine's probe interval makes that longer than [`RETENTION_MIN`].
+const RETENTION_PROBE_ROUNDS: u32 = 4;
+/// Maximum content in memory, in octets: 128 MiB. Beyond that, the oldest messages are removed and counted.
+const CONTENT_OCTETS_MAX: usize = 128 << 20;
+/// Maximum number of messages, because small messages have records too.
+const MESSAGES_MAX: usize = 20_000;
 
-/// One that was delivered.
+/// One delivered message.
 #[derive(Debug)]
 struct Delivered {
     at: Instant,
@@ -31,7 +32,7 @@ struct Delivered {
     content: Content,
 }
 
-/// Those that were delivered lately.
+/// The recently delivered messages.
 #[derive(Debug, Default)]
 pub(super) struct Recent(Mutex<Kept>);
 
@@ -40,23 +41,23 @@ struct Kept {
     octets: usize,
     delivered: VecDeque<Delivered>,
     age: Duration,
-    /// When each engine was last found out to have lied.
+    /// For each engine, the time at which wrong answers were last detected.
     found_out: BTreeMap<String, Timestamp>,
 }
 
 impl Recent {
-    /// Keeps one for a while.
+    /// Keeps a delivered message for the retention time.
     pub(super) fn add(&self, record: Record, content: &Content) {
         let now = Instant::now();
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let octets = content.len();
         kept.forget(now);
-        // One that finds no room in all of it does not take that of the others.
-        if octets > OCTETS {
+        // A message larger than the whole limit does not displace the others.
+        if octets > CONTENT_OCTETS_MAX {
             metrics::counter!("spillway_recent_dropped_total").increment(1);
             return;
         }
-        while kept.octets + octets > OCTETS || kept.delivered.len() >= MESSAGES {
+        while kept.octets + octets > CONTENT_OCTETS_MAX || kept.delivered.len() >= MESSAGES_MAX {
             let Some(first) = kept.delivered.pop_front() else {
                 break;
             };
@@ -67,26 +68,27 @@ impl Recent {
         kept.delivered.push_back(Delivered {
             at: now,
             record,
-            // Its own account, beside that of mail in flight, which must not wait for it.
+            // Not charged to the memory budget of mail in flight, which must not wait for delivered mail.
             content: Content::uncharged(content.bytes().clone()),
         });
     }
 
-    /// Forgets those that are old: also where no further mail comes. `probe` is the longest time between two routine probes.
+    /// Removes messages past their retention, also if no further mail arrives. `probe` is the longest interval between two
+    /// routine probes of any engine.
     pub(super) fn forget(&self, probe: Duration) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.age = probe.saturating_mul(ROUNDS);
+        kept.age = probe.saturating_mul(RETENTION_PROBE_ROUNDS);
         kept.forget(Instant::now());
     }
 
-    /// An engine has lied until now.
+    /// Notes that an engine has answered wrongly until now.
     pub(super) fn found_out(&self, engine: &str, now: Timestamp) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.found_out.insert(engine.to_owned(), now);
     }
 
-    /// Whom a message that has just been delivered must be scanned by again: it came in before an engine was found out that
-    /// has answered about it, perhaps long ago.
+    /// The engine that must scan a just delivered message again: one that answered about this message, and whose wrong answers
+    /// were detected after the message arrived, perhaps long ago.
     pub(super) fn doubts(&self, record: &Record) -> Option<Cause> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let answered = record.reports.iter().filter(|r| r.missing().is_none());
@@ -97,7 +99,7 @@ impl Recent {
         lied.map(Cause::Engine).next()
     }
 
-    /// Takes out those that were delivered since then.
+    /// Removes and returns the messages that were delivered since then.
     pub(super) fn since(&self, since: Instant) -> Vec<(Record, Content)> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let first = kept.delivered.partition_point(|d| d.at < since);
@@ -110,7 +112,7 @@ impl Recent {
 impl Kept {
     fn forget(&mut self, now: Instant) {
         while let Some(first) = self.delivered.front()
-            && now >= first.at + self.age.max(AGE)
+            && now >= first.at + self.age.max(RETENTION_MIN)
         {
             self.octets -= first.content.len();
             self.delivered.pop_front();
@@ -132,7 +134,7 @@ mod tests {
         );
     }
 
-    /// Only what came since is taken, and only once.
+    /// Only messages delivered since then are taken, and only once.
     #[tokio::test(start_paused = true)]
     async fn what_was_delivered_since_is_taken_once() {
         let recent = Recent::default();
@@ -148,7 +150,8 @@ mod tests {
         assert_eq!(sizes(recent.since(since)), [0; 0]);
     }
 
-    /// What came in before a liar was found out, and was judged by it, is scanned again even if it is delivered much later.
+    /// Mail that arrived before wrong answers were detected, and was judged by that engine, is scanned again even if its
+    /// delivery is much later.
     #[tokio::test(start_paused = true)]
     async fn what_a_liar_has_judged_is_doubted_whenever_it_is_delivered() {
         let recent = Recent::default();
@@ -161,7 +164,7 @@ mod tests {
                 signatures: None,
                 attempts: 1,
                 reused: None,
-                wishes: Vec::new(),
+                requested_edits: Vec::new(),
                 elapsed: Duration::ZERO,
             }],
             ..record(Lane::Rescan)
@@ -178,36 +181,36 @@ mod tests {
         assert_eq!(recent.doubts(&judged("clamd")), None, "it came afterwards");
     }
 
-    /// Memory is bounded by octets, and what is too old to matter is let go.
+    /// Memory is bounded by octets, and messages past their retention are removed.
     #[tokio::test(start_paused = true)]
     async fn it_is_bounded() {
         let (recent, began) = (Recent::default(), Instant::now());
         for _ in 0..20 {
-            add(&recent, OCTETS / 10);
+            add(&recent, CONTENT_OCTETS_MAX / 10);
         }
         assert_eq!(recent.since(began).len(), 10);
         add(&recent, 1);
-        tokio::time::advance(AGE).await;
+        tokio::time::advance(RETENTION_MIN).await;
         add(&recent, 1);
         assert_eq!(recent.since(began).len(), 1);
         add(&recent, 1);
-        tokio::time::advance(AGE).await;
+        tokio::time::advance(RETENTION_MIN).await;
         recent.forget(Duration::ZERO);
         assert_eq!(recent.since(began).len(), 0, "and without further mail");
     }
 
-    /// Small mail is bounded by its number, and mail larger than all the room is not kept: what is there stays.
+    /// Small messages are bounded by their number. A message larger than the whole limit is not kept and displaces no other.
     #[tokio::test(start_paused = true)]
     async fn neither_many_nor_large_ones_exceed_the_room() {
         let (recent, began) = (Recent::default(), Instant::now());
         add(&recent, 7);
-        add(&recent, OCTETS + 1);
+        add(&recent, CONTENT_OCTETS_MAX + 1);
         let kept = recent.since(began);
         assert_eq!(kept.len(), 1);
         assert_eq!(kept[0].1.len(), 7);
-        for _ in 0..MESSAGES + 10 {
+        for _ in 0..MESSAGES_MAX + 10 {
             add(&recent, 1);
         }
-        assert_eq!(recent.since(began).len(), MESSAGES);
+        assert_eq!(recent.since(began).len(), MESSAGES_MAX);
     }
 }

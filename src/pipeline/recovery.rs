@@ -1,13 +1,13 @@
-//! Recovery: what was held, deferred, or delivered without an engine for a cause that is gone is scanned again, by
-//! itself (promise P6).
+//! Recovery: messages that were held, deferred, or delivered without an engine are scanned again automatically when the cause
+//! is gone (promise P6).
 //!
-//! Each cause has its sweeps: once through all that waits for it, known senders first, the oldest first, whatever each
-//! message's own back-off says. As many messages at once as the engine has slots for wait at its gate, which knows best when it
-//! is their turn: a backlog drains at the engine's own pace, and fresh mail goes first there. What stays where it is is passed
-//! over, so that it keeps nothing behind it waiting, and met again in the next sweep. What may be to blame (it ran into its
-//! timeout, or waits for what is like it) goes alone, beside the others. Every message is under a lease meanwhile: a crash
-//! interrupts a recovery and loses nothing of it. Nothing is delivered here: what is clean waits for its turn at its next hop
-//! like all mail.
+//! Each cause has sweeps. One sweep goes once through all messages that wait for the cause: known senders first, then the
+//! oldest first, whatever backoff each message has. Several messages for each slot of the engine wait at its gate
+//! ([`WIDTH_PER_SLOT`]), and the gate decides which of them is next: a backlog drains at the pace of the engine, and fresh mail
+//! goes first. The sweep passes over a message that stays, so that the messages behind do not wait; the next sweep meets the
+//! message again. Suspected messages (timed out before, or parked because of similar slow messages) are scanned one of each
+//! kind at a time, beside the others. Every message is leased meanwhile: a crash interrupts the recovery and loses no message.
+//! Recovery delivers nothing itself: a clean message waits in the queue of its next hop like all mail.
 
 mod crew;
 mod delivered;
@@ -23,63 +23,68 @@ use tokio_util::sync::CancellationToken;
 
 use crew::{Crew, Places};
 
-use super::{Generation, Onward, Pipeline, events, lanes};
+use super::{Generation, NextStep, Pipeline, events, lanes};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, Elapsed, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
-use crate::message::{Content, Message, Standing};
+use crate::message::{Content, Message, SenderReputation};
 use crate::scan::ScanReason;
 use crate::store::{Cause, Change, Lane, Place, Record, StoreError, Working};
 
-/// How often it is looked for causes that are gone.
-const TICK: Duration = Duration::from_secs(1);
-/// After a round in which nothing went well: first so long, doubled up to [`LONGEST`].
-const AGAIN: Duration = Duration::from_secs(5);
-const LONGEST: Duration = Duration::from_secs(600);
-/// The same at most while there is something behind that has not been tried yet.
-const MORE: Duration = Duration::from_secs(20);
-/// Messages of one round that are scanned at once: so many for each slot of its engine, so that there is always one at the gate
-/// when a slot is free; at least and at most so many, as each is in memory.
+/// Interval between checks for recovered engines and ended interceptors: 1 s.
+const RECOVERY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Backoff after the first round without a settled message and with one that stays: 5 s, doubled with each further such round
+/// up to [`ROUND_BACKOFF_MAX`].
+const ROUND_BACKOFF_INITIAL: Duration = Duration::from_secs(5);
+const ROUND_BACKOFF_MAX: Duration = Duration::from_secs(600);
+/// Maximum backoff if the cause is gone and the sweep has not reached its end: further messages have not been tried yet.
+const ROUND_BACKOFF_UNTRIED_MAX: Duration = Duration::from_secs(20);
+/// Messages of one round that are scanned at once, for each slot of the engine: 2, so that a message is always at the gate when
+/// a slot becomes free.
 const WIDTH_PER_SLOT: usize = 2;
-const WIDTH_LEAST: usize = 2;
-const WIDTH_MOST: usize = 32;
-/// A sweep that found nothing to do is not repeated for so long.
-const IDLE: Duration = Duration::from_secs(60);
-/// Rounds at once, each for another cause; half of them at most for interceptors that hold, whose mail may well be bad.
-const AT_ONCE: usize = 4;
-/// A round lasts so long at most, and one message: then it is the turn of other causes.
-const QUANTUM: Duration = Duration::from_secs(10);
+/// Minimum of that number, also for an engine that is no longer configured and has no slots.
+const WIDTH_MIN: usize = 2;
+/// Maximum of that number, because every message of a round is in memory.
+const WIDTH_MAX: usize = 32;
+/// Minimum interval between two sweeps for one cause if the first found no message, between two queries of the store for
+/// causes, and between two renewals of a cause by returns of its engine: 60 s.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// Maximum number of concurrent rounds, each for another cause. Interceptors in force get at most half of them, because the
+/// mail that they hold may well be bad.
+const ROUNDS_MAX: usize = 4;
+/// Maximum duration of a round: 10 s, then other causes have their turn. Scans under way continue without the round.
+const ROUND_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// What became of one message in a recovery.
+/// The outcome of one message in a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    /// It went on its way, or is held for what was found in it.
+    /// The message no longer waits for the cause: delivered, queued, held for a finding, or waiting for another cause.
     Settled,
-    /// It is where it was.
+    /// The message still waits for the cause.
     Stays,
 }
 
-/// Once through all that waits for a cause.
+/// One pass through all messages that wait for a cause.
 #[derive(Debug)]
 struct Sweep {
-    /// What is left of it, beginning with the present one.
+    /// The lanes that are left, beginning with the current one.
     lanes: &'static [Lane],
-    /// How far it has come in them, or had come in them before it was interrupted.
+    /// The position reached in each lane, by this sweep or by the interrupted one before.
     places: HashMap<Lane, Place>,
-    /// What is before these places is the next sweep's.
+    /// The sweep began at these positions; messages before them are left to the next sweep.
     interrupted: bool,
     settled: u64,
     stays: u64,
-    /// Its begin is in the incident log.
+    /// The incident log has an entry for the start of this sweep.
     told: bool,
 }
 
 impl Sweep {
-    const LANES: &[Lane] = &[Lane::Scan, Lane::Held, Lane::Rescan];
+    const LANE_ORDER: &[Lane] = &[Lane::Scan, Lane::Held, Lane::Rescan];
 
     fn new() -> Self {
         Self {
-            lanes: Self::LANES,
+            lanes: Self::LANE_ORDER,
             places: HashMap::new(),
             interrupted: false,
             settled: 0,
@@ -88,8 +93,8 @@ impl Sweep {
         }
     }
 
-    /// There is a new chance for all that waits, and first for what has not had one: what is at the head could otherwise end
-    /// every sweep.
+    /// A new sweep after a renewal of the cause. The new sweep begins with the messages that this one has not tried: messages
+    /// at the head could otherwise end every sweep.
     fn again(self) -> Self {
         Self {
             interrupted: !self.places.is_empty(),
@@ -108,33 +113,33 @@ impl Sweep {
 
 /// Why a round ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// So has the sweep.
+enum RoundEnd {
+    /// The sweep is complete.
     Through,
-    /// It was the turn of others.
+    /// The time of the round is over, or the relay stops.
     Turn,
-    /// What was tried stays, or the store fails.
+    /// A message stays and the cause is not gone, or the store fails.
     Stuck,
 }
 
-/// A round that has ended.
+/// The result of a round.
 #[derive(Debug)]
 struct Worked {
     sweep: Sweep,
-    end: End,
+    end: RoundEnd,
     settled: u64,
     stays: u64,
 }
 
-/// The rounds of a cause.
+/// The schedule of the rounds for one cause.
 #[derive(Debug)]
 struct Round {
     next: Instant,
     failures: u32,
     gone: bool,
-    /// None while a round goes on.
+    /// `None` while a round is under way.
     sweep: Option<Sweep>,
-    /// There is a new chance for what stays.
+    /// The cause was renewed while a round was under way.
     renewed: bool,
     places: Places,
 }
@@ -151,48 +156,52 @@ impl Round {
         }
     }
 
-    /// When the next one is.
+    /// Sets the start of the next round.
     fn schedule(&mut self, worked: &Worked) {
-        let failed = worked.stays > 0 || worked.end == End::Stuck;
+        let failed = worked.stays > 0 || worked.end == RoundEnd::Stuck;
         self.failures = match (worked.settled, failed) {
             (0, true) => self.failures + 1,
             (0, false) => self.failures,
             _ => 0,
         };
         let doubled = 1 << self.failures.saturating_sub(1).min(10);
-        let backoff = AGAIN.saturating_mul(doubled).min(LONGEST);
+        let backoff = ROUND_BACKOFF_INITIAL
+            .saturating_mul(doubled)
+            .min(ROUND_BACKOFF_MAX);
         let sweep = &worked.sweep;
         let wait = match worked.end {
-            End::Turn => Duration::ZERO,
-            End::Stuck if self.gone => backoff.min(MORE),
-            End::Stuck => backoff,
-            End::Through if sweep.stays > 0 => backoff,
-            End::Through if sweep.settled > 0 || sweep.interrupted => Duration::ZERO,
-            End::Through => {
+            RoundEnd::Turn => Duration::ZERO,
+            RoundEnd::Stuck if self.gone => backoff.min(ROUND_BACKOFF_UNTRIED_MAX),
+            RoundEnd::Stuck => backoff,
+            RoundEnd::Through if sweep.stays > 0 => backoff,
+            RoundEnd::Through if sweep.settled > 0 || sweep.interrupted => Duration::ZERO,
+            RoundEnd::Through => {
                 self.failures = 0;
-                IDLE
+                RECHECK_INTERVAL
             }
         };
         self.next = Instant::now() + wait;
     }
 }
 
-/// All rounds.
+/// The rounds of all causes.
 #[derive(Default)]
 struct Rounds {
     of: BTreeMap<Cause, Round>,
-    /// Those that go on: their causes, and what became of them, unless they broke off.
+    /// Rounds under way: the cause, and the result; `None` if the task of the round panicked.
     going: FuturesUnordered<BoxFuture<'static, (Cause, Option<Worked>)>>,
-    /// The version of the interceptors, and their chances.
+    /// Version and chance counter of the interceptors at the last check.
     interceptors: (u64, u64),
-    /// What mail waits for in the store, and when that was asked.
+    /// Time of the last query of the store, and the causes that mail waits for.
     waited_for: (Option<Instant>, Vec<Cause>),
-    /// How often each engine has returned, and when that was a new chance for what waits for it.
+    /// For each engine: the counter of its returns, and the time at which a return last renewed its cause.
     returns: HashMap<Cause, (u64, Instant)>,
 }
 
 impl Pipeline {
-    /// Recovers until `closing` is cancelled; what has begun then ends by itself (see [`Pipeline::drained`]).
+    /// Runs recovery until `closing` is cancelled. Scans under way then continue (see [`Pipeline::drained`]).
+    ///
+    /// Cancel safety: safe; each round is a task of its own and ends with `closing`.
     pub async fn recover(self: Arc<Self>, closing: CancellationToken) {
         let mut rounds = Rounds::default();
         loop {
@@ -202,7 +211,7 @@ impl Pipeline {
                 Some((cause, worked)) = rounds.going.next() => {
                     self.end_round(&mut rounds, &cause, worked);
                 }
-                () = Deadline::after(TICK).wait() => {}
+                () = Deadline::after(RECOVERY_CHECK_INTERVAL).wait() => {}
             }
             if !without(Mechanism::Recovery) {
                 self.look_at_causes(&mut rounds).await;
@@ -211,13 +220,13 @@ impl Pipeline {
         }
     }
 
-    /// Begins the rounds that are due, as far as there is room for them.
+    /// Starts the rounds that are due, up to [`ROUNDS_MAX`] at once.
     fn begin_rounds(self: &Arc<Self>, rounds: &mut Rounds, closing: &CancellationToken) {
         let generation = self.generation();
         let causes = self.causes(&generation, &rounds.waited_for.1);
         self.look_at_interceptors(rounds);
         self.look_at_returns(&generation, rounds);
-        // Of an engine that is out nothing is expected; when it is back its first round is due at once.
+        // An engine that is out has no rounds; its first round is due as soon as the engine is back.
         rounds.of.retain(|cause, round| {
             let is_in_force = causes.iter().any(|(known, _)| known == cause);
             if !is_in_force {
@@ -237,10 +246,10 @@ impl Pipeline {
                 due.push((round.next, cause, gone));
             }
         }
-        // Whose turn was last waits longest; of those that are new, engines come first.
+        // The earliest due time goes first, so that causes take turns; among new causes, engines come first.
         due.sort_by_key(|(next, ..)| *next);
         for (_, cause, gone) in due {
-            let room = if gone { AT_ONCE } else { AT_ONCE / 2 };
+            let room = if gone { ROUNDS_MAX } else { ROUNDS_MAX / 2 };
             let round = rounds.of.get_mut(&cause);
             let Some(round) = round.filter(|_| rounds.going.len() < room) else {
                 continue;
@@ -260,10 +269,14 @@ impl Pipeline {
         }
     }
 
-    /// Asks the store what mail waits for: it may be an engine that a reload has removed or renamed.
+    /// Asks the store for the causes that mail waits for: a reload may have removed or renamed an engine.
     async fn look_at_causes(&self, rounds: &mut Rounds) {
         let now = Instant::now();
-        if rounds.waited_for.0.is_some_and(|asked| now < asked + IDLE) {
+        if rounds
+            .waited_for
+            .0
+            .is_some_and(|asked| now < asked + RECHECK_INTERVAL)
+        {
             return;
         }
         rounds.waited_for.0 = Some(now);
@@ -273,7 +286,8 @@ impl Pipeline {
         }
     }
 
-    /// What an interceptor or a trial kept from an engine waits for that engine: its end is a new chance.
+    /// Renews causes when interceptors change. Mail that an interceptor or a trial kept from an engine waits for that engine,
+    /// and may be scanned when the interceptor or the trial has ended.
     fn look_at_interceptors(&self, rounds: &mut Rounds) {
         let (version, chances) = {
             let interception = self.suspicion.lock();
@@ -284,7 +298,7 @@ impl Pipeline {
         }
         let (_, before) = std::mem::replace(&mut rounds.interceptors, (version, chances));
         for (cause, round) in &mut rounds.of {
-            // One that was made frees nothing; but what was idle may have something to do.
+            // A new interceptor releases no mail, so causes in backoff stay there. Idle causes may have new mail.
             if chances == before && round.failures > 0 {
                 continue;
             }
@@ -292,15 +306,15 @@ impl Pipeline {
         }
     }
 
-    /// An engine may be away for so short a time that its breaker does not open: a new chance for what that cost. But not again and
-    /// again, as one that is overloaded refuses some of its connections all the time.
+    /// Renews the cause of an engine that was unreachable for so short a time that its breaker did not open. At most once per
+    /// [`RECHECK_INTERVAL`]: an overloaded engine refuses some of its connections all the time.
     fn look_at_returns(&self, generation: &Generation, rounds: &mut Rounds) {
         let now = Instant::now();
         for engine in generation.scanner.engines() {
             let cause = Cause::Engine(engine.settings().name.to_string());
             let (returns, before) = (engine.returns(), rounds.returns.get(&cause));
             if before.map_or(0, |(returns, _)| *returns) == returns
-                || before.is_some_and(|(_, at)| now < *at + IDLE)
+                || before.is_some_and(|(_, at)| now < *at + RECHECK_INTERVAL)
             {
                 continue;
             }
@@ -311,7 +325,7 @@ impl Pipeline {
         }
     }
 
-    /// What stays has a new chance: its first round is due.
+    /// Makes a new sweep due at once, or after the round under way: messages that stayed may be settled now.
     fn renew(&self, cause: &Cause, round: &mut Round) {
         match round.sweep.take() {
             None => round.renewed = true,
@@ -328,28 +342,28 @@ impl Pipeline {
         };
         let worked = worked.unwrap_or_else(|| Worked {
             sweep: Sweep::new(),
-            end: End::Stuck,
+            end: RoundEnd::Stuck,
             settled: 0,
             stays: 0,
         });
         round.schedule(&worked);
-        // Clean mail waits for its next hop, and need not wait until somebody looks.
+        // Clean mail is in the queue of its next hop: the delivery lane looks there now and not at its next poll.
         self.wake.notify_waiters();
         let renewed = std::mem::take(&mut round.renewed);
         round.sweep = Some(match worked.end {
-            End::Through => {
+            RoundEnd::Through => {
                 self.tell_end(cause, &worked.sweep);
                 Sweep::new()
             }
-            End::Turn | End::Stuck => worked.sweep,
+            RoundEnd::Turn | RoundEnd::Stuck => worked.sweep,
         });
         if renewed {
             self.renew(cause, round);
         }
     }
 
-    /// Engines that answer, engines that are configured no more, and interceptors that have ended: these causes are gone.
-    /// Interceptors in force of which a message of a known sender may be tried: these are not.
+    /// The causes whose mail may be scanned, each with whether the cause is gone. Gone: engines that take mail, engines that are
+    /// no longer configured, ended interceptors. Not gone: interceptors in force, where only mail from known senders is tried.
     fn causes(&self, generation: &Generation, waited_for: &[Cause]) -> Vec<(Cause, bool)> {
         let engines = generation.scanner.engines().iter();
         let well = engines.filter(|engine| !engine.is_out());
@@ -370,7 +384,7 @@ impl Pipeline {
         causes
     }
 
-    /// Whether mail may be expected to go on now.
+    /// Whether a further message may be expected to be settled now.
     fn is_gone(&self, cause: &Cause) -> bool {
         let generation = self.generation();
         let mut engines = generation.scanner.engines().iter();
@@ -381,8 +395,8 @@ impl Pipeline {
         }
     }
 
-    /// Goes on with a sweep. Ends when its turn does, and before if there is nothing left to be done, or it is no use; what hangs is
-    /// left to itself then. Begins nothing more when `closing` is cancelled.
+    /// Continues a sweep for one round: until [`ROUND_TIME_MAX`] has passed, the sweep is complete, or further scans would fail.
+    /// Scans that hang then continue without the round. Begins no scan after `closing` is cancelled.
     async fn round(
         self: Arc<Self>,
         generation: Arc<Generation>,
@@ -390,17 +404,17 @@ impl Pipeline {
         (mut sweep, places): (Sweep, Places),
         closing: CancellationToken,
     ) -> Worked {
-        let turn = Deadline::after(QUANTUM);
+        let turn = Deadline::after(ROUND_TIME_MAX);
         let (settled, stays) = (sweep.settled, sweep.stays);
         let mut crew = Crew::new(places);
         let end = loop {
             if closing.is_cancelled() || turn.passed() {
-                break End::Turn;
+                break RoundEnd::Turn;
             }
             let of = (&cause, gone);
             if let Err(error) = self.hire(&generation, of, &mut sweep, &mut crew).await {
                 events::lane_failed("recovery", &error);
-                break End::Stuck;
+                break RoundEnd::Stuck;
             }
             while let Some((lane, record, working, places)) = crew.next_ready() {
                 let (pipeline, generation) = (self.clone(), generation.clone());
@@ -421,10 +435,10 @@ impl Pipeline {
                 Ok(Some(_)) => {
                     sweep.stays += 1;
                     if !gone || !self.is_gone(&cause) {
-                        break End::Stuck;
+                        break RoundEnd::Stuck;
                     }
                 }
-                Ok(None) if sweep.lanes.is_empty() && crew.is_done() => break End::Through,
+                Ok(None) if sweep.lanes.is_empty() && crew.is_done() => break RoundEnd::Through,
                 Ok(None) => drop(turn.run(crew.freed()).await),
                 Err(Elapsed) => {}
             }
@@ -441,7 +455,7 @@ impl Pipeline {
         }
     }
 
-    /// Claims what comes next in the sweep, as long as there is room for it.
+    /// Claims the next messages of the sweep while the crew has room.
     async fn hire(
         &self,
         generation: &Generation,
@@ -455,8 +469,8 @@ impl Pipeline {
             let claimed = self.next(generation, lane, cause, sweep, room).await?;
             let is_last = claimed.len() < room;
             for (record, working) in claimed {
-                // While the interceptor holds, only mail that something speaks for may cost the engine a scan.
-                if !gone && record.standing != Some(Standing::Known) {
+                // While the interceptor is in force, only mail from known senders may cost the engine a scan.
+                if !gone && record.reputation != Some(SenderReputation::Known) {
                     drop(working);
                     self.put_back(record).await;
                     sweep.end_of_lane();
@@ -489,7 +503,7 @@ impl Pipeline {
         let times = lanes::times(generation, Duration::ZERO);
         let claimed = self.store.recover(lane, cause.clone(), after, times, limit);
         let at_work = self.store.at_work();
-        // Nobody has begun with it since it was leased.
+        // Without the records that another task of this process works on.
         let begin = |record: Record| Some((at_work.begin(record.id)?, record));
         let begun = claimed.await?.into_iter().filter_map(begin);
         Ok(begun.map(|(working, record)| (record, working)).collect())
@@ -502,8 +516,8 @@ impl Pipeline {
         record: Record,
     ) -> Step {
         let size = usize::try_from(record.size).unwrap_or(usize::MAX);
-        let room = Deadline::after(lanes::MEMORY).run(self.memory.acquire(size));
-        // Nothing is in memory before it has its place there.
+        let room = Deadline::after(lanes::MEMORY_WAIT_MAX).run(self.memory.acquire(size));
+        // The content is read only after its memory is reserved.
         let Ok(charge) = room.await else {
             return self.put_back(record).await;
         };
@@ -529,7 +543,8 @@ impl Pipeline {
         }
     }
 
-    /// Held or deferred: it passes once more, as if it had just come in, but for the interceptors.
+    /// Passes a held or deferred message through the pipeline again. Learned interceptors do not hold a message that comes out
+    /// of quarantine for this scan ([`ScanReason::Redrive`]).
     async fn scan_kept(
         self: &Arc<Self>,
         generation: &Arc<Generation>,
@@ -537,13 +552,13 @@ impl Pipeline {
         mut record: Record,
     ) -> Step {
         let (id, cause) = (record.id, record.cause.clone());
-        // Its engine is back: what it cost while it was away is not held against it.
+        // The engine is back: scan time that the message spent without the engine does not count against its budget.
         record.spent = Duration::ZERO;
         let scan_reason = match record.lane {
             Lane::Held => {
-                // Out of quarantine first: what is on its way no reviewer should delete, or release once more.
+                // The record leaves quarantine first, so that no reviewer deletes or releases a message on its way.
                 record.lane = Lane::Scan;
-                // After a crash the lanes go on with it at once.
+                // After a crash, the lanes continue with the record at once.
                 record.due_at = wall_clock();
                 let until = record.due_at + lanes::lease(&generation.budget);
                 let change = Change::Take(Box::new(record.clone()), until);
@@ -563,7 +578,7 @@ impl Pipeline {
             message,
             record,
             scan_reason,
-            Onward::Queue,
+            NextStep::Queue,
         )
         .await;
         match self.store.get(id).await {
@@ -586,7 +601,7 @@ impl Pipeline {
         }
     }
 
-    /// Ends the lease. What a reviewer has moved meanwhile is let alone.
+    /// Ends the lease. A record that a reviewer has moved meanwhile is not changed.
     async fn put_back(&self, record: Record) -> Step {
         let (lane, id) = (record.lane, record.id);
         let change = Change::Replace(Box::new(record));
@@ -628,7 +643,7 @@ impl Pipeline {
     }
 }
 
-/// An engine that is configured no more.
+/// Whether the cause is an engine that is no longer configured.
 fn is_removed(generation: &Generation, cause: &Cause) -> bool {
     let mut engines = generation.scanner.engines().iter();
     match cause {
@@ -637,16 +652,16 @@ fn is_removed(generation: &Generation, cause: &Cause) -> bool {
     }
 }
 
-/// How many messages are scanned at once for a cause.
+/// The number of messages that are scanned at once for a cause.
 fn width(generation: &Generation, cause: &Cause, gone: bool) -> usize {
     let mut engines = generation.scanner.engines().iter();
     match cause {
         Cause::Engine(name) if gone => {
             let engine = engines.find(|engine| *engine.settings().name == **name);
             let slots = engine.map_or(0, |engine| engine.health().slots);
-            (slots * WIDTH_PER_SLOT).clamp(WIDTH_LEAST, WIDTH_MOST)
+            (slots * WIDTH_PER_SLOT).clamp(WIDTH_MIN, WIDTH_MAX)
         }
-        // What an interceptor has held may well be bad.
+        // Mail that an interceptor has held may well be bad.
         Cause::Engine(_) | Cause::Interceptor(_) => 1,
     }
 }

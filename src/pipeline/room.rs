@@ -1,5 +1,5 @@
-//! The watch over the store: that quarantine fills, and that the store takes nothing, is told in the incident log before
-//! somebody asks why mail is refused.
+//! The watch over the store: writes an incident when quarantine fills up or the store accepts no mail, so that the incident log
+//! explains refused mail.
 
 use std::mem::{Discriminant, discriminant};
 use std::sync::Arc;
@@ -12,15 +12,17 @@ use crate::deadline::Deadline;
 use crate::incident::{Incident, Kind, Subject};
 use crate::store::{Held, StoreError};
 
-/// How often.
-const TICK: Duration = Duration::from_secs(1);
-/// How long the store may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// From this part on it is told that quarantine fills, below the other that it has room again.
-const FILLING: f64 = 0.8;
-const ROOMY: f64 = 0.7;
+/// Interval between checks of the store: 1 s. Both queries are cheap enough for that (see `Store::held`).
+const STORE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Timeout of the query for held mail: 5 s. A disk that is gone may never answer.
+const STORE_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Part of the quarantine limit from which on an incident says that quarantine fills.
+const FILLING_THRESHOLD: f64 = 0.8;
+/// Part of the limit below which an incident says that quarantine has room again. The gap between the two thresholds prevents an
+/// incident for every message that arrives or leaves.
+const ROOMY_THRESHOLD: f64 = 0.7;
 
-/// What was told last.
+/// The state that the incident log already has.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     filling: bool,
@@ -28,26 +30,28 @@ pub(super) struct Told {
 }
 
 impl Pipeline {
-    /// Watches until `closing` is cancelled.
+    /// Watches the store until `closing` is cancelled.
+    ///
+    /// Cancel safety: safe.
     pub async fn watch_store(self: Arc<Self>, closing: CancellationToken) {
         let mut told = Told::default();
         let looks = async {
             loop {
                 self.look_at_store(&mut told).await;
-                Deadline::after(TICK).wait().await;
+                Deadline::after(STORE_CHECK_INTERVAL).wait().await;
             }
         };
         closing.run_until_cancelled(looks).await;
     }
 
-    /// One look. A disk that is gone may leave the store without an answer for ever.
+    /// One check of the store.
     pub(super) async fn look_at_store(&self, told: &mut Told) {
         if let Some(incident) = told.trouble(self.store.accepts()) {
             self.incidents.record(incident);
         }
         let quarantine = self.generation().quarantine;
-        // What cannot be read is told of as trouble of the store.
-        let held = Deadline::after(PATIENCE).run(self.store.held(quarantine));
+        // A failed query is not reported here: a store failure has an incident of its own.
+        let held = Deadline::after(STORE_ANSWER_TIMEOUT).run(self.store.held(quarantine));
         if let Ok(Ok(held)) = held.await
             && let Some(incident) = told.filling(&held)
         {
@@ -73,11 +77,11 @@ impl Told {
     fn filling(&mut self, held: &Held) -> Option<Incident> {
         let part = held.part();
         let (kind, summary) = match self.filling {
-            false if part >= FILLING => (
+            false if part >= FILLING_THRESHOLD => (
                 Kind::QuarantineFilling,
                 "quarantine is nearly full: new mail that would be held will be refused",
             ),
-            true if part < ROOMY => (Kind::QuarantineRoomy, "quarantine has room again"),
+            true if part < ROOMY_THRESHOLD => (Kind::QuarantineRoomy, "quarantine has room again"),
             _ => return None,
         };
         self.filling = kind == Kind::QuarantineFilling;
@@ -110,8 +114,8 @@ mod tests {
         }
     }
 
-    /// That it fills is told once, before it is full, with whose mail it is; and once that there is room again, not at the
-    /// first message that leaves.
+    /// One incident says that quarantine fills, before it is full and with the largest holder. One incident says that there is
+    /// room again, and not at the first message that leaves.
     #[test]
     fn a_quarantine_that_fills_is_told_before_it_is_full() {
         let mut told = Told::default();
@@ -128,7 +132,7 @@ mod tests {
         assert_eq!(told.filling(&held(690)), None);
     }
 
-    /// A store that takes no mail is told once, a worse reason again, and that it works again.
+    /// One incident for a store that accepts no mail, one for each other reason, and one when the store works again.
     #[test]
     fn trouble_of_the_store_is_told() {
         let mut told = Told::default();

@@ -1,4 +1,4 @@
-//! From what became of a message to what must be durable and what the sender is told: a pure function.
+//! Settlement: a pure function from the outcomes of a pass to the records that must be durable and the reply to the sender.
 
 mod draft;
 mod failed;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{End, Generation, Judged, Passed};
+use super::{Generation, GroupOutcome, Judged, Passed};
 use crate::deadline::{steady_clock, wall_clock};
 use crate::delivery::{Answer, Outcome, dsn};
 use crate::message::{Content, Envelope, Message, MessageId, Recipient};
@@ -18,46 +18,48 @@ use crate::store::history::HistoryEntry;
 use crate::store::{Cause, Lane, Record};
 use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
 
-pub(super) use failed::{BOUNCE_UNDELIVERABLE, UNDELIVERABLE, as_sent};
+pub(super) use failed::{BOUNCE_UNDELIVERABLE_RULE, UNDELIVERABLE_RULE, as_sent};
 
 use draft::Draft;
 use failed::Failure;
 
-/// The rule that holds what ran into a timeout too often.
-pub(super) const TIMEOUTS: &str = "guard.timeouts";
-/// A scan that times out may be bad luck of the message; a second one costs the engine a slot for its whole `limit` again.
-pub(super) const TIMEOUTS_MOST: u32 = 2;
+/// The rule that holds a message after [`TIMEOUTS_MAX`] timeouts.
+pub(super) const TIMEOUT_RULE: &str = "guard.timeouts";
+/// Number of passes with a timed-out scan after which a message is held: 2. The first timeout may be chance; every further one
+/// costs the engine a slot for its whole `limit` again.
+pub(super) const TIMEOUTS_MAX: u32 = 2;
 
-/// Who answers for the message while it is worked on.
+/// Who is responsible for the message during a pass.
 #[derive(Debug)]
 pub(super) enum Custody {
-    /// Its sender, who waits for our reply.
+    /// The sender, who waits for the reply.
     Session,
-    /// We, with this record.
+    /// This relay, with this record.
     Stored(Box<Record>),
 }
 
-/// What has to happen, and what to say.
+/// The result of a pass: records and notifications to persist, reply and history.
 #[derive(Debug)]
 pub(super) struct Settlement {
-    /// Records that the message lives on in; none: it is done.
+    /// Records in which the message continues; empty if the message is done.
     pub(super) keep: Vec<Record>,
     /// Notifications to send (RFC 3461).
     pub(super) notices: Vec<Notice>,
-    /// For a session that still waits, provided that the rest is done.
+    /// Reply for an open session, valid once the records are durable.
     pub(super) reply: Reply,
-    /// For `explain`.
+    /// Entries for `explain`.
     pub(super) history: Vec<HistoryEntry>,
-    /// Mail that was delivered although an engine that should have answered did not: to be scanned again when it does.
+    /// Delivered mail to scan again: a required engine did not answer (the record has a cause), or a probed engine may turn out
+    /// to have answered wrongly (no cause).
     pub(super) rescan: Option<Record>,
 }
 
-/// A delivery status notification, to be delivered like any mail.
+/// A delivery status notification, delivered like any mail.
 #[derive(Debug)]
 pub(super) struct Notice {
     pub(super) record: Record,
     pub(super) content: Bytes,
-    /// A bounce takes the place of the message and must be kept; a report of success need not.
+    /// A bounce replaces the message and must be durable; a report of success may be lost.
     pub(super) is_bounce: bool,
 }
 
@@ -67,7 +69,8 @@ impl Notice {
     }
 }
 
-/// The record of a message whose work has not ended: it is to be scanned, or delivered if that is all that is left.
+/// The record of a message whose pass has not ended: to be delivered if one decision to deliver holds for all recipients, to be
+/// scanned otherwise.
 pub(super) fn unfinished(
     generation: &Generation,
     message: &Message,
@@ -88,7 +91,7 @@ pub(super) fn unfinished(
     }
 }
 
-/// The decision a stored message already has; none for those that wait to be scanned.
+/// The decision that a stored message already has; `None` for a message that waits for a scan.
 pub(super) fn judged_before(record: &Record, message: &Message) -> Option<Judged> {
     if record.lane != Lane::Delivery {
         return None;
@@ -100,7 +103,7 @@ pub(super) fn judged_before(record: &Record, message: &Message) -> Option<Judged
     Some(Judged {
         groups: vec![(
             Decision {
-                // A reviewer's release overrides what policy wanted.
+                // A reviewer's release overrides the policy.
                 disposition: Disposition::Deliver,
                 ..decision
             },
@@ -108,11 +111,11 @@ pub(super) fn judged_before(record: &Record, message: &Message) -> Option<Judged
         )],
         reports: record.reports.clone(),
         spent: record.spent,
-        standing: record.standing,
+        reputation: record.reputation,
     })
 }
 
-/// The decision about mail that we write ourselves.
+/// The decision about mail that this relay has written.
 fn own_mail(record: &Record) -> Decision {
     Decision {
         verdict: Verdict::Clean,
@@ -126,7 +129,7 @@ fn own_mail(record: &Record) -> Decision {
     }
 }
 
-/// The envelope for some of the recipients.
+/// The envelope with only these recipients.
 pub(super) fn select(message: &Message, recipients: &[usize]) -> Arc<Envelope> {
     if recipients.len() == message.envelope.recipients.len() {
         return message.envelope.clone();
@@ -141,7 +144,8 @@ pub(super) fn select(message: &Message, recipients: &[usize]) -> Arc<Envelope> {
     })
 }
 
-/// Whether recipients part ways, some of them to a next hop: to several next hops, or for them different decisions hold.
+/// Whether the message is to be delivered and its recipients have different ways: several next hops, or different decisions.
+/// Discarded recipients do not count.
 pub(super) fn part_ways(generation: &Generation, message: &Message, judged: &Judged) -> bool {
     let delivers = |(decision, _): &Group| decision.disposition == Disposition::Deliver;
     let remains = |(decision, _): &&Group| decision.disposition != Disposition::Discard;
@@ -154,18 +158,18 @@ pub(super) fn part_ways(generation: &Generation, message: &Message, judged: &Jud
     judged.groups.iter().any(delivers) && ways.any(|way| Some(way) != first)
 }
 
-/// The next hop for the first recipient; what goes to several is delivered by the lanes.
+/// The name of the first recipient's next hop; mail for several next hops is delivered by the lanes.
 pub(super) fn first_hop(generation: &Generation, record: &Record) -> Option<Arc<str>> {
     next_hop(generation, record.envelope.recipients.first()?).cloned()
 }
 
-/// The name of the next hop for a recipient.
+/// The name of a recipient's next hop.
 fn next_hop<'a>(generation: &'a Generation, recipient: &Recipient) -> Option<&'a Arc<str>> {
     let route = generation.delivery.route(recipient.mailbox.domain())?;
     Some(&route.name)
 }
 
-/// What each group of recipients leaves behind, and the reply that is true for all of them.
+/// The records that each group of recipients leaves, and the one reply that is true for all recipients.
 pub(super) fn settle(
     generation: &Generation,
     message: &Message,
@@ -192,8 +196,11 @@ pub(super) fn settle(
         told: &passed.told,
         rescan: None,
     };
-    let only_rejects =
-        before.is_none() && passed.ends.iter().all(|end| matches!(end, End::Rejected));
+    let only_rejects = before.is_none()
+        && passed
+            .ends
+            .iter()
+            .all(|end| matches!(end, GroupOutcome::Rejected));
     for ((decision, recipients), end) in passed.judged.groups.iter().zip(&passed.ends) {
         settling.group(decision, recipients, end, only_rejects);
     }
@@ -201,7 +208,7 @@ pub(super) fn settle(
 }
 
 impl Settlement {
-    /// Whether a next hop has taken some of it.
+    /// Whether a next hop has taken the message for at least one recipient.
     pub(super) fn is_delivered(&self) -> bool {
         self.history.iter().any(|entry| entry.event == "delivered")
     }
@@ -215,7 +222,7 @@ struct Settling<'a> {
     succeeded: Vec<(dsn::Action, Recipient, Answer)>,
     rejected: Option<String>,
     history: Vec<HistoryEntry>,
-    /// Of whom it is in the history already that they have it.
+    /// Positions of recipients whose delivery is in the history already.
     told: &'a [usize],
     rescan: Option<Record>,
 }
@@ -225,22 +232,24 @@ impl<'a> Settling<'a> {
         &mut self,
         decision: &'a Decision,
         recipients: &[usize],
-        end: &'a End,
+        end: &'a GroupOutcome,
         only_rejects: bool,
     ) {
         let (event, detail) = match end {
-            End::Delivered(outcomes) => return self.deliveries(decision, recipients, outcomes),
-            End::Held => {
+            GroupOutcome::Delivered(outcomes) => {
+                return self.deliveries(decision, recipients, outcomes);
+            }
+            GroupOutcome::Held => {
                 self.hold(decision, recipients);
                 ("held", decision.reason.clone())
             }
-            End::Rejected if only_rejects => {
+            GroupOutcome::Rejected if only_rejects => {
                 self.rejected.get_or_insert(decision.rule.clone());
                 ("rejected", decision.reason.clone())
             }
-            // Others were answered 250 already, or with this same reply: the message may not vanish and may not
+            // Other recipients share this reply, or the message was answered 250 before: the message must neither vanish nor
             // bounce, so a reviewer gets it.
-            End::Rejected => {
+            GroupOutcome::Rejected => {
                 self.hold(decision, recipients);
                 (
                     "held",
@@ -250,12 +259,12 @@ impl<'a> Settling<'a> {
                     ),
                 )
             }
-            End::Queued => {
+            GroupOutcome::Queued => {
                 self.queue(decision, recipients);
                 ("queued", decision.reason.clone())
             }
-            End::Deferred => self.defer(decision, recipients),
-            End::Discarded => ("discarded", decision.reason.clone()),
+            GroupOutcome::Deferred => self.defer(decision, recipients),
+            GroupOutcome::Discarded => ("discarded", decision.reason.clone()),
         };
         self.tell(event, decision, recipients, detail);
     }
@@ -267,7 +276,7 @@ impl<'a> Settling<'a> {
         self.keep.push(record);
     }
 
-    /// Apart by next hop, as in [`Self::deliveries`].
+    /// Queues one record for each next hop, for the reason given in [`Self::deliveries`].
     fn queue(&mut self, decision: &Decision, recipients: &[usize]) {
         let mut hops: BTreeMap<Arc<str>, Vec<usize>> = BTreeMap::new();
         for at in recipients {
@@ -284,8 +293,8 @@ impl<'a> Settling<'a> {
         }
     }
 
-    /// Scanned again later, unless its budget or the time for deferrals is used up, or it has cost an engine a slot twice: then
-    /// a reviewer decides (P1).
+    /// Defers a message to a later scan. If `budget.total` or `budget.deferral` is used up, or two passes had a timeout, a
+    /// reviewer decides instead (P1).
     fn defer(&mut self, decision: &Decision, recipients: &[usize]) -> (&'static str, String) {
         let budget = &self.draft.generation.budget;
         let received_at = self.draft.message.received_at;
@@ -294,9 +303,9 @@ impl<'a> Settling<'a> {
             .draft
             .judged
             .is_some_and(|judged| judged.spent >= budget.total);
-        let ended = match (self.draft.timeouts() >= TIMEOUTS_MOST, spent, waited) {
+        let ended = match (self.draft.timeouts() >= TIMEOUTS_MAX, spent, waited) {
             (true, ..) => Some((
-                TIMEOUTS,
+                TIMEOUT_RULE,
                 "it ran into its timeout twice, while others did not",
             )),
             (false, true, _) => Some(("budget.total", "budget.total is spent")),
@@ -320,6 +329,8 @@ impl<'a> Settling<'a> {
         ("deferred", decision.reason.clone())
     }
 
+    /// Settles each recipient of a delivery. Deferred recipients get one record for each next hop: a dead next hop must not set
+    /// the pace of another, nor use its slots.
     fn deliveries(
         &mut self,
         decision: &'a Decision,
@@ -327,7 +338,6 @@ impl<'a> Settling<'a> {
         outcomes: &'a [Outcome],
     ) {
         self.remember(decision, recipients, outcomes);
-        // Apart by next hop: one that is down must not set the pace of another, nor work in its slots.
         let mut later: BTreeMap<(Arc<str>, bool), (Vec<usize>, String)> = BTreeMap::new();
         for (at, outcome) in recipients.iter().zip(outcomes) {
             let Some(recipient) = self.draft.message.envelope.recipients.get(*at) else {
@@ -382,14 +392,14 @@ impl<'a> Settling<'a> {
         }
     }
 
-    /// Its time has passed; or there is no way for it, and a reviewer who has released it, or is to look after our bounces
-    /// that nobody takes, should know at once.
+    /// Whether delivery ends for a deferred recipient: the time for delivery has passed; or no next hop takes the recipient and
+    /// a reviewer should know at once, because the message is a release or a notification of this relay.
     fn is_given_up(&self, answer: &Answer) -> bool {
         let is_reviewed = |before: &Record| before.released || before.notification.is_some();
         self.draft.given_up() || answer.is_unrouted() && self.draft.before.is_some_and(is_reviewed)
     }
 
-    /// What was delivered, for a second look: with a cause if an engine that should have answered was in trouble.
+    /// Keeps delivered recipients for a later scan, with a cause if an engine owes that scan ([`owed`]).
     fn remember(&mut self, decision: &Decision, recipients: &[usize], outcomes: &[Outcome]) {
         let delivered: Vec<usize> = recipients
             .iter()
@@ -397,7 +407,7 @@ impl<'a> Settling<'a> {
             .filter(|(_, outcome)| matches!(outcome, Outcome::Delivered(_)))
             .map(|(at, _)| *at)
             .collect();
-        // What we write ourselves no engine has looked at, and engines in process do not lie.
+        // Mail that this relay has written has no reports. Engines in process have no probes: their answers are not in doubt.
         let generation = self.draft.generation;
         let reports = self.draft.judged.map_or(&[][..], |judged| &judged.reports);
         let owed = owed(generation, reports);
@@ -409,7 +419,7 @@ impl<'a> Settling<'a> {
             Some((engine, status)) => (Some(engine), status),
             None => (None, "delivered".to_owned()),
         };
-        // Other recipients, for whom another rule decided: it is one message, and they are told together.
+        // Recipients of another group: one record for the whole message, so that one incident names all recipients.
         if let Some(record) = &mut self.rescan {
             let recipients = select(self.draft.message, &delivered).recipients.clone();
             return record.envelope.recipients.extend(recipients);
@@ -440,7 +450,7 @@ impl<'a> Settling<'a> {
         let reply = if let Some(rule) = &self.rejected {
             Reply::rejected(id, rule)
         } else if let (true, Some(Failure { answer, .. })) = (nothing_taken, self.failed.first()) {
-            // Every recipient was refused while the sender still waits: it gets the true answer, and no bounce.
+            // Every recipient was refused inside the session: the sender gets the next hop's reply and no bounce.
             match &answer.reply {
                 Some(said) => Reply::refused(id, said),
                 None => Reply::undeliverable(id, &answer.text),
@@ -456,12 +466,12 @@ impl<'a> Settling<'a> {
                 _ => Reply::accepted(id),
             }
         };
-        // Where an answer stood in, the second look is owed, and kept as surely as mail that is to be delivered. A sender who
-        // still waits has had the next hop's word, which a store that fails must not take back: then it is kept beside.
+        // A scan that is owed because an answer stood in is stored as safely as mail to be delivered. In a session, the reply is
+        // the next hop's, which a store failure must not revoke: the record is then stored beside the settlement.
         let is_owed = |record: &mut Record| stored && has_stand_in(&record.reports);
         self.keep.extend(self.rescan.take_if(is_owed));
-        // The first record is the message's own; others, for recipients who parted from it, get names of theirs.
-        // Whoever asks for one of those when it is gone is led to the message.
+        // The first record keeps the id of the message; records for other ways get new ids. The history leads from a new id to
+        // the message, also when the record is gone.
         for record in self.keep.iter_mut().skip(1) {
             record.id = MessageId::new();
             self.history.push(HistoryEntry {
@@ -491,7 +501,7 @@ impl<'a> Settling<'a> {
         }
     }
 
-    /// Reports of success that were asked for and that the next hop does not send (RFC 3461 5.2.2 and 5.2.3).
+    /// Reports of success that were requested and that the next hop does not send (RFC 3461 5.2.2 and 5.2.3).
     fn successes(&self) -> Vec<Notice> {
         let of = |wanted: dsn::Action| {
             let those = self
@@ -510,7 +520,7 @@ impl<'a> Settling<'a> {
     }
 }
 
-/// What the history is told of some of the recipients: the event, the decision that led to it, and in words.
+/// The history entry for some recipients: the event, the decision that led to the event, and a detail in words.
 pub(super) fn entry(
     message: &Message,
     judged: Option<&Judged>,
@@ -536,7 +546,7 @@ pub(super) fn entry(
     }
 }
 
-/// An engine of a class with coverage that may well answer another time.
+/// The first engine that did not answer for a transient reason, in a class that needs coverage.
 pub(super) fn absent(generation: &Generation, reports: &[Report]) -> Option<Arc<str>> {
     let absent = |report: &&Report| {
         let reason = report.missing();
@@ -546,17 +556,17 @@ pub(super) fn absent(generation: &Generation, reports: &[Report]) -> Option<Arc<
     Some(report.engine.clone())
 }
 
-/// Whether an engine has not seen this message: it did not answer, or an answer about another message stood in.
+/// Whether an engine has not scanned this message: the engine did not answer, or an answer about another message stood in.
 pub(super) fn is_owed(report: &Report) -> bool {
     report.missing().is_some() || report.stand_in().is_some()
 }
 
-/// Whether an answer about another message stands in for an engine's own.
+/// Whether an answer about another message stands in for an engine's own answer.
 pub(super) fn has_stand_in(reports: &[Report]) -> bool {
     reports.iter().any(|report| report.stand_in().is_some())
 }
 
-/// The engine that a second look is owed to, and the status of mail that was delivered without its first.
+/// The engine that still has to scan a delivered message, and the status text of its record.
 pub(super) fn owed(generation: &Generation, reports: &[Report]) -> Option<(Arc<str>, String)> {
     if let Some(engine) = absent(generation, reports) {
         let status = format!("delivered without {engine}");

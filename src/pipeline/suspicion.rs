@@ -1,4 +1,4 @@
-//! What is known of a message before it is scanned, and what its scans teach: the path's side of the interceptors.
+//! The pipeline's interface to the interceptors: looks up a message before its scan, and passes the evidence of scans on.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,27 +10,27 @@ use crate::intercept::{
     self, Action, Crashed, EngineState, Interception, Interceptor, Ruling, Seen,
 };
 use crate::message::pattern::Facts;
-use crate::message::{Fingerprint, Message, MessageId, Standing};
+use crate::message::{Fingerprint, Message, MessageId, SenderReputation};
 use crate::policy::Policy;
 use crate::scan::{Diversion, DiversionAct, Evidence, Observed, ScanReason, Scanner};
 use crate::verdict::EngineClass;
 
-/// The rule that holds a message on which an engine goes away. A reviewer decides about it: each further scan would cost the
-/// engine all that it works on.
-pub(super) const CRASHES: &str = "guard.crashes";
-/// Why it is held.
-const GOES_AWAY: &str = "it made the engine go away, alone, more than once";
+/// The rule that holds a message that makes an engine go away. A reviewer decides, because each further scan would cost the
+/// engine all scans under way.
+pub(super) const CRASH_RULE: &str = "guard.crashes";
+/// The reason for that hold, and the id of the diversion at the gate.
+const CRASH_REASON: &str = "it made the engine go away, alone, more than once";
 
-/// What is known of a message.
+/// The result of the look-up for one message.
 pub(super) struct Looked {
-    /// What engines may blame it for: the same, but for what it is on trial for and what was cleared (see
+    /// The fingerprint for the gates of the engines, without the traits that are on trial or cleared (see
     /// [`Interception::judge`]).
     pub(super) fingerprint: Arc<Fingerprint>,
-    /// What it is the same as.
+    /// The whole fingerprint.
     whole: Arc<Fingerprint>,
-    /// What speaks for its sender.
-    pub(super) standing: Standing,
-    /// The rule that holds it, and why.
+    /// SenderReputation of the sender.
+    pub(super) reputation: SenderReputation,
+    /// The rule that holds the message, and the reason.
     pub(super) held: Option<(String, String)>,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct Looked {
 #[derive(Debug)]
 pub(super) struct Suspicion {
     interception: Mutex<Interception>,
-    /// The version of the interceptors that the engines have as diversions, and the engines.
+    /// The version of the interceptors that the gates of the engines have as diversions, and the names of these engines.
     diverted: Mutex<Option<(u64, Vec<Arc<str>>)>>,
 }
 
@@ -55,8 +55,8 @@ impl Suspicion {
         lock(&self.interception)
     }
 
-    /// Looks at a message that is about to be scanned. One that was held, and is scanned to find out, is held
-    /// by none that was learned.
+    /// Looks up a message that is about to be scanned. Learned interceptors do not hold a message that was held before and is
+    /// scanned to test its cause ([`ScanReason::Redrive`]).
     pub(super) fn look(
         &self,
         message: &Message,
@@ -71,32 +71,33 @@ impl Suspicion {
         };
         let mut interception = self.lock();
         let (now, id) = (Instant::now(), message.id);
-        let Ruling { mercy, shown } = interception.judge(now, id, &fingerprint);
+        let Ruling { exemption, shown } = interception.judge(now, id, &fingerprint);
         let held = match scan_reason {
-            ScanReason::Fresh => interception.arrived(now, id, &facts, &fingerprint, mercy),
-            ScanReason::Again => interception.holds(&facts, mercy),
+            ScanReason::Fresh => interception.arrived(now, id, &facts, &fingerprint, exemption),
+            ScanReason::Again => interception.holds(&facts, exemption),
             ScanReason::Redrive => interception.person_holds(&facts),
         };
         let held = held.map(|(interceptor, why)| (format!("interceptor.{interceptor}"), why));
         let crashes = interception.goes_away_on(id);
-        let crashes = crashes.map(|engine| (CRASHES.to_owned(), format!("{engine}: {GOES_AWAY}")));
+        let crashes =
+            crashes.map(|engine| (CRASH_RULE.to_owned(), format!("{engine}: {CRASH_REASON}")));
         let held = crashes.or(held);
-        let standing = interception.standing(&fingerprint);
+        let reputation = interception.reputation(&fingerprint);
         drop(interception);
         Looked {
             fingerprint: shown,
             whole: fingerprint,
-            standing,
+            reputation,
             held,
         }
     }
 
-    /// It was scanned well by everybody.
+    /// Adds a message that all engines scanned well to the baseline.
     pub(super) fn scanned_well(&self, looked: &Looked) {
         self.lock().judged_clean(Instant::now(), &looked.whole);
     }
 
-    /// Concludes from evidence, and puts the conclusions in force at the engines. What was done.
+    /// Updates interceptors from evidence, and sets the resulting diversions at the gates. Returns the incidents.
     pub(super) fn tick(
         &self,
         scanner: &Scanner,
@@ -139,13 +140,14 @@ impl Suspicion {
         incidents
     }
 
-    /// Interceptors whose mail may be scanned again: those that have ended, and those of the learner that hold.
+    /// Ids of interceptors whose mail may be scanned again: interceptors that have ended or no longer hold, and learned
+    /// interceptors that hold.
     pub(super) fn recoverable(&self) -> (Vec<String>, Vec<String>) {
         self.lock().recoverable()
     }
 }
 
-/// How the engines are, and which of them mail can be judged without.
+/// The state of each engine, and whether the other engines of its class give the required coverage.
 fn states<'a>(scanner: &'a Scanner, policy: &Policy) -> Vec<EngineState<'a>> {
     let engines = scanner.engines();
     let facts = engines.iter().map(|engine| {
@@ -166,7 +168,7 @@ fn states<'a>(scanner: &'a Scanner, policy: &Policy) -> Vec<EngineState<'a>> {
     engines.iter().map(state).collect()
 }
 
-/// Engines of that class that answer, but for the one of that name: what is out covers nothing.
+/// The number of other engines of that class that take mail; an engine that is out covers nothing.
 fn others_in(engines: &[(EngineClass, &str, bool)], class: EngineClass, name: &str) -> usize {
     let others = engines.iter().filter(|(of, other, is_out)| {
         let is_other = *of == class && *other != name;
@@ -175,8 +177,8 @@ fn others_in(engines: &[(EngineClass, &str, bool)], class: EngineClass, name: &s
     others.count()
 }
 
-/// What was in flight in each engine that went away just now, which is what a crash looks like: everything at once. Each
-/// message once, also where its scan was tried again and met the next crash.
+/// The messages that were in flight in each engine that went away just now. A crash ends all scans of an engine at once. Each
+/// message is listed once, even if its scan was retried and met the next crash.
 fn crashes(
     seen: &[(Arc<str>, Evidence)],
 ) -> BTreeMap<Arc<str>, Vec<(MessageId, Arc<Fingerprint>)>> {
@@ -193,7 +195,7 @@ fn crashes(
     crashes
 }
 
-/// What is done at the gate of an engine that went away with the messages that may be why.
+/// The diversions at the gate of an engine that went away, for the suspected messages.
 fn crash_diversions(suspects: Crashed) -> [Diversion; 2] {
     let diversion = |id: &str, messages: Vec<MessageId>, act| Diversion {
         id: id.into(),
@@ -205,13 +207,13 @@ fn crash_diversions(suspects: Crashed) -> [Diversion; 2] {
     };
     let turn = "it was in the engine with others when that went away";
     [
-        diversion(GOES_AWAY, suspects.barred, DiversionAct::Bar),
+        diversion(CRASH_REASON, suspects.barred, DiversionAct::Bar),
         diversion(turn, suspects.waits, DiversionAct::Wait),
     ]
 }
 
-/// What an interceptor means at an engine's gate. Only patterns of traits have a meaning there; others are looked at when
-/// a message comes in.
+/// The diversion for an interceptor at an engine's gate. A gate only knows patterns of traits; other patterns are matched when
+/// a message arrives.
 fn diversion(interceptor: &Interceptor, engine: &str) -> Option<Diversion> {
     let act = match &interceptor.action {
         Action::Hold => DiversionAct::Hold,
@@ -219,8 +221,8 @@ fn diversion(interceptor: &Interceptor, engine: &str) -> Option<Diversion> {
         Action::Bypass { engine: of } if of == engine => DiversionAct::Bypass,
         Action::Park { .. } | Action::Bypass { .. } => return None,
     };
-    // What was learned keeps known senders' mail no longer than others of its kind are in the engine; and where it is nearly
-    // the same as something, other engines decide.
+    // A learned interceptor parks mail from known senders only while other matching mail is in the engine. If the match is
+    // near and not exact, other engines decide.
     let known = match act {
         DiversionAct::Park | DiversionAct::Hold if interceptor.is_near() => DiversionAct::Bypass,
         DiversionAct::Park | DiversionAct::Hold if interceptor.is_learned() => DiversionAct::Park,
@@ -237,7 +239,8 @@ fn diversion(interceptor: &Interceptor, engine: &str) -> Option<Diversion> {
     })
 }
 
-/// An engine that could not be asked, and scans that never ended, say nothing about the mail but that they are over.
+/// Evidence as the interceptors use it. Failed requests and scans that never ended only say that the scan is over, and nothing
+/// about the mail.
 fn translated(evidence: Evidence) -> intercept::Evidence {
     let (seen, found) = match evidence.what {
         Observed::Fast { found } => (Seen::Fast, found),
@@ -273,7 +276,7 @@ mod tests {
     use crate::pipeline::tests::engine as scripted_engine;
     use crate::verdict::EngineClass;
 
-    /// An interceptor in dry run changes nothing at a gate, whatever it would do; one for another engine neither.
+    /// An interceptor in dry run changes nothing at a gate, whatever its action; nor does an interceptor for another engine.
     #[test]
     fn a_dry_run_diverts_nothing() {
         let diverts = |action: Action, dry_run, engine| {
@@ -306,8 +309,8 @@ mod tests {
         }
     }
 
-    /// What was learned is no reason to hold a known sender's mail at a gate: it waits, or, if it is only nearly the same, other
-    /// engines decide. What a person has made is for everybody.
+    /// A learned interceptor does not hold a known sender's mail at a gate: the mail waits, or other engines decide if the match
+    /// is only near. An interceptor made by a person applies to all senders.
     #[test]
     fn what_was_learned_holds_no_known_sender_at_a_gate() {
         let band = "near:00c0ffee00c0ffee".parse().expect("a trait");
@@ -349,8 +352,8 @@ mod tests {
         );
     }
 
-    /// An engine is made up for by others of its class that take mail, as many as coverage asks for: one that is out makes up for
-    /// nobody, or its class would be bypassed and no engine would look at it.
+    /// An engine is covered by other engines of its class that take mail, as many as coverage requires. An engine that is out
+    /// covers no other; otherwise the class would be bypassed and no engine would scan its mail.
     #[tokio::test(start_paused = true)]
     async fn an_engine_that_is_out_makes_up_for_nobody() {
         let engine = |name: &'static str| scripted_engine(name, Duration::from_secs(5), |_| None);

@@ -1,8 +1,9 @@
-//! What a next hop said becomes durable when it says it, also where it answers for each recipient and takes its time.
+//! Makes the answers of a next hop durable as they arrive, where a slow next hop answers for each recipient (LMTP, Maildir).
 //!
-//! For stored mail with several recipients: those who have the message are struck off its record while others are still
-//! waited for, under the lease that the work has anyway. The delivery itself does not wait for that, and the settlement at its
-//! end is the same with and without it: it writes the whole record. Where all answers come at once there is nothing to do here.
+//! For stored mail with several recipients: recipients who have the message are struck off the record during the delivery,
+//! under the lease that the delivery has anyway. The delivery does not wait for these writes. The settlement at its end is the
+//! same with and without them, because the settlement writes the whole record. If all answers arrive together, nothing is
+//! struck off before the settlement.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -13,45 +14,45 @@ use tokio_util::sync::CancellationToken;
 use super::outbound::outbound;
 use super::{Generation, Judged, Pipeline, SoFar, events, lanes, settle};
 use crate::deadline::{Deadline, wall_clock};
-use crate::delivery::{Outcome, Taken, Told, Turn};
+use crate::delivery::{DeliveryPermit, Outcome, Taken, Told};
 use crate::message::Message;
 use crate::policy::Group;
 use crate::smtp::Reply;
 use crate::store::history::HistoryEntry;
 use crate::store::{Change, Record, StoreError};
 
-/// Answers that come within this time are written together.
-const GATHER: Duration = Duration::from_millis(100);
+/// Answers that arrive within this time are written together, in one durable write: 100 ms.
+const ANSWER_GATHER_TIME: Duration = Duration::from_millis(100);
 
-/// One delivery, as far as it has come.
+/// The progress of one delivery.
 struct Striking<'a> {
     generation: &'a Generation,
     message: &'a Message,
     judged: &'a Judged,
     group: &'a Group,
     so_far: &'a SoFar,
-    /// Who has it, struck off or not.
+    /// Answers for recipients who have the message, struck off or not.
     taken: Vec<Taken>,
-    /// So many of them are struck off, and are in the history.
+    /// Number of the first of these that are struck off the record and in the history.
     struck: usize,
 }
 
 impl Pipeline {
-    /// Delivers to a group of recipients. Returns an outcome for each, and the positions of those of whom it is in the history
-    /// already that they have the message.
+    /// Delivers to a group of recipients. Returns an outcome for each recipient, and the positions of the recipients whose
+    /// delivery is in the history already.
     pub(super) async fn deliver(
         &self,
         generation: &Arc<Generation>,
         message: &Message,
         (judged, group): (&Judged, &Group),
-        turn: Option<Turn>,
+        turn: Option<DeliveryPermit>,
         so_far: &SoFar,
     ) -> (Vec<Outcome>, Vec<usize>) {
         let mut outbound = outbound(generation, message, judged, group).await;
-        // The lease of a stored message ends soon after it, and somebody else takes the message up.
-        let deadline = Deadline::after(lanes::DELIVERY);
+        // The lease of a stored message ends soon after this deadline, and another worker may then claim the message.
+        let deadline = Deadline::after(lanes::DELIVERY_TIME_MAX);
         let delivery = &generation.delivery;
-        // A second look that is owed is kept with the settlement: nobody is struck off without it.
+        // If an answer stood in, the settlement also stores the scan that is owed: no recipient is struck off before.
         if group.1.len() < 2 || settle::has_stand_in(&judged.reports) {
             let outcomes = delivery.deliver_in_turn(&outbound, turn, deadline);
             return (outcomes.await, Vec::new());
@@ -76,14 +77,15 @@ impl Pipeline {
         tokio::join!(delivering, self.strike_off(striking, hear, &ended))
     }
 
-    /// Until the delivery has ended, and the write that is under way then: the settlement comes after it.
+    /// Strikes off recipients until the delivery has ended. A write under way at that time ends first, because the settlement
+    /// must be the last write.
     async fn strike_off(
         &self,
         mut striking: Striking<'_>,
         mut hear: Receiver<Taken>,
         ended: &CancellationToken,
     ) -> Vec<usize> {
-        let mut next = Deadline::after(GATHER);
+        let mut next = Deadline::after(ANSWER_GATHER_TIME);
         loop {
             let waits = striking.taken.len() > striking.struck;
             tokio::select! {
@@ -91,7 +93,7 @@ impl Pipeline {
                 () = ended.cancelled() => return striking.positions(),
                 Some(taken) = hear.recv() => {
                     if !waits {
-                        next = Deadline::after(GATHER);
+                        next = Deadline::after(ANSWER_GATHER_TIME);
                     }
                     if let Some(at) = striking.position(&taken) {
                         striking.so_far.has_it(at);
@@ -99,23 +101,23 @@ impl Pipeline {
                     striking.taken.push(taken);
                 }
                 () = next.wait(), if waits => {
-                    next = Deadline::after(GATHER);
-                    // Nothing is to be struck off while its sender answers for it, or when the last one has it.
+                    next = Deadline::after(ANSWER_GATHER_TIME);
+                    // Nothing to write: the sender is still responsible, or the last recipient has the message.
                     let Some(rest) = striking.rest() else {
                         continue;
                     };
                     match self.strike(&mut striking, rest).await {
                         Ok(()) => {}
-                        // Somebody has taken the record away: the settlement finds that out too.
+                        // The record was removed or moved meanwhile, as the settlement will find out.
                         Err(StoreError::NotFound(_)) => return striking.positions(),
-                        Err(_) => next = Deadline::after(lanes::AGAIN),
+                        Err(_) => next = Deadline::after(lanes::PERSIST_RETRY_PAUSE),
                     }
                 }
             }
         }
     }
 
-    /// Puts the record with the rest in the place of the stored one.
+    /// Replaces the stored record by one with the remaining recipients, and writes log and history.
     async fn strike(&self, striking: &mut Striking<'_>, rest: Record) -> Result<(), StoreError> {
         let (lane, id) = (rest.lane, rest.id);
         let until = wall_clock() + lanes::lease(&striking.generation.budget);
@@ -131,7 +133,7 @@ impl Pipeline {
 }
 
 impl SoFar {
-    /// A record of this message without those who have it; none if nobody is left in it.
+    /// The record without recipients who have the message; `None` if no recipient is left.
     pub(super) fn rest(&self, mut record: Record, message: &Message) -> Option<Record> {
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if !taken.is_empty() {
@@ -149,7 +151,7 @@ impl SoFar {
 }
 
 impl Striking<'_> {
-    /// Positions in the message's envelope of those that are struck off.
+    /// Positions in the message's envelope of the recipients that are struck off.
     fn positions(&self) -> Vec<usize> {
         let struck = self.taken.iter().take(self.struck);
         struck.filter_map(|taken| self.position(taken)).collect()
@@ -159,13 +161,13 @@ impl Striking<'_> {
         self.group.1.get(taken.at).copied()
     }
 
-    /// The record without those who have it; none if there is no record, or nobody is left in it.
+    /// The record without recipients who have the message; `None` if there is no record, or no recipient is left.
     fn rest(&self) -> Option<Record> {
         let stored = self.so_far.stored.get()?.clone();
         self.so_far.rest(stored, self.message)
     }
 
-    /// What the history is to say of those who are struck off now.
+    /// History entries for the recipients that are struck off now.
     fn tell(&mut self) -> Vec<HistoryEntry> {
         let now = &self.taken[self.struck..];
         let entry = |taken: &Taken| {

@@ -147,12 +147,12 @@ fn answer(code: u16) -> Answer {
     }
 }
 
-fn passed(groups: Vec<(Disposition, Vec<usize>, End)>) -> Passed {
+fn passed(groups: Vec<(Disposition, Vec<usize>, GroupOutcome)>) -> Passed {
     let mut judged = Judged {
         groups: Vec::new(),
         reports: Vec::new(),
         spent: Duration::ZERO,
-        standing: None,
+        reputation: None,
     };
     let mut ends = Vec::new();
     for (disposition, recipients, end) in groups {
@@ -168,6 +168,7 @@ fn passed(groups: Vec<(Disposition, Vec<usize>, End)>) -> Passed {
 #[test]
 fn replies_are_true_for_all_recipients() {
     use Disposition::{Deliver, Discard, Quarantine, Reject};
+    use GroupOutcome::{Delivered, Discarded, Held, Rejected};
     let taken = || Outcome::Delivered(answer(250));
     let later = || Outcome::Deferred(answer(451));
     let never = || Outcome::Failed(answer(550));
@@ -176,66 +177,63 @@ fn replies_are_true_for_all_recipients() {
     for (what, groups, reply, keep, bounces) in [
         (
             "both taken",
-            vec![(Deliver, vec![0, 1], End::Delivered(vec![taken(), taken()]))],
+            vec![(Deliver, vec![0, 1], Delivered(vec![taken(), taken()]))],
             "delivered",
             vec![],
             0,
         ),
         (
             "both later",
-            vec![(Deliver, vec![0, 1], End::Delivered(vec![later(), later()]))],
+            vec![(Deliver, vec![0, 1], Delivered(vec![later(), later()]))],
             "accepted",
             vec![(Lane::Delivery, 2)],
             0,
         ),
         (
             "both never",
-            vec![(Deliver, vec![0, 1], End::Delivered(vec![never(), never()]))],
+            vec![(Deliver, vec![0, 1], Delivered(vec![never(), never()]))],
             "550",
             vec![],
             0,
         ),
         (
             "one taken, one never",
-            vec![(Deliver, vec![0, 1], End::Delivered(vec![taken(), never()]))],
+            vec![(Deliver, vec![0, 1], Delivered(vec![taken(), never()]))],
             "accepted",
             vec![],
             1,
         ),
         (
             "one taken, one later",
-            vec![(Deliver, vec![0, 1], End::Delivered(vec![taken(), later()]))],
+            vec![(Deliver, vec![0, 1], Delivered(vec![taken(), later()]))],
             "accepted",
             vec![(Lane::Delivery, 1)],
             0,
         ),
         (
             "one later, one never",
-            vec![(Deliver, vec![0, 1], End::Delivered(vec![later(), never()]))],
+            vec![(Deliver, vec![0, 1], Delivered(vec![later(), never()]))],
             "accepted",
             vec![(Lane::Delivery, 1)],
             1,
         ),
         (
             "held",
-            vec![(Quarantine, vec![0, 1], End::Held)],
+            vec![(Quarantine, vec![0, 1], Held)],
             "accepted",
             vec![(Lane::Held, 2)],
             0,
         ),
         (
             "rejected",
-            vec![(Reject, vec![0, 1], End::Rejected)],
+            vec![(Reject, vec![0, 1], Rejected)],
             "550",
             vec![],
             0,
         ),
         (
             "rejected by two rules",
-            vec![
-                (Reject, vec![0], End::Rejected),
-                (Reject, vec![1], End::Rejected),
-            ],
+            vec![(Reject, vec![0], Rejected), (Reject, vec![1], Rejected)],
             "550",
             vec![],
             0,
@@ -243,8 +241,8 @@ fn replies_are_true_for_all_recipients() {
         (
             "rejected for one",
             vec![
-                (Reject, vec![0], End::Rejected),
-                (Deliver, vec![1], End::Delivered(vec![taken()])),
+                (Reject, vec![0], Rejected),
+                (Deliver, vec![1], Delivered(vec![taken()])),
             ],
             "accepted",
             vec![(Lane::Held, 1)],
@@ -252,7 +250,7 @@ fn replies_are_true_for_all_recipients() {
         ),
         (
             "discarded",
-            vec![(Discard, vec![0, 1], End::Discarded)],
+            vec![(Discard, vec![0, 1], Discarded)],
             "accepted",
             vec![],
             0,
@@ -260,8 +258,8 @@ fn replies_are_true_for_all_recipients() {
         (
             "held and later",
             vec![
-                (Quarantine, vec![0], End::Held),
-                (Deliver, vec![1], End::Delivered(vec![later()])),
+                (Quarantine, vec![0], Held),
+                (Deliver, vec![1], Delivered(vec![later()])),
             ],
             "accepted",
             vec![(Lane::Held, 1), (Lane::Delivery, 1)],
@@ -298,14 +296,14 @@ fn stored_messages_are_never_refused_into_nothing() {
     let generation = generation(Vec::new(), Budget::default());
     let message = message(&["x@b.test"]);
     let stored = || Custody::Stored(Box::new(settle::unfinished(&generation, &message, None)));
-    let rejected = passed(vec![(Disposition::Reject, vec![0], End::Rejected)]);
+    let rejected = passed(vec![(Disposition::Reject, vec![0], GroupOutcome::Rejected)]);
     let settlement = settle::settle(&generation, &message, &stored(), &rejected);
     assert_eq!(settlement.keep.len(), 1);
     assert_eq!(settlement.keep[0].lane, Lane::Held);
     let refused = passed(vec![(
         Disposition::Deliver,
         vec![0],
-        End::Delivered(vec![Outcome::Failed(answer(550))]),
+        GroupOutcome::Delivered(vec![Outcome::Failed(answer(550))]),
     )]);
     let settlement = settle::settle(&generation, &message, &stored(), &refused);
     assert!(settlement.keep.is_empty());
@@ -326,7 +324,7 @@ fn nothing_is_bounced_to_the_null_reverse_path() {
     let passed = passed(vec![(
         Disposition::Deliver,
         vec![0, 1],
-        End::Delivered(outcomes),
+        GroupOutcome::Delivered(outcomes),
     )]);
     let settlement = settle::settle(&generation, &message, &Custody::Session, &passed);
     assert!(settlement.notices.is_empty());
@@ -348,7 +346,7 @@ fn a_refused_release_goes_back_to_quarantine() {
     let refused = passed(vec![(
         Disposition::Deliver,
         vec![0],
-        End::Delivered(vec![Outcome::Failed(answer(550))]),
+        GroupOutcome::Delivered(vec![Outcome::Failed(answer(550))]),
     )]);
     let settlement = settle::settle(
         &generation,
@@ -515,7 +513,7 @@ fn a_release_of_old_mail_is_tried_as_long_as_any() {
         passed(vec![(
             Disposition::Deliver,
             vec![0],
-            End::Delivered(outcomes),
+            GroupOutcome::Delivered(outcomes),
         )])
     };
     let settle = |record: &Record| {
@@ -545,7 +543,7 @@ fn recipients_of_different_next_hops_wait_apart() {
     let passed = passed(vec![(
         Disposition::Deliver,
         vec![0, 1, 2],
-        End::Delivered(outcomes),
+        GroupOutcome::Delivered(outcomes),
     )]);
     let settlement = settle::settle(&generation, &message, &Custody::Session, &passed);
     let kept: Vec<_> = settlement
@@ -572,13 +570,13 @@ async fn a_delivery_ends_before_the_lease_does() {
         groups: vec![(decision(Disposition::Deliver), vec![0, 1])],
         reports: Vec::new(),
         spent: Duration::ZERO,
-        standing: None,
+        reputation: None,
     };
     let lease = lanes::lease(&generation.budget);
     let began = Instant::now();
-    let before = Before {
+    let before = ResumeState {
         judged: Some(judged),
-        ..Before::NOTHING
+        ..ResumeState::NEW_MESSAGE
     };
     let (pipeline, _folder) = pipeline(generation, &Arc::default());
     let generation = pipeline.generation();
@@ -587,7 +585,7 @@ async fn a_delivery_ends_before_the_lease_does() {
         .pass(generation, message, before, Arc::default())
         .await;
     assert!(began.elapsed() < lease, "{:?}", began.elapsed());
-    let [End::Delivered(outcomes)] = &passed.ends[..] else {
+    let [GroupOutcome::Delivered(outcomes)] = &passed.ends[..] else {
         panic!("{:?}", passed.ends);
     };
     let deferred = |outcome: &Outcome| matches!(outcome, Outcome::Deferred(_));

@@ -1,7 +1,7 @@
-//! The watch: a few times a second, what the guard has seen becomes what the guard does. Evidence goes up to the
-//! interceptors, their diversions come down to the gates, and whatever was done is written into the incident log.
+//! The watch: four times a second, evidence from the guard goes to the interceptors, their diversions go to the gates of the
+//! engines, and all resulting actions go to the incident log.
 //!
-//! The watch works on no message and waits for nothing but the disk, so that a flood cannot slow it down.
+//! The watch processes no message and waits only for the disk, so that a flood cannot slow it down.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,18 +16,18 @@ use crate::incident::{Incident, Kind, Subject};
 use crate::scan::{Evidence, Observed};
 use crate::store::Cause;
 
-/// How often.
-const TICK: Duration = Duration::from_millis(250);
+/// Interval between two rounds of the watch: 250 ms. A flood must stop reaching an engine within 2 s (promise P3).
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The watch over a path.
+/// The watch over a pipeline.
 pub struct Watch {
     pipeline: Arc<Pipeline>,
     exchange: Exchange,
 }
 
 impl Watch {
-    /// Puts in force what interceptors the store has. No mail should be taken, or taken up again, before: engines would be asked
-    /// about what is known to hang in them.
+    /// Creates the watch and puts the stored interceptors in force. Call this before the relay accepts or claims mail: otherwise
+    /// engines would scan messages that are known to hang.
     ///
     /// Cancel safety: safe.
     pub async fn begin(pipeline: Arc<Pipeline>) -> Self {
@@ -37,13 +37,15 @@ impl Watch {
         Self { pipeline, exchange }
     }
 
-    /// Watches until `closing` is cancelled.
+    /// Runs the watch until `closing` is cancelled. A round that has begun ends first.
+    ///
+    /// Cancel safety: not safe; evidence of the round under way may be lost.
     pub async fn run(mut self, closing: CancellationToken) {
         loop {
             tokio::select! {
                 biased;
                 () = closing.cancelled() => return,
-                () = Deadline::after(TICK).wait() => {
+                () = Deadline::after(WATCH_INTERVAL).wait() => {
                     self.pipeline.look_around().await;
                     self.pipeline.exchange_interceptors(&mut self.exchange).await;
                 }
@@ -53,7 +55,7 @@ impl Watch {
 }
 
 impl Pipeline {
-    /// One round.
+    /// One round of the watch.
     async fn look_around(&self) {
         let generation = self.generation();
         let scanner = &generation.scanner;
@@ -79,9 +81,9 @@ impl Pipeline {
         for incident in scanner.incidents() {
             self.incidents.record(incident);
         }
-        // Its answer is there: nobody needs to wait for the next look at it.
+        // A late answer has arrived: the deferred message is due now and not at the end of its backoff.
         for message in late {
-            if let Err(error) = self.store.hasten(message, wall_clock()).await {
+            if let Err(error) = self.store.make_due(message, wall_clock()).await {
                 events::lane_failed("hasten", &error);
             }
         }
@@ -89,7 +91,8 @@ impl Pipeline {
 }
 
 impl Pipeline {
-    /// An engine has lied: what was delivered on its word is kept, to be scanned by it again when it can be believed.
+    /// Stores messages that were delivered on the answers of an engine that failed its probes, to be scanned again when the
+    /// engine is back.
     async fn doubt(&self, engine: &str, since: Instant) {
         self.recent.found_out(engine, wall_clock());
         let taken = self.recent.since(since);

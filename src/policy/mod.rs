@@ -3,7 +3,7 @@
 //! The order, first to last; what comes earlier is never overruled by what comes later:
 //!
 //! 1. the administrator's `[[rule]]`s: the first that matches ([`rules`]);
-//! 2. what a finding means by its kind: `policy.malware` and the like ([`judge`] from here on);
+//! 2. what a finding means by its kind: `policy.malware` and the like ([`conclusion`] from here on);
 //! 3. the summed weighted score against its thresholds: `policy.score`;
 //! 4. coverage: fewer engines of a class answered than must have: `coverage.av` and the like;
 //! 5. deliver, marked if the score says so.
@@ -11,7 +11,7 @@
 //! The verdict is always what steps 2 to 5 conclude, even where an administrator's rule decides what is done: a rule can
 //! deliver a message that nobody scanned, but it cannot make it clean (promise P4).
 
-mod judge;
+mod conclusion;
 mod rules;
 mod settings;
 #[cfg(test)]
@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use crate::message::{AttachmentFact, Envelope};
 use crate::verdict::{Decision, Disposition, EngineClass, Report, Verdict};
+use conclusion::Conclusion;
 
 pub use settings::{Rule, Settings};
 
@@ -73,8 +74,8 @@ impl Policy {
     /// Every recipient is in exactly one group. The work is bounded by rules times recipients: what does not depend on
     /// the recipient is looked at once.
     pub fn decide(&self, facts: Facts<'_>) -> Vec<Group> {
-        let judged = judge::judge(&self.settings, facts.reports);
-        let matching = rules::matching(&self.settings.rules, facts, judged.score);
+        let conclusion = conclusion::conclude(&self.settings, facts.reports);
+        let matching = rules::matching(&self.settings.rules, facts, conclusion.score);
         // Which rule (an index into `matching`) governs, and whom.
         let mut groups: Vec<(Option<usize>, Vec<usize>)> = Vec::new();
         for (at, recipient) in facts.envelope.recipients.iter().enumerate() {
@@ -91,8 +92,8 @@ impl Policy {
             .into_iter()
             .map(|(fired, recipients)| {
                 let decision = match fired.and_then(|at| matching.get(at)) {
-                    Some(rule) => self.by_rule(rule, &judged, facts.reports),
-                    None => self.decision(&judged, facts.reports),
+                    Some(rule) => self.by_rule(rule, &conclusion, facts.reports),
+                    None => self.decision(&conclusion, facts.reports),
                 };
                 (decision, recipients)
             })
@@ -100,14 +101,15 @@ impl Policy {
     }
 
     /// The decision of steps 2 to 5.
-    fn decision(&self, judged: &judge::Judged, reports: &[Report]) -> Decision {
+    fn decision(&self, conclusion: &Conclusion, reports: &[Report]) -> Decision {
         Decision {
-            verdict: judged.verdict,
-            disposition: judged.disposition,
-            rule: judged.rule.clone(),
-            reason: judged.reason.clone(),
-            score: judged.score,
-            tag: judged.verdict == Verdict::Malicious || judged.score >= self.settings.tag_score,
+            verdict: conclusion.verdict,
+            disposition: conclusion.disposition,
+            rule: conclusion.rule.clone(),
+            reason: conclusion.reason.clone(),
+            score: conclusion.score,
+            tag: conclusion.verdict == Verdict::Malicious
+                || conclusion.score >= self.settings.tag_score,
             missing: reports
                 .iter()
                 .filter_map(|report| Some((report.engine.clone(), report.missing()?)))
@@ -117,18 +119,18 @@ impl Policy {
     }
 
     /// The same where an administrator's rule says what is done.
-    fn by_rule(&self, rule: &Rule, judged: &judge::Judged, reports: &[Report]) -> Decision {
+    fn by_rule(&self, rule: &Rule, conclusion: &Conclusion, reports: &[Report]) -> Decision {
         let conditions = rules::conditions(rule).join(", ");
         Decision {
             disposition: rule.then,
             rule: rule.name.clone(),
             reason: format!(
                 "matches {conditions}; without this rule {} would {}: {}",
-                judged.rule,
-                judged.disposition.as_str(),
-                judged.reason
+                conclusion.rule,
+                conclusion.disposition.as_str(),
+                conclusion.reason
             ),
-            ..self.decision(judged, reports)
+            ..self.decision(conclusion, reports)
         }
     }
 }

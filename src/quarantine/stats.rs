@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::store::{Filter, Lane, Record, Store, StoreError};
 
 /// Entries read at once.
-const PAGE: usize = 1000;
+const ENTRIES_PER_READ: usize = 1000;
 /// Limits of the age groups.
 const AGES: [(&str, Duration); 4] = [
     ("under 1 hour", Duration::from_secs(3600)),
@@ -70,7 +70,7 @@ pub async fn collect(store: &dyn Store, now: Timestamp) -> Result<Stats, StoreEr
     loop {
         let page = Filter {
             lanes: vec![Lane::Held],
-            limit: PAGE,
+            limit: ENTRIES_PER_READ,
             offset,
             ..Filter::default()
         };
@@ -92,7 +92,7 @@ pub async fn collect(store: &dyn Store, now: Timestamp) -> Result<Stats, StoreEr
         if records.is_empty() {
             break;
         }
-        offset += PAGE;
+        offset += ENTRIES_PER_READ;
     }
     let names = AGES.iter().map(|(name, _)| *name).chain([OLDER]);
     Ok(Stats {

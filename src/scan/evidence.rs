@@ -1,19 +1,20 @@
-//! What the guard saw of scans: the evidence from which the room above decides whose fault it is (RESILIENCE M5, M6).
+//! Evidence about scans. The pipeline and `intercept` decide from it whether an engine or a message is at fault (M5, M6;
+//! RESILIENCE section 1, "Whose fault is it?", and section 2, "Strikes, interceptors, learner").
 
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::message::{Fingerprint, MessageId, Standing};
+use crate::message::{Fingerprint, MessageId, SenderReputation};
 
-/// Why a message is scanned.
+/// Reason for a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ScanReason {
-    /// It has just come in.
+    /// The message has just arrived.
     Fresh,
-    /// It was deferred, or an attempt failed: fresh mail goes first.
+    /// The message was deferred, or an attempt failed. Fresh mail goes first.
     Again,
-    /// It was held for a cause that may be gone, and is scanned to find out.
+    /// The message was held for a cause that may be gone; the scan finds out.
     Redrive,
 }
 
@@ -22,49 +23,49 @@ pub enum ScanReason {
 pub struct Evidence {
     /// The message.
     pub message: MessageId,
-    /// What it is the same as.
+    /// Fingerprint of the message.
     pub fingerprint: Arc<Fingerprint>,
-    /// Whether its sender was known.
-    pub standing: Standing,
-    /// Why it was scanned.
+    /// Reputation of the sender.
+    pub reputation: SenderReputation,
+    /// Reason for the scan.
     pub scan_reason: ScanReason,
-    /// When it asked for its first scan.
+    /// Time at which the message asked the engine's guard for a scan; further attempts keep it.
     pub arrived: Instant,
-    /// When this scan began.
+    /// Start of this scan.
     pub started: Instant,
-    /// When this was seen.
+    /// Time of the observation.
     pub at: Instant,
-    /// What was seen.
+    /// The observation.
     pub what: Observed,
 }
 
-/// What was seen. Of one scan: at most one [`Slow`](Self::Slow), then at most one [`TimedOut`](Self::TimedOut), then one
-/// of the others.
+/// An observation. One scan gives at most one [`Slow`](Self::Slow), then at most one [`TimedOut`](Self::TimedOut), then at most
+/// one of the others. A scan that the engine declined with a request for a pause gives none of the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Observed {
-    /// It runs for longer than such scans usually take.
+    /// The scan has run for `slow` or longer (ten times that for content from 1 MiB), and still runs.
     Slow,
-    /// It runs for longer than its timeout.
+    /// The scan has run for `timeout` or longer, and still runs.
     TimedOut,
-    /// It was answered before it was slow.
+    /// The scan was answered before it was slow.
     Fast {
-        /// Whether something was found.
+        /// Whether the engine objected to something.
         found: bool,
     },
-    /// It was answered, slowly, but before its timeout.
+    /// The scan was slow, and answered before `timeout`.
     Ended {
-        /// Whether something was found.
+        /// Whether the engine objected to something.
         found: bool,
     },
-    /// It was answered after its timeout.
+    /// The scan was answered after `timeout`.
     Late {
-        /// Whether something was found.
+        /// Whether the engine objected to something.
         found: bool,
     },
-    /// The engine could not be asked, or answered with an error.
+    /// The engine was unreachable, or answered with an error.
     Failed,
-    /// The engine went away while it looked at it: it may have crashed on it.
+    /// The engine closed the connection during the scan: the message may have crashed it.
     Broken,
-    /// It never ended within the engine's own limit.
+    /// The engine did not end the scan within `limit`.
     Lost,
 }

@@ -1,4 +1,4 @@
-//! Engines: one message to all of them at once, exactly one report from each.
+//! Engines: scans a message with all engines at once, and returns exactly one report from each.
 
 pub mod engine;
 mod evidence;
@@ -17,7 +17,8 @@ use tokio::time::Instant;
 use crate::deadline::Deadline;
 use crate::incident::Incident;
 use crate::message::{
-    Content, Envelope, Fingerprint, MessageId, Party, Rights, Standing, Wish, edit, mime,
+    Content, Envelope, Fingerprint, MessageId, Party, RequestedEdit, Rights, SenderReputation,
+    edit, mime,
 };
 use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
@@ -28,64 +29,64 @@ pub use guard::{Diversion, DiversionAct, Guarded, Health, Passed, ReplicaHealth}
 /// Settings of one `[[engine]]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// Unique; in reports, rules, metrics.
+    /// Unique name, used in reports, rules and metrics.
     pub name: Arc<str>,
-    /// For coverage.
+    /// Class of the engine, for coverage.
     pub class: EngineClass,
-    /// Who asks waits so long; the call itself goes on, in its slot, to `limit`.
+    /// Time for which a caller waits for a scan under way. The scan itself goes on in its slot, up to `limit`.
     pub timeout: Duration,
-    /// The engine's own limit for one scan: then it has ended, or nobody knows. Not less than `timeout`.
+    /// The engine's own limit for one scan. After it the scan counts as ended and its slot is free. Not less than `timeout`.
     pub limit: Duration,
-    /// A scan that takes longer than this is slow: evidence, not failure. Ten times that for content from 1 MiB.
+    /// Duration from which a scan is slow: evidence, not failure. Ten times as long for content from 1 MiB.
     pub slow: Duration,
-    /// Wait for a slot at most.
+    /// Maximum wait of fresh mail for a slot; mail that is scanned again waits up to ten times as long.
     pub wait: Duration,
-    /// Between two routine probes; none: no routine ones.
+    /// Interval between two routine probes; none: no routine probes.
     pub probe: Option<Duration>,
-    /// Signatures older than this are told; none: never.
+    /// Age from which signatures are an incident; none: no check.
     pub signature_age: Option<Duration>,
-    /// Calls per message at most, the first included; retried only for transient reasons.
+    /// Maximum number of attempts per scan, the first included; only transient errors are retried.
     pub attempts: u32,
-    /// Calls at once at most, of each replica: its worker count or less.
+    /// Maximum number of concurrent scans of each replica: its worker count or less.
     pub slots: usize,
-    /// Larger content is not sent: a report with `too-large`.
+    /// Maximum content size in octets. Larger content is not sent and gets a report with `too-large`.
     pub max_size: u64,
-    /// Scores of its findings are multiplied by this.
+    /// Factor for the scores of the engine's findings.
     pub weight: f64,
-    /// What it may have done to the messages that it looks at.
+    /// Edits that the engine may request for the messages that it scans.
     pub edits: Rights,
-    /// The protocol and its own settings.
+    /// The protocol and its settings.
     pub kind: engine::Kind,
 }
 
 impl Settings {
-    /// What the engine wants done to every message, whatever becomes of its scan, as far as it may.
-    pub fn always(&self) -> Vec<Wish> {
+    /// The edits that the engine requests for every message, whatever the result of the scan, within its rights.
+    pub fn always(&self) -> Vec<RequestedEdit> {
         edit::grant(self.kind.always(), self.edits, false)
     }
 }
 
-/// What an engine is asked.
+/// Request to scan one message.
 #[derive(Debug, Clone)]
 pub struct ScanRequest {
-    /// For logs.
+    /// The message; also the key of answers that hold for this message only.
     pub id: MessageId,
     /// Sender, recipients, client.
     pub envelope: Arc<Envelope>,
-    /// What to scan.
+    /// The content to scan.
     pub content: Content,
-    /// When the answer is of no use any more.
+    /// Instant after which the answer is of no use.
     pub deadline: Deadline,
-    /// What it is the same as. Without one it is like nothing else: no scan is shared, and nothing is learnt from it.
+    /// Fingerprint of the message. A message without one shares no scan with other messages, and its scan is no evidence.
     pub fingerprint: Option<Arc<Fingerprint>>,
-    /// What speaks for its sender.
-    pub standing: Standing,
-    /// Why it is scanned.
+    /// Reputation of the sender.
+    pub reputation: SenderReputation,
+    /// Reason for the scan.
     pub scan_reason: ScanReason,
-    /// It ran into the timeout of an engine before that took other mail then: once more is the last time.
+    /// The message timed out before, in an engine that took other mail then. A second timeout is the last: the message is held.
     pub struck: bool,
-    /// Whether the answer about another message of the same content may stand in while an engine is short of slots. Who says so
-    /// sees to it that the engine is asked about this one later.
+    /// Whether the answer about another message of the same content may stand in while an engine is short of slots. A caller
+    /// that allows this must have the engine scan this message later (ADR 7).
     pub stand_ins: bool,
 }
 
@@ -104,28 +105,29 @@ impl ScanRequest {
     }
 }
 
-/// Whose turn a message takes where many wait: one of its client's, and of those one of its party's.
+/// The fairness key of a message: the gate serves clients in turn, and within a client its parties in turn.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Turn {
-    /// Equal for all that one user or client brings. Whoever changes the sender with each message has no more turns by that.
+    /// Hash of the user or client that sends the message. A client that changes the sender with each message gets no more turns.
     client: u64,
-    /// Equal for mail of one [`Party`].
+    /// Hash of the message's [`Party`].
     party: u64,
 }
 
-/// An engine that cannot be built.
+/// Error: an engine cannot be built from its settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("engine \"{engine}\": {cause}")]
 pub struct BadEngine {
-    /// Its name in the configuration.
+    /// Name of the engine in the configuration.
     pub engine: Arc<str>,
-    /// What is wrong with it.
+    /// Cause of the error.
     #[source]
     pub cause: BuildError,
 }
 
-/// How long the other engines are waited for once one has found malware: what they find may name it better.
-const ENOUGH: Duration = Duration::from_secs(1);
+/// Wait for the other engines after one engine has found malware. That finding decides; the others may only name the malware
+/// better, so one second is enough.
+const WAIT_AFTER_MALWARE: Duration = Duration::from_secs(1);
 
 /// All configured engines, ready to scan. Cloning shares them.
 #[derive(Debug, Clone)]
@@ -136,8 +138,11 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// Builds all engines, in order; all that cannot be built are returned at once. What the guards of `before` know and
-    /// hold goes on where the engine is the same. Reads rule files: blocks.
+    /// Builds all engines, in the configured order. A guard of `before` for the same engine hands over its state: scans under
+    /// way, breakers, proofs, cached answers. Blocks the thread while rule files are read.
+    ///
+    /// # Errors
+    /// All engines that cannot be built, together.
     pub fn new(engines: Vec<Settings>, before: Option<&Self>) -> Result<Self, Vec<BadEngine>> {
         let same = |name: &str| before?.engines.iter().find(|e| *e.settings().name == *name);
         let mut ready = Vec::with_capacity(engines.len());
@@ -161,7 +166,7 @@ impl Scanner {
         }
     }
 
-    /// Guards around engines that a test has made; otherwise as [`new`](Self::new).
+    /// Guards around a test's own engines; otherwise as [`new`](Self::new).
     #[cfg(test)]
     pub(crate) fn of_engines(
         engines: Vec<(Settings, Vec<Arc<dyn engine::Engine>>)>,
@@ -184,26 +189,29 @@ impl Scanner {
         }
     }
 
-    /// The settings of all engines, in order: names and classes for coverage and status.
+    /// The settings of all engines in the configured order, for coverage and status.
     pub fn settings(&self) -> impl Iterator<Item = &Settings> {
         self.engines.iter().map(Guarded::settings)
     }
 
-    /// An inspection of a message, not yet made, for [`scan_inspected`](Self::scan_inspected).
+    /// A new inspection for [`scan_inspected`](Self::scan_inspected); the first user of its facts makes it.
     pub fn inspection(&self) -> mime::Shared {
         mime::Shared::new(self.limits, self.workers.clone())
     }
 
-    /// Asks every engine at once and waits for all of them, at most until the deadline; then the missing ones have a
-    /// report with `timeout`. Once one has found malware the others get a second more. The order is the configured one.
-    /// Without engines it returns at once.
+    /// Scans the message with every engine at once and waits for all reports, at the latest until the deadline. Then a missing
+    /// answer is a report with `timeout`, or with `busy` if the engine gave no slot. After a malware finding the other engines
+    /// get one more second; then their reports are `unneeded`. The reports are in the configured order. Without engines this
+    /// returns at once.
     ///
-    /// Cancel safety: safe. Scans under way go on to their end, in their slots, and their answers are kept for a while.
+    /// Cancel safety: safe. Scans under way run to their end in their slots, and their answers are cached for a while.
     pub async fn scan(&self, request: ScanRequest) -> Vec<Report> {
         self.scan_inspected(request, self.inspection()).await
     }
 
-    /// The same, with an inspection that the caller wants to use too; it must be one of this content.
+    /// Like [`scan`](Self::scan), with an inspection that the caller uses too, which must be one of the request's content.
+    ///
+    /// Cancel safety: safe, as [`scan`](Self::scan).
     pub async fn scan_inspected(
         &self,
         request: ScanRequest,
@@ -218,14 +226,14 @@ impl Scanner {
             asking.push(async move { (at, engine.scan(sample).await) });
         }
         let mut reports: Vec<Option<Report>> = vec![None; self.engines.len()];
-        // Every engine has its report at the deadline at the latest, so the longer wait is only there for the shorter.
+        // Every engine reports by the deadline, so a timeout of its own is needed only after `patience` has become shorter.
         while let Ok(Some((at, report))) = match patience == sample.deadline() {
             true => Ok(asking.next().await),
             false => patience.run(asking.next()).await,
         } {
             let malware = |f: &Finding| f.kind == FindingKind::Malware;
             if report.findings().iter().any(malware) {
-                patience = patience.within(ENOUGH);
+                patience = patience.within(WAIT_AFTER_MALWARE);
             }
             reports[at] = Some(report);
         }
@@ -239,25 +247,25 @@ impl Scanner {
             .collect()
     }
 
-    /// Begins to probe all engines now and then. To be called on the runtime.
+    /// Starts the background work of all engines, as [`Guarded::watch`]. Must be called on the tokio runtime.
     pub fn watch(&self) {
         for engine in self.engines.iter() {
             engine.watch();
         }
     }
 
-    /// What was seen of all scans since the last call, by engine.
+    /// Takes the evidence about scans since the last call, by engine.
     pub fn evidence(&self) -> Vec<(Arc<str>, Vec<Evidence>)> {
         let of = |engine: &Guarded| (engine.settings().name.clone(), engine.evidence());
         self.engines.iter().map(of).collect()
     }
 
-    /// What happened to the engines since the last call.
+    /// Takes the incidents of all engines since the last call.
     pub fn incidents(&self) -> Vec<Incident> {
         self.engines.iter().flat_map(Guarded::incidents).collect()
     }
 
-    /// Puts diversions in force for the mail of one engine.
+    /// Replaces the diversions of one engine. An unknown name changes nothing.
     pub fn divert(&self, engine: &str, diversions: Arc<[Diversion]>) {
         let named = self.engines.iter().find(|e| &*e.settings().name == engine);
         if let Some(engine) = named {
@@ -265,12 +273,12 @@ impl Scanner {
         }
     }
 
-    /// Whether any engine is one that probes are sent to: a daemon, that may be out, or lie.
+    /// Whether any engine gets probes: a daemon, which may be out or may answer wrongly.
     pub fn is_probed(&self) -> bool {
         self.engines.iter().any(Guarded::is_probed)
     }
 
-    /// All engines, in order.
+    /// All engines in the configured order.
     pub fn engines(&self) -> &[Guarded] {
         &self.engines
     }
@@ -286,7 +294,7 @@ fn build(settings: &Settings) -> Result<Vec<Arc<dyn engine::Engine>>, BuildError
     engine::build(&settings.kind)
 }
 
-/// The inspection is shared, so it must go as far as the most curious engine wants; each judges by its own settings.
+/// The limits of the shared inspection: the largest that any engine needs. Each engine then judges by its own settings.
 fn limits<'a>(engines: impl Iterator<Item = &'a Settings>) -> mime::Limits {
     engines.fold(
         mime::Limits::default(),

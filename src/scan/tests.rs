@@ -34,7 +34,7 @@ pub(super) fn request(content: impl Into<bytes::Bytes>, allowance: Duration) -> 
         content: Content::uncharged(content),
         deadline: Deadline::after(allowance),
         fingerprint: None,
-        standing: Standing::Known,
+        reputation: SenderReputation::Known,
         scan_reason: ScanReason::Fresh,
         struck: false,
         stand_ins: true,
@@ -253,7 +253,7 @@ async fn an_engine_that_blocks_is_not_waited_for() {
     let gate = Arc::new(Mutex::new(()));
     let guarded = one(Act::Block(gate.clone()));
     // Held while the engine runs; the scan itself is awaited elsewhere, as a lock must not be held over an await.
-    let (tell, told) = std::sync::mpsc::channel();
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
     let (free, freed) = std::sync::mpsc::channel::<()>();
     let holder = std::thread::spawn(move || {
         let _held = gate.lock().expect("the gate");
@@ -718,7 +718,7 @@ async fn a_finding_of_malware_ends_the_wait_for_the_others() {
     let slow = scripted([Act::after(4000, Act::Clean)], settings("slow")).1;
     let began = Instant::now();
     let reports = scan(vec![slow, quick]).await;
-    assert_eq!(began.elapsed(), ENOUGH);
+    assert_eq!(began.elapsed(), WAIT_AFTER_MALWARE);
     assert_eq!(reports[0].missing(), Some(Reason::Unneeded));
     assert_eq!(reports[1].findings().len(), 1);
 }

@@ -76,7 +76,7 @@ pub(crate) fn record(lane: Lane) -> Record {
         status: String::new(),
         released: false,
         cause: None,
-        standing: None,
+        reputation: None,
         notification: None,
         instead_of: Vec::new(),
         timeouts: 0,
@@ -93,7 +93,7 @@ pub(crate) fn report(engine: &str, answer: Answer) -> Report {
         signatures: Some("27000".to_owned()),
         attempts: 1,
         reused: None,
-        wishes: Vec::new(),
+        requested_edits: Vec::new(),
         elapsed: Duration::from_millis(12),
     }
 }

@@ -1,5 +1,5 @@
-//! The incident log: what the relay did by itself and why, so that the post-mortem writes itself (DESIGN section 5,
-//! mechanism 13).
+//! The incident log: what the relay did by itself and why, so that the post-mortem writes itself (docs/GLOSSARY.md,
+//! "incident").
 //!
 //! Incidents are few and worth more than history: their [log](super::log) is a file of their own with a queue of its own, so
 //! that no flood of messages crowds them out; they survive power loss a second after they happened; and what the disk does

@@ -27,11 +27,11 @@ use crate::deadline::leapt_since;
 use crate::message::MessageId;
 
 /// How long entries may wait, so that they are written together.
-const PAUSE: Duration = Duration::from_millis(250);
+const ENTRY_BATCH_WAIT: Duration = Duration::from_millis(250);
 /// How long the thread waits for more before it tries again to write what it could not.
-const AGAIN: Duration = Duration::from_secs(1);
+const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long to wait for another process that has the file.
-const BUSY: Duration = Duration::from_secs(5);
+const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is kept in a log.
 pub(super) trait Entry: Serialize + DeserializeOwned + Send + 'static {
@@ -221,7 +221,7 @@ fn entries<E: Entry>(
     mut keep: impl FnMut(&E) -> bool,
 ) -> rusqlite::Result<Vec<E>> {
     let db = Connection::open(path)?;
-    db.busy_timeout(BUSY)?;
+    db.busy_timeout(DATABASE_BUSY_TIMEOUT)?;
     let (condition, value) = match wanted {
         Wanted::Of(message) => ("message = ?1 ORDER BY seq", message.to_string().into()),
         Wanted::Since(at) => ("at >= ?1 ORDER BY seq DESC", at.as_second().into()),
@@ -269,7 +269,7 @@ fn open<E: Entry>(path: &Path) -> rusqlite::Result<Connection> {
         .mode(0o600)
         .open(path);
     let db = Connection::open(path)?;
-    db.busy_timeout(BUSY)?;
+    db.busy_timeout(DATABASE_BUSY_TIMEOUT)?;
     db.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
     // Flushed at checkpoints only: enough to keep the file whole, and free of charge otherwise.
     let synchronous = if E::DURABLE { "full" } else { "normal" };
@@ -299,14 +299,14 @@ impl<E: Entry> Scribe<E> {
             let first = if entries.is_empty() {
                 self.items.recv().map_err(RecvTimeoutError::from)
             } else {
-                self.items.recv_timeout(AGAIN)
+                self.items.recv_timeout(WRITE_RETRY_INTERVAL)
             };
             if matches!(first, Err(RecvTimeoutError::Disconnected)) {
                 return;
             }
             if matches!(first, Ok(Item::Entry(_))) {
                 // Company comes meanwhile, and nobody pays for waking us but the one that fills half of the queue.
-                std::thread::park_timeout(PAUSE);
+                std::thread::park_timeout(ENTRY_BATCH_WAIT);
             }
             let (mut flushed, mut stop) = (Vec::new(), false);
             let mut taken = 0;

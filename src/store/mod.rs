@@ -28,7 +28,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::at_work::{AtWork, Working};
-use crate::message::{Content, Envelope, MessageId, Recipient, Standing};
+use crate::message::{Content, Envelope, MessageId, Recipient, SenderReputation};
 use crate::verdict::{Decision, Report};
 
 pub use held::{Capacity, Held, Holder};
@@ -206,9 +206,10 @@ pub struct Record {
     /// Scans of it that ran into their timeout while the engine took other mail: it is given one more, and then held.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub timeouts: u32,
-    /// The sender's standing when it came in, where that was asked: mail of known senders is recovered first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub standing: Option<Standing>,
+    /// The sender's reputation when it came in, where that was asked: mail of known senders is recovered first. Records of earlier
+    /// versions call this `standing`.
+    #[serde(default, alias = "standing", skip_serializing_if = "Option::is_none")]
+    pub reputation: Option<SenderReputation>,
     /// What it is, if this relay has written it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notification: Option<Notification>,
@@ -346,7 +347,7 @@ impl Place {
     /// The place of a record.
     pub fn of(record: &Record) -> Self {
         Self {
-            known: record.standing == Some(Standing::Known),
+            known: record.reputation == Some(SenderReputation::Known),
             received_at: record.received_at,
             id: record.id,
         }
@@ -523,7 +524,7 @@ pub trait Store: Send + Sync + 'static {
     fn causes(&self) -> StoreFuture<'_, Vec<Cause>>;
 
     /// Hands out what waits for a cause that is gone: records of `lane` with this cause, those of known senders first
-    /// ([`Record::standing`]), within each the oldest received first, at most `limit`, whether they are due or not; only
+    /// ([`Record::reputation`]), within each the oldest received first, at most `limit`, whether they are due or not; only
     /// those after a place, if one is given, so that what stays where it is keeps nothing behind it waiting. Leases them as
     /// [`Store::claim`] does, so that a recovery can be resumed after a crash and two never work on one record. A reviewer is
     /// not kept off: who recovers a held record changes it with [`Store::change_in`].
@@ -542,7 +543,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Makes a record in Scan or Delivery due at `now`; false if it is leased or waits no more. A record that is being
     /// worked on is left alone: changing it would end the lease, and two workers would have it.
-    fn hasten(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool>;
+    fn make_due(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool>;
 
     /// Puts a message that is being worked on right now under lease with [`Store::put`]: the same, but leased until
     /// `until`.

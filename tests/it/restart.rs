@@ -19,7 +19,7 @@ async fn send(port: u16, content: &[u8]) -> String {
 }
 
 /// What speaks for the sender of a message that is held, as `explain` tells.
-async fn standing(config: &Path, port: u16) -> String {
+async fn reputation(config: &Path, port: u16) -> String {
     let mut content = b"Subject: held\r\n\r\n".to_vec();
     content.extend(samples::eicar());
     content.extend(b"\r\n");
@@ -28,8 +28,8 @@ async fn standing(config: &Path, port: u16) -> String {
     let id = reply.split_whitespace().find(|word| word.len() == 26);
     let told = cli(config, &["explain", id.expect("an id"), "--json"]);
     let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-    let standing = told["record"]["standing"].as_str();
-    standing.expect("it was asked").to_owned()
+    let reputation = told["record"]["reputation"].as_str();
+    reputation.expect("it was asked").to_owned()
 }
 
 /// A sender that was scanned well is known after an end and after a kill, as of the last snapshot; one that is damaged is
@@ -47,13 +47,13 @@ async fn a_known_sender_is_known_after_a_restart() {
     let snapshot = folder.path().join("spillway-data/baseline.snapshot");
 
     let first = Spillway::start(&config, port);
-    assert_eq!(standing(&config, port).await, "unknown");
+    assert_eq!(reputation(&config, port).await, "unknown");
     for n in 0..2 {
         let content = format!("Subject: {n}\r\n\r\nnumber {n}\r\n");
         let reply = send(port, content.as_bytes()).await;
         assert!(reply.starts_with("250"), "{reply}");
     }
-    assert_eq!(standing(&config, port).await, "known");
+    assert_eq!(reputation(&config, port).await, "known");
     first.server.signal(Signal::TERM);
     wait_until("a snapshot is written at the end", || snapshot.exists());
     drop(first);
@@ -62,12 +62,12 @@ async fn a_known_sender_is_known_after_a_restart() {
 
     let second = Spillway::start(&config, port);
     assert!(log_of(&config).contains("known senders and usual mail are taken up"));
-    assert_eq!(standing(&config, port).await, "known");
+    assert_eq!(reputation(&config, port).await, "known");
     second.server.signal(Signal::KILL);
     drop(second);
 
     let third = Spillway::start(&config, port);
-    assert_eq!(standing(&config, port).await, "known", "after a kill");
+    assert_eq!(reputation(&config, port).await, "known", "after a kill");
     third.server.signal(Signal::KILL);
     drop(third);
 
@@ -77,5 +77,5 @@ async fn a_known_sender_is_known_after_a_restart() {
     let log = log_of(&config);
     assert!(log.contains("known senders are forgotten"), "{log}");
     assert!(log.contains("baseline.snapshot.set-aside"), "{log}");
-    assert_eq!(standing(&config, port).await, "unknown");
+    assert_eq!(reputation(&config, port).await, "unknown");
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-/// The rooms from the bottom up (DESIGN section 4). A room may use those on lower floors, and itself; rooms on one floor
+/// The rooms from the bottom up (docs/ARCHITECTURE.md, "Rooms"). A room may use those on lower floors, and itself; rooms on one floor
 /// never use each other. The nouns are one floor that knows itself.
 const FLOORS: &[(&str, u8)] = &[
     ("message", 0),
@@ -207,6 +207,140 @@ fn nothing_unbounded_or_unfinished() {
             assert!(!text.contains(word), "{}: {word}", path.display());
         }
     }
+}
+
+/// Lines of a function, and parameters, that a reader can keep in mind.
+const FUNCTION_LINES_MAX: usize = 60;
+const PARAMETERS_MAX: usize = 6;
+/// Functions that may be longer: file, name, and why.
+const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
+    (
+        "config/sections/engine/mod.rs",
+        "usual",
+        "a table: one entry for each engine kind",
+    ),
+    (
+        "store/sqlite/mod.rs",
+        "open_blocking",
+        "a list: the parts of a store, in the order in which they are opened",
+    ),
+];
+
+/// A function as it is written, without its body.
+#[derive(Debug, PartialEq)]
+struct Function {
+    name: String,
+    lines: usize,
+    parameters: usize,
+}
+
+/// The functions in a file that rustfmt has formatted: each ends with the first `}` as far from the margin as its `fn`.
+fn functions(code: &str) -> Vec<Function> {
+    let lines: Vec<&str> = code.lines().collect();
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let margin = line.len() - line.trim_start().len();
+        let words = line.trim_start().split(['(', '<', ' ']);
+        let mut words = words.skip_while(|word| {
+            word.starts_with("pub")
+                || ["const", "async", "in", "crate::scan::guard)"].contains(word)
+        });
+        let (Some("fn"), Some(name)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let opens =
+            |line: &&&str| line.ends_with('{') || line.ends_with(';') || line.ends_with('}');
+        let Some(head) = lines[at..].iter().position(|line| opens(&line)) else {
+            continue;
+        };
+        let end = format!("{}}}", " ".repeat(margin));
+        let length = match lines[at + head].ends_with('{') {
+            true => lines[at..]
+                .iter()
+                .position(|line| *line == end)
+                .map_or(0, |last| last + 1),
+            false => head + 1,
+        };
+        let signature = lines[at..=at + head].join(" ");
+        found.push(Function {
+            name: name.to_owned(),
+            lines: length,
+            parameters: parameters(&signature),
+        });
+    }
+    found
+}
+
+/// Parameters in a signature, `self` included.
+fn parameters(signature: &str) -> usize {
+    let after_name = signature.split_once("fn ").map_or("", |(_, rest)| rest);
+    // Bounds of generic parameters have parentheses as well.
+    let (mut angles, mut begin) = (0_i32, None);
+    for (at, c) in after_name.char_indices() {
+        match c {
+            '<' => angles += 1,
+            '>' if !after_name[..at].ends_with('-') => angles -= 1,
+            '(' if angles == 0 => {
+                begin = Some(at + 1);
+                break;
+            }
+            _ => {}
+        }
+    }
+    let Some(begin) = begin else {
+        return 0;
+    };
+    let (mut depth, mut count, mut is_empty) = (0_i32, 0, true);
+    for (at, c) in after_name[begin..].char_indices() {
+        match c {
+            ')' if depth == 0 => break,
+            '(' | '[' | '{' | '<' => depth += 1,
+            '>' if after_name[..begin + at].ends_with('-') => {}
+            ')' | ']' | '}' | '>' => depth -= 1,
+            ',' if depth == 0 => {
+                count += usize::from(!is_empty);
+                is_empty = true;
+                continue;
+            }
+            _ => {}
+        }
+        is_empty &= c == ' ';
+    }
+    count + usize::from(!is_empty)
+}
+
+/// A function that is too long, or wants too much, is split by meaning.
+#[test]
+fn functions_are_short() {
+    let code = "pub(super) async fn a<F: Fn(u8) -> u8>(\n    b: &mut [(u8, u8)],\n    c: F,\n) -> u8 {\n    0\n}\n\
+                impl A {\n    fn d(&self);\n    fn e() {\n        fn f() {}\n    }\n}\n";
+    let seen = functions(code);
+    let seen: Vec<_> = seen
+        .iter()
+        .map(|f| (&*f.name, f.lines, f.parameters))
+        .collect();
+    assert_eq!(seen, [("a", 6, 2), ("d", 1, 1), ("e", 3, 0), ("f", 1, 0)]);
+    let (mut count, mut offences) = (0, Vec::new());
+    for (path, code) in product() {
+        let path = path.to_string_lossy().replace('\\', "/");
+        // The suite that every store must pass.
+        if path.starts_with("store/contract") {
+            continue;
+        }
+        for function in functions(&code) {
+            count += 1;
+            let is_excused =
+                |(file, name, _): &(&str, &str, &str)| *file == path && *name == function.name;
+            let is_long =
+                function.lines > FUNCTION_LINES_MAX && !LONG_FUNCTIONS.iter().any(is_excused);
+            if is_long || function.parameters > PARAMETERS_MAX {
+                offences.push(format!("{path}: {function:?}"));
+            }
+        }
+    }
+    println!("{count} functions are checked");
+    assert!(count > 2000, "{count} functions seen");
+    assert!(offences.is_empty(), "\n{}", offences.join("\n"));
 }
 
 /// A file that no screen can hold is split by meaning.

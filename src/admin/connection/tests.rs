@@ -2,16 +2,16 @@
 
 use axum::routing::get;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
 
 fn open(strangers: &[Option<&str>]) -> Open {
     let place = |stranger: &Option<&str>| {
         let address = stranger.map(|text| SocketAddr::new(text.parse().expect("address"), 1));
-        Place(Arc::new(Standing {
+        Place(Arc::new(SenderReputation {
             stranger: address.and_then(|address| address.stranger()),
-            ..Standing::default()
+            ..SenderReputation::default()
         }))
     };
     Open {
@@ -63,9 +63,9 @@ fn one_that_is_being_answered_keeps_its_place() {
 }
 
 /// Visitors who come to a surface, and what it says to them.
-struct Visitors(UnboundedSender<(DuplexStream, SocketAddr)>);
+struct Visitors(Sender<(DuplexStream, SocketAddr)>);
 
-struct Arriving(UnboundedReceiver<(DuplexStream, SocketAddr)>);
+struct Arriving(Receiver<(DuplexStream, SocketAddr)>);
 
 impl Listener for Arriving {
     type Io = DuplexStream;
@@ -83,7 +83,7 @@ impl Listener for Arriving {
 impl Visitors {
     /// A surface whose answers at `/stalled` wait until somebody lets them go.
     fn come() -> (Self, Arc<Semaphore>, CancellationToken) {
-        let (callers, arriving) = unbounded_channel();
+        let (callers, arriving) = channel(256);
         let gate = Arc::new(Semaphore::new(0));
         let opens = gate.clone();
         let stalled = move || {
@@ -101,7 +101,7 @@ impl Visitors {
     async fn ask(&self, from: &str, path: &str) -> DuplexStream {
         let (mut near, far) = tokio::io::duplex(4096);
         let from = SocketAddr::new(from.parse().expect("address"), 1);
-        self.0.send((far, from)).expect("served");
+        self.0.send((far, from)).await.expect("served");
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         near.write_all(request.as_bytes()).await.expect("asks");
         near
@@ -125,7 +125,7 @@ const OK: &str = "HTTP/1.1 200 OK";
 async fn answers_that_stall_keep_nobody_waiting_longer_than_they_must() {
     let (callers, gate, closing) = Visitors::come();
     let mut strangers = Vec::new();
-    for _ in 0..CONNECTIONS {
+    for _ in 0..CONNECTIONS_MAX {
         strangers.push(callers.ask("192.0.2.1", "/stalled").await);
     }
     let mut refused = callers.ask("192.0.2.2", "/ready").await;
@@ -133,17 +133,17 @@ async fn answers_that_stall_keep_nobody_waiting_longer_than_they_must() {
     let mut own = callers.ask("127.0.0.1", "/ready").await;
     assert_eq!(said(&mut own).await.as_deref(), Some(OK));
     let mut stalled = Vec::new();
-    for _ in 0..CONNECTIONS {
+    for _ in 0..CONNECTIONS_MAX {
         stalled.push(callers.ask("127.0.0.1", "/stalled").await);
     }
     assert_eq!(said(&mut own).await.as_deref(), Some(""), "it made room");
     let mut next = callers.ask("127.0.0.1", "/ready").await;
     assert_eq!(said(&mut next).await, None, "all are being answered");
-    Deadline::after(2 * LIFE).wait().await;
+    Deadline::after(2 * IDLE_CONNECTION_TIMEOUT).wait().await;
     assert_eq!(said(&mut stalled[0]).await, None, "they may take longer");
-    gate.add_permits(CONNECTIONS + 1);
+    gate.add_permits(CONNECTIONS_MAX + 1);
     assert_eq!(said(&mut next).await.as_deref(), Some(OK));
-    gate.add_permits(CONNECTIONS - 1);
+    gate.add_permits(CONNECTIONS_MAX - 1);
     for stream in stalled.iter_mut().chain(&mut strangers[..1]) {
         assert_eq!(said(stream).await.as_deref(), Some(OK));
     }
@@ -154,14 +154,14 @@ async fn answers_that_stall_keep_nobody_waiting_longer_than_they_must() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_not_taken_keeps_no_place() {
     let large = async || "x".repeat(1 << 20);
-    let (callers, arriving) = unbounded_channel();
+    let (callers, arriving) = channel(256);
     let callers = Visitors(callers);
     let routes = Router::new().route("/", get(large));
     let routes = routes.route("/ready", get(async || "ready"));
     let closing = CancellationToken::new();
     tokio::spawn(serve(Arriving(arriving), routes, closing.clone(), ()));
     let mut stuck = Vec::new();
-    for _ in 0..CONNECTIONS {
+    for _ in 0..CONNECTIONS_MAX {
         stuck.push(callers.ask("127.0.0.1", "/").await);
     }
     let mut next = callers.ask("127.0.0.1", "/ready").await;

@@ -19,7 +19,7 @@ pub(super) const MARKER: &str = "X-Demo: this field makes the engine hang";
 /// What it finds.
 const PROBE: &[u8] = b"EICAR-STANDARD-ANTIVIRUS-TEST-FILE";
 /// Octets of one message at most.
-const LARGEST: usize = 1 << 20;
+const MESSAGE_OCTETS_MAX: usize = 1 << 20;
 
 #[derive(Debug)]
 struct State {
@@ -76,7 +76,7 @@ async fn session(stream: TcpStream, state: Arc<State>) -> io::Result<()> {
         if size == 0 {
             break;
         }
-        if content.len().saturating_add(size as usize) > LARGEST {
+        if content.len().saturating_add(size as usize) > MESSAGE_OCTETS_MAX {
             return Err(io::Error::other("too large"));
         }
         (&mut stream)

@@ -15,11 +15,11 @@ use crate::smtp::transaction::{Offer, Server, Step};
 /// Its name.
 const NAME: &str = "mail.demo.example";
 /// Octets of one message at most.
-const LARGEST: usize = 1 << 20;
+const MESSAGE_OCTETS_MAX: usize = 1 << 20;
 /// Octets of a command line at most.
-const LINE: u64 = 4096;
+const COMMAND_OCTETS_MAX: u64 = 4096;
 /// Messages it remembers.
-const REMEMBERED: usize = 64;
+const MESSAGES_REMEMBERED: usize = 64;
 
 type Received = Arc<Mutex<Vec<Vec<u8>>>>;
 
@@ -55,7 +55,7 @@ impl MailServer {
 fn offer() -> Offer {
     Offer {
         hostname: NAME.into(),
-        message_size: LARGEST as u64,
+        message_size: MESSAGE_OCTETS_MAX as u64,
         recipients: 100,
         starttls: false,
         tls_required: false,
@@ -74,7 +74,7 @@ async fn session(stream: TcpStream, received: Received) -> io::Result<()> {
     loop {
         let mut line = Vec::new();
         (&mut stream)
-            .take(LINE)
+            .take(COMMAND_OCTETS_MAX)
             .read_until(b'\n', &mut line)
             .await?;
         let Some(command) = line.strip_suffix(b"\r\n") else {
@@ -105,7 +105,7 @@ async fn session(stream: TcpStream, received: Received) -> io::Result<()> {
 
 fn keep(received: &Received, content: Vec<u8>) -> Reply {
     let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
-    if received.len() >= REMEMBERED {
+    if received.len() >= MESSAGES_REMEMBERED {
         return Reply::no_room();
     }
     received.push(content);
@@ -131,7 +131,7 @@ async fn content(stream: &mut BufReader<TcpStream>) -> io::Result<Vec<u8>> {
         if ended {
             return Ok(content);
         }
-        if content.len() > LARGEST {
+        if content.len() > MESSAGE_OCTETS_MAX {
             return Err(io::Error::other("larger than was offered"));
         }
     }

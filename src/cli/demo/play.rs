@@ -63,7 +63,7 @@ pub(super) async fn play(stage: &Stage, terminal: &mut Terminal<'_>) -> Result<V
     show::headline(acts.len(), &recovery, terminal)?;
     if let Some(id) = waits {
         stage.engine().mend();
-        stage.store().hasten(id, Timestamp::now()).await?;
+        stage.store().make_due(id, Timestamp::now()).await?;
         stage.wake();
     }
     acts.push(looked_up(stage, &recovery, waits, false).await?);

@@ -15,9 +15,9 @@ use crate::store::{Filter, Lane, Record, Store, StoreError};
 /// Messages that are looked at: each has to be read and taken apart.
 const LOOKED_AT: usize = 2000;
 /// Messages read at once.
-const PAGE: usize = 200;
+const MESSAGES_PER_READ: usize = 200;
 /// Messages that are named.
-const NAMED: usize = 5;
+const MESSAGES_SHOWN: usize = 5;
 
 /// How many it catches.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -46,7 +46,11 @@ impl fmt::Display for Caught {
                 f,
                 ": {}{}",
                 first.join(", "),
-                if self.caught > NAMED { " …" } else { "" }
+                if self.caught > MESSAGES_SHOWN {
+                    " …"
+                } else {
+                    ""
+                }
             ),
         }
     }
@@ -57,7 +61,7 @@ pub(super) async fn catches(pattern: &Pattern, store: &dyn Store) -> Result<Caug
     let mut caught = Caught::default();
     let mut filter = Filter {
         lanes: vec![Lane::Held, Lane::Scan, Lane::Delivery],
-        limit: PAGE,
+        limit: MESSAGES_PER_READ,
         ..Filter::default()
     };
     while caught.looked_at < LOOKED_AT {
@@ -70,7 +74,7 @@ pub(super) async fn catches(pattern: &Pattern, store: &dyn Store) -> Result<Caug
             caught.looked_at += 1;
             if one(pattern, record, store).await? {
                 caught.caught += 1;
-                if caught.first.len() < NAMED {
+                if caught.first.len() < MESSAGES_SHOWN {
                     caught.first.push(record.id);
                 }
             }

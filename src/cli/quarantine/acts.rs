@@ -20,7 +20,7 @@ use crate::quarantine::{self, Act, QuarantineError, export::Format as Form};
 use crate::store::{Lane, Record, Store};
 
 /// From how many messages on a bar shows how far the work is.
-const LONG: usize = 20;
+const PROGRESS_BAR_MESSAGES_MIN: usize = 20;
 
 /// What is done, in words.
 struct Verb {
@@ -201,7 +201,7 @@ async fn many(
 }
 
 fn bar(length: usize, terminal: &Terminal<'_>) -> ProgressBar {
-    let target = match terminal.interactive && length >= LONG {
+    let target = match terminal.interactive && length >= PROGRESS_BAR_MESSAGES_MIN {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     };

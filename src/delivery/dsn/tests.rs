@@ -4,7 +4,7 @@ use proptest::sample::Index;
 use super::*;
 use crate::smtp::RemoteReply;
 
-const BOUNCE: &str = "01JZZZZZZZZZZZZZZZZZZZZZZZ";
+const BOUNCE_ID: &str = "01JZZZZZZZZZZZZZZZZZZZZZZZ";
 
 fn recipient(text: &str) -> Recipient {
     Mailbox::parse(text).expect("mailbox").into()
@@ -53,14 +53,14 @@ fn report(
     };
     let now = "2026-11-21T10:00:00Z".parse().expect("time");
     let (envelope, content) =
-        original.report(action, recipients, BOUNCE.parse().expect("id"), now)?;
+        original.report(action, recipients, BOUNCE_ID.parse().expect("id"), now)?;
     Some((envelope, content.to_vec()))
 }
 
 const CONTENT: &[u8] =
     b"From: a@example.com\r\nMessage-ID: <1@example.com>\r\nSubject: hi\r\n\r\nbody\r\n";
 
-/// The whole notification, as RFC 3464 wants it.
+/// The complete notification in the form of RFC 3464.
 #[test]
 fn a_failure_reads_like_this() {
     let mut message = envelope(Some("a@example.com"));
@@ -85,7 +85,8 @@ fn a_failure_reads_like_this() {
     assert_eq!(String::from_utf8(content).expect("ASCII"), golden);
 }
 
-/// Nobody is told about a message from the null reverse-path: bounces of bounces never end (RFC 5321 4.5.5).
+/// A message with the null reverse-path gets no notification; otherwise bounces of bounces would never end (RFC 5321
+/// 4.5.5).
 #[test]
 fn the_null_reverse_path_is_never_answered() {
     let failed = [(recipient("b@example.org"), answer(550, None, "no"))];
@@ -95,7 +96,7 @@ fn the_null_reverse_path_is_never_answered() {
     );
 }
 
-/// The sender is told what it asked for, recipient by recipient, and no more.
+/// The sender receives the notifications that it asked for, for each recipient, and no others.
 #[test]
 fn notify_is_respected() {
     let wanting = |success, failure, delay| {
@@ -132,8 +133,8 @@ fn notify_is_respected() {
     assert!(content.contains("c@example.org") && !content.contains("b@example.org"));
 }
 
-/// What was refused for its form comes back as its header section, and all of the bounce is ASCII: the whole would be
-/// refused once more. So does what is large; RET and other reasons change nothing about that.
+/// A message that was refused for its form, or a large message, returns only its header section, and the whole bounce
+/// is ASCII: the complete message would be refused again. RET and other reasons do not change that.
 #[test]
 fn what_was_refused_for_its_form_is_not_returned_whole() {
     let size = || answer(552, Some((5, 3, 4)), "too b\u{ef}g");
@@ -145,7 +146,7 @@ fn what_was_refused_for_its_form_is_not_returned_whole() {
     let content = "From: a@example.com\r\nSubject: h\u{e4}\r\n\r\nb\u{f6}dy\r\n".as_bytes();
     let large = [CONTENT, &b"0123456789abcde\r\n".repeat(3000)].concat();
     let small = [CONTENT, &b"0123456789abcde\r\n".repeat(2900)].concat();
-    assert!(large.len() > MAX_RETURNED && small.len() < MAX_RETURNED);
+    assert!(large.len() > MAX_RETURNED_OCTETS && small.len() < MAX_RETURNED_OCTETS);
     for (said, smtputf8, content, brief) in [
         (size(), false, content, true),
         (size(), true, content, true),
@@ -185,16 +186,16 @@ fn what_was_refused_for_its_form_is_not_returned_whole() {
     }
 }
 
-/// The id under which the tests' notifications are written.
+/// The id of the notifications in these tests.
 fn id() -> MessageId {
-    BOUNCE.parse().expect("id")
+    BOUNCE_ID.parse().expect("id")
 }
 
 fn less(written: &[u8], extent: Extent) -> Vec<u8> {
     reduced(&Bytes::copy_from_slice(written), id(), extent).to_vec()
 }
 
-/// What is sent of a bounce after its form was refused: first without the content, then without the message.
+/// A bounce whose form was refused is reduced: first to the header section, then to no part of the message.
 #[test]
 fn a_reduced_bounce_says_the_same_about_the_recipients() {
     let failed = [(
@@ -205,19 +206,19 @@ fn a_reduced_bounce_says_the_same_about_the_recipients() {
     let (_, whole) = report(Action::Failed, &message, CONTENT, &failed).expect("report");
     assert_eq!(less(&whole, Extent::Whole), whole);
     let begin = memmem::find(&whole, b"Content-Type: message/rfc822").expect("the message");
-    let end = format!("\r\n--=_{BOUNCE}--\r\n");
+    let end = format!("\r\n--=_{BOUNCE_ID}--\r\n");
     let fields = "From: a@example.com\r\nMessage-ID: <1@example.com>\r\nSubject: hi\r\n";
     let headers = format!("Content-Type: text/rfc822-headers\r\n\r\n{fields}{end}");
     let expected = [&whole[..begin], headers.as_bytes()].concat();
     assert_eq!(less(&whole, Extent::Headers), expected);
-    let delimiter = format!("\r\n--=_{BOUNCE}\r\n");
+    let delimiter = format!("\r\n--=_{BOUNCE_ID}\r\n");
     let bare = [&whole[..begin - delimiter.len()], end.as_bytes()].concat();
     assert_eq!(less(&whole, Extent::Bare), bare);
     assert_eq!(less(&expected, Extent::Headers), expected, "nothing less");
 }
 
-/// A bounce in UTF-8 becomes ASCII, and the recipient can still be read; to a mailbox outside ASCII there is no other way,
-/// and it stays UTF-8.
+/// A bounce in UTF-8 becomes ASCII and keeps the recipient readable. A bounce to a mailbox outside ASCII stays UTF-8,
+/// because ASCII cannot address that mailbox.
 #[test]
 fn a_reduced_bounce_is_ascii_where_its_sender_is() {
     let failed = [(
@@ -250,8 +251,8 @@ fn a_reduced_bounce_is_ascii_where_its_sender_is() {
 }
 
 proptest! {
-    /// However hostile the message, its recipients and the next hop's words: what is reduced is smaller or ASCII where the
-    /// whole was not, is well-formed, says the same to programs, and holds nothing of what was to be left out.
+    /// For any message, recipients and reply text: a reduced notification is smaller, or ASCII where the original was
+    /// not; it is well-formed, contains the same machine-readable status, and contains nothing of the removed parts.
     #[test]
     fn reducing_leaves_a_notification(
         section in "(X: [ -~\u{e4}\u{20ac}]{0,90}\r\n){0,5}",
@@ -264,8 +265,8 @@ proptest! {
         message.smtputf8 = smtputf8;
         message.ret = hdrs.then_some(Ret::Headers);
         message.envid = Some(words.clone());
-        let content = format!("{section}Subject: hi\r\n\r\nUNIQUE {content}\r\n--=_{BOUNCE}");
-        let content = content.replace(BOUNCE, "01JYYYYYYYYYYYYYYYYYYYYYYY");
+        let content = format!("{section}Subject: hi\r\n\r\nUNIQUE {content}\r\n--=_{BOUNCE_ID}");
+        let content = content.replace(BOUNCE_ID, "01JYYYYYYYYYYYYYYYYYYYYYYY");
         let to = recipient(&format!("{local}@example.org"));
         let failed = [(to, answer(550, Some((5, 1, 1)), &words))];
         let (_, whole) = report(Action::Failed, &message, content.as_bytes(), &failed).expect("report");
@@ -286,7 +287,7 @@ proptest! {
         prop_assert!(memmem::find(&bare, b"Subject: hi").is_none());
     }
 
-    /// What was not written here under this id is sent as it is.
+    /// Content that this module did not write under this id stays unchanged.
     #[test]
     fn what_is_not_ours_is_not_touched(octets in any::<Vec<u8>>(), cut in any::<Index>()) {
         let failed = [(recipient("b@example.org"), answer(550, None, "no"))];
@@ -300,7 +301,7 @@ proptest! {
     }
 }
 
-/// RET=HDRS returns the header section; so does a message that is large, or that no other message can contain.
+/// RET=HDRS returns the header section. So does a large message, and a message that cannot be a MIME part.
 #[test]
 fn what_is_returned_is_bounded() {
     let failed = [(recipient("b@example.org"), answer(550, None, "no"))];
@@ -329,7 +330,7 @@ fn what_is_returned_is_bounded() {
     }
 }
 
-/// Whatever others wrote, a notification has CRLF line ends, lines that fit, and no field of theirs.
+/// With any untrusted text, a notification has CRLF line ends, lines within the limit, and no injected header field.
 #[test]
 fn hostile_text_stays_in_its_line() {
     let mut message = envelope(Some("a@example.com"));
@@ -347,11 +348,11 @@ fn hostile_text_stays_in_its_line() {
     assert!(!has_bare_line_end(&report));
     assert!(lines(&report).all(|line| line.len() <= MAX_LINE));
     assert!(lines(&report).all(|line| !line.starts_with(b"Bcc")));
-    assert!(report.len() < MAX_RETURNED + 8192);
+    assert!(report.len() < MAX_RETURNED_OCTETS + 8192);
     assert!(!report.contains(&0x1b) && !report.contains(&1));
 }
 
-/// A message that came with SMTPUTF8 is reported on with the types of RFC 6533.
+/// A message that arrived with SMTPUTF8 gets a notification with the types of RFC 6533.
 #[test]
 fn smtputf8_is_reported_in_utf8() {
     let mut message = envelope(Some("ä@example.com"));
@@ -372,7 +373,7 @@ fn smtputf8_is_reported_in_utf8() {
     }
 }
 
-/// Success is reported by us only where nobody behind us will.
+/// This relay reports success only if no later server does.
 #[test]
 fn success_is_reported_once() {
     let passed = Answer {
@@ -395,7 +396,7 @@ fn success_is_reported_once() {
     );
 }
 
-/// A program that reads mail finds in it what we meant: checked with a parser that is not ours.
+/// An independent MIME parser reads the notification as intended.
 #[test]
 fn a_parser_reads_it() {
     let failed = [(

@@ -35,7 +35,7 @@ fn maildir(folder: &Path) -> Maildir {
     Maildir::new("local".into(), path.to_str().expect("UTF-8")).expect("maildir")
 }
 
-/// One that writes into a Maildir below the folder that is called as the recipient's local-part.
+/// A job that writes into a Maildir below `folder` with the recipient's local-part as its name.
 fn job(mail: &Outbound, folder: &Path) -> Job {
     Job {
         envelope: mail.envelope.clone(),
@@ -56,8 +56,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.expect("entry").path()).collect()
 }
 
-/// What lies in the Maildir is the message with the lines of final delivery before it (RFC 5321 4.4), line ends LF,
-/// readable by its owner alone, and nothing is left in `tmp`.
+/// The file in the Maildir is the message after the header fields of final delivery (RFC 5321 4.4), with LF line ends
+/// and readable by its owner only; `tmp` is empty.
 #[tokio::test]
 async fn a_message_lands_in_new() {
     let folder = tempfile::tempdir().expect("folder");
@@ -105,7 +105,8 @@ async fn a_message_lands_in_new() {
     assert_eq!(files(&folder.path().join("example.org/eve/new")).len(), 1);
 }
 
-/// No address leaves its place in the tree, means something to the file system, or shares another's folder.
+/// No address leaves its place in the folder tree, has a special meaning for the file system, or shares a folder with
+/// another address.
 #[test]
 fn hostile_names_stay_in_their_place() {
     let mut seen = std::collections::HashSet::new();
@@ -144,7 +145,7 @@ fn hostile_names_stay_in_their_place() {
     }
 }
 
-/// A disk that does not take the message is our trouble, not the sender's: deferred, never failed.
+/// A disk error is a problem of this relay, not of the sender: the outcome is deferred, never failed.
 #[tokio::test]
 async fn trouble_with_the_disk_defers() {
     let folder = tempfile::tempdir().expect("folder");
@@ -161,7 +162,7 @@ async fn trouble_with_the_disk_defers() {
     assert!(matches!(&outcomes[1].1, Outcome::Delivered(_)));
 }
 
-/// After the deadline nobody waits, and nothing appears in the Maildir any more: it would be delivered twice.
+/// After the deadline no file appears in the Maildir: the retry would deliver a duplicate.
 #[tokio::test(start_paused = true)]
 async fn an_abandoned_delivery_leaves_nothing() {
     let folder = tempfile::tempdir().expect("folder");
@@ -179,8 +180,8 @@ async fn an_abandoned_delivery_leaves_nothing() {
     }
 }
 
-/// A folder that cannot be read cannot be synced: that is found out before anything is moved into it, or the message would
-/// be there once more with every retry.
+/// A folder that cannot be read cannot be synced. The delivery detects this before the rename; otherwise each retry
+/// would add another copy.
 #[test]
 fn a_folder_that_cannot_be_synced_is_left_alone() {
     let folder = tempfile::tempdir().expect("folder");
@@ -190,7 +191,7 @@ fn a_folder_that_cannot_be_synced_is_left_alone() {
     let mail = outbound(&["a@example.org"], b"x\r\n");
     let job = job(&mail, folder.path());
     let result = std::thread::spawn(move || {
-        // Permissions mean nothing to root, as long as it has its capabilities.
+        // Permissions do not restrict root while root has its capabilities.
         let none = CapabilitySet::empty();
         let sets = CapabilitySets {
             effective: none,
@@ -208,8 +209,8 @@ fn a_folder_that_cannot_be_synced_is_left_alone() {
     }
 }
 
-/// What is in the Maildir is delivered: a disk that cannot make it durable afterwards does not undo it, or the message would
-/// be there once more with every retry.
+/// A message in the Maildir is delivered. A disk that cannot sync the rename does not undo the delivery; otherwise each
+/// retry would add another copy.
 #[tokio::test]
 async fn what_was_moved_is_delivered() {
     let folder = tempfile::tempdir().expect("folder");
@@ -230,7 +231,7 @@ async fn what_was_moved_is_delivered() {
     assert_eq!(files(&folder.path().join("example.org/a/new")).len(), 1);
 }
 
-/// Where the thread that writes meets a test: when it has come to a step for the first time, and when it may go on.
+/// Synchronizes the writing thread with a test: the thread stops at a step for the first time until the test continues.
 struct Meeting(Barrier, Once);
 
 impl Meeting {
@@ -251,8 +252,7 @@ impl Meeting {
     }
 }
 
-/// The deadline may pass while a message is being moved into its Maildir: whether it came there is waited for, and nothing
-/// else is begun.
+/// If the deadline passes during a rename, the delivery waits for the result of the rename and starts no other write.
 #[tokio::test(start_paused = true)]
 async fn what_is_moved_at_the_deadline_is_delivered() {
     static MEETING: Meeting = Meeting::new();
@@ -288,7 +288,7 @@ async fn what_is_moved_at_the_deadline_is_delivered() {
     assert!(!folder.path().join("example.org/b").exists());
 }
 
-/// What is in the Maildir is delivered also where the disk takes longer to make it durable than anybody waits.
+/// A message in the Maildir is delivered even if the sync takes longer than the delivery waits.
 #[tokio::test(start_paused = true)]
 async fn what_was_moved_before_the_deadline_is_delivered_however_long_it_is_synced() {
     static MEETING: Meeting = Meeting::new();
@@ -312,7 +312,7 @@ async fn what_was_moved_before_the_deadline_is_delivered_however_long_it_is_sync
     tokio::time::advance(minute).await;
     let mut outcomes = delivery.as_mut().now_or_never();
     if outcomes.is_none() {
-        tokio::time::advance(LAST_MOVE).await;
+        tokio::time::advance(LAST_RENAME_GRACE).await;
         outcomes = delivery.as_mut().now_or_never();
     }
     MEETING.step().await;
@@ -326,8 +326,8 @@ async fn what_was_moved_before_the_deadline_is_delivered_however_long_it_is_sync
     );
 }
 
-/// What a user puts in the place of his `new` is opened without waiting and without following it: his mail is deferred, and
-/// no writer is lost to it.
+/// A user who replaces `new` by another kind of file or a link gets no mail there: the folder is opened without
+/// blocking and without following links, the mail is deferred, and no writer hangs.
 #[test]
 fn what_is_no_folder_is_not_waited_for() {
     let folder = tempfile::tempdir().expect("folder");
@@ -338,7 +338,7 @@ fn what_is_no_folder_is_not_waited_for() {
     let mail = outbound(&["a@example.org"], b"x\r\n");
     std::fs::remove_dir(&new).expect("removed");
     rustix::fs::mkfifoat(rustix::fs::CWD, &new, Mode::RUSR | Mode::WUSR).expect("a FIFO");
-    let (tell, told) = std::sync::mpsc::channel();
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
     let job = || job(&mail, folder.path());
     let at_fifo = job();
     std::thread::spawn(move || tell.send(at_fifo.deliver().is_err()));
@@ -351,14 +351,15 @@ fn what_is_no_folder_is_not_waited_for() {
     }
 }
 
-/// Writers that hang in one Maildir (a mount whose server is gone) keep their places in it and no others: who comes after
-/// them waits for a place there, and everybody else is delivered, another recipient of the same message too.
+/// Writers that hang in one Maildir (a mount whose server does not answer) keep only their places in that Maildir.
+/// Later deliveries there wait for a place; all other deliveries continue, including other recipients of the same
+/// message.
 #[tokio::test(start_paused = true)]
 async fn a_maildir_that_hangs_stops_nobody_else() {
-    /// Where the first writers hang until the test comes too, and their number.
-    static HANG: Barrier = Barrier::new(TOGETHER + 1);
+    /// Blocks the first writers until the test arrives, and counts the writers.
+    static HANG: Barrier = Barrier::new(MAILDIR_WRITERS_MAX + 1);
     static IN_IT: AtomicU64 = AtomicU64::new(0);
-    /// Lets them go on, also where the test fails.
+    /// Releases the writers, also if the test fails.
     struct Release;
     impl Drop for Release {
         fn drop(&mut self) {
@@ -367,26 +368,26 @@ async fn a_maildir_that_hangs_stops_nobody_else() {
     }
     let folder = tempfile::tempdir().expect("folder");
     let maildir = Arc::new(Maildir {
-        // No more than this is in the hands of the test: as good as an open that hangs.
+        // The test can block only this operation; an `open` that hangs has the same effect.
         disk: Disk {
             sync: |_| {
-                if IN_IT.fetch_add(1, Ordering::SeqCst) < TOGETHER as u64 {
+                if IN_IT.fetch_add(1, Ordering::SeqCst) < MAILDIR_WRITERS_MAX as u64 {
                     HANG.wait();
                 }
                 Ok(())
             },
             ..Disk::REAL
         },
-        writers: Arc::new(Semaphore::new(TOGETHER + 1)),
+        writers: Arc::new(Semaphore::new(MAILDIR_WRITERS_MAX + 1)),
         ..maildir(folder.path())
     });
     let minute = Duration::from_secs(60);
-    for _ in 0..2 * TOGETHER {
+    for _ in 0..2 * MAILDIR_WRITERS_MAX {
         let (maildir, mail) = (maildir.clone(), outbound(&["a@example.org"], b"x\r\n"));
         let deadline = Deadline::after(minute);
         tokio::spawn(async move { maildir.deliver(&mail, vec![0], deadline).await });
     }
-    while IN_IT.load(Ordering::SeqCst) < TOGETHER as u64 {
+    while IN_IT.load(Ordering::SeqCst) < MAILDIR_WRITERS_MAX as u64 {
         tokio::task::yield_now().await;
     }
     let release = Release;
@@ -401,7 +402,11 @@ async fn a_maildir_that_hangs_stops_nobody_else() {
     while maildir.writers.available_permits() < 1 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(files(&a).len(), TOGETHER, "nobody else has come in");
+    assert_eq!(
+        files(&a).len(),
+        MAILDIR_WRITERS_MAX,
+        "nobody else has come in"
+    );
     drop(release);
     let outcomes = delivery.await;
     assert!(
@@ -412,7 +417,7 @@ async fn a_maildir_that_hangs_stops_nobody_else() {
     );
 }
 
-/// One mailbox for everybody is a mistake in the template.
+/// A template without the local-part would give all recipients one mailbox, so it is rejected.
 #[test]
 fn a_template_needs_the_local_part() {
     assert!(matches!(

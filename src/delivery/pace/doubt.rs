@@ -1,24 +1,25 @@
-//! Whether trouble with contents is about messages or about the hop.
+//! Decides whether failures during content are about messages or about the hop.
 
 use crate::message::Party;
 
-/// Whose messages have failed in their content since the hop last took one.
+/// Parties whose messages have failed during content since the hop last took a message.
 ///
-/// A hop that answers EHLO, MAIL, RCPT and DATA and then breaks off, or wants to be left alone, may dislike that content and
-/// nothing else. The messages of one party have much in common; those of two have the hop.
+/// A hop that answers EHLO, MAIL, RCPT and DATA and then breaks off or throttles may object to this content only.
+/// Messages of one party have much in common; messages of two parties have only the hop in common.
 #[derive(Debug, Default)]
 pub(super) enum Doubt {
-    /// Nobody's.
+    /// No message has failed.
     #[default]
     None,
-    /// Of this party alone.
+    /// Messages of this party only.
     One(Party),
-    /// Of two at least.
+    /// Messages of at least two parties.
     Many,
 }
 
 impl Doubt {
-    /// One more has failed; true while one party alone is affected. Nobody in particular counts as others.
+    /// Records one more failure; true while only one party is affected. A failure without a party counts as one of a
+    /// second party.
     pub(super) fn add(&mut self, party: Option<&Party>) -> bool {
         *self = match (std::mem::take(self), party) {
             (Self::None, Some(party)) => Self::One(party.clone()),

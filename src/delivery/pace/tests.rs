@@ -1,4 +1,4 @@
-//! The laws of the pace, on made-up time: random histories, and a server that allows five messages a second.
+//! The laws of the pace on simulated time: random histories, and a server that allows five messages a second.
 
 use std::collections::VecDeque;
 
@@ -8,19 +8,19 @@ use rand::rngs::StdRng;
 
 use super::*;
 
-const STEP: Duration = Duration::from_millis(10);
+const SIMULATION_STEP: Duration = Duration::from_millis(10);
 
 fn rng() -> StdRng {
     StdRng::seed_from_u64(7)
 }
 
-fn tell(pace: &mut Pace, who: Who, sign: Sign, now: Instant) -> Option<Shift> {
+fn tell(pace: &mut Pace, who: Who, sign: HopSignal, now: Instant) -> Option<Shift> {
     let ticket = pace.ask(who, now).expect("a ticket");
     pace.ended(&ticket, sign, None, now, &mut rng())
 }
 
-/// Of a message that waits, and whose it is.
-fn tell_of(pace: &mut Pace, sign: Sign, number: usize, now: Instant) -> Option<Shift> {
+/// Delivers a stored message of party `number` with this signal.
+fn tell_of(pace: &mut Pace, sign: HopSignal, number: usize, now: Instant) -> Option<Shift> {
     let ticket = pace.ask(Who::Waiting, now).expect("a ticket");
     pace.ended(&ticket, sign, Some(&party(number)), now, &mut rng())
 }
@@ -29,10 +29,14 @@ fn party(number: usize) -> Party {
     Party::User(number.to_string().into())
 }
 
-/// What fails once the content is on its way.
-const AT_CONTENT: [Sign; 3] = [Sign::Broken, Sign::ThrottledAtEnd, Sign::LaterAtEnd];
+/// Signals of failures after the start of the content.
+const AT_CONTENT: [HopSignal; 3] = [
+    HopSignal::Broken,
+    HopSignal::ThrottledAtEnd,
+    HopSignal::LaterAtEnd,
+];
 
-/// The instant at which a message that waits may go, from `now` on.
+/// Time from `now` on at which a stored message may go out.
 fn opens(pace: &Pace, now: Instant) -> Instant {
     match pace.room(1, now) {
         (0, until) => until.expect("time alone decides"),
@@ -43,13 +47,13 @@ fn opens(pace: &Pace, now: Instant) -> Instant {
 fn dead(now: Instant) -> Pace {
     let mut pace = Pace::new(20);
     for _ in 0..5 {
-        tell(&mut pace, Who::Fresh, Sign::Unreachable, now);
+        tell(&mut pace, Who::Fresh, HopSignal::Unreachable, now);
     }
-    assert_eq!(pace.view(now).state, State::Dead);
+    assert_eq!(pace.view(now).state, PaceState::Dead);
     pace
 }
 
-/// A hop that was never in trouble costs nothing: everything goes out, whatever it answers about messages.
+/// A hop without trouble is free: every message goes out, independent of replies about single messages.
 #[test]
 fn a_hop_without_trouble_is_free() {
     let (mut pace, now) = (Pace::new(1), Instant::now());
@@ -57,12 +61,13 @@ fn a_hop_without_trouble_is_free() {
         pace.ask(Who::Fresh, now).expect("free");
     }
     for _ in 0..1000 {
-        assert_eq!(tell(&mut pace, Who::Fresh, Sign::Fine, now), None);
+        assert_eq!(tell(&mut pace, Who::Fresh, HopSignal::Fine, now), None);
     }
     assert_eq!(pace.room(77, now), (77, None));
 }
 
-/// A throttling reply stops everything for a moment; then one goes, and only when that is taken do others.
+/// A throttling reply stops all mail for a pause. Then one message goes out, and the others follow only after it was
+/// taken.
 #[test]
 fn after_a_throttling_reply_one_goes_first() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
@@ -70,59 +75,67 @@ fn after_a_throttling_reply_one_goes_first() {
         .map(|_| pace.ask(Who::Fresh, now).expect("free"))
         .collect();
     for (at, ticket) in under_way.iter().enumerate() {
-        let shift = pace.ended(ticket, Sign::Throttled, None, now, &mut rng());
-        let first = matches!(shift, Some(Shift::Paced(rate)) if rate == SLOWEST);
+        let shift = pace.ended(ticket, HopSignal::Throttled, None, now, &mut rng());
+        let first = matches!(shift, Some(Shift::Paced(rate)) if rate == RATE_MIN);
         assert_eq!(first, at == 0, "one refusal, however many were under way");
     }
     let refused = pace.ask(Who::Waiting, now).expect_err("a pause");
     assert_eq!(refused.why, Why::Paced);
     let after = refused.until.expect("the end of the pause");
-    assert!((PAUSE / 2..=PAUSE).contains(&(after - now)));
+    assert!((PAUSE_INITIAL / 2..=PAUSE_INITIAL).contains(&(after - now)));
     let trial = pace.ask(Who::Waiting, after).expect("the pause is over");
     let later = after + Duration::from_secs(60);
     assert_eq!(pace.room(9, later).0, 0, "its answer is waited for");
-    pace.ended(&trial, Sign::Fine, None, later, &mut rng());
+    pace.ended(&trial, HopSignal::Fine, None, later, &mut rng());
     assert_eq!(pace.room(9, later).0, 1);
 }
 
-/// Refusals of one second are one: each of them pauses, and the rate is cut once. A second later it is cut again.
+/// Refusals within one second cut the rate once, and each of them causes a pause. A second later the rate is cut again.
 #[test]
 fn the_rate_is_cut_once_a_second() {
     let (mut pace, start) = (Pace::new(20), Instant::now());
     for _ in 0..500 {
-        tell(&mut pace, Who::Fresh, Sign::Fine, start);
+        tell(&mut pace, Who::Fresh, HopSignal::Fine, start);
     }
-    let Some(Shift::Paced(rate)) = tell(&mut pace, Who::Fresh, Sign::Throttled, start) else {
+    let Some(Shift::Paced(rate)) = tell(&mut pace, Who::Fresh, HopSignal::Throttled, start) else {
         panic!("not paced");
     };
-    assert!(rate > 10.0 * SLOWEST, "{rate}");
+    assert!(rate > 10.0 * RATE_MIN, "{rate}");
     let soon = opens(&pace, start);
-    assert!(soon < start + CUT_EVERY);
-    assert_eq!(tell(&mut pace, Who::Waiting, Sign::Throttled, soon), None);
+    assert!(soon < start + RATE_CUT_INTERVAL);
+    assert_eq!(
+        tell(&mut pace, Who::Waiting, HopSignal::Throttled, soon),
+        None
+    );
     assert_eq!(pace.view(soon).rate, Some(rate));
     assert!(pace.view(soon).until.is_some(), "but it pauses");
-    let later = opens(&pace, soon).max(start + CUT_EVERY);
-    let shift = tell(&mut pace, Who::Waiting, Sign::Throttled, later);
-    assert_eq!(shift, Some(Shift::Cut(CUT * rate)));
+    let later = opens(&pace, soon).max(start + RATE_CUT_INTERVAL);
+    let shift = tell(&mut pace, Who::Waiting, HopSignal::Throttled, later);
+    assert_eq!(shift, Some(Shift::Cut(RATE_CUT_FACTOR * rate)));
 }
 
-/// A reply that may be about the message says something about the hop only when most messages get it.
+/// A deferral that may be about the message counts for the hop only if a large share of the messages is deferred.
 #[test]
 fn one_message_put_off_says_nothing_about_the_hop() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
-    for sign in [Sign::Later, Sign::Later, Sign::Fine, Sign::Later] {
+    for sign in [
+        HopSignal::Later,
+        HopSignal::Later,
+        HopSignal::Fine,
+        HopSignal::Later,
+    ] {
         assert_eq!(tell(&mut pace, Who::Fresh, sign, now), None);
     }
     let mut put_off = 0;
-    while pace.view(now).state == State::Free {
-        tell(&mut pace, Who::Fresh, Sign::Later, now);
+    while pace.view(now).state == PaceState::Free {
+        tell(&mut pace, Who::Fresh, HopSignal::Later, now);
         put_off += 1;
     }
     assert!((2..=6).contains(&put_off), "{put_off}");
 }
 
-/// Refusals in a row double the pause up to a minute, and never stop the mail for good. Chance takes a part of each, so that
-/// relays that were refused together do not come back together.
+/// Consecutive refusals double the pause up to a minute and never stop the mail for good. Jitter shortens each pause,
+/// so that relays that were refused together do not return together.
 #[test]
 fn pauses_double_up_to_a_minute() {
     let (mut pace, mut now) = (Pace::new(20), Instant::now());
@@ -130,10 +143,12 @@ fn pauses_double_up_to_a_minute() {
     let mut rng = rng();
     for streak in 0..40 {
         let ticket = pace.ask(Who::Waiting, now).expect("a ticket");
-        pace.ended(&ticket, Sign::Throttled, None, now, &mut rng);
+        pace.ended(&ticket, HopSignal::Throttled, None, now, &mut rng);
         let until = pace.view(now).until.expect("a pause");
         let pause = until - now;
-        let whole = PAUSE.saturating_mul(1 << streak.min(16)).min(LONGEST_PAUSE);
+        let whole = PAUSE_INITIAL
+            .saturating_mul(1 << streak.min(16))
+            .min(PAUSE_MAX);
         assert!((whole / 2..=whole).contains(&pause), "{streak}: {pause:?}");
         longest = longest.max(pause);
         shares.push(pause.div_duration_f64(whole));
@@ -141,16 +156,16 @@ fn pauses_double_up_to_a_minute() {
     }
     let differ = shares.windows(2).filter(|two| two[0] != two[1]).count();
     assert!(differ > 30, "{shares:?}");
-    assert!(longest > LONGEST_PAUSE / 2);
-    assert_eq!(pace.view(now).rate, Some(SLOWEST));
+    assert!(longest > PAUSE_MAX / 2);
+    assert_eq!(pace.view(now).rate, Some(RATE_MIN));
 }
 
-/// While there is a rate, what has waited goes before what has just come; else fresh mail could starve it.
+/// While the hop has a rate, stored messages go before fresh ones; otherwise fresh mail could starve them.
 #[test]
 fn what_waits_goes_first() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
-    tell(&mut pace, Who::Fresh, Sign::Throttled, now);
-    let later = now + PAUSE;
+    tell(&mut pace, Who::Fresh, HopSignal::Throttled, now);
+    let later = now + PAUSE_INITIAL;
     pace.waits(true);
     pace.ask(Who::Fresh, later).expect_err("others wait");
     assert_eq!(
@@ -162,21 +177,29 @@ fn what_waits_goes_first() {
     pace.ask(Who::Fresh, later).expect("nobody waits");
 }
 
-/// A cohort of failures in a row makes a hop dead; one success in between does not.
+/// A cohort of consecutive failures marks a hop as dead; one success in between prevents that.
 #[test]
 fn failures_in_a_row_make_a_hop_dead() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
-    for sign in [Sign::Broken, Sign::Unreachable, Sign::Fine, Sign::Broken] {
+    for sign in [
+        HopSignal::Broken,
+        HopSignal::Unreachable,
+        HopSignal::Fine,
+        HopSignal::Broken,
+    ] {
         assert_eq!(tell(&mut pace, Who::Fresh, sign, now), None);
     }
     for _ in 0..3 {
-        assert_eq!(tell(&mut pace, Who::Fresh, Sign::Unreachable, now), None);
+        assert_eq!(
+            tell(&mut pace, Who::Fresh, HopSignal::Unreachable, now),
+            None
+        );
     }
-    let shift = tell(&mut pace, Who::Fresh, Sign::Unreachable, now);
+    let shift = tell(&mut pace, Who::Fresh, HopSignal::Unreachable, now);
     assert_eq!(shift, Some(Shift::Dead));
 }
 
-/// A dead hop is probed by one message that waits, never by one whose sender waits; the waits between probes double up to a
+/// A stored message probes a dead hop, never a fresh one whose sender waits. The waits between probes double up to a
 /// minute, and a nudge ends the wait.
 #[test]
 fn a_dead_hop_is_probed_by_one() {
@@ -185,73 +208,75 @@ fn a_dead_hop_is_probed_by_one() {
     let mut now = start;
     for probes in 0..12 {
         let at = opens(&pace, now);
-        let whole = PROBE.saturating_mul(1 << probes).min(LONGEST_PROBE);
+        let whole = PROBE_WAIT_INITIAL
+            .saturating_mul(1 << probes)
+            .min(PROBE_WAIT_MAX);
         assert!((whole.mul_f64(0.75)..=whole).contains(&(at - now)));
         pace.ask(Who::Fresh, at).expect_err("its sender waits");
         pace.ask(Who::Waiting, now).expect_err("too early");
         let probe = pace.ask(Who::Waiting, at).expect("a probe");
         pace.ask(Who::Waiting, at).expect_err("one at a time");
         assert_eq!(pace.room(9, at), (0, None));
-        pace.ended(&probe, Sign::Unreachable, None, at, &mut rng());
+        pace.ended(&probe, HopSignal::Unreachable, None, at, &mut rng());
         now = at;
     }
     pace.nudge(now);
     assert_eq!(pace.room(9, now).0, 1);
 }
 
-/// A probe that is answered, well or not, brings the hop back, slowly.
+/// A probe that is answered, positively or negatively, brings the hop back, at first in a small window.
 #[test]
 fn a_probe_that_is_answered_brings_the_hop_back() {
     let start = Instant::now();
     let now = start + Duration::from_secs(100);
     let mut pace = dead(start);
-    let shift = tell(&mut pace, Who::Waiting, Sign::Fine, now);
+    let shift = tell(&mut pace, Who::Waiting, HopSignal::Fine, now);
     assert_eq!(shift, Some(Shift::Alive(now - start)));
-    assert_eq!(pace.room(99, now).0, WINDOW as usize);
+    assert_eq!(pace.room(99, now).0, WINDOW_INITIAL as usize);
     let mut successes = 0;
-    while pace.view(now).state != State::Free {
-        tell(&mut pace, Who::Fresh, Sign::Fine, now);
+    while pace.view(now).state != PaceState::Free {
+        tell(&mut pace, Who::Fresh, HopSignal::Fine, now);
         successes += 1;
     }
     assert!((100..300).contains(&successes), "{successes}");
 
     let mut pace = dead(start);
-    let shift = tell(&mut pace, Who::Waiting, Sign::Throttled, now);
-    assert_eq!(shift, Some(Shift::Paced(SLOWEST)));
+    let shift = tell(&mut pace, Who::Waiting, HopSignal::Throttled, now);
+    assert_eq!(shift, Some(Shift::Paced(RATE_MIN)));
 }
 
-/// A probe whose delivery was dropped, or never came to a connection, is made again; none is lost.
+/// A probe that was dropped, or got no connection, is repeated; no probe is lost.
 #[test]
 fn a_probe_that_tells_nothing_is_made_again() {
-    for sign in [Sign::Unknown, Sign::Busy] {
+    for sign in [HopSignal::Unknown, HopSignal::Busy] {
         let start = Instant::now();
         let mut pace = dead(start);
         let at = opens(&pace, start);
         let probe = pace.ask(Who::Waiting, at).expect("a probe");
         pace.ended(&probe, sign, None, at, &mut rng());
         let again = opens(&pace, at);
-        assert_eq!(again - at, PROBE);
+        assert_eq!(again - at, PROBE_WAIT_INITIAL);
         pace.ask(Who::Waiting, again).expect("the next probe");
     }
 }
 
-/// Where deliveries have waited in vain for a connection, fresh mail does not wait for one, and what is stored still may.
+/// While deliveries have recently failed to get a connection, fresh mail does not wait for one; stored mail may wait.
 #[test]
 fn fresh_mail_does_not_queue_for_busy_connections() {
     let (mut pace, now) = (Pace::new(2), Instant::now());
     let tickets: Vec<Ticket> = (0..3)
         .map(|_| pace.ask(Who::Fresh, now).expect("free"))
         .collect();
-    pace.ended(&tickets[2], Sign::Busy, None, now, &mut rng());
+    pace.ended(&tickets[2], HopSignal::Busy, None, now, &mut rng());
     let refused = pace.ask(Who::Fresh, now).expect_err("both are in use");
     assert_eq!(refused, Refusal::new(Why::Busy, None));
     let waiting = pace.ask(Who::Waiting, now).expect("its turn");
-    pace.ended(&waiting, Sign::Unknown, None, now, &mut rng());
-    pace.ended(&tickets[1], Sign::Fine, None, now, &mut rng());
+    pace.ended(&waiting, HopSignal::Unknown, None, now, &mut rng());
+    pace.ended(&tickets[1], HopSignal::Fine, None, now, &mut rng());
     pace.ask(Who::Fresh, now).expect("one is free");
 }
 
-/// However much of one sender's mail fails in its content, it says nothing about the hop: everybody's mail goes out.
+/// Any number of content failures of one sender's mail says nothing about the hop: all mail continues.
 #[test]
 fn one_senders_contents_say_nothing_about_the_hop() {
     for sign in AT_CONTENT {
@@ -260,26 +285,26 @@ fn one_senders_contents_say_nothing_about_the_hop() {
             assert_eq!(tell_of(&mut pace, sign, 1, now), None, "{sign:?}");
         }
         assert_eq!(pace.room(77, now), (77, None), "{sign:?}");
-        tell(&mut pace, Who::Fresh, Sign::Fine, now);
+        tell(&mut pace, Who::Fresh, HopSignal::Fine, now);
         for number in [1, 1, 1, 1] {
             assert_eq!(tell_of(&mut pace, sign, number, now), None, "{sign:?}");
         }
     }
 }
 
-/// While there is a rate for another reason, what one sender's contents get for an answer neither pauses nor cuts it.
+/// While a hop has a rate for another reason, replies to one sender's content neither pause nor cut it.
 #[test]
 fn one_senders_contents_do_not_slow_a_paced_hop_down() {
     for sign in AT_CONTENT {
         let (mut pace, start) = (Pace::new(20), Instant::now());
         for _ in 0..500 {
-            tell(&mut pace, Who::Fresh, Sign::Fine, start);
+            tell(&mut pace, Who::Fresh, HopSignal::Fine, start);
         }
-        tell(&mut pace, Who::Fresh, Sign::Throttled, start);
+        tell(&mut pace, Who::Fresh, HopSignal::Throttled, start);
         let mut now = start;
         let rate = pace.view(now).rate;
         for _ in 0..80 {
-            // A nanosecond may be lost in rounding.
+            // Rounding may lose a nanosecond.
             now = opens(&pace, now) + Duration::from_millis(1);
             assert_eq!(tell_of(&mut pace, sign, 1, now), None, "{sign:?}");
             assert_eq!(pace.view(now).until, None, "{sign:?}: no pause");
@@ -289,50 +314,54 @@ fn one_senders_contents_do_not_slow_a_paced_hop_down() {
     }
 }
 
-/// A hop that breaks off in the content of two senders' messages, and takes none between, is dead as it always was; and one
-/// that takes one begins anew.
+/// A hop that breaks off during the content of two senders' messages and takes none in between is dead. A hop that
+/// takes one starts again with a clean record.
 #[test]
 fn a_hop_that_breaks_everybodys_content_is_dead() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
     let mut tries = 0..100;
-    let dead = tries.find(|at| tell_of(&mut pace, Sign::Broken, at % 2, now).is_some());
-    assert_eq!(dead, Some(WINDOW as usize), "a cohort after the first");
-    assert_eq!(pace.view(now).state, State::Dead);
+    let dead = tries.find(|at| tell_of(&mut pace, HopSignal::Broken, at % 2, now).is_some());
+    assert_eq!(
+        dead,
+        Some(WINDOW_INITIAL as usize),
+        "a cohort after the first"
+    );
+    assert_eq!(pace.view(now).state, PaceState::Dead);
 
     let mut pace = Pace::new(20);
     for at in 0..100 {
-        assert_eq!(tell_of(&mut pace, Sign::Broken, at % 2, now), None);
+        assert_eq!(tell_of(&mut pace, HopSignal::Broken, at % 2, now), None);
         if at % 5 == 4 {
-            tell(&mut pace, Who::Fresh, Sign::Fine, now);
+            tell(&mut pace, Who::Fresh, HopSignal::Fine, now);
         }
     }
 }
 
-/// The same for one that wants to be left alone: it is paced when the second sender's message is told so.
+/// The same for a hop that throttles in reply to the content: the second sender's message starts the pacing.
 #[test]
 fn a_hop_that_throttles_everybodys_content_is_paced() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
-    assert_eq!(tell_of(&mut pace, Sign::ThrottledAtEnd, 1, now), None);
-    let shift = tell_of(&mut pace, Sign::ThrottledAtEnd, 2, now);
-    assert_eq!(shift, Some(Shift::Paced(SLOWEST)));
+    assert_eq!(tell_of(&mut pace, HopSignal::ThrottledAtEnd, 1, now), None);
+    let shift = tell_of(&mut pace, HopSignal::ThrottledAtEnd, 2, now);
+    assert_eq!(shift, Some(Shift::Paced(RATE_MIN)));
     assert!(pace.view(now).until.is_some(), "it pauses");
 
     let mut pace = Pace::new(20);
-    let mut later = (0..9).map(|at| tell_of(&mut pace, Sign::LaterAtEnd, at, now));
-    assert!(later.any(|shift| shift == Some(Shift::Paced(SLOWEST))));
+    let mut later = (0..9).map(|at| tell_of(&mut pace, HopSignal::LaterAtEnd, at, now));
+    assert!(later.any(|shift| shift == Some(Shift::Paced(RATE_MIN))));
 
     let mut pace = Pace::new(20);
     for number in 0..100 {
-        let shift = tell_of(&mut pace, Sign::ThrottledAtEnd, number, now);
+        let shift = tell_of(&mut pace, HopSignal::ThrottledAtEnd, number, now);
         assert_eq!(shift, None, "one was taken between");
-        tell(&mut pace, Who::Fresh, Sign::Fine, now);
+        tell(&mut pace, Who::Fresh, HopSignal::Fine, now);
     }
 }
 
-/// A probe that is told something in answer to its content has been answered: the hop is back, at the rate that was known.
+/// A probe that gets a reply to its content was answered: the hop is back, at the rate known before.
 #[test]
 fn an_answer_to_a_content_brings_the_hop_back() {
-    for sign in [Sign::ThrottledAtEnd, Sign::LaterAtEnd] {
+    for sign in [HopSignal::ThrottledAtEnd, HopSignal::LaterAtEnd] {
         let start = Instant::now();
         let now = start + Duration::from_secs(100);
         let mut pace = dead(start);
@@ -341,21 +370,29 @@ fn an_answer_to_a_content_brings_the_hop_back() {
     }
 }
 
-/// A flood of messages whose content the hop breaks off in or throttles, of two senders or of a hundred, in the queue before a
-/// good one: that comes to its turn after one try for each of them, and not after a pause for each.
+/// A flood of messages whose content the hop breaks off or throttles, from two or a hundred senders, is queued before a
+/// good message. The good message waits for one attempt of each, not for a pause after each.
 #[test]
 fn a_flood_of_bad_contents_costs_a_session_each() {
-    const FLOOD: usize = 100;
+    const FLOOD_MESSAGES: usize = 100;
     for (sign, senders, at_most) in [
-        (Sign::Broken, 2, Duration::from_secs(5)),
-        (Sign::Broken, FLOOD, Duration::from_secs(5)),
-        (Sign::ThrottledAtEnd, 1, Duration::ZERO),
-        (Sign::ThrottledAtEnd, 2, CONTENT_PAUSE * FLOOD as u32),
-        (Sign::ThrottledAtEnd, FLOOD, CONTENT_PAUSE * FLOOD as u32),
+        (HopSignal::Broken, 2, Duration::from_secs(5)),
+        (HopSignal::Broken, FLOOD_MESSAGES, Duration::from_secs(5)),
+        (HopSignal::ThrottledAtEnd, 1, Duration::ZERO),
+        (
+            HopSignal::ThrottledAtEnd,
+            2,
+            CONTENT_PAUSE_MAX * FLOOD_MESSAGES as u32,
+        ),
+        (
+            HopSignal::ThrottledAtEnd,
+            FLOOD_MESSAGES,
+            CONTENT_PAUSE_MAX * FLOOD_MESSAGES as u32,
+        ),
     ] {
         let (mut pace, start) = (Pace::new(20), Instant::now());
         let mut now = start;
-        for at in 0..FLOOD {
+        for at in 0..FLOOD_MESSAGES {
             now = opens(&pace, now);
             tell_of(&mut pace, sign, at % senders, now);
         }
@@ -365,8 +402,8 @@ fn a_flood_of_bad_contents_costs_a_session_each() {
     }
 }
 
-/// A hop that was dead, takes sessions again and breaks off in every content gets so many probes in a row, one after the other,
-/// and waits of up to a minute between.
+/// A dead hop that accepts sessions again and breaks off during every content gets a bounded number of consecutive
+/// probes, with waits of up to a minute in between.
 #[test]
 fn a_dead_hop_that_breaks_all_contents_is_not_sent_a_whole_queue() {
     let start = Instant::now();
@@ -378,8 +415,14 @@ fn a_dead_hop_that_breaks_all_contents_is_not_sent_a_whole_queue() {
         now = at;
         let probe = pace.ask(Who::Waiting, now).expect("a probe");
         pace.ask(Who::Waiting, now).expect_err("one at a time");
-        pace.ended(&probe, Sign::Broken, Some(&party(probes)), now, &mut rng());
-        assert_eq!(pace.view(now).state, State::Dead);
+        pace.ended(
+            &probe,
+            HopSignal::Broken,
+            Some(&party(probes)),
+            now,
+            &mut rng(),
+        );
+        assert_eq!(pace.view(now).state, PaceState::Dead);
         probes += 1;
     }
     println!("{probes} probes, {waits} waits");
@@ -387,30 +430,31 @@ fn a_dead_hop_that_breaks_all_contents_is_not_sent_a_whole_queue() {
     assert!(probes <= waits as usize * 60, "{probes}");
 }
 
-/// A server, and the mail for it.
+/// A simulated server and the mail for it.
 struct Server<F> {
-    /// Messages a second that it allows; five at once.
+    /// Messages a second that the server allows, with a burst of five.
     allowed: F,
-    /// What it says to others.
-    says: Sign,
-    /// What it says to a part of the mail at any rate, and how large the part is.
-    choosy: (Sign, f64),
-    /// Messages a second that come in.
+    /// Signal for messages above that rate.
+    says: HopSignal,
+    /// Signal for a part of the mail at any rate, and the size of that part.
+    choosy: (HopSignal, f64),
+    /// Messages a second that arrive.
     demand: f64,
 }
 
-/// What became of it.
+/// Result of a simulation.
 struct Seen {
     taken: u32,
     refused: u32,
-    /// What waits although the server would take it.
+    /// Messages that wait.
     backlog: u32,
     pace: Pace,
     now: Instant,
 }
 
 impl<F: Fn(Duration) -> f64> Server<F> {
-    /// Fresh mail goes out if it may and waits otherwise; what waits goes as the pace lets it. Every delivery takes 50 ms.
+    /// Fresh mail goes out if the pace allows it and waits otherwise; stored mail goes as the pace allows it. Every
+    /// delivery takes 50 ms.
     fn serve(&self, time: Duration) -> Seen {
         let (start, mut rng) = (Instant::now(), rng());
         let mut seen = Seen {
@@ -420,16 +464,16 @@ impl<F: Fn(Duration) -> f64> Server<F> {
             pace: Pace::new(20),
             now: start,
         };
-        let mut under_way: VecDeque<(Instant, Ticket, Sign)> = VecDeque::new();
+        let mut under_way: VecDeque<(Instant, Ticket, HopSignal)> = VecDeque::new();
         let (mut tokens, mut arrived) = (5.0_f64, 0.0);
         while seen.now - start < time {
             let now = seen.now;
-            let more = (self.allowed)(now - start) * STEP.as_secs_f64();
+            let more = (self.allowed)(now - start) * SIMULATION_STEP.as_secs_f64();
             tokens = (tokens + more).min(more.max(5.0));
             while under_way.front().is_some_and(|(end, ..)| *end <= now) {
                 let (_, ticket, sign) = under_way.pop_front().expect("the front");
                 seen.pace.ended(&ticket, sign, None, now, &mut rng);
-                seen.taken += u32::from(sign == Sign::Fine);
+                seen.taken += u32::from(sign == HopSignal::Fine);
                 seen.refused += u32::from(sign == self.says);
                 seen.backlog += u32::from(sign == self.says);
             }
@@ -438,11 +482,11 @@ impl<F: Fn(Duration) -> f64> Server<F> {
                     self.choosy.0
                 } else if tokens >= 1.0 {
                     tokens -= 1.0;
-                    Sign::Fine
+                    HopSignal::Fine
                 } else {
                     self.says
                 };
-                under_way.push_back((now + STEP * 5, ticket, sign));
+                under_way.push_back((now + SIMULATION_STEP * 5, ticket, sign));
             };
             let room = seen.pace.room(seen.backlog.min(16) as usize, now).0;
             for _ in 0..room {
@@ -450,7 +494,7 @@ impl<F: Fn(Duration) -> f64> Server<F> {
                 seen.backlog -= 1;
             }
             seen.pace.waits(seen.backlog > 0);
-            arrived += self.demand * STEP.as_secs_f64();
+            arrived += self.demand * SIMULATION_STEP.as_secs_f64();
             while arrived >= 1.0 {
                 arrived -= 1.0;
                 match seen.pace.ask(Who::Fresh, now) {
@@ -458,21 +502,21 @@ impl<F: Fn(Duration) -> f64> Server<F> {
                     Err(_) => seen.backlog += 1,
                 }
             }
-            seen.now += STEP;
+            seen.now += SIMULATION_STEP;
         }
         seen
     }
 }
 
-/// A server that allows five a second and is sent twenty: at most one refusal for ten messages taken, and at least three
-/// quarters of what it allows is used, whether its replies say that it throttles or not.
+/// A server that allows 5 messages/s receives 20 messages/s: at most one refusal for ten messages taken, and at least
+/// three quarters of the allowed rate is used, whether or not its replies name throttling.
 #[test]
 fn refusals_are_few_and_what_is_allowed_is_used() {
-    for says in [Sign::Throttled, Sign::Later] {
+    for says in [HopSignal::Throttled, HopSignal::Later] {
         let server = Server {
             allowed: |_| 5.0,
             says,
-            choosy: (Sign::Unknown, 0.0),
+            choosy: (HopSignal::Unknown, 0.0),
             demand: 20.0,
         };
         let seen = server.serve(Duration::from_secs(600));
@@ -483,29 +527,29 @@ fn refusals_are_few_and_what_is_allowed_is_used() {
     }
 }
 
-/// When the server allows everything again, the backlog goes and the hop is free, without anybody's doing.
+/// When the server allows everything again, the backlog drains and the hop becomes free without intervention.
 #[test]
 fn the_backlog_goes_when_the_server_allows_it() {
     let slow = Duration::from_secs(120);
     let server = Server {
         allowed: |at| if at < slow { 5.0 } else { 5000.0 },
-        says: Sign::Throttled,
-        choosy: (Sign::Unknown, 0.0),
+        says: HopSignal::Throttled,
+        choosy: (HopSignal::Unknown, 0.0),
         demand: 20.0,
     };
     let seen = server.serve(Duration::from_secs(300));
     assert_eq!(seen.backlog, 0);
-    assert_eq!(seen.pace.view(seen.now).state, State::Free);
+    assert_eq!(seen.pace.view(seen.now).state, PaceState::Free);
 }
 
-/// A server that puts off a part of the mail, at any rate, is no server that throttles: the rest of the mail goes on.
+/// A server that defers a part of the mail at any rate does not throttle: the rest of the mail continues.
 #[test]
 fn refusals_of_single_messages_slow_nobody_down() {
     for part in [0.02, 0.1, 0.3] {
         let server = Server {
             allowed: |_| 5000.0,
-            says: Sign::Throttled,
-            choosy: (Sign::Later, part),
+            says: HopSignal::Throttled,
+            choosy: (HopSignal::Later, part),
             demand: 40.0,
         };
         let seen = server.serve(Duration::from_secs(1200));
@@ -522,7 +566,7 @@ fn refusals_of_single_messages_slow_nobody_down() {
 #[derive(Debug, Clone)]
 enum Act {
     Ask(bool),
-    End(usize, Sign, usize),
+    End(usize, HopSignal, usize),
     Pass(u64),
     Waits(bool),
     Nudge,
@@ -530,15 +574,15 @@ enum Act {
 
 fn act() -> impl Strategy<Value = Act> {
     let sign = prop_oneof![
-        Just(Sign::Fine),
-        Just(Sign::Throttled),
-        Just(Sign::Later),
-        Just(Sign::Unreachable),
-        Just(Sign::ThrottledAtEnd),
-        Just(Sign::LaterAtEnd),
-        Just(Sign::Broken),
-        Just(Sign::Busy),
-        Just(Sign::Unknown),
+        Just(HopSignal::Fine),
+        Just(HopSignal::Throttled),
+        Just(HopSignal::Later),
+        Just(HopSignal::Unreachable),
+        Just(HopSignal::ThrottledAtEnd),
+        Just(HopSignal::LaterAtEnd),
+        Just(HopSignal::Broken),
+        Just(HopSignal::Busy),
+        Just(HopSignal::Unknown),
     ];
     prop_oneof![
         4 => any::<bool>().prop_map(Act::Ask),
@@ -550,8 +594,8 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    /// Whatever happens: the rate stays within its limits, a dead hop has one probe at most, what `room` promises is
-    /// given, and no history ends in a hop that nothing goes to any more.
+    /// After any history: the rate stays within its limits, a dead hop has at most one probe, `room` keeps its promise,
+    /// and the hop can always take mail again.
     #[test]
     fn no_history_breaks_the_pace(acts in prop::collection::vec(act(), 1..300)) {
         let (mut pace, mut now, mut rng) = (Pace::new(20), Instant::now(), rng());
@@ -566,7 +610,7 @@ proptest! {
                         prop_assert_eq!(asked.is_ok(), room == 1);
                     }
                     if let Ok(ticket) = asked {
-                        let dead = pace.view(now).state == State::Dead;
+                        let dead = pace.view(now).state == PaceState::Dead;
                         let earlier = open.iter().any(|open| open.epoch == ticket.epoch);
                         prop_assert!(!(dead && earlier), "two probes");
                         open.push(ticket);
@@ -583,22 +627,22 @@ proptest! {
             }
             let view = pace.view(now);
             if let Some(rate) = view.rate {
-                prop_assert!((SLOWEST..FASTEST).contains(&rate), "{}", rate);
+                prop_assert!((RATE_MIN..RATE_MAX).contains(&rate), "{}", rate);
             }
             prop_assert!(view.window.is_none_or(|window| (1..=20).contains(&window)));
         }
         for ticket in open.drain(..) {
-            pace.ended(&ticket, Sign::Unknown, None, now, &mut rng);
+            pace.ended(&ticket, HopSignal::Unknown, None, now, &mut rng);
         }
         prop_assert_eq!(pace.in_flight, 0);
-        now += LONGEST_PROBE.max(LONGEST_PAUSE);
+        now += PROBE_WAIT_MAX.max(PAUSE_MAX);
         prop_assert_eq!(pace.room(1, now).0, 1, "{:?}", pace);
     }
 
-    /// Never more than the rate and one burst: over any time, however eagerly it is asked.
+    /// Over any interval, the mail that goes out stays within the rate and one burst, however often it is requested.
     #[test]
     fn no_more_goes_out_than_the_rate_and_a_burst(
-        rate in SLOWEST..200.0,
+        rate in RATE_MIN..200.0,
         waits in prop::collection::vec(0..400_u64, 1..200),
     ) {
         let (mut pace, start) = (Pace::new(10_000), Instant::now());
@@ -616,7 +660,7 @@ proptest! {
             prop_assert!(given == room || given + 1 == room, "{} of {}", given, room);
             now += Duration::from_millis(wait);
         }
-        let burst = 1.0 + BURST * rate;
+        let burst = 1.0 + BURST_SECONDS * rate;
         for (at, first) in sent.iter().enumerate() {
             for (count, last) in sent[at..].iter().enumerate() {
                 let allowed = burst + rate * (*last - *first).as_secs_f64();

@@ -96,7 +96,10 @@ async fn a_throttling_next_hop_costs_one_attempt_and_the_other_nothing() {
     let [slow, well] = &delivery.status()[..] else {
         panic!("two next hops");
     };
-    assert_eq!((slow.state, well.state), (State::Paced, State::Free));
+    assert_eq!(
+        (slow.state, well.state),
+        (PaceState::Paced, PaceState::Free)
+    );
     assert_eq!(well.said, None);
     assert!(slow.to_string().contains("slow down"), "{slow}");
 }
@@ -127,7 +130,7 @@ async fn one_throttled_recipient_does_not_throttle_the_next_hop() {
         panic!("{outcomes:?}");
     };
     assert!(!throttled.held_back, "its own time comes");
-    assert_eq!(delivery.status()[0].state, State::Free);
+    assert_eq!(delivery.status()[0].state, PaceState::Free);
 }
 
 /// A next hop that cannot be reached is tried by a handful of messages, not by every one: none of the others waits for a
@@ -149,7 +152,7 @@ async fn a_dead_next_hop_is_tried_by_a_handful() {
         tried += usize::from(!answer.text.contains("does not work"));
     }
     assert_eq!(tried, 5);
-    assert_eq!(delivery.status()[0].state, State::Dead);
+    assert_eq!(delivery.status()[0].state, PaceState::Dead);
     assert_eq!(delivery.room("hop", 9).0, 0);
     assert!(delivery.turn("hop").is_err());
     let [incident] = &delivery.incidents()[..] else {
@@ -174,7 +177,7 @@ async fn the_pace_outlives_a_reload() {
         ..settings.clone()
     };
     let same = Delivery::new(vec![patient], Some(&before)).expect("a next hop");
-    assert_eq!(same.status()[0].state, State::Paced);
+    assert_eq!(same.status()[0].state, PaceState::Paced);
     let mut server = hop(std::slice::from_ref(&slow.address));
     server.pace = false;
     let other = Settings {
@@ -186,7 +189,7 @@ async fn the_pace_outlives_a_reload() {
         let outcomes = other.deliver(&mail, soon()).await;
         assert!(!outcomes[0].answer().held_back);
     }
-    assert_eq!(other.status()[0].state, State::Free);
+    assert_eq!(other.status()[0].state, PaceState::Free);
     assert_eq!(slow.attempts(), 10);
 }
 
@@ -271,7 +274,7 @@ async fn contents_that_a_next_hop_dislikes_stop_nobody_elses_mail() {
             };
             assert!(!answer.held_back, "{}", answer.text);
         }
-        assert_eq!(delivery.status()[0].state, State::Free);
+        assert_eq!(delivery.status()[0].state, PaceState::Free);
         let outcomes = delivery.deliver(&mail_of("good@x", b"x\r\n"), soon()).await;
         assert!(matches!(outcomes[..], [Outcome::Delivered(_)]));
         assert_eq!(delivery.incidents(), []);
@@ -286,7 +289,7 @@ async fn a_next_hop_that_breaks_off_whoever_sends_is_dead() {
     for sender in ["a@x", "b@x", "c@x", "a@x", "b@x", "c@x"] {
         delivery.deliver(&mail_of(sender, b"bad\r\n"), soon()).await;
     }
-    assert_eq!(delivery.status()[0].state, State::Dead);
+    assert_eq!(delivery.status()[0].state, PaceState::Dead);
     delivery.nudge();
     for _ in 0..3 {
         let turn = delivery.turn("hop").expect("a probe");
@@ -297,7 +300,7 @@ async fn a_next_hop_that_breaks_off_whoever_sends_is_dead() {
     let turn = delivery.turn("hop").expect("a probe");
     let mail = mail_of("good@x", b"x\r\n");
     delivery.deliver_in_turn(&mail, turn, soon()).await;
-    assert_eq!(delivery.status()[0].state, State::Paced);
+    assert_eq!(delivery.status()[0].state, PaceState::Paced);
 
     let goodbye = Counting::start("421 4.7.0 not from you").await;
     let delivery = Delivery::new(vec![smtp("hop", "*", &goodbye.address)], None);
@@ -305,7 +308,7 @@ async fn a_next_hop_that_breaks_off_whoever_sends_is_dead() {
     delivery.deliver(&mail_of("a@x", b"x\r\n"), soon()).await;
     assert_eq!(
         delivery.status()[0].state,
-        State::Paced,
+        PaceState::Paced,
         "before the content"
     );
 }

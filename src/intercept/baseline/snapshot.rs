@@ -1,18 +1,18 @@
 //! The baseline as octets, for a file that outlives the process.
 //!
-//! Eight octets that name it, the version (one octet), then numbers of seven bits an octet (LEB128) unless it is said
-//! otherwise, then the SHA-256 of everything before it:
+//! The layout: eight octets of magic, the version (one octet), then numbers in LEB128 (seven bits an octet) unless stated
+//! otherwise, then the SHA-256 of everything before it. The numbers are:
 //!
-//! - when it was written, in milliseconds since 1970;
-//! - how long ago the counts were halved and the generations turned, in milliseconds: ages, not times, so that a clock that
-//!   was set between writing and reading cannot make them anything else;
-//! - messages, and the noise (an IEEE 754 number of eight octets, the lowest first);
-//! - the counters of the sketch, row by row: each as itself, a run of zeros as 0 and their number;
-//! - the newer generation of senders, then the older one: their number, then for each, in order, its distance from the one
-//!   before and its messages.
+//! - the time of writing, in milliseconds since 1970;
+//! - the time since the counts were halved, and since the generations turned, in milliseconds. These are ages and not times, so
+//!   that setting the clock between writing and reading cannot change them;
+//! - the number of messages, and the noise (an IEEE 754 number of eight octets, the lowest first);
+//! - the counters of the sketch, row by row: each as itself, a run of zeros as 0 and its length;
+//! - the newer generation of senders, then the older one: the number of senders, then for each sender, in ascending order, its
+//!   distance from the sender before and its messages.
 //!
-//! Keys of the sketch and of senders follow from [`Fingerprint`](crate::message::Fingerprint) and
-//! [`Key::hash`](super::Key): whoever changes what these say counts [`VERSION`] up.
+//! Keys of the sketch and of senders are computed by [`Fingerprint`](crate::message::Fingerprint) and
+//! [`Key::hash`](super::Key). A change of what these compute must increment [`SNAPSHOT_VERSION`].
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,54 +21,60 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use super::{Baseline, GENERATION, HALVED, ROWS, SENDERS, WIDTH};
+use super::{
+    Baseline, GENERATION_DURATION, HALVING_INTERVAL, SENDERS_PER_GENERATION, SKETCH_ROWS,
+    SKETCH_WIDTH,
+};
 
-const MAGIC: [u8; 8] = *b"SPWYBASE";
-/// Of the layout and of what it counts.
-const VERSION: u8 = 1;
-/// Octets of the longest number, and of a counter.
-const LONGEST: usize = 10;
-const COUNTER: usize = 5;
-/// Octets of the checksum.
-const CHECKSUM: usize = 32;
-/// Octets before the numbers.
-const HEAD: usize = MAGIC.len() + 1;
+/// The first octets of a snapshot.
+const SNAPSHOT_MAGIC: [u8; 8] = *b"SPWYBASE";
+/// Version of the layout, and of the meaning of the keys that are counted.
+const SNAPSHOT_VERSION: u8 = 1;
+/// Octets of the longest LEB128 number: 64 bits, seven in each octet.
+const NUMBER_OCTETS_MAX: usize = 10;
+/// Octets of the longest count (32 bits) in LEB128.
+const COUNT_OCTETS_MAX: usize = 5;
+/// Octets of the checksum: SHA-256.
+const CHECKSUM_OCTETS: usize = 32;
+/// Octets before the numbers: the magic and the version.
+const HEAD_OCTETS: usize = SNAPSHOT_MAGIC.len() + 1;
 
-/// A snapshot that cannot be used.
+/// Why a snapshot cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// It is something else.
+    /// The octets are no snapshot.
     #[error("it is no snapshot of this kind")]
     Foreign,
-    /// A version of the program wrote it that this one does not know.
-    #[error("it is of version {0}, and this program knows version {VERSION}")]
+    /// Another version of the program wrote the snapshot, and this program does not know that version.
+    #[error("it is of version {0}, and this program knows version {SNAPSHOT_VERSION}")]
     OtherVersion(u8),
-    /// It is not what was written.
+    /// The octets are not those that were written: the checksum, the length or a value is wrong.
     #[error("it is damaged")]
     Damaged,
 }
 
 impl Baseline {
-    /// Octets of a snapshot at most: what is longer is none.
-    pub const LARGEST: usize = HEAD
-        + 4 * LONGEST
+    /// Maximum size of a snapshot, in octets. [`decode`](Self::decode) refuses anything longer.
+    pub const SNAPSHOT_OCTETS_MAX: usize = HEAD_OCTETS
+        + 4 * NUMBER_OCTETS_MAX
         + 8
-        + ROWS * WIDTH * COUNTER
-        + 2 * (LONGEST + SENDERS * (LONGEST + COUNTER))
-        + CHECKSUM;
+        + SKETCH_ROWS * SKETCH_WIDTH * COUNT_OCTETS_MAX
+        + 2 * (NUMBER_OCTETS_MAX + SENDERS_PER_GENERATION * (NUMBER_OCTETS_MAX + COUNT_OCTETS_MAX))
+        + CHECKSUM_OCTETS;
 
-    /// A snapshot of it, made at `now`, which is `wall` for people. Takes some milliseconds of processor time when full.
+    /// Writes a snapshot. `now` and `wall` are the same moment on the steady clock and on the wall clock. A full baseline
+    /// takes some milliseconds of processor time.
     pub fn encode(&self, now: Instant, wall: Timestamp) -> Vec<u8> {
         let age = |term: Duration, ends: Instant| {
             let age = term.saturating_sub(ends.saturating_duration_since(now));
             u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
         };
-        let mut octets = MAGIC.to_vec();
-        octets.push(VERSION);
+        let mut octets = SNAPSHOT_MAGIC.to_vec();
+        octets.push(SNAPSHOT_VERSION);
         let written = u64::try_from(wall.as_millisecond()).unwrap_or_default();
         number(&mut octets, written);
-        number(&mut octets, age(HALVED, self.halves));
-        number(&mut octets, age(GENERATION, self.turns));
+        number(&mut octets, age(HALVING_INTERVAL, self.halves));
+        number(&mut octets, age(GENERATION_DURATION, self.turns));
         number(&mut octets, self.messages);
         octets.extend(self.noise.to_le_bytes());
         let mut zeros = 0;
@@ -97,25 +103,28 @@ impl Baseline {
         octets
     }
 
-    /// The baseline of a snapshot, that goes on at `now`, which is `wall` for people. Its ages have grown by the time in
-    /// which nothing ran, as far as the clocks tell: by none if the clock was set back, and by no more than ends what has
-    /// begun. So whatever the clock says, the senders of the newer generation stay known for as long again, and none is
-    /// kept beyond the time that is left to it while the relay runs.
+    /// Reads a snapshot, so that the baseline goes on at `now`, which is `wall` on the wall clock. The ages in the snapshot
+    /// grow by the time in which no relay ran, as far as the wall clock tells: by nothing if the clock was set back, and
+    /// never beyond the end of a period that has begun. So whatever the clock says, senders of the newer generation stay
+    /// known for one whole further generation, and no sender stays longer than the time that was left to it while the relay
+    /// runs.
+    ///
+    /// Errors: [`Unusable`] if the octets are no snapshot, of another version, or damaged.
     pub fn decode(octets: &[u8], now: Instant, wall: Timestamp) -> Result<Self, Unusable> {
-        if octets.len() < HEAD || octets[..MAGIC.len()] != MAGIC {
+        if octets.len() < HEAD_OCTETS || octets[..SNAPSHOT_MAGIC.len()] != SNAPSHOT_MAGIC {
             return Err(Unusable::Foreign);
         }
-        let version = octets[MAGIC.len()];
-        if version != VERSION {
+        let version = octets[SNAPSHOT_MAGIC.len()];
+        if version != SNAPSHOT_VERSION {
             return Err(Unusable::OtherVersion(version));
         }
         let (said, checksum) = octets
-            .split_last_chunk::<CHECKSUM>()
+            .split_last_chunk::<CHECKSUM_OCTETS>()
             .ok_or(Unusable::Damaged)?;
-        if octets.len() > Self::LARGEST || Sha256::digest(said)[..] != checksum[..] {
+        if octets.len() > Self::SNAPSHOT_OCTETS_MAX || Sha256::digest(said)[..] != checksum[..] {
             return Err(Unusable::Damaged);
         }
-        let body = said.get(HEAD..).unwrap_or_default();
+        let body = said.get(HEAD_OCTETS..).unwrap_or_default();
         read(body, now, wall).ok_or(Unusable::Damaged)
     }
 }
@@ -129,7 +138,7 @@ fn read(body: &[u8], now: Instant, wall: Timestamp) -> Option<Baseline> {
         let age = rest.number()?.saturating_add(away);
         Some(now + term.saturating_sub(Duration::from_millis(age)))
     };
-    let (halves, turns) = (ends(HALVED)?, ends(GENERATION)?);
+    let (halves, turns) = (ends(HALVING_INTERVAL)?, ends(GENERATION_DURATION)?);
     let mut baseline = Baseline {
         halves,
         turns,
@@ -144,7 +153,7 @@ fn read(body: &[u8], now: Instant, wall: Timestamp) -> Option<Baseline> {
             0 => counters.split_at_mut_checked(usize::try_from(rest.number()?).ok()?)?,
             _ => counters.split_at_mut_checked(1)?,
         };
-        // A run of none would never end.
+        // A run of length 0 would make this loop endless.
         if these.is_empty() {
             return None;
         }
@@ -173,13 +182,13 @@ fn number(octets: &mut Vec<u8>, mut number: u64) {
     octets.push(number as u8);
 }
 
-/// What is left to read.
+/// The octets that are left to read.
 struct Rest<'a>(&'a [u8]);
 
 impl Rest<'_> {
     fn number(&mut self) -> Option<u64> {
         let mut number = 0;
-        for at in 0..LONGEST {
+        for at in 0..NUMBER_OCTETS_MAX {
             let (octet, rest) = self.0.split_first()?;
             self.0 = rest;
             let bits = u64::from(octet & 0x7f);
@@ -207,14 +216,14 @@ impl Rest<'_> {
 
     fn senders(&mut self) -> Option<HashMap<u64, u32>> {
         let count = usize::try_from(self.number()?).ok()?;
-        if count > SENDERS {
+        if count > SENDERS_PER_GENERATION {
             return None;
         }
         let mut senders = HashMap::with_capacity(count);
         let mut before = 0_u64;
         for at in 0..count {
             let distance = self.number()?;
-            // None is named twice.
+            // A distance of 0 would name a sender twice.
             if at > 0 && distance == 0 {
                 return None;
             }

@@ -1,8 +1,8 @@
-//! Laws that no flood shows by itself: each of these was broken once without another test noticing.
+//! Laws that no flood shows by itself: each of these was broken once, and no other test failed.
 
 use super::*;
 
-/// What all mail of a flood has, and one message in a hundred of good mail.
+/// The shape of all messages of a flood, and of one good message in a hundred.
 const SHAPE: [(Aspect, u64); 6] = [
     (Aspect::Type, 50),
     (Aspect::Size, 50),
@@ -12,7 +12,7 @@ const SHAPE: [(Aspect, u64); 6] = [
     (Aspect::Subject, 50),
 ];
 
-/// A hundredth of the mail has that shape.
+/// A world in which one message in a hundred has that shape.
 fn with_usual_shape() -> World {
     let mut world = World::new();
     for _ in 0..20 {
@@ -34,7 +34,7 @@ fn seen_well(world: &mut World) {
     world.evidence(MessageId::new(), &other, world.now, Seen::Fast);
 }
 
-/// In shadow mode an interceptor counts, and holds neither fresh mail nor what was deferred.
+/// In shadow mode an interceptor counts matches, and holds neither fresh nor deferred messages.
 #[tokio::test(start_paused = true)]
 async fn shadow_mode_holds_nothing() {
     let mut world = World::bare(Settings {
@@ -52,12 +52,16 @@ async fn shadow_mode_holds_nothing() {
         subject: "",
         fingerprint: &same,
     };
-    assert_eq!(world.learner.holds(&facts, Mercy::None), None, "deferred");
+    assert_eq!(
+        world.learner.holds(&facts, Exemption::None),
+        None,
+        "deferred"
+    );
     let hits: Vec<u64> = world.learner.list().map(|i| i.hits).collect();
     assert_eq!(hits, [1], "it counts");
 }
 
-/// With the learner off nothing is made, whatever fails, and what a person has made holds nevertheless.
+/// With the learner off no failure makes an interceptor. An interceptor that a person made holds nevertheless.
 #[tokio::test(start_paused = true)]
 async fn an_off_learner_makes_nothing() {
     let mut world = World::bare(Settings {
@@ -74,7 +78,7 @@ async fn an_off_learner_makes_nothing() {
     assert!(world.arrives(&same, true));
 }
 
-/// However many different things fail, the learner holds mail for twenty of them at most.
+/// However many different messages fail, the learner has at most 20 interceptors in force.
 #[tokio::test(start_paused = true)]
 async fn interceptors_of_the_learner_are_bounded() {
     let mut world = World::bare(Settings::default());
@@ -86,8 +90,8 @@ async fn interceptors_of_the_learner_are_bounded() {
     assert_eq!(world.learner.list().count(), 20);
 }
 
-/// What is scanned again is no evidence of what mail is like now: a sweep through a backlog of slow mail is no flood, and
-/// quick scans in it do not speak for what comes in.
+/// A scan of deferred mail is no evidence of what mail is like now: a sweep through a backlog of slow messages is no flood,
+/// and quick scans in a sweep do not exonerate messages that arrive.
 #[tokio::test(start_paused = true)]
 async fn scans_of_deferred_mail_are_no_evidence_of_an_episode() {
     let mut world = World::new();
@@ -121,7 +125,7 @@ async fn scans_of_deferred_mail_are_no_evidence_of_an_episode() {
     assert!(world.holds(), "what was quick then is held now");
 }
 
-/// What all slow mail has in common says nothing while all mail is slow, however new it is.
+/// While all scans are slow, a trait that all new mail has in common says nothing, however new it is.
 #[tokio::test(start_paused = true)]
 async fn new_mail_is_not_parked_while_all_other_mail_is_slow_too() {
     let mut world = World::new();
@@ -137,7 +141,7 @@ async fn new_mail_is_not_parked_while_all_other_mail_is_slow_too() {
     assert!(world.made.is_empty(), "{:?}", world.made);
 }
 
-/// A burst of what good mail has now and then is not parked for being slow: only once it does not end in time.
+/// A burst of a shape that good mail has now and then is not parked because it is slow, but only after a timeout.
 #[tokio::test(start_paused = true)]
 async fn a_burst_of_usual_mail_is_parked_after_a_timeout_and_not_before() {
     let mut world = with_usual_shape();
@@ -147,7 +151,8 @@ async fn a_burst_of_usual_mail_is_parked_after_a_timeout_and_not_before() {
     assert!(matches!(interceptor.action, Action::Park { .. }));
 }
 
-/// An engine is spared a usual class only when that has been slow for ten seconds: what passes by itself needs no remedy.
+/// An engine is bypassed for a usual class only after that class was slow for 10 s: a shorter slowdown passes without a
+/// remedy.
 #[tokio::test(start_paused = true)]
 async fn a_class_is_not_bypassed_at_once() {
     let world = slow_class();
@@ -157,7 +162,7 @@ async fn a_class_is_not_bypassed_at_once() {
     assert!(*at >= Duration::from_secs(10), "{at:?}");
 }
 
-/// An engine that nobody covers is spared nothing: its mail could not be judged.
+/// An engine is never bypassed if no other engine makes up for it: its mail could not be judged.
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_nobody_covers_is_not_bypassed() {
     let mut world = World::new();
@@ -171,7 +176,7 @@ async fn an_engine_that_nobody_covers_is_not_bypassed() {
     assert!(!world.spares());
 }
 
-/// While hardly any good mail was seen everything looks new: only content itself is blamed.
+/// While the baseline has few good messages everything looks new: the learner blames content only.
 #[tokio::test(start_paused = true)]
 async fn without_a_baseline_only_content_is_blamed() {
     let mut world = World::bare(Settings::default());
@@ -184,7 +189,7 @@ async fn without_a_baseline_only_content_is_blamed() {
     assert!(world.made.is_empty(), "{:?}", world.made);
 }
 
-/// Two failures of the same content in an hour are a pattern; two in a day are not.
+/// Two failures of the same content within an hour are a pattern; two within a day are not.
 #[tokio::test(start_paused = true)]
 async fn strikes_age() {
     let mut world = World::bare(Settings::default());
@@ -198,22 +203,25 @@ async fn strikes_age() {
     assert!(world.holds());
 }
 
-/// A sender that has sent nothing for two weeks is a stranger again.
+/// A sender without mail for two weeks is unknown again.
 #[tokio::test(start_paused = true)]
 async fn senders_are_not_known_for_ever() {
     let mut world = World::bare(Settings::default());
     let from = |sender| fingerprint(1, &[(Aspect::SenderDomain, sender), (Aspect::Client, 1)]);
     (0..2).for_each(|_| world.learner.judged_clean(world.now, &from(1)));
-    assert_eq!(world.learner.standing(&from(1)), Standing::Known);
+    assert_eq!(world.learner.reputation(&from(1)), SenderReputation::Known);
     for _ in 0..2 {
         world.now += Duration::from_secs(8 * 86_400);
         world.learner.judged_clean(world.now, &from(2));
     }
-    assert_eq!(world.learner.standing(&from(1)), Standing::Unknown);
-    assert_eq!(world.learner.standing(&from(2)), Standing::Known);
+    assert_eq!(
+        world.learner.reputation(&from(1)),
+        SenderReputation::Unknown
+    );
+    assert_eq!(world.learner.reputation(&from(2)), SenderReputation::Known);
 }
 
-/// A scan that began before the interceptor was made refutes nothing: the engine may have changed since.
+/// A scan that began before the interceptor was made does not disprove it: the engine may have changed since.
 #[tokio::test(start_paused = true)]
 async fn scans_that_began_before_do_not_refute() {
     let mut world = World::bare(Settings::default());
@@ -230,8 +238,8 @@ async fn scans_that_began_before_do_not_refute() {
     assert!(!world.holds(), "they are refuted since");
 }
 
-/// What is found at once in a class that much good mail is of does not make the class bad: if it is clean, however late, the
-/// engine is spared it.
+/// A fast finding in a class that much good mail belongs to does not make the class bad. If messages of the class are clean,
+/// however late, the engine is bypassed for it.
 #[tokio::test(start_paused = true)]
 async fn a_quick_finding_does_not_make_a_broad_class_bad() {
     let mut world = with_usual_shape();

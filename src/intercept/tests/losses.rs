@@ -1,4 +1,4 @@
-//! Laws 7 and 10: what an engine loses to messages that no interceptor is for.
+//! Laws 7 and 10: what an engine loses to messages without an interceptor.
 
 use super::*;
 use crate::incident::{Incident, Kind};
@@ -26,8 +26,8 @@ impl World {
     }
 }
 
-/// Half of the workers lost to messages with nothing in common: a person is told once, with some of their names and with what
-/// helps. What an interceptor explains is no such loss.
+/// If half of the workers hang on messages with nothing in common, an incident says so once. It names some of the messages,
+/// and says what helps. Messages that an interceptor explains do not count.
 #[tokio::test(start_paused = true)]
 async fn workers_lost_to_unlike_messages_are_told_with_their_names() {
     let mut world = World::new();
@@ -73,8 +73,8 @@ async fn workers_lost_to_unlike_messages_are_told_with_their_names() {
     assert!(told.iter().all(|i| i.kind != Kind::WorkersLost), "{told:?}");
 }
 
-/// The message that an engine goes away on is told, barred and struck; those that were in flight with it wait until it is
-/// their turn, and are free when they were scanned well. In shadow mode nothing of that is done.
+/// The message that an engine goes away on is reported and barred, and gets a strike. Messages that were in flight with it
+/// wait for their turn, and are free after a good scan. In shadow mode none of this happens.
 #[tokio::test(start_paused = true)]
 async fn who_makes_an_engine_go_away_is_told_and_barred() {
     let mut world = World::new();

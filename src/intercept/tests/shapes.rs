@@ -1,11 +1,11 @@
-//! Shapes: valid mail has them too.
+//! Shapes: valid mail has shapes too.
 
 use super::*;
 
-/// The shape of all of a flood.
+/// The shape of all messages of a flood.
 const SHAPE: [(Aspect, u64); 2] = [(Aspect::Type, 99), (Aspect::Size, 15)];
 
-/// A message of that shape whose text has so much in common with all others of the flood that a band is equal in so many of ten.
+/// A message of that shape. Each band of its text equals the band of the rest of the flood in `of_ten` of ten cases.
 fn alike(rng: &mut StdRng, of_ten: u32) -> Arc<Fingerprint> {
     let bands = (0..8).map(|at| match rng.random_ratio(of_ten, 10) {
         true => (Aspect::Near, at << 1 | 1),
@@ -15,8 +15,8 @@ fn alike(rng: &mut StdRng, of_ten: u32) -> Arc<Fingerprint> {
     fingerprint(rng.random(), &broad)
 }
 
-/// Law 3: where the messages of a flood are alike in their content, what they share a shape with is not held for it, nor shown to a
-/// gate with it: only what has some of that content.
+/// Law 3: if the messages of a flood are alike in their content, a message that shares only their shape is not held, and
+/// gates do not see that shape. Only messages with some of that content are blamed.
 #[tokio::test(start_paused = true)]
 async fn what_shares_only_its_shape_with_a_flood_of_texts_is_not_held() {
     for seed in 0..3 {
@@ -26,16 +26,16 @@ async fn what_shares_only_its_shape_with_a_flood_of_texts_is_not_held() {
         assert!(world.holds());
         let letter = fingerprint(4711, &SHAPE);
         let ruling = world.learner.judge(world.now, MessageId::new(), &letter);
-        assert_eq!(ruling.mercy, Mercy::Shape, "seed {seed}");
+        assert_eq!(ruling.exemption, Exemption::Shape, "seed {seed}");
         assert!(!ruling.shown.has(letter.broad[0]));
         let of_flood = alike(&mut world.rng, 6);
         let ruling = world.learner.judge(world.now, MessageId::new(), &of_flood);
-        assert_eq!(ruling.mercy, Mercy::None, "seed {seed}");
+        assert_eq!(ruling.exemption, Exemption::None, "seed {seed}");
         assert!(ruling.shown.has(letter.broad[0]));
     }
 }
 
-/// Where only a part of a flood shares its text, the rest has nothing in common but its shape, and is blamed for that.
+/// If only a part of a flood shares its text, the rest has nothing in common but its shape, and is blamed for the shape.
 #[tokio::test(start_paused = true)]
 async fn what_no_content_explains_is_blamed_for_its_shape() {
     let mut world = World::new();

@@ -3,10 +3,10 @@
 use super::*;
 use crate::incident::Incident;
 
-/// What mail of a sender that is known has beside its content.
+/// The traits of a known sender's message beside its content.
 const KNOWN: [(Aspect, u64); 2] = [(Aspect::SenderDomain, 5), (Aspect::Client, 5)];
 
-/// A message with these attachments and these near traits.
+/// A message with these attachments, bands and other broad traits.
 fn message(attachments: &[u64], near: &[u64], broad: &[(Aspect, u64)]) -> Arc<Fingerprint> {
     let near = near.iter().map(|value| (Aspect::Near, *value));
     let broad: Vec<(Aspect, u64)> = near.chain(broad.iter().copied()).collect();
@@ -20,7 +20,7 @@ fn from_known(attachments: &[u64], near: &[u64]) -> Arc<Fingerprint> {
 }
 
 impl World {
-    /// Something was seen of that message.
+    /// One observation of a scan of that message.
     fn see(&mut self, id: MessageId, f: &Arc<Fingerprint>, seen: Seen) -> Vec<Incident> {
         let evidence = Evidence {
             message: id,
@@ -34,7 +34,7 @@ impl World {
         self.learner.observe(self.now, &engine, &evidence)
     }
 
-    /// Slow, and then too slow, as two different messages were.
+    /// Two different messages with this fingerprint are slow, and then run into their timeout.
     fn hangs(&mut self, f: &Arc<Fingerprint>) {
         for _ in 0..2 {
             self.hangs_once(f);
@@ -55,17 +55,17 @@ impl World {
 
     fn is_held(&mut self, f: &Arc<Fingerprint>) -> bool {
         let id = MessageId::new();
-        let mercy = self.judge(id, f).mercy;
+        let exemption = self.judge(id, f).exemption;
         let envelope = envelope();
         let facts = Facts {
             envelope: &envelope,
             subject: "",
             fingerprint: f,
         };
-        let fresh = self.learner.arrived(self.now, id, &facts, f, mercy);
+        let fresh = self.learner.arrived(self.now, id, &facts, f, exemption);
         assert_eq!(
             fresh,
-            self.learner.holds(&facts, mercy),
+            self.learner.holds(&facts, exemption),
             "again as at first"
         );
         fresh.is_some()
@@ -76,8 +76,8 @@ impl World {
     }
 }
 
-/// The document in all messages that hung is held for strangers only, until a known sender's message with the document alone
-/// was scanned: it is cleared, and what hung with it is convicted.
+/// A document in all messages that hung is held for unknown senders only. Once a known sender's message with the document
+/// alone was scanned quickly, the document is cleared, and the part that hung with it is blocked.
 #[tokio::test(start_paused = true)]
 async fn what_stands_beside_the_culprit_is_cleared_by_one_message() {
     let mut world = World::new();
@@ -86,7 +86,7 @@ async fn what_stands_beside_the_culprit_is_cleared_by_one_message() {
     assert_eq!(world.rules(), ["attachment:00000000000003e8"], "the first");
     let (id, letter) = (MessageId::new(), from_known(&[document], &[]));
     let ruling = world.judge(id, &letter);
-    assert_eq!(ruling.mercy, Mercy::All, "it is not held");
+    assert_eq!(ruling.exemption, Exemption::All, "it is not held");
     assert!(!ruling.shown.has(letter.exact[0]), "nor blamed at a gate");
     assert!(
         world.is_held(&message(&[document], &[], &[])),
@@ -113,8 +113,8 @@ async fn what_stands_beside_the_culprit_is_cleared_by_one_message() {
 }
 
 /// Law 3: content that a trial has cleared is cleared for everybody, also at the gate, where it is still in scans that hang
-/// for what stands beside it: a stranger's message is shown without it, its bands included. What is only alike is shown, and so
-/// is what hangs alone since.
+/// for the part beside it. So gates see an unknown sender's message without that content and without its bands. Gates do see
+/// content that is only alike, and content that has hung alone since.
 #[tokio::test(start_paused = true)]
 async fn what_was_cleared_is_blamed_for_nobodys_mail_at_a_gate() {
     let mut world = World::new();
@@ -152,8 +152,8 @@ async fn what_was_cleared_is_blamed_for_nobodys_mail_at_a_gate() {
     assert!(shown.has(strangers.exact[0]) && shown.has(band));
 }
 
-/// What was cleared is not convicted by the next messages that hang, when nobody remembers the quick one any more: it is what
-/// hangs beside it each time.
+/// The next messages that hang do not block cleared content, even after the quick scan is forgotten: the cause is the part
+/// that hangs beside it each time.
 #[tokio::test(start_paused = true)]
 async fn what_was_cleared_is_not_convicted_for_what_stands_beside_it() {
     let mut world = World::new();
@@ -170,14 +170,20 @@ async fn what_was_cleared_is_not_convicted_for_what_stands_beside_it() {
     }
     assert_eq!(world.rules(), [""; 0]);
     // Alone it was well, and is not any more.
-    assert_eq!(world.judge(MessageId::new(), &letter).mercy, Mercy::All);
+    assert_eq!(
+        world.judge(MessageId::new(), &letter).exemption,
+        Exemption::All
+    );
     let id = MessageId::new();
     let shown = world.judge(id, &letter).shown;
     world.see(id, &shown, Seen::Slow);
-    assert_eq!(world.judge(MessageId::new(), &letter).mercy, Mercy::Near);
+    assert_eq!(
+        world.judge(MessageId::new(), &letter).exemption,
+        Exemption::Near
+    );
 }
 
-/// A trial that is slow is the proof that was missing, and what it proves is held for everybody.
+/// A slow trial is the missing proof: the content that it confirms is held for everybody.
 #[tokio::test(start_paused = true)]
 async fn what_is_slow_alone_is_held_for_known_senders_too() {
     let mut world = World::new();
@@ -195,7 +201,7 @@ async fn what_is_slow_alone_is_held_for_known_senders_too() {
     assert!(!world.is_held(&letter));
 }
 
-/// Of a suspected trait one message at a time is in the engine to find out; others wait meanwhile, and are not held.
+/// One message at a time is on trial for a suspected trait. Other messages wait meanwhile, and are not held.
 #[tokio::test(start_paused = true)]
 async fn one_trial_at_a_time() {
     let mut world = World::new();
@@ -204,7 +210,7 @@ async fn one_trial_at_a_time() {
     assert!(!world.judge(first, &letter).shown.has(letter.exact[0]));
     let other = world.judge(MessageId::new(), &letter);
     assert!(other.shown.has(letter.exact[0]), "it waits at the gate");
-    assert_eq!(other.mercy, Mercy::All);
+    assert_eq!(other.exemption, Exemption::All);
     // One with everything that is suspected is slow, and says nothing of its parts: less goes, and no more of the same.
     let mut world = World::new();
     world.hangs(&message(&[1000, 2000, 77], &[], &[]));
@@ -216,10 +222,13 @@ async fn one_trial_at_a_time() {
         !ruling.shown.has(letter.exact[0]),
         "less is suspected in it"
     );
-    assert_eq!(world.judge(MessageId::new(), &both).mercy, Mercy::Near);
+    assert_eq!(
+        world.judge(MessageId::new(), &both).exemption,
+        Exemption::Near
+    );
 }
 
-/// A trial whose message never reached the engine keeps nobody waiting for long.
+/// A trial whose message never reached the engine does not keep others waiting for long.
 #[tokio::test(start_paused = true)]
 async fn a_trial_that_never_began_is_forgotten() {
     let mut world = World::new();
@@ -231,8 +240,8 @@ async fn a_trial_that_never_began_is_forgotten() {
     assert!(!shown.has(letter.exact[0]));
 }
 
-/// One band in common is an accident: nothing is made for it, a rule for nearly the same content does not match it, and a gate
-/// is not shown it.
+/// One band in common is an accident: no interceptor is made for it, an interceptor for nearly the same content does not
+/// match it, and gates do not see it.
 #[tokio::test(start_paused = true)]
 async fn one_band_is_no_near_match() {
     let mut world = World::new();
@@ -267,7 +276,8 @@ async fn one_band_is_no_near_match() {
     assert!(world.is_held(&third), "three of eight bands");
 }
 
-/// Known senders' mail that is nearly the same as what is held is not held, whatever was shown: other engines decide.
+/// Known senders' messages that are nearly the same as held content are not held, whatever trials showed: other engines
+/// decide.
 #[tokio::test(start_paused = true)]
 async fn known_senders_are_not_held_for_a_near_match() {
     let mut world = World::new();
@@ -279,12 +289,15 @@ async fn known_senders_are_not_held_for_a_near_match() {
     let id = MessageId::new();
     let ruling = world.judge(id, &letter);
     world.see(id, &ruling.shown, Seen::Slow);
-    assert_eq!(world.judge(MessageId::new(), &letter).mercy, Mercy::Near);
+    assert_eq!(
+        world.judge(MessageId::new(), &letter).exemption,
+        Exemption::Near
+    );
     assert!(!world.is_held(&letter));
 }
 
-/// Mail that is only alike may be imitated: a known sender's that is quick clears it for known senders, and strangers' stays
-/// held, however much more is quick. Once it is slow for a known sender as well there is a new trial.
+/// Mail that is only alike may be imitated. A known sender's quick scan clears it for known senders; unknown senders'
+/// messages stay held, however many quick scans follow. Once it is slow for a known sender as well, there is a new trial.
 #[tokio::test(start_paused = true)]
 async fn what_is_only_alike_is_cleared_for_known_senders_only() {
     let mut world = World::new();
@@ -295,8 +308,8 @@ async fn what_is_only_alike_is_cleared_for_known_senders_only() {
     let mut next = || (MessageId::new(), letters.next().expect("enough"));
     for _ in 0..3 {
         let (id, letter) = next();
-        let Ruling { mercy, shown } = world.judge(id, &letter);
-        assert_eq!(mercy, Mercy::All);
+        let Ruling { exemption, shown } = world.judge(id, &letter);
+        assert_eq!(exemption, Exemption::All);
         world.see(id, &shown, Seen::Fast);
     }
     assert!(
@@ -313,7 +326,7 @@ async fn what_is_only_alike_is_cleared_for_known_senders_only() {
     assert!(is_shown(world.judge(other, &again)), "the next one waits");
 }
 
-/// What is remembered of trials is bounded, whatever comes.
+/// The memory of trials is bounded under any load.
 #[tokio::test(start_paused = true)]
 async fn trials_are_bounded() {
     let mut world = World::new();
@@ -333,7 +346,8 @@ async fn trials_are_bounded() {
     assert!(cleared <= 1024, "{cleared}");
 }
 
-/// A trial that hung is the answer for its own message too: it is not tried again, and what is suspected in it holds it.
+/// A trial that hung is the answer for its own message too: the message is not tried again, and is held for its suspected
+/// keys.
 #[tokio::test(start_paused = true)]
 async fn a_message_is_tried_once() {
     let mut world = World::new();
@@ -341,16 +355,17 @@ async fn a_message_is_tried_once() {
     world.hangs_once(&message(&[culprit, 3_000], &[], &[]));
     let (id, letter) = (MessageId::new(), from_known(&[culprit], &[]));
     let ruling = world.judge(id, &letter);
-    assert_eq!(ruling.mercy, Mercy::All, "it is the trial");
+    assert_eq!(ruling.exemption, Exemption::All, "it is the trial");
     world.see(id, &ruling.shown, Seen::Slow);
     world.see(id, &ruling.shown, Seen::TimedOut);
     let ruling = world.judge(id, &letter);
-    assert_eq!(ruling.mercy, Mercy::Near);
+    assert_eq!(ruling.exemption, Exemption::Near);
     assert!(ruling.shown.has(letter.exact[0]));
 }
 
-/// Of a flood of what is nearly the same the gate lets in what has few bands in common with what is slow there. Two failures with one
-/// band in common are enough if mail like one of them comes in a burst, and are not if it does not: one band is equal by accident.
+/// Of a flood of nearly the same content the gate lets in the messages that share few bands with the slow scans there. Two
+/// failures with one band in common are enough if messages like one of them come in a burst. Without a burst they are not:
+/// one band is equal by accident.
 #[tokio::test(start_paused = true)]
 async fn a_burst_of_what_is_nearly_the_same_makes_up_for_a_failure() {
     let bands = |from: u64| (from..from + 8).map(|n| n * 2).collect::<Vec<u64>>();

@@ -1,15 +1,15 @@
-//! The laws of the rule, with seeded randomness and time as an argument.
+//! The laws of the admission rule, with seeded randomness and time as an argument.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::message::Mailbox;
 
-const MEMORY: u64 = 1000;
+const MEMORY_OCTETS: u64 = 1000;
 
-/// A ledger with the memory it speaks of.
+/// Accounts together with a simulated memory.
 struct Memory {
-    ledger: Ledger,
+    accounts: AdmissionAccounts,
     now: Instant,
     free: u64,
 }
@@ -18,33 +18,33 @@ impl Memory {
     fn new() -> Self {
         let now = Instant::now();
         Self {
-            ledger: Ledger::new(now, MEMORY),
+            accounts: AdmissionAccounts::new(now, MEMORY_OCTETS),
             now,
-            free: MEMORY,
+            free: MEMORY_OCTETS,
         }
     }
 
     fn stranger(&self, number: u8) -> Party {
-        self.party(number, Standing::Unknown)
+        self.party(number, SenderReputation::Unknown)
     }
 
-    fn party(&self, number: u8, standing: Standing) -> Party {
+    fn party(&self, number: u8, reputation: SenderReputation) -> Party {
         let client = IpAddr::from([192, 0, 2, number]);
-        party(&self.ledger, client, "a@a.test", standing)
+        party(&self.accounts, client, "a@a.test", reputation)
     }
 
-    fn enter(&mut self, party: &Party, octets: u64) -> Result<(), Refusal> {
-        self.ledger.enter(self.now, party, octets, self.free)?;
+    fn enter(&mut self, party: &Party, octets: u64) -> Result<(), AdmissionRefusal> {
+        self.accounts.enter(self.now, party, octets, self.free)?;
         self.free -= octets;
         Ok(())
     }
 
     fn leave(&mut self, party: &Party, octets: u64) {
-        self.ledger.leave(self.now, party, octets, false);
+        self.accounts.leave(self.now, party, octets, false);
         self.free += octets;
     }
 
-    /// As much as it gets, one octet at a time; how much that is.
+    /// Enters messages of one octet until the party is refused; returns the octets entered.
     fn fill(&mut self, party: &Party) -> u64 {
         let before = self.free;
         while self.enter(party, 1).is_ok() {}
@@ -57,42 +57,47 @@ impl Memory {
             bound: 100,
             ..Pressure::NONE
         };
-        self.ledger.pulse(self.now, pressure, self.free);
+        self.accounts.pulse(self.now, pressure, self.free);
     }
 }
 
-/// Of what a client brings with this reverse-path.
-fn party(ledger: &Ledger, client: IpAddr, from: &str, standing: Standing) -> Party {
+/// The party of mail that a client brings with this reverse-path.
+fn party(
+    accounts: &AdmissionAccounts,
+    client: IpAddr,
+    from: &str,
+    reputation: SenderReputation,
+) -> Party {
     let from = Mailbox::parse(from).expect("a mailbox");
     let sender = message::Party::new(client, None, &from.into(), None);
-    ledger.party(client, &sender, standing)
+    accounts.party(client, &sender, reputation)
 }
 
-/// The three levels: a sender alone gets half, a known one four fifths; a client with many senders four fifths, a known
-/// one 94 %.
+/// The three levels: an unknown sender alone gets half of the memory and a known one four fifths; a client network with
+/// many senders gets four fifths, and with known senders 94 %.
 #[test]
 fn whoever_is_alone_is_refused_from_its_level_on() {
-    let alone = |standing| {
+    let alone = |reputation| {
         let mut memory = Memory::new();
-        let party = memory.party(1, standing);
+        let party = memory.party(1, reputation);
         memory.fill(&party)
     };
-    assert_eq!(alone(Standing::Unknown), MEMORY / 2);
-    assert_eq!(alone(Standing::Known), MEMORY / 5 * 4);
-    let many = |standing| {
+    assert_eq!(alone(SenderReputation::Unknown), MEMORY_OCTETS / 2);
+    assert_eq!(alone(SenderReputation::Known), MEMORY_OCTETS / 5 * 4);
+    let many = |reputation| {
         let mut memory = Memory::new();
         let client = IpAddr::from([192, 0, 2, 1]);
         let admitted = (0..2000).filter(|n| {
-            let party = party(&memory.ledger, client, &format!("{n}@a.test"), standing);
+            let party = party(&memory.accounts, client, &format!("{n}@a.test"), reputation);
             memory.enter(&party, 1).is_ok()
         });
         admitted.count() as u64
     };
-    assert_eq!(many(Standing::Unknown), MEMORY / 5 * 4);
-    assert_eq!(many(Standing::Known), MEMORY * 16 / 17 + 1);
+    assert_eq!(many(SenderReputation::Unknown), MEMORY_OCTETS / 5 * 4);
+    assert_eq!(many(SenderReputation::Known), MEMORY_OCTETS * 16 / 17 + 1);
 }
 
-/// However many are greedy, one after the other, they leave room for one more.
+/// Any number of greedy parties, one after the other, leave room for one more.
 #[test]
 fn the_greedy_leave_room_for_one_more() {
     let mut memory = Memory::new();
@@ -104,27 +109,29 @@ fn the_greedy_leave_room_for_one_more() {
     assert_eq!(memory.enter(&modest, 1), Ok(()));
 }
 
-/// The share of a client is one for all addresses that are his: of IPv6 a whole /64, or its owner would be a million.
+/// All addresses of one client share one account. For IPv6 this is a whole /64; otherwise its owner could act as a
+/// million clients.
 #[test]
 fn an_ipv6_network_is_one_client() {
-    let ledger = Ledger::new(Instant::now(), MEMORY);
+    let accounts = AdmissionAccounts::new(Instant::now(), MEMORY_OCTETS);
     let network = |address: &str| {
         let address = address.parse().expect("an address");
-        party(&ledger, address, "a@a.test", Standing::Unknown).network
+        party(&accounts, address, "a@a.test", SenderReputation::Unknown).network
     };
     assert_eq!(network("2001:db8:1:2::3"), network("2001:db8:1:2:ffff::9"));
     assert_ne!(network("2001:db8:1:2::3"), network("2001:db8:1:3::3"));
 }
 
-/// Law 9: behind one mail server all mail has one client address, and maybe one domain. A sender who brings all that he can
-/// is refused, and his neighbour is not, neither at the memory nor at the work that waits.
+/// Law 9: behind one mail server all mail has one client address and possibly one domain. A greedy sender is refused,
+/// and another sender behind the same server is not, neither for memory nor for work that waits.
 #[test]
 fn one_sender_leaves_room_for_others_behind_one_mail_server() {
     let mut memory = Memory::new();
     let server = IpAddr::from([192, 0, 2, 1]);
-    let sender = |memory: &Memory, from| party(&memory.ledger, server, from, Standing::Unknown);
+    let sender =
+        |memory: &Memory, from| party(&memory.accounts, server, from, SenderReputation::Unknown);
     let greedy = sender(&memory, "greedy@a.test");
-    assert_eq!(memory.fill(&greedy), MEMORY / 2);
+    assert_eq!(memory.fill(&greedy), MEMORY_OCTETS / 2);
     let neighbour = sender(&memory, "neighbour@a.test");
     assert_eq!(memory.enter(&neighbour, 10), Ok(()));
 
@@ -133,12 +140,12 @@ fn one_sender_leaves_room_for_others_behind_one_mail_server() {
         memory.enter(&greedy, 0).expect("nothing waits");
     }
     memory.pulse(70);
-    assert_eq!(memory.enter(&greedy, 0), Err(Refusal::WorkShare));
+    assert_eq!(memory.enter(&greedy, 0), Err(AdmissionRefusal::WorkShare));
     assert_eq!(memory.enter(&neighbour, 0), Ok(()));
 }
 
-/// A rise of what waits is believed at once and a fall by halves, pulse by pulse: who is refused is not let in by a moment in
-/// which nothing happened to wait.
+/// A rise of the backlog takes effect immediately and a fall by halves with each pulse. A single pulse without a
+/// backlog does not admit a party that was refused.
 #[test]
 fn a_fall_of_the_pressure_is_believed_by_halves() {
     let mut memory = Memory::new();
@@ -147,62 +154,63 @@ fn a_fall_of_the_pressure_is_believed_by_halves() {
         memory.enter(&greedy, 0).expect("nothing waits");
     }
     memory.pulse(100);
-    assert_eq!(memory.ledger.load(memory.free), 1.0);
+    assert_eq!(memory.accounts.load(memory.free), 1.0);
     memory.pulse(0);
-    assert_eq!(memory.ledger.load(memory.free), 0.5);
+    assert_eq!(memory.accounts.load(memory.free), 0.5);
     memory.pulse(30);
-    assert_eq!(memory.ledger.load(memory.free), 0.4);
+    assert_eq!(memory.accounts.load(memory.free), 0.4);
     memory.pulse(100);
-    assert_eq!(memory.ledger.load(memory.free), 1.0);
+    assert_eq!(memory.accounts.load(memory.free), 1.0);
     memory.pulse(40);
-    assert_eq!(memory.enter(&greedy, 0), Err(Refusal::WorkShare));
+    assert_eq!(memory.enter(&greedy, 0), Err(AdmissionRefusal::WorkShare));
 }
 
-/// Content that comes in is held to the client's share as it grows: sizes are not known before, and promises are not believed.
+/// Incoming content is limited to the client's share while it grows, because sizes are not known in advance and
+/// declared sizes are not trusted.
 #[test]
 fn what_comes_in_grows_up_to_the_share_of_its_client() {
-    for (standing, share) in [
-        (Standing::Unknown, MEMORY / 5 * 4),
-        (Standing::Known, MEMORY * 16 / 17),
+    for (reputation, share) in [
+        (SenderReputation::Unknown, MEMORY_OCTETS / 5 * 4),
+        (SenderReputation::Known, MEMORY_OCTETS * 16 / 17),
     ] {
         let mut memory = Memory::new();
-        let party = memory.party(1, standing);
+        let party = memory.party(1, reputation);
         memory.enter(&party, 0).expect("nothing is held");
-        while memory.ledger.grow(memory.now, &party, 1, memory.free) {
+        while memory.accounts.grow(memory.now, &party, 1, memory.free) {
             memory.free -= 1;
             assert!(memory.free > 0, "without bound");
         }
-        let held = MEMORY - memory.free;
+        let held = MEMORY_OCTETS - memory.free;
         assert!((share..=share + 1).contains(&held), "{held}");
-        assert_eq!(memory.ledger.refusing(), Some(1));
+        assert_eq!(memory.accounts.refusing(), Some(1));
         let other = memory.stranger(2);
         assert_eq!(memory.enter(&other, 10), Ok(()), "there is room for others");
     }
 }
 
-/// A message that has left counts for nothing any more but for having been brought lately: its client is not refused for ever
-/// for what it once sent.
+/// A message that has left counts only as recently brought mail, and that count decays: a client is not refused forever
+/// for earlier mail.
 #[test]
 fn messages_leave_the_account() {
     let mut memory = Memory::new();
     let party = memory.stranger(1);
     for _ in 0..500 {
         memory.enter(&party, 1).expect("there is room");
-        memory.ledger.complete(memory.now, &party);
-        memory.ledger.leave(memory.now, &party, 1, true);
+        memory.accounts.complete(memory.now, &party);
+        memory.accounts.leave(memory.now, &party, 1, true);
         memory.free += 1;
     }
     assert_eq!(
-        (memory.ledger.all.messages, memory.ledger.all.octets),
+        (memory.accounts.all.messages, memory.accounts.all.octets),
         (0, 0)
     );
-    memory.now += HALF_LIFE * 20;
+    memory.now += RECENT_HALF_LIFE * 20;
     memory.pulse(90);
-    assert!(memory.ledger.networks.is_empty() && memory.ledger.senders.is_empty());
+    assert!(memory.accounts.networks.is_empty() && memory.accounts.senders.is_empty());
     assert_eq!(memory.enter(&party, 1), Ok(()));
 }
 
-/// Work that waits counts against those who brought it lately, and nobody gets in when as much waits as may.
+/// Work that waits counts against the parties that brought it recently, and no party is admitted at the backlog limit.
 #[test]
 fn those_who_brought_the_work_that_waits_are_refused_first() {
     let mut memory = Memory::new();
@@ -216,15 +224,15 @@ fn those_who_brought_the_work_that_waits_are_refused_first() {
     memory.pulse(49);
     assert_eq!(memory.enter(&greedy, 0), Ok(()), "not half full");
     memory.pulse(60);
-    assert_eq!(memory.enter(&greedy, 0), Err(Refusal::WorkShare));
+    assert_eq!(memory.enter(&greedy, 0), Err(AdmissionRefusal::WorkShare));
     assert_eq!(memory.enter(&modest, 0), Ok(()));
     memory.pulse(100);
-    assert_eq!(memory.enter(&modest, 0), Err(Refusal::Work));
+    assert_eq!(memory.enter(&modest, 0), Err(AdmissionRefusal::Work));
     for _ in 0..8 {
         memory.pulse(60);
     }
-    assert_eq!(memory.enter(&greedy, 0), Err(Refusal::WorkShare));
-    memory.now += HALF_LIFE * 10;
+    assert_eq!(memory.enter(&greedy, 0), Err(AdmissionRefusal::WorkShare));
+    memory.now += RECENT_HALF_LIFE * 10;
     for _ in 0..3 {
         memory.enter(&modest, 0).expect("a little");
     }
@@ -234,19 +242,22 @@ fn those_who_brought_the_work_that_waits_are_refused_first() {
     }
 }
 
-/// Whoever is known is refused later than strangers who hold as much.
+/// A known sender is refused later than an unknown sender that holds as much.
 #[test]
 fn the_known_are_preferred() {
     let mut memory = Memory::new();
     let stranger = memory.stranger(1);
     memory.fill(&stranger);
-    let known = memory.party(1, Standing::Known);
-    assert_eq!(memory.enter(&stranger, 1), Err(Refusal::MemoryShare));
+    let known = memory.party(1, SenderReputation::Known);
+    assert_eq!(
+        memory.enter(&stranger, 1),
+        Err(AdmissionRefusal::MemoryShare)
+    );
     assert_eq!(memory.enter(&known, 1), Ok(()));
 }
 
-/// The largest allowed message fits a memory that is just large enough for it (four thirds of it), whoever sends it, or
-/// it would be told "later" for ever.
+/// The largest allowed message fits into a memory that is just large enough for it (four thirds of its size), for every
+/// sender. Otherwise the sender would be told to retry forever.
 #[test]
 fn the_largest_message_of_a_stranger_fits() {
     let mut memory = Memory::new();
@@ -254,56 +265,61 @@ fn the_largest_message_of_a_stranger_fits() {
     memory.enter(&party, 10).expect("nothing is held");
     for _ in 0..74 {
         let free = memory.free;
-        assert!(memory.ledger.grow(memory.now, &party, 10, free));
+        assert!(memory.accounts.grow(memory.now, &party, 10, free));
         memory.free -= 10;
     }
 }
 
-/// A time of refusals is one incident when it begins and one when it ends, however often mail is refused within it. It
-/// ends when nobody was refused for a while and there is plenty, not with the first message that gets in.
+/// A period of refusals is one incident at its beginning and one at its end, independent of the number of refusals. The
+/// period ends after a time without refusals and with enough free capacity, not with the first admitted message.
 #[test]
 fn a_time_of_refusals_is_told_when_it_begins_and_when_it_ends() {
     let mut memory = Memory::new();
     let party = memory.stranger(1);
     let held = memory.fill(&party);
     assert!(memory.enter(&party, 1).is_err());
-    let told = memory.ledger.take_incidents();
+    let told = memory.accounts.take_incidents();
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].kind, Kind::AdmissionRefuses);
     let evidence: Vec<&str> = told[0].evidence.iter().map(|(_, v)| &**v).collect();
     assert!(evidence.contains(&"192.0.2.1"), "{evidence:?}");
 
-    memory.now += CALM;
+    memory.now += CALM_PERIOD;
     memory.pulse(0);
-    assert!(memory.ledger.take_incidents().is_empty(), "half is held");
+    assert!(memory.accounts.take_incidents().is_empty(), "half is held");
     memory.leave(&party, held);
     memory.enter(&party, 1).expect("there is plenty");
     memory.pulse(0);
-    let told = memory.ledger.take_incidents();
+    let told = memory.accounts.take_incidents();
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].kind, Kind::AdmissionAccepts);
     assert_eq!(told[0].evidence[0].1, "2");
-    memory.now += CALM;
+    memory.now += CALM_PERIOD;
     memory.pulse(0);
-    assert!(memory.ledger.take_incidents().is_empty());
-    assert_eq!(memory.ledger.refusing(), None);
+    assert!(memory.accounts.take_incidents().is_empty());
+    assert_eq!(memory.accounts.refusing(), None);
 }
 
-/// A flood from ever new addresses cannot fill the tables, not even one that is faster than they are tidied; what was
-/// brought long ago leaves nothing behind.
+/// A flood from ever new addresses cannot fill the tables, even if the flood is faster than their cleanup. Accounts
+/// without recent mail are deleted.
 #[test]
 fn the_tables_are_bounded() {
     let mut memory = Memory::new();
     for number in 0..30_000_u32 {
         let client = IpAddr::from((10 << 24 | number).to_be_bytes());
-        let party = party(&memory.ledger, client, "a@a.test", Standing::Unknown);
+        let party = party(
+            &memory.accounts,
+            client,
+            "a@a.test",
+            SenderReputation::Unknown,
+        );
         memory.enter(&party, 0).expect("nothing waits");
     }
-    assert_eq!(memory.ledger.networks.len(), ACCOUNTS);
-    assert_eq!(memory.ledger.senders.len(), ACCOUNTS);
-    memory.now += HALF_LIFE * 4;
+    assert_eq!(memory.accounts.networks.len(), ACCOUNTS_MAX);
+    assert_eq!(memory.accounts.senders.len(), ACCOUNTS_MAX);
+    memory.now += RECENT_HALF_LIFE * 4;
     memory.pulse(0);
-    assert!(memory.ledger.networks.is_empty() && memory.ledger.senders.is_empty());
+    assert!(memory.accounts.networks.is_empty() && memory.accounts.senders.is_empty());
 }
 
 /// One step of a random history.
@@ -325,13 +341,13 @@ fn history() -> impl Strategy<Value = Vec<Act>> {
     proptest::collection::vec(act, 1..200)
 }
 
-/// What the six hold, and whether each would be admitted with a message of ten octets.
+/// What the six parties hold, and whether each would be admitted with a message of ten octets.
 fn asked(memory: &mut Memory) -> Vec<(u64, f64, bool)> {
     let (now, free) = (memory.now, memory.free);
     let ask = |number| {
         let party = memory.stranger(number);
-        let admitted = memory.ledger.ask(now, &party, 10, free).is_ok();
-        let account = memory.ledger.networks.get(&party.network);
+        let admitted = memory.accounts.ask(now, &party, 10, free).is_ok();
+        let account = memory.accounts.networks.get(&party.network);
         let mut account = account.copied().unwrap_or(Account::new(now));
         account.fade(now);
         (account.octets, account.weight(), admitted)
@@ -340,9 +356,9 @@ fn asked(memory: &mut Memory) -> Vec<(u64, f64, bool)> {
 }
 
 proptest! {
-    /// Whatever happened before: no more is held than there is, nobody is refused below half, and nobody is refused who
-    /// holds less than somebody of the same standing who is admitted. So nobody below its fair share, whatever that is,
-    /// is refused while somebody above it gets in.
+    /// After any history: the parties hold no more than the memory; no party is refused while less than half is used;
+    /// and no party is refused that holds less than an admitted party of the same reputation. So no party below its fair
+    /// share, whatever that share is, is refused while a party above it is admitted.
     #[test]
     fn nobody_is_refused_who_holds_less_than_one_who_is_admitted(history in history()) {
         let mut memory = Memory::new();
@@ -350,14 +366,14 @@ proptest! {
         for act in history {
             match act {
                 Act::Enter(number, known, octets) => {
-                    let standing = if known { Standing::Known } else { Standing::Unknown };
-                    let party = memory.party(number, standing);
-                    let taken = MEMORY - memory.free;
+                    let reputation = if known { SenderReputation::Known } else { SenderReputation::Unknown };
+                    let party = memory.party(number, reputation);
+                    let taken = MEMORY_OCTETS - memory.free;
                     match memory.enter(&party, octets) {
                         Ok(()) => held.push((party, octets)),
                         Err(_) => prop_assert!(
-                            taken + octets > MEMORY / 2 || memory.ledger.work > 0.5,
-                            "refused with {taken} taken and work {}", memory.ledger.work
+                            taken + octets > MEMORY_OCTETS / 2 || memory.accounts.work > 0.5,
+                            "refused with {taken} taken and work {}", memory.accounts.work
                         ),
                     }
                 }
@@ -370,8 +386,8 @@ proptest! {
                 Act::Pulse(waiting) => memory.pulse(waiting),
             }
             let sum: u64 = held.iter().map(|(_, octets)| octets).sum();
-            prop_assert!(sum <= MEMORY);
-            prop_assert_eq!(memory.ledger.all.octets, sum);
+            prop_assert!(sum <= MEMORY_OCTETS);
+            prop_assert_eq!(memory.accounts.all.octets, sum);
             let asked = asked(&mut memory);
             for (octets, weight, admitted) in &asked {
                 let envied = |(more, heavier, also): &&(u64, f64, bool)| {

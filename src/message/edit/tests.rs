@@ -163,11 +163,11 @@ fn forged_results_are_removed() {
 }
 
 fn verdict(edit: Edit, smtputf8: bool) -> Option<String> {
-    let mut wishes = grant(vec![Wanted::Field(edit)], Rights::Fields, smtputf8);
-    assert_eq!(wishes.len(), 1);
-    match wishes.remove(0) {
-        Wish::Granted(_) => None,
-        Wish::Refused { why, .. } => Some(why),
+    let mut requested_edits = grant(vec![Wanted::Field(edit)], Rights::Fields, smtputf8);
+    assert_eq!(requested_edits.len(), 1);
+    match requested_edits.remove(0) {
+        RequestedEdit::Granted(_) => None,
+        RequestedEdit::Refused { why, .. } => Some(why),
     }
 }
 
@@ -238,13 +238,13 @@ fn nothing_is_done_without_leave() {
         Wanted::Field(add(Place::End, "X-A", "one\r\n\ttwo")),
         Wanted::Other("replace\x07 the body".to_owned()),
     ];
-    let asked = |wish: &Wish| match wish {
-        Wish::Refused { asked, .. } => asked.clone(),
-        Wish::Granted(edit) => format!("granted: {edit}"),
+    let asked = |wish: &RequestedEdit| match wish {
+        RequestedEdit::Refused { asked, .. } => asked.clone(),
+        RequestedEdit::Granted(edit) => format!("granted: {edit}"),
     };
     let told = |rights| {
-        let wishes = grant(wanted.clone(), rights, false);
-        wishes.iter().map(asked).collect::<Vec<_>>()
+        let requested_edits = grant(wanted.clone(), rights, false);
+        requested_edits.iter().map(asked).collect::<Vec<_>>()
     };
     assert_eq!(
         told(Rights::None),
@@ -261,15 +261,23 @@ fn nothing_is_done_without_leave() {
 #[test]
 fn wishes_are_bounded() {
     let wanted = |value: &str| Wanted::Field(add(Place::End, "X", value));
-    let granted = |wishes: &[Wish]| wishes.iter().filter_map(Wish::granted).count();
+    let granted = |requested_edits: &[RequestedEdit]| {
+        requested_edits
+            .iter()
+            .filter_map(RequestedEdit::granted)
+            .count()
+    };
     let most = vec![wanted("v"); MOST];
     assert!(!exceeds(&most));
     assert_eq!(granted(&grant(most, Rights::Fields, false)), MOST);
     let many = vec![wanted("v"); 1000];
     assert!(exceeds(&many));
     for rights in [Rights::Fields, Rights::None] {
-        let wishes = grant(many.clone(), rights, false);
-        assert_eq!((wishes.len(), granted(&wishes)), (MOST + 1, 0));
+        let requested_edits = grant(many.clone(), rights, false);
+        assert_eq!(
+            (requested_edits.len(), granted(&requested_edits)),
+            (MOST + 1, 0)
+        );
     }
     let large = vec![wanted(&"v".repeat(900)); MOST];
     assert!(exceeds(&large));
@@ -279,7 +287,7 @@ fn wishes_are_bounded() {
         Rights::Fields,
         false,
     );
-    assert!(matches!(&long[..], [Wish::Refused { asked, .. }] if asked.len() == SHOWN));
+    assert!(matches!(&long[..], [RequestedEdit::Refused { asked, .. }] if asked.len() == SHOWN));
 }
 
 /// Removals of one name in a row are one wish, and it does what they would have done. Very many of them are all of that name.
@@ -347,8 +355,8 @@ proptest::proptest! {
             Wanted::Field(add(Place::Before(nth), "N", &value)),
             Wanted::Field(add(Place::End, "N", &value)),
         ];
-        let wishes = grant(edits, Rights::Fields, false);
-        let edits: Vec<Edit> = wishes.iter().filter_map(Wish::granted).cloned().collect();
+        let requested_edits = grant(edits, Rights::Fields, false);
+        let edits: Vec<Edit> = requested_edits.iter().filter_map(RequestedEdit::granted).cloned().collect();
         let rewritten = rewrite(section.as_bytes(), &edits);
         proptest::prop_assert_eq!(rewritten.top.len(), 0);
         let others = |section: &[u8]| -> Vec<String> {

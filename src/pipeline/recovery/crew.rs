@@ -1,4 +1,8 @@
-//! Who works in a round of a recovery: what goes on at once, and what goes alone.
+//! The messages of one recovery round: which are scanned concurrently, and which one at a time.
+//!
+//! Two kinds of suspected messages are scanned one at a time, each kind in a queue of its own: messages whose scan timed out
+//! before, and messages that were `parked`. A message that hangs again must not delay a parked message, which is most likely
+//! innocent.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,32 +15,55 @@ use super::Step;
 use crate::store::{Lane, Record, Working};
 use crate::verdict::{Reason, Report};
 
-/// Messages that go alone and wait for their turn in a round; what is behind more of them waits with them.
-const ALONE_MOST: usize = 64;
+/// Maximum number of suspected messages of one kind that wait in a round to be scanned alone. If a queue is full, the sweep
+/// claims no further messages.
+const ALONE_QUEUE_MAX: usize = 64;
 
-/// How many messages of a cause are scanned at once. What hangs outlives its round, and keeps its place until it ends.
+/// Why a message is scanned alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Suspected {
+    /// A scan of the message timed out before.
+    TimedOut,
+    /// Similar messages were slow (`parked`).
+    Parked,
+}
+
+impl Suspected {
+    const ALL: [Self; 2] = [Self::TimedOut, Self::Parked];
+
+    fn of(record: &Record) -> Option<Self> {
+        let is_parked = |report: &Report| report.missing() == Some(Reason::Parked);
+        match record.timeouts {
+            0 => record.reports.iter().any(is_parked).then_some(Self::Parked),
+            _ => Some(Self::TimedOut),
+        }
+    }
+}
+
+/// Limits the concurrent scans for one cause. A scan that hangs outlives its round, and keeps its place until the scan ends.
 #[derive(Debug, Clone)]
 pub(super) struct Places {
     all: Arc<Semaphore>,
-    /// For what goes alone.
-    alone: Arc<Semaphore>,
+    /// One place for each kind of suspected messages.
+    alone: [Arc<Semaphore>; 2],
 }
 
 impl Places {
     pub(super) fn new(width: usize) -> Self {
         Self {
             all: Arc::new(Semaphore::new(width)),
-            alone: Arc::new(Semaphore::new(1)),
+            alone: Suspected::ALL.map(|_| Arc::new(Semaphore::new(1))),
         }
     }
 }
 
-/// The messages of a round: those that are scanned, and those that have been claimed and wait for a place.
+/// The messages of a round: scans under way, and claimed messages that wait for a place.
 pub(super) struct Crew {
     places: Places,
     pub(super) at_work: FuturesUnordered<JoinHandle<Step>>,
     ready: VecDeque<(Lane, Record, Working)>,
-    alone: VecDeque<(Lane, Record, Working)>,
+    /// One queue for each kind of suspected messages.
+    alone: [VecDeque<(Lane, Record, Working)>; 2],
 }
 
 impl Crew {
@@ -45,19 +72,13 @@ impl Crew {
             places,
             at_work: FuturesUnordered::new(),
             ready: VecDeque::new(),
-            alone: VecDeque::new(),
+            alone: Default::default(),
         }
     }
 
-    /// It may be to blame for what it waits for: it ran into its timeout before, or is like what is slow.
-    fn goes_alone(record: &Record) -> bool {
-        let is_parked = |report: &Report| report.missing() == Some(Reason::Parked);
-        record.timeouts > 0 || record.reports.iter().any(is_parked)
-    }
-
-    /// How many more are to be claimed.
+    /// The number of further messages to claim.
     pub(super) fn room(&self) -> usize {
-        match self.alone.len() < ALONE_MOST {
+        match self.alone.iter().all(|line| line.len() < ALONE_QUEUE_MAX) {
             true => self
                 .places
                 .all
@@ -68,48 +89,55 @@ impl Crew {
     }
 
     pub(super) fn add(&mut self, lane: Lane, record: Record, working: Working) {
-        let of = match Self::goes_alone(&record) {
-            true => &mut self.alone,
-            false => &mut self.ready,
+        let line = match Suspected::of(&record) {
+            Some(kind) => &mut self.alone[kind as usize],
+            None => &mut self.ready,
         };
-        of.push_back((lane, record, working));
+        line.push_back((lane, record, working));
     }
 
-    /// Takes the next that there is a place for.
+    /// Takes the next message for which a place is free.
     pub(super) fn next_ready(
         &mut self,
     ) -> Option<(Lane, Record, Working, [Option<OwnedSemaphorePermit>; 2])> {
         let place = |of: &Arc<Semaphore>| of.clone().try_acquire_owned().ok();
         let all = place(&self.places.all)?;
-        let alone = match self.alone.is_empty() {
-            true => None,
-            false => place(&self.places.alone),
-        };
-        let of = match alone {
-            Some(_) => &mut self.alone,
-            None => &mut self.ready,
-        };
-        let (lane, record, working) = of.pop_front()?;
-        Some((lane, record, working, [Some(all), alone]))
+        for (line, places) in self.alone.iter_mut().zip(&self.places.alone) {
+            if let Some(alone) = (!line.is_empty()).then(|| place(places)).flatten()
+                && let Some((lane, record, working)) = line.pop_front()
+            {
+                return Some((lane, record, working, [Some(all), Some(alone)]));
+            }
+        }
+        let (lane, record, working) = self.ready.pop_front()?;
+        Some((lane, record, working, [Some(all), None]))
     }
 
-    /// Waits until another may begin, where nothing of this round is at work: its places are taken by what hangs since an earlier
-    /// one.
+    /// Waits for a free place while no scan of this round is under way: scans of an earlier round hang and hold the places.
     pub(super) async fn freed(&self) {
-        let of = match self.ready.is_empty() && !self.alone.is_empty() {
-            true => &self.places.alone,
-            false => &self.places.all,
-        };
-        drop(of.acquire().await);
+        let alone = self.alone.iter().zip(&self.places.alone);
+        let mut waits = alone
+            .filter(|(line, _)| !line.is_empty())
+            .map(|(_, places)| places);
+        match (self.ready.is_empty(), waits.next(), waits.next()) {
+            (true, Some(first), Some(second)) => tokio::select! {
+                biased;
+                _ = first.acquire() => {}
+                _ = second.acquire() => {}
+            },
+            (true, Some(only), None) => drop(only.acquire().await),
+            (false, ..) | (true, None, _) => drop(self.places.all.acquire().await),
+        }
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.ready.is_empty() && self.alone.is_empty()
+        self.ready.is_empty() && self.alone.iter().all(VecDeque::is_empty)
     }
 
-    /// Those that have not begun.
+    /// Removes and returns the messages whose scan has not begun.
     pub(super) fn dismiss(&mut self) -> impl Iterator<Item = (Record, Working)> {
-        let all = self.ready.drain(..).chain(self.alone.drain(..));
+        let alone = self.alone.iter_mut().flat_map(|line| line.drain(..));
+        let all = self.ready.drain(..).chain(alone);
         all.map(|(_, record, working)| (record, working))
     }
 }

@@ -1,4 +1,4 @@
-//! What was delivered without engines is scanned after all: nothing can be changed any more, but people can be told.
+//! Later scans of messages that were delivered without engines: the delivery is final, but an incident can tell people.
 
 use std::time::Duration;
 
@@ -11,18 +11,19 @@ use crate::store::{Cause, Record};
 use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
 
 impl Pipeline {
-    /// Delivered without engines: their answers can change nothing any more, but people can be told.
+    /// Scans a delivered message again, for the engines that did not answer before. A finding becomes an incident.
+    ///
+    /// An answer about another message may be the reason for this scan, so no answer stands in this time. A message that waited
+    /// for the end of an interceptor is scanned even if another learned interceptor holds similar mail now: otherwise each
+    /// interceptor would allow one scan only, and each lasts longer than the one before.
     pub(super) async fn scan_delivered(
         &self,
         generation: &Generation,
         message: Message,
         mut record: Record,
     ) -> Step {
-        // An answer about another message may be why it is here: this time none stands in.
         let terms = Terms {
             spent: Duration::ZERO,
-            // It has waited for the end of an interceptor, and is tried whatever holds its like by now: one of many would else
-            // be tried in the life of each, which last longer and longer.
             scan_reason: match record.cause {
                 Some(Cause::Interceptor(_)) => ScanReason::Redrive,
                 _ => ScanReason::Again,
@@ -36,7 +37,7 @@ impl Pipeline {
         }
         if timed_out(&judged.reports) {
             record.timeouts += 1;
-            if record.timeouts >= settle::TIMEOUTS_MOST {
+            if record.timeouts >= settle::TIMEOUTS_MAX {
                 events::not_scanned_later(record.message);
                 return self.remove(record).await;
             }
@@ -45,7 +46,7 @@ impl Pipeline {
             let mut reports = judged.reports.iter();
             reports.any(|r| &*r.engine == engine && r.missing().is_some_and(|m| m.is_transient()))
         };
-        // An interceptor that holds such mail now has found nothing: nobody was asked.
+        // An interceptor holds such mail now: no engine was asked, and nothing was found.
         if judged.reports.is_empty() {
             record.cause = self.learned_holder(&judged).or(record.cause);
             return self.put_back(record).await;
@@ -68,14 +69,14 @@ impl Pipeline {
         let Some((engine, status)) = settle::owed(generation, &asked) else {
             return self.remove(record).await;
         };
-        // What it alone knows is not known yet.
+        // Another engine still owes its answer and may find what the others do not: the message waits for that engine.
         record.status = status;
         record.cause = Some(Cause::Engine(engine.to_string()));
         self.put_back(record).await;
         Step::Settled
     }
 
-    /// Whether something was found. Engines that did not answer have found nothing.
+    /// Records an incident if an engine found something; returns whether one did. A missing answer is no finding.
     fn tell_if_bad(&self, record: &Record, judged: &Judged) -> bool {
         let bad = |decision: &Decision| {
             decision.disposition != Disposition::Deliver
@@ -106,7 +107,7 @@ impl Pipeline {
         true
     }
 
-    /// The learner's interceptor that holds a message. One that a person made may never end.
+    /// The learned interceptor that holds a message. An interceptor made by a person may never end, so no message waits for it.
     fn learned_holder(&self, judged: &Judged) -> Option<Cause> {
         let (decision, _) = judged.groups.first()?;
         let id = decision.rule.strip_prefix("interceptor.")?;

@@ -1,11 +1,11 @@
-//! The records that a message lives on in.
+//! The records in which a message continues after a pass.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Notice, TIMEOUTS, absent, next_hop, select};
+use super::{Notice, TIMEOUT_RULE, absent, next_hop, select};
 use crate::chance;
 use crate::deadline::{expiry_clock, wall_clock};
 use crate::delivery::{self, Answer, dsn, schedule};
@@ -14,7 +14,7 @@ use crate::pipeline::{Generation, Judged, lanes};
 use crate::store::{Cause, Extent, Lane, Notification, RESCAN_FOR, Record};
 use crate::verdict::{Decision, Reason, Report, Verdict};
 
-/// What all records of one settlement have in common.
+/// The common data of all records of one settlement.
 pub(super) struct Draft<'a> {
     pub(super) generation: &'a Generation,
     pub(super) message: &'a Message,
@@ -47,7 +47,7 @@ impl Draft<'_> {
             record.reports.clone_from(&judged.reports);
             record.spent = judged.spent;
             record.timeouts = self.timeouts();
-            record.standing = judged.standing.or(record.standing);
+            record.reputation = judged.reputation.or(record.reputation);
         }
         if matches!(lane, Lane::Held | Lane::Scan) {
             record.cause = decision.and_then(|decision| self.cause(decision));
@@ -67,13 +67,13 @@ impl Draft<'_> {
         record
     }
 
-    /// The same where no attempt was made, because the next hop would not have taken anything: its pace decides when it
-    /// goes out, and then the oldest goes first.
+    /// The record of mail that was not offered, because the next hop would have taken nothing. This is no attempt: the pace of
+    /// the next hop decides when the mail goes out, the oldest first.
     pub(super) fn held_back(&self, record: Record) -> Record {
         let attempts = self.in_delivery().map_or(0, |before| before.attempts);
         Record {
             attempts,
-            // A clock that was set back may have been ahead when it came in.
+            // A clock that was set back may have been ahead at the reception.
             due_at: record.received_at.min(wall_clock()),
             ..record
         }
@@ -96,7 +96,7 @@ impl Draft<'_> {
             received_at: message.received_at,
             due_at: message.received_at,
             expires_at: message.received_at,
-            // A pass inside the session counts; a message that is only made durable has had none.
+            // A pass inside the session counts as an attempt; a message that was only made durable has had no pass.
             attempts: u32::from(self.judged.is_some()),
             spent: Duration::ZERO,
             decision: None,
@@ -104,7 +104,7 @@ impl Draft<'_> {
             status: String::new(),
             released: false,
             cause: None,
-            standing: None,
+            reputation: None,
             notification: None,
             instead_of: Vec::new(),
             timeouts: 0,
@@ -112,7 +112,7 @@ impl Draft<'_> {
         }
     }
 
-    /// Scans that ran into their timeout, this pass included.
+    /// Number of passes in which a scan timed out, this pass included.
     pub(super) fn timeouts(&self) -> u32 {
         let before = self.before.map_or(0, |before| before.timeouts);
         let reports = self.judged.map_or(&[][..], |judged| &judged.reports);
@@ -120,9 +120,9 @@ impl Draft<'_> {
         before + u32::from(reports.iter().any(timed_out))
     }
 
-    /// Why it is kept, if that is the guard's doing and not for what was found in it.
+    /// The cause for which the guard keeps the message; `None` if the message is kept for a finding or a timeout.
     fn cause(&self, decision: &Decision) -> Option<Cause> {
-        if decision.rule == TIMEOUTS {
+        if decision.rule == TIMEOUT_RULE {
             return None;
         }
         if let Some(id) = decision.rule.strip_prefix("interceptor.") {
@@ -145,9 +145,9 @@ impl Draft<'_> {
             } else {
                 1
             },
-            // Each pass finds out anew whether the guard keeps it.
+            // Each pass determines the cause anew.
             cause: None,
-            // What comes back to quarantine waits for another decision.
+            // A message that comes back to quarantine waits for a new decision.
             released: before.released && lane == Lane::Delivery,
             ..before.clone()
         }
@@ -163,12 +163,13 @@ impl Draft<'_> {
             .recipients
             .first()
             .and_then(|recipient| self.route(recipient));
-        route.map_or(schedule::UNROUTED, |settings| {
+        route.map_or(schedule::UNROUTED_RETRY_INTERVAL, |settings| {
             schedule::next_attempt(settings, record.attempts, &mut chance::rng())
         })
     }
 
-    /// Counted from the moment it is to be delivered, which for a released message may be long after its reception.
+    /// The end of the time for delivery. The time counts from the first queueing for delivery, which for a released message may
+    /// be long after reception.
     fn tried_until(&self, recipient: Option<&Recipient>) -> Timestamp {
         if let Some(before) = self.in_delivery() {
             return before.expires_at;

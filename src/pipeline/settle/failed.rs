@@ -1,5 +1,5 @@
-//! Recipients that no next hop takes: bounced, or held where their sender may not be told; and what becomes of a
-//! notification of ours that nobody takes.
+//! Recipients that no next hop takes: bounced, or held where the sender may not be told. Also notifications of this relay that
+//! cannot be delivered.
 
 use super::{Draft, Notice, Settlement, Settling, select};
 use crate::deadline::wall_clock;
@@ -8,22 +8,22 @@ use crate::message::{Content, Message, Recipient};
 use crate::store::{Extent, Lane, Notification, Record};
 use crate::verdict::{Decision, Disposition};
 
-/// The rule that holds a bounce which nobody takes, or that lets it go.
-pub(in crate::pipeline) const BOUNCE_UNDELIVERABLE: &str = "bounce-undeliverable";
-/// The rule that holds mail which could not be delivered, and whose sender may not be told, or lets it go.
-pub(in crate::pipeline) const UNDELIVERABLE: &str = "undeliverable";
+/// The rule that holds or drops a bounce that cannot be delivered.
+pub(in crate::pipeline) const BOUNCE_UNDELIVERABLE_RULE: &str = "bounce-undeliverable";
+/// The rule that holds or drops mail that could not be delivered and whose sender may not be told.
+pub(in crate::pipeline) const UNDELIVERABLE_RULE: &str = "undeliverable";
 
-/// A recipient that gets nothing from any next hop.
+/// A recipient to whom the message will not be delivered.
 pub(super) struct Failure<'a> {
     pub(super) decision: &'a Decision,
     pub(super) at: usize,
     pub(super) answer: &'a Answer,
-    /// Nobody has refused it for good.
+    /// Delivery ended by time or for want of a route, without a permanent refusal.
     pub(super) given_up: bool,
 }
 
-/// The message as it goes out: of a bounce whose form was refused, less than is stored. What a reviewer releases is
-/// whole.
+/// The message as it is sent. A bounce whose form was refused is sent shorter than stored; a message that a reviewer releases is
+/// sent whole.
 pub(in crate::pipeline) fn as_sent(record: &Record, message: Message) -> Message {
     match record.notification {
         Some(Notification::Bounce(extent @ (Extent::Headers | Extent::Bare)))
@@ -40,19 +40,19 @@ pub(in crate::pipeline) fn as_sent(record: &Record, message: Message) -> Message
 }
 
 impl Settlement {
-    /// Whether a bounce that nobody takes is among what is kept.
+    /// Whether the kept records contain a bounce that cannot be delivered.
     pub(in crate::pipeline) fn holds_a_bounce(&self) -> bool {
         let is_bounce = |record: &Record| {
             let decision = record.decision.as_ref();
-            decision.is_some_and(|decision| decision.rule == BOUNCE_UNDELIVERABLE)
+            decision.is_some_and(|decision| decision.rule == BOUNCE_UNDELIVERABLE_RULE)
         };
         self.keep.iter().any(is_bounce)
     }
 }
 
 impl Settling<'_> {
-    /// What was refused after we took responsibility is bounced, or held where its sender may not be told. What a reviewer
-    /// released goes back to the reviewer, because its sender is as likely as not forged.
+    /// Settles the recipients of failed deliveries after the relay took responsibility: a bounce, or a hold where the sender may
+    /// not be told. A message that a reviewer released goes back to the reviewer, because its sender may well be forged.
     pub(super) fn failures(&mut self) -> Option<Notice> {
         let failed = std::mem::take(&mut self.failed);
         let first = failed.first()?;
@@ -87,9 +87,9 @@ impl Settling<'_> {
         self.keep.push(record);
     }
 
-    /// A bounce for those whose sender may be told about them. The others may not be bounced (RFC 5321 6.1, RFC 3461 4.1):
-    /// where the refusal is about the recipient there is nobody to tell and nothing to mend, and the mail is dropped, as our
-    /// own bounces are; otherwise it may not vanish, and a reviewer gets it.
+    /// Writes a bounce for the recipients whose sender may be told. The other recipients must not be bounced (RFC 5321 6.1,
+    /// RFC 3461 4.1). If the refusal is about the recipient, no sender can be told and nothing can be corrected: the mail is
+    /// dropped, as the relay's own bounces are. Otherwise the mail must not vanish, and a reviewer gets the mail.
     fn bounce(&mut self, failed: Vec<Failure<'_>>) -> Option<Notice> {
         let wants = |failure: &Failure<'_>| {
             let recipient = self.draft.message.envelope.recipients.get(failure.at);
@@ -101,7 +101,7 @@ impl Settling<'_> {
         let is_dropped = |failure: &Failure<'_>| failure.answer.objection() == Objection::Recipient;
         let (dropped, untold): (Vec<_>, Vec<_>) = untold.into_iter().partition(is_dropped);
         for failure in &dropped {
-            self.drop(UNDELIVERABLE, failure, &[failure.at]);
+            self.drop(UNDELIVERABLE_RULE, failure, &[failure.at]);
         }
         let mut held: Vec<(&Decision, Vec<usize>, &Answer)> = Vec::new();
         for failure in &untold {
@@ -116,7 +116,7 @@ impl Settling<'_> {
                 false => "its sender wants no notification",
             };
             let reason = format!("not delivered, and {why}: {}", answer.text);
-            self.hold_failed(UNDELIVERABLE, reason, decision, &those);
+            self.hold_failed(UNDELIVERABLE_RULE, reason, decision, &those);
         }
         let about: Vec<(Recipient, Answer)> = told
             .iter()
@@ -137,9 +137,10 @@ impl Settling<'_> {
         Some(notice)
     }
 
-    /// A notification of ours that its recipient does not get. Nobody is owed a report of success. A bounce is dropped
-    /// where its recipient takes none, so that forged senders fill nothing; it is sent again with less as long as something
-    /// else was wrong with it, and then a reviewer gets it: the next hop should take it.
+    /// Settles a notification of this relay that cannot be delivered. A report of success is dropped: no sender has a right to
+    /// one. A bounce is dropped if the refusal is about its recipient, so that forged senders fill no storage. After any other
+    /// refusal the bounce is sent again in a shorter form, as long as there is one; then a reviewer gets the bounce, because
+    /// the next hop should take bounces.
     fn notification_failed(&mut self, notification: Notification, failure: &Failure<'_>) {
         let (draft, answer) = (&self.draft, failure.answer);
         let all: Vec<usize> = (0..draft.message.envelope.recipients.len()).collect();
@@ -147,7 +148,7 @@ impl Settling<'_> {
             return self.tell("dropped", failure.decision, &all, answer.text.clone());
         };
         if answer.objection() == Objection::Recipient {
-            return self.drop(BOUNCE_UNDELIVERABLE, failure, &all);
+            return self.drop(BOUNCE_UNDELIVERABLE_RULE, failure, &all);
         }
         if !failure.given_up
             && let Some(less) = draft.less(extent)
@@ -164,7 +165,7 @@ impl Settling<'_> {
             false => "the bounce is refused in every form",
         };
         let reason = format!("{why}: {}", answer.text);
-        self.hold_failed(BOUNCE_UNDELIVERABLE, reason, failure.decision, &all);
+        self.hold_failed(BOUNCE_UNDELIVERABLE_RULE, reason, failure.decision, &all);
     }
 
     fn drop(&mut self, rule: &str, failure: &Failure<'_>, those: &[usize]) {
@@ -177,7 +178,7 @@ impl Settling<'_> {
         self.tell("dropped", &decision, those, reason.clone());
     }
 
-    /// For a reviewer, who alone can say how it goes on: no engine's return changes anything about it.
+    /// Holds undeliverable mail for a reviewer. The record has no cause, because the return of an engine would change nothing.
     fn hold_failed(&mut self, rule: &str, reason: String, decision: &Decision, those: &[usize]) {
         let decision = Decision {
             disposition: Disposition::Quarantine,
@@ -195,7 +196,7 @@ impl Settling<'_> {
 }
 
 impl Draft<'_> {
-    /// The next smaller form of the bounce that was sent, if one is left.
+    /// The next shorter form of a bounce that was sent, if there is one.
     fn less(&self, sent: Extent) -> Option<Extent> {
         let (content, id) = (self.message.content.bytes(), self.message.id);
         let smaller = [Extent::Headers, Extent::Bare].into_iter();

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 
 use super::*;
 use crate::deadline::{set_wall_clock, wall_clock};
-use crate::delivery::{Ended, Outbound, Outcome, Scripted as Server, Sign};
+use crate::delivery::{Ended, HopSignal, Outbound, Outcome, Scripted as Server};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -37,7 +37,7 @@ impl Server for Taking {
             let outcome = |at| (at, Outcome::Delivered(answer(250)));
             Ended {
                 outcomes: at.into_iter().map(outcome).collect(),
-                sign: Sign::Fine,
+                sign: HopSignal::Fine,
                 offered: true,
             }
         })
@@ -58,7 +58,7 @@ fn over(server: &Arc<Taking>, store: &Arc<Scripted>) -> (Arc<Pipeline>, tempfile
 
 /// A message whose next hop said "later", as it is settled now.
 fn delayed(generation: &Generation) -> Record {
-    let later = End::Delivered(vec![Outcome::Deferred(answer(451))]);
+    let later = GroupOutcome::Delivered(vec![Outcome::Deferred(answer(451))]);
     let passed = passed(vec![(Disposition::Deliver, vec![0], later)]);
     let mut message = message(&["x@b.test"]);
     message.received_at = wall_clock();
@@ -142,11 +142,11 @@ async fn a_clock_set_ahead_gives_nothing_up() {
         settle::settle(&generation, &message, &custody, &passed).keep
     };
     let deliver = || {
-        let later = End::Delivered(vec![Outcome::Deferred(answer(451))]);
+        let later = GroupOutcome::Delivered(vec![Outcome::Deferred(answer(451))]);
         let custody = Custody::Stored(Box::new(waiting.clone()));
         settle(custody, Disposition::Deliver, later)
     };
-    let defer = || settle(Custody::Session, Disposition::Defer, End::Deferred)[0].lane;
+    let defer = || settle(Custody::Session, Disposition::Defer, GroupOutcome::Deferred)[0].lane;
     set_wall_clock(Some(now + 365 * DAY));
     assert_eq!(deliver().len(), 1, "tried again");
     assert_eq!(defer(), Lane::Scan);

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::scripted::{Fate, Operation, Witness};
 use super::*;
 use crate::deadline::set_wall_clock;
-use crate::delivery::{Ended, Outbound, Scripted as Server, Sign};
+use crate::delivery::{Ended, HopSignal, Outbound, Scripted as Server};
 use crate::store::Audit;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -80,7 +80,7 @@ impl Server for Hop {
                 }
                 Ended {
                     outcomes,
-                    sign: Sign::Fine,
+                    sign: HopSignal::Fine,
                     offered: true,
                 }
             });
@@ -98,7 +98,7 @@ impl Server for Hop {
             }
             Ended {
                 outcomes,
-                sign: Sign::Fine,
+                sign: HopSignal::Fine,
                 offered: true,
             }
         })
@@ -351,15 +351,15 @@ async fn a_store_that_fails_leaves_all_ways_to_the_sender() {
     let (pipeline, _folder) = pipeline(to_hops(&[("a", &a), ("b", &b)]), &store);
     let generation = pipeline.generation();
     let held = passed(vec![
-        (Disposition::Deliver, vec![0], End::Queued),
-        (Disposition::Quarantine, vec![1], End::Held),
+        (Disposition::Deliver, vec![0], GroupOutcome::Queued),
+        (Disposition::Quarantine, vec![1], GroupOutcome::Held),
     ]);
-    let by_policy = || Before {
+    let by_policy = || ResumeState {
         judged: Some(held.judged.clone()),
-        ..Before::NOTHING
+        ..ResumeState::NEW_MESSAGE
     };
     for (to, before) in [
-        (["x@a.test", "y@b.test"], Before::NOTHING),
+        (["x@a.test", "y@b.test"], ResumeState::NEW_MESSAGE),
         (["x@a.test", "y@a.test"], by_policy()),
     ] {
         let message = message(&to);
@@ -405,12 +405,12 @@ async fn nothing_is_stored_in_the_normal_case() {
     }
     assert_eq!(a.got(), 4);
     let discarded = passed(vec![
-        (Disposition::Deliver, vec![1], End::Queued),
-        (Disposition::Discard, vec![0], End::Discarded),
+        (Disposition::Deliver, vec![1], GroupOutcome::Queued),
+        (Disposition::Discard, vec![0], GroupOutcome::Discarded),
     ]);
-    let before = Before {
+    let before = ResumeState {
         judged: Some(discarded.judged),
-        ..Before::NOTHING
+        ..ResumeState::NEW_MESSAGE
     };
     let (generation, message) = (pipeline.generation(), message(&["x@b.test", "y@a.test"]));
     let pass = pipeline
@@ -435,7 +435,9 @@ async fn what_was_taken_is_made_durable_as_soon_as_the_store_works_again() {
     let reply = pipeline.accept(message(&["x@a.test"]), Mode::Queue).await;
     assert!(reply.to_string().contains("accepted as"), "{reply}");
     until("it is taken", || a.got() == 1).await;
-    Deadline::after(lanes::INSIST / 2).wait().await;
+    Deadline::after(lanes::PERSIST_RETRY_DURATION / 2)
+        .wait()
+        .await;
     assert_eq!(store.all().len(), 1, "the store does not know it yet");
     store.fails.store(false, Ordering::Relaxed);
     assert!(pipeline.drained(Deadline::after(MINUTE)).await);
@@ -517,7 +519,9 @@ async fn what_is_left_is_kept_as_soon_as_the_store_works_again() {
     let message = message(&["x@a.test", "y@a.test"]);
     let accepted = tokio::spawn(async move { accepting.accept(message, Mode::CutThrough).await });
     until("it is taken", || a.got() == 1).await;
-    Deadline::after(lanes::INSIST / 2).wait().await;
+    Deadline::after(lanes::PERSIST_RETRY_DURATION / 2)
+        .wait()
+        .await;
     store.full.store(true, Ordering::Relaxed);
     store.fails.store(false, Ordering::Relaxed);
     let reply = accepted.await.expect("no panic");

@@ -1,20 +1,20 @@
 //! What engines want done to a message, on its way out.
 
 use super::*;
-use crate::message::edit::{Edit, Place, Wish};
+use crate::message::edit::{Edit, Place, RequestedEdit};
 use crate::pipeline::outbound::outbound;
 use crate::scan::engine::{AuthSettings, NameServers, Scores};
 use crate::verdict::{Answer, Reason, Report};
 
-fn field(place: Place, name: &str) -> Wish {
-    Wish::Granted(Edit::Add {
+fn field(place: Place, name: &str) -> RequestedEdit {
+    RequestedEdit::Granted(Edit::Add {
         place,
         name: name.to_owned(),
         value: "v".to_owned(),
     })
 }
 
-fn report(engine: &str, wishes: Vec<Wish>) -> Report {
+fn report(engine: &str, requested_edits: Vec<RequestedEdit>) -> Report {
     Report {
         engine: engine.into(),
         class: EngineClass::Spam,
@@ -23,7 +23,7 @@ fn report(engine: &str, wishes: Vec<Wish>) -> Report {
         signatures: None,
         attempts: 1,
         reused: None,
-        wishes,
+        requested_edits,
         elapsed: Duration::ZERO,
     }
 }
@@ -33,7 +33,7 @@ fn judged(reports: Vec<Report>) -> Judged {
         groups: vec![(decision(Disposition::Deliver), vec![0])],
         reports,
         spent: Duration::ZERO,
-        standing: None,
+        reputation: None,
     }
 }
 
@@ -60,7 +60,7 @@ async fn what_goes_out_has_the_edits_and_the_body_as_it_came() {
     for body in ["\r\nx\r\n", &body] {
         let mut message = message(&["x@b.test"]);
         message.content = Content::uncharged(format!("Subject: x\r\n{body}"));
-        let refused = Wish::Refused {
+        let refused = RequestedEdit::Refused {
             asked: "add X-Not".to_owned(),
             why: "because".to_owned(),
         };

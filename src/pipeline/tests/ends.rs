@@ -7,12 +7,12 @@ use futures_util::future::BoxFuture;
 
 use super::*;
 use crate::deadline::wall_clock;
-use crate::delivery::{Ended, Outbound, Scripted as Server, Sign};
+use crate::delivery::{Ended, HopSignal, Outbound, Scripted as Server};
 use crate::message::{Notify, Recipient};
 use crate::smtp::dialog::Stage;
 use crate::store::{Cause, Extent, Notification};
 use crate::verdict::{Answer as EngineAnswer, Reason};
-use settle::{BOUNCE_UNDELIVERABLE, UNDELIVERABLE};
+use settle::{BOUNCE_UNDELIVERABLE_RULE, UNDELIVERABLE_RULE};
 
 /// A refusal as a server gives it.
 fn refusal(stage: Stage, code: u16, enhanced: Option<(u16, u16, u16)>) -> Answer {
@@ -136,8 +136,8 @@ const ENDS: [&str; 11] = [
     "discarded",
 ];
 
-fn end(what: &str) -> (Disposition, End) {
-    let outcome = |outcome| (Disposition::Deliver, End::Delivered(vec![outcome]));
+fn end(what: &str) -> (Disposition, GroupOutcome) {
+    let outcome = |outcome| (Disposition::Deliver, GroupOutcome::Delivered(vec![outcome]));
     match what {
         "taken" => outcome(Outcome::Delivered(answer(250))),
         "later" => outcome(Outcome::Deferred(refusal(Stage::Rcpt, 451, None))),
@@ -145,11 +145,11 @@ fn end(what: &str) -> (Disposition, End) {
         "blocked" => outcome(Outcome::Failed(blocked())),
         "unknown" => outcome(Outcome::Failed(unknown())),
         "too large" => outcome(Outcome::Failed(too_large())),
-        "held" => (Disposition::Quarantine, End::Held),
-        "rejected" => (Disposition::Reject, End::Rejected),
-        "queued" => (Disposition::Deliver, End::Queued),
-        "deferred" => (Disposition::Defer, End::Deferred),
-        _ => (Disposition::Discard, End::Discarded),
+        "held" => (Disposition::Quarantine, GroupOutcome::Held),
+        "rejected" => (Disposition::Reject, GroupOutcome::Rejected),
+        "queued" => (Disposition::Deliver, GroupOutcome::Queued),
+        "deferred" => (Disposition::Defer, GroupOutcome::Deferred),
+        _ => (Disposition::Discard, GroupOutcome::Discarded),
     }
 }
 
@@ -237,7 +237,7 @@ fn check(settled: &Settlement, message: &Message, ends: [&str; 2], what: &str, c
     }
     for record in &settled.keep {
         let rule = record.decision.as_ref().map_or("", |d| &*d.rule);
-        if rule == UNDELIVERABLE {
+        if rule == UNDELIVERABLE_RULE {
             assert_eq!(record.cause, None, "{case}: no engine's return changes it");
             assert!(!record.released, "{case}");
         }
@@ -255,7 +255,7 @@ fn notice(generation: &Generation, answer: Answer) -> (Record, Content) {
     let passed = passed(vec![(
         Disposition::Deliver,
         vec![0],
-        End::Delivered(vec![Outcome::Failed(answer)]),
+        GroupOutcome::Delivered(vec![Outcome::Failed(answer)]),
     )]);
     let mut settled = settle::settle(generation, &message, &custody, &passed);
     let notice = settled.notices.pop().expect("a bounce");
@@ -283,7 +283,7 @@ fn ended(
     let message = of(record, content);
     let passed = Passed {
         judged: settle::judged_before(record, &message).expect("it is to be delivered"),
-        ends: vec![End::Delivered(vec![outcome])],
+        ends: vec![GroupOutcome::Delivered(vec![outcome])],
         told: Vec::new(),
     };
     let custody = Custody::Stored(Box::new(record.clone()));
@@ -340,7 +340,7 @@ fn a_bounce_is_sent_with_less_and_then_held() {
         let decision = held.decision.as_ref().expect("a decision");
         assert_eq!(
             (held.lane, &*decision.rule),
-            (Lane::Held, BOUNCE_UNDELIVERABLE)
+            (Lane::Held, BOUNCE_UNDELIVERABLE_RULE)
         );
         assert!(
             decision.reason.contains("said the hop"),
@@ -378,7 +378,7 @@ fn a_bounce_that_its_recipient_does_not_take_is_dropped_and_told() {
         assert!(settled.keep.is_empty() && settled.notices.is_empty());
         let last = settled.history.last().expect("an event");
         let rule = last.decision.as_ref().map_or("", |d| &*d.rule);
-        assert_eq!((&*last.event, rule), ("dropped", BOUNCE_UNDELIVERABLE));
+        assert_eq!((&*last.event, rule), ("dropped", BOUNCE_UNDELIVERABLE_RULE));
     }
 }
 
@@ -398,7 +398,7 @@ fn a_bounce_that_is_given_up_is_held() {
         let (settled, _) = ended(&generation, (&record, &content), outcome);
         assert_eq!(events(&settled), ["given-up", "held"]);
         let decision = settled.keep[0].decision.as_ref().expect("a decision");
-        assert_eq!(decision.rule, BOUNCE_UNDELIVERABLE);
+        assert_eq!(decision.rule, BOUNCE_UNDELIVERABLE_RULE);
     }
 }
 
@@ -418,7 +418,7 @@ fn a_bounce_without_a_way_is_held_at_once() {
     let (settled, _) = ended(&generation, (&record, &content), outcome.clone());
     assert_eq!(events(&settled), ["given-up", "held"]);
     let decision = settled.keep[0].decision.as_ref().expect("a decision");
-    assert_eq!(decision.rule, BOUNCE_UNDELIVERABLE);
+    assert_eq!(decision.rule, BOUNCE_UNDELIVERABLE_RULE);
     assert_eq!(
         decision.reason,
         "there is no way for the bounce: 4.4.4 no next hop takes a.test"
@@ -428,7 +428,7 @@ fn a_bounce_without_a_way_is_held_at_once() {
         let ends = vec![(
             Disposition::Deliver,
             vec![0],
-            End::Delivered(vec![outcome.clone()]),
+            GroupOutcome::Delivered(vec![outcome.clone()]),
         )];
         let settled = settle::settle(&generation, &message, &custody, &passed(ends));
         let lanes: Vec<Lane> = settled.keep.iter().map(|record| record.lane).collect();
@@ -467,7 +467,7 @@ fn groups_that_differ_are_judged_again_after_the_session() {
             .collect(),
         reports: Vec::new(),
         spent: Duration::ZERO,
-        standing: None,
+        reputation: None,
     };
     let differing = judged(vec![
         (Disposition::Deliver, vec![0]),
@@ -527,7 +527,7 @@ impl Server for Narrow {
         Box::pin(async move {
             Ended {
                 outcomes: recipients.into_iter().map(outcome).collect(),
-                sign: Sign::Fine,
+                sign: HopSignal::Fine,
                 offered: true,
             }
         })
@@ -573,7 +573,7 @@ async fn a_bounce_gets_through_a_narrow_next_hop() {
                 trace: record.trace.clone(),
                 content,
             };
-            let onward = Onward::Deliver(None);
+            let onward = NextStep::Deliver(None);
             pipeline
                 .resume(
                     generation.clone(),
@@ -610,7 +610,7 @@ async fn held_bounces_are_bounded_and_nothing_else_is() {
         expires_at: wall_clock() + Duration::from_secs(86_400),
         decision: Some(Decision {
             rule: rule.to_owned(),
-            reason: format!("not {BOUNCE_UNDELIVERABLE}"),
+            reason: format!("not {BOUNCE_UNDELIVERABLE_RULE}"),
             ..decision(Disposition::Quarantine)
         }),
         cause,
@@ -624,12 +624,13 @@ async fn held_bounces_are_bounded_and_nothing_else_is() {
     };
     let others = [
         mail("coverage.av", Some(Cause::Engine("clamd".to_owned()))),
-        mail(UNDELIVERABLE, None),
+        mail(UNDELIVERABLE_RULE, None),
         // A rule of the administrator may have any name.
-        mail(BOUNCE_UNDELIVERABLE, None),
+        mail(BOUNCE_UNDELIVERABLE_RULE, None),
     ];
     let surplus = 600;
-    let bounces = (0..lanes::BOUNCES_HELD + surplus).map(|_| held(BOUNCE_UNDELIVERABLE, None));
+    let bounces =
+        (0..lanes::HELD_BOUNCES_MAX + surplus).map(|_| held(BOUNCE_UNDELIVERABLE_RULE, None));
     for record in others.iter().cloned().chain(bounces) {
         store.put(vec![record], content.clone()).await.expect("put");
     }
@@ -639,7 +640,7 @@ async fn held_bounces_are_bounded_and_nothing_else_is() {
         .expect("expiry");
     let all = store.all();
     let kept = all.len() - others.len();
-    let bound = lanes::BOUNCES_HELD;
+    let bound = lanes::HELD_BOUNCES_MAX;
     assert!(kept <= bound && kept + others.len() >= bound, "{kept}");
     for other in &others {
         assert!(all.iter().any(|record| record.id == other.id));
@@ -650,5 +651,5 @@ async fn held_bounces_are_bounded_and_nothing_else_is() {
             .iter()
             .all(|act| act.act == "expire" && act.detail.starts_with("surplus: "))
     );
-    assert_eq!(audit.len(), lanes::BOUNCES_HELD + surplus - kept);
+    assert_eq!(audit.len(), lanes::HELD_BOUNCES_MAX + surplus - kept);
 }

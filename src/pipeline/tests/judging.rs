@@ -1,7 +1,7 @@
 //! What it costs to judge a message, and what is learnt from it.
 
 use super::*;
-use crate::message::Standing;
+use crate::message::SenderReputation;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -21,7 +21,7 @@ async fn all_passes_of_a_message_share_its_budget() {
     let put = store.put(vec![record.clone()], message.content.clone());
     put.await.expect("put");
     let began = Instant::now();
-    let onward = Onward::Deliver(None);
+    let onward = NextStep::Deliver(None);
     pipeline
         .resume(generation, message, record, ScanReason::Again, onward)
         .await;
@@ -44,8 +44,8 @@ async fn mail_with_a_missing_answer_makes_nobody_known() {
     }
     type Says = fn(&[u8]) -> Option<&'static [u8]>;
     for (says, expected) in [
-        (clean as Says, Standing::Known),
-        (broken, Standing::Unknown),
+        (clean as Says, SenderReputation::Known),
+        (broken, SenderReputation::Unknown),
     ] {
         let second = crate::scan::Settings {
             class: EngineClass::Content,
@@ -59,19 +59,19 @@ async fn mail_with_a_missing_answer_makes_nobody_known() {
         generation.policy = Policy::new(policy, "test".into());
         let (pipeline, _folder) = pipeline(generation, &Arc::default());
         let generation = pipeline.generation();
-        let mut standing = None;
+        let mut reputation = None;
         for number in 0..4 {
             let mut message = message(&["x@b.test"]);
             let content = format!("Subject: x\r\n\r\nThis is number {number}\r\n");
             message.content = Content::uncharged(content);
             let judged = pipeline
-                .judge(&generation, &message, Before::NOTHING.terms())
+                .judge(&generation, &message, ResumeState::NEW_MESSAGE.terms())
                 .await;
             let (decision, _) = &judged.groups[0];
             assert_eq!(decision.disposition, Disposition::Deliver, "{decision:?}");
             assert_eq!(decision.verdict, Verdict::Clean);
-            standing = judged.standing;
+            reputation = judged.reputation;
         }
-        assert_eq!(standing, Some(expected));
+        assert_eq!(reputation, Some(expected));
     }
 }

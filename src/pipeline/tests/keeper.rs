@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Identity, Trait};
-use crate::pipeline::keeper::{FILE, Keeper};
+use crate::pipeline::keeper::{Keeper, SNAPSHOT_FILE};
 
 /// A relay with this folder for its store.
 struct Life {
@@ -44,7 +44,7 @@ impl Life {
 
     fn knows(&self, sender: u64) -> bool {
         let interception = self.pipeline.suspicion.lock();
-        interception.standing(&mail(sender)) == Standing::Known
+        interception.reputation(&mail(sender)) == SenderReputation::Known
     }
 }
 
@@ -61,7 +61,7 @@ fn mail(sender: u64) -> Fingerprint {
 
 fn folder() -> (tempfile::TempDir, PathBuf) {
     let store = tempfile::tempdir().expect("a folder");
-    let file = store.path().join(FILE);
+    let file = store.path().join(SNAPSHOT_FILE);
     (store, file)
 }
 
@@ -112,7 +112,7 @@ async fn what_cannot_be_used_is_set_aside() {
         (b"something else".to_vec(), "foreign"),
         (newer, "newer"),
         (
-            vec![0; crate::intercept::Baseline::LARGEST + 1],
+            vec![0; crate::intercept::Baseline::SNAPSHOT_OCTETS_MAX + 1],
             "too large",
         ),
     ] {
@@ -120,7 +120,7 @@ async fn what_cannot_be_used_is_set_aside() {
         fs::write(&file, &octets).expect("written");
         let life = Life::begin(&store);
         assert!(!file.exists(), "{what}");
-        let aside = store.path().join(format!("{FILE}.set-aside"));
+        let aside = store.path().join(format!("{SNAPSHOT_FILE}.set-aside"));
         assert!(fs::read(aside).expect(what) == octets, "{what}");
         life.meet(1);
         minute().await;
@@ -136,7 +136,7 @@ async fn what_cannot_be_used_is_set_aside() {
 async fn what_the_disk_refuses_is_tried_again() {
     let (store, file) = folder();
     let life = Life::begin(&store);
-    let in_the_way = store.path().join(format!("{FILE}.tmp"));
+    let in_the_way = store.path().join(format!("{SNAPSHOT_FILE}.tmp"));
     fs::create_dir(&in_the_way).expect("a folder in its way");
     life.meet(1);
     for _ in 0..3 {

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use super::*;
 use crate::chance;
 use crate::deadline::{set_wall_clock, wall_clock};
-use crate::delivery::{Ended, Outbound, Scripted as Server, Sign};
+use crate::delivery::{Ended, HopSignal, Outbound, Scripted as Server};
 
 /// A server that is not there.
 async fn nobody() -> HopSettings {
@@ -24,7 +24,7 @@ async fn nobody() -> HopSettings {
 /// Records of mail to this domain that are to be delivered.
 fn stored(pipeline: &Pipeline, to: &str, count: usize) -> Vec<Record> {
     let generation = pipeline.generation();
-    let later = || End::Delivered(vec![Outcome::Deferred(answer(451))]);
+    let later = || GroupOutcome::Delivered(vec![Outcome::Deferred(answer(451))]);
     let record = |_| {
         let passed = passed(vec![(Disposition::Deliver, vec![0], later())]);
         let message = message(&[to]);
@@ -47,7 +47,7 @@ fn what_is_held_back_keeps_its_place_and_its_attempts() {
             held_back,
             ..answer(451)
         });
-        let end = End::Delivered(vec![outcome]);
+        let end = GroupOutcome::Delivered(vec![outcome]);
         let passed = passed(vec![(Disposition::Deliver, vec![0], end)]);
         let settled = settle::settle(&generation, &message, custody, &passed);
         settled.keep.into_iter().next().expect("it is kept")
@@ -184,8 +184,8 @@ impl Allowing {
 impl Server for Allowing {
     fn deliver(&self, _: Outbound, at: Vec<usize>, _: Deadline) -> BoxFuture<'static, Ended> {
         let (outcome, sign) = match self.ask() {
-            true => (Outcome::Delivered(answer(250)), Sign::Fine),
-            false => (Outcome::Deferred(answer(451)), Sign::Later),
+            true => (Outcome::Delivered(answer(250)), HopSignal::Fine),
+            false => (Outcome::Deferred(answer(451)), HopSignal::Later),
         };
         Box::pin(async move {
             Deadline::after(Duration::from_millis(20)).wait().await;

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::intercept::{Evidence, Seen};
 use crate::message::fingerprint::Aspect;
-use crate::message::{Fingerprint, Identity, Standing, Trait};
+use crate::message::{Fingerprint, Identity, SenderReputation, Trait};
 use crate::store::{Cause, Times};
 use crate::verdict::{Answer as Said, Reason, Verdict};
 
@@ -44,7 +44,7 @@ fn out(name: &str) -> Report {
         signatures: None,
         attempts: 0,
         reused: None,
-        wishes: Vec::new(),
+        requested_edits: Vec::new(),
         elapsed: Duration::ZERO,
     }
 }
@@ -106,15 +106,16 @@ impl World {
     ) -> MessageId {
         let cause = Cause::Engine(engine.to_owned());
         // What stays is at the head of all.
-        let standing = content.contains(" me").then_some(Standing::Known);
-        self.put(recipients, lane, (cause, standing), content).await
+        let reputation = content.contains(" me").then_some(SenderReputation::Known);
+        self.put(recipients, lane, (cause, reputation), content)
+            .await
     }
 
     async fn put(
         &mut self,
         recipients: &[&str],
         lane: Lane,
-        (cause, standing): (Cause, Option<Standing>),
+        (cause, reputation): (Cause, Option<SenderReputation>),
         content: &str,
     ) -> MessageId {
         let mut message = message(recipients);
@@ -125,7 +126,7 @@ impl World {
         record.lane = lane;
         record.cause = Some(cause);
         record.reports = self.engines.iter().map(|name| out(name)).collect();
-        record.standing = standing;
+        record.reputation = reputation;
         let put = self.store.put(vec![record], message.content);
         put.await.expect("put");
         self.ids.push(message.id);
@@ -201,7 +202,7 @@ async fn what_is_scanned_again_belongs_to_its_recovery_alone() {
         .until(MINUTE, |w| w.lane(id) == Some(Lane::Scan))
         .await;
     let now = wall_clock();
-    assert!(!world.store.hasten(id, now).await.expect("hasten"));
+    assert!(!world.store.make_due(id, now).await.expect("hasten"));
     let times = Times::from(now, MINUTE, MINUTE);
     let claimed = world.store.claim(Lane::Scan, times, 9).await;
     assert_eq!(claimed.expect("claim"), []);
@@ -305,7 +306,7 @@ async fn what_timed_out_twice_is_held_for_a_person() {
         (Reason::Timeout, Lane::Held, 2),
     ];
     for (reason, lane, timeouts) in passes {
-        let mut passed = passed(vec![(Disposition::Defer, vec![0], End::Deferred)]);
+        let mut passed = passed(vec![(Disposition::Defer, vec![0], GroupOutcome::Deferred)]);
         passed.judged.reports = vec![report(reason)];
         for (decision, _) in &mut passed.judged.groups {
             decision.verdict = Verdict::Undetermined;
@@ -323,7 +324,10 @@ async fn what_timed_out_twice_is_held_for_a_person() {
     let Custody::Stored(record) = custody else {
         panic!("stored");
     };
-    assert_eq!(record.decision.expect("a decision").rule, settle::TIMEOUTS);
+    assert_eq!(
+        record.decision.expect("a decision").rule,
+        settle::TIMEOUT_RULE
+    );
 }
 
 /// Promise P4: what was delivered without two engines is scanned by both of them, whichever is back first: what only one
@@ -348,10 +352,10 @@ async fn every_engine_that_was_absent_gets_its_second_look() {
 #[tokio::test]
 async fn all_groups_of_recipients_are_in_the_second_look() {
     let world = World::of(&["one"], MINUTE).await;
-    let taken = || End::Delivered(vec![Outcome::Delivered(answer(250))]);
+    let taken = || GroupOutcome::Delivered(vec![Outcome::Delivered(answer(250))]);
     let mut passed = passed(vec![
         (Disposition::Deliver, vec![0], taken()),
-        (Disposition::Quarantine, vec![2], End::Held),
+        (Disposition::Quarantine, vec![2], GroupOutcome::Held),
         (Disposition::Deliver, vec![1], taken()),
     ]);
     passed.judged.reports = vec![out("one")];

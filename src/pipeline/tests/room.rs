@@ -33,16 +33,20 @@ async fn what_finds_no_room_in_quarantine_stays_with_its_sender() {
         let reply = pipeline.conclude(&generation, &message, custody, passed(groups));
         reply.await.to_string()
     };
-    let both_held = || vec![(Quarantine, vec![0, 1], End::Held)];
+    let both_held = || vec![(Quarantine, vec![0, 1], GroupOutcome::Held)];
     let reply = end(Custody::Session, both_held()).await;
     assert!(reply.starts_with("452 4.3.1"), "{reply}");
     assert_eq!(held(&store).await, 0);
-    let delivered = vec![(Deliver, vec![0, 1], End::Delivered(vec![taken(), taken()]))];
+    let delivered = vec![(
+        Deliver,
+        vec![0, 1],
+        GroupOutcome::Delivered(vec![taken(), taken()]),
+    )];
     let reply = end(Custody::Session, delivered).await;
     assert!(reply.starts_with("250"), "{reply}");
     let one_taken = vec![
-        (Deliver, vec![0], End::Delivered(vec![taken()])),
-        (Quarantine, vec![1], End::Held),
+        (Deliver, vec![0], GroupOutcome::Delivered(vec![taken()])),
+        (Quarantine, vec![1], GroupOutcome::Held),
     ];
     let reply = end(Custody::Session, one_taken).await;
     assert!(reply.starts_with("250"), "{reply}");

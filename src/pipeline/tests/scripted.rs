@@ -103,6 +103,13 @@ impl Scripted {
         kept.into_iter().map(|kept| kept.record.clone()).collect()
     }
 
+    /// Changes a record, as if it had been stored so.
+    pub(super) fn edit(&self, id: MessageId, change: impl FnOnce(&mut Record)) {
+        let mut tables = self.tables();
+        let kept = tables.kept.values_mut().find(|kept| kept.record.id == id);
+        change(&mut kept.expect("a record").record);
+    }
+
     /// How many records nobody has ever worked on.
     pub(super) fn never_claimed(&self) -> usize {
         let tables = self.tables();
@@ -412,7 +419,7 @@ impl Store for Scripted {
         self.change_where(Some(lane), id, (change, Vec::new()), act)
     }
 
-    fn hasten(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool> {
+    fn make_due(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool> {
         self.operation(None, Operation::Change, move |tables| {
             let waits = |kept: &&mut Kept| {
                 matches!(kept.record.lane, Lane::Scan | Lane::Delivery)

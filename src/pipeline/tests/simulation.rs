@@ -1,6 +1,6 @@
 //! The seeded simulation: the real path, with its guard, policy, settlement and lanes, over simulated clients, engines,
 //! next hops, disk and clock, on paused time and one thread. Everything random follows from one seed. The promises P1, P4,
-//! P5, P6 and P7 and the invariants I1, I3 and I9 are checked where and when they could be broken.
+//! P5, P6 and P7 and the invariants I1 and I3 (docs/GLOSSARY.md) are checked where and when they could be broken.
 //!
 //! `SPILLWAY_SEED=123 cargo test --lib simulation::one_seed -- --nocapture` replays one world, step by step;
 //! `SPILLWAY_SEEDS=100000` plays more of them, ten times as fast in an optimised build.

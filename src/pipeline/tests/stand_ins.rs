@@ -214,7 +214,7 @@ async fn what_waited_on_a_stand_in_asks_for_room_again() {
             .store
             .put(vec![record.clone()], message.content.clone());
         put.await.expect("put");
-        let onward = Onward::Deliver(None);
+        let onward = NextStep::Deliver(None);
         let work = world.pipeline.clone();
         work.resume(generation, message, record, ScanReason::Again, onward)
             .await;
@@ -241,7 +241,7 @@ fn stand_in(engine: &str, class: EngineClass) -> Report {
             from: MessageId::new(),
             same: Same::Content,
         }),
-        wishes: Vec::new(),
+        requested_edits: Vec::new(),
         elapsed: Duration::ZERO,
     }
 }
@@ -255,7 +255,7 @@ fn a_stand_in_is_owed_a_scan_whatever_its_engine_is_for() {
     let message = message(&["x@b.test"]);
     let stored = settle::unfinished(&generation, &message, None);
     for custody in [Custody::Session, Custody::Stored(Box::new(stored))] {
-        let taken = End::Delivered(vec![Outcome::Delivered(answer(250))]);
+        let taken = GroupOutcome::Delivered(vec![Outcome::Delivered(answer(250))]);
         let mut passed = passed(vec![(Disposition::Deliver, vec![0], taken)]);
         passed.judged.reports = vec![stand_in("odd", EngineClass::Content)];
         let settlement = settle::settle(&generation, &message, &custody, &passed);

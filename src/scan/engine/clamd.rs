@@ -34,7 +34,7 @@ use crate::deadline::Deadline;
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use wire::Wire;
 
-pub use answer::{Said, parse};
+pub use answer::{ClamdAnswer, parse};
 
 /// Octets of one chunk: a size field goes before each.
 const CHUNK: usize = 64 * 1024;
@@ -132,13 +132,13 @@ impl Clamd {
     fn judge(&self, answer: &[u8], closed: bool) -> Result<Answer, ScanError> {
         match parse(answer) {
             // It may well have found something in the beginning, but nobody has looked at the rest.
-            Ok(Said::Ok) if closed => Err(ScanError::Disconnected {
+            Ok(ClamdAnswer::Ok) if closed => Err(ScanError::Disconnected {
                 replica: self.name(),
                 cause: "it had not got everything when it said OK".to_owned(),
             }),
-            Ok(Said::Ok) => Ok(Answer::Answered(Vec::new())),
-            Ok(Said::Found(name)) => Ok(found(name)),
-            Ok(Said::Failed(message)) => Err(self.refusal(message)),
+            Ok(ClamdAnswer::Ok) => Ok(Answer::Answered(Vec::new())),
+            Ok(ClamdAnswer::Found(name)) => Ok(found(name)),
+            Ok(ClamdAnswer::Failed(message)) => Err(self.refusal(message)),
             Err(malformed) => Err(malformed.of(self.dial.name())),
         }
     }

@@ -30,7 +30,7 @@ use crate::scan::ScanRequest;
 use crate::verdict::{Answer, FindingKind};
 use process::{Ended, Input, Running, limited};
 
-pub use answer::{Judged, Lines, read};
+pub use answer::{CommandAnswer, Lines, read};
 pub use process::NOT_RUN;
 
 /// Stands for the path of the file in an argument.

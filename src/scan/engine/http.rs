@@ -22,7 +22,7 @@ use crate::file;
 use crate::verdict::{Answer, FindingKind, Reason};
 
 pub(super) use answer::objections;
-pub use answer::{Said, read};
+pub use answer::{HttpAnswer, read};
 
 /// What all replicas of a service have in common.
 #[derive(Debug, Clone, PartialEq)]

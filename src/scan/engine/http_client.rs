@@ -28,10 +28,10 @@ const BODY: usize = 1 << 20;
 const HEAD: usize = 64 * 1024;
 const FIELDS: usize = 100;
 /// Connections kept for later, and for how long: less than servers wait, so that few of them close meanwhile.
-const IDLE: usize = 8;
-const IDLE_FOR: Duration = Duration::from_secs(4);
+const IDLE_CONNECTIONS_MAX: usize = 8;
+const IDLE_CONNECTION_AGE_MAX: Duration = Duration::from_secs(4);
 /// How long a server is left alone that asks for it without saying for how long, and at most.
-const PAUSE: Duration = Duration::from_secs(10);
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// The way to one server.
@@ -165,14 +165,14 @@ impl HttpClient {
 
     fn take(&self) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|c| c.since.elapsed() < IDLE_FOR && c.sender.is_ready());
+        idle.retain(|c| c.since.elapsed() < IDLE_CONNECTION_AGE_MAX && c.sender.is_ready());
         idle.pop()
     }
 
     fn keep(&self, mut connection: Connection) {
         connection.since = Instant::now();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE && !connection.sender.is_closed() {
+        if idle.len() < IDLE_CONNECTIONS_MAX && !connection.sender.is_closed() {
             idle.push(connection);
         }
     }
@@ -190,9 +190,11 @@ impl HttpClient {
         let after = after.and_then(|text| retry_after(text, wall_clock()));
         Err(match status {
             StatusCode::PAYLOAD_TOO_LARGE => ScanError::Refused { replica, message },
-            StatusCode::TOO_MANY_REQUESTS => throttled(replica, after.unwrap_or(PAUSE)),
+            StatusCode::TOO_MANY_REQUESTS => {
+                throttled(replica, after.unwrap_or(DEFAULT_RETRY_AFTER))
+            }
             StatusCode::SERVICE_UNAVAILABLE if after.is_some() => {
-                throttled(replica, after.unwrap_or(PAUSE))
+                throttled(replica, after.unwrap_or(DEFAULT_RETRY_AFTER))
             }
             _ if status.is_server_error() => ScanError::Engine { replica, message },
             _ => ScanError::Declined { replica, message },

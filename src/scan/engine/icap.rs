@@ -34,12 +34,12 @@ use shown::{Echo, Fate, shown};
 pub use answer::{Head, Options, chunk_size, encapsulated_status, head, options};
 
 /// Connections kept for later, and for how long: less than servers wait.
-const IDLE: usize = 8;
+const IDLE_CONNECTIONS_MAX: usize = 8;
 const IDLE_FOR: Duration = Duration::from_secs(4);
 /// OPTIONS are believed for so long at most, whatever they say.
 const OPTIONS_FOR: Duration = Duration::from_secs(3600);
 /// Octets of an answer beyond those of the message: a page about what was found.
-const PAGE: usize = 1 << 20;
+const BLOCK_PAGE_OCTETS_MAX: usize = 1 << 20;
 
 /// How a message is shown to a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,14 +80,14 @@ struct Known {
 }
 
 /// What a service says about one message.
-struct Said {
+struct IcapAnswer {
     answer: Answer,
     signatures: Option<String>,
     /// The answer was read to its end, and the service goes on listening.
     keep: bool,
 }
 
-impl Said {
+impl IcapAnswer {
     /// The same, of which it counts what a service says that has not been shown the whole message: nothing but findings.
     fn about(mut self, whole: bool) -> Self {
         if !whole && self.answer == Answer::Answered(Vec::new()) {
@@ -228,7 +228,7 @@ impl Icap {
     fn keep(&self, mut link: Link) {
         link.since = Instant::now();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE {
+        if idle.len() < IDLE_CONNECTIONS_MAX {
             idle.push(link);
         }
     }
@@ -282,7 +282,7 @@ impl Icap {
         link: &mut Link,
         options: &Options,
         sample: &Sample,
-    ) -> Result<Said, ScanError> {
+    ) -> Result<IcapAnswer, ScanError> {
         let content: &[u8] = sample.content().bytes();
         let mut rest = shown(content);
         let length = rest.remaining();
@@ -333,14 +333,14 @@ impl Icap {
         reader: &mut Reader,
         first: Option<Vec<u8>>,
         content: &[u8],
-    ) -> Result<Said, ScanError> {
+    ) -> Result<IcapAnswer, ScanError> {
         let first = match first {
             Some(first) => first,
             None => reader.head().await?,
         };
         let head = head(&first).map_err(|malformed| self.failed(malformed))?;
         let signatures = head.istag.clone();
-        let said = |answer, keep| Said {
+        let said = |answer, keep| IcapAnswer {
             answer,
             signatures: signatures.clone(),
             keep,
@@ -367,7 +367,9 @@ impl Icap {
         let mut echo = Echo::of(content);
         if !head.has_no_body() {
             let take = |octets: &[u8]| echo.take(octets);
-            reader.body(content.len() + PAGE, take).await?;
+            reader
+                .body(content.len() + BLOCK_PAGE_OCTETS_MAX, take)
+                .await?;
         }
         let keep = head.keep && reader.is_empty();
         Ok(match echo.fate() {

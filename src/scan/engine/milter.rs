@@ -31,7 +31,7 @@ use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use link::Link;
 use talk::{Outcome, Talk};
 
-pub use packet::{Packet, Said, Terms, parse, split, terms};
+pub use packet::{MilterReply, Packet, Terms, parse, split, terms};
 
 /// Characters of a filter's words that are shown.
 const WORDS: usize = 200;

@@ -19,7 +19,7 @@ const SHOWN: [&str; 25] = [
 ];
 
 /// Characters that are read of a name from either end. File systems take 255 at most.
-const LONGEST: usize = 1000;
+const NAME_END_CHARACTERS_MAX: usize = 1000;
 
 /// A file name, read.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,12 +38,12 @@ impl Name {
         let mut name = Self {
             readings: Vec::new(),
             is_disguised: raw.contains(['\0', '\u{202d}', '\u{202e}'])
-                || last.chars().nth(LONGEST).is_some(),
+                || last.chars().nth(NAME_END_CHARACTERS_MAX).is_some(),
         };
-        let middle = raw.char_indices().nth(LONGEST);
+        let middle = raw.char_indices().nth(NAME_END_CHARACTERS_MAX);
         name.read_piece(middle.map_or(raw, |(end, _)| &raw[..end]));
         if middle.is_some() {
-            let start = raw.char_indices().nth_back(LONGEST - 1);
+            let start = raw.char_indices().nth_back(NAME_END_CHARACTERS_MAX - 1);
             name.read_piece(start.map_or(raw, |(start, _)| &raw[start..]));
         }
         name
@@ -204,8 +204,11 @@ mod tests {
     /// However long a name is, it has its extension; a path may be long, the name itself not.
     #[test]
     fn long_names_keep_their_extensions() {
-        let padding = "é".repeat(2 * LONGEST);
-        let (path, spaces) = ("a/".repeat(LONGEST), " ".repeat(2 * LONGEST));
+        let padding = "é".repeat(2 * NAME_END_CHARACTERS_MAX);
+        let (path, spaces) = (
+            "a/".repeat(NAME_END_CHARACTERS_MAX),
+            " ".repeat(2 * NAME_END_CHARACTERS_MAX),
+        );
         for (name, is_disguised) in [
             (format!("{path}evil.exe"), false),
             (format!("{path}evil.exe\0.txt"), true),

@@ -15,9 +15,9 @@ use hickory_resolver::system_conf::read_system_conf;
 use super::{BuildError, ScanError};
 
 /// Answers that are kept: a few megabytes at most.
-const CACHE: u64 = 8192;
+const CACHED_ANSWERS_MAX: u64 = 8192;
 /// No answer is believed for longer than this, whatever its TTL says.
-const LONGEST: Duration = Duration::from_secs(3600);
+const CACHE_AGE_MAX: Duration = Duration::from_secs(3600);
 
 /// Who is asked, and how patiently.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct NameServers {
 impl NameServers {
     /// A resolver that remembers what it was told.
     pub(super) fn caching(&self) -> Result<TokioResolver, BuildError> {
-        self.resolver(CACHE)
+        self.resolver(CACHED_ANSWERS_MAX)
     }
 
     /// A resolver that asks each time: for probes, which must see what is so now.
@@ -64,8 +64,8 @@ impl NameServers {
         options.timeout = self.patience;
         options.attempts = 1;
         options.cache_size = cache;
-        options.positive_max_ttl = Some(LONGEST);
-        options.negative_max_ttl = Some(LONGEST);
+        options.positive_max_ttl = Some(CACHE_AGE_MAX);
+        options.negative_max_ttl = Some(CACHE_AGE_MAX);
         // What /etc/hosts says is nothing about what the world's DNS says.
         options.use_hosts_file = ResolveHosts::Never;
         Ok((config, options))
@@ -75,7 +75,7 @@ impl NameServers {
     pub(super) fn cached_configuration(
         &self,
     ) -> Result<(ResolverConfig, ResolverOpts), BuildError> {
-        self.configuration(CACHE)
+        self.configuration(CACHED_ANSWERS_MAX)
     }
 }
 

@@ -7,9 +7,9 @@
 mod answer;
 mod crypt;
 mod inner;
+mod requested_edits;
 #[cfg(test)]
 mod tests;
-mod wishes;
 
 use std::path::PathBuf;
 use std::sync::Arc;

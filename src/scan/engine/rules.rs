@@ -48,7 +48,7 @@ const FILES: [&str; 4] = [
 /// Variables that rules may use besides the content.
 const VARIABLES: [&str; 4] = ["filename", "filepath", "extension", "filetype"];
 /// Octets of a rule file at most: the largest public collections have a tenth of that.
-const LARGEST: u64 = 64 << 20;
+const RULE_FILE_OCTETS_MAX: u64 = 64 << 20;
 /// How far archives are looked into; each file in them is scanned whole.
 const ARCHIVES: archive::Limits = archive::Limits {
     depth: 8,
@@ -307,7 +307,7 @@ impl Hunt<'_> {
 
 /// Each file in a namespace of its own: rule sets of different authors use the same names. Returns what is in it.
 fn add_file(compiler: &mut Compiler, path: &Path) -> Result<Vec<u8>, BuildError> {
-    let text = file::read(path, LARGEST).map_err(|cause| BuildError::Unreadable {
+    let text = file::read(path, RULE_FILE_OCTETS_MAX).map_err(|cause| BuildError::Unreadable {
         path: path.to_owned(),
         cause: cause.to_string(),
     })?;

@@ -23,7 +23,7 @@ use super::head::{Malformed, read_all};
 use super::{Address, BuildError, Engine, EngineAnswer, Probes, Sample, ScanError, Tls};
 use crate::message::{Envelope, MessageId, header};
 
-pub use answer::{Said, parse};
+pub use answer::{SpamdAnswer, parse};
 
 /// Octets of an answer: names of rules, some hundreds at most.
 const ANSWER: usize = 256 * 1024;
@@ -93,7 +93,7 @@ impl Spamd {
         };
         let said = parse(&answer).map_err(|malformed| self.failed(malformed))?;
         // It may well call spam what it has seen the beginning of; nobody has looked at the rest.
-        if let (Said::Judged { spam: false, .. }, Some(error)) = (&said, &unsent) {
+        if let (SpamdAnswer::Judged { spam: false, .. }, Some(error)) = (&said, &unsent) {
             return Err(self.disconnected(error));
         }
         Ok(EngineAnswer {

@@ -1,10 +1,10 @@
-//! Answers that are used again: for the same octets, while the signatures are the same; and which of them may stand in for
-//! messages of the same content (ADR 7).
+//! The cache of an engine's answers. An answer is reused for the same octets while the signatures stay the same. Some answers
+//! may also stand in for messages of the same content (ADR 7).
 //!
-//! New signatures end all of them, from whomever they become known: a scan, a probe, the engine that is asked for nothing else.
-//! A scan that began before is no better, and its answer is not kept.
+//! New signatures end all cached answers, whatever reveals them: a scan, a probe or a query for the version. The answer of a
+//! scan that began before is not cached either, because the scan may have used the old signatures.
 //!
-//! An answer that comes after its caller has given up ends here too, and waits for the message to be scanned again.
+//! A late answer, whose caller has given up, is cached too and waits for the next scan of the message.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,63 +15,68 @@ use crate::message::{Digest, Identity, MessageId, edit};
 use crate::scan::engine::EngineAnswer;
 use crate::verdict::{Answer, Finding};
 
-/// How long an answer with nothing found holds: signatures get better.
-const CLEAN: Duration = Duration::from_secs(3600);
-/// The same where the engine does not tell the version of its signatures, or has not told it for so long.
-const UNVERSIONED: Duration = Duration::from_secs(300);
-/// How long a finding holds.
-const FOUND: Duration = Duration::from_secs(86_400);
-/// Octets of what an answer wants done to its message, beyond which it is not kept.
-const WANTED: usize = 4096;
-/// Answers in each of two generations.
-const ENTRIES: usize = 10_000;
-/// Messages that an engine gave up on, and for how long that is remembered: as long as a message waits for its next pass at most.
-const GIVEN_UP: usize = 1024;
-const GIVEN_UP_AGE: Duration = Duration::from_secs(86_400);
+/// Lifetime of an answer without a finding: signatures improve, and a later scan may find something.
+const CLEAN_LIFETIME: Duration = Duration::from_secs(3600);
+/// Lifetime of an answer without a finding from an engine that does not report its signature version: shorter, because new
+/// signatures go unnoticed. Also the maximum age of the last report of a version: after it the signatures may have changed.
+const UNVERSIONED_LIFETIME: Duration = Duration::from_secs(300);
+/// Lifetime of a finding: longer than that of a clean answer, because a later scan rarely finds less. New signatures end it
+/// earlier.
+const FINDING_LIFETIME: Duration = Duration::from_secs(86_400);
+/// Octets of the edits that an answer may ask for and still be cached. The cache is bounded by the number of answers, so
+/// each answer must be small: 20,000 answers of this size need about 80 MB.
+const WANTED_OCTETS_MAX: usize = 4096;
+/// Answers in each of the two generations, which bounds memory. The old generation is dropped when the new one is full.
+const ANSWERS_PER_GENERATION: usize = 10_000;
+/// Messages remembered that the engine has given up on, which bounds memory.
+const GIVEN_UP_MAX: usize = 1024;
+/// How long the cache remembers that the engine has given up on a message: no message waits longer for its next scan.
+const GIVEN_UP_LIFETIME: Duration = Duration::from_secs(86_400);
 
-/// What an answer is about.
+/// The key of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Key {
-    /// All messages of these octets: for engines that get nothing else.
+    /// All messages with these octets, for engines that get only the content.
     Octets(Digest),
-    /// One message: for engines that look at its envelope and trace fields too.
+    /// One message, for engines that also get its envelope or trace fields.
     Message(MessageId),
 }
 
-/// What a scan is about.
+/// The messages that the answer of a scan holds for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AnswerScope {
-    /// The message that is scanned.
+    /// The scanned message.
     pub(super) message: MessageId,
-    /// Where its answer is the same.
+    /// Messages for which the answer would be the same.
     pub(super) key: Key,
-    /// Where its answer may stand in; none where what is found depends on more than content.
+    /// Messages for which the answer may stand in; none if the findings depend on more than the content.
     pub(super) content: Option<Identity>,
-    /// By which signatures: how often others than before had become known when it began.
+    /// [`AnswerCache::epoch`] at the start of the scan: the number of times that the answers had ended by then.
     pub(super) epoch: u64,
 }
 
-/// An answer that is kept.
+/// A cached answer.
 #[derive(Debug, Clone)]
 pub(super) struct Kept {
     pub(super) answer: EngineAnswer,
-    /// The message that was scanned.
+    /// The scanned message.
     pub(super) from: MessageId,
     until: Instant,
-    /// It is true of the signatures that made it, and they must still be known to be the same.
+    /// The answer holds only while the signature version is known to be unchanged.
     needs_signatures: bool,
 }
 
-/// The answers of one engine.
+/// The cached answers of one engine.
 #[derive(Debug)]
 pub(super) struct AnswerCache {
     generations: [HashMap<Key, Kept>; 2],
-    /// Of the answers above, the one that is about each content: the last, or the last with an objection.
+    /// For each content, the key of the answer that may stand in: the last one with an objection, else the last one.
     contents: [HashMap<Identity, Key>; 2],
     epoch: u64,
-    /// When the version of the signatures was last told.
+    /// Time of the last report of the signature version.
     told: Option<Instant>,
-    /// What it gave up on, and when. New signatures do not end that: it says nothing about what is in the message.
+    /// Messages that the engine has given up on, and when. New signatures keep these entries, because giving up says nothing
+    /// about the content.
     given_up: HashMap<Key, Instant>,
 }
 
@@ -86,28 +91,29 @@ impl AnswerCache {
         }
     }
 
-    /// The engine has given up on a message after its caller had left.
+    /// Notes that the engine has given up on a message after the caller had left.
     pub(super) fn give_up(&mut self, now: Instant, key: Key) {
-        if self.given_up.len() >= GIVEN_UP {
-            self.given_up.retain(|_, at| now < *at + GIVEN_UP_AGE);
+        if self.given_up.len() >= GIVEN_UP_MAX {
+            self.given_up.retain(|_, at| now < *at + GIVEN_UP_LIFETIME);
         }
-        if self.given_up.len() < GIVEN_UP {
+        if self.given_up.len() < GIVEN_UP_MAX {
             self.given_up.insert(key, now);
         }
     }
 
-    /// Whether the engine gave up on it. Told once: if the engine was at fault the next pass is a scan.
+    /// Whether the engine has given up on the message. Forgets it, so that the next pass scans the message again: the engine
+    /// may have been at fault.
     pub(super) fn take_given_up(&mut self, now: Instant, key: Key) -> bool {
         let at = self.given_up.remove(&key);
-        at.is_some_and(|at| now < at + GIVEN_UP_AGE)
+        at.is_some_and(|at| now < at + GIVEN_UP_LIFETIME)
     }
 
-    /// For [`AnswerScope::epoch`].
+    /// The number of times that the answers have ended, for [`AnswerScope::epoch`].
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// The version of the signatures was told, and whether it is another one than before.
+    /// The engine has reported its signature version; `is_new` tells whether the version has changed.
     pub(super) fn signed(&mut self, now: Instant, is_new: bool) {
         self.told = Some(now);
         if is_new {
@@ -115,40 +121,44 @@ impl AnswerCache {
         }
     }
 
-    /// Ends all answers, those to come of scans under way included.
+    /// Ends all answers, also the future answers of scans under way.
     pub(super) fn end(&mut self) {
         self.generations = Default::default();
         self.contents = Default::default();
         self.epoch += 1;
     }
 
-    /// The answer about the same octets, if one holds.
+    /// The answer with that key, unless it has expired.
     pub(super) fn get(&self, now: Instant, key: Key) -> Option<&Kept> {
         let [new, old] = &self.generations;
         let kept = new.get(&key).or(old.get(&key))?;
-        let is_known = || self.told.is_some_and(|told| now < told + UNVERSIONED);
+        let is_known = || {
+            self.told
+                .is_some_and(|told| now < told + UNVERSIONED_LIFETIME)
+        };
         (now < kept.until && (!kept.needs_signatures || is_known())).then_some(kept)
     }
 
-    /// The answer about a message of the same content, if one holds.
+    /// The answer about a message of the same content, unless it has expired.
     pub(super) fn get_like(&self, now: Instant, content: Identity) -> Option<&Kept> {
         let [new, old] = &self.contents;
         let key = new.get(&content).or(old.get(&content))?;
         self.get(now, *key)
     }
 
-    /// Keeps an answer, if it is one and other signatures have not become known since its scan began. Whether it is kept.
+    /// Caches an answer, unless the engine gave none or the answers have ended since the scan began. Returns whether it is
+    /// cached.
     pub(super) fn put(&mut self, now: Instant, about: AnswerScope, answer: &EngineAnswer) -> bool {
         let Some(holds) = holds(answer).filter(|_| about.epoch == self.epoch) else {
             return false;
         };
-        if self.generations[0].len() >= ENTRIES {
+        if self.generations[0].len() >= ANSWERS_PER_GENERATION {
             self.generations.swap(0, 1);
             self.generations[0].clear();
             self.contents.swap(0, 1);
             self.contents[0].clear();
         }
-        // Once something was found in a content, a copy in which nothing is found does not make up for it.
+        // A finding in a content outlasts later clean answers about copies of it, or a sender could hide it behind a clean copy.
         let stands = |content: &Identity| {
             let like = self.get_like(now, *content);
             !stands_in(answer) || like.is_none_or(|kept| stands_in(&kept.answer))
@@ -160,31 +170,32 @@ impl AnswerCache {
             answer: answer.clone(),
             from: about.message,
             until: now + holds,
-            needs_signatures: holds == CLEAN,
+            needs_signatures: holds == CLEAN_LIFETIME,
         };
         self.generations[0].insert(about.key, kept);
         true
     }
 }
 
-/// How long an answer may be used for the same content; not at all if it is none.
+/// The lifetime of an answer; none if the answer must not be cached.
 fn holds(answer: &EngineAnswer) -> Option<Duration> {
     let Answer::Answered(findings) = &answer.answer else {
         return None;
     };
-    // All that are kept are bounded by their number.
-    if edit::octets(&answer.wanted) > WANTED {
+    // The cache is bounded by the number of answers, so each answer must be small.
+    if edit::octets(&answer.wanted) > WANTED_OCTETS_MAX {
         return None;
     }
     Some(match (is_bad(findings), &answer.signatures) {
-        (true, _) => FOUND,
-        (false, Some(_)) => CLEAN,
-        (false, None) => UNVERSIONED,
+        (true, _) => FINDING_LIFETIME,
+        (false, Some(_)) => CLEAN_LIFETIME,
+        (false, None) => UNVERSIONED_LIFETIME,
     })
 }
 
-/// Whether an answer may stand in for messages of the same content: it looked at everything, and nothing was found. A finding may
-/// be about the header, and then mail that has the content from its sender would be held for what somebody else wrote above it.
+/// Whether an answer may stand in for messages of the same content: the engine has scanned everything and found nothing. A
+/// finding may be about the header section. Then a header section that another sender wrote above the same content would hold
+/// the original sender's mail.
 pub(super) fn stands_in(answer: &EngineAnswer) -> bool {
     matches!(&answer.answer, Answer::Answered(findings) if !is_bad(findings))
 }
@@ -209,21 +220,21 @@ mod tests {
         }
     }
 
-    const CONTENT: Identity = Identity([7; 32]);
+    const CONTENT_IDENTITY: Identity = Identity([7; 32]);
 
-    /// One of many messages of one content.
+    /// The scope of a new message of the common content.
     fn about() -> AnswerScope {
         let message = MessageId::new();
         AnswerScope {
             message,
             key: Key::Message(message),
-            content: Some(CONTENT),
+            content: Some(CONTENT_IDENTITY),
             epoch: 0,
         }
     }
 
-    /// What was clean by yesterday's signatures may be known by today's, whatever has answered meanwhile: a scan that began
-    /// by yesterday's is not kept either.
+    /// New signatures may know a message that was clean by the old ones. A scan that began under the old signatures is not
+    /// cached either.
     #[tokio::test(start_paused = true)]
     async fn new_signatures_end_all_answers() {
         let now = Instant::now();
@@ -234,7 +245,7 @@ mod tests {
         assert!(reuse.get(now, one.key).is_some());
         reuse.signed(now, true);
         assert!(reuse.get(now, one.key).is_none());
-        assert!(reuse.get_like(now, CONTENT).is_none());
+        assert!(reuse.get_like(now, CONTENT_IDENTITY).is_none());
         reuse.put(now, one, &answer(Some("2"), false));
         assert!(reuse.get(now, one.key).is_none(), "it began before");
         let epoch = reuse.epoch();
@@ -242,7 +253,7 @@ mod tests {
         assert!(reuse.get(now, one.key).is_some());
     }
 
-    /// Of an engine that was asked nothing for a while nobody knows whether its signatures are still the same.
+    /// If an engine has not reported its signature version for a while, its signatures may have changed.
     #[tokio::test(start_paused = true)]
     async fn signatures_must_have_been_told_lately() {
         let now = Instant::now();
@@ -250,21 +261,21 @@ mod tests {
         let about = about();
         reuse.signed(now, false);
         reuse.put(now, about, &answer(Some("1"), false));
-        let last = now + UNVERSIONED - Duration::from_secs(1);
+        let last = now + UNVERSIONED_LIFETIME - Duration::from_secs(1);
         assert!(reuse.get(last, about.key).is_some());
-        assert!(reuse.get(now + UNVERSIONED, about.key).is_none());
+        assert!(reuse.get(now + UNVERSIONED_LIFETIME, about.key).is_none());
         reuse.signed(last, false);
-        assert!(reuse.get(now + UNVERSIONED, about.key).is_some());
+        assert!(reuse.get(now + UNVERSIONED_LIFETIME, about.key).is_some());
     }
 
-    /// A finding holds longer than its absence, and its absence longest where new signatures would be noticed.
+    /// A finding lives longer than a clean answer. A clean answer lives longer if new signatures would be noticed.
     #[tokio::test(start_paused = true)]
     async fn answers_expire() {
         let now = Instant::now();
         for (signatures, found, holds) in [
-            (None, false, UNVERSIONED),
-            (Some("1"), false, CLEAN),
-            (None, true, FOUND),
+            (None, false, UNVERSIONED_LIFETIME),
+            (Some("1"), false, CLEAN_LIFETIME),
+            (None, true, FINDING_LIFETIME),
         ] {
             let mut reuse = AnswerCache::new();
             let about = about();
@@ -276,11 +287,11 @@ mod tests {
                 "{signatures:?} {found}"
             );
             assert!(reuse.get(now + holds, about.key).is_none());
-            assert!(reuse.get_like(now + holds, CONTENT).is_none());
+            assert!(reuse.get_like(now + holds, CONTENT_IDENTITY).is_none());
         }
     }
 
-    /// P4: what is no answer is never used as one.
+    /// P4: a missing answer is never reused as an answer.
     #[tokio::test(start_paused = true)]
     async fn missing_answers_are_not_kept() {
         let now = Instant::now();
@@ -289,14 +300,15 @@ mod tests {
         let about = about();
         reuse.put(now, about, &none);
         assert!(reuse.get(now, about.key).is_none());
-        assert!(reuse.get_like(now, CONTENT).is_none());
+        assert!(reuse.get_like(now, CONTENT_IDENTITY).is_none());
     }
 
-    /// I13: what an answer wants done to its message is kept with it, but not without bound: answers are bounded by their number.
+    /// I13: an answer is cached with the edits that it asks for only if they are small, because the number of answers bounds
+    /// memory.
     #[tokio::test(start_paused = true)]
     async fn answers_that_want_much_are_not_kept() {
         let now = Instant::now();
-        for (octets, is_kept) in [(WANTED, true), (WANTED + 1, false)] {
+        for (octets, is_kept) in [(WANTED_OCTETS_MAX, true), (WANTED_OCTETS_MAX + 1, false)] {
             let mut reuse = AnswerCache::new();
             let about = about();
             let wants = EngineAnswer {
@@ -305,42 +317,42 @@ mod tests {
             };
             reuse.put(now, about, &wants);
             assert_eq!(reuse.get(now, about.key).is_some(), is_kept, "{octets}");
-            assert_eq!(reuse.get_like(now, CONTENT).is_some(), is_kept);
+            assert_eq!(reuse.get_like(now, CONTENT_IDENTITY).is_some(), is_kept);
         }
     }
 
-    /// Of a content in which something was found once, nothing stands in until that finding ends: who sends a good copy after a
-    /// bad one does not choose by which of them the next is judged.
+    /// After a finding in a content, no answer stands in for that content until the finding expires. Otherwise a sender could
+    /// send a clean copy after a bad one and so choose the answer for the next copy.
     #[tokio::test(start_paused = true)]
     async fn a_good_copy_does_not_make_up_for_a_bad_one() {
         let now = Instant::now();
         let mut reuse = AnswerCache::new();
         let stands = |reuse: &AnswerCache, at| {
             reuse
-                .get_like(at, CONTENT)
+                .get_like(at, CONTENT_IDENTITY)
                 .is_some_and(|k| stands_in(&k.answer))
         };
         let good = about();
         reuse.put(now, good, &answer(None, false));
         assert!(stands(&reuse, now));
         assert_eq!(
-            reuse.get_like(now, CONTENT).map(|k| k.from),
+            reuse.get_like(now, CONTENT_IDENTITY).map(|k| k.from),
             Some(good.message)
         );
         reuse.put(now, about(), &answer(None, true));
         reuse.put(now, about(), &answer(None, false));
         assert!(!stands(&reuse, now));
-        let later = now + FOUND;
+        let later = now + FINDING_LIFETIME;
         reuse.put(later, about(), &answer(None, false));
         assert!(stands(&reuse, later));
     }
 
-    /// I13: memory is bounded whatever comes.
+    /// I13: the number of messages does not change the bound on memory.
     #[tokio::test(start_paused = true)]
     async fn no_more_than_two_generations_are_kept() {
         let now = Instant::now();
         let mut reuse = AnswerCache::new();
-        for _ in 0..3 * ENTRIES {
+        for _ in 0..3 * ANSWERS_PER_GENERATION {
             let content = Identity(std::array::from_fn(|_| rand::random()));
             let about = AnswerScope {
                 content: Some(content),
@@ -349,8 +361,8 @@ mod tests {
             reuse.put(now, about, &answer(None, false));
         }
         let kept: usize = reuse.generations.iter().map(HashMap::len).sum();
-        assert!(kept <= 2 * ENTRIES, "{kept}");
+        assert!(kept <= 2 * ANSWERS_PER_GENERATION, "{kept}");
         let contents: usize = reuse.contents.iter().map(HashMap::len).sum();
-        assert!(contents <= 2 * ENTRIES, "{contents}");
+        assert!(contents <= 2 * ANSWERS_PER_GENERATION, "{contents}");
     }
 }

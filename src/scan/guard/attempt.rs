@@ -1,4 +1,4 @@
-//! One attempt: the one call that the engine sees.
+//! One attempt: one call to the engine.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use super::layer::{Next, Outcome};
 use crate::deadline::Deadline;
 use crate::scan::engine::ScanError;
 
-/// Calls the engine, for as long as the engine itself may take: callers have gone long before (RESILIENCE M1, T2). Only
-/// then is the future dropped, and with it the connection.
+/// Calls the engine and waits up to `limit`, the engine's own limit: callers give up at `timeout`, long before (M1, T2;
+/// RESILIENCE section 2, "Slots and zombies"). The engine's future is dropped only at `limit`, which closes the connection.
 pub(super) async fn once(limit: Duration, mut call: Call, next: impl Next) -> Outcome {
     call.progress.attempts.fetch_add(1, Ordering::Relaxed);
     let deadline = Deadline::after(limit);

@@ -5,19 +5,20 @@
 //!                                          ▲ ◀──────────────a probe fails──────────────┘ ◀──fails again──┘
 //! ```
 //!
-//! While it is out a replica is probed every second, and at once when it answers something: what it lost it must not lose longer
-//! than it is out. Mail comes back in a ramp: a window of two scans, and one more for each that ends well, so that it doubles in
-//! the time of a scan. A trial that fails costs a pause of 1, 2, 4 … 16 s; scans of it that the engine never ends stay in the
-//! window of the next one, and at most a third of the slots are risked so.
+//! A replica with an open breaker is probed every second, and at once when a scan from before is answered: the replica must get
+//! mail again soon after its recovery. Mail comes back in a ramp. The ramp's window is two scans at first and grows by one
+//! with each good outcome, so that the window doubles in the time of a scan. A failed trial costs a pause of 1, 2, 4 … 16 s.
+//! Scans of a failed trial that the engine never ends stay in the window of the next trial. These scans hold at most a third of
+//! the slots.
 //!
-//! Two signals, because either alone is blind. *Failing* counts what came back: errors, and answers so slow that they
-//! are failures for whoever waits. It needs answers to count, so it cannot see an engine that takes work and returns
-//! nothing; that is *stalled*: all slots taken, mail waiting, and no scan ended for a while. A third signal, *untrusted*,
-//! comes from probes: an engine that answers quickly and wrongly (gray failure; Huang et al., HotOS 2017).
+//! Each signal is blind to something, so there are three. *Failing* counts outcomes: errors, timeouts, and answers too slow for
+//! the caller. *Failing* needs outcomes, so it cannot see an engine that takes scans and returns nothing. *Stalled* sees that:
+//! the scans under way last longer than the engine's own latencies make likely, and none ends (`gate/stall.rs`). *Untrusted*
+//! comes from probes and sees an engine that answers quickly and wrongly (gray failure; Huang et al., HotOS 2017).
 //!
-//! Nothing here compares an engine with others, so it works where there is only one. What a poison message does to an
-//! engine must not count here (RESILIENCE M7), or each half-open trial would be lost to the next copy of it: the gate
-//! leaves out the outcomes of fingerprints that are at fault.
+//! The breaker does not compare engines, so it works with a single one. Outcomes of a poison message must not count here, or
+//! the next copy of that message would fail each half-open trial. The gate therefore leaves out the outcomes of suspected
+//! fingerprints (M7; RESILIENCE section 1, "Whose fault is it?").
 
 use std::fmt;
 use std::time::Duration;
@@ -28,35 +29,39 @@ use tokio::time::Instant;
 use crate::ablation::{Mechanism, without};
 use crate::chance;
 
-/// Outcomes are counted over this window, in [`BUCKETS`].
-const WINDOW: Duration = Duration::from_secs(10);
-const BUCKETS: usize = 10;
-/// Outcomes in the window below which a share means nothing.
-const ENOUGH: u32 = 20;
-/// Failures in a row that are enough by themselves where there is little mail, all on different content.
-const IN_A_ROW: u32 = 5;
-/// Between the begins of two probe pairs while it is out: an engine that is back should not wait longer than mail does for a
-/// slot, and a pair a second costs nothing that is noticed.
-const PROBE_PERIOD: Duration = Duration::from_secs(1);
-/// Pause after the first trial with mail that failed, and after any: doubled in between. Each may cost two messages a second pass.
-const TRIAL_PAUSE: Duration = Duration::from_secs(1);
-const TRIAL_PAUSE_MOST: Duration = Duration::from_secs(16);
-/// Scans of mail at once in the first trial, where probes have shown that it works.
-const FIRST_WINDOW: usize = 2;
-/// Probe pairs that must be answered rightly, in a row, before any mail, by a replica that has answered wrongly: what it says
-/// next is used.
-const PAIRS_AFTER_LIES: u32 = 2;
-/// Wrong routine probes in a row that open it: one may be bad luck.
-const WRONG: u32 = 2;
+/// Sliding window over which outcomes are counted, in [`OUTCOME_BUCKETS`]. Older outcomes say nothing about the engine now.
+const OUTCOME_WINDOW: Duration = Duration::from_secs(10);
+/// Buckets of the window, of one second each: an outcome leaves the window at most a second early.
+const OUTCOME_BUCKETS: usize = 10;
+/// Outcomes in the window that a share of failures needs; a share of fewer outcomes is noise.
+const OUTCOMES_MIN: u32 = 20;
+/// Consecutive failures that open the breaker if the window holds no good outcome: on little mail, [`OUTCOMES_MIN`] would take
+/// too long. The gate counts at most two failures of one fingerprint in 10 s, so one content alone does not open the breaker.
+const CONSECUTIVE_FAILURES_MIN: u32 = 5;
+/// Interval between the starts of two probe pairs while the breaker is open. Mail waits one second for a slot by default, and a
+/// recovered engine must not wait longer. One pair a second is no noticeable load.
+const OPEN_PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause after the first failed trial with mail. Each further failed trial doubles the pause, because each trial may cost two
+/// messages a second scan.
+const TRIAL_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Upper bound of the pause after a failed trial: a recovered engine waits no longer for its next trial.
+const TRIAL_PAUSE_MAX: Duration = Duration::from_secs(16);
+/// Scans of mail at once when a trial begins after a right probe pair. Two messages at most are risked at first.
+const RAMP_WINDOW_INITIAL: usize = 2;
+/// Consecutive right probe pairs before mail if failed probes opened the breaker: the next answers decide about mail, so one
+/// right pair is too little evidence.
+const UNTRUSTED_PROBE_PAIRS_MIN: u32 = 2;
+/// Consecutive failed probe pairs (wrong or missing answers) that open the breaker: a single one may be an accident.
+const WRONG_PROBES_TO_OPEN: u32 = 2;
 
-/// Why it opened.
+/// Why the breaker opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// Half of its outcomes or more were failures.
+    /// At least half of the outcomes in 10 s were failures, or five failures came and no good outcome.
     Failing,
-    /// All slots taken, mail waiting, nothing ends.
+    /// The scans under way last too long for this engine, and none ends.
     Stalled,
-    /// Probes were answered wrongly, or not at all.
+    /// Probes were answered wrongly, or not in time.
     Untrusted,
 }
 
@@ -70,30 +75,30 @@ impl fmt::Display for Cause {
     }
 }
 
-/// What it lets through.
+/// State of the breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BreakerState {
-    /// Everything.
+    /// All mail passes.
     Closed,
-    /// Nothing, until then.
+    /// No mail passes.
     Open {
-        /// When it is probed next.
+        /// Time of the next probe, or of the next trial with mail if there are no probes.
         until: Instant,
-        /// Why.
+        /// Why the breaker opened.
         cause: Cause,
     },
-    /// Probes only.
+    /// Only probes pass.
     HalfOpen {
-        /// Pairs passed so far.
+        /// Consecutive probe pairs passed so far.
         passed: u32,
-        /// Why it had opened.
+        /// Why the breaker had opened.
         cause: Cause,
     },
-    /// So many scans at once of those begun since it is tried again.
+    /// A limited number of scans passes. Only scans that began since the trial began count.
     Ramp {
-        /// Of its slots.
+        /// Scans at once.
         allowed: usize,
-        /// Why it had opened.
+        /// Why the breaker had opened.
         cause: Cause,
     },
 }
@@ -112,19 +117,19 @@ impl fmt::Display for BreakerState {
 /// A change of state, for the incident log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// No mail any more.
+    /// No mail passes any more.
     Opened(Cause),
-    /// Probes from now on.
+    /// Probes pass from now on.
     Probing,
-    /// A part of the mail again.
+    /// A part of the mail passes again.
     Readmitting,
-    /// All of it.
+    /// All mail passes again.
     Closed,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Bucket {
-    /// Number of the bucket's time since the breaker was made; tells an old one from a current one.
+    /// Number of the bucket's second since the breaker was made; it tells an old bucket from a current one.
     at: u64,
     good: u32,
     bad: u32,
@@ -135,51 +140,51 @@ struct Bucket {
 pub struct Breaker {
     began: Instant,
     state: BreakerState,
-    buckets: [Bucket; BUCKETS],
+    buckets: [Bucket; OUTCOME_BUCKETS],
     failed_in_a_row: u32,
     wrong_in_a_row: u32,
-    /// When the probe pair was due that it is half-open for.
+    /// Due time of the probe pair for which the breaker became half-open.
     asked: Instant,
-    /// That it is probed has been told since it opened.
+    /// [`Change::Probing`] has been reported since the breaker opened.
     told: bool,
-    /// When the first trial with mail began of which scans may still run.
+    /// Start of the first trial with mail whose scans may still run.
     trial_began: Option<Instant>,
-    /// Pause after the next trial that fails.
+    /// Pause after the next failed trial.
     trial_pause: Duration,
     slots: usize,
-    /// Where there is nothing to probe with, mail itself is the trial: it begins with a ramp of one.
+    /// The engine has probes. Without probes the trial begins with a ramp of one message.
     probed: bool,
 }
 
 impl Breaker {
-    /// A closed breaker before so many slots; `probed` tells whether there are probes to find out with.
+    /// A closed breaker for a replica with `slots` slots; `probed` tells whether the engine has probes.
     pub fn new(now: Instant, slots: usize, probed: bool) -> Self {
         Self {
             began: now,
             state: BreakerState::Closed,
-            buckets: [Bucket::default(); BUCKETS],
+            buckets: [Bucket::default(); OUTCOME_BUCKETS],
             failed_in_a_row: 0,
             wrong_in_a_row: 0,
             asked: now,
             told: false,
             trial_began: None,
-            trial_pause: TRIAL_PAUSE,
+            trial_pause: TRIAL_PAUSE_MIN,
             slots,
             probed,
         }
     }
 
-    /// It stands before so many slots now.
+    /// Sets the number of slots after a reload.
     pub fn resize(&mut self, slots: usize) {
         self.slots = slots;
     }
 
-    /// What it lets through now.
+    /// The current state.
     pub fn state(&self) -> BreakerState {
         self.state
     }
 
-    /// Scans of mail that may run at once.
+    /// Maximum number of scans of mail at once; in a ramp, of scans that began in the trial.
     pub fn allowed(&self) -> usize {
         match self.state {
             _ if without(Mechanism::Breaker) => self.slots,
@@ -189,36 +194,36 @@ impl Breaker {
         }
     }
 
-    /// In a ramp, since when scans count against its window.
+    /// In a ramp, the instant since which started scans count against the window.
     pub fn ramp_began(&self) -> Option<Instant> {
         let ramps = matches!(self.state, BreakerState::Ramp { .. });
         self.trial_began.filter(|_| ramps)
     }
 
-    /// Since when mail has been tried while it was out, if it was.
+    /// Start of the first trial with mail whose scans may still run; none if the breaker is closed and no trial is open.
     pub fn tried_since(&self) -> Option<Instant> {
         self.trial_began
     }
 
-    /// Whether nothing has ended well since something failed.
+    /// Whether the last outcome was a failure. A right probe pair resets this.
     pub fn failed_last(&self) -> bool {
         self.failed_in_a_row > 0
     }
 
-    /// Good and bad outcomes in the window: the evidence.
+    /// Good and bad outcomes in the window, as evidence.
     pub fn counts(&self, now: Instant) -> (u32, u32) {
         let current = self.bucket(now);
-        let recent = |b: &&Bucket| b.at + BUCKETS as u64 > current;
+        let recent = |b: &&Bucket| b.at + OUTCOME_BUCKETS as u64 > current;
         self.buckets
             .iter()
             .filter(recent)
             .fold((0, 0), |(good, bad), b| (good + b.good, bad + b.bad))
     }
 
-    /// A scan ended, or was given up. Late ends of scans that were counted when they were given up do not come here.
+    /// A scan has ended or passed its timeout. A scan that counted at its timeout must not be reported again when it ends.
     pub fn outcome(&mut self, now: Instant, good: bool) -> Option<Change> {
         let at = self.bucket(now);
-        let bucket = &mut self.buckets[at as usize % BUCKETS];
+        let bucket = &mut self.buckets[at as usize % OUTCOME_BUCKETS];
         if bucket.at != at {
             *bucket = Bucket {
                 at,
@@ -235,8 +240,8 @@ impl Breaker {
         match self.state {
             BreakerState::Closed if !good => {
                 let (good, bad) = self.counts(now);
-                let failing = good + bad >= ENOUGH && bad >= good;
-                let only_failures = self.failed_in_a_row >= IN_A_ROW && good == 0;
+                let failing = good + bad >= OUTCOMES_MIN && bad >= good;
+                let only_failures = self.failed_in_a_row >= CONSECUTIVE_FAILURES_MIN && good == 0;
                 (failing || only_failures).then(|| self.open(now, Cause::Failing))
             }
             BreakerState::Ramp { cause, .. } if !good => Some(self.open(now, cause)),
@@ -249,7 +254,7 @@ impl Breaker {
         }
     }
 
-    /// All slots are taken, mail waits, and nothing has ended for a while.
+    /// The gate has found that the replica has stalled (`gate/stall.rs`).
     pub fn stalled(&mut self, now: Instant) -> Option<Change> {
         match self.state {
             BreakerState::Closed => Some(self.open(now, Cause::Stalled)),
@@ -258,30 +263,30 @@ impl Breaker {
         }
     }
 
-    /// A scan was answered that was begun before it opened, or in a trial that failed: whatever was wrong may be over, and a
-    /// probe tells.
+    /// A scan from before the breaker opened, or from a failed trial, was answered, or a person's test has passed. The cause may
+    /// be gone, so the next probe is due at once.
     pub fn answered(&mut self, now: Instant) {
         if let BreakerState::Open { until, .. } = &mut self.state {
             *until = now;
-            self.trial_pause = TRIAL_PAUSE;
+            self.trial_pause = TRIAL_PAUSE_MIN;
         }
     }
 
-    /// A probe pair was answered: rightly and in time, or not. Routine pairs count too. `stuck` are scans of earlier trials that
-    /// have not ended.
+    /// A probe pair, routine or not, has ended; `passed` tells whether both answers were right and in time. `stuck` is the
+    /// number of scans of earlier trials that have not ended.
     pub fn probed(&mut self, now: Instant, passed: bool, stuck: usize) -> Option<Change> {
         self.wrong_in_a_row = match passed {
             true => 0,
             false => self.wrong_in_a_row + 1,
         };
         if passed {
-            // It is well with others: whatever failed in a row did so by itself.
+            // The engine works on the probes, so the messages themselves caused the consecutive failures.
             self.failed_in_a_row = 0;
         }
         match (self.state, passed) {
             (BreakerState::HalfOpen { passed: n, cause }, true) => {
                 let needed = match cause {
-                    Cause::Untrusted => PAIRS_AFTER_LIES,
+                    Cause::Untrusted => UNTRUSTED_PROBE_PAIRS_MIN,
                     Cause::Failing | Cause::Stalled => 1,
                 };
                 if n + 1 < needed {
@@ -289,15 +294,15 @@ impl Breaker {
                     self.state = BreakerState::HalfOpen { passed, cause };
                     return None;
                 }
-                self.try_mail(now, cause, FIRST_WINDOW, stuck)
+                self.try_mail(now, cause, RAMP_WINDOW_INITIAL, stuck)
             }
             (BreakerState::HalfOpen { cause, .. }, false) => {
-                // Still out, as before: that is no news.
+                // The engine is out as before, so no change is reported.
                 self.probe_later(now, cause);
                 None
             }
             (BreakerState::Closed | BreakerState::Ramp { .. }, false)
-                if self.wrong_in_a_row >= WRONG =>
+                if self.wrong_in_a_row >= WRONG_PROBES_TO_OPEN =>
             {
                 Some(self.open(now, Cause::Untrusted))
             }
@@ -305,12 +310,12 @@ impl Breaker {
         }
     }
 
-    /// Lets time pass. `stuck` are scans of earlier trials that have not ended.
+    /// Advances the time. `stuck` is the number of scans of earlier trials that have not ended.
     pub fn tick(&mut self, now: Instant, stuck: usize) -> Option<Change> {
         match self.state {
             BreakerState::Open { until, cause } if now >= until => {
                 self.asked = now;
-                self.buckets = [Bucket::default(); BUCKETS];
+                self.buckets = [Bucket::default(); OUTCOME_BUCKETS];
                 self.failed_in_a_row = 0;
                 if !self.probed {
                     return self.try_mail(now, cause, 1, stuck);
@@ -323,7 +328,7 @@ impl Breaker {
         }
     }
 
-    /// Begins a trial with mail, unless too many scans of earlier ones are stuck.
+    /// Begins a trial with mail, unless too many scans of earlier trials are stuck.
     fn try_mail(
         &mut self,
         now: Instant,
@@ -331,7 +336,7 @@ impl Breaker {
         window: usize,
         stuck: usize,
     ) -> Option<Change> {
-        if stuck >= (self.slots / 3).max(FIRST_WINDOW) {
+        if stuck >= (self.slots / 3).max(RAMP_WINDOW_INITIAL) {
             self.probe_later(now, cause);
             return None;
         }
@@ -348,7 +353,7 @@ impl Breaker {
     }
 
     fn probe_later(&mut self, now: Instant, cause: Cause) {
-        let until = now.max(self.asked + jittered(PROBE_PERIOD));
+        let until = now.max(self.asked + jittered(OPEN_PROBE_INTERVAL));
         self.state = BreakerState::Open { until, cause };
     }
 
@@ -356,10 +361,10 @@ impl Breaker {
         let pause = match self.state {
             BreakerState::Ramp { .. } => {
                 let pause = self.trial_pause;
-                self.trial_pause = (2 * pause).min(TRIAL_PAUSE_MOST);
+                self.trial_pause = (2 * pause).min(TRIAL_PAUSE_MAX);
                 pause
             }
-            _ => PROBE_PERIOD,
+            _ => OPEN_PROBE_INTERVAL,
         };
         self.wrong_in_a_row = 0;
         self.told = false;
@@ -371,18 +376,18 @@ impl Breaker {
     fn close(&mut self) -> Change {
         self.state = BreakerState::Closed;
         self.trial_began = None;
-        self.trial_pause = TRIAL_PAUSE;
+        self.trial_pause = TRIAL_PAUSE_MIN;
         Change::Closed
     }
 
     fn bucket(&self, now: Instant) -> u64 {
-        let width = WINDOW.as_millis() as u64 / BUCKETS as u64;
-        // The first is number 1, so that an untouched bucket (0) never looks current for long.
+        let width = OUTCOME_WINDOW.as_millis() as u64 / OUTCOME_BUCKETS as u64;
+        // Numbers start at 1: number 0 marks a bucket that was never written, whose counts are 0.
         now.saturating_duration_since(self.began).as_millis() as u64 / width + 1
     }
 }
 
-/// Relays that lost an engine together must not come back to it together.
+/// A pause with a jitter of 20 %, so that relays that lost an engine together do not probe it together.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.8 + 0.4 * chance::rng().random::<f64>())
 }
@@ -399,7 +404,7 @@ mod tests {
         matches!(breaker.stalled(now), Some(Change::Opened(_)))
     }
 
-    /// Half of at least twenty outcomes must be failures: below that it is noise.
+    /// Half of at least twenty outcomes must be failures: a share of fewer outcomes is noise.
     #[tokio::test(start_paused = true)]
     async fn a_share_of_failures_opens_it_and_a_few_do_not() {
         let now = Instant::now();
@@ -415,7 +420,7 @@ mod tests {
         assert_eq!(breaker.allowed(), 0);
     }
 
-    /// Old failures are forgotten with the window: they say nothing about now.
+    /// Outcomes leave the window after 10 s, because they say nothing about the engine now.
     #[tokio::test(start_paused = true)]
     async fn old_outcomes_do_not_count() {
         let now = Instant::now();
@@ -429,7 +434,7 @@ mod tests {
         assert_eq!(breaker.outcome(later, false), None);
     }
 
-    /// Where there is little mail nobody waits for twenty outcomes.
+    /// On little mail five failures without a good outcome open the breaker, not twenty outcomes.
     #[tokio::test(start_paused = true)]
     async fn nothing_but_failures_opens_it_soon() {
         let now = Instant::now();
@@ -439,7 +444,7 @@ mod tests {
         assert_eq!(changes[4], Some(Change::Opened(Cause::Failing)));
     }
 
-    /// I11: no mail before a probe pair that was answered rightly; two in a row where it had answered wrongly.
+    /// I11: no mail passes before a right probe pair, or before two consecutive right pairs after wrong answers.
     #[tokio::test(start_paused = true)]
     async fn no_mail_before_a_passed_probe_pair() {
         for (lied, pairs) in [(false, 1), (true, 2)] {
@@ -458,7 +463,7 @@ mod tests {
             }
             let readmitted = breaker.probed(now, true, 0);
             assert_eq!(readmitted, Some(Change::Readmitting));
-            assert_eq!(breaker.allowed(), FIRST_WINDOW);
+            assert_eq!(breaker.allowed(), RAMP_WINDOW_INITIAL);
             for _ in 0..9 {
                 assert_eq!(breaker.outcome(now, true), None);
             }
@@ -467,8 +472,8 @@ mod tests {
         }
     }
 
-    /// Law 5: while it is out it is probed every second, however long it is out, and at once when it answers something; people
-    /// are told once.
+    /// Law 5: an open breaker is probed every second, however long it stays open, and at once when a scan is answered. The
+    /// change is reported once.
     #[tokio::test(start_paused = true)]
     async fn it_is_probed_every_second_and_at_once_when_it_answers() {
         let mut now = Instant::now();
@@ -492,15 +497,15 @@ mod tests {
         breaker.answered(now);
         breaker.tick(now, 0);
         assert!(matches!(breaker.state(), BreakerState::HalfOpen { .. }));
-        // A probe that took longer than a second is followed by the next one at once.
+        // After a probe that took longer than a second the next one is due at once.
         now += seconds(3);
         breaker.probed(now, false, 0);
         breaker.tick(now, 0);
         assert!(matches!(breaker.state(), BreakerState::HalfOpen { .. }));
     }
 
-    /// Law 5: a trial that fails costs a pause, longer each time and no longer than 16 s; what of it is stuck stays in the
-    /// window of the next, and a third of the slots is risked at most.
+    /// Law 5: a failed trial costs a pause, which grows up to 16 s. Its stuck scans stay in the window of the next trial and
+    /// hold at most a third of the slots.
     #[tokio::test(start_paused = true)]
     async fn a_failed_trial_costs_a_pause() {
         let mut now = Instant::now();
@@ -531,17 +536,17 @@ mod tests {
         breaker.tick(now, 0);
         let readmitted = breaker.probed(now, true, 0);
         assert_eq!(readmitted, Some(Change::Readmitting), "all have ended");
-        assert_eq!(breaker.allowed(), FIRST_WINDOW);
+        assert_eq!(breaker.allowed(), RAMP_WINDOW_INITIAL);
     }
 
-    /// What it did before it was out says nothing about what it does since: neither do its failures open it again, nor is it
-    /// passed over for another replica, or what would show that it works would never come to it.
+    /// Outcomes from before the breaker opened do not count afterwards. They do not open the breaker again, and the gate does
+    /// not prefer another replica because of them, or this replica would get no mail that shows its recovery.
     #[tokio::test(start_paused = true)]
     async fn what_came_before_it_was_out_is_forgotten() {
         for probed in [true, false] {
             let mut now = Instant::now();
             let mut breaker = Breaker::new(now, 4, probed);
-            for _ in 0..ENOUGH {
+            for _ in 0..OUTCOMES_MIN {
                 breaker.outcome(now, false);
             }
             assert!(matches!(breaker.state(), BreakerState::Open { .. }));
@@ -558,7 +563,7 @@ mod tests {
         }
     }
 
-    /// One failure while it is let in again slowly, and it is out again.
+    /// One failure in the ramp opens the breaker again.
     #[tokio::test(start_paused = true)]
     async fn a_failure_in_the_ramp_opens_it_again() {
         let mut now = Instant::now();
@@ -571,7 +576,7 @@ mod tests {
         assert_eq!(again, Some(Change::Opened(Cause::Stalled)));
     }
 
-    /// An engine that answers quickly and wrongly is taken out on the second wrong answer in a row.
+    /// The second consecutive failed probe opens the breaker of an engine that answers quickly and wrongly.
     #[tokio::test(start_paused = true)]
     async fn two_wrong_probes_in_a_row_open_it() {
         let now = Instant::now();

@@ -1,10 +1,10 @@
-//! One scan for all who want it, and how long each of them waits.
+//! One scan for all callers with the same octets, and how long each caller waits.
 //!
-//! "The same" is every octet that the engine gets: what it finds may lie in any of them. Only while the engine is short of slots
-//! may the answer about another message of the same content stand in for its own (ADR 7), and then its report says so.
+//! Messages share a scan if every octet that the engine gets is equal, because a finding may be in any octet. Only while the
+//! engine is short of slots may the answer about another message of the same content stand in (ADR 7); the report says so.
 //!
-//! What is below this layer belongs to the scan, not to a caller: it goes on when callers leave, and its answer is kept
-//! for those who come back. What is here belongs to one caller: his patience.
+//! The layers below this one belong to the scan: the scan goes on when its callers give up, and its answer is cached for the
+//! next caller. This layer belongs to one caller: it decides when that caller gives up.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -18,18 +18,20 @@ use tower::ServiceExt;
 
 use super::answer_cache::{AnswerScope, Key, stands_in};
 use super::enter::entrant;
-use super::gate::{LARGE, LARGE_FACTOR};
+use super::gate::{LARGE_LATENCY_FACTOR, LARGE_OCTETS_MIN};
 use super::layer::{Next, Outcome};
 use super::state::{self, GuardState, InFlight, Phase, Presence};
 use super::{Call, Progress};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, Elapsed};
 use crate::incident::{Incident, Kind};
-use crate::message::{Identity, MessageId, Rights, Standing};
+use crate::message::{Identity, MessageId, Rights, SenderReputation};
 use crate::scan::engine::{self, EngineAnswer, ScanError};
 use crate::verdict::{Answer, EngineClass, Reason, Same};
 
-/// Uses an answer that holds, joins a scan of the same that is under way, or begins one; then waits for it.
+/// Returns a cached answer, or joins a scan of the same octets, or starts a scan, and waits for the answer.
+///
+/// Cancel safety: safe. A scan that has started goes on in a task of its own.
 pub(super) async fn scan(state: Arc<GuardState>, call: Call, next: impl Next) -> Outcome {
     state.ask_in_process();
     let about = about(&state, &call);
@@ -62,11 +64,12 @@ pub(super) async fn scan(state: Arc<GuardState>, call: Call, next: impl Next) ->
     outcome
 }
 
-/// Engines for malware and content judge the octets; the others look at who sends what to whom as well. A filter always does: it
-/// may accept a client or a recipient before it has seen any content, and nobody can tell what its answer is about.
+/// The scope of the answer to a call. Engines of class `av` and `content` judge the content alone; engines of other classes also
+/// judge the envelope. A milter does so in every class: a milter may accept a client or a recipient before it has any content,
+/// and its answer does not tell what it is about.
 fn about(state: &GuardState, call: &Call) -> AnswerScope {
     let (settings, request) = (&state.settings, call.sample.request());
-    // What is written into a message may well be about its envelope.
+    // An edit of the message may depend on the envelope, so engines with edits do not judge the content alone.
     let of_content = matches!(settings.class, EngineClass::Av | EngineClass::Content)
         && settings.edits == Rights::None
         && !matches!(settings.kind, engine::Kind::Milter { .. });
@@ -85,8 +88,8 @@ fn about(state: &GuardState, call: &Call) -> AnswerScope {
     }
 }
 
-/// What was said of another message of the same content, or is about to be, if it may stand in for an answer of its own: its
-/// engine is short of slots, and has found nothing. None: the engine must be asked about this one.
+/// The answer about another message of the same content, cached or awaited from a scan under way, if it may stand in: the engine
+/// is short of slots for this message, and the answer has no finding. None if the engine must scan this message itself.
 async fn stand_in(state: &GuardState, call: &Call, about: &AnswerScope) -> Option<Outcome> {
     let content = about.content.filter(|_| call.sample.request().stand_ins)?;
     if state.in_flight_scans().of(about).is_some() {
@@ -114,25 +117,25 @@ async fn stand_in(state: &GuardState, call: &Call, about: &AnswerScope) -> Optio
     Some(outcome)
 }
 
-/// Scans under way that can be joined, by whoever wants no newer signatures.
+/// Scans under way that a caller can join, unless signatures newer than the scan's have become known.
 #[derive(Debug, Default)]
 pub(super) struct InFlightScans {
     by_key: HashMap<Key, Joinable>,
-    /// One of them for each content.
+    /// For each content, the key of one of these scans.
     by_content: HashMap<Identity, Key>,
 }
 
 #[derive(Debug)]
 struct Joinable {
     in_flight: InFlight,
-    /// The message that it is made for.
+    /// The scanned message.
     of: MessageId,
-    /// That of [`AnswerScope`].
+    /// [`AnswerScope::epoch`] of the scan.
     epoch: u64,
 }
 
 impl Joinable {
-    /// Whether its answer will be by those signatures: it was begun under them, or it has not begun.
+    /// Whether the scan uses the signatures of `epoch`: the scan started in that epoch, or it still waits for a slot.
     fn is_by(&self, epoch: u64) -> bool {
         self.epoch == epoch || matches!(*self.in_flight.borrow(), Phase::Waiting)
     }
@@ -143,7 +146,8 @@ impl Joinable {
 }
 
 impl InFlightScans {
-    /// The scan of the same octets, with the message that it is made for; or `own`, which is one of these in_flight_scans from now on.
+    /// Joins the scan of the same octets and returns the scanned message too. Without such a scan, adds `own` as a scan that
+    /// others can join, and returns no message.
     fn join(
         &mut self,
         about: &AnswerScope,
@@ -167,19 +171,19 @@ impl InFlightScans {
         (own.subscribe(), None)
     }
 
-    /// A scan of the same octets.
+    /// The scan of the same octets, if the caller can join it.
     fn of(&self, about: &AnswerScope) -> Option<&Joinable> {
         let joinable = self.by_key.get(&about.key)?;
         joinable.is_by(about.epoch).then_some(joinable)
     }
 
-    /// A scan of a message of that content, and which.
+    /// A scan of a message of that content, and the scanned message.
     fn like(&self, content: Identity, epoch: u64) -> Option<(watch::Receiver<Phase>, MessageId)> {
         let joinable = self.by_key.get(self.by_content.get(&content)?)?;
         joinable.is_by(epoch).then(|| joinable.join())
     }
 
-    /// It can be joined no more. One by newer signatures may have taken its place.
+    /// Removes a scan that has ended. A scan of a newer epoch may have replaced the entry; then the entry stays.
     fn end(&mut self, about: &AnswerScope) {
         let joinable = self.by_key.get(&about.key);
         if joinable.is_none_or(|joinable| joinable.epoch != about.epoch) {
@@ -194,7 +198,7 @@ impl InFlightScans {
     }
 }
 
-/// The scan, from its wait for a slot to its real end.
+/// Runs the scan, from its wait for a slot until the engine has really ended it.
 async fn fly(state: Arc<GuardState>, about: AnswerScope, call: Call, next: impl Next) {
     let in_flight = call.in_flight.clone();
     let began = Instant::now();
@@ -211,8 +215,10 @@ async fn fly(state: Arc<GuardState>, about: AnswerScope, call: Call, next: impl 
     in_flight.send_replace(Phase::Done(outcome));
 }
 
-/// An answer has come after its caller had left. If it is none, the engine has given up on the message, unless the engine itself was at
-/// fault: one that stood still may have run into limits of its own on any message.
+/// Reports an answer that came after every caller had given up.
+///
+/// If the engine reached a limit of its own, the message is remembered as given up, so that it is not scanned again. An engine
+/// that takes no mail at that moment is the exception: an engine that stood still may reach its limits on any message.
 fn came_late(
     state: &GuardState,
     about: AnswerScope,
@@ -239,10 +245,10 @@ fn came_late(
     state.tell(incident);
 }
 
-/// One who waits.
+/// A caller that waits for a scan.
 struct Caller {
     joined: bool,
-    standing: Standing,
+    reputation: SenderReputation,
     deadline: Deadline,
     timeout: Duration,
     slow: Duration,
@@ -253,13 +259,13 @@ impl Caller {
     fn new(state: &GuardState, call: &Call, joined: bool) -> Self {
         let request = call.sample.request();
         let settings = &state.settings;
-        let slow = match request.content.len() >= LARGE {
-            true => settings.slow.saturating_mul(LARGE_FACTOR),
+        let slow = match request.content.len() >= LARGE_OCTETS_MIN {
+            true => settings.slow.saturating_mul(LARGE_LATENCY_FACTOR),
             false => settings.slow,
         };
         Self {
             joined,
-            standing: request.standing,
+            reputation: request.reputation,
             deadline: call.sample.deadline(),
             timeout: settings.timeout,
             slow: slow.min(settings.timeout),
@@ -267,10 +273,10 @@ impl Caller {
         }
     }
 
-    /// Waits for the end of the scan, or for the end of his own patience.
+    /// Waits until the scan ends or the caller gives up.
     async fn wait(self, mut in_flight: watch::Receiver<Phase>, out: &state::Out) -> Outcome {
         loop {
-            // Asked for before the look, so that no change falls between.
+            // Registered before the current state is read, so that no change is missed.
             let turned = out.changed();
             let phase = in_flight.borrow_and_update().clone();
             let presence = out.presence();
@@ -300,18 +306,19 @@ impl Caller {
         }
     }
 
-    /// Why he leaves a scan of that age: the one place where a wait for an engine is given a name.
+    /// The reason why the caller gives up on a scan of that age, if it does. [`wait`](Self::wait) adds only the caller's own
+    /// deadline and the shutdown of the relay.
     fn gives_up(&self, age: Duration, convicted: bool, engine: Presence) -> Option<ScanError> {
         let (is_slow, is_overdue) = (age >= self.slow, age >= self.timeout);
         if convicted && is_slow {
             let why = "what it is like was convicted while it was being scanned";
             return Some(ScanError::Suspect(why.to_owned()));
         }
-        // Whoever has a good name leaves with the engine's breaker. Of others it may be the content that broke it, if nothing
-        // that something speaks for hangs as well.
+        // Known senders give up when the breaker opens; others wait for `timeout`, because their content may have hung the
+        // engine. If known senders' mail hangs in the engine as well, others give up too.
         let leaves = match engine {
             Presence::Here => false,
-            Presence::Out => is_overdue || is_slow && self.standing == Standing::Known,
+            Presence::Out => is_overdue || is_slow && self.reputation == SenderReputation::Known,
             Presence::Hangs => is_slow,
         };
         if leaves {
@@ -325,7 +332,7 @@ impl Caller {
         is_overdue.then_some(ScanError::Overdue(self.timeout))
     }
 
-    /// When [`gives_up`](Self::gives_up) may say something else than at that age.
+    /// The next instant at which [`gives_up`](Self::gives_up) may change its result.
     fn until(&self, age: Duration) -> Deadline {
         let next = match age < self.slow {
             true => self.slow,
@@ -341,9 +348,9 @@ mod tests {
     use crate::scan::tests::settings;
     use Presence::{Hangs, Here, Out};
 
-    /// Why he leaves, in a word.
+    /// The reason why the caller gives up, in a word.
     fn leaves(
-        standing: Standing,
+        reputation: SenderReputation,
         joined: bool,
         age: Duration,
         (convicted, engine): (bool, Presence),
@@ -351,7 +358,7 @@ mod tests {
         let settings = settings("one");
         let caller = Caller {
             joined,
-            standing,
+            reputation,
             deadline: Deadline::after(Duration::from_secs(60)),
             timeout: settings.timeout,
             slow: settings.slow,
@@ -367,52 +374,59 @@ mod tests {
         }
     }
 
-    const QUICK: Duration = Duration::from_millis(400);
-    const SLOW: Duration = Duration::from_secs(2);
-    const OVERDUE: Duration = Duration::from_secs(5);
+    /// Younger than a slow scan, by the test settings; a slow one; and one past its timeout.
+    const QUICK_AGE: Duration = Duration::from_millis(400);
+    const SLOW_AGE: Duration = Duration::from_secs(2);
+    const OVERDUE_AGE: Duration = Duration::from_secs(5);
 
-    /// Nobody leaves a scan that is not slow. Who waits for one of his own waits until his timeout, and who has joined another
-    /// leaves it once it is slow.
+    /// No caller gives up on a scan that is not slow. The caller of its own scan waits for `timeout`; a caller that has joined
+    /// another scan gives up when that scan is slow.
     #[tokio::test(start_paused = true)]
     async fn callers_leave_what_is_slow() {
-        for standing in [Standing::Known, Standing::Unknown] {
+        for reputation in [SenderReputation::Known, SenderReputation::Unknown] {
             for (convicted, engine) in [(false, Here), (true, Here), (false, Hangs), (true, Hangs)]
             {
-                let why = leaves(standing, true, QUICK, (convicted, engine));
+                let why = leaves(reputation, true, QUICK_AGE, (convicted, engine));
                 assert_eq!(why, "waits", "{convicted} {engine:?}");
             }
-            let of = |joined, age| leaves(standing, joined, age, (false, Here));
-            assert_eq!((of(false, SLOW), of(true, SLOW)), ("waits", "parked"));
-            assert_eq!(of(false, OVERDUE), "timeout");
+            let of = |joined, age| leaves(reputation, joined, age, (false, Here));
+            assert_eq!(
+                (of(false, SLOW_AGE), of(true, SLOW_AGE)),
+                ("waits", "parked")
+            );
+            assert_eq!(of(false, OVERDUE_AGE), "timeout");
         }
     }
 
-    /// When an engine fails while it is asked, other engines make up for it where the sender is known. What a stranger has sent
-    /// may be what it fails on: he stays until his timeout, unless known senders' mail hangs there too.
+    /// When the breaker opens during a scan, other engines cover for known senders' mail. An unknown sender's content may be the
+    /// cause, so that caller waits for `timeout`, unless known senders' mail hangs too.
     #[tokio::test(start_paused = true)]
     async fn strangers_do_not_leave_with_the_breaker() {
-        let of = |standing, age| leaves(standing, false, age, (false, Out));
-        assert_eq!(of(Standing::Known, SLOW), "breaker-open");
-        assert_eq!(of(Standing::Unknown, SLOW), "waits");
-        assert_eq!(of(Standing::Unknown, OVERDUE), "breaker-open");
+        let of = |reputation, age| leaves(reputation, false, age, (false, Out));
+        assert_eq!(of(SenderReputation::Known, SLOW_AGE), "breaker-open");
+        assert_eq!(of(SenderReputation::Unknown, SLOW_AGE), "waits");
+        assert_eq!(of(SenderReputation::Unknown, OVERDUE_AGE), "breaker-open");
         assert_eq!(
-            leaves(Standing::Unknown, true, SLOW, (false, Out)),
+            leaves(SenderReputation::Unknown, true, SLOW_AGE, (false, Out)),
             "parked"
         );
-        let hangs = |age| leaves(Standing::Unknown, false, age, (false, Hangs));
-        assert_eq!((hangs(QUICK), hangs(SLOW)), ("waits", "breaker-open"));
+        let hangs = |age| leaves(SenderReputation::Unknown, false, age, (false, Hangs));
+        assert_eq!(
+            (hangs(QUICK_AGE), hangs(SLOW_AGE)),
+            ("waits", "breaker-open")
+        );
     }
 
-    /// What was convicted while it was scanned is held, whatever else there is to say about it: no other engine makes up for it,
-    /// and nobody waits for its end.
+    /// A message that an interceptor blocks during its scan is held before every other reason counts: no other engine covers for
+    /// it, and no caller waits for the end of the scan.
     #[tokio::test(start_paused = true)]
     async fn a_conviction_is_the_first_reason() {
-        for standing in [Standing::Known, Standing::Unknown] {
+        for reputation in [SenderReputation::Known, SenderReputation::Unknown] {
             for joined in [false, true] {
-                for age in [SLOW, OVERDUE] {
+                for age in [SLOW_AGE, OVERDUE_AGE] {
                     for engine in [Here, Out, Hangs] {
-                        let why = leaves(standing, joined, age, (true, engine));
-                        assert_eq!(why, "suspect", "{standing:?} {joined} {age:?} {engine:?}");
+                        let why = leaves(reputation, joined, age, (true, engine));
+                        assert_eq!(why, "suspect", "{reputation:?} {joined} {age:?} {engine:?}");
                     }
                 }
             }

@@ -1,8 +1,8 @@
-//! The drift: what an engine does compared with what it used to do (RESILIENCE M8, the passive half). A pure state
-//! machine; time is an argument. It accuses nobody: it tells people, and asks for a probe.
+//! Drift: compares an engine's answers with its own baseline (M8, the passive half; RESILIENCE section 2, "Probes"). A pure
+//! state machine; time is an argument. A remark changes nothing at the gate and blames no engine: it becomes an incident.
 //!
-//! What probes cannot see: an engine that knows the test file and has lost everything else, signatures that nobody updates
-//! any more, and an update that takes honest mail for malware.
+//! Drift shows what probes cannot: an engine that still knows the test file and has lost all other signatures, signatures
+//! without updates, and an update that finds malware in valid mail.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,47 +12,48 @@ use tokio::time::Instant;
 
 use crate::incident::Kind;
 
-/// Scans are compared in windows of this length with those before.
-const WINDOW: Duration = Duration::from_secs(600);
-/// Scans in a window, and before it, below which nothing is concluded.
-const ENOUGH: u64 = 200;
-/// So many findings are expected at least before their absence means something: by chance none of 7 is missed once in a
-/// thousand windows (Poisson, e^-7).
-const EXPECTED: f64 = 7.0;
-/// An engine that became so much faster may not be looking any more.
-const FASTER: f64 = 10.0;
-/// Latencies remembered.
-const LATENCIES: usize = 1024;
-/// Replicas may have different signatures for so long: updates take their time.
-const SKEW: Duration = Duration::from_secs(3600);
-/// The same is not told again for so long.
-const AGAIN: Duration = Duration::from_secs(86_400);
+/// Length of the windows in which scans are compared with the baseline; a window with too few scans is extended.
+const DRIFT_WINDOW: Duration = Duration::from_secs(600);
+/// Scans that a window needs before it is compared with the baseline or becomes part of it: fewer scans prove nothing.
+const WINDOW_SCANS_MIN: u64 = 200;
+/// Expected findings in a window from which the absence of all findings is a remark: by chance, a window without findings where
+/// 7 are expected occurs once in a thousand windows (Poisson, e^-7).
+const EXPECTED_FINDINGS_MIN: f64 = 7.0;
+/// Ratio of the usual median duration to the current one from which a speed-up is a remark: an engine that answers ten times as
+/// fast may no longer scan.
+const SPEEDUP_FACTOR_MIN: f64 = 10.0;
+/// Latest scan durations that the median and the 99th percentile are taken from. Ten of them are above the 99th percentile.
+const LATENCIES_MAX: usize = 1024;
+/// Time for which replicas may differ in their signatures without a remark, because replicas do not update at the same moment.
+const VERSION_SKEW_MAX: Duration = Duration::from_secs(3600);
+/// Interval between two equal remarks about signatures: once a day is enough for people.
+const REMARK_INTERVAL: Duration = Duration::from_secs(86_400);
 
-/// Something that people should look at.
+/// An observation that people should look at.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Remark {
-    /// What sort of thing.
+    /// Kind of the incident.
     pub(super) kind: Kind,
-    /// In one line, after the engine's name.
+    /// Summary in one line, to be shown after the engine's name.
     pub(super) text: String,
-    /// The replica, where one alone is meant.
+    /// The replica, if the remark is about a single one.
     pub(super) replica: Option<usize>,
 }
 
-/// Signatures of one replica, as last told.
+/// Signatures of one replica, as last reported.
 #[derive(Debug, Clone, Default)]
 struct Signatures {
     version: Option<String>,
     told_old: Option<Instant>,
 }
 
-/// What one engine does.
+/// The drift detector of one engine.
 #[derive(Debug)]
 pub(super) struct DriftDetector {
     began: Instant,
     scans: u64,
     found: u64,
-    /// Exponentially weighted shares and medians of the windows before.
+    /// The baseline: exponentially weighted means over earlier windows.
     usual: Option<Usual>,
     latencies: VecDeque<Duration>,
     replicas: Vec<Signatures>,
@@ -80,17 +81,17 @@ impl DriftDetector {
         }
     }
 
-    /// A scan of mail was answered.
+    /// A scan of mail was answered; `found` tells whether the engine objected.
     pub(super) fn answered(&mut self, took: Duration, found: bool) {
         self.scans += 1;
         self.found += u64::from(found);
-        if self.latencies.len() >= LATENCIES {
+        if self.latencies.len() >= LATENCIES_MAX {
             self.latencies.pop_front();
         }
         self.latencies.push_back(took);
     }
 
-    /// A replica told the version of its signatures. Returns whether it had told another one before.
+    /// A replica has reported its signature version. Returns whether the version has changed since an earlier report.
     pub(super) fn signed(&mut self, replica: usize, version: &str) -> bool {
         let Some(signatures) = self.replicas.get_mut(replica) else {
             return false;
@@ -102,12 +103,12 @@ impl DriftDetector {
         signatures.version.replace(version.to_owned()).is_some()
     }
 
-    /// The version that a replica told last.
+    /// The signature version that a replica has reported last.
     pub(super) fn version(&self, replica: usize) -> Option<&str> {
         self.replicas.get(replica)?.version.as_deref()
     }
 
-    /// The time that half of the last scans took at most, and 99 of 100.
+    /// Median and 99th percentile of the last [`LATENCIES_MAX`] scan durations; none before the first scan.
     pub(super) fn latencies(&self) -> Option<(Duration, Duration)> {
         let mut sorted: Vec<Duration> = self.latencies.iter().copied().collect();
         sorted.sort_unstable();
@@ -115,7 +116,8 @@ impl DriftDetector {
         Some((at(50)?, at(99)?))
     }
 
-    /// Lets time pass. `made` tells when signatures of a version were made; `oldest` is how old they may be.
+    /// Advances the time and returns new remarks. `today` is the wall clock, `made` returns the time at which the signatures of
+    /// a version were made, and `oldest` is their maximum age (none: unlimited).
     pub(super) fn tick(
         &mut self,
         now: Instant,
@@ -128,7 +130,7 @@ impl DriftDetector {
             self.look_for_old(now, today, oldest, made, &mut remarks);
         }
         self.look_for_skew(now, &mut remarks);
-        if now >= self.began + WINDOW {
+        if now >= self.began + DRIFT_WINDOW {
             self.close_window(now, &mut remarks);
         }
         remarks
@@ -147,7 +149,9 @@ impl DriftDetector {
                 continue;
             };
             let age = made(version).and_then(|made| Duration::try_from(today - made).ok());
-            let told = signatures.told_old.is_some_and(|at| now < at + AGAIN);
+            let told = signatures
+                .told_old
+                .is_some_and(|at| now < at + REMARK_INTERVAL);
             if let Some(age) = age.filter(|age| *age > oldest && !told) {
                 signatures.told_old = Some(now);
                 remarks.push(Remark {
@@ -175,8 +179,10 @@ impl DriftDetector {
             return;
         }
         let since = *self.differ_since.get_or_insert(now);
-        let told = self.told_differ.is_some_and(|at| now < at + AGAIN);
-        if now >= since + SKEW && !told {
+        let told = self
+            .told_differ
+            .is_some_and(|at| now < at + REMARK_INTERVAL);
+        if now >= since + VERSION_SKEW_MAX && !told {
             remarks.push(Remark {
                 kind: Kind::ReplicasDiffer,
                 text: format!(
@@ -189,12 +195,12 @@ impl DriftDetector {
         }
     }
 
-    /// Compares the window that ends with those before it, and makes it one of them.
+    /// Compares the window that ends with the baseline, and adds it to the baseline if there is no remark.
     fn close_window(&mut self, now: Instant, remarks: &mut Vec<Remark>) {
         let (scans, found) = (self.scans, self.found);
         self.began = now;
-        if scans < ENOUGH {
-            // Too few to compare: they are counted on.
+        if scans < WINDOW_SCANS_MIN {
+            // Too few scans to compare: the next window includes them.
             return;
         }
         (self.scans, self.found) = (0, 0);
@@ -210,18 +216,18 @@ impl DriftDetector {
             return;
         };
         let expected = usual.share * scans as f64;
-        if found == 0 && expected >= EXPECTED {
+        if found == 0 && expected >= EXPECTED_FINDINGS_MIN {
             remarks.push(drift(format!(
                 "it found nothing in {scans} messages, where {expected:.0} findings are usual"
             )));
         }
-        // Five standard deviations, and a few for engines that hardly ever find anything.
+        // Five standard deviations (Poisson). The 20 keep a few findings of an engine that finds almost nothing from a remark.
         if found as f64 > expected + 5.0 * expected.sqrt() + 20.0 {
             remarks.push(drift(format!(
                 "it found something in {found} of {scans} messages, where {expected:.0} are usual"
             )));
         }
-        if median * FASTER < usual.median {
+        if median * SPEEDUP_FACTOR_MIN < usual.median {
             remarks.push(drift(format!(
                 "half of its answers take {:.1} ms at most, where {:.1} ms are usual",
                 median * 1e3,
@@ -229,7 +235,7 @@ impl DriftDetector {
             )));
         }
         if remarks.is_empty() {
-            // What is odd does not become what is usual.
+            // Anomalous windows do not update the baseline.
             self.usual = Some(Usual {
                 share: 0.9 * usual.share + 0.1 * share,
                 median: 0.9 * usual.median + 0.1 * median,
@@ -252,11 +258,11 @@ mod tests {
         for n in 0..scans {
             drift.answered(Duration::from_millis(took), n < found);
         }
-        *now += WINDOW;
+        *now += DRIFT_WINDOW;
         drift.tick(*now, Timestamp::UNIX_EPOCH, None, |_| None)
     }
 
-    /// An engine that has lost its signatures still answers; that it finds nothing any more is told.
+    /// An engine that has lost its signatures still answers. The absence of findings is a remark.
     #[tokio::test(start_paused = true)]
     async fn finding_nothing_any_more_is_told() {
         let mut now = Instant::now();
@@ -270,33 +276,33 @@ mod tests {
         assert_eq!(few, [], "3 were expected: that is nothing yet");
     }
 
-    /// An update that takes honest mail for malware is told; what is odd does not become usual.
+    /// An update that finds malware in valid mail is a remark, in each window: anomalous windows do not update the baseline.
     #[tokio::test(start_paused = true)]
     async fn finding_too_much_is_told_each_time() {
         let mut now = Instant::now();
         let mut drift = DriftDetector::new(now, 1);
         window(&mut drift, &mut now, 1000, 10, 20);
-        // More windows than it takes a mean of them to forget what was before.
+        // After 40 windows of weight 0.1 a mean would have forgotten the earlier baseline.
         for _ in 0..40 {
             let told = window(&mut drift, &mut now, 1000, 400, 20);
             assert!(told[0].text.contains("400 of 1000"), "{told:?}");
         }
     }
 
-    /// Where there is little mail, windows are put together until there is enough of it to compare: else nothing would ever be
-    /// concluded there.
+    /// On little mail, windows are joined until they hold enough scans to compare. Otherwise a small relay would never get a
+    /// remark.
     #[tokio::test(start_paused = true)]
     async fn little_mail_is_compared_later() {
         let mut now = Instant::now();
         let mut drift = DriftDetector::new(now, 1);
         window(&mut drift, &mut now, 1000, 100, 20);
-        let part = ENOUGH / 2;
+        let part = WINDOW_SCANS_MIN / 2;
         assert_eq!(window(&mut drift, &mut now, part, 0, 20), []);
         let told = window(&mut drift, &mut now, part, 0, 20);
         assert!(told[0].text.contains("found nothing in 200"), "{told:?}");
     }
 
-    /// An engine that answers ten times as fast as it used to may not be looking.
+    /// An engine that answers ten times as fast as usual may no longer scan.
     #[tokio::test(start_paused = true)]
     async fn answering_too_fast_is_told() {
         let mut now = Instant::now();
@@ -307,7 +313,7 @@ mod tests {
         assert!(told[0].text.contains("are usual"), "{told:?}");
     }
 
-    /// Old signatures are told once a day, and again when an update did not help.
+    /// Old signatures are a remark once a day, and again at once if an update brings old signatures.
     #[tokio::test(start_paused = true)]
     async fn old_signatures_are_told() {
         let now = Instant::now();
@@ -321,10 +327,13 @@ mod tests {
         let told = drift.tick(now, today, oldest, made);
         assert!(told[0].text.contains("216 hours"), "{told:?}");
         assert_eq!(drift.tick(now, today, oldest, made), []);
-        assert_eq!(drift.tick(now + AGAIN, today, oldest, made).len(), 1);
+        assert_eq!(
+            drift.tick(now + REMARK_INTERVAL, today, oldest, made).len(),
+            1
+        );
     }
 
-    /// Replicas that do not update together are told once a day, but not while one is just faster than the other.
+    /// Replicas with different signatures are a remark once a day, but not while one has only updated a little earlier.
     #[tokio::test(start_paused = true)]
     async fn replicas_that_stay_different_are_told() {
         let now = Instant::now();
@@ -335,13 +344,13 @@ mod tests {
         drift.signed(1, "2");
         assert_eq!(look(&mut drift, now), []);
         drift.signed(0, "2");
-        assert_eq!(look(&mut drift, now + SKEW / 2), []);
+        assert_eq!(look(&mut drift, now + VERSION_SKEW_MAX / 2), []);
         drift.signed(0, "3");
-        assert_eq!(look(&mut drift, now + SKEW), []);
-        let told = look(&mut drift, now + 2 * SKEW);
+        assert_eq!(look(&mut drift, now + VERSION_SKEW_MAX), []);
+        let told = look(&mut drift, now + 2 * VERSION_SKEW_MAX);
         assert!(told[0].text.contains("2, 3"), "{told:?}");
-        let since = now + 2 * SKEW;
-        assert_eq!(look(&mut drift, since + WINDOW), [], "told once");
-        assert_eq!(look(&mut drift, since + AGAIN).len(), 1);
+        let since = now + 2 * VERSION_SKEW_MAX;
+        assert_eq!(look(&mut drift, since + DRIFT_WINDOW), [], "told once");
+        assert_eq!(look(&mut drift, since + REMARK_INTERVAL).len(), 1);
     }
 }

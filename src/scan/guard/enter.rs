@@ -1,4 +1,4 @@
-//! The way through the gate, for one attempt.
+//! The gate layer: takes one attempt through the gate and back.
 
 use std::sync::Arc;
 
@@ -7,14 +7,16 @@ use tower::ServiceExt;
 
 use super::Call;
 use super::answer_cache::is_bad;
-use super::gate::{GateRefusal, GateRequest, LARGE, ScanEnd};
+use super::gate::{GateRefusal, GateRequest, LARGE_OCTETS_MIN, ScanEnd};
 use super::layer::{Next, Outcome};
 use super::state::{GuardState, Phase};
 use crate::scan::engine::ScanError;
 use crate::verdict::Answer;
 
-/// Waits for a slot, scans, and gives the slot back when the engine has really ended, whoever still waits for it then.
-/// While it waits it leaves as soon as nobody waits for it any more.
+/// Waits for a slot, scans, and gives the slot back when the engine has really ended the scan, whether or not a caller still
+/// waits. An attempt leaves the queue as soon as its last caller has given up.
+///
+/// Cancel safety: dropping the future gives back the place in the queue or the slot, as the engine's connection is closed then.
 pub(super) async fn gate(state: Arc<GuardState>, mut call: Call, next: impl Next) -> Outcome {
     let in_flight = call.in_flight.clone();
     let (entered, started) = state.enter(entrant(&call), in_flight.clone());
@@ -52,17 +54,17 @@ pub(super) async fn gate(state: Arc<GuardState>, mut call: Call, next: impl Next
     outcome
 }
 
-/// What the gate is told of a call.
+/// The request to the gate for a call.
 pub(super) fn entrant(call: &Call) -> GateRequest {
     let request = call.sample.request();
     GateRequest {
         id: request.id,
         fingerprint: request.fingerprint.clone(),
-        standing: request.standing,
+        reputation: request.reputation,
         scan_reason: call.scan_reason,
         struck: request.struck,
         turn: call.sample.turn(),
-        large: request.content.len() >= LARGE,
+        large: request.content.len() >= LARGE_OCTETS_MIN,
         arrived: call.arrived,
     }
 }

@@ -1,17 +1,18 @@
-//! The gate before one engine: who may be scanned now, who waits, who is not scanned at all. A pure state machine; time
-//! is an argument, and what is to be done comes back as [`GateOrder`]s.
+//! The gate of one engine decides which message is scanned now, which message waits, and which message is not scanned at all.
+//! The gate is a pure state machine: time is an argument, and the gate returns its decisions as [`GateOrder`]s.
 //!
-//! One rule carries everything else (RESILIENCE section 0): **a scan keeps its slot until the engine has really ended
-//! it**, whoever has stopped waiting. Slots are not more than the engine's workers, so mail waits here and not inside the
-//! engine, response time is service time, and only then can anybody be blamed for it. From that follow
+//! All other rules follow from one rule (RESILIENCE section 2, "Slots and zombies"): **a scan keeps its slot until the engine
+//! has really ended the scan**, even if every caller has stopped waiting. There are at most as many slots as the engine has
+//! workers, so mail waits here and not inside the engine. Response time therefore equals service time, and a slow scan can be
+//! blamed on the message or on the engine. The parts that follow from the rule:
 //!
-//! - zombies: scans whose callers gave up count like any other ([`Gate::zombies`]);
-//! - levels of trust ([`trust`]): mail that nothing speaks for cannot take all slots, so what it breaks stays small;
-//! - turns ([`turns`]): among those whose level has room, who goes next;
-//! - canaries ([`canary`]): of one fingerprint only two unproven copies are in the engine at once. If both are slow, no
-//!   more of it is sent: a flood of one message costs an engine two scans;
-//! - diversions: what the interceptors above have concluded from the evidence that is collected here;
-//! - breakers, one for each replica, fed with what unrelated messages met.
+//! - zombies: scans whose callers gave up count like all other scans ([`Gate::zombies`]);
+//! - levels of trust ([`trust`]): mail of low trust cannot take all slots, which limits the damage from that mail;
+//! - turns ([`turns`]): the order in which waiting messages start, among the levels that have room;
+//! - canaries ([`canary`]): at most two unproven copies of one fingerprint are in the engine at once. If both are slow, the
+//!   gate sends no more copies: a flood of one message costs an engine two scans;
+//! - diversions: the decisions of the interceptors, which use the evidence that the gate collects;
+//! - breakers, one for each replica: their input is the outcomes of unrelated messages.
 
 mod canary;
 mod diversion;
@@ -31,7 +32,7 @@ use tokio::time::Instant;
 
 use super::breaker::{Breaker, BreakerState, Change};
 use crate::ablation::{Mechanism, without};
-use crate::message::{Fingerprint, MessageId, Standing};
+use crate::message::{Fingerprint, MessageId, SenderReputation};
 use crate::scan::evidence::Evidence;
 use crate::scan::{ScanReason, Turn};
 use canary::Canaries;
@@ -41,82 +42,90 @@ use time::{evidence, observed};
 use trust::{Level, Use};
 use turns::{Class, Turns};
 
-/// The name of one scan, or of one wait for a scan.
+/// Identifies one message at the gate, from its request to the end of its wait or of its scan.
 pub(super) type Ticket = u64;
 
-/// Answers slower than this are failures for the breaker; for large content the bound grows with [`Times::slow`].
-const FAILURE: Duration = Duration::from_secs(2);
-/// Evidence kept until somebody fetches it; the oldest is dropped.
-const EVIDENCE: usize = 4096;
-/// Content from which a scan may take longer before it is called slow.
-pub(super) const LARGE: usize = 1 << 20;
-/// How much longer.
-pub(super) const LARGE_FACTOR: u32 = 10;
-/// One scan in so many goes to a replica that failed last, although others did not.
-const TRIAL: u32 = 32;
-/// A bypassed class of messages sends one of them so often, to find out whether the engine has mended.
-const SHADOW: Duration = Duration::from_secs(10);
+/// An answer that takes at least 2 s, or four times [`Times::slow`] if that is longer, is a failure for the breaker: the
+/// answer is too slow for the callers that wait. 2 s is four times a `slow` of 500 ms. The bound for large content is longer
+/// because `slow` is.
+const FAILURE_LATENCY_MIN: Duration = Duration::from_secs(2);
+/// Observations that are kept until [`Gate::evidence`] fetches them. The gate drops the oldest beyond that, to bound its
+/// memory.
+const EVIDENCE_MAX: usize = 4096;
+/// Content of at least 1 MiB is large: a scan of large content may take longer before the scan counts as slow.
+pub(super) const LARGE_OCTETS_MIN: usize = 1 << 20;
+/// The slow threshold of large content is ten times that of small content, as engines need longer for large content.
+pub(super) const LARGE_LATENCY_FACTOR: u32 = 10;
+/// While some replicas with a free slot work, one scan in 32 may still go to a replica whose last outcome was a failure. This
+/// shows that the replica has recovered where probes do not, and puts few messages at risk.
+const SCANS_PER_REPLICA_TRIAL: u32 = 32;
+/// Interval between the test messages of one bypass. A bypassed class of messages still sends one message to the engine every
+/// 10 s, to detect that the engine has recovered.
+const BYPASS_TEST_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What is to be told to whom.
+/// A decision of the gate about one ticket.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum GateOrder {
-    /// Scan it, on that replica.
+    /// Start the scan, on the replica with this index.
     Start(Ticket, usize),
-    /// It is not scanned.
+    /// Do not scan the message.
     Refuse(Ticket, GateRefusal),
-    /// Its fingerprint was convicted while it was being scanned: who still waits need not.
+    /// An interceptor has blocked the fingerprint of this running scan: callers need not wait any longer.
     Convicted(Ticket),
 }
 
-/// Why something is not scanned.
+/// Why the gate refuses a message. The text of a variant is shown to people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum GateRefusal {
-    /// No slot became free in time.
+    /// No slot became free within the wait. Other engines of the class make up for the missing answer.
     Busy,
-    /// No replica may be asked.
+    /// The breakers of all available replicas are open, or an interceptor bypasses the engine for this message.
     Open(String),
-    /// A person has taken the engine out.
+    /// An operator has drained all replicas.
     Drained,
-    /// It asks to be left alone for now.
+    /// Replicas that could take mail have asked for a pause.
     Resting,
-    /// The same or similar content is slow right now.
+    /// The message is to be scanned later: the same or similar content is being scanned or is slow now, mail from unknown
+    /// senders is slow, the message itself timed out before, or the message may be the cause of a crash. Other engines do not
+    /// make up for the missing answer.
     Parked(String),
-    /// The same or similar content has been convicted.
+    /// The same or similar content is blocked, or the engine crashed on this message. Other engines do not make up for the
+    /// missing answer.
     Suspect(String),
 }
 
-/// Durations of one engine.
+/// Configured durations of one engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Times {
-    /// A scan older than this is slow (for small content): evidence, not failure.
+    /// Age from which a scan of small content counts as slow. A slow scan is evidence, not a failure.
     pub(super) slow: Duration,
-    /// A scan older than this has failed for its caller: the soft timeout.
+    /// The soft timeout: age from which a scan has failed for its caller. The scan itself continues.
     pub(super) timeout: Duration,
-    /// Wait for a slot.
+    /// How long fresh mail waits for a slot. Mail that is scanned again waits ten times as long.
     pub(super) wait: Duration,
 }
 
 impl Times {
-    /// When a scan of so many octets is called slow.
+    /// Age from which a scan counts as slow, by the size of the content; at most `timeout`.
     fn slow(&self, large: bool) -> Duration {
         let slow = match large {
-            true => self.slow.saturating_mul(LARGE_FACTOR),
+            true => self.slow.saturating_mul(LARGE_LATENCY_FACTOR),
             false => self.slow,
         };
         slow.min(self.timeout)
     }
 }
 
-/// Who wants to be scanned.
+/// A message that asks for a scan.
 #[derive(Debug, Clone)]
 pub(super) struct GateRequest {
     pub(super) id: MessageId,
     pub(super) fingerprint: Option<Arc<Fingerprint>>,
-    pub(super) standing: Standing,
+    pub(super) reputation: SenderReputation,
     pub(super) scan_reason: ScanReason,
-    /// It ran into the timeout of an engine before, which had slots for others then.
+    /// The message timed out before, in an engine that took other mail at that time.
     pub(super) struck: bool,
-    /// Whose turn it takes, and whose scans it counts among.
+    /// Client and party of the message: they share turns, and limit the scans of one party.
     pub(super) turn: Turn,
     pub(super) large: bool,
     /// When the message asked for its first scan.
@@ -126,22 +135,22 @@ pub(super) struct GateRequest {
 /// How a scan ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ScanEnd {
-    /// With an answer.
+    /// The engine answered.
     Answered {
-        /// Whether something bad was found.
+        /// Whether the engine found something bad.
         found: bool,
     },
-    /// With an error.
+    /// The scan ended with an error.
     Failed,
-    /// The engine went away in the middle.
+    /// The engine closed the connection during the scan.
     Broken,
-    /// It could not be reached.
+    /// The relay could not reach the engine.
     Unreachable,
-    /// Not within the engine's own limit.
+    /// The engine did not answer within its own limit.
     Lost,
-    /// The engine asks to be left alone for so long (RFC 6585 4).
+    /// The engine asks for a pause of this length (RFC 6585 section 4).
     Rests(Duration),
-    /// It was a probe; the breaker hears of it elsewhere.
+    /// The scan was a probe: [`Gate::probed`] reports the result to the breaker.
     Probe,
 }
 
@@ -151,12 +160,12 @@ struct Scan {
     level: Level,
     replica: usize,
     started: Instant,
-    /// No mail: nothing is concluded from its age, and it takes no share of any level.
+    /// A probe is not mail: a probe holds a slot, but does not count against a level of trust.
     is_probe: bool,
     is_slow: bool,
-    /// Past the soft timeout: a zombie, unless its caller is more patient.
+    /// The scan is past the soft timeout: a zombie, unless a caller waits longer than that.
     is_overdue: bool,
-    /// A diversion explains why it is slow: it is not the engine's fault.
+    /// An interceptor explains why the scan is slow, so the scan does not count against the engine.
     is_explained: bool,
 }
 
@@ -166,7 +175,7 @@ struct Waiting {
     class: Class,
     level: Level,
     since: Instant,
-    /// Behind copies of itself, and not for a slot.
+    /// The message waits for running copies of the same content, not for a slot.
     parked: bool,
 }
 
@@ -176,14 +185,14 @@ struct Replica {
     running: usize,
     last_end: Instant,
     drained: bool,
-    /// Until then it asks to be left alone.
+    /// End of the pause that the replica has asked for.
     rests: Option<Instant>,
-    /// It could not be reached, and has answered nothing since.
+    /// The relay could not reach the replica, and the replica has answered nothing since.
     is_away: bool,
 }
 
 impl Replica {
-    /// Scans of mail that may run at once; in a ramp, of those begun in it.
+    /// Scans of mail that may run at once. In a ramp, the limit covers only scans that began in the ramp.
     fn allowed(&self) -> usize {
         match self.drained || self.rests.is_some() {
             true => 0,
@@ -192,18 +201,18 @@ impl Replica {
     }
 }
 
-/// A replica as it is seen from outside.
+/// The state of a replica, for callers outside the gate.
 pub(super) struct Looked<'a> {
     pub(super) breaker: &'a Breaker,
-    /// Scans under way.
+    /// Scans that hold a slot, including probes and zombies.
     pub(super) running: usize,
-    /// Taken out by a person.
+    /// Whether an operator has drained the replica.
     pub(super) drained: bool,
-    /// It asks to be left alone for now.
+    /// Whether the replica has asked for a pause that has not ended.
     pub(super) resting: bool,
 }
 
-/// The gate.
+/// The gate of one engine, with all its replicas. See the [module](self).
 #[derive(Debug)]
 pub(super) struct Gate {
     times: Times,
@@ -215,16 +224,16 @@ pub(super) struct Gate {
     turns: Turns,
     used: Use,
     latencies: Latencies,
-    /// When it was last looked at the engine, and since when that was done without a pause.
+    /// Time of the last tick, and the start of the current series of ticks without a gap.
     watched: Instant,
     watched_since: Instant,
-    /// When scans of strangers began that ended before they were slow, the last of them.
+    /// Start times of scans of unknown senders that were answered before they were slow; the newest ones only.
     strangers_well: VecDeque<Instant>,
-    /// The breaker that was opened last was opened because known senders' mail hung.
+    /// The last breaker that opened did so because proven mail of known senders hung, or a probe.
     hangs_on_known: bool,
-    /// Whether others make up for this engine while it is out.
+    /// Whether other engines make up for this engine while its breakers are open.
     covered: bool,
-    /// How often a replica has answered that could not be reached before.
+    /// Number of times that a replica answered after being unreachable.
     returns: u64,
     canaries: Canaries,
     diversions: Arc<[Diversion]>,
@@ -235,7 +244,8 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// A gate before `replicas` of an engine, each with so many `slots`.
+    /// A gate for an engine with this number of `replicas`, each with `slots` slots. `probed` says whether the engine has
+    /// probes.
     pub(super) fn new(
         now: Instant,
         times: Times,
@@ -281,7 +291,8 @@ impl Gate {
         }
     }
 
-    /// Another configuration of the same engine. With fewer slots nothing begins until enough scans have ended.
+    /// Applies another configuration of the same engine. If there are fewer slots now, no scan starts until enough scans have
+    /// ended.
     pub(super) fn retune(&mut self, times: Times, slots: usize) {
         self.times = times;
         self.slots = slots;
@@ -290,22 +301,22 @@ impl Gate {
         }
     }
 
-    /// What has to be done since the last call.
+    /// Takes the orders since the last call.
     pub(super) fn orders(&mut self) -> Vec<GateOrder> {
         std::mem::take(&mut self.orders)
     }
 
-    /// What was seen since the last call.
+    /// Takes the observations since the last call, at most [`EVIDENCE_MAX`].
     pub(super) fn evidence(&mut self) -> Vec<Evidence> {
         self.evidence.drain(..).collect()
     }
 
-    /// What the breakers did since the last call, by replica.
+    /// Takes the state changes of the breakers since the last call, with the index of the replica.
     pub(super) fn changes(&mut self) -> Vec<(usize, Change)> {
         std::mem::take(&mut self.changes)
     }
 
-    /// Somebody wants to be scanned. The order that answers comes at once or later.
+    /// Registers a message that asks for a scan. [`Gate::orders`] returns the decision at once or after a later call.
     pub(super) fn enter(&mut self, now: Instant, entrant: GateRequest) -> Ticket {
         let ticket = self.ticket();
         if let Some(refusal) = self.refusal(now, &entrant) {
@@ -326,13 +337,13 @@ impl Gate {
         ticket
     }
 
-    /// Nobody waits for that scan any more. One that has begun goes on, with its slot.
+    /// Removes a message from the queue. A scan that has begun continues, and keeps its slot.
     pub(super) fn leave(&mut self, ticket: Ticket) {
-        // Its place in a queue is skipped when its turn comes.
+        // `Turns` skips the place of the message later.
         self.waiting.remove(&ticket);
     }
 
-    /// A scan has really ended.
+    /// Frees the slot of a scan that the engine has really ended.
     pub(super) fn end(&mut self, now: Instant, ticket: Ticket, end: ScanEnd) {
         let Some(scan) = self.scans.remove(&ticket) else {
             return;
@@ -358,25 +369,25 @@ impl Gate {
         self.pump(now);
     }
 
-    /// A replica has answered.
+    /// Counts a return if the replica was unreachable before this answer.
     fn is_back(&mut self, replica: usize) {
         let was_away = std::mem::take(&mut self.replicas[replica].is_away);
         self.returns += u64::from(was_away);
     }
 
-    /// How often a replica has answered that could not be reached before, whether or not its breaker had opened.
+    /// Number of times that a replica answered after being unreachable, even if the breaker had not opened.
     pub(super) fn returns(&self) -> u64 {
         self.returns
     }
 
-    /// Takes a slot of that replica for a probe, breaker or not; none if there is no free one. A replica that is out is sent one
-    /// probe all the same, or it could not show that it works as long as it has not ended what it had.
+    /// Takes a slot of a replica for a probe, even if the breaker is open. Returns `None` if no slot is free. A replica that
+    /// is out gets one probe even if no slot is free: otherwise a replica whose old scans hang could not show that it works.
     pub(super) fn probe(&mut self, now: Instant, replica: usize) -> Option<Ticket> {
         let here = |scan: &&Scan| scan.is_probe && scan.replica == replica;
         let probes = self.scans.values().filter(here).count();
         let is_full = self.replicas[replica].running >= self.slots;
         let is_alone = probes == 0 && self.is_out(replica);
-        // Probes that hang must not take all slots either.
+        // Hanging probes must not take all slots: at most a third of them.
         let too_many = probes > 0 && probes >= self.slots / 3;
         if too_many || is_full && !is_alone {
             return None;
@@ -387,7 +398,7 @@ impl Gate {
             entrant: GateRequest {
                 id: MessageId::new(),
                 fingerprint: None,
-                standing: Standing::Known,
+                reputation: SenderReputation::Known,
                 scan_reason: ScanReason::Again,
                 struck: false,
                 turn: Turn::default(),
@@ -406,7 +417,8 @@ impl Gate {
         Some(ticket)
     }
 
-    /// A probe pair of that replica was answered.
+    /// Reports the result of a probe pair to the breaker of a replica. A pair passes if the replica answered correctly and in
+    /// time.
     pub(super) fn probed(&mut self, now: Instant, replica: usize, passed: bool) {
         if passed {
             self.is_back(replica);
@@ -417,12 +429,13 @@ impl Gate {
         self.pump(now);
     }
 
-    /// Whether others make up for the engine while it is out: then fresh mail does not wait for it.
+    /// Sets whether other engines make up for this engine while its breakers are open. If so, fresh mail does not wait for the
+    /// return of this engine.
     pub(super) fn cover(&mut self, covered: bool) {
         self.covered = covered;
     }
 
-    /// Scans of mail that were begun in trials of that replica and have not ended.
+    /// Running scans of mail that began in a trial of the replica.
     fn stuck_trials(&self, replica: usize) -> usize {
         let Some(began) = self.replicas[replica].breaker.tried_since() else {
             return 0;
@@ -432,7 +445,7 @@ impl Gate {
             .count()
     }
 
-    /// Replaces the diversions; those who wait are looked at again.
+    /// Replaces the diversions, and checks waiting messages and running scans against the new ones.
     pub(super) fn divert(&mut self, now: Instant, diversions: Arc<[Diversion]>) {
         if self.diversions == diversions {
             return;
@@ -464,24 +477,25 @@ impl Gate {
         self.pump(now);
     }
 
-    /// Takes a replica out, or puts it back. Whether it was out before.
+    /// Drains a replica, or puts it back into service. Returns whether the replica was drained before.
     pub(super) fn drain(&mut self, now: Instant, replica: usize, drained: bool) -> bool {
         let before = std::mem::replace(&mut self.replicas[replica].drained, drained);
         self.pump(now);
         before
     }
 
-    /// A person has tested that replica, and it passed: if it is out it is probed at once.
+    /// Notes that a replica passed a test that an operator ran. If the breaker is open, the next probe pair is due at once.
     pub(super) fn tested(&mut self, now: Instant, replica: usize) {
         self.replicas[replica].breaker.answered(now);
     }
 
-    /// Signatures have changed: what was proven or convicted with others is open again.
+    /// Forgets the proofs and the failure counts of all fingerprints, as they do not hold for the new signatures of the
+    /// engine.
     pub(super) fn forget_proofs(&mut self, now: Instant) {
         self.canaries = self.canaries.without_proofs(now);
     }
 
-    /// Lets time pass. To be called about ten times a second while [`is_busy`](Self::is_busy).
+    /// Advances time. The caller calls this about ten times a second while [`is_busy`](Self::is_busy).
     pub(super) fn tick(&mut self, now: Instant) {
         self.watch(now);
         self.age(now);
@@ -494,19 +508,20 @@ impl Gate {
             self.changed(now, at, change);
             self.stall(now, at);
         }
-        // First those who are told that the engine is out: it is the better reason.
+        // `pump` runs first, so that waiting messages get the better reason if the engine is out.
         self.pump(now);
         self.give_up(now);
     }
 
-    /// Whether time makes a difference: scans run, or wait, or a replica is out.
+    /// Whether the gate needs ticks: a scan runs, a message waits, a breaker is not closed, or a replica rests.
     pub(super) fn is_busy(&self) -> bool {
         let out = |r: &Replica| r.breaker.state() != BreakerState::Closed || r.rests.is_some();
         !self.scans.is_empty() || !self.waiting.is_empty() || self.replicas.iter().any(out)
     }
 
-    /// Whether something is wrong on that replica and nothing has ended well lately, or nothing at all since a scan began that is
-    /// slow: then a probe tells whose fault it is.
+    /// Whether the replica needs a probe at once, to find out whether the engine or a message is at fault. There are two
+    /// cases. The window of the breaker holds no good outcome, and holds a failure or a scan is slow. Or no scan has ended
+    /// since the start of a scan that is slow now.
     pub(super) fn is_doubtful(&self, now: Instant, replica: usize) -> bool {
         let Replica {
             breaker, last_end, ..
@@ -518,7 +533,7 @@ impl Gate {
         good == 0 && (bad > 0 || is_any) || slow.any(|scan| scan.started >= *last_end)
     }
 
-    /// Whether that replica gets no mail now, for whatever reason.
+    /// Whether the breaker of the replica is open or half-open. A drained or resting replica is not out in this sense.
     pub(super) fn is_out(&self, replica: usize) -> bool {
         let state = self.replicas[replica].breaker.state();
         matches!(
@@ -527,12 +542,13 @@ impl Gate {
         )
     }
 
-    /// Whether those whom nothing speaks for may leave with the breaker too, as it is not their mail that the engine hangs on.
+    /// Whether callers with mail of unknown senders may give up too when the breaker opens. They may if proven mail of known
+    /// senders or a probe hung as well, because then the mail of unknown senders is not the cause.
     pub(super) fn hangs_on_known(&self) -> bool {
         self.hangs_on_known
     }
 
-    /// Whether no replica takes mail, and why.
+    /// Why no replica takes mail; `None` if at least one replica does.
     pub(super) fn refuses(&self) -> Option<GateRefusal> {
         if self.replicas.iter().all(|r| r.drained) {
             return Some(GateRefusal::Drained);
@@ -560,22 +576,22 @@ impl Gate {
         })
     }
 
-    /// Scans that run, those that nobody waits for included.
+    /// Running scans, including probes and zombies.
     pub(super) fn running(&self) -> usize {
         self.scans.len()
     }
 
-    /// Scans past their timeout that still hold their slot.
+    /// Scans past the soft timeout that still hold a slot.
     pub(super) fn zombies(&self) -> usize {
         self.scans.values().filter(|s| s.is_overdue).count()
     }
 
-    /// Those that wait.
+    /// Messages that wait at the gate.
     pub(super) fn queued(&self) -> usize {
         self.waiting.len()
     }
 
-    /// BreakerState of each replica.
+    /// The state of each replica, by index.
     pub(super) fn replicas(&self) -> impl Iterator<Item = Looked<'_>> {
         self.replicas.iter().map(|replica| Looked {
             breaker: &replica.breaker,

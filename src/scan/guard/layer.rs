@@ -1,4 +1,4 @@
-//! A tower layer made of one async function, so that a layer reads from top to bottom like any other function.
+//! A tower layer from one async function, so that the code of a layer reads from top to bottom.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use tower::layer::{Layer, layer_fn};
 use super::Call;
 use crate::scan::engine::{Engine, EngineAnswer, ScanError};
 
-/// What every layer below the report returns.
+/// Result of every layer below the report layer.
 pub(super) type Outcome = Result<EngineAnswer, ScanError>;
 
-/// The rest of the way to the engine, as a layer sees it. It is always ready: all waiting is inside the call, where the
-/// deadline bounds it.
+/// The layers between a layer and the engine. This service is always ready: every wait is inside the call, where the deadline
+/// bounds it.
 pub(super) trait Next:
     Service<Call, Response = EngineAnswer, Error = ScanError, Future: Send>
     + Clone
@@ -34,7 +34,7 @@ impl<S> Next for S where
 {
 }
 
-/// The layer that runs `work` with the call and the rest of the way.
+/// The layer that runs `work` with the call and the inner layers.
 pub(super) fn around<S, F>(work: F) -> impl Layer<S, Service = Around<S, F>> + Clone
 where
     F: Clone,
@@ -71,7 +71,7 @@ where
     }
 }
 
-/// The replicas of the engine as a service: the call says which one.
+/// The replicas of the engine as a service; the call names the replica.
 #[derive(Debug, Clone)]
 pub(super) struct Innermost {
     engines: Arc<[Arc<dyn Engine>]>,

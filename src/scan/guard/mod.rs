@@ -1,8 +1,8 @@
-//! What stands between a message and an engine, in one order, with the reason for each place.
+//! The tower layers between a message and an engine: their order, and the reason for each position.
 //!
-//! Every layer is one async function in its own file; [`guard`] is the only place that knows their order. What has to be
-//! decided is decided by pure state machines that know no clock and no socket: [`gate`] (slots and zombies, lanes,
-//! canaries, diversions), [`breaker`], [`answer_cache`], the retry budget. [`state`] keeps them, behind a lock, across reloads.
+//! Each layer is one async function in its own file; only [`guard`] knows their order. Pure state machines without clock
+//! and socket make the decisions: [`gate`] (slots and zombies, levels of trust, canaries, diversions), [`breaker`],
+//! [`answer_cache`], the retry budget. [`state`] keeps them behind a lock, and across reloads.
 
 mod answer_cache;
 mod attempt;
@@ -51,9 +51,9 @@ pub struct Call {
     sample: Sample,
     scan_reason: ScanReason,
     arrived: Instant,
-    /// Where the scan stands, if this call begins one.
+    /// Phase of the scan that this call starts, if it starts one.
     in_flight: InFlight,
-    /// Chosen at the gate.
+    /// Index of the replica; the gate chooses it.
     replica: usize,
     progress: Arc<Progress>,
 }
@@ -71,11 +71,11 @@ impl Call {
     }
 }
 
-/// How far a call has got, for the report that must be written whatever becomes of the call.
+/// Progress of a call. The caller keeps it, because every call ends in a report, also a call that was dropped.
 #[derive(Debug, Default)]
 struct Progress {
     attempts: AtomicU32,
-    /// Where the answer came from, if not from a scan of this call.
+    /// Source of the answer, if this call shared a scan or used a cached answer.
     reused: OnceLock<Reused>,
 }
 
@@ -84,13 +84,13 @@ impl Progress {
         self.attempts.load(Ordering::Relaxed)
     }
 
-    /// The answer is one about that message.
+    /// Notes that the answer is about the message `from`.
     fn reuse(&self, from: MessageId, same: Same) {
-        // A call has one answer.
+        // A call has one answer, so the cell is empty here.
         let _ = self.reused.set(Reused { from, same });
     }
 
-    /// What it means that the deadline passes now.
+    /// The reason for a missing answer when the deadline passes now: a call without an attempt got no slot.
     fn overdue(&self) -> ScanError {
         match self.attempts() {
             0 => ScanError::Busy,
@@ -99,8 +99,11 @@ impl Progress {
     }
 }
 
-/// Puts the layers around the replicas of an engine. From the outside in: what is further out sees everything that
-/// happens further in. If `before` is a guard of the same engine, what it knows and holds goes on.
+/// Builds the layers around the replicas of one engine.
+///
+/// The code lists the layers from the outermost to the innermost; an outer layer sees everything that an inner layer does.
+/// If `before` guards the same engine, the new guard takes over its state: scans under way, breakers, proofs, answers. An
+/// engine in process starts with new state. Replicas that a person drained in `before` stay drained.
 pub fn guard(
     engines: Vec<Arc<dyn Engine>>,
     settings: Arc<Settings>,
@@ -121,26 +124,26 @@ pub fn guard(
     let of = |state: &Arc<GuardState>| state.clone();
     let (sharing, retrying, entering) = (of(&state), of(&state), of(&state));
     let service = ServiceBuilder::new()
-        // Outermost: whatever happens below becomes exactly one report.
+        // Outermost, because every outcome of the layers below must become exactly one report.
         .layer(report::layer(settings))
-        // Before any waiting: what the engine will not be given must not queue for it.
+        // Before any queue: a message that is too large for the engine must not wait for a slot.
         .layer(around(move |call, next| size::gate(max_size, call, next)))
-        // The border between caller and scan. Outside the rest, because the rest must outlive its caller: a slot is
-        // free when the engine has ended, not when somebody has stopped waiting. One scan for all who want the same, so
-        // before anything that a scan costs.
+        // The border between caller and scan. The layers below belong to the scan and must outlive the caller: a slot is
+        // free when the engine ends the scan, not when the caller gives up. Callers with equal content share one scan, so
+        // this layer stands before every layer that costs engine time.
         .layer(around(move |call, next| {
             coalesce::scan(sharing.clone(), call, next)
         }))
-        // Outside the gate: each attempt stands in the queue anew, behind fresh mail, and may get another replica.
+        // Outside the gate: each further attempt queues again, behind fresh mail, and may get another replica.
         .layer(around(move |call, next| {
             retry::again(retrying.clone(), call, next)
         }))
-        // Slots, zombies, lanes, canaries, diversions, breakers: all of them answer the one question whether this scan may
-        // begin now, from one state, so they are one place.
+        // Slots, zombies, levels of trust, canaries, diversions and breakers together decide whether a scan may start now.
+        // They read one state, so they are one layer.
         .layer(around(move |call, next| {
             enter::gate(entering.clone(), call, next)
         }))
-        // Innermost: counts and bounds the one call that the engine sees.
+        // Innermost: counts the call to the engine and bounds its duration.
         .layer(around(move |call, next| attempt::once(limit, call, next)))
         .service(innermost);
     Guarded {
@@ -162,9 +165,11 @@ impl Guarded {
         &self.state.settings
     }
 
-    /// The engine's one report about the sample, at the sample's deadline at the latest.
+    /// Scans the sample and returns exactly one report, at the latest at the sample's deadline. A missing answer is a
+    /// report with a reason, so this method has no error.
     ///
-    /// Cancel safety: safe; a scan that has begun goes on to its end, and its answer is kept for the next who asks.
+    /// Cancel safety: safe. A scan that has started runs to its end in its slot, and its answer is cached for the next
+    /// caller with the same content.
     pub async fn scan(&self, sample: Sample) -> Report {
         match self.service.clone().oneshot(sample).await {
             Ok(report) => report,
@@ -172,7 +177,8 @@ impl Guarded {
         }
     }
 
-    /// The report of an engine that was not waited for, as another engine's finding had decided.
+    /// The report `unneeded` for an engine that has not answered when another engine's finding decides. `since` is the
+    /// start of the scan.
     pub fn unneeded(&self, since: Instant) -> Report {
         let settings = &self.state.settings;
         report::write(
@@ -184,44 +190,47 @@ impl Guarded {
         )
     }
 
-    /// Begins to probe it now and then, also while there is no mail for it. To be called on the runtime.
+    /// Starts the routine probes, the queries for the signature version and the engine's own background work, also while
+    /// the engine gets no mail. Puts the settings of this guard in force at the gate. Must be called on the tokio runtime.
     pub fn watch(&self) {
         self.state.watch();
     }
 
-    /// What was seen of its scans since the last call.
+    /// Takes the evidence about scans since the last call.
     pub fn evidence(&self) -> Vec<Evidence> {
         self.state.evidence()
     }
 
-    /// What happened to it since the last call.
+    /// Takes the incidents since the last call.
     pub fn incidents(&self) -> Vec<Incident> {
         self.state.incidents()
     }
 
-    /// Whether probes are sent to it.
+    /// Whether the guard sends probes to the engine.
     pub fn is_probed(&self) -> bool {
         self.state.is_probed()
     }
 
-    /// Since when its answers are in doubt, because it answered probes wrongly; told once. Probes are sent every
-    /// [`Settings::probe`], and it takes two wrong ones.
+    /// The instant since which the engine's answers are untrusted, because the engine answered probes wrongly. Returns each
+    /// instant once. Probes are sent every [`Settings::probe`], and two consecutive wrong answers open the breaker.
     pub fn doubted(&self) -> Option<Instant> {
         self.state.doubted()
     }
 
-    /// Puts diversions in force for its mail.
+    /// Replaces the diversions of the engine. The gate checks messages that wait for a slot against them at once.
     pub fn divert(&self, diversions: Arc<[Diversion]>) {
         self.state.divert(diversions);
     }
 
-    /// Says whether mail can be judged without it: if not, fresh mail waits [`Settings::wait`] for it while it is out.
+    /// Sets whether other engines cover for this engine. If they do not, fresh mail waits up to [`Settings::wait`] for the
+    /// engine while its breaker is open.
     pub fn cover(&self, covered: bool) {
         self.state.work(|gate, _| gate.cover(covered));
     }
 
-    /// Takes a replica out, or puts it back; all of them if none is named. Scans under way go on. Whether any was not so before;
-    /// none if there is no replica of that name.
+    /// Drains a replica (`drained`) or puts it back; all replicas if `replica` is `None`. Scans under way go on.
+    ///
+    /// Returns whether the state of any replica changed, and `None` if no replica has that address.
     pub fn drain(&self, replica: Option<&str>, drained: bool) -> Option<bool> {
         let named = |at: &usize| replica.is_none() || self.state.engines[*at].replica() == replica;
         let replicas: Vec<usize> = (0..self.state.engines.len()).filter(named).collect();
@@ -233,7 +242,7 @@ impl Guarded {
         changed
     }
 
-    /// How it is doing.
+    /// The state of the engine now, for status output.
     pub fn health(&self) -> Health {
         let (versions, latencies) = self.state.told();
         self.state.look(|gate| {
@@ -264,9 +273,10 @@ impl Guarded {
         })
     }
 
-    /// Sends the probe pair to each replica; what came of it, by address: what it passed, or what was wrong.
+    /// Sends the probe pair to each replica, one replica after the other, because a person asked. Returns, for each replica,
+    /// its address (`None` for an engine in process) and what the replica passed, or the reason why it failed.
     ///
-    /// Cancel safety: safe; probes that were sent keep their slots to their ends.
+    /// Cancel safety: safe. A probe that was sent keeps its slot until the engine ends it.
     pub async fn test(&self) -> Vec<(Option<String>, Result<Passed, String>)> {
         let mut shown = Vec::new();
         for (at, engine) in self.state.engines.iter().enumerate() {
@@ -276,42 +286,43 @@ impl Guarded {
         shown
     }
 
-    /// How often it has answered after it could not be reached, for however short a time.
+    /// Number of times a replica has answered after it was unreachable, also if its breaker had not opened.
     pub fn returns(&self) -> u64 {
         self.state.look(Gate::returns)
     }
 
-    /// Whether no replica takes mail now: the engine is at fault, or drained.
+    /// Whether no replica takes mail now: each replica is drained, has an open or half-open breaker, or has asked for a
+    /// pause.
     pub fn is_out(&self) -> bool {
         self.state.look(|gate| gate.refuses().is_some())
     }
 }
 
-/// How an engine is doing, at one moment.
+/// State of an engine at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
-    /// Its name.
+    /// Name of the engine.
     pub engine: Arc<str>,
-    /// What it is good for.
+    /// Class of the engine, for coverage.
     pub class: EngineClass,
-    /// Scans at once at most, of all replicas.
+    /// Slots of all replicas together: the maximum number of concurrent scans.
     pub slots: usize,
     /// Scans under way, zombies included.
     pub running: usize,
-    /// Scans past their timeout that still hold their slot.
+    /// Scans past `timeout` that still hold a slot.
     pub zombies: usize,
-    /// Messages that wait for a slot.
+    /// Messages in the queue for a slot.
     pub waiting: usize,
-    /// Half of the last scans took so long at most; none before the first.
+    /// Median duration of the last 1,024 answered scans; none before the first.
     pub half_within: Option<Duration>,
-    /// 99 of 100 did.
+    /// 99th percentile of the same durations.
     pub most_within: Option<Duration>,
-    /// Each replica.
+    /// State of each replica.
     pub replicas: Vec<ReplicaHealth>,
 }
 
 impl Health {
-    /// The states of its replicas, each state once: `closed`, `closed, open (failing)`, `drained`, `resting`.
+    /// The distinct states of the replicas: `closed`, `closed, open (failing)`, `drained`, `resting`.
     pub fn states(&self) -> String {
         let mut states: Vec<&str> = self.replicas.iter().map(ReplicaHealth::state).collect();
         states.sort_unstable();
@@ -319,7 +330,7 @@ impl Health {
         states.join(", ")
     }
 
-    /// The versions of its replicas' signatures, each once.
+    /// The distinct signature versions of the replicas.
     pub fn signatures(&self) -> String {
         let replicas = self.replicas.iter();
         let mut versions: Vec<&str> = replicas.filter_map(|r| r.signatures.as_deref()).collect();
@@ -328,7 +339,7 @@ impl Health {
         versions.join(", ")
     }
 
-    /// Whether every replica gets all its mail.
+    /// Whether every replica takes mail without restriction.
     pub fn is_well(&self) -> bool {
         self.replicas
             .iter()
@@ -337,7 +348,7 @@ impl Health {
 }
 
 impl ReplicaHealth {
-    /// `drained`, `resting`, or the state of its breaker.
+    /// `drained`, `resting`, or the state of the breaker.
     pub fn state(&self) -> &str {
         match (self.drained, self.resting) {
             (true, _) => "drained",
@@ -347,22 +358,22 @@ impl ReplicaHealth {
     }
 }
 
-/// How a replica is doing.
+/// State of one replica at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaHealth {
-    /// Its address; none for an engine in process.
+    /// Address of the replica; none for an engine in process.
     pub address: Option<String>,
-    /// `closed`, `open (failing)`, `half-open`, `ramp (3 at once)`.
+    /// State of the breaker: `closed`, `open (failing)`, `half-open`, `ramp (3 at once)`.
     pub breaker: String,
-    /// Scans under way.
+    /// Scans under way, zombies and probes included.
     pub running: usize,
-    /// Taken out by a person.
+    /// A person has drained the replica.
     pub drained: bool,
-    /// It has asked to be left alone for now.
+    /// The replica has asked for a pause (RFC 6585 section 4), and the pause has not passed.
     pub resting: bool,
-    /// Version of its signatures, as last told.
+    /// Signature version that the replica reported last.
     pub signatures: Option<String>,
-    /// When they were made, where the version tells.
+    /// Time at which these signatures were made, if the version contains it.
     pub signed: Option<Timestamp>,
 }
 

@@ -1,8 +1,8 @@
-//! Probes: a message that must be found and one that must pass, sent the way that mail takes (differential
-//! observability: what looks at an engine must see what its users see; Huang et al., HotOS 2017).
+//! Probes: a known-bad message that the engine must find, and a known-clean one that must pass. Probes use the same path as mail
+//! (differential observability: an observer of an engine must see what the engine's users see; Huang et al., HotOS 2017).
 //!
-//! Each replica gets a pair now and then, at once when there is doubt about it, and before it gets mail again after its
-//! breaker was open. A probe takes a slot like any scan, and keeps it until the engine has really ended it.
+//! Each replica gets a probe pair at intervals, at once when the gate doubts the replica, and after an open breaker before it
+//! gets mail again. A probe takes a slot like every scan, and keeps the slot until the engine has really ended the probe.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,16 +22,17 @@ use crate::incident::{Incident, Kind};
 use crate::message::envelope::Origin;
 use crate::message::mime;
 use crate::message::{
-    BodyKind, Content, Envelope, Mailbox, MessageId, Recipient, ReversePath, Standing,
+    BodyKind, Content, Envelope, Mailbox, MessageId, Recipient, ReversePath, SenderReputation,
 };
 use crate::scan::engine::{Probe, Probes, Sample};
 use crate::scan::{ScanReason, ScanRequest};
 use crate::verdict::{Answer, Finding};
 
-/// Between two pairs where there is doubt.
-const DOUBT: Duration = Duration::from_secs(1);
+/// Interval between two probe pairs while the gate doubts a replica: one pair a second is no noticeable load, and decides within
+/// about two seconds whether the engine or the messages are at fault.
+const DOUBT_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// When a replica is probed.
+/// The probe schedule of one replica.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Schedule {
     next: Instant,
@@ -48,7 +49,8 @@ impl Schedule {
         }
     }
 
-    /// Whether a pair is to be sent now: `every` is the routine (none: no routine), `doubt` that something is wrong.
+    /// Whether a probe pair is due now; if so, it counts as sent. `every` is the interval of routine probes (none: no routine
+    /// probes); `doubt` tells that the gate doubts the replica.
     pub(super) fn is_due(
         &mut self,
         now: Instant,
@@ -56,7 +58,9 @@ impl Schedule {
         breaker: BreakerState,
         doubt: bool,
     ) -> bool {
-        let rested = self.last.is_none_or(|last| now >= last + DOUBT);
+        let rested = self
+            .last
+            .is_none_or(|last| now >= last + DOUBT_PROBE_INTERVAL);
         let due = match breaker {
             BreakerState::Open { .. } => false,
             BreakerState::HalfOpen { .. } => true,
@@ -69,8 +73,8 @@ impl Schedule {
         }
         self.is_running = true;
         self.last = Some(now);
-        // Jitter, so that relays that were started together do not probe together.
-        let every = every.unwrap_or(DOUBT);
+        // A jitter of 10 %, so that relays that were started together do not probe together.
+        let every = every.unwrap_or(DOUBT_PROBE_INTERVAL);
         self.next = now + every.mul_f64(0.9 + 0.2 * chance::rng().random::<f64>());
         true
     }
@@ -80,28 +84,28 @@ impl Schedule {
     }
 }
 
-/// What a replica has passed when a person asked.
+/// The test that a replica has passed when a person asked for one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Passed {
-    /// What it must find was found, and what is clean passed.
+    /// The replica found the known-bad message and passed the known-clean one.
     Pair,
-    /// It answered about a harmless message, with findings of these names; nothing says what it must find.
+    /// The replica answered about a harmless message, with findings of these names. The engine has no known-bad message.
     Answered(Vec<String>),
 }
 
-/// What a pair showed.
+/// Result of a probe pair.
 enum Shown {
     /// Both answers were right and in time.
     Right,
-    /// One was not in time, or none.
+    /// An answer was missing or late.
     Missing(String),
-    /// One was wrong: the engine does not see what it should, or sees what is not there.
+    /// An answer was wrong: the engine missed the known-bad message, or found something in the known-clean one.
     Wrong(String),
-    /// There was no free slot to ask with.
+    /// The gate gave no slot for the probe.
     NoSlot,
 }
 
-/// Sends a pair to a replica. Each answer has `patience`.
+/// Sends a probe pair to a replica, one message after the other, and waits up to `patience` for each answer.
 async fn pair(state: &Arc<GuardState>, replica: usize, patience: Duration) -> Shown {
     let Some(probes) = state.engines.get(replica).and_then(|e| e.probes()) else {
         return Shown::Right;
@@ -126,7 +130,8 @@ async fn pair(state: &Arc<GuardState>, replica: usize, patience: Duration) -> Sh
     Shown::Right
 }
 
-/// Sends one half of a pair; what was found in it, or why there is no answer.
+/// Sends one half of a pair and returns its findings, or the reason for a missing answer. The scan runs in a task of its own and
+/// keeps its slot until the engine ends it.
 async fn ask(
     state: &Arc<GuardState>,
     replica: usize,
@@ -142,7 +147,7 @@ async fn ask(
     tokio::spawn(async move {
         let answer = Deadline::after(limit).run(engine.scan(sample)).await;
         entered.end(ScanEnd::Probe);
-        // Nobody there any more: it took too long, and that was the answer.
+        // The receiver is gone if the answer was late; the pair has counted as missing then.
         let _ = tell.send(answer);
     });
     let missing = |why: &dyn fmt::Display| Shown::Missing(format!("{}: {why}", what(half)));
@@ -166,10 +171,10 @@ fn what(half: Probe) -> &'static str {
     }
 }
 
-/// Sends a pair and acts on what it shows.
+/// Sends a probe pair and reports its result to the gate, to the probe trust and to the incidents.
 pub(super) async fn run(state: Arc<GuardState>, replica: usize, half_open: bool, doubt: bool) {
     let patience = match half_open || doubt {
-        // Slowness is what the breaker was opened for, or what the doubt is about.
+        // Slowness may have opened the breaker or caused the doubt, so a slow answer is a failed probe here.
         true => (state.settings.slow * 2).min(state.settings.timeout),
         false => state.settings.timeout,
     };
@@ -200,8 +205,8 @@ pub(super) async fn run(state: Arc<GuardState>, replica: usize, half_open: bool,
     state.probe_ended(replica);
 }
 
-/// Sends a pair to a replica because a person asked, and where nothing says what it must find, at least the message that
-/// everybody passes; else what was wrong with the answers.
+/// Sends a probe pair to a replica because a person asked; an engine without probes gets the known-clean message only. The error
+/// is the reason why the replica failed.
 pub(super) async fn test(state: &Arc<GuardState>, replica: usize) -> Result<Passed, String> {
     let patience = state.settings.timeout;
     let shown = match state.engines[replica].probes() {
@@ -246,7 +251,7 @@ fn sample(state: &GuardState, content: Content) -> Sample {
         content,
         deadline: Deadline::after(state.settings.limit),
         fingerprint: None,
-        standing: Standing::Known,
+        reputation: SenderReputation::Known,
         scan_reason: ScanReason::Again,
         struck: false,
         stand_ins: false,
@@ -259,39 +264,38 @@ fn sample(state: &GuardState, content: Content) -> Sample {
 mod tests {
     use super::*;
 
-    const ROUTINE: Option<Duration> = Some(Duration::from_secs(10));
+    const ROUTINE_INTERVAL: Option<Duration> = Some(Duration::from_secs(10));
 
-    /// Where something is wrong a pair is sent at once, and no more than one a second, whatever the routine is and where there is
-    /// none.
+    /// Doubt makes a probe pair due at once, and at most one a second, with and without routine probes.
     #[tokio::test(start_paused = true)]
     async fn doubt_asks_at_once() {
         let mut now = Instant::now();
-        for every in [ROUTINE, None] {
+        for every in [ROUTINE_INTERVAL, None] {
             let mut schedule = Schedule::new(now);
             let closed = BreakerState::Closed;
             assert_eq!(schedule.is_due(now, every, closed, false), every.is_some());
             schedule.ended();
-            now += DOUBT;
+            now += DOUBT_PROBE_INTERVAL;
             assert!(!schedule.is_due(now, every, closed, false), "all is well");
             assert!(schedule.is_due(now, every, closed, true));
             assert!(
-                !schedule.is_due(now + DOUBT, every, closed, true),
+                !schedule.is_due(now + DOUBT_PROBE_INTERVAL, every, closed, true),
                 "it runs"
             );
             schedule.ended();
-            assert!(!schedule.is_due(now + DOUBT / 2, every, closed, true));
-            assert!(schedule.is_due(now + DOUBT, every, closed, true));
+            assert!(!schedule.is_due(now + DOUBT_PROBE_INTERVAL / 2, every, closed, true));
+            assert!(schedule.is_due(now + DOUBT_PROBE_INTERVAL, every, closed, true));
         }
     }
 
-    /// Relays that were started together do not probe together: routine pairs come ten seconds apart, a tenth more or less.
+    /// Relays that were started together do not probe together: the interval of ten seconds varies by 10 %.
     #[tokio::test(start_paused = true)]
     async fn routine_probes_come_at_random() {
         let now = Instant::now();
         let nexts: Vec<Duration> = (0..100)
             .map(|_| {
                 let mut schedule = Schedule::new(now);
-                assert!(schedule.is_due(now, ROUTINE, BreakerState::Closed, false));
+                assert!(schedule.is_due(now, ROUTINE_INTERVAL, BreakerState::Closed, false));
                 schedule.next - now
             })
             .collect();

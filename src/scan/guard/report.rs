@@ -1,4 +1,4 @@
-//! The report: exactly one, whatever happens.
+//! The report layer: exactly one report for each call, whatever happens below.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::scan::Settings;
 use crate::scan::engine::{EngineAnswer, Sample};
 use crate::verdict::{Answer, Reason, Report};
 
-/// Turns outcomes into reports, counts and logs them.
+/// The layer that turns outcomes into reports, and counts and logs the reports.
 pub(super) fn layer<S: Next>(
     settings: Arc<Settings>,
 ) -> impl Layer<S, Service = Reporting<S>> + Clone {
@@ -72,7 +72,7 @@ pub(super) fn write(
     });
     let unable = settings.edits == Rights::Fields && edit::exceeds(&answered.wanted);
     let answer = match answered.answer {
-        // It would have delivered another message than we do.
+        // The engine judged the message with its edits applied. The edits are too many to apply, so the answer does not hold.
         Answer::Answered(findings) if unable => Answer::None {
             reason: Reason::LimitsReached,
             detail: "it wants more changed than may be in one report; none of it is done"
@@ -89,7 +89,7 @@ pub(super) fn write(
         signatures: answered.signatures,
         attempts: progress.attempts(),
         reused: progress.reused.get().copied(),
-        wishes: edit::grant(answered.wanted, settings.edits, smtputf8),
+        requested_edits: edit::grant(answered.wanted, settings.edits, smtputf8),
         elapsed,
     }
 }
@@ -127,12 +127,12 @@ fn tell(id: MessageId, report: &Report) {
 mod tests {
     use super::*;
     use crate::message::edit::{Edit, Wanted};
-    use crate::message::{Rights, Wish};
+    use crate::message::{RequestedEdit, Rights};
     use crate::scan::tests::settings;
     use crate::verdict::{Finding, FindingKind};
 
-    /// P4: an engine whose wishes are too many to be done has not seen to the message; what it has found counts all the same. Where
-    /// it may not change anything it makes no difference.
+    /// P4: an engine that requests more edits than are allowed has given no answer, but its findings count. For an engine
+    /// without the right to edit, the number of edits makes no difference.
     #[test]
     fn wishes_that_cannot_be_done_are_no_answer() {
         let finding = Finding::new(FindingKind::Info, "dkim=fail", 0.0);
@@ -166,7 +166,11 @@ mod tests {
             );
             assert_eq!(report.missing(), missing, "{edits:?} {count}");
             assert_eq!(report.findings(), std::slice::from_ref(&finding));
-            let done = report.wishes.iter().filter_map(Wish::granted).count();
+            let done = report
+                .requested_edits
+                .iter()
+                .filter_map(RequestedEdit::granted)
+                .count();
             assert_eq!(done, granted, "{edits:?} {count}");
         }
     }

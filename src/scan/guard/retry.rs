@@ -1,4 +1,4 @@
-//! Retry: few, after a random pause, only where it can help, and only while it costs the engine little.
+//! Retry: few further attempts, each after a random pause, only for transient errors, and only within a retry budget per engine.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use crate::deadline::Deadline;
 use crate::scan::ScanReason;
 use crate::scan::engine::Class;
 
-/// The longest first pause; doubled for each further one.
-const PAUSE: Duration = Duration::from_millis(50);
-/// The longest pause of all.
-const LONGEST: Duration = Duration::from_secs(1);
+/// Upper bound of the random pause before the first retry; each further retry doubles the bound. 50 ms hardly delays a message.
+const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(50);
+/// Upper bound of the random pause before any retry: the sender may still wait in its session.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Calls up to `settings.attempts` times. Further attempts stand behind fresh mail.
+/// Makes up to `settings.attempts` attempts. Further attempts queue behind fresh mail.
 pub(super) async fn again(state: Arc<GuardState>, mut call: Call, next: impl Next) -> Outcome {
     let mut made = 1;
     loop {
@@ -33,8 +33,10 @@ pub(super) async fn again(state: Arc<GuardState>, mut call: Call, next: impl Nex
             }
             Err(error) => error,
         };
-        // Full jitter: callers that failed together must not come back together.
-        let longest = PAUSE.saturating_mul(1 << (made - 1).min(10)).min(LONGEST);
+        // Full jitter: callers that failed together must not retry together.
+        let longest = RETRY_PAUSE_FIRST
+            .saturating_mul(1 << (made - 1).min(10))
+            .min(RETRY_PAUSE_MAX);
         let pause = longest.mul_f64(chance::rng().random());
         let fits = call.sample.deadline().remaining() > pause;
         let over = error.class() == Class::Permanent
@@ -55,33 +57,35 @@ pub(super) async fn again(state: Arc<GuardState>, mut call: Call, next: impl Nex
     }
 }
 
-/// The allowance for further attempts, in engine time: one that fails costs as much as it may keep a worker busy, and a
-/// tenth of the time of all scans that succeed pays for it (I5). Counting attempts instead would let a scan that costs
-/// as much as ten thousand others pass for one.
+/// The budget for further attempts, in seconds of engine time (I5). A further attempt costs the duration of the failed one, and
+/// at least `timeout`, because the failed one may keep a worker busy for that time. A tenth of the duration of each successful
+/// scan is earned. Durations include the wait for a slot. A budget in attempts would count a scan that costs as much as ten
+/// thousand others as one.
 #[derive(Debug)]
 pub(super) struct RetryBudget {
     seconds: f64,
-    /// The last one that was allowed although there was nothing left.
+    /// Time of the last attempt that was allowed although the budget was spent.
     gift: Instant,
 }
 
 impl RetryBudget {
-    /// What can be saved up at most, and what there is at the start.
-    const MOST: f64 = 60.0;
-    /// Of each success.
-    const SHARE: f64 = 0.1;
-    /// One attempt is always allowed after so long, or an engine with little mail would never get a second one.
-    const GIFT: Duration = Duration::from_secs(60);
+    /// Upper bound of the budget, and its initial value: twelve attempts at the default `timeout` of 5 s.
+    const SECONDS_MAX: f64 = 60.0;
+    /// Share of a successful scan's duration that the budget earns: retries add at most a tenth to an engine's work.
+    const EARNED_SHARE: f64 = 0.1;
+    /// Interval after which one attempt is allowed without budget, or an engine with little mail would never get a retry.
+    const GIFT_INTERVAL: Duration = Duration::from_secs(60);
 
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            seconds: Self::MOST,
+            seconds: Self::SECONDS_MAX,
             gift: now,
         }
     }
 
     fn earn(&mut self, service: Duration) {
-        self.seconds = (self.seconds + Self::SHARE * service.as_secs_f64()).min(Self::MOST);
+        self.seconds =
+            (self.seconds + Self::EARNED_SHARE * service.as_secs_f64()).min(Self::SECONDS_MAX);
     }
 
     fn spend(&mut self, now: Instant, cost: Duration) -> bool {
@@ -92,7 +96,7 @@ impl RetryBudget {
             self.seconds -= cost.as_secs_f64();
             return true;
         }
-        let given = now >= self.gift + Self::GIFT;
+        let given = now >= self.gift + Self::GIFT_INTERVAL;
         if given {
             self.gift = now;
         }

@@ -1,4 +1,4 @@
-//! What is too large for an engine is not sent to it.
+//! The size layer: content larger than an engine's `max_size` is not sent to the engine.
 
 use tower::ServiceExt;
 
@@ -6,7 +6,7 @@ use super::Call;
 use super::layer::{Next, Outcome};
 use crate::scan::engine::ScanError;
 
-/// Passes on content of at most `max` octets.
+/// Passes content of at most `max` octets to the next layer; larger content is [`ScanError::TooLarge`].
 pub(super) async fn gate(max: u64, call: Call, next: impl Next) -> Outcome {
     let size = call.sample.content().len() as u64;
     if size > max {

@@ -1,7 +1,7 @@
-//! One engine's guard at work: the gate behind a lock, and those who wait for its orders.
+//! The running guard of one engine: the gate behind a lock, and the waiters for its orders.
 //!
-//! It outlives configurations: a reload that leaves an engine's addresses alone leaves what its guard knows and holds, the
-//! scans that run, the proofs, the breakers and the answers that can be used again.
+//! The state outlives a configuration. A reload that leaves an engine's name, addresses and protocol settings unchanged keeps
+//! the scans under way, the proofs, the breakers and the cached answers.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,30 +30,33 @@ use crate::scan::engine::{Engine, EngineAnswer};
 use crate::scan::evidence::Evidence;
 use crate::verdict::Answer;
 
-/// How often time is let pass at the gate while it is busy.
-const TICK: Duration = Duration::from_millis(100);
-/// Between two questions for the version of signatures, and nothing else.
-const ASK: Duration = Duration::from_secs(10);
-/// Incidents kept until somebody fetches them; more are dropped (they are in the log).
-const INCIDENTS: usize = 256;
+/// Interval between two ticks of a busy gate. A scan is slow from 500 ms by default, and a silence of half of that may mean
+/// a stalled engine, so 100 ms is short enough to notice either soon.
+const GATE_TICK_INTERVAL: Duration = Duration::from_millis(100);
+/// Interval between two queries for the signature version alone. New signatures end all cached answers, but while cached
+/// answers replace scans, only such a query reveals them. So an answer by old signatures is reused for about 10 s at most.
+const SIGNATURE_QUERY_INTERVAL: Duration = Duration::from_secs(10);
+/// Incidents that wait for the pipeline, which takes them four times a second. Further ones are dropped, to bound memory.
+const INCIDENTS_MAX: usize = 256;
 
-/// Where a scan stands, for all who wait for it.
+/// Phase of a scan, as its callers see it.
 #[derive(Debug, Clone)]
 pub(super) enum Phase {
-    /// Not begun.
+    /// The scan waits for a slot.
     Waiting,
-    /// In the engine.
+    /// The engine works on the scan.
     Running {
-        /// Since then.
+        /// Start of the scan.
         since: Instant,
-        /// Its fingerprint was convicted meanwhile.
+        /// An interceptor has blocked the message's fingerprint since then.
         convicted: bool,
     },
-    /// Over.
+    /// The scan has ended.
     Done(Outcome),
 }
 
-/// Whether no replica takes mail. All who wait to know are told in the order in which they came.
+/// Whether no replica takes mail. A [`Notify`] wakes the callers in the order of their arrival, so that a simulation replays
+/// identically from its seed.
 #[derive(Debug, Default)]
 pub(super) struct Out {
     is: AtomicBool,
@@ -61,14 +64,14 @@ pub(super) struct Out {
     changed: Notify,
 }
 
-/// Whether an engine takes mail, for those who wait for its answer.
+/// Whether an engine takes mail, as the callers of its scans see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Presence {
-    /// It does.
+    /// The engine takes mail.
     Here,
-    /// It does not.
+    /// No replica takes mail.
     Out,
-    /// It does not, because known senders' mail hung in it.
+    /// No replica takes mail, and the last breaker opened because known senders' mail hung in the engine.
     Hangs,
 }
 
@@ -80,7 +83,7 @@ impl Out {
         }
     }
 
-    /// How it is now.
+    /// The current value.
     pub(super) fn presence(&self) -> Presence {
         let is = self.is.load(Ordering::Acquire);
         match (is, self.hangs_on_known.load(Ordering::Acquire)) {
@@ -96,7 +99,7 @@ impl Out {
     }
 }
 
-/// A scan that others may join.
+/// The phase of a scan; other callers may subscribe to it.
 pub(super) type InFlight = Arc<watch::Sender<Phase>>;
 
 /// The guard of one engine under one configuration.
@@ -104,12 +107,12 @@ pub(super) type InFlight = Arc<watch::Sender<Phase>>;
 pub(super) struct GuardState {
     pub(super) settings: Arc<Settings>,
     pub(super) engines: Vec<Arc<dyn Engine>>,
-    /// Counted from the first configuration.
+    /// Number of reloads since the first configuration with this core.
     generation: u64,
     core: Arc<Core>,
 }
 
-/// What a guard knows and holds; it outlives its configuration.
+/// The state of a guard that outlives its configuration.
 #[derive(Debug)]
 struct Core {
     gate_state: Mutex<GateState>,
@@ -122,14 +125,14 @@ struct Core {
     out: Out,
 }
 
-/// Since when the answers of an engine cannot be believed.
+/// The trust in each replica's answers, by its probes, and the instant since which answers are untrusted.
 #[derive(Debug)]
 struct ProbeTrust {
-    /// When the last pair of probes began that each replica answered rightly.
+    /// For each replica, the start of the last probe pair with right answers.
     good: Vec<Instant>,
-    /// Each has answered a probe wrongly since then, whatever else has happened.
+    /// For each replica, whether it has answered a probe wrongly since then. A missing answer does not reset this.
     lied: Vec<bool>,
-    /// Answers since then were given by a replica that lied to a probe, and nobody has been told yet.
+    /// Start of the answers that are untrusted and not yet reported by [`GuardState::doubted`].
     doubted: Option<Instant>,
 }
 
@@ -138,11 +141,11 @@ struct GateState {
     gate: Gate,
     waiters: HashMap<Ticket, Waiter>,
     probes: Vec<Schedule>,
-    /// By which configuration's [`GuardState`] time passes at the gate; the newest that has something to do takes over.
+    /// Generation of the [`GuardState`] that runs the gate's ticks. A newer generation takes over when it has work.
     ticking: Option<u64>,
-    /// It does so even if the gate is not busy, for the routine probes and for news of signatures.
+    /// The ticks go on while the gate is idle, for routine probes and for queries for the signature version.
     watched: bool,
-    /// When it is next asked for the version of its signatures.
+    /// Time of the next query for the signature version.
     ask: Instant,
 }
 
@@ -152,8 +155,8 @@ struct Waiter {
     in_flight: InFlight,
 }
 
-/// A scan that has entered. Dropped, it gives back what it holds: its place in the queue, or its slot, as the engine's
-/// connection is closed by then.
+/// A scan that has entered the gate. Dropping it gives back its place in the queue or its slot: the engine's connection is
+/// closed by then, so the engine has ended the scan.
 pub(super) struct Entered {
     state: Arc<GuardState>,
     ticket: Ticket,
@@ -161,7 +164,7 @@ pub(super) struct Entered {
 }
 
 impl Entered {
-    /// Says how it ended.
+    /// Notes how the scan ended, and gives the slot back.
     pub(super) fn end(mut self, end: ScanEnd) {
         self.end = end;
     }
@@ -214,9 +217,9 @@ impl GuardState {
         })
     }
 
-    /// The guard of the same engine under another configuration, with everything that `self` knows and holds: scans
-    /// under way and their slots, breakers, proofs, answers. None if it is not the same engine, or one in process, whose
-    /// answers end with its rules.
+    /// The guard of the same engine under another configuration, with the state of `self`: scans under way and their slots,
+    /// breakers, proofs, answers. None if the name, the protocol or its settings (addresses included) differ, and for an
+    /// engine in process: its answers end with its rules.
     pub(super) fn adopted(
         &self,
         settings: &Arc<Settings>,
@@ -235,8 +238,8 @@ impl GuardState {
         Some(state)
     }
 
-    /// Takes out what a person had taken out of the same engine before: whatever a reload changes about it, that lasts until
-    /// a person puts it back. If that was all of it, replicas that are new are no exception.
+    /// Drains the replicas that a person had drained in `before`. A drain outlasts every reload, until a person puts the
+    /// replica back. If all replicas were drained, new replicas are drained too, because the person had drained the engine.
     pub(super) fn drain_as(self: &Arc<Self>, before: &Self) {
         let drained: Vec<bool> = before.look(|gate| gate.replicas().map(|r| r.drained).collect());
         let all = drained.iter().all(|drained| *drained);
@@ -249,7 +252,7 @@ impl GuardState {
         }
     }
 
-    /// Asks for a slot. The order comes through the receiver.
+    /// Requests a slot. The gate's order arrives through the receiver.
     pub(super) fn enter(
         self: &Arc<Self>,
         entrant: GateRequest,
@@ -272,7 +275,7 @@ impl GuardState {
         (entered, started)
     }
 
-    /// Takes a slot of a replica for a probe; none if there is no free one.
+    /// Takes a slot of a replica for a probe; none if the gate gives none.
     pub(super) fn enter_probe(self: &Arc<Self>, replica: usize) -> Option<Entered> {
         let ticket = self.work(|gate, now| gate.probe(now, replica))?;
         Some(Entered {
@@ -282,7 +285,7 @@ impl GuardState {
         })
     }
 
-    /// Does something at the gate and carries out what follows.
+    /// Changes the gate and carries out the orders that result.
     pub(super) fn work<T>(self: &Arc<Self>, what: impl FnOnce(&mut Gate, Instant) -> T) -> T {
         let mut gate_state = self.lock();
         let done = what(&mut gate_state.gate, Instant::now());
@@ -291,35 +294,35 @@ impl GuardState {
         done
     }
 
-    /// Whether such a call would have to wait for a slot now.
+    /// Whether this call would have to wait for a slot now.
     pub(super) fn is_short(&self, entrant: &GateRequest) -> bool {
         self.look(|gate| gate.is_short(Instant::now(), entrant))
     }
 
-    /// Looks at the gate.
+    /// Reads the gate.
     pub(super) fn look<T>(&self, at: impl FnOnce(&Gate) -> T) -> T {
         at(&self.lock().gate)
     }
 
-    /// Puts diversions in force.
+    /// Replaces the diversions.
     pub(super) fn divert(self: &Arc<Self>, diversions: Arc<[Diversion]>) {
         self.work(|gate, now| gate.divert(now, diversions));
     }
 
-    /// What was seen since the last call.
+    /// Takes the evidence since the last call.
     pub(super) fn evidence(&self) -> Vec<Evidence> {
         self.lock().gate.evidence()
     }
 
-    /// What happened since the last call.
+    /// Takes the incidents since the last call.
     pub(super) fn incidents(&self) -> Vec<Incident> {
         std::mem::take(&mut *lock(&self.core.incidents))
     }
 
-    /// Keeps an incident until it is fetched.
+    /// Keeps an incident until [`incidents`](Self::incidents) takes it.
     pub(super) fn tell(&self, incident: Incident) {
         let mut incidents = lock(&self.core.incidents);
-        if incidents.len() < INCIDENTS {
+        if incidents.len() < INCIDENTS_MAX {
             incidents.push(incident);
         }
     }
@@ -329,22 +332,22 @@ impl GuardState {
         &self.core.out
     }
 
-    /// Scans under way that can be joined.
+    /// Scans under way that other callers can join.
     pub(super) fn in_flight_scans(&self) -> MutexGuard<'_, InFlightScans> {
         lock(&self.core.in_flight_scans)
     }
 
-    /// Answers that can be used again.
+    /// The cached answers.
     pub(super) fn answers(&self) -> MutexGuard<'_, AnswerCache> {
         lock(&self.core.answers)
     }
 
-    /// The allowance for further attempts.
+    /// The retry budget.
     pub(super) fn retries(&self) -> MutexGuard<'_, RetryBudget> {
         lock(&self.core.retries)
     }
 
-    /// An engine's answer about mail, for the drift.
+    /// Gives an answer about mail to the drift detector.
     pub(super) fn saw(self: &Arc<Self>, replica: usize, answer: &EngineAnswer, took: Duration) {
         self.signed(replica, answer.signatures.as_deref());
         if let Answer::Answered(findings) = &answer.answer {
@@ -352,14 +355,14 @@ impl GuardState {
         }
     }
 
-    /// An engine's answer about a probe.
+    /// Takes the signature version from an answer about a probe, and returns the answer. Probes are not drift data.
     pub(super) fn heard(self: &Arc<Self>, replica: usize, answer: EngineAnswer) -> Answer {
         self.signed(replica, answer.signatures.as_deref());
         answer.answer
     }
 
-    /// A replica has told the version of its signatures. If it is a new one, nothing that was said before is used again. An
-    /// engine in process knows better than an answer to what it was asked a while ago.
+    /// Notes the signature version that a replica has reported. A new version ends all cached answers and proofs. An engine in
+    /// process states its current version, which is newer than the version in the answer to an earlier scan.
     pub(super) fn signed(self: &Arc<Self>, replica: usize, told: Option<&str>) {
         let known = self.engines.get(replica).and_then(|e| e.signatures());
         let Some(version) = known.as_deref().or(told) else {
@@ -372,15 +375,14 @@ impl GuardState {
         }
     }
 
-    /// Asks the engines that are here in the process for the version of their signatures: it costs nothing, so it is done
-    /// before an answer is used again.
+    /// Reads the signature versions of engines in process. This costs nothing, so it precedes each use of a cached answer.
     pub(super) fn ask_in_process(self: &Arc<Self>) {
         for at in 0..self.engines.len() {
             self.signed(at, None);
         }
     }
 
-    /// The versions of its replicas' signatures, and how long scans took: half of them at most, and 99 of 100.
+    /// The signature version of each replica, and the median and 99th percentile of the scan durations.
     pub(super) fn told(&self) -> (Vec<Option<String>>, Option<(Duration, Duration)>) {
         let drift = lock(&self.core.drift);
         let version = |at| drift.version(at).map(str::to_owned);
@@ -388,7 +390,7 @@ impl GuardState {
         (versions, drift.latencies())
     }
 
-    /// Compares what the engine does with what it used to do.
+    /// Advances the drift detector and turns its remarks into incidents.
     fn watch_drift(&self) {
         let oldest = self.settings.signature_age;
         let made = |version: &str| self.engines.first().and_then(|e| e.signed(version));
@@ -400,25 +402,26 @@ impl GuardState {
         }
     }
 
-    /// A replica answered a pair of probes rightly that began then.
+    /// A replica has answered rightly a probe pair that started at `began`.
     pub(super) fn believe(&self, replica: usize, began: Instant) {
         let mut probe_trust = lock(&self.core.probe_trust);
         probe_trust.good[replica] = began;
         probe_trust.lied[replica] = false;
     }
 
-    /// A replica answered a probe wrongly.
+    /// A replica has answered a probe wrongly.
     pub(super) fn lied(&self, replica: usize) {
         lock(&self.core.probe_trust).lied[replica] = true;
     }
 
-    /// Whether nothing that is said now is to be used again.
+    /// Whether a replica has answered a probe wrongly since its last right pair. Answers are not cached meanwhile.
     pub(super) fn has_liars(&self) -> bool {
         lock(&self.core.probe_trust).lied.contains(&true)
     }
 
-    /// If a replica that is out has lied: what it said since it last told the truth is in doubt, and nothing of what it said
-    /// is used again. What it is out for does not matter: one that hangs after a lie has lied.
+    /// Distrusts a replica whose breaker is open, if the replica has answered a probe wrongly: its answers since the last right
+    /// probe pair are untrusted, and the engine's cached answers end. The cause of the open breaker does not matter: a replica
+    /// that hangs after a wrong answer has still given that answer.
     pub(super) fn doubt(&self, replica: usize) {
         let mut probe_trust = lock(&self.core.probe_trust);
         if !probe_trust.lied[replica] {
@@ -430,12 +433,12 @@ impl GuardState {
         self.answers().end();
     }
 
-    /// Since when its answers are in doubt, told once.
+    /// The instant since which answers are untrusted; each is returned once.
     pub(super) fn doubted(&self) -> Option<Instant> {
         lock(&self.core.probe_trust).doubted.take()
     }
 
-    /// Who it is, for incidents; a replica is named only where there are several.
+    /// The engine as subject of an incident. The replica is named only if the engine has several.
     pub(super) fn subject(&self, replica: Option<usize>) -> Subject {
         let replica = replica.filter(|_| self.engines.len() > 1);
         Subject::Engine {
@@ -473,7 +476,7 @@ impl GuardState {
         }
     }
 
-    /// What the incident log says of a breaker's change, and on what evidence.
+    /// The incident for a change of a breaker, with the evidence.
     fn changed(&self, gate: &Gate, replica: usize, change: Change) -> Incident {
         let subject = self.subject(Some(replica));
         let (kind, summary) = match change {
@@ -514,7 +517,7 @@ impl GuardState {
         incident
     }
 
-    /// While the gate is busy, time must pass there; a gate that is not busy costs nothing.
+    /// Starts the ticks of the gate if it needs them. An idle gate has no task, so it costs nothing.
     fn keep_time(self: &Arc<Self>, gate_state: &mut GateState) {
         let newest = gate_state.ticking.is_none_or(|by| by < self.generation);
         if !newest || !gate_state.needs_time() {
@@ -524,7 +527,7 @@ impl GuardState {
         let state = Arc::downgrade(self);
         tokio::spawn(async move {
             loop {
-                Deadline::after(TICK).wait().await;
+                Deadline::after(GATE_TICK_INTERVAL).wait().await;
                 if !Weak::upgrade(&state).is_some_and(|state| state.tick()) {
                     break;
                 }
@@ -532,7 +535,7 @@ impl GuardState {
         });
     }
 
-    /// Whether there will be another.
+    /// One tick of the gate. Returns whether another one must follow.
     fn tick(self: &Arc<Self>) -> bool {
         let mut gate_state = self.lock();
         if gate_state.ticking != Some(self.generation) {
@@ -567,13 +570,13 @@ impl GuardState {
         }
     }
 
-    /// Asks for the versions of signatures: no scan would tell of new ones while answers are used again.
+    /// Queries the signature versions: while cached answers replace scans, no scan would reveal new signatures.
     fn ask_signatures(self: &Arc<Self>, gate_state: &mut GateState) {
         let now = Instant::now();
         if now < gate_state.ask {
             return;
         }
-        gate_state.ask = now + ASK;
+        gate_state.ask = now + SIGNATURE_QUERY_INTERVAL;
         for (at, replica) in gate_state.gate.replicas().enumerate() {
             let engine = self.engines.get(at);
             let engine = engine.filter(|_| !replica.drained && !replica.resting);
@@ -584,15 +587,15 @@ impl GuardState {
         }
     }
 
-    /// A pair of probes has been answered, or not.
+    /// A probe pair has ended, with or without answers.
     pub(super) fn probe_ended(&self, replica: usize) {
         if let Some(schedule) = self.lock().probes.get_mut(replica) {
             schedule.ended();
         }
     }
 
-    /// Puts this configuration in force at the gate, and lets time pass there from now on, for routine probes and for news of
-    /// signatures, and at the engines for what they do by themselves.
+    /// Puts this configuration in force at the gate. Starts the ticks for routine probes and signature queries, and the
+    /// background work of the engines.
     pub(super) fn watch(self: &Arc<Self>) {
         for engine in &self.engines {
             engine.clone().watch();
@@ -606,7 +609,7 @@ impl GuardState {
         self.keep_time(&mut gate_state);
     }
 
-    /// Whether probes are sent to it.
+    /// Whether any replica accepts probes.
     pub(super) fn is_probed(&self) -> bool {
         self.engines.iter().any(is_probed)
     }
@@ -620,7 +623,7 @@ impl GateState {
     fn answer(&mut self, ticket: Ticket, answer: Result<usize, GateRefusal>) {
         let start = self.waiters.get_mut(&ticket).and_then(|s| s.start.take());
         if let Some(start) = start {
-            // Nobody there any more: what it holds is given back when its `Entered` is dropped.
+            // The receiver may be gone: dropping its `Entered` gives the slot back.
             let _ = start.send(answer);
         }
     }

@@ -16,7 +16,7 @@ use crate::smtp::reply_parser::RawReply;
 
 /// Commands sent before a reply is read. A bound, because a server that has to wait until we read its replies stops
 /// reading our commands, and then both wait for ever (RFC 2920 3.1).
-const WINDOW: usize = 100;
+const PIPELINED_COMMANDS_MAX: usize = 100;
 /// Octets of ENVID and ORCPT at most (RFC 3461 4.2, 4.4); longer ones are not passed on.
 const MAX_ENVID: usize = 100;
 const MAX_ORCPT: usize = 500;
@@ -358,7 +358,7 @@ impl<'a> Transaction<'a> {
 
     fn write_batch(&mut self, out: &mut Vec<u8>) {
         let window = if self.capabilities.pipelining {
-            WINDOW
+            PIPELINED_COMMANDS_MAX
         } else {
             1
         };

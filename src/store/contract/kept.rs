@@ -1,7 +1,7 @@
 //! Laws about what the guard keeps: mail by its cause, mail to be scanned again, interceptors.
 
 use super::{RESCAN_BYTES, at, audit, octets, record, times};
-use crate::message::{MessageId, Standing};
+use crate::message::{MessageId, SenderReputation};
 use crate::store::{
     Audit, Capacity, Cause, Change, Filter, Lane, MOST_INTERCEPTORS, Object, Place, Record, Store,
     StoreError, StoredInterceptor, expire, expire_rescans,
@@ -10,17 +10,17 @@ use crate::store::{
 pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn Store) {
     let clamd = || Cause::Engine("clamd".to_owned());
     let mut ids = Vec::new();
-    for (received, standing) in [
+    for (received, reputation) in [
         (30, None),
-        (10, Some(Standing::Unknown)),
-        (40, Some(Standing::Known)),
-        (20, Some(Standing::Known)),
+        (10, Some(SenderReputation::Unknown)),
+        (40, Some(SenderReputation::Known)),
+        (20, Some(SenderReputation::Known)),
     ] {
         let mut held = record(Lane::Held);
         held.received_at = at(received);
         held.due_at = at(9999);
         held.cause = Some(clamd());
-        held.standing = standing;
+        held.reputation = reputation;
         ids.push(held.id);
         store.put(vec![held], octets(3)).await.expect("put");
     }
@@ -69,18 +69,18 @@ pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn
 pub(super) async fn a_recovery_goes_on_after_what_stays(store: &dyn Store) {
     let clamd = || Cause::Engine("clamd".to_owned());
     let mut ids = Vec::new();
-    for (received, standing) in [
+    for (received, reputation) in [
         (10, None),
-        (20, Some(Standing::Known)),
-        (20, Some(Standing::Known)),
-        (30, Some(Standing::Known)),
-        (10, Some(Standing::Unknown)),
+        (20, Some(SenderReputation::Known)),
+        (20, Some(SenderReputation::Known)),
+        (30, Some(SenderReputation::Known)),
+        (10, Some(SenderReputation::Unknown)),
         (40, None),
     ] {
         let mut held = record(Lane::Held);
         held.received_at = at(received);
         held.cause = Some(clamd());
-        held.standing = standing;
+        held.reputation = reputation;
         ids.push(held.id);
         store.put(vec![held], octets(3)).await.expect("put");
     }
@@ -128,7 +128,7 @@ pub(super) async fn what_is_taken_is_leased(store: &dyn Store) {
     take().await.expect_err("it is no longer held");
     let claim = async |now| store.claim(Lane::Scan, times(now, 200), 9).await;
     assert_eq!(claim(99).await.expect("claim"), [], "leased");
-    assert!(!store.hasten(taken.id, at(50)).await.expect("hasten"));
+    assert!(!store.make_due(taken.id, at(50)).await.expect("hasten"));
     assert_eq!(claim(100).await.expect("claim"), [taken.clone()], "by time");
 }
 

@@ -215,7 +215,7 @@ pub(super) async fn a_clock_that_was_set_back_makes_nothing_wait(store: &dyn Sto
 }
 
 pub(super) async fn only_what_waits_is_hastened(store: &dyn Store) {
-    let hasten = async |id| store.hasten(id, at(50)).await.expect("hasten");
+    let make_due = async |id| store.make_due(id, at(50)).await.expect("hasten");
     for (lane, waits) in [
         (Lane::Scan, true),
         (Lane::Delivery, true),
@@ -226,16 +226,16 @@ pub(super) async fn only_what_waits_is_hastened(store: &dyn Store) {
         record.due_at = at(99);
         let put = store.put(vec![record.clone()], octets(3));
         put.await.expect("put");
-        assert_eq!(hasten(record.id).await, waits, "{lane:?}");
+        assert_eq!(make_due(record.id).await, waits, "{lane:?}");
         if waits {
             record.due_at = at(50);
             let claimed = store.claim(lane, times(50, 60), 1).await.expect("claim");
             assert_eq!(claimed, [record.clone()], "due, and otherwise as it was");
-            let leased = store.hasten(record.id, at(55)).await.expect("hasten");
+            let leased = store.make_due(record.id, at(55)).await.expect("hasten");
             assert!(!leased, "somebody works on it");
         }
     }
-    assert!(!hasten(MessageId::new()).await, "it is not there");
+    assert!(!make_due(MessageId::new()).await, "it is not there");
 }
 
 /// A change and what is put beside it are one act: with a content of its own for each, none of it for a record that is not

@@ -506,9 +506,9 @@ impl Store for SqliteStore {
         &self.at_work
     }
 
-    fn hasten(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool> {
+    fn make_due(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool> {
         Box::pin(async move {
-            match self.submit(Work::Hasten { id, now }).await {
+            match self.submit(Work::MakeDue { id, now }).await {
                 Ok(_) => Ok(true),
                 Err(StoreError::NotFound(_)) => Ok(false),
                 Err(error) => Err(error),

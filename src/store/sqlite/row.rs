@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use rusqlite::{CachedStatement, Connection, params};
 
 use crate::message::party::network;
-use crate::message::{Mailbox, Standing};
+use crate::message::{Mailbox, SenderReputation};
 use crate::store::{Cause, Lane, Record, StoreError};
 use crate::verdict::Answer;
 
@@ -85,7 +85,7 @@ impl Row {
             findings,
             record: json,
             cause: cause_key(record.cause.as_ref()),
-            known: record.standing == Some(Standing::Known),
+            known: record.reputation == Some(SenderReputation::Known),
             client: format!("client {}", network(record.envelope.origin.client)),
             domain: format!(
                 "sender {}",

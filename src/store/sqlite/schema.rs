@@ -23,7 +23,7 @@ pub(super) const DATABASE: &str = "spillway.db";
 /// `PRAGMA application_id` of our databases: "SPWY".
 const APPLICATION: i32 = 0x5350_5759;
 /// How long a process waits for another one that writes before it gives up: far more than any commit takes.
-const BUSY: Duration = Duration::from_secs(10);
+const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Step N brings a database from `user_version` N to N + 1. Steps are only ever appended.
 const MIGRATIONS: [&str; 6] = [
@@ -143,7 +143,7 @@ pub(super) fn open_reader(folder: &Path) -> Result<Connection, StoreError> {
 
 fn connect(file: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(file)?;
-    connection.busy_timeout(BUSY)?;
+    connection.busy_timeout(DATABASE_BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
     // A group commit must not spill its savepoint into a temporary file: that disk has no reserve.
     connection.pragma_update(None, "temp_store", "memory")?;
@@ -228,7 +228,7 @@ pub(super) fn broken(error: &rusqlite::Error) -> StoreError {
         _ if is_corrupt(error) || is_unreadable(error) => StoreError::Corrupt(error.to_string()),
         Some(ErrorCode::DatabaseBusy) => StoreError::Broken(format!(
             "another process has kept {DATABASE} locked for {} s",
-            BUSY.as_secs()
+            DATABASE_BUSY_TIMEOUT.as_secs()
         )),
         _ => StoreError::Broken(error.to_string()),
     }

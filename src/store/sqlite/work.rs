@@ -49,7 +49,7 @@ pub(super) enum Work {
         terms: Terms,
     },
     /// Waits no longer, unless it is leased.
-    Hasten { id: MessageId, now: Timestamp },
+    MakeDue { id: MessageId, now: Timestamp },
     /// An interceptor, new or changed.
     KeepInterceptor {
         interceptor: StoredInterceptor,
@@ -242,7 +242,7 @@ fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
             after,
             terms,
         } => recover(db, (*lane, cause), *after, terms),
-        Work::Hasten { id, now } => hasten(db, *id, *now),
+        Work::MakeDue { id, now } => make_due(db, *id, *now),
         Work::KeepInterceptor { interceptor, audit } => {
             audited(db, interceptors::keep(db, interceptor)?, audit.as_ref())
         }
@@ -319,14 +319,14 @@ fn remove(
     })
 }
 
-const HASTEN: &str = "UPDATE message SET due_at = ?2, record = json_set(record, '$.due_at', ?3) \
+const MAKE_DUE: &str = "UPDATE message SET due_at = ?2, record = json_set(record, '$.due_at', ?3) \
      WHERE id = ?1 AND damaged IS NULL AND lane IN (?4, ?5) AND lease_until <= ?2";
 
-fn hasten(db: &Connection, id: MessageId, now: Timestamp) -> rusqlite::Result<Output> {
+fn make_due(db: &Connection, id: MessageId, now: Timestamp) -> rusqlite::Result<Output> {
     let (scan, delivery) = (lane_number(Lane::Scan), lane_number(Lane::Delivery));
     let (due, text) = (now.as_microsecond(), now.to_string());
     let hastened =
-        db.prepare_cached(HASTEN)?
+        db.prepare_cached(MAKE_DUE)?
             .execute(params![id.to_string(), due, text, scan, delivery])?;
     Ok(match hastened {
         0 => Output::Refused(StoreError::NotFound(id)),

@@ -32,7 +32,7 @@ const BATCH_JOBS: usize = 512;
 /// Octets of content in one transaction, so that it fits the page cache and nobody waits long for it.
 const BATCH_OCTETS: usize = 8 << 20;
 /// How often free space is measured, and a broken disk is tried again.
-const TICK: Duration = Duration::from_secs(1);
+const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Work with the way back to its caller, and its place in the bounded queue.
 pub(super) struct Job {
@@ -71,7 +71,7 @@ impl Writer {
 
     /// The thread's life: until [`Work::Stop`], or until nobody can send any more.
     fn run(mut self) {
-        let mut next_tick = Instant::now() + TICK;
+        let mut next_tick = Instant::now() + DISK_CHECK_INTERVAL;
         loop {
             let wait = next_tick.saturating_duration_since(Instant::now());
             let alive = match self.jobs.recv_timeout(wait) {
@@ -84,7 +84,7 @@ impl Writer {
             }
             if Instant::now() >= next_tick {
                 self.tick();
-                next_tick = Instant::now() + TICK;
+                next_tick = Instant::now() + DISK_CHECK_INTERVAL;
             }
         }
     }

@@ -356,7 +356,7 @@ fn report(engine: &str, class: EngineClass, answer: Answer) -> Report {
         signatures: None,
         attempts: 1,
         reused: None,
-        wishes: Vec::new(),
+        requested_edits: Vec::new(),
         elapsed: Duration::from_millis(12),
     }
 }
@@ -397,7 +397,7 @@ fn record(name: &str, lane: Lane, envelope: Envelope, age: i64, content: &str) -
         status: String::new(),
         released: false,
         cause: None,
-        standing: None,
+        reputation: None,
         notification: None,
         instead_of: Vec::new(),
         timeouts: 0,

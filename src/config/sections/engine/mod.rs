@@ -18,7 +18,7 @@ use crate::verdict::EngineClass;
 use super::{HOUR, secs};
 
 /// The shortest time that means something.
-const SHORTEST: Duration = Duration::from_millis(10);
+const DURATION_MIN: Duration = Duration::from_millis(10);
 
 /// The kinds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -235,7 +235,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
         .choice("class", Some(usual.class), &classes)
         .unwrap_or(usual.class);
     let (timeout, limit, slow) = times(&mut section, &usual);
-    let wait = section.duration("wait", secs(1), SHORTEST..=secs(HOUR));
+    let wait = section.duration("wait", secs(1), DURATION_MIN..=secs(HOUR));
     let probe = section.duration("probe", usual.probe, secs(0)..=secs(HOUR));
     let days = secs(24 * HOUR);
     let age = section.duration("signature_age", days * 3, secs(0)..=days * 365);
@@ -286,9 +286,9 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
 
 /// `timeout`, `limit` and `slow`, which depend on each other.
 fn times(section: &mut Section<'_>, usual: &Usual) -> (Duration, Duration, Duration) {
-    let timeout = section.duration("timeout", usual.timeout, SHORTEST..=secs(HOUR));
+    let timeout = section.duration("timeout", usual.timeout, DURATION_MIN..=secs(HOUR));
     let limit = usual.limit.max(timeout);
-    let limit = section.duration("limit", limit, SHORTEST..=secs(24 * HOUR));
+    let limit = section.duration("limit", limit, DURATION_MIN..=secs(24 * HOUR));
     if limit < timeout {
         section.complain(
             "limit",
@@ -296,7 +296,7 @@ fn times(section: &mut Section<'_>, usual: &Usual) -> (Duration, Duration, Durat
             "write how long the engine itself may work on one message, at least timeout",
         );
     }
-    let slow = section.duration("slow", usual.slow.min(timeout), SHORTEST..=secs(HOUR));
+    let slow = section.duration("slow", usual.slow.min(timeout), DURATION_MIN..=secs(HOUR));
     if slow > timeout {
         section.complain(
             "slow",

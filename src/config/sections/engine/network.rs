@@ -14,7 +14,7 @@ use crate::scan::engine::{
 
 use crate::verdict::FindingKind;
 
-use super::SHORTEST;
+use super::DURATION_MIN;
 
 pub(super) fn clamd(section: &mut Section<'_>, timeout: Duration) -> Kind {
     Kind::Clamd {
@@ -279,7 +279,7 @@ fn tls(section: &mut Section<'_>, addresses: &[Address]) -> Option<Tls> {
 }
 
 fn connect_timeout(section: &mut Section<'_>, timeout: Duration) -> Duration {
-    let connect_timeout = section.duration("connect_timeout", secs(1), SHORTEST..=secs(HOUR));
+    let connect_timeout = section.duration("connect_timeout", secs(1), DURATION_MIN..=secs(HOUR));
     if connect_timeout > timeout {
         section.complain(
             "connect_timeout",

@@ -21,7 +21,7 @@ const QUESTIONS: [(&str, Question); 3] = [
 ];
 
 /// The largest score.
-const MOST: f64 = 1000.0;
+const SCORE_MAX: f64 = 1000.0;
 
 pub(super) fn dns(section: &mut Section<'_>, timeout: Duration, class: EngineClass) -> Kind {
     by_envelope(section, class);
@@ -79,7 +79,7 @@ pub(super) fn auth(section: &mut Section<'_>, timeout: Duration, class: EngineCl
     let words = [("report", false), ("obey", true)];
     let obey_dmarc = section.choice("dmarc", Some(false), &words) == Some(true);
     let mut score = |key| {
-        let score = section.number(key, Some(0.0), 0.0..=MOST);
+        let score = section.number(key, Some(0.0), 0.0..=SCORE_MAX);
         score.unwrap_or_default()
     };
     let scores = Scores {
@@ -99,7 +99,7 @@ pub(super) fn auth(section: &mut Section<'_>, timeout: Duration, class: EngineCl
     })
 }
 
-/// Classes whose answers are used for all messages of the same content (guard::share) would let one sender's results count
+/// Classes whose answers are used for all messages of the same content (guard::coalesce) would let one sender's results count
 /// for another's.
 fn by_envelope(section: &mut Section<'_>, class: EngineClass) {
     if matches!(class, EngineClass::Av | EngineClass::Content) {
@@ -179,7 +179,7 @@ fn answer(text: &str) -> Result<DnsAnswer, Wrong> {
     let kind = FindingKind::ALL.into_iter().find(|k| k.as_str() == kind);
     let kind = kind.ok_or_else(|| wrong("has no kind of finding as its second word"))?;
     let score: Option<f64> = score.parse().ok();
-    let score = score.filter(|score| (-MOST..=MOST).contains(score));
+    let score = score.filter(|score| (-SCORE_MAX..=SCORE_MAX).contains(score));
     Ok(DnsAnswer {
         listed,
         kind,

@@ -1,4 +1,5 @@
-//! The laws of snapshots: they say what was, whatever happened to the clock, and nothing that is not one is read as one.
+//! The laws of snapshots: a snapshot restores the baseline whatever happened to the clock, and nothing else is read as a
+//! snapshot.
 
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt as _, SeedableRng};
@@ -6,7 +7,7 @@ use rand::{Rng, RngExt as _, SeedableRng};
 use super::*;
 use crate::intercept::baseline::tests::message;
 use crate::message::fingerprint::Aspect;
-use crate::message::{Fingerprint, Standing, Trait};
+use crate::message::{Fingerprint, SenderReputation, Trait};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -14,7 +15,7 @@ fn wall(seconds: i64) -> Timestamp {
     Timestamp::from_second(seconds).expect("a time")
 }
 
-/// Mail of one sender through one client's network.
+/// A message of one sender through one client's network.
 fn mail(rng: &mut StdRng, sender: u64) -> Fingerprint {
     let mut fingerprint = message(rng, 2);
     let mut broad = fingerprint.broad.to_vec();
@@ -25,7 +26,7 @@ fn mail(rng: &mut StdRng, sender: u64) -> Fingerprint {
     fingerprint
 }
 
-/// Two messages of each sender, after which it is known.
+/// Adds two messages of each sender, after which the sender is known.
 fn meet(baseline: &mut Baseline, now: Instant, senders: std::ops::Range<u64>) {
     let mut rng = StdRng::seed_from_u64(senders.start);
     for sender in senders {
@@ -37,10 +38,10 @@ fn meet(baseline: &mut Baseline, now: Instant, senders: std::ops::Range<u64>) {
 
 fn is_known(baseline: &Baseline, sender: u64) -> bool {
     let mail = mail(&mut StdRng::seed_from_u64(99), sender);
-    baseline.standing(&mail) == Standing::Known
+    baseline.reputation(&mail) == SenderReputation::Known
 }
 
-/// What was known before is known after: senders, counts, and what a key that no mail has is counted as.
+/// A snapshot restores senders, counts, and the noise of the sketch.
 #[tokio::test(start_paused = true)]
 async fn what_was_known_is_known_after() {
     let now = Instant::now();
@@ -60,7 +61,7 @@ async fn what_was_known_is_known_after() {
     assert_eq!(after.encode(now, wall(1000)), octets);
 }
 
-/// Generations last as long as they do without a restart: what ran and what did not run both count.
+/// Generations last as long as without a restart: time with and without a running relay counts.
 #[tokio::test(start_paused = true)]
 async fn generations_go_on_over_a_restart() {
     let now = Instant::now();
@@ -79,8 +80,8 @@ async fn generations_go_on_over_a_restart() {
     }
 }
 
-/// A clock that went back takes nothing from what is left, and adds nothing. One that leapt ahead by years ends what has
-/// begun, and no more: the newer generation stays known for a whole one.
+/// A clock that went back neither shortens nor prolongs the time that is left. A clock that leapt ahead by years ends only
+/// the periods that have begun: the newer generation stays known for one whole generation.
 #[tokio::test(start_paused = true)]
 async fn no_clock_keeps_senders_for_ever_or_forgets_them() {
     let now = Instant::now();
@@ -104,7 +105,7 @@ async fn no_clock_keeps_senders_for_ever_or_forgets_them() {
     assert!(!is_known(&after, 0), "and no longer");
 }
 
-/// An age that says more than there can be is no reason to fail, and none to keep anything for longer than it lasts.
+/// An age beyond any possible value is no error, and keeps nothing longer than its period.
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_from_the_future_ends_in_time() {
     let now = Instant::now();
@@ -112,7 +113,7 @@ async fn a_snapshot_from_the_future_ends_in_time() {
     before.turns = now + 1000 * DAY;
     let octets = before.encode(now, Timestamp::MAX);
     let after = Baseline::decode(&octets, now, Timestamp::MIN).expect("a snapshot");
-    assert_eq!(after.turns, now + GENERATION);
+    assert_eq!(after.turns, now + GENERATION_DURATION);
 }
 
 fn small() -> Vec<u8> {
@@ -126,15 +127,15 @@ fn decoded(octets: &[u8]) -> Result<Baseline, Unusable> {
     Baseline::decode(octets, Instant::now(), wall(1000))
 }
 
-/// With a checksum that is right.
+/// The octets with the right checksum in place of the last ones.
 fn sealed(mut octets: Vec<u8>) -> Vec<u8> {
-    octets.truncate(octets.len().saturating_sub(CHECKSUM));
+    octets.truncate(octets.len().saturating_sub(CHECKSUM_OCTETS));
     let checksum = Sha256::digest(&octets);
     octets.extend_from_slice(&checksum);
     octets
 }
 
-/// A snapshot that was cut anywhere, or changed in any octet, is none.
+/// A snapshot that was cut anywhere, or changed in any octet, is refused.
 #[tokio::test(start_paused = true)]
 async fn what_is_not_whole_is_not_read() {
     let whole = small();
@@ -153,26 +154,30 @@ async fn what_is_not_whole_is_not_read() {
     assert_eq!(decoded(&sealed(longer)).err(), Some(Unusable::Damaged));
 }
 
-/// Octets that somebody has given the right checksum are read as far as they make sense, and never beyond what is bounded.
+/// Any octets with the right checksum are read as far as they make sense, and never beyond the bounds.
 #[tokio::test(start_paused = true)]
 async fn nothing_that_is_written_makes_the_reader_panic() {
     let whole = small();
     let mut rng = StdRng::seed_from_u64(2);
-    for at in HEAD..whole.len() - CHECKSUM {
-        let cut = sealed(whole[..at + CHECKSUM].to_vec());
+    for at in HEAD_OCTETS..whole.len() - CHECKSUM_OCTETS {
+        let cut = sealed(whole[..at + CHECKSUM_OCTETS].to_vec());
         assert_eq!(decoded(&cut).err(), Some(Unusable::Damaged), "cut at {at}");
         let mut changed = whole.clone();
         rng.fill_bytes(&mut changed[at..]);
         if let Ok(read) = decoded(&sealed(changed)) {
-            assert!(read.senders.iter().all(|senders| senders.len() <= SENDERS));
+            assert!(
+                read.senders
+                    .iter()
+                    .all(|senders| senders.len() <= SENDERS_PER_GENERATION)
+            );
         }
     }
 }
 
-/// Messages, noise and the numbers after them, with the right checksum.
+/// A snapshot of this number of messages, this noise and the numbers after them, with the right checksum.
 fn written(messages: u64, noise: f64, rest: &[u64]) -> Vec<u8> {
-    let mut octets = MAGIC.to_vec();
-    octets.push(VERSION);
+    let mut octets = SNAPSHOT_MAGIC.to_vec();
+    octets.push(SNAPSHOT_VERSION);
     for value in [1000, 0, 0, messages] {
         number(&mut octets, value);
     }
@@ -180,14 +185,14 @@ fn written(messages: u64, noise: f64, rest: &[u64]) -> Vec<u8> {
     for value in rest {
         number(&mut octets, *value);
     }
-    octets.extend([0; CHECKSUM]);
+    octets.extend([0; CHECKSUM_OCTETS]);
     sealed(octets)
 }
 
-/// Numbers that no baseline has are not taken for one, whoever wrote them, and none takes memory before it is read.
+/// Values that no baseline has are refused, whoever wrote them, and no value allocates memory before it is checked.
 #[tokio::test(start_paused = true)]
 async fn what_makes_no_sense_is_not_read() {
-    const ALL: u64 = (ROWS * WIDTH) as u64;
+    const ALL: u64 = (SKETCH_ROWS * SKETCH_WIDTH) as u64;
     const NONE: [u64; 4] = [0, ALL, 0, 0];
     assert!(decoded(&written(1, 0.0, &NONE)).is_ok());
     assert!(decoded(&written(1, 0.0, &[0, ALL, 2, 7, 1, 9, 1, 0])).is_ok());
@@ -215,7 +220,7 @@ async fn what_makes_no_sense_is_not_read() {
     let whole = written(1, 0.0, &NONE);
     for first in [&[0xff; 11][..], &[&[0xff; 9][..], &[0x02]].concat()] {
         // In place of the 1000, which has two octets.
-        let long = [&whole[..HEAD], first, &whole[HEAD + 2..]].concat();
+        let long = [&whole[..HEAD_OCTETS], first, &whole[HEAD_OCTETS + 2..]].concat();
         let read = decoded(&sealed(long));
         assert_eq!(
             read.err(),
@@ -225,19 +230,19 @@ async fn what_makes_no_sense_is_not_read() {
     }
 }
 
-/// What something else wrote, and what a later version wrote, are told apart from damage: the second can be used again.
+/// Foreign files and files of a later version are distinguished from damaged ones: a later version's file can be used again.
 #[tokio::test(start_paused = true)]
 async fn what_another_program_wrote_is_told_apart() {
     let mut newer = small();
-    newer[MAGIC.len()] = VERSION + 1;
-    let unknown = Unusable::OtherVersion(VERSION + 1);
+    newer[SNAPSHOT_MAGIC.len()] = SNAPSHOT_VERSION + 1;
+    let unknown = Unusable::OtherVersion(SNAPSHOT_VERSION + 1);
     assert_eq!(decoded(&newer).err(), Some(unknown));
     for foreign in [&b""[..], b"SPWYBAS", b"SQLite format 3\0 and more of it"] {
         assert_eq!(decoded(foreign).err(), Some(Unusable::Foreign));
     }
 }
 
-/// The largest there can be is read again, and is no larger than what is allowed.
+/// The largest possible snapshot can be read again, and is within the limit.
 #[tokio::test(start_paused = true)]
 async fn a_full_one_is_bounded() {
     let now = Instant::now();
@@ -248,24 +253,32 @@ async fn a_full_one_is_bounded() {
         .fill_with(|| rng.random_range(1..20_000));
     for generation in &mut full.senders {
         *generation = std::iter::repeat_with(|| (rng.next_u64(), rng.random_range(1..500)))
-            .take(SENDERS)
+            .take(SENDERS_PER_GENERATION)
             .collect();
     }
     let clock = std::time::Instant::now;
     let began = clock();
     let octets = full.encode(now, wall(1000));
     let encoded = began.elapsed();
-    assert!(octets.len() <= Baseline::LARGEST, "{}", octets.len());
+    assert!(
+        octets.len() <= Baseline::SNAPSHOT_OCTETS_MAX,
+        "{}",
+        octets.len()
+    );
     let began = clock();
     let after = Baseline::decode(&octets, now, wall(1000)).expect("a snapshot");
     println!(
         "full: {} octets (at most {}), encoded in {encoded:?}, decoded in {:?}",
         octets.len(),
-        Baseline::LARGEST,
+        Baseline::SNAPSHOT_OCTETS_MAX,
         began.elapsed()
     );
     assert_eq!(after.senders, full.senders);
     full.rows.as_flattened_mut().fill(u32::MAX);
     let octets = full.encode(now, wall(1000));
-    assert!(octets.len() <= Baseline::LARGEST, "{}", octets.len());
+    assert!(
+        octets.len() <= Baseline::SNAPSHOT_OCTETS_MAX,
+        "{}",
+        octets.len()
+    );
 }

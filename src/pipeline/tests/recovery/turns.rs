@@ -23,9 +23,9 @@ fn by_learner(id: &str, skeleton: usize) -> intercept::Interceptor {
 
 impl World {
     /// Kept for an interceptor.
-    async fn keep_held(&mut self, lane: Lane, id: &str, standing: Standing) -> MessageId {
+    async fn keep_held(&mut self, lane: Lane, id: &str, reputation: SenderReputation) -> MessageId {
         let cause = Cause::Interceptor(id.to_owned());
-        let of = (cause, Some(standing));
+        let of = (cause, Some(reputation));
         self.put(&["x@b.test"], lane, of, "hello").await
     }
 
@@ -57,9 +57,15 @@ async fn strangers_wait_for_the_end_of_an_interceptor() {
     suspicion.lock().add(Instant::now(), by_learner("one", 1));
     let mut strangers = Vec::new();
     for _ in 0..3 {
-        strangers.push(world.keep_held(Lane::Held, "one", Standing::Unknown).await);
+        strangers.push(
+            world
+                .keep_held(Lane::Held, "one", SenderReputation::Unknown)
+                .await,
+        );
     }
-    let known = world.keep_held(Lane::Held, "one", Standing::Known).await;
+    let known = world
+        .keep_held(Lane::Held, "one", SenderReputation::Known)
+        .await;
     world.recover();
     let is_out = |w: &World, id: &MessageId| w.lane(*id) == Some(Lane::Delivery);
     world.until(MINUTE, |w| is_out(w, &known)).await;
@@ -84,7 +90,9 @@ async fn one_that_stays_speaks_for_all_while_the_interceptor_holds() {
     // A person holds such mail as well: whatever is tried stays.
     suspicion.lock().add(Instant::now(), by_hand("x"));
     for _ in 0..30 {
-        world.keep_held(Lane::Rescan, "one", Standing::Known).await;
+        world
+            .keep_held(Lane::Rescan, "one", SenderReputation::Known)
+            .await;
     }
     world.recover();
     world.until(MINUTE, |w| w.loaded() > 0).await;
@@ -147,7 +155,9 @@ async fn two_interceptors_that_hold_at_once() {
         let made = by_learner(id, n);
         let suspicion = &world.pipeline.suspicion;
         suspicion.lock().add(Instant::now(), made);
-        world.keep_held(Lane::Held, id, Standing::Known).await;
+        world
+            .keep_held(Lane::Held, id, SenderReputation::Known)
+            .await;
     }
     assert_eq!(world.begun_at_once().await, 2);
     world.until(MINUTE, |w| w.left(Lane::Delivery) == 3).await;
@@ -201,5 +211,28 @@ async fn a_connection_that_works_again_is_a_new_chance() {
     ));
     accept().await;
     world.until(2 * SECOND, |w| w.left(Lane::Scan) == 0).await;
+    world.closing.cancel();
+}
+
+/// Law 4: what was parked is most likely innocent, and does not wait behind what timed out before and hangs again.
+#[tokio::test(start_paused = true)]
+async fn parked_messages_do_not_wait_for_what_hangs_again() {
+    let mut world = World::of(&["moody"], 5 * SECOND).await;
+    for n in 0..3 {
+        let id = world
+            .keep(Lane::Scan, "moody", &format!("hang me {n}"))
+            .await;
+        world.store.edit(id, |record| record.timeouts = 1);
+    }
+    for n in 0..5 {
+        let id = world.keep(Lane::Scan, "moody", &format!("hello {n}")).await;
+        world.store.edit(id, |record| {
+            record.reports[0].answer = Said::none(Reason::Parked, "");
+        });
+    }
+    world.recover();
+    world
+        .until(4 * SECOND, |w| w.left(Lane::Delivery) == 5)
+        .await;
     world.closing.cancel();
 }

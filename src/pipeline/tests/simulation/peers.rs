@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::world::World;
 use crate::deadline::Deadline;
-use crate::delivery::{Answer as Said, Ended, Outbound, Outcome, Scripted as Hop, Sign};
+use crate::delivery::{Answer as Said, Ended, HopSignal, Outbound, Outcome, Scripted as Hop};
 use crate::message::{Digest, MessageId};
 use crate::scan::engine::{Engine, EngineAnswer, Probes, Sample, ScanError};
 use crate::smtp::RemoteReply;
@@ -437,7 +437,7 @@ impl NextHop {
             let outcome = |at| (at, outcome.clone());
             return Ended {
                 outcomes: recipients.into_iter().map(outcome).collect(),
-                sign: Sign::Broken,
+                sign: HopSignal::Broken,
                 offered: true,
             };
         }
@@ -481,15 +481,15 @@ impl NextHop {
             }
         }
         let sign = match fault {
-            Some(HopFault::Later) => Sign::Later,
-            Some(HopFault::Throttle) => Sign::Throttled,
-            Some(HopFault::Ambiguous) => Sign::Broken,
-            Some(HopFault::Hang | HopFault::Partial) | None => Sign::Fine,
+            Some(HopFault::Later) => HopSignal::Later,
+            Some(HopFault::Throttle) => HopSignal::Throttled,
+            Some(HopFault::Ambiguous) => HopSignal::Broken,
+            Some(HopFault::Hang | HopFault::Partial) | None => HopSignal::Fine,
         };
         Ended {
             outcomes,
             sign,
-            offered: sign != Sign::Throttled,
+            offered: sign != HopSignal::Throttled,
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::scan::engine::head::Malformed;
 
 /// An answer to INSTREAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Said<'a> {
+pub enum ClamdAnswer<'a> {
     /// It has found nothing, or has met a limit of which it does not speak.
     Ok,
     /// It has found this signature.
@@ -14,7 +14,7 @@ pub enum Said<'a> {
 }
 
 /// Reads the whole answer to a `z` command: one line of text that ends with a NUL.
-pub fn parse(answer: &[u8]) -> Result<Said<'_>, Malformed> {
+pub fn parse(answer: &[u8]) -> Result<ClamdAnswer<'_>, Malformed> {
     let Some(text) = answer.strip_suffix(b"\0") else {
         // The longest beginning of an answer without a name in it.
         let short = std::str::from_utf8(answer).is_ok_and(|text| text.len() < 16);
@@ -30,11 +30,11 @@ pub fn parse(answer: &[u8]) -> Result<Said<'_>, Malformed> {
     }
     let said = text.strip_prefix("stream: ");
     if said == Some("OK") {
-        Ok(Said::Ok)
+        Ok(ClamdAnswer::Ok)
     } else if let Some(name) = said.and_then(|said| said.strip_suffix(" FOUND")) {
-        Ok(Said::Found(name))
+        Ok(ClamdAnswer::Found(name))
     } else if let Some(message) = text.strip_suffix(" ERROR") {
-        Ok(Said::Failed(message))
+        Ok(ClamdAnswer::Failed(message))
     } else {
         Err(garbage())
     }

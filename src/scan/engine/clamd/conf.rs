@@ -15,13 +15,13 @@ const FILES: [&str; 4] = [
     "/usr/local/etc/clamd.conf",
 ];
 /// Octets of it that are read.
-const LARGEST: u64 = 1 << 20;
+const CONF_OCTETS_MAX: u64 = 1 << 20;
 
 /// What does not fit together, of the clamd at any of these addresses whose configuration is found here; each with its
 /// remedy. Blocks on files.
 pub(in crate::scan) fn advice(settings: &Settings, addresses: &[Address]) -> Vec<String> {
     let read = |path: &&str| {
-        let text = file::read_text(Path::new(path), LARGEST).ok()?;
+        let text = file::read_text(Path::new(path), CONF_OCTETS_MAX).ok()?;
         Some(((*path).to_owned(), text))
     };
     let files = FILES.iter().filter_map(read);

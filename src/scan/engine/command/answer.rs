@@ -57,7 +57,7 @@ impl Reader {
                 }
                 let said = match lines {
                     Some(lines) => read(&ended.output, lines).map_err(Wrong::Garbage)?,
-                    None => Judged::default(),
+                    None => CommandAnswer::default(),
                 };
                 // Whichever of the two is meant, the other is not to be believed.
                 if let (false, Some(name)) = (bad, said.names.first()) {
@@ -75,8 +75,8 @@ impl Reader {
     }
 }
 
-fn findings(exit: &Exit, bad: bool, said: Judged) -> Vec<Finding> {
-    let Judged { mut names, score } = said;
+fn findings(exit: &Exit, bad: bool, said: CommandAnswer) -> Vec<Finding> {
+    let CommandAnswer { mut names, score } = said;
     match (bad, score) {
         (true, score) => {
             if names.is_empty() {
@@ -124,7 +124,7 @@ impl Lines {
 
 /// What the lines of a program say.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Judged {
+pub struct CommandAnswer {
     /// What is named, each once.
     pub names: Vec<String>,
     /// The score, if one is told; the first counts.
@@ -132,8 +132,8 @@ pub struct Judged {
 }
 
 /// Reads what a program has printed: the lines that match. Others are passed over; the error is a score that is no number.
-pub fn read(output: &[u8], lines: &Lines) -> Result<Judged, String> {
-    let mut judged = Judged::default();
+pub fn read(output: &[u8], lines: &Lines) -> Result<CommandAnswer, String> {
+    let mut judged = CommandAnswer::default();
     let text = String::from_utf8_lossy(output);
     for line in text.lines() {
         let line = &line[..line.floor_char_boundary(LINE)];

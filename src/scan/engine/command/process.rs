@@ -25,11 +25,11 @@ use super::Limits;
 use crate::deadline::Deadline;
 
 /// Octets of what it prints; more is not an answer.
-const OUTPUT: usize = 1 << 20;
+const OUTPUT_OCTETS_MAX: usize = 1 << 20;
 /// Octets of its complaints that are kept; the rest is read and forgotten, so that it does not wait for us.
-const COMPLAINTS: usize = 4096;
+const STDERR_OCTETS_KEPT: usize = 4096;
 /// What has been printed before the end is there at once; only a process that has left the group can hold a pipe longer.
-const GRACE: Duration = Duration::from_millis(500);
+const PIPE_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// The signal at the end of the allowed processor time.
 pub(super) const OUT_OF_CPU: i32 = Signal::XCPU.as_raw();
 
@@ -151,7 +151,7 @@ impl Running {
         self.kill();
         let (output, complaints) = match said {
             Some(said) => said,
-            None => match Deadline::after(GRACE).run(talk).await {
+            None => match Deadline::after(PIPE_DRAIN_TIMEOUT).run(talk).await {
                 Ok(said) => said?,
                 Err(_) => return Err(Trouble::LeftBehind),
             },
@@ -210,10 +210,12 @@ async fn talk(
 async fn output(from: Option<ChildStdout>) -> Result<Vec<u8>, Trouble> {
     let mut all = Vec::new();
     if let Some(from) = from {
-        from.take(OUTPUT as u64 + 1).read_to_end(&mut all).await?;
+        from.take(OUTPUT_OCTETS_MAX as u64 + 1)
+            .read_to_end(&mut all)
+            .await?;
     }
-    match all.len() > OUTPUT {
-        true => Err(Trouble::Talkative(OUTPUT)),
+    match all.len() > OUTPUT_OCTETS_MAX {
+        true => Err(Trouble::Talkative(OUTPUT_OCTETS_MAX)),
         false => Ok(all),
     }
 }
@@ -228,7 +230,7 @@ async fn complaints(from: Option<impl AsyncRead + Unpin>) -> Result<Vec<u8>, Tro
         match from.read(&mut piece).await? {
             0 => return Ok(kept),
             read => {
-                let room = COMPLAINTS - kept.len();
+                let room = STDERR_OCTETS_KEPT - kept.len();
                 kept.extend_from_slice(&piece[..read.min(room)]);
             }
         }

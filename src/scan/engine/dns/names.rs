@@ -6,9 +6,9 @@ use crate::message::mime::Inspection;
 
 /// Octets of text that are looked through, of one message. Honest mail seldom has more, as what is beyond is a missing
 /// answer; hostile mail costs a few tenths of a second.
-const TEXT: usize = 4 << 20;
+const TEXT_OCTETS_MAX: usize = 4 << 20;
 /// Domains that are told apart, of one message; more are not even counted. No list is asked about so many.
-const MOST: usize = 1000;
+const DOMAINS_MAX: usize = 1000;
 
 /// The domains of the URLs in a message.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -85,7 +85,7 @@ pub(super) fn registered(host: &str) -> Option<String> {
 pub fn in_text(inspection: &Inspection, most: usize) -> Domains {
     let mut found = Domains::default();
     let mut seen = std::collections::HashSet::new();
-    let mut left = TEXT;
+    let mut left = TEXT_OCTETS_MAX;
     let texts = inspection.parts.iter();
     for part in texts.filter(|p| !p.is_container && p.declared.starts_with("text/")) {
         let text = &part.bytes[..part.bytes.len().min(left)];
@@ -95,7 +95,7 @@ pub fn in_text(inspection: &Inspection, most: usize) -> Domains {
             let Some(domain) = registered(host).filter(|domain| !seen.contains(domain)) else {
                 continue;
             };
-            if seen.len() == MOST {
+            if seen.len() == DOMAINS_MAX {
                 return found;
             }
             match found.domains.len() < most {

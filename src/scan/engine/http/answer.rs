@@ -7,13 +7,13 @@ use crate::scan::engine::json;
 use crate::verdict::{Finding, FindingKind};
 
 /// Names of one answer.
-const NAMES: usize = 50;
+const NAMES_MAX: usize = 50;
 /// Characters of a version or an id.
-const LONGEST: usize = 200;
+const VERSION_CHARACTERS_MAX: usize = 200;
 
 /// An answer, read.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Said {
+pub struct HttpAnswer {
     /// What it found and counts.
     pub findings: Vec<Finding>,
     /// Its version.
@@ -23,7 +23,7 @@ pub struct Said {
 }
 
 /// Reads an answer; the error says what is wrong with it.
-pub fn read(body: &[u8], reading: &Reading) -> Result<Said, String> {
+pub fn read(body: &[u8], reading: &Reading) -> Result<HttpAnswer, String> {
     let answer: Value = json::read(body)?;
     let at = |pointer: &str| {
         let found = answer.pointer(pointer);
@@ -58,7 +58,7 @@ pub fn read(body: &[u8], reading: &Reading) -> Result<Said, String> {
         (false, Some(score)) => vec![Finding::new(FindingKind::Score, &verdict, score)],
         (false, None) => Vec::new(),
     };
-    Ok(Said {
+    Ok(HttpAnswer {
         findings,
         signatures: text_at(&reading.signatures_at)?,
         id: text_at(&reading.id_at)?,
@@ -82,7 +82,7 @@ pub(in crate::scan::engine) fn objections(
 fn names(value: Option<&Value>, instead: &str) -> Vec<String> {
     let named = |value: &Value| value.as_str().filter(|s| !s.is_empty()).map(str::to_owned);
     let mut names: Vec<String> = match value {
-        Some(Value::Array(all)) => all.iter().filter_map(named).take(NAMES).collect(),
+        Some(Value::Array(all)) => all.iter().filter_map(named).take(NAMES_MAX).collect(),
         Some(one) => named(one).into_iter().collect(),
         None => Vec::new(),
     };
@@ -102,7 +102,7 @@ fn text(value: &Value, pointer: &str) -> Result<String, String> {
             return Err(format!("no text at {pointer:?}"));
         }
     };
-    if text.chars().count() > LONGEST || text.contains(char::is_control) {
+    if text.chars().count() > VERSION_CHARACTERS_MAX || text.contains(char::is_control) {
         return Err(format!("too long a text at {pointer:?}"));
     }
     Ok(text)

@@ -10,7 +10,7 @@ use crate::scan::engine::address::Stream;
 use crate::scan::engine::head::Malformed;
 
 /// Octets that are gathered before they are sent, unless an answer is waited for.
-const GATHERED: usize = 64 * 1024;
+const SEND_BUFFER_OCTETS: usize = 64 * 1024;
 
 /// A connection. Dropping it closes the socket.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Link {
     /// Puts a packet in line.
     pub(super) async fn queue(&mut self, command: u8, data: &[&[u8]]) -> Result<(), ScanError> {
         packet::append(&mut self.outbox, command, data);
-        match self.outbox.len() < GATHERED {
+        match self.outbox.len() < SEND_BUFFER_OCTETS {
             true => Ok(()),
             false => self.flush().await,
         }

@@ -112,7 +112,7 @@ impl Terms {
 
 /// What a filter says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum MilterReply {
     /// Go on.
     Continue,
     /// Go on, without further events of this kind.
@@ -213,33 +213,33 @@ pub fn terms(command: u8, data: &[u8]) -> Result<Terms, Malformed> {
 }
 
 /// Reads what a filter says to an event.
-pub fn parse(command: u8, data: &[u8]) -> Result<Said, Malformed> {
+pub fn parse(command: u8, data: &[u8]) -> Result<MilterReply, Malformed> {
     let mut data = Data(data);
     let said = match command {
-        b'c' => Said::Continue,
-        b's' => Said::Skip,
-        b'a' => Said::Accept,
-        b'r' => Said::Reject,
-        b't' => Said::TempFail,
-        b'd' => Said::Discard,
-        b'p' => Said::Progress,
-        b'f' | b'4' => Said::Failed,
-        b'y' => Said::Reply(reply(&data.text()?)?),
-        b'q' => Said::Quarantine(data.text()?),
-        b'h' => Said::Wants(add(Place::End, &mut data)?),
+        b'c' => MilterReply::Continue,
+        b's' => MilterReply::Skip,
+        b'a' => MilterReply::Accept,
+        b'r' => MilterReply::Reject,
+        b't' => MilterReply::TempFail,
+        b'd' => MilterReply::Discard,
+        b'p' => MilterReply::Progress,
+        b'f' | b'4' => MilterReply::Failed,
+        b'y' => MilterReply::Reply(reply(&data.text()?)?),
+        b'q' => MilterReply::Quarantine(data.text()?),
+        b'h' => MilterReply::Wants(add(Place::End, &mut data)?),
         b'i' => {
             // Counted with our own Received field, which is number 0.
             let place = match data.number()? {
                 0 => Place::Top,
                 number => Place::Before(number),
             };
-            Said::Wants(add(place, &mut data)?)
+            MilterReply::Wants(add(place, &mut data)?)
         }
         b'm' => {
             // Number 0 means the first, too.
             let nth = data.number()?.max(1);
             let (name, value) = (data.text()?, data.text()?);
-            Said::Wants(Wanted::Field(match value.is_empty() {
+            MilterReply::Wants(Wanted::Field(match value.is_empty() {
                 true => Edit::Remove {
                     name,
                     nth: Some(nth),
@@ -256,7 +256,7 @@ pub fn parse(command: u8, data: &[u8]) -> Result<Said, Malformed> {
         b'-' => data.other("remove the recipient")?,
         b'b' => {
             data.0 = &[];
-            Said::Body
+            MilterReply::Body
         }
         _ => return Err(Malformed::garbage(&[command])),
     };
@@ -311,13 +311,13 @@ impl Data<'_> {
     }
 
     /// Something that is not done, about an address with its parameters.
-    fn other(&mut self, what: &str) -> Result<Said, Malformed> {
+    fn other(&mut self, what: &str) -> Result<MilterReply, Malformed> {
         let mut words = format!("{what} {}", self.text()?);
         if !self.0.is_empty() {
             words.push(' ');
             words.push_str(&self.text()?);
         }
-        Ok(Said::Wants(Wanted::Other(words)))
+        Ok(MilterReply::Wants(Wanted::Other(words)))
     }
 }
 

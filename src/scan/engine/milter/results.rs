@@ -1,7 +1,7 @@
 //! What an Authentication-Results field says (RFC 8601 2.2), for rules: `dkim=pass`, `spf=softfail`.
 
 /// Results that are kept: more than there are methods with as many results each.
-const MOST: usize = 100;
+const RESULTS_MAX: usize = 100;
 
 /// Adds the method and result of each part of the field's value to those that are known, each once, so that many of one kind do not
 /// push out another. Comments and quoted strings are passed over, so nothing that they hold is taken for a result.
@@ -9,7 +9,7 @@ pub(super) fn gather(known: &mut Vec<String>, value: &str) {
     let plain = without_comments(value);
     for part in plain.split(';').skip(1) {
         if let Some(result) = result(part)
-            && known.len() < MOST
+            && known.len() < RESULTS_MAX
             && !known.contains(&result)
         {
             known.push(result);

@@ -2,7 +2,7 @@
 
 use super::facts::{self, Macros};
 use super::link::Link;
-use super::packet::{Event, Said, parse};
+use super::packet::{Event, MilterReply, parse};
 use super::results;
 use crate::message::edit::{self, Edit, Wanted};
 use crate::message::header;
@@ -10,9 +10,9 @@ use crate::scan::engine::head::Malformed;
 use crate::scan::engine::{Sample, ScanError};
 
 /// Octets of data in one packet: libmilter ends the session when there are more (MILTER_MAX_DATA_SIZE).
-const DATA: usize = 65_535;
+const PACKET_DATA_OCTETS_MAX: usize = 65_535;
 /// Octets that a filter may say beyond those of the message.
-const MORE: usize = 1 << 20;
+const EXTRA_ANSWER_OCTETS_MAX: usize = 1 << 20;
 /// Refused recipients that are told of.
 const RECIPIENTS: usize = 100;
 
@@ -72,7 +72,7 @@ pub(super) struct Talk<'a> {
 impl<'a> Talk<'a> {
     pub(super) fn about(sample: &'a Sample, hostname: &'a str, link: &'a mut Link) -> Self {
         let request = sample.request();
-        link.allow(sample.content().len() + MORE);
+        link.allow(sample.content().len() + EXTRA_ANSWER_OCTETS_MAX);
         Self {
             macros: Macros::of(hostname, request.id, &request.envelope),
             sample,
@@ -166,7 +166,7 @@ impl<'a> Talk<'a> {
             told += piece.len();
             if !skips && self.link.terms.wants(Event::Header) {
                 let data = self.field(&field);
-                if data.len() > DATA {
+                if data.len() > PACKET_DATA_OCTETS_MAX {
                     let octets = data.len() - 2;
                     self.outcome.untold = Some(format!("a header field of {octets} octets"));
                     return Ok(true);
@@ -181,7 +181,11 @@ impl<'a> Talk<'a> {
             return Ok(true);
         }
         let body = &content[told..];
-        for piece in body.strip_prefix(b"\r\n").unwrap_or(body).chunks(DATA) {
+        for piece in body
+            .strip_prefix(b"\r\n")
+            .unwrap_or(body)
+            .chunks(PACKET_DATA_OCTETS_MAX)
+        {
             match self.say(Event::Body, &[piece]).await? {
                 Then::Decided => return Ok(true),
                 Then::Skip => break,
@@ -241,38 +245,38 @@ impl<'a> Talk<'a> {
             let (command, data) = self.link.packet().await?;
             let said = parse(command, &data).map_err(|malformed| self.link.failed(malformed))?;
             let (for_good, words) = match said {
-                Said::Progress => continue,
-                Said::Continue => return Ok(Then::GoOn),
-                Said::Skip => return Ok(Then::Skip),
-                Said::Accept => return Ok(Then::Decided),
-                Said::Failed => {
+                MilterReply::Progress => continue,
+                MilterReply::Continue => return Ok(Then::GoOn),
+                MilterReply::Skip => return Ok(Then::Skip),
+                MilterReply::Accept => return Ok(Then::Decided),
+                MilterReply::Failed => {
                     self.outcome.failed = true;
                     return Ok(Then::Decided);
                 }
-                Said::Discard => {
+                MilterReply::Discard => {
                     self.outcome.against.push(("discard", String::new()));
                     return Ok(Then::Decided);
                 }
-                Said::Quarantine(reason) if self.outcome.against.is_empty() => {
+                MilterReply::Quarantine(reason) if self.outcome.against.is_empty() => {
                     self.outcome.against.push(("quarantine", reason));
                     continue;
                 }
-                Said::Quarantine(_) => continue,
+                MilterReply::Quarantine(_) => continue,
                 // Only who has seen the whole message may want it changed.
-                Said::Wants(_) | Said::Body if event != Event::EndOfBody => {
+                MilterReply::Wants(_) | MilterReply::Body if event != Event::EndOfBody => {
                     return Err(self.link.failed(Malformed::garbage(&[command])));
                 }
-                Said::Wants(wanted) => {
+                MilterReply::Wants(wanted) => {
                     self.outcome.wants(wanted);
                     continue;
                 }
-                Said::Body => {
+                MilterReply::Body => {
                     self.body = true;
                     continue;
                 }
-                Said::Reject => (true, String::new()),
-                Said::TempFail => (false, String::new()),
-                Said::Reply(words) => (words.starts_with('5'), words),
+                MilterReply::Reject => (true, String::new()),
+                MilterReply::TempFail => (false, String::new()),
+                MilterReply::Reply(words) => (words.starts_with('5'), words),
             };
             if event == Event::Rcpt {
                 return Ok(Then::NotThisOne(for_good, words));

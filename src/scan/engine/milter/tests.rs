@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use super::packet::{ACTIONS, STEPS, VERSION, append};
 use super::*;
 use crate::message::edit::{self, Edit, Place, Wanted};
-use crate::message::{Mailbox, Rights, Wish};
+use crate::message::{Mailbox, RequestedEdit, Rights};
 use crate::scan::tests::{sample, sampled};
 
 /// What a filter says to one event: packets, the last of which answers it.
@@ -336,8 +336,12 @@ async fn forged_fields_do_not_push_out_a_filters_own_result() {
         let (milter, _) = filter(everything(), script).await;
         let answer = ask(&milter, MAIL).await.expect("an answer");
         assert_eq!(said(&answer), ["info dkim=pass 0", "info dkim=fail 0"]);
-        let wishes = edit::grant(answer.wanted, Rights::Fields, false);
-        let edits: Vec<Edit> = wishes.iter().filter_map(Wish::granted).cloned().collect();
+        let requested_edits = edit::grant(answer.wanted, Rights::Fields, false);
+        let edits: Vec<Edit> = requested_edits
+            .iter()
+            .filter_map(RequestedEdit::granted)
+            .cloned()
+            .collect();
         let forged = "Authentication-Results: relay.test; dkim=pass\r\n".repeat(count as usize);
         let section = edit::rewrite(forged.as_bytes(), &edits).section;
         assert_eq!(

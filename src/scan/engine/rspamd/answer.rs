@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::wishes::{Milter, OneOrMore};
+use super::requested_edits::{Milter, OneOrMore};
 use crate::message::header;
 use crate::scan::engine::json;
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
 /// Symbols that are shown, those that weigh most first; the score is that of all of them.
-const SHOWN: usize = 200;
+const SYMBOLS_SHOWN: usize = 200;
 /// Octets of a symbol's options that are shown.
 const OPTIONS: usize = 200;
 
@@ -105,7 +105,7 @@ impl Reply {
         let mut symbols: Vec<_> = self.symbols.iter().collect();
         let weight = |symbol: &Symbol| symbol.score.unwrap_or_default().abs();
         symbols.sort_by(|(_, a), (_, b)| weight(b).total_cmp(&weight(a)));
-        for (name, symbol) in symbols.into_iter().take(SHOWN) {
+        for (name, symbol) in symbols.into_iter().take(SYMBOLS_SHOWN) {
             let score = symbol.score.unwrap_or_default();
             let mut detail = format!("{score:.2}");
             for option in symbol.options.iter().take(20) {

@@ -86,7 +86,7 @@ fn put_off_is_not_clean() {
     assert_eq!(names, ["not-spam", "action.soft-reject", "RATELIMITED"]);
 }
 
-/// rspamd's wishes are those that it would have of a milter, and mean the same: positions are counted as milters count, negative
+/// rspamd's requested_edits are those that it would have of a milter, and mean the same: positions are counted as milters count, negative
 /// ones from the end, and what is no header field is told.
 #[test]
 fn what_a_milter_would_be_asked_for_is_wanted() {
@@ -101,8 +101,8 @@ fn what_a_milter_would_be_asked_for_is_wanted() {
     let told: Vec<String> = told
         .iter()
         .map(|wish| match wish {
-            crate::message::Wish::Granted(edit) => edit.to_string(),
-            crate::message::Wish::Refused { asked, .. } => format!("not {asked}"),
+            crate::message::RequestedEdit::Granted(edit) => edit.to_string(),
+            crate::message::RequestedEdit::Refused { asked, .. } => format!("not {asked}"),
         })
         .collect();
     assert_eq!(

@@ -20,7 +20,7 @@ pub(super) const EVERY: Duration = Duration::from_secs(10);
 /// Reading and compiling that takes longer is told: nobody knows whether it ends.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Characters of a refusal that are shown beside the version.
-const SHOWN: usize = 160;
+const REFUSAL_CHARACTERS_SHOWN: usize = 160;
 
 /// Where rules come from.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ impl Sources {
             None => version.to_owned(),
             Some(why) => {
                 let line = why.lines().next().unwrap_or_default();
-                let line: String = line.chars().take(SHOWN).collect();
+                let line: String = line.chars().take(REFUSAL_CHARACTERS_SHOWN).collect();
                 format!("{version}; newer files are refused: {line}")
             }
         }

@@ -478,7 +478,7 @@ async fn rules_that_hang_while_they_are_read_stop_no_scan() {
         .write(true)
         .open(&pipe)
         .expect("opened");
-    let (tell, told) = std::sync::mpsc::channel();
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
     let scanning = rules.clone();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");

@@ -7,13 +7,13 @@ use crate::scan::engine::head::{Head, Malformed, first_line};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
 /// Names of rules that are shown; the score is that of all of them.
-const SHOWN: usize = 200;
+const RULES_SHOWN: usize = 200;
 /// The rule that stands for the end of SpamAssassin's own time.
 const CUT_SHORT: &str = "TIME_LIMIT_EXCEEDED";
 
 /// An answer of spamd.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Said {
+pub enum SpamdAnswer {
     /// It has looked at the message.
     Judged {
         /// Whether it calls it spam.
@@ -32,7 +32,7 @@ pub enum Said {
 }
 
 /// Reads a whole answer to SYMBOLS.
-pub fn parse(answer: &[u8]) -> Result<Said, Malformed> {
+pub fn parse(answer: &[u8]) -> Result<SpamdAnswer, Malformed> {
     let Some(line) = first_line(answer) else {
         return Err(match answer.len() < 100 && !answer.contains(&b'\n') {
             true => Malformed::CutOff,
@@ -48,7 +48,7 @@ pub fn parse(answer: &[u8]) -> Result<Said, Malformed> {
         .ok_or_else(garbage)?;
     if code != 0 {
         let text = words.next().unwrap_or_default();
-        return Ok(Said::Failed(code, text.chars().take(200).collect()));
+        return Ok(SpamdAnswer::Failed(code, text.chars().take(200).collect()));
     }
     let Some((head, body)) = Head::split(answer)? else {
         return Err(Malformed::CutOff);
@@ -67,11 +67,11 @@ pub fn parse(answer: &[u8]) -> Result<Said, Malformed> {
     let rules = std::str::from_utf8(body).map_err(|_| garbage())?;
     let rules = rules.trim().split(',').filter(|rule| !rule.is_empty());
     let cut_short = rules.clone().any(|rule| rule == CUT_SHORT);
-    Ok(Said::Judged {
+    Ok(SpamdAnswer::Judged {
         spam,
         score,
         required,
-        rules: rules.take(SHOWN).map(str::to_owned).collect(),
+        rules: rules.take(RULES_SHOWN).map(str::to_owned).collect(),
         cut_short,
     })
 }
@@ -89,7 +89,7 @@ fn judgement(text: &str) -> Option<(bool, f64, f64)> {
     Some((spam, number(score)?, number(required)?))
 }
 
-impl Said {
+impl SpamdAnswer {
     /// What it means, from a replica of that name after so long.
     pub(super) fn judged(self, replica: &str, took: Duration) -> Result<Answer, ScanError> {
         /// EX_TIMEOUT of spamd: its child ran into `--timeout-child`.

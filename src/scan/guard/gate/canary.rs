@@ -1,6 +1,5 @@
-//! Canaries: of content that has not been scanned well yet, only two copies are in the engine at once; each that ends in
-//! time doubles that. This is slow start for each fingerprint, and the "canary requests" of The Tail at Scale (Dean,
-//! Barroso, CACM 2013).
+//! Canaries: at most two copies of unproven content are in the engine at once. Each copy that is answered in time doubles that
+//! limit. This is slow start for each fingerprint, and the "canary requests" of The Tail at Scale (Dean, Barroso, CACM 2013).
 
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
@@ -13,25 +12,29 @@ use crate::ablation::{Mechanism, without};
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Trait};
 
-/// Copies of unproven content at once.
-const FIRST: u32 = 2;
-/// Doublings; 2^7 copies are more than engines have slots.
-const DOUBLINGS: u32 = 6;
-/// A proof holds between one and two of these.
-const PROOF: Duration = Duration::from_secs(1800);
-/// Keys remembered in each generation of proofs.
-const PROOFS: usize = 50_000;
-/// Failures of one fingerprint that count against the engine, in so long; what comes after is the fingerprint's fault.
-const NEWS: u32 = 2;
-const NEWS_AGE: Duration = Duration::from_secs(10);
-/// Fingerprints whose failures are remembered.
-const FAILURES: usize = 1024;
+/// Copies of unproven content that may be in the engine at once: two, because one slow scan alone does not make
+/// the content suspicious.
+const CANARY_COPIES: u32 = 2;
+/// Largest number of doublings: `2 << 6` = 128 copies are more than the slots of an engine.
+const CANARY_DOUBLINGS_MAX: u32 = 6;
+/// Lifetime of a generation of proofs. A proof holds for 30 to 60 minutes while proofs keep coming in: the next proof after 30
+/// minutes, or after [`PROOF_KEYS_MAX`] keys, begins a new generation.
+const PROOF_GENERATION_TIME: Duration = Duration::from_secs(1800);
+/// Keys in one generation of proofs, to bound the memory.
+const PROOF_KEYS_MAX: usize = 50_000;
+/// At most two failures of one fingerprint in 10 s count against the engine. Further failures are the fault of the
+/// fingerprint.
+const FINGERPRINT_FAILURES_MAX: u32 = 2;
+const FINGERPRINT_FAILURES_WINDOW: Duration = Duration::from_secs(10);
+/// Exact traits whose failures are counted, to bound the memory. Beyond that, each failure counts against the engine.
+const FAILURE_KEYS_MAX: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Canaries {
     inflight: HashMap<Trait, u32>,
     parked: HashMap<Trait, VecDeque<Ticket>>,
-    /// Two generations, so that old ones go all at once and nobody has to look for them.
+    /// Proofs by key, in a new and an old generation: the old generation is dropped as a whole, without a search for old
+    /// proofs.
     proofs: [HashMap<Trait, u32>; 2],
     turned: Instant,
     failures: HashMap<Trait, (Instant, u32)>,
@@ -48,7 +51,7 @@ impl Canaries {
         }
     }
 
-    /// The same scans under way, and nothing proven.
+    /// Takes out the running scans and parked tickets, without the proofs and failures.
     pub(super) fn without_proofs(&mut self, now: Instant) -> Self {
         Self {
             inflight: std::mem::take(&mut self.inflight),
@@ -57,7 +60,7 @@ impl Canaries {
         }
     }
 
-    /// The key of which no more copies may be sent now, if there is one.
+    /// A key of the message that already has as many copies in the engine as allowed, if there is one.
     pub(super) fn blocking(&self, entrant: &GateRequest) -> Option<Trait> {
         if without(Mechanism::Canaries) {
             return None;
@@ -65,7 +68,8 @@ impl Canaries {
         let mut keys = entrant.fingerprint.as_deref()?.canary_keys();
         keys.find(|key| {
             let inflight = self.inflight.get(key).copied().unwrap_or(0);
-            inflight >= FIRST && inflight >= FIRST << self.proofs_of(*key).min(DOUBLINGS)
+            inflight >= CANARY_COPIES
+                && inflight >= CANARY_COPIES << self.proofs_of(*key).min(CANARY_DOUBLINGS_MAX)
         })
     }
 
@@ -75,7 +79,7 @@ impl Canaries {
         }
     }
 
-    /// A scan ended; takes out the copies that were parked behind it, to be offered again.
+    /// Ends a scan. Returns the tickets that were parked behind copies of the message; the caller queues them again.
     pub(super) fn end(
         &mut self,
         now: Instant,
@@ -102,7 +106,7 @@ impl Canaries {
         parked
     }
 
-    /// Whether every attachment has been scanned in time before.
+    /// Whether each attachment has been scanned in time before. This is so for a message without attachments.
     pub(super) fn are_proven(&self, fingerprint: &Fingerprint) -> bool {
         let mut attachments = fingerprint
             .exact
@@ -119,13 +123,14 @@ impl Canaries {
         self.parked.contains_key(&key)
     }
 
-    /// Takes out those who wait behind that key.
+    /// Takes out the tickets that are parked behind the key.
     pub(super) fn parked(&mut self, key: Trait) -> VecDeque<Ticket> {
         self.parked.remove(&key).unwrap_or_default()
     }
 
-    /// Whether a failure says something about the engine. What an interceptor explains does not, nor does a message that hung
-    /// before, nor do further copies of what has failed before: an engine is at fault if it fails on many unrelated messages.
+    /// Whether a failure counts against the engine, and counts the failure. An engine is at fault only if many unrelated
+    /// messages fail. So three kinds of failure do not count: failures that an interceptor explains, failures of a message
+    /// that timed out before, and failures of a fingerprint that has just failed [`FINGERPRINT_FAILURES_MAX`] times.
     pub(super) fn is_news(&mut self, now: Instant, scan: &Scan) -> bool {
         if scan.is_explained || scan.entrant.struck {
             return false;
@@ -133,20 +138,21 @@ impl Canaries {
         let Some(fingerprint) = &scan.entrant.fingerprint else {
             return true;
         };
-        if self.failures.len() >= FAILURES {
-            self.failures.retain(|_, (at, _)| now < *at + NEWS_AGE);
+        if self.failures.len() >= FAILURE_KEYS_MAX {
+            self.failures
+                .retain(|_, (at, _)| now < *at + FINGERPRINT_FAILURES_WINDOW);
         }
-        if self.failures.len() >= FAILURES {
+        if self.failures.len() >= FAILURE_KEYS_MAX {
             return true;
         }
         let mut news = true;
         for key in &fingerprint.exact {
             let (at, n) = self.failures.entry(*key).or_insert((now, 0));
-            if now >= *at + NEWS_AGE {
+            if now >= *at + FINGERPRINT_FAILURES_WINDOW {
                 (*at, *n) = (now, 0);
             }
             *n += 1;
-            news &= *n <= NEWS;
+            news &= *n <= FINGERPRINT_FAILURES_MAX;
         }
         news
     }
@@ -157,7 +163,7 @@ impl Canaries {
     }
 
     fn prove(&mut self, now: Instant, key: Trait) {
-        if now >= self.turned + PROOF || self.proofs[0].len() >= PROOFS {
+        if now >= self.turned + PROOF_GENERATION_TIME || self.proofs[0].len() >= PROOF_KEYS_MAX {
             self.turned = now;
             self.proofs.swap(0, 1);
             self.proofs[0].clear();

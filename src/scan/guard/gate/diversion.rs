@@ -1,40 +1,42 @@
-//! Diversions: what the interceptors want done with some messages at an engine's gate.
+//! Diversions: the actions that interceptors request for matching messages at the gate of an engine.
 
 use std::sync::Arc;
 
 use super::GateRequest;
-use crate::message::{Fingerprint, MessageId, Standing, Trait};
+use crate::message::{Fingerprint, MessageId, SenderReputation, Trait};
 use crate::scan::ScanReason;
 
-/// What the interceptors want done with some messages, here.
+/// The action that one interceptor requests for matching messages at the gate of one engine. A message matches by its
+/// fingerprint (`traits` and `near`) or by its id (`messages`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Diversion {
-    /// The interceptor's id, for reports.
+    /// The id of the interceptor, or the reason if there is no interceptor; both are shown in reports.
     pub id: Arc<str>,
-    /// All of these traits make a match.
+    /// A message matches only if its fingerprint has all of these traits.
     pub traits: Box<[Trait]>,
-    /// And content that is nearly the same as the one with these bands, if there are any.
+    /// If not empty, the content of the message must also be nearly the same as the content with these bands.
     pub near: Box<[Trait]>,
-    /// Or it is one of these messages.
+    /// These messages match independently of their fingerprint.
     pub messages: Box<[MessageId]>,
-    /// What is done.
+    /// The action for mail of unknown senders, and for held mail that is scanned again as a test ([`ScanReason::Redrive`]).
     pub act: DiversionAct,
-    /// What is done with mail of known senders, unless it was held before and is scanned to find out.
+    /// The action for other mail of known senders.
     pub known: DiversionAct,
 }
 
-/// What is done with a match.
+/// The action for a matching message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiversionAct {
-    /// One of them at a time, the others are told to come later.
+    /// Scan one matching message at a time, and refuse the others as parked: they come again later.
     Park,
-    /// None of them.
+    /// Scan no matching message, except held mail that is scanned again as a test.
     Hold,
-    /// The engine is not asked, and it is the engine's fault.
+    /// Do not ask the engine, and blame the engine, so that other engines can make up for the missing answer. A sample of the
+    /// messages is still scanned, to detect that the engine has recovered.
     Bypass,
-    /// None of them for now.
+    /// Refuse all matching messages as parked for now: each is scanned when its turn comes.
     Wait,
-    /// None of them, not even to find out.
+    /// Scan no matching message, not even held mail as a test.
     Bar,
 }
 
@@ -50,8 +52,8 @@ impl Diversion {
     }
 
     pub(super) fn act(&self, entrant: &GateRequest) -> DiversionAct {
-        match (entrant.standing, entrant.scan_reason) {
-            (Standing::Known, ScanReason::Fresh | ScanReason::Again) => self.known,
+        match (entrant.reputation, entrant.scan_reason) {
+            (SenderReputation::Known, ScanReason::Fresh | ScanReason::Again) => self.known,
             _ => self.act,
         }
     }

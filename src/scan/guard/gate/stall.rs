@@ -1,10 +1,12 @@
-//! Whether a replica has stalled: it takes scans and ends none.
+//! Detects a stalled replica: a replica that accepts scans and ends none.
 //!
-//! Judged by conditional survival. Of each scan under way it is asked how likely a scan of this engine lasts as long as this
-//! one has, given that it had lasted until the replica last ended anything. If the engine works, these scans are independent,
-//! and the product is the chance to see what is seen. It is small within a tenth of a second where scans take milliseconds and
-//! ten of them run, while a fixed time calls an engine stalled whose scans take seconds now and then, and is late for all
-//! others. An old zombie says nothing: that it is still there a tenth of a second later is what one expects of it.
+//! The test is conditional survival. For each running scan, the detector computes the probability that a scan of this engine
+//! lasts at least as long as this scan has lasted, given that this scan had already lasted until the replica last ended a
+//! scan. If the engine works, the scans are independent, so the product of the probabilities is the probability of the
+//! observed silence. Where scans take milliseconds and ten of them run, the product is small within a tenth of a second. A
+//! fixed timeout would be worse: too early for an engine whose scans take seconds now and then, and too late for all other
+//! engines. An old zombie contributes nothing: a scan that has lasted so much longer than usual will probably last another
+//! tenth of a second as well.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,40 +14,46 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::trust::Level;
-use super::{Gate, LARGE_FACTOR, Scan};
+use super::{Gate, LARGE_LATENCY_FACTOR, Scan};
 
-/// Latencies that the tail is estimated from, and after how many new ones it is again.
-const LATENCIES: usize = 1024;
-const LATENCIES_RENEWED: u32 = 64;
-/// What has never been seen is as rare as if so many scans had been seen, also while hardly any has: when a scan is called slow
-/// was chosen so that hardly any is.
-const ASSUMED: usize = 64;
-/// A replica that works shows this so rarely that a false alarm is less than one in an hour at ten looks a second (simulated at
-/// 1 to 32 slots, with 1 % and 2 % of scans that take 3 s).
-const CHANCE: f64 = 1e-6;
-/// Nothing is concluded from a silence shorter than this part of the time from which a scan is slow: a machine, or an engine that
-/// loads signatures, may well stand still for a tenth of a second.
-const SILENCE_PARTS: u32 = 2;
-/// The relay itself stood still if it did not look for so long: then it is not the engine that was silent.
-const LOOKED_AWAY: Duration = Duration::from_millis(250);
-/// Parties whose scans must have lasted unusually long: one or two may have sent what takes long.
-const PARTIES: usize = 3;
-/// The same if a probe is one of them: it takes no longer than other mail does.
-const PARTIES_WITH_PROBE: usize = 2;
-/// A scan has lasted unusually long if its chance to is below e to this power.
-const UNUSUAL: f64 = -0.5;
+/// The newest latencies, from which the tail of the distribution is estimated.
+const LATENCY_SAMPLES_MAX: usize = 1024;
+/// New latencies after which the tail is estimated again.
+const LATENCY_SAMPLES_PER_SORT: u32 = 64;
+/// With fewer latencies than this, the probability of the tail is estimated as if there were 64. A new relay has seen hardly
+/// any scan, but its `slow` threshold was chosen so that hardly any scan exceeds the threshold.
+const ASSUMED_SAMPLES_MIN: usize = 64;
+/// A silence below this probability is a stall. At ten tests a second, a working replica then causes less than one false
+/// alarm in an hour (simulated with 1 to 32 slots, where 1 % and 2 % of scans take 3 s).
+const STALL_CHANCE_MAX: f64 = 1e-6;
+/// A silence shorter than half of `slow` (250 ms where `slow` is 500 ms) is not a stall: a machine, or an engine that loads
+/// signatures, may well stand still for a tenth of a second.
+const SILENCE_DIVISOR: u32 = 2;
+/// A gap of at least 250 ms between two ticks, which are 100 ms apart, means that the relay itself stood still, or that the
+/// gate was idle. Silence before the end of the gap then does not count against the engine.
+const TICK_GAP_MIN: Duration = Duration::from_millis(250);
+/// Different parties whose scans must have lasted unusually long, as one or two parties may have sent content that takes
+/// long. A replica that may run fewer than three scans needs only that number of parties.
+const STUCK_PARTIES_MIN: usize = 3;
+/// The number of parties, including the probe, if a probe has lasted unusually long: a probe takes no longer than other mail,
+/// so its content is not the cause.
+const STUCK_PARTIES_WITH_PROBE_MIN: usize = 2;
+/// Natural logarithm of a probability: a scan has lasted unusually long if the probability of its silence is below e^-0.5 =
+/// 0.61. Other scans, for example old zombies, do not add to the number of parties.
+const UNUSUAL_LN_CHANCE_MAX: f64 = -0.5;
 
-/// How long scans of an engine take.
+/// The latencies of the scans of an engine.
 #[derive(Debug)]
 pub(super) struct Latencies {
     last: VecDeque<Duration>,
-    /// The same in order, renewed now and then.
+    /// The latencies in ascending order, as of the last sort.
     sorted: Vec<Duration>,
+    /// Latencies since the last sort.
     new: u32,
 }
 
 impl Latencies {
-    /// Nothing is known but when a scan is called slow: a scan usually ends before.
+    /// Starts with `slow` as the only latency: a scan usually ends before that.
     pub(super) fn new(slow: Duration) -> Self {
         Self {
             last: VecDeque::from([slow]),
@@ -55,24 +63,26 @@ impl Latencies {
     }
 
     pub(super) fn add(&mut self, took: Duration) {
-        if self.last.len() >= LATENCIES {
+        if self.last.len() >= LATENCY_SAMPLES_MAX {
             self.last.pop_front();
         }
         self.last.push_back(took);
         self.new += 1;
-        if self.new >= LATENCIES_RENEWED {
+        if self.new >= LATENCY_SAMPLES_PER_SORT {
             self.new = 0;
             self.sorted = self.last.iter().copied().collect();
             self.sorted.sort_unstable();
         }
     }
 
-    /// The share of scans that last longer: at least half of one, and beyond the longest ever seen less with the cube.
+    /// The estimated share of scans that last at least as long as `than`. Up to the longest latency seen, the share is at
+    /// least half a sample, of [`ASSUMED_SAMPLES_MIN`] or more. Beyond the longest latency, the share falls from there with
+    /// the cube of `than`.
     fn longer(&self, than: Duration) -> f64 {
         let (count, Some(most)) = (self.sorted.len(), self.sorted.last()) else {
             return 1.0;
         };
-        let least = 0.5 / count.max(ASSUMED) as f64;
+        let least = 0.5 / count.max(ASSUMED_SAMPLES_MIN) as f64;
         if than > *most {
             let beyond = most.div_duration_f64(than);
             return least * beyond.powi(3);
@@ -83,15 +93,15 @@ impl Latencies {
 }
 
 impl Gate {
-    /// Notes that it is looked at the engine now.
+    /// Notes the time of a tick. After a gap between ticks ([`TICK_GAP_MIN`]), silence counts only from this tick on.
     pub(super) fn watch(&mut self, now: Instant) {
-        if now >= self.watched + LOOKED_AWAY {
+        if now >= self.watched + TICK_GAP_MIN {
             self.watched_since = now;
         }
         self.watched = now;
     }
 
-    /// Opens the breaker of a replica that has stalled.
+    /// Opens the breaker of a replica if the replica has stalled.
     pub(super) fn stall(&mut self, now: Instant, at: usize) {
         if let Some(on) = self.stalled_on(now, at) {
             let change = self.replicas[at].breaker.stalled(now);
@@ -101,21 +111,23 @@ impl Gate {
         }
     }
 
-    /// If it has stalled, the best-known mail that shows it.
+    /// Whether the replica has stalled, and on which mail: `Proven` if proven mail or a probe hangs, `Unknown` if only other
+    /// mail hangs.
     fn stalled_on(&self, now: Instant, at: usize) -> Option<Level> {
         let replica = &self.replicas[at];
         let allowed = replica.allowed();
         let here = || self.scans.values().filter(|scan| scan.replica == at);
-        // A probe that is not slow tells more, and soon.
+        // A running probe that is not slow yet soon gives better evidence.
         if allowed == 0 || here().any(|scan| scan.is_probe && !scan.is_slow) {
             return None;
         }
         let silent_since = replica.last_end.max(self.watched_since);
         let silent_for = now.saturating_duration_since(silent_since);
         let (mut chance, mut oldest) = (0.0, Duration::ZERO);
-        let (mut parties, mut is_proven, mut are_all) = (Vec::new(), false, true);
-        let mut enough = PARTIES.min(allowed);
-        // A message that hung before says nothing about the engine.
+        let (mut parties, mut known_parties) = (Vec::new(), Vec::new());
+        let (mut is_proven, mut are_all) = (false, true);
+        let mut enough = STUCK_PARTIES_MIN.min(allowed);
+        // A message that timed out before, and one that an interceptor explains, say nothing about the engine.
         let says_something =
             |scan: &&Scan| scan.is_probe || !scan.is_explained && !scan.entrant.struck;
         for scan in here().filter(says_something) {
@@ -124,19 +136,27 @@ impl Gate {
             let survives = self.survives(scan, age) - self.survives(scan, age - silence);
             chance += survives;
             oldest = oldest.max(silence);
-            if survives < UNUSUAL {
+            if survives < UNUSUAL_LN_CHANCE_MAX {
                 parties.push(scan.entrant.turn.party);
                 is_proven |= scan.level == Level::Proven;
+                if scan.level < Level::Unknown {
+                    known_parties.push(scan.entrant.turn.party);
+                }
                 if scan.is_probe {
-                    enough = PARTIES_WITH_PROBE;
+                    enough = STUCK_PARTIES_WITH_PROBE_MIN;
                 }
             } else {
                 are_all &= scan.is_slow;
             }
         }
-        parties.sort_unstable();
-        parties.dedup();
-        // Mail that something speaks for is stuck, or nothing moves any more, whatever it is.
+        for parties in [&mut parties, &mut known_parties] {
+            parties.sort_unstable();
+            parties.dedup();
+        }
+        // A stall needs a hanging scan of proven mail, a hanging probe, or hanging scans of three known senders: these have not all
+        // sent a new attachment that hangs by chance. On a full replica, other mail suffices if mail waits and each scan is slow or
+        // has lasted unusually long.
+        let is_proven = is_proven || known_parties.len() >= STUCK_PARTIES_MIN;
         let is_shut = are_all && self.free_of(at) == 0 && !self.waiting.is_empty();
         let on = match (is_proven, is_shut) {
             (true, _) => Some(Level::Proven),
@@ -145,15 +165,16 @@ impl Gate {
         };
         on.filter(|_| {
             parties.len() >= enough
-                && chance < CHANCE.ln()
-                && oldest >= self.times.slow / SILENCE_PARTS
+                && chance < STALL_CHANCE_MAX.ln()
+                && oldest >= self.times.slow / SILENCE_DIVISOR
         })
     }
 
-    /// The logarithm of the chance that a scan of this engine lasts so long.
+    /// Natural logarithm of the probability that a scan of this engine lasts at least as long as `age`. Large content may take
+    /// [`LARGE_LATENCY_FACTOR`] times as long, so its age is divided by that.
     fn survives(&self, scan: &Scan, age: Duration) -> f64 {
         let age = match scan.entrant.large {
-            true => age / LARGE_FACTOR,
+            true => age / LARGE_LATENCY_FACTOR,
             false => age,
         };
         self.latencies.longer(age).ln()
@@ -168,13 +189,14 @@ mod tests {
         Duration::from_millis(n)
     }
 
-    /// The tail is the engine's own, and what nobody has seen yet is rare, and rarer the longer.
+    /// The tail is estimated from the latencies of the engine. Latencies beyond the longest one are rare, and rarer the
+    /// longer they are.
     #[test]
     fn the_tail_is_the_engines_own() {
         let mut latencies = Latencies::new(milliseconds(500));
         assert!(latencies.longer(milliseconds(100)) >= 1.0);
         assert!(latencies.longer(milliseconds(1000)) < 0.001);
-        for n in 0..2 * LATENCIES as u64 {
+        for n in 0..2 * LATENCY_SAMPLES_MAX as u64 {
             latencies.add(milliseconds(if n % 100 == 0 { 3000 } else { 50 }));
         }
         let slow = latencies.longer(milliseconds(1000));

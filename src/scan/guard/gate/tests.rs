@@ -1,4 +1,4 @@
-//! The gate alone, in time that is only a number.
+//! Tests of the gate alone, on simulated time.
 
 mod fault;
 mod laws;
@@ -20,10 +20,10 @@ fn milliseconds(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// From here on, messages of nothing but text.
+/// Content numbers from here on stand for messages with text only.
 const TEXT: u64 = 1 << 32;
 
-/// A message with one attachment, or text, which is all that it is told by.
+/// The fingerprint of a message with one attachment or one text as its only trait.
 fn fingerprint(value: u64) -> Arc<Fingerprint> {
     let aspect = match value < TEXT {
         true => Aspect::Attachment,
@@ -44,11 +44,11 @@ fn turn(party: u64) -> Turn {
     }
 }
 
-fn entrant(now: Instant, attachment: u64, standing: Standing) -> GateRequest {
+fn entrant(now: Instant, attachment: u64, reputation: SenderReputation) -> GateRequest {
     GateRequest {
         id: MessageId::new(),
         fingerprint: Some(fingerprint(attachment)),
-        standing,
+        reputation,
         scan_reason: ScanReason::Fresh,
         struck: false,
         turn: turn(attachment),
@@ -57,7 +57,7 @@ fn entrant(now: Instant, attachment: u64, standing: Standing) -> GateRequest {
     }
 }
 
-/// A gate whose time is moved by hand.
+/// A gate with one replica, and a clock that the test advances.
 struct World {
     now: Instant,
     gate: Gate,
@@ -74,15 +74,15 @@ impl World {
         }
     }
 
-    /// One that is like nothing else.
-    fn unique(&mut self, standing: Standing) -> Ticket {
+    /// Enters a message with a text that no other message has.
+    fn unique(&mut self, reputation: SenderReputation) -> Ticket {
         self.next += 1;
-        self.enter(self.next, standing)
+        self.enter(self.next, reputation)
     }
 
-    fn enter(&mut self, attachment: u64, standing: Standing) -> Ticket {
+    fn enter(&mut self, attachment: u64, reputation: SenderReputation) -> Ticket {
         self.gate
-            .enter(self.now, entrant(self.now, attachment, standing))
+            .enter(self.now, entrant(self.now, attachment, reputation))
     }
 
     fn after(&mut self, time: u64) {
@@ -131,11 +131,11 @@ impl World {
     }
 }
 
-/// I1, the law that everything rests on: who has stopped waiting has not freed the engine's worker.
+/// I1, on which all other laws depend: a caller that stops waiting does not free the worker of the engine.
 #[tokio::test(start_paused = true)]
 async fn a_zombie_keeps_its_slot_until_the_engine_has_ended() {
     let mut world = World::new(1);
-    let stuck = world.unique(Standing::Known);
+    let stuck = world.unique(SenderReputation::Known);
     assert_eq!(world.started(), [stuck]);
     world.after(6000);
     world.gate.leave(stuck);
@@ -145,16 +145,16 @@ async fn a_zombie_keeps_its_slot_until_the_engine_has_ended() {
     assert_eq!((world.gate.running(), world.gate.zombies()), (0, 0));
 }
 
-/// What may make an answer about another message stand in is a wait for this one: for a slot, for one that its level of trust may
-/// take, behind copies of itself. Not that the engine is out: then it has no answer, and coverage decides.
+/// An answer about another message stands in only if this message would wait: for a slot, for a slot of its level of trust,
+/// or behind copies of its content. An engine that is out is not short: that engine has no answer, and coverage decides.
 #[tokio::test(start_paused = true)]
 async fn an_engine_is_short_for_mail_that_would_have_to_wait() {
     let mut world = World::new(6);
-    let is_short = |world: &World, attachment, standing| {
-        let entrant = entrant(world.now, attachment, standing);
+    let is_short = |world: &World, attachment, reputation| {
+        let entrant = entrant(world.now, attachment, reputation);
         world.gate.is_short(world.now, &entrant)
     };
-    let (known, unknown) = (Standing::Known, Standing::Unknown);
+    let (known, unknown) = (SenderReputation::Known, SenderReputation::Unknown);
     assert!(!is_short(&world, 1, known) && !is_short(&world, 1, unknown));
     let copies = [world.enter(1, known), world.enter(1, known)];
     assert!(is_short(&world, 1, known), "behind its copies");
@@ -171,12 +171,12 @@ async fn an_engine_is_short_for_mail_that_would_have_to_wait() {
     assert!(!is_short(&world, TEXT, known), "it is out");
 }
 
-/// A flood of one message costs the engine two scans, whatever it is and whoever sends it.
+/// A flood of one message costs the engine two scans, for any content and any sender.
 #[tokio::test(start_paused = true)]
 async fn of_unproven_content_two_copies_are_scanned_at_once() {
     let mut world = World::new(12);
     for _ in 0..5 {
-        world.enter(7, Standing::Known);
+        world.enter(7, SenderReputation::Known);
     }
     assert_eq!(world.started().len(), 2);
     assert!(
@@ -187,7 +187,7 @@ async fn of_unproven_content_two_copies_are_scanned_at_once() {
     let refused = world.refused();
     assert_eq!(refused.len(), 3, "both are slow: no more of it");
     assert!(matches!(refused[0].1, GateRefusal::Parked(_)));
-    let late = world.enter(7, Standing::Known);
+    let late = world.enter(7, SenderReputation::Known);
     assert_eq!(
         world.refused()[0].0,
         late,
@@ -196,12 +196,12 @@ async fn of_unproven_content_two_copies_are_scanned_at_once() {
     assert_eq!(world.gate.running(), 2);
 }
 
-/// A mailing that scans well is slowed down by nothing that could be noticed: two, four, eight copies at once.
+/// Canaries do not noticeably delay a mailing that scans well: two, four, eight copies run at once.
 #[tokio::test(start_paused = true)]
 async fn copies_that_scan_well_make_room_for_more() {
     let mut world = World::new(64);
     for _ in 0..100 {
-        world.enter(7, Standing::Known);
+        world.enter(7, SenderReputation::Known);
     }
     let mut rounds = Vec::new();
     loop {
@@ -220,17 +220,17 @@ async fn copies_that_scan_well_make_room_for_more() {
     assert_eq!(rounds[0], 2);
 }
 
-/// Law 3: that strangers wait for slots which hang is the engine's reason (`busy`), unless a quarter of the strangers'
-/// scans are stuck.
+/// Law 3: mail of unknown senders that waits behind hanging scans is refused as `busy`, unless a quarter of the scans of
+/// unknown senders are stuck.
 #[tokio::test(start_paused = true)]
 async fn waiting_is_not_guilt() {
     for (well, is_blamed) in [(0, true), (33, true), (34, false)] {
         let mut world = World::new(12);
-        let known = world.unique(Standing::Known);
+        let known = world.unique(SenderReputation::Known);
         world.answered(known);
         world.gate.orders();
         for _ in 0..30 {
-            world.unique(Standing::Unknown);
+            world.unique(SenderReputation::Unknown);
         }
         assert_eq!(world.started().len(), 11, "one is kept for known mail");
         let begun = world.now;
@@ -249,18 +249,18 @@ async fn waiting_is_not_guilt() {
     }
 }
 
-/// Law 2 and the reserve: with known mail about, strangers that hang hold two thirds of the slots, and no party of them more than
-/// half of that; who is behind a party that may not start goes on.
+/// Law 2 and the reserve: beside mail of known senders, hanging mail of unknown senders holds at most two thirds of the
+/// slots, and each party at most half of that. Mail behind a party that may not start still starts.
 #[tokio::test(start_paused = true)]
 async fn hanging_strangers_leave_a_third_to_others() {
     let mut world = World::new(12);
-    let first = world.unique(Standing::Known);
+    let first = world.unique(SenderReputation::Known);
     world.answered(first);
     let from = |world: &mut World, party: u64| {
         world.next += 1;
         let entrant = GateRequest {
             turn: turn(party),
-            ..entrant(world.now, world.next, Standing::Unknown)
+            ..entrant(world.now, world.next, SenderReputation::Unknown)
         };
         world.gate.enter(world.now, entrant)
     };
@@ -272,20 +272,20 @@ async fn hanging_strangers_leave_a_third_to_others() {
     let other = from(&mut world, 2);
     assert_eq!(world.started(), [other]);
     for _ in 0..10 {
-        world.unique(Standing::Unknown);
+        world.unique(SenderReputation::Unknown);
     }
     assert_eq!(world.started().len(), 3, "8 of 12 in all");
     for _ in 0..3 {
-        world.enter(7, Standing::Known);
+        world.enter(7, SenderReputation::Known);
     }
     assert_eq!(world.started().len(), 2, "copies");
     for _ in 0..5 {
-        world.unique(Standing::Known);
+        world.unique(SenderReputation::Known);
     }
     assert_eq!(world.started().len(), 2, "all are taken");
 }
 
-/// Law 4: what is scanned again goes behind fresh mail, and is not put off for ever; of what hung once one is scanned at a time.
+/// Law 4: mail scanned again goes behind fresh mail, but not for ever. Messages that timed out before run one at a time.
 #[tokio::test(start_paused = true)]
 async fn what_is_scanned_again_stands_behind_fresh_mail() {
     let mut world = World::new(1);
@@ -293,14 +293,16 @@ async fn what_is_scanned_again_stands_behind_fresh_mail() {
         let entrant = GateRequest {
             scan_reason: ScanReason::Again,
             struck,
-            ..entrant(world.now, TEXT + at, Standing::Known)
+            ..entrant(world.now, TEXT + at, SenderReputation::Known)
         };
         world.gate.enter(world.now, entrant)
     };
-    let running = world.unique(Standing::Known);
+    let running = world.unique(SenderReputation::Known);
     world.gate.orders();
     let old: Vec<Ticket> = (0..50).map(|at| again(&mut world, at, false)).collect();
-    let fresh: Vec<Ticket> = (0..50).map(|_| world.unique(Standing::Known)).collect();
+    let fresh: Vec<Ticket> = (0..50)
+        .map(|_| world.unique(SenderReputation::Known))
+        .collect();
     let mut order = vec![running];
     for _ in 0..34 {
         let last = order[order.len() - 1];
@@ -319,13 +321,13 @@ async fn what_is_scanned_again_stands_behind_fresh_mail() {
     assert_eq!(world.started(), [struck[1]]);
 }
 
-/// Law 5: in a ramp the window counts what was begun in it. What the engine still holds from before keeps nothing shut, as long
-/// as a slot is free.
+/// Law 5: in a ramp, only scans that began in the ramp count against the window. Older scans that still run do not keep the
+/// window shut while a slot is free.
 #[tokio::test(start_paused = true)]
 async fn old_zombies_do_not_shut_the_window() {
     let mut world = World::new(6);
     for _ in 0..6 {
-        world.unique(Standing::Known);
+        world.unique(SenderReputation::Known);
     }
     let stuck = world.started();
     world.after(3000);
@@ -344,7 +346,7 @@ async fn old_zombies_do_not_shut_the_window() {
         BreakerState::Ramp { allowed: 2, .. }
     ));
     for _ in 0..5 {
-        world.unique(Standing::Known);
+        world.unique(SenderReputation::Known);
     }
     let first = world.started();
     assert_eq!(first.len(), 2);
@@ -356,22 +358,22 @@ async fn old_zombies_do_not_shut_the_window() {
     );
 }
 
-/// Law 5: while an engine is out that nobody makes up for, fresh mail waits for it as long as for a slot, or it would stand behind
-/// everything that was deferred when it is back. What is scanned again is told at once.
+/// Law 5: fresh mail waits for an engine that is out and has no substitute, as long as for a slot. Otherwise that mail would
+/// be queued behind all deferred mail on the return of the engine. Mail that is scanned again is refused at once.
 #[tokio::test(start_paused = true)]
 async fn fresh_mail_waits_for_an_engine_that_nobody_makes_up_for() {
     for covered in [true, false] {
         let mut world = World::new(3);
         for _ in 0..3 {
-            world.unique(Standing::Known);
+            world.unique(SenderReputation::Known);
         }
         world.after(3000);
         world.gate.orders();
         world.gate.cover(covered);
-        let fresh = world.unique(Standing::Known);
+        let fresh = world.unique(SenderReputation::Known);
         let again = GateRequest {
             scan_reason: ScanReason::Again,
-            ..entrant(world.now, TEXT, Standing::Known)
+            ..entrant(world.now, TEXT, SenderReputation::Known)
         };
         let again = world.gate.enter(world.now, again);
         let told: Vec<Ticket> = world
@@ -391,18 +393,18 @@ async fn fresh_mail_waits_for_an_engine_that_nobody_makes_up_for() {
     }
 }
 
-/// The stall detector: an engine whose scans take 50 ms is out a few tenths of a second after it stops. Mail of strangers alone, of
-/// one known sender, or of two does not look like it.
+/// The stall detector takes out an engine with scans of 50 ms a few tenths of a second after the engine stops. Hanging mail
+/// of unknown senders alone, of one known sender, or of two is not a stall.
 #[tokio::test(start_paused = true)]
 async fn an_engine_has_stalled_if_too_much_is_late_at_once() {
-    let stalls = |parties: &[(u64, Standing)]| {
+    let stalls = |parties: &[(u64, SenderReputation)]| {
         let mut world = World::new(10);
         (0..1000).for_each(|_| world.gate.latencies.add(milliseconds(50)));
-        for (party, standing) in parties {
+        for (party, reputation) in parties {
             world.next += 1;
             let entrant = GateRequest {
                 turn: turn(*party),
-                ..entrant(world.now, world.next, *standing)
+                ..entrant(world.now, world.next, *reputation)
             };
             world.gate.enter(world.now, entrant);
         }
@@ -411,8 +413,8 @@ async fn an_engine_has_stalled_if_too_much_is_late_at_once() {
             matches!(world.breaker(), BreakerState::Open { .. })
         })
     };
-    let (known, unknown) = (Standing::Known, Standing::Unknown);
-    let many = |standing| (0..6).map(|party| (party, standing)).collect::<Vec<_>>();
+    let (known, unknown) = (SenderReputation::Known, SenderReputation::Unknown);
+    let many = |reputation| (0..6).map(|party| (party, reputation)).collect::<Vec<_>>();
     let of_many = stalls(&many(known));
     assert!(of_many.is_some_and(|tenths| tenths <= 3), "{of_many:?}");
     assert_eq!(stalls(&many(unknown)), None, "strangers");
@@ -420,34 +422,46 @@ async fn an_engine_has_stalled_if_too_much_is_late_at_once() {
     assert_eq!(stalls(&many(known)[..2]), None, "two of them");
 }
 
-/// An engine in which known senders' mail hangs hangs on everything; of one that strangers alone have shut it may be their mail.
-/// What it was is forgotten when the breaker opens for another reason.
+/// If mail of known senders hangs in a stalled engine, all mail hangs there. If only mail of unknown senders does, their mail
+/// may be the cause. The gate forgets the distinction when the breaker opens for another reason.
 #[tokio::test(start_paused = true)]
 async fn it_is_known_what_a_stalled_engine_hangs_on() {
-    for (standing, on_known) in [(Standing::Known, true), (Standing::Unknown, false)] {
-        let mut world = World::new(3);
-        for _ in 0..10 {
-            world.unique(standing);
+    let (known, unknown) = (SenderReputation::Known, SenderReputation::Unknown);
+    for (reputation, is_text, on_known) in [
+        (known, true, true),
+        (known, false, true),
+        (unknown, true, false),
+    ] {
+        let mut world = World::new(6);
+        for n in 0..10 {
+            match is_text {
+                true => world.unique(reputation),
+                false => world.enter(n, reputation),
+            };
         }
         world.after(1000);
-        assert!(world.gate.is_out(0), "{standing:?}");
-        assert_eq!(world.gate.hangs_on_known(), on_known, "{standing:?}");
+        assert!(world.gate.is_out(0), "{reputation:?} {is_text}");
+        assert_eq!(
+            world.gate.hangs_on_known(),
+            on_known,
+            "{reputation:?} {is_text}"
+        );
         let (now, opened) = (world.now, Change::Opened(Cause::Failing));
         world.gate.changed(now, 0, Some(opened));
         assert!(!world.gate.hangs_on_known());
     }
 }
 
-/// One who sends much does not delay one who sends little.
+/// A party that sends much does not delay a party that sends little.
 #[tokio::test(start_paused = true)]
 async fn parties_take_turns() {
     let mut world = World::new(1);
-    let first = world.unique(Standing::Known);
+    let first = world.unique(SenderReputation::Known);
     let from = |world: &mut World, party: u64| {
         world.next += 1;
         let entrant = GateRequest {
             turn: turn(party),
-            ..entrant(world.now, world.next, Standing::Known)
+            ..entrant(world.now, world.next, SenderReputation::Known)
         };
         world.gate.enter(world.now, entrant)
     };
@@ -460,30 +474,30 @@ async fn parties_take_turns() {
     assert_eq!(world.started(), [modest]);
 }
 
-/// P3: a client that sends more letters than the engine can do does not keep waiting what others attach to theirs.
+/// P3: a client that sends more text messages than the engine can scan does not delay attachments of other clients.
 #[tokio::test(start_paused = true)]
 async fn no_lane_goes_before_another() {
     let mut world = World::new(3);
     for at in 0..100 {
         let letter = GateRequest {
             turn: turn(7),
-            ..entrant(world.now, TEXT + at, Standing::Known)
+            ..entrant(world.now, TEXT + at, SenderReputation::Known)
         };
         world.gate.enter(world.now, letter);
     }
     let begun = world.started();
     assert_eq!(begun.len(), 3);
-    let other = world.enter(1, Standing::Known);
+    let other = world.enter(1, SenderReputation::Known);
     world.answered(begun[0]);
     assert_eq!(world.started(), [other]);
 }
 
-/// An engine that takes everything and returns nothing is out after a second, and nobody waits for it any more.
+/// An engine that takes all scans and ends none is out after a second, and no message waits for the engine any longer.
 #[tokio::test(start_paused = true)]
 async fn a_stalled_engine_is_out_within_a_second_or_two() {
     let mut world = World::new(3);
     for _ in 0..10 {
-        world.unique(Standing::Known);
+        world.unique(SenderReputation::Known);
     }
     world.gate.orders();
     world.after(1000);
@@ -494,19 +508,19 @@ async fn a_stalled_engine_is_out_within_a_second_or_two() {
         !refused.is_empty() && refused.iter().all(open),
         "{refused:?}"
     );
-    let next = world.unique(Standing::Known);
+    let next = world.unique(SenderReputation::Known);
     assert_eq!(world.refused()[0].0, next);
 }
 
-/// Whose fault? One fingerprint that fails again and again is at fault itself; the engine is not.
+/// If one fingerprint fails repeatedly, the fingerprint is at fault, and the engine is not.
 #[tokio::test(start_paused = true)]
 async fn failures_of_one_fingerprint_do_not_open_the_breaker() {
     for (unrelated, opens) in [(false, false), (true, true)] {
         let mut world = World::new(12);
         for at in 0..30 {
             let ticket = match unrelated {
-                true => world.unique(Standing::Known),
-                false => world.enter(7, Standing::Known),
+                true => world.unique(SenderReputation::Known),
+                false => world.enter(7, SenderReputation::Known),
             };
             let _ = (at, world.started());
             world.gate.end(world.now, ticket, ScanEnd::Failed);
@@ -516,13 +530,13 @@ async fn failures_of_one_fingerprint_do_not_open_the_breaker() {
     }
 }
 
-/// What was convicted is not scanned, except one that was held and is scanned to find out.
+/// Blocked content is not scanned, except held mail that is scanned again as a test.
 #[tokio::test(start_paused = true)]
 async fn a_hold_refuses_what_it_matches() {
     let mut world = World::new(1);
-    let running = world.enter(7, Standing::Known);
-    let waiting = world.enter(7, Standing::Known);
-    let other = world.enter(8, Standing::Known);
+    let running = world.enter(7, SenderReputation::Known);
+    let waiting = world.enter(7, SenderReputation::Known);
+    let other = world.enter(8, SenderReputation::Known);
     world.gate.orders();
     world.divert(DiversionAct::Hold, 7);
     let orders = world.gate.orders();
@@ -537,48 +551,48 @@ async fn a_hold_refuses_what_it_matches() {
     world.answered(other);
     let redrive = GateRequest {
         scan_reason: ScanReason::Redrive,
-        ..entrant(world.now, 7, Standing::Known)
+        ..entrant(world.now, 7, SenderReputation::Known)
     };
     let redrive = world.gate.enter(world.now, redrive);
     assert_eq!(world.started(), [redrive]);
 }
 
-/// Of what is parked one is scanned at a time, so that it can refute the suspicion.
+/// Parked messages are scanned one at a time, so that a scan can disprove the suspicion.
 #[tokio::test(start_paused = true)]
 async fn a_park_lets_one_through_at_a_time() {
     let mut world = World::new(12);
     world.divert(DiversionAct::Park, 7);
-    let canary = world.enter(7, Standing::Unknown);
+    let canary = world.enter(7, SenderReputation::Unknown);
     assert_eq!(world.started(), [canary]);
-    let next = world.enter(7, Standing::Unknown);
+    let next = world.enter(7, SenderReputation::Unknown);
     assert!(matches!(&world.refused()[..], [(n, GateRefusal::Parked(_))] if *n == next));
     world.answered(canary);
-    let next = world.enter(7, Standing::Unknown);
+    let next = world.enter(7, SenderReputation::Unknown);
     assert_eq!(world.started(), [next]);
 }
 
-/// A class that the engine is bypassed for sends one message now and then, to find out whether it has mended.
+/// A bypassed class sends one message every 10 s to the engine, to detect that the engine has recovered.
 #[tokio::test(start_paused = true)]
 async fn a_bypass_is_the_engines_fault_and_tries_again() {
     let mut world = World::new(12);
     world.divert(DiversionAct::Bypass, 7);
-    let shadow = world.enter(7, Standing::Known);
+    let shadow = world.enter(7, SenderReputation::Known);
     assert_eq!(world.started(), [shadow]);
     world.answered(shadow);
-    world.enter(7, Standing::Known);
+    world.enter(7, SenderReputation::Known);
     assert!(matches!(&world.refused()[..], [(_, GateRefusal::Open(_))]));
     world.after(10_000);
-    world.enter(7, Standing::Known);
+    world.enter(7, SenderReputation::Known);
     assert_eq!(world.started().len(), 1);
 }
 
-/// Who gets no slot in time is told so.
+/// A message that gets no slot within the wait is refused as `busy`.
 #[tokio::test(start_paused = true)]
 async fn waiting_ends() {
     let mut world = World::new(1);
-    let long = world.unique(Standing::Known);
+    let long = world.unique(SenderReputation::Known);
     world.gate.orders();
-    let waiting = world.unique(Standing::Known);
+    let waiting = world.unique(SenderReputation::Known);
     // Something ends now and then, so that it is no stall.
     world.after(500);
     world.gate.replicas[0].last_end = world.now;
@@ -587,20 +601,22 @@ async fn waiting_ends() {
     world.answered(long);
 }
 
-/// A replica that asks to be left alone gets nothing until then, and others get its mail; where there is no other, nobody
-/// waits for it, and it is no failure (RFC 6585 4).
+/// A replica that asks for a pause gets no scan until the end of the pause, and other replicas get its mail. Without another
+/// replica, no message waits for the end of the pause. The request is not a failure (RFC 6585 section 4).
 #[tokio::test(start_paused = true)]
 async fn who_asks_to_be_left_alone_is_left_alone() {
     let mut world = World::new(100);
     world.gate = Gate::new(world.now, TIMES, 100, 2, true);
-    let first = world.unique(Standing::Known);
+    let first = world.unique(SenderReputation::Known);
     let started = world.gate.orders();
     let [GateOrder::Start(_, resting)] = started[..] else {
         panic!("{started:?}");
     };
     let pause = ScanEnd::Rests(Duration::from_secs(60));
     world.gate.end(world.now, first, pause);
-    let others: Vec<Ticket> = (0..100).map(|_| world.unique(Standing::Known)).collect();
+    let others: Vec<Ticket> = (0..100)
+        .map(|_| world.unique(SenderReputation::Known))
+        .collect();
     let started = world.gate.orders();
     assert_eq!(started.len(), 100);
     for order in started {
@@ -611,19 +627,19 @@ async fn who_asks_to_be_left_alone_is_left_alone() {
     }
     world.gate.end(world.now, others[0], pause);
     others[1..].iter().for_each(|other| world.answered(*other));
-    let nobody = world.unique(Standing::Known);
+    let nobody = world.unique(SenderReputation::Known);
     assert_eq!(world.refused(), [(nobody, GateRefusal::Resting)]);
     assert!(
         world.gate.is_busy(),
         "time must pass, or it would rest for ever"
     );
     world.after(60_000);
-    let again = world.unique(Standing::Known);
+    let again = world.unique(SenderReputation::Known);
     assert_eq!(world.started(), [again]);
     assert_eq!(world.breaker(), BreakerState::Closed);
 }
 
-/// What is done at random; numbers choose among what is there.
+/// A random action. Numbers select among the tickets that exist.
 #[derive(Debug, Clone)]
 enum Act2 {
     Enter(u64, bool, u8),
@@ -650,8 +666,8 @@ fn act() -> impl Strategy<Value = Act2> {
 }
 
 proptest! {
-    /// I1 and I6, whatever happens: never more scans than slots; every entrant gets one answer at most, and one
-    /// exactly once time has passed, unless it left.
+    /// I1 and I6 for random actions: there are never more scans than slots (and one probe). Each request gets at most one
+    /// answer, and exactly one after enough time, unless the message has left.
     #[test]
     fn slots_hold_and_everybody_is_answered_once(acts in prop::collection::vec(act(), 1..120), slots in 1_usize..6) {
         let mut world = World::new(slots);
@@ -660,9 +676,9 @@ proptest! {
         for act in acts {
             match act {
                 Act2::Enter(key, known, scan_reason) => {
-                    let standing = if known { Standing::Known } else { Standing::Unknown };
+                    let reputation = if known { SenderReputation::Known } else { SenderReputation::Unknown };
                     let scan_reason = [ScanReason::Fresh, ScanReason::Again, ScanReason::Redrive][scan_reason as usize];
-                    let one = GateRequest { scan_reason, ..entrant(world.now, key, standing) };
+                    let one = GateRequest { scan_reason, ..entrant(world.now, key, reputation) };
                     waiting.push(world.gate.enter(world.now, one));
                 }
                 Act2::Leave(at) if !waiting.is_empty() => {

@@ -1,5 +1,5 @@
-//! What time does at the gate: scans become slow and overdue, replicas stall, those who wait give up. And what the end
-//! of a scan says about whom.
+//! The effects of time at the gate: scans become slow and overdue, and waiting messages give up. Also the conclusions from the
+//! end of a scan, about the message, its sender, and the engine.
 
 use std::time::Duration;
 
@@ -7,18 +7,18 @@ use tokio::time::Instant;
 
 use super::trust::Level;
 use super::waiting::slow_copies;
-use super::{EVIDENCE, FAILURE, Gate, GateRefusal, Scan, ScanEnd, Ticket};
+use super::{EVIDENCE_MAX, FAILURE_LATENCY_MIN, Gate, GateRefusal, Scan, ScanEnd, Ticket};
 use crate::scan::evidence::{Evidence, Observed};
 use crate::scan::guard::breaker::Change;
 
-/// Mail that is scanned again waits for a slot so many times as long as fresh mail: nobody's session waits with it.
-const AGAIN_PATIENCE: u32 = 10;
-/// Scans of strangers that ended well, remembered to be compared with those that are stuck: three for each slot of an engine
-/// with a thousand.
-const STRANGERS_WELL: usize = 3000;
+/// Mail that is scanned again waits for a slot ten times as long as fresh mail, because no SMTP session waits for the answer.
+const AGAIN_WAIT_FACTOR: u32 = 10;
+/// Fast scans of unknown senders whose start times are kept, for the comparison in [`Gate::blames_strangers`]: three for each
+/// slot of an engine with 1,000 slots, as three fast scans are needed for each stuck scan.
+const UNKNOWN_FAST_SCANS_MAX: usize = 3000;
 
 impl Gate {
-    /// Marks scans as slow and as overdue, once each.
+    /// Marks scans as slow and as overdue. Each mark produces evidence once.
     pub(super) fn age(&mut self, now: Instant) {
         let (mut slow, mut overdue) = (Vec::new(), Vec::new());
         for (ticket, scan) in &mut self.scans {
@@ -53,7 +53,7 @@ impl Gate {
         }
     }
 
-    /// A scan has become slow: whoever waits behind copies that are all slow is told so.
+    /// A scan has become slow: refuses the messages that are parked behind copies if all running copies are slow.
     fn refuse_copies(&mut self, ticket: Ticket) {
         let Some(fingerprint) = self.scans[&ticket].entrant.fingerprint.clone() else {
             return;
@@ -67,7 +67,8 @@ impl Gate {
         }
     }
 
-    /// Those who have waited long enough. That slots were taken is nobody's fault who waited for one.
+    /// Refuses messages that have waited too long. The reason is `Busy` unless there is evidence: taken slots are not the
+    /// fault of the message that waited for a slot.
     pub(super) fn give_up(&mut self, now: Instant) {
         self.turns
             .tidy(|t| self.waiting.contains_key(&t), self.waiting.len());
@@ -78,7 +79,7 @@ impl Gate {
             let patience = match (waiting.parked, waiting.class.is_fresh()) {
                 (true, _) => self.times.timeout,
                 (false, true) => self.times.wait,
-                (false, false) => self.times.wait * AGAIN_PATIENCE,
+                (false, false) => self.times.wait * AGAIN_WAIT_FACTOR,
             };
             if waited < patience {
                 continue;
@@ -86,7 +87,7 @@ impl Gate {
             let refusal = match (&refuses, waiting.parked, waiting.level) {
                 (Some(refusal), false, _) => refusal.clone(),
                 (_, true, _) => GateRefusal::Parked("the same content is being scanned".to_owned()),
-                // Others do not make up for what this engine has hung on.
+                // Other engines do not make up for a message on which this engine hung.
                 (None, false, _) if waiting.entrant.struck => {
                     let why = "it ran into its timeout before; it waits for slots to be free";
                     GateRefusal::Parked(why.to_owned())
@@ -104,7 +105,8 @@ impl Gate {
         }
     }
 
-    /// What an end says about the engine's usual times, about strangers, and about an engine that is out.
+    /// Updates, from the end of a scan, the use of slots, the usual latencies, the fast scans of unknown senders, and the
+    /// breaker: an engine that answers while its breaker is open is probed at once.
     pub(super) fn learn(&mut self, now: Instant, scan: &Scan, age: Duration, end: ScanEnd) {
         if !scan.is_slow && !scan.is_probe {
             self.used.ceases(now, scan.level);
@@ -116,7 +118,7 @@ impl Gate {
             self.latencies.add(age);
         }
         if !scan.is_slow && scan.level == Level::Unknown {
-            if self.strangers_well.len() >= STRANGERS_WELL {
+            if self.strangers_well.len() >= UNKNOWN_FAST_SCANS_MAX {
                 self.strangers_well.pop_front();
             }
             self.strangers_well.push_back(scan.started);
@@ -124,12 +126,13 @@ impl Gate {
         self.replicas[scan.replica].breaker.answered(now);
     }
 
-    /// What an end means for the breaker. A scan that was overdue has counted already, when it became so.
+    /// Reports to the breaker whether the end of a scan is good or bad. An overdue scan has already counted when it became
+    /// overdue.
     pub(super) fn weigh(&mut self, now: Instant, scan: &Scan, age: Duration, end: ScanEnd) {
         if scan.is_overdue {
             return;
         }
-        let bearable = FAILURE.max(self.times.slow(scan.entrant.large) * 4);
+        let bearable = FAILURE_LATENCY_MIN.max(self.times.slow(scan.entrant.large) * 4);
         let good = matches!(end, ScanEnd::Answered { .. }) && age < bearable;
         if good || self.canaries.is_news(now, scan) {
             let change = self.replicas[scan.replica].breaker.outcome(now, good);
@@ -141,7 +144,7 @@ impl Gate {
         let Some(evidence) = evidence else {
             return;
         };
-        if self.evidence.len() >= EVIDENCE {
+        if self.evidence.len() >= EVIDENCE_MAX {
             self.evidence.pop_front();
         }
         self.evidence.push_back(evidence);
@@ -164,7 +167,7 @@ pub(super) fn observed(scan: &Scan, end: ScanEnd) -> Option<Observed> {
         (ScanEnd::Failed | ScanEnd::Unreachable, ..) => Observed::Failed,
         (ScanEnd::Broken, ..) => Observed::Broken,
         (ScanEnd::Lost, ..) => Observed::Lost,
-        // It says nothing about this message, and that it speaks is no failure.
+        // A probe is not mail. A request for a pause says nothing about the message, and is not a failure.
         (ScanEnd::Probe | ScanEnd::Rests(_), ..) => return None,
     })
 }
@@ -173,7 +176,7 @@ pub(super) fn evidence(now: Instant, scan: &Scan, what: Observed) -> Option<Evid
     Some(Evidence {
         message: scan.entrant.id,
         fingerprint: scan.entrant.fingerprint.clone()?,
-        standing: scan.entrant.standing,
+        reputation: scan.entrant.reputation,
         scan_reason: scan.entrant.scan_reason,
         arrived: scan.entrant.arrived,
         started: scan.started,

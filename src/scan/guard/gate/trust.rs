@@ -1,8 +1,9 @@
-//! Who may take a free slot: one rule, from what speaks for a message (RESILIENCE section 2, "Levels of trust").
+//! Which message may take a free slot: one rule, which depends on the level of trust of the message (RESILIENCE section 2,
+//! "Levels of trust").
 //!
-//! A scan counts against its own level of trust and against those below it, as long as it runs, slow or not. So what a level
-//! may hold is bounded by what better-known mail needs, and never by how much of its own kind is stuck: mail of strangers that
-//! hangs takes slots from mail of strangers.
+//! A scan counts against its own level and against the better-known levels, from its start to its end, slow or not. The slots
+//! that a level may hold are therefore bounded by the needs of more trusted mail, and never by the number of hanging scans of
+//! the same level: hanging mail of unknown senders takes slots from mail of unknown senders.
 
 use std::time::Duration;
 
@@ -10,41 +11,43 @@ use tokio::time::Instant;
 
 use super::{Gate, GateRequest, Scan};
 use crate::ablation::{Mechanism, without};
-use crate::message::Standing;
+use crate::message::SenderReputation;
 
-/// The time over which the use of slots by better-known mail is averaged: a reserve that follows it has to be there before
-/// the next message of such mail, and mail comes in bursts of seconds.
-const USE_TIME: Duration = Duration::from_secs(10);
-/// Scans of strangers that end well, for one that is stuck, below which what waits of their mail is suspected. Good mail has a
-/// few in a thousand that hang, and a flood that is worth the trouble is as much as the good mail beside it.
-const WELL_FOR_ONE_STUCK: usize = 3;
-/// Mail that has not come for this time has no slots kept for it.
-const ABSENT_AFTER: Duration = Duration::from_secs(600);
+/// Time constant of the mean use of slots by more trusted mail. The reserve follows this mean, and must be there before the
+/// next message of more trusted mail arrives. Mail arrives in bursts of seconds, so a mean over 10 s spans the gaps between
+/// bursts.
+const USE_TIME_CONSTANT: Duration = Duration::from_secs(10);
+/// Waiting mail of unknown senders is suspected if, for each stuck scan of unknown senders, at most three scans have ended
+/// well: a quarter or more are stuck. Of valid mail, only a few scans in 1,000 hang. A flood that is large enough to matter
+/// is at least as much as the valid mail beside the flood, so half of the scans or more hang. A quarter lies between the two.
+const FAST_SCANS_PER_STUCK_MAX: usize = 3;
+/// If no mail of the more trusted levels has begun a scan for 10 minutes, no slots are kept free for those levels.
+const RESERVE_IDLE_MAX: Duration = Duration::from_secs(600);
 
-/// What speaks for a message; the least speaks for the last.
+/// The level of trust of a message, from the most to the least trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Level {
-    /// A known sender, and text or attachments that were scanned well before.
+    /// Mail of a known sender. Each attachment, if there are any, was scanned in time before.
     Proven,
-    /// A known sender with an attachment that nobody has seen.
+    /// Mail of a known sender with at least one attachment that was not scanned in time before.
     Unproven,
-    /// An unknown sender.
+    /// Mail of an unknown sender.
     Unknown,
 }
 
 impl Level {
     pub(super) const ALL: [Self; 3] = [Self::Proven, Self::Unproven, Self::Unknown];
 
-    /// The level of a message; `proven` tells whether all its attachments were scanned in time before.
-    pub(super) fn of(standing: Standing, proven: bool) -> Self {
-        match (standing, proven) {
-            (Standing::Known, true) => Self::Proven,
-            (Standing::Known, false) => Self::Unproven,
-            (Standing::Unknown, _) => Self::Unknown,
+    /// The level of a message; `proven` says whether all its attachments were scanned in time before.
+    pub(super) fn of(reputation: SenderReputation, proven: bool) -> Self {
+        match (reputation, proven) {
+            (SenderReputation::Known, true) => Self::Proven,
+            (SenderReputation::Known, false) => Self::Unproven,
+            (SenderReputation::Unknown, _) => Self::Unknown,
         }
     }
 
-    /// The most slots that are kept free of it.
+    /// Largest number of slots, of `slots`, that are kept free for more trusted mail.
     fn most_kept(self, slots: usize) -> usize {
         match self {
             Self::Proven => 0,
@@ -54,15 +57,16 @@ impl Level {
     }
 }
 
-/// How many slots mail better known than a level has used of late, for the two levels that have such.
+/// Recent use of slots by mail that is more trusted than a level, for the two levels that have more trusted mail.
 #[derive(Debug)]
 pub(super) struct Use {
     at: Instant,
-    /// Scans that run now and are not slow.
+    /// Scans of each level that run now and are not slow.
     live: [u32; 3],
-    /// Exponentially weighted means of `live` over [`USE_TIME`], each summed over the levels up to its own.
+    /// Means of `live`, exponentially weighted with [`USE_TIME_CONSTANT`]: the first for proven mail, the second for proven
+    /// and unproven mail together.
     means: [f64; 2],
-    /// When such mail last began a scan.
+    /// Start of the last scan: the first of proven mail, the second of proven or unproven mail.
     last: [Option<Instant>; 2],
 }
 
@@ -84,20 +88,20 @@ impl Use {
         }
     }
 
-    /// A scan became slow, or ended before it was.
+    /// A scan became slow, or ended without becoming slow.
     pub(super) fn ceases(&mut self, now: Instant, level: Level) {
         self.pass(now);
         self.live[level as usize] = self.live[level as usize].saturating_sub(1);
     }
 
-    /// Lets time pass.
+    /// Updates the means to the present.
     pub(super) fn pass(&mut self, now: Instant) {
         let time = now.saturating_duration_since(self.at);
         if time.is_zero() {
             return;
         }
         self.at = now;
-        let kept = (-time.div_duration_f64(USE_TIME)).exp();
+        let kept = (-time.div_duration_f64(USE_TIME_CONSTANT)).exp();
         let mut live = 0;
         for (mean, level) in self.means.iter_mut().zip(self.live) {
             live += level;
@@ -105,13 +109,14 @@ impl Use {
         }
     }
 
-    /// Slots that are kept free of a level while none of its scans is slow: what better-known mail uses, and one more.
+    /// Slots that are kept free of a level while no scan of the level, or of a less trusted one, is slow: the mean use by
+    /// more trusted mail, rounded down, and one more, so that the next message of those levels finds a slot.
     fn kept(&self, now: Instant, level: Level, slots: usize) -> usize {
         let Some(better) = (level as usize).checked_sub(1) else {
             return 0;
         };
         match self.last[better] {
-            Some(last) if now < last + ABSENT_AFTER => {
+            Some(last) if now < last + RESERVE_IDLE_MAX => {
                 level.most_kept(slots).min(1 + self.means[better] as usize)
             }
             _ => 0,
@@ -123,14 +128,15 @@ impl Use {
 #[derive(Debug)]
 pub(super) struct Load {
     slots: usize,
-    /// Scans of each level or of one that is less trusted.
+    /// For each level, the scans of that level and of *less* trusted levels.
     held: [usize; 3],
-    /// Those of them that are slow.
+    /// The slow scans among `held`.
     slow: [usize; 3],
-    /// Scans of large content, of each level or of one that is *more* trusted, and those of them that are slow.
+    /// For each level, the scans of large content of that level and of *more* trusted levels.
     large: [usize; 3],
+    /// The slow scans among `large`.
     slow_large: [usize; 3],
-    /// Scans of messages that ran into their timeout before.
+    /// Scans of messages that timed out before.
     struck: usize,
 }
 
@@ -158,8 +164,9 @@ impl Load {
         load
     }
 
-    /// Whether a message of that level may take a free slot. Strangers begin no scan while those that run are as many as the
-    /// slots less those kept free of them; of unproven mail of known senders one scan may always run.
+    /// Whether a message of that level may take a free slot. A message of an unproven or unknown level may start while the
+    /// running scans of its level and of less trusted levels are fewer than the slots minus those kept free of the level. One
+    /// scan of unproven mail may always run.
     pub(super) fn admits(&self, now: Instant, level: Level, used: &Use) -> bool {
         if without(Mechanism::Lanes) || level == Level::Proven {
             return true;
@@ -173,24 +180,28 @@ impl Load {
         alone || self.held[at] < self.slots.saturating_sub(kept).max(1)
     }
 
-    /// A message that ran into its timeout once may do so again: one of them at a time, and only while half of the slots are
-    /// free or at work. One that has done so counts until the engine lets go of it: two of them, and five of a drip every 30 s
-    /// within a `limit` of 150 s, are all of ten slots that strangers may hold. If it is large it waits for other large mail that
-    /// is slow: then that is not its own fault.
+    /// Whether a message that timed out before may take a free slot. The message may hang again, so these messages are
+    /// scanned one at a time, and only while at most half of the slots are held by slow scans. A scan that hangs again counts
+    /// until the engine ends the scan. One at a time is necessary: on an engine with ten slots, unknown senders may hold
+    /// seven. Two of these scans, and a drip of one new hanging message every 30 s (five within a `limit` of 150 s), would
+    /// hold all seven. A large message also waits while any scan of large content is slow: then another timeout might not be
+    /// the fault of the message.
     pub(super) fn admits_struck(&self, large: bool) -> bool {
         let explained = large && self.slow_large[Level::Unknown as usize] > 0;
         self.struck == 0 && 2 * self.slow[0] <= self.slots && !explained
     }
 
-    /// Whether a large message of that level may take a free slot. Large content takes an engine as long as small content never
-    /// does: once such a scan is slow, all of that level and of better ones have half of what strangers may hold, and small mail
-    /// has the rest. Large mail of strangers that hangs takes nothing from large mail of known senders.
+    /// Whether a large message of that level may take a free slot. Large content can take an engine much longer than small
+    /// content. So once a scan of large content of that level or of a more trusted level is slow, these scans together may
+    /// hold half of the slots that unknown senders may hold, and small mail has the rest. Less trusted levels do not count:
+    /// hanging large mail of unknown senders takes no slots from large mail of known senders.
     pub(super) fn admits_large(&self, level: Level) -> bool {
         let at = level as usize;
         without(Mechanism::Lanes) || self.slow_large[at] == 0 || !self.is_too_much(self.large[at])
     }
 
-    /// Whether so many scans of one sort, one of which is slow, are all that may run: half of what strangers may hold.
+    /// Whether a number of scans reaches the limit for scans of one sort (one party, or large content) of which at least one
+    /// is slow: half of the slots that unknown senders may hold.
     fn is_too_much(&self, of_one_sort: usize) -> bool {
         let most = self
             .slots
@@ -200,7 +211,7 @@ impl Load {
 }
 
 impl Gate {
-    /// What the slots of the replicas that take mail are used for.
+    /// The present load, over the replicas that take mail.
     pub(super) fn load(&self) -> Load {
         let takes = |at: usize| self.replicas[at].allowed() > 0;
         let replicas = self.replicas.iter().filter(|replica| replica.allowed() > 0);
@@ -208,7 +219,8 @@ impl Gate {
         Load::of(replicas.count() * self.slots, scans)
     }
 
-    /// Parties that may begin no scan: one of theirs is slow, and the rest of the slots that strangers may hold is for others.
+    /// Parties that may not start another scan: at least one scan of the party is slow, and the party already holds half of
+    /// the slots that unknown senders may hold. The other half is for other parties.
     pub(super) fn stuck_parties(&self, load: &Load) -> Vec<u64> {
         if load.slow[0] == 0 || without(Mechanism::Lanes) {
             return Vec::new();
@@ -229,8 +241,9 @@ impl Gate {
         stuck
     }
 
-    /// Whether the engine is short of slots for such a message: it takes mail, but this one would have to wait now, for a slot
-    /// that its level of trust may take or behind copies of itself. An engine that is out is not short of slots: it has none.
+    /// Whether the engine is short of slots for a message: the engine takes mail, but this message would have to wait now,
+    /// for a slot that its level of trust may take, or behind copies of the same content. An engine that is out is not short
+    /// of slots: that engine gives no answer at all, and coverage decides.
     pub(in crate::scan::guard) fn is_short(&self, now: Instant, entrant: &GateRequest) -> bool {
         if self.refuses().is_some() {
             return false;
@@ -242,9 +255,10 @@ impl Gate {
         self.free() == 0 || self.canaries.blocking(entrant).is_some() || !admits()
     }
 
-    /// Whether it is the strangers' mail that fails, as far as statistics can tell: of those that began since the oldest scan of
-    /// a stranger that is stuck, a quarter or more are. It is what a flood from many senders looks like whose messages have
-    /// nothing in common; then other engines do not make up for this one.
+    /// Whether statistics blame the mail of unknown senders: of their scans that began since the oldest stuck one, at most
+    /// [`FAST_SCANS_PER_STUCK_MAX`] have ended well for each stuck one, so a quarter or more are stuck. This pattern shows a
+    /// flood from many senders whose messages have no common trait. Other engines then do not make up for this engine, or
+    /// policy would deliver the flood on their answers.
     pub(super) fn blames_strangers(&self) -> bool {
         let of_strangers = |scan: &&Scan| scan.level == Level::Unknown && !scan.is_probe;
         let slow = self
@@ -260,7 +274,7 @@ impl Gate {
             return false;
         };
         let well = self.strangers_well.iter().filter(|began| **began >= oldest);
-        let most = WELL_FOR_ONE_STUCK * count;
+        let most = FAST_SCANS_PER_STUCK_MAX * count;
         well.take(most + 1).count() <= most
     }
 }
@@ -280,8 +294,8 @@ mod tests {
         }
     }
 
-    /// Law 1: where no better-known mail comes, strangers have every slot; what such mail uses is kept free of them, and one
-    /// more; a third at most, and a third as soon as one of their scans is slow.
+    /// Law 1: without more trusted mail, unknown senders may use every slot. Otherwise the slots that more trusted mail uses
+    /// are kept free, and one more: at most a third, and a third as soon as one scan of unknown senders is slow.
     #[tokio::test(start_paused = true)]
     async fn what_is_kept_follows_what_is_used() {
         let now = Instant::now();
@@ -296,23 +310,23 @@ mod tests {
         assert_eq!(most(now, &used, false), 12, "nobody else is there");
         used.begins(now, Level::Proven);
         assert_eq!(most(now, &used, false), 11);
-        let later = now + 3 * USE_TIME;
+        let later = now + 3 * USE_TIME_CONSTANT;
         used.pass(later);
         assert_eq!(most(later, &used, false), 11, "one is used nearly always");
         (0..9).for_each(|_| used.begins(later, Level::Unproven));
-        let later = later + 3 * USE_TIME;
+        let later = later + 3 * USE_TIME_CONSTANT;
         used.pass(later);
         assert_eq!(most(later, &used, false), 8, "a third at most");
         (0..9).for_each(|_| used.ceases(later, Level::Unproven));
         used.ceases(later, Level::Proven);
-        let later = later + 6 * USE_TIME;
+        let later = later + 6 * USE_TIME_CONSTANT;
         used.pass(later);
         assert_eq!(most(later, &used, false), 11);
         assert_eq!(most(later, &used, true), 8, "a third once one is slow");
-        assert_eq!(most(later + ABSENT_AFTER, &used, false), 12);
+        assert_eq!(most(later + RESERVE_IDLE_MAX, &used, false), 12);
     }
 
-    /// Law 2: known senders with new attachments are not in one pot with strangers, however many of those are stuck.
+    /// Law 2: known senders with new attachments have slots of their own, even if many scans of unknown senders hang.
     #[tokio::test(start_paused = true)]
     async fn strangers_that_hang_leave_room_for_what_is_unproven() {
         let now = Instant::now();
@@ -327,8 +341,8 @@ mod tests {
         assert!(alone.admits(now, Level::Unproven, &used), "one may always");
     }
 
-    /// Law 4: of messages that hung once one is scanned at a time, and only while half of the slots are live; a large one not while
-    /// large mail is slow.
+    /// Law 4: messages that timed out before are scanned one at a time, and only while at most half of the slots are held by
+    /// slow scans; large ones not while large mail is slow.
     #[test]
     fn what_hung_once_is_scanned_alone() {
         assert!(load(8, [8, 0, 0], [4, 0, 0]).admits_struck(false));

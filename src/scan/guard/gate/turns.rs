@@ -1,36 +1,40 @@
-//! Whose turn it is, among those whose level of trust has room.
+//! The order in which waiting messages start, among the levels of trust that have room.
 //!
-//! Five classes share the engine by weight (weighted fair queueing: each start costs its class the more virtual time the less
-//! it weighs, and the class with the least goes next). Within fresh mail turns go by start tags (start-time fair queueing;
-//! Goyal, Vin, Cheng, SIGCOMM 1996) at two levels: first of those who bring mail (a user, else a client), then of the senders
-//! of each. So who sends more than the engine can do is behind everybody who sends less, under however many senders' names;
-//! and behind one mail server, whose mail has one client address, one sender who floods is behind the others. Mail that is
-//! scanned again is known by its age instead: the oldest first.
+//! Five classes share the engine by weight (weighted fair queueing): each start costs its class virtual time, in inverse
+//! proportion to the weight of the class, and the class with the least virtual time goes next. Within fresh mail, start tags
+//! give the order (start-time fair queueing; Goyal, Vin, Cheng, SIGCOMM 1996) at two levels: first between the clients (an
+//! authenticated user, else a client address), then between the parties (reverse-paths) of one client. A client that sends
+//! more than the engine can scan is therefore served after all clients that send less, even if each message has another
+//! sender. All mail that comes through one mail server has one client address; there, a sender that floods is served after
+//! the other senders. Mail that is scanned again goes by age, the oldest first.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Ticket;
 use super::trust::Level;
 use crate::ablation::{Mechanism, without};
-use crate::message::Standing;
+use crate::message::SenderReputation;
 use crate::scan::{ScanReason, Turn};
 
-/// Lines that are looked at for one that may start, and messages in each. Two parties at most can be kept from starting at once,
-/// as each of them holds half of the slots that there are for such, so that the third line has one; this bounds the work if not.
-const LOOKED_AT: usize = 256;
+/// Bounds the search for a message that may start: the number of lines in which no message may start, and the number of
+/// messages examined in each line. The search usually ends much earlier. A party with a slow scan is barred once the party
+/// holds half of the slots that unknown senders may hold, so two parties at most are barred while a slot is free, and the
+/// third line has a message that may start. The bound covers engines with few slots, and messages that may not start for
+/// other reasons.
+const ENTRIES_EXAMINED_MAX: usize = 256;
 
-/// Mail that shares the engine as one.
+/// Mail that shares one weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Scanned for the first time, of known senders.
+    /// Mail of known senders that is scanned for the first time.
     FreshKnown,
-    /// Scanned for the first time, of strangers.
+    /// Mail of unknown senders that is scanned for the first time.
     FreshUnknown,
     /// Deferred and held mail of known senders, and further attempts.
     AgainKnown,
-    /// The same of strangers.
+    /// Deferred and held mail of unknown senders, and further attempts.
     AgainUnknown,
-    /// Mail that ran into its timeout before.
+    /// Mail that timed out before.
     Struck,
 }
 
@@ -43,13 +47,15 @@ impl Class {
         Self::Struck,
     ];
 
-    pub(super) fn of(scan_reason: ScanReason, standing: Standing, struck: bool) -> Self {
-        match (scan_reason, standing) {
+    pub(super) fn of(scan_reason: ScanReason, reputation: SenderReputation, struck: bool) -> Self {
+        match (scan_reason, reputation) {
             _ if struck => Self::Struck,
-            (ScanReason::Fresh, Standing::Known) => Self::FreshKnown,
-            (ScanReason::Fresh, Standing::Unknown) => Self::FreshUnknown,
-            (ScanReason::Again | ScanReason::Redrive, Standing::Known) => Self::AgainKnown,
-            (ScanReason::Again | ScanReason::Redrive, Standing::Unknown) => Self::AgainUnknown,
+            (ScanReason::Fresh, SenderReputation::Known) => Self::FreshKnown,
+            (ScanReason::Fresh, SenderReputation::Unknown) => Self::FreshUnknown,
+            (ScanReason::Again | ScanReason::Redrive, SenderReputation::Known) => Self::AgainKnown,
+            (ScanReason::Again | ScanReason::Redrive, SenderReputation::Unknown) => {
+                Self::AgainUnknown
+            }
         }
     }
 
@@ -57,8 +63,9 @@ impl Class {
         matches!(self, Self::FreshKnown | Self::FreshUnknown)
     }
 
-    /// Virtual time that a start costs: 160 by weights of 16, 8, 1, 1/2 and 1/10. Fresh mail of strangers has a third of the
-    /// engine while there is more of everything than it can do, and a backlog one part in 25 of it.
+    /// Virtual time that one start costs: 160 divided by the weights 16, 8, 1, 1/2 and 1/10. While more mail of all classes
+    /// waits than the engine can scan, fresh mail of unknown senders gets about a third of the starts, and a backlog of known
+    /// senders about one start in 25.
     fn cost(self) -> u64 {
         match self {
             Self::FreshKnown => 10,
@@ -70,65 +77,68 @@ impl Class {
     }
 }
 
-/// Those who wait for a slot.
+/// The messages that wait for a slot.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    /// By class.
+    /// The lines of each class.
     lines: [Clients; 5],
     /// Virtual time of each class.
     times: [u64; 5],
 }
 
-/// The clients of a class, the parties of each, and their messages.
+/// The lines of the clients of one class; each has a line for each party, and that line holds the messages.
 type Clients = Fair<0, Parties>;
 type Parties = Fair<1, Fifo>;
 
-/// A line of messages, some of which may have left without a word.
+/// A line of messages. A message that has left the gate may still have a place, because the gate does not report departures.
 trait Line: Default {
     fn push(&mut self, level: Level, turn: Turn, ticket: Ticket);
 
-    /// Whether somebody has a place at that level, gone or not.
+    /// Whether there is a place at that level, even of a message that has left.
     fn has_places(&self, level: Level) -> bool;
 
-    /// Places, of those who are gone too. Looks at all of them.
+    /// Number of places, including those of messages that have left. The cost is proportional to the number of lines.
     fn places(&self) -> usize;
 
-    /// Whether there is none.
+    /// Whether the line has no places.
     fn is_empty(&self) -> bool;
 
-    /// Those at that level who wait still, in turn; of each line within this one as many as may be looked at.
+    /// The first message at that level, in turn, that still waits and may start. Examines at most [`ENTRIES_EXAMINED_MAX`]
+    /// waiting messages in each line.
     fn first(
         &self,
         level: Level,
         who: &Who<impl Fn(Ticket) -> bool, impl Fn(Ticket) -> bool>,
     ) -> Looked;
 
-    /// Takes out what [`Line::first`] has found.
+    /// Removes the message that [`Line::first`] has found.
     fn take(&mut self, level: Level, turn: Turn, ticket: Ticket);
 
-    /// Drops those at the head who have left.
+    /// Removes messages that have left, at the head of the line only.
     fn drop_gone(&mut self, level: Level, waits: &impl Fn(Ticket) -> bool);
 
-    /// Forgets all who have left.
+    /// Removes all messages that have left.
     fn tidy(&mut self, waits: &impl Fn(Ticket) -> bool);
 }
 
-/// Who still waits, and who of them may start.
+/// Two predicates: whether a message still waits, and whether a waiting message may start.
 struct Who<W, S> {
     waits: W,
     may_start: S,
 }
 
-/// What a look at a line has found.
+/// Result of the search in a line.
 enum Looked {
-    /// Its next in turn.
+    /// The next message in turn.
     Next(Place),
-    /// Somebody waits, and may not start.
+    /// Messages wait, but none of those examined may start.
     Stuck,
+    /// No message waits.
     Nobody,
 }
 
-/// The place of a message: the start tag of its line, since when that waits, and the message itself.
+/// The place of a message: its ticket, and the tag that orders its line: start tag, then the ticket since which the line
+/// waits.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     tag: (u64, Ticket),
@@ -136,7 +146,8 @@ struct Place {
     ticket: Ticket,
 }
 
-/// The messages of a party, by level: for those that may start under the same conditions. Tickets are given in order.
+/// The messages of a party, by level, as messages of one level compete for the same slots. Tickets ascend, so the map keeps
+/// the order of arrival.
 #[derive(Debug, Default)]
 struct Fifo([BTreeMap<Ticket, Turn>; 3]);
 
@@ -167,7 +178,7 @@ impl Line for Fifo {
         if waiting.peek().is_none() {
             return Looked::Nobody;
         }
-        let mut places = waiting.take(LOOKED_AT);
+        let mut places = waiting.take(ENTRIES_EXAMINED_MAX);
         match places.find(|(ticket, _)| (who.may_start)(**ticket)) {
             Some((&ticket, &turn)) => Looked::Next(Place {
                 tag: (0, ticket),
@@ -199,16 +210,16 @@ impl Line for Fifo {
     }
 }
 
-/// Lines that take turns: start-time fair queueing, with the start tag given to a line and not to each of its messages, so that
-/// those who leave have cost it nothing. `OF` tells whose lines they are: 0 the clients', 1 the parties'.
+/// Lines that take turns by start-time fair queueing. The start tag belongs to the line and not to each message, so that a
+/// message that leaves has cost its line nothing. `OF` selects the owners of the lines: 0 for clients, 1 for parties.
 #[derive(Debug, Default)]
 struct Fair<const OF: usize, L> {
     lines: BTreeMap<u64, Flow<L>>,
-    /// By level, those that have places at it: start tag, since when it waits, whose it is.
+    /// For each level, the lines with places at that level: start tag, ticket since which the line waits, key of the line.
     order: [BTreeSet<(u64, Ticket, u64)>; 3],
-    /// The start tag that was last taken.
+    /// Virtual time: the largest start tag of a line that has had a turn, or a later time from `forget_half`.
     now: u64,
-    /// Those that have nobody who waits, and whose last turn is not made up for by those of the others.
+    /// Empty lines with a start tag ahead of `now`: the other lines have not yet had as many turns.
     idle: BTreeMap<u64, Flow<L>>,
 }
 
@@ -224,7 +235,7 @@ impl<const OF: usize, L: Line> Fair<OF, L> {
         [turn.client, turn.party][OF]
     }
 
-    /// Puts a line where it belongs after a change of its places; `before` is the start tag that it had.
+    /// Updates `order` and `idle` after a change to the places of a line; `before` is the start tag before the change.
     fn reorder(&mut self, key: u64, before: u64) {
         let Some(flow) = self.lines.get(&key) else {
             return;
@@ -246,8 +257,9 @@ impl<const OF: usize, L: Line> Fair<OF, L> {
         }
     }
 
-    /// Lets the time go on until half of the idle are not ahead of it any more. Names that come once each would stop it: all of
-    /// them have their turn at the same tag.
+    /// Advances virtual time to the median start tag of the idle lines, and forgets the lines that are no longer ahead. Keys
+    /// that come only once would otherwise fill `idle`: they all have their turn at the same tag, and virtual time stands
+    /// still.
     fn forget_half(&mut self) {
         let mut starts: Vec<u64> = self.idle.values().map(|flow| flow.start).collect();
         let half = starts.len() / 2;
@@ -306,7 +318,7 @@ where
                         ..place
                     });
                 }
-                Some(Looked::Stuck) if looked_at == LOOKED_AT => return Looked::Stuck,
+                Some(Looked::Stuck) if looked_at == ENTRIES_EXAMINED_MAX => return Looked::Stuck,
                 Some(Looked::Stuck) => looked_at += 1,
                 Some(Looked::Nobody) | None => {}
             }
@@ -361,7 +373,7 @@ impl Turns {
         }
         let turn = match class.is_fresh() && !without(Mechanism::Turns) {
             true => turn,
-            // By age.
+            // One line for all messages: the order is the age.
             false => Turn::default(),
         };
         self.lines[class as usize].push(level, turn, ticket);
@@ -372,7 +384,8 @@ impl Turns {
         Level::ALL.iter().any(|level| lines.has_places(*level))
     }
 
-    /// A class that nobody waited in has saved up nothing meanwhile.
+    /// Advances the virtual time of a class without waiting messages, so that an idle class saves up no turns: to the least
+    /// virtual time of the classes with waiting messages, or to the largest of all classes if no message waits.
     fn catch_up(&mut self, class: Class) {
         let waits = |other: &Class| self.somebody_waits(*other);
         let time = |other: Class| self.times[other as usize];
@@ -382,14 +395,14 @@ impl Turns {
         *own = (*own).max(least.unwrap_or_default());
     }
 
-    /// The class that is next, of those in this set that somebody waits in.
+    /// The next class, of those in the bit set `among` that have places.
     fn next_class(&self, among: u8) -> Option<Class> {
         let may = |class: &Class| among & 1 << *class as u8 != 0 && self.somebody_waits(*class);
         let classes = Class::ALL.into_iter().filter(may);
         classes.min_by_key(|class| self.times[*class as usize])
     }
 
-    /// Takes the next in turn whose level has room in its class, and who may start.
+    /// Removes and returns the next message in turn that may start and whose level has room in its class.
     pub(super) fn pop(
         &mut self,
         has_room: impl Fn(Class, Level) -> bool,
@@ -422,7 +435,7 @@ impl Turns {
         None
     }
 
-    /// Forgets those who have left, once they are more than those who wait.
+    /// Removes messages that have left, once there are more than 1,024 places beyond twice the number of `waiting` messages.
     pub(super) fn tidy(&mut self, waits: impl Fn(Ticket) -> bool, waiting: usize) {
         let places: usize = self.lines.iter().map(Line::places).sum();
         if places > 2 * waiting + 1024 {
@@ -439,13 +452,13 @@ mod tests {
         Turn { client, party }
     }
 
-    /// Takes so many, of all that wait.
+    /// Takes up to `count` messages; all waiting messages may start.
     fn take(turns: &mut Turns, count: usize) -> Vec<Ticket> {
         let pop = || turns.pop(|_, _| true, |_| true, |_| true);
         std::iter::from_fn(pop).take(count).collect()
     }
 
-    /// A backlog has a part of the engine, and fresh mail nearly all of it: of 25 starts one.
+    /// A backlog gets one start in 25, and fresh mail gets the other starts.
     #[test]
     fn classes_share_by_weight() {
         let mut turns = Turns::default();
@@ -474,7 +487,7 @@ mod tests {
         assert_eq!((of(0), of(1000), of(2000)), (320, 160, 20));
     }
 
-    /// Law 4: what may not start keeps nobody behind it waiting.
+    /// Law 4: a message that may not start does not block the messages behind it.
     #[test]
     fn who_may_not_start_is_passed_over() {
         let mut turns = Turns::default();
@@ -490,7 +503,7 @@ mod tests {
         assert_eq!(next, Some(102));
     }
 
-    /// A client that sends very much under a name of its own each time is one among the others: with two others it has one turn in
+    /// A client that uses another sender name for each message gets the turns of one client: beside two others, one turn in
     /// three.
     #[test]
     fn many_names_of_one_client_are_one_turn() {
@@ -506,7 +519,8 @@ mod tests {
         assert_eq!(others.count(), 20);
     }
 
-    /// Law 9: behind one mail server, whose mail has one client address, one sender who floods is behind the others.
+    /// Law 9: behind one mail server, whose mail has one client address, a sender that floods is served after the other
+    /// senders.
     #[test]
     fn one_sender_of_a_client_is_behind_its_others() {
         let mut turns = Turns::default();
@@ -521,7 +535,7 @@ mod tests {
         assert_eq!(others.count(), 10);
     }
 
-    /// Those who have left hide nobody, and what is remembered of them is forgotten.
+    /// Messages that have left do not hide waiting messages, and their places are removed.
     #[test]
     fn who_has_left_hides_nobody() {
         let mut turns = Turns::default();
@@ -540,8 +554,8 @@ mod tests {
         assert!(turns.lines.iter().all(|lines| lines.lines.len() <= 1));
     }
 
-    /// What is remembered of those who had their turn is bounded by those who wait, however many names come that each come once:
-    /// behind one client or of as many clients, and while somebody waits who may not start.
+    /// The number of remembered idle lines is bounded by the number of waiting messages, even if each sender name comes only
+    /// once: with one client or with as many clients, and while a message waits that may not start.
     #[test]
     fn who_had_a_turn_is_forgotten() {
         for of in [|name| turn(1, name), |name| turn(name, name)] {
@@ -564,7 +578,7 @@ mod tests {
         }
     }
 
-    /// A class in which nobody waited for an hour has saved up no right to go first for an hour.
+    /// A class without waiting messages does not save up turns.
     #[test]
     fn nothing_is_saved_up() {
         let mut turns = Turns::default();

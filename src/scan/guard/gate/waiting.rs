@@ -1,4 +1,4 @@
-//! Who waits at the gate, who goes, and who is told that it need not wait.
+//! The queue of the gate: which messages wait, which message starts next, and which messages are refused.
 
 use rand::RngExt as _;
 use tokio::time::Instant;
@@ -6,7 +6,8 @@ use tokio::time::Instant;
 use super::trust::Level;
 use super::turns::Class;
 use super::{
-    DiversionAct, Gate, GateOrder, GateRefusal, GateRequest, SHADOW, Scan, TRIAL, Ticket, Waiting,
+    BYPASS_TEST_INTERVAL, DiversionAct, Gate, GateOrder, GateRefusal, GateRequest,
+    SCANS_PER_REPLICA_TRIAL, Scan, Ticket, Waiting,
 };
 use crate::chance;
 use crate::message::Trait;
@@ -18,7 +19,7 @@ impl Gate {
         self.next
     }
 
-    /// Why that entrant need not even wait.
+    /// The reason for refusing a message at once; `None` if the message may wait.
     pub(super) fn refusal(&mut self, now: Instant, entrant: &GateRequest) -> Option<GateRefusal> {
         if let Some(refusal) = self.refuses()
             && !self.awaits(entrant, &refusal)
@@ -36,7 +37,7 @@ impl Gate {
         let diversion = self.diversions.iter().find(|d| d.matches(entrant))?;
         let id = &diversion.id;
         match diversion.act(entrant) {
-            // One that was held is scanned again on purpose, to find out.
+            // Held mail is scanned again as a test of the interceptor.
             DiversionAct::Hold if entrant.scan_reason == ScanReason::Redrive => None,
             DiversionAct::Hold => Some(GateRefusal::Suspect(format!("interceptor {id}"))),
             DiversionAct::Park => {
@@ -46,8 +47,8 @@ impl Gate {
             }
             DiversionAct::Bypass => {
                 let last = self.shadowed.get(id);
-                // One that hung before would be held if it hung once more.
-                if !entrant.struck && last.is_none_or(|last| now >= *last + SHADOW) {
+                // A message that timed out before is not used as a sample: a second timeout would hold the message.
+                if !entrant.struck && last.is_none_or(|last| now >= *last + BYPASS_TEST_INTERVAL) {
                     self.shadowed.insert(id.clone(), now);
                     return None;
                 }
@@ -65,14 +66,15 @@ impl Gate {
             .fingerprint
             .as_deref()
             .is_none_or(|f| self.canaries.are_proven(f));
-        Level::of(entrant.standing, proven)
+        Level::of(entrant.reputation, proven)
     }
 
     pub(super) fn class(&self, entrant: &GateRequest) -> Class {
-        Class::of(entrant.scan_reason, entrant.standing, entrant.struck)
+        Class::of(entrant.scan_reason, entrant.reputation, entrant.struck)
     }
 
-    /// Starts whoever may start, in turn among those who wait.
+    /// Starts all waiting messages that may start, in turn. If no replica takes mail, refuses all messages for which
+    /// [`Gate::awaits`] is false instead.
     pub(super) fn pump(&mut self, now: Instant) {
         if let Some(refusal) = self.refuses() {
             let refused =
@@ -92,9 +94,9 @@ impl Gate {
         }
     }
 
-    /// Whether a message waits for an engine that refuses: fresh mail does, as long as for a slot, if the engine may be back at
-    /// any moment and nobody makes up for it. Otherwise the last of it before the return would stand behind all that was
-    /// deferred.
+    /// Whether a message waits for the return of an engine that takes no mail. Fresh mail does if the breaker is the reason,
+    /// as the engine may be back at any moment, and if no other engine makes up for this one. Fresh mail waits as long as for
+    /// a slot. Without this wait, mail that arrives just before the return would be queued behind all deferred mail.
     pub(super) fn awaits(&self, entrant: &GateRequest, refusal: &GateRefusal) -> bool {
         let is_fresh = entrant.scan_reason == ScanReason::Fresh;
         is_fresh && !self.covered && matches!(refusal, GateRefusal::Open(_))
@@ -104,8 +106,8 @@ impl Gate {
         (0..self.replicas.len()).map(|at| self.free_of(at)).sum()
     }
 
-    /// Scans of mail that may begin now on that replica. In a ramp its window counts those that were begun in it: older ones that
-    /// the engine may never end must not keep it shut.
+    /// Scans of mail that may begin now on a replica. In a ramp, only scans that began in the ramp count against its window:
+    /// older scans, which the engine may never end, must not keep the window shut.
     pub(super) fn free_of(&self, at: usize) -> usize {
         let replica = &self.replicas[at];
         let slots = self.slots.saturating_sub(replica.running);
@@ -182,15 +184,16 @@ impl Gate {
         }
     }
 
-    /// Power of two choices (Mitzenmacher, 2001), as there may be many replicas: of two the one with more free slots.
-    /// Those that failed last are passed over, or a retry would meet the same one again; a few scans find out whether
-    /// they have mended where probes do not.
+    /// Chooses a replica by the power of two choices (Mitzenmacher, 2001), as there may be many replicas: of two random
+    /// replicas the one with more free slots. Replicas whose last outcome was a failure are left out, because a retry would
+    /// meet the same replica again. One scan in [`SCANS_PER_REPLICA_TRIAL`] considers them too, to detect recovery where
+    /// probes do not.
     fn freest(&self) -> Option<usize> {
         let mut free: Vec<usize> = (0..self.replicas.len())
             .filter(|&at| self.free_of(at) > 0)
             .collect();
         let is_well = |at: &usize| !self.replicas[*at].breaker.failed_last();
-        if free.iter().any(is_well) && chance::rng().random_range(0..TRIAL) > 0 {
+        if free.iter().any(is_well) && chance::rng().random_range(0..SCANS_PER_REPLICA_TRIAL) > 0 {
             free.retain(is_well);
         }
         let pick = || {
@@ -217,7 +220,7 @@ impl Gate {
         }
     }
 
-    /// All scans under way that share the key are slow: more of the same would be too.
+    /// Whether all running scans that share the key are slow, at least one: then further copies would be slow too.
     pub(super) fn is_suspicious(&self, key: Trait) -> bool {
         let has = |s: &&Scan| s.entrant.fingerprint.as_ref().is_some_and(|f| f.has(key));
         let mut same = self.scans.values().filter(has).peekable();

@@ -1,4 +1,4 @@
-//! Further attempts, before an engine that is a function.
+//! Further attempts, with a function as the engine.
 
 use std::future::Future;
 use std::sync::Mutex;
@@ -11,7 +11,7 @@ use crate::scan::tests::{request, sampled, settings};
 use crate::scan::{ScanRequest, Settings};
 use crate::verdict::Answer;
 
-/// I5: an engine that fails always is soon asked once for each message, and no more.
+/// I5: an engine that always fails soon gets only one attempt for each message.
 #[tokio::test(start_paused = true)]
 async fn retries_end_with_the_budget() {
     let mut now = Instant::now();
@@ -21,12 +21,12 @@ async fn retries_end_with_the_budget() {
         allowed += u32::from(budget.spend(now, Duration::from_secs(5)));
     }
     assert_eq!(allowed, 12, "a minute's worth");
-    now += RetryBudget::GIFT;
+    now += RetryBudget::GIFT_INTERVAL;
     assert!(budget.spend(now, Duration::from_secs(5)), "one in a minute");
     assert!(!budget.spend(now, Duration::from_secs(5)));
 }
 
-/// Success pays for a tenth of its own time, and saves up no more than a minute.
+/// A successful scan earns a tenth of its duration, up to a budget of one minute.
 #[tokio::test(start_paused = true)]
 async fn success_pays_for_retries() {
     let now = Instant::now();
@@ -37,10 +37,10 @@ async fn success_pays_for_retries() {
     budget.earn(Duration::from_secs(2));
     assert!(budget.spend(now, Duration::from_secs(5)));
     budget.earn(Duration::from_secs(1_000_000));
-    assert!(budget.seconds <= RetryBudget::MOST);
+    assert!(budget.seconds <= RetryBudget::SECONDS_MAX);
 }
 
-/// An engine that there has to be and that nobody asks: the function stands before it.
+/// A placeholder engine that is never called: the test's function stands in front.
 #[derive(Debug)]
 struct Nobody;
 
@@ -53,7 +53,7 @@ impl Engine for Nobody {
     }
 }
 
-/// What passes.
+/// A transient error.
 fn transient() -> ScanError {
     ScanError::Unreachable("refused".to_owned())
 }
@@ -66,15 +66,14 @@ fn guarded(attempts: u32) -> Arc<GuardState> {
     GuardState::new(Arc::new(settings), vec![Arc::new(Nobody)])
 }
 
-/// An attempt that the engine was asked for.
+/// An attempt that reached the engine.
 #[derive(Debug, Clone, Copy)]
 struct Attempt {
     at: Instant,
     scan_reason: ScanReason,
 }
 
-/// Asks for a fresh message through the layer: what came of it, and the attempts that were made. Each of them is what `fails`
-/// makes of it.
+/// Scans a fresh message through the layer; each attempt fails with the error of `fails`. Returns the outcome and the attempts.
 async fn attempts<F, Fut>(
     state: &Arc<GuardState>,
     allowance: Duration,
@@ -106,7 +105,7 @@ where
 
 const MINUTES: Duration = Duration::from_secs(600);
 
-/// What would be said again is not asked again: neither is the engine bothered, nor does the sender wait for it.
+/// A permanent error is not retried: a retry would load the engine and delay the sender for the same answer.
 #[tokio::test(start_paused = true)]
 async fn what_would_be_said_again_is_not_asked_again() {
     let declined = ScanError::Refused {
@@ -122,7 +121,7 @@ async fn what_would_be_said_again_is_not_asked_again() {
     }
 }
 
-/// Nothing is asked for a message whose deadline has passed by then: its answer would be of no use.
+/// There is no retry past the message's deadline: its answer would be of no use.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_tried_past_the_deadline() {
     let second = Duration::from_secs(1);
@@ -136,11 +135,11 @@ async fn nothing_is_tried_past_the_deadline() {
     }
 }
 
-/// An engine that is out is not asked again: the failure that came is the better reason, and it is told at once.
+/// There is no retry while the breaker is open: the failure itself is the better reason, and the caller gets it at once.
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_is_out_is_not_tried_again() {
     let failing = |state: Arc<GuardState>| {
-        // Two wrong probes in a row open its breaker.
+        // Two consecutive failed probes open the breaker.
         for _ in 0..2 {
             state.work(|gate, now| gate.probed(now, 0, false));
         }
@@ -153,7 +152,7 @@ async fn an_engine_that_is_out_is_not_tried_again() {
     assert_eq!(made.len(), 1);
 }
 
-/// Fresh mail goes before whatever has failed once.
+/// Fresh mail goes before further attempts.
 #[tokio::test(start_paused = true)]
 async fn further_attempts_stand_behind_fresh_mail() {
     let failing = |_| std::future::ready(transient());
@@ -165,8 +164,8 @@ async fn further_attempts_stand_behind_fresh_mail() {
     );
 }
 
-/// I5: a further attempt is paid for with what the one before has cost the engine, which may be much more than its caller waited;
-/// one that failed at once may keep a worker busy as long as a timeout.
+/// I5: a further attempt costs the duration of the failed one, which may be much longer than the caller waited. The minimum cost
+/// is `timeout`, because an attempt that failed at once may keep a worker busy for that time.
 #[tokio::test(start_paused = true)]
 async fn an_attempt_costs_the_time_that_the_engine_had() {
     for (takes, costs) in [(20, 20.0), (0, 5.0)] {
@@ -179,13 +178,13 @@ async fn an_attempt_costs_the_time_that_the_engine_had() {
         assert_eq!(made.len(), 2);
         let left = state.retries().seconds;
         assert!(
-            (RetryBudget::MOST - costs - left).abs() < 0.1,
+            (RetryBudget::SECONDS_MAX - costs - left).abs() < 0.1,
             "{takes} s: {left} left"
         );
     }
 }
 
-/// I5: an engine earns its further attempts with the time of what it has answered.
+/// I5: an engine earns further attempts with the duration of the scans that it has answered.
 #[tokio::test(start_paused = true)]
 async fn answers_pay_for_further_attempts() {
     let state = guarded(2);
@@ -200,7 +199,7 @@ async fn answers_pay_for_further_attempts() {
     assert!((earned - 2.0).abs() < 0.1, "{earned}");
 }
 
-/// Callers that failed together do not come back together: each pause is at random, up to a bound that doubles to a second.
+/// Callers that failed together do not retry together: each pause is random, up to a bound that doubles up to one second.
 #[tokio::test(start_paused = true)]
 async fn pauses_are_at_random() {
     let failing = |_| std::future::ready(transient());
@@ -208,8 +207,10 @@ async fn pauses_are_at_random() {
     for _ in 0..20 {
         let (_, made) = attempts(&guarded(8), MINUTES, failing).await;
         for (at, two) in made.windows(2).enumerate() {
-            let longest = PAUSE.saturating_mul(1 << at).min(LONGEST);
-            // A timer is a millisecond late at most.
+            let longest = RETRY_PAUSE_FIRST
+                .saturating_mul(1 << at)
+                .min(RETRY_PAUSE_MAX);
+            // A timer fires at most one millisecond late.
             let pause = (two[1].at - two[0].at).saturating_sub(Duration::from_millis(1));
             assert!(pause <= longest, "{pause:?} of {longest:?}");
             shares.push(pause.div_duration_f64(longest));

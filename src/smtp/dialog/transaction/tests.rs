@@ -400,7 +400,7 @@ fn groups_of_commands_are_bounded() {
         .split("/ ")
         .map(|group| group.matches("RCPT").count())
         .max();
-    assert_eq!(longest, Some(WINDOW));
+    assert_eq!(longest, Some(PIPELINED_COMMANDS_MAX));
     assert_eq!(got.end, Ok(Next::Done));
     assert!(got.fates.iter().all(|fate| fate == "end of data: 250 done"));
 }

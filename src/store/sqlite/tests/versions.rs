@@ -25,7 +25,7 @@ async fn stores_of_earlier_versions_are_taken_over() {
     let records = store.search(all).await.expect("search");
     assert_eq!(records.len(), 3);
     for record in &records {
-        assert_eq!((&record.cause, record.standing), (&None, None));
+        assert_eq!((&record.cause, record.reputation), (&None, None));
         let content = store.content(record.id).await.expect("content");
         assert_eq!(&content, octets(16).bytes());
     }

@@ -96,7 +96,7 @@ async fn the_worker_alone_reads_and_answers() {
         ),
     ] {
         let worker = Worker::new();
-        let (told, inside) = std::sync::mpsc::channel();
+        let (told, inside) = std::sync::mpsc::sync_channel(1);
         let (answer, seen) = ask(worker.key(), move |seen| {
             let exchange = worker.exchange(seen.key());
             let opened = exchange.open(&seen.body).expect("authentic");

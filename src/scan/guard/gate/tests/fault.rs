@@ -1,28 +1,28 @@
-//! Whose fault a scan that is slow or fails is.
+//! Tests: whether the message or the engine is at fault for a scan that is slow or fails.
 
 use super::*;
 use crate::scan::guard::breaker::Cause;
 
-/// Makes scans of so many different messages end so, each after that time, one at a time.
+/// Scans `count` different messages, one at a time. Each scan ends with `end` after `after` ms.
 fn one_by_one(world: &mut World, count: usize, end: ScanEnd, after: u64) {
     for _ in 0..count {
-        let ticket = world.unique(Standing::Known);
+        let ticket = world.unique(SenderReputation::Known);
         world.after(after);
         world.gate.end(world.now, ticket, end);
         world.gate.orders();
     }
 }
 
-/// Copies wait for each other as long as one of them may still be quick: only if all that are scanned are slow no more is sent.
+/// Copies wait for running copies while one of these may still be fast. The gate refuses further copies only if all are slow.
 #[tokio::test(start_paused = true)]
 async fn one_slow_copy_of_two_convicts_nothing() {
     let mut world = World::new(12);
-    world.enter(7, Standing::Known);
+    world.enter(7, SenderReputation::Known);
     world.after(400);
-    world.enter(7, Standing::Known);
+    world.enter(7, SenderReputation::Known);
     world.gate.orders();
     world.after(200);
-    let third = world.enter(7, Standing::Known);
+    let third = world.enter(7, SenderReputation::Known);
     assert_eq!(world.refused(), [], "the second is not slow yet");
     world.after(300);
     let refused = world.refused();
@@ -32,18 +32,19 @@ async fn one_slow_copy_of_two_convicts_nothing() {
     );
 }
 
-/// A scan that ran past its timeout is one failure, whatever becomes of it afterwards.
+/// A scan past its timeout counts as one failure, even if the scan ends later with an error.
 #[tokio::test(start_paused = true)]
 async fn a_scan_fails_once() {
     let mut world = World::new(12);
-    let ticket = world.unique(Standing::Known);
+    let ticket = world.unique(SenderReputation::Known);
     world.after(5000);
     world.gate.end(world.now, ticket, ScanEnd::Lost);
     let counts = world.gate.replicas[0].breaker.counts(world.now);
     assert_eq!(counts, (0, 1));
 }
 
-/// An answer that nobody would wait for is a failure; one that is slow is not, nor is one about large content until ten times that.
+/// An answer too slow for any caller is a failure. A merely slow answer is not a failure. Large content is slow only after
+/// ten times as long.
 #[tokio::test(start_paused = true)]
 async fn answers_that_take_too_long_are_failures() {
     let clean = ScanEnd::Answered { found: false };
@@ -60,7 +61,7 @@ async fn answers_that_take_too_long_are_failures() {
     let mut world = World::new(1);
     let large = GateRequest {
         large: true,
-        ..entrant(world.now, TEXT, Standing::Known)
+        ..entrant(world.now, TEXT, SenderReputation::Known)
     };
     let large = world.gate.enter(world.now, large);
     world.after(4900);
@@ -69,14 +70,14 @@ async fn answers_that_take_too_long_are_failures() {
     assert_eq!(world.gate.replicas[0].breaker.counts(world.now), (1, 0));
 }
 
-/// Two failures of one fingerprint count against its engine in ten seconds, and two more in the next: an engine that fails at
-/// everything must be seen to although all mail is a flood of one message.
+/// In each 10 s, two failures of one fingerprint count against the engine. An engine that fails on all mail must be detected
+/// even if all mail is a flood of one message.
 #[tokio::test(start_paused = true)]
 async fn failures_of_one_fingerprint_count_again_later() {
     let mut world = World::new(12);
     for _ in 0..2 {
         for _ in 0..5 {
-            let ticket = world.enter(7, Standing::Known);
+            let ticket = world.enter(7, SenderReputation::Known);
             world.gate.end(world.now, ticket, ScanEnd::Failed);
         }
         let (_, bad) = world.gate.replicas[0].breaker.counts(world.now);
@@ -85,12 +86,12 @@ async fn failures_of_one_fingerprint_count_again_later() {
     }
 }
 
-/// What an interceptor explains is not the engine's fault: neither what becomes slow of it, nor what fails.
+/// Slow or failed scans that an interceptor explains are not the fault of the engine.
 #[tokio::test(start_paused = true)]
 async fn what_an_interceptor_explains_is_not_the_engines_fault() {
     for explained in [false, true] {
         let mut world = World::new(12);
-        let one = world.enter(7, Standing::Known);
+        let one = world.enter(7, SenderReputation::Known);
         world.after(600);
         if explained {
             world.divert(DiversionAct::Hold, 7);
@@ -101,27 +102,28 @@ async fn what_an_interceptor_explains_is_not_the_engines_fault() {
     }
 }
 
-/// A message that a bypass let through to find out is forgotten with the bypass.
+/// When a bypass ends, the gate forgets when the bypass last sent a test message.
 #[tokio::test(start_paused = true)]
 async fn a_bypass_that_has_ended_leaves_nothing() {
     let mut world = World::new(12);
     world.divert(DiversionAct::Bypass, 7);
-    world.enter(7, Standing::Known);
+    world.enter(7, SenderReputation::Known);
     assert_eq!(world.gate.shadowed.len(), 1);
     world.gate.divert(world.now, Arc::new([]));
     assert!(world.gate.shadowed.is_empty());
 }
 
-/// Proof is an answer in time, lasts for an hour at most, and makes what a known sender attaches proven.
+/// An answer in time is a proof, which makes an attachment of a known sender proven. The proof lasts two generations: at most
+/// an hour while other content is proven.
 #[tokio::test(start_paused = true)]
 async fn proof_is_an_answer_in_time() {
     let proven = |world: &World| {
-        let entrant = entrant(world.now, 7, Standing::Known);
+        let entrant = entrant(world.now, 7, SenderReputation::Known);
         world.gate.level(&entrant) == Level::Proven
     };
     for (took, proves) in [(4900, true), (5100, false)] {
         let mut world = World::new(12);
-        let ticket = world.enter(7, Standing::Known);
+        let ticket = world.enter(7, SenderReputation::Known);
         assert!(!proven(&world));
         world.after(took);
         world.answered(ticket);
@@ -129,37 +131,37 @@ async fn proof_is_an_answer_in_time() {
         // What is proven later ends what was proven before, generation by generation.
         for _ in 0..2 {
             world.now += Duration::from_secs(1801);
-            let other = world.unique(Standing::Known);
+            let other = world.unique(SenderReputation::Known);
             world.answered(other);
         }
         assert!(!proven(&world));
     }
 }
 
-/// Known senders' new attachments leave a sixth to what is proven once one of them is slow.
+/// Once a scan of a known sender's new attachment is slow, these scans leave a sixth of the slots to proven mail.
 #[tokio::test(start_paused = true)]
 async fn what_is_unproven_leaves_a_sixth() {
     let mut world = World::new(12);
-    let first = world.enter(1, Standing::Known);
+    let first = world.enter(1, SenderReputation::Known);
     world.after(600);
     for at in 2..20 {
-        world.enter(at, Standing::Known);
+        world.enter(at, SenderReputation::Known);
     }
     assert_eq!(world.started().len(), 10, "{first} and nine");
     for _ in 0..3 {
-        world.unique(Standing::Known);
+        world.unique(SenderReputation::Known);
     }
     assert_eq!(world.started().len(), 2);
 }
 
-/// What is scanned again waits ten times as long for a slot: no session waits with it.
+/// Mail that is scanned again waits ten times as long for a slot, as no SMTP session waits for the answer.
 #[tokio::test(start_paused = true)]
 async fn what_is_scanned_again_waits_longer() {
     let mut world = World::new(1);
-    world.unique(Standing::Known);
+    world.unique(SenderReputation::Known);
     let again = GateRequest {
         scan_reason: ScanReason::Again,
-        ..entrant(world.now, TEXT, Standing::Known)
+        ..entrant(world.now, TEXT, SenderReputation::Known)
     };
     let again = world.gate.enter(world.now, again);
     world.gate.orders();
@@ -170,18 +172,18 @@ async fn what_is_scanned_again_waits_longer() {
     assert_eq!(refused.first().map(|(ticket, _)| *ticket), Some(again));
 }
 
-/// An engine that hangs on the one message that it has been given is asked with a probe at once, however well it did before; if that
-/// hangs too it is out, for whoever waits. If the probe is answered it was the message.
+/// An engine that hangs on its only message is probed at once, even if the engine worked well before. If the probe hangs too,
+/// the engine is out for all waiting messages. If the probe is answered, the message is at fault.
 #[tokio::test(start_paused = true)]
 async fn where_there_is_little_mail_a_probe_shows_a_stall() {
     for answered in [false, true] {
         let mut world = World::new(10);
         (0..1000).for_each(|_| world.gate.latencies.add(milliseconds(50)));
-        let before = world.unique(Standing::Known);
+        let before = world.unique(SenderReputation::Known);
         world.after(100);
         world.answered(before);
         world.after(1000);
-        world.unique(Standing::Unknown);
+        world.unique(SenderReputation::Unknown);
         world.after(400);
         assert!(!world.gate.is_doubtful(world.now, 0), "it is not slow yet");
         world.after(200);
@@ -199,48 +201,49 @@ async fn where_there_is_little_mail_a_probe_shows_a_stall() {
     }
 }
 
-/// Large content that takes an engine long has half of what strangers may hold, and small mail the rest; what strangers have sent of
-/// it takes nothing from known senders' large mail.
+/// Slow large mail may hold half of the slots that unknown senders may hold, and small mail has the rest. Large mail of
+/// unknown senders takes no slots from large mail of known senders.
 #[tokio::test(start_paused = true)]
 async fn large_mail_that_is_slow_leaves_room_for_small_mail() {
     let mut world = World::new(10);
-    let large = |world: &mut World, standing| {
+    let large = |world: &mut World, reputation| {
         world.next += 1;
         let entrant = GateRequest {
             large: true,
-            ..entrant(world.now, world.next, standing)
+            ..entrant(world.now, world.next, reputation)
         };
         world.gate.enter(world.now, entrant)
     };
     for _ in 0..3 {
-        large(&mut world, Standing::Unknown);
+        large(&mut world, SenderReputation::Unknown);
     }
     assert_eq!(world.started().len(), 3);
     world.after(5000);
-    large(&mut world, Standing::Unknown);
+    large(&mut world, SenderReputation::Unknown);
     assert!(world.started().is_empty(), "half of seven are large");
-    let small = world.unique(Standing::Unknown);
-    let known = large(&mut world, Standing::Known);
+    let small = world.unique(SenderReputation::Unknown);
+    let known = large(&mut world, SenderReputation::Known);
     assert_eq!(world.started(), [small, known]);
     let again = GateRequest {
         large: true,
         struck: true,
         scan_reason: ScanReason::Again,
-        ..entrant(world.now, TEXT, Standing::Known)
+        ..entrant(world.now, TEXT, SenderReputation::Known)
     };
     world.gate.enter(world.now, again);
     assert!(world.started().is_empty(), "it may not be its own fault");
 }
 
-/// A message that hung before says nothing about the engine when it hangs once more; it is no sample for a bypass, or it would be held
-/// for what the bypass is there for; and others do not make up for an engine that it waits for.
+/// A message that timed out before says nothing about the engine if the message hangs again. A bypass does not use this
+/// message as a sample, as a second timeout would hold the message for a fault of the engine. Other engines do not make up
+/// for an engine for which this message waits.
 #[tokio::test(start_paused = true)]
 async fn what_hung_before_is_nobody_elses_fault() {
     let struck = |world: &mut World, attachment: u64| {
         let entrant = GateRequest {
             scan_reason: ScanReason::Again,
             struck: true,
-            ..entrant(world.now, attachment, Standing::Known)
+            ..entrant(world.now, attachment, SenderReputation::Known)
         };
         world.gate.enter(world.now, entrant)
     };

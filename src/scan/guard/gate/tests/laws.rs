@@ -1,14 +1,17 @@
-//! The laws of RESILIENCE section 1, looked for after every step of random worlds. They are said here in other words than in the
-//! gate: by what waits although a slot is free, and by what those who wait are told.
+//! Checks laws 1 to 4 (RESILIENCE section 2, "Levels of trust") after each step of random worlds. The checks are independent
+//! of the code of the gate: they look at messages that wait although a slot is free, and at the reasons of refusals.
 
 use super::*;
 
-/// What is done at random.
+/// Most slots of a random world.
+const SLOTS_MAX: usize = 13;
+
+/// A random action.
 #[derive(Debug, Clone)]
 enum Step {
     Enter {
-        standing: Standing,
-        /// One of few attachments; none for a text that nothing else has.
+        reputation: SenderReputation,
+        /// One of four attachments; `None` for a text that no other message has.
         attachment: Option<u64>,
         party: u64,
         scan_reason: ScanReason,
@@ -16,21 +19,40 @@ enum Step {
         large: bool,
     },
     Leave(usize),
-    ScanEnd(usize),
-    /// The engine answers all that it has.
+    End(usize),
+    /// The engine answers all running scans.
     Answers,
     Wait(u64),
 }
 
+impl Step {
+    /// The laws hold after each answer, and not only after the last of many at once.
+    fn singly(self) -> Vec<Self> {
+        match self {
+            Self::Answers => vec![Self::End(0); SLOTS_MAX],
+            other => vec![other],
+        }
+    }
+}
+
 fn step() -> impl Strategy<Value = Step> {
-    let standing = prop_oneof![Just(Standing::Known), Just(Standing::Unknown)];
+    let reputation = prop_oneof![
+        Just(SenderReputation::Known),
+        Just(SenderReputation::Unknown)
+    ];
     let attachment = prop_oneof![2 => Just(None), 1 => (0_u64..4).prop_map(Some)];
     let scan_reason = prop_oneof![3 => Just(ScanReason::Fresh), 1 => Just(ScanReason::Again)];
     let (struck, large) = (prop::bool::weighted(0.1), prop::bool::weighted(0.1));
-    let enter = (standing, attachment, 0_u64..8, scan_reason, (struck, large));
+    let enter = (
+        reputation,
+        attachment,
+        0_u64..8,
+        scan_reason,
+        (struck, large),
+    );
     prop_oneof![
-        12 => enter.prop_map(|(standing, attachment, party, scan_reason, (struck, large))| Step::Enter {
-            standing,
+        12 => enter.prop_map(|(reputation, attachment, party, scan_reason, (struck, large))| Step::Enter {
+            reputation,
             attachment,
             party,
             scan_reason,
@@ -38,14 +60,14 @@ fn step() -> impl Strategy<Value = Step> {
             large,
         }),
         1 => any::<usize>().prop_map(Step::Leave),
-        4 => any::<usize>().prop_map(Step::ScanEnd),
+        4 => any::<usize>().prop_map(Step::End),
         1 => Just(Step::Answers),
         4 => (0_u64..900).prop_map(Step::Wait),
     ]
 }
 
 impl World {
-    /// Whether one of those that wait could be scanned, as the laws say, while a slot is free.
+    /// The law that is broken if a slot is free while a message waits that could be scanned; `None` if no law is broken.
     fn idles(&self, known_mail_came: bool) -> Option<&'static str> {
         let gate = &self.gate;
         if gate.free() == 0 || self.breaker() != BreakerState::Closed {
@@ -94,8 +116,8 @@ impl World {
         None
     }
 
-    /// Whether what a message is told is true: it hung before, something in it is being scanned slowly, or it is a stranger's and
-    /// strangers' mail hangs.
+    /// Whether there is a reason to blame a refused message: the message timed out before, the same content is being scanned
+    /// slowly, or the sender is unknown and mail of unknown senders hangs.
     fn is_blamed_rightly(&self, entrant: &GateRequest) -> bool {
         let scans = || self.gate.scans.values();
         let shares = |scan: &Scan| {
@@ -106,30 +128,31 @@ impl World {
                 .is_some_and(|(one, other)| one.exact == other.exact)
         };
         let strangers_hang = scans().any(|scan| scan.level == Level::Unknown && scan.is_slow);
-        let is_stranger = entrant.standing == Standing::Unknown;
+        let is_stranger = entrant.reputation == SenderReputation::Unknown;
         let hangs = scans().any(|scan| shares(scan) && scan.is_slow);
         entrant.struck || hangs || is_stranger && strangers_hang
     }
 }
 
 proptest! {
-    /// Law 1: a slot is idle only for better-known mail that comes. Law 2: zombies of strangers cost strangers. Law 3: who only
-    /// waits is told that the engine is busy. Law 4: what hung once is scanned alone, and keeps nobody behind it waiting.
+    /// Law 1: a slot stays idle only for more trusted mail, and only after such mail has come. Law 2: zombies of unknown
+    /// senders take slots only from unknown senders. Law 3: a message that only waits is refused as `busy`. Law 4: messages
+    /// that timed out before are scanned one at a time, and do not block the messages behind them.
     #[test]
-    fn the_laws_hold_after_every_step(steps in prop::collection::vec(step(), 1..200), slots in 3_usize..14) {
+    fn the_laws_hold_after_every_step(steps in prop::collection::vec(step(), 1..200), slots in 3..=SLOTS_MAX) {
         let mut world = World::new(slots);
         let mut waiting: HashMap<Ticket, GateRequest> = HashMap::new();
         let mut running: Vec<Ticket> = Vec::new();
         let mut known_mail_came = false;
-        for step in steps {
+        for step in steps.into_iter().flat_map(Step::singly) {
             match step {
-                Step::Enter { standing, attachment, party, scan_reason, struck, large } => {
+                Step::Enter { reputation, attachment, party, scan_reason, struck, large } => {
                     let content = attachment.unwrap_or_else(|| {
                         world.next += 1;
                         world.next
                     });
                     let turn = turn(party);
-                    let one = GateRequest { scan_reason, struck, large, turn, ..entrant(world.now, content, standing) };
+                    let one = GateRequest { scan_reason, struck, large, turn, ..entrant(world.now, content, reputation) };
                     waiting.insert(world.gate.enter(world.now, one.clone()), one);
                 }
                 Step::Leave(at) => {
@@ -138,19 +161,18 @@ proptest! {
                         world.gate.leave(ticket);
                     }
                 }
-                Step::ScanEnd(at) if !running.is_empty() => {
+                Step::End(at) if !running.is_empty() => {
                     let ticket = running.swap_remove(at % running.len());
                     world.answered(ticket);
                 }
-                Step::Answers => running.drain(..).for_each(|ticket| world.answered(ticket)),
                 Step::Wait(time) => world.after(time),
-                Step::ScanEnd(_) => {}
+                Step::End(_) | Step::Answers => {}
             }
             for order in world.gate.orders() {
                 match order {
                     GateOrder::Start(ticket, _) => {
                         let entrant = waiting.remove(&ticket);
-                        known_mail_came |= entrant.is_some_and(|e| e.standing == Standing::Known);
+                        known_mail_came |= entrant.is_some_and(|e| e.reputation == SenderReputation::Known);
                         running.push(ticket);
                     }
                     GateOrder::Refuse(ticket, refusal) => {

@@ -53,7 +53,7 @@ impl<T> OneOrMore<T> {
 }
 
 impl Reply {
-    /// Its wishes about the message with that header section.
+    /// Its requested_edits about the message with that header section.
     pub(super) fn wanted(&self, header_section: &[u8]) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         if let Some(milter) = &self.milter {

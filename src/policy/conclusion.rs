@@ -6,7 +6,7 @@ use super::{Settings, gravity};
 
 /// The conclusion for the whole message; recipients do not matter here.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Judged {
+pub(super) struct Conclusion {
     pub(super) verdict: Verdict,
     pub(super) disposition: Disposition,
     pub(super) rule: String,
@@ -15,7 +15,7 @@ pub(super) struct Judged {
 }
 
 /// Steps 2 to 5 of the order in [`super`].
-pub(super) fn judge(settings: &Settings, reports: &[Report]) -> Judged {
+pub(super) fn conclude(settings: &Settings, reports: &[Report]) -> Conclusion {
     let sum = sum(settings, reports);
     let (verdict, disposition, rule, mut reason) = by_kind(settings, reports)
         .or_else(|| by_score(settings, sum.score))
@@ -24,7 +24,7 @@ pub(super) fn judge(settings: &Settings, reports: &[Report]) -> Judged {
     for engine in sum.not_numbers {
         reason.push_str(&format!("; a score of {engine} is no number and counts 0"));
     }
-    Judged {
+    Conclusion {
         verdict,
         disposition,
         rule,
