@@ -154,7 +154,7 @@ mod tests {
         let readings = Readings::default();
         let mut held = Vec::new();
         for _ in 0..GIVEN_UP {
-            let (release, hangs) = mpsc::channel::<()>();
+            let (release, hangs) = mpsc::sync_channel::<()>(1);
             held.push(release);
             let file = Some("/etc/fifo".into());
             let mut hung = pin!(readings.read(file, move |_| Ok(hangs.recv().is_ok()), Ok));
@@ -181,8 +181,8 @@ mod tests {
     async fn what_was_read_may_take_minutes_to_build() {
         for in_time in [true, false] {
             let readings = Readings::default();
-            let (begins, begun) = mpsc::channel::<()>();
-            let (release, compiles) = mpsc::channel::<()>();
+            let (begins, begun) = mpsc::sync_channel::<()>(1);
+            let (release, compiles) = mpsc::sync_channel::<()>(1);
             let build = move |rules: &'static str| {
                 begins.send(()).expect("the test waits");
                 Ok(compiles.recv().map(|()| rules))

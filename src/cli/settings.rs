@@ -1,7 +1,7 @@
 //! Which configuration a command works with.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use crate::config::{self, Config, Problems};
@@ -33,7 +33,7 @@ pub(super) fn load(given: Option<&Path>) -> Result<Config, CliError> {
 
 /// Reads a configuration, and if that hangs says at which file, so that nobody has to guess what a command waits for.
 pub(super) fn read(path: Option<&Path>) -> Result<Config, Problems> {
-    let (done, reading) = channel::<()>();
+    let (done, reading) = sync_channel::<()>(0);
     let file = path.map_or_else(String::new, |path| path.display().to_string());
     std::thread::spawn(move || {
         if reading.recv_timeout(CONFIG_READ_TIMEOUT) == Err(RecvTimeoutError::Timeout) {

@@ -254,7 +254,7 @@ async fn an_engine_that_blocks_is_not_waited_for() {
     let guarded = one(Act::Block(gate.clone()));
     // Held while the engine runs; the scan itself is awaited elsewhere, as a lock must not be held over an await.
     let (tell, told) = std::sync::mpsc::sync_channel(1);
-    let (free, freed) = std::sync::mpsc::channel::<()>();
+    let (free, freed) = std::sync::mpsc::sync_channel::<()>(1);
     let holder = std::thread::spawn(move || {
         let _held = gate.lock().expect("the gate");
         tell.send(()).expect("told");

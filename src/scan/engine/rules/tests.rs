@@ -306,7 +306,7 @@ fn rules_of_the_administrator_block_nobody() {
         .expect("a runtime");
     runtime.block_on(async {
         // The only thread for what may block is taken: what is answered at once is answered by this one.
-        let (free, taken) = std::sync::mpsc::channel::<()>();
+        let (free, taken) = std::sync::mpsc::sync_channel::<()>(1);
         let blocked = tokio::task::spawn_blocking(move || taken.recv());
         for (paths, is_here) in [(vec![], true), (vec![file], false)] {
             let rules = Arc::new(Rules::compile(true, &paths).expect("rules"));
