@@ -241,10 +241,12 @@ fn functions(code: &str) -> Vec<Function> {
     for (at, line) in lines.iter().enumerate() {
         let margin = line.len() - line.trim_start().len();
         let words = line.trim_start().split(['(', '<', ' ']);
-        let mut words = words.skip_while(|word| {
+        let is_before_fn = |word: &&str| {
             word.starts_with("pub")
-                || ["const", "async", "in", "crate::scan::guard)"].contains(word)
-        });
+                || word.ends_with(')')
+                || ["const", "async", "in"].contains(word)
+        };
+        let mut words = words.skip_while(is_before_fn);
         let (Some("fn"), Some(name)) = (words.next(), words.next()) else {
             continue;
         };
