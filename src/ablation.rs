@@ -1,38 +1,40 @@
-//! Leaving a mechanism out, to learn what it is worth (`benches/drill`, docs/RESILIENCE.md section 4). Only a build with the
-//! feature `ablation` can; in every other [`without`] is the constant `false`, and nothing of it is left in the binary.
+//! Leaves one mechanism out, so that the drill can measure what the mechanism is worth (`benches/drill`, docs/RESILIENCE.md
+//! section 4). Only a build with the feature `ablation` can leave mechanisms out. In every other build, [`without`] is the
+//! constant `false`, so the binary contains no code for it.
 
-/// What can be left out.
+/// A mechanism that can be left out. Each variant states what the mechanism does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mechanism {
     /// A scan keeps its slot until the engine has ended it.
     Zombies,
-    /// Few copies of unproven content at once, and no more once they are slow.
+    /// Few copies of unproven content are in an engine at once. Once they are slow, the gate sends no more.
     Canaries,
-    /// Slots for known senders that what nothing speaks for cannot take.
+    /// Some slots are kept for known senders. Mail of low trust cannot take these slots.
     Lanes,
     /// Clients and senders take turns in a lane.
     Turns,
     /// An engine that fails gets no mail.
     Breaker,
-    /// Known-bad and known-clean messages.
+    /// Known-bad and known-clean messages test each engine.
     Probes,
-    /// One scan for all who want the same, and its answer for those who come later.
+    /// All callers that want the same scan share one scan. Its answer also serves later callers.
     Sharing,
-    /// Further attempts only as far as successes have paid for them.
+    /// Successful scans earn the time for further attempts.
     RetryBudget,
-    /// Strikes, the learner, and what they made.
+    /// Strikes and the learner create interceptors, and the interceptors divert mail.
     Interceptors,
-    /// Other engines do not make up for one that a message may have broken.
+    /// Other engines do not make up for an engine's missing answer that the message may have caused.
     Blame,
-    /// What was held or delivered for a cause is scanned again when the cause is gone.
+    /// Mail that was held or delivered for a cause is scanned again when the cause is gone.
     Recovery,
-    /// Those who brought much are refused first.
+    /// Under pressure, the relay refuses mail of the largest parties first.
     Admission,
-    /// A next hop gets as much as it takes.
+    /// A next hop gets mail as fast as the next hop takes mail.
     Pacing,
 }
 
-/// Whether a mechanism is left out in this process: those named in the environment variable `SPILLWAY_WITHOUT`, by commas.
+/// Whether this process leaves the mechanism out. The environment variable `SPILLWAY_WITHOUT` lists the mechanisms, separated
+/// by commas.
 #[cfg(feature = "ablation")]
 pub fn without(mechanism: Mechanism) -> bool {
     static LEFT_OUT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
@@ -41,7 +43,7 @@ pub fn without(mechanism: Mechanism) -> bool {
     left_out.split(',').any(|one| one == name)
 }
 
-/// Whether a mechanism is left out: never, in this build.
+/// Whether this process leaves the mechanism out: never, in this build.
 #[cfg(not(feature = "ablation"))]
 pub const fn without(_: Mechanism) -> bool {
     false

@@ -1,9 +1,9 @@
-//! The composition root: a configuration becomes a running relay, and a running relay another configuration's.
+//! The composition root: builds a running relay from a configuration, and applies another configuration to a running relay.
 //!
-//! Order of start: store (recovery first), path, lanes, listeners, admin, so that nothing is accepted before it can be
-//! kept. Order of stop: listeners and idle sessions, transactions in flight, work after 250, lanes, store. Whatever does
-//! not end within `relay.drain_timeout` is durable already, or its sender has not been answered. Nothing here waits for a
-//! file on the runtime's threads or without a deadline, so that the relay can be told to end whatever hangs.
+//! Order of start: store (recovery first), path, lanes, listeners, admin, so that the relay accepts no mail before it can keep
+//! mail. Order of stop: listeners and idle sessions, transactions in flight, work after 250, lanes, store. Mail that is not
+//! finished within `relay.drain_timeout` is durable already, or its sender has had no reply. No code here waits for a file on
+//! the runtime's threads or without a deadline, so the relay can end while a file hangs.
 
 mod reload;
 mod signals;
@@ -36,15 +36,15 @@ use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
 use crate::store::sqlite::{Role, SqliteStore};
 use crate::store::{Recovery, Store, StoreError};
-pub use reload::LONGEST_RELOAD;
+pub use reload::RELOAD_DURATION_MAX;
 use reload::{Files, Next, Readings};
 use signals::{Asked, Signals};
 
-/// What is queued for the disk at the end is written, and the stores are closed, for so long; a disk that has not taken it
-/// by then hangs. Nothing that was answered 250 is among it.
-const CLOSING: Duration = Duration::from_secs(10);
+/// Time for the last writes and for closing the stores at the end: 10 s. A disk that needs longer hangs. These writes hold no
+/// mail that was answered 250: that mail is durable already.
+const STORES_CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why the relay does not start.
+/// The reason why the relay cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The store cannot be opened.
@@ -68,7 +68,7 @@ pub struct Running {
     lanes: TaskTracker,
 }
 
-/// What the admin surface and the signal handlers work on.
+/// The state that the admin surfaces and the signal handlers use.
 struct Core {
     path: Option<PathBuf>,
     config: Mutex<Config>,
@@ -83,15 +83,15 @@ struct Core {
     recovery: Recovery,
     started: Timestamp,
     readings: Readings,
-    /// Stop accepting; idle sessions end.
+    /// Cancelled when the relay stops: it accepts no session, and idle sessions end.
     closing: CancellationToken,
-    /// Somebody asked for a drain.
+    /// Cancelled when a command asks for a drain.
     drain: CancellationToken,
 }
 
-/// Starts a relay. `path` is the file that `config` was read from, read again by a reload.
+/// Starts a relay. `path` is the file of `config`, which a reload reads again.
 ///
-/// Cancel safety: what has begun by then goes on until the runtime ends; nothing is answered 250 that is not kept.
+/// Cancel safety: tasks that have begun continue until the runtime ends. No mail is answered 250 that is not kept.
 pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, StartError> {
     let (config, built) = blocking(move || {
         let built = generation(&config, None).map_err(StartError::Parts);
@@ -149,7 +149,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     })
 }
 
-/// What all listeners share.
+/// The parts that all listeners share.
 fn shared(config: &Config, pipeline: &Arc<Pipeline>) -> Shared {
     let limits = Arc::new(config.limits.clone());
     Shared {
@@ -165,14 +165,14 @@ async fn open_logs(
     settings: crate::store::Settings,
 ) -> Result<(Arc<History>, Arc<Incidents>), StartError> {
     let logs = blocking(move || {
-        let history = History::open(&settings.path.join(history::FILE), settings.history)?;
-        let incidents = settings.path.join(incidents::FILE);
+        let history = History::open(&settings.path.join(history::FILE_NAME), settings.history)?;
+        let incidents = settings.path.join(incidents::FILE_NAME);
         Ok((history, Incidents::open(&incidents, settings.incidents)?))
     });
     logs.await?.map_err(StartError::Store)
 }
 
-/// Starts the tasks that work beside the listeners. Stored interceptors are in force before the first of them.
+/// Starts the tasks that work beside the listeners. Stored interceptors are in force before the first task starts.
 async fn start_tasks(
     shared: &Shared,
     keeper: &Arc<Keeper>,
@@ -196,7 +196,7 @@ async fn start_tasks(
     tasks
 }
 
-/// Starts all listeners. If one of them cannot listen, all tasks are told to end.
+/// Starts all listeners. If one of them cannot listen, all tasks end.
 fn start_listeners(prepared: Vec<Prepared>, shared: &Shared) -> Result<Vec<Listener>, StartError> {
     let started = prepared
         .into_iter()
@@ -208,7 +208,7 @@ fn start_listeners(prepared: Vec<Prepared>, shared: &Shared) -> Result<Vec<Liste
     })
 }
 
-/// Runs what waits for files on a thread that may.
+/// Runs work that waits for files on a thread that may block.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, StartError> {
@@ -216,8 +216,8 @@ async fn blocking<T: Send + 'static>(
     ended.map_err(|error| StartError::Parts(vec![error.to_string()]))
 }
 
-/// Everything that would keep a configuration that reads well from starting, short of binding its addresses and opening
-/// its store: rule files that do not compile, certificates that cannot be used. Blocks on the disk.
+/// The problems that would prevent a start with a configuration without syntax errors, for example rule files that do not
+/// compile or certificates that cannot be used. Does not bind addresses and does not open the store. Blocks on the disk.
 pub fn check(config: &Config) -> Vec<String> {
     let mut problems = generation(config, None).err().unwrap_or_default();
     if let Err(error) = prepare(config) {
@@ -226,12 +226,12 @@ pub fn check(config: &Config) -> Vec<String> {
     problems
 }
 
-/// What is not wrong, but does not fit what can be learnt about the engines on this machine. Blocks on the disk.
+/// Advice about settings that are valid, but do not fit the configuration of the engines on this machine. Blocks on the disk.
 pub fn advice(config: &Config) -> Vec<String> {
     config.engines.iter().flat_map(engine::advice).collect()
 }
 
-/// The settings of all listeners, with their certificates and users read.
+/// Reads the certificates and users of all listeners.
 fn prepare(config: &Config) -> Result<Vec<Prepared>, ListenerError> {
     let limits = Arc::new(config.limits.clone());
     let hostname: Arc<str> = config.relay.hostname.as_str().into();
@@ -240,7 +240,8 @@ fn prepare(config: &Config) -> Result<Vec<Prepared>, ListenerError> {
     prepared.collect()
 }
 
-/// Builds what one configuration decides, with what the guards of the one before know; all problems at once.
+/// Builds the generation of a configuration, with the knowledge of the guards of the generation before. Returns all problems
+/// at once.
 fn generation(config: &Config, before: Option<&Generation>) -> Result<Generation, Vec<String>> {
     let mut problems = Vec::new();
     let scanner = Scanner::new(config.engines.clone(), before.map(|g| &g.scanner))
@@ -263,7 +264,7 @@ fn generation(config: &Config, before: Option<&Generation>) -> Result<Generation
 }
 
 impl Running {
-    /// The addresses it listens on, ports resolved, in the order of the configuration.
+    /// The addresses of the listeners with their real ports, in the order of the configuration.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.core
             .listeners
@@ -272,30 +273,30 @@ impl Running {
             .collect()
     }
 
-    /// What the start-up found in the store.
+    /// The findings of the start in the store.
     pub fn recovery(&self) -> &Recovery {
         &self.core.recovery
     }
 
-    /// Resolves when somebody asked for a drain over the control socket.
+    /// Resolves when a command asks for a drain over the control socket.
     ///
     /// Cancel safety: safe.
     pub async fn drain_requested(&self) {
         self.core.drain.cancelled().await;
     }
 
-    /// Reads the configuration again; the difference, or every problem. A bad file changes nothing.
+    /// Reads the configuration again. Returns the changes, or every problem; with a problem nothing changes.
     pub async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
         self.core.reload().await
     }
 
-    /// The path, for work beside the listeners.
+    /// The pipeline, for work beside the listeners.
     pub fn pipeline(&self) -> &Arc<Pipeline> {
         &self.core.pipeline
     }
 
-    /// Accepts nothing new, lets what is in flight finish, at most `relay.drain_timeout`, and closes the stores; true if
-    /// all did.
+    /// Stops accepting mail, waits at most `relay.drain_timeout` for the mail in flight, and closes the stores. Returns whether
+    /// all of this ended in time.
     pub async fn drain(self) -> bool {
         let allowance = self.core.lock().relay.drain_timeout;
         let deadline = Deadline::after(allowance);
@@ -307,13 +308,16 @@ impl Running {
         let work = self.core.pipeline.drained(deadline).await;
         let lanes = deadline.run(self.lanes.wait()).await.is_ok();
         let (history, incidents) = (self.core.history.close(), self.core.incidents.close());
-        // While the store is still ours.
+        // The keeper writes before the store closes: afterwards another relay may own the folder.
         let store = async {
             self.core.keeper.write().await;
             self.core.store.close().await;
         };
         let closed = join3(history, incidents, store);
-        let stores = Deadline::after(CLOSING).run(closed).await.is_ok();
+        let stores = Deadline::after(STORES_CLOSE_TIMEOUT)
+            .run(closed)
+            .await
+            .is_ok();
         tracing::info!(sessions, work, lanes, stores, "drained");
         sessions && work && lanes && stores
     }
@@ -390,7 +394,10 @@ impl Control for Core {
             Some(false) => return Err(not_drained(&engine.health())),
             None => {
                 let replica = asked.replica.as_deref().unwrap_or_default();
-                return Err(format!("engine {} has no replica {replica}", asked.engine));
+                return Err(format!(
+                    "engine {} has no replica {replica}; see: spillway engine show NAME",
+                    asked.engine
+                ));
             }
         }
         let subject = Subject::Engine {
@@ -398,8 +405,8 @@ impl Control for Core {
             replica: asked.replica.clone(),
         };
         let (kind, what) = match drained {
-            true => (incident::Kind::Drained, "was taken out"),
-            false => (incident::Kind::Resumed, "was put back"),
+            true => (incident::Kind::Drained, "was drained"),
+            false => (incident::Kind::Resumed, "was resumed"),
         };
         let summary = format!("{subject} {what} by {}: {}", asked.who, asked.reason);
         self.incidents.record(Incident::new(kind, subject, summary));
@@ -464,21 +471,22 @@ fn named<'a>(generation: &'a Generation, asked: &EngineAsked) -> Result<&'a Guar
     })
 }
 
-/// Runs a relay until a signal or a drain request ends it: SIGTERM, SIGINT and SIGQUIT drain, SIGHUP reloads. Tells
-/// systemd. Returns whether everything in flight has finished. Threads that hang at files may be left: end the process
+/// Runs a relay until a signal or a drain request ends it: SIGTERM, SIGINT and SIGQUIT drain, SIGHUP reloads. Notifies systemd
+/// of its state. Returns whether all mail in flight has finished. Threads that hang at files may be left, so end the process
 /// without waiting for them.
 pub async fn run(config: Config, path: Option<PathBuf>) -> Result<bool, StartError> {
     let signals = Signals::new();
-    let mut signals = signals
-        .map_err(|error| StartError::Parts(vec![format!("signals cannot be handled: {error}")]))?;
+    let mut signals = signals.map_err(|error| {
+        StartError::Parts(vec![format!("cannot install signal handlers: {error}")])
+    })?;
     let mut starting = pin!(start(config, path));
     let running = loop {
         tokio::select! {
             running = &mut starting => break running?,
             asked = signals.next() => match asked {
-                Asked::Reload => tracing::warn!("SIGHUP while the relay starts: nothing is read again"),
+                Asked::Reload => tracing::warn!("SIGHUP ignored: the relay is still starting"),
                 Asked::Stop => {
-                    tracing::info!("told to end before it had started");
+                    tracing::info!("a signal ended the relay before it had started");
                     return Ok(true);
                 }
             },
@@ -490,7 +498,7 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> Result<bool, StartErr
     Ok(running.drain().await)
 }
 
-/// Returns when the relay is to end, also while a reload is under way.
+/// Returns when a signal or a command asks the relay to end, also during a reload.
 async fn until_stopped(running: &Running, signals: &mut Signals) {
     let mut reload = pin!(Fuse::terminated());
     loop {
@@ -498,7 +506,7 @@ async fn until_stopped(running: &Running, signals: &mut Signals) {
             asked = signals.next() => match asked {
                 Asked::Stop => return,
                 Asked::Reload if reload.is_terminated() => reload.set(told_reload(running).fuse()),
-                Asked::Reload => tracing::warn!("SIGHUP while a reload is under way: nothing more is read"),
+                Asked::Reload => tracing::warn!("SIGHUP ignored: a reload is under way"),
             },
             () = &mut reload => {}
             () = running.drain_requested() => return,
@@ -506,7 +514,7 @@ async fn until_stopped(running: &Running, signals: &mut Signals) {
     }
 }
 
-/// A reload that systemd is told about. Its result is logged; a bad file changes nothing.
+/// Reloads, and notifies systemd. The result is logged; with a problem nothing changes.
 async fn told_reload(running: &Running) {
     let reloading = NotifyState::monotonic_usec_now().map(|now| [NotifyState::Reloading, now]);
     tell_systemd(reloading.as_ref().map_or(&[], |states| states));
@@ -514,22 +522,22 @@ async fn told_reload(running: &Running) {
     tell_systemd(&[NotifyState::Ready]);
 }
 
-/// What is told to who resumes an engine that nobody has taken out.
+/// The error for a resume of an engine that is not drained: its state, and what the administrator can do.
 fn not_drained(health: &Health) -> String {
     let (engine, states) = (&health.engine, health.states());
     let why = match health.is_well() {
         true => "it gets all its mail".to_owned(),
         false => format!(
-            "it is {states}: it is probed every second and gets mail as soon as a probe passes; `spillway engine test {engine}` tells \
-             what is wrong"
+            "its state is {states}. The relay tries it again by itself, and its mail comes back step by step (ramp) once it \
+             works; `spillway engine test {engine}` shows what is wrong"
         ),
     };
     format!("engine {engine} is not drained; {why}")
 }
 
-/// Does nothing where no supervisor listens.
+/// Notifies systemd; does nothing if no service manager listens.
 fn tell_systemd(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "the service manager was not told");
+        tracing::warn!(%error, "cannot notify the service manager");
     }
 }

@@ -1,8 +1,8 @@
-//! Chance: the one place that randomness comes from, so that a simulation can replay it from one seed.
+//! The only source of randomness in the crate, so that a simulation can replay all random choices from one seed.
 
 use rand::Rng;
 
-/// A source of randomness for jitter and choices; not for secrets.
+/// A random number generator for jitter and choices; not for secrets.
 #[cfg(not(test))]
 pub fn rng() -> impl Rng {
     rand::rng()
@@ -11,7 +11,7 @@ pub fn rng() -> impl Rng {
 #[cfg(test)]
 pub use seeded::{rng, seed};
 
-/// In tests a thread can be told what chance will bring.
+/// In tests, a thread can have a seed that determines all random numbers.
 #[cfg(test)]
 mod seeded {
     use std::cell::Cell;
@@ -27,13 +27,13 @@ mod seeded {
         static SEED: Cell<Option<u64>> = const { Cell::new(None) };
     }
 
-    /// Everything random on this thread follows from `seed` and the time, until there is none again. Not from what was
-    /// drawn before: what the runtime does at one moment it does in no order that could be replayed.
+    /// From now on, `seed` and the time determine all random numbers on this thread; `None` ends this. Earlier draws have no
+    /// influence, because the runtime runs the tasks of one moment in an order that cannot be replayed.
     pub fn seed(seed: Option<u64>) {
         SEED.set(seed);
     }
 
-    /// As the one for production, or what this thread's seed brings now.
+    /// The generator of production, or a generator from the seed of this thread and the time.
     pub fn rng() -> impl Rng {
         let Some(seed) = SEED.get() else {
             return StdRng::from_rng(&mut rand::rng());
@@ -53,9 +53,9 @@ mod tests {
     use super::*;
     use crate::deadline::set_wall_clock;
 
-    /// What is replayed must come out the same, and only while it is replayed.
+    /// A replay draws the same random numbers, but only while the seed is set.
     #[tokio::test(start_paused = true)]
-    async fn a_seed_decides_what_chance_brings() {
+    async fn a_seed_determines_random_numbers() {
         set_wall_clock(Some(jiff::Timestamp::UNIX_EPOCH));
         let draw = || -> u64 { rng().random() };
         seed(Some(7));

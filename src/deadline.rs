@@ -1,9 +1,8 @@
 //! Deadlines and budgets: the only place in the crate that calls a timeout.
 //!
-//! Time is an argument here. One absolute [`Deadline`] is made at the edge (end of data, a scheduled attempt) and handed
-//! down; nothing below the edge invents an allowance of its own, it can only make the one it got shorter
-//! ([`Deadline::within`]). That is what keeps the sum of all waits of a message bounded (promise P1), however many
-//! engines, attempts and next hops it meets.
+//! Time is an argument. The edge (end of data, a scheduled attempt) makes one absolute [`Deadline`] and hands it down. Code
+//! below the edge creates no allowance of its own; it can only shorten the deadline that it got ([`Deadline::within`]). This
+//! bounds the sum of all waits of a message (promise P1), for any number of engines, attempts and next hops.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -12,16 +11,16 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-/// The allowances of `[budget]`, per message.
+/// The time budgets of one message, from the section `[budget]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Budget {
-    /// From end of data to our reply. When it runs out the message is made durable and answered 250, and the work goes
-    /// on in the background. Keep it below what sending servers wait for the reply to end of data (RFC 5321 4.5.3.2.6
-    /// asks them for ten minutes; some wait only one).
+    /// Time from end of data to the reply. When this time runs out, the relay stores the message, answers 250, and continues
+    /// the work in the background. The value must be shorter than the time that sending servers wait for the reply to end of
+    /// data: RFC 5321 4.5.3.2.6 asks for ten minutes, but some servers wait only one.
     pub session: Duration,
-    /// From end of data to a verdict, or to the hold that replaces it, over all scans and waits in one pass.
+    /// Time from end of data to a verdict, or to the hold that replaces a verdict, over all scans and waits in one pass.
     pub total: Duration,
-    /// From end of data: how long a message that could not be judged is scanned again before a reviewer decides.
+    /// Time from end of data during which a message without a verdict is scanned again. After that a reviewer decides.
     pub deferral: Duration,
 }
 
@@ -35,25 +34,26 @@ impl Default for Budget {
     }
 }
 
-/// The wall clock: for what people read and for what must be understood after a restart. It may jump; what must not,
-/// is a [`Deadline`]; what ends by it is compared with [`steady_clock`].
+/// The wall clock: for times that people read and for times that a restart must understand. The wall clock may jump. Use a
+/// [`Deadline`] where a jump would do harm, and [`steady_clock`] to decide whether a stored time has passed.
 #[cfg(not(test))]
 pub fn wall_clock() -> Timestamp {
     Timestamp::now()
 }
 
-/// The wall clock without the leaps forward that it made after `from`: what was to last for a while from then on is not
-/// ended before that while has passed, because somebody set the clock or the machine slept. Of leaps before the start of
-/// this process nothing is known; a clock that was set back only makes things last longer.
+/// The wall clock without its leaps forward after `from`. A leap occurs when a person sets the clock or the machine sleeps.
+/// With this clock, a term that began at `from` never ends early. Leaps before the start of this process are unknown. A clock
+/// that was set back only makes terms longer.
 ///
-/// Leaps are found by asking: something must ask now and then ([`crate::pipeline`] does, every minute).
+/// The process detects a leap only when it reads the clock, so some part must read it regularly ([`crate::pipeline`] does so
+/// every minute).
 pub fn steady_clock(from: Timestamp) -> Timestamp {
     let now = wall_clock();
     now.checked_sub(leapt_since(from)).unwrap_or(now)
 }
 
-/// The same for what lasts for `term`: what was to end before then has ended. It does not need to be known when it began, and
-/// what began after a leap may last longer by that leap.
+/// Like [`steady_clock`], for entries that last for `term` and whose start is unknown: an entry has ended if its end is not
+/// after the returned time. An entry that began after a leap may last longer by that leap.
 pub fn expiry_clock(term: Duration) -> Timestamp {
     steady_clock(wall_clock().checked_sub(term).unwrap_or(Timestamp::MIN))
 }
@@ -61,7 +61,7 @@ pub fn expiry_clock(term: Duration) -> Timestamp {
 #[cfg(not(test))]
 static LEAPS: std::sync::Mutex<Leaps> = std::sync::Mutex::new(Leaps::NONE);
 
-/// By how much the wall clock has leapt forward after it showed `from`.
+/// How far the wall clock leapt forward after it showed `from`, in total.
 #[cfg(not(test))]
 pub fn leapt_since(from: Timestamp) -> Duration {
     let mut leaps = LEAPS
@@ -78,7 +78,8 @@ pub use simulated::{leapt_since, set_wall_clock, wall_clock};
 #[derive(Debug)]
 struct Leaps {
     last: Option<(Timestamp, Instant)>,
-    /// What the clock showed after each, and how far it went. Of more than [`Self::MOST`] the two oldest become one.
+    /// For each leap, the time that the clock showed after it, and its length. Beyond [`Self::LEAPS_MAX`], the two oldest
+    /// become one, to bound the memory.
     seen: VecDeque<(Timestamp, SignedDuration)>,
 }
 
@@ -87,22 +88,24 @@ impl Leaps {
         last: None,
         seen: VecDeque::new(),
     };
-    const MOST: usize = 16;
-    /// Less is the clock's own business: it is steered, and read a moment apart from the other.
-    const LEAST: SignedDuration = SignedDuration::from_secs(2);
+    /// Leaps that are remembered. Leaps are rare (a person sets the clock, the machine sleeps), so 16 are enough.
+    const LEAPS_MAX: usize = 16;
+    /// Smaller differences are not leaps: a time service adjusts the clock gradually, and the two clocks are read one after
+    /// the other.
+    const LEAP_MIN: SignedDuration = SignedDuration::from_secs(2);
 
-    /// It is `wall` now.
+    /// Compares the two clocks, which show `wall` and `now` at present.
     fn read(&mut self, wall: Timestamp, now: Instant) {
         let last = self.last.replace((wall, now));
         let Some((before, then)) = last else { return };
         let passed = SignedDuration::try_from(now.saturating_duration_since(then));
         let leap = wall.duration_since(before) - passed.unwrap_or(SignedDuration::MAX);
-        if leap > Self::LEAST {
+        if leap > Self::LEAP_MIN {
             self.seen.push_back((wall, leap));
-        } else if leap < -Self::LEAST {
+        } else if leap < -Self::LEAP_MIN {
             self.take_back(-leap);
         }
-        if self.seen.len() > Self::MOST
+        if self.seen.len() > Self::LEAPS_MAX
             && let Some((_, oldest)) = self.seen.pop_front()
             && let Some((_, next)) = self.seen.front_mut()
         {
@@ -110,7 +113,7 @@ impl Leaps {
         }
     }
 
-    /// The clock was set back: the latest leaps were mistakes that are mended.
+    /// The clock was set back, so the latest leaps were mistakes that are now corrected: removes that much of them.
     fn take_back(&mut self, mut back: SignedDuration) {
         while back.is_positive()
             && let Some((_, leap)) = self.seen.back_mut()
@@ -133,7 +136,7 @@ impl Leaps {
     }
 }
 
-/// In tests a thread can have a wall clock of its own, so that it goes on with paused time.
+/// In tests, a thread can have a wall clock of its own that follows paused time.
 #[cfg(test)]
 mod simulated {
     use std::cell::{Cell, RefCell};
@@ -146,8 +149,8 @@ mod simulated {
         static LEAPS: RefCell<Leaps> = const { RefCell::new(Leaps::NONE) };
     }
 
-    /// It is `now` on this thread, and goes on with tokio's time; `None` gives the real one back. One that is set a second
-    /// time leaps.
+    /// Sets the clock of this thread to `now`; from then on the clock follows tokio's time. `None` restores the real clock. A
+    /// second call without `None` in between is a leap.
     pub fn set_wall_clock(now: Option<Timestamp>) {
         CLOCK.set(now.map(|now| (now, Instant::now())));
         match now {
@@ -156,7 +159,8 @@ mod simulated {
         }
     }
 
-    /// As the one for production. The real clock does not leap beside time that is paused: it is another time.
+    /// As in production. Without a clock of its own, a thread sees no leaps: the real clock does not follow paused time, so
+    /// their difference means nothing.
     pub fn leapt_since(from: Timestamp) -> Duration {
         if CLOCK.get().is_none() {
             return Duration::ZERO;
@@ -167,7 +171,7 @@ mod simulated {
         })
     }
 
-    /// As the one for production, or this thread's own.
+    /// As in production, or the clock of this thread.
     pub fn wall_clock() -> Timestamp {
         match CLOCK.get() {
             Some((at, since)) => at + since.elapsed(),
@@ -176,11 +180,11 @@ mod simulated {
     }
 }
 
-/// An absolute instant after which work is not worth doing.
+/// An absolute instant after which work is of no use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 
-/// The deadline passed before the work was done.
+/// The deadline passed before the work ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the deadline passed")]
 pub struct Elapsed;
@@ -189,19 +193,19 @@ impl Deadline {
     /// The instant `allowance` from now.
     pub fn after(allowance: Duration) -> Self {
         let now = Instant::now();
-        // An allowance too large for the clock means "never" in practice; thirty years from now is that.
+        // An allowance too large for the clock means "never": thirty years are long enough for that.
         Self(
             now.checked_add(allowance)
                 .unwrap_or_else(|| now + Duration::from_secs(86_400 * 365 * 30)),
         )
     }
 
-    /// The earlier of this deadline and `allowance` from now: how a part gets less time than the whole, never more.
+    /// The earlier of this deadline and `allowance` from now: a part can get less time than the whole, never more.
     pub fn within(self, allowance: Duration) -> Self {
         self.min(Self::after(allowance))
     }
 
-    /// Time left; zero when passed.
+    /// The time left; zero after the deadline.
     pub fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
@@ -248,7 +252,7 @@ mod tests {
         assert!(whole.within(Duration::from_secs(1)) < whole);
     }
 
-    /// A wall clock that stood still while time is paused and advanced would leave nothing ever due.
+    /// The simulated wall clock must follow paused time. Otherwise nothing would ever become due in a simulation.
     #[tokio::test(start_paused = true)]
     async fn a_simulated_wall_clock_goes_on_with_paused_time() {
         let start = Timestamp::UNIX_EPOCH;
@@ -263,7 +267,7 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + second).expect("a plain time")
     }
 
-    /// A clock that is set an hour ahead ends nothing an hour early, and keeps nothing of what comes afterwards an hour late.
+    /// After the clock is set an hour ahead, no earlier term ends an hour early, and no later term ends an hour late.
     #[tokio::test(start_paused = true)]
     async fn a_leap_ends_nothing_early() {
         set_wall_clock(Some(second(0)));
@@ -272,15 +276,14 @@ mod tests {
         set_wall_clock(Some(second(3700)));
         tokio::time::advance(Duration::from_secs(50)).await;
         assert_eq!(wall_clock(), second(3750));
-        assert_eq!(steady_clock(second(0)), second(150), "it came before");
-        assert_eq!(steady_clock(second(3710)), second(3750), "it came after");
+        assert_eq!(steady_clock(second(0)), second(150), "before the leap");
+        assert_eq!(steady_clock(second(3710)), second(3750), "after the leap");
         set_wall_clock(None);
     }
 
-    /// A mistake that is mended leaves nothing behind; a clock that was only set back is as it is, and what it says of the
-    /// past is taken as said.
+    /// A leap that is corrected leaves no trace. A clock that was only set back is believed.
     #[tokio::test(start_paused = true)]
-    async fn a_leap_that_is_taken_back_is_none() {
+    async fn a_corrected_leap_leaves_no_trace() {
         let year = 365 * 86_400;
         set_wall_clock(Some(second(0)));
         set_wall_clock(Some(second(year)));
@@ -294,21 +297,22 @@ mod tests {
         set_wall_clock(None);
     }
 
-    /// However often a clock leaps, what is known of it stays small, and nothing ends early for it.
+    /// Many leaps use bounded memory, and no term ends early because of them.
     #[test]
-    fn many_leaps_are_few() {
+    fn many_leaps_use_bounded_memory() {
         let (mut leaps, now) = (Leaps::NONE, Instant::now());
         for leap in 0..100 {
             leaps.read(second(leap * 3600), now);
         }
-        assert_eq!(leaps.seen.len(), Leaps::MOST);
+        assert_eq!(leaps.seen.len(), Leaps::LEAPS_MAX);
         assert_eq!(leaps.since(second(0)), Duration::from_secs(99 * 3600));
         assert_eq!(leaps.since(second(98 * 3600)), Duration::from_secs(3600));
     }
 
-    /// Work whose deadline has passed is not even started: it would cost an engine a slot for nobody.
+    /// Work whose deadline has passed is not started: the work would take a slot of an engine, and no caller waits for the
+    /// answer.
     #[tokio::test(start_paused = true)]
-    async fn passed_deadline_starts_nothing() {
+    async fn a_passed_deadline_starts_no_work() {
         let deadline = Deadline::after(Duration::from_secs(1));
         tokio::time::advance(Duration::from_secs(2)).await;
         let mut started = false;

@@ -1,7 +1,7 @@
-//! Incidents: what the relay did by itself, and why. Each is one entry of the incident log, so that the post-mortem
-//! writes itself (docs/GLOSSARY.md, "incident").
+//! Incidents: automatic actions of the relay, and acts of persons on engines, with their reasons. Each incident is one entry of
+//! the incident log, from which a post-mortem can be written (docs/GLOSSARY.md, "incident").
 //!
-//! A room that acts returns its incidents as values; the path above it records them. So nothing here writes anything.
+//! A room that acts returns its incidents as values, and the pipeline records them. This module writes nothing.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,65 +13,66 @@ use ulid::Ulid;
 use crate::deadline::wall_clock;
 use crate::message::MessageId;
 
-/// What happened.
+/// The kind of an incident. The log stores it as a word, so a word never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// A breaker opened: the engine, or a replica of it, is not asked any more.
+    /// A breaker opened: the engine, or one of its replicas, gets no mail.
     BreakerOpened,
-    /// A breaker lets probes through, or a part of the mail again.
+    /// A breaker became half-open (probes pass) or began a ramp (a growing part of the mail passes).
     BreakerProbing,
-    /// A breaker closed: the engine has all its mail again.
+    /// A breaker closed: the engine gets all its mail again.
     BreakerClosed,
-    /// A fingerprint failed expensively while the engine was fine with others.
+    /// A message failed expensively while the engine scanned other messages well.
     Strike,
-    /// A scan ended after its caller had stopped waiting, and its answer was used.
+    /// An answer came after its caller had stopped waiting. The summary says whether the relay keeps the answer.
     LateAnswer,
-    /// A scan never ended within the engine's own limit.
+    /// A scan did not end within the engine's `limit`.
     ScanLost,
-    /// An engine's workers are busy with messages that have nothing in common.
+    /// Overdue messages that no interceptor covers hold at least half of an engine's workers.
     WorkersLost,
-    /// An interceptor was made, by the learner or by a person.
+    /// The learner or a person made an interceptor.
     InterceptorMade,
-    /// An interceptor acts differently than before: it parked and now holds, or the other way round.
+    /// An interceptor changed its action (park, hold, bypass), or whether it holds the mail of known senders.
     InterceptorChanged,
-    /// An interceptor ended: refuted, expired, or removed by a person.
+    /// An interceptor ended: it was disproved, expired, or removed by a person.
     InterceptorLifted,
-    /// A probe had the wrong answer, or none.
+    /// An engine answered a probe wrongly, or not in time.
     ProbeFailed,
-    /// Signatures are too old.
+    /// The signatures of an engine are older than `signature_age`.
     SignaturesStale,
-    /// Replicas of one engine have different signatures, or one lags behind.
+    /// Replicas of one engine have different signatures, or the signatures of one are behind the others.
     ReplicasDiffer,
-    /// An engine finds, or takes, much more or much less than it used to.
+    /// An engine finds much more or less than before, or its scans take much more or less time.
     Drift,
-    /// A person took an engine, a replica or a next hop out.
+    /// A person drained an engine or a replica.
     Drained,
-    /// A person put it back.
+    /// A person resumed a drained engine or replica.
     Resumed,
-    /// A next hop throttles us and gets its mail at the pace it allows.
+    /// A next hop throttles the relay, and gets its mail at the rate that it accepts.
     NextHopPaced,
-    /// A next hop does not work at all and gets one probing delivery at a time.
+    /// A next hop does not work, and gets one delivery at a time as a probe.
     NextHopDead,
     /// A next hop works again.
     NextHopAlive,
-    /// Mail that was delivered with less than full coverage turned out to be bad.
+    /// A later scan found something in mail that was delivered with less than full coverage.
     LateFinding,
-    /// What was held or deferred for a cause that is gone is being scanned again.
+    /// The relay began to scan again the mail that it had kept for a cause that has ended.
     RecoveryBegun,
-    /// That is done.
+    /// This recovery has ended.
     RecoveryEnded,
-    /// New mail is refused for now, because what is accepted already could not be handled in time.
+    /// The relay refuses new mail for now: the accepted mail fills the memory or the backlog.
     AdmissionRefuses,
-    /// New mail is accepted again.
+    /// The relay accepts new mail again.
     AdmissionAccepts,
-    /// What may be held is nearly used up, in all or by one party; beyond it new mail that would be held is refused.
+    /// The quarantine is nearly full, in total or for one client or sender. When it is full, the relay refuses new mail that it
+    /// would hold.
     QuarantineFilling,
-    /// There is room in quarantine again.
+    /// The quarantine has room again.
     QuarantineRoomy,
-    /// The store takes no new mail: no room, a disk that fails, or files that are not what they were.
+    /// The store accepts no new mail: the disk is full or fails, or the files of the store were changed by other programs.
     StoreTrouble,
-    /// It does again.
+    /// The store accepts new mail again.
     StoreWell,
 }
 
@@ -108,7 +109,7 @@ impl Kind {
         Self::StoreWell,
     ];
 
-    /// The word in output.
+    /// The word in output and in the log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BreakerOpened => "breaker-opened",
@@ -142,7 +143,7 @@ impl Kind {
         }
     }
 
-    /// Whether somebody should look at it: a warning in the log, while good news and plain facts are not.
+    /// Whether an administrator should look at the incident: then its log line is a warning.
     pub fn is_trouble(self) -> bool {
         match self {
             Self::BreakerOpened
@@ -177,15 +178,15 @@ impl Kind {
     }
 }
 
-/// Whom it happened to.
+/// The subject of an incident.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Subject {
-    /// An engine, or one replica of it.
+    /// An engine, or one of its replicas.
     Engine {
-        /// Its name in the configuration.
+        /// The engine's name in the configuration.
         name: String,
-        /// The replica's address, where one alone is meant.
+        /// The replica's address; none for the whole engine.
         replica: Option<String>,
     },
     /// An interceptor, by its id.
@@ -214,29 +215,29 @@ impl fmt::Display for Subject {
     }
 }
 
-/// One thing that the relay did by itself, or that a person made it do.
+/// One automatic action of the relay, or one act of a person.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Incident {
-    /// Its name in the log.
+    /// The id in the log.
     pub id: Ulid,
-    /// When.
+    /// The time of the incident.
     pub at: Timestamp,
-    /// What.
+    /// The kind.
     pub kind: Kind,
-    /// To whom.
+    /// The subject.
     pub subject: Subject,
-    /// One line for people. May quote mail; shown escaped.
+    /// One line for people. The line may quote mail, so output escapes it.
     pub summary: String,
-    /// What it was decided on: measured numbers and names, in the order in which they should be read.
+    /// The evidence of the decision: measured numbers and names, in the order of the output.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evidence: Vec<(Cow<'static, str>, String)>,
-    /// The message it is about, if it is about one.
+    /// The message that the incident is about; none if it is about no single message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<MessageId>,
 }
 
 impl Incident {
-    /// An incident of this moment, without evidence yet.
+    /// An incident with the present time and without evidence.
     pub fn new(kind: Kind, subject: Subject, summary: impl Into<String>) -> Self {
         Self {
             id: Ulid::generate(),
@@ -249,20 +250,20 @@ impl Incident {
         }
     }
 
-    /// The same with one more piece of evidence.
+    /// Adds a piece of evidence.
     #[must_use]
     pub fn with(mut self, what: &'static str, value: impl fmt::Display) -> Self {
         self.evidence.push((what.into(), value.to_string()));
         self
     }
 
-    /// The same about one message.
+    /// Sets the message that the incident is about.
     #[must_use]
     pub fn about(mut self, message: MessageId) -> Self {
         self.message = Some(message);
         self
     }
-    /// The messages it names: the one it is about, then those in its evidence, in order; one may come twice.
+    /// The messages that the incident names: its own message, then those in the evidence, in order. An id may come twice.
     pub fn messages(&self) -> impl Iterator<Item = MessageId> {
         let words = self.evidence.iter().flat_map(|(_, value)| {
             value

@@ -1,22 +1,25 @@
-//! Spillway: an SMTP filtering and scanning relay in which no engine, message, sender or next hop can make anybody
-//! else's mail wait.
+//! Spillway: an SMTP filtering and scanning relay in which no engine, message, sender or next hop can make other mail wait.
 //!
-//! The map of the crate, in the order in which a message meets it:
+//! The modules, which docs/ARCHITECTURE.md calls rooms:
 //!
-//! | room | what it does |
+//! | room | task |
 //! |---|---|
-//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`file`], [`incident`] | the nouns |
+//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`file`], [`incident`] | basic types and helpers |
 //! | [`smtp`] | the protocol, without sockets |
-//! | [`store`] | durable state |
-//! | [`scan`] | asks all engines at once |
-//! | [`intercept`] | diverts floods |
-//! | [`policy`] | judges |
-//! | [`delivery`] | passes on |
-//! | [`quarantine`] | holds |
-//! | [`config`] | what was written becomes what each room needs |
-//! | [`admin`] | a running relay for its administrators |
+//! | [`listener`] | accepts SMTP sessions |
+//! | [`pipeline`] | the path of each message: scan, decision, delivery |
+//! | [`store`] | keeps messages and other state durable |
+//! | [`scan`] | sends each message to all engines at once |
+//! | [`intercept`] | diverts floods before an engine sees them |
+//! | [`policy`] | turns reports into decisions |
+//! | [`delivery`] | delivers to next hops |
+//! | [`quarantine`] | keeps held messages for review |
+//! | [`config`] | reads the configuration into the settings of each room |
+//! | [`app`] | builds and runs the relay |
+//! | [`admin`] | status, metrics and control of a running relay |
+//! | [`cli`] | the command line |
 //! | [`telemetry`] | log and metrics |
-//! | [`trust`] | whose certificates are believed |
+//! | [`trust`] | trusted certificates |
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! The program: arguments in, exit code out.
+//! The program `spillway`: passes its arguments to the command line, and returns the exit code.
 
 use std::process::ExitCode;
 
@@ -6,10 +6,10 @@ use rustix::io::Errno;
 use rustix::thread::clear_ambient_capability_set;
 
 fn main() -> ExitCode {
-    // Ambient capabilities (capabilities(7)), with which systemd lets the relay listen on port 25 without being root, are
-    // passed on to every program that it starts, also to one that runs as somebody else. They are given up here, where there
-    // is one thread yet, as each has a set of its own; what it may do itself the relay keeps. Systems that do not know them
-    // have none.
+    // Ambient capabilities (capabilities(7)) let a relay without root listen on port 25 under systemd. Every program that the
+    // relay starts would inherit them, also a program that runs as another user. So the relay gives up the ambient set here,
+    // and keeps its own capabilities. Each thread has a set of its own, and here the process has only one thread. A system
+    // that does not know ambient capabilities (EINVAL) has none.
     match clear_ambient_capability_set() {
         Ok(()) | Err(Errno::INVAL) => spillway::cli::main(std::env::args_os()).into(),
         Err(cause) => {

@@ -12,7 +12,7 @@
 #ifdef __GLIBC__
 __attribute__((constructor)) static void thresholds(void)
 {
-	/* As large as a message is that counts as large: see MemoryBudget::LARGE. */
+	/* As large as a message is that counts as large: see MemoryBudget::SMALL_CONTENT_OCTETS_MAX. */
 	mallopt(M_MMAP_THRESHOLD, 256 * 1024);
 	/* Free memory at the end of a heap: small mail takes it and gives it back all the time. */
 	mallopt(M_TRIM_THRESHOLD, 1024 * 1024);

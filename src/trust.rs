@@ -1,4 +1,4 @@
-//! Whose certificates are believed when we connect to somebody over TLS: the authorities of a file, or the system's.
+//! The certificate authorities that the relay trusts for TLS connections it makes: those of a file, or those of the system.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,21 +11,22 @@ use tokio_rustls::TlsConnector;
 
 use crate::file;
 
-/// Why no certificate could be checked.
+/// Why no certificate can be checked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoTrust {
-    /// The certificate file cannot be used.
+    /// The certificate file is missing, unreadable, or without a certificate.
     #[error("certificate file {path}: {why}", path = .0.display(), why = .1)]
     File(PathBuf, String),
-    /// No certificates of authorities on this system.
+    /// The system has no certificates of authorities.
     #[error("the system has no certificates of authorities (set tls_ca): {0}")]
     NoSystem(String),
-    /// The TLS library refuses to be set up.
+    /// The TLS library rejects the configuration.
     #[error("TLS cannot be set up: {0}")]
     Tls(String),
 }
 
-/// The certificates of the file, or else the system's. Blocks on files: for start and reload.
+/// Returns the certificates of the file, or those of the system without a file. Blocks on files: call this at start and reload
+/// only.
 pub fn roots(path: Option<&Path>) -> Result<RootCertStore, NoTrust> {
     let mut roots = RootCertStore::empty();
     let Some(path) = path else {
@@ -38,7 +39,8 @@ pub fn roots(path: Option<&Path>) -> Result<RootCertStore, NoTrust> {
         return Ok(roots);
     };
     let broken = |why: String| NoTrust::File(path.to_owned(), why);
-    let pem = file::read(path, file::LARGEST).map_err(|error| broken(error.to_string()))?;
+    let pem = file::read(path, file::CREDENTIAL_FILE_OCTETS_MAX)
+        .map_err(|error| broken(error.to_string()))?;
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| broken(error.to_string()))?;
         roots
@@ -46,12 +48,12 @@ pub fn roots(path: Option<&Path>) -> Result<RootCertStore, NoTrust> {
             .map_err(|error| broken(error.to_string()))?;
     }
     if roots.is_empty() {
-        return Err(broken("it contains no certificate".to_owned()));
+        return Err(broken("the file contains no certificate".to_owned()));
     }
     Ok(roots)
 }
 
-/// A connector that checks the peer's certificate and name against [`roots`].
+/// Returns a connector that checks the certificate and the name of the peer against [`roots`]. Blocks like [`roots`].
 pub fn verified(file: Option<&Path>) -> Result<TlsConnector, NoTrust> {
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()

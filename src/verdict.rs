@@ -1,7 +1,7 @@
-//! What engines answer and what policy concludes: pure data.
+//! The answers of engines and the conclusions of policy: pure data.
 //!
-//! The law of this module is promise P4: "not scanned, because X" is an answer of its own. There is no way to write a
-//! [`Report`] that says "clean" by default; an engine either answered or it did not, and then there is a [`Reason`].
+//! The law of this module is promise P4: "not scanned, because X" is an answer of its own. No [`Report`] says "clean" by
+//! default: either the engine answered, or the report has a [`Reason`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::ablation::{Mechanism, without};
 use crate::message::{MessageId, RequestedEdit};
 
-/// What an engine is good for; coverage is counted per class.
+/// What an engine examines. Policy counts coverage per class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineClass {
@@ -19,9 +19,9 @@ pub enum EngineClass {
     Av,
     /// Unwanted mail.
     Spam,
-    /// Who really sent it.
+    /// The true origin of a message.
     Auth,
-    /// What it is made of.
+    /// The composition of a message, for example its attachments.
     Content,
 }
 
@@ -40,29 +40,28 @@ impl EngineClass {
     }
 }
 
-/// What sort of thing was found.
+/// The kind of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FindingKind {
-    /// A known piece of malware, or the test file that stands for it.
+    /// Known malware, or the test file that stands for malware.
     Malware,
-    /// Something that lures people into giving secrets away.
+    /// Content that tempts people to give away secrets.
     Phishing,
-    /// Unwanted, by score.
+    /// Unwanted mail, by its score.
     Spam,
-    /// Forbidden here by the administrator: a blocked attachment, say.
+    /// Forbidden by the administrator, for example an attachment type.
     Policy,
-    /// A trait of malware, not proof of it; counts by its score.
+    /// A sign of malware, but no proof. The finding counts by its score.
     Suspicious,
-    /// What the engine counts for or against a message that it does not object to: adds to the score, and nothing was
-    /// found.
+    /// A part of the score for or against a message, without an objection to the message.
     Score,
-    /// Worth showing, worth nothing in a score by itself.
+    /// Information for people, which adds no score by itself.
     Info,
 }
 
 impl FindingKind {
-    /// All kinds, the gravest first.
+    /// All kinds, the most serious first.
     pub const ALL: [Self; 7] = [
         Self::Malware,
         Self::Phishing,
@@ -73,7 +72,7 @@ impl FindingKind {
         Self::Info,
     ];
 
-    /// Whether the engine objects to something: not where it only counts or remarks.
+    /// Whether the engine objects to the message. A score or information alone is no objection.
     pub fn is_objection(self) -> bool {
         !matches!(self, Self::Score | Self::Info)
     }
@@ -92,21 +91,22 @@ impl FindingKind {
     }
 }
 
-/// One thing found.
+/// One thing that an engine found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
-    /// What sort of thing.
+    /// The kind of the finding.
     pub kind: FindingKind,
-    /// Its name in the engine's words: `Win.Test.EICAR_HDB-1`, `blocked-extension`. At most 200 octets, no control characters.
+    /// The engine's name for the finding, for example `Win.Test.EICAR_HDB-1` or `blocked-extension`. At most 200 octets,
+    /// without control characters.
     pub name: String,
-    /// What it adds to the summed score before the engine's weight.
+    /// The score of the finding, before policy multiplies it by the engine's weight.
     pub score: f64,
-    /// Where, or why: a part's name, a matched type. Untrusted text; shown escaped.
+    /// The place or the cause, for example the name of a part or a matched type. Untrusted text: escape before display.
     pub detail: Option<String>,
 }
 
 impl Finding {
-    /// A finding without detail; the name is cut and cleaned as the field's doc promises.
+    /// A finding without detail. The name is cut to 200 octets, and each control character becomes `?`.
     pub fn new(kind: FindingKind, name: &str, score: f64) -> Self {
         let clean = |c: char| if c.is_control() { '?' } else { c };
         let mut name: String = name.chars().map(clean).collect();
@@ -123,7 +123,7 @@ impl Finding {
         }
     }
 
-    /// The same with a detail.
+    /// Adds a detail to the finding.
     #[must_use]
     pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
@@ -131,41 +131,41 @@ impl Finding {
     }
 }
 
-/// Why an engine has no answer. Policy says what each means; none of them means clean.
+/// Why an engine has no answer. Policy decides what follows from a reason; no reason means clean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// The attempt, or the deadline, ran out while the engine worked.
+    /// The attempt or the deadline ran out while the engine worked.
     Timeout,
-    /// No connection: refused, unreachable, name not found.
+    /// No connection: refused, unreachable, or the name was not found.
     Unreachable,
-    /// The connection ended in the middle.
+    /// The connection ended before the answer was complete.
     Disconnected,
-    /// An answer that is not in the protocol.
+    /// The answer does not follow the protocol.
     Garbage,
     /// The engine itself reported an error.
     EngineError,
-    /// More octets than the engine is configured to take.
+    /// The content is larger than `max_size` of the engine.
     TooLarge,
-    /// The engine stopped at a limit of its own (depth, files, scan size) before it had seen everything.
+    /// The engine reached a limit of its own (depth, files, scan size) before the scan was complete.
     LimitsReached,
-    /// It cannot be looked into: encrypted.
+    /// The engine could not examine the content because the content is encrypted.
     Encrypted,
     /// No slot became free in time.
     Busy,
-    /// The message's scan budget is spent.
+    /// The scan budget of the message is used up.
     BudgetSpent,
-    /// The breaker refuses.
+    /// The breaker is open, or an interceptor bypasses the engine.
     BreakerOpen,
     /// An administrator has drained the engine.
     Drained,
     /// The engine's code panicked.
     Panicked,
-    /// Content that is the same, or similar, is being scanned and slow; more of it is not sent meanwhile.
+    /// The same or similar content is being scanned and is slow. The guard sends no more such content until that scan ends.
     Parked,
-    /// Content that is the same, or similar, has failed so expensively that no more of it is sent.
+    /// The same or similar content cost the engine so much that an interceptor holds such content.
     Suspect,
-    /// What another engine found had decided already.
+    /// A finding of another engine has already decided about the message.
     Unneeded,
 }
 
@@ -212,7 +212,7 @@ impl Reason {
         }
     }
 
-    /// Whether the same scan may well succeed later. What lies in the message itself does not pass with time.
+    /// Whether the same scan may succeed later. A reason that lies in the message itself remains.
     pub fn is_transient(self) -> bool {
         match self {
             Self::Timeout
@@ -232,9 +232,9 @@ impl Reason {
         }
     }
 
-    /// Whether the message, as far as anybody can tell, is the cause: the engine was fine with others. Then answers of
-    /// other engines do not make up for this one, as this may be the only one that the message is dangerous to (a
-    /// message that makes one engine hang may well be what that engine alone would have found).
+    /// Whether the message is the probable cause, because the engine worked for other mail. Answers of other engines then do
+    /// not make up for the missing one: a message that makes one engine hang may be the one that only this engine would
+    /// detect.
     pub fn blames_message(self) -> bool {
         match self {
             Self::Timeout | Self::Parked | Self::Suspect => !without(Mechanism::Blame),
@@ -255,25 +255,25 @@ impl Reason {
     }
 }
 
-/// An engine's answer, or why there is none.
+/// The answer of an engine, or the reason why there is none.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
-    /// It looked at everything; the findings may be none.
+    /// The engine examined the whole message; the list may be empty.
     Answered(Vec<Finding>),
-    /// It did not, or not at everything.
+    /// The engine did not examine the message, or not all of it.
     None {
-        /// The class of the reason, for policy.
+        /// The reason, for policy.
         reason: Reason,
-        /// The particulars, for people.
+        /// Details, for people.
         detail: String,
-        /// What was found before it stopped; findings count even from an incomplete scan.
+        /// Findings from before the scan stopped. Findings count even from an incomplete scan.
         findings: Vec<Finding>,
     },
 }
 
 impl Answer {
-    /// No answer, and nothing found either.
+    /// A missing answer without findings.
     pub fn none(reason: Reason, detail: impl Into<String>) -> Self {
         Self::None {
             reason,
@@ -283,61 +283,61 @@ impl Answer {
     }
 }
 
-/// One engine's whole answer about one message: exactly one per configured engine.
+/// The whole answer of one engine about one message. A message has exactly one report per configured engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The engine's name in the configuration.
     pub engine: Arc<str>,
-    /// What it is good for.
+    /// The class of the engine.
     pub class: EngineClass,
     /// The answer.
     pub answer: Answer,
-    /// Which replica answered last, where there are several.
+    /// The replica that answered last, where the engine has several.
     pub replica: Option<String>,
-    /// Version of the signatures, where the engine tells.
+    /// Version of the signatures, if the engine reports one.
     pub signatures: Option<String>,
-    /// Calls made, the first included; 0 if none was made.
+    /// Number of calls, the first included; 0 if no call was made.
     pub attempts: u32,
-    /// Where the answer came from, if the engine was not asked about this message now.
+    /// The source of the answer, if the engine was not asked about this message now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reused: Option<Reused>,
-    /// What it wants done to the message, in its order, and whether that is done.
-    /// Records of earlier versions call them wishes.
+    /// The edits that the engine requests, in its order, each with the result. Records of earlier versions call them `wishes`.
     #[serde(default, alias = "wishes", skip_serializing_if = "Vec::is_empty")]
     pub requested_edits: Vec<RequestedEdit>,
-    /// From the start of the scan to this report, waiting for a slot included.
+    /// Time from the start of the scan to this report, including the wait for a slot.
     #[serde(with = "millis")]
     pub elapsed: Duration,
 }
 
-/// An answer that was given about another scan.
+/// An answer that comes from another scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reused {
-    /// The message that was really scanned; the same message, if its answer came after it had left.
+    /// The message that was really scanned. This is the same message if the answer came after its caller had left.
     pub from: MessageId,
-    /// What the two have in common.
+    /// What the two messages have in common.
     pub same: Same,
 }
 
-/// In what a message is the same as the one that was scanned.
+/// How a message equals the message that was scanned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Same {
-    /// Every octet that the engine gets: its answer would be the same.
+    /// Every octet that the engine gets is equal, so the engine's answer would be the same.
     Octets,
-    /// The content, under another header ([`Identity`](crate::message::Identity)). The engine might say something else about
-    /// this message: the answer is a *stand-in* while the engine is short of slots, and the engine is asked later.
+    /// The content is equal, but not the header ([`Identity`](crate::message::Identity)). The engine might answer differently
+    /// about this message, so the answer is a *stand-in*: it is used while the engine is short of slots, and the engine scans
+    /// this message later.
     Content,
 }
 
 impl Report {
-    /// The message whose answer stands in, if the engine has not seen every octet of this one.
+    /// The message whose answer stands in, if the engine has not seen every octet of this message.
     pub fn stand_in(&self) -> Option<MessageId> {
         let reused = self.reused.filter(|reused| reused.same == Same::Content)?;
         Some(reused.from)
     }
 
-    /// What was found, complete answer or not.
+    /// The findings of a complete or an incomplete scan.
     pub fn findings(&self) -> &[Finding] {
         match &self.answer {
             Answer::Answered(findings) | Answer::None { findings, .. } => findings,
@@ -353,24 +353,24 @@ impl Report {
     }
 }
 
-/// The engines in whose place an answer about another message stands, each with that message; in order.
+/// The engines with a stand-in, in order, each with the message that was really scanned.
 pub fn stand_ins(reports: &[Report]) -> impl Iterator<Item = (&Arc<str>, MessageId)> {
     reports
         .iter()
         .filter_map(|report| Some((&report.engine, report.stand_in()?)))
 }
 
-/// What policy concludes about a message.
+/// The conclusion of policy about a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// Enough engines answered and nothing was found that matters.
+    /// Enough engines answered, and the findings, if any, do not matter.
     Clean,
-    /// Enough was found to mark it.
+    /// The findings are enough to mark the message.
     Suspect,
-    /// Enough was found to keep it away from people.
+    /// The findings are enough to keep the message from its recipients.
     Malicious,
-    /// Too few engines answered to say.
+    /// Too few engines answered for a conclusion.
     Undetermined,
 }
 
@@ -386,24 +386,24 @@ impl Verdict {
     }
 }
 
-/// What we do with a message, per group of recipients.
+/// What the relay does with a message, per group of recipients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Disposition {
-    /// Pass it to the next hop.
+    /// Pass the message to the next hop.
     Deliver,
-    /// Keep it for review.
+    /// Keep the message for review.
     Quarantine,
-    /// 550 in the session.
+    /// Answer 550 in the session.
     Reject,
-    /// Keep it and scan again later.
+    /// Keep the message and scan it again later.
     Defer,
-    /// Accept and forget, only if the administrator says so.
+    /// Accept the message and drop it. Only an administrator's rule can decide this.
     Discard,
 }
 
 impl Disposition {
-    /// All, for configuration and completions.
+    /// All dispositions, for configuration and completions.
     pub const ALL: [Self; 5] = [
         Self::Deliver,
         Self::Quarantine,
@@ -427,26 +427,26 @@ impl Disposition {
 /// Verdict, disposition, and the name of the rule that fired.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
-    /// What was concluded.
+    /// The conclusion.
     pub verdict: Verdict,
-    /// What is done.
+    /// What the relay does.
     pub disposition: Disposition,
-    /// The name of the rule that fired: an administrator's `[[rule]]`, or `policy.malware`, `policy.score`,
-    /// `coverage.av` and the like for the built-in ones. Names the quarantine reason as well.
+    /// The name of the rule that fired: an administrator's `[[rule]]`, or a built-in rule such as `policy.malware`,
+    /// `policy.score` or `coverage.av`. The name is also the quarantine reason.
     pub rule: String,
-    /// Why, in one line for people: the finding, the score against its threshold, the engine that is missing.
+    /// The reason in one line for people: the finding, the score and its threshold, or the missing engine.
     pub reason: String,
-    /// Summed weighted score.
+    /// Sum of the weighted scores.
     pub score: f64,
-    /// Marks the message in its result header as suspect although it is delivered.
+    /// Whether the result header marks the message as suspect although the message is delivered.
     pub tag: bool,
-    /// Engines that did not answer, with their reasons: delivered with less than full coverage if not empty.
+    /// Engines that did not answer, each with the reason. If not empty, the message was decided with less than full coverage.
     pub missing: Vec<(Arc<str>, Reason)>,
-    /// The configuration that decided, as shown by `status`.
+    /// The configuration that decided, as `status` shows it.
     pub config: Arc<str>,
 }
 
-/// Durations as whole milliseconds, the unit of everything we print.
+/// Durations as whole milliseconds, the unit of all output.
 pub(crate) mod millis {
     use std::time::Duration;
 

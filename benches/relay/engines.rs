@@ -94,7 +94,7 @@ pub async fn run() {
     let file = spillway.config().with_file_name("spillway-data");
     let (mut above, mut slowest) = (Vec::new(), Vec::new());
     for (id, wait) in waits {
-        let told = history::read(&file.join(history::FILE), id).await;
+        let told = history::read(&file.join(history::FILE_NAME), id).await;
         let told = told.expect("the history").pop().expect("its end");
         assert_eq!(told.reports.len(), engines.len(), "{:?}", told.reports);
         let missing = told.reports.iter().find(|r| r.missing().is_some());

@@ -14,7 +14,7 @@ use spillway::scan::engine::{
     archive, auth, clamd, command, dns, http, icap, milter, rspamd, spamd,
 };
 use spillway::smtp::content::Decoder;
-use spillway::smtp::reply_parser::{MAX_LINE, MAX_LINES, RawReply};
+use spillway::smtp::reply_parser::{REPLY_LINE_OCTETS_MAX, REPLY_LINES_MAX, RawReply};
 use spillway::verdict::{Answer, Finding, FindingKind};
 
 /// What a target does with its input; it panics where a law is broken.
@@ -248,7 +248,8 @@ pub fn mime(octets: &[u8]) {
     let seen = mime::inspect(&content, limits);
     assert!(seen.parts.len() <= limits.parts && seen.depth <= limits.depth);
     // Each level once, and what is decoded on it: twice the content at most (`Exceeded::Decoded`).
-    let most = (octets.len() as u64 + 1) * (limits.depth as u64 + 2) * 2 + 2 * mime::INLINE as u64;
+    let most = (octets.len() as u64 + 1) * (limits.depth as u64 + 2) * 2
+        + 2 * mime::INLINE_OCTETS_MAX as u64;
     assert!(seen.work <= most, "{} > {most}", seen.work);
     let _ = seen.attachments();
     for field in header::fields(header::section(octets)) {
@@ -284,7 +285,7 @@ pub fn reply(octets: &[u8]) {
         return;
     };
     let used = reply.used();
-    assert!(used <= octets.len() && used <= (MAX_LINE + 1) * MAX_LINES);
+    assert!(used <= octets.len() && used <= (REPLY_LINE_OCTETS_MAX + 1) * REPLY_LINES_MAX);
     assert!((200..600).contains(&reply.code()));
     let kept = reply.to_remote().to_string();
     assert!(!kept.contains(char::is_control) && kept.len() < 1100);

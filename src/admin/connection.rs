@@ -1,11 +1,14 @@
 //! Connections of the admin surfaces, bounded in number and in time.
 //!
-//! Nobody's connections may use up the relay's descriptors, or keep others from asking: each surface has so many places for
-//! callers of this machine, and as many for strangers, who take none of the others. A connection ends when its caller has
-//! kept it waiting for so long in all. Where a new one finds no place, one of its kind that waits for its caller (for the
-//! rest of a request, for the next one, or until an answer is taken) ends in its favour: one of whoever has most, and of
-//! those the one that has been open longest. One whose request is being answered is let alone, and gives way when its answer
-//! is written; a stranger does not wait for that but is sent away, so that nobody waits behind him. The rest is axum.
+//! Connections must not use up the relay's descriptors, and no client may keep other clients from their answers. So each
+//! surface has [`CONNECTIONS_MAX`] places for local clients (of this machine), and as many for remote clients, which take no
+//! places of local ones. A connection ends at the age of [`IDLE_CONNECTION_TIMEOUT`], or once its present answer is written.
+//!
+//! If a new connection finds no place, it takes the place of a connection of its kind that waits for its client: for the rest
+//! of a request, for the next request, or for the client to read an answer. The connection that ends belongs to the client
+//! with the most such connections, and is the oldest of them. A connection whose request is being answered does not end; it
+//! may end once its answer is written. A new local connection waits for that. A new remote connection is closed at once
+//! instead, so that no other client waits behind it. The rest is axum.
 
 #[cfg(test)]
 mod tests;
@@ -34,12 +37,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::deadline::Deadline;
 
-/// Connections at once of one surface, of callers of this machine and of strangers each.
+/// Maximum number of concurrent connections of one surface, for local and for remote clients each: far more than
+/// administrators and monitoring need, and few of the relay's descriptors.
 const CONNECTIONS_MAX: usize = 64;
-/// A connection's life, but for the time in which it is being answered.
+/// Maximum age of a connection: 30 s, enough for slow clients. If a request is being answered then, the connection ends when
+/// the answer is written.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves until `closing`, then lets open requests finish; `held` is dropped last.
+/// Serves until `closing`, and then lets open requests finish. Drops `held` last.
 pub(super) async fn serve<L, T>(listener: L, routes: Router, closing: CancellationToken, held: T)
 where
     L: Listener,
@@ -62,14 +67,15 @@ where
     drop(held);
 }
 
-/// An address of somebody who asks.
+/// The address of a client.
 pub(super) trait Caller {
-    /// Whose connections are counted together: a host, or an IPv6 network of 64 bits; none for this machine.
-    fn stranger(&self) -> Option<IpAddr>;
+    /// The remote host by which connections are counted: an IPv4 address, or an IPv6 network of 64 bits. None for a local
+    /// client.
+    fn remote_host(&self) -> Option<IpAddr>;
 }
 
 impl Caller for SocketAddr {
-    fn stranger(&self) -> Option<IpAddr> {
+    fn remote_host(&self) -> Option<IpAddr> {
         let address = self.ip().to_canonical();
         (!address.is_loopback()).then(|| match address {
             IpAddr::V4(_) => address,
@@ -79,31 +85,31 @@ impl Caller for SocketAddr {
 }
 
 impl Caller for unix::SocketAddr {
-    fn stranger(&self) -> Option<IpAddr> {
+    fn remote_host(&self) -> Option<IpAddr> {
         None
     }
 }
 
-/// A connection to those who want its place.
+/// The place of a connection, as new connections see it that need a place.
 #[derive(Debug, Clone)]
-struct Place(Arc<SenderReputation>);
+struct Place(Arc<PlaceState>);
 
 #[derive(Debug, Default)]
-struct SenderReputation {
-    stranger: Option<IpAddr>,
+struct PlaceState {
+    remote_host: Option<IpAddr>,
     state: AtomicU8,
-    /// Its place is wanted: it is to end.
+    /// Cancelled when another connection needs the place: this connection must end.
     wanted: CancellationToken,
 }
 
-/// It waits for its caller.
-const WAITS: u8 = 0;
+/// The connection waits for its client.
+const STATE_WAITS: u8 = 0;
 /// A request is being answered.
-const ANSWERING: u8 = 1;
-/// There is an answer, which is not written yet.
-const ANSWERED: u8 = 2;
+const STATE_ANSWERING: u8 = 1;
+/// An answer exists, but is not written yet.
+const STATE_ANSWERED: u8 = 2;
 
-impl SenderReputation {
+impl PlaceState {
     fn is(&self, state: u8) -> bool {
         self.state.load(Ordering::Relaxed) == state
     }
@@ -122,19 +128,19 @@ where
     }
 }
 
-/// Answers a request, and keeps its connection its place meanwhile.
+/// Answers a request. Meanwhile the connection keeps its place.
 async fn answer(ConnectInfo(place): ConnectInfo<Place>, request: Request, next: Next) -> Response {
-    place.0.set(ANSWERING);
+    place.0.set(STATE_ANSWERING);
     let response = next.run(request).await;
-    place.0.set(ANSWERED);
+    place.0.set(STATE_ANSWERED);
     response
 }
 
-/// The open connections of one kind, those longest open first.
+/// The open connections of one kind, the oldest first.
 #[derive(Debug, Default)]
 struct Open {
     places: Mutex<Vec<Place>>,
-    /// One waits for its caller again.
+    /// Notified when a connection waits for its client again.
     idle: Notify,
 }
 
@@ -143,17 +149,17 @@ impl Open {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends one that waits for its caller; false if there is none.
+    /// Ends a connection that waits for its client. Returns false if there is none.
     fn make_room(&self) -> bool {
         let open = self.lock();
-        let waits = |place: &&Place| place.0.is(WAITS) && !place.0.wanted.is_cancelled();
+        let waits = |place: &&Place| place.0.is(STATE_WAITS) && !place.0.wanted.is_cancelled();
         let mut of: HashMap<Option<IpAddr>, usize> = HashMap::new();
         for place in open.iter().filter(waits) {
-            *of.entry(place.0.stranger).or_default() += 1;
+            *of.entry(place.0.remote_host).or_default() += 1;
         }
-        // The last of equal ones is taken.
+        // `max_by_key` returns the last of equal elements: here the oldest connection.
         let longest_first = open.iter().rev().filter(waits);
-        let ends = longest_first.max_by_key(|place| of.get(&place.0.stranger).copied());
+        let ends = longest_first.max_by_key(|place| of.get(&place.0.remote_host).copied());
         if let Some(place) = ends {
             place.0.wanted.cancel();
         }
@@ -161,7 +167,7 @@ impl Open {
     }
 }
 
-/// Callers of one kind.
+/// The clients of one kind: local or remote.
 struct Kind {
     places: Arc<Semaphore>,
     open: Arc<Open>,
@@ -177,7 +183,7 @@ impl Default for Kind {
 }
 
 impl Kind {
-    /// A place as soon as there is one; none if all are being answered and it is not to be waited for.
+    /// Waits for a place. Returns none if all connections are being answered and `is_patient` is false.
     async fn place(&self, is_patient: bool) -> Option<OwnedSemaphorePermit> {
         let mut acquired = pin!(self.places.clone().acquire_owned());
         loop {
@@ -199,29 +205,29 @@ impl Kind {
     }
 }
 
-/// All callers.
+/// All clients of a surface.
 #[derive(Default)]
 struct Callers {
     own: Kind,
-    strangers: Kind,
+    remotes: Kind,
 }
 
 impl Callers {
-    /// The connection, unless it is sent away.
-    async fn admit<I>(&self, io: I, stranger: Option<IpAddr>) -> Option<Connection<I>> {
-        let kind = match stranger {
-            Some(_) => &self.strangers,
+    /// Gives a connection a place; returns none if it must be closed at once.
+    async fn admit<I>(&self, io: I, remote_host: Option<IpAddr>) -> Option<Connection<I>> {
+        let kind = match remote_host {
+            Some(_) => &self.remotes,
             None => &self.own,
         };
-        let permit = kind.place(stranger.is_none()).await?;
-        let place = Place(Arc::new(SenderReputation {
-            stranger,
-            ..SenderReputation::default()
+        let permit = kind.place(remote_host.is_none()).await?;
+        let place = Place(Arc::new(PlaceState {
+            remote_host,
+            ..PlaceState::default()
         }));
         kind.open.lock().push(place.clone());
         let wanted = place.0.wanted.clone().cancelled_owned();
         let end = async move {
-            // Whichever of the two it is, its time is over.
+            // The connection ends when its place is wanted or its time is over.
             let _ = Deadline::after(IDLE_CONNECTION_TIMEOUT).run(wanted).await;
         };
         Some(Connection {
@@ -249,7 +255,7 @@ where
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         loop {
             let (io, address) = self.listener.accept().await;
-            let admitted = self.callers.admit(io, address.stranger()).await;
+            let admitted = self.callers.admit(io, address.remote_host()).await;
             if let Some(connection) = admitted {
                 return (connection, address);
             }
@@ -261,7 +267,7 @@ where
     }
 }
 
-/// A connection that fails when its time is over, unless it is being answered, and gives its place back when dropped.
+/// A connection that fails when its time is over, unless a request is being answered. Gives its place back when dropped.
 struct Connection<I> {
     io: I,
     end: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -284,17 +290,17 @@ impl<I> Connection<I> {
         }
         // A future must not be polled again once it is ready; the time stays over.
         self.end = Box::pin(std::future::ready(()));
-        let reputation = &self.place.0;
-        match reputation.is(WAITS) || reputation.wanted.is_cancelled() {
+        let state = &self.place.0;
+        match state.is(STATE_WAITS) || state.wanted.is_cancelled() {
             true => Err(io::ErrorKind::TimedOut.into()),
             false => Ok(()),
         }
     }
 
-    /// So far the answer is written, or as far as its caller takes it: what is to be waited for now is he.
+    /// The answer is written, or the client reads no more of it for now: in both cases the connection waits for its client.
     fn written(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        if self.place.0.is(ANSWERED) {
-            self.place.0.set(WAITS);
+        if self.place.0.is(STATE_ANSWERED) {
+            self.place.0.set(STATE_WAITS);
             self.open.idle.notify_one();
         }
         self.over(context)

@@ -1,11 +1,11 @@
-//! What the status says, as gauges: set when somebody scrapes, because nobody looks at them in between.
+//! Gauges from the status. They are set when monitoring reads the metrics, because nothing reads them in between.
 
 use metrics::gauge;
 
 use super::{Status, Stored};
 use crate::delivery::PaceState;
 
-/// Sets them.
+/// Sets the gauges from a status.
 pub(super) fn set(status: &Status) {
     gauge!("spillway_info", "version" => status.version.clone()).set(1.0);
     gauge!("spillway_ready").set(if status.not_ready.is_none() { 1.0 } else { 0.0 });
@@ -33,7 +33,8 @@ pub(super) fn set(status: &Status) {
     }
 }
 
-/// A store that does not answer leaves them as they are: zeros would be taken for what is there.
+/// Sets the gauges of the store. While the store does not answer, they keep their last values: zeros would look like an empty
+/// store.
 fn set_stored(stored: &Stored) {
     let lanes = [
         ("scan", &stored.scan),

@@ -1,20 +1,20 @@
-//! The surfaces of a running relay for its administrators: what it says about itself, and what it can be told to do.
+//! The surfaces of a running relay for its administrators: status, metrics and control.
 //!
 //! | path | where | answer |
 //! |---|---|---|
 //! | `GET /` | both | a page for people |
-//! | `GET /live` | both | 200 as long as the process can answer |
-//! | `GET /ready` | both | 200 while new mail is taken, else 503 with the reason |
+//! | `GET /live` | both | 200 while the process can answer |
+//! | `GET /ready` | both | 200 while the relay accepts new mail, else 503 with the reason |
 //! | `GET /metrics` | both | Prometheus text |
 //! | `GET /status` | socket | [`Status`] as JSON |
 //! | `GET /engines` | socket | [`Health`] of each engine as JSON |
-//! | `POST /control/engine?…` | socket | [`EngineAsked`]: drain, resume, test; 404 with one line where there is none of that name |
+//! | `POST /control/engine?…` | socket | [`EngineAsked`]: drain, resume, test; 404 with one line for an unknown name |
 //! | `POST /control/reload` | socket | [`Reloaded`] as JSON; 422 when refused |
 //! | `POST /control/drain` | socket | 202 |
 //! | `POST /control/wake` | socket | 202 |
 //!
-//! The TCP address only tells; whoever may change something needs access to the unix socket, which belongs to the
-//! relay's user alone (mode 0600). What happens behind both is [`Control`], which the composition root implements.
+//! The TCP address is read-only. A change needs access to the unix socket, which belongs to the relay's user alone (mode
+//! 0600). Both surfaces call [`Control`], which the composition root implements.
 
 mod connection;
 mod gauges;
@@ -46,105 +46,106 @@ use crate::telemetry;
 /// Settings of `[admin]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Where `/live`, `/ready` and `/metrics` are answered; `None` for nowhere.
+    /// The TCP address of the read-only surface; `None` for no such surface.
     pub http: Option<SocketAddr>,
-    /// The socket that commands reach the running relay through.
+    /// The unix socket through which commands reach the running relay.
     pub socket: PathBuf,
 }
 
-/// What the relay can tell and be told; implemented by the composition root.
+/// The functions of the relay that the surfaces call. The composition root implements them.
 pub trait Control: Send + Sync + 'static {
-    /// What it is doing now.
+    /// The present state of the relay.
     fn status(&self) -> impl Future<Output = Status> + Send;
 
-    /// Whether new mail is taken; otherwise why not, in one line.
+    /// Whether the relay accepts new mail; the error is the reason in one line.
     fn ready(&self) -> Result<(), String>;
 
-    /// How the engines are doing.
+    /// The state of each engine.
     fn engines(&self) -> Vec<Health>;
 
-    /// Takes an engine, or one replica of it, out, or puts it back. Why it cannot be done, in one line.
+    /// Drains an engine or one of its replicas, or resumes it (`drained` is false). The error is the reason in one line.
     fn drain_engine(&self, asked: &EngineAsked, drained: bool) -> Result<(), String>;
 
-    /// Sends each replica of an engine its probe pair.
+    /// Sends each replica of an engine its probe pair, and returns the results.
     fn test_engine(
         &self,
         asked: &EngineAsked,
     ) -> impl Future<Output = Result<Vec<Tested>, String>> + Send;
 
-    /// Reads the configuration again: the difference, or every problem with it, in which case nothing has changed.
+    /// Reads the configuration again. Returns the changes, or every problem; with a problem nothing has changed.
     fn reload(&self) -> impl Future<Output = Result<Vec<String>, Vec<String>>> + Send;
 
-    /// Stop taking mail, finish what is in flight, and end. Returns at once.
+    /// Makes the relay accept no new mail, finish the mail in flight, and exit. Returns at once.
     fn drain(&self);
 
-    /// There is work in the store that was not there before (a release, a retry): look now, not at the next turn.
+    /// Makes the relay look for new work in the store (a release, a retry) now, before its next check.
     fn wake(&self);
 }
 
-/// What a running relay says about itself.
+/// The state of a running relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// The program's version.
     pub version: String,
-    /// What it calls itself.
+    /// The relay's host name.
     pub hostname: String,
-    /// The configuration in force, as in every decision.
+    /// The version of the configuration in force, as in every decision.
     pub config: String,
-    /// The file it was read from; none for the built-in defaults.
+    /// The file of the configuration; none for the built-in defaults.
     pub config_file: Option<PathBuf>,
-    /// Since when it runs.
+    /// The start of the relay.
     pub started: Timestamp,
-    /// Whether it is finishing what is in flight and ends.
+    /// Whether the relay is draining: it finishes the mail in flight, and then exits.
     pub draining: bool,
-    /// Why no new mail is taken; none while it is.
+    /// The reason why the relay accepts no new mail; none while it accepts mail.
     pub not_ready: Option<String>,
-    /// Where it listens.
+    /// The listeners with their addresses.
     pub listeners: Vec<ListenerStatus>,
-    /// Sessions at this moment.
+    /// Open sessions.
     pub sessions: u64,
-    /// Octets of `limits.in_flight_bytes` that no message holds now.
+    /// Free octets of `limits.in_flight_bytes`.
     pub memory_available: u64,
-    /// What is stored; none, and no fields, while the store does not answer.
+    /// The stored mail; none, and no fields in JSON, while the store does not answer.
     #[serde(flatten)]
     pub stored: Option<Stored>,
-    /// How the engines are doing.
+    /// The state of each engine.
     pub engines: Vec<Health>,
-    /// What goes out to each next hop.
+    /// The state of each next hop.
     #[serde(default)]
     pub next_hops: Vec<HopStatus>,
-    /// What the start found in the store.
+    /// The findings of the start in the store.
     pub recovery: Recovery,
 }
 
-/// What a running relay says about its store.
+/// The stored mail of a running relay.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
-    /// What waits to be scanned.
+    /// Mail that waits for a scan.
     pub scan: LaneStats,
-    /// What waits to be delivered.
+    /// Mail that waits for delivery.
     pub delivery: LaneStats,
-    /// What is in quarantine.
+    /// Mail in quarantine.
     pub held: LaneStats,
-    /// What it takes, against what it may.
+    /// The room that the quarantine uses, and its limit.
     #[serde(default)]
     pub quarantine: Held,
-    /// What was delivered with less than full coverage and is kept to be scanned again.
+    /// Mail that was delivered with less than full coverage, and is kept for a later scan.
     pub rescan: LaneStats,
 }
 
 impl Stored {
-    /// What is told where nothing is known.
-    pub const UNKNOWN: &str = "not known: the store does not answer";
-    /// What is known by then, or nothing: half of it would be taken for all.
-    const PATIENCE: Duration = Duration::from_secs(2);
+    /// The text in place of the numbers while the store does not answer.
+    pub const UNKNOWN_TEXT: &str = "not known: the store does not answer";
+    /// Time for the answers of the store: 2 s. If one answer is missing then, the result is none: a part of the numbers would
+    /// look like all of them.
+    const STORE_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-    /// From what the store says of its lanes and of quarantine.
+    /// Waits for the statistics of the lanes and of the quarantine. Returns none if one fails or is late.
     pub async fn from(
         lanes: impl Future<Output = Result<[LaneStats; Lane::ALL.len()], StoreError>>,
         quarantine: impl Future<Output = Result<Held, StoreError>>,
     ) -> Option<Self> {
-        let both = Deadline::after(Self::PATIENCE).run(try_join(lanes, quarantine));
+        let both = Deadline::after(Self::STORE_ANSWER_TIMEOUT).run(try_join(lanes, quarantine));
         let both = both.await;
         let both = both.map_err(|late| StoreError::Broken(late.to_string()));
         match both.flatten() {
@@ -156,91 +157,91 @@ impl Stored {
                 rescan,
             }),
             Err(error) => {
-                tracing::warn!(%error, "the store tells nothing about itself");
+                tracing::warn!(%error, "the store does not answer a request for its statistics");
                 None
             }
         }
     }
 }
 
-/// What is to be done with an engine.
+/// A request for an act on an engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineAsked {
-    /// Its name.
+    /// The engine's name.
     pub engine: String,
-    /// What.
+    /// The act.
     pub act: EngineAct,
-    /// One replica, by its address; all of them if there is none.
+    /// The address of one replica; none for all replicas.
     #[serde(default)]
     pub replica: Option<String>,
-    /// Who asks, for the incident log.
+    /// The person who asks, for the incident log.
     #[serde(default)]
     pub who: String,
-    /// Why, for the incident log.
+    /// The reason, for the incident log.
     #[serde(default)]
     pub reason: String,
 }
 
-/// What can be done with an engine.
+/// An act on an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EngineAct {
-    /// It gets no mail any more; scans under way end.
+    /// The engine gets no more mail; running scans continue.
     Drain,
-    /// It gets mail again.
+    /// The engine gets mail again.
     Resume,
-    /// It is asked what it must find and what it must let pass.
+    /// The engine gets a known-bad and a known-clean message.
     Test,
 }
 
-/// What a test of one replica showed.
+/// The result of a test of one replica.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tested {
-    /// Its address; none for an engine in process.
+    /// The replica's address; none for an engine in process.
     pub replica: Option<String>,
-    /// What was wrong with its answers; none if they were right.
+    /// The problem with its answers; none if they were right.
     pub wrong: Option<String>,
-    /// What it found in a harmless message, where nothing says what it must find; else none.
+    /// For an engine without a known-bad message: the names of its findings in a harmless message.
     pub answered: Option<Vec<String>>,
 }
 
 /// One listener.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerStatus {
-    /// Its name in the configuration.
+    /// The listener's name in the configuration.
     pub name: String,
-    /// Its addresses, ports resolved.
+    /// The listener's addresses with their real ports.
     pub addresses: Vec<SocketAddr>,
 }
 
-/// What became of a reload.
+/// The result of a reload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reloaded {
-    /// In force; what differs from before.
+    /// The new configuration is in force; these are the changes.
     Changes(Vec<String>),
-    /// Refused; nothing has changed.
+    /// The new configuration has these problems; nothing has changed.
     Problems(Vec<String>),
 }
 
-/// Why the surfaces cannot be opened.
+/// The reason why the surfaces cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    /// The TCP address cannot be listened on.
-    #[error("admin.http {0} cannot be listened on: {1}")]
+    /// The relay cannot listen on the TCP address.
+    #[error("cannot listen on admin.http {0}: {1}; free the address or change admin.http")]
     Http(SocketAddr, #[source] std::io::Error),
     /// Another process listens on the control socket.
-    #[error("another relay listens on {}", .0.display())]
+    #[error("another relay listens on {}; stop it, or change store.path or admin.socket", .0.display())]
     InUse(PathBuf),
-    /// Something that is no socket is in the way.
-    #[error("{} is in the way of the control socket: it is no socket; remove it or change admin.socket", .0.display())]
+    /// Another kind of file is in the place of the control socket.
+    #[error("{} exists and is not a socket, so the control socket cannot be created; remove it or change admin.socket", .0.display())]
     NoSocket(PathBuf),
-    /// The control socket cannot be made.
-    #[error("the control socket {} cannot be made: {}", .0.display(), .1)]
+    /// The control socket cannot be created.
+    #[error("cannot create the control socket {}: {}; correct its folder or change admin.socket", .0.display(), .1)]
     Socket(PathBuf, #[source] std::io::Error),
 }
 
-/// Opens both surfaces and serves them on `tasks` until `closing`; returns the TCP address with its port resolved.
+/// Opens both surfaces and serves them on `tasks` until `closing`. Returns the TCP address with its real port.
 ///
 /// Cancel safety: a dropped call may leave the control socket behind, which the next start replaces.
 pub async fn serve<C: Control>(
@@ -271,7 +272,7 @@ pub async fn serve<C: Control>(
     Ok(address)
 }
 
-/// Keeps the metrics small where nobody scrapes.
+/// Compacts the metrics every 5 s, so that they do not grow while no monitoring reads them.
 async fn upkeep(closing: CancellationToken) {
     let turn = || Deadline::after(Duration::from_secs(5));
     while closing.run_until_cancelled(turn().wait()).await.is_some() {

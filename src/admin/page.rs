@@ -1,4 +1,4 @@
-//! The status page for people: one table, no scripts, nothing loaded from elsewhere.
+//! The status page for people: one table, without scripts and without content from other servers.
 
 use std::fmt::Write as _;
 
@@ -13,15 +13,15 @@ th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-bottom:1px 
 .bad{color:#a00;font-weight:600}@media(prefers-color-scheme:dark){body{color:#ddd;background:#161616}\
 th,td{border-color:#333}.bad{color:#f77}}";
 
-/// The whole page.
+/// Renders the page.
 pub(super) fn render(status: &Status) -> String {
     let mut rows = Rows(String::new());
     match &status.not_ready {
-        None => rows.add("New mail", "is taken"),
-        Some(reason) => rows.add_bad("New mail", &format!("is not taken: {reason}")),
+        None => rows.add("New mail", "accepted"),
+        Some(reason) => rows.add_bad("New mail", &format!("not accepted: {reason}")),
     }
     if status.draining {
-        rows.add_bad("Draining", "finishing what is in flight, then ending");
+        rows.add_bad("Draining", "finishing the mail in flight, then exiting");
     }
     for listener in &status.listeners {
         let addresses: Vec<String> = listener.addresses.iter().map(ToString::to_string).collect();
@@ -33,7 +33,7 @@ pub(super) fn render(status: &Status) -> String {
     rows.add("Memory free for messages", &memory);
     match &status.stored {
         Some(stored) => rows.add_stored(stored),
-        None => rows.add_bad("Stored messages", Stored::UNKNOWN),
+        None => rows.add_bad("Stored messages", Stored::UNKNOWN_TEXT),
     }
     for health in &status.engines {
         let name = format!("Engine {}", health.engine);
@@ -100,10 +100,10 @@ impl Rows {
         let quarantine = &stored.quarantine;
         let room = format!("{} of {} octets", quarantine.octets, quarantine.limit);
         match quarantine.part() < 1.0 {
-            true => self.add("Room in quarantine taken", &room),
-            false => self.add_bad("Room in quarantine taken", &room),
+            true => self.add("Used room of the quarantine", &room),
+            false => self.add_bad("Used room of the quarantine", &room),
         }
-        self.add("Delivered, to be scanned again", &lane(&stored.rescan));
+        self.add("Delivered, waiting for another scan", &lane(&stored.rescan));
     }
 
     fn add_bad(&mut self, name: &str, value: &str) {
@@ -119,7 +119,7 @@ impl Rows {
     }
 }
 
-/// Text as HTML: safe to look at, and without meaning as markup.
+/// Escapes text for HTML: no character acts as markup or reorders the line.
 fn html(text: &str) -> String {
     let text = Escaped(text).to_string();
     let mut html = String::with_capacity(text.len());

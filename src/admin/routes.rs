@@ -1,4 +1,4 @@
-//! Which path does what.
+//! The paths of the two surfaces.
 
 use std::sync::Arc;
 
@@ -11,15 +11,15 @@ use axum::{Json, Router};
 use super::{Control, EngineAct, EngineAsked, Reloaded, gauges, page};
 use crate::telemetry;
 
-/// Octets of a request's body at most: no request has one.
-const LARGEST_BODY: usize = 1024;
+/// Maximum size of a request's body in octets. No request needs a body, so the limit is small.
+const BODY_OCTETS_MAX: usize = 1024;
 
-/// What anybody who reaches the TCP address may ask.
+/// The paths of the TCP address, which change nothing: any client that reaches the address may use them.
 pub(super) fn read_only<C: Control>(control: Arc<C>) -> Router {
     told().with_state(control)
 }
 
-/// The same, and what the owner of the socket may do.
+/// The paths of the control socket: those of the TCP address, and those that only the owner of the socket may use.
 pub(super) fn control<C: Control>(control: Arc<C>) -> Router {
     told()
         .route("/status", get(status))
@@ -37,13 +37,13 @@ fn told<C: Control>() -> Router<Arc<C>> {
         .route("/live", get(async || "live\n"))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics::<C>))
-        .layer(DefaultBodyLimit::max(LARGEST_BODY))
+        .layer(DefaultBodyLimit::max(BODY_OCTETS_MAX))
 }
 
 async fn people<C: Control>(State(control): State<Arc<C>>) -> Response {
     let html = page::render(&control.status().await);
     let headers = [
-        // The page has neither scripts nor links to elsewhere; nothing that mail put into it could gain any.
+        // The page needs no scripts and no other servers. The policy also blocks markup from mail, should any reach the page.
         (
             header::CONTENT_SECURITY_POLICY,
             "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",

@@ -1,4 +1,4 @@
-//! The control socket as a file: made private, put in place whole, and taken away at the end.
+//! The file of the control socket: created private, put in place in one step, and removed at the end.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -15,12 +15,12 @@ pub(super) struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Nobody can be told any more; the next start replaces what is left.
+        // The error has no reader any more. The next start replaces a socket that is left.
         let _ = std::fs::remove_file(&self.0);
     }
 }
 
-/// Listens on `path`, in the place of a socket that a dead process left; never in the place of a live one.
+/// Listens on `path`. Replaces the socket of a dead process, but never the socket of a live one.
 pub(super) async fn claim(path: PathBuf) -> Result<(UnixListener, SocketFile), AdminError> {
     let failed = |error| AdminError::Socket(path.clone(), error);
     let wanted = path.clone();
@@ -46,14 +46,14 @@ fn claim_blocking(path: &Path) -> Result<StdListener, AdminError> {
     bind_private(path).map_err(|error| AdminError::Socket(path.to_owned(), error))
 }
 
-/// Binds in a folder of our own (mode 0700) and renames, so that the socket is never there with the mode that the umask
-/// happens to leave it.
+/// Binds in a private folder (mode 0700) and renames, so that the socket never exists at `path` with the wider mode that the
+/// umask may give it.
 fn bind_private(path: &Path) -> io::Result<StdListener> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    // The names are short: a socket's path has 108 octets at most.
+    // The names are short, because a socket's path has at most 108 octets (unix(7)).
     let folder = tempfile::Builder::new()
         .prefix(".")
         .rand_bytes(4)

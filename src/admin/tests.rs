@@ -1,4 +1,4 @@
-//! Both surfaces over real sockets, with a control that only remembers.
+//! Tests of both surfaces over real sockets, with a control that only records calls.
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
@@ -16,7 +16,7 @@ struct Fake {
     problems: Vec<String>,
     store_is_dead: bool,
     drained: AtomicBool,
-    /// A reload waits while somebody has it.
+    /// A reload waits while a test holds this lock.
     reloads: tokio::sync::Mutex<()>,
 }
 
@@ -138,7 +138,7 @@ async fn ask(
     answer
 }
 
-/// Whoever reaches the TCP address can look and do nothing else.
+/// A client of the TCP address can read, and can change nothing.
 #[tokio::test]
 async fn tcp_address_is_read_only() {
     let surfaces = Surfaces::open(Fake::default()).await;
@@ -156,9 +156,9 @@ async fn tcp_address_is_read_only() {
     assert!(!surfaces.control.drained.load(Ordering::SeqCst));
 }
 
-/// A scrape tells how full the lanes are at that moment.
+/// The metrics contain the present state of the lanes.
 #[tokio::test]
-async fn metrics_tell_the_status() {
+async fn metrics_contain_the_status() {
     telemetry::metrics::install();
     let surfaces = Surfaces::open(Fake::default()).await;
     let page = surfaces.tcp("GET /metrics").await;
@@ -167,10 +167,10 @@ async fn metrics_tell_the_status() {
     assert!(page.contains("# HELP spillway_ready 1 while"));
 }
 
-/// What is not known is not told as if there were nothing: somebody would stop a relay whose store does not answer and
-/// believe it empty.
+/// While the store does not answer, the status does not show it as empty: an administrator would stop the relay and believe
+/// that no mail is stored.
 #[tokio::test]
-async fn what_the_store_does_not_tell_is_not_known() {
+async fn a_store_that_does_not_answer_is_not_shown_as_empty() {
     let dead = Fake {
         store_is_dead: true,
         ..Fake::default()
@@ -198,9 +198,9 @@ async fn what_the_store_does_not_tell_is_not_known() {
     assert_eq!(read, well);
 }
 
-/// A store of a disk that is gone is asked for as long as people wait, and one half of its answer is none.
+/// The wait for a store whose disk does not answer is short enough for people, and half of its answers counts as none.
 #[tokio::test(start_paused = true)]
-async fn a_store_that_does_not_answer_is_asked_for_so_long() {
+async fn the_wait_for_the_store_is_bounded() {
     let lanes = || async { Ok(<[LaneStats; Lane::ALL.len()]>::default()) };
     let held = || async { Ok(Held::default()) };
     let began = tokio::time::Instant::now();
@@ -212,7 +212,7 @@ async fn a_store_that_does_not_answer_is_asked_for_so_long() {
     assert_eq!(Stored::from(lanes(), held()).await, Some(Stored::default()));
 }
 
-/// Readiness says why not, so that the administrator need not search the log for it.
+/// `/ready` contains the reason, so that the administrator need not search the log.
 #[tokio::test]
 async fn readiness_names_its_reason() {
     let surfaces = Surfaces::open(Fake::default()).await;
@@ -223,7 +223,7 @@ async fn readiness_names_its_reason() {
     assert!(answer.ends_with("the disk is full\n"));
 }
 
-/// The page is data about mail; nothing in it becomes markup or reorders the line.
+/// No text from mail acts as markup in the page or reorders a line.
 #[tokio::test]
 async fn status_page_escapes() {
     let surfaces = Surfaces::open(Fake::default()).await;
@@ -232,7 +232,7 @@ async fn status_page_escapes() {
     assert!(!page.contains("<script>"));
 }
 
-/// The owner of the socket may do everything, and a refused reload tells all its problems.
+/// The owner of the socket may use all paths, and a refused reload returns all problems.
 #[tokio::test]
 async fn socket_controls() {
     let surfaces = Surfaces::open(Fake::default()).await;
@@ -255,7 +255,7 @@ async fn socket_controls() {
     assert!(answer.ends_with(r#"{"problems":["no"]}"#));
 }
 
-/// A live relay's socket is never taken from it; a dead one's is replaced; another kind of file is left alone.
+/// A start replaces the socket of a dead relay, but not the socket of a live relay, and no other kind of file.
 #[tokio::test]
 async fn only_a_dead_socket_is_replaced() {
     let surfaces = Surfaces::open(Fake::default()).await;
@@ -290,8 +290,8 @@ async fn only_a_dead_socket_is_replaced() {
     assert_eq!(std::fs::read(&settings.socket).expect("reads"), b"precious");
 }
 
-/// However many connections say nothing, whoever asks is answered at once, on either surface: those that wait longest make
-/// room, no more of them than must, and a command that is being answered is none of them.
+/// However many connections are silent, a client that sends a request is answered at once, on either surface. The oldest
+/// silent connections end, no more than necessary, and a command that is being answered is not among them.
 #[tokio::test]
 async fn silent_connections_make_room() {
     let surfaces = Surfaces::open(Fake::default()).await;
@@ -327,7 +327,7 @@ async fn silent_connections_make_room() {
     let (reloaded, open) = tokio::join!(reloading, silent);
     assert!(reloaded.starts_with("HTTP/1.0 200"), "{reloaded}");
     for (open, others) in open.into_iter().zip([0, 1]) {
-        // One place is that of whoever asks.
+        // The client that asks has one of the places.
         let ended = open.len() + 1 + others - 64;
         assert_eq!(
             open,
@@ -336,7 +336,7 @@ async fn silent_connections_make_room() {
     }
 }
 
-/// Somebody who connects and says nothing is sent away: monitoring cannot use up the relay's descriptors.
+/// A connection without a request ends: monitoring cannot use up the relay's descriptors.
 #[tokio::test(start_paused = true)]
 async fn silent_connections_end() {
     let surfaces = Surfaces::open(Fake::default()).await;
@@ -344,7 +344,7 @@ async fn silent_connections_end() {
         .await
         .expect("connects");
     let mut answer = Vec::new();
-    // The clock runs as fast as it can while everybody waits; without the limit this would wait forever.
+    // The paused clock advances while all tasks wait. Without the limit on connections, the read would never end.
     let ended = Deadline::after(Duration::from_secs(3600))
         .run(stream.read_to_end(&mut answer))
         .await;

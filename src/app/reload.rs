@@ -1,8 +1,9 @@
-//! Reading a configuration beside a running relay.
+//! Reads a configuration beside a running relay.
 //!
-//! Files may hang: a FIFO that nobody writes to, a mount whose server is gone. Each reading is on a thread of its own and is
-//! waited for so long at most, and so is the building of what was read, which may take far longer without anything being
-//! wrong. The relay hears signals and its control socket all the while, and ends whatever hangs.
+//! A read may hang: at a FIFO without a writer, or on a mount whose server does not answer. So each read runs on a thread of
+//! its own, and the relay gives up the wait after a timeout. The build of the parts from the files has its own timeout, which
+//! is much longer, because rules may take minutes to compile. Meanwhile the relay handles signals and its control socket, and
+//! can end in every case.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,16 +18,16 @@ use crate::deadline::{Deadline, Elapsed};
 use crate::listener::Prepared;
 use crate::pipeline::Generation;
 
-/// One reading of the files. Whatever takes longer hangs.
+/// Time for one read of the files: 15 s. A read that works takes milliseconds, so a longer one hangs.
 const CONFIG_READ_TIMEOUT: Duration = Duration::from_secs(15);
-/// One building of what was read: rules may take their time to compile.
+/// Time for one build of the parts from the files: 5 minutes, because large rules take minutes to compile.
 const ENGINE_BUILD_TIMEOUT: Duration = Duration::from_secs(300);
-/// The longest reload.
-pub const LONGEST_RELOAD: Duration = CONFIG_READ_TIMEOUT.saturating_add(ENGINE_BUILD_TIMEOUT);
-/// Readings that were given up and may hang for ever, each on a thread.
-const GIVEN_UP: usize = 8;
+/// Maximum duration of a reload: one read and one build. `spillway reload` waits this long.
+pub const RELOAD_DURATION_MAX: Duration = CONFIG_READ_TIMEOUT.saturating_add(ENGINE_BUILD_TIMEOUT);
+/// Maximum number of reads that were given up and still hang. Each holds a thread, and threads must not be lost without bound.
+const HUNG_READS_MAX: usize = 8;
 
-/// The readings of one relay: one at a time.
+/// The reads of one relay. Only one runs at a time.
 #[derive(Debug)]
 pub(super) struct Readings {
     turn: Mutex<()>,
@@ -37,16 +38,16 @@ impl Default for Readings {
     fn default() -> Self {
         Self {
             turn: Mutex::default(),
-            threads: Arc::new(Semaphore::new(GIVEN_UP)),
+            threads: Arc::new(Semaphore::new(HUNG_READS_MAX)),
         }
     }
 }
 
 impl Readings {
-    /// What `build` makes of what `read` returns, which blocks on `file` and on what that names; else why there is nothing,
-    /// in lines.
+    /// Calls `read`, which blocks on `file` and on the files that it names, and then `build` with the result. Returns the
+    /// result of `build`, or the problems, one on each line.
     ///
-    /// Cancel safety: safe; the result of a reading that has begun is thrown away.
+    /// Cancel safety: safe. The result of a read that has begun is dropped.
     pub(super) async fn read<R: Send + 'static, T: Send + 'static>(
         &self,
         file: Option<PathBuf>,
@@ -54,11 +55,14 @@ impl Readings {
         build: impl FnOnce(R) -> Result<T, Vec<String>> + Send + 'static,
     ) -> Result<T, Vec<String>> {
         let Ok(_turn) = self.turn.try_lock() else {
-            return Err(vec!["another reload is under way".to_owned()]);
+            return Err(vec![
+                "another reload is under way; try again when it has ended".to_owned(),
+            ]);
         };
         let Ok(thread) = self.threads.clone().try_acquire_owned() else {
-            let why =
-                format!("{GIVEN_UP} earlier reloads still hang at files: mend these, or restart");
+            let why = format!(
+                "{HUNG_READS_MAX} earlier reloads still hang at files: repair the files or their mounts, or restart the relay"
+            );
             return Err(vec![why]);
         };
         let shown = file.as_ref().map(|file| file.display().to_string());
@@ -67,7 +71,8 @@ impl Readings {
         let (read, thread) = step(CONFIG_READ_TIMEOUT, reading).await.map_err(|why| match why {
             Some(error) => vec![format!("the configuration was not read: {error}")],
             None => vec![format!(
-                "{shown}, or a file that it names, was not read within {} s: is it a FIFO, or on a mount whose server is gone?",
+                "{shown}, or a file that it names, was not read within {} s: is it a FIFO, or on a mount whose server does \
+                 not answer? Correct the path or repair the mount, and reload again",
                 CONFIG_READ_TIMEOUT.as_secs(),
             )],
         })?;
@@ -76,7 +81,8 @@ impl Readings {
         let (built, _thread) = step(ENGINE_BUILD_TIMEOUT, building).await.map_err(|why| match why {
             Some(error) => vec![format!("the configuration was not built: {error}")],
             None => vec![format!(
-                "{shown} was read, but what it names was not ready within {} s: rules that take too long to compile, or a file that hangs",
+                "{shown} was read, but a file that it names was not ready within {} s: rules take too long to compile, or \
+                 the file hangs; simplify the rules or repair the mount, and reload again",
                 ENGINE_BUILD_TIMEOUT.as_secs(),
             )],
         })?;
@@ -84,7 +90,8 @@ impl Readings {
     }
 }
 
-/// What blocks, on a thread that is given up after so long: then none; or why the thread ended.
+/// Runs `work`, which may block, on a thread. The error is `None` if `work` takes longer than `patience`, or the reason why the
+/// thread ended without a result.
 async fn step<T: Send + 'static>(
     patience: Duration,
     work: impl FnOnce() -> T + Send + 'static,
@@ -96,14 +103,14 @@ async fn step<T: Send + 'static>(
     }
 }
 
-/// What the files of a configuration say.
+/// The contents of the files of a configuration.
 pub(super) struct Files {
     config: Config,
     listeners: Vec<Prepared>,
 }
 
 impl Files {
-    /// Blocks.
+    /// Reads the files. Blocks.
     pub(super) fn read(path: Option<&Path>) -> Result<Self, Vec<String>> {
         let lines = |problems: Problems| {
             problems
@@ -120,7 +127,7 @@ impl Files {
     }
 }
 
-/// A configuration with everything built from it that can fail: what is left to do cannot.
+/// A configuration, and all parts built from it whose build can fail. The steps that remain cannot fail.
 pub(super) struct Next {
     pub(super) config: Config,
     pub(super) generation: Generation,
@@ -128,7 +135,7 @@ pub(super) struct Next {
 }
 
 impl Next {
-    /// Reads the files of engines and next hops, and compiles rules: blocks.
+    /// Reads the files of engines and next hops, and compiles rules. Blocks.
     pub(super) fn build(files: Files, before: &Generation) -> Result<Self, Vec<String>> {
         Ok(Self {
             generation: generation(&files.config, Some(before))?,
@@ -147,20 +154,25 @@ mod tests {
 
     use super::*;
 
-    /// A file that hangs ends its own reading and nothing else: another one does not begin meanwhile, is told so, and may
-    /// begin afterwards; but threads are not lost without bound.
+    /// A file that hangs ends only its own read. Meanwhile another reload is refused with the reason, and afterwards it may
+    /// begin. The number of threads that hang is bounded.
     #[tokio::test(start_paused = true)]
     async fn a_reading_that_hangs_is_given_up() {
         let readings = Readings::default();
         let mut held = Vec::new();
-        for _ in 0..GIVEN_UP {
+        for _ in 0..HUNG_READS_MAX {
             let (release, hangs) = mpsc::sync_channel::<()>(1);
             held.push(release);
             let file = Some("/etc/fifo".into());
             let mut hung = pin!(readings.read(file, move |_| Ok(hangs.recv().is_ok()), Ok));
             assert!(poll!(&mut hung).is_pending());
             let second = readings.read(None, |_| Ok(true), Ok).await;
-            assert_eq!(second, Err(vec!["another reload is under way".to_owned()]));
+            assert_eq!(
+                second,
+                Err(vec![
+                    "another reload is under way; try again when it has ended".to_owned()
+                ])
+            );
             tokio::time::advance(CONFIG_READ_TIMEOUT).await;
             let given_up = hung.await.expect_err("nothing was read");
             assert!(
@@ -176,9 +188,9 @@ mod tests {
         }
         assert_eq!(readings.read(None, |_| Ok(true), Ok).await, Ok(true));
     }
-    /// Rules that compile for minutes can be reloaded; but not for ever.
+    /// A reload may compile rules for minutes, but not without bound.
     #[tokio::test(start_paused = true)]
-    async fn what_was_read_may_take_minutes_to_build() {
+    async fn a_build_may_take_minutes() {
         for in_time in [true, false] {
             let readings = Readings::default();
             let (begins, begun) = mpsc::sync_channel::<()>(1);

@@ -1,20 +1,20 @@
-//! What the signals of the system mean to a running relay.
+//! The meaning of the system's signals for a running relay.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What a signal asks for.
+/// The request of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asked {
-    /// SIGTERM, SIGINT, SIGQUIT: finish what is in flight, and end.
+    /// SIGTERM, SIGINT, SIGQUIT: finish the mail in flight, and exit.
     Stop,
     /// SIGHUP: read the configuration again.
     Reload,
 }
 
-/// The signals that are heard. Others that programs are sent would end a process that does not hear them, with what is in
-/// flight. SIGPIPE needs no ear: Rust's runtime has it ignored.
+/// The handled signals. SIGUSR1, SIGUSR2 and SIGALRM mean nothing to the relay, but without a handler they would kill the
+/// process, with the mail in flight. SIGPIPE needs no handler: Rust's runtime ignores it.
 #[derive(Debug)]
 pub(super) struct Signals {
     terminate: Signal,
@@ -27,7 +27,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Hears them from now on.
+    /// Installs the handlers.
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -40,7 +40,7 @@ impl Signals {
         })
     }
 
-    /// The next one that means something.
+    /// Waits for the next signal that has a meaning, and logs the others.
     ///
     /// Cancel safety: safe.
     pub(super) async fn next(&mut self) -> Asked {
@@ -54,7 +54,10 @@ impl Signals {
                 _ = self.user2.recv() => "SIGUSR2",
                 _ = self.alarm.recv() => "SIGALRM",
             };
-            tracing::warn!(signal = meaningless, "it means nothing here and is ignored");
+            tracing::warn!(
+                signal = meaningless,
+                "signal ignored: it has no meaning for the relay"
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Talking to a running relay over its control socket.
+//! Requests to a running relay over its control socket.
 //!
-//! The requests have no body and the answers are small, so this speaks just the HTTP that is needed: HTTP/1.0, one
-//! request per connection, the answer ends where the connection ends.
+//! Requests have no body and answers are small, so a small part of HTTP is enough: HTTP/1.0, one request for each
+//! connection, and the answer ends where the connection ends.
 
 use std::io;
 use std::path::Path;
@@ -13,25 +13,26 @@ use tokio::net::UnixStream;
 use super::exit::CliError;
 use crate::deadline::Deadline;
 
-/// Octets of an answer at most.
+/// Maximum size of an answer: 4 MiB, far more than the status of any relay, so that a wrong server cannot fill the memory.
 const ANSWER_OCTETS_MAX: u64 = 4 << 20;
-/// The whole exchange at most.
+/// Time for one exchange, from the connection to the end of the answer: the relay answers within a few seconds, also while its
+/// store hangs.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// An answer.
+/// An answer of the relay.
 pub(super) struct Answer {
-    /// The status code.
+    /// The HTTP status code.
     pub(super) code: u16,
     /// The body.
     pub(super) body: Vec<u8>,
 }
 
-/// Asks the relay that listens on `socket`.
+/// Sends a request to the relay that listens on `socket`, and returns the answer.
 pub(super) async fn ask(socket: &Path, method: &str, path: &str) -> Result<Answer, CliError> {
     ask_for(Duration::ZERO, socket, method, path).await
 }
 
-/// The same where the answer itself may take so long.
+/// Does the same as [`ask`], for a request whose work may take the relay up to `answer`.
 pub(super) async fn ask_for(
     answer: Duration,
     socket: &Path,
@@ -53,7 +54,9 @@ pub(super) async fn ask_for(
             .read_to_end(&mut answer)
             .await;
         read.map_err(failed)?;
-        parse(&answer).ok_or_else(|| trouble("its answer is not HTTP".to_owned()))
+        parse(&answer).ok_or_else(|| {
+            trouble("the answer is not HTTP; is it the socket of another program?".to_owned())
+        })
     };
     match Deadline::after(EXCHANGE_TIMEOUT + answer)
         .run(exchange)
@@ -64,14 +67,14 @@ pub(super) async fn ask_for(
     }
 }
 
-/// Tells a running relay that there is new work in its store; if none runs, or it is busy, it will find out by itself.
+/// Tells a running relay that its store has new work. A failure does no harm: the relay also checks its store by itself.
 pub(super) async fn wake(socket: &Path) {
     if let Err(error) = ask(socket, "POST", "/control/wake").await {
-        tracing::debug!(%error, "the relay was not told");
+        tracing::debug!(%error, "cannot notify the relay of new work in its store");
     }
 }
 
-/// Text as it may stand in the query of a path (RFC 3986 2.1).
+/// Percent-encodes text for the query of a path (RFC 3986 2.1).
 pub(super) fn encoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for octet in text.bytes() {

@@ -1,9 +1,9 @@
-//! `spillway demo`: what the relay does, seen on real mail, without touching any.
+//! `spillway demo`: shows the relay at work on test mail, without touching any other mail.
 //!
-//! A relay with the embedded engines, one more engine that hangs on one particular message, and a mail server behind
-//! it: all in this process, on free loopback ports and in one temporary folder. Messages are sent over SMTP, and where
-//! each of them is afterwards is not believed but looked up: in the mail server and in the relay's store. Whatever
-//! happens (an error, Ctrl-C, a closed terminal), everything is stopped and the folder removed before the command ends.
+//! The demo runs a relay with the embedded engines, one more engine that hangs on one particular message, and a mail server
+//! behind the relay: all in this process, on free loopback ports and in one temporary folder. The demo sends messages over
+//! SMTP. It does not rely on replies, but looks each message up in the mail server and in the relay's store. In every case (an
+//! error, Ctrl-C, a closed terminal) the demo stops everything and removes the folder before the command ends.
 
 mod engine;
 mod loopback;
@@ -21,9 +21,9 @@ use crate::telemetry;
 use crate::telemetry::log::LogFormat;
 use stage::Stage;
 
-/// Exits with [`Exit::Done`] only if every message met the end it should.
+/// Runs the demo. Exits with [`Exit::Done`] only if every message is where it should be.
 pub(super) async fn run(terminal: &mut Terminal<'_>) -> Outcome {
-    // What is expected to happen here is not worth a log line between the results.
+    // Warnings are expected here, for example about the engine that hangs; they would disturb the output.
     telemetry::log::init("error", LogFormat::Text)
         .map_err(|error| CliError::Internal(error.to_string()))?;
     let mut stop = Stop::new()?;
@@ -35,7 +35,9 @@ pub(super) async fn run(terminal: &mut Terminal<'_>) -> Outcome {
     let cleared = stage.clear().await;
     let Some(played) = played else {
         cleared?;
-        terminal.note("stopped before the end; everything is cleaned up")?;
+        terminal.note(
+            "stopped before the end; everything is stopped, and the temporary folder is removed",
+        )?;
         return Ok(Exit::Found);
     };
     let acts = played?;
@@ -51,10 +53,13 @@ pub(super) async fn run(terminal: &mut Terminal<'_>) -> Outcome {
 struct Stop([Signal; 3]);
 
 impl Stop {
-    /// From now on they no longer kill the process.
+    /// Installs handlers for the signals, which from now on no longer kill the process.
     fn new() -> Result<Self, CliError> {
-        let watch =
-            |kind| signal(kind).map_err(|error| CliError::Internal(format!("no signals: {error}")));
+        let watch = |kind| {
+            signal(kind).map_err(|error| {
+                CliError::Internal(format!("cannot install signal handlers: {error}"))
+            })
+        };
         Ok(Self([
             watch(SignalKind::interrupt())?,
             watch(SignalKind::terminate())?,
@@ -62,7 +67,7 @@ impl Stop {
         ]))
     }
 
-    /// Resolves when one of them came.
+    /// Resolves when one of the signals has arrived.
     async fn asked(&mut self) {
         let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! {

@@ -1,4 +1,4 @@
-//! `spillway engine`: how the engines of the running relay are doing, and taking one out or putting it back.
+//! `spillway engine`: the state of the engines of the running relay, and commands that test, drain or resume one.
 
 use std::path::Path;
 
@@ -14,25 +14,42 @@ use super::terminal::{Column, Terminal};
 use crate::admin::Tested;
 use crate::scan::{Health, ReplicaHealth};
 
-/// The family.
+/// The result of a drain, for people.
+const DRAINED_TEXT: &str =
+    "drained: no mail goes there until `spillway engine resume` or a restart of the relay";
+/// The result of a resume, for people. An engine does not always get all its mail at once, so the text names the ramp.
+const RESUMED_TEXT: &str = "resumed: all mail at once if the breaker is closed; after an outage step by step (half-open, \
+                            then a ramp). `spillway engine list` shows the state";
+
+/// The commands of this family.
 #[derive(Debug, Subcommand)]
 pub(super) enum Engines {
-    /// List the engines: breaker, slots, zombies, latency, signatures
+    /// List the engines: breaker, scans, zombies, latency, signatures
+    ///
+    /// BREAKER: `closed` while the engine gets all its mail, `open` while it gets none, `half-open`
+    /// while it gets probes, `ramp` while it gets a growing part of its mail; also `drained`, and
+    /// `resting` if it asked for a pause. SCANS: running scans, and the slots of all replicas.
+    /// ZOMBIES: scans past their timeout that still hold a slot. WAITING: messages that wait for a
+    /// slot. P50 and P99: the time within which 50 % and 99 % of the last 1024 answers came.
     #[command(after_help = exit::HELP)]
     List(Socket),
     /// Show one engine and its replicas
     #[command(after_help = exit::HELP)]
     Show(Named),
-    /// Send an engine a message that it must find and one that it must let pass, and tell what it said
+    /// Test an engine: send it a known-bad and a known-clean message, and check its answers
     #[command(after_help = exit::HELP)]
     Test(Named),
-    /// Take an engine, or one replica of it, out: it gets no mail until it is resumed or the relay restarted
+    /// Drain an engine or one of its replicas: it gets no mail until it is resumed or the relay restarts
     ///
-    /// Scans under way end by themselves. Mail is judged by the other engines as [coverage] allows,
-    /// else deferred.
+    /// Running scans continue to their end. If [coverage] allows it, the relay decides on the answers
+    /// of the other engines; otherwise it defers the mail.
     #[command(after_help = exit::HELP)]
     Drain(Drain),
-    /// Put a drained engine, or one replica of it, back
+    /// Resume a drained engine or one of its replicas
+    ///
+    /// If the breaker is closed, the engine gets all its mail at once. After an outage its mail comes
+    /// back step by step: the breaker is half-open until a probe passes, then in a ramp, then closed.
+    /// `engine list` shows its state.
     #[command(after_help = exit::HELP)]
     Resume(Resume),
 }
@@ -49,10 +66,10 @@ pub(super) struct Named {
 pub(super) struct Drain {
     /// The engine's name
     engine: String,
-    /// Only this replica, by its address
+    /// Only the replica with this address
     #[arg(long, value_name = "ADDRESS")]
     replica: Option<String>,
-    /// Why, for the incident log
+    /// The reason, for the incident log
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
     #[command(flatten)]
@@ -63,14 +80,14 @@ pub(super) struct Drain {
 pub(super) struct Resume {
     /// The engine's name
     engine: String,
-    /// Only this replica, by its address
+    /// Only the replica with this address
     #[arg(long, value_name = "ADDRESS")]
     replica: Option<String>,
     #[command(flatten)]
     socket: Socket,
 }
 
-/// Asks the running relay.
+/// Runs a command of the family against the running relay.
 pub(super) async fn run(
     command: &Engines,
     given: Option<&Path>,
@@ -87,11 +104,13 @@ pub(super) async fn run(
                 wanted.replica.as_deref(),
                 &wanted.reason,
             );
-            act(&wanted.socket.path(given)?, &query, "drained", terminal).await
+            let socket = wanted.socket.path(given)?;
+            act(&socket, &query, "drained", DRAINED_TEXT, terminal).await
         }
         Engines::Resume(wanted) => {
             let query = query("resume", &wanted.engine, wanted.replica.as_deref(), "");
-            act(&wanted.socket.path(given)?, &query, "resumed", terminal).await
+            let socket = wanted.socket.path(given)?;
+            act(&socket, &query, "resumed", RESUMED_TEXT, terminal).await
         }
     }
 }
@@ -126,8 +145,8 @@ async fn list(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
             format!("{}/{}", health.running, health.slots),
             health.zombies.to_string(),
             health.waiting.to_string(),
-            milliseconds(health.half_within),
-            milliseconds(health.most_within),
+            latency(health.half_within),
+            latency(health.most_within),
             health.signatures(),
         ]
     };
@@ -149,13 +168,13 @@ async fn show(name: &str, socket: &Path, terminal: &mut Terminal<'_>) -> Outcome
         ("engine", health.engine.to_string()),
         ("class", health.class.as_str().to_owned()),
         (
-            "scans under way",
+            "running scans",
             format!("{} of {} slots", health.running, health.slots),
         ),
-        ("past their timeout", health.zombies.to_string()),
-        ("mail waiting for it", health.waiting.to_string()),
-        ("half of the scans within", milliseconds(health.half_within)),
-        ("99 of 100 within", milliseconds(health.most_within)),
+        ("scans past timeout", health.zombies.to_string()),
+        ("waiting messages", health.waiting.to_string()),
+        ("50 % of scans within", latency(health.half_within)),
+        ("99 % of scans within", latency(health.most_within)),
     ])?;
     let columns = [
         Column::cut("REPLICA"),
@@ -202,11 +221,11 @@ async fn test(name: &str, socket: &Path, terminal: &mut Terminal<'_>) -> Outcome
                         false => names.join(", "),
                     };
                     format!(
-                        "{replica}: answers: it found {found} in the known-clean message; nothing says what it must find"
+                        "{replica}: answers: it found {found} in the known-clean message; this engine has no known-bad message"
                     )
                 }
                 (None, None) => format!(
-                    "{replica}: works: the known-bad message was found, the known-clean one passed"
+                    "{replica}: works: it found the known-bad message and passed the known-clean one"
                 ),
             })?;
         }
@@ -217,14 +236,21 @@ async fn test(name: &str, socket: &Path, terminal: &mut Terminal<'_>) -> Outcome
     })
 }
 
-async fn act(socket: &Path, query: &str, done: &str, terminal: &mut Terminal<'_>) -> Outcome {
+/// Drains or resumes. `done` is the key of the JSON result, `text` the result for people.
+async fn act(
+    socket: &Path,
+    query: &str,
+    done: &str,
+    text: &str,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
     let answer = control::ask(socket, "POST", &format!("/control/engine?{query}")).await?;
     if answer.code != 202 {
         return Err(refused(&answer));
     }
     match terminal.json {
         true => terminal.json(&json!({ done: true }))?,
-        false => terminal.line(done)?,
+        false => terminal.line(text)?,
     }
     Ok(Exit::Done)
 }
@@ -249,7 +275,7 @@ fn read<T: DeserializeOwned>(socket: &Path, answer: &Answer) -> Result<T, CliErr
     super::relay::parsed(socket, answer)
 }
 
-/// What the relay says is one line for people.
+/// The refusal of the relay: its answer is one line for people.
 fn refused(answer: &Answer) -> CliError {
     CliError::NotFound(String::from_utf8_lossy(&answer.body).into_owned())
 }
@@ -260,8 +286,10 @@ fn unknown(name: &str) -> CliError {
     ))
 }
 
-fn milliseconds(time: Option<std::time::Duration>) -> String {
-    time.map_or_else(String::new, |time| {
-        format!("{:.1} ms", time.as_secs_f64() * 1e3)
+/// A latency for people: `12.3 ms` below one second, `29.7 s` from one second on.
+fn latency(time: Option<std::time::Duration>) -> String {
+    time.map_or_else(String::new, |time| match time.as_secs() {
+        0 => format!("{:.1} ms", time.as_secs_f64() * 1e3),
+        _ => format!("{:.1} s", time.as_secs_f64()),
     })
 }

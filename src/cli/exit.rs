@@ -1,4 +1,4 @@
-//! What the program exits with, and the errors that lead there.
+//! The exit codes of the program, and the errors that lead to them.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,35 +10,35 @@ use crate::listener::users::UsersError;
 use crate::store::StoreError;
 use crate::telemetry::escape::Escaped;
 
-/// Exit codes; scripts rely on them. The large ones are those of sysexits.h.
+/// Exit codes. Scripts rely on them, so they never change. The codes from 64 are those of sysexits.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Exit {
-    /// Done.
+    /// The command succeeded; `scan` found nothing.
     Done = 0,
-    /// Something was found (`scan`), or some of what was asked could not be done.
+    /// `scan` found something, a named object does not exist, or a part of the request failed.
     Found = 1,
-    /// Too few engines answered to say (`scan`).
+    /// Too few engines answered for a verdict (`scan`).
     Undetermined = 2,
-    /// Wrong arguments, or a wrong configuration.
+    /// Wrong arguments, a wrong configuration, or a file that cannot be used.
     Usage = 64,
-    /// No relay runs.
+    /// No relay listens on the control socket.
     NotRunning = 69,
-    /// The program is at fault.
+    /// An error in the program itself.
     Internal = 70,
-    /// It may work later: the store or the relay had trouble.
+    /// The store or the relay failed, and a later try may succeed. `status` exits with it while the relay accepts no new mail.
     Temporary = 75,
 }
 
-/// At the end of every help page.
+/// Text at the end of every help page.
 pub(super) const HELP: &str = "\
 Exit codes:
-   0  done; nothing found
-   1  something found, or some of what was asked was not done
-   2  undetermined: too few engines answered
-  64  wrong arguments or configuration
+   0  success; `scan` found nothing
+   1  `scan` found something, an object does not exist, or a part of the request failed
+   2  `scan` has no verdict: too few engines answered
+  64  wrong arguments or configuration, or a file that cannot be used
   69  no relay is running
   70  internal error
-  75  temporary trouble: try again";
+  75  temporary failure, or the relay accepts no new mail: try again later";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
@@ -46,31 +46,34 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command ends early.
+/// The error with which a command ends early.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CliError {
     /// The configuration is wrong.
     #[error("{0}")]
     Config(#[from] Problems),
-    /// The arguments do not fit together.
+    /// The arguments contradict each other, or one is missing.
     #[error("{0}")]
     Usage(String),
-    /// Nothing was found under that name.
+    /// No object has the given name or id.
     #[error("{0}")]
     NotFound(String),
-    /// Nobody listens on the control socket.
-    #[error("no relay answers on {}: {}", .0.display(), .1)]
+    /// No process listens on the control socket, or the user may not connect to it.
+    #[error(
+        "no relay answers on {}: {}; start the relay, or run this as its user or root, or name its socket with --socket",
+        .0.display(), .1
+    )]
     NotRunning(PathBuf, #[source] io::Error),
-    /// The relay answered something that is not in the protocol, or too late.
-    #[error("the relay on {}: {}", .0.display(), .1)]
+    /// The relay gave an answer that is not in the protocol, or no answer in time.
+    #[error("no usable answer from the relay on {}: {}", .0.display(), .1)]
     Relay(PathBuf, String),
-    /// The relay does not start.
+    /// The relay cannot start.
     #[error("{0}")]
     Start(#[from] StartError),
-    /// The store does not work.
+    /// The store failed.
     #[error("{0}")]
     Store(#[from] StoreError),
-    /// The users file does not work.
+    /// The users file cannot be read or changed.
     #[error("{0}")]
     Users(#[from] UsersError),
     /// A file cannot be read or written.
@@ -79,13 +82,13 @@ pub(super) enum CliError {
     /// The result cannot be written.
     #[error("cannot write the result: {0}")]
     Output(#[from] io::Error),
-    /// The program is at fault.
+    /// An error in the program itself.
     #[error("{0}")]
     Internal(String),
 }
 
 impl CliError {
-    /// What the program exits with.
+    /// The exit code for this error.
     pub(super) fn exit(&self) -> Exit {
         match self {
             Self::Config(_) | Self::Usage(_) | Self::File(..) => Exit::Usage,
@@ -96,14 +99,14 @@ impl CliError {
             Self::Start(_) => Exit::Temporary,
             Self::Users(UsersError::Busy | UsersError::Check(_)) => Exit::Temporary,
             Self::Users(_) => Exit::Usage,
-            // Whoever reads our output has seen enough of it: `spillway … | head`.
+            // The reader of the output has closed the pipe (`spillway … | head`): this is no failure.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
             Self::Output(_) => Exit::Temporary,
             Self::Internal(_) => Exit::Internal,
         }
     }
 
-    /// For the terminal, safe; none where there is nothing to say.
+    /// The error as lines for the terminal, with unsafe characters escaped; none if the exit code is [`Exit::Done`].
     pub(super) fn lines(&self) -> Vec<String> {
         if self.exit() == Exit::Done {
             return Vec::new();
@@ -114,5 +117,5 @@ impl CliError {
     }
 }
 
-/// What a command comes to.
+/// The result of a command.
 pub(super) type Outcome = Result<Exit, CliError>;

@@ -1,4 +1,4 @@
-//! `spillway explain`: why a message was delayed, held, rejected or delivered (promise P7).
+//! `spillway explain`: the reasons why a message was delayed, held, rejected or delivered (promise P7).
 
 use std::cmp::Reverse;
 
@@ -18,27 +18,27 @@ use crate::store::incidents::{self, Filter};
 use crate::store::{Audit, Cause, Record};
 use crate::verdict::{Decision, Report};
 
-/// Audit entries that are shown.
+/// Maximum number of audit entries shown: more than a person reads about one message.
 const AUDIT_ENTRIES_SHOWN: usize = 100;
-/// Incidents that are shown of those that name the message.
+/// Maximum number of incidents shown that name the message.
 const INCIDENTS_SHOWN: usize = 100;
-/// Incidents that are shown of what keeps the message: how it began, and where it stands.
-const OF_CAUSE: usize = 10;
+/// Maximum number of incidents shown about the cause that keeps the message: the newest ones show its present state.
+const CAUSE_INCIDENTS_SHOWN: usize = 10;
 
 #[derive(Debug, Args)]
 pub(super) struct Explain {
-    /// The id in our reply to the sender, in the log, in the result header
+    /// The message id, as in the reply to the sender, in the log, and in X-Spillway-Result
     id: MessageId,
 }
 
-/// Everything that is known about a message.
+/// All stored information about a message.
 struct Story {
     record: Option<Record>,
     history: Vec<HistoryEntry>,
     audit: Vec<Audit>,
-    /// What keeps it, if that is an interceptor.
+    /// The interceptor that keeps the message, if one does.
     interceptor: Option<Interceptor>,
-    /// Those that name the message, and the newest of what keeps it; the newest first.
+    /// Incidents that name the message, and the newest ones about the cause that keeps it; the newest first.
     incidents: Vec<Incident>,
 }
 
@@ -56,7 +56,7 @@ pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Termin
     if story.is_empty() {
         let days = config.store.history.as_secs() / 86_400;
         return Err(CliError::NotFound(format!(
-            "nothing is known about {}: it was never here, or it left more than {days} days ago",
+            "message {} is unknown: the id is wrong, or the message left more than {days} days ago (store.history)",
             wanted.id
         )));
     }
@@ -85,9 +85,9 @@ async fn find(
 ) -> Result<Story, CliError> {
     let store = open_store(config).await?;
     let record = store.get(id).await?;
-    // History is kept under the id that the sender knows; a record of one group of recipients has its own, and leaves an
-    // entry that leads to the message when it is gone.
-    let file = config.store.path.join(history::FILE);
+    // The history uses the id that the sender knows. A record of one group of recipients has an id of its own. When that
+    // record is gone, its history entry names the message that it was a part of.
+    let file = config.store.path.join(history::FILE_NAME);
     let mut history = history::read(&file, id).await?;
     let part_of = history.iter().find_map(|entry| entry.part_of);
     let message = record.as_ref().map(|record| record.message).or(part_of);
@@ -108,7 +108,7 @@ async fn find(
     })
 }
 
-/// What the relay did by itself with these messages, or with what keeps them.
+/// Finds the incidents about these messages, or about the cause that keeps them.
 async fn happened(
     messages: &[MessageId],
     cause: Option<&Cause>,
@@ -124,12 +124,12 @@ async fn happened(
     let of_cause = cause.map(|cause| match cause.clone() {
         Cause::Engine(name) => Filter {
             engine: Some(name),
-            limit: OF_CAUSE,
+            limit: CAUSE_INCIDENTS_SHOWN,
             ..Filter::default()
         },
         Cause::Interceptor(id) => Filter {
             interceptor: Some(id),
-            limit: OF_CAUSE,
+            limit: CAUSE_INCIDENTS_SHOWN,
             ..Filter::default()
         },
     });
@@ -148,7 +148,7 @@ fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(),
     match (&story.record, story.history.first()) {
         (Some(record), _) => show(record, terminal)?,
         (None, Some(first)) => gone(id, first, story.history.last(), terminal)?,
-        (None, None) => terminal.line(format!("{id} is not here any more"))?,
+        (None, None) => terminal.line(format!("message {id} has left the relay"))?,
     }
     if !story.history.is_empty() {
         timeline(&story.history, terminal)?;
@@ -162,7 +162,7 @@ fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(),
     show_audit(&story.audit, terminal)
 }
 
-/// Each decision once, with what it led to, below what the engines had said; what is in force last.
+/// Shows each decision once with its outcome, below the answers of the engines; the decision in force comes last.
 fn decisions(story: &Story, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     let mut told: Vec<&Decision> = Vec::new();
     let mut said: &[Report] = &[];
@@ -174,7 +174,7 @@ fn decisions(story: &Story, terminal: &mut Terminal<'_>) -> Result<(), CliError>
             told.push(decision);
         }
     }
-    // Those of later scans that came to the same decision.
+    // Reports of later scans that led to the same decision.
     let latest = story.history.iter().rev().map(|entry| &entry.reports[..]);
     let in_force = story.record.iter().map(|record| &record.reports[..]);
     if let Some(reports) = in_force.chain(latest).find(|said| !said.is_empty()) {
@@ -192,7 +192,7 @@ fn decisions(story: &Story, terminal: &mut Terminal<'_>) -> Result<(), CliError>
     }
 }
 
-/// What the engines said, unless that is told already; what has been told last by then.
+/// Shows the reports of the engines unless they equal `told`, the reports shown last. Returns the reports shown last.
 fn engines<'a>(
     reports: &'a [Report],
     told: &'a [Report],
@@ -205,7 +205,7 @@ fn engines<'a>(
     Ok(reports)
 }
 
-/// What history says of a message that is in the store no more.
+/// Shows what the history says about a message that has left the store.
 fn gone(
     id: MessageId,
     first: &HistoryEntry,

@@ -1,4 +1,4 @@
-//! `spillway incident`: what the relay did by itself, and why.
+//! `spillway incident`: automatic actions of the relay, and their evidence.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -18,42 +18,43 @@ use crate::config::{self, Config};
 use crate::incident::{Incident, Kind};
 use crate::store::incidents::{self, Filter};
 
-/// Incidents that a list shows unless told otherwise.
-const LISTED: usize = 50;
+/// Default of `--limit`: 50 incidents, about one screen.
+const LIST_LIMIT_DEFAULT: usize = 50;
 
-/// The family.
+/// The commands of this family.
 #[derive(Debug, Subcommand)]
 pub(super) enum Incidents {
     /// List incidents, the newest first
     #[command(after_help = exit::HELP)]
     List(List),
-    /// Show an incident: what it was decided on, and the messages it names
+    /// Show an incident: its evidence, and the messages that it names
     #[command(after_help = exit::HELP)]
     Show(Show),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct List {
-    /// Only those since then: 30m, 2h, 7d
+    /// Only incidents newer than this: 30m, 2h, 7d
     #[arg(long, value_name = "AGE", value_parser = config::parse_duration)]
     since: Option<Duration>,
-    /// Only this kind; may be given several times
+    /// Only incidents of this kind; may be given several times (breaker-probing: the breaker is
+    /// half-open, or in a ramp)
     #[arg(long, value_name = "KIND", value_parser = kind())]
     kind: Vec<Kind>,
-    /// Only those of this engine
+    /// Only incidents of this engine
     #[arg(long, value_name = "NAME")]
     engine: Option<String>,
-    /// Only those of this interceptor
+    /// Only incidents of this interceptor
     #[arg(long, value_name = "ID")]
     interceptor: Option<String>,
-    /// So many at most, the newest first
-    #[arg(long, value_name = "NUMBER", default_value_t = LISTED)]
+    /// Maximum number of incidents, the newest first
+    #[arg(long, value_name = "NUMBER", default_value_t = LIST_LIMIT_DEFAULT)]
     limit: usize,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// The incident's id, as the list prints it
+    /// The incident's id, as `incident list` prints it
     #[arg(value_parser = incident_id)]
     id: Ulid,
 }
@@ -66,7 +67,7 @@ fn kind() -> impl TypedValueParser<Value = Kind> {
 
 fn incident_id(text: &str) -> Result<Ulid, &'static str> {
     Ulid::from_string(text.trim())
-        .map_err(|_| "not an incident's id (26 letters and digits, as printed by the list)")
+        .map_err(|_| "not an incident id: it has 26 letters and digits, as `spillway incident list` prints it")
 }
 
 pub(super) async fn run(
@@ -80,9 +81,9 @@ pub(super) async fn run(
     }
 }
 
-/// Where the relay of `config` keeps its incident log.
+/// The incident log of the relay of `config`.
 pub(super) fn file(config: &Config) -> PathBuf {
-    config.store.path.join(incidents::FILE)
+    config.store.path.join(incidents::FILE_NAME)
 }
 
 async fn list(wanted: &List, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
@@ -103,12 +104,14 @@ async fn list(wanted: &List, config: &Config, terminal: &mut Terminal<'_>) -> Ou
     table(&incidents, terminal)?;
     if incidents.len() == wanted.limit {
         let limit = wanted.limit;
-        terminal.note(format!("the newest {limit}; --limit shows more"))?;
+        terminal.note(format!(
+            "only the newest {limit} are shown; --limit shows more"
+        ))?;
     }
     Ok(Exit::Done)
 }
 
-/// A line for each.
+/// Prints a table with one line for each incident.
 pub(super) fn table(incidents: &[Incident], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     let columns = [
         Column::whole("ID"),
@@ -134,7 +137,7 @@ async fn show(id: Ulid, config: &Config, terminal: &mut Terminal<'_>) -> Outcome
     let Some(incident) = incidents::get(&file(config), id).await? else {
         let days = config.store.incidents.as_secs() / 86_400;
         return Err(CliError::NotFound(format!(
-            "no incident {id}: it never was, or it was more than {days} days ago"
+            "there is no incident {id}: the id is wrong, or the incident is more than {days} days old (store.incidents)"
         )));
     };
     let store = open_store(config).await?;
@@ -164,7 +167,7 @@ fn tell(
     named::show("Messages", messages, terminal)
 }
 
-/// What something was decided on; nothing if there is nothing.
+/// Prints a table of the evidence; prints nothing if there is none.
 pub(super) fn show_evidence(
     evidence: &[(Cow<'static, str>, String)],
     terminal: &mut Terminal<'_>,
@@ -173,7 +176,7 @@ pub(super) fn show_evidence(
         return Ok(());
     }
     heading("Evidence", terminal)?;
-    let columns = [Column::whole("WHAT"), Column::whole("VALUE")];
+    let columns = [Column::whole("FACT"), Column::whole("VALUE")];
     let row = |(what, value): &(Cow<'static, str>, String)| vec![what.to_string(), value.clone()];
     terminal.table(&columns, evidence.iter().map(row))
 }

@@ -1,4 +1,4 @@
-//! `spillway intercept`: interceptors, made here by hand or by the relay itself.
+//! `spillway intercept`: interceptors that persons or the relay have made.
 
 mod stored;
 
@@ -21,26 +21,27 @@ use crate::store::{Audit, Cause, Object, Store, StoredInterceptor};
 
 use stored::Caught;
 
-/// Audit entries that are shown.
-const AUDIT: usize = 100;
-/// Characters of a note at most.
-const NOTE: usize = 500;
+/// Maximum number of audit entries shown: more than a person reads about one interceptor.
+const AUDIT_ENTRIES_SHOWN: usize = 100;
+/// Maximum length of a note in characters: a few sentences, so that `intercept show` stays readable.
+const NOTE_CHARACTERS_MAX: usize = 500;
 
-/// The family.
+/// The commands of this family.
 #[derive(Debug, Subcommand)]
 pub(super) enum Intercept {
-    /// Send mail to quarantine by what it has in common, before an engine sees it
+    /// Add an interceptor: matching mail goes to quarantine before an engine sees it
     ///
-    /// A message is held when every given condition holds. The running relay takes it up at once.
+    /// A message matches if all given conditions hold. The running relay applies the interceptor at
+    /// once.
     #[command(after_help = exit::HELP)]
     Add(Add),
     /// List interceptors, the newest first
     #[command(after_help = exit::HELP)]
     List,
-    /// Show an interceptor: who or what made it and why, and what it caught
+    /// Show an interceptor: its origin, its evidence, and the messages that it matched
     #[command(after_help = exit::HELP)]
     Show(Show),
-    /// Remove interceptors; what they hold stays held
+    /// Remove interceptors; mail held by a learned one is scanned again, other mail stays held
     #[command(after_help = exit::HELP)]
     Remove(Remove),
 }
@@ -49,13 +50,13 @@ pub(super) enum Intercept {
 pub(super) struct Add {
     #[command(flatten)]
     conditions: Conditions,
-    /// How long it lasts: 30m, 2h, 7d [default: until it is removed]
+    /// Lifetime of the interceptor: 30m, 2h, 7d [default: until it is removed]
     #[arg(long = "for", value_name = "AGE", value_parser = config::parse_duration)]
     lasts: Option<Duration>,
-    /// Only count what it would catch
+    /// Only count matching messages, and divert none
     #[arg(long)]
     dry_run: bool,
-    /// Why, for those who come later
+    /// The reason, for `intercept show`; at most 500 characters
     #[arg(
         long,
         value_name = "TEXT",
@@ -72,16 +73,16 @@ struct Conditions {
     /// An attachment with this SHA-256, as `quarantine show` prints it
     #[arg(long, value_name = "SHA256")]
     attachment_sha256: Option<AttachmentHash>,
-    /// The whole subject, `*` for any characters: "*invoice*"
+    /// The whole subject; `*` stands for any characters: "*invoice*"
     #[arg(long, value_name = "PATTERN")]
     subject: Option<Glob>,
-    /// The sender's whole address, `*` for any characters: "*@example.com"; "<>" for the null one
+    /// The sender's whole address; `*` stands for any characters: "*@example.com"; "<>" for bounces
     #[arg(long, value_name = "PATTERN")]
     sender: Option<Glob>,
-    /// A client's address or network: 192.0.2.7, 192.0.2.0/24
+    /// The client's address or network: 192.0.2.7, 192.0.2.0/24
     #[arg(long, value_name = "NETWORK", value_parser = config::parse_network)]
     client: Option<IpNet>,
-    /// A shape as other interceptors show it: skeleton:00c0ffee00c0ffee; may be given several times
+    /// A shape, as `intercept show` prints it: skeleton:00c0ffee00c0ffee; may be given several times
     #[arg(long, value_name = "SHAPE")]
     shape: Vec<Trait>,
 }
@@ -132,9 +133,9 @@ async fn add(wanted: &Add, store: &dyn Store, terminal: &mut Terminal<'_>) -> Ou
         client: given.client,
         near: Vec::new(),
     };
-    if wanted.note.chars().count() > NOTE {
+    if wanted.note.chars().count() > NOTE_CHARACTERS_MAX {
         return Err(CliError::Usage(format!(
-            "a note has at most {NOTE} characters"
+            "--note takes at most {NOTE_CHARACTERS_MAX} characters; shorten the note"
         )));
     }
     let interceptor = Interceptor {
@@ -146,7 +147,7 @@ async fn add(wanted: &Add, store: &dyn Store, terminal: &mut Terminal<'_>) -> Ou
             note: wanted.note.clone(),
         },
         made: terminal.now,
-        // A time beyond all calendars is no end.
+        // An end beyond the range of timestamps counts as no end.
         expires: wanted
             .lasts
             .and_then(|lasts| terminal.now.checked_add(lasts).ok()),
@@ -180,7 +181,7 @@ async fn add(wanted: &Add, store: &dyn Store, terminal: &mut Terminal<'_>) -> Ou
     Ok(Exit::Done)
 }
 
-/// What it does with which mail, in one line.
+/// The action and the pattern of an interceptor, in one line.
 fn what(interceptor: &Interceptor) -> String {
     let dry = if interceptor.dry_run {
         " (dry run)"
@@ -200,7 +201,7 @@ fn audit(act: &str, id: &str, detail: String, terminal: &Terminal<'_>) -> Audit 
     }
 }
 
-/// All that can be read, the newest first; the others are told of.
+/// All readable interceptors, the newest first. A note on standard error names each unreadable one.
 async fn all(store: &dyn Store, terminal: &mut Terminal<'_>) -> Result<Vec<Interceptor>, CliError> {
     let stored = store.interceptors(None).await?;
     let mut interceptors: Vec<Interceptor> = Vec::new();
@@ -230,7 +231,7 @@ async fn list(store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
         Column::whole("AGE"),
         Column::whole("ENDS"),
         Column::whole("HITS"),
-        Column::cut("MAIL WITH"),
+        Column::cut("PATTERN"),
     ];
     let row = |interceptor: &Interceptor| {
         vec![
@@ -279,7 +280,7 @@ async fn show(
     let interceptors = all(store, terminal).await?;
     let found = interceptors.into_iter().find(|known| known.id == id);
     let object = Object::Interceptor(id.to_owned());
-    let audit = store.audited(Some(object), AUDIT).await?;
+    let audit = store.audited(Some(object), AUDIT_ENTRIES_SHOWN).await?;
     let Some(interceptor) = found else {
         return gone(id, &audit, terminal);
     };
@@ -295,18 +296,18 @@ async fn show(
     if let Origin::Learned { evidence, .. } = &interceptor.origin {
         incident::show_evidence(evidence, terminal)?;
     }
-    named::show("The first it caught", &samples, terminal)?;
+    named::show("First matching messages", &samples, terminal)?;
     show_audit(&audit, terminal)?;
     Ok(Exit::Done)
 }
 
-/// One that was here is known to the audit still.
+/// Shows the audit of an interceptor that no longer exists, if there is one.
 fn gone(id: &str, audit: &[Audit], terminal: &mut Terminal<'_>) -> Outcome {
     if !audit.is_empty() && !terminal.json {
         show_audit(audit, terminal)?;
     }
     Err(CliError::NotFound(format!(
-        "there is no interceptor {id} (any more); `spillway incident list --interceptor {id}` tells whether there was"
+        "there is no interceptor {id}; it may have ended: see `spillway incident list --interceptor {id}`"
     )))
 }
 
@@ -316,11 +317,11 @@ fn tell(
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
     let mut fields = fields(interceptor, terminal);
-    fields.push(("of what is stored", caught.to_string()));
+    fields.push(("stored mail", caught.to_string()));
     terminal.fields(&fields)
 }
 
-/// What there is to say about an interceptor by itself.
+/// The properties of an interceptor, without a comparison with stored messages.
 fn fields(interceptor: &Interceptor, terminal: &Terminal<'_>) -> Vec<(&'static str, String)> {
     let note = match &interceptor.origin {
         Origin::Person { note, .. } => note.clone(),
@@ -334,7 +335,7 @@ fn fields(interceptor: &Interceptor, terminal: &Terminal<'_>) -> Vec<(&'static s
     };
     vec![
         ("id", interceptor.id.clone()),
-        ("mail with", interceptor.pattern.to_string()),
+        ("pattern", interceptor.pattern.to_string()),
         ("action", action(interceptor)),
         ("made by", by(interceptor).to_owned()),
         ("note", note),
@@ -343,11 +344,11 @@ fn fields(interceptor: &Interceptor, terminal: &Terminal<'_>) -> Vec<(&'static s
             format!("{made} ({} ago)", terminal.age(interceptor.made)),
         ),
         ("ends", ending),
-        ("caught", count(hits, "message")),
+        ("matched", count(hits, "message")),
     ]
 }
 
-/// What keeps a message, in the words of [`show`]; nothing if it is no interceptor, or one that is gone.
+/// Shows the interceptor that keeps a message, as [`show`] does; shows nothing if there is none.
 pub(super) fn show_cause(
     interceptor: Option<&Interceptor>,
     terminal: &mut Terminal<'_>,
@@ -360,7 +361,7 @@ pub(super) fn show_cause(
     terminal.fields(&fields)
 }
 
-/// The interceptor that keeps a message, if one does and it is still there.
+/// The interceptor that is the cause of a stored message; none if the cause is an engine or the interceptor has ended.
 pub(super) async fn of_cause(
     cause: Option<&Cause>,
     store: &dyn Store,
@@ -389,7 +390,10 @@ async fn remove(ids: &[String], store: &dyn Store, terminal: &mut Terminal<'_>) 
         terminal.json(&json!({"removed": removed, "left": left}))?;
     } else {
         for id in &left {
-            terminal.note(format!("there is no interceptor {} (any more)", safe(id)))?;
+            terminal.note(format!(
+                "there is no interceptor {}; it may have ended",
+                safe(id)
+            ))?;
         }
         for id in &removed {
             terminal.line(format!("removed {}", safe(id)))?;

@@ -1,5 +1,5 @@
-//! What packages install beside the program: completions and manual pages, both made from the same definitions that
-//! parse the arguments.
+//! Files that packages install beside the program: completions and manual pages. Both are generated from the definitions
+//! that parse the arguments.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ pub(super) struct Completions {
 
 #[derive(Debug, Args)]
 pub(super) struct Man {
-    /// The folder; made if missing
+    /// Folder for the pages; created if missing
     folder: PathBuf,
 }
 
@@ -26,7 +26,7 @@ pub(super) fn completions(
     mut command: clap::Command,
     terminal: &mut Terminal<'_>,
 ) -> Outcome {
-    // The generator panics where it cannot write, so it writes where it always can.
+    // The generator panics on a write error, so it writes into memory first.
     let mut script = Vec::new();
     clap_complete::generate(wanted.shell, &mut command, "spillway", &mut script);
     terminal.out.write_all(&script)?;

@@ -1,8 +1,8 @@
-//! The command line: one file per family of commands, and everything that is printed.
+//! The command line: one file for each family of commands, and all output.
 //!
-//! Commands work on the store themselves, whether the relay runs or not; only what concerns the running relay (status,
-//! reload, drain) goes through its control socket. Results go to standard output, as tables for people or with `--json`
-//! for programs; everything else goes to standard error. Exit codes are those of [`Exit`].
+//! Commands open the store themselves, whether the relay runs or not. Only commands about the running relay (status, reload,
+//! drain, engine) use its control socket. Results go to standard output, as tables for people or with `--json` for programs;
+//! everything else goes to standard error. Exit codes are those of [`Exit`].
 
 mod control;
 mod demo;
@@ -43,7 +43,7 @@ pub use terminal::Terminal;
 
 use exit::{CliError, Outcome};
 
-/// An SMTP relay that scans mail, and that no engine, message, sender or next hop can stop.
+/// An SMTP relay that scans mail, and in which no engine, message, sender or next hop delays other mail.
 #[derive(Debug, Parser)]
 #[command(name = "spillway", version, after_help = exit::HELP)]
 #[command(
@@ -60,11 +60,11 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct Global {
-    /// Configuration file [default: $SPILLWAY_CONFIG, else /etc/spillway/spillway.toml if it is
-    /// there, else the built-in defaults]
+    /// Configuration file [default: $SPILLWAY_CONFIG, else /etc/spillway/spillway.toml if that file
+    /// exists, else the built-in defaults]
     #[arg(long, short, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print JSON
+    /// Print JSON instead of text
     #[arg(long, global = true)]
     json: bool,
 }
@@ -73,58 +73,60 @@ struct Global {
 enum Command {
     /// Run the relay
     ///
-    /// SIGTERM, SIGINT and SIGQUIT finish what is in flight and end; SIGHUP reads the configuration
-    /// again; SIGUSR1, SIGUSR2 and SIGALRM are ignored.
+    /// On SIGTERM, SIGINT and SIGQUIT the relay finishes the mail in flight and exits. On SIGHUP it
+    /// reads its configuration again. It ignores SIGUSR1, SIGUSR2 and SIGALRM.
     #[command(after_help = exit::HELP)]
     Run,
-    /// Check a configuration: print everything that is wrong with it
+    /// Check a configuration, and print every problem in it
     #[command(after_help = exit::HELP)]
     CheckConfig,
     /// Make the running relay read its configuration again
     ///
-    /// The new configuration is checked first. If anything is wrong with it nothing changes and the
-    /// problems are printed; otherwise what has changed is printed. Sessions go on.
+    /// The relay checks the new configuration first. If it finds problems, the command prints all of
+    /// them, and the old configuration stays in force. Otherwise the command prints the changes.
+    /// Open sessions continue.
     #[command(after_help = exit::HELP)]
     Reload(relay::Socket),
-    /// Make the running relay finish what it is doing and end
+    /// Make the running relay accept no new mail, finish the mail in flight, and exit
     #[command(after_help = exit::HELP)]
     Drain(relay::Socket),
-    /// Show what the running relay is doing
+    /// Show the state of the running relay: sessions, stored mail, engines, next hops
     #[command(after_help = exit::HELP)]
     Status(relay::Socket),
-    /// Scan messages in files, without SMTP: what each engine says and what would be done
+    /// Scan messages in files, without SMTP: show the answer of each engine, and the decision
     #[command(after_help = exit::HELP)]
     Scan(scan::Scan),
-    /// Tell the whole story of a message: what happened, what each engine said, what was decided
+    /// Show the history of a message: events, answers of the engines, decisions, incidents
     #[command(after_help = exit::HELP)]
     Explain(explain::Explain),
-    /// Review messages that are held
+    /// Review held messages: list, show, release, delete or export them
     #[command(subcommand, after_help = exit::HELP)]
     Quarantine(quarantine::Quarantine),
-    /// Look at messages that wait to be scanned or delivered
+    /// Show messages that wait for a scan or for delivery, and retry them
     #[command(subcommand, after_help = exit::HELP)]
     Queue(queue::Queue),
-    /// Divert mail by what it has in common, before an engine sees it
+    /// Manage interceptors, which divert matching mail before an engine sees it
     #[command(subcommand, after_help = exit::HELP)]
     Intercept(intercept::Intercept),
-    /// Look at what the relay did by itself, and why
+    /// Show incidents: automatic actions of the relay, with their evidence
     #[command(subcommand, after_help = exit::HELP)]
     Incident(incident::Incidents),
-    /// See how the engines are doing, test one, take one out, put it back
+    /// Show the state of the engines; test, drain or resume one
     #[command(subcommand, after_help = exit::HELP)]
     Engine(engine::Engines),
     /// Manage the users who may relay after AUTH
     #[command(subcommand, after_help = exit::HELP)]
     User(user::User),
-    /// Show in a few seconds what the relay does, on mail of its own
+    /// Demonstrate the relay in a few seconds, with test mail of its own
     ///
-    /// Starts a relay with the embedded engines, one more engine that hangs on one particular
-    /// message, and a mail server behind it, all in this process, on free loopback ports and in a
-    /// temporary folder. Sends a clean message, the EICAR test file, a blocked attachment and a
-    /// message on which the engine hangs, shows what became of each, and cleans up.
+    /// The demo starts a relay with the embedded engines, one more engine that hangs on one
+    /// particular message, and a mail server behind the relay. All of them run in this process, on
+    /// free loopback ports and in a temporary folder. The demo sends a clean message, the EICAR test
+    /// file, a blocked attachment and a message on which the engine hangs. It shows the result of
+    /// each message, and removes everything at the end.
     #[command(after_help = exit::HELP)]
     Demo,
-    /// Print completions for a shell
+    /// Print the completion script for a shell
     #[command(after_help = exit::HELP)]
     Completions(manual::Completions),
     /// Write manual pages into a folder
@@ -132,12 +134,12 @@ enum Command {
     Man(manual::Man),
 }
 
-/// The program: runs what the arguments (the program's name first) say, on the standard streams.
+/// Runs the command that the arguments name, on the standard streams. The first argument is the program's name.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     terminal::with_standard(|terminal| run(arguments, terminal))
 }
 
-/// The same on any streams.
+/// Does the same as [`main`], on any streams.
 pub fn run(arguments: impl IntoIterator<Item = OsString>, terminal: &mut Terminal<'_>) -> Exit {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
@@ -147,14 +149,14 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, terminal: &mut Termina
     let outcome = dispatch(&cli, terminal);
     outcome.unwrap_or_else(|error| {
         for line in error.lines() {
-            // If nobody can be told there is still the exit code.
+            // If standard error is closed, the exit code still reports the failure.
             let _ = writeln!(terminal.err, "spillway: {line}");
         }
         error.exit()
     })
 }
 
-/// Prints help and version, or what is wrong with the arguments.
+/// Prints the help, the version, or the problem with the arguments.
 fn usage(error: &clap::Error, terminal: &mut Terminal<'_>) -> Exit {
     let text = error.render();
     if error.use_stderr() {
@@ -188,28 +190,28 @@ fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
     }
 }
 
-/// What a command beside the relay needs: the configuration, and the rooms' warnings on standard error.
+/// Loads the configuration for a command that works beside the relay, and sends warnings of all rooms to standard error.
 fn tool(given: Option<&Path>) -> Result<Config, CliError> {
     telemetry::log::init("warn", LogFormat::Text)
         .map_err(|error| CliError::Internal(error.to_string()))?;
     settings::load(given)
 }
 
-/// Runs a command to its end; commands do one thing at a time.
+/// Runs a command to its end, on one thread: a command has no work to do in parallel.
 fn wait(work: impl Future<Output = Outcome>) -> Outcome {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| CliError::Internal(format!("no runtime: {error}")))?
+        .map_err(|error| CliError::Internal(format!("cannot start the runtime: {error}")))?
         .block_on(work)
 }
 
-/// An address on the command line.
+/// Parses an address on the command line.
 fn mailbox(text: &str) -> Result<Mailbox, NotAMailbox> {
     Mailbox::parse(text)
 }
 
-/// The store of `config`, beside the relay if one runs.
+/// Opens the store of `config`. A relay may work on it at the same time.
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, CliError> {
     let (store, _) = SqliteStore::open(&config.store, Role::Tool).await?;
     Ok(store)

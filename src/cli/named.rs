@@ -1,4 +1,4 @@
-//! Messages that something names, and where they are now.
+//! Messages that an incident or an interceptor names, with their present state.
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::message::MessageId;
 use crate::store::{Store, history};
 
-/// One of them.
+/// A named message.
 #[derive(Debug, Serialize)]
 pub(super) struct Named {
     id: MessageId,
@@ -18,13 +18,13 @@ pub(super) struct Named {
     subject: String,
 }
 
-/// From the store, or from history where they are gone; each once.
+/// Looks up the messages in the store, or in the history if they have left the store. Repeated ids are left out.
 pub(super) async fn find(
     ids: impl IntoIterator<Item = MessageId>,
     store: &dyn Store,
     config: &Config,
 ) -> Result<Vec<Named>, CliError> {
-    let history = config.store.path.join(history::FILE);
+    let history = config.store.path.join(history::FILE_NAME);
     let mut found: Vec<Named> = Vec::new();
     for id in ids {
         if found.iter().any(|named| named.id == id) {
@@ -52,7 +52,7 @@ pub(super) async fn find(
     Ok(found)
 }
 
-/// A line for each under `title`; nothing if there are none.
+/// Prints a table of the messages under `title`; prints nothing if there are none.
 pub(super) fn show(
     title: &str,
     messages: &[Named],

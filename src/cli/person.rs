@@ -1,6 +1,6 @@
-//! Who sits at the terminal.
+//! The person who runs a command, for the audit and the incident log.
 
-/// The login name of the process's user, and who called sudo.
+/// The login name of the process's user, with the name of the person who called sudo: `rita as root`.
 pub(super) fn actor() -> String {
     let uid = rustix::process::getuid().as_raw();
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `spillway quarantine`: reviewing what is held.
+//! `spillway quarantine`: the review of held messages.
 
 mod acts;
 mod show;
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::exit::{self, CliError, Exit, Outcome};
-use super::record::{HELD, heading, held_row};
+use super::record::{HELD_COLUMNS, heading, held_row};
 use super::select::{Conditions, Selection};
 use super::terminal::{Column, Terminal, count, size};
 use super::{mailbox, open_store};
@@ -19,28 +19,28 @@ use crate::store::{Lane, Store};
 
 pub(super) use show::show;
 
-/// Entries that a list shows unless told otherwise.
-const LISTED: usize = 50;
+/// Number of messages in a list without `--limit`: 50, about one screen.
+const LIST_LIMIT_DEFAULT: usize = 50;
 
-/// The family.
+/// The commands of this family.
 #[derive(Debug, Subcommand)]
 pub(super) enum Quarantine {
     /// List held messages, the newest first
     #[command(after_help = exit::HELP)]
     List(Conditions),
-    /// Show a held message: envelope, decision, what each engine said, headers, parts
+    /// Show a held message: envelope, decision, answers of the engines, header fields, parts
     #[command(after_help = exit::HELP)]
     Show(Show),
-    /// Hand held messages to delivery; they are not scanned again
+    /// Release held messages to delivery, without another scan
     #[command(after_help = exit::HELP)]
     Release(Release),
-    /// Remove held messages for good
+    /// Delete held messages permanently
     #[command(after_help = exit::HELP)]
     Delete(Selection),
-    /// Write held messages to files; they stay in quarantine
+    /// Write held messages to files; the messages stay in quarantine
     #[command(after_help = exit::HELP)]
     Export(Export),
-    /// Count what is held, by reason, engine and age
+    /// Count held messages by reason, engine and age
     #[command(after_help = exit::HELP)]
     Stats,
 }
@@ -49,7 +49,7 @@ pub(super) enum Quarantine {
 pub(super) struct Show {
     /// The message's id
     id: MessageId,
-    /// Print the first lines of its text as well
+    /// Also print the first 40 lines of the message text
     #[arg(long)]
     body: bool,
 }
@@ -67,18 +67,18 @@ pub(super) struct Release {
 pub(super) struct Export {
     #[command(flatten)]
     selection: Selection,
-    /// Form of the export
+    /// Format of the export
     #[arg(long, value_enum, default_value = "eml")]
     format: Format,
-    /// Where to: for eml a folder (one file each) or, for one message, a file; for mbox a file that
-    /// is added to; `-` for standard output
+    /// Target: for eml a folder (one file for each message) or, for one message, a new file; for mbox
+    /// a file to append to; `-` for standard output
     #[arg(long, short, value_name = "PATH")]
     output: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// The message as it is
+    /// The unchanged message
     Eml,
     /// A mailbox file (mboxrd)
     Mbox,
@@ -106,15 +106,19 @@ pub(super) async fn run(
 
 async fn list(conditions: &Conditions, store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
     let lanes = [Lane::Held];
-    let records = conditions.list(store, &lanes, LISTED, terminal.now).await?;
+    let records = conditions
+        .list(store, &lanes, LIST_LIMIT_DEFAULT, terminal.now)
+        .await?;
     if terminal.json {
         terminal.json(&records)?;
         return Ok(Exit::Done);
     }
     let rows: Vec<_> = records.iter().map(|r| held_row(r, terminal)).collect();
-    terminal.table(&HELD, rows)?;
-    if records.len() == LISTED {
-        terminal.note(format!("the newest {LISTED}; --limit shows more"))?;
+    terminal.table(&HELD_COLUMNS, rows)?;
+    if records.len() == LIST_LIMIT_DEFAULT {
+        terminal.note(format!(
+            "only the newest {LIST_LIMIT_DEFAULT} are shown; --limit shows more"
+        ))?;
     }
     Ok(Exit::Done)
 }

@@ -1,10 +1,10 @@
-//! `spillway queue`: what waits to be scanned or delivered.
+//! `spillway queue`: stored messages that wait for a scan or for delivery.
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::exit::{self, CliError, Exit, Outcome};
-use super::record::{WAITING, waiting_row};
+use super::record::{WAITING_COLUMNS, waiting_row};
 use super::select::{Conditions, Selected, Selection};
 use super::terminal::{Terminal, count};
 use super::{control, open_store, quarantine};
@@ -12,19 +12,19 @@ use crate::config::Config;
 use crate::message::MessageId;
 use crate::store::{Lane, Record, Store};
 
-/// Messages that a list shows unless told otherwise.
-const LISTED: usize = 50;
+/// Number of messages in a list without `--limit`: 50, about one screen.
+const LIST_LIMIT_DEFAULT: usize = 50;
 
-/// The family.
+/// The commands of this family.
 #[derive(Debug, Subcommand)]
 pub(super) enum Queue {
     /// List waiting messages, the newest first
     #[command(after_help = exit::HELP)]
     List(List),
-    /// Show a waiting message: envelope, what it waits for, headers, parts
+    /// Show a waiting message: envelope, state, decision, header fields, parts
     #[command(after_help = exit::HELP)]
     Show(Show),
-    /// Try waiting messages now, not when their time comes
+    /// Retry waiting messages now, before their next try is due
     #[command(after_help = exit::HELP)]
     Retry(Retry),
 }
@@ -33,7 +33,7 @@ pub(super) enum Queue {
 pub(super) struct List {
     #[command(flatten)]
     conditions: Conditions,
-    /// Only what waits for this
+    /// Only messages that wait for this
     #[arg(long, value_enum, value_name = "WHAT")]
     waiting_for: Option<WaitingFor>,
 }
@@ -42,7 +42,7 @@ pub(super) struct List {
 pub(super) struct Show {
     /// The message's id
     id: MessageId,
-    /// Print the first lines of its text as well
+    /// Also print the first 40 lines of the message text
     #[arg(long)]
     body: bool,
 }
@@ -51,16 +51,16 @@ pub(super) struct Show {
 pub(super) struct Retry {
     #[command(flatten)]
     selection: Selection,
-    /// Only what waits for this
+    /// Only messages that wait for this
     #[arg(long, value_enum, value_name = "WHAT")]
     waiting_for: Option<WaitingFor>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum WaitingFor {
-    /// To be scanned again
+    /// Another scan
     Scan,
-    /// To be delivered
+    /// Delivery to the next hop
     Delivery,
 }
 
@@ -78,11 +78,15 @@ pub(super) async fn run(command: &Queue, config: &Config, terminal: &mut Termina
     match command {
         Queue::List(wanted) => {
             let lanes = lanes(wanted.waiting_for);
-            let list = wanted.conditions.list(store, &lanes, LISTED, terminal.now);
+            let list = wanted
+                .conditions
+                .list(store, &lanes, LIST_LIMIT_DEFAULT, terminal.now);
             let records = list.await?;
             show_list(&records, terminal)?;
-            if records.len() == LISTED {
-                terminal.note(format!("the newest {LISTED}; --limit shows more"))?;
+            if records.len() == LIST_LIMIT_DEFAULT {
+                terminal.note(format!(
+                    "only the newest {LIST_LIMIT_DEFAULT} are shown; --limit shows more"
+                ))?;
             }
             Ok(Exit::Done)
         }
@@ -91,7 +95,7 @@ pub(super) async fn run(command: &Queue, config: &Config, terminal: &mut Termina
                 quarantine::show(&record, wanted.body, store, terminal).await
             }
             _ => Err(CliError::NotFound(format!(
-                "{0} does not wait here (any more); see `spillway explain {0}`",
+                "message {0} is not in the queue; see `spillway explain {0}`",
                 wanted.id
             ))),
         },
@@ -108,7 +112,7 @@ fn show_list(records: &[Record], terminal: &mut Terminal<'_>) -> Result<(), CliE
         return terminal.json(&records);
     }
     let rows: Vec<_> = records.iter().map(|r| waiting_row(r, terminal)).collect();
-    terminal.table(&WAITING, rows)
+    terminal.table(&WAITING_COLUMNS, rows)
 }
 
 async fn retry(wanted: &Retry, store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
@@ -140,7 +144,7 @@ async fn retry(wanted: &Retry, store: &dyn Store, terminal: &mut Terminal<'_>) -
     } else {
         for id in &left {
             terminal.note(format!(
-                "{id}: being tried right now, or not waiting any more"
+                "{id}: not retried: it is being tried now, or has left the queue"
             ))?;
         }
         terminal.line(format!("retried {}", count(due.len(), "message")))?;

@@ -1,4 +1,4 @@
-//! How stored messages, decisions and reports look.
+//! The text form of stored messages, decisions and reports.
 
 use super::exit::CliError;
 use super::terminal::{Column, Terminal, count, safe, size};
@@ -7,7 +7,7 @@ use crate::store::{Audit, Cause, Lane, Record};
 use crate::verdict::{Answer, Decision, Report, Same};
 
 /// Columns of a list of held messages.
-pub(super) const HELD: [Column; 7] = [
+pub(super) const HELD_COLUMNS: [Column; 7] = [
     Column::whole("ID"),
     Column::whole("AGE"),
     Column::whole("SIZE"),
@@ -17,7 +17,7 @@ pub(super) const HELD: [Column; 7] = [
     Column::cut("SUBJECT"),
 ];
 
-/// A row of [`HELD`].
+/// The row of a record below [`HELD_COLUMNS`].
 pub(super) fn held_row(record: &Record, terminal: &Terminal<'_>) -> Vec<String> {
     let mut rule = record
         .decision
@@ -38,7 +38,7 @@ pub(super) fn held_row(record: &Record, terminal: &Terminal<'_>) -> Vec<String> 
 }
 
 /// Columns of a list of waiting messages.
-pub(super) const WAITING: [Column; 8] = [
+pub(super) const WAITING_COLUMNS: [Column; 8] = [
     Column::whole("ID"),
     Column::whole("FOR"),
     Column::whole("AGE"),
@@ -49,7 +49,7 @@ pub(super) const WAITING: [Column; 8] = [
     Column::cut("STATUS"),
 ];
 
-/// A row of [`WAITING`].
+/// The row of a record below [`WAITING_COLUMNS`].
 pub(super) fn waiting_row(record: &Record, terminal: &Terminal<'_>) -> Vec<String> {
     vec![
         record.id.to_string(),
@@ -75,13 +75,13 @@ fn some_recipients(envelope: &Envelope) -> String {
     }
 }
 
-/// A heading and an empty line before it.
+/// Prints an empty line and a heading.
 pub(super) fn heading(text: &str, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     terminal.line("")?;
     terminal.line(text)
 }
 
-/// Envelope and state.
+/// Prints the envelope and the state of a stored message.
 pub(super) fn show(record: &Record, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     let envelope = &record.envelope;
     let recipients: Vec<&str> = envelope
@@ -133,14 +133,14 @@ fn state(record: &Record, terminal: &Terminal<'_>) -> String {
     match record.lane {
         Lane::Held => format!("in quarantine since {due}"),
         Lane::Rescan => format!(
-            "delivered with less than full coverage, kept until {} to be scanned again",
+            "delivered before an engine had scanned it; kept until {} for that scan",
             terminal.time(record.expires_at)
         ),
-        Lane::Scan => format!("to be scanned, {tries} made, the next at {due}"),
+        Lane::Scan => format!("waits for a scan; {tries} so far, next try at {due}"),
         Lane::Delivery if record.released => {
-            format!("released, to be delivered, {tries} made, the next at {due}")
+            format!("released, waits for delivery; {tries} so far, next try at {due}")
         }
-        Lane::Delivery => format!("to be delivered, {tries} made, the next at {due}"),
+        Lane::Delivery => format!("waits for delivery; {tries} so far, next try at {due}"),
     }
 }
 
@@ -166,7 +166,7 @@ fn client(envelope: &Envelope) -> String {
     text
 }
 
-/// What was decided and why, under `title`.
+/// Prints a decision and its reasons under `title`.
 pub(super) fn show_decision(
     title: &str,
     decision: &Decision,
@@ -190,7 +190,7 @@ pub(super) fn show_decision(
     ])
 }
 
-/// What each engine said, findings below it. Nothing is cut: this is what people come for.
+/// Prints the answer of each engine, with its findings below it. Nothing is cut, because reviewers need the whole text.
 pub(super) fn show_reports(
     reports: &[Report],
     terminal: &mut Terminal<'_>,
@@ -238,7 +238,7 @@ pub(super) fn show_reports(
     Ok(())
 }
 
-/// What an engine wants done to the message, and whether it is; safe.
+/// An edit that an engine requests, and whether the relay makes it; unsafe characters are escaped.
 fn wished(wish: &RequestedEdit) -> String {
     match wish {
         RequestedEdit::Granted(edit) => format!("{:10}  {}", "edit", safe(&edit.to_string())),
@@ -248,7 +248,7 @@ fn wished(wish: &RequestedEdit) -> String {
     }
 }
 
-/// An engine's answer in a few words; safe.
+/// The answer of an engine in a few words; unsafe characters are escaped.
 pub(super) fn answer(report: &Report) -> String {
     match &report.answer {
         Answer::Answered(findings) if findings.is_empty() => "nothing found".to_owned(),
@@ -262,13 +262,13 @@ pub(super) fn answer(report: &Report) -> String {
     }
 }
 
-/// Who did what to it.
+/// Prints the acts of persons on a message or an interceptor, the oldest first.
 pub(super) fn show_audit(audit: &[Audit], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     if audit.is_empty() {
         return Ok(());
     }
     heading("Audit", terminal)?;
-    // Newest first in the store; people read from the beginning.
+    // The store returns the newest first; people read a history from its beginning.
     for entry in audit.iter().rev() {
         let at = terminal.time(entry.at);
         let (actor, act, detail) = (safe(&entry.actor), safe(&entry.act), safe(&entry.detail));

@@ -1,4 +1,4 @@
-//! Commands about the relay itself.
+//! Commands about the relay itself: run, check-config, reload, drain, status.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,8 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// As given, so that a relay can be reached while its configuration is being written, else the configured one.
+    /// The given socket, else that of the configuration. A given socket reaches the relay also while its configuration cannot
+    /// be read.
     pub(super) fn path(&self, config: Option<&Path>) -> Result<PathBuf, CliError> {
         match &self.socket {
             Some(path) => Ok(path.clone()),
@@ -32,7 +33,7 @@ impl Socket {
     }
 }
 
-/// The relay itself, until a signal or `drain` ends it.
+/// Runs the relay until a signal or `drain` ends it.
 pub(super) fn run(given: Option<&Path>) -> Outcome {
     let path = settings::path(given);
     let config = settings::read(path.as_deref())?;
@@ -45,9 +46,10 @@ pub(super) fn run(given: Option<&Path>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| CliError::Internal(format!("no runtime: {error}")))?;
+        .map_err(|error| CliError::Internal(format!("cannot start the runtime: {error}")))?;
     let finished = runtime.block_on(app::run(config, path))?;
-    // What did not finish in time is durable or unanswered; its threads, and those that hang at files, are not waited for.
+    // Mail that did not finish in time is durable or unanswered, so the exit does not wait for its threads, nor for threads
+    // that hang at files.
     runtime.shutdown_background();
     Ok(match finished {
         true => Exit::Done,
@@ -55,7 +57,7 @@ pub(super) fn run(given: Option<&Path>) -> Outcome {
     })
 }
 
-/// Everything that is wrong, or what the configuration comes to.
+/// Prints all problems of the configuration, or a summary if there are none.
 pub(super) fn check_config(given: Option<&Path>, terminal: &mut Terminal<'_>) -> Outcome {
     let path = settings::path(given);
     let file = path.as_ref().map(|path| path.display().to_string());
@@ -132,9 +134,10 @@ fn wrong(
     terminal.line(count(problems.len(), "problem"))
 }
 
-/// The difference that is now in force, or why none is.
+/// Reloads the configuration, and prints the changes, or the problems that prevent them.
 pub(super) async fn reload(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
-    let answer = control::ask_for(app::LONGEST_RELOAD, socket, "POST", "/control/reload").await?;
+    let answer =
+        control::ask_for(app::RELOAD_DURATION_MAX, socket, "POST", "/control/reload").await?;
     let reloaded: Reloaded = parsed(socket, &answer)?;
     if terminal.json {
         terminal.json(&reloaded)?;
@@ -161,18 +164,18 @@ pub(super) async fn reload(socket: &Path, terminal: &mut Terminal<'_>) -> Outcom
     }
 }
 
-/// Returns when the relay has begun, not when it has ended.
+/// Returns when the drain has begun. It does not wait for its end.
 pub(super) async fn drain(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
     let answer = control::ask(socket, "POST", "/control/drain").await?;
     expect(socket, &answer, 202)?;
     match terminal.json {
         true => terminal.json(&json!({"draining": true}))?,
-        false => terminal.line("draining: the relay ends when what is in flight is done")?,
+        false => terminal.line("draining: the relay accepts no new mail, and exits when the mail in flight is finished")?,
     }
     Ok(Exit::Done)
 }
 
-/// Exits with [`Exit::Temporary`] if no new mail is taken.
+/// Prints the status. Exits with [`Exit::Temporary`] if the relay accepts no new mail.
 pub(super) async fn status(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
     let answer = control::ask(socket, "GET", "/status").await?;
     let status: Status = parsed(socket, &answer)?;
@@ -188,8 +191,8 @@ pub(super) async fn status(socket: &Path, terminal: &mut Terminal<'_>) -> Outcom
 
 fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     let mail = match &status.not_ready {
-        None => "is taken".to_owned(),
-        Some(reason) => format!("is not taken: {reason}"),
+        None => "accepted".to_owned(),
+        Some(reason) => format!("not accepted: {reason}"),
     };
     let mut config = status.config.clone();
     if let Some(file) = &status.config_file {
@@ -206,7 +209,7 @@ fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     ];
     match &status.stored {
         Some(stored) => fields.extend(stored_fields(stored, terminal)),
-        None => fields.push(("stored messages", Stored::UNKNOWN.to_owned())),
+        None => fields.push(("stored messages", Stored::UNKNOWN_TEXT.to_owned())),
     }
     fields.extend([
         ("hostname", status.hostname.clone()),
@@ -282,7 +285,7 @@ pub(super) fn parsed<T: serde::de::DeserializeOwned>(
     answer: &Answer,
 ) -> Result<T, CliError> {
     serde_json::from_slice(&answer.body).map_err(|error| {
-        let what = format!("its answer ({}) cannot be read: {error}", answer.code);
+        let what = format!("the answer ({}) cannot be read: {error}", answer.code);
         CliError::Relay(socket.to_owned(), what)
     })
 }
@@ -291,6 +294,6 @@ fn expect(socket: &Path, answer: &Answer, code: u16) -> Result<(), CliError> {
     if answer.code == code {
         return Ok(());
     }
-    let what = format!("it answered {}", answer.code);
+    let what = format!("the answer is HTTP {}", answer.code);
     Err(CliError::Relay(socket.to_owned(), what))
 }

@@ -1,7 +1,7 @@
-//! `spillway scan`: what the engines and the policy of the configuration make of a message, without sending it.
+//! `spillway scan`: the answers of the configured engines about a message, and the decision of the policy, without delivery.
 //!
-//! Exits with [`Exit::Found`] if something was found in any message, else with [`Exit::Undetermined`] if any could not be
-//! judged, else with [`Exit::Done`].
+//! Exits with [`Exit::Found`] if any message is suspect or malicious, else with [`Exit::Undetermined`] if any message has no
+//! verdict, else with [`Exit::Done`].
 
 use std::fs::File;
 use std::io::Read;
@@ -44,7 +44,7 @@ pub(super) struct Scan {
     client: Option<IpAddr>,
 }
 
-/// What a file came to.
+/// The result for one file.
 #[derive(Debug, Serialize)]
 struct Scanned {
     file: String,
@@ -134,7 +134,7 @@ impl Scanned {
         }
     }
 
-    /// The same for all recipients: rules decide what is done, not what was found.
+    /// The verdict of the message. It is the same for all recipients, because rules change the disposition only.
     fn verdict(&self) -> Verdict {
         let first = self.groups.first();
         first.map_or(Verdict::Undetermined, |group| group.decision.verdict)
@@ -152,7 +152,7 @@ fn exit(all: &[Scanned]) -> Exit {
     }
 }
 
-/// The message, at most as large as the relay would take, with the line ends that it would have had on its way here.
+/// Reads a message of at most the size that the relay accepts, and gives it the line ends of SMTP.
 fn read(file: &Path, largest: u64, terminal: &mut Terminal<'_>) -> Result<Vec<u8>, String> {
     let mut octets = Vec::new();
     let most = largest.saturating_add(1);
@@ -163,12 +163,12 @@ fn read(file: &Path, largest: u64, terminal: &mut Terminal<'_>) -> Result<Vec<u8
     read.map_err(|error| error.to_string())?;
     let content = crlf(&octets);
     match content.len() as u64 > largest {
-        true => Err("larger than limits.message_size: it would not be taken".to_owned()),
+        true => Err("larger than limits.message_size: the relay would refuse it".to_owned()),
         false => Ok(content),
     }
 }
 
-/// Files on this system end their lines with LF; mail does not (RFC 5321 2.3.8).
+/// Replaces LF by CRLF: files end lines with LF, and SMTP needs CRLF (RFC 5321 2.3.8).
 fn crlf(octets: &[u8]) -> Vec<u8> {
     let mut content = Vec::with_capacity(octets.len() + octets.len() / 32);
     for line in octets.split_inclusive(|octet| *octet == b'\n') {

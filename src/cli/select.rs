@@ -1,4 +1,4 @@
-//! Which stored messages a command is about: named ones, or those that a filter matches.
+//! The stored messages that a command works on: messages that are given by id, or that match a filter.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -12,18 +12,18 @@ use crate::config;
 use crate::message::MessageId;
 use crate::store::{Cause, Filter, Lane, Record, Store};
 
-/// Records read at once.
+/// Records in one read of the store, which bounds the memory of a read.
 const RECORDS_PER_READ: usize = 500;
-/// The store knows times no better.
+/// The store keeps times in microseconds.
 const STORE_TIME_RESOLUTION: Duration = Duration::from_micros(1);
-/// Records that a dry run shows.
+/// Records that a dry run shows: a person reads no more, and memory stays bounded.
 const DRY_RUN_RECORDS_SHOWN: usize = 200;
 
-/// Every given condition must hold.
+/// Conditions on stored messages. All given conditions must hold.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Which messages (every condition must hold)")]
 pub(super) struct Conditions {
-    /// Rule that decided, or part of its reason
+    /// Rule that decided, or part of the reason
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
     /// Engine that found something or did not answer
@@ -41,13 +41,13 @@ pub(super) struct Conditions {
     /// Part of the subject
     #[arg(long, value_name = "TEXT")]
     subject: Option<String>,
-    /// What the guard keeps for this cause: engine:NAME or interceptor:ID
+    /// Cause for which the guard keeps the message: engine:NAME or interceptor:ID
     #[arg(long, value_name = "CAUSE")]
     cause: Option<Cause>,
     /// Received longer ago than this: 30m, 12h, 2d
     #[arg(long, value_name = "AGE", value_parser = config::parse_duration)]
     older_than: Option<Duration>,
-    /// Received since then: 30m, 12h, 2d
+    /// Received within this time: 30m, 12h, 2d
     #[arg(long, value_name = "AGE", value_parser = config::parse_duration)]
     newer_than: Option<Duration>,
     /// At least this large: 100KiB, 5MiB
@@ -56,13 +56,13 @@ pub(super) struct Conditions {
     /// Smaller than this: 100KiB, 5MiB
     #[arg(long, value_name = "SIZE", value_parser = config::parse_size)]
     smaller: Option<u64>,
-    /// So many at most, the newest first
+    /// Maximum number of messages, the newest first
     #[arg(long, value_name = "NUMBER")]
     limit: Option<usize>,
 }
 
 impl Conditions {
-    /// The same for the store.
+    /// The conditions as a filter for the store.
     pub(super) fn filter(&self, lanes: &[Lane], now: Timestamp) -> Filter {
         let ago = |age: Duration| now.checked_sub(age).unwrap_or(Timestamp::MIN);
         let size = match (self.larger, self.smaller) {
@@ -85,13 +85,13 @@ impl Conditions {
         }
     }
 
-    /// Whether everything matches.
+    /// Whether no condition is given, so that every message matches.
     fn is_empty(&self) -> bool {
         let all = Filter::default();
         self.filter(&[], Timestamp::UNIX_EPOCH) == all && self.limit.is_none()
     }
 
-    /// What matches, for a list: at most `--limit`, or `most` if it is not given.
+    /// The matching messages for a list, the newest first: at most `--limit`, or `most` if it is not given.
     pub(super) async fn list(
         &self,
         store: &dyn Store,
@@ -108,37 +108,37 @@ impl Conditions {
     }
 }
 
-/// What a command that changes messages works on.
+/// The messages that a command changes or exports.
 #[derive(Debug, Args)]
 pub(super) struct Selection {
-    /// Messages by id
+    /// Ids of the messages
     #[arg(value_name = "ID")]
     ids: Vec<MessageId>,
     #[command(flatten)]
     conditions: Conditions,
-    /// All of them
+    /// Select all messages
     #[arg(long)]
     all: bool,
-    /// Only show what would be done
+    /// Only show the selected messages; change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
 }
 
-/// What was selected.
+/// The result of a selection.
 pub(super) enum Selected {
-    /// To be done, in this order.
+    /// The command works on these messages, in this order.
     Go(Vec<MessageId>),
-    /// Only asked for: so many messages, the first of them in full.
+    /// A dry run: the number of messages, and the first of them.
     DryRun(usize, Vec<Record>),
-    /// Called off.
+    /// The person answered the question with no.
     No,
 }
 
 impl Selection {
-    /// Finds the messages and, if it is about more than one, asks. `verb` says what is about to happen.
+    /// Finds the messages. Asks for confirmation if several are selected, or if conditions select any; `verb` names the act.
     pub(super) async fn resolve(
         &self,
         verb: &str,
@@ -149,11 +149,12 @@ impl Selection {
         let named = !self.ids.is_empty();
         let filtered = self.all || !self.conditions.is_empty();
         if named && filtered {
-            let what = "name messages or describe them, not both";
+            let what = "give either message ids or conditions, not both";
             return Err(CliError::Usage(what.to_owned()));
         }
         if !named && !filtered {
-            let what = "which messages? Name them by id, describe them (see --help), or use --all";
+            let what =
+                "no messages are selected; give their ids, or conditions (see --help), or --all";
             return Err(CliError::Usage(what.to_owned()));
         }
         let (ids, shown) = match named {
@@ -222,8 +223,8 @@ impl Selection {
             let Some(last) = last.filter(|_| count == RECORDS_PER_READ) else {
                 return Ok((ids, shown));
             };
-            // What comes and goes meanwhile would shift pages that are counted from the newest: the next one begins where
-            // this one ended, with those of the same moment.
+            // Messages come and go meanwhile, which would shift pages that are counted from the newest message. So the next
+            // page begins at the time where this one ended, with the messages of the same moment.
             if is_further {
                 filter.before = last.checked_add(STORE_TIME_RESOLUTION).ok();
                 filter.offset = 0;
@@ -241,9 +242,10 @@ mod tests {
     use crate::store::contract::{at, octets, record};
     use crate::store::sqlite::{Role, SqliteStore};
 
-    /// All means all: also what a clock that ran ahead has stamped, and more of one moment than are read at once.
+    /// `--all` selects all messages: also those with a time in the future (a clock that ran ahead), and more messages of one
+    /// moment than one read returns.
     #[tokio::test]
-    async fn all_are_selected_whenever_they_came() {
+    async fn all_selects_messages_of_every_time() {
         let folder = tempfile::tempdir().expect("a folder");
         let settings = Settings {
             path: folder.path().to_owned(),

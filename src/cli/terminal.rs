@@ -1,7 +1,7 @@
-//! Where output goes, and how text from mail is made fit for it.
+//! The output of commands, and the escaping of text from mail.
 //!
-//! Every command writes through a [`Terminal`], never to the standard streams, so that tests see exactly what people
-//! see. Text that comes from mail goes through [`safe`] first, wherever it is shown.
+//! Every command writes through a [`Terminal`], never to the standard streams, so that tests see the same output as people.
+//! Text from mail always passes through [`safe`] before it is shown.
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 
@@ -15,32 +15,32 @@ use unicode_width::UnicodeWidthChar;
 use super::exit::CliError;
 use crate::telemetry::escape::{self, Escaped};
 
-/// Columns between two columns of a table.
+/// Spaces between two columns of a table: with two, a single space inside a cell is no column border.
 const COLUMN_GAP: u16 = 2;
-/// A column is not cut to less than this, even if the table gets wider than the terminal.
+/// Minimum width of a column that is cut: less is unreadable, so the table rather gets wider than the terminal.
 const COLUMN_WIDTH_MIN: usize = 8;
 
 /// The streams of a command.
 pub struct Terminal<'a> {
     /// Results.
     pub out: &'a mut dyn Write,
-    /// Progress, questions and complaints.
+    /// Progress, questions, notes and errors.
     pub err: &'a mut dyn Write,
-    /// Answers, passwords, messages.
+    /// Answers to questions, passwords, and messages to scan.
     pub input: &'a mut dyn BufRead,
-    /// Columns; none where output goes to a file or a program, which gets everything uncut.
+    /// Width in columns; none if the output goes to a file or a program. Such output is never cut.
     pub width: Option<u16>,
-    /// Whether somebody is there to be asked.
+    /// Whether a person at a terminal can answer questions.
     pub interactive: bool,
-    /// For people's times.
+    /// Time zone of the times in text output.
     pub zone: TimeZone,
-    /// The present, for ages.
+    /// The present, from which ages are computed.
     pub now: Timestamp,
-    /// JSON rather than text.
+    /// Whether the output is JSON instead of text.
     pub json: bool,
 }
 
-/// Runs `work` with the process's own streams.
+/// Runs `work` with the standard streams of the process.
 pub(super) fn with_standard<T>(work: impl FnOnce(&mut Terminal<'_>) -> T) -> T {
     let (mut out, mut err) = (io::stdout().lock(), io::stderr());
     let on_terminal = io::stdout().is_terminal();
@@ -58,43 +58,43 @@ pub(super) fn with_standard<T>(work: impl FnOnce(&mut Terminal<'_>) -> T) -> T {
 }
 
 impl Terminal<'_> {
-    /// One line of the result.
+    /// Writes one line of the result to standard output.
     pub(super) fn line(&mut self, text: impl AsRef<str>) -> Result<(), CliError> {
         Ok(writeln!(self.out, "{}", text.as_ref())?)
     }
 
-    /// One line beside the result.
+    /// Writes one line to standard error, beside the result.
     pub(super) fn note(&mut self, text: impl AsRef<str>) -> Result<(), CliError> {
         Ok(writeln!(self.err, "{}", text.as_ref())?)
     }
 
-    /// A value as JSON, indented.
+    /// Writes a value as indented JSON.
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), CliError> {
         let text = serde_json::to_string_pretty(value)
             .map_err(|error| CliError::Internal(error.to_string()))?;
         self.line(escape::json(&text))
     }
 
-    /// A time for people, to the second.
+    /// A time in the zone of the terminal, to the second.
     pub(super) fn time(&self, at: Timestamp) -> String {
         let zoned = at.to_zoned(self.zone.clone());
         zoned.strftime("%Y-%m-%d %H:%M:%S").to_string()
     }
 
-    /// How long ago, in the largest unit that says something: `5s`, `12m`, `3h`, `9d`.
+    /// The time since `at`, in a unit that gives two significant digits where possible: `5s`, `12m`, `3h`, `9d`.
     pub(super) fn age(&self, at: Timestamp) -> String {
         span(at, self.now)
     }
 
-    /// How long until then, likewise: `in 12m`.
+    /// The time until `at`, in the units of [`Self::age`]: `in 12m`.
     pub(super) fn until(&self, at: Timestamp) -> String {
         format!("in {}", span(self.now, at))
     }
 
-    /// Asks whether to go on. Where nobody can be asked the answer is an error that says what to add.
+    /// Asks for confirmation. Without a terminal, returns an error that names the flags to use.
     pub(super) fn confirm(&mut self, question: &str) -> Result<bool, CliError> {
         if !self.interactive {
-            let how = "Add --yes to do it, or --dry-run to see what it would do.";
+            let how = "Add --yes to confirm, or --dry-run to see the selected messages.";
             return Err(CliError::Usage(format!("{question} {how}")));
         }
         write!(self.err, "{question} [y/N] ")?;
@@ -105,7 +105,8 @@ impl Terminal<'_> {
         Ok(answer == "y" || answer == "yes")
     }
 
-    /// A table, one line a row; cells are made safe here. On a terminal, columns that may be cut share what room there is.
+    /// Writes a table with one line for each row, with unsafe characters in cells escaped. On a terminal, columns that may be
+    /// cut share the available width.
     pub(super) fn table(
         &mut self,
         columns: &[Column],
@@ -135,7 +136,7 @@ impl Terminal<'_> {
         Ok(())
     }
 
-    /// `name  value`, the values in one column, made safe; those that are empty are left out.
+    /// Writes `name  value` lines with the values in one column, escaped. Empty values are left out.
     pub(super) fn fields(&mut self, fields: &[(&str, String)]) -> Result<(), CliError> {
         let wide = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
@@ -165,19 +166,19 @@ pub(super) struct Column {
 }
 
 impl Column {
-    /// A column that is cut where there is no room.
+    /// A column that is cut if the terminal is too narrow.
     pub(super) const fn cut(name: &'static str) -> Self {
         Self { name, whole: false }
     }
 
-    /// A column that is never cut: ids, times, words of ours.
+    /// A column that is never cut: ids, times, fixed words.
     pub(super) const fn whole(name: &'static str) -> Self {
         Self { name, whole: true }
     }
 }
 
-/// How wide each column may be: whole ones as wide as they are; the others get what they need, or an equal share of what
-/// is left, whichever is less.
+/// The width of each column. Whole columns have the width of their longest cell. Each other column gets the width that it
+/// needs, or an equal share of the remaining width, whichever is less.
 fn widths(columns: &[Column], lines: &[Vec<String>], room: usize) -> Vec<usize> {
     let needs = (0..columns.len()).map(|index| {
         let cells = lines.iter().filter_map(|line| line.get(index));
@@ -193,7 +194,7 @@ fn widths(columns: &[Column], lines: &[Vec<String>], room: usize) -> Vec<usize> 
             false => shared.push(index),
         }
     }
-    // The modest first: what they do not need is for the others.
+    // Columns with the least need come first: the width that they leave is shared by the others.
     shared.sort_by_key(|index| widths[*index]);
     let mut sharers = shared.len();
     for index in shared {
@@ -205,18 +206,18 @@ fn widths(columns: &[Column], lines: &[Vec<String>], room: usize) -> Vec<usize> 
     widths
 }
 
-/// Columns that a text takes.
+/// The width of a text in columns.
 fn wide(text: &str) -> usize {
     text.chars().map(|c| c.width().unwrap_or(0)).sum()
 }
 
-/// Text that can be shown: everything that acts on a terminal is a visible escape, runs of spaces are one space.
+/// Makes text safe to show: characters that act on a terminal become visible escapes, and runs of spaces become one space.
 pub(super) fn safe(text: &str) -> String {
     let text = Escaped(text).to_string();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// At most `width` columns of a safe text, with `…` where something is missing.
+/// Cuts a safe text to `width` columns; `…` at the end marks a cut.
 pub(super) fn cut(text: &str, width: usize) -> String {
     if wide(text) <= width {
         return text.to_owned();
@@ -231,7 +232,7 @@ pub(super) fn cut(text: &str, width: usize) -> String {
     kept
 }
 
-/// Octets for people: `312 B`, `4.0 KiB`, `17.3 MiB`.
+/// A size in octets as text: `312 B`, `4.0 KiB`, `17.3 MiB`.
 pub(super) fn size(octets: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if octets < 1024 {
@@ -247,7 +248,7 @@ pub(super) fn size(octets: u64) -> String {
     format!("{value:.1} {unit}")
 }
 
-/// A count with its noun: `1 message`, `2 messages`.
+/// A number with its noun: `1 message`, `2 messages`.
 pub(super) fn count(number: usize, noun: &str) -> String {
     match number {
         1 => format!("1 {noun}"),
@@ -259,7 +260,7 @@ pub(super) fn count(number: usize, noun: &str) -> String {
 mod tests {
     use super::*;
 
-    /// A subject cannot move the cursor, forge a row or turn a file name around.
+    /// A subject cannot move the cursor, forge a row or reverse a file name.
     #[test]
     fn mail_text_is_made_safe() {
         for (text, shown) in [
@@ -273,7 +274,7 @@ mod tests {
         }
     }
 
-    /// Cutting counts columns, not characters: a wide one takes two, a combining one none.
+    /// Cutting counts columns, not characters: a wide character takes two columns, a combining one none.
     #[test]
     fn cutting_counts_columns() {
         assert_eq!(cut("abc", 3), "abc");
@@ -284,9 +285,9 @@ mod tests {
         assert_eq!(cut("e\u{301}e\u{301}", 2), "e\u{301}e\u{301}");
     }
 
-    /// Sizes are read at a glance.
+    /// A size has a unit that keeps its number short.
     #[test]
-    fn sizes_are_for_people() {
+    fn sizes_have_a_unit_that_fits() {
         for (octets, shown) in [
             (0, "0 B"),
             (1023, "1023 B"),

@@ -1,4 +1,4 @@
-//! `spillway user`: who may relay after AUTH.
+//! `spillway user`: the users who may relay after AUTH.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use super::settings;
 use super::terminal::{Terminal, safe};
 use crate::listener::users;
 
-/// The family.
+/// The commands of this family.
 #[derive(Debug, Subcommand)]
 pub(super) enum User {
-    /// Add a user, or give one another password
+    /// Add a user, or change the password of a user
     ///
-    /// The running relay knows the change at once.
+    /// The running relay applies the change at once.
     #[command(after_help = exit::HELP)]
     Add(Add),
     /// List the names of all users
@@ -31,7 +31,7 @@ pub(super) enum User {
 pub(super) struct Add {
     /// The user's name
     name: String,
-    /// Take the password from the first line of standard input; otherwise it is asked for
+    /// Read the password from the first line of standard input [default: ask for it]
     #[arg(long)]
     password_stdin: bool,
     #[command(flatten)]
@@ -48,7 +48,7 @@ pub(super) struct Remove {
 
 #[derive(Debug, Args)]
 pub(super) struct File {
-    /// The users file [default: the one of the configuration, if its listeners have just one]
+    /// The users file [default: users_file of the listeners, if all name the same file]
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
 }
@@ -68,7 +68,7 @@ pub(super) fn run(command: &User, config: Option<&Path>, terminal: &mut Terminal
             if !users::remove(&file, &remove.name)? {
                 let name = safe(&remove.name);
                 return Err(CliError::NotFound(format!(
-                    "there is no user {name} in {}",
+                    "there is no user {name} in {}; see: spillway user list",
                     file.display()
                 )));
             }
@@ -115,7 +115,7 @@ impl File {
                 "no listener has a users_file; set it, or name the file with --file".to_owned(),
             )),
             _ => Err(CliError::Usage(
-                "listeners have different users files; name one with --file".to_owned(),
+                "the listeners have several users files; name one with --file".to_owned(),
             )),
         }
     }
@@ -130,13 +130,15 @@ fn password(from_input: bool, terminal: &mut Terminal<'_>) -> Result<String, Cli
     }
     if !terminal.interactive {
         return Err(CliError::Usage(
-            "nobody is there to be asked for the password; use --password-stdin".to_owned(),
+            "cannot ask for the password without a terminal; use --password-stdin".to_owned(),
         ));
     }
     let first = rpassword::prompt_password("Password: ")?;
-    let second = rpassword::prompt_password("Again: ")?;
+    let second = rpassword::prompt_password("Password again: ")?;
     if first != second {
-        return Err(CliError::Usage("the two passwords differ".to_owned()));
+        return Err(CliError::Usage(
+            "the two passwords differ; nothing was changed".to_owned(),
+        ));
     }
     Ok(first)
 }

@@ -1,15 +1,15 @@
-//! What a reload changes, and what it cannot change.
+//! The differences between two configurations, and which of them need a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Config;
 
-/// The lists of named sections.
-const LISTS: [&str; 4] = ["listener", "engine", "rule", "next_hop"];
+/// Keys of the lists of named sections (`[[listener]]` and so on).
+const SECTION_LISTS: [&str; 4] = ["listener", "engine", "rule", "next_hop"];
 
-/// Settings that are taken up at the start alone: sockets that listen, the store that is open, the memory that is
-/// shared out, and the log that is being written. A prefix of keys; `*` stands for a section's name.
-const AT_START: [&str; 6] = [
+/// Prefixes of the keys that are read at the start only: a running relay cannot replace its listening sockets, its open
+/// store, the memory that it has shared out, and its log. `*` stands for the name of a section.
+const RESTART_KEY_PREFIXES: [&str; 6] = [
     "listener.*.address",
     "store.",
     "admin.",
@@ -18,18 +18,22 @@ const AT_START: [&str; 6] = [
     "relay.log_format",
 ];
 
-/// What differs, one line for people each: `limits.recipients: 1000 -> 500`, `engine clamd: added`.
+/// One line for people for each difference: `limits.recipients: 1000 -> 500`, `engine clamd: added`, and one line for each
+/// list whose order has changed.
 pub fn diff(old: &Config, new: &Config) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for change in changes(old, new) {
         lines.push(change.line);
     }
-    lines.extend(LISTS.iter().filter_map(|list| order(list, old, new)));
+    lines.extend(
+        SECTION_LISTS
+            .iter()
+            .filter_map(|list| order(list, old, new)),
+    );
     lines
 }
 
-/// The lines of [`diff`] that a reload cannot bring about. If there is one, the reload is refused as a whole and nothing
-/// changes.
+/// The lines of [`diff`] that need a restart. If there is one, the reload is refused as a whole and nothing changes.
 pub fn settings_that_need_restart(old: &Config, new: &Config) -> Vec<String> {
     let changes = changes(old, new).into_iter();
     changes
@@ -39,7 +43,7 @@ pub fn settings_that_need_restart(old: &Config, new: &Config) -> Vec<String> {
 }
 
 struct Change {
-    /// The key, or `listener.smtp.address` for a listener that comes or goes (its address does).
+    /// The key. For an added or removed section `LIST.NAME.address`, so that a listener counts as a change of its address.
     key: String,
     line: String,
 }
@@ -63,7 +67,7 @@ fn changes(old: &Config, new: &Config) -> Vec<Change> {
     }
     let keys: BTreeSet<&str> = before.keys().chain(after.keys()).copied().collect();
     for key in keys {
-        // Of a section that is in one of the two only, its coming or going is all there is to say.
+        // An added or removed section has a line already; its keys need none.
         if section_of(key).is_some_and(|section| was.contains(&section) != is.contains(&section)) {
             continue;
         }
@@ -91,7 +95,7 @@ fn map(config: &Config) -> BTreeMap<&str, &str> {
 fn section_of(key: &str) -> Option<(&str, &str)> {
     let (list, rest) = key.split_once('.')?;
     let (name, _) = rest.split_once('.')?;
-    LISTS.contains(&list).then_some((list, name))
+    SECTION_LISTS.contains(&list).then_some((list, name))
 }
 
 fn named(config: &Config) -> BTreeSet<(&str, &str)> {
@@ -102,7 +106,8 @@ fn named(config: &Config) -> BTreeSet<(&str, &str)> {
         .collect()
 }
 
-/// A line if sections that are in both come in another order: the first rule that matches wins.
+/// A line if the sections that are in both configurations have another order. The order matters for rules: the first rule
+/// that matches wins.
 fn order(list: &str, old: &Config, new: &Config) -> Option<String> {
     let names = |config: &'_ Config| -> Vec<String> {
         let keys = config
@@ -128,8 +133,10 @@ fn order(list: &str, old: &Config, new: &Config) -> Option<String> {
 }
 
 fn at_start(key: &str) -> bool {
-    AT_START.iter().any(|prefix| match prefix.split_once('*') {
-        Some((list, last)) => key.starts_with(list) && key.ends_with(last),
-        None => key.starts_with(prefix),
-    })
+    RESTART_KEY_PREFIXES
+        .iter()
+        .any(|prefix| match prefix.split_once('*') {
+            Some((list, last)) => key.starts_with(list) && key.ends_with(last),
+            None => key.starts_with(prefix),
+        })
 }

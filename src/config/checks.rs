@@ -1,4 +1,4 @@
-//! Combinations that cannot work, each with the reason why.
+//! Checks of combinations: settings that are valid alone, but cannot work together.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +11,7 @@ use super::Config;
 use super::document::Log;
 use super::units::{show_duration, show_size};
 
-/// Complains about everything that no section could see alone.
+/// Reports every problem that involves more than one section.
 pub(super) fn check(config: &Config, log: &mut Log) {
     unique_names(config, log);
     addresses(config, log);
@@ -21,7 +21,7 @@ pub(super) fn check(config: &Config, log: &mut Log) {
     loops(config, log);
 }
 
-/// Names are how logs, rules and commands tell the sections apart.
+/// Logs, rules and commands identify a section by its name, so a name may occur once in a list.
 fn unique_names(config: &Config, log: &mut Log) {
     let listeners = config.listeners.iter().map(|l| l.name.to_string());
     let engines = config.engines.iter().map(|e| e.name.to_string());
@@ -40,18 +40,22 @@ fn unique_names(config: &Config, log: &mut Log) {
         }
         for (name, times) in seen.into_iter().filter(|(_, times)| *times > 1) {
             let what = format!("{times} [[{list}]] sections have this name");
-            log.complain(&format!("{list}.{name}.name"), what, "give each its own");
+            log.complain(
+                &format!("{list}.{name}.name"),
+                what,
+                "give each section a name of its own",
+            );
         }
     }
 }
 
-/// Two sockets cannot listen on one address.
+/// Two sockets cannot listen on one address. Also: there is at least one listener, and `/metrics` is not public.
 fn addresses(config: &Config, log: &mut Log) {
     if config.listeners.is_empty() {
         log.complain(
             "listener",
-            "there is none, so no mail could come in",
-            "add a [[listener]]",
+            "the list is empty, so the relay could accept no mail",
+            "add a [[listener]] with a name and an address",
         );
     }
     let mut taken: Vec<(SocketAddr, String)> = Vec::new();
@@ -70,19 +74,19 @@ fn addresses(config: &Config, log: &mut Log) {
     );
     for (address, key) in all {
         if let Some((_, other)) = taken.iter().find(|(other, _)| same_socket(*other, address)) {
-            // The administrator is sent to what is written, not to a default that it meets.
+            // The problem names the address that stands in the file, not the default that conflicts with it.
             let (at, other) = match log.is_written(&key) {
                 true => (&key, other),
                 false => (other, &key),
             };
-            let what = format!("{address} is already listened on by {other}");
+            let what = format!("{address} is already in use by {other}");
             log.complain(at, what, "choose another address or port");
         }
         taken.push((address, key));
     }
     if let Some(http) = config.admin.http.filter(|http| !http.ip().is_loopback()) {
         let what = format!(
-            "{http} can be reached from other machines, and everybody there can read the status"
+            "{http} is reachable from other machines, and anyone there can read the status"
         );
         log.warn(
             "admin.http",
@@ -92,7 +96,7 @@ fn addresses(config: &Config, log: &mut Log) {
     }
 }
 
-/// Port 0 asks the system for a free one.
+/// Whether two addresses conflict. Port 0 never does: the system chooses a free port.
 fn same_socket(one: SocketAddr, other: SocketAddr) -> bool {
     let all = |address: SocketAddr| address.ip().is_unspecified();
     let family = one.is_ipv4() == other.is_ipv4();
@@ -100,7 +104,7 @@ fn same_socket(one: SocketAddr, other: SocketAddr) -> bool {
     ip && one.port() == other.port() && one.port() != 0
 }
 
-/// A part cannot take longer than the whole.
+/// The timeout of a part must not be longer than the timeout of the whole.
 fn times(config: &Config, log: &mut Log) {
     let total = config.budget.total;
     let limits = &config.limits;
@@ -152,14 +156,16 @@ fn times(config: &Config, log: &mut Log) {
     }
 }
 
-/// The largest allowed message must find room, or it would be refused for ever with a reply that says "later".
+/// The largest allowed message must find room. Otherwise each attempt gets a temporary reply, and the sender tries again
+/// until it gives up.
 fn memory(config: &Config, log: &mut Log) {
     let limits = &config.limits;
     let mebi = 1u64 << 20;
-    // A message is charged several octets for each of its own, and large ones may have three quarters of the memory.
+    // Each octet of a message counts `MemoryBudget::OCTETS_PER_CONTENT_OCTET` times, and large messages may use three quarters of
+    // the memory.
     let charge = limits
         .message_size
-        .saturating_mul(MemoryBudget::FACTOR as u64);
+        .saturating_mul(MemoryBudget::OCTETS_PER_CONTENT_OCTET as u64);
     let least = charge.div_ceil(3).saturating_mul(4).div_ceil(mebi) * mebi;
     if limits.in_flight_bytes < least {
         let size = show_size(limits.message_size);
@@ -174,7 +180,7 @@ fn memory(config: &Config, log: &mut Log) {
         );
         log.complain("limits.in_flight_bytes", what, fix);
     }
-    // With what is known of it, it takes more room than its size.
+    // A held message needs room for its content and its record, so twice the content is required.
     let least = limits.message_size.saturating_mul(2);
     if let Capacity::Octets(octets) = config.quarantine.max_bytes
         && octets < least
@@ -197,12 +203,12 @@ fn memory(config: &Config, log: &mut Log) {
     }
 }
 
-/// Mail needs somewhere to go, and only one place.
+/// Mail needs a next hop, and each domain has exactly one.
 fn routes(config: &Config, log: &mut Log) {
     if config.next_hops.is_empty() {
         log.complain(
             "next_hop",
-            "there is none, so no mail could go out",
+            "the list is empty, so the relay could deliver no mail",
             "add a [[next_hop]] with domains = [\"*\"]",
         );
     }
@@ -210,8 +216,8 @@ fn routes(config: &Config, log: &mut Log) {
     if !config.next_hops.is_empty() && !domains.any(|domain| domain == "*") {
         log.warn(
             "next_hop",
-            "none takes mail for all domains: a bounce to any other domain is held in quarantine (bounce-undeliverable)".to_owned(),
-            "add a [[next_hop]] with domains = [\"*\"] if bounces are to reach senders elsewhere",
+            "no next hop takes all domains: bounces to other domains are held in quarantine (bounce-undeliverable)".to_owned(),
+            "add a [[next_hop]] with domains = [\"*\"], so that bounces reach senders in other domains",
         );
     }
     let mut taken: BTreeMap<&str, &str> = BTreeMap::new();
@@ -219,18 +225,18 @@ fn routes(config: &Config, log: &mut Log) {
         for domain in &next_hop.domains {
             if let Some(other) = taken.insert(domain, &next_hop.name) {
                 let key = format!("next_hop.{}.domains", next_hop.name);
-                let what = format!("\"{domain}\" goes to next_hop.{other} already");
+                let what = format!("\"{domain}\" already goes to next_hop.{other}");
                 log.complain(
                     &key,
                     what,
-                    "a domain has one next hop; list further servers in its address",
+                    "write each domain in one next hop, and list further servers in its address",
                 );
             }
         }
     }
 }
 
-/// A next hop that is this relay would pass every message round until its hops run out.
+/// If the relay is its own next hop, every message loops until it reaches `limits.hops`.
 fn loops(config: &Config, log: &mut Log) {
     for next_hop in &config.next_hops {
         let delivery::Kind::Smtp(server) = &next_hop.kind else {
@@ -251,17 +257,21 @@ fn loops(config: &Config, log: &mut Log) {
             if let Some(listener) = ours {
                 let key = format!("next_hop.{}.address", next_hop.name);
                 let what = format!(
-                    "\"{address}\" is our own listener \"{}\": mail would go round in circles",
+                    "\"{address}\" is the relay's own listener \"{}\": mail would loop",
                     listener.name
                 );
-                log.complain(&key, what, "write the server behind this relay");
+                log.complain(
+                    &key,
+                    what,
+                    "write the address of the server behind the relay",
+                );
             }
         }
     }
 }
 
-/// Whether a connection to `host` can end at a socket that listens on `own`. Names are not looked up: only those that
-/// mean this machine for certain are known.
+/// Whether a connection to `host` can reach a socket that listens on `own`. Names are not resolved, because a check must
+/// not depend on the network: only `localhost` and the relay's own name count as this machine.
 fn reaches(host: &str, own: IpAddr, hostname: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     match bare.parse::<IpAddr>() {

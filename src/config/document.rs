@@ -1,4 +1,4 @@
-//! A TOML text with places, and what reading it brings to light.
+//! A TOML text with the places of its values, and the results of reading it.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -9,23 +9,23 @@ use toml::de::{DeTable, DeValue};
 use super::problem::{Place, Problem, nearest};
 use super::reader::Section;
 
-/// One key that was asked for.
+/// One key that the code has read.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Setting {
     /// `limits.recipients`, `engine.clamd.timeout`.
     pub(super) key: String,
-    /// As TOML; `None` when it is not set and has no default.
+    /// Value as TOML; `None` if the key is not set and has no default.
     pub(super) value: Option<String>,
-    /// As TOML; `None` when there is none.
+    /// Default as TOML; `None` if the key has no default.
     pub(super) default: Option<String>,
-    /// Where the value stands in the file; `None` when it is the default.
+    /// Place of the value in the file; `None` if the value is the default.
     pub(super) place: Option<Place>,
 }
 
-/// What reading has brought so far.
+/// Results of reading so far.
 #[derive(Debug, Default)]
 pub(super) struct Log {
-    /// The folder that relative paths start from.
+    /// Folder at which relative paths start.
     pub(super) base: PathBuf,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<Problem>,
@@ -43,35 +43,36 @@ impl Log {
         }
     }
 
-    /// Whether a key that has been read stands in the file.
+    /// Whether the file sets the key. The key must have been read before.
     pub(super) fn is_written(&self, key: &str) -> bool {
         let mut settings = self.settings.iter();
         settings.any(|setting| setting.key == key && setting.place.is_some())
     }
 
-    /// A problem with a key that has been read already.
+    /// Adds a problem with a key that has been read already.
     pub(super) fn complain(&mut self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
         let problem = self.problem(key, what, fix);
         self.problems.push(problem);
     }
 
-    /// Something that is allowed, but probably not meant.
+    /// Adds a warning: the value is allowed, but probably not intended.
     pub(super) fn warn(&mut self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
         let warning = self.problem(key, what, fix);
         self.warnings.push(warning);
     }
 }
 
-/// One TOML text.
+/// A parsed TOML text.
 pub(super) struct Document<'a> {
     text: &'a str,
     root: Spanned<DeTable<'a>>,
-    /// False for the reference file that stands in for absent sections: its lines mean nothing to the reader's user.
+    /// Whether problems show places. False for the reference that replaces absent sections: its lines are not in the file of
+    /// the administrator.
     shown: bool,
 }
 
 impl<'a> Document<'a> {
-    /// Parses as far as possible; what is no TOML is a problem each.
+    /// Parses as much as possible. Each syntax error becomes a problem.
     pub(super) fn parse(text: &'a str, shown: bool, log: &RefCell<Log>) -> Self {
         let (root, errors) = DeTable::parse_recoverable(text);
         let document = Self { text, root, shown };
@@ -81,13 +82,13 @@ impl<'a> Document<'a> {
                 place,
                 key: String::new(),
                 what: format!("not TOML: {}", error.message()),
-                fix: String::new(),
+                fix: "correct the TOML syntax".to_owned(),
             });
         }
         document
     }
 
-    /// The place of an offset.
+    /// The place of an offset, in octets from the start of the text.
     pub(super) fn place(&self, at: usize) -> Option<Place> {
         let before = self.text.get(..at)?;
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -97,12 +98,12 @@ impl<'a> Document<'a> {
         })
     }
 
-    /// A `[section]`; an empty one when it is not there.
+    /// The section `[name]`; an empty one if the text has none.
     pub(super) fn section<'s>(&'s self, name: &str, log: &'s RefCell<Log>) -> Section<'s> {
         Section::of(self, log, name.to_owned(), self.root.get_ref().get(name))
     }
 
-    /// All `[[name]]`; `None` when there is none, or something else in its place.
+    /// All sections `[[name]]`; `None` if the text has none, or if the key has a value of another type (a problem).
     pub(super) fn sections<'s>(
         &'s self,
         name: &str,
@@ -113,7 +114,7 @@ impl<'a> Document<'a> {
             log.borrow_mut().problems.push(Problem {
                 place: self.place(value.span().start),
                 key: name.to_owned(),
-                what: "is a list of sections".to_owned(),
+                what: "must be a list of sections".to_owned(),
                 fix: format!("write [[{name}]]"),
             });
             return None;
@@ -123,7 +124,7 @@ impl<'a> Document<'a> {
         Some(items.iter().enumerate().map(section).collect())
     }
 
-    /// Complains about top-level keys that are none of `known`.
+    /// Adds a problem for each top-level key that is not in `known`.
     pub(super) fn finish(&self, known: &[&str], log: &RefCell<Log>) {
         for key in self.root.get_ref().keys() {
             let name: &str = key.get_ref();

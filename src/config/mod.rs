@@ -1,10 +1,10 @@
-//! The configuration: what was written becomes what each room needs, or a list of everything that is wrong with it.
+//! The configuration: turns the text of the administrator into the Settings of each room, or into a list of all problems.
 //!
-//! Three layers. [`reader`] knows TOML, types, units and places in the file; `sections` knows the keys, and turns each
-//! section into the Settings of its room; `checks` knows which combinations are impossible. Reading never stops at a
-//! problem, so an administrator sees all of them at once ([`Problems`]).
+//! There are three layers. [`reader`] knows TOML, types, units and places in the file. `sections` knows the keys, and turns
+//! each section into the Settings of its room. `checks` knows which combinations cannot work. Reading never stops at a
+//! problem, so an administrator sees all problems at once ([`Problems`]).
 //!
-//! `config/spillway.toml` is the reference: it stands in for whatever list of sections a file does not have, and a test
+//! `config/spillway.toml` is the reference. It provides each list of sections that a file does not have, and a test
 //! compares it with the code in both directions.
 
 mod change;
@@ -33,13 +33,14 @@ pub use sections::{LogFormat, RelaySettings};
 
 use document::{Document, Log};
 
-/// The annotated reference configuration: every key at its default.
+/// The annotated reference configuration, with every key at its default.
 pub const REFERENCE: &str = include_str!("../../config/spillway.toml");
 
-/// Octets of a configuration file at most.
-const LARGEST: u64 = 4 << 20;
+/// Maximum size of a configuration file: 4 MiB. The reference has about 33 KiB; the limit stops the read of a device or of a
+/// wrong file.
+const FILE_OCTETS_MAX: u64 = 4 << 20;
 
-/// A whole configuration that can be run.
+/// A complete configuration without problems.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// `[relay]`.
@@ -64,22 +65,23 @@ pub struct Config {
     pub intercept: intercept::Settings,
     /// `[admin]`.
     pub admin: admin::Settings,
-    /// Names this configuration in decisions and in `status`: the first 12 hexadecimal digits of the file's SHA-256, or
-    /// `default` without a file.
+    /// Identifies this configuration in decisions and in `status`: the first 12 hexadecimal digits of the SHA-256 of the file,
+    /// or `default` without a file.
     pub version: Arc<str>,
-    /// What is allowed but probably not meant, one line each, in the form of [`Problems`].
+    /// Settings that are allowed but probably not intended, one line each, in the form of [`Problems`].
     pub warnings: Vec<String>,
-    /// Every key with its value as TOML, in the order of reading; what [`diff`] compares.
+    /// Every key with its value as TOML, in the order of reading, for [`diff`].
     shown: Vec<(String, String)>,
 }
 
-/// Reads and checks a configuration; without a path, the built-in defaults.
+/// Reads and checks a configuration. Without a path, returns the built-in defaults.
 ///
-/// Relative paths in it start at the file's folder, or at the current folder without a file. Files that it names are
-/// opened to see that they can be. Blocks on the disk: call it from a blocking thread where there is a runtime.
+/// Relative paths in the configuration start at the folder of the file, or at the current folder without a file. The
+/// function opens the files that the configuration names, to check that they are readable. It blocks on the disk: within a
+/// runtime, call it from a blocking thread.
 ///
 /// # Errors
-/// Everything that is wrong, at once.
+/// All problems at once.
 pub fn load(path: Option<&Path>) -> Result<Config, Problems> {
     let Some(path) = path else {
         return read("", "default configuration", Path::new(""), "default".into());
@@ -100,44 +102,56 @@ pub fn load(path: Option<&Path>) -> Result<Config, Problems> {
     read(&text, &file, folder, version.into())
 }
 
-/// A duration as it is written in a configuration, `150ms`, `5s`, `2d`; else what is wrong and what to write.
+/// Parses a duration of the configuration, such as `150ms`, `5s`, `2d`.
+///
+/// # Errors
+/// The problem and the fix.
 pub fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
     units::duration(text).map_err(|wrong| format!("{}; {}", wrong.what, wrong.fix))
 }
 
-/// A size in octets as it is written in a configuration, `64KiB`, `50MiB`; else what is wrong and what to write.
+/// Parses a size of the configuration, such as `64KiB`, `50MiB`, into octets.
+///
+/// # Errors
+/// The problem and the fix.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     units::size(text).map_err(|wrong| format!("{}; {}", wrong.what, wrong.fix))
 }
 
-/// A network or an address as it is written in a configuration, `192.0.2.0/24`, `192.0.2.7`; else what is wrong and what
-/// to write.
+/// Parses a network or an address of the configuration, such as `192.0.2.0/24`, `192.0.2.7`.
+///
+/// # Errors
+/// The problem and the fix.
 pub fn parse_network(text: &str) -> Result<ipnet::IpNet, String> {
     sections::network(text).map_err(|wrong| format!("{}; {}", wrong.what, wrong.fix))
 }
 
-/// The text of a file that is short enough and UTF-8.
+/// The text of a file of at most [`FILE_OCTETS_MAX`] octets in UTF-8; else the problem and the fix.
 fn file_text(path: &Path) -> Result<String, String> {
     use std::io::Read;
-    let cannot = |error: std::io::Error| format!("cannot be read: {error}");
+    let cannot = |error: std::io::Error| {
+        format!("cannot be read: {error}; correct the path, or let this user read the file")
+    };
     let file = std::fs::File::open(path).map_err(cannot)?;
     let mut octets = Vec::new();
-    file.take(LARGEST + 1)
+    file.take(FILE_OCTETS_MAX + 1)
         .read_to_end(&mut octets)
         .map_err(cannot)?;
-    if octets.len() as u64 > LARGEST {
-        return Err("is larger than 4 MiB: not a configuration".to_owned());
+    if octets.len() as u64 > FILE_OCTETS_MAX {
+        return Err(
+            "is larger than 4 MiB: not a configuration; name the configuration file".to_owned(),
+        );
     }
     String::from_utf8(octets).map_err(|error| {
         let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
             .iter()
             .filter(|b| **b == b'\n')
             .count();
-        format!("line {} is not UTF-8", line + 1)
+        format!("line {} is not UTF-8; save the file as UTF-8", line + 1)
     })
 }
 
-/// Reads a text; `file` names it in problems, relative paths start at `base`.
+/// Reads a text. `file` is its name in problems; relative paths start at `base`.
 fn read(text: &str, file: &str, base: &Path, version: Arc<str>) -> Result<Config, Problems> {
     let log = RefCell::new(Log {
         base: base.to_owned(),
@@ -160,8 +174,8 @@ fn read(text: &str, file: &str, base: &Path, version: Arc<str>) -> Result<Config
     }
 }
 
-/// The sections of a file, in the order of the reference.
-const SECTIONS: [&str; 13] = [
+/// Names of the sections of a file, in the order of the reference.
+const SECTION_NAMES: [&str; 13] = [
     "relay",
     "listener",
     "limits",
@@ -177,15 +191,15 @@ const SECTIONS: [&str; 13] = [
     "admin",
 ];
 
-/// The configuration as far as it can be built; what is wrong with it is in the log. `None` when the text is no TOML:
-/// what is left of it would only produce misleading problems.
+/// Builds as much of the configuration as possible; the problems are in the log. `None` if the text is not TOML: the rest
+/// of such a text would only produce misleading problems.
 fn build(text: &str, version: Arc<str>, log: &RefCell<Log>) -> Option<Config> {
     let written = Document::parse(text, true, log);
     let reference = Document::parse(REFERENCE, false, log);
     if !log.borrow().problems.is_empty() {
         return None;
     }
-    written.finish(&SECTIONS, log);
+    written.finish(&SECTION_NAMES, log);
     let section = |name| written.section(name, log);
     let list = |name| {
         let own = written.sections(name, log);

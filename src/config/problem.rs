@@ -1,8 +1,8 @@
-//! What is wrong with a configuration, said so that the administrator can mend it without another page.
+//! Problems of a configuration. Each names the place, the key and the fix, so that an administrator needs no other page.
 
 use std::fmt;
 
-/// A place in the file; both count from 1.
+/// A place in the file. Line and column count from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// The line.
@@ -11,31 +11,31 @@ pub struct Place {
     pub column: usize,
 }
 
-/// One thing that is wrong.
+/// One problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Where; `None` when it is about something that is not in the file.
+    /// Place in the file; `None` if the problem is about a part that is not in the file.
     pub place: Option<Place>,
-    /// The full name of the key, `limits.recipients` or `engine.clamd.timeout`; empty when the text is no TOML.
+    /// The full name of the key, `limits.recipients` or `engine.clamd.timeout`; empty if the text is not TOML.
     pub key: String,
-    /// What is wrong, and why that is a problem where it is not plain.
+    /// The problem, and its reason if the reason is not obvious.
     pub what: String,
-    /// What to write or do instead.
+    /// The fix: what to write or do instead.
     pub fix: String,
 }
 
-/// Everything that is wrong with one configuration. Shown one problem a line, in the order of the file:
+/// All problems of one configuration. Shown with one problem a line, in the order of the file:
 /// `config.toml:12: budget.session: "30" has no unit; write "30s"`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems {
-    /// The file as it was named.
+    /// Path of the file as the caller wrote it.
     pub file: String,
-    /// At least one, in the order of the file; those without a place come last.
+    /// At least one problem, in the order of the file; problems without a place come last.
     pub problems: Vec<Problem>,
 }
 
 impl Problems {
-    /// What a program exits with when its configuration is wrong (EX_USAGE of sysexits.h).
+    /// Exit code of a program whose configuration is wrong (EX_USAGE of sysexits.h).
     pub const EXIT_CODE: u8 = 64;
 
     pub(super) fn new(file: String, mut problems: Vec<Problem>) -> Self {
@@ -60,7 +60,7 @@ impl Problems {
         if !problem.fix.is_empty() {
             line.push_str(&format!("; {}", problem.fix));
         }
-        // Values are quoted from the file; a control character in one must not reach the terminal.
+        // A problem quotes values from the file. A control character in a value must not reach the terminal.
         line.chars()
             .map(|c| if c.is_control() { '?' } else { c })
             .collect()
@@ -75,7 +75,8 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// The candidate that was probably meant: near enough that it is a slip of the finger.
+/// The candidate that the administrator probably meant: at most one edit, or one edit for every three characters of the
+/// word. With more differences the word is another word, not a typing error.
 pub(super) fn nearest<'a>(
     word: &str,
     candidates: impl IntoIterator<Item = &'a str>,
@@ -89,7 +90,7 @@ pub(super) fn nearest<'a>(
         .map(|(_, candidate)| candidate)
 }
 
-/// Insertions, deletions and replacements that turn one word into the other.
+/// Levenshtein distance: the insertions, deletions and replacements that turn one word into the other.
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
@@ -109,7 +110,7 @@ fn distance(one: &str, other: &str) -> usize {
 mod tests {
     use super::*;
 
-    /// A slip of the finger is recognised; a different word is not suggested.
+    /// A typing error gets a suggestion; a different word gets none.
     #[test]
     fn only_near_words_are_suggested() {
         let known = ["recipients", "sessions", "idle"];

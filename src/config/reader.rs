@@ -1,8 +1,8 @@
-//! A typed reader over TOML tables that goes on after a problem and remembers what it was asked for.
+//! A typed reader over TOML tables. The reader goes on after a problem, and records every key that the code reads.
 //!
-//! Each call names a key, its default, and what it may be. From the calls alone follow: which keys are unknown (nobody
-//! asked for them), what the reference file must show (every key that was asked for, at its default), and the list of
-//! values that a reload compares. A key cannot be read without taking part in all three.
+//! Each call names a key, its default and its allowed values. Three things follow from the calls alone: the unknown keys (no
+//! call reads them), the contents of the reference file (every key that a call reads, at its default), and the list of
+//! values that a reload compares. No key can be read without taking part in all three.
 
 use std::cell::RefCell;
 use std::ops::RangeInclusive;
@@ -18,14 +18,14 @@ use super::units::{self, Wrong};
 use super::value::{chosen, expected, is_name, quantity, quoted, shown, string, within};
 use crate::file;
 
-/// One table, read key by key.
+/// One table of the file, read key by key.
 pub(super) struct Section<'a> {
     document: &'a Document<'a>,
     pub(super) log: &'a RefCell<Log>,
-    /// What its keys are called in front: `limits`, `engine.clamd`.
+    /// Prefix of the names of its keys: `limits`, `engine.clamd`.
     pub(super) path: String,
     table: Option<&'a DeTable<'a>>,
-    /// Where the section begins.
+    /// Start of the section.
     place: Option<Place>,
     asked: Vec<&'static str>,
 }
@@ -43,8 +43,8 @@ impl<'a> Section<'a> {
             log.borrow_mut().problems.push(Problem {
                 place,
                 key: path.clone(),
-                what: "is a section".to_owned(),
-                fix: format!("write [{path}] and its keys below"),
+                what: "must be a section".to_owned(),
+                fix: format!("write [{path}] and the keys below it"),
             });
         }
         Self {
@@ -57,7 +57,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// `[section.name]`.
+    /// The section `[section.name]`.
     pub(super) fn below(&mut self, name: &'static str) -> Section<'a> {
         self.asked.push(name);
         let value = self.table.and_then(|table| table.get(name));
@@ -69,19 +69,19 @@ impl<'a> Section<'a> {
         )
     }
 
-    /// Whether the key is there.
+    /// Whether the section has the key.
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.is_some_and(|table| table.contains_key(key))
     }
 
-    /// Whether the key is there and a list with nothing in it.
+    /// Whether the section has the key, with an empty list.
     pub(super) fn is_empty_list(&self, key: &str) -> bool {
         let value = self.table.and_then(|table| table.get(key));
         let list = value.and_then(|value| value.get_ref().as_array());
         list.is_some_and(|list| list.is_empty())
     }
 
-    /// A problem with one of its keys.
+    /// Adds a problem with a key. Its place is the value, or the start of the section if the key is missing.
     pub(super) fn complain(&self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
         let place = match self.table.and_then(|table| table.get(key)) {
             Some(value) => self.document.place(value.span().start),
@@ -105,7 +105,7 @@ impl<'a> Section<'a> {
         });
     }
 
-    /// The core of all reads: the value if it is there and good, else the default; `None` without either.
+    /// All other reads use this one. Returns the value if it is set and valid, else the default; `None` without either.
     pub(super) fn read<T: Clone>(
         &mut self,
         key: &'static str,
@@ -131,14 +131,14 @@ impl<'a> Section<'a> {
         value
     }
 
-    /// Complains when a key that must be there is not.
+    /// Adds a problem if a required key is missing.
     pub(super) fn require(&self, key: &str, example: &str) {
         if self.table.is_some() && !self.has(key) {
             self.complain(key, "is missing", format!("write {key} = {example}"));
         }
     }
 
-    /// The same for a list that must hold something.
+    /// Adds a problem if a required list is missing or empty.
     pub(super) fn require_items(&self, key: &str, example: &str) {
         self.require(key, example);
         if self.is_empty_list(key) {
@@ -146,7 +146,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The `name` of a list's section: required, and from here on part of its keys' names.
+    /// The `name` of a section of a list. It is required, and becomes part of the names of the section's keys.
     pub(super) fn name(&mut self, example: &str) -> String {
         self.require("name", example);
         let value = self.table.and_then(|table| table.get("name"));
@@ -160,7 +160,7 @@ impl<'a> Section<'a> {
             match is_name(&text) {
                 true => Ok(text),
                 false => Err(Wrong::new(
-                    format!("{text:?} is no name"),
+                    format!("{text:?} is not a valid name"),
                     "write 1 to 64 letters, digits, - and _",
                 )),
             }
@@ -168,13 +168,13 @@ impl<'a> Section<'a> {
         read.unwrap_or_default()
     }
 
-    /// A text.
+    /// Reads a text.
     pub(super) fn text(&mut self, key: &'static str, default: &str) -> String {
         let default = Some(default.to_owned());
         self.read(key, default, quoted, string).unwrap_or_default()
     }
 
-    /// A text that is checked by `parse`.
+    /// Reads a text that `parse` checks.
     pub(super) fn parsed<T: Clone>(
         &mut self,
         key: &'static str,
@@ -189,7 +189,7 @@ impl<'a> Section<'a> {
         read.unwrap_or(default)
     }
 
-    /// A text that need not be there; an empty one is a problem.
+    /// Reads an optional text; an empty one is a problem.
     pub(super) fn optional_text(&mut self, key: &'static str) -> Option<String> {
         self.read(key, None, quoted, |value| match string(value)? {
             text if text.is_empty() => Err(Wrong::new(
@@ -200,40 +200,40 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A path that need not be there; a relative one starts at the file's folder.
+    /// Reads an optional path; a relative one starts at the folder of the file.
     pub(super) fn optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
         let text = self.optional_text(key)?;
         Some(self.resolve(&text))
     }
 
-    /// The same for a file that must be readable now.
+    /// Reads the optional path of a file that must be readable now.
     pub(super) fn optional_file(&mut self, key: &'static str) -> Option<PathBuf> {
         let path = self.optional_path(key)?;
         self.must_be_readable(key, &path);
         Some(path)
     }
 
-    /// A path as written, made absolute or at least relative to the current folder.
+    /// The path for a text of the configuration: relative to the folder of the file, unless it is absolute.
     pub(super) fn resolve(&self, text: &str) -> PathBuf {
         self.log.borrow().base.join(text)
     }
 
-    /// Complains when a file (or folder) cannot be opened.
+    /// Adds a problem if a file or folder cannot be opened.
     pub(super) fn must_be_readable(&self, key: &str, path: &Path) {
         if let Err(error) = file::open(path) {
             let shown = path.display();
             let (what, fix) = match error.kind() {
                 std::io::ErrorKind::NotFound if key == "users_file" => (
                     format!("{shown} does not exist"),
-                    "make it with: spillway user add --file FILE NAME; or correct the path",
+                    "create it with `spillway user add --file FILE NAME`, or correct the path",
                 ),
                 std::io::ErrorKind::NotFound => (
                     format!("{shown} does not exist"),
                     "create it, or correct the path",
                 ),
                 std::io::ErrorKind::PermissionDenied => (
-                    format!("{shown} may not be read by this user"),
-                    "change its owner or mode",
+                    format!("{shown} is not readable by this user"),
+                    "change its owner or mode, or those of its folders",
                 ),
                 _ => (
                     format!("{shown} cannot be read: {error}"),
@@ -244,20 +244,20 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Warns about a secret that is none: the machine may have one user only.
+    /// Adds a warning if every user of the machine can read a secret. It is no problem, because the machine may have only one
+    /// user.
     pub(super) fn warn_if_others_may_read(&self, key: &str, path: &Path) {
         use std::os::unix::fs::MetadataExt;
         if std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o004 != 0) {
             let key = format!("{}.{key}", self.path);
-            let what = format!(
-                "{} can be read by every user of this machine",
-                path.display()
-            );
-            self.log.borrow_mut().warn(&key, what, "chmod 0640 it");
+            let what = format!("every user of this machine can read {}", path.display());
+            self.log
+                .borrow_mut()
+                .warn(&key, what, "restrict its mode: chmod 0640 FILE");
         }
     }
 
-    /// Yes or no.
+    /// Reads true or false.
     pub(super) fn flag(&mut self, key: &'static str, default: bool) -> bool {
         let parse = |value: &DeValue<'_>| match value {
             DeValue::Boolean(flag) => Ok(*flag),
@@ -267,7 +267,7 @@ impl<'a> Section<'a> {
         read.unwrap_or(default)
     }
 
-    /// A whole number.
+    /// Reads a whole number.
     pub(super) fn count(
         &mut self,
         key: &'static str,
@@ -290,7 +290,7 @@ impl<'a> Section<'a> {
         read.unwrap_or(default)
     }
 
-    /// A number that may have a fraction.
+    /// Reads a number that may have a fraction.
     pub(super) fn number(
         &mut self,
         key: &'static str,
@@ -308,7 +308,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A duration with a unit.
+    /// Reads a duration with a unit.
     pub(super) fn duration(
         &mut self,
         key: &'static str,
@@ -329,7 +329,7 @@ impl<'a> Section<'a> {
         read.unwrap_or(default)
     }
 
-    /// A size with a unit.
+    /// Reads a size with a unit, in octets.
     pub(super) fn size(
         &mut self,
         key: &'static str,
@@ -348,7 +348,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// One of a few words.
+    /// Reads one of a few words.
     pub(super) fn choice<T: Copy + PartialEq>(
         &mut self,
         key: &'static str,
@@ -362,7 +362,7 @@ impl<'a> Section<'a> {
         self.read(key, default, show, |value| chosen(&string(value)?, words))
     }
 
-    /// A list of texts, each read by `parse`; empty when it is not there and has no default.
+    /// Reads a list of texts; `parse` reads each item. Empty if the key is missing and has no default.
     pub(super) fn list<T: Clone>(
         &mut self,
         key: &'static str,
@@ -374,7 +374,7 @@ impl<'a> Section<'a> {
             let shown: Vec<String> = all.iter().map(|item| format!("{:?}", show(item))).collect();
             format!("[{}]", shown.join(", "))
         };
-        // One wrong item does not hide another, and each has its own place.
+        // A wrong item must not hide another one, and each problem has the place of its item.
         let mut wrongs: Vec<(usize, Wrong)> = Vec::new();
         let read = self.read(key, default, show_all, |value| {
             let DeValue::Array(items) = value else {
@@ -399,7 +399,7 @@ impl<'a> Section<'a> {
         read.unwrap_or_default()
     }
 
-    /// A list of a few words.
+    /// Reads a list of a few words.
     pub(super) fn choices<T: Copy + PartialEq>(
         &mut self,
         key: &'static str,
@@ -412,7 +412,7 @@ impl<'a> Section<'a> {
         self.list(key, None, word, |text| chosen(text, words))
     }
 
-    /// Complains about each of `keys` that is there although it means nothing beside what else is there.
+    /// Adds a problem for each of `keys` that the section has although the other keys make it meaningless.
     pub(super) fn refuse(&mut self, keys: &[&'static str], what: &str, fix: &str) {
         for key in keys {
             if self.has(key) {
@@ -422,8 +422,8 @@ impl<'a> Section<'a> {
         self.asked.extend(keys);
     }
 
-    /// Complains about every key that nobody asked for. `others` are the keys of other kinds of this section, with the
-    /// kind that has them.
+    /// Adds a problem for every key that no call has read. `others` are the keys of other kinds of this section, each list
+    /// with its kind.
     pub(super) fn finish(self, others: &[(&str, &[&str])]) {
         for key in self.table.iter().flat_map(|table| table.keys()) {
             let name: &str = key.get_ref();

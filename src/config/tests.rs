@@ -1,4 +1,4 @@
-//! The reference configuration and the code say the same; a diff says what changed.
+//! Tests: the reference configuration agrees with the code, and a diff shows every change.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,7 +15,7 @@ fn good(text: &str) -> Config {
     parse(text).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
-/// The reference with every optional key and section in force: the lines that begin with `#` and a key or a section.
+/// The reference with every optional key and section in force: without the `#` before a key or a section.
 fn uncommented() -> String {
     let is_key = |line: &str| {
         let word = line.split([' ', ']']).next().unwrap_or_default();
@@ -35,7 +35,7 @@ fn uncommented() -> String {
     text
 }
 
-/// `engine.timeout` of `engine.clamd.timeout`: the same key of all sections of one list.
+/// `engine.timeout` for `engine.clamd.timeout`: one name for the same key in all sections of a list.
 fn without_name(key: &str) -> String {
     let parts: Vec<&str> = key.split('.').collect();
     match parts[..] {
@@ -44,34 +44,34 @@ fn without_name(key: &str) -> String {
     }
 }
 
-/// The reference as it stands means the same as no configuration at all, to the last value.
+/// The reference as it is means the same as no configuration, in every value.
 #[test]
 fn the_reference_is_the_default() {
     let mut reference = good(REFERENCE);
     let nothing = good("");
-    // What stands in the file and what is left out are shown alike.
+    // A diff shows keys of the file and omitted keys alike.
     assert_eq!(diff(&reference, &nothing), Vec::<String>::new());
     reference.shown.clone_from(&nothing.shown);
     assert_eq!(reference, nothing);
     assert!(nothing.warnings.is_empty(), "{:?}", nothing.warnings);
 }
 
-/// Reference and code, both ways: every key in the file is one the code reads (the reader complains of any other), every
-/// key the code reads stands in the file, and at its default where it has one.
+/// The reference and the code agree in both directions: the code reads every key of the file (the reader reports any other
+/// key), and every key that the code reads is in the file, at its default if it has one.
 #[test]
 fn every_key_stands_in_the_reference_at_its_default() {
     let text = uncommented();
     let log = RefCell::new(Log::default());
     build(&text, "test".into(), &log).expect("the reference is TOML");
     let log = log.into_inner();
-    // The files that it names are not on this machine; nothing else may be wrong.
+    // The files that the reference names are not on this machine. There must be no other problem.
     let wrong: Vec<_> = log
         .problems
         .iter()
         .filter(|p| !p.what.ends_with("does not exist"))
         .collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
-    // What a class must answer depends on which engines there are; the test above has seen it without the optional ones.
+    // The default of a coverage key depends on the configured engines. The test above compares it without the optional ones.
     let depends = |one: &Setting| one.default.is_none() || one.key.starts_with("coverage.");
     let shows = |one: &Setting, other: &Setting| {
         other.place.is_some()
@@ -90,7 +90,7 @@ fn every_key_stands_in_the_reference_at_its_default() {
     );
 }
 
-/// The defaults are the ones that the design promises.
+/// The defaults of the configuration are the defaults of the rooms, and no reason for a missing answer delivers by default.
 #[test]
 fn the_defaults_reach_the_rooms() {
     let config = good("");
@@ -112,7 +112,7 @@ fn the_defaults_reach_the_rooms() {
     assert_eq!(config.admin.socket, Path::new("spillway-data/control.sock"));
 }
 
-/// A section that is left out is the default one; a list that is given replaces the default list.
+/// A missing section has its defaults; a list of sections in the file replaces the default list.
 #[test]
 fn a_given_list_replaces_the_default_one() {
     let config = good(
@@ -124,7 +124,7 @@ fn a_given_list_replaces_the_default_one() {
     assert_eq!(config.listeners.len(), 1);
 }
 
-/// A reload shows each change once, in words: values, sections that come and go, and the order where it matters.
+/// A reload shows each change once: changed values, added and removed sections, and the order of sections.
 #[test]
 fn a_diff_says_what_changes() {
     let rule = |name: &str| {
@@ -155,9 +155,9 @@ fn a_diff_says_what_changes() {
     assert!(settings_that_need_restart(&old, &new).is_empty());
 }
 
-/// What a reload cannot change is told, so that it can refuse instead of pretending.
+/// The keys that a reload cannot change are listed, so that the relay can refuse the reload.
 #[test]
-fn what_needs_a_restart_is_told() {
+fn settings_that_need_a_restart_are_listed() {
     let old = good("");
     let new = good(
         "[[listener]]\nname = \"smtp\"\naddress = [\"127.0.0.1:2526\"]\nmode = \"queue\"\n[store]\npath = \"elsewhere\"",
@@ -176,9 +176,10 @@ fn what_needs_a_restart_is_told() {
     );
 }
 
-/// A password that every user of the machine can read is allowed, since the machine may have one user only, but told.
+/// A password file that every user of the machine can read causes a warning. It is allowed, because the machine may have
+/// only one user.
 #[test]
-fn a_readable_password_is_a_warning() {
+fn a_password_file_that_others_can_read_causes_a_warning() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().expect("folder");
     let password = folder.path().join("password");
@@ -197,10 +198,11 @@ fn a_readable_password_is_a_warning() {
         told[0].contains(":8: next_hop.out.password_file: "),
         "{told:?}"
     );
-    assert!(told[0].ends_with("chmod 0640 it"), "{told:?}");
+    assert!(told[0].ends_with("chmod 0640 FILE"), "{told:?}");
 }
 
-/// A relay that knows only domains of its own can return nothing to senders elsewhere: that is told before the first bounce.
+/// A relay with next hops only for some domains cannot return bounces to senders in other domains. A warning says so before
+/// the first bounce.
 #[test]
 fn no_next_hop_for_all_domains_is_a_warning() {
     let text = |domains: &str| {
@@ -217,7 +219,7 @@ fn no_next_hop_for_all_domains_is_a_warning() {
     assert!(told[0].contains("domains = [\"*\"]"), "{told:?}");
 }
 
-/// A file that cannot be read, is no text or has no end is a problem like any other.
+/// A file that cannot be read, is not UTF-8 or is too large is a problem like all others.
 #[test]
 fn a_file_that_cannot_be_read_is_a_problem() {
     let folder = tempfile::tempdir().expect("folder");

@@ -1,8 +1,8 @@
-//! Durations and sizes as they are written: a whole number and a unit.
+//! Durations and sizes of the configuration: a whole number and a unit.
 
 use std::time::Duration;
 
-/// Why a text is not what it should be: what is wrong, and what to write.
+/// The problem of a value, and the fix.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Wrong {
     pub(super) what: String,
@@ -18,7 +18,8 @@ impl Wrong {
     }
 }
 
-const DURATIONS: [(&str, u64); 5] = [
+/// Units of durations, with their milliseconds; the largest first.
+const DURATION_UNITS: [(&str, u64); 5] = [
     ("d", 86_400_000),
     ("h", 3_600_000),
     ("m", 60_000),
@@ -26,7 +27,8 @@ const DURATIONS: [(&str, u64); 5] = [
     ("ms", 1),
 ];
 
-const SIZES: [(&str, u64); 5] = [
+/// Units of sizes, with their octets; the largest first.
+const SIZE_UNITS: [(&str, u64); 5] = [
     ("TiB", 1 << 40),
     ("GiB", 1 << 30),
     ("MiB", 1 << 20),
@@ -34,15 +36,15 @@ const SIZES: [(&str, u64); 5] = [
     ("B", 1),
 ];
 
-/// A duration: `150ms`, `5s`, `5m`, `2h`, `30d`.
+/// Parses a duration: `150ms`, `5s`, `5m`, `2h`, `30d`.
 pub(super) fn duration(text: &str) -> Result<Duration, Wrong> {
     let (number, unit) = split(text);
-    let factor = DURATIONS.iter().find(|(name, _)| *name == unit);
+    let factor = DURATION_UNITS.iter().find(|(name, _)| *name == unit);
     match (number, factor) {
         (Some(number), Some((_, factor))) => number
             .checked_mul(*factor)
             .map(Duration::from_millis)
-            .ok_or_else(|| Wrong::new(format!("{text:?} is too long"), "write less")),
+            .ok_or_else(|| Wrong::new(format!("{text:?} is too long"), "write a shorter duration")),
         (Some(number), None) if unit.is_empty() => Err(Wrong::new(
             format!("{text:?} has no unit"),
             format!("write \"{number}s\""),
@@ -54,36 +56,36 @@ pub(super) fn duration(text: &str) -> Result<Duration, Wrong> {
     }
 }
 
-/// A size in octets: `256B`, `64KiB`, `50MiB`, `1GiB`; a plain `0` needs no unit.
+/// Parses a size into octets: `256B`, `64KiB`, `50MiB`, `1GiB`. A plain `0` needs no unit.
 pub(super) fn size(text: &str) -> Result<u64, Wrong> {
     let (number, unit) = split(text);
-    let factor = SIZES.iter().find(|(name, _)| *name == unit);
+    let factor = SIZE_UNITS.iter().find(|(name, _)| *name == unit);
     match (number, factor) {
         (Some(0), None) if unit.is_empty() => Ok(0),
         (Some(number), Some((_, factor))) => number
             .checked_mul(*factor)
-            .ok_or_else(|| Wrong::new(format!("{text:?} is too large"), "write less")),
+            .ok_or_else(|| Wrong::new(format!("{text:?} is too large"), "write a smaller size")),
         (Some(number), None) if unit.is_empty() => Err(Wrong::new(
             format!("{text:?} has no unit"),
             match number {
                 ..1024 => format!("write \"{number}B\", \"{number}KiB\" or \"{number}MiB\""),
-                _ => format!("write \"{}\" if octets are meant", show_size(number)),
+                _ => format!("write \"{}\" if it is in octets", show_size(number)),
             },
         )),
         (Some(number), None) => {
             let upper = unit.to_ascii_uppercase();
-            let meant = SIZES
+            let meant = SIZE_UNITS
                 .iter()
                 .find(|(name, _)| name.chars().next() == upper.chars().next());
             let unit = meant.map_or("MiB", |(name, _)| name);
             Err(Wrong::new(
                 format!("{text:?} is not a size"),
-                format!("write \"{number}{unit}\" (units are B, KiB, MiB, GiB)"),
+                format!("write \"{number}{unit}\" (units are B, KiB, MiB, GiB, TiB)"),
             ))
         }
         (None, _) => Err(Wrong::new(
             format!("{text:?} is not a size"),
-            "write a whole number and B, KiB, MiB or GiB: \"64KiB\", \"50MiB\"",
+            "write a whole number and B, KiB, MiB, GiB or TiB: \"64KiB\", \"50MiB\"",
         )),
     }
 }
@@ -94,15 +96,15 @@ fn split(text: &str) -> (Option<u64>, &str) {
     (number.parse().ok(), unit.trim_start())
 }
 
-/// As [`duration`] reads it, in the largest unit that needs no fraction.
+/// Writes a duration in the largest unit that needs no fraction, so that [`duration`] reads it back.
 pub(super) fn show_duration(value: Duration) -> String {
     let millis = u64::try_from(value.as_millis()).unwrap_or(u64::MAX);
-    show(millis, &DURATIONS, "s")
+    show(millis, &DURATION_UNITS, "s")
 }
 
-/// As [`size`] reads it, in the largest unit that needs no fraction.
+/// Writes a size in the largest unit that needs no fraction, so that [`size`] reads it back.
 pub(super) fn show_size(value: u64) -> String {
-    show(value, &SIZES, "B")
+    show(value, &SIZE_UNITS, "B")
 }
 
 fn show(value: u64, units: &[(&str, u64)], zero: &str) -> String {
@@ -117,9 +119,9 @@ fn show(value: u64, units: &[(&str, u64)], zero: &str) -> String {
 mod tests {
     use super::*;
 
-    /// A number without a unit is never guessed at.
+    /// A number without a unit is an error, and the fix names a value with a unit. The code never guesses a unit.
     #[test]
-    fn a_unit_is_required_and_the_fix_is_told() {
+    fn a_missing_unit_is_an_error_with_a_fix() {
         assert_eq!(duration("150ms"), Ok(Duration::from_millis(150)));
         assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
         assert_eq!(duration("30").expect_err("unit").fix, "write \"30s\"");
@@ -141,7 +143,7 @@ mod tests {
         }
     }
 
-    /// What is shown can be written back and means the same.
+    /// A shown value can be read back and has the same meaning.
     #[test]
     fn shown_values_read_back() {
         for text in ["150ms", "5s", "90m", "2h", "30d", "0s"] {

@@ -1,4 +1,4 @@
-//! Single values: from TOML to a type, or to what is wrong and what to write.
+//! Single values: from TOML to a type, or to a problem and its fix.
 
 use std::ops::RangeInclusive;
 
@@ -7,7 +7,8 @@ use toml::de::DeValue;
 use super::problem::nearest;
 use super::units::Wrong;
 
-/// Whether a text can name a section: safe in keys, paths, labels of metrics and on a command line.
+/// Whether a text can be the name of a section. The allowed characters are safe in keys, paths, labels of metrics and on a
+/// command line.
 pub(super) fn is_name(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     (1..=64).contains(&text.len()) && text.bytes().all(allowed)
@@ -30,7 +31,7 @@ pub(super) fn chosen<T: Copy>(text: &str, words: &[(&'static str, T)]) -> Result
     }
 }
 
-/// The value if the range has it, else what the range is.
+/// The value if it is within the range (`value` is set then), else a problem that names the range.
 pub(super) fn within<T>(
     value: Option<T>,
     written: &DeValue<'_>,
@@ -56,7 +57,7 @@ pub(super) fn string(value: &DeValue<'_>) -> Result<String, Wrong> {
     }
 }
 
-/// The text of a duration or size; a bare number is taken as text, so that the answer is about its missing unit.
+/// The text of a duration or size. A bare number becomes a text, so that the problem is about its missing unit.
 pub(super) fn quantity(value: &DeValue<'_>, what: &str) -> Result<String, Wrong> {
     match value {
         DeValue::String(text) => Ok(text.to_string()),
@@ -72,7 +73,7 @@ pub(super) fn expected(found: &DeValue<'_>, what: &str) -> Wrong {
     )
 }
 
-/// A value as TOML, cut short where it is long.
+/// A value as TOML; long and nested values are only named, to keep the line of a problem short.
 pub(super) fn shown(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) if text.len() <= 100 => format!("{text:?}"),
@@ -86,7 +87,7 @@ pub(super) fn shown(value: &DeValue<'_>) -> String {
     }
 }
 
-/// How a value that has [`ToString`] is shown in a list.
+/// Shows a value that has [`ToString`].
 pub(super) fn plain<T: ToString>(value: &T) -> String {
     value.to_string()
 }

@@ -48,7 +48,7 @@ pub enum ConnectionError {
     #[error("TLS failed: {0}")]
     Tls(#[source] io::Error),
     /// The server sent octets between its reply to STARTTLS and the TLS handshake.
-    #[error("the server sent plaintext behind its reply to STARTTLS, which may have been injected")]
+    #[error("the server sent plaintext after STARTTLS, which an attacker may have injected")]
     Injection,
     /// The server announced that it closes the connection (421), or sent a reply that does not fit the command.
     #[error(transparent)]
@@ -63,7 +63,7 @@ pub enum ConnectionError {
     #[error("the server did not react for {} s", .0.as_secs())]
     Timeout(Duration),
     /// The deadline of the message passed before the timeout of the command.
-    #[error("time ran out")]
+    #[error("the deadline of the message passed")]
     Deadline,
 }
 
@@ -382,7 +382,7 @@ impl Connection {
         }
         let unusable = |why: &str| ConnectionError::Tls(io::Error::other(why.to_owned()));
         let Some(tls) = &plan.tls else {
-            return Err(unusable("it is off for this next hop"));
+            return Err(unusable("TLS is off for this next hop"));
         };
         // A target without a host name never has its certificate verified: `Relay::new` rejects such settings.
         let name = match target.server_name() {
@@ -395,7 +395,7 @@ impl Connection {
             // A timeout during the handshake counts as a TLS failure, as a broken handshake does: an opportunistic next
             // hop falls back to plaintext in both cases.
             Err(ConnectionError::Timeout(_)) => {
-                let silent = io::Error::new(io::ErrorKind::TimedOut, "no end of the handshake");
+                let silent = io::Error::new(io::ErrorKind::TimedOut, "the handshake timed out");
                 return Err(ConnectionError::Tls(silent));
             }
             Err(error) => return Err(error),

@@ -26,7 +26,7 @@ use crate::store::Extent;
 /// size.
 const MAX_RETURNED_OCTETS: usize = 50_000;
 /// Longest line in octets, without CRLF (RFC 5322 2.1.1).
-const MAX_LINE: usize = 998;
+const LINE_OCTETS_MAX: usize = 998;
 /// Column at which this module folds its own header fields: below the 78 that RFC 5322 2.1.1 recommends.
 const FOLD_WIDTH: usize = 76;
 /// Field label and address type before an address outside ASCII (RFC 6533 3).
@@ -35,7 +35,7 @@ const UTF8_RECIPIENT: &str = "Final-Recipient: utf-8; ";
 /// The action that a notification reports for its recipients (RFC 3464 2.3.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Delivery has ended without success: the next hop refused the recipient, or time ran out.
+    /// Delivery has ended without success: the next hop refused the recipient, or the time for delivery has passed.
     Failed,
     /// The message is not delivered yet; attempts continue.
     Delayed,
@@ -97,16 +97,16 @@ impl Action {
     fn explanation(self) -> &'static str {
         match self {
             Self::Failed => {
-                "Your message could not be delivered to the recipients below, and it is\r\n\
-                 not being tried any more.\r\n"
+                "Your message could not be delivered to the recipients below. This server\r\n\
+                 will not try again.\r\n"
             }
             Self::Delayed => {
-                "Your message has not been delivered to the recipients below yet. You need\r\n\
-                 not send it again: it is still being tried.\r\n"
+                "Your message has not been delivered to the recipients below yet. You do not\r\n\
+                 need to send it again: this server will continue to try.\r\n"
             }
             Self::Relayed => {
                 "Your message was passed on to servers that do not report on delivery. You\r\n\
-                 may hear no more about the recipients below.\r\n"
+                 may receive no further report about the recipients below.\r\n"
             }
             Self::Delivered => "Your message was delivered to the recipients below.\r\n",
         }
@@ -256,7 +256,7 @@ impl Report<'_> {
         }
         let _ = write!(
             out,
-            "\r\nThe message's id here was {}.\r\n",
+            "\r\nThe id of the message on this server was {}.\r\n",
             self.original.id
         );
     }
@@ -340,7 +340,7 @@ impl Report<'_> {
             && !self.brief
             && self.original.envelope.ret != Some(Ret::Headers)
             && !has_bare_line_end(content)
-            && lines(content).all(|line| line.len() <= MAX_LINE)
+            && lines(content).all(|line| line.len() <= LINE_OCTETS_MAX)
     }
 }
 
@@ -401,12 +401,13 @@ impl Frame {
         octets.extend_from_slice(head.as_bytes());
         let end = octets.len() + MAX_RETURNED_OCTETS;
         for line in lines(header::section(content)) {
-            let line = &line[..line.len().min(MAX_LINE)];
+            let line = &line[..line.len().min(LINE_OCTETS_MAX)];
             if octets.len() + line.len() > end {
                 return;
             }
             let clean = self.clean(&String::from_utf8_lossy(line));
-            octets.extend_from_slice(&clean.as_bytes()[..clean.floor_char_boundary(MAX_LINE)]);
+            octets
+                .extend_from_slice(&clean.as_bytes()[..clean.floor_char_boundary(LINE_OCTETS_MAX)]);
             octets.extend_from_slice(b"\r\n");
         }
     }
@@ -458,7 +459,7 @@ fn in_ascii(address: &str) -> String {
     let mut out = String::new();
     for c in address.chars() {
         match c {
-            _ if UTF8_RECIPIENT.len() + out.len() + ESCAPE_OCTETS_MAX > MAX_LINE => break,
+            _ if UTF8_RECIPIENT.len() + out.len() + ESCAPE_OCTETS_MAX > LINE_OCTETS_MAX => break,
             '!'..='~' if !matches!(c, '+' | '=' | '\\') => out.push(c),
             c => {
                 let _ = write!(out, "\\x{{{:02X}}}", u32::from(c));
@@ -553,7 +554,7 @@ fn fold(out: &mut String, label: &str, text: &str) {
     out.push_str(label);
     let mut width = label.len();
     for (at, word) in text.split(' ').filter(|word| !word.is_empty()).enumerate() {
-        let word = &word[..word.floor_char_boundary(MAX_LINE / 2)];
+        let word = &word[..word.floor_char_boundary(LINE_OCTETS_MAX / 2)];
         if at > 0 && width + word.len() >= FOLD_WIDTH {
             out.push_str("\r\n    ");
             width = 4;

@@ -162,11 +162,11 @@ impl Maildir {
         let done = deadline.run(&mut work).await;
         drop(waiting);
         let why = match done {
-            Ok(()) => "4.3.0 writing to the Maildir was broken off",
+            Ok(()) => "4.3.0 writing to the Maildir was interrupted",
             Err(_) => {
                 // No new write starts. A short wait shows whether the file that is being renamed arrived.
                 let _ = Deadline::after(LAST_RENAME_GRACE).run(&mut work).await;
-                "4.3.0 time ran out before the message was in the Maildir"
+                "4.3.0 the deadline passed before the message was in the Maildir"
             }
         };
         let results = std::mem::take(
@@ -289,7 +289,7 @@ impl Job {
         let file = openat(&tmp, &name, flags, Mode::RUSR | Mode::WUSR)?;
         let moved = self.write(file.into()).and_then(|()| {
             if self.shared.abandoned.load(Ordering::SeqCst) {
-                return Err(io::Error::other("given up"));
+                return Err(io::Error::other("the delivery was abandoned"));
             }
             (self.disk.rename)(&tmp, &new, &name)
         });
@@ -303,7 +303,7 @@ impl Job {
         if let Err(error) = (self.disk.sync)(&new) {
             // A folder that cannot be synced may lose the rename in a power loss. But a second delivery would certainly
             // add a copy with every retry, and a message that a user has read cannot be withdrawn.
-            tracing::warn!(folder = %maildir.display(), %error, "moved into the Maildir, but not synced");
+            tracing::warn!(folder = %maildir.display(), %error, "the message is in the Maildir, but the folder was not synced");
         }
         // Reported only after the sync, because the caller may remove the message from the store after this report.
         self.told.tell(self.at, || WRITTEN_TEXT.to_owned());

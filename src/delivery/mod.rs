@@ -5,7 +5,7 @@
 //! within the same attempt: [`relay`] for SMTP and LMTP, [`maildir`] for folders. The caller schedules later attempts
 //! with [`schedule::next_attempt`]. [`dsn`] decides which failures the sender hears of.
 //!
-//! A next hop that throttles us or does not work receives mail at the [`pace`] that it allows. A message that it would
+//! A next hop that throttles or does not work receives mail at the [`pace`] that it allows. A message that it would
 //! refuse is not sent, and [`Answer::held_back`] says so. The caller stores such a message, asks [`Delivery::room`] how
 //! many messages may go out, and takes a [`DeliveryPermit`] for each.
 
@@ -116,7 +116,7 @@ pub struct SmtpSettings {
     /// Largest number of connections at a time, including idle ones.
     pub connections: usize,
     /// Whether mail for this server waits here and goes out at the pace that the server allows, while the server
-    /// throttles us or does not work.
+    /// throttles or does not work.
     pub pace: bool,
     /// Idle time after which a connection is closed.
     pub idle: Duration,
@@ -250,7 +250,7 @@ pub enum BuildError {
     #[error("next hop {0}: {1:?} has no host name that a certificate could be checked against")]
     NoNameToVerify(String, String),
     /// The settings contain a user name without a password file, or a password file without a user name.
-    #[error("next hop {0}: username and password_file belong together")]
+    #[error("next hop {0}: username and password_file belong together; set both or neither")]
     HalfCredentials(String),
     /// The password file cannot be used; the text says why.
     #[error("password file {path}: {why}", path = .0.display(), why = .1)]
@@ -452,7 +452,7 @@ impl Delivery {
         if told.len() < UNROUTED_DOMAINS_LOGGED_MAX && told.insert(domain.to_owned()) {
             tracing::warn!(
                 domain,
-                "no next hop takes this domain: its mail waits, and bounces to it are held"
+                "no next hop takes this domain: its mail waits, and bounces to it are held; add it to the domains of a [[next_hop]]"
             );
         }
         Outcome::Deferred(Answer {

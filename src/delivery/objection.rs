@@ -46,7 +46,7 @@ mod tests {
 
     /// Replies of servers in use about large messages, 8-bit octets, unknown and disabled mailboxes, and this relay.
     #[test]
-    fn size_and_content_are_told_from_recipients_and_the_rest() {
+    fn refusals_are_classified_by_their_objection() {
         use Objection::{Form, Other, Recipient};
         use Stage::{Data, EndOfData, Mail, Rcpt};
         for (stage, code, status, objection) in [

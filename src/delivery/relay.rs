@@ -234,13 +234,13 @@ fn louder(one: HopSignal, other: HopSignal) -> HopSignal {
 /// Why recipients are still open.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionFailure {
-    #[error("all connections to it were in use for too long")]
+    #[error("all connections to this next hop were in use for too long")]
     Busy,
     #[error("{0}")]
     Text(String),
     #[error("{0}: {1}")]
     Connection(Endpoint, #[source] ConnectionError),
-    #[error("{0}: after the end of data, so that it may have been taken all the same: {1}")]
+    #[error("{0}: failed after the end of data, so the message may have been taken: {1}")]
     Late(Endpoint, #[source] ConnectionError),
 }
 
@@ -329,7 +329,7 @@ impl Attempt<'_> {
             }
         }
         Err(last.unwrap_or_else(|| {
-            let why = "its names have no addresses".to_owned();
+            let why = "the host names of this next hop have no IP addresses".to_owned();
             (None, ConnectionFailure::Text(why))
         }))
     }
@@ -342,7 +342,7 @@ impl Attempt<'_> {
                 "looking up {target}: {error}"
             ))),
             Err(_) => Err(ConnectionFailure::Text(format!(
-                "looking up {target}: no answer in time"
+                "looking up {target}: timed out"
             ))),
         }
     }
@@ -391,7 +391,7 @@ impl Attempt<'_> {
             TlsMode::Required | TlsMode::Verified => open(TlsWish::Always).await,
             TlsMode::Opportunistic => match open(TlsWish::IfOffered).await {
                 Err(ConnectionError::Tls(error)) => {
-                    warn!(next_hop = %self.relay.name, %endpoint, %error, "TLS failed, going on in the clear");
+                    warn!(next_hop = %self.relay.name, %endpoint, %error, "TLS failed, continuing without encryption");
                     open(TlsWish::Never).await
                 }
                 result => result,
@@ -474,11 +474,13 @@ fn credentials(name: &str, settings: &SmtpSettings) -> Result<Option<Credentials
         _ => return Err(BuildError::HalfCredentials(name.to_owned())),
     };
     let broken = |why: String| BuildError::Password(path.clone(), why);
-    let read = file::read_text(path, file::LARGEST);
+    let read = file::read_text(path, file::CREDENTIAL_FILE_OCTETS_MAX);
     let password = read.map_err(|error| broken(error.to_string()))?;
     let password = password.trim_end_matches(['\r', '\n']).to_owned();
     if password.is_empty() || password.contains(char::is_control) {
-        return Err(broken("it must hold one line, the password".to_owned()));
+        return Err(broken(
+            "the file must hold one line, the password".to_owned(),
+        ));
     }
     Ok(Some(Credentials { username, password }))
 }

@@ -1,4 +1,4 @@
-//! Deliveries against a server that plays a script; see [`script`].
+//! Deliveries to a server that plays a script: see [`script`].
 
 mod ending;
 mod pacing;
@@ -13,7 +13,7 @@ use script::Server;
 use super::*;
 use crate::message::{BodyKind, Mailbox, Origin, Recipient};
 
-/// A next hop for all domains, with generous timeouts: a test that has to wait for one has failed.
+/// Settings of a next hop with long timeouts: a test that reaches one of them has failed.
 fn hop(addresses: &[String]) -> SmtpSettings {
     SmtpSettings {
         lmtp: false,
@@ -47,7 +47,7 @@ fn delivery(settings: SmtpSettings) -> Delivery {
     Delivery::new(vec![named("hop", "*", Kind::Smtp(settings))], None).expect("next hop")
 }
 
-/// From a@x to these, with one header field of ours.
+/// A message from a@x to these recipients, with one header field that the relay adds.
 fn mail(to: &[&str], content: &'static [u8]) -> Outbound {
     let recipients = to
         .iter()
@@ -73,7 +73,7 @@ fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(20))
 }
 
-/// Outcomes in short: `delivered`, `deferred` or `failed`, and the text.
+/// The outcomes in short: `delivered`, `deferred` or `failed`, and the text.
 async fn outcomes(delivery: &Delivery, mail: &Outbound, deadline: Deadline) -> Vec<String> {
     let outcomes = delivery.deliver(mail, deadline).await;
     let short = outcomes.iter().map(|outcome| {
@@ -89,7 +89,7 @@ async fn outcomes(delivery: &Delivery, mail: &Outbound, deadline: Deadline) -> V
 
 const CONTENT: &[u8] = b"Subject: s\r\n\r\n.dot\r\nend";
 
-/// The script of one mail to b@y on an open connection with PIPELINING.
+/// The script for one message to b@y on an open connection with PIPELINING.
 const ONE_MAIL: &str = "
     C: MAIL FROM:<a@x>
     C: RCPT TO:<b@y>
@@ -117,7 +117,7 @@ fn script(parts: &[&str]) -> String {
     parts.join("\n")
 }
 
-/// Recipients go to their own next hops, all at once, and the outcomes come back in the order of the recipients.
+/// Each recipient's message goes to its own next hop, all next hops work concurrently, and the outcomes are in envelope order.
 #[tokio::test]
 async fn recipients_are_grouped_by_next_hop() {
     let first = Server::start(&[&script(&[
@@ -177,7 +177,7 @@ async fn recipients_are_grouped_by_next_hop() {
     assert_eq!(delivery.route("three.example"), None);
 }
 
-/// Files that cannot be used are named when the relay starts, not when the first mail fails.
+/// The error for unusable settings comes at the start and not with the first message, and it names the setting.
 #[test]
 fn unusable_settings_are_named() {
     let folder = tempfile::tempdir().expect("folder");

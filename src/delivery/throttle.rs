@@ -114,7 +114,7 @@ mod tests {
     /// Replies of servers in use when they throttle, and replies about one message. A full mailbox, greylisting or an
     /// unknown sender must not slow down other mail.
     #[test]
-    fn replies_about_us_are_told_from_replies_about_the_message() {
+    fn throttling_replies_differ_from_replies_about_a_message() {
         use HopSignal::{Fine, Later, LaterAtEnd, Throttled, ThrottledAtEnd};
         use Stage::{Data, EndOfData, Greeting, Hello, Mail, Rcpt};
         for (stage, line, sign) in [

@@ -1,5 +1,5 @@
-//! What an engine loses although interceptors are in force: workers that are busy with messages which have nothing in
-//! common, and the whole engine where one message makes it go away.
+//! What an engine loses although interceptors are in force: workers that are busy with messages that no interceptor covers,
+//! and the whole engine where one message makes it go away.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ impl Interception {
         let subject = subject(engine.name);
         let (count, slots) = (lost.len(), engine.slots);
         let summary = format!(
-            "{subject}: {count} of {slots} workers are busy with messages that have nothing in common"
+            "{subject}: {count} of {slots} workers are busy with messages that no interceptor covers"
         );
         let named: Vec<String> = lost
             .iter()

@@ -1,4 +1,4 @@
-//! The accept loop: one socket, bounded sessions, a snapshot of the settings for each.
+//! The accept loop of each socket. It limits the sessions, and gives each session a snapshot of the settings.
 
 use std::collections::HashMap;
 use std::io;
@@ -23,7 +23,7 @@ use crate::deadline::Deadline;
 use crate::pipeline::Pipeline;
 use crate::smtp::Reply;
 
-/// Everything a session needs to know of its listener; replaced as a whole by a reload, kept by running sessions.
+/// Settings and loaded files of a listener. A reload replaces them as a whole; running sessions keep the old ones.
 pub(super) struct Context {
     pub(super) settings: Settings,
     pub(super) limits: Arc<Limits>,
@@ -38,22 +38,22 @@ pub enum ListenerError {
     /// The address cannot be bound.
     #[error("listener {name}: cannot listen on {address}: {source}")]
     Bind {
-        /// The listener.
+        /// Name of the listener.
         name: Arc<str>,
-        /// Its address.
+        /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// Error of the system.
         source: io::Error,
     },
-    /// Its certificates cannot be used.
+    /// The certificates cannot be used.
     #[error("listener {0}: {1}")]
     Tls(Arc<str>, tls::TlsError),
-    /// Its users file cannot be used.
+    /// The users file cannot be used.
     #[error("listener {0}: {1}")]
     Users(Arc<str>, UsersError),
 }
 
-/// Sessions of the whole relay, or those of them that do something costly: the limit on all, and on each client.
+/// Counts sessions, or the sessions that do something expensive. Limits their number in total and for each client.
 #[derive(Debug)]
 pub struct Sessions {
     all: Arc<Semaphore>,
@@ -62,7 +62,7 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// At most `limit` at once.
+    /// Allows at most `limit` sessions at a time.
     pub fn new(limit: usize) -> Arc<Self> {
         let limit = limit.min(Semaphore::MAX_PERMITS);
         Arc::new(Self {
@@ -72,16 +72,16 @@ impl Sessions {
         })
     }
 
-    /// Sessions at this moment.
+    /// Current number of sessions.
     pub fn open(&self) -> usize {
         self.limit - self.all.available_permits()
     }
 
-    /// Sessions that one client may have, as a multiple of those that are free: alone it is refused from 80 % on, and
+    /// Sessions that one client may have, as a multiple of the free sessions: 4, so that a client alone gets 80 % and
     /// leaves room for others (the rule of [`super::admission`]).
-    const CLIENT: usize = 4;
+    const CLIENT_SHARE_MULTIPLE: usize = 4;
 
-    /// A place for one more session of `client`, unless it or everybody together has too many.
+    /// A place for one more session of `client`; `None` if this client or all clients together have too many.
     pub(super) fn admit(self: &Arc<Self>, client: IpAddr, per_client: usize) -> Option<Place> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
         self.enter(client, per_client).then(|| Place {
@@ -91,10 +91,10 @@ impl Sessions {
         })
     }
 
-    /// For a session that has its permit, which is one of the free ones for this purpose.
+    /// Counts a session that already has its permit. The rule counts that permit as free.
     fn enter(&self, client: IpAddr, per_client: usize) -> bool {
         let free = self.all.available_permits() + 1;
-        let per_client = per_client.min(free.saturating_mul(Self::CLIENT));
+        let per_client = per_client.min(free.saturating_mul(Self::CLIENT_SHARE_MULTIPLE));
         let mut clients = self.clients();
         let count = clients.get(&client).copied().unwrap_or_default();
         let admitted = count < per_client;
@@ -121,7 +121,7 @@ impl Sessions {
     }
 }
 
-/// The place of one session, given back on drop.
+/// The place of one session, freed on drop.
 pub(super) struct Place {
     sessions: Arc<Sessions>,
     client: IpAddr,
@@ -129,7 +129,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The peer speaks for this client, which has the session from now on; false if it has too many already.
+    /// Counts the session for the client that the peer has named; false if that client already has too many sessions.
     pub(super) fn pass_to(&mut self, client: IpAddr, per_client: usize) -> bool {
         let admitted = client == self.client || self.sessions.enter(client, per_client);
         if admitted && client != self.client {
@@ -146,29 +146,29 @@ impl Drop for Place {
     }
 }
 
-/// One listener: its sockets, and the settings that a reload replaces.
+/// One listener: the addresses of its sockets, and the settings, which a reload replaces.
 pub struct Listener {
     context: Arc<ArcSwap<Context>>,
     addresses: Vec<SocketAddr>,
 }
 
-/// What all listeners of a relay share.
+/// State that all listeners share.
 #[derive(Clone)]
 pub struct Shared {
-    /// Where complete messages go.
+    /// Receives complete messages.
     pub pipeline: Arc<Pipeline>,
-    /// Session limits.
+    /// Limits the sessions.
     pub sessions: Arc<Sessions>,
-    /// Who may bring more mail.
+    /// Decides which party may bring more mail.
     pub admission: Arc<Admission>,
-    /// Running sessions and accept loops; empty when all have ended.
+    /// The running sessions and accept loops.
     pub tasks: TaskTracker,
-    /// Cancelled: accept nothing new, end idle sessions.
+    /// When cancelled, accept loops and idle sessions end.
     pub closing: CancellationToken,
 }
 
 impl Listener {
-    /// Binds all addresses, then accepts on them until `shared.closing` is cancelled.
+    /// Binds all addresses and accepts connections on them until `shared.closing` is cancelled.
     pub fn start(Prepared(context): Prepared, shared: &Shared) -> Result<Self, ListenerError> {
         let name = context.settings.name.clone();
         let wanted = context.settings.addresses.clone();
@@ -194,12 +194,13 @@ impl Listener {
         Ok(Self { context, addresses })
     }
 
-    /// The addresses it really listens on (port 0 resolved).
+    /// The addresses of the sockets, with the port that the system chose instead of port 0.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Reads what settings name, without using it yet: a reload must not fail halfway. Blocks on the disk.
+    /// Reads the files that the settings name, but does not use them yet, so that a reload does not fail halfway. Blocks on
+    /// disk I/O.
     pub fn prepare(
         settings: Settings,
         limits: Arc<Limits>,
@@ -208,13 +209,13 @@ impl Listener {
         context(settings, limits, hostname).map(Prepared)
     }
 
-    /// Uses prepared settings for sessions that start from now on; addresses stay as they are.
+    /// Uses the prepared settings for new sessions. The addresses do not change.
     pub fn apply(&self, prepared: Prepared) {
         self.context.store(Arc::new(prepared.0));
     }
 }
 
-/// New settings of a listener, read and checked.
+/// Settings of a listener whose files have been read and checked.
 pub struct Prepared(Context);
 
 fn context(
@@ -254,7 +255,7 @@ fn bind_socket(address: SocketAddr) -> io::Result<TcpListener> {
     )?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
-        // Otherwise [::] also takes 0.0.0.0, and a second listener there cannot start.
+        // Otherwise a socket at [::] also takes 0.0.0.0, and another listener at 0.0.0.0 cannot start.
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
@@ -273,8 +274,8 @@ async fn accept_loop(socket: TcpListener, context: Arc<ArcSwap<Context>>, shared
         match accepted {
             Ok((stream, peer)) => begin(stream, peer, context.load_full(), &shared),
             Err(error) => {
-                // Out of descriptors, most likely. Sessions that end free some; spinning does not.
-                tracing::error!(%error, "cannot accept");
+                // The most likely cause: no file descriptor is free. Sessions that end free some, so wait 100 ms.
+                tracing::error!(%error, "cannot accept a connection");
                 Deadline::after(Duration::from_millis(100)).wait().await;
             }
         }
@@ -293,11 +294,11 @@ fn begin(stream: TcpStream, peer: SocketAddr, context: Arc<Context>, shared: &Sh
         tracing::warn!(%client, %listener, "too many sessions");
         let mut reply = Vec::new();
         Reply::too_many_sessions().write_to(&mut reply);
-        // A courtesy: if the socket does not take it at once, closing says the same.
+        // Not awaited: if the socket cannot take the reply at once, the closed connection must do.
         let _ = stream.try_write(&reply);
         return;
     };
-    // Replies are small and awaited.
+    // Replies are small and the client waits for them, so Nagle's algorithm would only add delay.
     let _ = stream.set_nodelay(true);
     let session = Session::new(
         Wire::new(Stream::Plain(stream)),
@@ -316,7 +317,7 @@ fn begin(stream: TcpStream, peer: SocketAddr, context: Arc<Context>, shared: &Sh
 mod tests {
     use super::*;
 
-    /// A client that opens all it can leaves a fifth of the sessions to others; the next greedy one leaves some again.
+    /// A client that opens as many sessions as it can leaves a fifth of them to others, and so does each further client.
     #[test]
     fn no_client_takes_all_sessions() {
         let sessions = Sessions::new(100);
@@ -332,9 +333,9 @@ mod tests {
         assert_eq!(open(3, 50).len(), 50);
     }
 
-    /// The same counts for the client that a proxy speaks for.
+    /// A session that a proxy passes on counts for the client behind the proxy.
     #[test]
-    fn a_session_that_is_passed_on_is_counted_with_its_client() {
+    fn a_proxied_session_counts_for_its_client() {
         let sessions = Sessions::new(10);
         let (proxy, client) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
         let passed = || {

@@ -270,7 +270,7 @@ impl AdmissionAccounts {
             let incident = Incident::new(
                 Kind::AdmissionAccepts,
                 Subject::Relay,
-                "new mail is accepted from everybody again",
+                "the relay accepts new mail from all clients again",
             );
             self.tell(
                 incident
@@ -367,13 +367,13 @@ impl AdmissionAccounts {
         });
         let summary = match refusal {
             AdmissionRefusal::MemoryShare => {
-                "new mail is refused from those who hold much of the memory"
+                "the relay refuses new mail from clients and senders that hold too much memory"
             }
             AdmissionRefusal::WorkShare => {
-                "new mail is refused from those who brought much of what waits"
+                "the relay refuses new mail from clients and senders with too much waiting mail"
             }
-            AdmissionRefusal::Memory => "new mail is refused from everybody: the memory is used up",
-            AdmissionRefusal::Work => "new mail is refused from everybody: as much waits as may",
+            AdmissionRefusal::Memory => "the relay refuses all new mail: no memory is free",
+            AdmissionRefusal::Work => "the relay refuses all new mail: limits.backlog is reached",
         };
         let account = self.networks.get(&party.network);
         let messages = account.map_or(0, |a| a.messages);

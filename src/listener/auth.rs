@@ -1,7 +1,7 @@
 //! AUTH PLAIN (RFC 4616) and LOGIN, over TLS only (RFC 4954).
 //!
-//! Guessing is slow, and slow for the guesser alone: a client has few checks at once, each wrong password keeps one of
-//! them for a second, and a few of them end the session.
+//! Password guessing is slow, and only for the client that guesses: a client may have few password checks at a time, each
+//! wrong password occupies one of them for 1 s, and three wrong passwords end the session.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -15,17 +15,17 @@ use crate::deadline::Deadline;
 use crate::smtp::Reply;
 use crate::smtp::transaction::Mechanism;
 
-/// Wrong passwords that end a session.
-const WRONG_PASSWORDS: u32 = 3;
-/// The answer to a wrong password takes this long.
+/// Number of wrong passwords that end a session: 3, so that a user may mistype a password twice.
+const WRONG_PASSWORDS_MAX: u32 = 3;
+/// Delay of the reply to a wrong password: 1 s, which limits one place to one guess a second.
 const WRONG_PASSWORD_DELAY: Duration = Duration::from_secs(1);
-/// Sessions of one client address whose password is being checked, or was wrong a moment ago.
-const CHECKS_PER_CLIENT: usize = 8;
-/// The same of all clients: more than can have their turn in time.
-static CHECKS: LazyLock<Arc<Sessions>> = LazyLock::new(|| Sessions::new(1024));
+/// Largest number of sessions of one client address whose password is being checked, or was wrong within the last second.
+const PASSWORD_CHECKS_PER_CLIENT_MAX: usize = 8;
+/// The same sessions of all clients: 1024, more than the checks of `users` can serve before they time out.
+static PASSWORD_CHECK_PLACES: LazyLock<Arc<Sessions>> = LazyLock::new(|| Sessions::new(1024));
 
 impl Session {
-    /// The exchange after AUTH; the reply that ends it. A wrong password counts as an error of the session.
+    /// Runs the exchange after AUTH and returns the reply that ends it. A wrong password counts as an error of the session.
     pub(super) async fn authenticate(
         &mut self,
         mechanism: Mechanism,
@@ -42,7 +42,7 @@ impl Session {
             Mechanism::Login => {
                 let name = match initial {
                     Some(response) => response.into_bytes(),
-                    // "Username:" and "Password:", as every client of this mechanism expects.
+                    // "Username:" and, below, "Password:": the prompts that clients of this mechanism expect.
                     None => self.ask("VXNlcm5hbWU6").await?,
                 };
                 if name == b"*" {
@@ -58,7 +58,9 @@ impl Session {
         let Some(users) = self.context.users.clone() else {
             return Ok(Reply::not_implemented());
         };
-        let Some(_place) = CHECKS.admit(self.address, CHECKS_PER_CLIENT) else {
+        let Some(_place) =
+            PASSWORD_CHECK_PLACES.admit(self.address, PASSWORD_CHECKS_PER_CLIENT_MAX)
+        else {
             return Ok(Reply::auth_unavailable());
         };
         match users.verify(&name, &password).await {
@@ -70,7 +72,7 @@ impl Session {
             Ok(false) => {
                 tracing::warn!(user = %name, client = %self.address, "authentication failed");
                 self.wrong_passwords += 1;
-                if self.wrong_passwords >= WRONG_PASSWORDS {
+                if self.wrong_passwords >= WRONG_PASSWORDS_MAX {
                     return Err(Ending::TooManyErrors);
                 }
                 Deadline::after(WRONG_PASSWORD_DELAY).wait().await;
@@ -89,7 +91,7 @@ impl Session {
     }
 }
 
-/// `[authzid] NUL authcid NUL password`; an authorization identity other than the user is refused.
+/// Parses `[authzid] NUL authcid NUL password`. An authorization identity other than the user name is refused.
 fn plain(response: &[u8]) -> Option<(String, String)> {
     let decoded = text(response)?;
     let mut parts = decoded.split('\0');
@@ -106,9 +108,9 @@ fn text(base64: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// RFC 4616 2: three parts, and nobody acts for somebody else.
+    /// A PLAIN response has three parts, and a user cannot act for another user (RFC 4616 2).
     #[test]
-    fn plain_responses() {
+    fn a_plain_response_has_three_parts_and_one_identity() {
         let encode = |text: &str| STANDARD.encode(text).into_bytes();
         let pair = Some(("tim".to_owned(), "secret".to_owned()));
         assert_eq!(plain(&encode("\0tim\0secret")), pair);

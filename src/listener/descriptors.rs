@@ -1,16 +1,17 @@
-//! Descriptors for sessions.
+//! File descriptors for sessions.
 //!
-//! A process that has none left cannot accept, open a file, or answer who asks how it is. So the limit is raised as far as the
-//! system lets us, and sessions get what is left when everything else has its share.
+//! A process without a free descriptor cannot accept connections, open files, or answer status requests. The relay therefore
+//! raises its limit as far as the system allows, and sessions get only the descriptors that remain after a reserve.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors for the store, the admin sockets and the log, where there are few.
-const RESERVE: u64 = 64;
-/// The share of all that is for these, next hops and engines.
-const SHARE: u64 = 4;
+/// Smallest reserve of descriptors: 64 for the store, the admin sockets and the log.
+const RESERVED_DESCRIPTORS_MIN: u64 = 64;
+/// At least one in 4 descriptors is reserved: for these files, for next hops and for engines.
+const RESERVED_DIVISOR: u64 = 4;
 
-/// How many of so many sessions there may be at once. Raises the process's own limit to what the system allows.
+/// Largest number of concurrent sessions, at most `wanted`, for which there are enough descriptors. Raises the soft limit of
+/// the process to the hard limit.
 pub fn sessions(wanted: usize) -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -29,15 +30,16 @@ pub fn sessions(wanted: usize) -> usize {
         tracing::warn!(
             descriptors = limit,
             sessions = most,
-            "there are too few file descriptors for limits.sessions = {wanted}: raise the limit (LimitNOFILE= of the service, ulimit -Hn), or lower limits.sessions"
+            "too few file descriptors for limits.sessions = {wanted}: raise the limit (LimitNOFILE= of the service, ulimit -Hn), or lower limits.sessions"
         );
     }
     wanted.min(most)
 }
 
-/// The sessions that so many descriptors allow.
+/// Number of sessions that this number of descriptors allows.
 fn most(descriptors: u64) -> usize {
-    let left = descriptors.saturating_sub(RESERVE.max(descriptors / SHARE));
+    let left =
+        descriptors.saturating_sub(RESERVED_DESCRIPTORS_MIN.max(descriptors / RESERVED_DIVISOR));
     usize::try_from(left).unwrap_or(usize::MAX).max(1)
 }
 
@@ -45,7 +47,7 @@ fn most(descriptors: u64) -> usize {
 mod tests {
     use super::*;
 
-    /// Sessions never take the descriptors that everything else needs.
+    /// Sessions never use the reserved descriptors.
     #[test]
     fn sessions_leave_descriptors_for_the_rest() {
         for (descriptors, sessions) in [(0, 1), (64, 1), (120, 56), (1024, 768), (524_288, 393_216)]

@@ -1,8 +1,8 @@
-//! Sessions: accepted, bounded, led through the protocol, ended.
+//! The listeners accept SMTP sessions, limit them, and run the protocol of each.
 //!
-//! One task per session. It owns the socket and the machine of [`crate::smtp::transaction`], hands each complete
-//! message to the pipeline, and writes the one [`crate::smtp::Reply`] that comes back. Everything a client can make us
-//! hold or wait for has a limit in [`Limits`].
+//! Each session is one task. The task owns the socket and the state machine of [`crate::smtp::transaction`], passes each
+//! complete message to the pipeline, and writes the one [`crate::smtp::Reply`] that the pipeline returns. [`Limits`]
+//! bounds all memory and all time that a client can use.
 
 mod accept;
 mod admission;
@@ -32,87 +32,87 @@ use ipnet::IpNet;
 /// Settings of one `[[listener]]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// Unique; in logs, rules, metrics.
+    /// Unique name, used in logs, rules and metrics.
     pub name: Arc<str>,
-    /// Where it listens.
+    /// Addresses on which the listener accepts connections.
     pub addresses: Vec<SocketAddr>,
-    /// When the sender is answered.
+    /// Whether the sender is answered after scan and delivery, or as soon as the message is stored.
     pub mode: Mode,
-    /// Encryption.
+    /// Encryption mode.
     pub tls: Tls,
-    /// Certificate chain and key (PEM); both or neither.
+    /// Files of the certificate chain and of the key (PEM).
     pub certificate: Option<(PathBuf, PathBuf)>,
-    /// Certificates of authorities (PEM) whose client certificates may relay.
+    /// File of CA certificates (PEM). A client with a certificate from one of these CAs may relay.
     pub client_ca: Option<PathBuf>,
-    /// Networks that may relay.
+    /// Networks whose clients may relay.
     pub relay_networks: Vec<IpNet>,
     /// File of users who may relay after AUTH (over TLS only), as written by `spillway user add`.
     pub users_file: Option<PathBuf>,
-    /// Peers whose XCLIENT is believed.
+    /// Peers that may send XCLIENT.
     pub xclient_from: Vec<IpNet>,
-    /// Peers whose XFORWARD is believed.
+    /// Peers that may send XFORWARD.
     pub xforward_from: Vec<IpNet>,
-    /// Peers that must begin with a PROXY protocol header (v1 or v2).
+    /// Peers that must send a PROXY protocol header (version 1 or 2) first.
     pub proxy_from: Vec<IpNet>,
-    /// What happens to a bare CR or LF in content.
+    /// Treatment of a bare CR or LF in content.
     pub line_endings: LineEndings,
 }
 
-/// Encryption of a listener.
+/// Encryption mode of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tls {
-    /// None.
+    /// No TLS.
     Off,
-    /// STARTTLS is offered.
+    /// The listener offers STARTTLS.
     StartTls,
-    /// STARTTLS is offered, and MAIL refused without it.
+    /// The listener offers STARTTLS, and refuses MAIL without TLS.
     Required,
     /// TLS from the first octet.
     Implicit,
 }
 
-/// What happens to a bare CR or LF in content; either way only CRLF.CRLF ends a message.
+/// Treatment of a bare CR or LF in content. In both cases only CRLF.CRLF ends a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LineEndings {
-    /// The message is refused with 550 5.6.0... after its true end.
+    /// The relay refuses the message with 554 5.6.0 after its true end.
     Refuse,
-    /// Each becomes CRLF.
+    /// The relay replaces each bare CR or LF by CRLF.
     Normalise,
 }
 
 /// Settings of `[limits]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Sessions at once, on all listeners.
+    /// Largest number of concurrent sessions on all listeners together.
     pub sessions: usize,
-    /// Sessions at once of one client address.
+    /// Largest number of concurrent sessions of one client address.
     pub sessions_per_client: usize,
-    /// Recipients of one transaction (RFC 5321 4.5.3.1.8 asks for 100 at least).
+    /// Largest number of recipients of one transaction (RFC 5321 4.5.3.1.8 asks for at least 100).
     pub recipients: usize,
-    /// Octets of content; announced with SIZE.
+    /// Largest content in octets, announced with SIZE.
     pub message_size: u64,
-    /// Commands of one session.
+    /// Largest number of commands in one session.
     pub commands: usize,
-    /// Error replies in one session before it is closed.
+    /// Largest number of error replies (5yz) in one session; a further one closes the session.
     pub errors: usize,
-    /// Octets of a command line, CRLF included.
+    /// Longest command line in octets, including CRLF.
     pub command_line: usize,
-    /// `Received` fields from which a message is in a loop (RFC 5321 6.3 asks for 100 at least).
+    /// Number of `Received` fields from which a message counts as looping (RFC 5321 6.3 asks for at least 100).
     pub hops: usize,
-    /// Memory of all messages in flight.
+    /// Largest memory in octets of all messages in flight together.
     pub in_flight_bytes: u64,
-    /// Accepted mail that is not judged yet is bounded by what can be judged in this time, at the best rate of the last
-    /// ten minutes.
+    /// Limit of the accepted mail that has no verdict yet: the amount that the relay can judge in this time, at the best
+    /// rate of the last ten minutes.
     pub backlog: Duration,
-    /// Wait for the next command.
+    /// Timeout for the next command.
     pub idle: Duration,
-    /// Wait for more octets while content is coming in.
+    /// Timeout for further octets while content arrives.
     pub data_idle: Duration,
-    /// From DATA (or the first BDAT) to end of data at most.
+    /// Longest time from DATA (or the first BDAT) to the end of data.
     pub data_total: Duration,
-    /// Octets per second of content at least, averaged since DATA or the first BDAT, judged from 30 seconds on.
+    /// Lowest rate of content in octets a second, averaged since DATA or the first BDAT, and checked from 30 s on.
     pub data_rate: u64,
-    /// A whole session at most.
+    /// Longest duration of a session.
     pub session_total: Duration,
 }
 

@@ -1,11 +1,11 @@
-//! Peers that speak for others, and what they are believed: the PROXY header, XCLIENT and XFORWARD.
+//! Trusted peers that name another client: the PROXY header, XCLIENT and XFORWARD.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::Tls;
 use super::accept::Context;
 use super::proxy::{self, Parsed};
-use super::session::{Ending, HANDSHAKE, Session};
+use super::session::{Ending, HANDSHAKE_TIMEOUT, Session};
 use crate::deadline::Elapsed;
 use crate::message::Origin;
 use crate::smtp::Reply;
@@ -14,7 +14,7 @@ use crate::smtp::xtext::Attributes;
 
 impl Session {
     pub(super) async fn proxy_header(&mut self) -> Result<(), Ending> {
-        let deadline = self.ends.within(HANDSHAKE);
+        let deadline = self.ends.within(HANDSHAKE_TIMEOUT);
         loop {
             match proxy::parse(self.wire.input()) {
                 Parsed::Header(octets, address) => {
@@ -34,7 +34,8 @@ impl Session {
         }
     }
 
-    /// A trusted peer says who its client is.
+    /// Sets the client that a trusted peer names, and counts the session for that client. Fails if the client already has
+    /// too many sessions.
     fn speak_for(&mut self, client: IpAddr) -> Result<(), Ending> {
         self.address = client.to_canonical();
         let per_client = self.context.limits.sessions_per_client;
@@ -44,12 +45,12 @@ impl Session {
         }
     }
 
-    /// From here on the session is the client's: nothing of it may have a permission that the peer has.
+    /// Carries out XCLIENT. From here on the session belongs to the client and has none of the peer's permissions.
     pub(super) fn xclient(&mut self, attributes: Attributes) -> Result<Reply, Ending> {
         match (&attributes.addr, attributes.address()) {
             (None, _) => {}
             (_, Some(address)) => self.speak_for(address)?,
-            // The peer does not know: an address that is in no network.
+            // The peer does not know the address. The unspecified address gives no permission, because no client has it.
             (Some(None), _) => self.address = Ipv4Addr::UNSPECIFIED.into(),
             (Some(Some(_)), None) => return Ok(Reply::bad_parameter("ADDR")),
         }
@@ -61,14 +62,15 @@ impl Session {
         Ok(Reply::greeting(&self.context.hostname))
     }
 
-    /// Whom the mail of this transaction is counted with: the client that XFORWARD named, or else the session's. A share is
-    /// no permission: without this all that a mail server relays would be one client's.
+    /// The client for which admission counts the mail of this transaction: the client that XFORWARD named, otherwise the
+    /// client of the session. A share of memory is no permission, so XFORWARD may decide it. Without XFORWARD, all mail that
+    /// a mail server relays would count as the mail of one client.
     pub(super) fn client(&self) -> IpAddr {
         client(self.address, &self.forwarded)
     }
 }
 
-/// What a session of this client is offered.
+/// Extensions and limits that the listener offers to this client.
 pub(super) fn offer(context: &Context, client: IpAddr) -> Offer {
     let settings = &context.settings;
     let trusted = |networks: &[ipnet::IpNet]| networks.iter().any(|n| n.contains(&client));
@@ -90,7 +92,7 @@ fn client(peer: IpAddr, forwarded: &Attributes) -> IpAddr {
     named.map_or(peer, |address| address.to_canonical())
 }
 
-/// XFORWARD tells where a message came from before it came to our peer; it gives no permission.
+/// Applies XFORWARD, which names the client that sent the message to the peer. XFORWARD gives no permission.
 pub(super) fn apply_forwarded(origin: &mut Origin, forwarded: Attributes) {
     origin.client = client(origin.client, &forwarded);
     if let Some(name) = forwarded.name {

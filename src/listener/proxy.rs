@@ -1,37 +1,39 @@
-//! The PROXY protocol, versions 1 and 2, from peers that are configured to begin with it.
+//! Parses the headers of the PROXY protocol, versions 1 and 2, which the peers in `proxy_from` must send first.
 //!
 //! Source: "The PROXY protocol Versions 1 & 2", haproxy.org, sections 2.1 and 2.2.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What a header says.
+/// Result of [`parse`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parsed {
-    /// So many octets more are needed at least. Nothing beyond them may be read: what follows the header belongs to
-    /// the session, or to its TLS handshake.
+    /// The header needs at least this many octets more. The caller must not read further, because the octets after the
+    /// header belong to the session or to its TLS handshake.
     Incomplete(usize),
-    /// A header of so many octets; the address is `None` for LOCAL and UNKNOWN (the balancer's own checks).
+    /// The length of the header in octets, and the client address; no address for LOCAL and UNKNOWN, which load balancers
+    /// send in their own health checks.
     Header(usize, Option<IpAddr>),
-    /// Not a header, or one that says nothing usable.
+    /// The input is not a header, or a header without a usable address.
     Bad,
 }
 
-const V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// Shortest and longest version 1 line, CRLF included: `PROXY UNKNOWN` and two IPv6 addresses.
-const V1_MIN: usize = 15;
-const V1_MAX: usize = 107;
-/// Version 2 up to its length, which is one octet more than the shortest version 1.
-const V2_FIXED: usize = 16;
-/// Longest version 2 header we read: addresses and a bounded set of TLVs.
-const V2_MAX: usize = V2_FIXED + 2048;
+/// The first octets of every version 2 header.
+const V2_SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+/// Shortest and longest version 1 line in octets, including CRLF: `PROXY UNKNOWN`, and a line with two IPv6 addresses.
+const V1_OCTETS_MIN: usize = 15;
+const V1_OCTETS_MAX: usize = 107;
+/// Octets of a version 2 header up to and including its length field: one octet more than the shortest version 1 line.
+const V2_FIXED_OCTETS: usize = 16;
+/// Longest accepted version 2 header in octets: 2 KiB for the addresses and the TLVs, so that a peer cannot fill memory.
+const V2_OCTETS_MAX: usize = V2_FIXED_OCTETS + 2048;
 
-/// Looks at the first octets of a session.
+/// Parses the first octets of a session.
 pub fn parse(input: &[u8]) -> Parsed {
-    let seen = input.len().min(V2.len());
-    if input[..seen] == V2[..seen] {
+    let seen = input.len().min(V2_SIGNATURE.len());
+    if input[..seen] == V2_SIGNATURE[..seen] {
         return match input.len() {
-            0 => Parsed::Incomplete(V1_MIN),
-            octets if octets < V2_FIXED => Parsed::Incomplete(V2_FIXED - octets),
+            0 => Parsed::Incomplete(V1_OCTETS_MIN),
+            octets if octets < V2_FIXED_OCTETS => Parsed::Incomplete(V2_FIXED_OCTETS - octets),
             _ => version_2(input),
         };
     }
@@ -40,10 +42,10 @@ pub fn parse(input: &[u8]) -> Parsed {
         return Parsed::Bad;
     }
     match input.windows(2).position(|pair| pair == b"\r\n") {
-        Some(end) if end + 2 <= V1_MAX => version_1(&input[..end], end + 2),
+        Some(end) if end + 2 <= V1_OCTETS_MAX => version_1(&input[..end], end + 2),
         Some(_) => Parsed::Bad,
-        None if input.len() < V1_MAX => {
-            Parsed::Incomplete(V1_MIN.saturating_sub(input.len()).max(1))
+        None if input.len() < V1_OCTETS_MAX => {
+            Parsed::Incomplete(V1_OCTETS_MIN.saturating_sub(input.len()).max(1))
         }
         None => Parsed::Bad,
     }
@@ -66,7 +68,7 @@ fn version_1(line: &[u8], octets: usize) -> Parsed {
             .map(IpAddr::V6),
         _ => None,
     };
-    // Destination address and both ports are of no use to us, but a header without them is malformed.
+    // The relay does not use the destination address and the ports, but a header without them is malformed.
     match source {
         Some(address) if words.count() == 3 => Parsed::Header(octets, Some(address)),
         _ => Parsed::Bad,
@@ -74,15 +76,15 @@ fn version_1(line: &[u8], octets: usize) -> Parsed {
 }
 
 fn version_2(input: &[u8]) -> Parsed {
-    let Some(fixed) = input.get(12..V2_FIXED) else {
+    let Some(fixed) = input.get(12..V2_FIXED_OCTETS) else {
         return Parsed::Bad;
     };
     let length = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
-    let octets = V2_FIXED + length;
-    if fixed[0] >> 4 != 2 || octets > V2_MAX {
+    let octets = V2_FIXED_OCTETS + length;
+    if fixed[0] >> 4 != 2 || octets > V2_OCTETS_MAX {
         return Parsed::Bad;
     }
-    let Some(addresses) = input.get(V2_FIXED..octets) else {
+    let Some(addresses) = input.get(V2_FIXED_OCTETS..octets) else {
         return Parsed::Incomplete(octets - input.len());
     };
     let source = match (fixed[0] & 0x0f, fixed[1]) {
@@ -106,17 +108,17 @@ mod tests {
     use super::*;
 
     fn v2(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
-        let mut header = V2.to_vec();
+        let mut header = V2_SIGNATURE.to_vec();
         header.extend([0x20 | command, family]);
         header.extend(u16::try_from(addresses.len()).expect("short").to_be_bytes());
         header.extend(addresses);
         header
     }
 
-    /// Complete headers are read whole, every prefix of them waits for what is left of them at most, and everything else
-    /// is refused.
+    /// Complete headers of both versions are parsed. A prefix of a header asks for at most the missing octets. Any other
+    /// input is refused.
     #[test]
-    fn both_versions() {
+    fn headers_of_both_versions_are_parsed() {
         let v4 = [192, 0, 2, 7, 10, 0, 0, 1, 1, 0, 0, 25];
         let cases: Vec<(Vec<u8>, Option<IpAddr>)> = vec![
             (

@@ -1,4 +1,4 @@
-//! Content coming in: bounded in octets, memory, time and slowness.
+//! Receives the content of a message within limits of size, memory, time and rate.
 
 use tokio::time::Instant;
 
@@ -13,42 +13,47 @@ use crate::message::{
 use crate::smtp::Reply;
 use crate::smtp::content::Decoder;
 
-/// From this long after DATA on, the average rate is judged: a slow start is no crime.
+/// Time after DATA or the first BDAT before the average rate is checked: 30 s, because a slow start is normal.
 const RATE_CHECK_DELAY: std::time::Duration = std::time::Duration::from_secs(30);
 
-/// The content of one transaction while it comes in.
+/// The content of one transaction while it arrives.
 pub(super) struct Intake {
     decoder: Decoder,
-    /// Full segments of what is kept, then the one that is being filled. One vector that grew would be copied at each
-    /// doubling, and hold half as much again as it needs.
+    /// Full segments of the kept content; `octets` is the segment that is being filled. A single growing vector would be
+    /// copied at each doubling, and would hold half more memory than the content needs.
     segments: Vec<Vec<u8>>,
     octets: Vec<u8>,
     kept: usize,
     charge: Charge,
-    /// None for content that is read and forgotten.
+    /// `None` for content that is read and not kept.
     share: Option<Share>,
     limit: u64,
-    /// Why nothing is kept any more. Input is still read to the true end, so that the dialogue stays in step.
+    /// Reply to a message whose content is not kept any more. Its content is still read to the true end, so that the
+    /// commands after it are found.
     refusal: Option<Reply>,
-    /// DATA or the first BDAT.
+    /// Time of DATA or of the first BDAT.
     began: Instant,
-    /// When all of it must be here.
+    /// Deadline for the complete content.
     pub(super) ends: Deadline,
     used: u64,
 }
 
 impl Intake {
-    /// Octets of a segment; content of up to one segment is never copied.
-    const SEGMENT: usize = 256 * 1024;
+    /// Size of a segment in octets. Content of up to one segment is never copied.
+    const SEGMENT_OCTETS: usize = 256 * 1024;
 
-    /// For content of `declared` octets (0: not declared; a promise, so not believed beyond one segment), which costs
-    /// `charge` already.
+    /// An intake for content of `declared` octets, or 0 if the client declared no size. The declared size may be wrong, so
+    /// at most one segment is allocated for it. `charge` holds the memory that the message uses already.
     pub(super) fn new(decoder: Decoder, declared: u64, limits: &Limits, charge: Charge) -> Self {
         let declared = usize::try_from(declared).unwrap_or(usize::MAX);
         Self {
             decoder,
             segments: Vec::new(),
-            octets: Vec::with_capacity(declared.saturating_add(512).clamp(4096, Self::SEGMENT)),
+            octets: Vec::with_capacity(
+                declared
+                    .saturating_add(512)
+                    .clamp(4096, Self::SEGMENT_OCTETS),
+            ),
             kept: 0,
             charge,
             share: None,
@@ -60,26 +65,27 @@ impl Intake {
         }
     }
 
-    /// Books what it costs with whoever brings it.
+    /// Counts the memory of the content in this share.
     pub(super) fn shared(mut self, share: Share) -> Self {
         self.share = Some(share);
         self
     }
 
-    /// Whether there is room for so many octets of content, in the memory and in its client's share of it.
+    /// Reserves memory for `octets` octets of content. False if the memory budget or the share of the client network has no
+    /// room.
     fn has_room(&mut self, memory: &MemoryBudget, octets: usize) -> bool {
         if octets <= self.charge.octets() {
             return true;
         }
-        let held = octets * MemoryBudget::FACTOR + self.charge.beside();
+        let held = octets * MemoryBudget::OCTETS_PER_CONTENT_OCTET + self.charge.beside();
         self.share.as_mut().is_none_or(|share| share.grow_to(held))
             && memory.try_extend(&mut self.charge, octets)
     }
 
     fn keep(&mut self, piece: &[u8]) {
-        // A segment that had to grow beyond its size would double, and half of it would be held for nothing.
-        if self.octets.len() + piece.len() > Self::SEGMENT && !self.octets.is_empty() {
-            let next = Vec::with_capacity(Self::SEGMENT.max(piece.len()));
+        // A segment that grows beyond its size would double, and half of its memory would be unused.
+        if self.octets.len() + piece.len() > Self::SEGMENT_OCTETS && !self.octets.is_empty() {
+            let next = Vec::with_capacity(Self::SEGMENT_OCTETS.max(piece.len()));
             self.segments
                 .push(std::mem::replace(&mut self.octets, next));
         }
@@ -87,7 +93,8 @@ impl Intake {
         self.kept += piece.len();
     }
 
-    /// All segments in one piece; each is freed as soon as it is copied, so that both never exist whole.
+    /// All segments in one piece. Each segment is freed as soon as it is copied, so that memory never holds the whole
+    /// content twice.
     fn joined(mut self) -> Vec<u8> {
         if self.segments.is_empty() {
             return self.octets;
@@ -105,10 +112,10 @@ impl Intake {
         elapsed > RATE_CHECK_DELAY && self.used < rate.saturating_mul(elapsed.as_secs())
     }
 
-    /// How long the next octets are waited for, as long as they have not come in too slowly so far.
+    /// Deadline for the next octets. Fails if the content has arrived too slowly so far.
     pub(super) fn wait(&self, limits: &Limits) -> Result<Deadline, Ending> {
         match self.is_too_slow(limits.data_rate) {
-            true => Err(Ending::TimedOut("The message comes in too slowly")),
+            true => Err(Ending::TimedOut("The message arrives too slowly")),
             false => Ok(self.ends.within(limits.data_idle)),
         }
     }
@@ -122,7 +129,7 @@ impl Intake {
         self.refusal.get_or_insert(reply);
     }
 
-    /// The content, or why there is none.
+    /// Returns the content. The error is the reply that refuses the message.
     pub(super) fn finish(mut self, refuse_bare: bool) -> Result<Content, Reply> {
         let mut last = Vec::new();
         self.decoder.finish(|piece| last.extend_from_slice(piece));
@@ -142,15 +149,16 @@ impl Intake {
     }
 }
 
-/// Admission of what this session brings.
+/// Admission of the mail of this session.
 impl Session {
-    /// Whose mail the transaction brings. At MAIL the recipients are not known yet, by which returned mail is told apart.
+    /// The party of the transaction. The party of mail with the null reverse-path depends on the first recipient, which is
+    /// not known yet at MAIL.
     fn party(&self) -> Party {
         let transaction = self.server.transaction();
         let first = transaction.and_then(|t| t.recipients.first());
         let path = transaction.map_or(&ReversePath::NULL, |t| &t.reverse_path);
         let user = self.server.user();
-        // Who logged in is known by that; the others by what they brought before.
+        // A client that has authenticated counts as a known sender, and any other client as an unknown one.
         let reputation = match self.client_certificate || user.is_some() {
             true => SenderReputation::Known,
             false => SenderReputation::Unknown,
@@ -160,10 +168,13 @@ impl Session {
         self.admission.party(client, &sender, reputation)
     }
 
-    /// MAIL was taken by the protocol: whether there would be room for the message. The client learns it before it has
-    /// sent anything, and can still go elsewhere.
+    /// Asks admission, after the protocol accepted MAIL, whether there is room for the message. Returns `said` or a
+    /// refusal. The client gets the refusal before it sends content, and can still use another server.
     pub(super) fn transaction_begun(&mut self, said: Reply) -> Reply {
-        match self.admission.ask(&self.party(), MemoryBudget::OVERHEAD) {
+        match self
+            .admission
+            .ask(&self.party(), MemoryBudget::MESSAGE_OVERHEAD_OCTETS)
+        {
             Ok(()) => said,
             Err(reply) => {
                 self.forget_transaction();
@@ -172,22 +183,26 @@ impl Session {
         }
     }
 
-    /// Charges one more recipient to the transaction; false if there is no memory for it. A transaction may wait for its
-    /// DATA for minutes with a thousand of them.
+    /// Charges one more recipient to the transaction; false if there is no memory for it. Recipients are charged because a
+    /// transaction with a thousand of them may wait minutes for its DATA.
     pub(super) fn has_room_for(&mut self, recipient: &Recipient) -> bool {
         let octets = size_of::<Recipient>()
             + recipient.mailbox.as_str().len()
             + recipient.orcpt.as_deref().map_or(0, str::len);
         let envelope = self.envelope.get_or_insert_default();
-        envelope.octets += octets * MemoryBudget::FACTOR;
+        envelope.octets += octets * MemoryBudget::OCTETS_PER_CONTENT_OCTET;
         let memory = self.pipeline.memory();
         memory.try_hold(&mut envelope.charge, envelope.octets)
     }
 
-    /// DATA, or the first chunk: the message has its share from now on. The reply if it gets none.
+    /// Starts the intake at DATA or at the first chunk, and takes a share of admission for the message. The error is the
+    /// reply to the client.
     pub(super) fn begin(&mut self, decoder: Decoder) -> Result<Box<Intake>, Reply> {
         let envelope = self.envelope.take().unwrap_or_default();
-        let (mut charge, octets) = (envelope.charge, envelope.octets + MemoryBudget::OVERHEAD);
+        let (mut charge, octets) = (
+            envelope.charge,
+            envelope.octets + MemoryBudget::MESSAGE_OVERHEAD_OCTETS,
+        );
         let share = self.admission.enter(self.party(), octets)?;
         if !self.pipeline.memory().try_hold(&mut charge, octets) {
             return Err(Reply::no_room());
@@ -197,7 +212,7 @@ impl Session {
         Ok(Box::new(intake.shared(share)))
     }
 
-    /// An intake that keeps nothing: the octets of a refused chunk come all the same.
+    /// An intake that keeps nothing, for a refused chunk: its octets follow the command in any case.
     pub(super) fn discarding(&self, decoder: Decoder, reply: Reply) -> Box<Intake> {
         let mut intake = Intake::new(decoder, 0, &self.context.limits, Charge::default());
         intake.refuse(reply);
@@ -205,7 +220,7 @@ impl Session {
     }
 }
 
-/// What the recipients of a transaction cost before its content begins.
+/// Memory that the recipients of a transaction use before its content begins.
 #[derive(Debug, Default)]
 pub(super) struct EnvelopeCharge {
     octets: usize,
@@ -213,7 +228,7 @@ pub(super) struct EnvelopeCharge {
 }
 
 impl Session {
-    /// Reads content into `intake`: up to the dot, or exactly `chunk` octets.
+    /// Reads content into `intake`: up to the end of data, or exactly `chunk` octets.
     pub(super) async fn receive(
         &mut self,
         intake: &mut Intake,
@@ -231,13 +246,13 @@ impl Session {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error.into()),
                 Err(Elapsed) => {
-                    return Err(Ending::TimedOut("The message did not come in in time"));
+                    return Err(Ending::TimedOut("Timed out while receiving the message"));
                 }
             }
         }
     }
 
-    /// Decodes what is buffered; true when the dot was found.
+    /// Decodes the buffered input. True if it contains the end of data.
     fn take_input(&mut self, intake: &mut Intake, left: &mut Option<u64>) -> bool {
         let input = self.wire.input();
         let input = match left {
@@ -248,7 +263,7 @@ impl Session {
             }
             None => input,
         };
-        // Normalising can double a line end, and nothing else grows. What exceeds the limit is not kept.
+        // Normalising can double a line end, and nothing else grows. Content beyond the limit is not kept.
         let largest = usize::try_from(intake.limit).unwrap_or(usize::MAX);
         let wanted = (intake.kept + input.len() * 2).min(largest);
         if intake.refusal.is_none() && !intake.has_room(self.pipeline.memory(), wanted) {
@@ -278,9 +293,9 @@ impl Session {
 mod tests {
     use super::*;
 
-    /// A slow start is forgiven for half a minute; from then on the average since DATA counts.
+    /// During the first 30 s the rate does not matter. After that, the average since DATA must reach the limit.
     #[tokio::test(start_paused = true)]
-    async fn the_average_rate_is_judged_after_half_a_minute() {
+    async fn the_average_rate_is_checked_after_half_a_minute() {
         let limits = Limits::default();
         let mut intake = Intake::new(Decoder::data(false), 0, &limits, Charge::default());
         tokio::time::advance(RATE_CHECK_DELAY).await;

@@ -1,4 +1,4 @@
-//! One session from greeting to end: carries out the steps of [`Server`] on a [`Wire`].
+//! One session from the greeting to its end: carries out the steps of [`Server`] on a [`Wire`].
 
 use std::io;
 use std::net::IpAddr;
@@ -23,11 +23,12 @@ use crate::smtp::content::Decoder;
 use crate::smtp::transaction::{Server, Step, Transaction};
 use crate::smtp::xtext::Attributes;
 
-/// Allowance for a TLS handshake, and for the PROXY header before everything else.
-pub(super) const HANDSHAKE: Duration = Duration::from_secs(30);
+/// Timeout for a TLS handshake, and for the PROXY header.
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// When the relay stops, a transaction that has begun gets so long for each command that is still missing.
-const LAST_COMMANDS: Duration = Duration::from_secs(2);
+/// Wait for each further command of a transaction in progress when the relay stops: 2 s, so that a client can complete its
+/// message and a silent client does not delay the stop.
+const CLOSING_COMMAND_WAIT: Duration = Duration::from_secs(2);
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -59,14 +60,15 @@ pub(super) struct Session {
     pub(super) context: Arc<Context>,
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) admission: Arc<Admission>,
-    /// Whose permission counts: the peer, or its client where XCLIENT or PROXY is believed.
+    /// Address that decides about permissions: that of the peer, or of the client that a trusted peer named with XCLIENT or
+    /// PROXY.
     pub(super) address: IpAddr,
     pub(super) place: Place,
     pub(super) client_name: Option<String>,
     tls: Option<String>,
     pub(super) client_certificate: bool,
     pub(super) forwarded: Attributes,
-    /// Of a transaction whose content has not begun.
+    /// Memory of the recipients while the content has not begun.
     pub(super) envelope: Option<Box<EnvelopeCharge>>,
     pub(super) intake: Option<Box<Intake>>,
     pub(super) wrong_passwords: u32,
@@ -76,7 +78,7 @@ pub(super) struct Session {
     pub(super) ends: Deadline,
 }
 
-/// What stood on the line.
+/// One input line.
 enum Line {
     Command(Vec<u8>),
     Unacceptable(Reply),
@@ -112,9 +114,9 @@ impl Session {
         }
     }
 
-    /// Leads the session to its end and says why it ended.
+    /// Runs the session to its end and returns the reason of the end.
     ///
-    /// Cancel safety: not safe; a message may be on its way. Ends by itself soon after `closing` is cancelled.
+    /// Cancel safety: not safe; a message may be in progress. The session ends soon after `closing` is cancelled.
     pub(super) async fn run(mut self) -> Ending {
         let ending = match self.converse().await {
             Ok(()) => Ending::Quit,
@@ -131,7 +133,7 @@ impl Session {
             | Ending::Handshake(_)
             | Ending::Lost(_) => None,
         };
-        // The peer may be gone or may not read; it gets a second for our last words.
+        // The peer may be gone or may not read, so the last reply gets 1 s.
         let _ = Deadline::after(Duration::from_secs(1))
             .run(async {
                 if let Some(reply) = farewell {
@@ -187,13 +189,14 @@ impl Session {
         }
     }
 
-    /// Ends a transaction that is refused before its content.
+    /// Ends a transaction that was refused before its content.
     pub(super) fn forget_transaction(&mut self) {
         self.server.finish();
         self.forget_abandoned(true);
     }
 
-    /// RSET and EHLO end a transaction whose chunks had begun to come in, and what XFORWARD said of it.
+    /// Drops the state of a transaction that a command has ended: chunks that arrived already, and the values of XFORWARD.
+    /// RSET and EHLO end a transaction in this way.
     fn forget_abandoned(&mut self, in_transaction: bool) {
         if !self.server.transaction().is_some_and(|t| t.chunking) {
             self.intake = None;
@@ -204,8 +207,8 @@ impl Session {
         }
     }
 
-    /// The steps that need the wire. Boxed by the caller, so that an idle session does not carry their state. `None`
-    /// where the client speaks next without a reply of ours.
+    /// Carries out the steps that need the wire. The caller boxes the future, so that an idle session does not hold its
+    /// state. `None` if the client speaks next without a further reply.
     async fn carry_out(&mut self, step: Step) -> Result<Option<Reply>, Ending> {
         Ok(Some(match step {
             Step::Reply(reply) => reply,
@@ -233,7 +236,7 @@ impl Session {
         }))
     }
 
-    /// Puts a reply into the output; it goes out with the next wait for input (RFC 2920 3.1).
+    /// Adds a reply to the output. The output is sent before the next wait for input (RFC 2920 3.1).
     pub(super) fn say(&mut self, reply: &Reply) {
         tracing::trace!(client = %self.address, %reply, "reply");
         reply.write_to(self.wire.output());
@@ -243,7 +246,7 @@ impl Session {
         let deadline = self.ends.within(self.context.limits.idle);
         match deadline.run(self.wire.flush()).await {
             Ok(result) => Ok(result?),
-            Err(Elapsed) => Err(Ending::TimedOut("The client does not read our replies")),
+            Err(Elapsed) => Err(Ending::TimedOut("Timed out while sending replies")),
         }
     }
 
@@ -272,7 +275,7 @@ impl Session {
                 self.wire.consume(self.wire.input().len());
             }
             self.flush().await?;
-            // For the whole line, and for a message that comes in chunks no longer than for one that does not.
+            // One deadline for the whole line. Between chunks, the deadline of the message's content applies as well.
             let deadline = *idle.get_or_insert_with(|| {
                 let deadline = self.ends.within(self.context.limits.idle);
                 self.intake
@@ -284,7 +287,7 @@ impl Session {
             let drained = async {
                 closing.cancelled().await;
                 if in_transaction {
-                    Deadline::after(LAST_COMMANDS).wait().await;
+                    Deadline::after(CLOSING_COMMAND_WAIT).wait().await;
                 }
             };
             let read = tokio::select! {
@@ -296,12 +299,12 @@ impl Session {
                 Ok(Ok(0)) => return Err(Ending::Closed),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(error.into()),
-                Err(Elapsed) => return Err(Ending::TimedOut("Idle for too long")),
+                Err(Elapsed) => return Err(Ending::TimedOut("Timed out waiting for a command")),
             }
         }
     }
 
-    /// One line of an exchange that is not a command (AUTH); a malformed one counts as empty.
+    /// One line of an exchange that is not a command (AUTH); a malformed line counts as empty.
     pub(super) async fn answer_line(&mut self) -> Result<Vec<u8>, Ending> {
         Ok(match self.next_line().await? {
             Line::Command(line) => line,
@@ -338,22 +341,23 @@ impl Session {
 
     async fn handshake(&mut self) -> Result<(), Ending> {
         let failed = |why: &str| Ending::Handshake(io::Error::other(why.to_owned()));
-        // Anything in the buffer came in the clear, maybe from somebody else (CVE-2011-0411): it is dropped.
+        // `take_plain` drops the buffered input: it arrived unencrypted, and an attacker may have injected it
+        // (CVE-2011-0411).
         let socket = self
             .wire
             .take_plain()
-            .ok_or_else(|| failed("encrypted already"))?;
+            .ok_or_else(|| failed("the session is encrypted already"))?;
         let config = self
             .context
             .tls
             .clone()
-            .ok_or_else(|| failed("no certificate"))?;
+            .ok_or_else(|| failed("the listener has no certificate"))?;
         let accepted = self
             .ends
-            .within(HANDSHAKE)
+            .within(HANDSHAKE_TIMEOUT)
             .run(TlsAcceptor::from(config).accept(socket))
             .await
-            .map_err(|Elapsed| failed("took too long"))?
+            .map_err(|Elapsed| failed("timed out"))?
             .map_err(Ending::Handshake)?;
         self.tls = Some(tls::describe(&accepted));
         self.client_certificate = tls::has_client_certificate(&accepted);
@@ -395,7 +399,7 @@ impl Session {
         let mut intake = match begun {
             Ok(intake) => intake,
             Err(reply) => {
-                // The octets follow all the same.
+                // The octets of the chunk follow in any case.
                 let mut nothing = self.discarding(decoder, reply.clone());
                 self.receive(&mut nothing, Some(octets)).await?;
                 return Ok(reply);
@@ -405,17 +409,17 @@ impl Session {
         if last {
             return Ok(self.complete(intake).await);
         }
-        // A message that comes in too slowly does so however it is cut.
+        // The lowest rate applies to a message in chunks as well.
         intake.wait(&self.context.limits)?;
         let count = usize::try_from(octets).unwrap_or(usize::MAX);
         self.intake = Some(intake);
         Ok(Reply::chunk_ok(count))
     }
 
-    /// End of data: the transaction becomes a message and the pipeline answers for it.
+    /// At the end of data, makes a message of the transaction and returns the reply of the pipeline to it.
     async fn complete(&mut self, intake: Box<Intake>) -> Reply {
         let Some(transaction) = self.server.finish() else {
-            return Reply::bad_sequence("Say MAIL first");
+            return Reply::bad_sequence("Send MAIL first");
         };
         let forwarded = std::mem::take(&mut self.forwarded);
         let refuse_bare = self.context.settings.line_endings == LineEndings::Refuse;

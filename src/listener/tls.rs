@@ -1,4 +1,4 @@
-//! Certificates of a listener and what a handshake tells about a client.
+//! Certificates of a listener, and the properties of a TLS session.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,15 +15,16 @@ use crate::file;
 /// Why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read, or is not PEM of the right kind.
+    /// A file cannot be read, or does not contain PEM of the right kind.
     #[error("{path}: {why}", path = .0.display(), why = .1)]
     File(PathBuf, String),
-    /// The parts do not fit together: the key is not that of the certificate, say.
+    /// The parts do not match, for example the key and the certificate.
     #[error("certificate {path}: {why}", path = .0.display(), why = .1)]
     Mismatch(PathBuf, rustls::Error),
 }
 
-/// Reads chain, key and client authorities. Blocking: small files, read at start and reload only.
+/// Reads the certificate chain, the key and the client CAs. Blocks on disk I/O; the files are small, and are read only at
+/// start and at a reload.
 pub fn server_config(
     certificate: &Path,
     key: &Path,
@@ -45,7 +46,7 @@ pub fn server_config(
                     .add(authority)
                     .map_err(|e| TlsError::Mismatch(path.to_owned(), e))?;
             }
-            // A client without certificate is welcome; it just may not relay for that reason.
+            // A client without a certificate is accepted, but gets no permission to relay from TLS.
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                 .allow_unauthenticated()
                 .build()
@@ -71,11 +72,11 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 fn pem(path: &Path) -> Result<Vec<u8>, TlsError> {
-    file::read(path, file::LARGEST)
+    file::read(path, file::CREDENTIAL_FILE_OCTETS_MAX)
         .map_err(|error| TlsError::File(path.to_owned(), format!("cannot be read: {error}")))
 }
 
-/// Protocol version and cipher suite, as shown in `Received`.
+/// Protocol version and cipher suite, as shown in the `Received` field.
 pub fn describe(stream: &TlsStream<TcpStream>) -> String {
     let (_, connection) = stream.get_ref();
     let version = match connection.protocol_version() {
@@ -90,8 +91,8 @@ pub fn describe(stream: &TlsStream<TcpStream>) -> String {
     format!("{version} {suite}")
 }
 
-/// Whether the client proved a certificate of `client_ca`: without authorities it is not asked for one, and rustls has checked
-/// what it sent.
+/// Whether the client has a certificate of `client_ca`. Without `client_ca` no client is asked for a certificate, and rustls
+/// has verified each certificate that a client sent.
 pub fn has_client_certificate(stream: &TlsStream<TcpStream>) -> bool {
     stream
         .get_ref()

@@ -1,4 +1,4 @@
-//! Our `Received` field (RFC 5321 4.4).
+//! The `Received` field that the relay adds (RFC 5321 4.4).
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 
 use crate::message::{Envelope, MessageId, Origin};
 
-/// The field with its CRLF, folded; every text from outside cleaned of what could end the line or the comment.
+/// The folded field with its CRLF. In text from other systems, characters that could end the line or the comment are replaced.
 pub fn received(hostname: &str, id: MessageId, envelope: &Envelope, at: Timestamp) -> String {
     let origin = &envelope.origin;
     let mut field = String::with_capacity(320);
@@ -26,7 +26,7 @@ pub fn received(hostname: &str, id: MessageId, envelope: &Envelope, at: Timestam
         "\r\n\tby {hostname} (Spillway) with {}\r\n\tid {id}",
         origin.protocol
     );
-    // With more than one recipient the field would tell each about the others.
+    // With several recipients, the field would show each of them the addresses of the others.
     if let [only] = envelope.recipients.as_slice() {
         let _ = write!(field, "\r\n\tfor <{}>", only.mailbox);
     }
@@ -34,7 +34,7 @@ pub fn received(hostname: &str, id: MessageId, envelope: &Envelope, at: Timestam
     field
 }
 
-/// The "with" word of RFC 3848 and RFC 6531.
+/// The keyword after `with` (RFC 3848, RFC 6531).
 pub fn protocol(
     extended: bool,
     smtputf8: bool,
@@ -61,7 +61,7 @@ fn date(at: Timestamp) -> String {
         .to_string()
 }
 
-/// RFC 5321 4.1.3: IPv6 addresses are tagged.
+/// Address literal; an IPv6 address has the tag `IPv6:` (RFC 5321 4.1.3).
 fn literal(address: IpAddr) -> String {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.to_string(),
@@ -72,7 +72,7 @@ fn literal(address: IpAddr) -> String {
 fn clean(text: &str) -> String {
     let keep = |c: char| match c {
         '(' | ')' | '\\' | ';' | '<' | '>' => '?',
-        // Without SMTPUTF8 a header field is of ASCII, and the next hop may not take anything else.
+        // Without SMTPUTF8 a header field contains ASCII only, and the next hop may refuse other characters.
         ' '..='~' => c,
         _ => '?',
     };
@@ -83,7 +83,7 @@ fn clean(text: &str) -> String {
     }
 }
 
-/// What `origin.protocol` is to be for a session in this state.
+/// Sets `origin.protocol` from the state of the session.
 pub fn set_protocol(origin: &mut Origin, extended: bool, smtputf8: bool) {
     origin.protocol = protocol(
         extended,
@@ -99,9 +99,9 @@ mod tests {
     use super::*;
     use crate::message::{BodyKind, Mailbox, ReversePath};
 
-    /// The whole field, and the same with a HELO argument that tries to end it.
+    /// A HELO argument that tries to end the field or its comment cannot do so.
     #[test]
-    fn the_field_cannot_be_broken_out_of() {
+    fn a_helo_argument_cannot_end_the_field() {
         let mailbox = Mailbox::parse("b@c.example").expect("mailbox");
         let mut envelope = Envelope {
             reverse_path: ReversePath::NULL,

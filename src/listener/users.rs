@@ -1,10 +1,10 @@
 //! The users who may relay after AUTH: a file of `name:$argon2id$…` lines, as written by `spillway user add`.
 //!
-//! Checking a password costs memory and time on purpose (argon2). So that this cannot be turned against the relay, few
-//! are checked at once, on threads that may block, and who waits too long gets a transient error. An unknown name costs
-//! what a known one costs: names cannot be found out by timing. The file is looked at again whenever it has changed, so
-//! a removed user is out at once. A file that cannot be looked at, because its mount hangs, leaves the users as they were, and
-//! delays nobody for long.
+//! A password check uses much memory and time by design (argon2). An attacker must not use that against the relay, so only
+//! a few checks run at a time, on threads that may block, and a check that waits too long fails with a transient error. A
+//! check of an unknown name takes as long as one of a known name, so that response times do not reveal names. The file is
+//! read again whenever it has changed, so a removed user cannot log in any more. If the file cannot be read because its
+//! mount hangs, the users loaded before stay valid, and a check waits for the file only a short time.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -22,41 +22,41 @@ use tokio::sync::Semaphore;
 use crate::deadline::Deadline;
 use crate::file;
 
-/// Octets of a users file at most: some hundred thousand users.
-const LARGEST_FILE: u64 = 16 << 20;
-/// Octets of a password at most.
-const LONGEST_PASSWORD: usize = 1024;
-/// Passwords checked at once in the whole process; each takes 19 MiB.
+/// Largest users file in octets: 16 MiB hold more than 100 000 users.
+const USERS_FILE_OCTETS_MAX: u64 = 16 << 20;
+/// Longest password in octets.
+const PASSWORD_OCTETS_MAX: usize = 1024;
+/// Largest number of concurrent password checks in the process; each needs 19 MiB.
 const PASSWORD_CHECKS_MAX: usize = 4;
-/// Wait for one's turn to be checked.
+/// Longest wait for the start of a password check. After that the client gets a transient error.
 const PASSWORD_CHECK_WAIT: Duration = Duration::from_secs(10);
-/// Wait for a look at a file; then the users are as before.
+/// Timeout for reading the users file. After that the users loaded before stay valid.
 const USER_FILE_READ_TIMEOUT: Duration = Duration::from_secs(2);
-/// The hash that stands for users we do not have: the parameters of [`add`], of no password.
-const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$c3BpbGx3YXktbm9ib2R5$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+/// Hash to check for an unknown user. It has the parameters that [`add`] uses, and no password matches it.
+const UNKNOWN_USER_HASH: &str = "$argon2id$v=19$m=19456,t=2,p=1$c3BpbGx3YXktbm9ib2R5$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-static TURNS: Semaphore = Semaphore::const_new(PASSWORD_CHECKS_MAX);
+static PASSWORD_CHECK_PERMITS: Semaphore = Semaphore::const_new(PASSWORD_CHECKS_MAX);
 
 /// The users of one file.
 #[derive(Debug)]
 pub struct Users {
     path: PathBuf,
-    /// Nothing is read while it is held.
+    /// The file is never read while this lock is held.
     loaded: Arc<Mutex<Loaded>>,
-    /// One looks at a time: one that hangs is one thread.
+    /// One reader at a time, so that a file that hangs blocks one thread only.
     looking: Arc<Semaphore>,
-    /// The last look took too long.
+    /// The last read took too long.
     hangs: AtomicBool,
 }
 
-/// What was read, and of which file it was true.
+/// The users that were read, and the version of the file.
 #[derive(Debug)]
 struct Loaded {
     stamp: Stamp,
     users: Arc<BTreeMap<String, PasswordHashString>>,
 }
 
-/// Differs whenever the file was written or replaced.
+/// Version of a file: differs after the file was written or replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
@@ -64,20 +64,20 @@ struct Stamp {
     size: u64,
 }
 
-/// Why users cannot be read, checked or written.
+/// Why users cannot be read, checked or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum UsersError {
     /// The file cannot be read or written.
     #[error("{}: {}", .0.display(), .1)]
     File(PathBuf, #[source] std::io::Error),
-    /// The file is too large to be one.
-    #[error("{}: larger than 16 MiB: not a users file", .0.display())]
+    /// The file is too large for a users file.
+    #[error("{}: the file is larger than 16 MiB, so it is not a users file", .0.display())]
     TooLarge(PathBuf),
     /// A line is not `name:hash`.
     #[error("{} line {}: {}", .0.display(), .1, .2)]
     Line(PathBuf, usize, &'static str),
     /// The name cannot be written to the file.
-    #[error("{0:?} cannot be a user's name: {1}")]
+    #[error("{0:?} cannot be a user name: {1}")]
     Name(String, &'static str),
     /// The password cannot be used.
     #[error("the password {0}")]
@@ -91,7 +91,7 @@ pub enum UsersError {
 }
 
 impl Users {
-    /// Reads a users file. Blocks on the disk.
+    /// Reads a users file. Blocks on disk I/O.
     pub fn load(path: &Path) -> Result<Self, UsersError> {
         let (loaded, _) = read(path)?;
         Ok(Self {
@@ -102,15 +102,15 @@ impl Users {
         })
     }
 
-    /// Whether this is the user's password. An error says nothing about the password: try again later.
+    /// Whether this is the password of the user. An error says nothing about the password; a later try may succeed.
     ///
-    /// Cancel safety: safe; a check that has begun ends by itself.
+    /// Cancel safety: safe; a check that has begun continues and its result is dropped.
     pub async fn verify(&self, name: &str, password: &str) -> Result<bool, UsersError> {
-        if password.len() > LONGEST_PASSWORD {
+        if password.len() > PASSWORD_OCTETS_MAX {
             return Ok(false);
         }
         let turn = Deadline::after(PASSWORD_CHECK_WAIT)
-            .run(TURNS.acquire())
+            .run(PASSWORD_CHECK_PERMITS.acquire())
             .await;
         let Ok(Ok(turn)) = turn else {
             return Err(UsersError::Busy);
@@ -118,7 +118,7 @@ impl Users {
         let users = self.current().await;
         let (name, password) = (name.to_owned(), password.to_owned());
         tokio::task::spawn_blocking(move || {
-            // Kept until the work is done, even if nobody waits for it any more.
+            // Held until the check ends, even if its caller no longer waits.
             let _turn = turn;
             matches(&users, &name, &password)
         })
@@ -126,7 +126,7 @@ impl Users {
         .map_err(|error| UsersError::Check(error.to_string()))
     }
 
-    /// What the file says now; what it last said if it cannot be read, or not in time.
+    /// The current users of the file, or the users loaded before if the file cannot be read within the timeout.
     async fn current(&self) -> Arc<BTreeMap<String, PasswordHashString>> {
         let still_hangs =
             self.hangs.load(Ordering::Relaxed) && self.looking.available_permits() == 0;
@@ -139,7 +139,7 @@ impl Users {
             let place = self.looking.clone().acquire_owned().await.ok()?;
             let (path, loaded) = (self.path.clone(), self.loaded.clone());
             let task = tokio::task::spawn_blocking(move || {
-                // Kept until the work is done, even if nobody waits for it any more.
+                // Held until the read ends, even if its caller no longer waits.
                 let _place = place;
                 look(&path, &loaded);
             });
@@ -148,7 +148,7 @@ impl Users {
         let is_late = Deadline::after(patience).run(looked).await.is_err();
         if is_late && !self.hangs.swap(is_late, Ordering::Relaxed) {
             let path = self.path.display();
-            tracing::error!(%path, "users file not looked at in time; the users are as before: is its mount gone?");
+            tracing::error!(%path, "reading the users file timed out; the users loaded before stay valid: check the mount of the file");
         }
         if !is_late {
             self.hangs.store(false, Ordering::Relaxed);
@@ -165,7 +165,9 @@ fn look(path: &Path, loaded: &Mutex<Loaded>) {
     }
     match read(path) {
         Ok((new, _)) => *lock(loaded) = new,
-        Err(error) => tracing::error!(%error, "users file not read again; the users are as before"),
+        Err(error) => {
+            tracing::error!(%error, "the changed users file cannot be read; the users loaded before stay valid")
+        }
     }
 }
 
@@ -177,7 +179,7 @@ fn matches(users: &BTreeMap<String, PasswordHashString>, name: &str, password: &
     let known = users.get(name);
     let hash = match known {
         Some(hash) => Some(hash.password_hash()),
-        None => PasswordHash::new(NOBODY).ok(),
+        None => PasswordHash::new(UNKNOWN_USER_HASH).ok(),
     };
     let right = hash.is_some_and(|hash| {
         let password = password.as_bytes();
@@ -196,17 +198,17 @@ impl Stamp {
     }
 }
 
-/// The users of a file, and its text.
+/// The users of a file, and the text of the file.
 fn read(path: &Path) -> Result<(Loaded, String), UsersError> {
     let failed = |error| UsersError::File(path.to_owned(), error);
     let file = file::open_regular(path).map_err(failed)?;
-    // Taken before reading: a change in between is seen at the next look.
+    // Taken before the read: the next check then sees a change made during the read.
     let stamp = Stamp::of(&file.metadata().map_err(failed)?);
-    if stamp.size > LARGEST_FILE {
+    if stamp.size > USERS_FILE_OCTETS_MAX {
         return Err(UsersError::TooLarge(path.to_owned()));
     }
     let mut text = String::new();
-    file.take(LARGEST_FILE)
+    file.take(USERS_FILE_OCTETS_MAX)
         .read_to_string(&mut text)
         .map_err(failed)?;
     let mut users = BTreeMap::new();
@@ -218,14 +220,14 @@ fn read(path: &Path) -> Result<(Loaded, String), UsersError> {
         let hash = PasswordHashString::new(hash)
             .map_err(|_| wrong("the hash is not of the form $argon2id$…"))?;
         if users.insert(name.to_owned(), hash).is_some() {
-            return Err(wrong("the user is there twice"));
+            return Err(wrong("the user has a second line; remove one of them"));
         }
     }
     let users = Arc::new(users);
     Ok((Loaded { stamp, users }, text))
 }
 
-/// Name and hash of a line; none for comments and empty lines.
+/// Name and hash of a line; `None` for a comment or an empty line.
 fn entry(line: &str) -> Result<Option<(&str, &str)>, &'static str> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
@@ -238,20 +240,20 @@ fn entry(line: &str) -> Result<Option<(&str, &str)>, &'static str> {
     Ok(Some((name, hash)))
 }
 
-/// The names in a users file, in their order. Blocks on the disk.
+/// The user names in a users file, sorted. Blocks on disk I/O.
 pub fn list(path: &Path) -> Result<Vec<String>, UsersError> {
     let (loaded, _) = read(path)?;
     Ok(loaded.users.keys().cloned().collect())
 }
 
-/// Adds a user, or gives one another password (then true is returned); makes the file if there is none, for its owner
-/// alone. Blocks on the disk.
+/// Adds a user, or replaces the password of an existing user and returns true. Creates a missing file, readable by its
+/// owner only. Blocks on disk I/O.
 pub fn add(path: &Path, name: &str, password: &str) -> Result<bool, UsersError> {
     check_name(name).map_err(|what| UsersError::Name(name.to_owned(), what))?;
     if password.is_empty() {
         return Err(UsersError::Password("is empty"));
     }
-    if password.len() > LONGEST_PASSWORD {
+    if password.len() > PASSWORD_OCTETS_MAX {
         return Err(UsersError::Password("has more than 1024 octets"));
     }
     let salt = SaltString::generate(&mut OsRng);
@@ -273,7 +275,7 @@ pub fn add(path: &Path, name: &str, password: &str) -> Result<bool, UsersError> 
     })
 }
 
-/// Removes a user; false if there is none. Blocks on the disk.
+/// Removes a user; false if the file has no such user. Blocks on disk I/O.
 pub fn remove(path: &Path, name: &str) -> Result<bool, UsersError> {
     rewrite(path, false, |lines| {
         let before = lines.len();
@@ -302,20 +304,20 @@ fn check_name(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Changes the lines of a file in one step: readers see the old file or the new one. Two that write wait for each other.
+/// Changes the lines of a file atomically: readers see the old file or the new one. Concurrent writers wait for each other.
 fn rewrite<T>(
     path: &Path,
     create: bool,
     change: impl FnOnce(&mut Vec<String>) -> T,
 ) -> Result<T, UsersError> {
     let failed = |error| UsersError::File(path.to_owned(), error);
-    // The file itself, not a link to it, is replaced.
+    // Replace the file itself and not a link to it.
     let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let folder = match target.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    // The file is replaced, so a lock on it would be a lock on what is gone; the folder stays.
+    // Lock the folder, because the file is replaced: a lock on the old file would lock nothing.
     let lock = std::fs::File::open(folder).map_err(failed)?;
     lock.lock().map_err(failed)?;
     let old = std::fs::metadata(&target).ok();
@@ -333,7 +335,7 @@ fn rewrite<T>(
     let mode = std::fs::Permissions::from_mode(0o600);
     file.set_permissions(mode).map_err(failed)?;
     if let Some(old) = old {
-        // As root this keeps the file readable for the relay's user; as anybody else it is ours already.
+        // For root, this keeps the file readable for the user of the relay. Any other caller owns the file already.
         let _ = std::os::unix::fs::fchown(file, Some(old.uid()), Some(old.gid()));
     }
     file.sync_all().map_err(failed)?;
@@ -352,7 +354,7 @@ mod tests {
         (folder, path)
     }
 
-    /// The right password of a known user, and nothing else, is let in; a change of the file counts at once.
+    /// Only the right password of a known user is accepted, and a change of the file takes effect at once.
     #[tokio::test]
     async fn only_the_right_password_is_let_in() {
         let (_folder, path) = file();
@@ -362,7 +364,7 @@ mod tests {
         for (name, password) in [("tim", "Secret"), ("tim", ""), ("Tim", "secret"), ("", "")] {
             assert!(!users.verify(name, password).await.expect("checks"));
         }
-        let long = "x".repeat(LONGEST_PASSWORD + 1);
+        let long = "x".repeat(PASSWORD_OCTETS_MAX + 1);
         assert!(!users.verify("tim", &long).await.expect("checks"));
 
         assert!(add(&path, "tim", "other").expect("replaces"));
@@ -372,23 +374,23 @@ mod tests {
         assert!(!users.verify("tim", "other").await.expect("checks"));
     }
 
-    /// The hash that stands for unknown users is a real one: checking it takes the time of a real check.
+    /// The hash for unknown users has real parameters, so its check takes as long as any other check.
     #[test]
-    fn nobody_costs_what_somebody_costs() {
-        let nobody = PasswordHash::new(NOBODY).expect("a hash");
+    fn an_unknown_user_costs_as_much_as_a_known_one() {
+        let unknown = PasswordHash::new(UNKNOWN_USER_HASH).expect("a hash");
         let salt = SaltString::generate(&mut OsRng);
-        let somebody = Argon2::default()
+        let known = Argon2::default()
             .hash_password(b"x", &salt)
             .expect("a hash");
-        assert_eq!(nobody.algorithm, somebody.algorithm);
-        assert_eq!(nobody.params, somebody.params);
+        assert_eq!(unknown.algorithm, known.algorithm);
+        assert_eq!(unknown.params, known.params);
         let lengths = |hash: &PasswordHash<'_>| hash.hash.map(|output| output.len());
-        assert_eq!(lengths(&nobody), lengths(&somebody));
+        assert_eq!(lengths(&unknown), lengths(&known));
     }
 
-    /// A broken file that was fine before changes nothing: mail keeps flowing for the users it had.
+    /// If the file becomes invalid, the users loaded before stay valid.
     #[tokio::test]
-    async fn broken_file_keeps_the_users() {
+    async fn an_invalid_file_keeps_the_users() {
         let (_folder, path) = file();
         add(&path, "tim", "secret").expect("adds");
         let users = Users::load(&path).expect("loads");
@@ -396,7 +398,7 @@ mod tests {
         assert!(users.verify("tim", "secret").await.expect("checks"));
     }
 
-    /// What is no file leaves the users as they were, and when it is one again, it counts at once.
+    /// While a FIFO stands in place of the file, the users loaded before stay valid. A regular file takes effect at once.
     #[tokio::test]
     async fn a_fifo_keeps_the_users() {
         let (_folder, path) = file();
@@ -414,13 +416,14 @@ mod tests {
         assert!(!users.verify("tim", "secret").await.expect("checks"));
     }
 
-    /// A file whose mount hangs delays its own users for a moment, once, and nobody else; when it is there again, it counts.
+    /// A file whose mount hangs delays one password check by the timeout, and later ones not at all. When the file can be
+    /// read again, it takes effect.
     #[tokio::test(start_paused = true)]
-    async fn a_look_that_hangs_is_not_waited_for() {
+    async fn a_read_that_hangs_delays_one_check() {
         let (_folder, path) = file();
         add(&path, "tim", "secret").expect("adds");
         let users = Users::load(&path).expect("loads");
-        // As good as a look that hangs.
+        // Has the effect of a read that hangs.
         let hangs = users.looking.clone().acquire_owned().await.expect("free");
         add(&path, "tim", "other").expect("replaces");
         for waits in [USER_FILE_READ_TIMEOUT, Duration::ZERO] {
@@ -436,9 +439,9 @@ mod tests {
         assert!(users.verify("tim", "other").await.expect("checks"));
     }
 
-    /// Writing keeps comments and order, and leaves a file that its owner alone can read.
+    /// A rewrite keeps comments and order, and only the owner can read the new file.
     #[test]
-    fn rewriting_keeps_what_others_wrote() {
+    fn a_rewrite_keeps_comments_and_order() {
         let (_folder, path) = file();
         add(&path, "a", "1").expect("adds");
         let text = std::fs::read_to_string(&path).expect("reads");
@@ -452,7 +455,7 @@ mod tests {
         assert!(!remove(&path, "c").expect("no such user"));
     }
 
-    /// A line that is no user is named; a name that would become another line is refused.
+    /// An invalid line is reported with its number. A name that cannot be stored in one line is refused.
     #[test]
     fn wrong_lines_and_names_are_refused() {
         let (_folder, path) = file();

@@ -1,4 +1,4 @@
-//! The octet stream of a session, in the clear or encrypted, with the input that was read but not used.
+//! The octet stream of a session, with or without TLS, and the buffers for input and output.
 
 use std::io;
 use std::pin::Pin;
@@ -11,11 +11,11 @@ use tokio_rustls::server::TlsStream;
 
 /// A socket, with or without TLS.
 pub enum Stream {
-    /// In the clear.
+    /// Without TLS.
     Plain(TcpStream),
-    /// Encrypted; boxed because most sessions are not and idle ones should be small.
+    /// With TLS. Boxed, because most sessions have no TLS, and an idle session should use little memory.
     Tls(Box<TlsStream<TcpStream>>),
-    /// Between the two, while the handshake owns the socket.
+    /// No socket, while the TLS handshake owns it.
     Closed,
 }
 
@@ -63,24 +63,25 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// The stream with its buffers. An idle session holds an input buffer of [`Wire::IDLE`] octets and no output buffer.
+/// The stream with its buffers. An idle session holds an input buffer of [`Wire::IDLE_INPUT_OCTETS`] and no output buffer.
 pub struct Wire {
     stream: Stream,
     input: BytesMut,
     output: Vec<u8>,
-    /// So much of the output has been sent already.
+    /// Octets of the output that are already sent.
     sent: usize,
 }
 
 impl Wire {
-    /// Input buffer of a session that waits for a command.
-    const IDLE: usize = 1024;
-    /// Input buffer while content comes in.
-    const BUSY: usize = 32 * 1024;
-    /// Replies that may wait for the next flush; a pipelining client that asks for more has to read first.
-    const REPLIES: usize = 16 * 1024;
+    /// Size in octets of the input buffer while the session waits for a command: 1 KiB holds most command lines.
+    const IDLE_INPUT_OCTETS: usize = 1024;
+    /// Size in octets of the input buffer while content arrives. A larger buffer means fewer reads.
+    const CONTENT_INPUT_OCTETS: usize = 32 * 1024;
+    /// Octets of replies that may wait for the next flush. A pipelining client has to read these replies before its next
+    /// command is answered.
+    const PENDING_REPLY_OCTETS_MAX: usize = 16 * 1024;
 
-    /// Around a socket from which nothing was read yet.
+    /// Wraps a socket from which nothing was read yet.
     pub fn new(stream: Stream) -> Self {
         Self {
             stream,
@@ -90,29 +91,29 @@ impl Wire {
         }
     }
 
-    /// What was read and not used.
+    /// Input that was read and not yet used.
     pub fn input(&self) -> &[u8] {
         &self.input
     }
 
-    /// Uses up input.
+    /// Removes the first `octets` octets of the input.
     pub fn consume(&mut self, octets: usize) {
         self.input.advance(octets);
     }
 
-    /// The buffer for replies not yet sent.
+    /// The buffer for replies that are not yet sent.
     pub fn output(&mut self) -> &mut Vec<u8> {
         &mut self.output
     }
 
-    /// Whether the output is to be sent before more is put into it.
+    /// Whether the output must be sent before a further reply is added.
     pub fn is_full(&self) -> bool {
-        self.output.len() > Self::REPLIES
+        self.output.len() > Self::PENDING_REPLY_OCTETS_MAX
     }
 
-    /// Sends what is in the output.
+    /// Sends the output.
     ///
-    /// Cancel safety: safe, the next flush goes on where this one stopped.
+    /// Cancel safety: safe; the next flush continues where this one stopped.
     pub async fn flush(&mut self) -> io::Result<()> {
         if !self.output.is_empty() {
             while self.sent < self.output.len() {
@@ -128,37 +129,37 @@ impl Wire {
         Ok(())
     }
 
-    /// Reads more while a command is awaited; 0 is the end.
+    /// Reads more input while the session waits for a command. Returns the number of octets; 0 is the end of the stream.
     ///
-    /// Cancel safety: safe, what was read is in the input.
+    /// Cancel safety: safe; the octets that were read are in the input.
     pub async fn read_command(&mut self) -> io::Result<usize> {
-        if self.input.is_empty() && self.input.capacity() != Self::IDLE {
-            self.input = BytesMut::with_capacity(Self::IDLE);
+        if self.input.is_empty() && self.input.capacity() != Self::IDLE_INPUT_OCTETS {
+            self.input = BytesMut::with_capacity(Self::IDLE_INPUT_OCTETS);
         }
-        self.input.reserve(Self::IDLE / 2);
+        self.input.reserve(Self::IDLE_INPUT_OCTETS / 2);
         self.stream.read_buf(&mut self.input).await
     }
 
-    /// Reads so many octets more at most, so that what follows them stays in the socket; 0 is the end.
+    /// Reads at most `octets` octets more, so that later octets stay in the socket. 0 is the end of the stream.
     ///
-    /// Cancel safety: safe, what was read is in the input.
+    /// Cancel safety: safe; the octets that were read are in the input.
     pub async fn read_at_most(&mut self, octets: usize) -> io::Result<usize> {
         let mut limited = (&mut self.stream).take(octets as u64);
         limited.read_buf(&mut self.input).await
     }
 
-    /// Reads more while content is awaited; 0 is the end.
+    /// Reads more input while content arrives. Returns the number of octets; 0 is the end of the stream.
     ///
-    /// Cancel safety: safe, what was read is in the input.
+    /// Cancel safety: safe; the octets that were read are in the input.
     pub async fn read_content(&mut self) -> io::Result<usize> {
-        if self.input.is_empty() && self.input.capacity() < Self::BUSY {
-            self.input = BytesMut::with_capacity(Self::BUSY);
+        if self.input.is_empty() && self.input.capacity() < Self::CONTENT_INPUT_OCTETS {
+            self.input = BytesMut::with_capacity(Self::CONTENT_INPUT_OCTETS);
         }
-        self.input.reserve(Self::BUSY / 4);
+        self.input.reserve(Self::CONTENT_INPUT_OCTETS / 4);
         self.stream.read_buf(&mut self.input).await
     }
 
-    /// Drops buffered input, which came before the handshake, and gives the socket away to TLS.
+    /// Drops the buffered input, which arrived before the TLS handshake, and returns the socket for the handshake.
     pub fn take_plain(&mut self) -> Option<TcpStream> {
         self.input.clear();
         match std::mem::replace(&mut self.stream, Stream::Closed) {
@@ -167,12 +168,12 @@ impl Wire {
         }
     }
 
-    /// Goes on with an encrypted stream.
+    /// Continues with an encrypted stream.
     pub fn set_tls(&mut self, stream: TlsStream<TcpStream>) {
         self.stream = Stream::Tls(Box::new(stream));
     }
 
-    /// Says goodbye at the transport level; errors are of no interest any more.
+    /// Closes the transport. Errors are ignored, because the session has ended.
     pub async fn shutdown(&mut self) {
         let _ = self.stream.shutdown().await;
     }
@@ -185,7 +186,8 @@ mod tests {
 
     use super::*;
 
-    /// A flush that was given up goes on where it stopped: octets sent twice would be replies to other commands.
+    /// A flush after a cancelled one continues where the first stopped: octets sent twice would look like replies to other
+    /// commands.
     #[tokio::test]
     async fn an_interrupted_flush_repeats_nothing() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -193,7 +195,7 @@ mod tests {
         let mut peer = TcpStream::connect(address).await.expect("connect");
         let (socket, _) = listener.accept().await.expect("accept");
         let mut wire = Wire::new(Stream::Plain(socket));
-        // More than any socket buffers.
+        // More octets than the buffers of a socket hold.
         let replies: Vec<u8> = (0..32 << 20).map(|i| (i % 251) as u8).collect();
         wire.output().extend_from_slice(&replies);
         assert!(wire.is_full());

@@ -5,11 +5,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A mailbox as given in MAIL or RCPT, without angle brackets: `local-part@domain`, or the bare `postmaster` of
-/// RFC 5321 4.5.1.
+/// A mailbox as given in MAIL or RCPT, without angle brackets: `local-part@domain`, or the bare `postmaster` of RFC 5321
+/// 4.5.1.
 ///
-/// Kept as received (the local-part belongs to its own domain to interpret, RFC 5321 2.4); at most 254 octets
-/// (RFC 5321 4.5.3.1.3 less the brackets) and free of control characters, which [`Mailbox::parse`] enforces.
+/// Stored as received, because only its own domain may interpret the local-part (RFC 5321 2.4). [`Mailbox::parse`] enforces at
+/// most 254 octets (RFC 5321 4.5.3.1.3, without the brackets) and no control characters.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Mailbox(Box<str>);
@@ -17,16 +17,16 @@ pub struct Mailbox(Box<str>);
 /// Why a text is not a mailbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotAMailbox {
-    /// More than 64 octets of local-part or 254 in all.
+    /// The local-part has more than 64 octets, or the mailbox more than 254.
     #[error("the address is longer than RFC 5321 allows")]
     TooLong,
-    /// No local-part, no domain, or a character that no address may contain.
+    /// The local-part or the domain is missing, or a character is not allowed in addresses.
     #[error("the address is not of the form local-part@domain")]
     Syntax,
 }
 
 impl Mailbox {
-    /// Checks length and the characters that could break a header, a log line or an SMTP command.
+    /// Checks the length and the characters that could break a header, a log line or an SMTP command.
     pub fn parse(text: &str) -> Result<Self, NotAMailbox> {
         if text.len() > 254 {
             return Err(NotAMailbox::TooLong);
@@ -58,18 +58,18 @@ impl Mailbox {
         &self.0
     }
 
-    /// What stands before the last `@`.
+    /// The part before the last `@`.
     pub fn local_part(&self) -> &str {
         self.0.rsplit_once('@').map_or(&*self.0, |(local, _)| local)
     }
 
-    /// What stands after the last `@`; empty for the bare `postmaster`.
+    /// The part after the last `@`; empty for the bare `postmaster`.
     pub fn domain(&self) -> &str {
         self.0.rsplit_once('@').map_or("", |(_, domain)| domain)
     }
 
-    /// The mailbox with a domain: the bare `postmaster` is the one at the server that was told it, which calls itself
-    /// `hostname`. Not everybody who is told an address takes one without a domain for one.
+    /// The mailbox with a domain: the bare `postmaster` gets `hostname`, the name of the server that received it. Some readers
+    /// of an address do not accept an address without a domain.
     pub fn qualified(&self, hostname: &str) -> Cow<'_, str> {
         match self.domain() {
             "" => Cow::Owned(format!("{}@{hostname}", self.0)),
@@ -95,7 +95,7 @@ impl fmt::Debug for Mailbox {
     }
 }
 
-/// The argument of MAIL: a mailbox, or `<>`, to which nothing may ever be bounced (RFC 5321 4.5.5).
+/// The argument of MAIL: a mailbox, or `<>`, which must never get a bounce (RFC 5321 4.5.5).
 #[derive(Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ReversePath(Option<Mailbox>);
@@ -114,13 +114,13 @@ impl ReversePath {
         self.0.is_none()
     }
 
-    /// As [`Mailbox::qualified`]; empty for `<>`.
+    /// Like [`Mailbox::qualified`]; empty for `<>`.
     pub fn qualified(&self, hostname: &str) -> Cow<'_, str> {
         let mailbox = self.0.as_ref();
         mailbox.map_or(Cow::Borrowed(""), |mailbox| mailbox.qualified(hostname))
     }
 
-    /// The mailbox, or the empty text for `<>`.
+    /// The mailbox; empty for `<>`.
     pub fn as_str(&self) -> &str {
         self.0.as_ref().map_or("", Mailbox::as_str)
     }
@@ -148,10 +148,10 @@ impl fmt::Debug for ReversePath {
 mod tests {
     use super::*;
 
-    /// Whoever is told an address is told a whole one (rspamd takes the message for a broken one otherwise); the null
-    /// reverse-path stays what it is.
+    /// A bare postmaster gets a domain, because rspamd would take a message with a bare address for a malformed one. The null
+    /// reverse-path does not change.
     #[test]
-    fn only_the_bare_postmaster_is_given_a_domain() {
+    fn only_the_bare_postmaster_gets_a_domain() {
         let qualified = |text: &str| {
             let mailbox = Mailbox::parse(text).expect(text);
             mailbox.qualified("relay.test").into_owned()
@@ -161,9 +161,9 @@ mod tests {
         assert_eq!(ReversePath::NULL.qualified("relay.test"), "");
     }
 
-    /// An address is data in a command, a header and a log line; nothing that could end one of those is let in.
+    /// An address is part of commands, headers and log lines. No address contains a character that could end one of those.
     #[test]
-    fn nothing_that_could_end_a_line_is_an_address() {
+    fn an_address_cannot_end_a_line() {
         for (text, why) in [
             ("", "empty"),
             ("a", "no domain"),
@@ -171,10 +171,7 @@ mod tests {
             ("a@", "empty domain"),
             ("a\r\nRCPT TO:<x@y>@b.example", "line break"),
             ("a b@c.example", "space outside quotes"),
-            (
-                "a@b@c.example",
-                "whose mailbox this is depends on who reads it",
-            ),
+            ("a@b@c.example", "readers differ about its domain"),
             ("a@b c.example", "space in the domain"),
             ("a>@b.example", "closing bracket"),
         ] {
@@ -184,7 +181,7 @@ mod tests {
         assert_eq!(Mailbox::parse(&long), Err(NotAMailbox::TooLong));
     }
 
-    /// What RFC 5321 allows is kept letter by letter.
+    /// A mailbox that RFC 5321 allows is stored letter by letter.
     #[test]
     fn allowed_addresses_are_kept_as_received() {
         for text in [

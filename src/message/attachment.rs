@@ -1,14 +1,14 @@
-//! What policy may know about one attachment.
+//! The facts about an attachment that policy may use.
 
-/// Facts about one attachment, as MIME inspection found them. All of it is untrusted text from the message.
+/// Facts about one attachment, as found by the MIME inspection. All of them are untrusted data from the message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttachmentFact {
-    /// The file name it claims, decoded; files inside an archive have their own.
+    /// The declared file name, decoded. Files inside an archive have names of their own.
     pub name: Option<String>,
-    /// The media type it claims, lower case: `application/pdf`.
+    /// The declared media type in lower case, for example `application/pdf`.
     pub declared: String,
-    /// The media type its octets look like, lower case; the declared one where they look like nothing known.
+    /// The media type according to the octets, in lower case; the declared type if the octets are not recognised.
     pub sniffed: String,
-    /// Octets, decoded.
+    /// Decoded size in octets.
     pub size: u64,
 }

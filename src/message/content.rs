@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The header section and body exactly as received: CRLF lines, dot-stuffing undone, nothing added.
 ///
-/// Clones share the bytes, their digest and the charge; the memory is given back to [`MemoryBudget`] when the last clone is dropped.
+/// Clones share the bytes, their digest and the charge. [`MemoryBudget`] gets the memory back when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub struct Content {
     bytes: Bytes,
@@ -18,7 +18,7 @@ pub struct Content {
     _charge: Option<Arc<Charge>>,
 }
 
-/// SHA-256 of all octets of a content: where it is equal, so is every octet. As text hexadecimal.
+/// SHA-256 of all octets of a content: contents with equal digests have equal octets. As text: hexadecimal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest([u8; 32]);
 
@@ -29,7 +29,7 @@ impl fmt::Display for Digest {
 }
 
 impl Content {
-    /// Content that nobody charges for: bounces we write, files given to `scan`.
+    /// Content without a charge: bounces that the relay writes, and files for `scan`.
     pub fn uncharged(bytes: impl Into<Bytes>) -> Self {
         Self {
             bytes: bytes.into(),
@@ -38,7 +38,7 @@ impl Content {
         }
     }
 
-    /// Content whose memory is paid for by `charge`.
+    /// Content whose memory `charge` covers.
     pub fn charged(bytes: impl Into<Bytes>, charge: Charge) -> Self {
         Self {
             bytes: bytes.into(),
@@ -52,7 +52,7 @@ impl Content {
         &self.bytes
     }
 
-    /// The same without so many octets at its start; shares the bytes and the charge.
+    /// The content without this number of octets at its start; shares the bytes and the charge.
     #[must_use]
     pub fn without(&self, octets: usize) -> Self {
         Self {
@@ -62,35 +62,35 @@ impl Content {
         }
     }
 
-    /// Its digest; computed by whoever asks first, about 3 ms for a megabyte on a processor without instructions for it.
+    /// The digest, computed at the first call: about 3 ms for 1 MB on a processor without instructions for it.
     pub fn digest(&self) -> Digest {
         *self
             .digest
             .get_or_init(|| Digest(Sha256::digest(&self.bytes).into()))
     }
 
-    /// Octets.
+    /// Number of octets.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Whether there is nothing at all, not even a header section.
+    /// Whether the content has no octets at all, not even a header section.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// The header section, up to and without the empty line.
+    /// The header section, without the empty line after it.
     pub fn header_section(&self) -> &[u8] {
         super::header::section(&self.bytes)
     }
 }
 
-/// `limits.in_flight_bytes`: the memory that all messages in flight may hold together.
+/// `limits.in_flight_bytes`: the memory that all messages in flight may use together.
 ///
-/// A message is charged [`MemoryBudget::FACTOR`] octets for each of its own, because scanning decodes its parts beside
-/// it, and [`MemoryBudget::OVERHEAD`] for being one, so that a flood of tiny messages is bounded too. Large messages may
-/// hold three quarters of the budget together and no more, so that however many of them are in flight, small mail always
-/// finds room.
+/// A message is charged [`MemoryBudget::OCTETS_PER_CONTENT_OCTET`] octets for each octet of content, because scanning decodes
+/// its parts in addition. It is also charged [`MemoryBudget::MESSAGE_OVERHEAD_OCTETS`], so that a flood of tiny messages is
+/// bounded too. Large messages together may use at most three quarters of the budget, so that small mail always finds room,
+/// whatever the number of large messages in flight.
 #[derive(Debug, Clone)]
 pub struct MemoryBudget {
     all: Arc<Semaphore>,
@@ -98,13 +98,13 @@ pub struct MemoryBudget {
     total: usize,
 }
 
-/// Part of the [`MemoryBudget`], given back on drop.
+/// A part of the [`MemoryBudget`], returned when it is dropped.
 #[derive(Default)]
 pub struct Charge {
     permits: Vec<OwnedSemaphorePermit>,
-    /// Of content.
+    /// Octets of content covered.
     octets: usize,
-    /// Of everything that is not content.
+    /// Octets covered in addition to the content.
     beside: usize,
     keepsake: Option<Box<dyn Any + Send + Sync>>,
 }
@@ -119,22 +119,22 @@ impl fmt::Debug for Charge {
 }
 
 impl MemoryBudget {
-    /// Octets charged per octet of content: the content itself and its decoded parts.
-    pub const FACTOR: usize = 2;
-    /// Octets charged for a message in flight beside its content: the session's buffers, the tasks and timers of its
-    /// scans, its part of a connection to the next hop, its entries in tables and in the history. Measured, see
+    /// Octets charged per octet of content: one for the content itself and one for its decoded parts.
+    pub const OCTETS_PER_CONTENT_OCTET: usize = 2;
+    /// Octets charged for a message in flight in addition to its content: the session's buffers, the tasks and timers of its
+    /// scans, its part of a connection to the next hop, its entries in tables and in the history. Measured: see
     /// docs/BENCHMARKS.md, "Memory".
-    pub const OVERHEAD: usize = 32 * 1024;
-    /// Semaphore permits stand for this many octets.
-    const UNIT: usize = 1024;
-    /// From this many octets of content on, a message is large.
-    const LARGE: usize = 256 * 1024;
+    pub const MESSAGE_OVERHEAD_OCTETS: usize = 32 * 1024;
+    /// Octets per semaphore permit.
+    const OCTETS_PER_PERMIT: usize = 1024;
+    /// A message with more content than 256 KiB is large.
+    const SMALL_CONTENT_OCTETS_MAX: usize = 256 * 1024;
 
     /// A budget of `octets`.
     pub fn new(octets: u64) -> Self {
         let units = usize::try_from(octets)
             .unwrap_or(usize::MAX)
-            .div_ceil(Self::UNIT)
+            .div_ceil(Self::OCTETS_PER_PERMIT)
             .min(u32::MAX as usize);
         Self {
             all: Arc::new(Semaphore::new(units)),
@@ -143,20 +143,22 @@ impl MemoryBudget {
         }
     }
 
-    /// Raises `charge` so that it covers `octets` of content; false when the budget is used up. Never waits: the caller
-    /// answers 452 and the client, which still has the message, tries again.
+    /// Raises `charge` so that it covers `octets` of content; returns false if the budget is used up. Never waits: the caller
+    /// answers 452, and the client, which still has the message, tries again.
     #[must_use]
     pub fn try_extend(&self, charge: &mut Charge, octets: usize) -> bool {
         let wanted = octets.saturating_sub(charge.octets);
         if wanted == 0 {
             return true;
         }
-        let Ok(units) = u32::try_from((wanted * Self::FACTOR).div_ceil(Self::UNIT)) else {
+        let Ok(units) = u32::try_from(
+            (wanted * Self::OCTETS_PER_CONTENT_OCTET).div_ceil(Self::OCTETS_PER_PERMIT),
+        ) else {
             return false;
         };
-        let large = if octets > Self::LARGE {
-            // What it was charged while it still looked small counts as well.
-            let before = match charge.octets > Self::LARGE {
+        let large = if octets > Self::SMALL_CONTENT_OCTETS_MAX {
+            // The charge from the time when the message still counted as small counts as large too.
+            let before = match charge.octets > Self::SMALL_CONTENT_OCTETS_MAX {
                 true => 0,
                 false => charge.units(),
             };
@@ -172,42 +174,47 @@ impl MemoryBudget {
         };
         charge.permits.push(all);
         charge.permits.extend(large);
-        charge.octets += units as usize * Self::UNIT / Self::FACTOR;
+        charge.octets += units as usize * Self::OCTETS_PER_PERMIT / Self::OCTETS_PER_CONTENT_OCTET;
         true
     }
 
-    /// Raises `charge` so that it covers `octets` beside the content (envelope, [`MemoryBudget::OVERHEAD`]); false when
-    /// the budget is used up. Never waits.
+    /// Raises `charge` so that it covers `octets` in addition to the content (envelope,
+    /// [`MemoryBudget::MESSAGE_OVERHEAD_OCTETS`]); returns false if the budget is used up. Never waits.
     #[must_use]
     pub fn try_hold(&self, charge: &mut Charge, octets: usize) -> bool {
         let wanted = octets.saturating_sub(charge.beside);
         if wanted == 0 {
             return true;
         }
-        let units = wanted.div_ceil(Self::UNIT);
+        let units = wanted.div_ceil(Self::OCTETS_PER_PERMIT);
         let permits =
             u32::try_from(units).map(|units| self.all.clone().try_acquire_many_owned(units));
         let Ok(Ok(permit)) = permits else {
             return false;
         };
         charge.permits.push(permit);
-        charge.beside += units * Self::UNIT;
+        charge.beside += units * Self::OCTETS_PER_PERMIT;
         true
     }
 
-    /// A charge for `octets` of content and [`MemoryBudget::OVERHEAD`], waiting for room: for background work, which has
-    /// no client to send away.
+    /// A charge for `octets` of content and [`MemoryBudget::MESSAGE_OVERHEAD_OCTETS`]. Waits for room: for background work,
+    /// where no client could try again.
     ///
     /// Cancel safety: safe; a dropped wait holds nothing.
     pub async fn acquire(&self, octets: usize) -> Charge {
         let wanted = octets
-            .saturating_mul(Self::FACTOR)
-            .saturating_add(Self::OVERHEAD)
-            .div_ceil(Self::UNIT);
+            .saturating_mul(Self::OCTETS_PER_CONTENT_OCTET)
+            .saturating_add(Self::MESSAGE_OVERHEAD_OCTETS)
+            .div_ceil(Self::OCTETS_PER_PERMIT);
         let mut permits = Vec::new();
-        // A message larger than the whole budget (the limit was lowered since it was accepted) gets its turn alone.
+        // A message larger than the whole budget (the limit was lowered after it was accepted) waits until it can have the
+        // whole budget.
         for (semaphore, size, applies) in [
-            (&self.large, self.total / 4 * 3, octets > Self::LARGE),
+            (
+                &self.large,
+                self.total / 4 * 3,
+                octets > Self::SMALL_CONTENT_OCTETS_MAX,
+            ),
             (&self.all, self.total, true),
         ] {
             let units = u32::try_from(wanted.min(size)).unwrap_or(u32::MAX);
@@ -218,19 +225,19 @@ impl MemoryBudget {
         Charge {
             permits,
             octets,
-            beside: Self::OVERHEAD,
+            beside: Self::MESSAGE_OVERHEAD_OCTETS,
             keepsake: None,
         }
     }
 
-    /// Octets not charged to anybody now.
+    /// Octets that are not charged.
     pub fn available(&self) -> u64 {
-        (self.all.available_permits() * Self::UNIT) as u64
+        (self.all.available_permits() * Self::OCTETS_PER_PERMIT) as u64
     }
 
-    /// All of it.
+    /// The whole budget in octets.
     pub fn total(&self) -> u64 {
-        (self.total * Self::UNIT) as u64
+        (self.total * Self::OCTETS_PER_PERMIT) as u64
     }
 }
 
@@ -240,24 +247,25 @@ impl Charge {
         self.octets
     }
 
-    /// Octets covered beside the content.
+    /// Octets covered in addition to the content.
     pub fn beside(&self) -> usize {
         self.beside
     }
 
-    /// Octets of the budget that it holds, those for decoded parts included.
+    /// Octets of the budget in this charge, including those for decoded parts.
     pub fn held(&self) -> usize {
-        self.octets * MemoryBudget::FACTOR + self.beside
+        self.octets * MemoryBudget::OCTETS_PER_CONTENT_OCTET + self.beside
     }
 
-    /// Drops `keepsake` together with the charge: what its owner keeps for as long as the message is in memory.
+    /// Keeps `keepsake` until the charge is dropped, so that its owner keeps it as long as the message is in memory.
     pub fn keep(&mut self, keepsake: impl Any + Send + Sync) {
         self.keepsake = Some(Box::new(keepsake));
     }
 
-    /// The content in permits of [`MemoryBudget::all`].
+    /// The charge for the content, in permits of [`MemoryBudget::all`].
     fn units(&self) -> u32 {
-        let units = self.octets * MemoryBudget::FACTOR / MemoryBudget::UNIT;
+        let units =
+            self.octets * MemoryBudget::OCTETS_PER_CONTENT_OCTET / MemoryBudget::OCTETS_PER_PERMIT;
         u32::try_from(units).unwrap_or(u32::MAX)
     }
 }
@@ -266,7 +274,7 @@ impl Charge {
 mod tests {
     use super::*;
 
-    /// However many large messages are in flight, a small one finds room.
+    /// Whatever the number of large messages in flight, a small one finds room.
     #[test]
     fn large_messages_leave_room_for_small_ones() {
         let budget = MemoryBudget::new(64 << 20);
@@ -287,7 +295,7 @@ mod tests {
         assert!(budget.try_extend(&mut small, 64 << 10));
     }
 
-    /// The same for messages that come in piece by piece, as all do, and for those that the lanes take up.
+    /// The same holds for messages that arrive piece by piece, as all do, and for stored messages.
     #[tokio::test(start_paused = true)]
     async fn a_message_that_grows_large_counts_as_large_from_its_first_octet() {
         let budget = MemoryBudget::new(64 << 20);
@@ -309,25 +317,29 @@ mod tests {
         assert!(budget.try_extend(&mut small, 64 << 10));
     }
 
-    /// A message costs memory however small it is: that is charged too, or a flood of tiny ones would be without bound.
+    /// The overhead of a message is charged too. Otherwise a flood of tiny messages would be unbounded.
     #[test]
-    fn tiny_messages_are_bounded_by_what_each_costs_beside_its_content() {
+    fn tiny_messages_are_bounded_by_their_overhead() {
         let budget = MemoryBudget::new(1 << 20);
         let tiny = || {
             let mut charge = Charge::default();
-            let held = budget.try_hold(&mut charge, MemoryBudget::OVERHEAD)
+            let held = budget.try_hold(&mut charge, MemoryBudget::MESSAGE_OVERHEAD_OCTETS)
                 && budget.try_extend(&mut charge, 1);
             held.then_some(charge)
         };
         let held: Vec<Charge> = std::iter::from_fn(tiny).collect();
-        assert_eq!(held.len(), (1 << 20) / (MemoryBudget::OVERHEAD + 1024));
+        assert_eq!(
+            held.len(),
+            (1 << 20) / (MemoryBudget::MESSAGE_OVERHEAD_OCTETS + 1024)
+        );
         let sum: usize = held.iter().map(Charge::held).sum();
         assert_eq!(budget.total() - budget.available(), sum as u64);
         drop(held);
         assert_eq!(budget.available(), budget.total());
     }
 
-    /// A digest is that of SHA-256 (FIPS 180-4), of all octets and of these alone, whoever has asked for it before.
+    /// The digest is the SHA-256 (FIPS 180-4) of all octets and of no others, even if the digest of a larger content was
+    /// computed before.
     #[test]
     fn a_digest_is_about_every_octet() {
         let content = Content::uncharged("abc");
@@ -339,7 +351,7 @@ mod tests {
         assert_ne!(rest.digest(), content.digest());
     }
 
-    /// What was charged is given back, all of it, with the last clone of the content.
+    /// The whole charge is returned with the last clone of the content.
     #[test]
     fn memory_is_given_back_with_the_last_clone() {
         let budget = MemoryBudget::new(1 << 20);

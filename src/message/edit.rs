@@ -1,13 +1,13 @@
-//! Header fields that engines want added, changed or removed: what may be asked for, and how it is done.
+//! Edits of the header section that engines request: which are allowed, and how they are made.
 //!
-//! What an engine says is outside data. [`grant`] is the one gate: the administrator's [`Rights`] for that engine first, then
-//! whether the field could stand in a header section at all. What passed it is in the engine's report as an [`Edit`], and so it
-//! is durable with the message; what did not is there in words. [`rewrite`] applies edits to what is delivered, never to what
-//! is stored or scanned: a message that is scanned again is edited anew, from the original.
+//! The request of an engine is outside data. [`grant`] is the only check: first the administrator's [`Rights`] for the engine,
+//! then whether the field could be in a header section at all. The engine's report has each granted request as an [`Edit`],
+//! which is stored with the message, and each refused request in words. [`rewrite`] applies edits to the delivered message,
+//! never to the stored or scanned one: a message that is scanned again is edited again, from the original.
 //!
-//! Positions are those of the message as received, whatever other edits there are: all engines look at the same original at
-//! once, and none knows of the others. (Sendmail counts like that for the edits of one milter, too: a field that was removed
-//! still counts.)
+//! Positions count the fields of the message as received, whatever other edits there are: all engines scan the same original
+//! at the same time, and no engine knows the edits of others. (Sendmail also counts like this for the edits of one milter: a
+//! field that was removed still counts.)
 
 mod results;
 mod rewrite;
@@ -18,92 +18,94 @@ use serde::{Deserialize, Serialize};
 
 pub use rewrite::{Rewritten, rewrite};
 
-/// Octets of a line without its CRLF (RFC 5322 2.1.1).
-const LINE: usize = 998;
-/// Octets of a field's name: one that a line of 78 octets has room for (RFC 5322 2.1.1).
-const NAME: usize = 76;
-/// Octets of names and values that one report may hold.
-const OCTETS: usize = 32 << 10;
-/// Wishes that one report may hold.
-const MOST: usize = 64;
-/// Fields of one name that are removed by their numbers; where there are more, all of them go.
-const NUMBERS: usize = 256;
-/// Characters of a wish, and of why it was refused, that are shown.
-const SHOWN: usize = 200;
+/// Largest line without its CRLF (RFC 5322 2.1.1).
+const LINE_OCTETS_MAX: usize = 998;
+/// Longest name of a field: a longer name does not fit on a line of 78 octets (RFC 5322 2.1.1).
+const NAME_OCTETS_MAX: usize = 76;
+/// Maximum octets of names and values in one report, which is stored with the message.
+const REPORT_OCTETS_MAX: usize = 32 << 10;
+/// Maximum number of requested edits in one report.
+const REQUESTS_MAX: usize = 64;
+/// Maximum number of fields of one name that are removed by number. Beyond it, all fields of the name are removed.
+const REMOVED_NUMBERS_MAX: usize = 256;
+/// Maximum length of a request, and of the reason for its refusal, as shown to people.
+const SHOWN_CHARACTERS_MAX: usize = 200;
 
-/// What an engine may have done to the messages that it looks at.
+/// The edits that an engine may request for the messages that it scans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Rights {
-    /// Nothing.
+    /// No edits.
     #[default]
     None,
-    /// Header fields may be added, changed and removed.
+    /// The engine may add, change and remove header fields.
     Fields,
 }
 
-/// One change of the header section.
+/// One edit of the header section.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Edit {
-    /// A new field.
+    /// Adds a field.
     Add {
-        /// Where.
+        /// Position of the field.
         place: Place,
-        /// Its name.
+        /// Name of the field.
         name: String,
-        /// What follows the colon, folded with CRLF; a space is put before it if it does not begin with white space.
+        /// The text after the colon, folded with CRLF. A space is added before it if it does not begin with white space.
         value: String,
     },
-    /// Another value for a field; a new one at the end if there are fewer of that name, as milters expect.
+    /// Changes the value of a field. If the message has fewer fields of that name, a field is added at the end, as milters
+    /// expect.
     Change {
-        /// Compared without regard to case; the field keeps its own spelling.
+        /// Name, compared without regard to case; the field keeps its own spelling.
         name: String,
-        /// Which of that name, counted from 1.
+        /// Number of the field among those of that name, from 1.
         nth: u32,
-        /// As in [`Edit::Add`].
+        /// Like the value of [`Edit::Add`].
         value: String,
     },
-    /// A field less.
+    /// Removes a field.
     Remove {
-        /// Compared without regard to case.
+        /// Name, compared without regard to case.
         name: String,
-        /// Which of that name, counted from 1; all of them if none is said.
+        /// Number of the field among those of that name, from 1; all of them if `None`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         nth: Option<u32>,
     },
-    /// Several fields of one name less.
+    /// Removes several fields of one name.
     RemoveSome {
-        /// Compared without regard to case.
+        /// Name, compared without regard to case.
         name: String,
-        /// Which of that name, counted from 1.
+        /// Numbers of the fields among those of that name, from 1.
         nths: Vec<u32>,
     },
-    /// Removes every Authentication-Results field that says it is from this authserv-id, or whose authserv-id cannot be
-    /// read: whoever adds such a field answers for all that claim to be its own (RFC 8601 5).
+    /// Removes every Authentication-Results field that claims this authserv-id, or whose authserv-id cannot be read: an agent
+    /// that adds this field is responsible for all fields that claim its authserv-id (RFC 8601 5).
     RemoveResults {
-        /// Compared without regard to case.
+        /// The authserv-id, compared without regard to case.
         authserv_id: String,
     },
 }
 
-/// Where a new field goes.
+/// The position of a new field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
-    /// Above everything, our own `Received` too: where trace fields go (RFC 5321 4.4). The last one is the topmost.
+    /// Above all fields, including the relay's own `Received`: the position of trace fields (RFC 5321 4.4). The last one is
+    /// the topmost.
     Top,
-    /// Before this field of the message as received, counted from 1; at the end if there are fewer.
+    /// Before the field with this number in the message as received, from 1; at the end if there are fewer fields.
     Before(u32),
     /// Below all fields.
     End,
 }
 
-/// What an engine asks for.
+/// A request of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// A change of the header section.
+    /// An edit of the header section.
     Field(Edit),
-    /// Anything else, in words: no relay does that because an engine says so.
+    /// Any other request, in words. The relay never grants it.
     Other(String),
 }
 
@@ -116,23 +118,23 @@ impl fmt::Display for Wanted {
     }
 }
 
-/// What an engine has asked for, and what became of it.
+/// A request of an engine, with the result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RequestedEdit {
-    /// Done to the message wherever it is delivered.
+    /// The edit is made in every delivery of the message.
     Granted(Edit),
-    /// Not done.
+    /// The edit is not made.
     Refused {
-        /// What was asked for; untrusted, bounded, without control characters.
+        /// The request; untrusted, bounded, without control characters.
         asked: String,
-        /// Why it is not done.
+        /// The reason of the refusal.
         why: String,
     },
 }
 
 impl RequestedEdit {
-    /// The edit, if it is to be done.
+    /// The edit, if it is granted.
     pub fn granted(&self) -> Option<&Edit> {
         match self {
             Self::Granted(edit) => Some(edit),
@@ -167,25 +169,27 @@ impl fmt::Display for Edit {
     }
 }
 
-/// Decides about everything that an engine asks for; `smtputf8` says whether the message may have other than ASCII octets in
-/// its header section (RFC 6531). The requested_edits are in their order, bounded in number and size.
+/// Decides about all requests of an engine, within bounds of number and size; the results are in the order of the requests.
+/// `smtputf8` says whether the header section may have non-ASCII characters (RFC 6531).
 pub fn grant(wanted: Vec<Wanted>, rights: Rights, smtputf8: bool) -> Vec<RequestedEdit> {
     let refuse = |asked: String, why: &str| RequestedEdit::Refused {
         asked: shown(&asked),
         why: shown(why),
     };
     let exceeds = exceeds(&wanted);
-    let more = wanted.len().saturating_sub(MOST);
-    let mut requested_edits: Vec<RequestedEdit> = Vec::with_capacity(wanted.len().min(MOST) + 1);
-    for wanted in wanted.into_iter().take(MOST) {
+    let more = wanted.len().saturating_sub(REQUESTS_MAX);
+    let mut requested_edits: Vec<RequestedEdit> =
+        Vec::with_capacity(wanted.len().min(REQUESTS_MAX) + 1);
+    for wanted in wanted.into_iter().take(REQUESTS_MAX) {
         requested_edits.push(match (wanted, rights) {
             (Wanted::Other(asked), _) => refuse(asked, "only header fields can be changed"),
             (Wanted::Field(edit), Rights::None) => {
                 refuse(edit.to_string(), "this engine has edits = \"none\"")
             }
-            (Wanted::Field(edit), Rights::Fields) if exceeds => {
-                refuse(edit.to_string(), "too much for one message: none is done")
-            }
+            (Wanted::Field(edit), Rights::Fields) if exceeds => refuse(
+                edit.to_string(),
+                "the requests exceed the limits for one message, so none is granted",
+            ),
             (Wanted::Field(edit), Rights::Fields) => match edit.objection(smtputf8) {
                 Some(why) => refuse(edit.to_string(), why),
                 None => RequestedEdit::Granted(edit),
@@ -193,39 +197,43 @@ pub fn grant(wanted: Vec<Wanted>, rights: Rights, smtputf8: bool) -> Vec<Request
         });
     }
     if more > 0 {
-        requested_edits.push(refuse(format!("{more} more"), "too many for one message"));
+        requested_edits.push(refuse(
+            format!("{more} more"),
+            "more than one message may have",
+        ));
     }
     requested_edits
 }
 
-/// The value of a field whose folding may have any kind of line end, as in messages on disk: with CRLF, and nothing behind.
+/// Normalises the folding of a field's value, which may have any line ends, as in files: to CRLF, without trailing white
+/// space.
 pub fn folded(value: &str) -> String {
     let lines = value.trim_ascii_end().replace("\r\n", "\n");
     lines.replace(['\n', '\r'], "\r\n")
 }
 
-/// Puts a wish behind others. Removals of one name in a row are one: whoever writes many such fields into a message must not push
-/// out what is wanted after them. Where they are very many, all fields of that name go. Of what is more than a report may hold only
-/// so much is kept that [`exceeds`] tells.
-pub fn want(wanted: &mut Vec<Wanted>, wish: Wanted) {
-    if let Wanted::Field(Edit::Remove { name, nth }) = &wish
+/// Adds a request. Consecutive removals of one name become one request, so that a sender who writes many such fields into a
+/// message cannot crowd out the requests after them. Beyond a limit, they become a removal of all fields of the name. Beyond
+/// the limit of requests, only one more is kept, so that [`exceeds`] reports it.
+pub fn want(wanted: &mut Vec<Wanted>, request: Wanted) {
+    if let Wanted::Field(Edit::Remove { name, nth }) = &request
         && let Some(Wanted::Field(last)) = wanted.last_mut()
         && last.takes(name, *nth)
     {
         return;
     }
-    if wanted.len() <= MOST {
-        wanted.push(wish);
+    if wanted.len() <= REQUESTS_MAX {
+        wanted.push(request);
     }
 }
 
-/// Whether it is more than one report may hold. Then [`grant`] grants nothing of it: half of it may be worse than nothing, as where
-/// one field is to stand for all that are removed.
+/// Whether the requests exceed the limits of one report. [`grant`] then grants none of them: a part may be worse than nothing,
+/// for example where one field is to replace all removed fields.
 pub fn exceeds(wanted: &[Wanted]) -> bool {
-    wanted.len() > MOST || octets(wanted) > OCTETS
+    wanted.len() > REQUESTS_MAX || octets(wanted) > REPORT_OCTETS_MAX
 }
 
-/// Octets of all that is asked for.
+/// Octets of all requests.
 pub fn octets(wanted: &[Wanted]) -> usize {
     let of = |wanted: &Wanted| match wanted {
         Wanted::Field(edit) => edit.octets(),
@@ -235,7 +243,7 @@ pub fn octets(wanted: &[Wanted]) -> usize {
 }
 
 impl Edit {
-    /// Takes another removal into this one; not if this is none of the same name.
+    /// Adds another removal to this one; returns false unless this is a removal of the same name.
     fn takes(&mut self, other: &str, nth: Option<u32>) -> bool {
         let (Self::Remove { name, .. } | Self::RemoveSome { name, .. }) = &mut *self else {
             return false;
@@ -246,7 +254,7 @@ impl Edit {
         let name = std::mem::take(name);
         let nths = match (&mut *self, nth) {
             (Self::Remove { nth: Some(one), .. }, Some(nth)) => Some(vec![*one, nth]),
-            (Self::RemoveSome { nths, .. }, Some(nth)) if nths.len() < NUMBERS => {
+            (Self::RemoveSome { nths, .. }, Some(nth)) if nths.len() < REMOVED_NUMBERS_MAX => {
                 nths.push(nth);
                 Some(std::mem::take(nths))
             }
@@ -259,7 +267,7 @@ impl Edit {
         true
     }
 
-    /// Why it cannot be done to any message, if it cannot.
+    /// The reason why the edit cannot be made in any message; `None` if it can.
     fn objection(&self, smtputf8: bool) -> Option<&'static str> {
         let (name, value) = match self {
             Self::Add {
@@ -276,7 +284,7 @@ impl Edit {
             }
             Self::Remove { name, .. } | Self::RemoveSome { name, .. } => (name, ""),
             Self::RemoveResults { authserv_id } => {
-                let empty = authserv_id.is_empty() || authserv_id.len() > LINE;
+                let empty = authserv_id.is_empty() || authserv_id.len() > LINE_OCTETS_MAX;
                 return empty.then_some("not an authserv-id");
             }
         };
@@ -295,25 +303,24 @@ impl Edit {
     }
 }
 
-/// RFC 5322 2.2, and fields that are not an engine's to touch.
+/// RFC 5322 2.2, and fields that no engine may change.
 fn name_objection(name: &str) -> Option<&'static str> {
     let ftext = |octet: u8| octet.is_ascii_graphic() && octet != b':';
-    if name.is_empty() || name.len() > NAME || !name.bytes().all(ftext) {
-        return Some("not the name of a field (RFC 5322 2.2)");
+    if name.is_empty() || name.len() > NAME_OCTETS_MAX || !name.bytes().all(ftext) {
+        return Some("not a valid field name (RFC 5322 2.2)");
     }
     let is = |other: &str| name.eq_ignore_ascii_case(other);
     let start = name.get(..8).unwrap_or_default();
     if is("Received") || is("X-Spillway-Result") {
-        return Some("trace fields are not changed (RFC 5321 4.4)");
+        return Some("trace fields may not be changed (RFC 5321 4.4)");
     }
     if is("MIME-Version") || start.eq_ignore_ascii_case("Content-") {
-        return Some("what is delivered would not be what was scanned");
+        return Some("the delivered message would differ from the scanned one");
     }
     None
 }
 
-/// RFC 5322 2.1.1 and 2.2.3: text on lines of bounded length, each but the first of which begins with white space and has
-/// more than that.
+/// RFC 5322 2.1.1 and 2.2.3: lines of bounded length; each line after the first begins with white space and has other text.
 fn value_objection(name: &str, value: &str, smtputf8: bool) -> Option<&'static str> {
     let control = |c: char| c.is_control() && c != '\t';
     let mut first = name.len() + 2;
@@ -323,21 +330,25 @@ fn value_objection(name: &str, value: &str, smtputf8: bool) -> Option<&'static s
         }
         let folded = line.starts_with([' ', '\t']) && !line.trim().is_empty();
         if at > 0 && !folded {
-            return Some("a line of the value that is no folding (RFC 5322 2.2.3)");
+            return Some("a line of the value is not folded text (RFC 5322 2.2.3)");
         }
-        if first + line.len() > LINE {
+        if first + line.len() > LINE_OCTETS_MAX {
             return Some("a line of more than 998 octets (RFC 5322 2.1.1)");
         }
         first = 0;
     }
-    (!smtputf8 && !value.is_ascii()).then_some("other than ASCII in a message without SMTPUTF8")
+    (!smtputf8 && !value.is_ascii()).then_some("non-ASCII characters in a message without SMTPUTF8")
 }
 
-/// For people: on one line, bounded.
+/// The text for people: on one line, with bounded length.
 fn shown(text: &str) -> String {
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let clean = |c: char| if c.is_control() { '?' } else { c };
-    words.chars().take(SHOWN).map(clean).collect()
+    words
+        .chars()
+        .take(SHOWN_CHARACTERS_MAX)
+        .map(clean)
+        .collect()
 }
 
 #[cfg(test)]

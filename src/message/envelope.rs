@@ -1,4 +1,4 @@
-//! The envelope: what MAIL and RCPT said, and who said it.
+//! The envelope: the arguments of MAIL and RCPT, and the client.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address::{Mailbox, ReversePath};
 
-/// Everything about a message that is not its content (RFC 5321 2.3.1), with the session facts that policy may look at.
+/// Everything about a message that is not its content (RFC 5321 2.3.1), with the facts of the session that policy may use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
     /// The argument of MAIL.
@@ -22,7 +22,7 @@ pub struct Envelope {
     pub ret: Option<Ret>,
     /// ENVID parameter, decoded from xtext (RFC 3461 4.4).
     pub envid: Option<String>,
-    /// Where it came from.
+    /// The origin of the message.
     pub origin: Origin,
 }
 
@@ -31,7 +31,7 @@ pub struct Envelope {
 pub struct Recipient {
     /// The forward-path.
     pub mailbox: Mailbox,
-    /// NOTIFY parameter (RFC 3461 4.1); `None` when the sender did not say.
+    /// NOTIFY parameter (RFC 3461 4.1); `None` if the sender did not give one.
     pub notify: Option<Notify>,
     /// ORCPT parameter as received, decoded from xtext: `addr-type;address` (RFC 3461 4.2).
     pub orcpt: Option<String>,
@@ -47,7 +47,7 @@ impl From<Mailbox> for Recipient {
     }
 }
 
-/// When the sender wants to be told about a recipient. All false is NOTIFY=NEVER.
+/// When the sender wants a notification about a recipient. If all are false: NOTIFY=NEVER.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Notify {
     /// NOTIFY=SUCCESS.
@@ -58,7 +58,7 @@ pub struct Notify {
     pub delay: bool,
 }
 
-/// The kind of lines the content may have.
+/// The kind of lines that the content may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BodyKind {
@@ -79,27 +79,27 @@ pub enum Ret {
     Headers,
 }
 
-/// Who handed the message in: session facts, after XCLIENT and PROXY where those are trusted.
+/// The client that sent the message: facts of the session, after XCLIENT and PROXY where those are trusted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// The client's address.
+    /// Address of the client.
     pub client: IpAddr,
-    /// Its name, where a trusted peer told us (XCLIENT, XFORWARD); we make no look-ups of our own.
+    /// Name of the client, if a trusted peer reported it (XCLIENT, XFORWARD). The relay makes no look-ups of its own.
     pub client_name: Option<String>,
     /// The argument of EHLO or HELO.
     pub helo: String,
     /// SMTP, ESMTP, ESMTPS, ESMTPSA … for Received (RFC 3848).
     pub protocol: String,
-    /// TLS version and cipher suite, where the session is encrypted.
+    /// TLS version and cipher suite of an encrypted session.
     pub tls: Option<String>,
     /// The authenticated user.
     pub user: Option<String>,
-    /// The name of the listener.
+    /// Name of the listener.
     pub listener: Arc<str>,
 }
 
 impl Origin {
-    /// The relay itself, for messages it writes (bounces) and for files scanned from the command line.
+    /// The relay itself, as the origin of messages that it writes (bounces) and of files scanned from the command line.
     pub fn local(listener: &str) -> Self {
         Self {
             client: IpAddr::from([127, 0, 0, 1]),

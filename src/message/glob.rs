@@ -1,16 +1,16 @@
-//! Patterns of rules and interceptors: `*` stands for any run of characters, `?` for one, everything else for itself without regard to
-//! case.
+//! Patterns of rules and interceptors: `*` stands for any run of characters, `?` for one character, and every other character
+//! for itself, ignoring case.
 //!
-//! Patterns meet untrusted text, so matching must not be able to explode: only the last `*` is ever tried again, which
-//! bounds the work by the product of both lengths, and both are bounded (a pattern by [`Glob::LONGEST`], a text by
-//! whoever parsed it).
+//! Patterns are compared with untrusted text, so the time for a match must be bounded. The match goes back only to the last
+//! `*`, so the work is at most the product of both lengths. Both are bounded: a pattern by [`Glob::CHARACTERS_MAX`], a text by
+//! its parser.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A compiled pattern. As text, and in JSON, as it was written.
+/// A compiled pattern. As text, and in JSON: the pattern as written.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Glob {
@@ -19,19 +19,19 @@ pub struct Glob {
 }
 
 impl Glob {
-    /// Characters of a pattern at most.
-    pub const LONGEST: usize = 500;
+    /// Maximum length of a pattern.
+    pub const CHARACTERS_MAX: usize = 500;
 
-    /// Compiles a pattern; `None` when it is empty or longer than [`Glob::LONGEST`].
+    /// Compiles a pattern; `None` if it is empty or longer than [`Glob::CHARACTERS_MAX`].
     pub fn new(pattern: &str) -> Option<Self> {
         let mut folded: Vec<char> = Vec::new();
         for c in fold(pattern) {
-            // A run of stars says no more than one.
+            // Consecutive stars mean the same as one.
             if c != '*' || folded.last() != Some(&'*') {
                 folded.push(c);
             }
         }
-        let fits = (1..=Self::LONGEST).contains(&pattern.chars().count());
+        let fits = (1..=Self::CHARACTERS_MAX).contains(&pattern.chars().count());
         fits.then(|| Self {
             written: pattern.to_owned(),
             folded,
@@ -47,7 +47,7 @@ impl Glob {
     pub fn matches(&self, text: &str) -> bool {
         let text: Vec<char> = fold(text).collect();
         let (mut at, mut read) = (0, 0);
-        // Where to go on when the rest does not fit: behind the last star, with one more character given to it.
+        // Where the match continues after a mismatch: after the last star, which then covers one more character.
         let mut retry: Option<(usize, usize)> = None;
         while let Some(&c) = text.get(read) {
             match self.folded.get(at) {
@@ -72,14 +72,14 @@ impl Glob {
     }
 }
 
-/// Lower case, character by character; a text and a pattern that differ in case alone fold to the same.
+/// Lower case, character by character. A text and a pattern that differ only in case become equal.
 fn fold(text: &str) -> impl Iterator<Item = char> {
     text.chars().flat_map(char::to_lowercase)
 }
 
-/// The text is no pattern.
+/// The text is not a pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a pattern has 1 to {longest} characters", longest = Glob::LONGEST)]
+#[error("a pattern has 1 to {longest} characters", longest = Glob::CHARACTERS_MAX)]
 pub struct NotAGlob;
 
 impl FromStr for Glob {
@@ -118,9 +118,9 @@ mod tests {
         Glob::new(pattern).expect(pattern).matches(text)
     }
 
-    /// A pattern covers the whole text, without regard to case, and nothing in it but `*` and `?` is special.
+    /// A pattern covers the whole text, ignoring case, and only `*` and `?` have a special meaning.
     #[test]
-    fn stars_and_question_marks_are_all_there_is() {
+    fn only_stars_and_question_marks_are_special() {
         for (pattern, text, expected) in [
             ("*", "", true),
             ("?", "", false),
@@ -140,17 +140,17 @@ mod tests {
         }
     }
 
-    /// The pattern that makes a backtracking matcher take longer than the age of the universe is answered at once.
+    /// A pattern that would take a backtracking matcher almost for ever is matched at once.
     #[test]
-    fn hostile_text_cannot_make_matching_explode() {
+    fn hostile_text_cannot_slow_the_match_down() {
         let pattern = "*a".repeat(240) + "b";
         assert!(!matches(&pattern, &"a".repeat(20_000)));
     }
 
-    /// Empty and endless patterns are refused where they are written, not where they are used.
+    /// Empty and too long patterns are refused when they are parsed, not when they are used.
     #[test]
-    fn empty_and_endless_patterns_are_refused() {
+    fn empty_and_too_long_patterns_are_refused() {
         assert_eq!(Glob::new(""), None);
-        assert_eq!(Glob::new(&"x".repeat(Glob::LONGEST + 1)), None);
+        assert_eq!(Glob::new(&"x".repeat(Glob::CHARACTERS_MAX + 1)), None);
     }
 }

@@ -1,7 +1,7 @@
-//! A view of the header section: found, counted and cut, never decoded or changed.
+//! A view of the header section: finds, counts and cuts fields, without decoding or changing them.
 //!
-//! This is what the path itself needs (loop detection, subject for the quarantine index). Everything that needs MIME
-//! goes through [`super::mime`].
+//! The path itself needs these functions (loop detection, the subject for the quarantine index). Everything that needs MIME
+//! uses [`super::mime`].
 
 use memchr::memmem;
 
@@ -16,8 +16,9 @@ pub fn section(content: &[u8]) -> &[u8] {
     }
 }
 
-/// A field of ours that nobody reads, to stand between our fields and a message whose first line begins with white space: of the
-/// last of ours it would be folding (RFC 5322 2.2.3), and anybody could write into that. Nothing for other messages.
+/// A field of the relay between its own fields and a message whose first line begins with white space; empty for other
+/// messages. Without it, that line would continue the relay's last field (RFC 5322 2.2.3), and any sender could write into
+/// that field. No program reads the field.
 pub fn fence(content: &[u8]) -> &'static str {
     match is_folding(content) {
         true => "X-Spillway-Break: the next line came with the message\r\n",
@@ -25,12 +26,12 @@ pub fn fence(content: &[u8]) -> &'static str {
     }
 }
 
-/// One header field as it stands.
+/// One header field as received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Field<'a> {
     /// The name, without the colon.
     pub name: &'a [u8],
-    /// All that follows the colon, folding included, without the final CRLF.
+    /// Everything after the colon, including folding, without the final CRLF.
     pub body: &'a [u8],
 }
 
@@ -40,20 +41,20 @@ impl Field<'_> {
         self.name.eq_ignore_ascii_case(name.as_bytes())
     }
 
-    /// The body unfolded and trimmed, for display and matching; not RFC 2047 decoded.
+    /// The body unfolded and trimmed, for display and matching. RFC 2047 words are not decoded.
     pub fn unfolded(&self) -> String {
         let text = String::from_utf8_lossy(self.body);
         text.replace("\r\n", "").trim().to_owned()
     }
 }
 
-/// The fields of a header section in order; lines that are no field are passed over.
+/// The fields of a header section in order, without lines that are not fields.
 pub fn fields(section: &[u8]) -> impl Iterator<Item = Field<'_>> {
     pieces(section).filter_map(|(_, field)| field)
 }
 
-/// All octets of a header section in order, a field with its folding and CRLF at a time; none where it is no field, as where the
-/// first line is folding of nothing.
+/// All octets of a header section in order, as pieces: a field with its folding and CRLF, or `None` for a piece that is not a
+/// field, for example if the first line is folding without a field.
 pub fn pieces(section: &[u8]) -> impl Iterator<Item = (&[u8], Option<Field<'_>>)> {
     let mut rest = section;
     std::iter::from_fn(move || {
@@ -61,7 +62,7 @@ pub fn pieces(section: &[u8]) -> impl Iterator<Item = (&[u8], Option<Field<'_>>)
             return None;
         }
         let mut end = 0;
-        // A field goes on for as long as the next line starts with white space (RFC 5322 2.2.3).
+        // A field continues while the next line starts with white space (RFC 5322 2.2.3).
         loop {
             match memmem::find(&rest[end..], b"\r\n") {
                 Some(at) => end += at + 2,
@@ -83,7 +84,7 @@ pub fn pieces(section: &[u8]) -> impl Iterator<Item = (&[u8], Option<Field<'_>>)
     })
 }
 
-/// Whether a line goes on with the field before it.
+/// Whether a line continues the field before it.
 pub(super) fn is_folding(line: &[u8]) -> bool {
     line.starts_with(b" ") || line.starts_with(b"\t")
 }
@@ -93,7 +94,7 @@ pub fn first<'a>(section: &'a [u8], name: &str) -> Option<Field<'a>> {
     fields(section).find(|field| field.is(name))
 }
 
-/// How often a field of that name occurs: `Received` counts hops (RFC 5321 6.3).
+/// The number of fields of that name. The number of `Received` fields is the number of hops (RFC 5321 6.3).
 pub fn count(section: &[u8], name: &str) -> usize {
     fields(section).filter(|field| field.is(name)).count()
 }
@@ -102,9 +103,9 @@ pub fn count(section: &[u8], name: &str) -> usize {
 mod tests {
     use super::*;
 
-    /// Folded fields are one field; a line without a colon ends nothing and counts for nothing.
+    /// A folded field is one field. A line without a colon ends no section and is not counted.
     #[test]
-    fn folding_and_garbage() {
+    fn folded_fields_are_one_field_and_garbage_is_skipped() {
         let content =
             b"Received: a\r\n\tb\r\nnonsense\r\nSubject: one\r\n two\r\nreceived : c\r\n\r\nReceived: body";
         let head = section(content);
@@ -115,9 +116,9 @@ mod tests {
         );
     }
 
-    /// Content without header section, without body, and without anything.
+    /// Content without a header section, without a body, and without octets.
     #[test]
-    fn edges() {
+    fn incomplete_content_has_a_section() {
         assert_eq!(section(b"\r\nbody"), b"");
         assert_eq!(section(b"A: b\r\n"), b"A: b\r\n");
         assert_eq!(section(b""), b"");

@@ -1,17 +1,17 @@
-//! The name of one message, from end of data to its last trace.
+//! The id of one message, from end of data to its last trace.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A ULID: 26 characters, sortable by time of reception, printed in every reply, log line and header about the message.
+/// A ULID of 26 characters, sortable by time of reception. Every reply, log line and header about the message contains it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MessageId(ulid::Ulid);
 
 impl MessageId {
-    /// Characters of its text.
+    /// Number of characters of an id as text.
     pub const LENGTH: usize = ulid::ULID_LEN;
 
     /// A new id, unique on all relays (80 random bits within the same millisecond).
@@ -19,7 +19,7 @@ impl MessageId {
         Self(ulid::Ulid::generate())
     }
 
-    /// When it was made, to the millisecond; the epoch if that is no time of this calendar.
+    /// When the id was created, to the millisecond; the epoch if the id has a time outside of this calendar.
     pub fn received_at(&self) -> jiff::Timestamp {
         let milliseconds = i64::try_from(self.0.timestamp_ms()).unwrap_or_default();
         jiff::Timestamp::from_millisecond(milliseconds).unwrap_or_default()

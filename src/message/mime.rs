@@ -1,12 +1,12 @@
-//! MIME facts: what a message is made of, found within bounded time and memory.
+//! MIME facts: the parts of a message, found within bounded time and memory.
 //!
-//! The structure is walked here and not by mail-parser, which does the decoding only (header fields, encoded words,
-//! RFC 2231 parameters, base64, quoted-printable). Measured with 0.11.9: 50,000 nested `message/rfc822` in 1.6 MB
-//! overflow a 2 MiB stack when the result is dropped, which aborts the process, and 20,000 multiparts whose delimiter
-//! never comes (1 MB) take 5.8 s, growing with the square. Neither can be told from honest mail by a cheap count, and
-//! both can hide inside base64. So: a list of work instead of recursion, each octet looked at once per level, and
-//! [`Limits`] on depth, parts, header sections and decoded octets. Whatever is not followed is flagged in
-//! [`Inspection::exceeded`]; nobody may call such a message clean (promise P4).
+//! This module walks the structure; mail-parser only decodes (header fields, encoded words, RFC 2231 parameters, base64,
+//! quoted-printable). The reason was measured with mail-parser 0.11.9: 50,000 nested `message/rfc822` in 1.6 MB overflow a
+//! stack of 2 MiB when the result is dropped, which aborts the process, and 20,000 multiparts whose delimiter never comes (1
+//! MB) take 5.8 s, growing with the square. No cheap count distinguishes either from valid mail, and both can be hidden inside
+//! base64. So this module uses a work list instead of recursion, reads each octet once per level, and has [`Limits`] on depth,
+//! parts, header sections and decoded octets. [`Inspection::exceeded`] reports each limit that stopped the inspection of a
+//! part; such a message must not count as clean (promise P4).
 //!
 //! No type of mail-parser or of the sniffing crate leaves this module.
 
@@ -25,16 +25,16 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::{AttachmentFact, Content};
 use section::Fields;
 
-/// Up to this many octets of content are inspected on the runtime's own thread: tens of microseconds, less than a
-/// change of threads costs the other sessions.
-pub const INLINE: usize = 64 * 1024;
+/// Content up to 64 KiB is inspected on the runtime's own thread: that takes tens of microseconds, less than a change of
+/// threads costs the other sessions.
+pub const INLINE_OCTETS_MAX: usize = 64 * 1024;
 
-/// How much structure is followed.
+/// Limits on the structure that is inspected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Nesting of multiparts and messages; the message itself is at depth 0.
+    /// Nesting depth of multiparts and messages; the message itself has depth 0.
     pub depth: usize,
-    /// Parts, multiparts included.
+    /// Number of parts, multiparts included.
     pub parts: usize,
     /// Fields of one header section.
     pub header_fields: usize,
@@ -43,8 +43,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// No setting makes us follow more levels than this: each level walks the octets below it once more.
-    const DEEPEST: usize = 64;
+    /// Upper bound for every setting of `depth`: each level reads the octets below it once more.
+    const DEPTH_MAX: usize = 64;
 }
 
 impl Default for Limits {
@@ -58,21 +58,21 @@ impl Default for Limits {
     }
 }
 
-/// A limit that stopped the inspection of some part of the message.
+/// A limit that stopped the inspection of a part of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Exceeded {
-    /// Nested too deep.
+    /// The nesting is too deep.
     Depth,
     /// Too many parts.
     Parts,
-    /// A header section with too many fields or octets, or with too many in one that says what a part is.
+    /// A header section has too many fields or octets, or a field that describes a part is too long.
     HeaderSection,
-    /// Decoded parts are, together, more than twice the content: encodings nested in encodings.
+    /// The decoded parts together have more than twice the octets of the content: encodings are nested in encodings.
     Decoded,
 }
 
 impl Exceeded {
-    /// For people.
+    /// The text for people.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Depth => "nested too deep",
@@ -83,40 +83,39 @@ impl Exceeded {
     }
 }
 
-/// What a message is made of.
+/// The parts of a message, and how complete the inspection is.
 #[derive(Debug, Default)]
 pub struct Inspection {
     /// The subject, decoded (RFC 2047).
     pub subject: Option<String>,
     /// All parts in document order, multiparts and messages included.
     pub parts: Vec<Part>,
-    /// The limits that were met, each once; empty if everything was looked at.
+    /// The limits that were exceeded, each once; empty if the inspection is complete.
     pub exceeded: Vec<Exceeded>,
-    /// The deepest nesting met.
+    /// The largest nesting depth.
     pub depth: usize,
-    /// Octets walked and decoded: what the inspection cost.
+    /// Octets read and decoded: the cost of the inspection.
     pub work: u64,
 }
 
 /// One part of a message.
 #[derive(Debug)]
 pub struct Part {
-    /// Where it is: `1` is the message, `1.2` its second part, `1.2.1` what is in that.
+    /// Position: `1` is the message, `1.2` its second part, `1.2.1` the first part inside that.
     pub path: String,
-    /// The declared media type, lower case; `text/plain` where none is declared (RFC 2045 5.2).
+    /// The declared media type in lower case; `text/plain` if none is declared (RFC 2045 5.2).
     pub declared: String,
-    /// Names it goes by, decoded, as they stand: the `filename` of Content-Disposition first, then the `name` of
-    /// Content-Type. Untrusted.
+    /// Declared names, decoded: first the `filename` of Content-Disposition, then the `name` of Content-Type. Untrusted.
     pub names: Vec<String>,
-    /// Whether it has a name or is declared to be an attachment.
+    /// Whether the part has a name, or is declared to be an attachment.
     pub is_attachment: bool,
-    /// Whether it holds parts itself: a multipart or a message.
+    /// Whether the part contains parts: a multipart or a message.
     pub is_container: bool,
-    /// Whether `bytes` are not simply octets of the content.
+    /// Whether `bytes` are decoded, and not a range of the content.
     pub is_encoded: bool,
-    /// S/MIME or PGP: nobody without the key can look into it.
+    /// S/MIME or PGP: only a reader with the key can examine the part.
     pub is_encrypted: bool,
-    /// It declares its type or its encoding twice and differently, so that two readers may see two things.
+    /// The part declares its type or its encoding twice with different values, so that readers may see different things.
     pub is_ambiguous: bool,
     /// The decoded body.
     pub bytes: Bytes,
@@ -125,12 +124,12 @@ pub struct Part {
 }
 
 impl Part {
-    /// The first of its names.
+    /// The first name.
     pub fn name(&self) -> Option<&str> {
         self.names.first().map(String::as_str)
     }
 
-    /// What the decoded octets look like; found out at the first call.
+    /// The type according to the decoded octets; determined at the first call.
     pub fn sniffed(&self) -> Sniffed {
         *self.sniffed.get_or_init(|| sniff(&self.bytes))
     }
@@ -143,20 +142,20 @@ impl Part {
     }
 }
 
-/// What octets look like, whatever they are declared to be.
+/// The type according to the octets, whatever type is declared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sniffed(FileFormat);
 
 impl Sniffed {
-    /// The media type; `application/octet-stream` if nothing is recognised.
+    /// The media type; `application/octet-stream` if the octets are not recognised.
     pub fn media_type(&self) -> &str {
         self.0.media_type()
     }
 
-    /// Whether it is machine code of some system, or a package that installs some.
+    /// Whether the octets are machine code of some system, or a package that installs machine code.
     pub fn is_executable(self) -> bool {
-        // By name and not by the crate's kind "executable", which has formats of home computers with two octets of
-        // magic: too much honest data begins like that.
+        // A list of formats, because the crate's kind "executable" includes formats of home computers with two octets of
+        // magic: too much valid data begins with these.
         matches!(
             self.0,
             FileFormat::PortableExecutable
@@ -172,22 +171,22 @@ impl Sniffed {
     }
 }
 
-/// Looks at the first octets (and at the directory of archives and compound files).
+/// Recognises the type by the first octets (and by the directory of archives and compound files).
 pub fn sniff(bytes: &[u8]) -> Sniffed {
     Sniffed(FileFormat::from_bytes(bytes))
 }
 
-/// Inspects `content`. Pure computation: linear in the content per level of nesting. [`Shared`] runs it where it does
-/// not block anybody.
+/// Inspects `content`. Pure computation, linear in the content for each level of nesting. [`Shared`] runs it where it does not
+/// block the runtime.
 pub fn inspect(content: &Bytes, limits: Limits) -> Inspection {
     Walk::new(content, limits).run()
 }
 
 impl Inspection {
-    /// What policy may know about the attachments; files inside archives are the engines' business.
+    /// The facts about attachments for policy. Files inside archives are left to the engines.
     pub fn attachments(&self) -> Vec<AttachmentFact> {
         let mut facts = Vec::new();
-        // A part that is neither named nor text is offered for saving by readers, too.
+        // Mail readers also offer a part for saving that has no name and is not text.
         let counts = |part: &&Part| {
             !part.is_container && (part.is_attachment || !part.declared.starts_with("text/"))
         };
@@ -198,7 +197,7 @@ impl Inspection {
                 sniffed: part.sniffed().media_type().to_owned(),
                 size: part.bytes.len() as u64,
             };
-            // A part that goes by two names is two attachments: readers differ in which they believe.
+            // A part with two names is two attachments, because mail readers differ in the name that they use.
             match part.names.as_slice() {
                 [] => facts.push(fact(None)),
                 names => facts.extend(names.iter().map(|name| fact(Some(name)))),
@@ -208,7 +207,7 @@ impl Inspection {
     }
 }
 
-/// The inspection of one message, made when first asked for and shared by all who ask.
+/// The inspection of one message, computed at the first request and shared by all callers.
 #[derive(Debug, Clone)]
 pub struct Shared {
     cell: Arc<OnceCell<Arc<Inspection>>>,
@@ -217,7 +216,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Nothing is done yet. At most as many large inspections as `workers` has permits run at once.
+    /// An inspection that has not begun. The permits of `workers` limit the large inspections that run at once.
     pub fn new(limits: Limits, workers: Arc<Semaphore>) -> Self {
         Self {
             cell: Arc::default(),
@@ -228,14 +227,14 @@ impl Shared {
 
     /// The inspection of `content`, which must be the same at each call.
     ///
-    /// Cancel safety: safe. A dropped caller leaves the work to the next one; the worker that already runs ends by
-    /// itself and gives its permit back then.
+    /// Cancel safety: safe. If a caller is dropped, the next one does the work. A worker that already runs ends by itself, and
+    /// returns its permit then.
     ///
     /// # Panics
-    /// With the panic of the inspection, if there should be one: the engine that asked reports it.
+    /// With the panic of the inspection, if it panics: the engine that asked reports it.
     pub async fn get(&self, content: &Content) -> Arc<Inspection> {
         let made = self.cell.get_or_init(|| async {
-            if content.len() <= INLINE {
+            if content.len() <= INLINE_OCTETS_MAX {
                 return Arc::new(inspect(content.bytes(), self.limits));
             }
             let permit = self.workers.clone().acquire_owned().await;
@@ -248,7 +247,7 @@ impl Shared {
                 Ok(inspection) => inspection,
                 Err(failed) => match failed.try_into_panic() {
                     Ok(panic) => std::panic::resume_unwind(panic),
-                    // The runtime is going down and nobody will read this; claim nothing.
+                    // The runtime is shutting down, so no caller reads this result; it must not look complete.
                     Err(_) => Arc::new(Inspection {
                         exceeded: vec![Exceeded::Parts],
                         ..Inspection::default()
@@ -260,11 +259,11 @@ impl Shared {
     }
 }
 
-/// A part still to be looked at.
+/// A part that is not inspected yet.
 struct Pending {
     path: String,
     depth: usize,
-    /// The type it has if it declares none: `multipart/digest` changes it (RFC 2046 5.1.5).
+    /// The type if none is declared: `multipart/digest` changes it (RFC 2046 5.1.5).
     default_type: &'static str,
     /// Header section and body.
     entity: Bytes,
@@ -288,13 +287,13 @@ impl Walk {
         };
         Self {
             limits: Limits {
-                depth: limits.depth.min(Limits::DEEPEST),
+                depth: limits.depth.min(Limits::DEPTH_MAX),
                 ..limits
             },
             pending: vec![message],
             found: Inspection::default(),
             decoded: 0,
-            decoded_limit: content.len() * 2 + INLINE,
+            decoded_limit: content.len() * 2 + INLINE_OCTETS_MAX,
         }
     }
 
@@ -344,7 +343,7 @@ impl Walk {
         });
     }
 
-    /// The decoded body, and whether it is something else than octets of the content.
+    /// The decoded body, and whether it differs from a range of the content.
     fn decoded(&mut self, raw: Bytes, encoding: decode::Encoding) -> (Bytes, bool) {
         if encoding == decode::Encoding::Identity {
             return (raw, false);
@@ -359,11 +358,11 @@ impl Walk {
         (bytes, true)
     }
 
-    /// Puts the parts inside this one on the list; whether there are any.
+    /// Adds the parts inside this one to the work list; returns whether there are any.
     fn descend(&mut self, this: &Pending, fields: &Fields, bytes: &Bytes) -> bool {
         let children = match (&fields.boundary, fields.is_message()) {
             (Some(boundary), _) => {
-                // Of all parts together one more than allowed is kept, so that too many are noticed and cost nothing.
+                // Keep one part more than allowed over all parts: then the limit is noticed, and more parts cost nothing.
                 let known = self.found.parts.len() + self.pending.len() + 1;
                 let room = (self.limits.parts + 1).saturating_sub(known);
                 section::split(bytes, boundary, room.max(1))
@@ -382,7 +381,7 @@ impl Walk {
             "multipart/digest" => "message/rfc822",
             _ => "text/plain",
         };
-        // Last in, first out: the first child must come last for document order.
+        // The list is last in, first out, so the first child must be added last for document order.
         for (index, range) in children.into_iter().enumerate().rev() {
             self.pending.push(Pending {
                 path: format!("{}.{}", this.path, index + 1),

@@ -1,4 +1,4 @@
-//! Nouns: the mail object and its parts. Nothing here does anything to a message.
+//! Nouns: the message and its parts, as data. This module takes no action on a message.
 
 pub mod address;
 pub mod attachment;
@@ -26,16 +26,16 @@ pub use id::MessageId;
 pub use party::Party;
 pub use pattern::Pattern;
 
-/// One message on its way. Cloning shares everything.
+/// A message. Clones share all data.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// Its name in replies, logs and headers.
+    /// The id of the message in replies, logs and headers.
     pub id: MessageId,
-    /// When its end of data was read.
+    /// When the relay read the end of data.
     pub received_at: jiff::Timestamp,
-    /// Who sends what to whom.
+    /// Sender, recipients and client.
     pub envelope: Arc<Envelope>,
-    /// Our `Received` field with its CRLF, to be put before the content (RFC 5321 4.4).
+    /// The relay's `Received` field with its CRLF, which goes before the content (RFC 5321 4.4).
     pub trace: Arc<str>,
     /// Header section and body as received.
     pub content: Content,

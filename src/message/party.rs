@@ -1,30 +1,31 @@
-//! Whose mail it is, for turns and shares.
+//! The owner of mail, for turns and shares.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::{Envelope, Mailbox, ReversePath};
 
-/// The narrowest identity that a message has: whoever brings much has it counted under this name, and nobody else's mail with
-/// it. Behind one mail server all mail has one client address, and all mail of an organisation one domain, so neither alone
-/// says who sends.
+/// The narrowest identity of the owner of a message. Turns and shares are counted by it, so that the mail of one party does
+/// not count for another. Behind one mail server all mail has one client address, and all mail of an organisation has one
+/// domain, so neither alone identifies the sender.
 ///
-/// A name that anybody may write is no protection by itself: who changes his reverse-path with each message is many parties
-/// here. What bounds him is the reputation of a sender ([`super::SenderReputation`]) and the share of a client network.
+/// A party is no protection by itself, because a sender may write any reverse-path: a sender that changes it with each message
+/// is many parties. The sender's reputation ([`super::SenderReputation`]) and the share of its client network bound such a
+/// sender.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Party {
-    /// Who logged in, from wherever: somebody who has the password is one party in a thousand places.
+    /// The authenticated user, from any address: all sessions with one user's password are one party.
     User(Box<str>),
-    /// The whole reverse-path through the client's network. In lower case: whether capitals matter in a local-part is its
-    /// own domain's business (RFC 5321 2.4), and two mailboxes that differ in nothing else can share a turn.
+    /// The whole reverse-path and the client's network. In lower case: only the domain itself knows whether the case of a
+    /// local-part matters (RFC 5321 2.4), and two mailboxes that differ only in case can share a turn.
     Sender(IpAddr, Box<str>),
-    /// The null reverse-path, which all servers have (RFC 5321 4.5.5): the first recipient through the client's network. A
-    /// flood of bounces to a forged sender is one party, and keeps nobody else's bounces waiting.
+    /// For the null reverse-path, which all servers use (RFC 5321 4.5.5): the first recipient and the client's network. A
+    /// flood of bounces to a forged sender is one party, and does not delay other bounces.
     Returned(IpAddr, Box<str>),
 }
 
 impl Party {
-    /// Of what `client` brings as `user`, with this reverse-path, to `first` and maybe others. There is no `first` before
-    /// RCPT: all returned mail through the client's network is one party then.
+    /// The party of mail from `client`, authenticated as `user`, with this reverse-path, whose first recipient is `first`.
+    /// Before RCPT there is no `first`, so all mail with a null reverse-path from the client's network is one party.
     pub fn new(
         client: IpAddr,
         user: Option<&str>,
@@ -39,7 +40,7 @@ impl Party {
         }
     }
 
-    /// Who brings it: the user, else the client's network.
+    /// The user, or else the client's network.
     pub fn client(&self) -> (Option<&str>, Option<IpAddr>) {
         match self {
             Self::User(user) => (Some(user), None),
@@ -47,7 +48,7 @@ impl Party {
         }
     }
 
-    /// Of a message that is here.
+    /// The party of a received message.
     pub fn of(envelope: &Envelope) -> Self {
         let first = envelope.recipients.first().map(|first| &first.mailbox);
         let origin = &envelope.origin;
@@ -56,8 +57,8 @@ impl Party {
     }
 }
 
-/// Whom an address belongs to. An IPv4 address stands for itself: neighbours are often strangers. Of IPv6 it is the /64,
-/// since whoever has one address of it has them all (RFC 4291 2.5.4).
+/// The network that an address belongs to. An IPv4 address is its own network, because neighbouring addresses often have other
+/// owners. For IPv6 it is the /64, because the owner of one address has all of them (RFC 4291 2.5.4).
 pub fn network(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
@@ -73,7 +74,7 @@ mod tests {
         Mailbox::parse(text).expect(text)
     }
 
-    /// Mail from `client` as `user` ("" for nobody) with that reverse-path to that recipient ("" for none yet).
+    /// Mail from `client` as `user` ("" for none) with that reverse-path to that recipient ("" for none yet).
     fn party([client, user, from, to]: [&str; 4]) -> Party {
         let some = |text: &'static str| (!text.is_empty()).then_some(text);
         let leak = |text: &str| -> &'static str { Box::leak(text.into()) };
@@ -87,10 +88,10 @@ mod tests {
         )
     }
 
-    /// Who may have a turn of his own: two who share a client address, a domain or the null reverse-path are told apart;
-    /// one who changes what costs him nothing is not.
+    /// Senders that share a client address, a domain or the null reverse-path are different parties. A sender that changes
+    /// only what costs nothing to change is one party.
     #[test]
-    fn a_party_is_the_narrowest_identity_there_is() {
+    fn a_party_is_the_narrowest_identity() {
         let one = ["192.0.2.1", "", "a@one.test", "x@b.test"];
         let returned = ["192.0.2.1", "", "", "x@b.test"];
         let user = ["192.0.2.1", "joe", "a@one.test", "x@b.test"];
@@ -112,7 +113,7 @@ mod tests {
                 "neighbours of IPv4",
             ),
             (one, returned, "a message and a bounce"),
-            (one, user, "somebody who says so and the user"),
+            (one, user, "a claimed sender and the user"),
             (
                 user,
                 ["192.0.2.1", "ann", "a@one.test", "x@b.test"],

@@ -1,4 +1,4 @@
-//! What an interceptor catches: a conjunction of conditions, learned or written by a person.
+//! The pattern of an interceptor: conditions that must all hold, learned or written by a person.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,35 +9,35 @@ use serde::{Deserialize, Serialize};
 
 use super::{Envelope, Fingerprint, Glob, Trait};
 
-/// What a pattern looks at. All of it may be chosen by an attacker.
+/// The facts that a pattern examines. An attacker may choose all of them.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
     /// Sender and client.
     pub envelope: &'a Envelope,
-    /// The subject, decoded; empty if there is none.
+    /// The decoded subject; empty if there is none.
     pub subject: &'a str,
     /// Traits and attachments.
     pub fingerprint: &'a Fingerprint,
 }
 
-/// Catches messages for which every condition holds; without a condition none.
+/// Matches messages for which every condition holds. A pattern without conditions matches no message.
 ///
 /// As text for people: `subject "*invoice*" and client 192.0.2.0/24`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pattern {
-    /// Senses in which a message must be the same, all of them.
+    /// The message has all of these traits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub traits: Vec<Trait>,
-    /// Its content is nearly the same as the one that has these bands ([`Fingerprint::is_near`]).
+    /// The content is nearly the same as the content with these bands ([`Fingerprint::is_near`]).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub near: Vec<Trait>,
-    /// One of its attachments has these octets.
+    /// An attachment has this hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachment: Option<AttachmentHash>,
-    /// The whole decoded subject.
+    /// The whole decoded subject matches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Glob>,
-    /// The whole reverse-path; `<>` stands for the null one.
+    /// The whole reverse-path matches; `<>` stands for the null reverse-path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sender: Option<Glob>,
     /// The client's address is in this network.
@@ -54,7 +54,7 @@ impl Pattern {
         }
     }
 
-    /// A pattern of nearly the same content.
+    /// A pattern of nearly the same content alone.
     pub fn nearly(bands: impl IntoIterator<Item = Trait>) -> Self {
         Self {
             near: bands.into_iter().collect(),
@@ -62,8 +62,7 @@ impl Pattern {
         }
     }
 
-    /// Whether it says nothing of what only a message's envelope, subject or attachments tell: its traits and near content
-    /// are all that it asks for.
+    /// Whether all conditions are traits or near content, without conditions on envelope, subject or attachments.
     pub fn is_of_traits(&self) -> bool {
         let same = Self {
             near: self.near.clone(),
@@ -72,12 +71,12 @@ impl Pattern {
         !self.is_empty() && *self == same
     }
 
-    /// Whether it has no condition, and so catches nothing.
+    /// Whether the pattern has no condition, and so matches no message.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether every condition holds. The cheap ones are asked first.
+    /// Whether every condition holds. Checks the cheap conditions first.
     pub fn matches(&self, facts: &Facts<'_>) -> bool {
         let Facts {
             envelope,
@@ -148,7 +147,7 @@ impl fmt::Debug for AttachmentHash {
 
 /// The text is not 64 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no SHA-256 (64 hexadecimal digits, as printed by sha256sum)")]
+#[error("{0:?} is not a SHA-256 hash; write 64 hexadecimal digits, as sha256sum prints them")]
 pub struct NotAHash(String);
 
 impl FromStr for AttachmentHash {
@@ -196,7 +195,7 @@ mod tests {
         }
     }
 
-    /// Every condition must hold; no condition catches no mail at all.
+    /// Every condition must hold. A pattern without conditions matches no message.
     #[test]
     fn every_condition_must_hold() {
         let envelope = Envelope {
@@ -299,9 +298,9 @@ mod tests {
         }
     }
 
-    /// What is shown can be typed again, and what is kept is read back.
+    /// The shown text of a condition can be parsed again, and a stored pattern is read back.
     #[test]
-    fn patterns_are_shown_kept_and_read_back() {
+    fn patterns_are_shown_stored_and_read_back() {
         let pattern = Pattern {
             traits: vec![shape(0xc0ffee)],
             near: Vec::new(),

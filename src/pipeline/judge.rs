@@ -259,7 +259,7 @@ async fn fingerprint(
 ) -> Option<(Arc<Fingerprint>, String)> {
     let inspected = inspect(message, inspection, deadline).await?;
     let subject = inspected.subject.clone().unwrap_or_default();
-    let fingerprint = if message.content.len() <= mime::INLINE {
+    let fingerprint = if message.content.len() <= mime::INLINE_OCTETS_MAX {
         Fingerprint::of(message, &inspected)
     } else {
         let message = message.clone();

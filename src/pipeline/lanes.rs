@@ -17,7 +17,7 @@ use crate::deadline::{Budget, Deadline, expiry_clock, wall_clock};
 use crate::message::{Content, Message};
 use crate::quarantine;
 use crate::scan::ScanReason;
-use crate::store::{self, Change, Lane, Outgoing, RESCAN_FOR, Record, StoreError, Times};
+use crate::store::{self, Change, Lane, Outgoing, RESCAN_RETENTION, Record, StoreError, Times};
 
 /// Maximum time for one delivery, with all stages and recipients: 900 s. A next hop may take ten minutes for its reply to the
 /// end of data (RFC 5321 4.5.3.2.6), and five minutes remain for the other stages.
@@ -245,7 +245,7 @@ impl Lanes {
     async fn expire_rescans(&self) {
         loop {
             let store = &*self.pipeline.store;
-            if let Err(error) = store::expire_rescans(store, expiry_clock(RESCAN_FOR)).await {
+            if let Err(error) = store::expire_rescans(store, expiry_clock(RESCAN_RETENTION)).await {
                 events::lane_failed("rescan expiry", &error);
             }
             Deadline::after(EXPIRY_CHECK_INTERVAL).wait().await;

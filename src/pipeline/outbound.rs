@@ -24,7 +24,7 @@ pub(super) async fn outbound(
     group: &(Decision, Vec<usize>),
 ) -> Outbound {
     let edits = edits(&generation.scanner, &judged.reports);
-    if edits.is_empty() || message.content.len() <= mime::INLINE {
+    if edits.is_empty() || message.content.len() <= mime::INLINE_OCTETS_MAX {
         return build(generation, message, judged, group, &edits);
     }
     let task = (

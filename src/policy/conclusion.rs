@@ -1,10 +1,10 @@
-//! What the reports mean, before any administrator's rule is asked.
+//! The conclusion from the reports, before the administrator's rules.
 
 use crate::verdict::{Disposition, EngineClass, Finding, FindingKind, Reason, Report, Verdict};
 
 use super::{Settings, gravity};
 
-/// The conclusion for the whole message; recipients do not matter here.
+/// The conclusion for the whole message; it does not depend on the recipients.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Conclusion {
     pub(super) verdict: Verdict,
@@ -22,7 +22,9 @@ pub(super) fn conclude(settings: &Settings, reports: &[Report]) -> Conclusion {
         .or_else(|| by_coverage(settings, reports))
         .unwrap_or_else(|| otherwise(settings, reports, sum.score));
     for engine in sum.not_numbers {
-        reason.push_str(&format!("; a score of {engine} is no number and counts 0"));
+        reason.push_str(&format!(
+            "; a score of {engine} is not a finite number and counts as 0"
+        ));
     }
     Conclusion {
         verdict,
@@ -35,15 +37,15 @@ pub(super) fn conclude(settings: &Settings, reports: &[Report]) -> Conclusion {
 
 type Step = (Verdict, Disposition, String, String);
 
-/// The summed weighted score.
+/// The sum of the weighted scores.
 struct Sum<'a> {
     score: f64,
     /// Engines with a score that is NaN or infinite.
     not_numbers: Vec<&'a str>,
 }
 
-/// One finding adds or takes away this much at most: far beyond every threshold, and no sum of them leaves the numbers.
-const SCORE_LIMIT: f64 = 1e9;
+/// One finding adds or subtracts at most 10^9: far beyond every threshold, and any number of findings has a finite sum.
+const FINDING_SCORE_MAX: f64 = 1e9;
 
 fn sum<'a>(settings: &Settings, reports: &'a [Report]) -> Sum<'a> {
     let mut sum = Sum {
@@ -57,7 +59,7 @@ fn sum<'a>(settings: &Settings, reports: &'a [Report]) -> Sum<'a> {
                 continue;
             }
             if finding.score.is_finite() {
-                sum.score += (finding.score * weight).clamp(-SCORE_LIMIT, SCORE_LIMIT);
+                sum.score += (finding.score * weight).clamp(-FINDING_SCORE_MAX, FINDING_SCORE_MAX);
             } else if !sum.not_numbers.contains(&&*report.engine) {
                 sum.not_numbers.push(&report.engine);
             }
@@ -66,7 +68,8 @@ fn sum<'a>(settings: &Settings, reports: &'a [Report]) -> Sum<'a> {
     sum
 }
 
-/// Step 2: the gravest disposition among the kinds of the findings; among equals the gravest kind, then the first found.
+/// Step 2: the most serious disposition among the kinds of the findings; for equal dispositions, the most serious kind, then
+/// the first finding.
 fn by_kind(settings: &Settings, reports: &[Report]) -> Option<Step> {
     let mut worst: Option<(u8, Disposition, &Report, &Finding)> = None;
     for kind in FindingKind::ALL {
@@ -79,7 +82,7 @@ fn by_kind(settings: &Settings, reports: &[Report]) -> Option<Step> {
             Some((report, finding))
         });
         if let Some((report, finding)) = found
-            && worst.is_none_or(|(gravest, ..)| gravity(disposition) > gravest)
+            && worst.is_none_or(|(most_serious, ..)| gravity(disposition) > most_serious)
         {
             worst = Some((gravity(disposition), disposition, report, finding));
         }
@@ -111,7 +114,7 @@ fn by_score(settings: &Settings, score: f64) -> Option<Step> {
     ))
 }
 
-/// Step 4: of the classes that are not covered, the one with the gravest consequence.
+/// Step 4: of the classes without coverage, the one with the most serious disposition.
 fn by_coverage(settings: &Settings, reports: &[Report]) -> Option<Step> {
     let mut worst: Option<Step> = None;
     for class in EngineClass::ALL {
@@ -128,7 +131,7 @@ fn by_coverage(settings: &Settings, reports: &[Report]) -> Option<Step> {
     worst
 }
 
-/// What one class lacks: answers, or the one answer that others do not make up for ([`Reason::blames_message`]).
+/// The missing answers of one class: too few answers, or one that others do not make up for ([`Reason::blames_message`]).
 fn coverage_of(class: EngineClass, settings: &Settings, reports: &[Report]) -> Option<Step> {
     let required = settings.coverage.get(&class).copied().unwrap_or(0);
     let of_class = || reports.iter().filter(move |report| report.class == class);
@@ -144,7 +147,10 @@ fn coverage_of(class: EngineClass, settings: &Settings, reports: &[Report]) -> O
         let blamed = missing
             .filter(|(_, reason)| reason.blames_message())
             .filter(|(_, reason)| consequence(*reason) != Disposition::Deliver);
-        (blamed.collect(), ", but the message is the likely cause")
+        (
+            blamed.collect(),
+            ", but the message is the likely cause of a missing answer",
+        )
     } else {
         return None;
     };
@@ -155,7 +161,7 @@ fn coverage_of(class: EngineClass, settings: &Settings, reports: &[Report]) -> O
         .iter()
         .map(|(_, reason)| consequence(*reason))
         .max_by_key(|&disposition| gravity(disposition))
-        // Nobody was even asked (the engines changed since the scan): that passes with the next scan.
+        // No engine was asked, because the engines changed after the scan: the next scan asks them.
         .unwrap_or(Disposition::Defer);
     let said: Vec<String> = missing
         .iter()
@@ -170,7 +176,7 @@ fn coverage_of(class: EngineClass, settings: &Settings, reports: &[Report]) -> O
     Some((Verdict::Undetermined, disposition, rule, reason))
 }
 
-/// Step 5. A message that no engine answered about is delivered where no coverage is asked for, but it is not clean.
+/// Step 5. Without required coverage, a message that no engine answered about is delivered, but is not clean.
 fn otherwise(settings: &Settings, reports: &[Report], score: f64) -> Step {
     let answered = reports.iter().filter(|r| r.missing().is_none()).count();
     let (verdict, rule, reason) = if score >= settings.tag_score {

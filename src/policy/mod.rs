@@ -1,15 +1,15 @@
 //! Rules and thresholds: a pure function from facts to a decision.
 //!
-//! The order, first to last; what comes earlier is never overruled by what comes later:
+//! The steps, in order; a later step never overrules an earlier one:
 //!
-//! 1. the administrator's `[[rule]]`s: the first that matches ([`rules`]);
-//! 2. what a finding means by its kind: `policy.malware` and the like ([`conclusion`] from here on);
-//! 3. the summed weighted score against its thresholds: `policy.score`;
-//! 4. coverage: fewer engines of a class answered than must have: `coverage.av` and the like;
-//! 5. deliver, marked if the score says so.
+//! 1. the first of the administrator's `[[rule]]`s that matches ([`rules`]);
+//! 2. findings by their kind: `policy.malware` and similar rules ([`conclusion`] does this and the following steps);
+//! 3. the sum of the weighted scores, compared with thresholds: `policy.score`;
+//! 4. coverage: fewer engines of a class answered than required: `coverage.av` and similar rules;
+//! 5. deliver, marked if the score reaches its threshold.
 //!
-//! The verdict is always what steps 2 to 5 conclude, even where an administrator's rule decides what is done: a rule can
-//! deliver a message that nobody scanned, but it cannot make it clean (promise P4).
+//! The verdict is always the conclusion of steps 2 to 5, even if an administrator's rule decides the disposition: a rule can
+//! deliver a message that no engine scanned, but cannot make it clean (promise P4).
 
 mod conclusion;
 mod rules;
@@ -25,58 +25,58 @@ use conclusion::Conclusion;
 
 pub use settings::{Rule, Settings};
 
-/// What policy may look at, for one recipient of a message.
+/// The facts about a message that policy may use.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
     /// The envelope.
     pub envelope: &'a Envelope,
-    /// Octets of content.
+    /// Size of the content in octets.
     pub size: u64,
     /// The header section as received.
     pub header_section: &'a [u8],
-    /// What the message carries, as far as MIME inspection came.
+    /// The attachments that the MIME inspection found.
     pub attachments: &'a [AttachmentFact],
     /// One report per engine.
     pub reports: &'a [Report],
 }
 
-/// A decision and the recipients (indexes into the envelope) that it governs.
+/// A decision, and the recipients (indexes into the envelope) that it applies to.
 pub type Group = (Decision, Vec<usize>);
 
 /// The administrator's rules and thresholds, compiled.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Shown in every decision.
+    /// Version of the configuration, which every decision names.
     pub config: Arc<str>,
     settings: Settings,
 }
 
 impl Policy {
-    /// A policy whose decisions name `config`, the version of the configuration, as their origin.
+    /// A policy whose decisions name `config`, the version of the configuration.
     pub fn new(settings: Settings, config: Arc<str>) -> Self {
         Self { config, settings }
     }
 
-    /// Whether some rule looks at attachments; if none does, [`Facts::attachments`] may be left empty.
+    /// Whether a rule examines attachments; if none does, [`Facts::attachments`] may be empty.
     pub fn looks_at_attachments(&self) -> bool {
         let looks =
             |rule: &Rule| !rule.attachment_name.is_empty() || !rule.attachment_type.is_empty();
         self.settings.rules.iter().any(looks)
     }
 
-    /// Answers of that class that coverage asks for.
+    /// Number of answers of that class that coverage requires.
     pub fn required(&self, class: EngineClass) -> usize {
         self.settings.coverage.get(&class).copied().unwrap_or(0)
     }
 
-    /// Judges every recipient and groups those with the same decision, in order of their first recipient.
+    /// Decides for every recipient, and groups recipients with the same decision, in the order of their first recipients.
     ///
-    /// Every recipient is in exactly one group. The work is bounded by rules times recipients: what does not depend on
-    /// the recipient is looked at once.
+    /// Every recipient is in exactly one group. The work is at most rules times recipients: conditions that do not depend on
+    /// the recipient are checked once.
     pub fn decide(&self, facts: Facts<'_>) -> Vec<Group> {
         let conclusion = conclusion::conclude(&self.settings, facts.reports);
         let matching = rules::matching(&self.settings.rules, facts, conclusion.score);
-        // Which rule (an index into `matching`) governs, and whom.
+        // The rule that applies (an index into `matching`), and its recipients.
         let mut groups: Vec<(Option<usize>, Vec<usize>)> = Vec::new();
         for (at, recipient) in facts.envelope.recipients.iter().enumerate() {
             let mailbox = recipient.mailbox.as_str();
@@ -118,7 +118,7 @@ impl Policy {
         }
     }
 
-    /// The same where an administrator's rule says what is done.
+    /// The decision where an administrator's rule decides the disposition.
     fn by_rule(&self, rule: &Rule, conclusion: &Conclusion, reports: &[Report]) -> Decision {
         let conditions = rules::conditions(rule).join(", ");
         Decision {
@@ -135,8 +135,8 @@ impl Policy {
     }
 }
 
-/// How grave a disposition is where several apply. Refusing comes before holding: the sender learns of it. Discarding
-/// loses the mail without a trace, so whatever keeps or refuses it goes first; only delivery gives way to it.
+/// Order of dispositions where several apply. Rejecting comes before holding, because the sender learns of it. Discarding
+/// loses the mail without a trace, so every disposition except delivery comes before it.
 fn gravity(disposition: Disposition) -> u8 {
     match disposition {
         Disposition::Reject => 4,

@@ -7,12 +7,12 @@ use crate::verdict::Report;
 
 use super::{Facts, Rule};
 
-/// Whether one of the patterns matches; no pattern is no condition.
+/// Whether one of the patterns matches. Without patterns there is no condition, so the text matches.
 pub(super) fn any(patterns: &[Glob], text: &str) -> bool {
     patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(text))
 }
 
-/// The rules whose conditions hold, all but the one on the recipient, in order.
+/// The rules whose conditions hold, except for the condition on the recipient, in order.
 pub(super) fn matching<'a>(rules: &'a [Rule], facts: Facts<'_>, score: f64) -> Vec<&'a Rule> {
     rules
         .iter()
@@ -27,14 +27,14 @@ pub(super) fn matching<'a>(rules: &'a [Rule], facts: Facts<'_>, score: f64) -> V
         .collect()
 }
 
-/// Conditions on who sent it.
+/// Conditions on sender, client, user and listener.
 fn session(rule: &Rule, facts: Facts<'_>) -> bool {
     let origin = &facts.envelope.origin;
     let sender = match facts.envelope.reverse_path.mailbox() {
         Some(mailbox) => mailbox.as_str(),
         None => "<>",
     };
-    // A dual-stack socket shows an IPv4 client as ::ffff:a.b.c.d; rules are written for the address itself.
+    // A dual-stack socket shows an IPv4 client as ::ffff:a.b.c.d; rules contain the IPv4 address.
     let client: IpAddr = origin.client.to_canonical();
     let user = match &origin.user {
         Some(user) => any(&rule.user, user),
@@ -46,7 +46,7 @@ fn session(rule: &Rule, facts: Facts<'_>) -> bool {
         && (rule.listener.is_empty() || rule.listener.iter().any(|name| **name == *origin.listener))
 }
 
-/// One attachment that has both the name and the type.
+/// One attachment must match both the name and the type.
 fn attachments(rule: &Rule, attachments: &[AttachmentFact]) -> bool {
     if rule.attachment_name.is_empty() && rule.attachment_type.is_empty() {
         return true;
@@ -66,7 +66,7 @@ fn of_engine(rule: &Rule, report: &Report) -> bool {
     rule.engine.is_empty() || rule.engine.iter().any(|name| **name == *report.engine)
 }
 
-/// One finding, of one of the engines, that has both the name and the kind.
+/// One finding, of one of the engines, must match both the name and the kind.
 fn findings(rule: &Rule, reports: &[Report]) -> bool {
     if rule.finding.is_empty() && rule.kind.is_empty() {
         return true;
@@ -78,7 +78,7 @@ fn findings(rule: &Rule, reports: &[Report]) -> bool {
     })
 }
 
-/// One of the engines without an answer for one of the reasons.
+/// One of the engines has no answer, for one of the reasons.
 fn missing(rule: &Rule, reports: &[Report]) -> bool {
     rule.missing.is_empty()
         || reports
@@ -88,7 +88,7 @@ fn missing(rule: &Rule, reports: &[Report]) -> bool {
             .any(|reason| rule.missing.contains(&reason))
 }
 
-/// The names of a rule's conditions, for the reason of its decisions.
+/// The names of a rule's conditions, for the reason in its decisions.
 pub(super) fn conditions(rule: &Rule) -> Vec<&'static str> {
     [
         ("sender", !rule.sender.is_empty()),

@@ -1,4 +1,4 @@
-//! What the administrator wrote under `[coverage]`, `[policy]` and `[[rule]]`.
+//! The settings of `[coverage]`, `[policy]` and `[[rule]]`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,60 +8,60 @@ use ipnet::IpNet;
 use crate::message::Glob;
 use crate::verdict::{Disposition, EngineClass, FindingKind, Reason};
 
-/// Everything policy needs to know beside the facts.
+/// Everything that policy needs in addition to the facts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// `[[rule]]`, in order: the first that matches wins.
+    /// `[[rule]]`, in order: the first that matches decides.
     pub rules: Vec<Rule>,
-    /// What a finding of a kind means by itself, whatever its score. A kind that is not here, or is here with
-    /// [`Disposition::Deliver`], counts by its score only.
+    /// Disposition of a finding by its kind, whatever its score. A kind that is missing here, or has [`Disposition::Deliver`],
+    /// counts by its score only.
     pub kinds: BTreeMap<FindingKind, Disposition>,
-    /// Summed weighted score from which a message is marked although it is delivered.
+    /// Sum of the weighted scores from which a message is marked although it is delivered.
     pub tag_score: f64,
-    /// Summed weighted score from which a message is held.
+    /// Sum of the weighted scores from which a message is held.
     pub quarantine_score: f64,
-    /// Summed weighted score from which a message is refused.
+    /// Sum of the weighted scores from which a message is rejected.
     pub reject_score: f64,
-    /// Engines of a class that must really have answered before a message may be delivered; absent is 0.
+    /// Number of engines of a class that must have answered before a message may be delivered; 0 if absent.
     pub coverage: BTreeMap<EngineClass, usize>,
-    /// What is done where coverage is not met, by the reason of the missing answer; absent is defer.
+    /// Disposition where coverage is not met, by the reason of the missing answer; defer if absent.
     pub missing: BTreeMap<Reason, Disposition>,
-    /// Factor of an engine's scores, by its name; absent is 1.
+    /// Factor for an engine's scores, by its name; 1 if absent.
     pub weights: BTreeMap<Arc<str>, f64>,
 }
 
-/// One `[[rule]]`. Every condition that is not empty must hold; within a condition one of the alternatives is enough.
+/// One `[[rule]]`. Every condition that is not empty must hold; for one condition, one of its alternatives is enough.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
-    /// Unique; named in every decision the rule makes.
+    /// Unique name, in every decision of the rule.
     pub name: String,
     /// The reverse-path; `<>` stands for the null reverse-path.
     pub sender: Vec<Glob>,
     /// The forward-path.
     pub recipient: Vec<Glob>,
-    /// The client's address.
+    /// Network of the client.
     pub client: Vec<IpNet>,
-    /// The authenticated user; a session without one matches nothing.
+    /// The authenticated user; a session without a user matches no pattern.
     pub user: Vec<Glob>,
-    /// The listener's name.
+    /// Name of the listener.
     pub listener: Vec<String>,
-    /// More octets of content than this.
+    /// The content has more octets than this.
     pub size_over: Option<u64>,
-    /// An attachment's file name.
+    /// File name of an attachment.
     pub attachment_name: Vec<Glob>,
-    /// The same attachment's media type, claimed or found.
+    /// Media type of the same attachment, declared or recognised.
     pub attachment_type: Vec<Glob>,
-    /// A finding's name.
+    /// Name of a finding.
     pub finding: Vec<Glob>,
-    /// The same finding's kind.
+    /// Kind of the same finding.
     pub kind: Vec<FindingKind>,
-    /// Narrows `finding`, `kind` and `missing` to these engines.
+    /// Limits `finding`, `kind` and `missing` to these engines.
     pub engine: Vec<String>,
     /// An engine without an answer for one of these reasons.
     pub missing: Vec<Reason>,
-    /// A summed weighted score above this.
+    /// The sum of the weighted scores is above this.
     pub score_over: Option<f64>,
-    /// What is done when all of it holds.
+    /// Disposition if all conditions hold.
     pub then: Disposition,
 }
 

@@ -1,4 +1,4 @@
-//! The table of `cases.txt`, and promise P4 over every combination there is.
+//! The table of `cases.txt`, and promise P4 for every combination.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -186,7 +186,7 @@ impl Case {
         })
     }
 
-    /// Compares what the expectation mentions; tag, missing and recipients are always compared.
+    /// Compares the score only if the expectation has one; tag, missing engines and recipients are always compared.
     fn check(&self) {
         let groups = self.decide();
         let everybody = self.envelope.recipients.len();
@@ -261,9 +261,9 @@ fn policy_decides_as_the_table_says() {
     }
 }
 
-/// P4, over every reason, every disposition for it, and every number of answers and of required answers: a message is
-/// clean only if as many engines really answered as are required and at least one did; otherwise it is undetermined,
-/// treated as configured for its reason, and names who is missing.
+/// P4, for every reason, every disposition for it, and every number of answers and of required answers: a message is clean
+/// only if at least one engine answered, and at least as many as required. Otherwise the message is undetermined, gets the
+/// disposition that is configured for the reason, and the decision names the missing engines.
 #[test]
 fn a_missing_answer_never_makes_a_message_clean() {
     for reason in Reason::ALL {
@@ -286,7 +286,7 @@ fn a_missing_answer_never_makes_a_message_clean() {
                 let decision = &groups[0].0;
                 let what = format!("{reason:?} {consequence:?} {required} {answering} {silent}");
                 assert_eq!(decision.missing.len(), silent, "{what}");
-                // Nobody makes up for an engine that the message made fail, unless the administrator lets it pass.
+                // Other engines do not make up for an engine that the message made fail, unless the administrator allows it.
                 let to_blame = reason.blames_message() && required > 0 && silent > 0;
                 let held_back = to_blame && consequence != Disposition::Deliver;
                 if answering >= required.max(1) && !held_back {
@@ -308,7 +308,7 @@ fn every_coverage() -> impl Iterator<Item = (usize, usize, usize)> {
     (0..4).flat_map(|r| (0..4).flat_map(move |a| (0..4).map(move |s| (r, a, s))))
 }
 
-/// An engine whose score is no number is named in the reason, so that somebody mends it.
+/// The reason names an engine with a score that is not finite, so that an administrator can repair the engine.
 #[test]
 fn an_engine_with_a_broken_score_is_named() {
     let mut case = Case::new("broken score");

@@ -1,4 +1,4 @@
-//! A held message as a file: as it would have been delivered, trace field first.
+//! Exports a held message as a file, in the form of its delivery, with the trace field first.
 
 use crate::message::MessageId;
 use crate::store::{Record, Store};
@@ -10,15 +10,15 @@ use super::{Act, QuarantineError, held, not_held};
 pub enum Format {
     /// One message, octet for octet, with CRLF line ends.
     Eml,
-    /// An entry of a mailbox file, in the variant called mboxrd, whose quoting can be undone; LF line ends. Entries can be
+    /// An entry of a mailbox file in the variant mboxrd, whose quoting can be undone, with LF line ends. Entries can be
     /// written one after the other into one file.
     Mbox,
 }
 
-/// Reads a held message in the wanted form, and notes in the audit that `act` wrote it to `destination`. The audit entry
-/// is durable before the octets are handed out.
+/// Reads a held message in the given form, and records in the audit that `act` exported it to `destination`. The audit entry
+/// is durable before this returns the octets.
 ///
-/// Cancel safety: at worst the audit tells of an export that was not finished.
+/// Cancel safety: at worst, the audit has an entry for an export that was not finished.
 pub async fn export(
     store: &dyn Store,
     id: MessageId,
@@ -45,11 +45,12 @@ pub fn eml(record: &Record, content: &[u8]) -> Vec<u8> {
     octets
 }
 
-/// The same as an mboxrd entry: a `From ` line, lines that look like one quoted, an empty line behind.
+/// The message as an mboxrd entry: a `From ` line, the message with similar lines quoted, and an empty line.
 pub fn mbox(record: &Record, content: &[u8]) -> Vec<u8> {
     let message = eml(record, content);
     let sender = record.envelope.reverse_path.as_str();
-    // The separator's fields are split at white space, which a quoted local-part may contain (RFC 4155, appendix A).
+    // A reader splits the fields of the separator at white space, which a quoted local-part may contain (RFC 4155, appendix
+    // A).
     let sender = if sender.is_empty() || sender.contains(char::is_whitespace) {
         "MAILER-DAEMON"
     } else {

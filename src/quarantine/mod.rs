@@ -1,7 +1,7 @@
-//! Quarantine: held messages and their ends. Every act of a person leaves an audit entry, written in the same
-//! transaction as what was done; of two that act on the same entry at once exactly one succeeds.
+//! Quarantine: held messages and their ends. Every act of a person leaves an audit entry, written in the same transaction as
+//! the act. If two acts concern the same entry at the same time, exactly one succeeds.
 //!
-//! The relay and the command line call the same functions, at the same time, on the same store.
+//! The relay and the commands call the same functions, at the same time, on the same store.
 
 pub mod export;
 pub mod stats;
@@ -20,10 +20,10 @@ use crate::store::{
 /// Settings of `[quarantine]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// How long a message is held before it expires and is removed.
+    /// How long a message stays in quarantine before it expires and is removed.
     pub retention: Duration,
-    /// Room for what is held. Beyond it new mail that would be held is refused while its sender still has it; what is here
-    /// is held whatever it takes.
+    /// Limit for mail in quarantine. Beyond it, the relay refuses new mail that it would hold, while the sender still has that
+    /// mail. Mail that the relay already has is held beyond the limit.
     pub max_bytes: Capacity,
 }
 
@@ -39,28 +39,28 @@ impl Default for Settings {
 /// Why an act was not done.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum QuarantineError {
-    /// Released, deleted or expired meanwhile, or never held.
+    /// The message was released, deleted or expired, or was never held.
     #[error("{0} is not in quarantine (any more); see `spillway explain {0}`")]
     NotHeld(MessageId),
-    /// A release to nobody would lose the message.
+    /// A release without recipients would lose the message.
     #[error("a release needs at least one recipient")]
     NoRecipients,
-    /// The store did not do it.
+    /// The store failed.
     #[error(transparent)]
     Store(StoreError),
 }
 
-/// Who acts, and when: for the audit.
+/// The actor and the time of an act, for the audit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Act {
-    /// The login name, or [`Act::RELAY`].
+    /// Login name of the person, or [`Act::RELAY`].
     pub actor: String,
-    /// Now.
+    /// Time of the act.
     pub at: Timestamp,
 }
 
 impl Act {
-    /// The actor of what the relay does by itself.
+    /// The actor of the relay's own acts.
     pub const RELAY: &str = "spillway";
 
     /// An act of the relay itself.
@@ -82,14 +82,15 @@ impl Act {
     }
 }
 
-/// Hands a held message to delivery: due now, tried until `give_up` has passed, and policy is not asked again. It goes to
-/// its own recipients, or to `recipients` in their place. Returns the record as it is now.
+/// Moves a held message to delivery: due now, until `give_up` has passed, without another decision of policy. The message goes
+/// to its own recipients, or to `recipients` instead. Returns the changed record.
 ///
-/// Its own recipients stay with it: it is theirs again if the others do not get it, and it comes back.
+/// The record keeps its own recipients. They are the recipients again if the others cannot get the message and it returns to
+/// quarantine.
 ///
-/// Recipients that the sender did not name are marked NOTIFY=NEVER (RFC 3461 4.1): the sender learns nothing of them.
+/// Recipients that the sender did not name are marked NOTIFY=NEVER (RFC 3461 4.1), so that the sender learns nothing of them.
 ///
-/// Cancel safety: the release may or may not have been done; [`QuarantineError::NotHeld`] on a second try says that it was.
+/// Cancel safety: the release may or may not have been done. If it was, a second call returns [`QuarantineError::NotHeld`].
 pub async fn release(
     store: &dyn Store,
     id: MessageId,
@@ -138,9 +139,9 @@ fn redirect(known: &[Recipient], wanted: Vec<Mailbox>) -> Vec<Recipient> {
     wanted.into_iter().map(recipient).collect()
 }
 
-/// Removes a held message for good. An entry that is damaged can be deleted too.
+/// Removes a held message for good, even if its record is damaged.
 ///
-/// Cancel safety: as [`release`].
+/// Cancel safety: like [`release`].
 pub async fn delete(store: &dyn Store, id: MessageId, act: &Act) -> Result<(), QuarantineError> {
     let detail = match held(store, id).await {
         Ok(record) => describe(&record),
@@ -154,10 +155,10 @@ pub async fn delete(store: &dyn Store, id: MessageId, act: &Act) -> Result<(), Q
         .map_err(not_held)
 }
 
-/// Removes everything whose time to be held ended by `until`, and notes that it was done `now`; returns how many entries. The
-/// two differ where the clock was set.
+/// Removes all held messages whose retention ended by `until`; returns their number. `now` is the time of the audit entries.
+/// The two differ if the clock was set.
 ///
-/// Cancel safety: what was removed stays removed, the rest is found the next time.
+/// Cancel safety: removals that were done stay done; the next call finds the other messages.
 pub async fn expire_due(
     store: &dyn Store,
     until: Timestamp,
@@ -167,10 +168,11 @@ pub async fn expire_due(
     store::expire(store, Lane::Held, until, entry, tell).await
 }
 
-/// Removes the bounces that the rule `rule` holds beyond the newest `most`, at most [`store::REMOVED_AT_ONCE`]; returns how
-/// many. A stranger can make us write bounces without end; other mail that is held never goes for its number.
+/// Removes the bounces that the rule `rule` holds beyond the newest `most`, at most [`store::REMOVALS_PER_BATCH`]; returns
+/// their number. An unknown sender can make the relay write any number of bounces. Other held mail is never removed because of
+/// its number.
 ///
-/// Cancel safety: as [`expire_due`].
+/// Cancel safety: like [`expire_due`].
 pub async fn expire_bounces(
     store: &dyn Store,
     rule: &str,
@@ -180,12 +182,12 @@ pub async fn expire_bounces(
     let surplus = Filter {
         lanes: vec![Lane::Held],
         reason: Some(rule.to_owned()),
-        limit: store::REMOVED_AT_ONCE,
+        limit: store::REMOVALS_PER_BATCH,
         offset: most,
         ..Filter::default()
     };
     let mut found = store.search(surplus).await?;
-    // The filter looks for the words in reasons, too, and a rule of the administrator may have that name.
+    // The filter also matches text in reasons, and a rule of the administrator may have the same name.
     found.retain(|record| {
         let is_bounce = matches!(record.notification, Some(Notification::Bounce(_)));
         is_bounce && record.decision.as_ref().is_some_and(|d| d.rule == rule)
@@ -194,7 +196,7 @@ pub async fn expire_bounces(
     store::remove_all(store, Lane::Held, &found, entry, tell).await
 }
 
-/// The audit entry of a message that expires, and what is told once it is gone.
+/// The audit entry of a message that expires, and the log line and metric after its removal.
 fn expiry(
     why: &'static str,
     now: Timestamp,
@@ -222,7 +224,7 @@ pub async fn held(store: &dyn Store, id: MessageId) -> Result<Record, Quarantine
     }
 }
 
-/// What the audit remembers of a message that is gone: who deleted it is of little use without what it was.
+/// Describes a removed message for the audit: without a description, the name of the person who deleted it is of little use.
 fn describe(record: &Record) -> String {
     let rule = record
         .decision
@@ -248,7 +250,7 @@ fn not_held(error: StoreError) -> QuarantineError {
     }
 }
 
-/// `span` after `now`; the end of time if it is beyond that.
+/// The time `span` after `now`, or the latest possible time.
 fn later(now: Timestamp, span: Duration) -> Timestamp {
     now.checked_add(span).unwrap_or(Timestamp::MAX)
 }

@@ -1,4 +1,4 @@
-//! What is held, by reason, by engine and by age.
+//! Counts of quarantine by reason, by engine and by age.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,47 +8,48 @@ use serde::Serialize;
 
 use crate::store::{Filter, Lane, Record, Store, StoreError};
 
-/// Entries read at once.
+/// Entries read at once: few enough to use little memory, and enough to read a large quarantine soon.
 const ENTRIES_PER_READ: usize = 1000;
-/// Limits of the age groups.
-const AGES: [(&str, Duration); 4] = [
+/// Upper limits of the age groups.
+const AGE_GROUPS: [(&str, Duration); 4] = [
     ("under 1 hour", Duration::from_secs(3600)),
     ("under 1 day", Duration::from_secs(86_400)),
     ("under 7 days", Duration::from_secs(7 * 86_400)),
     ("under 30 days", Duration::from_secs(30 * 86_400)),
 ];
-/// The group beyond the last limit.
-const OLDER: &str = "older";
+/// Name of the group beyond the last limit.
+const OLDEST_AGE_GROUP: &str = "older";
 
-/// Messages of one group.
+/// The messages of one group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Group {
-    /// How many.
+    /// Number of messages.
     pub messages: u64,
     /// Octets of content.
     pub octets: u64,
 }
 
-/// A group with what it is called.
+/// A group with its name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Named {
-    /// The rule, the engine, the range of ages.
+    /// The rule, the engine, or the range of ages.
     pub name: String,
-    /// What is in it.
+    /// The counts of the group.
     #[serde(flatten)]
     pub group: Group,
 }
 
-/// What is held. The groups by engine overlap: a message counts for each engine that found something or did not answer.
+/// Counts of quarantine. The groups by engine overlap: a message counts for each engine that found something or did not
+/// answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
-    /// Everything.
+    /// All messages.
     pub total: Group,
     /// By the rule that held it, the largest group first.
     pub by_reason: Vec<Named>,
     /// By engine, the largest group first.
     pub by_engine: Vec<Named>,
-    /// By time since reception, the youngest first; empty groups included.
+    /// By time since reception, the youngest first, including empty groups.
     pub by_age: Vec<Named>,
 }
 
@@ -59,13 +60,13 @@ impl Group {
     }
 }
 
-/// Counts what is held. Reads every entry, a page at a time; entries that come or go meanwhile may be missed.
+/// Counts the messages in quarantine. Reads every entry, a page at a time; entries that come or go meanwhile may be missed.
 ///
 /// Cancel safety: safe.
 pub async fn collect(store: &dyn Store, now: Timestamp) -> Result<Stats, StoreError> {
     let mut total = Group::default();
     let (mut reasons, mut engines) = (BTreeMap::new(), BTreeMap::new());
-    let mut ages = [Group::default(); AGES.len() + 1];
+    let mut ages = [Group::default(); AGE_GROUPS.len() + 1];
     let mut offset = 0;
     loop {
         let page = Filter {
@@ -94,7 +95,10 @@ pub async fn collect(store: &dyn Store, now: Timestamp) -> Result<Stats, StoreEr
         }
         offset += ENTRIES_PER_READ;
     }
-    let names = AGES.iter().map(|(name, _)| *name).chain([OLDER]);
+    let names = AGE_GROUPS
+        .iter()
+        .map(|(name, _)| *name)
+        .chain([OLDEST_AGE_GROUP]);
     Ok(Stats {
         total,
         by_reason: largest_first(reasons),
@@ -114,11 +118,12 @@ fn group<'a>(groups: &'a mut BTreeMap<String, Group>, name: &str) -> &'a mut Gro
 }
 
 fn age(now: Timestamp, record: &Record) -> usize {
-    // A message from the future (the clock was set back) is young.
+    // A message whose reception is in the future (the clock was set back) counts as young.
     let age = Duration::try_from(now.duration_since(record.received_at)).unwrap_or_default();
-    AGES.iter()
+    AGE_GROUPS
+        .iter()
         .position(|(_, limit)| age < *limit)
-        .unwrap_or(AGES.len())
+        .unwrap_or(AGE_GROUPS.len())
 }
 
 fn largest_first(groups: BTreeMap<String, Group>) -> Vec<Named> {

@@ -11,7 +11,7 @@ use crate::store::Settings as StoreSettings;
 use crate::store::contract::{at, octets, record, times};
 use crate::store::sqlite::{Role, SqliteStore};
 
-const GIVE_UP: Duration = Duration::from_secs(500);
+const DELIVERY_TIME: Duration = Duration::from_secs(500);
 
 async fn store() -> (TempDir, Arc<dyn Store>) {
     let folder = tempfile::tempdir().expect("folder");
@@ -35,7 +35,7 @@ fn mailbox(text: &str) -> Mailbox {
     Mailbox::parse(text).expect(text)
 }
 
-/// Puts a message into quarantine for a hundred seconds.
+/// Puts a message into quarantine for 100 seconds.
 async fn put_held(store: &dyn Store, now: i64) -> MessageId {
     let mut entry = record(Lane::Held);
     entry.due_at = at(now);
@@ -47,12 +47,12 @@ async fn put_held(store: &dyn Store, now: i64) -> MessageId {
     id
 }
 
-/// A released message is due at once, is not judged again, and gets the whole time of a new delivery.
+/// A released message is due at once, gets no other decision, and has the full time of a new delivery.
 #[tokio::test]
-async fn a_release_hands_the_message_to_delivery() {
+async fn a_release_moves_the_message_to_delivery() {
     let (_folder, store) = store().await;
     let id = put_held(&*store, 0).await;
-    let released = release(&*store, id, None, GIVE_UP, &act(99))
+    let released = release(&*store, id, None, DELIVERY_TIME, &act(99))
         .await
         .expect("release");
     let due = store
@@ -68,14 +68,14 @@ async fn a_release_hands_the_message_to_delivery() {
     assert!(audit[0].detail.contains("Rita@two.example"));
 }
 
-/// A sender must not learn from a bounce who reads quarantined mail in the recipient's place.
+/// A bounce must not tell the sender who reads quarantined mail instead of the recipient.
 #[tokio::test]
 async fn other_recipients_stay_unknown_to_the_sender() {
     let (_folder, store) = store().await;
     let id = put_held(&*store, 0).await;
     let own = held(&*store, id).await.expect("held").envelope.recipients;
     let to = vec![mailbox("Rita@two.example"), mailbox("audit@two.example")];
-    let released = release(&*store, id, Some(to), GIVE_UP, &act(1))
+    let released = release(&*store, id, Some(to), DELIVERY_TIME, &act(1))
         .await
         .expect("release");
     let notify: Vec<_> = released
@@ -87,18 +87,18 @@ async fn other_recipients_stay_unknown_to_the_sender() {
     assert_eq!(notify, [None, Some(Notify::default())]);
     assert_eq!(released.instead_of, own, "it is theirs if it comes back");
     let nobody = put_held(&*store, 0).await;
-    let refused = release(&*store, nobody, Some(Vec::new()), GIVE_UP, &act(1)).await;
+    let refused = release(&*store, nobody, Some(Vec::new()), DELIVERY_TIME, &act(1)).await;
     assert!(matches!(refused, Err(QuarantineError::NoRecipients)));
     held(&*store, nobody).await.expect("it is still there");
 }
 
-/// However many reviewers act on one entry at once, one of them does it and the others are told.
+/// If several reviewers act on one entry at once, one of them succeeds, and the others get an error.
 #[tokio::test]
-async fn exactly_one_reviewer_wins() {
+async fn exactly_one_reviewer_succeeds() {
     let (_folder, store) = store().await;
     let id = put_held(&*store, 0).await;
     let reviewer = act(1);
-    let releases = join_all((0..8).map(|_| release(&*store, id, None, GIVE_UP, &reviewer)));
+    let releases = join_all((0..8).map(|_| release(&*store, id, None, DELIVERY_TIME, &reviewer)));
     let deletes = join_all((0..8).map(|_| delete(&*store, id, &reviewer)));
     let (releases, deletes) = futures_util::future::join(releases, deletes).await;
     let outcomes: Vec<_> = releases
@@ -113,7 +113,7 @@ async fn exactly_one_reviewer_wins() {
     assert_eq!(store.audited(None, 99).await.expect("audit").len(), 1);
 }
 
-/// Only what is held can be deleted here; a message on its way to the next hop cannot.
+/// Only a held message can be deleted. A message on its way to the next hop cannot.
 #[tokio::test]
 async fn delete_removes_held_messages_only() {
     let (_folder, store) = store().await;
@@ -131,9 +131,9 @@ async fn delete_removes_held_messages_only() {
     assert!(matches!(refused, Err(QuarantineError::NotHeld(_))));
 }
 
-/// What has been held for its time goes, not a moment earlier, and the audit says what it was.
+/// A message is removed when its retention ends and not earlier, and the audit describes the message.
 #[tokio::test]
-async fn retention_ends_by_itself() {
+async fn a_message_expires_with_its_retention() {
     let (_folder, store) = store().await;
     let (first, second) = (put_held(&*store, 0).await, put_held(&*store, 50).await);
     store
@@ -160,9 +160,9 @@ async fn retention_ends_by_itself() {
     assert_eq!(expire(100_000).await, 1);
 }
 
-/// However much expires at once, mail whose sender waits for a 250 is written between it.
+/// While many messages expire, the store also writes mail whose sender waits for a 250.
 #[tokio::test]
-async fn fresh_mail_does_not_wait_for_what_expires() {
+async fn fresh_mail_does_not_wait_for_expiring_mail() {
     let (_folder, store) = store().await;
     for _ in 0..300 {
         put_held(&*store, 0).await;
@@ -179,9 +179,9 @@ async fn fresh_mail_does_not_wait_for_what_expires() {
     assert!(left > 0, "it waits for a few at most");
 }
 
-/// An .eml is the message as it would have been delivered, and its export is on record.
+/// An .eml file is the message as it would have been delivered, and the audit has the export.
 #[tokio::test]
-async fn an_exported_message_is_whole() {
+async fn an_exported_message_is_complete() {
     let (_folder, store) = store().await;
     let id = put_held(&*store, 0).await;
     let eml = export(&*store, id, Format::Eml, "case-1.eml", &act(1))
@@ -197,9 +197,9 @@ async fn an_exported_message_is_whole() {
     );
 }
 
-/// A mailbox file can be split again at its `From ` lines, whatever the messages contain.
+/// A mailbox file can be split at its `From ` lines, whatever the messages contain.
 #[test]
-fn mbox_quotes_what_looks_like_a_separator() {
+fn mbox_quotes_lines_that_look_like_a_separator() {
     let mut entry = record(Lane::Held);
     entry.trace = "Received: x\r\n".into();
     let content =
@@ -213,9 +213,9 @@ fn mbox_quotes_what_looks_like_a_separator() {
     assert!(text(&entry).starts_with("From MAILER-DAEMON Fri"));
 }
 
-/// Every held message is counted once in total, by rule and by age, and once for each engine concerned.
+/// Every held message counts once in total, by rule and by age, and once for each engine concerned.
 #[tokio::test]
-async fn stats_count_what_is_held() {
+async fn stats_count_held_messages() {
     let (_folder, store) = store().await;
     for received in [0, 0, 4000] {
         put_held(&*store, received).await;

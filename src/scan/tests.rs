@@ -17,7 +17,7 @@ use crate::message::{Identity, Mailbox, Message, Rights, envelope::Origin};
 use crate::verdict::{Answer, Finding, FindingKind, Reason, Reused, Same};
 use engine::{Engine, EngineAnswer, ScanError};
 
-/// A request about `content` that is of no use after `allowance`.
+/// A request to scan `content` within `allowance`.
 pub(super) fn request(content: impl Into<bytes::Bytes>, allowance: Duration) -> ScanRequest {
     let mailbox = |text| Mailbox::parse(text).expect("mailbox");
     ScanRequest {
@@ -41,12 +41,12 @@ pub(super) fn request(content: impl Into<bytes::Bytes>, allowance: Duration) -> 
     }
 }
 
-/// A sample for an engine without guard.
+/// A sample for an engine without a guard.
 pub(super) fn sample(content: impl Into<bytes::Bytes>) -> Sample {
     sampled(request(content, Duration::from_secs(60)))
 }
 
-/// The same about a request.
+/// A sample of this request, for an engine without a guard.
 pub(super) fn sampled(request: ScanRequest) -> Sample {
     Sample::new(request, Scanner::of(Vec::new()).inspection())
 }
@@ -56,13 +56,13 @@ pub(super) fn sampled(request: ScanRequest) -> Sample {
 enum Act {
     Clean,
     Find(&'static str),
-    /// Stops at a limit of its own.
+    /// Stops at its own limit.
     GiveUp,
     Fail(ScanError),
     After(Duration, Box<Act>),
     Hang,
     Panic,
-    /// Blocks its thread, as no well-behaved engine does, until the test lets go.
+    /// Blocks its thread until the test releases the lock. A correct engine never blocks its thread.
     Block(Arc<Mutex<()>>),
 }
 
@@ -98,7 +98,7 @@ impl Act {
     }
 }
 
-/// Plays its acts one after the other, the last one for ever, and counts.
+/// Plays its acts one after the other, repeats the last one, and counts calls.
 #[derive(Debug, Default)]
 struct Scripted {
     acts: Vec<Act>,
@@ -128,7 +128,7 @@ impl Engine for Scripted {
     }
 }
 
-/// An engine that nothing is the matter with.
+/// Settings of an engine without problems.
 pub(super) fn settings(name: &str) -> Settings {
     Settings {
         name: name.into(),
@@ -174,7 +174,7 @@ async fn scan(engines: Vec<Guarded>) -> Vec<Report> {
         .await
 }
 
-/// Exactly one report per engine, in configured order, whatever each of them does; a panic is never a pass.
+/// Each engine gives exactly one report, in configured order, whatever the engine does. A panic is never a clean answer.
 #[tokio::test(start_paused = true)]
 async fn every_engine_has_exactly_one_report() {
     let garbage = ScanError::Garbage {
@@ -210,16 +210,16 @@ async fn every_engine_has_exactly_one_report() {
     assert_eq!(reports[2].elapsed, Duration::from_secs(5), "its timeout");
 }
 
-/// Without engines there is nothing to wait for.
+/// Without engines the result is empty.
 #[tokio::test(start_paused = true)]
-async fn no_engines_no_reports() {
+async fn without_engines_there_are_no_reports() {
     assert_eq!(scan(Vec::new()).await, []);
 }
 
-/// The message's deadline is above everything an engine may be configured to: attempts, pauses, timeouts. The scan that
-/// has begun goes on to the engine's own limit, in its slot.
+/// The message's deadline limits every setting of an engine: attempts, pauses, timeouts. A scan that has begun goes on in its
+/// slot until the engine's own limit.
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_past_the_deadline() {
+async fn no_caller_waits_past_the_deadline() {
     let mut patient = settings("patient");
     patient.timeout = Duration::from_secs(3600);
     patient.limit = Duration::from_secs(3600);
@@ -237,9 +237,9 @@ async fn nobody_waits_past_the_deadline() {
     assert_eq!(hanging.running.load(Ordering::SeqCst), 0, "at its limit");
 }
 
-/// A message whose budget is spent costs no engine anything.
+/// A message whose budget is spent takes no time of an engine.
 #[tokio::test(start_paused = true)]
-async fn nothing_begins_after_the_deadline() {
+async fn no_scan_begins_after_the_deadline() {
     let (engine, guarded) = scripted([Act::Clean], settings("one"));
     let late = request("x", Duration::ZERO);
     let reports = Scanner::of(vec![guarded]).scan(late).await;
@@ -247,12 +247,12 @@ async fn nothing_begins_after_the_deadline() {
     assert_eq!(engine.calls.load(Ordering::SeqCst), 0);
 }
 
-/// An engine that blocks its thread cannot be stopped, but nobody waits for it past the deadline.
+/// The relay cannot stop an engine that blocks its thread, but no caller waits for the engine past the deadline.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_that_blocks_is_not_waited_for() {
     let gate = Arc::new(Mutex::new(()));
     let guarded = one(Act::Block(gate.clone()));
-    // Held while the engine runs; the scan itself is awaited elsewhere, as a lock must not be held over an await.
+    // Another thread holds the lock while the engine runs, because a lock must not be held over an await.
     let (tell, told) = std::sync::mpsc::sync_channel(1);
     let (free, freed) = std::sync::mpsc::sync_channel::<()>(1);
     let holder = std::thread::spawn(move || {
@@ -268,7 +268,7 @@ async fn an_engine_that_blocks_is_not_waited_for() {
     assert_eq!(reports[0].missing(), Some(Reason::Timeout));
 }
 
-/// Retries are for what passes, are counted, and end with the first answer.
+/// Only transient failures are tried again. Attempts are counted, and end with the first answer.
 #[tokio::test(start_paused = true)]
 async fn transient_failures_are_tried_again() {
     let fail = Act::Fail(ScanError::Unreachable("refused".to_owned()));
@@ -287,7 +287,7 @@ async fn transient_failures_are_tried_again() {
     assert_eq!(engine.calls.load(Ordering::SeqCst), 3);
 }
 
-/// After a timeout the engine still works on the message: another call would take another of its workers for it.
+/// After a timeout the engine still works on the message: another call would take another worker for the same message.
 #[tokio::test(start_paused = true)]
 async fn timeouts_and_panics_are_not_tried_again() {
     for act in [Act::Hang, Act::Panic] {
@@ -302,9 +302,9 @@ async fn timeouts_and_panics_are_not_tried_again() {
     }
 }
 
-/// What is too large waits for no slot and reaches no engine.
+/// A message that is too large waits for no slot and reaches no engine.
 #[tokio::test(start_paused = true)]
-async fn too_large_is_told_before_any_waiting() {
+async fn a_too_large_message_is_refused_without_a_wait() {
     let (engine, guarded) = scripted([Act::Hang], settings("one"));
     let reports = Scanner::of(vec![guarded])
         .scan(request(vec![b'x'; 1001], SECONDS_20))
@@ -314,7 +314,8 @@ async fn too_large_is_told_before_any_waiting() {
     assert_eq!(engine.calls.load(Ordering::SeqCst), 0);
 }
 
-/// Never more calls at once than slots; who gets none in time is told so and the engine is not called.
+/// An engine has no more calls at once than slots. For a message that gets no slot in time, the report says so and the engine
+/// is not called.
 #[tokio::test(start_paused = true)]
 async fn slots_bound_the_calls_and_waiting_ends() {
     let narrow = Settings {
@@ -332,8 +333,8 @@ async fn slots_bound_the_calls_and_waiting_ends() {
     assert_eq!(engine.calls.load(Ordering::SeqCst), 4);
 }
 
-/// A late answer is not thrown away: it is there when the same message is scanned again, and meanwhile it is not sent a
-/// second time (I3).
+/// A late answer is kept and used when the same message is scanned again. Meanwhile the message is not sent a second time
+/// (I3).
 #[tokio::test(start_paused = true)]
 async fn a_late_answer_is_used() {
     let (engine, guarded) = scripted([Act::after(8000, Act::Find("Eicar"))], settings("one"));
@@ -350,10 +351,11 @@ async fn a_late_answer_is_used() {
     assert_eq!(engine.calls.load(Ordering::SeqCst), 1, "one scan for all");
 }
 
-/// Law 4: what an engine gave up on long after its caller had left is not scanned again: that was its second timeout. Once: if the engine
-/// was at fault the next pass is a scan.
+/// Law 4: if an engine gives up a scan long after the caller has left, the next pass does not scan the message again: it
+/// takes the end of the scan as the second timeout. This holds for one pass. If the engine was at fault, the pass after that
+/// scans the message.
 #[tokio::test(start_paused = true)]
-async fn what_an_engine_gave_up_on_is_not_scanned_again() {
+async fn a_scan_that_an_engine_gave_up_is_not_repeated_at_once() {
     let acts = [Act::after(8000, Act::GiveUp), Act::Clean];
     let (engine, guarded) = scripted(acts, settings("one"));
     let scanner = Scanner::of(vec![guarded]);
@@ -369,7 +371,7 @@ async fn what_an_engine_gave_up_on_is_not_scanned_again() {
     assert_eq!(missing, [timeout, timeout, None]);
 }
 
-/// The same with the fingerprint of its content.
+/// A request with the fingerprint of its content.
 fn printed(content: &str) -> ScanRequest {
     let mut request = request(content.to_owned(), SECONDS_20);
     let message = Message {
@@ -384,7 +386,7 @@ fn printed(content: &str) -> ScanRequest {
     request
 }
 
-/// Finds "bad-id" wherever it is in a content, after a while; scans "stuck" for longer than anybody waits.
+/// Finds "bad-id" anywhere in the content, after `takes`. A scan of "stuck" never ends.
 #[derive(Debug, Default)]
 struct Reader {
     takes: Duration,
@@ -407,7 +409,7 @@ impl Engine for Reader {
     }
 }
 
-/// A reader with one slot, and what asks it.
+/// A reader with `slots` slots, and a scanner that uses it.
 fn reader(takes: Duration, slots: usize) -> (Arc<Reader>, Scanner) {
     let engine = Arc::new(Reader {
         takes,
@@ -415,7 +417,7 @@ fn reader(takes: Duration, slots: usize) -> (Arc<Reader>, Scanner) {
     });
     let settings = Settings {
         slots,
-        // Less than it takes a gate to see that an engine is stalled.
+        // Shorter than the time in which a gate sees that an engine is stalled.
         wait: Duration::from_millis(400),
         ..settings("one")
     };
@@ -423,7 +425,7 @@ fn reader(takes: Duration, slots: usize) -> (Arc<Reader>, Scanner) {
     (engine, Scanner::of(vec![guarded]))
 }
 
-/// Something else in every slot.
+/// Takes the slot of an engine with one slot, by a scan of other content.
 async fn take_all_slots(scanner: &Scanner) {
     let all = scanner.clone();
     let stuck = printed("Subject: other\r\n\r\nstuck\r\n");
@@ -437,10 +439,10 @@ async fn take_all_slots(scanner: &Scanner) {
 
 const CONTENT: &str = "From: a@a.test\r\nSubject: x\r\n\r\nHello\r\n";
 
-/// What an engine finds may lie in any octet that it gets: whatever header field tells two messages apart, and whatever their
-/// content has in common, the second is scanned.
+/// A finding may lie in any octet that an engine gets. The second of two messages is scanned, whichever header field differs
+/// and whatever content they share.
 #[tokio::test(start_paused = true)]
-async fn what_is_in_a_field_that_differs_between_copies_is_found() {
+async fn a_finding_in_a_field_that_differs_between_copies_is_found() {
     for field in [
         "ARC-Authentication-Results",
         "ARC-Message-Signature",
@@ -479,7 +481,7 @@ async fn what_is_in_a_field_that_differs_between_copies_is_found() {
     }
 }
 
-/// The same octets are scanned once, and the second report says where its answer comes from.
+/// The same octets are scanned once, and the second report says which message its answer is about.
 #[tokio::test(start_paused = true)]
 async fn the_same_octets_are_scanned_once() {
     let (engine, scanner) = reader(Duration::ZERO, 4);
@@ -493,8 +495,8 @@ async fn the_same_octets_are_scanned_once() {
     assert_eq!(engine.asked.load(Ordering::SeqCst), 1);
 }
 
-/// Content under another header is judged by what was said of another message only while the engine is short of slots, only if
-/// that was good, only where it is scanned later, and its report says so.
+/// An answer about another message with the same content and another header stands in only while the engine is short of
+/// slots, only if it found nothing, and only if the message is scanned later. The report says that it stands in.
 #[tokio::test(start_paused = true)]
 async fn an_answer_stands_in_only_while_slots_are_short() {
     let copy = |id: &str| printed(&format!("Message-ID: <{id}>\r\n{CONTENT}"));
@@ -523,7 +525,8 @@ async fn an_answer_stands_in_only_while_slots_are_short() {
     assert_eq!(asked(), before);
 }
 
-/// A finding in one message holds no other: it may lie in the header, which anybody can write above content that is not his.
+/// A finding in one message holds no other message: the finding may lie in the header, which every sender can write above
+/// content of another sender.
 #[tokio::test(start_paused = true)]
 async fn a_finding_never_stands_in() {
     let copy = |id: &str| printed(&format!("Message-ID: <{id}>\r\n{CONTENT}"));
@@ -535,8 +538,8 @@ async fn a_finding_never_stands_in() {
     assert_eq!(reports[0].missing(), Some(Reason::Busy));
 }
 
-/// A scan under way is joined by the same octets at any time, and by other messages of its content only while slots are short;
-/// who has joined one that finds something is scanned himself.
+/// A message with the same octets joins a running scan at any time. Another message with the same content joins only while
+/// slots are short. If the scan finds something, the message that joined is scanned itself.
 #[tokio::test(start_paused = true)]
 async fn scans_under_way_are_joined_by_the_same_rule() {
     let copy = |id: &str| printed(&format!("Message-ID: <{id}>\r\n{CONTENT}"));
@@ -564,10 +567,10 @@ async fn scans_under_way_are_joined_by_the_same_rule() {
     }
 }
 
-/// An engine that is told more than the content judges each message: what it says of one is said of no other of the same octets,
-/// whatever its class.
+/// An engine that gets more than the content judges each message: its answer counts for no other message with the same
+/// octets, whatever the engine's class.
 #[tokio::test(start_paused = true)]
-async fn who_is_told_the_envelope_is_asked_about_each_message() {
+async fn an_engine_that_gets_the_envelope_scans_each_message() {
     let spamd = engine::Kind::Spamd {
         addresses: Vec::new(),
         settings: engine::SpamdSettings {
@@ -589,8 +592,8 @@ async fn who_is_told_the_envelope_is_asked_about_each_message() {
     assert_eq!(engine.asked.load(Ordering::SeqCst), 2);
 }
 
-/// What a filter says may well be about who sends what to whom, whatever its class: its answer is used for no other message.
-/// Those who look at the content alone are asked about the same octets once.
+/// A filter's answer may depend on sender and recipients, whatever the filter's class, so it counts for no other message. An
+/// engine that gets only the content scans the same octets once.
 #[tokio::test(start_paused = true)]
 async fn a_filters_answer_is_about_one_message() {
     let milter = engine::Kind::Milter {
@@ -629,11 +632,11 @@ async fn a_filters_answer_is_about_one_message() {
     }
 }
 
-/// Says clean to everything while it lies, known-bad probes included.
+/// Answers clean to everything while it lies, also to known-bad probes.
 #[derive(Debug, Default)]
 struct Liar {
     lies: AtomicBool,
-    /// Nobody is there.
+    /// Whether the engine is unreachable.
     is_gone: AtomicBool,
     asked: AtomicUsize,
 }
@@ -663,10 +666,11 @@ impl Engine for Liar {
     }
 }
 
-/// An engine that is blind is found out by its probes, its word is doubted from its last right answer on, and none of what
-/// it said is used again when it can be believed. It makes no difference if it is gone before it could lie a second time.
+/// Probes show that an engine finds nothing any more. The relay doubts its answers since its last right answer, and uses none
+/// of them again when the engine can be trusted again. The result is the same if the engine goes away before it could lie a
+/// second time.
 #[tokio::test(start_paused = true)]
-async fn what_a_liar_said_is_not_used_again() {
+async fn the_answers_of_a_liar_are_not_used_again() {
     for goes in [false, true] {
         let liar = Arc::new(Liar::default());
         let settings = Settings {
@@ -711,7 +715,7 @@ async fn until(mut what: impl FnMut() -> bool) {
     panic!("it never came to that");
 }
 
-/// Malware is malware: who waits for the other engines then waits for nothing.
+/// A finding of malware decides, so the scan waits for the other engines only for [`WAIT_AFTER_MALWARE`].
 #[tokio::test(start_paused = true)]
 async fn a_finding_of_malware_ends_the_wait_for_the_others() {
     let quick = scripted([Act::Find("Eicar")], settings("quick")).1;
@@ -723,7 +727,7 @@ async fn a_finding_of_malware_ends_the_wait_for_the_others() {
     assert_eq!(reports[1].findings().len(), 1);
 }
 
-/// Replicas stand in for each other: one that fails costs nobody an answer, and the others share the work.
+/// If one replica fails, other replicas answer and share the work.
 #[tokio::test(start_paused = true)]
 async fn replicas_stand_in_for_each_other() {
     let fail = Act::Fail(ScanError::Unreachable("refused".to_owned()));
@@ -749,7 +753,7 @@ async fn replicas_stand_in_for_each_other() {
     assert!(calls(&first) >= 20 && calls(&second) >= 20);
 }
 
-/// A caller who goes away takes no slot with him, and the slot is free again when the call ends.
+/// A caller that leaves does not take the slot along: the slot is free again when the call ends.
 #[tokio::test(start_paused = true)]
 async fn a_dropped_caller_keeps_no_slot() {
     let narrow = Settings {
@@ -771,9 +775,9 @@ async fn a_dropped_caller_keeps_no_slot() {
     );
 }
 
-/// Everything that cannot be built is told at once, with the engine's name.
+/// All engines that cannot be built are reported together, each with its name.
 #[test]
-fn all_bad_engines_are_told_at_once() {
+fn all_bad_engines_are_reported_at_once() {
     let mut none = settings("none");
     none.slots = 0;
     let mut nowhere = settings("nowhere");
@@ -793,13 +797,13 @@ fn all_bad_engines_are_told_at_once() {
         [
             "engine \"none\": slots must be at least 1",
             "engine \"nowhere\": address \"localhost\" has no port: write it as \"host:port\"",
-            "engine \"empty\": builtin = false and no paths: there would be no rules",
+            "engine \"empty\": builtin = false and no paths: set builtin = true, or name files in paths",
         ]
     );
 }
 
-/// Time goes on at an engine after a reload, whatever happens between the reading of a configuration and its taking effect,
-/// and when the last message of the old one is gone: one that is out comes back.
+/// The timers of an engine go on after a reload: also between the reading of a configuration and its start, and after the
+/// last message of the old one has ended. So an engine that is out comes back.
 #[tokio::test(start_paused = true)]
 async fn time_goes_on_after_a_new_configuration() {
     for probe in [None, Some(Duration::from_secs(10))] {
@@ -815,7 +819,7 @@ async fn time_goes_on_after_a_new_configuration() {
         let before = Scanner::new(vec![clamd(4)], None).expect("an engine");
         before.watch();
         let after = Scanner::new(vec![clamd(8)], Some(&before)).expect("an engine");
-        // The old one is in force still.
+        // The old configuration is still in force.
         for _ in 0..5 {
             before.scan(request("x", SECONDS_20)).await;
         }
@@ -830,9 +834,9 @@ async fn time_goes_on_after_a_new_configuration() {
     }
 }
 
-/// A reload keeps what a guard knows: an engine that is in trouble does not become a healthy one by a new configuration.
+/// A reload keeps the state of a guard: a new configuration does not make a failing engine healthy.
 #[tokio::test(start_paused = true)]
-async fn a_new_configuration_keeps_the_scans_under_way() {
+async fn a_new_configuration_keeps_the_state_of_the_guard() {
     let clamd = |slots: usize| Settings {
         slots,
         kind: engine::Kind::Clamd {
@@ -864,10 +868,10 @@ async fn a_new_configuration_keeps_the_scans_under_way() {
     assert!(!other.engines()[0].is_out(), "another engine");
 }
 
-/// What a person has taken out stays out whatever a reload changes about it, until a person puts it back; engines in process and
-/// engines with another kind are no exception.
+/// An engine that a person has drained stays drained, whatever a reload changes, until a person resumes it. This also holds
+/// for engines in process, and for engines that change their kind.
 #[tokio::test(start_paused = true)]
-async fn a_reload_puts_nothing_back_that_a_person_took_out() {
+async fn a_reload_resumes_no_drained_engine() {
     let engines = |acts: [&str; 2]| {
         let one = |name: &str| -> (Settings, Vec<Arc<dyn Engine>>) {
             let acts = vec![Act::Clean];
@@ -891,10 +895,10 @@ async fn a_reload_puts_nothing_back_that_a_person_took_out() {
     assert_eq!(missing(reports), [None, None]);
 }
 
-/// The message that meets a replica that asks to be left alone is answered by another; where there is none it is not asked about
-/// again (RFC 6585 4).
+/// If a replica asks for a pause, another replica answers about the message. If there is no other replica, the relay sends
+/// the replica nothing until the pause ends (RFC 6585 section 4).
 #[tokio::test(start_paused = true)]
-async fn another_replica_answers_for_one_that_asks_to_be_left_alone() {
+async fn another_replica_answers_for_one_that_asks_for_a_pause() {
     let throttled = ScanError::Throttled {
         replica: "r".to_owned(),
         pause: SECONDS_20,
@@ -928,8 +932,8 @@ async fn another_replica_answers_for_one_that_asks_to_be_left_alone() {
     assert_eq!(asked(), before + 1);
 }
 
-/// Law 9: behind one mail server, the senders of one domain who send more than the engine can do keep nobody else waiting, and no
-/// bounces.
+/// Law 9: senders that are behind one mail server and in one domain, and send more than the engine can scan, delay no other
+/// senders and no bounces.
 #[tokio::test(start_paused = true)]
 async fn senders_behind_one_mail_server_take_turns() {
     let patient = Settings {

@@ -1,13 +1,13 @@
-//! Content as it comes over the wire: dot-stuffing undone, line ends checked.
+//! Decodes content from the wire: removes dot-stuffing and checks line ends.
 //!
-//! Only `<CRLF>.<CRLF>` ends a message. Systems that disagree about other endings let one message be read as two by
-//! the next relay ("SMTP smuggling", CVE-2023-51764 and its kin), so a bare CR or LF either condemns the message or is
-//! turned into CRLF, and either way it never ends it. The decoder goes on to the true end in both cases, so the
-//! dialogue stays in step.
+//! Only `<CRLF>.<CRLF>` ends a message. If two systems disagree about other endings, the next relay may read one message as
+//! two ("SMTP smuggling", CVE-2023-51764 and similar). A message with a bare CR or LF is therefore refused, or each of them
+//! is replaced by CRLF; neither of them ever ends the message. In both cases the decoder continues to the true end, so that
+//! the next command is found.
 
 use memchr::memchr2;
 
-/// Undoes the transparency of RFC 5321 4.5.2 on octets that arrive in pieces.
+/// Reverses the transparency procedure (RFC 5321 4.5.2) on octets that arrive in pieces.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     state: State,
@@ -16,7 +16,7 @@ pub struct Decoder {
     bare: bool,
 }
 
-/// What stands directly before the next octet.
+/// The octets directly before the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// CRLF, or the start of content.
@@ -32,7 +32,7 @@ enum State {
 }
 
 impl Decoder {
-    /// For DATA: dots are undone and the end is looked for.
+    /// A decoder for DATA: removes stuffed dots and finds the end of data.
     pub fn data(normalise: bool) -> Self {
         Self {
             state: State::LineStart,
@@ -42,7 +42,7 @@ impl Decoder {
         }
     }
 
-    /// For BDAT (RFC 3030): the length is known, only line ends are looked at. One decoder serves all chunks.
+    /// A decoder for BDAT (RFC 3030): the length is known, so it checks line ends only. One decoder serves all chunks.
     pub fn chunks(normalise: bool) -> Self {
         Self {
             dots: false,
@@ -50,8 +50,8 @@ impl Decoder {
         }
     }
 
-    /// Takes a piece of input and hands on what is content; returns how much was used and whether the end of data was
-    /// found (never for chunks). All input is used unless the end was found.
+    /// Decodes a piece of input and passes the content to `out`. Returns the number of octets used, and whether the end of
+    /// data was found (never for chunks). All input is used unless the end was found.
     pub fn decode(&mut self, input: &[u8], mut out: impl FnMut(&[u8])) -> (usize, bool) {
         let mut at = 0;
         while at < input.len() {
@@ -83,7 +83,7 @@ impl Decoder {
                     self.state = State::DotCr;
                     at += 1;
                 }
-                // The first dot of a longer line is dropped, the octet itself is content.
+                // The first dot of a longer line is removed; this octet is content.
                 State::Dot => self.state = State::Inside,
                 State::DotCr if octet == b'\n' => return (at + 1, true),
                 State::DotCr => {
@@ -104,7 +104,7 @@ impl Decoder {
         (at, false)
     }
 
-    /// The last chunk has been decoded: a CR at the very end was a bare one.
+    /// Ends the decoding after the last chunk. A CR at the end of the content is a bare CR.
     pub fn finish(&mut self, mut out: impl FnMut(&[u8])) {
         if self.state == State::Cr {
             self.bare(&mut out, b"\r");
@@ -140,7 +140,7 @@ mod tests {
         (out, used, false, decoder.saw_bare_line_end())
     }
 
-    /// Every way to write something that looks like an end of data, cut at every place: only one of them is.
+    /// Of all sequences that look like an end of data, cut into pieces of any size, only CRLF.CRLF ends the message.
     #[test]
     fn only_crlf_dot_crlf_ends_a_message() {
         for (input, content, ends, bare, why) in [
@@ -200,7 +200,7 @@ mod tests {
         }
     }
 
-    /// Normalising repairs line ends, and a dot behind a repaired one still ends nothing.
+    /// Normalising replaces bare line ends, and a dot after a replaced one does not end the message.
     #[test]
     fn normalising_makes_no_new_end() {
         let (out, _, done, bare) = decode(Decoder::data(true), b"a\n.\nb\r.\rc\r\n.\r\n", 1);
@@ -208,16 +208,16 @@ mod tests {
         assert!(done && bare);
     }
 
-    /// What follows the end belongs to the next command.
+    /// Octets after the end of data belong to the next command.
     #[test]
     fn nothing_after_the_end_is_used() {
         let (_, used, done, _) = decode(Decoder::data(false), b"a\r\n.\r\nQUIT\r\n", 64);
         assert_eq!((used, done), (6, true));
     }
 
-    /// In chunks a dot is only a dot.
+    /// In chunks a dot has no special meaning.
     #[test]
-    fn chunks_know_no_dots() {
+    fn a_dot_is_content_in_a_chunk() {
         let mut decoder = Decoder::chunks(false);
         let mut out = Vec::new();
         decoder.decode(b".\r\n..\r\n\r", |b| out.extend_from_slice(b));

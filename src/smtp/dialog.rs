@@ -1,8 +1,8 @@
-//! The client side of a session as pure machines: replies in, commands out.
+//! The client side of a session as pure state machines: replies go in, commands come out.
 //!
-//! [`Opening`] leads from the greeting to a session that takes mail; [`Transaction`] carries one message, as often as
-//! the session lasts. Both append commands to a buffer and say what they want next; whoever owns the socket writes the
-//! buffer, reads a reply, and feeds it. So every turn a server can take is tested without one.
+//! [`Opening`] leads from the greeting to a session that accepts mail. Each [`Transaction`] then carries one message. Both
+//! append commands to a buffer and return the next step. The owner of the socket writes the buffer, reads a reply, and
+//! passes the reply in. Tests can therefore play every behaviour of a server without a socket.
 
 mod capabilities;
 mod opening;
@@ -18,17 +18,17 @@ pub use transaction::{
     BareLineEnd, Facts, Fate, Interruption, Next, Settled, Transaction, Unsupported,
 };
 
-/// What a reply answered.
+/// The command or event that a reply answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
-    /// The connection.
+    /// The new connection.
     Greeting,
     /// EHLO, LHLO or HELO.
     Hello,
     /// STARTTLS.
     StartTls,
-    /// AUTH and its continuations.
+    /// AUTH and the lines of its exchange.
     Auth,
     /// RSET.
     Reset,
@@ -38,7 +38,7 @@ pub enum Stage {
     Rcpt,
     /// DATA.
     Data,
-    /// The dot after the content.
+    /// The end of data: the dot after the content.
     EndOfData,
 }
 

@@ -1,12 +1,12 @@
-//! Content as it goes over the wire: dots doubled, `<CRLF>.<CRLF>` at its end (RFC 5321 4.5.2).
+//! Encodes content for the wire: doubles dots at line starts and adds `<CRLF>.<CRLF>` (RFC 5321 4.5.2).
 //!
-//! Nothing is copied. The pieces overlap by the one dot that is to be doubled: a piece ends with the dot that begins a
-//! line, and the next piece begins with the same dot again. A message of 50 MiB without such a line is one piece.
+//! The encoder copies nothing. Two pieces overlap by the one dot that is doubled: a piece ends with the dot at the start of
+//! a line, and the next piece begins with the same dot. A message of 50 MiB without such a line is one piece.
 
 use memchr::{memchr2, memmem};
 
-/// The pieces of `content` with the dots at line starts doubled. `content` begins at a line start; its line ends are
-/// CRLF alone ([`has_bare_line_end`]). The end of data is not included, see [`end_of_data`].
+/// The pieces of `content` with doubled dots at line starts. `content` begins at a line start, and all its line ends are
+/// CRLF ([`has_bare_line_end`]). The end of data is not included: see [`end_of_data`].
 pub fn pieces(content: &[u8]) -> Pieces<'_> {
     Pieces {
         rest: content,
@@ -18,7 +18,7 @@ pub fn pieces(content: &[u8]) -> Pieces<'_> {
 #[derive(Debug, Clone)]
 pub struct Pieces<'a> {
     rest: &'a [u8],
-    /// The dot that `rest` begins with was sent once already.
+    /// The dot at the beginning of `rest` was already sent once.
     doubled: bool,
 }
 
@@ -45,7 +45,7 @@ impl<'a> Iterator for Pieces<'a> {
     }
 }
 
-/// What ends the content: the dot alone on its line, after the CRLF that the last line may lack.
+/// The end of data: a line with a dot alone, after a CRLF if the last line has none.
 pub fn end_of_data(content: &[u8]) -> &'static [u8] {
     if content.is_empty() || content.ends_with(b"\r\n") {
         b".\r\n"
@@ -54,8 +54,8 @@ pub fn end_of_data(content: &[u8]) -> &'static [u8] {
     }
 }
 
-/// Whether a CR or LF stands alone somewhere. Such content must not be sent: the next hop could see an end of data
-/// where we saw none (CVE-2023-51764 and its kin).
+/// Whether the content has a bare CR or LF. Such content must not be sent: the next hop could find an end of data where
+/// this relay found none (CVE-2023-51764 and similar).
 pub fn has_bare_line_end(content: &[u8]) -> bool {
     let mut rest = content;
     while let Some(at) = memchr2(b'\r', b'\n', rest) {
@@ -77,7 +77,7 @@ mod tests {
         wire
     }
 
-    /// A line that begins with a dot gets a second one, every other octet stays, and the end is unmistakable.
+    /// A line that begins with a dot gets a second dot, every other octet is unchanged, and the end of data follows a line end.
     #[test]
     fn dots_at_line_starts_are_doubled() {
         for (content, expected) in [
@@ -94,16 +94,16 @@ mod tests {
         }
     }
 
-    /// Content without a dotted line is handed on as the one piece it is.
+    /// Content without a line that begins with a dot is one piece.
     #[test]
     fn plain_content_is_one_piece() {
         let content = b"a\r\nb. c\r\n";
         assert_eq!(pieces(content).collect::<Vec<_>>(), [&content[..]]);
     }
 
-    /// Every way in which a CR or LF can stand alone is seen.
+    /// Every form of a bare CR or LF is detected.
     #[test]
-    fn bare_line_ends_are_seen() {
+    fn bare_line_ends_are_detected() {
         for clean in ["", "a", "a\r\n", "\r\n\r\n.\r\n"] {
             assert!(!has_bare_line_end(clean.as_bytes()), "{clean:?}");
         }
@@ -113,7 +113,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// The listener's decoder gives back exactly what was stuffed, so a relay in a chain changes nothing.
+        /// The decoder of the listener restores the stuffed content exactly, so a relay in a chain changes nothing.
         #[test]
         fn decoding_undoes_stuffing(lines in proptest::collection::vec("[.a]{0,4}", 0..8)) {
             let content: String = lines.iter().map(|line| format!("{line}\r\n")).collect();

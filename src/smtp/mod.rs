@@ -1,5 +1,5 @@
-//! The protocol without sockets, clock or configuration: RFC 5321 and its extensions as pure values and machines, used
-//! by the listener (server) and by delivery (client) alike.
+//! The SMTP protocol (RFC 5321 and its extensions) as pure values and state machines, without sockets, clock or
+//! configuration. The listener uses the server side, and delivery uses the client side.
 
 pub mod content;
 pub mod dialog;

@@ -5,12 +5,13 @@ use std::fmt::Write as _;
 use super::transaction::brackets;
 use crate::message::Mailbox;
 
-/// The parameter's name and type.
-const NAME: &str = "ORCPT=utf-8;";
-/// The type, as it is kept in front of the address.
+/// Name and type of the parameter.
+const PARAMETER_PREFIX: &str = "ORCPT=utf-8;";
+/// The type, as stored before the address.
 pub const TYPE: &str = "utf-8;";
 
-/// A RCPT command without this parameter, and the parameter's value; none if it has none, or one that is no address.
+/// Splits a RCPT command into the command without this parameter and the value of the parameter. `None` if the command has
+/// no such parameter, or if its value is not an address.
 pub(super) fn take(line: &[u8]) -> Option<(Vec<u8>, String)> {
     line.get(..5)
         .filter(|verb| verb.eq_ignore_ascii_case(b"RCPT "))?;
@@ -20,11 +21,11 @@ pub(super) fn take(line: &[u8]) -> Option<(Vec<u8>, String)> {
         .split_ascii_whitespace()
         .collect();
     let is_it = |word: &&str| {
-        let name = word.get(..NAME.len());
-        name.is_some_and(|name| name.eq_ignore_ascii_case(NAME))
+        let name = word.get(..PARAMETER_PREFIX.len());
+        name.is_some_and(|name| name.eq_ignore_ascii_case(PARAMETER_PREFIX))
     };
     let at = words.iter().position(is_it)?;
-    let address = &words.remove(at)[NAME.len()..];
+    let address = &words.remove(at)[PARAMETER_PREFIX.len()..];
     Mailbox::parse(&decoded(address)?).ok()?;
     let mut rest = path.to_vec();
     for word in words {
@@ -34,7 +35,7 @@ pub(super) fn take(line: &[u8]) -> Option<(Vec<u8>, String)> {
     Some((rest, format!("{TYPE}{address}")))
 }
 
-/// Undoes `utf-8-addr-xtext` and `utf-8-addr-unitext`: `\x{XX}` is a character by its number.
+/// Decodes `utf-8-addr-xtext` and `utf-8-addr-unitext`, in which `\x{XX}` is the character with this number.
 fn decoded(address: &str) -> Option<String> {
     let (mut out, mut rest) = (String::new(), address);
     while let Some(c) = rest.chars().next() {
@@ -55,7 +56,7 @@ fn decoded(address: &str) -> Option<String> {
     Some(out)
 }
 
-/// The same value for those who take only ASCII.
+/// Encodes the value for a server that accepts only ASCII.
 pub fn in_ascii(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     for c in value.chars() {

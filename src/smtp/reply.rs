@@ -1,8 +1,8 @@
-//! Replies: one value that is written to the socket and logged.
+//! SMTP replies. The same value is written to the socket and logged.
 //!
-//! A reply is made from its [`Class`], which gives both the first digit of the reply code (RFC 5321 4.2.1) and the
-//! class of the enhanced status code (RFC 3463 2): a 4yz with 5.x.x cannot be written down. All our replies are named
-//! constructors of this file.
+//! Each reply has one [`Class`], which gives both the first digit of the reply code (RFC 5321 4.2.1) and the class of the
+//! enhanced status code (RFC 3463 2). A reply such as 4yz with 5.x.x cannot be expressed. All replies of the relay are named
+//! constructors in this file.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,18 +15,18 @@ use super::reply_parser::parse_status;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
-    /// 2yz: done.
+    /// 2yz: success.
     Positive = 2,
-    /// 3yz: go on.
+    /// 3yz: continue.
     Intermediate = 3,
-    /// 4yz: not now.
+    /// 4yz: transient failure.
     Transient = 4,
-    /// 5yz: not like this.
+    /// 5yz: permanent failure.
     Permanent = 5,
 }
 
 impl Class {
-    /// The class of a received code; anything outside 200 to 499 counts as permanent.
+    /// The class of a received code. A code outside 200 to 499 counts as permanent.
     pub fn of_code(code: u16) -> Self {
         match code / 100 {
             2 => Self::Positive,
@@ -37,21 +37,22 @@ impl Class {
     }
 }
 
-/// Our reply to a command.
+/// A reply of the relay to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
     class: Class,
     /// Second and third digit of the code.
     detail: u8,
-    /// Subject and detail of the enhanced code; none where RFC 2034 has none (greeting, EHLO, intermediate replies).
+    /// Subject and detail of the enhanced status code; `None` for replies that have none (RFC 2034: greeting, EHLO,
+    /// intermediate replies).
     enhanced: Option<(u16, u16)>,
     lines: Vec<Cow<'static, str>>,
     closes: bool,
 }
 
 impl Reply {
-    /// Octets of a line, CRLF included.
-    const LONGEST: usize = 512;
+    /// Longest reply line in octets, including CRLF (RFC 5321 4.5.3.1.5).
+    const LINE_OCTETS_MAX: usize = 512;
 
     fn new(
         class: Class,
@@ -83,7 +84,7 @@ impl Reply {
         self.closes
     }
 
-    /// Appends the reply as it goes on the wire.
+    /// Appends the reply in its wire format.
     pub fn write_to(&self, out: &mut Vec<u8>) {
         use std::io::Write;
         let last = self.lines.len() - 1;
@@ -95,9 +96,9 @@ impl Reply {
             if let Some((subject, detail)) = self.enhanced {
                 let _ = write!(out, "{}.{subject}.{detail} ", self.class as u16);
             }
-            // An echo of something received must not become a line break of the protocol, nor a line that a client
-            // does not expect: ASCII (RFC 5321 4.2), at most 512 octets with its CRLF (4.5.3.1.5).
-            let room = (start + Self::LONGEST - 2).saturating_sub(out.len());
+            // Text from other systems must not add a line break, and a client expects lines in ASCII (RFC 5321 4.2) of at
+            // most 512 octets with CRLF (4.5.3.1.5).
+            let room = (start + Self::LINE_OCTETS_MAX - 2).saturating_sub(out.len());
             let text = line.bytes().map(|b| match b {
                 b' '..=b'~' => b,
                 _ => b'?',
@@ -108,7 +109,7 @@ impl Reply {
     }
 }
 
-/// As logged: one line, exactly the words that were sent.
+/// The form for the log: one line with the texts of all lines.
 impl fmt::Display for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ", self.code())?;
@@ -119,7 +120,7 @@ impl fmt::Display for Reply {
     }
 }
 
-/// The replies of the session: before end of data.
+/// Replies before the end of data.
 impl Reply {
     /// 220 greeting.
     pub fn greeting(hostname: &str) -> Self {
@@ -153,7 +154,7 @@ impl Reply {
         Self::new(Class::Positive, 50, (1, 5), "Recipient ok")
     }
 
-    /// 250 to RSET, NOOP and a BDAT chunk that is not the last.
+    /// 250 to RSET, NOOP and XFORWARD.
     pub fn ok() -> Self {
         Self::new(Class::Positive, 50, (0, 0), "Ok")
     }
@@ -174,7 +175,7 @@ impl Reply {
             Class::Intermediate,
             54,
             None,
-            "Send the message, end it with a dot on a line alone",
+            "Send the message, end with a dot on a line by itself",
         )
     }
 
@@ -255,13 +256,13 @@ impl Reply {
         reply
     }
 
-    /// 252 to VRFY: we know no mailboxes (RFC 5321 7.3).
+    /// 252 to VRFY: the relay does not know which mailboxes exist (RFC 5321 7.3).
     pub fn cannot_verify() -> Self {
         Self::new(
             Class::Positive,
             52,
             (1, 5),
-            "Send some mail, it will be tried",
+            "Cannot verify the mailbox, but delivery will be attempted",
         )
     }
 
@@ -275,7 +276,7 @@ impl Reply {
         )
     }
 
-    /// 500 for a command we do not know.
+    /// 500 for an unknown command.
     pub fn unknown_command() -> Self {
         Self::new(Class::Permanent, 0, (5, 2), "Unknown command")
     }
@@ -310,7 +311,7 @@ impl Reply {
         )
     }
 
-    /// 421 for BDAT without a size: nobody can tell the octets that follow it from commands, so no command follows.
+    /// 421 for BDAT without a valid size. The relay cannot tell the octets of the chunk from commands, so it ends the session.
     pub fn bad_chunk() -> Self {
         Self::closing((5, 4), "Syntax: BDAT chunk-size [LAST]")
     }
@@ -331,7 +332,7 @@ impl Reply {
         )
     }
 
-    /// 501 for a parameter value that cannot be.
+    /// 501 for an invalid parameter value.
     pub fn bad_parameter(parameter: &'static str) -> Self {
         Self::new(
             Class::Permanent,
@@ -341,7 +342,7 @@ impl Reply {
         )
     }
 
-    /// 553 for a MAIL argument that is no mailbox.
+    /// 553 for a MAIL argument that is not a mailbox.
     pub fn bad_sender(why: impl fmt::Display) -> Self {
         Self::new(
             Class::Permanent,
@@ -351,7 +352,7 @@ impl Reply {
         )
     }
 
-    /// 553 for a RCPT argument that is no mailbox.
+    /// 553 for a RCPT argument that is not a mailbox.
     pub fn bad_recipient(why: impl fmt::Display) -> Self {
         Self::new(
             Class::Permanent,
@@ -371,13 +372,13 @@ impl Reply {
         )
     }
 
-    /// 452 for one recipient too many (RFC 5321 4.5.3.1.10).
+    /// 452 for a recipient above the limit (RFC 5321 4.5.3.1.10).
     pub fn too_many_recipients() -> Self {
         Self::new(
             Class::Transient,
             52,
             (5, 3),
-            "Too many recipients in one transaction, send the rest in another",
+            "Too many recipients, send the message to the others in a new transaction",
         )
     }
 
@@ -387,7 +388,7 @@ impl Reply {
             Class::Permanent,
             50,
             (7, 1),
-            "Relaying denied: not an allowed network, user or certificate",
+            "Relaying denied: authenticate, or use an allowed network or client certificate",
         )
     }
 
@@ -406,7 +407,7 @@ impl Reply {
         Self::new(Class::Permanent, 54, (5, 1), "No valid recipients")
     }
 
-    /// 552 for content over the limit, declared or real (RFC 1870 6).
+    /// 552 for a declared or real size above the limit (RFC 1870 6).
     pub fn too_large(limit: u64) -> Self {
         Self::new(
             Class::Permanent,
@@ -422,11 +423,11 @@ impl Reply {
             Class::Permanent,
             54,
             (6, 0),
-            "Bare CR or LF in the message is not allowed, lines end with CRLF",
+            "Bare CR or LF in the message is not allowed, lines must end with CRLF",
         )
     }
 
-    /// 554 for a message that has been through too many relays (RFC 5321 6.3).
+    /// 554 for a message that too many relays have handled (RFC 5321 6.3).
     pub fn loop_detected(hops: usize) -> Self {
         Self::new(
             Class::Permanent,
@@ -436,7 +437,7 @@ impl Reply {
         )
     }
 
-    /// 452 when memory or disk has no room now.
+    /// 452 if memory or disk has no room now.
     pub fn no_room() -> Self {
         Self::new(
             Class::Transient,
@@ -446,17 +447,17 @@ impl Reply {
         )
     }
 
-    /// 451 to those who brought much of what waits (RFC 3463: 4.3.2, the system accepts no messages now).
+    /// 451 to a client or sender with too much of the waiting work (RFC 3463: 4.3.2, the system accepts no messages now).
     pub fn over_share() -> Self {
         Self::new(
             Class::Transient,
             51,
             (3, 2),
-            "Much of what waits here came from you or this sender domain, try again later",
+            "Too much mail from this client or sender waits here, try again later",
         )
     }
 
-    /// 451 to everybody while as much waits as may.
+    /// 451 to all clients while the backlog is at its limit.
     pub fn too_busy() -> Self {
         Self::new(
             Class::Transient,
@@ -466,7 +467,7 @@ impl Reply {
         )
     }
 
-    /// 421 when the relay is stopping.
+    /// 421 when the relay stops.
     pub fn shutting_down(hostname: &str) -> Self {
         Self::closing(
             (3, 2),
@@ -474,7 +475,7 @@ impl Reply {
         )
     }
 
-    /// 421 over the session limits.
+    /// 421 for a session above the session limits.
     pub fn too_many_sessions() -> Self {
         Self::closing((7, 0), "Too many sessions, try again later")
     }
@@ -484,7 +485,7 @@ impl Reply {
         Self::closing((7, 0), "Too many errors or commands in this session")
     }
 
-    /// 421 when the client is silent for too long, or too slow.
+    /// 421 for a client that sent nothing within a timeout, or sends too slowly.
     pub fn timed_out(what: &'static str) -> Self {
         Self::closing((4, 2), what)
     }
@@ -496,9 +497,9 @@ impl Reply {
     }
 }
 
-/// The replies to end of data: what became of the message.
+/// Replies to the end of data.
 impl Reply {
-    /// 250: the next hop took it; its words are passed on.
+    /// 250: the next hop took the message; the text of its reply is passed on.
     pub fn delivered(id: impl fmt::Display, said: impl fmt::Display) -> Self {
         Self::new(
             Class::Positive,
@@ -508,12 +509,12 @@ impl Reply {
         )
     }
 
-    /// 250: durable here, or otherwise taken care of.
+    /// 250: the relay has taken custody of the message.
     pub fn accepted(id: impl fmt::Display) -> Self {
         Self::new(Class::Positive, 50, (0, 0), format!("Ok: accepted as {id}"))
     }
 
-    /// 550: refused by policy.
+    /// 550: policy rejected the message.
     pub fn rejected(id: impl fmt::Display, rule: &str) -> Self {
         Self::new(
             Class::Permanent,
@@ -523,7 +524,7 @@ impl Reply {
         )
     }
 
-    /// 5yz: the next hop refused it, in its own words.
+    /// 5yz: the next hop refused the message; the text of its reply is passed on.
     pub fn refused(id: impl fmt::Display, said: &RemoteReply) -> Self {
         let detail = u8::try_from(said.code % 100).unwrap_or(54);
         let enhanced = said
@@ -538,8 +539,8 @@ impl Reply {
         )
     }
 
-    /// 552 or 554: the next hop cannot take such a message at all. The enhanced status code is the one that `why` begins
-    /// with, if it does.
+    /// 552 or 554: the next hop cannot accept this kind of message. The enhanced status code is the one at the beginning of
+    /// `why`, if there is one.
     pub fn undeliverable(id: impl fmt::Display, why: &str) -> Self {
         let given = why.split_once(' ').and_then(|(first, words)| {
             let (class, subject, detail) = parse_status(first)?;
@@ -559,30 +560,30 @@ impl Reply {
         )
     }
 
-    /// 451: it could not be kept; the sender still has it.
+    /// 451: the relay could not store the message, so the sender keeps it.
     pub fn not_kept(id: impl fmt::Display) -> Self {
         Self::new(
             Class::Transient,
             51,
             (3, 0),
-            format!("{id} could not be kept safely here, try again later"),
+            format!("{id} could not be stored here, try again later"),
         )
     }
 }
 
-/// A reply of a next hop, as received and bounded; shown, logged, kept, and passed on in bounces.
+/// A reply of a next hop, with a text of limited size. The relay shows, logs and stores it, and passes it on in bounces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteReply {
     /// 200 to 599.
     pub code: u16,
-    /// Enhanced status code, if the text began with one of the same class.
+    /// Enhanced status code, if the text began with a code of the same class.
     pub enhanced: Option<(u16, u16, u16)>,
-    /// The text without codes, lines joined by a space; at most 1000 octets, control characters replaced.
+    /// The text without codes, with lines joined by a space: at most 1000 octets, and control characters replaced.
     pub text: String,
 }
 
 impl RemoteReply {
-    /// The class of the code; anything outside 200 to 499 counts as permanent.
+    /// The class of the code. A code outside 200 to 499 counts as permanent.
     pub fn class(&self) -> Class {
         Class::of_code(self.code)
     }
@@ -605,7 +606,7 @@ impl fmt::Display for RemoteReply {
 mod tests {
     use super::*;
 
-    /// The class is one value: code and enhanced code cannot contradict each other.
+    /// The reply code and the enhanced status code always have the same class.
     #[test]
     fn code_and_enhanced_code_share_their_class() {
         let said = RemoteReply {
@@ -621,9 +622,9 @@ mod tests {
         );
     }
 
-    /// What we refuse for the next hop carries the code of the reason, and says it once (RFC 1870 6, RFC 6152 3).
+    /// A message that the relay refuses for a next hop gets the status code of the reason, once (RFC 1870 6, RFC 6152 3).
     #[test]
-    fn a_refusal_of_ours_has_the_code_of_its_reason() {
+    fn a_refusal_has_the_code_of_its_reason() {
         for (why, line) in [
             (
                 "5.3.4 the message is larger than the 1000 octets that the next hop takes",
@@ -647,7 +648,7 @@ mod tests {
         }
     }
 
-    /// An echo of something received never becomes a line of the protocol.
+    /// Text from another system never becomes a reply line of its own.
     #[test]
     fn line_breaks_in_texts_stay_inside_the_line() {
         let mut wire = Vec::new();
@@ -655,18 +656,18 @@ mod tests {
         assert_eq!(wire.iter().filter(|b| **b == b'\n').count(), 1);
     }
 
-    /// RFC 5321 4.2 and 4.5.3.1.5: whatever a next hop says, our line is of ASCII and has 512 octets at most.
+    /// RFC 5321 4.2 and 4.5.3.1.5: with any text of a next hop, the reply line is ASCII and has at most 512 octets.
     #[test]
-    fn lines_are_short_and_plain() {
+    fn reply_lines_are_short_and_ascii() {
         let mut wire = Vec::new();
         Reply::delivered("X", "é".repeat(500)).write_to(&mut wire);
         assert!(wire.is_ascii() && wire.ends_with(b"?\r\n"));
         assert_eq!(wire.len(), 512);
     }
 
-    /// Several lines carry the code with a hyphen, all but the last (RFC 5321 4.2.1).
+    /// Each line of a reply except the last has a hyphen after the code (RFC 5321 4.2.1).
     #[test]
-    fn multiline() {
+    fn all_lines_but_the_last_have_a_hyphen() {
         let mut wire = Vec::new();
         Reply::ehlo("h", vec!["PIPELINING".into(), "SIZE 1".into()]).write_to(&mut wire);
         assert_eq!(wire, b"250-h\r\n250-PIPELINING\r\n250 SIZE 1\r\n");

@@ -1,41 +1,41 @@
-//! Replies of a next hop, as they come in.
+//! Parses the replies of a next hop.
 //!
-//! A next hop is not trusted more than a client: its replies are bounded in line length and number of lines, all lines
-//! of one reply must agree on the code (RFC 5321 4.2.1), and what we keep of the text has lost its control characters.
-//! Parsing looks at the receive buffer in place, so the common `250 OK` costs no allocation.
+//! A next hop is trusted no more than a client. Its replies are limited in line length and number of lines, all lines of one
+//! reply must have the same code (RFC 5321 4.2.1), and control characters are replaced in the text that is kept. The parser
+//! works in place in the receive buffer, so the common `250 OK` needs no allocation.
 //!
-//! smtp-proto has a parser for replies too; it lets the codes of the lines differ, and its enhanced status codes end
-//! at 255, where 5.7.509 and the like are in daily use.
+//! smtp-proto also has a parser for replies. It accepts lines with different codes, and its enhanced status codes end at
+//! 255, although servers use codes such as 5.7.509 every day.
 
 use memchr::memchr;
 
 use super::reply::{Class, RemoteReply};
 
-/// Octets of one reply line at most. RFC 5321 4.5.3.1.5 says 512; enhanced codes and links made lines longer since.
-pub const MAX_LINE: usize = 2048;
-/// Lines of one reply at most: an EHLO reply has some fifteen.
-pub const MAX_LINES: usize = 128;
-/// Octets of text kept in a [`RemoteReply`].
-const MAX_TEXT: usize = 1000;
+/// Longest reply line in octets. RFC 5321 4.5.3.1.5 allows 512; enhanced status codes and links make lines longer today.
+pub const REPLY_LINE_OCTETS_MAX: usize = 2048;
+/// Largest number of lines in one reply; an EHLO reply has about fifteen.
+pub const REPLY_LINES_MAX: usize = 128;
+/// Largest text in a [`RemoteReply`], in octets.
+const REPLY_TEXT_OCTETS_MAX: usize = 1000;
 
-/// What the server said is not a reply.
+/// Why the input is not a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Garbage {
-    /// No three digits from 200 to 599, or no space or hyphen after them.
+    /// The line has no code from 200 to 599, or no space or hyphen after it.
     #[error("the server's line is not an SMTP reply")]
     NoCode,
-    /// `250-` followed by another code.
-    #[error("the lines of the server's reply carry different codes")]
+    /// A line such as `250-` is followed by a line with another code.
+    #[error("the lines of the server's reply have different codes")]
     CodesDiffer,
-    /// More than [`MAX_LINE`] octets.
+    /// A line has more than [`REPLY_LINE_OCTETS_MAX`] octets.
     #[error("the server's reply line is too long")]
     LongLine,
-    /// More than [`MAX_LINES`].
+    /// The reply has more than [`REPLY_LINES_MAX`] lines.
     #[error("the server's reply has too many lines")]
     ManyLines,
 }
 
-/// One complete reply within the receive buffer.
+/// One complete reply in the receive buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RawReply<'a> {
     code: u16,
@@ -43,20 +43,20 @@ pub struct RawReply<'a> {
 }
 
 impl<'a> RawReply<'a> {
-    /// Looks for a reply at the beginning of `buffer`; `None` when more has to be read.
+    /// Parses a reply at the beginning of `buffer`; `None` if the reply is not complete yet.
     pub fn parse(buffer: &'a [u8]) -> Result<Option<Self>, Garbage> {
         let mut code = None;
         let mut at = 0;
-        for _ in 0..MAX_LINES {
+        for _ in 0..REPLY_LINES_MAX {
             let rest = &buffer[at..];
             let Some(end) = memchr(b'\n', rest) else {
-                return if rest.len() > MAX_LINE {
+                return if rest.len() > REPLY_LINE_OCTETS_MAX {
                     Err(Garbage::LongLine)
                 } else {
                     Ok(None)
                 };
             };
-            if end > MAX_LINE {
+            if end > REPLY_LINE_OCTETS_MAX {
                 return Err(Garbage::LongLine);
             }
             let line = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
@@ -75,7 +75,7 @@ impl<'a> RawReply<'a> {
         Err(Garbage::ManyLines)
     }
 
-    /// Octets it takes up in the buffer.
+    /// Number of octets of the reply in the buffer.
     pub fn used(&self) -> usize {
         self.octets.len()
     }
@@ -99,7 +99,7 @@ impl<'a> RawReply<'a> {
             .map(|line| line.get(4..).unwrap_or_default())
     }
 
-    /// A copy to keep: bounded, and safe to show.
+    /// A copy of limited size without control characters.
     pub fn to_remote(&self) -> RemoteReply {
         let mut enhanced = None;
         let mut text = String::new();
@@ -116,8 +116,8 @@ impl<'a> RawReply<'a> {
                 text.push(' ');
             }
             text.extend(line.chars().map(|c| if c.is_control() { '?' } else { c }));
-            if text.len() > MAX_TEXT {
-                text.truncate(text.floor_char_boundary(MAX_TEXT));
+            if text.len() > REPLY_TEXT_OCTETS_MAX {
+                text.truncate(text.floor_char_boundary(REPLY_TEXT_OCTETS_MAX));
                 break;
             }
         }
@@ -129,7 +129,7 @@ impl<'a> RawReply<'a> {
     }
 }
 
-/// The code of a line, and whether it is the reply's last.
+/// The code of a line, and whether the line is the last of its reply.
 fn line_code(line: &[u8]) -> Option<(u16, bool)> {
     let (digits, rest) = line.split_at_checked(3)?;
     if !digits.iter().all(u8::is_ascii_digit) {
@@ -148,14 +148,14 @@ fn line_code(line: &[u8]) -> Option<(u16, bool)> {
     }
 }
 
-/// Splits `4.2.1 text` if the first number agrees with the class of the code.
+/// Splits `4.2.1 text` if the first number is the class of the reply code.
 fn split_enhanced(text: &str, class: Class) -> Option<((u16, u16, u16), &str)> {
     let (status, rest) = text.split_once(' ').unwrap_or((text, ""));
     let status = parse_status(status)?;
     (status.0 == class as u16).then_some((status, rest))
 }
 
-/// Reads an enhanced status code (RFC 3463 2): `5.7.509`.
+/// Parses an enhanced status code (RFC 3463 2) such as `5.7.509`.
 pub fn parse_status(text: &str) -> Option<(u16, u16, u16)> {
     let mut numbers = text.split('.').map(|number| {
         let sound = (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
@@ -177,7 +177,7 @@ mod tests {
         raw.to_remote()
     }
 
-    /// One line or several, with or without enhanced codes and text: the same value comes out.
+    /// Replies of one or several lines, with or without enhanced status code and text, are parsed into one value.
     #[test]
     fn replies_become_values() {
         for (text, shown) in [
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(remote("550 5.7.509 no\r\n").enhanced, Some((5, 7, 509)));
     }
 
-    /// A reply is taken when it is whole, and not an octet more is used than belongs to it.
+    /// The parser returns a reply when it is complete, and uses only the octets of this reply.
     #[test]
     fn a_reply_ends_with_its_last_line() {
         let text = b"250-a\r\n250 b\r\n354 go\r\n";
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(first.texts().collect::<Vec<_>>(), [b"a", b"b"]);
     }
 
-    /// What is not a reply is said to be none at once; a server cannot make us read on for ever.
+    /// Input that is not a reply fails at once, so a server cannot make the client read forever.
     #[test]
     fn garbage_is_bounded() {
         for (text, why) in [
@@ -223,18 +223,21 @@ mod tests {
             ("600 x\r\n".to_owned(), Garbage::NoCode),
             ("250+x\r\n".to_owned(), Garbage::NoCode),
             ("250-a\r\n550 b\r\n".to_owned(), Garbage::CodesDiffer),
-            (format!("250 {}", "x".repeat(MAX_LINE)), Garbage::LongLine),
             (
-                format!("250 {}\r\n", "x".repeat(MAX_LINE)),
+                format!("250 {}", "x".repeat(REPLY_LINE_OCTETS_MAX)),
                 Garbage::LongLine,
             ),
-            ("250-x\r\n".repeat(MAX_LINES), Garbage::ManyLines),
+            (
+                format!("250 {}\r\n", "x".repeat(REPLY_LINE_OCTETS_MAX)),
+                Garbage::LongLine,
+            ),
+            ("250-x\r\n".repeat(REPLY_LINES_MAX), Garbage::ManyLines),
         ] {
             assert_eq!(RawReply::parse(text.as_bytes()), Err(why), "{text:.40?}");
         }
     }
 
-    /// The text that is kept is bounded in octets and stays valid UTF-8.
+    /// The kept text has a limited size and is valid UTF-8.
     #[test]
     fn kept_text_is_bounded() {
         let kept = remote(&format!(
@@ -242,6 +245,6 @@ mod tests {
             "ä".repeat(600),
             "b".repeat(999)
         ));
-        assert!(kept.text.len() <= MAX_TEXT);
+        assert!(kept.text.len() <= REPLY_TEXT_OCTETS_MAX);
     }
 }

@@ -1,7 +1,7 @@
-//! The server side of one session as a pure machine: command lines in, steps out.
+//! The server side of one session as a pure state machine: command lines go in, steps come out.
 //!
-//! It knows the sequence and syntax of RFC 5321 and the extensions we offer, and nothing of sockets, clocks or
-//! configuration files: the listener feeds it lines and carries out the [`Step`] that comes back.
+//! The machine knows the sequence and the syntax of RFC 5321 and of the offered extensions, and uses no sockets, clocks or
+//! configuration files. The listener passes lines in and carries out the [`Step`] that the machine returns.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -18,77 +18,77 @@ use super::reply::Reply;
 use super::xtext::{self, Attributes};
 use crate::message::{BodyKind, Mailbox, Notify, Recipient, Ret, ReversePath};
 
-/// What the machine may offer and demand; changes with TLS and authentication.
+/// What the server offers and demands. The offer changes after the TLS handshake.
 #[derive(Debug, Clone)]
 pub struct Offer {
-    /// Our name.
+    /// Host name of the relay.
     pub hostname: Arc<str>,
-    /// Octets of content, announced with SIZE.
+    /// Largest content in octets, announced with SIZE.
     pub message_size: u64,
-    /// Recipients of one transaction.
+    /// Largest number of recipients of one transaction.
     pub recipients: usize,
-    /// STARTTLS is available now: configured, and not yet in use.
+    /// STARTTLS is offered: it is configured, and the session is not encrypted yet.
     pub starttls: bool,
-    /// MAIL is refused before STARTTLS.
+    /// MAIL is refused without encryption.
     pub tls_required: bool,
-    /// There are users.
+    /// AUTH is configured.
     pub auth: bool,
-    /// The session is encrypted; AUTH is offered only then.
+    /// The session is encrypted. AUTH is offered only in an encrypted session.
     pub encrypted: bool,
-    /// XCLIENT is believed from this peer.
+    /// This peer may send XCLIENT.
     pub xclient: bool,
-    /// XFORWARD is believed from this peer.
+    /// This peer may send XFORWARD.
     pub xforward: bool,
 }
 
-/// What the session has to do next.
+/// Next step of the session.
 #[derive(Debug)]
 pub enum Step {
-    /// Send this and go on.
+    /// Send this reply and read the next command.
     Reply(Reply),
-    /// Decide about a recipient: then [`Server::add_recipient`], or another reply.
+    /// Decide about a recipient: call [`Server::add_recipient`], or refuse the recipient.
     Recipient(Recipient),
-    /// Send 354, then read content up to the dot, then [`Server::finish`].
+    /// Send 354, read content up to the end of data, then call [`Server::finish`].
     Content,
-    /// Read so many octets of content; refuse them afterwards if a reply is given.
+    /// Read a chunk of content, and refuse it afterwards if there is a `refusal`.
     Chunk {
-        /// Octets that follow the command line.
+        /// Number of octets that follow the command line.
         octets: u64,
-        /// Whether the message is complete with them.
+        /// Whether the message ends with this chunk.
         last: bool,
-        /// They are out of place: read them, forget them, send this.
+        /// Reply to a chunk out of sequence, whose octets must be read and dropped.
         refusal: Option<Reply>,
     },
-    /// Send 220, drop what is buffered, shake hands, then [`Server::reset_for_tls`].
+    /// Send 220, drop the buffered input, do the TLS handshake, then call [`Server::reset_for_tls`].
     StartTls,
     /// Check credentials.
     Auth {
         /// PLAIN or LOGIN.
         mechanism: Mechanism,
-        /// The initial response, base 64, if there was one.
+        /// The initial response in base64, if the client sent one.
         initial: Option<String>,
     },
-    /// Take over what a trusted peer says of its client.
+    /// Apply the attributes with which a trusted peer describes its client.
     Xclient(Attributes),
-    /// Note where a trusted peer got the message from.
+    /// Record the attributes with which a trusted peer describes the source of the message.
     Xforward(Attributes),
 }
 
-/// A SASL mechanism we speak.
+/// A SASL mechanism that the server offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mechanism {
     /// RFC 4616.
     Plain,
-    /// The older two-question exchange.
+    /// The older exchange with two prompts.
     Login,
 }
 
-/// MAIL to end of data.
+/// A transaction, from MAIL to the end of data.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Transaction {
     /// The argument of MAIL.
     pub reverse_path: ReversePath,
-    /// The arguments of RCPT that were accepted.
+    /// The accepted arguments of RCPT.
     pub recipients: Vec<Recipient>,
     /// BODY.
     pub body: BodyKind,
@@ -98,13 +98,13 @@ pub struct Transaction {
     pub ret: Option<Ret>,
     /// ENVID.
     pub envid: Option<String>,
-    /// SIZE, 0 if not declared. A promise, not a measure.
+    /// SIZE; 0 if the client declared none. The real size may differ.
     pub declared_size: u64,
-    /// BDAT has begun: DATA is out of sequence now (RFC 3030 3).
+    /// The client has sent BDAT, so DATA is out of sequence (RFC 3030 3).
     pub chunking: bool,
 }
 
-/// Server side of one session.
+/// The state machine of the server side of one session.
 #[derive(Debug)]
 pub struct Server {
     offer: Offer,
@@ -123,7 +123,7 @@ pub struct Helo {
 }
 
 impl Server {
-    /// Before the greeting.
+    /// The state before the greeting.
     pub fn new(offer: Offer) -> Self {
         Self {
             offer,
@@ -133,12 +133,12 @@ impl Server {
         }
     }
 
-    /// What is offered now.
+    /// The current offer.
     pub fn offer(&self) -> &Offer {
         &self.offer
     }
 
-    /// How the client introduced itself, if it did.
+    /// How the client introduced itself; `None` before EHLO or HELO.
     pub fn helo(&self) -> Option<&Helo> {
         self.helo.as_ref()
     }
@@ -148,12 +148,12 @@ impl Server {
         self.user.as_deref()
     }
 
-    /// Takes one command line without its CRLF.
+    /// Processes one command line, without its CRLF.
     pub fn command(&mut self, line: &[u8]) -> Step {
         if line.iter().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
             return Step::Reply(Reply::bad_line_end());
         }
-        // What smtp-proto does not know, or knows only as a server that offers everything.
+        // Commands that smtp-proto does not know, or whose parser assumes a server that offers every extension.
         let verb = line.split(|b| *b == b' ').next().unwrap_or_default();
         if verb.eq_ignore_ascii_case(b"XCLIENT") || verb.eq_ignore_ascii_case(b"XFORWARD") {
             return self.attributes(line, verb.len());
@@ -173,7 +173,7 @@ impl Server {
         }
     }
 
-    /// What smtp-proto knows.
+    /// Processes a command that smtp-proto parses.
     fn known(&mut self, line: &[u8]) -> Step {
         let mut terminated = Vec::with_capacity(line.len() + 2);
         terminated.extend_from_slice(line);
@@ -184,7 +184,7 @@ impl Server {
         }
     }
 
-    /// Outside ASCII it is for those who have said SMTPUTF8 (RFC 6533 3).
+    /// Adds the ORCPT. A value outside ASCII needs SMTPUTF8 on MAIL (RFC 6533 3).
     fn with_orcpt(&self, recipient: Recipient, orcpt: String) -> Step {
         let smtputf8 = self.transaction.as_ref().is_some_and(|t| t.smtputf8);
         if recipient.orcpt.is_some() || !orcpt.is_ascii() && !smtputf8 {
@@ -265,13 +265,13 @@ impl Server {
 
     fn mail(&mut self, line: &[u8], from: &MailFrom<Cow<'_, str>>) -> Reply {
         if self.helo.is_none() {
-            return Reply::bad_sequence("Say EHLO first");
+            return Reply::bad_sequence("Send EHLO first");
         }
         if self.offer.tls_required && !self.offer.encrypted {
             return Reply::tls_required();
         }
         if self.transaction.is_some() {
-            return Reply::bad_sequence("MAIL was given already, RSET drops it");
+            return Reply::bad_sequence("A transaction is open already, send RSET to end it");
         }
         let smtputf8 = from.flags & MAIL_SMTPUTF8 != 0;
         let reverse_path = match path(line) {
@@ -317,10 +317,12 @@ impl Server {
 
     fn rcpt(&mut self, line: &[u8], to: &RcptTo<Cow<'_, str>>) -> Step {
         let Some(transaction) = &self.transaction else {
-            return Step::Reply(Reply::bad_sequence("Say MAIL first"));
+            return Step::Reply(Reply::bad_sequence("Send MAIL first"));
         };
         if transaction.chunking {
-            return Step::Reply(Reply::bad_sequence("The message has begun, RSET drops it"));
+            return Step::Reply(Reply::bad_sequence(
+                "BDAT has begun, send RSET to start again",
+            ));
         }
         if transaction.recipients.len() >= self.offer.recipients {
             return Step::Reply(Reply::too_many_recipients());
@@ -357,23 +359,23 @@ impl Server {
         })
     }
 
-    /// The session accepts what [`Step::Recipient`] asked about.
+    /// Adds the recipient of a [`Step::Recipient`], after the session has accepted it.
     pub fn add_recipient(&mut self, recipient: Recipient) -> Reply {
         match &mut self.transaction {
             Some(transaction) => {
                 transaction.recipients.push(recipient);
                 Reply::recipient_ok()
             }
-            None => Reply::bad_sequence("Say MAIL first"),
+            None => Reply::bad_sequence("Send MAIL first"),
         }
     }
 
     fn data(&mut self) -> Step {
         match &self.transaction {
-            None => Step::Reply(Reply::bad_sequence("Say MAIL first")),
-            Some(transaction) if transaction.chunking => {
-                Step::Reply(Reply::bad_sequence("BDAT has begun, end it with BDAT LAST"))
-            }
+            None => Step::Reply(Reply::bad_sequence("Send MAIL first")),
+            Some(transaction) if transaction.chunking => Step::Reply(Reply::bad_sequence(
+                "BDAT has begun, end the message with BDAT LAST",
+            )),
             Some(transaction) if transaction.recipients.is_empty() => {
                 Step::Reply(Reply::no_valid_recipients())
             }
@@ -381,10 +383,10 @@ impl Server {
         }
     }
 
-    /// The octets of a chunk follow its command whatever we think of it, so even a refused one has to be read.
+    /// The octets of a chunk follow its command even if the server refuses the command, so they must be read.
     fn bdat(&mut self, octets: u64, last: bool) -> Step {
         let refusal = match &mut self.transaction {
-            None => Some(Reply::bad_sequence("Say MAIL first")),
+            None => Some(Reply::bad_sequence("Send MAIL first")),
             Some(transaction) if transaction.recipients.is_empty() => {
                 Some(Reply::no_valid_recipients())
             }
@@ -400,7 +402,7 @@ impl Server {
         }
     }
 
-    /// Ends the transaction and hands it over: end of data was read, or the message was refused.
+    /// Ends the transaction and returns it, after the end of data or after a refusal.
     pub fn finish(&mut self) -> Option<Transaction> {
         self.transaction.take()
     }
@@ -417,7 +419,7 @@ impl Server {
         Step::StartTls
     }
 
-    /// The handshake is done; everything said before is forgotten (RFC 3207 4.2).
+    /// Resets the session after the TLS handshake: forgets everything that the client sent before it (RFC 3207 4.2).
     pub fn reset_for_tls(&mut self) {
         self.set_encrypted();
         self.helo = None;
@@ -425,13 +427,13 @@ impl Server {
         self.transaction = None;
     }
 
-    /// The session is encrypted from its first octet, or from now on.
+    /// Marks the session as encrypted.
     pub fn set_encrypted(&mut self) {
         self.offer.starttls = false;
         self.offer.encrypted = true;
     }
 
-    /// XCLIENT was carried out; the session starts over with a greeting.
+    /// Resets the session after XCLIENT; the session starts again with a greeting.
     pub fn reset_for_xclient(&mut self, user: Option<String>) {
         self.helo = None;
         self.user = user;
@@ -446,10 +448,10 @@ impl Server {
             return Step::Reply(Reply::auth_needs_tls());
         }
         if self.helo.as_ref().is_none_or(|helo| !helo.extended) {
-            return Step::Reply(Reply::bad_sequence("Say EHLO first"));
+            return Step::Reply(Reply::bad_sequence("Send EHLO first"));
         }
         if self.user.is_some() {
-            return Step::Reply(Reply::bad_sequence("Authenticated already"));
+            return Step::Reply(Reply::bad_sequence("The session is authenticated already"));
         }
         if self.transaction.is_some() {
             return Step::Reply(Reply::bad_sequence("AUTH is not allowed in a transaction"));
@@ -465,7 +467,7 @@ impl Server {
         }
     }
 
-    /// The credentials were right.
+    /// Records the user after a successful AUTH.
     pub fn set_user(&mut self, user: String) {
         self.user = Some(user);
     }
@@ -480,7 +482,7 @@ impl Server {
             return Step::Reply(Reply::not_implemented());
         }
         if self.transaction.is_some() {
-            return Step::Reply(Reply::bad_sequence("Not in a transaction"));
+            return Step::Reply(Reply::bad_sequence("Not allowed in a transaction"));
         }
         match xtext::attributes(&line[verb..]) {
             Some(attributes) if xclient => Step::Xclient(attributes),
@@ -490,8 +492,8 @@ impl Server {
     }
 }
 
-/// The arguments of BDAT: ` chunk-size [LAST]`. smtp-proto starts over with numbers that are too large, and a size that
-/// others read differently is how one message becomes two.
+/// Parses the arguments of BDAT: ` chunk-size [LAST]`. In a number that is too large, smtp-proto begins again with the later
+/// digits; if two systems read a size differently, one message can become two.
 fn chunk(arguments: &[u8]) -> Option<(u64, bool)> {
     let mut words = std::str::from_utf8(arguments)
         .ok()?
@@ -509,9 +511,9 @@ fn chunk(arguments: &[u8]) -> Option<(u64, bool)> {
     words.next().is_none().then_some((octets.ok()?, last))
 }
 
-/// What stands between the angle brackets, source route removed (RFC 5321 4.1.1.3 asks to ignore it).
+/// The text between the angle brackets, without the source route (RFC 5321 4.1.1.3 asks servers to ignore it).
 ///
-/// smtp-proto's own address has its quotes removed; a relay passes the address on as it was.
+/// The address that smtp-proto returns has no quotes any more, and a relay must pass the address on unchanged.
 fn path(line: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(&line[brackets(line)?]).ok()?.trim();
     match text.split_once(':') {
@@ -520,7 +522,7 @@ fn path(line: &[u8]) -> Option<&str> {
     }
 }
 
-/// Where that is.
+/// The range between the angle brackets.
 pub(super) fn brackets(line: &[u8]) -> Option<Range<usize>> {
     let open = memchr::memchr(b'<', line)?;
     let mut quoted = false;
@@ -537,7 +539,7 @@ pub(super) fn brackets(line: &[u8]) -> Option<Range<usize>> {
     None
 }
 
-/// Parameters that smtp-proto reads but that belong to extensions we do not offer.
+/// The first parameter that smtp-proto parses and that belongs to an extension that the server does not offer.
 fn not_offered(from: &MailFrom<Cow<'_, str>>, offer: &Offer) -> Option<&'static str> {
     let unknown = from.flags
         & (smtp_proto::MAIL_REQUIRETLS

@@ -1,8 +1,8 @@
-//! Attribute lists of XCLIENT and XFORWARD, and the xtext in them (RFC 3461 4).
+//! Parses the attribute lists of XCLIENT and XFORWARD, whose values are xtext (RFC 3461 4).
 
 use std::net::IpAddr;
 
-/// What XCLIENT or XFORWARD said; `None` where the attribute was not given.
+/// Attributes of XCLIENT or XFORWARD; `None` for an attribute that was not given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attributes {
     /// ADDR.
@@ -18,7 +18,7 @@ pub struct Attributes {
 }
 
 impl Attributes {
-    /// Takes over what a further command said.
+    /// Adds the attributes of a further command, which replace earlier values.
     pub fn add(&mut self, later: Self) {
         self.addr = later.addr.or(self.addr.take());
         self.name = later.name.or(self.name.take());
@@ -27,7 +27,7 @@ impl Attributes {
         self.login = later.login.or(self.login.take());
     }
 
-    /// ADDR, if it was given, is known and is one: an IPv6 address has a tag before it.
+    /// ADDR as an IP address; an IPv6 address has the tag `IPV6:`. `None` if ADDR is missing, unavailable or invalid.
     pub fn address(&self) -> Option<IpAddr> {
         let text = self.addr.as_ref()?.as_deref()?;
         let bare = match text.split_at_checked(5) {
@@ -41,7 +41,7 @@ impl Attributes {
 /// The value of an attribute; `None` stands for `[UNAVAILABLE]` and `[TEMPUNAVAIL]`.
 pub type Value = Option<String>;
 
-/// Reads ` NAME=value ADDR=value …`; `None` if an attribute is unknown, malformed, or holds control characters.
+/// Parses ` NAME=value ADDR=value …`; `None` if an attribute is unknown, malformed, or contains control characters.
 pub fn attributes(list: &[u8]) -> Option<Attributes> {
     let text = std::str::from_utf8(list).ok()?;
     let mut attributes = Attributes::default();
@@ -60,7 +60,7 @@ pub fn attributes(list: &[u8]) -> Option<Attributes> {
             "HELO" => attributes.helo = Some(value),
             "PROTO" => attributes.proto = Some(value),
             "LOGIN" => attributes.login = Some(value),
-            // Known, of no use to us.
+            // Valid attributes that the relay does not use.
             "PORT" | "DESTADDR" | "DESTPORT" | "IDENT" | "SOURCE" => {}
             _ => return None,
         }
@@ -68,7 +68,8 @@ pub fn attributes(list: &[u8]) -> Option<Attributes> {
     any.then_some(attributes)
 }
 
-/// Undoes xtext: `+XX` is an octet in hexadecimal. `None` if malformed, not UTF-8, too long, or with control characters.
+/// Decodes xtext, in which `+XX` is an octet in hexadecimal. `None` if the text is malformed, not UTF-8, longer than 255
+/// octets, or contains control characters.
 fn decode(text: &str) -> Option<String> {
     let mut octets = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -89,9 +90,9 @@ fn decode(text: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// Postfix's XCLIENT_README examples, and what must not get through.
+    /// The examples of Postfix's XCLIENT_README are parsed, and malformed lists are refused.
     #[test]
-    fn attribute_lists() {
+    fn attribute_lists_are_parsed() {
         let got =
             attributes(b" NAME=spike.porcupine.org ADDR=168.100.189.2 PORT=1").expect("attributes");
         assert_eq!(got.addr, Some(Some("168.100.189.2".to_owned())));

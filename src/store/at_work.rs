@@ -1,4 +1,5 @@
-//! The records that this process works on, known in memory: a lease in the store ends by a clock that may leap, work does not.
+//! The records that this process works on, kept in memory: a lease in the store ends by a clock that may leap, but work does
+//! not.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -6,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::message::MessageId;
 
-/// Which they are. A store hands out none of them, whatever it says of their leases and whatever time it is.
+/// The set of records in work. A store returns none of them to a worker, whatever their leases and the clock say.
 #[derive(Debug, Clone, Default)]
 pub struct AtWork(Arc<Mutex<HashMap<MessageId, usize>>>);
 
 impl AtWork {
-    /// Work on a record begins, and goes on until what is returned is dropped; `None` if somebody works on it already.
+    /// Registers work on a record until the returned value is dropped. `None` if another worker has registered the record.
     pub fn begin(&self, id: MessageId) -> Option<Working> {
         let mut ids = self.ids();
         let began = !ids.contains_key(&id);
@@ -21,7 +22,7 @@ impl AtWork {
         })
     }
 
-    /// As [`AtWork::begin`] for who goes on with what another has begun, and ends it after that one.
+    /// Registers a second worker for a record that may be in work. The record stays in work until all workers have ended.
     pub fn go_on(&self, id: MessageId) -> Working {
         *self.ids().entry(id).or_default() += 1;
         self.working(id)
@@ -34,7 +35,7 @@ impl AtWork {
         }
     }
 
-    /// Whether somebody works on it.
+    /// Whether the record is in work.
     pub fn has(&self, id: MessageId) -> bool {
         self.ids().contains_key(&id)
     }
@@ -44,9 +45,9 @@ impl AtWork {
     }
 }
 
-/// Somebody works on a record as long as this is there. What became of it must be durable before it is dropped.
+/// Registers work on a record until it is dropped. The result of the work must be durable before that.
 #[derive(Debug)]
-#[must_use = "dropped at once, it says that nobody works on the record"]
+#[must_use = "if dropped at once, the record is no longer registered as in work"]
 pub struct Working {
     among: AtWork,
     id: MessageId,

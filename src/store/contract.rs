@@ -1,4 +1,4 @@
-//! The contract of [`Store`] as one suite, for every implementation of it.
+//! The contract of [`Store`] as one test suite, for every implementation.
 
 mod kept;
 mod work;
@@ -15,12 +15,12 @@ use crate::verdict::{
     Answer, Decision, Disposition, EngineClass, Finding, FindingKind, Reason, Report, Verdict,
 };
 
-/// Seconds after the beginning of time, for tests that set the clock themselves.
+/// The time `seconds` after a fixed start, for tests that set the clock themselves.
 pub(crate) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).expect("a plain time")
 }
 
-/// It is `now`, leases last until `until`, and nobody waits for an hour.
+/// The time is `now`, leases last until `until`, and no wait is as long as an hour.
 pub(crate) fn times(now: i64, until: i64) -> Times {
     Times {
         now: at(now),
@@ -29,7 +29,7 @@ pub(crate) fn times(now: i64, until: i64) -> Times {
     }
 }
 
-/// A record that is due at once and has been judged.
+/// A record with a decision that is due at once.
 pub(crate) fn record(lane: Lane) -> Record {
     let mailbox = |text| Mailbox::parse(text).expect("mailbox");
     let id = MessageId::new();
@@ -98,7 +98,7 @@ pub(crate) fn report(engine: &str, answer: Answer) -> Report {
     }
 }
 
-/// Content of so many octets, different at each place.
+/// Content of `count` octets, with a different octet at each place.
 pub(crate) fn octets(count: usize) -> Content {
     let bytes: Vec<u8> = (0..count).map(|i| (i * 31 % 251) as u8).collect();
     Content::uncharged(bytes)
@@ -114,10 +114,10 @@ pub(crate) fn audit(record: MessageId, act: &str) -> Audit {
     }
 }
 
-/// Room of the rescan lane in the stores under test.
+/// Limit of the rescan lane in the stores under test.
 pub(crate) const RESCAN_BYTES: u64 = 10_000;
 
-/// Runs every law on a store of its own, made by `fresh` with [`RESCAN_BYTES`].
+/// Runs every law on its own store, which `fresh` creates with [`RESCAN_BYTES`].
 pub(crate) async fn holds<F, S>(fresh: impl Fn() -> F)
 where
     F: Future<Output = (S, Arc<dyn Store>)>,
@@ -126,35 +126,35 @@ where
         ($($law:path),*) => { $( let (_keep, store) = fresh().await; $law(&*store).await; )* };
     }
     laws!(
-        what_is_put_comes_back,
+        a_stored_message_is_read_back,
         ids_are_unique,
         a_put_is_all_or_nothing,
-        work::due_work_is_handed_out_once,
+        work::due_records_are_claimed_once,
         work::each_next_hop_has_a_queue_of_its_own,
-        work::what_was_tried_for_long_enough_is_handed_out_to_be_given_up,
+        work::expired_deliveries_are_claimed_to_be_given_up,
         work::a_lease_ends_with_the_next_change,
-        work::what_is_worked_on_is_not_handed_out_whatever_time_it_is,
-        work::a_clock_that_was_set_back_makes_nothing_wait,
-        kept::what_waits_for_a_cause_is_handed_out_known_first,
-        kept::a_recovery_goes_on_after_what_stays,
-        kept::what_is_taken_is_leased,
+        work::a_record_in_work_is_not_claimed_at_any_time,
+        work::a_clock_that_was_set_back_makes_no_record_wait,
+        kept::recovery_claims_known_senders_first,
+        kept::a_recovery_goes_on_behind_records_that_stay,
+        kept::a_record_that_is_taken_is_leased,
         kept::a_cause_is_found_and_forgotten,
-        kept::what_is_kept_to_be_scanned_again_is_bounded,
-        kept::what_is_kept_to_be_scanned_again_expires,
-        kept::what_has_expired_is_removed_to_the_last,
+        kept::the_rescan_lane_is_bounded,
+        kept::the_rescan_lane_expires,
+        kept::all_expired_records_are_removed,
         kept::new_mail_is_held_while_there_is_room,
-        kept::interceptors_are_kept_by_whoever_saw_the_last_change,
-        work::only_what_waits_is_hastened,
-        work::what_becomes_of_a_record_is_all_or_nothing,
-        what_is_gone_is_not_found,
+        kept::an_interceptor_changes_only_from_its_last_version,
+        work::only_waiting_records_become_due,
+        work::a_settlement_is_all_or_nothing,
+        a_removed_record_is_not_found,
         audit_goes_with_the_change,
-        one_of_two_wins,
+        one_of_two_changes_succeeds,
         search_matches_every_field,
         lanes_are_counted
     );
 }
 
-async fn what_is_put_comes_back(store: &dyn Store) {
+async fn a_stored_message_is_read_back(store: &dyn Store) {
     for size in [0, 1, 5000, 300_000] {
         let records = vec![record(Lane::Scan), record(Lane::Held)];
         store.put(records.clone(), octets(size)).await.expect("put");
@@ -204,7 +204,7 @@ async fn a_put_is_all_or_nothing(store: &dyn Store) {
     }
 }
 
-async fn what_is_gone_is_not_found(store: &dyn Store) {
+async fn a_removed_record_is_not_found(store: &dyn Store) {
     for size in [10, 300_000] {
         let record = record(Lane::Scan);
         store
@@ -261,7 +261,7 @@ async fn audit_goes_with_the_change(store: &dyn Store) {
     );
 }
 
-async fn one_of_two_wins(store: &dyn Store) {
+async fn one_of_two_changes_succeeds(store: &dyn Store) {
     let held = record(Lane::Held);
     store.put(vec![held.clone()], octets(3)).await.expect("put");
     let release = |actor: &str| {

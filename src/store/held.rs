@@ -1,14 +1,14 @@
-//! How much may be held, and by whom: quarantine must not take the room that all other mail needs, and nobody may take all
-//! of quarantine.
+//! The limits of quarantine: quarantine must not take the room that all other mail needs, and one client or sender must not
+//! take all of quarantine.
 
 use serde::{Deserialize, Serialize};
 
-/// How much may be held in all: `quarantine.max_bytes`.
+/// The limit for quarantine as a whole: `quarantine.max_bytes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Capacity {
-    /// So many octets.
+    /// A number of octets.
     Octets(u64),
-    /// So many hundredths of the file system.
+    /// A part of the file system, in percent.
     Percent(u8),
 }
 
@@ -18,46 +18,48 @@ impl Default for Capacity {
     }
 }
 
-/// What is held, as octets of content and of everything that is known of it, against what may be.
+/// The use of quarantine, in octets of content and metadata, and its limit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
-    /// So many are held.
+    /// Octets in use.
     pub octets: u64,
-    /// So many may be: the [`Capacity`], or what the disk still has room for if that is less.
+    /// The limit: the [`Capacity`], or the room that the disk still has if that is less.
     pub limit: u64,
-    /// Who holds most.
+    /// The client network or sender domain with the most octets in quarantine.
     pub largest: Option<Holder>,
 }
 
-/// Whose mail is held: a client network or a sender domain.
+/// A client network or sender domain with mail in quarantine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// `client 192.0.2.7`, `sender example.com`.
     pub name: String,
-    /// Octets of its mail.
+    /// Octets of its mail in quarantine.
     pub octets: u64,
 }
 
 impl Held {
-    /// Nobody may hold more than this many times what is free: one alone two thirds, and the last third stays for others,
-    /// of whom nobody can take all either.
-    const SHARE: u64 = 2;
+    /// One holder may have at most this many times the free room. With 2, one holder alone gets two thirds. The last third
+    /// stays for others, and none of them can take all of it either.
+    const HOLDER_OCTETS_PER_FREE_OCTET: u64 = 2;
 
-    /// Why `more` octets may not be held of somebody who holds `own` already; none if they may. Who holds nothing is
-    /// refused only what does not fit at all.
+    /// The reason why `more` octets of the holder `own` may not be added; `None` if they may. A holder without mail in
+    /// quarantine is refused only mail that does not fit at all.
     pub fn refuses(&self, more: u64, own: &Holder) -> Option<String> {
         let after = self.octets.saturating_add(more);
         let (held, limit) = (self.octets, self.limit);
         if after > limit {
             return Some(format!(
-                "{held} of {limit} octets are held, and {more} more would be too many (quarantine.max_bytes)"
+                "quarantine has {held} of {limit} octets, so {more} more do not fit \
+                 (delete or release mail, or raise quarantine.max_bytes)"
             ));
         }
-        let share = Self::SHARE.saturating_mul(limit - after);
+        let share = Self::HOLDER_OCTETS_PER_FREE_OCTET.saturating_mul(limit - after);
         let is_greedy = own.octets > 0 && own.octets.saturating_add(more) > share;
         is_greedy.then(|| {
             format!(
-                "{} octets of {} are held, and {more} more would be too many of {} that are free (quarantine.max_bytes)",
+                "quarantine has {} octets of {}, so {more} more are too many while {} are free \
+                 (delete or release mail, or raise quarantine.max_bytes)",
                 own.octets,
                 own.name,
                 limit - held
@@ -65,12 +67,15 @@ impl Held {
         })
     }
 
-    /// How near it is to the moment from which on something is refused: 1 is there.
+    /// How near quarantine is to its first refusal. From 1 on, mail is refused.
     pub fn part(&self) -> f64 {
         let of = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
         let free = self.limit.saturating_sub(self.octets);
         let largest = self.largest.as_ref().map_or(0, |holder| holder.octets);
-        of(self.octets, self.limit).max(of(largest, Self::SHARE.saturating_mul(free)))
+        of(self.octets, self.limit).max(of(
+            largest,
+            Self::HOLDER_OCTETS_PER_FREE_OCTET.saturating_mul(free),
+        ))
     }
 }
 
@@ -93,9 +98,9 @@ mod tests {
         }
     }
 
-    /// One alone gets two thirds and no more; who comes after it finds room, whoever it is.
+    /// One holder alone gets two thirds and no more. Any later holder finds room.
     #[test]
-    fn nobody_holds_everything() {
+    fn one_holder_cannot_take_all_of_quarantine() {
         assert_eq!(held(590).refuses(10, &holder(590)), None);
         let refused = held(600).refuses(10, &holder(600)).expect("too much");
         assert!(refused.contains("sender a.test"), "{refused}");
@@ -107,9 +112,10 @@ mod tests {
         assert_eq!(held(0).refuses(900, &holder(0)), None, "one that fits");
     }
 
-    /// What is told before it is full is told in time for one party alone too, which is stopped earlier.
+    /// The warning before the first refusal also comes in time if one holder alone has all the mail: that holder is refused
+    /// earlier.
     #[test]
-    fn what_is_near_its_end_is_known_before() {
+    fn the_part_in_use_rises_before_the_first_refusal() {
         assert!(held(700).part() < 0.8);
         assert!(held(730).part() > 0.8);
         let largest = |octets| Held {

@@ -1,7 +1,7 @@
-//! What `explain ID` reads: every event of every message, including those that are gone.
+//! The history that `explain ID` reads: every event of every message, including messages that are no longer stored.
 //!
-//! History is not mail: it may lose its last second, and it must cost a message next to nothing. It is a
-//! [log](super::log) that waits for no disk.
+//! History is not mail: it may lose its last second, and it must cost a message almost nothing. It is a [log](super::log) that
+//! does not wait for the disk.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -17,49 +17,49 @@ use super::log::{self, Log, Wanted};
 use crate::message::{Mailbox, MessageId, ReversePath};
 use crate::verdict::{Decision, Report};
 
-/// The file of the history inside `store.path`.
-pub const FILE: &str = "history.db";
+/// Name of the history file inside `store.path`.
+pub const FILE_NAME: &str = "history.db";
 
 /// One event in the life of a message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HistoryEntry {
-    /// When.
+    /// Time of the event.
     pub at: Timestamp,
-    /// The message as its sender knows it; a part of it in an entry that leads from there to the message.
+    /// The id by which the sender knows the message. In an entry with `part_of`, the id of the part.
     pub message: MessageId,
-    /// The message that this is a part of, for some of its recipients: its events are those of the message.
+    /// Set if `message` is a part of another message, for some of its recipients: the events are stored under that message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part_of: Option<MessageId>,
-    /// What happened, in one kebab-case word: `delivered`, `delayed`, `refused`, `given-up`, `bounced`, `queued`,
-    /// `deferred`, `held`, `rejected`, `discarded`, `parted`, `dropped`; of what we write ourselves also `shortened`.
+    /// The event, in one kebab-case word: `delivered`, `delayed`, `refused`, `given-up`, `bounced`, `queued`, `deferred`,
+    /// `held`, `rejected`, `discarded`, `parted`, `dropped`; for messages that the relay wrote itself also `shortened`.
     pub event: Cow<'static, str>,
     /// The argument of MAIL.
     pub sender: ReversePath,
-    /// The recipients it happened for.
+    /// The recipients that the event is about.
     pub recipients: Vec<Mailbox>,
-    /// The client's address.
+    /// Address of the client.
     pub client: IpAddr,
-    /// The name of the listener.
+    /// Name of the listener.
     pub listener: Arc<str>,
-    /// Octets of content.
+    /// Size of the content in octets.
     pub size: u64,
-    /// The decision, where there is one.
+    /// The decision, if the event has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<Decision>,
-    /// The reports the decision was made from.
+    /// The reports that the decision is based on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reports: Vec<Report>,
-    /// Particulars for people: the next hop and its reply, the reason of a deferral.
+    /// Details for people: the next hop and its reply, or the reason of a deferral.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
 }
 
 impl log::Entry for HistoryEntry {
-    const NAME: &str = "history";
-    const QUEUE: usize = 8192;
-    /// About a gigabyte.
-    const ROWS: u64 = 1_000_000;
-    const DURABLE: bool = false;
+    const LOG_NAME: &str = "history";
+    const WAITING_ENTRIES_MAX: usize = 8192;
+    /// A million entries take about 1 GB.
+    const ROWS_MAX: u64 = 1_000_000;
+    const IS_DURABLE: bool = false;
 
     fn at(&self) -> Timestamp {
         self.at
@@ -70,17 +70,17 @@ impl log::Entry for HistoryEntry {
     }
 }
 
-/// The writing end. [`History::close`] writes what waits; without it the last moment is lost.
+/// The writing end. [`History::close`] writes the entries that wait; without it the last moment is lost.
 #[derive(Debug)]
 pub struct History(Log<HistoryEntry>);
 
 impl History {
-    /// Opens the history in `path`, a file, and makes it if it is missing; entries are kept for `retention`. The folder
-    /// must exist. Blocking, for a few milliseconds.
+    /// Opens the history file `path`, and creates it if it is missing. Entries are kept for `retention`. The folder must
+    /// exist. Blocks for a few milliseconds.
     ///
-    /// A file that cannot be used is renamed to `….damaged` and a new one is begun: no mail is in it.
+    /// A file that cannot be used is renamed to `….damaged`, and a new one is created: the file contains no mail.
     pub fn open(path: &Path, retention: Duration) -> Result<Arc<Self>, StoreError> {
-        let log = Log::open(path, retention, <HistoryEntry as log::Entry>::ROWS)?;
+        let log = Log::open(path, retention, <HistoryEntry as log::Entry>::ROWS_MAX)?;
         Ok(Arc::new(Self(log)))
     }
 
@@ -91,17 +91,17 @@ impl History {
         (Arc::new(Self(log)), next)
     }
 
-    /// Notes an event. Never waits: an entry that finds the queue full is dropped and counted.
+    /// Records an event. Never waits: if the queue is full, the entry is dropped and counted.
     pub fn record(&self, entry: HistoryEntry) {
         self.0.note(entry);
     }
 
-    /// Entries lost since the start: the queue was full, or the disk did not take them.
+    /// Number of entries lost since the start, because the queue was full or a write failed.
     pub fn dropped(&self) -> u64 {
         self.0.dropped()
     }
 
-    /// The events of a message in the order in which they were noted, everything noted before this call included.
+    /// The events of a message in the order in which they were recorded, including all events recorded before this call.
     ///
     /// Cancel safety: safe.
     pub async fn entries(&self, message: MessageId) -> Result<Vec<HistoryEntry>, StoreError> {
@@ -109,16 +109,16 @@ impl History {
         read(self.0.path(), message).await
     }
 
-    /// Writes what waits, then ends; later entries are dropped.
+    /// Writes the entries that wait, then ends. Later entries are dropped.
     ///
-    /// Cancel safety: it ends all the same.
+    /// Cancel safety: the close goes on.
     pub async fn close(&self) {
         self.0.close().await;
     }
 }
 
-/// The events of a message, read from a history that another process may be writing (entries reach it within a second).
-/// None if there is no history.
+/// The events of a message, read from a history that another process may be writing; entries get there within a second. Empty
+/// if there is no history file.
 ///
 /// Cancel safety: safe.
 pub async fn read(path: &Path, message: MessageId) -> Result<Vec<HistoryEntry>, StoreError> {
@@ -155,11 +155,11 @@ mod tests {
         entries.iter().map(|entry| &*entry.event).collect()
     }
 
-    /// What was noted is read back whole and in order, by this process at once, and by others after a stop.
+    /// Events are read back complete and in order: by this process at once, and by other processes after a stop.
     #[tokio::test]
     async fn the_life_of_a_message_is_read_back() {
         let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join(FILE);
+        let path = folder.path().join(FILE_NAME);
         let history = History::open(&path, Duration::from_secs(100)).expect("open");
         let (ours, other) = (MessageId::new(), MessageId::new());
         let life = [entry(ours, "received", 1), entry(ours, "held", 2)];
@@ -178,11 +178,11 @@ mod tests {
         assert_eq!(nowhere.expect("no history is an empty one"), []);
     }
 
-    /// The history is bounded by age and by number.
+    /// Age and number bound the history.
     #[tokio::test]
-    async fn old_and_surplus_entries_go() {
+    async fn old_and_surplus_entries_are_removed() {
         let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join(FILE);
+        let path = folder.path().join(FILE_NAME);
         let log = Log::open(&path, Duration::from_secs(100), 3).expect("open");
         let history = History(log);
         let id = MessageId::new();
@@ -207,27 +207,27 @@ mod tests {
         );
     }
 
-    /// An entry costs its caller no wait, whatever the disk does: what finds no room is dropped and counted.
+    /// Recording an entry never waits, even if the disk blocks: if the queue is full, the entry is dropped and counted.
     #[tokio::test]
     async fn a_full_queue_drops_and_counts() {
         let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join(FILE);
+        let path = folder.path().join(FILE_NAME);
         let history = History::open(&path, Duration::from_secs(100)).expect("open");
         let blocker = Connection::open(&path).expect("second connection");
         blocker.execute_batch("BEGIN IMMEDIATE").expect("lock");
         let id = MessageId::new();
-        // One round may be in the thread's hands already, another fills the queue; the third cannot find room.
-        for n in 0..3 * <HistoryEntry as log::Entry>::QUEUE as i64 {
+        // One queue of entries may already be with the thread, and another fills the queue; the third finds the queue full.
+        for n in 0..3 * <HistoryEntry as log::Entry>::WAITING_ENTRIES_MAX as i64 {
             history.record(entry(id, "received", n));
         }
         assert!(history.dropped() > 0);
     }
 
-    /// A damaged history is put aside; the relay starts all the same, for no mail is in it.
+    /// A damaged history is set aside. The relay starts nevertheless, because the history contains no mail.
     #[tokio::test]
-    async fn a_damaged_history_is_begun_anew() {
+    async fn a_damaged_history_is_replaced_by_a_new_one() {
         let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join(FILE);
+        let path = folder.path().join(FILE_NAME);
         std::fs::write(
             &path,
             "this is not a database, and it is long enough to tell ".repeat(99),

@@ -1,9 +1,9 @@
-//! The incident log: what the relay did by itself and why, so that the post-mortem writes itself (docs/GLOSSARY.md,
-//! "incident").
+//! The incident log: what the relay did by itself, and why (docs/GLOSSARY.md, "incident"). A post-mortem can be written from
+//! it.
 //!
-//! Incidents are few and worth more than history: their [log](super::log) is a file of their own with a queue of its own, so
-//! that no flood of messages crowds them out; they survive power loss a second after they happened; and what the disk does
-//! not take is tried again. Each is also a line of the relay's own log and a metric, from this one definition.
+//! Incidents are few, and worth more than history. Their [log](super::log) has its own file and its own queue, so that a flood
+//! of messages does not crowd them out. They survive power loss a second after they happened, and a failed write is tried
+//! again. This module also writes each incident to the relay's own log and to a metric.
 
 use std::fmt;
 use std::path::Path;
@@ -18,15 +18,15 @@ use super::log::{self, Log, Wanted};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::MessageId;
 
-/// The file of the incident log inside `store.path`.
-pub const FILE: &str = "incidents.db";
+/// Name of the incident log inside `store.path`.
+pub const FILE_NAME: &str = "incidents.db";
 
 impl log::Entry for Incident {
-    const NAME: &str = "incidents";
-    const QUEUE: usize = 1024;
-    /// About a hundred megabytes.
-    const ROWS: u64 = 100_000;
-    const DURABLE: bool = true;
+    const LOG_NAME: &str = "incidents";
+    const WAITING_ENTRIES_MAX: usize = 1024;
+    /// 100,000 incidents take about 100 MB.
+    const ROWS_MAX: u64 = 100_000;
+    const IS_DURABLE: bool = true;
 
     fn at(&self) -> Timestamp {
         self.at
@@ -37,22 +37,22 @@ impl log::Entry for Incident {
     }
 }
 
-/// The writing end: the relay has it, everybody else reads. [`Incidents::close`] writes what waits.
+/// The writing end, which only the relay has. [`Incidents::close`] writes the incidents that wait.
 #[derive(Debug)]
 pub struct Incidents(Log<Incident>);
 
 impl Incidents {
-    /// Opens the incident log in `path`, a file, and makes it if it is missing; entries are kept for `retention`. The folder
-    /// must exist. Blocking, for a few milliseconds.
+    /// Opens the incident log `path`, and creates it if it is missing. Entries are kept for `retention`. The folder must
+    /// exist. Blocks for a few milliseconds.
     ///
-    /// A file that cannot be used is renamed to `….damaged` and a new one is begun.
+    /// A file that cannot be used is renamed to `….damaged`, and a new one is created.
     pub fn open(path: &Path, retention: Duration) -> Result<Arc<Self>, StoreError> {
-        let log = Log::open(path, retention, <Incident as log::Entry>::ROWS)?;
+        let log = Log::open(path, retention, <Incident as log::Entry>::ROWS_MAX)?;
         Ok(Arc::new(Self(log)))
     }
 
-    /// Tells the log and the metrics, and keeps the incident: durable within a second. Never waits; if a thousand wait for
-    /// the disk already, this one is in the log alone, and counted.
+    /// Writes the incident to the relay's log and the metrics, and stores it: durable within a second. Never waits. If the
+    /// queue is full, the incident is only in the relay's log, and counted as lost.
     pub fn record(&self, incident: Incident) {
         tell(&incident);
         self.0.note(incident);
@@ -65,12 +65,12 @@ impl Incidents {
         (Arc::new(Self(log)), next)
     }
 
-    /// Incidents lost since the start: too many waited, or the disk did not take them.
+    /// Number of incidents lost since the start, because the queue was full or writes failed.
     pub fn dropped(&self) -> u64 {
         self.0.dropped()
     }
 
-    /// As [`search`], everything recorded before this call included.
+    /// Like [`search`], including all incidents recorded before this call.
     ///
     /// Cancel safety: safe.
     pub async fn search(&self, filter: Filter) -> Result<Vec<Incident>, StoreError> {
@@ -78,15 +78,15 @@ impl Incidents {
         search(self.0.path(), filter).await
     }
 
-    /// Writes what waits, then ends; later incidents are dropped.
+    /// Writes the incidents that wait, then ends. Later incidents are dropped.
     ///
-    /// Cancel safety: it ends all the same.
+    /// Cancel safety: the close goes on.
     pub async fn close(&self) {
         self.0.close().await;
     }
 }
 
-/// The log line and the metric.
+/// Writes the log line and the metric.
 fn tell(incident: &Incident) {
     let kind = incident.kind.as_str();
     metrics::counter!("spillway_incidents_total", "kind" => kind).increment(1);
@@ -111,7 +111,7 @@ fn tell(incident: &Incident) {
     }
 }
 
-/// `precision 0.97, risk 41`.
+/// The evidence as text: `precision 0.97, risk 41`.
 struct Evidence<'a>(&'a Incident);
 
 impl fmt::Display for Evidence<'_> {
@@ -124,20 +124,20 @@ impl fmt::Display for Evidence<'_> {
     }
 }
 
-/// Which incidents a search returns; every set field must match.
+/// Which incidents a search returns; every condition that is set must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     /// At or after this instant.
     pub since: Option<Timestamp>,
-    /// Only these kinds; all when empty.
+    /// Only these kinds; all kinds if empty.
     pub kinds: Vec<Kind>,
-    /// Those of this engine and of its replicas.
+    /// Incidents of this engine and of its replicas.
     pub engine: Option<String>,
-    /// Those of this interceptor.
+    /// Incidents of this interceptor.
     pub interceptor: Option<String>,
-    /// Those that name one of these messages; all when empty.
+    /// Incidents that name one of these messages; all incidents if empty.
     pub messages: Vec<MessageId>,
-    /// At most so many, the newest first.
+    /// Maximum number of incidents, the newest first.
     pub limit: usize,
 }
 
@@ -168,8 +168,8 @@ impl Filter {
     }
 }
 
-/// Incidents that match, the newest first, read from a log that a relay may be writing (they reach it within a second).
-/// None if there is no log.
+/// Incidents that match, the newest first, read from a log that a relay may be writing; incidents get there within a second.
+/// Empty if there is no log.
 ///
 /// Cancel safety: safe.
 pub async fn search(path: &Path, filter: Filter) -> Result<Vec<Incident>, StoreError> {
@@ -178,7 +178,7 @@ pub async fn search(path: &Path, filter: Filter) -> Result<Vec<Incident>, StoreE
     log::read(path, since, limit, move |incident| filter.matches(incident)).await
 }
 
-/// One incident, if it is still in the log.
+/// One incident; `None` if it is not in the log, or no longer.
 ///
 /// Cancel safety: safe.
 pub async fn get(path: &Path, id: Ulid) -> Result<Option<Incident>, StoreError> {
@@ -194,11 +194,11 @@ mod tests {
     use super::*;
     use crate::store::contract::at;
 
-    const LONG: Duration = Duration::from_secs(86_400);
+    const RETENTION_LONG: Duration = Duration::from_secs(86_400);
 
     fn folder() -> (tempfile::TempDir, std::path::PathBuf) {
         let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join(FILE);
+        let path = folder.path().join(FILE_NAME);
         (folder, path)
     }
 
@@ -213,11 +213,11 @@ mod tests {
         incident
     }
 
-    /// What was recorded is read back whole, the newest first, by every field, also by who has not the writing end.
+    /// Incidents are read back complete, the newest first, by every condition, also by a process without the writing end.
     #[tokio::test]
     async fn incidents_are_read_back_by_every_field() {
         let (_folder, path) = folder();
-        let log = Incidents::open(&path, LONG).expect("open");
+        let log = Incidents::open(&path, RETENTION_LONG).expect("open");
         let (about, named) = (MessageId::new(), MessageId::new());
         let opened = incident(Kind::BreakerOpened, "clamd", 1);
         let strike = incident(Kind::Strike, "clamd", 2).about(about);
@@ -292,9 +292,9 @@ mod tests {
         assert_eq!(log.dropped(), 0);
     }
 
-    /// The log goes back as far as it is told to and no further.
+    /// The log keeps incidents for its retention and no longer.
     #[tokio::test]
-    async fn old_incidents_go() {
+    async fn old_incidents_are_removed() {
         let (_folder, path) = folder();
         let log = Incidents::open(&path, Duration::from_secs(100)).expect("open");
         for seconds in [0, 60, 101] {
@@ -306,18 +306,18 @@ mod tests {
         assert_eq!(left, [at(101), at(60)]);
     }
 
-    /// A disk that fails for a while costs no incident: what it did not take is written when it works again.
+    /// A disk that fails for a while costs no incident: the log writes the incidents when the disk works again.
     #[tokio::test]
-    async fn what_the_disk_refused_is_written_later() {
+    async fn an_incident_is_written_later_if_the_disk_fails() {
         let (_folder, path) = folder();
-        let log = Incidents::open(&path, LONG).expect("open");
+        let log = Incidents::open(&path, RETENTION_LONG).expect("open");
         let tamper = |sql: &str| {
             let db = Connection::open(&path).expect("second connection");
             db.execute_batch(sql).expect(sql);
         };
         tamper("ALTER TABLE entry RENAME TO away");
         log.record(incident(Kind::Strike, "clamd", 1));
-        // Answered when the attempt was made.
+        // The log answers when it has tried to write.
         log.0.flush().await;
         tamper("ALTER TABLE away RENAME TO entry");
         log.record(incident(Kind::Strike, "clamd", 2));
@@ -326,16 +326,16 @@ mod tests {
         assert_eq!(log.dropped(), 0);
     }
 
-    /// A disk that fails for long costs bounded memory, and what is lost is counted.
+    /// A disk that fails for a long time costs bounded memory, and lost incidents are counted.
     #[tokio::test]
-    async fn what_finds_no_room_is_counted() {
+    async fn a_lost_incident_is_counted() {
         let (_folder, path) = folder();
-        let log = Incidents::open(&path, LONG).expect("open");
+        let log = Incidents::open(&path, RETENTION_LONG).expect("open");
         let db = Connection::open(&path).expect("second connection");
         db.execute_batch("DROP TABLE entry").expect("drops");
-        let kept = <Incident as log::Entry>::QUEUE as u64;
-        // One place is left for the request to write, which is answered when the attempt was made: the next round finds
-        // the queue empty, however slow the thread is.
+        let kept = <Incident as log::Entry>::WAITING_ENTRIES_MAX as u64;
+        // One place in the queue is left for the flush. The log answers a flush when it has tried to write, so the next round
+        // finds the queue empty, however slow the thread is.
         let noted = kept - 1;
         for _ in 0..3 {
             for n in 0..noted {

@@ -1,10 +1,10 @@
-//! A log: entries in a file of their own, noted without waiting and readable beside the process that writes it.
+//! A log: entries in a file of their own. Recording an entry never waits, and other processes can read the file meanwhile.
 //!
-//! An entry is moved into a bounded channel, and dropped and counted when that is full; a thread of its own turns entries
-//! into rows a few times a second, in one transaction. The file is apart from the store's, so that neither can hurt the
-//! other; one that cannot be opened is put aside and a new one is begun, for no mail is in it.
+//! Each entry goes into a bounded channel; if the channel is full, the entry is dropped and counted. A thread writes the
+//! entries a few times a second, in one transaction. The file is separate from the store's database, so that neither can
+//! damage the other. If the file cannot be opened, it is set aside and a new one is created, because it contains no mail.
 //!
-//! How much an [`Entry`] is worth it says itself: whether a commit waits for the disk, and how many may wait.
+//! Each type of [`Entry`] states its value: whether a commit waits for the disk, and how many entries may wait.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -26,38 +26,39 @@ use super::sqlite::is_corrupt;
 use crate::deadline::leapt_since;
 use crate::message::MessageId;
 
-/// How long entries may wait, so that they are written together.
+/// How long an entry may wait for other entries, so that they are written together: 250 ms. A reader sees each entry within a
+/// second, and four transactions a second cost little.
 const ENTRY_BATCH_WAIT: Duration = Duration::from_millis(250);
-/// How long the thread waits for more before it tries again to write what it could not.
+/// After a failed write, how long the thread waits for new entries before it tries again.
 const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long to wait for another process that has the file.
+/// How long to wait for another process that has locked the file: 5 s, far longer than any read or write.
 const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is kept in a log.
+/// A type of entry.
 pub(super) trait Entry: Serialize + DeserializeOwned + Send + 'static {
-    /// What it is called in log lines.
-    const NAME: &str;
-    /// Entries that may wait for the thread.
-    const QUEUE: usize;
-    /// Entries kept at most, whatever their age.
-    const ROWS: u64;
-    /// Whether a commit survives power loss, and what the disk did not take is tried again. Otherwise it costs nothing and
-    /// is lost.
-    const DURABLE: bool;
+    /// Name of the log in log lines and metrics.
+    const LOG_NAME: &str;
+    /// Maximum number of entries that wait for the thread.
+    const WAITING_ENTRIES_MAX: usize;
+    /// Maximum number of entries in the file, whatever their age.
+    const ROWS_MAX: u64;
+    /// Whether a commit survives power loss, and a failed write is tried again. If false, a commit does not wait for the disk,
+    /// and the entries of a failed write are lost.
+    const IS_DURABLE: bool;
 
-    /// When it happened: what retention counts from.
+    /// Time of the event. Retention counts from this time.
     fn at(&self) -> Timestamp;
 
-    /// The message it is about, if it is about one.
+    /// The message that the entry is about, if any.
     fn message(&self) -> Option<MessageId>;
 }
 
-/// What travels to the thread.
+/// An item in the channel to the thread.
 enum Item<E> {
     Entry(Box<E>),
-    /// Answered when everything before it can be read.
+    /// The thread answers when everything before this item can be read.
     Flush(oneshot::Sender<()>),
-    /// Write what came before, and end.
+    /// The thread writes the items before this one, and ends.
     Stop,
 }
 
@@ -73,14 +74,14 @@ pub(super) struct Log<E> {
 }
 
 impl<E: Entry> Log<E> {
-    /// Opens the log in `path`, and makes it if it is missing; entries are kept for `retention`, and at most `rows` of
-    /// them. The folder must exist. Blocking, for a few milliseconds.
+    /// Opens the log file `path`, and creates it if it is missing. At most `rows` entries are kept, for `retention`. The
+    /// folder must exist. Blocks for a few milliseconds.
     pub(super) fn open(path: &Path, retention: Duration, rows: u64) -> Result<Self, StoreError> {
         let db = open_or_begin_anew::<E>(path)?;
-        let (items, queue) = sync_channel(E::QUEUE);
+        let (items, queue) = sync_channel(E::WAITING_ENTRIES_MAX);
         let waiting = Arc::new(AtomicUsize::new(0));
         let dropped = Arc::new(AtomicU64::new(0));
-        let scribe = Scribe {
+        let writer = LogWriter {
             db,
             items: queue,
             waiting: waiting.clone(),
@@ -89,9 +90,9 @@ impl<E: Entry> Log<E> {
             rows: i64::try_from(rows).unwrap_or(i64::MAX),
         };
         let handle = std::thread::Builder::new()
-            .name(E::NAME.to_owned())
-            .spawn(move || scribe.run())
-            .map_err(|error| StoreError::Broken(format!("{} thread: {error}", E::NAME)))?;
+            .name(E::LOG_NAME.to_owned())
+            .spawn(move || writer.run())
+            .map_err(|error| StoreError::Broken(format!("{} thread: {error}", E::LOG_NAME)))?;
         Ok(Self {
             path: path.to_owned(),
             items,
@@ -102,10 +103,10 @@ impl<E: Entry> Log<E> {
         })
     }
 
-    /// A log whose entries go to a test instead of a file.
+    /// A log whose entries go to a test and not to a file.
     #[cfg(test)]
     pub(super) fn detached() -> (Self, impl FnMut() -> Option<E> + Send) {
-        let (items, queue) = sync_channel(E::QUEUE);
+        let (items, queue) = sync_channel(E::WAITING_ENTRIES_MAX);
         let log = Self {
             path: PathBuf::new(),
             items,
@@ -121,41 +122,41 @@ impl<E: Entry> Log<E> {
         (log, next)
     }
 
-    /// Where it is.
+    /// Path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Notes an entry; one that finds no room is dropped and counted. Never waits.
+    /// Records an entry. Never waits: if the queue is full, the entry is dropped and counted.
     pub(super) fn note(&self, entry: E) {
         if self.items.try_send(Item::Entry(Box::new(entry))).is_err() {
             lost::<E>(&self.dropped, 1);
-        } else if self.waiting.fetch_add(1, Ordering::Relaxed) == E::QUEUE / 2 {
+        } else if self.waiting.fetch_add(1, Ordering::Relaxed) == E::WAITING_ENTRIES_MAX / 2 {
             self.thread.unpark();
         }
     }
 
-    /// Entries lost since the start: the queue was full, or the disk did not take them.
+    /// Number of entries lost since the start, because the queue was full or a write failed.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Waits until everything noted before can be read; with a full queue it does not, and what is not written yet is
-    /// left out.
+    /// Waits until all entries recorded before can be read. If the queue is full, this does not wait, and entries that are not
+    /// written yet cannot be read.
     ///
     /// Cancel safety: safe.
     pub(super) async fn flush(&self) {
         let (done, written) = oneshot::channel();
         if self.items.try_send(Item::Flush(done)).is_ok() {
             self.thread.unpark();
-            // No answer: the thread is gone, and everything it wrote can be read.
+            // Without an answer, the thread has ended, and everything it wrote can be read.
             let _ = written.await;
         }
     }
 
-    /// Writes what waits, then ends; later entries are dropped.
+    /// Writes the entries that wait, then ends. Later entries are dropped.
     ///
-    /// Cancel safety: it ends all the same.
+    /// Cancel safety: the close goes on.
     pub(super) async fn close(&self) {
         let handle = self
             .handle
@@ -166,33 +167,35 @@ impl<E: Entry> Log<E> {
         let items = self.items.clone();
         let end = move || {
             handle.thread().unpark();
-            // Waits for room in the queue if it must; fails only when the thread is gone.
+            // Waits for room in the queue; fails only if the thread has ended.
             let _ = items.send(Item::Stop);
             handle.thread().unpark();
             handle.join()
         };
         if !matches!(tokio::task::spawn_blocking(end).await, Ok(Ok(()))) {
-            tracing::warn!(log = E::NAME, "the thread of a log did not end well");
+            tracing::warn!(
+                log = E::LOG_NAME,
+                "the thread of a log ended with an error; its last entries may be lost"
+            );
         }
     }
 }
 
 fn lost<E: Entry>(dropped: &AtomicU64, count: u64) {
     dropped.fetch_add(count, Ordering::Relaxed);
-    metrics::counter!("spillway_log_lost_total", "log" => E::NAME).increment(count);
+    metrics::counter!("spillway_log_lost_total", "log" => E::LOG_NAME).increment(count);
 }
 
-/// Which entries are looked at, and in which order.
+/// Which entries to read, and in which order.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Wanted {
-    /// Those about one message, the oldest first.
+    /// Entries about one message, the oldest first.
     Of(MessageId),
-    /// All since then, the newest first.
+    /// Entries since this time, the newest first.
     Since(Timestamp),
 }
 
-/// At most `limit` entries that `keep` accepts, read from a log that another process may be writing. None if there is no
-/// log.
+/// At most `limit` entries that `keep` accepts, read from a log that another process may be writing. Empty if there is no log.
 ///
 /// Cancel safety: safe.
 pub(super) async fn read<E: Entry>(
@@ -236,7 +239,7 @@ fn entries<E: Entry>(
         match serde_json::from_str(&row.get::<_, String>(0)?) {
             Ok(entry) if keep(&entry) => entries.push(entry),
             Ok(_) => {}
-            Err(error) => tracing::warn!(log = E::NAME, %error, "an entry cannot be read"),
+            Err(error) => tracing::warn!(log = E::LOG_NAME, %error, "a log entry cannot be read"),
         }
     }
     Ok(entries)
@@ -247,9 +250,9 @@ fn open_or_begin_anew<E: Entry>(path: &Path) -> Result<Connection, StoreError> {
     match open::<E>(path) {
         Err(error) if is_corrupt(&error) => {
             let aside = path.with_extension("db.damaged");
-            tracing::error!(log = E::NAME, path = %path.display(), %error, aside = %aside.display(),
-                "a log is damaged; a new one is begun");
-            // What cannot be moved away makes the second attempt fail, with the reason.
+            tracing::error!(log = E::LOG_NAME, path = %path.display(), %error, aside = %aside.display(),
+                "a log is damaged; the relay sets it aside and creates a new one");
+            // If the rename fails, the second attempt to open fails too, with the reason.
             let _ = std::fs::rename(path, aside);
             for suffix in ["db-wal", "db-shm"] {
                 let _ = std::fs::remove_file(path.with_extension(suffix));
@@ -261,7 +264,8 @@ fn open_or_begin_anew<E: Entry>(path: &Path) -> Result<Connection, StoreError> {
 }
 
 fn open<E: Entry>(path: &Path) -> rusqlite::Result<Connection> {
-    // Made by us for its mode, which SQLite gives to its other files; if that fails, SQLite's own error says why.
+    // The relay creates the file because of the mode, which SQLite copies to its other files. If this fails, SQLite reports
+    // the cause.
     let _ = OpenOptions::new()
         .write(true)
         .create(true)
@@ -271,8 +275,8 @@ fn open<E: Entry>(path: &Path) -> rusqlite::Result<Connection> {
     let db = Connection::open(path)?;
     db.busy_timeout(DATABASE_BUSY_TIMEOUT)?;
     db.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
-    // Flushed at checkpoints only: enough to keep the file whole, and free of charge otherwise.
-    let synchronous = if E::DURABLE { "full" } else { "normal" };
+    // "normal" flushes only at checkpoints: that keeps the file intact, and costs nothing otherwise.
+    let synchronous = if E::IS_DURABLE { "full" } else { "normal" };
     db.pragma_update(None, "synchronous", synchronous)?;
     db.execute_batch(
         "CREATE TABLE IF NOT EXISTS entry (seq INTEGER PRIMARY KEY, message TEXT NOT NULL, at INTEGER NOT NULL, \
@@ -282,8 +286,8 @@ fn open<E: Entry>(path: &Path) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
-/// The thread.
-struct Scribe<E> {
+/// The thread that writes.
+struct LogWriter<E> {
     db: Connection,
     items: Receiver<Item<E>>,
     waiting: Arc<AtomicUsize>,
@@ -292,7 +296,7 @@ struct Scribe<E> {
     rows: i64,
 }
 
-impl<E: Entry> Scribe<E> {
+impl<E: Entry> LogWriter<E> {
     fn run(mut self) {
         let mut entries: Vec<Box<E>> = Vec::new();
         loop {
@@ -305,14 +309,15 @@ impl<E: Entry> Scribe<E> {
                 return;
             }
             if matches!(first, Ok(Item::Entry(_))) {
-                // Company comes meanwhile, and nobody pays for waking us but the one that fills half of the queue.
+                // More entries come in the meantime. The thread is woken early only by the entry that fills half of the queue,
+                // so recording an entry costs no wake-up.
                 std::thread::park_timeout(ENTRY_BATCH_WAIT);
             }
             let (mut flushed, mut stop) = (Vec::new(), false);
             let mut taken = 0;
             for item in first
                 .into_iter()
-                .chain(self.items.try_iter().take(E::QUEUE))
+                .chain(self.items.try_iter().take(E::WAITING_ENTRIES_MAX))
             {
                 match item {
                     Item::Entry(entry) => {
@@ -334,14 +339,18 @@ impl<E: Entry> Scribe<E> {
         }
     }
 
-    /// Writes what it can; what is left is to be tried again.
+    /// Writes the entries. Entries that remain in the list are to be written again.
     fn write(&mut self, entries: &mut Vec<Box<E>>) {
         match self.insert(entries) {
             Ok(()) => entries.clear(),
             Err(error) => {
-                let keep = if E::DURABLE { E::QUEUE } else { 0 };
-                tracing::warn!(log = E::NAME, %error, entries = entries.len(), "entries not written");
-                // The first ones tell how it began.
+                let keep = if E::IS_DURABLE {
+                    E::WAITING_ENTRIES_MAX
+                } else {
+                    0
+                };
+                tracing::warn!(log = E::LOG_NAME, %error, entries = entries.len(), "log entries could not be written");
+                // Keep the first entries, because they show how the problem began.
                 self.lose(&entries[keep.min(entries.len())..]);
                 entries.truncate(keep);
             }
@@ -362,7 +371,7 @@ impl<E: Entry> Scribe<E> {
         let mut newest = Timestamp::MIN;
         for entry in entries {
             newest = newest.max(entry.at());
-            // An entry that is not JSON (an infinite score) is no reason to lose the others.
+            // An entry that cannot be written as JSON (an infinite score) must not cause the loss of the others.
             let Ok(json) = serde_json::to_string(entry) else {
                 continue;
             };
@@ -375,8 +384,8 @@ impl<E: Entry> Scribe<E> {
     }
 }
 
-/// Removes the oldest entries, as far as they are too old or too many; at most as many at a time as can come in between
-/// two times. Time is that of the entries: a log that nothing is added to loses nothing.
+/// Removes the oldest entries that are too old or too many; at most twice the queue at a time, because no more can come in
+/// between two calls. The time is that of the entries, so a log without new entries loses none.
 fn prune<E: Entry>(
     db: &Connection,
     now: Timestamp,
@@ -384,12 +393,12 @@ fn prune<E: Entry>(
     rows: i64,
 ) -> rusqlite::Result<()> {
     let from = now.checked_sub(retention).unwrap_or(Timestamp::MIN);
-    // A clock that is set ahead must not empty the log at once.
+    // A clock that is set ahead must not empty the log.
     let cutoff = from
         .checked_sub(leapt_since(from))
         .unwrap_or(Timestamp::MIN)
         .as_second();
-    let at_once = i64::try_from(2 * E::QUEUE).unwrap_or(i64::MAX);
+    let at_once = i64::try_from(2 * E::WAITING_ENTRIES_MAX).unwrap_or(i64::MAX);
     db.prepare_cached(
         "DELETE FROM entry WHERE seq < (SELECT min(seq) FROM entry) + ?1 \
          AND (at < ?2 OR seq <= (SELECT max(seq) FROM entry) - ?3)",

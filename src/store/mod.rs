@@ -1,9 +1,9 @@
 //! Durable state behind one small trait.
 //!
-//! What is durable: messages we have answered 250 for and not yet passed on, messages in quarantine, and the audit of
-//! what reviewers did. What is not: messages that are scanned and delivered inside their session (nothing of them is
-//! stored), and what is told about it all, which is kept beside: the [`history`] that `explain` reads and that may lose its
-//! last second, the [`incidents`], and the [`snapshot`] of what the relay knows by itself.
+//! Durable are: messages that were answered 250 and not yet passed on, messages in quarantine, and the audit of the acts of
+//! reviewers. A message that is scanned and delivered inside its session is not stored. Information about messages is kept in
+//! other files: the [`history`] that `explain` reads and that may lose its last second, the [`incidents`], and the
+//! [`snapshot`] of the knowledge that the relay has gained.
 
 mod at_work;
 #[cfg(test)]
@@ -36,17 +36,17 @@ pub use held::{Capacity, Held, Holder};
 /// Settings of `[store]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Folder of the database and the body files; made if missing, mode 0700.
+    /// Folder of the database and the body files; created if missing, mode 0700.
     pub path: std::path::PathBuf,
-    /// Bodies up to this many octets live in the database, larger ones in files beside it.
+    /// Largest body in octets that is stored in the database; larger bodies are stored in files.
     pub inline_limit: u64,
-    /// Free space of the file system below which nothing new is accepted (452).
+    /// Free space of the file system in octets below which the relay accepts no new mail (452).
     pub disk_reserve: u64,
-    /// Content kept at most of messages that were delivered with less than full coverage ([`Lane::Rescan`]), octets.
+    /// Limit in octets for the content of messages that were delivered with less than full coverage ([`Lane::Rescan`]).
     pub rescan_bytes: u64,
-    /// How long `explain` remembers messages that are gone.
+    /// How long the history keeps events, for `explain`.
     pub history: Duration,
-    /// How long the incident log goes back.
+    /// How long the incident log keeps entries.
     pub incidents: Duration,
 }
 
@@ -67,20 +67,21 @@ impl Default for Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Lane {
-    /// To be scanned (again) and judged.
+    /// For a scan and a decision.
     Scan,
-    /// Judged; to be passed to the next hop.
+    /// For delivery to the next hop; the decision is made.
     Delivery,
-    /// In quarantine, until a reviewer or time decides.
+    /// In quarantine, for a reviewer or its expiry.
     Held,
-    /// Delivered with less than full coverage; its content is kept to be scanned again by the engines that were missing.
-    /// All of the lane together is bounded by [`Settings::rescan_bytes`]: what would expire first gives way, under lease or not.
+    /// Delivered with less than full coverage. The content is kept so that the missing engines can scan it later.
+    /// [`Settings::rescan_bytes`] bounds the whole lane: if room is needed, the record that would expire first is removed,
+    /// even under lease.
     Rescan,
 }
 
-/// How long a message of [`Lane::Rescan`] is kept: an engine that is out for longer than this is known to people, and a
+/// How long a message of [`Lane::Rescan`] is kept, one day. If an engine is out for longer, people know of the outage, and a
 /// finding about mail that was read yesterday comes too late.
-pub const RESCAN_FOR: Duration = Duration::from_secs(86_400);
+pub const RESCAN_RETENTION: Duration = Duration::from_secs(86_400);
 
 impl Lane {
     /// All lanes, in the order of [`Store::stats`].
@@ -97,14 +98,14 @@ impl Lane {
     }
 }
 
-/// Why a message is kept by the guard's doing and not for what was found in it. When the cause is gone, the message is
-/// taken up again ([`Store::recover`]). As text `interceptor:ID` or `engine:NAME`.
+/// Why the guard keeps a message, where no finding is the reason. When the cause is gone, the relay scans the message again
+/// ([`Store::recover`]). As text: `interceptor:ID` or `engine:NAME`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
-    /// The interceptor with this id diverted it.
+    /// The interceptor with this id diverted the message.
     Interceptor(String),
-    /// This engine, by its name in the configuration, did not answer.
+    /// The engine with this name did not answer.
     Engine(String),
 }
 
@@ -117,8 +118,8 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Causes that are looked at ([`Store::causes`]); engines and interceptors are fewer.
-pub const CAUSES_MOST: usize = 4096;
+/// Maximum number of causes that [`Store::causes`] returns. Engines and interceptors together are fewer.
+pub const CAUSES_MAX: usize = 4096;
 
 /// The text is not a cause.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -137,83 +138,86 @@ impl FromStr for Cause {
     }
 }
 
-/// A message that this relay has written itself.
+/// The kind of a message that this relay wrote itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Notification {
-    /// A report of success, which nobody is owed.
+    /// A report of success. The relay may drop it without harm to any sender.
     Report,
-    /// A bounce: the end of a message that was answered 250. So much of it is sent.
+    /// A bounce: the end of a message that was answered 250. [`Extent`] says how much of the bounce is sent.
     Bounce(Extent),
 }
 
-/// How much of a bounce is sent: less each time that its form is refused. All of it stays stored.
+/// How much of a bounce is sent. Each time that a next hop refuses the form, the relay sends less. The whole bounce stays
+/// stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Extent {
-    /// As it was written.
+    /// The whole bounce.
     Whole,
-    /// The header section of the message at most, in ASCII.
+    /// At most the header section of the returned message, in ASCII.
     Headers,
-    /// Nothing of the message: what is said to people and to programs, in ASCII.
+    /// Nothing of the returned message, only the parts for people and for programs, in ASCII.
     Bare,
 }
 
-/// One stored message, for the recipients that share its fate. Recipients that are done are no longer in its envelope.
+/// One stored message, for recipients that share its fate. A recipient that is done is removed from the envelope.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The key. Equals `message` unless the message was split between groups of recipients.
     pub id: MessageId,
-    /// The message as its sender knows it: the id in our 250.
+    /// The id of the message in the relay's 250, by which its sender knows it.
     pub message: MessageId,
-    /// What it waits for.
+    /// What the record waits for.
     pub lane: Lane,
-    /// The next hop of its recipients ([`Lane::Delivery`]) as it was routed last, by name; empty where that is not known.
+    /// Name of the next hop of the recipients ([`Lane::Delivery`]) at the last routing; empty if unknown.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub next_hop: Arc<str>,
-    /// With the recipients that are not done.
+    /// The envelope, with the recipients that are not done.
     pub envelope: Envelope,
-    /// Our `Received` field, made at reception.
+    /// The relay's `Received` field, made at reception.
     pub trace: Arc<str>,
-    /// Octets of content.
+    /// Size of the content in octets.
     pub size: u64,
     /// SHA-256 of the content, hexadecimal.
     pub sha256: String,
-    /// For search: Subject, decoded as far as it was cheap, at most 300 characters.
+    /// Subject, for search: decoded where that is cheap, at most 300 characters.
     pub subject: String,
     /// End of data.
     pub received_at: Timestamp,
-    /// Not worked on before this instant (Scan, Delivery); entry into quarantine (Held).
+    /// Earliest time of the next pass (Scan, Delivery); time of entry into quarantine (Held).
     pub due_at: Timestamp,
-    /// Given up (Delivery, Scan) or expired (Held) after this instant.
+    /// Time at which the relay gives up (Delivery, Scan) or the record expires (Held).
     pub expires_at: Timestamp,
-    /// Passes made in this lane.
+    /// Number of passes in this lane.
     pub attempts: u32,
-    /// Engine time used so far, of `budget.total`.
+    /// Engine time used so far, out of `budget.total`.
     #[serde(with = "crate::verdict::millis")]
     pub spent: Duration,
-    /// The decision that put it into Delivery or Held.
+    /// The decision that moved the record to Delivery or Held.
     pub decision: Option<Decision>,
-    /// The reports the decision was made from.
+    /// The reports that the decision is based on.
     pub reports: Vec<Report>,
-    /// Why it is still here, in one line: the next hop's last reply, the engine that is missing.
+    /// Why the record is still stored, in one line: the last reply of the next hop, or the missing engine.
     pub status: String,
-    /// Set when a reviewer released it: policy is not asked again.
+    /// Whether a reviewer released the record, so that policy decides no more.
     pub released: bool,
-    /// Why the guard keeps it, if the guard does.
+    /// Why the guard keeps the record, if the guard does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
-    /// Scans of it that ran into their timeout while the engine took other mail: it is given one more, and then held.
+    /// Number of scans that timed out while the engine took other mail. After the first, the message is scanned once more, and
+    /// then held.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub timeouts: u32,
-    /// The sender's reputation when it came in, where that was asked: mail of known senders is recovered first. Records of earlier
+    /// The sender's reputation at reception, where known: recovery takes mail of known senders first. Records of earlier
     /// versions call this `standing`.
     #[serde(default, alias = "standing", skip_serializing_if = "Option::is_none")]
     pub reputation: Option<SenderReputation>,
-    /// What it is, if this relay has written it.
+    /// The kind of notification, if this relay wrote the message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notification: Option<Notification>,
-    /// Those whose mail it is, where a reviewer has released it to others: it is theirs again if it comes back.
+    /// The original recipients, if a reviewer released the record to others. They are the recipients again if the record
+    /// returns to quarantine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub instead_of: Vec<Recipient>,
 }
@@ -223,40 +227,40 @@ fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
-/// Which held records a search returns; every set field must match.
+/// Which records a search returns; every condition that is set must hold.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Filter {
-    /// Only these lanes; all when empty.
+    /// Only records in these lanes; all lanes if empty.
     pub lanes: Vec<Lane>,
-    /// Rule that held it, or part of its reason line, without regard to case.
+    /// Name of the rule that decided, or part of its reason, ignoring case.
     pub reason: Option<String>,
-    /// An engine that found something, or did not answer.
+    /// Name of an engine that found something or did not answer.
     pub engine: Option<String>,
-    /// Part of a finding's name, without regard to case.
+    /// Part of the name of a finding, ignoring case.
     pub finding: Option<String>,
-    /// Part of the reverse-path, without regard to case.
+    /// Part of the reverse-path, ignoring case.
     pub sender: Option<String>,
-    /// Part of a recipient, without regard to case.
+    /// Part of a recipient, ignoring case.
     pub recipient: Option<String>,
-    /// Part of the subject, without regard to case.
+    /// Part of the subject, ignoring case.
     pub subject: Option<String>,
-    /// Kept for this cause.
+    /// The cause for which the record is kept.
     pub cause: Option<Cause>,
     /// Received before this instant.
     pub before: Option<Timestamp>,
     /// Received at or after this instant.
     pub after: Option<Timestamp>,
-    /// Octets.
+    /// Size in octets.
     pub size: Option<Range<u64>>,
-    /// Given up or expired before or at this instant ([`Record::expires_at`]). These come the longest expired first.
+    /// Records with [`Record::expires_at`] before or at this instant. The search then returns the longest expired first.
     pub expired: Option<Timestamp>,
-    /// At most so many, the newest first.
+    /// Maximum number of records, the newest first.
     pub limit: usize,
-    /// Skip so many.
+    /// Number of records to skip.
     pub offset: usize,
 }
 
-/// What an act was done to. As text a message's id, or `interceptor:ID`.
+/// The object of an act. As text: the id of a message, or `interceptor:ID`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Object {
     /// A record.
@@ -285,25 +289,25 @@ impl fmt::Display for Object {
 /// One act of a person, or of the relay in a person's place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
-    /// When.
+    /// Time of the act.
     pub at: Timestamp,
-    /// Who: the login name (and the name behind sudo), or `spillway` for the relay's own acts (expiry).
+    /// Login name of the person (and the name behind sudo), or `spillway` for the relay's own acts (expiry).
     pub actor: String,
-    /// What: `release`, `delete`, `export`, `expire`; `add`, `remove` for interceptors.
+    /// The act: `release`, `delete`, `export`, `expire`; `add`, `remove` for interceptors.
     pub act: String,
-    /// What it was done to.
+    /// The object of the act.
     #[serde(flatten)]
     pub object: Object,
-    /// Particulars: recipients it was released to, the file exported to.
+    /// Details: recipients of a release, the file of an export.
     pub detail: String,
 }
 
-/// An interceptor as the store keeps it. What is in it is not the store's affair.
+/// An interceptor as the store keeps it. The store does not interpret the body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredInterceptor {
-    /// Its id.
+    /// Id of the interceptor.
     pub id: String,
-    /// Which change of all interceptors made it what it is; 0 for one that is not kept yet.
+    /// Value of [`Interceptors::version`] at the last change of this interceptor; 0 if the store does not have it yet.
     pub version: u64,
     /// The interceptor as JSON.
     pub body: String,
@@ -312,30 +316,31 @@ pub struct StoredInterceptor {
 /// All interceptors at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Interceptors {
-    /// Grows with every change of any of them.
+    /// Grows with every change of an interceptor.
     pub version: u64,
-    /// In the order of their ids.
+    /// All interceptors, in the order of their ids.
     pub all: Vec<StoredInterceptor>,
 }
 
-/// Interceptors kept at most: each is compared with every message.
-pub const MOST_INTERCEPTORS: usize = 1000;
+/// Maximum number of interceptors, because each is compared with every message.
+pub const INTERCEPTORS_MAX: usize = 1000;
 
-/// What to do to one record; applied atomically with the audit entry, durable when the call returns.
+/// A change of one record. The store applies it atomically with the audit entry; it is durable when the call returns.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
-    /// Replace everything but the content.
+    /// Replace everything except the content.
     Replace(Box<Record>),
-    /// The same by somebody who works on it, under lease until then: nobody else gets it meanwhile ([`Store::claim`]).
+    /// Replace everything except the content, and lease the record to its worker until this instant, so that no other worker
+    /// gets it ([`Store::claim`]).
     Take(Box<Record>, Timestamp),
     /// Remove the record and its content.
     Remove,
 }
 
-/// Where a record is in the order in which [`Store::recover`] hands out.
+/// The position of a record in the order in which [`Store::recover`] returns records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// Of a known sender.
+    /// Whether the sender is known.
     pub known: bool,
     /// [`Record::received_at`].
     pub received_at: Timestamp,
@@ -344,7 +349,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// The place of a record.
+    /// The position of a record.
     pub fn of(record: &Record) -> Self {
         Self {
             known: record.reputation == Some(SenderReputation::Known),
@@ -354,20 +359,20 @@ impl Place {
     }
 }
 
-/// When records are handed out, and for how long. The clock they were stamped by may have been set back since; that makes
-/// nothing wait longer than it ever may.
+/// Which times are due, and how long leases last. The clock may have been set back since a time was stored; no record waits
+/// longer because of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
-    /// It is now: what is due by then is due, a lease that ends by then has ended.
+    /// The present: a record that is due by then is due, and a lease that ends by then has ended.
     pub now: Timestamp,
-    /// The end of the longest wait that could begin now: what is to wait beyond it is due as well.
+    /// The end of the longest wait that could begin now. A later due time comes from a clock that was set back, so it is due.
     pub latest: Timestamp,
-    /// The lease on what is handed out ends; a lease that ends later is none, for it was given by another clock.
+    /// The end of a lease that begins now. A lease that ends later comes from a clock that was set back, so it has ended.
     pub until: Timestamp,
 }
 
 impl Times {
-    /// From now on: leases last for `lease`, and no wait is longer than `longest`.
+    /// Times from `now` on: leases last for `lease`, and no wait is longer than `longest`.
     pub fn from(now: Timestamp, lease: Duration, longest: Duration) -> Self {
         let after = |span| now.checked_add(span).unwrap_or(Timestamp::MAX);
         Self {
@@ -377,95 +382,95 @@ impl Times {
         }
     }
 
-    /// Whether what was to be due then is due now.
+    /// Whether a record with this due time is due.
     pub fn is_due(&self, at: Timestamp) -> bool {
         at <= self.now || at > self.latest
     }
 
-    /// Whether a lease until then is one.
+    /// Whether a lease with this end is in force.
     pub fn is_leased(&self, until: Timestamp) -> bool {
         until > self.now && until <= self.until
     }
 }
 
-/// What is to be delivered, or to be given up.
+/// Which records of [`Lane::Delivery`] to claim: those to deliver, or those to give up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outgoing {
-    /// What is due for this next hop ([`Record::next_hop`]), oldest due first.
+    /// Records that are due for this next hop ([`Record::next_hop`]), the oldest due first.
     To(Arc<str>),
-    /// What was tried for long enough ([`Record::expires_at`] by then), due or not, the longest expired first.
+    /// Records whose [`Record::expires_at`] is not after this instant, due or not, the longest expired first.
     GivenUp(Timestamp),
 }
 
-/// The mail of [`Lane::Delivery`] for one next hop, as far as it is not leased.
+/// The mail of [`Lane::Delivery`] for one next hop that is not leased.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queue {
     /// [`Record::next_hop`].
     pub next_hop: Arc<str>,
-    /// When the first of it is due.
+    /// The earliest due time.
     pub first: Timestamp,
-    /// When the last of it is due.
+    /// The latest due time.
     pub last: Timestamp,
 }
 
 /// Counts for `stats`, `/metrics` and admission.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneStats {
-    /// Records.
+    /// Number of records.
     pub messages: u64,
     /// Octets of content.
     pub octets: u64,
-    /// The oldest end of data.
+    /// The earliest end of data.
     pub oldest: Option<Timestamp>,
 }
 
-/// Why the store did not do it.
+/// Why a call of the store failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// Less free space than `store.disk_reserve`, or the disk is full.
-    #[error("the store has no room: {0}")]
+    /// The disk is full or has less free space than `store.disk_reserve`, or another limit of the store is reached.
+    #[error("the store is full: {0}")]
     Full(String),
     /// The disk or the database failed.
-    #[error("the store does not work: {0}")]
+    #[error("the store failed: {0}")]
     Broken(String),
-    /// Pages of the database are not what was written: nothing that is read or written from now on can be trusted.
+    /// Pages of the database differ from those that were written. No later read or write can be trusted.
     #[error("the store is corrupt: {0}")]
     Corrupt(String),
-    /// The record is not there (any more).
-    #[error("no stored message {0}")]
+    /// The record does not exist, or no longer exists.
+    #[error("message {0} is not stored (any more); see `spillway explain {0}`")]
     NotFound(MessageId),
-    /// The record or its content cannot be read; it was set aside, the rest goes on.
+    /// The record or its content cannot be read. The store has set it aside; other records are not affected.
     #[error("stored message {0} is damaged: {1}")]
     Damaged(MessageId, String),
     /// The relay is stopping.
-    #[error("the store is closed")]
+    #[error("the store is closed because the relay is stopping")]
     Closed,
 }
 
-/// What a start-up found.
+/// The result of the checks at start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
-    /// Records waiting in Scan and Delivery.
+    /// Number of records in Scan and Delivery.
     pub waiting: u64,
-    /// Body files without a record, removed.
+    /// Number of removed body files without a record.
     pub orphans: u64,
-    /// Records that could not be read, or whose body is missing; set aside, listed in the log.
+    /// Number of records that were set aside because they cannot be read or their body is missing. The log lists them.
     pub damaged: u64,
 }
 
-/// A boxed future, so that the trait can be an object.
+/// A boxed future, which makes [`Store`] usable as a trait object.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// Durable state. Implementations: SQLite ([`sqlite`]); later PostgreSQL with an object store.
 ///
-/// Cancel safety of every method: dropping the future does not undo the work; it may or may not have been done.
+/// Cancel safety of every method: dropping the future does not undo the work; the work may or may not have been done.
 pub trait Store: Send + Sync + 'static {
-    /// Makes a message durable: all records or none, each with its own copy of the content. When it returns `Ok` the
-    /// message survives power loss. Records whose id exists already are an error.
+    /// Makes a message durable: all records or none, each with its own copy of the content. After `Ok`, the message survives
+    /// power loss. A record whose id already exists is an error.
     fn put(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()>;
 
-    /// As [`Store::put`] for mail whose sender still has it, and keeps it if this is [`StoreError::Full`]: what is held may
-    /// take so much in all ([`Held::refuses`]). Mail that is here already never asks.
+    /// Like [`Store::put`], for mail whose sender still has it and keeps it on [`StoreError::Full`]. `quarantine` limits the
+    /// mail in quarantine ([`Held::refuses`]). Mail that the relay already has is not limited.
     fn put_new(
         &self,
         records: Vec<Record>,
@@ -473,15 +478,15 @@ pub trait Store: Send + Sync + 'static {
         quarantine: Capacity,
     ) -> StoreFuture<'_, ()>;
 
-    /// As [`Store::put`] for what is left of mail that has been delivered or returned in part, and for what we write about
-    /// it: its sender must not be told to send all of it again, so `store.disk_reserve` is for it.
+    /// Like [`Store::put`], for the remaining recipients of mail that was delivered or returned in part, and for notifications
+    /// about it. The sender must not be asked to send all of it again, so this call may use `store.disk_reserve`.
     fn put_rest(&self, records: Vec<Record>, content: Content) -> StoreFuture<'_, ()>;
 
-    /// Applies a change durably. [`StoreError::NotFound`] if the record is gone.
+    /// Applies a change durably. [`StoreError::NotFound`] if the record does not exist.
     fn change(&self, id: MessageId, change: Change, audit: Option<Audit>) -> StoreFuture<'_, ()>;
 
-    /// As [`Store::change`], only if the record is still in `lane` at that moment, and otherwise [`StoreError::NotFound`]. Of several
-    /// that move a record out of a lane (two reviewers, a reviewer and expiry), exactly one succeeds.
+    /// Like [`Store::change`], but only if the record is still in `lane`; otherwise [`StoreError::NotFound`]. If several
+    /// callers move a record out of a lane (two reviewers, or a reviewer and expiry), exactly one succeeds.
     fn change_in(
         &self,
         lane: Lane,
@@ -490,10 +495,9 @@ pub trait Store: Send + Sync + 'static {
         audit: Option<Audit>,
     ) -> StoreFuture<'_, ()>;
 
-    /// As [`Store::change_in`], and puts others beside the record, each with a content of its own, all or nothing: the
-    /// recipients of one message part ways, and some of them are bounced. What comes in like this is no new mail but what
-    /// becomes of mail that is here: as for [`Store::put_rest`], `store.disk_reserve` is for it, and it goes on where
-    /// [`Store::accepts`] refuses new mail.
+    /// Like [`Store::change_in`], and also adds other records, each with its own content, all or nothing: the recipients of
+    /// one message part ways, and some of them get a bounce. These records come from mail that the relay already has. So, like
+    /// [`Store::put_rest`], this call may use `store.disk_reserve`, and works while [`Store::accepts`] refuses new mail.
     fn settle(
         &self,
         lane: Lane,
@@ -502,13 +506,13 @@ pub trait Store: Send + Sync + 'static {
         beside: Vec<(Record, Content)>,
     ) -> StoreFuture<'_, ()>;
 
-    /// Hands out work: records of `lane` that are due, oldest due first, at most `limit`, and leases them so that no other
-    /// worker gets them. A lease ends with the next [`Store::change`] (but see [`Change::Take`]), or by time; what this
-    /// process still works on ([`Store::at_work`]) it does not get once more even then.
+    /// Claims work: at most `limit` records of `lane` that are due, the oldest due first, under a lease, so that no other
+    /// worker gets them. A lease ends with the next [`Store::change`] (but see [`Change::Take`]) or at its end time. Records
+    /// that this process still works on ([`Store::at_work`]) are not returned, even after the lease.
     fn claim(&self, lane: Lane, times: Times, limit: usize) -> StoreFuture<'_, Vec<Record>>;
 
-    /// As [`Store::claim`] for [`Lane::Delivery`], with a queue for each next hop: one that takes nothing now must not keep
-    /// the mail of others waiting, however much waits for it.
+    /// Like [`Store::claim`] for [`Lane::Delivery`], with one queue for each next hop: a next hop that takes no mail must not
+    /// delay the mail of others, however long its queue is.
     fn claim_outgoing(
         &self,
         what: Outgoing,
@@ -516,18 +520,19 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>>;
 
-    /// The queues of the next hops that mail of [`Lane::Delivery`] waits for, due or not, in the order of their names. Cheap,
-    /// however much waits: it is asked every second.
+    /// The queues of all next hops for which mail in [`Lane::Delivery`] waits, due or not, ordered by name. The relay calls
+    /// this every second, so the cost must not depend on the number of records.
     fn queues(&self, times: Times) -> StoreFuture<'_, Vec<Queue>>;
 
-    /// The causes that mail waits for, at most [`CAUSES_MOST`]. Cheap, however much waits for each.
+    /// The causes that mail waits for, at most [`CAUSES_MAX`]. The cost does not depend on the number of records for each
+    /// cause.
     fn causes(&self) -> StoreFuture<'_, Vec<Cause>>;
 
-    /// Hands out what waits for a cause that is gone: records of `lane` with this cause, those of known senders first
-    /// ([`Record::reputation`]), within each the oldest received first, at most `limit`, whether they are due or not; only
-    /// those after a place, if one is given, so that what stays where it is keeps nothing behind it waiting. Leases them as
-    /// [`Store::claim`] does, so that a recovery can be resumed after a crash and two never work on one record. A reviewer is
-    /// not kept off: who recovers a held record changes it with [`Store::change_in`].
+    /// Claims records that wait for a cause that is gone: at most `limit` records of `lane` with this cause, due or not, first
+    /// those of known senders ([`Record::reputation`]), and within each group the oldest received first. With `after`, only
+    /// records behind that place, so that a record that stays does not delay the records behind it. The lease is that of
+    /// [`Store::claim`], so that recovery can resume after a crash and two workers never have one record. The lease does not
+    /// stop a reviewer, so recovery must change a held record with [`Store::change_in`].
     fn recover(
         &self,
         lane: Lane,
@@ -537,16 +542,15 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>>;
 
-    /// What this process works on. Who is handed a record says so there, and who works on one that it puts there itself
-    /// does so before it puts it.
+    /// The records that this process works on. A worker that gets a record registers the record there. A worker that adds a
+    /// record and works on it registers the record before it adds it.
     fn at_work(&self) -> &AtWork;
 
-    /// Makes a record in Scan or Delivery due at `now`; false if it is leased or waits no more. A record that is being
-    /// worked on is left alone: changing it would end the lease, and two workers would have it.
+    /// Makes a record in Scan or Delivery due at `now`; returns false if the record is leased or in another lane. A record in
+    /// work is not changed: the change would end the lease, and two workers would have the record.
     fn make_due(&self, id: MessageId, now: Timestamp) -> StoreFuture<'_, bool>;
 
-    /// Puts a message that is being worked on right now under lease with [`Store::put`]: the same, but leased until
-    /// `until`.
+    /// Like [`Store::put`], for a message that is in work: the records are leased until `until`.
     fn put_leased(
         &self,
         records: Vec<Record>,
@@ -560,52 +564,53 @@ pub trait Store: Send + Sync + 'static {
     /// The content of a record.
     fn content(&self, id: MessageId) -> StoreFuture<'_, bytes::Bytes>;
 
-    /// Search, newest first.
+    /// The records that match, the newest first (but see [`Filter::expired`]).
     fn search(&self, filter: Filter) -> StoreFuture<'_, Vec<Record>>;
 
-    /// Appends to the audit alone (an act that changes no record, such as an export).
+    /// Adds an entry to the audit, for an act that changes no record, such as an export.
     fn audit(&self, entry: Audit) -> StoreFuture<'_, ()>;
 
-    /// The audit, newest first; of one record or interceptor if given.
+    /// The audit, the newest entry first; with `of`, only the entries of that record or interceptor.
     fn audited(&self, of: Option<Object>, limit: usize) -> StoreFuture<'_, Vec<Audit>>;
 
-    /// All interceptors, or `None` if nothing has changed since version `known` ([`Interceptors::version`]): cheap enough
-    /// to be asked every second, which is how a relay notices what the command line changed.
+    /// All interceptors, or `None` if nothing has changed since version `known` ([`Interceptors::version`]). The relay calls
+    /// this every second to notice changes by the command line, so the call must be cheap.
     fn interceptors(&self, known: Option<u64>) -> StoreFuture<'_, Option<Interceptors>>;
 
-    /// Makes an interceptor durable, with its audit entry: adds one whose version is 0, or replaces the one that still has
-    /// its version. Returns the new version; `None`, and nothing is done, if somebody was there before: added, changed or
-    /// removed it meanwhile. Beyond [`MOST_INTERCEPTORS`] it is [`StoreError::Full`].
+    /// Makes an interceptor durable, with its audit entry. Version 0 adds an interceptor; another version replaces the stored
+    /// one only if that still has this version. Returns the new version, or `None` without effect if another process added,
+    /// changed or removed the interceptor in the meantime. [`StoreError::Full`] beyond [`INTERCEPTORS_MAX`].
     fn keep_interceptor(
         &self,
         interceptor: StoredInterceptor,
         audit: Option<Audit>,
     ) -> StoreFuture<'_, Option<u64>>;
 
-    /// Removes an interceptor durably, with its audit entry; false if it is not there (any more).
+    /// Removes an interceptor durably, with its audit entry; returns false if it does not exist.
     fn drop_interceptor(&self, id: String, audit: Option<Audit>) -> StoreFuture<'_, bool>;
 
-    /// What is held against what may be: cheap enough to be asked every second, however much it is.
+    /// The use of quarantine and its limit. The relay calls this every second, so the cost does not depend on the number of
+    /// records.
     fn held(&self, quarantine: Capacity) -> StoreFuture<'_, Held>;
 
-    /// Counts by lane, in the order of [`Lane::ALL`].
+    /// The counts of each lane, in the order of [`Lane::ALL`].
     fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]>;
 
-    /// Messages of [`Lane::Scan`], due or not: cheap enough to be asked every second.
+    /// The number of messages in [`Lane::Scan`], due or not. The relay calls this every second, so the call is cheap.
     fn unjudged(&self) -> StoreFuture<'_, u64>;
 
-    /// Octets that [`Lane::Rescan`] has left below half of its room. Nothing that is promised a place while there are some has to
-    /// give way for it: the other half is for what is promised at the same time. Cheap.
+    /// Octets that [`Lane::Rescan`] has left below half of its limit. If a caller promises a place while this is not 0, the
+    /// record will not be removed for lack of room: the other half covers promises that are made at the same time. Cheap.
     fn rescan_room(&self) -> StoreFuture<'_, u64>;
 
-    /// Whether new mail can be accepted: the disk has its reserve and the last write succeeded. Cheap, no disk access.
+    /// Whether the store accepts new mail: the disk has its reserve, and the last write succeeded. Cheap, without disk access.
     fn accepts(&self) -> Result<(), StoreError>;
 }
 
-/// Removes everything in `lane` whose time has passed by `now` ([`Record::expires_at`]); returns how much. A few at a
-/// time, so that the mail of those who wait for a 250 is written between them.
+/// Removes all records in `lane` whose [`Record::expires_at`] is not after `now`; returns their number. Works in batches, so
+/// that mail whose sender waits for a 250 is written between them.
 ///
-/// Cancel safety: as [`remove_all`].
+/// Cancel safety: like [`remove_all`].
 pub async fn expire(
     store: &dyn Store,
     lane: Lane,
@@ -618,7 +623,7 @@ pub async fn expire(
         let due = Filter {
             lanes: vec![lane],
             expired: Some(now),
-            limit: REMOVED_AT_ONCE,
+            limit: REMOVALS_PER_BATCH,
             ..Filter::default()
         };
         let due = store.search(due).await?;
@@ -629,10 +634,10 @@ pub async fn expire(
     }
 }
 
-/// Removes these records, as far as they are still in `lane`, each with the entry that `audit` writes for it, and `tell`s
-/// of each that is gone; returns how many.
+/// Removes those of these records that are still in `lane`, each with the audit entry that `audit` returns. Calls `tell` for
+/// each removed record; returns their number.
 ///
-/// Cancel safety: what was removed stays removed, the rest is found the next time.
+/// Cancel safety: removals that were done stay done; the next call finds the other records.
 pub async fn remove_all(
     store: &dyn Store,
     lane: Lane,
@@ -650,7 +655,7 @@ pub async fn remove_all(
                 removed += 1;
                 tell(record);
             }
-            // Somebody was faster: a reviewer, or its last scan.
+            // A reviewer or the last scan removed the record first.
             Err(StoreError::NotFound(_)) => {}
             Err(error) => failed = Some(error),
         }
@@ -658,20 +663,19 @@ pub async fn remove_all(
     failed.map_or(Ok(removed), Err)
 }
 
-/// Removals that are asked for at once: enough to share a flush, few enough that a commit with them is no longer than one
-/// without.
-pub const REMOVED_AT_ONCE: usize = 64;
+/// Number of removals in one batch: enough to share a flush, and few enough that they do not make a commit noticeably longer.
+pub const REMOVALS_PER_BATCH: usize = 64;
 
-/// Removes what was to be scanned again and is kept too long ([`RESCAN_FOR`]); returns how many.
+/// Removes records of [`Lane::Rescan`] that are older than [`RESCAN_RETENTION`]; returns their number.
 ///
-/// Cancel safety: as [`expire`].
+/// Cancel safety: like [`expire`].
 pub async fn expire_rescans(store: &dyn Store, now: Timestamp) -> Result<usize, StoreError> {
     let expired = expire(store, Lane::Rescan, now, |_| None, |_| ()).await?;
     dropped("age", expired);
     Ok(expired)
 }
 
-/// Counts messages that will not be scanned again, and why.
+/// Counts delivered messages that will not be scanned again, by reason.
 fn dropped(why: &'static str, messages: usize) {
     metrics::counter!("spillway_rescans_dropped_total", "why" => why).increment(messages as u64);
     if messages > 0 {

@@ -1,7 +1,8 @@
-//! A small file in the folder of the store that is replaced as a whole: what the relay knows by itself and may forget.
+//! A small file in the folder of the store that is always replaced as a whole. The file contains knowledge that the relay has
+//! gained and may lose.
 //!
-//! It is written under another name, flushed, renamed, and its folder flushed: whatever happens in between, there is the
-//! old one or the new one. Only the relay that has the store's lock reads and writes it.
+//! A write goes to a file with another name, flushes that file, renames it, and flushes the folder. At every moment, either
+//! the old or the new file exists completely. Only the relay that has the store's lock reads and writes the file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::sqlite::sync_folder;
 
-/// One such file.
+/// A snapshot file.
 #[derive(Debug)]
 pub struct SnapshotFile {
     path: PathBuf,
@@ -18,7 +19,7 @@ pub struct SnapshotFile {
 }
 
 impl SnapshotFile {
-    /// The file `name` in the folder of the store, of `limit` octets at most.
+    /// The file `name` in the folder of the store, with at most `limit` octets.
     pub fn new(store: &Path, name: &str, limit: usize) -> Self {
         Self {
             path: store.join(name),
@@ -26,13 +27,14 @@ impl SnapshotFile {
         }
     }
 
-    /// Where it is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What is in it; none if there is none. A larger one is not read ([`io::ErrorKind::FileTooLarge`]), nor is what is no
-    /// file ([`io::ErrorKind::InvalidInput`]): it could hang. Blocks on the disk.
+    /// Reads the file; `None` if it does not exist. A file that is too large is not read ([`io::ErrorKind::FileTooLarge`]). A
+    /// path that is not a regular file is not read either, because the read could hang ([`io::ErrorKind::InvalidInput`]).
+    /// Blocks on the disk.
     pub fn read(&self) -> io::Result<Option<Vec<u8>>> {
         let found = match fs::symlink_metadata(&self.path) {
             Ok(found) => found,
@@ -40,10 +42,17 @@ impl SnapshotFile {
             Err(error) => return Err(error),
         };
         if !found.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            ));
         }
         if found.len() > self.limit {
-            let what = format!("it has {} octets of {} at most", found.len(), self.limit);
+            let what = format!(
+                "larger than the limit: {} octets of at most {}",
+                found.len(),
+                self.limit
+            );
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
         }
         let mut octets = Vec::new();
@@ -52,8 +61,8 @@ impl SnapshotFile {
         Ok(Some(octets))
     }
 
-    /// Replaces it, durably; what fails leaves the old one, and takes no room. Readable by the relay's user alone. Blocks on
-    /// the disk; two at a time would write into each other.
+    /// Replaces the file durably. After an error, the old file is still there, and the draft is removed. Only the relay's user
+    /// can read the file. Blocks on the disk. Two writes at the same time would damage each other's draft.
     pub fn write(&self, octets: &[u8]) -> io::Result<()> {
         let draft = self.beside("tmp");
         let written = self
@@ -66,7 +75,7 @@ impl SnapshotFile {
         sync_folder(self.folder())
     }
 
-    /// Everything before the rename. A draft that was left by a process that ended there is written anew.
+    /// The steps before the rename. A draft from a process that ended at this point is written again.
     fn draft(&self, draft: &Path, octets: &[u8]) -> io::Result<()> {
         match fs::remove_file(draft) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -81,8 +90,8 @@ impl SnapshotFile {
         file.sync_all()
     }
 
-    /// Gives it another name, under which it is not read any more; returns that. One that was set aside before is replaced,
-    /// so that they do not grow in number.
+    /// Renames the file, so that it is not read again, and returns the new path. An older file that was set aside is replaced,
+    /// so that only one exists.
     pub fn set_aside(&self) -> io::Result<PathBuf> {
         let aside = self.beside("set-aside");
         fs::rename(&self.path, &aside)?;
@@ -118,9 +127,9 @@ mod tests {
         file.read().expect("it can be read")
     }
 
-    /// A process that is killed between the writing and the rename leaves the old one, and the next one writes as ever.
+    /// If the process is killed between the write and the rename, the old file remains, and the next process can write.
     #[test]
-    fn the_old_one_stays_until_the_new_one_is_whole() {
+    fn the_old_file_stays_until_the_new_file_is_complete() {
         let (_folder, file) = file();
         assert_eq!(read(&file), None);
         file.write(b"old").expect("written");
@@ -134,9 +143,9 @@ mod tests {
         assert!(!draft.exists());
     }
 
-    /// What cannot be written leaves the old one.
+    /// A write that fails leaves the old file.
     #[test]
-    fn what_fails_changes_nothing() {
+    fn a_failed_write_leaves_the_old_file() {
         let (_folder, file) = file();
         file.write(b"old").expect("written");
         fs::create_dir(file.beside("tmp")).expect("a folder in its way");
@@ -144,9 +153,10 @@ mod tests {
         assert_eq!(read(&file).as_deref(), Some(&b"old"[..]));
     }
 
-    /// It tells who writes to whom, if only in hashes: it is nobody else's to read, whatever mode the one before had.
+    /// The file shows which sender writes to which recipient, although only as hashes. Only the relay may read it, whatever
+    /// the mode of the file before.
     #[test]
-    fn only_the_relay_may_read_it() {
+    fn only_the_relay_may_read_the_file() {
         let (_folder, file) = file();
         fs::write(file.path(), b"open").expect("written");
         fs::set_permissions(file.path(), fs::Permissions::from_mode(0o644)).expect("a mode");
@@ -155,7 +165,7 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
     }
 
-    /// What is too large, and what is no file, is not read, and can be set aside all the same.
+    /// A file that is too large and a path that is not a file are not read, but can be set aside.
     #[test]
     fn only_a_small_file_is_read() {
         let (folder, file) = file();

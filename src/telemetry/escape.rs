@@ -1,11 +1,11 @@
-//! Characters that must not reach a terminal or a log file as they are.
+//! Escapes characters that must not reach a terminal or a log file unchanged.
 //!
-//! Whoever sends mail chooses what stands in addresses, subjects and file names. Control characters move a terminal's
-//! cursor and forge log lines; bidirectional overrides make `exe.fdp` look like `pdf.exe` (CVE-2021-42574).
+//! The sender of a message chooses its addresses, subject and file names. Control characters in them move a terminal's cursor
+//! and forge log lines; bidirectional overrides make `exe.fdp` look like `pdf.exe` (CVE-2021-42574).
 
 use std::fmt::{self, Write};
 
-/// Whether `c` acts on a terminal instead of being seen: C0, DEL and C1 controls, line and paragraph separators,
+/// Whether `c` acts on a terminal instead of being visible: C0, DEL and C1 controls, line and paragraph separators,
 /// bidirectional marks, embeddings, overrides and isolates, and characters without width that hide in words.
 pub fn is_unsafe(c: char) -> bool {
     c.is_control()
@@ -24,7 +24,7 @@ pub fn is_unsafe(c: char) -> bool {
 
 /// Displays a value with every unsafe character as a visible escape: `\n`, `\t`, `\u{1b}`.
 ///
-/// The backslash itself stays single: this is for reading, not for parsing back.
+/// A backslash is not doubled: the text is for people, and no program parses it.
 #[derive(Debug, Clone, Copy)]
 pub struct Escaped<T>(pub T);
 
@@ -34,8 +34,8 @@ impl<T: fmt::Display> fmt::Display for Escaped<T> {
     }
 }
 
-/// JSON with every unsafe character escaped. They can stand inside strings alone, so it stays the same JSON; JSON itself
-/// escapes only C0. Line feeds between values are kept.
+/// Escapes every unsafe character in JSON, which itself escapes only C0. Unsafe characters occur only inside strings, so the
+/// value stays the same. Line feeds between values stay.
 pub fn json(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -51,7 +51,7 @@ pub fn json(text: &str) -> String {
     safe
 }
 
-/// A writer that escapes what passes through it.
+/// A writer that escapes the text that is written through it.
 pub(super) struct Escaping<'a, W: ?Sized>(pub(super) &'a mut W);
 
 impl<W: Write + ?Sized> Write for Escaping<'_, W> {
@@ -74,7 +74,7 @@ impl<W: Write + ?Sized> Write for Escaping<'_, W> {
 mod tests {
     use super::*;
 
-    /// Nothing that acts on a terminal passes; everything that is read does.
+    /// Characters that act on a terminal become escapes; visible characters stay.
     #[test]
     fn unsafe_characters_become_visible() {
         for (text, shown) in [

@@ -1,4 +1,4 @@
-//! The log: one line per event on standard error, as text for people or JSON for programs.
+//! The log: one line for each event on standard error, as text for people or as JSON for programs.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
@@ -13,24 +13,24 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::escape::{self, Escaping};
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     /// `time level module: message key=value …`, coloured on a terminal.
     Text,
-    /// One JSON object a line.
+    /// One JSON object on each line.
     Json,
 }
 
-/// The level or filter cannot be understood.
+/// The error for text that is not a log level or filter.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0:?} is no log level or filter; write a level (error, warn, info, debug, trace) or one such as \"info,spillway::scan=debug\""
+    "{0:?} is not a log level or filter; write a level (error, warn, info, debug, trace) or one such as \"info,spillway::scan=debug\""
 )]
 pub struct NotAFilter(String);
 
-/// Starts logging to standard error. `filter` is a level, or directives such as `info,spillway::scan=debug`. If
-/// something else logs in this process already, it stays.
+/// Starts logging to standard error. `filter` is a level, or directives such as `info,spillway::scan=debug`. If this process
+/// has a log already, that log stays.
 pub fn init(filter: &str, format: LogFormat) -> Result<(), NotAFilter> {
     let filter = EnvFilter::try_new(filter).map_err(|_| NotAFilter(filter.to_owned()))?;
     let ansi = io::stderr().is_terminal();
@@ -38,13 +38,13 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), NotAFilter> {
         LogFormat::Text => text(filter, ansi, io::stderr).try_init(),
         LogFormat::Json => json(filter, io::stderr).try_init(),
     };
-    // Tests start several relays in one process; the first log serves all of them.
+    // Tests start several relays in one process, which share the first log.
     drop(already_set);
     Ok(())
 }
 
-/// The subscriber's own formatter writes the fields that are recorded with `%` as they are, line breaks included, so
-/// fields are written here.
+/// Builds the text log with a formatter of its own: that of the subscriber writes fields that are recorded with `%` unchanged,
+/// line breaks included.
 fn text<W>(filter: EnvFilter, ansi: bool, out: W) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
@@ -63,7 +63,7 @@ where
         .finish()
 }
 
-/// A field's value: bare where it is one word, else quoted, so that no value can look like another field.
+/// A field's value: bare if it is one word, else quoted, so that no value can look like another field.
 struct Value<'a>(&'a dyn fmt::Debug);
 
 impl fmt::Display for Value<'_> {
@@ -95,7 +95,7 @@ where
         .finish()
 }
 
-/// Escapes what JSON itself does not ([`escape::json`]).
+/// A writer that escapes the unsafe characters that JSON itself does not escape ([`escape::json`]).
 struct EscapedJson<W>(W);
 
 impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for EscapedJson<W> {
@@ -107,7 +107,7 @@ impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for EscapedJson<W> {
 }
 
 impl<W: Write> Write for EscapedJson<W> {
-    /// Called with one whole line at a time.
+    /// The subscriber calls this with one whole line at a time.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let safe = escape::json(&String::from_utf8_lossy(line));
         self.0.write_all(safe.as_bytes())?;
@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// Collects what is logged.
+    /// Collects the log.
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
 
@@ -164,9 +164,9 @@ mod tests {
         text.lines().count()
     }
 
-    /// Mail cannot forge a log line or act on the terminal that shows it, however a field is recorded.
+    /// Text from mail cannot forge a log line or act on a terminal, however a field is recorded.
     #[test]
-    fn what_mail_says_stays_inside_its_field() {
+    fn text_from_mail_stays_inside_its_field() {
         let sink = Sink::default();
         let out = sink.clone();
         let subscriber = text(EnvFilter::new("info"), false, move || out.clone());
@@ -177,7 +177,7 @@ mod tests {
         assert!(!fields.contains(" verdict=\"clean"), "{fields}");
     }
 
-    /// The same in JSON, which stays JSON and keeps the value.
+    /// The same holds for JSON: each line stays valid JSON, and keeps the value.
     #[test]
     fn json_lines_stay_json() {
         let sink = Sink::default();
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(line["detail"], HOSTILE);
     }
 
-    /// A filter with a slip in it is refused with its text, not ignored.
+    /// An error in a filter is reported with the text of the filter, and not ignored.
     #[test]
     fn wrong_filters_are_refused() {
         let error = init("info,spillway=lots", LogFormat::Text).expect_err("no such level");

@@ -1,16 +1,16 @@
-//! The metrics: counted in memory, rendered when somebody asks (`/metrics`).
+//! The metrics: counted in memory, and rendered for a request (`/metrics`).
 
 use std::sync::{Mutex, PoisonError};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-/// Buckets of every histogram named `…_seconds`: from an engine in process to the longest budget.
-const SECONDS: [f64; 16] = [
+/// Buckets of every histogram named `…_seconds`, from the time of an engine in process (1 ms) to that of the longest budget.
+const BUCKETS_SECONDS: [f64; 16] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 150.0,
 ];
 
-/// Buckets of every histogram named `…_bytes`: message sizes.
-const BYTES: [f64; 9] = [
+/// Buckets of every histogram named `…_bytes`: message sizes from 1 KiB to 64 MiB.
+const BUCKETS_BYTES: [f64; 9] = [
     1024.0,
     4096.0,
     16_384.0,
@@ -22,175 +22,175 @@ const BYTES: [f64; 9] = [
     67_108_864.0,
 ];
 
-/// What kind of number it is.
+/// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows.
+    /// A number that only grows.
     Counter,
-    /// Now so, now so.
+    /// A number that grows and falls.
     Gauge,
-    /// How many took how long.
+    /// A distribution of values over buckets.
     Histogram,
 }
 
-/// Every metric of this program: its name, its kind, and what it tells, for the help lines of `/metrics`. The rooms that
-/// count use the same names; a test compares.
+/// Every metric of this program: its name, its kind, and its help line in `/metrics`. A test compares the names with those that
+/// the rooms use.
 pub const ALL: [(&str, Kind, &str); 36] = [
     (
         "spillway_recipients_total",
         Kind::Counter,
-        "Recipients by what became of them: delivered, held, rejected, deferred …",
+        "Recipients by event: delivered, held, rejected, deferred …",
     ),
     (
         "spillway_bounces_total",
         Kind::Counter,
-        "Bounces by what became of them: written, shortened, held, dropped; held (not-allowed) or dropped (nobody) in place of one",
+        "Bounces by outcome: written, shortened, held, dropped; also mail that is held (not-allowed) or dropped (nobody) because no bounce may be written",
     ),
     (
         "spillway_expired_total",
         Kind::Counter,
-        "Messages that were held for as long as they were to be, or were too many of their kind, by that reason",
+        "Held messages that expired, by reason: age (end of the retention), surplus (too many undeliverable bounces)",
     ),
     (
         "spillway_not_kept_total",
         Kind::Counter,
-        "Messages that could not be made durable; their senders were told to try again",
+        "Messages that the store could not keep or change; a sender in a session gets a 4xx reply, stored mail is tried again",
     ),
     (
         "spillway_lane_errors_total",
         Kind::Counter,
-        "Background work that the store did not let happen; it is tried again",
+        "Failures of the store in background work; the relay tries this work again",
     ),
     (
         "spillway_sessions_refused_total",
         Kind::Counter,
-        "Sessions refused because there were too many",
+        "Sessions refused because too many were open, in total or of one client, by listener",
     ),
     (
         "spillway_admission_refused_total",
         Kind::Counter,
-        "Transactions refused because too much is held or waits: by whoever brings it (…-share) or by all together",
+        "Transactions refused at admission, by reason: too much memory or waiting work, of one client or sender (…-share) or of all together",
     ),
     (
         "spillway_scans_total",
         Kind::Counter,
-        "Reports by engine and answer",
+        "Reports of engines, by engine and by answer: nothing-found, found, or the reason of a missing answer",
     ),
     (
         "spillway_scan_seconds",
         Kind::Histogram,
-        "From the start of a scan to an engine's report, its wait for a slot included",
+        "Time from the request of a scan to the engine's report, with the wait for a slot, by engine",
     ),
     (
         "spillway_rule_loads_total",
         Kind::Counter,
-        "Rule files that have changed while the relay ran, by outcome: loaded; refused, and then the old rules stay; late, if reading takes more than a minute",
+        "Reloads of changed rule files, by outcome: loaded; refused (the old rules stay in force); late (reading takes more than a minute)",
     ),
     (
         "spillway_scan_retries_total",
         Kind::Counter,
-        "Second and further calls of an engine for the same message",
+        "Further attempts: calls of an engine for a message after the first call, by engine",
     ),
     (
         "spillway_deliveries_total",
         Kind::Counter,
-        "Recipients by next hop and its answer",
+        "Recipients by next hop and outcome: delivered, deferred, held-back, failed",
     ),
     (
         "spillway_delivery_seconds",
         Kind::Histogram,
-        "From the start of a delivery to the next hop's answer",
+        "Time from the start of a delivery to the next hop's answer, by next hop",
     ),
     (
         "spillway_next_hop_connections",
         Kind::Gauge,
-        "Open connections to a next hop, idle ones included",
+        "Open connections to each next hop, with idle ones",
     ),
     (
         "spillway_next_hop_throttles_total",
         Kind::Counter,
-        "Replies by which a next hop put us off for reasons other than the message",
+        "Replies with which a next hop deferred mail for reasons other than the message",
     ),
     (
         "spillway_next_hop_dead",
         Kind::Gauge,
-        "1 while a next hop does not work and gets one probing delivery at a time, else 0",
+        "1 while a next hop does not work and gets one delivery at a time as a probe, else 0",
     ),
     (
         "spillway_next_hop_rate",
         Kind::Gauge,
-        "Messages a second that go out to a next hop at most; +Inf where there is no limit",
+        "Maximum rate of deliveries to a next hop, in messages per second; +Inf without a limit",
     ),
-    ("spillway_sessions", Kind::Gauge, "Sessions now"),
+    ("spillway_sessions", Kind::Gauge, "Open SMTP sessions"),
     (
         "spillway_ready",
         Kind::Gauge,
-        "1 while new mail is taken, else 0",
+        "1 while the relay accepts new mail, else 0",
     ),
     (
         "spillway_memory_available_bytes",
         Kind::Gauge,
-        "What no message holds of limits.in_flight_bytes",
+        "Free octets of limits.in_flight_bytes",
     ),
     (
         "spillway_lane_messages",
         Kind::Gauge,
-        "Stored messages by what they wait for: scan, delivery, held, rescan",
+        "Stored messages by lane: scan, delivery, held, rescan",
     ),
     (
         "spillway_lane_bytes",
         Kind::Gauge,
-        "Content of stored messages by what they wait for",
+        "Octets of the content of stored messages, by lane",
     ),
     (
         "spillway_quarantine_bytes",
         Kind::Gauge,
-        "What is held takes so much: content, and everything that is known of it",
+        "Octets that held messages use, content and metadata",
     ),
     (
         "spillway_quarantine_limit_bytes",
         Kind::Gauge,
-        "What may be held: quarantine.max_bytes, or what the disk has room for if that is less",
+        "Maximum of spillway_quarantine_bytes: quarantine.max_bytes, or the room on the disk if that is less",
     ),
     (
         "spillway_lane_oldest_timestamp_seconds",
         Kind::Gauge,
-        "When the oldest stored message came in, by what it waits for; 0 if there is none",
+        "Time at which the oldest stored message was received, by lane; 0 if the lane is empty",
     ),
     (
         "spillway_incidents_total",
         Kind::Counter,
-        "Entries of the incident log by kind",
+        "Entries of the incident log, by kind",
     ),
     (
         "spillway_log_lost_total",
         Kind::Counter,
-        "Entries that history or the incident log did not take: too many waited, or the disk failed",
+        "Entries lost by the history or the incident log, because the queue was full or the disk failed",
     ),
     (
         "spillway_rescans_dropped_total",
         Kind::Counter,
-        "Messages delivered with less than full coverage that were not scanned again: no room, or too old",
+        "Messages that were delivered without some engine's answer and removed before a later scan, by reason: room, age",
     ),
     (
         "spillway_rescans_lost_total",
         Kind::Counter,
-        "Messages delivered with less than full coverage that could not be kept to be scanned again",
+        "Messages that were delivered without some engine's answer and get no later scan: not kept, or timed out twice",
     ),
     (
         "spillway_recent_dropped_total",
         Kind::Counter,
-        "Delivered messages that were forgotten before it was known whether their engines could be believed: no room",
+        "Delivered messages that left memory, for lack of room, before probes could show wrong answers of their engines",
     ),
     (
         "spillway_engine_slots",
         Kind::Gauge,
-        "Scans at once at most, by engine, all replicas together",
+        "Slots: maximum number of concurrent scans of all replicas, by engine",
     ),
     (
         "spillway_engine_scans",
         Kind::Gauge,
-        "Scans under way by engine, those that nobody waits for included",
+        "Running scans, with zombies, by engine",
     ),
     (
         "spillway_engine_zombies",
@@ -205,31 +205,33 @@ pub const ALL: [(&str, Kind, &str); 36] = [
     (
         "spillway_engine_replicas_out",
         Kind::Gauge,
-        "Replicas that do not get all their mail, by engine: breaker not closed, or drained",
+        "Replicas that do not get all their mail, by engine: breaker not closed, drained, or resting",
     ),
     (
         "spillway_info",
         Kind::Gauge,
-        "Always 1; its labels tell the version",
+        "Always 1; the label gives the version",
     ),
 ];
 
 static INSTALLED: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
 
-/// Starts counting. Later calls do nothing, so that several relays may run in one process and share the counts.
+/// Starts the metrics. Later calls do nothing, so that several relays in one process share them.
 pub fn install() {
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     if installed.is_some() {
         return;
     }
     let recorder = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
-        .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BYTES))
-        // Only an empty list of buckets is refused; the default ones would do.
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS_SECONDS)
+        .and_then(|b| {
+            b.set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BUCKETS_BYTES)
+        })
+        // Only an empty list of buckets is an error; the default buckets would do.
         .unwrap_or_else(|_| PrometheusBuilder::new())
         .build_recorder();
     let handle = recorder.handle();
-    // Whoever else counts in this process keeps counting; then there is nothing to render.
+    // If the process has another recorder already, that one stays, and `render` returns nothing.
     if ::metrics::set_global_recorder(recorder).is_ok() {
         *installed = Some(handle);
         ALL.iter().for_each(describe);
@@ -249,8 +251,8 @@ pub fn render() -> String {
     handle().map_or_else(String::new, |handle| handle.render())
 }
 
-/// Folds what histograms have collected since the last call or [`render`]. Without a call every few seconds their
-/// samples would pile up where nobody scrapes.
+/// Compacts the samples that histograms have collected since the last call or [`render`]. Needs a call every few seconds:
+/// otherwise samples accumulate while no monitoring reads the metrics.
 pub fn upkeep() {
     if let Some(handle) = handle() {
         handle.run_upkeep();
@@ -268,7 +270,7 @@ fn handle() -> Option<PrometheusHandle> {
 mod tests {
     use super::*;
 
-    /// What is counted is rendered, durations in buckets, and installing twice loses nothing.
+    /// Counters and histograms are rendered, durations in buckets, and a second installation loses nothing.
     #[test]
     fn counts_survive_a_second_install() {
         install();

@@ -1,9 +1,8 @@
-//! What the relay tells about itself: log lines on standard error and metrics in memory.
+//! Log lines on standard error, and metrics in memory.
 //!
-//! Both sinks are global to a process (that is how `tracing` and `metrics` work), so installing them twice is harmless:
-//! the first call wins. Rooms use the macros of those crates directly, or an `events` file of their own where one event
-//! is both a log line and a metric. What comes from mail is escaped here, on its way out, so that no room has to
-//! remember it.
+//! Both sinks are global to a process, because `tracing` and `metrics` work so. A second installation does nothing. Rooms use
+//! the macros of those crates directly, or an `events` file of their own if one event is both a log line and a metric. This
+//! module escapes text from mail on its way out, so rooms need not do this.
 
 pub mod escape;
 pub mod log;

@@ -1,4 +1,4 @@
-//! Whose connections give way, and who waits for whom.
+//! Tests: which connections end for others, and which connections wait.
 
 use axum::routing::get;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -6,21 +6,21 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::*;
 
-fn open(strangers: &[Option<&str>]) -> Open {
-    let place = |stranger: &Option<&str>| {
-        let address = stranger.map(|text| SocketAddr::new(text.parse().expect("address"), 1));
-        Place(Arc::new(SenderReputation {
-            stranger: address.and_then(|address| address.stranger()),
-            ..SenderReputation::default()
+fn open(remotes: &[Option<&str>]) -> Open {
+    let place = |remote_host: &Option<&str>| {
+        let address = remote_host.map(|text| SocketAddr::new(text.parse().expect("address"), 1));
+        Place(Arc::new(PlaceState {
+            remote_host: address.and_then(|address| address.remote_host()),
+            ..PlaceState::default()
         }))
     };
     Open {
-        places: Mutex::new(strangers.iter().map(place).collect()),
+        places: Mutex::new(remotes.iter().map(place).collect()),
         idle: Notify::new(),
     }
 }
 
-/// The order in which they would end.
+/// The order in which the connections would end.
 fn order(open: &Open) -> Vec<usize> {
     let ended = |open: &Open| {
         let ended = |(at, place): (usize, &Place)| place.0.wanted.is_cancelled().then_some(at);
@@ -40,9 +40,9 @@ fn order(open: &Open) -> Vec<usize> {
     order
 }
 
-/// Whoever takes many places loses his own.
+/// The client with the most waiting connections loses one first, the oldest of them.
 #[test]
-fn whoever_has_most_gives_way() {
+fn the_client_with_most_connections_gives_way() {
     let (one, other) = (Some("192.0.2.1"), Some("198.51.100.2"));
     let places = open(&[one, other, other, other, one]);
     assert_eq!(order(&places), [1, 0, 2, 3, 4]);
@@ -52,17 +52,17 @@ fn whoever_has_most_gives_way() {
     assert_eq!(order(&open(&network)), [0, 1, 2]);
 }
 
-/// A command that takes its time is not broken off because others come.
+/// New connections do not end a connection whose request is being answered, even if the answer takes long.
 #[test]
-fn one_that_is_being_answered_keeps_its_place() {
+fn a_connection_that_is_being_answered_keeps_its_place() {
     let places = open(&[Some("192.0.2.1"), None]);
-    places.lock()[0].0.set(ANSWERING);
+    places.lock()[0].0.set(STATE_ANSWERING);
     assert_eq!(order(&places), [1]);
-    places.lock()[0].0.set(ANSWERED);
+    places.lock()[0].0.set(STATE_ANSWERED);
     assert!(!places.make_room());
 }
 
-/// Visitors who come to a surface, and what it says to them.
+/// The clients of a surface.
 struct Visitors(Sender<(DuplexStream, SocketAddr)>);
 
 struct Arriving(Receiver<(DuplexStream, SocketAddr)>);
@@ -81,7 +81,7 @@ impl Listener for Arriving {
 }
 
 impl Visitors {
-    /// A surface whose answers at `/stalled` wait until somebody lets them go.
+    /// Starts a surface whose answers at `/stalled` wait for a permit of the returned semaphore.
     fn come() -> (Self, Arc<Semaphore>, CancellationToken) {
         let (callers, arriving) = channel(256);
         let gate = Arc::new(Semaphore::new(0));
@@ -108,7 +108,7 @@ impl Visitors {
     }
 }
 
-/// What is said within a second: the beginning of an answer, the end, or nothing.
+/// The beginning of an answer that comes within a second; empty if the connection ends, none if nothing comes.
 async fn said(stream: &mut DuplexStream) -> Option<String> {
     let mut octets = vec![0; 4096];
     let second = Deadline::after(Duration::from_secs(1));
@@ -119,14 +119,14 @@ async fn said(stream: &mut DuplexStream) -> Option<String> {
 
 const OK: &str = "HTTP/1.1 200 OK";
 
-/// However many answers stall, whoever asks from this machine is not behind strangers; where all answers to this machine
-/// stall, he has the place of the first that is written, which its caller gets whole.
+/// However many answers to remote clients stall, a local client does not wait behind them. If all answers to local clients
+/// stall, a new local client gets the place of the first answer that is written, and that answer is complete.
 #[tokio::test(start_paused = true)]
-async fn answers_that_stall_keep_nobody_waiting_longer_than_they_must() {
+async fn stalled_answers_delay_only_clients_of_their_kind() {
     let (callers, gate, closing) = Visitors::come();
-    let mut strangers = Vec::new();
+    let mut remotes = Vec::new();
     for _ in 0..CONNECTIONS_MAX {
-        strangers.push(callers.ask("192.0.2.1", "/stalled").await);
+        remotes.push(callers.ask("192.0.2.1", "/stalled").await);
     }
     let mut refused = callers.ask("192.0.2.2", "/ready").await;
     assert_eq!(said(&mut refused).await.as_deref(), Some(""), "no place");
@@ -144,13 +144,13 @@ async fn answers_that_stall_keep_nobody_waiting_longer_than_they_must() {
     gate.add_permits(CONNECTIONS_MAX + 1);
     assert_eq!(said(&mut next).await.as_deref(), Some(OK));
     gate.add_permits(CONNECTIONS_MAX - 1);
-    for stream in stalled.iter_mut().chain(&mut strangers[..1]) {
+    for stream in stalled.iter_mut().chain(&mut remotes[..1]) {
         assert_eq!(said(stream).await.as_deref(), Some(OK));
     }
     closing.cancel();
 }
 
-/// A caller who does not take his answer keeps no place: it is he who is waited for.
+/// A client that does not read its answer keeps no place, because its connection waits for the client.
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_not_taken_keeps_no_place() {
     let large = async || "x".repeat(1 << 20);

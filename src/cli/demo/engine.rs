@@ -1,7 +1,7 @@
-//! An engine with a bug: it speaks clamd's protocol, finds the test file that the relay probes it with and nothing else,
-//! and hangs on one particular message.
+//! An engine with a bug. It speaks clamd's protocol, finds only the EICAR test file with which the relay probes it, and hangs
+//! on one particular message.
 //!
-//! It does what a real one does then: it takes the content, says nothing more, and holds the connection until its client
+//! The engine hangs like a real one: it reads the content, sends no answer, and keeps the connection open until its client
 //! gives up, or until it is restarted.
 
 use std::io;
@@ -14,20 +14,20 @@ use tokio::sync::{Notify, watch};
 
 use super::loopback::Loopback;
 
-/// What it hangs on.
-pub(super) const MARKER: &str = "X-Demo: this field makes the engine hang";
-/// What it finds.
-const PROBE: &[u8] = b"EICAR-STANDARD-ANTIVIRUS-TEST-FILE";
-/// Octets of one message at most.
+/// The header field of the message on which the engine hangs.
+pub(super) const HANG_MARKER: &str = "X-Demo: this field makes the engine hang";
+/// The text that the engine finds: the known-bad probe of the relay contains it.
+const PROBE_MARKER: &[u8] = b"EICAR-STANDARD-ANTIVIRUS-TEST-FILE";
+/// Maximum size of a message: 1 MiB, far more than any message of the demo.
 const MESSAGE_OCTETS_MAX: usize = 1 << 20;
 
 #[derive(Debug)]
 struct State {
-    mended: watch::Sender<bool>,
+    restarted: watch::Sender<bool>,
     hangs: Notify,
 }
 
-/// The engine.
+/// The running engine.
 #[derive(Debug)]
 pub(super) struct FragileEngine {
     server: Loopback,
@@ -35,10 +35,10 @@ pub(super) struct FragileEngine {
 }
 
 impl FragileEngine {
-    /// Listens on a free port.
+    /// Starts the engine on a free port.
     pub(super) async fn start() -> io::Result<Self> {
         let state = Arc::new(State {
-            mended: watch::Sender::new(false),
+            restarted: watch::Sender::new(false),
             hangs: Notify::new(),
         });
         let shared = state.clone();
@@ -46,19 +46,19 @@ impl FragileEngine {
         Ok(Self { server, state })
     }
 
-    /// Where it listens.
+    /// The address of the engine.
     pub(super) fn address(&self) -> SocketAddr {
         self.server.address()
     }
 
-    /// Resolves when it hangs, or has begun to since this was last asked.
+    /// Resolves when a scan begins to hang, or has begun to hang since the last call.
     pub(super) async fn hangs(&self) {
         self.state.hangs.notified().await;
     }
 
-    /// Restarts it: connections end, and from now on it hangs no more.
-    pub(super) fn mend(&self) {
-        self.state.mended.send_replace(true);
+    /// Restarts the engine without its bug: hanging connections end, and no further scan hangs.
+    pub(super) fn restart(&self) {
+        self.state.restarted.send_replace(true);
     }
 }
 
@@ -67,7 +67,7 @@ async fn session(stream: TcpStream, state: Arc<State>) -> io::Result<()> {
     let mut command = Vec::new();
     (&mut stream).take(64).read_until(0, &mut command).await?;
     if command != b"zINSTREAM\0" {
-        // It has no signatures whose version it could tell.
+        // The engine has no signatures, so it does not answer VERSION.
         return Ok(());
     }
     let mut content = Vec::new();
@@ -84,17 +84,17 @@ async fn session(stream: TcpStream, state: Arc<State>) -> io::Result<()> {
             .read_to_end(&mut content)
             .await?;
     }
-    let marked = memchr::memmem::find(&content, MARKER.as_bytes()).is_some();
-    let mut mended = state.mended.subscribe();
-    if marked && !*mended.borrow_and_update() {
+    let marked = memchr::memmem::find(&content, HANG_MARKER.as_bytes()).is_some();
+    let mut restarted = state.restarted.subscribe();
+    if marked && !*restarted.borrow_and_update() {
         state.hangs.notify_one();
         tokio::select! {
             gone = stream.read_u8() => gone.map(|_| ())?,
-            restarted = mended.changed() => restarted.map_err(io::Error::other)?,
+            changed = restarted.changed() => changed.map_err(io::Error::other)?,
         }
         return Ok(());
     }
-    let answer: &[u8] = match memchr::memmem::find(&content, PROBE).is_some() {
+    let answer: &[u8] = match memchr::memmem::find(&content, PROBE_MARKER).is_some() {
         true => b"stream: Eicar-Test-Signature FOUND\0",
         false => b"stream: OK\0",
     };

@@ -1,4 +1,4 @@
-//! A server on a free loopback port that lives as long as its value.
+//! A server on a free loopback port. It runs until its value is dropped.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -6,10 +6,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-/// Sessions at once; more wait until one ends.
-const SESSIONS: usize = 32;
+/// Maximum number of concurrent sessions, far more than the demo needs. Further connections wait until one ends.
+const SESSIONS_MAX: usize = 32;
 
-/// Dropping it ends all its sessions and closes its port.
+/// A running server. A drop ends all its sessions and closes its port.
 #[derive(Debug)]
 pub(super) struct Loopback {
     address: SocketAddr,
@@ -17,7 +17,7 @@ pub(super) struct Loopback {
 }
 
 impl Loopback {
-    /// Listens, and leads each connection through `session`.
+    /// Starts a server that runs `session` for each connection.
     pub(super) async fn serve<F>(
         session: impl Fn(TcpStream) -> F + Send + 'static,
     ) -> io::Result<Self>
@@ -30,9 +30,9 @@ impl Loopback {
         task.spawn(async move {
             let mut sessions = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                // How a session ends is seen at its other end, in the relay.
+                // The relay at the other end notices how a session ends, so the result is dropped here.
                 sessions.spawn(session(stream));
-                while sessions.len() >= SESSIONS && sessions.join_next().await.is_some() {}
+                while sessions.len() >= SESSIONS_MAX && sessions.join_next().await.is_some() {}
                 while sessions.try_join_next().is_some() {}
             }
         });
@@ -42,7 +42,7 @@ impl Loopback {
         })
     }
 
-    /// Where it listens.
+    /// The address of the server.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }

@@ -1,4 +1,4 @@
-//! The mail server behind the relay: it takes everything and remembers it.
+//! The mail server behind the relay. It accepts every message and keeps it in memory.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,18 +12,18 @@ use crate::smtp::Reply;
 use crate::smtp::content::Decoder;
 use crate::smtp::transaction::{Offer, Server, Step};
 
-/// Its name.
-const NAME: &str = "mail.demo.example";
-/// Octets of one message at most.
+/// The host name in the server's replies.
+const HOSTNAME: &str = "mail.demo.example";
+/// Maximum size of a message: 1 MiB, far more than any message of the demo.
 const MESSAGE_OCTETS_MAX: usize = 1 << 20;
-/// Octets of a command line at most.
+/// Maximum length of a command line in octets, far above the 512 of RFC 5321 4.5.3.1.4.
 const COMMAND_OCTETS_MAX: u64 = 4096;
-/// Messages it remembers.
+/// Messages that the server keeps; the demo sends fewer.
 const MESSAGES_REMEMBERED: usize = 64;
 
 type Received = Arc<Mutex<Vec<Vec<u8>>>>;
 
-/// A mail server as far as the demo needs one.
+/// A mail server with the functions that the demo needs.
 #[derive(Debug)]
 pub(super) struct MailServer {
     server: Loopback,
@@ -31,7 +31,7 @@ pub(super) struct MailServer {
 }
 
 impl MailServer {
-    /// Listens on a free port.
+    /// Starts the server on a free port.
     pub(super) async fn start() -> io::Result<Self> {
         let received = Received::default();
         let kept = received.clone();
@@ -39,12 +39,12 @@ impl MailServer {
         Ok(Self { server, received })
     }
 
-    /// Where it listens.
+    /// The address of the server.
     pub(super) fn address(&self) -> SocketAddr {
         self.server.address()
     }
 
-    /// How often it has got this content, byte for byte below the fields that the relay puts on top.
+    /// The number of received messages with this content, byte for byte, below the fields that the relay adds.
     pub(super) fn copies(&self, content: &[u8]) -> usize {
         let received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
         let same = received.iter().filter(|got| got.ends_with(content));
@@ -54,7 +54,7 @@ impl MailServer {
 
 fn offer() -> Offer {
     Offer {
-        hostname: NAME.into(),
+        hostname: HOSTNAME.into(),
         message_size: MESSAGE_OCTETS_MAX as u64,
         recipients: 100,
         starttls: false,
@@ -70,7 +70,7 @@ async fn session(stream: TcpStream, received: Received) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut stream = BufReader::new(stream);
     let mut server = Server::new(offer());
-    say(&mut stream, &Reply::greeting(NAME)).await?;
+    say(&mut stream, &Reply::greeting(HOSTNAME)).await?;
     loop {
         let mut line = Vec::new();
         (&mut stream)
@@ -89,7 +89,7 @@ async fn session(stream: TcpStream, received: Received) -> io::Result<()> {
                 server.finish();
                 keep(&received, content)
             }
-            // The relay uses none of these with a server that offers no more than ours.
+            // The relay uses none of these commands, because this server does not offer them.
             Step::Chunk { .. }
             | Step::StartTls
             | Step::Auth { .. }
@@ -109,7 +109,7 @@ fn keep(received: &Received, content: Vec<u8>) -> Reply {
         return Reply::no_room();
     }
     received.push(content);
-    Reply::accepted(format_args!("message {} of {NAME}", received.len()))
+    Reply::accepted(format_args!("message {} of {HOSTNAME}", received.len()))
 }
 
 async fn say(stream: &mut BufReader<TcpStream>, reply: &Reply) -> io::Result<()> {
@@ -132,7 +132,9 @@ async fn content(stream: &mut BufReader<TcpStream>) -> io::Result<Vec<u8>> {
             return Ok(content);
         }
         if content.len() > MESSAGE_OCTETS_MAX {
-            return Err(io::Error::other("larger than was offered"));
+            return Err(io::Error::other(
+                "the message is larger than the offered SIZE",
+            ));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The order of events.
+//! The scenes of the demo in their order, and the check of each result.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::scene::{self, End, Scene};
 use super::show;
-use super::stage::{FRAGILE, PATIENCE, Sent, Stage};
+use super::stage::{FRAGILE_ENGINE, Sent, Stage, WAIT_MAX};
 use crate::cli::exit::CliError;
 use crate::cli::terminal::Terminal;
 use crate::deadline::Deadline;
@@ -15,37 +15,37 @@ use crate::message::MessageId;
 use crate::store::{Filter, Lane, Record};
 use crate::verdict::{Decision, Report};
 
-/// What happened to one message.
+/// The result of one message.
 #[derive(Debug, Serialize)]
 pub(super) struct Act {
     /// The scene's name.
     pub(super) name: &'static str,
     /// The scene's headline.
     pub(super) headline: &'static str,
-    /// The relay's name for the message.
+    /// The relay's id for the message.
     pub(super) id: Option<MessageId>,
-    /// What its sender was told; none where nothing was sent.
+    /// The reply to the sender; none if the scene sends no message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reply: Option<String>,
-    /// How long its sender waited for that.
+    /// How long the sender waited for the reply, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) answered_in_ms: Option<u64>,
-    /// By how much it overtook the message on which the engine hung.
+    /// How much earlier the reply came than that of the message on which the engine hung, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) overtook_by_ms: Option<u64>,
-    /// Where it should be.
+    /// Where the message should be.
     pub(super) expected: End,
-    /// Where it is.
+    /// Where the message is.
     pub(super) end: End,
-    /// Everything is as it should be: the end, the rule, every engine's answer, the order.
+    /// Whether all is as expected: the place, the rule, the answer of the fragile engine, the order.
     pub(super) as_expected: bool,
-    /// What was decided and why.
+    /// The last decision.
     pub(super) decision: Option<Decision>,
-    /// What each engine said.
+    /// The report of each engine.
     pub(super) reports: Vec<Report>,
 }
 
-/// Plays everything; one act for each scene, and each is shown when it has happened.
+/// Plays all scenes in their order, and shows each result as soon as it is known. Returns one act for each scene.
 pub(super) async fn play(stage: &Stage, terminal: &mut Terminal<'_>) -> Result<Vec<Act>, CliError> {
     let mut acts = Vec::new();
     show::introduction(stage, terminal)?;
@@ -62,7 +62,7 @@ pub(super) async fn play(stage: &Stage, terminal: &mut Terminal<'_>) -> Result<V
     let recovery = scene::recovery();
     show::headline(acts.len(), &recovery, terminal)?;
     if let Some(id) = waits {
-        stage.engine().mend();
+        stage.engine().restart();
         stage.store().make_due(id, Timestamp::now()).await?;
         stage.wake();
     }
@@ -71,7 +71,7 @@ pub(super) async fn play(stage: &Stage, terminal: &mut Terminal<'_>) -> Result<V
     Ok(acts)
 }
 
-/// Two messages at once; returns the id of the one that is still there.
+/// Sends two messages at once, one of which makes the engine hang. Returns the id of that message, which stays in the relay.
 async fn while_the_engine_hangs(
     stage: &Stage,
     acts: &mut Vec<Act>,
@@ -80,8 +80,8 @@ async fn while_the_engine_hangs(
     let (hanging, clean) = (scene::hung_engine(), scene::meanwhile());
     show::headline(acts.len(), &hanging, terminal)?;
     let second = async {
-        // If it never hangs, the clean message overtakes nothing, and that is told.
-        let _ = Deadline::after(PATIENCE).run(stage.engine().hangs()).await;
+        // If the engine does not hang, the clean message overtakes nothing, and the result reports that.
+        let _ = Deadline::after(WAIT_MAX).run(stage.engine().hangs()).await;
         stage.send(clean.content.clone()).await
     };
     let (slow, fast) = tokio::join!(stage.send(hanging.content.clone()), second);
@@ -107,7 +107,7 @@ async fn stored(stage: &Stage, lane: Lane) -> Result<Vec<Record>, CliError> {
     Ok(stage.store().search(filter).await?)
 }
 
-/// What became of a message that was `sent`.
+/// The result of a message that was `sent`.
 async fn act(stage: &Stage, scene: &Scene, sent: &Sent) -> Result<Act, CliError> {
     let act = looked_up(stage, scene, sent.id, sent.refused).await?;
     Ok(Act {
@@ -117,7 +117,7 @@ async fn act(stage: &Stage, scene: &Scene, sent: &Sent) -> Result<Act, CliError>
     })
 }
 
-/// Where a message is, and what the relay says about it.
+/// Looks up where a message is, and the relay's decision and reports about it.
 async fn looked_up(
     stage: &Stage,
     scene: &Scene,
@@ -141,7 +141,9 @@ async fn looked_up(
         .map(|last| (last.decision, last.reports))
         .unwrap_or_default();
     let rule = decision.as_ref().map(|decision| decision.rule.as_str());
-    let fragile = reports.iter().find(|report| &*report.engine == FRAGILE);
+    let fragile = reports
+        .iter()
+        .find(|report| &*report.engine == FRAGILE_ENGINE);
     let engine = fragile.is_some_and(|report| report.missing() == scene.missing);
     Ok(Act {
         name: scene.name,

@@ -1,4 +1,4 @@
-//! The messages that are sent, and what should become of them.
+//! The messages that the demo sends, and the expected result of each.
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ pub(super) enum End {
     Delivered,
     /// In quarantine.
     Held,
-    /// With its sender, who was told why.
+    /// With its sender, whom the reply told the reason.
     Rejected,
     /// In the relay's store, to be scanned again.
     Deferred,
@@ -22,7 +22,7 @@ pub(super) enum End {
 }
 
 impl End {
-    /// The word, for people and in the relay's history.
+    /// The word in text output and in the relay's history.
     pub(super) fn event(self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
@@ -33,41 +33,39 @@ impl End {
         }
     }
 
-    /// Where that is.
+    /// The place in words.
     pub(super) fn place(self) -> &'static str {
         match self {
             Self::Delivered => "on the mail server, byte for byte, and nowhere else",
             Self::Held => "in the relay's quarantine; the mail server has not seen it",
-            Self::Rejected => "with its sender; nothing was stored, no bounce is written",
-            Self::Deferred => {
-                "in the relay's store, to be scanned again; a crash would not lose it"
-            }
+            Self::Rejected => "with its sender; the relay stored nothing and writes no bounce",
+            Self::Deferred => "in the relay's store, for another scan; a crash would not lose it",
             Self::Unknown => "not where it should be",
         }
     }
 }
 
-/// One thing that happens.
+/// One scene of the demo.
 #[derive(Debug)]
 pub(super) struct Scene {
-    /// For programs.
+    /// The name in JSON output.
     pub(super) name: &'static str,
-    /// For people: what happens and what should come of it.
+    /// The headline in text output, with the expected result.
     pub(super) headline: &'static str,
     /// The content that is sent.
     pub(super) content: String,
-    /// Where the message should be in the end.
+    /// Where the message should be at the end.
     pub(super) end: End,
-    /// The rule that should decide.
+    /// The rule that should have decided.
     pub(super) rule: &'static str,
-    /// Why the fragile engine should have no answer; none: it should have one.
+    /// The reason why the fragile engine should have no answer; none if it should have one.
     pub(super) missing: Option<Reason>,
 }
 
 pub(super) fn clean() -> Scene {
     Scene {
         name: "clean",
-        headline: "A clean message: passed on while its sender waits, and nothing is stored",
+        headline: "A clean message: delivered while its sender waits; nothing is stored",
         content: message(
             "Lunch on Thursday?",
             "",
@@ -80,7 +78,7 @@ pub(super) fn clean() -> Scene {
 }
 
 pub(super) fn eicar() -> Scene {
-    // The anti-virus test file. Base 64, so that no scanner takes this program for what it sends.
+    // The EICAR test file, in base 64: otherwise scanners would find it in this program.
     let file = "WDVPIVAlQEFQWzRcUFpYNTQoUF4pN0NDKTd9JEVJQ0FSLVNUQU5EQVJELUFOVElWSVJVUy1URVNU\r\n\
                 LUZJTEUhJEgrSCo=";
     Scene {
@@ -96,7 +94,7 @@ pub(super) fn eicar() -> Scene {
 pub(super) fn blocked_attachment() -> Scene {
     Scene {
         name: "blocked-attachment",
-        headline: "A program that poses as a document (invoice.pdf.exe): refused, and its sender is told",
+        headline: "A program disguised as a document (invoice.pdf.exe): refused in the session",
         // "no program at all"
         content: attachment(
             "Your invoice",
@@ -112,7 +110,7 @@ pub(super) fn blocked_attachment() -> Scene {
 pub(super) fn hung_engine() -> Scene {
     Scene {
         name: "hung-engine",
-        headline: "A message on which one engine hangs: kept safely, to be scanned again",
+        headline: "A message on which one engine hangs: stored safely for another scan",
         content: hanging(),
         end: End::Deferred,
         rule: "coverage.av",
@@ -131,11 +129,11 @@ pub(super) fn meanwhile() -> Scene {
     }
 }
 
-/// The message of [`hung_engine`] once more.
+/// The message of [`hung_engine`] again, after the engine has been restarted.
 pub(super) fn recovery() -> Scene {
     Scene {
         name: "recovery",
-        headline: "The engine works again: the message that waited is scanned again and delivered",
+        headline: "The engine works again: the stored message is scanned again and delivered",
         content: hanging(),
         end: End::Delivered,
         rule: "policy.clean",
@@ -144,7 +142,7 @@ pub(super) fn recovery() -> Scene {
 }
 
 fn hanging() -> String {
-    let field = format!("{}\r\n", engine::MARKER);
+    let field = format!("{}\r\n", engine::HANG_MARKER);
     message(
         "Quarterly report",
         &field,
@@ -152,7 +150,7 @@ fn hanging() -> String {
     )
 }
 
-/// `fields` are more header fields, each with its CRLF.
+/// A message; `fields` are further header fields, each with its CRLF.
 fn message(subject: &str, fields: &str, text: &str) -> String {
     format!(
         "From: Alice <alice@sender.example>\r\nTo: Bob <bob@demo.example>\r\nSubject: {subject}\r\n\

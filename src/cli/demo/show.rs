@@ -1,25 +1,27 @@
-//! What people see of it; programs get one JSON value at the end.
+//! The output of the demo: text while it runs, or one JSON value at the end.
 
 use serde_json::json;
 
 use super::play::Act;
 use super::scene::Scene;
-use super::stage::{FRAGILE, Stage};
+use super::stage::{FRAGILE_ENGINE, Stage};
 use crate::cli::exit::CliError;
-use crate::cli::record::{HELD, WAITING, heading, held_row, show_reports, waiting_row};
+use crate::cli::record::{
+    HELD_COLUMNS, WAITING_COLUMNS, heading, held_row, show_reports, waiting_row,
+};
 use crate::cli::terminal::Terminal;
 use crate::store::{Lane, Record};
 
-/// Who is who.
+/// Prints the parts of the demo, with their addresses.
 pub(super) fn introduction(stage: &Stage, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     if terminal.json {
         return Ok(());
     }
     let address = stage.address().map(|address| address.to_string());
     for line in [
-        "A relay with three engines, and a mail server behind it. All of it runs in this process and in a",
-        "temporary folder; no other mail and no other machine is touched. The engine called \"fragile\" has a",
-        "bug that real scanners have now and then: it answers at once, but hangs on one particular message.",
+        "The demo runs a relay with three engines, and a mail server behind the relay, in this process and in a",
+        "temporary folder. It touches no other mail and no other machine. The engine \"fragile\" has a bug that",
+        "real scanners have as well: it answers most messages at once, but hangs on one particular message.",
         "",
     ] {
         terminal.line(line)?;
@@ -27,11 +29,11 @@ pub(super) fn introduction(stage: &Stage, terminal: &mut Terminal<'_>) -> Result
     terminal.fields(&[
         ("relay", address.unwrap_or_default()),
         ("mail server", stage.mail_server().address().to_string()),
-        (FRAGILE, stage.engine().address().to_string()),
+        (FRAGILE_ENGINE, stage.engine().address().to_string()),
     ])
 }
 
-/// What is about to happen; shown before it does.
+/// Prints the headline of a scene, before the scene begins.
 pub(super) fn headline(
     number: usize,
     scene: &Scene,
@@ -44,7 +46,7 @@ pub(super) fn headline(
     Ok(terminal.out.flush()?)
 }
 
-/// What happened last.
+/// Prints the last result.
 pub(super) fn last(acts: &[Act], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     let Some(act) = acts.last().filter(|_| !terminal.json) else {
         return Ok(());
@@ -57,10 +59,10 @@ pub(super) fn last(acts: &[Act], terminal: &mut Terminal<'_>) -> Result<(), CliE
         (Some(ms), Some(by)) => format!("{ms} ms, and {by} ms before the message above"),
     };
     terminal.fields(&[
-        ("   sender was told", act.reply.clone().unwrap_or_default()),
+        ("   reply", act.reply.clone().unwrap_or_default()),
         ("   after", wait),
         (
-            "   it is now",
+            "   now",
             format!("{}: {}", act.end.event(), act.end.place()),
         ),
         ("   because", because.unwrap_or_default()),
@@ -68,17 +70,14 @@ pub(super) fn last(acts: &[Act], terminal: &mut Terminal<'_>) -> Result<(), CliE
             "   BUT",
             match act.as_expected {
                 true => String::new(),
-                false => format!(
-                    "it should have been {}, as the headline says",
-                    act.expected.event()
-                ),
+                false => format!("expected: {}, as the headline says", act.expected.event()),
             },
         ),
     ])?;
     show_reports(&act.reports, terminal)
 }
 
-/// What an administrator sees of the messages that are kept.
+/// Prints the lists of stored messages as an administrator sees them.
 pub(super) fn stored(
     lane: Lane,
     records: &[Record],
@@ -89,18 +88,18 @@ pub(super) fn stored(
     }
     if lane == Lane::Held {
         heading(
-            "What an administrator sees now with `spillway quarantine list`:",
+            "An administrator now sees with `spillway quarantine list`:",
             terminal,
         )?;
         let rows: Vec<_> = records.iter().map(|r| held_row(r, terminal)).collect();
-        return terminal.table(&HELD, rows);
+        return terminal.table(&HELD_COLUMNS, rows);
     }
     heading("… and with `spillway queue list`:", terminal)?;
     let rows: Vec<_> = records.iter().map(|r| waiting_row(r, terminal)).collect();
-    terminal.table(&WAITING, rows)
+    terminal.table(&WAITING_COLUMNS, rows)
 }
 
-/// The result; everything is cleaned up by now.
+/// Prints the result of the demo, after everything has been removed.
 pub(super) fn end(acts: &[Act], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     let wrong: Vec<&str> = acts
         .iter()
@@ -111,8 +110,8 @@ pub(super) fn end(acts: &[Act], terminal: &mut Terminal<'_>) -> Result<(), CliEr
         return terminal.json(&json!({"as_expected": wrong.is_empty(), "messages": acts}));
     }
     let result = match wrong.as_slice() {
-        [] => format!("All {} ended as they should.", acts.len()),
-        names => format!("Not as it should be: {}.", names.join(", ")),
+        [] => format!("All {} results are as expected.", acts.len()),
+        names => format!("Not as expected: {}.", names.join(", ")),
     };
     heading(&result, terminal)?;
     terminal.line("Everything is stopped, and the temporary folder is removed.")

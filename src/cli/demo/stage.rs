@@ -1,4 +1,4 @@
-//! Everything that runs during the demo, and its end.
+//! The relay, the engine and the mail server of the demo: their start and their end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,15 +18,15 @@ use crate::message::{BodyKind, Content, Envelope, Mailbox, MessageId, Origin, Re
 use crate::store::Store;
 use crate::store::history::{self, HistoryEntry};
 
-/// What happens in no time, or not at all.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// Maximum wait for each step, 20 s. A step that works takes at most a few seconds (the engine's timeout is 2 s).
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(20);
 /// The name of the engine that hangs.
-pub(super) const FRAGILE: &str = "fragile";
-/// Between two looks at something that is about to happen.
-const TICK: Duration = Duration::from_millis(20);
+pub(super) const FRAGILE_ENGINE: &str = "fragile";
+/// Interval between reads of the history while the demo waits for an event: short, so that the demo does not look slow.
+const HISTORY_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The relay's configuration. Two `av` engines must have answered before a message is passed on, so the one that hangs
-/// matters.
+/// The relay's configuration. Coverage needs answers of two `av` engines before a delivery, so the engine that hangs makes a
+/// difference.
 const CONFIGURATION: &str = r#"
 [relay]
 hostname = "relay.demo.example"
@@ -75,7 +75,7 @@ disk_reserve = "1MiB"
 http = ""
 "#;
 
-/// Two addresses and the relay between them.
+/// The running parts of the demo.
 pub(super) struct Stage {
     folder: TempDir,
     mail_server: MailServer,
@@ -84,35 +84,35 @@ pub(super) struct Stage {
     sender: Delivery,
 }
 
-/// A message that was sent.
+/// The result of sending one message.
 #[derive(Debug)]
 pub(super) struct Sent {
-    /// What the relay called it.
+    /// The id in the relay's reply.
     pub(super) id: Option<MessageId>,
     /// The relay's reply to end of data.
     pub(super) reply: String,
-    /// The reply was 5yz.
+    /// Whether the reply was 5yz.
     pub(super) refused: bool,
-    /// How long the sender waited for it.
+    /// How long the sender waited for the reply.
     pub(super) took: Duration,
-    /// When it came.
+    /// When the reply came.
     pub(super) at: Instant,
 }
 
 impl Stage {
-    /// Starts everything, on loopback and in a temporary folder.
+    /// Starts all parts, on loopback and in a temporary folder.
     pub(super) async fn set() -> Result<Self, CliError> {
         let file = |path, error| CliError::File(path, error);
         let folder = tempfile::Builder::new()
             .prefix("spillway-demo-")
             .tempdir()
             .map_err(|error| file(std::env::temp_dir(), error))?;
-        let port = |error| CliError::Internal(format!("no port on 127.0.0.1: {error}"));
+        let port = |error| CliError::Internal(format!("cannot listen on 127.0.0.1: {error}"));
         let mail_server = MailServer::start().await.map_err(port)?;
         let engine = FragileEngine::start().await.map_err(port)?;
         let path = folder.path().join("spillway.toml");
         let text = CONFIGURATION
-            .replace("{fragile}", FRAGILE)
+            .replace("{fragile}", FRAGILE_ENGINE)
             .replace("{engine}", &engine.address().to_string())
             .replace("{mail_server}", &mail_server.address().to_string());
         std::fs::write(&path, text).map_err(|error| file(path.clone(), error))?;
@@ -134,7 +134,7 @@ impl Stage {
         self.relay.addresses().first().copied()
     }
 
-    /// The mail server behind it.
+    /// The mail server behind the relay.
     pub(super) fn mail_server(&self) -> &MailServer {
         &self.mail_server
     }
@@ -144,12 +144,12 @@ impl Stage {
         &self.engine
     }
 
-    /// What the relay keeps.
+    /// The relay's store.
     pub(super) fn store(&self) -> &Arc<dyn Store> {
         self.relay.pipeline().store()
     }
 
-    /// Tells the relay that stored mail is due.
+    /// Makes the relay look for stored mail that is due.
     pub(super) fn wake(&self) {
         self.relay.pipeline().wake();
     }
@@ -164,7 +164,7 @@ impl Stage {
             content: Content::uncharged(content),
             told: Told::default(),
         };
-        let outcomes = self.sender.deliver(&mail, Deadline::after(PATIENCE)).await;
+        let outcomes = self.sender.deliver(&mail, Deadline::after(WAIT_MAX)).await;
         let answer = outcomes.first().map(Outcome::answer);
         let reply = match answer.and_then(|answer| answer.reply.as_ref()) {
             Some(reply) => reply.to_string(),
@@ -180,26 +180,30 @@ impl Stage {
         }
     }
 
-    /// The last of a message's events so far; waits for `event`, though not for ever.
+    /// The last event of a message. Waits for `event`, at most [`WAIT_MAX`].
     pub(super) async fn last_event(
         &self,
         id: MessageId,
         event: &str,
     ) -> Result<Option<HistoryEntry>, CliError> {
-        let path = self.folder.path().join("spillway-data").join(history::FILE);
-        let deadline = Deadline::after(PATIENCE);
+        let path = self
+            .folder
+            .path()
+            .join("spillway-data")
+            .join(history::FILE_NAME);
+        let deadline = Deadline::after(WAIT_MAX);
         loop {
             let last = history::read(&path, id).await?.pop();
             if last.as_ref().is_some_and(|last| last.event == event) || deadline.passed() {
                 return Ok(last);
             }
-            deadline.within(TICK).wait().await;
+            deadline.within(HISTORY_CHECK_INTERVAL).wait().await;
         }
     }
 
-    /// Ends everything and removes what it left.
+    /// Stops all parts and removes the temporary folder.
     pub(super) async fn clear(self) -> Result<(), CliError> {
-        // Its idle connections are the relay's open sessions.
+        // The sender's idle connections are open sessions of the relay, and would delay its drain.
         drop(self.sender);
         self.relay.drain().await;
         drop((self.engine, self.mail_server));
@@ -210,7 +214,7 @@ impl Stage {
     }
 }
 
-/// The same client that the relay uses towards its next hops.
+/// A client of the relay: the code with which the relay itself delivers to next hops.
 fn sender(relay: Option<SocketAddr>) -> Result<Delivery, CliError> {
     let day = Duration::from_secs(86_400);
     let settings = Settings {
@@ -225,10 +229,10 @@ fn sender(relay: Option<SocketAddr>) -> Result<Delivery, CliError> {
             password_file: None,
             connections: 4,
             pace: false,
-            idle: PATIENCE,
-            connect_timeout: PATIENCE,
-            command_timeout: PATIENCE,
-            data_timeout: PATIENCE,
+            idle: WAIT_MAX,
+            connect_timeout: WAIT_MAX,
+            command_timeout: WAIT_MAX,
+            data_timeout: WAIT_MAX,
             hostname: "sender.example".to_owned(),
         }),
         retry_first: day,

@@ -1,4 +1,4 @@
-//! What a pattern catches among the messages that are stored: the nearest thing to knowing what it will catch.
+//! The stored messages that a pattern matches: the best available forecast of the messages that it will match.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,27 +12,27 @@ use crate::message::pattern::Facts;
 use crate::message::{Content, Fingerprint, Message, MessageId, Pattern};
 use crate::store::{Filter, Lane, Record, Store, StoreError};
 
-/// Messages that are looked at: each has to be read and taken apart.
-const LOOKED_AT: usize = 2000;
-/// Messages read at once.
+/// Maximum number of messages that are compared: 2000, because each must be read and parsed.
+const MESSAGES_COMPARED_MAX: usize = 2000;
+/// Records in one read of the store, which bounds the memory of a read.
 const MESSAGES_PER_READ: usize = 200;
-/// Messages that are named.
+/// Matching messages that the output names: a few examples.
 const MESSAGES_SHOWN: usize = 5;
 
-/// How many it catches.
+/// The number of matching messages, with examples.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Caught {
-    /// Messages that are held, or wait to be scanned or delivered; the newest, at most [`LOOKED_AT`].
+    /// Compared messages: the newest held or waiting ones, at most [`MESSAGES_COMPARED_MAX`].
     looked_at: usize,
-    /// Those of them that it catches.
+    /// Compared messages that match.
     caught: usize,
-    /// The newest of these.
+    /// The newest matching messages, at most [`MESSAGES_SHOWN`].
     first: Vec<MessageId>,
 }
 
 impl fmt::Display for Caught {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let newest = if self.looked_at == LOOKED_AT {
+        let newest = if self.looked_at == MESSAGES_COMPARED_MAX {
             "newest "
         } else {
             ""
@@ -56,7 +56,7 @@ impl fmt::Display for Caught {
     }
 }
 
-/// Compares the pattern with what is held and what waits.
+/// Compares the pattern with the messages in quarantine and in the queue.
 pub(super) async fn catches(pattern: &Pattern, store: &dyn Store) -> Result<Caught, CliError> {
     let mut caught = Caught::default();
     let mut filter = Filter {
@@ -64,13 +64,13 @@ pub(super) async fn catches(pattern: &Pattern, store: &dyn Store) -> Result<Caug
         limit: MESSAGES_PER_READ,
         ..Filter::default()
     };
-    while caught.looked_at < LOOKED_AT {
+    while caught.looked_at < MESSAGES_COMPARED_MAX {
         let page = store.search(filter.clone()).await?;
         if page.is_empty() {
             break;
         }
         filter.offset += page.len();
-        for record in page.iter().take(LOOKED_AT - caught.looked_at) {
+        for record in page.iter().take(MESSAGES_COMPARED_MAX - caught.looked_at) {
             caught.looked_at += 1;
             if one(pattern, record, store).await? {
                 caught.caught += 1;
@@ -86,7 +86,7 @@ pub(super) async fn catches(pattern: &Pattern, store: &dyn Store) -> Result<Caug
 async fn one(pattern: &Pattern, record: &Record, store: &dyn Store) -> Result<bool, CliError> {
     let content = match store.content(record.id).await {
         Ok(content) => content,
-        // Gone meanwhile, or damaged: there is nothing to compare.
+        // The message has left the store meanwhile, or is damaged: there is nothing to compare.
         Err(StoreError::NotFound(_) | StoreError::Damaged(..)) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
@@ -98,7 +98,7 @@ async fn one(pattern: &Pattern, record: &Record, store: &dyn Store) -> Result<bo
         trace: "".into(),
         content: Content::uncharged(content),
     };
-    // Not on the runtime's thread: a message may be large.
+    // Parsing a large message would block the thread of the runtime.
     let compare = move || {
         let inspection = mime::inspect(message.content.bytes(), mime::Limits::default());
         pattern.matches(&Facts {

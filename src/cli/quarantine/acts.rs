@@ -1,4 +1,4 @@
-//! Acts of a reviewer: release, delete, export; on one message or on many.
+//! Acts of a reviewer on one or several messages: release, delete, export.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Export, Format, Release};
 use crate::cli::exit::{CliError, Exit, Outcome};
-use crate::cli::record::{HELD, held_row};
+use crate::cli::record::{HELD_COLUMNS, held_row};
 use crate::cli::select::{Selected, Selection};
 use crate::cli::terminal::{Terminal, count};
 use crate::cli::{control, person};
@@ -19,10 +19,10 @@ use crate::message::MessageId;
 use crate::quarantine::{self, Act, QuarantineError, export::Format as Form};
 use crate::store::{Lane, Record, Store};
 
-/// From how many messages on a bar shows how far the work is.
+/// From 20 messages on, a bar shows the progress; fewer are done before a person reads the bar.
 const PROGRESS_BAR_MESSAGES_MIN: usize = 20;
 
-/// What is done, in words.
+/// An act in words.
 struct Verb {
     /// `release`
     present: &'static str,
@@ -41,7 +41,7 @@ pub(super) async fn release(
         past: "released",
     };
     let to = Some(wanted.to.clone()).filter(|to| !to.is_empty());
-    // Which next hop will take it is not known here; the most patient one is not cut short.
+    // The next hop of the message is not known here, so the longest `give_up` applies: none is cut short.
     let give_ups = config.next_hops.iter().map(|hop| hop.give_up);
     let give_up = give_ups.max().unwrap_or_default();
     let act = act(terminal);
@@ -50,7 +50,7 @@ pub(super) async fn release(
         released.map(drop).map_err(CliError::from)
     };
     let done = many(&wanted.selection, &verb, store, each, terminal).await;
-    // Also where that could not be told: what is released is released.
+    // The relay is notified even if the report could not be written: the released messages wait for delivery.
     control::wake(&config.admin.socket).await;
     done
 }
@@ -106,7 +106,7 @@ pub(super) async fn export(
     many(&wanted.selection, &verb, store, each, terminal).await
 }
 
-/// Messages one after the other on standard output; nothing else goes there.
+/// Writes the messages one after the other to standard output. No other text goes there.
 async fn export_to_output(
     wanted: &Export,
     store: &dyn Store,
@@ -122,8 +122,7 @@ async fn export_to_output(
         Selected::DryRun(number, shown) => return dry_run("export", number, &shown, terminal),
     };
     if wanted.format == Format::Eml && ids.len() > 1 {
-        let what =
-            "several messages on standard output would run into each other; use --format mbox";
+        let what = "eml cannot separate several messages on standard output; use --format mbox or a folder";
         return Err(CliError::Usage(what.to_owned()));
     }
     for id in ids {
@@ -142,8 +141,9 @@ fn form(format: Format) -> Form {
     }
 }
 
-/// For its owner alone: what is held may be anything. A file that is there is added to or left alone, never overwritten. What
-/// cannot be written whole is taken back, so that the export can be made again and no message is there twice, or half.
+/// Writes a file that only its owner may read, because a held message may contain anything. An existing file is appended to
+/// (`append`) or is an error, and never overwritten. An incomplete write is undone, so that a repeated export leaves no
+/// message twice or in part.
 fn write_private(file: &Path, append: bool, octets: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     match append {
@@ -154,7 +154,7 @@ fn write_private(file: &Path, append: bool, octets: &[u8]) -> io::Result<()> {
     let before = out.metadata()?.len();
     let written = out.write_all(octets).and_then(|()| out.sync_all());
     if written.is_err() {
-        // As far as that goes: what is told is why it could not be written.
+        // A failure to undo is not reported: the caller reports the failed write.
         let _ = match append {
             true => out.set_len(before),
             false => std::fs::remove_file(file),
@@ -163,7 +163,7 @@ fn write_private(file: &Path, append: bool, octets: &[u8]) -> io::Result<()> {
     written
 }
 
-/// Does `each` to every selected message and reports; what fails for one does not keep the others from being done.
+/// Applies `each` to every selected message and reports the results. A failure for one message does not stop the others.
 async fn many(
     selection: &Selection,
     verb: &Verb,
@@ -239,7 +239,7 @@ fn dry_run(verb: &str, number: usize, shown: &[Record], terminal: &mut Terminal<
         return Ok(Exit::Done);
     }
     let rows: Vec<_> = shown.iter().map(|r| held_row(r, terminal)).collect();
-    terminal.table(&HELD, rows)?;
+    terminal.table(&HELD_COLUMNS, rows)?;
     terminal.line(format!("would {verb} {}", count(number, "message")))?;
     Ok(Exit::Done)
 }

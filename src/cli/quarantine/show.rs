@@ -1,4 +1,4 @@
-//! One stored message, with everything a reviewer needs to judge it, and nothing that could act on the terminal.
+//! Shows one stored message: all that a reviewer needs for a judgement, with every character that acts on a terminal escaped.
 
 use bytes::Bytes;
 use mail_parser::HeaderValue;
@@ -14,8 +14,8 @@ use crate::message::pattern::AttachmentHash;
 use crate::store::{Record, Store};
 use crate::telemetry::escape::Escaped;
 
-/// Fields worth a reviewer's look, in the order in which they are shown.
-const FIELDS: [&str; 14] = [
+/// Header fields that help a reviewer, in the order of the output.
+const FIELDS_SHOWN: [&str; 14] = [
     "From",
     "Sender",
     "Reply-To",
@@ -31,16 +31,16 @@ const FIELDS: [&str; 14] = [
     "Authentication-Results",
     "Content-Type",
 ];
-/// Characters of a field's body that are shown.
-const FIELD: usize = 500;
-/// Lines of text that are shown.
-const LINES: usize = 40;
-/// Columns of such a line where the terminal does not say.
-const LINE: usize = 200;
-/// Audit entries that are shown.
-const AUDIT: usize = 100;
+/// Columns of a field's body that are shown: a sender may write a field of any length.
+const FIELD_COLUMNS_SHOWN: usize = 500;
+/// Lines of text that `--body` shows: about one screen.
+const TEXT_LINES_SHOWN: usize = 40;
+/// Columns of a line of text if the terminal's width is not known.
+const TEXT_COLUMNS_DEFAULT: usize = 200;
+/// Maximum number of audit entries shown: more than a person reads about one message.
+const AUDIT_ENTRIES_SHOWN: usize = 100;
 
-/// Shows a record of any lane.
+/// Shows a stored message of any lane.
 pub(in crate::cli) async fn show(
     record: &Record,
     body: bool,
@@ -48,7 +48,9 @@ pub(in crate::cli) async fn show(
     terminal: &mut Terminal<'_>,
 ) -> Outcome {
     let content = store.content(record.id).await?;
-    let audit = store.audited(Some(record.id.into()), AUDIT).await?;
+    let audit = store
+        .audited(Some(record.id.into()), AUDIT_ENTRIES_SHOWN)
+        .await?;
     let fields = fields(header::section(&content));
     let inspection = inspect(content).await?;
     let text = body.then(|| text(&inspection)).flatten();
@@ -74,7 +76,10 @@ pub(in crate::cli) async fn show(
     }
     heading("Header fields", terminal)?;
     for (name, value) in &fields {
-        terminal.line(format!("  {name}: {}", cut(&safe(value), FIELD)))?;
+        terminal.line(format!(
+            "  {name}: {}",
+            cut(&safe(value), FIELD_COLUMNS_SHOWN)
+        ))?;
     }
     show_parts(&inspection, terminal)?;
     show_audit(&audit, terminal)?;
@@ -84,16 +89,16 @@ pub(in crate::cli) async fn show(
     Ok(Exit::Done)
 }
 
-/// Not on the runtime's thread: a message may be large.
+/// Inspects the content outside the thread of the runtime, which a large message would block.
 async fn inspect(content: Bytes) -> Result<Inspection, CliError> {
     tokio::task::spawn_blocking(move || mime::inspect(&content, mime::Limits::default()))
         .await
         .map_err(|error| CliError::Internal(error.to_string()))
 }
 
-/// The first field of each name; how often Received is there, and the newest of them.
+/// The first field of each name, and the newest Received field.
 fn fields(section: &[u8]) -> Vec<(&'static str, String)> {
-    let mut shown: Vec<_> = FIELDS
+    let mut shown: Vec<_> = FIELDS_SHOWN
         .iter()
         .filter_map(|name| {
             let field = header::first(section, name)?;
@@ -145,7 +150,7 @@ fn show_parts(inspection: &Inspection, terminal: &mut Terminal<'_>) -> Result<()
         ))?;
     }
     for exceeded in &inspection.exceeded {
-        terminal.line(format!("not looked at any further: {}", exceeded.as_str()))?;
+        terminal.line(format!("not inspected any further: {}", exceeded.as_str()))?;
     }
     Ok(())
 }
@@ -181,21 +186,29 @@ fn part_json(part: &Part) -> serde_json::Value {
     })
 }
 
-/// The first lines of the text that a reader would see: text/plain, else any other text.
+/// The first lines of the text that a mail program would show: of text/plain, else of another text part.
 fn text(inspection: &Inspection) -> Option<Vec<String>> {
     let readable = |part: &&Part| !part.is_container && !part.is_attachment;
     let mut parts = inspection.parts.iter().filter(readable);
     let plain = parts.clone().find(|part| part.declared == "text/plain");
     let part = plain.or_else(|| parts.find(|part| part.declared.starts_with("text/")))?;
-    // Enough for the lines that are shown, however long they are.
+    // 64 KiB are more than the lines that are shown, except for very long lines.
     let start = part.bytes.get(..64 * 1024).unwrap_or(&part.bytes);
     let text = String::from_utf8_lossy(start);
-    Some(text.lines().take(LINES).map(str::to_owned).collect())
+    Some(
+        text.lines()
+            .take(TEXT_LINES_SHOWN)
+            .map(str::to_owned)
+            .collect(),
+    )
 }
 
 fn show_text(lines: &[String], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     heading("Text", terminal)?;
-    let width = terminal.width.map_or(LINE, usize::from).saturating_sub(2);
+    let width = terminal
+        .width
+        .map_or(TEXT_COLUMNS_DEFAULT, usize::from)
+        .saturating_sub(2);
     for line in lines {
         let line = Escaped(line.replace('\t', "    ")).to_string();
         terminal.line(format!("  {}", cut(&line, width)).trim_end())?;

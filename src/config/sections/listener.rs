@@ -10,6 +10,7 @@ use crate::listener::{Limits, LineEndings, Mode, Settings, Tls};
 
 use super::{DAY, HOUR, MINUTE, network, secs, socket_address};
 
+/// Reads a `[[listener]]`.
 pub(in crate::config) fn listener(mut section: Section<'_>) -> Settings {
     let name = section.name("\"smtp\"");
     section.require_items("address", "[\"127.0.0.1:2525\"]");
@@ -60,13 +61,13 @@ pub(in crate::config) fn listener(mut section: Section<'_>) -> Settings {
     settings
 }
 
-/// Encryption needs a certificate with its key; what needs encryption needs it to be on.
+/// TLS needs a certificate and its key; `users_file` and `client_ca` need TLS.
 fn check_tls(section: &Section<'_>, settings: &Settings) {
     match (section.has("certificate"), section.has("key")) {
-        (true, false) => section.complain("certificate", "has no key beside it", "add key = \"…\""),
+        (true, false) => section.complain("certificate", "is set without key", "add key = \"…\""),
         (false, true) => section.complain(
             "key",
-            "has no certificate beside it",
+            "is set without certificate",
             "add certificate = \"…\"",
         ),
         (false, false) if settings.tls != Tls::Off => {
@@ -82,12 +83,9 @@ fn check_tls(section: &Section<'_>, settings: &Settings) {
         for (key, why) in [
             (
                 "users_file",
-                "passwords are taken over TLS only, and tls is off",
+                "passwords are accepted over TLS only, and tls is off",
             ),
-            (
-                "client_ca",
-                "client certificates come with TLS, and tls is off",
-            ),
+            ("client_ca", "client certificates need TLS, and tls is off"),
         ] {
             if section.has(key) {
                 section.complain(
@@ -100,13 +98,14 @@ fn check_tls(section: &Section<'_>, settings: &Settings) {
     }
 }
 
-/// Who may relay, or may say in whose name it relays, must be bounded: spammers find an open relay within hours.
+/// The networks that may relay, or may name another client that relays, must be bounded: spammers find an open relay
+/// within hours.
 fn check_open_relay(section: &Section<'_>, settings: &Settings) {
     for net in too_wide(&settings.relay_networks) {
         section.complain(
             "relay_networks",
-            format!("{net} lets strangers relay through this server (an open relay)"),
-            "list the networks of your own servers; let others log in with users_file",
+            format!("{net} lets unknown clients relay through this server (an open relay)"),
+            "list only the networks of your own servers; other clients can log in (users_file)",
         );
     }
     for (key, nets) in [
@@ -117,15 +116,16 @@ fn check_open_relay(section: &Section<'_>, settings: &Settings) {
         for net in too_wide(nets) {
             section.complain(
                 key,
-                format!("{net} lets strangers claim to be any client, one that may relay included"),
-                "list the addresses of your own proxies and servers",
+                format!("{net} lets unknown peers claim to be any client, even one that may relay"),
+                "list only the addresses of your own proxies and servers",
             );
         }
     }
 }
 
-/// Networks too wide to be anybody's own; if each is narrow enough, what they make together: the world written in many
-/// pieces is the world.
+/// Networks that are too wide to belong to one organisation: prefixes of at most 8 bits (IPv4) or 16 bits (IPv6), private
+/// networks excepted. If no single network is too wide, the function checks their aggregate, because many narrow networks
+/// can cover the whole Internet.
 fn too_wide(nets: &[IpNet]) -> Vec<IpNet> {
     let canonical: Vec<IpNet> = nets.iter().map(unmapped).collect();
     let private = |net: &IpNet| match net {
@@ -145,6 +145,7 @@ fn too_wide(nets: &[IpNet]) -> Vec<IpNet> {
     found
 }
 
+/// The private /8 (RFC 1918) and loopback: the only private networks with a prefix of at most 8 bits.
 const PRIVATE_V4: [Ipv4Net; 2] = [
     Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 0, 0, 0), 8),
     Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8),
@@ -156,7 +157,7 @@ const PRIVATE_V6: [Ipv6Net; 2] = [
     Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10),
 ];
 
-/// `::ffff:0:0/96` and narrower are IPv4 in disguise.
+/// The IPv4 network for an IPv4-mapped one: `::ffff:0:0/96` and narrower (RFC 4291 2.5.5.2).
 fn unmapped(net: &IpNet) -> IpNet {
     match (net.addr(), net.prefix_len().checked_sub(96)) {
         (IpAddr::V6(address), Some(prefix)) => address
@@ -167,6 +168,7 @@ fn unmapped(net: &IpNet) -> IpNet {
     }
 }
 
+/// Reads `[limits]`.
 pub(in crate::config) fn limits(mut section: Section<'_>) -> Limits {
     let default = Limits::default();
     let time = |seconds: u64| secs(1)..=secs(seconds);

@@ -1,4 +1,4 @@
-//! The sections of the file, each read into the Settings of the room that it is about.
+//! The sections of the file. Each is read into the Settings of its room.
 
 mod engine;
 mod listener;
@@ -24,11 +24,12 @@ const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+// Seconds in a minute, an hour and a day.
 const MINUTE: u64 = 60;
 const HOUR: u64 = 3600;
 const DAY: u64 = 86_400;
 
-/// An address and a port to listen on.
+/// Parses an address and a port to listen on.
 fn socket_address(text: &str) -> Result<SocketAddr, Wrong> {
     text.parse().map_err(|_| {
         Wrong::new(
@@ -38,7 +39,7 @@ fn socket_address(text: &str) -> Result<SocketAddr, Wrong> {
     })
 }
 
-/// A server to connect to: `host:port`.
+/// Parses the address of a server: `host:port`.
 fn host_and_port(text: &str) -> Result<String, Wrong> {
     if text.parse::<SocketAddr>().is_ok() {
         return Ok(text.to_owned());
@@ -56,14 +57,15 @@ fn host_and_port(text: &str) -> Result<String, Wrong> {
     }
 }
 
-/// A host name: letters, digits, hyphens and dots (RFC 1123 2.1; underscores are seen in the wild).
+/// Whether a text is a host name: letters, digits, hyphens and dots (RFC 1123 2.1), and underscores, which some networks
+/// use. A name has at most 253 octets, a label at most 63 (RFC 1035 2.3.4).
 fn is_host(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(allowed);
     text.len() <= 253 && text.split('.').all(label)
 }
 
-/// A network: `192.0.2.0/24`; a bare address is the network of this one address.
+/// Parses a network: `192.0.2.0/24`. A bare address is the network of that address.
 pub(super) fn network(text: &str) -> Result<IpNet, Wrong> {
     if let Ok(address) = text.parse::<std::net::IpAddr>() {
         return Ok(IpNet::from(address));
@@ -77,7 +79,7 @@ pub(super) fn network(text: &str) -> Result<IpNet, Wrong> {
     match net.trunc() == net {
         true => Ok(net),
         false => Err(Wrong::new(
-            format!("{text:?} has address bits behind its prefix"),
+            format!("{text:?} has address bits after its prefix"),
             format!("write \"{}\"", net.trunc()),
         )),
     }

@@ -10,6 +10,7 @@ use crate::store;
 
 use super::{DAY, HOUR, MINUTE, host_and_port, is_host, secs};
 
+/// The kinds of next hops.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum KindName {
     Smtp,
@@ -23,6 +24,7 @@ const KINDS: [(&str, KindName); 3] = [
     ("maildir", KindName::Maildir),
 ];
 
+/// Keys of the kinds smtp and lmtp, for the problem of a key under the wrong kind.
 const SOCKET_KEYS: &[&str] = &[
     "address",
     "tls",
@@ -37,7 +39,7 @@ const SOCKET_KEYS: &[&str] = &[
     "data_timeout",
 ];
 
-/// `None` when the kind is not known, which has been complained about.
+/// Reads a `[[next_hop]]`. `None` if its kind is unknown; that problem is in the log.
 pub(in crate::config) fn next_hop(
     mut section: Section<'_>,
     hostname: &str,
@@ -114,8 +116,8 @@ fn server(section: &mut Section<'_>, lmtp: bool, hostname: &str) -> SmtpSettings
         match text.strip_prefix("unix:") {
             Some(path) if lmtp && path.starts_with('/') => Ok(text.to_owned()),
             Some(_) => Err(Wrong::new(
-                format!("{text:?} is not possible here"),
-                "write \"host:port\"; kind = \"lmtp\" also takes \"unix:/absolute/path\"",
+                format!("{text:?} is not allowed here"),
+                "write \"host:port\"; kind = \"lmtp\" also accepts \"unix:/absolute/path\"",
             )),
             None => host_and_port(text),
         }
@@ -149,13 +151,20 @@ fn server(section: &mut Section<'_>, lmtp: bool, hostname: &str) -> SmtpSettings
     settings
 }
 
-/// A password needs a name, encryption that cannot be talked away, and a file that others cannot read.
+/// A password needs a user name, and TLS that an attacker cannot disable (a downgrade of opportunistic TLS). Its file should
+/// not be readable by other users.
 fn check_credentials(section: &Section<'_>, settings: &SmtpSettings) {
     match (section.has("username"), section.has("password_file")) {
-        (true, false) => {
-            section.complain("username", "has no password", "add password_file = \"…\"")
-        }
-        (false, true) => section.complain("password_file", "has no user", "add username = \"…\""),
+        (true, false) => section.complain(
+            "username",
+            "is set without password_file",
+            "add password_file = \"…\"",
+        ),
+        (false, true) => section.complain(
+            "password_file",
+            "is set without username",
+            "add username = \"…\"",
+        ),
         (true, true) if matches!(settings.tls, TlsMode::Off | TlsMode::Opportunistic) => section
             .complain(
                 "username",

@@ -13,7 +13,7 @@ use crate::{listener, scan};
 
 use super::network;
 
-/// The three sections, and what their rules may name.
+/// The three kinds of sections, and the engines and listeners that rules may name.
 pub(in crate::config) struct Sections<'a> {
     pub(in crate::config) coverage: Section<'a>,
     pub(in crate::config) policy: Section<'a>,
@@ -22,6 +22,7 @@ pub(in crate::config) struct Sections<'a> {
     pub(in crate::config) listeners: &'a [listener::Settings],
 }
 
+/// Reads `[policy]`, `[coverage]` and all `[[rule]]`.
 pub(in crate::config) fn policy(sections: Sections<'_>) -> Settings {
     let Sections {
         coverage,
@@ -84,12 +85,13 @@ fn dispositions() -> [(&'static str, Disposition); 5] {
     Disposition::ALL.map(|disposition| (disposition.as_str(), disposition))
 }
 
+/// Reads `[policy.missing]`.
 fn missing(mut section: Section<'_>) -> BTreeMap<Reason, Disposition> {
     let dispositions = dispositions();
     let all = Reason::ALL.into_iter().filter_map(|reason| {
         let default = match reason {
             Reason::TooLarge | Reason::LimitsReached | Reason::Encrypted => Disposition::Quarantine,
-            // The same message would do the same again: a person should look.
+            // A further scan of the same message would fail in the same way, so a person should decide.
             Reason::BudgetSpent | Reason::Panicked | Reason::Suspect => Disposition::Quarantine,
             _ => Disposition::Defer,
         };
@@ -101,6 +103,7 @@ fn missing(mut section: Section<'_>) -> BTreeMap<Reason, Disposition> {
     all
 }
 
+/// Reads `[coverage]`.
 fn required(mut section: Section<'_>, engines: &[scan::Settings]) -> BTreeMap<EngineClass, usize> {
     let mut coverage = BTreeMap::new();
     for class in EngineClass::ALL {
@@ -113,7 +116,7 @@ fn required(mut section: Section<'_>, engines: &[scan::Settings]) -> BTreeMap<En
             let class = class.as_str();
             section.complain(
                 class,
-                format!("{required} required and {configured} of class {class} configured: no mail would ever be delivered"),
+                format!("{required} required, but only {configured} of class {class} configured: no mail would be delivered"),
                 format!("write {configured}, or add an [[engine]] with class = \"{class}\""),
             );
         }
@@ -162,7 +165,7 @@ fn rule(
     Some(rule)
 }
 
-/// A rule for everything must say so, and a condition that can never hold is a slip.
+/// A rule for all mail must say so explicitly, and an empty condition is a mistake.
 fn check_conditions(section: &Section<'_>, rule: &Rule) {
     let lists = [
         "sender",
@@ -181,16 +184,16 @@ fn check_conditions(section: &Section<'_>, rule: &Rule) {
     if given == 0 && !section.has("size_over") && !section.has("score_over") {
         section.complain(
             "then",
-            "applies to every message, since the rule has no condition",
-            "add a condition; recipient = [\"*\"] if all mail is meant",
+            "applies to every message, because the rule has no condition",
+            "add a condition, or recipient = [\"*\"] for all mail",
         );
     }
     for key in lists {
         if section.is_empty_list(key) {
             section.complain(
                 key,
-                "is empty, which is no condition",
-                "list what is to match, or remove the key",
+                "is empty, so it is not a condition",
+                "write at least one entry, or remove the key",
             );
         }
     }
@@ -201,8 +204,8 @@ fn check_conditions(section: &Section<'_>, rule: &Rule) {
     {
         section.complain(
             "engine",
-            "narrows finding, kind or missing, and the rule has none of them",
-            "add one, kind = [\"malware\"] for example",
+            "restricts finding, kind or missing, and the rule has none of them",
+            "add one of them, for example kind = [\"malware\"]",
         );
     }
 }
@@ -210,8 +213,8 @@ fn check_conditions(section: &Section<'_>, rule: &Rule) {
 fn glob(text: &str) -> Result<Glob, Wrong> {
     Glob::new(text).ok_or_else(|| {
         Wrong::new(
-            "holds an empty or very long pattern",
-            "write \"*@example.com\", \"*.xlsm\" or the like",
+            "contains an empty pattern or one of more than 500 characters",
+            "write a pattern such as \"*@example.com\" or \"*.xlsm\"",
         )
     })
 }
@@ -220,7 +223,7 @@ fn known(what: &str, text: &str, names: &[&str]) -> Result<String, Wrong> {
     match names.contains(&text) {
         true => Ok(text.to_owned()),
         false => Err(Wrong::new(
-            format!("there is no {what} {text:?}"),
+            format!("no {what} has the name {text:?}"),
             match nearest(text, names.iter().copied()) {
                 Some(meant) => format!("did you mean \"{meant}\"?"),
                 None => format!("the {what}s are {}", names.join(", ")),

@@ -19,16 +19,17 @@ use super::{DAY, HOUR, MINUTE, is_host, secs, socket_address};
 /// Settings of `[relay]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelaySettings {
-    /// What we call ourselves in greetings, EHLO and `Received`; never empty.
+    /// Name of the relay in greetings, EHLO and `Received`; never empty.
     pub hostname: String,
-    /// A tracing filter that is known to parse.
+    /// Filter of the log, which [`EnvFilter`] has parsed without error.
     pub log_level: String,
-    /// How log lines look.
+    /// Format of log lines.
     pub log_format: LogFormat,
-    /// What sessions in flight get to finish after SIGTERM.
+    /// Time that sessions in flight have to finish after SIGTERM.
     pub drain_timeout: Duration,
 }
 
+/// Reads `[relay]`.
 pub(in crate::config) fn relay(mut section: Section<'_>) -> RelaySettings {
     let hostname = section.parsed("hostname", String::new(), plain, |text| {
         let literal =
@@ -37,7 +38,7 @@ pub(in crate::config) fn relay(mut section: Section<'_>) -> RelaySettings {
             true => Ok(text.to_owned()),
             false => Err(Wrong::new(
                 format!("{text:?} is not a host name"),
-                "write \"mail.example.com\", or \"\" for the system's own",
+                "write \"mail.example.com\", or \"\" for the system's host name",
             )),
         }
     });
@@ -63,7 +64,7 @@ pub(in crate::config) fn relay(mut section: Section<'_>) -> RelaySettings {
     }
 }
 
-/// The system's host name; `localhost` where it has none that could stand in an EHLO.
+/// The system's host name; `localhost` if that name is not valid in an EHLO.
 fn system_hostname() -> String {
     let uname = rustix::system::uname();
     let name = uname.nodename().to_string_lossy();
@@ -73,6 +74,7 @@ fn system_hostname() -> String {
     }
 }
 
+/// Reads `[budget]`.
 pub(in crate::config) fn budget(mut section: Section<'_>) -> Budget {
     let default = Budget::default();
     let range = secs(1)..=secs(HOUR);
@@ -85,6 +87,7 @@ pub(in crate::config) fn budget(mut section: Section<'_>) -> Budget {
     budget
 }
 
+/// Reads `[store]`.
 pub(in crate::config) fn store(mut section: Section<'_>) -> store::Settings {
     let default = store::Settings::default();
     let path = section.text("path", &default.path.to_string_lossy());
@@ -92,7 +95,7 @@ pub(in crate::config) fn store(mut section: Section<'_>) -> store::Settings {
         section.complain(
             "path",
             "is empty",
-            "write the folder that durable mail is kept in",
+            "write the folder of the store, for example path = \"/var/lib/spillway\"",
         );
     }
     let settings = store::Settings {
@@ -113,6 +116,7 @@ pub(in crate::config) fn store(mut section: Section<'_>) -> store::Settings {
     settings
 }
 
+/// Reads `[quarantine]`.
 pub(in crate::config) fn quarantine(mut section: Section<'_>) -> quarantine::Settings {
     let default = quarantine::Settings::default();
     let retention = section.duration(
@@ -128,7 +132,7 @@ pub(in crate::config) fn quarantine(mut section: Section<'_>) -> quarantine::Set
     }
 }
 
-/// A size, or a part of the file system: `20GiB`, `50%`.
+/// Parses a size, or a percentage of the file system: `20GiB`, `50%`.
 fn capacity(text: &str) -> Result<Capacity, Wrong> {
     let out_of_range = || {
         Wrong::new(
@@ -153,6 +157,7 @@ fn show_capacity(capacity: &Capacity) -> String {
     }
 }
 
+/// Reads `[intercept]`.
 pub(in crate::config) fn intercept(mut section: Section<'_>) -> intercept::Settings {
     let default = intercept::Settings::default();
     let modes = [
@@ -169,6 +174,7 @@ pub(in crate::config) fn intercept(mut section: Section<'_>) -> intercept::Setti
     }
 }
 
+/// Reads `[admin]`.
 pub(in crate::config) fn admin(
     mut section: Section<'_>,
     store: &store::Settings,

@@ -62,7 +62,7 @@ const CONTENT: &[u8] =
 
 /// The complete notification in the form of RFC 3464.
 #[test]
-fn a_failure_reads_like_this() {
+fn a_failure_notification_has_the_expected_text() {
     let mut message = envelope(Some("a@example.com"));
     message.envid = Some("batch 7".to_owned());
     let mut asked = recipient("b@example.org");
@@ -136,7 +136,7 @@ fn notify_is_respected() {
 /// A message that was refused for its form, or a large message, returns only its header section, and the whole bounce
 /// is ASCII: the complete message would be refused again. RET and other reasons do not change that.
 #[test]
-fn what_was_refused_for_its_form_is_not_returned_whole() {
+fn a_message_refused_for_its_form_is_not_returned_whole() {
     let size = || answer(552, Some((5, 3, 4)), "too b\u{ef}g");
     let eight_bit = || Answer {
         text: "5.6.3 no 8BITMIME".to_owned(),
@@ -276,7 +276,7 @@ proptest! {
         for (reduced, parts) in [(&headers, 4), (&bare, 3)] {
             prop_assert!(unicode || reduced.is_ascii());
             prop_assert!(!has_bare_line_end(reduced));
-            prop_assert!(lines(reduced).all(|line| line.len() <= MAX_LINE));
+            prop_assert!(lines(reduced).all(|line| line.len() <= LINE_OCTETS_MAX));
             prop_assert!(memmem::find(reduced, b"UNIQUE").is_none());
             let parsed = mail_parser::MessageParser::default().parse(reduced).expect("a message");
             prop_assert_eq!(parsed.parts.len(), parts);
@@ -289,7 +289,7 @@ proptest! {
 
     /// Content that this module did not write under this id stays unchanged.
     #[test]
-    fn what_is_not_ours_is_not_touched(octets in any::<Vec<u8>>(), cut in any::<Index>()) {
+    fn foreign_content_is_not_changed(octets in any::<Vec<u8>>(), cut in any::<Index>()) {
         let failed = [(recipient("b@example.org"), answer(550, None, "no"))];
         let message = envelope(Some("a@example.com"));
         let (_, whole) = report(Action::Failed, &message, CONTENT, &failed).expect("report");
@@ -303,7 +303,7 @@ proptest! {
 
 /// RET=HDRS returns the header section. So does a large message, and a message that cannot be a MIME part.
 #[test]
-fn what_is_returned_is_bounded() {
+fn returned_content_is_bounded() {
     let failed = [(recipient("b@example.org"), answer(550, None, "no"))];
     let mut headers_only = envelope(Some("a@example.com"));
     headers_only.ret = Some(Ret::Headers);
@@ -346,7 +346,7 @@ fn hostile_text_stays_in_its_line() {
     assert!(report.is_ascii());
     assert_eq!(envelope.body, BodyKind::SevenBit);
     assert!(!has_bare_line_end(&report));
-    assert!(lines(&report).all(|line| line.len() <= MAX_LINE));
+    assert!(lines(&report).all(|line| line.len() <= LINE_OCTETS_MAX));
     assert!(lines(&report).all(|line| !line.starts_with(b"Bcc")));
     assert!(report.len() < MAX_RETURNED_OCTETS + 8192);
     assert!(!report.contains(&0x1b) && !report.contains(&1));
@@ -398,7 +398,7 @@ fn success_is_reported_once() {
 
 /// An independent MIME parser reads the notification as intended.
 #[test]
-fn a_parser_reads_it() {
+fn a_mime_parser_reads_the_notification() {
     let failed = [(
         recipient("b@example.org"),
         answer(550, Some((5, 1, 1)), "no"),

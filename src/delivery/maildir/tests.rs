@@ -147,7 +147,7 @@ fn hostile_names_stay_in_their_place() {
 
 /// A disk error is a problem of this relay, not of the sender: the outcome is deferred, never failed.
 #[tokio::test]
-async fn trouble_with_the_disk_defers() {
+async fn a_disk_error_defers() {
     let folder = tempfile::tempdir().expect("folder");
     std::fs::write(folder.path().join("example.org"), "in the way").expect("file");
     let mail = outbound(&["a@example.org", "a@example.net"], b"x\r\n");
@@ -212,7 +212,7 @@ fn a_folder_that_cannot_be_synced_is_left_alone() {
 /// A message in the Maildir is delivered. A disk that cannot sync the rename does not undo the delivery; otherwise each
 /// retry would add another copy.
 #[tokio::test]
-async fn what_was_moved_is_delivered() {
+async fn a_renamed_message_is_delivered() {
     let folder = tempfile::tempdir().expect("folder");
     let mail = outbound(&["a@example.org"], b"x\r\n");
     let maildir = Maildir {
@@ -254,7 +254,7 @@ impl Meeting {
 
 /// If the deadline passes during a rename, the delivery waits for the result of the rename and starts no other write.
 #[tokio::test(start_paused = true)]
-async fn what_is_moved_at_the_deadline_is_delivered() {
+async fn a_message_renamed_at_the_deadline_is_delivered() {
     static MEETING: Meeting = Meeting::new();
     let folder = tempfile::tempdir().expect("folder");
     let mail = outbound(&["a@example.org", "b@example.org"], b"x\r\n");
@@ -276,7 +276,7 @@ async fn what_is_moved_at_the_deadline_is_delivered() {
     tokio::time::advance(minute).await;
     let early = delivery.as_mut().now_or_never();
     MEETING.step().await;
-    assert_eq!(early, None, "it is being moved");
+    assert_eq!(early, None, "the file is being renamed");
     let outcomes = delivery.await;
     assert!(
         matches!(
@@ -290,7 +290,7 @@ async fn what_is_moved_at_the_deadline_is_delivered() {
 
 /// A message in the Maildir is delivered even if the sync takes longer than the delivery waits.
 #[tokio::test(start_paused = true)]
-async fn what_was_moved_before_the_deadline_is_delivered_however_long_it_is_synced() {
+async fn a_renamed_message_is_delivered_even_if_its_sync_is_slow() {
     static MEETING: Meeting = Meeting::new();
     let folder = tempfile::tempdir().expect("folder");
     let mail = outbound(&["a@example.org", "b@example.org"], b"x\r\n");
@@ -316,7 +316,7 @@ async fn what_was_moved_before_the_deadline_is_delivered_however_long_it_is_sync
         outcomes = delivery.as_mut().now_or_never();
     }
     MEETING.step().await;
-    let outcomes = outcomes.expect("nobody waits for longer");
+    let outcomes = outcomes.expect("the delivery waits no longer");
     assert!(
         matches!(
             outcomes[..],
@@ -329,7 +329,7 @@ async fn what_was_moved_before_the_deadline_is_delivered_however_long_it_is_sync
 /// A user who replaces `new` by another kind of file or a link gets no mail there: the folder is opened without
 /// blocking and without following links, the mail is deferred, and no writer hangs.
 #[test]
-fn what_is_no_folder_is_not_waited_for() {
+fn a_fifo_or_a_link_in_place_of_a_folder_gets_no_mail() {
     let folder = tempfile::tempdir().expect("folder");
     let maildir = folder.path().join("a");
     let (new, elsewhere) = (maildir.join("new"), folder.path().join("elsewhere"));
@@ -355,7 +355,7 @@ fn what_is_no_folder_is_not_waited_for() {
 /// Later deliveries there wait for a place; all other deliveries continue, including other recipients of the same
 /// message.
 #[tokio::test(start_paused = true)]
-async fn a_maildir_that_hangs_stops_nobody_else() {
+async fn a_maildir_that_hangs_does_not_stop_the_others() {
     /// Blocks the first writers until the test arrives, and counts the writers.
     static HANG: Barrier = Barrier::new(MAILDIR_WRITERS_MAX + 1);
     static IN_IT: AtomicU64 = AtomicU64::new(0);
@@ -405,7 +405,7 @@ async fn a_maildir_that_hangs_stops_nobody_else() {
     assert_eq!(
         files(&a).len(),
         MAILDIR_WRITERS_MAX,
-        "nobody else has come in"
+        "no further writer has started"
     );
     drop(release);
     let outcomes = delivery.await;

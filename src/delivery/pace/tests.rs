@@ -69,7 +69,7 @@ fn a_hop_without_trouble_is_free() {
 /// A throttling reply stops all mail for a pause. Then one message goes out, and the others follow only after it was
 /// taken.
 #[test]
-fn after_a_throttling_reply_one_goes_first() {
+fn after_a_throttling_reply_one_message_goes_first() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
     let under_way: Vec<Ticket> = (0..20)
         .map(|_| pace.ask(Who::Fresh, now).expect("free"))
@@ -85,7 +85,11 @@ fn after_a_throttling_reply_one_goes_first() {
     assert!((PAUSE_INITIAL / 2..=PAUSE_INITIAL).contains(&(after - now)));
     let trial = pace.ask(Who::Waiting, after).expect("the pause is over");
     let later = after + Duration::from_secs(60);
-    assert_eq!(pace.room(9, later).0, 0, "its answer is waited for");
+    assert_eq!(
+        pace.room(9, later).0,
+        0,
+        "the others wait for the reply to it"
+    );
     pace.ended(&trial, HopSignal::Fine, None, later, &mut rng());
     assert_eq!(pace.room(9, later).0, 1);
 }
@@ -116,7 +120,7 @@ fn the_rate_is_cut_once_a_second() {
 
 /// A deferral that may be about the message counts for the hop only if a large share of the messages is deferred.
 #[test]
-fn one_message_put_off_says_nothing_about_the_hop() {
+fn one_deferred_message_does_not_pace_the_hop() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
     for sign in [
         HopSignal::Later,
@@ -162,19 +166,19 @@ fn pauses_double_up_to_a_minute() {
 
 /// While the hop has a rate, stored messages go before fresh ones; otherwise fresh mail could starve them.
 #[test]
-fn what_waits_goes_first() {
+fn stored_mail_goes_first() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
     tell(&mut pace, Who::Fresh, HopSignal::Throttled, now);
     let later = now + PAUSE_INITIAL;
     pace.waits(true);
-    pace.ask(Who::Fresh, later).expect_err("others wait");
+    pace.ask(Who::Fresh, later).expect_err("stored mail waits");
     assert_eq!(
         pace.room(5, later).0,
         1,
-        "and it has taken nothing from them"
+        "the fresh message has used nothing of the rate"
     );
     pace.waits(false);
-    pace.ask(Who::Fresh, later).expect("nobody waits");
+    pace.ask(Who::Fresh, later).expect("no stored mail waits");
 }
 
 /// A cohort of consecutive failures marks a hop as dead; one success in between prevents that.
@@ -202,7 +206,7 @@ fn failures_in_a_row_make_a_hop_dead() {
 /// A stored message probes a dead hop, never a fresh one whose sender waits. The waits between probes double up to a
 /// minute, and a nudge ends the wait.
 #[test]
-fn a_dead_hop_is_probed_by_one() {
+fn a_dead_hop_gets_one_probe_at_a_time() {
     let start = Instant::now();
     let mut pace = dead(start);
     let mut now = start;
@@ -212,7 +216,8 @@ fn a_dead_hop_is_probed_by_one() {
             .saturating_mul(1 << probes)
             .min(PROBE_WAIT_MAX);
         assert!((whole.mul_f64(0.75)..=whole).contains(&(at - now)));
-        pace.ask(Who::Fresh, at).expect_err("its sender waits");
+        pace.ask(Who::Fresh, at)
+            .expect_err("the sender of a fresh message waits");
         pace.ask(Who::Waiting, now).expect_err("too early");
         let probe = pace.ask(Who::Waiting, at).expect("a probe");
         pace.ask(Who::Waiting, at).expect_err("one at a time");
@@ -247,7 +252,7 @@ fn a_probe_that_is_answered_brings_the_hop_back() {
 
 /// A probe that was dropped, or got no connection, is repeated; no probe is lost.
 #[test]
-fn a_probe_that_tells_nothing_is_made_again() {
+fn a_probe_without_a_result_is_repeated() {
     for sign in [HopSignal::Unknown, HopSignal::Busy] {
         let start = Instant::now();
         let mut pace = dead(start);
@@ -278,7 +283,7 @@ fn fresh_mail_does_not_queue_for_busy_connections() {
 
 /// Any number of content failures of one sender's mail says nothing about the hop: all mail continues.
 #[test]
-fn one_senders_contents_say_nothing_about_the_hop() {
+fn the_contents_of_one_sender_do_not_pace_a_hop() {
     for sign in AT_CONTENT {
         let (mut pace, now) = (Pace::new(20), Instant::now());
         for _ in 0..500 {
@@ -294,7 +299,7 @@ fn one_senders_contents_say_nothing_about_the_hop() {
 
 /// While a hop has a rate for another reason, replies to one sender's content neither pause nor cut it.
 #[test]
-fn one_senders_contents_do_not_slow_a_paced_hop_down() {
+fn the_contents_of_one_sender_do_not_slow_a_paced_hop() {
     for sign in AT_CONTENT {
         let (mut pace, start) = (Pace::new(20), Instant::now());
         for _ in 0..500 {
@@ -317,7 +322,7 @@ fn one_senders_contents_do_not_slow_a_paced_hop_down() {
 /// A hop that breaks off during the content of two senders' messages and takes none in between is dead. A hop that
 /// takes one starts again with a clean record.
 #[test]
-fn a_hop_that_breaks_everybodys_content_is_dead() {
+fn a_hop_that_breaks_off_in_all_contents_is_dead() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
     let mut tries = 0..100;
     let dead = tries.find(|at| tell_of(&mut pace, HopSignal::Broken, at % 2, now).is_some());
@@ -339,7 +344,7 @@ fn a_hop_that_breaks_everybodys_content_is_dead() {
 
 /// The same for a hop that throttles in reply to the content: the second sender's message starts the pacing.
 #[test]
-fn a_hop_that_throttles_everybodys_content_is_paced() {
+fn a_hop_that_throttles_all_contents_is_paced() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
     assert_eq!(tell_of(&mut pace, HopSignal::ThrottledAtEnd, 1, now), None);
     let shift = tell_of(&mut pace, HopSignal::ThrottledAtEnd, 2, now);
@@ -511,7 +516,7 @@ impl<F: Fn(Duration) -> f64> Server<F> {
 /// A server that allows 5 messages/s receives 20 messages/s: at most one refusal for ten messages taken, and at least
 /// three quarters of the allowed rate is used, whether or not its replies name throttling.
 #[test]
-fn refusals_are_few_and_what_is_allowed_is_used() {
+fn refusals_are_few_and_the_allowed_rate_is_used() {
     for says in [HopSignal::Throttled, HopSignal::Later] {
         let server = Server {
             allowed: |_| 5.0,
@@ -529,7 +534,7 @@ fn refusals_are_few_and_what_is_allowed_is_used() {
 
 /// When the server allows everything again, the backlog drains and the hop becomes free without intervention.
 #[test]
-fn the_backlog_goes_when_the_server_allows_it() {
+fn the_backlog_drains_when_the_server_allows_it() {
     let slow = Duration::from_secs(120);
     let server = Server {
         allowed: |at| if at < slow { 5.0 } else { 5000.0 },
@@ -544,7 +549,7 @@ fn the_backlog_goes_when_the_server_allows_it() {
 
 /// A server that defers a part of the mail at any rate does not throttle: the rest of the mail continues.
 #[test]
-fn refusals_of_single_messages_slow_nobody_down() {
+fn refusals_of_single_messages_do_not_slow_other_mail() {
     for part in [0.02, 0.1, 0.3] {
         let server = Server {
             allowed: |_| 5000.0,

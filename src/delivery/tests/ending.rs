@@ -1,5 +1,5 @@
-//! The end of data: who counts as having been sent a message, and how long its answer is waited for. On a socket in memory, and
-//! on paused time.
+//! The end of data: when a server counts as having received the message, and the timeout of its reply. The tests use a socket in
+//! memory and paused time.
 
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream};
 
@@ -8,19 +8,19 @@ use super::super::endpoint::Endpoint;
 use super::*;
 use crate::smtp::dialog::{Facts, Fate};
 
-/// Octets that fit into the socket: a command or a reply.
-const ROOM: usize = 64;
-/// Octets of content that leaves in more than one write, of which the end is the last.
-const LARGE: usize = 200_000;
-/// Longer than anybody waits for anything here.
+/// Octets that fit into the socket: enough for a command or a reply.
+const SOCKET_OCTETS: usize = 64;
+/// Size in octets of content that needs several writes, of which only the last contains the end of data.
+const LARGE_CONTENT_OCTETS: usize = 200_000;
+/// Longer than every timeout in these tests.
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// One transaction on a connection whose other end does this.
+/// Runs one transaction on a connection whose other end is `peer`.
 async fn transacted<F: Future<Output = ()>>(
     content: Vec<u8>,
     peer: impl FnOnce(BufReader<DuplexStream>) -> F,
 ) -> Result<Vec<(usize, Fate)>, Unfinished> {
-    let (ours, theirs) = tokio::io::duplex(ROOM);
+    let (ours, theirs) = tokio::io::duplex(SOCKET_OCTETS);
     let endpoint = Endpoint::Unix("memory".into());
     let gauge = metrics::gauge!("connections");
     let mut connection = Connection::over(Box::new(ours), &endpoint, &hop(&[]), gauge);
@@ -35,7 +35,7 @@ async fn transacted<F: Future<Output = ()>>(
         .0
 }
 
-/// Answers the commands, without PIPELINING, until content is due.
+/// Replies to the commands, without PIPELINING, up to the reply to DATA.
 async fn commands(stream: &mut BufReader<DuplexStream>) {
     for reply in ["250 m\r\n", "250 r\r\n", "354 go\r\n"] {
         let mut command = String::new();
@@ -44,7 +44,7 @@ async fn commands(stream: &mut BufReader<DuplexStream>) {
     }
 }
 
-/// Reads up to the dot.
+/// Reads the content up to the end of data.
 async fn content(stream: &mut BufReader<DuplexStream>) {
     let mut line = String::new();
     while line != ".\r\n" {
@@ -53,8 +53,8 @@ async fn content(stream: &mut BufReader<DuplexStream>) {
     }
 }
 
-/// A write that fails with the end of data in it may have brought it over all the same: nobody else may be offered the
-/// message, or it comes twice. One that fails before has not.
+/// If a write that contains the end of data fails, the server may still have received the end of data. No other server may be
+/// offered the message, or it could be delivered twice. If an earlier write fails, the server does not have the message.
 #[tokio::test(start_paused = true)]
 async fn a_failure_while_the_end_is_written_counts_as_sent() {
     let gone = async |mut stream: BufReader<DuplexStream>| commands(&mut stream).await;
@@ -62,7 +62,7 @@ async fn a_failure_while_the_end_is_written_counts_as_sent() {
         commands(&mut stream).await;
         Deadline::after(HOUR).wait().await;
     };
-    for (octets, sent) in [(2 * ROOM, true), (LARGE, false)] {
+    for (octets, sent) in [(2 * SOCKET_OCTETS, true), (LARGE_CONTENT_OCTETS, false)] {
         let unfinished = transacted(vec![b'x'; octets], gone).await;
         let unfinished = unfinished.expect_err("the peer is gone");
         assert!(
@@ -82,10 +82,10 @@ async fn a_failure_while_the_end_is_written_counts_as_sent() {
     }
 }
 
-/// RFC 5321 4.5.3.2.6: the answer to the end of data has a time of its own, as the server may have much to do before it: to give
-/// up earlier makes duplicates. Those to commands have the shorter one, and none of them is endless.
+/// RFC 5321 4.5.3.2.6: the reply to the end of data has a longer timeout of its own, because the server may have much to do
+/// before it, and an earlier timeout causes duplicates. Replies to commands have the shorter timeout.
 #[tokio::test(start_paused = true)]
-async fn the_answer_to_the_end_of_data_has_its_own_time() {
+async fn the_reply_to_the_end_of_data_has_its_own_timeout() {
     let settings = hop(&[]);
     let between = (settings.command_timeout + settings.data_timeout) / 2;
     let slow = async |mut stream: BufReader<DuplexStream>| {
@@ -95,7 +95,7 @@ async fn the_answer_to_the_end_of_data_has_its_own_time() {
         stream.write_all(b"250 taken\r\n").await.expect("a reply");
     };
     let fates = transacted(b"x\r\n".to_vec(), slow).await;
-    let fates = fates.expect("it was waited for");
+    let fates = fates.expect("the reply is within the timeout");
     assert!(matches!(fates[..], [(0, Fate::Settled(_))]), "{fates:?}");
 
     let silent_at_the_end = async |mut stream: BufReader<DuplexStream>| {
@@ -113,7 +113,7 @@ async fn the_answer_to_the_end_of_data_has_its_own_time() {
         (at_the_end, settings.data_timeout, true),
         (before, settings.command_timeout, false),
     ] {
-        let unfinished = result.expect_err("nobody answers");
+        let unfinished = result.expect_err("the peer sends no reply");
         assert!(
             matches!(unfinished.error, ConnectionError::Timeout(waited) if waited == limit),
             "{:?}",

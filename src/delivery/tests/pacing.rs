@@ -1,4 +1,4 @@
-//! The pace over real sockets: what is counted is what the servers saw.
+//! The pace with real sockets: the tests count the attempts that the servers see.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,10 +7,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 
-/// A server that takes everything but what it `says` to MAIL.
+/// A server that replies `says` to MAIL and accepts everything else.
 struct Counting {
     address: String,
-    /// MAIL commands.
+    /// Number of MAIL commands.
     attempts: Arc<AtomicUsize>,
 }
 
@@ -66,7 +66,7 @@ fn smtp(name: &str, domain: &str, address: &str) -> Settings {
     named(name, domain, Kind::Smtp(hop(&[address.to_owned()])))
 }
 
-/// I12: while one next hop throttles, its mail is not sent at all and comes back at once, and the other gets all of its own
+/// I12: while one next hop throttles, its mail is not sent and comes back at once, and another next hop gets all of its own mail
 /// at the first attempt.
 #[tokio::test]
 async fn a_throttling_next_hop_costs_one_attempt_and_the_other_nothing() {
@@ -104,8 +104,8 @@ async fn a_throttling_next_hop_costs_one_attempt_and_the_other_nothing() {
     assert!(slow.to_string().contains("slow down"), "{slow}");
 }
 
-/// A server that takes a message for one recipient does not throttle us, whatever it says of another: the rest of its mail
-/// is not slowed down.
+/// A server that takes a message for one recipient does not throttle the relay, even if its reply for another recipient says so:
+/// its other mail is not slowed down.
 #[tokio::test]
 async fn one_throttled_recipient_does_not_throttle_the_next_hop() {
     let both = "C: MAIL FROM:<a@x>
@@ -129,18 +129,21 @@ async fn one_throttled_recipient_does_not_throttle_the_next_hop() {
     let [Outcome::Delivered(_), Outcome::Deferred(throttled)] = &outcomes[..] else {
         panic!("{outcomes:?}");
     };
-    assert!(!throttled.held_back, "its own time comes");
+    assert!(
+        !throttled.held_back,
+        "the retry schedule of the message applies"
+    );
     assert_eq!(delivery.status()[0].state, PaceState::Free);
 }
 
-/// A next hop that cannot be reached is tried by a handful of messages, not by every one: none of the others waits for a
-/// connection, and none of them all has used up an attempt.
+/// Only a handful of messages try a next hop that cannot be reached. The other messages do not wait for a connection, and none of
+/// the deliveries counts as an attempt.
 #[tokio::test]
-async fn a_dead_next_hop_is_tried_by_a_handful() {
+async fn a_dead_next_hop_costs_a_handful_of_attempts() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let nobody = listener.local_addr().expect("address").to_string();
+    let unused = listener.local_addr().expect("address").to_string();
     drop(listener);
-    let delivery = Delivery::new(vec![smtp("hop", "*", &nobody)], None).expect("a next hop");
+    let delivery = Delivery::new(vec![smtp("hop", "*", &unused)], None).expect("a next hop");
     let mail = mail(&["b@y"], b"x\r\n");
     let mut tried = 0;
     for _ in 0..100 {
@@ -160,11 +163,11 @@ async fn a_dead_next_hop_is_tried_by_a_handful() {
     };
     assert_eq!(incident.kind.as_str(), "next-hop-dead");
     delivery.nudge();
-    assert_eq!(delivery.room("hop", 9).0, 1, "somebody has mended it");
+    assert_eq!(delivery.room("hop", 9).0, 1, "a nudge allows a probe");
 }
 
-/// A reload that leaves the server as it was leaves its pace as it was; another server starts anew, and `pace = false`
-/// holds nothing back.
+/// A reload with the same server settings keeps the pace. A server with other settings gets a new pace, and `pace = false` holds
+/// no mail back.
 #[tokio::test]
 async fn the_pace_outlives_a_reload() {
     let slow = Counting::start("451 4.7.1 slow down").await;
@@ -193,14 +196,14 @@ async fn the_pace_outlives_a_reload() {
     assert_eq!(slow.attempts(), 10);
 }
 
-/// What a server does with a message that it dislikes, at the dot.
+/// Reaction of a server to a message that it dislikes, at the end of data.
 #[derive(Clone, Copy)]
 enum Dislike {
     Closes,
     Says(&'static str),
 }
 
-/// A server that takes every message but those whose content says `bad`.
+/// Starts a server that takes every message except those whose content says `bad`.
 async fn disliking(dislike: Dislike) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("address").to_string();
@@ -253,10 +256,10 @@ fn mail_of(sender: &str, content: &'static [u8]) -> Outbound {
     }
 }
 
-/// One sender's messages whose content a next hop dislikes, whatever it does about them: it gets everybody's mail at once as
-/// before, and those messages have had their attempts.
+/// With any reaction of a next hop to the content of one sender's messages, all other mail still goes to it at once, and each
+/// delivery of those messages counts as an attempt.
 #[tokio::test]
-async fn contents_that_a_next_hop_dislikes_stop_nobody_elses_mail() {
+async fn disliked_contents_of_one_sender_do_not_stop_other_mail() {
     for dislike in [
         Dislike::Closes,
         Dislike::Says("421 4.7.0 this content is not taken"),
@@ -281,9 +284,9 @@ async fn contents_that_a_next_hop_dislikes_stop_nobody_elses_mail() {
     }
 }
 
-/// A next hop that breaks off in everybody's content, and one that breaks off before anybody's, does not work.
+/// A next hop that breaks off during the content of all senders is dead. A next hop that replies 421 before the content is paced.
 #[tokio::test]
-async fn a_next_hop_that_breaks_off_whoever_sends_is_dead() {
+async fn a_next_hop_that_breaks_off_for_all_senders_is_dead() {
     let address = disliking(Dislike::Closes).await;
     let delivery = Delivery::new(vec![smtp("hop", "*", &address)], None).expect("a next hop");
     for sender in ["a@x", "b@x", "c@x", "a@x", "b@x", "c@x"] {
@@ -295,7 +298,11 @@ async fn a_next_hop_that_breaks_off_whoever_sends_is_dead() {
         let turn = delivery.turn("hop").expect("a probe");
         let mail = mail_of("a@x", b"bad\r\n");
         delivery.deliver_in_turn(&mail, turn, soon()).await;
-        assert_eq!(delivery.room("hop", 9).0, 1, "the next one at once");
+        assert_eq!(
+            delivery.room("hop", 9).0,
+            1,
+            "the next probe may follow at once"
+        );
     }
     let turn = delivery.turn("hop").expect("a probe");
     let mail = mail_of("good@x", b"x\r\n");

@@ -1,16 +1,16 @@
-//! A server that plays a script, one script for each connection, one connection after the other.
+//! A server that plays scripts: one script for each connection, and one connection after the other.
 //!
-//! | line | meaning |
+//! | line | action of the server |
 //! |---|---|
-//! | `S: text` | it sends the line |
-//! | `S; text` | it sends the line in one write with the line after it |
-//! | `C: text` | it expects exactly this line |
-//! | `TLS` | it shakes hands |
-//! | `EOF` | it expects the client to close, at once |
-//! | `HOLD` | it does nothing until the client closes; what comes in is dropped |
-//! | `TELL` | it tells the test that it came so far ([`Server::told`]) |
+//! | `S: text` | sends the line |
+//! | `S; text` | sends the line in one write with the next line |
+//! | `C: text` | expects exactly this line |
+//! | `TLS` | does the TLS handshake |
+//! | `EOF` | expects the client to close at once |
+//! | `HOLD` | drops all input until the client closes |
+//! | `TELL` | notifies the test that the script has reached this line ([`Server::told`]) |
 //!
-//! At the end of its script it closes the connection.
+//! At the end of a script the server closes the connection.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await.expect("a connection");
-                // The script writes line by line; it must not wait for the client's acknowledgements.
+                // The script writes line by line, and must not wait for the acknowledgements of the client.
                 stream.set_nodelay(true).expect("an option");
                 Box::new(stream)
             }
@@ -100,7 +100,7 @@ impl Server {
         self.told.notified().await;
     }
 
-    /// Waits for the end of all scripts; panics if the client did not keep to them.
+    /// Waits for the end of all scripts. Panics if the client deviated from a script.
     pub(super) async fn finished(self) {
         self.task.await.expect("the script");
     }
@@ -117,7 +117,7 @@ async fn play(script: &str, mut stream: Stream, tls: Option<&TlsAcceptor>, tell:
             gathered += &format!("{}\r\n", text.trim());
         } else if let Some(text) = step.strip_prefix("S:") {
             gathered += &format!("{}\r\n", text.trim());
-            // A client that went away is found out at its next line.
+            // If the client has closed, the next expected line fails.
             let _ = stream.get_mut().write_all(gathered.as_bytes()).await;
             gathered.clear();
         } else if let Some(text) = step.strip_prefix("C:") {
@@ -130,7 +130,7 @@ async fn play(script: &str, mut stream: Stream, tls: Option<&TlsAcceptor>, tell:
                     let accepted = tls.expect("an acceptor").accept(stream.into_inner()).await;
                     match accepted {
                         Ok(encrypted) => stream = BufReader::new(Box::new(encrypted)),
-                        // The client does not like our certificate: that is the end of this script.
+                        // The client has rejected the certificate, which ends this script.
                         Err(_) => return,
                     }
                 }

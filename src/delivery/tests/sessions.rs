@@ -1,11 +1,10 @@
-//! Connections: reuse, replacement, failover, deadlines.
+//! Connections to next hops: reuse, replacement, failover and deadlines.
 
 use super::*;
 
 const TAKEN: &str = "delivered end of data: 250 2.0.0 taken";
 
-/// One connection carries message after message, without RSET in between, and says QUIT when it was idle for long
-/// enough.
+/// One connection carries several messages without RSET between them. After its idle time the client sends QUIT.
 #[tokio::test]
 async fn a_connection_is_used_again_and_closed_when_idle() {
     let server = Server::start(&[&script(&[
@@ -22,13 +21,13 @@ async fn a_connection_is_used_again_and_closed_when_idle() {
             [TAKEN]
         );
     }
-    // Nothing is under way but the timer: time may fly.
+    // Only the timer of the pool is left, so paused time advances to it.
     tokio::time::pause();
     server.finished().await;
 }
 
-/// A connection that died while it was idle is replaced without a word, whether the server closed it, said 421 first,
-/// or dies at the first command.
+/// A connection that was closed while it was idle is replaced silently, whether the server just closed it, sent 421 first, or
+/// closes it at the first command.
 #[tokio::test]
 async fn a_dead_idle_connection_is_replaced() {
     for end in [
@@ -54,8 +53,8 @@ async fn a_dead_idle_connection_is_replaced() {
     }
 }
 
-/// What a connection was told that had died while it was idle was told to nobody: when no other comes about, the message was not
-/// offered, and none of its attempts is used up.
+/// A command on a connection that was closed while it was idle reaches no server. If no other connection succeeds, the message
+/// was not offered, and the delivery does not count as an attempt.
 #[tokio::test]
 async fn a_dead_idle_connection_is_no_attempt() {
     let server = Server::start(&[&script(&[HELLO, ONE_MAIL, "C: MAIL FROM:<a@x>"])]).await;
@@ -71,8 +70,8 @@ async fn a_dead_idle_connection_is_no_attempt() {
     server.finished().await;
 }
 
-/// A connection on which the server said more than it was asked is out of step, and its next reply would be taken for
-/// the answer to something else: it is not used again.
+/// A connection on which the server sent extra replies is not used again: its next reply could be mistaken for the reply to a
+/// different command.
 #[tokio::test]
 async fn a_connection_out_of_step_is_not_used_again() {
     let (taken, last) = ONE_MAIL.rsplit_once("S: ").expect("a last reply");
@@ -89,8 +88,8 @@ async fn a_connection_out_of_step_is_not_used_again() {
     server.finished().await;
 }
 
-/// A refused message leaves the connection usable: RSET goes out with the next one. (552 to RCPT may mean that there
-/// were too many of them, so it defers: RFC 5321 4.5.3.1.10.)
+/// After a refused message the connection stays usable: the client sends RSET with the next message. (552 to RCPT may mean
+/// "too many recipients", so it defers: RFC 5321 4.5.3.1.10.)
 #[tokio::test]
 async fn a_refusal_does_not_cost_the_connection() {
     let refused = "C: MAIL FROM:<a@x>
@@ -110,8 +109,8 @@ async fn a_refusal_does_not_cost_the_connection() {
     server.finished().await;
 }
 
-/// Only a 552 to RCPT that may mean "too many recipients" passes: a mailbox that is full or takes no such size is told so
-/// for good, and its sender now. What was objected to is known from the stage and the code.
+/// Only a 552 to RCPT that may mean "too many recipients" defers. A full mailbox or a size limit is a permanent failure, and the
+/// sender learns it at once. Stage and code show what the server objects to.
 #[tokio::test]
 async fn a_full_mailbox_is_not_too_many_recipients() {
     let replies = [
@@ -148,10 +147,10 @@ async fn a_full_mailbox_is_not_too_many_recipients() {
     }
 }
 
-/// Addresses are tried in order until one takes the message: no connection, a refusing greeting, a server that goes
-/// away before it has everything.
+/// Addresses are tried in order until a server takes the message. Before it come an address without a server, refusing
+/// greetings, and a server that closes before the end of data.
 #[tokio::test]
-async fn failover_before_the_end_of_data() {
+async fn addresses_are_tried_in_order_before_the_end_of_data() {
     let refusing = Server::start(&["S: 554 go away"]).await;
     let busy = Server::start(&["S: 421 busy"]).await;
     let leaving = Server::start(&[&script(&[HELLO, "C: MAIL FROM:<a@x>"])]).await;
@@ -159,10 +158,10 @@ async fn failover_before_the_end_of_data() {
     let closed = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .expect("a port");
-    let nobody = closed.local_addr().expect("address").to_string();
+    let unused = closed.local_addr().expect("address").to_string();
     drop(closed);
     let delivery = delivery(hop(&[
-        nobody,
+        unused,
         refusing.address(),
         busy.address(),
         leaving.address(),
@@ -176,10 +175,10 @@ async fn failover_before_the_end_of_data() {
     }
 }
 
-/// When no address takes it, it is deferred with the last reason: a refusing greeting is about the connection and not
-/// about the message, so not even 554 bounces it.
+/// A message that no address takes is deferred with the last reason. A refusing greeting is about the connection and not about
+/// the message, so even 554 does not bounce the message.
 #[tokio::test]
-async fn nobody_there_defers() {
+async fn a_message_that_no_address_takes_is_deferred() {
     let refusing = Server::start(&["S: 554 5.7.1 go away"]).await;
     let address = refusing.address();
     let delivery = delivery(hop(std::slice::from_ref(&address)));
@@ -202,7 +201,7 @@ async fn nobody_there_defers() {
     refusing.finished().await;
 }
 
-/// Once the end of data is out, the message is not offered to anybody else: the server may have taken it.
+/// After the end of data the message is not offered to another server, because the first server may have taken it.
 #[tokio::test]
 async fn no_second_try_after_the_end_of_data() {
     let content = "C: MAIL FROM:<a@x>
@@ -234,7 +233,7 @@ async fn no_second_try_after_the_end_of_data() {
         let asked = futures_util::FutureExt::now_or_never(second.accept());
         assert!(asked.is_none(), "the second address was asked");
     }
-    // The same on a connection that was idle before.
+    // The same holds on a connection that was idle before.
     let server = Server::start(&[&script(&[HELLO, ONE_MAIL, content])]).await;
     let delivery = delivery(hop(&[server.address()]));
     let got = outcomes(&delivery, &mail(&["b@y"], CONTENT), soon()).await;
@@ -244,7 +243,7 @@ async fn no_second_try_after_the_end_of_data() {
     server.finished().await;
 }
 
-/// When every recipient has its answer, a connection that breaks changes nothing, and nobody else is asked.
+/// If the connection breaks after every recipient has its reply, nothing changes, and no other server is asked.
 #[tokio::test]
 async fn settled_recipients_are_not_asked_about_again() {
     let refused = "C: MAIL FROM:<a@x>
@@ -265,8 +264,8 @@ async fn settled_recipients_are_not_asked_about_again() {
     assert!(asked.is_none(), "the second address was asked");
 }
 
-/// An address that failed a moment ago is not asked first again: not every message pays for it. When all others fail
-/// too, it is asked all the same.
+/// An address that failed recently is tried after the others, so that not every message pays for the failure. If all others
+/// fail, it is still tried.
 #[tokio::test]
 async fn a_failed_address_is_avoided() {
     let first = Server::start(&["S: 421 busy", &script(&[HELLO, ONE_MAIL])]).await;
@@ -289,8 +288,8 @@ async fn a_failed_address_is_avoided() {
     second.finished().await;
 }
 
-/// At the deadline the message is deferred, what was settled stays settled, and the connection in the middle of its
-/// dialog is never used again.
+/// At the deadline the message is deferred, settled recipients stay settled, and the connection with the unfinished dialog is
+/// never used again.
 #[tokio::test]
 async fn the_deadline_ends_the_session_too() {
     let hung = "C: MAIL FROM:<a@x>
@@ -328,7 +327,7 @@ async fn the_deadline_ends_the_session_too() {
     server.finished().await;
 }
 
-/// A delivery that its caller drops closes its connection; the next message does not find it in the pool.
+/// A delivery that its caller drops closes its connection, so the pool does not give this connection to the next message.
 #[tokio::test]
 async fn a_dropped_delivery_closes_its_connection() {
     let dropped = "C: MAIL FROM:<a@x>
@@ -350,7 +349,7 @@ async fn a_dropped_delivery_closes_its_connection() {
     server.finished().await;
 }
 
-/// There are never more connections than allowed: the second message waits for the first one's, and takes it over.
+/// The number of connections never exceeds the limit: the second message waits for the connection of the first and uses it.
 #[tokio::test]
 async fn connections_are_bounded() {
     let server = Server::start(&[&script(&[HELLO, ONE_MAIL, ONE_MAIL, ONE_MAIL])]).await;
@@ -365,7 +364,7 @@ async fn connections_are_bounded() {
     server.finished().await;
 }
 
-/// Who waits for a connection waits until its deadline and no longer.
+/// A message waits for a connection until its deadline and no longer.
 #[tokio::test]
 async fn waiting_for_a_connection_ends_at_the_deadline() {
     let server = Server::start(&["TELL\nHOLD"]).await;
@@ -382,14 +381,15 @@ async fn waiting_for_a_connection_ends_at_the_deadline() {
     };
     let (first, second) = futures_util::future::join(first, second).await;
     assert!(
-        first[0].starts_with("deferred") && first[0].ends_with("time ran out"),
+        first[0].starts_with("deferred")
+            && first[0].ends_with("the deadline of the message passed"),
         "{first:?}"
     );
     assert!(second[0].contains("were in use"), "{second:?}");
     server.finished().await;
 }
 
-/// What is no SMTP is not talked to: deferred, and the connection is dropped.
+/// If the server does not speak SMTP, the message is deferred and the connection is closed.
 #[tokio::test]
 async fn garbage_defers() {
     let long = format!("S: 220 {}", "x".repeat(5000));
@@ -406,10 +406,10 @@ async fn garbage_defers() {
     }
 }
 
-/// LMTP over a unix socket: each recipient has a reply of its own after the dot (RFC 2033 4.2), and what was answered
-/// before the server went away counts.
+/// LMTP over a unix socket: the server sends one reply for each recipient after the end of data (RFC 2033 4.2). Replies that
+/// arrived before the server closed the connection count.
 #[tokio::test]
-async fn lmtp_answers_for_each_recipient() {
+async fn lmtp_replies_for_each_recipient_count() {
     let folder = tempfile::tempdir().expect("folder");
     let path = folder.path().join("lmtp");
     let server = Server::unix(
@@ -461,9 +461,9 @@ async fn lmtp_answers_for_each_recipient() {
     server.finished().await;
 }
 
-/// Who has the message is told as soon as the server says so, while it takes its time for the others.
+/// The delivery reports each recipient that has the message as soon as the server replies, while other replies are still missing.
 #[tokio::test]
-async fn lmtp_answers_are_told_when_they_come() {
+async fn lmtp_replies_are_reported_at_once() {
     let folder = tempfile::tempdir().expect("folder");
     let path = folder.path().join("lmtp");
     let server = Server::unix(
@@ -509,11 +509,11 @@ async fn lmtp_answers_are_told_when_they_come() {
         let text = text.to_owned();
         assert_eq!(hear.recv().await, Some(Taken { at, text }));
     }
-    assert!(!delivered.is_finished(), "the last one is waited for");
+    assert!(!delivered.is_finished(), "the last reply is missing");
     delivered.abort();
 }
 
-/// Content that could be read as two messages by somebody else is not sent to anybody.
+/// Content that another system could read as two messages is not sent.
 #[tokio::test]
 async fn smuggled_content_is_refused() {
     let server = tokio::net::TcpListener::bind("127.0.0.1:0")
@@ -530,7 +530,7 @@ async fn smuggled_content_is_refused() {
     assert!(got[0].starts_with("failed 5.6.0"), "{got:?}");
 }
 
-/// A large message arrives octet by octet, with every dot in its place, however it was cut into writes.
+/// A large message arrives unchanged, with all dots, although it needs many writes.
 #[tokio::test]
 async fn large_content_arrives_whole() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")

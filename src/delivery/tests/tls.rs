@@ -43,7 +43,7 @@ fn by_name(server: &Server) -> String {
     server.address().replace("127.0.0.1", "localhost")
 }
 
-/// The message goes over the encrypted session, and `verified` accepts the certificate that it was told to trust.
+/// The message goes over the encrypted session, and `verified` accepts the certificate that the settings trust.
 #[tokio::test]
 async fn mail_goes_over_tls() {
     let (tls, pem) = acceptor();
@@ -67,7 +67,7 @@ async fn mail_goes_over_tls() {
     }
 }
 
-/// `verified` gives the message to nobody whose certificate is not trusted, or is for another name.
+/// With `verified`, a server gets no message if its certificate is not trusted or is for another name.
 #[tokio::test]
 async fn an_unknown_certificate_gets_no_mail() {
     let (tls, pem) = acceptor();
@@ -96,7 +96,8 @@ async fn an_unknown_certificate_gets_no_mail() {
     }
 }
 
-/// Opportunistic encryption that fails is done without, on a new connection; required encryption is not.
+/// If the handshake fails, opportunistic encryption continues unencrypted on a new connection, and required encryption does
+/// not.
 #[tokio::test]
 async fn failed_tls_falls_back_only_where_allowed() {
     let failing = script(&[START, "S: 220 go"]);
@@ -130,8 +131,8 @@ async fn failed_tls_falls_back_only_where_allowed() {
     server.finished().await;
 }
 
-/// Replies that came before the handshake are not read as if they came after it (CVE-2011-0411): the session ends,
-/// in every mode.
+/// The client does not treat replies that arrived before the handshake as encrypted (CVE-2011-0411): the session ends, in
+/// every mode.
 #[tokio::test]
 async fn plaintext_behind_starttls_ends_the_session() {
     for mode in [TlsMode::Opportunistic, TlsMode::Required] {
@@ -150,8 +151,8 @@ async fn plaintext_behind_starttls_ends_the_session() {
     }
 }
 
-/// With a username the session is authenticated before the first MAIL; a refused password is our setting's fault and
-/// bounces nothing.
+/// With a user name the client authenticates before the first MAIL. A refused password is an error of the settings, so no
+/// message bounces.
 #[tokio::test]
 async fn sessions_are_authenticated() {
     let folder = tempfile::tempdir().expect("folder");

@@ -76,7 +76,7 @@ fn party(
 /// The three levels: an unknown sender alone gets half of the memory and a known one four fifths; a client network with
 /// many senders gets four fifths, and with known senders 94 %.
 #[test]
-fn whoever_is_alone_is_refused_from_its_level_on() {
+fn a_party_alone_is_refused_from_its_level_on() {
     let alone = |reputation| {
         let mut memory = Memory::new();
         let party = memory.party(1, reputation);
@@ -99,7 +99,7 @@ fn whoever_is_alone_is_refused_from_its_level_on() {
 
 /// Any number of greedy parties, one after the other, leave room for one more.
 #[test]
-fn the_greedy_leave_room_for_one_more() {
+fn greedy_parties_leave_room_for_one_more() {
     let mut memory = Memory::new();
     for number in 0..8 {
         let greedy = memory.stranger(number);
@@ -147,7 +147,7 @@ fn one_sender_leaves_room_for_others_behind_one_mail_server() {
 /// A rise of the backlog takes effect immediately and a fall by halves with each pulse. A single pulse without a
 /// backlog does not admit a party that was refused.
 #[test]
-fn a_fall_of_the_pressure_is_believed_by_halves() {
+fn a_fall_of_the_pressure_takes_effect_by_halves() {
     let mut memory = Memory::new();
     let greedy = memory.stranger(1);
     for _ in 0..90 {
@@ -168,7 +168,7 @@ fn a_fall_of_the_pressure_is_believed_by_halves() {
 /// Incoming content is limited to the client's share while it grows, because sizes are not known in advance and
 /// declared sizes are not trusted.
 #[test]
-fn what_comes_in_grows_up_to_the_share_of_its_client() {
+fn incoming_content_grows_up_to_the_share_of_its_client() {
     for (reputation, share) in [
         (SenderReputation::Unknown, MEMORY_OCTETS / 5 * 4),
         (SenderReputation::Known, MEMORY_OCTETS * 16 / 17),
@@ -212,7 +212,7 @@ fn messages_leave_the_account() {
 
 /// Work that waits counts against the parties that brought it recently, and no party is admitted at the backlog limit.
 #[test]
-fn those_who_brought_the_work_that_waits_are_refused_first() {
+fn parties_with_much_waiting_work_are_refused_first() {
     let mut memory = Memory::new();
     let (greedy, modest) = (memory.stranger(1), memory.stranger(2));
     for _ in 0..90 {
@@ -244,7 +244,7 @@ fn those_who_brought_the_work_that_waits_are_refused_first() {
 
 /// A known sender is refused later than an unknown sender that holds as much.
 #[test]
-fn the_known_are_preferred() {
+fn known_senders_are_refused_later() {
     let mut memory = Memory::new();
     let stranger = memory.stranger(1);
     memory.fill(&stranger);
@@ -257,9 +257,9 @@ fn the_known_are_preferred() {
 }
 
 /// The largest allowed message fits into a memory that is just large enough for it (four thirds of its size), for every
-/// sender. Otherwise the sender would be told to retry forever.
+/// sender. Otherwise the sender would retry forever.
 #[test]
-fn the_largest_message_of_a_stranger_fits() {
+fn the_largest_message_of_an_unknown_sender_fits() {
     let mut memory = Memory::new();
     let party = memory.stranger(1);
     memory.enter(&party, 10).expect("nothing is held");
@@ -273,7 +273,7 @@ fn the_largest_message_of_a_stranger_fits() {
 /// A period of refusals is one incident at its beginning and one at its end, independent of the number of refusals. The
 /// period ends after a time without refusals and with enough free capacity, not with the first admitted message.
 #[test]
-fn a_time_of_refusals_is_told_when_it_begins_and_when_it_ends() {
+fn a_period_of_refusals_is_reported_at_its_beginning_and_its_end() {
     let mut memory = Memory::new();
     let party = memory.stranger(1);
     let held = memory.fill(&party);
@@ -341,7 +341,7 @@ fn history() -> impl Strategy<Value = Vec<Act>> {
     proptest::collection::vec(act, 1..200)
 }
 
-/// What the six parties hold, and whether each would be admitted with a message of ten octets.
+/// The octets and the weight of each of the six parties, and whether a message of ten octets would be admitted.
 fn asked(memory: &mut Memory) -> Vec<(u64, f64, bool)> {
     let (now, free) = (memory.now, memory.free);
     let ask = |number| {
@@ -360,7 +360,7 @@ proptest! {
     /// and no party is refused that holds less than an admitted party of the same reputation. So no party below its fair
     /// share, whatever that share is, is refused while a party above it is admitted.
     #[test]
-    fn nobody_is_refused_who_holds_less_than_one_who_is_admitted(history in history()) {
+    fn no_refused_party_holds_less_than_an_admitted_one(history in history()) {
         let mut memory = Memory::new();
         let mut held: Vec<(Party, u64)> = Vec::new();
         for act in history {

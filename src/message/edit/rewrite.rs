@@ -1,50 +1,51 @@
-//! Edits applied: one pass over the header section, whatever their number; the body is not touched and not copied.
+//! Applies edits in one pass over the header section, whatever their number. The body is neither changed nor copied.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::results;
-use super::{Edit, NAME, Place};
+use super::{Edit, NAME_OCTETS_MAX, Place};
 use crate::message::header::{self, Field};
 
-/// A header section with its edits.
+/// A header section after its edits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rewritten {
-    /// New fields that go above everything, our own trace fields included.
+    /// New fields that go above all others, including the relay's own trace fields.
     pub top: Vec<u8>,
     /// The header section, with a CRLF at its end.
     pub section: Vec<u8>,
 }
 
-/// What is wanted of the fields of one name.
+/// The edits of fields of one name.
 #[derive(Default)]
 struct Named<'a> {
-    /// Fields of that name so far.
+    /// Number of fields of that name so far.
     seen: u32,
-    /// Unless `some` says otherwise.
+    /// Removes all fields that are not in `some`.
     remove_all: bool,
-    /// By number: a new value, or none to remove it.
+    /// By number of the field: a new value, or `None` to remove it.
     some: BTreeMap<u32, Option<&'a str>>,
 }
 
-/// All edits, by what they are about.
+/// All edits, by the fields that they concern.
 #[derive(Default)]
 struct Plan<'a> {
-    /// By lower-case name.
+    /// By name in lower case.
     named: HashMap<Vec<u8>, Named<'a>>,
     authserv_ids: Vec<&'a str>,
-    /// By number of the field that they go before, in their order.
+    /// New fields by the number of the field after them, in their order.
     before: BTreeMap<u32, Vec<(&'a str, &'a str)>>,
     top: Vec<(&'a str, &'a str)>,
 }
 
-/// Applies edits, in order, to a header section as received ([`header::section`]). Those about fields that are not there do
-/// nothing, except for [`Edit::Change`]. Where two are about one field the later holds. Takes time in proportion to the
-/// section and the edits together, and memory for one more section.
+/// Applies edits, in order, to a header section as received ([`header::section`]). Edits of missing fields do nothing, except
+/// for [`Edit::Change`]. If two edits concern one field, the later one applies. Takes time proportional to the section and the
+/// edits together, and memory for one more section.
 pub fn rewrite(section: &[u8], edits: &[Edit]) -> Rewritten {
     let mut plan = Plan::of(edits);
     let mut out = Vec::with_capacity(section.len() + 1024);
     let mut number = 0;
-    // Where the last new field goes: before what some readers take for the end of the header section, as it is no field.
+    // The position of new fields at the end: before a piece that is not a field, because some readers end the header section
+    // there.
     let mut end = None;
     for (piece, field) in header::pieces(section) {
         match field {
@@ -56,7 +57,7 @@ pub fn rewrite(section: &[u8], edits: &[Edit]) -> Rewritten {
                 plan.field(&mut out, piece, &field);
             }
             None => {
-                // Folding at the very top belongs to what stands above the message, not to a field that is added here.
+                // Folding at the top continues a line above the message, not a field that is added here.
                 if !header::is_folding(piece) {
                     end.get_or_insert(out.len());
                 }
@@ -120,10 +121,10 @@ impl<'a> Plan<'a> {
         self.named.entry(name).or_default()
     }
 
-    /// One field as it is to be.
+    /// Writes one field after its edits.
     fn field(&mut self, out: &mut Vec<u8>, piece: &[u8], field: &Field<'_>) {
-        // No edit is about a longer name, and names of any length come from outside.
-        if field.name.len() > NAME {
+        // No edit concerns a longer name, and senders can write names of any length.
+        if field.name.len() > NAME_OCTETS_MAX {
             return out.extend_from_slice(piece);
         }
         let ours = |id: &&str| results::may_be_of(field.body, id);
@@ -142,7 +143,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// What an edit puts at the end, once all fields have been seen.
+    /// The field that an edit adds at the end, after all fields were processed.
     fn left_over(&self, edit: &'a Edit) -> Option<(&'a str, &'a str)> {
         match edit {
             Edit::Add { place, name, value } => match place {

@@ -1,4 +1,4 @@
-//! What may be asked for, and what becomes of a header section.
+//! Which edits are granted, and their effect on a header section.
 
 use super::*;
 
@@ -34,7 +34,7 @@ fn rewritten(section: &str, edits: &[Edit]) -> (String, String) {
 const SECTION: &str =
     "Received: by a\r\n\tfor b\r\nX-A: 1\r\nsubject: hello\r\nx-a: 2\r\n folded\r\nX-A:3\r\n";
 
-/// Each edit does what it says to the field that it names, counted as received, and every other octet stays.
+/// Each edit changes only the field that it names, counted as received.
 #[test]
 fn each_edit_changes_what_it_names_and_nothing_else() {
     for (edit, from, to) in [
@@ -74,8 +74,8 @@ fn each_edit_changes_what_it_names_and_nothing_else() {
     assert_eq!(section, "Received: by a\r\n\tfor b\r\nsubject: hello\r\n");
 }
 
-/// Positions are those of the message as received, so that engines that know nothing of each other do not hit each other's
-/// fields; where two mean the same field the later holds.
+/// Positions count the fields of the message as received, so that engines that do not know each other do not change each
+/// other's fields. If two edits concern one field, the later one applies.
 #[test]
 fn edits_do_not_move_each_other() {
     let edits = [
@@ -105,10 +105,10 @@ fn edits_do_not_move_each_other() {
     );
 }
 
-/// A header section that is none, or has no end, or has lines that some readers take for its end, is no obstacle: what is
-/// added is a field for every reader.
+/// A header section that is empty, has no end, or has lines that some readers take for its end: an added field is a field to
+/// every reader.
 #[test]
-fn what_is_added_is_a_field_for_every_reader() {
+fn an_added_field_is_a_field_for_every_reader() {
     for (section, edited) in [
         ("", "N: v\r\n"),
         ("A: b", "A: b\r\nN: v\r\n"),
@@ -117,7 +117,7 @@ fn what_is_added_is_a_field_for_every_reader() {
             "A: b\r\nN: v\r\nno field\r\nC: d\r\n",
         ),
         ("no field at all", "N: v\r\nno field at all\r\n"),
-        // Folding of whatever stands above the message.
+        // The first line continues a line above the message.
         (" a\r\nB: c\r\n", " a\r\nB: c\r\nN: v\r\n"),
         ("\ta: b", "\ta: b\r\nN: v\r\n"),
     ] {
@@ -128,7 +128,7 @@ fn what_is_added_is_a_field_for_every_reader() {
     assert_eq!(section, " a: b\r\nN: v\r\nC: d\r\n");
 }
 
-/// RFC 8601 5: fields that claim to be ours, in whatever way that can be written, go; those of others stay.
+/// RFC 8601 5: fields that claim this authserv-id, in any valid form, are removed; other fields stay.
 #[test]
 fn forged_results_are_removed() {
     let remove = [Edit::RemoveResults {
@@ -171,7 +171,7 @@ fn verdict(edit: Edit, smtputf8: bool) -> Option<String> {
     }
 }
 
-/// What would end the header section, begin a field of its own, or change what scanners have seen, is not done.
+/// An edit that would end the header section, begin another field, or change what was scanned is refused.
 #[test]
 fn no_edit_breaks_out_of_its_field() {
     let long = "x".repeat(989);
@@ -231,14 +231,14 @@ fn no_edit_breaks_out_of_its_field() {
     assert_eq!(verdict(add(Place::End, "X", "caf\u{e9}"), true), None);
 }
 
-/// Without the administrator's leave nothing is done, and what was asked for is told all the same.
+/// Without the administrator's permission no edit is made, and the report still shows the request.
 #[test]
-fn nothing_is_done_without_leave() {
+fn no_edit_is_made_without_permission() {
     let wanted = vec![
         Wanted::Field(add(Place::End, "X-A", "one\r\n\ttwo")),
         Wanted::Other("replace\x07 the body".to_owned()),
     ];
-    let asked = |wish: &RequestedEdit| match wish {
+    let asked = |request: &RequestedEdit| match request {
         RequestedEdit::Refused { asked, .. } => asked.clone(),
         RequestedEdit::Granted(edit) => format!("granted: {edit}"),
     };
@@ -256,10 +256,10 @@ fn nothing_is_done_without_leave() {
     );
 }
 
-/// A report is bounded, however much an engine asks for; what cannot be done in full is not begun, as the half of it may be
-/// worse than nothing: a field that is to replace others.
+/// A report is bounded, however much an engine requests. Requests that exceed the limits are refused as a whole, because a
+/// part may be worse than nothing: for example a field that is to replace others.
 #[test]
-fn wishes_are_bounded() {
+fn requests_are_bounded() {
     let wanted = |value: &str| Wanted::Field(add(Place::End, "X", value));
     let granted = |requested_edits: &[RequestedEdit]| {
         requested_edits
@@ -267,19 +267,19 @@ fn wishes_are_bounded() {
             .filter_map(RequestedEdit::granted)
             .count()
     };
-    let most = vec![wanted("v"); MOST];
+    let most = vec![wanted("v"); REQUESTS_MAX];
     assert!(!exceeds(&most));
-    assert_eq!(granted(&grant(most, Rights::Fields, false)), MOST);
+    assert_eq!(granted(&grant(most, Rights::Fields, false)), REQUESTS_MAX);
     let many = vec![wanted("v"); 1000];
     assert!(exceeds(&many));
     for rights in [Rights::Fields, Rights::None] {
         let requested_edits = grant(many.clone(), rights, false);
         assert_eq!(
             (requested_edits.len(), granted(&requested_edits)),
-            (MOST + 1, 0)
+            (REQUESTS_MAX + 1, 0)
         );
     }
-    let large = vec![wanted(&"v".repeat(900)); MOST];
+    let large = vec![wanted(&"v".repeat(900)); REQUESTS_MAX];
     assert!(exceeds(&large));
     assert_eq!(granted(&grant(large, Rights::Fields, false)), 0);
     let long = grant(
@@ -287,12 +287,15 @@ fn wishes_are_bounded() {
         Rights::Fields,
         false,
     );
-    assert!(matches!(&long[..], [RequestedEdit::Refused { asked, .. }] if asked.len() == SHOWN));
+    assert!(
+        matches!(&long[..], [RequestedEdit::Refused { asked, .. }] if asked.len() == SHOWN_CHARACTERS_MAX)
+    );
 }
 
-/// Removals of one name in a row are one wish, and it does what they would have done. Very many of them are all of that name.
+/// Consecutive removals of one name become one request with the same effect. Very many become a removal of all fields of that
+/// name.
 #[test]
-fn removals_of_one_name_are_one_wish() {
+fn removals_of_one_name_are_one_request() {
     let numbered = |numbers: std::ops::RangeInclusive<u32>| {
         let mut wanted = Vec::new();
         for number in numbers {
@@ -342,7 +345,7 @@ fn removals_of_one_name_are_one_wish() {
 }
 
 proptest::proptest! {
-    /// Whatever is granted leaves all other fields as they were, in their order, and adds nothing that is not asked for.
+    /// After any granted edit, all other fields are unchanged and in their order, and no other field is added.
     #[test]
     fn other_fields_survive_any_granted_edit(
         names in proptest::collection::vec("[A-C]", 0..8),

@@ -1,4 +1,4 @@
-//! How a message's fingerprint is computed: bounded work, and values that are the same on every relay.
+//! Computes the fingerprint of a message: with bounded work, and with values that are equal on every relay.
 
 use memchr::memmem;
 use sha2::{Digest, Sha256};
@@ -7,27 +7,28 @@ use super::{Aspect, Fingerprint, Identity, Trait};
 use crate::message::mime::{Inspection, Part};
 use crate::message::{Message, header};
 
-/// Text of a message that is looked at.
-const TEXT: usize = 64 << 10;
-/// Octets of an attachment that are looked at for what it is nearly the same as.
-const CONTENT: usize = 512 << 10;
-/// Words of one shingle of text.
-const WORDS: usize = 3;
-/// Words of a text that says something; a shorter one beside an attachment is the same in too much mail.
-const WORTH: usize = 12;
-/// Octets of one shingle of an attachment.
-const OCTETS: usize = 8;
-/// One shingle of an attachment in so many is taken, chosen by its own value, so that what was inserted before it
-/// changes nothing (Manber, 1994).
-const SAMPLED: u64 = 16;
-/// Bins of the sketch, and how many of them make one near trait.
-const BINS: usize = 16;
-const BAND: usize = 2;
+/// Text of a message that is examined: 64 KiB.
+const TEXT_OCTETS_MAX: usize = 64 << 10;
+/// Octets of an attachment that are examined for near traits: 512 KiB.
+const NEAR_OCTETS_MAX: usize = 512 << 10;
+/// Number of words of a shingle of text.
+const WORDS_PER_SHINGLE: usize = 3;
+/// Smallest number of words of a text that has traits of its own. Too much mail has the same shorter text beside an
+/// attachment.
+const TEXT_WORDS_MIN: usize = 12;
+/// Number of octets of a shingle of an attachment.
+const OCTETS_PER_SHINGLE: usize = 8;
+/// One shingle of an attachment in 16 is taken. The shingle's own value decides, so that octets inserted before it change
+/// nothing (Manber, 1994).
+const SHINGLES_PER_SAMPLE: u64 = 16;
+/// Number of bins of the sketch, and of the bins that make one near trait.
+const SKETCH_BINS: usize = 16;
+const BINS_PER_BAND: usize = 2;
 
-/// Header fields that are no part of what engines judge by the content alone: those that differ between copies of one mailing
-/// (recipients, dates, ids, signatures over them), and traces of the way. All others are: what a rule asks for is nothing
-/// that a sender may leave out of the copy that is scanned.
-const PASSING: [&str; 20] = [
+/// Header fields that are not part of the identity: fields that differ between copies of one mailing (recipients, dates, ids,
+/// signatures over them), and trace fields. All other fields belong to the identity. Otherwise a sender could omit a field
+/// that a rule looks for from the one copy that is scanned.
+const TRANSPORT_FIELDS: [&str; 20] = [
     "ARC-Authentication-Results",
     "ARC-Message-Signature",
     "ARC-Seal",
@@ -51,16 +52,16 @@ const PASSING: [&str; 20] = [
 ];
 
 impl Fingerprint {
-    /// The fingerprint of a message and of its inspection. Hashes its octets twice (about a millisecond for a megabyte), once
-    /// more for the content's digest, which is asked for soon and is computed here, where it may be away from the runtime, and
-    /// looks at bounded parts of them.
+    /// The fingerprint of a message with this inspection. Hashes the octets twice (about 1 ms for 1 MB) and examines bounded
+    /// parts of them. Also computes the digest of the content, because callers need it soon and this function may run outside
+    /// of the runtime.
     pub fn of(message: &Message, inspection: &Inspection) -> Self {
         message.content.digest();
         let attachments: Vec<&Part> = inspection.parts.iter().filter(is_attached).collect();
         let words = words(inspection);
-        let parts = attachments.iter().take(Self::EXACT - 1);
+        let parts = attachments.iter().take(Self::EXACT_TRAITS_MAX - 1);
         let mut exact: Vec<Trait> = parts.map(|part| octets(part)).collect();
-        if attachments.is_empty() || words.len() >= WORTH {
+        if attachments.is_empty() || words.len() >= TEXT_WORDS_MIN {
             exact.push(text(&words));
         }
         let mut broad = near(Aspect::Attachment, |add| near_octets(&attachments, add));
@@ -73,7 +74,7 @@ impl Fingerprint {
             broad: broad.into(),
             attachments: attachments
                 .iter()
-                .take(Self::EXACT - 1)
+                .take(Self::EXACT_TRAITS_MAX - 1)
                 .map(|part| part.sha256())
                 .collect(),
         }
@@ -87,9 +88,12 @@ fn is_attached(part: &&Part) -> bool {
 fn identity(message: &Message) -> Identity {
     let mut hash = Sha256::new();
     let section = message.content.header_section();
-    // The octets as they stand, also of what is no field to us, and with lengths: parsers differ in what they make of odd
-    // ones, and what one engine read out of this message must not be said of one that it reads otherwise.
-    for (piece, _) in header::pieces(section).filter(|(piece, field)| !is_passing(piece, field)) {
+    // Hash the octets as they are, with their lengths, including pieces that are not fields to this parser. Parsers differ
+    // about malformed pieces, and an engine's reading of this message must not be used for a message that the engine reads
+    // differently.
+    for (piece, _) in
+        header::pieces(section).filter(|(piece, field)| !is_transport_field(piece, field))
+    {
         hash.update((piece.len() as u64).to_le_bytes());
         hash.update(piece);
     }
@@ -98,10 +102,11 @@ fn identity(message: &Message) -> Identity {
     Identity(hash.finalize().into())
 }
 
-/// Whether a piece of the header section is one of the passing fields to every parser: nothing between its name and the
-/// colon, no line of white space alone (an end of the section to some), no control characters.
-fn is_passing(piece: &[u8], field: &Option<header::Field<'_>>) -> bool {
-    let Some(field) = field.filter(|field| PASSING.iter().any(|name| field.is(name))) else {
+/// Whether every parser reads a piece of the header section as one of the transport fields: the colon follows its name
+/// directly, no line consists of white space (some parsers end the section there), and there are no control characters.
+fn is_transport_field(piece: &[u8], field: &Option<header::Field<'_>>) -> bool {
+    let Some(field) = field.filter(|field| TRANSPORT_FIELDS.iter().any(|name| field.is(name)))
+    else {
         return false;
     };
     let is_odd = |&b: &u8| b.is_ascii_control() && b != b'\t';
@@ -126,14 +131,14 @@ fn octets(part: &Part) -> Trait {
     }
 }
 
-/// The words of the text, as hashes; without what differs between the copies of a mailing: numbers, addresses, names
-/// that are capitalised in the middle of a sentence.
+/// The words of the text, as hashes, without words that differ between copies of a mailing: numbers, addresses, and names that
+/// are capitalised inside a sentence.
 fn words(inspection: &Inspection) -> Vec<u64> {
     let texts = inspection.parts.iter();
     let texts =
         texts.filter(|p| !p.is_container && !p.is_attachment && p.declared.starts_with("text/"));
     let mut words = Vec::new();
-    let mut left = TEXT;
+    let mut left = TEXT_OCTETS_MAX;
     for part in texts {
         let bytes = &part.bytes[..part.bytes.len().min(left)];
         left -= bytes.len();
@@ -160,20 +165,20 @@ fn text(words: &[u64]) -> Trait {
     }
 }
 
-/// Traits that messages share whose content is nearly the same: bands of a one-permutation MinHash (Li, Owen, Zhang,
-/// NIPS 2012) over shingles. Of two contents that share a part J of their shingles, some band is equal with probability
-/// 1 - (1 - J²)^8: 99 % for J = 0.65, 0.3 % for 0.02.
+/// Traits that messages with nearly the same content share: bands of a one-permutation MinHash (Li, Owen, Zhang, NIPS 2012)
+/// over shingles. Two contents that share a part J of their shingles have at least one equal band with probability 1 - (1 -
+/// J²)^8: 99 % for J = 0.65, 0.3 % for J = 0.02.
 fn near(of: Aspect, shingles: impl FnOnce(&mut dyn FnMut(u64))) -> Vec<Trait> {
-    let mut bins = [u64::MAX; BINS];
+    let mut bins = [u64::MAX; SKETCH_BINS];
     shingles(&mut |shingle| {
         let mixed = mix(shingle);
         let bin = &mut bins[(mixed >> 60) as usize];
         *bin = (*bin).min(mixed);
     });
-    let bands = bins.chunks(BAND).enumerate();
+    let bands = bins.chunks(BINS_PER_BAND).enumerate();
     let full = bands.filter(|(_, band)| !band.contains(&u64::MAX));
     let place = |at: usize| (of as u64) << 8 | at as u64;
-    // The last bit tells the kind: see `Trait::is_of_text`.
+    // The last bit is the kind: see `Trait::is_of_text`.
     let kind = u64::from(of == Aspect::Text);
     let value = |at, band: &[u64]| band.iter().fold(place(at), |so_far, bin| mix(so_far ^ bin));
     full.map(|(at, band)| Trait {
@@ -183,31 +188,31 @@ fn near(of: Aspect, shingles: impl FnOnce(&mut dyn FnMut(u64))) -> Vec<Trait> {
     .collect()
 }
 
-/// Shingles of the largest attachment.
+/// Adds the shingles of the largest attachment.
 fn near_octets(attachments: &[&Part], add: &mut dyn FnMut(u64)) {
     let Some(part) = attachments.iter().max_by_key(|part| part.bytes.len()) else {
         return;
     };
-    let bytes = &part.bytes[..part.bytes.len().min(CONTENT)];
-    for window in bytes.windows(OCTETS) {
+    let bytes = &part.bytes[..part.bytes.len().min(NEAR_OCTETS_MAX)];
+    for window in bytes.windows(OCTETS_PER_SHINGLE) {
         let shingle = u64::from_le_bytes(window.try_into().unwrap_or_default());
         let chosen = shingle.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        if chosen.is_multiple_of(SAMPLED) {
+        if chosen.is_multiple_of(SHINGLES_PER_SAMPLE) {
             add(shingle);
         }
     }
 }
 
-/// Shingles of the text.
+/// Adds the shingles of the text.
 fn near_words(words: &[u64], add: &mut dyn FnMut(u64)) {
-    if words.len() >= WORTH {
-        for window in words.windows(WORDS) {
+    if words.len() >= TEXT_WORDS_MIN {
+        for window in words.windows(WORDS_PER_SHINGLE) {
             add(hash_words(window));
         }
     }
 }
 
-/// What it looks like from afar.
+/// The shape: type, size, large, skeleton.
 fn shape(message: &Message, inspection: &Inspection, attachments: &[&Part]) -> [Trait; 4] {
     let size = message.content.len();
     let kind = match attachments.iter().max_by_key(|part| part.bytes.len()) {
@@ -233,7 +238,7 @@ fn shape(message: &Message, inspection: &Inspection, attachments: &[&Part]) -> [
     ]
 }
 
-/// Where it claims to come from.
+/// The origin that the message claims: sender domain, subject, client.
 fn origin(message: &Message, inspection: &Inspection) -> Vec<Trait> {
     let mut traits = Vec::with_capacity(3);
     let mut add = |aspect, value| traits.push(Trait { aspect, value });
@@ -250,7 +255,7 @@ fn origin(message: &Message, inspection: &Inspection) -> Vec<Trait> {
             hash(words.flat_map(|w| w.bytes().chain([0]))),
         );
     }
-    // A network rather than an address: whoever has one address often has its neighbours.
+    // A network and not an address: a sender with one address often has its neighbours.
     let network = match message.envelope.origin.client.to_canonical() {
         std::net::IpAddr::V4(client) => client.octets()[..3].to_vec(),
         std::net::IpAddr::V6(client) => client.octets()[..6].to_vec(),
@@ -259,13 +264,13 @@ fn origin(message: &Message, inspection: &Inspection) -> Vec<Trait> {
     traits
 }
 
-/// FNV-1a, mixed: values are kept in the store and compared between relays, so they must not change with a library.
+/// FNV-1a, mixed. The values are stored and compared between relays, so they must not change with a library.
 fn hash(octets: impl IntoIterator<Item = u8>) -> u64 {
     mix(fnv(FNV_OFFSET_BASIS, octets))
 }
 
-/// The same of the octets of words; most of the work for a message of text, so it does not depend on what the compiler makes of a
-/// chain of iterators.
+/// The same hash over the octets of words. This is most of the work for a message of text, so its speed must not depend on how
+/// the compiler handles a chain of iterators.
 fn hash_words(words: &[u64]) -> u64 {
     let add = |so_far, word: &u64| fnv(so_far, word.to_le_bytes());
     mix(words.iter().fold(FNV_OFFSET_BASIS, add))
@@ -342,7 +347,7 @@ mod tests {
         near.any(|t| other.has(t))
     }
 
-    /// Copies of one mailing are one scan: what differs between them is not what engines look at.
+    /// Copies of one mailing have one identity: engines do not examine the parts that differ.
     #[test]
     fn copies_of_a_mailing_have_one_identity() {
         let copy = |to: &str, date: &str| {
@@ -356,10 +361,10 @@ mod tests {
         assert_ne!(copy("b@b.test", "1"), other.identity, "another subject");
     }
 
-    /// What was said of one message is not said of another that an engine reads otherwise: values that have changed places,
-    /// a field more, a field that is the beginning of the body.
+    /// An answer about one message is not used for another message that an engine reads differently: with exchanged values,
+    /// with an additional field, or with a field at the beginning of the body.
     #[test]
-    fn what_reads_otherwise_has_another_identity() {
+    fn a_message_that_reads_differently_has_another_identity() {
         let of = |text: &str| fingerprint(text.as_bytes()).identity;
         let same = "From: a@a.test\r\nSubject: base64\r\nContent-Transfer-Encoding: 7bit\r\n\r\nSGVsbG8=\r\n";
         for other in [
@@ -376,10 +381,10 @@ mod tests {
         );
     }
 
-    /// Parsers differ in what they make of what is hardly a field; so it is part of the identity, whatever it is to us: lines
-    /// without a colon, white space before the colon, octets in no character set, fields of transport that are odd.
+    /// Parsers differ about malformed fields. So these are part of the identity, whatever this parser does with them: lines
+    /// without a colon, white space before the colon, octets in no character set, malformed transport fields.
     #[test]
-    fn what_some_parser_reads_otherwise_has_another_identity() {
+    fn a_malformed_field_changes_the_identity() {
         let plain =
             "Content-Type: multipart/mixed; boundary=\"b\"\r\n\r\n--b\r\n\r\nx\r\n--b--\r\n";
         let with = |first: &[u8]| fingerprint(&[first, plain.as_bytes()].concat()).identity;
@@ -403,7 +408,7 @@ mod tests {
         assert_ne!(with(b""), fingerprint(spaced.as_bytes()).identity);
     }
 
-    /// An attachment is the same in whatever text it comes.
+    /// An attachment has the same trait in every text.
     #[test]
     fn an_attachment_is_known_by_its_octets() {
         let bytes = random(1, 5000);
@@ -413,7 +418,7 @@ mod tests {
         assert_eq!(one.exact[0].aspect, Aspect::Attachment);
     }
 
-    /// A flood whose copies differ in a part of their octets shares near traits; unrelated content does not.
+    /// Copies of a flood that differ in a part of their octets share near traits; unrelated content does not.
     #[test]
     fn nearly_the_same_content_is_near() {
         let template = random(1, 60_000);
@@ -432,7 +437,7 @@ mod tests {
         assert_eq!(unrelated.count(), 0);
     }
 
-    /// A text that differs in names and numbers is the same text; another text is not near it.
+    /// Texts that differ only in names and numbers have one trait; another text is not near them.
     #[test]
     fn names_and_numbers_do_not_make_another_text() {
         let letter = |name: &str, sum: u32| {

@@ -1,4 +1,4 @@
-//! What makes two messages the same, seen from outside.
+//! Properties of fingerprints from outside the module.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,16 +36,16 @@ fn identity(content: &[u8]) -> Identity {
     from_client("192.0.2.1", content).identity
 }
 
-/// Where the header section ends is part of what is judged: octets that are a line of it in one message and a line of the body
-/// in the other are two messages, whatever they are, the octets with which borders are marked among them.
+/// The end of the header section is part of the identity. If the same octets are a line of the header in one message and a
+/// line of the body in another, the two messages differ. This includes the octets that mark the border inside the hash.
 #[test]
-fn what_is_header_here_and_body_there_has_another_identity() {
+fn a_line_of_the_header_and_of_the_body_have_different_identities() {
     let border = u64::MAX.to_le_bytes();
     let line = identity(&[b"X: a\r\n", &border[..], b"\r\n\r\nbody"].concat());
     let body = identity(&[b"X: a\r\n\r\n", &border[..], b"\r\nbody"].concat());
     assert_ne!(line, body, "a line like a border");
 
-    // The empty line and six octets, read as the length of a field, and a field of that length.
+    // The empty line and six octets, which also are the length of a field, and a field of that length.
     let length = *b"\r\n\0\0\0\0\0\0";
     let field = format!(
         "X: {}\r\n",
@@ -56,8 +56,8 @@ fn what_is_header_here_and_body_there_has_another_identity() {
     assert_ne!(header, body, "a body like a field with its length");
 }
 
-/// A field of transport is none to every parser when a line of white space stands in the middle of it: some end the header
-/// section there, and see a body that is not in the other copies.
+/// A transport field with a line of white space inside is not a transport field to every parser: some parsers end the header
+/// section there, and see a body that other copies do not have.
 #[test]
 fn a_line_of_white_space_makes_a_field_part_of_the_identity() {
     let with = |to: &str| identity(format!("{to}Subject: x\r\n\r\nbody").as_bytes());
@@ -73,7 +73,7 @@ fn a_line_of_white_space_makes_a_field_part_of_the_identity() {
     }
 }
 
-/// Whoever has one address has its neighbours: a client is its network, in whichever form its address comes.
+/// A sender with one address often has its neighbours, so the trait of a client is its network, in every form of the address.
 #[test]
 fn a_client_is_its_network() {
     let client = |address| {
@@ -90,10 +90,10 @@ fn a_client_is_its_network() {
     assert_ne!(client("2001:db8:1::3"), client("2001:db8:2::3"));
 }
 
-/// Of unproven mail a few copies are tried at once, and nearly the same counts as the same: else a flood that changes an octet
-/// in each copy is not held up at all. Shapes and origins are shared by honest mail and are not among the keys.
+/// The gate limits unproven copies of equal and of nearly equal content. Otherwise a flood that changes an octet in each copy
+/// would not be limited. Shapes and origins are not among the keys, because valid mail shares them.
 #[test]
-fn the_keys_of_canaries_are_the_content_and_what_is_near_it() {
+fn the_canary_keys_are_the_content_and_its_bands() {
     let text = "The harbour is closed on thursday because of the regatta, so boats have to be moved to the northern pier \
                 until the evening of that day at the latest.";
     let content = format!("From: a@a.test\r\nSubject: x\r\n\r\n{text}\r\n");

@@ -1,5 +1,5 @@
-//! Transfer encodings. mail-parser decodes; what it refuses is decoded leniently here, because mail readers do so too
-//! and an attacker would only have to misplace one character to get a part past us.
+//! Transfer encodings. mail-parser decodes. If it fails, this module decodes leniently, as mail readers do: otherwise one
+//! misplaced character would hide a part from the scan.
 
 use mail_parser::decoders::base64::base64_decode;
 use mail_parser::decoders::quoted_printable::quoted_printable_decode;
@@ -7,7 +7,7 @@ use mail_parser::decoders::quoted_printable::quoted_printable_decode;
 /// Content-Transfer-Encoding (RFC 2045 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Encoding {
-    /// 7bit, 8bit, binary, none, or one nobody knows.
+    /// 7bit, 8bit, binary, no declaration, or an unknown encoding.
     #[default]
     Identity,
     Base64,
@@ -27,7 +27,7 @@ impl Encoding {
     }
 }
 
-/// The decoded body; never more octets than `raw`, and never a refusal.
+/// The decoded body. It never has more octets than `raw`, and decoding never fails.
 pub(super) fn body(raw: &[u8], encoding: Encoding) -> bytes::Bytes {
     match encoding {
         Encoding::Identity => raw.to_vec().into(),
@@ -41,7 +41,7 @@ pub(super) fn body(raw: &[u8], encoding: Encoding) -> bytes::Bytes {
     }
 }
 
-/// Characters outside the alphabet are to be ignored (RFC 2045 6.8).
+/// Removes characters outside the alphabet, which a decoder must ignore (RFC 2045 6.8).
 fn only_base64(raw: &[u8]) -> Vec<u8> {
     raw.iter()
         .copied()
@@ -49,7 +49,7 @@ fn only_base64(raw: &[u8]) -> Vec<u8> {
         .collect()
 }
 
-/// An equals sign that begins neither an octet nor a soft line break stands for itself (RFC 2045 6.7, note).
+/// Decodes; an equals sign that begins neither an octet nor a soft line break is kept (RFC 2045 6.7, note).
 fn lenient_quoted_printable(raw: &[u8]) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(raw.len());
     let mut rest = raw;
@@ -75,7 +75,7 @@ fn lenient_quoted_printable(raw: &[u8]) -> Vec<u8> {
 
 fn hex(digits: &[u8]) -> Option<u8> {
     let digits = std::str::from_utf8(digits).ok()?;
-    // `from_str_radix` would take a sign.
+    // `from_str_radix` would accept a sign.
     digits
         .bytes()
         .all(|d| d.is_ascii_hexdigit())

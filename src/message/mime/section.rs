@@ -1,4 +1,4 @@
-//! Where a header section ends, which of its fields say what the body is, and where the parts of a multipart are.
+//! The end of a header section, its fields that describe the body, and the parts of a multipart.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -9,32 +9,39 @@ use memchr::{memchr, memmem};
 use super::Limits;
 use super::decode::Encoding;
 
-/// Octets of one field that are decoded. Parameters cost mail-parser the square of their number, and nobody needs more.
-const FIELD: usize = 16 * 1024;
-/// Occurrences of one field that are kept: two are enough to see that they differ.
-const OCCURRENCES: usize = 2;
+/// Octets of a field that are decoded: 16 KiB. mail-parser needs time in the square of the number of parameters, and valid
+/// fields are shorter.
+const FIELD_OCTETS_MAX: usize = 16 * 1024;
+/// Occurrences of a field that are kept: two are enough to see that they differ.
+const OCCURRENCES_MAX: usize = 2;
 
 const CONTENT_TYPE: &str = "Content-Type";
-const DISPOSITION: &str = "Content-Disposition";
-const ENCODING: &str = "Content-Transfer-Encoding";
+const CONTENT_DISPOSITION: &str = "Content-Disposition";
+const TRANSFER_ENCODING: &str = "Content-Transfer-Encoding";
 const SUBJECT: &str = "Subject";
-const WANTED: [&str; 4] = [CONTENT_TYPE, DISPOSITION, ENCODING, SUBJECT];
+const WANTED_FIELDS: [&str; 4] = [
+    CONTENT_TYPE,
+    CONTENT_DISPOSITION,
+    TRANSFER_ENCODING,
+    SUBJECT,
+];
 
-/// The fields that matter here and where the body begins.
+/// The fields that describe a part, and the beginning of the body.
 pub(super) struct Section<'a> {
-    /// Their names, and what follows the colon as it stands.
+    /// The name of each field, and the text after its colon as received.
     fields: Vec<(&'static str, &'a [u8])>,
-    /// Where the body begins.
+    /// Offset of the body.
     pub(super) body: usize,
-    /// More fields or octets than allowed; fields beyond are not kept.
+    /// The section has more fields or octets than allowed; further fields are not kept.
     pub(super) exceeded: bool,
 }
 
 impl<'a> Section<'a> {
     fn keep(&mut self, name: &'static str, body: &'a [u8]) {
-        // What says where the parts are may be in what is cut off; of a subject it is only the end.
-        self.exceeded |= body.len() > FIELD && name != SUBJECT;
-        self.fields.push((name, &body[..body.len().min(FIELD)]));
+        // The part that is cut off may say where the parts of the message are. For a subject, only its end is lost.
+        self.exceeded |= body.len() > FIELD_OCTETS_MAX && name != SUBJECT;
+        self.fields
+            .push((name, &body[..body.len().min(FIELD_OCTETS_MAX)]));
     }
 
     fn all(&self, name: &'static str) -> impl Iterator<Item = &'a [u8]> {
@@ -44,7 +51,7 @@ impl<'a> Section<'a> {
             .map(|(_, field)| *field)
     }
 
-    /// Whether the field is there twice, saying different things. The first one counts, but not for every reader.
+    /// Whether the field occurs twice with different values. The first one counts here, but not for every reader.
     fn differs(&self, name: &'static str) -> bool {
         let mut all = self.all(name);
         match (all.next(), all.next()) {
@@ -54,8 +61,8 @@ impl<'a> Section<'a> {
     }
 }
 
-/// Reads the header section of a message or part: up to the first empty line (RFC 5322 2.1). Lines may end in LF alone,
-/// as they do in files.
+/// Reads the header section of a message or part: up to the first empty line (RFC 5322 2.1). Lines may end in LF alone, as in
+/// files.
 pub(super) fn read<'a>(entity: &'a [u8], limits: &Limits) -> Section<'a> {
     let mut section = Section {
         fields: Vec::new(),
@@ -82,7 +89,7 @@ pub(super) fn read<'a>(entity: &'a [u8], limits: &Limits) -> Section<'a> {
             section.exceeded |= count > limits.header_fields || at > limits.header_octets;
             if !section.exceeded
                 && let Some((name, body)) = wanted(line)
-                && section.all(name).count() < OCCURRENCES
+                && section.all(name).count() < OCCURRENCES_MAX
             {
                 open = Some((name, at + body));
             }
@@ -96,12 +103,12 @@ pub(super) fn read<'a>(entity: &'a [u8], limits: &Limits) -> Section<'a> {
     section
 }
 
-/// Which of the fields that matter begins with that line, and where its body begins.
+/// The wanted field that begins with this line, and the offset of its body.
 fn wanted(line: &[u8]) -> Option<(&'static str, usize)> {
-    // White space before the colon is as long as its writer likes (RFC 5322 4.5.8).
+    // White space of any length may precede the colon (RFC 5322 4.5.8).
     let colon = memchr(b':', line)?;
     let name = line[..colon].trim_ascii_end();
-    let mut wanted = WANTED.into_iter();
+    let mut wanted = WANTED_FIELDS.into_iter();
     let known = wanted.find(|known| name.eq_ignore_ascii_case(known.as_bytes()))?;
     Some((known, colon + 1))
 }
@@ -120,23 +127,23 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    /// Has mail-parser decode what [`read`] kept.
+    /// Decodes the fields that [`read`] kept, with mail-parser.
     pub(super) fn decode(section: &Section<'_>, default_type: &str) -> Self {
         static PARSER: LazyLock<MessageParser> = LazyLock::new(|| {
             MessageParser::new()
                 .header_content_type(CONTENT_TYPE)
-                .header_content_type(DISPOSITION)
-                .header_text(ENCODING)
+                .header_content_type(CONTENT_DISPOSITION)
+                .header_text(TRANSFER_ENCODING)
                 .header_text(SUBJECT)
         });
         let mut this = Self {
             media_type: default_type.to_owned(),
-            is_ambiguous: section.differs(CONTENT_TYPE) || section.differs(ENCODING),
+            is_ambiguous: section.differs(CONTENT_TYPE) || section.differs(TRANSFER_ENCODING),
             ..Self::default()
         };
-        // Only the first occurrence of each, so that it is clear which one counts.
+        // Decode only the first occurrence of each field, so that it is clear which one counts.
         let mut kept = Vec::new();
-        for name in WANTED {
+        for name in WANTED_FIELDS {
             if let Some(body) = section.all(name).next() {
                 kept.extend_from_slice(name.as_bytes());
                 kept.push(b':');
@@ -178,12 +185,12 @@ impl Fields {
                 .is_some_and(|kind| kind.to_ascii_lowercase().contains("enveloped"));
             self.is_encrypted = enveloped || self.media_type == "multipart/encrypted";
         }
-        if let Some(HeaderValue::Text(encoding)) = message.header(ENCODING) {
+        if let Some(HeaderValue::Text(encoding)) = message.header(TRANSFER_ENCODING) {
             self.encoding = Encoding::from_field(encoding);
         }
     }
 
-    /// Whether the body is a message: by its type, or by its name where the type says nothing.
+    /// Whether the body is a message: by its type, or by its name if the type is general.
     pub(super) fn is_message(&self) -> bool {
         match self.media_type.as_str() {
             "message/rfc822" | "message/global" | "message/news" => true,
@@ -196,8 +203,8 @@ impl Fields {
     }
 }
 
-/// The first `room` parts between the delimiter lines of `boundary` (RFC 2046 5.1.1). What follows a closing delimiter
-/// is no part, but a delimiter after it starts one again: some readers show such parts. The last part may lack its end.
+/// The first `room` parts between the delimiter lines of `boundary` (RFC 2046 5.1.1). The text after a closing delimiter is
+/// not a part, but a later delimiter begins a part again, because some readers show such parts. The last part may have no end.
 pub(super) fn split(body: &[u8], boundary: &str, room: usize) -> Vec<Range<usize>> {
     let delimiter = [b"--", boundary.as_bytes()].concat();
     let mut parts: Vec<Range<usize>> = Vec::new();
@@ -210,7 +217,7 @@ pub(super) fn split(body: &[u8], boundary: &str, room: usize) -> Vec<Range<usize
         let closes = rest.starts_with(b"--");
         let line = memchr(b'\n', rest).map_or(rest.len(), |lf| lf + 1);
         if !closes && !rest[..line].trim_ascii().is_empty() {
-            // A longer boundary that begins like this one.
+            // The delimiter of a longer boundary with the same beginning.
             continue;
         }
         if let Some(start) = open.take() {

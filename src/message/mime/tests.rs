@@ -16,7 +16,7 @@ fn shape(inspection: &Inspection) -> Vec<(&str, &str)> {
         .collect()
 }
 
-const NESTED: &str = "Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=
+const NESTED_MULTIPARTS: &str = "Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=
 Content-Type: multipart/mixed; boundary=\"outer\"
 
 preamble
@@ -50,10 +50,10 @@ inside
 --outer--
 ";
 
-/// Parts are in document order, with decoded bodies, names and subject; a longer boundary is not taken for a shorter.
+/// Parts are in document order, with decoded bodies, names and subject. A longer boundary is not mistaken for a shorter one.
 #[test]
 fn structure_names_and_bodies_are_found() {
-    let seen = look(NESTED);
+    let seen = look(NESTED_MULTIPARTS);
     assert_eq!(
         shape(&seen),
         [
@@ -76,7 +76,7 @@ fn structure_names_and_bodies_are_found() {
     assert_eq!((seen.depth, seen.exceeded.len()), (2, 0));
 }
 
-/// A body that is not encoded is a slice of the content, not a copy: memory stays within what was charged.
+/// A body that is not encoded is a slice of the content, not a copy, so that the memory stays within the charge.
 #[test]
 fn identity_bodies_are_not_copied() {
     let content = Bytes::from_static(b"Subject: x\r\n\r\nbody");
@@ -88,8 +88,8 @@ fn identity_bodies_are_not_copied() {
     );
 }
 
-/// What mail readers mend is mended: stray characters in base64, stray equals signs in quoted-printable, no final
-/// delimiter, LF alone, encoded words in file names, parts after the closing delimiter.
+/// Malformed parts are read as mail readers read them: stray characters in base64, stray equals signs in quoted-printable, no
+/// final delimiter, LF alone, encoded words in file names, parts after the closing delimiter.
 #[test]
 fn broken_encodings_are_read_as_mail_readers_do() {
     let seen = inspect(
@@ -105,10 +105,10 @@ fn broken_encodings_are_read_as_mail_readers_do() {
     assert_eq!(seen.parts[2].names, ["a.exe"]);
 }
 
-/// A field is found however much white space its writer puts before the colon (RFC 5322 4.5.8), and what is too long to be
-/// read is said to be: the boundary may be in it.
+/// A field is found with any white space before its colon (RFC 5322 4.5.8). A field that is too long to be read is reported,
+/// because it may contain the boundary.
 #[test]
-fn parts_are_not_hidden_by_how_a_field_is_written() {
+fn the_form_of_a_field_cannot_hide_parts() {
     let mail = |before: usize, within: usize| {
         let (before, within) = (" ".repeat(before), " ".repeat(within));
         look(&format!(
@@ -125,7 +125,7 @@ fn parts_are_not_hidden_by_how_a_field_is_written() {
     assert_eq!(mail(0, 20_000).exceeded, [Exceeded::HeaderSection]);
 }
 
-/// Two different types for one part are two readings: said, not guessed.
+/// A part with two different types can be read in two ways, and is reported as ambiguous.
 #[test]
 fn contradicting_fields_are_ambiguous() {
     let twice = |second: &str| {
@@ -137,8 +137,7 @@ fn contradicting_fields_are_ambiguous() {
     assert!(!twice("TEXT/plain").parts[0].is_ambiguous);
 }
 
-/// Work is linear in the content and parts are bounded, whatever the content does (the measured reasons are on the page
-/// of the module).
+/// Work is linear in the content and parts are bounded, for any content (the module documentation has the measured reasons).
 #[test]
 fn bombs_cost_bounded_work() {
     let mut bombs: Vec<(&str, String, Option<Exceeded>)> = Vec::new();
@@ -184,7 +183,7 @@ fn bombs_cost_bounded_work() {
     }
 }
 
-/// In base64, in a message of its own, so many times over.
+/// Puts the content, in base64, into a message, `times` times over.
 fn wrapped(mut content: String, times: usize) -> String {
     use base64::Engine as _;
     for _ in 0..times {
@@ -196,9 +195,9 @@ fn wrapped(mut content: String, times: usize) -> String {
     content
 }
 
-/// Messages inside encodings are bounded as all others: this is where counting before decoding would see nothing.
+/// Messages inside encodings are bounded like all others, although a count before decoding would not see them.
 #[test]
-fn encoded_messages_are_bounded_too() {
+fn encoded_messages_are_bounded() {
     let seen = look(&wrapped(
         "Content-Type: message/rfc822\n\n".repeat(5_000),
         3,
@@ -207,10 +206,10 @@ fn encoded_messages_are_bounded_too() {
     assert_eq!(seen.depth, Limits::default().depth);
 }
 
-/// Encodings inside encodings cannot grow beyond twice the content, and what is not decoded for that reason is said: nobody has
-/// looked into it.
+/// Encodings inside encodings cannot grow beyond twice the content. A part that is therefore not decoded is reported, because
+/// no engine can examine it.
 #[test]
-fn encodings_in_encodings_are_bounded_and_said() {
+fn nested_encodings_are_bounded_and_reported() {
     let text = format!("Subject: x\n\n{}", "x".repeat(300_000));
     for (times, whole) in [(2, true), (8, false)] {
         let content = wrapped(text.clone(), times);
@@ -219,15 +218,18 @@ fn encodings_in_encodings_are_bounded_and_said() {
         assert_eq!(seen.exceeded.contains(&Exceeded::Decoded), !whole);
         let decoded = seen.parts.iter().filter(|part| part.is_encoded);
         let decoded: usize = decoded.map(|part| part.bytes.len()).sum();
-        assert!(decoded <= 2 * octets + INLINE, "{decoded} of {octets}");
+        assert!(
+            decoded <= 2 * octets + INLINE_OCTETS_MAX,
+            "{decoded} of {octets}"
+        );
         let innermost = seen.parts.last().expect("a part");
         assert_eq!(innermost.bytes.starts_with(b"xxxx"), whole, "{times}");
     }
 }
 
-/// A header section has so many fields and no more, and so many octets: beyond is not read, and that is said.
+/// A header section has bounded fields and octets. Anything beyond is not read, and is reported.
 #[test]
-fn a_header_section_has_so_many_fields_and_octets() {
+fn a_header_section_is_bounded_in_fields_and_octets() {
     let look = |limits: Limits| {
         let content = "X-A: a\r\nX-B: b\r\n folded\r\nSubject: s\r\n\r\nbody";
         let seen = inspect(&Bytes::from_static(content.as_bytes()), limits);
@@ -249,8 +251,8 @@ fn a_header_section_has_so_many_fields_and_octets() {
     assert_eq!(look(octets(20)), not_read);
 }
 
-/// A delimiter is a line of its own (RFC 2046 5.1.1): one that only stands at the end of a line would show us parts that no
-/// reader sees, and hide the part that it stands in.
+/// A delimiter is a line of its own (RFC 2046 5.1.1). A delimiter at the end of a longer line would add parts that no reader
+/// sees, and hide the part around it.
 #[test]
 fn a_delimiter_begins_its_line() {
     let seen = look(
@@ -266,10 +268,10 @@ fn a_delimiter_begins_its_line() {
     );
 }
 
-/// What is encrypted is said to be, however it is: S/MIME, PGP/MIME, and PGP in plain text, encoded or not. What is signed can be
-/// looked into.
+/// Encrypted parts are reported in every form: S/MIME, PGP/MIME, and PGP in plain text, encoded or not. Signed parts can be
+/// examined.
 #[test]
-fn what_is_encrypted_is_known() {
+fn encrypted_parts_are_reported() {
     let pgp = "-----BEGIN PGP MESSAGE-----\n\nhQEMA\n-----END PGP MESSAGE-----\n";
     let encoded =
         "Content-Transfer-Encoding: base64\n\nLS0tLS1CRUdJTiBQR1AgTUVTU0FHRS0tLS0tCgpoUUVNQQo=\n";
@@ -298,8 +300,8 @@ fn what_is_encrypted_is_known() {
     }
 }
 
-/// A part that goes by two names is two attachments to the policy: readers differ in which of them they believe, and the second
-/// one may be that of a program. One that has none is one all the same, unless it is text.
+/// A part with two names is two attachments to policy, because readers differ in the name that they use, and the second one
+/// may be that of a program. A part without a name is one attachment, unless it is text.
 #[test]
 fn each_name_of_a_part_is_an_attachment() {
     let names = |content: &str| -> Vec<Option<String>> {
@@ -308,7 +310,7 @@ fn each_name_of_a_part_is_an_attachment() {
     };
     let named = |name: &str| Some(name.to_owned());
     assert_eq!(
-        names(NESTED),
+        names(NESTED_MULTIPARTS),
         [named("\u{20ac} rates.pdf"), named("other.pdf")]
     );
     assert_eq!(
@@ -319,20 +321,20 @@ fn each_name_of_a_part_is_an_attachment() {
     assert_eq!(names("Content-Type: text/html\n\nx"), []);
 }
 
-/// All who ask share one inspection.
+/// All callers share one inspection.
 #[tokio::test]
 async fn inspection_is_made_once() {
-    let content = Content::uncharged(vec![b'a'; INLINE + 1]);
+    let content = Content::uncharged(vec![b'a'; INLINE_OCTETS_MAX + 1]);
     let shared = Shared::new(Limits::default(), Arc::new(Semaphore::new(1)));
     let (a, b) = tokio::join!(shared.get(&content), shared.get(&content));
     assert!(Arc::ptr_eq(&a, &b));
 }
 
 proptest::proptest! {
-    /// No content makes the inspection panic or claim more parts or octets than there are.
+    /// No content makes the inspection panic, or report more parts or octets than exist.
     #[test]
-    fn nothing_makes_it_panic(pieces in proptest::collection::vec(0_usize..PIECES.len(), 0..60)) {
-        let content: Vec<u8> = pieces.iter().flat_map(|piece| PIECES[*piece]).copied().collect();
+    fn no_content_makes_the_inspection_panic(pieces in proptest::collection::vec(0_usize..CONTENT_PIECES.len(), 0..60)) {
+        let content: Vec<u8> = pieces.iter().flat_map(|piece| CONTENT_PIECES[*piece]).copied().collect();
         let content = Bytes::from(content);
         let limits = Limits { depth: 4, parts: 20, ..Limits::default() };
         let seen = inspect(&content, limits);
@@ -341,8 +343,8 @@ proptest::proptest! {
     }
 }
 
-/// What interesting content is made of.
-const PIECES: &[&[u8]] = &[
+/// Pieces of content for random messages.
+const CONTENT_PIECES: &[&[u8]] = &[
     b"\r\n",
     b"\r\n\r\n",
     b"\n",

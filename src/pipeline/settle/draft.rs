@@ -11,7 +11,7 @@ use crate::deadline::{expiry_clock, wall_clock};
 use crate::delivery::{self, Answer, dsn, schedule};
 use crate::message::{Content, Message, MessageId, Recipient, header};
 use crate::pipeline::{Generation, Judged, lanes};
-use crate::store::{Cause, Extent, Lane, Notification, RESCAN_FOR, Record};
+use crate::store::{Cause, Extent, Lane, Notification, RESCAN_RETENTION, Record};
 use crate::verdict::{Decision, Reason, Report, Verdict};
 
 /// The common data of all records of one settlement.
@@ -60,7 +60,7 @@ impl Draft<'_> {
         };
         record.expires_at = match lane {
             Lane::Held => wall_clock() + self.generation.retention,
-            Lane::Rescan => wall_clock() + RESCAN_FOR,
+            Lane::Rescan => wall_clock() + RESCAN_RETENTION,
             Lane::Scan => record.received_at + self.generation.budget.deferral,
             Lane::Delivery => self.tried_until(record.envelope.recipients.first()),
         };

@@ -12,8 +12,8 @@ use crate::deadline::Deadline;
 use crate::message::{Content, MessageId};
 use crate::store::contract;
 use crate::store::{
-    AtWork, Audit, Capacity, Cause, Change, Filter, Held, Holder, Interceptors, Lane, LaneStats,
-    MOST_INTERCEPTORS, Object, Outgoing, Place, Queue, Record, Store, StoreError, StoreFuture,
+    AtWork, Audit, Capacity, Cause, Change, Filter, Held, Holder, INTERCEPTORS_MAX, Interceptors,
+    Lane, LaneStats, Object, Outgoing, Place, Queue, Record, Store, StoreError, StoreFuture,
     StoredInterceptor, Times,
 };
 
@@ -313,7 +313,7 @@ impl Tables {
         if there.unwrap_or(0) != wanted.version {
             return Ok(None);
         }
-        if there.is_none() && self.interceptors.len() >= MOST_INTERCEPTORS {
+        if there.is_none() && self.interceptors.len() >= INTERCEPTORS_MAX {
             return Err(StoreError::Full("too many interceptors".to_owned()));
         }
         self.version += 1;

@@ -1,4 +1,4 @@
-//! Where an engine listens, and the way there.
+//! Addresses of engines, and connections to them.
 
 use std::fmt;
 use std::io;
@@ -15,14 +15,14 @@ use super::{BuildError, ScanError};
 use crate::deadline::Deadline;
 use crate::trust;
 
-/// Where an engine listens.
+/// The address at which an engine listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// `host:port`, resolved at each connection.
+    /// `host:port`. Each connection resolves the name again.
     Tcp(String),
-    /// Path of the socket.
+    /// Path of a unix socket.
     Unix(PathBuf),
-    /// Already resolved.
+    /// IP address and port.
     Socket(SocketAddr),
 }
 
@@ -36,15 +36,15 @@ impl fmt::Display for Address {
     }
 }
 
-/// TLS towards an engine: the certificate is always checked, as scanned mail is worth protecting from listeners in the
-/// middle too.
+/// TLS for connections to an engine. The relay always verifies the certificate: scanned mail is confidential, and without
+/// verification a man in the middle could read the mail.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tls {
-    /// Authorities in PEM; none: the system's.
+    /// File with certificate authorities in PEM; `None`: the authorities of the system.
     pub ca: Option<PathBuf>,
 }
 
-/// A connection: TCP, unix socket, or TLS over one of them.
+/// A connection over TCP or a unix socket, with or without TLS.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
@@ -54,21 +54,25 @@ impl fmt::Debug for dyn Duplex {
     }
 }
 
-/// A fresh connection. Dropping it closes the socket.
+/// A new connection. Dropping the value closes the socket.
 pub(super) type Stream = Box<dyn Duplex>;
 
-/// How one replica is connected to.
+/// Opens connections to one replica.
 pub(super) struct Dial {
     address: Address,
     tls: Option<(TlsConnector, ServerName<'static>)>,
-    /// One connection attempt, TLS handshake included.
+    /// Limit for one connection attempt, including the TLS handshake.
     timeout: Duration,
-    /// For reports.
+    /// The address as text, for reports.
     name: String,
 }
 
 impl Dial {
-    /// Nothing is connected yet. Blocks on the files of certificates: for start and reload.
+    /// Opens no connection. Blocks while it reads certificate files, so only the start and a reload may call it.
+    ///
+    /// # Errors
+    /// [`BuildError::NoPort`] for an address without a port; with TLS, [`BuildError::NoNameToVerify`] for an address without
+    /// a usable host name, and [`BuildError::Trust`] if the certificate authorities cannot be loaded.
     pub(super) fn new(
         address: &Address,
         tls: Option<&Tls>,
@@ -91,19 +95,22 @@ impl Dial {
         })
     }
 
-    /// The replica's name in reports.
+    /// The name of the replica in reports: its address.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// A fresh connection within the allowance for one, at most until the deadline.
+    /// Opens a connection within the connection timeout, and at the latest until the deadline.
     ///
-    /// Cancel safety: safe; a dropped attempt leaves nothing open.
+    /// # Errors
+    /// [`ScanError::Unreachable`], with the address and the cause.
+    ///
+    /// Cancel safety: safe; dropping the future closes a socket that is being connected.
     pub(super) async fn connect(&self, deadline: Deadline) -> Result<Stream, ScanError> {
         let why = match deadline.within(self.timeout).run(self.open()).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(cause)) => cause.to_string(),
-            Err(_) => format!("not within {} ms", self.timeout.as_millis()),
+            Err(_) => format!("no connection within {} ms", self.timeout.as_millis()),
         };
         Err(ScanError::Unreachable(format!("{}: {why}", self.name)))
     }
@@ -127,7 +134,7 @@ impl fmt::Debug for Dial {
     }
 }
 
-/// The host of an address; none for a unix socket.
+/// The host of an address; `None` for a unix socket.
 fn host(address: &Address) -> Result<Option<String>, BuildError> {
     match address {
         Address::Unix(_) => Ok(None),
@@ -139,7 +146,7 @@ fn host(address: &Address) -> Result<Option<String>, BuildError> {
     }
 }
 
-/// Requests and answers are written whole; there is nothing to wait for.
+/// Disables Nagle's algorithm: requests are written whole, so waiting for more octets only adds delay.
 fn undelayed(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     Ok(stream)

@@ -1,7 +1,8 @@
-//! Zip archives, looked into within bounds: how deep, how many files, how many octets, how much more than was packed.
+//! Examination of zip archives within bounds on nesting depth, files, octets, and the ratio of unpacked to packed octets.
 //!
-//! Each member is unpacked, shown to the visitor and forgotten before the next one; only the archives around it stay.
-//! Whatever is not looked at is a [`Trouble`], so that nobody can take it for looked at.
+//! The walk unpacks each member, shows the member to the visitor, and frees it before the next one. Only the archives that
+//! enclose the member stay in memory. The walk reports everything that it does not examine as a [`Trouble`], so that no
+//! caller can take unexamined content for clean (promise P4).
 
 use std::io::{Cursor, Read};
 use std::mem::discriminant;
@@ -11,55 +12,57 @@ use zip::{CompressionMethod, ZipArchive};
 
 use crate::deadline::Deadline;
 
-/// The signature of an end record.
-const END: &[u8] = b"PK\x05\x06";
-/// The signature of an entry of the directory.
-const ENTRY: &[u8] = b"PK\x01\x02";
+/// Signature of an end of central directory record.
+const END_RECORD_SIGNATURE: &[u8] = b"PK\x05\x06";
+/// Signature of an entry of the central directory.
+const DIRECTORY_ENTRY_SIGNATURE: &[u8] = b"PK\x01\x02";
 
-/// How far to go.
+/// Bounds of a walk.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Archives within archives; 1 is an archive without another one in it.
+    /// Nesting depth of archives. With 1, the walk opens no archive inside an archive.
     pub depth: usize,
-    /// Files, over all archives of one message.
+    /// Files in all archives of one message together.
     pub files: usize,
-    /// Unpacked octets by packed octets.
+    /// Largest ratio of unpacked to packed octets of one file.
     pub ratio: u64,
-    /// Octets of each file that are wanted; archives within, and programs, are always read whole.
+    /// Octets of each file that the visitor needs. The walk always reads nested archives and programs whole.
     pub wanted: u64,
 }
 
 impl Limits {
-    /// Recursion is one frame per archive within an archive; no setting makes it deeper.
-    const DEEPEST: usize = 16;
-    /// Unpacked octets of one file.
-    const MEMBER: u64 = 64 << 20;
-    /// Unpacked octets of one message.
-    const TOTAL: u64 = 256 << 20;
-    /// A file that unpacks to less is no bomb, whatever its ratio: an empty page packs very well.
-    const HARMLESS: u64 = 1 << 20;
-    /// End records that the reader tries, times the zip64 records that it may try for each of them.
-    const END_RECORDS: usize = 1 << 22;
+    /// Upper bound for `depth`, whatever the settings say: the walk needs one stack frame for each nested archive.
+    const DEPTH_MAX: usize = 16;
+    /// Upper bound for the unpacked octets of one file, 64 MiB: a file is unpacked in memory.
+    const FILE_OCTETS_MAX: u64 = 64 << 20;
+    /// Upper bound for the unpacked octets of one message, 256 MiB: this bounds the time for one message.
+    const MESSAGE_OCTETS_MAX: u64 = 256 << 20;
+    /// The walk accepts a file of up to 1 MiB unpacked octets at any ratio: for example, an empty page packs very well.
+    const BOMB_OCTETS_MIN: u64 = 1 << 20;
+    /// Upper bound for the number of end records times the number of zip64 records. The zip reader may try each zip64 record for
+    /// each end record, so archives beyond this bound could keep it busy for hours. End records alone are not bounded: a
+    /// valid archive of many archives has many.
+    const RECORD_PAIRS_MAX: usize = 1 << 22;
 }
 
-/// Why something was not looked at.
+/// Why the walk did not examine a file or an archive. The text of a variant is shown to people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
-    /// It needs a password.
+    /// The file needs a password.
     Encrypted(String),
-    /// Archives nested too deep.
+    /// The archive is nested more deeply than [`Limits::depth`].
     Depth(String),
-    /// Too many files.
+    /// The archives of the message hold more than [`Limits::files`] files.
     Files(String),
-    /// It unpacks to too much, or to much more than was packed.
+    /// The file exceeds the bounds on unpacked octets or on the ratio of unpacked to packed octets.
     Bomb(String),
-    /// An archive that could not be opened: not even the names in it were seen.
+    /// The archive could not be opened, so not even the names in it are known.
     Unopened(String),
-    /// A file that is broken, or packed in a way that we cannot unpack. Its name was seen.
+    /// The file is damaged, or packed with an unknown method. Its name is known.
     Unreadable(String),
-    /// Two files of one name, of which the reader shows one.
+    /// The archive holds two files with the same name, and the zip reader shows only one of them.
     Twice(String),
-    /// No time left.
+    /// The deadline passed.
     Deadline,
 }
 
@@ -67,13 +70,13 @@ impl std::fmt::Display for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Encrypted(path) => write!(f, "{path} is encrypted"),
-            Self::Depth(path) => write!(f, "{path} is nested too deep"),
+            Self::Depth(path) => write!(f, "{path} is nested too deeply"),
             Self::Files(path) => write!(f, "{path} holds too many files"),
-            Self::Bomb(path) => write!(f, "{path} unpacks to too much"),
-            Self::Unopened(path) => write!(f, "{path} cannot be opened"),
+            Self::Bomb(path) => write!(f, "{path} unpacks to too many octets"),
+            Self::Unopened(path) => write!(f, "{path} cannot be opened as an archive"),
             Self::Unreadable(path) => write!(f, "{path} cannot be unpacked"),
-            Self::Twice(path) => write!(f, "{path} holds two files of one name"),
-            Self::Deadline => write!(f, "the time was up"),
+            Self::Twice(path) => write!(f, "{path} holds two files with the same name"),
+            Self::Deadline => write!(f, "the deadline passed"),
         }
     }
 }
@@ -81,25 +84,25 @@ impl std::fmt::Display for Trouble {
 /// A file in an archive.
 #[derive(Debug)]
 pub struct Member<'a> {
-    /// Where: `1.2/outer.zip/inner.zip/a.exe`.
+    /// Place in the message: `1.2/outer.zip/inner.zip/a.exe`.
     pub path: &'a str,
-    /// Its own name, as it stands.
+    /// Name of the file, as the archive has it.
     pub name: &'a str,
-    /// Its unpacked octets, or the first of them if no more were wanted; none if it could not be read.
+    /// The unpacked octets, or only the first ones (see [`Limits::wanted`]). Empty if the walk could not read the file.
     pub bytes: &'a [u8],
 }
 
-/// Whether the octets are a zip archive, or something with one at its end (a self-extracting program).
+/// Whether the octets are a zip archive, or end with one, as in a self-extracting program.
 pub fn is_zip(bytes: &[u8]) -> bool {
     begins_like_zip(bytes) || ends(bytes).next().is_some()
 }
 
 fn begins_like_zip(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(END)
+    bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(END_RECORD_SIGNATURE)
 }
 
-/// What may be an archive within an archive: one, or a program, which may unpack itself. Other files that have an archive
-/// at their ends are mostly documents that keep it in pieces.
+/// Whether a member may be a nested archive: it begins like an archive, or it is a program, which may be self-extracting. Most
+/// other files with an archive at their end are documents that store the archive in pieces.
 fn may_be_zip(bytes: &[u8]) -> bool {
     let is_program = [b"MZ".as_slice(), b"\x7fELF", b"#!"]
         .iter()
@@ -107,15 +110,15 @@ fn may_be_zip(bytes: &[u8]) -> bool {
     begins_like_zip(bytes) || is_program
 }
 
-/// Where the end records are that a reader may use: with the longest comment behind it, and some octets to spare, as
-/// readers differ in that.
+/// Positions of the end records that a reader may use. An end record has 22 octets, and a comment of up to 65,535 octets may
+/// follow. 64 octets more are searched, because readers differ in how far back they search.
 fn ends(bytes: &[u8]) -> impl Iterator<Item = usize> {
     let start = bytes.len().saturating_sub(22 + 65_535 + 64);
-    memmem::find_iter(&bytes[start..], END).map(move |at| start + at)
+    memmem::find_iter(&bytes[start..], END_RECORD_SIGNATURE).map(move |at| start + at)
 }
 
-/// Whether it is in earnest about the archive at its end: programs and documents have such records for other reasons, but
-/// not with a directory in front of them.
+/// Whether an end record has a central directory. Programs and documents contain the signature of an end record for other
+/// reasons, but then no directory precedes the signature.
 fn has_directory(bytes: &[u8]) -> bool {
     let number = |at: usize| {
         let octets = bytes.get(at..)?.first_chunk()?;
@@ -127,24 +130,25 @@ fn has_directory(bytes: &[u8]) -> bool {
     };
     ends(bytes).any(|end| {
         let by_size = number(end + 12).and_then(|size| end.checked_sub(size));
-        begins_at(by_size, ENTRY)
-            || begins_at(number(end + 16), ENTRY)
+        begins_at(by_size, DIRECTORY_ENTRY_SIGNATURE)
+            || begins_at(number(end + 16), DIRECTORY_ENTRY_SIGNATURE)
             || begins_at(end.checked_sub(20), b"PK\x06\x07")
     })
 }
 
-/// Opens it, if that can be done in reasonable time: the reader keeps all entries in memory (they are counted before), and
-/// tries every end record, those of zip64 with every one of the zip64 records.
+/// Opens an archive if that takes a reasonable time. The zip reader keeps all entries in memory, which the caller has counted
+/// before, and tries each end record, those of zip64 with each zip64 record.
 fn open(bytes: &[u8]) -> Option<ZipArchive<Cursor<&[u8]>>> {
     let zip64 = memmem::find_iter(bytes, b"PK\x06\x06").count();
-    if ends(bytes).count().saturating_mul(zip64) > Limits::END_RECORDS {
+    if ends(bytes).count().saturating_mul(zip64) > Limits::RECORD_PAIRS_MAX {
         return None;
     }
     ZipArchive::new(Cursor::new(bytes)).ok()
 }
 
-/// Of archives one behind the other some readers show the first one, others the last one, which is the one that was opened.
-/// An archive that merely does not use its first octets (its first file was replaced or taken out) is one archive.
+/// The first of two archives that follow each other in the same file. Some readers show the first archive; other readers, as
+/// the zip reader here, show the last one. An archive that does not use its first octets, because its first file was replaced
+/// or removed, is one archive.
 fn first_of_two<'a>(bytes: &'a [u8], opened: &ZipArchive<Cursor<&[u8]>>) -> Option<&'a [u8]> {
     let headers = (0..opened.len()).filter_map(|index| opened.by_index_data(index).ok());
     let begin = headers.map(|entry| entry.header_start()).min();
@@ -161,15 +165,15 @@ pub struct Walk<'v> {
     visit: &'v mut dyn FnMut(&Member<'_>),
     files: usize,
     octets: u64,
-    /// What was not looked at: the first few, and the first of each kind.
+    /// Reports of unexamined content: the first 16, and the first one of each kind.
     pub troubles: Vec<Trouble>,
 }
 
 impl<'v> Walk<'v> {
-    /// Nothing is walked yet.
+    /// A walk that has examined nothing yet. `visit` gets each member.
     pub fn new(limits: Limits, deadline: Deadline, visit: &'v mut dyn FnMut(&Member<'_>)) -> Self {
         let limits = Limits {
-            depth: limits.depth.min(Limits::DEEPEST),
+            depth: limits.depth.min(Limits::DEPTH_MAX),
             ..limits
         };
         Self {
@@ -182,7 +186,7 @@ impl<'v> Walk<'v> {
         }
     }
 
-    /// Shows the files of an archive, and of the archives in it. Octets that are no archive are passed over.
+    /// Shows the files of an archive, and of its nested archives, to the visitor. Ignores octets that are not an archive.
     pub fn archive(&mut self, path: &str, bytes: &[u8]) {
         if is_zip(bytes) {
             self.enter(path, bytes, 1);
@@ -190,11 +194,14 @@ impl<'v> Walk<'v> {
     }
 
     fn trouble(&mut self, trouble: Trouble) {
-        const KEPT: usize = 16;
-        // However many of one kind there are: what they mean differs, and a sender can make as many as it likes.
+        /// Bounds the memory for reports and the text for the reader.
+        const TROUBLES_KEPT_MAX: usize = 16;
+        // A sender can cause any number of reports of one kind. Keep the first report of each kind anyway, because the
+        // kinds have different consequences.
         let is_same = |known: &Trouble| discriminant(known) == discriminant(&trouble);
         let is_first = !self.troubles.iter().any(is_same);
-        if is_first || self.troubles.len() < KEPT && !self.troubles.contains(&trouble) {
+        if is_first || self.troubles.len() < TROUBLES_KEPT_MAX && !self.troubles.contains(&trouble)
+        {
             self.troubles.push(trouble);
         }
     }
@@ -203,13 +210,16 @@ impl<'v> Walk<'v> {
         if depth > self.limits.depth {
             return self.trouble(Trouble::Depth(path.to_owned()));
         }
-        // The reader keeps all entries in memory: count them before it does.
+        // The zip reader keeps all entries in memory: count the entries before the reader loads them.
         let room = self.limits.files.saturating_sub(self.files);
-        if memmem::find_iter(bytes, ENTRY).nth(room).is_some() {
+        if memmem::find_iter(bytes, DIRECTORY_ENTRY_SIGNATURE)
+            .nth(room)
+            .is_some()
+        {
             return self.trouble(Trouble::Files(path.to_owned()));
         }
         let Some(mut archive) = open(bytes) else {
-            // What only seemed to have an archive at its end claims nothing.
+            // A file that merely contains the signature of an end record does not claim to be an archive.
             if begins_like_zip(bytes) || has_directory(bytes) {
                 self.trouble(Trouble::Unopened(path.to_owned()));
             }
@@ -268,7 +278,7 @@ impl<'v> Walk<'v> {
         }
     }
 
-    /// The octets of a member, as far as they are wanted and allowed.
+    /// Reads the octets of a member, up to the needed and allowed number.
     fn read<'a>(
         &mut self,
         path: &str,
@@ -289,7 +299,8 @@ impl<'v> Walk<'v> {
             .map(Octets::Unpacked)
     }
 
-    /// Counts a member that is not packed. Many entries may point to the same octets, so they are not free.
+    /// Counts the octets of a member that is not packed. They count although nothing is copied: many entries may point to the
+    /// same octets, and the visitor examines them each time.
     fn spend<'a>(&mut self, path: &str, octets: Option<&'a [u8]>) -> Result<&'a [u8], Trouble> {
         let octets = octets.ok_or_else(|| Trouble::Unreadable(path.to_owned()))?;
         let length = octets.len() as u64;
@@ -297,13 +308,13 @@ impl<'v> Walk<'v> {
             true => length,
             false => length.min(self.limits.wanted),
         };
-        if self.octets > Limits::TOTAL {
+        if self.octets > Limits::MESSAGE_OCTETS_MAX {
             return Err(Trouble::Bomb(path.to_owned()));
         }
         Ok(octets)
     }
 
-    /// Unpacks a member as far as it is wanted and allowed.
+    /// Unpacks a member, up to the needed and allowed number of octets.
     fn unpack(
         &mut self,
         path: &str,
@@ -314,8 +325,8 @@ impl<'v> Walk<'v> {
     ) -> Result<Vec<u8>, Trouble> {
         let most = packed
             .saturating_mul(self.limits.ratio)
-            .clamp(Limits::HARMLESS, Limits::MEMBER)
-            .min(Limits::TOTAL - self.octets.min(Limits::TOTAL));
+            .clamp(Limits::BOMB_OCTETS_MIN, Limits::FILE_OCTETS_MAX)
+            .min(Limits::MESSAGE_OCTETS_MAX - self.octets.min(Limits::MESSAGE_OCTETS_MAX));
         if claimed > most {
             return Err(Trouble::Bomb(path.to_owned()));
         }
@@ -334,7 +345,7 @@ impl<'v> Walk<'v> {
         if unpacked.len() as u64 > most {
             return Err(Trouble::Bomb(path.to_owned()));
         }
-        // What came out before an error is no reason to look away, but it is not the whole.
+        // Examine the octets before the error too, but report that the rest is missing.
         if read.is_err() {
             self.trouble(Trouble::Unreadable(path.to_owned()));
         }
@@ -356,7 +367,7 @@ impl Octets<'_> {
     }
 }
 
-/// The octets of a member that is not packed are some of the archive's: no copy.
+/// The octets of a member that is not packed, as a part of the archive, without a copy.
 fn stored(archive: &[u8], start: Option<u64>, size: u64) -> Option<&[u8]> {
     let start = usize::try_from(start?).ok()?;
     archive.get(start..)?.get(..usize::try_from(size).ok()?)
@@ -398,7 +409,7 @@ mod tests {
         (seen, troubles)
     }
 
-    /// Files are shown with their place and octets, packed or not, in archives in archives, and behind a program.
+    /// The walk shows each file with its path and octets: packed or not, in nested archives, and in an archive behind a program.
     #[tokio::test]
     async fn files_are_shown_wherever_they_are() {
         let inner = zipped(&[("x/c.txt", b"deep")], CompressionMethod::Deflated);
@@ -418,9 +429,9 @@ mod tests {
         }
     }
 
-    /// The last end record of an archive with what it says about disks, entries, and the directory's size and place.
+    /// The last end record of an archive: numbers of disks and entries, and size and place of the directory.
     fn end(zip: &mut [u8]) -> &mut [u8] {
-        let at = memmem::rfind(zip, END).expect("an end record");
+        let at = memmem::rfind(zip, END_RECORD_SIGNATURE).expect("an end record");
         &mut zip[at..]
     }
 
@@ -429,7 +440,7 @@ mod tests {
         (seen.into_iter().map(|(path, _)| path).collect(), troubles)
     }
 
-    /// An honest archive of archives has as many end records.
+    /// A valid archive of many archives has many end records, and the walk opens it.
     #[tokio::test]
     async fn archives_of_archives_are_opened() {
         let inner = zipped(&[("a.txt", b"x")], CompressionMethod::Stored);
@@ -443,8 +454,8 @@ mod tests {
         assert_eq!((seen.len(), troubles), (80, Vec::new()));
     }
 
-    /// Of archives one behind the other some readers show the first one, others the last one: both count, also if the last
-    /// one says that it is empty, or has its places counted from the beginning of the first one.
+    /// If two archives follow each other, some readers show the first one, and others the last one. The walk examines both,
+    /// even if the last one is empty, or counts its positions from the beginning of the first one.
     #[tokio::test]
     async fn archives_behind_each_other_are_all_opened() {
         let first = zipped(&[("a.txt", b"x")], CompressionMethod::Deflated);
@@ -459,12 +470,12 @@ mod tests {
         let both = zip.finish().expect("finish").into_inner();
         let (seen, troubles) = paths(&both);
         assert_eq!((seen.len(), troubles), (2, Vec::new()));
-        // The first file taken out in its place: what is left is one archive.
-        let cut = memmem::find(&first, ENTRY).expect("a directory");
+        // The first file is removed in its place: the rest is one archive.
+        let cut = memmem::find(&first, DIRECTORY_ENTRY_SIGNATURE).expect("a directory");
         let removed = [&first[..cut], &both[first.len()..]].concat();
         let mut removed = removed;
         let back = u32::try_from(first.len() - cut).expect("small");
-        let entry = memmem::find(&removed, ENTRY).expect("a directory");
+        let entry = memmem::find(&removed, DIRECTORY_ENTRY_SIGNATURE).expect("a directory");
         for at in [entry + 42, removed.len() - 6] {
             let place = u32::from_le_bytes(*removed[at..].first_chunk().expect("a place"));
             removed[at..at + 4].copy_from_slice(&(place - back).to_le_bytes());
@@ -482,18 +493,18 @@ mod tests {
         }
     }
 
-    /// An archive that cannot be opened is told, wherever it begins. A signature is no archive.
+    /// The walk reports an archive that it cannot open, wherever the archive begins. A signature alone is not an archive.
     #[tokio::test]
-    async fn what_is_not_opened_is_told() {
+    async fn archives_that_cannot_be_opened_are_reported() {
         let zip = zipped(&[("a.txt", b"x")], CompressionMethod::Stored);
         let mut disks = zip.clone();
         end(&mut disks)[4] = 1;
         let mut zip64 = zip.clone();
         let at = zip64.len() - 22;
-        // A record of zip64 that points nowhere, and as much zip64 as would take hours to try.
+        // A zip64 record that points nowhere, and so many zip64 records that trying them all would take hours.
         zip64.splice(at..at, [b"PK\x06\x07".as_slice(), &[0xff; 16]].concat());
         end(&mut zip64)[8..20].fill(0xff);
-        let tries = b"PK\x06\x06".repeat(Limits::END_RECORDS);
+        let tries = b"PK\x06\x06".repeat(Limits::RECORD_PAIRS_MAX);
         let cut = zip[..zip.len() - 22].to_vec();
         let unopened = vec![Trouble::Unopened("a.zip".to_owned())];
         for (bytes, told_behind) in [(disks, true), (zip64, true), (cut, false)] {
@@ -501,14 +512,14 @@ mod tests {
             let behind = [b"x".as_slice(), &bytes].concat();
             assert_eq!(!paths(&behind).1.is_empty(), told_behind);
         }
-        let costly = [tries.as_slice(), END, &zip].concat();
+        let costly = [tries.as_slice(), END_RECORD_SIGNATURE, &zip].concat();
         assert_eq!(paths(&costly), (Vec::new(), unopened));
-        let program = [b"MZ".as_slice(), END, &[0; 40]].concat();
-        let program = [program.as_slice(), END, &[1; 40]].concat();
+        let program = [b"MZ".as_slice(), END_RECORD_SIGNATURE, &[0; 40]].concat();
+        let program = [program.as_slice(), END_RECORD_SIGNATURE, &[1; 40]].concat();
         assert_eq!(paths(&program), (Vec::new(), Vec::new()));
     }
 
-    /// A program in an archive may be one that unpacks itself, however little is wanted of files.
+    /// The walk opens a self-extracting program in an archive, even if the visitor needs few octets of each file.
     #[tokio::test]
     async fn programs_in_archives_are_opened() {
         let inner = zipped(&[("b.txt", b"x")], CompressionMethod::Deflated);
@@ -526,9 +537,9 @@ mod tests {
         }
     }
 
-    /// The name of a file is shown, whatever became of its octets.
+    /// The walk shows the name of a file even if the octets cannot be read.
     #[tokio::test]
-    async fn names_of_lost_files_are_shown() {
+    async fn names_of_unreadable_files_are_shown() {
         let mut zip = zipped(&[("a.exe", b"x")], CompressionMethod::Stored);
         zip[3] = b'x';
         let (seen, troubles) = paths(&[b"MZ".as_slice(), &zip].concat());
@@ -536,21 +547,24 @@ mod tests {
         assert_eq!(troubles, [Trouble::Unreadable("a.zip/a.exe".to_owned())]);
     }
 
-    /// Many entries that point to the same octets are paid for each time they are read.
+    /// Many entries that point to the same octets count each time that the walk reads them.
     #[tokio::test]
-    async fn shared_octets_are_not_free() {
+    async fn shared_octets_count_each_time() {
         let big = vec![b'x'; 60 << 20];
         let mut visited = 0;
         let mut visit = |_: &Member<'_>| visited += 1;
         let mut walk = Walk::new(LIMITS, Deadline::after(Duration::from_secs(60)), &mut visit);
         for _ in 0..10 {
             let read = walk.spend("x", Some(&big));
-            assert_eq!(read.is_err(), walk.octets > Limits::TOTAL);
+            assert_eq!(read.is_err(), walk.octets > Limits::MESSAGE_OCTETS_MAX);
         }
-        assert!(walk.octets > Limits::TOTAL, "the last ones were refused");
+        assert!(
+            walk.octets > Limits::MESSAGE_OCTETS_MAX,
+            "the walk refused the last ones"
+        );
     }
 
-    /// However many members need a password, it is said that others were not looked at for another reason.
+    /// Even if many members need a password, the walk also reports members that it did not examine for another reason.
     #[tokio::test]
     async fn no_kind_of_trouble_hides_behind_another() {
         let names: Vec<String> = (0..20).map(|i| format!("{i}.txt")).collect();
@@ -578,20 +592,20 @@ mod tests {
         );
     }
 
-    /// After the deadline nothing is opened, and that is said.
+    /// After the deadline, the walk opens nothing and reports that.
     #[tokio::test(start_paused = true)]
-    async fn no_time_is_a_trouble() {
+    async fn a_passed_deadline_is_reported() {
         let zip = zipped(&[("a", b"x")], CompressionMethod::Stored);
-        let mut visit = |_: &Member<'_>| panic!("nothing is to be shown");
+        let mut visit = |_: &Member<'_>| panic!("no member may be shown");
         let mut walk = Walk::new(LIMITS, Deadline::after(Duration::ZERO), &mut visit);
         walk.archive("a.zip", &zip);
         assert_eq!(walk.troubles, [Trouble::Deadline]);
     }
 
     proptest::proptest! {
-        /// However an archive is damaged, the walk ends, within its limits and without a panic.
+        /// A walk through a damaged archive ends within its limits and without a panic.
         #[test]
-        fn damage_does_no_harm(changes in proptest::collection::vec((0_usize..400, 0_u8..), 1..12)) {
+        fn a_walk_through_a_damaged_archive_ends(changes in proptest::collection::vec((0_usize..400, 0_u8..), 1..12)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("runtime");
             let _context = runtime.enter();
             let inner = zipped(&[("c", b"deep deep deep")], CompressionMethod::Deflated);
@@ -605,9 +619,9 @@ mod tests {
         }
     }
 
-    /// Of two files of one name readers show one, and not all of them the same.
+    /// Two files with the same name are reported: readers show only one of the two, and not all show the same one.
     #[test]
-    fn files_of_one_name_hide_each_other() {
+    fn files_with_the_same_name_are_reported() {
         let mut bytes = zipped(
             &[("a.exe", b"bad"), ("b.txt", b"good")],
             CompressionMethod::Stored,

@@ -1,7 +1,7 @@
-//! The attachment engine: what a message is made of, against what the administrator allows.
+//! The attachment engine compares the structure of a message with what the administrator allows.
 //!
-//! It reads names, declared types and first octets, in zip archives too. A limit that it meets is not an answer: it
-//! reports `limits-reached`, with what it found so far.
+//! The engine reads names, declared types and the first octets of files, also in zip archives. If the engine reaches one of its
+//! limits, it has no complete answer: it reports `limits-reached` and the findings so far (promise P4).
 
 use std::sync::Arc;
 
@@ -16,20 +16,20 @@ use crate::deadline::Deadline;
 use crate::message::mime::{self, Exceeded, Inspection, Part, Sniffed};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
-/// Findings of one name. A million files with forbidden names are no better known by a million findings, and none may
-/// be hidden behind a million that mean nothing.
-const FINDINGS: usize = 50;
-/// Octets of a file in an archive that are unpacked: enough to recognise its type.
-const HEAD: u64 = 4096;
+/// Bounds the report: a million findings say no more about a million forbidden files than 50 do. The bound counts each finding
+/// name for itself, so that findings of one name cannot hide a finding of another name (promise P4).
+const FINDINGS_PER_NAME_MAX: usize = 50;
+/// Octets of a file in an archive that the engine unpacks: enough to recognise the type of the file.
+const SNIFFED_OCTETS_MAX: u64 = 4096;
 
-/// The engine.
+/// The attachment engine.
 #[derive(Debug)]
 pub(super) struct Attachments {
     settings: AttachmentSettings,
 }
 
 impl Attachments {
-    /// An engine with these settings.
+    /// Makes an engine with these settings.
     pub(super) fn new(settings: AttachmentSettings) -> Self {
         Self { settings }
     }
@@ -53,7 +53,7 @@ impl Engine for Attachments {
     }
 }
 
-/// One look at one message.
+/// One examination of one message.
 struct Look<'a> {
     settings: &'a AttachmentSettings,
     findings: Vec<Finding>,
@@ -90,7 +90,7 @@ impl<'a> Look<'a> {
 
     fn structure(&mut self, inspection: &Inspection) {
         let mut exceeded = inspection.exceeded.clone();
-        // The inspection is shared and may have gone further than we are asked to.
+        // All engines share the inspection, and its limits may be wider than those of this engine.
         if inspection.depth > self.settings.max_depth && !exceeded.contains(&Exceeded::Depth) {
             exceeded.push(Exceeded::Depth);
         }
@@ -104,7 +104,7 @@ impl<'a> Look<'a> {
 
     fn found(&mut self, kind: FindingKind, name: &str, score: f64, detail: &str) {
         let same = self.findings.iter().filter(|f| f.name == name).count();
-        if same < FINDINGS {
+        if same < FINDINGS_PER_NAME_MAX {
             let detail: String = detail.chars().take(300).collect();
             let finding = Finding::new(kind, name, score).with_detail(detail);
             if !self.findings.contains(&finding) {
@@ -115,11 +115,14 @@ impl<'a> Look<'a> {
 
     fn part(&mut self, part: &Part) {
         if part.is_ambiguous {
-            let detail = format!("part {} is declared twice, differently", part.path);
+            let detail = format!(
+                "part {} declares its type or encoding twice, with different values",
+                part.path
+            );
             self.found(FindingKind::Suspicious, "ambiguous-mime", 3.0, &detail);
         }
         if part.declared == "message/partial" {
-            // Pieces that only the reader's program puts together (RFC 2046 5.2.2): no engine sees the whole.
+            // The mail program of the recipient joins the fragments (RFC 2046 5.2.2), so no engine sees the whole message.
             self.found(FindingKind::Suspicious, "message-fragment", 5.0, &part.path);
         }
         if part.is_encrypted {
@@ -170,13 +173,13 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// A program that says it is something else.
+    /// Reports a program whose name or declared type says that it is something else.
     fn disguise(&mut self, sniffed: Sniffed, declared: Option<&str>, names: &[Name], what: &str) {
         if !sniffed.is_executable() {
             return;
         }
         let shown_as_other = match declared {
-            // An archive has names only.
+            // A name decides, if there is one. Nothing declares a type for a file in an archive.
             _ if !names.is_empty() => !names.iter().any(Name::runs),
             Some(declared) => !declared.starts_with("application/"),
             None => false,
@@ -205,7 +208,7 @@ impl<'a> Look<'a> {
             depth: self.settings.max_depth,
             files: self.settings.max_archive_files,
             ratio: self.settings.max_ratio,
-            wanted: HEAD,
+            wanted: SNIFFED_OCTETS_MAX,
         };
         let mut visit = |member: &Member<'_>| {
             self.name(member.name, member.path);
@@ -226,7 +229,7 @@ impl<'a> Look<'a> {
         for trouble in walk.troubles {
             match trouble {
                 Trouble::Encrypted(_) => self.encrypted(&trouble.to_string()),
-                // Its name was seen, and that is what this engine judges by.
+                // The name of the file is known, and this engine judges by names.
                 Trouble::Unreadable(_) => {
                     self.found(
                         FindingKind::Info,
@@ -246,14 +249,14 @@ impl<'a> Look<'a> {
     }
 }
 
-/// Text as it stands, without a name: mail readers show it and nobody opens it as a file. Most mail is only that, and
-/// recognising types costs more than all the rest.
+/// Whether a part is plain or HTML text without encoding and without a name. Mail programs display such a part and do not open
+/// it as a file. Most mail consists only of such parts, and recognising types costs more than all other work of this engine.
 fn is_inline_text(part: &Part) -> bool {
     let is_plain = matches!(part.declared.as_str(), "text/plain" | "text/html");
     is_plain && !part.is_encoded && !part.is_attachment
 }
 
-/// Whether a media type is meant: exactly, or by `image/*`.
+/// Whether a media type matches a pattern: the whole type, or a prefix as in `image/*`.
 fn matches(pattern: &str, kind: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) => kind

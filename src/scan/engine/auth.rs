@@ -1,12 +1,13 @@
-//! Who really sent it: SPF (RFC 7208), DKIM (RFC 6376), ARC (RFC 8617) and DMARC (RFC 9989).
+//! Authentication of the sender: SPF (RFC 7208), DKIM (RFC 6376), ARC (RFC 8617) and DMARC (RFC 9989).
 //!
-//! Each result is a finding; what it is worth is the administrator's to say. A domain whose name servers do not answer has
-//! `temperror`, which is never held against a message. If our own name servers do not answer either, the engine has no
-//! answer at all (P4).
+//! Each result is a finding, and the administrator sets its score. If the name servers of a domain do not answer, the result
+//! is `temperror`, which never counts against a message. If the relay's own name servers do not answer either, the engine has
+//! no answer at all (P4).
 //!
-//! mail-auth parses whatever it is given. Its source (0.13.3) says: each signature's `h=` is walked over all
-//! fields, there is no limit on signatures, and each may ask for reports and third parties' records. So the header section is
-//! bounded before it is parsed, and the signatures before they are verified. Keys are bounded by ring: 1024 to 8192 bits.
+//! mail-auth has no bounds of its own. According to its source (0.13.3), it compares the `h=` of each signature with all fields,
+//! verifies any number of signatures, and each signature may request reports and records of third parties. So this engine
+//! bounds the header section before parsing it, and the signatures before verifying them. ring bounds the keys: 1024 to 8192
+//! bits.
 
 mod field;
 mod judge;
@@ -33,32 +34,33 @@ use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
 pub use judge::read;
 
-/// Octets of a header section that is looked at.
-const HEADER: usize = 256 << 10;
-/// Its fields.
-const FIELDS: usize = 1000;
+/// Largest header section that the engine examines, in octets: 256 KiB, to bound the work of mail-auth.
+const HEADER_OCTETS_MAX: usize = 256 << 10;
+/// Most fields of a header section that the engine examines: mail-auth compares each signature with all fields.
+const HEADER_FIELDS_MAX: usize = 1000;
 
-/// What the results are worth, and who they are told to.
+/// Settings of the engine: what results count, and how they are reported.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuthSettings {
-    /// Who we are in Authentication-Results (RFC 8601 2.5).
+    /// The identifier of the relay in Authentication-Results (RFC 8601 2.5).
     pub authserv_id: String,
-    /// What results add to the score.
+    /// Scores of the results.
     pub scores: Scores,
-    /// Whether a domain's own DMARC policy (quarantine, reject) is a finding of kind `policy` where a message fails.
+    /// Whether the DMARC policy of a domain (quarantine, reject) becomes a finding of kind `policy` for a message that fails.
     pub obey_dmarc: bool,
-    /// Signatures, and sets of an ARC chain, that are verified.
+    /// Largest number of DKIM signatures, and of sets of an ARC chain, that the engine verifies.
     pub max_signatures: usize,
-    /// The engine's. Half of it is for SPF, signatures and ARC, all asked at once, and three quarters until DMARC has
-    /// ended: if name servers were waited for any longer, anybody's would be a fault of the engine.
+    /// The timeout of the engine. SPF, signatures and ARC run at the same time and get the first half, and DMARC ends after
+    /// three quarters. If the engine waited longer for the name servers of a sender, a sender with silent name servers could
+    /// make the engine time out, and the guard would blame the engine.
     pub timeout: Duration,
-    /// Who is asked.
+    /// The name servers to ask.
     pub servers: NameServers,
 }
 
 impl AuthSettings {
-    /// Nobody else speaks in our name (RFC 8601 5). That is so for every message, not only for those that are judged in
-    /// time: how long that takes is in the hands of the sender's name servers.
+    /// The edit that removes fields of others with the relay's `authserv_id` (RFC 8601 5). It applies to every message, not
+    /// only to those with an answer in time: the name servers of the sender determine how long the answer takes.
     pub(super) fn no_forged_results(&self) -> Wanted {
         Wanted::Field(Edit::RemoveResults {
             authserv_id: self.authserv_id.clone(),
@@ -66,24 +68,24 @@ impl AuthSettings {
     }
 }
 
-/// What results add to the score; 0 for nothing.
+/// What each result adds to the score of a message; 0 adds nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Scores {
     /// SPF `fail`.
     pub spf_fail: f64,
     /// SPF `softfail`.
     pub spf_softfail: f64,
-    /// Signatures, and none of them verifies.
+    /// The message has signatures, and none of them verifies.
     pub dkim_fail: f64,
     /// DMARC `fail`.
     pub dmarc_fail: f64,
 }
 
-/// The engine.
+/// The authentication engine.
 pub(super) struct Auth {
     settings: AuthSettings,
     authenticator: MessageAuthenticator,
-    /// To find out who does not answer: a domain's name servers, or ours.
+    /// Asks a control question that shows which name servers do not answer: those of a domain, or those of the relay.
     control: TokioResolver,
 }
 
@@ -112,8 +114,8 @@ impl Engine for Auth {
                     why.to_owned(),
                 )));
             }
-            // Hashing a large body takes a while.
-            if sample.content().len() <= mime::INLINE {
+            // Hashing a large body takes long enough to delay other work on the runtime's threads.
+            if sample.content().len() <= mime::INLINE_OCTETS_MAX {
                 return self.look(&sample).await;
             }
             let runtime = tokio::runtime::Handle::current();
@@ -128,7 +130,10 @@ impl Engine for Auth {
 }
 
 impl Auth {
-    /// Reads the system's configuration where no name servers are given: blocks.
+    /// Blocks while it reads the configuration of the system, if the settings name no name servers.
+    ///
+    /// # Errors
+    /// [`BuildError::Resolver`] if that configuration cannot be used.
     pub(super) fn new(settings: &AuthSettings) -> Result<Self, BuildError> {
         let (config, options) = settings.servers.cached_configuration()?;
         let authenticator = MessageAuthenticator::new(config, options);
@@ -144,7 +149,7 @@ impl Auth {
         let results = judge::judge(&self.authenticator, &self.settings, sample).await;
         if results.in_doubt {
             let anything = deadline.run(self.ask_anything()).await;
-            let silent = || ScanError::Unreachable("auth: the name servers are silent".to_owned());
+            let silent = || ScanError::Unreachable("auth: no name server answers".to_owned());
             anything.unwrap_or_else(|Elapsed| Err(silent()))?;
         }
         let ours = Wanted::Field(Edit::Add {
@@ -153,13 +158,13 @@ impl Auth {
             value: field::value(&self.settings.authserv_id, &results.stated),
         });
         Ok(EngineAnswer {
-            // With ours in one report: the two go together also under a later configuration.
+            // Removal and addition are in one report, so that both apply together, even under a later configuration.
             wanted: vec![self.settings.no_forged_results(), ours],
             ..EngineAnswer::local(Answer::Answered(results.findings))
         })
     }
 
-    /// A question that every name server can answer, and that no sender has chosen.
+    /// Asks a question that every name server can answer, and that no sender can influence.
     async fn ask_anything(&self) -> Result<(), ScanError> {
         let root = self.control.lookup(Name::root(), RecordType::NS).await;
         match root {
@@ -170,18 +175,21 @@ impl Auth {
     }
 }
 
-/// Mail of our own users and neighbours comes from no server that a domain could have named.
+/// The answer for mail of the relay's own users and of private networks: no domain can name their addresses in its records, so
+/// there is nothing to verify.
 fn unasked() -> EngineAnswer {
     let finding = Finding::new(FindingKind::Info, "not-asked", 0.0)
         .with_detail("an authenticated user, or a client with a private address");
     EngineAnswer::local(Answer::Answered(vec![finding]))
 }
 
-/// Why a header section is not looked at.
+/// The reason why the engine does not examine a header section, or `None` if the section is within the bounds.
 pub fn too_much(header_section: &[u8]) -> Option<&'static str> {
-    if header_section.len() > HEADER {
-        return Some("a header section of more than 256 KiB");
+    if header_section.len() > HEADER_OCTETS_MAX {
+        return Some("the header section has more than 256 KiB");
     }
-    let fields = header::fields(header_section).take(FIELDS + 1).count();
-    (fields > FIELDS).then_some("more than 1000 header fields")
+    let fields = header::fields(header_section)
+        .take(HEADER_FIELDS_MAX + 1)
+        .count();
+    (fields > HEADER_FIELDS_MAX).then_some("the message has more than 1000 header fields")
 }

@@ -1,17 +1,18 @@
-//! clamd over INSTREAM, one connection per scan, by clamav-client.
+//! clamd over INSTREAM, with one connection per scan, through the crate clamav-client.
 //!
-//! What the crate leaves to us, read in its source (2.3): it has no timeouts, so the guard drops the future, which
-//! closes the socket; it has no connection to use again, and none is kept here. It reads the answer without bound, and
-//! it loses an answer that clamd gives before all content is sent (that is how clamd refuses what is too large), because
-//! the write that fails then ends the call. [`Wire`] mends both. Content is handed over as it lies in memory.
+//! According to its source (2.3), the crate leaves these tasks to the relay. It has no timeouts, so the guard drops the future,
+//! which closes the socket. It does not reuse connections, and this engine keeps none. It reads an answer of any length, and it
+//! loses an answer that clamd sends before all content is sent, because the failing write ends the call. clamd answers so if
+//! the content is too large. [`Wire`] solves both problems. The content is sent from memory, without a copy.
 //!
-//! **OK does not always mean clean.** A clamd that meets one of its own limits (MaxScanSize, MaxFileSize, MaxRecursion,
-//! MaxFiles, MaxScanTime) says plain `OK` unless `AlertExceedsMax yes` is in its configuration; then it says
-//! `Heuristics.Limits.Exceeded…`, which is reported as `limits-reached` here. The protocol has no way to ask for these
-//! limits, so: set `AlertExceedsMax yes`, and keep this engine's `max_size` at or below clamd's StreamMaxLength,
-//! MaxScanSize and MaxFileSize. Likewise `AlertEncrypted yes` makes encrypted archives known as such.
+//! **OK does not always mean clean.** If clamd reaches one of its own limits (MaxScanSize, MaxFileSize, MaxRecursion, MaxFiles,
+//! MaxScanTime), it answers plain `OK`, unless its configuration has `AlertExceedsMax yes`. Then clamd answers
+//! `Heuristics.Limits.Exceeded…`, which this engine reports as `limits-reached`. The protocol cannot ask for these limits. So
+//! the administrator should set `AlertExceedsMax yes`, and keep `max_size` of this engine below StreamMaxLength, MaxScanSize
+//! and MaxFileSize of clamd by at least the size of the preface. With `AlertEncrypted yes`, clamd also reports encrypted
+//! archives as such.
 //!
-//! What clamd gets begins with [`PREFACE`], or the sender would choose what clamd takes it for.
+//! The stream begins with [`PREFACE`]. Otherwise the sender could choose the file type that clamd recognises.
 
 mod answer;
 pub(super) mod conf;
@@ -36,12 +37,12 @@ use wire::Wire;
 
 pub use answer::{ClamdAnswer, parse};
 
-/// Octets of one chunk: a size field goes before each.
-const CHUNK: usize = 64 * 1024;
-/// How long a version is believed; signatures change a few times a day.
-const VERSION_AGE: Duration = Duration::from_secs(60);
+/// Octets of one chunk. A size field precedes each chunk, so larger chunks mean fewer size fields.
+const CHUNK_OCTETS: usize = 64 * 1024;
+/// Largest age of a known version of the signatures. Signatures change a few times a day, so one minute is recent enough.
+const VERSION_AGE_MAX: Duration = Duration::from_secs(60);
 
-/// One clamd.
+/// One replica: the clamd at one address.
 #[derive(Debug)]
 pub(super) struct Clamd {
     dial: Dial,
@@ -76,8 +77,8 @@ impl Engine for Clamd {
         Some(Box::pin(async move { self.version(deadline).await }))
     }
 
-    /// `ClamAV 1.4.3/27812/Fri Nov  7 09:46:55 2025`; clamd prints the local time of the database, taken for UTC here:
-    /// what is asked is whether it is days old.
+    /// The date in `ClamAV 1.4.3/27812/Fri Nov  7 09:46:55 2025`. clamd prints the local time of the database, and this function
+    /// reads it as UTC: the caller only checks whether the signatures are days old.
     fn signed(&self, version: &str) -> Option<jiff::Timestamp> {
         let date = version.splitn(3, '/').nth(2)?;
         let made = jiff::civil::DateTime::strptime("%a %b %e %H:%M:%S %Y", date).ok()?;
@@ -86,7 +87,10 @@ impl Engine for Clamd {
 }
 
 impl Clamd {
-    /// The clamd at that address; nothing is connected yet.
+    /// The clamd at this address. Opens no connection.
+    ///
+    /// # Errors
+    /// See [`Dial::new`].
     pub(super) fn new(address: &Address, connect_timeout: Duration) -> Result<Self, BuildError> {
         Ok(Self {
             dial: Dial::new(address, None, connect_timeout)?,
@@ -105,10 +109,11 @@ impl Clamd {
         let preface = Bytes::from_static(PREFACE.as_bytes());
         let content = sample.content().bytes().clone();
         let stream = tokio_stream::iter([preface, content].map(Ok::<Bytes, io::Error>));
-        let answer = clamav_client::tokio::scan_stream(stream, wire.ready(), Some(CHUNK)).await;
+        let answer =
+            clamav_client::tokio::scan_stream(stream, wire.ready(), Some(CHUNK_OCTETS)).await;
         let answer = answer.map_err(|cause| self.broken(&cause))?;
         let answer = self.judge(&answer, closed.load(Ordering::Relaxed))?;
-        // Half of what is left, so that the verdict we have is never lost to the version.
+        // Half of the remaining time, so that asking for the version never costs the answer.
         let deadline = sample.deadline().within(sample.deadline().remaining() / 2);
         Ok(EngineAnswer {
             answer,
@@ -128,13 +133,13 @@ impl Clamd {
         }
     }
 
-    /// What an answer to INSTREAM means; whether clamd had closed before it had got everything.
+    /// Interprets an answer to INSTREAM. `closed`: clamd closed the connection before it had received the whole content.
     fn judge(&self, answer: &[u8], closed: bool) -> Result<Answer, ScanError> {
         match parse(answer) {
-            // It may well have found something in the beginning, but nobody has looked at the rest.
+            // clamd received only the beginning of the content. A finding there counts, but OK says nothing about the rest.
             Ok(ClamdAnswer::Ok) if closed => Err(ScanError::Disconnected {
                 replica: self.name(),
-                cause: "it had not got everything when it said OK".to_owned(),
+                cause: "it answered OK before it had received the whole content".to_owned(),
             }),
             Ok(ClamdAnswer::Ok) => Ok(Answer::Answered(Vec::new())),
             Ok(ClamdAnswer::Found(name)) => Ok(found(name)),
@@ -152,13 +157,15 @@ impl Clamd {
         }
     }
 
-    /// The version of the signatures, at most [`VERSION_AGE`] old. One caller asks for all; if clamd does not tell in
-    /// time the last known one holds: a version is never worth a verdict.
+    /// The version of the signatures, at most [`VERSION_AGE_MAX`] old. One caller asks clamd for all callers. If clamd does not
+    /// answer in time, the last known version is used: no scan fails because of the version.
+    ///
+    /// Cancel safety: safe; if the caller that asks is dropped, the next question follows after [`VERSION_AGE_MAX`].
     async fn version(&self, deadline: Deadline) -> Option<String> {
         let now = Instant::now();
         {
             let mut version = self.version.lock().unwrap_or_else(PoisonError::into_inner);
-            if version.asked.is_some_and(|at| now < at + VERSION_AGE) {
+            if version.asked.is_some_and(|at| now < at + VERSION_AGE_MAX) {
                 return version.text.clone();
             }
             version.asked = Some(now);
@@ -176,15 +183,15 @@ impl Clamd {
     }
 }
 
-/// `ClamAV 1.4.3/27812/Fri Nov  7 09:46:55 2025`: engine, number and date of the signatures; the engine alone if it has
-/// none of the official ones.
+/// Reads an answer to VERSION, as in `ClamAV 1.4.3/27812/Fri Nov  7 09:46:55 2025`: engine, number and date of the signatures.
+/// Without official signatures, clamd sends the engine alone. Returns `None` for any other answer.
 fn signatures(version: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(version.strip_suffix(b"\0")?).ok()?;
     let is_plain = text.starts_with("ClamAV ") && !text.contains(char::is_control);
     is_plain.then(|| text.chars().take(200).collect())
 }
 
-/// What a signature's name says about the sort of thing.
+/// The answer for a found signature. The name of the signature determines the kind of the finding.
 fn found(name: &str) -> Answer {
     let known = |kind, score| Finding::new(kind, name, score);
     let unseen = |reason, detail: &str| Answer::None {
@@ -196,7 +203,7 @@ fn found(name: &str) -> Answer {
         return unseen(Reason::LimitsReached, "clamd stopped at a limit of its own");
     }
     if name.starts_with("Heuristics.Encrypted.") {
-        return unseen(Reason::Encrypted, "clamd cannot look into it");
+        return unseen(Reason::Encrypted, "clamd cannot scan encrypted content");
     }
     Answer::Answered(vec![if name.starts_with("Heuristics.Phishing.")
         || name.starts_with("Phishing.")

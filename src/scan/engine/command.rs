@@ -1,12 +1,12 @@
-//! Any program: it gets the message on standard input or as a file, and says with its exit code, and perhaps with what it
-//! prints, what it thinks of it.
+//! Engine that runs a program. The program gets the message on standard input or as a file, and answers with its exit code and
+//! its output.
 //!
-//! One process for each message, in a process group of its own that is killed as a whole when the program has ended, when
-//! it says too much, and when nobody waits for it any more. Arguments are a list that no shell reads, and nothing of a
-//! message is ever among them. Facts about the envelope are in the environment, which holds nothing else of ours.
+//! Each message gets one process in its own process group. The relay kills the whole group when the program has ended, when
+//! the program prints too much, and when the scan is dropped. The arguments are a list that no shell interprets, and they
+//! never contain anything of a message. The environment contains facts about the envelope, and nothing else of the relay.
 //!
-//! **Only what is expected counts.** An exit code that is on neither list, a signal, output that cannot be read, a limit
-//! that could not be set: no answer, with a reason, never clean (promise P4).
+//! **Only an expected end counts.** An exit code that is in neither list, a signal, output that cannot be parsed, or a limit
+//! that could not be set means no answer, with a reason, and never clean (promise P4).
 
 mod answer;
 mod process;
@@ -31,68 +31,71 @@ use crate::verdict::{Answer, FindingKind};
 use process::{Ended, Input, Running, limited};
 
 pub use answer::{CommandAnswer, Lines, read};
-pub use process::NOT_RUN;
+pub use process::NOT_RUN_EXIT_CODES;
 
-/// Stands for the path of the file in an argument.
-pub const FILE: &str = "{file}";
-/// Octets of one fact in the environment, and of all recipients.
-const FACT: usize = 1024;
-const RECIPIENTS: usize = 16 * 1024;
+/// Placeholder in an argument for the path of the file with the message.
+pub const FILE_PLACEHOLDER: &str = "{file}";
+/// Largest value in the environment in octets, except for the recipients. Senders choose these values, and no valid address or
+/// name is longer than 1 KiB.
+const FACT_OCTETS_MAX: usize = 1024;
+/// Largest list of recipients in the environment in octets: 16 KiB, well below the 128 KiB that Linux allows for one value
+/// (execve(2)).
+const RECIPIENTS_OCTETS_MAX: usize = 16 * 1024;
 
-/// A program and what is allowed to it.
+/// Settings: a program, and its limits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommandSettings {
-    /// The program, by its absolute path, and its arguments. If one of these has [`FILE`] in it, the message is in a file
-    /// of which that is the path, and standard input is empty; else it is on standard input.
+    /// The absolute path of the program, and its arguments. If an argument contains [`FILE_PLACEHOLDER`], the message is in a
+    /// file whose path replaces the placeholder, and standard input is empty. Otherwise the message is on standard input.
     pub command: Vec<String>,
-    /// What we call ourselves.
+    /// The host name of the relay, which completes addresses without a domain.
     pub hostname: String,
-    /// How its answer is read.
+    /// How the relay reads the answer.
     pub saying: Saying,
-    /// A user of this machine as whom it runs; none: the relay's own. Needs capabilities.
+    /// The user that the program runs as; `None`: the user of the relay. Another user requires root or capabilities.
     pub user: Option<String>,
-    /// What it may use.
+    /// Limits on the resources of the program.
     pub limits: Limits,
-    /// What it must find to prove that it works.
+    /// The content of the probes, which the program must find.
     pub probe_with: ProbeWith,
 }
 
-/// How a program's answer is read.
+/// How the relay reads the answer of a program.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Saying {
-    /// By its exit code, and by the lines that it prints.
+    /// From the exit code and the printed lines.
     Exit(Exit),
-    /// As JSON, printed with exit code 0.
+    /// From printed JSON, with exit code 0.
     Json(Reading),
 }
 
-/// What exit codes mean.
+/// Meaning of the exit codes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exit {
-    /// Nothing found.
+    /// Exit codes that mean that the program found nothing.
     pub clean: Vec<u8>,
-    /// Something found.
+    /// Exit codes that mean that the program found something.
     pub found: Vec<u8>,
-    /// A regular expression for lines of its output, with groups called `name` or `score`.
+    /// A regular expression for lines of the output, with a group `name`, a group `score`, or both.
     pub pattern: Option<String>,
-    /// What something found is.
+    /// The kind of the findings.
     pub bad_kind: FindingKind,
-    /// Its score, unless a line tells.
+    /// The score of the findings, unless a line contains a score.
     pub bad_score: f64,
 }
 
-/// What a program may use, each of its processes for itself.
+/// Limits on the resources of a program. Each limit holds for each process separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Processor time; whole seconds.
+    /// Processor time, in whole seconds, at least 1 s.
     pub cpu: Duration,
-    /// Octets of address space.
+    /// Address space in octets.
     pub memory: u64,
-    /// Octets of a file that it writes.
+    /// Size in octets of each file that the program writes.
     pub file_size: u64,
 }
 
-/// One program.
+/// The engine for one program.
 #[derive(Debug)]
 pub(super) struct Command {
     program: String,
@@ -123,7 +126,11 @@ impl Engine for Command {
 }
 
 impl Command {
-    /// The program; nothing is started yet. Reads files: blocks.
+    /// The engine for a program. Starts no process. Blocks while it reads `/etc/passwd`.
+    ///
+    /// # Errors
+    /// [`BuildError::NoProgram`] for an empty command, [`BuildError::NoUser`] for an unknown user, and
+    /// [`BuildError::Pattern`] for an unusable regular expression.
     pub(super) fn new(settings: &CommandSettings) -> Result<Self, BuildError> {
         let Some((program, arguments)) = settings.command.split_first() else {
             return Err(BuildError::NoProgram);
@@ -147,7 +154,7 @@ impl Command {
     async fn ask(self: Arc<Self>, sample: &Sample) -> Result<EngineAnswer, ScanError> {
         let request = sample.request().clone();
         let this = self.clone();
-        // Writing a file blocks, and so does starting a program, for about a millisecond.
+        // Writing a file blocks. Starting a program blocks too, for about 1 ms.
         let started = tokio::task::spawn_blocking(move || this.start(&request));
         let (running, input, file) = started.await.map_err(ScanError::from_task)??;
         let ended = running.end(input).await;
@@ -172,7 +179,7 @@ impl Command {
             false => (Input::Octets(request.content.bytes().clone()), None),
             true => (Input::Nothing, Some(self.file(request).map_err(cannot)?)),
         };
-        // The shell that sets the limits would only have an exit code to say it with.
+        // Check before the start: the shell that sets the limits could report a missing program only by its exit code.
         runnable(Path::new(&self.program))
             .map_err(|wrong| ScanError::Unreachable(format!("{} {wrong}", self.program)))?;
         let mut command = limited(self.limits, &self.program);
@@ -187,14 +194,17 @@ impl Command {
         Ok((running, input, file))
     }
 
-    /// The arguments, with the file's path where it belongs.
+    /// The arguments, with the path of the file in place of [`FILE_PLACEHOLDER`].
     fn arguments(&self, file: Option<&Path>) -> Vec<OsString> {
         let path = file.map(|path| path.to_string_lossy()).unwrap_or_default();
-        let filled = self.arguments.iter().map(|text| text.replace(FILE, &path));
+        let filled = self
+            .arguments
+            .iter()
+            .map(|text| text.replace(FILE_PLACEHOLDER, &path));
         filled.map(OsString::from).collect()
     }
 
-    /// The message as a file that only the program can read; gone when it is dropped.
+    /// Writes the message to a file that only the user of the program can read. Dropping the value deletes the file.
     fn file(&self, request: &ScanRequest) -> io::Result<NamedTempFile> {
         let mut builder = tempfile::Builder::new();
         let mut file = builder.prefix("spillway-").suffix(".eml").tempfile()?;
@@ -205,7 +215,7 @@ impl Command {
         Ok(file)
     }
 
-    /// What an end means.
+    /// Interprets the end of the program.
     fn judge(
         &self,
         ended: Result<Ended, process::Trouble>,
@@ -214,18 +224,18 @@ impl Command {
         let ended = ended.map_err(|trouble| match trouble {
             process::Trouble::Talkative(most) => ScanError::Garbage {
                 replica: replica(),
-                answer: format!("it printed more than {most} octets"),
+                answer: format!("the program printed more than {most} octets"),
             },
             process::Trouble::LeftBehind => ScanError::Garbage {
                 replica: replica(),
-                answer: "it left a process behind that holds its output".to_owned(),
+                answer: "the program left a process behind that holds its output".to_owned(),
             },
             process::Trouble::System(cause) => ScanError::Disconnected {
                 replica: replica(),
                 cause: cause.to_string(),
             },
         })?;
-        if ended.signal == Some(process::OUT_OF_CPU) {
+        if ended.signal == Some(process::CPU_LIMIT_SIGNAL) {
             return Err(ScanError::NoAnswer(self.limits.cpu));
         }
         self.saying.judge(&ended).map_err(|wrong| match wrong {
@@ -241,20 +251,20 @@ impl Command {
     }
 }
 
-/// Whether the message is given as a file.
+/// Whether the program gets the message as a file.
 pub fn takes_file(arguments: &[String]) -> bool {
-    arguments.iter().any(|text| text.contains(FILE))
+    arguments.iter().any(|text| text.contains(FILE_PLACEHOLDER))
 }
 
-/// What a program is told about a message beside its content. It starts with no environment of ours.
+/// The environment of the program: facts about the envelope. The program inherits nothing from the environment of the relay.
 fn facts(hostname: &str, id: MessageId, envelope: &Envelope) -> Vec<(&'static str, String)> {
     let mut recipients = String::new();
     for recipient in &envelope.recipients {
         let mailbox = recipient.mailbox.qualified(hostname);
-        if recipients.len() + mailbox.len() > RECIPIENTS {
+        if recipients.len() + mailbox.len() > RECIPIENTS_OCTETS_MAX {
             break;
         }
-        // A line feed, which no mailbox can have in it.
+        // A line feed separates recipients: no mailbox contains one.
         if !recipients.is_empty() {
             recipients.push('\n');
         }
@@ -285,15 +295,16 @@ fn facts(hostname: &str, id: MessageId, envelope: &Envelope) -> Vec<(&'static st
     facts
 }
 
-/// The beginning of a text, without control characters.
+/// The beginning of a text, with `?` for each control character, which could deceive a careless program.
 fn showable(text: &str) -> String {
     let clean = |c: char| if c.is_control() { '?' } else { c };
     let mut text: String = text.chars().map(clean).collect();
-    text.truncate(text.floor_char_boundary(FACT));
+    text.truncate(text.floor_char_boundary(FACT_OCTETS_MAX));
     text
 }
 
-/// User and group of a name, from a file like passwd(5). Users of directory services are not in it.
+/// Numbers of the user and the group for a user name, from a file like passwd(5). Users of directory services are not in this
+/// file.
 fn identity(passwd: &Path, name: &str) -> Option<(u32, u32)> {
     let text = std::fs::read_to_string(passwd).ok()?;
     let fields = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
@@ -302,12 +313,15 @@ fn identity(passwd: &Path, name: &str) -> Option<(u32, u32)> {
     Some((user.get(2)?.parse().ok()?, user.get(3)?.parse().ok()?))
 }
 
-/// Whether a file is there that can be run; what is wrong if not.
+/// Checks that the file exists and is executable.
+///
+/// # Errors
+/// What is wrong, as a text that follows the path.
 pub fn runnable(program: &Path) -> Result<(), &'static str> {
     use std::os::unix::fs::PermissionsExt;
     match std::fs::metadata(program) {
         Err(_) => Err("does not exist"),
-        Ok(found) if !found.is_file() => Err("is no file"),
+        Ok(found) if !found.is_file() => Err("is not a regular file"),
         Ok(found) if found.permissions().mode() & 0o111 == 0 => Err("is not executable"),
         Ok(_) => Ok(()),
     }

@@ -1,9 +1,9 @@
 //! Block lists in the DNS (RFC 5782).
 //!
-//! One engine is one list. The guard's slots, breaker, probes, drains and reports are then each list's own: a list that is
-//! dead, or that lists everybody, is taken out by the same means as any other engine, and takes no other list's answers
-//! away with it. All names of a message are asked about at once. An answer is a listing only if it is in 127.0.0.0/8 and
-//! none of the list's error codes; a question without an answer is no "not listed" (P4).
+//! One engine is one list. So each list has its own slots, breaker, probes, drain and reports: the guard takes out a list that
+//! is dead, or that lists every address, like any other engine, and the answers of other lists remain. The engine asks about
+//! all names of a message at the same time. An answer is a listing only if it is in 127.0.0.0/8 and is not an error code of
+//! the list. A question without an answer never counts as "not listed" (P4).
 
 mod names;
 #[cfg(test)]
@@ -27,10 +27,10 @@ use crate::verdict::{Answer, Finding, FindingKind, Reason};
 pub(super) use names::is_public;
 pub use names::{Domains, in_text};
 
-/// What a list is asked about.
+/// The subject of a question to a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Question {
-    /// The client's address.
+    /// The address of the client.
     Client,
     /// The registered domain of the reverse-path.
     Sender,
@@ -38,12 +38,12 @@ pub enum Question {
     Url,
 }
 
-/// Which answers of a list.
+/// A set of answers of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listed {
-    /// All in this network.
+    /// All addresses in this network.
     In(Ipv4Net),
-    /// All whose last octet has one of these bits.
+    /// All addresses whose last octet has at least one of these bits.
     Bits(u8),
 }
 
@@ -56,46 +56,48 @@ impl Listed {
     }
 }
 
-/// What answers of a list mean.
+/// The meaning of a set of answers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DnsAnswer {
-    /// Which ones.
+    /// The answers with this meaning.
     pub listed: Listed,
-    /// What sort of finding.
+    /// The kind of the finding.
     pub kind: FindingKind,
-    /// What it adds to the score, once for each message.
+    /// The score of the finding, which counts once for each message.
     pub score: f64,
-    /// The finding's name.
+    /// The name of the finding.
     pub name: String,
 }
 
-/// One list.
+/// Settings of one list.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DnsList {
-    /// Its zone: `zen.spamhaus.org`.
+    /// The zone of the list: `zen.spamhaus.org`.
     pub zone: String,
-    /// What it is asked about.
+    /// The subjects that the engine asks about.
     pub ask: Vec<Question>,
-    /// What its answers mean, each that matches.
+    /// Meanings of answers. Every meaning that matches an answer becomes a finding.
     pub answers: Vec<DnsAnswer>,
-    /// Answers that are the list's way to say that it does not answer.
+    /// Error codes: answers with which the list refuses to answer.
     pub errors: Vec<Ipv4Net>,
-    /// Domains of URLs that are asked about, for one message at most.
+    /// Most domains of URLs that the engine asks about for one message.
     pub max_names: usize,
-    /// An address or a domain that it must list; none: RFC 5782's.
+    /// An address or a domain that the list must contain; `None`: the test point of RFC 5782.
     pub test_listed: Option<String>,
-    /// An address or a domain that it must not list; none: RFC 5782's.
+    /// An address or a domain that the list must not contain; `None`: the test point of RFC 5782.
     pub test_unlisted: Option<String>,
-    /// Who is asked.
+    /// The name servers to ask.
     pub servers: NameServers,
 }
 
-/// One list, ready to be asked.
+/// The engine for one list.
 #[derive(Debug)]
 pub(super) struct Dns {
     list: DnsList,
     zone: Name,
+    /// Keeps answers for their TTL.
     resolver: TokioResolver,
+    /// Asks each time: for probes.
     fresh: TokioResolver,
 }
 
@@ -126,7 +128,10 @@ impl Engine for Dns {
 }
 
 impl Dns {
-    /// Reads the system's configuration where no name servers are given: blocks.
+    /// Blocks while it reads the configuration of the system, if the settings name no name servers.
+    ///
+    /// # Errors
+    /// [`BuildError::Zone`] for an invalid zone, and [`BuildError::Resolver`] if the system's configuration cannot be used.
     pub(super) fn new(list: &DnsList) -> Result<Self, BuildError> {
         let zone = Name::from_ascii(format!("{}.", list.zone.trim_end_matches('.')));
         let zone = zone.ok().filter(|zone| !zone.is_root());
@@ -149,7 +154,7 @@ impl Dns {
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
-        // What was found was found; that nothing was is not known before everything is answered.
+        // A listing counts even if another question has no answer. "Not listed" needs an answer to every question.
         let objection = found.findings.iter().any(|f| f.kind.is_objection());
         match failure {
             Some(error) if !objection => return Err(error),
@@ -172,7 +177,7 @@ impl Dns {
         let mut subjects = Subjects::default();
         if asks(Question::Client) {
             let client = envelope.origin.client.to_canonical();
-            // Who has proved who they are may send from home, where lists of dial-up addresses say that nobody may.
+            // Authenticated users may send from home, although lists of dial-up addresses contain their address.
             let public = envelope.origin.user.is_none() && is_public(client);
             let name = public.then(|| names::reversed(client));
             let why = "an authenticated user, or a client with a private address";
@@ -196,11 +201,11 @@ impl Dns {
         Ok(subjects)
     }
 
-    /// The test points: what the list says about one that it must have, or must not have.
+    /// Asks about a test point that the list must contain, or must not contain.
     async fn test(&self, probe: Probe) -> Result<Vec<Finding>, ScanError> {
         let by_address = self.list.ask.contains(&Question::Client);
         let (said, usual) = match (probe, by_address) {
-            // RFC 5782 5.
+            // The test points of RFC 5782 section 5.
             (Probe::Bad, true) => (&self.list.test_listed, "127.0.0.2"),
             (Probe::Clean, true) => (&self.list.test_unlisted, "127.0.0.1"),
             (Probe::Bad, false) => (&self.list.test_listed, "test"),
@@ -220,14 +225,14 @@ impl Dns {
         self.query(&self.resolver, subject).await
     }
 
-    /// What the list says about a name; nothing if it is not listed.
+    /// The answers of the list about a name; empty if the name is not listed.
     async fn query(
         &self,
         resolver: &TokioResolver,
         subject: &str,
     ) -> Result<Vec<Ipv4Addr>, ScanError> {
         let name = Name::from_ascii(subject).and_then(|name| name.append_domain(&self.zone));
-        // A name that does not fit in front of the zone cannot be on the list.
+        // A name that is too long to precede the zone cannot be on the list.
         let Ok(name) = name else {
             return Ok(Vec::new());
         };
@@ -250,7 +255,8 @@ impl Dns {
         Ok(addresses)
     }
 
-    /// RFC 5782 2.1: listings are in 127.0.0.0/8. Anything else is a parked domain or a resolver that invents answers.
+    /// RFC 5782 2.1: listings are in 127.0.0.0/8. Any other address comes from a parked domain, or from a resolver that invents
+    /// answers.
     fn check(&self, address: Ipv4Addr) -> Result<(), ScanError> {
         let replica = self.list.zone.clone();
         if !address.is_loopback() {
@@ -262,26 +268,28 @@ impl Dns {
         match self.list.errors.iter().any(|net| net.contains(&address)) {
             true => Err(ScanError::Declined {
                 replica,
-                message: format!("{address}, which is an error of the list and no listing"),
+                message: format!(
+                    "the answer {address} is an error code; the list may refuse your name servers"
+                ),
             }),
             false => Ok(()),
         }
     }
 }
 
-/// What a list is asked about a message.
+/// The subjects of one message.
 #[derive(Default)]
 struct Subjects {
-    /// Each once.
+    /// Names to ask about, each once.
     names: Vec<String>,
-    /// What it is not asked about, as nobody could or as the administrator wants it.
+    /// Findings about subjects that the engine does not ask about: there is no name, or the settings limit the number of names.
     told: Vec<Finding>,
-    /// What nobody has looked at.
+    /// Reasons why a part of the message was not searched for names.
     unseen: Vec<&'static str>,
 }
 
 impl Subjects {
-    /// A name, or why there is none.
+    /// Adds a name, or a finding with the reason why there is no name.
     fn add(&mut self, name: Option<String>, why: &str) {
         match name {
             Some(name) => self.names.push(name),
@@ -296,11 +304,15 @@ impl Subjects {
             }
         }
         if urls.left_out > 0 {
-            let detail = format!("{} more domains in URLs (max_names)", urls.left_out);
+            let detail = format!(
+                "{} more domains of URLs were not asked about (max_names)",
+                urls.left_out
+            );
             self.tell("names-not-asked", detail);
         }
         if urls.cut {
-            self.unseen.push("more text than is looked through");
+            self.unseen
+                .push("only the first 4 MiB of text were searched for URLs");
         }
     }
 
@@ -310,11 +322,13 @@ impl Subjects {
     }
 }
 
-/// What is on a list; each meaning once, whatever the number of names that have it.
+/// Findings from the answers of a list. Each meaning becomes one finding, whatever the number of names with this meaning.
 #[derive(Default)]
 struct Found {
     findings: Vec<Finding>,
+    /// Indices of the meanings that have a finding.
     meanings: Vec<usize>,
+    /// Whether there is a finding for listings without a meaning.
     others: bool,
 }
 

@@ -1,13 +1,14 @@
-//! Whether a file needs a password before anybody can look into it, told from its headers.
+//! Recognises files that need a password, by their headers.
 //!
-//! Known limit: a 7z archive whose file names are readable and whose header is itself packed is not recognised.
+//! Known limit: a 7z archive with readable file names and a packed header is not recognised.
 
 use memchr::memmem;
 
-/// Headers of a RAR archive that are looked at.
-const HEADERS: usize = 1000;
+/// Most headers of a RAR archive that are examined, to bound the work for an archive with very many small headers.
+const RAR_HEADERS_MAX: usize = 1000;
 
-/// What it is, if it needs a password: `rar archive`, `PDF document`, …. Zip archives are told file by file.
+/// The type of a file that needs a password: `rar archive`, `PDF document`, …; `None` for every other file. For zip archives,
+/// the walk through the archive checks each member.
 pub(super) fn kind(bytes: &[u8]) -> Option<&'static str> {
     if bytes.starts_with(b"Rar!\x1a\x07\x01\x00") {
         rar5(&bytes[8..]).then_some("rar archive")
@@ -28,12 +29,12 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// RAR 4: blocks of crc, type, flags and size. Type 0x73 is the archive's header, 0x74 a file's.
+/// RAR 4: blocks of CRC, type, flags and size. Type 0x73 is the archive header, type 0x74 a file header.
 fn rar4(mut blocks: &[u8]) -> bool {
     const HEADERS_ENCRYPTED: u16 = 0x0080;
     const FILE_ENCRYPTED: u16 = 0x0004;
     const HAS_DATA: u16 = 0x8000;
-    for _ in 0..HEADERS {
+    for _ in 0..RAR_HEADERS_MAX {
         let (Some(&kind), Some(flags), Some(size)) =
             (blocks.get(2), u16_at(blocks, 3), u16_at(blocks, 5))
         else {
@@ -49,7 +50,7 @@ fn rar4(mut blocks: &[u8]) -> bool {
             let data = blocks.get(7..11).and_then(|b| b.try_into().ok());
             length += data.map_or(0, u32::from_le_bytes) as usize;
         }
-        // A block is at least its own header, else this would go on for ever.
+        // A block has at least the size of its own header. A smaller size would make the search endless.
         let Some(rest) = blocks.get(length.max(7)..) else {
             return false;
         };
@@ -58,7 +59,7 @@ fn rar4(mut blocks: &[u8]) -> bool {
     false
 }
 
-/// A RAR 5 number: seven bits an octet, low ones first.
+/// A RAR 5 number: seven bits per octet, the low bits first.
 fn number(bytes: &mut &[u8]) -> Option<usize> {
     let mut value = 0_u64;
     for shift in (0..63).step_by(7) {
@@ -72,10 +73,10 @@ fn number(bytes: &mut &[u8]) -> Option<usize> {
     None
 }
 
-/// RAR 5: type 4 is the header that says that all others are encrypted; a file (type 2) or service (type 3) header has
-/// a record of type 1 in its extra area if it is.
+/// RAR 5: a header of type 4 says that all further headers are encrypted. A file header (type 2) or service header (type 3) of
+/// encrypted data has a record of type 1 in its extra area.
 fn rar5(mut blocks: &[u8]) -> bool {
-    for _ in 0..HEADERS {
+    for _ in 0..RAR_HEADERS_MAX {
         match rar5_header(&mut blocks) {
             Some(true) => return true,
             Some(false) => {}
@@ -118,7 +119,7 @@ fn rar5_header(blocks: &mut &[u8]) -> Option<bool> {
     Some(false)
 }
 
-/// 7z: the last header names the methods; 06 F1 07 01 is AES.
+/// 7z: the header at the end contains the identifiers of the methods; 06 F1 07 01 is AES.
 fn seven_zip(bytes: &[u8]) -> bool {
     let u64_at = |at: usize| {
         let octets = bytes.get(at..at + 8)?.try_into().ok()?;
@@ -131,7 +132,7 @@ fn seven_zip(bytes: &[u8]) -> bool {
     header.is_some_and(|header| memmem::find(header, b"\x06\xf1\x07\x01").is_some())
 }
 
-/// Compound files: an encrypted OOXML document is a stream of this name (MS-OFFCRYPTO 2.3.4).
+/// Compound files: an encrypted OOXML document is in a stream with this name (MS-OFFCRYPTO 2.3.4).
 fn office(bytes: &[u8]) -> bool {
     let name: Vec<u8> = "EncryptedPackage"
         .encode_utf16()
@@ -140,11 +141,14 @@ fn office(bytes: &[u8]) -> bool {
     memmem::find(bytes, &name).is_some()
 }
 
-/// PDF: the trailer has an `/Encrypt` entry (ISO 32000 7.6); `/EncryptMetadata` is another one.
+/// PDF: the trailer has an `/Encrypt` entry (ISO 32000 7.6). `/EncryptMetadata` is a different entry.
 fn pdf(bytes: &[u8]) -> bool {
-    const KEY: &[u8] = b"/Encrypt";
-    memmem::find_iter(bytes, KEY).any(|at| {
-        matches!(bytes.get(at + KEY.len()), Some(next) if next.is_ascii_whitespace() || next.is_ascii_digit() || *next == b'<')
+    const ENCRYPT_KEY: &[u8] = b"/Encrypt";
+    memmem::find_iter(bytes, ENCRYPT_KEY).any(|at| {
+        matches!(
+            bytes.get(at + ENCRYPT_KEY.len()),
+            Some(next) if next.is_ascii_whitespace() || next.is_ascii_digit() || *next == b'<'
+        )
     })
 }
 
@@ -152,9 +156,9 @@ fn pdf(bytes: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// Encrypted files are told from the same files without encryption.
+    /// Encrypted files are distinguished from the same files without encryption.
     #[test]
-    fn passwords_are_seen_in_headers() {
+    fn encrypted_files_are_recognised() {
         let rar4 = |flags: u8| {
             let mut file = b"Rar!\x1a\x07\x00\0\0\x73\0\0\x0d\0\0\0\0\0\0\0".to_vec();
             file.extend_from_slice(&[0, 0, 0x74, flags, 0x80, 0x20, 0, 1, 0, 0, 0]);
@@ -187,9 +191,9 @@ mod tests {
         assert!(kind(b"%PDF-1.7\ntrailer <</EncryptMetadata false>>").is_none());
     }
 
-    /// Headers that lie about their length end the search; they do not crash it or make it endless.
+    /// Headers with a wrong length end the search, without a panic or an endless loop.
     #[test]
-    fn lying_headers_end_the_search() {
+    fn headers_with_a_wrong_length_end_the_search() {
         assert_eq!(
             kind(b"Rar!\x1a\x07\x01\x00\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
             None

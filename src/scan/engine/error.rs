@@ -1,36 +1,36 @@
-//! Why an engine has no answer, and why it cannot be built.
+//! Errors: why an engine has no answer, and why an engine cannot be built.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::verdict::Reason;
 
-/// Whether calling the engine again now, for the same message, can help.
+/// Whether another call for the same message can succeed now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// It may well succeed at once.
+    /// Another call may succeed at once.
     Transient,
-    /// It will not, or it would make things worse.
+    /// Another call would fail again, or would do harm.
     Permanent,
 }
 
-/// A call that ended without an answer.
+/// Why a call of an engine ended without an answer. The text is shown to people, in reports and in the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScanError {
-    /// More octets than the engine is given.
-    #[error("{size} octets; at most {max} are scanned (max_size)")]
+    /// The content is larger than `max_size` of the engine.
+    #[error("the message has {size} octets, and max_size of the engine is {max}")]
     TooLarge {
-        /// Octets of content.
+        /// Size of the content in octets.
         size: u64,
-        /// What is allowed.
+        /// `max_size` in octets.
         max: u64,
     },
-    /// The engine refused the size by a limit of its own.
-    #[error("{replica} takes less: {message}")]
+    /// The engine refused the content because of a size limit of its own.
+    #[error("{replica} refuses a message of this size: {message}")]
     Refused {
-        /// Which one.
+        /// The replica.
         replica: String,
-        /// Its words.
+        /// Text of the replica.
         message: String,
     },
     /// The deadline passed before the engine was asked.
@@ -39,94 +39,94 @@ pub enum ScanError {
     /// No slot became free in time.
     #[error("no slot became free before the deadline")]
     Busy,
-    /// The caller's patience ran out; the engine still works on it.
+    /// The caller stopped waiting after the timeout. The engine still works on the message.
     #[error("no answer within {} ms", .0.as_millis())]
     Overdue(Duration),
     /// The engine did not end the scan within its own limit.
     #[error("the engine did not end the scan within its own limit, {} s", .0.as_secs())]
     NoAnswer(Duration),
-    /// No replica may be asked.
+    /// The breakers of all replicas are open, or an interceptor bypasses the engine. The text is the reason.
     #[error("{0}")]
     BreakerOpen(String),
-    /// A person has taken the engine out.
-    #[error("not asked: the engine is drained")]
+    /// An administrator has drained the engine.
+    #[error("not asked: the engine is drained (end with: spillway engine resume)")]
     Drained,
-    /// The same or similar content is being scanned, and slow.
+    /// The message is to be scanned later, for example because the same or similar content is slow now. The text is the reason.
     #[error("not asked now: {0}")]
     Parked(String),
-    /// The same or similar content was convicted.
+    /// An interceptor has blocked the same or similar content, or the engine crashed on this message. The text is the reason.
     #[error("not asked: {0}")]
     Suspect(String),
-    /// Another engine has found enough.
-    #[error("not waited for: another engine's finding had decided")]
+    /// A finding of another engine has already decided about the message.
+    #[error("not waited for: a finding of another engine had already decided")]
     Unneeded,
     /// The deadline passed while the engine worked.
     #[error("the deadline passed while the engine worked")]
     DeadlinePassed,
-    /// No connection to any replica.
-    #[error("no connection: {0}")]
+    /// The relay could not reach the engine.
+    #[error("the engine is unreachable: {0}")]
     Unreachable(String),
-    /// The connection ended before the answer did.
+    /// The connection ended before the answer was complete.
     #[error("{replica} ended the connection: {cause}")]
     Disconnected {
-        /// Which one.
+        /// The replica.
         replica: String,
-        /// What the socket said.
+        /// The error of the socket, or what was missing.
         cause: String,
     },
-    /// An answer that is not in the protocol.
-    #[error("{replica} answered outside its protocol: {answer}")]
+    /// The answer does not follow the protocol.
+    #[error("{replica} gave an invalid answer: {answer}")]
     Garbage {
-        /// Which one.
+        /// The replica.
         replica: String,
-        /// The beginning of it.
+        /// The beginning of the answer, or the error in it.
         answer: String,
     },
     /// The engine itself reports an error.
     #[error("{replica} reports an error: {message}")]
     Engine {
-        /// Which one.
+        /// The replica.
         replica: String,
-        /// Its words.
+        /// Text of the replica.
         message: String,
     },
-    /// The engine does not want to be asked so, and would say the same again.
-    #[error("{replica} declines: {message}")]
+    /// The engine refuses this request, and would refuse it again.
+    #[error("{replica} refuses the request: {message}")]
     Declined {
-        /// Which one.
+        /// The replica.
         replica: String,
-        /// Its words.
+        /// Text of the replica.
         message: String,
     },
-    /// The engine asks to be left alone for a while (RFC 6585 4).
-    #[error("{replica} takes nothing for another {} s", .pause.as_secs())]
+    /// The engine asks for a pause (RFC 6585 section 4).
+    #[error("{replica} asks for a pause of {} s", .pause.as_secs())]
     Throttled {
-        /// Which one.
+        /// The replica.
         replica: String,
-        /// How long.
+        /// Length of the pause.
         pause: Duration,
     },
-    /// All replicas have asked to be left alone.
-    #[error("not asked: the engine has asked to be left alone for now")]
+    /// All replicas that could take mail have asked for a pause.
+    #[error("not asked: the engine has asked for a pause")]
     Resting,
-    /// The engine takes no further connection.
-    #[error("{replica} takes {most} connections at once and all are in use: lower slots")]
+    /// The engine accepts no further connection.
+    #[error("{replica} accepts {most} connections at once and all are in use: lower slots")]
     Full {
-        /// Which one.
+        /// The replica.
         replica: String,
-        /// What it has told us to be its limit.
+        /// The limit of connections that the replica has announced.
         most: usize,
     },
     /// The engine's code panicked.
     #[error("the engine panicked: {0}")]
     Panicked(String),
-    /// The relay is going down and took the call with it.
+    /// The relay stops, and has ended the call.
     #[error("the relay is stopping")]
     Stopping,
 }
 
 impl ScanError {
-    /// What policy makes of it.
+    /// The reason that policy decides by.
     pub fn reason(&self) -> Reason {
         match self {
             Self::TooLarge { .. } | Self::Refused { .. } => Reason::TooLarge,
@@ -146,15 +146,15 @@ impl ScanError {
         }
     }
 
-    /// Whether the guard may call again. Not after a timeout: the engine most likely still works on this message, a
-    /// second call takes a second worker for it, and that is how one slow message became an eight hour backlog.
+    /// Whether the guard may call the engine again. A timeout is permanent: the engine probably still works on this message, and
+    /// a second call would occupy a second worker. In this way, one slow message once caused a backlog of eight hours.
     pub fn class(&self) -> Class {
         match self {
             Self::Unreachable(_)
             | Self::Disconnected { .. }
             | Self::Garbage { .. }
             | Self::Full { .. }
-            // Of another replica.
+            // Another replica may answer.
             | Self::Throttled { .. }
             | Self::Engine { .. } => Class::Transient,
             Self::TooLarge { .. }
@@ -176,7 +176,7 @@ impl ScanError {
         }
     }
 
-    /// The replica that failed, where it is known.
+    /// The replica that failed, if it is known.
     pub fn replica(&self) -> Option<&str> {
         match self {
             Self::Refused { replica, .. }
@@ -204,7 +204,7 @@ impl ScanError {
         }
     }
 
-    /// What became of a task that ended without a result.
+    /// The error for a task that ended without a result: a panic, or the end of the relay.
     pub fn from_task(failed: tokio::task::JoinError) -> Self {
         let Ok(panic) = failed.try_into_panic() else {
             return Self::Stopping;
@@ -212,7 +212,7 @@ impl ScanError {
         Self::panicked(&*panic)
     }
 
-    /// What a panic said.
+    /// The error for a panic, with its message.
     pub fn panicked(panic: &(dyn std::any::Any + Send)) -> Self {
         let text = panic
             .downcast_ref::<&str>()
@@ -222,49 +222,53 @@ impl ScanError {
     }
 }
 
-/// Settings from which no engine can be made.
+/// Why no engine can be made from its settings. The text is shown to the administrator, after the name of the engine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
-    /// No slot, or no attempt.
+    /// A number that must not be 0, by its key: slots or attempts.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
-    /// An engine that is nowhere.
+    /// No address.
     #[error("address: at least one is needed")]
     NoAddress,
-    /// An address without port.
+    /// An address without a port.
     #[error("address \"{0}\" has no port: write it as \"host:port\"")]
     NoPort(String),
-    /// TLS needs a name.
-    #[error("address \"{0}\" has no host name that a certificate could be checked against")]
+    /// An address without the host name that TLS needs.
+    #[error(
+        "address \"{0}\" has no host name for the certificate: write \"host:port\", or use no TLS"
+    )]
     NoNameToVerify(String),
-    /// No certificate can be checked.
+    /// The certificate authorities cannot be loaded.
     #[error(transparent)]
     Trust(#[from] crate::trust::NoTrust),
-    /// No name servers to ask.
+    /// The configuration of the resolver cannot be used.
     #[error("resolver: {0}")]
     Resolver(String),
-    /// A zone that cannot be asked.
-    #[error("zone: {0:?} is no domain that could be asked")]
+    /// A zone that is not a domain name.
+    #[error(
+        "zone: {0:?} is not a domain name: write the zone of the list, as in \"zen.spamhaus.org\""
+    )]
     Zone(String),
-    /// A file with a token that cannot be used.
+    /// A token file that cannot be used.
     #[error("token_file: {path}: {cause}", path = .path.display())]
     Token {
-        /// Which one.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         cause: String,
     },
     /// A command without a program.
-    #[error("command: it must begin with the path of a program")]
+    #[error("command: is empty: begin with the absolute path of a program")]
     NoProgram,
-    /// A user that this machine does not have.
-    #[error("user: there is no \"{0}\" in /etc/passwd")]
+    /// A user that is not in `/etc/passwd`.
+    #[error("user: \"{0}\" is not in /etc/passwd: name a user of this machine")]
     NoUser(String),
     /// A regular expression that cannot be used.
     #[error("pattern: {0}")]
     Pattern(String),
-    /// Neither rules of ours nor others.
-    #[error("builtin = false and no paths: there would be no rules")]
+    /// Neither the built-in rules nor other rules.
+    #[error("builtin = false and no paths: set builtin = true, or name files in paths")]
     NoRules,
     /// A folder without rules.
     #[error("paths: the folder {0} holds no file that ends in .yar or .yara")]
@@ -272,20 +276,20 @@ pub enum BuildError {
     /// A file or folder that cannot be read.
     #[error("paths: cannot read {path}: {cause}")]
     Unreadable {
-        /// Which one.
+        /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         cause: String,
     },
-    /// A rule that does not compile; begins with file, line and column.
+    /// A rule that does not compile. The text begins with file, line and column.
     #[error("{0}")]
     Rule(String),
-    /// A rule that compiles, but whose metadata we cannot use.
+    /// A rule that compiles, but has unusable metadata.
     #[error("rule {rule}: {problem}")]
     Metadata {
-        /// Its name.
+        /// Name of the rule.
         rule: String,
-        /// What is wrong with it.
+        /// What is wrong with the metadata.
         problem: String,
     },
 }

@@ -1,48 +1,51 @@
-//! What the text protocols of spamd and ICAP share: a first line, header fields, an empty line, and a bound on all of it.
+//! Parser for the common form of spamd and ICAP answers: a first line, header fields and an empty line, within a bound.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::ScanError;
 use crate::message::header::{self, Field};
 
-/// Why an answer cannot be used.
+/// Why an answer is not valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Malformed {
-    /// It ends before it is complete.
+    /// The answer ends before it is complete.
     CutOff,
-    /// It is not in the protocol: its beginning, or what is wrong with it.
+    /// The answer does not follow the protocol. The text is the beginning of the answer, or the error in it.
     Garbage(String),
 }
 
 impl Malformed {
-    /// The beginning of an answer that is not in the protocol.
+    /// Makes [`Malformed::Garbage`] with the beginning of an answer, at most 100 characters.
     pub fn garbage(answer: &[u8]) -> Self {
         let text = String::from_utf8_lossy(&answer[..answer.len().min(200)]);
         let clean = |c: char| if c.is_control() { ' ' } else { c };
         Self::Garbage(text.chars().take(100).map(clean).collect())
     }
 
-    /// The same as the failure of a replica.
+    /// The error for a call of this replica.
     pub(super) fn of(self, replica: &str) -> ScanError {
         let replica = replica.to_owned();
         match self {
             Self::CutOff => ScanError::Disconnected {
                 replica,
-                cause: "before its answer was complete".to_owned(),
+                cause: "the answer is incomplete".to_owned(),
             },
             Self::Garbage(answer) => ScanError::Garbage { replica, answer },
         }
     }
 }
 
-/// The header fields below a first line.
+/// The header fields after the first line.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Head<'a> {
     fields: &'a [u8],
 }
 
 impl<'a> Head<'a> {
-    /// The head at the beginning of `answer`, and what follows its empty line; none while it is not complete.
+    /// Splits `answer` into the head and the octets after its empty line. Returns `None` while the head is incomplete.
+    ///
+    /// # Errors
+    /// [`Malformed::Garbage`] if the first line is not text.
     pub(super) fn split(answer: &'a [u8]) -> Result<Option<(Self, &'a [u8])>, Malformed> {
         let Some(end) = memchr::memmem::find(answer, b"\r\n\r\n") else {
             return Ok(None);
@@ -58,20 +61,28 @@ impl<'a> Head<'a> {
         header::first(self.fields, name).map(|field| field.unfolded())
     }
 
-    /// The same where there is only one: of two, nobody could say which is meant.
+    /// The unfolded body of the only field of that name.
+    ///
+    /// # Errors
+    /// [`Malformed::Garbage`] for two fields of that name, which may contradict each other.
     pub(super) fn only(&self, name: &str) -> Result<Option<String>, Malformed> {
         match self.all(name).nth(1) {
             None => Ok(self.get(name)),
-            Some(_) => Err(Malformed::garbage(format!("{name} twice").as_bytes())),
+            Some(_) => Err(Malformed::garbage(
+                format!("the field {name} occurs twice").as_bytes(),
+            )),
         }
     }
 
-    /// The fields of that name.
+    /// All fields of that name.
     pub(super) fn all(&self, name: &str) -> impl Iterator<Item = Field<'a>> {
         header::fields(self.fields).filter(move |field| field.is(name))
     }
 
-    /// The only field of that name, whose body is a whole number.
+    /// The whole number in the only field of that name.
+    ///
+    /// # Errors
+    /// [`Malformed::Garbage`] for two fields of that name, and for a body that is not a whole number.
     pub(super) fn number(&self, name: &str) -> Result<Option<usize>, Malformed> {
         let Some(text) = self.only(name)? else {
             return Ok(None);
@@ -84,14 +95,17 @@ impl<'a> Head<'a> {
     }
 }
 
-/// The first line, if it is text and has an end.
+/// The first line without its line end; `None` if the line is incomplete, not UTF-8, or contains control characters.
 pub(super) fn first_line(answer: &[u8]) -> Option<&str> {
     let end = memchr::memmem::find(answer, b"\r\n")?;
     let line = std::str::from_utf8(&answer[..end]).ok()?;
     (!line.contains(char::is_control)).then_some(line)
 }
 
-/// Everything up to the end of the stream, but not more than `most` octets: more is an error of the kind `InvalidData`.
+/// Reads to the end of the stream, at most `most` octets.
+///
+/// # Errors
+/// `InvalidData` if the stream has more than `most` octets; otherwise the error of the stream.
 pub(super) async fn read_all(
     from: &mut (impl AsyncRead + Unpin),
     most: usize,

@@ -1,7 +1,7 @@
 //! Any service that takes a message, or facts about it, over HTTP and answers in JSON.
 //!
-//! Which part of the answer means what is configured as JSON pointers (RFC 6901). Only a verdict that is on one of the two
-//! lists counts; whatever else comes is garbage, never clean.
+//! JSON pointers (RFC 6901) in the configuration say where the values stand in an answer. An answer counts only if its
+//! verdict is on one of the two configured lists. Every other answer is garbage, never clean (P4).
 
 mod answer;
 mod metadata;
@@ -24,61 +24,61 @@ use crate::verdict::{Answer, FindingKind, Reason};
 pub(super) use answer::objections;
 pub use answer::{HttpAnswer, read};
 
-/// What all replicas of a service have in common.
+/// Settings that all replicas of a service share.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpSettings {
-    /// What we call ourselves.
+    /// Host name of the relay. It completes addresses that have no domain.
     pub hostname: String,
-    /// What is posted.
+    /// Body of a request to the service.
     pub send: Posted,
-    /// Holds a token for `Authorization: Bearer`, alone.
+    /// File that contains a token for `Authorization: Bearer`, and nothing else.
     pub token_file: Option<PathBuf>,
-    /// Authorities for https; none: the system's.
+    /// File of certificate authorities for https; `None`: those of the system.
     pub tls_ca: Option<PathBuf>,
-    /// One connection attempt.
+    /// Timeout of one connection attempt.
     pub connect_timeout: Duration,
-    /// How an answer is read.
+    /// Where the values stand in an answer, and which verdicts count.
     pub reading: Reading,
-    /// What it must find to prove that it works.
+    /// Test message that the service must object to in a probe.
     pub probe_with: ProbeWith,
 }
 
-/// What is posted to a service.
+/// The body of a request to the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Posted {
-    /// The message itself, `message/rfc822`; the envelope in fields of the request.
+    /// The message itself as `message/rfc822`, with the envelope in fields of the request.
     Message,
-    /// Envelope, sizes, hashes, names and types as a JSON document; none of the content.
+    /// A JSON document with envelope, sizes, hashes, names and types, without content.
     Metadata,
 }
 
-/// Where in an answer is what: JSON pointers.
+/// How to read an answer. Members whose name ends with `_at` are JSON pointers (RFC 6901).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reading {
-    /// The verdict: a text, a number, true or false.
+    /// The verdict: a string, a number or a boolean.
     pub verdict_at: String,
-    /// Verdicts that are an objection.
+    /// Verdicts by which the service objects to the message.
     pub bad: Vec<String>,
-    /// Verdicts that are none.
+    /// Verdicts by which the service does not object.
     pub clean: Vec<String>,
-    /// What an objection is.
+    /// Kind of the finding for an objection.
     pub bad_kind: FindingKind,
-    /// Its score, unless the answer has one.
+    /// Score of an objection, unless the answer has a score.
     pub bad_score: f64,
-    /// What was found: a text, or a list of texts.
+    /// Names of what the service found: a string or an array of strings.
     pub name_at: Option<String>,
-    /// A score; it must be there then.
+    /// The score, a number. If this pointer is configured, an answer without a score is garbage.
     pub score_at: Option<String>,
-    /// A version of what the service knows; answers are used again only while it is the same.
+    /// Version of the service's signatures. The relay uses an answer again only while the version is the same.
     pub signatures_at: Option<String>,
-    /// The id of the message; it must be the one that was sent.
+    /// The message id. An answer with another id is garbage.
     pub id_at: Option<String>,
 }
 
-/// What a service must find to prove that it works.
+/// Test message that a service must object to in a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeWith {
-    /// It is not probed.
+    /// The relay does not probe the service.
     Nothing,
     /// The EICAR test file.
     Eicar,
@@ -87,7 +87,7 @@ pub enum ProbeWith {
 }
 
 impl ProbeWith {
-    /// The messages for it.
+    /// The messages of a probe pair; `None` if the relay does not probe the service.
     pub(super) fn probes(self) -> Option<Probes> {
         match self {
             Self::Nothing => None,
@@ -97,7 +97,7 @@ impl ProbeWith {
     }
 }
 
-/// One service.
+/// One replica of a service.
 #[derive(Debug)]
 pub(super) struct Http {
     client: HttpClient,
@@ -127,7 +127,7 @@ impl Engine for Http {
 }
 
 impl Http {
-    /// The service at that address; nothing is connected yet. Reads files: blocks.
+    /// Makes the replica at `url`, without connecting. Reads files, so it blocks.
     pub(super) fn new(url: &Url, settings: &HttpSettings) -> Result<Self, BuildError> {
         let ca = settings.tls_ca.as_deref();
         Ok(Self {
@@ -172,14 +172,14 @@ impl Http {
     }
 }
 
-/// A service that was told only part of what there is cannot say that it is clean (P4).
+/// The engine's answer. If the service saw only part of the message and does not object, the message is not clean (P4).
 fn judged(findings: Vec<crate::verdict::Finding>, told_all: bool) -> Answer {
     if told_all || findings.iter().any(|f| f.kind.is_objection()) {
         return Answer::Answered(findings);
     }
     Answer::None {
         reason: Reason::LimitsReached,
-        detail: "only part of the message's structure was followed".to_owned(),
+        detail: "a MIME limit was reached: the service got only part of the metadata".to_owned(),
         findings,
     }
 }
@@ -196,19 +196,23 @@ async fn metadata_of(hostname: &str, sample: &Sample) -> Result<(Bytes, bool), S
     Ok((compute(short, write).await?, told_all))
 }
 
-/// A file that holds a token, alone.
+/// Reads a token from a file that contains nothing else.
 fn token(path: &Path) -> Result<HeaderValue, BuildError> {
     let broken = |cause: String| BuildError::Token {
         path: path.to_owned(),
         cause,
     };
-    let read = file::read_text(path, file::LARGEST);
+    let read = file::read_text(path, file::CREDENTIAL_FILE_OCTETS_MAX);
     let text = read.map_err(|error| broken(error.to_string()))?;
     let text = text.trim_end_matches(['\r', '\n']);
     let visible = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
     let value = HeaderValue::from_str(&format!("Bearer {text}")).ok();
     let value = value.filter(|_| visible && text.len() <= 8192);
-    let mut value = value.ok_or_else(|| broken("it must hold one line, the token".to_owned()))?;
+    let mut value = value.ok_or_else(|| {
+        broken(
+            "it must contain one line: the token, at most 8192 visible ASCII characters".to_owned(),
+        )
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -1,4 +1,4 @@
-//! HTTP/1.1 towards one server: bounded answers, and connections used again only after a complete answer.
+//! HTTP/1.1 client for one server. Answers are bounded, and a connection is used again only after a complete answer.
 
 mod facts;
 
@@ -22,19 +22,21 @@ use crate::deadline::{Deadline, wall_clock};
 
 pub(super) use facts::facts;
 
-/// Octets of an answer's body.
-const BODY: usize = 1 << 20;
-/// Octets of an answer's head, and fields in it.
-const HEAD: usize = 64 * 1024;
-const FIELDS: usize = 100;
-/// Connections kept for later, and for how long: less than servers wait, so that few of them close meanwhile.
+/// Octets of an answer's body. A verdict needs far less; the bound limits the memory of one scan.
+const ANSWER_BODY_OCTETS_MAX: usize = 1 << 20;
+/// Octets of an answer's head, and header fields in it. Both bound the memory of one scan.
+const ANSWER_HEAD_OCTETS_MAX: usize = 64 * 1024;
+const ANSWER_FIELDS_MAX: usize = 100;
+/// Idle connections that are kept for later requests.
 const IDLE_CONNECTIONS_MAX: usize = 8;
+/// Servers usually keep an idle connection for longer than 4 s, so few of them close a connection that the relay keeps.
 const IDLE_CONNECTION_AGE_MAX: Duration = Duration::from_secs(4);
-/// How long a server is left alone that asks for it without saying for how long, and at most.
+/// Pause for a server that asks for one without saying how long.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// Longest pause that a server can ask for. A wrong value keeps a replica out for one hour at most.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
-/// The way to one server.
+/// The client of one server, with its idle connections.
 #[derive(Debug)]
 pub(super) struct HttpClient {
     dial: Dial,
@@ -42,17 +44,18 @@ pub(super) struct HttpClient {
     idle: Mutex<Vec<Connection>>,
 }
 
-/// A connection on which no answer is awaited.
+/// A connection: idle, or in use by one request.
 #[derive(Debug)]
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
-    /// Drives the connection; aborting it, which dropping this does, closes the socket whatever it was doing.
+    /// Task that drives the connection. Dropping the handle aborts the task, which closes the socket in any state.
     _driver: AbortOnDropHandle<()>,
     since: Instant,
 }
 
 impl HttpClient {
-    /// Nothing is connected yet. `ca`: authorities for https instead of the system's.
+    /// Makes a client without connecting. `ca` is a file of certificate authorities for https, instead of those of the
+    /// system.
     pub(super) fn new(
         url: &Url,
         ca: Option<&std::path::Path>,
@@ -70,14 +73,14 @@ impl HttpClient {
         })
     }
 
-    /// The server's name in reports.
+    /// Name of the server in reports.
     pub(super) fn name(&self) -> &str {
         self.dial.name()
     }
 
     /// Posts `body` and returns the body of the answer, if its status is a success.
     ///
-    /// Cancel safety: dropping it closes the connection.
+    /// Cancel safety: dropping the future closes the connection.
     pub(super) async fn post(
         &self,
         path: &str,
@@ -88,9 +91,9 @@ impl HttpClient {
         self.accept(self.exchange(path, fields, body, deadline).await?)
     }
 
-    /// Posts `body` and returns the answer, whatever its status is; [`Self::accept`] tells what it means.
+    /// Posts `body` and returns the answer with any status. [`Self::accept`] interprets the status.
     ///
-    /// Cancel safety: dropping it closes the connection.
+    /// Cancel safety: dropping the future closes the connection.
     pub(super) async fn exchange(
         &self,
         path: &str,
@@ -100,7 +103,9 @@ impl HttpClient {
     ) -> Result<Response<Bytes>, ScanError> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = hyper::Method::POST;
-        *request.uri_mut() = path.parse().map_err(|_| self.garbage("our own path"))?;
+        *request.uri_mut() = path
+            .parse()
+            .map_err(|_| self.garbage("the relay's own path is not valid"))?;
         *request.headers_mut() = fields;
         let always = [
             (HOST, self.host.clone()),
@@ -115,17 +120,20 @@ impl HttpClient {
             match connection.sender.try_send_request(request).await {
                 Ok(response) => break (connection, response),
                 Err(mut failed) => match failed.take_message() {
-                    // The server has closed it meanwhile, and has seen nothing of the request: this is no second attempt.
+                    // The server has closed the idle connection and got nothing of the request, so this is not a second
+                    // attempt.
                     Some(unsent) if used => request = unsent,
                     _ => return Err(self.broken(failed.error())),
                 },
             }
         };
         let (head, body) = response.into_parts();
-        let body = match Limited::new(body, BODY).collect().await {
+        let body = match Limited::new(body, ANSWER_BODY_OCTETS_MAX).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => {
-                return Err(self.garbage(&format!("an answer of more than {BODY} octets")));
+                return Err(self.garbage(&format!(
+                    "an answer of more than {ANSWER_BODY_OCTETS_MAX} octets"
+                )));
             }
             Err(error) => {
                 return Err(match error.downcast_ref::<hyper::Error>() {
@@ -138,20 +146,20 @@ impl HttpClient {
         Ok(Response::from_parts(head, body))
     }
 
-    /// A connection, and whether it was used before.
+    /// Takes an idle connection, or makes a new one. The flag says whether the connection was used before.
     async fn connection(&self, deadline: Deadline) -> Result<(Connection, bool), ScanError> {
         if let Some(used) = self.take() {
             return Ok((used, true));
         }
         let stream = self.dial.connect(deadline).await?;
         let made = http1::Builder::new()
-            .max_buf_size(HEAD)
-            .max_headers(FIELDS)
+            .max_buf_size(ANSWER_HEAD_OCTETS_MAX)
+            .max_headers(ANSWER_FIELDS_MAX)
             .handshake(TokioIo::new(stream))
             .await;
         let (sender, driver) = made.map_err(|error| self.broken(&error))?;
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
-            // How it ends is told by the request that was on it.
+            // The request on the connection reports how the connection ended.
             let _ = driver.await;
         }));
         let since = Instant::now();
@@ -177,7 +185,7 @@ impl HttpClient {
         }
     }
 
-    /// The body of an answer whose status is a success; what another one means (RFC 9110 15, RFC 6585 4).
+    /// The body of an answer with a success status. Every other status is an error (RFC 9110 section 15, RFC 6585 section 4).
     pub(super) fn accept(&self, answer: Response<Bytes>) -> Result<Bytes, ScanError> {
         let status = answer.status();
         if status.is_success() {
@@ -216,7 +224,7 @@ impl HttpClient {
         }
     }
 
-    /// An answer that is not what it should be.
+    /// The error for an answer outside the protocol.
     pub(super) fn garbage(&self, answer: &str) -> ScanError {
         ScanError::Garbage {
             replica: self.name().to_owned(),
@@ -226,7 +234,7 @@ impl HttpClient {
 }
 
 fn throttled(replica: String, pause: Duration) -> ScanError {
-    let pause = pause.min(LONGEST_PAUSE);
+    let pause = pause.min(RETRY_AFTER_MAX);
     ScanError::Throttled { replica, pause }
 }
 
@@ -241,7 +249,8 @@ pub(super) fn told(answer: &Response<Bytes>) -> String {
         .collect()
 }
 
-/// How long a server asks to be left alone in `Retry-After`: seconds, or a date (RFC 9110 10.2.3); none if it is neither.
+/// Pause that a server asks for in `Retry-After`: a number of seconds, or a date (RFC 9110 section 10.2.3). A date in the
+/// past gives zero. Returns `None` if `text` is neither.
 pub fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     let text = text.trim();
     if let Ok(seconds) = text.parse::<u64>() {

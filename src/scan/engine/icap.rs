@@ -1,10 +1,10 @@
 //! ICAP (RFC 3507): a message as the body of an HTTP response (RESPMOD) or request (REQMOD), for scanners made for web
 //! proxies.
 //!
-//! The service is asked for its OPTIONS first, and again when they expire or its ISTag changes. It gets a preview of the
-//! size that it wants, and the rest if it says 100, all of it behind some octets that are the same for every message. What
-//! it answers with is not used: 204, or the content as it was, means that nothing was found; findings are told in header
-//! fields; anything else it does to the content is a finding too.
+//! The relay asks the service for its OPTIONS first, and again when they expire or the service's ISTag changes. The service
+//! gets a preview of the size that it wants, and the rest if it answers 100. The same octets precede every message
+//! (`preface.rs`). The relay does not use the content that the service returns. 204, or unchanged content, means that the
+//! service found nothing. Findings stand in header fields of the answer. Every other change of the content is a finding too.
 
 mod answer;
 mod link;
@@ -33,35 +33,37 @@ use shown::{Echo, Fate, shown};
 
 pub use answer::{Head, Options, chunk_size, encapsulated_status, head, options};
 
-/// Connections kept for later, and for how long: less than servers wait.
+/// Idle connections that are kept for later requests.
 const IDLE_CONNECTIONS_MAX: usize = 8;
-const IDLE_FOR: Duration = Duration::from_secs(4);
-/// OPTIONS are believed for so long at most, whatever they say.
-const OPTIONS_FOR: Duration = Duration::from_secs(3600);
-/// Octets of an answer beyond those of the message: a page about what was found.
+/// Servers usually keep an idle connection for longer than 4 s, so few of them close a connection that the relay keeps.
+const IDLE_CONNECTION_AGE_MAX: Duration = Duration::from_secs(4);
+/// The relay relies on OPTIONS for one hour at most, even if their Options-TTL is longer, so that it notices a change of the
+/// service.
+const OPTIONS_AGE_MAX: Duration = Duration::from_secs(3600);
+/// Octets that an answer may have beyond those of the message: a service may send a page about a finding.
 const BLOCK_PAGE_OCTETS_MAX: usize = 1 << 20;
 
-/// How a message is shown to a service.
+/// How the relay presents a message to a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// As something that is downloaded.
+    /// As a download: the body of an HTTP response.
     Respmod,
-    /// As something that is uploaded.
+    /// As an upload: the body of an HTTP request.
     Reqmod,
 }
 
-/// What all replicas of a service have in common.
+/// Settings that all replicas of a service share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IcapSettings {
-    /// How a message is shown.
+    /// How the relay presents a message.
     pub method: Method,
-    /// Authorities for icaps; none: the system's.
+    /// File of certificate authorities for icaps; `None`: those of the system.
     pub tls_ca: Option<PathBuf>,
-    /// One connection attempt.
+    /// Timeout of one connection attempt.
     pub connect_timeout: Duration,
 }
 
-/// One service.
+/// One replica of a service.
 #[derive(Debug)]
 pub(super) struct Icap {
     dial: Dial,
@@ -72,28 +74,29 @@ pub(super) struct Icap {
     in_use: AtomicUsize,
 }
 
-/// OPTIONS, and how long they hold.
+/// An answer to OPTIONS, and when it expires.
 #[derive(Debug, Clone)]
 struct Known {
     options: Arc<Options>,
     until: Instant,
 }
 
-/// What a service says about one message.
+/// The answer of a service about one message.
 struct IcapAnswer {
     answer: Answer,
     signatures: Option<String>,
-    /// The answer was read to its end, and the service goes on listening.
+    /// Whether the relay has read the whole answer, and the service keeps the connection open.
     keep: bool,
 }
 
 impl IcapAnswer {
-    /// The same, of which it counts what a service says that has not been shown the whole message: nothing but findings.
+    /// Restricts the answer of a service that did not see the whole message: its findings count, but no findings do not mean
+    /// clean.
     fn about(mut self, whole: bool) -> Self {
         if !whole && self.answer == Answer::Answered(Vec::new()) {
             self.answer = Answer::None {
                 reason: Reason::LimitsReached,
-                detail: "it did not want to see all of it".to_owned(),
+                detail: "the service answered before it had seen the whole message".to_owned(),
                 findings: Vec::new(),
             };
         }
@@ -101,7 +104,7 @@ impl IcapAnswer {
     }
 }
 
-/// One of the service's connections, counted.
+/// Counts one connection to the service until it is dropped.
 struct InUse<'a>(&'a AtomicUsize);
 
 impl Drop for InUse<'_> {
@@ -128,7 +131,7 @@ impl Engine for Icap {
 }
 
 impl Icap {
-    /// The service at that address; nothing is connected yet.
+    /// Makes the replica at `url`, without connecting.
     pub(super) fn new(url: &Url, settings: &IcapSettings) -> Result<Self, BuildError> {
         let tls = url.is_tls(&ICAP).then(|| Tls {
             ca: settings.tls_ca.clone(),
@@ -151,7 +154,7 @@ impl Icap {
             None => {
                 let (options, keep) = self.options(&mut link).await?;
                 if !keep {
-                    // Before the next one: the service may take no second one.
+                    // The relay closes this connection before it opens the next: the service may accept only one.
                     drop(link);
                     link = self.link(sample.deadline()).await?;
                 }
@@ -161,7 +164,10 @@ impl Icap {
         if !options.methods.iter().any(|m| m == self.method.as_str()) {
             return Err(ScanError::Declined {
                 replica: self.dial.name().to_owned(),
-                message: format!("it does not know {}", self.method.as_str()),
+                message: format!(
+                    "the service does not support {}: set method to one that it supports",
+                    self.method.as_str()
+                ),
             });
         }
         let said = self.show(&mut link, &options, sample).await?;
@@ -169,7 +175,7 @@ impl Icap {
             self.keep(link);
         }
         if said.signatures.is_some() && said.signatures != options.istag {
-            // The service has changed, and with it perhaps what it wants (RFC 3507 4.7).
+            // The service has changed, and its OPTIONS may have changed too (RFC 3507 section 4.7).
             self.forget();
         }
         Ok(EngineAnswer {
@@ -180,7 +186,7 @@ impl Icap {
         })
     }
 
-    /// Counts a connection, if the service takes one more, or did when it was asked last.
+    /// Counts a connection. Fails if the last OPTIONS, even expired ones, allow no further connection.
     fn enter(&self) -> Result<InUse<'_>, ScanError> {
         let before = self.in_use.fetch_add(1, Ordering::SeqCst);
         let counted = InUse(&self.in_use);
@@ -201,7 +207,7 @@ impl Icap {
         Some(known.options.clone())
     }
 
-    /// What is known holds no longer.
+    /// Lets the OPTIONS expire. Their limit of connections holds until the next OPTIONS.
     fn forget(&self) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = known.as_mut() {
@@ -209,11 +215,13 @@ impl Icap {
         }
     }
 
-    /// A connection that was used before, or a fresh one.
+    /// Takes an idle connection, or makes a new one.
     async fn link(&self, deadline: Deadline) -> Result<Link, ScanError> {
         let used = {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.retain_mut(|link| link.since.elapsed() < IDLE_FOR && link.is_silent());
+            idle.retain_mut(|link| {
+                link.since.elapsed() < IDLE_CONNECTION_AGE_MAX && link.is_silent()
+            });
             idle.pop()
         };
         match used {
@@ -233,7 +241,7 @@ impl Icap {
         }
     }
 
-    /// Asks what the service wants, and whether the connection can be used again.
+    /// Asks the service for its OPTIONS. The flag says whether the connection can be used again.
     async fn options(&self, link: &mut Link) -> Result<(Arc<Options>, bool), ScanError> {
         let request = format!("{}\r\n", self.request("OPTIONS"));
         let _ = link.send(request.as_bytes()).await;
@@ -243,9 +251,9 @@ impl Icap {
             return Err(self.refusal(&head));
         }
         let options = options(&answer).map_err(|malformed| self.failed(malformed))?;
-        // Some services describe themselves in a body, which nobody here would read.
+        // Some services send a description in a body. The relay does not read it, so it cannot use the connection again.
         let keep = head.keep && head.has_no_body() && link.reader.is_empty();
-        let ttl = options.ttl.unwrap_or(OPTIONS_FOR).min(OPTIONS_FOR);
+        let ttl = options.ttl.unwrap_or(OPTIONS_AGE_MAX).min(OPTIONS_AGE_MAX);
         let options = Arc::new(options);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         *known = Some(Known {
@@ -255,7 +263,7 @@ impl Icap {
         Ok((options, keep))
     }
 
-    /// The first lines of a request, without the empty one.
+    /// The first lines of a request, without the empty line that ends the head.
     fn request(&self, method: &str) -> String {
         let authority = self.url.authority();
         format!(
@@ -264,7 +272,7 @@ impl Icap {
         )
     }
 
-    /// Everything before the body.
+    /// Everything before the body: the ICAP head and the encapsulated HTTP heads.
     fn heads(&self, id: MessageId, length: usize, preview: Option<usize>) -> String {
         let (http, parts) = self.method.http(id, length);
         let mut request = self.request(self.method.as_str());
@@ -276,7 +284,7 @@ impl Icap {
         request
     }
 
-    /// Shows the message, and reads what the service says.
+    /// Sends the message and reads the answer.
     async fn show(
         &self,
         link: &mut Link,
@@ -288,7 +296,7 @@ impl Icap {
         let length = rest.remaining();
         let preview = options.preview.map(|most| most.min(length));
         let request = self.heads(sample.request().id, length, preview);
-        // A write that fails is no failure yet: the service may have said why before it closed.
+        // A failed write is not an error yet: the service may have sent an answer before it closed the connection.
         let mut whole = link.send(request.as_bytes()).await.is_ok();
         if let Some(preview) = preview {
             let first = rest.copy_to_bytes(preview);
@@ -307,7 +315,7 @@ impl Icap {
                 return Ok(said.about(whole && !rest.has_remaining()));
             }
         }
-        // Both at once: a service may well send the content back while it comes in.
+        // The relay reads and writes at the same time: a service may return the content while it receives it.
         let Link { reader, writer, .. } = link;
         let writing = link::send_rest(writer, rest);
         let reading = self.answer(reader, None, content);
@@ -327,7 +335,7 @@ impl Icap {
         }
     }
 
-    /// Reads the last answer, of which `first` has come already, if anything.
+    /// Reads the final answer. `first` is the head of the answer, if it has been read already.
     async fn answer(
         &self,
         reader: &mut Reader,
@@ -349,7 +357,7 @@ impl Icap {
             return Err(self.refusal(&head));
         }
         if let Some(answer) = head.findings() {
-            // What follows is a page for people: not worth the risk of losing the finding to it.
+            // A page for people follows. The relay does not read it, because an error there would lose the finding.
             return Ok(said(answer, false));
         }
         if head.status == 204 {
@@ -379,7 +387,7 @@ impl Icap {
         })
     }
 
-    /// The status of the HTTP response that the service has put into its answer; none for a request.
+    /// Status of the encapsulated HTTP response; `None` if the answer encapsulates a request, or no head at all.
     async fn http_status(
         &self,
         reader: &mut Reader,
@@ -398,7 +406,7 @@ impl Icap {
         }
     }
 
-    /// RFC 3507 4.3.3.
+    /// The error for a status that is not an answer (RFC 3507 section 4.3.3).
     fn refusal(&self, head: &Head) -> ScanError {
         let replica = self.dial.name().to_owned();
         let message = head.line.chars().take(200).collect();
@@ -426,8 +434,8 @@ impl Method {
         }
     }
 
-    /// The message as HTTP, without its body, and the Encapsulated field for it (RFC 3507 4.4.1). The name ends with
-    /// `.eml`, as services go by that too.
+    /// The HTTP heads for the message, and the Encapsulated field for them (RFC 3507 section 4.4.1). The name in the URL ends
+    /// with `.eml`, because some services also judge content by its name.
     fn http(self, id: MessageId, length: usize) -> (String, String) {
         let body = format!("Content-Type: message/rfc822\r\nContent-Length: {length}\r\n\r\n");
         let target =

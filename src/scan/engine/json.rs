@@ -1,4 +1,4 @@
-//! JSON that has one meaning.
+//! Reads JSON that has exactly one meaning.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -6,16 +6,16 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{self, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 
-/// Reads an answer; the error says what is wrong with it. RFC 8259 4: which one counts where a name occurs twice in an
-/// object is everybody's own choice, so whoever can add to an answer could have us take another than its author meant. Such
-/// an answer is none, however deep the two stand in it.
+/// Reads an answer. The error says what is wrong with the answer. If a name occurs twice in one object, RFC 8259 section 4
+/// leaves open which value counts. An attacker who can add to an answer could then change its meaning. So a name that occurs
+/// twice is an error, at any depth.
 pub(super) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
     let what = |error: serde_json::Error| error.to_string();
     let _: Distinct = serde_json::from_slice(body).map_err(what)?;
     serde_json::from_slice(body).map_err(what)
 }
 
-/// Any value in which no object has two members of one name.
+/// Any value in which no object has two members of the same name.
 struct Distinct;
 
 impl<'de> Deserialize<'de> for Distinct {
@@ -65,7 +65,7 @@ impl<'de> Visitor<'de> for Distinct {
         while let Some(name) = members.next_key::<String>()? {
             if names.contains(&name) {
                 return Err(de::Error::custom(format!(
-                    "{name:.50?} twice in one object"
+                    "{name:.50?} occurs twice in one object"
                 )));
             }
             names.insert(name);
@@ -81,10 +81,10 @@ mod tests {
 
     use super::*;
 
-    /// Whoever can add a member to an answer must not be able to choose what it says, at any depth, however the name is
-    /// written.
+    /// An attacker who can add a member to an answer must not be able to change its meaning: at no depth, and in no spelling
+    /// of the name.
     #[test]
-    fn a_name_twice_in_an_object_is_no_answer() {
+    fn an_object_with_a_duplicate_name_is_an_error() {
         for body in [
             r#"{"a": 1, "a": 1}"#,
             r#"{"a": 1, "\u0061": 2}"#,

@@ -1,15 +1,17 @@
-//! A mail filter that speaks the milter protocol, as Sendmail and Postfix speak it with libmilter (version 6; 2 to 5 are
-//! understood): OpenDKIM, rspamd's proxy, clamav-milter and the rest.
+//! A mail filter that speaks the milter protocol, as Sendmail and Postfix speak it with libmilter: OpenDKIM, rspamd's proxy,
+//! clamav-milter and others. The relay offers version 6, and understands versions 2 to 5 too.
 //!
-//! A filter tells a mail server what to do. Here policy decides: what it says against a message is a finding, what it wants
-//! changed is a wish, and `tempfail` is no answer. It is told a session with one message, whatever came in over ours. Each has
-//! a connection of its own: the protocol could announce another session (SMFIC_QUIT_NC), but libmilter of Sendmail 8.17, with which
-//! most filters are built, was seen to leave the next connect event without a reply.
+//! A filter tells a mail server what to do. Here policy decides: an objection is a finding, a requested change is a requested
+//! edit, and `tempfail` is a missing answer. A filter sees a session with one message, even if the client sent several
+//! messages in its session. Each message has its own connection: the protocol could announce another session (SMFIC_QUIT_NC),
+//! but libmilter of Sendmail 8.17, with which most filters are built, was seen to leave the next connect event without a
+//! reply.
 //!
-//! **Filters are no chain here.** Each sees the message as it came, and none what another has added or removed. One that goes by
-//! Authentication-Results of the filters before it (OpenDMARC, OpenARC) would go by what the sender has forged: docs/ENGINES.md says
-//! not to use such a filter. To hide these fields would not do: signatures may cover them, and OpenDKIM asks for the forged ones to be
-//! removed by their numbers, which it could not if it did not see them.
+//! **Filters do not form a chain here.** Each filter sees the message as it arrived, without fields that another filter has
+//! added or removed. A filter that relies on the Authentication-Results of earlier filters (OpenDMARC, OpenARC) would rely on
+//! fields that the sender has forged: docs/ENGINES.md says not to use such a filter. Hiding these fields would not help:
+//! signatures may cover them, and OpenDKIM asks to remove the forged fields by their numbers, which it could not do without
+//! seeing them.
 
 mod facts;
 mod link;
@@ -33,36 +35,36 @@ use talk::{Outcome, Talk};
 
 pub use packet::{MilterReply, Packet, Terms, parse, split, terms};
 
-/// Characters of a filter's words that are shown.
-const WORDS: usize = 200;
+/// Characters of a filter's text in a report, to bound its size.
+const FILTER_TEXT_CHARACTERS_MAX: usize = 200;
 
-/// What all replicas of a filter have in common.
+/// Settings that all replicas of a filter share.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MilterSettings {
-    /// Our name, the macro `j`.
+    /// Host name of the relay: the macro `j`. It also completes addresses that have no domain.
     pub hostname: String,
-    /// What its reject, discard and quarantine are.
+    /// Kind of the finding for reject, discard and quarantine.
     pub bad_kind: FindingKind,
-    /// Their score.
+    /// Score of that finding.
     pub bad_score: f64,
-    /// What its tempfail is.
+    /// How the relay treats tempfail.
     pub tempfail: TempFail,
-    /// What it must find to prove that it works.
+    /// Test message that the filter must object to in a probe.
     pub probe_with: ProbeWith,
-    /// One connection attempt.
+    /// Timeout of one connection attempt.
     pub connect_timeout: Duration,
 }
 
-/// What it means that a filter wants a message to come again later.
+/// How the relay treats a filter's request to send the message again later (tempfail).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TempFail {
-    /// It has no answer about it: `engine-error`.
+    /// The filter has no answer: reason `engine-error`.
     NoAnswer,
-    /// It is a remark, for rules to ask for.
+    /// A finding of kind `info`, which rules can match.
     Info,
 }
 
-/// One filter.
+/// One replica of a filter.
 #[derive(Debug)]
 pub(super) struct Milter {
     dial: Dial,
@@ -87,7 +89,7 @@ impl Engine for Milter {
 }
 
 impl Milter {
-    /// The filter at that address; nothing is connected yet.
+    /// Makes the replica at `address`, without connecting.
     pub(super) fn new(address: &Address, settings: &MilterSettings) -> Result<Self, BuildError> {
         Ok(Self {
             dial: Dial::new(address, None, settings.connect_timeout)?,
@@ -104,7 +106,7 @@ impl Milter {
         if outcome.failed {
             return Err(ScanError::Engine {
                 replica: self.dial.name().to_owned(),
-                message: "it says that it cannot work".to_owned(),
+                message: "the filter reports that it cannot work: see its log".to_owned(),
             });
         }
         Ok(EngineAnswer {
@@ -115,18 +117,23 @@ impl Milter {
         })
     }
 
-    /// A connection on which terms are agreed.
+    /// Connects and negotiates the terms (SMFIC_OPTNEG).
     async fn link(&self, deadline: Deadline) -> Result<Link, ScanError> {
         let stream = self.dial.connect(deadline).await?;
         let mut link = Link::over(stream, self.dial.name());
-        let offer = [packet::VERSION, packet::ACTIONS, packet::STEPS].map(u32::to_be_bytes);
+        let offer = [
+            packet::PROTOCOL_VERSION,
+            packet::OFFERED_ACTIONS,
+            packet::OFFERED_STEPS,
+        ]
+        .map(u32::to_be_bytes);
         link.queue(b'O', &[offer.as_flattened()]).await?;
         let (command, data) = link.packet().await?;
         link.terms = terms(command, &data).map_err(|malformed| link.failed(malformed))?;
         Ok(link)
     }
 
-    /// What it means.
+    /// The engine's answer for an outcome.
     fn judged(&self, outcome: Outcome) -> Answer {
         let info = |name: &str| Finding::new(FindingKind::Info, name, 0.0);
         let mut findings = Vec::new();
@@ -141,7 +148,7 @@ impl Milter {
         if let Some(what) = outcome.untold {
             return Answer::None {
                 reason: Reason::LimitsReached,
-                detail: format!("filters do not take {what}"),
+                detail: format!("the filter did not see all: libmilter does not accept {what}"),
                 findings,
             };
         }
@@ -153,7 +160,10 @@ impl Milter {
             }
             (Some(words), TempFail::NoAnswer) => Answer::None {
                 reason: Reason::EngineError,
-                detail: format!("not now, it says: {}", shown(&words)),
+                detail: format!(
+                    "the filter asks to send the message again later: {}",
+                    shown(&words)
+                ),
                 findings,
             },
         }
@@ -169,5 +179,9 @@ fn with(finding: Finding, words: &str) -> Finding {
 
 fn shown(words: &str) -> String {
     let clean = |c: char| if c.is_control() { ' ' } else { c };
-    words.chars().take(WORDS).map(clean).collect()
+    words
+        .chars()
+        .take(FILTER_TEXT_CHARACTERS_MAX)
+        .map(clean)
+        .collect()
 }

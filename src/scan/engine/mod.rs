@@ -1,9 +1,9 @@
-//! One file per protocol.
+//! Engines: one file per protocol.
 //!
-//! The next kind of engine is: its file here with a type for one address that implements [`Engine`], its variant in
-//! [`Kind`], its arm in [`build`], its keys in `config/sections/engine`, its section in docs/ENGINES.md, and, if it is
-//! reached over a connection, its line in the table of faults (`tests/subjects.rs`). Everything about waiting, retrying,
-//! limiting and reporting is the guard's business; an engine looks at one sample, once.
+//! A new kind of engine needs: a file here, with a type for one address that implements [`Engine`]; a variant of [`Kind`]; an
+//! arm in [`build`]; its keys in `config/sections/engine`; a section in docs/ENGINES.md; and, if the engine is reached over a
+//! connection, a line in the table of faults (`tests/subjects.rs`). An engine examines one sample, once. The guard does
+//! everything else: waiting, further attempts, limits and reports.
 
 mod address;
 pub mod archive;
@@ -43,7 +43,9 @@ use crate::verdict::Answer;
 
 pub use address::{Address, Tls};
 pub use auth::{AuthSettings, Scores};
-pub use command::{CommandSettings, Exit, FILE, Limits, Lines, NOT_RUN, Saying, runnable};
+pub use command::{
+    CommandSettings, Exit, FILE_PLACEHOLDER, Limits, Lines, NOT_RUN_EXIT_CODES, Saying, runnable,
+};
 pub use dns::{DnsAnswer, DnsList, Listed, Question};
 pub use error::{BuildError, Class, ScanError};
 pub use http::{HttpSettings, Posted, ProbeWith, Reading};
@@ -55,51 +57,51 @@ pub use rspamd::{NotAKey, PublicKey, RspamdSettings};
 pub use spamd::SpamdSettings;
 pub use url::{HTTP, ICAP, NotAUrl, Schemes, Url};
 
-/// The protocol of an engine, with what only this protocol needs.
+/// The protocol of an engine, with the settings that only this protocol needs.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
     /// clamd over INSTREAM.
     Clamd {
-        /// Replicas.
+        /// The addresses of the replicas.
         addresses: Vec<Address>,
-        /// One connection attempt.
+        /// Limit for one connection attempt.
         connect_timeout: Duration,
     },
     /// SpamAssassin's spamd.
     Spamd {
-        /// Replicas.
+        /// The addresses of the replicas.
         addresses: Vec<Address>,
-        /// What they have in common.
+        /// Settings of all replicas.
         settings: SpamdSettings,
     },
     /// rspamd over HTTP.
     Rspamd {
-        /// Replicas.
+        /// The addresses of the replicas.
         addresses: Vec<Url>,
-        /// What they have in common.
+        /// Settings of all replicas.
         settings: RspamdSettings,
     },
-    /// Any service over HTTP that answers in JSON.
+    /// A service over HTTP that answers in JSON.
     Http {
-        /// Replicas.
+        /// The addresses of the replicas.
         addresses: Vec<Url>,
-        /// What they have in common.
+        /// Settings of all replicas.
         settings: HttpSettings,
     },
     /// An ICAP service.
     Icap {
-        /// Replicas.
+        /// The addresses of the replicas.
         addresses: Vec<Url>,
-        /// What they have in common.
+        /// Settings of all replicas.
         settings: IcapSettings,
     },
-    /// Any program of this machine.
+    /// A program on this machine.
     Command(CommandSettings),
     /// A mail filter that speaks the milter protocol.
     Milter {
-        /// Replicas.
+        /// The addresses of the replicas.
         addresses: Vec<Address>,
-        /// What they have in common.
+        /// Settings of all replicas.
         settings: MilterSettings,
     },
     /// YARA rules in process.
@@ -109,7 +111,7 @@ pub enum Kind {
         /// Files or folders of `.yar` and `.yara` files.
         paths: Vec<PathBuf>,
     },
-    /// What the message is made of.
+    /// The structure of the message: names and types of its files.
     Attachment(AttachmentSettings),
     /// A block list in the DNS.
     Dns(DnsList),
@@ -118,8 +120,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether such an engine gets nothing but the content as it came, every octet of it. Others are told who sends what to
-    /// whom, or put trace fields before it, and nobody can tell what their answer is about.
+    /// Whether such an engine gets only the content as received, every octet of it, so that its answer depends on nothing else.
+    /// Other engines also get the envelope, or trace fields before the content, and their answer may be about those.
     pub fn sees_content_alone(&self) -> bool {
         match self {
             Self::Clamd { .. } | Self::Icap { .. } | Self::Rules { .. } | Self::Attachment(_) => {
@@ -135,7 +137,7 @@ impl Kind {
         }
     }
 
-    /// What such an engine wants done to every message, whether it has an answer about it or not.
+    /// Edits that such an engine asks for in every message, even without an answer about the message.
     pub fn always(&self) -> Vec<Wanted> {
         match self {
             Self::Auth(settings) => vec![settings.no_forged_results()],
@@ -144,46 +146,46 @@ impl Kind {
     }
 }
 
-/// What the attachment engine objects to.
+/// Settings of the attachment engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttachmentSettings {
-    /// Forbidden file name extensions, lower case, without dot; in archives too.
+    /// Forbidden file name extensions, in lower case and without the dot. They also apply to files in archives.
     pub block_extensions: Vec<String>,
     /// Forbidden media types, declared or sniffed: `application/x-msdownload`, `image/*`.
     pub block_types: Vec<String>,
-    /// Whether archives and documents that cannot be opened without a password are a finding.
+    /// Whether archives and documents that need a password are forbidden.
     pub block_encrypted: bool,
-    /// Nesting of multiparts and messages, and of archives within.
+    /// Nesting depth of multiparts and messages, and of archives.
     pub max_depth: usize,
-    /// Parts of a message.
+    /// Most parts of a message.
     pub max_parts: usize,
-    /// Files in an archive.
+    /// Most files in all archives of a message together.
     pub max_archive_files: usize,
-    /// Unpacked octets by compressed octets from which an archive is a bomb.
+    /// Largest ratio of unpacked to packed octets of a file in an archive. The engine does not unpack a file beyond the ratio.
     pub max_ratio: u64,
 }
 
-/// What an engine looks at: a message, and its MIME facts once somebody has asked for them.
+/// The input of an engine: a message, and its MIME facts, which the first engine that needs them computes.
 #[derive(Debug, Clone)]
 pub struct Sample {
     request: ScanRequest,
-    /// Computed once for all engines.
+    /// The fairness key, computed once for all engines.
     turn: Turn,
     inspection: mime::Shared,
     probe: Option<Probe>,
 }
 
-/// Which half of a pair of probes a sample is.
+/// The halves of a probe pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Probe {
-    /// What must be found.
+    /// Known bad content, which the engine must find.
     Bad,
-    /// What must pass.
+    /// Known clean content, which the engine must let pass.
     Clean,
 }
 
 impl Sample {
-    /// A sample whose inspection is shared with all other holders of `inspection`.
+    /// A sample that shares its inspection with all other holders of `inspection`.
     pub fn new(request: ScanRequest, inspection: mime::Shared) -> Self {
         Self {
             turn: request.turn(),
@@ -193,14 +195,14 @@ impl Sample {
         }
     }
 
-    /// The same as one of a pair of probes, for engines that judge by something else than the content.
+    /// The same sample, marked as a half of a probe pair, for engines that do not judge by the content.
     #[must_use]
     pub fn as_probe(mut self, probe: Probe) -> Self {
         self.probe = Some(probe);
         self
     }
 
-    /// Whether it is a probe, and which.
+    /// The half of a probe pair, or `None` for mail.
     pub fn probe(&self) -> Option<Probe> {
         self.probe
     }
@@ -210,29 +212,29 @@ impl Sample {
         &self.request
     }
 
-    /// Whose turn it takes where many wait.
+    /// The fairness key, by which the sample takes its turn.
     pub(in crate::scan) fn turn(&self) -> Turn {
         self.turn
     }
 
-    /// What to scan.
+    /// The content to scan.
     pub fn content(&self) -> &Content {
         &self.request.content
     }
 
-    /// When the answer is of no use any more.
+    /// The deadline: the relay does not use an answer after it.
     pub fn deadline(&self) -> Deadline {
         self.request.deadline
     }
 
-    /// The same sample with another deadline: the scan's own, which is nobody's patience.
+    /// The same sample with another deadline: that of the scan itself, which is later than the timeout of the caller.
     #[must_use]
     pub fn until(mut self, deadline: Deadline) -> Self {
         self.request.deadline = deadline;
         self
     }
 
-    /// The MIME facts; found out by whoever asks first.
+    /// The MIME facts. The first caller computes them for all.
     ///
     /// Cancel safety: safe.
     pub async fn inspection(&self) -> Arc<Inspection> {
@@ -240,21 +242,21 @@ impl Sample {
     }
 }
 
-/// What an engine that was reached says.
+/// The answer of an engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineAnswer {
-    /// Its answer, or why it could not look at everything.
+    /// The findings, or the reason why the engine could not examine everything.
     pub answer: Answer,
-    /// Which replica it was, where there are several.
+    /// Name of the replica; `None` for an engine without replicas.
     pub replica: Option<String>,
-    /// Version of its signatures, where it tells.
+    /// Version of the signatures, if the engine has one.
     pub signatures: Option<String>,
-    /// What it wants done to the message, in its order; [`crate::message::edit::grant`] decides about it.
+    /// Requested edits, in the order of the engine. [`crate::message::edit::grant`] decides about them.
     pub wanted: Vec<Wanted>,
 }
 
 impl EngineAnswer {
-    /// The answer of an engine that is here in the process.
+    /// The answer of an engine in this process.
     pub fn local(answer: Answer) -> Self {
         Self {
             answer,
@@ -267,59 +269,62 @@ impl EngineAnswer {
 
 /// One replica of an engine: one daemon at one address, or the engine in process.
 pub trait Engine: fmt::Debug + Send + Sync {
-    /// Looks at one sample, once: no retries, no waiting for anything but the engine itself.
+    /// Examines one sample, once. An implementation does not retry, and waits for nothing but the engine itself.
     ///
-    /// Cancel safety: the future is dropped at the sample's deadline, which is the engine's own limit (`limit`) and not
-    /// the patience of whoever asked. Dropping it must close the connection it used; nothing half-read may ever be used
-    /// again.
+    /// # Errors
+    /// The reason why there is no answer.
+    ///
+    /// Cancel safety: the guard drops the future at the deadline of the sample, which is the engine's own limit (`limit`) and
+    /// not the timeout of the caller. Dropping the future must close its connection: a connection with unread octets must not
+    /// be used again.
     fn scan(self: Arc<Self>, sample: Sample)
     -> BoxFuture<'static, Result<EngineAnswer, ScanError>>;
 
-    /// Its address, for reports; none for an engine in process.
+    /// The address of the replica, for reports; `None` for an engine in this process.
     fn replica(&self) -> Option<&str> {
         None
     }
 
-    /// Messages by which it can be found out whether it sees anything at all; none where that makes no sense.
+    /// The probe pair that shows whether the engine works; `None` if the engine has no useful probes.
     fn probes(&self) -> Option<Probes> {
         None
     }
 
-    /// Begins what it does by itself also while there is no mail; it ends when the engine is dropped. Called on the runtime,
-    /// perhaps more than once.
+    /// Starts work that the engine does without mail. The work ends when the engine is dropped. The guard calls this on the
+    /// runtime, possibly more than once.
     fn watch(self: Arc<Self>) {}
 
-    /// The version of its signatures that is in force, where it is known without asking anybody: of an engine in process.
+    /// The present version of the signatures, if it is known without a question: for an engine in this process.
     fn signatures(&self) -> Option<String> {
         None
     }
 
-    /// Asks for the version of its signatures and for nothing else, within a time of its own; none where one cannot ask.
+    /// Asks only for the version of the signatures, within a timeout of its own; `None` if the protocol has no such question.
     ///
     /// Cancel safety: safe.
     fn ask_signatures(self: Arc<Self>) -> Option<BoxFuture<'static, Option<String>>> {
         None
     }
 
-    /// When signatures of that version were made, where the version tells.
+    /// The date of the signatures with this version, if the version contains a date.
     fn signed(&self, _version: &str) -> Option<jiff::Timestamp> {
         None
     }
 }
 
-/// What an engine must find, and what it must let pass.
+/// A probe pair: content that an engine must find, and content that an engine must let pass.
 #[derive(Debug, Clone)]
 pub struct Probes {
-    /// Known bad, harmless in itself: the EICAR test file, GTUBE.
+    /// Known bad and harmless content: the EICAR test file, or GTUBE.
     pub bad: Content,
-    /// Known clean.
+    /// Known clean content.
     pub clean: Content,
 }
 
 impl Probes {
-    /// For engines that look for malware: the EICAR test file, in an attachment as it would come by mail.
+    /// For engines that look for malware: the EICAR test file, as an attachment.
     pub fn malware() -> Self {
-        // In two pieces, so that this program is not taken for what it is looking for.
+        // In two pieces, so that a scanner does not report this program.
         let eicar = [
             r"X5O!P%@AP[4\PZX54(P^)7CC)7}$EICAR-STANDARD",
             "-ANTIVIRUS-TEST-FILE!$H+H*",
@@ -332,7 +337,7 @@ impl Probes {
         Self::with(&attachment)
     }
 
-    /// For engines that look for unwanted mail: GTUBE.
+    /// For engines that look for spam: GTUBE.
     pub fn spam() -> Self {
         let gtube = [
             "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-",
@@ -345,12 +350,12 @@ impl Probes {
         Self::with(&text)
     }
 
-    /// For engines that do not look at the content but at [`Sample::probe`].
+    /// For engines that ignore the content and use [`Sample::probe`].
     pub fn of_nothing() -> Self {
         Self::with("\r\nprobe\r\n")
     }
 
-    /// What every engine must let pass.
+    /// Content that every engine must let pass.
     pub fn clean() -> Content {
         message(
             "Content-Type: text/plain; charset=us-ascii\r\n\r\n\
@@ -374,8 +379,11 @@ fn message(part: &str) -> Content {
     ))
 }
 
-/// Makes the replicas of a [`Kind`], one for each address; reads and compiles what they need. Blocks on files: call it
-/// at start and reload, away from sessions.
+/// Makes the replicas of a [`Kind`], one for each address. Blocks while it reads files and compiles rules, so only the start and
+/// a reload call this function, away from sessions.
+///
+/// # Errors
+/// The first setting that cannot be used.
 pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
     let one = |engine: Arc<dyn Engine>| Ok(vec![engine]);
     match kind {
@@ -423,8 +431,8 @@ pub fn build(kind: &Kind) -> Result<Vec<Arc<dyn Engine>>, BuildError> {
     }
 }
 
-/// What the engine itself says about its limits, where it can be learnt, and the settings do not agree with; each with
-/// its remedy. Blocks on files.
+/// Contradictions between the settings and the limits of the engine itself, if those are known. Each text names the fix. Blocks
+/// while it reads files.
 pub fn advice(settings: &Settings) -> Vec<String> {
     match &settings.kind {
         Kind::Clamd { addresses, .. } => clamd::conf::advice(settings, addresses),
@@ -441,7 +449,7 @@ pub fn advice(settings: &Settings) -> Vec<String> {
     }
 }
 
-/// One engine for each address; at least one.
+/// Makes one engine for each address. No address is an error.
 fn replicas<A>(
     addresses: &[A],
     make: impl Fn(&A) -> Result<Arc<dyn Engine>, BuildError>,
@@ -452,17 +460,19 @@ fn replicas<A>(
     addresses.iter().map(make).collect()
 }
 
-/// Whether an engine in process has so little to do that a change of threads would cost more, if what it does costs the
-/// same for each octet. Parts are counted too, as each costs some microseconds however small it is, and archives may hold
-/// any amount of work.
+/// Whether work on the message in this process is so short that a change of threads would cost more. The work must cost about
+/// the same for each octet. The number of parts counts too, because even an empty part costs some microseconds. A message with
+/// an archive is never short, because an archive may contain any amount of work.
 fn is_short(content: &Content, inspection: &Inspection) -> bool {
-    const PARTS: usize = 16;
-    content.len() <= mime::INLINE
-        && inspection.parts.len() <= PARTS
+    /// Each part costs some microseconds, so 16 parts cost some tens of microseconds, like the largest short content.
+    const SHORT_PARTS_MAX: usize = 16;
+    content.len() <= mime::INLINE_OCTETS_MAX
+        && inspection.parts.len() <= SHORT_PARTS_MAX
         && !inspection.parts.iter().any(|p| archive::is_zip(&p.bytes))
 }
 
-/// Runs the work of an engine in process: here if it [`is_short`], else where it blocks nobody. Work that is abandoned at its deadline ends by its own bounds.
+/// Runs the work of an engine in this process: on the present thread if the work [`is_short`], otherwise on a blocking thread.
+/// If the future is dropped at the deadline, the work on a blocking thread continues until its own bounds end it.
 async fn compute<T: Send + 'static>(
     short: bool,
     work: impl FnOnce() -> T + Send + 'static,

@@ -1,38 +1,38 @@
-//! File names as the receiving system will read them, whatever they look like.
+//! Reads file names as the receiving system will read them, even if they are disguised.
 //!
-//! A name is tried in all the ways in which some reader reads it: percent-encoding undone, cut at a NUL, cut at the
-//! colon of an alternate data stream, without invisible characters, without the trailing dots and spaces that Windows
-//! drops, after the last path separator, in lower case.
+//! Programs read a name in different ways, so a name has several readings: with percent-encoding decoded, cut at a NUL, cut
+//! at the colon of an alternate data stream, without invisible characters, without the trailing dots and spaces that Windows
+//! drops, after the last path separator, and in lower case.
 
-/// Extensions that a system runs when the file is opened.
-const RUNS: [&str; 47] = [
+/// Extensions of files that a system runs when they are opened.
+const RUNNABLE_EXTENSIONS: [&str; 47] = [
     "ade", "adp", "app", "appx", "bat", "chm", "cmd", "com", "cpl", "dll", "elf", "exe", "hta",
     "ins", "isp", "jar", "js", "jse", "lnk", "mde", "msc", "msi", "msix", "msp", "mst", "ocx",
     "pif", "ps1", "psm1", "reg", "scr", "sct", "sh", "shb", "so", "sys", "url", "vb", "vbe", "vbs",
     "vxd", "wsc", "wsf", "wsh", "xll", "efi", "drv",
 ];
 
-/// Extensions under which a name pretends to be a document.
-const SHOWN: [&str; 25] = [
+/// Extensions that make a name look like that of a document.
+const DOCUMENT_EXTENSIONS: [&str; 25] = [
     "avi", "bmp", "csv", "doc", "docm", "docx", "gif", "htm", "html", "jpeg", "jpg", "mov", "mp3",
     "mp4", "odt", "pdf", "png", "ppt", "pptx", "rtf", "txt", "wav", "xls", "xlsm", "xlsx",
 ];
 
-/// Characters that are read of a name from either end. File systems take 255 at most.
+/// Characters of a name that are read from each end, to bound the work. File systems accept 255 at most.
 const NAME_END_CHARACTERS_MAX: usize = 1000;
 
-/// A file name, read.
+/// A parsed file name.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Name {
-    /// The ways to read it, all different, the plainest first.
+    /// The readings of the name, all different, the plainest first.
     readings: Vec<String>,
-    /// It contains characters that only serve to show it as something else: a text direction override, a NUL. Or it is
-    /// longer than any file system takes, so that every reader cuts it in its own way.
+    /// The name contains characters that only serve to disguise it: a text direction override, or a NUL. Or the name is
+    /// longer than file systems accept, so that each program cuts it in its own way.
     pub(super) is_disguised: bool,
 }
 
 impl Name {
-    /// Reads a name. Of a longer one its first and its last 1,000 characters are read; the extension is at its end.
+    /// Reads a name. Only the first and the last 1,000 characters of a longer name are read; the extension is at the end.
     pub(super) fn read(raw: &str) -> Self {
         let last = raw.rsplit(['/', '\\']).next().unwrap_or_default();
         let mut name = Self {
@@ -74,17 +74,20 @@ impl Name {
 
     /// Whether opening the file runs it.
     pub(super) fn runs(&self) -> bool {
-        self.extensions().any(|extension| RUNS.contains(&extension))
+        self.extensions()
+            .any(|extension| RUNNABLE_EXTENSIONS.contains(&extension))
     }
 
-    /// Whether it looks like a document and is something that runs: `invoice.pdf.exe`.
+    /// Whether the name looks like that of a document and the file runs, such as `invoice.pdf.exe`.
     pub(super) fn has_double_extension(&self) -> bool {
         self.readings.iter().any(|reading| {
             let mut extensions = reading.rsplit('.').map(|e| e.trim_matches([' ', '_']));
             let last = extensions.next().unwrap_or_default();
             let shown = extensions.find(|extension| !extension.is_empty());
             let has_stem = extensions.next().is_some();
-            RUNS.contains(&last) && has_stem && shown.is_some_and(|shown| SHOWN.contains(&shown))
+            RUNNABLE_EXTENSIONS.contains(&last)
+                && has_stem
+                && shown.is_some_and(|shown| DOCUMENT_EXTENSIONS.contains(&shown))
         })
     }
 }
@@ -93,7 +96,7 @@ fn trailing(c: char) -> bool {
     c == '.' || c == '"' || c.is_whitespace()
 }
 
-/// The last path component in lower case, with look-alike dots made dots and invisible characters gone.
+/// The last path component in lower case. Characters that look like a dot become dots, and invisible characters are removed.
 fn plain(name: &str) -> String {
     let name: String = name
         .chars()
@@ -142,7 +145,7 @@ fn hex(digit: u8) -> Option<u8> {
 mod tests {
     use super::*;
 
-    /// However a name is dressed up, what runs is seen to run.
+    /// A disguise does not hide that a file runs.
     #[test]
     fn disguises_do_not_hide_an_extension() {
         let names = [
@@ -171,7 +174,7 @@ mod tests {
         }
     }
 
-    /// A document's extension before one that runs is a trick; one dot in a version number is not.
+    /// The extension of a document before a runnable one is a trick. A dot in a version number is not.
     #[test]
     fn double_extensions_are_recognised() {
         for name in [
@@ -193,7 +196,7 @@ mod tests {
         }
     }
 
-    /// Text direction overrides and NULs have no honest use in a file name; marks of right-to-left scripts have.
+    /// Text direction overrides and NULs have no legitimate use in a file name. Marks of right-to-left scripts have one.
     #[test]
     fn overrides_are_disguises() {
         assert!(Name::read("\u{202e}fdp.exe").is_disguised);
@@ -201,7 +204,7 @@ mod tests {
         assert!(!Name::read("\u{200f}שלום.pdf").is_disguised);
     }
 
-    /// However long a name is, it has its extension; a path may be long, the name itself not.
+    /// A long name keeps its extension. A long path is usual, a long name is a disguise.
     #[test]
     fn long_names_keep_their_extensions() {
         let padding = "é".repeat(2 * NAME_END_CHARACTERS_MAX);

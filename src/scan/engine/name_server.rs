@@ -1,6 +1,7 @@
-//! Name servers, and what their errors mean here.
+//! Name servers, and the meaning of their errors.
 //!
-//! No type of the resolver's crate is in the settings; its cache is bounded in entries and keeps to the records' TTL.
+//! The settings use no type of the resolver's crate. The resolver's cache is bounded in entries, and respects the records'
+//! TTL.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,27 +15,27 @@ use hickory_resolver::system_conf::read_system_conf;
 
 use super::{BuildError, ScanError};
 
-/// Answers that are kept: a few megabytes at most.
+/// Answers in the cache of one resolver: a few megabytes at most.
 const CACHED_ANSWERS_MAX: u64 = 8192;
-/// No answer is believed for longer than this, whatever its TTL says.
+/// Answers are cached for one hour at most, even if their TTL is longer, so that a changed record counts after that.
 const CACHE_AGE_MAX: Duration = Duration::from_secs(3600);
 
-/// Who is asked, and how patiently.
+/// The name servers, and the timeout of a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NameServers {
-    /// Their addresses; none: those of the system.
+    /// Addresses of the name servers. If empty, the relay uses the name servers of the system.
     pub addresses: Vec<SocketAddr>,
-    /// One query waits so long, and is then sent once more: less than half of what the engine has.
+    /// Timeout of one query. The resolver then sends the query once more, so this is less than half of the engine's time.
     pub patience: Duration,
 }
 
 impl NameServers {
-    /// A resolver that remembers what it was told.
+    /// A resolver with a cache.
     pub(super) fn caching(&self) -> Result<TokioResolver, BuildError> {
         self.resolver(CACHED_ANSWERS_MAX)
     }
 
-    /// A resolver that asks each time: for probes, which must see what is so now.
+    /// A resolver without a cache, for probes: a probe must see the present state.
     pub(super) fn forgetful(&self) -> Result<TokioResolver, BuildError> {
         self.resolver(0)
     }
@@ -47,7 +48,8 @@ impl NameServers {
             .map_err(|error| BuildError::Resolver(error.to_string()))
     }
 
-    /// Blocks on the system's file where no addresses are given.
+    /// The configuration of a resolver with `cache` cached answers. If there are no addresses, this reads the system's file,
+    /// and blocks.
     pub(super) fn configuration(
         &self,
         cache: u64,
@@ -66,12 +68,12 @@ impl NameServers {
         options.cache_size = cache;
         options.positive_max_ttl = Some(CACHE_AGE_MAX);
         options.negative_max_ttl = Some(CACHE_AGE_MAX);
-        // What /etc/hosts says is nothing about what the world's DNS says.
+        // /etc/hosts says nothing about the public DNS.
         options.use_hosts_file = ResolveHosts::Never;
         Ok((config, options))
     }
 
-    /// With the cache's usual size.
+    /// The configuration of [`Self::caching`], with the usual size of the cache.
     pub(super) fn cached_configuration(
         &self,
     ) -> Result<(ResolverConfig, ResolverOpts), BuildError> {
@@ -87,7 +89,7 @@ fn server(address: &SocketAddr) -> NameServerConfig {
     server
 }
 
-/// Whether the name servers say that there is no such record, as against that they cannot tell.
+/// Whether the error means that there is no such record. Other errors mean that the name servers cannot tell.
 pub(super) fn is_no(error: &NetError) -> bool {
     let NetError::Dns(DnsError::NoRecordsFound(none)) = error else {
         return false;
@@ -98,7 +100,7 @@ pub(super) fn is_no(error: &NetError) -> bool {
     )
 }
 
-/// A question that has no answer, neither yes nor no; `about` is who should know.
+/// The error for a query that got neither yes nor no. `about` names the zone or the engine in the report.
 pub(super) fn failed(error: &NetError, about: &str) -> ScanError {
     let replica = about.to_owned();
     match error {

@@ -1,13 +1,14 @@
-//! What stands before a message where an engine tells by the first octets what it has got.
+//! Octets before a message, for engines that detect the type of content by its first octets.
 
 use std::sync::LazyLock;
 
-/// The same for every message, so that no sender chooses the first octets: by those engines decide what they look at, and
-/// whether they do. With `%PDF-: x` for a first field, or `ustar` at octet 257, mail is no mail to clamd, and its attachments
-/// are not unpacked; c-icap leaves it alone altogether. clamd looks at 1024 octets, most others at fewer.
+/// The same octets before every message, so that no sender chooses the first octets. By those octets, engines decide how to
+/// scan content, and whether to scan it at all. With `%PDF-: x` as first field, or with `ustar` at octet 257, clamd does not
+/// treat mail as mail, and does not unpack its attachments; c-icap does not scan it at all. clamd looks at 1024 octets, most
+/// other engines at fewer.
 ///
-/// It begins as mail does by which a relay has passed, which all of them know, and ends with a field that nobody reads: a
-/// first line that begins with a space would be part of it.
+/// The preface begins like mail that a relay has passed on, which all these engines recognise. It ends with a field that no
+/// engine uses: if the first line of the message begins with a space, the line continues that field.
 pub(super) static PREFACE: LazyLock<String> = LazyLock::new(|| {
     let line = "\tThese lines are the same for every message, so that no sender chooses the first octets.\r\n";
     format!(

@@ -1,8 +1,8 @@
 //! rspamd over HTTP: `/checkv2` of its normal worker, with the facts of the envelope as header fields.
 //!
-//! rspamd's action is what its own thresholds make of its score. Here policy decides, so the action is a finding that a
-//! rule may ask for, and nothing is done because rspamd says so. Header fields that it proposes are
-//! what the engine wants, and `edits` decides. With a key, requests and answers are encrypted ([`crypt`]). Not done: compression.
+//! rspamd derives its action from its score and its own thresholds. Here policy decides: the action is a finding that a rule
+//! can match, and the relay does not carry it out. Header fields that rspamd proposes are requested edits, and `edits`
+//! decides about them. With a key, requests and answers are encrypted ([`crypt`]). Compression is not supported.
 
 mod answer;
 mod crypt;
@@ -27,25 +27,25 @@ use crypt::{Exchange, NoExchange};
 pub use answer::{Reply, parse};
 pub use crypt::{NotAKey, PublicKey};
 
-/// Where sealed requests go; the path that is meant is inside.
+/// Path of encrypted requests. The real path is inside the encryption.
 const SEALED_PATH: &str = "/post";
-/// The field of a sealed request that says to which key it is sealed.
-const KEY: HeaderName = HeaderName::from_static("key");
+/// Field of an encrypted request. The field names the key to which the request is encrypted.
+const KEY_FIELD: HeaderName = HeaderName::from_static("key");
 
-/// What all replicas of an rspamd have in common.
+/// Settings that all replicas of an rspamd share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RspamdSettings {
-    /// What we call ourselves.
+    /// Host name of the relay. It completes addresses that have no domain.
     pub hostname: String,
-    /// Authorities for https; none: the system's.
+    /// File of certificate authorities for https; `None`: those of the system.
     pub tls_ca: Option<PathBuf>,
-    /// The workers' public key, to which requests are encrypted; none: they are not.
+    /// Public key of the workers, to which requests are encrypted; `None`: requests are not encrypted.
     pub key: Option<PublicKey>,
-    /// One connection attempt.
+    /// Timeout of one connection attempt.
     pub connect_timeout: Duration,
 }
 
-/// One rspamd.
+/// One replica of an rspamd.
 #[derive(Debug)]
 pub(super) struct Rspamd {
     client: HttpClient,
@@ -72,7 +72,7 @@ impl Engine for Rspamd {
 }
 
 impl Rspamd {
-    /// The rspamd at that address; nothing is connected yet.
+    /// Makes the replica at `url`, without connecting.
     pub(super) fn new(url: &Url, settings: &RspamdSettings) -> Result<Self, BuildError> {
         let ca = settings.tls_ca.as_deref();
         let path = match url.path() {
@@ -112,8 +112,8 @@ impl Rspamd {
         })
     }
 
-    /// The same, encrypted to the holder of `key`. What is not encrypted by that holder is nobody's answer, whatever its
-    /// status is: whoever can send that could send anything.
+    /// Sends the request encrypted to the holder of `key`. An answer that this holder did not encrypt is garbage, whatever
+    /// its status: an attacker could have sent it.
     async fn ask_sealed(
         &self,
         key: PublicKey,
@@ -122,7 +122,7 @@ impl Rspamd {
     ) -> Result<Bytes, ScanError> {
         let content = sample.content().bytes().clone();
         let head = inner::request(&self.path, &fields, content.len());
-        let short = content.len() <= mime::INLINE;
+        let short = content.len() <= mime::INLINE_OCTETS_MAX;
         let seal = move || -> Result<_, NoExchange> {
             let exchange = Exchange::with(&key)?;
             let sealed = exchange.seal(&head, &content)?;
@@ -133,7 +133,10 @@ impl Rspamd {
             .map_err(|why| ScanError::Unreachable(format!("{}: {why}", self.client.name())))?;
         let mut fields = HeaderMap::new();
         let field = HeaderValue::from_str(exchange.field());
-        fields.insert(KEY, field.map_err(|_| self.client.garbage("our own key"))?);
+        fields.insert(
+            KEY_FIELD,
+            field.map_err(|_| self.client.garbage("the relay's own key is not valid"))?,
+        );
         let kind = HeaderValue::from_static("application/octet-stream");
         fields.insert(CONTENT_TYPE, kind);
         let answer = self
@@ -141,23 +144,25 @@ impl Rspamd {
             .exchange(SEALED_PATH, fields, sealed.into(), sample.deadline());
         let answer = answer.await.map_err(asking)?;
         let body = answer.body().clone();
-        let short = body.len() <= mime::INLINE;
+        let short = body.len() <= mime::INLINE_OCTETS_MAX;
         let opened = compute(short, move || exchange.open(&body)).await?;
         let Some(opened) = opened else {
             let what = format!("not encrypted by the holder of key ({WRONG_KEY})");
             return Err(self.client.garbage(&format!("{what}: {}", told(&answer))));
         };
         let answer = inner::answer(opened);
-        let answer =
-            answer.ok_or_else(|| self.client.garbage("what is encrypted is no HTTP answer"))?;
+        let answer = answer.ok_or_else(|| {
+            self.client
+                .garbage("the decrypted text is not an HTTP answer")
+        })?;
         self.client.accept(answer)
     }
 }
 
-/// What to look at first where there is no answer to a sealed request.
+/// The first thing to check if an encrypted request gets no answer.
 const WRONG_KEY: &str = "is it this worker's public key?";
 
-/// rspamd closes the connection without a word when it is asked with another key than its own.
+/// Adds a hint about the key: rspamd closes the connection without an answer if a request is encrypted to another key.
 fn asking(error: ScanError) -> ScanError {
     match error {
         ScanError::Disconnected { replica, cause } => ScanError::Disconnected {

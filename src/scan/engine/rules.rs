@@ -1,18 +1,19 @@
 //! The rules engine: YARA rules in process, by boreal.
 //!
-//! Scanned are the decoded parts, the files in zip archives among them, and the content as it stands, which covers
-//! header sections and whatever lies between the parts. A part that is plain text as it stands is covered by the latter.
+//! The engine scans the decoded parts, the files in zip archives among them, and the content without decoding, which covers
+//! header sections and everything between the parts. The latter also covers parts of plain text that are not encoded.
 //!
-//! A rule says what its match means in its metadata: `kind` (a [`FindingKind`] in lower case; `malware` if absent, as
-//! with any scanner that is given signatures), `score` (a number, 10 if absent), `description` (shown as detail) and
-//! `name` (shown instead of the rule's, which YARA allows no hyphens). Rules may use the customary external variables
-//! `filename`, `filepath`, `extension` and `filetype`; they are empty where there is no name or type.
+//! The metadata of a rule gives the meaning of a match: `kind` (a [`FindingKind`] in lower case; `malware` if absent, as in
+//! other scanners with signatures), `score` (a number, 10 if absent), `description` (shown as detail) and `name` (shown
+//! instead of the rule's name, in which YARA does not allow hyphens). Rules may use the usual external variables `filename`,
+//! `filepath`, `extension` and `filetype`; a variable is empty if there is no name or type.
 //!
-//! Rule files are read again when they change ([`reload`]). The version of the rules, shown as that of signatures, is a hash
-//! of all of them: answers of other rules are not used again.
+//! The engine reads rule files again when they change ([`reload`]). The version of the rules, shown as that of the
+//! signatures, is a hash of all rules, so answers of other rules are not used again.
 //!
-//! Known limits: what rule files include is not watched. Of archives only zip is looked into; what is in others, or packed inside documents, is seen as it
-//! stands. An encrypted zip is reported as `encrypted`, not as clean.
+//! Known limits: the engine does not watch files that a rule file includes. It unpacks only zip archives; it scans other
+//! archives, and content that is packed in documents, without unpacking. An encrypted zip archive gives the reason
+//! `encrypted`, and is not clean.
 
 mod reload;
 
@@ -36,28 +37,28 @@ use crate::message::mime::{Inspection, Part};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use reload::Sources;
 
-/// The namespace of the rules that come with us.
-const BUILTIN: &str = "spillway";
-/// The rules that come with us.
-const FILES: [&str; 4] = [
+/// The namespace of the built-in rules.
+const BUILTIN_NAMESPACE: &str = "spillway";
+/// The built-in rules.
+const BUILTIN_RULES: [&str; 4] = [
     include_str!("rules/test.yar"),
     include_str!("rules/programs.yar"),
     include_str!("rules/documents.yar"),
     include_str!("rules/web.yar"),
 ];
-/// Variables that rules may use besides the content.
-const VARIABLES: [&str; 4] = ["filename", "filepath", "extension", "filetype"];
-/// Octets of a rule file at most: the largest public collections have a tenth of that.
+/// External variables that rules may use besides the content.
+const EXTERNAL_VARIABLES: [&str; 4] = ["filename", "filepath", "extension", "filetype"];
+/// Octets of a rule file: ten times those of the largest public collections.
 const RULE_FILE_OCTETS_MAX: u64 = 64 << 20;
-/// How far archives are looked into; each file in them is scanned whole.
-const ARCHIVES: archive::Limits = archive::Limits {
+/// Limits of unpacking archives. Each file in an archive is scanned completely.
+const ARCHIVE_LIMITS: archive::Limits = archive::Limits {
     depth: 8,
     files: 10_000,
     ratio: 1100,
     wanted: u64::MAX,
 };
 
-/// The engine. Its rules are replaced when their files change; scans under way keep those that they began with.
+/// The engine. New rules replace the old ones when rule files change; a scan keeps the rules with which it began.
 #[derive(Debug)]
 pub(super) struct Rules {
     sources: Sources,
@@ -65,17 +66,17 @@ pub(super) struct Rules {
     is_watched: AtomicBool,
 }
 
-/// Rules that belong together.
+/// The rules of one load.
 #[derive(Debug)]
 struct Set {
     scanner: Scanner,
     meanings: HashMap<(String, String), Meaning>,
     version: String,
-    /// No rules but those that come with us.
+    /// Whether all rules are built-in ones.
     is_ours: bool,
 }
 
-/// What a rule's match means.
+/// The meaning of a match of a rule.
 #[derive(Debug, Clone, PartialEq)]
 struct Meaning {
     kind: FindingKind,
@@ -85,7 +86,7 @@ struct Meaning {
 }
 
 impl Rules {
-    /// Compiles the built-in rules, if wanted, and those of all `paths`. Blocks.
+    /// Compiles the built-in rules if `builtin` is true, and those of all `paths`. Blocks.
     pub(super) fn compile(builtin: bool, paths: &[PathBuf]) -> Result<Self, BuildError> {
         let (sources, set) = Sources::read(builtin, paths)?;
         Ok(Self {
@@ -99,13 +100,13 @@ impl Rules {
 impl Set {
     fn compile(builtin: bool, files: &[PathBuf]) -> Result<Self, BuildError> {
         let mut compiler = CompilerBuilder::new().build();
-        for variable in VARIABLES {
+        for variable in EXTERNAL_VARIABLES {
             compiler.define_symbol(variable, "");
         }
         let mut digest = Sha256::new();
         if builtin {
-            for text in FILES {
-                let added = compiler.add_rules_str_in_namespace(text, BUILTIN);
+            for text in BUILTIN_RULES {
+                let added = compiler.add_rules_str_in_namespace(text, BUILTIN_NAMESPACE);
                 added.map_err(|error| BuildError::Rule(error.to_string()))?;
                 digest.update(text);
             }
@@ -142,8 +143,8 @@ impl Set {
             hunt.part(part);
         }
         let troubles = hunt.archives(inspection);
-        // Last, so that a rule that matches both is shown with the part it matches.
-        hunt.scan(sample.content().bytes(), "the message as it stands");
+        // The whole content comes last, so that a rule that matches a part too is shown with that part.
+        hunt.scan(sample.content().bytes(), "the undecoded message");
         hunt.answer(inspection, troubles)
     }
 }
@@ -156,11 +157,12 @@ impl Engine for Rules {
         Box::pin(async move {
             let inspection = sample.inspection().await;
             let set = self.set.load_full();
-            // What our own rules cost is known; others may take all the time there is, and must not take a thread of the
-            // runtime for it.
+            // The cost of the built-in rules is known. Other rules may take any time, so they must not run on a thread of the
+            // runtime.
             let short = set.is_ours && is_short(sample.content(), &inspection);
             let version = self.sources.version(&set.version);
-            // What an administrator objects to may be in every message, and then it is no lie to find it in a probe.
+            // A rule of the administrator may match every message, and then a match in a probe is correct. So it does not
+            // count against the engine.
             let only_ours = self.sources.builtin && sample.probe().is_some();
             let answer = compute(short, move || set.look(&sample, &inspection, only_ours)).await?;
             Ok(EngineAnswer {
@@ -174,7 +176,7 @@ impl Engine for Rules {
         Some(self.sources.version(&self.set.load().version))
     }
 
-    /// Only the built-in rules are known to find something.
+    /// Only the built-in rules are known to match a test file.
     fn probes(&self) -> Option<Probes> {
         self.sources.builtin.then(Probes::malware)
     }
@@ -186,8 +188,8 @@ impl Engine for Rules {
     }
 }
 
-/// Whether scanning the content as it stands does not show what is in the part, or not at the offsets and with the name
-/// that rules ask for.
+/// Whether a scan of the undecoded content does not see the content of the part, or not at the offsets and with the name that
+/// rules expect.
 fn is_hidden(part: &Part) -> bool {
     !part.is_container
         && (part.is_encoded || part.is_attachment || !part.declared.starts_with("text/"))
@@ -218,7 +220,7 @@ impl Hunt<'_> {
             self.name(member.name, member.path, "");
             self.scan(member.bytes, member.path);
         };
-        let mut walk = Walk::new(ARCHIVES, deadline, &mut visit);
+        let mut walk = Walk::new(ARCHIVE_LIMITS, deadline, &mut visit);
         for part in inspection.parts.iter().filter(|part| !part.is_container) {
             let path = format!("part {} {}", part.path, part.name().unwrap_or_default());
             walk.archive(&path, &part.bytes);
@@ -231,8 +233,8 @@ impl Hunt<'_> {
     fn name(&mut self, name: &str, path: &str, kind: &str) {
         let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
         let values = [name, path, extension, kind];
-        for (variable, value) in VARIABLES.into_iter().zip(values) {
-            // Each is defined when the rules are compiled, as a string.
+        for (variable, value) in EXTERNAL_VARIABLES.into_iter().zip(values) {
+            // Each variable was defined as a string when the rules were compiled.
             let defined = self.scanner.define_symbol(variable, value);
             debug_assert!(defined.is_ok(), "{variable}");
         }
@@ -258,7 +260,7 @@ impl Hunt<'_> {
 
     fn take(&mut self, result: &ScanResult<'_>, place: &str) {
         for rule in &result.rules {
-            if self.only_ours && rule.namespace != BUILTIN {
+            if self.only_ours && rule.namespace != BUILTIN_NAMESPACE {
                 continue;
             }
             let key = (rule.namespace.to_owned(), rule.name.to_owned());
@@ -266,8 +268,8 @@ impl Hunt<'_> {
                 continue;
             };
             let name = meaning.name.as_deref().unwrap_or(rule.name);
-            // A rule counts once, however many parts it matches. Another one of the same name counts as well: it may mean
-            // something else.
+            // A rule counts once, even if it matches several parts. Another rule of the same name counts too: it may have
+            // another meaning.
             if !self.matched.insert(key) {
                 continue;
             }
@@ -288,7 +290,7 @@ impl Hunt<'_> {
             unseen.is_empty() && troubles.iter().all(|t| matches!(t, Trouble::Encrypted(_)));
         unseen.extend(troubles.iter().map(Trouble::to_string));
         let reason = if self.is_late {
-            unseen.push("the time was up".to_owned());
+            unseen.push("the deadline passed before the end of the scan".to_owned());
             Reason::Timeout
         } else if unseen.is_empty() {
             return Answer::Answered(self.findings);
@@ -305,7 +307,8 @@ impl Hunt<'_> {
     }
 }
 
-/// Each file in a namespace of its own: rule sets of different authors use the same names. Returns what is in it.
+/// Adds a rule file, and returns its content. Each file has its own namespace, because rule sets of different authors use the
+/// same names.
 fn add_file(compiler: &mut Compiler, path: &Path) -> Result<Vec<u8>, BuildError> {
     let text = file::read(path, RULE_FILE_OCTETS_MAX).map_err(|cause| BuildError::Unreadable {
         path: path.to_owned(),
@@ -325,7 +328,7 @@ fn meanings(scanner: &Scanner) -> Result<HashMap<(String, String), Meaning>, Bui
         .map(|rule| {
             let meaning = meaning(scanner, rule.metadatas).map_err(|problem| {
                 let file = match rule.namespace {
-                    BUILTIN => "",
+                    BUILTIN_NAMESPACE => "",
                     file => file,
                 };
                 BuildError::Metadata {
@@ -358,12 +361,13 @@ fn meaning(scanner: &Scanner, metadata: &[Metadata]) -> Result<Meaning, String> 
                 let kind = FindingKind::ALL.into_iter().find(|k| k.as_str() == text);
                 meaning.kind = kind.ok_or_else(|| {
                     let kinds = FindingKind::ALL.map(FindingKind::as_str).join(", ");
-                    format!("kind = \"{text}\" is none of {kinds}")
+                    format!("kind = \"{text}\" is not a kind: use one of {kinds}")
                 })?;
             }
             "score" => {
                 let score = text.parse::<f64>().ok().filter(|score| score.is_finite());
-                meaning.score = score.ok_or_else(|| format!("score = \"{text}\" is no number"))?;
+                meaning.score =
+                    score.ok_or_else(|| format!("score = \"{text}\" is not a number"))?;
             }
             "name" => meaning.name = Some(text),
             "description" => meaning.description = Some(text),

@@ -1,9 +1,9 @@
-//! SpamAssassin's spamd over SPAMC 1.5, one connection for each scan: spamd closes it after the answer.
+//! SpamAssassin's spamd over SPAMC 1.5. Each scan has its own connection: spamd closes it after the answer.
 //!
 //! spamd gets the message with the trace fields that a mail server would have put on top (Return-Path and Received):
-//! SpamAssassin takes the client's address, its HELO and the reverse-path from them, for SPF and block lists. What the
-//! protocol cannot say: spamd has no version of its rules to tell, and no name for the message it answers about, so a
-//! connection is never used twice.
+//! SpamAssassin takes the client's address, its HELO and the reverse-path from them, for SPF and block lists. Limits of the
+//! protocol: spamd cannot report the version of its rules, and its answer does not name the message, so a connection is never
+//! used twice.
 
 mod answer;
 #[cfg(test)]
@@ -25,26 +25,26 @@ use crate::message::{Envelope, MessageId, header};
 
 pub use answer::{SpamdAnswer, parse};
 
-/// Octets of an answer: names of rules, some hundreds at most.
-const ANSWER: usize = 256 * 1024;
+/// Octets of an answer, to bound the memory of one scan. An answer has the names of some hundreds of rules at most.
+const ANSWER_OCTETS_MAX: usize = 256 * 1024;
 
-/// What all replicas of a spamd have in common.
+/// Settings that all replicas of a spamd share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpamdSettings {
-    /// Whose preferences spamd uses; none: its own.
+    /// User whose preferences spamd uses; `None`: spamd's own user.
     pub user: Option<String>,
-    /// Whether the connection is encrypted.
+    /// TLS settings; `None`: the connection is not encrypted.
     pub tls: Option<Tls>,
-    /// One connection attempt.
+    /// Timeout of one connection attempt.
     pub connect_timeout: Duration,
 }
 
-/// One spamd.
+/// One replica of a spamd.
 #[derive(Debug)]
 pub(super) struct Spamd {
     dial: Dial,
     user: Option<String>,
-    /// What the Received field says that it was added by.
+    /// Host name after `by` in the Received field.
     hostname: String,
 }
 
@@ -66,7 +66,7 @@ impl Engine for Spamd {
 }
 
 impl Spamd {
-    /// The spamd at that address; nothing is connected yet.
+    /// Makes the replica at `address`, without connecting.
     pub(super) fn new(address: &Address, settings: &SpamdSettings) -> Result<Self, BuildError> {
         let system = rustix::system::uname();
         Ok(Self {
@@ -79,9 +79,9 @@ impl Spamd {
     async fn ask(&self, sample: &Sample) -> Result<EngineAnswer, ScanError> {
         let began = Instant::now();
         let mut stream = self.dial.connect(sample.deadline()).await?;
-        // A write that fails is no failure yet: spamd may have said why before it closed.
+        // A failed write is not an error yet: spamd may have sent an answer before it closed the connection.
         let unsent = self.send(&mut stream, sample).await.err();
-        let answer = match (read_all(&mut stream, ANSWER).await, &unsent) {
+        let answer = match (read_all(&mut stream, ANSWER_OCTETS_MAX).await, &unsent) {
             (Err(error), _) if error.kind() == std::io::ErrorKind::InvalidData => {
                 return Err(self.failed(Malformed::Garbage(error.to_string())));
             }
@@ -92,7 +92,7 @@ impl Spamd {
             (Ok(answer), _) => answer,
         };
         let said = parse(&answer).map_err(|malformed| self.failed(malformed))?;
-        // It may well call spam what it has seen the beginning of; nobody has looked at the rest.
+        // spamd may call a message spam after it has seen only the beginning, but it cannot call such a message clean.
         if let (SpamdAnswer::Judged { spam: false, .. }, Some(error)) = (&said, &unsent) {
             return Err(self.disconnected(error));
         }
@@ -118,7 +118,8 @@ impl Spamd {
         stream.write_all(head.as_bytes()).await?;
         stream.write_all(request.content.bytes()).await?;
         stream.flush().await?;
-        // The end of what we send, as spamc says it too; spamd, which knows how much it is, may have closed before that.
+        // Ends the relay's side of the connection, as spamc does. spamd knows the length, so it may have closed the
+        // connection before; such an error does not matter.
         let _ = stream.shutdown().await;
         Ok(())
     }
@@ -135,8 +136,8 @@ impl Spamd {
     }
 }
 
-/// The fields that a mail server puts on top (RFC 5321 4.4), in the form that SpamAssassin reads. A message that the
-/// relay has made itself came from nobody.
+/// The trace fields that a mail server puts on top (RFC 5321 section 4.4), in the form that SpamAssassin reads. A message
+/// that the relay itself made has no client, so it gets no Received field.
 fn trace(hostname: &str, id: MessageId, envelope: &Envelope) -> String {
     let mut fields = format!("Return-Path: {}\r\n", envelope.reverse_path);
     let origin = &envelope.origin;
@@ -161,7 +162,7 @@ fn trace(hostname: &str, id: MessageId, envelope: &Envelope) -> String {
     fields
 }
 
-/// A name that cannot be taken for anything else in a Received field.
+/// A name with only such characters as cannot change the meaning of a Received field.
 fn plain(text: &str) -> String {
     let keep = |c: char| match c {
         '.' | '-' | '_' | ':' | '[' | ']' => c,

@@ -1,4 +1,4 @@
-//! Laws that hold for every kind of engine that is reached over a connection.
+//! Tests of laws that hold for every kind of engine that has a connection.
 
 mod certificates;
 mod faults;

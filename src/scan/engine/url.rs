@@ -1,4 +1,4 @@
-//! Addresses of services: a scheme, a host, perhaps a port, and a path.
+//! URLs of services: a scheme, a host, an optional port, and a path.
 
 use std::fmt;
 
@@ -10,12 +10,12 @@ pub struct Url {
     scheme: String,
     host: String,
     port: u16,
-    /// Host and port, without the port where it is the scheme's own.
+    /// Host and port, without a port that is the scheme's default.
     authority: String,
     path: String,
 }
 
-/// A scheme, whether it is over TLS, and its port unless another is written.
+/// A scheme: its name, whether it uses TLS, and its default port.
 pub type Scheme = (&'static str, bool, u16);
 /// The schemes of a protocol: in the clear, and over TLS.
 pub type Schemes = [Scheme; 2];
@@ -26,7 +26,7 @@ pub const HTTP: Schemes = [("http", false, 80), ("https", true, 443)];
 /// ICAP in the clear and over TLS (RFC 3507 4.2; the port of icaps is custom).
 pub const ICAP: Schemes = [("icap", false, 1344), ("icaps", true, 11344)];
 
-/// The text is no URL of one of the schemes.
+/// The text is not a URL with one of the schemes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("is not a URL")]
 pub struct NotAUrl;
@@ -41,7 +41,7 @@ impl Url {
             Some(at) => rest.split_at(at),
             None => (rest, "/"),
         };
-        // What cannot stand in a request line, and what is not sent there.
+        // A request line holds no other characters, and a fragment is not sent in a request.
         if !path.bytes().all(|b| b.is_ascii_graphic()) || path.contains('#') {
             return Err(NotAUrl);
         }
@@ -75,7 +75,7 @@ impl Url {
         })
     }
 
-    /// Where it is.
+    /// Address of the server.
     pub fn address(&self) -> Address {
         let text = format!("{}:{}", self.host, self.port);
         match text.parse() {
@@ -84,14 +84,14 @@ impl Url {
         }
     }
 
-    /// Whether its scheme is one of `schemes` that is over TLS.
+    /// Whether the scheme is the one of `schemes` that uses TLS.
     pub fn is_tls(&self, schemes: &Schemes) -> bool {
         schemes
             .iter()
             .any(|(name, tls, _)| *tls && *name == self.scheme)
     }
 
-    /// Whether it is this machine for certain: names are not looked up.
+    /// Whether the host is this machine for certain. Names are not looked up; of names, only `localhost` counts.
     pub fn is_loopback(&self) -> bool {
         match self.address() {
             Address::Socket(address) => address.ip().to_canonical().is_loopback(),
@@ -99,7 +99,7 @@ impl Url {
         }
     }
 
-    /// Host and port as in a Host field (RFC 9110 7.2): without a port that goes without saying.
+    /// Host and port as in a Host field (RFC 9110 section 7.2), without a default port.
     pub fn authority(&self) -> &str {
         &self.authority
     }
@@ -120,7 +120,7 @@ impl fmt::Display for Url {
 mod tests {
     use super::*;
 
-    /// What is read means one place only; what could be taken for something else is refused.
+    /// A URL that is read has one meaning. A text that could have another meaning is refused.
     #[test]
     fn a_url_means_one_place() {
         for (text, address, authority, path) in [

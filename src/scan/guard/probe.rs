@@ -225,7 +225,7 @@ pub(super) async fn test(state: &Arc<GuardState>, replica: usize) -> Result<Pass
             Ok(Passed::Pair)
         }
         Shown::Wrong(why) | Shown::Missing(why) => Err(why),
-        Shown::NoSlot => Err("no slot is free to ask with".to_owned()),
+        Shown::NoSlot => Err("no slot was free for the test: scans or probes that have not ended hold all slots. If this lasts, the engine hangs: restart it".to_owned()),
     }
 }
 

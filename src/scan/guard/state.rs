@@ -486,11 +486,11 @@ impl GuardState {
             ),
             Change::Probing => (
                 Kind::BreakerProbing,
-                format!("{subject} is tried with probes"),
+                format!("{subject} is half-open: it gets probes, but no mail"),
             ),
             Change::Readmitting => (
                 Kind::BreakerProbing,
-                format!("{subject} gets a part of the mail again"),
+                format!("{subject} is in a ramp: it gets a growing part of its mail"),
             ),
             Change::Closed => (
                 Kind::BreakerClosed,

@@ -1,16 +1,17 @@
-//! What a server offers.
+//! The extensions that a server offers.
 
 use crate::smtp::reply_parser::RawReply;
 
-/// The extensions of an EHLO or LHLO reply that we make use of.
+/// The extensions of an EHLO or LHLO reply that the client uses.
 ///
-/// A line that we cannot read is an extension that we do not use, never an error: what a server says about, say,
-/// FUTURERELEASE must not keep mail from it. (smtp-proto's parser gives the whole reply up over such a line.)
+/// A line that cannot be parsed is an extension that the client does not use, and never an error. Otherwise a faulty
+/// FUTURERELEASE line, for example, would keep all mail from that server. (smtp-proto's parser rejects the whole reply for
+/// such a line.)
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// PIPELINING (RFC 2920).
     pub pipelining: bool,
-    /// SIZE (RFC 1870); 0 is "no limit said".
+    /// SIZE (RFC 1870); 0 if the server announces no limit.
     pub size: Option<u64>,
     /// 8BITMIME (RFC 6152).
     pub eight_bit_mime: bool,
@@ -27,14 +28,14 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Reads the lines after the first.
+    /// Parses the lines after the first.
     pub fn from_ehlo(reply: &RawReply<'_>) -> Self {
         let mut offered = Self::default();
         for line in reply.texts().skip(1) {
             let Ok(line) = std::str::from_utf8(line) else {
                 continue;
             };
-            // "AUTH=LOGIN" is how some old servers write it.
+            // Some old servers write "AUTH=LOGIN".
             let mut words = line.split([' ', '=']).filter(|word| !word.is_empty());
             let Some(keyword) = words.next() else {
                 continue;
@@ -63,9 +64,9 @@ impl Capabilities {
 mod tests {
     use super::*;
 
-    /// Keywords are read without regard to case or order; what is unknown or broken is passed over.
+    /// Keywords are parsed in any case and order. Unknown and invalid lines are ignored.
     #[test]
-    fn keywords_are_read_and_the_rest_passed_over() {
+    fn keywords_are_parsed_and_other_lines_ignored() {
         let text = b"250-DSN is my name\r\n250-pipelining\r\n250-SIZE 1000\r\n250-AUTH=LOGIN\r\n250-AUTH gssapi plain\r\n\
             250-FUTURERELEASE later maybe\r\n250-\xff\r\n250-\r\n250 8BITMIME\r\n";
         let reply = RawReply::parse(text).expect("reply").expect("whole");
@@ -79,7 +80,7 @@ mod tests {
                 auth_login: true,
                 ..Capabilities::default()
             },
-            "DSN stands in the first line, which is a name"
+            "the first line holds a name, not an extension"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! From the greeting to a session that takes mail: EHLO, STARTTLS, AUTH.
+//! Leads from the greeting to a session that accepts mail: EHLO, STARTTLS, AUTH.
 
 use std::fmt;
 
@@ -9,77 +9,78 @@ use super::{Capabilities, Stage};
 use crate::smtp::reply::{Class, RemoteReply};
 use crate::smtp::reply_parser::RawReply;
 
-/// How much we want STARTTLS.
+/// Whether the client uses STARTTLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsWish {
-    /// Not at all.
+    /// The client does not use STARTTLS.
     Never,
-    /// Where it is offered.
+    /// The client uses STARTTLS if the server offers it.
     IfOffered,
-    /// Or no session.
+    /// Without STARTTLS there is no session.
     Always,
 }
 
-/// For AUTH.
+/// User name and password for AUTH.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// The user.
+    /// The user name.
     pub username: String,
-    /// The secret.
+    /// The password.
     pub password: String,
 }
 
-/// The password is not shown.
+/// Shows the user name only.
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Credentials({})", self.username)
     }
 }
 
-/// What the owner of the socket does next.
+/// Next step of the owner of the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// Write what was appended, then read one reply.
+    /// Write the appended commands, then read one reply.
     Reply,
-    /// Shake hands, then call [`Opening::encrypted`]. Anything received after the reply that led here is an attack
-    /// (octets injected before encryption, to be read as if they came after it) and ends the connection.
+    /// Do the TLS handshake, then call [`Opening::encrypted`]. Octets received between the reply to STARTTLS and the
+    /// handshake are an attack: an attacker injects them so that they are read as if they had arrived encrypted. They end
+    /// the connection.
     Handshake,
-    /// The session takes mail.
+    /// The session accepts mail.
     Ready,
 }
 
 /// Why there is no session.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OpeningError {
-    /// A reply that ends the attempt.
+    /// A reply ended the attempt.
     #[error("{stage}: {reply}")]
     Refused {
-        /// What was refused.
+        /// The command or event that the server refused.
         stage: Stage,
         /// The reply.
         reply: RemoteReply,
     },
-    /// Encryption is required and not offered.
+    /// Encryption is required, and the server does not offer it.
     #[error("the server does not offer STARTTLS, which this next hop's settings require")]
     NoStartTls,
-    /// AUTH is configured and no mechanism that we know is offered.
+    /// AUTH is configured, and the server offers no mechanism that this client knows.
     #[error(
-        "the server offers neither AUTH PLAIN nor AUTH LOGIN, and this next hop has a username"
+        "the server offers neither AUTH PLAIN nor AUTH LOGIN, but this next hop has a username"
     )]
     NoAuth,
-    /// AUTH is configured and the connection is in the clear.
-    #[error("the server does not offer STARTTLS, and the password is not sent unencrypted")]
+    /// AUTH is configured, and the connection is not encrypted.
+    #[error("the server does not offer STARTTLS, and the relay sends no password unencrypted")]
     AuthInClear,
 }
 
-/// The machine.
+/// The state machine for the start of a session.
 #[derive(Debug)]
 pub struct Opening {
     lmtp: bool,
     hostname: String,
     tls: TlsWish,
     credentials: Option<Credentials>,
-    /// The peer is this machine: AUTH may go unencrypted.
+    /// The server is on this machine, so AUTH may be sent unencrypted.
     local: bool,
     encrypted: bool,
     state: State,
@@ -99,7 +100,8 @@ enum State {
 }
 
 impl Opening {
-    /// A machine that waits for the greeting. `local` peers may be sent the password unencrypted.
+    /// A state machine that waits for the greeting. `local`: the server is on this machine, so the password may be sent
+    /// unencrypted.
     pub fn new(
         lmtp: bool,
         hostname: &str,
@@ -119,19 +121,19 @@ impl Opening {
         }
     }
 
-    /// What the server offers, once [`Progress::Ready`].
+    /// The extensions that the server offers, after [`Progress::Ready`].
     pub fn into_capabilities(self) -> Capabilities {
         self.capabilities
     }
 
-    /// The handshake is done: what was said before it is forgotten (RFC 3207 4.2), and EHLO is sent again.
+    /// Continues after the TLS handshake: forgets the extensions announced before it (RFC 3207 4.2), and sends EHLO again.
     pub fn encrypted(&mut self, out: &mut Vec<u8>) {
         self.encrypted = true;
         self.capabilities = Capabilities::default();
         self.hello(out);
     }
 
-    /// Takes the server's next reply.
+    /// Processes the next reply of the server.
     pub fn on_reply(
         &mut self,
         reply: &RawReply<'_>,
@@ -147,7 +149,7 @@ impl Opening {
                 self.capabilities = Capabilities::from_ehlo(reply);
                 self.after_hello(out)
             }
-            // A server of before 1995 (RFC 5321 3.2). LMTP has no older form.
+            // A server older than 1995, which knows only HELO (RFC 5321 3.2). LMTP has no older form.
             (State::Ehlo, Class::Permanent) if !self.lmtp => {
                 command(out, &["HELO ", &self.hostname]);
                 self.state = State::Helo;
@@ -155,7 +157,7 @@ impl Opening {
             }
             (State::Helo, Class::Positive) => self.after_hello(out),
             (State::StartTls, Class::Positive) => Ok(Progress::Handshake),
-            // It offers STARTTLS and cannot do it now; who wants it only if offered goes on without.
+            // The server offers STARTTLS and cannot do it now. Opportunistic TLS continues without encryption.
             (State::StartTls, Class::Transient | Class::Permanent)
                 if self.tls == TlsWish::IfOffered =>
             {
@@ -181,7 +183,7 @@ impl Opening {
         }
     }
 
-    /// What the next reply answers.
+    /// The command or event that the next reply answers.
     pub fn stage(&self) -> Stage {
         match self.state {
             State::Greeting => Stage::Greeting,
@@ -244,7 +246,7 @@ fn command(out: &mut Vec<u8>, parts: &[&str]) {
 mod tests {
     use super::*;
 
-    /// Feeds replies; returns what was sent in between, `*` for the handshake, and how it ended.
+    /// Passes replies in. Returns the commands sent in between, with `*` for the handshake, and the last result.
     fn dialog(mut opening: Opening, replies: &[&str]) -> (String, Result<Progress, OpeningError>) {
         let mut sent = Vec::new();
         let mut last = Ok(Progress::Reply);
@@ -277,9 +279,9 @@ mod tests {
         Opening::new(false, "me", tls, credentials, false)
     }
 
-    /// The usual ways into a session.
+    /// Each usual dialog leads to a session that accepts mail.
     #[test]
-    fn ways_in() {
+    fn usual_dialogs_open_a_session() {
         let ready = Ok(Progress::Ready);
         for (machine, replies, sent) in [
             (
@@ -345,7 +347,7 @@ mod tests {
         }
     }
 
-    /// What was offered before the handshake counts for nothing after it (RFC 3207 4.2).
+    /// Extensions announced before the handshake do not count after it (RFC 3207 4.2).
     #[test]
     fn offers_before_the_handshake_are_forgotten() {
         let replies = [
@@ -358,9 +360,9 @@ mod tests {
         assert_eq!(end, Err(OpeningError::NoAuth));
     }
 
-    /// A password never leaves this machine in the clear, and a required handshake is never skipped.
+    /// A password is never sent unencrypted to another machine, and a required handshake is never skipped.
     #[test]
-    fn secrets_stay_home() {
+    fn a_password_is_never_sent_unencrypted() {
         let plain = ["220 hi", "250-x|250 AUTH PLAIN"];
         let (sent, end) = dialog(opening(TlsWish::IfOffered, true), &plain);
         assert_eq!(
@@ -381,9 +383,9 @@ mod tests {
         assert!(!format!("{:?}", opening(TlsWish::Always, true)).contains("\"p\""));
     }
 
-    /// Whatever else a server says ends the attempt, with what it said.
+    /// Any other reply ends the attempt, and the error names the refused command and the reply.
     #[test]
-    fn refusals_say_what_was_refused() {
+    fn a_refusal_names_its_stage() {
         for (replies, stage) in [
             (vec!["554 go away"], Stage::Greeting),
             (vec!["354 what"], Stage::Greeting),

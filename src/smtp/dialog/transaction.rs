@@ -1,8 +1,8 @@
-//! One message: MAIL, RCPT, DATA, and what each recipient's fate is.
+//! The transaction of one message: MAIL, RCPT and DATA, and the fate of each recipient.
 //!
-//! With PIPELINING (RFC 2920) the commands go out together, DATA included. That makes one case possible that cannot
-//! occur otherwise: every recipient was refused and the server still says 354. Then the dot alone is sent, and whatever
-//! the server makes of it concerns nobody (RFC 2920 3.1).
+//! With PIPELINING (RFC 2920) the client sends all commands together, including DATA. Only then one special case can occur:
+//! the server refuses every recipient and still replies 354. The client then sends the dot without content, and the reply
+//! to it concerns no recipient (RFC 2920 3.1).
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -14,31 +14,34 @@ use crate::smtp::orcpt;
 use crate::smtp::reply::{Class, RemoteReply};
 use crate::smtp::reply_parser::RawReply;
 
-/// Commands sent before a reply is read. A bound, because a server that has to wait until we read its replies stops
-/// reading our commands, and then both wait for ever (RFC 2920 3.1).
+/// Largest number of commands sent before a reply is read. Without this limit both sides could wait forever: a server whose
+/// replies are not read stops reading commands (RFC 2920 3.1).
 const PIPELINED_COMMANDS_MAX: usize = 100;
-/// Octets of ENVID and ORCPT at most (RFC 3461 4.2, 4.4); longer ones are not passed on.
-const MAX_ENVID: usize = 100;
-const MAX_ORCPT: usize = 500;
+/// Longest ENVID in octets (RFC 3461 4.4). A longer value is not passed on.
+const ENVID_OCTETS_MAX: usize = 100;
+/// Longest ORCPT in octets (RFC 3461 4.2). A longer value is not passed on.
+const ORCPT_OCTETS_MAX: usize = 500;
 
-/// What has to be known of the content before the first command.
+/// Properties of the content that the client needs before the first command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
-    /// Octets, before dots are doubled (RFC 1870 3).
+    /// Size in octets, before dots are doubled (RFC 1870 3).
     pub octets: u64,
-    /// An octet above 127 somewhere.
+    /// The content has an octet above 127.
     pub eight_bit: bool,
-    /// An octet above 127 in the header section.
+    /// The header section has an octet above 127.
     pub header_eight_bit: bool,
 }
 
-/// Content with a CR or LF that stands alone is never sent: see [`has_bare_line_end`].
+/// The content has a bare CR or LF. Such content is never sent: see [`has_bare_line_end`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("5.6.0 the content has a CR or LF that stands alone, and such content is not passed on")]
+#[error(
+    "5.6.0 the content has a bare CR or LF, which this relay does not pass on: lines must end with CRLF"
+)]
 pub struct BareLineEnd;
 
 impl Facts {
-    /// Looks at everything that will be sent: our header fields and the content.
+    /// Inspects all octets that will be sent: the header fields of the relay and the content.
     pub fn of(prefix: &[u8], content: &[u8]) -> Result<Self, BareLineEnd> {
         if has_bare_line_end(prefix) || has_bare_line_end(content) {
             return Err(BareLineEnd);
@@ -53,59 +56,59 @@ impl Facts {
     }
 }
 
-/// Where one recipient stands.
+/// State of one recipient.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
-    /// RCPT was not answered.
+    /// The server has not replied to RCPT.
     Open,
-    /// RCPT was answered 2yz; the content is to come, or its reply.
+    /// The server replied 2yz to RCPT, and has not replied to the content.
     Accepted,
-    /// Nothing the server says will change it.
+    /// Final: no later reply changes this state.
     Settled(Settled),
 }
 
 /// Why a recipient is settled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settled {
-    /// The server said so.
+    /// The server replied.
     Replied(Stage, RemoteReply),
-    /// The server does not offer what the message needs; it was not asked.
+    /// The message needs an extension that the server does not offer, so the client did not send RCPT.
     Unsupported(Unsupported),
 }
 
-/// What the server does not offer. The texts begin with the enhanced status code that a bounce carries.
+/// Why the server cannot accept the message. Each text begins with the enhanced status code for a bounce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unsupported {
-    /// The message is larger than its SIZE.
+    /// The message is larger than the SIZE of the server.
     #[error("5.3.4 the message is larger than the {0} octets that the next hop takes")]
     Size(u64),
-    /// Octets above 127 without 8BITMIME (RFC 6152 3).
+    /// The content has octets above 127, and the server does not offer 8BITMIME (RFC 6152 3).
     #[error("5.6.3 the content has 8-bit octets and the next hop does not offer 8BITMIME")]
     EightBit,
-    /// Addresses or header fields outside ASCII without SMTPUTF8 (RFC 6531 3.2).
+    /// Addresses or header fields are outside ASCII, and the server does not offer SMTPUTF8 (RFC 6531 3.2).
     #[error("5.6.7 the message needs SMTPUTF8 and the next hop does not offer it")]
     SmtpUtf8,
 }
 
-/// What the owner of the socket does next.
+/// Next step of the owner of the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// Write what was appended, then read one reply.
+    /// Write the appended commands, then read one reply.
     Reply,
     /// Write the content with its dot, then read one reply.
     Content,
-    /// The transaction is over and the session free for the next one.
+    /// The transaction has ended, and the session can carry the next one.
     Done,
 }
 
-/// The session ends here; recipients that are not settled were not taken.
+/// Why the session ends. The server has not taken the message for recipients that are not settled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Interruption {
     /// 421: the server is about to close the connection (RFC 5321 3.8).
     #[error("{0}: {1}")]
     Closing(Stage, RemoteReply),
-    /// A reply of a class that makes no sense here, such as 354 to RCPT.
-    #[error("{0} got a reply that does not fit it: {1}")]
+    /// A reply of a class that is invalid here, such as 354 to RCPT.
+    #[error("{0}: the server sent an unexpected reply: {1}")]
     Unexpected(Stage, RemoteReply),
 }
 
@@ -123,11 +126,11 @@ enum State {
     Commands,
     /// After 354, and after the content.
     Content,
-    /// The dot alone was sent after all recipients had been refused.
+    /// After the dot without content, because the server had refused all recipients.
     EmptyContent,
 }
 
-/// The machine.
+/// The state machine of one transaction.
 #[derive(Debug)]
 pub struct Transaction<'a> {
     envelope: &'a Envelope,
@@ -135,20 +138,20 @@ pub struct Transaction<'a> {
     lmtp: bool,
     mail_parameters: String,
     commands: Vec<Command>,
-    /// Of `commands`.
+    /// Number of `commands` that were written.
     written: usize,
-    /// Of `commands`.
+    /// Number of `commands` that were answered.
     answered: usize,
     state: State,
     mail_refused: bool,
-    /// The server may believe that a transaction is open.
+    /// The server may have an open transaction.
     open: bool,
     fates: Vec<(usize, Fate)>,
 }
 
 impl<'a> Transaction<'a> {
-    /// A transaction for the recipients at these positions of the envelope. `reset` sends RSET first, for a session
-    /// whose last transaction did not come to its end.
+    /// A transaction for the recipients at these positions of the envelope. With `reset` the client sends RSET first, for
+    /// a session whose last transaction was not completed.
     pub fn new(
         envelope: &'a Envelope,
         recipients: &[usize],
@@ -197,7 +200,7 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Appends the first commands. [`Next::Done`] if no recipient can be offered to this server.
+    /// Appends the first commands. [`Next::Done`] if the server can accept no recipient.
     pub fn start(&mut self, out: &mut Vec<u8>) -> Next {
         if self.fates.iter().all(|(_, fate)| *fate != Fate::Open) {
             return Next::Done;
@@ -206,7 +209,7 @@ impl<'a> Transaction<'a> {
         Next::Reply
     }
 
-    /// Takes the server's next reply.
+    /// Processes the next reply of the server.
     pub fn on_reply(
         &mut self,
         reply: &RawReply<'_>,
@@ -215,7 +218,7 @@ impl<'a> Transaction<'a> {
         if reply.code() == 421 {
             let stage = self.stage();
             if self.state == State::Content {
-                // Unlike a connection that just ends, this is an answer: the message was not taken.
+                // Unlike a connection that just closes, this is a reply: the server did not take the message.
                 self.settle(Fate::Accepted, stage, reply);
             }
             return Err(Interruption::Closing(stage, reply.to_remote()));
@@ -230,7 +233,7 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// What the next reply answers.
+    /// The command or event that the next reply answers.
     pub fn stage(&self) -> Stage {
         match (self.state, self.commands.get(self.answered)) {
             (State::Content | State::EmptyContent, _) | (_, None) => Stage::EndOfData,
@@ -241,12 +244,12 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Whether the session's next transaction has to begin with RSET.
+    /// Whether the next transaction of the session must begin with RSET.
     pub fn needs_reset(&self) -> bool {
         self.open
     }
 
-    /// Who has the message by the replies to the end of data so far, in the order of the replies.
+    /// The recipients for whom the server has taken the message so far, in the order of the replies to the end of data.
     pub fn taken(&self) -> impl Iterator<Item = (usize, &RemoteReply)> {
         self.fates.iter().filter_map(|(at, fate)| match fate {
             Fate::Settled(Settled::Replied(Stage::EndOfData, reply))
@@ -258,7 +261,7 @@ impl<'a> Transaction<'a> {
         })
     }
 
-    /// Position in the envelope and fate of every recipient.
+    /// Position in the envelope and fate of each recipient.
     pub fn into_fates(self) -> Vec<(usize, Fate)> {
         self.fates
     }
@@ -278,7 +281,7 @@ impl<'a> Transaction<'a> {
                 self.mail_refused = true;
                 self.settle(Fate::Open, stage, reply);
             }
-            // After a refused MAIL the pipelined RCPTs fail for that reason, which is settled already.
+            // After a refused MAIL the pipelined RCPTs fail as well. The reply to MAIL has settled their recipients.
             (Command::Rcpt(_), _) if self.mail_refused => {}
             (Command::Rcpt(at), Class::Positive) => self.fates[at].1 = Fate::Accepted,
             (Command::Rcpt(at), Class::Transient | Class::Permanent) => {
@@ -313,7 +316,7 @@ impl<'a> Transaction<'a> {
             return Ok(Next::Content);
         }
         if self.lmtp {
-            // RFC 2033 4.2 demands 503 here: there would be no reply at all to the dot.
+            // RFC 2033 4.2 demands 503 here, because an LMTP server would send no reply to the dot.
             return Err(Interruption::Unexpected(Stage::Data, reply.to_remote()));
         }
         out.extend_from_slice(b".\r\n");
@@ -327,7 +330,7 @@ impl<'a> Transaction<'a> {
             return Err(Interruption::Unexpected(Stage::EndOfData, reply));
         }
         if self.lmtp {
-            // One reply for each accepted recipient, in the order of their RCPTs (RFC 2033 4.2).
+            // The server sends one reply for each accepted recipient, in the order of the RCPTs (RFC 2033 4.2).
             let accepted = |(_, fate): &&mut (usize, Fate)| *fate == Fate::Accepted;
             if let Some((_, fate)) = self.fates.iter_mut().find(accepted) {
                 *fate = Fate::Settled(Settled::Replied(Stage::EndOfData, reply.to_remote()));
@@ -389,7 +392,7 @@ impl<'a> Transaction<'a> {
     }
 }
 
-/// What keeps the whole message from this server.
+/// Why the server cannot accept the message for any recipient; `None` if it can.
 fn unsupported(facts: Facts, utf8: bool, offered: &Capabilities) -> Option<Unsupported> {
     match offered.size {
         Some(limit) if limit > 0 && facts.octets > limit => Some(Unsupported::Size(limit)),
@@ -425,7 +428,7 @@ fn mail_parameters(
         if let Some(envid) = envelope
             .envid
             .as_deref()
-            .and_then(|id| xtext(id, MAX_ENVID))
+            .and_then(|id| xtext(id, ENVID_OCTETS_MAX))
         {
             let _ = write!(parameters, " ENVID={envid}");
         }
@@ -446,7 +449,8 @@ fn rcpt_parameters(recipient: &Recipient) -> String {
         let (kind, address) = orcpt.split_once(';')?;
         let sound =
             !kind.is_empty() && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        sound.then(|| xtext(address, MAX_ORCPT).map(|address| format!("{kind};{address}")))?
+        sound
+            .then(|| xtext(address, ORCPT_OCTETS_MAX).map(|address| format!("{kind};{address}")))?
     });
     if let Some(orcpt) = orcpt {
         let _ = write!(parameters, " ORCPT={orcpt}");
@@ -468,7 +472,8 @@ fn notify_words(notify: Notify) -> String {
     }
 }
 
-/// Encodes as xtext (RFC 3461 4); `None` if outside ASCII or longer than `limit`: the parameter is then left out.
+/// Encodes text as xtext (RFC 3461 4). `None` if the text is empty, outside ASCII or longer than `limit`; the caller then
+/// omits the parameter.
 fn xtext(text: &str, limit: usize) -> Option<String> {
     if !text.is_ascii() || text.is_empty() {
         return None;

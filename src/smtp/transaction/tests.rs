@@ -1,4 +1,4 @@
-//! The machine alone.
+//! Tests of the state machine without a session.
 
 use super::*;
 
@@ -16,7 +16,7 @@ fn server() -> Server {
     })
 }
 
-/// What a step says on the wire; recipients are accepted, as the session does with an allowed one.
+/// The reply of a step. Recipients are accepted, as the session does for an allowed recipient.
 fn said(server: &mut Server, line: &str) -> String {
     let reply = match server.command(line.as_bytes()) {
         Step::Reply(reply) => reply,
@@ -28,22 +28,22 @@ fn said(server: &mut Server, line: &str) -> String {
 
 /// RFC 5321 4.1.4: commands out of sequence are refused and change nothing.
 #[test]
-fn sequence_is_kept() {
+fn commands_out_of_sequence_are_refused() {
     let mut s = server();
     for (line, expected) in [
-        ("MAIL FROM:<a@b>", "503 5.5.1 Say EHLO first"),
+        ("MAIL FROM:<a@b>", "503 5.5.1 Send EHLO first"),
         ("EHLO c", "250 h / PIPELINING"),
-        ("RCPT TO:<a@b>", "503 5.5.1 Say MAIL first"),
-        ("DATA", "503 5.5.1 Say MAIL first"),
+        ("RCPT TO:<a@b>", "503 5.5.1 Send MAIL first"),
+        ("DATA", "503 5.5.1 Send MAIL first"),
         ("MAIL FROM:<>", "250 2.1.0"),
-        ("MAIL FROM:<a@b>", "503 5.5.1 MAIL was given already"),
+        ("MAIL FROM:<a@b>", "503 5.5.1 A transaction is open already"),
         ("DATA", "554 5.5.1 No valid recipients"),
         ("RCPT TO:<a@b>", "250 2.1.5"),
         ("RCPT TO:<postmaster>", "250 2.1.5"),
         ("RCPT TO:<c@b>", "452 4.5.3"),
         ("DATA", "Content"),
         ("RSET", "250 2.0.0"),
-        ("DATA", "503 5.5.1 Say MAIL first"),
+        ("DATA", "503 5.5.1 Send MAIL first"),
         ("FROB", "500 5.5.2"),
         ("STARTTLS", "502 5.5.1"),
         ("AUTH PLAIN AAA=", "502 5.5.1"),
@@ -55,7 +55,7 @@ fn sequence_is_kept() {
     }
 }
 
-/// Addresses are passed on as they were given, quotes and all; a source route is not part of the address.
+/// Addresses are passed on unchanged, including quotes. A source route is not part of the address.
 #[test]
 fn addresses_are_kept_as_given() {
     for (line, expected) in [
@@ -81,9 +81,9 @@ fn addresses_are_kept_as_given() {
     }
 }
 
-/// Parameters end up in the transaction; those of extensions that are not offered are refused (RFC 5321 4.1.1.11).
+/// Parameters are stored in the transaction. Parameters of extensions that are not offered are refused (RFC 5321 4.1.1.11).
 #[test]
-fn parameters() {
+fn parameters_are_stored_or_refused() {
     for (line, expected) in [
         ("MAIL FROM:<a@b> SIZE=1001", "552 5.3.4"),
         ("MAIL FROM:<a@b> SIZE=1000 BODY=8BITMIME", "250"),
@@ -125,10 +125,10 @@ fn parameters() {
     assert!(notify.success && notify.delay && !notify.failure);
 }
 
-/// RFC 6533 3: an original recipient outside ASCII, as everybody may write it, and as those may who have said SMTPUTF8; what is
-/// no address of that form is refused.
+/// RFC 6533 3: an original recipient outside ASCII is accepted in its ASCII form, and after SMTPUTF8 also in UTF-8. An invalid
+/// address is refused.
 #[test]
-fn original_recipients_outside_ascii() {
+fn original_recipients_outside_ascii_are_checked() {
     for (mail, orcpt, expected) in [
         ("", r"utf-8;\x{F6}@b.example", true),
         ("", r"UTF-8;\x{F6}@b.example", true),
@@ -163,11 +163,15 @@ fn original_recipients_outside_ascii() {
         assert!(recipient.notify.expect("notify").failure);
     }
     let quoted = b"RCPT TO:<\"x> ORCPT=utf-8;y@z\"@d>";
-    assert_eq!(orcpt::take(quoted), None, "it is no parameter");
+    assert_eq!(
+        orcpt::take(quoted),
+        None,
+        "the text is part of the address, not a parameter"
+    );
 }
 
-/// RFC 6531 3.4 and 3.6: a recipient outside ASCII needs the parameter on MAIL, since the next hop has to be asked for the
-/// extension; inside ASCII none does.
+/// RFC 6531 3.4 and 3.6: a recipient outside ASCII needs the SMTPUTF8 parameter on MAIL, because the relay must then require
+/// the extension of the next hop. A recipient in ASCII does not need it.
 #[test]
 fn recipients_outside_ascii_need_smtputf8() {
     for (mail, rcpt, expected) in [
@@ -188,9 +192,9 @@ fn recipients_outside_ascii_need_smtputf8() {
     }
 }
 
-/// RFC 3030: the octets of a chunk follow whatever we think of the command; DATA is out of place after BDAT.
+/// RFC 3030: the octets of a chunk follow even a refused command. DATA is out of sequence after BDAT.
 #[test]
-fn chunks_out_of_place_are_read_and_refused() {
+fn chunks_out_of_sequence_are_read_and_refused() {
     let mut s = server();
     said(&mut s, "EHLO c");
     assert!(matches!(
@@ -215,18 +219,18 @@ fn chunks_out_of_place_are_read_and_refused() {
     assert!(said(&mut s, "RCPT TO:<a@b>").starts_with("503"));
 }
 
-/// A command with a bare line end or NUL in it is not taken apart any further.
+/// A command with a bare CR, a bare LF or a NUL is refused.
 #[test]
-fn control_characters_in_commands() {
+fn control_characters_in_commands_are_refused() {
     let mut s = server();
     for line in ["EHLO a\rb", "EHLO a\nb", "EHLO a\0b"] {
         assert!(said(&mut s, line).starts_with("500 5.5.2"), "{line:?}");
     }
 }
 
-/// AUTH only over TLS, only after EHLO, only once, never in a transaction (RFC 4954 3 and 4).
+/// AUTH is allowed only over TLS, only after EHLO, only once, and never in a transaction (RFC 4954 3 and 4).
 #[test]
-fn auth_has_its_place() {
+fn auth_is_allowed_only_in_its_place() {
     let mut s = server();
     s.offer.auth = true;
     s.offer.starttls = true;
@@ -237,7 +241,7 @@ fn auth_has_its_place() {
     assert!(said(&mut s, "AUTH PLAIN").starts_with("503"));
     assert!(said(&mut s, "EHLO c").contains("AUTH PLAIN LOGIN"));
     assert!(said(&mut s, "AUTH CRAM-MD5").starts_with("504"));
-    // Whose mail it is must not change between the commands of a transaction.
+    // The owner of the mail must not change within a transaction.
     for line in ["MAIL FROM:<a@b>", "RCPT TO:<a@b>"] {
         said(&mut s, line);
         assert!(

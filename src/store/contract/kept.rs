@@ -1,13 +1,13 @@
-//! Laws about what the guard keeps: mail by its cause, mail to be scanned again, interceptors.
+//! Laws about the records that the guard keeps: mail by its cause, the rescan lane, interceptors.
 
 use super::{RESCAN_BYTES, at, audit, octets, record, times};
 use crate::message::{MessageId, SenderReputation};
 use crate::store::{
-    Audit, Capacity, Cause, Change, Filter, Lane, MOST_INTERCEPTORS, Object, Place, Record, Store,
+    Audit, Capacity, Cause, Change, Filter, INTERCEPTORS_MAX, Lane, Object, Place, Record, Store,
     StoreError, StoredInterceptor, expire, expire_rescans,
 };
 
-pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn Store) {
+pub(super) async fn recovery_claims_known_senders_first(store: &dyn Store) {
     let clamd = || Cause::Engine("clamd".to_owned());
     let mut ids = Vec::new();
     for (received, reputation) in [
@@ -53,7 +53,7 @@ pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn
     clean.cause = None;
     let change = Change::Replace(Box::new(clean));
     let settled = store.change_in(Lane::Held, ids[3], change, None);
-    settled.await.expect("a lease does not keep anybody off");
+    settled.await.expect("a lease does not stop a reviewer");
     assert_eq!(
         recover(100, 200, 9).await,
         [ids[2], ids[1], ids[0]],
@@ -65,8 +65,8 @@ pub(super) async fn what_waits_for_a_cause_is_handed_out_known_first(store: &dyn
     assert_eq!(scan.expect("recover").len(), 1, "every lane for itself");
 }
 
-/// One round over a backlog: each record is met once, and what is met stays behind, changed or not.
-pub(super) async fn a_recovery_goes_on_after_what_stays(store: &dyn Store) {
+/// In one sweep over a backlog, each record is claimed once, whether it was changed or not.
+pub(super) async fn a_recovery_goes_on_behind_records_that_stay(store: &dyn Store) {
     let clamd = || Cause::Engine("clamd".to_owned());
     let mut ids = Vec::new();
     for (received, reputation) in [
@@ -113,8 +113,9 @@ pub(super) async fn a_recovery_goes_on_after_what_stays(store: &dyn Store) {
     assert_eq!(again.await.expect("recover").len(), 6, "all are there");
 }
 
-/// Who takes a record out of quarantine to work on it keeps it: nobody hastens it, and no lane has it at the same time.
-pub(super) async fn what_is_taken_is_leased(store: &dyn Store) {
+/// A worker that takes a record out of quarantine keeps it: the record cannot be made due, and no lane returns it at the same
+/// time.
+pub(super) async fn a_record_that_is_taken_is_leased(store: &dyn Store) {
     let mut taken = record(Lane::Held);
     store
         .put(vec![taken.clone()], octets(3))
@@ -170,7 +171,7 @@ async fn octets_of_rescans(store: &dyn Store) -> u64 {
     rescan.octets
 }
 
-pub(super) async fn what_is_kept_to_be_scanned_again_is_bounded(store: &dyn Store) {
+pub(super) async fn the_rescan_lane_is_bounded(store: &dyn Store) {
     let mut ids = Vec::new();
     for (expires, size) in [(30, 4000), (10, 500), (20, 4000)] {
         let record = delivered(expires);
@@ -225,7 +226,7 @@ async fn room(store: &dyn Store) -> u64 {
     store.rescan_room().await.expect("room")
 }
 
-pub(super) async fn what_is_kept_to_be_scanned_again_expires(store: &dyn Store) {
+pub(super) async fn the_rescan_lane_expires(store: &dyn Store) {
     let (old, young, mut held) = (delivered(10), delivered(11), record(Lane::Held));
     held.expires_at = at(0);
     for record in [&old, &young, &held] {
@@ -240,7 +241,7 @@ pub(super) async fn what_is_kept_to_be_scanned_again_expires(store: &dyn Store) 
     }
 }
 
-pub(super) async fn what_has_expired_is_removed_to_the_last(store: &dyn Store) {
+pub(super) async fn all_expired_records_are_removed(store: &dyn Store) {
     let mut ids = Vec::new();
     for n in 0..300 {
         let mut held = record(Lane::Held);
@@ -274,7 +275,7 @@ pub(super) async fn new_mail_is_held_while_there_is_room(store: &dyn Store) {
     assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
     put_new(Lane::Scan, 40_000).await.expect("it is not held");
     let here = store.put(vec![record(Lane::Held)], octets(40_000)).await;
-    here.expect("mail that is here never asks");
+    here.expect("stored mail has no limit");
     let held = store.held(Capacity::Octets(50_000)).await.expect("held");
     assert!(held.octets >= 60_000 && held.limit <= 50_000, "{held:?}");
     store.accepts().expect("other mail is taken");
@@ -288,7 +289,7 @@ fn interceptor(id: &str, version: u64, body: &str) -> StoredInterceptor {
     }
 }
 
-pub(super) async fn interceptors_are_kept_by_whoever_saw_the_last_change(store: &dyn Store) {
+pub(super) async fn an_interceptor_changes_only_from_its_last_version(store: &dyn Store) {
     let list = async |known| {
         let found = store.interceptors(known).await.expect("interceptors");
         found.map(|found| (found.version, found.all))
@@ -324,7 +325,7 @@ pub(super) async fn interceptors_are_kept_by_whoever_saw_the_last_change(store: 
     assert_eq!(
         keep(&changed).await,
         None,
-        "changed by somebody else meanwhile"
+        "another process changed it meanwhile"
     );
     let removed = store.drop_interceptor("b".to_owned(), Some(act("remove")));
     assert!(removed.await.expect("removes"));
@@ -347,7 +348,7 @@ pub(super) async fn interceptors_are_kept_by_whoever_saw_the_last_change(store: 
         "what was not done is not audited"
     );
 
-    for n in 1..MOST_INTERCEPTORS {
+    for n in 1..INTERCEPTORS_MAX {
         keep(&interceptor(&format!("{n:04}"), 0, "{}"))
             .await
             .expect("room");
@@ -357,7 +358,7 @@ pub(super) async fn interceptors_are_kept_by_whoever_saw_the_last_change(store: 
         .await;
     assert!(matches!(one_more, Err(StoreError::Full(_))), "{one_more:?}");
     let (_, all) = list(None).await.expect("all");
-    assert_eq!(all.len(), MOST_INTERCEPTORS);
+    assert_eq!(all.len(), INTERCEPTORS_MAX);
     let there = interceptor("a", other, "{\"hits\":1}");
     keep(&there).await.expect("a change takes no room");
 }

@@ -1,10 +1,10 @@
-//! Laws about what is handed out to be worked on: when, to whom, and for how long.
+//! Laws about claims: which records, for which worker, and for how long.
 
 use super::{at, octets, record, times};
 use crate::message::MessageId;
 use crate::store::{Cause, Change, Lane, Outgoing, Queue, Record, Store, StoreError};
 
-pub(super) async fn due_work_is_handed_out_once(store: &dyn Store) {
+pub(super) async fn due_records_are_claimed_once(store: &dyn Store) {
     let mut ids = Vec::new();
     for due in [30, 10, 20, 99] {
         let mut record = record(Lane::Delivery);
@@ -34,7 +34,7 @@ pub(super) async fn due_work_is_handed_out_once(store: &dyn Store) {
     assert_eq!(claim(60, 90, 10).await, [ids[1], ids[2]], "and end by time");
 }
 
-/// Mail for next hops, as (next hop, due, expires).
+/// Stores mail for next hops, each as (next hop, due, expires).
 async fn outgoing(store: &dyn Store, mail: &[(&str, i64, i64)]) -> Vec<MessageId> {
     let mut ids = Vec::new();
     for (next_hop, due, expires) in mail {
@@ -85,7 +85,7 @@ pub(super) async fn each_next_hop_has_a_queue_of_its_own(store: &dyn Store) {
     assert_eq!(
         queues(40).await[1],
         queue("slow", 2, 2),
-        "so far as it is free"
+        "without the leased record"
     );
     assert_eq!(claim(store, to("slow"), 40, 9).await, [ids[2]], "once");
     assert_eq!(claim(store, to(""), 40, 9).await, [ids[3]]);
@@ -99,7 +99,7 @@ pub(super) async fn each_next_hop_has_a_queue_of_its_own(store: &dyn Store) {
     assert_eq!(moved, [queue("well", 1, 1)], "it has another queue now");
 }
 
-pub(super) async fn what_was_tried_for_long_enough_is_handed_out_to_be_given_up(store: &dyn Store) {
+pub(super) async fn expired_deliveries_are_claimed_to_be_given_up(store: &dyn Store) {
     let mail = [("a", 500, 30), ("b", 1, 20), ("a", 1, 40), ("b", 500, 31)];
     let ids = outgoing(store, &mail).await;
     let mut held = record(Lane::Held);
@@ -138,8 +138,8 @@ pub(super) async fn a_lease_ends_with_the_next_change(store: &dyn Store) {
     assert_eq!(content.len(), 3, "a change keeps the content");
 }
 
-/// A clock that is set an hour ahead ends every lease, and must not make two deliveries of one message.
-pub(super) async fn what_is_worked_on_is_not_handed_out_whatever_time_it_is(store: &dyn Store) {
+/// A clock that is set an hour ahead ends every lease, but must not cause two deliveries of one message.
+pub(super) async fn a_record_in_work_is_not_claimed_at_any_time(store: &dyn Store) {
     let cause = Cause::Engine("clamd".to_owned());
     let mut ids = Vec::new();
     for (lane, next_hop) in [
@@ -167,9 +167,17 @@ pub(super) async fn what_is_worked_on_is_not_handed_out_whatever_time_it_is(stor
         found.iter().map(|record| record.id).collect()
     };
     assert_eq!(hand_out(0).await, ids);
-    let begin = |id: &MessageId| store.at_work().begin(*id).expect("nobody works on it");
+    let begin = |id: &MessageId| {
+        store
+            .at_work()
+            .begin(*id)
+            .expect("the record is not in work")
+    };
     let working: Vec<_> = ids.iter().map(begin).collect();
-    assert!(store.at_work().begin(ids[0]).is_none(), "somebody does");
+    assert!(
+        store.at_work().begin(ids[0]).is_none(),
+        "the record is in work"
+    );
     assert_eq!(hand_out(3600).await, [], "an hour ahead");
     let given_up = store.claim_outgoing(Outgoing::GivenUp(at(5000)), times(5000, 5060), 9);
     assert_eq!(given_up.await.expect("claim"), [], "not even a last time");
@@ -185,9 +193,9 @@ pub(super) async fn what_is_worked_on_is_not_handed_out_whatever_time_it_is(stor
     assert_eq!(hand_out(3600).await, ids, "the work has ended");
 }
 
-/// Of what was put down by a clock that ran ahead nothing is lost, and nothing waits until that time comes again: neither
-/// what is to wait for longer than anything does, nor what is leased for longer than anything is.
-pub(super) async fn a_clock_that_was_set_back_makes_nothing_wait(store: &dyn Store) {
+/// If the clock is set back, no record that was stored before waits until the earlier time comes again: neither a record with
+/// a due time beyond every wait, nor a record with a lease beyond every lease.
+pub(super) async fn a_clock_that_was_set_back_makes_no_record_wait(store: &dyn Store) {
     let day = 86_400;
     let mail = [
         ("a", day, 2 * day),
@@ -214,7 +222,7 @@ pub(super) async fn a_clock_that_was_set_back_makes_nothing_wait(store: &dyn Sto
     assert_eq!(again.expect("claim"), [], "under a lease of this clock");
 }
 
-pub(super) async fn only_what_waits_is_hastened(store: &dyn Store) {
+pub(super) async fn only_waiting_records_become_due(store: &dyn Store) {
     let make_due = async |id| store.make_due(id, at(50)).await.expect("hasten");
     for (lane, waits) in [
         (Lane::Scan, true),
@@ -230,17 +238,17 @@ pub(super) async fn only_what_waits_is_hastened(store: &dyn Store) {
         if waits {
             record.due_at = at(50);
             let claimed = store.claim(lane, times(50, 60), 1).await.expect("claim");
-            assert_eq!(claimed, [record.clone()], "due, and otherwise as it was");
+            assert_eq!(claimed, [record.clone()], "due, and otherwise unchanged");
             let leased = store.make_due(record.id, at(55)).await.expect("hasten");
-            assert!(!leased, "somebody works on it");
+            assert!(!leased, "the record is leased");
         }
     }
     assert!(!make_due(MessageId::new()).await, "it is not there");
 }
 
-/// A change and what is put beside it are one act: with a content of its own for each, none of it for a record that is not
-/// there (any more), and none where a name is taken.
-pub(super) async fn what_becomes_of_a_record_is_all_or_nothing(store: &dyn Store) {
+/// A change and the records beside it are one transaction, with separate content for each. Nothing is stored if the record
+/// does not exist in the lane, or if an id is in use.
+pub(super) async fn a_settlement_is_all_or_nothing(store: &dyn Store) {
     for size in [10, 300_000] {
         let first = record(Lane::Scan);
         store

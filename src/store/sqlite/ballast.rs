@@ -1,8 +1,8 @@
-//! Room for the last acts on a full disk.
+//! Room for the last writes on a full disk.
 //!
-//! Removing a message from the database needs room before it makes any: the change is first written to the log. So a disk
-//! that somebody else fills up to the last octet would stop delivery from being recorded, and what was passed on would be
-//! passed on again after a restart. Against that a file of no use is kept, and thrown overboard when it comes to that.
+//! To remove a message from the database, SQLite first writes the change to the log, which needs room before any is freed. If
+//! another program fills the disk completely, the store could not record deliveries, and the relay would deliver the same mail
+//! again after a restart. So the store keeps a file without use, and deletes it when the disk is full.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FallocateFlags;
 
-/// Enough for the log between two checkpoints.
-const MOST: u64 = 16 << 20;
-/// Enough to start.
-pub(super) const LEAST: u64 = 1 << 20;
+/// 16 MiB hold the log between two checkpoints: 4,000 pages of 4 KiB.
+const BALLAST_OCTETS_MAX: u64 = 16 << 20;
+/// 1 MiB of free space is enough to open the store and its logs.
+pub(super) const FREE_OCTETS_AT_START_MIN: u64 = 1 << 20;
 
-/// The file, and how large it should be.
+/// The ballast file and its intended size.
 #[derive(Debug)]
 pub(super) struct Ballast {
     path: PathBuf,
@@ -24,47 +24,47 @@ pub(super) struct Ballast {
 }
 
 impl Ballast {
-    /// A quarter of the reserve that the administrator granted, at most 16 MiB. Makes nothing yet.
+    /// A ballast of a quarter of the reserve, at most 16 MiB. Does not create the file.
     pub(super) fn new(store: &Path, reserve: u64) -> Self {
         Self {
             path: store.join("ballast"),
-            octets: MOST.min(reserve / 4),
+            octets: BALLAST_OCTETS_MAX.min(reserve / 4),
         }
     }
 
-    /// Pages of 4 KiB that the log may have between two checkpoints, so that the ballast makes room for one: 4,000, or
-    /// fewer where the reserve is small.
+    /// The number of pages of 4 KiB that the log may have between two checkpoints, so that the ballast makes room for one
+    /// checkpoint interval: 4,000, or fewer if the reserve is small.
     pub(super) fn log_pages(&self) -> i32 {
         i32::try_from(self.octets / 4096)
             .unwrap_or(4000)
             .clamp(64, 4000)
     }
 
-    /// Gives the room free; false if there was none to give.
+    /// Deletes the file; returns false if there was none.
     pub(super) fn release(&self) -> bool {
         fs::remove_file(&self.path).is_ok()
     }
 
-    /// Gives the room free if the disk has less than this: opening the store and the logs beside it needs some.
+    /// Deletes the file if the disk has less free space than `least`: opening the store and its logs needs some.
     pub(super) fn release_below(&self, least: u64) {
         let folder = self.path.parent().unwrap_or(&self.path);
         let free = rustix::fs::statvfs(folder).map(|disk| disk.f_bavail * disk.f_frsize);
         if free.is_ok_and(|free| free < least) && self.release() {
             tracing::error!(
-                "the disk is full: the room kept for this is used to start with the mail that is here"
+                "the disk is full: the relay removed its ballast file to start; free some disk space"
             );
         }
     }
 
-    /// Takes the room again if it was given away.
+    /// Creates the file if it does not exist.
     pub(super) fn restore(&self) {
         if self.octets == 0 || self.path.exists() {
             return;
         }
         if let Err(error) = self.make() {
-            // Half a ballast would look like a whole one.
+            // A ballast of less than its full size must not remain, because the next check would take it for a complete one.
             self.release();
-            tracing::warn!(path = %self.path.display(), %error, "no room kept for a full disk");
+            tracing::warn!(path = %self.path.display(), %error, "the ballast file could not be created");
         }
     }
 
@@ -83,9 +83,9 @@ impl Ballast {
 mod tests {
     use super::*;
 
-    /// A disk that is full at the start is what the ballast is for; one that is not leaves it alone.
+    /// A start on a full disk deletes the ballast. A start with enough free space keeps the ballast.
     #[test]
-    fn a_full_disk_is_started_on() {
+    fn a_start_on_a_full_disk_deletes_the_ballast() {
         let folder = tempfile::tempdir().expect("a folder");
         let ballast = Ballast::new(folder.path(), 1 << 20);
         ballast.restore();

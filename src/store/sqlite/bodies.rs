@@ -1,8 +1,8 @@
-//! Large contents as files: `bodies/X/ID`, X being the last character of the id (one of 32, evenly spread).
+//! Large contents as files: `bodies/X/ID`. X is the last character of the id (one of 32, evenly spread).
 //!
-//! Order is everything here. Writing: the file under a temporary name, fsync, rename, fsync of the folder, and only then
-//! the row. Removing: the row, and then the file. So whatever happens in between, a row has its file, and a file without
-//! a row is garbage that the next start collects.
+//! The order of the steps is essential. A write creates the file under a temporary name, calls fsync, renames it, calls fsync
+//! on the folder, and only then adds the row. A removal removes the row first and then the file. So at every moment each row
+//! has its file, and a file without a row is garbage that the next start removes.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -14,8 +14,8 @@ use super::faults::Faults;
 use crate::message::{Content, MessageId};
 use crate::store::StoreError;
 
-/// The alphabet of ids (Crockford's base 32), hence the names of the folders.
-const FOLDERS: &str = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+/// The alphabet of ids (Crockford's base 32), which gives the names of the folders.
+const FOLDER_NAMES: &str = "0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
 /// The folder of body files.
 #[derive(Debug)]
@@ -25,12 +25,12 @@ pub(super) struct Bodies {
 }
 
 impl Bodies {
-    /// Makes the folders. All of them at once and durably, so that no put has to wonder whether its folder is.
+    /// Creates all folders durably, so that a put does not need to create one.
     pub(super) fn open(store: &Path, faults: Faults) -> io::Result<Self> {
         let root = store.join("bodies");
         let mut maker = DirBuilder::new();
         maker.recursive(true).mode(0o700);
-        for name in FOLDERS.chars() {
+        for name in FOLDER_NAMES.chars() {
             maker.create(root.join(name.to_string()))?;
         }
         sync_folder(&root)?;
@@ -38,7 +38,7 @@ impl Bodies {
         Ok(Self { root, faults })
     }
 
-    /// Where the content of a record is.
+    /// Path of the content of a record.
     pub(super) fn path(&self, id: MessageId) -> PathBuf {
         let name = id.to_string();
         let folder = name.get(name.len() - 1..).unwrap_or_default();
@@ -47,13 +47,15 @@ impl Bodies {
 
     /// The folders, for recovery.
     pub(super) fn folders(&self) -> impl Iterator<Item = PathBuf> + '_ {
-        FOLDERS.chars().map(|name| self.root.join(name.to_string()))
+        FOLDER_NAMES
+            .chars()
+            .map(|name| self.root.join(name.to_string()))
     }
 
-    /// Makes one file durable; when it fails nothing is left under the final name that a row could be taken for.
+    /// Makes one file durable. After an error, no file has the final name, so no row can refer to it.
     fn write(&self, id: MessageId, content: &[u8]) -> io::Result<()> {
         let path = self.path(id);
-        // A second put of an id must not touch the content of the first.
+        // A second put with the same id must not change the content of the first.
         if path.try_exists()? {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -63,7 +65,7 @@ impl Bodies {
             .fill(file, content)
             .and_then(|()| self.publish(&draft, &path));
         if written.is_err() {
-            // Recovery would collect it too; a disk that is full is helped at once.
+            // Recovery would remove the draft too, but a full disk needs the room at once.
             let _ = fs::remove_file(&draft);
         }
         written
@@ -100,7 +102,7 @@ impl Bodies {
         synced
     }
 
-    /// Writes and removes a few octets: whether the disk works again.
+    /// Tests whether the disk works: writes and removes a few octets.
     pub(super) fn probe(&self) -> Result<(), StoreError> {
         let draft = self.root.join("probe.tmp");
         let probe = || {
@@ -113,7 +115,7 @@ impl Bodies {
         probe().map_err(|error| failed(&draft, &error))
     }
 
-    /// Removes the file of a record that is gone. A file that stays is collected at the next start.
+    /// Removes the file of a record that was removed. If this fails, the next start removes the file.
     pub(super) fn remove(&self, id: MessageId) {
         let path = self.path(id);
         let removed = self
@@ -121,24 +123,24 @@ impl Bodies {
             .step("removing a body file")
             .and_then(|()| fs::remove_file(&path));
         if let Err(error) = removed {
-            tracing::warn!(%id, path = %path.display(), %error, "body file not removed; the next start will");
+            tracing::warn!(%id, path = %path.display(), %error, "body file not removed; the next start removes it");
         }
     }
 }
 
-/// Body files that are durable and have no row yet. Dropped without [`Written::keep`], they are removed: so neither a
-/// refused put nor one whose caller went away leaves anything behind.
+/// Body files that are durable and have no row yet. If this is dropped without [`Written::keep`], the files are removed, so
+/// neither a refused put nor a caller that left leaves files behind.
 #[derive(Debug)]
 pub(super) struct Written {
     bodies: Arc<Bodies>,
     ids: Vec<MessageId>,
-    /// Held by tools, so that a relay starting now does not take these files for orphans.
+    /// A lock that tools hold, so that a relay that starts now does not remove these files as orphans.
     _guard: Option<File>,
 }
 
 impl Written {
-    /// Writes one file for each content. Blocking. The error names the file; [`io::ErrorKind::AlreadyExists`] says that the
-    /// id is taken, anything else that the disk failed.
+    /// Writes one file for each content. Blocks on the disk. The error names the file. [`io::ErrorKind::AlreadyExists`] means
+    /// that the id is in use; every other error means that the disk failed.
     pub(super) fn write(
         bodies: Arc<Bodies>,
         contents: Vec<(MessageId, Content)>,
@@ -159,7 +161,7 @@ impl Written {
         Ok(written)
     }
 
-    /// Whether the files are still where they were written.
+    /// Checks that the files are still where they were written.
     pub(super) fn find(&self) -> Result<(), StoreError> {
         let paths = self.ids.iter().map(|id| self.bodies.path(*id));
         for path in paths {
@@ -168,7 +170,7 @@ impl Written {
         Ok(())
     }
 
-    /// The rows are committed: the files stay.
+    /// Keeps the files, because their rows are committed.
     pub(super) fn keep(mut self) {
         self.ids.clear();
     }
@@ -182,7 +184,7 @@ impl Drop for Written {
     }
 }
 
-/// What a failed file operation means.
+/// The meaning of a failed file operation.
 pub(super) fn failed(path: &Path, error: &io::Error) -> StoreError {
     let what = format!("{}: {error}", path.display());
     match error.kind() {
@@ -191,7 +193,7 @@ pub(super) fn failed(path: &Path, error: &io::Error) -> StoreError {
     }
 }
 
-/// Makes names in a folder durable.
+/// Makes the names in a folder durable.
 pub(in crate::store) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }

@@ -1,13 +1,13 @@
-//! A seam for tests: makes the Nth disk operation of a store fail.
+//! A hook for tests: makes the Nth disk operation of a store fail.
 //!
-//! The law it serves: whichever single operation fails, what was acknowledged is there after the next start, and what
-//! was not acknowledged is there whole or not at all. A test counts N up until a run meets no failure any more.
+//! The law for these tests: if any single operation fails, all acknowledged mail is there after the next start, and mail that
+//! was not acknowledged is there completely or not at all. A test increases N until a run meets no failure.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-/// A countdown over the disk operations of one store. The default never fires.
+/// A countdown over the disk operations of one store. By default, no operation fails.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
     left: Option<Arc<AtomicI64>>,
@@ -15,7 +15,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// The `nth` operation from now on fails (the first is 1), and only that one.
+    /// Makes the `nth` operation from now on fail (the first is 1), and only that one.
     pub fn nth(nth: u32) -> Self {
         Self {
             left: Some(Arc::new(AtomicI64::new(i64::from(nth)))),
@@ -23,7 +23,7 @@ impl Faults {
         }
     }
 
-    /// The same, and the reason is that the disk is full.
+    /// Like [`Faults::nth`], with the error of a full disk.
     pub fn nth_full(nth: u32) -> Self {
         Self {
             full: true,

@@ -1,4 +1,4 @@
-//! The folder of the store: its permissions, and who has it.
+//! The folder of the store: its permissions and its locks.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
@@ -6,15 +6,15 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::bodies::{failed, sync_folder};
-use super::schema::DATABASE;
+use super::schema::DATABASE_FILE;
 use crate::store::StoreError;
 
-/// Locked by the relay for as long as it has the store.
+/// The relay holds this lock as long as it has the store open.
 const RELAY_LOCK: &str = "relay.lock";
-/// Locked, shared, by tools that write body files.
+/// Tools that write body files hold this lock together.
 pub(super) const BODIES_LOCK: &str = "bodies.lock";
 
-/// Makes the folder and the database file with tight permissions, and takes the relay's lock.
+/// Creates the folder and the database file with tight permissions, and takes the relay's lock.
 pub(super) fn prepare_folder(folder: &Path) -> Result<File, StoreError> {
     make(folder).map_err(|error| failed(folder, &error))?;
     let path = folder.join(RELAY_LOCK);
@@ -30,11 +30,12 @@ pub(super) fn prepare_folder(folder: &Path) -> Result<File, StoreError> {
         Err(TryLockError::Error(error)) => return Err(failed(&path, &error)),
     }
     // SQLite gives its other files the mode of this one.
-    open_private(&folder.join(DATABASE))?;
+    open_private(&folder.join(DATABASE_FILE))?;
     Ok(lock)
 }
 
-/// Makes the folder and what is missing above it, durably: a power cut would take the whole store with a name that is not.
+/// Creates the folder and its missing parents durably. If the name of a parent were not durable, a power cut would lose the
+/// whole store.
 fn make(folder: &Path) -> io::Result<()> {
     let missing = folder.ancestors().take_while(|above| !above.exists());
     let parents: Vec<&Path> = missing.filter_map(Path::parent).collect();
@@ -51,20 +52,20 @@ fn make(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A tool makes no store: it would belong to whoever ran the tool, and hide a wrong path.
+/// A tool does not create a store: the store would belong to the user of the tool, and would hide a wrong path.
 pub(super) fn require_store(folder: &Path) -> Result<(), StoreError> {
-    let file = folder.join(DATABASE);
+    let file = folder.join(DATABASE_FILE);
     match file.try_exists() {
         Ok(true) => Ok(()),
         Ok(false) => Err(StoreError::Broken(format!(
-            "there is no store in {}: check store.path, or start the relay once, which makes it",
+            "there is no store in {}: check store.path, or start the relay once, which creates it",
             folder.display()
         ))),
         Err(error) => Err(failed(&file, &error)),
     }
 }
 
-/// A file only we can read, made if it is missing.
+/// Opens a file that only the relay's user can read, and creates it if it is missing.
 pub(super) fn open_private(path: &Path) -> Result<File, StoreError> {
     OpenOptions::new()
         .read(true)
@@ -76,7 +77,7 @@ pub(super) fn open_private(path: &Path) -> Result<File, StoreError> {
         .map_err(|error| failed(path, &error))
 }
 
-/// A lock that many can hold together; waits for the one that excludes them all.
+/// Takes a lock that many processes can hold together; waits while a process holds it exclusively.
 pub(super) fn lock_shared(path: &Path) -> Result<File, StoreError> {
     let file = open_private(path)?;
     file.lock_shared().map_err(|error| failed(path, &error))?;

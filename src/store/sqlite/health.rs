@@ -1,5 +1,5 @@
-//! Whether new mail can be accepted, kept up to date by whoever touches the disk and read by everybody for the price of
-//! one atomic.
+//! Whether the store accepts new mail. The code that uses the disk updates this, and each caller reads it for the price of one
+//! atomic.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,37 +7,39 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::store::{Capacity, StoreError};
 
-/// The parts that can fail on their own; success of one says nothing about the others.
+/// The parts of the store that can fail separately. Success of one part tells nothing about the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
-    /// Free space of the file system against `store.disk_reserve`.
+    /// Free space of the file system, compared with `store.disk_reserve`.
     Reserve,
     /// Commits.
     Database,
     /// Body files.
     Files,
-    /// Whether the files that are open are those that the next start will find ([`super::open_files`]).
+    /// Whether the open files are those that the next start will find ([`super::open_files`]).
     OpenFiles,
-    /// The pages of the database. This never passes: what was read or written on their ground cannot be trusted.
+    /// The pages of the database. This trouble does not pass: reads and writes that used the pages cannot be trusted.
     Pages,
 }
 
-/// Parts.
-const PARTS: usize = 5;
-/// Of the reserve this part must be free outside the database, for the log of its changes and for files.
-const LOG_PART_OF_RESERVE: u64 = 4;
+/// Number of variants of [`Part`].
+const PART_COUNT: usize = 5;
+/// One quarter of the reserve must be free outside the database, for the log and for body files, which cannot use free pages
+/// of the database.
+const RESERVE_PER_LOG_ROOM: u64 = 4;
 
-/// What the file system has, as it was measured last.
+/// The space of the file system at the last measurement.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Disk {
-    /// Octets in all.
+    /// Size of the file system in octets.
     pub(super) size: u64,
-    /// Octets that quarantine may still take: as much as the reserve stays free above the reserve for all other mail.
+    /// Octets that quarantine may still take. Quarantine leaves twice the reserve free: the reserve itself, and as much again
+    /// for all other mail.
     pub(super) spare: u64,
 }
 
 impl Disk {
-    /// What may be held in all where so much is held already.
+    /// The limit of quarantine, where `held` octets are in use.
     pub(super) fn limit(&self, capacity: Capacity, held: u64) -> u64 {
         let capacity = match capacity {
             Capacity::Octets(octets) => octets,
@@ -47,22 +49,22 @@ impl Disk {
     }
 }
 
-/// What is wrong, by [`Part`].
+/// The present troubles, by [`Part`].
 #[derive(Debug)]
 pub(super) struct Health {
     folder: PathBuf,
     reserve: u64,
-    /// Octets written since free space was measured.
+    /// Octets written since the last measurement of free space.
     unmeasured: AtomicU64,
-    /// Octets inside the database that can be written again.
+    /// Octets inside the database that are free for new content.
     reusable: AtomicU64,
     fine: AtomicBool,
-    troubles: Mutex<[Option<StoreError>; PARTS]>,
+    troubles: Mutex<[Option<StoreError>; PART_COUNT]>,
     disk: Mutex<Disk>,
 }
 
 impl Health {
-    /// Looks at the free space at once.
+    /// Measures the free space at once.
     pub(super) fn new(folder: PathBuf, reserve: u64) -> Self {
         let health = Self {
             folder,
@@ -77,12 +79,12 @@ impl Health {
         health
     }
 
-    fn troubles(&self) -> MutexGuard<'_, [Option<StoreError>; PARTS]> {
+    fn troubles(&self) -> MutexGuard<'_, [Option<StoreError>; PART_COUNT]> {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records how the last operation of a part ended; both changes of mind are logged. Pages are told of as what fails
-    /// the other parts is, and stay so.
+    /// Stores the outcome of the last operation of a part, and logs each change. Corruption found by another part is stored
+    /// for [`Part::Pages`], and stays.
     pub(super) fn set(&self, part: Part, outcome: Result<(), StoreError>) {
         let part = match &outcome {
             Err(StoreError::Corrupt(_)) => Part::Pages,
@@ -95,9 +97,9 @@ impl Health {
         let slot = &mut troubles[part as usize];
         match (&outcome, &slot) {
             (Err(error), None) => {
-                tracing::error!(?part, %error, "store trouble: new mail is refused until it passes");
+                tracing::error!(?part, %error, "store trouble: the relay refuses new mail until it ends");
             }
-            (Ok(()), Some(_)) => tracing::info!(?part, "store trouble passed"),
+            (Ok(()), Some(_)) => tracing::info!(?part, "store trouble ended"),
             _ => {}
         }
         *slot = outcome.err();
@@ -105,7 +107,8 @@ impl Health {
         self.fine.store(fine, Ordering::Release);
     }
 
-    /// Notes what was written: a burst must not run through the reserve between two measurements by the clock.
+    /// Counts written octets, and measures again from an eighth of the reserve on: a burst must not use up the reserve between
+    /// two regular measurements.
     pub(super) fn wrote(&self, octets: usize) {
         let octets = octets as u64;
         if self.unmeasured.fetch_add(octets, Ordering::Relaxed) + octets >= self.reserve / 8 {
@@ -113,12 +116,12 @@ impl Health {
         }
     }
 
-    /// Notes how much of the database can be written again: what was removed from it is free, but not for others.
+    /// Stores how many octets inside the database are free. The database can use them, but other files cannot.
     pub(super) fn can_reuse(&self, octets: u64) {
         self.reusable.store(octets, Ordering::Relaxed);
     }
 
-    /// What the file system has, less what was written since.
+    /// The space of the file system, less the octets written since the last measurement.
     pub(super) fn disk(&self) -> Disk {
         let disk = *self.disk.lock().unwrap_or_else(PoisonError::into_inner);
         let written = self.unmeasured.load(Ordering::Relaxed);
@@ -141,13 +144,14 @@ impl Health {
                         .saturating_add(reusable)
                         .saturating_sub(self.reserve.saturating_mul(2)),
                 };
-                // A database does not shrink: what was removed from it is room for what comes. The log of its changes needs
-                // room of its own.
+                // The database file does not shrink, so its free pages count as room for new mail. The log needs room outside
+                // of them.
                 let is_full = free.saturating_add(reusable) < self.reserve
-                    || free < self.reserve / LOG_PART_OF_RESERVE;
+                    || free < self.reserve / RESERVE_PER_LOG_ROOM;
                 if is_full {
                     Err(StoreError::Full(format!(
-                        "{free} octets are free for {}, and {reusable} in the database; store.disk_reserve keeps {}",
+                        "{free} octets are free for {}, and {reusable} in the database, but store.disk_reserve \
+                         is {}: free some disk space",
                         self.folder.display(),
                         self.reserve
                     )))
@@ -163,13 +167,13 @@ impl Health {
         self.set(Part::Reserve, outcome);
     }
 
-    /// The gravest trouble: that there is no room is the least.
+    /// The most serious trouble; a lack of room is the least serious.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         if self.fine.load(Ordering::Acquire) {
             return Ok(());
         }
         let troubles = self.troubles();
-        let gravest = troubles
+        let most_serious = troubles
             .iter()
             .flatten()
             .max_by_key(|trouble| match trouble {
@@ -177,10 +181,10 @@ impl Health {
                 StoreError::Corrupt(_) => 2,
                 _ => 1,
             });
-        gravest.cloned().map_or(Ok(()), Err)
+        most_serious.cloned().map_or(Ok(()), Err)
     }
 
-    /// Notes what somebody who reads was told of the pages.
+    /// Stores corruption that a read found.
     pub(super) fn heard<T>(&self, outcome: &Result<T, StoreError>) {
         if let Err(error @ StoreError::Corrupt(_)) = outcome {
             self.set(Part::Pages, Err(error.clone()));

@@ -1,14 +1,14 @@
-//! Interceptors: a few rows that the relay and the command line change, and a number that tells that somebody did.
+//! Interceptors: a few rows that the relay and commands change, and a version number that shows a change.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::row::lossy;
 use super::work::Output;
-use crate::store::{Interceptors, MOST_INTERCEPTORS, StoreError, StoredInterceptor};
+use crate::store::{INTERCEPTORS_MAX, Interceptors, StoreError, StoredInterceptor};
 
-/// All of them, unless nothing has changed since version `known`.
+/// All interceptors, or `None` if nothing has changed since version `known`.
 pub(super) fn read(db: &Connection, known: Option<u64>) -> rusqlite::Result<Option<Interceptors>> {
-    // In one transaction, so that the list is that of the version.
+    // One transaction, so that the list belongs to the version.
     let view = db.unchecked_transaction()?;
     let version = view
         .prepare_cached("SELECT version FROM interceptors")?
@@ -29,7 +29,7 @@ pub(super) fn read(db: &Connection, known: Option<u64>) -> rusqlite::Result<Opti
     Ok(Some(Interceptors { version, all }))
 }
 
-/// Adds one of version 0, or replaces the one that has its version.
+/// Adds an interceptor of version 0, or replaces the stored one if it still has this version.
 pub(super) fn keep(db: &Connection, wanted: &StoredInterceptor) -> rusqlite::Result<Output> {
     let there: Option<u64> = db
         .prepare_cached("SELECT version FROM interceptor WHERE id = ?1")?
@@ -41,8 +41,8 @@ pub(super) fn keep(db: &Connection, wanted: &StoredInterceptor) -> rusqlite::Res
     let count = db
         .prepare_cached("SELECT count(*) FROM interceptor")?
         .query_row([], |row| row.get(0).map(i64::unsigned_abs))?;
-    if there.is_none() && count >= MOST_INTERCEPTORS as u64 {
-        let why = format!("there are {count} interceptors, and no more are kept");
+    if there.is_none() && count >= INTERCEPTORS_MAX as u64 {
+        let why = format!("the store has {count} interceptors, which is the maximum; remove some");
         return Ok(Output::Refused(StoreError::Full(why)));
     }
     let version = next_version(db)?;
@@ -54,7 +54,7 @@ pub(super) fn keep(db: &Connection, wanted: &StoredInterceptor) -> rusqlite::Res
     Ok(Output::Version(version.unsigned_abs()))
 }
 
-/// Removes it, if it is there.
+/// Removes the interceptor if it exists.
 pub(super) fn remove(db: &Connection, id: &str) -> rusqlite::Result<Output> {
     let removed = db
         .prepare_cached("DELETE FROM interceptor WHERE id = ?1")?

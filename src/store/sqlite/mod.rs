@@ -1,23 +1,23 @@
-//! The embedded store: SQLite in WAL mode, every commit flushed, one thread that writes.
+//! The embedded store: SQLite in WAL mode. Every commit is flushed, and one thread writes.
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `schema` | tables, connections, what SQLite's errors mean |
+//! | `schema` | tables, connections, meaning of SQLite's errors |
 //! | `row` | a record as a row and back |
 //! | `writer` | the writing thread: group commit |
-//! | `work` | what it can be asked to do, as statements |
-//! | `folder` | the folder, its permissions, who has it |
+//! | `work` | the jobs of the writer, as statements |
+//! | `folder` | the folder, its permissions, its locks |
 //! | `bodies` | contents too large for the database |
-//! | `interceptors` | what diverts mail |
-//! | `search` | everything that reads |
-//! | `recovery` | what a start does before mail is taken |
+//! | `interceptors` | the interceptors |
+//! | `search` | all reads |
+//! | `recovery` | checks at start, before mail is accepted |
 //! | `health` | whether new mail can be accepted |
-//! | `open_files` | whether the files are those that the next start will find |
-//! | `ballast` | room for the last acts on a full disk |
-//! | `faults` | the Nth disk operation fails, for tests |
+//! | `open_files` | whether the open files are those that the next start will find |
+//! | `ballast` | room for the last writes on a full disk |
+//! | `faults` | makes the Nth disk operation fail, for tests |
 //!
-//! Callers encode their records themselves and wait in a bounded queue; reading has connections of its own. Other
-//! processes (the command line) may open the same store at any time; one relay at a time may.
+//! Callers encode their records themselves and wait in a bounded queue. Reads have connections of their own. Other processes
+//! (commands) may open the same store at any time, but only one relay at a time.
 
 mod ballast;
 mod bodies;
@@ -67,23 +67,25 @@ use super::{
 };
 use crate::message::{Content, MessageId};
 
-/// Jobs that may wait for the writer; the next caller waits outside.
-const QUEUE: usize = 1024;
-/// Body files written at the same time: enough to share the disk's flushes, few enough for the thread pool.
-const FILES_AT_ONCE: usize = 32;
-/// Connections that read.
-const READERS: usize = 3;
+/// Maximum number of jobs that wait for the writer: two full transactions. Further callers wait until the queue has a place.
+const JOBS_WAITING_MAX: usize = 1024;
+/// Maximum number of body files written at the same time: enough to share the disk's flushes, and few enough to leave threads
+/// of the blocking pool to others.
+const FILE_WRITES_MAX: usize = 32;
+/// Number of connections that read: a slow search leaves others for the reads of every second.
+const READER_CONNECTIONS: usize = 3;
 
-/// Who opens the store.
+/// The process that opens the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// The relay: the only one with this store. Makes the store if there is none, and runs recovery.
+    /// The relay: only one has the store. Creates the store if it is missing, and runs recovery.
     Relay,
-    /// A command beside the relay, or without it: finds the store as it is, and leaves leases and orphans alone.
+    /// A command, with or without a running relay: uses an existing store, and leaves leases and orphans alone.
     Tool,
 }
 
-/// The store. Dropping it lets the writer finish what was queued, in the background; [`SqliteStore::close`] waits for it.
+/// The SQLite store. If it is dropped, the writer finishes the queued jobs in the background; [`SqliteStore::close`] waits for
+/// that.
 #[derive(Debug)]
 pub struct SqliteStore {
     inline_limit: u64,
@@ -102,11 +104,11 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the store in `settings.path`; for [`Role::Relay`] this recovers it first, which takes as long as reading the
-    /// metadata of everything stored. The blocking work is done on the blocking pool.
+    /// Opens the store in `settings.path`. For [`Role::Relay`] it also runs recovery, which takes as long as reading the
+    /// metadata of everything stored. The blocking work runs on the blocking pool.
     ///
-    /// Errors name the file and what to do: another relay has the store, the file is malformed, written by a newer
-    /// version, or (for a tool) there is none.
+    /// An error names the file and says what to do: another relay has the store, the file is malformed or from a newer
+    /// version, or (for a tool) the store does not exist.
     pub async fn open(
         settings: &Settings,
         role: Role,
@@ -114,7 +116,7 @@ impl SqliteStore {
         Self::open_with(settings, role, Faults::default()).await
     }
 
-    /// The same with a fault injected: for tests.
+    /// Like [`SqliteStore::open`], with an injected fault: for tests.
     pub async fn open_with(
         settings: &Settings,
         role: Role,
@@ -141,7 +143,7 @@ impl SqliteStore {
         };
         let ballast = Ballast::new(&folder, settings.disk_reserve);
         if role == Role::Relay {
-            ballast.release_below(ballast::LEAST);
+            ballast.release_below(ballast::FREE_OCTETS_AT_START_MIN);
         }
         let mut db = schema::open_writer(&folder, ballast.log_pages())?;
         let bodies = Bodies::open(&folder, faults.clone())
@@ -149,7 +151,8 @@ impl SqliteStore {
             .map_err(|error| failed(&folder, &error))?;
         let (recovery, open) = match role {
             Role::Relay => {
-                // Held by tools between writing a body file and committing its row; free again after recovery.
+                // A tool holds this lock from the write of a body file until its row is committed. Recovery releases it at its
+                // end.
                 let guard = open_private(&folder.join(BODIES_LOCK))?;
                 let alone = guard.try_lock().is_ok();
                 let recovery = recovery::recover(&mut db, &folder, &bodies, alone)?;
@@ -164,7 +167,7 @@ impl SqliteStore {
             ballast.restore();
         }
         let commits = Arc::new(AtomicU64::new(0));
-        let (jobs, queue) = sync_channel(QUEUE);
+        let (jobs, queue) = sync_channel(JOBS_WAITING_MAX);
         let writer = Writer {
             db,
             jobs: queue,
@@ -183,11 +186,11 @@ impl SqliteStore {
             inline_limit: settings.inline_limit,
             rescan_bytes: settings.rescan_bytes,
             role,
-            readers: Readers::new(folder.clone(), health.clone(), opened, READERS)?,
+            readers: Readers::new(folder.clone(), health.clone(), opened, READER_CONNECTIONS)?,
             folder,
             jobs,
-            places: Arc::new(Semaphore::new(QUEUE)),
-            files: Arc::new(Semaphore::new(FILES_AT_ONCE)),
+            places: Arc::new(Semaphore::new(JOBS_WAITING_MAX)),
+            files: Arc::new(Semaphore::new(FILE_WRITES_MAX)),
             bodies,
             health,
             commits,
@@ -197,10 +200,10 @@ impl SqliteStore {
         Ok((Arc::new(store), recovery))
     }
 
-    /// Writes what is queued, then closes: every later call gets [`StoreError::Closed`]. The store can be opened again
-    /// when this returns.
+    /// Writes the queued jobs, then closes: every later call gets [`StoreError::Closed`]. When this returns, the store can be
+    /// opened again.
     ///
-    /// Cancel safety: the store closes all the same.
+    /// Cancel safety: the store closes nevertheless.
     pub async fn close(&self) {
         let place = self.places.clone().acquire_owned().await;
         self.places.close();
@@ -218,13 +221,13 @@ impl SqliteStore {
             reply,
             _place: place,
         };
-        // A thread that is gone already needs no stop.
+        // If the thread has ended already, it needs no stop.
         let _ = self.jobs.try_send(stop);
         let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         self.readers.close();
     }
 
-    /// Transactions committed by this handle: with many writers, far fewer than messages.
+    /// Number of transactions committed by this handle: with many writers, far fewer than messages.
     pub fn commits(&self) -> u64 {
         self.commits.load(Ordering::Relaxed)
     }
@@ -242,7 +245,7 @@ impl SqliteStore {
             reply,
             _place: place,
         };
-        // There is a place for every permit, so this fails only when the thread is gone.
+        // The queue has a place for every permit, so this fails only if the thread has ended.
         self.jobs.try_send(job).map_err(|_| StoreError::Closed)?;
         match answer.await {
             Ok(Ok(Output::Refused(error))) => Err(error),
@@ -251,7 +254,7 @@ impl SqliteStore {
         }
     }
 
-    /// New mail.
+    /// Writes new mail.
     async fn put_until(
         &self,
         records: Vec<Record>,
@@ -270,7 +273,7 @@ impl SqliteStore {
         self.write(new, lease, None, room).await
     }
 
-    /// What becomes of mail that is here is that mail: the reserve is for it.
+    /// Records that come from mail that the relay already has may use the reserve.
     async fn settle_in(
         &self,
         lane: Lane,
@@ -378,7 +381,7 @@ impl SqliteStore {
         }
     }
 
-    /// Does work that hands out records.
+    /// Submits work that claims records.
     async fn lease(&self, work: Work) -> Result<Vec<Record>, StoreError> {
         match self.submit(work).await? {
             Output::Claimed(rows) => Ok(self.keep_good(search::sort(rows)).await),
@@ -386,7 +389,7 @@ impl SqliteStore {
         }
     }
 
-    /// Marks what a read found to be unusable; the good records go on.
+    /// Sets aside the records that a read found to be damaged; returns the others.
     async fn keep_good(&self, (records, damaged): Sorted) -> Vec<Record> {
         for Damage { id, why } in damaged {
             match id.parse() {
@@ -399,11 +402,11 @@ impl SqliteStore {
 
     async fn set_aside(&self, id: MessageId, why: String) {
         if let Err(error) = self.submit(Work::SetAside { id, why }).await {
-            tracing::error!(%id, %error, "stored message not marked as damaged");
+            tracing::error!(%id, %error, "the store could not mark a message as damaged");
         }
     }
 
-    /// Passes an outcome on, and sets the record aside if that outcome is damage.
+    /// Returns the outcome. If the outcome is damage, sets the record aside.
     async fn watch<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
         if let Err(StoreError::Damaged(id, why)) = &outcome {
             self.set_aside(*id, why.clone()).await;
@@ -616,7 +619,7 @@ fn change_of(
         Change::Take(record, until) => (record, Some(until)),
     };
     if record.id != id {
-        let why = format!("it cannot be replaced by the record of {}", record.id);
+        let why = format!("the record of {} cannot replace it", record.id);
         return Err(StoreError::Damaged(id, why));
     }
     Ok(Work::Replace {

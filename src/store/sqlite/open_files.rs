@@ -1,9 +1,9 @@
-//! Whether the files that are open are those that the next start will find.
+//! Whether the open files are those that the next start will find.
 //!
-//! Whoever removes, renames or replaces the files of a store under a relay that runs does not stop it: SQLite goes on with
-//! what it has open, and everything that is acknowledged from then on is gone after a restart. So the names are compared
-//! with what is open: every second, and after each commit of new mail before that is acknowledged. Nothing is opened for
-//! this, since to close a file again would end the locks that SQLite has on it.
+//! If a person or a program removes, renames or replaces the files of a store while the relay runs, SQLite continues with the
+//! files that it has open, and everything that is acknowledged from then on is lost at a restart. So this module compares the
+//! names with the open files: every second, and after each commit of new mail before that mail is acknowledged. The check
+//! opens no file, because closing it again would end the locks that SQLite has on the file.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -11,17 +11,17 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::schema::{DATABASE, broken, open_reader};
+use super::schema::{DATABASE_FILE, broken, open_reader};
 use crate::store::StoreError;
 
-/// Octets before the first frame of the log, and of a frame before its page.
-const LOG_HEADER: u64 = 32;
-const FRAME_HEADER: u64 = 24;
-/// Where the index of the log says how large a page is and how many frames the log has, in the order of octets of this
+/// Size in octets of the header of the log, and of the header of a frame (SQLite, "WAL-mode File Format").
+const LOG_HEADER_OCTETS: u64 = 32;
+const FRAME_HEADER_OCTETS: u64 = 24;
+/// Offset in the index of the log of the page size, which is followed by the number of frames, in the byte order of this
 /// machine (SQLite, "WAL-mode File Format", 2.1).
-const PAGE_AT: u64 = 14;
+const PAGE_SIZE_OFFSET: u64 = 14;
 
-/// A file by its name, and what it was when it was opened.
+/// A file by its path, with the identity that it had when it was opened.
 #[derive(Debug)]
 struct Known {
     path: PathBuf,
@@ -39,7 +39,7 @@ impl Known {
         })
     }
 
-    /// The same file, as it is now.
+    /// Reads the metadata of the path, which must still name the same file.
     fn look(&self) -> Result<Metadata, String> {
         let shown = self.path.display();
         let found = fs::metadata(&self.path).map_err(|error| match error.kind() {
@@ -60,18 +60,18 @@ pub(super) struct OpenFiles {
     log: Known,
     index: Known,
     bodies: Known,
-    /// The index, which must stay open for as long as any connection of this process.
+    /// The index, which must stay open as long as any connection of this process.
     opened: Arc<File>,
-    /// Kept open, so that no other folder gets its number.
+    /// Kept open so that no other folder gets its inode number.
     _bodies: File,
-    /// What the database file had when it was looked at last.
+    /// Size of the database file at the last check.
     octets: u64,
 }
 
 impl OpenFiles {
-    /// Of a store that has just been opened: the log exists from its first transaction on.
+    /// The files of a store that has just been opened. The log exists since the first transaction.
     pub(super) fn find(folder: &Path) -> io::Result<Self> {
-        let file = |suffix| folder.join(format!("{DATABASE}{suffix}"));
+        let file = |suffix| folder.join(format!("{DATABASE_FILE}{suffix}"));
         let (index, bodies) = (file("-shm"), folder.join("bodies"));
         Ok(Self {
             database: Known::find(file(""))?,
@@ -84,7 +84,7 @@ impl OpenFiles {
         })
     }
 
-    /// Whether what was committed just now will be found: three system calls.
+    /// Checks that the next start will find the last commit: three system calls.
     pub(super) fn hold(&mut self) -> Result<(), StoreError> {
         let octets = self.database.look().map_err(moved)?.len();
         self.log_is_whole()?;
@@ -95,7 +95,7 @@ impl OpenFiles {
         Ok(())
     }
 
-    /// Whether everything is where it was.
+    /// Checks that all files are where they were.
     pub(super) fn are_all_there(&mut self) -> Result<(), StoreError> {
         self.hold()?;
         for known in [&self.index, &self.bodies] {
@@ -104,8 +104,8 @@ impl OpenFiles {
         Ok(())
     }
 
-    /// Whether a database whose file has become shorter can be read through: somebody may have made it compact. By a
-    /// connection that remembers no page.
+    /// Checks that a database whose file became shorter can be read completely: it may have been compacted. The check uses a
+    /// new connection, which has no pages in its cache.
     fn is_sound(&self) -> Result<(), StoreError> {
         let folder = self.database.path.parent().unwrap_or(Path::new("."));
         let read = |row: &rusqlite::Row<'_>| row.get::<_, String>(0);
@@ -116,13 +116,13 @@ impl OpenFiles {
         }
     }
 
-    /// What has to be open for as long as any connection.
+    /// The file that must be open as long as any connection.
     pub(super) fn opened(&self) -> Arc<File> {
         self.opened.clone()
     }
 
-    /// Whether the log has every frame that its index knows: who makes it shorter says so in the index first. To be asked
-    /// before anything is written to it, which fills the gap with nothing.
+    /// Checks that the log has every frame that its index lists: a process that truncates the log changes the index first.
+    /// Call this before any write to the log, because a write would fill the gap with zeros.
     pub(super) fn log_is_whole(&self) -> Result<(), StoreError> {
         let mut needed = self.octets_of_log().map_err(moved)?;
         loop {
@@ -133,33 +133,35 @@ impl OpenFiles {
             let before = std::mem::replace(&mut needed, self.octets_of_log().map_err(moved)?);
             if needed == before {
                 let shown = self.log.path.display();
-                let why = format!("{shown} has {octets} octets of {needed}");
+                let why = format!("{shown} has {octets} octets, but its index lists {needed}");
                 return Err(StoreError::Corrupt(why));
             }
         }
     }
 
-    /// What the log must have according to its index.
+    /// The size that the log must have according to its index.
     fn octets_of_log(&self) -> Result<u64, String> {
         let mut facts = [0; 6];
-        let [p0, p1, f0, f1, f2, f3] = match self.opened.read_exact_at(&mut facts, PAGE_AT) {
+        let [p0, p1, f0, f1, f2, f3] = match self.opened.read_exact_at(&mut facts, PAGE_SIZE_OFFSET)
+        {
             Ok(()) => facts,
             Err(error) => return Err(format!("{}: {error}", self.index.path.display())),
         };
-        // The largest size of a page does not fit its field.
+        // The largest page size, 65,536, does not fit into its field and is stored as 1.
         let page = match u16::from_ne_bytes([p0, p1]) {
             1 => 65_536,
             page => u64::from(page),
         };
         Ok(match u32::from_ne_bytes([f0, f1, f2, f3]) {
             0 => 0,
-            frames => LOG_HEADER + u64::from(frames) * (FRAME_HEADER + page),
+            frames => LOG_HEADER_OCTETS + u64::from(frames) * (FRAME_HEADER_OCTETS + page),
         })
     }
 }
 
 fn moved(why: String) -> StoreError {
     StoreError::Broken(format!(
-        "{why}: what is stored from now on would not be found after a restart"
+        "{why}: mail stored from now on would be lost at a restart; do not stop the relay, \
+         and see \"The store was moved away\" in docs/OPERATIONS.md"
     ))
 }

@@ -11,20 +11,20 @@ use super::health::Health;
 use super::schema::{broken, open_reader};
 use crate::store::StoreError;
 
-/// The connections that are not in use, and the right to use one.
+/// The idle connections, and the permits to use one.
 #[derive(Debug)]
 pub(super) struct Readers {
     folder: PathBuf,
     health: Arc<Health>,
     idle: Arc<Mutex<Vec<Connection>>>,
-    /// What must not be closed before the last connection.
+    /// A file that must not be closed before the last connection.
     opened: Option<Arc<File>>,
     places: Arc<Semaphore>,
 }
 
 impl Readers {
-    /// At most `count` at a time, opened when first needed; by a relay at once, so that they are of the files that it has
-    /// open whatever becomes of these.
+    /// At most `count` connections. A tool opens them when they are needed. A relay opens them at once, so that they use the
+    /// files that the relay has open, even if these are moved later.
     pub(super) fn new(
         folder: PathBuf,
         health: Arc<Health>,
@@ -43,9 +43,9 @@ impl Readers {
         })
     }
 
-    /// Runs `read` with a connection of its own. Callers beyond the number of connections wait for their turn.
+    /// Runs `read` with a connection. If all connections are in use, callers wait.
     ///
-    /// Cancel safety: safe; a read that has begun ends unheard.
+    /// Cancel safety: safe; a read that has begun goes on without effect.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
@@ -77,7 +77,7 @@ impl Readers {
             .map_err(|error| StoreError::Broken(error.to_string()))?
     }
 
-    /// The same for a read that knows no errors but those of SQLite.
+    /// Like [`Readers::run`], for a read whose only errors are those of SQLite.
     pub(super) async fn query<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -86,7 +86,7 @@ impl Readers {
             .await
     }
 
-    /// Closes the idle connections; nobody gets one any more.
+    /// Closes the idle connections. Later calls get [`StoreError::Closed`].
     pub(super) fn close(&self) {
         self.places.close();
         self.idle

@@ -1,5 +1,5 @@
-//! What a relay does with its store before it takes mail: checks the file, ends leases of the process that is gone, sets
-//! aside what cannot be used, and collects what a crash left over.
+//! The checks of a relay's store before it accepts mail: it checks the file, ends the leases of the last process, sets aside
+//! damaged rows, and removes files that a crash left.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,23 +10,23 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::bodies::{Bodies, failed};
 use super::row::{decode, lossy};
-use super::schema::{DATABASE, at_open, malformed};
+use super::schema::{DATABASE_FILE, at_open, malformed};
 use super::search::Damage;
 use crate::message::MessageId;
 use crate::store::{Recovery, StoreError};
 
-/// Databases beyond this size have only their metadata checked at start-up, so that a start takes seconds: contents are
-/// compared with their digest when they are read.
-const CHECK_BODIES_BELOW: u64 = 1 << 30;
+/// Size of the database from which the start checks only metadata, so that a start takes seconds: 1 GiB. Contents are compared
+/// with their digest when they are read.
+const BODY_CHECK_DATABASE_OCTETS_MAX: u64 = 1 << 30;
 
-/// Runs all of it. `collect` is false while a tool is writing body files, which look like orphans until their rows exist.
+/// Runs all checks. `collect` is false while a tool writes body files, because they have no rows yet and would be removed.
 pub(super) fn recover(
     db: &mut Connection,
     folder: &Path,
     bodies: &Bodies,
     collect: bool,
 ) -> Result<Recovery, StoreError> {
-    let file = folder.join(DATABASE);
+    let file = folder.join(DATABASE_FILE);
     let sqlite = |error: rusqlite::Error| at_open(&file, &error);
     check(db, &file)?;
     db.execute(
@@ -34,7 +34,7 @@ pub(super) fn recover(
         [],
     )
     .map_err(sqlite)?;
-    db.execute(RECOUNT, []).map_err(sqlite)?;
+    db.execute(RECOUNT_RESCANS, []).map_err(sqlite)?;
     db.execute_batch(RECOUNT_HELD).map_err(sqlite)?;
     let damaged = examine(db, bodies).map_err(sqlite)?;
     set_aside(db, &damaged).map_err(sqlite)?;
@@ -55,11 +55,11 @@ pub(super) fn recover(
     })
 }
 
-/// The sum that the triggers keep, made anew: whatever was done to the file meanwhile, it is right from here on.
-const RECOUNT: &str = "UPDATE rescan SET octets = \
+/// Computes the sum that the triggers keep: it is right from here on, whatever changed the file in the meantime.
+const RECOUNT_RESCANS: &str = "UPDATE rescan SET octets = \
      (SELECT coalesce(sum(size), 0) FROM message INDEXED BY rescans WHERE lane = 3)";
 
-/// The same for what is held, from the index alone.
+/// Computes the sums of quarantine, from the index alone.
 const RECOUNT_HELD: &str = "BEGIN IMMEDIATE;
     DELETE FROM held_by;
     INSERT INTO held_by SELECT '', sum(size + overhead), count(*) FROM message INDEXED BY holders WHERE lane = 2 \
@@ -72,7 +72,7 @@ const RECOUNT_HELD: &str = "BEGIN IMMEDIATE;
 
 fn check(db: &Connection, file: &Path) -> Result<(), StoreError> {
     let octets = fs::metadata(file).map(|meta| meta.len()).unwrap_or(0);
-    let tables: &[&str] = if octets < CHECK_BODIES_BELOW {
+    let tables: &[&str] = if octets < BODY_CHECK_DATABASE_OCTETS_MAX {
         &["message", "audit", "interceptor", "body"]
     } else {
         &["message", "audit", "interceptor"]
@@ -90,8 +90,8 @@ fn check(db: &Connection, file: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Finds rows whose record does not parse or whose content is not there. Rows set aside before are found again, so that
-/// every start says what an administrator has to look at.
+/// Finds rows whose record cannot be parsed or whose content is missing. Rows that were set aside before are found again, so
+/// that every start reports all damage to the administrator.
 fn examine(db: &Connection, bodies: &Bodies) -> rusqlite::Result<Vec<Damage>> {
     let mut statement = db.prepare(
         "SELECT m.id, m.record, m.file, m.size, m.damaged, b.seq IS NOT NULL, length(b.content) \
@@ -131,7 +131,7 @@ fn wrong_size(found: i64, expected: i64) -> Option<String> {
     (found != expected).then(|| format!("its content has {found} octets instead of {expected}"))
 }
 
-/// Marks rows as damaged, and says so.
+/// Marks rows as damaged, and logs each.
 fn set_aside(db: &mut Connection, damaged: &[Damage]) -> rusqlite::Result<()> {
     let change = db.transaction()?;
     for Damage { id, why } in damaged {
@@ -143,16 +143,16 @@ fn set_aside(db: &mut Connection, damaged: &[Damage]) -> rusqlite::Result<()> {
     change.commit()
 }
 
-/// The log line about a row that is set aside.
+/// Logs that a row is set aside.
 pub(super) fn report(id: &str, why: &str) {
     tracing::error!(
         id,
         problem = why,
-        "stored message set aside: it cannot be used, and is kept as it is; the rest goes on"
+        "stored message set aside: it is damaged and stays stored; other mail is not affected"
     );
 }
 
-/// Removes files that no row claims: drafts, and contents whose put was never acknowledged or whose row is gone.
+/// Removes files without a row: drafts, contents whose put was not acknowledged, and contents whose row was removed.
 fn collect_orphans(db: &Connection, bodies: &Bodies) -> Result<u64, StoreError> {
     let mut orphans = 0;
     for folder in bodies.folders() {
@@ -160,13 +160,13 @@ fn collect_orphans(db: &Connection, bodies: &Bodies) -> Result<u64, StoreError> 
         for entry in entries {
             let path = entry.map_err(|error| failed(&folder, &error))?.path();
             match owner(db, &path) {
-                Ok(Owner::Nobody) => {
+                Ok(Owner::None) => {
                     fs::remove_file(&path).map_err(|error| failed(&path, &error))?;
                     orphans += 1;
                 }
                 Ok(Owner::Row) => {}
-                Ok(Owner::Stranger) => {
-                    tracing::warn!(path = %path.display(), "not a file of the store; left alone");
+                Ok(Owner::Foreign) => {
+                    tracing::warn!(path = %path.display(), "not a file of the store; the relay does not remove it");
                 }
                 Err(error) => return Err(at_open(&path, &error)),
             }
@@ -177,8 +177,8 @@ fn collect_orphans(db: &Connection, bodies: &Bodies) -> Result<u64, StoreError> 
 
 enum Owner {
     Row,
-    Nobody,
-    Stranger,
+    None,
+    Foreign,
 }
 
 fn owner(db: &Connection, path: &Path) -> rusqlite::Result<Owner> {
@@ -187,12 +187,12 @@ fn owner(db: &Connection, path: &Path) -> rusqlite::Result<Owner> {
         .and_then(OsStr::to_str)
         .and_then(|name| name.parse::<MessageId>().ok());
     match (id, path.extension().and_then(OsStr::to_str)) {
-        (Some(_), Some("tmp")) => Ok(Owner::Nobody),
+        (Some(_), Some("tmp")) => Ok(Owner::None),
         (Some(id), None) => db
             .prepare_cached("SELECT 1 FROM message WHERE id = ?1 AND file = 1")?
             .query_row([id.to_string()], |_| Ok(Owner::Row))
             .optional()
-            .map(|found| found.unwrap_or(Owner::Nobody)),
-        _ => Ok(Owner::Stranger),
+            .map(|found| found.unwrap_or(Owner::None)),
+        _ => Ok(Owner::Foreign),
     }
 }

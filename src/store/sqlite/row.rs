@@ -1,5 +1,5 @@
-//! A record as a row: what the writer binds and what search compares. Made by the caller, so that the one writer thread
-//! does not spend its time on JSON.
+//! A record as a row: the values that the writer binds and that search compares. The caller encodes the row, so that the one
+//! writer thread does not spend its time on JSON.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::message::{Mailbox, SenderReputation};
 use crate::store::{Cause, Lane, Record, StoreError};
 use crate::verdict::Answer;
 
-/// The columns of `message` that follow from the record.
+/// The columns of `message` that are derived from the record.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) id: String,
@@ -37,21 +37,21 @@ pub(super) struct Row {
     overhead: u64,
 }
 
-const INSERT: &str = "INSERT INTO message (id, lane, due_at, lease_until, received_at, expires_at, sender, recipients, \
+const INSERT_MESSAGE: &str = "INSERT INTO message (id, lane, due_at, lease_until, received_at, expires_at, sender, recipients, \
      subject, rule, reason, engines, findings, record, cause, known, next_hop, client, domain, overhead, size, \
      file) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)";
 
-const UPDATE: &str = "UPDATE message SET lane = ?2, due_at = ?3, lease_until = ?4, received_at = ?5, expires_at = ?6, \
+const UPDATE_MESSAGE: &str = "UPDATE message SET lane = ?2, due_at = ?3, lease_until = ?4, received_at = ?5, expires_at = ?6, \
      sender = ?7, recipients = ?8, subject = ?9, rule = ?10, reason = ?11, engines = ?12, findings = ?13, record = ?14, \
      cause = ?15, known = ?16, next_hop = ?17, client = ?18, domain = ?19, overhead = ?20 \
      WHERE id = ?1 AND damaged IS NULL AND lane BETWEEN ?21 AND ?22";
 
 impl Row {
-    /// Translates a record; `lease` is when a lease on it ends.
+    /// Encodes a record; `lease` is the end of its lease.
     pub(super) fn encode(mut record: Record, lease: Option<Timestamp>) -> Result<Self, StoreError> {
         make_finite(&mut record);
         let json = serde_json::to_string(&record).map_err(|error| {
-            StoreError::Damaged(record.id, format!("cannot be written: {error}"))
+            StoreError::Damaged(record.id, format!("it cannot be encoded: {error}"))
         })?;
         let decision = record.decision.as_ref();
         let lower = |text: &str| text.to_lowercase();
@@ -98,7 +98,7 @@ impl Row {
         Ok(row)
     }
 
-    /// What is known of the message, in octets: the record, the columns for search, and their copy in the index.
+    /// Octets of the metadata: the record, the columns for search, and the copy of these columns in the index.
     fn octets(&self) -> u64 {
         let columns = [
             &self.sender,
@@ -110,47 +110,47 @@ impl Row {
             &self.findings,
         ];
         let columns: usize = columns.iter().map(|column| column.len()).sum();
-        (self.record.len() + 2 * columns) as u64 + Self::LEAST
+        (self.record.len() + 2 * columns) as u64 + Self::FIXED_OCTETS
     }
 
-    /// Octets of the columns of fixed length and of all other indexes.
-    const LEAST: u64 = 512;
+    /// Estimated octets of the columns with a fixed length and of all other indexes.
+    const FIXED_OCTETS: u64 = 512;
 
     /// Whether the row is in quarantine.
     pub(super) fn is_held(&self) -> bool {
         self.lane == lane_number(Lane::Held)
     }
 
-    /// Those whose mail it is, as far as it is held.
+    /// The parties that the mail counts for while it is in quarantine: client and sender domain.
     pub(super) fn parties(&self) -> [&str; 2] {
         [&self.client, &self.domain]
     }
 
-    /// What it takes beside its content, octets.
+    /// Octets that the row needs in addition to its content.
     pub(super) fn overhead(&self) -> u64 {
         self.overhead
     }
 
-    /// Whether the row may need others to make room for it.
+    /// Whether the row is in the rescan lane, where other rows may have to make room for it.
     pub(super) fn is_rescan(&self) -> bool {
         self.lane == lane_number(Lane::Rescan)
     }
 
-    /// Inserts the row and gives its number.
+    /// Inserts the row and returns its number.
     pub(super) fn insert(&self, db: &Connection, size: i64, file: bool) -> rusqlite::Result<i64> {
-        let mut statement = db.prepare_cached(INSERT)?;
+        let mut statement = db.prepare_cached(INSERT_MESSAGE)?;
         self.run(&mut statement, size, i64::from(file))?;
         Ok(db.last_insert_rowid())
     }
 
-    /// Replaces the row that is in `lane` (in any if `None`); false if there is none.
+    /// Replaces the row if it is in `lane` (in any lane if `None`); returns false if no row was replaced.
     pub(super) fn update(&self, db: &Connection, lane: Option<Lane>) -> rusqlite::Result<bool> {
         let (first, last) = lanes(lane);
-        let mut statement = db.prepare_cached(UPDATE)?;
+        let mut statement = db.prepare_cached(UPDATE_MESSAGE)?;
         Ok(self.run(&mut statement, first, last)? == 1)
     }
 
-    /// Binds in the order that both statements share; the two last parameters differ in meaning.
+    /// Binds the parameters in the order that both statements share. The last two parameters differ in meaning.
     fn run(
         &self,
         statement: &mut CachedStatement<'_>,
@@ -184,12 +184,12 @@ impl Row {
     }
 }
 
-/// Reads a record back; the text says what is wrong with it.
+/// Decodes a record; the error text describes the problem.
 pub(super) fn decode(id: &str, json: &str) -> Result<Record, String> {
-    let record: Record =
-        serde_json::from_str(json).map_err(|error| format!("its record: {error}"))?;
+    let record: Record = serde_json::from_str(json)
+        .map_err(|error| format!("its record cannot be read: {error}"))?;
     if record.id.to_string() != id {
-        return Err(format!("its record is that of {}", record.id));
+        return Err(format!("its record belongs to {}", record.id));
     }
     Ok(record)
 }
@@ -199,7 +199,7 @@ pub(super) fn lanes(lane: Option<Lane>) -> (i64, i64) {
     lane.map_or((0, 3), |lane| (lane_number(lane), lane_number(lane)))
 }
 
-/// The lane in the database.
+/// The number of the lane in the database.
 pub(super) fn lane_number(lane: Lane) -> i64 {
     match lane {
         Lane::Scan => 0,
@@ -209,19 +209,19 @@ pub(super) fn lane_number(lane: Lane) -> i64 {
     }
 }
 
-/// The cause in the database; empty for none.
+/// The cause in the database; empty if there is none.
 pub(super) fn cause_key(cause: Option<&Cause>) -> String {
     cause.map_or_else(String::new, Cause::to_string)
 }
 
-/// A text column whatever octets it has: damage in one row must not end a query over many.
+/// A text column with any octets replaced that are not UTF-8: damage in one row must not end a query over many rows.
 pub(super) fn lossy(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<String> {
     let value = row.get_ref(column)?;
     let octets = value.as_bytes_or_null().ok().flatten().unwrap_or_default();
     Ok(String::from_utf8_lossy(octets).into_owned())
 }
 
-/// Appends a lower-cased line. Every value is enclosed in line feeds, so that `engines` can be asked for whole names.
+/// Appends a line in lower case. Every value is enclosed in line feeds, so that a search in `engines` can match whole names.
 fn line(text: &mut String, value: &str) {
     if text.is_empty() {
         text.push('\n');
@@ -230,7 +230,7 @@ fn line(text: &mut String, value: &str) {
     let _ = writeln!(text, "{}", value.to_lowercase());
 }
 
-/// JSON has no infinity: a score that is one would make a record that cannot be read back.
+/// JSON has no infinity: a record with an infinite score could not be read back.
 fn make_finite(record: &mut Record) {
     let finite = |score: &mut f64| {
         if !score.is_finite() {

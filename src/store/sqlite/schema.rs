@@ -1,15 +1,16 @@
-//! The tables, how a connection is opened, and what SQLite's errors mean to us.
+//! The tables, how a connection is opened, and the meaning of SQLite's errors.
 //!
-//! A message is one row of `message`: its [`Record`](crate::store::Record) as compact JSON, plus the columns by which it
-//! is found. Text columns are lower-cased copies, for search without regard to case. Content up to `store.inline_limit`
-//! is in `body` under the same row number, apart from the metadata so that a change of the record does not write the
-//! content again. Times are microseconds since 1970.
+//! A message is one row of `message`: its [`Record`](crate::store::Record) as compact JSON, and columns for search. Text
+//! columns are copies in lower case, for search without regard to case. Content up to `store.inline_limit` is in `body` under
+//! the same row number. It is separate from the metadata, so that a change of the record does not write the content again.
+//! Times are microseconds since 1970.
 //!
-//! A few partial indexes carry all work, each free of charge for messages that it is not about: `work` hands out what is due
-//! and answers `stats` without touching a row; `held` covers every search of the quarantine; `recovery` finds what waits
-//! for a cause to go; `outgoing` is one queue for each next hop, and `given_up` finds what was tried for long enough; `rescans` finds what was kept to be scanned again and gives way first;
-//! `holders` tells whose mail is held. Triggers keep the sums of the last two (`rescan`; `held_by`, of each client network,
-//! each sender domain and everybody, whose name is empty), so that their bounds hold in every process and cost no count.
+//! A few partial indexes serve all queries; each costs nothing for messages that it does not contain. `work` finds due rows
+//! and answers `stats` without reading a row. `held` covers every search of the quarantine. `recovery` finds the rows that
+//! wait for a cause. `outgoing` is one queue for each next hop, and `given_up` finds deliveries that are past their time.
+//! `rescans` finds the rows of the rescan lane that are removed first. `holders` finds the mail in quarantine of each party.
+//! Triggers keep two sums: `rescan`, and `held_by` for each client network, each sender domain and all mail (with an empty
+//! name). So the limits hold in every process, without counting.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,14 +19,14 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 
 use crate::store::StoreError;
 
-/// The file of the database inside `store.path`.
-pub(super) const DATABASE: &str = "spillway.db";
-/// `PRAGMA application_id` of our databases: "SPWY".
-const APPLICATION: i32 = 0x5350_5759;
-/// How long a process waits for another one that writes before it gives up: far more than any commit takes.
+/// Name of the database file inside `store.path`.
+pub(super) const DATABASE_FILE: &str = "spillway.db";
+/// `PRAGMA application_id` of the databases of this program: "SPWY".
+const APPLICATION_ID: i32 = 0x5350_5759;
+/// How long a process waits for the writes of another before it gives up: 10 s are far more than any commit takes.
 const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Step N brings a database from `user_version` N to N + 1. Steps are only ever appended.
+/// Step N changes a database from `user_version` N to N + 1. New steps are only added at the end.
 const MIGRATIONS: [&str; 6] = [
     "
 CREATE TABLE message (
@@ -89,10 +90,11 @@ ALTER TABLE message ADD COLUMN next_hop TEXT NOT NULL DEFAULT '';
 CREATE INDEX outgoing ON message (next_hop, due_at, lease_until) WHERE lane = 1 AND damaged IS NULL;
 CREATE INDEX given_up ON message (expires_at, lease_until) WHERE lane = 1 AND damaged IS NULL;
 ",
-    // From here on records hold what is to be done to a message when it is delivered. An older version would read them and
-    // deliver without, so it must not.
+    // From this version on, records contain edits to make at delivery. An older version would deliver without them, so it must
+    // not open the database.
     "",
-    // What was held before belongs to nobody, and counts for its content alone. The sums are made at the next start.
+    // Mail that was in quarantine before belongs to no party, and counts only its content. The sums are computed at the next
+    // start.
     "
 ALTER TABLE message ADD COLUMN client TEXT NOT NULL DEFAULT '';
 ALTER TABLE message ADD COLUMN domain TEXT NOT NULL DEFAULT '';
@@ -121,20 +123,20 @@ END;
 ",
 ];
 
-/// A connection for the writer: durable at every commit.
+/// Opens a connection for the writer: durable at every commit.
 pub(super) fn open_writer(folder: &Path, log_pages: i32) -> Result<Connection, StoreError> {
-    let file = folder.join(DATABASE);
+    let file = folder.join(DATABASE_FILE);
     let mut connection = connect(&file).map_err(|error| at_open(&file, &error))?;
     prepare_writer(&mut connection, &file, log_pages)?;
     Ok(connection)
 }
 
-/// A connection that only reads.
+/// Opens a connection that only reads.
 pub(super) fn open_reader(folder: &Path) -> Result<Connection, StoreError> {
     let open = || {
-        let connection = connect(&folder.join(DATABASE))?;
+        let connection = connect(&folder.join(DATABASE_FILE))?;
         connection.pragma_update(None, "query_only", true)?;
-        // The log and its index are opened by the first read.
+        // The first read opens the log and its index.
         connection.query_row("SELECT writes FROM probe", [], |_| Ok(()))?;
         Ok(connection)
     };
@@ -145,7 +147,7 @@ fn connect(file: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(file)?;
     connection.busy_timeout(DATABASE_BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
-    // A group commit must not spill its savepoint into a temporary file: that disk has no reserve.
+    // A group commit must not write its savepoint to a temporary file, because that disk has no reserve.
     connection.pragma_update(None, "temp_store", "memory")?;
     Ok(connection)
 }
@@ -156,7 +158,7 @@ fn prepare_writer(
     log_pages: i32,
 ) -> Result<(), StoreError> {
     let sqlite = |error: rusqlite::Error| at_open(file, &error);
-    // A checkpoint costs two fsyncs; mail that comes and goes at once needs few of them.
+    // A checkpoint costs two fsyncs, so larger logs save time: mail that is soon removed needs few checkpoints.
     for (pragma, value) in [
         ("wal_autocheckpoint", log_pages),
         ("journal_size_limit", 64 << 20),
@@ -180,7 +182,7 @@ fn prepare_writer(
     change.commit().map_err(sqlite)
 }
 
-/// Some pragmas answer with a row and some do not, and which ones differs between versions of SQLite.
+/// Some pragmas answer with a row and some do not. This differs between versions of SQLite.
 fn none_returned(error: rusqlite::Error) -> rusqlite::Result<()> {
     match error {
         rusqlite::Error::QueryReturnedNoRows => Ok(()),
@@ -196,7 +198,7 @@ fn migrate(change: &Transaction<'_>, file: &Path) -> Result<(), StoreError> {
     let tables: u32 = change
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
         .map_err(sqlite)?;
-    if application != APPLICATION && tables > 0 {
+    if application != APPLICATION_ID && tables > 0 {
         return Err(StoreError::Broken(format!(
             "{} is a database of another program; give store.path a folder of its own",
             file.display()
@@ -215,26 +217,26 @@ fn migrate(change: &Transaction<'_>, file: &Path) -> Result<(), StoreError> {
     }
     if done < MIGRATIONS.len() {
         let set = |pragma, value| change.pragma_update(None, pragma, value);
-        set("application_id", APPLICATION).map_err(sqlite)?;
+        set("application_id", APPLICATION_ID).map_err(sqlite)?;
         set("user_version", MIGRATIONS.len() as i32).map_err(sqlite)?;
     }
     Ok(())
 }
 
-/// What an error of SQLite means once the store runs.
+/// The meaning of an error of SQLite while the store runs.
 pub(super) fn broken(error: &rusqlite::Error) -> StoreError {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => StoreError::Full(error.to_string()),
         _ if is_corrupt(error) || is_unreadable(error) => StoreError::Corrupt(error.to_string()),
         Some(ErrorCode::DatabaseBusy) => StoreError::Broken(format!(
-            "another process has kept {DATABASE} locked for {} s",
+            "another process has kept {DATABASE_FILE} locked for {} s; find and stop it",
             DATABASE_BUSY_TIMEOUT.as_secs()
         )),
         _ => StoreError::Broken(error.to_string()),
     }
 }
 
-/// Whether the error says that pages of the file are not what they should be.
+/// Whether the error says that pages of the file are damaged.
 pub(in crate::store) fn is_corrupt(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
@@ -242,7 +244,7 @@ pub(in crate::store) fn is_corrupt(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// Whether the file system did not give back, or not whole, what was written.
+/// Whether the file system did not return what was written, or not completely.
 fn is_unreadable(error: &rusqlite::Error) -> bool {
     let code = error.sqlite_error().map(|error| error.extended_code);
     matches!(
@@ -256,7 +258,7 @@ fn is_unreadable(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// The same at start-up, where somebody reads it who can act on it.
+/// The meaning of an error at start, with the file name, because the reader can act on it.
 pub(super) fn at_open(file: &Path, error: &rusqlite::Error) -> StoreError {
     if is_corrupt(error) {
         return malformed(file, &error.to_string());
@@ -267,11 +269,12 @@ pub(super) fn at_open(file: &Path, error: &rusqlite::Error) -> StoreError {
     }
 }
 
-/// Names the file and the way out. Nothing is recreated by itself: the file still holds mail that was accepted.
+/// An error that names the file and the way to save the mail. The store does not create a new file, because the old one still
+/// contains accepted mail.
 pub(super) fn malformed(file: &Path, why: &str) -> StoreError {
     let file = file.display();
     StoreError::Broken(format!(
-        "{file} is malformed: {why}. It was left as it is, since it holds accepted mail. Stop every spillway process, \
+        "{file} is malformed: {why}. It was not changed, because it holds accepted mail. Stop every spillway process, \
          then restore the store from a backup, or save what can be read: sqlite3 {file} .recover | sqlite3 {file}.new, \
          and put {file}.new in its place (moving {file}-wal and {file}-shm away with the old file)"
     ))

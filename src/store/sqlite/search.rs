@@ -1,4 +1,4 @@
-//! What is read: one record, its content, searches, the audit, counts. Runs on reader connections, beside the writer.
+//! All reads: one record, its content, searches, the audit, counts. They run on reader connections, beside the writer.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,23 +16,23 @@ use super::row::{cause_key, decode, lane_number, lossy};
 use super::schema::broken;
 use crate::message::MessageId;
 use crate::store::{
-    Audit, CAUSES_MOST, Capacity, Cause, Filter, Held, Holder, Lane, LaneStats, Object, Queue,
+    Audit, CAUSES_MAX, Capacity, Cause, Filter, Held, Holder, Lane, LaneStats, Object, Queue,
     Record, StoreError, Times,
 };
 
 /// A row that cannot be used, found while reading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Damage {
-    /// As it stands in the row; it may be no id at all.
+    /// The id column as stored; it may not be a valid id.
     pub(super) id: String,
-    /// What is wrong.
+    /// The problem.
     pub(super) why: String,
 }
 
-/// Records that can be used, and those that cannot.
+/// Usable records, and damaged rows.
 pub(super) type Sorted = (Vec<Record>, Vec<Damage>);
 
-/// Parses rows, setting apart those that do not parse.
+/// Parses rows, and separates those that cannot be parsed.
 pub(super) fn sort(rows: Vec<(String, String)>) -> Sorted {
     let mut sorted = Sorted::default();
     for (id, json) in rows {
@@ -44,7 +44,7 @@ pub(super) fn sort(rows: Vec<(String, String)>) -> Sorted {
     sorted
 }
 
-/// The row of a record: its JSON, whether the content is a file, its number.
+/// The row of a record: its JSON, whether the content is a file, and its number.
 struct Found {
     json: String,
     file: bool,
@@ -83,7 +83,7 @@ pub(super) fn get(db: &Connection, id: MessageId) -> Result<Option<Record>, Stor
         .map_err(|why| StoreError::Damaged(id, why))
 }
 
-/// The content of a record, compared with the digest that was made when it came in.
+/// The content of a record, checked against the digest that was computed at reception.
 pub(super) fn content(
     db: &Connection,
     bodies: &Bodies,
@@ -97,9 +97,11 @@ pub(super) fn content(
     } else {
         read_inline(db, id, found.seq)?
     };
-    // Records that were made without a digest cannot be compared.
+    // Records that were stored without a digest cannot be checked.
     if !record.sha256.is_empty() && !record.sha256.eq_ignore_ascii_case(&hexadecimal(&content)) {
-        return Err(damaged("its content is not what was received".to_owned()));
+        return Err(damaged(
+            "its content differs from the content that was received".to_owned(),
+        ));
     }
     Ok(content.into())
 }
@@ -122,7 +124,8 @@ fn read_file(db: &Connection, bodies: &Bodies, id: MessageId) -> Result<Vec<u8>,
     })
 }
 
-/// A row goes before its content does: who finds the row and no content looks again for the row.
+/// The row is removed before its content. So if a read finds a row without content, it looks again whether the row still
+/// exists.
 fn gone(db: &Connection, id: MessageId, why: String) -> StoreError {
     match find(db, id) {
         Ok(Some(_)) => StoreError::Damaged(id, why),
@@ -141,7 +144,7 @@ fn hexadecimal(content: &[u8]) -> String {
     text
 }
 
-/// A condition with its parameters, grown field by field.
+/// A condition with its parameters.
 struct Query {
     sql: String,
     values: Vec<Value>,
@@ -176,7 +179,7 @@ fn conditions(filter: &Filter) -> Query {
         [Lane::Rescan] if filter.expired.is_some() => {
             "message INDEXED BY rescans WHERE lane = 3".to_owned()
         }
-        // Spelled as in the definitions of the indexes, or SQLite does not see that they apply.
+        // The condition must be written exactly as in the definition of the index, or SQLite does not use the index.
         [Lane::Held] if filter.expired.is_some() => {
             "message INDEXED BY expiry WHERE lane = 2".to_owned()
         }
@@ -225,14 +228,15 @@ fn conditions(filter: &Filter) -> Query {
     query
 }
 
-/// Records that match, the newest first, or those that expired first where that is asked. Finds them in the index alone, then reads only those that are returned.
+/// Records that match, the newest first, or with [`Filter::expired`] the longest expired first. The query finds them in the
+/// index alone, and then reads only the records that it returns.
 pub(super) fn search(db: &Connection, filter: &Filter) -> rusqlite::Result<Sorted> {
     let mut query = conditions(filter);
     let number = |count: usize| Value::from(i64::try_from(count).unwrap_or(i64::MAX));
     let limit = query.values.len() + 1;
     query.values.push(number(filter.limit));
     query.values.push(number(filter.offset));
-    // What has expired is a range at the beginning of its index, and is not sorted: it may be a million.
+    // Expired records are a range at the beginning of their index, so they are not sorted; there may be a million.
     let order = match filter.expired {
         Some(_) => "expires_at",
         None => "received_at DESC",
@@ -252,7 +256,7 @@ pub(super) fn search(db: &Connection, filter: &Filter) -> rusqlite::Result<Sorte
     Ok(sort(rows))
 }
 
-/// The audit, newest first.
+/// The audit, the newest entry first.
 pub(super) fn audited(
     db: &Connection,
     of: Option<&Object>,
@@ -272,14 +276,14 @@ pub(super) fn audited(
     let parse = |json: &String| match serde_json::from_str(json) {
         Ok(entry) => Some(entry),
         Err(error) => {
-            tracing::error!(%error, entry = json, "audit entry cannot be read");
+            tracing::error!(%error, entry = json, "an audit entry cannot be read and is skipped");
             None
         }
     };
     Ok(rows.iter().filter_map(parse).collect())
 }
 
-/// Octets that are held of a party, or of everybody, whose name is empty.
+/// Octets in quarantine of a party; of all parties if the name is empty.
 pub(super) fn held_by(db: &Connection, party: &str) -> rusqlite::Result<u64> {
     let octets: Option<i64> = db
         .prepare_cached("SELECT octets FROM held_by WHERE party = ?1")?
@@ -288,7 +292,7 @@ pub(super) fn held_by(db: &Connection, party: &str) -> rusqlite::Result<u64> {
     Ok(octets.map_or(0, octets_of))
 }
 
-/// What is held against what may be.
+/// The use of quarantine and its limit.
 pub(super) fn held(db: &Connection, quarantine: Capacity, disk: Disk) -> rusqlite::Result<Held> {
     let octets = held_by(db, "")?;
     let largest = db
@@ -309,13 +313,13 @@ pub(super) fn held(db: &Connection, quarantine: Capacity, disk: Disk) -> rusqlit
     })
 }
 
-/// A sum is no less than nothing, whatever was done to the file.
+/// A sum is never negative, even in a damaged file.
 fn octets_of(sum: i64) -> u64 {
     u64::try_from(sum).unwrap_or_default()
 }
 
-/// One step in the index for each next hop, and from either end of its queue to the first that is not leased.
-const QUEUES: &str = "WITH RECURSIVE hop (name) AS ( \
+/// One step in the index for each next hop, and from either end of its queue to the first record that is not leased.
+const SELECT_QUEUES: &str = "WITH RECURSIVE hop (name) AS ( \
          SELECT min(next_hop) FROM message INDEXED BY outgoing WHERE lane = 1 AND damaged IS NULL \
          UNION ALL SELECT (SELECT min(next_hop) FROM message INDEXED BY outgoing \
              WHERE lane = 1 AND damaged IS NULL AND next_hop > hop.name) FROM hop WHERE hop.name IS NOT NULL) \
@@ -328,7 +332,7 @@ const QUEUES: &str = "WITH RECURSIVE hop (name) AS ( \
 
 /// The queues of next hops.
 pub(super) fn queues(db: &Connection, times: Times) -> rusqlite::Result<Vec<Queue>> {
-    let mut statement = db.prepare_cached(QUEUES)?;
+    let mut statement = db.prepare_cached(SELECT_QUEUES)?;
     let mut rows = statement.query(params![
         times.now.as_microsecond(),
         times.until.as_microsecond()
@@ -336,7 +340,7 @@ pub(super) fn queues(db: &Connection, times: Times) -> rusqlite::Result<Vec<Queu
     let mut queues = Vec::new();
     while let Some(row) = rows.next()? {
         let at = |column| row.get::<_, Option<i64>>(column);
-        // All of it may be leased.
+        // All records of the queue may be leased.
         let (Some(first), Some(last)) = (at(1)?, at(2)?) else {
             continue;
         };
@@ -349,17 +353,17 @@ pub(super) fn queues(db: &Connection, times: Times) -> rusqlite::Result<Vec<Queu
     Ok(queues)
 }
 
-/// From one cause of a lane to the next in the index, not through all that waits for each.
-const NEXT_CAUSE: &str = "SELECT cause FROM message INDEXED BY recovery WHERE damaged IS NULL AND cause <> '' \
+/// Steps from one cause of a lane to the next in the index, without reading all records of each cause.
+const SELECT_NEXT_CAUSE: &str = "SELECT cause FROM message INDEXED BY recovery WHERE damaged IS NULL AND cause <> '' \
      AND lane = ?1 AND cause > ?2 ORDER BY cause LIMIT 1";
 
 /// The causes that mail waits for.
 pub(super) fn causes(db: &Connection) -> rusqlite::Result<Vec<Cause>> {
-    let mut statement = db.prepare_cached(NEXT_CAUSE)?;
+    let mut statement = db.prepare_cached(SELECT_NEXT_CAUSE)?;
     let mut causes = BTreeSet::new();
     for lane in Lane::ALL {
         let mut last = String::new();
-        while causes.len() < CAUSES_MOST {
+        while causes.len() < CAUSES_MAX {
             let next = statement.query_row(params![lane_number(lane), last], |row| lossy(row, 0));
             let Some(next) = next.optional()? else {
                 break;
@@ -371,7 +375,7 @@ pub(super) fn causes(db: &Connection) -> rusqlite::Result<Vec<Cause>> {
     Ok(causes.into_iter().collect())
 }
 
-/// Counts by lane.
+/// The counts of each lane.
 pub(super) fn stats(db: &Connection) -> rusqlite::Result<[LaneStats; Lane::ALL.len()]> {
     let mut stats = <[LaneStats; Lane::ALL.len()]>::default();
     let mut statement = db.prepare_cached(
@@ -400,7 +404,7 @@ pub(super) fn rescan_octets(db: &Connection) -> rusqlite::Result<u64> {
     Ok(octets.unsigned_abs())
 }
 
-/// Counts the messages of [`Lane::Scan`], in its part of the index alone: quarantine may hold a million.
+/// Counts the messages of [`Lane::Scan`] in their part of the index alone: quarantine may hold a million.
 pub(super) fn unjudged(db: &Connection) -> rusqlite::Result<u64> {
     let mut statement = db.prepare_cached(
         "SELECT count(*) FROM message INDEXED BY work WHERE damaged IS NULL AND lane = ?1",

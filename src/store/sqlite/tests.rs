@@ -15,8 +15,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::store::contract::{self, at, octets, record, times};
 
-/// Contents of this size are files in these tests.
-const LARGE: usize = 2000;
+/// Content of this size is above `inline_limit`, so it is stored in a file.
+const LARGE_OCTETS: usize = 2000;
 
 fn settings(folder: &TempDir) -> Settings {
     Settings {
@@ -43,14 +43,14 @@ async fn faulty(folder: &TempDir, faults: Faults) -> Arc<SqliteStore> {
     opened.expect("the store opens").0
 }
 
-/// What another program does to the database behind our back.
+/// Changes the database as another program would.
 fn tamper(folder: &TempDir, sql: &str) {
     let db = Connection::open(database(folder)).expect("database");
     db.execute_batch(sql).expect(sql);
 }
 
 fn database(folder: &TempDir) -> PathBuf {
-    settings(folder).path.join(schema::DATABASE)
+    settings(folder).path.join(schema::DATABASE_FILE)
 }
 
 fn body_files(folder: &TempDir) -> usize {
@@ -82,14 +82,14 @@ async fn the_contract_holds() {
     .await;
 }
 
-/// A stop and a start change nothing, except that leases of the process that is gone end.
+/// A stop and a start change nothing, except that the leases of the old process end.
 #[tokio::test]
-async fn messages_outlive_the_process_and_leases_do_not() {
+async fn messages_survive_a_restart_and_leases_do_not() {
     let folder = folder();
     let (store, found) = relay(&folder).await;
     assert_eq!(found, Recovery::default());
     let mut ids = Vec::new();
-    for size in [10, LARGE] {
+    for size in [10, LARGE_OCTETS] {
         let record = record(Lane::Scan);
         ids.push(record.id);
         store
@@ -102,21 +102,24 @@ async fn messages_outlive_the_process_and_leases_do_not() {
     let (store, found) = relay(&folder).await;
     assert_eq!(found.waiting, 2);
     assert_eq!(store.content(ids[0]).await.expect("content").len(), 10);
-    assert_eq!(store.content(ids[1]).await.expect("content").len(), LARGE);
+    assert_eq!(
+        store.content(ids[1]).await.expect("content").len(),
+        LARGE_OCTETS
+    );
     let due = store.claim(Lane::Scan, times(0, 99_999), 10).await;
     assert_eq!(due.expect("claim").len(), 2);
 }
 
-/// Promise P5 under a failing disk: whichever operation fails, an acknowledged message is there after the next start, one
-/// that was refused is there whole or not at all, and no file is left that no row knows.
+/// Promise P5 on a failing disk. If any operation fails, an acknowledged message is there after the next start, a refused
+/// message is there completely or not at all, and no file is left without a row.
 #[tokio::test]
-async fn no_single_failure_loses_what_was_acknowledged() {
+async fn no_single_failure_loses_acknowledged_mail() {
     for nth in 1.. {
         let folder = folder();
         let faults = Faults::nth(nth);
         let store = faulty(&folder, faults.clone()).await;
         let mut puts = Vec::new();
-        for size in [10, LARGE, 20, LARGE + 1] {
+        for size in [10, LARGE_OCTETS, 20, LARGE_OCTETS + 1] {
             let records = vec![record(Lane::Scan), record(Lane::Delivery)];
             let outcome = store.put(records.clone(), octets(size)).await;
             puts.push((records, size, outcome.is_ok()));
@@ -169,9 +172,9 @@ async fn waiting_messages_are_committed_together() {
     assert_eq!(scan.messages, 300);
 }
 
-/// A message whose statement fails does not take its neighbours in the batch with it.
+/// A message whose statement fails does not make other messages of the batch fail.
 #[tokio::test]
-async fn one_bad_message_fails_alone() {
+async fn a_bad_message_does_not_fail_its_batch() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
     let known = record(Lane::Scan);
@@ -193,7 +196,7 @@ async fn one_bad_message_fails_alone() {
     store.accepts().expect("the disk is fine");
 }
 
-/// Two relays on one store would hand out the same work; a tool beside the relay sees and changes everything, at once.
+/// Two relays with one store would work on the same records. A tool beside the relay sees and changes everything at once.
 #[tokio::test]
 async fn one_relay_and_any_number_of_tools() {
     let folder = folder();
@@ -217,7 +220,7 @@ async fn one_relay_and_any_number_of_tools() {
     assert_eq!(found, Recovery::default());
     let leased = record(Lane::Scan);
     store
-        .put_leased(vec![leased], octets(LARGE), at(99))
+        .put_leased(vec![leased], octets(LARGE_OCTETS), at(99))
         .await
         .expect("put");
     assert_eq!(
@@ -227,7 +230,9 @@ async fn one_relay_and_any_number_of_tools() {
         []
     );
     let (theirs, ours) = futures_util::future::join(
-        join_all((0..50).map(|i| put(&tool, Lane::Held, if i % 2 == 0 { 5 } else { LARGE }))),
+        join_all(
+            (0..50).map(|i| put(&tool, Lane::Held, if i % 2 == 0 { 5 } else { LARGE_OCTETS })),
+        ),
         join_all((0..50).map(|_| put(&store, Lane::Held, 5))),
     )
     .await;
@@ -241,7 +246,7 @@ async fn one_relay_and_any_number_of_tools() {
     }
 }
 
-/// Below the reserve nothing new comes in, and everything that makes room or progress goes on.
+/// Below the reserve the store refuses new mail, and continues everything that makes room or progress.
 #[tokio::test]
 async fn below_the_reserve_only_new_mail_is_refused() {
     let folder = folder();
@@ -265,7 +270,7 @@ async fn below_the_reserve_only_new_mail_is_refused() {
     };
     let parted = settle(Lane::Scan, first, record(Lane::Delivery)).await;
     parted.expect("what parts ways is here already");
-    let rest = store.put_rest(vec![record(Lane::Delivery)], octets(LARGE));
+    let rest = store.put_rest(vec![record(Lane::Delivery)], octets(LARGE_OCTETS));
     rest.await.expect("others have got it already");
     let change = Change::Replace(Box::new(changed));
     store.change(id, change, None).await.expect("change");
@@ -281,7 +286,7 @@ async fn below_the_reserve_only_new_mail_is_refused() {
     assert_eq!(all[1].messages, 3, "and no second bounce");
 }
 
-/// On a disk that is full to the last octet, what is here can still be passed on and removed; only new mail gives way.
+/// On a completely full disk, stored mail can still be delivered and removed; the store refuses only new mail.
 #[tokio::test]
 async fn a_full_disk_stops_new_mail_only() {
     for (reserve, goes_on, bounces) in [(1 << 20, true, 0), (1 << 20, true, 1), (0, false, 0)] {
@@ -310,9 +315,10 @@ async fn a_full_disk_stops_new_mail_only() {
     }
 }
 
-/// So can what is left of a message that others have got: its sender would send it to them again.
+/// On a full disk, the rest of a message that was delivered in part can still be stored: otherwise its sender would send the
+/// message again to all recipients.
 #[tokio::test]
-async fn what_is_left_of_a_message_may_use_the_last_room() {
+async fn the_rest_of_a_delivered_message_may_use_the_reserve() {
     let folder = folder();
     let settings = Settings {
         disk_reserve: 1 << 20,
@@ -331,10 +337,11 @@ async fn what_is_left_of_a_message_may_use_the_last_room() {
     }
 }
 
-/// After a failed write new mail is refused, until a write of that kind succeeds: the next one, or the writer's own probe.
+/// After a failed write the store refuses new mail until a write of that kind succeeds: the next one, or the writer's own
+/// probe.
 #[tokio::test]
-async fn a_broken_disk_is_told_and_heals() {
-    for (size, heals_with) in [(10, 10), (LARGE, LARGE)] {
+async fn a_broken_disk_refuses_mail_until_a_write_succeeds() {
+    for (size, heals_with) in [(10, 10), (LARGE_OCTETS, LARGE_OCTETS)] {
         let folder = folder();
         let store = faulty(&folder, Faults::nth(1)).await;
         let broken = store.put(vec![record(Lane::Scan)], octets(size)).await;
@@ -355,12 +362,12 @@ async fn a_broken_disk_is_told_and_heals() {
     }
 }
 
-/// Mail is private: the folder is the relay's own, and so is every file in it.
+/// Mail is private: only the relay's user can read the folder and the files in it.
 #[tokio::test]
-async fn nobody_else_can_read_the_store() {
+async fn only_the_relay_can_read_the_store() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
-    let id = put(&store, Lane::Held, LARGE).await;
+    let id = put(&store, Lane::Held, LARGE_OCTETS).await;
     let mode = |path: &Path| fs::metadata(path).expect("metadata").permissions().mode() & 0o777;
     let root = settings(&folder).path;
     assert_eq!(mode(&root), 0o700);
@@ -374,9 +381,9 @@ async fn nobody_else_can_read_the_store() {
     }
 }
 
-/// A score that is no number must not make a record that cannot be read back.
+/// A score that is not finite must not make a record that cannot be read back.
 #[tokio::test]
-async fn endless_scores_survive_storage() {
+async fn infinite_scores_survive_storage() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
     let mut odd = record(Lane::Held);

@@ -1,4 +1,4 @@
-//! What the writer can be asked to do, and the statements that do it.
+//! The jobs of the writer, and the statements that do them.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Params, params};
@@ -15,125 +15,127 @@ use crate::store::{
     Times,
 };
 
-/// Something to be written.
+/// A job of the writer.
 pub(super) enum Work {
-    /// New rows with their contents, those of `files` not inline; and a change of the one that they part from.
+    /// Adds rows with their contents; the contents of `files` are not in the database. `beside` is the change of the row that
+    /// the new rows come from.
     Put {
         rows: Vec<NewRow>,
         files: Option<Written>,
         beside: Option<Box<Work>>,
         room: Room,
     },
-    /// A new row in the place of the one with its id.
+    /// Replaces the row with this id.
     Replace {
         id: MessageId,
         row: Box<Row>,
         lane: Option<Lane>,
         audit: Option<Entry>,
     },
-    /// The row and its content go.
+    /// Removes the row and its content.
     Remove {
         id: MessageId,
         lane: Option<Lane>,
         audit: Option<Entry>,
     },
-    /// Leases what is due.
+    /// Leases rows that are due.
     Claim { lane: Lane, terms: Terms },
-    /// Leases what is to be delivered.
+    /// Leases rows to deliver or to give up.
     ClaimOutgoing { what: Outgoing, terms: Terms },
-    /// Leases what waits for a cause, due or not.
+    /// Leases rows that wait for a cause, due or not.
     Recover {
         lane: Lane,
         cause: Cause,
         after: Option<Place>,
         terms: Terms,
     },
-    /// Waits no longer, unless it is leased.
+    /// Makes a row due, unless it is leased.
     MakeDue { id: MessageId, now: Timestamp },
-    /// An interceptor, new or changed.
+    /// Adds or replaces an interceptor.
     KeepInterceptor {
         interceptor: StoredInterceptor,
         audit: Option<Entry>,
     },
-    /// An interceptor goes.
+    /// Removes an interceptor.
     DropInterceptor { id: String, audit: Option<Entry> },
-    /// An audit entry alone.
+    /// Adds an audit entry alone.
     Audit(Entry),
-    /// The row cannot be used.
+    /// Marks a row that cannot be used.
     SetAside { id: MessageId, why: String },
-    /// Finish what was queued before, then end.
+    /// Ends the thread after the jobs queued before.
     Stop,
 }
 
-/// A row that is not there yet.
+/// A row to add.
 pub(super) struct NewRow {
     pub(super) row: Row,
     pub(super) content: Content,
-    /// The content is a file.
+    /// Whether the content is a file.
     pub(super) file: bool,
 }
 
-/// The room that a put may take.
+/// The room on the disk that a put may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
-    /// What is above the reserve: its sender has it.
+    /// The room above the reserve: the sender still has the mail.
     New,
-    /// The same, and only if what is held then takes no more than this.
+    /// The room above the reserve, and in quarantine no more than this limit.
     Held(Capacity),
-    /// All there is: it is a part of mail that others have got, or becomes of mail that is here.
+    /// All room: the records come from mail that the relay already has.
     Reserve,
 }
 
-/// How records are handed out.
+/// How rows are leased.
 pub(super) struct Terms {
     pub(super) times: Times,
-    /// At most so many.
+    /// Maximum number of rows.
     pub(super) limit: usize,
-    /// And none of these.
+    /// Records that are not returned, because this process works on them.
     pub(super) at_work: AtWork,
 }
 
-/// An audit entry, encoded.
+/// An encoded audit entry.
 pub(super) struct Entry {
     pub(super) object: String,
     pub(super) json: String,
 }
 
-/// What a job gives back.
+/// The result of a job.
 #[derive(Debug)]
 pub(super) enum Output {
     /// Done.
     Done,
-    /// Done, and others in the rescan lane gave way: so many, of which these have files.
+    /// Done. To make room, this number of messages was removed from the rescan lane, and these of them have files.
     MadeRoom {
         messages: usize,
         files: Vec<MessageId>,
     },
-    /// Claimed rows: id and record, in the order in which they are handed out.
+    /// Claimed rows: id and record, in their order.
     Claimed(Vec<(String, String)>),
-    /// Removed a row whose content is a file.
+    /// Removed a row whose content is a file with this id.
     RemovedFile(MessageId),
-    /// Done; this is the version of it now.
+    /// Done; the new version.
     Version(u64),
-    /// Nothing to do: somebody was there before.
+    /// Not done: another process changed the interceptor first.
     Unchanged,
-    /// Not done, for a reason that lies in the record, not in the disk.
+    /// Not done, because of the record and not because of the disk.
     Refused(StoreError),
 }
 
 impl Work {
-    /// Whether it brings content that is here in no form yet: it must be found by the next start, or stays with its sender.
+    /// Whether the work adds mail that is nowhere else in the store. The next start must find it, or it must stay with its
+    /// sender.
     pub(super) fn is_new(&self) -> bool {
         matches!(self, Self::Put { beside: None, .. })
     }
 
-    /// Whether it gives way on a full disk to what the reserve is for.
+    /// Whether the work must leave the reserve of a full disk to other work.
     pub(super) fn gives_way(&self) -> bool {
         matches!(self, Self::Put { room, .. } if *room != Room::Reserve)
     }
 }
 
-/// Octets that the work adds to its transaction.
+/// Number of content octets that the work adds to its transaction.
 pub(super) fn weight(work: &Work) -> usize {
     match work {
         Work::Put { rows, .. } => {
@@ -144,8 +146,8 @@ pub(super) fn weight(work: &Work) -> usize {
     }
 }
 
-/// Does the work inside the transaction that is open; the rescan lane has room for `rescan_bytes`, and quarantine for what
-/// the `disk` has.
+/// Does the work inside the open transaction. The rescan lane is limited to `rescan_bytes`, and quarantine to the room that
+/// `disk` shows.
 pub(super) fn perform(
     db: &Connection,
     work: &Work,
@@ -172,7 +174,7 @@ fn adds_rescan(work: &Work) -> bool {
     }
 }
 
-/// Why new mail finds no room in quarantine; none if it does, or does not ask.
+/// Why new mail does not fit into quarantine; `None` if it fits, or has no limit.
 fn full(db: &Connection, work: &Work, disk: Disk) -> rusqlite::Result<Option<String>> {
     let Work::Put {
         rows,
@@ -255,15 +257,19 @@ fn apply(db: &Connection, work: &Work) -> rusqlite::Result<Output> {
     }
 }
 
-/// Claims deliveries that are given up by then.
+/// Claims deliveries to give up: those that expire by this time.
 fn claim_given_up(db: &Connection, by: Timestamp, terms: &Terms) -> rusqlite::Result<Output> {
     let (now, until) = terms.free();
     let mut leased = Leased::new(terms);
-    leased.select(db, GIVEN_UP, params![now, until, by.as_microsecond()])?;
+    leased.select(
+        db,
+        SELECT_GIVEN_UP,
+        params![now, until, by.as_microsecond()],
+    )?;
     leased.lease(db)
 }
 
-/// Marks a record that cannot be read, so that no lane meets it again.
+/// Marks a record that cannot be read, so that no lane returns it again.
 fn set_aside(db: &Connection, id: MessageId, why: &str) -> rusqlite::Result<Output> {
     let marked = db
         .prepare_cached("UPDATE message SET damaged = ?2 WHERE id = ?1 AND damaged IS NULL")?
@@ -274,7 +280,7 @@ fn set_aside(db: &Connection, id: MessageId, why: &str) -> rusqlite::Result<Outp
     Ok(Output::Done)
 }
 
-/// Removes what was put for mail that stays with its sender.
+/// Removes the rows of new mail that stays with its sender.
 pub(super) fn take_back(db: &Connection, work: &Work) -> rusqlite::Result<()> {
     if let (Work::Put { rows, .. }, true) = (work, work.is_new()) {
         for id in rows.iter().filter_map(|new| new.row.id.parse().ok()) {
@@ -325,26 +331,31 @@ const MAKE_DUE: &str = "UPDATE message SET due_at = ?2, record = json_set(record
 fn make_due(db: &Connection, id: MessageId, now: Timestamp) -> rusqlite::Result<Output> {
     let (scan, delivery) = (lane_number(Lane::Scan), lane_number(Lane::Delivery));
     let (due, text) = (now.as_microsecond(), now.to_string());
-    let hastened =
+    let changed_rows =
         db.prepare_cached(MAKE_DUE)?
             .execute(params![id.to_string(), due, text, scan, delivery])?;
-    Ok(match hastened {
+    Ok(match changed_rows {
         0 => Output::Refused(StoreError::NotFound(id)),
         _ => Output::Done,
     })
 }
 
-/// What is due, and then what is to wait longer than anything may: two ranges of an index.
-const DUE: &str = "SELECT seq, id, record FROM message INDEXED BY work WHERE damaged IS NULL AND lane = ?3 \
+/// Rows in a range of due times. One range has the rows that are due; the other has rows with a due time beyond the longest
+/// wait, which come from a clock that was set back.
+const SELECT_DUE: &str = "SELECT seq, id, record FROM message INDEXED BY work \
+     WHERE damaged IS NULL AND lane = ?3 \
      AND due_at BETWEEN ?4 AND ?5 AND (lease_until <= ?1 OR lease_until > ?2) ORDER BY due_at";
 
-const DUE_TO: &str = "SELECT seq, id, record FROM message INDEXED BY outgoing WHERE damaged IS NULL AND lane = 1 \
+const SELECT_DUE_FOR_NEXT_HOP: &str = "SELECT seq, id, record FROM message INDEXED BY outgoing \
+     WHERE damaged IS NULL AND lane = 1 \
      AND next_hop = ?3 AND due_at BETWEEN ?4 AND ?5 AND (lease_until <= ?1 OR lease_until > ?2) ORDER BY due_at";
 
-const GIVEN_UP: &str = "SELECT seq, id, record FROM message INDEXED BY given_up WHERE damaged IS NULL AND lane = 1 \
+const SELECT_GIVEN_UP: &str = "SELECT seq, id, record FROM message INDEXED BY given_up \
+     WHERE damaged IS NULL AND lane = 1 \
      AND expires_at <= ?3 AND (lease_until <= ?1 OR lease_until > ?2) ORDER BY expires_at";
 
-const RECOVER: &str = "SELECT seq, id, record FROM message INDEXED BY recovery WHERE damaged IS NULL AND cause <> '' \
+const SELECT_FOR_RECOVERY: &str = "SELECT seq, id, record FROM message INDEXED BY recovery \
+     WHERE damaged IS NULL AND cause <> '' \
      AND lane = ?3 AND cause = ?4 AND (lease_until <= ?1 OR lease_until > ?2) AND known = ?5 \
      AND received_at >= ?6 AND (received_at > ?6 OR id > ?7) ORDER BY received_at, id";
 
@@ -352,7 +363,7 @@ fn claim(db: &Connection, lane: Lane, terms: &Terms) -> rusqlite::Result<Output>
     let ((now, until), lane) = (terms.free(), lane_number(lane));
     let mut leased = Leased::new(terms);
     for (first, last) in terms.due() {
-        leased.select(db, DUE, params![now, until, lane, first, last])?;
+        leased.select(db, SELECT_DUE, params![now, until, lane, first, last])?;
     }
     leased.lease(db)
 }
@@ -361,12 +372,16 @@ fn claim_to(db: &Connection, next_hop: &str, terms: &Terms) -> rusqlite::Result<
     let (now, until) = terms.free();
     let mut leased = Leased::new(terms);
     for (first, last) in terms.due() {
-        leased.select(db, DUE_TO, params![now, until, next_hop, first, last])?;
+        leased.select(
+            db,
+            SELECT_DUE_FOR_NEXT_HOP,
+            params![now, until, next_hop, first, last],
+        )?;
     }
     leased.lease(db)
 }
 
-/// Known senders and the others are ranges of their own in the index, so that what is before the place costs nothing.
+/// Known senders and other senders are separate ranges of the index, so that the rows before the place cost nothing.
 fn recover(
     db: &Connection,
     (lane, cause): (Lane, &Cause),
@@ -385,7 +400,7 @@ fn recover(
         };
         leased.select(
             db,
-            RECOVER,
+            SELECT_FOR_RECOVERY,
             params![now, until, lane, cause, known, received, id],
         )?;
     }
@@ -393,13 +408,13 @@ fn recover(
 }
 
 impl Terms {
-    /// A lease that ends by the first or after the second is none.
+    /// The limits of leases in force: a lease that ends by the first or after the second is not in force.
     fn free(&self) -> (i64, i64) {
         let Times { now, until, .. } = self.times;
         (now.as_microsecond(), until.as_microsecond())
     }
 
-    /// The ranges of what is due.
+    /// The ranges of due times that are due.
     fn due(&self) -> [(i64, i64); 2] {
         let Times { now, latest, .. } = self.times;
         let beyond = latest.max(now).as_microsecond().saturating_add(1);
@@ -407,7 +422,7 @@ impl Terms {
     }
 }
 
-/// Rows that are handed out.
+/// Rows to lease.
 struct Leased<'a> {
     terms: &'a Terms,
     seqs: Vec<i64>,
@@ -423,7 +438,7 @@ impl<'a> Leased<'a> {
         }
     }
 
-    /// Takes the first rows of a statement, as far as nobody works on them.
+    /// Takes the first rows of a statement that no worker of this process has.
     fn select(
         &mut self,
         db: &Connection,
@@ -459,7 +474,7 @@ impl<'a> Leased<'a> {
     }
 }
 
-/// Makes the rescan lane fit into `limit` octets: what would expire first goes.
+/// Reduces the rescan lane to `limit` octets by removing the rows that would expire first.
 fn make_room(db: &Connection, limit: u64) -> rusqlite::Result<Output> {
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let (mut messages, mut files) = (0, Vec::new());
@@ -469,7 +484,7 @@ fn make_room(db: &Connection, limit: u64) -> rusqlite::Result<Output> {
             .query_row([], |row| row.get(0))?;
         let first = match octets > limit {
             true => db
-                .prepare_cached(FIRST_RESCAN)?
+                .prepare_cached(DELETE_FIRST_RESCAN)?
                 .query_row([], |row| Ok((row.get(0)?, row.get(1)?, lossy(row, 2)?)))
                 .optional()?,
             false => None,
@@ -488,10 +503,10 @@ fn make_room(db: &Connection, limit: u64) -> rusqlite::Result<Output> {
     })
 }
 
-const FIRST_RESCAN: &str = "DELETE FROM message WHERE seq = (SELECT seq FROM message INDEXED BY rescans \
+const DELETE_FIRST_RESCAN: &str = "DELETE FROM message WHERE seq = (SELECT seq FROM message INDEXED BY rescans \
      WHERE lane = 3 ORDER BY expires_at LIMIT 1) RETURNING seq, file, id";
 
-/// Removes the content of a row that is gone, unless it is a file; false if it is.
+/// Removes the content of a row that was removed. Returns false if the content is a file, which the caller must remove.
 fn drop_body(db: &Connection, seq: i64, file: bool) -> rusqlite::Result<bool> {
     if !file {
         db.prepare_cached("DELETE FROM body WHERE seq = ?1")?
@@ -500,7 +515,7 @@ fn drop_body(db: &Connection, seq: i64, file: bool) -> rusqlite::Result<bool> {
     Ok(!file)
 }
 
-/// What was done is audited, what was not is not.
+/// Adds an audit entry only if something was done.
 fn audited(db: &Connection, output: Output, audit: Option<&Entry>) -> rusqlite::Result<Output> {
     if matches!(output, Output::Done | Output::Version(_)) {
         append(db, audit)?;
@@ -516,7 +531,7 @@ fn append(db: &Connection, entry: Option<&Entry>) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Why no row was updated: it is damaged, or not there (in that lane).
+/// Why no row was updated: the row is damaged, or does not exist (in that lane).
 fn why_not(db: &Connection, id: MessageId) -> rusqlite::Result<StoreError> {
     let damage: Option<Option<String>> = db
         .prepare_cached("SELECT damaged FROM message WHERE id = ?1")?

@@ -1,11 +1,11 @@
 //! The one thread that writes.
 //!
-//! A commit costs a disk flush whatever it carries, so everything that waits is committed together (group commit): with
-//! many sessions a flush is shared by all of them, with one session nothing waits longer than it must. The answers go
-//! out only after the commit.
+//! The cost of a commit is a disk flush, whatever the commit contains. So all waiting jobs are committed together (group
+//! commit): many sessions share a flush, and a single session does not wait for others. Callers get their answers only after
+//! the commit.
 //!
-//! One message's bad statement must not fail its neighbours: the batch is rolled back and its jobs are done again one by
-//! one, each in a transaction of its own, so that only the culprit gets the error.
+//! A statement that fails for one message must not fail the other jobs. The batch is rolled back, and its jobs are done again
+//! one by one, each in its own transaction, so that only the failing job gets the error.
 
 use std::fs::File;
 use std::path::Path;
@@ -23,25 +23,25 @@ use super::bodies::{Bodies, failed};
 use super::faults::Faults;
 use super::health::{Health, Part};
 use super::open_files::OpenFiles;
-use super::schema::{DATABASE, broken};
+use super::schema::{DATABASE_FILE, broken};
 use super::work::{Output, Work, perform, take_back, weight};
 use crate::store::{StoreError, dropped};
 
-/// Jobs in one transaction.
+/// Maximum number of jobs in one transaction, so that no caller waits long for it.
 const BATCH_JOBS: usize = 512;
-/// Octets of content in one transaction, so that it fits the page cache and nobody waits long for it.
+/// Maximum content in one transaction, 8 MiB: it fits into the page cache of 16 MB, and no caller waits long for it.
 const BATCH_OCTETS: usize = 8 << 20;
-/// How often free space is measured, and a broken disk is tried again.
+/// Interval between measurements of the free space, and between attempts to use a broken disk again.
 const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Work with the way back to its caller, and its place in the bounded queue.
+/// Work, the channel for its answer, and its place in the bounded queue.
 pub(super) struct Job {
     pub(super) work: Work,
     pub(super) reply: oneshot::Sender<Result<Output, StoreError>>,
     pub(super) _place: OwnedSemaphorePermit,
 }
 
-/// State of the thread.
+/// The state of the thread.
 pub(super) struct Writer {
     pub(super) db: Connection,
     pub(super) jobs: Receiver<Job>,
@@ -50,13 +50,14 @@ pub(super) struct Writer {
     pub(super) faults: Faults,
     pub(super) commits: Arc<AtomicU64>,
     pub(super) ballast: Ballast,
-    /// Where the files are; a relay's alone, which is open for long enough that somebody may move them. Dropped after `db`.
+    /// The open files; `None` for a tool. A relay has them open for so long that they may be moved meanwhile. Dropped after
+    /// `db`.
     pub(super) files: Option<OpenFiles>,
-    /// Room of the rescan lane.
+    /// Limit of the rescan lane in octets.
     pub(super) rescan_bytes: u64,
-    /// Whether this is the process that restores the ballast.
+    /// Whether this process is the relay, which restores the ballast.
     pub(super) relay: bool,
-    /// The relay's lock on the store: free again when everything queued is written.
+    /// The relay's lock on the store, released after all queued jobs are written.
     pub(super) _lock: Option<File>,
 }
 
@@ -69,7 +70,7 @@ impl Writer {
             .map_err(|error| StoreError::Broken(format!("writer thread: {error}")))
     }
 
-    /// The thread's life: until [`Work::Stop`], or until nobody can send any more.
+    /// Runs until [`Work::Stop`], or until no sender is left.
     fn run(mut self) {
         let mut next_tick = Instant::now() + DISK_CHECK_INTERVAL;
         loop {
@@ -89,7 +90,7 @@ impl Writer {
         }
     }
 
-    /// Takes what waits behind `first` and commits it; false when a stop was among it.
+    /// Commits `first` and the jobs that wait behind it; returns false if one of them was a stop.
     fn batch(&mut self, first: Job) -> bool {
         let mut batch = Vec::new();
         let mut octets = 0;
@@ -121,7 +122,7 @@ impl Writer {
         }
         match self.transact(&batch) {
             Ok(outputs) => {
-                // In the log now, in the database at the next checkpoint.
+                // Counted twice: the content is in the log now, and in the database after the next checkpoint.
                 let octets: usize = batch.iter().map(|job| weight(&job.work)).sum();
                 self.health.wrote(2 * octets);
                 self.answer(batch, outputs);
@@ -134,8 +135,8 @@ impl Writer {
         }
     }
 
-    /// On a full disk: new mail gives way to what makes room or records progress, which may use the ballast; and then what
-    /// grows gives way to what does not.
+    /// Handles a full disk. First, new mail is refused in favour of jobs that make room or record progress, and these may use
+    /// the ballast. After that, puts are refused in favour of jobs that need no more room.
     fn without_puts(&mut self, batch: Vec<Job>, failure: &Failure) {
         let any_gives_way = batch.iter().any(|job| job.work.gives_way());
         if !any_gives_way && self.make_room() {
@@ -150,35 +151,36 @@ impl Writer {
             return self.fail(rest, failure);
         }
         self.fail(puts, failure);
-        // From now on new mail is refused before it comes here.
+        // The measurement makes callers refuse new mail before it gets here.
         self.health.measure();
         self.commit(rest);
     }
 
-    /// Throws the ballast overboard; false if there was none any more. The log is not emptied here but at the next tick:
-    /// that may take more room than there is, and the commit at hand needs little.
+    /// Removes the ballast; returns false if there was none. The log is not emptied here but at the next tick: emptying may
+    /// need more room than the disk has, and the present commit needs little.
     fn make_room(&mut self) -> bool {
         let released = self.ballast.release();
         if released {
             tracing::error!(
-                "the disk is full: the room kept for this is used to go on with the mail that is here"
+                "the disk is full: the relay removed its ballast file to go on; free some disk space"
             );
         }
         released
     }
 
-    /// Moves the log into the database and cuts it, so that the next commits need no new room. May do less while others
-    /// read; what it could not do is done later.
+    /// Moves the log into the database and truncates it, so that the next commits need no new room. Does less while other
+    /// connections read; a later call does the rest.
     fn empty_log(&self) {
         let pragma =
             self.db
                 .pragma_update_and_check(None, "wal_checkpoint", "truncate", |_| Ok(()));
         if let Err(error) = pragma {
-            tracing::debug!(%error, "log not emptied");
+            tracing::debug!(%error, "database log not emptied");
         }
     }
 
-    /// After a statement failed: each job for itself. A disk that fails commits is not asked again for every job.
+    /// Does each job in its own transaction, after a statement failed. If the disk fails a commit, the other jobs are not
+    /// tried.
     fn one_by_one(&mut self, batch: Vec<Job>) {
         let mut jobs = batch.into_iter();
         while let Some(job) = jobs.next() {
@@ -194,7 +196,7 @@ impl Writer {
         }
     }
 
-    /// One transaction: all of the jobs or none.
+    /// One transaction with all of the jobs or none.
     fn transact(&mut self, batch: &[Job]) -> Result<Vec<Output>, Failure> {
         let disk = self.health.disk();
         self.db
@@ -207,7 +209,7 @@ impl Writer {
             .map_err(Failure::of_statement)
             .and_then(|outputs| self.flush().map(|()| outputs));
         if done.is_err() && !self.db.is_autocommit() {
-            // If even this fails, the next BEGIN fails and says so.
+            // If ROLLBACK fails too, the next BEGIN fails and reports the error.
             let _ = self.db.execute_batch("ROLLBACK");
         }
         done
@@ -216,7 +218,7 @@ impl Writer {
     fn flush(&self) -> Result<(), Failure> {
         self.faults
             .step("commit")
-            .map_err(|error| Failure::of_disk(failed(Path::new(DATABASE), &error)))?;
+            .map_err(|error| Failure::of_disk(failed(Path::new(DATABASE_FILE), &error)))?;
         self.db
             .execute_batch("COMMIT")
             .map_err(|error| Failure::of_disk(broken(&error)))?;
@@ -224,7 +226,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether the new mail of a batch that is committed will be found by the next start.
+    /// Whether the next start will find the new mail of a batch that is committed.
     fn find(&mut self, batch: &[Job]) -> Result<(), StoreError> {
         let mut new = batch.iter().filter(|job| job.work.is_new()).peekable();
         let (Some(files), Some(_)) = (&mut self.files, new.peek()) else {
@@ -241,9 +243,12 @@ impl Writer {
         });
         if found.is_err() {
             self.health.set(Part::OpenFiles, found.clone());
-            // Its sender sends it again: it must not go out from here as well.
+            // The sender sends the mail again, so the relay must not send it too.
             if let Err(error) = self.take_back(batch) {
-                tracing::error!(%error, "mail whose sender was told to try again is kept all the same");
+                tracing::error!(
+                    %error,
+                    "mail whose sender was told to try again could not be removed, and may be delivered twice"
+                );
             }
         }
         found
@@ -257,8 +262,8 @@ impl Writer {
         change.commit()
     }
 
-    /// Tells everybody what became of a batch that is committed. New mail that would not be found again stays with its
-    /// sender; what is here already goes on, for as long as this process has it.
+    /// Answers the jobs of a batch that is committed. New mail that the next start would not find stays with its sender. Mail
+    /// that the relay had already goes on as long as this process runs.
     fn answer(&mut self, batch: Vec<Job>, outputs: Vec<Output>) {
         self.health.set(Part::Database, Ok(()));
         let found = self.find(&batch);
@@ -295,13 +300,13 @@ impl Writer {
             self.health.set(Part::Database, Err(failure.error.clone()));
         }
         for job in batch {
-            // Dropping the job's files removes them: before the answer, so that a caller who tries again meets none.
+            // Dropping the job removes its files. This comes before the answer, so that a caller who tries again finds none.
             drop(job.work);
             let _ = job.reply.send(Err(failure.error.clone()));
         }
     }
 
-    /// Free space, and whether what was broken works again.
+    /// Measures the free space, and tests whether a broken part works again.
     fn tick(&mut self) {
         self.health.can_reuse(self.reusable());
         self.health.measure();
@@ -329,9 +334,9 @@ impl Writer {
     }
 }
 
-/// What the tick looks at.
+/// The measurements of the tick.
 impl Writer {
-    /// Octets of the database that nothing is in.
+    /// Free octets inside the database.
     fn reusable(&self) -> u64 {
         let number = |pragma| {
             let read = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
@@ -341,7 +346,7 @@ impl Writer {
         number("freelist_count").saturating_mul(number("page_size"))
     }
 
-    /// Whether the files are where they were; also whether they are again.
+    /// Checks whether the files are where they were, or there again.
     fn look(&mut self) {
         if let Some(files) = &mut self.files {
             self.health.set(Part::OpenFiles, files.are_all_there());
@@ -352,9 +357,9 @@ impl Writer {
 /// Why a transaction was not committed.
 struct Failure {
     error: StoreError,
-    /// In the statement of some job, rather than in the beginning or end of the transaction.
+    /// Whether the statement of a job failed, and not the beginning or the end of the transaction.
     in_statement: bool,
-    /// It says something about the disk, and so about the next message too.
+    /// Whether the error concerns the disk, and so also the next message.
     of_the_disk: bool,
 }
 
@@ -383,7 +388,7 @@ impl Failure {
     }
 }
 
-/// The answer to a put whose id exists.
+/// The error of a put whose id exists.
 pub(super) fn taken() -> StoreError {
     StoreError::Broken("a message with this id is stored already".to_owned())
 }

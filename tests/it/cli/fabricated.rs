@@ -168,7 +168,7 @@ async fn fill(settings: &Settings) {
         kept.expect("keeps").expect("is new");
     }
     store.close().await;
-    let path = settings.path.join(history::FILE);
+    let path = settings.path.join(history::FILE_NAME);
     let history = History::open(&path, Duration::MAX).expect("opens");
     for (record, _) in [malicious(), split(), waiting()] {
         tell(&history, &record);
@@ -182,7 +182,8 @@ async fn fill(settings: &Settings) {
         ..told(&malicious().0)
     });
     history.close().await;
-    let log = Incidents::open(&settings.path.join(incidents::FILE), Duration::MAX).expect("opens");
+    let log =
+        Incidents::open(&settings.path.join(incidents::FILE_NAME), Duration::MAX).expect("opens");
     for incident in happened() {
         log.record(incident);
     }

@@ -1,4 +1,4 @@
-//! Engines that are programs of this machine.
+//! Keys of engines that are programs of this machine.
 
 use std::path::Path;
 
@@ -9,14 +9,15 @@ use crate::config::sections::{HOUR, secs};
 use crate::config::units::Wrong;
 use crate::config::value::{expected, plain, shown};
 use crate::scan::engine::{
-    CommandSettings, Exit, FILE, Kind, Limits, Lines, NOT_RUN, Reading, Saying, runnable,
+    CommandSettings, Exit, FILE_PLACEHOLDER, Kind, Limits, Lines, NOT_RUN_EXIT_CODES, Reading,
+    Saying, runnable,
 };
 
 use crate::verdict::FindingKind;
 
 use super::network::{objection, probe_with, reading, user};
 
-/// What a program prints.
+/// Form of a program's answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Output {
     Lines,
@@ -39,14 +40,14 @@ pub(super) fn command(section: &mut Section<'_>, hostname: &str) -> Kind {
     })
 }
 
-/// The program and its arguments; it must be there.
+/// The program and its arguments. The program must exist and be executable.
 fn program(section: &mut Section<'_>) -> Vec<String> {
     section.require_items("command", "[\"/usr/local/bin/scan\", \"--quiet\"]");
     let command = section.list("command", None, plain, |text| {
         match text.contains(char::is_control) {
             true => Err(Wrong::new(
-                format!("{text:?} has control characters in it"),
-                "write one argument, without them",
+                format!("{text:?} contains control characters"),
+                "write one argument, without control characters",
             )),
             false => Ok(text.to_owned()),
         }
@@ -56,13 +57,15 @@ fn program(section: &mut Section<'_>) -> Vec<String> {
             section.complain(
                 "command",
                 format!("{program:?} is not an absolute path"),
-                "write one: there is no shell and no search path; arguments are items of their own",
+                "write an absolute path: no shell and no search path is used; write each argument as an item of its own",
             );
-        } else if program.contains(FILE) {
+        } else if program.contains(FILE_PLACEHOLDER) {
             section.complain(
                 "command",
                 "the message would be run as a program",
-                format!("write the path of a program first, and \"{FILE}\" behind it"),
+                format!(
+                    "write the path of a program first, and \"{FILE_PLACEHOLDER}\" as an argument"
+                ),
             );
         } else if let Err(wrong) = runnable(Path::new(program)) {
             section.complain(
@@ -75,7 +78,8 @@ fn program(section: &mut Section<'_>) -> Vec<String> {
     command
 }
 
-/// What the keys of answers in JSON say. Whose message it is need not be asked: each has a process of its own.
+/// Reads the keys of answers in JSON. There is no `id_at`: each message has a process of its own, so an answer cannot be
+/// about another message.
 fn answer(section: &mut Section<'_>) -> Reading {
     section.refuse(
         &["exit_clean", "exit_found", "pattern"],
@@ -93,6 +97,7 @@ fn answer(section: &mut Section<'_>) -> Reading {
     reading
 }
 
+/// Reads the keys of answers by exit code and lines.
 fn exit(section: &mut Section<'_>) -> Exit {
     section.refuse(
         &[
@@ -112,7 +117,7 @@ fn exit(section: &mut Section<'_>) -> Exit {
     if let Some(code) = [&clean, &found]
         .into_iter()
         .flatten()
-        .find(|code| NOT_RUN.contains(code))
+        .find(|code| NOT_RUN_EXIT_CODES.contains(code))
     {
         let key = if clean.contains(code) {
             "exit_clean"
@@ -122,14 +127,14 @@ fn exit(section: &mut Section<'_>) -> Exit {
         section.complain(
             key,
             format!("{code} is the exit code of a program that could not be run"),
-            "let the program end with another one",
+            "let the program use another exit code",
         );
     }
     if let Some(both) = found.iter().find(|code| clean.contains(code)) {
         section.complain(
             "exit_found",
-            format!("{both} is in exit_clean, too"),
-            "write each exit code in one of the lists",
+            format!("{both} is in exit_clean as well"),
+            "write each exit code in only one of the lists",
         );
     }
     let pattern = section.optional_text("pattern");
@@ -150,7 +155,7 @@ fn exit(section: &mut Section<'_>) -> Exit {
     }
 }
 
-/// A list of exit codes.
+/// Reads a list of exit codes.
 fn codes(section: &mut Section<'_>, key: &'static str, default: u8) -> Vec<u8> {
     let show = |codes: &Vec<u8>| {
         let codes: Vec<String> = codes.iter().map(u8::to_string).collect();
@@ -167,7 +172,7 @@ fn codes(section: &mut Section<'_>, key: &'static str, default: u8) -> Vec<u8> {
         let codes = items.iter().map(|item| {
             code(item.get_ref()).ok_or_else(|| {
                 Wrong::new(
-                    format!("{} is no exit code", shown(item.get_ref())),
+                    format!("{} is not an exit code", shown(item.get_ref())),
                     "write 0 to 255, without quotes",
                 )
             })
@@ -175,8 +180,8 @@ fn codes(section: &mut Section<'_>, key: &'static str, default: u8) -> Vec<u8> {
         let codes: Vec<u8> = codes.collect::<Result<_, _>>()?;
         match codes.is_empty() {
             true => Err(Wrong::new(
-                "is empty: the program could say only one thing",
-                "write its exit codes",
+                "is empty: the program could report only one result",
+                "write the exit codes of the program",
             )),
             false => Ok(codes),
         }

@@ -1,4 +1,4 @@
-//! `[[engine]]`.
+//! `[[engine]]`: the keys of all kinds, and the kinds in process.
 
 mod command;
 mod network;
@@ -17,10 +17,10 @@ use crate::verdict::EngineClass;
 
 use super::{HOUR, secs};
 
-/// The shortest time that means something.
+/// Shortest duration of an engine's settings: 10 ms. A shorter one has no practical use.
 const DURATION_MIN: Duration = Duration::from_millis(10);
 
-/// The kinds.
+/// The kinds of engines.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum KindName {
     Clamd,
@@ -50,10 +50,10 @@ const KINDS: [(&str, KindName); 11] = [
     ("auth", KindName::Auth),
 ];
 
-/// What an engine may have done to messages.
-const EDITS: [(&str, Rights); 2] = [("none", Rights::None), ("fields", Rights::Fields)];
+/// Words for the changes of messages that an engine may request.
+const EDIT_RIGHTS: [(&str, Rights); 2] = [("none", Rights::None), ("fields", Rights::Fields)];
 
-/// What most of a kind are used for, and what one call costs.
+/// Defaults of a kind: the usual purpose of its engines, and the usual cost of one call.
 struct Usual {
     class: EngineClass,
     timeout: Duration,
@@ -79,14 +79,14 @@ impl KindName {
         };
         match self {
             Self::Clamd => of(EngineClass::Av, 2, 10, 25),
-            // Its rules ask name servers and wait seconds for them; its own limit is --timeout-child, 300 seconds.
+            // Its rules query name servers and wait seconds for answers. Its own limit is --timeout-child, 300 seconds.
             Self::Spamd => Usual {
                 timeout: secs(20),
                 limit: secs(330),
                 slow: secs(5),
                 ..of(EngineClass::Spam, 2, 5, 25)
             },
-            // It gives up by itself after task_timeout, 8 seconds.
+            // rspamd itself gives up after task_timeout, 8 seconds.
             Self::Rspamd => Usual {
                 timeout: secs(10),
                 limit: secs(30),
@@ -100,14 +100,14 @@ impl KindName {
                 ..of(EngineClass::Av, 2, 10, 25)
             },
             Self::Icap => of(EngineClass::Av, 2, 10, 25),
-            // Many of them ask name servers.
+            // Many milters query name servers.
             Self::Milter => Usual {
                 timeout: secs(10),
                 limit: secs(60),
                 slow: secs(2),
                 ..of(EngineClass::Auth, 2, 10, 50)
             },
-            // It is killed at its limit, so there is nothing to wait for beyond it.
+            // The relay kills the program at the limit, so the limit needs no margin for the program's own limit.
             Self::Command => Usual {
                 timeout: secs(10),
                 limit: secs(30),
@@ -116,15 +116,15 @@ impl KindName {
             },
             Self::Rules => of(EngineClass::Av, 1, 4, 50),
             Self::Attachment => of(EngineClass::Content, 1, 4, 50),
-            // A name server may have to ask several others; one that has the answer has it at once.
-            // Public lists count questions: a pair a minute is few thousand a day.
+            // A name server answers at once from its cache, but without a cached answer it queries several other servers.
+            // Public lists limit the number of queries: a probe pair per minute makes 2,880 queries a day.
             Self::Dns => Usual {
                 limit: secs(10),
                 slow: secs(2),
                 probe: secs(60),
                 ..of(EngineClass::Spam, 1, 100, 50)
             },
-            // Up to ten questions for SPF, one after the other.
+            // SPF needs up to ten queries, one after the other (RFC 7208 4.6.4).
             Self::Auth => Usual {
                 timeout: secs(10),
                 limit: secs(20),
@@ -135,7 +135,7 @@ impl KindName {
     }
 }
 
-/// Keys that only some kinds have, for the answer to a key in the wrong place.
+/// Keys that only some kinds have, for the problem of a key under the wrong kind.
 const OWN_KEYS: [(&str, &[&str]); 11] = [
     ("clamd", &["address", "connect_timeout"]),
     ("spamd", &["user", "tls", "tls_ca"]),
@@ -212,19 +212,20 @@ const OWN_KEYS: [(&str, &[&str]); 11] = [
     ),
 ];
 
-/// Extensions that run something when opened, and archives that hide them from mail programs.
-const EXTENSIONS: [&str; 38] = [
+/// Extensions of files that run when opened, and of disk images that hide such files from mail programs.
+const BLOCKED_EXTENSIONS: [&str; 38] = [
     "ade", "adp", "bat", "chm", "cmd", "com", "cpl", "exe", "hta", "ins", "isp", "jar", "js",
     "jse", "lib", "lnk", "mde", "msc", "msi", "msp", "mst", "nsh", "pif", "ps1", "scr", "sct",
     "shb", "sys", "vb", "vbe", "vbs", "vxd", "wsc", "wsf", "wsh", "iso", "img", "vhd",
 ];
 
-const TYPES: [&str; 2] = [
+/// Media types of programs for Windows.
+const BLOCKED_TYPES: [&str; 2] = [
     "application/x-msdownload",
     "application/vnd.microsoft.portable-executable",
 ];
 
-/// `None` when the kind is not known, which has been complained about.
+/// Reads an `[[engine]]`. `None` if its kind is unknown; that problem is in the log.
 pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Option<Settings> {
     let name = section.name("\"clamd\"");
     section.require("kind", "\"clamd\"");
@@ -248,8 +249,10 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
         .number("weight", Some(1.0), 0.0..=1000.0)
         .unwrap_or(1.0);
     let edits = match kind {
-        KindName::Rspamd | KindName::Milter => section.choice("edits", Some(Rights::None), &EDITS),
-        KindName::Auth => section.choice("edits", Some(Rights::Fields), &EDITS),
+        KindName::Rspamd | KindName::Milter => {
+            section.choice("edits", Some(Rights::None), &EDIT_RIGHTS)
+        }
+        KindName::Auth => section.choice("edits", Some(Rights::Fields), &EDIT_RIGHTS),
         _ => None,
     };
     let kind = match kind {
@@ -284,7 +287,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
     })
 }
 
-/// `timeout`, `limit` and `slow`, which depend on each other.
+/// Reads `timeout`, `limit` and `slow`, which depend on each other.
 fn times(section: &mut Section<'_>, usual: &Usual) -> (Duration, Duration, Duration) {
     let timeout = section.duration("timeout", usual.timeout, DURATION_MIN..=secs(HOUR));
     let limit = usual.limit.max(timeout);
@@ -293,7 +296,7 @@ fn times(section: &mut Section<'_>, usual: &Usual) -> (Duration, Duration, Durat
         section.complain(
             "limit",
             "is shorter than timeout",
-            "write how long the engine itself may work on one message, at least timeout",
+            "write the engine's own limit for one scan, at least timeout",
         );
     }
     let slow = section.duration("slow", usual.slow.min(timeout), DURATION_MIN..=secs(HOUR));
@@ -301,7 +304,7 @@ fn times(section: &mut Section<'_>, usual: &Usual) -> (Duration, Duration, Durat
         section.complain(
             "slow",
             "is longer than timeout",
-            "write a few times what a scan usually takes, and less than timeout",
+            "write a few times the usual duration of a scan, at most timeout",
         );
     }
     (timeout, limit, slow)
@@ -328,7 +331,7 @@ fn attachment(section: &mut Section<'_>) -> Kind {
     let owned = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
     let block_extensions = section.list(
         "block_extensions",
-        Some(owned(&EXTENSIONS)),
+        Some(owned(&BLOCKED_EXTENSIONS)),
         plain,
         |text| {
             let bare = text.trim_start_matches(['*', '.']).to_lowercase();
@@ -344,15 +347,19 @@ fn attachment(section: &mut Section<'_>) -> Kind {
             }
         },
     );
-    let block_types = section.list("block_types", Some(owned(&TYPES)), plain, |text| match text
-        .split_once('/')
-    {
-        Some((kind, sub)) if !kind.is_empty() && !sub.is_empty() => Ok(text.to_lowercase()),
-        _ => Err(Wrong::new(
-            format!("{text:?} is not a media type"),
-            "write \"application/x-msdownload\" or \"image/*\"",
-        )),
-    });
+    let block_types =
+        section.list(
+            "block_types",
+            Some(owned(&BLOCKED_TYPES)),
+            plain,
+            |text| match text.split_once('/') {
+                Some((kind, sub)) if !kind.is_empty() && !sub.is_empty() => Ok(text.to_lowercase()),
+                _ => Err(Wrong::new(
+                    format!("{text:?} is not a media type"),
+                    "write \"application/x-msdownload\" or \"image/*\"",
+                )),
+            },
+        );
     Kind::Attachment(AttachmentSettings {
         block_extensions,
         block_types,

@@ -1,4 +1,4 @@
-//! Engines that are reached over a connection.
+//! Keys of engines that the relay reaches over a connection.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,7 +48,7 @@ pub(super) fn rspamd(section: &mut Section<'_>, timeout: Duration, hostname: &st
     }
 }
 
-/// The key is not repeated in a complaint: it might be the private one.
+/// Reads the public key. A problem does not repeat the value, because it might be the private key.
 fn public_key(section: &mut Section<'_>) -> Option<PublicKey> {
     let text = section.optional_text("key")?;
     match text.parse() {
@@ -98,7 +98,7 @@ pub(super) fn http(section: &mut Section<'_>, timeout: Duration, hostname: &str)
     if settings.send == Posted::Metadata && settings.probe_with != ProbeWith::Nothing {
         section.complain(
             "probe_with",
-            "what must be found is in the content, which is not sent",
+            "a probe needs the content, which send = \"metadata\" does not send",
             "write send = \"message\", or probe_with = \"none\"",
         );
     }
@@ -108,7 +108,7 @@ pub(super) fn http(section: &mut Section<'_>, timeout: Duration, hostname: &str)
     }
 }
 
-/// By what it can be found out whether it works.
+/// Reads the known-bad content of the engine's probes.
 pub(super) fn probe_with(section: &mut Section<'_>) -> ProbeWith {
     let words = [
         ("none", ProbeWith::Nothing),
@@ -119,7 +119,7 @@ pub(super) fn probe_with(section: &mut Section<'_>) -> ProbeWith {
     chosen.unwrap_or(ProbeWith::Nothing)
 }
 
-/// What an objection of the engine is, and its score.
+/// Reads the kind and the score of a finding by which the engine objects to a message.
 pub(super) fn objection(section: &mut Section<'_>, usual: FindingKind) -> (FindingKind, f64) {
     let objections = FindingKind::ALL
         .into_iter()
@@ -130,7 +130,7 @@ pub(super) fn objection(section: &mut Section<'_>, usual: FindingKind) -> (Findi
     (kind.unwrap_or(usual), score.unwrap_or(10.0))
 }
 
-/// How an answer is read; a verdict must mean one thing.
+/// Reads the keys of answers in JSON. A verdict must have one meaning.
 pub(super) fn reading(section: &mut Section<'_>) -> Reading {
     let list = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect());
     let word = |text: &str| Ok(text.to_owned());
@@ -139,15 +139,15 @@ pub(super) fn reading(section: &mut Section<'_>) -> Reading {
     if let Some(both) = bad.iter().find(|verdict| clean.contains(verdict)) {
         section.complain(
             "clean",
-            format!("{both:?} is in bad, too"),
-            "write each verdict in one of the lists",
+            format!("{both:?} is in bad as well"),
+            "write each verdict in only one of the lists",
         );
     }
     if bad.is_empty() || clean.is_empty() {
         section.complain(
             if bad.is_empty() { "bad" } else { "clean" },
-            "is empty: the service could say only one thing",
-            "write what it says, such as [\"true\"]",
+            "is empty: the engine could report only one verdict",
+            "write the verdicts of the engine, such as [\"true\"]",
         );
     }
     let (bad_kind, bad_score) = objection(section, FindingKind::Malware);
@@ -164,7 +164,7 @@ pub(super) fn reading(section: &mut Section<'_>) -> Reading {
     }
 }
 
-/// A JSON pointer that need not be there.
+/// Reads an optional JSON pointer.
 fn pointed(section: &mut Section<'_>, key: &'static str) -> Option<String> {
     let text = section.optional_text(key)?;
     match pointer(&text) {
@@ -176,7 +176,7 @@ fn pointed(section: &mut Section<'_>, key: &'static str) -> Option<String> {
     }
 }
 
-/// RFC 6901: empty for the whole answer, or begins with a slash.
+/// Parses a JSON pointer (RFC 6901): empty for the whole answer, or with a slash at its start.
 fn pointer(text: &str) -> Result<String, Wrong> {
     match text.is_empty() || text.starts_with('/') {
         true => Ok(text.to_owned()),
@@ -187,7 +187,7 @@ fn pointer(text: &str) -> Result<String, Wrong> {
     }
 }
 
-/// A token must not cross a network in the clear.
+/// Reads the file of the token. A token must not cross a network in the clear.
 fn token_file(section: &mut Section<'_>, addresses: &[Url]) -> Option<PathBuf> {
     let file = section.optional_file("token_file")?;
     let in_the_clear = |url: &&Url| !url.is_tls(&HTTP) && !url.is_loopback();
@@ -216,7 +216,7 @@ pub(super) fn icap(section: &mut Section<'_>, timeout: Duration) -> Kind {
     }
 }
 
-/// Services of one of these schemes; `example` is the usual one.
+/// Reads the URLs of services with one of these schemes. `example` is shown in problems.
 fn urls(section: &mut Section<'_>, schemes: &Schemes, example: &str) -> Vec<Url> {
     section.require_items("address", &format!("[{example:?}]"));
     section.list("address", None, plain, |text| {
@@ -232,7 +232,7 @@ fn urls(section: &mut Section<'_>, schemes: &Schemes, example: &str) -> Vec<Url>
     })
 }
 
-/// Authorities for TLS; without any address that is over TLS they would be used for nothing.
+/// Reads the authorities for TLS. Without an address over TLS they would have no use, which is a problem.
 fn authorities(section: &mut Section<'_>, addresses: &[Url], schemes: &Schemes) -> Option<PathBuf> {
     let ca = section.optional_file("tls_ca");
     if ca.is_some() && !addresses.iter().any(|url| url.is_tls(schemes)) {
@@ -246,17 +246,21 @@ fn authorities(section: &mut Section<'_>, addresses: &[Url], schemes: &Schemes) 
     ca
 }
 
-/// A user: one whose preferences spamd is to use, or as whom a command runs.
+/// Reads a user: the one whose preferences spamd applies, or the one as whom a command runs.
 pub(super) fn user(section: &mut Section<'_>) -> Option<String> {
     let user = section.optional_text("user")?;
     if user.contains(char::is_control) {
-        section.complain("user", "is no user name", "write one line");
+        section.complain(
+            "user",
+            "is not a user name",
+            "write a name without control characters",
+        );
         return None;
     }
     Some(user)
 }
 
-/// TLS where it is asked for; a certificate can be checked against a name only.
+/// Reads the keys of TLS. Verification needs a host name to compare with the certificate.
 fn tls(section: &mut Section<'_>, addresses: &[Address]) -> Option<Tls> {
     let words = [("off", false), ("verified", true)];
     let verified = section.choice("tls", Some(false), &words) == Some(true);
@@ -264,7 +268,7 @@ fn tls(section: &mut Section<'_>, addresses: &[Address]) -> Option<Tls> {
     if verified && addresses.iter().any(|at| matches!(at, Address::Unix(_))) {
         section.complain(
             "tls",
-            "a unix socket has no name that a certificate could be checked against",
+            "a certificate cannot be verified for a unix socket, which has no host name",
             "write \"host:port\", or tls = \"off\"",
         );
     }
@@ -284,13 +288,13 @@ fn connect_timeout(section: &mut Section<'_>, timeout: Duration) -> Duration {
         section.complain(
             "connect_timeout",
             "is longer than timeout, which includes it",
-            "write less than timeout",
+            "write timeout or less",
         );
     }
     connect_timeout
 }
 
-/// The replicas; `example` is the usual one.
+/// Reads the addresses of the replicas. `example` is shown in problems.
 fn addresses(section: &mut Section<'_>, example: &str) -> Vec<Address> {
     section.require_items("address", &format!("[{example:?}]"));
     section.list("address", None, plain, address)

@@ -1,4 +1,4 @@
-//! Engines that ask name servers.
+//! Keys of engines that query name servers.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -20,7 +20,7 @@ const QUESTIONS: [(&str, Question); 3] = [
     ("url", Question::Url),
 ];
 
-/// The largest score.
+/// Largest score of one finding: 1000, as for `bad_score` of other engines.
 const SCORE_MAX: f64 = 1000.0;
 
 pub(super) fn dns(section: &mut Section<'_>, timeout: Duration, class: EngineClass) -> Kind {
@@ -33,8 +33,8 @@ pub(super) fn dns(section: &mut Section<'_>, timeout: Duration, class: EngineCla
     if mixed {
         section.complain(
             "ask",
-            "a list is one of addresses or one of domains (RFC 5782)",
-            "write [\"client\"], or \"sender\" and \"url\"",
+            "a list contains either addresses or domains (RFC 5782)",
+            "write [\"client\"], or [\"sender\", \"url\"] for a list of domains",
         );
     }
     let everything = vec!["127.0.0.0/8 spam 5.0 listed".to_owned()];
@@ -46,11 +46,11 @@ pub(super) fn dns(section: &mut Section<'_>, timeout: Duration, class: EngineCla
     if section.is_empty_list("answers") {
         section.complain(
             "answers",
-            "is empty: the list could say nothing",
+            "is empty: no answer of the list would count",
             "write [\"127.0.0.0/8 spam 5.0 listed\"]",
         );
     }
-    // Of Spamhaus; of SURBL and URIBL.
+    // The first are the error codes of Spamhaus, the second is that of SURBL and URIBL.
     let codes = ["127.255.255.0/24", "127.0.0.1/32"];
     let errors = codes.into_iter().filter_map(|code| code.parse().ok());
     let errors = section.list("errors", Some(errors.collect()), plain, code);
@@ -72,8 +72,8 @@ pub(super) fn auth(section: &mut Section<'_>, timeout: Duration, class: EngineCl
     let id = section.read("authserv_id", None, quoted, |value| match string(value)? {
         text if is_host(&text) => Ok(text),
         text => Err(Wrong::new(
-            format!("{text:?} is no host name"),
-            "write the name by which your servers know this one: \"mx.example.com\"",
+            format!("{text:?} is not a host name"),
+            "write the name by which your servers know the relay: \"mx.example.com\"",
         )),
     });
     let words = [("report", false), ("obey", true)];
@@ -94,24 +94,24 @@ pub(super) fn auth(section: &mut Section<'_>, timeout: Duration, class: EngineCl
         obey_dmarc,
         max_signatures: section.count("max_signatures", 10, 1..=50),
         timeout,
-        // The time that a part has.
+        // SPF, DKIM and ARC together have half of the time; DMARC follows (scan::engine::auth).
         servers: servers(section, timeout / 2),
     })
 }
 
-/// Classes whose answers are used for all messages of the same content (guard::coalesce) would let one sender's results count
-/// for another's.
+/// Refuses the classes whose answers the relay uses for all messages of the same content (guard::coalesce): the result of one
+/// sender would count for another sender.
 fn by_envelope(section: &mut Section<'_>, class: EngineClass) {
     if matches!(class, EngineClass::Av | EngineClass::Content) {
         section.complain(
             "class",
-            "its answers are about who sent a message, not about its content",
+            "the answers of this engine are about the sender of a message, not about its content",
             "write class = \"spam\" or class = \"auth\"",
         );
     }
 }
 
-/// Two queries and a margin fit into the time.
+/// Reads the name servers. A query has two fifths of `timeout`, so that two queries and a margin fit into it.
 fn servers(section: &mut Section<'_>, timeout: Duration) -> NameServers {
     NameServers {
         addresses: section.list("resolver", Some(Vec::new()), plain, server),
@@ -126,7 +126,7 @@ fn server(text: &str) -> Result<SocketAddr, Wrong> {
             Err(_) => "write \"127.0.0.1:53\" or \"[::1]:53\"".to_owned(),
         };
         Wrong::new(
-            format!("{text:?} is no address and port of a name server"),
+            format!("{text:?} is not the address and port of a name server"),
             fix,
         )
     })
@@ -137,13 +137,13 @@ fn zone(text: &str) -> Result<String, Wrong> {
     match is_host(&bare) && bare.parse::<IpAddr>().is_err() {
         true => Ok(bare),
         false => Err(Wrong::new(
-            format!("{text:?} is no zone"),
-            "write the list's domain: \"zen.example.org\"",
+            format!("{text:?} is not a zone"),
+            "write the domain of the list: \"zen.example.org\"",
         )),
     }
 }
 
-/// An address or a name.
+/// Reads an optional entry for probes: an address or a name.
 fn test_point(section: &mut Section<'_>, key: &'static str) -> Option<String> {
     let text = section.optional_text(key)?;
     if text.parse::<IpAddr>().is_ok() || is_host(&text) {
@@ -157,22 +157,22 @@ fn test_point(section: &mut Section<'_>, key: &'static str) -> Option<String> {
     None
 }
 
-/// `ADDRESS|NETWORK|&BITS KIND SCORE NAME`.
+/// Parses the meaning of an answer: `ADDRESS|NETWORK|&BITS KIND SCORE NAME`.
 fn answer(text: &str) -> Result<DnsAnswer, Wrong> {
     let wrong = |what: &str| {
         Wrong::new(
             format!("{text:?} {what}"),
-            "write which answers, kind, score and name: \"127.0.0.2 spam 5.0 listed\", \"127.0.0.4/30 …\", \"&64 …\"",
+            "write answer, kind, score and name: \"127.0.0.2 spam 5.0 listed\", \"127.0.0.4/30 …\", \"&64 …\"",
         )
     };
     let words: Vec<&str> = text.split_whitespace().collect();
     let [which, kind, score, name] = words[..] else {
-        return Err(wrong("has not four words"));
+        return Err(wrong("does not have four words"));
     };
     let listed = match which.strip_prefix('&') {
         Some(bits) => match bits.parse() {
             Ok(bits @ 1..) => Listed::Bits(bits),
-            _ => return Err(wrong("has no bits of 1 to 255 behind its &")),
+            _ => return Err(wrong("has no number from 1 to 255 after its &")),
         },
         None => Listed::In(code(which)?),
     };
@@ -183,17 +183,17 @@ fn answer(text: &str) -> Result<DnsAnswer, Wrong> {
     Ok(DnsAnswer {
         listed,
         kind,
-        score: score.ok_or_else(|| wrong("has no score of -1000 to 1000 as its third word"))?,
+        score: score.ok_or_else(|| wrong("has no score from -1000 to 1000 as its third word"))?,
         name: name.to_owned(),
     })
 }
 
-/// Addresses in 127.0.0.0/8: nothing else is an answer (RFC 5782 2.1).
+/// Parses an address or a network of answers. All answers are within 127.0.0.0/8 (RFC 5782 2.1).
 fn code(text: &str) -> Result<Ipv4Net, Wrong> {
     match network(text)? {
         IpNet::V4(net) if net.addr().is_loopback() && net.prefix_len() >= 8 => Ok(net),
         other => Err(Wrong::new(
-            format!("\"{other}\" is not within 127.0.0.0/8, where lists answer"),
+            format!("\"{other}\" is not within 127.0.0.0/8, the network of all answers"),
             "write \"127.0.0.2\" or \"127.0.0.0/8\"",
         )),
     }

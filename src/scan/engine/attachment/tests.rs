@@ -21,7 +21,7 @@ fn settings() -> AttachmentSettings {
     }
 }
 
-/// A message with one attachment; `fields` are its Content-Type and Content-Disposition.
+/// A message with one attachment. `fields` are the Content-Type and Content-Disposition fields of the attachment.
 fn with_fields(fields: &str, bytes: impl AsRef<[u8]>) -> String {
     let body = base64::engine::general_purpose::STANDARD.encode(bytes);
     format!(
@@ -80,7 +80,7 @@ fn missing(answer: &Answer) -> Option<Reason> {
     }
 }
 
-/// A forbidden extension is found however the name is written, and in archives within archives.
+/// The engine finds a forbidden extension however the name is encoded, and in nested archives.
 #[tokio::test]
 async fn forbidden_names_are_found_however_they_are_written() {
     let plain = b"x".as_slice();
@@ -113,9 +113,9 @@ async fn forbidden_names_are_found_however_they_are_written() {
     );
 }
 
-/// Types are forbidden by what the octets are as well as by what they are said to be, in archives too.
+/// The engine compares both the declared and the sniffed type with the forbidden types, also in archives.
 #[tokio::test]
-async fn forbidden_types_are_sniffed() {
+async fn forbidden_types_are_found_by_declaration_and_by_octets() {
     assert_eq!(
         names(&ask(attached("a.bin", program())).await),
         ["blocked-type", "disguised-executable"]
@@ -126,9 +126,9 @@ async fn forbidden_types_are_sniffed() {
     assert_eq!(names(&ask(video).await), ["blocked-type"]);
 }
 
-/// Tricks that serve only to deceive are told as such.
+/// The engine reports tricks whose only purpose is to deceive the recipient.
 #[tokio::test]
-async fn tricks_are_named() {
+async fn deceptive_tricks_are_reported() {
     let rtlo = "a\u{202e}fdp.scr";
     assert_eq!(names(&ask(attached(rtlo, "x")).await), ["disguised-name"]);
     assert_eq!(
@@ -141,7 +141,7 @@ async fn tricks_are_named() {
     assert_eq!(names(&ask(twice).await), ["ambiguous-mime"]);
 }
 
-/// What needs a password is shown, and forbidden only if the administrator says so.
+/// The engine reports files that need a password, and forbids them only with `block_encrypted`.
 #[tokio::test]
 async fn encrypted_archives_are_shown_or_forbidden() {
     let mut zip = zipped(&[("a.txt", b"hello hello")]);
@@ -166,9 +166,9 @@ async fn encrypted_archives_are_shown_or_forbidden() {
     }
 }
 
-/// Beyond a limit there is no answer, but what was found before counts.
+/// Beyond a limit, the engine has no complete answer, but its findings so far count.
 #[tokio::test]
-async fn limits_are_no_answer() {
+async fn a_reached_limit_makes_the_answer_incomplete() {
     let many: Vec<_> = (0..6).map(|i| format!("{i}.exe")).collect();
     let many: Vec<(&str, &[u8])> = many.iter().map(|n| (n.as_str(), b"x".as_slice())).collect();
     let mut deep = zipped(&[("a.txt", b"x")]);
@@ -194,11 +194,13 @@ async fn limits_are_no_answer() {
     }
 }
 
-/// What is only shown does not hide what is forbidden, however much of it there is (promise P4).
+/// Any number of informational findings hides no forbidden file (promise P4).
 #[tokio::test]
-async fn nothing_forbidden_hides_behind_what_is_only_shown() {
+async fn informational_findings_hide_no_forbidden_file() {
     let locked = b"%PDF-1.7\ntrailer <</Encrypt 5 0 R>>".as_slice();
-    let many: Vec<_> = (0..=FINDINGS).map(|i| format!("{i}.pdf")).collect();
+    let many: Vec<_> = (0..=FINDINGS_PER_NAME_MAX)
+        .map(|i| format!("{i}.pdf"))
+        .collect();
     let mut files: Vec<(&str, &[u8])> = many.iter().map(|n| (n.as_str(), locked)).collect();
     files.push(("a.exe", b"x"));
     let settings = AttachmentSettings {
@@ -213,9 +215,10 @@ async fn nothing_forbidden_hides_behind_what_is_only_shown() {
     );
 }
 
-/// An archive that could not be opened has not been looked at; a file in one that could not be unpacked has a name.
+/// An archive that the engine cannot open makes the answer incomplete. A file in an archive that cannot be unpacked does not,
+/// because its name is known.
 #[tokio::test]
-async fn archives_that_are_not_opened_are_no_answer() {
+async fn an_unopened_archive_makes_the_answer_incomplete() {
     let zip = zipped(&[("a.txt", b"hello")]);
     let cut = &zip[..zip.len() - 10];
     let inner = zipped(&[("inner.zip", cut)]);
@@ -225,14 +228,14 @@ async fn archives_that_are_not_opened_are_no_answer() {
     }
     let mut strange = zip.clone();
     let central = memchr::memmem::find(&zip, b"PK\x01\x02").expect("directory");
-    // A way of packing that nobody knows.
+    // An unknown compression method.
     strange[central + 10] = 99;
     let answer = ask(attached("a.zip", strange)).await;
     assert_eq!(missing(&answer), None);
     assert_eq!(names(&answer), ["unreadable-archive"]);
 }
 
-/// However many files a message has, its report stays small.
+/// The report about a message with very many files stays small.
 #[tokio::test]
 async fn reports_are_bounded() {
     let parts = format!(
@@ -241,5 +244,5 @@ async fn reports_are_bounded() {
             .map(|i| format!("--b\r\nContent-Type: text/plain; name={i}.exe\r\n\r\nx\r\n"))
             .collect::<String>()
     );
-    assert_eq!(names(&ask(parts).await).len(), FINDINGS);
+    assert_eq!(names(&ask(parts).await).len(), FINDINGS_PER_NAME_MAX);
 }

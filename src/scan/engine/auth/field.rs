@@ -1,23 +1,23 @@
 //! The Authentication-Results field (RFC 8601).
 //!
-//! Written here and not by mail-auth, because every value in it is a sender's: only names and words that need no quoting are
-//! let in, so that nobody can end a value and go on with results of his own.
+//! The relay writes the field itself and does not use mail-auth for this, because senders choose the values in it. Only values
+//! that need no quoting are written, so that no sender can end a value and append forged results.
 
-/// Octets of one value: a domain name.
-const VALUE: usize = 253;
+/// Largest value in octets: the longest domain name (255 octets in a DNS message, RFC 1035 2.3.4).
+const VALUE_OCTETS_MAX: usize = 253;
 
-/// One result.
+/// One result in the field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stated {
     /// `spf`, `dkim`, `dmarc`, `arc`.
     pub(super) method: &'static str,
-    /// Its word.
+    /// The result word of RFC 8601 2.7.
     pub(super) result: &'static str,
-    /// What it is about: property and value. A value that would have to be quoted is left out.
+    /// Property and value, as in `header.d` and a domain. A value that would need quoting is left out.
     pub(super) properties: Vec<(&'static str, String)>,
 }
 
-/// The field's value, one result on a line.
+/// The value of the field, with one result per line.
 pub(super) fn value(authserv_id: &str, stated: &[Stated]) -> String {
     let mut text = authserv_id.to_owned();
     for Stated {
@@ -39,14 +39,14 @@ pub(super) fn value(authserv_id: &str, stated: &[Stated]) -> String {
 
 fn is_plain(value: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
-    (1..=VALUE).contains(&value.len()) && value.bytes().all(allowed)
+    (1..=VALUE_OCTETS_MAX).contains(&value.len()) && value.bytes().all(allowed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// RFC 8601 5: a value that a sender has chosen cannot become a result.
+    /// RFC 8601 5: a value that a sender has chosen cannot add a result.
     #[test]
     fn no_value_ends_its_result() {
         let stated = |value: &str| Stated {

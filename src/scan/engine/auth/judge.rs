@@ -1,4 +1,4 @@
-//! The results of one message.
+//! Computes the authentication results of one message.
 
 use std::{iter, mem};
 
@@ -21,20 +21,23 @@ use crate::message::{Envelope, Mailbox, header};
 use crate::scan::engine::Sample;
 use crate::verdict::{Finding, FindingKind};
 
-/// Names of fields that a signature may say it covers; honest ones have a few dozen.
-const COVERED: usize = 200;
+/// Most field names in the `h=` of a signature. mail-auth compares each of them with all fields; real signatures have a few
+/// dozen.
+const SIGNED_FIELDS_MAX: usize = 200;
 
-/// What is known in the end.
+/// All results of one message.
 pub(super) struct Results {
     pub(super) findings: Vec<Finding>,
-    /// The same for the field.
+    /// The results for the Authentication-Results field.
     pub(super) stated: Vec<Stated>,
-    /// Some name server did not answer.
+    /// At least one question got no answer from the name servers.
     pub(super) in_doubt: bool,
 }
 
-/// Asks for everything that the message's domains publish. It does as much as the settings allow, whatever the message says,
-/// and for as long: what the domains' name servers have not answered by then is a temporary error.
+/// Asks for all records that the domains of the message publish, and computes the results. The settings bound work and time,
+/// whatever the message contains: a question that the name servers have not answered in time is a temporary error.
+///
+/// Cancel safety: safe.
 pub(super) async fn judge(
     authenticator: &MessageAuthenticator,
     settings: &AuthSettings,
@@ -78,7 +81,8 @@ pub(super) async fn judge(
     results
 }
 
-/// Who asks, and until when. All that is asked at one time has the same time, so that no part can use up another's.
+/// The authenticator, and the deadline for its questions. Questions that run at the same time have the same deadline, so that
+/// no method can use up the time of another method.
 struct Asking<'a> {
     authenticator: &'a MessageAuthenticator,
     settings: &'a AuthSettings,
@@ -99,8 +103,8 @@ impl Asking<'_> {
         })
     }
 
-    /// All signatures at once: a signature whose key nobody gets must not take away the result of another one, which may
-    /// be what DMARC fails by.
+    /// Verifies all signatures at the same time: a signature whose key record does not arrive must not cost the result of
+    /// another signature, because that result may decide DMARC.
     async fn dkim<'x>(
         &self,
         message: &'x AuthenticatedMessage<'x>,
@@ -109,7 +113,7 @@ impl Asking<'_> {
         let one = async |message: &'x AuthenticatedMessage<'x>| {
             let asked = self.until.run(async {
                 let mut outputs = self.authenticator.verify_dkim(message).await;
-                // A message of its own has one signature and no errors.
+                // A message from `apart` has one signature and no errors.
                 if let ([signature], [output]) = (&message.dkim_headers[..], &mut outputs[..])
                     && *output.result() == DkimResult::Pass
                     && let Err(why) = key::usable(self.authenticator, &signature.header).await
@@ -128,12 +132,12 @@ impl Asking<'_> {
                 signatures.map(|s| late(&s.header)).collect()
             })
         };
-        // The message itself has those that cannot be read.
+        // The message itself has the signatures that could not be parsed.
         let all = iter::once(message).chain(signatures).map(one);
         join_all(all).await.concat()
     }
 
-    /// The result, and who sealed last.
+    /// The result for the ARC chain, and the domain of the last seal.
     async fn arc(&self, message: &AuthenticatedMessage<'_>) -> (DkimResult, Option<String>) {
         if message.ams_headers.len() > self.settings.max_signatures {
             return (
@@ -161,7 +165,7 @@ impl Asking<'_> {
         }
     }
 
-    /// The keys of all seals, and of the signature that counts.
+    /// Checks the keys of all seals, and of the last message signature, which is the one that counts.
     async fn usable_keys(&self, sets: &[Set<'_>]) -> Result<(), Unusable> {
         if let Some(last) = sets.last() {
             key::usable(self.authenticator, last.signature.header).await?;
@@ -184,14 +188,14 @@ fn too_late() -> Error {
     Error::Dns(DnsError::Resolver("no answer in time".to_owned()))
 }
 
-/// What SPF is about and DMARC must be aligned with: the reverse-path's domain, or the HELO name where there is none (RFC
-/// 7208 2.4, RFC 7489 3.1.2).
+/// The domain that SPF checks and that DMARC aligns: the domain of the reverse-path, or the HELO name for a null reverse-path
+/// (RFC 7208 2.4, RFC 7489 3.1.2).
 fn spf_domain(envelope: &Envelope) -> &str {
     let sender = envelope.reverse_path.mailbox();
     sender.map_or(&envelope.origin.helo, Mailbox::domain)
 }
 
-/// Takes the signatures out of a message: each in one of its own.
+/// Moves each signature of a message into a message with only this signature.
 fn apart<'x>(message: &mut AuthenticatedMessage<'x>) -> Vec<AuthenticatedMessage<'x>> {
     let signatures = mem::take(&mut message.dkim_headers);
     let alone = |signature| AuthenticatedMessage {
@@ -203,19 +207,22 @@ fn apart<'x>(message: &mut AuthenticatedMessage<'x>) -> Vec<AuthenticatedMessage
     signatures.into_iter().map(alone).collect()
 }
 
-/// A message as far as it is verified, and how many signatures are left out; none if it has no header section.
+/// Parses a message and bounds the work of verifying it. Returns the message and the number of signatures left out, or `None` if
+/// the content has no header section.
 pub fn read(content: &[u8], max_signatures: usize) -> Option<(AuthenticatedMessage<'_>, usize)> {
     let mut message = AuthenticatedMessage::parse(content)?;
     let left_out = bound(&mut message, max_signatures);
     Some((message, left_out))
 }
 
-/// Takes away what nobody honest needs: signatures beyond `most`, those that say they cover hundreds of fields, and
-/// everything that makes verifying ask for more than keys. Returns how many signatures are left out.
+/// Removes what no valid mail needs: signatures beyond `most`, signatures with hundreds of names in `h=`, and everything that
+/// makes mail-auth ask for records other than keys. Returns the number of signatures left out.
 fn bound(message: &mut AuthenticatedMessage<'_>, most: usize) -> usize {
     let before = message.dkim_headers.len() + message.errors.len();
     message.errors.truncate(most);
-    message.dkim_headers.retain(|s| s.header.h.len() <= COVERED);
+    message
+        .dkim_headers
+        .retain(|s| s.header.h.len() <= SIGNED_FIELDS_MAX);
     message.dkim_headers.truncate(most);
     for signature in &mut message.dkim_headers {
         signature.header.r = false;
@@ -224,15 +231,15 @@ fn bound(message: &mut AuthenticatedMessage<'_>, most: usize) -> usize {
     if message
         .ams_headers
         .iter()
-        .any(|s| s.header.h.len() > COVERED)
+        .any(|s| s.header.h.len() > SIGNED_FIELDS_MAX)
     {
         message.has_arc_errors = true;
     }
     before - message.dkim_headers.len() - message.errors.len()
 }
 
-/// The author's domain, or why nobody can say who the author is. mail-auth decides about the author that it has found itself,
-/// while people believe the one that their mail program has found: there must be no two ways to read the header section.
+/// The domain of the author, or the reason why the author is ambiguous. mail-auth checks the author that it has found itself,
+/// and people see the author that their mail program has found. So there must be only one way to read the header section.
 fn author<'m>(
     content: &[u8],
     message: &'m AuthenticatedMessage<'_>,
@@ -243,24 +250,24 @@ fn author<'m>(
         (name.trim_ascii_end(), body)
     });
     if !same.eq(fields().map(|field| (field.name, field.body))) {
-        return Err("fields that not everybody would find");
+        return Err("mail programs may read the header fields differently");
     }
-    // Some readers pass over white space and control characters in a name.
+    // Some mail programs ignore white space and control characters in a field name.
     let looks = |name: &[u8]| {
         let seen = name.iter().filter(|octet| octet.is_ascii_graphic());
         seen.map(u8::to_ascii_lowercase).eq(*b"from")
     };
     let froms = fields().filter(|field| looks(field.name));
     if froms.map(|field| field.is("From")).ne([true]) {
-        return Err("not exactly one From field");
+        return Err("the message does not have exactly one From field");
     }
     let mut domains = message.from.iter().filter_map(|from| from.rsplit_once('@'));
     let Some((_, domain)) = domains.next() else {
-        return Err("no address in From");
+        return Err("From has no address");
     };
     match domains.all(|(_, other)| other == domain) {
         true => Ok(domain),
-        false => Err("addresses of several domains in From"),
+        false => Err("From has addresses of several domains"),
     }
 }
 
@@ -341,11 +348,11 @@ impl Results {
         if left_out > 0 {
             self.add(
                 "dkim.not-verified",
-                &format!("{left_out} more (max_signatures)"),
+                &format!("{left_out} more signatures (max_signatures)"),
             );
         }
         let is = |wanted: &str| dkim.iter().any(|d| of_dkim(d.result()).0 == wanted);
-        // One that may yet verify is not held against the message, nor is one that nobody can look up now.
+        // A signature with a temporary error may verify later, so it does not count against the message.
         let in_vain = !dkim.is_empty() && !is("pass") && !is("temperror");
         if in_vain && settings.scores.dkim_fail != 0.0 {
             self.count(
@@ -356,8 +363,8 @@ impl Results {
         }
     }
 
-    /// Whose policy holds, nobody can say; that exempts nobody's mail from all (RFC 9989, "Denial of DMARC Processing
-    /// Attacks").
+    /// Reports an ambiguous author. The relay cannot know which domain's policy applies to such a message, but the message is
+    /// not exempt from all policies (RFC 9989, "Denial of DMARC Processing Attacks").
     fn no_author(&mut self, why: &str, settings: &AuthSettings) {
         self.state("dmarc", "permerror", Vec::new(), why);
         if settings.obey_dmarc {
@@ -399,18 +406,18 @@ impl Results {
         let (word, why) = of_dkim(result);
         self.in_doubt |= word == "temperror";
         if word == "none" {
-            return self.add("arc.none", "no chain");
+            return self.add("arc.none", "no ARC chain");
         }
         let sealer = sealer.unwrap_or_default();
         self.state("arc", word, Vec::new(), &format!("{sealer} {why}"));
     }
 }
 
-/// The word of RFC 8601 2.7.1, and why it is not `pass`.
+/// The result word of RFC 8601 2.7.1, and the reason if the word is not `pass`.
 fn of_dkim(result: &DkimResult) -> (&'static str, String) {
     match result {
         DkimResult::Pass => ("pass", String::new()),
-        // To mail-auth it is neutral.
+        // mail-auth calls this result neutral.
         DkimResult::Neutral(
             why @ (Error::Dkim(DkimError::FailedBodyHashMatch)
             | Error::Arc(ArcError::FailedBodyHashMatch)),
@@ -423,7 +430,7 @@ fn of_dkim(result: &DkimResult) -> (&'static str, String) {
     }
 }
 
-/// For people: bounded, without control characters.
+/// Prepares a text for people: at most 200 characters, without control characters.
 fn shown(text: &str) -> String {
     let clean = |c: char| if c.is_control() { '?' } else { c };
     text.trim().chars().take(200).map(clean).collect()

@@ -1,7 +1,7 @@
-//! What a domain's key may be used for.
+//! Restrictions on the use of a domain's key.
 //!
-//! mail-auth reads these tags of a key record and does not look at them; so a signature that it calls good is good only if the
-//! record that it took the key from says nothing against it.
+//! mail-auth parses these tags of a key record and does not check them. So a signature that mail-auth accepts is valid only if
+//! its key record does not forbid the use.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,10 @@ use mail_auth::common::parse::TxtRecordParser as _;
 use mail_auth::common::verify::{DomainKey, VerifySignature};
 use mail_auth::{DnsError, Error, MessageAuthenticator};
 
-/// Whether the key of a signature that verifies may be used for it. It was asked for a moment ago, and is remembered.
+/// Checks whether the key of a signature that verifies may be used for this signature. The answer to the question for the key
+/// record is still in the cache.
+///
+/// Cancel safety: safe.
 pub(super) async fn usable(
     authenticator: &MessageAuthenticator,
     signature: &impl VerifySignature,
@@ -28,10 +31,10 @@ pub(super) async fn usable(
             RData::TXT(text) => Some(text.txt_data.concat()),
             _ => None,
         });
-    // Of several, mail-auth takes the first one that is a key.
+    // Of several records, mail-auth takes the first one that is a valid key.
     let mut keys = texts.filter(|text| DomainKey::parse(text).is_ok());
     let Some(key) = keys.next() else {
-        return Err(unknown("the key is there no more".to_owned()));
+        return Err(unknown("the key record no longer exists".to_owned()));
     };
     match objection(&key, signature.algorithm()) {
         None => Ok(()),
@@ -41,16 +44,17 @@ pub(super) async fn usable(
     }
 }
 
-/// Why a key is not used.
+/// Why a key may not be used.
 #[derive(Debug)]
 pub(super) enum Unusable {
-    /// Its record says so.
+    /// The key record forbids the use.
     Never(Error),
-    /// Nobody can say now.
+    /// The key record is not available now.
     Unknown(Error),
 }
 
-/// What a key record says against its use for a signature of e-mail, by that algorithm (RFC 6376 3.6.1, 6.1.2).
+/// Why a key record forbids the use of its key for an e-mail signature with this algorithm (RFC 6376 3.6.1, 6.1.2); `None` if
+/// the record allows the use.
 fn objection(record: &[u8], algorithm: Algorithm) -> Option<&'static str> {
     let mut names = HashSet::new();
     for tag in record.split(|octet| *octet == b';') {
@@ -59,9 +63,9 @@ fn objection(record: &[u8], algorithm: Algorithm) -> Option<&'static str> {
             continue;
         };
         let (name, value) = (name.trim_ascii(), value.trim_ascii());
-        // RFC 6376 3.2: such a list of tags is none.
+        // RFC 6376 3.2: a tag list with a repeated tag is invalid.
         if !names.insert(name) {
-            return Some("a key record with a tag twice");
+            return Some("the key record repeats a tag");
         }
         let names_one_of = |wanted: &[&str]| {
             let mut items = value.split(|octet| *octet == b':').map(<[u8]>::trim_ascii);
@@ -72,9 +76,15 @@ fn objection(record: &[u8], algorithm: Algorithm) -> Option<&'static str> {
             })
         };
         match name {
-            b"v" if value != b"DKIM1" => return Some("a key record of another version"),
-            b"h" if !names_one_of(&[hash(algorithm)]) => return Some("a key for other hashes"),
-            b"s" if !names_one_of(&["*", "email"]) => return Some("a key for other services"),
+            b"v" if value != b"DKIM1" => {
+                return Some("the key record has a version other than DKIM1");
+            }
+            b"h" if !names_one_of(&[hash(algorithm)]) => {
+                return Some("the key record forbids this hash (h=)");
+            }
+            b"s" if !names_one_of(&["*", "email"]) => {
+                return Some("the key record forbids e-mail (s=)");
+            }
             _ => {}
         }
     }
@@ -92,7 +102,7 @@ fn hash(algorithm: Algorithm) -> &'static str {
 mod tests {
     use super::*;
 
-    /// RFC 6376 3.6.1: unknown tags, spaces and order mean nothing; version, hashes and services do.
+    /// RFC 6376 3.6.1: unknown tags, spaces and the order of tags have no effect; version, hashes and services have.
     #[test]
     fn a_key_is_used_only_for_what_its_record_allows() {
         for good in [

@@ -1,4 +1,4 @@
-//! Results of messages that were really signed, with keys that a name server really serves.
+//! Results of messages with real signatures, whose keys a test name server serves.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::scan::engine::tests::name_server::{NameServer, Says};
 use crate::scan::tests::{request, sampled};
 
 const MAIL: &str = "From: A <a@a.test>\r\nTo: b@b.test\r\nSubject: x\r\n\r\nbody\r\n";
-const TIMEOUT: Duration = Duration::from_secs(10);
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
 const CLIENT: [u8; 4] = [192, 0, 2, 1];
 
 fn settings(server: &NameServer) -> AuthSettings {
@@ -33,7 +33,7 @@ fn settings(server: &NameServer) -> AuthSettings {
         },
         obey_dmarc: true,
         max_signatures: 3,
-        timeout: TIMEOUT,
+        timeout: ENGINE_TIMEOUT,
         servers: NameServers {
             addresses: vec![server.address],
             patience: Duration::from_millis(200),
@@ -41,7 +41,7 @@ fn settings(server: &NameServer) -> AuthSettings {
     }
 }
 
-/// A key, and the record that makes it known.
+/// A key, and its key record.
 fn key() -> (Ed25519Key, String) {
     let der = Ed25519Key::generate_pkcs8().expect("a key");
     let key = Ed25519Key::from_pkcs8_der(&der).expect("a key");
@@ -62,7 +62,7 @@ fn signed(
     format!("{}{MAIL}", signature.to_header())
 }
 
-/// Passed on by a list with that key.
+/// The message, sealed by a mailing list with this key.
 fn sealed(key: Ed25519Key) -> String {
     let message = AuthenticatedMessage::parse(MAIL.as_bytes()).expect("a message");
     let results = AuthenticationResults::new("list.test");
@@ -72,7 +72,7 @@ fn sealed(key: Ed25519Key) -> String {
     format!("{}{MAIL}", set.expect("a seal").to_header())
 }
 
-/// A domain that publishes everything, and a key of it.
+/// A name server for a domain that publishes SPF, DKIM and DMARC records, and the key of the domain.
 async fn domain(policy: &str) -> (NameServer, Ed25519Key) {
     let server = NameServer::start().await;
     let (key, record) = key();
@@ -101,7 +101,7 @@ async fn answer(server: &NameServer, sample: Sample) -> Result<EngineAnswer, Sca
         .await
 }
 
-/// What it found, `name` or `name score` or `kind name`, and the field that it wants.
+/// The findings, as `name`, `name score` or `kind name`, and the field that the engine asks for.
 async fn judged(server: &NameServer, sample: Sample) -> (Vec<String>, String) {
     let answer = answer(server, sample).await.expect("an answer");
     let Answer::Answered(findings) = answer.answer else {
@@ -123,7 +123,7 @@ async fn judged(server: &NameServer, sample: Sample) -> (Vec<String>, String) {
     (shown.collect(), field.replace("\r\n\t", " "))
 }
 
-/// Mail from where its domain says, signed with the domain's key, passes everything, and the field says so.
+/// Mail from a client that its domain names, signed with the key of the domain, passes all methods, and the field says so.
 #[tokio::test]
 async fn honest_mail_passes() {
     let (server, key) = domain("reject").await;
@@ -137,8 +137,8 @@ async fn honest_mail_passes() {
     );
 }
 
-/// A field or a body that was changed, from where the domain's mail does not come: it counts what the administrator says it
-/// counts, and the domain's own policy is a finding.
+/// A changed field or body, sent by a client that the domain does not name, gets the scores that the administrator has set, and
+/// the policy of the domain becomes a finding.
 #[tokio::test]
 async fn forged_mail_fails() {
     let (server, key) = domain("reject").await;
@@ -161,9 +161,9 @@ async fn forged_mail_fails() {
     }
 }
 
-/// A signature is as worthless if nobody knows its key or nobody can read it as if it is wrong.
+/// A signature without a key record, or one that cannot be parsed, counts like a wrong signature.
 #[tokio::test]
-async fn a_signature_that_cannot_be_verified_counts_as_one_that_is_wrong() {
+async fn an_unverifiable_signature_counts_like_a_wrong_one() {
     let (server, key) = domain("none").await;
     let mail = signed(key, "a.test");
     let wrong = [
@@ -178,9 +178,9 @@ async fn a_signature_that_cannot_be_verified_counts_as_one_that_is_wrong() {
     }
 }
 
-/// RFC 6376 3.6.1: a key that its domain publishes for something else makes no mail genuine, and no chain of ARC.
+/// RFC 6376 3.6.1: a key that its domain publishes for another purpose verifies no message and no ARC chain.
 #[tokio::test]
-async fn a_key_for_something_else_passes_nothing() {
+async fn a_key_for_another_purpose_verifies_nothing() {
     for (version, dkim, arc) in [
         ("v=DKIM1; s=email; h=sha256;", "dkim.pass", "arc.pass"),
         ("v=DKIM1; s=other;", "dkim.permerror", "arc.fail"),
@@ -204,7 +204,7 @@ async fn a_key_for_something_else_passes_nothing() {
     }
 }
 
-/// RFC 7208 2.4, RFC 7489 3.1.2: a bounce has no reverse-path; what is checked and aligned is the name of its server.
+/// RFC 7208 2.4, RFC 7489 3.1.2: a bounce has a null reverse-path, so SPF checks and DMARC aligns the HELO name.
 #[tokio::test]
 async fn a_bounce_is_aligned_by_the_name_of_its_server() {
     let (server, _) = domain("none").await;
@@ -216,7 +216,7 @@ async fn a_bounce_is_aligned_by_the_name_of_its_server() {
     assert!(field.contains("spf=pass smtp.helo=helo.test"), "{field}");
 }
 
-/// SPF and DKIM of another domain than the one that is shown are worth nothing for DMARC; one of them aligned is enough.
+/// SPF and DKIM results of a domain other than that of the author do not count for DMARC. One aligned result is enough.
 #[tokio::test]
 async fn only_aligned_results_count_for_dmarc() {
     let (server, key) = domain("none").await;
@@ -228,9 +228,10 @@ async fn only_aligned_results_count_for_dmarc() {
     assert_eq!(found[..3], ["spf.pass", "dkim.pass", "dmarc.pass"]);
 }
 
-/// Name servers of a domain that do not answer are no proof against its mail; nobody's policy is obeyed then.
+/// If the name servers of a domain do not answer, the results are temporary errors: they do not count against the mail, and no
+/// policy applies.
 #[tokio::test]
-async fn a_domain_that_nobody_can_ask_about_has_temporary_errors() {
+async fn silent_name_servers_of_a_domain_are_temporary_errors() {
     for fault in [Says::ServFail, Says::Nothing, Says::Refused] {
         let (server, key) = domain("reject").await;
         for name in ["a.test", "s._domainkey.a.test", "_dmarc.a.test"] {
@@ -248,9 +249,9 @@ async fn a_domain_that_nobody_can_ask_about_has_temporary_errors() {
     }
 }
 
-/// P4: with name servers of our own that say nothing, nothing is known about anybody: that is no answer.
+/// P4: if the relay's own name servers do not answer, the engine has no answer, because nothing is known about any domain.
 #[tokio::test]
-async fn without_name_servers_there_is_no_answer() {
+async fn silent_name_servers_of_the_relay_are_no_answer() {
     for fault in [Says::ServFail, Says::Nothing] {
         let (server, _) = domain("reject").await;
         for name in ["a.test", "_dmarc.a.test", ""] {
@@ -263,23 +264,23 @@ async fn without_name_servers_there_is_no_answer() {
     }
 }
 
-/// Whoever has name servers that say nothing, and says something about them in his mail, uses up no other part's time, nor the
-/// engine's, whose fault it would then be: a domain's policy holds that his forgery fails by.
+/// A sender with silent name servers uses up neither the time of another method nor the timeout of the engine, for which the
+/// guard would blame the engine. So a forgery still fails by the policy of the forged domain.
 #[tokio::test(start_paused = true)]
-async fn silent_name_servers_of_a_sender_are_waited_for_less_long_than_the_engine_is() {
+async fn silent_name_servers_of_a_sender_do_not_exceed_the_timeout() {
     let (server, key) = domain("reject").await;
     for name in ["slow.test", "s._domainkey.slow.test", "_dmarc.slow.test"] {
         server.says(name, Says::Nothing);
     }
     let mut settings = settings(&server);
-    // What ends the questions here is not this.
-    settings.servers.patience = TIMEOUT * 10;
+    // So that the deadline of the engine ends the questions, and not the timeout of a query.
+    settings.servers.patience = ENGINE_TIMEOUT * 10;
     let engine = Arc::new(Auth::new(&settings).expect("an engine"));
     let ask = async |mail: &str| {
         let began = Instant::now();
         let sample = sample(mail, "a@slow.test", CLIENT, None);
         let answer = engine.clone().scan(sample).await;
-        assert!(began.elapsed() < TIMEOUT, "{:?}", began.elapsed());
+        assert!(began.elapsed() < ENGINE_TIMEOUT, "{:?}", began.elapsed());
         let Answer::Answered(findings) = answer?.answer else {
             panic!("no answer");
         };
@@ -311,7 +312,7 @@ async fn silent_name_servers_of_a_sender_are_waited_for_less_long_than_the_engin
     assert_eq!(error.reason(), Reason::Unreachable);
 }
 
-/// RFC 7208 4.6.4: a record that makes us ask more than ten questions is an error of its domain's, and costs no more.
+/// RFC 7208 4.6.4: a record that requires more than ten questions is a permanent error, and the engine asks no more questions.
 #[tokio::test]
 async fn spf_asks_ten_questions_at_most() {
     let server = NameServer::start().await;
@@ -328,7 +329,7 @@ async fn spf_asks_ten_questions_at_most() {
     assert!(asked.count() <= 12, "{:?}", server.asked());
 }
 
-/// Mail of our own users and neighbours comes from no server that a domain could have named: nothing is asked.
+/// The engine asks nothing about mail of the relay's own users and of private networks: no domain can name their addresses.
 #[tokio::test]
 async fn own_mail_is_not_judged() {
     let (server, _) = domain("reject").await;
@@ -342,8 +343,8 @@ async fn own_mail_is_not_judged() {
     assert_eq!(server.asked(), Vec::<String>::new());
 }
 
-/// A hostile message costs a bounded number of questions: signatures beyond the limit are not verified, header sections without
-/// measure are not looked at, and no signature makes us ask for anything but its key.
+/// A hostile message causes a bounded number of questions: the engine does not verify signatures beyond the limit, does not
+/// examine huge header sections, and asks for nothing but the key of a signature.
 #[tokio::test]
 async fn hostile_header_sections_are_bounded() {
     let (server, key) = domain("none").await;
@@ -366,7 +367,7 @@ async fn hostile_header_sections_are_bounded() {
             .any(|n| n.contains("_atps") || n.contains("_report")),
         "{asked:?}"
     );
-    // Not the tag bh.
+    // The tag `h`, and not the tag `bh`.
     let tag = |(at, _): &(usize, &str)| !mail[..*at].ends_with('b');
     let (at, tag) = mail.match_indices("h=").find(tag).expect("h=");
     let (before, after) = mail.split_at(at + tag.len());
@@ -387,10 +388,10 @@ async fn hostile_header_sections_are_bounded() {
     }
 }
 
-/// RFC 5322 3.6: where readers may see another author than we do, or more than one, nobody can say whose policy holds. Such
-/// a message is not exempt from everybody's: with `obey` it is objected to.
+/// RFC 5322 3.6: if a mail program may show another author than the engine has found, or several authors, no policy applies.
+/// Such a message is not exempt from all policies: with `dmarc = "obey"`, the engine objects to it.
 #[tokio::test]
-async fn an_author_that_cannot_be_told_is_an_objection() {
+async fn an_ambiguous_author_is_an_objection() {
     let (server, _) = domain("reject").await;
     server.text("c.test", "v=spf1 +all");
     let unclear = [
@@ -431,9 +432,9 @@ async fn an_author_that_cannot_be_told_is_an_objection() {
     }
 }
 
-/// RFC 8617: a chain whose seal verifies passes; one whose message was changed afterwards does not.
+/// RFC 8617: an ARC chain passes if its seal verifies, and fails if the message was changed afterwards.
 #[tokio::test]
-async fn a_chain_is_verified() {
+async fn an_arc_chain_is_verified() {
     let (server, _) = domain("none").await;
     let (key, record) = key();
     server.text("s._domainkey.list.test", &record);
@@ -445,7 +446,7 @@ async fn a_chain_is_verified() {
     assert_eq!(found.last().map(String::as_str), Some("arc.fail"));
 }
 
-/// A large body is hashed away from the runtime's threads, with the same result.
+/// The engine hashes a large body outside the runtime's threads, with the same result.
 #[tokio::test]
 async fn large_mail_has_the_same_results() {
     let (server, _) = domain("none").await;

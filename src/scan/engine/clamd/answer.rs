@@ -1,22 +1,25 @@
-//! What clamd says.
+//! Parser for the answers of clamd.
 
 use crate::scan::engine::head::Malformed;
 
 /// An answer to INSTREAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClamdAnswer<'a> {
-    /// It has found nothing, or has met a limit of which it does not speak.
+    /// clamd found nothing, or reached a limit that its configuration does not report.
     Ok,
-    /// It has found this signature.
+    /// clamd found the signature with this name.
     Found(&'a str),
-    /// It could not scan, for this reason.
+    /// clamd could not scan, for this reason.
     Failed(&'a str),
 }
 
-/// Reads the whole answer to a `z` command: one line of text that ends with a NUL.
+/// Parses the whole answer to a `z` command: one line of text that ends with a NUL.
+///
+/// # Errors
+/// [`Malformed::CutOff`] for an incomplete answer, [`Malformed::Garbage`] for any other text.
 pub fn parse(answer: &[u8]) -> Result<ClamdAnswer<'_>, Malformed> {
     let Some(text) = answer.strip_suffix(b"\0") else {
-        // The longest beginning of an answer without a name in it.
+        // Up to 15 octets may be the beginning of an answer that was cut off before any name.
         let short = std::str::from_utf8(answer).is_ok_and(|text| text.len() < 16);
         return Err(match short {
             true => Malformed::CutOff,

@@ -1,4 +1,4 @@
-//! What a clamd on this machine says about its own limits, in the only place where it says it: its configuration file.
+//! Reads the limits of a clamd on this machine from its configuration file: the protocol cannot ask for them.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,24 +7,24 @@ use crate::file;
 use crate::scan::Settings;
 use crate::scan::engine::Address;
 
-/// Where distributions keep it.
-const FILES: [&str; 4] = [
+/// Paths of the configuration file of clamd in the common distributions.
+const CONF_PATHS: [&str; 4] = [
     "/etc/clamav/clamd.conf",
     "/etc/clamd.d/scan.conf",
     "/etc/clamd.conf",
     "/usr/local/etc/clamd.conf",
 ];
-/// Octets of it that are read.
+/// Largest configuration file that is read, in octets: 1 MiB, far above any real one.
 const CONF_OCTETS_MAX: u64 = 1 << 20;
 
-/// What does not fit together, of the clamd at any of these addresses whose configuration is found here; each with its
-/// remedy. Blocks on files.
+/// Contradictions between the settings of the engine and the configuration of each clamd on this machine that listens at one
+/// of the addresses. Each text names the fix. Blocks while it reads files.
 pub(in crate::scan) fn advice(settings: &Settings, addresses: &[Address]) -> Vec<String> {
     let read = |path: &&str| {
         let text = file::read_text(Path::new(path), CONF_OCTETS_MAX).ok()?;
         Some(((*path).to_owned(), text))
     };
-    let files = FILES.iter().filter_map(read);
+    let files = CONF_PATHS.iter().filter_map(read);
     let matching = files.map(|(path, text)| (path, Conf::read(&text)));
     matching
         .filter(|(_, conf)| addresses.iter().any(|address| conf.listens_on(address)))
@@ -32,7 +32,7 @@ pub(in crate::scan) fn advice(settings: &Settings, addresses: &[Address]) -> Vec
         .collect()
 }
 
-/// The keys that matter here, at clamd's own defaults (clamd.conf(5), 1.4).
+/// The keys of clamd.conf that concern the relay. Missing keys have the defaults of clamd (clamd.conf(5), 1.4).
 #[derive(Debug, PartialEq)]
 struct Conf {
     local_socket: Option<String>,
@@ -99,42 +99,42 @@ impl Conf {
         let mut advice = Vec::new();
         if self.max_scan_time.is_zero() {
             advice.push(format!(
-                "engine.{name}.limit: clamd has none (MaxScanTime 0 in {path}), so a slot may be given back while its \
-                 worker still works; write MaxScanTime 120000 there"
+                "engine.{name}.limit: clamd has no limit of its own (MaxScanTime 0 in {path}), so the relay may free a slot \
+                 while the clamd thread still works; write MaxScanTime 120000 in that file"
             ));
         } else if settings.limit <= self.max_scan_time {
             let seconds = self.max_scan_time.as_secs();
             advice.push(format!(
-                "engine.{name}.limit: is not above clamd's own limit (MaxScanTime in {path}, {seconds} s), so a slot may \
-                 be given back while its worker still works; write limit = \"{}s\"",
+                "engine.{name}.limit: is not above clamd's own limit (MaxScanTime in {path}, {seconds} s), so the relay may \
+                 free a slot while the clamd thread still works; write limit = \"{}s\"",
                 seconds + 30
             ));
         }
         if settings.slots > self.max_threads {
             advice.push(format!(
-                "engine.{name}.slots: is above clamd's MaxThreads {} ({path}), so mail waits inside clamd, where nobody \
-                 can tell a slow message from a busy engine; write slots = {}",
+                "engine.{name}.slots: is above clamd's MaxThreads {} ({path}), so mail waits inside clamd, where the relay \
+                 cannot tell a slow message from a busy engine; write slots = {}",
                 self.max_threads, self.max_threads
             ));
         }
         if settings.max_size > self.stream_max_length {
             advice.push(format!(
-                "engine.{name}.max_size: is above clamd's StreamMaxLength of {} octets ({path}), which refuses what is \
-                 larger; raise that or lower this",
+                "engine.{name}.max_size: is above clamd's StreamMaxLength of {} octets ({path}), so clamd refuses larger \
+                 messages; raise StreamMaxLength, or lower max_size",
                 self.stream_max_length
             ));
         }
         if !self.alerts_exceeds_max {
             advice.push(format!(
-                "engine.{name}: clamd says OK to what it did not look at beyond its limits; write AlertExceedsMax yes in \
-                 {path}"
+                "engine.{name}: clamd answers OK for content beyond its limits that it did not scan; write \
+                 AlertExceedsMax yes in {path}"
             ));
         }
         advice
     }
 }
 
-/// `25M`, `1G`, `4096`.
+/// Parses a size in octets: `25M`, `1G`, `4096`.
 fn size(text: &str) -> Option<u64> {
     let (digits, unit) = match text.char_indices().last()? {
         (at, 'K' | 'k') => (&text[..at], 1 << 10),
@@ -153,9 +153,9 @@ mod tests {
     const TEXT: &str = "# comment\nLocalSocket /run/clamav/clamd.ctl\nTCPSocket 3310\nMaxThreads 12\n\
                         MaxScanTime 200000\nStreamMaxLength 25M\n";
 
-    /// The configuration of another clamd says nothing about this one.
+    /// The configuration of a clamd counts only for an engine at its own address.
     #[test]
-    fn only_the_same_clamd_is_asked() {
+    fn only_the_configuration_of_the_same_clamd_counts() {
         let conf = Conf::read(TEXT);
         let same = Address::Unix("/run/clamav/clamd.ctl".into());
         assert!(conf.listens_on(&same));
@@ -166,9 +166,9 @@ mod tests {
         assert!(!conf.listens_on(&Address::Tcp("localhost:1".to_owned())));
     }
 
-    /// Each limit of ours that contradicts one of clamd's is told, with what to write.
+    /// Each setting that contradicts a limit of clamd is reported, with the line to write.
     #[test]
-    fn what_contradicts_clamd_is_told() {
+    fn contradictions_with_clamd_are_reported() {
         let wrong = Settings {
             slots: 20,
             max_size: 50 << 20,

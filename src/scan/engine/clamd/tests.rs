@@ -1,4 +1,4 @@
-//! Against a scripted clamd on the loopback interface; a real one is asked in the integration tests.
+//! Tests against a scripted clamd on the loopback interface. The integration tests use a real clamd.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -7,18 +7,18 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::scan::tests::sample;
 
-const VERSION: &[u8] = b"ClamAV 1.4.3/27812/Fri Nov  7 09:46:55 2025\0";
+const VERSION_ANSWER: &[u8] = b"ClamAV 1.4.3/27812/Fri Nov  7 09:46:55 2025\0";
 
-/// What the scripted clamd does with a connection that wants a scan.
+/// What the scripted clamd does on a connection that asks for a scan.
 #[derive(Clone, Copy)]
 enum Script {
-    /// Reads everything and says this.
+    /// Reads the whole content, and sends this answer.
     Say(&'static [u8]),
-    /// Says this as soon as the command is read, and closes, as clamd does with what is too large.
+    /// Sends this answer as soon as the command has arrived, and closes, as clamd does if the content is too large.
     Refuse(&'static [u8]),
 }
 
-/// Starts a scripted clamd; what is sent to it for scanning comes out of the receiver.
+/// Starts a scripted clamd. The receiver yields the content of each scan.
 async fn clamd(script: Script) -> (Address, mpsc::Receiver<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
@@ -38,7 +38,7 @@ async fn play(mut stream: TcpStream, script: Script) -> io::Result<Vec<u8>> {
         command.push(stream.read_u8().await?);
     }
     if command == b"zVERSION\0" {
-        stream.write_all(VERSION).await?;
+        stream.write_all(VERSION_ANSWER).await?;
         return Ok(command);
     }
     assert_eq!(command, b"zINSTREAM\0");
@@ -73,10 +73,9 @@ async fn ask(script: Script, content: &[u8]) -> Result<Answer, ScanError> {
     answer.map(|answer| answer.answer)
 }
 
-/// Exactly the content is sent, behind what stands before every message, in chunks; and the report names replica and
-/// signatures.
+/// The engine sends the preface and exactly the content, in chunks, and the report names the replica and the signatures.
 #[tokio::test]
-async fn content_goes_over_as_it_is() {
+async fn content_is_sent_unchanged() {
     let (address, mut told) = clamd(Script::Say(b"stream: OK\0")).await;
     let content: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
     let answer = engine(&address).scan(sample(content.clone())).await;
@@ -84,7 +83,7 @@ async fn content_goes_over_as_it_is() {
     assert_eq!(answer.answer, Answer::Answered(Vec::new()));
     let sent = told.recv().await.expect("what was sent");
     assert_eq!(sent.strip_prefix(PREFACE.as_bytes()), Some(&*content));
-    let version = VERSION.strip_suffix(b"\0").expect("NUL");
+    let version = VERSION_ANSWER.strip_suffix(b"\0").expect("NUL");
     assert_eq!(
         answer.signatures.as_deref().map(str::as_bytes),
         Some(version)
@@ -92,9 +91,9 @@ async fn content_goes_over_as_it_is() {
     assert!(answer.replica.is_some());
 }
 
-/// The name of a signature says what sort of thing it is; "found" may also mean "not looked at".
+/// The name of a signature determines the kind of the finding. Some names mean that clamd did not scan everything.
 #[tokio::test]
-async fn names_of_signatures_have_meanings() {
+async fn names_of_signatures_determine_the_finding() {
     let kinds: [(&[u8], FindingKind); 5] = [
         (
             b"stream: Win.Test.EICAR_HDB-1 FOUND\0",
@@ -137,9 +136,9 @@ async fn names_of_signatures_have_meanings() {
     }
 }
 
-/// Whatever is not in the protocol is garbage, not clean; an answer that is cut off is no answer.
+/// P4: an answer outside the protocol is garbage, and never clean. An answer that is cut off is no answer.
 #[tokio::test]
-async fn only_the_protocol_counts() {
+async fn answers_outside_the_protocol_are_garbage() {
     let cases: [(Script, Reason); 10] = [
         (Script::Say(b"stream: OKAY\0"), Reason::Garbage),
         (Script::Say(b"OK\0"), Reason::Garbage),
@@ -164,9 +163,9 @@ async fn only_the_protocol_counts() {
     }
 }
 
-/// clamd refuses what is too large while it is still being sent; the answer is not lost in the broken connection.
+/// clamd refuses content that is too large during the transfer. The engine reads this answer although the connection breaks.
 #[tokio::test]
-async fn refusal_of_the_size_is_heard() {
+async fn a_refusal_during_the_transfer_is_read() {
     let script = Script::Refuse(b"INSTREAM size limit exceeded. ERROR\0");
     let error = ask(script, &vec![b'x'; 20 << 20])
         .await
@@ -175,17 +174,17 @@ async fn refusal_of_the_size_is_heard() {
     assert_eq!(error.class(), crate::scan::engine::Class::Permanent);
 }
 
-/// Where nobody listens the address is told, as that is what has to be mended.
+/// If nothing listens at the address, the error names the address, because the administrator has to correct it.
 #[tokio::test]
 async fn an_address_without_clamd_is_unreachable() {
     let missing = Address::Unix("/nowhere/clamd.ctl".into());
     let none = engine(&missing).scan(sample("x")).await;
-    let error = none.expect_err("nobody is there");
+    let error = none.expect_err("nothing listens");
     assert_eq!(error.reason(), Reason::Unreachable);
     assert!(error.to_string().contains("/nowhere/clamd.ctl"), "{error}");
 }
 
-/// The version tells when the signatures were made.
+/// The date of the signatures is read from the version.
 #[test]
 fn signatures_have_a_date() {
     let clamd = engine(&Address::Unix("/x".into()));
@@ -195,7 +194,7 @@ fn signatures_have_a_date() {
     assert_eq!(clamd.signed("ClamAV 1.4.3"), None);
 }
 
-/// A scan that is given up closes its connection: nothing half-read is ever used again.
+/// Dropping a scan closes its connection, so no connection with unread octets is used again.
 #[tokio::test]
 async fn a_dropped_scan_closes_its_connection() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");

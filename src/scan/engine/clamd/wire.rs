@@ -1,4 +1,4 @@
-//! A connection to clamd that keeps what clamd says, however it says it, and not more than that.
+//! A connection to clamd that never loses an answer that clamd sends early, and that bounds the answer.
 
 use std::io;
 use std::pin::Pin;
@@ -11,22 +11,23 @@ use tokio::io::{AsyncRead, AsyncWrite, BufWriter, ReadBuf};
 
 use crate::scan::engine::address::Stream;
 
-/// Octets of an answer; the longest honest one is a signature's name.
-const ANSWER: usize = 4096;
+/// Largest answer in octets. The longest valid answer contains the name of a signature, so 4 KiB are ample.
+const ANSWER_OCTETS_MAX: usize = 4096;
 
-/// A fresh connection, for one command.
+/// A new connection, for one command.
 pub(super) struct Wire {
-    // Buffered, so that a command, a chunk's size and a small chunk are one segment.
+    /// Buffered, so that a command, a size field and a small chunk share one TCP segment.
     socket: BufWriter<Stream>,
+    /// Octets of the answer so far.
     read: usize,
-    /// The NUL at the end of the answer was read: there is nothing more to wait for.
+    /// The NUL at the end of the answer has arrived, so reading ends.
     ended: bool,
-    /// clamd has closed its side. It may have said why; what is still to be sent goes nowhere.
+    /// clamd has closed its side. Its answer may say why. Further writes are discarded.
     closed: Arc<AtomicBool>,
 }
 
 impl Wire {
-    /// For one command over a connection that was just made.
+    /// Wraps a new connection, for one command.
     pub(super) fn over(socket: Stream) -> Self {
         Self {
             socket: BufWriter::new(socket),
@@ -36,7 +37,7 @@ impl Wire {
         }
     }
 
-    /// Set once not everything that is written reaches clamd.
+    /// The flag that is set as soon as a write does not reach clamd.
     pub(super) fn closed(&self) -> Arc<AtomicBool> {
         self.closed.clone()
     }
@@ -45,12 +46,12 @@ impl Wire {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// The connection as the crate wants it: something that can be connected, once.
+    /// The connection in the form that the crate needs: a transport that connects once.
     pub(super) fn ready(self) -> Ready {
         Ready(Mutex::new(Some(self)))
     }
 
-    /// A write that fails because clamd has gone is no failure yet: its answer may be there to be read.
+    /// Treats a write that fails because clamd has closed as success: the answer of clamd may be ready to read.
     fn forgive<T>(&mut self, result: io::Result<T>, instead: T) -> io::Result<T> {
         match result {
             Err(error)
@@ -83,9 +84,9 @@ impl AsyncRead for Wire {
         let fresh = into.filled().get(before..).unwrap_or_default();
         self.read += fresh.len();
         self.ended = memchr::memchr(0, fresh).is_some();
-        if self.read > ANSWER {
+        if self.read > ANSWER_OCTETS_MAX {
             into.set_filled(before);
-            let error = io::Error::new(io::ErrorKind::InvalidData, "an endless answer");
+            let error = io::Error::new(io::ErrorKind::InvalidData, "the answer is too long");
             return Poll::Ready(Err(error));
         }
         Poll::Ready(Ok(()))
@@ -118,7 +119,7 @@ impl AsyncWrite for Wire {
     }
 }
 
-/// A [`Wire`] to be taken once.
+/// A transport that yields its [`Wire`] once.
 pub(super) struct Ready(Mutex<Option<Wire>>);
 
 impl TransportProtocol for Ready {

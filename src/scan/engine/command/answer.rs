@@ -1,4 +1,4 @@
-//! What a program says.
+//! Interprets the exit code and the output of a program.
 
 use regex::{Regex, RegexBuilder};
 
@@ -7,23 +7,23 @@ use super::{Exit, Saying};
 use crate::scan::engine::http::{self, Reading, objections};
 use crate::verdict::{Answer, Finding, FindingKind};
 
-/// Findings of one answer.
-const NAMES: usize = 50;
-/// Octets of a line that are looked at.
-const LINE: usize = 4096;
-/// Octets that a regular expression may take when it is compiled.
-const PATTERN: usize = 1 << 20;
+/// Most names that one answer may report, to bound the report.
+const NAMES_MAX: usize = 50;
+/// Octets of a line that the regular expression sees. The relay ignores the rest of a longer line.
+const LINE_OCTETS_MAX: usize = 4096;
+/// Memory in octets for a compiled regular expression: 1 MiB.
+const PATTERN_OCTETS_MAX: usize = 1 << 20;
 
-/// Why an end is no answer.
+/// Why the end of a program is not an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wrong {
-    /// The program itself says, or shows, that it has failed.
+    /// The program failed: it ended with an unexpected exit code, or by a signal.
     Failed(String),
-    /// What it says cannot be read.
+    /// The output cannot be parsed, or contradicts the exit code.
     Garbage(String),
 }
 
-/// How the answers of one program are read.
+/// Reads the answers of one program.
 #[derive(Debug)]
 pub(super) enum Reader {
     Exit(Exit, Option<Lines>),
@@ -31,7 +31,8 @@ pub(super) enum Reader {
 }
 
 impl Reader {
-    /// The error says what is wrong with the regular expression.
+    /// # Errors
+    /// What is wrong with the regular expression.
     pub(super) fn new(saying: &Saying) -> Result<Self, String> {
         Ok(match saying {
             Saying::Exit(exit) => {
@@ -42,7 +43,7 @@ impl Reader {
         })
     }
 
-    /// The answer and the version of what the program knows.
+    /// The answer, and the version of the signatures of the program, if the output contains a version.
     pub(super) fn judge(&self, ended: &Ended) -> Result<(Answer, Option<String>), Wrong> {
         let code = match (ended.code, ended.signal) {
             (Some(code), _) => code,
@@ -59,9 +60,10 @@ impl Reader {
                     Some(lines) => read(&ended.output, lines).map_err(Wrong::Garbage)?,
                     None => CommandAnswer::default(),
                 };
-                // Whichever of the two is meant, the other is not to be believed.
+                // The name and the exit code contradict each other, and the relay cannot know which one is right.
                 if let (false, Some(name)) = (bad, said.names.first()) {
-                    let wrong = format!("it names {name:.100} and ends with a clean exit code");
+                    let wrong =
+                        format!("the program names {name:.100} and ends with a clean exit code");
                     return Err(Wrong::Garbage(wrong));
                 }
                 Ok((Answer::Answered(findings(exit, bad, said)), None))
@@ -89,7 +91,7 @@ fn findings(exit: &Exit, bad: bool, said: CommandAnswer) -> Vec<Finding> {
     }
 }
 
-/// How it has ended, and the beginning of what it complained of.
+/// How the program ended, and the beginning of its standard error output.
 fn failed(how: &str, ended: &Ended) -> Wrong {
     let complaints = String::from_utf8_lossy(&ended.complaints);
     let clean = |c: char| if c.is_control() { ' ' } else { c };
@@ -100,16 +102,21 @@ fn failed(how: &str, ended: &Ended) -> Wrong {
     })
 }
 
-/// A regular expression for lines. It runs in time linear in them, whatever it is.
+/// A regular expression for lines of output. Matching takes time linear in the length of the line, for every expression.
 #[derive(Debug, Clone)]
 pub struct Lines(Regex);
 
 impl Lines {
-    /// The error says what is wrong with it. It needs a group called `name` or one called `score`.
+    /// Compiles a regular expression, which must contain a group `name` or a group `score`.
+    ///
+    /// # Errors
+    /// What is wrong with the expression, as a text for the administrator.
     pub fn new(pattern: &str) -> Result<Self, String> {
-        let compiled = RegexBuilder::new(pattern).size_limit(PATTERN).build();
+        let compiled = RegexBuilder::new(pattern)
+            .size_limit(PATTERN_OCTETS_MAX)
+            .build();
         let compiled = compiled.map_err(|error| {
-            // The last line is the reason; those before show the place.
+            // The last line has the reason. The lines before it show the position.
             let text = error.to_string();
             let last = text.lines().last().unwrap_or_default();
             last.trim_start_matches("error: ").to_owned()
@@ -117,37 +124,41 @@ impl Lines {
         let known = |name: Option<&str>| matches!(name, Some("name" | "score"));
         match compiled.capture_names().any(known) {
             true => Ok(Self(compiled)),
-            false => Err("it has neither a group (?<name>…) nor (?<score>…)".to_owned()),
+            false => Err("has neither a group (?<name>…) nor (?<score>…)".to_owned()),
         }
     }
 }
 
-/// What the lines of a program say.
+/// Names and score from the output of a program.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct CommandAnswer {
-    /// What is named, each once.
+    /// The names, each once.
     pub names: Vec<String>,
-    /// The score, if one is told; the first counts.
+    /// The first score in the output, if there is one.
     pub score: Option<f64>,
 }
 
-/// Reads what a program has printed: the lines that match. Others are passed over; the error is a score that is no number.
+/// Reads the matching lines of the output of a program, and ignores all other lines.
+///
+/// # Errors
+/// A score that is not a finite number, as a text for the administrator.
 pub fn read(output: &[u8], lines: &Lines) -> Result<CommandAnswer, String> {
     let mut judged = CommandAnswer::default();
     let text = String::from_utf8_lossy(output);
     for line in text.lines() {
-        let line = &line[..line.floor_char_boundary(LINE)];
+        let line = &line[..line.floor_char_boundary(LINE_OCTETS_MAX)];
         let Some(found) = lines.0.captures(line) else {
             continue;
         };
         let group = |name: &str| found.name(name).map(|group| group.as_str().trim());
         if let (Some(text), None) = (group("score"), judged.score) {
             let number = text.parse().ok().filter(|number: &f64| number.is_finite());
-            judged.score = Some(number.ok_or_else(|| format!("the score {text:.50?}"))?);
+            judged.score =
+                Some(number.ok_or_else(|| format!("the score {text:.50?} is not a number"))?);
         }
         let name = group("name").filter(|name| !name.is_empty());
         if let Some(name) = name.map(str::to_owned)
-            && judged.names.len() < NAMES
+            && judged.names.len() < NAMES_MAX
             && !judged.names.contains(&name)
         {
             judged.names.push(name);

@@ -1,14 +1,15 @@
-//! A process from its start to the certain end of its whole group.
+//! A process, from its start to the certain end of its whole process group.
 //!
-//! **Its limits are in force before it runs.** Between fork and exec only unsafe code could set them, and setting them from
-//! here afterwards (prlimit(2)) leaves a moment without, and needs CAP_SYS_RESOURCE where it runs as another user, which
-//! containers do not have. So a shell sets them for itself and becomes the program (`exec`). Its script is the constant
-//! [`LIMITED`]; limits, program and arguments are its parameters, which no shell ever reads as anything but text. If a
-//! limit cannot be set, or the program cannot be run, its exit code is [`NOT_RUN`], which no program may use.
+//! **The limits are in force before the program runs.** Between fork and exec, only unsafe code could set the limits. Setting
+//! them from the relay afterwards (prlimit(2)) leaves a moment without limits, and for a program with another user it needs
+//! CAP_SYS_RESOURCE, which containers do not have. So a shell sets the limits for itself and then becomes the program (`exec`).
+//! The script of the shell is the constant [`LIMITS_SCRIPT`]. Limits, program and arguments are parameters of the script, which
+//! the shell only reads as text. If a limit cannot be set, or the program cannot be run, the exit code is one of
+//! [`NOT_RUN_EXIT_CODES`], which no program may use.
 //!
-//! **Nobody else is ever killed.** The number of a process, and so of its group, is free for others once it has been
-//! waited for. So its end is learnt without waiting for it (waitid(2), WNOWAIT), the group is killed while the number is still
-//! ours, and only then it is waited for.
+//! **The relay never kills another process.** As soon as a process has been reaped, the system may reuse its number, which is
+//! also the number of its group. So the relay detects the end without reaping (waitid(2), WNOWAIT), kills the group while the
+//! number is still reserved, and reaps the process only then.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -24,23 +25,26 @@ use tokio::signal::unix::{self, SignalKind};
 use super::Limits;
 use crate::deadline::Deadline;
 
-/// Octets of what it prints; more is not an answer.
+/// Largest output in octets: 1 MiB. A program that prints more has no answer.
 const OUTPUT_OCTETS_MAX: usize = 1 << 20;
-/// Octets of its complaints that are kept; the rest is read and forgotten, so that it does not wait for us.
+/// Octets of standard error that are kept for the report. The relay reads and discards the rest, so that the program does not
+/// block on a full pipe.
 const STDERR_OCTETS_KEPT: usize = 4096;
-/// What has been printed before the end is there at once; only a process that has left the group can hold a pipe longer.
+/// Time to read the pipes after the end of the program. Its output is in the pipes already; only a process that has left the
+/// group can hold a pipe open for longer.
 const PIPE_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
-/// The signal at the end of the allowed processor time.
-pub(super) const OUT_OF_CPU: i32 = Signal::XCPU.as_raw();
+/// The signal that the system sends when the processor time is used up.
+pub(super) const CPU_LIMIT_SIGNAL: i32 = Signal::XCPU.as_raw();
 
-/// Sets limits for itself, and becomes the program. Sizes of files are told in units of 512 octets, of memory in units of
-/// 1024. Processor time has two limits: the first one is a signal that tells why, the second one cannot be ignored.
-const LIMITED: &str = "ulimit -c 0 && ulimit -f \"$1\" && ulimit -S -t \"$2\" && ulimit -H -t \"$3\" && ulimit -v \"$4\" \
+/// Script of a shell that sets its own limits and becomes the program. The unit is 512 octets for file sizes and 1024 octets for
+/// memory. Processor time has two limits in seconds: the soft limit sends a signal that shows the reason, and the program
+/// cannot ignore the hard limit.
+const LIMITS_SCRIPT: &str = "ulimit -c 0 && ulimit -f \"$1\" && ulimit -S -t \"$2\" && ulimit -H -t \"$3\" && ulimit -v \"$4\" \
                        || exit 126; shift 4; exec \"$@\"";
-/// Exit codes of a program that could not be run (POSIX, `exec`).
-pub const NOT_RUN: [u8; 2] = [126, 127];
+/// Exit codes of the shell if it could not run the program (POSIX, `exec`) or not set a limit.
+pub const NOT_RUN_EXIT_CODES: [u8; 2] = [126, 127];
 
-/// A command that runs `program` within limits.
+/// A command that runs `program` within the limits.
 pub(super) fn limited(limits: Limits, program: &str) -> Command {
     let seconds = limits.cpu.as_secs().max(1);
     let numbers = [
@@ -50,39 +54,41 @@ pub(super) fn limited(limits: Limits, program: &str) -> Command {
         limits.memory / 1024,
     ];
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", LIMITED, "sh"]);
+    command.args(["-c", LIMITS_SCRIPT, "sh"]);
     command.args(numbers.map(|number| number.to_string()));
     command.arg(program);
     command
 }
 
-/// What is written to standard input.
+/// The standard input of the program.
 pub(super) enum Input {
     /// These octets.
     Octets(Bytes),
-    /// It is empty.
+    /// Empty standard input.
     Nothing,
 }
 
-/// How a program has ended, and what it has said.
+/// The end of a program, with its output.
 #[derive(Debug)]
 pub(super) struct Ended {
-    /// Its exit code, unless a signal ended it.
+    /// The exit code, unless a signal ended the program.
     pub(super) code: Option<u8>,
-    /// The signal that ended it.
+    /// The signal that ended the program.
     pub(super) signal: Option<i32>,
+    /// Standard output, at most [`OUTPUT_OCTETS_MAX`].
     pub(super) output: Vec<u8>,
+    /// The beginning of standard error.
     pub(super) complaints: Vec<u8>,
 }
 
-/// Why there is no end that means anything.
+/// Why the end of a program cannot be interpreted.
 #[derive(Debug)]
 pub(super) enum Trouble {
-    /// It prints more than that.
+    /// The program printed more than this number of octets.
     Talkative(usize),
-    /// It has ended, and a process outside its group holds its output.
+    /// The program has ended, and a process outside its group holds its output open.
     LeftBehind,
-    /// The system has failed us.
+    /// A system call failed.
     System(io::Error),
 }
 
@@ -92,20 +98,23 @@ impl From<io::Error> for Trouble {
     }
 }
 
-/// A process that leads a group. Dropping it kills the group.
+/// A process that leads a process group. Dropping the value kills the group.
 pub(super) struct Running {
     child: Child,
     group: Pid,
-    /// Wakes whenever some process of ours has ended.
+    /// Wakes whenever any child process of the relay has ended (SIGCHLD).
     ends: unix::Signal,
-    /// It has been waited for: the number is not ours any more.
+    /// The process has been reaped: its number may belong to another process.
     gone: bool,
 }
 
 impl Running {
-    /// Starts it. Starting takes as long as the system needs to run another program, about a millisecond.
+    /// Starts the process. Blocks until the system has started the program, about 1 ms.
+    ///
+    /// # Errors
+    /// The error of the system, if the process cannot be started.
     pub(super) fn start(mut command: Command) -> io::Result<Self> {
-        // Before there is one that could end unheard.
+        // Before the process starts, so that its end cannot be missed.
         let ends = unix::signal(SignalKind::child())?;
         let child = command
             .current_dir("/")
@@ -116,7 +125,7 @@ impl Running {
             .kill_on_drop(true)
             .spawn()?;
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        // Not waited for yet, so it has a number.
+        // The process has a number, because it has not been reaped.
         let Some(group) = group else {
             return Err(io::ErrorKind::NotFound.into());
         };
@@ -128,9 +137,9 @@ impl Running {
         })
     }
 
-    /// Gives it its input, takes what it says, and sees to its end.
+    /// Writes the input, reads the output, waits for the end of the program, and kills the rest of its group.
     ///
-    /// Cancel safety: dropping it kills the whole group.
+    /// Cancel safety: dropping the future kills the whole group.
     pub(super) async fn end(mut self, input: Input) -> Result<Ended, Trouble> {
         let (stdin, stdout, stderr) = (
             self.child.stdin.take(),
@@ -138,7 +147,7 @@ impl Running {
             self.child.stderr.take(),
         );
         let mut talk = std::pin::pin!(talk(input, stdin, stdout, stderr));
-        // Once all pipes are closed it may still work; once it has ended its pipes say no more.
+        // A program may run on after closing all pipes. After the end of the program, the pipes get no more output.
         let said = tokio::select! {
             biased;
             said = &mut talk => Some(said?),
@@ -167,7 +176,7 @@ impl Running {
     }
 
     fn kill(&self) {
-        // That there is nobody left is what is wanted.
+        // An error means that the group has no process any more.
         let _ = kill_process_group(self.group, Signal::KILL);
     }
 }
@@ -180,7 +189,7 @@ impl Drop for Running {
     }
 }
 
-/// Resolves when the process has ended, and does not take its number away.
+/// Waits for the end of a process without reaping it.
 async fn ended(process: Pid, ends: &mut unix::Signal) -> io::Result<()> {
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
     while waitid(WaitId::Pid(process), look)?.is_none() {
@@ -189,7 +198,7 @@ async fn ended(process: Pid, ends: &mut unix::Signal) -> io::Result<()> {
     Ok(())
 }
 
-/// Everything that goes through the pipes, until all of them are closed.
+/// Transfers everything through the pipes, until all pipes are closed. Returns standard output and standard error.
 async fn talk(
     input: Input,
     stdin: Option<ChildStdin>,
@@ -198,7 +207,7 @@ async fn talk(
 ) -> Result<(Vec<u8>, Vec<u8>), Trouble> {
     let give = async {
         if let (Some(mut stdin), Input::Octets(octets)) = (stdin, input) {
-            // A program may know enough before it has read everything, and close. What that is worth its exit code says.
+            // A program may decide before it has read the whole input, and close the pipe. Its exit code shows the result.
             let _ = stdin.write_all(&octets).await;
         }
         Ok(())

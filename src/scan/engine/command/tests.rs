@@ -1,4 +1,4 @@
-//! Programs that behave, and programs that do not.
+//! Tests with programs that behave correctly, and programs that do not.
 
 use std::path::PathBuf;
 
@@ -7,8 +7,8 @@ use crate::deadline::Deadline;
 use crate::scan::tests::sample;
 use crate::verdict::{Finding, Reason};
 
-const PATIENCE: Duration = Duration::from_secs(60);
-const FOUND: &str = "^(?<name>.+) FOUND$";
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+const FOUND_PATTERN: &str = "^(?<name>.+) FOUND$";
 
 fn settings(script: &str) -> CommandSettings {
     let words = ["/bin/sh", "-c", script];
@@ -18,7 +18,7 @@ fn settings(script: &str) -> CommandSettings {
         saying: Saying::Exit(Exit {
             clean: vec![0],
             found: vec![1],
-            pattern: Some(FOUND.to_owned()),
+            pattern: Some(FOUND_PATTERN.to_owned()),
             bad_kind: FindingKind::Malware,
             bad_score: 10.0,
         }),
@@ -34,7 +34,7 @@ fn settings(script: &str) -> CommandSettings {
 
 async fn run(settings: &CommandSettings, content: &[u8]) -> Result<Answer, ScanError> {
     let engine = Arc::new(Command::new(settings).expect("a command"));
-    let ended = Deadline::after(PATIENCE).run(engine.scan(sample(content.to_vec())));
+    let ended = Deadline::after(TEST_TIMEOUT).run(engine.scan(sample(content.to_vec())));
     let answer = ended.await.expect("an end");
     answer.map(|answer| answer.answer)
 }
@@ -43,7 +43,7 @@ async fn ask(script: &str, content: &[u8]) -> Result<Answer, ScanError> {
     run(&settings(script), content).await
 }
 
-/// What the script has found.
+/// Names of the findings of the script.
 async fn names(script: &str, content: &[u8]) -> Vec<String> {
     match ask(script, content).await {
         Ok(Answer::Answered(findings)) => findings.into_iter().map(|f| f.name).collect(),
@@ -51,7 +51,7 @@ async fn names(script: &str, content: &[u8]) -> Vec<String> {
     }
 }
 
-/// The process has ended, waited for or not.
+/// Whether the process has ended, reaped or not.
 fn is_gone(process: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
     stat.map_or(true, |stat| {
@@ -60,9 +60,9 @@ fn is_gone(process: &str) -> bool {
     })
 }
 
-/// Waits until `file` holds `count` numbers of processes.
+/// Waits until `file` contains `count` process numbers.
 async fn processes(file: &Path, count: usize) -> Vec<String> {
-    let deadline = Deadline::after(PATIENCE);
+    let deadline = Deadline::after(TEST_TIMEOUT);
     loop {
         let text = std::fs::read_to_string(file).unwrap_or_default();
         let all: Vec<String> = text.lines().map(str::to_owned).collect();
@@ -75,7 +75,7 @@ async fn processes(file: &Path, count: usize) -> Vec<String> {
 }
 
 async fn are_gone(processes: &[String]) {
-    let deadline = Deadline::after(PATIENCE);
+    let deadline = Deadline::after(TEST_TIMEOUT);
     while !processes.iter().all(|process| is_gone(process)) {
         assert!(!deadline.passed(), "{processes:?} still run");
         tokio::task::yield_now().await;
@@ -88,7 +88,7 @@ fn place() -> (tempfile::TempDir, PathBuf) {
     (folder, file)
 }
 
-/// P4: only an exit code that is on a list means something; lines tell names and scores.
+/// P4: only an exit code in one of the lists is an answer. Lines of output contain names and scores.
 #[tokio::test]
 async fn only_exit_codes_on_a_list_mean_something() {
     assert_eq!(ask("exit 0", b"x").await, Ok(Answer::Answered(Vec::new())));
@@ -114,20 +114,20 @@ async fn only_exit_codes_on_a_list_mean_something() {
     );
 }
 
-/// A program that names something and ends as if nothing were there contradicts itself. Whoever configures it like that would
-/// never see anything found.
+/// A program that prints a name and ends with a clean exit code contradicts itself. If the answer counted as clean, a wrong
+/// configuration would hide every finding.
 #[tokio::test]
-async fn what_is_named_is_not_clean() {
+async fn a_name_with_a_clean_exit_code_is_garbage() {
     for script in ["echo A FOUND; exit 0", "echo A FOUND; echo B FOUND"] {
         let error = ask(script, b"x").await.expect_err("no answer");
         assert_eq!(error.reason(), Reason::Garbage, "{error}");
-        assert!(error.to_string().contains("it names A and"), "{error}");
+        assert!(error.to_string().contains("names A and"), "{error}");
     }
 }
 
-/// A score that a program tells counts, for clean messages too; one that is no number makes the answer none.
+/// A printed score counts, also for clean messages. A score that is not a number makes the answer garbage.
 #[tokio::test]
-async fn a_line_may_tell_the_score() {
+async fn a_line_may_contain_the_score() {
     let scored = |script: &str| {
         let mut settings = settings(script);
         if let Saying::Exit(exit) = &mut settings.saying {
@@ -145,9 +145,9 @@ async fn a_line_may_tell_the_score() {
     assert_eq!(error.expect_err("no answer").reason(), Reason::Garbage);
 }
 
-/// JSON counts with exit code 0 only, and is read as that of kind http.
+/// JSON counts only with exit code 0, and is read like JSON of kind `http`.
 #[tokio::test]
-async fn json_is_read_as_of_a_service() {
+async fn json_is_read_like_that_of_a_service() {
     let reading = Reading {
         verdict_at: "/verdict".to_owned(),
         bad: vec!["bad".to_owned()],
@@ -181,15 +181,15 @@ async fn json_is_read_as_of_a_service() {
     }
 }
 
-/// The message arrives as it is, on standard input or in a file that nobody else can read and that is gone afterwards.
+/// The message arrives unchanged, on standard input or in a file that other users cannot read and that is deleted afterwards.
 #[tokio::test]
-async fn the_message_arrives_as_it_is() {
+async fn the_message_arrives_unchanged() {
     let content: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
     let script = "echo $(cksum) FOUND; exit 1";
     let sum = names(script, &content).await;
     let script = "echo $(cksum < $0) FOUND; stat -c '%a FOUND' $0; echo $0 FOUND; cat; exit 1";
     let mut settings = settings(script);
-    settings.command.push(FILE.to_owned());
+    settings.command.push(FILE_PLACEHOLDER.to_owned());
     let Ok(Answer::Answered(found)) = run(&settings, &content).await else {
         panic!("no answer");
     };
@@ -199,7 +199,7 @@ async fn the_message_arrives_as_it_is() {
     assert!(!Path::new(&found[2].name).exists());
 }
 
-/// Nothing of our environment goes to a program, and nothing of a message that could be taken for more than text.
+/// The program gets nothing from the environment of the relay, and no control characters from the message.
 #[tokio::test]
 async fn the_environment_is_clean() {
     let mut request = sample("x").request().clone();
@@ -211,7 +211,7 @@ async fn the_environment_is_clean() {
     let helo = facts.iter().find(|(name, _)| *name == "SPILLWAY_HELO");
     let (_, helo) = helo.expect("the HELO");
     assert!(
-        helo.starts_with("a?PATH=/evil?xxx") && helo.len() == FACT,
+        helo.starts_with("a?PATH=/evil?xxx") && helo.len() == FACT_OCTETS_MAX,
         "{helo}"
     );
     let script = "env | sed 's/=.*/ FOUND/' | grep -v '^_ \\|^PWD \\|^SHLVL \\|^OLDPWD '; exit 1";
@@ -220,15 +220,15 @@ async fn the_environment_is_clean() {
     assert!(seen.iter().all(known) && seen.len() >= 5, "{seen:?}");
 }
 
-/// A program that knows enough before it has read everything has answered.
+/// A program that ends before it has read the whole input has answered.
 #[tokio::test]
-async fn it_may_close_its_input_early() {
+async fn a_program_may_close_its_input_early() {
     let content = vec![b'x'; 16 << 20];
     let script = "exec 0<&-; echo Early FOUND; exit 1";
     assert_eq!(names(script, &content).await, ["Early"]);
 }
 
-/// Whoever gives up on a program ends it and everything that it has started, though it neither reads nor answers.
+/// Dropping a scan kills the program and every process of its group, even if the program neither reads nor answers.
 #[tokio::test]
 async fn a_dropped_scan_kills_the_whole_group() {
     let (_folder, file) = place();
@@ -244,7 +244,7 @@ async fn a_dropped_scan_kills_the_whole_group() {
     are_gone(&all).await;
 }
 
-/// What a program leaves behind in its group ends with it, and does not keep the answer back by holding a pipe.
+/// Processes that a program leaves in its group end with the program, and do not delay the answer by holding a pipe open.
 #[tokio::test]
 async fn grandchildren_end_with_the_program() {
     let (_folder, file) = place();
@@ -256,9 +256,9 @@ async fn grandchildren_end_with_the_program() {
     are_gone(&processes(&file, 1).await).await;
 }
 
-/// A process that has left the group and holds the output is told; nothing waits for it.
+/// A process that has left the group and holds the output open is reported, and the scan does not wait for it.
 #[tokio::test]
-async fn a_process_that_escapes_is_told() {
+async fn an_escaped_process_is_reported() {
     let (_folder, file) = place();
     let script = format!(
         "setsid sh -c 'echo $$ >> {0}; exec sleep 1000' & while ! [ -s {0} ]; do sleep 0.01; done; exit 0",
@@ -279,9 +279,9 @@ async fn a_process_that_escapes_is_told() {
     rustix::process::kill_process(number, rustix::process::Signal::KILL).expect("ours");
 }
 
-/// Output without end is not read without end, and its program does not go on.
+/// The engine stops reading endless output, and kills the program.
 #[tokio::test]
-async fn it_may_not_print_for_ever() {
+async fn endless_output_ends_the_program() {
     let (_folder, file) = place();
     let script = format!("echo $$ > {}; exec yes", file.display());
     let error = ask(&script, b"x").await.expect_err("no answer");
@@ -289,7 +289,7 @@ async fn it_may_not_print_for_ever() {
     are_gone(&processes(&file, 1).await).await;
 }
 
-/// The limits are in force before the message is there, for everything that the program starts.
+/// The limits are in force before the program gets the message, also for every process that the program starts.
 #[tokio::test]
 async fn limits_are_in_force() {
     let print =
@@ -318,9 +318,9 @@ async fn limits_are_in_force() {
     assert!(std::fs::metadata(&file).expect("a file").len() <= 1 << 20);
 }
 
-/// A program that cannot be started is not there, and says so by its path.
+/// A program that cannot be started is unreachable, and the error names its path.
 #[tokio::test]
-async fn a_program_that_is_not_there_is_unreachable() {
+async fn a_missing_program_is_unreachable() {
     let missing = CommandSettings {
         command: vec!["/nowhere/scan".to_owned()],
         ..settings("")
@@ -330,13 +330,13 @@ async fn a_program_that_is_not_there_is_unreachable() {
     assert!(error.to_string().contains("/nowhere/scan"), "{error}");
 }
 
-/// Root can let a program run as another user, who can read the message and nothing else of ours; others cannot, and the
-/// program is not run as anybody else then.
+/// As root, the relay can run a program as another user, who can read the message and has no other groups. Without root, the
+/// relay does not run the program as any user.
 #[tokio::test]
-async fn it_may_run_as_another_user() {
+async fn a_program_may_run_as_another_user() {
     let mut settings =
         settings("cat $0 > /dev/null || exit 5; echo $(id -un) $(id -G | wc -w) FOUND; exit 1");
-    settings.command.push(FILE.to_owned());
+    settings.command.push(FILE_PLACEHOLDER.to_owned());
     settings.user = Some("nobody".to_owned());
     let answer = run(&settings, b"x").await;
     match rustix::process::geteuid().is_root() {
@@ -348,9 +348,9 @@ async fn it_may_run_as_another_user() {
     }
 }
 
-/// A user is looked up by the whole name, and one that is not there is told at start.
+/// A user is found by the whole name only. An unknown user is an error at the start.
 #[test]
-fn a_user_is_known_by_name() {
+fn a_user_is_found_by_the_whole_name() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     let text = "rooted:x:1:1::/:\nroot:x:0:0::/:\nscan:x:107:112::/:\nodd:x:y:1\nshort\n";
     std::fs::write(file.path(), text).expect("written");

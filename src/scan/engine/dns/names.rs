@@ -1,13 +1,15 @@
-//! What a list can be asked about: addresses backwards, and registered domains.
+//! Names for questions to a list: reversed addresses, and registered domains.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::message::mime::Inspection;
 
-/// Octets of text that are looked through, of one message. Honest mail seldom has more, as what is beyond is a missing
-/// answer; hostile mail costs a few tenths of a second.
+/// Octets of text of one message that are searched for URLs: 4 MiB. Valid mail seldom has more, which matters because text
+/// beyond the limit makes the answer incomplete. Searching hostile text of this size takes a few tenths of a second.
+/// A report in `dns.rs` contains this number.
 const TEXT_OCTETS_MAX: usize = 4 << 20;
-/// Domains that are told apart, of one message; more are not even counted. No list is asked about so many.
+/// Most different domains that are collected from one message. Further domains are not even counted: `max_names` is always
+/// smaller.
 const DOMAINS_MAX: usize = 1000;
 
 /// The domains of the URLs in a message.
@@ -15,19 +17,18 @@ const DOMAINS_MAX: usize = 1000;
 pub struct Domains {
     /// Registered domains, each once, in the order in which they come.
     pub domains: Vec<String>,
-    /// How many there are besides.
+    /// Number of further domains.
     pub left_out: usize,
-    /// Whether there is more text than was looked through.
+    /// Whether the message has more text than was searched.
     pub cut: bool,
 }
 
-/// Whether anybody on the internet may have that address: who has another one is a neighbour, and no list knows about
-/// neighbours.
+/// Whether an address is public. Lists know nothing about other addresses: they belong to private networks.
 pub(in crate::scan::engine) fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => {
             let [a, b, ..] = v4.octets();
-            // RFC 6598: addresses behind a provider's translator.
+            // RFC 6598: addresses behind a carrier-grade NAT.
             let shared = a == 100 && (64..128).contains(&b);
             !(a == 0
                 || shared
@@ -47,7 +48,7 @@ pub(in crate::scan::engine) fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// RFC 5782 2.1 and 2.4: octets or nibbles, the last first.
+/// The octets or nibbles of an address, the last one first (RFC 5782 2.1 and 2.4).
 pub(super) fn reversed(address: IpAddr) -> String {
     let v4 = |v4: Ipv4Addr| {
         let [a, b, c, d] = v4.octets();
@@ -66,8 +67,8 @@ pub(super) fn reversed(address: IpAddr) -> String {
     }
 }
 
-/// The domain that somebody has registered, by the public suffix list; none for addresses and unknown suffixes. Lists know
-/// registered domains, and a name below one costs a spammer nothing.
+/// The registered domain of a host, by the public suffix list; `None` for addresses and unknown suffixes. Lists contain
+/// registered domains, because further names below a registered domain cost a spammer nothing.
 pub(super) fn registered(host: &str) -> Option<String> {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
@@ -81,7 +82,7 @@ pub(super) fn registered(host: &str) -> Option<String> {
     known.then(|| text.to_owned())
 }
 
-/// The registered domains of all URLs in text parts, at most `most`.
+/// The registered domains of the URLs in text parts, at most `most`.
 pub fn in_text(inspection: &Inspection, most: usize) -> Domains {
     let mut found = Domains::default();
     let mut seen = std::collections::HashSet::new();
@@ -108,7 +109,7 @@ pub fn in_text(inspection: &Inspection, most: usize) -> Domains {
     found
 }
 
-/// What stands where a URL has its host: behind `://` and credentials, or `www.` at the beginning of a word.
+/// Hosts of URLs: the text after `://` and any credentials, or a word that begins with `www.`.
 fn hosts(text: &[u8]) -> impl Iterator<Item = &str> {
     let is_host = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let mut at = 0;
@@ -126,7 +127,7 @@ fn hosts(text: &[u8]) -> impl Iterator<Item = &str> {
             };
             let rest = &rest[begins..];
             let ends = |b: &u8| b.is_ascii_whitespace() || b"/?#<>\"'\\".contains(b);
-            // A host has at most 253 octets; in front of it may be credentials.
+            // A host has at most 253 octets, and credentials may precede it.
             let window = &rest[..rest.len().min(512)];
             let authority = &window[..window.iter().position(ends).unwrap_or(window.len())];
             let after = authority
@@ -157,9 +158,9 @@ mod tests {
         )
     }
 
-    /// RFC 5782 2.1 and 2.4: the example addresses of the RFC, backwards.
+    /// RFC 5782 2.1 and 2.4: the example addresses of the RFC are reversed correctly.
     #[test]
-    fn addresses_are_asked_about_backwards() {
+    fn addresses_are_reversed() {
         assert_eq!(reversed([192, 0, 2, 99].into()), "99.2.0.192");
         let v6: IpAddr = "2001:db8:1:2:3:4:567:89ab".parse().expect("an address");
         assert_eq!(
@@ -168,9 +169,9 @@ mod tests {
         );
     }
 
-    /// Nobody is told about the addresses of a private network, however they are written.
+    /// The relay asks no list about addresses of private networks, however the addresses are written.
     #[test]
-    fn neighbours_are_not_asked_about() {
+    fn private_addresses_are_not_public() {
         let private = [
             "127.0.0.1",
             "10.1.2.3",
@@ -196,9 +197,9 @@ mod tests {
         }
     }
 
-    /// A list is asked about what was registered: not about hosts below it, and not about a suffix that many share.
+    /// The engine asks about the registered domain: not about hosts below it, and not about a public suffix.
     #[test]
-    fn the_registered_domain_is_what_counts() {
+    fn the_registered_domain_of_a_host_is_found() {
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(registered("a.b.Example.COM."), some("example.com"));
         assert_eq!(registered("mail.example.co.uk"), some("example.co.uk"));
@@ -208,7 +209,7 @@ mod tests {
         }
     }
 
-    /// URLs are found where mail programs find them, each domain once, and no more than are wanted.
+    /// URLs are found where mail programs find them. Each domain is reported once, up to the limit.
     #[test]
     fn urls_are_found_in_text() {
         let text = "see http://a.example.com/x, HTTPS://user:pw@b.example.org:8080?q=http://c.example.net \

@@ -1,4 +1,4 @@
-//! Lists, and how they go wrong.
+//! Tests with lists that work, and lists that fail.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +66,7 @@ fn named(names: &[(&str, FindingKind)]) -> Vec<(String, FindingKind)> {
         .collect()
 }
 
-/// What a list says about a client is a finding as the administrator has it; other clients have none.
+/// A listed client gets the finding that the administrator has configured. Other clients get no finding.
 #[tokio::test]
 async fn a_listed_client_is_found() {
     let server = NameServer::start().await;
@@ -82,10 +82,10 @@ async fn a_listed_client_is_found() {
     assert_eq!(found, named(&[]));
 }
 
-/// The domains of sender and URLs are asked about, each once; bits mean what they are said to mean, a listing that nobody has
-/// given a meaning is shown, and what was left out is told.
+/// The engine asks once about each domain of the sender and of URLs. Bits have the configured meaning, a listing without a
+/// meaning is shown, and the finding `names-not-asked` reports domains beyond `max_names`.
 #[tokio::test]
-async fn domains_are_found() {
+async fn domains_of_sender_and_urls_are_asked_about() {
     let server = NameServer::start().await;
     server.has("example.com.list.test", [127, 0, 0, 68]);
     server.has("example.org.list.test", [127, 0, 0, 16]);
@@ -112,9 +112,9 @@ async fn domains_are_found() {
     assert_eq!(found, named(&all));
 }
 
-/// Nobody else is told about our own users and neighbours; that nothing was asked does not look as if nothing were listed.
+/// The relay asks no list about its own users and private networks, and the finding `not-asked` shows that nothing was asked.
 #[tokio::test]
-async fn users_and_neighbours_are_not_asked_about() {
+async fn own_users_and_private_networks_are_not_asked_about() {
     let server = NameServer::start().await;
     let list = list(&server, &[Question::Client, Question::Sender]);
     let null = |request: &mut ScanRequest| {
@@ -132,9 +132,9 @@ async fn users_and_neighbours_are_not_asked_about() {
     assert_eq!(server.asked(), Vec::<String>::new());
 }
 
-/// P4: text in which nobody has looked for domains has no "not listed", unless what was looked at is listed.
+/// P4: text that was not searched for domains makes the answer incomplete, unless a domain in the searched text is listed.
 #[tokio::test]
-async fn text_that_is_not_looked_at_is_not_clean() {
+async fn unsearched_text_is_not_clean() {
     let server = NameServer::start().await;
     let list = list(&server, &[Question::Url]);
     let long = format!("{TEXT}{}", "x\r\n".repeat(2 << 20));
@@ -153,7 +153,7 @@ async fn text_that_is_not_looked_at_is_not_clean() {
                     ..
                 }
             );
-            // Nothing of the deep one is seen.
+            // No text of the deep message is searched.
             let found = listed && text == &long;
             assert_eq!(is_missing, !found, "{answer:?}");
         }
@@ -161,8 +161,8 @@ async fn text_that_is_not_looked_at_is_not_clean() {
     }
 }
 
-/// P4: whatever goes wrong with a list is a missing answer with its reason, never "not listed"; what is on the list by another
-/// name is found all the same.
+/// P4: every failure of a list is a missing answer with its reason, and never "not listed". A listing of another name counts
+/// all the same.
 #[tokio::test]
 async fn a_question_without_an_answer_is_not_clean() {
     let faults = [
@@ -201,7 +201,7 @@ async fn a_question_without_an_answer_is_not_clean() {
     }
     let gone = NameServer::start().await;
     let mut list = list(&gone, &[Question::Url]);
-    // Reserved, and nobody listens there.
+    // A reserved port where no server listens.
     list.servers.addresses = vec![([127, 0, 0, 1], 1).into()];
     let error = ask(&list, mail([192, 0, 2, 1], |_| ()))
         .await
@@ -209,10 +209,10 @@ async fn a_question_without_an_answer_is_not_clean() {
     assert_eq!(error.reason(), Reason::Unreachable, "{error}");
 }
 
-/// RFC 5782 5: a list must have the first test point and must not have the second; each time it is asked anew, so that a list
-/// that died is not believed for as long as its last answer may be kept.
+/// RFC 5782 5: a list must contain the first test point and must not contain the second. Probes never use the cache, so that a
+/// dead list fails its probe before its cached answers expire.
 #[tokio::test]
-async fn test_points_tell_a_dead_list_and_one_that_lists_everybody() {
+async fn test_points_detect_a_dead_list_and_a_list_of_everything() {
     for (question, bad, clean) in [
         (
             Question::Client,
@@ -238,15 +238,15 @@ async fn test_points_tell_a_dead_list_and_one_that_lists_everybody() {
             "alive"
         );
         server.has(clean, [127, 0, 0, 2]);
-        assert!(probe(Probe::Clean).await, "lists everybody");
+        assert!(probe(Probe::Clean).await, "lists everything");
         server.says(bad, Says::Addresses(Vec::new()));
         assert!(!probe(Probe::Bad).await, "dead");
     }
 }
 
-/// What a list has said holds as long as it said: it is not asked about each message of a flood.
+/// The engine keeps an answer for its TTL, so it does not ask the list again for each message of a flood.
 #[tokio::test]
-async fn answers_are_remembered() {
+async fn answers_are_cached() {
     let server = NameServer::start().await;
     server.has("99.2.0.192.list.test", [127, 0, 0, 2]);
     let list = list(&server, &[Question::Client]);
@@ -266,9 +266,9 @@ async fn answers_are_remembered() {
     assert_eq!(server.asked().len(), 2, "{:?}", server.asked());
 }
 
-/// Engines are made where the configuration is checked, which is no runtime.
+/// A list can be made without a runtime: the check of a configuration makes engines outside any runtime.
 #[test]
-fn a_list_can_be_made_anywhere() {
+fn a_list_can_be_made_without_a_runtime() {
     let servers = NameServers {
         addresses: vec![([127, 0, 0, 1], 1).into()],
         patience: Duration::from_secs(1),

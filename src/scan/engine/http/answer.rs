@@ -1,4 +1,4 @@
-//! What a service says.
+//! Reads the answer of a service.
 
 use serde_json::Value;
 
@@ -6,28 +6,28 @@ use super::Reading;
 use crate::scan::engine::json;
 use crate::verdict::{Finding, FindingKind};
 
-/// Names of one answer.
+/// Names that are read from one answer, to bound the size of a report.
 const NAMES_MAX: usize = 50;
-/// Characters of a version or an id.
-const VERSION_CHARACTERS_MAX: usize = 200;
+/// Characters of a verdict, a version or an id. Real ones are shorter, and the bound limits what the relay stores and shows.
+const TEXT_CHARACTERS_MAX: usize = 200;
 
-/// An answer, read.
+/// The parsed answer of a service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpAnswer {
-    /// What it found and counts.
+    /// The findings. A clean answer has at most its score.
     pub findings: Vec<Finding>,
-    /// Its version.
+    /// Version of the service's signatures, if [`Reading::signatures_at`] is configured.
     pub signatures: Option<String>,
-    /// The id of the message that it is about.
+    /// Id of the message that the answer is about, if [`Reading::id_at`] is configured.
     pub id: Option<String>,
 }
 
-/// Reads an answer; the error says what is wrong with it.
+/// Reads an answer. The error says what is wrong with the answer.
 pub fn read(body: &[u8], reading: &Reading) -> Result<HttpAnswer, String> {
     let answer: Value = json::read(body)?;
     let at = |pointer: &str| {
         let found = answer.pointer(pointer);
-        found.ok_or_else(|| format!("nothing at {pointer:?}"))
+        found.ok_or_else(|| format!("the answer has no value at {pointer:?}"))
     };
     let text_at = |pointer: &Option<String>| {
         let pointer = pointer.as_deref();
@@ -38,13 +38,15 @@ pub fn read(body: &[u8], reading: &Reading) -> Result<HttpAnswer, String> {
     let verdict = text(at(&reading.verdict_at)?, &reading.verdict_at)?;
     let is_bad = reading.bad.contains(&verdict);
     if !is_bad && !reading.clean.contains(&verdict) {
-        return Err(format!("the verdict {verdict:?} is on no list"));
+        return Err(format!(
+            "the verdict {verdict:?} is in neither list: add it to \"bad\" or to \"clean\""
+        ));
     }
     let score = match &reading.score_at {
         None => None,
         Some(pointer) => {
             let number = at(pointer)?.as_f64().filter(|n| n.is_finite());
-            Some(number.ok_or_else(|| format!("no number at {pointer:?}"))?)
+            Some(number.ok_or_else(|| format!("the value at {pointer:?} is not a number"))?)
         }
     };
     let findings = match (is_bad, score) {
@@ -65,7 +67,7 @@ pub fn read(body: &[u8], reading: &Reading) -> Result<HttpAnswer, String> {
     })
 }
 
-/// The first has the whole score: it is that of the message.
+/// One finding for each name. The first finding has the whole score, because the score is that of the message.
 pub(in crate::scan::engine) fn objections(
     names: Vec<String>,
     kind: FindingKind,
@@ -78,7 +80,7 @@ pub(in crate::scan::engine) fn objections(
     names.into_iter().enumerate().map(one).collect()
 }
 
-/// At least one name, for what is bad may have none.
+/// The names of an objection. A service may object without a name; then `instead` is the name.
 fn names(value: Option<&Value>, instead: &str) -> Vec<String> {
     let named = |value: &Value| value.as_str().filter(|s| !s.is_empty()).map(str::to_owned);
     let mut names: Vec<String> = match value {
@@ -92,18 +94,22 @@ fn names(value: Option<&Value>, instead: &str) -> Vec<String> {
     names
 }
 
-/// A text, a number, true or false.
+/// The text of a string, a number or a boolean.
 fn text(value: &Value, pointer: &str) -> Result<String, String> {
     let text = match value {
         Value::String(text) => text.clone(),
         Value::Bool(flag) => flag.to_string(),
         Value::Number(number) => number.to_string(),
         Value::Null | Value::Array(_) | Value::Object(_) => {
-            return Err(format!("no text at {pointer:?}"));
+            return Err(format!(
+                "the value at {pointer:?} is not a string, a number or a boolean"
+            ));
         }
     };
-    if text.chars().count() > VERSION_CHARACTERS_MAX || text.contains(char::is_control) {
-        return Err(format!("too long a text at {pointer:?}"));
+    if text.chars().count() > TEXT_CHARACTERS_MAX || text.contains(char::is_control) {
+        return Err(format!(
+            "the value at {pointer:?} is too long or contains control characters"
+        ));
     }
     Ok(text)
 }

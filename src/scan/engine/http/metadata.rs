@@ -1,4 +1,4 @@
-//! What a service is told that is not sent the content.
+//! The metadata of a message, for a service that must not see the content.
 
 use std::borrow::Cow;
 
@@ -25,16 +25,16 @@ struct Told<'a> {
     sha256: String,
     subject: Option<&'a str>,
     parts: Vec<ToldPart<'a>>,
-    /// Limits at which we stopped to look; parts are missing then.
+    /// Limits of the MIME analysis that the message exceeds. If there are any, `parts` is incomplete.
     exceeded: Vec<&'a str>,
 }
 
 #[derive(Serialize)]
 struct ToldPart<'a> {
     path: &'a str,
-    /// As declared.
+    /// Media type that the message declares.
     r#type: &'a str,
-    /// As recognised.
+    /// Media type that the relay detected in the content.
     sniffed: String,
     names: &'a [String],
     attachment: bool,
@@ -43,7 +43,7 @@ struct ToldPart<'a> {
     sha256: String,
 }
 
-/// The JSON document. Hashes every part: away from the runtime if that is much.
+/// Writes the JSON document. This hashes every part: for long content, call it outside the async runtime.
 pub(super) fn write(
     hostname: &str,
     id: MessageId,
@@ -74,7 +74,7 @@ pub(super) fn write(
         parts: leaves.map(part).collect(),
         exceeded: inspection.exceeded.iter().map(|e| e.as_str()).collect(),
     };
-    // Texts and numbers only: there is nothing in it that JSON could not say.
+    // Serialization cannot fail: the document contains only types that JSON has.
     serde_json::to_vec(&told).unwrap_or_default().into()
 }
 

@@ -1,4 +1,4 @@
-//! Answers as they come, and what a service is told.
+//! Tests of answers, metadata and tokens.
 
 use super::*;
 use crate::message::mime;
@@ -28,9 +28,9 @@ fn malware(name: &str, score: f64) -> (FindingKind, String, f64) {
     (FindingKind::Malware, name.to_owned(), score)
 }
 
-/// Texts, numbers and flags are verdicts; names may be one or many, and their score is that of the message.
+/// A verdict is a string, a number or a boolean. An answer may have one name or several; the score is that of the message.
 #[test]
-fn pointers_say_where_things_are() {
+fn pointers_select_the_values_of_an_answer() {
     let reading = reading();
     for (body, expected) in [
         (r#"{"result":{"verdict":"clean"}}"#, vec![]),
@@ -74,7 +74,7 @@ fn pointers_say_where_things_are() {
     assert_eq!(found(bad, &scored), [malware("X", 3.0)]);
 }
 
-/// P4: a verdict that nobody has listed, and one that is missing, are garbage, not clean.
+/// P4: an unlisted or missing verdict is garbage, not clean.
 #[test]
 fn only_listed_verdicts_count() {
     let scored = Reading {
@@ -100,9 +100,9 @@ fn only_listed_verdicts_count() {
     assert!(read(deep.as_bytes(), &reading()).is_err());
 }
 
-/// What a service is told that must not see content: who, to whom, and what it is made of, but none of it.
+/// A service that must not see content gets envelope, structure, sizes and hashes, and nothing of the content.
 #[test]
-fn metadata_tells_everything_but_the_content() {
+fn metadata_contains_no_content() {
     let content = "Subject: =?utf-8?q?h=C3=A9?=\r\nMIME-Version: 1.0\r\n\
         Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nsecret words\r\n\
         --b\r\nContent-Type: application/zip; name=\"a.zip\"\r\n\r\nPK\r\n--b--\r\n";
@@ -126,9 +126,9 @@ fn metadata_tells_everything_but_the_content() {
     assert!(!String::from_utf8_lossy(&body).contains("secret"));
 }
 
-/// P4: a service that could not be told of all parts cannot say that the message is clean; what it objects to counts.
+/// P4: a service that did not get the metadata of all parts cannot call the message clean. Its objections count.
 #[test]
-fn half_told_is_not_clean() {
+fn incomplete_metadata_is_not_clean() {
     let found = vec![crate::verdict::Finding::new(FindingKind::Malware, "X", 1.0)];
     assert!(matches!(judged(found.clone(), false), Answer::Answered(_)));
     assert!(matches!(judged(Vec::new(), true), Answer::Answered(_)));
@@ -138,7 +138,7 @@ fn half_told_is_not_clean() {
     assert_eq!(reason, Reason::LimitsReached);
 }
 
-/// A token is one line of visible characters, and never shown.
+/// A token is one line of visible characters, and debug output does not show it.
 #[test]
 fn a_token_is_kept_secret() {
     let folder = tempfile::tempdir().expect("folder");

@@ -4,11 +4,12 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::message::{Envelope, MessageId};
 
-/// Octets of recipients that are told: more would be more than an HTTP server takes.
-pub(super) const RECIPIENTS: usize = 16 * 1024;
+/// Octets of recipients that are sent. HTTP servers limit the head of a request, so further recipients are left out.
+pub(super) const RECIPIENT_OCTETS_MAX: usize = 16 * 1024;
 
-/// The envelope in the fields that rspamd's protocol has for it, each with `prefix` before its name. A message that the
-/// relay has made itself came from nobody. `hostname` is ours: the bare postmaster is that server's.
+/// The envelope in the request fields of rspamd's protocol, each name with `prefix` before it. A message that the relay
+/// itself made has no client, so its `ip` and `helo` are left out. `hostname` is the relay's own: it completes the bare
+/// postmaster address.
 pub(in crate::scan::engine) fn facts(
     prefix: &str,
     hostname: &str,
@@ -27,7 +28,7 @@ pub(in crate::scan::engine) fn facts(
     for recipient in &envelope.recipients {
         let mailbox = recipient.mailbox.qualified(hostname);
         told += mailbox.len();
-        if told > RECIPIENTS {
+        if told > RECIPIENT_OCTETS_MAX {
             break;
         }
         put("rcpt", &mailbox);
@@ -50,7 +51,7 @@ pub(in crate::scan::engine) fn facts(
     fields
 }
 
-/// A field with what of `text` may stand in one.
+/// A field value with `text`. Control characters become `?`, so that no text can end the field.
 pub(super) fn value(text: &str) -> HeaderValue {
     let clean = |c: char| if c.is_control() { '?' } else { c };
     let text: String = text.chars().map(clean).collect();

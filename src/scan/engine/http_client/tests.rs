@@ -1,4 +1,4 @@
-//! Against a scripted server on the loopback interface.
+//! Tests against a scripted server on the loopback interface.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,15 +6,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::facts::{RECIPIENTS, value};
+use super::facts::{RECIPIENT_OCTETS_MAX, value};
 use super::*;
 use crate::message::{Mailbox, MessageId, Recipient};
 use crate::scan::tests::request;
 use crate::verdict::Reason;
 
-const LONG: Duration = Duration::from_secs(60);
+/// Longer than any step of a test takes.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A server that gives the same answer to each request; how many connections it had.
+/// Starts a server that gives the same answer to each request, with the number of the connection for `#`. Returns a client
+/// and the number of connections.
 async fn server(answer: &'static str) -> (HttpClient, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
@@ -36,17 +38,17 @@ async fn server(answer: &'static str) -> (HttpClient, Arc<AtomicUsize>) {
         }
     });
     let url = Url::parse(&format!("http://{address}/"), &HTTP).expect("a URL");
-    let client = HttpClient::new(&url, None, LONG).expect("a client");
+    let client = HttpClient::new(&url, None, TEST_TIMEOUT).expect("a client");
     (client, connections)
 }
 
 async fn ask(client: &HttpClient) -> Result<String, ScanError> {
     let body = Bytes::from_static(b"body");
-    let answer = client.post("/", HeaderMap::new(), body, Deadline::after(LONG));
+    let answer = client.post("/", HeaderMap::new(), body, Deadline::after(TEST_TIMEOUT));
     Ok(String::from_utf8_lossy(&answer.await?).into_owned())
 }
 
-/// A connection is used again after a complete answer: no new handshake for each message.
+/// The client uses a connection again after a complete answer, so there is no new handshake for each message.
 #[tokio::test]
 async fn a_connection_serves_many_messages() {
     let (client, connections) = server("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n#!").await;
@@ -56,9 +58,9 @@ async fn a_connection_serves_many_messages() {
     assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
-/// A server that says more than it was asked must not have that taken for the answer to the next message.
+/// If a server sends more than one answer to a request, the surplus must not count as the answer to the next message.
 #[tokio::test]
-async fn an_answer_too_many_answers_nothing() {
+async fn a_surplus_answer_is_discarded() {
     let twice = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n#!HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong";
     let (client, connections) = server(twice).await;
     for number in 1..=5 {
@@ -67,7 +69,7 @@ async fn an_answer_too_many_answers_nothing() {
     assert_eq!(connections.load(Ordering::SeqCst), 5);
 }
 
-/// A connection that the server closes after its answer is not missed: the next message gets a fresh one.
+/// If the server closes a connection after its answer, the next message gets a new connection.
 #[tokio::test]
 async fn a_closed_connection_is_replaced() {
     let answer = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n#!";
@@ -77,7 +79,7 @@ async fn a_closed_connection_is_replaced() {
     }
 }
 
-/// Each status that is no success is a missing answer, and says whether asking again at once can help.
+/// Each status other than success gives a missing answer, whose class says whether another attempt at once can help.
 #[tokio::test]
 async fn statuses_are_classed() {
     use crate::scan::engine::Class;
@@ -119,9 +121,10 @@ async fn statuses_are_classed() {
     }
 }
 
-/// A service that asks to be left alone says for how long, within reason; the gate leaves it alone.
+/// A service that asks for a pause gives its length in `Retry-After`. Without a length the pause is 10 s, and it is one hour
+/// at most.
 #[tokio::test]
-async fn retry_after_is_told() {
+async fn retry_after_gives_the_pause() {
     for (status, after, pause) in [
         ("429 Too Many Requests", "Retry-After: 600\r\n", 600),
         ("503 Service Unavailable", "Retry-After: 600\r\n", 600),
@@ -139,7 +142,7 @@ async fn retry_after_is_told() {
     }
 }
 
-/// Both forms of RFC 9110 10.2.3; what is in the past is no pause.
+/// RFC 9110 section 10.2.3 has two forms. A date in the past is a pause of zero.
 #[test]
 fn retry_after_is_seconds_or_a_date() {
     let now: Timestamp = "1994-11-06T08:49:00Z".parse().expect("a time");
@@ -158,16 +161,16 @@ fn retry_after_is_seconds_or_a_date() {
     }
 }
 
-/// Whatever an envelope contains, it cannot end a field.
+/// No text of an envelope can end a field.
 #[test]
 fn values_cannot_end_a_field() {
     assert_eq!(value("a\r\nX: y").as_bytes(), b"a??X: y");
     assert_eq!(value("пример").as_bytes(), "пример".as_bytes());
 }
 
-/// Everything the envelope tells, in fields of its own, and not more of it than an HTTP server takes.
+/// Each fact of the envelope has its own request field. Recipients are cut at a size that HTTP servers accept.
 #[test]
-fn the_envelope_is_told() {
+fn the_envelope_is_sent_in_request_fields() {
     let mut envelope = (*request("x", Duration::from_secs(1)).envelope).clone();
     envelope.origin.protocol = "ESMTPSA".to_owned();
     envelope.origin.client = "::ffff:192.0.2.1".parse().expect("address");
@@ -194,7 +197,8 @@ fn the_envelope_is_told() {
             "tls-cipher: TLS13_AES",
         ]
     );
-    // One without a domain is ours: rspamd takes it for no address at all, which costs the message 8 points.
+    // The relay's host name completes an address without a domain. rspamd does not accept such an address, which costs the
+    // message 8 points.
     let postmaster = Mailbox::parse("postmaster").expect("mailbox");
     envelope.reverse_path = postmaster.clone().into();
     envelope.recipients = vec![postmaster.into()];
@@ -207,5 +211,5 @@ fn the_envelope_is_told() {
         .get_all("x-rcpt")
         .iter()
         .count();
-    assert_eq!(told, RECIPIENTS / "recipient@example.org".len());
+    assert_eq!(told, RECIPIENT_OCTETS_MAX / "recipient@example.org".len());
 }

@@ -1,4 +1,4 @@
-//! What an ICAP service says.
+//! Reads the answers of an ICAP service.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -7,10 +7,11 @@ use crate::message::header::Field;
 use crate::scan::engine::head::{self, Malformed, first_line};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
-/// Names of one answer.
-const NAMES: usize = 50;
-/// The largest preview that is sent, whatever is asked for: more can as well be the whole message.
-const PREVIEW: usize = 64 * 1024;
+/// Findings of one answer, to bound the size of a report.
+const NAMES_MAX: usize = 50;
+/// Largest preview that the relay sends, even if the service asks for more. Above 64 KiB, sending the whole message costs
+/// little more.
+const PREVIEW_OCTETS_MAX: usize = 64 * 1024;
 
 /// The head of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,38 +20,40 @@ pub struct Head {
     pub status: u16,
     /// The status line.
     pub line: String,
-    /// The tag of the service and its signatures (RFC 3507 4.7).
+    /// ISTag: the tag of the service and its signatures (RFC 3507 section 4.7).
     pub istag: Option<String>,
     /// Whether the connection may be used again.
     pub keep: bool,
-    /// The parts of what is encapsulated, in order (RFC 3507 4.4.1).
+    /// Names of the encapsulated parts, in order (RFC 3507 section 4.4.1).
     parts: Vec<String>,
-    /// X-Infection-Found, X-Virus-ID, X-Violations-Found: each of them, the last ones in lines.
+    /// Values of all X-Infection-Found fields.
     infections: Vec<String>,
+    /// Values of all X-Virus-ID fields.
     viruses: Vec<String>,
+    /// Lines of each X-Violations-Found field.
     violations: Vec<Vec<String>>,
 }
 
-/// What a service wants (RFC 3507 4.10.2).
+/// The answer of a service to OPTIONS (RFC 3507 section 4.10.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// The methods that it knows.
+    /// Methods that the service supports.
     pub methods: Vec<String>,
-    /// Octets of a preview; none: it wants none.
+    /// Octets of a preview; `None` if the service wants no preview.
     pub preview: Option<usize>,
-    /// Connections that it takes at most.
+    /// Connections that the service accepts at once.
     pub max_connections: Option<usize>,
-    /// How long this holds.
+    /// Time for which the options are valid.
     pub ttl: Option<Duration>,
-    /// Its tag.
+    /// ISTag of the service.
     pub istag: Option<String>,
 }
 
-/// Reads the head of an answer, up to and with its empty line.
+/// Reads the head of an answer, up to and including its empty line.
 pub fn head(answer: &[u8]) -> Result<Head, Malformed> {
     let line = first_line(answer).ok_or_else(|| Malformed::garbage(answer))?;
     let status = status(line, "ICAP/").ok_or_else(|| Malformed::garbage(answer))?;
-    // The 100 of RFC 3507 has no fields at all in some services.
+    // Some services send the 100 of RFC 3507 without any field.
     let fields = head::Head::split(answer)?.ok_or(Malformed::CutOff)?.0;
     let close = fields.get("Connection");
     let close = close.is_some_and(|value| value.to_ascii_lowercase().contains("close"));
@@ -83,20 +86,22 @@ pub fn options(answer: &[u8]) -> Result<Options, Malformed> {
     let ttl = fields.number("Options-TTL")?;
     Ok(Options {
         methods: methods.split(',').take(10).map(method).collect(),
-        preview: fields.number("Preview")?.map(|most| most.min(PREVIEW)),
+        preview: fields
+            .number("Preview")?
+            .map(|most| most.min(PREVIEW_OCTETS_MAX)),
         max_connections: fields.number("Max-Connections")?.filter(|most| *most > 0),
         ttl: ttl.map(|seconds| Duration::from_secs(seconds as u64)),
         istag: istag(&fields),
     })
 }
 
-/// The status of an HTTP response that is part of an answer.
+/// Reads the status of an encapsulated HTTP response.
 pub fn encapsulated_status(http: &[u8]) -> Result<u16, Malformed> {
     let line = first_line(http).ok_or_else(|| Malformed::garbage(http))?;
     status(line, "HTTP/").ok_or_else(|| Malformed::garbage(http))
 }
 
-/// The size in the line before a chunk: hexadecimal, perhaps with extensions behind it (RFC 9112 7.1).
+/// Reads the line before a chunk: the size in hexadecimal digits, with optional extensions after it (RFC 9112 section 7.1).
 pub fn chunk_size(line: &[u8]) -> Result<usize, Malformed> {
     let text = std::str::from_utf8(line).map_err(|_| Malformed::garbage(line))?;
     let digits = text.split(';').next().unwrap_or_default().trim();
@@ -122,12 +127,12 @@ fn istag(fields: &head::Head<'_>) -> Option<String> {
 }
 
 impl Head {
-    /// Whether something of that name is encapsulated.
+    /// Whether the answer encapsulates a part of this name.
     pub(super) fn has_part(&self, name: &str) -> bool {
         self.parts.iter().any(|part| part == name)
     }
 
-    /// Whether no body follows.
+    /// Whether the answer has no body.
     pub(super) fn has_no_body(&self) -> bool {
         !self
             .parts
@@ -135,12 +140,13 @@ impl Head {
             .any(|part| part.ends_with("-body") && part != "null-body")
     }
 
-    /// What the service says that it has found, if it says so.
+    /// The findings in the header fields; `None` if the fields name no finding.
     pub fn findings(&self) -> Option<Answer> {
         let infections = self.infections.iter().map(|text| Infection::read(text));
         let mut infections: Vec<_> = infections.map(|i| (i.kind, i.threat)).collect();
         infections.sort_by_key(|(kind, _)| *kind);
-        // Violations that no infection is about are of the gravest kind told, unless that is the one of limits.
+        // A violation that no infection field names gets the gravest kind of the infection fields, unless that is the kind of
+        // limits.
         let gravest = infections.first().map(|(kind, _)| *kind);
         let gravest = gravest.filter(|kind| *kind != FindingKind::Info);
         let kind = gravest.unwrap_or(FindingKind::Malware);
@@ -155,17 +161,17 @@ impl Head {
             found.push((kind, "violation"));
         }
         found.sort_by_key(|(kind, _)| *kind);
-        found.truncate(NAMES);
+        found.truncate(NAMES_MAX);
         let (gravest, _) = *found.first()?;
         let mut findings: Vec<_> = found
             .into_iter()
             .map(|(kind, name)| Finding::new(kind, name, 0.0))
             .collect();
         if gravest == FindingKind::Info {
-            // A container that it could not look into, and nothing else.
+            // The only finding is a container that the service could not scan.
             return Some(Answer::None {
                 reason: Reason::LimitsReached,
-                detail: "the service could not look into everything".to_owned(),
+                detail: "the service could not scan every container in the message".to_owned(),
                 findings,
             });
         }
@@ -174,14 +180,14 @@ impl Head {
     }
 }
 
-/// `Type=0; Resolution=2; Threat=Name;`
+/// The value of an X-Infection-Found field: `Type=0; Resolution=2; Threat=Name;`
 struct Infection<'a> {
     kind: FindingKind,
     threat: &'a str,
 }
 
 impl<'a> Infection<'a> {
-    /// Types: 0 is a virus, 1 a violation of a mail policy, 2 of limits on containers.
+    /// Reads the value. Type 0 is a virus, 1 a violation of a mail policy, 2 a violation of limits on containers.
     fn read(text: &'a str) -> Self {
         let part = |name: &str| {
             let mut parts = text.split(';').map(str::trim);
@@ -200,14 +206,15 @@ impl<'a> Infection<'a> {
     }
 }
 
-/// The lines of a field, each trimmed: here folding means something.
+/// The lines of a field, each trimmed. In X-Violations-Found, line breaks separate values.
 fn lines(field: Field<'_>) -> Vec<String> {
     let text = String::from_utf8_lossy(field.body);
     let lines = text.split("\r\n");
     lines.map(|line| line.trim().to_owned()).collect()
 }
 
-/// A count, and then in lines of their own file, threat, problem and resolution of each: the threats, whatever the count.
+/// The threats in the lines of an X-Violations-Found field. The field has a count, and then four lines for each violation:
+/// file, threat, problem and resolution. A wrong count does not matter.
 fn threats(lines: &[String]) -> impl Iterator<Item = &str> {
     let groups = lines.get(1..).unwrap_or_default().chunks(4);
     let threats = groups.filter_map(|group| group.get(1));
@@ -216,7 +223,7 @@ fn threats(lines: &[String]) -> impl Iterator<Item = &str> {
         .filter(|threat| !threat.is_empty())
 }
 
-/// Whether a field about violations is there for more than to say that there are none.
+/// Whether an X-Violations-Found field says more than that there are no violations.
 fn says_something(lines: &[String]) -> bool {
     !matches!(&*lines.concat(), "" | "0" | "-")
 }

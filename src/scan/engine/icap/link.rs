@@ -1,4 +1,4 @@
-//! A connection to an ICAP service: what is sent in chunks, and what is read within bounds.
+//! A connection to an ICAP service. Bodies are sent in chunks, and everything that is read is bounded.
 
 use std::io;
 
@@ -12,29 +12,30 @@ use crate::scan::engine::ScanError;
 use crate::scan::engine::address::Stream;
 use crate::scan::engine::head::Malformed;
 
-/// Octets of a head.
-const HEAD: usize = 64 * 1024;
-/// Octets of a line between chunks, and lines behind the last one.
-const LINE: usize = 1024;
-const TRAILERS: usize = 100;
-/// Octets of a chunk that we send.
-const CHUNK: usize = 64 * 1024;
+/// Octets of a head, to bound the memory of one scan.
+const HEAD_OCTETS_MAX: usize = 64 * 1024;
+/// Octets of a line between chunks, to bound the memory of one scan.
+const LINE_OCTETS_MAX: usize = 1024;
+/// Trailer lines after the last chunk. The relay ignores their content; the bound ends an endless answer.
+const TRAILER_LINES_MAX: usize = 100;
+/// Octets of a chunk that the relay sends: so many that the lines between chunks cost little.
+const CHUNK_OCTETS_MAX: usize = 64 * 1024;
 
 /// A connection. Dropping it closes the socket.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) reader: Reader,
     pub(super) writer: WriteHalf<Stream>,
-    /// Used last.
+    /// Time of the last use.
     pub(super) since: Instant,
 }
 
-/// What comes in.
+/// The reading half of a connection, with a buffer.
 #[derive(Debug)]
 pub(super) struct Reader {
     from: ReadHalf<Stream>,
     buffer: BytesMut,
-    /// For errors.
+    /// Name of the replica, for errors.
     replica: String,
 }
 
@@ -52,19 +53,19 @@ impl Link {
         }
     }
 
-    /// Whether the other side has neither closed nor said anything that it was not asked.
+    /// Whether the service has neither closed the connection nor sent octets without a request.
     pub(super) fn is_silent(&mut self) -> bool {
         let Reader { from, buffer, .. } = &mut self.reader;
         buffer.is_empty() && from.read_buf(buffer).now_or_never().is_none()
     }
 
-    /// Sends octets as they are.
+    /// Sends octets without chunking.
     pub(super) async fn send(&mut self, octets: &[u8]) -> io::Result<()> {
         self.writer.write_all(octets).await?;
         self.writer.flush().await
     }
 
-    /// Sends octets as chunks, without an end.
+    /// Sends octets as chunks, without the last chunk that ends a body.
     pub(super) async fn send_chunks(&mut self, octets: impl Buf) -> io::Result<()> {
         send_chunks(&mut self.writer, octets).await
     }
@@ -73,7 +74,7 @@ impl Link {
 async fn send_chunks(writer: &mut WriteHalf<Stream>, mut octets: impl Buf) -> io::Result<()> {
     while octets.has_remaining() {
         let chunk = octets.chunk();
-        let chunk = &chunk[..chunk.len().min(CHUNK)];
+        let chunk = &chunk[..chunk.len().min(CHUNK_OCTETS_MAX)];
         let size = format!("{:x}\r\n", chunk.len());
         writer.write_all(size.as_bytes()).await?;
         writer.write_all(chunk).await?;
@@ -84,7 +85,7 @@ async fn send_chunks(writer: &mut WriteHalf<Stream>, mut octets: impl Buf) -> io
     Ok(())
 }
 
-/// Sends the rest of a body, with its end.
+/// Sends the rest of a body as chunks, with the last chunk.
 pub(super) async fn send_rest(writer: &mut WriteHalf<Stream>, octets: impl Buf) -> io::Result<()> {
     send_chunks(writer, octets).await?;
     writer.write_all(b"0\r\n\r\n").await?;
@@ -92,17 +93,17 @@ pub(super) async fn send_rest(writer: &mut WriteHalf<Stream>, octets: impl Buf) 
 }
 
 impl Reader {
-    /// Whether nothing has come in that was not asked for.
+    /// Whether the buffer is empty: the service has sent nothing without a request.
     pub(super) fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }
 
-    /// Everything up to an empty line, with it.
+    /// Reads a head, up to and including its empty line.
     pub(super) async fn head(&mut self) -> Result<Vec<u8>, ScanError> {
-        self.until(b"\r\n\r\n", HEAD).await
+        self.until(b"\r\n\r\n", HEAD_OCTETS_MAX).await
     }
 
-    /// A body in chunks (RFC 9112 7.1), of at most `most` octets, given to `take` as it comes.
+    /// Reads a chunked body (RFC 9112 section 7.1) of at most `most` octets, and gives each piece to `take`.
     pub(super) async fn body(
         &mut self,
         most: usize,
@@ -110,7 +111,7 @@ impl Reader {
     ) -> Result<(), ScanError> {
         let mut total = 0_usize;
         loop {
-            let line = self.until(b"\r\n", LINE).await?;
+            let line = self.until(b"\r\n", LINE_OCTETS_MAX).await?;
             let mut left = chunk_size(&line).map_err(|malformed| self.failed(malformed))?;
             if left == 0 {
                 return self.trailers().await;
@@ -129,7 +130,7 @@ impl Reader {
                 self.buffer.advance(here);
                 left -= here;
             }
-            let end = self.until(b"\r\n", LINE).await?;
+            let end = self.until(b"\r\n", LINE_OCTETS_MAX).await?;
             if end != b"\r\n" {
                 return Err(self.failed(Malformed::garbage(&end)));
             }
@@ -137,15 +138,15 @@ impl Reader {
     }
 
     async fn trailers(&mut self) -> Result<(), ScanError> {
-        for _ in 0..TRAILERS {
-            if self.until(b"\r\n", LINE).await? == b"\r\n" {
+        for _ in 0..TRAILER_LINES_MAX {
+            if self.until(b"\r\n", LINE_OCTETS_MAX).await? == b"\r\n" {
                 return Ok(());
             }
         }
-        Err(self.failed(Malformed::Garbage("trailers without an end".to_owned())))
+        Err(self.failed(Malformed::Garbage("too many trailer lines".to_owned())))
     }
 
-    /// Everything up to `end`, with it; at most `most` octets.
+    /// Reads up to and including `end`. Fails after more than `most` octets without `end`.
     async fn until(&mut self, end: &[u8], most: usize) -> Result<Vec<u8>, ScanError> {
         let mut searched = 0;
         loop {

@@ -1,43 +1,43 @@
-//! What a service is shown, and what it sends back.
+//! The octets that a service gets, and their comparison with the octets that it returns.
 
 use bytes::Buf;
 use bytes::buf::Chain;
 
 use crate::scan::engine::preface::PREFACE;
 
-/// All octets that are shown of a message.
+/// All octets that a service gets for a message: the preface and the content.
 pub(super) type Shown<'a> = Chain<&'static [u8], &'a [u8]>;
 
-/// What is shown of that content.
+/// The octets that a service gets for `content`.
 pub(super) fn shown(content: &[u8]) -> Shown<'_> {
     PREFACE.as_bytes().chain(content)
 }
 
-/// What has become of a message.
+/// What the service did to a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It came back as it was.
+    /// The service returned the message unchanged.
     Untouched,
-    /// Something came back that begins like it and is as long, or longer.
+    /// The service returned the unchanged preface and at least as many octets as the message has, but not the same octets.
     Modified,
-    /// Less came back, or nothing, or a page about it. A service that has sent a part already when it finds something (c-icap
-    /// above 2 MiB, unless configured) can only keep back the rest.
+    /// The service returned fewer octets, or none, or a page about the message. A service that has already returned a part
+    /// when it finds something (c-icap above 2 MiB, unless configured otherwise) can only withhold the rest.
     Withheld,
 }
 
-/// What comes back, compared with what was shown.
+/// Compares the octets that come back with the octets that were sent.
 pub(super) struct Echo<'a> {
-    /// Octets of the message itself.
+    /// Octets of the message, without the preface.
     content: usize,
-    /// Not come back yet.
+    /// Octets that have not come back yet.
     left: Shown<'a>,
     same: bool,
-    /// Octets that came.
+    /// Number of octets that came back.
     came: usize,
 }
 
 impl<'a> Echo<'a> {
-    /// Nothing has come back yet of that content.
+    /// Begins the comparison for `content`.
     pub(super) fn of(content: &'a [u8]) -> Self {
         Self {
             content: content.len(),
@@ -47,7 +47,7 @@ impl<'a> Echo<'a> {
         }
     }
 
-    /// Octets that came.
+    /// Adds octets that came back.
     pub(super) fn take(&mut self, mut octets: &[u8]) {
         self.came += octets.len();
         while self.same && !octets.is_empty() {
@@ -60,9 +60,9 @@ impl<'a> Echo<'a> {
         }
     }
 
-    /// What everything that came amounts to.
+    /// The result, after the last octets have come back.
     pub(super) fn fate(&self) -> Fate {
-        // Until the octets before it are through, nothing of the message is.
+        // The message begins to come back only after the whole preface.
         let begins = self.left.remaining() <= self.content;
         match begins && self.came >= PREFACE.len() + self.content {
             true if self.same => Fate::Untouched,

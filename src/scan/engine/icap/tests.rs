@@ -1,4 +1,4 @@
-//! Answers as services give them, and dialogues with a scripted one; a real c-icap is asked in the integration tests.
+//! Tests of answers as services give them, and of dialogues with a scripted service. The integration tests use a real c-icap.
 
 use std::sync::atomic::AtomicUsize;
 
@@ -11,15 +11,16 @@ use crate::message::header;
 use crate::scan::tests::sample;
 use crate::verdict::Reason;
 
-const LONG: Duration = Duration::from_secs(60);
-const NOTHING: Answer = Answer::Answered(Vec::new());
+/// Longer than any step of a test takes.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+const NOTHING_FOUND: Answer = Answer::Answered(Vec::new());
 
 fn findings(fields: &str) -> Option<Answer> {
     let answer = format!("ICAP/1.0 200 OK\r\n{fields}\r\nISTag: \"x\"\r\n\r\n");
     head(answer.as_bytes()).expect(fields).findings()
 }
 
-/// The fields in which services tell what they have found, as c-icap, Symantec and others write them.
+/// Services such as c-icap and Symantec report their findings in these header fields.
 #[test]
 fn findings_are_in_the_fields_of_the_answer() {
     use FindingKind::{Malware, Policy};
@@ -46,7 +47,7 @@ fn findings_are_in_the_fields_of_the_answer() {
             Malware,
             &["A", "B"],
         ),
-        // Each of several fields counts, the gravest first; a virus beside limits is a virus.
+        // Each field counts, the gravest first. A virus and an exceeded limit together are a virus.
         (
             "X-Infection-Found: Type=2; Resolution=2; Threat=Deep;\r\nX-Infection-Found: Type=0; Resolution=2; Threat=A;",
             Malware,
@@ -64,7 +65,7 @@ fn findings_are_in_the_fields_of_the_answer() {
             Malware,
             &["A", "exe"],
         ),
-        // Whatever the count is: something was found.
+        // The service found something, even if the count is wrong.
         (
             "X-Violations-Found: some\r\n\t-\r\n\tA\r\n\t0\r\n\t0",
             Malware,
@@ -89,7 +90,7 @@ fn findings_are_in_the_fields_of_the_answer() {
     ] {
         assert_eq!(findings(fields), None, "{fields}");
     }
-    // Limits, also where the same is told in two fields, and the virus in the next container beside them.
+    // An exceeded limit, also if two fields report it; then a virus in another container as well.
     let limits = "X-Infection-Found: Type=2; Resolution=2; Threat=Zip of death;";
     let same = "X-Violations-Found: 1\r\n\ta.zip\r\n\tZip of death\r\n\t0\r\n\t2";
     for fields in [limits.to_owned(), format!("{limits}\r\n{same}")] {
@@ -108,7 +109,7 @@ fn findings_are_in_the_fields_of_the_answer() {
     assert_eq!(kinds, [(Malware, 10.0), (FindingKind::Info, 0.0)]);
 }
 
-/// P4: what is not ICAP is no answer; sizes are numbers and nothing else.
+/// P4: an answer outside ICAP does not count. A size is a number and nothing else.
 #[test]
 fn only_the_protocol_counts() {
     for answer in [
@@ -145,7 +146,7 @@ fn only_the_protocol_counts() {
     assert!(options(b"ICAP/1.0 200 OK\r\nPreview: many\r\n\r\n").is_err());
 }
 
-/// Reads up to and with `end`.
+/// Reads up to and including `end`.
 async fn until(stream: &mut TcpStream, end: &[u8]) -> String {
     let mut got = Vec::new();
     while !got.ends_with(end) {
@@ -154,15 +155,15 @@ async fn until(stream: &mut TcpStream, end: &[u8]) -> String {
     String::from_utf8_lossy(&got).into_owned()
 }
 
-/// Everything that a service is shown of that content.
+/// All octets that a service gets for `content`.
 fn all_of(content: &str) -> String {
     let mut all = shown(content.as_bytes());
     let octets = all.copy_to_bytes(all.remaining());
     String::from_utf8_lossy(&octets).into_owned()
 }
 
-/// What stands before every message is longer than what scanners look at to tell what they have got (clamd: 1024 octets), is
-/// mail to them, and ends with a field that may go on.
+/// The preface is longer than the octets by which scanners detect a file type (clamd: 1024 octets). Scanners take it for
+/// mail, and the first line of the message may continue its last field.
 #[test]
 fn no_sender_chooses_the_first_octets() {
     let before = all_of("");
@@ -180,7 +181,7 @@ async fn service(method: Method) -> (TcpListener, Arc<Icap>) {
     let settings = IcapSettings {
         method,
         tls_ca: None,
-        connect_timeout: LONG,
+        connect_timeout: TEST_TIMEOUT,
     };
     (
         listener,
@@ -188,10 +189,10 @@ async fn service(method: Method) -> (TcpListener, Arc<Icap>) {
     )
 }
 
-/// The whole dialogue, octet by octet: OPTIONS once, a preview, the rest when it is asked for; and the next message on the
-/// same connection, which is smaller than the preview and so comes with its end.
+/// The whole dialogue, octet by octet: OPTIONS once, a preview, and the rest when the service asks for it. The next message
+/// uses the same connection. It is smaller than the preview, so its end comes with the preview.
 #[tokio::test]
-async fn the_dialogue_is_that_of_the_standard() {
+async fn the_dialogue_follows_rfc_3507() {
     let (listener, engine) = service(Method::Respmod).await;
     let at = listener.local_addr().expect("address");
     let content = format!("Subject: a\r\n\r\n{}\r\n", "x".repeat(200));
@@ -238,7 +239,7 @@ async fn the_dialogue_is_that_of_the_standard() {
     let clean = b"ICAP/1.0 204 No Content\r\nISTag: \"s-1\"\r\n\r\n";
     stream.write_all(clean).await.expect("write");
     let answer = scan.await.expect("a task").expect("an answer");
-    assert_eq!(answer.answer, NOTHING);
+    assert_eq!(answer.answer, NOTHING_FOUND);
     assert_eq!(answer.signatures.as_deref(), Some("s-1"));
 
     let scan = tokio::spawn(engine.scan(sample("short")));
@@ -254,12 +255,12 @@ async fn the_dialogue_is_that_of_the_standard() {
     stream.write_all(clean).await.expect("write");
     assert_eq!(
         scan.await.expect("a task").expect("an answer").answer,
-        NOTHING
+        NOTHING_FOUND
     );
 }
 
-/// Serves connections one after the other: OPTIONS without preview, then `answer` when a message has come in whole; how
-/// many connections and OPTIONS there were.
+/// Serves connections one after the other: OPTIONS without preview, then `answer` after a whole message. Returns the number
+/// of connections, and the number of requests for OPTIONS.
 fn serve(
     listener: TcpListener,
     answer: Bytes,
@@ -297,10 +298,10 @@ async fn ask(method: Method, answer: &str, content: &str) -> Result<Answer, Scan
     Ok(answer.answer)
 }
 
-/// What a service does to the content says something even if it names no finding. What it keeps back, all of it or a part, it
-/// has blocked.
+/// A service that changes the content has found something, even if it names no finding. A service that withholds the content
+/// or a part of it has blocked the message.
 #[tokio::test]
-async fn what_is_done_to_the_content_is_a_finding() {
+async fn a_change_of_the_content_is_a_finding() {
     let with =
         |parts: &str, rest: &str| format!("ICAP/1.0 200 OK\r\nEncapsulated: {parts}\r\n\r\n{rest}");
     let ok = "HTTP/1.1 200 OK\r\n\r\n";
@@ -377,7 +378,7 @@ async fn what_is_done_to_the_content_is_a_finding() {
     }
 }
 
-/// Each status that is no answer is a missing one.
+/// Each status that is not an answer gives a missing answer.
 #[tokio::test]
 async fn statuses_are_classed() {
     for (status, reason) in [
@@ -396,7 +397,7 @@ async fn statuses_are_classed() {
     }
 }
 
-/// One connection serves many messages and OPTIONS are asked once, and again when the tag of the service changes.
+/// One connection serves many messages. The relay asks for OPTIONS once, and again when the ISTag changes.
 #[tokio::test]
 async fn options_are_asked_again_when_the_service_changes() {
     let (listener, engine) = service(Method::Respmod).await;
@@ -410,7 +411,7 @@ async fn options_are_asked_again_when_the_service_changes() {
     assert_eq!(counts[1].load(Ordering::SeqCst), 2, "OPTIONS");
 }
 
-/// A service is given no more connections than it says it takes.
+/// The relay opens no more connections than the service accepts.
 #[tokio::test]
 async fn the_limit_of_connections_is_kept() {
     let (listener, engine) = service(Method::Respmod).await;
@@ -420,13 +421,13 @@ async fn the_limit_of_connections_is_kept() {
     while !known() {
         tokio::task::yield_now().await;
     }
-    let second = Deadline::after(LONG).run(engine.clone().scan(sample("y")));
+    let second = Deadline::after(TEST_TIMEOUT).run(engine.clone().scan(sample("y")));
     let error = second.await.expect("at once").expect_err("full");
     assert_eq!(error.reason(), Reason::Busy, "{error}");
-    // Nor when it is time to ask it again.
+    // The limit also holds after the OPTIONS have expired.
     engine.forget();
     assert!(!known());
-    let third = Deadline::after(LONG).run(engine.clone().scan(sample("z")));
+    let third = Deadline::after(TEST_TIMEOUT).run(engine.clone().scan(sample("z")));
     let error = third.await.expect("at once").expect_err("full");
     assert_eq!(error.reason(), Reason::Busy, "{error}");
     hangs.abort();
@@ -435,9 +436,9 @@ async fn the_limit_of_connections_is_kept() {
     assert_eq!(counts[0].load(Ordering::SeqCst), 1);
 }
 
-/// A service that sends the content back while it comes in does not wait for us, nor we for it.
+/// If a service returns the content while it receives it, neither side waits for the other.
 #[tokio::test]
-async fn content_that_comes_back_at_once_is_read_at_once() {
+async fn returned_content_is_read_while_the_rest_is_sent() {
     let (listener, engine) = service(Method::Respmod).await;
     let content = "0123456789abcdef".repeat(2 << 20);
     let scan = tokio::spawn(engine.scan(sample(content)));
@@ -447,7 +448,7 @@ async fn content_that_comes_back_at_once_is_read_at_once() {
         .write_all(b"ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\n\r\n")
         .await
         .expect("write");
-    // The head of the request, and the HTTP heads within.
+    // The head of the request, and the encapsulated HTTP heads.
     for _ in 0..3 {
         until(&mut stream, b"\r\n\r\n").await;
     }
@@ -457,13 +458,16 @@ async fn content_that_comes_back_at_once_is_read_at_once() {
         .expect("write");
     let (mut from, mut to) = stream.split();
     let mirror = tokio::io::copy(&mut from, &mut to);
-    let (copied, answer) = tokio::join!(Deadline::after(LONG).run(mirror), scan);
+    let (copied, answer) = tokio::join!(Deadline::after(TEST_TIMEOUT).run(mirror), scan);
     drop(copied);
-    assert_eq!(answer.expect("a task").expect("an answer").answer, NOTHING);
+    assert_eq!(
+        answer.expect("a task").expect("an answer").answer,
+        NOTHING_FOUND
+    );
 }
 
-/// A service that has found something before it has seen all is believed; if it has found nothing, that says nothing about
-/// what it has not seen. Its connection, on which the rest of the message was still on its way, is not used again.
+/// A finding counts even if the service has not seen the whole message. An early answer without a finding says nothing about
+/// the rest. The connection still carries the rest of the message, so it is not used again.
 #[tokio::test]
 async fn an_early_answer_ends_the_connection() {
     let (listener, engine) = service(Method::Respmod).await;
@@ -473,7 +477,7 @@ async fn an_early_answer_ends_the_connection() {
     ] {
         let large = sample("0123456789abcdef".repeat(2 << 20));
         let scan = tokio::spawn(engine.clone().scan(large));
-        let accepted = Deadline::after(LONG).run(listener.accept()).await;
+        let accepted = Deadline::after(TEST_TIMEOUT).run(listener.accept()).await;
         let (mut stream, _) = accepted.expect("a fresh connection").expect("accept");
         if engine.known().is_none() {
             until(&mut stream, b"\r\n\r\n").await;
@@ -494,9 +498,10 @@ async fn an_early_answer_ends_the_connection() {
     }
 }
 
-/// A service that is content with a preview has not seen what follows. Its connection can be used again (RFC 3507 4.5).
+/// A service that answers after the preview has not seen the rest, so the message is not clean. The connection can be used
+/// again (RFC 3507 section 4.5).
 #[tokio::test]
-async fn what_is_passed_by_its_preview_is_not_clean() {
+async fn a_message_passed_after_its_preview_is_not_clean() {
     let (listener, engine) = service(Method::Respmod).await;
     let scan = tokio::spawn(engine.clone().scan(sample("x")));
     let (mut stream, _) = listener.accept().await.expect("accept");
@@ -518,26 +523,25 @@ async fn what_is_passed_by_its_preview_is_not_clean() {
     }
 }
 
-/// A message of no octets has an end all the same, also for a service that wants no preview: without it the service would
-/// wait for ever.
+/// A message of no octets also has an end, even if the service wants no preview. Otherwise the service would wait forever.
 #[tokio::test]
 async fn an_empty_message_has_an_end() {
     let clean = "ICAP/1.0 204 OK\r\n\r\n";
-    let asked = Deadline::after(LONG).run(ask(Method::Respmod, clean, ""));
+    let asked = Deadline::after(TEST_TIMEOUT).run(ask(Method::Respmod, clean, ""));
     let answer = asked.await.expect("an end").expect("an answer");
-    assert_eq!(answer, NOTHING);
+    assert_eq!(answer, NOTHING_FOUND);
 }
 
-/// What comes behind the answer to OPTIONS is not taken for an answer about the message, which has not been shown yet.
+/// Octets after the answer to OPTIONS are not an answer about the message, because the relay has not sent the message yet.
 #[tokio::test]
-async fn what_was_said_before_the_message_is_no_answer_about_it() {
+async fn an_answer_before_the_message_is_discarded() {
     let (listener, engine) = service(Method::Respmod).await;
     let scan = tokio::spawn(engine.scan(sample("x")));
     let (mut stream, _) = listener.accept().await.expect("accept");
     until(&mut stream, b"\r\n\r\n").await;
     let both = "ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\n\r\nICAP/1.0 204 OK\r\n\r\n";
     stream.write_all(both.as_bytes()).await.expect("write");
-    let accepted = Deadline::after(LONG).run(listener.accept()).await;
+    let accepted = Deadline::after(TEST_TIMEOUT).run(listener.accept()).await;
     let (mut fresh, _) = accepted.expect("a fresh connection").expect("accept");
     until(&mut fresh, b"0\r\n\r\n").await;
     let found = "ICAP/1.0 200 OK\r\nX-Virus-ID: A\r\n\r\n";

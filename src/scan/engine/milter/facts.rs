@@ -1,69 +1,73 @@
-//! What a filter is told about a message beside its content: macros, and the arguments of the events, as mail servers send
-//! them.
+//! Facts about a message for a filter, other than the content: macros and the arguments of events, in the form in which mail
+//! servers send them.
 
 use std::net::IpAddr;
 
 use super::packet::{Event, Terms};
 use crate::message::{BodyKind, Envelope, Mailbox, MessageId};
 
-/// The macros, each with the events that it goes with unless the filter chooses.
+/// The macros, each with the events before which the relay sends it, unless the filter has chosen the macros itself.
 pub(super) struct Macros {
     hostname: String,
     all: Vec<(&'static str, String, &'static [Event])>,
 }
 
-const SESSION: &[Event] = &[Event::Connect];
-const HELLO: &[Event] = &[Event::Helo];
-const TRANSACTION: &[Event] = &[
+/// Events before which the relay sends macros about the session.
+const SESSION_EVENTS: &[Event] = &[Event::Connect];
+/// Events before which the relay sends macros about TLS.
+const HELO_EVENTS: &[Event] = &[Event::Helo];
+/// Events before which the relay sends the message id.
+const TRANSACTION_EVENTS: &[Event] = &[
     Event::Mail,
     Event::Rcpt,
     Event::Data,
     Event::EndOfHeader,
     Event::EndOfBody,
 ];
-const SENDER: &[Event] = &[Event::Mail];
+/// Events before which the relay sends macros about the sender.
+const SENDER_EVENTS: &[Event] = &[Event::Mail];
 
 impl Macros {
-    /// Those of a message, but for those of its recipients.
+    /// The macros of a message, without those of its recipients.
     pub(super) fn of(hostname: &str, id: MessageId, envelope: &Envelope) -> Self {
         let origin = &envelope.origin;
         let client = address(origin.client);
         let name = name_of(envelope);
         let mut all = vec![
-            ("j", hostname.to_owned(), SESSION),
-            ("{daemon_name}", origin.listener.to_string(), SESSION),
+            ("j", hostname.to_owned(), SESSION_EVENTS),
+            ("{daemon_name}", origin.listener.to_string(), SESSION_EVENTS),
             (
                 "v",
                 format!("Spillway {}", env!("CARGO_PKG_VERSION")),
-                SESSION,
+                SESSION_EVENTS,
             ),
-            ("_", format!("{name} [{client}]"), SESSION),
-            ("{client_name}", name, SESSION),
-            ("{client_addr}", client, SESSION),
+            ("_", format!("{name} [{client}]"), SESSION_EVENTS),
+            ("{client_name}", name, SESSION_EVENTS),
+            ("{client_addr}", client, SESSION_EVENTS),
         ];
         if let Some(tls) = &origin.tls {
             let (version, cipher) = tls.split_once(' ').unwrap_or((tls, ""));
-            all.push(("{tls_version}", version.to_owned(), HELLO));
-            all.push(("{cipher}", cipher.to_owned(), HELLO));
+            all.push(("{tls_version}", version.to_owned(), HELO_EVENTS));
+            all.push(("{cipher}", cipher.to_owned(), HELO_EVENTS));
         }
-        all.push(("i", id.to_string(), TRANSACTION));
+        all.push(("i", id.to_string(), TRANSACTION_EVENTS));
         if let Some(user) = &origin.user {
-            all.push(("{auth_authen}", user.clone(), SENDER));
-            // Which mechanism it was is not kept. Filters ask whether there was one.
-            all.push(("{auth_type}", "PLAIN".to_owned(), SENDER));
+            all.push(("{auth_authen}", user.clone(), SENDER_EVENTS));
+            // The relay does not keep the mechanism. Filters ask only whether the client authenticated.
+            all.push(("{auth_type}", "PLAIN".to_owned(), SENDER_EVENTS));
         }
         let sender = envelope.reverse_path.qualified(hostname);
         let (_, domain) = sender.rsplit_once('@').unwrap_or_default();
-        all.push(("{mail_addr}", sender.to_string(), SENDER));
-        all.push(("{mail_host}", domain.to_owned(), SENDER));
-        all.push(("{mail_mailer}", "smtp".to_owned(), SENDER));
+        all.push(("{mail_addr}", sender.to_string(), SENDER_EVENTS));
+        all.push(("{mail_host}", domain.to_owned(), SENDER_EVENTS));
+        all.push(("{mail_mailer}", "smtp".to_owned(), SENDER_EVENTS));
         Self {
             hostname: hostname.to_owned(),
             all,
         }
     }
 
-    /// The data of the macros that go before an event: its command, names and values; none if there are none.
+    /// Data of the macro packet before an event: the event's command, then names and values. `None` if there are no macros.
     pub(super) fn before(
         &self,
         event: Event,
@@ -96,13 +100,13 @@ impl Macros {
     }
 }
 
-/// Name, family, port and address of the client.
+/// Arguments of the connect event: name, family, port and address of the client.
 pub(super) fn connection(envelope: &Envelope) -> Vec<u8> {
     let client = envelope.origin.client.to_canonical();
     let mut data = Vec::new();
     put(&mut data, &name_of(envelope));
     data.push(if client.is_ipv4() { b'4' } else { b'6' });
-    // Nobody keeps the client's port.
+    // The relay does not keep the client's port.
     data.extend_from_slice(&0_u16.to_be_bytes());
     put(&mut data, &address(client));
     data
@@ -132,7 +136,7 @@ pub(super) fn recipient(hostname: &str, mailbox: &Mailbox) -> Vec<u8> {
     data
 }
 
-/// A text with its end. What could be taken for its end, or for another line, is none of it.
+/// Appends a text and its final NUL. NUL, CR and LF in the text become spaces, so that no text can end early or add a line.
 pub(super) fn put(data: &mut Vec<u8>, text: &str) {
     let harmless = |octet: u8| match octet {
         0 | b'\r' | b'\n' => b' ',
@@ -146,7 +150,7 @@ fn address(client: IpAddr) -> String {
     client.to_canonical().to_string()
 }
 
-/// The client's name; its address in brackets where that is not known, as mail servers say it.
+/// Name of the client. If the name is unknown, the address in brackets, as mail servers send it.
 fn name_of(envelope: &Envelope) -> String {
     let origin = &envelope.origin;
     match &origin.client_name {

@@ -1,4 +1,4 @@
-//! A connection to a filter: packets that go out together, and packets that come in, within bounds.
+//! A connection to a filter. Outgoing packets are collected and sent together; incoming octets are bounded.
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::FutureExt;
@@ -9,7 +9,8 @@ use crate::scan::engine::ScanError;
 use crate::scan::engine::address::Stream;
 use crate::scan::engine::head::Malformed;
 
-/// Octets that are gathered before they are sent, unless an answer is waited for.
+/// Outgoing octets that are collected before they are sent, to save writes. The relay sends them earlier if it waits for an
+/// answer.
 const SEND_BUFFER_OCTETS: usize = 64 * 1024;
 
 /// A connection. Dropping it closes the socket.
@@ -18,11 +19,11 @@ pub(super) struct Link {
     stream: Stream,
     inbox: BytesMut,
     outbox: Vec<u8>,
-    /// Octets that it may still say about this message.
+    /// Octets that the filter may still send about this message.
     left: usize,
-    /// What was agreed.
+    /// The negotiated terms.
     pub(super) terms: Terms,
-    /// For errors.
+    /// Name of the replica, for errors.
     replica: String,
 }
 
@@ -32,24 +33,24 @@ impl Link {
             stream,
             inbox: BytesMut::new(),
             outbox: Vec::new(),
-            left: packet::LONGEST,
+            left: packet::PACKET_OCTETS_MAX,
             terms: Terms::default(),
             replica: replica.to_owned(),
         }
     }
 
-    /// Says that this was all, if that can be said at once; nobody waits for the filter to hear it.
+    /// Sends SMFIC_QUIT if the socket takes it at once. The scan does not wait until the filter reads it.
     pub(super) fn quit(&mut self) {
         packet::append(&mut self.outbox, b'Q', &[]);
         let _ = self.flush().now_or_never();
     }
 
-    /// Sets how much may be said from now on.
+    /// Sets the number of octets that the filter may send from now on.
     pub(super) fn allow(&mut self, octets: usize) {
         self.left = octets;
     }
 
-    /// Puts a packet in line.
+    /// Adds a packet to the send buffer, and sends the buffer if it is full.
     pub(super) async fn queue(&mut self, command: u8, data: &[&[u8]]) -> Result<(), ScanError> {
         packet::append(&mut self.outbox, command, data);
         match self.outbox.len() < SEND_BUFFER_OCTETS {
@@ -58,7 +59,7 @@ impl Link {
         }
     }
 
-    /// Sends what is in line.
+    /// Sends the buffered packets.
     pub(super) async fn flush(&mut self) -> Result<(), ScanError> {
         let sent = async {
             self.stream.write_all(&self.outbox).await?;
@@ -69,7 +70,7 @@ impl Link {
         sent.map_err(|cause| self.disconnected(&cause))
     }
 
-    /// Waits for a packet: its command and data.
+    /// Waits for the next packet, and returns its command and data.
     pub(super) async fn packet(&mut self) -> Result<(u8, Bytes), ScanError> {
         if !self.outbox.is_empty() {
             self.flush().await?;
@@ -80,7 +81,7 @@ impl Link {
                 let (command, octets) = (packet.command, packet.octets);
                 self.left = self.left.checked_sub(octets).ok_or_else(|| {
                     self.failed(Malformed::Garbage(
-                        "more than could be about one message".to_owned(),
+                        "more octets than an answer about one message can have".to_owned(),
                     ))
                 })?;
                 let mut data = self.inbox.split_to(octets).freeze();

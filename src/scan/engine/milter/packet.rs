@@ -1,22 +1,24 @@
-//! The packets of the milter protocol: a length (four octets, the first the highest), a command, data. What comes in is read
-//! by pure functions that take any octets.
+//! The packets of the milter protocol: a length (four octets, the highest first), a command, and data. Pure functions read
+//! incoming packets, and accept any octets.
 
 use crate::message::edit::{Edit, Place, Wanted, folded};
 use crate::scan::engine::head::Malformed;
 
-/// Octets of one packet: libmilter's own limit (1 MiB, SMFI_V1_PROT to SMFIP_MDS_1M) and its command.
-pub const LONGEST: usize = (1 << 20) + 1;
-/// The version that we speak, and the oldest that we understand.
-pub const VERSION: u32 = 6;
-const OLDEST: u32 = 2;
-/// What a filter may ask for (SMFIF_*): everything that there is. Some filters refuse to work where they may not ask; whether it
-/// is done is another question.
-pub const ACTIONS: u32 = 0x1ff;
-/// What a filter may leave out (SMFIP_*): all events and all replies; and SKIP and leading spaces. Not: rejected recipients,
-/// which we do not have.
-pub const STEPS: u32 = 0x001f_ffff & !0x800;
+/// Octets of one packet, without its length: libmilter's own limit of data (1 MiB, SMFI_V1_PROT to SMFIP_MDS_1M), and one
+/// octet for the command.
+pub const PACKET_OCTETS_MAX: usize = (1 << 20) + 1;
+/// Version of the protocol that the relay offers.
+pub const PROTOCOL_VERSION: u32 = 6;
+/// Oldest version of the protocol that the relay understands.
+const PROTOCOL_VERSION_MIN: u32 = 2;
+/// Actions that a filter may request (SMFIF_*): all that exist. Some filters refuse to work if an action is not offered. An
+/// offer does not mean that the relay carries out a request.
+pub const OFFERED_ACTIONS: u32 = 0x1ff;
+/// Steps that a filter may leave out (SMFIP_*): all events and all replies. The offer includes SKIP and leading spaces. It
+/// does not include rejected recipients, which the relay does not have.
+pub const OFFERED_STEPS: u32 = 0x001f_ffff & !0x800;
 
-/// An event that a filter is told.
+/// An event that the relay sends to a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
     Connect,
@@ -31,7 +33,7 @@ pub(super) enum Event {
 }
 
 impl Event {
-    /// SMFIC_*.
+    /// Command of the event (SMFIC_*).
     pub(super) fn command(self) -> u8 {
         match self {
             Self::Connect => b'C',
@@ -46,7 +48,7 @@ impl Event {
         }
     }
 
-    /// The steps (SMFIP_*) that leave the event out, and that leave the reply to it out.
+    /// The steps (SMFIP_*) by which a filter leaves out the event, and by which it leaves out the reply to the event.
     fn left_out(self) -> (u32, u32) {
         match self {
             Self::Connect => (1, 1 << 12),
@@ -61,7 +63,7 @@ impl Event {
         }
     }
 
-    /// The number of its list of macros (SMFIM_*), where a filter may choose one.
+    /// Number of the event's list of macros (SMFIM_*), if a filter may choose macros for the event.
     pub(super) fn stage(self) -> Option<usize> {
         match self {
             Self::Connect => Some(0),
@@ -76,66 +78,66 @@ impl Event {
     }
 }
 
-/// What a filter has agreed to.
+/// The negotiated terms.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Terms {
-    /// The version that it speaks, at most ours.
+    /// Version that the filter speaks, at most [`PROTOCOL_VERSION`].
     pub version: u32,
-    /// What it wants left out.
+    /// Steps that the filter leaves out.
     pub steps: u32,
-    /// The macros that it wants, by stage, where it has chosen.
+    /// Macros that the filter has chosen, by stage; `None` for a stage without a choice.
     pub macros: [Option<Vec<String>>; 7],
 }
 
 impl Terms {
-    /// Whether its version has the event: DATA came with version 4.
+    /// Whether the filter's version has the event. Version 4 introduced DATA.
     pub(super) fn knows(&self, event: Event) -> bool {
         event != Event::Data || self.version >= 4
     }
 
-    /// Whether it wants to be told the event.
+    /// Whether the filter wants the event.
     pub(super) fn wants(&self, event: Event) -> bool {
         self.knows(event) && self.steps & event.left_out().0 == 0
     }
 
-    /// Whether it answers the event.
+    /// Whether the filter replies to the event.
     pub(super) fn answers(&self, event: Event) -> bool {
         let (_, no_reply) = event.left_out();
         no_reply == 0 || self.steps & no_reply == 0
     }
 
-    /// Whether values of fields begin with the space that follows the colon.
+    /// Whether values of fields keep the space after the colon.
     pub(super) fn leading_space(&self) -> bool {
         self.steps & 1 << 20 != 0
     }
 }
 
-/// What a filter says.
+/// A reply of a filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MilterReply {
-    /// Go on.
+    /// Continue with the next event.
     Continue,
-    /// Go on, without further events of this kind.
+    /// Continue, without further events of this kind.
     Skip,
-    /// Nothing speaks against the message; no more of it is wanted.
+    /// The filter has no objection, and wants no more of the message.
     Accept,
-    /// Against the message, or the recipient, for good.
+    /// A permanent objection to the message or the recipient.
     Reject,
-    /// Not now.
+    /// A temporary objection: the client is to try again later.
     TempFail,
-    /// The message is to vanish.
+    /// The filter wants the message dropped without a notice.
     Discard,
-    /// The same as reject or tempfail, by the first digit, with words.
+    /// Reject (5yz) or tempfail (4yz) with reply code and text.
     Reply(String),
-    /// The message is to be held, for this reason; the decision follows.
+    /// The filter wants the message held, for this reason. Its decision follows.
     Quarantine(String),
-    /// It still works.
+    /// The filter is still working.
     Progress,
-    /// It cannot work.
+    /// The filter cannot work.
     Failed,
-    /// Wants the message changed; the decision follows.
+    /// The filter requests a change of the message. Its decision follows.
     Wants(Wanted),
-    /// Wants another body, of which this was a piece; the decision follows.
+    /// A piece of the body with which the filter wants to replace that of the message. Its decision follows.
     Body,
 }
 
@@ -144,19 +146,19 @@ pub enum MilterReply {
 pub struct Packet<'a> {
     /// SMFIC_* or SMFIR_*.
     pub command: u8,
-    /// What is behind the command.
+    /// Octets after the command.
     pub data: &'a [u8],
-    /// Octets of all of it, its length included.
+    /// Octets of the whole packet, including its length.
     pub octets: usize,
 }
 
-/// The first packet; none while it is not complete.
+/// The first packet in `octets`; `None` while it is incomplete.
 pub fn split(octets: &[u8]) -> Result<Option<Packet<'_>>, Malformed> {
     let Some((length, rest)) = octets.split_first_chunk::<4>() else {
         return Ok(None);
     };
     let length = u32::from_be_bytes(*length) as usize;
-    if length == 0 || length > LONGEST {
+    if length == 0 || length > PACKET_OCTETS_MAX {
         return Err(Malformed::Garbage(format!("a packet of {length} octets")));
     }
     let Some(packet) = rest.get(..length) else {
@@ -172,7 +174,8 @@ pub fn split(octets: &[u8]) -> Result<Option<Packet<'_>>, Malformed> {
 /// Appends a packet.
 pub(super) fn append(to: &mut Vec<u8>, command: u8, data: &[&[u8]]) {
     let length: usize = 1 + data.iter().map(|piece| piece.len()).sum::<usize>();
-    // Pieces of bodies have 65535 octets, and names and values are lines of a message of at most 4 GiB.
+    // The length always fits: a piece of a body has at most 65,535 octets, and names and values are lines of a message of at
+    // most 4 GiB.
     let length = u32::try_from(length).unwrap_or(u32::MAX);
     to.extend_from_slice(&length.to_be_bytes());
     to.push(command);
@@ -181,18 +184,23 @@ pub(super) fn append(to: &mut Vec<u8>, command: u8, data: &[&[u8]]) {
     }
 }
 
-/// Reads the answer to the offer of terms (SMFIC_OPTNEG).
+/// Reads the filter's answer to the offered terms (SMFIC_OPTNEG).
 pub fn terms(command: u8, data: &[u8]) -> Result<Terms, Malformed> {
     let wrong = |what: String| Err(Malformed::Garbage(what));
     if command != b'O' {
-        return wrong(format!("{:?} to our offer", char::from(command)));
+        return wrong(format!(
+            "{:?} in answer to the offered terms",
+            char::from(command)
+        ));
     }
     let mut data = Data(data);
     let (version, actions, steps) = (data.number()?, data.number()?, data.number()?);
-    if !(OLDEST..=VERSION).contains(&version) {
-        return wrong(format!("version {version}"));
+    if !(PROTOCOL_VERSION_MIN..=PROTOCOL_VERSION).contains(&version) {
+        return wrong(format!(
+            "version {version} of the protocol; the relay speaks 2 to 6"
+        ));
     }
-    if actions & !ACTIONS != 0 || steps & !STEPS != 0 {
+    if actions & !OFFERED_ACTIONS != 0 || steps & !OFFERED_STEPS != 0 {
         return wrong(format!(
             "more than was offered: actions {actions:#x}, steps {steps:#x}"
         ));
@@ -212,7 +220,7 @@ pub fn terms(command: u8, data: &[u8]) -> Result<Terms, Malformed> {
     Ok(terms)
 }
 
-/// Reads what a filter says to an event.
+/// Reads a filter's reply to an event.
 pub fn parse(command: u8, data: &[u8]) -> Result<MilterReply, Malformed> {
     let mut data = Data(data);
     let said = match command {
@@ -228,7 +236,7 @@ pub fn parse(command: u8, data: &[u8]) -> Result<MilterReply, Malformed> {
         b'q' => MilterReply::Quarantine(data.text()?),
         b'h' => MilterReply::Wants(add(Place::End, &mut data)?),
         b'i' => {
-            // Counted with our own Received field, which is number 0.
+            // Positions count the relay's own Received field, which has number 0.
             let place = match data.number()? {
                 0 => Place::Top,
                 number => Place::Before(number),
@@ -236,7 +244,7 @@ pub fn parse(command: u8, data: &[u8]) -> Result<MilterReply, Malformed> {
             MilterReply::Wants(add(place, &mut data)?)
         }
         b'm' => {
-            // Number 0 means the first, too.
+            // Number 0 means the first field too.
             let nth = data.number()?.max(1);
             let (name, value) = (data.text()?, data.text()?);
             MilterReply::Wants(Wanted::Field(match value.is_empty() {
@@ -263,7 +271,7 @@ pub fn parse(command: u8, data: &[u8]) -> Result<MilterReply, Malformed> {
     match data.0.is_empty() {
         true => Ok(said),
         false => Err(Malformed::Garbage(format!(
-            "data behind {:?}",
+            "unexpected data after {:?}",
             char::from(command)
         ))),
     }
@@ -278,7 +286,7 @@ fn add(place: Place, data: &mut Data<'_>) -> Result<Wanted, Malformed> {
     }))
 }
 
-/// A reply with its code (SMFIR_REPLYCODE); percent signs come doubled.
+/// Reads a reply with its code (SMFIR_REPLYCODE), in which percent signs are doubled.
 fn reply(text: &str) -> Result<String, Malformed> {
     let code = text.as_bytes().first_chunk::<3>();
     let is_code =
@@ -286,13 +294,13 @@ fn reply(text: &str) -> Result<String, Malformed> {
     match code.is_some_and(is_code) {
         true => Ok(text.replace("%%", "%")),
         false => Err(Malformed::Garbage(format!(
-            "a reply without code: {:.50}",
+            "a reply without a code 4yz or 5yz: {:.50}",
             text.escape_debug().to_string()
         ))),
     }
 }
 
-/// The data of a packet, as far as it has not been read.
+/// The unread data of a packet.
 struct Data<'a>(&'a [u8]);
 
 impl Data<'_> {
@@ -302,7 +310,7 @@ impl Data<'_> {
         Ok(u32::from_be_bytes(*number))
     }
 
-    /// Up to a NUL, which must be there.
+    /// Reads a text up to its final NUL, which must be present.
     fn text(&mut self) -> Result<String, Malformed> {
         let end = memchr::memchr(0, self.0).ok_or_else(short)?;
         let text = String::from_utf8_lossy(&self.0[..end]).into_owned();
@@ -310,7 +318,7 @@ impl Data<'_> {
         Ok(text)
     }
 
-    /// Something that is not done, about an address with its parameters.
+    /// Reads a request about an address with its parameters. The relay does not carry out such requests.
     fn other(&mut self, what: &str) -> Result<MilterReply, Malformed> {
         let mut words = format!("{what} {}", self.text()?);
         if !self.0.is_empty() {

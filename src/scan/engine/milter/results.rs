@@ -1,10 +1,11 @@
-//! What an Authentication-Results field says (RFC 8601 2.2), for rules: `dkim=pass`, `spf=softfail`.
+//! Reads the results in an Authentication-Results field (RFC 8601 section 2.2), such as `dkim=pass` and `spf=softfail`, for
+//! rules.
 
-/// Results that are kept: more than there are methods with as many results each.
+/// Results that are kept: more than all methods with all their results.
 const RESULTS_MAX: usize = 100;
 
-/// Adds the method and result of each part of the field's value to those that are known, each once, so that many of one kind do not
-/// push out another. Comments and quoted strings are passed over, so nothing that they hold is taken for a result.
+/// Adds the method and result of each part of `value` to `known`. Equal results are added once, so that many of them do not
+/// displace another result. Comments and quoted strings are skipped, so their content never counts as a result.
 pub(super) fn gather(known: &mut Vec<String>, value: &str) {
     let plain = without_comments(value);
     for part in plain.split(';').skip(1) {

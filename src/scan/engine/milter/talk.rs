@@ -1,4 +1,4 @@
-//! One message, told to a filter event by event, and what it says to each.
+//! Sends one message to a filter, event by event, and reads the replies.
 
 use super::facts::{self, Macros};
 use super::link::Link;
@@ -9,29 +9,30 @@ use crate::message::header;
 use crate::scan::engine::head::Malformed;
 use crate::scan::engine::{Sample, ScanError};
 
-/// Octets of data in one packet: libmilter ends the session when there are more (MILTER_MAX_DATA_SIZE).
+/// Octets of data in one packet. libmilter ends the session if there are more (MILTER_MAX_DATA_SIZE).
 const PACKET_DATA_OCTETS_MAX: usize = 65_535;
-/// Octets that a filter may say beyond those of the message.
+/// Octets that a filter may send beyond those of the message: a replaced body is about as long as the message, and 1 MiB is
+/// enough for all other replies.
 const EXTRA_ANSWER_OCTETS_MAX: usize = 1 << 20;
-/// Refused recipients that are told of.
-const RECIPIENTS: usize = 100;
+/// Refused recipients in a report, to bound its size.
+const REFUSED_RECIPIENTS_MAX: usize = 100;
 
-/// What a filter has said about a message.
+/// What a filter has replied about a message.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
-    /// What it has against the message, and in which words.
+    /// Objections to the message: the name of the finding, and the filter's text.
     pub(super) against: Vec<(&'static str, String)>,
-    /// It wants it to come again later, in these words.
+    /// The filter asks to send the message again later, with this text.
     pub(super) not_now: Option<String>,
-    /// Recipients that it refuses.
+    /// Recipients that the filter refuses, with its text.
     pub(super) recipients: Vec<String>,
-    /// What it wants changed; as much as any report may hold, and whether that was all.
+    /// Requested edits: at most one more than a report may have, which shows that edits are missing.
     pub(super) wanted: Vec<Wanted>,
-    /// What it says in Authentication-Results fields, whatever becomes of these.
+    /// Results in the Authentication-Results fields that the filter wants to add, even if the relay does not add them.
     pub(super) results: Vec<String>,
-    /// It says that it cannot work.
+    /// The filter reports that it cannot work.
     pub(super) failed: bool,
-    /// What of the message it could not be told; it was told nothing more then.
+    /// The part of the message that the filter could not get. The relay sends the filter nothing after it.
     pub(super) untold: Option<String>,
 }
 
@@ -46,26 +47,26 @@ impl Outcome {
     }
 }
 
-/// What follows from what it said to one event.
+/// What follows from the reply to one event.
 enum Then {
-    /// The next event.
+    /// Send the next event.
     GoOn,
-    /// The next event of another kind.
+    /// Send the next event of another kind.
     Skip,
-    /// It does not want this recipient; whether for good, and in which words.
+    /// The filter refuses this recipient: whether for good, and its text.
     NotThisOne(bool, String),
-    /// It has decided.
+    /// The filter has decided about the message.
     Decided,
 }
 
-/// The telling of one message.
+/// The dialogue about one message.
 pub(super) struct Talk<'a> {
     sample: &'a Sample,
     hostname: &'a str,
     macros: Macros,
     link: &'a mut Link,
     outcome: Outcome,
-    /// It wants another body.
+    /// Whether the filter wants to replace the body.
     body: bool,
 }
 
@@ -83,9 +84,9 @@ impl<'a> Talk<'a> {
         }
     }
 
-    /// Tells everything that it wants to be told.
+    /// Sends all events that the filter wants, and returns the outcome.
     ///
-    /// Cancel safety: dropping it leaves the link in the middle; it must be dropped too.
+    /// Cancel safety: dropping the future leaves the dialogue incomplete, so the link must be dropped too.
     pub(super) async fn tell_all(mut self) -> Result<Outcome, ScanError> {
         let decided = self.envelope().await? || self.content().await?;
         if !decided {
@@ -98,7 +99,7 @@ impl<'a> Talk<'a> {
         Ok(self.outcome)
     }
 
-    /// Whether it has decided on the envelope alone.
+    /// Sends the envelope. Returns whether the filter has decided about the message.
     async fn envelope(&mut self) -> Result<bool, ScanError> {
         let envelope = &self.sample.request().envelope;
         let size = self.sample.content().len();
@@ -119,7 +120,8 @@ impl<'a> Talk<'a> {
         Ok(matches!(self.tell(Event::Data, &[]).await?, Then::Decided))
     }
 
-    /// Tells the recipients. One that it refuses is told of; if it refuses all, it refuses the message.
+    /// Sends the recipients. A refused recipient is reported. If the filter refuses all recipients, it refuses the message.
+    /// Returns whether the filter has decided about the message.
     async fn recipients(&mut self) -> Result<bool, ScanError> {
         let envelope = &self.sample.request().envelope;
         let mut refused = 0;
@@ -140,7 +142,7 @@ impl<'a> Talk<'a> {
                         self.refuse(for_good, words);
                         return Ok(true);
                     }
-                    if self.outcome.recipients.len() < RECIPIENTS {
+                    if self.outcome.recipients.len() < REFUSED_RECIPIENTS_MAX {
                         let told = format!("{mailbox} {words}");
                         self.outcome.recipients.push(told.trim_end().to_owned());
                     }
@@ -150,8 +152,8 @@ impl<'a> Talk<'a> {
         Ok(false)
     }
 
-    /// Whether it has decided before the end. The header section ends, for filters as for mail servers, with the first line
-    /// that is no field.
+    /// Sends header and body. Returns whether the filter has decided before the end. For filters, as for mail servers, the
+    /// header section ends at the first line that is not a field.
     async fn content(&mut self) -> Result<bool, ScanError> {
         let content = self.sample.content().bytes().clone();
         let section = self.sample.content().header_section();
@@ -195,7 +197,7 @@ impl<'a> Talk<'a> {
         Ok(false)
     }
 
-    /// Name and value, the latter folded with LF alone, as libmilter has it.
+    /// Name and value of a field. Lines of the value end with LF alone, as libmilter sends them.
     fn field(&self, field: &header::Field<'_>) -> Vec<u8> {
         let space = self.link.terms.leading_space();
         let body = match field.body.strip_prefix(b" ") {
@@ -216,7 +218,7 @@ impl<'a> Talk<'a> {
         data
     }
 
-    /// An event with its macros, which go out even if the event itself is not wanted.
+    /// Sends an event with its macros. The macros are sent even if the filter does not want the event.
     async fn tell(&mut self, event: Event, data: &[&[u8]]) -> Result<Then, ScanError> {
         if !self.link.terms.knows(event) {
             return Ok(Then::Skip);
@@ -227,7 +229,7 @@ impl<'a> Talk<'a> {
         self.say(event, data).await
     }
 
-    /// An event, if it is wanted, and what is said to it, if it is answered.
+    /// Sends an event if the filter wants it, and reads the reply if the filter sends one.
     async fn say(&mut self, event: Event, data: &[&[u8]]) -> Result<Then, ScanError> {
         if !self.link.terms.wants(event) {
             return Ok(Then::Skip);
@@ -239,7 +241,7 @@ impl<'a> Talk<'a> {
         }
     }
 
-    /// Reads until it has said what follows. `progress` is none, and buys no time.
+    /// Reads replies until one says what follows. `progress` says nothing, and does not extend the deadline.
     async fn listen(&mut self, event: Event) -> Result<Then, ScanError> {
         loop {
             let (command, data) = self.link.packet().await?;
@@ -262,7 +264,7 @@ impl<'a> Talk<'a> {
                     continue;
                 }
                 MilterReply::Quarantine(_) => continue,
-                // Only who has seen the whole message may want it changed.
+                // Only a filter that has seen the whole message may request a change.
                 MilterReply::Wants(_) | MilterReply::Body if event != Event::EndOfBody => {
                     return Err(self.link.failed(Malformed::garbage(&[command])));
                 }

@@ -1,23 +1,23 @@
-//! A scripted filter; real ones are asked in the integration tests.
+//! Tests against a scripted filter. The integration tests use real filters.
 
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::packet::{ACTIONS, STEPS, VERSION, append};
+use super::packet::{OFFERED_ACTIONS, OFFERED_STEPS, PROTOCOL_VERSION, append};
 use super::*;
 use crate::message::edit::{self, Edit, Place, Wanted};
 use crate::message::{Mailbox, RequestedEdit, Rights};
 use crate::scan::tests::{sample, sampled};
 
-/// What a filter says to one event: packets, the last of which answers it.
+/// Packets of a filter after one event. The last packet is the reply to the event.
 type Says = Vec<(u8, Vec<u8>)>;
 
-/// What it says to the nth event of a command; nothing for "go on".
+/// Packets after the nth event of a command; `None` for `continue`.
 type Script = fn(u8, usize) -> Option<Says>;
 
-/// What it has been told: commands with their data, macros with the command that they go with.
+/// Packets that the filter got: commands with their data. The data of macros begins with the command of their event.
 type Told = Arc<Mutex<Vec<(u8, Vec<u8>)>>>;
 
 const MAIL: &[u8] = b"From: a@a.test\r\nSubject:\ttwo\r\n lines\r\n\r\nbody\r\n";
@@ -32,7 +32,7 @@ fn numbers(numbers: &[u32]) -> Vec<u8> {
     numbers.iter().flat_map(|n| n.to_be_bytes()).collect()
 }
 
-/// A filter with these terms that goes on, but for what the script says to the nth event of a command.
+/// Starts a filter with these terms. It continues at each event, unless the script has packets for the event.
 async fn filter(terms: Vec<u8>, script: Script) -> (Arc<Milter>, Told) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = Address::Socket(listener.local_addr().expect("address"));
@@ -78,14 +78,14 @@ async fn filter(terms: Vec<u8>, script: Script) -> (Arc<Milter>, Told) {
 }
 
 fn everything() -> Vec<u8> {
-    numbers(&[VERSION, ACTIONS, 0])
+    numbers(&[PROTOCOL_VERSION, OFFERED_ACTIONS, 0])
 }
 
 async fn ask(milter: &Arc<Milter>, content: &[u8]) -> Result<EngineAnswer, ScanError> {
     milter.clone().scan(sample(content.to_vec())).await
 }
 
-/// The findings, or the reason of a missing answer.
+/// The reason if the answer is missing, and the findings.
 fn said(answer: &EngineAnswer) -> Vec<String> {
     let (findings, reason) = match &answer.answer {
         Answer::Answered(findings) => (findings, None),
@@ -102,10 +102,10 @@ fn said(answer: &EngineAnswer) -> Vec<String> {
     reason.into_iter().chain(findings.iter().map(one)).collect()
 }
 
-/// A filter that wants everything is told a whole session, in the order of SMTP, each event with its macros; the content is
-/// cut as mail servers cut it.
+/// A filter that wants everything gets a whole session, in the order of SMTP, each event with its macros. The content is
+/// split as mail servers split it.
 #[tokio::test]
-async fn a_filter_is_told_the_session_and_the_message() {
+async fn a_filter_gets_the_session_and_the_message() {
     let (milter, told) = filter(everything(), |_, _| None).await;
     let answer = ask(&milter, MAIL).await.expect("an answer");
     assert!(said(&answer).is_empty());
@@ -138,9 +138,10 @@ async fn a_filter_is_told_the_session_and_the_message() {
     with("E", "i|");
 }
 
-/// The bare postmaster is ours, and the filter is told so: not every one takes an address without a domain for one.
+/// The relay's host name completes the bare postmaster address, because some filters do not accept an address without a
+/// domain.
 #[tokio::test]
-async fn a_filter_is_told_no_address_without_a_domain() {
+async fn a_filter_gets_no_address_without_a_domain() {
     let (milter, told) = filter(everything(), |_, _| None).await;
     let mut request = sample(MAIL).request().clone();
     let envelope = Arc::make_mut(&mut request.envelope);
@@ -169,14 +170,19 @@ async fn a_filter_is_told_no_address_without_a_domain() {
     );
 }
 
-/// What a filter leaves out it is not told, and replies that it does not send are not waited for; it may choose its macros, and
-/// the space behind a colon.
+/// The relay does not send events that the filter leaves out, and does not wait for replies that the filter leaves out. A
+/// filter may choose its macros, and the space after the colon.
 #[tokio::test]
 async fn terms_are_kept() {
-    let mut terms = numbers(&[VERSION, 0, STEPS & !(1 << 5) & !(1 << 4) & !0x400, 0]);
+    let mut terms = numbers(&[
+        PROTOCOL_VERSION,
+        0,
+        OFFERED_STEPS & !(1 << 5) & !(1 << 4) & !0x400,
+        0,
+    ]);
     terms.extend_from_slice(b"{client_addr} i nonsense\0");
     let (milter, told) = filter(terms, |command, _| {
-        // It has said that it does not answer these.
+        // The filter has left out the replies to these events.
         matches!(command, b'L' | b'B').then(Vec::new)
     })
     .await;
@@ -204,9 +210,9 @@ async fn terms_are_kept() {
     assert!(!macros.contains("j\0"), "{macros}");
 }
 
-/// Each word of a filter has its meaning, at each event; none of them is "nothing found" but continue and accept.
+/// Each reply has its meaning, at each event. Only continue and accept mean that the filter found nothing.
 #[tokio::test]
-async fn what_it_says_is_reported_not_obeyed() {
+async fn replies_are_reported_and_not_obeyed() {
     let reject: &[&str] = &["policy reject 7"];
     let cases: [(Script, &[&str]); 9] = [
         (|c, _| (c == b'H').then(|| vec![(b'a', vec![])]), &[]),
@@ -235,7 +241,7 @@ async fn what_it_says_is_reported_not_obeyed() {
             |c, _| (c == b'E').then(|| vec![(b'q', b"odd\0".to_vec()), (b'c', vec![])]),
             &["policy quarantine 7 odd"],
         ),
-        // The only recipient: with it the message is refused.
+        // The message has one recipient, so the filter refuses the message.
         (|c, _| (c == b'R').then(|| vec![(b'r', vec![])]), reject),
     ];
     for (at, (script, expected)) in cases.into_iter().enumerate() {
@@ -253,9 +259,9 @@ async fn what_it_says_is_reported_not_obeyed() {
     assert_eq!(error.reason(), Reason::EngineError);
 }
 
-/// `tempfail` can be a remark, for those whose filters greylist.
+/// `tempfail` can be a finding of kind `info`, for administrators whose filters greylist.
 #[tokio::test]
-async fn tempfail_can_be_a_remark() {
+async fn tempfail_can_be_a_finding() {
     let (milter, _) = filter(everything(), |c, _| {
         (c == b'E').then(|| vec![(b'y', b"451 4.7.1 Greylisted\0".to_vec())])
     })
@@ -266,10 +272,10 @@ async fn tempfail_can_be_a_remark() {
     assert_eq!(said(&answer), ["info tempfail 0 451 4.7.1 Greylisted"]);
 }
 
-/// Fields are wanted where a milter puts them; what else is to be changed is told; and what an Authentication-Results field
-/// says can be asked for by rules, unless it stands in a comment.
+/// A requested field has the position at which a milter puts it. Other requested changes are reported. Rules can match the
+/// results in an Authentication-Results field, except those in a comment.
 #[tokio::test]
-async fn changes_are_wishes() {
+async fn changes_are_requested_edits() {
     let (milter, _) = filter(everything(), |c, _| {
         (c == b'E').then(|| {
             let with = |number: u32, text: &[u8]| [&number.to_be_bytes(), text].concat();
@@ -314,8 +320,8 @@ async fn changes_are_wishes() {
     ));
 }
 
-/// However many results a sender forges in our name, and a filter wants removed: what it found itself is heard, and its own
-/// field goes in with all of theirs out.
+/// A sender may forge any number of results in the relay's name, which the filter asks to remove. The filter's own result
+/// still counts, and its own field is added when all forged fields are removed.
 #[tokio::test]
 async fn forged_fields_do_not_push_out_a_filters_own_result() {
     fn removals(count: u32) -> Says {
@@ -352,8 +358,8 @@ async fn forged_fields_do_not_push_out_a_filters_own_result() {
     }
 }
 
-/// libmilter ends the session at a packet that is too long for it, so that nobody must be able to have one sent: the filter has
-/// not seen such a message, and is not to blame for it.
+/// libmilter ends the session at a packet that is too long, so no sender must be able to cause such a packet. The filter has
+/// not seen such a message, and is not to blame for the missing answer.
 #[tokio::test]
 async fn a_field_that_no_filter_takes_is_not_sent() {
     let longest = format!("{}: {}\r\n\r\nx", "n".repeat(33), "v".repeat(65_500));
@@ -374,14 +380,14 @@ async fn a_field_that_no_filter_takes_is_not_sent() {
     let told = told.lock().expect("told").clone();
     assert!(told.iter().all(|(command, _)| *command != b'L'));
 
-    // It does not want to be told fields: it sees all that it wants to see.
-    let (milter, _) = filter(numbers(&[VERSION, 0, 1 << 5]), |_, _| None).await;
+    // This filter leaves out header fields, so it sees all that it wants to see.
+    let (milter, _) = filter(numbers(&[PROTOCOL_VERSION, 0, 1 << 5]), |_, _| None).await;
     let answer = ask(&milter, longer.as_bytes()).await.expect("an answer");
     assert!(said(&answer).is_empty());
 }
 
-/// Each message has a connection of its own, so that nothing of one can be taken for the next; the filter is told when it
-/// is over.
+/// Each message has its own connection, so that no reply about one message counts for the next. The filter gets QUIT at the
+/// end.
 #[tokio::test]
 async fn each_message_has_a_connection_of_its_own() {
     let (milter, told) = filter(everything(), |_, _| None).await;
@@ -405,16 +411,16 @@ async fn each_message_has_a_connection_of_its_own() {
     assert_eq!(events.matches("EQ").count(), 2, "{events}");
 }
 
-/// Only the protocol counts: terms that were not offered, changes before the end, data that does not belong there.
+/// Terms that were not offered, changes before the end, and unexpected data are garbage.
 #[tokio::test]
 async fn only_the_protocol_counts() {
     for terms in [
         numbers(&[7, 0, 0]),
         numbers(&[1, 0, 0]),
-        numbers(&[VERSION, ACTIONS + 1, 0]),
-        numbers(&[VERSION, 0, 0x800]),
-        numbers(&[VERSION, 0]),
-        [numbers(&[VERSION, 0, 0, 1]), b"no end".to_vec()].concat(),
+        numbers(&[PROTOCOL_VERSION, OFFERED_ACTIONS + 1, 0]),
+        numbers(&[PROTOCOL_VERSION, 0, 0x800]),
+        numbers(&[PROTOCOL_VERSION, 0]),
+        [numbers(&[PROTOCOL_VERSION, 0, 0, 1]), b"no end".to_vec()].concat(),
     ] {
         let (milter, _) = filter(terms.clone(), |_, _| None).await;
         let error = ask(&milter, MAIL).await.expect_err("garbage");
@@ -434,8 +440,8 @@ async fn only_the_protocol_counts() {
     }
 }
 
-/// What a mail server takes for the body a filter is shown as body, so that nothing is hidden from it between two lines that
-/// are no field; no octet of a message can end a packet or a text within it.
+/// A filter gets as body what a mail server takes for the body, so that a sender cannot hide content between two lines that
+/// are not fields. No octet of a message can end a packet or a text within it.
 #[tokio::test]
 async fn nothing_is_hidden_from_a_filter() {
     for (mail, fields, body) in [

@@ -1,4 +1,4 @@
-//! What rspamd says.
+//! Reads the answer of rspamd.
 
 use std::collections::BTreeMap;
 
@@ -9,15 +9,16 @@ use crate::message::header;
 use crate::scan::engine::json;
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
-/// Symbols that are shown, those that weigh most first; the score is that of all of them.
+/// Symbols in a report, those with the largest absolute score first, to bound its size. The score of the report is that of
+/// all symbols.
 const SYMBOLS_SHOWN: usize = 200;
-/// Octets of a symbol's options that are shown.
-const OPTIONS: usize = 200;
+/// Characters of a finding's detail, such as the options of a symbol, to bound the size of a report.
+const DETAIL_CHARACTERS_MAX: usize = 200;
 
-/// An answer of rspamd, as far as it is used here.
+/// An answer of rspamd, with the members that the relay uses.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Reply {
-    /// It did not scan, or stopped scanning, because one of its settings says so.
+    /// rspamd did not scan, or stopped scanning, because of one of its settings.
     #[serde(default)]
     is_skipped: bool,
     score: f64,
@@ -29,13 +30,13 @@ pub struct Reply {
     /// The Message-ID field without its brackets, or `undef`.
     #[serde(default, rename = "message-id")]
     message_id: Option<String>,
-    /// What the action `rewrite subject` is to make of the subject, encoded.
+    /// The subject for the action `rewrite subject`, encoded.
     #[serde(default)]
     pub(super) subject: Option<String>,
-    /// What it would have a milter do.
+    /// Changes that rspamd would request from a milter.
     #[serde(default)]
     pub(super) milter: Option<Milter>,
-    /// Signatures that it has made.
+    /// DKIM signatures that rspamd has made.
     #[serde(default, rename = "dkim-signature")]
     pub(super) signatures: Option<OneOrMore<String>>,
 }
@@ -48,18 +49,18 @@ struct Symbol {
     options: Vec<String>,
 }
 
-/// Reads an answer; the error says what is wrong with it.
+/// Reads an answer. The error says what is wrong with the answer.
 pub fn parse(body: &[u8]) -> Result<Reply, String> {
     let reply: Reply = json::read(body)?;
     match reply.score.is_finite() {
         true => Ok(reply),
-        false => Err("a score that is no number".to_owned()),
+        false => Err("the score is not a finite number".to_owned()),
     }
 }
 
 impl Reply {
-    /// Whether it is about the message with that header section, as far as can be told: only a plain Message-ID is
-    /// certain to come back as it is.
+    /// Whether the answer is about the message with this header section, as far as the relay can know: only a plain
+    /// Message-ID is certain to come back unchanged.
     pub(super) fn is_about(&self, header_section: &[u8]) -> bool {
         let Some(said) = self.message_id.as_deref().filter(|id| *id != "undef") else {
             return true;
@@ -77,14 +78,14 @@ impl Reply {
         }
     }
 
-    /// What it means.
+    /// The engine's answer.
     pub fn judged(&self) -> Answer {
         let info = |name: &str| Finding::new(FindingKind::Info, name, 0.0);
         if self.is_skipped && self.action == "no action" {
             return Answer::None {
-                // Scanned again it would be skipped again.
+                // rspamd would skip the message again.
                 reason: Reason::LimitsReached,
-                detail: "rspamd has skipped it, as its own settings say".to_owned(),
+                detail: "rspamd skipped the message because of its own settings".to_owned(),
                 findings: vec![info("skipped")],
             };
         }
@@ -115,11 +116,11 @@ impl Reply {
             findings.push(info(name).with_detail(cut(&detail)));
         }
         match &*self.action {
-            // It asks for the message again later, and may have stopped looking when it knew that: a rate is exceeded, its
-            // own time is spent. The findings are there for rules.
+            // rspamd asks for the message again later, and may have stopped early for that: a rate limit is exceeded, or its
+            // own time is spent. Rules can match the findings.
             "soft reject" => Answer::None {
                 reason: Reason::EngineError,
-                detail: "rspamd wants it to come again later (soft reject)".to_owned(),
+                detail: "rspamd asks to send the message again later (soft reject)".to_owned(),
                 findings,
             },
             _ => Answer::Answered(findings),
@@ -129,5 +130,8 @@ impl Reply {
 
 fn cut(text: &str) -> String {
     let clean = |c: char| if c.is_control() { '?' } else { c };
-    text.chars().take(OPTIONS).map(clean).collect()
+    text.chars()
+        .take(DETAIL_CHARACTERS_MAX)
+        .map(clean)
+        .collect()
 }

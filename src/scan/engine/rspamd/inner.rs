@@ -1,4 +1,4 @@
-//! The HTTP inside the encryption: a request that is sealed, and the answer that was.
+//! The HTTP inside the encryption: the head of a request, and an answer.
 
 use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderValue, RETRY_AFTER};
@@ -6,12 +6,12 @@ use hyper::{Response, StatusCode};
 
 use crate::scan::engine::head::{Head, first_line};
 
-/// The head of a request whose body has `length` octets. Its version is 1.0, as in rspamd's own client: each sealed text
+/// The head of a request whose body has `length` octets. The version is 1.0, as in rspamd's own client: each encrypted text
 /// is one request.
 pub(super) fn request(path: &str, fields: &HeaderMap, length: usize) -> Vec<u8> {
     let mut head = format!("POST {path} HTTP/1.0\r\nContent-Length: {length}\r\n").into_bytes();
     for (name, value) in fields {
-        // A value has no line end in it: that is what its type is for.
+        // The type of `value` excludes line ends.
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             head.extend(part);
         }
@@ -20,7 +20,7 @@ pub(super) fn request(path: &str, fields: &HeaderMap, length: usize) -> Vec<u8> 
     head
 }
 
-/// What was sealed as an answer; none if it is no HTTP answer, such as our own request.
+/// Reads a decrypted answer; `None` if the text is not an HTTP answer, such as the relay's own request.
 pub(super) fn answer(opened: Vec<u8>) -> Option<Response<Bytes>> {
     let mut words = first_line(&opened)?.split(' ');
     let version = words.next()?;

@@ -1,4 +1,4 @@
-//! What rspamd wants done to a message: the same as it would have a milter do.
+//! Edits that rspamd requests: the same as it would request from a milter.
 
 use std::collections::BTreeMap;
 
@@ -9,15 +9,15 @@ use super::answer::Reply;
 use crate::message::edit::{Edit, Place, Wanted, folded};
 use crate::message::header;
 
-/// The `milter` part of an answer, as far as it is used here.
+/// The `milter` part of an answer, with the members that the relay uses.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(super) struct Milter {
     #[serde(default)]
     add_headers: BTreeMap<String, OneOrMore<NewField>>,
-    /// Which of that name: from 1, from the end if negative, 0 for all.
+    /// Which fields of a name: counted from 1, or from the end if negative; 0 means all.
     #[serde(default)]
     remove_headers: BTreeMap<String, OneOrMore<i64>>,
-    /// Everything else that it may want is no change of the header section.
+    /// All other members. Their requests do not change the header section.
     #[serde(flatten)]
     others: BTreeMap<String, Value>,
 }
@@ -40,8 +40,8 @@ enum NewField {
     },
 }
 
-/// Members of `milter` that are about something else than the message.
-const NO_CHANGES: [&str; 3] = ["no_action", "reject", "spam_header"];
+/// Members of `milter` that do not request a change of the message.
+const MEMBERS_WITHOUT_EDITS: [&str; 3] = ["no_action", "reject", "spam_header"];
 
 impl<T> OneOrMore<T> {
     fn all(&self) -> &[T] {
@@ -53,7 +53,7 @@ impl<T> OneOrMore<T> {
 }
 
 impl Reply {
-    /// Its requested_edits about the message with that header section.
+    /// Edits that rspamd requests for the message with this header section.
     pub(super) fn wanted(&self, header_section: &[u8]) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         if let Some(milter) = &self.milter {
@@ -67,12 +67,12 @@ impl Reply {
                 wanted.extend(fields.map(|field| addition(name, field, header_section)));
             }
             for (name, value) in &milter.others {
-                if !NO_CHANGES.contains(&name.as_str()) {
+                if !MEMBERS_WITHOUT_EDITS.contains(&name.as_str()) {
                     wanted.push(Wanted::Other(format!("{name} {value}")));
                 }
             }
         }
-        // Below our own trace fields, where a milter puts it.
+        // The signature goes below the relay's own trace field, where a milter puts it.
         for signature in self.signatures.iter().flat_map(OneOrMore::all) {
             wanted.push(add(Place::Before(1), "DKIM-Signature", signature));
         }
@@ -95,7 +95,8 @@ fn add(place: Place, name: &str, value: &str) -> Wanted {
     })
 }
 
-/// Positions are a milter's: 0 is above our own `Received`, 1 below it, and negative ones count from the end.
+/// A requested field. Positions are those of a milter: 0 is above the relay's own `Received`, 1 is below it, and negative
+/// positions count from the end.
 fn addition(name: &str, field: &NewField, header_section: &[u8]) -> Wanted {
     let (value, order) = match field {
         NewField::Value(value) => (value, None),
@@ -119,7 +120,7 @@ fn removal(name: &str, which: i64, header_section: &[u8]) -> Option<Wanted> {
         1.. => Some(which),
         _ => {
             let nth = header::count(header_section, name) as i64 + 1 + which;
-            // Further from the end than there are any.
+            // The message has fewer fields of this name.
             Some(nth).filter(|nth| *nth >= 1).map(Some)?
         }
     };

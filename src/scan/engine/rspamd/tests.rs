@@ -1,4 +1,4 @@
-//! Answers and facts; a real rspamd is asked in the integration tests.
+//! Tests of answers. The integration tests use a real rspamd.
 
 mod sealed;
 
@@ -17,7 +17,7 @@ fn findings(body: &str) -> Vec<(FindingKind, String, f64)> {
     seen.collect()
 }
 
-/// The score counts whatever the action is; the action and the symbols are there for rules, and count nothing.
+/// The score counts with every action. The action and the symbols are for rules, and have no score.
 #[test]
 fn score_action_and_symbols_are_reported() {
     let body = r#"{"is_skipped":false,"score":7.5,"required_score":15.0,"action":"add header",
@@ -50,8 +50,8 @@ fn score_action_and_symbols_are_reported() {
     }
 }
 
-/// P4: a message that rspamd skips is not one that it has found nothing in, unless it skipped the rest because it had
-/// seen enough.
+/// P4: a message that rspamd skips is not clean. If rspamd skipped only the rest, because it had seen enough, its answer
+/// counts.
 #[test]
 fn skipped_is_not_clean() {
     let skipped = judged(r#"{"is_skipped":true,"score":0.0,"action":"no action"}"#);
@@ -70,10 +70,10 @@ fn skipped_is_not_clean() {
     assert!(matches!(judged(gtube), Answer::Answered(_)));
 }
 
-/// P4: rspamd says "soft reject" also where it has stopped before its filters ran; that is no clean answer. What it has seen is
-/// there for rules.
+/// P4: rspamd also answers "soft reject" if it stopped before its filters ran, so the message is not clean. Rules can match
+/// the findings.
 #[test]
-fn put_off_is_not_clean() {
+fn a_soft_reject_is_not_clean() {
     let put_off = judged(r#"{"score":0.0,"action":"soft reject","symbols":{"RATELIMITED":{}}}"#);
     let Answer::None {
         reason, findings, ..
@@ -86,10 +86,10 @@ fn put_off_is_not_clean() {
     assert_eq!(names, ["not-spam", "action.soft-reject", "RATELIMITED"]);
 }
 
-/// rspamd's requested_edits are those that it would have of a milter, and mean the same: positions are counted as milters count, negative
-/// ones from the end, and what is no header field is told.
+/// rspamd requests the edits that it would request from a milter, with the same meaning. Positions count as for a milter,
+/// negative ones from the end. A request that is not about a header field is reported.
 #[test]
-fn what_a_milter_would_be_asked_for_is_wanted() {
+fn requested_edits_are_those_for_a_milter() {
     let body = r#"{"score":1.0,"action":"rewrite subject","subject":"[spam] x","dkim-signature":"v=1;\n\tb=x","milter":{
         "remove_headers":{"X-A":0,"X-B":2,"X-C":-1,"X-D":[-2,-1]},
         "add_headers":{"A":"plain","B":{"value":"top","order":0},"C":{"value":"third","order":3},
@@ -125,7 +125,7 @@ fn what_a_milter_would_be_asked_for_is_wanted() {
     );
 }
 
-/// What lacks the parts that a verdict needs is no verdict.
+/// An answer without the members that a verdict needs is an error.
 #[test]
 fn only_the_protocol_counts() {
     for body in [
@@ -151,10 +151,10 @@ fn only_the_protocol_counts() {
     assert!(parse(deep.as_bytes()).is_err());
 }
 
-/// An answer that names another message is not taken for this one; where the name cannot be compared it is not held
-/// against it.
+/// An answer that names another message does not count for this one. If the Message-IDs cannot be compared, the answer
+/// counts.
 #[test]
-fn an_answer_about_another_message_is_seen() {
+fn an_answer_about_another_message_is_detected() {
     let of = |id: &str| {
         let body = serde_json::json!({"score": 0.0, "action": "no action", "message-id": id});
         parse(body.to_string().as_bytes()).expect("an answer")

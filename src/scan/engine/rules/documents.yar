@@ -1,5 +1,5 @@
 /*
- * Documents that do something when they are opened.
+ * Documents that run or fetch something when they are opened.
  */
 
 rule office_macro_that_downloads
@@ -31,7 +31,7 @@ rule rtf_equation_exploit
 {
     meta:
         name = "Exploit.RTF-Equation"
-        description = "an embedded equation object that loads itself (CVE-2017-11882 and its kin)"
+        description = "an embedded equation object that loads itself (such as CVE-2017-11882)"
         kind = "malware"
         score = 10
     strings:

@@ -1,6 +1,6 @@
 /*
- * Programs that hide what they are, and the small files that start them.
- * "score" adds up with what else is found; only what has no honest use is "malware" by itself.
+ * Programs that hide their type, and small files that start programs.
+ * The scores of all findings are added. The kind is "malware" only if such a file has no legitimate use.
  */
 
 rule program_named_as_document

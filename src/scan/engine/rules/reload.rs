@@ -1,11 +1,12 @@
-//! Rule files that change while the relay runs.
+//! Reloads rule files that change while the relay runs.
 //!
-//! Names, sizes and times of the files are looked at now and then. If they have changed, all rules are compiled anew, and
-//! replace the old ones if every file is good. If one is not, nothing changes: that is logged and counted, and stands beside
-//! the version of the rules until it is mended. The same bad files are not compiled twice.
+//! The engine checks names, sizes and modification times of the files at intervals. If they have changed, it compiles all
+//! rules again, and the new rules replace the old ones if every file is good. If a file is not, the old rules stay in force.
+//! The refusal is logged and counted, and is shown with the version of the rules until the file is corrected. The same bad
+//! files are not compiled twice.
 //!
-//! Reading and compiling may take any time, or never end on a mount whose server is gone. It is done on a thread that may
-//! block, once at a time, and holds nothing that scans need.
+//! Reading and compiling may take any time, or never end on a mount whose server is gone. They run on a thread that may
+//! block, one load at a time, and hold nothing that scans need.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -15,14 +16,14 @@ use super::{Rules, Set};
 use crate::deadline::{Deadline, Elapsed};
 use crate::scan::engine::BuildError;
 
-/// Between two looks at the files.
-pub(super) const EVERY: Duration = Duration::from_secs(10);
-/// Reading and compiling that takes longer is told: nobody knows whether it ends.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-/// Characters of a refusal that are shown beside the version.
+/// Interval between two checks of the files. A check is cheap, and new rules count soon.
+pub(super) const RULE_FILES_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// Time after which a load is reported as late, because it may never end.
+pub(super) const RULE_LOAD_LATE_AFTER: Duration = Duration::from_secs(60);
+/// Characters of a refusal that are shown with the version.
 const REFUSAL_CHARACTERS_SHOWN: usize = 160;
 
-/// Where rules come from.
+/// The sources of the rules.
 #[derive(Debug)]
 pub(super) struct Sources {
     pub(super) builtin: bool,
@@ -32,20 +33,20 @@ pub(super) struct Sources {
 
 #[derive(Debug)]
 struct State {
-    /// The files as they were when they were last compiled.
+    /// State of the files at the last compilation.
     files: Stamps,
-    /// Why what is there now is not in force.
+    /// Why the present files are not in force; `None` if they are.
     refused: Option<String>,
-    /// It has been read or compiled for longer than [`PATIENCE`].
+    /// A load has run for longer than [`RULE_LOAD_LATE_AFTER`].
     is_late: bool,
 }
 
-/// What tells whether files have changed: path, size, time of the last change. The error is that of a folder or file that
-/// cannot be looked at.
+/// State of the files that shows a change: path, size, time of the last change. The error is that of a folder or file that
+/// cannot be read.
 type Stamps = Result<Vec<(PathBuf, u64, Option<SystemTime>)>, BuildError>;
 
 impl Sources {
-    /// The sources and their rules. Blocks.
+    /// Reads the sources and compiles their rules. Blocks.
     pub(super) fn read(builtin: bool, paths: &[PathBuf]) -> Result<(Self, Set), BuildError> {
         let files = stamps(paths)?;
         let set = Set::compile(builtin, &names(&files))?;
@@ -62,14 +63,14 @@ impl Sources {
         Ok((sources, set))
     }
 
-    /// The rules as they are now, if they are not those of the last look. Blocks.
+    /// Compiles the present files, if they have changed since the last call; otherwise returns `None`. Blocks.
     pub(super) fn look(&self) -> Option<Result<Set, BuildError>> {
-        // Before they are read: what changes meanwhile is a change for the next look.
+        // The state is read before the files: a change between the two is a change for the next call.
         let files = stamps(&self.paths);
         if files == self.state().files {
             return None;
         }
-        // Nothing is held meanwhile: this may take any time.
+        // Compiling may take any time, so no lock is held.
         let found = files.as_ref().map_err(BuildError::clone);
         let set = found.and_then(|files| Set::compile(self.builtin, &names(files)));
         let mut state = self.state();
@@ -82,7 +83,7 @@ impl Sources {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The version of the rules in force, and why they are not the newest ones, if so.
+    /// The version of the rules in force. If newer files are not in force, the text says why.
     pub(super) fn version(&self, version: &str) -> String {
         let state = self.state();
         match &state.refused {
@@ -98,7 +99,7 @@ impl Sources {
 }
 
 impl Rules {
-    /// Takes up what has changed. Blocks.
+    /// Loads rule files that have changed. Blocks.
     pub(super) fn refresh(&self) {
         let outcome = match self.sources.look() {
             None => return,
@@ -108,7 +109,7 @@ impl Rules {
                 "loaded"
             }
             Some(Err(error)) => {
-                tracing::error!(%error, "rule files have changed and are refused; the old rules stay");
+                tracing::error!(%error, "rule files have changed and are refused; the old rules stay in force until the files are corrected");
                 "refused"
             }
         };
@@ -116,23 +117,26 @@ impl Rules {
     }
 }
 
-/// Looks at the files every now and then for as long as the engine is there.
+/// Checks the files at intervals, until the engine is dropped.
 pub(super) async fn keep_up(rules: Weak<Rules>) {
     loop {
-        Deadline::after(EVERY).wait().await;
+        Deadline::after(RULE_FILES_CHECK_INTERVAL).wait().await;
         let Some(rules) = rules.upgrade() else {
             return;
         };
         let refreshing = rules.clone();
         let mut refreshed = tokio::task::spawn_blocking(move || refreshing.refresh());
-        let ended = match Deadline::after(PATIENCE).run(&mut refreshed).await {
+        let ended = match Deadline::after(RULE_LOAD_LATE_AFTER)
+            .run(&mut refreshed)
+            .await
+        {
             Ok(ended) => ended,
             Err(Elapsed) => {
                 rules.sources.state().is_late = true;
-                let seconds = PATIENCE.as_secs();
+                let seconds = RULE_LOAD_LATE_AFTER.as_secs();
                 tracing::error!(
                     seconds,
-                    "rule files are still being read; the old rules stay: are they on a mount whose server is gone?"
+                    "rule files are still being read; the old rules stay in force: check whether the files are on a mount whose server is gone"
                 );
                 metrics::counter!("spillway_rule_loads_total", "outcome" => "late").increment(1);
                 let ended = refreshed.await;
@@ -141,7 +145,9 @@ pub(super) async fn keep_up(rules: Weak<Rules>) {
             }
         };
         if ended.is_err() {
-            tracing::error!("the compiler of rules has panicked; they are not watched any more");
+            tracing::error!(
+                "the compiler of rules panicked, and rule files are not watched any more: correct the files and restart the relay"
+            );
             return;
         }
     }
@@ -170,7 +176,7 @@ fn unreadable(path: &Path, cause: &std::io::Error) -> BuildError {
     }
 }
 
-/// The file itself, or the rule files of the folder in order of their names.
+/// Appends the file itself, or the rule files of the folder in the order of their names.
 fn rule_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), BuildError> {
     let unreadable = |cause: std::io::Error| unreadable(path, &cause);
     if !std::fs::metadata(path).map_err(unreadable)?.is_dir() {

@@ -1,6 +1,6 @@
 /*
- * Files that exist to be found.
- * Written as numbers, so that no scanner takes this file for what it describes.
+ * Test files that a scanner must find.
+ * The strings are written as numbers, so that no scanner takes this file for a test file.
  */
 
 rule eicar

@@ -8,7 +8,7 @@ use super::*;
 use crate::scan::guard::Passed;
 use crate::scan::tests::sample;
 
-/// The anti-virus test file, in pieces, so that no scanner takes this file for it.
+/// The anti-virus test file, in pieces, so that no scanner takes this source file for the test file.
 fn eicar() -> String {
     [
         "X5O!P%@AP[4\\PZX54(P^)7CC)7}$",
@@ -53,16 +53,16 @@ async fn names(content: impl Into<bytes::Bytes>) -> Vec<String> {
     }
 }
 
-const EICAR: &str = "Eicar-Test-Signature";
+const EICAR_NAME: &str = "Eicar-Test-Signature";
 
-/// The test file is found wherever a mail can carry it, once, and with its place.
+/// The test file is found at every place where mail can carry it: once, and with its place.
 #[tokio::test]
 async fn eicar_is_found_wherever_it_hides() {
     let plain = format!("Subject: x\r\n\r\n{}\r\n", eicar());
-    assert_eq!(names(plain).await, [EICAR]);
-    assert_eq!(names(attached("a.com", eicar())).await, [EICAR]);
+    assert_eq!(names(plain).await, [EICAR_NAME]);
+    assert_eq!(names(attached("a.com", eicar())).await, [EICAR_NAME]);
     let zip = zipped("inner/a.com", eicar().as_bytes());
-    assert_eq!(names(attached("a.zip", &zip)).await, [EICAR]);
+    assert_eq!(names(attached("a.zip", &zip)).await, [EICAR_NAME]);
     let nested = zipped("inner.zip", &zip);
     let Answer::Answered(findings) = ask(attached("a.zip", nested)).await else {
         panic!("no answer");
@@ -74,7 +74,7 @@ async fn eicar_is_found_wherever_it_hides() {
     assert_eq!(names(innocent).await, Vec::<String>::new());
 }
 
-/// An encrypted archive is not clean: nobody has looked (promise P4).
+/// P4: an encrypted archive is not clean, because the engine cannot scan its content.
 #[tokio::test]
 async fn encrypted_archives_are_not_called_clean() {
     let mut zip = zipped("a.txt", b"hello hello hello");
@@ -95,7 +95,7 @@ async fn encrypted_archives_are_not_called_clean() {
     );
 }
 
-/// A bomb is not unpacked and not called clean; neither is an archive that cannot be read.
+/// An archive bomb is not unpacked and is not clean. An archive that cannot be read is not clean either.
 #[tokio::test]
 async fn bombs_and_broken_archives_are_not_called_clean() {
     let bomb = zipped("a", &vec![0; 65 << 20]);
@@ -125,7 +125,7 @@ fn program() -> Vec<u8> {
     pe
 }
 
-/// Each built-in rule matches what it describes.
+/// Each built-in rule matches a file that it describes.
 #[tokio::test]
 async fn each_rule_matches_its_carrier() {
     let wide = |text: &str| {
@@ -203,9 +203,9 @@ async fn each_rule_matches_its_carrier() {
     );
 }
 
-/// What is honest is left alone: false positives are worse than misses.
+/// No rule matches a valid attachment: a false positive is worse than a miss.
 #[tokio::test]
-async fn honest_attachments_are_left_alone() {
+async fn valid_attachments_match_no_rule() {
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("setup.exe", program()),
         ("a.pdf", b"%PDF-1.7 see invoice.pdf.exe".to_vec()),
@@ -240,7 +240,8 @@ async fn honest_attachments_are_left_alone() {
     }
 }
 
-/// Rules of the administrator are added to ours; without metadata a match is malware, as with any signature.
+/// Rules of the administrator are added to the built-in rules. A match of a rule without metadata is malware, as with other
+/// signatures.
 #[tokio::test]
 async fn rules_of_the_administrator_are_added() {
     let folder = tempfile::tempdir().expect("folder");
@@ -270,7 +271,7 @@ async fn rules_of_the_administrator_are_added() {
     );
 }
 
-/// Rules of different authors have the same names: what one means does not hide what the other means.
+/// Rules of different authors may have the same name. The meaning of one does not hide that of the other.
 #[tokio::test]
 async fn rules_of_the_same_name_are_different_rules() {
     let folder = tempfile::tempdir().expect("folder");
@@ -293,10 +294,10 @@ async fn rules_of_the_same_name_are_different_rules() {
     );
 }
 
-/// Nobody knows what an administrator's rules cost: they take no thread that others need. Ours are cheap, and a change of
-/// threads would cost more than they do.
+/// The cost of an administrator's rules is unknown, so they do not run on a thread that others need. The built-in rules are
+/// cheap, and a change of threads would cost more.
 #[test]
-fn rules_of_the_administrator_block_nobody() {
+fn rules_of_the_administrator_do_not_block_the_runtime() {
     let folder = tempfile::tempdir().expect("folder");
     let file = folder.path().join("costly.yar");
     std::fs::write(&file, rule("Costly", "needle")).expect("written");
@@ -305,7 +306,7 @@ fn rules_of_the_administrator_block_nobody() {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        // The only thread for what may block is taken: what is answered at once is answered by this one.
+        // The only blocking thread is taken, so this thread gave an answer that comes at once.
         let (free, taken) = std::sync::mpsc::sync_channel::<()>(1);
         let blocked = tokio::task::spawn_blocking(move || taken.recv());
         for (paths, is_here) in [(vec![], true), (vec![file], false)] {
@@ -322,8 +323,8 @@ fn rules_of_the_administrator_block_nobody() {
     });
 }
 
-/// The built-in rules find what they are probed with, the way that probes take; an administrator's rule that objects to
-/// all mail does not make them liars. Without them there is nothing to probe with.
+/// The built-in rules find the known-bad probe on the way that probes take. A rule of the administrator that matches all mail
+/// does not make the probe pair fail. Without the built-in rules there is no probe pair.
 #[tokio::test]
 async fn the_builtin_rules_are_probed() {
     let folder = tempfile::tempdir().expect("folder");
@@ -343,9 +344,9 @@ async fn the_builtin_rules_are_probed() {
     assert_eq!(guarded(false, &paths).test().await, [(None, Ok(found))]);
 }
 
-/// A mistake in a rule file is told with file and line; one in its metadata with the rule's name.
+/// A mistake in a rule file is reported with file and line, and a mistake in metadata with the rule's name.
 #[test]
-fn mistakes_in_rules_are_told_with_their_place() {
+fn mistakes_in_rules_are_reported_with_their_place() {
     let folder = tempfile::tempdir().expect("folder");
     let compile = |text: &str| {
         let file = folder.path().join("bad.yar");
@@ -359,7 +360,7 @@ fn mistakes_in_rules_are_told_with_their_place() {
     assert!(text.starts_with("/bad.yar:4:13: error"), "{text}");
     assert_eq!(
         compile("rule a { meta: kind = \"virus\" condition: true }"),
-        "rule a /bad.yar: kind = \"virus\" is none of malware, phishing, policy, spam, suspicious, score, info"
+        "rule a /bad.yar: kind = \"virus\" is not a kind: use one of malware, phishing, policy, spam, suspicious, score, info"
     );
     let missing = Rules::compile(true, &["/nowhere/x.yar".into()]).expect_err("missing");
     assert!(
@@ -381,7 +382,7 @@ fn rule(name: &str, text: &str) -> String {
     format!("rule {name} {{ strings: $a = \"{text}\" condition: $a }}\n")
 }
 
-/// The names of what the rules find in a message with `needle`, and the version that they tell.
+/// The names of the findings in a message with `needle`, and the version of the rules.
 async fn found(rules: &Arc<Rules>) -> (Vec<String>, String) {
     let answer = rules.clone().scan(sample("Subject: x\r\n\r\nneedle\r\n"));
     let answer = answer.await.expect("an answer");
@@ -392,9 +393,9 @@ async fn found(rules: &Arc<Rules>) -> (Vec<String>, String) {
     (names, answer.signatures.expect("a version"))
 }
 
-/// Files that change, come and go are taken up; the version tells which rules have answered.
+/// Files that change, appear or disappear are loaded again. The version shows which rules have answered.
 #[tokio::test]
-async fn rule_files_that_change_are_taken_up() {
+async fn rule_files_that_change_are_loaded_again() {
     let folder = tempfile::tempdir().expect("a folder");
     let write = |file: &str, text: String| {
         std::fs::write(folder.path().join(file), text).expect("written");
@@ -429,8 +430,8 @@ async fn rule_files_that_change_are_taken_up() {
     );
 }
 
-/// A file that does not compile changes nothing: the old rules stay in force, the place of the fault is told where the
-/// version is, and the file is read again only when it has changed.
+/// A file that does not compile changes nothing: the old rules stay in force, the version shows the place of the mistake, and
+/// the file is read again only after it has changed.
 #[tokio::test]
 async fn a_bad_rule_file_leaves_the_old_rules_in_force() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -461,9 +462,9 @@ async fn a_bad_rule_file_leaves_the_old_rules_in_force() {
     assert!(!told.contains("refused"), "{told}");
 }
 
-/// Reading and compiling may take any time: meanwhile the old rules answer, and tell their version.
+/// Reading and compiling may take any time. Meanwhile the old rules answer, with their version.
 #[tokio::test]
-async fn rules_that_hang_while_they_are_read_stop_no_scan() {
+async fn a_load_that_hangs_stops_no_scan() {
     let folder = tempfile::tempdir().expect("a folder");
     let (file, pipe) = (folder.path().join("a.yar"), folder.path().join("pipe"));
     std::fs::write(&file, rule("Old", "needle")).expect("written");
@@ -473,7 +474,7 @@ async fn rules_that_hang_while_they_are_read_stop_no_scan() {
     std::fs::write(&file, "include \"./pipe\"\n").expect("written");
     let refreshing = rules.clone();
     let refreshed = std::thread::spawn(move || refreshing.refresh());
-    // Opens when the compiler does.
+    // This returns when the compiler opens the pipe too.
     let hang = std::fs::File::options()
         .write(true)
         .open(&pipe)
@@ -498,9 +499,9 @@ async fn rules_that_hang_while_they_are_read_stop_no_scan() {
     assert_ne!(new, old);
 }
 
-/// What is no regular file is refused at once, as any other mistake is.
+/// A file that is not a regular file is refused at once, like every other mistake.
 #[tokio::test]
-async fn a_fifo_is_no_rule_file() {
+async fn a_fifo_is_refused_as_rule_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("a.yar");
     std::fs::write(&file, rule("Old", "needle")).expect("written");
@@ -511,12 +512,12 @@ async fn a_fifo_is_no_rule_file() {
     rules.refresh();
     let (names, told) = found(&rules).await;
     assert_eq!(names, ["Old"]);
-    assert!(told.contains("it is no regular file"), "{told}");
+    assert!(told.contains("not a regular file"), "{told}");
 }
 
-/// Who waits too long for new rules is told, in the log once and beside the version, until they are there.
+/// A late load is reported, in the log once and with the version, until the new rules are in force.
 #[tokio::test(start_paused = true)]
-async fn rules_that_are_late_are_told() {
+async fn a_late_load_is_reported() {
     let folder = tempfile::tempdir().expect("a folder");
     let (file, pipe) = (folder.path().join("a.yar"), folder.path().join("pipe"));
     std::fs::write(&file, rule("Old", "needle")).expect("written");
@@ -526,11 +527,11 @@ async fn rules_that_are_late_are_told() {
     std::fs::write(&file, "include \"./pipe\"\n").expect("written");
     rules.clone().watch();
     tokio::task::yield_now().await;
-    tokio::time::advance(reload::EVERY).await;
-    // Opens when the compiler does.
+    tokio::time::advance(reload::RULE_FILES_CHECK_INTERVAL).await;
+    // This returns when the compiler opens the pipe too.
     let open = move || std::fs::File::options().write(true).open(&pipe);
     let hang = tokio::task::spawn_blocking(open).await.expect("no panic");
-    tokio::time::advance(reload::PATIENCE).await;
+    tokio::time::advance(reload::RULE_LOAD_LATE_AFTER).await;
     let is_told = || {
         let told = rules.signatures().expect("a version");
         told.contains("still being read")
@@ -548,7 +549,7 @@ async fn rules_that_are_late_are_told() {
     assert_eq!(found(&rules).await.0, ["New"]);
 }
 
-/// Nobody has to ask: files are looked at while the engine is there, also without any mail, and not after it.
+/// The engine checks its files by itself, also without mail. The check ends with the engine.
 #[tokio::test(start_paused = true)]
 async fn rule_files_are_watched() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -560,14 +561,18 @@ async fn rule_files_are_watched() {
     guarded.watch();
     guarded.watch();
     std::fs::write(&file, rule("Newest", "needle")).expect("written");
-    let deadline = Deadline::after(reload::EVERY * 3);
+    let deadline = Deadline::after(reload::RULE_FILES_CHECK_INTERVAL * 3);
     while found(&rules).await.0 != ["Newest"] {
         assert!(!deadline.passed(), "not taken up");
-        Deadline::after(reload::EVERY / 10).wait().await;
+        Deadline::after(reload::RULE_FILES_CHECK_INTERVAL / 10)
+            .wait()
+            .await;
     }
     let gone = Arc::downgrade(&rules);
     drop((guarded, rules));
-    Deadline::after(reload::EVERY * 2).wait().await;
+    Deadline::after(reload::RULE_FILES_CHECK_INTERVAL * 2)
+        .wait()
+        .await;
     assert!(gone.upgrade().is_none(), "its watch has let it go");
     let tasks = tokio::runtime::Handle::current()
         .metrics()

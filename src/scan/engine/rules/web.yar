@@ -1,5 +1,5 @@
 /*
- * Pages that come as an attachment, to do what a link would be blocked for.
+ * HTML pages in attachments that do what a linked page would be blocked for.
  */
 
 rule html_smuggling

@@ -1,4 +1,4 @@
-//! What spamd says.
+//! Reads the answer of spamd.
 
 use std::time::Duration;
 
@@ -6,28 +6,28 @@ use crate::scan::engine::ScanError;
 use crate::scan::engine::head::{Head, Malformed, first_line};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
-/// Names of rules that are shown; the score is that of all of them.
+/// Names of rules in a report, to bound its size. The score is that of all rules.
 const RULES_SHOWN: usize = 200;
-/// The rule that stands for the end of SpamAssassin's own time.
-const CUT_SHORT: &str = "TIME_LIMIT_EXCEEDED";
+/// The rule by which SpamAssassin reports that its own time is over.
+const TIME_LIMIT_RULE: &str = "TIME_LIMIT_EXCEEDED";
 
 /// An answer of spamd.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SpamdAnswer {
-    /// It has looked at the message.
+    /// spamd has scanned the message.
     Judged {
-        /// Whether it calls it spam.
+        /// Whether spamd calls the message spam.
         spam: bool,
         /// The score.
         score: f64,
-        /// From where on it calls a message spam.
+        /// Score from which spamd calls a message spam.
         required: f64,
-        /// The rules that matched, the first of them.
+        /// Names of the rules that matched, the first 200 of them.
         rules: Vec<String>,
-        /// It ran out of time (`time_limit` of SpamAssassin), and this is what it had until then.
+        /// Whether SpamAssassin ran out of time (`time_limit`), so that the answer has only the results until then.
         cut_short: bool,
     },
-    /// It could not: an exit code of `sysexits.h`, or 79 for a timeout, and its words.
+    /// spamd could not scan the message: an exit code of `sysexits.h`, or 79 for a timeout, and spamd's text.
     Failed(u16, String),
 }
 
@@ -57,7 +57,7 @@ pub fn parse(answer: &[u8]) -> Result<SpamdAnswer, Malformed> {
     if body.len() < length {
         return Err(Malformed::CutOff);
     }
-    // More than one answer is for more than one message, and nobody knows which of them is ours.
+    // Further octets may be the answer about another message, and the relay cannot tell which one is about this message.
     if body.len() > length {
         return Err(garbage());
     }
@@ -66,7 +66,7 @@ pub fn parse(answer: &[u8]) -> Result<SpamdAnswer, Malformed> {
     let (spam, score, required) = judgement?;
     let rules = std::str::from_utf8(body).map_err(|_| garbage())?;
     let rules = rules.trim().split(',').filter(|rule| !rule.is_empty());
-    let cut_short = rules.clone().any(|rule| rule == CUT_SHORT);
+    let cut_short = rules.clone().any(|rule| rule == TIME_LIMIT_RULE);
     Ok(SpamdAnswer::Judged {
         spam,
         score,
@@ -76,7 +76,7 @@ pub fn parse(answer: &[u8]) -> Result<SpamdAnswer, Malformed> {
     })
 }
 
-/// `True ; 15.0 / 5.0`
+/// Reads the value of the field Spam: `True ; 15.0 / 5.0`
 fn judgement(text: &str) -> Option<(bool, f64, f64)> {
     let (word, numbers) = text.split_once(';')?;
     let spam = match word.trim() {
@@ -90,12 +90,12 @@ fn judgement(text: &str) -> Option<(bool, f64, f64)> {
 }
 
 impl SpamdAnswer {
-    /// What it means, from a replica of that name after so long.
+    /// The engine's answer. `replica` is the name of the replica, and `took` is the duration of the scan.
     pub(super) fn judged(self, replica: &str, took: Duration) -> Result<Answer, ScanError> {
-        /// EX_TIMEOUT of spamd: its child ran into `--timeout-child`.
-        const TIMEOUT: u16 = 79;
+        /// EX_TIMEOUT of spamd: a child of spamd reached `--timeout-child`.
+        const TIMEOUT_CODE: u16 = 79;
         match self {
-            Self::Failed(TIMEOUT, _) => Err(ScanError::NoAnswer(took)),
+            Self::Failed(TIMEOUT_CODE, _) => Err(ScanError::NoAnswer(took)),
             Self::Failed(code, text) => Err(ScanError::Engine {
                 replica: replica.to_owned(),
                 message: format!("{code} {text}"),
@@ -118,7 +118,7 @@ impl SpamdAnswer {
                 Ok(match cut_short && !spam {
                     true => Answer::None {
                         reason: Reason::LimitsReached,
-                        detail: "SpamAssassin ran into its own time_limit".to_owned(),
+                        detail: "SpamAssassin reached its own time_limit".to_owned(),
                         findings,
                     },
                     false => Answer::Answered(findings),

@@ -1,4 +1,4 @@
-//! Answers and requests, octet by octet; a real spamd is asked in the integration tests.
+//! Tests of answers and requests, octet by octet. The integration tests use a real spamd.
 
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
@@ -13,8 +13,8 @@ fn judged(answer: &[u8]) -> Result<Answer, ScanError> {
     said.judged("r", Duration::from_secs(1))
 }
 
-/// The score always counts, below spamd's own threshold too, but only above it is it an objection; rules are shown and
-/// count nothing, as the score is theirs.
+/// The score always counts, also below spamd's own threshold, but it is an objection only from the threshold on. Rules are
+/// shown without a score, because the score is the sum of theirs.
 #[test]
 fn score_and_rules_are_reported() {
     let spam =
@@ -46,8 +46,8 @@ fn score_and_rules_are_reported() {
     );
 }
 
-/// SpamAssassin that ran out of its own time tells the score of what it had looked at. That is enough to call a message spam, and
-/// not enough to say that it is none.
+/// If SpamAssassin runs out of its own time, it reports the score until then. This is enough to call a message spam, and not
+/// enough to call it clean.
 #[test]
 fn a_scan_that_was_cut_short_is_not_complete() {
     let answer = |spam: &str, rules: &str| {
@@ -57,7 +57,7 @@ fn a_scan_that_was_cut_short_is_not_complete() {
         );
         judged(text.as_bytes()).expect("an answer")
     };
-    // However many rules come first: not all of them are shown.
+    // The rule counts even if it comes after the last rule that is shown.
     for rules in [
         "A,TIME_LIMIT_EXCEEDED\n",
         &("A,".repeat(300) + "TIME_LIMIT_EXCEEDED"),
@@ -76,7 +76,7 @@ fn a_scan_that_was_cut_short_is_not_complete() {
     assert!(matches!(answer("False", "TIME_LIMIT"), Answer::Answered(_)));
 }
 
-/// P4: what is not exactly an answer to this one request is no answer.
+/// P4: only exactly one answer to this request counts.
 #[test]
 fn only_the_protocol_counts() {
     let cases: [(&str, Reason); 15] = [
@@ -138,7 +138,7 @@ fn only_the_protocol_counts() {
     }
 }
 
-/// What spamd is sent about this content.
+/// The request that spamd gets for `content`.
 async fn sent(content: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let settings = SpamdSettings {
@@ -158,7 +158,7 @@ async fn sent(content: &'static str) -> String {
     text
 }
 
-/// The request in full: trace fields, then the message exactly as it came, and the length of both.
+/// The whole request: trace fields, then the message exactly as it arrived, and the length of both.
 #[tokio::test]
 async fn the_request_is_what_spamd_expects() {
     assert_eq!(
@@ -168,9 +168,10 @@ async fn the_request_is_what_spamd_expects() {
     );
 }
 
-/// A message whose first line is folding folds nothing that means something: no sender writes into our trace fields.
+/// If the first line of a message begins with a space, the line continues a field without meaning: no sender writes into the
+/// relay's trace fields.
 #[tokio::test]
-async fn a_first_line_of_folding_is_not_in_our_trace_fields() {
+async fn a_folded_first_line_does_not_continue_the_trace_fields() {
     for content in [" with ESMTPA x\r\n\r\nx\r\n", "\twith ESMTPA x\r\n"] {
         let text = sent(content).await;
         let (_, message) = text.split_once("\r\n\r\n").expect("a head");
@@ -184,9 +185,9 @@ async fn a_first_line_of_folding_is_not_in_our_trace_fields() {
     }
 }
 
-/// A client cannot write its own Received field into ours.
+/// A client cannot write its own Received field into that of the relay.
 #[test]
-fn the_trace_fields_cannot_be_broken_out_of() {
+fn a_client_cannot_end_a_trace_field() {
     let mut envelope = (*request("x", Duration::from_secs(1)).envelope).clone();
     envelope.reverse_path = Mailbox::parse("a@example.com").expect("mailbox").into();
     envelope.origin.protocol = "ESMTPS".to_owned();

@@ -1,4 +1,4 @@
-//! TLS towards engines: who is believed.
+//! TLS towards engines: which certificates the relay accepts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::scan::engine::{Address, Engine, Kind, ScanError, SpamdSettings, Tls, 
 use crate::scan::tests::sample;
 use crate::verdict::Reason;
 
-/// A spamd over TLS with a certificate for `name`, and that certificate in a file.
+/// Starts a spamd over TLS with a certificate for `name`, and writes this certificate to a file. Returns the port.
 async fn spamd(folder: &Path, name: &str) -> u16 {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed([name.to_owned()]).expect("a certificate");
@@ -63,9 +63,9 @@ async fn ask(host: &str, port: u16, ca: Option<&Path>) -> Result<(), ScanError> 
     engine.scan(sample(MAIL)).await.map(drop)
 }
 
-/// Mail goes to an engine whose certificate is right for its name and signed by somebody who is trusted, and to no other.
+/// Mail goes only to an engine whose certificate is valid for its name and is signed by a trusted authority.
 #[tokio::test]
-async fn only_the_right_certificate_is_believed() {
+async fn only_a_valid_certificate_is_accepted() {
     let folder = tempfile::tempdir().expect("folder");
     let ca = folder.path().join("ca.pem");
     let port = spamd(folder.path(), "localhost").await;

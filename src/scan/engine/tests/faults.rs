@@ -1,4 +1,4 @@
-//! One table: what can go wrong on a connection, for every kind of engine, and the reason that the report gives for it.
+//! The table of faults: the faults of a connection, for every kind of engine, and the reason that the report gives for each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,21 +17,21 @@ use crate::verdict::Reason;
 /// What the scripted server does instead of its last answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
-    /// Nobody listens.
+    /// No server listens.
     Refused,
     /// Accepts and closes.
     Hangup,
-    /// Reads the request and says nothing.
+    /// Reads the request and sends nothing.
     Silent,
-    /// Says everything but the last octet.
+    /// Sends the answer without its last octet.
     LastOctetMissing,
     /// Reads the request and closes.
     NoAnswer,
     /// Closes in the middle of its answer.
     HalfAnAnswer,
-    /// Says something else.
+    /// Sends octets outside the protocol.
     Garbage,
-    /// Begins well and never ends.
+    /// Sends the valid beginning of an answer that never ends.
     Endless,
     /// Answers about another message.
     WrongMessage,
@@ -39,7 +39,7 @@ enum Fault {
     NoReader,
     /// Answers before it has the whole request, and closes.
     Early,
-    /// Is no TLS server.
+    /// Does not speak TLS.
     NoTls,
 }
 
@@ -58,14 +58,14 @@ const FAULTS: [(Fault, Reason); 12] = [
     (Fault::NoTls, Reason::Unreachable),
 ];
 
-/// How much an endless answer has before the server stops, which it must not have to.
-const ENDLESS: usize = 64 << 20;
-/// What may be on its way in the sockets' buffers when the engine has stopped reading.
-const IN_BUFFERS: usize = 16 << 20;
-/// Longer than anything takes that happens at all.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Octets of an endless answer, after which the server stops. The engine must close the connection before.
+const ENDLESS_ANSWER_OCTETS: usize = 64 << 20;
+/// Octets that the buffers of the sockets may hold when the engine has stopped reading.
+const SOCKET_BUFFER_OCTETS_MAX: usize = 16 << 20;
+/// Longer than any step of a test takes.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A server that plays its fault until it is mended.
+/// A server that plays its fault until the test sets `mended`.
 #[derive(Debug)]
 struct Server {
     fault: Fault,
@@ -75,8 +75,8 @@ struct Server {
 }
 
 impl Server {
-    /// Serves one connection; afterwards, if it played its fault, tells how many octets it could send, once the other
-    /// side has closed.
+    /// Serves one connection. If the server played its fault, returns the number of octets that it could send after that,
+    /// when the engine has closed the connection.
     async fn serve(&self, subject: &Subject, mut stream: TcpStream) -> Option<usize> {
         self.connections.fetch_add(1, Ordering::SeqCst);
         let faulty = !self.mended.load(Ordering::SeqCst);
@@ -94,10 +94,10 @@ impl Server {
             match (subject.step)(&request) {
                 Step::More => {
                     if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
-                        // Given up before it had come to its fault: as good a proof of the end.
+                        // The engine closed the connection before the fault, which proves the end of the connection too.
                         return faulty.then_some(0);
                     }
-                    // With its head, so that it is known what is asked.
+                    // The server has read the head, so it knows which answer fits.
                     if faulty && self.fault == Fault::Early && request.len() > 4096 {
                         request.extend_from_slice(subject.end.unwrap_or_default());
                     }
@@ -163,11 +163,11 @@ impl Server {
     }
 }
 
-/// Writes until the other side takes no more, as it has closed; how much that was. (That it has ended its own writing
-/// would not prove that.)
+/// Writes until the engine has closed the connection, and returns the number of octets. An end of the engine's own writing
+/// would not prove that the connection is closed.
 async fn refused(mut stream: TcpStream) -> usize {
     let mut sent = 0;
-    while sent < ENDLESS {
+    while sent < ENDLESS_ANSWER_OCTETS {
         match stream.write(&[b'x'; 65536]).await {
             Ok(more) => sent += more,
             Err(_) => break,
@@ -176,7 +176,7 @@ async fn refused(mut stream: TcpStream) -> usize {
     sent
 }
 
-/// The engine as the guard's innermost layer calls it.
+/// Calls the engine as the innermost layer of the guard does.
 async fn ask(
     engine: &Arc<dyn Engine>,
     content: &[u8],
@@ -187,7 +187,7 @@ async fn ask(
     ended.unwrap_or(Err(ScanError::NoAnswer(limit)))
 }
 
-/// Serves the listener's connections; what each faulty one could send when it had ended.
+/// Serves the listener's connections. The channel gives the number of octets that each faulty connection could send.
 fn listen(
     subject: &'static Subject,
     server: Arc<Server>,
@@ -230,11 +230,11 @@ async fn play(subject: &'static Subject, fault: Fault, reason: Reason) {
         _ => Some(listen(subject, server.clone(), listener)),
     };
     let (limit, content) = match fault {
-        // More than sockets buffer.
+        // More than the buffers of the sockets hold.
         Fault::NoReader => (Duration::from_millis(200), vec![b'x'; 24 << 20]),
-        Fault::Early => (PATIENCE, vec![b'x'; 24 << 20]),
+        Fault::Early => (TEST_TIMEOUT, vec![b'x'; 24 << 20]),
         _ if reason == Reason::Timeout => (Duration::from_millis(200), subjects::MAIL.to_vec()),
-        _ => (PATIENCE, subjects::MAIL.to_vec()),
+        _ => (TEST_TIMEOUT, subjects::MAIL.to_vec()),
     };
     let error = match ask(&engine, &content, limit).await {
         Err(error) => error,
@@ -246,19 +246,22 @@ async fn play(subject: &'static Subject, fault: Fault, reason: Reason) {
     let Some(closed) = &mut closed else {
         return;
     };
-    let sent = Deadline::after(PATIENCE).run(closed.recv()).await;
+    let sent = Deadline::after(TEST_TIMEOUT).run(closed.recv()).await;
     let sent = sent.unwrap_or_else(|_| panic!("{what}: the connection is still open"));
-    assert!(sent.expect("a server") < IN_BUFFERS, "{what}: {sent:?}");
+    assert!(
+        sent.expect("a server") < SOCKET_BUFFER_OCTETS_MAX,
+        "{what}: {sent:?}"
+    );
     if fault != Fault::NoTls {
         mended(&server, &engine, &what).await;
     }
 }
 
-/// Nothing of a fault is left: the next message has a connection and an answer of its own.
+/// A fault has no effect on the next message, which has its own connection and answer.
 async fn mended(server: &Server, engine: &Arc<dyn Engine>, what: &str) {
     server.mended.store(true, Ordering::SeqCst);
     let before = server.connections.load(Ordering::SeqCst);
-    let next = ask(engine, subjects::MAIL, PATIENCE).await;
+    let next = ask(engine, subjects::MAIL, TEST_TIMEOUT).await;
     let next = next.unwrap_or_else(|error| panic!("{what}, then: {error}"));
     assert!(
         matches!(next.answer, Answer::Answered(_)),
@@ -267,8 +270,8 @@ async fn mended(server: &Server, engine: &Arc<dyn Engine>, what: &str) {
     assert!(server.connections.load(Ordering::SeqCst) > before, "{what}");
 }
 
-/// P4: whatever goes wrong on a connection is a missing answer with its right reason; the engine reads no more than it
-/// can use, closes the connection, and the next message is not harmed by it.
+/// P4: every fault of a connection gives a missing answer with its right reason. The engine reads no more than it can use,
+/// closes the connection, and does no harm to the next message.
 #[tokio::test]
 async fn every_fault_has_its_reason_in_every_kind() {
     for subject in &subjects::ALL {

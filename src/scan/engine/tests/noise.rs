@@ -1,11 +1,11 @@
-//! Answers that nobody would write: every parser takes any octets, and says what it makes of them.
+//! Random answers: every parser accepts any octets, and returns a result.
 
 use proptest::prelude::*;
 
 use crate::scan::engine::{clamd, http, icap, milter, rspamd, spamd};
 use crate::verdict::FindingKind;
 
-/// An honest beginning, so that noise is looked at where it hurts, and then anything.
+/// A valid beginning, so that the noise reaches the inner parts of the parsers, and then random octets.
 fn noise() -> impl Strategy<Value = Vec<u8>> {
     let beginnings = [
         "",
@@ -31,7 +31,7 @@ fn noise() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    /// An answer from outside can be anything; none of it may end the scan in a panic.
+    /// No answer may end a scan in a panic.
     #[test]
     fn any_octets_can_be_read(octets in noise()) {
         let reading = http::Reading {

@@ -1,4 +1,4 @@
-//! The kinds of engines in the table of faults: how a scripted server of each speaks when nothing is wrong.
+//! The kinds of engines in the table of faults: the answers of a scripted server of each kind without a fault.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use crate::scan::engine::{
 };
 use crate::verdict::FindingKind;
 
-/// What is scanned.
+/// The message that is scanned.
 pub(super) const MAIL: &[u8] = b"From: a@example.com\r\nMessage-ID: <1@example.com>\r\n\r\nx\r\n";
 
-/// What a server says to what it has got so far.
+/// Step of a server after the octets that it has got so far.
 pub(super) enum Step {
-    /// Nothing yet.
+    /// Wait for more octets.
     More,
-    /// Something on the way to the answer.
+    /// Send an intermediate answer.
     Aside(Vec<u8>),
-    /// The answer: nothing is found.
+    /// Send the final answer, without findings.
     Last(Vec<u8>),
 }
 
@@ -26,16 +26,16 @@ pub(super) enum Step {
 pub(super) struct Subject {
     pub(super) name: &'static str,
     pub(super) kind: fn(SocketAddr) -> Kind,
-    /// The same over TLS, where it can.
+    /// The same over TLS, if the kind has TLS.
     pub(super) tls: Option<fn(SocketAddr) -> Kind>,
     pub(super) step: fn(&[u8]) -> Step,
     /// Whether the server closes after an answer.
     pub(super) closes: bool,
-    /// What ends a request, where it is found out that a clean answer came before that.
+    /// End of a request, for kinds that detect a clean answer before this end.
     pub(super) end: Option<&'static [u8]>,
-    /// How an answer begins that could go on for ever.
+    /// Beginning of an answer that could go on forever.
     pub(super) endless: &'static [u8],
-    /// An answer about another message, where an answer tells.
+    /// An answer about another message, for kinds whose answers name the message.
     pub(super) other: Option<&'static [u8]>,
 }
 
@@ -44,7 +44,7 @@ pub(super) const ALL: [Subject; 6] = [
         name: "clamd",
         kind: |at| Kind::Clamd {
             addresses: vec![Address::Socket(at)],
-            connect_timeout: CONNECT,
+            connect_timeout: CONNECT_TIMEOUT,
         },
         tls: None,
         step: clamd,
@@ -111,7 +111,8 @@ pub(super) const ALL: [Subject; 6] = [
     },
 ];
 
-const CONNECT: Duration = Duration::from_secs(60);
+/// Longer than any connection of a test takes.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn ends(request: &[u8], with: &[u8], answer: &str) -> Step {
     match request.ends_with(with) {
@@ -133,7 +134,7 @@ fn spamd_at(at: SocketAddr, tls: Option<Tls>) -> Kind {
         settings: SpamdSettings {
             user: None,
             tls,
-            connect_timeout: CONNECT,
+            connect_timeout: CONNECT_TIMEOUT,
         },
     }
 }
@@ -155,12 +156,12 @@ fn rspamd_at(scheme: &str, at: SocketAddr) -> Kind {
             hostname: "relay.test".to_owned(),
             tls_ca: None,
             key: None,
-            connect_timeout: CONNECT,
+            connect_timeout: CONNECT_TIMEOUT,
         },
     }
 }
 
-/// With an answer whose end only its length tells.
+/// Only the Content-Length marks the end of this answer.
 fn rspamd(request: &[u8]) -> Step {
     let body = r#"{"score":0.0,"action":"no action","message-id":"1@example.com"}"#;
     let answer = format!(
@@ -178,7 +179,7 @@ fn http_at(scheme: &str, at: SocketAddr) -> Kind {
             send: Posted::Message,
             token_file: None,
             tls_ca: None,
-            connect_timeout: CONNECT,
+            connect_timeout: CONNECT_TIMEOUT,
             reading: Reading {
                 verdict_at: "/verdict".to_owned(),
                 bad: vec!["bad".to_owned()],
@@ -195,7 +196,7 @@ fn http_at(scheme: &str, at: SocketAddr) -> Kind {
     }
 }
 
-/// Tells the id of the message that it has got, and its answer comes in chunks.
+/// The answer is chunked, and has the id of the message.
 fn http(request: &[u8]) -> Step {
     let text = String::from_utf8_lossy(request);
     let id = text
@@ -217,12 +218,12 @@ fn icap_at(scheme: &str, at: SocketAddr) -> Kind {
         settings: IcapSettings {
             method: Method::Respmod,
             tls_ca: None,
-            connect_timeout: CONNECT,
+            connect_timeout: CONNECT_TIMEOUT,
         },
     }
 }
 
-/// Wants a preview, and then the rest.
+/// The service asks for a preview, and then for the rest.
 fn icap(request: &[u8]) -> Step {
     let options = "ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\nPreview: 4\r\nISTag: \"1\"\r\n\
                    Encapsulated: null-body=0\r\n\r\n";
@@ -249,12 +250,12 @@ fn milter_at(at: SocketAddr) -> Kind {
             bad_score: 10.0,
             tempfail: TempFail::NoAnswer,
             probe_with: ProbeWith::Nothing,
-            connect_timeout: CONNECT,
+            connect_timeout: CONNECT_TIMEOUT,
         },
     }
 }
 
-/// Answers the offer, and then the end of the message alone.
+/// The filter answers the offer of terms, and after that only the end of the message.
 fn filter(request: &[u8]) -> Step {
     let (mut rest, mut last) = (request, None);
     while let Ok(Some(packet)) = milter::split(rest) {

@@ -27,8 +27,8 @@ fn pipelining() -> Capabilities {
     }
 }
 
-/// One transaction against a list of replies: what was sent, `<content>` where content was asked for; each
-/// recipient's fate in short; and how it ended.
+/// Result of one transaction with a list of replies: the commands sent, with `<content>` for the content; the fate of each
+/// recipient in short; and the last result.
 struct Run {
     sent: String,
     fates: Vec<String>,
@@ -80,7 +80,8 @@ fn run(
     }
 }
 
-/// With PIPELINING everything up to DATA is one write; without it every command waits for its reply.
+/// With PIPELINING the client writes all commands up to DATA together. Without it, each command waits for the reply to the
+/// one before.
 #[test]
 fn commands_are_pipelined_where_offered() {
     let envelope = envelope("a@x", &["b@y", "c@y"]);
@@ -101,7 +102,7 @@ fn commands_are_pipelined_where_offered() {
     assert_eq!(got.fates, ["end of data: 250 done"; 2]);
 }
 
-/// Each recipient has the fate that its own replies gave it.
+/// The fate of each recipient follows from the replies that concern this recipient.
 #[test]
 fn fates_follow_replies() {
     let envelope = envelope("a@x", &["b@y", "c@y", "d@y"]);
@@ -159,10 +160,10 @@ fn fates_follow_replies() {
     }
 }
 
-/// When all recipients are refused and the server says 354 all the same, it gets the dot alone and no content
-/// (RFC 2920 3.1): content without recipients would be handed to nobody, or to somebody by mistake.
+/// If the server refuses all recipients and still replies 354, the client sends the dot without content (RFC 2920 3.1).
+/// The server would drop content without recipients, or deliver it to a wrong recipient.
 #[test]
-fn go_ahead_for_nobody_gets_the_dot_alone() {
+fn a_go_ahead_without_recipients_gets_the_dot_alone() {
     let envelope = envelope("a@x", &["b@y"]);
     for replies in [
         "250 m|550 no|354 go|554 none",
@@ -180,7 +181,7 @@ fn go_ahead_for_nobody_gets_the_dot_alone() {
     ));
 }
 
-/// LMTP answers once for each accepted recipient, in order (RFC 2033 4.2).
+/// An LMTP server replies once for each accepted recipient, in order (RFC 2033 4.2).
 #[test]
 fn lmtp_answers_for_each_recipient() {
     let envelope = envelope("a@x", &["b@y", "c@y", "d@y"]);
@@ -197,9 +198,9 @@ fn lmtp_answers_for_each_recipient() {
     assert_eq!(got.end, Ok(Next::Done));
 }
 
-/// 421 and replies that do not fit end the session; what was settled before stays, the rest is for the caller.
+/// 421 and unexpected replies end the session. Recipients that were settled before stay settled; the others stay open.
 #[test]
-fn interruptions_keep_what_is_settled() {
+fn interruptions_keep_settled_recipients() {
     let envelope = envelope("a@x", &["b@y", "c@y"]);
     let got = run(
         &envelope,
@@ -235,7 +236,7 @@ fn interruptions_keep_what_is_settled() {
     }
 }
 
-/// What the server does not offer, the message does not get: no transcoding, no hoping.
+/// A message that needs an extension is not sent to a server that does not offer it. The client does not transcode.
 #[test]
 fn unsupported_messages_are_not_offered() {
     let ascii = envelope("a@x", &["b@y"]);
@@ -330,7 +331,7 @@ fn unsupported_messages_are_not_offered() {
     );
 }
 
-/// DSN parameters are passed on in xtext, and only to a server that knows them (RFC 3461).
+/// The client passes DSN parameters on in xtext, and only to a server that offers DSN (RFC 3461).
 #[test]
 fn dsn_parameters_are_passed_on() {
     let mut message = envelope("a@x", &["b@y", "c@y"]);
@@ -367,7 +368,7 @@ fn dsn_parameters_are_passed_on() {
     );
 }
 
-/// An original recipient outside ASCII goes on as it came, in the form that every server takes (RFC 6533 3).
+/// The client passes on an original recipient outside ASCII, encoded so that every server accepts it (RFC 6533 3).
 #[test]
 fn original_recipients_outside_ascii_are_passed_on() {
     let mut message = envelope("a@x", &["b@y", "c@y"]);
@@ -388,7 +389,7 @@ fn original_recipients_outside_ascii_are_passed_on() {
     );
 }
 
-/// A thousand recipients are written in bounded groups, so that both sides cannot wait for each other.
+/// A thousand RCPT commands are written in groups of limited size, so that the two sides cannot wait for each other.
 #[test]
 fn groups_of_commands_are_bounded() {
     let to: Vec<String> = (0..1000).map(|n| format!("u{n}@y")).collect();
@@ -405,9 +406,9 @@ fn groups_of_commands_are_bounded() {
     assert!(got.fates.iter().all(|fate| fate == "end of data: 250 done"));
 }
 
-/// A transaction that did not come to its end is cleared by RSET in front of the next, at no cost in round trips.
+/// After a transaction that was not completed, RSET precedes the next MAIL in the same write and costs no round trip.
 #[test]
-fn reset_goes_before_the_next_mail() {
+fn reset_precedes_the_next_mail() {
     let envelope = envelope("a@x", &["b@y"]);
     let offered = pipelining();
     let mut machine = Transaction::new(&envelope, &[0], PLAIN, &offered, false, true);
@@ -420,9 +421,9 @@ fn reset_goes_before_the_next_mail() {
     assert_eq!(machine.stage(), Stage::Reset);
 }
 
-/// The facts that decide about extensions and the smuggling guard, from the octets that will be sent.
+/// The size, the need for extensions and the check for bare line ends depend on all octets that will be sent.
 #[test]
-fn facts_of_content() {
+fn facts_cover_the_octets_to_send() {
     let facts = Facts::of(b"X: y\r\n", b"A: b\r\n\r\n\xc3\xa4\r\n").expect("sound");
     assert_eq!(
         (facts.octets, facts.eight_bit, facts.header_eight_bit),

@@ -1,20 +1,20 @@
-//! What a commit is, and what is left of a put that has none.
+//! The effects of a commit, and of a put whose commit fails.
 
 use futures_util::FutureExt as _;
 
 use super::*;
 
-/// Makes each commit fail that brings a message: the constraint is looked at in the COMMIT, not in a statement before it.
+/// Makes each commit with a new message fail: SQLite checks this constraint in the COMMIT, not in a statement before it.
 const REFUSED_AT_COMMIT: &str = "
     CREATE TABLE parent (id INTEGER PRIMARY KEY);
     CREATE TABLE child (parent INTEGER REFERENCES parent (id) DEFERRABLE INITIALLY DEFERRED);
     CREATE TRIGGER orphan AFTER INSERT ON message BEGIN INSERT INTO child VALUES (1); END";
 
-/// A put whose COMMIT is refused by SQLite itself is refused: nothing of it is there, now or after the next start, and the
-/// store says that it is in trouble until a commit goes through.
+/// A put whose COMMIT is refused by SQLite is refused: no part of it is there, now or after the next start, and the store
+/// refuses new mail until a commit succeeds.
 #[tokio::test]
 async fn a_put_is_refused_with_its_commit() {
-    for size in [10, LARGE] {
+    for size in [10, LARGE_OCTETS] {
         let folder = folder();
         let (store, _) = relay(&folder).await;
         tamper(&folder, REFUSED_AT_COMMIT);
@@ -34,8 +34,8 @@ async fn a_put_is_refused_with_its_commit() {
     }
 }
 
-/// Whichever step of a put fails, its file is gone when the answer comes: who tries again with the same id meets none, and
-/// a full disk is not made fuller.
+/// If any step of a put fails, its file is removed before the answer: a caller that tries again with the same id finds none,
+/// and a full disk does not get fuller.
 #[tokio::test]
 async fn a_put_that_failed_leaves_no_file() {
     let mut failed = 0;
@@ -44,14 +44,14 @@ async fn a_put_that_failed_leaves_no_file() {
         let faults = Faults::nth(nth);
         let store = faulty(&folder, faults.clone()).await;
         let again = record(Lane::Scan);
-        let outcome = store.put(vec![again.clone()], octets(LARGE)).await;
+        let outcome = store.put(vec![again.clone()], octets(LARGE_OCTETS)).await;
         if !faults.fired() {
             outcome.expect("nothing failed");
             break;
         }
         outcome.expect_err("one step failed");
         assert_eq!(body_files(&folder), 0, "failure {nth}");
-        let outcome = store.put(vec![again], octets(LARGE)).await;
+        let outcome = store.put(vec![again], octets(LARGE_OCTETS)).await;
         outcome.unwrap_or_else(|error| panic!("failure {nth}: {error}"));
         failed = nth;
     }
@@ -61,16 +61,16 @@ async fn a_put_that_failed_leaves_no_file() {
     );
 }
 
-/// While this lives, the writer waits in front of its next transaction.
+/// As long as the returned connection lives, the writer waits before its next transaction.
 fn stopped(folder: &TempDir) -> Connection {
     let other = Connection::open(database(folder)).expect("database");
     other.execute_batch("BEGIN IMMEDIATE").expect("the lock");
     other
 }
 
-/// A store that is closed has written what was queued before, all of it.
+/// A store that is closed has written all jobs that were queued before.
 #[tokio::test]
-async fn what_is_queued_before_the_end_is_written() {
+async fn jobs_queued_before_the_close_are_written() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
     let writer = stopped(&folder);
@@ -92,10 +92,10 @@ async fn what_is_queued_before_the_end_is_written() {
     assert_eq!(held.messages, 20);
 }
 
-/// A transaction holds 8 MiB of content, and the message that exceeds them: neither the log nor anybody's wait grows with
-/// what comes in at once.
+/// A transaction holds at most 8 MiB of content and the message that exceeds them, so that a burst makes neither the log nor
+/// the waits of callers grow without limit.
 #[tokio::test]
-async fn the_octets_of_a_transaction_are_bounded() {
+async fn the_content_of_a_transaction_is_bounded() {
     let folder = folder();
     let settings = Settings {
         inline_limit: 4 << 20,

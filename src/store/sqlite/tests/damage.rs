@@ -1,27 +1,27 @@
-//! What a start, or a read, finds to be wrong.
+//! Damage that a start or a read finds.
 
 use super::*;
 
-/// Body files without a row, and drafts, are what a crash leaves; they go. What is not ours stays.
+/// A crash leaves drafts and body files without a row, and the next start removes them. Files of others stay.
 #[tokio::test]
 async fn orphans_are_collected() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
-    let kept = put(&store, Lane::Held, LARGE).await;
+    let kept = put(&store, Lane::Held, LARGE_OCTETS).await;
     let (orphan, draft) = (store.bodies.path(MessageId::new()), store.bodies.path(kept));
     store.close().await;
     fs::write(&orphan, "x").expect("orphan");
     fs::write(draft.with_extension("tmp"), "x").expect("draft");
-    fs::write(draft.with_file_name("README"), "x").expect("stranger");
+    fs::write(draft.with_file_name("README"), "x").expect("foreign file");
     let (store, found) = relay(&folder).await;
     assert_eq!((found.orphans, found.damaged), (2, 0));
-    assert_eq!(body_files(&folder), 2, "the content and the stranger");
+    assert_eq!(body_files(&folder), 2, "the content and the foreign file");
     store.content(kept).await.expect("content");
 }
 
-/// While a tool is about to commit a row, its body file is no orphan.
+/// While a tool is about to commit a row, its body file is not removed as an orphan.
 #[tokio::test]
-async fn files_of_a_tool_at_work_are_no_orphans() {
+async fn files_of_a_tool_at_work_are_not_removed() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
     let file = store.bodies.path(MessageId::new());
@@ -35,7 +35,8 @@ async fn files_of_a_tool_at_work_are_no_orphans() {
     assert_eq!(relay(&folder).await.1.orphans, 1);
 }
 
-/// A record that cannot be read, or has lost its content, is set aside at the start, never deleted, and in nobody's way.
+/// A record that cannot be read or has lost its content is set aside at the start. It is never deleted, and affects no other
+/// record.
 #[tokio::test]
 async fn damage_found_at_the_start_is_set_aside() {
     let folder = folder();
@@ -43,10 +44,10 @@ async fn damage_found_at_the_start_is_set_aside() {
     let json = put(&store, Lane::Scan, 10).await;
     let inline = put(&store, Lane::Scan, 10).await;
     let (missing, short) = (
-        put(&store, Lane::Scan, LARGE).await,
-        put(&store, Lane::Scan, LARGE).await,
+        put(&store, Lane::Scan, LARGE_OCTETS).await,
+        put(&store, Lane::Scan, LARGE_OCTETS).await,
     );
-    let good = put(&store, Lane::Scan, LARGE).await;
+    let good = put(&store, Lane::Scan, LARGE_OCTETS).await;
     fs::remove_file(store.bodies.path(missing)).expect("remove");
     fs::write(store.bodies.path(short), "short").expect("cut");
     store.close().await;
@@ -92,20 +93,20 @@ async fn damage_found_at_the_start_is_set_aside() {
     assert_eq!(listed.expect("search").len(), 1);
     store.close().await;
     let (store, found) = relay(&folder).await;
-    assert_eq!(found.damaged, 4, "kept, and told again at every start");
+    assert_eq!(found.damaged, 4, "kept, and reported at every start");
     store
         .change(json, Change::Remove, None)
         .await
         .expect("a person may delete it");
 }
 
-/// Damage that appears while the relay runs gets the same treatment, message by message.
+/// Damage that appears while the relay runs is handled in the same way, message by message.
 #[tokio::test]
 async fn damage_found_at_work_is_set_aside() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
     let json = put(&store, Lane::Scan, 10).await;
-    let lost = put(&store, Lane::Scan, LARGE).await;
+    let lost = put(&store, Lane::Scan, LARGE_OCTETS).await;
     let mut changed = record(Lane::Held);
     changed.sha256 = "0".repeat(64);
     store
@@ -136,11 +137,12 @@ async fn damage_found_at_work_is_set_aside() {
     for id in [json, lost, changed.id] {
         assert!(matches!(store.get(id).await, Err(StoreError::Damaged(..))));
     }
-    put(&store, Lane::Scan, LARGE).await;
+    put(&store, Lane::Scan, LARGE_OCTETS).await;
     store.accepts().expect("the rest goes on");
 }
 
-/// A file that SQLite calls malformed is never replaced by an empty one: it holds mail. The error names it and the fix.
+/// A file that SQLite calls malformed is never replaced by an empty one, because it contains mail. The error names the file
+/// and the fix.
 #[tokio::test]
 async fn a_malformed_database_is_refused_and_left_alone() {
     for place in [0, 4096] {
@@ -160,7 +162,7 @@ async fn a_malformed_database_is_refused_and_left_alone() {
     }
 }
 
-/// Damage in pages that nothing reads at the start, and nothing may read for months, is found at the start all the same.
+/// The start finds damage even in pages that it does not need and that may not be read for months.
 #[tokio::test]
 async fn damage_in_pages_that_are_not_read_is_found_at_the_start() {
     let folder = folder();
@@ -186,7 +188,7 @@ async fn damage_in_pages_that_are_not_read_is_found_at_the_start() {
     assert_eq!(fs::read(database(&folder)).expect("read"), octets);
 }
 
-/// Neither the database of a newer version nor that of another program is touched.
+/// The store changes neither a database of a newer version nor one of another program.
 #[tokio::test]
 async fn foreign_databases_are_refused() {
     let newer = folder();

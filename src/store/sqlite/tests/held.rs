@@ -1,10 +1,10 @@
-//! How much is held, and by whom.
+//! The use of quarantine: in total and by each party.
 
 use super::*;
 use crate::message::ReversePath;
 use crate::store::{Holder, expire};
 
-/// A held record of this client and sender.
+/// A held record from this client and sender.
 fn held_of(client: &str, sender: &str) -> Record {
     let mut held = record(Lane::Held);
     held.envelope.origin.client = client.parse().expect("an address");
@@ -26,7 +26,7 @@ fn sums(folder: &TempDir, sql: &str) -> Sums {
     rows.expect(sql).map(|row| row.expect(sql)).collect()
 }
 
-/// Compares what the triggers keep with what a count finds; returns the octets of all.
+/// Checks the sums of the triggers against a count; returns the octets of all mail.
 fn check(folder: &TempDir, what: &str) -> i64 {
     let kept = sums(
         folder,
@@ -43,10 +43,10 @@ fn check(folder: &TempDir, what: &str) -> i64 {
     kept.first().map_or(0, |(_, octets, _)| *octets)
 }
 
-/// What is held is known to the octet, for everybody and for each party, whatever becomes of a message, in whichever
-/// process, and after a restart; who holds nothing any more leaves nothing behind.
+/// The sums in octets are exact, for all mail and for each party, after every change of a message, in every process, and after
+/// a restart. A party without mail in quarantine has no row.
 #[tokio::test]
-async fn the_sums_of_what_is_held_are_right() {
+async fn the_sums_of_quarantine_are_right() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
     let (tool, _) = SqliteStore::open(&settings(&folder), Role::Tool)
@@ -56,7 +56,7 @@ async fn the_sums_of_what_is_held_are_right() {
     let b = held_of("2001:db8::1", "b@one.example");
     let c = held_of("2001:db8::2", "");
     let mut waiting = record(Lane::Scan);
-    for (record, size) in [(&a, 10), (&b, LARGE), (&c, 0), (&waiting, 300)] {
+    for (record, size) in [(&a, 10), (&b, LARGE_OCTETS), (&c, 0), (&waiting, 300)] {
         let put = store.put(vec![record.clone()], octets(size)).await;
         put.expect("put");
         check(&folder, "put");
@@ -123,15 +123,15 @@ async fn put_new(store: &SqliteStore, record: Record, size: usize, room: u64) ->
     put.is_ok()
 }
 
-/// A quarantine that is full takes no mail that its sender still has, whoever asks at once, and leaves no file of it; what
-/// is here is held all the same, and what is not held does not ask.
+/// A full quarantine refuses mail that its sender still has, even with many callers at once, and leaves no file of it. Mail
+/// that the relay has is held nevertheless, and mail for other lanes is not limited.
 #[tokio::test]
 async fn a_full_quarantine_refuses_new_mail_only() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
     let puts = (0..100).map(|n| {
         let record = held_of(&format!("192.0.2.{n}"), &format!("a@d{n}.example"));
-        put_new(&store, record, LARGE, 100_000)
+        put_new(&store, record, LARGE_OCTETS, 100_000)
     });
     let taken = join_all(puts)
         .await
@@ -143,10 +143,10 @@ async fn a_full_quarantine_refuses_new_mail_only() {
     assert!(octets_held <= 100_000, "{octets_held}");
     assert_eq!(body_files(&folder), taken, "refused mail leaves no file");
     let refused = held_of("198.51.100.1", "new@new.example");
-    assert!(!put_new(&store, refused, LARGE, octets_held).await);
-    assert!(put_new(&store, record(Lane::Scan), LARGE, octets_held).await);
-    assert!(put_new(&store, record(Lane::Delivery), LARGE, octets_held).await);
-    put(&store, Lane::Held, LARGE).await;
+    assert!(!put_new(&store, refused, LARGE_OCTETS, octets_held).await);
+    assert!(put_new(&store, record(Lane::Scan), LARGE_OCTETS, octets_held).await);
+    assert!(put_new(&store, record(Lane::Delivery), LARGE_OCTETS, octets_held).await);
+    put(&store, Lane::Held, LARGE_OCTETS).await;
     let mut waiting = store
         .claim(Lane::Scan, times(0, 9), 1)
         .await
@@ -158,9 +158,9 @@ async fn a_full_quarantine_refuses_new_mail_only() {
     store.change(id, change, None).await.expect("it is here");
 }
 
-/// One sender, or one client with many senders, fills two thirds; the room that is left is for others.
+/// One sender, or one client with many senders, gets at most two thirds of quarantine; the rest is for others.
 #[tokio::test]
-async fn nobody_fills_the_quarantine_for_all() {
+async fn one_party_cannot_fill_the_quarantine() {
     for (client, sender) in [(true, false), (false, true)] {
         let folder = folder();
         let (store, _) = relay(&folder).await;
@@ -192,9 +192,9 @@ async fn nobody_fills_the_quarantine_for_all() {
     }
 }
 
-/// A message of a few octets to a thousand recipients is not a few octets.
+/// The metadata of a message counts: a small message to a thousand recipients is not small in the store.
 #[tokio::test]
-async fn what_is_known_of_a_message_counts() {
+async fn the_metadata_of_a_message_counts() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
     let mut long = record(Lane::Held);
@@ -208,14 +208,14 @@ async fn what_is_known_of_a_message_counts() {
     let pages: i64 = db
         .query_row("PRAGMA page_count", [], |row| row.get(0))
         .expect("pages");
-    // The empty store has some pages too.
+    // The pages include those of an empty store.
     let taken = pages * 4096;
     assert!(counted > 100_000, "{counted}");
     assert!(taken < 2 * counted, "{taken} octets for {counted}");
 }
 
-/// A database does not shrink: what was removed from it is room for new mail, also while others fill the disk. What its log
-/// needs must be free.
+/// The database does not shrink, so its free pages take new mail even if other programs fill the disk. The room for the log
+/// must be free.
 #[test]
 fn an_empty_store_takes_mail_on_a_full_disk() {
     let folder = folder();
@@ -232,10 +232,10 @@ fn an_empty_store_takes_mail_on_a_full_disk() {
     }
 }
 
-/// What may be held is what was granted, or what the disk has room for above twice the reserve: the reserve stays for mail
-/// that is not held.
+/// The limit of quarantine is the configured one, or the room of the disk above twice the reserve: the reserve stays for other
+/// mail.
 #[test]
-fn the_disk_bounds_what_may_be_held() {
+fn the_disk_bounds_the_quarantine() {
     let disk = health::Disk {
         size: 1_000_000,
         spare: 5000,

@@ -1,8 +1,8 @@
-//! Files that are removed, renamed, replaced or cut under a relay that runs.
+//! Files that are removed, renamed, replaced or truncated while the relay runs.
 
 use super::*;
 
-/// A store with a message in it, and what was done to its files.
+/// A store with one message, after `meddle` has changed its files.
 async fn after(meddle: impl Fn(&Path)) -> (TempDir, Arc<SqliteStore>) {
     let folder = folder();
     let (store, _) = relay(&folder).await;
@@ -21,10 +21,10 @@ fn cut(path: PathBuf, octets: u64) {
     file.expect("open").set_len(octets).expect("cut");
 }
 
-/// The law of acknowledged mail: a put that the next start would not find is an error, the first one after the files were
-/// moved already, and the store says why it takes no more.
+/// The law of acknowledged mail: a put that the next start would not find is an error. This holds for the first put after the
+/// change of the files, and the error says why.
 #[tokio::test]
-async fn nothing_is_acknowledged_that_the_next_start_would_not_find() {
+async fn mail_that_the_next_start_would_not_find_is_not_acknowledged() {
     type Meddle = fn(&Path);
     let cases: [(&str, usize, Meddle); 8] = [
         ("spillway.db is gone", 10, |store| {
@@ -47,10 +47,10 @@ async fn nothing_is_acknowledged_that_the_next_start_would_not_find() {
         ("spillway.db-wal has", 10, |store| {
             cut(store.join("spillway.db-wal"), 0);
         }),
-        ("bodies", LARGE, |store| {
+        ("bodies", LARGE_OCTETS, |store| {
             fs::rename(store.join("bodies"), store.join("away")).expect("rename");
         }),
-        ("spillway.db is gone", LARGE, |store| {
+        ("spillway.db is gone", LARGE_OCTETS, |store| {
             fs::remove_file(store.join("spillway.db")).expect("remove");
         }),
     ];
@@ -63,10 +63,10 @@ async fn nothing_is_acknowledged_that_the_next_start_would_not_find() {
     }
 }
 
-/// What is here already goes on for as long as this process has it, with all that is written about it: otherwise what a next
-/// hop has taken would come again with each lease.
+/// Mail that the relay has goes on as long as this process runs, with its bounces: otherwise the relay would deliver the same
+/// mail again after each lease.
 #[tokio::test]
-async fn what_becomes_of_mail_that_is_here_goes_on() {
+async fn stored_mail_and_its_bounces_go_on_without_the_files() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
     let id = put(&store, Lane::Scan, 100).await;
@@ -77,7 +77,7 @@ async fn what_becomes_of_mail_that_is_here_goes_on() {
     settled.await.expect("its end");
 }
 
-/// Without any mail the files are looked at all the same: `/ready` must not wait for a message to be lost.
+/// The files are checked even without mail: `/ready` must not wait until a message is lost.
 #[tokio::test]
 async fn moved_files_are_noticed_without_mail() {
     for name in [
@@ -96,25 +96,25 @@ async fn moved_files_are_noticed_without_mail() {
     }
 }
 
-/// A database file that is cut short, which SQLite itself goes on with for as long as it remembers the pages.
+/// A database file that is truncated takes no mail, although SQLite itself continues as long as it has the pages in its cache.
 #[tokio::test]
-async fn a_database_that_is_cut_short_takes_no_mail() {
+async fn a_truncated_database_accepts_no_mail() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
     put(&store, Lane::Scan, 100).await;
     store.close().await;
     let (store, _) = relay(&folder).await;
     put(&store, Lane::Scan, 100).await;
-    // The writer has seen the whole of it.
+    // The writer has recorded the full size.
     cut(settings(&folder).path.join("spillway.db"), 5000);
     let error = refuses(&store, 100).await;
     assert!(error.contains("corrupt"), "{error}");
     assert!(matches!(store.accepts(), Err(StoreError::Corrupt(_))));
 }
 
-/// Somebody who makes the database compact, or moves the log into it, does no harm.
+/// A person who compacts the database, or moves the log into it, does no harm.
 #[tokio::test]
-async fn a_database_that_is_made_compact_goes_on() {
+async fn a_compacted_database_accepts_mail() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
     let mut ids = Vec::new();
@@ -136,9 +136,9 @@ async fn a_database_that_is_made_compact_goes_on() {
     store.accepts().expect("all is well");
 }
 
-/// What is here already is worked off for as long as the process has the files open: nobody else can any more.
+/// Stored mail can be finished as long as this process has the files open: no other process can do it.
 #[tokio::test]
-async fn what_is_here_goes_on_without_its_files() {
+async fn stored_mail_can_be_finished_without_its_files() {
     let (_folder, store) = after(|store| fs::remove_dir_all(store).expect("remove")).await;
     refuses(&store, 10).await;
     let due = store.claim(Lane::Scan, times(0, 9), 9).await;
@@ -150,9 +150,9 @@ async fn what_is_here_goes_on_without_its_files() {
     removed.expect("it was delivered");
 }
 
-/// A folder that comes back is the same store, and takes mail again by itself.
+/// If the folder comes back, the store is the same, and accepts mail again without a restart.
 #[tokio::test]
-async fn a_folder_that_comes_back_is_taken_again() {
+async fn a_folder_that_comes_back_accepts_mail() {
     let away = |store: &Path| store.with_extension("old");
     let (folder, store) = after(|store| fs::rename(store, away(store)).expect("rename")).await;
     refuses(&store, 10).await;
@@ -161,11 +161,11 @@ async fn a_folder_that_comes_back_is_taken_again() {
     while store.accepts().is_err() {
         tokio::task::yield_now().await;
     }
-    put(&store, Lane::Scan, LARGE).await;
+    put(&store, Lane::Scan, LARGE_OCTETS).await;
 }
 
-/// A page that is not what was written, found by whatever connection, stops new mail until somebody has looked: reading or
-/// writing well elsewhere proves nothing.
+/// A damaged page, found by any connection, stops new mail until the next start: successful reads and writes elsewhere prove
+/// nothing.
 #[tokio::test]
 async fn a_corrupt_page_stops_new_mail_for_good() {
     let folder = folder();

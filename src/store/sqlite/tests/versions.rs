@@ -1,9 +1,9 @@
-//! What earlier versions wrote, and what the triggers keep.
+//! Stores of earlier versions, and the sums of the triggers.
 
 use super::*;
 use crate::store::{Cause, expire_rescans};
 
-/// A store of version 1, as today's code finds it.
+/// A store of version 1.
 const VERSION_1: &str = include_str!("version-1.sql");
 
 fn older(folder: &TempDir, sql: &str) {
@@ -11,9 +11,9 @@ fn older(folder: &TempDir, sql: &str) {
     tamper(folder, sql);
 }
 
-/// A store that an earlier version left is brought up to date with everything in it, once; what is new works on it.
+/// A start migrates a store of an earlier version once, and keeps everything in it. New features work on it.
 #[tokio::test]
-async fn stores_of_earlier_versions_are_taken_over() {
+async fn stores_of_earlier_versions_are_migrated() {
     let folder = folder();
     older(&folder, VERSION_1);
     let (store, found) = relay(&folder).await;
@@ -44,9 +44,9 @@ async fn stores_of_earlier_versions_are_taken_over() {
     store.close().await;
 }
 
-/// A recovery that a crash ended is taken up again at the next start: leases are those of a process.
+/// After a crash, the next start resumes a recovery: leases end with their process.
 #[tokio::test]
-async fn a_recovery_goes_on_after_a_crash() {
+async fn a_recovery_resumes_after_a_crash() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
     let cause = Cause::Interceptor("one".to_owned());
@@ -61,15 +61,15 @@ async fn a_recovery_goes_on_after_a_crash() {
     assert_eq!(recovered.await.expect("recover"), [held]);
 }
 
-/// What gives way in the rescan lane leaves no file behind, in whichever way it goes.
+/// A message that is removed from the rescan lane leaves no file, whether for lack of room or by expiry.
 #[tokio::test]
-async fn what_gives_way_takes_its_file_along() {
+async fn a_removed_rescan_leaves_no_file() {
     let folder = folder();
     let (store, _) = relay(&folder).await;
     for _ in 0..10 {
-        put(&store, Lane::Rescan, LARGE).await;
+        put(&store, Lane::Rescan, LARGE_OCTETS).await;
     }
-    // Files go after the answer.
+    // The writer removes files after its answer.
     store.close().await;
     assert_eq!(body_files(&folder), 5, "as many as there is room for");
     let (store, _) = relay(&folder).await;
@@ -78,7 +78,7 @@ async fn what_gives_way_takes_its_file_along() {
     assert_eq!(body_files(&folder), 0);
 }
 
-/// The sum of the rescan lane is right whatever became of the rows, and made anew at a start.
+/// The sum of the rescan lane is right after every change of a row, and a start computes it again.
 #[tokio::test]
 async fn the_sum_of_the_rescan_lane_is_right() {
     let folder = folder();
@@ -89,7 +89,7 @@ async fn the_sum_of_the_rescan_lane_is_right() {
     };
     let (store, _) = relay(&folder).await;
     let mut ids = Vec::new();
-    for size in [10, 20, LARGE] {
+    for size in [10, 20, LARGE_OCTETS] {
         ids.push(put(&store, Lane::Rescan, size).await);
     }
     assert_eq!(sum(), 2030);

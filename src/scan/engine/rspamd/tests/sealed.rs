@@ -1,4 +1,4 @@
-//! Encryption, against a scripted worker.
+//! Tests of encryption against a scripted worker.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -12,7 +12,7 @@ use crate::verdict::Reason;
 const CONTENT: &[u8] = b"Subject: between us\r\nMessage-ID: <1@a.test>\r\n\r\nnoon\r\n";
 const CLEAN: &str = r#"{"score":0.5,"action":"no action","message-id":"1@a.test"}"#;
 
-/// An answer in the clear, and with what it would say encrypted.
+/// An HTTP answer with this status and body.
 fn http(status: &str, body: &[u8]) -> Vec<u8> {
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n",
@@ -37,7 +37,7 @@ impl Seen {
     }
 }
 
-/// What an rspamd with `key` makes of the answer of a server to its request, and that request.
+/// Scans with an rspamd engine that has `key`, against a server that gives `answer`. Returns the result and the request.
 async fn ask(
     key: PublicKey,
     answer: impl FnOnce(&Seen) -> Vec<u8> + Send + 'static,
@@ -77,8 +77,8 @@ async fn ask(
     (answer, server.await.expect("a request"))
 }
 
-/// Nothing of the message or the envelope is readable on the wire, and the worker reads all of it; its answer counts as if it
-/// had not been encrypted, its status too.
+/// Message and envelope are not readable on the wire, and the worker can read all of both. Its encrypted answer and status
+/// count as if they had not been encrypted.
 #[tokio::test]
 async fn the_worker_alone_reads_and_answers() {
     for (status, body, expected) in [
@@ -132,10 +132,11 @@ async fn the_worker_alone_reads_and_answers() {
     }
 }
 
-/// P4: what the holder of the key did not encrypt for this request is no verdict, and no reason of its own choice either: an
-/// answer in the clear, whatever its status, another worker's, one that was changed on its way, our own request.
+/// P4: an answer counts only if the holder of the key encrypted it for this request. Every other answer is garbage, so an
+/// attacker cannot choose the reason either. Such answers are one in the clear with any status, one of another worker, one
+/// that was changed on its way, and the relay's own request.
 #[tokio::test]
-async fn what_the_worker_did_not_encrypt_is_garbage() {
+async fn an_answer_that_the_worker_did_not_encrypt_is_garbage() {
     let changed = |seen: &Seen, worker: Worker| {
         let exchange = worker.exchange(seen.key());
         let mut sealed = exchange
@@ -179,9 +180,9 @@ async fn what_the_worker_did_not_encrypt_is_garbage() {
     }
 }
 
-/// Answers whose parts are not there are none, however they are cut.
+/// An incomplete answer is an error, wherever it is cut.
 #[test]
-fn only_an_http_answer_is_one() {
+fn only_a_complete_http_answer_is_read() {
     let whole = http("200 OK", b"body");
     for end in 0..whole.len() - 4 {
         assert!(inner::answer(whole[..end].to_vec()).is_none(), "{end}");
