@@ -17,9 +17,8 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 
 use super::answer_cache::{AnswerScope, Key, stands_in};
-use super::enter::entrant;
 use super::gate::{LARGE_LATENCY_FACTOR, LARGE_OCTETS_MIN};
-use super::layer::{Next, Outcome};
+use super::layers::{Next, Outcome, entrant};
 use super::state::{self, GuardState, InFlight, Phase, Presence};
 use super::{Call, Progress};
 use crate::ablation::{Mechanism, without};

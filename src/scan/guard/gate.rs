@@ -16,6 +16,8 @@
 
 mod canary;
 mod diversion;
+mod replica;
+mod request;
 mod stall;
 #[cfg(test)]
 mod tests;
@@ -31,12 +33,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, BreakerState, Change};
-use crate::ablation::{Mechanism, without};
-use crate::message::{Fingerprint, MessageId, SenderReputation};
 use crate::scan::evidence::Evidence;
-use crate::scan::{ScanReason, Turn};
 use canary::Canaries;
 pub use diversion::{Diversion, DiversionAct};
+pub(super) use replica::Looked;
+use replica::Replica;
+pub(super) use request::{GateOrder, GateRefusal, GateRequest, ScanEnd, Times};
 use stall::Latencies;
 use time::{evidence, observed};
 use trust::{Level, Use};
@@ -63,97 +65,6 @@ const SCANS_PER_REPLICA_TRIAL: u32 = 32;
 /// 10 s, to detect that the engine has recovered.
 const BYPASS_TEST_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A decision of the gate about one ticket.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum GateOrder {
-    /// Start the scan, on the replica with this index.
-    Start(Ticket, usize),
-    /// Do not scan the message.
-    Refuse(Ticket, GateRefusal),
-    /// An interceptor has blocked the fingerprint of this running scan: callers need not wait any longer.
-    Convicted(Ticket),
-}
-
-/// Why the gate refuses a message. The text of a variant is shown to people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum GateRefusal {
-    /// No slot became free within the wait. Other engines of the class make up for the missing answer.
-    Busy,
-    /// The breakers of all available replicas are open, or an interceptor bypasses the engine for this message.
-    Open(String),
-    /// An operator has drained all replicas.
-    Drained,
-    /// Replicas that could take mail have asked for a pause.
-    Resting,
-    /// The message is to be scanned later: the same or similar content is being scanned or is slow now, mail from unknown
-    /// senders is slow, the message itself timed out before, or the message may be the cause of a crash. Other engines do not
-    /// make up for the missing answer.
-    Parked(String),
-    /// The same or similar content is blocked, or the engine crashed on this message. Other engines do not make up for the
-    /// missing answer.
-    Suspect(String),
-}
-
-/// Configured durations of one engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Times {
-    /// Age from which a scan of small content counts as slow. A slow scan is evidence, not a failure.
-    pub(super) slow: Duration,
-    /// The soft timeout: age from which a scan has failed for its caller. The scan itself continues.
-    pub(super) timeout: Duration,
-    /// How long fresh mail waits for a slot. Mail that is scanned again waits ten times as long.
-    pub(super) wait: Duration,
-}
-
-impl Times {
-    /// Age from which a scan counts as slow, by the size of the content; at most `timeout`.
-    fn slow(&self, large: bool) -> Duration {
-        let slow = match large {
-            true => self.slow.saturating_mul(LARGE_LATENCY_FACTOR),
-            false => self.slow,
-        };
-        slow.min(self.timeout)
-    }
-}
-
-/// A message that asks for a scan.
-#[derive(Debug, Clone)]
-pub(super) struct GateRequest {
-    pub(super) id: MessageId,
-    pub(super) fingerprint: Option<Arc<Fingerprint>>,
-    pub(super) reputation: SenderReputation,
-    pub(super) scan_reason: ScanReason,
-    /// The message timed out before, in an engine that took other mail at that time.
-    pub(super) struck: bool,
-    /// Client and party of the message: they share turns, and limit the scans of one party.
-    pub(super) turn: Turn,
-    pub(super) large: bool,
-    /// When the message asked for its first scan.
-    pub(super) arrived: Instant,
-}
-
-/// How a scan ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ScanEnd {
-    /// The engine answered.
-    Answered {
-        /// Whether the engine found something bad.
-        found: bool,
-    },
-    /// The scan ended with an error.
-    Failed,
-    /// The engine closed the connection during the scan.
-    Broken,
-    /// The relay could not reach the engine.
-    Unreachable,
-    /// The engine did not answer within its own limit.
-    Lost,
-    /// The engine asks for a pause of this length (RFC 6585 section 4).
-    Rests(Duration),
-    /// The scan was a probe: [`Gate::probed`] reports the result to the breaker.
-    Probe,
-}
-
 #[derive(Debug)]
 struct Scan {
     entrant: GateRequest,
@@ -177,39 +88,6 @@ struct Waiting {
     since: Instant,
     /// The message waits for running copies of the same content, not for a slot.
     parked: bool,
-}
-
-#[derive(Debug)]
-struct Replica {
-    breaker: Breaker,
-    running: usize,
-    last_end: Instant,
-    drained: bool,
-    /// End of the pause that the replica has asked for.
-    rests: Option<Instant>,
-    /// The relay could not reach the replica, and the replica has answered nothing since.
-    is_away: bool,
-}
-
-impl Replica {
-    /// Scans of mail that may run at once. In a ramp, the limit covers only scans that began in the ramp.
-    fn allowed(&self) -> usize {
-        match self.drained || self.rests.is_some() {
-            true => 0,
-            false => self.breaker.allowed(),
-        }
-    }
-}
-
-/// The state of a replica, for callers outside the gate.
-pub(super) struct Looked<'a> {
-    pub(super) breaker: &'a Breaker,
-    /// Scans that hold a slot, including probes and zombies.
-    pub(super) running: usize,
-    /// Whether an operator has drained the replica.
-    pub(super) drained: bool,
-    /// Whether the replica has asked for a pause that has not ended.
-    pub(super) resting: bool,
 }
 
 /// The gate of one engine, with all its replicas. See the [module](self).
@@ -380,69 +258,10 @@ impl Gate {
         self.returns
     }
 
-    /// Takes a slot of a replica for a probe, even if the breaker is open. Returns `None` if no slot is free. A replica that
-    /// is out gets one probe even if no slot is free: otherwise a replica whose old scans hang could not show that it works.
-    pub(super) fn probe(&mut self, now: Instant, replica: usize) -> Option<Ticket> {
-        let here = |scan: &&Scan| scan.is_probe && scan.replica == replica;
-        let probes = self.scans.values().filter(here).count();
-        let is_full = self.replicas[replica].running >= self.slots;
-        let is_alone = probes == 0 && self.is_out(replica);
-        // Hanging probes must not take all slots: at most a third of them.
-        let too_many = probes > 0 && probes >= self.slots / 3;
-        if too_many || is_full && !is_alone {
-            return None;
-        }
-        let ticket = self.ticket();
-        self.replicas[replica].running += 1;
-        let scan = Scan {
-            entrant: GateRequest {
-                id: MessageId::new(),
-                fingerprint: None,
-                reputation: SenderReputation::Known,
-                scan_reason: ScanReason::Again,
-                struck: false,
-                turn: Turn::default(),
-                large: false,
-                arrived: now,
-            },
-            level: Level::Proven,
-            replica,
-            started: now,
-            is_probe: true,
-            is_slow: false,
-            is_overdue: false,
-            is_explained: true,
-        };
-        self.scans.insert(ticket, scan);
-        Some(ticket)
-    }
-
-    /// Reports the result of a probe pair to the breaker of a replica. A pair passes if the replica answered correctly and in
-    /// time.
-    pub(super) fn probed(&mut self, now: Instant, replica: usize, passed: bool) {
-        if passed {
-            self.is_back(replica);
-        }
-        let stuck = self.stuck_trials(replica);
-        let change = self.replicas[replica].breaker.probed(now, passed, stuck);
-        self.changed(now, replica, change);
-        self.pump(now);
-    }
-
     /// Sets whether other engines make up for this engine while its breakers are open. If so, fresh mail does not wait for the
     /// return of this engine.
     pub(super) fn cover(&mut self, covered: bool) {
         self.covered = covered;
-    }
-
-    /// Running scans of mail that began in a trial of the replica.
-    fn stuck_trials(&self, replica: usize) -> usize {
-        let Some(began) = self.replicas[replica].breaker.tried_since() else {
-            return 0;
-        };
-        let here = self.scans.values().filter(|scan| scan.replica == replica);
-        here.filter(|scan| !scan.is_probe && scan.started >= began)
-            .count()
     }
 
     /// Replaces the diversions, and checks waiting messages and running scans against the new ones.
@@ -477,18 +296,6 @@ impl Gate {
         self.pump(now);
     }
 
-    /// Drains a replica, or puts it back into service. Returns whether the replica was drained before.
-    pub(super) fn drain(&mut self, now: Instant, replica: usize, drained: bool) -> bool {
-        let before = std::mem::replace(&mut self.replicas[replica].drained, drained);
-        self.pump(now);
-        before
-    }
-
-    /// Notes that a replica passed a test that an operator ran. If the breaker is open, the next probe pair is due at once.
-    pub(super) fn tested(&mut self, now: Instant, replica: usize) {
-        self.replicas[replica].breaker.answered(now);
-    }
-
     /// Forgets the proofs and the failure counts of all fingerprints, as they do not hold for the new signatures of the
     /// engine.
     pub(super) fn forget_proofs(&mut self, now: Instant) {
@@ -519,61 +326,10 @@ impl Gate {
         !self.scans.is_empty() || !self.waiting.is_empty() || self.replicas.iter().any(out)
     }
 
-    /// Whether the replica needs a probe at once, to find out whether the engine or a message is at fault. There are two
-    /// cases. The window of the breaker holds no good outcome, and holds a failure or a scan is slow. Or no scan has ended
-    /// since the start of a scan that is slow now.
-    pub(super) fn is_doubtful(&self, now: Instant, replica: usize) -> bool {
-        let Replica {
-            breaker, last_end, ..
-        } = &self.replicas[replica];
-        let slow = |scan: &&Scan| scan.replica == replica && scan.is_slow && !scan.is_probe;
-        let mut slow = self.scans.values().filter(slow).peekable();
-        let (good, bad) = breaker.counts(now);
-        let is_any = slow.peek().is_some();
-        good == 0 && (bad > 0 || is_any) || slow.any(|scan| scan.started >= *last_end)
-    }
-
-    /// Whether the breaker of the replica is open or half-open. A drained or resting replica is not out in this sense.
-    pub(super) fn is_out(&self, replica: usize) -> bool {
-        let state = self.replicas[replica].breaker.state();
-        matches!(
-            state,
-            BreakerState::Open { .. } | BreakerState::HalfOpen { .. }
-        )
-    }
-
     /// Whether callers with mail of unknown senders may give up too when the breaker opens. They may if proven mail of known
     /// senders or a probe hung as well, because then the mail of unknown senders is not the cause.
     pub(super) fn hangs_on_known(&self) -> bool {
         self.hangs_on_known
-    }
-
-    /// Why no replica takes mail; `None` if at least one replica does.
-    pub(super) fn refuses(&self) -> Option<GateRefusal> {
-        if self.replicas.iter().all(|r| r.drained) {
-            return Some(GateRefusal::Drained);
-        }
-        if without(Mechanism::Breaker) {
-            return None;
-        }
-        let mut why = Vec::new();
-        let mut rests = false;
-        for replica in self.replicas.iter().filter(|r| !r.drained) {
-            match replica.breaker.state() {
-                BreakerState::Closed | BreakerState::Ramp { .. } if replica.rests.is_some() => {
-                    rests = true
-                }
-                BreakerState::Closed | BreakerState::Ramp { .. } => return None,
-                BreakerState::Open { cause, .. } | BreakerState::HalfOpen { cause, .. } => {
-                    why.push(format!("the engine is {cause}"));
-                }
-            }
-        }
-        why.dedup();
-        Some(match rests {
-            true => GateRefusal::Resting,
-            false => GateRefusal::Open(why.join("; ")),
-        })
     }
 
     /// Running scans, including probes and zombies.
@@ -589,15 +345,5 @@ impl Gate {
     /// Messages that wait at the gate.
     pub(super) fn queued(&self) -> usize {
         self.waiting.len()
-    }
-
-    /// The state of each replica, by index.
-    pub(super) fn replicas(&self) -> impl Iterator<Item = Looked<'_>> {
-        self.replicas.iter().map(|replica| Looked {
-            breaker: &replica.breaker,
-            running: replica.running,
-            drained: replica.drained,
-            resting: replica.rests.is_some(),
-        })
     }
 }

@@ -1,21 +1,20 @@
 //! The tower layers between a message and an engine: their order, and the reason for each position.
 //!
-//! Each layer is one async function in its own file; only [`guard`] knows their order. Pure state machines without clock
+//! Each layer is one async function; only [`guard`] knows their order. Pure state machines without clock
 //! and socket make the decisions: [`gate`] (slots and zombies, levels of trust, canaries, diversions), [`breaker`],
 //! [`answer_cache`], the retry budget. [`state`] keeps them behind a lock, and across reloads.
 
 mod answer_cache;
-mod attempt;
 mod breaker;
 mod coalesce;
 mod drift;
-mod enter;
 mod gate;
-mod layer;
+mod layers;
 mod probe;
+mod probe_schedule;
+mod probe_trust;
 mod report;
-mod retry;
-mod size;
+mod retry_budget;
 mod state;
 
 use std::convert::Infallible;
@@ -39,7 +38,7 @@ use crate::scan::Settings;
 use crate::scan::engine::{Engine, Sample, ScanError};
 use crate::verdict::{EngineClass, Report, Reused, Same};
 use gate::{Gate, Looked};
-use layer::around;
+use layers::around;
 use state::{GuardState, InFlight, Phase};
 
 pub use gate::{Diversion, DiversionAct};
@@ -114,7 +113,7 @@ pub fn guard(
         true => settings.timeout,
         false => settings.limit,
     };
-    let innermost = layer::Innermost::new(&engines);
+    let innermost = layers::Innermost::new(&engines);
     let state = before
         .and_then(|before| before.state.adopted(&settings, &engines))
         .unwrap_or_else(|| GuardState::new(settings.clone(), engines));
@@ -127,7 +126,9 @@ pub fn guard(
         // Outermost, because every outcome of the layers below must become exactly one report.
         .layer(report::layer(settings))
         // Before any queue: a message that is too large for the engine must not wait for a slot.
-        .layer(around(move |call, next| size::gate(max_size, call, next)))
+        .layer(around(move |call, next| {
+            layers::bound_size(max_size, call, next)
+        }))
         // The border between caller and scan. The layers below belong to the scan and must outlive the caller: a slot is
         // free when the engine ends the scan, not when the caller gives up. Callers with equal content share one scan, so
         // this layer stands before every layer that costs engine time.
@@ -136,15 +137,15 @@ pub fn guard(
         }))
         // Outside the gate: each further attempt queues again, behind fresh mail, and may get another replica.
         .layer(around(move |call, next| {
-            retry::again(retrying.clone(), call, next)
+            layers::retry(retrying.clone(), call, next)
         }))
         // Slots, zombies, levels of trust, canaries, diversions and breakers together decide whether a scan may start now.
         // They read one state, so they are one layer.
         .layer(around(move |call, next| {
-            enter::gate(entering.clone(), call, next)
+            layers::pass_gate(entering.clone(), call, next)
         }))
         // Innermost: counts the call to the engine and bounds its duration.
-        .layer(around(move |call, next| attempt::once(limit, call, next)))
+        .layer(around(move |call, next| layers::attempt(limit, call, next)))
         .service(innermost);
     Guarded {
         state,

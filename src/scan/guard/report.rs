@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use tower::layer::{Layer, layer_fn};
 use tower::{Service, ServiceExt};
 
-use super::layer::{Next, Outcome};
+use super::layers::{Next, Outcome};
 use super::{Call, Progress};
 use crate::message::{MessageId, Rights, edit};
 use crate::scan::Settings;

@@ -3,9 +3,12 @@
 //! The state outlives a configuration. A reload that leaves an engine's name, addresses and protocol settings unchanged keeps
 //! the scans under way, the proofs, the breakers and the cached answers.
 
+mod orders;
+mod ticks;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::futures::Notified;
@@ -13,29 +16,20 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use super::answer_cache::{AnswerCache, is_bad};
-use super::breaker::{BreakerState, Change};
 use super::coalesce::InFlightScans;
 use super::drift::DriftDetector;
-use super::gate::{
-    Diversion, Gate, GateOrder, GateRefusal, GateRequest, Looked, ScanEnd, Ticket, Times,
-};
-use super::layer::Outcome;
-use super::probe::{self, Schedule};
-use super::retry::RetryBudget;
+use super::gate::{Diversion, Gate, GateRefusal, GateRequest, ScanEnd, Ticket, Times};
+use super::layers::Outcome;
+use super::probe_schedule::ProbeSchedule;
+use super::probe_trust::ProbeTrust;
+use super::retry_budget::RetryBudget;
 use crate::ablation::{Mechanism, without};
-use crate::deadline::{Deadline, wall_clock};
-use crate::incident::{Incident, Kind, Subject};
+use crate::incident::{Incident, Subject};
 use crate::scan::Settings;
 use crate::scan::engine::{Engine, EngineAnswer};
 use crate::scan::evidence::Evidence;
 use crate::verdict::Answer;
 
-/// Interval between two ticks of a busy gate. A scan is slow from 500 ms by default, and a silence of half of that may mean
-/// a stalled engine, so 100 ms is short enough to notice either soon.
-const GATE_TICK_INTERVAL: Duration = Duration::from_millis(100);
-/// Interval between two queries for the signature version alone. New signatures end all cached answers, but while cached
-/// answers replace scans, only such a query reveals them. So an answer by old signatures is reused for about 10 s at most.
-const SIGNATURE_QUERY_INTERVAL: Duration = Duration::from_secs(10);
 /// Incidents that wait for the pipeline, which takes them four times a second. Further ones are dropped, to bound memory.
 const INCIDENTS_MAX: usize = 256;
 
@@ -113,34 +107,32 @@ pub(super) struct GuardState {
 }
 
 /// The state of a guard that outlives its configuration.
+///
+/// Lock order: a thread that holds `gate_state` may lock one of the three others. A thread that holds one of the three others
+/// locks nothing else, so no deadlock is possible.
 #[derive(Debug)]
 struct Core {
     gate_state: Mutex<GateState>,
     in_flight_scans: Mutex<InFlightScans>,
     answers: Mutex<AnswerCache>,
-    retries: Mutex<RetryBudget>,
-    incidents: Mutex<Vec<Incident>>,
-    drift: Mutex<DriftDetector>,
-    probe_trust: Mutex<ProbeTrust>,
+    records: Mutex<Records>,
     out: Out,
 }
 
-/// The trust in each replica's answers, by its probes, and the instant since which answers are untrusted.
+/// What the guard notes about the engine beside the gate. Each access is short.
 #[derive(Debug)]
-struct ProbeTrust {
-    /// For each replica, the start of the last probe pair with right answers.
-    good: Vec<Instant>,
-    /// For each replica, whether it has answered a probe wrongly since then. A missing answer does not reset this.
-    lied: Vec<bool>,
-    /// Start of the answers that are untrusted and not yet reported by [`GuardState::doubted`].
-    doubted: Option<Instant>,
+pub(super) struct Records {
+    pub(super) retries: RetryBudget,
+    incidents: Vec<Incident>,
+    drift: DriftDetector,
+    probe_trust: ProbeTrust,
 }
 
 #[derive(Debug)]
 struct GateState {
     gate: Gate,
     waiters: HashMap<Ticket, Waiter>,
-    probes: Vec<Schedule>,
+    probes: Vec<ProbeSchedule>,
     /// Generation of the [`GuardState`] that runs the gate's ticks. A newer generation takes over when it has work.
     ticking: Option<u64>,
     /// The ticks go on while the gate is idle, for routine probes and for queries for the signature version.
@@ -192,20 +184,18 @@ impl GuardState {
             gate_state: Mutex::new(GateState {
                 gate,
                 waiters: HashMap::new(),
-                probes: vec![Schedule::new(now); replicas],
+                probes: vec![ProbeSchedule::new(now); replicas],
                 ticking: None,
                 watched: false,
                 ask: now,
             }),
             in_flight_scans: Mutex::default(),
             answers: Mutex::new(AnswerCache::new()),
-            retries: Mutex::new(RetryBudget::new(now)),
-            incidents: Mutex::default(),
-            drift: Mutex::new(DriftDetector::new(now, replicas)),
-            probe_trust: Mutex::new(ProbeTrust {
-                good: vec![now; replicas],
-                lied: vec![false; replicas],
-                doubted: None,
+            records: Mutex::new(Records {
+                retries: RetryBudget::new(now),
+                incidents: Vec::new(),
+                drift: DriftDetector::new(now, replicas),
+                probe_trust: ProbeTrust::new(now, replicas),
             }),
             out: Out::default(),
         };
@@ -316,14 +306,14 @@ impl GuardState {
 
     /// Takes the incidents since the last call.
     pub(super) fn incidents(&self) -> Vec<Incident> {
-        std::mem::take(&mut *lock(&self.core.incidents))
+        std::mem::take(&mut self.records().incidents)
     }
 
     /// Keeps an incident until [`incidents`](Self::incidents) takes it.
     pub(super) fn tell(&self, incident: Incident) {
-        let mut incidents = lock(&self.core.incidents);
-        if incidents.len() < INCIDENTS_MAX {
-            incidents.push(incident);
+        let mut records = self.records();
+        if records.incidents.len() < INCIDENTS_MAX {
+            records.incidents.push(incident);
         }
     }
 
@@ -342,16 +332,11 @@ impl GuardState {
         lock(&self.core.answers)
     }
 
-    /// The retry budget.
-    pub(super) fn retries(&self) -> MutexGuard<'_, RetryBudget> {
-        lock(&self.core.retries)
-    }
-
     /// Gives an answer about mail to the drift detector.
     pub(super) fn saw(self: &Arc<Self>, replica: usize, answer: &EngineAnswer, took: Duration) {
         self.signed(replica, answer.signatures.as_deref());
         if let Answer::Answered(findings) = &answer.answer {
-            lock(&self.core.drift).answered(took, is_bad(findings));
+            self.records().drift.answered(took, is_bad(findings));
         }
     }
 
@@ -368,7 +353,7 @@ impl GuardState {
         let Some(version) = known.as_deref().or(told) else {
             return;
         };
-        let is_new = lock(&self.core.drift).signed(replica, version);
+        let is_new = self.records().drift.signed(replica, version);
         self.answers().signed(Instant::now(), is_new);
         if is_new {
             self.work(|gate, now| gate.forget_proofs(now));
@@ -384,58 +369,41 @@ impl GuardState {
 
     /// The signature version of each replica, and the median and 99th percentile of the scan durations.
     pub(super) fn told(&self) -> (Vec<Option<String>>, Option<(Duration, Duration)>) {
-        let drift = lock(&self.core.drift);
+        let records = self.records();
+        let drift = &records.drift;
         let version = |at| drift.version(at).map(str::to_owned);
         let versions = (0..self.engines.len()).map(version).collect();
         (versions, drift.latencies())
     }
 
-    /// Advances the drift detector and turns its remarks into incidents.
-    fn watch_drift(&self) {
-        let oldest = self.settings.signature_age;
-        let made = |version: &str| self.engines.first().and_then(|e| e.signed(version));
-        let remarks = lock(&self.core.drift).tick(Instant::now(), wall_clock(), oldest, made);
-        for remark in remarks {
-            let subject = self.subject(remark.replica);
-            let summary = format!("{subject}: {}", remark.text);
-            self.tell(Incident::new(remark.kind, subject, summary));
-        }
-    }
-
     /// A replica has answered rightly a probe pair that started at `began`.
     pub(super) fn believe(&self, replica: usize, began: Instant) {
-        let mut probe_trust = lock(&self.core.probe_trust);
-        probe_trust.good[replica] = began;
-        probe_trust.lied[replica] = false;
+        self.records().probe_trust.believe(replica, began);
     }
 
     /// A replica has answered a probe wrongly.
     pub(super) fn lied(&self, replica: usize) {
-        lock(&self.core.probe_trust).lied[replica] = true;
+        self.records().probe_trust.lied(replica);
     }
 
     /// Whether a replica has answered a probe wrongly since its last right pair. Answers are not cached meanwhile.
     pub(super) fn has_liars(&self) -> bool {
-        lock(&self.core.probe_trust).lied.contains(&true)
+        self.records().probe_trust.has_liars()
     }
 
     /// Distrusts a replica whose breaker is open, if the replica has answered a probe wrongly: its answers since the last right
     /// probe pair are untrusted, and the engine's cached answers end. The cause of the open breaker does not matter: a replica
     /// that hangs after a wrong answer has still given that answer.
     pub(super) fn doubt(&self, replica: usize) {
-        let mut probe_trust = lock(&self.core.probe_trust);
-        if !probe_trust.lied[replica] {
-            return;
+        let is_doubted = self.records().probe_trust.doubt(replica);
+        if is_doubted {
+            self.answers().end();
         }
-        let since = probe_trust.good[replica];
-        probe_trust.doubted = probe_trust.doubted.into_iter().chain([since]).min();
-        drop(probe_trust);
-        self.answers().end();
     }
 
     /// The instant since which answers are untrusted; each is returned once.
     pub(super) fn doubted(&self) -> Option<Instant> {
-        lock(&self.core.probe_trust).doubted.take()
+        self.records().probe_trust.take_doubted()
     }
 
     /// The engine as subject of an incident. The replica is named only if the engine has several.
@@ -451,162 +419,9 @@ impl GuardState {
         lock(&self.core.gate_state)
     }
 
-    fn carry_out(&self, gate_state: &mut GateState) {
-        for order in gate_state.gate.orders() {
-            match order {
-                GateOrder::Start(ticket, replica) => gate_state.answer(ticket, Ok(replica)),
-                GateOrder::Refuse(ticket, refusal) => gate_state.answer(ticket, Err(refusal)),
-                GateOrder::Convicted(ticket) => {
-                    if let Some(waiter) = gate_state.waiters.get(&ticket) {
-                        waiter.in_flight.send_if_modified(convict);
-                    }
-                }
-            }
-        }
-        let changes = gate_state.gate.changes();
-        if !changes.is_empty() {
-            let refuses = gate_state.gate.refuses().is_some();
-            self.core.out.set(refuses, gate_state.gate.hangs_on_known());
-            for (replica, change) in changes {
-                if matches!(change, Change::Opened(_)) {
-                    self.doubt(replica);
-                }
-                self.tell(self.changed(&gate_state.gate, replica, change));
-            }
-        }
-    }
-
-    /// The incident for a change of a breaker, with the evidence.
-    fn changed(&self, gate: &Gate, replica: usize, change: Change) -> Incident {
-        let subject = self.subject(Some(replica));
-        let (kind, summary) = match change {
-            Change::Opened(cause) => (
-                Kind::BreakerOpened,
-                format!("{subject} is {cause}: it gets no mail"),
-            ),
-            Change::Probing => (
-                Kind::BreakerProbing,
-                format!("{subject} is half-open: it gets probes, but no mail"),
-            ),
-            Change::Readmitting => (
-                Kind::BreakerProbing,
-                format!("{subject} is in a ramp: it gets a growing part of its mail"),
-            ),
-            Change::Closed => (
-                Kind::BreakerClosed,
-                format!("{subject} gets all its mail again"),
-            ),
-        };
-        let mut incident = Incident::new(kind, subject, summary);
-        if let Some(Looked {
-            breaker, running, ..
-        }) = gate.replicas().nth(replica)
-        {
-            let (good, bad) = breaker.counts(Instant::now());
-            incident = incident
-                .with("outcomes good in 10 s", good)
-                .with("outcomes bad in 10 s", bad)
-                .with("scans in it", running)
-                .with("of them past their timeout", gate.zombies())
-                .with("mail waiting for it", gate.queued());
-            if let BreakerState::Open { until, .. } = breaker.state() {
-                let wait = until.saturating_duration_since(Instant::now());
-                incident = incident.with("probes begin in", format!("{:.1} s", wait.as_secs_f64()));
-            }
-        }
-        incident
-    }
-
-    /// Starts the ticks of the gate if it needs them. An idle gate has no task, so it costs nothing.
-    fn keep_time(self: &Arc<Self>, gate_state: &mut GateState) {
-        let newest = gate_state.ticking.is_none_or(|by| by < self.generation);
-        if !newest || !gate_state.needs_time() {
-            return;
-        }
-        gate_state.ticking = Some(self.generation);
-        let state = Arc::downgrade(self);
-        tokio::spawn(async move {
-            loop {
-                Deadline::after(GATE_TICK_INTERVAL).wait().await;
-                if !Weak::upgrade(&state).is_some_and(|state| state.tick()) {
-                    break;
-                }
-            }
-        });
-    }
-
-    /// One tick of the gate. Returns whether another one must follow.
-    fn tick(self: &Arc<Self>) -> bool {
-        let mut gate_state = self.lock();
-        if gate_state.ticking != Some(self.generation) {
-            return false;
-        }
-        gate_state.gate.tick(Instant::now());
-        self.carry_out(&mut gate_state);
-        self.send_probes(&mut gate_state);
-        self.ask_signatures(&mut gate_state);
-        let goes_on = gate_state.needs_time();
-        gate_state.ticking = goes_on.then_some(self.generation);
-        drop(gate_state);
-        self.watch_drift();
-        goes_on
-    }
-
-    fn send_probes(self: &Arc<Self>, gate_state: &mut GateState) {
-        let now = Instant::now();
-        let every = self.settings.probe.filter(|_| gate_state.watched);
-        for at in 0..self.engines.len() {
-            let looked = gate_state.gate.replicas().nth(at);
-            let Some(Looked { breaker, .. }) = looked.filter(|replica| !replica.resting) else {
-                continue;
-            };
-            let (breaker, doubt) = (breaker.state(), gate_state.gate.is_doubtful(now, at));
-            if is_probed(&self.engines[at])
-                && gate_state.probes[at].is_due(now, every, breaker, doubt)
-            {
-                let half_open = matches!(breaker, BreakerState::HalfOpen { .. });
-                tokio::spawn(probe::run(self.clone(), at, half_open, doubt));
-            }
-        }
-    }
-
-    /// Queries the signature versions: while cached answers replace scans, no scan would reveal new signatures.
-    fn ask_signatures(self: &Arc<Self>, gate_state: &mut GateState) {
-        let now = Instant::now();
-        if now < gate_state.ask {
-            return;
-        }
-        gate_state.ask = now + SIGNATURE_QUERY_INTERVAL;
-        for (at, replica) in gate_state.gate.replicas().enumerate() {
-            let engine = self.engines.get(at);
-            let engine = engine.filter(|_| !replica.drained && !replica.resting);
-            if let Some(asked) = engine.and_then(|engine| engine.clone().ask_signatures()) {
-                let state = self.clone();
-                tokio::spawn(async move { state.signed(at, asked.await.as_deref()) });
-            }
-        }
-    }
-
-    /// A probe pair has ended, with or without answers.
-    pub(super) fn probe_ended(&self, replica: usize) {
-        if let Some(schedule) = self.lock().probes.get_mut(replica) {
-            schedule.ended();
-        }
-    }
-
-    /// Puts this configuration in force at the gate. Starts the ticks for routine probes and signature queries, and the
-    /// background work of the engines.
-    pub(super) fn watch(self: &Arc<Self>) {
-        for engine in &self.engines {
-            engine.clone().watch();
-        }
-        let mut gate_state = self.lock();
-        gate_state
-            .gate
-            .retune(times(&self.settings), self.settings.slots);
-        let is_apart = self.engines.iter().any(|engine| engine.replica().is_some());
-        gate_state.watched = is_apart || self.settings.probe.is_some() && self.is_probed();
-        self.keep_time(&mut gate_state);
+    /// The retry budget and the other records.
+    pub(super) fn records(&self) -> MutexGuard<'_, Records> {
+        lock(&self.core.records)
     }
 
     /// Whether any replica accepts probes.
@@ -638,13 +453,6 @@ fn times(settings: &Settings) -> Times {
         slow: settings.slow,
         timeout: settings.timeout,
         wait: settings.wait,
-    }
-}
-
-fn convict(phase: &mut Phase) -> bool {
-    match phase {
-        Phase::Running { convicted, .. } => !std::mem::replace(convicted, true),
-        Phase::Waiting | Phase::Done(_) => false,
     }
 }
 

@@ -7,38 +7,10 @@ use tower::service_fn;
 
 use super::*;
 use crate::scan::engine::{Engine, EngineAnswer, Sample, ScanError};
+use crate::scan::guard::retry_budget::RetryBudget;
 use crate::scan::tests::{request, sampled, settings};
 use crate::scan::{ScanRequest, Settings};
 use crate::verdict::Answer;
-
-/// I5: an engine that always fails soon gets only one attempt for each message.
-#[tokio::test(start_paused = true)]
-async fn retries_end_with_the_budget() {
-    let mut now = Instant::now();
-    let mut budget = RetryBudget::new(now);
-    let mut allowed = 0;
-    for _ in 0..1000 {
-        allowed += u32::from(budget.spend(now, Duration::from_secs(5)));
-    }
-    assert_eq!(allowed, 12, "a minute's worth");
-    now += RetryBudget::GIFT_INTERVAL;
-    assert!(budget.spend(now, Duration::from_secs(5)), "one in a minute");
-    assert!(!budget.spend(now, Duration::from_secs(5)));
-}
-
-/// A successful scan earns a tenth of its duration, up to a budget of one minute.
-#[tokio::test(start_paused = true)]
-async fn success_pays_for_retries() {
-    let now = Instant::now();
-    let mut budget = RetryBudget::new(now);
-    while budget.spend(now, Duration::from_secs(5)) {}
-    budget.earn(Duration::from_secs(49));
-    assert!(!budget.spend(now, Duration::from_secs(5)));
-    budget.earn(Duration::from_secs(2));
-    assert!(budget.spend(now, Duration::from_secs(5)));
-    budget.earn(Duration::from_secs(1_000_000));
-    assert!(budget.seconds <= RetryBudget::SECONDS_MAX);
-}
 
 /// A placeholder engine that is never called: the test's function stands in front.
 #[derive(Debug)]
@@ -98,7 +70,7 @@ where
         scan_reason: ScanReason::Fresh,
         ..request("x", allowance)
     };
-    let outcome = again(state.clone(), Call::new(sampled(asked)), engine).await;
+    let outcome = retry(state.clone(), Call::new(sampled(asked)), engine).await;
     let made = made.lock().expect("attempts").clone();
     (outcome, made)
 }
@@ -176,7 +148,7 @@ async fn an_attempt_costs_the_time_that_the_engine_had() {
         let state = guarded(2);
         let (_, made) = attempts(&state, MINUTES, failing).await;
         assert_eq!(made.len(), 2);
-        let left = state.retries().seconds;
+        let left = state.records().retries.seconds;
         assert!(
             (RetryBudget::SECONDS_MAX - costs - left).abs() < 0.1,
             "{takes} s: {left} left"
@@ -188,14 +160,14 @@ async fn an_attempt_costs_the_time_that_the_engine_had() {
 #[tokio::test(start_paused = true)]
 async fn answers_pay_for_further_attempts() {
     let state = guarded(2);
-    state.retries().seconds = 0.0;
+    state.records().retries.seconds = 0.0;
     let engine = service_fn(|_: Call| async {
         Deadline::after(Duration::from_secs(20)).wait().await;
         Ok(EngineAnswer::local(Answer::Answered(Vec::new())))
     });
     let call = Call::new(sampled(request("x", MINUTES)));
-    assert!(again(state.clone(), call, engine).await.is_ok());
-    let earned = state.retries().seconds;
+    assert!(retry(state.clone(), call, engine).await.is_ok());
+    let earned = state.records().retries.seconds;
     assert!((earned - 2.0).abs() < 0.1, "{earned}");
 }
 
