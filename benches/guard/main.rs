@@ -25,9 +25,10 @@ use spillway::message::{
     BodyKind, Content, Envelope, Fingerprint, Identity, Mailbox, Message, MessageId, Origin,
     SenderReputation, Trait,
 };
+use spillway::observation::ScanReason;
 use spillway::scan::engine::{Engine, EngineAnswer, Kind, Sample, ScanError};
 use spillway::scan::guard::guard;
-use spillway::scan::{Guarded, ScanReason, ScanRequest, Settings};
+use spillway::scan::{Guarded, ScanRequest, Settings};
 use spillway::verdict::{Answer, EngineClass};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;

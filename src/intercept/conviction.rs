@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::episode::{Finding, NARROW_SHARE_MAX};
-use super::interception::{Evidence, Interception, Seen, percent, told};
+use super::interception::{Interception, percent, told};
 use super::key::Likeness;
 use super::learned::{Active, Learned};
 use super::strikes::STRUCK_TRAITS_MAX;
@@ -17,6 +17,7 @@ use super::{Action, Interceptor, Key, Mode, Origin};
 use crate::ablation::{Mechanism, without};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Fingerprint, MessageId, SenderReputation};
+use crate::observation::{Evidence, Observed};
 
 /// Learned interceptors in force at once: few, so that what the learner does stays bounded (I13).
 pub(super) const LEARNED_INTERCEPTORS_MAX: usize = 20;
@@ -217,8 +218,8 @@ impl Interception {
         evidence: &Evidence,
     ) -> Vec<Incident> {
         let message = evidence.message;
-        match evidence.seen {
-            Seen::Slow => {
+        match evidence.what {
+            Observed::Slow => {
                 let is_known = self.reputation(&evidence.fingerprint) == SenderReputation::Known;
                 let rules = self.active.values().filter_map(Active::suspects);
                 let rules = rules
@@ -228,15 +229,20 @@ impl Interception {
                 let shown = self.trials.became_slow(now, engine, message, of, rules);
                 shown.map_or(Vec::new(), |shown| self.tell_shown(engine, message, &shown))
             }
-            Seen::TimedOut => {
+            Observed::TimedOut => {
                 self.trials.timed_out(engine, message);
                 Vec::new()
             }
-            Seen::Fast | Seen::InTime | Seen::Late | Seen::Broken | Seen::Lost => {
-                if evidence.seen == Seen::InTime {
+            Observed::Fast { .. }
+            | Observed::Ended { .. }
+            | Observed::Late { .. }
+            | Observed::Broken
+            | Observed::Failed
+            | Observed::Lost => {
+                if matches!(evidence.what, Observed::Ended { .. }) {
                     self.trials.withdraw(engine, message);
                 }
-                let is_quick = evidence.seen == Seen::Fast;
+                let is_quick = matches!(evidence.what, Observed::Fast { .. });
                 let Some(cleared) = self.trials.ended(now, engine, message, is_quick) else {
                     return Vec::new();
                 };
@@ -348,8 +354,8 @@ fn stricken(engine: &Arc<str>, evidence: &Evidence) -> Incident {
         name: engine.to_string(),
         replica: None,
     };
-    let what = match evidence.seen {
-        Seen::TimedOut => "ran into its timeout",
+    let what = match evidence.what {
+        Observed::TimedOut => "ran into its timeout",
         _ => "made the engine fail",
     };
     let summary = format!("{subject}: a message {what}: a strike against what it is like");

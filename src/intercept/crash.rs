@@ -85,11 +85,11 @@ struct Search {
 
 /// The messages that a gate must keep back because of crashes.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Crashed {
+pub(super) struct Crashed {
     /// Suspects whose turn it is not.
-    pub waits: Vec<MessageId>,
+    pub(super) waits: Vec<MessageId>,
     /// Culprits, which are barred from the engine.
-    pub barred: Vec<MessageId>,
+    pub(super) barred: Vec<MessageId>,
 }
 
 /// The searches in all engines.

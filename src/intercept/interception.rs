@@ -18,6 +18,7 @@ use super::{Action, Interceptor, Key, Settings};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::pattern::Facts;
 use crate::message::{Fingerprint, MessageId, SenderReputation};
+use crate::observation::{Evidence, Observed};
 
 /// New learned interceptors for one engine in one tick: 8 bound the time of a tick, because each costs a pass over the
 /// episode.
@@ -32,42 +33,6 @@ const SCANS_TO_END_BYPASS: u32 = 3;
 const MISSED_MAX: usize = 256;
 /// Ended interceptors remembered, so that recovery finds the messages that they held.
 const ENDED_MAX: usize = 1000;
-
-/// One observation of a scan.
-#[derive(Debug, Clone)]
-pub struct Evidence {
-    /// The message.
-    pub message: MessageId,
-    /// The message's fingerprint as the gates saw it: [`Interception::observe`] restores the whole one.
-    pub fingerprint: Arc<Fingerprint>,
-    /// Whether this was the first scan of the message. A later scan is no evidence of what mail is like now.
-    pub fresh: bool,
-    /// When the scan began.
-    pub started: Instant,
-    /// What was observed.
-    pub seen: Seen,
-    /// Whether the engine answered with a finding.
-    pub found: bool,
-}
-
-/// What was observed of a scan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seen {
-    /// The engine answered before the scan was slow.
-    Fast,
-    /// The scan has become slow.
-    Slow,
-    /// The engine answered slowly, but before the timeout.
-    InTime,
-    /// The scan has run into its timeout.
-    TimedOut,
-    /// The engine answered after the timeout.
-    Late,
-    /// The engine went away during the scan.
-    Broken,
-    /// The scan has ended, and says nothing about the message.
-    Lost,
-}
 
 /// The state of one engine.
 #[derive(Debug, Clone, Copy)]
@@ -290,25 +255,28 @@ impl Interception {
         };
         let episode = self.episodes.entry(engine.clone()).or_default();
         let fingerprint = &evidence.fingerprint;
-        match evidence.seen {
-            Seen::Fast if evidence.fresh => episode.fast(now, fingerprint.clone()),
-            Seen::Slow if evidence.fresh => {
+        match evidence.what {
+            Observed::Fast { .. } if evidence.is_fresh() => episode.fast(now, fingerprint.clone()),
+            Observed::Slow if evidence.is_fresh() => {
                 episode.slow(now, evidence.started, evidence.message, fingerprint.clone());
             }
-            Seen::TimedOut => {
+            Observed::TimedOut => {
                 episode.timed_out(evidence.message);
                 episode.failed(now, evidence.message, fingerprint.clone());
             }
-            Seen::Broken => episode.failed(now, evidence.message, fingerprint.clone()),
+            Observed::Broken => episode.failed(now, evidence.message, fingerprint.clone()),
             _ => {}
         }
-        let ended_well = matches!(evidence.seen, Seen::Fast | Seen::InTime | Seen::Late);
+        let ended_well = matches!(
+            evidence.what,
+            Observed::Fast { .. } | Observed::Ended { .. } | Observed::Late { .. }
+        );
         if ended_well && self.crashes.ended_well(now, engine, evidence.message) {
             self.version += 1;
         }
         let mut incidents = self.weigh_trial(now, engine, evidence);
         incidents.extend(self.weigh(now, engine, evidence));
-        if matches!(evidence.seen, Seen::TimedOut | Seen::Broken) {
+        if matches!(evidence.what, Observed::TimedOut | Observed::Broken) {
             incidents.extend(self.strike(now, engine, evidence));
         }
         incidents
@@ -342,7 +310,7 @@ impl Interception {
                 }
             };
             let is_bypass = matches!(action, Action::Bypass { .. });
-            if is_bypass && evidence.found {
+            if is_bypass && evidence.what.found() {
                 disproved.push(id.clone());
             } else if learned.in_time >= enough {
                 lifted.push(id.clone());
@@ -360,7 +328,9 @@ impl Interception {
                 incidents.push(incident.about(evidence.message));
             }
         }
-        if evidence.found && (evidence.seen != Seen::Fast || !disproved.is_empty()) {
+        if evidence.what.found()
+            && (!matches!(evidence.what, Observed::Fast { .. }) || !disproved.is_empty())
+        {
             self.remember_missed(now, engine, &evidence.fingerprint);
         }
         for id in lifted {
@@ -409,7 +379,7 @@ impl Interception {
     fn replace_bypass_by_hold(&mut self, id: &str, evidence: &Evidence) -> Option<Incident> {
         let active = self.active.get_mut(id)?;
         let is_narrow = active.learned.as_ref().is_some_and(|l| l.narrow);
-        if evidence.seen != Seen::Late || !is_narrow {
+        if !matches!(evidence.what, Observed::Late { .. }) || !is_narrow {
             let incident = self.end(id, "refuted: something was found in what it spared");
             return incident.map(|incident| incident.about(evidence.message));
         }

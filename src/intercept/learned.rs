@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::key::Likeness;
-use super::{Action, Evidence, Interceptor, Origin, Seen};
+use super::{Action, Interceptor, Origin};
+use crate::observation::{Evidence, Observed};
 
 /// An interceptor in force.
 #[derive(Debug)]
@@ -59,14 +60,17 @@ impl Active {
         let Some(learned) = &mut self.learned else {
             return;
         };
-        match evidence.seen {
-            Seen::TimedOut => learned.timeouts += 1,
-            Seen::Fast | Seen::InTime if evidence.started >= learned.made => learned.in_time += 1,
-            Seen::Late if !evidence.found => learned.late_clean += 1,
+        match evidence.what {
+            Observed::TimedOut => learned.timeouts += 1,
+            Observed::Fast { .. } | Observed::Ended { .. } if evidence.started >= learned.made => {
+                learned.in_time += 1
+            }
+            Observed::Late { .. } if !evidence.what.found() => learned.late_clean += 1,
             _ => {}
         }
         // In a class of usual mail a fast finding says nothing about the slow scans of that class.
-        learned.is_bad |= evidence.found && (learned.narrow || evidence.seen != Seen::Fast);
+        learned.is_bad |= evidence.what.found()
+            && (learned.narrow || !matches!(evidence.what, Observed::Fast { .. }));
         if let Origin::Learned { bad, .. } = &mut self.interceptor.origin {
             *bad = learned.is_bad;
         }

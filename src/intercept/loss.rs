@@ -6,11 +6,11 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Mode;
-use super::crash::Crashed;
-use super::interception::{EngineState, Evidence, Interception, Seen};
+use super::interception::{EngineState, Interception};
 use super::learned::Active;
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Fingerprint, MessageId};
+use crate::observation::{Evidence, Observed, ScanReason};
 
 /// Messages that an incident names: 5, because a person looks at each of them.
 const MESSAGES_NAMED_MAX: usize = 5;
@@ -77,11 +77,13 @@ impl Interception {
         // A crash with several messages in flight is no strike. This crash is one, because the message at fault is known.
         let evidence = Evidence {
             message: culprit.message,
+            reputation: self.reputation(&culprit.fingerprint),
             fingerprint: culprit.fingerprint,
-            fresh: false,
+            scan_reason: ScanReason::Again,
+            arrived: now,
             started: now,
-            seen: Seen::Broken,
-            found: false,
+            at: now,
+            what: Observed::Broken,
         };
         let mut incidents = vec![told];
         incidents.extend(self.observe(now, engine, &evidence));
@@ -92,14 +94,6 @@ impl Interception {
     pub fn goes_away_on(&self, message: MessageId) -> Option<Arc<str>> {
         let is_on = self.settings.mode == Mode::On;
         self.crashes.barred_from(message).filter(|_| is_on).cloned()
-    }
-
-    /// The messages that the gate of an engine must keep back because of its crashes. Empty unless the mode is [`Mode::On`].
-    pub fn suspects_of_crashes(&self, engine: &str) -> Crashed {
-        match self.settings.mode {
-            Mode::On => self.crashes.of(engine),
-            Mode::Shadow | Mode::Off => Crashed::default(),
-        }
     }
 }
 

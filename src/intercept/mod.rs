@@ -3,6 +3,7 @@
 mod baseline;
 mod conviction;
 mod crash;
+mod diversions;
 mod episode;
 mod interception;
 mod key;
@@ -25,8 +26,8 @@ use crate::message::{MessageId, Pattern, Trait};
 use key::Key;
 
 pub use baseline::{Baseline, Unusable};
-pub use crash::Crashed;
-pub use interception::{EngineState, Evidence, Interception, Seen};
+pub use diversions::CRASH_REASON;
+pub use interception::{EngineState, Interception};
 pub use settings::{Mode, Settings};
 pub use trial::{Exemption, Ruling};
 

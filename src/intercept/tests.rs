@@ -19,6 +19,13 @@ use super::*;
 use crate::message::fingerprint::Aspect;
 use crate::message::pattern::{Facts, Pattern};
 use crate::message::{Envelope, Fingerprint, Identity, Mailbox, Origin, SenderReputation, Trait};
+use crate::observation::{Evidence, Observed, ScanReason};
+
+const FAST: Observed = Observed::Fast { found: false };
+const IN_TIME: Observed = Observed::Ended { found: false };
+const LATE: Observed = Observed::Late { found: false };
+const FOUND_FAST: Observed = Observed::Fast { found: true };
+const FOUND_LATE: Observed = Observed::Late { found: true };
 
 fn envelope() -> Envelope {
     let mailbox = Mailbox::parse("a@a.test").expect("a mailbox");
@@ -106,29 +113,27 @@ impl World {
         }
     }
 
-    fn evidence(&mut self, message: MessageId, f: &Arc<Fingerprint>, started: Instant, seen: Seen) {
-        self.answer(message, f, started, (seen, false));
-    }
-
     /// The engine finds something in the message.
-    fn found(&mut self, f: &Arc<Fingerprint>, seen: Seen) {
-        self.answer(MessageId::new(), f, self.now, (seen, true));
+    fn found(&mut self, f: &Arc<Fingerprint>, what: Observed) {
+        self.evidence(MessageId::new(), f, self.now, what);
     }
 
-    fn answer(
+    fn evidence(
         &mut self,
         message: MessageId,
         f: &Arc<Fingerprint>,
         started: Instant,
-        (seen, found): (Seen, bool),
+        what: Observed,
     ) {
         let evidence = Evidence {
             message,
             fingerprint: f.clone(),
-            fresh: true,
+            reputation: SenderReputation::Unknown,
+            scan_reason: ScanReason::Fresh,
+            arrived: started,
             started,
-            seen,
-            found,
+            at: self.now,
+            what,
         };
         self.learner
             .observe(self.now, &self.engine.clone(), &evidence);
@@ -168,7 +173,7 @@ impl World {
 
     fn good(&mut self, f: &Arc<Fingerprint>) {
         if !self.arrives(f, false) {
-            self.evidence(MessageId::new(), f, self.now, Seen::Fast);
+            self.evidence(MessageId::new(), f, self.now, FAST);
             self.learner.judged_clean(self.now, f);
         }
     }
@@ -186,10 +191,10 @@ impl World {
             let age = self.now - began;
             if told == 0 && age >= Duration::from_millis(500) {
                 self.slow[at].3 = 1;
-                self.evidence(message, &f, began, Seen::Slow);
+                self.evidence(message, &f, began, Observed::Slow);
             } else if told == 1 && age >= Duration::from_secs(5) {
                 self.slow[at].3 = 2;
-                self.evidence(message, &f, began, Seen::TimedOut);
+                self.evidence(message, &f, began, Observed::TimedOut);
             }
         }
         let before: Vec<String> = self.learner.list().map(|i| i.id.clone()).collect();
@@ -224,8 +229,8 @@ impl World {
     fn spare(&mut self, f: &Arc<Fingerprint>) {
         self.pass(Duration::from_millis(100));
         let good = fingerprint(1, &[]);
-        self.evidence(MessageId::new(), &good, self.now, Seen::Fast);
-        for seen in [Seen::TimedOut, Seen::TimedOut, Seen::Late, Seen::Late] {
+        self.evidence(MessageId::new(), &good, self.now, FAST);
+        for seen in [Observed::TimedOut, Observed::TimedOut, LATE, LATE] {
             self.evidence(MessageId::new(), f, self.now, seen);
         }
         assert!(self.spares());
@@ -361,7 +366,7 @@ async fn a_slow_mailing_is_never_held() {
             .partition(|(_, _, began, _)| now - *began >= Duration::from_secs(3));
         world.slow = rest;
         for (message, f, began, _) in over {
-            world.evidence(message, &f, began, Seen::InTime);
+            world.evidence(message, &f, began, IN_TIME);
         }
     }
     let holds = world.made.iter().filter(|(_, i)| i.action == Action::Hold);
@@ -426,7 +431,7 @@ async fn a_class_in_which_something_was_found_is_neither_bypassed_nor_held() {
     let mut world = slow_class();
     assert!(world.spares());
     let bad = large(&mut world.rng);
-    world.found(&bad, Seen::Late);
+    world.found(&bad, FOUND_LATE);
     assert!(!world.spares() && !world.holds());
     world.slow.clear();
     world.slow_class_goes_on();
@@ -441,7 +446,7 @@ async fn what_is_always_slow_does_not_hide_a_flood() {
     for _ in 0..200 {
         let (odd, started) = (usual(&mut world.rng), world.now);
         world.pass(Duration::from_secs(20));
-        world.evidence(MessageId::new(), &odd, started, Seen::Slow);
+        world.evidence(MessageId::new(), &odd, started, Observed::Slow);
         for _ in 0..20 {
             let good = usual(&mut world.rng);
             world.good(&good);
@@ -468,15 +473,15 @@ async fn what_is_clean_in_the_end_is_not_held_but_kept_from_the_engine() {
         let mut world = World::new();
         let (same, good) = (fingerprint(4711, &[]), fingerprint(1, &[]));
         world.pass(Duration::from_millis(100));
-        world.evidence(MessageId::new(), &good, world.now, Seen::Fast);
-        (0..2).for_each(|_| world.evidence(MessageId::new(), &same, world.now, Seen::TimedOut));
+        world.evidence(MessageId::new(), &good, world.now, FAST);
+        (0..2).for_each(|_| world.evidence(MessageId::new(), &same, world.now, Observed::TimedOut));
         if found {
-            world.found(&same, Seen::Late);
+            world.found(&same, FOUND_LATE);
         }
         let mut see = |seen| world.evidence(MessageId::new(), &same, world.now, seen);
-        (0..5).for_each(|_| see(Seen::Late));
+        (0..5).for_each(|_| see(LATE));
         // Copies that are still sent now and then, to find out, are late again.
-        (0..3).for_each(|_| see(Seen::TimedOut));
+        (0..3).for_each(|_| see(Observed::TimedOut));
         assert_eq!(world.holds(), found);
         assert_eq!(world.spares(), !found);
         let (ended, holding) = world.learner.recoverable();
@@ -494,12 +499,12 @@ async fn a_restart_makes_nobody_the_maker_of_what_was_learned() {
     for found in [false, true] {
         let mut world = World::new();
         let (same, other) = (fingerprint(4711, &[]), fingerprint(1, &[]));
-        world.evidence(MessageId::new(), &other, world.now, Seen::Fast);
+        world.evidence(MessageId::new(), &other, world.now, FAST);
         let mut see = |seen| world.evidence(MessageId::new(), &same, world.now, seen);
-        see(Seen::TimedOut);
-        see(Seen::TimedOut);
+        see(Observed::TimedOut);
+        see(Observed::TimedOut);
         if found {
-            world.found(&same, Seen::Late);
+            world.found(&same, FOUND_LATE);
         }
         let stored: Vec<Interceptor> = world.learner.list().cloned().collect();
         let [held] = &stored[..] else {
@@ -516,7 +521,7 @@ async fn a_restart_makes_nobody_the_maker_of_what_was_learned() {
             std::slice::from_ref(&held.id)
         );
         world.pass(Duration::from_millis(100));
-        (0..2).for_each(|_| world.evidence(MessageId::new(), &same, world.now, Seen::Late));
+        (0..2).for_each(|_| world.evidence(MessageId::new(), &same, world.now, LATE));
         assert_eq!((world.holds(), world.spares()), (found, !found));
         world.pass(Duration::from_secs(600 * 16));
         assert!(!world.holds() && !world.spares());
@@ -524,8 +529,8 @@ async fn a_restart_makes_nobody_the_maker_of_what_was_learned() {
             world.learner.recoverable().0,
             std::slice::from_ref(&held.id)
         );
-        world.evidence(MessageId::new(), &other, world.now, Seen::Fast);
-        world.evidence(MessageId::new(), &same, world.now, Seen::Broken);
+        world.evidence(MessageId::new(), &other, world.now, FAST);
+        world.evidence(MessageId::new(), &same, world.now, Observed::Broken);
         assert!(world.holds(), "one strike");
     }
 }
@@ -577,30 +582,27 @@ async fn what_is_bad_after_all_is_not_kept_from_the_engine_but_held() {
     let mut world = World::new();
     let same = fingerprint(4711, &[]);
     world.spare(&same);
-    world.found(&same, Seen::Late);
+    world.found(&same, FOUND_LATE);
     assert!(world.holds(), "it is held");
     assert!(!world.spares());
-    (0..5).for_each(|_| world.evidence(MessageId::new(), &same, world.now, Seen::Late));
+    (0..5).for_each(|_| world.evidence(MessageId::new(), &same, world.now, LATE));
     assert!(world.holds() && !world.spares(), "whatever is clean");
 }
 
 /// A finding in time during a bypass shows that the engine can scan such messages. It is not bypassed for them again.
 #[tokio::test(start_paused = true)]
 async fn what_is_found_in_time_is_not_kept_from_the_engine_any_more() {
-    for seen in [Seen::Fast, Seen::InTime] {
+    for seen in [FAST, IN_TIME] {
         let mut world = World::new();
         let same = fingerprint(4711, &[]);
         world.spare(&same);
         world.found(&same, seen);
         assert!(!world.spares() && !world.holds(), "{seen:?}");
         let mut see = |seen| world.evidence(MessageId::new(), &same, world.now, seen);
-        see(Seen::TimedOut);
-        (0..5).for_each(|_| see(Seen::Late));
+        see(Observed::TimedOut);
+        (0..5).for_each(|_| see(LATE));
         // What was answered at once is not held for what took long.
-        assert_eq!(
-            (world.spares(), world.holds()),
-            (false, seen == Seen::InTime)
-        );
+        assert_eq!((world.spares(), world.holds()), (false, seen == IN_TIME));
     }
 }
 
@@ -627,7 +629,7 @@ async fn strikes_need_two_messages_and_an_engine_that_is_fine_with_others() {
     let good = usual(&mut world.rng);
     for _ in 0..5 {
         world.good(&good);
-        world.evidence(once, &same, world.now, Seen::Broken);
+        world.evidence(once, &same, world.now, Observed::Broken);
     }
     assert!(!world.holds(), "one message");
     world.pass(Duration::from_secs(60));
@@ -635,13 +637,13 @@ async fn strikes_need_two_messages_and_an_engine_that_is_fine_with_others() {
     for _ in 0..2 {
         for _ in 0..3 {
             let unrelated = usual(&mut world.rng);
-            world.evidence(MessageId::new(), &unrelated, world.now, Seen::Broken);
+            world.evidence(MessageId::new(), &unrelated, world.now, Observed::Broken);
         }
-        world.evidence(MessageId::new(), &other, world.now, Seen::Broken);
+        world.evidence(MessageId::new(), &other, world.now, Observed::Broken);
     }
     assert!(!world.holds(), "it breaks on everything");
     world.good(&good);
-    world.evidence(MessageId::new(), &other, world.now, Seen::Broken);
+    world.evidence(MessageId::new(), &other, world.now, Observed::Broken);
     assert!(world.holds());
 }
 
@@ -675,8 +677,8 @@ async fn of_all_that_failed_together_only_what_good_mail_has_least_is_held() {
     let bad = attached(&[common, rare, poison]);
     let other = attached(&[3]);
     for _ in 0..2 {
-        world.evidence(MessageId::new(), &other, world.now, Seen::Fast);
-        world.evidence(MessageId::new(), &bad, world.now, Seen::Broken);
+        world.evidence(MessageId::new(), &other, world.now, FAST);
+        world.evidence(MessageId::new(), &bad, world.now, Observed::Broken);
     }
     let held: Vec<Trait> = world
         .learner
@@ -685,7 +687,7 @@ async fn of_all_that_failed_together_only_what_good_mail_has_least_is_held() {
         .collect();
     assert_eq!(held, [bad.exact[2]], "the poison, and nothing else");
     // Copies that were in the engine already fail as well: that is explained.
-    world.evidence(MessageId::new(), &bad, world.now, Seen::Broken);
+    world.evidence(MessageId::new(), &bad, world.now, Observed::Broken);
     assert_eq!(world.learner.list().count(), 1);
 }
 
@@ -696,12 +698,12 @@ async fn strikes_cannot_be_switched_off_by_striking_often() {
     let other = fingerprint(3, &[]);
     for n in 0..10_100 {
         let once = fingerprint(10_000 + n, &[]);
-        world.evidence(MessageId::new(), &once, world.now, Seen::Broken);
+        world.evidence(MessageId::new(), &once, world.now, Observed::Broken);
     }
     world.pass(Duration::from_secs(1));
-    world.evidence(MessageId::new(), &other, world.now, Seen::Fast);
+    world.evidence(MessageId::new(), &other, world.now, FAST);
     let same = fingerprint(4711, &[]);
-    (0..2).for_each(|_| world.evidence(MessageId::new(), &same, world.now, Seen::Broken));
+    (0..2).for_each(|_| world.evidence(MessageId::new(), &same, world.now, Observed::Broken));
     assert!(world.holds());
 }
 
@@ -712,10 +714,10 @@ async fn interceptors_expire_and_come_back_for_longer() {
     let (same, usual) = (fingerprint(4711, &[]), fingerprint(1, &[]));
     let mut lasted = Vec::new();
     for _ in 0..2 {
-        world.evidence(MessageId::new(), &usual, world.now, Seen::Fast);
+        world.evidence(MessageId::new(), &usual, world.now, FAST);
         for _ in 0..2 {
             let id = MessageId::new();
-            world.evidence(id, &same, world.now, Seen::TimedOut);
+            world.evidence(id, &same, world.now, Observed::TimedOut);
         }
         assert!(world.holds());
         let made = world.now;
@@ -737,10 +739,19 @@ proptest! {
         let engine: Arc<str> = "clamd".into();
         for (n, what, wait) in seen {
             let f = fingerprint(n % 10, &[(Aspect::Skeleton, n % 3), (Aspect::Size, n % 5)]);
-            let seen = [Seen::Fast, Seen::Slow, Seen::InTime, Seen::TimedOut, Seen::Late, Seen::Broken, Seen::Late, Seen::Fast][what as usize];
-            let evidence = Evidence { message: MessageId::new(), fingerprint: f.clone(), fresh: n % 4 != 0, started: now, seen, found: what > 5 };
+            let seen = [FAST, Observed::Slow, IN_TIME, Observed::TimedOut, LATE, Observed::Broken, FOUND_LATE, FOUND_FAST][what as usize];
+            let evidence = Evidence {
+                message: MessageId::new(),
+                fingerprint: f.clone(),
+                reputation: SenderReputation::Unknown,
+                scan_reason: if n % 4 == 0 { ScanReason::Again } else { ScanReason::Fresh },
+                arrived: now,
+                started: now,
+                at: now,
+                what: seen,
+            };
             learner.observe(now, &engine, &evidence);
-            if seen == Seen::Fast { learner.judged_clean(now, &f); }
+            if matches!(seen, Observed::Fast { .. }) { learner.judged_clean(now, &f); }
             now += Duration::from_millis(wait);
             let state = EngineState { name: "clamd", is_out: false, covered: true, slots: 12 };
             learner.tick(now, &[state]);

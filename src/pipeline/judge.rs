@@ -11,8 +11,9 @@ use crate::deadline::Deadline;
 use crate::message::attachment::AttachmentFact;
 use crate::message::mime::{self, Inspection, Shared};
 use crate::message::{Fingerprint, Message, SenderReputation};
+use crate::observation::ScanReason;
 use crate::policy::{Facts, Group, Policy};
-use crate::scan::{ScanReason, ScanRequest, Scanner};
+use crate::scan::{ScanRequest, Scanner};
 use crate::store::Record;
 use crate::verdict::{Decision, Disposition, Report, Verdict};
 

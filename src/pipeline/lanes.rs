@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Generation, NextStep, Pipeline, events, settle};
 use crate::deadline::{Budget, Deadline, expiry_clock, wall_clock};
 use crate::message::{Content, Message};
+use crate::observation::ScanReason;
 use crate::quarantine;
-use crate::scan::ScanReason;
 use crate::store::{self, Change, Lane, Outgoing, RESCAN_RETENTION, Record, StoreError, Times};
 
 /// Maximum time for one delivery, with all stages and recipients: 900 s. A next hop may take ten minutes for its reply to the

@@ -28,7 +28,7 @@ use crate::ablation::{Mechanism, without};
 use crate::deadline::{Deadline, Elapsed, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Content, Message, SenderReputation};
-use crate::scan::ScanReason;
+use crate::observation::ScanReason;
 use crate::store::{Cause, Change, Lane, Place, Record, StoreError, Working};
 
 /// Interval between checks for recovered engines and ended interceptors: 1 s.

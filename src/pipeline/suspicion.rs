@@ -6,20 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
 use crate::incident::Incident;
-use crate::intercept::{
-    self, Action, Crashed, EngineState, Interception, Interceptor, Ruling, Seen,
-};
+use crate::intercept::{self, CRASH_REASON, EngineState, Interception, Ruling};
 use crate::message::pattern::Facts;
 use crate::message::{Fingerprint, Message, MessageId, SenderReputation};
+use crate::observation::{Evidence, Observed, ScanReason};
 use crate::policy::Policy;
-use crate::scan::{Diversion, DiversionAct, Evidence, Observed, ScanReason, Scanner};
+use crate::scan::Scanner;
 use crate::verdict::EngineClass;
 
 /// The rule that holds a message that makes an engine go away. A reviewer decides, because each further scan would cost the
 /// engine all scans under way.
 pub(super) const CRASH_RULE: &str = "guard.crashes";
-/// The reason for that hold, and the id of the diversion at the gate.
-const CRASH_REASON: &str = "it made the engine go away, alone, more than once";
 
 /// The result of the look-up for one message.
 pub(super) struct Looked {
@@ -112,11 +109,10 @@ impl Suspicion {
         let mut interception = self.lock();
         let mut incidents = Vec::new();
         let crashes = crashes(&seen);
-        for (engine, evidence) in seen {
-            let mut evidence = translated(evidence);
+        for (engine, mut evidence) in seen {
             let is_one_of_many = crashes.get(&engine).is_some_and(|all| all.len() > 1);
-            if evidence.seen == Seen::Broken && is_one_of_many {
-                evidence.seen = Seen::Lost;
+            if evidence.what == Observed::Broken && is_one_of_many {
+                evidence.what = Observed::Lost;
             }
             incidents.extend(interception.observe(now, &engine, &evidence));
         }
@@ -129,11 +125,7 @@ impl Suspicion {
         let mut diverted = lock(&self.diverted);
         if *diverted != current {
             for settings in scanner.settings() {
-                let name = &settings.name;
-                let suspects = interception.suspects_of_crashes(name);
-                let diversions = interception.list().filter_map(|i| diversion(i, name));
-                let diversions = crash_diversions(suspects).into_iter().chain(diversions);
-                scanner.divert(name, diversions.collect());
+                scanner.divert(&settings.name, interception.diversions(&settings.name));
             }
             *diverted = current;
         }
@@ -195,72 +187,6 @@ fn crashes(
     crashes
 }
 
-/// The diversions at the gate of an engine that went away, for the suspected messages.
-fn crash_diversions(suspects: Crashed) -> [Diversion; 2] {
-    let diversion = |id: &str, messages: Vec<MessageId>, act| Diversion {
-        id: id.into(),
-        traits: Box::new([]),
-        near: Box::new([]),
-        messages: messages.into(),
-        act,
-        known: act,
-    };
-    let turn = "it was in the engine with others when that went away";
-    [
-        diversion(CRASH_REASON, suspects.barred, DiversionAct::Bar),
-        diversion(turn, suspects.waits, DiversionAct::Wait),
-    ]
-}
-
-/// The diversion for an interceptor at an engine's gate. A gate only knows patterns of traits; other patterns are matched when
-/// a message arrives.
-fn diversion(interceptor: &Interceptor, engine: &str) -> Option<Diversion> {
-    let act = match &interceptor.action {
-        Action::Hold => DiversionAct::Hold,
-        Action::Park { engine: of } if of == engine => DiversionAct::Park,
-        Action::Bypass { engine: of } if of == engine => DiversionAct::Bypass,
-        Action::Park { .. } | Action::Bypass { .. } => return None,
-    };
-    // A learned interceptor parks mail from known senders only while other matching mail is in the engine. If the match is
-    // near and not exact, other engines decide.
-    let known = match act {
-        DiversionAct::Park | DiversionAct::Hold if interceptor.is_near() => DiversionAct::Bypass,
-        DiversionAct::Park | DiversionAct::Hold if interceptor.is_learned() => DiversionAct::Park,
-        act => act,
-    };
-    let pattern = &interceptor.pattern;
-    (pattern.is_of_traits() && !interceptor.dry_run).then(|| Diversion {
-        id: interceptor.id.as_str().into(),
-        traits: pattern.traits.as_slice().into(),
-        near: pattern.near.as_slice().into(),
-        messages: Box::new([]),
-        act,
-        known,
-    })
-}
-
-/// Evidence as the interceptors use it. Failed requests and scans that never ended only say that the scan is over, and nothing
-/// about the mail.
-fn translated(evidence: Evidence) -> intercept::Evidence {
-    let (seen, found) = match evidence.what {
-        Observed::Fast { found } => (Seen::Fast, found),
-        Observed::Slow => (Seen::Slow, false),
-        Observed::TimedOut => (Seen::TimedOut, false),
-        Observed::Ended { found } => (Seen::InTime, found),
-        Observed::Late { found } => (Seen::Late, found),
-        Observed::Broken => (Seen::Broken, false),
-        Observed::Failed | Observed::Lost => (Seen::Lost, false),
-    };
-    intercept::Evidence {
-        message: evidence.message,
-        fingerprint: evidence.fingerprint,
-        fresh: evidence.scan_reason == ScanReason::Fresh,
-        started: evidence.started,
-        seen,
-        found,
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -270,87 +196,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::deadline::wall_clock;
-    use crate::intercept::Origin;
-    use crate::message::Pattern;
     use crate::pipeline::tests::engine as scripted_engine;
     use crate::verdict::EngineClass;
-
-    /// An interceptor in dry run changes nothing at a gate, whatever its action; nor does an interceptor for another engine.
-    #[test]
-    fn a_dry_run_diverts_nothing() {
-        let diverts = |action: Action, dry_run, engine| {
-            let interceptor = Interceptor {
-                id: "one".to_owned(),
-                pattern: Pattern::of(["skeleton:00c0ffee00c0ffee".parse().expect("a trait")]),
-                action,
-                origin: Origin::Person {
-                    who: "root".to_owned(),
-                    note: String::new(),
-                },
-                made: wall_clock(),
-                expires: None,
-                dry_run,
-                hits: 0,
-                samples: Vec::new(),
-            };
-            diversion(&interceptor, engine).is_some()
-        };
-        let engine = || "clamd".to_owned();
-        for action in [
-            Action::Hold,
-            Action::Park { engine: engine() },
-            Action::Bypass { engine: engine() },
-        ] {
-            assert!(diverts(action.clone(), false, "clamd"), "{action:?}");
-            assert!(!diverts(action.clone(), true, "clamd"), "{action:?}");
-            let others = diverts(action.clone(), false, "rspamd");
-            assert_eq!(others, action == Action::Hold, "{action:?}");
-        }
-    }
-
-    /// A learned interceptor does not hold a known sender's mail at a gate: the mail waits, or other engines decide if the match
-    /// is only near. An interceptor made by a person applies to all senders.
-    #[test]
-    fn what_was_learned_holds_no_known_sender_at_a_gate() {
-        let band = "near:00c0ffee00c0ffee".parse().expect("a trait");
-        let learned = Origin::Learned {
-            evidence: Vec::new(),
-            engine: "clamd".to_owned(),
-            narrow: true,
-            bad: false,
-        };
-        let person = Origin::Person {
-            who: "root".to_owned(),
-            note: String::new(),
-        };
-        let known = |origin: &Origin, pattern: Pattern| {
-            let interceptor = Interceptor {
-                id: "one".to_owned(),
-                pattern,
-                action: Action::Hold,
-                origin: origin.clone(),
-                made: wall_clock(),
-                expires: None,
-                dry_run: false,
-                hits: 0,
-                samples: Vec::new(),
-            };
-            diversion(&interceptor, "clamd").map(|diversion| (diversion.act, diversion.known))
-        };
-        assert_eq!(
-            known(&learned, Pattern::of([band])),
-            Some((DiversionAct::Hold, DiversionAct::Park))
-        );
-        assert_eq!(
-            known(&learned, Pattern::nearly([band; 8])),
-            Some((DiversionAct::Hold, DiversionAct::Bypass))
-        );
-        assert_eq!(
-            known(&person, Pattern::of([band])),
-            Some((DiversionAct::Hold, DiversionAct::Hold))
-        );
-    }
 
     /// An engine is covered by other engines of its class that take mail, as many as coverage requires. An engine that is out
     /// covers no other; otherwise the class would be bypassed and no engine would scan its mail.

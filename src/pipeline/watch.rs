@@ -13,7 +13,7 @@ use super::interceptors::Exchange;
 use super::{Pipeline, events};
 use crate::deadline::{Deadline, wall_clock};
 use crate::incident::{Incident, Kind, Subject};
-use crate::scan::{Evidence, Observed};
+use crate::observation::{Evidence, Observed};
 use crate::store::Cause;
 
 /// Interval between two rounds of the watch: 250 ms. A flood must stop reaching an engine within 2 s (promise P3).

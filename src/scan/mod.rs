@@ -1,7 +1,6 @@
 //! Engines: scans a message with all engines at once, and returns exactly one report from each.
 
 pub mod engine;
-mod evidence;
 pub mod guard;
 #[cfg(test)]
 mod tests;
@@ -20,11 +19,11 @@ use crate::message::{
     Content, Envelope, Fingerprint, MessageId, Party, RequestedEdit, Rights, SenderReputation,
     edit, mime,
 };
+use crate::observation::{Diversion, Evidence, ScanReason};
 use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
 
-pub use evidence::{Evidence, Observed, ScanReason};
-pub use guard::{Diversion, DiversionAct, Guarded, Health, Passed, ReplicaHealth};
+pub use guard::{Guarded, Health, Passed, ReplicaHealth};
 
 /// Settings of one `[[engine]]`.
 #[derive(Debug, Clone, PartialEq)]

@@ -26,12 +26,12 @@ fn with_usual_shape() -> World {
 }
 
 fn strike(world: &mut World, f: &Arc<Fingerprint>) {
-    world.evidence(MessageId::new(), f, world.now, Seen::Broken);
+    world.evidence(MessageId::new(), f, world.now, Observed::Broken);
 }
 
 fn seen_well(world: &mut World) {
     let other = fingerprint(1, &[]);
-    world.evidence(MessageId::new(), &other, world.now, Seen::Fast);
+    world.evidence(MessageId::new(), &other, world.now, FAST);
 }
 
 /// In shadow mode an interceptor counts matches, and holds neither fresh nor deferred messages.
@@ -99,10 +99,12 @@ async fn scans_of_deferred_mail_are_no_evidence_of_an_episode() {
         let evidence = Evidence {
             message: MessageId::new(),
             fingerprint: f.clone(),
-            fresh: false,
+            reputation: SenderReputation::Unknown,
+            scan_reason: ScanReason::Again,
+            arrived: world.now,
             started: world.now,
-            seen,
-            found: false,
+            at: world.now,
+            what: seen,
         };
         world
             .learner
@@ -111,7 +113,7 @@ async fn scans_of_deferred_mail_are_no_evidence_of_an_episode() {
     for n in 0..12 {
         let old = fingerprint(1000 + n, &[(Aspect::Skeleton, 99)]);
         world.arrives(&old, true);
-        again(&mut world, &old, Seen::Slow);
+        again(&mut world, &old, Observed::Slow);
         for _ in 0..3 {
             let good = usual(&mut world.rng);
             world.good(&good);
@@ -120,7 +122,7 @@ async fn scans_of_deferred_mail_are_no_evidence_of_an_episode() {
     }
     assert!(world.made.is_empty(), "{:?}", world.made);
     let bad = fingerprint(4711, &[]);
-    again(&mut world, &bad, Seen::Fast);
+    again(&mut world, &bad, FAST);
     (0..2).for_each(|_| strike(&mut world, &bad));
     assert!(world.holds(), "what was quick then is held now");
 }
@@ -134,7 +136,7 @@ async fn new_mail_is_not_parked_while_all_other_mail_is_slow_too() {
         let new = fingerprint(world.rng.random(), &[(Aspect::Skeleton, 99)]);
         for mail in [new, usual(&mut world.rng)] {
             world.arrives(&mail, false);
-            world.evidence(MessageId::new(), &mail, world.now, Seen::Slow);
+            world.evidence(MessageId::new(), &mail, world.now, Observed::Slow);
         }
         world.pass(Duration::from_millis(100));
     }
@@ -230,11 +232,11 @@ async fn scans_that_began_before_do_not_refute() {
     world.pass(Duration::from_secs(1));
     seen_well(&mut world);
     (0..2).for_each(|_| strike(&mut world, &same));
-    let mut see = |started| world.evidence(MessageId::new(), &same, started, Seen::InTime);
+    let mut see = |started| world.evidence(MessageId::new(), &same, started, IN_TIME);
     (0..3).for_each(|_| see(before));
     assert!(world.holds(), "they began before it");
     let now = world.now;
-    (0..2).for_each(|_| world.evidence(MessageId::new(), &same, now, Seen::InTime));
+    (0..2).for_each(|_| world.evidence(MessageId::new(), &same, now, IN_TIME));
     assert!(!world.holds(), "they are refuted since");
 }
 
@@ -246,7 +248,7 @@ async fn a_quick_finding_does_not_make_a_broad_class_bad() {
     world.minute(|rng| fingerprint(rng.random(), &SHAPE));
     let class = fingerprint(world.rng.random(), &SHAPE);
     assert!(world.is_parked(&class), "{:?}", world.made);
-    world.found(&class, Seen::Fast);
-    (0..2).for_each(|_| world.evidence(MessageId::new(), &class, world.now, Seen::Late));
+    world.found(&class, Observed::Fast { found: true });
+    (0..2).for_each(|_| world.evidence(MessageId::new(), &class, world.now, LATE));
     assert!(world.spares());
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::incident::{Incident, Kind};
-use crate::intercept::Crashed;
+use crate::intercept::crash::Crashed;
 
 impl World {
     fn tick(&mut self) -> Vec<Incident> {
@@ -19,7 +19,7 @@ impl World {
         let id = MessageId::new();
         let good = usual(&mut self.rng);
         self.good(&good);
-        for seen in [Seen::Slow, Seen::TimedOut] {
+        for seen in [Observed::Slow, Observed::TimedOut] {
             self.evidence(id, f, self.now, seen);
         }
         id
@@ -55,7 +55,7 @@ async fn workers_lost_to_unlike_messages_are_told_with_their_names() {
     );
     assert_eq!(world.tick(), [], "once");
     for (id, f) in hung.drain(..) {
-        world.evidence(id, &f, world.now, Seen::Late);
+        world.evidence(id, &f, world.now, LATE);
     }
     assert_eq!(world.tick(), []);
     for n in 0..6 {
@@ -100,7 +100,7 @@ async fn who_makes_an_engine_go_away_is_told_and_barred() {
             .is_empty()
     );
     let other = fingerprint(9, &[]);
-    world.evidence(MessageId::new(), &other, world.now, Seen::Fast);
+    world.evidence(MessageId::new(), &other, world.now, FAST);
     let told = world.learner.crashed(world.now, &engine, &all[..1]);
     assert_eq!(told[0].message, Some(culprit));
     assert!(
@@ -108,7 +108,7 @@ async fn who_makes_an_engine_go_away_is_told_and_barred() {
         "{told:?}"
     );
     for (id, f) in &all[1..] {
-        world.evidence(*id, f, world.now, Seen::Fast);
+        world.evidence(*id, f, world.now, FAST);
     }
     let left = Crashed {
         waits: Vec::new(),

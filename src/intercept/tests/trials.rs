@@ -21,14 +21,16 @@ fn from_known(attachments: &[u64], near: &[u64]) -> Arc<Fingerprint> {
 
 impl World {
     /// One observation of a scan of that message.
-    fn see(&mut self, id: MessageId, f: &Arc<Fingerprint>, seen: Seen) -> Vec<Incident> {
+    fn see(&mut self, id: MessageId, f: &Arc<Fingerprint>, seen: Observed) -> Vec<Incident> {
         let evidence = Evidence {
             message: id,
             fingerprint: f.clone(),
-            fresh: true,
+            reputation: SenderReputation::Unknown,
+            scan_reason: ScanReason::Fresh,
+            arrived: self.now,
             started: self.now,
-            seen,
-            found: false,
+            at: self.now,
+            what: seen,
         };
         let engine = self.engine.clone();
         self.learner.observe(self.now, &engine, &evidence)
@@ -43,10 +45,10 @@ impl World {
 
     fn hangs_once(&mut self, f: &Arc<Fingerprint>) {
         let good = fingerprint(1, &[]);
-        self.see(MessageId::new(), &good, Seen::Fast);
+        self.see(MessageId::new(), &good, FAST);
         let id = MessageId::new();
-        self.see(id, f, Seen::Slow);
-        self.see(id, f, Seen::TimedOut);
+        self.see(id, f, Observed::Slow);
+        self.see(id, f, Observed::TimedOut);
     }
 
     fn judge(&mut self, id: MessageId, f: &Arc<Fingerprint>) -> Ruling {
@@ -92,7 +94,7 @@ async fn what_stands_beside_the_culprit_is_cleared_by_one_message() {
         world.is_held(&message(&[document], &[], &[])),
         "a stranger's is"
     );
-    let told: Vec<String> = (world.see(id, &ruling.shown, Seen::Fast).iter())
+    let told: Vec<String> = (world.see(id, &ruling.shown, FAST).iter())
         .map(|incident| incident.summary.clone())
         .collect();
     assert!(
@@ -130,7 +132,7 @@ async fn what_was_cleared_is_blamed_for_nobodys_mail_at_a_gate() {
     );
     let (id, letter) = (MessageId::new(), from_known(&[document], &near));
     let shown = world.judge(id, &letter).shown;
-    world.see(id, &shown, Seen::Fast);
+    world.see(id, &shown, FAST);
     let id = MessageId::new();
     let shown = world.judge(id, &strangers).shown;
     assert!(
@@ -147,7 +149,7 @@ async fn what_was_cleared_is_blamed_for_nobodys_mail_at_a_gate() {
     // It was shown without it, and hangs: with all that it has, and with nothing beside it.
     let shown = world.judge(id, &strangers).shown;
     world.pass(Duration::from_secs(1));
-    world.see(id, &shown, Seen::Slow);
+    world.see(id, &shown, Observed::Slow);
     let shown = world.judge(MessageId::new(), &strangers).shown;
     assert!(shown.has(strangers.exact[0]) && shown.has(band));
 }
@@ -160,7 +162,7 @@ async fn what_was_cleared_is_not_convicted_for_what_stands_beside_it() {
     world.hangs(&message(&[1000, 2000], &[], &[]));
     let (id, letter) = (MessageId::new(), from_known(&[1000], &[]));
     let shown = world.judge(id, &letter).shown;
-    world.see(id, &shown, Seen::Fast);
+    world.see(id, &shown, FAST);
     let removed: Vec<String> = world.learner.list().map(|i| i.id.clone()).collect();
     removed.iter().for_each(|id| drop(world.learner.remove(id)));
     // Quick scans are remembered for a minute.
@@ -176,7 +178,7 @@ async fn what_was_cleared_is_not_convicted_for_what_stands_beside_it() {
     );
     let id = MessageId::new();
     let shown = world.judge(id, &letter).shown;
-    world.see(id, &shown, Seen::Slow);
+    world.see(id, &shown, Observed::Slow);
     assert_eq!(
         world.judge(MessageId::new(), &letter).exemption,
         Exemption::Near
@@ -190,14 +192,14 @@ async fn what_is_slow_alone_is_held_for_known_senders_too() {
     world.hangs(&message(&[1000, 2000], &[], &[]));
     let (id, letter) = (MessageId::new(), from_known(&[1000], &[]));
     let shown = world.judge(id, &letter).shown;
-    let told = world.see(id, &shown, Seen::Slow);
+    let told = world.see(id, &shown, Observed::Slow);
     assert!(
         told[0].summary.contains("known senders' mail too"),
         "{told:?}"
     );
     assert!(world.is_held(&from_known(&[1000, 3000], &[])));
     // One that was slow and ended in time proves nothing.
-    world.see(id, &shown, Seen::InTime);
+    world.see(id, &shown, IN_TIME);
     assert!(!world.is_held(&letter));
 }
 
@@ -216,7 +218,7 @@ async fn one_trial_at_a_time() {
     world.hangs(&message(&[1000, 2000, 77], &[], &[]));
     let (first, both) = (MessageId::new(), from_known(&[1000, 2000, 3], &[]));
     let shown = world.judge(first, &both).shown;
-    world.see(first, &shown, Seen::Slow);
+    world.see(first, &shown, Observed::Slow);
     let ruling = world.judge(MessageId::new(), &letter);
     assert!(
         !ruling.shown.has(letter.exact[0]),
@@ -288,7 +290,7 @@ async fn known_senders_are_not_held_for_a_near_match() {
     let letter = from_known(&[13], &near);
     let id = MessageId::new();
     let ruling = world.judge(id, &letter);
-    world.see(id, &ruling.shown, Seen::Slow);
+    world.see(id, &ruling.shown, Observed::Slow);
     assert_eq!(
         world.judge(MessageId::new(), &letter).exemption,
         Exemption::Near
@@ -310,7 +312,7 @@ async fn what_is_only_alike_is_cleared_for_known_senders_only() {
         let (id, letter) = next();
         let Ruling { exemption, shown } = world.judge(id, &letter);
         assert_eq!(exemption, Exemption::All);
-        world.see(id, &shown, Seen::Fast);
+        world.see(id, &shown, FAST);
     }
     assert!(
         world.is_held(&message(&[60], &[], &[shape])),
@@ -318,7 +320,7 @@ async fn what_is_only_alike_is_cleared_for_known_senders_only() {
     );
     let (id, letter) = next();
     let shown = world.judge(id, &letter).shown;
-    world.see(id, &shown, Seen::Slow);
+    world.see(id, &shown, Observed::Slow);
     let again = message(&[61], &[], &[KNOWN[0], KNOWN[1], shape]);
     let (one, other) = (MessageId::new(), MessageId::new());
     let is_shown = |ruling: Ruling| ruling.shown.broad.iter().any(|t| t.aspect == shape.0);
@@ -336,7 +338,7 @@ async fn trials_are_bounded() {
     for n in 0..600 {
         let (id, letter) = (MessageId::new(), from_known(&[1_000 + n], &[]));
         let shown = world.judge(id, &letter).shown;
-        world.see(id, &shown, if n % 2 == 0 { Seen::Slow } else { Seen::Fast });
+        world.see(id, &shown, if n % 2 == 0 { Observed::Slow } else { FAST });
     }
     let [hanging, open, slow, cleared] = world.learner.trials.counts();
     assert!(
@@ -356,8 +358,8 @@ async fn a_message_is_tried_once() {
     let (id, letter) = (MessageId::new(), from_known(&[culprit], &[]));
     let ruling = world.judge(id, &letter);
     assert_eq!(ruling.exemption, Exemption::All, "it is the trial");
-    world.see(id, &ruling.shown, Seen::Slow);
-    world.see(id, &ruling.shown, Seen::TimedOut);
+    world.see(id, &ruling.shown, Observed::Slow);
+    world.see(id, &ruling.shown, Observed::TimedOut);
     let ruling = world.judge(id, &letter);
     assert_eq!(ruling.exemption, Exemption::Near);
     assert!(ruling.shown.has(letter.exact[0]));

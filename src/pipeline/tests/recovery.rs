@@ -5,9 +5,9 @@ mod turns;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::intercept::{Evidence, Seen};
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Identity, SenderReputation, Trait};
+use crate::observation::{Evidence, Observed, ScanReason};
 use crate::store::{Cause, Times};
 use crate::verdict::{Answer as Said, Reason, Verdict};
 
@@ -491,9 +491,12 @@ async fn nothing_is_loaded_before_it_has_its_place_in_memory() {
     world.closing.cancel();
 }
 
+const FAST: Observed = Observed::Fast { found: false };
+const IN_TIME: Observed = Observed::Ended { found: false };
+
 impl World {
     /// A known sender's message that has what a stranger's hangs with is scanned, and ends like that.
-    fn tries(&self, end: &[Seen]) {
+    fn tries(&self, end: &[Observed]) {
         let mut interception = self.pipeline.suspicion.lock();
         let (now, engine) = (Instant::now(), self.engines[0].as_str().into());
         let of = |exact: &[u64], broad: &[Aspect]| {
@@ -514,17 +517,19 @@ impl World {
             let evidence = Evidence {
                 message,
                 fingerprint: fingerprint.clone(),
-                fresh: true,
+                reputation: SenderReputation::Unknown,
+                scan_reason: ScanReason::Fresh,
+                arrived: now,
                 started: now,
-                seen,
-                found: false,
+                at: now,
+                what: seen,
             };
-            if seen != Seen::InTime {
+            if seen != IN_TIME {
                 interception.judge(now, message, fingerprint);
             }
             interception.observe(now, &engine, &evidence);
         };
-        see(MessageId::new(), &of(&[1, 2], &[]), Seen::Slow);
+        see(MessageId::new(), &of(&[1, 2], &[]), Observed::Slow);
         let trial = MessageId::new();
         end.iter().for_each(|seen| see(trial, &letter, *seen));
     }
@@ -534,7 +539,7 @@ impl World {
 /// same engine could not be helped before.
 #[tokio::test(start_paused = true)]
 async fn the_end_of_a_trial_is_a_chance_for_what_waits_for_it() {
-    for end in [&[Seen::Fast][..], &[Seen::Slow, Seen::InTime]] {
+    for end in [&[FAST][..], &[Observed::Slow, IN_TIME]] {
         let mut world = World::of(&["moody"], Duration::from_secs(5)).await;
         world.keep(Lane::Scan, "moody", "fail me").await;
         world.recover();

@@ -33,9 +33,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, BreakerState, Change};
-use crate::scan::evidence::Evidence;
+use crate::observation::{Diversion, DiversionAct, Evidence};
 use canary::Canaries;
-pub use diversion::{Diversion, DiversionAct};
 pub(super) use replica::Looked;
 use replica::Replica;
 pub(super) use request::{GateOrder, GateRefusal, GateRequest, ScanEnd, Times};

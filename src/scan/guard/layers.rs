@@ -20,7 +20,7 @@ use super::gate::{GateRefusal, GateRequest, LARGE_OCTETS_MIN, ScanEnd};
 use super::state::{GuardState, Phase};
 use crate::chance;
 use crate::deadline::Deadline;
-use crate::scan::ScanReason;
+use crate::observation::ScanReason;
 use crate::scan::engine::{Class, Engine, EngineAnswer, ScanError};
 use crate::verdict::Answer;
 

@@ -30,10 +30,10 @@ use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceBuilder, ServiceExt};
 
-use super::evidence::{Evidence, ScanReason};
 use crate::ablation::{Mechanism, without};
 use crate::incident::Incident;
 use crate::message::MessageId;
+use crate::observation::{Diversion, Evidence, ScanReason};
 use crate::scan::Settings;
 use crate::scan::engine::{Engine, Sample, ScanError};
 use crate::verdict::{EngineClass, Report, Reused, Same};
@@ -41,7 +41,6 @@ use gate::{Gate, Looked};
 use layers::around;
 use state::{GuardState, InFlight, Phase};
 
-pub use gate::{Diversion, DiversionAct};
 pub use probe::Passed;
 
 /// One call of a guarded engine on its way through the layers.

@@ -21,8 +21,9 @@ use crate::message::mime;
 use crate::message::{
     BodyKind, Content, Envelope, Mailbox, MessageId, Recipient, ReversePath, SenderReputation,
 };
+use crate::observation::ScanReason;
+use crate::scan::ScanRequest;
 use crate::scan::engine::{Probe, Probes, Sample};
-use crate::scan::{ScanReason, ScanRequest};
 use crate::verdict::{Answer, Finding};
 
 /// The test that a replica has passed when a person asked for one.

@@ -18,16 +18,16 @@ use tokio::time::Instant;
 use super::answer_cache::{AnswerCache, is_bad};
 use super::coalesce::InFlightScans;
 use super::drift::DriftDetector;
-use super::gate::{Diversion, Gate, GateRefusal, GateRequest, ScanEnd, Ticket, Times};
+use super::gate::{Gate, GateRefusal, GateRequest, ScanEnd, Ticket, Times};
 use super::layers::Outcome;
 use super::probe_schedule::ProbeSchedule;
 use super::probe_trust::ProbeTrust;
 use super::retry_budget::RetryBudget;
 use crate::ablation::{Mechanism, without};
 use crate::incident::{Incident, Subject};
+use crate::observation::{Diversion, Evidence};
 use crate::scan::Settings;
 use crate::scan::engine::{Engine, EngineAnswer};
-use crate::scan::evidence::Evidence;
 use crate::verdict::Answer;
 
 /// Incidents that wait for the pipeline, which takes them four times a second. Further ones are dropped, to bound memory.

@@ -187,8 +187,8 @@ async fn who_waits_for_a_scan_hears_of_its_conviction() {
         traits: fingerprint.exact.clone(),
         near: Box::new([]),
         messages: Box::new([]),
-        act: crate::scan::DiversionAct::Hold,
-        known: crate::scan::DiversionAct::Hold,
+        act: crate::observation::DiversionAct::Hold,
+        known: crate::observation::DiversionAct::Hold,
     };
     guarded.divert(Arc::new([diversion]));
     let reports = scanning.await.expect("no panic");

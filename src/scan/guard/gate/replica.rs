@@ -6,8 +6,9 @@ use super::trust::Level;
 use super::{Gate, GateRefusal, GateRequest, Scan, Ticket};
 use crate::ablation::{Mechanism, without};
 use crate::message::{MessageId, SenderReputation};
+use crate::observation::ScanReason;
+use crate::scan::Turn;
 use crate::scan::guard::breaker::{Breaker, BreakerState};
-use crate::scan::{ScanReason, Turn};
 
 #[derive(Debug)]
 pub(super) struct Replica {

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::{LARGE_LATENCY_FACTOR, Ticket};
 use crate::message::{Fingerprint, MessageId, SenderReputation};
-use crate::scan::{ScanReason, Turn};
+use crate::observation::ScanReason;
+use crate::scan::Turn;
 
 /// A decision of the gate about one ticket.
 #[derive(Debug, Clone, PartialEq)]

@@ -8,8 +8,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Identity, MessageId, SenderReputation, Trait};
+use crate::observation::ScanReason;
+use crate::scan::Turn;
 use crate::scan::guard::breaker::Cause;
-use crate::scan::{ScanReason, Turn};
 
 const TIMES: Times = Times {
     slow: Duration::from_millis(500),

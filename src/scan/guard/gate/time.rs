@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::trust::Level;
 use super::waiting::slow_copies;
 use super::{EVIDENCE_MAX, FAILURE_LATENCY_MIN, Gate, GateRefusal, Scan, ScanEnd, Ticket};
-use crate::scan::evidence::{Evidence, Observed};
+use crate::observation::{Evidence, Observed};
 use crate::scan::guard::breaker::Change;
 
 /// Mail that is scanned again waits for a slot ten times as long as fresh mail, because no SMTP session waits for the answer.

@@ -14,7 +14,8 @@ use super::Ticket;
 use super::trust::Level;
 use crate::ablation::{Mechanism, without};
 use crate::message::SenderReputation;
-use crate::scan::{ScanReason, Turn};
+use crate::observation::ScanReason;
+use crate::scan::Turn;
 
 /// Bounds the search for a message that may start: the number of lines in which no message may start, and the number of
 /// messages examined in each line. The search usually ends much earlier. A party with a slow scan is barred once the party

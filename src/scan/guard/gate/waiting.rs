@@ -6,12 +6,12 @@ use tokio::time::Instant;
 use super::trust::Level;
 use super::turns::Class;
 use super::{
-    BYPASS_TEST_INTERVAL, DiversionAct, Gate, GateOrder, GateRefusal, GateRequest,
-    SCANS_PER_REPLICA_TRIAL, Scan, Ticket, Waiting,
+    BYPASS_TEST_INTERVAL, Gate, GateOrder, GateRefusal, GateRequest, SCANS_PER_REPLICA_TRIAL, Scan,
+    Ticket, Waiting,
 };
 use crate::chance;
 use crate::message::Trait;
-use crate::scan::ScanReason;
+use crate::observation::{DiversionAct, ScanReason};
 
 impl Gate {
     pub(super) fn ticket(&mut self) -> Ticket {
