@@ -106,6 +106,8 @@ pub(super) struct Gate {
     watched_since: Instant,
     /// Start times of scans of unknown senders that were answered before they were slow; the newest ones only.
     strangers_well: VecDeque<Instant>,
+    /// For each freed slot that takes no mail of unknown senders yet, the end of that pause.
+    pauses: Vec<Instant>,
     /// The last breaker that opened did so because proven mail of known senders hung, or a probe.
     hangs_on_known: bool,
     /// Whether other engines make up for this engine while its breakers are open.
@@ -156,6 +158,7 @@ impl Gate {
             watched: now,
             watched_since: now,
             strangers_well: VecDeque::new(),
+            pauses: Vec::new(),
             hangs_on_known: false,
             covered: true,
             returns: 0,
@@ -240,6 +243,7 @@ impl Gate {
             self.weigh(now, &scan, age, end);
             self.push(evidence(now, &scan, what));
         }
+        self.pause_slot(now, &scan);
         let in_time = age < self.times.timeout;
         let parked = self.canaries.end(now, &scan.entrant, end, in_time);
         self.offer_again(parked);

@@ -7,10 +7,12 @@
 
 use std::time::Duration;
 
+use rand::RngExt as _;
 use tokio::time::Instant;
 
 use super::{Gate, GateRequest, Scan};
 use crate::ablation::{Mechanism, without};
+use crate::chance;
 use crate::message::SenderReputation;
 
 /// Time constant of the mean use of slots by more trusted mail. The reserve follows this mean, and must be there before the
@@ -21,6 +23,9 @@ const USE_TIME_CONSTANT: Duration = Duration::from_secs(10);
 /// well: a quarter or more are stuck. Of valid mail, only a few scans in 1,000 hang. A flood that is large enough to matter
 /// is at least as much as the valid mail beside the flood, so half of the scans or more hang. A quarter lies between the two.
 const FAST_SCANS_PER_STUCK_MAX: usize = 3;
+/// After a scan of an unknown sender has run past its timeout, its slot takes no mail of unknown senders for a random time, of
+/// at most a twentieth of the time that the scan has held the slot.
+const PAUSE_DIVISOR: u32 = 20;
 /// If no mail of the more trusted levels has begun a scan for 10 minutes, no slots are kept free for those levels.
 const RESERVE_IDLE_MAX: Duration = Duration::from_secs(600);
 
@@ -138,6 +143,8 @@ pub(super) struct Load {
     slow_large: [usize; 3],
     /// Scans of messages that timed out before.
     struck: usize,
+    /// Free slots that take no mail of unknown senders yet.
+    paused: usize,
 }
 
 impl Load {
@@ -149,6 +156,7 @@ impl Load {
             large: [0; 3],
             slow_large: [0; 3],
             struck: 0,
+            paused: 0,
         };
         for scan in scans.filter(|scan| !scan.is_probe) {
             for level in 0..=scan.level as usize {
@@ -177,7 +185,11 @@ impl Load {
             _ => level.most_kept(self.slots),
         };
         let alone = level == Level::Unproven && self.held[1] == self.held[2];
-        alone || self.held[at] < self.slots.saturating_sub(kept).max(1)
+        let paused = match level {
+            Level::Unknown => self.paused,
+            Level::Proven | Level::Unproven => 0,
+        };
+        alone || self.held[at] + paused < self.slots.saturating_sub(kept).max(1)
     }
 
     /// Whether a message that timed out before may take a free slot. The message may hang again, so these messages are
@@ -212,11 +224,29 @@ impl Load {
 
 impl Gate {
     /// The present load, over the replicas that take mail.
-    pub(super) fn load(&self) -> Load {
+    pub(super) fn load(&self, now: Instant) -> Load {
         let takes = |at: usize| self.replicas[at].allowed() > 0;
         let replicas = self.replicas.iter().filter(|replica| replica.allowed() > 0);
         let scans = self.scans.values().filter(|scan| takes(scan.replica));
-        Load::of(replicas.count() * self.slots, scans)
+        Load {
+            paused: self.pauses.iter().filter(|end| now < **end).count(),
+            ..Load::of(replicas.count() * self.slots, scans)
+        }
+    }
+
+    /// Pauses the slot of a scan that has ended, if the scan was of an unknown sender and past its timeout.
+    ///
+    /// Without the pause, hanging messages that arrive at a fixed interval can be in step with the slots: if the engine ends each
+    /// hanging scan after a multiple of the interval, a slot becomes free just when the next hanging message is first in the
+    /// queue, and other mail gets no slot. A random pause of up to four times [`Times::wait`](super::Times::wait) breaks the
+    /// step, because fresh mail leaves the queue after `wait`.
+    pub(super) fn pause_slot(&mut self, now: Instant, scan: &Scan) {
+        self.pauses.retain(|end| now < *end);
+        if scan.is_overdue && scan.level == Level::Unknown && !scan.is_probe {
+            let longest = (self.times.wait * 4).min((now - scan.started) / PAUSE_DIVISOR);
+            let pause = longest.mul_f64(chance::rng().random());
+            self.pauses.push(now + pause);
+        }
     }
 
     /// Parties that may not start another scan: at least one scan of the party is slow, and the party already holds half of
@@ -249,7 +279,7 @@ impl Gate {
             return false;
         }
         let admits = || {
-            let (load, level) = (self.load(), self.level(entrant));
+            let (load, level) = (self.load(now), self.level(entrant));
             load.admits(now, level, &self.used) && (!entrant.large || load.admits_large(level))
         };
         self.free() == 0 || self.canaries.blocking(entrant).is_some() || !admits()
@@ -291,6 +321,7 @@ mod tests {
             large: [0; 3],
             slow_large: [0; 3],
             struck: 0,
+            paused: 0,
         }
     }
 

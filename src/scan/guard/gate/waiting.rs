@@ -131,7 +131,7 @@ impl Gate {
         if self.waiting.is_empty() || self.free() == 0 {
             return None;
         }
-        let load = self.load();
+        let load = self.load(now);
         let stuck = self.stuck_parties(&load);
         let (waiting, used) = (&self.waiting, &self.used);
         let has_room = |class, level| {

@@ -281,3 +281,42 @@ async fn what_hung_before_is_nobody_elses_fault() {
     struck(&mut world, 7);
     assert!(matches!(&world.refused()[..], [(_, GateRefusal::Open(_))]));
 }
+
+/// Law 2: hanging mail of unknown senders that comes at a fixed interval does not take each slot that the engine frees, even if
+/// each scan hangs for a multiple of the interval. Other mail of unknown senders gets slots, and is not blamed.
+#[tokio::test(start_paused = true)]
+async fn hanging_mail_at_an_interval_is_not_in_step_with_the_slots() {
+    for offset in [0, 300, 950] {
+        let mut world = World::new(10);
+        let (mut hanging, mut ends) = (Vec::new(), BTreeMap::<u64, Vec<Ticket>>::new());
+        let mut parked = 0;
+        for time in (0..1_200_000).step_by(50) {
+            world.now += milliseconds(50);
+            for ticket in ends.remove(&time).unwrap_or_default() {
+                world.answered(ticket);
+            }
+            world.gate.tick(world.now);
+            if time % 100 == 0 {
+                world.unique(SenderReputation::Unknown);
+            }
+            if time % 10_000 == offset {
+                hanging.push(world.unique(SenderReputation::Unknown));
+            }
+            for order in world.gate.orders() {
+                match order {
+                    GateOrder::Start(ticket, _) => {
+                        let takes = if hanging.contains(&ticket) {
+                            120_000
+                        } else {
+                            50
+                        };
+                        ends.entry(time + takes).or_default().push(ticket);
+                    }
+                    GateOrder::Refuse(_, GateRefusal::Parked(_)) => parked += 1,
+                    GateOrder::Refuse(..) | GateOrder::Convicted(_) => {}
+                }
+            }
+        }
+        assert!(parked < 100, "{parked} of 12000 with offset {offset}");
+    }
+}

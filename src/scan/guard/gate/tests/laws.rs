@@ -77,7 +77,8 @@ impl World {
         let of_strangers = scans().filter(|scan| scan.level == Level::Unknown);
         let slow = scans().filter(|scan| scan.is_slow).count();
         let strangers_most = gate.slots - (gate.slots / 3).max(1);
-        let stranger_has_room = of_strangers.count() < strangers_most.max(1);
+        let paused = gate.pauses.iter().filter(|end| self.now < **end).count();
+        let stranger_has_room = of_strangers.count() + paused < strangers_most.max(1);
         let struck = scans().filter(|scan| scan.entrant.struck).count();
         let half = (strangers_most / 2).max(1);
         for waiting in gate.waiting.values().filter(|waiting| !waiting.parked) {
