@@ -139,6 +139,7 @@ impl Lanes {
             {
                 let poll = Deadline::after(POLL_INTERVAL);
                 tokio::select! {
+                    biased;
                     () = self.pipeline.wake.notified() => {}
                     () = poll.wait() => {}
                 }
@@ -152,7 +153,9 @@ impl Lanes {
             // Registered before the store is queried: a record that is stored meanwhile starts the next round at once.
             let woken = self.pipeline.wake.notified();
             let next = Deadline::after(self.send_out().await);
+            // Biased, so that a simulation replays identically from its seed.
             tokio::select! {
+                biased;
                 () = woken => {}
                 () = self.freed.notified() => {}
                 () = next.wait() => {}
