@@ -7,12 +7,12 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::baseline::Baseline;
-use super::conviction::{Charge, EXPIRY_DOUBLINGS_MAX, STRIKES_TO_BLOCK, proof};
+use super::conviction::{Charge, EXPIRY_DOUBLINGS_MAX, proof};
 use super::crash::Crashes;
 use super::episode::{Arrivals, Context, Episode, Finding, Remedy};
 use super::key::Likeness;
-use super::learned::{Active, Learned, Missed};
-use super::strikes::{STRIKE_AGE, Strikes};
+use super::learned::{Active, Missed};
+use super::strikes::Strikes;
 use super::trial::{Exemption, Ruling, Trials};
 use super::{Action, Interceptor, Key, Settings};
 use crate::incident::{Incident, Kind, Subject};
@@ -23,14 +23,6 @@ use crate::observation::{Evidence, Observed};
 /// New learned interceptors for one engine in one tick: 8 bound the time of a tick, because each costs a pass over the
 /// episode.
 const NEW_INTERCEPTORS_PER_TICK: usize = 8;
-/// Scans in time that disprove a narrow interceptor, and a broad one. A broad interceptor needs more: valid mail matches it
-/// too, and scans well. As many late clean answers as disprove a narrow interceptor turn a hold into a bypass.
-const SCANS_TO_DISPROVE: [u32; 2] = [2, 20];
-/// Scans in time of bypassed messages that end the bypass.
-const SCANS_TO_END_BYPASS: u32 = 3;
-/// Findings remembered because they took long or would have been missed. For [`STRIKE_AGE`], the engine is not bypassed for
-/// messages like these.
-const MISSED_MAX: usize = 256;
 /// Ended interceptors remembered, so that recovery finds the messages that they held.
 const ENDED_MAX: usize = 1000;
 
@@ -62,10 +54,10 @@ pub struct Interception {
     pub(super) strikes: Strikes,
     /// How often each key was blocked so far.
     pub(super) convictions: HashMap<Key, u32>,
-    missed: VecDeque<Missed>,
+    pub(super) missed: VecDeque<Missed>,
     ended: VecDeque<String>,
     /// Engines without which mail could be judged at the last tick.
-    covered: HashSet<Arc<str>>,
+    pub(super) covered: HashSet<Arc<str>>,
     /// Grows with every change of what gates have to know.
     pub(super) version: u64,
     /// Grows when messages that were kept from an engine need not be kept from it any more.
@@ -280,138 +272,6 @@ impl Interception {
             incidents.extend(self.strike(now, engine, evidence));
         }
         incidents
-    }
-
-    /// Weighs a scan for the interceptors that match the message. A scan in time counts only if it began after the
-    /// interceptor was made.
-    fn weigh(&mut self, now: Instant, engine: &Arc<str>, evidence: &Evidence) -> Vec<Incident> {
-        let mut incidents = Vec::new();
-        let (mut lifted, mut harmless, mut disproved) = (Vec::new(), Vec::new(), Vec::new());
-        let is_known = self.reputation(&evidence.fingerprint) == SenderReputation::Known;
-        for (id, active) in &mut self.active {
-            let about = |l: &Learned| {
-                // The interceptor does not hold such messages of known senders, so their scans say nothing about the
-                // messages that it holds.
-                let is_exempt = is_known && self.trials.is_cleared(now, engine, l.like.key);
-                *l.engine == **engine && l.like.matches(&evidence.fingerprint) && !is_exempt
-            };
-            if !active.learned.as_ref().is_some_and(about) {
-                continue;
-            }
-            active.count(evidence);
-            let Some(learned) = &active.learned else {
-                continue;
-            };
-            let action = &mut active.interceptor.action;
-            let enough = match action {
-                Action::Bypass { .. } => SCANS_TO_END_BYPASS,
-                Action::Park { .. } | Action::Hold => {
-                    SCANS_TO_DISPROVE[usize::from(!learned.narrow)]
-                }
-            };
-            let is_bypass = matches!(action, Action::Bypass { .. });
-            if is_bypass && evidence.what.found() {
-                disproved.push(id.clone());
-            } else if learned.in_time >= enough {
-                lifted.push(id.clone());
-            } else if learned.late_clean >= SCANS_TO_DISPROVE[0] && !is_bypass && !learned.is_bad {
-                harmless.push(id.clone());
-            } else if matches!(action, Action::Park { .. })
-                && learned.narrow
-                && learned.timeouts >= STRIKES_TO_BLOCK
-            {
-                *action = Action::Hold;
-                self.version += 1;
-                let what = "now holds what it parked";
-                let incident = told(Kind::InterceptorChanged, &active.interceptor, what);
-                let incident = incident.with("scans past their timeout", learned.timeouts);
-                incidents.push(incident.about(evidence.message));
-            }
-        }
-        if evidence.what.found()
-            && (!matches!(evidence.what, Observed::Fast { .. }) || !disproved.is_empty())
-        {
-            self.remember_missed(now, engine, &evidence.fingerprint);
-        }
-        for id in lifted {
-            incidents.extend(self.end(&id, "refuted: such mail scans well"));
-        }
-        for id in harmless {
-            incidents.extend(self.start_bypass(now, &id));
-        }
-        for id in disproved {
-            incidents.extend(self.replace_bypass_by_hold(&id, evidence));
-        }
-        incidents
-    }
-
-    /// Remembers a message. For [`STRIKE_AGE`] the engine must not be bypassed for messages like it.
-    fn remember_missed(&mut self, now: Instant, engine: &Arc<str>, fingerprint: &Arc<Fingerprint>) {
-        while self.missed.len() >= MISSED_MAX
-            || self
-                .missed
-                .front()
-                .is_some_and(|e| now >= e.at + STRIKE_AGE)
-        {
-            self.missed.pop_front();
-        }
-        self.missed.push_back(Missed {
-            at: now,
-            engine: engine.clone(),
-            fingerprint: fingerprint.clone(),
-        });
-    }
-
-    /// The messages that [`remember_missed`](Self::remember_missed) remembers for the engine.
-    fn missed_by<'a>(
-        &'a self,
-        now: Instant,
-        engine: &'a str,
-    ) -> impl Iterator<Item = &'a Fingerprint> {
-        let of = self.missed.iter().filter(move |e| *e.engine == *engine);
-        of.filter(move |e| now < e.at + STRIKE_AGE)
-            .map(|e| &*e.fingerprint)
-    }
-
-    /// The engine found something in a message that it was bypassed for. The other engines suffice for a verdict, but may
-    /// not know this finding. If the finding was late, the scans cost the engine too much: a narrow interceptor holds such
-    /// messages from now on. In all other cases the interceptor ends, and the engine gets such messages again.
-    fn replace_bypass_by_hold(&mut self, id: &str, evidence: &Evidence) -> Option<Incident> {
-        let active = self.active.get_mut(id)?;
-        let is_narrow = active.learned.as_ref().is_some_and(|l| l.narrow);
-        if !matches!(evidence.what, Observed::Late { .. }) || !is_narrow {
-            let incident = self.end(id, "refuted: something was found in what it spared");
-            return incident.map(|incident| incident.about(evidence.message));
-        }
-        active.interceptor.action = Action::Hold;
-        self.version += 1;
-        let what = "now holds what it spared the engine: something was found in it";
-        let incident = told(Kind::InterceptorChanged, &active.interceptor, what);
-        Some(incident.about(evidence.message))
-    }
-
-    /// Such messages take the engine too long and are clean in the end. So the interceptor holds them no longer, and
-    /// bypasses the engine instead. If the other engines do not suffice, the interceptor ends. If a remembered finding is in a
-    /// message like these, nothing changes.
-    fn start_bypass(&mut self, now: Instant, id: &str) -> Option<Incident> {
-        let learned = self.active.get(id)?.learned.as_ref()?;
-        let mut bad = self.missed_by(now, &learned.engine);
-        if bad.any(|fingerprint| learned.like.matches(fingerprint)) {
-            return None;
-        }
-        drop(bad);
-        let active = self.active.get_mut(id)?;
-        let learned = active.learned.as_mut()?;
-        if !self.covered.contains(&learned.engine) {
-            return self.end(id, "refuted: such mail is clean, if slow");
-        }
-        let engine = learned.engine.to_string();
-        (learned.made, learned.in_time) = (now, 0);
-        active.interceptor.action = Action::Bypass { engine };
-        self.version += 1;
-        let what = "now spares the engine what it held: it is clean, if slow";
-        let incident = told(Kind::InterceptorChanged, &active.interceptor, what);
-        Some(incident.with("clean after their timeout", SCANS_TO_DISPROVE[0]))
     }
 
     pub(super) fn end(&mut self, id: &str, why: &str) -> Option<Incident> {

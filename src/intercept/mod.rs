@@ -14,6 +14,7 @@ mod strikes;
 #[cfg(test)]
 mod tests;
 mod trial;
+mod weigh;
 
 use std::borrow::Cow;
 use std::fmt;

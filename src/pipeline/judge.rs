@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::suspicion::{Looked, Suspicion};
-use super::{Generation, Judged, Pipeline, settle};
+use super::{Generation, Pipeline, settle};
 use crate::deadline::Deadline;
 use crate::message::attachment::AttachmentFact;
 use crate::message::mime::{self, Inspection, Shared};
@@ -24,7 +24,9 @@ pub struct Judgement {
     pub groups: Vec<Group>,
     /// One report for each engine; empty if an interceptor decided before the scan.
     pub reports: Vec<Report>,
-    /// SenderReputation of the sender, if it was looked up.
+    /// Scan time of this message so far, in all passes.
+    pub spent: Duration,
+    /// Sender reputation; `None` if the interceptors did not look at the message.
     pub reputation: Option<SenderReputation>,
 }
 
@@ -81,7 +83,7 @@ impl Pipeline {
         generation: &Generation,
         message: &Message,
         terms: Terms,
-    ) -> Judged {
+    ) -> Judgement {
         let judged = self.ask(generation, message, terms).await;
         let delivers = |(decision, _): &(Decision, _)| decision.disposition == Disposition::Deliver;
         let judged = match settle::has_stand_in(&judged.reports)
@@ -105,7 +107,11 @@ impl Pipeline {
 
     /// The decision of a stored message, if that decision still holds. If an answer about another message stood in, the store
     /// must still have room for the scan that is owed, unless a person has released the message.
-    pub(super) async fn judged_before(&self, record: &Record, message: &Message) -> Option<Judged> {
+    pub(super) async fn judged_before(
+        &self,
+        record: &Record,
+        message: &Message,
+    ) -> Option<Judgement> {
         let judged = settle::judged_before(record, message)?;
         let asks_for_room = !record.released && settle::has_stand_in(&judged.reports);
         let holds = !asks_for_room || self.has_rescan_room(message.content.len()).await;
@@ -123,29 +129,22 @@ impl Pipeline {
         generation: &Generation,
         message: &Message,
         terms: Terms,
-    ) -> Judged {
-        let began = Instant::now();
-        let spent = terms.spent;
-        let deadline = Deadline::after(generation.budget.total.saturating_sub(spent));
+    ) -> Judgement {
+        let deadline = Deadline::after(generation.budget.total.saturating_sub(terms.spent));
         let asking = Asking {
             scanner: &generation.scanner,
             policy: &generation.policy,
             suspicion: Some(&self.suspicion),
             terms,
         };
-        let judgement = asking.judge(message, deadline).await;
-        Judged {
-            groups: judgement.groups,
-            reports: judgement.reports,
-            spent: spent + began.elapsed(),
-            reputation: judgement.reputation,
-        }
+        asking.judge(message, deadline).await
     }
 }
 
 impl Asking<'_> {
     /// Judges as [`judge`] does, and with the interceptors if there are any.
     pub(super) async fn judge(&self, message: &Message, deadline: Deadline) -> Judgement {
+        let began = Instant::now();
         let inspection = self.scanner.inspection();
         let looked = match self.suspicion {
             Some(suspicion) => {
@@ -162,7 +161,11 @@ impl Asking<'_> {
             ..
         }) = &looked
         {
-            return self.held(message, rule, reason, *reputation);
+            return Judgement {
+                spent: self.terms.spent + began.elapsed(),
+                reputation: Some(*reputation),
+                ..self.held(message, rule, reason)
+            };
         }
         let request = ScanRequest {
             id: message.id,
@@ -200,19 +203,14 @@ impl Asking<'_> {
         Judgement {
             groups,
             reports,
+            spent: self.terms.spent + began.elapsed(),
             reputation: looked.map(|l| l.reputation),
         }
     }
 
     /// The judgement of a message that an interceptor, or the search for the cause of engine crashes, holds before the scan: to
     /// quarantine, with the verdict undetermined and without reports.
-    fn held(
-        &self,
-        message: &Message,
-        rule: &str,
-        reason: &str,
-        reputation: SenderReputation,
-    ) -> Judgement {
+    fn held(&self, message: &Message, rule: &str, reason: &str) -> Judgement {
         let decision = Decision {
             verdict: Verdict::Undetermined,
             disposition: Disposition::Quarantine,
@@ -226,7 +224,8 @@ impl Asking<'_> {
         Judgement {
             groups: vec![(decision, (0..message.envelope.recipients.len()).collect())],
             reports: Vec::new(),
-            reputation: Some(reputation),
+            spent: Duration::ZERO,
+            reputation: None,
         }
     }
 }

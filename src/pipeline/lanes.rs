@@ -12,9 +12,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::load::LoadError;
 use super::{Generation, NextStep, Pipeline, events, settle};
 use crate::deadline::{Budget, Deadline, expiry_clock, wall_clock};
-use crate::message::{Content, Message};
 use crate::observation::ScanReason;
 use crate::quarantine;
 use crate::store::{self, Change, Lane, Outgoing, RESCAN_RETENTION, Record, StoreError, Times};
@@ -385,33 +385,18 @@ impl Lanes {
 
     /// Resumes one record, under the generation that determined its lease.
     async fn work(&self, generation: Arc<Generation>, mut record: Record, next_step: NextStep) {
-        let pipeline = &self.pipeline;
-        let size = usize::try_from(record.size).unwrap_or(usize::MAX);
-        let room = Deadline::after(MEMORY_WAIT_MAX).run(pipeline.memory.acquire(size));
-        let Ok(charge) = room.await else {
-            record.due_at = wall_clock() + RECORD_RETRY_DELAY;
-            return self.put_back(record).await;
-        };
-        match pipeline.store.content(record.id).await {
-            Ok(content) => {
-                let message = Message {
-                    id: record.message,
-                    received_at: record.received_at,
-                    envelope: Arc::new(record.envelope.clone()),
-                    trace: record.trace.clone(),
-                    content: Content::charged(content, charge),
-                };
-                pipeline
-                    .resume(generation, message, record, ScanReason::Again, next_step)
-                    .await;
+        match self.pipeline.load(&record).await {
+            Ok(message) => {
+                let resumed =
+                    self.pipeline
+                        .resume(generation, message, record, ScanReason::Again, next_step);
+                resumed.await;
             }
-            Err(error) => {
-                events::lane_failed("content", &error);
-                // The store sets a damaged record aside. After any other error, the next read may succeed.
-                if !matches!(error, StoreError::Damaged(..)) {
-                    record.due_at = wall_clock() + RECORD_RETRY_DELAY;
-                    self.put_back(record).await;
-                }
+            // The store sets a damaged record aside. After any other error, the next read may succeed.
+            Err(LoadError::Store(StoreError::Damaged(..))) => {}
+            Err(LoadError::Store(_) | LoadError::NoMemory) => {
+                record.due_at = wall_clock() + RECORD_RETRY_DELAY;
+                self.put_back(record).await;
             }
         }
     }

@@ -7,7 +7,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::{Generation, Judged, settle};
+use super::{Generation, Judgement, settle};
 use crate::delivery::{Outbound, Told};
 use crate::message::{Edit, Message, MessageId, edit, header, mime};
 use crate::scan::{Scanner, Settings};
@@ -20,7 +20,7 @@ use crate::verdict::{Decision, Report, Verdict, stand_ins};
 pub(super) async fn outbound(
     generation: &Arc<Generation>,
     message: &Message,
-    judged: &Judged,
+    judged: &Judgement,
     group: &(Decision, Vec<usize>),
 ) -> Outbound {
     let edits = edits(&generation.scanner, &judged.reports);
@@ -62,7 +62,7 @@ fn edits(scanner: &Scanner, reports: &[Report]) -> Vec<Edit> {
 fn build(
     generation: &Generation,
     message: &Message,
-    judged: &Judged,
+    judged: &Judgement,
     (decision, recipients): &(Decision, Vec<usize>),
     edits: &[Edit],
 ) -> Outbound {

@@ -1,6 +1,19 @@
 //! Recovery: messages that were held, deferred, or delivered without an engine are scanned again automatically when the cause
 //! is gone (promise P6).
 //!
+//! Which mail is scanned again, and when:
+//!
+//! | cause | rounds run | mail | messages at once |
+//! |---|---|---|---|
+//! | an engine that takes mail | from its return on | all | 2 for each slot, from 2 to 32 |
+//! | an engine that is no longer configured | always | all | 2 |
+//! | an engine that is out | never | | |
+//! | an interceptor that has ended or no longer holds | from then on | all | 1 |
+//! | a learned interceptor that holds | always, in at most half of the rounds | of known senders | 1 |
+//!
+//! [`Pipeline::causes`] lists the causes of the table, [`width`] is its last column, and [`schedule`] says when the next round of
+//! a cause begins.
+//!
 //! Each cause has sweeps. One sweep goes once through all messages that wait for the cause: known senders first, then the
 //! oldest first, whatever backoff each message has. Several messages for each slot of the engine wait at its gate
 //! ([`WIDTH_PER_SLOT`]), and the gate decides which of them is next: a backlog drains at the pace of the engine, and fresh mail
@@ -11,6 +24,8 @@
 
 mod crew;
 mod delivered;
+mod round;
+mod schedule;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,24 +36,16 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crew::{Crew, Places};
-
-use super::{Generation, NextStep, Pipeline, events, lanes};
+use super::{Generation, Pipeline, events};
 use crate::ablation::{Mechanism, without};
-use crate::deadline::{Deadline, Elapsed, wall_clock};
+use crate::deadline::Deadline;
 use crate::incident::{Incident, Kind, Subject};
-use crate::message::{Content, Message, SenderReputation};
-use crate::observation::ScanReason;
-use crate::store::{Cause, Change, Lane, Place, Record, StoreError, Working};
+use crate::store::Cause;
+use crew::Places;
+use schedule::{RECHECK_INTERVAL, Round, RoundEnd, Sweep, Worked};
 
 /// Interval between checks for recovered engines and ended interceptors: 1 s.
 const RECOVERY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Backoff after the first round without a settled message and with one that stays: 5 s, doubled with each further such round
-/// up to [`ROUND_BACKOFF_MAX`].
-const ROUND_BACKOFF_INITIAL: Duration = Duration::from_secs(5);
-const ROUND_BACKOFF_MAX: Duration = Duration::from_secs(600);
-/// Maximum backoff if the cause is gone and the sweep has not reached its end: further messages have not been tried yet.
-const ROUND_BACKOFF_UNTRIED_MAX: Duration = Duration::from_secs(20);
 /// Messages of one round that are scanned at once, for each slot of the engine: 2, so that a message is always at the gate when
 /// a slot becomes free.
 const WIDTH_PER_SLOT: usize = 2;
@@ -46,143 +53,9 @@ const WIDTH_PER_SLOT: usize = 2;
 const WIDTH_MIN: usize = 2;
 /// Maximum of that number, because every message of a round is in memory.
 const WIDTH_MAX: usize = 32;
-/// Minimum interval between two sweeps for one cause if the first found no message, between two queries of the store for
-/// causes, and between two renewals of a cause by returns of its engine: 60 s.
-const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of concurrent rounds, each for another cause. Interceptors in force get at most half of them, because the
 /// mail that they hold may well be bad.
 const ROUNDS_MAX: usize = 4;
-/// Maximum duration of a round: 10 s, then other causes have their turn. Scans under way continue without the round.
-const ROUND_TIME_MAX: Duration = Duration::from_secs(10);
-
-/// The outcome of one message in a recovery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    /// The message no longer waits for the cause: delivered, queued, held for a finding, or waiting for another cause.
-    Settled,
-    /// The message still waits for the cause.
-    Stays,
-}
-
-/// One pass through all messages that wait for a cause.
-#[derive(Debug)]
-struct Sweep {
-    /// The lanes that are left, beginning with the current one.
-    lanes: &'static [Lane],
-    /// The position reached in each lane, by this sweep or by the interrupted one before.
-    places: HashMap<Lane, Place>,
-    /// The sweep began at these positions; messages before them are left to the next sweep.
-    interrupted: bool,
-    settled: u64,
-    stays: u64,
-    /// The incident log has an entry for the start of this sweep.
-    told: bool,
-}
-
-impl Sweep {
-    const LANE_ORDER: &[Lane] = &[Lane::Scan, Lane::Held, Lane::Rescan];
-
-    fn new() -> Self {
-        Self {
-            lanes: Self::LANE_ORDER,
-            places: HashMap::new(),
-            interrupted: false,
-            settled: 0,
-            stays: 0,
-            told: false,
-        }
-    }
-
-    /// A new sweep after a renewal of the cause. The new sweep begins with the messages that this one has not tried: messages
-    /// at the head could otherwise end every sweep.
-    fn again(self) -> Self {
-        Self {
-            interrupted: !self.places.is_empty(),
-            places: self.places,
-            ..Self::new()
-        }
-    }
-
-    fn end_of_lane(&mut self) {
-        if let Some((lane, rest)) = self.lanes.split_first() {
-            self.places.remove(lane);
-            self.lanes = rest;
-        }
-    }
-}
-
-/// Why a round ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RoundEnd {
-    /// The sweep is complete.
-    Through,
-    /// The time of the round is over, or the relay stops.
-    Turn,
-    /// A message stays and the cause is not gone, or the store fails.
-    Stuck,
-}
-
-/// The result of a round.
-#[derive(Debug)]
-struct Worked {
-    sweep: Sweep,
-    end: RoundEnd,
-    settled: u64,
-    stays: u64,
-}
-
-/// The schedule of the rounds for one cause.
-#[derive(Debug)]
-struct Round {
-    next: Instant,
-    failures: u32,
-    gone: bool,
-    /// `None` while a round is under way.
-    sweep: Option<Sweep>,
-    /// The cause was renewed while a round was under way.
-    renewed: bool,
-    places: Places,
-}
-
-impl Round {
-    fn new(sweep: Sweep, places: Places) -> Self {
-        Self {
-            next: Instant::now(),
-            failures: 0,
-            gone: true,
-            sweep: Some(sweep),
-            renewed: false,
-            places,
-        }
-    }
-
-    /// Sets the start of the next round.
-    fn schedule(&mut self, worked: &Worked) {
-        let failed = worked.stays > 0 || worked.end == RoundEnd::Stuck;
-        self.failures = match (worked.settled, failed) {
-            (0, true) => self.failures + 1,
-            (0, false) => self.failures,
-            _ => 0,
-        };
-        let doubled = 1 << self.failures.saturating_sub(1).min(10);
-        let backoff = ROUND_BACKOFF_INITIAL
-            .saturating_mul(doubled)
-            .min(ROUND_BACKOFF_MAX);
-        let sweep = &worked.sweep;
-        let wait = match worked.end {
-            RoundEnd::Turn => Duration::ZERO,
-            RoundEnd::Stuck if self.gone => backoff.min(ROUND_BACKOFF_UNTRIED_MAX),
-            RoundEnd::Stuck => backoff,
-            RoundEnd::Through if sweep.stays > 0 => backoff,
-            RoundEnd::Through if sweep.settled > 0 || sweep.interrupted => Duration::ZERO,
-            RoundEnd::Through => {
-                self.failures = 0;
-                RECHECK_INTERVAL
-            }
-        };
-        self.next = Instant::now() + wait;
-    }
-}
 
 /// The rounds of all causes.
 #[derive(Default)]
@@ -393,223 +266,6 @@ impl Pipeline {
             Cause::Engine(name) => engines.any(|e| *e.settings().name == **name && !e.is_out()),
             Cause::Interceptor(_) => true,
         }
-    }
-
-    /// Continues a sweep for one round: until [`ROUND_TIME_MAX`] has passed, the sweep is complete, or further scans would fail.
-    /// Scans that hang then continue without the round. Begins no scan after `closing` is cancelled.
-    async fn round(
-        self: Arc<Self>,
-        generation: Arc<Generation>,
-        (cause, gone): (Cause, bool),
-        (mut sweep, places): (Sweep, Places),
-        closing: CancellationToken,
-    ) -> Worked {
-        let turn = Deadline::after(ROUND_TIME_MAX);
-        let (settled, stays) = (sweep.settled, sweep.stays);
-        let mut crew = Crew::new(places);
-        let end = loop {
-            if closing.is_cancelled() || turn.passed() {
-                break RoundEnd::Turn;
-            }
-            let of = (&cause, gone);
-            if let Err(error) = self.hire(&generation, of, &mut sweep, &mut crew).await {
-                events::lane_failed("recovery", &error);
-                break RoundEnd::Stuck;
-            }
-            while let Some((lane, record, working, places)) = crew.next_ready() {
-                let (pipeline, generation) = (self.clone(), generation.clone());
-                let step = self.tasks.spawn(async move {
-                    let step = pipeline.step(&generation, lane, record).await;
-                    drop((working, places));
-                    step
-                });
-                crew.at_work.push(step);
-            }
-            let ended = tokio::select! {
-                biased;
-                () = closing.cancelled() => continue,
-                ended = turn.run(crew.at_work.next()) => ended,
-            };
-            match ended {
-                Ok(Some(Ok(Step::Settled))) => sweep.settled += 1,
-                Ok(Some(_)) => {
-                    sweep.stays += 1;
-                    if !gone || !self.is_gone(&cause) {
-                        break RoundEnd::Stuck;
-                    }
-                }
-                Ok(None) if sweep.lanes.is_empty() && crew.is_done() => break RoundEnd::Through,
-                Ok(None) => drop(turn.run(crew.freed()).await),
-                Err(Elapsed) => {}
-            }
-        };
-        for (record, _working) in crew.dismiss() {
-            self.put_back(record).await;
-        }
-        sweep.stays += crew.at_work.len() as u64;
-        Worked {
-            end,
-            settled: sweep.settled - settled,
-            stays: sweep.stays - stays,
-            sweep,
-        }
-    }
-
-    /// Claims the next messages of the sweep while the crew has room.
-    async fn hire(
-        &self,
-        generation: &Generation,
-        (cause, gone): (&Cause, bool),
-        sweep: &mut Sweep,
-        crew: &mut Crew,
-    ) -> Result<(), StoreError> {
-        while let room @ 1.. = crew.room()
-            && let Some(lane) = sweep.lanes.first().copied()
-        {
-            let claimed = self.next(generation, lane, cause, sweep, room).await?;
-            let is_last = claimed.len() < room;
-            for (record, working) in claimed {
-                // While the interceptor is in force, only mail from known senders may cost the engine a scan.
-                if !gone && record.reputation != Some(SenderReputation::Known) {
-                    drop(working);
-                    self.put_back(record).await;
-                    sweep.end_of_lane();
-                    return Ok(());
-                }
-                sweep.places.insert(lane, Place::of(&record));
-                if !sweep.told && lane != Lane::Scan {
-                    sweep.told = true;
-                    let what = "what was kept for it is scanned again";
-                    self.tell(Kind::RecoveryBegun, cause, what, 0, 0);
-                }
-                crew.add(lane, record, working);
-            }
-            if is_last {
-                sweep.end_of_lane();
-            }
-        }
-        Ok(())
-    }
-
-    async fn next(
-        &self,
-        generation: &Generation,
-        lane: Lane,
-        cause: &Cause,
-        sweep: &Sweep,
-        limit: usize,
-    ) -> Result<Vec<(Record, Working)>, StoreError> {
-        let after = sweep.places.get(&lane).copied();
-        let times = lanes::times(generation, Duration::ZERO);
-        let claimed = self.store.recover(lane, cause.clone(), after, times, limit);
-        let at_work = self.store.at_work();
-        // Without the records that another task of this process works on.
-        let begin = |record: Record| Some((at_work.begin(record.id)?, record));
-        let begun = claimed.await?.into_iter().filter_map(begin);
-        Ok(begun.map(|(working, record)| (record, working)).collect())
-    }
-
-    async fn step(
-        self: &Arc<Self>,
-        generation: &Arc<Generation>,
-        lane: Lane,
-        record: Record,
-    ) -> Step {
-        let size = usize::try_from(record.size).unwrap_or(usize::MAX);
-        let room = Deadline::after(lanes::MEMORY_WAIT_MAX).run(self.memory.acquire(size));
-        // The content is read only after its memory is reserved.
-        let Ok(charge) = room.await else {
-            return self.put_back(record).await;
-        };
-        let content = match self.store.content(record.id).await {
-            Ok(content) => Content::charged(content, charge),
-            Err(error) => {
-                events::lane_failed("content", &error);
-                return self.put_back(record).await;
-            }
-        };
-        let message = Message {
-            id: record.message,
-            received_at: record.received_at,
-            envelope: Arc::new(record.envelope.clone()),
-            trace: record.trace.clone(),
-            content,
-        };
-        match lane {
-            Lane::Rescan => self.scan_delivered(generation, message, record).await,
-            Lane::Scan | Lane::Delivery | Lane::Held => {
-                self.scan_kept(generation, message, record).await
-            }
-        }
-    }
-
-    /// Passes a held or deferred message through the pipeline again. Learned interceptors do not hold a message that comes out
-    /// of quarantine for this scan ([`ScanReason::Redrive`]).
-    async fn scan_kept(
-        self: &Arc<Self>,
-        generation: &Arc<Generation>,
-        message: Message,
-        mut record: Record,
-    ) -> Step {
-        let (id, cause) = (record.id, record.cause.clone());
-        // The engine is back: scan time that the message spent without the engine does not count against its budget.
-        record.spent = Duration::ZERO;
-        let scan_reason = match record.lane {
-            Lane::Held => {
-                // The record leaves quarantine first, so that no reviewer deletes or releases a message on its way.
-                record.lane = Lane::Scan;
-                // After a crash, the lanes continue with the record at once.
-                record.due_at = wall_clock();
-                let until = record.due_at + lanes::lease(&generation.budget);
-                let change = Change::Take(Box::new(record.clone()), until);
-                match self.store.change_in(Lane::Held, id, change, None).await {
-                    Ok(()) => ScanReason::Redrive,
-                    Err(StoreError::NotFound(_)) => return Step::Settled,
-                    Err(error) => {
-                        events::lane_failed("recovery", &error);
-                        return Step::Stays;
-                    }
-                }
-            }
-            Lane::Scan | Lane::Delivery | Lane::Rescan => ScanReason::Again,
-        };
-        self.resume(
-            generation.clone(),
-            message,
-            record,
-            scan_reason,
-            NextStep::Queue,
-        )
-        .await;
-        match self.store.get(id).await {
-            Ok(Some(after)) if after.cause.is_some() && after.cause == cause => Step::Stays,
-            Ok(_) => Step::Settled,
-            Err(error) => {
-                events::lane_failed("recovery", &error);
-                Step::Stays
-            }
-        }
-    }
-
-    async fn remove(&self, record: Record) -> Step {
-        match self.store.change(record.id, Change::Remove, None).await {
-            Ok(()) | Err(StoreError::NotFound(_)) => Step::Settled,
-            Err(error) => {
-                events::lane_failed("recovery", &error);
-                Step::Stays
-            }
-        }
-    }
-
-    /// Ends the lease. A record that a reviewer has moved meanwhile is not changed.
-    async fn put_back(&self, record: Record) -> Step {
-        let (lane, id) = (record.lane, record.id);
-        let change = Change::Replace(Box::new(record));
-        match self.store.change_in(lane, id, change, None).await {
-            Ok(()) | Err(StoreError::NotFound(_)) => {}
-            Err(error) => events::lane_failed("recovery", &error),
-        }
-        Step::Stays
     }
 
     fn tell_end(&self, cause: &Cause, sweep: &Sweep) {

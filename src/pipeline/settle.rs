@@ -2,23 +2,27 @@
 
 mod draft;
 mod failed;
+mod owed;
+mod resumed;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Generation, GroupOutcome, Judged, Passed};
+use super::{Generation, GroupOutcome, Judgement, Passed};
 use crate::deadline::{steady_clock, wall_clock};
 use crate::delivery::{Answer, Outcome, dsn};
 use crate::message::{Content, Envelope, Message, MessageId, Recipient};
 use crate::policy::Group;
 use crate::smtp::Reply;
 use crate::store::history::HistoryEntry;
-use crate::store::{Cause, Lane, Record};
-use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
+use crate::store::{Lane, Record};
+use crate::verdict::{Decision, Disposition};
 
 pub(super) use failed::{BOUNCE_UNDELIVERABLE_RULE, UNDELIVERABLE_RULE, as_sent};
+pub(super) use owed::{absent, has_stand_in, is_owed, owed};
+pub(super) use resumed::{judged_before, unfinished};
 
 use draft::Draft;
 use failed::Failure;
@@ -69,66 +73,6 @@ impl Notice {
     }
 }
 
-/// The record of a message whose pass has not ended: to be delivered if one decision to deliver holds for all recipients, to be
-/// scanned otherwise.
-pub(super) fn unfinished(
-    generation: &Generation,
-    message: &Message,
-    so_far: Option<&Judged>,
-) -> Record {
-    let all: Vec<usize> = (0..message.envelope.recipients.len()).collect();
-    let draft = Draft {
-        generation,
-        message,
-        before: None,
-        judged: so_far,
-    };
-    match so_far.map(|judged| judged.groups.as_slice()) {
-        Some([(decision, _)]) if decision.disposition == Disposition::Deliver => {
-            draft.record(Lane::Delivery, Some(decision), &all, "in delivery")
-        }
-        _ => draft.record(Lane::Scan, None, &all, "being scanned"),
-    }
-}
-
-/// The decision that a stored message already has; `None` for a message that waits for a scan.
-pub(super) fn judged_before(record: &Record, message: &Message) -> Option<Judged> {
-    if record.lane != Lane::Delivery {
-        return None;
-    }
-    let judged = record.decision.clone();
-    let decision = judged
-        .filter(|_| record.notification.is_none())
-        .unwrap_or_else(|| own_mail(record));
-    Some(Judged {
-        groups: vec![(
-            Decision {
-                // A reviewer's release overrides the policy.
-                disposition: Disposition::Deliver,
-                ..decision
-            },
-            (0..message.envelope.recipients.len()).collect(),
-        )],
-        reports: record.reports.clone(),
-        spent: record.spent,
-        reputation: record.reputation,
-    })
-}
-
-/// The decision about mail that this relay has written.
-fn own_mail(record: &Record) -> Decision {
-    Decision {
-        verdict: Verdict::Clean,
-        disposition: Disposition::Deliver,
-        rule: "own-mail".to_owned(),
-        reason: format!("written by this relay as {}", record.id),
-        score: 0.0,
-        tag: false,
-        missing: Vec::new(),
-        config: "".into(),
-    }
-}
-
 /// The envelope with only these recipients.
 pub(super) fn select(message: &Message, recipients: &[usize]) -> Arc<Envelope> {
     if recipients.len() == message.envelope.recipients.len() {
@@ -146,7 +90,7 @@ pub(super) fn select(message: &Message, recipients: &[usize]) -> Arc<Envelope> {
 
 /// Whether the message is to be delivered and its recipients have different ways: several next hops, or different decisions.
 /// Discarded recipients do not count.
-pub(super) fn part_ways(generation: &Generation, message: &Message, judged: &Judged) -> bool {
+pub(super) fn part_ways(generation: &Generation, message: &Message, judged: &Judgement) -> bool {
     let delivers = |(decision, _): &Group| decision.disposition == Disposition::Deliver;
     let remains = |(decision, _): &&Group| decision.disposition != Disposition::Discard;
     let groups = judged.groups.iter().filter(remains).enumerate();
@@ -399,38 +343,6 @@ impl<'a> Settling<'a> {
         self.draft.given_up() || answer.is_unrouted() && self.draft.before.is_some_and(is_reviewed)
     }
 
-    /// Keeps delivered recipients for a later scan, with a cause if an engine owes that scan ([`owed`]).
-    fn remember(&mut self, decision: &Decision, recipients: &[usize], outcomes: &[Outcome]) {
-        let delivered: Vec<usize> = recipients
-            .iter()
-            .zip(outcomes)
-            .filter(|(_, outcome)| matches!(outcome, Outcome::Delivered(_)))
-            .map(|(at, _)| *at)
-            .collect();
-        // Mail that this relay has written has no reports. Engines in process have no probes: their answers are not in doubt.
-        let generation = self.draft.generation;
-        let reports = self.draft.judged.map_or(&[][..], |judged| &judged.reports);
-        let owed = owed(generation, reports);
-        let doubtful = !reports.is_empty() && generation.scanner.is_probed();
-        if delivered.is_empty() || owed.is_none() && !doubtful {
-            return;
-        }
-        let (engine, status) = match owed {
-            Some((engine, status)) => (Some(engine), status),
-            None => (None, "delivered".to_owned()),
-        };
-        // Recipients of another group: one record for the whole message, so that one incident names all recipients.
-        if let Some(record) = &mut self.rescan {
-            let recipients = select(self.draft.message, &delivered).recipients.clone();
-            return record.envelope.recipients.extend(recipients);
-        }
-        let mut record = self
-            .draft
-            .record(Lane::Rescan, Some(decision), &delivered, &status);
-        record.cause = engine.map(|engine| Cause::Engine(engine.to_string()));
-        self.rescan = Some(record);
-    }
-
     fn tell(
         &mut self,
         event: &'static str,
@@ -523,7 +435,7 @@ impl<'a> Settling<'a> {
 /// The history entry for some recipients: the event, the decision that led to the event, and a detail in words.
 pub(super) fn entry(
     message: &Message,
-    judged: Option<&Judged>,
+    judged: Option<&Judgement>,
     recipients: &[usize],
     (event, decision, detail): (&'static str, &Decision, String),
 ) -> HistoryEntry {
@@ -544,38 +456,4 @@ pub(super) fn entry(
         reports: judged.map_or_else(Vec::new, |judged| judged.reports.clone()),
         detail,
     }
-}
-
-/// The first engine that did not answer for a transient reason, in a class that needs coverage.
-pub(super) fn absent(generation: &Generation, reports: &[Report]) -> Option<Arc<str>> {
-    let absent = |report: &&Report| {
-        let reason = report.missing();
-        generation.policy.required(report.class) > 0 && reason.is_some_and(Reason::is_transient)
-    };
-    let report = reports.iter().find(absent)?;
-    Some(report.engine.clone())
-}
-
-/// Whether an engine has not scanned this message: the engine did not answer, or an answer about another message stood in.
-pub(super) fn is_owed(report: &Report) -> bool {
-    report.missing().is_some() || report.stand_in().is_some()
-}
-
-/// Whether an answer about another message stands in for an engine's own answer.
-pub(super) fn has_stand_in(reports: &[Report]) -> bool {
-    reports.iter().any(|report| report.stand_in().is_some())
-}
-
-/// The engine that still has to scan a delivered message, and the status text of its record.
-pub(super) fn owed(generation: &Generation, reports: &[Report]) -> Option<(Arc<str>, String)> {
-    if let Some(engine) = absent(generation, reports) {
-        let status = format!("delivered without {engine}");
-        return Some((engine, status));
-    }
-    let of = |report: &Report| {
-        let (from, engine) = (report.stand_in()?, report.engine.clone());
-        let status = format!("delivered on what {engine} said of {from}");
-        Some((engine, status))
-    };
-    reports.iter().find_map(of)
 }

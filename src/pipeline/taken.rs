@@ -12,7 +12,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
 use super::outbound::outbound;
-use super::{Generation, Judged, Pipeline, SoFar, events, lanes, settle};
+use super::{Generation, Judgement, Pipeline, SoFar, events, lanes, settle};
 use crate::deadline::{Deadline, wall_clock};
 use crate::delivery::{DeliveryPermit, Outcome, Taken, Told};
 use crate::message::Message;
@@ -28,7 +28,7 @@ const ANSWER_GATHER_TIME: Duration = Duration::from_millis(100);
 struct Striking<'a> {
     generation: &'a Generation,
     message: &'a Message,
-    judged: &'a Judged,
+    judged: &'a Judgement,
     group: &'a Group,
     so_far: &'a SoFar,
     /// Answers for recipients who have the message, struck off or not.
@@ -44,7 +44,7 @@ impl Pipeline {
         &self,
         generation: &Arc<Generation>,
         message: &Message,
-        (judged, group): (&Judged, &Group),
+        (judged, group): (&Judgement, &Group),
         turn: Option<DeliveryPermit>,
         so_far: &SoFar,
     ) -> (Vec<Outcome>, Vec<usize>) {

@@ -22,15 +22,18 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
+use super::settle::Settlement;
 use super::*;
+use crate::deadline::wall_clock;
 use crate::delivery::{Answer, Kind, Settings as HopSettings, SmtpSettings, TlsMode};
 use crate::message::{
-    BodyKind, Envelope, Mailbox, MessageId, Origin, Recipient, ReversePath, Rights,
+    BodyKind, Content, Envelope, Mailbox, MessageId, Origin, Recipient, ReversePath, Rights,
+    SenderReputation,
 };
 use crate::scan::engine::{Address, Kind as EngineKind};
 use crate::smtp::RemoteReply;
 use crate::store::Lane;
-use crate::verdict::{EngineClass, Verdict};
+use crate::verdict::{Decision, EngineClass, Report, Verdict};
 use scripted::Scripted;
 
 fn message(recipients: &[&str]) -> Message {
@@ -148,7 +151,7 @@ fn answer(code: u16) -> Answer {
 }
 
 fn passed(groups: Vec<(Disposition, Vec<usize>, GroupOutcome)>) -> Passed {
-    let mut judged = Judged {
+    let mut judged = Judgement {
         groups: Vec::new(),
         reports: Vec::new(),
         spent: Duration::ZERO,
@@ -566,7 +569,7 @@ async fn a_delivery_ends_before_the_lease_does() {
         ..maildir_hop()
     };
     generation.delivery = Delivery::new(vec![hop], None).expect("a next hop");
-    let judged = Judged {
+    let judged = Judgement {
         groups: vec![(decision(Disposition::Deliver), vec![0, 1])],
         reports: Vec::new(),
         spent: Duration::ZERO,

@@ -11,7 +11,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
-use super::Step;
+use super::round::Step;
 use crate::store::{Lane, Record, Working};
 use crate::verdict::{Reason, Report};
 

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::{ScanReason, Step};
+use super::round::Step;
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::Message;
+use crate::observation::ScanReason;
 use crate::pipeline::judge::Terms;
-use crate::pipeline::{Generation, Judged, Pipeline, events, settle};
+use crate::pipeline::{Generation, Judgement, Pipeline, events, settle};
 use crate::store::{Cause, Record};
 use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
 
@@ -77,7 +78,7 @@ impl Pipeline {
     }
 
     /// Records an incident if an engine found something; returns whether one did. A missing answer is no finding.
-    fn tell_if_bad(&self, record: &Record, judged: &Judged) -> bool {
+    fn tell_if_bad(&self, record: &Record, judged: &Judgement) -> bool {
         let bad = |decision: &Decision| {
             decision.disposition != Disposition::Deliver
                 && decision.verdict != Verdict::Undetermined
@@ -108,7 +109,7 @@ impl Pipeline {
     }
 
     /// The learned interceptor that holds a message. An interceptor made by a person may never end, so no message waits for it.
-    fn learned_holder(&self, judged: &Judged) -> Option<Cause> {
+    fn learned_holder(&self, judged: &Judgement) -> Option<Cause> {
         let (decision, _) = judged.groups.first()?;
         let id = decision.rule.strip_prefix("interceptor.")?;
         let interception = self.suspicion.lock();

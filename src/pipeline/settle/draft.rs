@@ -10,7 +10,7 @@ use crate::chance;
 use crate::deadline::{expiry_clock, wall_clock};
 use crate::delivery::{self, Answer, dsn, schedule};
 use crate::message::{Content, Message, MessageId, Recipient, header};
-use crate::pipeline::{Generation, Judged, lanes};
+use crate::pipeline::{Generation, Judgement, lanes};
 use crate::store::{Cause, Extent, Lane, Notification, RESCAN_RETENTION, Record};
 use crate::verdict::{Decision, Reason, Report, Verdict};
 
@@ -19,7 +19,7 @@ pub(super) struct Draft<'a> {
     pub(super) generation: &'a Generation,
     pub(super) message: &'a Message,
     pub(super) before: Option<&'a Record>,
-    pub(super) judged: Option<&'a Judged>,
+    pub(super) judged: Option<&'a Judgement>,
 }
 
 impl Draft<'_> {

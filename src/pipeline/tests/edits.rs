@@ -28,8 +28,8 @@ fn report(engine: &str, requested_edits: Vec<RequestedEdit>) -> Report {
     }
 }
 
-fn judged(reports: Vec<Report>) -> Judged {
-    Judged {
+fn judged(reports: Vec<Report>) -> Judgement {
+    Judgement {
         groups: vec![(decision(Disposition::Deliver), vec![0])],
         reports,
         spent: Duration::ZERO,
@@ -37,14 +37,14 @@ fn judged(reports: Vec<Report>) -> Judged {
     }
 }
 
-async fn going_out(message: &Message, judged: &Judged) -> (String, Content) {
+async fn going_out(message: &Message, judged: &Judgement) -> (String, Content) {
     going_out_by(generation(Vec::new(), Budget::default()), message, judged).await
 }
 
 async fn going_out_by(
     generation: Generation,
     message: &Message,
-    judged: &Judged,
+    judged: &Judgement,
 ) -> (String, Content) {
     let generation = Arc::new(generation);
     let outbound = outbound(&generation, message, judged, &judged.groups[0]).await;

@@ -460,7 +460,7 @@ fn a_report_of_success_that_is_refused_is_dropped_and_told() {
 fn groups_that_differ_are_judged_again_after_the_session() {
     let generation = generation(Vec::new(), Budget::default());
     let message = message(&["x@b.test", "y@b.test"]);
-    let judged = |groups: Vec<(Disposition, Vec<usize>)>| Judged {
+    let judged = |groups: Vec<(Disposition, Vec<usize>)>| Judgement {
         groups: groups
             .into_iter()
             .map(|(d, those)| (decision(d), those))
