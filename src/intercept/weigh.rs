@@ -50,16 +50,10 @@ impl Interception {
                 continue;
             };
             let action = &mut active.interceptor.action;
-            let enough = match action {
-                Action::Bypass { .. } => SCANS_TO_END_BYPASS,
-                Action::Park { .. } | Action::Hold => {
-                    SCANS_TO_DISPROVE[usize::from(!learned.narrow)]
-                }
-            };
             let is_bypass = matches!(action, Action::Bypass { .. });
             if is_bypass && evidence.what.found() {
                 disproved.push(id.clone());
-            } else if learned.in_time >= enough {
+            } else if learned.in_time >= scans_to_end(action, learned) {
                 lifted.push(id.clone());
             } else if learned.late_clean >= SCANS_TO_DISPROVE[0] && !is_bypass && !learned.is_bad {
                 harmless.push(id.clone());
@@ -159,5 +153,13 @@ impl Interception {
         let what = "now spares the engine what it held: it is clean, if slow";
         let incident = told(Kind::InterceptorChanged, &active.interceptor, what);
         Some(incident.with("clean after their timeout", SCANS_TO_DISPROVE[0]))
+    }
+}
+
+/// Scans in time after which an interceptor ends.
+fn scans_to_end(action: &Action, learned: &Learned) -> u32 {
+    match action {
+        Action::Bypass { .. } => SCANS_TO_END_BYPASS,
+        Action::Park { .. } | Action::Hold => SCANS_TO_DISPROVE[usize::from(!learned.narrow)],
     }
 }

@@ -167,19 +167,7 @@ impl Asking<'_> {
                 ..self.held(message, rule, reason)
             };
         }
-        let request = ScanRequest {
-            id: message.id,
-            envelope: message.envelope.clone(),
-            content: message.content.clone(),
-            deadline,
-            fingerprint: looked.as_ref().map(|l| l.fingerprint.clone()),
-            reputation: looked
-                .as_ref()
-                .map_or(SenderReputation::Unknown, |l| l.reputation),
-            scan_reason: self.terms.scan_reason,
-            struck: self.terms.struck,
-            stand_ins: self.terms.stand_ins,
-        };
+        let request = self.request(message, deadline, looked.as_ref());
         let reports = self
             .scanner
             .scan_inspected(request, inspection.clone())
@@ -205,6 +193,25 @@ impl Asking<'_> {
             reports,
             spent: self.terms.spent + began.elapsed(),
             reputation: looked.map(|l| l.reputation),
+        }
+    }
+
+    fn request(
+        &self,
+        message: &Message,
+        deadline: Deadline,
+        looked: Option<&Looked>,
+    ) -> ScanRequest {
+        ScanRequest {
+            id: message.id,
+            envelope: message.envelope.clone(),
+            content: message.content.clone(),
+            deadline,
+            fingerprint: looked.map(|l| l.fingerprint.clone()),
+            reputation: looked.map_or(SenderReputation::Unknown, |l| l.reputation),
+            scan_reason: self.terms.scan_reason,
+            struck: self.terms.struck,
+            stand_ins: self.terms.stand_ins,
         }
     }
 

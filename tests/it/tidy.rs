@@ -346,12 +346,108 @@ fn functions_are_short() {
     assert!(offences.is_empty(), "\n{}", offences.join("\n"));
 }
 
-/// A file that no screen can hold is split by meaning.
+/// Lines of a file of code without its inline tests, and of a file of tests.
+const CODE_LINES_MAX: usize = 500;
+const TEST_LINES_MAX: usize = 700;
+
+/// A file that is too long is split by subject.
 #[test]
 fn files_are_short() {
+    let tests = sources().into_iter().filter(|(path, _)| is_test(path));
+    let files = product()
+        .into_iter()
+        .map(|file| (CODE_LINES_MAX, file))
+        .chain(tests.map(|file| (TEST_LINES_MAX, file)));
+    let offences: Vec<String> = files
+        .filter(|(limit, (_, text))| text.lines().count() > *limit)
+        .map(|(limit, (path, text))| {
+            let lines = text.lines().count();
+            format!("{}: {lines} lines, at most {limit}", path.display())
+        })
+        .collect();
+    assert!(offences.is_empty(), "\n{}", offences.join("\n"));
+}
+
+/// Names of constants that say neither a subject nor a quantity.
+const VAGUE_NAMES: [&str; 20] = [
+    "AGAIN", "BUSY", "ENOUGH", "EVERY", "FEW", "FIRST", "LARGEST", "LAST", "LEAST", "LIMIT",
+    "LONG", "LONGEST", "MANY", "MARGIN", "MOST", "PATIENCE", "PAUSE", "ROUNDS", "TICK", "WINDOW",
+];
+
+/// The name of a constant says its subject and its unit or quantity.
+#[test]
+fn constants_name_their_subject() {
+    let mut offences = Vec::new();
     for (path, text) in sources() {
-        let lines = text.lines().count();
-        let limit = if is_test(&path) { 1000 } else { 700 };
-        assert!(lines <= limit, "{}: {lines} lines", path.display());
+        for line in text.lines() {
+            let declared = line.trim_start().split_once("const ");
+            let name = declared.and_then(|(_, rest)| rest.split_once(':'));
+            if name.is_some_and(|(name, _)| VAGUE_NAMES.contains(&name)) {
+                offences.push(format!("{}: {}", path.display(), line.trim()));
+            }
+        }
     }
+    assert!(offences.is_empty(), "\n{}", offences.join("\n"));
+}
+
+/// The numbers in a text that stand for a promise (`P6`), an invariant (`I13`), a mechanism (`M1`, `T2`) or a law (`law 4`).
+fn cited_numbers(text: &str) -> Vec<String> {
+    let words: Vec<&str> = text
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .collect();
+    let is_number = |digits: &str| {
+        digits.parse().is_ok_and(|n: u8| (1..=20).contains(&n)) && !digits.starts_with('0')
+    };
+    let mut cited = Vec::new();
+    for (at, word) in words.iter().enumerate() {
+        let digits = word.strip_prefix(['P', 'I', 'M', 'T']);
+        if digits.is_some_and(is_number) {
+            cited.push((*word).to_owned());
+        }
+        let is_law = at > 0 && ["law", "Law"].contains(&words[at - 1]);
+        if is_law && is_number(word) {
+            cited.push(format!("law {word}"));
+        }
+    }
+    cited
+}
+
+/// A number that a comment or a document cites stands in the glossary, and the files that the glossary names exist.
+#[test]
+fn the_glossary_defines_what_is_cited() {
+    assert_eq!(
+        cited_numbers("(P6, M1) Law 4: P99 I0 T2x"),
+        ["P6", "M1", "law 4"]
+    );
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let glossary = std::fs::read_to_string(root.join("docs/GLOSSARY.md")).expect("the glossary");
+    let comments = sources().into_iter().map(|(path, text)| {
+        let comments = text
+            .lines()
+            .filter(|line| line.trim_start().starts_with("//"));
+        (path, comments.collect::<Vec<_>>().join("\n"))
+    });
+    let documents = ["ARCHITECTURE", "RESILIENCE", "DRILL", "HACKING"].map(|name| {
+        let path = root.join("docs").join(name).with_extension("md");
+        let text = std::fs::read_to_string(&path).expect("a document");
+        (path, text)
+    });
+    let (mut count, mut offences) = (0, Vec::new());
+    for (path, text) in comments.chain(documents) {
+        for number in cited_numbers(&text) {
+            count += 1;
+            if !glossary.contains(&format!("**{number}**")) {
+                offences.push(format!("{} cites {number}", path.display()));
+            }
+        }
+    }
+    for named in glossary.split('`').filter(|span| span.starts_with("src/")) {
+        if !root.join(named).exists() {
+            offences.push(format!("the glossary names {named}, which does not exist"));
+        }
+    }
+    println!("{count} citations are checked");
+    assert!(count > 100, "{count} citations seen");
+    assert!(offences.is_empty(), "\n{}", offences.join("\n"));
 }

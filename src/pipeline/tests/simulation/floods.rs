@@ -9,10 +9,10 @@ use rand::{RngExt as _, SeedableRng as _};
 use super::plan::{Arrival, Event, Nature, Plan, RECIPIENTS, SENDERS};
 
 /// Words of a letter: some 5 KiB.
-const LETTER: usize = 800;
+const LETTER_WORDS: usize = 800;
 /// Words of a flood's message: some 40 KiB. With a letter it has 3 % of its shingles in common, and in one of 140 letters a
 /// band of its near fingerprint.
-const LONG: usize = 6000;
+const FLOOD_WORDS: usize = 6000;
 /// Messages in flight when an engine goes away on one of them.
 const TOGETHER: u32 = 12;
 
@@ -29,11 +29,11 @@ impl Plan {
                 let arrival = match nature {
                     Nature::Valid => {
                         let sender = SENDERS[rng.random_range(0..2)];
-                        letter(&mut rng, sender, (body, LETTER), &[])
+                        letter(&mut rng, sender, (body, LETTER_WORDS), &[])
                     }
                     _ => {
                         let words = if is_other { body } else { same };
-                        letter(&mut rng, SENDERS[2], (words, LONG), &[])
+                        letter(&mut rng, SENDERS[2], (words, FLOOD_WORDS), &[])
                     }
                 };
                 let arrival = Arrival { nature, ..arrival };

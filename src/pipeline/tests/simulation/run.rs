@@ -36,7 +36,7 @@ const STEP: Duration = Duration::from_secs(5);
 /// back-off, and the time for deferrals.
 const SETTLE: Duration = Duration::from_secs(4000);
 /// An engine's own limit.
-const LIMIT: Duration = Duration::from_secs(130);
+const ENGINE_LIMIT: Duration = Duration::from_secs(130);
 
 pub(super) fn budget() -> Budget {
     Budget {
@@ -201,7 +201,7 @@ impl Outside {
                 poisoned: at == 0,
                 knows: at != 1,
                 slots: plan.slots,
-                limit: LIMIT,
+                limit: ENGINE_LIMIT,
             };
             Scanning::new(&world, &build)
         };
@@ -263,7 +263,7 @@ impl Outside {
             name: format!("e{at}").into(),
             class: EngineClass::Av,
             timeout: Duration::from_secs(if number % 2 == 1 { 5 } else { 4 }),
-            limit: LIMIT,
+            limit: ENGINE_LIMIT,
             slow: Duration::from_millis(500),
             wait: Duration::from_secs(2),
             probe: (self.plan.seed.is_multiple_of(2)).then_some(Duration::from_secs(10)),
