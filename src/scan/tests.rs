@@ -2,6 +2,7 @@
 
 mod doubt;
 mod reloads;
+mod replicas;
 mod signatures;
 
 use std::sync::Mutex;
@@ -72,10 +73,10 @@ impl Act {
     }
 
     async fn play(self) -> Result<EngineAnswer, ScanError> {
-        let found = |findings| Ok(EngineAnswer::local(Answer::Answered(findings)));
+        let found = |findings| Ok(EngineAnswer::new(Answer::Answered(findings)));
         match self {
             Self::Clean => found(Vec::new()),
-            Self::GiveUp => Ok(EngineAnswer::local(Answer::none(Reason::LimitsReached, ""))),
+            Self::GiveUp => Ok(EngineAnswer::new(Answer::none(Reason::LimitsReached, ""))),
             Self::Find(name) => {
                 let kind = match name {
                     "Eicar" => FindingKind::Malware,
@@ -177,10 +178,7 @@ async fn scan(engines: Vec<Guarded>) -> Vec<Report> {
 /// Each engine gives exactly one report, in configured order, whatever the engine does. A panic is never a clean answer.
 #[tokio::test(start_paused = true)]
 async fn every_engine_has_exactly_one_report() {
-    let garbage = ScanError::Garbage {
-        replica: "r".to_owned(),
-        answer: "?".to_owned(),
-    };
+    let garbage = ScanError::Garbage("?".to_owned());
     let acts = [
         ("slow", Act::after(3000, Act::Clean)),
         ("panics", Act::Panic),
@@ -899,10 +897,7 @@ async fn a_reload_resumes_no_drained_engine() {
 /// the replica nothing until the pause ends (RFC 6585 section 4).
 #[tokio::test(start_paused = true)]
 async fn another_replica_answers_for_one_that_asks_for_a_pause() {
-    let throttled = ScanError::Throttled {
-        replica: "r".to_owned(),
-        pause: SECONDS_20,
-    };
+    let throttled = ScanError::Throttled(SECONDS_20);
     let engine = |act: Act| {
         Arc::new(Scripted {
             acts: vec![act],

@@ -21,7 +21,7 @@ impl Engine for Slow {
     ) -> BoxFuture<'static, std::result::Result<EngineAnswer, ScanError>> {
         Box::pin(async move {
             let _let = self.0.acquire().await;
-            Ok(EngineAnswer::local(Said::Answered(Vec::new())))
+            Ok(EngineAnswer::new(Said::Answered(Vec::new())))
         })
     }
 }

@@ -48,7 +48,7 @@ impl Engine for Attachments {
                 let _content = sample;
                 Look::new(&self.settings).message(&inspection, deadline)
             });
-            answer.await.map(EngineAnswer::local)
+            answer.await.map(EngineAnswer::new)
         })
     }
 }

@@ -109,7 +109,7 @@ impl Engine for Auth {
                 return Ok(unasked());
             }
             if let Some(why) = too_much(sample.content().header_section()) {
-                return Ok(EngineAnswer::local(Answer::none(
+                return Ok(EngineAnswer::new(Answer::none(
                     Reason::LimitsReached,
                     why.to_owned(),
                 )));
@@ -160,7 +160,7 @@ impl Auth {
         Ok(EngineAnswer {
             // Removal and addition are in one report, so that both apply together, even under a later configuration.
             wanted: vec![self.settings.no_forged_results(), ours],
-            ..EngineAnswer::local(Answer::Answered(results.findings))
+            ..EngineAnswer::new(Answer::Answered(results.findings))
         })
     }
 
@@ -170,7 +170,8 @@ impl Auth {
         match root {
             Ok(_) => Ok(()),
             Err(error) if super::name_server::is_no(&error) => Ok(()),
-            Err(error) => Err(failed(&error, "auth")),
+            // The guard knows no name for an engine in this process.
+            Err(error) => Err(failed(&error, "auth").of("auth")),
         }
     }
 }
@@ -180,7 +181,7 @@ impl Auth {
 fn unasked() -> EngineAnswer {
     let finding = Finding::new(FindingKind::Info, "not-asked", 0.0)
         .with_detail("an authenticated user, or a client with a private address");
-    EngineAnswer::local(Answer::Answered(vec![finding]))
+    EngineAnswer::new(Answer::Answered(vec![finding]))
 }
 
 /// The reason why the engine does not examine a header section, or `None` if the section is within the bounds.

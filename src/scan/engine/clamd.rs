@@ -28,7 +28,6 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::address::Dial;
-use super::head::Malformed;
 use super::preface::PREFACE;
 use super::{Address, BuildError, Engine, EngineAnswer, Probes, Sample, ScanError};
 use crate::deadline::Deadline;
@@ -99,10 +98,6 @@ impl Clamd {
         })
     }
 
-    fn name(&self) -> String {
-        self.dial.name().to_owned()
-    }
-
     async fn ask(&self, sample: &Sample) -> Result<EngineAnswer, ScanError> {
         let wire = Wire::over(self.dial.connect(sample.deadline()).await?);
         let closed = wire.closed();
@@ -111,50 +106,14 @@ impl Clamd {
         let stream = tokio_stream::iter([preface, content].map(Ok::<Bytes, io::Error>));
         let answer =
             clamav_client::tokio::scan_stream(stream, wire.ready(), Some(CHUNK_OCTETS)).await;
-        let answer = answer.map_err(|cause| self.broken(&cause))?;
-        let answer = self.judge(&answer, closed.load(Ordering::Relaxed))?;
+        let answer = answer.map_err(|cause| broken(&cause))?;
+        let answer = judge(&answer, closed.load(Ordering::Relaxed))?;
         // Half of the remaining time, so that asking for the version never costs the answer.
         let deadline = sample.deadline().within(sample.deadline().remaining() / 2);
         Ok(EngineAnswer {
-            answer,
-            replica: Some(self.name()),
             signatures: self.version(deadline.within(self.connect_timeout)).await,
-            wanted: Vec::new(),
+            ..EngineAnswer::new(answer)
         })
-    }
-
-    fn broken(&self, cause: &io::Error) -> ScanError {
-        if cause.kind() == io::ErrorKind::InvalidData {
-            return Malformed::Garbage(cause.to_string()).of(self.dial.name());
-        }
-        ScanError::Disconnected {
-            replica: self.name(),
-            cause: cause.to_string(),
-        }
-    }
-
-    /// Interprets an answer to INSTREAM. `closed`: clamd closed the connection before it had received the whole content.
-    fn judge(&self, answer: &[u8], closed: bool) -> Result<Answer, ScanError> {
-        match parse(answer) {
-            // clamd received only the beginning of the content. A finding there counts, but OK says nothing about the rest.
-            Ok(ClamdAnswer::Ok) if closed => Err(ScanError::Disconnected {
-                replica: self.name(),
-                cause: "it answered OK before it had received the whole content".to_owned(),
-            }),
-            Ok(ClamdAnswer::Ok) => Ok(Answer::Answered(Vec::new())),
-            Ok(ClamdAnswer::Found(name)) => Ok(found(name)),
-            Ok(ClamdAnswer::Failed(message)) => Err(self.refusal(message)),
-            Err(malformed) => Err(malformed.of(self.dial.name())),
-        }
-    }
-
-    fn refusal(&self, message: &str) -> ScanError {
-        let (replica, message) = (self.name(), message.to_owned());
-        if message.contains("size limit exceeded") {
-            ScanError::Refused { replica, message }
-        } else {
-            ScanError::Engine { replica, message }
-        }
     }
 
     /// The version of the signatures, at most [`VERSION_AGE_MAX`] old. One caller asks clamd for all callers. If clamd does not
@@ -189,6 +148,29 @@ fn signatures(version: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(version.strip_suffix(b"\0")?).ok()?;
     let is_plain = text.starts_with("ClamAV ") && !text.contains(char::is_control);
     is_plain.then(|| text.chars().take(200).collect())
+}
+
+fn broken(cause: &io::Error) -> ScanError {
+    match cause.kind() {
+        io::ErrorKind::InvalidData => ScanError::Garbage(cause.to_string()),
+        _ => ScanError::Disconnected(cause.to_string()),
+    }
+}
+
+/// Interprets an answer to INSTREAM. `closed`: clamd closed the connection before it had received the whole content.
+fn judge(answer: &[u8], closed: bool) -> Result<Answer, ScanError> {
+    match parse(answer)? {
+        // clamd received only the beginning of the content. A finding there counts, but OK says nothing about the rest.
+        ClamdAnswer::Ok if closed => Err(ScanError::Disconnected(
+            "it answered OK before it had received the whole content".to_owned(),
+        )),
+        ClamdAnswer::Ok => Ok(Answer::Answered(Vec::new())),
+        ClamdAnswer::Found(name) => Ok(found(name)),
+        ClamdAnswer::Failed(message) if message.contains("size limit exceeded") => {
+            Err(ScanError::Refused(message.to_owned()))
+        }
+        ClamdAnswer::Failed(message) => Err(ScanError::Engine(message.to_owned())),
+    }
 }
 
 /// The answer for a found signature. The name of the signature determines the kind of the finding.

@@ -161,10 +161,8 @@ impl Command {
         drop(file);
         let (answer, signatures) = self.judge(ended)?;
         Ok(EngineAnswer {
-            answer,
-            replica: Some(self.program.clone()),
             signatures,
-            wanted: Vec::new(),
+            ..EngineAnswer::new(answer)
         })
     }
 
@@ -220,33 +218,21 @@ impl Command {
         &self,
         ended: Result<Ended, process::Trouble>,
     ) -> Result<(Answer, Option<String>), ScanError> {
-        let replica = || self.program.clone();
         let ended = ended.map_err(|trouble| match trouble {
-            process::Trouble::Talkative(most) => ScanError::Garbage {
-                replica: replica(),
-                answer: format!("the program printed more than {most} octets"),
-            },
-            process::Trouble::LeftBehind => ScanError::Garbage {
-                replica: replica(),
-                answer: "the program left a process behind that holds its output".to_owned(),
-            },
-            process::Trouble::System(cause) => ScanError::Disconnected {
-                replica: replica(),
-                cause: cause.to_string(),
-            },
+            process::Trouble::Talkative(most) => {
+                ScanError::Garbage(format!("the program printed more than {most} octets"))
+            }
+            process::Trouble::LeftBehind => ScanError::Garbage(
+                "the program left a process behind that holds its output".to_owned(),
+            ),
+            process::Trouble::System(cause) => ScanError::Disconnected(cause.to_string()),
         })?;
         if ended.signal == Some(process::CPU_LIMIT_SIGNAL) {
             return Err(ScanError::NoAnswer(self.limits.cpu));
         }
         self.saying.judge(&ended).map_err(|wrong| match wrong {
-            answer::Wrong::Failed(message) => ScanError::Engine {
-                replica: replica(),
-                message,
-            },
-            answer::Wrong::Garbage(answer) => ScanError::Garbage {
-                replica: replica(),
-                answer,
-            },
+            answer::Wrong::Failed(message) => ScanError::Engine(message),
+            answer::Wrong::Garbage(answer) => ScanError::Garbage(answer),
         })
     }
 }

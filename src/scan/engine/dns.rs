@@ -107,14 +107,10 @@ impl Engine for Dns {
         sample: Sample,
     ) -> BoxFuture<'static, Result<EngineAnswer, ScanError>> {
         Box::pin(async move {
-            let answer = match sample.probe() {
+            Ok(EngineAnswer::new(match sample.probe() {
                 Some(probe) => Answer::Answered(self.test(probe).await?),
                 None => self.look(&sample).await?,
-            };
-            Ok(EngineAnswer {
-                replica: Some(self.list.zone.clone()),
-                ..EngineAnswer::local(answer)
-            })
+            }))
         })
     }
 
@@ -258,20 +254,15 @@ impl Dns {
     /// RFC 5782 2.1: listings are in 127.0.0.0/8. Any other address comes from a parked domain, or from a resolver that invents
     /// answers.
     fn check(&self, address: Ipv4Addr) -> Result<(), ScanError> {
-        let replica = self.list.zone.clone();
         if !address.is_loopback() {
-            return Err(ScanError::Garbage {
-                replica,
-                answer: format!("{address}, which is not in 127.0.0.0/8"),
-            });
+            return Err(ScanError::Garbage(format!(
+                "{address}, which is not in 127.0.0.0/8"
+            )));
         }
         match self.list.errors.iter().any(|net| net.contains(&address)) {
-            true => Err(ScanError::Declined {
-                replica,
-                message: format!(
-                    "the answer {address} is an error code; the list may refuse your name servers"
-                ),
-            }),
+            true => Err(ScanError::Declined(format!(
+                "the answer {address} is an error code; the list may refuse your name servers"
+            ))),
             false => Ok(()),
         }
     }

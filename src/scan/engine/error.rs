@@ -25,14 +25,9 @@ pub enum ScanError {
         /// `max_size` in octets.
         max: u64,
     },
-    /// The engine refused the content because of a size limit of its own.
-    #[error("{replica} refuses a message of this size: {message}")]
-    Refused {
-        /// The replica.
-        replica: String,
-        /// Text of the replica.
-        message: String,
-    },
+    /// The engine refused the content because of a size limit of its own. The text is the engine's.
+    #[error("refuses a message of this size: {0}")]
+    Refused(String),
     /// The deadline passed before the engine was asked.
     #[error("the deadline passed before the engine was asked")]
     BudgetSpent,
@@ -66,72 +61,50 @@ pub enum ScanError {
     /// The relay could not reach the engine.
     #[error("the engine is unreachable: {0}")]
     Unreachable(String),
-    /// The connection ended before the answer was complete.
-    #[error("{replica} ended the connection: {cause}")]
-    Disconnected {
-        /// The replica.
-        replica: String,
-        /// The error of the socket, or what was missing.
-        cause: String,
-    },
-    /// The answer does not follow the protocol.
-    #[error("{replica} gave an invalid answer: {answer}")]
-    Garbage {
-        /// The replica.
-        replica: String,
-        /// The beginning of the answer, or the error in it.
-        answer: String,
-    },
-    /// The engine itself reports an error.
-    #[error("{replica} reports an error: {message}")]
-    Engine {
-        /// The replica.
-        replica: String,
-        /// Text of the replica.
-        message: String,
-    },
-    /// The engine refuses this request, and would refuse it again.
-    #[error("{replica} refuses the request: {message}")]
-    Declined {
-        /// The replica.
-        replica: String,
-        /// Text of the replica.
-        message: String,
-    },
-    /// The engine asks for a pause (RFC 6585 section 4).
-    #[error("{replica} asks for a pause of {} s", .pause.as_secs())]
-    Throttled {
-        /// The replica.
-        replica: String,
-        /// Length of the pause.
-        pause: Duration,
-    },
+    /// The connection ended before the answer was complete. The text is the error of the socket, or what was missing.
+    #[error("ended the connection: {0}")]
+    Disconnected(String),
+    /// The answer does not follow the protocol. The text is the beginning of the answer, or the error in it.
+    #[error("gave an invalid answer: {0}")]
+    Garbage(String),
+    /// The engine itself reports an error. The text is the engine's.
+    #[error("reports an error: {0}")]
+    Engine(String),
+    /// The engine refuses this request, and would refuse it again. The text is the engine's.
+    #[error("refuses the request: {0}")]
+    Declined(String),
+    /// The engine asks for a pause of this length (RFC 6585 section 4).
+    #[error("asks for a pause of {} s", .0.as_secs())]
+    Throttled(Duration),
     /// All replicas that could take mail have asked for a pause.
     #[error("not asked: the engine has asked for a pause")]
     Resting,
-    /// The engine accepts no further connection.
-    #[error("{replica} accepts {most} connections at once and all are in use: lower slots")]
-    Full {
-        /// The replica.
-        replica: String,
-        /// The limit of connections that the replica has announced.
-        most: usize,
-    },
+    /// The engine accepts no further connection. The number is the limit of connections that the engine has announced.
+    #[error("accepts {0} connections at once and all are in use: lower slots")]
+    Full(usize),
     /// The engine's code panicked.
     #[error("the engine panicked: {0}")]
     Panicked(String),
     /// The relay stops, and has ended the call.
     #[error("the relay is stopping")]
     Stopping,
+    /// An error whose text needs the name of the replica as its subject; see [`Self::of`].
+    #[error("{replica} {error}")]
+    Of {
+        /// Name of the replica.
+        replica: String,
+        /// The error without the name.
+        error: Box<Self>,
+    },
 }
 
 impl ScanError {
     /// The reason that policy decides by.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::TooLarge { .. } | Self::Refused { .. } => Reason::TooLarge,
+            Self::TooLarge { .. } | Self::Refused(_) => Reason::TooLarge,
             Self::BudgetSpent => Reason::BudgetSpent,
-            Self::Busy | Self::Throttled { .. } | Self::Resting | Self::Full { .. } => Reason::Busy,
+            Self::Busy | Self::Throttled(_) | Self::Resting | Self::Full(_) => Reason::Busy,
             Self::Overdue(_) | Self::NoAnswer(_) | Self::DeadlinePassed => Reason::Timeout,
             Self::BreakerOpen(_) => Reason::BreakerOpen,
             Self::Drained => Reason::Drained,
@@ -139,10 +112,11 @@ impl ScanError {
             Self::Suspect(_) => Reason::Suspect,
             Self::Unneeded => Reason::Unneeded,
             Self::Unreachable(_) => Reason::Unreachable,
-            Self::Disconnected { .. } => Reason::Disconnected,
-            Self::Garbage { .. } => Reason::Garbage,
-            Self::Engine { .. } | Self::Declined { .. } | Self::Stopping => Reason::EngineError,
+            Self::Disconnected(_) => Reason::Disconnected,
+            Self::Garbage(_) => Reason::Garbage,
+            Self::Engine(_) | Self::Declined(_) | Self::Stopping => Reason::EngineError,
             Self::Panicked(_) => Reason::Panicked,
+            Self::Of { error, .. } => error.reason(),
         }
     }
 
@@ -151,14 +125,14 @@ impl ScanError {
     pub fn class(&self) -> Class {
         match self {
             Self::Unreachable(_)
-            | Self::Disconnected { .. }
-            | Self::Garbage { .. }
-            | Self::Full { .. }
+            | Self::Disconnected(_)
+            | Self::Garbage(_)
+            | Self::Full(_)
             // Another replica may answer.
-            | Self::Throttled { .. }
-            | Self::Engine { .. } => Class::Transient,
+            | Self::Throttled(_)
+            | Self::Engine(_) => Class::Transient,
             Self::TooLarge { .. }
-            | Self::Refused { .. }
+            | Self::Refused(_)
             | Self::BudgetSpent
             | Self::Busy
             | Self::Overdue(_)
@@ -169,38 +143,37 @@ impl ScanError {
             | Self::Suspect(_)
             | Self::Unneeded
             | Self::DeadlinePassed
-            | Self::Declined { .. }
+            | Self::Declined(_)
             | Self::Resting
             | Self::Panicked(_)
             | Self::Stopping => Class::Permanent,
+            Self::Of { error, .. } => error.class(),
         }
     }
 
-    /// The replica that failed, if it is known.
-    pub fn replica(&self) -> Option<&str> {
+    /// Names the replica, if the text of the error needs that name as its subject. Engines leave this to the guard.
+    #[must_use]
+    pub(in crate::scan) fn of(self, replica: &str) -> Self {
         match self {
-            Self::Refused { replica, .. }
-            | Self::Disconnected { replica, .. }
-            | Self::Garbage { replica, .. }
-            | Self::Engine { replica, .. }
-            | Self::Declined { replica, .. }
-            | Self::Throttled { replica, .. }
-            | Self::Full { replica, .. } => Some(replica),
-            Self::TooLarge { .. }
-            | Self::BudgetSpent
-            | Self::Busy
-            | Self::Overdue(_)
-            | Self::NoAnswer(_)
-            | Self::BreakerOpen(_)
-            | Self::Drained
-            | Self::Resting
-            | Self::Parked(_)
-            | Self::Suspect(_)
-            | Self::Unneeded
-            | Self::DeadlinePassed
-            | Self::Unreachable(_)
-            | Self::Panicked(_)
-            | Self::Stopping => None,
+            Self::Refused(_)
+            | Self::Disconnected(_)
+            | Self::Garbage(_)
+            | Self::Engine(_)
+            | Self::Declined(_)
+            | Self::Throttled(_)
+            | Self::Full(_) => Self::Of {
+                replica: replica.to_owned(),
+                error: Box::new(self),
+            },
+            error => error,
+        }
+    }
+
+    /// The replica that failed, if the error names it.
+    pub(in crate::scan) fn replica(&self) -> Option<&str> {
+        match self {
+            Self::Of { replica, .. } => Some(replica),
+            _ => None,
         }
     }
 

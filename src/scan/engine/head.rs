@@ -21,16 +21,13 @@ impl Malformed {
         let clean = |c: char| if c.is_control() { ' ' } else { c };
         Self::Garbage(text.chars().take(100).map(clean).collect())
     }
+}
 
-    /// The error for a call of this replica.
-    pub(super) fn of(self, replica: &str) -> ScanError {
-        let replica = replica.to_owned();
-        match self {
-            Self::CutOff => ScanError::Disconnected {
-                replica,
-                cause: "the answer is incomplete".to_owned(),
-            },
-            Self::Garbage(answer) => ScanError::Garbage { replica, answer },
+impl From<Malformed> for ScanError {
+    fn from(malformed: Malformed) -> Self {
+        match malformed {
+            Malformed::CutOff => Self::Disconnected("the answer is incomplete".to_owned()),
+            Malformed::Garbage(answer) => Self::Garbage(answer),
         }
     }
 }

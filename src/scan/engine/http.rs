@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 
-use super::http_client::{HttpClient, facts};
+use super::http_client::{HttpClient, facts, garbage};
 use super::{BuildError, Engine, EngineAnswer, Probes, Sample, ScanError, Url, compute, is_short};
 use crate::file;
 use crate::verdict::{Answer, FindingKind, Reason};
@@ -159,15 +159,13 @@ impl Http {
         let answer = self
             .client
             .post(&self.path, fields, body, sample.deadline());
-        let said = read(&answer.await?, &self.reading).map_err(|why| self.client.garbage(&why))?;
+        let said = read(&answer.await?, &self.reading).map_err(|why| garbage(&why))?;
         if said.id.is_some_and(|id| id != request.id.to_string()) {
-            return Err(self.client.garbage("an answer about another message"));
+            return Err(garbage("an answer about another message"));
         }
         Ok(EngineAnswer {
-            answer: judged(said.findings, told_all),
-            replica: Some(self.client.name().to_owned()),
             signatures: said.signatures,
-            wanted: Vec::new(),
+            ..EngineAnswer::new(judged(said.findings, told_all))
         })
     }
 }

@@ -88,10 +88,10 @@ impl HttpClient {
         body: Bytes,
         deadline: Deadline,
     ) -> Result<Bytes, ScanError> {
-        self.accept(self.exchange(path, fields, body, deadline).await?)
+        accept(self.exchange(path, fields, body, deadline).await?)
     }
 
-    /// Posts `body` and returns the answer with any status. [`Self::accept`] interprets the status.
+    /// Posts `body` and returns the answer with any status. [`accept`] interprets the status.
     ///
     /// Cancel safety: dropping the future closes the connection.
     pub(super) async fn exchange(
@@ -105,7 +105,7 @@ impl HttpClient {
         *request.method_mut() = hyper::Method::POST;
         *request.uri_mut() = path
             .parse()
-            .map_err(|_| self.garbage("the relay's own path is not valid"))?;
+            .map_err(|_| garbage("the relay's own path is not valid"))?;
         *request.headers_mut() = fields;
         let always = [
             (HOST, self.host.clone()),
@@ -123,7 +123,7 @@ impl HttpClient {
                     // The server has closed the idle connection and got nothing of the request, so this is not a second
                     // attempt.
                     Some(unsent) if used => request = unsent,
-                    _ => return Err(self.broken(failed.error())),
+                    _ => return Err(broken(failed.error())),
                 },
             }
         };
@@ -131,14 +131,14 @@ impl HttpClient {
         let body = match Limited::new(body, ANSWER_BODY_OCTETS_MAX).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) if error.is::<LengthLimitError>() => {
-                return Err(self.garbage(&format!(
+                return Err(garbage(&format!(
                     "an answer of more than {ANSWER_BODY_OCTETS_MAX} octets"
                 )));
             }
             Err(error) => {
                 return Err(match error.downcast_ref::<hyper::Error>() {
-                    Some(error) => self.broken(error),
-                    None => self.garbage(&error.to_string()),
+                    Some(error) => broken(error),
+                    None => garbage(&error.to_string()),
                 });
             }
         };
@@ -157,7 +157,7 @@ impl HttpClient {
             .max_headers(ANSWER_FIELDS_MAX)
             .handshake(TokioIo::new(stream))
             .await;
-        let (sender, driver) = made.map_err(|error| self.broken(&error))?;
+        let (sender, driver) = made.map_err(|error| broken(&error))?;
         let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             // The request on the connection reports how the connection ended.
             let _ = driver.await;
@@ -184,58 +184,43 @@ impl HttpClient {
             idle.push(connection);
         }
     }
+}
 
-    /// The body of an answer with a success status. Every other status is an error (RFC 9110 section 15, RFC 6585 section 4).
-    pub(super) fn accept(&self, answer: Response<Bytes>) -> Result<Bytes, ScanError> {
-        let status = answer.status();
-        if status.is_success() {
-            return Ok(answer.into_body());
-        }
-        let replica = self.name().to_owned();
-        let message = told(&answer);
-        let after = answer.headers().get(RETRY_AFTER);
-        let after = after.and_then(|value| value.to_str().ok());
-        let after = after.and_then(|text| retry_after(text, wall_clock()));
-        Err(match status {
-            StatusCode::PAYLOAD_TOO_LARGE => ScanError::Refused { replica, message },
-            StatusCode::TOO_MANY_REQUESTS => {
-                throttled(replica, after.unwrap_or(DEFAULT_RETRY_AFTER))
-            }
-            StatusCode::SERVICE_UNAVAILABLE if after.is_some() => {
-                throttled(replica, after.unwrap_or(DEFAULT_RETRY_AFTER))
-            }
-            _ if status.is_server_error() => ScanError::Engine { replica, message },
-            _ => ScanError::Declined { replica, message },
-        })
+/// The body of an answer with a success status. Every other status is an error (RFC 9110 section 15, RFC 6585 section 4).
+pub(super) fn accept(answer: Response<Bytes>) -> Result<Bytes, ScanError> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer.into_body());
     }
+    let message = told(&answer);
+    let after = answer.headers().get(RETRY_AFTER);
+    let after = after.and_then(|value| value.to_str().ok());
+    let after = after.and_then(|text| retry_after(text, wall_clock()));
+    let pause = after.unwrap_or(DEFAULT_RETRY_AFTER).min(RETRY_AFTER_MAX);
+    Err(match status {
+        StatusCode::PAYLOAD_TOO_LARGE => ScanError::Refused(message),
+        StatusCode::TOO_MANY_REQUESTS => ScanError::Throttled(pause),
+        StatusCode::SERVICE_UNAVAILABLE if after.is_some() => ScanError::Throttled(pause),
+        _ if status.is_server_error() => ScanError::Engine(message),
+        _ => ScanError::Declined(message),
+    })
+}
 
-    fn broken(&self, error: &hyper::Error) -> ScanError {
-        let source = std::error::Error::source(error);
-        let cause = match source {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        };
-        if error.is_parse() {
-            return self.garbage(&cause);
-        }
-        ScanError::Disconnected {
-            replica: self.name().to_owned(),
-            cause,
-        }
-    }
-
-    /// The error for an answer outside the protocol.
-    pub(super) fn garbage(&self, answer: &str) -> ScanError {
-        ScanError::Garbage {
-            replica: self.name().to_owned(),
-            answer: answer.chars().take(200).collect(),
-        }
+fn broken(error: &hyper::Error) -> ScanError {
+    let source = std::error::Error::source(error);
+    let cause = match source {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    };
+    match error.is_parse() {
+        true => garbage(&cause),
+        false => ScanError::Disconnected(cause),
     }
 }
 
-fn throttled(replica: String, pause: Duration) -> ScanError {
-    let pause = pause.min(RETRY_AFTER_MAX);
-    ScanError::Throttled { replica, pause }
+/// The error for an answer outside the protocol, with at most 200 characters of `answer`.
+pub(super) fn garbage(answer: &str) -> ScanError {
+    ScanError::Garbage(answer.chars().take(200).collect())
 }
 
 /// The status of an answer and the beginning of its body, on one line.

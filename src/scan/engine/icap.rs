@@ -22,7 +22,6 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::address::Dial;
-use super::head::Malformed;
 use super::url::ICAP;
 use super::{BuildError, Engine, EngineAnswer, Probes, Sample, ScanError, Tls, Url};
 use crate::deadline::Deadline;
@@ -162,13 +161,10 @@ impl Icap {
             }
         };
         if !options.methods.iter().any(|m| m == self.method.as_str()) {
-            return Err(ScanError::Declined {
-                replica: self.dial.name().to_owned(),
-                message: format!(
-                    "the service does not support {}: set method to one that it supports",
-                    self.method.as_str()
-                ),
-            });
+            return Err(ScanError::Declined(format!(
+                "the service does not support {}: set method to one that it supports",
+                self.method.as_str()
+            )));
         }
         let said = self.show(&mut link, &options, sample).await?;
         if said.keep {
@@ -179,10 +175,8 @@ impl Icap {
             self.forget();
         }
         Ok(EngineAnswer {
-            answer: said.answer,
-            replica: Some(self.dial.name().to_owned()),
             signatures: said.signatures,
-            wanted: Vec::new(),
+            ..EngineAnswer::new(said.answer)
         })
     }
 
@@ -193,10 +187,7 @@ impl Icap {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let most = known.as_ref().and_then(|k| k.options.max_connections);
         match most {
-            Some(most) if before >= most => Err(ScanError::Full {
-                replica: self.dial.name().to_owned(),
-                most,
-            }),
+            Some(most) if before >= most => Err(ScanError::Full(most)),
             _ => Ok(counted),
         }
     }
@@ -226,10 +217,7 @@ impl Icap {
         };
         match used {
             Some(link) => Ok(link),
-            None => {
-                let stream = self.dial.connect(deadline).await?;
-                Ok(Link::over(stream, self.dial.name()))
-            }
+            None => Ok(Link::over(self.dial.connect(deadline).await?)),
         }
     }
 
@@ -246,11 +234,11 @@ impl Icap {
         let request = format!("{}\r\n", self.request("OPTIONS"));
         let _ = link.send(request.as_bytes()).await;
         let answer = link.reader.head().await?;
-        let head = head(&answer).map_err(|malformed| self.failed(malformed))?;
+        let head = head(&answer)?;
         if head.status != 200 {
-            return Err(self.refusal(&head));
+            return Err(refusal(&head));
         }
-        let options = options(&answer).map_err(|malformed| self.failed(malformed))?;
+        let options = options(&answer)?;
         // Some services send a description in a body. The relay does not read it, so it cannot use the connection again.
         let keep = head.keep && head.has_no_body() && link.reader.is_empty();
         let ttl = options.ttl.unwrap_or(OPTIONS_AGE_MAX).min(OPTIONS_AGE_MAX);
@@ -306,9 +294,7 @@ impl Icap {
             };
             whole &= link.send_chunks(first).await.is_ok() && link.send(end).await.is_ok();
             let first = link.reader.head().await?;
-            let status = head(&first)
-                .map_err(|malformed| self.failed(malformed))?
-                .status;
+            let status = head(&first)?.status;
             if status != 100 || !rest.has_remaining() {
                 let mut said = self.answer(&mut link.reader, Some(first), content).await?;
                 said.keep &= whole;
@@ -346,7 +332,7 @@ impl Icap {
             Some(first) => first,
             None => reader.head().await?,
         };
-        let head = head(&first).map_err(|malformed| self.failed(malformed))?;
+        let head = head(&first)?;
         let signatures = head.istag.clone();
         let said = |answer, keep| IcapAnswer {
             answer,
@@ -354,7 +340,7 @@ impl Icap {
             keep,
         };
         if !matches!(head.status, 200 | 204) {
-            return Err(self.refusal(&head));
+            return Err(refusal(&head));
         }
         if let Some(answer) = head.findings() {
             // A page for people follows. The relay does not read it, because an error there would lose the finding.
@@ -399,30 +385,19 @@ impl Icap {
         let http = reader.head().await?;
         match head.has_part("res-hdr") {
             false => Ok(None),
-            true => {
-                let status = encapsulated_status(&http);
-                status.map(Some).map_err(|malformed| self.failed(malformed))
-            }
+            true => Ok(Some(encapsulated_status(&http)?)),
         }
     }
+}
 
-    /// The error for a status that is not an answer (RFC 3507 section 4.3.3).
-    fn refusal(&self, head: &Head) -> ScanError {
-        let replica = self.dial.name().to_owned();
-        let message = head.line.chars().take(200).collect();
-        match head.status {
-            413 => ScanError::Refused { replica, message },
-            100..=399 => ScanError::Garbage {
-                replica,
-                answer: message,
-            },
-            408 | 500 | 502..=599 => ScanError::Engine { replica, message },
-            _ => ScanError::Declined { replica, message },
-        }
-    }
-
-    fn failed(&self, malformed: Malformed) -> ScanError {
-        malformed.of(self.dial.name())
+/// The error for a status that is not an answer (RFC 3507 section 4.3.3).
+fn refusal(head: &Head) -> ScanError {
+    let line = head.line.chars().take(200).collect();
+    match head.status {
+        413 => ScanError::Refused(line),
+        100..=399 => ScanError::Garbage(line),
+        408 | 500 | 502..=599 => ScanError::Engine(line),
+        _ => ScanError::Declined(line),
     }
 }
 

@@ -104,23 +104,20 @@ impl Milter {
             .await?;
         link.quit();
         if outcome.failed {
-            return Err(ScanError::Engine {
-                replica: self.dial.name().to_owned(),
-                message: "the filter reports that it cannot work: see its log".to_owned(),
-            });
+            return Err(ScanError::Engine(
+                "the filter reports that it cannot work: see its log".to_owned(),
+            ));
         }
         Ok(EngineAnswer {
             wanted: outcome.wanted.clone(),
-            answer: self.judged(outcome),
-            replica: Some(self.dial.name().to_owned()),
-            signatures: None,
+            ..EngineAnswer::new(self.judged(outcome))
         })
     }
 
     /// Connects and negotiates the terms (SMFIC_OPTNEG).
     async fn link(&self, deadline: Deadline) -> Result<Link, ScanError> {
         let stream = self.dial.connect(deadline).await?;
-        let mut link = Link::over(stream, self.dial.name());
+        let mut link = Link::over(stream);
         let offer = [
             packet::PROTOCOL_VERSION,
             packet::OFFERED_ACTIONS,
@@ -129,7 +126,7 @@ impl Milter {
         .map(u32::to_be_bytes);
         link.queue(b'O', &[offer.as_flattened()]).await?;
         let (command, data) = link.packet().await?;
-        link.terms = terms(command, &data).map_err(|malformed| link.failed(malformed))?;
+        link.terms = terms(command, &data)?;
         Ok(link)
     }
 

@@ -247,7 +247,7 @@ impl Sample {
 pub struct EngineAnswer {
     /// The findings, or the reason why the engine could not examine everything.
     pub answer: Answer,
-    /// Name of the replica; `None` for an engine without replicas.
+    /// Name of the replica, which the guard fills in; `None` for an engine without replicas.
     pub replica: Option<String>,
     /// Version of the signatures, if the engine has one.
     pub signatures: Option<String>,
@@ -256,8 +256,8 @@ pub struct EngineAnswer {
 }
 
 impl EngineAnswer {
-    /// The answer of an engine in this process.
-    pub fn local(answer: Answer) -> Self {
+    /// An answer without signatures and requested edits.
+    pub fn new(answer: Answer) -> Self {
         Self {
             answer,
             replica: None,

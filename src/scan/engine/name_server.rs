@@ -102,18 +102,11 @@ pub(super) fn is_no(error: &NetError) -> bool {
 
 /// The error for a query that got neither yes nor no. `about` names the zone or the engine in the report.
 pub(super) fn failed(error: &NetError, about: &str) -> ScanError {
-    let replica = about.to_owned();
     match error {
         NetError::Timeout | NetError::NoConnections | NetError::Io(_) => {
             ScanError::Unreachable(format!("{about}: no answer from the name servers: {error}"))
         }
-        NetError::Proto(_) => ScanError::Garbage {
-            replica,
-            answer: error.to_string(),
-        },
-        other => ScanError::Engine {
-            replica,
-            message: other.to_string(),
-        },
+        NetError::Proto(_) => ScanError::Garbage(error.to_string()),
+        other => ScanError::Engine(other.to_string()),
     }
 }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
-use super::http_client::{HttpClient, facts, told};
+use super::http_client::{HttpClient, accept, facts, garbage, told};
 use super::{BuildError, Engine, EngineAnswer, Probes, Sample, ScanError, Url, compute};
 use crate::message::mime;
 use crypt::{Exchange, NoExchange};
@@ -100,15 +100,13 @@ impl Rspamd {
                 answer.await?
             }
         };
-        let reply = parse(&answer).map_err(|why| self.client.garbage(&why))?;
+        let reply = parse(&answer).map_err(|why| garbage(&why))?;
         if !reply.is_about(request.content.header_section()) {
-            return Err(self.client.garbage("an answer about another message"));
+            return Err(garbage("an answer about another message"));
         }
         Ok(EngineAnswer {
-            answer: reply.judged(),
-            replica: Some(self.client.name().to_owned()),
-            signatures: None,
             wanted: reply.wanted(request.content.header_section()),
+            ..EngineAnswer::new(reply.judged())
         })
     }
 
@@ -135,7 +133,7 @@ impl Rspamd {
         let field = HeaderValue::from_str(exchange.field());
         fields.insert(
             KEY_FIELD,
-            field.map_err(|_| self.client.garbage("the relay's own key is not valid"))?,
+            field.map_err(|_| garbage("the relay's own key is not valid"))?,
         );
         let kind = HeaderValue::from_static("application/octet-stream");
         fields.insert(CONTENT_TYPE, kind);
@@ -148,14 +146,10 @@ impl Rspamd {
         let opened = compute(short, move || exchange.open(&body)).await?;
         let Some(opened) = opened else {
             let what = format!("not encrypted by the holder of key ({WRONG_KEY})");
-            return Err(self.client.garbage(&format!("{what}: {}", told(&answer))));
+            return Err(garbage(&format!("{what}: {}", told(&answer))));
         };
         let answer = inner::answer(opened);
-        let answer = answer.ok_or_else(|| {
-            self.client
-                .garbage("the decrypted text is not an HTTP answer")
-        })?;
-        self.client.accept(answer)
+        accept(answer.ok_or_else(|| garbage("the decrypted text is not an HTTP answer"))?)
     }
 }
 
@@ -165,10 +159,9 @@ const WRONG_KEY: &str = "is it this worker's public key?";
 /// Adds a hint about the key: rspamd closes the connection without an answer if a request is encrypted to another key.
 fn asking(error: ScanError) -> ScanError {
     match error {
-        ScanError::Disconnected { replica, cause } => ScanError::Disconnected {
-            replica,
-            cause: format!("{cause} (key: {WRONG_KEY})"),
-        },
+        ScanError::Disconnected(cause) => {
+            ScanError::Disconnected(format!("{cause} (key: {WRONG_KEY})"))
+        }
         other => other,
     }
 }

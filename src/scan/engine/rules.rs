@@ -167,7 +167,7 @@ impl Engine for Rules {
             let answer = compute(short, move || set.look(&sample, &inspection, only_ours)).await?;
             Ok(EngineAnswer {
                 signatures: Some(version),
-                ..EngineAnswer::local(answer)
+                ..EngineAnswer::new(answer)
             })
         })
     }

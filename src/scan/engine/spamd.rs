@@ -19,7 +19,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use super::address::{Dial, Stream};
-use super::head::{Malformed, read_all};
+use super::head::read_all;
 use super::{Address, BuildError, Engine, EngineAnswer, Probes, Sample, ScanError, Tls};
 use crate::message::{Envelope, MessageId, header};
 
@@ -83,25 +83,18 @@ impl Spamd {
         let unsent = self.send(&mut stream, sample).await.err();
         let answer = match (read_all(&mut stream, ANSWER_OCTETS_MAX).await, &unsent) {
             (Err(error), _) if error.kind() == std::io::ErrorKind::InvalidData => {
-                return Err(self.failed(Malformed::Garbage(error.to_string())));
+                return Err(ScanError::Garbage(error.to_string()));
             }
-            (Ok(answer), Some(error)) if answer.is_empty() => {
-                return Err(self.disconnected(error));
-            }
-            (Err(error), _) => return Err(self.disconnected(&error)),
+            (Ok(answer), Some(error)) if answer.is_empty() => return Err(disconnected(error)),
+            (Err(error), _) => return Err(disconnected(&error)),
             (Ok(answer), _) => answer,
         };
-        let said = parse(&answer).map_err(|malformed| self.failed(malformed))?;
+        let said = parse(&answer)?;
         // spamd may call a message spam after it has seen only the beginning, but it cannot call such a message clean.
         if let (SpamdAnswer::Judged { spam: false, .. }, Some(error)) = (&said, &unsent) {
-            return Err(self.disconnected(error));
+            return Err(disconnected(error));
         }
-        Ok(EngineAnswer {
-            answer: said.judged(self.dial.name(), began.elapsed())?,
-            replica: Some(self.dial.name().to_owned()),
-            signatures: None,
-            wanted: Vec::new(),
-        })
+        Ok(EngineAnswer::new(said.judged(began.elapsed())?))
     }
 
     async fn send(&self, stream: &mut Stream, sample: &Sample) -> std::io::Result<()> {
@@ -123,17 +116,10 @@ impl Spamd {
         let _ = stream.shutdown().await;
         Ok(())
     }
+}
 
-    fn failed(&self, malformed: Malformed) -> ScanError {
-        malformed.of(self.dial.name())
-    }
-
-    fn disconnected(&self, error: &std::io::Error) -> ScanError {
-        ScanError::Disconnected {
-            replica: self.dial.name().to_owned(),
-            cause: error.to_string(),
-        }
-    }
+fn disconnected(error: &std::io::Error) -> ScanError {
+    ScanError::Disconnected(error.to_string())
 }
 
 /// The trace fields that a mail server puts on top (RFC 5321 section 4.4), in the form that SpamAssassin reads. A message

@@ -296,7 +296,7 @@ mod tests {
     async fn missing_answers_are_not_kept() {
         let now = Instant::now();
         let mut reuse = AnswerCache::new();
-        let none = EngineAnswer::local(Answer::none(crate::verdict::Reason::Encrypted, "zip"));
+        let none = EngineAnswer::new(Answer::none(crate::verdict::Reason::Encrypted, "zip"));
         let about = about();
         reuse.put(now, about, &none);
         assert!(reuse.get(now, about.key).is_none());

@@ -106,13 +106,13 @@ pub(super) async fn pass_gate(state: Arc<GuardState>, mut call: Call, next: impl
                 found: is_bad(findings),
             },
         },
-        Err(ScanError::Throttled { pause, .. }) => ScanEnd::Rests(*pause),
+        Err(ScanError::Throttled(pause)) => ScanEnd::Rests(*pause),
         Err(ScanError::NoAnswer(_)) => ScanEnd::Lost,
-        Err(ScanError::Disconnected { .. }) => ScanEnd::Broken,
+        Err(ScanError::Disconnected(_)) => ScanEnd::Broken,
         Err(ScanError::Unreachable(_)) => ScanEnd::Unreachable,
         Err(_) => ScanEnd::Failed,
     });
-    outcome
+    state.named(replica, outcome)
 }
 
 /// The request to the gate for a call.

@@ -94,11 +94,13 @@ async fn ask(
     });
     let missing = |why: &dyn fmt::Display| Shown::Missing(format!("{}: {why}", what(half)));
     match Deadline::after(patience).run(told).await {
-        Ok(Ok(Ok(Ok(answer)))) => match state.heard(replica, answer) {
-            Answer::Answered(findings) => Ok(findings),
-            Answer::None { detail, .. } => Err(missing(&detail)),
+        Ok(Ok(Ok(outcome))) => match state.named(replica, outcome) {
+            Ok(answer) => match state.heard(replica, answer) {
+                Answer::Answered(findings) => Ok(findings),
+                Answer::None { detail, .. } => Err(missing(&detail)),
+            },
+            Err(error) => Err(missing(&error)),
         },
-        Ok(Ok(Ok(Err(error)))) => Err(missing(&error)),
         _ => {
             let milliseconds = patience.as_millis();
             Err(missing(&format!("no answer within {milliseconds} ms")))

@@ -144,7 +144,7 @@ mod tests {
             };
             let answer = EngineAnswer {
                 wanted: vec![Wanted::Field(edit); count],
-                ..EngineAnswer::local(Answer::Answered(vec![finding.clone()]))
+                ..EngineAnswer::new(Answer::Answered(vec![finding.clone()]))
             };
             Ok(answer)
         };

@@ -332,6 +332,20 @@ impl GuardState {
         lock(&self.core.answers)
     }
 
+    /// Fills in the name of the replica in its answer or its error, because engines leave this to the guard.
+    pub(super) fn named(&self, replica: usize, outcome: Outcome) -> Outcome {
+        let Some(name) = self.engines.get(replica).and_then(|e| e.replica()) else {
+            return outcome;
+        };
+        match outcome {
+            Ok(answer) => Ok(EngineAnswer {
+                replica: Some(name.to_owned()),
+                ..answer
+            }),
+            Err(error) => Err(error.of(name)),
+        }
+    }
+
     /// Gives an answer about mail to the drift detector.
     pub(super) fn saw(self: &Arc<Self>, replica: usize, answer: &EngineAnswer, took: Duration) {
         self.signed(replica, answer.signatures.as_deref());

@@ -160,7 +160,6 @@ impl Scanning {
             }
             fault => fault,
         };
-        let replica = || self.name.clone();
         match fault {
             Some(EngineFault::Hang) => (took, plan) = (self.limit, Plan::Never),
             Some(EngineFault::Slow(more)) => took += more,
@@ -169,12 +168,10 @@ impl Scanning {
                 plan = Plan::Fail(ScanError::Unreachable("refused".to_owned()));
             }
             Some(EngineFault::Drop) => {
-                let (replica, cause) = (replica(), "reset".to_owned());
-                plan = Plan::Fail(ScanError::Disconnected { replica, cause });
+                plan = Plan::Fail(ScanError::Disconnected("reset".to_owned()));
             }
             Some(EngineFault::Garbage) => {
-                let (replica, answer) = (replica(), "?!".to_owned());
-                plan = Plan::Fail(ScanError::Garbage { replica, answer });
+                plan = Plan::Fail(ScanError::Garbage("?!".to_owned()));
             }
             Some(EngineFault::Panic) => plan = Plan::Panic,
             Some(EngineFault::Gray) => {
@@ -246,10 +243,7 @@ impl Scanning {
         let mut inside = self.inside.lock().expect("no panic");
         inside.running.clear();
         inside.free.fill(self.world.now());
-        ScanError::Disconnected {
-            replica: self.name.clone(),
-            cause: "reset".to_owned(),
-        }
+        ScanError::Disconnected("reset".to_owned())
     }
 
     /// It has ended; what it says is on its way.
@@ -274,10 +268,8 @@ impl Scanning {
                     }
                 }
                 Ok(EngineAnswer {
-                    wanted: Vec::new(),
-                    answer: Answer::Answered(findings),
-                    replica: Some(self.name.clone()),
                     signatures: Some("1".to_owned()),
+                    ..EngineAnswer::new(Answer::Answered(findings))
                 })
             }
             Plan::Fail(error) => Err(error),

@@ -135,7 +135,7 @@ async fn retry_after_gives_the_pause() {
         let (client, _) = server(answer.leak()).await;
         let error = ask(&client).await.expect_err("no answer");
         assert!(
-            matches!(&error, ScanError::Throttled { pause: told, .. } if *told == Duration::from_secs(pause)),
+            matches!(&error, ScanError::Throttled(told) if *told == Duration::from_secs(pause)),
             "{error}"
         );
         assert_eq!(error.reason(), Reason::Busy);

@@ -35,18 +35,15 @@ pub(super) struct Link {
 pub(super) struct Reader {
     from: ReadHalf<Stream>,
     buffer: BytesMut,
-    /// Name of the replica, for errors.
-    replica: String,
 }
 
 impl Link {
-    pub(super) fn over(stream: Stream, replica: &str) -> Self {
+    pub(super) fn over(stream: Stream) -> Self {
         let (from, writer) = tokio::io::split(stream);
         Self {
             reader: Reader {
                 from,
                 buffer: BytesMut::new(),
-                replica: replica.to_owned(),
             },
             writer,
             since: Instant::now(),
@@ -55,7 +52,7 @@ impl Link {
 
     /// Whether the service has neither closed the connection nor sent octets without a request.
     pub(super) fn is_silent(&mut self) -> bool {
-        let Reader { from, buffer, .. } = &mut self.reader;
+        let Reader { from, buffer } = &mut self.reader;
         buffer.is_empty() && from.read_buf(buffer).now_or_never().is_none()
     }
 
@@ -112,14 +109,14 @@ impl Reader {
         let mut total = 0_usize;
         loop {
             let line = self.until(b"\r\n", LINE_OCTETS_MAX).await?;
-            let mut left = chunk_size(&line).map_err(|malformed| self.failed(malformed))?;
+            let mut left = chunk_size(&line)?;
             if left == 0 {
                 return self.trailers().await;
             }
             total = total.saturating_add(left);
             if total > most {
                 let what = format!("an answer of more than {most} octets");
-                return Err(self.failed(Malformed::Garbage(what)));
+                return Err(ScanError::Garbage(what));
             }
             while left > 0 {
                 if self.buffer.is_empty() {
@@ -132,7 +129,7 @@ impl Reader {
             }
             let end = self.until(b"\r\n", LINE_OCTETS_MAX).await?;
             if end != b"\r\n" {
-                return Err(self.failed(Malformed::garbage(&end)));
+                return Err(Malformed::garbage(&end).into());
             }
         }
     }
@@ -143,7 +140,7 @@ impl Reader {
                 return Ok(());
             }
         }
-        Err(self.failed(Malformed::Garbage("too many trailer lines".to_owned())))
+        Err(ScanError::Garbage("too many trailer lines".to_owned()))
     }
 
     /// Reads up to and including `end`. Fails after more than `most` octets without `end`.
@@ -156,7 +153,7 @@ impl Reader {
             }
             searched = self.buffer.len();
             if searched > most {
-                return Err(self.failed(Malformed::garbage(&self.buffer)));
+                return Err(Malformed::garbage(&self.buffer).into());
             }
             self.more().await?;
         }
@@ -164,16 +161,9 @@ impl Reader {
 
     async fn more(&mut self) -> Result<(), ScanError> {
         match self.from.read_buf(&mut self.buffer).await {
-            Ok(0) => Err(self.failed(Malformed::CutOff)),
+            Ok(0) => Err(Malformed::CutOff.into()),
             Ok(_) => Ok(()),
-            Err(cause) => Err(ScanError::Disconnected {
-                replica: self.replica.clone(),
-                cause: cause.to_string(),
-            }),
+            Err(cause) => Err(ScanError::Disconnected(cause.to_string())),
         }
-    }
-
-    fn failed(&self, malformed: Malformed) -> ScanError {
-        malformed.of(&self.replica)
     }
 }

@@ -8,6 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::message::header;
+use crate::scan::engine::head::Malformed;
 use crate::scan::tests::sample;
 use crate::verdict::Reason;
 

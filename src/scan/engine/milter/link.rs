@@ -23,19 +23,16 @@ pub(super) struct Link {
     left: usize,
     /// The negotiated terms.
     pub(super) terms: Terms,
-    /// Name of the replica, for errors.
-    replica: String,
 }
 
 impl Link {
-    pub(super) fn over(stream: Stream, replica: &str) -> Self {
+    pub(super) fn over(stream: Stream) -> Self {
         Self {
             stream,
             inbox: BytesMut::new(),
             outbox: Vec::new(),
             left: packet::PACKET_OCTETS_MAX,
             terms: Terms::default(),
-            replica: replica.to_owned(),
         }
     }
 
@@ -67,7 +64,7 @@ impl Link {
         };
         let sent = sent.await;
         self.outbox.clear();
-        sent.map_err(|cause| self.disconnected(&cause))
+        sent.map_err(|cause| ScanError::Disconnected(cause.to_string()))
     }
 
     /// Waits for the next packet, and returns its command and data.
@@ -76,34 +73,22 @@ impl Link {
             self.flush().await?;
         }
         loop {
-            let first = packet::split(&self.inbox).map_err(|malformed| self.failed(malformed))?;
-            if let Some(packet) = first {
+            if let Some(packet) = packet::split(&self.inbox)? {
                 let (command, octets) = (packet.command, packet.octets);
                 self.left = self.left.checked_sub(octets).ok_or_else(|| {
-                    self.failed(Malformed::Garbage(
+                    ScanError::Garbage(
                         "more octets than an answer about one message can have".to_owned(),
-                    ))
+                    )
                 })?;
                 let mut data = self.inbox.split_to(octets).freeze();
                 data.advance(5);
                 return Ok((command, data));
             }
             match self.stream.read_buf(&mut self.inbox).await {
-                Ok(0) => return Err(self.failed(Malformed::CutOff)),
+                Ok(0) => return Err(Malformed::CutOff.into()),
                 Ok(_) => {}
-                Err(cause) => return Err(self.disconnected(&cause)),
+                Err(cause) => return Err(ScanError::Disconnected(cause.to_string())),
             }
-        }
-    }
-
-    pub(super) fn failed(&self, malformed: Malformed) -> ScanError {
-        malformed.of(&self.replica)
-    }
-
-    fn disconnected(&self, cause: &std::io::Error) -> ScanError {
-        ScanError::Disconnected {
-            replica: self.replica.clone(),
-            cause: cause.to_string(),
         }
     }
 }

@@ -245,7 +245,7 @@ impl<'a> Talk<'a> {
     async fn listen(&mut self, event: Event) -> Result<Then, ScanError> {
         loop {
             let (command, data) = self.link.packet().await?;
-            let said = parse(command, &data).map_err(|malformed| self.link.failed(malformed))?;
+            let said = parse(command, &data)?;
             let (for_good, words) = match said {
                 MilterReply::Progress => continue,
                 MilterReply::Continue => return Ok(Then::GoOn),
@@ -266,7 +266,7 @@ impl<'a> Talk<'a> {
                 MilterReply::Quarantine(_) => continue,
                 // Only a filter that has seen the whole message may request a change.
                 MilterReply::Wants(_) | MilterReply::Body if event != Event::EndOfBody => {
-                    return Err(self.link.failed(Malformed::garbage(&[command])));
+                    return Err(Malformed::garbage(&[command]).into());
                 }
                 MilterReply::Wants(wanted) => {
                     self.outcome.wants(wanted);

@@ -90,16 +90,13 @@ fn judgement(text: &str) -> Option<(bool, f64, f64)> {
 }
 
 impl SpamdAnswer {
-    /// The engine's answer. `replica` is the name of the replica, and `took` is the duration of the scan.
-    pub(super) fn judged(self, replica: &str, took: Duration) -> Result<Answer, ScanError> {
+    /// The engine's answer. `took` is the duration of the scan.
+    pub(super) fn judged(self, took: Duration) -> Result<Answer, ScanError> {
         /// EX_TIMEOUT of spamd: a child of spamd reached `--timeout-child`.
         const TIMEOUT_CODE: u16 = 79;
         match self {
             Self::Failed(TIMEOUT_CODE, _) => Err(ScanError::NoAnswer(took)),
-            Self::Failed(code, text) => Err(ScanError::Engine {
-                replica: replica.to_owned(),
-                message: format!("{code} {text}"),
-            }),
+            Self::Failed(code, text) => Err(ScanError::Engine(format!("{code} {text}"))),
             Self::Judged {
                 spam,
                 score,

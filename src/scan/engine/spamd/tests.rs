@@ -9,8 +9,7 @@ use crate::scan::tests::{request, sample};
 use crate::verdict::{Answer, FindingKind, Reason};
 
 fn judged(answer: &[u8]) -> Result<Answer, ScanError> {
-    let said = parse(answer).map_err(|malformed| malformed.of("r"))?;
-    said.judged("r", Duration::from_secs(1))
+    parse(answer)?.judged(Duration::from_secs(1))
 }
 
 /// The score always counts, also below spamd's own threshold, but it is an objection only from the threshold on. Rules are

@@ -80,10 +80,7 @@ const MINUTES: Duration = Duration::from_secs(600);
 /// A permanent error is not retried: a retry would load the engine and delay the sender for the same answer.
 #[tokio::test(start_paused = true)]
 async fn what_would_be_said_again_is_not_asked_again() {
-    let declined = ScanError::Refused {
-        replica: "r".to_owned(),
-        message: "too large for me".to_owned(),
-    };
+    let declined = ScanError::Refused("too large for me".to_owned());
     for (error, count) in [(transient(), 3), (declined, 1)] {
         let fails = error.clone();
         let failing = move |_| std::future::ready(fails.clone());
@@ -163,7 +160,7 @@ async fn answers_pay_for_further_attempts() {
     state.records().retries.seconds = 0.0;
     let engine = service_fn(|_: Call| async {
         Deadline::after(Duration::from_secs(20)).wait().await;
-        Ok(EngineAnswer::local(Answer::Answered(Vec::new())))
+        Ok(EngineAnswer::new(Answer::Answered(Vec::new())))
     });
     let call = Call::new(sampled(request("x", MINUTES)));
     assert!(retry(state.clone(), call, engine).await.is_ok());
