@@ -7,7 +7,6 @@
 mod answer;
 mod crypt;
 mod inner;
-mod requested_edits;
 #[cfg(test)]
 mod tests;
 

@@ -1,10 +1,11 @@
-//! Reads the answer of rspamd.
+//! The answer of rspamd: what rspamd found, and the edits that it requests, as it would request them from a milter.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::requested_edits::{Milter, OneOrMore};
+use crate::message::edit::{Edit, Place, Wanted, folded};
 use crate::message::header;
 use crate::scan::engine::json;
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
@@ -14,6 +15,8 @@ use crate::verdict::{Answer, Finding, FindingKind, Reason};
 const SYMBOLS_SHOWN: usize = 200;
 /// Characters of a finding's detail, such as the options of a symbol, to bound the size of a report.
 const DETAIL_CHARACTERS_MAX: usize = 200;
+/// Members of `milter` that do not request a change of the message.
+const MEMBERS_WITHOUT_EDITS: [&str; 3] = ["no_action", "reject", "spam_header"];
 
 /// An answer of rspamd, with the members that the relay uses.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -24,7 +27,7 @@ pub struct Reply {
     score: f64,
     #[serde(default)]
     required_score: Option<f64>,
-    pub(super) action: String,
+    action: String,
     #[serde(default)]
     symbols: BTreeMap<String, Symbol>,
     /// The Message-ID field without its brackets, or `undef`.
@@ -32,13 +35,13 @@ pub struct Reply {
     message_id: Option<String>,
     /// The subject for the action `rewrite subject`, encoded.
     #[serde(default)]
-    pub(super) subject: Option<String>,
+    subject: Option<String>,
     /// Changes that rspamd would request from a milter.
     #[serde(default)]
-    pub(super) milter: Option<Milter>,
+    milter: Option<Milter>,
     /// DKIM signatures that rspamd has made.
     #[serde(default, rename = "dkim-signature")]
-    pub(super) signatures: Option<OneOrMore<String>>,
+    signatures: Option<OneOrMore<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -47,6 +50,46 @@ struct Symbol {
     score: Option<f64>,
     #[serde(default)]
     options: Vec<String>,
+}
+
+/// The `milter` part of an answer, with the members that the relay uses.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct Milter {
+    #[serde(default)]
+    add_headers: BTreeMap<String, OneOrMore<NewField>>,
+    /// Which fields of a name: counted from 1, or from the end if negative; 0 means all.
+    #[serde(default)]
+    remove_headers: BTreeMap<String, OneOrMore<i64>>,
+    /// All other members. Their requests do not change the header section.
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+enum OneOrMore<T> {
+    One(T),
+    More(Vec<T>),
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+enum NewField {
+    Value(String),
+    Placed {
+        value: String,
+        #[serde(default, alias = "index")]
+        order: Option<i64>,
+    },
+}
+
+impl<T> OneOrMore<T> {
+    fn all(&self) -> &[T] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::More(more) => more,
+        }
+    }
 }
 
 /// Reads an answer. The error says what is wrong with the answer.
@@ -126,6 +169,39 @@ impl Reply {
             _ => Answer::Answered(findings),
         }
     }
+
+    /// Edits that rspamd requests for the message with this header section.
+    pub(super) fn wanted(&self, header_section: &[u8]) -> Vec<Wanted> {
+        let mut wanted = Vec::new();
+        if let Some(milter) = &self.milter {
+            for (name, which) in &milter.remove_headers {
+                for which in which.all() {
+                    wanted.extend(removal(name, *which, header_section));
+                }
+            }
+            for (name, fields) in &milter.add_headers {
+                let fields = fields.all().iter();
+                wanted.extend(fields.map(|field| addition(name, field, header_section)));
+            }
+            for (name, value) in &milter.others {
+                if !MEMBERS_WITHOUT_EDITS.contains(&name.as_str()) {
+                    wanted.push(Wanted::Other(format!("{name} {value}")));
+                }
+            }
+        }
+        // The signature goes below the relay's own trace field, where a milter puts it.
+        for signature in self.signatures.iter().flat_map(OneOrMore::all) {
+            wanted.push(add(Place::Before(1), "DKIM-Signature", signature));
+        }
+        if let ("rewrite subject", Some(subject)) = (&*self.action, &self.subject) {
+            wanted.push(Wanted::Field(Edit::Change {
+                name: "Subject".to_owned(),
+                nth: 1,
+                value: folded(subject),
+            }));
+        }
+        wanted
+    }
 }
 
 fn cut(text: &str) -> String {
@@ -134,4 +210,47 @@ fn cut(text: &str) -> String {
         .take(DETAIL_CHARACTERS_MAX)
         .map(clean)
         .collect()
+}
+
+fn add(place: Place, name: &str, value: &str) -> Wanted {
+    Wanted::Field(Edit::Add {
+        place,
+        name: name.to_owned(),
+        value: folded(value),
+    })
+}
+
+/// A requested field. Positions are those of a milter: 0 is above the relay's own `Received`, 1 is below it, and negative
+/// positions count from the end.
+fn addition(name: &str, field: &NewField, header_section: &[u8]) -> Wanted {
+    let (value, order) = match field {
+        NewField::Value(value) => (value, None),
+        NewField::Placed { value, order } => (value, *order),
+    };
+    let place = match order {
+        None | Some(-1) => Place::End,
+        Some(0) => Place::Top,
+        Some(order) => {
+            let from_end = || header::fields(header_section).count() as i64 + 2 + order;
+            let number = if order > 0 { order } else { from_end() };
+            Place::Before(u32::try_from(number.max(1)).unwrap_or(u32::MAX))
+        }
+    };
+    add(place, name, value)
+}
+
+fn removal(name: &str, which: i64, header_section: &[u8]) -> Option<Wanted> {
+    let nth = match which {
+        0 => None,
+        1.. => Some(which),
+        _ => {
+            let nth = header::count(header_section, name) as i64 + 1 + which;
+            // The message has fewer fields of this name.
+            Some(nth).filter(|nth| *nth >= 1).map(Some)?
+        }
+    };
+    Some(Wanted::Field(Edit::Remove {
+        name: name.to_owned(),
+        nth: nth.map(|nth| u32::try_from(nth).unwrap_or(u32::MAX)),
+    }))
 }
