@@ -124,6 +124,79 @@ async fn a_scan_that_hangs_is_followed_by_probes_at_once() {
     assert!(!guarded.is_out(), "it is the message");
 }
 
+/// Answers clean to everything while it lies, also to known-bad probes.
+#[derive(Debug, Default)]
+struct Liar {
+    lies: AtomicBool,
+    /// Whether the engine is unreachable.
+    is_gone: AtomicBool,
+    asked: AtomicUsize,
+}
+
+impl Engine for Liar {
+    fn scan(
+        self: Arc<Self>,
+        sample: Sample,
+    ) -> BoxFuture<'static, Result<EngineAnswer, ScanError>> {
+        let bytes = sample.content().bytes().clone();
+        let is_bad = memchr::memmem::find(&bytes, b"EICAR").is_some();
+        if bytes == "mail" {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+        }
+        if self.is_gone.load(Ordering::SeqCst) {
+            let refused = ScanError::Unreachable("refused".to_owned());
+            return Box::pin(async { Err(refused) });
+        }
+        match is_bad && !self.lies.load(Ordering::SeqCst) {
+            true => Box::pin(Act::Find("Eicar").play()),
+            false => Box::pin(Act::Clean.play()),
+        }
+    }
+
+    fn probes(&self) -> Option<engine::Probes> {
+        Some(engine::Probes::malware())
+    }
+}
+
+/// Probes show that an engine finds nothing any more. The relay doubts its answers since its last right answer, and uses none
+/// of them again when the engine can be trusted again. The result is the same if the engine goes away before it could lie a
+/// second time.
+#[tokio::test(start_paused = true)]
+async fn the_answers_of_a_liar_are_not_used_again() {
+    for goes in [false, true] {
+        let liar = Arc::new(Liar::default());
+        let settings = Settings {
+            probe: Some(Duration::from_secs(10)),
+            ..settings("liar")
+        };
+        let guarded = guard::guard(vec![liar.clone()], Arc::new(settings), None);
+        guarded.watch();
+        let honest = Instant::now() + Duration::from_secs(15);
+        until(|| Instant::now() >= honest).await;
+        liar.lies.store(true, Ordering::SeqCst);
+        let scanner = Scanner::of(vec![guarded.clone()]);
+        let asked = request("mail", SECONDS_20);
+        let before = scanner.scan(asked.clone()).await;
+        assert_eq!(before[0].missing(), None, "it is believed still");
+        until(|| !guarded.incidents().is_empty()).await;
+        liar.is_gone.store(goes, Ordering::SeqCst);
+        until(|| guarded.is_out()).await;
+        let doubted = guarded.doubted().expect("its word is doubted");
+        assert!(doubted < honest, "since its last right answer");
+        assert_eq!(guarded.doubted(), None, "told once");
+        liar.lies.store(false, Ordering::SeqCst);
+        liar.is_gone.store(false, Ordering::SeqCst);
+        until(|| !guarded.is_out()).await;
+        let asked = ScanRequest {
+            deadline: Deadline::after(SECONDS_20),
+            ..asked
+        };
+        let after = scanner.scan(asked).await;
+        assert_eq!(after[0].missing(), None);
+        assert_eq!(liar.asked.load(Ordering::SeqCst), 2, "asked anew");
+    }
+}
+
 /// From the first wrong answer to a probe to the next right one nothing that an engine says is used again, though one wrong answer
 /// is not enough to take it out: it is asked anew each time, and anew when it can be believed.
 #[tokio::test(start_paused = true)]

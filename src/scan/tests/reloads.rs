@@ -1,4 +1,4 @@
-//! What a new configuration changes about replicas.
+//! What a new configuration changes about engines and their replicas, and what it keeps.
 
 use super::*;
 
@@ -48,4 +48,97 @@ async fn a_new_replica_of_an_engine_that_a_person_took_out_is_out() {
         let missing = taken_out.is_none().then_some(Reason::Drained);
         assert_eq!(reports[0].missing(), missing);
     }
+}
+
+/// The timers of an engine go on after a reload: also between the reading of a configuration and its start, and after the
+/// last message of the old one has ended. So an engine that is out comes back.
+#[tokio::test(start_paused = true)]
+async fn time_goes_on_after_a_new_configuration() {
+    for probe in [None, Some(Duration::from_secs(10))] {
+        let clamd = |slots: usize| Settings {
+            slots,
+            probe,
+            kind: engine::Kind::Clamd {
+                addresses: vec![engine::Address::Unix("/nowhere/clamd.ctl".into())],
+                connect_timeout: Duration::from_secs(1),
+            },
+            ..settings("clamd")
+        };
+        let before = Scanner::new(vec![clamd(4)], None).expect("an engine");
+        before.watch();
+        let after = Scanner::new(vec![clamd(8)], Some(&before)).expect("an engine");
+        // The old configuration is still in force.
+        for _ in 0..5 {
+            before.scan(request("x", SECONDS_20)).await;
+        }
+        assert!(after.engines()[0].is_out(), "nobody is there");
+        after.watch();
+        drop(before);
+        let told = |wanted: Kind| {
+            let incidents = after.incidents();
+            incidents.iter().any(|incident| incident.kind == wanted)
+        };
+        until(|| told(Kind::BreakerProbing)).await;
+    }
+}
+
+/// A reload keeps the state of a guard: a new configuration does not make a failing engine healthy.
+#[tokio::test(start_paused = true)]
+async fn a_new_configuration_keeps_the_state_of_the_guard() {
+    let clamd = |slots: usize| Settings {
+        slots,
+        kind: engine::Kind::Clamd {
+            addresses: vec![engine::Address::Unix("/nowhere/clamd.ctl".into())],
+            connect_timeout: Duration::from_secs(1),
+        },
+        ..settings("clamd")
+    };
+    let before = Scanner::new(vec![clamd(4)], None).expect("an engine");
+    for _ in 0..5 {
+        before.scan(request("x", SECONDS_20)).await;
+    }
+    assert!(before.engines()[0].is_out(), "nobody is there");
+    let after = Scanner::new(vec![clamd(8)], Some(&before)).expect("an engine");
+    assert!(after.engines()[0].is_out());
+    assert_eq!(
+        before.engines()[0].health().slots,
+        4,
+        "it may be refused yet"
+    );
+    after.watch();
+    assert_eq!(after.engines()[0].health().slots, 8);
+    let mut elsewhere = clamd(4);
+    elsewhere.kind = engine::Kind::Rules {
+        builtin: true,
+        paths: Vec::new(),
+    };
+    let other = Scanner::new(vec![elsewhere], Some(&after)).expect("an engine");
+    assert!(!other.engines()[0].is_out(), "another engine");
+}
+
+/// An engine that a person has drained stays drained, whatever a reload changes, until a person resumes it. This also holds
+/// for engines in process, and for engines that change their kind.
+#[tokio::test(start_paused = true)]
+async fn a_reload_resumes_no_drained_engine() {
+    let engines = |acts: [&str; 2]| {
+        let one = |name: &str| -> (Settings, Vec<Arc<dyn Engine>>) {
+            let acts = vec![Act::Clean];
+            let engine = Scripted {
+                acts,
+                ..Scripted::default()
+            };
+            (settings(name), vec![Arc::new(engine)])
+        };
+        acts.map(one).to_vec()
+    };
+    let before = Scanner::of_engines(engines(["out", "in"]), None);
+    assert_eq!(before.engines[0].drain(None, true), Some(true));
+    let after = Scanner::of_engines(engines(["out", "in"]), Some(&before));
+    let missing = |reports: Vec<Report>| reports.iter().map(Report::missing).collect::<Vec<_>>();
+    let reports = after.scan(request("Subject: x\r\n\r\nx", SECONDS_20)).await;
+    assert_eq!(missing(reports), [Some(Reason::Drained), None]);
+    assert_eq!(after.engines[0].drain(None, false), Some(true));
+    let again = Scanner::of_engines(engines(["out", "in"]), Some(&after));
+    let reports = again.scan(request("Subject: x\r\n\r\nx", SECONDS_20)).await;
+    assert_eq!(missing(reports), [None, None]);
 }
