@@ -1,9 +1,11 @@
 //! The learner alone, over streams of mail in simulated time: an engine with 12 workers takes 5 ms for a good message and
 //! 120 s for one of a flood.
 
+mod bypass;
 mod laws;
 mod losses;
 mod shapes;
+mod strikes;
 mod trials;
 
 use std::collections::HashMap;
@@ -296,23 +298,6 @@ async fn a_flood_that_imitates_good_mail_is_recognised_by_a_combination() {
     assert!(world.slow.len() <= 12, "{}", world.slow.len());
 }
 
-/// Two timeouts of one attachment put it on hold: the first interceptor is in force 6 s after the flood began.
-#[tokio::test(start_paused = true)]
-async fn two_timeouts_convict_an_attachment() {
-    let mut world = World::new();
-    let same = fingerprint(4711, &[(Aspect::Skeleton, 3)]);
-    world.minute(|_| same.clone());
-    let hold = world.learner.list().find(|i| i.action == Action::Hold);
-    let pattern = &hold.expect("it is held").pattern;
-    assert!(pattern.traits.contains(&same.exact[0]), "{pattern}");
-    let held = world.held[&true];
-    assert!(
-        held >= 480 - 6 * 8,
-        "{held} of 480 held: all after six seconds"
-    );
-    assert_eq!(world.held.get(&false), None);
-}
-
 /// If all scans are slow the engine is at fault: nothing sets messages apart, and no interceptor is made (I8).
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_is_slow_for_everything_makes_no_interceptor() {
@@ -412,33 +397,6 @@ impl World {
     }
 }
 
-/// If usual mail of one shape becomes slow all at once the engine has changed: it is bypassed for that shape.
-#[tokio::test(start_paused = true)]
-async fn a_usual_class_that_becomes_slow_is_bypassed_not_held() {
-    let world = slow_class();
-    let bypass = world
-        .made
-        .iter()
-        .find(|(_, i)| matches!(i.action, Action::Bypass { .. }));
-    let (at, _) = bypass.expect("the class is bypassed");
-    assert!(*at <= Duration::from_secs(20), "{at:?}");
-    assert!(!world.holds());
-}
-
-/// After a finding in such a class the engine gets messages like it again, however slow. The class is too usual to be held.
-#[tokio::test(start_paused = true)]
-async fn a_class_in_which_something_was_found_is_neither_bypassed_nor_held() {
-    let mut world = slow_class();
-    assert!(world.spares());
-    let bad = large(&mut world.rng);
-    world.found(&bad, FOUND_LATE);
-    assert!(!world.spares() && !world.holds());
-    world.slow.clear();
-    world.slow_class_goes_on();
-    assert!(!world.matched(&bad, |action| matches!(action, Action::Bypass { .. })));
-    assert!(!world.holds());
-}
-
 /// Some messages are always slow. However long that goes on, a flood is recognised as quickly as on the first day.
 #[tokio::test(start_paused = true)]
 async fn what_is_always_slow_does_not_hide_a_flood() {
@@ -463,33 +421,6 @@ async fn what_is_always_slow_does_not_hide_a_flood() {
     let (first, _) = world.made.first().expect("the flood is recognised");
     assert!(*first <= Duration::from_secs(3), "{first:?}");
     assert_eq!(world.held.get(&false), None, "good mail is not held");
-}
-
-/// If held messages are clean in the end, the interceptor bypasses the engine instead. Another late scan does not change
-/// that. After a finding the messages stay held.
-#[tokio::test(start_paused = true)]
-async fn what_is_clean_in_the_end_is_not_held_but_kept_from_the_engine() {
-    for found in [false, true] {
-        let mut world = World::new();
-        let (same, good) = (fingerprint(4711, &[]), fingerprint(1, &[]));
-        world.pass(Duration::from_millis(100));
-        world.evidence(MessageId::new(), &good, world.now, FAST);
-        (0..2).for_each(|_| world.evidence(MessageId::new(), &same, world.now, Observed::TimedOut));
-        if found {
-            world.found(&same, FOUND_LATE);
-        }
-        let mut see = |seen| world.evidence(MessageId::new(), &same, world.now, seen);
-        (0..5).for_each(|_| see(LATE));
-        // Copies that are still sent now and then, to find out, are late again.
-        (0..3).for_each(|_| see(Observed::TimedOut));
-        assert_eq!(world.holds(), found);
-        assert_eq!(world.spares(), !found);
-        let (ended, holding) = world.learner.recoverable();
-        assert_eq!(
-            (ended.len(), holding.len()),
-            if found { (0, 1) } else { (1, 0) }
-        );
-    }
 }
 
 /// After a restart a learned interceptor is weighed as before: it ends on time, clean scans end its hold, a finding keeps
@@ -575,37 +506,6 @@ async fn what_a_person_holds_stays_held() {
     assert_eq!(learner.recoverable(), (Vec::new(), Vec::new()));
 }
 
-/// An engine is bypassed because copies were clean, but late. A late finding in the next copy ends the bypass, because other
-/// engines do not know it. Such messages are held, and more clean copies do not free them.
-#[tokio::test(start_paused = true)]
-async fn what_is_bad_after_all_is_not_kept_from_the_engine_but_held() {
-    let mut world = World::new();
-    let same = fingerprint(4711, &[]);
-    world.spare(&same);
-    world.found(&same, FOUND_LATE);
-    assert!(world.holds(), "it is held");
-    assert!(!world.spares());
-    (0..5).for_each(|_| world.evidence(MessageId::new(), &same, world.now, LATE));
-    assert!(world.holds() && !world.spares(), "whatever is clean");
-}
-
-/// A finding in time during a bypass shows that the engine can scan such messages. It is not bypassed for them again.
-#[tokio::test(start_paused = true)]
-async fn what_is_found_in_time_is_not_kept_from_the_engine_any_more() {
-    for seen in [FAST, IN_TIME] {
-        let mut world = World::new();
-        let same = fingerprint(4711, &[]);
-        world.spare(&same);
-        world.found(&same, seen);
-        assert!(!world.spares() && !world.holds(), "{seen:?}");
-        let mut see = |seen| world.evidence(MessageId::new(), &same, world.now, seen);
-        see(Observed::TimedOut);
-        (0..5).for_each(|_| see(LATE));
-        // What was answered at once is not held for what took long.
-        assert_eq!((world.spares(), world.holds()), (false, seen == IN_TIME));
-    }
-}
-
 /// A sender is known by good mail through the same network. A domain alone can be written by anybody.
 #[tokio::test(start_paused = true)]
 async fn a_sender_is_known_by_domain_and_network() {
@@ -619,34 +519,6 @@ async fn a_sender_is_known_by_domain_and_network() {
     assert_eq!(learner.reputation(&from(2)), SenderReputation::Unknown);
 }
 
-/// Retries of one message count as one message. An engine that breaks on everything is itself at fault.
-#[tokio::test(start_paused = true)]
-async fn strikes_need_two_messages_and_an_engine_that_is_fine_with_others() {
-    let mut world = World::new();
-    world.pass(Duration::from_secs(60));
-    let same = fingerprint(4711, &[]);
-    let once = MessageId::new();
-    let good = usual(&mut world.rng);
-    for _ in 0..5 {
-        world.good(&good);
-        world.evidence(once, &same, world.now, Observed::Broken);
-    }
-    assert!(!world.holds(), "one message");
-    world.pass(Duration::from_secs(60));
-    let other = fingerprint(4712, &[]);
-    for _ in 0..2 {
-        for _ in 0..3 {
-            let unrelated = usual(&mut world.rng);
-            world.evidence(MessageId::new(), &unrelated, world.now, Observed::Broken);
-        }
-        world.evidence(MessageId::new(), &other, world.now, Observed::Broken);
-    }
-    assert!(!world.holds(), "it breaks on everything");
-    world.good(&good);
-    world.evidence(MessageId::new(), &other, world.now, Observed::Broken);
-    assert!(world.holds());
-}
-
 /// A message with these attachments, in this order.
 fn attached(attachments: &[u64]) -> Arc<Fingerprint> {
     let mut f = Arc::unwrap_or_clone(fingerprint(0, &[]));
@@ -656,55 +528,6 @@ fn attached(attachments: &[u64]) -> Arc<Fingerprint> {
     };
     f.exact = attachments.iter().map(one).collect();
     Arc::new(f)
-}
-
-/// An attachment of usual mail neither shields a rarer one beside it nor is held for it. The same is true of an attachment
-/// of some good mail.
-#[tokio::test(start_paused = true)]
-async fn of_all_that_failed_together_only_what_good_mail_has_least_is_held() {
-    let (common, rare, poison) = (1, 2, 4711);
-    let mut world = World::new();
-    world.good(&attached(&[rare]));
-    for _ in 0..50 {
-        world.good(&attached(&[common]));
-    }
-    for _ in 0..2000 {
-        let good = usual(&mut world.rng);
-        world.good(&good);
-    }
-    // What was scanned well just now is not remembered when an episode begins: only the baseline knows it.
-    world.pass(Duration::from_secs(60));
-    let bad = attached(&[common, rare, poison]);
-    let other = attached(&[3]);
-    for _ in 0..2 {
-        world.evidence(MessageId::new(), &other, world.now, FAST);
-        world.evidence(MessageId::new(), &bad, world.now, Observed::Broken);
-    }
-    let held: Vec<Trait> = world
-        .learner
-        .list()
-        .flat_map(|i| i.pattern.traits.clone())
-        .collect();
-    assert_eq!(held, [bad.exact[2]], "the poison, and nothing else");
-    // Copies that were in the engine already fail as well: that is explained.
-    world.evidence(MessageId::new(), &bad, world.now, Observed::Broken);
-    assert_eq!(world.learner.list().count(), 1);
-}
-
-/// However many different messages break an engine, the next message that breaks it twice is held.
-#[tokio::test(start_paused = true)]
-async fn strikes_cannot_be_switched_off_by_striking_often() {
-    let mut world = World::new();
-    let other = fingerprint(3, &[]);
-    for n in 0..10_100 {
-        let once = fingerprint(10_000 + n, &[]);
-        world.evidence(MessageId::new(), &once, world.now, Observed::Broken);
-    }
-    world.pass(Duration::from_secs(1));
-    world.evidence(MessageId::new(), &other, world.now, FAST);
-    let same = fingerprint(4711, &[]);
-    (0..2).for_each(|_| world.evidence(MessageId::new(), &same, world.now, Observed::Broken));
-    assert!(world.holds());
 }
 
 /// An interceptor for the same key lasts twice as long each time, and ends by itself.
