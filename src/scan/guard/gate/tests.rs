@@ -1,7 +1,9 @@
 //! Tests of the gate alone, on simulated time.
 
+mod diversions;
 mod fault;
 mod laws;
+mod stall;
 
 use proptest::prelude::*;
 
@@ -10,7 +12,6 @@ use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Identity, MessageId, SenderReputation, Trait};
 use crate::observation::ScanReason;
 use crate::scan::Turn;
-use crate::scan::guard::breaker::Cause;
 
 const TIMES: Times = Times {
     slow: Duration::from_millis(500),
@@ -395,65 +396,6 @@ async fn fresh_mail_waits_for_an_engine_that_nobody_makes_up_for() {
     }
 }
 
-/// The stall detector takes out an engine with scans of 50 ms a few tenths of a second after the engine stops. Hanging mail
-/// of unknown senders alone, of one known sender, or of two is not a stall.
-#[tokio::test(start_paused = true)]
-async fn an_engine_has_stalled_if_too_much_is_late_at_once() {
-    let stalls = |parties: &[(u64, SenderReputation)]| {
-        let mut world = World::new(10);
-        (0..1000).for_each(|_| world.gate.latencies.add(milliseconds(50)));
-        for (party, reputation) in parties {
-            world.next += 1;
-            let entrant = GateRequest {
-                turn: turn(*party),
-                ..entrant(world.now, world.next, *reputation)
-            };
-            world.gate.enter(world.now, entrant);
-        }
-        (1..50).find(|_| {
-            world.after(100);
-            matches!(world.breaker(), BreakerState::Open { .. })
-        })
-    };
-    let (known, unknown) = (SenderReputation::Known, SenderReputation::Unknown);
-    let many = |reputation| (0..6).map(|party| (party, reputation)).collect::<Vec<_>>();
-    let of_many = stalls(&many(known));
-    assert!(of_many.is_some_and(|tenths| tenths <= 3), "{of_many:?}");
-    assert_eq!(stalls(&many(unknown)), None, "strangers");
-    assert_eq!(stalls(&[(1, known); 6]), None, "one sender");
-    assert_eq!(stalls(&many(known)[..2]), None, "two of them");
-}
-
-/// If mail of known senders hangs in a stalled engine, all mail hangs there. If only mail of unknown senders does, their mail
-/// may be the cause. The gate forgets the distinction when the breaker opens for another reason.
-#[tokio::test(start_paused = true)]
-async fn it_is_known_what_a_stalled_engine_hangs_on() {
-    let (known, unknown) = (SenderReputation::Known, SenderReputation::Unknown);
-    for (reputation, is_text, on_known) in [
-        (known, true, true),
-        (known, false, true),
-        (unknown, true, false),
-    ] {
-        let mut world = World::new(6);
-        for n in 0..10 {
-            match is_text {
-                true => world.unique(reputation),
-                false => world.enter(n, reputation),
-            };
-        }
-        world.after(1000);
-        assert!(world.gate.is_out(0), "{reputation:?} {is_text}");
-        assert_eq!(
-            world.gate.hangs_on_known(),
-            on_known,
-            "{reputation:?} {is_text}"
-        );
-        let (now, opened) = (world.now, Change::Opened(Cause::Failing));
-        world.gate.changed(now, 0, Some(opened));
-        assert!(!world.gate.hangs_on_known());
-    }
-}
-
 /// A party that sends much does not delay a party that sends little.
 #[tokio::test(start_paused = true)]
 async fn parties_take_turns() {
@@ -494,26 +436,6 @@ async fn no_lane_goes_before_another() {
     assert_eq!(world.started(), [other]);
 }
 
-/// An engine that takes all scans and ends none is out after a second, and no message waits for the engine any longer.
-#[tokio::test(start_paused = true)]
-async fn a_stalled_engine_is_out_within_a_second_or_two() {
-    let mut world = World::new(3);
-    for _ in 0..10 {
-        world.unique(SenderReputation::Known);
-    }
-    world.gate.orders();
-    world.after(1000);
-    assert!(world.gate.is_out(0), "{:?}", world.breaker());
-    let refused = world.refused();
-    let open = |(_, refusal): &(Ticket, GateRefusal)| matches!(refusal, GateRefusal::Open(_));
-    assert!(
-        !refused.is_empty() && refused.iter().all(open),
-        "{refused:?}"
-    );
-    let next = world.unique(SenderReputation::Known);
-    assert_eq!(world.refused()[0].0, next);
-}
-
 /// If one fingerprint fails repeatedly, the fingerprint is at fault, and the engine is not.
 #[tokio::test(start_paused = true)]
 async fn failures_of_one_fingerprint_do_not_open_the_breaker() {
@@ -530,62 +452,6 @@ async fn failures_of_one_fingerprint_do_not_open_the_breaker() {
         let open = matches!(world.breaker(), BreakerState::Open { .. });
         assert_eq!(open, opens, "unrelated: {unrelated}");
     }
-}
-
-/// Blocked content is not scanned, except held mail that is scanned again as a test.
-#[tokio::test(start_paused = true)]
-async fn a_hold_refuses_what_it_matches() {
-    let mut world = World::new(1);
-    let running = world.enter(7, SenderReputation::Known);
-    let waiting = world.enter(7, SenderReputation::Known);
-    let other = world.enter(8, SenderReputation::Known);
-    world.gate.orders();
-    world.divert(DiversionAct::Hold, 7);
-    let orders = world.gate.orders();
-    assert!(
-        orders.contains(&GateOrder::Convicted(running)),
-        "{orders:?}"
-    );
-    let suspect = GateRefusal::Suspect("interceptor rule".to_owned());
-    assert!(orders.contains(&GateOrder::Refuse(waiting, suspect)));
-    world.answered(running);
-    assert_eq!(world.started(), [other]);
-    world.answered(other);
-    let redrive = GateRequest {
-        scan_reason: ScanReason::Redrive,
-        ..entrant(world.now, 7, SenderReputation::Known)
-    };
-    let redrive = world.gate.enter(world.now, redrive);
-    assert_eq!(world.started(), [redrive]);
-}
-
-/// Parked messages are scanned one at a time, so that a scan can disprove the suspicion.
-#[tokio::test(start_paused = true)]
-async fn a_park_lets_one_through_at_a_time() {
-    let mut world = World::new(12);
-    world.divert(DiversionAct::Park, 7);
-    let canary = world.enter(7, SenderReputation::Unknown);
-    assert_eq!(world.started(), [canary]);
-    let next = world.enter(7, SenderReputation::Unknown);
-    assert!(matches!(&world.refused()[..], [(n, GateRefusal::Parked(_))] if *n == next));
-    world.answered(canary);
-    let next = world.enter(7, SenderReputation::Unknown);
-    assert_eq!(world.started(), [next]);
-}
-
-/// A bypassed class sends one message every 10 s to the engine, to detect that the engine has recovered.
-#[tokio::test(start_paused = true)]
-async fn a_bypass_is_the_engines_fault_and_tries_again() {
-    let mut world = World::new(12);
-    world.divert(DiversionAct::Bypass, 7);
-    let shadow = world.enter(7, SenderReputation::Known);
-    assert_eq!(world.started(), [shadow]);
-    world.answered(shadow);
-    world.enter(7, SenderReputation::Known);
-    assert!(matches!(&world.refused()[..], [(_, GateRefusal::Open(_))]));
-    world.after(10_000);
-    world.enter(7, SenderReputation::Known);
-    assert_eq!(world.started().len(), 1);
 }
 
 /// A message that gets no slot within the wait is refused as `busy`.
