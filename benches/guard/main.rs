@@ -17,7 +17,7 @@ use futures_util::future::BoxFuture;
 use hdrhistogram::Histogram;
 use rand::RngExt as _;
 use spillway::deadline::Deadline;
-use spillway::intercept::{self, EngineState, Evidence, Interception, Seen};
+use spillway::intercept::{self, EngineState, Interception};
 use spillway::message::fingerprint::Aspect;
 use spillway::message::mime::{self, Limits};
 use spillway::message::pattern::Facts;
@@ -25,7 +25,7 @@ use spillway::message::{
     BodyKind, Content, Envelope, Fingerprint, Identity, Mailbox, Message, MessageId, Origin,
     SenderReputation, Trait,
 };
-use spillway::observation::ScanReason;
+use spillway::observation::{Evidence, Observed, ScanReason};
 use spillway::scan::engine::{Engine, EngineAnswer, Kind, Sample, ScanError};
 use spillway::scan::guard::guard;
 use spillway::scan::{Guarded, ScanRequest, Settings};
@@ -232,10 +232,12 @@ fn learning() -> (f64, f64) {
         let evidence = Evidence {
             message: MessageId::new(),
             fingerprint: print.clone(),
-            fresh: true,
+            reputation: SenderReputation::Unknown,
+            scan_reason: ScanReason::Fresh,
+            arrived: now,
             started: now,
-            seen: Seen::Fast,
-            found: false,
+            at: now,
+            what: Observed::Fast { found: false },
         };
         black_box(interception.observe(now, &name, &evidence));
     }
