@@ -127,7 +127,7 @@ struct ResumeState {
     /// Why the message is scanned now.
     scan_reason: ScanReason,
     /// A scan of the message timed out before.
-    struck: bool,
+    timed_out_before: bool,
     /// The step that follows a decision to deliver.
     next_step: NextStep,
 }
@@ -147,7 +147,7 @@ impl ResumeState {
         judged: None,
         spent: Duration::ZERO,
         scan_reason: ScanReason::Fresh,
-        struck: false,
+        timed_out_before: false,
         next_step: NextStep::Deliver(None),
     };
 
@@ -155,7 +155,7 @@ impl ResumeState {
         Terms {
             spent: self.spent,
             scan_reason: self.scan_reason,
-            struck: self.struck,
+            timed_out_before: self.timed_out_before,
             stand_ins: true,
         }
     }
@@ -309,7 +309,7 @@ impl Pipeline {
             judged: self.judged_before(&record, &message).await,
             spent: record.spent,
             scan_reason,
-            struck: record.timeouts > 0,
+            timed_out_before: record.timeouts > 0,
             next_step,
         };
         let so_far = SoFar {

@@ -108,7 +108,7 @@ fn sample(envelope: &Arc<Envelope>, content: &Content, workers: &Arc<Semaphore>)
         fingerprint: Some(Arc::new(fingerprint())),
         reputation: SenderReputation::Known,
         scan_reason: ScanReason::Fresh,
-        struck: false,
+        timed_out_before: false,
         stand_ins: true,
     };
     Sample::new(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::baseline::Baseline;
-use super::conviction::{Charge, EXPIRY_DOUBLINGS_MAX, proof};
+use super::blocking::{BlockCase, EXPIRY_DOUBLINGS_MAX, proof};
 use super::crash::Crashes;
 use super::episode::{Arrivals, Context, Episode, Finding, Remedy};
 use super::key::Likeness;
@@ -53,7 +53,7 @@ pub struct Interception {
     pub(super) losing: HashSet<Arc<str>>,
     pub(super) strikes: Strikes,
     /// How often each key was blocked so far.
-    pub(super) convictions: HashMap<Key, u32>,
+    pub(super) times_blocked: HashMap<Key, u32>,
     pub(super) missed: VecDeque<Missed>,
     ended: VecDeque<String>,
     /// Engines without which mail could be judged at the last tick.
@@ -77,7 +77,7 @@ impl Interception {
             crashes: Crashes::default(),
             losing: HashSet::new(),
             strikes: Strikes::default(),
-            convictions: HashMap::new(),
+            times_blocked: HashMap::new(),
             missed: VecDeque::new(),
             ended: VecDeque::new(),
             covered: HashSet::new(),
@@ -282,7 +282,7 @@ impl Interception {
         if active.interceptor.is_learned() {
             self.remember(id);
         }
-        let incident = told(Kind::InterceptorLifted, &active.interceptor, why);
+        let incident = interceptor_incident(Kind::InterceptorLifted, &active.interceptor, why);
         Some(incident.with("messages matched", active.interceptor.hits))
     }
 
@@ -318,7 +318,7 @@ impl Interception {
         }
         self.version += u64::from(self.crashes.tick(now));
         for engine in engines.iter().filter(|engine| !engine.is_out) {
-            incidents.extend(self.tell_loss(engine));
+            incidents.extend(self.loss_incident(engine));
             for _ in 0..NEW_INTERCEPTORS_PER_TICK {
                 let Some((name, finding)) = self.explain(now, engine) else {
                     break;
@@ -331,13 +331,13 @@ impl Interception {
                         engine: name.to_string(),
                     },
                 };
-                let charge = Charge {
+                let case = BlockCase {
                     narrow: finding.narrow,
                     action,
                     evidence: proof(&finding),
                     like: finding.like,
                 };
-                let made = self.block(now, &name, charge);
+                let made = self.block(now, &name, case);
                 if made.is_none() {
                     break;
                 }
@@ -398,7 +398,7 @@ impl Interception {
             .saturating_mul(1 << EXPIRY_DOUBLINGS_MAX);
         let active = Active::restored(now, interceptor, longest);
         if let Some(learned) = &active.learned {
-            self.convictions.entry(learned.like.key).or_insert(1);
+            self.times_blocked.entry(learned.like.key).or_insert(1);
         }
         self.active.insert(active.interceptor.id.clone(), active);
     }
@@ -426,7 +426,7 @@ impl Interception {
     }
 }
 
-pub(super) fn told(kind: Kind, interceptor: &Interceptor, what: &str) -> Incident {
+pub(super) fn interceptor_incident(kind: Kind, interceptor: &Interceptor, what: &str) -> Incident {
     let subject = Subject::Interceptor(interceptor.id.clone());
     let summary = format!("{subject} {what}");
     Incident::new(kind, subject, summary)

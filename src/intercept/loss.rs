@@ -19,7 +19,7 @@ impl Interception {
     /// Reports that messages without an interceptor hang in at least half of an engine's workers (and in two at least): from
     /// half on, mail of unknown senders waits. Reports once, and again only after such messages held fewer than a quarter of
     /// the workers.
-    pub(super) fn tell_loss(&mut self, engine: &EngineState<'_>) -> Option<Incident> {
+    pub(super) fn loss_incident(&mut self, engine: &EngineState<'_>) -> Option<Incident> {
         let rules = self.active.values().filter_map(Active::suspects);
         let rules: Vec<_> = rules.filter(|(of, _)| ***of == *engine.name).collect();
         let is_explained = |f: &Fingerprint| rules.iter().any(|(_, like)| like.matches(f));
@@ -70,7 +70,7 @@ impl Interception {
         };
         let subject = subject(engine);
         let summary = format!("{subject} goes away on one message, which is held");
-        let told = Incident::new(Kind::Strike, subject, summary)
+        let incident = Incident::new(Kind::Strike, subject, summary)
             .with("crashes that it met", culprit.met)
             .with("in flight at the last one", in_flight.len())
             .about(culprit.message);
@@ -85,7 +85,7 @@ impl Interception {
             at: now,
             what: Observed::Broken,
         };
-        let mut incidents = vec![told];
+        let mut incidents = vec![incident];
         incidents.extend(self.observe(now, engine, &evidence));
         incidents
     }

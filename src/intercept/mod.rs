@@ -1,7 +1,7 @@
 //! Interceptors: rules that divert messages before an engine scans them.
 
 mod baseline;
-mod conviction;
+mod blocking;
 mod crash;
 mod diversions;
 mod episode;

@@ -11,7 +11,7 @@ use crate::message::{MessageId, Trait};
 
 /// Pairs of engine and trait with strikes that are remembered at most. An entry takes about 100 octets, so all of them take
 /// about 1 MB.
-pub(super) const STRUCK_TRAITS_MAX: usize = 10_000;
+pub(super) const TRAITS_WITH_STRIKES_MAX: usize = 10_000;
 /// How long a strike counts: two failures of the same content within an hour are a pattern, two within a day are not.
 pub(super) const STRIKE_AGE: Duration = Duration::from_secs(3600);
 
@@ -29,14 +29,14 @@ struct Struck {
 /// The strikes of all engines.
 #[derive(Debug, Default)]
 pub(super) struct Strikes {
-    struck: HashMap<(Arc<str>, Trait), Struck>,
+    timed_out_before: HashMap<(Arc<str>, Trait), Struck>,
     serial: u64,
 }
 
 impl Strikes {
     /// Counts a strike against the trait `key` by the message `by`.
     pub(super) fn count(&mut self, now: Instant, engine: &Arc<str>, key: Trait, by: MessageId) {
-        if self.struck.len() >= STRUCK_TRAITS_MAX {
+        if self.timed_out_before.len() >= TRAITS_WITH_STRIKES_MAX {
             self.forget(now);
         }
         self.serial += 1;
@@ -48,21 +48,24 @@ impl Strikes {
             serial,
             by,
         };
-        let struck = self.struck.entry((engine.clone(), key)).or_insert(one);
-        let is_old = now >= struck.last + STRIKE_AGE;
-        let count = match struck.by == by {
+        let timed_out_before = self
+            .timed_out_before
+            .entry((engine.clone(), key))
+            .or_insert(one);
+        let is_old = now >= timed_out_before.last + STRIKE_AGE;
+        let count = match timed_out_before.by == by {
             _ if is_old => first,
-            true => struck.count,
-            false => struck.count.saturating_add(1),
+            true => timed_out_before.count,
+            false => timed_out_before.count.saturating_add(1),
         };
-        *struck = Struck { count, ..one };
+        *timed_out_before = Struck { count, ..one };
     }
 
     /// Number of messages with a strike against the trait `key`; 0 if the last strike is older than [`STRIKE_AGE`]. Retries
     /// count once unless another message had a strike in between.
     pub(super) fn of(&self, now: Instant, engine: &Arc<str>, key: Trait) -> u32 {
-        let struck = self.struck.get(&(engine.clone(), key));
-        struck.map_or(0, |s| {
+        let timed_out_before = self.timed_out_before.get(&(engine.clone(), key));
+        timed_out_before.map_or(0, |s| {
             if now < s.last + STRIKE_AGE {
                 s.count
             } else {
@@ -73,14 +76,15 @@ impl Strikes {
 
     /// Makes room: drops strikes older than [`STRIKE_AGE`]. If there are none, drops the oldest quarter.
     fn forget(&mut self, now: Instant) {
-        self.struck.retain(|_, s| now < s.last + STRIKE_AGE);
-        if self.struck.len() < STRUCK_TRAITS_MAX {
+        self.timed_out_before
+            .retain(|_, s| now < s.last + STRIKE_AGE);
+        if self.timed_out_before.len() < TRAITS_WITH_STRIKES_MAX {
             return;
         }
-        let mut serials: Vec<u64> = self.struck.values().map(|s| s.serial).collect();
-        let (_, oldest, _) = serials.select_nth_unstable(STRUCK_TRAITS_MAX / 4);
+        let mut serials: Vec<u64> = self.timed_out_before.values().map(|s| s.serial).collect();
+        let (_, oldest, _) = serials.select_nth_unstable(TRAITS_WITH_STRIKES_MAX / 4);
         let oldest = *oldest;
-        self.struck.retain(|_, s| s.serial > oldest);
+        self.timed_out_before.retain(|_, s| s.serial > oldest);
     }
 }
 
@@ -98,16 +102,16 @@ mod tests {
             aspect: Aspect::Attachment,
             value,
         };
-        let struck = 3 * STRUCK_TRAITS_MAX as u64;
-        for value in 0..struck {
+        let timed_out_before = 3 * TRAITS_WITH_STRIKES_MAX as u64;
+        for value in 0..timed_out_before {
             strikes.count(now, &engine, key(value), MessageId::new());
         }
         assert!(
-            strikes.struck.len() <= STRUCK_TRAITS_MAX,
+            strikes.timed_out_before.len() <= TRAITS_WITH_STRIKES_MAX,
             "{}",
-            strikes.struck.len()
+            strikes.timed_out_before.len()
         );
-        assert_eq!(strikes.of(now, &engine, key(struck - 1)), 1);
+        assert_eq!(strikes.of(now, &engine, key(timed_out_before - 1)), 1);
     }
 
     /// A strike counts for one hour, also if no other strike follows.

@@ -189,12 +189,12 @@ impl World {
     fn pass(&mut self, time: Duration) {
         self.now += time;
         for at in 0..self.slow.len() {
-            let (message, f, began, told) = self.slow[at].clone();
+            let (message, f, began, stage) = self.slow[at].clone();
             let age = self.now - began;
-            if told == 0 && age >= Duration::from_millis(500) {
+            if stage == 0 && age >= Duration::from_millis(500) {
                 self.slow[at].3 = 1;
                 self.evidence(message, &f, began, Observed::Slow);
-            } else if told == 1 && age >= Duration::from_secs(5) {
+            } else if stage == 1 && age >= Duration::from_secs(5) {
                 self.slow[at].3 = 2;
                 self.evidence(message, &f, began, Observed::TimedOut);
             }

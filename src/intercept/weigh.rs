@@ -6,8 +6,8 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Action;
-use super::conviction::STRIKES_TO_BLOCK;
-use super::interception::{Interception, told};
+use super::blocking::STRIKES_TO_BLOCK;
+use super::interception::{Interception, interceptor_incident};
 use super::learned::{Learned, Missed};
 use super::strikes::STRIKE_AGE;
 use crate::incident::{Incident, Kind};
@@ -64,7 +64,8 @@ impl Interception {
                 *action = Action::Hold;
                 self.version += 1;
                 let what = "now holds what it parked";
-                let incident = told(Kind::InterceptorChanged, &active.interceptor, what);
+                let incident =
+                    interceptor_incident(Kind::InterceptorChanged, &active.interceptor, what);
                 let incident = incident.with("scans past their timeout", learned.timeouts);
                 incidents.push(incident.about(evidence.message));
             }
@@ -127,7 +128,7 @@ impl Interception {
         active.interceptor.action = Action::Hold;
         self.version += 1;
         let what = "now holds what it spared the engine: something was found in it";
-        let incident = told(Kind::InterceptorChanged, &active.interceptor, what);
+        let incident = interceptor_incident(Kind::InterceptorChanged, &active.interceptor, what);
         Some(incident.about(evidence.message))
     }
 
@@ -151,7 +152,7 @@ impl Interception {
         active.interceptor.action = Action::Bypass { engine };
         self.version += 1;
         let what = "now spares the engine what it held: it is clean, if slow";
-        let incident = told(Kind::InterceptorChanged, &active.interceptor, what);
+        let incident = interceptor_incident(Kind::InterceptorChanged, &active.interceptor, what);
         Some(incident.with("clean after their timeout", SCANS_TO_DISPROVE[0]))
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::suspicion::{Looked, Suspicion};
+use super::suspicion::{LookedUp, Suspicion};
 use super::{Generation, Pipeline, settle};
 use crate::deadline::Deadline;
 use crate::message::attachment::AttachmentFact;
@@ -37,8 +37,8 @@ pub(super) struct Terms {
     pub(super) spent: Duration,
     /// Why the message is scanned now.
     pub(super) scan_reason: ScanReason,
-    /// See [`ScanRequest::struck`].
-    pub(super) struck: bool,
+    /// See [`ScanRequest::timed_out_before`].
+    pub(super) timed_out_before: bool,
     /// See [`ScanRequest::stand_ins`].
     pub(super) stand_ins: bool,
 }
@@ -68,7 +68,7 @@ pub async fn judge(
         terms: Terms {
             spent: Duration::ZERO,
             scan_reason: ScanReason::Fresh,
-            struck: false,
+            timed_out_before: false,
             stand_ins: false,
         },
     };
@@ -155,7 +155,7 @@ impl Asking<'_> {
             }
             None => None,
         };
-        if let Some(Looked {
+        if let Some(LookedUp {
             held: Some((rule, reason)),
             reputation,
             ..
@@ -200,7 +200,7 @@ impl Asking<'_> {
         &self,
         message: &Message,
         deadline: Deadline,
-        looked: Option<&Looked>,
+        looked: Option<&LookedUp>,
     ) -> ScanRequest {
         ScanRequest {
             id: message.id,
@@ -210,7 +210,7 @@ impl Asking<'_> {
             fingerprint: looked.map(|l| l.fingerprint.clone()),
             reputation: looked.map_or(SenderReputation::Unknown, |l| l.reputation),
             scan_reason: self.terms.scan_reason,
-            struck: self.terms.struck,
+            timed_out_before: self.terms.timed_out_before,
             stand_ins: self.terms.stand_ins,
         }
     }

@@ -203,7 +203,7 @@ impl Pipeline {
         match round.sweep.take() {
             None => round.renewed = true,
             Some(sweep) => {
-                self.tell_end(cause, &sweep);
+                self.report_end(cause, &sweep);
                 *round = Round::new(sweep.again(), round.places.clone());
             }
         }
@@ -225,7 +225,7 @@ impl Pipeline {
         let renewed = std::mem::take(&mut round.renewed);
         round.sweep = Some(match worked.end {
             RoundEnd::Through => {
-                self.tell_end(cause, &worked.sweep);
+                self.report_end(cause, &worked.sweep);
                 Sweep::new()
             }
             RoundEnd::Turn | RoundEnd::Stuck => worked.sweep,
@@ -268,8 +268,8 @@ impl Pipeline {
         }
     }
 
-    fn tell_end(&self, cause: &Cause, sweep: &Sweep) {
-        if !sweep.told {
+    fn report_end(&self, cause: &Cause, sweep: &Sweep) {
+        if !sweep.is_announced {
             return;
         }
         let summary = match sweep.stays {
@@ -277,10 +277,10 @@ impl Pipeline {
             _ => "what is left of what was kept for it is tried later",
         };
         let (settled, stays) = (sweep.settled, sweep.stays);
-        self.tell(Kind::RecoveryEnded, cause, summary, settled, stays);
+        self.report(Kind::RecoveryEnded, cause, summary, settled, stays);
     }
 
-    fn tell(&self, kind: Kind, cause: &Cause, what: &str, settled: u64, stays: u64) {
+    fn report(&self, kind: Kind, cause: &Cause, what: &str, settled: u64, stays: u64) {
         let subject = match cause {
             Cause::Engine(name) => Subject::Engine {
                 name: name.clone(),

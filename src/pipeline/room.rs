@@ -24,7 +24,7 @@ const ROOMY_THRESHOLD: f64 = 0.7;
 
 /// The state that the incident log already has.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct Reported {
     filling: bool,
     trouble: Option<Discriminant<StoreError>>,
 }
@@ -34,10 +34,10 @@ impl Pipeline {
     ///
     /// Cancel safety: safe.
     pub async fn watch_store(self: Arc<Self>, closing: CancellationToken) {
-        let mut told = Told::default();
+        let mut reported = Reported::default();
         let looks = async {
             loop {
-                self.look_at_store(&mut told).await;
+                self.look_at_store(&mut reported).await;
                 Deadline::after(STORE_CHECK_INTERVAL).wait().await;
             }
         };
@@ -45,22 +45,22 @@ impl Pipeline {
     }
 
     /// One check of the store.
-    pub(super) async fn look_at_store(&self, told: &mut Told) {
-        if let Some(incident) = told.trouble(self.store.accepts()) {
+    pub(super) async fn look_at_store(&self, reported: &mut Reported) {
+        if let Some(incident) = reported.trouble(self.store.accepts()) {
             self.incidents.record(incident);
         }
         let quarantine = self.generation().quarantine;
         // A failed query is not reported here: a store failure has an incident of its own.
         let held = Deadline::after(STORE_ANSWER_TIMEOUT).run(self.store.held(quarantine));
         if let Ok(Ok(held)) = held.await
-            && let Some(incident) = told.filling(&held)
+            && let Some(incident) = reported.filling(&held)
         {
             self.incidents.record(incident);
         }
     }
 }
 
-impl Told {
+impl Reported {
     fn trouble(&mut self, accepts: Result<(), StoreError>) -> Option<Incident> {
         let before = self.trouble;
         self.trouble = accepts.as_ref().err().map(discriminant);
@@ -118,36 +118,36 @@ mod tests {
     /// room again, and not at the first message that leaves.
     #[test]
     fn a_quarantine_that_fills_is_told_before_it_is_full() {
-        let mut told = Told::default();
-        assert_eq!(told.filling(&held(790)), None);
-        let incident = told.filling(&held(810)).expect("it fills");
+        let mut reported = Reported::default();
+        assert_eq!(reported.filling(&held(790)), None);
+        let incident = reported.filling(&held(810)).expect("it fills");
         assert_eq!(incident.kind, Kind::QuarantineFilling);
         let most = ("most".into(), "202 octets of sender a.test".to_owned());
         assert!(incident.evidence.contains(&most), "{incident:?}");
         for octets in [1000, 790, 710] {
-            assert_eq!(told.filling(&held(octets)), None);
+            assert_eq!(reported.filling(&held(octets)), None);
         }
-        let over = told.filling(&held(690)).expect("room again");
+        let over = reported.filling(&held(690)).expect("room again");
         assert_eq!(over.kind, Kind::QuarantineRoomy);
-        assert_eq!(told.filling(&held(690)), None);
+        assert_eq!(reported.filling(&held(690)), None);
     }
 
     /// One incident for a store that accepts no mail, one for each other reason, and one when the store works again.
     #[test]
     fn trouble_of_the_store_is_told() {
-        let mut told = Told::default();
+        let mut reported = Reported::default();
         let full = || Err(StoreError::Full("0 octets are free".to_owned()));
         let gone = || Err(StoreError::Broken("spillway.db is gone".to_owned()));
-        assert_eq!(told.trouble(Ok(())), None);
-        let incident = told.trouble(full()).expect("no room");
+        assert_eq!(reported.trouble(Ok(())), None);
+        let incident = reported.trouble(full()).expect("no room");
         assert_eq!(incident.kind, Kind::StoreTrouble);
-        assert_eq!(told.trouble(full()), None);
-        let incident = told.trouble(gone()).expect("worse");
+        assert_eq!(reported.trouble(full()), None);
+        let incident = reported.trouble(gone()).expect("worse");
         assert!(
             incident.summary.contains("spillway.db is gone"),
             "{incident:?}"
         );
-        let incident = told.trouble(Ok(())).expect("over");
+        let incident = reported.trouble(Ok(())).expect("over");
         assert_eq!(incident.kind, Kind::StoreWell);
     }
 }

@@ -19,7 +19,7 @@ use crate::verdict::EngineClass;
 pub(super) const CRASH_RULE: &str = "guard.crashes";
 
 /// The result of the look-up for one message.
-pub(super) struct Looked {
+pub(super) struct LookedUp {
     /// The fingerprint for the gates of the engines, without the traits that are on trial or cleared (see
     /// [`Interception::judge`]).
     pub(super) fingerprint: Arc<Fingerprint>,
@@ -60,7 +60,7 @@ impl Suspicion {
         fingerprint: Arc<Fingerprint>,
         subject: &str,
         scan_reason: ScanReason,
-    ) -> Looked {
+    ) -> LookedUp {
         let facts = Facts {
             envelope: &message.envelope,
             subject,
@@ -81,7 +81,7 @@ impl Suspicion {
         let held = crashes.or(held);
         let reputation = interception.reputation(&fingerprint);
         drop(interception);
-        Looked {
+        LookedUp {
             fingerprint: shown,
             whole: fingerprint,
             reputation,
@@ -90,7 +90,7 @@ impl Suspicion {
     }
 
     /// Adds a message that all engines scanned well to the baseline.
-    pub(super) fn scanned_well(&self, looked: &Looked) {
+    pub(super) fn scanned_well(&self, looked: &LookedUp) {
         self.lock().judged_clean(Instant::now(), &looked.whole);
     }
 

@@ -34,7 +34,7 @@ struct Striking<'a> {
     /// Answers for recipients who have the message, struck off or not.
     taken: Vec<Taken>,
     /// Number of the first of these that are struck off the record and in the history.
-    struck: usize,
+    timed_out_before: usize,
 }
 
 impl Pipeline {
@@ -72,7 +72,7 @@ impl Pipeline {
             group,
             so_far,
             taken: Vec::new(),
-            struck: 0,
+            timed_out_before: 0,
         };
         tokio::join!(delivering, self.strike_off(striking, hear, &ended))
     }
@@ -87,7 +87,7 @@ impl Pipeline {
     ) -> Vec<usize> {
         let mut next = Deadline::after(ANSWER_GATHER_TIME);
         loop {
-            let waits = striking.taken.len() > striking.struck;
+            let waits = striking.taken.len() > striking.timed_out_before;
             tokio::select! {
                 biased;
                 () = ended.cancelled() => return striking.positions(),
@@ -153,8 +153,10 @@ impl SoFar {
 impl Striking<'_> {
     /// Positions in the message's envelope of the recipients that are struck off.
     fn positions(&self) -> Vec<usize> {
-        let struck = self.taken.iter().take(self.struck);
-        struck.filter_map(|taken| self.position(taken)).collect()
+        let timed_out_before = self.taken.iter().take(self.timed_out_before);
+        timed_out_before
+            .filter_map(|taken| self.position(taken))
+            .collect()
     }
 
     fn position(&self, taken: &Taken) -> Option<usize> {
@@ -169,7 +171,7 @@ impl Striking<'_> {
 
     /// History entries for the recipients that are struck off now.
     fn tell(&mut self) -> Vec<HistoryEntry> {
-        let now = &self.taken[self.struck..];
+        let now = &self.taken[self.timed_out_before..];
         let entry = |taken: &Taken| {
             let those = [self.position(taken)?];
             let told = ("delivered", &self.group.0, taken.text.clone());
@@ -177,7 +179,7 @@ impl Striking<'_> {
             Some(settle::entry(self.message, judged, &those, told))
         };
         let entries = now.iter().filter_map(entry).collect();
-        self.struck = self.taken.len();
+        self.timed_out_before = self.taken.len();
         entries
     }
 }

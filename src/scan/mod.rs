@@ -83,21 +83,21 @@ pub struct ScanRequest {
     /// Reason for the scan.
     pub scan_reason: ScanReason,
     /// The message timed out before, in an engine that took other mail then. A second timeout is the last: the message is held.
-    pub struck: bool,
+    pub timed_out_before: bool,
     /// Whether the answer about another message of the same content may stand in while an engine is short of slots. A caller
     /// that allows this must have the engine scan this message later (ADR 7).
     pub stand_ins: bool,
 }
 
 impl ScanRequest {
-    fn turn(&self) -> Turn {
+    fn fairness_key(&self) -> FairnessKey {
         let party = Party::of(&self.envelope);
         let hash = |of: &dyn Fn(&mut DefaultHasher)| {
             let mut hasher = DefaultHasher::new();
             of(&mut hasher);
             hasher.finish()
         };
-        Turn {
+        FairnessKey {
             client: hash(&|hasher| party.client().hash(hasher)),
             party: hash(&|hasher| party.hash(hasher)),
         }
@@ -106,7 +106,7 @@ impl ScanRequest {
 
 /// The fairness key of a message: the gate serves clients in turn, and within a client its parties in turn.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Turn {
+struct FairnessKey {
     /// Hash of the user or client that sends the message. A client that changes the sender with each message gets no more turns.
     client: u64,
     /// Hash of the message's [`Party`].

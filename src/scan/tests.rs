@@ -38,7 +38,7 @@ pub(super) fn request(content: impl Into<bytes::Bytes>, allowance: Duration) -> 
         fingerprint: None,
         reputation: SenderReputation::Known,
         scan_reason: ScanReason::Fresh,
-        struck: false,
+        timed_out_before: false,
         stand_ins: true,
     }
 }

@@ -33,16 +33,19 @@ async fn workers_lost_to_unlike_messages_are_told_with_their_names() {
     let mut world = World::new();
     let mut hung = Vec::new();
     for n in 0..6 {
-        let told = world.tick();
-        assert!(told.iter().all(|i| i.kind != Kind::WorkersLost), "{told:?}");
+        let incidents = world.tick();
+        assert!(
+            incidents.iter().all(|i| i.kind != Kind::WorkersLost),
+            "{incidents:?}"
+        );
         let id = world.hangs_alone(&fingerprint(1000 + n, &[]));
         hung.push((id, fingerprint(1000 + n, &[])));
     }
-    let told = world.tick();
-    let [incident] = &told[..] else {
-        panic!("{told:?}")
+    let incidents = world.tick();
+    let [incident] = &incidents[..] else {
+        panic!("{incidents:?}")
     };
-    let text = format!("{incident:?}");
+    let text = format!("{incidents:?}");
     assert!(incident.summary.contains("6 of 12 workers"), "{text}");
     assert!(text.contains(&hung[4].0.to_string()), "five names: {text}");
     assert!(
@@ -69,8 +72,11 @@ async fn workers_lost_to_unlike_messages_are_told_with_their_names() {
         world.hangs_alone(&same);
     }
     assert!(world.holds());
-    let told = world.tick();
-    assert!(told.iter().all(|i| i.kind != Kind::WorkersLost), "{told:?}");
+    let incidents = world.tick();
+    assert!(
+        incidents.iter().all(|i| i.kind != Kind::WorkersLost),
+        "{incidents:?}"
+    );
 }
 
 /// The message that an engine goes away on is reported and barred, and gets a strike. Messages that were in flight with it
@@ -101,11 +107,11 @@ async fn who_makes_an_engine_go_away_is_told_and_barred() {
     );
     let other = fingerprint(9, &[]);
     world.evidence(MessageId::new(), &other, world.now, FAST);
-    let told = world.learner.crashed(world.now, &engine, &all[..1]);
-    assert_eq!(told[0].message, Some(culprit));
+    let incidents = world.learner.crashed(world.now, &engine, &all[..1]);
+    assert_eq!(incidents[0].message, Some(culprit));
     assert!(
-        told[0].summary.contains("goes away on one message"),
-        "{told:?}"
+        incidents[0].summary.contains("goes away on one message"),
+        "{incidents:?}"
     );
     for (id, f) in &all[1..] {
         world.evidence(*id, f, world.now, FAST);

@@ -94,12 +94,12 @@ async fn what_stands_beside_the_culprit_is_cleared_by_one_message() {
         world.is_held(&message(&[document], &[], &[])),
         "a stranger's is"
     );
-    let told: Vec<String> = (world.see(id, &ruling.shown, FAST).iter())
+    let incidents: Vec<String> = (world.see(id, &ruling.shown, FAST).iter())
         .map(|incident| incident.summary.clone())
         .collect();
     assert!(
-        told[0].contains("cleared: a message with nothing else suspected"),
-        "{told:?}"
+        incidents[0].contains("cleared: a message with nothing else suspected"),
+        "{incidents:?}"
     );
     assert_eq!(
         world.rules(),
@@ -192,10 +192,10 @@ async fn what_is_slow_alone_is_held_for_known_senders_too() {
     world.hangs(&message(&[1000, 2000], &[], &[]));
     let (id, letter) = (MessageId::new(), from_known(&[1000], &[]));
     let shown = world.judge(id, &letter).shown;
-    let told = world.see(id, &shown, Observed::Slow);
+    let incidents = world.see(id, &shown, Observed::Slow);
     assert!(
-        told[0].summary.contains("known senders' mail too"),
-        "{told:?}"
+        incidents[0].summary.contains("known senders' mail too"),
+        "{incidents:?}"
     );
     assert!(world.is_held(&from_known(&[1000, 3000], &[])));
     // One that was slow and ended in time proves nothing.

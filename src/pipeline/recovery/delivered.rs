@@ -29,11 +29,11 @@ impl Pipeline {
                 Some(Cause::Interceptor(_)) => ScanReason::Redrive,
                 _ => ScanReason::Again,
             },
-            struck: record.timeouts > 0,
+            timed_out_before: record.timeouts > 0,
             stand_ins: false,
         };
         let judged = self.ask(generation, &message, terms).await;
-        if self.tell_if_bad(&record, &judged) {
+        if self.report_if_bad(&record, &judged) {
             return self.remove(record).await;
         }
         if timed_out(&judged.reports) {
@@ -78,7 +78,7 @@ impl Pipeline {
     }
 
     /// Records an incident if an engine found something; returns whether one did. A missing answer is no finding.
-    fn tell_if_bad(&self, record: &Record, judged: &Judgement) -> bool {
+    fn report_if_bad(&self, record: &Record, judged: &Judgement) -> bool {
         let bad = |decision: &Decision| {
             decision.disposition != Disposition::Deliver
                 && decision.verdict != Verdict::Undetermined

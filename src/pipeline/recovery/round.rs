@@ -110,10 +110,10 @@ impl Pipeline {
                     return Ok(());
                 }
                 sweep.places.insert(lane, Place::of(&record));
-                if !sweep.told && lane != Lane::Scan {
-                    sweep.told = true;
+                if !sweep.is_announced && lane != Lane::Scan {
+                    sweep.is_announced = true;
                     let what = "what was kept for it is scanned again";
-                    self.tell(Kind::RecoveryBegun, cause, what, 0, 0);
+                    self.report(Kind::RecoveryBegun, cause, what, 0, 0);
                 }
                 crew.add(lane, record, working);
             }

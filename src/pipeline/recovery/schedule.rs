@@ -30,7 +30,7 @@ pub(super) struct Sweep {
     pub(super) settled: u64,
     pub(super) stays: u64,
     /// The incident log has an entry for the start of this sweep.
-    pub(super) told: bool,
+    pub(super) is_announced: bool,
 }
 
 impl Sweep {
@@ -43,7 +43,7 @@ impl Sweep {
             interrupted: false,
             settled: 0,
             stays: 0,
-            told: false,
+            is_announced: false,
         }
     }
 

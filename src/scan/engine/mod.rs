@@ -38,7 +38,7 @@ use futures_util::future::BoxFuture;
 use crate::deadline::Deadline;
 use crate::message::mime::{self, Inspection};
 use crate::message::{Content, Wanted};
-use crate::scan::{ScanRequest, Settings, Turn};
+use crate::scan::{FairnessKey, ScanRequest, Settings};
 use crate::verdict::Answer;
 
 pub use address::{Address, Tls};
@@ -170,7 +170,7 @@ pub struct AttachmentSettings {
 pub struct Sample {
     request: ScanRequest,
     /// The fairness key, computed once for all engines.
-    turn: Turn,
+    fairness_key: FairnessKey,
     inspection: mime::Shared,
     probe: Option<Probe>,
 }
@@ -188,7 +188,7 @@ impl Sample {
     /// A sample that shares its inspection with all other holders of `inspection`.
     pub fn new(request: ScanRequest, inspection: mime::Shared) -> Self {
         Self {
-            turn: request.turn(),
+            fairness_key: request.fairness_key(),
             request,
             inspection,
             probe: None,
@@ -213,8 +213,8 @@ impl Sample {
     }
 
     /// The fairness key, by which the sample takes its turn.
-    pub(in crate::scan) fn turn(&self) -> Turn {
-        self.turn
+    pub(in crate::scan) fn fairness_key(&self) -> FairnessKey {
+        self.fairness_key
     }
 
     /// The content to scan.

@@ -74,7 +74,7 @@ pub(super) struct AnswerCache {
     contents: [HashMap<Identity, Key>; 2],
     epoch: u64,
     /// Time of the last report of the signature version.
-    told: Option<Instant>,
+    reported: Option<Instant>,
     /// Messages that the engine has given up on, and when. New signatures keep these entries, because giving up says nothing
     /// about the content.
     given_up: HashMap<Key, Instant>,
@@ -86,7 +86,7 @@ impl AnswerCache {
             generations: Default::default(),
             contents: Default::default(),
             epoch: 0,
-            told: None,
+            reported: None,
             given_up: HashMap::new(),
         }
     }
@@ -115,7 +115,7 @@ impl AnswerCache {
 
     /// The engine has reported its signature version; `is_new` tells whether the version has changed.
     pub(super) fn signed(&mut self, now: Instant, is_new: bool) {
-        self.told = Some(now);
+        self.reported = Some(now);
         if is_new {
             self.end();
         }
@@ -133,8 +133,8 @@ impl AnswerCache {
         let [new, old] = &self.generations;
         let kept = new.get(&key).or(old.get(&key))?;
         let is_known = || {
-            self.told
-                .is_some_and(|told| now < told + UNVERSIONED_LIFETIME)
+            self.reported
+                .is_some_and(|reported| now < reported + UNVERSIONED_LIFETIME)
         };
         (now < kept.until && (!kept.needs_signatures || is_known())).then_some(kept)
     }
@@ -148,8 +148,8 @@ impl AnswerCache {
 
     /// Caches an answer, unless the engine gave none or the answers have ended since the scan began. Returns whether it is
     /// cached.
-    pub(super) fn put(&mut self, now: Instant, about: AnswerScope, answer: &EngineAnswer) -> bool {
-        let Some(holds) = holds(answer).filter(|_| about.epoch == self.epoch) else {
+    pub(super) fn put(&mut self, now: Instant, scope: AnswerScope, answer: &EngineAnswer) -> bool {
+        let Some(holds) = holds(answer).filter(|_| scope.epoch == self.epoch) else {
             return false;
         };
         if self.generations[0].len() >= ANSWERS_PER_GENERATION {
@@ -163,16 +163,16 @@ impl AnswerCache {
             let like = self.get_like(now, *content);
             !stands_in(answer) || like.is_none_or(|kept| stands_in(&kept.answer))
         };
-        if let Some(content) = about.content.filter(stands) {
-            self.contents[0].insert(content, about.key);
+        if let Some(content) = scope.content.filter(stands) {
+            self.contents[0].insert(content, scope.key);
         }
         let kept = Kept {
             answer: answer.clone(),
-            from: about.message,
+            from: scope.message,
             until: now + holds,
             needs_signatures: holds == CLEAN_LIFETIME,
         };
-        self.generations[0].insert(about.key, kept);
+        self.generations[0].insert(scope.key, kept);
         true
     }
 }
@@ -223,7 +223,7 @@ mod tests {
     const CONTENT_IDENTITY: Identity = Identity([7; 32]);
 
     /// The scope of a new message of the common content.
-    fn about() -> AnswerScope {
+    fn answer_scope() -> AnswerScope {
         let message = MessageId::new();
         AnswerScope {
             message,
@@ -239,7 +239,7 @@ mod tests {
     async fn new_signatures_end_all_answers() {
         let now = Instant::now();
         let mut reuse = AnswerCache::new();
-        let one = about();
+        let one = answer_scope();
         reuse.signed(now, false);
         reuse.put(now, one, &answer(Some("1"), false));
         assert!(reuse.get(now, one.key).is_some());
@@ -258,14 +258,14 @@ mod tests {
     async fn signatures_must_have_been_told_lately() {
         let now = Instant::now();
         let mut reuse = AnswerCache::new();
-        let about = about();
+        let scope = answer_scope();
         reuse.signed(now, false);
-        reuse.put(now, about, &answer(Some("1"), false));
+        reuse.put(now, scope, &answer(Some("1"), false));
         let last = now + UNVERSIONED_LIFETIME - Duration::from_secs(1);
-        assert!(reuse.get(last, about.key).is_some());
-        assert!(reuse.get(now + UNVERSIONED_LIFETIME, about.key).is_none());
+        assert!(reuse.get(last, scope.key).is_some());
+        assert!(reuse.get(now + UNVERSIONED_LIFETIME, scope.key).is_none());
         reuse.signed(last, false);
-        assert!(reuse.get(now + UNVERSIONED_LIFETIME, about.key).is_some());
+        assert!(reuse.get(now + UNVERSIONED_LIFETIME, scope.key).is_some());
     }
 
     /// A finding lives longer than a clean answer. A clean answer lives longer if new signatures would be noticed.
@@ -278,15 +278,15 @@ mod tests {
             (None, true, FINDING_LIFETIME),
         ] {
             let mut reuse = AnswerCache::new();
-            let about = about();
-            reuse.put(now, about, &answer(signatures, found));
+            let scope = answer_scope();
+            reuse.put(now, scope, &answer(signatures, found));
             let last = now + holds - Duration::from_secs(1);
             reuse.signed(last, false);
             assert!(
-                reuse.get(last, about.key).is_some(),
+                reuse.get(last, scope.key).is_some(),
                 "{signatures:?} {found}"
             );
-            assert!(reuse.get(now + holds, about.key).is_none());
+            assert!(reuse.get(now + holds, scope.key).is_none());
             assert!(reuse.get_like(now + holds, CONTENT_IDENTITY).is_none());
         }
     }
@@ -297,9 +297,9 @@ mod tests {
         let now = Instant::now();
         let mut reuse = AnswerCache::new();
         let none = EngineAnswer::new(Answer::none(crate::verdict::Reason::Encrypted, "zip"));
-        let about = about();
-        reuse.put(now, about, &none);
-        assert!(reuse.get(now, about.key).is_none());
+        let scope = answer_scope();
+        reuse.put(now, scope, &none);
+        assert!(reuse.get(now, scope.key).is_none());
         assert!(reuse.get_like(now, CONTENT_IDENTITY).is_none());
     }
 
@@ -310,13 +310,13 @@ mod tests {
         let now = Instant::now();
         for (octets, is_kept) in [(WANTED_OCTETS_MAX, true), (WANTED_OCTETS_MAX + 1, false)] {
             let mut reuse = AnswerCache::new();
-            let about = about();
+            let scope = answer_scope();
             let wants = EngineAnswer {
                 wanted: vec![edit::Wanted::Other("x".repeat(octets))],
                 ..answer(Some("1"), true)
             };
-            reuse.put(now, about, &wants);
-            assert_eq!(reuse.get(now, about.key).is_some(), is_kept, "{octets}");
+            reuse.put(now, scope, &wants);
+            assert_eq!(reuse.get(now, scope.key).is_some(), is_kept, "{octets}");
             assert_eq!(reuse.get_like(now, CONTENT_IDENTITY).is_some(), is_kept);
         }
     }
@@ -332,18 +332,18 @@ mod tests {
                 .get_like(at, CONTENT_IDENTITY)
                 .is_some_and(|k| stands_in(&k.answer))
         };
-        let good = about();
+        let good = answer_scope();
         reuse.put(now, good, &answer(None, false));
         assert!(stands(&reuse, now));
         assert_eq!(
             reuse.get_like(now, CONTENT_IDENTITY).map(|k| k.from),
             Some(good.message)
         );
-        reuse.put(now, about(), &answer(None, true));
-        reuse.put(now, about(), &answer(None, false));
+        reuse.put(now, answer_scope(), &answer(None, true));
+        reuse.put(now, answer_scope(), &answer(None, false));
         assert!(!stands(&reuse, now));
         let later = now + FINDING_LIFETIME;
-        reuse.put(later, about(), &answer(None, false));
+        reuse.put(later, answer_scope(), &answer(None, false));
         assert!(stands(&reuse, later));
     }
 
@@ -354,11 +354,11 @@ mod tests {
         let mut reuse = AnswerCache::new();
         for _ in 0..3 * ANSWERS_PER_GENERATION {
             let content = Identity(std::array::from_fn(|_| rand::random()));
-            let about = AnswerScope {
+            let scope = AnswerScope {
                 content: Some(content),
-                ..about()
+                ..answer_scope()
             };
-            reuse.put(now, about, &answer(None, false));
+            reuse.put(now, scope, &answer(None, false));
         }
         let kept: usize = reuse.generations.iter().map(HashMap::len).sum();
         assert!(kept <= 2 * ANSWERS_PER_GENERATION, "{kept}");

@@ -146,7 +146,7 @@ pub struct Breaker {
     /// Due time of the probe pair for which the breaker became half-open.
     asked: Instant,
     /// [`Change::Probing`] has been reported since the breaker opened.
-    told: bool,
+    is_reported: bool,
     /// Start of the first trial with mail whose scans may still run.
     trial_began: Option<Instant>,
     /// Pause after the next failed trial.
@@ -166,7 +166,7 @@ impl Breaker {
             failed_in_a_row: 0,
             wrong_in_a_row: 0,
             asked: now,
-            told: false,
+            is_reported: false,
             trial_began: None,
             trial_pause: TRIAL_PAUSE_MIN,
             slots,
@@ -321,7 +321,7 @@ impl Breaker {
                     return self.try_mail(now, cause, 1, stuck);
                 }
                 self.state = BreakerState::HalfOpen { passed: 0, cause };
-                let first = !std::mem::replace(&mut self.told, true);
+                let first = !std::mem::replace(&mut self.is_reported, true);
                 first.then_some(Change::Probing)
             }
             _ => None,
@@ -367,7 +367,7 @@ impl Breaker {
             _ => OPEN_PROBE_INTERVAL,
         };
         self.wrong_in_a_row = 0;
-        self.told = false;
+        self.is_reported = false;
         let until = now + jittered(pause);
         self.state = BreakerState::Open { until, cause };
         Change::Opened(cause)

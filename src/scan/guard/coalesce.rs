@@ -18,7 +18,7 @@ use tower::ServiceExt;
 
 use super::answer_cache::{AnswerScope, Key, stands_in};
 use super::gate::{LARGE_LATENCY_FACTOR, LARGE_OCTETS_MIN};
-use super::layers::{Next, Outcome, entrant};
+use super::layers::{Next, Outcome, gate_request};
 use super::state::{self, GuardState, InFlight, Phase, Presence};
 use super::{Call, Progress};
 use crate::ablation::{Mechanism, without};
@@ -33,28 +33,28 @@ use crate::verdict::{Answer, EngineClass, Reason, Same};
 /// Cancel safety: safe. A scan that has started goes on in a task of its own.
 pub(super) async fn scan(state: Arc<GuardState>, call: Call, next: impl Next) -> Outcome {
     state.ask_in_process();
-    let about = about(&state, &call);
-    let kept = state.answers().get(Instant::now(), about.key).cloned();
+    let scope = answer_scope(&state, &call);
+    let kept = state.answers().get(Instant::now(), scope.key).cloned();
     if let Some(kept) = kept {
         call.progress.reuse(kept.from, Same::Octets);
         return Ok(kept.answer);
     }
-    if state.answers().take_given_up(Instant::now(), about.key) {
+    if state.answers().take_given_up(Instant::now(), scope.key) {
         return Err(ScanError::NoAnswer(state.settings.limit));
     }
-    if let Some(outcome) = stand_in(&state, &call, &about).await {
+    if let Some(outcome) = stand_in(&state, &call, &scope).await {
         return outcome;
     }
     if call.sample.deadline().passed() {
         return Err(ScanError::BudgetSpent);
     }
-    let (in_flight, joined) = state.in_flight_scans().join(&about, &call.in_flight);
+    let (in_flight, joined) = state.in_flight_scans().join(&scope, &call.in_flight);
     let (caller, progress) = (
         Caller::new(&state, &call, joined.is_some()),
         call.progress.clone(),
     );
     if joined.is_none() {
-        tokio::spawn(fly(state.clone(), about, call, next));
+        tokio::spawn(run_scan(state.clone(), scope, call, next));
     }
     let outcome = caller.wait(in_flight, state.out()).await;
     if let (Ok(_), Some(from)) = (&outcome, joined) {
@@ -66,7 +66,7 @@ pub(super) async fn scan(state: Arc<GuardState>, call: Call, next: impl Next) ->
 /// The scope of the answer to a call. Engines of class `av` and `content` judge the content alone; engines of other classes also
 /// judge the envelope. A milter does so in every class: a milter may accept a client or a recipient before it has any content,
 /// and its answer does not tell what it is about.
-fn about(state: &GuardState, call: &Call) -> AnswerScope {
+fn answer_scope(state: &GuardState, call: &Call) -> AnswerScope {
     let (settings, request) = (&state.settings, call.sample.request());
     // An edit of the message may depend on the envelope, so engines with edits do not judge the content alone.
     let of_content = matches!(settings.class, EngineClass::Av | EngineClass::Content)
@@ -89,14 +89,14 @@ fn about(state: &GuardState, call: &Call) -> AnswerScope {
 
 /// The answer about another message of the same content, cached or awaited from a scan under way, if it may stand in: the engine
 /// is short of slots for this message, and the answer has no finding. None if the engine must scan this message itself.
-async fn stand_in(state: &GuardState, call: &Call, about: &AnswerScope) -> Option<Outcome> {
-    let content = about.content.filter(|_| call.sample.request().stand_ins)?;
-    if state.in_flight_scans().of(about).is_some() {
+async fn stand_in(state: &GuardState, call: &Call, scope: &AnswerScope) -> Option<Outcome> {
+    let content = scope.content.filter(|_| call.sample.request().stand_ins)?;
+    if state.in_flight_scans().of(scope).is_some() {
         return None;
     }
     let kept = state.answers().get_like(Instant::now(), content).cloned();
-    let in_flight = state.in_flight_scans().like(content, about.epoch);
-    if kept.is_none() && in_flight.is_none() || !state.is_short(&entrant(call)) {
+    let in_flight = state.in_flight_scans().like(content, scope.epoch);
+    if kept.is_none() && in_flight.is_none() || !state.is_short(&gate_request(call)) {
         return None;
     }
     let (from, outcome) = match (kept, in_flight) {
@@ -149,31 +149,31 @@ impl InFlightScans {
     /// others can join, and returns no message.
     fn join(
         &mut self,
-        about: &AnswerScope,
+        scope: &AnswerScope,
         own: &InFlight,
     ) -> (watch::Receiver<Phase>, Option<MessageId>) {
-        if let Some(joinable) = self.of(about) {
+        if let Some(joinable) = self.of(scope) {
             let (in_flight, of) = joinable.join();
             return (in_flight, Some(of));
         }
-        if let Some(content) = about.content
-            && self.like(content, about.epoch).is_none()
+        if let Some(content) = scope.content
+            && self.like(content, scope.epoch).is_none()
         {
-            self.by_content.insert(content, about.key);
+            self.by_content.insert(content, scope.key);
         }
         let joinable = Joinable {
             in_flight: own.clone(),
-            of: about.message,
-            epoch: about.epoch,
+            of: scope.message,
+            epoch: scope.epoch,
         };
-        self.by_key.insert(about.key, joinable);
+        self.by_key.insert(scope.key, joinable);
         (own.subscribe(), None)
     }
 
     /// The scan of the same octets, if the caller can join it.
-    fn of(&self, about: &AnswerScope) -> Option<&Joinable> {
-        let joinable = self.by_key.get(&about.key)?;
-        joinable.is_by(about.epoch).then_some(joinable)
+    fn of(&self, scope: &AnswerScope) -> Option<&Joinable> {
+        let joinable = self.by_key.get(&scope.key)?;
+        joinable.is_by(scope.epoch).then_some(joinable)
     }
 
     /// A scan of a message of that content, and the scanned message.
@@ -183,14 +183,14 @@ impl InFlightScans {
     }
 
     /// Removes a scan that has ended. A scan of a newer epoch may have replaced the entry; then the entry stays.
-    fn end(&mut self, about: &AnswerScope) {
-        let joinable = self.by_key.get(&about.key);
-        if joinable.is_none_or(|joinable| joinable.epoch != about.epoch) {
+    fn end(&mut self, scope: &AnswerScope) {
+        let joinable = self.by_key.get(&scope.key);
+        if joinable.is_none_or(|joinable| joinable.epoch != scope.epoch) {
             return;
         }
-        self.by_key.remove(&about.key);
-        if let Some(content) = about.content
-            && self.by_content.get(&content) == Some(&about.key)
+        self.by_key.remove(&scope.key);
+        if let Some(content) = scope.content
+            && self.by_content.get(&content) == Some(&scope.key)
         {
             self.by_content.remove(&content);
         }
@@ -198,19 +198,20 @@ impl InFlightScans {
 }
 
 /// Runs the scan, from its wait for a slot until the engine has really ended it.
-async fn fly(state: Arc<GuardState>, about: AnswerScope, call: Call, next: impl Next) {
+async fn run_scan(state: Arc<GuardState>, scope: AnswerScope, call: Call, next: impl Next) {
     let in_flight = call.in_flight.clone();
     let began = Instant::now();
     let outcome = AssertUnwindSafe(next.oneshot(call)).catch_unwind().await;
     let outcome = outcome.unwrap_or_else(|panic| Err(ScanError::panicked(&*panic)));
     if let Ok(answer) = &outcome {
-        let is_kept = !state.has_liars() && state.answers().put(Instant::now(), about, answer);
+        let is_kept =
+            !state.has_wrong_answers() && state.answers().put(Instant::now(), scope, answer);
         let took = began.elapsed();
         if took > state.settings.timeout && in_flight.is_closed() {
-            came_late(&state, about, (answer, is_kept), took);
+            came_late(&state, scope, (answer, is_kept), took);
         }
     }
-    state.in_flight_scans().end(&about);
+    state.in_flight_scans().end(&scope);
     in_flight.send_replace(Phase::Done(outcome));
 }
 
@@ -220,7 +221,7 @@ async fn fly(state: Arc<GuardState>, about: AnswerScope, call: Call, next: impl 
 /// that takes no mail at that moment is the exception: an engine that stood still may reach its limits on any message.
 fn came_late(
     state: &GuardState,
-    about: AnswerScope,
+    scope: AnswerScope,
     (answer, is_kept): (&EngineAnswer, bool),
     took: Duration,
 ) {
@@ -231,7 +232,7 @@ fn came_late(
             reason: Reason::LimitsReached,
             ..
         } if state.out().presence() == Presence::Here => {
-            state.answers().give_up(Instant::now(), about.key);
+            state.answers().give_up(Instant::now(), scope.key);
             "it has given up on the message, which is not scanned again"
         }
         Answer::None { .. } => "not kept, as it says nothing about the message",
@@ -240,8 +241,8 @@ fn came_late(
     let summary = format!("{subject} answered after its caller had left: {what}");
     let incident = Incident::new(Kind::LateAnswer, subject, summary)
         .with("after", format!("{:.1} s", took.as_secs_f64()))
-        .about(about.message);
-    state.tell(incident);
+        .about(scope.message);
+    state.report_incident(incident);
 }
 
 /// A caller that waits for a scan.
@@ -282,8 +283,8 @@ impl Caller {
             let until = match phase {
                 Phase::Done(outcome) => return outcome,
                 Phase::Waiting => self.deadline,
-                Phase::Running { since, convicted } => {
-                    if let Some(error) = self.gives_up(since.elapsed(), convicted, presence) {
+                Phase::Running { since, blocked } => {
+                    if let Some(error) = self.gives_up(since.elapsed(), blocked, presence) {
                         return Err(error);
                     }
                     self.until(since.elapsed())
@@ -307,9 +308,9 @@ impl Caller {
 
     /// The reason why the caller gives up on a scan of that age, if it does. [`wait`](Self::wait) adds only the caller's own
     /// deadline and the shutdown of the relay.
-    fn gives_up(&self, age: Duration, convicted: bool, engine: Presence) -> Option<ScanError> {
+    fn gives_up(&self, age: Duration, blocked: bool, engine: Presence) -> Option<ScanError> {
         let (is_slow, is_overdue) = (age >= self.slow, age >= self.timeout);
-        if convicted && is_slow {
+        if blocked && is_slow {
             let why = "what it is like was convicted while it was being scanned";
             return Some(ScanError::Suspect(why.to_owned()));
         }
@@ -352,7 +353,7 @@ mod tests {
         reputation: SenderReputation,
         joined: bool,
         age: Duration,
-        (convicted, engine): (bool, Presence),
+        (blocked, engine): (bool, Presence),
     ) -> &'static str {
         let settings = settings("one");
         let caller = Caller {
@@ -363,7 +364,7 @@ mod tests {
             slow: settings.slow,
             progress: Arc::default(),
         };
-        match caller.gives_up(age, convicted, engine) {
+        match caller.gives_up(age, blocked, engine) {
             None => "waits",
             Some(ScanError::Suspect(_)) => "suspect",
             Some(ScanError::BreakerOpen(_)) => "breaker-open",
@@ -383,10 +384,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn callers_leave_what_is_slow() {
         for reputation in [SenderReputation::Known, SenderReputation::Unknown] {
-            for (convicted, engine) in [(false, Here), (true, Here), (false, Hangs), (true, Hangs)]
-            {
-                let why = leaves(reputation, true, QUICK_AGE, (convicted, engine));
-                assert_eq!(why, "waits", "{convicted} {engine:?}");
+            for (blocked, engine) in [(false, Here), (true, Here), (false, Hangs), (true, Hangs)] {
+                let why = leaves(reputation, true, QUICK_AGE, (blocked, engine));
+                assert_eq!(why, "waits", "{blocked} {engine:?}");
             }
             let of = |joined, age| leaves(reputation, joined, age, (false, Here));
             assert_eq!(

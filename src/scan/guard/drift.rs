@@ -44,7 +44,7 @@ pub(super) struct Remark {
 #[derive(Debug, Clone, Default)]
 struct Signatures {
     version: Option<String>,
-    told_old: Option<Instant>,
+    remarked_old: Option<Instant>,
 }
 
 /// The drift detector of one engine.
@@ -58,7 +58,7 @@ pub(super) struct DriftDetector {
     latencies: VecDeque<Duration>,
     replicas: Vec<Signatures>,
     differ_since: Option<Instant>,
-    told_differ: Option<Instant>,
+    remarked_differ: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +77,7 @@ impl DriftDetector {
             latencies: VecDeque::new(),
             replicas: vec![Signatures::default(); replicas],
             differ_since: None,
-            told_differ: None,
+            remarked_differ: None,
         }
     }
 
@@ -99,7 +99,7 @@ impl DriftDetector {
         if signatures.version.as_deref() == Some(version) {
             return false;
         }
-        signatures.told_old = None;
+        signatures.remarked_old = None;
         signatures.version.replace(version.to_owned()).is_some()
     }
 
@@ -149,11 +149,11 @@ impl DriftDetector {
                 continue;
             };
             let age = made(version).and_then(|made| Duration::try_from(today - made).ok());
-            let told = signatures
-                .told_old
+            let remarked = signatures
+                .remarked_old
                 .is_some_and(|at| now < at + REMARK_INTERVAL);
-            if let Some(age) = age.filter(|age| *age > oldest && !told) {
-                signatures.told_old = Some(now);
+            if let Some(age) = age.filter(|age| *age > oldest && !remarked) {
+                signatures.remarked_old = Some(now);
                 remarks.push(Remark {
                     kind: Kind::SignaturesStale,
                     text: format!(
@@ -179,10 +179,10 @@ impl DriftDetector {
             return;
         }
         let since = *self.differ_since.get_or_insert(now);
-        let told = self
-            .told_differ
+        let remarked = self
+            .remarked_differ
             .is_some_and(|at| now < at + REMARK_INTERVAL);
-        if now >= since + VERSION_SKEW_MAX && !told {
+        if now >= since + VERSION_SKEW_MAX && !remarked {
             remarks.push(Remark {
                 kind: Kind::ReplicasDiffer,
                 text: format!(
@@ -191,7 +191,7 @@ impl DriftDetector {
                 ),
                 replica: None,
             });
-            self.told_differ = Some(now);
+            self.remarked_differ = Some(now);
         }
     }
 
@@ -270,8 +270,11 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(window(&mut drift, &mut now, 1000, 10, 20), []);
         }
-        let told = window(&mut drift, &mut now, 1000, 0, 20);
-        assert!(told[0].text.contains("found nothing in 1000"), "{told:?}");
+        let remarked = window(&mut drift, &mut now, 1000, 0, 20);
+        assert!(
+            remarked[0].text.contains("found nothing in 1000"),
+            "{remarked:?}"
+        );
         let few = window(&mut drift, &mut now, 300, 0, 20);
         assert_eq!(few, [], "3 were expected: that is nothing yet");
     }
@@ -284,8 +287,8 @@ mod tests {
         window(&mut drift, &mut now, 1000, 10, 20);
         // After 40 windows of weight 0.1 a mean would have forgotten the earlier baseline.
         for _ in 0..40 {
-            let told = window(&mut drift, &mut now, 1000, 400, 20);
-            assert!(told[0].text.contains("400 of 1000"), "{told:?}");
+            let remarked = window(&mut drift, &mut now, 1000, 400, 20);
+            assert!(remarked[0].text.contains("400 of 1000"), "{remarked:?}");
         }
     }
 
@@ -298,8 +301,11 @@ mod tests {
         window(&mut drift, &mut now, 1000, 100, 20);
         let part = WINDOW_SCANS_MIN / 2;
         assert_eq!(window(&mut drift, &mut now, part, 0, 20), []);
-        let told = window(&mut drift, &mut now, part, 0, 20);
-        assert!(told[0].text.contains("found nothing in 200"), "{told:?}");
+        let remarked = window(&mut drift, &mut now, part, 0, 20);
+        assert!(
+            remarked[0].text.contains("found nothing in 200"),
+            "{remarked:?}"
+        );
     }
 
     /// An engine that answers ten times as fast as usual may no longer scan.
@@ -309,8 +315,8 @@ mod tests {
         let mut drift = DriftDetector::new(now, 1);
         window(&mut drift, &mut now, 2000, 0, 20);
         assert_eq!(window(&mut drift, &mut now, 2000, 0, 5), []);
-        let told = window(&mut drift, &mut now, 2000, 0, 1);
-        assert!(told[0].text.contains("are usual"), "{told:?}");
+        let remarked = window(&mut drift, &mut now, 2000, 0, 1);
+        assert!(remarked[0].text.contains("are usual"), "{remarked:?}");
     }
 
     /// Old signatures are a remark once a day, and again at once if an update brings old signatures.
@@ -324,8 +330,8 @@ mod tests {
         drift.signed(0, "2026-01-09T00:00:00Z");
         assert_eq!(drift.tick(now, today, oldest, made), []);
         drift.signed(0, "2026-01-01T00:00:00Z");
-        let told = drift.tick(now, today, oldest, made);
-        assert!(told[0].text.contains("216 hours"), "{told:?}");
+        let remarked = drift.tick(now, today, oldest, made);
+        assert!(remarked[0].text.contains("216 hours"), "{remarked:?}");
         assert_eq!(drift.tick(now, today, oldest, made), []);
         assert_eq!(
             drift.tick(now + REMARK_INTERVAL, today, oldest, made).len(),
@@ -347,8 +353,8 @@ mod tests {
         assert_eq!(look(&mut drift, now + VERSION_SKEW_MAX / 2), []);
         drift.signed(0, "3");
         assert_eq!(look(&mut drift, now + VERSION_SKEW_MAX), []);
-        let told = look(&mut drift, now + 2 * VERSION_SKEW_MAX);
-        assert!(told[0].text.contains("2, 3"), "{told:?}");
+        let remarked = look(&mut drift, now + 2 * VERSION_SKEW_MAX);
+        assert!(remarked[0].text.contains("2, 3"), "{remarked:?}");
         let since = now + 2 * VERSION_SKEW_MAX;
         assert_eq!(look(&mut drift, since + DRIFT_WINDOW), [], "told once");
         assert_eq!(look(&mut drift, since + REMARK_INTERVAL).len(), 1);

@@ -35,8 +35,8 @@ use tokio::time::Instant;
 use super::breaker::{Breaker, BreakerState, Change};
 use crate::observation::{Diversion, DiversionAct, Evidence};
 use canary::Canaries;
-pub(super) use replica::Looked;
 use replica::Replica;
+pub(super) use replica::ReplicaState;
 pub(super) use request::{GateOrder, GateRefusal, GateRequest, ScanEnd, Times};
 use stall::Latencies;
 use time::{evidence, observed};
@@ -66,7 +66,7 @@ const BYPASS_TEST_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 struct Scan {
-    entrant: GateRequest,
+    request: GateRequest,
     level: Level,
     replica: usize,
     started: Instant,
@@ -81,7 +81,7 @@ struct Scan {
 
 #[derive(Debug)]
 struct Waiting {
-    entrant: GateRequest,
+    request: GateRequest,
     class: Class,
     level: Level,
     since: Instant,
@@ -197,16 +197,16 @@ impl Gate {
     }
 
     /// Registers a message that asks for a scan. [`Gate::orders`] returns the decision at once or after a later call.
-    pub(super) fn enter(&mut self, now: Instant, entrant: GateRequest) -> Ticket {
+    pub(super) fn enter(&mut self, now: Instant, request: GateRequest) -> Ticket {
         let ticket = self.ticket();
-        if let Some(refusal) = self.refusal(now, &entrant) {
+        if let Some(refusal) = self.refusal(now, &request) {
             self.orders.push(GateOrder::Refuse(ticket, refusal));
             return ticket;
         }
-        let (class, level) = (self.class(&entrant), self.level(&entrant));
-        self.turns.push(class, level, entrant.turn, ticket);
+        let (class, level) = (self.class(&request), self.level(&request));
+        self.turns.push(class, level, request.fairness_key, ticket);
         let waiting = Waiting {
-            entrant,
+            request,
             class,
             level,
             since: now,
@@ -245,7 +245,7 @@ impl Gate {
         }
         self.pause_slot(now, &scan);
         let in_time = age < self.times.timeout;
-        let parked = self.canaries.end(now, &scan.entrant, end, in_time);
+        let parked = self.canaries.end(now, &scan.request, end, in_time);
         self.offer_again(parked);
         self.pump(now);
     }
@@ -276,23 +276,23 @@ impl Gate {
         self.shadowed
             .retain(|id, _| self.diversions.iter().any(|d| d.id == *id));
         for (ticket, scan) in &mut self.scans {
-            if scan.entrant.fingerprint.is_none() {
+            if scan.request.fingerprint.is_none() {
                 continue;
             }
-            let act = |d: &Diversion| d.act(&scan.entrant);
+            let act = |d: &Diversion| d.act(&scan.request);
             let matching =
-                |d: &&Diversion| d.act != DiversionAct::Bypass && d.matches(&scan.entrant);
+                |d: &&Diversion| d.act != DiversionAct::Bypass && d.matches(&scan.request);
             let diversion = self.diversions.iter().find(matching);
             scan.is_explained = diversion.is_some() && scan.is_slow;
             if diversion.is_some_and(|d| act(d) == DiversionAct::Hold) {
-                self.orders.push(GateOrder::Convicted(*ticket));
+                self.orders.push(GateOrder::Blocked(*ticket));
             }
         }
         let waiting = self.waiting.iter();
         let waiting: Vec<(Ticket, GateRequest)> =
-            waiting.map(|(t, w)| (*t, w.entrant.clone())).collect();
-        for (ticket, entrant) in waiting {
-            if let Some(refusal) = self.diversion(now, &entrant) {
+            waiting.map(|(t, w)| (*t, w.request.clone())).collect();
+        for (ticket, request) in waiting {
+            if let Some(refusal) = self.diversion(now, &request) {
                 self.refuse(ticket, refusal);
             }
         }

@@ -80,7 +80,7 @@ pub(super) async fn retry(state: Arc<GuardState>, mut call: Call, next: impl Nex
 /// Cancel safety: dropping the future gives back the place in the queue or the slot, as the engine's connection is closed then.
 pub(super) async fn pass_gate(state: Arc<GuardState>, mut call: Call, next: impl Next) -> Outcome {
     let in_flight = call.in_flight.clone();
-    let (entered, started) = state.enter(entrant(&call), in_flight.clone());
+    let (entered, started) = state.enter(gate_request(&call), in_flight.clone());
     let ordered = tokio::select! {
         biased;
         ordered = started => ordered,
@@ -94,11 +94,11 @@ pub(super) async fn pass_gate(state: Arc<GuardState>, mut call: Call, next: impl
     let (since, replica) = (Instant::now(), call.replica);
     in_flight.send_replace(Phase::Running {
         since,
-        convicted: false,
+        blocked: false,
     });
     let outcome = next.oneshot(call).await;
     if let Ok(answer) = &outcome {
-        state.saw(replica, answer, since.elapsed());
+        state.observe_answer(replica, answer, since.elapsed());
     }
     entered.end(match &outcome {
         Ok(answer) => match &answer.answer {
@@ -116,15 +116,15 @@ pub(super) async fn pass_gate(state: Arc<GuardState>, mut call: Call, next: impl
 }
 
 /// The request to the gate for a call.
-pub(super) fn entrant(call: &Call) -> GateRequest {
+pub(super) fn gate_request(call: &Call) -> GateRequest {
     let request = call.sample.request();
     GateRequest {
         id: request.id,
         fingerprint: request.fingerprint.clone(),
         reputation: request.reputation,
         scan_reason: call.scan_reason,
-        struck: request.struck,
-        turn: call.sample.turn(),
+        timed_out_before: request.timed_out_before,
+        fairness_key: call.sample.fairness_key(),
         large: request.content.len() >= LARGE_OCTETS_MIN,
         arrived: call.arrived,
     }

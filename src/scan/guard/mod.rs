@@ -37,7 +37,7 @@ use crate::observation::{Diversion, Evidence, ScanReason};
 use crate::scan::Settings;
 use crate::scan::engine::{Engine, Sample, ScanError};
 use crate::verdict::{EngineClass, Report, Reused, Same};
-use gate::{Gate, Looked};
+use gate::{Gate, ReplicaState};
 use layers::around;
 use state::{GuardState, InFlight, Phase};
 
@@ -244,21 +244,23 @@ impl Guarded {
 
     /// The state of the engine now, for status output.
     pub fn health(&self) -> Health {
-        let (versions, latencies) = self.state.told();
+        let (versions, latencies) = self.state.versions_and_latencies();
         self.state.look(|gate| {
             let engines = self.state.engines.iter().zip(gate.replicas()).zip(versions);
-            let replica =
-                |((engine, looked), version): ((&Arc<dyn Engine>, Looked<'_>), Option<String>)| {
-                    ReplicaHealth {
-                        address: engine.replica().map(str::to_owned),
-                        breaker: looked.breaker.state().to_string(),
-                        running: looked.running,
-                        drained: looked.drained,
-                        resting: looked.resting,
-                        signed: version.as_deref().and_then(|v| engine.signed(v)),
-                        signatures: version,
-                    }
-                };
+            let replica = |((engine, replica_state), version): (
+                (&Arc<dyn Engine>, ReplicaState<'_>),
+                Option<String>,
+            )| {
+                ReplicaHealth {
+                    address: engine.replica().map(str::to_owned),
+                    breaker: replica_state.breaker.state().to_string(),
+                    running: replica_state.running,
+                    drained: replica_state.drained,
+                    resting: replica_state.resting,
+                    signed: version.as_deref().and_then(|v| engine.signed(v)),
+                    signatures: version,
+                }
+            };
             Health {
                 engine: self.settings().name.clone(),
                 class: self.settings().class,

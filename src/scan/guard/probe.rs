@@ -36,7 +36,7 @@ pub enum Passed {
 }
 
 /// Result of a probe pair.
-enum Shown {
+enum PairResult {
     /// Both answers were right and in time.
     Right,
     /// An answer was missing or late.
@@ -48,28 +48,28 @@ enum Shown {
 }
 
 /// Sends a probe pair to a replica, one message after the other, and waits up to `patience` for each answer.
-async fn pair(state: &Arc<GuardState>, replica: usize, patience: Duration) -> Shown {
+async fn pair(state: &Arc<GuardState>, replica: usize, patience: Duration) -> PairResult {
     let Some(probes) = state.engines.get(replica).and_then(|e| e.probes()) else {
-        return Shown::Right;
+        return PairResult::Right;
     };
     let Probes { bad, clean } = probes;
     for (content, half) in [(bad, Probe::Bad), (clean, Probe::Clean)] {
         let findings = match ask(state, replica, content, half, patience).await {
             Ok(findings) => findings,
-            Err(shown) => return shown,
+            Err(result) => return result,
         };
         match half {
             Probe::Bad if !is_bad(&findings) => {
-                return Shown::Wrong(format!("{} was not found", what(half)));
+                return PairResult::Wrong(format!("{} was not found", name_of(half)));
             }
             Probe::Clean if is_bad(&findings) => {
                 let name = findings.first().map_or("", |f| &f.name);
-                return Shown::Wrong(format!("in {} it found {name}", what(half)));
+                return PairResult::Wrong(format!("in {} it found {name}", name_of(half)));
             }
             Probe::Bad | Probe::Clean => {}
         }
     }
-    Shown::Right
+    PairResult::Right
 }
 
 /// Sends one half of a pair and returns its findings, or the reason for a missing answer. The scan runs in a task of its own and
@@ -80,22 +80,22 @@ async fn ask(
     content: Content,
     half: Probe,
     patience: Duration,
-) -> Result<Vec<Finding>, Shown> {
-    let entered = state.enter_probe(replica).ok_or(Shown::NoSlot)?;
+) -> Result<Vec<Finding>, PairResult> {
+    let entered = state.enter_probe(replica).ok_or(PairResult::NoSlot)?;
     let engine = state.engines[replica].clone();
     let sample = sample(state, content).as_probe(half);
-    let (tell, told) = oneshot::channel();
+    let (sender, answer) = oneshot::channel();
     let limit = state.settings.limit;
     tokio::spawn(async move {
         let answer = Deadline::after(limit).run(engine.scan(sample)).await;
         entered.end(ScanEnd::Probe);
         // The receiver is gone if the answer was late; the pair has counted as missing then.
-        let _ = tell.send(answer);
+        let _ = sender.send(answer);
     });
-    let missing = |why: &dyn fmt::Display| Shown::Missing(format!("{}: {why}", what(half)));
-    match Deadline::after(patience).run(told).await {
+    let missing = |why: &dyn fmt::Display| PairResult::Missing(format!("{}: {why}", name_of(half)));
+    match Deadline::after(patience).run(answer).await {
         Ok(Ok(Ok(outcome))) => match state.named(replica, outcome) {
-            Ok(answer) => match state.heard(replica, answer) {
+            Ok(answer) => match state.probe_answer(replica, answer) {
                 Answer::Answered(findings) => Ok(findings),
                 Answer::None { detail, .. } => Err(missing(&detail)),
             },
@@ -108,7 +108,7 @@ async fn ask(
     }
 }
 
-fn what(half: Probe) -> &'static str {
+fn name_of(half: Probe) -> &'static str {
     match half {
         Probe::Bad => "the known-bad message",
         Probe::Clean => "the known-clean message",
@@ -123,28 +123,28 @@ pub(super) async fn run(state: Arc<GuardState>, replica: usize, half_open: bool,
         false => state.settings.timeout,
     };
     let began = Instant::now();
-    let shown = pair(&state, replica, patience).await;
-    if matches!(shown, Shown::Wrong(_)) {
-        state.lied(replica);
+    let result = pair(&state, replica, patience).await;
+    if matches!(result, PairResult::Wrong(_)) {
+        state.answered_wrongly(replica);
     }
-    match shown {
-        Shown::Right => {
-            state.believe(replica, began);
+    match result {
+        PairResult::Right => {
+            state.trust_from(replica, began);
             state.work(|gate, now| gate.probed(now, replica, true));
         }
-        Shown::Wrong(why) | Shown::Missing(why) => {
+        PairResult::Wrong(why) | PairResult::Missing(why) => {
             let subject = state.subject(Some(replica));
             let summary = format!("{subject} failed a probe: {why}");
             if !half_open {
-                state.tell(Incident::new(Kind::ProbeFailed, subject, summary));
+                state.report_incident(Incident::new(Kind::ProbeFailed, subject, summary));
             }
             state.work(|gate, now| gate.probed(now, replica, false));
             if state.look(|gate| gate.is_out(replica)) {
                 state.doubt(replica);
             }
         }
-        Shown::NoSlot if half_open => state.work(|gate, now| gate.probed(now, replica, false)),
-        Shown::NoSlot => {}
+        PairResult::NoSlot if half_open => state.work(|gate, now| gate.probed(now, replica, false)),
+        PairResult::NoSlot => {}
     }
     state.probe_ended(replica);
 }
@@ -153,23 +153,23 @@ pub(super) async fn run(state: Arc<GuardState>, replica: usize, half_open: bool,
 /// is the reason why the replica failed.
 pub(super) async fn test(state: &Arc<GuardState>, replica: usize) -> Result<Passed, String> {
     let patience = state.settings.timeout;
-    let shown = match state.engines[replica].probes() {
+    let result = match state.engines[replica].probes() {
         Some(_) => pair(state, replica, patience).await,
         None => match ask(state, replica, Probes::clean(), Probe::Clean, patience).await {
             Ok(findings) => {
                 let names = findings.into_iter().map(|finding| finding.name);
                 return Ok(Passed::Answered(names.collect()));
             }
-            Err(shown) => shown,
+            Err(result) => result,
         },
     };
-    match shown {
-        Shown::Right => {
+    match result {
+        PairResult::Right => {
             state.work(|gate, now| gate.tested(now, replica));
             Ok(Passed::Pair)
         }
-        Shown::Wrong(why) | Shown::Missing(why) => Err(why),
-        Shown::NoSlot => Err("no slot was free for the test: scans or probes that have not ended hold all slots. If this lasts, the engine hangs: restart it".to_owned()),
+        PairResult::Wrong(why) | PairResult::Missing(why) => Err(why),
+        PairResult::NoSlot => Err("no slot was free for the test: scans or probes that have not ended hold all slots. If this lasts, the engine hangs: restart it".to_owned()),
     }
 }
 
@@ -197,7 +197,7 @@ fn sample(state: &GuardState, content: Content) -> Sample {
         fingerprint: None,
         reputation: SenderReputation::Known,
         scan_reason: ScanReason::Again,
-        struck: false,
+        timed_out_before: false,
         stand_ins: false,
     };
     let alone = Arc::new(Semaphore::new(1));

@@ -51,7 +51,7 @@ impl<S: Next> Service<Sample> for Reporting<S> {
             let smtputf8 = call.sample.request().envelope.smtputf8;
             let outcome = next.oneshot(call).await;
             let report = write(&settings, outcome, &progress, arrived.elapsed(), smtputf8);
-            tell(id, &report);
+            log_report(id, &report);
             Ok(report)
         })
     }
@@ -94,7 +94,7 @@ pub(super) fn write(
     }
 }
 
-fn tell(id: MessageId, report: &Report) {
+fn log_report(id: MessageId, report: &Report) {
     let answer = match (&report.answer, report.missing()) {
         (_, Some(reason)) => reason.as_str(),
         (Answer::Answered(findings), None) if findings.is_empty() => "nothing-found",

@@ -43,7 +43,7 @@ pub(super) enum Phase {
         /// Start of the scan.
         since: Instant,
         /// An interceptor has blocked the message's fingerprint since then.
-        convicted: bool,
+        blocked: bool,
     },
     /// The scan has ended.
     Done(Outcome),
@@ -245,12 +245,12 @@ impl GuardState {
     /// Requests a slot. The gate's order arrives through the receiver.
     pub(super) fn enter(
         self: &Arc<Self>,
-        entrant: GateRequest,
+        request: GateRequest,
         in_flight: InFlight,
     ) -> (Entered, oneshot::Receiver<Result<usize, GateRefusal>>) {
         let (start, started) = oneshot::channel();
         let mut gate_state = self.lock();
-        let ticket = gate_state.gate.enter(Instant::now(), entrant);
+        let ticket = gate_state.gate.enter(Instant::now(), request);
         let start = Some(start);
         gate_state
             .waiters
@@ -285,8 +285,8 @@ impl GuardState {
     }
 
     /// Whether this call would have to wait for a slot now.
-    pub(super) fn is_short(&self, entrant: &GateRequest) -> bool {
-        self.look(|gate| gate.is_short(Instant::now(), entrant))
+    pub(super) fn is_short(&self, request: &GateRequest) -> bool {
+        self.look(|gate| gate.is_short(Instant::now(), request))
     }
 
     /// Reads the gate.
@@ -310,7 +310,7 @@ impl GuardState {
     }
 
     /// Keeps an incident until [`incidents`](Self::incidents) takes it.
-    pub(super) fn tell(&self, incident: Incident) {
+    pub(super) fn report_incident(&self, incident: Incident) {
         let mut records = self.records();
         if records.incidents.len() < INCIDENTS_MAX {
             records.incidents.push(incident);
@@ -347,7 +347,12 @@ impl GuardState {
     }
 
     /// Gives an answer about mail to the drift detector.
-    pub(super) fn saw(self: &Arc<Self>, replica: usize, answer: &EngineAnswer, took: Duration) {
+    pub(super) fn observe_answer(
+        self: &Arc<Self>,
+        replica: usize,
+        answer: &EngineAnswer,
+        took: Duration,
+    ) {
         self.signed(replica, answer.signatures.as_deref());
         if let Answer::Answered(findings) = &answer.answer {
             self.records().drift.answered(took, is_bad(findings));
@@ -355,16 +360,16 @@ impl GuardState {
     }
 
     /// Takes the signature version from an answer about a probe, and returns the answer. Probes are not drift data.
-    pub(super) fn heard(self: &Arc<Self>, replica: usize, answer: EngineAnswer) -> Answer {
+    pub(super) fn probe_answer(self: &Arc<Self>, replica: usize, answer: EngineAnswer) -> Answer {
         self.signed(replica, answer.signatures.as_deref());
         answer.answer
     }
 
     /// Notes the signature version that a replica has reported. A new version ends all cached answers and proofs. An engine in
     /// process states its current version, which is newer than the version in the answer to an earlier scan.
-    pub(super) fn signed(self: &Arc<Self>, replica: usize, told: Option<&str>) {
+    pub(super) fn signed(self: &Arc<Self>, replica: usize, reported: Option<&str>) {
         let known = self.engines.get(replica).and_then(|e| e.signatures());
-        let Some(version) = known.as_deref().or(told) else {
+        let Some(version) = known.as_deref().or(reported) else {
             return;
         };
         let is_new = self.records().drift.signed(replica, version);
@@ -382,7 +387,9 @@ impl GuardState {
     }
 
     /// The signature version of each replica, and the median and 99th percentile of the scan durations.
-    pub(super) fn told(&self) -> (Vec<Option<String>>, Option<(Duration, Duration)>) {
+    pub(super) fn versions_and_latencies(
+        &self,
+    ) -> (Vec<Option<String>>, Option<(Duration, Duration)>) {
         let records = self.records();
         let drift = &records.drift;
         let version = |at| drift.version(at).map(str::to_owned);
@@ -391,18 +398,18 @@ impl GuardState {
     }
 
     /// A replica has answered rightly a probe pair that started at `began`.
-    pub(super) fn believe(&self, replica: usize, began: Instant) {
-        self.records().probe_trust.believe(replica, began);
+    pub(super) fn trust_from(&self, replica: usize, began: Instant) {
+        self.records().probe_trust.trust_from(replica, began);
     }
 
     /// A replica has answered a probe wrongly.
-    pub(super) fn lied(&self, replica: usize) {
-        self.records().probe_trust.lied(replica);
+    pub(super) fn answered_wrongly(&self, replica: usize) {
+        self.records().probe_trust.answered_wrongly(replica);
     }
 
     /// Whether a replica has answered a probe wrongly since its last right pair. Answers are not cached meanwhile.
-    pub(super) fn has_liars(&self) -> bool {
-        self.records().probe_trust.has_liars()
+    pub(super) fn has_wrong_answers(&self) -> bool {
+        self.records().probe_trust.has_wrong_answers()
     }
 
     /// Distrusts a replica whose breaker is open, if the replica has answered a probe wrongly: its answers since the last right

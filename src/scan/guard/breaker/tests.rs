@@ -51,10 +51,10 @@ async fn nothing_but_failures_opens_it_soon() {
 /// I11: no mail passes before a right probe pair, or before two consecutive right pairs after wrong answers.
 #[tokio::test(start_paused = true)]
 async fn no_mail_before_a_passed_probe_pair() {
-    for (lied, pairs) in [(false, 1), (true, 2)] {
+    for (answered_wrongly, pairs) in [(false, 1), (true, 2)] {
         let mut now = Instant::now();
         let mut breaker = Breaker::new(now, 12, true);
-        match lied {
+        match answered_wrongly {
             true => drop((breaker.probed(now, false, 0), breaker.probed(now, false, 0))),
             false => assert!(opened(&mut breaker, now)),
         }

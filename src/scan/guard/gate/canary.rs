@@ -61,11 +61,11 @@ impl Canaries {
     }
 
     /// A key of the message that already has as many copies in the engine as allowed, if there is one.
-    pub(super) fn blocking(&self, entrant: &GateRequest) -> Option<Trait> {
+    pub(super) fn blocking(&self, request: &GateRequest) -> Option<Trait> {
         if without(Mechanism::Canaries) {
             return None;
         }
-        let mut keys = entrant.fingerprint.as_deref()?.canary_keys();
+        let mut keys = request.fingerprint.as_deref()?.canary_keys();
         keys.find(|key| {
             let inflight = self.inflight.get(key).copied().unwrap_or(0);
             inflight >= CANARY_COPIES
@@ -73,8 +73,8 @@ impl Canaries {
         })
     }
 
-    pub(super) fn begin(&mut self, entrant: &GateRequest) {
-        for key in keys(entrant) {
+    pub(super) fn begin(&mut self, request: &GateRequest) {
+        for key in keys(request) {
             *self.inflight.entry(key).or_default() += 1;
         }
     }
@@ -83,13 +83,13 @@ impl Canaries {
     pub(super) fn end(
         &mut self,
         now: Instant,
-        entrant: &GateRequest,
+        request: &GateRequest,
         end: ScanEnd,
         in_time: bool,
     ) -> Vec<Ticket> {
         let proves = in_time && matches!(end, ScanEnd::Answered { .. });
         let mut parked = Vec::new();
-        for key in keys(entrant) {
+        for key in keys(request) {
             if let Entry::Occupied(mut inflight) = self.inflight.entry(key) {
                 *inflight.get_mut() -= 1;
                 if *inflight.get() == 0 {
@@ -132,10 +132,10 @@ impl Canaries {
     /// messages fail. So three kinds of failure do not count: failures that an interceptor explains, failures of a message
     /// that timed out before, and failures of a fingerprint that has just failed [`FINGERPRINT_FAILURES_MAX`] times.
     pub(super) fn is_news(&mut self, now: Instant, scan: &Scan) -> bool {
-        if scan.is_explained || scan.entrant.struck {
+        if scan.is_explained || scan.request.timed_out_before {
             return false;
         }
-        let Some(fingerprint) = &scan.entrant.fingerprint else {
+        let Some(fingerprint) = &scan.request.fingerprint else {
             return true;
         };
         if self.failures.len() >= FAILURE_KEYS_MAX {
@@ -175,7 +175,7 @@ impl Canaries {
     }
 }
 
-fn keys(entrant: &GateRequest) -> impl Iterator<Item = Trait> {
-    let fingerprint = entrant.fingerprint.as_deref();
+fn keys(request: &GateRequest) -> impl Iterator<Item = Trait> {
+    let fingerprint = request.fingerprint.as_deref();
     fingerprint.into_iter().flat_map(Fingerprint::canary_keys)
 }

@@ -7,7 +7,7 @@ use super::{Gate, GateRefusal, GateRequest, Scan, Ticket};
 use crate::ablation::{Mechanism, without};
 use crate::message::{MessageId, SenderReputation};
 use crate::observation::ScanReason;
-use crate::scan::Turn;
+use crate::scan::FairnessKey;
 use crate::scan::guard::breaker::{Breaker, BreakerState};
 
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Replica {
 }
 
 /// The state of a replica, for callers outside the gate.
-pub(in crate::scan::guard) struct Looked<'a> {
+pub(in crate::scan::guard) struct ReplicaState<'a> {
     pub(in crate::scan::guard) breaker: &'a Breaker,
     /// Scans that hold a slot, including probes and zombies.
     pub(in crate::scan::guard) running: usize,
@@ -59,13 +59,13 @@ impl Gate {
         let ticket = self.ticket();
         self.replicas[replica].running += 1;
         let scan = Scan {
-            entrant: GateRequest {
+            request: GateRequest {
                 id: MessageId::new(),
                 fingerprint: None,
                 reputation: SenderReputation::Known,
                 scan_reason: ScanReason::Again,
-                struck: false,
-                turn: Turn::default(),
+                timed_out_before: false,
+                fairness_key: FairnessKey::default(),
                 large: false,
                 arrived: now,
             },
@@ -172,8 +172,8 @@ impl Gate {
     }
 
     /// The state of each replica, by index.
-    pub(in crate::scan::guard) fn replicas(&self) -> impl Iterator<Item = Looked<'_>> {
-        self.replicas.iter().map(|replica| Looked {
+    pub(in crate::scan::guard) fn replicas(&self) -> impl Iterator<Item = ReplicaState<'_>> {
+        self.replicas.iter().map(|replica| ReplicaState {
             breaker: &replica.breaker,
             running: replica.running,
             drained: replica.drained,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{LARGE_LATENCY_FACTOR, Ticket};
 use crate::message::{Fingerprint, MessageId, SenderReputation};
 use crate::observation::ScanReason;
-use crate::scan::Turn;
+use crate::scan::FairnessKey;
 
 /// A decision of the gate about one ticket.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,7 +18,7 @@ pub(in crate::scan::guard) enum GateOrder {
     /// Do not scan the message.
     Refuse(Ticket, GateRefusal),
     /// An interceptor has blocked the fingerprint of this running scan: callers need not wait any longer.
-    Convicted(Ticket),
+    Blocked(Ticket),
 }
 
 /// Why the gate refuses a message. The text of a variant is shown to people.
@@ -71,9 +71,9 @@ pub(in crate::scan::guard) struct GateRequest {
     pub(in crate::scan::guard) reputation: SenderReputation,
     pub(in crate::scan::guard) scan_reason: ScanReason,
     /// The message timed out before, in an engine that took other mail at that time.
-    pub(in crate::scan::guard) struck: bool,
+    pub(in crate::scan::guard) timed_out_before: bool,
     /// Client and party of the message: they share turns, and limit the scans of one party.
-    pub(in crate::scan::guard) turn: Turn,
+    pub(in crate::scan::guard) fairness_key: FairnessKey,
     pub(in crate::scan::guard) large: bool,
     /// When the message asked for its first scan.
     pub(in crate::scan::guard) arrived: Instant,

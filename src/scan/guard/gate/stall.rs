@@ -129,7 +129,7 @@ impl Gate {
         let mut enough = STUCK_PARTIES_MIN.min(allowed);
         // A message that timed out before, and one that an interceptor explains, say nothing about the engine.
         let says_something =
-            |scan: &&Scan| scan.is_probe || !scan.is_explained && !scan.entrant.struck;
+            |scan: &&Scan| scan.is_probe || !scan.is_explained && !scan.request.timed_out_before;
         for scan in here().filter(says_something) {
             let age = now.saturating_duration_since(scan.started);
             let silence = age.min(silent_for);
@@ -137,10 +137,10 @@ impl Gate {
             chance += survives;
             oldest = oldest.max(silence);
             if survives < UNUSUAL_LN_CHANCE_MAX {
-                parties.push(scan.entrant.turn.party);
+                parties.push(scan.request.fairness_key.party);
                 is_proven |= scan.level == Level::Proven;
                 if scan.level < Level::Unknown {
-                    known_parties.push(scan.entrant.turn.party);
+                    known_parties.push(scan.request.fairness_key.party);
                 }
                 if scan.is_probe {
                     enough = STUCK_PARTIES_WITH_PROBE_MIN;
@@ -173,7 +173,7 @@ impl Gate {
     /// Natural logarithm of the probability that a scan of this engine lasts at least as long as `age`. Large content may take
     /// [`LARGE_LATENCY_FACTOR`] times as long, so its age is divided by that.
     fn survives(&self, scan: &Scan, age: Duration) -> f64 {
-        let age = match scan.entrant.large {
+        let age = match scan.request.large {
             true => age / LARGE_LATENCY_FACTOR,
             false => age,
         };

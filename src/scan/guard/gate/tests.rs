@@ -11,7 +11,7 @@ use super::*;
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Identity, MessageId, SenderReputation, Trait};
 use crate::observation::ScanReason;
-use crate::scan::Turn;
+use crate::scan::FairnessKey;
 
 const TIMES: Times = Times {
     slow: Duration::from_millis(500),
@@ -40,21 +40,21 @@ fn fingerprint(value: u64) -> Arc<Fingerprint> {
     })
 }
 
-fn turn(party: u64) -> Turn {
-    Turn {
+fn fairness_key(party: u64) -> FairnessKey {
+    FairnessKey {
         client: party,
         party,
     }
 }
 
-fn entrant(now: Instant, attachment: u64, reputation: SenderReputation) -> GateRequest {
+fn gate_request(now: Instant, attachment: u64, reputation: SenderReputation) -> GateRequest {
     GateRequest {
         id: MessageId::new(),
         fingerprint: Some(fingerprint(attachment)),
         reputation,
         scan_reason: ScanReason::Fresh,
-        struck: false,
-        turn: turn(attachment),
+        timed_out_before: false,
+        fairness_key: fairness_key(attachment),
         large: false,
         arrived: now,
     }
@@ -85,7 +85,7 @@ impl World {
 
     fn enter(&mut self, attachment: u64, reputation: SenderReputation) -> Ticket {
         self.gate
-            .enter(self.now, entrant(self.now, attachment, reputation))
+            .enter(self.now, gate_request(self.now, attachment, reputation))
     }
 
     fn after(&mut self, time: u64) {
@@ -154,8 +154,8 @@ async fn a_zombie_keeps_its_slot_until_the_engine_has_ended() {
 async fn an_engine_is_short_for_mail_that_would_have_to_wait() {
     let mut world = World::new(6);
     let is_short = |world: &World, attachment, reputation| {
-        let entrant = entrant(world.now, attachment, reputation);
-        world.gate.is_short(world.now, &entrant)
+        let request = gate_request(world.now, attachment, reputation);
+        world.gate.is_short(world.now, &request)
     };
     let (known, unknown) = (SenderReputation::Known, SenderReputation::Unknown);
     assert!(!is_short(&world, 1, known) && !is_short(&world, 1, unknown));
@@ -261,11 +261,11 @@ async fn hanging_strangers_leave_a_third_to_others() {
     world.answered(first);
     let from = |world: &mut World, party: u64| {
         world.next += 1;
-        let entrant = GateRequest {
-            turn: turn(party),
-            ..entrant(world.now, world.next, SenderReputation::Unknown)
+        let request = GateRequest {
+            fairness_key: fairness_key(party),
+            ..gate_request(world.now, world.next, SenderReputation::Unknown)
         };
-        world.gate.enter(world.now, entrant)
+        world.gate.enter(world.now, request)
     };
     world.gate.orders();
     from(&mut world, 1);
@@ -292,13 +292,13 @@ async fn hanging_strangers_leave_a_third_to_others() {
 #[tokio::test(start_paused = true)]
 async fn what_is_scanned_again_stands_behind_fresh_mail() {
     let mut world = World::new(1);
-    let again = |world: &mut World, at: u64, struck: bool| {
-        let entrant = GateRequest {
+    let again = |world: &mut World, at: u64, timed_out_before: bool| {
+        let request = GateRequest {
             scan_reason: ScanReason::Again,
-            struck,
-            ..entrant(world.now, TEXT + at, SenderReputation::Known)
+            timed_out_before,
+            ..gate_request(world.now, TEXT + at, SenderReputation::Known)
         };
-        world.gate.enter(world.now, entrant)
+        world.gate.enter(world.now, request)
     };
     let running = world.unique(SenderReputation::Known);
     world.gate.orders();
@@ -316,12 +316,12 @@ async fn what_is_scanned_again_stands_behind_fresh_mail() {
     assert!((1..=4).contains(&count), "{count} of 34");
     assert!(order.iter().filter(|ticket| fresh.contains(ticket)).count() >= 30);
     let mut world = World::new(3);
-    let struck: Vec<Ticket> = (0..3).map(|at| again(&mut world, at, true)).collect();
-    assert_eq!(world.started(), [struck[0]]);
+    let timed_out_before: Vec<Ticket> = (0..3).map(|at| again(&mut world, at, true)).collect();
+    assert_eq!(world.started(), [timed_out_before[0]]);
     let other = again(&mut world, 9, false);
     assert_eq!(world.started(), [other], "nothing waits behind them");
-    world.answered(struck[0]);
-    assert_eq!(world.started(), [struck[1]]);
+    world.answered(timed_out_before[0]);
+    assert_eq!(world.started(), [timed_out_before[1]]);
 }
 
 /// Law 5: in a ramp, only scans that began in the ramp count against the window. Older scans that still run do not keep the
@@ -376,7 +376,7 @@ async fn fresh_mail_waits_for_an_engine_that_nobody_makes_up_for() {
         let fresh = world.unique(SenderReputation::Known);
         let again = GateRequest {
             scan_reason: ScanReason::Again,
-            ..entrant(world.now, TEXT, SenderReputation::Known)
+            ..gate_request(world.now, TEXT, SenderReputation::Known)
         };
         let again = world.gate.enter(world.now, again);
         let told: Vec<Ticket> = world
@@ -403,11 +403,11 @@ async fn parties_take_turns() {
     let first = world.unique(SenderReputation::Known);
     let from = |world: &mut World, party: u64| {
         world.next += 1;
-        let entrant = GateRequest {
-            turn: turn(party),
-            ..entrant(world.now, world.next, SenderReputation::Known)
+        let request = GateRequest {
+            fairness_key: fairness_key(party),
+            ..gate_request(world.now, world.next, SenderReputation::Known)
         };
-        world.gate.enter(world.now, entrant)
+        world.gate.enter(world.now, request)
     };
     let greedy: Vec<Ticket> = (0..50).map(|_| from(&mut world, 1)).collect();
     let modest = from(&mut world, 2);
@@ -424,8 +424,8 @@ async fn no_lane_goes_before_another() {
     let mut world = World::new(3);
     for at in 0..100 {
         let letter = GateRequest {
-            turn: turn(7),
-            ..entrant(world.now, TEXT + at, SenderReputation::Known)
+            fairness_key: fairness_key(7),
+            ..gate_request(world.now, TEXT + at, SenderReputation::Known)
         };
         world.gate.enter(world.now, letter);
     }
@@ -546,7 +546,7 @@ proptest! {
                 Act2::Enter(key, known, scan_reason) => {
                     let reputation = if known { SenderReputation::Known } else { SenderReputation::Unknown };
                     let scan_reason = [ScanReason::Fresh, ScanReason::Again, ScanReason::Redrive][scan_reason as usize];
-                    let one = GateRequest { scan_reason, ..entrant(world.now, key, reputation) };
+                    let one = GateRequest { scan_reason, ..gate_request(world.now, key, reputation) };
                     waiting.push(world.gate.enter(world.now, one));
                 }
                 Act2::Leave(at) if !waiting.is_empty() => {
@@ -575,7 +575,7 @@ proptest! {
                 let (ticket, starts) = match order {
                     GateOrder::Start(ticket, _) => (ticket, true),
                     GateOrder::Refuse(ticket, _) => (ticket, false),
-                    GateOrder::Convicted(_) => continue,
+                    GateOrder::Blocked(_) => continue,
                 };
                 let at = waiting.iter().position(|t| *t == ticket);
                 prop_assert!(at.is_some(), "answered twice, or after it left");

@@ -23,7 +23,7 @@ impl Gate {
         let (mut slow, mut overdue) = (Vec::new(), Vec::new());
         for (ticket, scan) in &mut self.scans {
             let age = now - scan.started;
-            if !scan.is_slow && age >= self.times.slow(scan.entrant.large) {
+            if !scan.is_slow && age >= self.times.slow(scan.request.large) {
                 scan.is_slow = true;
                 slow.push(*ticket);
                 if !scan.is_probe {
@@ -55,7 +55,7 @@ impl Gate {
 
     /// A scan has become slow: refuses the messages that are parked behind copies if all running copies are slow.
     fn refuse_copies(&mut self, ticket: Ticket) {
-        let Some(fingerprint) = self.scans[&ticket].entrant.fingerprint.clone() else {
+        let Some(fingerprint) = self.scans[&ticket].request.fingerprint.clone() else {
             return;
         };
         for key in fingerprint.traits() {
@@ -88,7 +88,7 @@ impl Gate {
                 (Some(refusal), false, _) => refusal.clone(),
                 (_, true, _) => GateRefusal::Parked("the same content is being scanned".to_owned()),
                 // Other engines do not make up for a message on which this engine hung.
-                (None, false, _) if waiting.entrant.struck => {
+                (None, false, _) if waiting.request.timed_out_before => {
                     let why = "it ran into its timeout before; it waits for slots to be free";
                     GateRefusal::Parked(why.to_owned())
                 }
@@ -114,7 +114,7 @@ impl Gate {
         let ScanEnd::Answered { .. } = end else {
             return;
         };
-        if !scan.entrant.large {
+        if !scan.request.large {
             self.latencies.add(age);
         }
         if !scan.is_slow && scan.level == Level::Unknown {
@@ -132,7 +132,7 @@ impl Gate {
         if scan.is_overdue {
             return;
         }
-        let bearable = FAILURE_LATENCY_MIN.max(self.times.slow(scan.entrant.large) * 4);
+        let bearable = FAILURE_LATENCY_MIN.max(self.times.slow(scan.request.large) * 4);
         let good = matches!(end, ScanEnd::Answered { .. }) && age < bearable;
         if good || self.canaries.is_news(now, scan) {
             let change = self.replicas[scan.replica].breaker.outcome(now, good);
@@ -174,11 +174,11 @@ pub(super) fn observed(scan: &Scan, end: ScanEnd) -> Option<Observed> {
 
 pub(super) fn evidence(now: Instant, scan: &Scan, what: Observed) -> Option<Evidence> {
     Some(Evidence {
-        message: scan.entrant.id,
-        fingerprint: scan.entrant.fingerprint.clone()?,
-        reputation: scan.entrant.reputation,
-        scan_reason: scan.entrant.scan_reason,
-        arrived: scan.entrant.arrived,
+        message: scan.request.id,
+        fingerprint: scan.request.fingerprint.clone()?,
+        reputation: scan.request.reputation,
+        scan_reason: scan.request.scan_reason,
+        arrived: scan.request.arrived,
         started: scan.started,
         at: now,
         what,

@@ -142,7 +142,7 @@ pub(super) struct Load {
     /// The slow scans among `large`.
     slow_large: [usize; 3],
     /// Scans of messages that timed out before.
-    struck: usize,
+    timed_out_before: usize,
     /// Free slots that take no mail of unknown senders yet.
     paused: usize,
 }
@@ -155,7 +155,7 @@ impl Load {
             slow: [0; 3],
             large: [0; 3],
             slow_large: [0; 3],
-            struck: 0,
+            timed_out_before: 0,
             paused: 0,
         };
         for scan in scans.filter(|scan| !scan.is_probe) {
@@ -164,10 +164,10 @@ impl Load {
                 load.slow[level] += usize::from(scan.is_slow);
             }
             for level in scan.level as usize..3 {
-                load.large[level] += usize::from(scan.entrant.large);
-                load.slow_large[level] += usize::from(scan.entrant.large && scan.is_slow);
+                load.large[level] += usize::from(scan.request.large);
+                load.slow_large[level] += usize::from(scan.request.large && scan.is_slow);
             }
-            load.struck += usize::from(scan.entrant.struck);
+            load.timed_out_before += usize::from(scan.request.timed_out_before);
         }
         load
     }
@@ -198,9 +198,9 @@ impl Load {
     /// seven. Two of these scans, and a drip of one new hanging message every 30 s (five within a `limit` of 150 s), would
     /// hold all seven. A large message also waits while any scan of large content is slow: then another timeout might not be
     /// the fault of the message.
-    pub(super) fn admits_struck(&self, large: bool) -> bool {
+    pub(super) fn admits_timed_out_before(&self, large: bool) -> bool {
         let explained = large && self.slow_large[Level::Unknown as usize] > 0;
-        self.struck == 0 && 2 * self.slow[0] <= self.slots && !explained
+        self.timed_out_before == 0 && 2 * self.slow[0] <= self.slots && !explained
     }
 
     /// Whether a large message of that level may take a free slot. Large content can take an engine much longer than small
@@ -258,12 +258,12 @@ impl Gate {
         let scans = || self.scans.values().filter(|scan| !scan.is_probe);
         let of = |party| {
             scans()
-                .filter(|scan| scan.entrant.turn.party == party)
+                .filter(|scan| scan.request.fairness_key.party == party)
                 .count()
         };
         let mut stuck: Vec<u64> = scans()
             .filter(|scan| scan.is_slow)
-            .map(|s| s.entrant.turn.party)
+            .map(|s| s.request.fairness_key.party)
             .collect();
         stuck.sort_unstable();
         stuck.dedup();
@@ -274,15 +274,15 @@ impl Gate {
     /// Whether the engine is short of slots for a message: the engine takes mail, but this message would have to wait now,
     /// for a slot that its level of trust may take, or behind copies of the same content. An engine that is out is not short
     /// of slots: that engine gives no answer at all, and coverage decides.
-    pub(in crate::scan::guard) fn is_short(&self, now: Instant, entrant: &GateRequest) -> bool {
+    pub(in crate::scan::guard) fn is_short(&self, now: Instant, request: &GateRequest) -> bool {
         if self.refuses().is_some() {
             return false;
         }
         let admits = || {
-            let (load, level) = (self.load(now), self.level(entrant));
-            load.admits(now, level, &self.used) && (!entrant.large || load.admits_large(level))
+            let (load, level) = (self.load(now), self.level(request));
+            load.admits(now, level, &self.used) && (!request.large || load.admits_large(level))
         };
-        self.free() == 0 || self.canaries.blocking(entrant).is_some() || !admits()
+        self.free() == 0 || self.canaries.blocking(request).is_some() || !admits()
     }
 
     /// Whether statistics blame the mail of unknown senders: of their scans that began since the oldest stuck one, at most
@@ -320,7 +320,7 @@ mod tests {
             slow,
             large: [0; 3],
             slow_large: [0; 3],
-            struck: 0,
+            timed_out_before: 0,
             paused: 0,
         }
     }
@@ -376,18 +376,18 @@ mod tests {
     /// slow scans; large ones not while large mail is slow.
     #[test]
     fn what_hung_once_is_scanned_alone() {
-        assert!(load(8, [8, 0, 0], [4, 0, 0]).admits_struck(false));
-        assert!(!load(8, [8, 0, 0], [5, 0, 0]).admits_struck(false));
+        assert!(load(8, [8, 0, 0], [4, 0, 0]).admits_timed_out_before(false));
+        assert!(!load(8, [8, 0, 0], [5, 0, 0]).admits_timed_out_before(false));
         let one = Load {
-            struck: 1,
+            timed_out_before: 1,
             ..load(8, [1, 1, 1], [0; 3])
         };
-        assert!(!one.admits_struck(false));
+        assert!(!one.admits_timed_out_before(false));
         let large = Load {
             large: [0, 1, 1],
             slow_large: [0, 1, 1],
             ..load(8, [1, 1, 0], [1, 1, 0])
         };
-        assert!(large.admits_struck(false) && !large.admits_struck(true));
+        assert!(large.admits_timed_out_before(false) && !large.admits_timed_out_before(true));
     }
 }

@@ -15,7 +15,7 @@ use super::trust::Level;
 use crate::ablation::{Mechanism, without};
 use crate::message::SenderReputation;
 use crate::observation::ScanReason;
-use crate::scan::Turn;
+use crate::scan::FairnessKey;
 
 /// Bounds the search for a message that may start: the number of lines in which no message may start, and the number of
 /// messages examined in each line. The search usually ends much earlier. A party with a slow scan is barred once the party
@@ -36,7 +36,7 @@ pub(super) enum Class {
     /// Deferred and held mail of unknown senders, and further attempts.
     AgainUnknown,
     /// Mail that timed out before.
-    Struck,
+    TimedOutBefore,
 }
 
 impl Class {
@@ -45,12 +45,16 @@ impl Class {
         Self::FreshUnknown,
         Self::AgainKnown,
         Self::AgainUnknown,
-        Self::Struck,
+        Self::TimedOutBefore,
     ];
 
-    pub(super) fn of(scan_reason: ScanReason, reputation: SenderReputation, struck: bool) -> Self {
+    pub(super) fn of(
+        scan_reason: ScanReason,
+        reputation: SenderReputation,
+        timed_out_before: bool,
+    ) -> Self {
         match (scan_reason, reputation) {
-            _ if struck => Self::Struck,
+            _ if timed_out_before => Self::TimedOutBefore,
             (ScanReason::Fresh, SenderReputation::Known) => Self::FreshKnown,
             (ScanReason::Fresh, SenderReputation::Unknown) => Self::FreshUnknown,
             (ScanReason::Again | ScanReason::Redrive, SenderReputation::Known) => Self::AgainKnown,
@@ -73,7 +77,7 @@ impl Class {
             Self::FreshUnknown => 20,
             Self::AgainKnown => 160,
             Self::AgainUnknown => 320,
-            Self::Struck => 1600,
+            Self::TimedOutBefore => 1600,
         }
     }
 }
@@ -93,7 +97,7 @@ type Parties = Fair<1, Fifo>;
 
 /// A line of messages. A message that has left the gate may still have a place, because the gate does not report departures.
 trait Line: Default {
-    fn push(&mut self, level: Level, turn: Turn, ticket: Ticket);
+    fn push(&mut self, level: Level, fairness_key: FairnessKey, ticket: Ticket);
 
     /// Whether there is a place at that level, even of a message that has left.
     fn has_places(&self, level: Level) -> bool;
@@ -109,11 +113,11 @@ trait Line: Default {
     fn first(
         &self,
         level: Level,
-        who: &Who<impl Fn(Ticket) -> bool, impl Fn(Ticket) -> bool>,
-    ) -> Looked;
+        predicates: &Predicates<impl Fn(Ticket) -> bool, impl Fn(Ticket) -> bool>,
+    ) -> Search;
 
     /// Removes the message that [`Line::first`] has found.
-    fn take(&mut self, level: Level, turn: Turn, ticket: Ticket);
+    fn take(&mut self, level: Level, fairness_key: FairnessKey, ticket: Ticket);
 
     /// Removes messages that have left, at the head of the line only.
     fn drop_gone(&mut self, level: Level, waits: &impl Fn(Ticket) -> bool);
@@ -123,13 +127,13 @@ trait Line: Default {
 }
 
 /// Two predicates: whether a message still waits, and whether a waiting message may start.
-struct Who<W, S> {
+struct Predicates<W, S> {
     waits: W,
     may_start: S,
 }
 
 /// Result of the search in a line.
-enum Looked {
+enum Search {
     /// The next message in turn.
     Next(Place),
     /// Messages wait, but none of those examined may start.
@@ -143,18 +147,18 @@ enum Looked {
 #[derive(Debug, Clone, Copy)]
 struct Place {
     tag: (u64, Ticket),
-    turn: Turn,
+    fairness_key: FairnessKey,
     ticket: Ticket,
 }
 
 /// The messages of a party, by level, as messages of one level compete for the same slots. Tickets ascend, so the map keeps
 /// the order of arrival.
 #[derive(Debug, Default)]
-struct Fifo([BTreeMap<Ticket, Turn>; 3]);
+struct Fifo([BTreeMap<Ticket, FairnessKey>; 3]);
 
 impl Line for Fifo {
-    fn push(&mut self, level: Level, turn: Turn, ticket: Ticket) {
-        self.0[level as usize].insert(ticket, turn);
+    fn push(&mut self, level: Level, fairness_key: FairnessKey, ticket: Ticket) {
+        self.0[level as usize].insert(ticket, fairness_key);
     }
 
     fn has_places(&self, level: Level) -> bool {
@@ -172,25 +176,27 @@ impl Line for Fifo {
     fn first(
         &self,
         level: Level,
-        who: &Who<impl Fn(Ticket) -> bool, impl Fn(Ticket) -> bool>,
-    ) -> Looked {
+        predicates: &Predicates<impl Fn(Ticket) -> bool, impl Fn(Ticket) -> bool>,
+    ) -> Search {
         let all = self.0[level as usize].iter();
-        let mut waiting = all.filter(|(ticket, _)| (who.waits)(**ticket)).peekable();
+        let mut waiting = all
+            .filter(|(ticket, _)| (predicates.waits)(**ticket))
+            .peekable();
         if waiting.peek().is_none() {
-            return Looked::Nobody;
+            return Search::Nobody;
         }
         let mut places = waiting.take(ENTRIES_EXAMINED_MAX);
-        match places.find(|(ticket, _)| (who.may_start)(**ticket)) {
-            Some((&ticket, &turn)) => Looked::Next(Place {
+        match places.find(|(ticket, _)| (predicates.may_start)(**ticket)) {
+            Some((&ticket, &fairness_key)) => Search::Next(Place {
                 tag: (0, ticket),
-                turn,
+                fairness_key,
                 ticket,
             }),
-            None => Looked::Stuck,
+            None => Search::Stuck,
         }
     }
 
-    fn take(&mut self, level: Level, _: Turn, ticket: Ticket) {
+    fn take(&mut self, level: Level, _: FairnessKey, ticket: Ticket) {
         self.0[level as usize].remove(&ticket);
     }
 
@@ -232,8 +238,8 @@ struct Flow<L> {
 }
 
 impl<const OF: usize, L: Line> Fair<OF, L> {
-    fn key(turn: Turn) -> u64 {
-        [turn.client, turn.party][OF]
+    fn key(fairness_key: FairnessKey) -> u64 {
+        [fairness_key.client, fairness_key.party][OF]
     }
 
     /// Updates `order` and `idle` after a change to the places of a line; `before` is the start tag before the change.
@@ -275,8 +281,8 @@ impl<const OF: usize, L: Line> Line for Fair<OF, L>
 where
     Self: Default,
 {
-    fn push(&mut self, level: Level, turn: Turn, ticket: Ticket) {
-        let key = Self::key(turn);
+    fn push(&mut self, level: Level, fairness_key: FairnessKey, ticket: Ticket) {
+        let key = Self::key(fairness_key);
         let (now, idle) = (self.now, &mut self.idle);
         let flow = self.lines.entry(key).or_insert_with(|| {
             let (start, line) = match idle.remove(&key) {
@@ -289,7 +295,7 @@ where
                 line,
             }
         });
-        flow.line.push(level, turn, ticket);
+        flow.line.push(level, fairness_key, ticket);
         self.order[level as usize].insert((flow.start, flow.since, key));
     }
 
@@ -308,34 +314,38 @@ where
     fn first(
         &self,
         level: Level,
-        who: &Who<impl Fn(Ticket) -> bool, impl Fn(Ticket) -> bool>,
-    ) -> Looked {
+        predicates: &Predicates<impl Fn(Ticket) -> bool, impl Fn(Ticket) -> bool>,
+    ) -> Search {
         let mut looked_at = 0;
         for (start, since, key) in &self.order[level as usize] {
-            match self.lines.get(key).map(|flow| flow.line.first(level, who)) {
-                Some(Looked::Next(place)) => {
-                    return Looked::Next(Place {
+            match self
+                .lines
+                .get(key)
+                .map(|flow| flow.line.first(level, predicates))
+            {
+                Some(Search::Next(place)) => {
+                    return Search::Next(Place {
                         tag: (*start, *since),
                         ..place
                     });
                 }
-                Some(Looked::Stuck) if looked_at == ENTRIES_EXAMINED_MAX => return Looked::Stuck,
-                Some(Looked::Stuck) => looked_at += 1,
-                Some(Looked::Nobody) | None => {}
+                Some(Search::Stuck) if looked_at == ENTRIES_EXAMINED_MAX => return Search::Stuck,
+                Some(Search::Stuck) => looked_at += 1,
+                Some(Search::Nobody) | None => {}
             }
         }
         match looked_at {
-            0 => Looked::Nobody,
-            _ => Looked::Stuck,
+            0 => Search::Nobody,
+            _ => Search::Stuck,
         }
     }
 
-    fn take(&mut self, level: Level, turn: Turn, ticket: Ticket) {
-        let key = Self::key(turn);
+    fn take(&mut self, level: Level, fairness_key: FairnessKey, ticket: Ticket) {
+        let key = Self::key(fairness_key);
         let Some(flow) = self.lines.get_mut(&key) else {
             return;
         };
-        flow.line.take(level, turn, ticket);
+        flow.line.take(level, fairness_key, ticket);
         let before = flow.start;
         flow.start += 1;
         self.now = self.now.max(before);
@@ -368,16 +378,22 @@ where
 }
 
 impl Turns {
-    pub(super) fn push(&mut self, class: Class, level: Level, turn: Turn, ticket: Ticket) {
+    pub(super) fn push(
+        &mut self,
+        class: Class,
+        level: Level,
+        fairness_key: FairnessKey,
+        ticket: Ticket,
+    ) {
         if !self.somebody_waits(class) {
             self.catch_up(class);
         }
-        let turn = match class.is_fresh() && !without(Mechanism::Turns) {
-            true => turn,
+        let fairness_key = match class.is_fresh() && !without(Mechanism::Turns) {
+            true => fairness_key,
             // One line for all messages: the order is the age.
-            false => Turn::default(),
+            false => FairnessKey::default(),
         };
-        self.lines[class as usize].push(level, turn, ticket);
+        self.lines[class as usize].push(level, fairness_key, ticket);
     }
 
     fn somebody_waits(&self, class: Class) -> bool {
@@ -410,25 +426,33 @@ impl Turns {
         waits: impl Fn(Ticket) -> bool,
         may_start: impl Fn(Ticket) -> bool,
     ) -> Option<Ticket> {
-        let who = Who { waits, may_start };
+        let predicates = Predicates { waits, may_start };
         let mut left: u8 = (1 << Class::ALL.len()) - 1;
         while let Some(class) = self.next_class(left) {
             left &= !(1 << class as u8);
             let lines = &mut self.lines[class as usize];
             let mut next: Option<(Level, Place)> = None;
             for level in Level::ALL {
-                lines.drop_gone(level, &who.waits);
+                lines.drop_gone(level, &predicates.waits);
                 if !lines.has_places(level) || !has_room(class, level) {
                     continue;
                 }
-                if let Looked::Next(place) = lines.first(level, &who)
+                if let Search::Next(place) = lines.first(level, &predicates)
                     && next.is_none_or(|(_, next)| place.tag < next.tag)
                 {
                     next = Some((level, place));
                 }
             }
-            if let Some((level, Place { turn, ticket, .. })) = next {
-                lines.take(level, turn, ticket);
+            if let Some((
+                level,
+                Place {
+                    fairness_key,
+                    ticket,
+                    ..
+                },
+            )) = next
+            {
+                lines.take(level, fairness_key, ticket);
                 self.times[class as usize] += class.cost();
                 return Some(ticket);
             }

@@ -20,35 +20,37 @@ impl Gate {
     }
 
     /// The reason for refusing a message at once; `None` if the message may wait.
-    pub(super) fn refusal(&mut self, now: Instant, entrant: &GateRequest) -> Option<GateRefusal> {
+    pub(super) fn refusal(&mut self, now: Instant, request: &GateRequest) -> Option<GateRefusal> {
         if let Some(refusal) = self.refuses()
-            && !self.awaits(entrant, &refusal)
+            && !self.awaits(request, &refusal)
         {
             return Some(refusal);
         }
-        if let Some(refusal) = self.diversion(now, entrant) {
+        if let Some(refusal) = self.diversion(now, request) {
             return Some(refusal);
         }
-        let key = self.canaries.blocking(entrant)?;
+        let key = self.canaries.blocking(request)?;
         self.is_suspicious(key).then(|| slow_copies(key))
     }
 
-    pub(super) fn diversion(&mut self, now: Instant, entrant: &GateRequest) -> Option<GateRefusal> {
-        let diversion = self.diversions.iter().find(|d| d.matches(entrant))?;
+    pub(super) fn diversion(&mut self, now: Instant, request: &GateRequest) -> Option<GateRefusal> {
+        let diversion = self.diversions.iter().find(|d| d.matches(request))?;
         let id = &diversion.id;
-        match diversion.act(entrant) {
+        match diversion.act(request) {
             // Held mail is scanned again as a test of the interceptor.
-            DiversionAct::Hold if entrant.scan_reason == ScanReason::Redrive => None,
+            DiversionAct::Hold if request.scan_reason == ScanReason::Redrive => None,
             DiversionAct::Hold => Some(GateRefusal::Suspect(format!("interceptor {id}"))),
             DiversionAct::Park => {
                 let mut scans = self.scans.values();
-                let another = scans.any(|scan| diversion.matches(&scan.entrant));
+                let another = scans.any(|scan| diversion.matches(&scan.request));
                 another.then(|| GateRefusal::Parked(format!("interceptor {id}")))
             }
             DiversionAct::Bypass => {
                 let last = self.shadowed.get(id);
                 // A message that timed out before is not used as a sample: a second timeout would hold the message.
-                if !entrant.struck && last.is_none_or(|last| now >= *last + BYPASS_TEST_INTERVAL) {
+                if !request.timed_out_before
+                    && last.is_none_or(|last| now >= *last + BYPASS_TEST_INTERVAL)
+                {
                     self.shadowed.insert(id.clone(), now);
                     return None;
                 }
@@ -61,16 +63,20 @@ impl Gate {
         }
     }
 
-    pub(super) fn level(&self, entrant: &GateRequest) -> Level {
-        let proven = entrant
+    pub(super) fn level(&self, request: &GateRequest) -> Level {
+        let proven = request
             .fingerprint
             .as_deref()
             .is_none_or(|f| self.canaries.are_proven(f));
-        Level::of(entrant.reputation, proven)
+        Level::of(request.reputation, proven)
     }
 
-    pub(super) fn class(&self, entrant: &GateRequest) -> Class {
-        Class::of(entrant.scan_reason, entrant.reputation, entrant.struck)
+    pub(super) fn class(&self, request: &GateRequest) -> Class {
+        Class::of(
+            request.scan_reason,
+            request.reputation,
+            request.timed_out_before,
+        )
     }
 
     /// Starts all waiting messages that may start, in turn. If no replica takes mail, refuses all messages for which
@@ -78,7 +84,7 @@ impl Gate {
     pub(super) fn pump(&mut self, now: Instant) {
         if let Some(refusal) = self.refuses() {
             let refused =
-                |(_, waiting): &(&Ticket, &Waiting)| !self.awaits(&waiting.entrant, &refusal);
+                |(_, waiting): &(&Ticket, &Waiting)| !self.awaits(&waiting.request, &refusal);
             let refused = self
                 .waiting
                 .iter()
@@ -97,8 +103,8 @@ impl Gate {
     /// Whether a message waits for the return of an engine that takes no mail. Fresh mail does if the breaker is the reason,
     /// as the engine may be back at any moment, and if no other engine makes up for this one. Fresh mail waits as long as for
     /// a slot. Without this wait, mail that arrives just before the return would be queued behind all deferred mail.
-    pub(super) fn awaits(&self, entrant: &GateRequest, refusal: &GateRefusal) -> bool {
-        let is_fresh = entrant.scan_reason == ScanReason::Fresh;
+    pub(super) fn awaits(&self, request: &GateRequest, refusal: &GateRefusal) -> bool {
+        let is_fresh = request.scan_reason == ScanReason::Fresh;
         is_fresh && !self.covered && matches!(refusal, GateRefusal::Open(_))
     }
 
@@ -135,16 +141,18 @@ impl Gate {
         let stuck = self.stuck_parties(&load);
         let (waiting, used) = (&self.waiting, &self.used);
         let has_room = |class, level| {
-            load.admits(now, level, used) && (class != Class::Struck || load.admits_struck(false))
+            load.admits(now, level, used)
+                && (class != Class::TimedOutBefore || load.admits_timed_out_before(false))
         };
         let waits = |ticket| waiting.contains_key(&ticket);
         let may_start = |ticket| {
             waiting
                 .get(&ticket)
-                .is_none_or(|Waiting { entrant, level, .. }| {
-                    !stuck.contains(&entrant.turn.party)
-                        && (!entrant.large || load.admits_large(*level))
-                        && (!entrant.struck || load.admits_struck(entrant.large))
+                .is_none_or(|Waiting { request, level, .. }| {
+                    !stuck.contains(&request.fairness_key.party)
+                        && (!request.large || load.admits_large(*level))
+                        && (!request.timed_out_before
+                            || load.admits_timed_out_before(request.large))
                 })
         };
         self.turns.pop(has_room, waits, may_start)
@@ -154,7 +162,7 @@ impl Gate {
         let Some(waiting) = self.waiting.get_mut(&ticket) else {
             return;
         };
-        if let Some(key) = self.canaries.blocking(&waiting.entrant) {
+        if let Some(key) = self.canaries.blocking(&waiting.request) {
             waiting.parked = true;
             self.canaries.park(key, ticket);
             if self.is_suspicious(key) {
@@ -165,12 +173,12 @@ impl Gate {
         let Some(replica) = self.freest() else {
             return;
         };
-        if let Some(Waiting { entrant, level, .. }) = self.waiting.remove(&ticket) {
-            self.canaries.begin(&entrant);
+        if let Some(Waiting { request, level, .. }) = self.waiting.remove(&ticket) {
+            self.canaries.begin(&request);
             self.used.begins(now, level);
             self.replicas[replica].running += 1;
             let scan = Scan {
-                entrant,
+                request,
                 level,
                 replica,
                 started: now,
@@ -209,7 +217,8 @@ impl Gate {
             if let Some(waiting) = self.waiting.get_mut(&ticket) {
                 waiting.parked = false;
                 let Waiting { class, level, .. } = *waiting;
-                self.turns.push(class, level, waiting.entrant.turn, ticket);
+                self.turns
+                    .push(class, level, waiting.request.fairness_key, ticket);
             }
         }
     }
@@ -222,7 +231,7 @@ impl Gate {
 
     /// Whether all running scans that share the key are slow, at least one: then further copies would be slow too.
     pub(super) fn is_suspicious(&self, key: Trait) -> bool {
-        let has = |s: &&Scan| s.entrant.fingerprint.as_ref().is_some_and(|f| f.has(key));
+        let has = |s: &&Scan| s.request.fingerprint.as_ref().is_some_and(|f| f.has(key));
         let mut same = self.scans.values().filter(has).peekable();
         same.peek().is_some() && same.all(|scan| scan.is_slow)
     }

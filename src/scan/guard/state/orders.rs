@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::{GateState, GuardState, Phase};
 use crate::incident::{Incident, Kind};
 use crate::scan::guard::breaker::{BreakerState, Change};
-use crate::scan::guard::gate::{Gate, GateOrder, Looked};
+use crate::scan::guard::gate::{Gate, GateOrder, ReplicaState};
 
 impl GuardState {
     pub(super) fn carry_out(&self, gate_state: &mut GateState) {
@@ -13,9 +13,9 @@ impl GuardState {
             match order {
                 GateOrder::Start(ticket, replica) => gate_state.answer(ticket, Ok(replica)),
                 GateOrder::Refuse(ticket, refusal) => gate_state.answer(ticket, Err(refusal)),
-                GateOrder::Convicted(ticket) => {
+                GateOrder::Blocked(ticket) => {
                     if let Some(waiter) = gate_state.waiters.get(&ticket) {
-                        waiter.in_flight.send_if_modified(convict);
+                        waiter.in_flight.send_if_modified(block_scan);
                     }
                 }
             }
@@ -28,7 +28,7 @@ impl GuardState {
                 if matches!(change, Change::Opened(_)) {
                     self.doubt(replica);
                 }
-                self.tell(self.changed(&gate_state.gate, replica, change));
+                self.report_incident(self.changed(&gate_state.gate, replica, change));
             }
         }
     }
@@ -55,7 +55,7 @@ impl GuardState {
             ),
         };
         let mut incident = Incident::new(kind, subject, summary);
-        if let Some(Looked {
+        if let Some(ReplicaState {
             breaker, running, ..
         }) = gate.replicas().nth(replica)
         {
@@ -75,9 +75,9 @@ impl GuardState {
     }
 }
 
-fn convict(phase: &mut Phase) -> bool {
+fn block_scan(phase: &mut Phase) -> bool {
     match phase {
-        Phase::Running { convicted, .. } => !std::mem::replace(convicted, true),
+        Phase::Running { blocked, .. } => !std::mem::replace(blocked, true),
         Phase::Waiting | Phase::Done(_) => false,
     }
 }

@@ -9,7 +9,7 @@ use super::{GateState, GuardState, is_probed, times};
 use crate::deadline::{Deadline, wall_clock};
 use crate::incident::Incident;
 use crate::scan::guard::breaker::BreakerState;
-use crate::scan::guard::gate::Looked;
+use crate::scan::guard::gate::ReplicaState;
 use crate::scan::guard::probe;
 
 /// Interval between two ticks of a busy gate. A scan is slow from 500 ms by default, and a silence of half of that may mean
@@ -59,8 +59,10 @@ impl GuardState {
         let now = Instant::now();
         let every = self.settings.probe.filter(|_| gate_state.watched);
         for at in 0..self.engines.len() {
-            let looked = gate_state.gate.replicas().nth(at);
-            let Some(Looked { breaker, .. }) = looked.filter(|replica| !replica.resting) else {
+            let replica_state = gate_state.gate.replicas().nth(at);
+            let Some(ReplicaState { breaker, .. }) =
+                replica_state.filter(|replica| !replica.resting)
+            else {
                 continue;
             };
             let (breaker, doubt) = (breaker.state(), gate_state.gate.is_doubtful(now, at));
@@ -123,7 +125,7 @@ impl GuardState {
         for remark in remarks {
             let subject = self.subject(remark.replica);
             let summary = format!("{subject}: {}", remark.text);
-            self.tell(Incident::new(remark.kind, subject, summary));
+            self.report_incident(Incident::new(remark.kind, subject, summary));
         }
     }
 }

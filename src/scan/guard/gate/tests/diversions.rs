@@ -12,10 +12,7 @@ async fn a_hold_refuses_what_it_matches() {
     world.gate.orders();
     world.divert(DiversionAct::Hold, 7);
     let orders = world.gate.orders();
-    assert!(
-        orders.contains(&GateOrder::Convicted(running)),
-        "{orders:?}"
-    );
+    assert!(orders.contains(&GateOrder::Blocked(running)), "{orders:?}");
     let suspect = GateRefusal::Suspect("interceptor rule".to_owned());
     assert!(orders.contains(&GateOrder::Refuse(waiting, suspect)));
     world.answered(running);
@@ -23,7 +20,7 @@ async fn a_hold_refuses_what_it_matches() {
     world.answered(other);
     let redrive = GateRequest {
         scan_reason: ScanReason::Redrive,
-        ..entrant(world.now, 7, SenderReputation::Known)
+        ..gate_request(world.now, 7, SenderReputation::Known)
     };
     let redrive = world.gate.enter(world.now, redrive);
     assert_eq!(world.started(), [redrive]);

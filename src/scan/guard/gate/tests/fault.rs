@@ -61,7 +61,7 @@ async fn answers_that_take_too_long_are_failures() {
     let mut world = World::new(1);
     let large = GateRequest {
         large: true,
-        ..entrant(world.now, TEXT, SenderReputation::Known)
+        ..gate_request(world.now, TEXT, SenderReputation::Known)
     };
     let large = world.gate.enter(world.now, large);
     world.after(4900);
@@ -118,8 +118,8 @@ async fn a_bypass_that_has_ended_leaves_nothing() {
 #[tokio::test(start_paused = true)]
 async fn proof_is_an_answer_in_time() {
     let proven = |world: &World| {
-        let entrant = entrant(world.now, 7, SenderReputation::Known);
-        world.gate.level(&entrant) == Level::Proven
+        let request = gate_request(world.now, 7, SenderReputation::Known);
+        world.gate.level(&request) == Level::Proven
     };
     for (took, proves) in [(4900, true), (5100, false)] {
         let mut world = World::new(12);
@@ -161,7 +161,7 @@ async fn what_is_scanned_again_waits_longer() {
     world.unique(SenderReputation::Known);
     let again = GateRequest {
         scan_reason: ScanReason::Again,
-        ..entrant(world.now, TEXT, SenderReputation::Known)
+        ..gate_request(world.now, TEXT, SenderReputation::Known)
     };
     let again = world.gate.enter(world.now, again);
     world.gate.orders();
@@ -208,11 +208,11 @@ async fn large_mail_that_is_slow_leaves_room_for_small_mail() {
     let mut world = World::new(10);
     let large = |world: &mut World, reputation| {
         world.next += 1;
-        let entrant = GateRequest {
+        let request = GateRequest {
             large: true,
-            ..entrant(world.now, world.next, reputation)
+            ..gate_request(world.now, world.next, reputation)
         };
-        world.gate.enter(world.now, entrant)
+        world.gate.enter(world.now, request)
     };
     for _ in 0..3 {
         large(&mut world, SenderReputation::Unknown);
@@ -226,9 +226,9 @@ async fn large_mail_that_is_slow_leaves_room_for_small_mail() {
     assert_eq!(world.started(), [small, known]);
     let again = GateRequest {
         large: true,
-        struck: true,
+        timed_out_before: true,
         scan_reason: ScanReason::Again,
-        ..entrant(world.now, TEXT, SenderReputation::Known)
+        ..gate_request(world.now, TEXT, SenderReputation::Known)
     };
     world.gate.enter(world.now, again);
     assert!(world.started().is_empty(), "it may not be its own fault");
@@ -239,23 +239,23 @@ async fn large_mail_that_is_slow_leaves_room_for_small_mail() {
 /// for an engine for which this message waits.
 #[tokio::test(start_paused = true)]
 async fn what_hung_before_is_nobody_elses_fault() {
-    let struck = |world: &mut World, attachment: u64| {
-        let entrant = GateRequest {
+    let timed_out_before = |world: &mut World, attachment: u64| {
+        let request = GateRequest {
             scan_reason: ScanReason::Again,
-            struck: true,
-            ..entrant(world.now, attachment, SenderReputation::Known)
+            timed_out_before: true,
+            ..gate_request(world.now, attachment, SenderReputation::Known)
         };
-        world.gate.enter(world.now, entrant)
+        world.gate.enter(world.now, request)
     };
     let mut world = World::new(32);
     let hangs: Vec<Ticket> = (0..5)
         .map(|n| {
-            let ticket = struck(&mut world, TEXT + n);
+            let ticket = timed_out_before(&mut world, TEXT + n);
             world
                 .gate
                 .scans
                 .values_mut()
-                .for_each(|scan| scan.entrant.struck = false);
+                .for_each(|scan| scan.request.timed_out_before = false);
             world.gate.pump(world.now);
             ticket
         })
@@ -265,9 +265,9 @@ async fn what_hung_before_is_nobody_elses_fault() {
         .gate
         .scans
         .values_mut()
-        .for_each(|scan| scan.entrant.struck = true);
+        .for_each(|scan| scan.request.timed_out_before = true);
     (0..1000).for_each(|_| world.gate.latencies.add(milliseconds(50)));
-    let last = struck(&mut world, TEXT + 5);
+    let last = timed_out_before(&mut world, TEXT + 5);
     world.after(6000);
     assert_eq!(world.breaker(), BreakerState::Closed);
     world.after(5000);
@@ -278,7 +278,7 @@ async fn what_hung_before_is_nobody_elses_fault() {
     );
     let mut world = World::new(32);
     world.divert(DiversionAct::Bypass, 7);
-    struck(&mut world, 7);
+    timed_out_before(&mut world, 7);
     assert!(matches!(&world.refused()[..], [(_, GateRefusal::Open(_))]));
 }
 
@@ -313,7 +313,7 @@ async fn hanging_mail_at_an_interval_is_not_in_step_with_the_slots() {
                         ends.entry(time + takes).or_default().push(ticket);
                     }
                     GateOrder::Refuse(_, GateRefusal::Parked(_)) => parked += 1,
-                    GateOrder::Refuse(..) | GateOrder::Convicted(_) => {}
+                    GateOrder::Refuse(..) | GateOrder::Blocked(_) => {}
                 }
             }
         }

@@ -15,7 +15,7 @@ enum Step {
         attachment: Option<u64>,
         party: u64,
         scan_reason: ScanReason,
-        struck: bool,
+        timed_out_before: bool,
         large: bool,
     },
     Leave(usize),
@@ -42,21 +42,21 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let attachment = prop_oneof![2 => Just(None), 1 => (0_u64..4).prop_map(Some)];
     let scan_reason = prop_oneof![3 => Just(ScanReason::Fresh), 1 => Just(ScanReason::Again)];
-    let (struck, large) = (prop::bool::weighted(0.1), prop::bool::weighted(0.1));
+    let (timed_out_before, large) = (prop::bool::weighted(0.1), prop::bool::weighted(0.1));
     let enter = (
         reputation,
         attachment,
         0_u64..8,
         scan_reason,
-        (struck, large),
+        (timed_out_before, large),
     );
     prop_oneof![
-        12 => enter.prop_map(|(reputation, attachment, party, scan_reason, (struck, large))| Step::Enter {
+        12 => enter.prop_map(|(reputation, attachment, party, scan_reason, (timed_out_before, large))| Step::Enter {
             reputation,
             attachment,
             party,
             scan_reason,
-            struck,
+            timed_out_before,
             large,
         }),
         1 => any::<usize>().prop_map(Step::Leave),
@@ -79,24 +79,26 @@ impl World {
         let strangers_most = gate.slots - (gate.slots / 3).max(1);
         let paused = gate.pauses.iter().filter(|end| self.now < **end).count();
         let stranger_has_room = of_strangers.count() + paused < strangers_most.max(1);
-        let struck = scans().filter(|scan| scan.entrant.struck).count();
+        let timed_out_before = scans().filter(|scan| scan.request.timed_out_before).count();
         let half = (strangers_most / 2).max(1);
         for waiting in gate.waiting.values().filter(|waiting| !waiting.parked) {
-            let entrant = &waiting.entrant;
-            if entrant.struck && (struck > 0 || 2 * slow > gate.slots) {
+            let request = &waiting.request;
+            if request.timed_out_before && (timed_out_before > 0 || 2 * slow > gate.slots) {
                 continue;
             }
-            let same = || scans().filter(|scan| scan.entrant.turn.party == entrant.turn.party);
+            let same = || {
+                scans().filter(|scan| scan.request.fairness_key.party == request.fairness_key.party)
+            };
             if same().any(|scan| scan.is_slow) {
                 continue;
             }
-            let better = |scan: &&Scan| scan.entrant.large && scan.level <= waiting.level;
+            let better = |scan: &&Scan| scan.request.large && scan.level <= waiting.level;
             let has_enough = scans().filter(better).count() >= half;
-            if entrant.large && has_enough && scans().filter(better).any(|scan| scan.is_slow) {
+            if request.large && has_enough && scans().filter(better).any(|scan| scan.is_slow) {
                 continue;
             }
-            let mut large = scans().filter(|scan| scan.entrant.large);
-            if entrant.large && entrant.struck && large.any(|scan| scan.is_slow) {
+            let mut large = scans().filter(|scan| scan.request.large);
+            if request.large && request.timed_out_before && large.any(|scan| scan.is_slow) {
                 continue;
             }
             match waiting.level {
@@ -119,19 +121,19 @@ impl World {
 
     /// Whether there is a reason to blame a refused message: the message timed out before, the same content is being scanned
     /// slowly, or the sender is unknown and mail of unknown senders hangs.
-    fn is_blamed_rightly(&self, entrant: &GateRequest) -> bool {
+    fn is_blamed_rightly(&self, request: &GateRequest) -> bool {
         let scans = || self.gate.scans.values();
         let shares = |scan: &Scan| {
-            let fingerprint = entrant.fingerprint.as_ref();
-            let other = scan.entrant.fingerprint.as_ref();
+            let fingerprint = request.fingerprint.as_ref();
+            let other = scan.request.fingerprint.as_ref();
             fingerprint
                 .zip(other)
                 .is_some_and(|(one, other)| one.exact == other.exact)
         };
         let strangers_hang = scans().any(|scan| scan.level == Level::Unknown && scan.is_slow);
-        let is_stranger = entrant.reputation == SenderReputation::Unknown;
+        let is_stranger = request.reputation == SenderReputation::Unknown;
         let hangs = scans().any(|scan| shares(scan) && scan.is_slow);
-        entrant.struck || hangs || is_stranger && strangers_hang
+        request.timed_out_before || hangs || is_stranger && strangers_hang
     }
 }
 
@@ -147,13 +149,13 @@ proptest! {
         let mut known_mail_came = false;
         for step in steps.into_iter().flat_map(Step::singly) {
             match step {
-                Step::Enter { reputation, attachment, party, scan_reason, struck, large } => {
+                Step::Enter { reputation, attachment, party, scan_reason, timed_out_before, large } => {
                     let content = attachment.unwrap_or_else(|| {
                         world.next += 1;
                         world.next
                     });
-                    let turn = turn(party);
-                    let one = GateRequest { scan_reason, struck, large, turn, ..entrant(world.now, content, reputation) };
+                    let fairness_key = fairness_key(party);
+                    let one = GateRequest { scan_reason, timed_out_before, large, fairness_key, ..gate_request(world.now, content, reputation) };
                     waiting.insert(world.gate.enter(world.now, one.clone()), one);
                 }
                 Step::Leave(at) => {
@@ -172,26 +174,26 @@ proptest! {
             for order in world.gate.orders() {
                 match order {
                     GateOrder::Start(ticket, _) => {
-                        let entrant = waiting.remove(&ticket);
-                        known_mail_came |= entrant.is_some_and(|e| e.reputation == SenderReputation::Known);
+                        let request = waiting.remove(&ticket);
+                        known_mail_came |= request.is_some_and(|e| e.reputation == SenderReputation::Known);
                         running.push(ticket);
                     }
                     GateOrder::Refuse(ticket, refusal) => {
-                        let Some(entrant) = waiting.remove(&ticket) else {
+                        let Some(request) = waiting.remove(&ticket) else {
                             continue;
                         };
                         let is_blamed = matches!(refusal, GateRefusal::Parked(_) | GateRefusal::Suspect(_));
                         prop_assert!(
-                            !is_blamed || world.is_blamed_rightly(&entrant),
-                            "law 3: {refusal:?} for {entrant:?}"
+                            !is_blamed || world.is_blamed_rightly(&request),
+                            "law 3: {refusal:?} for {request:?}"
                         );
                     }
-                    GateOrder::Convicted(_) => {}
+                    GateOrder::Blocked(_) => {}
                 }
             }
             prop_assert_eq!(world.idles(known_mail_came), None);
-            let struck = world.gate.scans.values().filter(|scan| scan.entrant.struck).count();
-            prop_assert!(struck <= 1, "law 4: two that hung once are scanned at once");
+            let timed_out_before = world.gate.scans.values().filter(|scan| scan.request.timed_out_before).count();
+            prop_assert!(timed_out_before <= 1, "law 4: two that hung once are scanned at once");
         }
     }
 }

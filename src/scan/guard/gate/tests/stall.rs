@@ -12,11 +12,11 @@ async fn an_engine_has_stalled_if_too_much_is_late_at_once() {
         (0..1000).for_each(|_| world.gate.latencies.add(milliseconds(50)));
         for (party, reputation) in parties {
             world.next += 1;
-            let entrant = GateRequest {
-                turn: turn(*party),
-                ..entrant(world.now, world.next, *reputation)
+            let request = GateRequest {
+                fairness_key: fairness_key(*party),
+                ..gate_request(world.now, world.next, *reputation)
             };
-            world.gate.enter(world.now, entrant);
+            world.gate.enter(world.now, request);
         }
         (1..50).find(|_| {
             world.after(100);

@@ -1,7 +1,7 @@
 use super::*;
 
-fn turn(client: u64, party: u64) -> Turn {
-    Turn { client, party }
+fn fairness_key(client: u64, party: u64) -> FairnessKey {
+    FairnessKey { client, party }
 }
 
 /// Takes up to `count` messages; all waiting messages may start.
@@ -18,16 +18,21 @@ fn classes_share_by_weight() {
         turns.push(
             Class::FreshKnown,
             Level::Proven,
-            turn(ticket, ticket),
+            fairness_key(ticket, ticket),
             ticket,
         );
         turns.push(
             Class::FreshUnknown,
             Level::Unknown,
-            turn(ticket, ticket),
+            fairness_key(ticket, ticket),
             1000 + ticket,
         );
-        turns.push(Class::AgainKnown, Level::Proven, turn(0, 0), 2000 + ticket);
+        turns.push(
+            Class::AgainKnown,
+            Level::Proven,
+            fairness_key(0, 0),
+            2000 + ticket,
+        );
     }
     let taken = take(&mut turns, 500);
     let of = |from: u64| {
@@ -44,13 +49,18 @@ fn classes_share_by_weight() {
 fn who_may_not_start_is_passed_over() {
     let mut turns = Turns::default();
     for ticket in 0..100 {
-        turns.push(Class::FreshUnknown, Level::Unknown, turn(1, 1), ticket);
+        turns.push(
+            Class::FreshUnknown,
+            Level::Unknown,
+            fairness_key(1, 1),
+            ticket,
+        );
     }
-    turns.push(Class::FreshUnknown, Level::Unknown, turn(2, 2), 100);
+    turns.push(Class::FreshUnknown, Level::Unknown, fairness_key(2, 2), 100);
     let next = turns.pop(|_, _| true, |_| true, |ticket| ticket >= 100);
     assert_eq!(next, Some(100));
-    turns.push(Class::FreshKnown, Level::Unproven, turn(1, 1), 101);
-    turns.push(Class::FreshKnown, Level::Proven, turn(3, 3), 102);
+    turns.push(Class::FreshKnown, Level::Unproven, fairness_key(1, 1), 101);
+    turns.push(Class::FreshKnown, Level::Proven, fairness_key(3, 3), 102);
     let next = turns.pop(|_, level| level == Level::Proven, |_| true, |_| true);
     assert_eq!(next, Some(102));
 }
@@ -61,10 +71,15 @@ fn who_may_not_start_is_passed_over() {
 fn many_names_of_one_client_are_one_turn() {
     let mut turns = Turns::default();
     for ticket in 0..1000 {
-        turns.push(Class::FreshUnknown, Level::Unknown, turn(1, ticket), ticket);
+        turns.push(
+            Class::FreshUnknown,
+            Level::Unknown,
+            fairness_key(1, ticket),
+            ticket,
+        );
     }
     for ticket in 1000..1020 {
-        let other = turn(2 + ticket % 2, 2 + ticket % 2);
+        let other = fairness_key(2 + ticket % 2, 2 + ticket % 2);
         turns.push(Class::FreshUnknown, Level::Unknown, other, ticket);
     }
     let others = take(&mut turns, 30).into_iter().filter(|t| *t >= 1000);
@@ -77,11 +92,21 @@ fn many_names_of_one_client_are_one_turn() {
 fn one_sender_of_a_client_is_behind_its_others() {
     let mut turns = Turns::default();
     for ticket in 0..1000 {
-        turns.push(Class::FreshUnknown, Level::Unknown, turn(1, 1), ticket);
+        turns.push(
+            Class::FreshUnknown,
+            Level::Unknown,
+            fairness_key(1, 1),
+            ticket,
+        );
     }
     take(&mut turns, 100);
     for ticket in 1000..1010 {
-        turns.push(Class::FreshUnknown, Level::Unknown, turn(1, ticket), ticket);
+        turns.push(
+            Class::FreshUnknown,
+            Level::Unknown,
+            fairness_key(1, ticket),
+            ticket,
+        );
     }
     let others = take(&mut turns, 11).into_iter().filter(|t| *t >= 1000);
     assert_eq!(others.count(), 10);
@@ -92,12 +117,22 @@ fn one_sender_of_a_client_is_behind_its_others() {
 fn who_has_left_hides_nobody() {
     let mut turns = Turns::default();
     let stuck = 5000;
-    turns.push(Class::FreshUnknown, Level::Unknown, turn(0, 0), stuck);
+    turns.push(
+        Class::FreshUnknown,
+        Level::Unknown,
+        fairness_key(0, 0),
+        stuck,
+    );
     for ticket in 0..2000 {
-        let of = turn(1 + ticket % 1000, ticket);
+        let of = fairness_key(1 + ticket % 1000, ticket);
         turns.push(Class::FreshUnknown, Level::Unknown, of, ticket);
     }
-    turns.push(Class::FreshUnknown, Level::Unknown, turn(3000, 0), 6000);
+    turns.push(
+        Class::FreshUnknown,
+        Level::Unknown,
+        fairness_key(3000, 0),
+        6000,
+    );
     let waits = |ticket| ticket >= stuck;
     let next = turns.pop(|_, _| true, waits, |ticket| ticket != stuck);
     assert_eq!(next, Some(6000));
@@ -110,7 +145,10 @@ fn who_has_left_hides_nobody() {
 /// once: with one client or with as many clients, and while a message waits that may not start.
 #[test]
 fn who_had_a_turn_is_forgotten() {
-    for of in [|name| turn(1, name), |name| turn(name, name)] {
+    for of in [
+        |name| fairness_key(1, name),
+        |name| fairness_key(name, name),
+    ] {
         for stuck in [false, true] {
             let mut turns = Turns::default();
             if stuck {
@@ -138,13 +176,13 @@ fn nothing_is_saved_up() {
         turns.push(
             Class::FreshKnown,
             Level::Proven,
-            turn(ticket, ticket),
+            fairness_key(ticket, ticket),
             ticket,
         );
     }
     take(&mut turns, 500);
     for ticket in 1000..1100 {
-        turns.push(Class::AgainKnown, Level::Proven, turn(0, 0), ticket);
+        turns.push(Class::AgainKnown, Level::Proven, fairness_key(0, 0), ticket);
     }
     let again = take(&mut turns, 68)
         .into_iter()

@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::episode::{Finding, NARROW_SHARE_MAX};
-use super::interception::{Interception, percent, told};
+use super::interception::{Interception, interceptor_incident, percent};
 use super::key::Likeness;
 use super::learned::{Active, Learned};
-use super::strikes::STRUCK_TRAITS_MAX;
+use super::strikes::TRAITS_WITH_STRIKES_MAX;
 use super::{Action, Interceptor, Key, Mode, Origin};
 use crate::ablation::{Mechanism, without};
 use crate::incident::{Incident, Kind, Subject};
@@ -29,7 +29,7 @@ pub(super) const STRIKES_TO_BLOCK: u32 = 2;
 pub(super) const EXPIRY_DOUBLINGS_MAX: u32 = 4;
 
 /// What [`Interception::block`] makes an interceptor from.
-pub(super) struct Charge {
+pub(super) struct BlockCase {
     pub(super) like: Likeness,
     /// Whether good mail hardly ever matches.
     pub(super) narrow: bool,
@@ -52,33 +52,33 @@ impl Interception {
         for one in fingerprint.canary_keys() {
             self.strikes.count(now, engine, one, evidence.message);
         }
-        if self.struck(now, engine, fingerprint).is_empty() {
-            return vec![stricken(engine, evidence)];
+        if self.timed_out_before(now, engine, fingerprint).is_empty() {
+            return vec![strike_incident(engine, evidence)];
         }
         let incident = self.block_most_suspected(now, engine, evidence.message, fingerprint);
         incident.into_iter().collect()
     }
 
     /// The traits of a message that have enough strikes, each with its number of strikes.
-    fn struck(
+    fn timed_out_before(
         &self,
         now: Instant,
         engine: &Arc<str>,
         fingerprint: &Fingerprint,
     ) -> Vec<(Likeness, u32)> {
-        let mut struck = Vec::new();
+        let mut timed_out_before = Vec::new();
         for one in fingerprint.canary_keys() {
             let like = Likeness::of(Key(one, None), fingerprint);
-            let needed = match self.convictions.contains_key(&like.key) {
+            let needed = match self.times_blocked.contains_key(&like.key) {
                 true => 1,
                 false => STRIKES_TO_BLOCK,
             };
             let count = self.strikes.of(now, engine, one);
             if count >= needed {
-                struck.push((like, count));
+                timed_out_before.push((like, count));
             }
         }
-        struck
+        timed_out_before
     }
 
     /// Holds the key that good mail has least, of all keys that the message shares with other failed messages. An attachment
@@ -92,14 +92,14 @@ impl Interception {
     ) -> Option<Incident> {
         let episode = self.episodes.get(engine)?;
         let cleared = self.trials.cleared(now, engine);
-        let struck = self.struck(now, engine, fingerprint).into_iter();
-        let suspects = struck.filter_map(|(like, count)| {
+        let timed_out_before = self.timed_out_before(now, engine, fingerprint).into_iter();
+        let suspects = timed_out_before.filter_map(|(like, count)| {
             let share = self.baseline.share(like.key);
             // One band matches by accident now and then. So the failed messages must be nearly the same, or one of them must
             // come with a burst of messages like it: of a flood of nearly the same content the gate lets in the messages
             // that share few bands with the slow scans in the engine.
             let is_common = like.key.is_exact()
-                || self.convictions.contains_key(&like.key)
+                || self.times_blocked.contains_key(&like.key)
                 || episode.failures(&like) >= STRIKES_TO_BLOCK as usize
                 || self.arrivals.is_burst(now, &like, share);
             let suspected = share <= NARROW_SHARE_MAX
@@ -120,13 +120,13 @@ impl Interception {
         // Replace weaker interceptors for this key by a hold.
         let is_same = |a: &Active| a.learned.as_ref().is_some_and(|l| l.like.key == like.key);
         self.active.retain(|_, active| !is_same(active));
-        let charge = Charge {
+        let case = BlockCase {
             like,
             narrow: true,
             action: Action::Hold,
             evidence,
         };
-        self.block(now, engine, charge)
+        self.block(now, engine, case)
     }
 
     /// Whether an interceptor holds such messages already, or bypasses the engine for them. In a bypass, late shadow copies
@@ -150,7 +150,7 @@ impl Interception {
         &mut self,
         now: Instant,
         engine: &Arc<str>,
-        charge: Charge,
+        case: BlockCase,
     ) -> Option<Incident> {
         let learned = self.active.values().filter(|a| a.learned.is_some()).count();
         if self.settings.mode == Mode::Off
@@ -159,21 +159,21 @@ impl Interception {
         {
             return None;
         }
-        if self.convictions.len() >= STRUCK_TRAITS_MAX {
-            self.convictions.clear();
+        if self.times_blocked.len() >= TRAITS_WITH_STRIKES_MAX {
+            self.times_blocked.clear();
         }
-        let before = self.convictions.entry(charge.like.key).or_default();
+        let before = self.times_blocked.entry(case.like.key).or_default();
         let lasts = self
             .settings
             .expiry
             .saturating_mul(1 << (*before).min(EXPIRY_DOUBLINGS_MAX));
         *before += 1;
-        let interceptor = self.new_interceptor(engine, &charge, lasts);
-        let incident = made(&interceptor, engine, &charge, lasts);
+        let interceptor = self.new_interceptor(engine, &case, lasts);
+        let incident = made(&interceptor, engine, &case, lasts);
         let learned = Learned {
             engine: engine.clone(),
-            like: charge.like,
-            narrow: charge.narrow,
+            like: case.like,
+            narrow: case.narrow,
             made: now,
             expires: now + lasts,
             timeouts: 0,
@@ -190,16 +190,16 @@ impl Interception {
         Some(incident)
     }
 
-    fn new_interceptor(&self, engine: &Arc<str>, charge: &Charge, lasts: Duration) -> Interceptor {
+    fn new_interceptor(&self, engine: &Arc<str>, case: &BlockCase, lasts: Duration) -> Interceptor {
         let made = crate::deadline::wall_clock();
         Interceptor {
             id: ulid::Ulid::generate().to_string(),
-            pattern: charge.like.pattern(),
-            action: charge.action.clone(),
+            pattern: case.like.pattern(),
+            action: case.action.clone(),
             origin: Origin::Learned {
-                evidence: charge.evidence.clone(),
+                evidence: case.evidence.clone(),
                 engine: engine.to_string(),
-                narrow: charge.narrow,
+                narrow: case.narrow,
                 bad: false,
             },
             made,
@@ -227,7 +227,9 @@ impl Interception {
                     .map(|(_, like)| like);
                 let of = (&evidence.fingerprint, is_known);
                 let shown = self.trials.became_slow(now, engine, message, of, rules);
-                shown.map_or(Vec::new(), |shown| self.tell_shown(engine, message, &shown))
+                shown.map_or(Vec::new(), |shown| {
+                    self.suspicion_incidents(engine, message, &shown)
+                })
             }
             Observed::TimedOut => {
                 self.trials.timed_out(engine, message);
@@ -268,7 +270,7 @@ impl Interception {
             .collect()
     }
 
-    fn tell_shown(
+    fn suspicion_incidents(
         &self,
         engine: &str,
         message: MessageId,
@@ -277,13 +279,13 @@ impl Interception {
         let alone = Some(suspects).filter(|suspects| suspects.len() == 1);
         let rules = alone.map(|suspects| self.rules_for(engine, suspects));
         let rules = rules.into_iter().flatten();
-        let told = rules.filter_map(|id| {
+        let incident = rules.filter_map(|id| {
             let what =
                 "is for known senders' mail too: a message with nothing else suspected was slow";
             let interceptor = &self.active.get(&id)?.interceptor;
-            Some(told(Kind::InterceptorChanged, interceptor, what).about(message))
+            Some(interceptor_incident(Kind::InterceptorChanged, interceptor, what).about(message))
         });
-        told.collect()
+        incident.collect()
     }
 
     /// A message with these suspected keys was scanned quickly. The interceptors for content end, so no sender's messages
@@ -308,7 +310,9 @@ impl Interception {
             } else {
                 let what = "holds no known senders' mail: such a message was scanned at once";
                 let active = self.active.get(&id);
-                active.map(|active| told(Kind::InterceptorChanged, &active.interceptor, what))
+                active.map(|active| {
+                    interceptor_incident(Kind::InterceptorChanged, &active.interceptor, what)
+                })
             };
             incidents.extend(incident.map(|incident| incident.about(message)));
         }
@@ -334,14 +338,14 @@ impl Interception {
 fn made(
     interceptor: &Interceptor,
     engine: &Arc<str>,
-    charge: &Charge,
+    case: &BlockCase,
     lasts: Duration,
 ) -> Incident {
     let what = format!("made: {} for {}", interceptor.action, interceptor.pattern);
-    let mut incident = told(Kind::InterceptorMade, interceptor, &what)
+    let mut incident = interceptor_incident(Kind::InterceptorMade, interceptor, &what)
         .with("engine", engine)
         .with("ends after", format!("{} min", lasts.as_secs() / 60));
-    incident.evidence.extend(charge.evidence.iter().cloned());
+    incident.evidence.extend(case.evidence.iter().cloned());
     match interceptor.dry_run {
         true => incident.with("mode", "shadow: it only counts"),
         false => incident,
@@ -349,7 +353,7 @@ fn made(
 }
 
 /// The incident for a failed message that is not like enough other failed messages yet.
-fn stricken(engine: &Arc<str>, evidence: &Evidence) -> Incident {
+fn strike_incident(engine: &Arc<str>, evidence: &Evidence) -> Incident {
     let subject = Subject::Engine {
         name: engine.to_string(),
         replica: None,
