@@ -25,7 +25,8 @@ use super::health::{Health, Part};
 use super::open_files::OpenFiles;
 use super::schema::{DATABASE_FILE, broken};
 use super::work::{Output, Work, perform, take_back, weight};
-use crate::store::{StoreError, dropped};
+use crate::store::StoreError;
+use crate::store::expiry::dropped;
 
 /// Maximum number of jobs in one transaction, so that no caller waits long for it.
 const BATCH_JOBS: usize = 512;
