@@ -13,7 +13,10 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
+use crate::message::MessageId;
 use crate::store::contract::{self, at, octets, record, times};
+use crate::store::sqlite::health::Part;
+use crate::store::{Change, Filter, Lane, Record, Store};
 
 /// Content of this size is above `inline_limit`, so it is stored in a file.
 const LARGE_OCTETS: usize = 2000;

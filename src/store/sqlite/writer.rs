@@ -23,8 +23,9 @@ use super::bodies::{Bodies, failed};
 use super::faults::Faults;
 use super::health::{Health, Part};
 use super::open_files::OpenFiles;
+use super::perform::{perform, take_back};
 use super::schema::{DATABASE_FILE, broken};
-use super::work::{Output, Work, perform, take_back, weight};
+use super::work::{Output, Work, weight};
 use crate::store::StoreError;
 use crate::store::expiry::dropped;
 

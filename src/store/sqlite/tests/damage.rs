@@ -1,6 +1,7 @@
 //! Damage that a start or a read finds.
 
 use super::*;
+use crate::store::sqlite::folder::lock_shared;
 
 /// A crash leaves drafts and body files without a row, and the next start removes them. Files of others stay.
 #[tokio::test]

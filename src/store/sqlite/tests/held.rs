@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::message::ReversePath;
-use crate::store::{Holder, expire};
+use crate::store::{Capacity, Holder, expire};
 
 /// A held record from this client and sender.
 fn held_of(client: &str, sender: &str) -> Record {
