@@ -1,0 +1,219 @@
+//! Laws about reads of many records: searches and counts.
+
+use super::{at, octets, record};
+use crate::message::{Mailbox, MessageId};
+use crate::store::{Filter, Lane, Store};
+
+pub(super) async fn search_matches_every_field(store: &dyn Store) {
+    let mut wanted = record(Lane::Held);
+    wanted.received_at = at(50);
+    let mut other = record(Lane::Delivery);
+    other.received_at = at(60);
+    other.expires_at = at(2000);
+    other.envelope.reverse_path = Default::default();
+    let nobody = Mailbox::parse("nobody@x.example").expect("mailbox");
+    other.envelope.recipients = vec![nobody.into()];
+    other.subject = "ÄRGER".to_owned();
+    other.decision = None;
+    other.reports = Vec::new();
+    store
+        .put(vec![wanted.clone()], octets(100))
+        .await
+        .expect("put");
+    store
+        .put(vec![other.clone()], octets(5000))
+        .await
+        .expect("put");
+    let find = async |filter: Filter| -> Vec<MessageId> {
+        let found = store
+            .search(Filter {
+                limit: 10,
+                ..filter
+            })
+            .await;
+        found
+            .expect("search")
+            .iter()
+            .map(|record| record.id)
+            .collect()
+    };
+    let text = |text: &str| Some(text.to_owned());
+    let any = Filter::default;
+    assert_eq!(find(any()).await, [other.id, wanted.id], "newest first");
+    assert_eq!(find(Filter { offset: 1, ..any() }).await, [wanted.id]);
+    assert_eq!(
+        find(Filter {
+            subject: text("ärg"),
+            ..any()
+        })
+        .await,
+        [other.id]
+    );
+    for lanes in [
+        vec![],
+        vec![Lane::Held],
+        vec![Lane::Held, Lane::Scan, Lane::Delivery],
+    ] {
+        let base = || Filter {
+            lanes: lanes.clone(),
+            ..any()
+        };
+        for (what, filter) in [
+            (
+                "rule",
+                Filter {
+                    reason: text("policy.malware"),
+                    ..base()
+                },
+            ),
+            (
+                "reason",
+                Filter {
+                    reason: text("FOUND eicar"),
+                    ..base()
+                },
+            ),
+            (
+                "engine that found",
+                Filter {
+                    engine: text("clamd"),
+                    ..base()
+                },
+            ),
+            (
+                "engine without answer",
+                Filter {
+                    engine: text("Rspamd"),
+                    ..base()
+                },
+            ),
+            (
+                "finding",
+                Filter {
+                    finding: text("eicar-t"),
+                    ..base()
+                },
+            ),
+            (
+                "sender",
+                Filter {
+                    sender: text("sender@ONE"),
+                    ..base()
+                },
+            ),
+            (
+                "recipient",
+                Filter {
+                    recipient: text("rita@"),
+                    ..base()
+                },
+            ),
+            (
+                "subject",
+                Filter {
+                    subject: text("REPORT"),
+                    ..base()
+                },
+            ),
+            (
+                "before",
+                Filter {
+                    before: Some(at(60)),
+                    ..base()
+                },
+            ),
+            (
+                "size",
+                Filter {
+                    size: Some(100..5000),
+                    ..base()
+                },
+            ),
+            (
+                "expired",
+                Filter {
+                    expired: Some(at(1000)),
+                    ..base()
+                },
+            ),
+        ] {
+            assert_eq!(find(filter).await, [wanted.id], "{what} in {lanes:?}");
+        }
+        for (what, filter) in [
+            (
+                "part of an engine's name",
+                Filter {
+                    engine: text("clam"),
+                    ..base()
+                },
+            ),
+            (
+                "an engine that is content",
+                Filter {
+                    engine: text("rules"),
+                    ..base()
+                },
+            ),
+            (
+                "a wildcard is no wildcard",
+                Filter {
+                    sender: text("%"),
+                    ..base()
+                },
+            ),
+            (
+                "not expired",
+                Filter {
+                    expired: Some(at(999)),
+                    ..base()
+                },
+            ),
+        ] {
+            assert_eq!(find(filter).await, [], "{what} in {lanes:?}");
+        }
+    }
+    assert_eq!(
+        find(Filter {
+            after: Some(at(60)),
+            ..any()
+        })
+        .await,
+        [other.id]
+    );
+}
+
+pub(super) async fn lanes_are_counted(store: &dyn Store) {
+    let mut old = record(Lane::Held);
+    old.received_at = at(-7);
+    store
+        .put(vec![record(Lane::Held)], octets(10))
+        .await
+        .expect("put");
+    store.put(vec![old], octets(300_000)).await.expect("put");
+    store
+        .put(vec![record(Lane::Scan)], octets(5))
+        .await
+        .expect("put");
+    store
+        .put(vec![record(Lane::Rescan)], octets(6))
+        .await
+        .expect("put");
+    let [scan, delivery, held, rescan] = store.stats().await.expect("stats");
+    assert_eq!(
+        (scan.messages, scan.octets, scan.oldest),
+        (1, 5, Some(at(0)))
+    );
+    assert_eq!(store.unjudged().await.expect("count"), 1);
+    assert_eq!(
+        (delivery.messages, delivery.octets, delivery.oldest),
+        (0, 0, None)
+    );
+    assert_eq!(
+        (held.messages, held.octets, held.oldest),
+        (2, 300_010, Some(at(-7)))
+    );
+    assert_eq!(
+        (rescan.messages, rescan.octets, rescan.oldest),
+        (1, 6, Some(at(0)))
+    );
+}
