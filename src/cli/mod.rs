@@ -11,6 +11,7 @@ mod exit;
 mod explain;
 mod incident;
 mod intercept;
+mod list;
 mod manual;
 mod named;
 mod person;
@@ -21,6 +22,7 @@ mod relay;
 mod scan;
 mod select;
 mod settings;
+mod show;
 mod terminal;
 mod user;
 

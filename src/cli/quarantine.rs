@@ -1,26 +1,22 @@
 //! `spillway quarantine`: the review of held messages.
 
 mod acts;
-mod show;
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::exit::{self, CliError, Exit, Outcome};
-use super::record::{HELD_COLUMNS, heading, held_row};
+use super::list::HELD;
+use super::record::heading;
 use super::select::{Conditions, Selection};
+use super::show::{Show, show};
 use super::terminal::{Column, Terminal, count, size};
 use super::{mailbox, open_store};
 use crate::config::Config;
-use crate::message::{Mailbox, MessageId};
+use crate::message::Mailbox;
 use crate::quarantine::stats::{self, Named};
 use crate::store::{Lane, Store};
-
-pub(super) use show::show;
-
-/// Number of messages in a list without `--limit`: 50, about one screen.
-const LIST_LIMIT_DEFAULT: usize = 50;
 
 /// The commands of this family.
 #[derive(Debug, Subcommand)]
@@ -43,15 +39,6 @@ pub(super) enum Quarantine {
     /// Count held messages by reason, engine and age
     #[command(after_help = exit::HELP)]
     Stats,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Show {
-    /// The message's id
-    id: MessageId,
-    /// Also print the first 40 lines of the message text
-    #[arg(long)]
-    body: bool,
 }
 
 #[derive(Debug, Args)]
@@ -92,7 +79,7 @@ pub(super) async fn run(
     let store = open_store(config).await?;
     let store = &*store;
     match command {
-        Quarantine::List(conditions) => list(conditions, store, terminal).await,
+        Quarantine::List(conditions) => HELD.list(conditions, &[Lane::Held], store, terminal).await,
         Quarantine::Show(wanted) => {
             let record = crate::quarantine::held(store, wanted.id).await?;
             show(&record, wanted.body, store, terminal).await
@@ -102,25 +89,6 @@ pub(super) async fn run(
         Quarantine::Export(wanted) => acts::export(wanted, store, terminal).await,
         Quarantine::Stats => show_stats(store, terminal).await,
     }
-}
-
-async fn list(conditions: &Conditions, store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
-    let lanes = [Lane::Held];
-    let records = conditions
-        .list(store, &lanes, LIST_LIMIT_DEFAULT, terminal.now)
-        .await?;
-    if terminal.json {
-        terminal.json(&records)?;
-        return Ok(Exit::Done);
-    }
-    let rows: Vec<_> = records.iter().map(|r| held_row(r, terminal)).collect();
-    terminal.table(&HELD_COLUMNS, rows)?;
-    if records.len() == LIST_LIMIT_DEFAULT {
-        terminal.note(format!(
-            "only the newest {LIST_LIMIT_DEFAULT} are shown; --limit shows more"
-        ))?;
-    }
-    Ok(Exit::Done)
 }
 
 async fn show_stats(store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {

@@ -4,16 +4,13 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::exit::{self, CliError, Exit, Outcome};
-use super::record::{WAITING_COLUMNS, waiting_row};
+use super::list::WAITING;
 use super::select::{Conditions, Selected, Selection};
+use super::show::{Show, show};
 use super::terminal::{Terminal, count};
-use super::{control, open_store, quarantine};
+use super::{control, open_store};
 use crate::config::Config;
-use crate::message::MessageId;
-use crate::store::{Lane, Record, Store};
-
-/// Number of messages in a list without `--limit`: 50, about one screen.
-const LIST_LIMIT_DEFAULT: usize = 50;
+use crate::store::{Lane, Store};
 
 /// The commands of this family.
 #[derive(Debug, Subcommand)]
@@ -36,15 +33,6 @@ pub(super) struct List {
     /// Only messages that wait for this
     #[arg(long, value_enum, value_name = "WHAT")]
     waiting_for: Option<WaitingFor>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Show {
-    /// The message's id
-    id: MessageId,
-    /// Also print the first 40 lines of the message text
-    #[arg(long)]
-    body: bool,
 }
 
 #[derive(Debug, Args)]
@@ -78,21 +66,12 @@ pub(super) async fn run(command: &Queue, config: &Config, terminal: &mut Termina
     match command {
         Queue::List(wanted) => {
             let lanes = lanes(wanted.waiting_for);
-            let list = wanted
-                .conditions
-                .list(store, &lanes, LIST_LIMIT_DEFAULT, terminal.now);
-            let records = list.await?;
-            show_list(&records, terminal)?;
-            if records.len() == LIST_LIMIT_DEFAULT {
-                terminal.note(format!(
-                    "only the newest {LIST_LIMIT_DEFAULT} are shown; --limit shows more"
-                ))?;
-            }
-            Ok(Exit::Done)
+            let conditions = &wanted.conditions;
+            WAITING.list(conditions, &lanes, store, terminal).await
         }
         Queue::Show(wanted) => match store.get(wanted.id).await? {
             Some(record) if lanes(None).contains(&record.lane) => {
-                quarantine::show(&record, wanted.body, store, terminal).await
+                show(&record, wanted.body, store, terminal).await
             }
             _ => Err(CliError::NotFound(format!(
                 "message {0} is not in the queue; see `spillway explain {0}`",
@@ -107,14 +86,6 @@ pub(super) async fn run(command: &Queue, config: &Config, terminal: &mut Termina
     }
 }
 
-fn show_list(records: &[Record], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
-    if terminal.json {
-        return terminal.json(&records);
-    }
-    let rows: Vec<_> = records.iter().map(|r| waiting_row(r, terminal)).collect();
-    terminal.table(&WAITING_COLUMNS, rows)
-}
-
 async fn retry(wanted: &Retry, store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
     let lanes = lanes(wanted.waiting_for);
     let selected = wanted.selection.resolve("Retry", store, &lanes, terminal);
@@ -125,7 +96,7 @@ async fn retry(wanted: &Retry, store: &dyn Store, terminal: &mut Terminal<'_>) -
             return Ok(Exit::Done);
         }
         Selected::DryRun(number, shown) => {
-            show_list(&shown, terminal)?;
+            WAITING.print(&shown, terminal)?;
             if !terminal.json {
                 terminal.line(format!("would retry {}", count(number, "message")))?;
             }

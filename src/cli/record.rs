@@ -1,79 +1,10 @@
 //! The text form of stored messages, decisions and reports.
 
 use super::exit::CliError;
-use super::terminal::{Column, Terminal, count, safe, size};
+use super::terminal::{Terminal, count, safe, size};
 use crate::message::{Envelope, RequestedEdit};
 use crate::store::{Audit, Cause, Lane, Record};
 use crate::verdict::{Answer, Decision, Report, Same};
-
-/// Columns of a list of held messages.
-pub(super) const HELD_COLUMNS: [Column; 7] = [
-    Column::whole("ID"),
-    Column::whole("AGE"),
-    Column::whole("SIZE"),
-    Column::cut("RULE"),
-    Column::cut("SENDER"),
-    Column::cut("TO"),
-    Column::cut("SUBJECT"),
-];
-
-/// The row of a record below [`HELD_COLUMNS`].
-pub(super) fn held_row(record: &Record, terminal: &Terminal<'_>) -> Vec<String> {
-    let mut rule = record
-        .decision
-        .as_ref()
-        .map_or("-".to_owned(), |d| d.rule.clone());
-    if let Some(cause) = &record.cause {
-        rule.push_str(&format!(", {cause}"));
-    }
-    vec![
-        record.id.to_string(),
-        terminal.age(record.received_at),
-        size(record.size),
-        rule,
-        record.envelope.reverse_path.to_string(),
-        some_recipients(&record.envelope),
-        record.subject.clone(),
-    ]
-}
-
-/// Columns of a list of waiting messages.
-pub(super) const WAITING_COLUMNS: [Column; 8] = [
-    Column::whole("ID"),
-    Column::whole("FOR"),
-    Column::whole("AGE"),
-    Column::whole("TRIES"),
-    Column::whole("NEXT TRY"),
-    Column::cut("SENDER"),
-    Column::cut("TO"),
-    Column::cut("STATUS"),
-];
-
-/// The row of a record below [`WAITING_COLUMNS`].
-pub(super) fn waiting_row(record: &Record, terminal: &Terminal<'_>) -> Vec<String> {
-    vec![
-        record.id.to_string(),
-        record.lane.as_str().to_owned(),
-        terminal.age(record.received_at),
-        record.attempts.to_string(),
-        match record.due_at > terminal.now {
-            true => terminal.time(record.due_at),
-            false => "due".to_owned(),
-        },
-        record.envelope.reverse_path.to_string(),
-        some_recipients(&record.envelope),
-        record.status.clone(),
-    ]
-}
-
-fn some_recipients(envelope: &Envelope) -> String {
-    let first = envelope.recipients.first();
-    let first = first.map_or("", |recipient| recipient.mailbox.as_str());
-    match envelope.recipients.len() {
-        0 | 1 => first.to_owned(),
-        more => format!("{first} (+{})", more - 1),
-    }
-}
 
 /// Prints an empty line and a heading.
 pub(super) fn heading(text: &str, terminal: &mut Terminal<'_>) -> Result<(), CliError> {

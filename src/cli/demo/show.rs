@@ -6,9 +6,8 @@ use super::play::Act;
 use super::scene::Scene;
 use super::stage::{FRAGILE_ENGINE, Stage};
 use crate::cli::exit::CliError;
-use crate::cli::record::{
-    HELD_COLUMNS, WAITING_COLUMNS, heading, held_row, show_reports, waiting_row,
-};
+use crate::cli::list::{HELD, WAITING};
+use crate::cli::record::{heading, show_reports};
 use crate::cli::terminal::Terminal;
 use crate::store::{Lane, Record};
 
@@ -91,12 +90,10 @@ pub(super) fn stored(
             "An administrator now sees with `spillway quarantine list`:",
             terminal,
         )?;
-        let rows: Vec<_> = records.iter().map(|r| held_row(r, terminal)).collect();
-        return terminal.table(&HELD_COLUMNS, rows);
+        return HELD.table(records, terminal);
     }
     heading("… and with `spillway queue list`:", terminal)?;
-    let rows: Vec<_> = records.iter().map(|r| waiting_row(r, terminal)).collect();
-    terminal.table(&WAITING_COLUMNS, rows)
+    WAITING.table(records, terminal)
 }
 
 /// Prints the result of the demo, after everything has been removed.

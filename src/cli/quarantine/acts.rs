@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Export, Format, Release};
 use crate::cli::exit::{CliError, Exit, Outcome};
-use crate::cli::record::{HELD_COLUMNS, held_row};
+use crate::cli::list::HELD;
 use crate::cli::select::{Selected, Selection};
 use crate::cli::terminal::{Terminal, count};
 use crate::cli::{control, person};
@@ -238,8 +238,7 @@ fn dry_run(verb: &str, number: usize, shown: &[Record], terminal: &mut Terminal<
         terminal.json(&json!({"dry_run": verb, "messages": number, "first": shown}))?;
         return Ok(Exit::Done);
     }
-    let rows: Vec<_> = shown.iter().map(|r| held_row(r, terminal)).collect();
-    terminal.table(&HELD_COLUMNS, rows)?;
+    HELD.table(shown, terminal)?;
     terminal.line(format!("would {verb} {}", count(number, "message")))?;
     Ok(Exit::Done)
 }

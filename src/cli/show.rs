@@ -1,16 +1,17 @@
 //! Shows one stored message: all that a reviewer needs for a judgement, with every character that acts on a terminal escaped.
 
 use bytes::Bytes;
+use clap::Args;
 use mail_parser::HeaderValue;
 use mail_parser::parsers::MessageStream;
 use serde_json::json;
 
-use crate::cli::exit::{CliError, Exit, Outcome};
-use crate::cli::record::{heading, show as show_record, show_audit, show_decision, show_reports};
-use crate::cli::terminal::{Column, Terminal, cut, safe, size};
-use crate::message::header;
+use super::exit::{CliError, Exit, Outcome};
+use super::record::{heading, show as show_record, show_audit, show_decision, show_reports};
+use super::terminal::{Column, Terminal, cut, safe, size};
 use crate::message::mime::{self, Inspection, Part};
 use crate::message::pattern::AttachmentHash;
+use crate::message::{MessageId, header};
 use crate::store::{Record, Store};
 use crate::telemetry::escape::Escaped;
 
@@ -40,8 +41,18 @@ const TEXT_COLUMNS_DEFAULT: usize = 200;
 /// Maximum number of audit entries shown: more than a person reads about one message.
 const AUDIT_ENTRIES_SHOWN: usize = 100;
 
+/// The message of a `show` command, and how much of it is shown.
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// The message's id
+    pub(super) id: MessageId,
+    /// Also print the first 40 lines of the message text
+    #[arg(long)]
+    pub(super) body: bool,
+}
+
 /// Shows a stored message of any lane.
-pub(in crate::cli) async fn show(
+pub(super) async fn show(
     record: &Record,
     body: bool,
     store: &dyn Store,
