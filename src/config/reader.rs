@@ -28,6 +28,8 @@ pub(super) struct Section<'a> {
     /// Start of the section.
     place: Option<Place>,
     asked: Vec<&'static str>,
+    /// Keys that were read although they are keys of other kinds only.
+    foreign: Vec<&'static str>,
 }
 
 impl<'a> Section<'a> {
@@ -54,6 +56,7 @@ impl<'a> Section<'a> {
             table,
             place,
             asked: Vec::new(),
+            foreign: Vec::new(),
         }
     }
 
@@ -422,18 +425,40 @@ impl<'a> Section<'a> {
         self.asked.extend(keys);
     }
 
-    /// Adds a problem for every key that no call has read. `others` are the keys of other kinds of this section, each list
-    /// with its kind.
-    pub(super) fn finish(self, others: &[(&str, &[&str])]) {
+    /// Marks a key of other kinds, which was read only for a problem that says more than [`Section::finish_kind`].
+    pub(super) fn disown(&mut self, key: &'static str) {
+        self.foreign.push(key);
+    }
+
+    /// Adds a problem for every key that no call has read.
+    pub(super) fn finish(self) {
+        self.finish_kind(&[], |(), _| ());
+    }
+
+    /// Does the same for a section with a kind. `read` reads the keys that depend on the kind; from these calls follows which
+    /// kinds have a key that stands under a wrong kind.
+    pub(super) fn finish_kind<K: Copy>(
+        self,
+        kinds: &[(&'static str, K)],
+        read: impl Fn(K, &mut Section<'_>),
+    ) {
         for key in self.table.iter().flat_map(|table| table.keys()) {
             let name: &str = key.get_ref();
             if self.asked.contains(&name) {
                 continue;
             }
-            let kind = others.iter().find(|(_, keys)| keys.contains(&name));
-            let (what, fix) = match (kind, nearest(name, self.asked.iter().copied())) {
-                (Some((kind, _)), _) => (
-                    format!("is a key of kind = \"{kind}\""),
+            let has_key =
+                |(_, kind): &&(_, K)| self.is_key_of(name, |section| read(*kind, section));
+            let owners = kinds.iter().filter(has_key);
+            let owners: Vec<String> = owners.map(|(word, _)| format!("{word:?}")).collect();
+            let meant = nearest(name, self.asked.iter().copied());
+            let (what, fix) = match (owners.split_last(), meant) {
+                (Some((last, [])), _) => (
+                    format!("is a key of kind = {last}"),
+                    "remove it, or change the kind".to_owned(),
+                ),
+                (Some((last, others)), _) => (
+                    format!("is a key of kind = {} or {last}", others.join(", ")),
                     "remove it, or change the kind".to_owned(),
                 ),
                 (None, Some(meant)) => (
@@ -447,5 +472,13 @@ impl<'a> Section<'a> {
             };
             self.complain_at(self.document.place(key.span().start), name, what, fix);
         }
+    }
+
+    /// Whether `read` asks an empty section for this key, as for a key of its own.
+    fn is_key_of(&self, name: &str, read: impl FnOnce(&mut Section<'_>)) -> bool {
+        let log = RefCell::default();
+        let mut section = Section::of(self.document, &log, String::new(), None);
+        read(&mut section);
+        section.asked.contains(&name) && !section.foreign.contains(&name)
     }
 }

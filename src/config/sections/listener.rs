@@ -57,7 +57,7 @@ pub(in crate::config) fn listener(mut section: Section<'_>) -> Settings {
     };
     check_tls(&section, &settings);
     check_open_relay(&section, &settings);
-    section.finish(&[]);
+    section.finish();
     settings
 }
 
@@ -210,6 +210,6 @@ pub(in crate::config) fn limits(mut section: Section<'_>) -> Limits {
             .unwrap_or_default(),
         session_total: section.duration("session_total", default.session_total, time(30 * DAY)),
     };
-    section.finish(&[]);
+    section.finish();
     limits
 }

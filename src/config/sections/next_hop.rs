@@ -24,21 +24,6 @@ const KINDS: [(&str, KindName); 3] = [
     ("maildir", KindName::Maildir),
 ];
 
-/// Keys of the kinds smtp and lmtp, for the problem of a key under the wrong kind.
-const SOCKET_KEYS: &[&str] = &[
-    "address",
-    "tls",
-    "tls_ca",
-    "username",
-    "password_file",
-    "connections",
-    "pace",
-    "idle",
-    "connect_timeout",
-    "command_timeout",
-    "data_timeout",
-];
-
 /// Reads a `[[next_hop]]`. `None` if its kind is unknown; that problem is in the log.
 pub(in crate::config) fn next_hop(
     mut section: Section<'_>,
@@ -50,11 +35,12 @@ pub(in crate::config) fn next_hop(
     let domains = section.list("domains", None, plain, domain);
     section.require("kind", "\"smtp\"");
     let kind = section.choice("kind", None, &KINDS)?;
-    let kind = match kind {
-        KindName::Smtp => Kind::Smtp(server(&mut section, false, hostname)),
-        KindName::Lmtp => Kind::Smtp(server(&mut section, true, hostname)),
-        KindName::Maildir => maildir(&mut section, store),
+    let read = |kind: KindName, section: &mut Section<'_>| match kind {
+        KindName::Smtp => Kind::Smtp(server(section, false, hostname)),
+        KindName::Lmtp => Kind::Smtp(server(section, true, hostname)),
+        KindName::Maildir => maildir(section, store),
     };
+    let kind = read(kind, &mut section);
     let range = secs(1)..=secs(365 * DAY);
     let settings = Settings {
         name: name.into(),
@@ -78,7 +64,7 @@ pub(in crate::config) fn next_hop(
             "write retry_first <= retry_max <= give_up",
         );
     }
-    section.finish(&[("maildir", &["path"]), ("smtp", SOCKET_KEYS)]);
+    section.finish_kind(&KINDS, |kind, section| drop(read(kind, section)));
     Some(settings)
 }
 

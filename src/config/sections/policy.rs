@@ -64,7 +64,7 @@ pub(in crate::config) fn policy(sections: Sections<'_>) -> Settings {
         );
     }
     let missing = missing(policy.below("missing"));
-    policy.finish(&[]);
+    policy.finish();
     let rule = |section| rule(section, engines, listeners);
     Settings {
         rules: rules.into_iter().filter_map(rule).collect(),
@@ -99,7 +99,7 @@ fn missing(mut section: Section<'_>) -> BTreeMap<Reason, Disposition> {
         Some((reason, read?))
     });
     let all = all.collect();
-    section.finish(&[]);
+    section.finish();
     all
 }
 
@@ -122,7 +122,7 @@ fn required(mut section: Section<'_>, engines: &[scan::Settings]) -> BTreeMap<En
         }
         coverage.insert(class, required);
     }
-    section.finish(&[]);
+    section.finish();
     coverage
 }
 
@@ -160,7 +160,7 @@ fn rule(
     section.require("then", "\"quarantine\"");
     let then = section.choice("then", None, &dispositions());
     check_conditions(&section, &rule);
-    section.finish(&[]);
+    section.finish();
     rule.then = then?;
     Some(rule)
 }

@@ -52,7 +52,7 @@ pub(in crate::config) fn relay(mut section: Section<'_>) -> RelaySettings {
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     let log_format = section.choice("log_format", Some(LogFormat::Text), &formats);
     let drain_timeout = section.duration("drain_timeout", secs(30), secs(0)..=secs(HOUR));
-    section.finish(&[]);
+    section.finish();
     RelaySettings {
         hostname: match hostname.is_empty() {
             true => system_hostname(),
@@ -83,7 +83,7 @@ pub(in crate::config) fn budget(mut section: Section<'_>) -> Budget {
         total: section.duration("total", default.total, range),
         deferral: section.duration("deferral", default.deferral, secs(MINUTE)..=secs(30 * DAY)),
     };
-    section.finish(&[]);
+    section.finish();
     budget
 }
 
@@ -112,7 +112,7 @@ pub(in crate::config) fn store(mut section: Section<'_>) -> store::Settings {
         history: section.duration("history", default.history, secs(0)..=secs(3650 * DAY)),
         incidents: section.duration("incidents", default.incidents, secs(DAY)..=secs(3650 * DAY)),
     };
-    section.finish(&[]);
+    section.finish();
     settings
 }
 
@@ -125,7 +125,7 @@ pub(in crate::config) fn quarantine(mut section: Section<'_>) -> quarantine::Set
         secs(MINUTE)..=secs(3650 * DAY),
     );
     let max_bytes = section.parsed("max_bytes", default.max_bytes, show_capacity, capacity);
-    section.finish(&[]);
+    section.finish();
     quarantine::Settings {
         retention,
         max_bytes,
@@ -167,7 +167,7 @@ pub(in crate::config) fn intercept(mut section: Section<'_>) -> intercept::Setti
     ];
     let mode = section.choice("mode", Some(default.mode), &modes);
     let expiry = section.duration("expiry", default.expiry, secs(MINUTE)..=secs(DAY));
-    section.finish(&[]);
+    section.finish();
     intercept::Settings {
         mode: mode.unwrap_or(default.mode),
         expiry,
@@ -193,6 +193,6 @@ pub(in crate::config) fn admin(
         http,
         socket: store.path.join(socket),
     };
-    section.finish(&[]);
+    section.finish();
     settings
 }

@@ -27,6 +27,7 @@ enum Output {
 pub(super) fn command(section: &mut Section<'_>, hostname: &str) -> Kind {
     let words = [("lines", Output::Lines), ("json", Output::Json)];
     let output = section.choice("output", Some(Output::Lines), &words);
+    section.disown("id_at");
     Kind::Command(CommandSettings {
         command: program(section),
         hostname: hostname.to_owned(),

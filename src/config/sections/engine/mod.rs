@@ -135,83 +135,6 @@ impl KindName {
     }
 }
 
-/// Keys that only some kinds have, for the problem of a key under the wrong kind.
-const OWN_KEYS: [(&str, &[&str]); 11] = [
-    ("clamd", &["address", "connect_timeout"]),
-    ("spamd", &["user", "tls", "tls_ca"]),
-    (
-        "http",
-        &[
-            "send",
-            "token_file",
-            "verdict_at",
-            "bad",
-            "clean",
-            "bad_kind",
-            "bad_score",
-            "name_at",
-            "score_at",
-            "signatures_at",
-            "id_at",
-            "probe_with",
-        ],
-    ),
-    ("rspamd", &["edits", "key"]),
-    ("milter", &["tempfail"]),
-    ("icap", &["method"]),
-    (
-        "command",
-        &[
-            "command",
-            "output",
-            "exit_clean",
-            "exit_found",
-            "pattern",
-            "max_cpu",
-            "max_memory",
-            "max_file_size",
-        ],
-    ),
-    (
-        "dns",
-        &[
-            "zone",
-            "ask",
-            "answers",
-            "errors",
-            "max_names",
-            "test_listed",
-            "test_unlisted",
-            "resolver",
-        ],
-    ),
-    (
-        "auth",
-        &[
-            "authserv_id",
-            "dmarc",
-            "spf_fail",
-            "spf_softfail",
-            "dkim_fail",
-            "dmarc_fail",
-            "max_signatures",
-        ],
-    ),
-    ("rules", &["builtin", "paths"]),
-    (
-        "attachment",
-        &[
-            "block_extensions",
-            "block_types",
-            "block_encrypted",
-            "max_depth",
-            "max_parts",
-            "max_archive_files",
-            "max_ratio",
-        ],
-    ),
-];
-
 /// Extensions of files that run when opened, and of disk images that hide such files from mail programs.
 const BLOCKED_EXTENSIONS: [&str; 38] = [
     "ade", "adp", "bat", "chm", "cmd", "com", "cpl", "exe", "hta", "ins", "isp", "jar", "js",
@@ -248,27 +171,11 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
     let weight = section
         .number("weight", Some(1.0), 0.0..=1000.0)
         .unwrap_or(1.0);
-    let edits = match kind {
-        KindName::Rspamd | KindName::Milter => {
-            section.choice("edits", Some(Rights::None), &EDIT_RIGHTS)
-        }
-        KindName::Auth => section.choice("edits", Some(Rights::Fields), &EDIT_RIGHTS),
-        _ => None,
+    let read = |kind: KindName, section: &mut Section<'_>| {
+        of_kind(kind, section, (timeout, class, hostname))
     };
-    let kind = match kind {
-        KindName::Clamd => network::clamd(&mut section, timeout),
-        KindName::Spamd => network::spamd(&mut section, timeout),
-        KindName::Rspamd => network::rspamd(&mut section, timeout, hostname),
-        KindName::Http => network::http(&mut section, timeout, hostname),
-        KindName::Icap => network::icap(&mut section, timeout),
-        KindName::Command => command::command(&mut section, hostname),
-        KindName::Milter => network::milter(&mut section, timeout, hostname),
-        KindName::Rules => rules(&mut section),
-        KindName::Attachment => attachment(&mut section),
-        KindName::Dns => resolver::dns(&mut section, timeout, class),
-        KindName::Auth => resolver::auth(&mut section, timeout, class),
-    };
-    section.finish(&OWN_KEYS);
+    let (edits, kind) = read(kind, &mut section);
+    section.finish_kind(&KINDS, |kind, section| drop(read(kind, section)));
     Some(Settings {
         name: name.into(),
         class,
@@ -282,9 +189,38 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
         slots,
         max_size,
         weight,
-        edits: edits.unwrap_or_default(),
+        edits,
         kind,
     })
+}
+
+/// Reads the keys that only some kinds have.
+fn of_kind(
+    kind: KindName,
+    section: &mut Section<'_>,
+    (timeout, class, hostname): (Duration, EngineClass, &str),
+) -> (Rights, Kind) {
+    let edits = match kind {
+        KindName::Rspamd | KindName::Milter => {
+            section.choice("edits", Some(Rights::None), &EDIT_RIGHTS)
+        }
+        KindName::Auth => section.choice("edits", Some(Rights::Fields), &EDIT_RIGHTS),
+        _ => None,
+    };
+    let kind = match kind {
+        KindName::Clamd => network::clamd(section, timeout),
+        KindName::Spamd => network::spamd(section, timeout),
+        KindName::Rspamd => network::rspamd(section, timeout, hostname),
+        KindName::Http => network::http(section, timeout, hostname),
+        KindName::Icap => network::icap(section, timeout),
+        KindName::Command => command::command(section, hostname),
+        KindName::Milter => network::milter(section, timeout, hostname),
+        KindName::Rules => rules(section),
+        KindName::Attachment => attachment(section),
+        KindName::Dns => resolver::dns(section, timeout, class),
+        KindName::Auth => resolver::auth(section, timeout, class),
+    };
+    (edits.unwrap_or_default(), kind)
 }
 
 /// Reads `timeout`, `limit` and `slow`, which depend on each other.
