@@ -6,21 +6,18 @@
 
 mod accept;
 mod admission;
-mod admit;
-mod auth;
+mod context;
 pub mod descriptors;
-mod peer;
-mod proxy;
-mod receive;
 mod session;
+mod session_limits;
 mod tls;
-mod trace;
 pub mod users;
-mod wire;
 
 pub use crate::pipeline::Mode;
-pub use accept::{Listener, ListenerError, Prepared, Sessions, Shared};
-pub use admit::{Admission, Load};
+pub use accept::{Listener, ListenerError, Prepared};
+pub use admission::{Admission, Load};
+pub use context::Shared;
+pub use session_limits::Sessions;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

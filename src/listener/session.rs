@@ -1,20 +1,31 @@
 //! One session from the greeting to its end: carries out the steps of [`Server`] on a [`Wire`].
 
+mod admit;
+mod auth;
+mod handshake;
+mod peer;
+mod proxy;
+mod receive;
+mod trace;
+mod wire;
+
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use memchr::memchr;
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use super::accept::{Context, Place};
-use super::admit::Admission;
-use super::peer::{apply_forwarded, offer};
-use super::receive::{EnvelopeCharge, Intake};
-use super::wire::Wire;
-use super::{LineEndings, Shared, Tls, tls, trace};
+use self::admit::EnvelopeCharge;
+use self::peer::{apply_forwarded, offer};
+use self::receive::Intake;
+use self::wire::{Stream, Wire};
+use super::admission::Admission;
+use super::context::{Context, Shared};
+use super::session_limits::Place;
+use super::{LineEndings, Tls};
 use crate::deadline::{Deadline, Elapsed};
 use crate::message::{Content, Envelope, Message, MessageId, Origin, Recipient, header};
 use crate::pipeline::Pipeline;
@@ -24,7 +35,7 @@ use crate::smtp::transaction::{Server, Step, Transaction};
 use crate::smtp::xtext::Attributes;
 
 /// Timeout for a TLS handshake, and for the PROXY header.
-pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Wait for each further command of a transaction in progress when the relay stops: 2 s, so that a client can complete its
 /// message and a silent client does not delay the stop.
@@ -55,27 +66,27 @@ pub(super) enum Ending {
 
 /// One session.
 pub(super) struct Session {
-    pub(super) wire: Wire,
-    pub(super) server: Server,
-    pub(super) context: Arc<Context>,
-    pub(super) pipeline: Arc<Pipeline>,
-    pub(super) admission: Arc<Admission>,
+    wire: Wire,
+    server: Server,
+    context: Arc<Context>,
+    pipeline: Arc<Pipeline>,
+    admission: Arc<Admission>,
     /// Address that decides about permissions: that of the peer, or of the client that a trusted peer named with XCLIENT or
     /// PROXY.
-    pub(super) address: IpAddr,
-    pub(super) place: Place,
-    pub(super) client_name: Option<String>,
+    address: IpAddr,
+    place: Place,
+    client_name: Option<String>,
     tls: Option<String>,
-    pub(super) client_certificate: bool,
-    pub(super) forwarded: Attributes,
+    client_certificate: bool,
+    forwarded: Attributes,
     /// Memory of the recipients while the content has not begun.
-    pub(super) envelope: Option<Box<EnvelopeCharge>>,
-    pub(super) intake: Option<Box<Intake>>,
-    pub(super) wrong_passwords: u32,
+    envelope: Option<Box<EnvelopeCharge>>,
+    intake: Option<Box<Intake>>,
+    wrong_passwords: u32,
     errors: usize,
     commands: usize,
     closing: CancellationToken,
-    pub(super) ends: Deadline,
+    ends: Deadline,
 }
 
 /// One input line.
@@ -86,14 +97,14 @@ enum Line {
 
 impl Session {
     pub(super) fn new(
-        wire: Wire,
+        stream: TcpStream,
         peer: IpAddr,
         place: Place,
         context: Arc<Context>,
         shared: &Shared,
     ) -> Self {
         Self {
-            wire,
+            wire: Wire::new(Stream::Plain(stream)),
             server: Server::new(offer(&context, peer)),
             ends: Deadline::after(context.limits.session_total),
             context,
@@ -190,7 +201,7 @@ impl Session {
     }
 
     /// Ends a transaction that was refused before its content.
-    pub(super) fn forget_transaction(&mut self) {
+    fn forget_transaction(&mut self) {
         self.server.finish();
         self.forget_abandoned(true);
     }
@@ -237,12 +248,12 @@ impl Session {
     }
 
     /// Adds a reply to the output. The output is sent before the next wait for input (RFC 2920 3.1).
-    pub(super) fn say(&mut self, reply: &Reply) {
+    fn say(&mut self, reply: &Reply) {
         tracing::trace!(client = %self.address, %reply, "reply");
         reply.write_to(self.wire.output());
     }
 
-    pub(super) async fn flush(&mut self) -> Result<(), Ending> {
+    async fn flush(&mut self) -> Result<(), Ending> {
         let deadline = self.ends.within(self.context.limits.idle);
         match deadline.run(self.wire.flush()).await {
             Ok(result) => Ok(result?),
@@ -305,7 +316,7 @@ impl Session {
     }
 
     /// One line of an exchange that is not a command (AUTH); a malformed line counts as empty.
-    pub(super) async fn answer_line(&mut self) -> Result<Vec<u8>, Ending> {
+    async fn answer_line(&mut self) -> Result<Vec<u8>, Ending> {
         Ok(match self.next_line().await? {
             Line::Command(line) => line,
             Line::Unacceptable(_) => Vec::new(),
@@ -337,33 +348,6 @@ impl Session {
         self.client_certificate
             || self.server.user().is_some()
             || self.is_in(&self.context.settings.relay_networks)
-    }
-
-    async fn handshake(&mut self) -> Result<(), Ending> {
-        let failed = |why: &str| Ending::Handshake(io::Error::other(why.to_owned()));
-        // `take_plain` drops the buffered input: it arrived unencrypted, and an attacker may have injected it
-        // (CVE-2011-0411).
-        let socket = self
-            .wire
-            .take_plain()
-            .ok_or_else(|| failed("the session is encrypted already"))?;
-        let config = self
-            .context
-            .tls
-            .clone()
-            .ok_or_else(|| failed("the listener has no certificate"))?;
-        let accepted = self
-            .ends
-            .within(HANDSHAKE_TIMEOUT)
-            .run(TlsAcceptor::from(config).accept(socket))
-            .await
-            .map_err(|Elapsed| failed("timed out"))?
-            .map_err(Ending::Handshake)?;
-        self.tls = Some(tls::describe(&accepted));
-        self.client_certificate = tls::has_client_certificate(&accepted);
-        self.wire.set_tls(accepted);
-        self.server.set_encrypted();
-        Ok(())
     }
 
     async fn data(&mut self) -> Result<Reply, Ending> {

@@ -1,4 +1,4 @@
-//! Certificates of a listener, and the properties of a TLS session.
+//! Certificates of a listener.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,8 +7,6 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use crate::file;
 
@@ -74,29 +72,4 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 fn pem(path: &Path) -> Result<Vec<u8>, TlsError> {
     file::read(path, file::CREDENTIAL_FILE_OCTETS_MAX)
         .map_err(|error| TlsError::File(path.to_owned(), format!("cannot be read: {error}")))
-}
-
-/// Protocol version and cipher suite, as shown in the `Received` field.
-pub fn describe(stream: &TlsStream<TcpStream>) -> String {
-    let (_, connection) = stream.get_ref();
-    let version = match connection.protocol_version() {
-        Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
-        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
-        _ => "TLS",
-    };
-    let suite = connection
-        .negotiated_cipher_suite()
-        .and_then(|suite| suite.suite().as_str())
-        .unwrap_or("unknown cipher");
-    format!("{version} {suite}")
-}
-
-/// Whether the client has a certificate of `client_ca`. Without `client_ca` no client is asked for a certificate, and rustls
-/// has verified each certificate that a client sent.
-pub fn has_client_certificate(stream: &TlsStream<TcpStream>) -> bool {
-    stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .is_some_and(|chain| !chain.is_empty())
 }

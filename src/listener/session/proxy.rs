@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Result of [`parse`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Parsed {
+pub(super) enum Parsed {
     /// The header needs at least this many octets more. The caller must not read further, because the octets after the
     /// header belong to the session or to its TLS handshake.
     Incomplete(usize),
@@ -28,7 +28,7 @@ const V2_FIXED_OCTETS: usize = 16;
 const V2_OCTETS_MAX: usize = V2_FIXED_OCTETS + 2048;
 
 /// Parses the first octets of a session.
-pub fn parse(input: &[u8]) -> Parsed {
+pub(super) fn parse(input: &[u8]) -> Parsed {
     let seen = input.len().min(V2_SIGNATURE.len());
     if input[..seen] == V2_SIGNATURE[..seen] {
         return match input.len() {

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 /// A socket, with or without TLS.
-pub enum Stream {
+pub(super) enum Stream {
     /// Without TLS.
     Plain(TcpStream),
     /// With TLS. Boxed, because most sessions have no TLS, and an idle session should use little memory.
@@ -64,7 +64,7 @@ impl AsyncWrite for Stream {
 }
 
 /// The stream with its buffers. An idle session holds an input buffer of [`Wire::IDLE_INPUT_OCTETS`] and no output buffer.
-pub struct Wire {
+pub(super) struct Wire {
     stream: Stream,
     input: BytesMut,
     output: Vec<u8>,
@@ -82,7 +82,7 @@ impl Wire {
     const PENDING_REPLY_OCTETS_MAX: usize = 16 * 1024;
 
     /// Wraps a socket from which nothing was read yet.
-    pub fn new(stream: Stream) -> Self {
+    pub(super) fn new(stream: Stream) -> Self {
         Self {
             stream,
             input: BytesMut::new(),
@@ -92,29 +92,29 @@ impl Wire {
     }
 
     /// Input that was read and not yet used.
-    pub fn input(&self) -> &[u8] {
+    pub(super) fn input(&self) -> &[u8] {
         &self.input
     }
 
     /// Removes the first `octets` octets of the input.
-    pub fn consume(&mut self, octets: usize) {
+    pub(super) fn consume(&mut self, octets: usize) {
         self.input.advance(octets);
     }
 
     /// The buffer for replies that are not yet sent.
-    pub fn output(&mut self) -> &mut Vec<u8> {
+    pub(super) fn output(&mut self) -> &mut Vec<u8> {
         &mut self.output
     }
 
     /// Whether the output must be sent before a further reply is added.
-    pub fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.output.len() > Self::PENDING_REPLY_OCTETS_MAX
     }
 
     /// Sends the output.
     ///
     /// Cancel safety: safe; the next flush continues where this one stopped.
-    pub async fn flush(&mut self) -> io::Result<()> {
+    pub(super) async fn flush(&mut self) -> io::Result<()> {
         if !self.output.is_empty() {
             while self.sent < self.output.len() {
                 match self.stream.write(&self.output[self.sent..]).await? {
@@ -132,7 +132,7 @@ impl Wire {
     /// Reads more input while the session waits for a command. Returns the number of octets; 0 is the end of the stream.
     ///
     /// Cancel safety: safe; the octets that were read are in the input.
-    pub async fn read_command(&mut self) -> io::Result<usize> {
+    pub(super) async fn read_command(&mut self) -> io::Result<usize> {
         if self.input.is_empty() && self.input.capacity() != Self::IDLE_INPUT_OCTETS {
             self.input = BytesMut::with_capacity(Self::IDLE_INPUT_OCTETS);
         }
@@ -143,7 +143,7 @@ impl Wire {
     /// Reads at most `octets` octets more, so that later octets stay in the socket. 0 is the end of the stream.
     ///
     /// Cancel safety: safe; the octets that were read are in the input.
-    pub async fn read_at_most(&mut self, octets: usize) -> io::Result<usize> {
+    pub(super) async fn read_at_most(&mut self, octets: usize) -> io::Result<usize> {
         let mut limited = (&mut self.stream).take(octets as u64);
         limited.read_buf(&mut self.input).await
     }
@@ -151,7 +151,7 @@ impl Wire {
     /// Reads more input while content arrives. Returns the number of octets; 0 is the end of the stream.
     ///
     /// Cancel safety: safe; the octets that were read are in the input.
-    pub async fn read_content(&mut self) -> io::Result<usize> {
+    pub(super) async fn read_content(&mut self) -> io::Result<usize> {
         if self.input.is_empty() && self.input.capacity() < Self::CONTENT_INPUT_OCTETS {
             self.input = BytesMut::with_capacity(Self::CONTENT_INPUT_OCTETS);
         }
@@ -160,7 +160,7 @@ impl Wire {
     }
 
     /// Drops the buffered input, which arrived before the TLS handshake, and returns the socket for the handshake.
-    pub fn take_plain(&mut self) -> Option<TcpStream> {
+    pub(super) fn take_plain(&mut self) -> Option<TcpStream> {
         self.input.clear();
         match std::mem::replace(&mut self.stream, Stream::Closed) {
             Stream::Plain(stream) => Some(stream),
@@ -169,12 +169,12 @@ impl Wire {
     }
 
     /// Continues with an encrypted stream.
-    pub fn set_tls(&mut self, stream: TlsStream<TcpStream>) {
+    pub(super) fn set_tls(&mut self, stream: TlsStream<TcpStream>) {
         self.stream = Stream::Tls(Box::new(stream));
     }
 
     /// Closes the transport. Errors are ignored, because the session has ended.
-    pub async fn shutdown(&mut self) {
+    pub(super) async fn shutdown(&mut self) {
         let _ = self.stream.shutdown().await;
     }
 }

@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::Tls;
-use super::accept::Context;
 use super::proxy::{self, Parsed};
-use super::session::{Ending, HANDSHAKE_TIMEOUT, Session};
+use super::{Ending, HANDSHAKE_TIMEOUT, Session};
 use crate::deadline::Elapsed;
+use crate::listener::Tls;
+use crate::listener::context::Context;
 use crate::message::Origin;
 use crate::smtp::Reply;
 use crate::smtp::transaction::{Offer, Server};

@@ -9,7 +9,12 @@ use jiff::tz::TimeZone;
 use crate::message::{Envelope, MessageId, Origin};
 
 /// The folded field with its CRLF. In text from other systems, characters that could end the line or the comment are replaced.
-pub fn received(hostname: &str, id: MessageId, envelope: &Envelope, at: Timestamp) -> String {
+pub(super) fn received(
+    hostname: &str,
+    id: MessageId,
+    envelope: &Envelope,
+    at: Timestamp,
+) -> String {
     let origin = &envelope.origin;
     let mut field = String::with_capacity(320);
     // Writing to a String cannot fail.
@@ -35,12 +40,7 @@ pub fn received(hostname: &str, id: MessageId, envelope: &Envelope, at: Timestam
 }
 
 /// The keyword after `with` (RFC 3848, RFC 6531).
-pub fn protocol(
-    extended: bool,
-    smtputf8: bool,
-    origin_tls: bool,
-    authenticated: bool,
-) -> &'static str {
+fn protocol(extended: bool, smtputf8: bool, origin_tls: bool, authenticated: bool) -> &'static str {
     match (extended, smtputf8, origin_tls, authenticated) {
         (false, ..) => "SMTP",
         (true, false, false, false) => "ESMTP",
@@ -84,7 +84,7 @@ fn clean(text: &str) -> String {
 }
 
 /// Sets `origin.protocol` from the state of the session.
-pub fn set_protocol(origin: &mut Origin, extended: bool, smtputf8: bool) {
+pub(super) fn set_protocol(origin: &mut Origin, extended: bool, smtputf8: bool) {
     origin.protocol = protocol(
         extended,
         smtputf8,

@@ -9,9 +9,9 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::accept::Sessions;
-use super::session::{Ending, Session};
+use super::{Ending, Session};
 use crate::deadline::Deadline;
+use crate::listener::session_limits::Sessions;
 use crate::smtp::Reply;
 use crate::smtp::transaction::Mechanism;
 

@@ -1,0 +1,431 @@
+//! Admission control: accounts of how much memory and waiting work each party holds, and the rule that decides which
+//! party may bring more mail. A pure state machine: time is an argument, and nothing here waits.
+//!
+//! Two resources are bounded. *Memory* is the part of `limits.in_flight_bytes` that all messages in flight hold; it is
+//! known exactly. *Work* is the backlog of the relay: messages that wait for a slot of an engine, and messages that
+//! were accepted and are not judged yet. The pipeline measures it ([`Pressure`]) and reports it a few times a second.
+//!
+//! The rule: no party may hold more than a fixed multiple of the free amount (Choudhury and Hahne, "Dynamic Queue
+//! Length Thresholds in a Shared-Memory Packet Switch", IEEE/ACM Transactions on Networking 6(2), 1998). The multiple
+//! determines the load from which a party that holds everything alone is refused. This gives three levels of back
+//! pressure:
+//!
+//! | party | unknown sender | known sender |
+//! |---|---|---|
+//! | one sender ([`message::Party`]) | 1 x free: from 50 % | 4 x free: from 80 % |
+//! | a client network, all its senders together | 4 x free: from 80 % | 16 x free: from 94 % |
+//! | all parties | at 100 % | at 100 % |
+//!
+//! Consequences, all tested: with enough free capacity no party is limited; a refused party holds more than any
+//! admitted party of the same reputation; a party that holds nothing is refused only if nothing is free; and any number
+//! of greedy parties leave room for one more. There are no queues to schedule fairly and no list of shares to maintain:
+//! a client that brought little yesterday has no larger claim today.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::ablation::{Mechanism, without};
+use crate::incident::{Incident, Kind, Subject};
+use crate::message::{self, SenderReputation, party};
+use crate::pipeline::Pressure;
+
+/// Multiple of the free amount that one unknown sender may hold: 1, so a sender alone gets half of everything.
+const SENDER_SHARE_MULTIPLE: u64 = 1;
+/// Multiple of the free amount that the client network of an unknown sender may hold: 4, so a network alone gets 80 %.
+const CLIENT_SHARE_MULTIPLE: u64 = 4;
+/// Factor on both multiples for a known sender: 4, so that unknown senders are refused first.
+const KNOWN_SENDER_FACTOR: u64 = 4;
+/// Half-life of the count of recently brought messages. A message counts for a while after its end, because a message
+/// that is answered immediately still caused work that waits.
+const RECENT_HALF_LIFE: Duration = Duration::from_secs(10);
+/// Smallest total, in messages, against which a party's part of the work is computed. With a smaller total the parts
+/// mean nothing: one of three messages does not make a party greedy.
+const WORK_SHARE_TOTAL_MIN: f64 = 50.0;
+/// Largest number of accounts of each kind. Beyond it, new parties get no account: among so many parties each new one
+/// brings little.
+const ACCOUNTS_MAX: usize = 16_384;
+/// Recent count, in messages, below which an account that holds nothing is deleted.
+const IDLE_RECENT_MAX: f64 = 0.1;
+/// A period of refusals ends after this time without a refusal, if the load is below [`CALM_LOAD`] as well.
+const CALM_PERIOD: Duration = Duration::from_secs(10);
+/// Load below which a period of refusals may end. It is below the 50 % from which the first refusals occur, so that the
+/// state does not alternate.
+const CALM_LOAD: f64 = 0.4;
+/// Largest number of incidents kept until the next fetch. The admission state changes much less often than the watch
+/// fetches incidents.
+const PENDING_INCIDENTS_MAX: usize = 16;
+
+/// The party that brings a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::listener) struct Party {
+    network: IpAddr,
+    /// Hash of the [`message::Party`].
+    sender: u64,
+    reputation: SenderReputation,
+}
+
+/// Why mail is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AdmissionRefusal {
+    /// The party holds more memory than its share.
+    MemoryShare,
+    /// The party brought more than its share of the work that waits.
+    WorkShare,
+    /// Too little memory is free, for any party.
+    Memory,
+    /// The backlog is at its limit, for any party.
+    Work,
+}
+
+impl AdmissionRefusal {
+    /// Name of the reason in metrics and incidents.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::MemoryShare => "memory-share",
+            Self::WorkShare => "work-share",
+            Self::Memory => "memory",
+            Self::Work => "work",
+        }
+    }
+}
+
+/// What one party holds.
+#[derive(Debug, Clone, Copy)]
+struct Account {
+    octets: u64,
+    /// Messages in flight: from end of data until the relay has finished with them or has stored them.
+    messages: u64,
+    /// Messages brought recently, with exponential decay.
+    recent: f64,
+    faded: Instant,
+}
+
+impl Account {
+    fn new(now: Instant) -> Self {
+        Self {
+            octets: 0,
+            messages: 0,
+            recent: 0.0,
+            faded: now,
+        }
+    }
+
+    fn fade(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.faded);
+        self.recent *= (-passed.div_duration_f64(RECENT_HALF_LIFE)).exp2();
+        self.faded = now;
+    }
+
+    /// The party's weight in the work that waits, in messages.
+    fn weight(&self) -> f64 {
+        self.messages as f64 + self.recent
+    }
+
+    fn is_idle(&self) -> bool {
+        self.octets == 0 && self.messages == 0 && self.recent < IDLE_RECENT_MAX
+    }
+}
+
+/// A period during which mail is refused.
+#[derive(Debug, Clone, Copy)]
+struct Refusing {
+    since: Instant,
+    last: Instant,
+    refused: u64,
+}
+
+/// The accounts of all parties and the state of admission.
+#[derive(Debug)]
+pub(super) struct AdmissionAccounts {
+    /// Memory limit in octets.
+    memory: u64,
+    /// Backlog as a fraction of its limit; at 1 the limit is reached.
+    work: f64,
+    pressure: Pressure,
+    all: Account,
+    networks: HashMap<IpAddr, Account>,
+    senders: HashMap<u64, Account>,
+    hasher: RandomState,
+    refusing: Option<Refusing>,
+    incidents: Vec<Incident>,
+}
+
+impl AdmissionAccounts {
+    /// Accounts for a memory limit of `memory` octets.
+    pub(super) fn new(now: Instant, memory: u64) -> Self {
+        Self {
+            memory,
+            work: 0.0,
+            pressure: Pressure::NONE,
+            all: Account::new(now),
+            networks: HashMap::new(),
+            senders: HashMap::new(),
+            hasher: RandomState::new(),
+            refusing: None,
+            incidents: Vec::new(),
+        }
+    }
+
+    /// The party for mail that a client brings from `sender`.
+    pub(super) fn party(
+        &self,
+        client: IpAddr,
+        sender: &message::Party,
+        reputation: SenderReputation,
+    ) -> Party {
+        Party {
+            network: party::network(client),
+            sender: self.hasher.hash_one(sender),
+            reputation,
+        }
+    }
+
+    /// Whether the party may bring a message that takes `octets` of memory, of which `free` octets are available. Fails
+    /// with the reason, and counts the refusal.
+    pub(super) fn ask(
+        &mut self,
+        now: Instant,
+        party: &Party,
+        octets: u64,
+        free: u64,
+    ) -> Result<(), AdmissionRefusal> {
+        let refusal = self.refusal(now, party, octets, free);
+        let Some(refusal) = refusal else {
+            return Ok(());
+        };
+        self.refused(now, party, refusal, free);
+        Err(refusal)
+    }
+
+    /// As [`Self::ask`], and records the message in the accounts.
+    pub(super) fn enter(
+        &mut self,
+        now: Instant,
+        party: &Party,
+        octets: u64,
+        free: u64,
+    ) -> Result<(), AdmissionRefusal> {
+        self.ask(now, party, octets, free)?;
+        self.book(now, party, |account| {
+            account.octets += octets;
+            account.recent += 1.0;
+        });
+        Ok(())
+    }
+
+    /// Records `octets` more memory for an incoming message; false if its client network may not hold that much. The
+    /// size of a message is known only after its end. The sender's own limit does not apply here: in a memory that is
+    /// just large enough for the largest allowed message, that message would never fit.
+    pub(super) fn grow(&mut self, now: Instant, party: &Party, octets: u64, free: u64) -> bool {
+        let held = self.networks.get(&party.network).map_or(0, |a| a.octets);
+        if held.saturating_add(octets)
+            > free.saturating_mul(CLIENT_SHARE_MULTIPLE * preference(party.reputation))
+        {
+            self.refused(now, party, AdmissionRefusal::MemoryShare, free);
+            return false;
+        }
+        self.book(now, party, |account| account.octets += octets);
+        true
+    }
+
+    /// Records that the end of data of a message has been read.
+    pub(super) fn complete(&mut self, now: Instant, party: &Party) {
+        self.book(now, party, |account| account.messages += 1);
+    }
+
+    /// Records that a message has left memory.
+    pub(super) fn leave(&mut self, now: Instant, party: &Party, octets: u64, complete: bool) {
+        self.book(now, party, |account| {
+            account.octets = account.octets.saturating_sub(octets);
+            account.messages = account.messages.saturating_sub(u64::from(complete));
+        });
+    }
+
+    /// Processes a new measurement of the backlog.
+    pub(super) fn pulse(&mut self, now: Instant, pressure: Pressure, free: u64) {
+        // A rise takes effect immediately and a fall by halves, so that admission does not oscillate.
+        let load = pressure.load();
+        self.work = load.max((self.work + load) / 2.0);
+        self.pressure = pressure;
+        self.all.fade(now);
+        forget(&mut self.networks, now);
+        forget(&mut self.senders, now);
+        let Some(refusing) = self.refusing else {
+            return;
+        };
+        let calm = now.saturating_duration_since(refusing.last) >= CALM_PERIOD;
+        if calm && self.load(free) < CALM_LOAD {
+            self.refusing = None;
+            let lasted = refusing
+                .last
+                .saturating_duration_since(refusing.since)
+                .as_secs();
+            let incident = Incident::new(
+                Kind::AdmissionAccepts,
+                Subject::Relay,
+                "the relay accepts new mail from all clients again",
+            );
+            self.tell(
+                incident
+                    .with("transactions refused", refusing.refused)
+                    .with("from first to last", format!("{lasted} s")),
+            );
+        }
+    }
+
+    /// Incidents since the last call.
+    pub(super) fn take_incidents(&mut self) -> Vec<Incident> {
+        std::mem::take(&mut self.incidents)
+    }
+
+    /// Used fraction of memory or of the backlog limit, the larger of the two; 1 is the limit.
+    pub(super) fn load(&self, free: u64) -> f64 {
+        let held = self.memory.saturating_sub(free) as f64 / self.memory.max(1) as f64;
+        held.max(self.work)
+    }
+
+    /// Transactions refused in the current period of refusals; `None` outside such a period.
+    pub(super) fn refusing(&self) -> Option<u64> {
+        self.refusing.map(|refusing| refusing.refused)
+    }
+}
+
+/// The admission rule.
+impl AdmissionAccounts {
+    fn refusal(
+        &mut self,
+        now: Instant,
+        party: &Party,
+        octets: u64,
+        free: u64,
+    ) -> Option<AdmissionRefusal> {
+        if octets > free {
+            return Some(AdmissionRefusal::Memory);
+        }
+        if without(Mechanism::Admission) {
+            return None;
+        }
+        if self.work >= 1.0 {
+            return Some(AdmissionRefusal::Work);
+        }
+        self.all.fade(now);
+        let everything = self.all.weight();
+        let free_work = 1.0 - self.work;
+        let (network, sender) = (
+            self.networks.get_mut(&party.network),
+            self.senders.get_mut(&party.sender),
+        );
+        for (account, multiple) in [
+            (network, CLIENT_SHARE_MULTIPLE),
+            (sender, SENDER_SHARE_MULTIPLE),
+        ] {
+            let Some(account) = account else { continue };
+            account.fade(now);
+            let multiple = multiple * preference(party.reputation);
+            if account.octets.saturating_add(octets) > free.saturating_mul(multiple) {
+                return Some(AdmissionRefusal::MemoryShare);
+            }
+            let part = account.weight() / everything.max(WORK_SHARE_TOTAL_MIN);
+            if part * self.work > free_work * multiple as f64 {
+                return Some(AdmissionRefusal::WorkShare);
+            }
+        }
+        None
+    }
+
+    fn book(&mut self, now: Instant, party: &Party, change: impl Fn(&mut Account)) {
+        let apply = |account: &mut Account| {
+            account.fade(now);
+            change(account);
+        };
+        apply(&mut self.all);
+        if let Some(account) = open(&mut self.networks, party.network, now) {
+            apply(account);
+        }
+        if let Some(account) = open(&mut self.senders, party.sender, now) {
+            apply(account);
+        }
+    }
+
+    fn refused(&mut self, now: Instant, party: &Party, refusal: AdmissionRefusal, free: u64) {
+        if let Some(refusing) = &mut self.refusing {
+            refusing.last = now;
+            refusing.refused += 1;
+            return;
+        }
+        self.refusing = Some(Refusing {
+            since: now,
+            last: now,
+            refused: 1,
+        });
+        let summary = match refusal {
+            AdmissionRefusal::MemoryShare => {
+                "the relay refuses new mail from clients and senders that hold too much memory"
+            }
+            AdmissionRefusal::WorkShare => {
+                "the relay refuses new mail from clients and senders with too much waiting mail"
+            }
+            AdmissionRefusal::Memory => "the relay refuses all new mail: no memory is free",
+            AdmissionRefusal::Work => "the relay refuses all new mail: limits.backlog is reached",
+        };
+        let account = self.networks.get(&party.network);
+        let messages = account.map_or(0, |a| a.messages);
+        let octets = account.map_or(0, |a| a.octets);
+        let pressure = self.pressure;
+        let incident = Incident::new(Kind::AdmissionRefuses, Subject::Relay, summary)
+            .with("memory free", format!("{free} of {} octets", self.memory))
+            .with(
+                "wait for an engine",
+                format!("{:?} of {:?}", pressure.wait, pressure.patience),
+            )
+            .with(
+                "accepted and not judged",
+                format!("{} of {} messages", pressure.waiting, pressure.bound),
+            )
+            .with("messages in flight", self.all.messages)
+            .with("the first client refused", party.network)
+            .with(
+                "it holds",
+                format!("{messages} messages in flight, {octets} octets"),
+            );
+        self.tell(incident);
+    }
+
+    fn tell(&mut self, incident: Incident) {
+        if self.incidents.len() < PENDING_INCIDENTS_MAX {
+            self.incidents.push(incident);
+        }
+    }
+}
+
+fn preference(reputation: SenderReputation) -> u64 {
+    match reputation {
+        SenderReputation::Known => KNOWN_SENDER_FACTOR,
+        SenderReputation::Unknown => 1,
+    }
+}
+
+fn open<K: Eq + std::hash::Hash>(
+    accounts: &mut HashMap<K, Account>,
+    key: K,
+    now: Instant,
+) -> Option<&mut Account> {
+    if accounts.len() >= ACCOUNTS_MAX {
+        return accounts.get_mut(&key);
+    }
+    Some(accounts.entry(key).or_insert_with(|| Account::new(now)))
+}
+
+fn forget<K: Eq + std::hash::Hash>(accounts: &mut HashMap<K, Account>, now: Instant) {
+    accounts.retain(|_, account| {
+        account.fade(now);
+        !account.is_idle()
+    });
+}
