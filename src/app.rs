@@ -5,40 +5,36 @@
 //! finished within `relay.drain_timeout` is durable already, or its sender has had no reply. No code here waits for a file on
 //! the runtime's threads or without a deadline, so the relay can end while a file hangs.
 
+mod control;
+mod parts;
 mod reload;
+mod service;
 mod signals;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::{Fuse, FusedFuture as _, join3};
+use futures_util::future::join3;
 use jiff::Timestamp;
-use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{
-    self, AdminError, Control, EngineAsked, ListenerStatus, Status, Stored, Tested,
-};
-use crate::config::{self, Config};
+pub use self::parts::{advice, check};
+use self::parts::{generation, prepare};
+pub use self::reload::RELOAD_DURATION_MAX;
+use self::reload::Readings;
+pub use self::service::run;
+use crate::admin::{self, AdminError, Control as _};
+use crate::config::Config;
 use crate::deadline::Deadline;
-use crate::delivery::Delivery;
-use crate::incident::{self, Incident, Subject};
 use crate::listener::{self, Admission, Listener, ListenerError, Prepared, Sessions, Shared};
-use crate::pipeline::{Generation, Keeper, Lanes, Pipeline, Watch};
-use crate::policy::Policy;
-use crate::scan::{Guarded, Health, Passed, Scanner, engine};
+use crate::pipeline::{Keeper, Lanes, Pipeline, Watch};
 use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
 use crate::store::sqlite::{Role, SqliteStore};
-use crate::store::{Recovery, Store, StoreError};
-pub use reload::RELOAD_DURATION_MAX;
-use reload::{Files, Next, Readings};
-use signals::{Asked, Signals};
+use crate::store::{Recovery, StoreError};
 
 /// Time for the last writes and for closing the stores at the end: 10 s. A disk that needs longer hangs. These writes hold no
 /// mail that was answered 250: that mail is durable already.
@@ -216,53 +212,6 @@ async fn blocking<T: Send + 'static>(
     ended.map_err(|error| StartError::Parts(vec![error.to_string()]))
 }
 
-/// The problems that would prevent a start with a configuration without syntax errors, for example rule files that do not
-/// compile or certificates that cannot be used. Does not bind addresses and does not open the store. Blocks on the disk.
-pub fn check(config: &Config) -> Vec<String> {
-    let mut problems = generation(config, None).err().unwrap_or_default();
-    if let Err(error) = prepare(config) {
-        problems.push(error.to_string());
-    }
-    problems
-}
-
-/// Advice about settings that are valid, but do not fit the configuration of the engines on this machine. Blocks on the disk.
-pub fn advice(config: &Config) -> Vec<String> {
-    config.engines.iter().flat_map(engine::advice).collect()
-}
-
-/// Reads the certificates and users of all listeners.
-fn prepare(config: &Config) -> Result<Vec<Prepared>, ListenerError> {
-    let limits = Arc::new(config.limits.clone());
-    let hostname: Arc<str> = config.relay.hostname.as_str().into();
-    let listeners = config.listeners.iter().cloned();
-    let prepared = listeners.map(|l| Listener::prepare(l, limits.clone(), hostname.clone()));
-    prepared.collect()
-}
-
-/// Builds the generation of a configuration, with the knowledge of the guards of the generation before. Returns all problems
-/// at once.
-fn generation(config: &Config, before: Option<&Generation>) -> Result<Generation, Vec<String>> {
-    let mut problems = Vec::new();
-    let scanner = Scanner::new(config.engines.clone(), before.map(|g| &g.scanner))
-        .map_err(|errors| problems.extend(errors.iter().map(ToString::to_string)));
-    let delivery = Delivery::new(config.next_hops.clone(), before.map(|g| &g.delivery))
-        .map_err(|error| problems.push(error.to_string()));
-    match (scanner, delivery) {
-        (Ok(scanner), Ok(delivery)) => Ok(Generation {
-            config: config.version.clone(),
-            hostname: config.relay.hostname.as_str().into(),
-            scanner,
-            policy: Policy::new(config.policy.clone(), config.version.clone()),
-            delivery,
-            budget: config.budget.clone(),
-            retention: config.quarantine.retention,
-            quarantine: config.quarantine.max_bytes,
-        }),
-        _ => Err(problems),
-    }
-}
-
 impl Running {
     /// The addresses of the listeners with their real ports, in the order of the configuration.
     pub fn addresses(&self) -> Vec<SocketAddr> {
@@ -326,218 +275,5 @@ impl Running {
 impl Core {
     fn lock(&self) -> std::sync::MutexGuard<'_, Config> {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn apply(&self, next: Next) -> Result<Vec<String>, Vec<String>> {
-        let mut config = self.lock();
-        let restart = config::settings_that_need_restart(&config, &next.config);
-        if !restart.is_empty() {
-            let needs = |line: &String| format!("{line} (needs a restart)");
-            return Err(restart.iter().map(needs).collect());
-        }
-        let difference = config::diff(&config, &next.config);
-        next.generation.scanner.watch();
-        self.pipeline
-            .replace(next.generation, next.config.intercept.clone());
-        for (listener, prepared) in self.listeners.iter().zip(next.listeners) {
-            listener.apply(prepared);
-        }
-        self.admission.apply(Arc::new(next.config.limits.clone()));
-        *config = next.config;
-        Ok(difference)
-    }
-}
-
-impl Control for Core {
-    async fn status(&self) -> Status {
-        let config = self.lock().clone();
-        let held = self.store.held(config.quarantine.max_bytes);
-        let stored = Stored::from(self.store.stats(), held).await;
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            hostname: config.relay.hostname.to_string(),
-            config: config.version.to_string(),
-            config_file: self.path.clone(),
-            started: self.started,
-            draining: self.closing.is_cancelled(),
-            not_ready: self.ready().err(),
-            listeners: config
-                .listeners
-                .iter()
-                .zip(&self.listeners)
-                .map(|(settings, listener)| ListenerStatus {
-                    name: settings.name.to_string(),
-                    addresses: listener.addresses().to_vec(),
-                })
-                .collect(),
-            sessions: self.sessions.open() as u64,
-            memory_available: self.pipeline.memory().available(),
-            stored,
-            engines: self.engines(),
-            next_hops: self.pipeline.generation().delivery.status(),
-            recovery: self.recovery.clone(),
-        }
-    }
-
-    fn engines(&self) -> Vec<Health> {
-        let generation = self.pipeline.generation();
-        let engines = generation.scanner.engines().iter();
-        engines.map(Guarded::health).collect()
-    }
-
-    fn drain_engine(&self, asked: &EngineAsked, drained: bool) -> Result<(), String> {
-        let generation = self.pipeline.generation();
-        let engine = named(&generation, asked)?;
-        match engine.drain(asked.replica.as_deref(), drained) {
-            Some(true) => {}
-            Some(false) if drained => return Ok(()),
-            Some(false) => return Err(not_drained(&engine.health())),
-            None => {
-                let replica = asked.replica.as_deref().unwrap_or_default();
-                return Err(format!(
-                    "engine {} has no replica {replica}; see: spillway engine show NAME",
-                    asked.engine
-                ));
-            }
-        }
-        let subject = Subject::Engine {
-            name: asked.engine.clone(),
-            replica: asked.replica.clone(),
-        };
-        let (kind, what) = match drained {
-            true => (incident::Kind::Drained, "was drained"),
-            false => (incident::Kind::Resumed, "was resumed"),
-        };
-        let summary = format!("{subject} {what} by {}: {}", asked.who, asked.reason);
-        self.incidents.record(Incident::new(kind, subject, summary));
-        Ok(())
-    }
-
-    async fn test_engine(&self, asked: &EngineAsked) -> Result<Vec<Tested>, String> {
-        let generation = self.pipeline.generation();
-        let shown = named(&generation, asked)?.test().await;
-        let tested = |(replica, result)| {
-            let (wrong, answered) = match result {
-                Ok(Passed::Pair) => (None, None),
-                Ok(Passed::Answered(names)) => (None, Some(names)),
-                Err(wrong) => (Some(wrong), None),
-            };
-            Tested {
-                replica,
-                wrong,
-                answered,
-            }
-        };
-        Ok(shown.into_iter().map(tested).collect())
-    }
-
-    fn ready(&self) -> Result<(), String> {
-        if self.closing.is_cancelled() {
-            return Err("draining".to_owned());
-        }
-        self.store.accepts().map_err(|error| error.to_string())
-    }
-
-    async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
-        let before = self.pipeline.generation();
-        let build = move |files| Next::build(files, &before);
-        let next = self.readings.read(self.path.clone(), Files::read, build);
-        let next = next.await;
-        let applied = next.and_then(|next| self.apply(next));
-        match &applied {
-            Ok(difference) => tracing::info!(?difference, "reloaded"),
-            Err(problems) => tracing::error!(?problems, "reload refused, nothing changed"),
-        }
-        applied
-    }
-
-    fn drain(&self) {
-        self.drain.cancel();
-    }
-
-    fn wake(&self) {
-        self.pipeline.wake();
-    }
-}
-
-fn named<'a>(generation: &'a Generation, asked: &EngineAsked) -> Result<&'a Guarded, String> {
-    let mut engines = generation.scanner.engines().iter();
-    let named = engines.find(|engine| *engine.settings().name == *asked.engine);
-    named.ok_or_else(|| {
-        format!(
-            "there is no engine {:?}; see: spillway engine list",
-            asked.engine
-        )
-    })
-}
-
-/// Runs a relay until a signal or a drain request ends it: SIGTERM, SIGINT and SIGQUIT drain, SIGHUP reloads. Notifies systemd
-/// of its state. Returns whether all mail in flight has finished. Threads that hang at files may be left, so end the process
-/// without waiting for them.
-pub async fn run(config: Config, path: Option<PathBuf>) -> Result<bool, StartError> {
-    let signals = Signals::new();
-    let mut signals = signals.map_err(|error| {
-        StartError::Parts(vec![format!("cannot install signal handlers: {error}")])
-    })?;
-    let mut starting = pin!(start(config, path));
-    let running = loop {
-        tokio::select! {
-            running = &mut starting => break running?,
-            asked = signals.next() => match asked {
-                Asked::Reload => tracing::warn!("SIGHUP ignored: the relay is still starting"),
-                Asked::Stop => {
-                    tracing::info!("a signal ended the relay before it had started");
-                    return Ok(true);
-                }
-            },
-        }
-    };
-    tell_systemd(&[NotifyState::Ready]);
-    until_stopped(&running, &mut signals).await;
-    tell_systemd(&[NotifyState::Stopping]);
-    Ok(running.drain().await)
-}
-
-/// Returns when a signal or a command asks the relay to end, also during a reload.
-async fn until_stopped(running: &Running, signals: &mut Signals) {
-    let mut reload = pin!(Fuse::terminated());
-    loop {
-        tokio::select! {
-            asked = signals.next() => match asked {
-                Asked::Stop => return,
-                Asked::Reload if reload.is_terminated() => reload.set(told_reload(running).fuse()),
-                Asked::Reload => tracing::warn!("SIGHUP ignored: a reload is under way"),
-            },
-            () = &mut reload => {}
-            () = running.drain_requested() => return,
-        }
-    }
-}
-
-/// Reloads, and notifies systemd. The result is logged; with a problem nothing changes.
-async fn told_reload(running: &Running) {
-    let reloading = NotifyState::monotonic_usec_now().map(|now| [NotifyState::Reloading, now]);
-    tell_systemd(reloading.as_ref().map_or(&[], |states| states));
-    let _ = running.reload().await;
-    tell_systemd(&[NotifyState::Ready]);
-}
-
-/// The error for a resume of an engine that is not drained: its state, and what the administrator can do.
-fn not_drained(health: &Health) -> String {
-    let (engine, states) = (&health.engine, health.states());
-    let why = match health.is_well() {
-        true => "it gets all its mail".to_owned(),
-        false => format!(
-            "its state is {states}. The relay tries it again by itself, and its mail comes back step by step (ramp) once it \
-             works; `spillway engine test {engine}` shows what is wrong"
-        ),
-    };
-    format!("engine {engine} is not drained; {why}")
-}
-
-/// Notifies systemd; does nothing if no service manager listens.
-fn tell_systemd(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "cannot notify the service manager");
     }
 }

@@ -12,7 +12,8 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinError;
 
-use super::{generation, prepare};
+use super::Core;
+use super::parts::{generation, prepare};
 use crate::config::{self, Config, Problems};
 use crate::deadline::{Deadline, Elapsed};
 use crate::listener::Prepared;
@@ -142,6 +143,29 @@ impl Next {
             listeners: files.listeners,
             config: files.config,
         })
+    }
+}
+
+impl Core {
+    /// Puts a configuration and its parts in force. Returns the changes, or the changes that need a restart; then nothing
+    /// changes.
+    pub(super) fn apply(&self, next: Next) -> Result<Vec<String>, Vec<String>> {
+        let mut config = self.lock();
+        let restart = config::settings_that_need_restart(&config, &next.config);
+        if !restart.is_empty() {
+            let needs = |line: &String| format!("{line} (needs a restart)");
+            return Err(restart.iter().map(needs).collect());
+        }
+        let difference = config::diff(&config, &next.config);
+        next.generation.scanner.watch();
+        self.pipeline
+            .replace(next.generation, next.config.intercept.clone());
+        for (listener, prepared) in self.listeners.iter().zip(next.listeners) {
+            listener.apply(prepared);
+        }
+        self.admission.apply(Arc::new(next.config.limits.clone()));
+        *config = next.config;
+        Ok(difference)
     }
 }
 
