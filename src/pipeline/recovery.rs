@@ -179,8 +179,9 @@ impl Pipeline {
         }
     }
 
-    /// Renews the cause of an engine that was unreachable for so short a time that its breaker did not open. At most once per
-    /// [`RECHECK_INTERVAL`]: an overloaded engine refuses some of its connections all the time.
+    /// Renews the cause of an engine that was unreachable for so short a time that its breaker did not open, or that has ended
+    /// a hanging scan: mail that found no free slot may be scanned now. At most once per [`RECHECK_INTERVAL`]: an overloaded
+    /// engine refuses some of its connections all the time, and hanging messages must not renew each other.
     fn look_at_returns(&self, generation: &Generation, rounds: &mut Rounds) {
         let now = Instant::now();
         for engine in generation.scanner.engines() {

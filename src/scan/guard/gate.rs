@@ -40,7 +40,7 @@ pub(super) use replica::ReplicaState;
 pub(super) use request::{GateOrder, GateRefusal, GateRequest, ScanEnd, Times};
 use stall::Latencies;
 use time::{evidence, observed};
-use trust::{Level, Use};
+use trust::{Level, Pause, Use};
 use turns::{Class, Turns};
 
 /// Identifies one message at the gate, from its request to the end of its wait or of its scan.
@@ -106,13 +106,13 @@ pub(super) struct Gate {
     watched_since: Instant,
     /// Start times of scans of unknown senders that were answered before they were slow; the newest ones only.
     strangers_well: VecDeque<Instant>,
-    /// For each freed slot that takes no mail of unknown senders yet, the end of that pause.
-    pauses: Vec<Instant>,
+    /// The slots that are free again and take no mail of unknown senders yet.
+    pauses: Vec<Pause>,
     /// The last breaker that opened did so because proven mail of known senders hung, or a probe.
     hangs_on_known: bool,
     /// Whether other engines make up for this engine while its breakers are open.
     covered: bool,
-    /// Number of times that a replica answered after being unreachable.
+    /// See [`Gate::returns`].
     returns: u64,
     canaries: Canaries,
     diversions: Arc<[Diversion]>,
@@ -243,6 +243,7 @@ impl Gate {
             self.weigh(now, &scan, age, end);
             self.push(evidence(now, &scan, what));
         }
+        self.returns += u64::from(scan.is_overdue && !scan.is_probe);
         self.pause_slot(now, &scan);
         let in_time = age < self.times.timeout;
         let parked = self.canaries.end(now, &scan.request, end, in_time);
@@ -256,7 +257,8 @@ impl Gate {
         self.returns += u64::from(was_away);
     }
 
-    /// Number of times that a replica answered after being unreachable, even if the breaker had not opened.
+    /// Number of times that the engine could do more again although its breaker had not opened: a replica answered after being
+    /// unreachable, or a scan past its timeout has ended and its slot is free again.
     pub(super) fn returns(&self) -> u64 {
         self.returns
     }

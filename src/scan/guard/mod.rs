@@ -288,7 +288,8 @@ impl Guarded {
         shown
     }
 
-    /// Number of times a replica has answered after it was unreachable, also if its breaker had not opened.
+    /// Number of times the engine could do more again although its breaker had not opened: a replica answered after it was
+    /// unreachable, or a scan past its timeout has ended.
     pub fn returns(&self) -> u64 {
         self.state.look(Gate::returns)
     }

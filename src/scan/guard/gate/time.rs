@@ -92,7 +92,7 @@ impl Gate {
                     let why = "it ran into its timeout before; it waits for slots to be free";
                     GateRefusal::Parked(why.to_owned())
                 }
-                (None, false, Level::Unknown) if self.blames_strangers() => {
+                (None, false, Level::Unknown) if self.blames_strangers(now) => {
                     let why = "scans of mail from unknown senders are slow; more of it waits";
                     GateRefusal::Parked(why.to_owned())
                 }

@@ -129,6 +129,14 @@ impl Use {
     }
 }
 
+/// A slot that is free again after a scan of an unknown sender past its timeout, and takes no mail of unknown senders yet.
+#[derive(Debug)]
+pub(super) struct Pause {
+    pub(super) end: Instant,
+    /// Start of the scan.
+    started: Instant,
+}
+
 /// The slots of the replicas that take mail, and the scans that hold them, at one moment.
 #[derive(Debug)]
 pub(super) struct Load {
@@ -229,7 +237,7 @@ impl Gate {
         let replicas = self.replicas.iter().filter(|replica| replica.allowed() > 0);
         let scans = self.scans.values().filter(|scan| takes(scan.replica));
         Load {
-            paused: self.pauses.iter().filter(|end| now < **end).count(),
+            paused: self.pauses.iter().filter(|pause| now < pause.end).count(),
             ..Load::of(replicas.count() * self.slots, scans)
         }
     }
@@ -241,11 +249,14 @@ impl Gate {
     /// queue, and other mail gets no slot. A random pause of up to four times [`Times::wait`](super::Times::wait) breaks the
     /// step, because fresh mail leaves the queue after `wait`.
     pub(super) fn pause_slot(&mut self, now: Instant, scan: &Scan) {
-        self.pauses.retain(|end| now < *end);
+        self.pauses.retain(|pause| now < pause.end);
         if scan.is_overdue && scan.level == Level::Unknown && !scan.is_probe {
             let longest = (self.times.wait * 4).min((now - scan.started) / PAUSE_DIVISOR);
-            let pause = longest.mul_f64(chance::rng().random());
-            self.pauses.push(now + pause);
+            let length = longest.mul_f64(chance::rng().random());
+            self.pauses.push(Pause {
+                end: now + length,
+                started: scan.started,
+            });
         }
     }
 
@@ -286,25 +297,24 @@ impl Gate {
     }
 
     /// Whether statistics blame the mail of unknown senders: of their scans that began since the oldest stuck one, at most
-    /// [`FAST_SCANS_PER_STUCK_MAX`] have ended well for each stuck one, so a quarter or more are stuck. This pattern shows a
-    /// flood from many senders whose messages have no common trait. Other engines then do not make up for this engine, or
-    /// policy would deliver the flood on their answers.
-    pub(super) fn blames_strangers(&self) -> bool {
-        let of_strangers = |scan: &&Scan| scan.level == Level::Unknown && !scan.is_probe;
-        let slow = self
+    /// [`FAST_SCANS_PER_STUCK_MAX`] have ended well for each stuck one, so a quarter or more are stuck. A scan counts as stuck
+    /// until the pause of its slot has ended. This pattern shows a flood from many senders whose messages have no common trait.
+    /// Other engines then do not make up for this engine, or policy would deliver the flood on their answers.
+    pub(super) fn blames_strangers(&self, now: Instant) -> bool {
+        let is_stuck =
+            |scan: &&Scan| scan.level == Level::Unknown && !scan.is_probe && scan.is_slow;
+        let running = self
             .scans
             .values()
-            .filter(of_strangers)
-            .filter(|s| s.is_slow);
-        let (count, oldest) = slow.fold((0, None), |(count, oldest), scan| {
-            let first = oldest.map_or(scan.started, |at| scan.started.min(at));
-            (count + 1, Some(first))
-        });
-        let Some(oldest) = oldest else {
+            .filter(is_stuck)
+            .map(|scan| scan.started);
+        let paused = self.pauses.iter().filter(|pause| now < pause.end);
+        let stuck: Vec<Instant> = running.chain(paused.map(|pause| pause.started)).collect();
+        let Some(oldest) = stuck.iter().min() else {
             return false;
         };
-        let well = self.strangers_well.iter().filter(|began| **began >= oldest);
-        let most = FAST_SCANS_PER_STUCK_MAX * count;
+        let well = self.strangers_well.iter().filter(|began| *began >= oldest);
+        let most = FAST_SCANS_PER_STUCK_MAX * stuck.len();
         well.take(most + 1).count() <= most
     }
 }

@@ -320,3 +320,40 @@ async fn hanging_mail_at_an_interval_is_not_in_step_with_the_slots() {
         assert!(parked < 100, "{parked} of 12000 with offset {offset}");
     }
 }
+
+/// Law 3: statistics blame the mail of unknown senders until the slots of their hanging scans take mail again. Otherwise the
+/// mail that waits in the pauses would be refused as `busy`, and a flood would be delivered on the answers of other engines.
+#[tokio::test(start_paused = true)]
+async fn a_pause_does_not_excuse_a_flood() {
+    let mut world = World::new(3);
+    let hanging: Vec<Ticket> = (0..3)
+        .map(|_| world.unique(SenderReputation::Unknown))
+        .collect();
+    world.after(120_000);
+    world.gate.orders();
+    hanging.iter().for_each(|ticket| world.answered(*ticket));
+    let far = world.now + Duration::from_secs(60);
+    world
+        .gate
+        .pauses
+        .iter_mut()
+        .for_each(|pause| pause.end = far);
+    world.unique(SenderReputation::Unknown);
+    world.after(1100);
+    let [(_, refusal)] = &world.refused()[..] else {
+        panic!("one message waits");
+    };
+    assert!(matches!(refusal, GateRefusal::Parked(_)), "{refusal:?}");
+}
+
+/// Law 5: the end of a hanging scan is news for mail that found no free slot, and the end of another scan is not.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_hanging_scan_is_a_return() {
+    for (after, returns) in [(100, 0), (6000, 1)] {
+        let mut world = World::new(3);
+        let ticket = world.unique(SenderReputation::Known);
+        world.after(after);
+        world.answered(ticket);
+        assert_eq!(world.gate.returns(), returns, "after {after} ms");
+    }
+}

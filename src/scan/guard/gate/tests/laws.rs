@@ -77,7 +77,11 @@ impl World {
         let of_strangers = scans().filter(|scan| scan.level == Level::Unknown);
         let slow = scans().filter(|scan| scan.is_slow).count();
         let strangers_most = gate.slots - (gate.slots / 3).max(1);
-        let paused = gate.pauses.iter().filter(|end| self.now < **end).count();
+        let paused = gate
+            .pauses
+            .iter()
+            .filter(|pause| self.now < pause.end)
+            .count();
         let stranger_has_room = of_strangers.count() + paused < strangers_most.max(1);
         let timed_out_before = scans().filter(|scan| scan.request.timed_out_before).count();
         let half = (strangers_most / 2).max(1);
