@@ -10,7 +10,8 @@ use metrics::counter;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::pace::{HopSignal, Pace, PaceState, Refusal, Shift, Ticket, Who, Why};
+use super::next_hop::HopSignal;
+use super::pace::{Pace, PaceState, Refusal, Shift, Ticket, Who, Why};
 use crate::chance;
 use crate::deadline::wall_clock;
 use crate::incident::{Incident, Kind, Subject};

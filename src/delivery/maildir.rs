@@ -25,12 +25,15 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use memchr::memmem;
+use metrics::Gauge;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
+use super::next_hop::{HopResult, HopSignal, NextHop};
 use super::{Answer, BuildError, Outbound, Outcome, Told};
 use crate::deadline::Deadline;
 use crate::message::{Content, Envelope, Mailbox};
@@ -141,11 +144,12 @@ impl Maildir {
         })
     }
 
-    /// Delivers to the recipients at these positions of the envelope, and returns one outcome for each, in any order.
+    /// Writes a file for each recipient at these positions of the envelope, and returns one outcome for each, in any
+    /// order.
     ///
     /// Cancel safety: a message that is not in its Maildir when the future is dropped does not appear there later,
     /// except for the one file that is being renamed at that moment.
-    pub async fn deliver(
+    async fn write_files(
         &self,
         mail: &Outbound,
         recipients: Vec<usize>,
@@ -254,6 +258,25 @@ impl Maildir {
                 Outcome::Deferred(self.answer(format!("{status} writing to the Maildir: {error}")))
             }
         }
+    }
+}
+
+impl NextHop for Maildir {
+    fn deliver<'a>(
+        &'a self,
+        mail: &'a Outbound,
+        recipients: Vec<usize>,
+        _: &'a Gauge,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, HopResult> {
+        Box::pin(async move {
+            HopResult {
+                outcomes: self.write_files(mail, recipients, deadline).await,
+                // A folder has no pace that a signal could change.
+                sign: HopSignal::Unknown,
+                offered: true,
+            }
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Delivery of messages to next hops.
 //!
 //! [`Delivery`] groups the recipients of a message by next hop ([`Delivery::route`]), contacts all these next hops
-//! concurrently, and returns one outcome for each recipient. Each kind of next hop decides in one place what to retry
+//! concurrently, and returns one outcome for each recipient. Each kind of [`next_hop`] decides in one place what to retry
 //! within the same attempt: [`relay`] for SMTP and LMTP, [`maildir`] for folders. The caller schedules later attempts
 //! with [`schedule::next_attempt`]. [`dsn`] decides which failures the sender hears of.
 //!
@@ -14,6 +14,7 @@ pub mod dsn;
 mod endpoint;
 mod gate;
 mod maildir;
+pub(crate) mod next_hop;
 mod objection;
 mod pace;
 mod pool;
@@ -31,12 +32,11 @@ use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use serde::{Deserialize, Serialize};
 
 use crate::deadline::Deadline;
@@ -50,16 +50,10 @@ pub use objection::Objection;
 pub use pace::PaceState;
 pub use told::{Taken, Told};
 
-#[cfg(test)]
-pub(crate) use {pace::HopSignal, relay::Ended};
-
 use gate::HopGate;
 use maildir::Maildir;
-#[cfg(not(test))]
-use pace::HopSignal;
+use next_hop::{Hop, NextHop};
 use pace::Who;
-#[cfg(not(test))]
-use relay::Ended;
 use relay::Relay;
 use routes::Routes;
 
@@ -288,108 +282,30 @@ struct Shared {
     unrouted: Mutex<HashSet<String>>,
 }
 
-struct Hop {
-    settings: Settings,
-    means: Means,
-    gate: Arc<HopGate>,
-    /// Created at the first delivery, because the metrics recorder is not installed earlier.
-    meters: OnceLock<Meters>,
-}
-
-enum Means {
-    Relay(Box<Relay>),
-    Maildir(Maildir),
-    #[cfg(test)]
-    Scripted(Arc<dyn Scripted>),
-}
-
-/// A next hop without sockets, for tests on paused time.
-#[cfg(test)]
-pub(crate) trait Scripted: Send + Sync {
-    /// Delivers to the recipients at these positions of the envelope before the deadline.
-    fn deliver(
-        &self,
-        mail: Outbound,
-        recipients: Vec<usize>,
-        deadline: Deadline,
-    ) -> futures_util::future::BoxFuture<'static, Ended>;
-}
-
-struct Meters {
-    delivered: Counter,
-    deferred: Counter,
-    held_back: Counter,
-    failed: Counter,
-    seconds: Histogram,
-    connections: Gauge,
-}
-
-impl Meters {
-    fn new(next_hop: &Arc<str>) -> Self {
-        let outcome = |outcome: &'static str| counter!("spillway_deliveries_total", "next_hop" => next_hop.to_string(), "outcome" => outcome);
-        Self {
-            delivered: outcome("delivered"),
-            deferred: outcome("deferred"),
-            held_back: outcome("held-back"),
-            failed: outcome("failed"),
-            seconds: histogram!("spillway_delivery_seconds", "next_hop" => next_hop.to_string()),
-            connections: gauge!("spillway_next_hop_connections", "next_hop" => next_hop.to_string()),
-        }
-    }
-
-    fn count(&self, outcome: &Outcome) {
-        match outcome {
-            Outcome::Delivered(_) => self.delivered.increment(1),
-            Outcome::Deferred(answer) if answer.held_back => self.held_back.increment(1),
-            Outcome::Deferred(_) => self.deferred.increment(1),
-            Outcome::Failed(_) => self.failed.increment(1),
-        }
-    }
-}
-
 impl Delivery {
     /// Sets up all next hops: reads their certificate and password files and opens no connection. A next hop with the
     /// same name and server in `before` keeps its pace.
     pub fn new(settings: Vec<Settings>, before: Option<&Self>) -> Result<Self, BuildError> {
         let routes = Routes::new(&settings)?;
-        let mut hops = Vec::with_capacity(settings.len());
+        let mut hops: Vec<(Settings, Arc<dyn NextHop>)> = Vec::with_capacity(settings.len());
         for settings in settings {
             let name = settings.name.clone();
-            let means = match &settings.kind {
-                Kind::Smtp(smtp) => Means::Relay(Box::new(Relay::new(name, smtp)?)),
-                Kind::Maildir { path } => Means::Maildir(Maildir::new(name, path)?),
+            let next_hop: Arc<dyn NextHop> = match &settings.kind {
+                Kind::Smtp(smtp) => Arc::new(Relay::new(name, smtp)?),
+                Kind::Maildir { path } => Arc::new(Maildir::new(name, path)?),
             };
-            hops.push(Hop {
-                gate: gate(&settings, before),
-                settings,
-                means,
-                meters: OnceLock::new(),
-            });
+            hops.push((settings, next_hop));
         }
-        Ok(Self::of(hops, routes))
+        Ok(Self::of(hops, routes, before))
     }
 
-    /// Next hops that a test scripts. The settings give their domains and their retry schedule.
-    #[cfg(test)]
-    pub(crate) fn scripted(
-        hops: Vec<(Settings, Arc<dyn Scripted>)>,
-        before: Option<&Self>,
-    ) -> Result<Self, BuildError> {
-        let (settings, scripts): (Vec<_>, Vec<_>) = hops.into_iter().unzip();
-        let routes = Routes::new(&settings)?;
-        let hop = |(settings, script)| Hop {
-            gate: gate(&settings, before),
-            settings,
-            means: Means::Scripted(script),
-            meters: OnceLock::new(),
-        };
-        let hops = settings.into_iter().zip(scripts).map(hop).collect();
-        Ok(Self::of(hops, routes))
-    }
-
-    fn of(hops: Vec<Hop>, routes: Routes) -> Self {
+    fn of(hops: Vec<(Settings, Arc<dyn NextHop>)>, routes: Routes, before: Option<&Self>) -> Self {
+        let before = before.map_or(&[][..], |before| &before.shared.hops);
+        let hops = hops.into_iter();
         let shared = Shared {
-            hops,
+            hops: hops
+                .map(|(settings, next_hop)| Hop::new(settings, next_hop, before))
+                .collect(),
             routes,
             unrouted: Mutex::default(),
         };
@@ -550,93 +466,6 @@ impl Delivery {
             }
         }
         groups
-    }
-}
-
-impl Hop {
-    async fn deliver(
-        &self,
-        mail: &Outbound,
-        recipients: Vec<usize>,
-        turn: Option<DeliveryPermit>,
-        deadline: Deadline,
-    ) -> Vec<(usize, Outcome)> {
-        let meters = self.meters.get_or_init(|| Meters::new(&self.settings.name));
-        let outcomes = match turn.map_or_else(|| self.gate.ask(Who::Fresh), Ok) {
-            Ok(turn) => {
-                let start = tokio::time::Instant::now();
-                let outcomes = self.attempt(mail, recipients, turn, meters, deadline).await;
-                meters.seconds.record(start.elapsed());
-                outcomes
-            }
-            Err(text) => {
-                let answer = Answer {
-                    text,
-                    held_back: true,
-                    ..Answer::of(&self.settings.name)
-                };
-                let outcome = |at| (at, Outcome::Deferred(answer.clone()));
-                recipients.into_iter().map(outcome).collect()
-            }
-        };
-        for (_, outcome) in &outcomes {
-            meters.count(outcome);
-        }
-        outcomes
-    }
-
-    async fn attempt(
-        &self,
-        mail: &Outbound,
-        recipients: Vec<usize>,
-        turn: DeliveryPermit,
-        meters: &Meters,
-        deadline: Deadline,
-    ) -> Vec<(usize, Outcome)> {
-        let Ended {
-            mut outcomes,
-            sign,
-            offered,
-        } = match &self.means {
-            Means::Maildir(maildir) => return maildir.deliver(mail, recipients, deadline).await,
-            Means::Relay(relay) => {
-                let connections = &meters.connections;
-                relay.deliver(mail, recipients, connections, deadline).await
-            }
-            #[cfg(test)]
-            Means::Scripted(hop) => hop.deliver(mail.clone(), recipients, deadline).await,
-        };
-        let deferred = |(_, outcome): &(usize, Outcome)| match outcome {
-            Outcome::Deferred(answer) => Some(answer.text.clone()),
-            _ => None,
-        };
-        let said = match sign {
-            HopSignal::Fine => String::new(),
-            _ => outcomes.iter().find_map(deferred).unwrap_or_default(),
-        };
-        if turn.end(sign, offered, &mail.envelope, &said) {
-            for (_, outcome) in &mut outcomes {
-                if let Outcome::Deferred(answer) = outcome {
-                    answer.held_back = true;
-                }
-            }
-        }
-        outcomes
-    }
-}
-
-/// The gate of the next hop with the same name and server in `before`; otherwise a new gate.
-fn gate(settings: &Settings, before: Option<&Delivery>) -> Arc<HopGate> {
-    let same =
-        |hop: &&Hop| hop.settings.name == settings.name && hop.settings.kind == settings.kind;
-    let before = before.and_then(|before| before.shared.hops.iter().find(same));
-    match (before, &settings.kind) {
-        (Some(hop), _) => hop.gate.clone(),
-        (None, Kind::Smtp(smtp)) => {
-            HopGate::new(settings.name.clone(), smtp.connections, smtp.pace)
-        }
-        // A folder needs no pace.
-        (None, Kind::Maildir { .. }) => HopGate::new(settings.name.clone(), 1, false),
     }
 }
 

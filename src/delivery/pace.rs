@@ -39,6 +39,7 @@ use rand::{Rng, RngExt as _};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::next_hop::HopSignal;
 use crate::ablation::{Mechanism, without};
 use crate::message::Party;
 use doubt::Doubt;
@@ -96,36 +97,6 @@ const UNEXPLAINED_DEFERRALS_MAX: u32 = 3;
 const DEFERRALS_IGNORED_PERIOD: Duration = Duration::from_secs(600);
 /// Time after a delivery that got no connection during which fresh mail does not wait for a connection in use.
 const CONNECTIONS_BUSY_PERIOD: Duration = Duration::from_secs(30);
-
-/// What the result of a delivery says about its hop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HopSignal {
-    /// The hop answered about the message, positively or negatively: the hop works.
-    Fine,
-    /// The hop asked for a later attempt, independent of the message.
-    Throttled,
-    /// The hop asked for a later attempt; the reason may be the message.
-    Later,
-    /// As [`Self::Throttled`], in reply to the content.
-    ThrottledAtEnd,
-    /// As [`Self::Later`], in reply to the content.
-    LaterAtEnd,
-    /// No session was established, or the session broke off before the content.
-    Unreachable,
-    /// The session broke off or hung after the start of the content.
-    Broken,
-    /// No connection became free in time.
-    Busy,
-    /// No information: this relay gave up the delivery for its own reasons.
-    Unknown,
-}
-
-impl HopSignal {
-    /// Whether the trouble began after the start of the content, so that the message may be its cause.
-    pub fn is_at_content(self) -> bool {
-        matches!(self, Self::ThrottledAtEnd | Self::LaterAtEnd | Self::Broken)
-    }
-}
 
 /// Kind of the message that asks for a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

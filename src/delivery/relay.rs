@@ -7,12 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use metrics::Gauge;
 use tracing::{debug, warn};
 
 use super::connection::{Connection, ConnectionError, Plan, Unfinished};
 use super::endpoint::{Avoided, Endpoint, Target};
-use super::pace::HopSignal;
+use super::next_hop::{HopResult, HopSignal, NextHop};
 use super::pool::{Lease, Pool};
 use super::throttle;
 use super::{Answer, BuildError, Outbound, Outcome, SmtpSettings, TlsMode, tls};
@@ -52,16 +53,6 @@ struct Progress {
     content_begun: bool,
 }
 
-/// Result of a delivery.
-pub struct Ended {
-    /// One outcome for each recipient, in any order.
-    pub outcomes: Vec<(usize, Outcome)>,
-    /// What the delivery says about the hop.
-    pub sign: HopSignal,
-    /// Whether a server was sent any command of the transaction.
-    pub offered: bool,
-}
-
 impl Relay {
     /// Parses the addresses and reads the certificate and password files.
     pub fn new(name: Arc<str>, settings: &SmtpSettings) -> Result<Self, BuildError> {
@@ -88,51 +79,6 @@ impl Relay {
             avoided: Avoided::default(),
             name,
         })
-    }
-
-    /// Delivers to the recipients at these positions of the envelope before the deadline. Waits at most
-    /// `CONNECTION_WAIT_MAX` for a connection.
-    ///
-    /// Cancel safety: a connection in use is closed; the server may or may not have taken the message.
-    pub async fn deliver(
-        &self,
-        mail: &Outbound,
-        recipients: Vec<usize>,
-        open_connections: &Gauge,
-        deadline: Deadline,
-    ) -> Ended {
-        let mut progress = Progress {
-            done: Vec::with_capacity(recipients.len()),
-            open: recipients,
-            sign: HopSignal::Unknown,
-            offered: false,
-            content_begun: false,
-        };
-        let facts = match facts(mail).await {
-            Ok(facts) => facts,
-            Err(why) => {
-                self.fail(&mut progress, &why);
-                return progress.ended();
-            }
-        };
-        let Some(lease) = self.pool.lease(deadline.within(CONNECTION_WAIT_MAX)).await else {
-            let why = ConnectionFailure::Busy;
-            progress.sign = why.sign(false);
-            self.defer(&mut progress, None, &why);
-            return progress.ended();
-        };
-        let attempt = Attempt {
-            relay: self,
-            mail,
-            facts,
-            deadline,
-            gauge: open_connections,
-        };
-        if let Err((endpoint, why)) = attempt.run(lease, &mut progress).await {
-            progress.sign = why.sign(progress.content_begun);
-            self.defer(&mut progress, endpoint.as_ref(), &why);
-        }
-        progress.ended()
     }
 
     fn fail(&self, progress: &mut Progress, why: &BareLineEnd) {
@@ -208,9 +154,55 @@ impl Relay {
     }
 }
 
+impl NextHop for Relay {
+    /// Waits at most `CONNECTION_WAIT_MAX` for a connection.
+    fn deliver<'a>(
+        &'a self,
+        mail: &'a Outbound,
+        recipients: Vec<usize>,
+        open_connections: &'a Gauge,
+        deadline: Deadline,
+    ) -> BoxFuture<'a, HopResult> {
+        Box::pin(async move {
+            let mut progress = Progress {
+                done: Vec::with_capacity(recipients.len()),
+                open: recipients,
+                sign: HopSignal::Unknown,
+                offered: false,
+                content_begun: false,
+            };
+            let facts = match facts(mail).await {
+                Ok(facts) => facts,
+                Err(why) => {
+                    self.fail(&mut progress, &why);
+                    return progress.result();
+                }
+            };
+            let Some(lease) = self.pool.lease(deadline.within(CONNECTION_WAIT_MAX)).await else {
+                let why = ConnectionFailure::Busy;
+                progress.sign = why.sign(false);
+                self.defer(&mut progress, None, &why);
+                return progress.result();
+            };
+            let attempt = Attempt {
+                relay: self,
+                mail,
+                facts,
+                deadline,
+                gauge: open_connections,
+            };
+            if let Err((endpoint, why)) = attempt.run(lease, &mut progress).await {
+                progress.sign = why.sign(progress.content_begun);
+                self.defer(&mut progress, endpoint.as_ref(), &why);
+            }
+            progress.result()
+        })
+    }
+}
+
 impl Progress {
-    fn ended(self) -> Ended {
-        Ended {
+    fn result(self) -> HopResult {
+        HopResult {
             outcomes: self.done,
             sign: self.sign,
             offered: self.offered,

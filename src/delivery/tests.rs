@@ -13,6 +13,17 @@ use script::Server;
 use super::*;
 use crate::message::{BodyKind, Mailbox, Origin, Recipient};
 
+impl Delivery {
+    /// Next hops that a test scripts. The settings give their domains and their retry schedule.
+    pub(crate) fn scripted(
+        hops: Vec<(Settings, Arc<dyn NextHop>)>,
+        before: Option<&Self>,
+    ) -> Result<Self, BuildError> {
+        let settings: Vec<_> = hops.iter().map(|(settings, _)| settings.clone()).collect();
+        Ok(Self::of(hops, Routes::new(&settings)?, before))
+    }
+}
+
 /// Settings of a next hop with long timeouts: a test that reaches one of them has failed.
 fn hop(addresses: &[String]) -> SmtpSettings {
     SmtpSettings {

@@ -1,7 +1,7 @@
 //! What a reply or a connection error says about the next hop, apart from what it says about the message ([`HopSignal`]).
 
 use super::connection::ConnectionError;
-use super::pace::HopSignal;
+use super::next_hop::HopSignal;
 use crate::smtp::RemoteReply;
 use crate::smtp::dialog::{Interruption, OpeningError, Stage};
 use crate::smtp::reply::Class;

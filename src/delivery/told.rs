@@ -28,16 +28,10 @@ impl Told {
     }
 
     /// Sends a report if there is a receiver.
-    pub(super) fn tell(&self, at: usize, text: impl FnOnce() -> String) {
+    pub(crate) fn tell(&self, at: usize, text: impl FnOnce() -> String) {
         if let Some(tell) = &self.0 {
             // A missing receiver is no error: the caller has the outcomes already, or has ended.
             let _ = tell.try_send(Taken { at, text: text() });
         }
-    }
-
-    /// Sends a report in the name of a scripted next hop.
-    #[cfg(test)]
-    pub(crate) fn say(&self, at: usize, text: &str) {
-        self.tell(at, || text.to_owned());
     }
 }

@@ -69,7 +69,7 @@ async fn a_message_lands_in_new() {
     mail.told = told;
     let deadline = Deadline::after(Duration::from_secs(60));
     let outcomes = maildir(folder.path())
-        .deliver(&mail, vec![0, 1], deadline)
+        .write_files(&mail, vec![0, 1], deadline)
         .await;
     assert!(
         outcomes
@@ -153,7 +153,7 @@ async fn a_disk_error_defers() {
     let mail = outbound(&["a@example.org", "a@example.net"], b"x\r\n");
     let deadline = Deadline::after(Duration::from_secs(60));
     let mut outcomes = maildir(folder.path())
-        .deliver(&mail, vec![0, 1], deadline)
+        .write_files(&mail, vec![0, 1], deadline)
         .await;
     outcomes.sort_by_key(|(at, _)| *at);
     assert!(
@@ -169,7 +169,7 @@ async fn an_abandoned_delivery_leaves_nothing() {
     let mail = outbound(&["a@example.org"], b"x\r\n");
     let deadline = Deadline::after(Duration::ZERO);
     let outcomes = maildir(folder.path())
-        .deliver(&mail, vec![0], deadline)
+        .write_files(&mail, vec![0], deadline)
         .await;
     assert!(matches!(&outcomes[0].1, Outcome::Deferred(_)));
     let job = job(&mail, folder.path());
@@ -223,7 +223,7 @@ async fn a_renamed_message_is_delivered() {
         ..maildir(folder.path())
     };
     let deadline = Deadline::after(Duration::from_secs(60));
-    let outcomes = maildir.deliver(&mail, vec![0], deadline).await;
+    let outcomes = maildir.write_files(&mail, vec![0], deadline).await;
     assert!(
         matches!(outcomes[..], [(0, Outcome::Delivered(_))]),
         "{outcomes:?}"
@@ -270,7 +270,7 @@ async fn a_message_renamed_at_the_deadline_is_delivered() {
         ..maildir(folder.path())
     };
     let minute = Duration::from_secs(60);
-    let mut delivery = pin!(maildir.deliver(&mail, vec![0, 1], Deadline::after(minute)));
+    let mut delivery = pin!(maildir.write_files(&mail, vec![0, 1], Deadline::after(minute)));
     assert_eq!(delivery.as_mut().now_or_never(), None);
     MEETING.step().await;
     tokio::time::advance(minute).await;
@@ -306,7 +306,7 @@ async fn a_renamed_message_is_delivered_even_if_its_sync_is_slow() {
         ..maildir(folder.path())
     };
     let minute = Duration::from_secs(60);
-    let mut delivery = pin!(maildir.deliver(&mail, vec![0, 1], Deadline::after(minute)));
+    let mut delivery = pin!(maildir.write_files(&mail, vec![0, 1], Deadline::after(minute)));
     assert_eq!(delivery.as_mut().now_or_never(), None);
     MEETING.step().await;
     tokio::time::advance(minute).await;
@@ -385,7 +385,7 @@ async fn a_maildir_that_hangs_does_not_stop_the_others() {
     for _ in 0..2 * MAILDIR_WRITERS_MAX {
         let (maildir, mail) = (maildir.clone(), outbound(&["a@example.org"], b"x\r\n"));
         let deadline = Deadline::after(minute);
-        tokio::spawn(async move { maildir.deliver(&mail, vec![0], deadline).await });
+        tokio::spawn(async move { maildir.write_files(&mail, vec![0], deadline).await });
     }
     while IN_IT.load(Ordering::SeqCst) < MAILDIR_WRITERS_MAX as u64 {
         tokio::task::yield_now().await;
@@ -393,7 +393,7 @@ async fn a_maildir_that_hangs_does_not_stop_the_others() {
     let release = Release;
     tokio::time::advance(minute * 2).await;
     let mail = outbound(&["a@example.org", "b@example.org"], b"x\r\n");
-    let mut delivery = pin!(maildir.deliver(&mail, vec![0, 1], Deadline::after(minute)));
+    let mut delivery = pin!(maildir.write_files(&mail, vec![0, 1], Deadline::after(minute)));
     let [a, b] = ["a", "b"].map(|name| folder.path().join("example.org").join(name).join("new"));
     while !b.is_dir() || files(&b).is_empty() {
         assert_eq!(delivery.as_mut().now_or_never(), None);

@@ -3,10 +3,12 @@
 use std::sync::atomic::AtomicU32;
 
 use futures_util::future::BoxFuture;
+use metrics::Gauge;
 
 use super::*;
 use crate::deadline::{set_wall_clock, wall_clock};
-use crate::delivery::{Ended, HopSignal, Outbound, Outcome, Scripted as Server};
+use crate::delivery::next_hop::{HopResult, HopSignal, NextHop as Server};
+use crate::delivery::{Outbound, Outcome};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -29,13 +31,19 @@ impl Taking {
 }
 
 impl Server for Taking {
-    fn deliver(&self, _: Outbound, at: Vec<usize>, _: Deadline) -> BoxFuture<'static, Ended> {
+    fn deliver<'a>(
+        &'a self,
+        _: &'a Outbound,
+        at: Vec<usize>,
+        _: &'a Gauge,
+        _: Deadline,
+    ) -> BoxFuture<'a, HopResult> {
         self.begun.fetch_add(1, Ordering::Relaxed);
         let taken = Deadline::after(self.after);
         Box::pin(async move {
             taken.wait().await;
             let outcome = |at| (at, Outcome::Delivered(answer(250)));
-            Ended {
+            HopResult {
                 outcomes: at.into_iter().map(outcome).collect(),
                 sign: HopSignal::Fine,
                 offered: true,

@@ -4,12 +4,14 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
 use futures_util::future::BoxFuture;
+use metrics::Gauge;
 use tokio_util::sync::CancellationToken;
 
 use super::scripted::{Fate, Operation, Witness};
 use super::*;
 use crate::deadline::set_wall_clock;
-use crate::delivery::{Ended, HopSignal, Outbound, Scripted as Server};
+use crate::delivery::Outbound;
+use crate::delivery::next_hop::{HopResult, HopSignal, NextHop as Server};
 use crate::store::Audit;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -50,12 +52,13 @@ impl Hop {
 }
 
 impl Server for Hop {
-    fn deliver(
-        &self,
-        mail: Outbound,
+    fn deliver<'a>(
+        &'a self,
+        mail: &'a Outbound,
         recipients: Vec<usize>,
+        _: &'a Gauge,
         deadline: Deadline,
-    ) -> BoxFuture<'static, Ended> {
+    ) -> BoxFuture<'a, HopResult> {
         let hangs = self.hangs.load(Ordering::Relaxed);
         let mailbox = |at: usize| mail.envelope.recipients[at].mailbox.clone();
         let outcome = |at: usize| match self.later {
@@ -76,9 +79,9 @@ impl Server for Hop {
                 for (at, taken) in taken {
                     Deadline::after(each).wait().await;
                     got.lock().expect("no panic").push(taken);
-                    told.say(at, "250 taken");
+                    told.tell(at, || "250 taken".to_owned());
                 }
-                Ended {
+                HopResult {
                     outcomes,
                     sign: HopSignal::Fine,
                     offered: true,
@@ -96,7 +99,7 @@ impl Server for Hop {
             if hangs {
                 deadline.wait().await;
             }
-            Ended {
+            HopResult {
                 outcomes,
                 sign: HopSignal::Fine,
                 offered: true,

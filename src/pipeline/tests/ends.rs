@@ -4,10 +4,12 @@
 use std::sync::Mutex;
 
 use futures_util::future::BoxFuture;
+use metrics::Gauge;
 
 use super::*;
 use crate::deadline::wall_clock;
-use crate::delivery::{Ended, HopSignal, Outbound, Scripted as Server};
+use crate::delivery::Outbound;
+use crate::delivery::next_hop::{HopResult, HopSignal, NextHop as Server};
 use crate::message::{Notify, Recipient};
 use crate::smtp::dialog::Stage;
 use crate::store::{Cause, Extent, Notification};
@@ -508,12 +510,13 @@ struct Narrow {
 }
 
 impl Server for Narrow {
-    fn deliver(
-        &self,
-        mail: Outbound,
+    fn deliver<'a>(
+        &'a self,
+        mail: &'a Outbound,
         recipients: Vec<usize>,
+        _: &'a Gauge,
         _: Deadline,
-    ) -> BoxFuture<'static, Ended> {
+    ) -> BoxFuture<'a, HopResult> {
         let text = String::from_utf8_lossy(mail.content.bytes()).into_owned();
         let fits = text.len() <= self.takes;
         self.offered.lock().expect("no panic").push(text);
@@ -525,7 +528,7 @@ impl Server for Narrow {
             (at, outcome)
         };
         Box::pin(async move {
-            Ended {
+            HopResult {
                 outcomes: recipients.into_iter().map(outcome).collect(),
                 sign: HopSignal::Fine,
                 offered: true,

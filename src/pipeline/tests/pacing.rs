@@ -3,11 +3,13 @@
 use std::sync::Mutex;
 
 use futures_util::future::BoxFuture;
+use metrics::Gauge;
 
 use super::*;
 use crate::chance;
 use crate::deadline::{set_wall_clock, wall_clock};
-use crate::delivery::{Ended, HopSignal, Outbound, Scripted as Server};
+use crate::delivery::Outbound;
+use crate::delivery::next_hop::{HopResult, HopSignal, NextHop as Server};
 
 /// A server that is not there.
 async fn nobody() -> HopSettings {
@@ -182,14 +184,20 @@ impl Allowing {
 }
 
 impl Server for Allowing {
-    fn deliver(&self, _: Outbound, at: Vec<usize>, _: Deadline) -> BoxFuture<'static, Ended> {
+    fn deliver<'a>(
+        &'a self,
+        _: &'a Outbound,
+        at: Vec<usize>,
+        _: &'a Gauge,
+        _: Deadline,
+    ) -> BoxFuture<'a, HopResult> {
         let (outcome, sign) = match self.ask() {
             true => (Outcome::Delivered(answer(250)), HopSignal::Fine),
             false => (Outcome::Deferred(answer(451)), HopSignal::Later),
         };
         Box::pin(async move {
             Deadline::after(Duration::from_millis(20)).wait().await;
-            Ended {
+            HopResult {
                 outcomes: at.into_iter().map(|at| (at, outcome.clone())).collect(),
                 sign,
                 offered: true,

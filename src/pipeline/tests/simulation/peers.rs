@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use metrics::Gauge;
 use rand::RngExt as _;
 use tokio::sync::watch;
 
 use super::world::World;
 use crate::deadline::Deadline;
-use crate::delivery::{Answer as Said, Ended, HopSignal, Outbound, Outcome, Scripted as Hop};
+use crate::delivery::next_hop::{HopResult, HopSignal, NextHop as Hop};
+use crate::delivery::{Answer as Said, Outbound, Outcome};
 use crate::message::{Digest, MessageId};
 use crate::scan::engine::{Engine, EngineAnswer, Probes, Sample, ScanError};
 use crate::smtp::RemoteReply;
@@ -421,13 +423,13 @@ impl NextHop {
         mail: Outbound,
         recipients: Vec<usize>,
         deadline: Deadline,
-    ) -> Ended {
+    ) -> HopResult {
         let fault = *self.fault.lock().expect("no panic");
         if fault == Some(HopFault::Hang) {
             deadline.wait().await;
             let outcome = Outcome::Deferred(self.silent("no answer"));
             let outcome = |at| (at, outcome.clone());
-            return Ended {
+            return HopResult {
                 outcomes: recipients.into_iter().map(outcome).collect(),
                 sign: HopSignal::Broken,
                 offered: true,
@@ -478,7 +480,7 @@ impl NextHop {
             Some(HopFault::Ambiguous) => HopSignal::Broken,
             Some(HopFault::Hang | HopFault::Partial) | None => HopSignal::Fine,
         };
-        Ended {
+        HopResult {
             outcomes,
             sign,
             offered: sign != HopSignal::Throttled,
@@ -490,12 +492,13 @@ impl NextHop {
 pub(super) struct Served(pub(super) Arc<NextHop>);
 
 impl Hop for Served {
-    fn deliver(
-        &self,
-        mail: Outbound,
+    fn deliver<'a>(
+        &'a self,
+        mail: &'a Outbound,
         recipients: Vec<usize>,
+        _: &'a Gauge,
         deadline: Deadline,
-    ) -> BoxFuture<'static, Ended> {
-        Box::pin(self.0.clone().serve(mail, recipients, deadline))
+    ) -> BoxFuture<'a, HopResult> {
+        Box::pin(self.0.clone().serve(mail.clone(), recipients, deadline))
     }
 }

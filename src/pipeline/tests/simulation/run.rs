@@ -240,7 +240,7 @@ impl Outside {
         let scanner = Scanner::of_engines(engines.collect(), before.map(|b| &b.scanner));
         scanner.watch();
         let hops = self.hops.iter().map(|hop| {
-            let served: Arc<dyn crate::delivery::Scripted> = Arc::new(Served(hop.clone()));
+            let served: Arc<dyn crate::delivery::next_hop::NextHop> = Arc::new(Served(hop.clone()));
             (next_hop(&hop.name), served)
         });
         let config: Arc<str> = format!("c{number}").into();
