@@ -16,11 +16,13 @@ mod gate;
 mod maildir;
 pub(crate) mod next_hop;
 mod objection;
+mod outcome;
 mod pace;
 mod pool;
 mod relay;
 mod routes;
 pub mod schedule;
+mod settings;
 mod throttle;
 mod tls;
 mod told;
@@ -30,24 +32,20 @@ mod tests;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use serde::{Deserialize, Serialize};
 
 use crate::deadline::Deadline;
 use crate::incident::Incident;
 use crate::message::{Content, Envelope, MessageId};
-use crate::smtp::RemoteReply;
-use crate::smtp::dialog::Stage;
-use crate::smtp::reply_parser::parse_status;
 pub use gate::{DeliveryPermit, HopStatus};
 pub use objection::Objection;
+pub use outcome::{Answer, Outcome};
 pub use pace::PaceState;
+pub use settings::{BuildError, Kind, Settings, SmtpSettings, TlsMode};
 pub use told::{Taken, Told};
 
 use gate::HopGate;
@@ -60,82 +58,6 @@ use routes::Routes;
 /// Largest number of domains without a next hop that the log names, each once per configuration. The bound keeps mail
 /// for many invented domains from filling memory and log.
 const UNROUTED_DOMAINS_LOGGED_MAX: usize = 100;
-
-/// Settings of one `[[next_hop]]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
-    /// Unique name, used in logs and metrics.
-    pub name: Arc<str>,
-    /// Recipient domains of this next hop, in lower case: `example.com`, `.example.com` (all subdomains), `*` (all
-    /// others).
-    pub domains: Vec<String>,
-    /// Protocol of this next hop.
-    pub kind: Kind,
-    /// Wait after the first deferral. The wait doubles with each further deferral and has jitter.
-    pub retry_first: Duration,
-    /// Longest wait between two attempts.
-    pub retry_max: Duration,
-    /// Time in the queue after which the message is bounced.
-    pub give_up: Duration,
-}
-
-/// Protocol of a next hop.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Kind {
-    /// An SMTP or LMTP server.
-    Smtp(SmtpSettings),
-    /// One Maildir for each recipient below a folder.
-    Maildir {
-        /// Template of the Maildir's path. `{domain}` and `{local}` stand for the parts of the recipient's address;
-        /// unsafe characters in them are encoded.
-        path: String,
-    },
-}
-
-/// Settings of a server that this relay reaches over a socket.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SmtpSettings {
-    /// Whether the server speaks LMTP (RFC 2033) instead of SMTP.
-    pub lmtp: bool,
-    /// Addresses, tried in order: `host:port`, or `unix:/path` for LMTP.
-    pub addresses: Vec<String>,
-    /// Encryption mode.
-    pub tls: TlsMode,
-    /// File with additional trusted certificates (PEM) for `verified`; the system's certificates if `None`.
-    pub tls_ca: Option<PathBuf>,
-    /// User name for AUTH.
-    pub username: Option<String>,
-    /// File that contains only the password.
-    pub password_file: Option<PathBuf>,
-    /// Largest number of connections at a time, including idle ones.
-    pub connections: usize,
-    /// Whether mail for this server waits here and goes out at the pace that the server allows, while the server
-    /// throttles or does not work.
-    pub pace: bool,
-    /// Idle time after which a connection is closed.
-    pub idle: Duration,
-    /// Timeout of one connection attempt.
-    pub connect_timeout: Duration,
-    /// Timeout of the reply to any command before the end of data.
-    pub command_timeout: Duration,
-    /// Timeout of the reply to the end of data (RFC 5321 4.5.3.2.6).
-    pub data_timeout: Duration,
-    /// Host name in EHLO, taken from `relay.hostname`.
-    pub hostname: String,
-}
-
-/// Encryption of connections to a next hop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TlsMode {
-    /// No TLS.
-    Off,
-    /// STARTTLS if the server offers it, with any certificate.
-    Opportunistic,
-    /// STARTTLS is required, with any certificate.
-    Required,
-    /// STARTTLS is required, and the certificate must match the host name.
-    Verified,
-}
 
 /// A message to deliver.
 #[derive(Debug, Clone)]
@@ -150,123 +72,6 @@ pub struct Outbound {
     pub content: Content,
     /// Receives a report for each recipient that a next hop accepts while other recipients are still open.
     pub told: Told,
-}
-
-/// Result of a delivery for one recipient.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Outcome {
-    /// The next hop took responsibility for the message.
-    Delivered(Answer),
-    /// Transient failure: a 4yz reply, no connection, or the deadline passed.
-    Deferred(Answer),
-    /// Permanent failure: a 5yz reply, or a message that the next hop's protocol cannot carry.
-    Failed(Answer),
-}
-
-/// What happened at the next hop: the server and its reply, or the reason why there is no reply.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Answer {
-    /// Name of the next hop; empty if no next hop takes the domain.
-    pub next_hop: Arc<str>,
-    /// Address of the server, if a connection was attempted.
-    pub server: Option<SocketAddr>,
-    /// The server's reply.
-    pub reply: Option<RemoteReply>,
-    /// The command that the reply answers, if the reply is about this message.
-    #[serde(default)]
-    pub stage: Option<Stage>,
-    /// One line for people: the reply with its stage, or the error if there is no reply. A refusal by this relay begins
-    /// with its enhanced status code.
-    pub text: String,
-    /// The server offered DSN (RFC 3461) and received the DSN parameters, so the server now sends success
-    /// notifications.
-    #[serde(default)]
-    pub dsn_passed: bool,
-    /// No server was offered the message, so this was not an attempt. The next hop's pace decides when the message goes
-    /// out.
-    #[serde(default)]
-    pub held_back: bool,
-}
-
-impl Answer {
-    /// An answer without server, reply and text.
-    fn of(next_hop: &Arc<str>) -> Self {
-        Self {
-            next_hop: next_hop.clone(),
-            server: None,
-            reply: None,
-            stage: None,
-            text: String::new(),
-            dsn_passed: false,
-            held_back: false,
-        }
-    }
-
-    /// Whether no next hop takes the recipient's domain.
-    pub fn is_unrouted(&self) -> bool {
-        self.next_hop.is_empty()
-    }
-
-    /// The enhanced status code (RFC 3463) from the server's reply or, without a reply, from this relay's own text.
-    pub fn status(&self) -> Option<(u16, u16, u16)> {
-        match &self.reply {
-            Some(reply) => reply.enhanced,
-            None => parse_status(self.text.split(' ').next()?),
-        }
-    }
-
-    /// What the answer objects to: the form of the message, the recipient, or something else.
-    pub fn objection(&self) -> Objection {
-        let code = self.reply.as_ref().map(|reply| reply.code);
-        Objection::of(self.stage, code, self.status())
-    }
-}
-
-impl Outcome {
-    /// The answer inside the outcome.
-    pub fn answer(&self) -> &Answer {
-        match self {
-            Self::Delivered(answer) | Self::Deferred(answer) | Self::Failed(answer) => answer,
-        }
-    }
-}
-
-/// Why the next hops cannot be set up.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BuildError {
-    /// Next hop and address: the address has none of the known forms.
-    #[error("next hop {0}: {1:?} is not an address (host:port, [IPv6]:port, or unix:/path)")]
-    Address(String, String),
-    /// The next hop has no address.
-    #[error("next hop {0} has no address")]
-    NoAddress(String),
-    /// `verified` is set, and the address has no host name to check the certificate against.
-    #[error("next hop {0}: {1:?} has no host name that a certificate could be checked against")]
-    NoNameToVerify(String, String),
-    /// The settings contain a user name without a password file, or a password file without a user name.
-    #[error("next hop {0}: username and password_file belong together; set both or neither")]
-    HalfCredentials(String),
-    /// The password file cannot be used; the text says why.
-    #[error("password file {path}: {why}", path = .0.display(), why = .1)]
-    Password(PathBuf, String),
-    /// No trusted certificates are available, or TLS cannot be set up.
-    #[error(transparent)]
-    Trust(#[from] crate::trust::NoTrust),
-    /// Two next hops claim the same domain.
-    #[error("the domain {domain:?} is claimed by the next hops {first} and {second}")]
-    DomainTwice {
-        /// The domain as written in the configuration.
-        domain: String,
-        /// The next hop that comes first in the configuration.
-        first: String,
-        /// The other next hop.
-        second: String,
-    },
-    /// The Maildir template has no placeholder for the recipient.
-    #[error(
-        "next hop {0}: the path {1:?} does not contain {{local}}, so all recipients would share one mailbox"
-    )]
-    SharedMaildir(String, String),
 }
 
 /// All next hops with their connection pools. Clones share the same next hops.
