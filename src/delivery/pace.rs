@@ -29,6 +29,8 @@
 //!   ([`Doubt`]).
 
 mod doubt;
+mod limits;
+mod probing;
 mod taken;
 #[cfg(test)]
 mod tests;
@@ -43,26 +45,15 @@ use super::next_hop::HopSignal;
 use crate::ablation::{Mechanism, without};
 use crate::message::Party;
 use doubt::Doubt;
+use limits::{Limits, RATE_CUT_FACTOR, RATE_MIN, WINDOW_INITIAL};
+use probing::Probing;
 use taken::Taken;
 
-/// Lowest rate, in messages a second. Recovery from a lower rate would take hours.
-const RATE_MIN: f64 = 0.5;
-/// Rate in messages a second from which the pace drops the rate limit.
-const RATE_MAX: f64 = 1000.0;
-/// Factor applied to the rate at a throttling reply (multiplicative decrease).
-const RATE_CUT_FACTOR: f64 = 0.7;
 /// Shortest interval between two rate cuts. Replies to deliveries that were in flight together count as one refusal.
 const RATE_CUT_INTERVAL: Duration = Duration::from_secs(1);
-/// Rise of the rate after a recent cut, in messages a second per second (additive increase).
-const RATE_RISE_PER_SECOND: f64 = 0.5;
-/// Factor applied to the rate at each success once the last cut is older than [`CALM_PERIOD`].
-const RATE_GROWTH_FACTOR: f64 = 1.02;
 /// Time without trouble and without a backlog after which a paced hop is free. The same time separates recent cuts of
 /// the rate from older ones.
 const CALM_PERIOD: Duration = Duration::from_secs(30);
-/// Largest burst, expressed in seconds at the current rate: longer than the error of a timer, shorter than the interval
-/// over which servers measure a rate.
-const BURST_SECONDS: f64 = 0.1;
 /// First pause after a refusal, before jitter removes up to half of it. Each consecutive refusal doubles the pause.
 const PAUSE_INITIAL: Duration = Duration::from_millis(500);
 /// Longest pause.
@@ -70,26 +61,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Longest pause after a refusal of content. The refusal may still be about the message, and the next message is
 /// another one.
 const CONTENT_PAUSE_MAX: Duration = Duration::from_secs(4);
-/// Window of concurrent deliveries to a hop that has just recovered, and number of consecutive failures that mark a
-/// free hop as dead.
-const WINDOW_INITIAL: f64 = 5.0;
-/// Wait before the first probe of a dead hop. Each failed probe doubles the wait.
-const PROBE_WAIT_INITIAL: Duration = Duration::from_secs(1);
-/// Longest wait between two probes. There are few next hops, each with one probe at a time, so a longer wait would save
-/// little and would delay mail.
-const PROBE_WAIT_MAX: Duration = Duration::from_secs(60);
-/// Number of consecutive probes that reach the content and follow each other without a wait. Mail behind this many bad
-/// messages in the queue has to wait for one session each; a hop that fails for every message does not receive a whole
-/// queue.
-const IMMEDIATE_PROBES_MAX: u32 = 50;
 /// Weight of the latest delivery in the moving average of the share of deferred deliveries.
 const DEFERRED_SHARE_WEIGHT: f64 = 1.0 / 16.0;
 /// Share of deferred deliveries from which a deferral that may be about the message counts as throttling: six
 /// consecutive deferrals reach it.
 const DEFERRED_SHARE_THRESHOLD: f64 = 0.3;
-/// Up to this multiple of an accepted rate, a deferral is not blamed on the rate: the hop has taken mail nearly as
-/// fast.
-const TAKEN_RATE_MARGIN: f64 = 1.2;
 /// Number of deferrals not explained by the rate after which the pace treats deferrals as decisions about single
 /// messages …
 const UNEXPLAINED_DEFERRALS_MAX: u32 = 3;
@@ -203,42 +179,8 @@ pub struct Pace {
 #[derive(Debug)]
 enum Mode {
     Free,
-    Paced(Paced),
-    Dead(Dead),
-}
-
-#[derive(Debug, Clone)]
-struct Paced {
-    /// Rate limit in messages a second.
-    rate: Option<f64>,
-    /// Time of the next message without a burst (the theoretical arrival time of GCRA, ITU-T I.371).
-    next: Instant,
-    window: f64,
-    /// End of the pause.
-    until: Instant,
-    /// After the pause only one message goes out, until the hop has taken it.
-    trial: bool,
-    cut_at: Instant,
-    trouble_at: Instant,
-    /// Rate after the last cut.
-    floor: f64,
-    /// Messages taken, and messages deferred, since the last cut.
-    fine: u32,
-    put_off: u32,
-    /// Deferrals in this paced period that the rate does not explain.
-    unexplained: u32,
-}
-
-#[derive(Debug)]
-struct Dead {
-    since: Instant,
-    wait: Duration,
-    probe_at: Instant,
-    probing: bool,
-    /// Consecutive probes since the last wait that reached the content.
-    at_once: u32,
-    /// The rate before the hop went dead, still the best estimate.
-    rate: Option<f64>,
+    Paced(Limits),
+    Dead(Probing),
 }
 
 impl Pace {
@@ -320,9 +262,7 @@ impl Pace {
     /// Allows an immediate probe of a dead hop, because an administrator says that the hop works again.
     pub fn nudge(&mut self, now: Instant) {
         if let Mode::Dead(dead) = &mut self.mode {
-            dead.probe_at = dead.probe_at.min(now);
-            dead.wait = PROBE_WAIT_INITIAL;
-            dead.at_once = 0;
+            dead.nudge(now);
         }
     }
 
@@ -400,7 +340,7 @@ impl Pace {
             Mode::Free => None,
             Mode::Dead(dead) => {
                 let (dead_for, rate) = (now - dead.since, dead.rate);
-                let paced = self.paced(rate, now);
+                let paced = Limits::new(rate, self.connections, now);
                 self.enter(Mode::Paced(paced));
                 Some(Shift::Alive(dead_for))
             }
@@ -473,7 +413,7 @@ impl Pace {
                     Mode::Dead(dead) => dead.rate.unwrap_or(learnt),
                     _ => learnt,
                 };
-                let paced = self.paced(Some(rate), now);
+                let paced = Limits::new(Some(rate), self.connections, now);
                 self.enter(Mode::Paced(paced));
                 Some(Shift::Paced(rate))
             }
@@ -518,22 +458,14 @@ impl Pace {
             return None;
         }
         self.failed = 0.0;
-        self.enter(Mode::Dead(Dead {
-            since: now,
-            wait: PROBE_WAIT_INITIAL,
-            probe_at: now + jittered(PROBE_WAIT_INITIAL, rng),
-            probing: false,
-            at_once: 0,
-            rate,
-        }));
+        self.enter(Mode::Dead(Probing::new(rate, now, rng)));
         Some(Shift::Dead)
     }
 
     /// Repeats a probe without a result after the same wait.
     fn rest(&mut self, probe: bool, now: Instant) {
         if let (true, Mode::Dead(dead)) = (probe, &mut self.mode) {
-            dead.probing = false;
-            dead.probe_at = now + dead.wait;
+            dead.rest(now);
         }
     }
 
@@ -541,128 +473,10 @@ impl Pace {
         self.mode = mode;
         self.epoch += 1;
     }
-
-    fn paced(&self, rate: Option<f64>, now: Instant) -> Paced {
-        Paced {
-            rate,
-            next: now,
-            window: WINDOW_INITIAL.min(self.connections as f64),
-            until: now,
-            trial: false,
-            cut_at: now,
-            trouble_at: now,
-            floor: rate.unwrap_or(RATE_MAX),
-            fine: 0,
-            put_off: 0,
-            unexplained: 0,
-        }
-    }
-}
-
-impl Dead {
-    /// Processes a failed probe. If the probe reached the content, the message may be the cause: that message waits for
-    /// its own next attempt, and the next probe may start immediately.
-    fn failed(&mut self, offered: bool, now: Instant, rng: &mut impl Rng) {
-        self.probing = false;
-        if offered && self.at_once < IMMEDIATE_PROBES_MAX {
-            self.at_once += 1;
-            self.probe_at = now;
-            return;
-        }
-        self.at_once = 0;
-        self.wait = (self.wait * 2).min(PROBE_WAIT_MAX);
-        self.probe_at = now + jittered(self.wait, rng);
-    }
-}
-
-impl Paced {
-    /// How many messages may go out now.
-    fn room(&self, in_flight: usize, now: Instant) -> usize {
-        if now < self.until {
-            return 0;
-        }
-        let window = if self.trial { 1 } else { self.window as usize };
-        let free = window.saturating_sub(in_flight);
-        let Some(rate) = self.rate else { return free };
-        // The number of consecutive messages that `spend` allows at this instant.
-        let ahead = self.next.saturating_duration_since(now).as_secs_f64();
-        match early(rate) - ahead {
-            left if left < 0.0 => 0,
-            left => free.min(1 + (left * rate) as usize),
-        }
-    }
-
-    /// Time from which the pause and the rate allow a message; `None` if they allow one now.
-    fn opens(&self, now: Instant) -> Option<Instant> {
-        let due = self.rate.map_or(self.until, |rate| {
-            let early = Duration::from_secs_f64(early(rate));
-            self.next.checked_sub(early).unwrap_or(self.next)
-        });
-        Some(due.max(self.until)).filter(|opens| *opens > now)
-    }
-
-    fn cut(&mut self, rate: f64, now: Instant) {
-        self.rate = Some(rate);
-        self.floor = rate;
-        self.cut_at = now;
-        self.fine = 0;
-        self.put_off = 0;
-    }
-
-    /// Whether the rate can be the reason for one more deferral: a pause has begun meanwhile, the rate is well above
-    /// the rate after the last cut, or the hop has taken too few messages since the cut to exclude the rate.
-    fn explains(&mut self, now: Instant) -> bool {
-        if now < self.until {
-            return true;
-        }
-        self.put_off += 1;
-        let slow = self
-            .rate
-            .is_some_and(|rate| rate <= self.floor * TAKEN_RATE_MARGIN);
-        let explained = !slow || self.fine < 2 * self.put_off;
-        self.unexplained += u32::from(!explained);
-        explained
-    }
-
-    fn spend(&mut self, now: Instant) {
-        if let Some(rate) = self.rate {
-            self.next = self.next.max(now) + Duration::from_secs_f64(1.0 / rate);
-        }
-    }
-
-    fn pause(&mut self, until: Instant) {
-        self.until = until;
-        self.next = self.next.max(until);
-        self.trial = true;
-    }
-
-    fn succeed(&mut self, connections: usize, now: Instant) {
-        self.trial = false;
-        self.fine = self.fine.saturating_add(1);
-        self.window = (self.window + 1.0 / self.window).min(connections as f64);
-        let recent = now - self.cut_at < CALM_PERIOD;
-        self.rate = self
-            .rate
-            .map(|rate| match recent {
-                true => rate + RATE_RISE_PER_SECOND / rate,
-                false => rate * RATE_GROWTH_FACTOR,
-            })
-            .filter(|rate| *rate < RATE_MAX);
-    }
-}
-
-/// How far ahead of even spacing a message may go, in seconds, so that a burst passes.
-fn early(rate: f64) -> f64 {
-    (BURST_SECONDS - 1.0 / rate).max(0.0)
 }
 
 impl Refusal {
     fn new(why: Why, until: Option<Instant>) -> Self {
         Self { why, until }
     }
-}
-
-/// Adds jitter, so that relays that lost the same server do not return to it at the same time.
-fn jittered(wait: Duration, rng: &mut impl Rng) -> Duration {
-    wait.mul_f64(rng.random_range(0.75..=1.0))
 }

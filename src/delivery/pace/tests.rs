@@ -6,6 +6,8 @@ use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
+use super::limits::{BURST_SECONDS, RATE_MAX};
+use super::probing::{PROBE_WAIT_INITIAL, PROBE_WAIT_MAX};
 use super::*;
 
 const SIMULATION_STEP: Duration = Duration::from_millis(10);
@@ -651,7 +653,7 @@ proptest! {
         waits in prop::collection::vec(0..400_u64, 1..200),
     ) {
         let (mut pace, start) = (Pace::new(10_000), Instant::now());
-        let mut paced = pace.paced(Some(rate), start);
+        let mut paced = Limits::new(Some(rate), pace.connections, start);
         paced.window = 10_000.0;
         pace.enter(Mode::Paced(paced));
         let (mut now, mut sent) = (start, Vec::new());
