@@ -1,8 +1,14 @@
+use memchr::memmem;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use super::frame::{LINE_OCTETS_MAX, lines};
 use super::*;
+use crate::delivery::Outcome;
+use crate::message::{Mailbox, Notify, Ret};
 use crate::smtp::RemoteReply;
+use crate::smtp::dot_stuff::has_bare_line_end;
+use crate::store::Extent;
 
 const BOUNCE_ID: &str = "01JZZZZZZZZZZZZZZZZZZZZZZZ";
 
