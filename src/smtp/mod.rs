@@ -5,9 +5,11 @@ pub mod content;
 pub mod dialog;
 pub mod dot_stuff;
 pub mod orcpt;
+mod remote_reply;
 pub mod reply;
 pub mod reply_parser;
 pub mod transaction;
 pub mod xtext;
 
-pub use reply::{RemoteReply, Reply};
+pub use remote_reply::RemoteReply;
+pub use reply::Reply;

@@ -9,7 +9,8 @@
 
 use memchr::memchr;
 
-use super::reply::{Class, RemoteReply};
+use super::RemoteReply;
+use super::reply::Class;
 
 /// Longest reply line in octets. RFC 5321 4.5.3.1.5 allows 512; enhanced status codes and links make lines longer today.
 pub const REPLY_LINE_OCTETS_MAX: usize = 2048;

@@ -6,7 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::{Capabilities, Stage};
-use crate::smtp::reply::{Class, RemoteReply};
+use crate::smtp::RemoteReply;
+use crate::smtp::reply::Class;
 use crate::smtp::reply_parser::RawReply;
 
 /// Whether the client uses STARTTLS.

@@ -9,9 +9,10 @@ use std::fmt::Write as _;
 
 use super::{Capabilities, Stage};
 use crate::message::{Envelope, Notify, Recipient, Ret, header};
+use crate::smtp::RemoteReply;
 use crate::smtp::dot_stuff::has_bare_line_end;
 use crate::smtp::orcpt;
-use crate::smtp::reply::{Class, RemoteReply};
+use crate::smtp::reply::Class;
 use crate::smtp::reply_parser::RawReply;
 
 /// Largest number of commands sent before a reply is read. Without this limit both sides could wait forever: a server whose
