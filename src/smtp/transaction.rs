@@ -3,43 +3,26 @@
 //! The machine knows the sequence and the syntax of RFC 5321 and of the offered extensions, and uses no sockets, clocks or
 //! configuration files. The listener passes lines in and carries out the [`Step`] that the machine returns.
 
+mod arguments;
+mod offer;
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
-use std::ops::Range;
-use std::sync::Arc;
 
 use smtp_proto::{
-    AUTH_LOGIN, AUTH_PLAIN, Error, MAIL_BODY_8BITMIME, MAIL_BODY_BINARYMIME, MAIL_RET_FULL,
-    MAIL_RET_HDRS, MAIL_SMTPUTF8, MailFrom, RCPT_NOTIFY_DELAY, RCPT_NOTIFY_FAILURE,
-    RCPT_NOTIFY_NEVER, RCPT_NOTIFY_SUCCESS, RcptTo, Request,
+    AUTH_LOGIN, AUTH_PLAIN, MAIL_BODY_8BITMIME, MAIL_RET_FULL, MAIL_RET_HDRS, MAIL_SMTPUTF8,
+    MailFrom, RCPT_NOTIFY_DELAY, RCPT_NOTIFY_FAILURE, RCPT_NOTIFY_NEVER, RCPT_NOTIFY_SUCCESS,
+    RcptTo, Request,
 };
 
 use super::orcpt;
 use super::reply::Reply;
 use super::xtext::{self, Attributes};
 use crate::message::{BodyKind, Mailbox, Notify, Recipient, Ret, ReversePath};
-
-/// What the server offers and demands. The offer changes after the TLS handshake.
-#[derive(Debug, Clone)]
-pub struct Offer {
-    /// Host name of the relay.
-    pub hostname: Arc<str>,
-    /// Largest content in octets, announced with SIZE.
-    pub message_size: u64,
-    /// Largest number of recipients of one transaction.
-    pub recipients: usize,
-    /// STARTTLS is offered: it is configured, and the session is not encrypted yet.
-    pub starttls: bool,
-    /// MAIL is refused without encryption.
-    pub tls_required: bool,
-    /// AUTH is configured.
-    pub auth: bool,
-    /// The session is encrypted. AUTH is offered only in an encrypted session.
-    pub encrypted: bool,
-    /// This peer may send XCLIENT.
-    pub xclient: bool,
-    /// This peer may send XFORWARD.
-    pub xforward: bool,
-}
+pub(super) use arguments::brackets;
+use arguments::{chunk, is_printable, path, syntax_error};
+pub use offer::Offer;
 
 /// Next step of the session.
 #[derive(Debug)]
@@ -238,29 +221,8 @@ impl Server {
         if !extended {
             return Step::Reply(Reply::helo(&self.offer.hostname));
         }
-        let offer = &self.offer;
-        let mut extensions: Vec<Cow<'static, str>> = vec![
-            "PIPELINING".into(),
-            format!("SIZE {}", offer.message_size).into(),
-            "8BITMIME".into(),
-            "SMTPUTF8".into(),
-            "CHUNKING".into(),
-            "DSN".into(),
-            "ENHANCEDSTATUSCODES".into(),
-        ];
-        if offer.starttls {
-            extensions.push("STARTTLS".into());
-        }
-        if offer.auth && offer.encrypted {
-            extensions.push("AUTH PLAIN LOGIN".into());
-        }
-        if offer.xclient {
-            extensions.push("XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT".into());
-        }
-        if offer.xforward {
-            extensions.push("XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE".into());
-        }
-        Step::Reply(Reply::ehlo(&offer.hostname, extensions))
+        let extensions = self.offer.extensions();
+        Step::Reply(Reply::ehlo(&self.offer.hostname, extensions))
     }
 
     fn mail(&mut self, line: &[u8], from: &MailFrom<Cow<'_, str>>) -> Reply {
@@ -285,7 +247,7 @@ impl Server {
             },
             None => return Reply::syntax("MAIL FROM:<reverse-path> [parameters]"),
         };
-        if let Some(parameter) = not_offered(from, &self.offer) {
+        if let Some(parameter) = self.offer.unsupported_parameter(from) {
             return Reply::unknown_parameter(parameter);
         }
         if from.size as u64 > self.offer.message_size {
@@ -491,96 +453,3 @@ impl Server {
         }
     }
 }
-
-/// Parses the arguments of BDAT: ` chunk-size [LAST]`. In a number that is too large, smtp-proto begins again with the later
-/// digits; if two systems read a size differently, one message can become two.
-fn chunk(arguments: &[u8]) -> Option<(u64, bool)> {
-    let mut words = std::str::from_utf8(arguments)
-        .ok()?
-        .split_ascii_whitespace();
-    let size = words.next()?;
-    let octets = size
-        .bytes()
-        .all(|b| b.is_ascii_digit())
-        .then(|| size.parse())?;
-    let last = match words.next() {
-        None => false,
-        Some(word) if word.eq_ignore_ascii_case("LAST") => true,
-        Some(_) => return None,
-    };
-    words.next().is_none().then_some((octets.ok()?, last))
-}
-
-/// The text between the angle brackets, without the source route (RFC 5321 4.1.1.3 asks servers to ignore it).
-///
-/// The address that smtp-proto returns has no quotes any more, and a relay must pass the address on unchanged.
-fn path(line: &[u8]) -> Option<&str> {
-    let text = std::str::from_utf8(&line[brackets(line)?]).ok()?.trim();
-    match text.split_once(':') {
-        Some((route, rest)) if route.starts_with('@') => Some(rest),
-        _ => Some(text),
-    }
-}
-
-/// The range between the angle brackets.
-pub(super) fn brackets(line: &[u8]) -> Option<Range<usize>> {
-    let open = memchr::memchr(b'<', line)?;
-    let mut quoted = false;
-    let mut escaped = false;
-    for (at, octet) in line.iter().enumerate().skip(open + 1) {
-        match octet {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            b'>' if !quoted => return Some(open + 1..at),
-            _ => {}
-        }
-    }
-    None
-}
-
-/// The first parameter that smtp-proto parses and that belongs to an extension that the server does not offer.
-fn not_offered(from: &MailFrom<Cow<'_, str>>, offer: &Offer) -> Option<&'static str> {
-    let unknown = from.flags
-        & (smtp_proto::MAIL_REQUIRETLS
-            | smtp_proto::MAIL_CONPERM
-            | smtp_proto::MAIL_BY_NOTIFY
-            | smtp_proto::MAIL_BY_RETURN
-            | smtp_proto::MAIL_BY_TRACE);
-    if unknown != 0 {
-        Some("REQUIRETLS, CONPERM or BY")
-    } else if from.flags & MAIL_BODY_BINARYMIME != 0 {
-        Some("BODY=BINARYMIME")
-    } else if from.hold_for != 0 || from.hold_until != 0 {
-        Some("HOLDFOR or HOLDUNTIL")
-    } else if from.mt_priority != 0
-        || from.mtrk.is_some()
-        || from.solicit.is_some()
-        || from.trans_id.is_some()
-    {
-        Some("MT-PRIORITY, MTRK, SOLICIT or TRANSID")
-    } else if from.auth.is_some() && !(offer.auth && offer.encrypted) {
-        Some("AUTH")
-    } else {
-        None
-    }
-}
-
-fn is_printable(text: &str) -> bool {
-    !text.chars().any(char::is_control)
-}
-
-fn syntax_error(error: Error) -> Reply {
-    match error {
-        Error::UnknownCommand | Error::NeedsMoreData { .. } => Reply::unknown_command(),
-        Error::InvalidSenderAddress => Reply::bad_sender("not of the form local-part@domain"),
-        Error::InvalidRecipientAddress => Reply::bad_recipient("not of the form local-part@domain"),
-        Error::SyntaxError { syntax } => Reply::syntax(syntax),
-        Error::InvalidParameter { param } => Reply::bad_parameter(param),
-        Error::UnsupportedParameter { param } => Reply::unknown_parameter(&param),
-        Error::ResponseTooLong | Error::InvalidResponse { .. } => Reply::unknown_command(),
-    }
-}
-
-#[cfg(test)]
-mod tests;
