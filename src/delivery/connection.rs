@@ -270,7 +270,7 @@ impl Connection {
         content_sent: &mut bool,
     ) -> Result<(), ConnectionError> {
         let mut next = machine.start(&mut self.output);
-        let mut told = 0;
+        let mut reported = 0;
         loop {
             match next {
                 Next::Done => return Ok(()),
@@ -288,10 +288,10 @@ impl Connection {
             let step = |reply: &RawReply<'_>, out: &mut Vec<u8>| machine.on_reply(reply, out);
             next = self.reply(limit, deadline, step).await??;
             if self.lmtp && *content_sent {
-                for (at, reply) in machine.taken().skip(told) {
-                    mail.told
-                        .tell(at, || format!("{}: {reply}", Stage::EndOfData));
-                    told += 1;
+                for (at, reply) in machine.taken().skip(reported) {
+                    mail.delivered
+                        .send(at, || format!("{}: {reply}", Stage::EndOfData));
+                    reported += 1;
                 }
             }
         }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::next_hop::HopSignal;
-use super::pace::{Pace, PaceState, Refusal, Shift, Ticket, Who, Why};
+use super::pace::{MailKind, Pace, PaceChange, PaceState, Refusal, RefusalReason, Ticket};
 use crate::chance;
 use crate::deadline::wall_clock;
 use crate::incident::{Incident, Kind, Subject};
@@ -79,13 +79,13 @@ impl HopGate {
     }
 
     /// Takes a permit now. The error text gives the reason if the hop takes no message.
-    pub fn ask(self: &Arc<Self>, who: Who) -> Result<DeliveryPermit, String> {
+    pub fn ask(self: &Arc<Self>, kind: MailKind) -> Result<DeliveryPermit, String> {
         let ticket = match self.paced {
             false => None,
             true => {
                 let now = Instant::now();
                 let mut inner = self.lock();
-                let asked = inner.pace.ask(who, now);
+                let asked = inner.pace.ask(kind, now);
                 Some(asked.map_err(|refusal| self.text(&refusal, inner.said.as_deref(), now))?)
             }
         };
@@ -135,11 +135,11 @@ impl HopGate {
         std::mem::take(&mut self.lock().incidents)
     }
 
-    fn end(&self, ticket: &Ticket, sign: HopSignal, whose: Option<&Envelope>, said: &str) {
-        let party = whose.filter(|_| sign.is_at_content()).map(Party::of);
+    fn end(&self, ticket: &Ticket, signal: HopSignal, whose: Option<&Envelope>, said: &str) {
+        let party = whose.filter(|_| signal.is_at_content()).map(Party::of);
         let mut inner = self.lock();
         if matches!(
-            sign,
+            signal,
             HopSignal::Throttled
                 | HopSignal::Later
                 | HopSignal::ThrottledAtEnd
@@ -148,42 +148,45 @@ impl HopGate {
             counter!("spillway_next_hop_throttles_total", "next_hop" => self.name.to_string())
                 .increment(1);
         }
-        let trouble = !matches!(sign, HopSignal::Fine | HopSignal::Unknown | HopSignal::Busy);
+        let trouble = !matches!(
+            signal,
+            HopSignal::Fine | HopSignal::Unknown | HopSignal::Busy
+        );
         if trouble {
             inner.said = Some(said.chars().take(ERROR_TEXT_CHARS_MAX).collect());
         }
         let (now, rng) = (Instant::now(), &mut chance::rng());
-        let shift = inner.pace.ended(ticket, sign, party.as_ref(), now, rng);
-        if let Some(shift) = shift {
-            self.tell(&mut inner, shift);
+        let change = inner.pace.ended(ticket, signal, party.as_ref(), now, rng);
+        if let Some(change) = change {
+            self.record(&mut inner, change);
         }
     }
 
     /// Records a change as an incident. A rate cut of a hop that is already paced is only logged.
-    fn tell(&self, inner: &mut Inner, shift: Shift) {
+    fn record(&self, inner: &mut Inner, change: PaceChange) {
         let name = &self.name;
-        let (kind, summary) = match shift {
-            Shift::Paced(rate) => (
+        let (kind, summary) = match change {
+            PaceChange::Paced(rate) => (
                 Kind::NextHopPaced,
                 format!("next hop {name} throttles us: {rate:.1} messages a second from now on"),
             ),
-            Shift::Cut(rate) => {
+            PaceChange::Cut(rate) => {
                 tracing::info!(next_hop = %name, rate, said = inner.said, "next hop throttles again");
                 return;
             }
-            Shift::Dead => (
+            PaceChange::Dead => (
                 Kind::NextHopDead,
                 format!("next hop {name} does not work: one probe at a time from now on"),
             ),
-            Shift::Alive(after) => (
+            PaceChange::Alive(after) => (
                 Kind::NextHopAlive,
                 format!("next hop {name} works again after {} s", after.as_secs()),
             ),
-            Shift::Free => (
+            PaceChange::Free => (
                 Kind::NextHopAlive,
                 format!("next hop {name} gets all its mail again"),
             ),
-            Shift::PerMessageDeferrals => (
+            PaceChange::PerMessageDeferrals => (
                 Kind::NextHopAlive,
                 format!(
                     "next hop {name} puts off single messages at any rate: it gets all its mail again"
@@ -201,10 +204,10 @@ impl HopGate {
 
     fn text(&self, refusal: &Refusal, said: Option<&str>, now: Instant) -> String {
         let (name, said) = (&self.name, said.unwrap_or("trouble"));
-        let mut text = match refusal.why {
-            Why::Paced => format!("next hop {name} is paced after {said}"),
-            Why::Dead => format!("next hop {name} does not work: {said}"),
-            Why::Busy => format!("all connections to next hop {name} are in use"),
+        let mut text = match refusal.reason {
+            RefusalReason::Paced => format!("next hop {name} is paced after {said}"),
+            RefusalReason::Dead => format!("next hop {name} does not work: {said}"),
+            RefusalReason::Busy => format!("all connections to next hop {name} are in use"),
         };
         match refusal.until {
             Some(until) => {
@@ -254,14 +257,14 @@ impl DeliveryPermit {
     /// Returns the permit with the result of the delivery of message `whose`: the signal about the hop and its text.
     /// True if the hop's pace decides when the undelivered message goes out: no server was offered the message, so the
     /// delivery does not count as an attempt.
-    pub fn end(mut self, sign: HopSignal, offered: bool, whose: &Envelope, said: &str) -> bool {
+    pub fn end(mut self, signal: HopSignal, offered: bool, whose: &Envelope, said: &str) -> bool {
         let Some(ticket) = self.ticket.take() else {
             return false;
         };
-        self.gate.end(&ticket, sign, Some(whose), said);
+        self.gate.end(&ticket, signal, Some(whose), said);
         !offered
             && matches!(
-                sign,
+                signal,
                 HopSignal::Throttled | HopSignal::Unreachable | HopSignal::Busy
             )
     }

@@ -34,7 +34,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 use super::next_hop::{HopResult, HopSignal, NextHop};
-use super::{Answer, BuildError, Outbound, Outcome, Told};
+use super::{Answer, BuildError, DeliveredSender, Outbound, Outcome};
 use crate::deadline::Deadline;
 use crate::message::{Content, Envelope, Mailbox};
 
@@ -97,7 +97,7 @@ struct Job {
     host: Arc<str>,
     disk: Disk,
     shared: Arc<JobState>,
-    told: Told,
+    delivered: DeliveredSender,
 }
 
 /// State shared between the waiting task and the writing thread.
@@ -109,7 +109,7 @@ struct JobState {
 }
 
 impl JobState {
-    fn tell(&self, at: usize, result: io::Result<()>) {
+    fn record(&self, at: usize, result: io::Result<()>) {
         let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
         results.push((at, result));
     }
@@ -203,7 +203,7 @@ impl Maildir {
             host: self.host.clone(),
             disk: self.disk,
             shared: shared.clone(),
-            told: mail.told.clone(),
+            delivered: mail.delivered.clone(),
         })
     }
 
@@ -273,7 +273,7 @@ impl NextHop for Maildir {
             HopResult {
                 outcomes: self.write_files(mail, recipients, deadline).await,
                 // A folder has no pace that a signal could change.
-                sign: HopSignal::Unknown,
+                signal: HopSignal::Unknown,
                 offered: true,
             }
         })
@@ -286,7 +286,7 @@ impl Job {
             return;
         }
         if let Err(error) = self.deliver() {
-            self.shared.tell(self.at, Err(error));
+            self.shared.record(self.at, Err(error));
         }
     }
 
@@ -322,14 +322,14 @@ impl Job {
             return moved;
         }
         // From here on the message is delivered, even if the sync fails.
-        self.shared.tell(self.at, Ok(()));
+        self.shared.record(self.at, Ok(()));
         if let Err(error) = (self.disk.sync)(&new) {
             // A folder that cannot be synced may lose the rename in a power loss. But a second delivery would certainly
             // add a copy with every retry, and a message that a user has read cannot be withdrawn.
             tracing::warn!(folder = %maildir.display(), %error, "the message is in the Maildir, but the folder was not synced");
         }
         // Reported only after the sync, because the caller may remove the message from the store after this report.
-        self.told.tell(self.at, || WRITTEN_TEXT.to_owned());
+        self.delivered.send(self.at, || WRITTEN_TEXT.to_owned());
         Ok(())
     }
 

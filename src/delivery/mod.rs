@@ -10,6 +10,7 @@
 //! many messages may go out, and takes a [`DeliveryPermit`] for each.
 
 mod connection;
+mod delivered;
 pub mod dsn;
 mod endpoint;
 mod gate;
@@ -25,7 +26,6 @@ pub mod schedule;
 mod settings;
 mod throttle;
 mod tls;
-mod told;
 
 #[cfg(test)]
 mod tests;
@@ -41,17 +41,17 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use crate::deadline::Deadline;
 use crate::incident::Incident;
 use crate::message::{Content, Envelope, MessageId};
+pub use delivered::{DeliveredRecipient, DeliveredSender};
 pub use gate::{DeliveryPermit, HopStatus};
 pub use objection::Objection;
 pub use outcome::{Answer, Outcome};
 pub use pace::PaceState;
 pub use settings::{BuildError, Kind, Settings, SmtpSettings, TlsMode};
-pub use told::{Taken, Told};
 
 use gate::HopGate;
 use maildir::Maildir;
 use next_hop::{Hop, NextHop};
-use pace::Who;
+use pace::MailKind;
 use relay::Relay;
 use routes::Routes;
 
@@ -70,8 +70,8 @@ pub struct Outbound {
     pub prefix: Bytes,
     /// The content as received.
     pub content: Content,
-    /// Receives a report for each recipient that a next hop accepts while other recipients are still open.
-    pub told: Told,
+    /// Receives a report for each recipient whose message a next hop takes while other recipients are still open.
+    pub delivered: DeliveredSender,
 }
 
 /// All next hops with their connection pools. Clones share the same next hops.
@@ -165,12 +165,12 @@ impl Delivery {
     /// Outcome for a domain that no next hop takes. The message waits, because the most likely cause is that a new
     /// configuration lacks the domain by mistake.
     fn unrouted(&self, domain: &str) -> Outcome {
-        let mut told = self
+        let mut logged = self
             .shared
             .unrouted
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if told.len() < UNROUTED_DOMAINS_LOGGED_MAX && told.insert(domain.to_owned()) {
+        if logged.len() < UNROUTED_DOMAINS_LOGGED_MAX && logged.insert(domain.to_owned()) {
             tracing::warn!(
                 domain,
                 "no next hop takes this domain: its mail waits, and bounces to it are held; add it to the domains of a [[next_hop]]"
@@ -201,7 +201,7 @@ impl Delivery {
     }
 
     /// Longest time in the queue before a message is bounced, over all next hops.
-    pub fn longest_patience(&self) -> Duration {
+    pub fn longest_give_up(&self) -> Duration {
         let hops = self.shared.hops.iter();
         let longest = hops.map(|hop| hop.settings.give_up).max();
         longest.map_or(schedule::UNROUTED_GIVE_UP, |longest| {
@@ -220,7 +220,7 @@ impl Delivery {
     /// permit, and `Err` with the reason in words if the next hop takes no message now.
     pub fn turn(&self, next_hop: &str) -> Result<Option<DeliveryPermit>, String> {
         let gate = self.gate(next_hop);
-        gate.map(|gate| gate.ask(Who::Waiting)).transpose()
+        gate.map(|gate| gate.ask(MailKind::Waiting)).transpose()
     }
 
     /// Tells each next hop whether stored mail for it is due. While the next hop has a rate, that mail goes before

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use super::gate::{DeliveryPermit, HopGate};
-use super::pace::Who;
+use super::pace::MailKind;
 use super::{Answer, Kind, Outbound, Outcome, Settings};
 use crate::deadline::Deadline;
 
@@ -30,7 +30,7 @@ pub struct HopResult {
     /// One outcome for each recipient, in any order.
     pub outcomes: Vec<(usize, Outcome)>,
     /// What the delivery says about the hop.
-    pub sign: HopSignal,
+    pub signal: HopSignal,
     /// Whether the hop was offered the message: a server was sent any command of the transaction.
     pub offered: bool,
 }
@@ -107,7 +107,7 @@ impl Hop {
         deadline: Deadline,
     ) -> Vec<(usize, Outcome)> {
         let meters = self.meters.get_or_init(|| Meters::new(&self.settings.name));
-        let outcomes = match turn.map_or_else(|| self.gate.ask(Who::Fresh), Ok) {
+        let outcomes = match turn.map_or_else(|| self.gate.ask(MailKind::Fresh), Ok) {
             Ok(turn) => {
                 let start = tokio::time::Instant::now();
                 let outcomes = self.attempt(mail, recipients, turn, meters, deadline).await;
@@ -140,7 +140,7 @@ impl Hop {
     ) -> Vec<(usize, Outcome)> {
         let HopResult {
             mut outcomes,
-            sign,
+            signal,
             offered,
         } = self
             .next_hop
@@ -150,11 +150,11 @@ impl Hop {
             Outcome::Deferred(answer) => Some(answer.text.clone()),
             _ => None,
         };
-        let said = match sign {
+        let said = match signal {
             HopSignal::Fine => String::new(),
             _ => outcomes.iter().find_map(deferred).unwrap_or_default(),
         };
-        if turn.end(sign, offered, &mail.envelope, &said) {
+        if turn.end(signal, offered, &mail.envelope, &said) {
             for (_, outcome) in &mut outcomes {
                 if let Outcome::Deferred(answer) = outcome {
                     answer.held_back = true;

@@ -31,7 +31,7 @@
 mod doubt;
 mod limits;
 mod probing;
-mod taken;
+mod taken_rate;
 #[cfg(test)]
 mod tests;
 
@@ -47,7 +47,7 @@ use crate::message::Party;
 use doubt::Doubt;
 use limits::{Limits, RATE_CUT_FACTOR, RATE_MIN, WINDOW_INITIAL};
 use probing::Probing;
-use taken::Taken;
+use taken_rate::TakenRate;
 
 /// Shortest interval between two rate cuts. Replies to deliveries that were in flight together count as one refusal.
 const RATE_CUT_INTERVAL: Duration = Duration::from_secs(1);
@@ -76,7 +76,7 @@ const CONNECTIONS_BUSY_PERIOD: Duration = Duration::from_secs(30);
 
 /// Kind of the message that asks for a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who {
+pub enum MailKind {
     /// A message that has just arrived.
     Fresh,
     /// A stored message that waits. While the hop has a rate, stored messages go first.
@@ -94,14 +94,14 @@ pub struct Ticket {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
     /// The reason.
-    pub why: Why,
+    pub reason: RefusalReason,
     /// Time from which another request is useful; `None` if something other than time decides.
     pub until: Option<Instant>,
 }
 
 /// Why the hop takes no message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
+pub enum RefusalReason {
     /// The hop throttles us: the pause or the rate allows no further message, or stored messages go first.
     Paced,
     /// The hop does not work.
@@ -112,7 +112,7 @@ pub enum Why {
 
 /// A change of the pace.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Shift {
+pub enum PaceChange {
     /// From free or dead to paced, with this rate in messages a second.
     Paced(f64),
     /// The rate was cut to this value, in messages a second.
@@ -163,17 +163,16 @@ pub struct Pace {
     in_flight: usize,
     /// Consecutive failures as a fraction of the cohort; the hop is dead at one.
     failed: f64,
-    /// Consecutive refusals.
-    streak: u32,
+    consecutive_refusals: u32,
     /// Whether the store has mail for this hop that is due.
     backlog: bool,
     busy_until: Option<Instant>,
     /// Moving average of the share of deliveries with deferrals that may be about the message.
-    put_off: f64,
+    deferred_share: f64,
     /// Time before which the pace ignores such deferrals.
-    deaf_until: Option<Instant>,
+    deferrals_ignored_until: Option<Instant>,
     doubt: Doubt,
-    taken: Taken,
+    taken: TakenRate,
 }
 
 #[derive(Debug)]
@@ -192,42 +191,42 @@ impl Pace {
             connections: connections.max(1),
             in_flight: 0,
             failed: 0.0,
-            streak: 0,
+            consecutive_refusals: 0,
             backlog: false,
             busy_until: None,
-            put_off: 0.0,
-            deaf_until: None,
+            deferred_share: 0.0,
+            deferrals_ignored_until: None,
             doubt: Doubt::None,
-            taken: Taken::default(),
+            taken: TakenRate::default(),
         }
     }
 
     /// Requests the right to one delivery.
-    pub fn ask(&mut self, who: Who, now: Instant) -> Result<Ticket, Refusal> {
+    pub fn ask(&mut self, kind: MailKind, now: Instant) -> Result<Ticket, Refusal> {
         match &mut self.mode {
             Mode::Free => {
                 let busy = self.busy_until.is_some_and(|until| now < until);
-                if who == Who::Fresh && busy && self.in_flight >= self.connections {
-                    return Err(Refusal::new(Why::Busy, None));
+                if kind == MailKind::Fresh && busy && self.in_flight >= self.connections {
+                    return Err(Refusal::new(RefusalReason::Busy, None));
                 }
             }
             Mode::Paced(paced) => {
-                if who == Who::Fresh && paced.rate.is_some() && self.backlog {
-                    return Err(Refusal::new(Why::Paced, None));
+                if kind == MailKind::Fresh && paced.rate.is_some() && self.backlog {
+                    return Err(Refusal::new(RefusalReason::Paced, None));
                 }
                 if paced.room(self.in_flight, now) == 0 {
                     self.backlog = true;
-                    return Err(Refusal::new(Why::Paced, paced.opens(now)));
+                    return Err(Refusal::new(RefusalReason::Paced, paced.opens(now)));
                 }
                 paced.spend(now);
             }
             Mode::Dead(dead) => {
                 // The sender of a fresh message would wait for the probe's timeout. No sender waits for a stored
                 // message.
-                if who == Who::Fresh || dead.probing || now < dead.probe_at {
+                if kind == MailKind::Fresh || dead.probing || now < dead.probe_at {
                     self.backlog = true;
                     let until = (!dead.probing).then_some(dead.probe_at);
-                    return Err(Refusal::new(Why::Dead, until));
+                    return Err(Refusal::new(RefusalReason::Dead, until));
                 }
                 dead.probing = true;
             }
@@ -271,25 +270,27 @@ impl Pace {
     pub fn ended(
         &mut self,
         ticket: &Ticket,
-        sign: HopSignal,
+        signal: HopSignal,
         party: Option<&Party>,
         now: Instant,
         rng: &mut impl Rng,
-    ) -> Option<Shift> {
+    ) -> Option<PaceChange> {
         self.in_flight = self.in_flight.saturating_sub(1);
         if without(Mechanism::Pacing) {
             return None;
         }
         // A dead hop issues permits for probes only.
         let probe = ticket.epoch == self.epoch;
-        let of_one = sign.is_at_content() && self.doubt.add(party);
-        match sign {
+        let is_of_one_party = signal.is_at_content() && self.doubt.add(party);
+        match signal {
             HopSignal::Fine => {
                 self.doubt = Doubt::None;
                 self.fine(now)
             }
-            HopSignal::ThrottledAtEnd | HopSignal::LaterAtEnd if of_one => self.answered(now),
-            HopSignal::Broken if of_one && !matches!(self.mode, Mode::Dead(_)) => None,
+            HopSignal::ThrottledAtEnd | HopSignal::LaterAtEnd if is_of_one_party => {
+                self.answered(now)
+            }
+            HopSignal::Broken if is_of_one_party && !matches!(self.mode, Mode::Dead(_)) => None,
             HopSignal::Throttled => self.throttled(PAUSE_MAX, now, rng),
             HopSignal::ThrottledAtEnd => self.throttled(CONTENT_PAUSE_MAX, now, rng),
             HopSignal::Later => self.later(PAUSE_MAX, now, rng),
@@ -331,10 +332,10 @@ impl Pace {
         }
     }
 
-    fn fine(&mut self, now: Instant) -> Option<Shift> {
+    fn fine(&mut self, now: Instant) -> Option<PaceChange> {
         self.failed = 0.0;
-        self.streak = 0;
-        self.put_off -= self.put_off * DEFERRED_SHARE_WEIGHT;
+        self.consecutive_refusals = 0;
+        self.deferred_share -= self.deferred_share * DEFERRED_SHARE_WEIGHT;
         self.taken.count(now);
         match &mut self.mode {
             Mode::Free => None,
@@ -342,7 +343,7 @@ impl Pace {
                 let (dead_for, rate) = (now - dead.since, dead.rate);
                 let paced = Limits::new(rate, self.connections, now);
                 self.enter(Mode::Paced(paced));
-                Some(Shift::Alive(dead_for))
+                Some(PaceChange::Alive(dead_for))
             }
             Mode::Paced(paced) => {
                 paced.succeed(self.connections, now);
@@ -352,28 +353,33 @@ impl Pace {
                     return None;
                 }
                 self.enter(Mode::Free);
-                Some(Shift::Free)
+                Some(PaceChange::Free)
             }
         }
     }
 
     /// Processes a deferral that may be about the message. The deferral counts as throttling if the evidence points to
     /// the hop.
-    fn later(&mut self, longest: Duration, now: Instant, rng: &mut impl Rng) -> Option<Shift> {
-        self.put_off += (1.0 - self.put_off) * DEFERRED_SHARE_WEIGHT;
+    fn later(&mut self, longest: Duration, now: Instant, rng: &mut impl Rng) -> Option<PaceChange> {
+        self.deferred_share += (1.0 - self.deferred_share) * DEFERRED_SHARE_WEIGHT;
         let about_hop = match &mut self.mode {
-            _ if self.deaf_until.is_some_and(|until| now < until) => false,
+            _ if self
+                .deferrals_ignored_until
+                .is_some_and(|until| now < until) =>
+            {
+                false
+            }
             Mode::Paced(paced) if paced.rate.is_some() => match paced.explains(now) {
                 true => true,
                 false if paced.unexplained < UNEXPLAINED_DEFERRALS_MAX => false,
                 false => {
-                    self.deaf_until = Some(now + DEFERRALS_IGNORED_PERIOD);
+                    self.deferrals_ignored_until = Some(now + DEFERRALS_IGNORED_PERIOD);
                     self.enter(Mode::Free);
-                    return Some(Shift::PerMessageDeferrals);
+                    return Some(PaceChange::PerMessageDeferrals);
                 }
             },
             Mode::Dead(_) => false,
-            Mode::Paced(_) | Mode::Free => self.put_off >= DEFERRED_SHARE_THRESHOLD,
+            Mode::Paced(_) | Mode::Free => self.deferred_share >= DEFERRED_SHARE_THRESHOLD,
         };
         match about_hop {
             true => self.throttled(longest, now, rng),
@@ -382,7 +388,7 @@ impl Pace {
     }
 
     /// Processes an answer that shows only that the hop works, which is what a probe tests.
-    fn answered(&mut self, now: Instant) -> Option<Shift> {
+    fn answered(&mut self, now: Instant) -> Option<PaceChange> {
         self.failed = 0.0;
         match self.mode {
             Mode::Dead(_) => self.fine(now),
@@ -390,11 +396,16 @@ impl Pace {
         }
     }
 
-    fn throttled(&mut self, longest: Duration, now: Instant, rng: &mut impl Rng) -> Option<Shift> {
+    fn throttled(
+        &mut self,
+        longest: Duration,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<PaceChange> {
         // A throttling reply shows that the hop works.
         self.failed = 0.0;
         let learnt = (RATE_CUT_FACTOR * self.taken.rate(now)).max(RATE_MIN);
-        let shift = match &mut self.mode {
+        let change = match &mut self.mode {
             // Refusals of deliveries that started before the pause contain no new information.
             Mode::Paced(paced) if now < paced.until => return None,
             Mode::Paced(paced) => {
@@ -406,7 +417,7 @@ impl Pace {
                         .map_or(learnt, |rate| (RATE_CUT_FACTOR * rate).max(RATE_MIN));
                     paced.cut(lower, now);
                 }
-                paced.rate.filter(|_| cut).map(Shift::Cut)
+                paced.rate.filter(|_| cut).map(PaceChange::Cut)
             }
             Mode::Free | Mode::Dead(_) => {
                 let rate = match &self.mode {
@@ -415,18 +426,18 @@ impl Pace {
                 };
                 let paced = Limits::new(Some(rate), self.connections, now);
                 self.enter(Mode::Paced(paced));
-                Some(Shift::Paced(rate))
+                Some(PaceChange::Paced(rate))
             }
         };
         let pause = PAUSE_INITIAL
-            .saturating_mul(1 << self.streak.min(16))
+            .saturating_mul(1 << self.consecutive_refusals.min(16))
             .min(longest)
             .mul_f64(rng.random_range(0.5..=1.0));
-        self.streak = self.streak.saturating_add(1);
+        self.consecutive_refusals = self.consecutive_refusals.saturating_add(1);
         if let Mode::Paced(paced) = &mut self.mode {
             paced.pause(now + pause);
         }
-        shift
+        change
     }
 
     /// Processes a failed delivery. `offered`: the delivery reached the content.
@@ -436,7 +447,7 @@ impl Pace {
         offered: bool,
         now: Instant,
         rng: &mut impl Rng,
-    ) -> Option<Shift> {
+    ) -> Option<PaceChange> {
         let (window, rate) = match &mut self.mode {
             Mode::Free => (WINDOW_INITIAL, None),
             Mode::Paced(paced) => {
@@ -459,7 +470,7 @@ impl Pace {
         }
         self.failed = 0.0;
         self.enter(Mode::Dead(Probing::new(rate, now, rng)));
-        Some(Shift::Dead)
+        Some(PaceChange::Dead)
     }
 
     /// Repeats a probe without a result after the same wait.
@@ -476,7 +487,7 @@ impl Pace {
 }
 
 impl Refusal {
-    fn new(why: Why, until: Option<Instant>) -> Self {
-        Self { why, until }
+    fn new(reason: RefusalReason, until: Option<Instant>) -> Self {
+        Self { reason, until }
     }
 }

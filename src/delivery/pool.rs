@@ -17,16 +17,16 @@ use crate::deadline::Deadline;
 /// The connections of one next hop.
 pub struct Pool {
     permits: Semaphore,
-    shelf: Arc<Mutex<Shelf>>,
+    idle: Arc<Mutex<IdleConnections>>,
     keep: Duration,
 }
 
 /// Idle connections, the one that has been idle longest first.
 #[derive(Default)]
-struct Shelf {
-    idle: VecDeque<(Connection, Deadline)>,
+struct IdleConnections {
+    connections: VecDeque<(Connection, Deadline)>,
     /// Whether a task runs that closes connections whose idle time has passed.
-    tended: bool,
+    has_closer: bool,
 }
 
 /// The right to use one connection.
@@ -40,7 +40,7 @@ impl Pool {
     pub fn new(connections: usize, keep: Duration) -> Self {
         Self {
             permits: Semaphore::new(connections.clamp(1, Semaphore::MAX_PERMITS)),
-            shelf: Arc::default(),
+            idle: Arc::default(),
             keep,
         }
     }
@@ -60,8 +60,8 @@ impl Pool {
         })
     }
 
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        lock(&self.shelf)
+    fn idle(&self) -> MutexGuard<'_, IdleConnections> {
+        lock(&self.idle)
     }
 }
 
@@ -70,7 +70,7 @@ impl Lease<'_> {
     /// likely to have closed it.
     pub fn idle(&self) -> Option<Connection> {
         loop {
-            let (mut connection, until) = self.pool.shelf().idle.pop_back()?;
+            let (mut connection, until) = self.pool.idle().connections.pop_back()?;
             if !until.passed() && connection.is_quiet() {
                 return Some(connection);
             }
@@ -83,30 +83,31 @@ impl Lease<'_> {
         if keep.is_zero() {
             return;
         }
-        let mut shelf = self.pool.shelf();
-        shelf.idle.push_back((connection, Deadline::after(keep)));
-        if !shelf.tended {
-            shelf.tended = true;
-            tokio::spawn(tend(Arc::downgrade(&self.pool.shelf)));
+        let mut idle = self.pool.idle();
+        idle.connections
+            .push_back((connection, Deadline::after(keep)));
+        if !idle.has_closer {
+            idle.has_closer = true;
+            tokio::spawn(close_expired(Arc::downgrade(&self.pool.idle)));
         }
     }
 }
 
-fn lock(shelf: &Mutex<Shelf>) -> MutexGuard<'_, Shelf> {
-    shelf.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(idle: &Mutex<IdleConnections>) -> MutexGuard<'_, IdleConnections> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Closes connections whose idle time has passed. Ends when no connection is idle or the pool is dropped.
-async fn tend(shelf: std::sync::Weak<Mutex<Shelf>>) {
+async fn close_expired(idle: std::sync::Weak<Mutex<IdleConnections>>) {
     loop {
         let (expired, next) = {
-            let Some(shelf) = shelf.upgrade() else { return };
-            let mut shelf = lock(&shelf);
-            match shelf.idle.front() {
-                Some((_, until)) if until.passed() => (shelf.idle.pop_front(), None),
+            let Some(idle) = idle.upgrade() else { return };
+            let mut idle = lock(&idle);
+            match idle.connections.front() {
+                Some((_, until)) if until.passed() => (idle.connections.pop_front(), None),
                 Some((_, until)) => (None, Some(*until)),
                 None => {
-                    shelf.tended = false;
+                    idle.has_closer = false;
                     return;
                 }
             }

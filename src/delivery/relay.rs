@@ -46,7 +46,7 @@ struct Progress {
     open: Vec<usize>,
     done: Vec<(usize, Outcome)>,
     /// What the replies so far say about the hop.
-    sign: HopSignal,
+    signal: HopSignal,
     /// Whether a server was offered the message.
     offered: bool,
     /// Whether a server was ready for content.
@@ -118,9 +118,9 @@ impl Relay {
                 progress.open.push(at);
                 continue;
             };
-            progress.sign = match &settled {
+            progress.signal = match &settled {
                 Settled::Replied(stage, reply) => {
-                    louder(progress.sign, throttle::of_reply(*stage, reply))
+                    combined(progress.signal, throttle::of_reply(*stage, reply))
                 }
                 Settled::Unsupported(_) => HopSignal::Fine,
             };
@@ -167,7 +167,7 @@ impl NextHop for Relay {
             let mut progress = Progress {
                 done: Vec::with_capacity(recipients.len()),
                 open: recipients,
-                sign: HopSignal::Unknown,
+                signal: HopSignal::Unknown,
                 offered: false,
                 content_begun: false,
             };
@@ -180,7 +180,7 @@ impl NextHop for Relay {
             };
             let Some(lease) = self.pool.lease(deadline.within(CONNECTION_WAIT_MAX)).await else {
                 let why = ConnectionFailure::Busy;
-                progress.sign = why.sign(false);
+                progress.signal = why.signal(false);
                 self.defer(&mut progress, None, &why);
                 return progress.result();
             };
@@ -192,7 +192,7 @@ impl NextHop for Relay {
                 gauge: open_connections,
             };
             if let Err((endpoint, why)) = attempt.run(lease, &mut progress).await {
-                progress.sign = why.sign(progress.content_begun);
+                progress.signal = why.signal(progress.content_begun);
                 self.defer(&mut progress, endpoint.as_ref(), &why);
             }
             progress.result()
@@ -204,7 +204,7 @@ impl Progress {
     fn result(self) -> HopResult {
         HopResult {
             outcomes: self.done,
-            sign: self.sign,
+            signal: self.signal,
             offered: self.offered,
         }
     }
@@ -212,7 +212,7 @@ impl Progress {
 
 /// Combines what the replies for two recipients say about the hop. If one of them is [`HopSignal::Fine`], the hop does
 /// not throttle.
-fn louder(one: HopSignal, other: HopSignal) -> HopSignal {
+fn combined(one: HopSignal, other: HopSignal) -> HopSignal {
     match (one, other) {
         (HopSignal::Fine, _) | (_, HopSignal::Fine) => HopSignal::Fine,
         (HopSignal::Throttled, _) | (_, HopSignal::Throttled) => HopSignal::Throttled,
@@ -245,7 +245,7 @@ impl ConnectionFailure {
     }
 
     /// What the failure says about the hop.
-    fn sign(&self, content_begun: bool) -> HopSignal {
+    fn signal(&self, content_begun: bool) -> HopSignal {
         match self {
             Self::Busy => HopSignal::Busy,
             Self::Text(_) => HopSignal::Unreachable,

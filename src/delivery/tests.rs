@@ -76,7 +76,7 @@ fn mail(to: &[&str], content: &'static [u8]) -> Outbound {
         }),
         prefix: Bytes::from_static(b"X: y\r\n"),
         content: Content::uncharged(content),
-        told: Told::default(),
+        delivered: DeliveredSender::default(),
     }
 }
 

@@ -37,7 +37,7 @@ pub fn of_reply(stage: Stage, reply: &RemoteReply) -> HopSignal {
     match (stage, of_words(stage, reply)) {
         (Stage::EndOfData, HopSignal::Throttled) => HopSignal::ThrottledAtEnd,
         (Stage::EndOfData, HopSignal::Later) => HopSignal::LaterAtEnd,
-        (_, sign) => sign,
+        (_, signal) => signal,
     }
 }
 
@@ -117,7 +117,7 @@ mod tests {
     fn throttling_replies_differ_from_replies_about_a_message() {
         use HopSignal::{Fine, Later, LaterAtEnd, Throttled, ThrottledAtEnd};
         use Stage::{Data, EndOfData, Greeting, Hello, Mail, Rcpt};
-        for (stage, line, sign) in [
+        for (stage, line, signal) in [
             (Greeting, "421 4.7.0 Too many connections", Throttled),
             (Greeting, "450 please wait", Throttled),
             (Hello, "451 4.3.0 Temporary failure", Throttled),
@@ -144,7 +144,7 @@ mod tests {
             (Rcpt, "550 5.7.1 rate limit", Fine),
             (EndOfData, "250 2.0.0 taken", Fine),
         ] {
-            assert_eq!(of_reply(stage, &reply(line)), sign, "{stage}: {line}");
+            assert_eq!(of_reply(stage, &reply(line)), signal, "{stage}: {line}");
         }
     }
 }

@@ -291,7 +291,7 @@ impl Lanes {
                 return;
             }
             let generation = self.pipeline.generation();
-            let what = Outgoing::GivenUp(expiry_clock(generation.delivery.longest_patience()));
+            let what = Outgoing::GivenUp(expiry_clock(generation.delivery.longest_give_up()));
             let times = times(&generation, Duration::ZERO);
             let claim = store.claim_outgoing(what, times, free);
             let work = |lanes: Arc<Self>, generation, record| async move {

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use super::{Generation, Judgement, settle};
-use crate::delivery::{Outbound, Told};
+use crate::delivery::{DeliveredSender, Outbound};
 use crate::message::{Edit, Message, MessageId, edit, header, mime};
 use crate::scan::{Scanner, Settings};
 use crate::verdict::{Decision, Report, Verdict, stand_ins};
@@ -91,7 +91,7 @@ fn build(
         envelope: settle::select(message, recipients),
         prefix,
         content,
-        told: Told::default(),
+        delivered: DeliveredSender::default(),
     }
 }
 

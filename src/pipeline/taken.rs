@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::outbound::outbound;
 use super::{Generation, Judgement, Pipeline, SoFar, events, lanes, settle};
 use crate::deadline::{Deadline, wall_clock};
-use crate::delivery::{DeliveryPermit, Outcome, Taken, Told};
+use crate::delivery::{DeliveredRecipient, DeliveredSender, DeliveryPermit, Outcome};
 use crate::message::Message;
 use crate::policy::Group;
 use crate::smtp::Reply;
@@ -32,7 +32,7 @@ struct Striking<'a> {
     group: &'a Group,
     so_far: &'a SoFar,
     /// Answers for recipients who have the message, struck off or not.
-    taken: Vec<Taken>,
+    taken: Vec<DeliveredRecipient>,
     /// Number of the first of these that are struck off the record and in the history.
     timed_out_before: usize,
 }
@@ -57,8 +57,8 @@ impl Pipeline {
             let outcomes = delivery.deliver_in_turn(&outbound, turn, deadline);
             return (outcomes.await, Vec::new());
         }
-        let (told, hear) = Told::of(group.1.len());
-        outbound.told = told;
+        let (sender, receiver) = DeliveredSender::channel(group.1.len());
+        outbound.delivered = sender;
         let ended = CancellationToken::new();
         let delivering = async {
             let outcomes = delivery.deliver_in_turn(&outbound, turn, deadline).await;
@@ -74,7 +74,7 @@ impl Pipeline {
             taken: Vec::new(),
             timed_out_before: 0,
         };
-        tokio::join!(delivering, self.strike_off(striking, hear, &ended))
+        tokio::join!(delivering, self.strike_off(striking, receiver, &ended))
     }
 
     /// Strikes off recipients until the delivery has ended. A write under way at that time ends first, because the settlement
@@ -82,7 +82,7 @@ impl Pipeline {
     async fn strike_off(
         &self,
         mut striking: Striking<'_>,
-        mut hear: Receiver<Taken>,
+        mut receiver: Receiver<DeliveredRecipient>,
         ended: &CancellationToken,
     ) -> Vec<usize> {
         let mut next = Deadline::after(ANSWER_GATHER_TIME);
@@ -91,7 +91,7 @@ impl Pipeline {
             tokio::select! {
                 biased;
                 () = ended.cancelled() => return striking.positions(),
-                Some(taken) = hear.recv() => {
+                Some(taken) = receiver.recv() => {
                     if !waits {
                         next = Deadline::after(ANSWER_GATHER_TIME);
                     }
@@ -159,7 +159,7 @@ impl Striking<'_> {
             .collect()
     }
 
-    fn position(&self, taken: &Taken) -> Option<usize> {
+    fn position(&self, taken: &DeliveredRecipient) -> Option<usize> {
         self.group.1.get(taken.at).copied()
     }
 
@@ -172,7 +172,7 @@ impl Striking<'_> {
     /// History entries for the recipients that are struck off now.
     fn tell(&mut self) -> Vec<HistoryEntry> {
         let now = &self.taken[self.timed_out_before..];
-        let entry = |taken: &Taken| {
+        let entry = |taken: &DeliveredRecipient| {
             let those = [self.position(taken)?];
             let told = ("delivered", &self.group.0, taken.text.clone());
             let judged = Some(self.judged);

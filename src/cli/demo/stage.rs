@@ -13,7 +13,9 @@ use crate::app::{self, Running};
 use crate::cli::exit::CliError;
 use crate::config;
 use crate::deadline::Deadline;
-use crate::delivery::{Delivery, Kind, Outbound, Outcome, Settings, SmtpSettings, TlsMode, Told};
+use crate::delivery::{
+    DeliveredSender, Delivery, Kind, Outbound, Outcome, Settings, SmtpSettings, TlsMode,
+};
 use crate::message::{BodyKind, Content, Envelope, Mailbox, MessageId, Origin, ReversePath};
 use crate::store::Store;
 use crate::store::history::{self, HistoryEntry};
@@ -162,7 +164,7 @@ impl Stage {
             envelope: Arc::new(envelope()),
             prefix: "".into(),
             content: Content::uncharged(content),
-            told: Told::default(),
+            delivered: DeliveredSender::default(),
         };
         let outcomes = self.sender.deliver(&mail, Deadline::after(WAIT_MAX)).await;
         let answer = outcomes.first().map(Outcome::answer);

@@ -109,7 +109,7 @@ impl Frame {
     }
 
     /// Copies text of an earlier notification, converted to ASCII unless UTF-8 is allowed.
-    pub(super) fn again(&self, out: &mut String, text: &str) {
+    pub(super) fn copy_text(&self, out: &mut String, text: &str) {
         if self.utf8 {
             return out.push_str(text);
         }

@@ -21,9 +21,9 @@ pub fn reduced(written: &Bytes, id: MessageId, extent: Extent) -> Bytes {
     frame.utf8 = !parts.head.is_ascii();
     let mut out = parts.head.to_owned();
     frame.part(&mut out, frame.for_people(), frame.utf8);
-    frame.again(&mut out, parts.for_people);
+    frame.copy_text(&mut out, parts.for_people);
     frame.part(&mut out, frame.for_programs(), frame.utf8);
-    frame.again(&mut out, parts.for_programs);
+    frame.copy_text(&mut out, parts.for_programs);
     let mut octets = out.into_bytes();
     if let (Extent::Headers, Some(returned)) = (extent, parts.returned) {
         frame.headers(&mut octets, returned);

@@ -26,7 +26,7 @@ fn outbound(to: &[&str], content: &'static [u8]) -> Outbound {
         }),
         prefix: Bytes::from_static(b"Received: by me\r\n"),
         content: Content::uncharged(content),
-        told: Told::default(),
+        delivered: DeliveredSender::default(),
     }
 }
 
@@ -47,7 +47,7 @@ fn job(mail: &Outbound, folder: &Path) -> Job {
         host: "h".into(),
         disk: Disk::REAL,
         shared: Arc::new(JobState::default()),
-        told: Told::default(),
+        delivered: DeliveredSender::default(),
     }
 }
 
@@ -61,12 +61,12 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 #[tokio::test]
 async fn a_message_lands_in_new() {
     let folder = tempfile::tempdir().expect("folder");
-    let (told, mut hear) = Told::of(2);
+    let (sender, mut receiver) = DeliveredSender::channel(2);
     let mut mail = outbound(
         &["bob@Example.ORG", "eve@example.org"],
         b"Subject: x\r\n\r\n.a\r\nb",
     );
-    mail.told = told;
+    mail.delivered = sender;
     let deadline = Deadline::after(Duration::from_secs(60));
     let outcomes = maildir(folder.path())
         .write_files(&mail, vec![0, 1], deadline)
@@ -77,14 +77,14 @@ async fn a_message_lands_in_new() {
             .all(|(_, outcome)| matches!(outcome, Outcome::Delivered(_))),
         "{outcomes:?}"
     );
-    let mut told: Vec<_> = (0..2).filter_map(|_| hear.try_recv().ok()).collect();
-    told.sort_by_key(|taken| taken.at);
-    assert_eq!(told.len(), 2);
+    let mut reports: Vec<_> = (0..2).filter_map(|_| receiver.try_recv().ok()).collect();
+    reports.sort_by_key(|report| report.at);
+    assert_eq!(reports.len(), 2);
     let outcome = |at: usize| outcomes.iter().find(|(other, _)| *other == at);
-    for (at, taken) in told.iter().enumerate() {
+    for (at, report) in reports.iter().enumerate() {
         let text = outcome(at).map(|(_, outcome)| &outcome.answer().text);
         assert_eq!(
-            (taken.at, Some(&taken.text)),
+            (report.at, Some(&report.text)),
             (at, text),
             "as in the outcome"
         );

@@ -40,11 +40,10 @@ pub(super) struct Limits {
     trial: bool,
     pub(super) cut_at: Instant,
     pub(super) trouble_at: Instant,
-    /// Rate after the last cut.
-    floor: f64,
+    rate_after_cut: f64,
     /// Messages taken, and messages deferred, since the last cut.
-    fine: u32,
-    put_off: u32,
+    taken: u32,
+    deferred: u32,
     /// Deferrals in this paced period that the rate does not explain.
     pub(super) unexplained: u32,
 }
@@ -60,9 +59,9 @@ impl Limits {
             trial: false,
             cut_at: now,
             trouble_at: now,
-            floor: rate.unwrap_or(RATE_MAX),
-            fine: 0,
-            put_off: 0,
+            rate_after_cut: rate.unwrap_or(RATE_MAX),
+            taken: 0,
+            deferred: 0,
             unexplained: 0,
         }
     }
@@ -94,10 +93,10 @@ impl Limits {
 
     pub(super) fn cut(&mut self, rate: f64, now: Instant) {
         self.rate = Some(rate);
-        self.floor = rate;
+        self.rate_after_cut = rate;
         self.cut_at = now;
-        self.fine = 0;
-        self.put_off = 0;
+        self.taken = 0;
+        self.deferred = 0;
     }
 
     /// Whether the rate can be the reason for one more deferral: a pause has begun meanwhile, the rate is well above
@@ -106,11 +105,11 @@ impl Limits {
         if now < self.until {
             return true;
         }
-        self.put_off += 1;
+        self.deferred += 1;
         let slow = self
             .rate
-            .is_some_and(|rate| rate <= self.floor * TAKEN_RATE_MARGIN);
-        let explained = !slow || self.fine < 2 * self.put_off;
+            .is_some_and(|rate| rate <= self.rate_after_cut * TAKEN_RATE_MARGIN);
+        let explained = !slow || self.taken < 2 * self.deferred;
         self.unexplained += u32::from(!explained);
         explained
     }
@@ -129,7 +128,7 @@ impl Limits {
 
     pub(super) fn succeed(&mut self, connections: usize, now: Instant) {
         self.trial = false;
-        self.fine = self.fine.saturating_add(1);
+        self.taken = self.taken.saturating_add(1);
         self.window = (self.window + 1.0 / self.window).min(connections as f64);
         let recent = now - self.cut_at < CALM_PERIOD;
         self.rate = self

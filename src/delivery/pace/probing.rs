@@ -23,7 +23,7 @@ pub(super) struct Probing {
     pub(super) probe_at: Instant,
     pub(super) probing: bool,
     /// Consecutive probes since the last wait that reached the content.
-    at_once: u32,
+    immediate_probes: u32,
     /// The rate before the hop went dead, still the best estimate.
     pub(super) rate: Option<f64>,
 }
@@ -36,7 +36,7 @@ impl Probing {
             wait: PROBE_WAIT_INITIAL,
             probe_at: now + jittered(PROBE_WAIT_INITIAL, rng),
             probing: false,
-            at_once: 0,
+            immediate_probes: 0,
             rate,
         }
     }
@@ -45,19 +45,19 @@ impl Probing {
     pub(super) fn nudge(&mut self, now: Instant) {
         self.probe_at = self.probe_at.min(now);
         self.wait = PROBE_WAIT_INITIAL;
-        self.at_once = 0;
+        self.immediate_probes = 0;
     }
 
     /// Processes a failed probe. If the probe reached the content, the message may be the cause: that message waits for
     /// its own next attempt, and the next probe may start immediately.
     pub(super) fn failed(&mut self, offered: bool, now: Instant, rng: &mut impl Rng) {
         self.probing = false;
-        if offered && self.at_once < IMMEDIATE_PROBES_MAX {
-            self.at_once += 1;
+        if offered && self.immediate_probes < IMMEDIATE_PROBES_MAX {
+            self.immediate_probes += 1;
             self.probe_at = now;
             return;
         }
-        self.at_once = 0;
+        self.immediate_probes = 0;
         self.wait = (self.wait * 2).min(PROBE_WAIT_MAX);
         self.probe_at = now + jittered(self.wait, rng);
     }

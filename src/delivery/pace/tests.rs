@@ -16,15 +16,20 @@ fn rng() -> StdRng {
     StdRng::seed_from_u64(7)
 }
 
-fn tell(pace: &mut Pace, who: Who, sign: HopSignal, now: Instant) -> Option<Shift> {
-    let ticket = pace.ask(who, now).expect("a ticket");
-    pace.ended(&ticket, sign, None, now, &mut rng())
+fn deliver(pace: &mut Pace, kind: MailKind, signal: HopSignal, now: Instant) -> Option<PaceChange> {
+    let ticket = pace.ask(kind, now).expect("a ticket");
+    pace.ended(&ticket, signal, None, now, &mut rng())
 }
 
 /// Delivers a stored message of party `number` with this signal.
-fn tell_of(pace: &mut Pace, sign: HopSignal, number: usize, now: Instant) -> Option<Shift> {
-    let ticket = pace.ask(Who::Waiting, now).expect("a ticket");
-    pace.ended(&ticket, sign, Some(&party(number)), now, &mut rng())
+fn deliver_of(
+    pace: &mut Pace,
+    signal: HopSignal,
+    number: usize,
+    now: Instant,
+) -> Option<PaceChange> {
+    let ticket = pace.ask(MailKind::Waiting, now).expect("a ticket");
+    pace.ended(&ticket, signal, Some(&party(number)), now, &mut rng())
 }
 
 fn party(number: usize) -> Party {
@@ -49,7 +54,7 @@ fn opens(pace: &Pace, now: Instant) -> Instant {
 fn dead(now: Instant) -> Pace {
     let mut pace = Pace::new(20);
     for _ in 0..5 {
-        tell(&mut pace, Who::Fresh, HopSignal::Unreachable, now);
+        deliver(&mut pace, MailKind::Fresh, HopSignal::Unreachable, now);
     }
     assert_eq!(pace.view(now).state, PaceState::Dead);
     pace
@@ -60,10 +65,13 @@ fn dead(now: Instant) -> Pace {
 fn a_hop_without_trouble_is_free() {
     let (mut pace, now) = (Pace::new(1), Instant::now());
     for _ in 0..1000 {
-        pace.ask(Who::Fresh, now).expect("free");
+        pace.ask(MailKind::Fresh, now).expect("free");
     }
     for _ in 0..1000 {
-        assert_eq!(tell(&mut pace, Who::Fresh, HopSignal::Fine, now), None);
+        assert_eq!(
+            deliver(&mut pace, MailKind::Fresh, HopSignal::Fine, now),
+            None
+        );
     }
     assert_eq!(pace.room(77, now), (77, None));
 }
@@ -74,18 +82,20 @@ fn a_hop_without_trouble_is_free() {
 fn after_a_throttling_reply_one_message_goes_first() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
     let under_way: Vec<Ticket> = (0..20)
-        .map(|_| pace.ask(Who::Fresh, now).expect("free"))
+        .map(|_| pace.ask(MailKind::Fresh, now).expect("free"))
         .collect();
     for (at, ticket) in under_way.iter().enumerate() {
-        let shift = pace.ended(ticket, HopSignal::Throttled, None, now, &mut rng());
-        let first = matches!(shift, Some(Shift::Paced(rate)) if rate == RATE_MIN);
+        let change = pace.ended(ticket, HopSignal::Throttled, None, now, &mut rng());
+        let first = matches!(change, Some(PaceChange::Paced(rate)) if rate == RATE_MIN);
         assert_eq!(first, at == 0, "one refusal, however many were under way");
     }
-    let refused = pace.ask(Who::Waiting, now).expect_err("a pause");
-    assert_eq!(refused.why, Why::Paced);
+    let refused = pace.ask(MailKind::Waiting, now).expect_err("a pause");
+    assert_eq!(refused.reason, RefusalReason::Paced);
     let after = refused.until.expect("the end of the pause");
     assert!((PAUSE_INITIAL / 2..=PAUSE_INITIAL).contains(&(after - now)));
-    let trial = pace.ask(Who::Waiting, after).expect("the pause is over");
+    let trial = pace
+        .ask(MailKind::Waiting, after)
+        .expect("the pause is over");
     let later = after + Duration::from_secs(60);
     assert_eq!(
         pace.room(9, later).0,
@@ -101,43 +111,45 @@ fn after_a_throttling_reply_one_message_goes_first() {
 fn the_rate_is_cut_once_a_second() {
     let (mut pace, start) = (Pace::new(20), Instant::now());
     for _ in 0..500 {
-        tell(&mut pace, Who::Fresh, HopSignal::Fine, start);
+        deliver(&mut pace, MailKind::Fresh, HopSignal::Fine, start);
     }
-    let Some(Shift::Paced(rate)) = tell(&mut pace, Who::Fresh, HopSignal::Throttled, start) else {
+    let Some(PaceChange::Paced(rate)) =
+        deliver(&mut pace, MailKind::Fresh, HopSignal::Throttled, start)
+    else {
         panic!("not paced");
     };
     assert!(rate > 10.0 * RATE_MIN, "{rate}");
     let soon = opens(&pace, start);
     assert!(soon < start + RATE_CUT_INTERVAL);
     assert_eq!(
-        tell(&mut pace, Who::Waiting, HopSignal::Throttled, soon),
+        deliver(&mut pace, MailKind::Waiting, HopSignal::Throttled, soon),
         None
     );
     assert_eq!(pace.view(soon).rate, Some(rate));
     assert!(pace.view(soon).until.is_some(), "but it pauses");
     let later = opens(&pace, soon).max(start + RATE_CUT_INTERVAL);
-    let shift = tell(&mut pace, Who::Waiting, HopSignal::Throttled, later);
-    assert_eq!(shift, Some(Shift::Cut(RATE_CUT_FACTOR * rate)));
+    let change = deliver(&mut pace, MailKind::Waiting, HopSignal::Throttled, later);
+    assert_eq!(change, Some(PaceChange::Cut(RATE_CUT_FACTOR * rate)));
 }
 
 /// A deferral that may be about the message counts for the hop only if a large share of the messages is deferred.
 #[test]
 fn one_deferred_message_does_not_pace_the_hop() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
-    for sign in [
+    for signal in [
         HopSignal::Later,
         HopSignal::Later,
         HopSignal::Fine,
         HopSignal::Later,
     ] {
-        assert_eq!(tell(&mut pace, Who::Fresh, sign, now), None);
+        assert_eq!(deliver(&mut pace, MailKind::Fresh, signal, now), None);
     }
-    let mut put_off = 0;
+    let mut deferred = 0;
     while pace.view(now).state == PaceState::Free {
-        tell(&mut pace, Who::Fresh, HopSignal::Later, now);
-        put_off += 1;
+        deliver(&mut pace, MailKind::Fresh, HopSignal::Later, now);
+        deferred += 1;
     }
-    assert!((2..=6).contains(&put_off), "{put_off}");
+    assert!((2..=6).contains(&deferred), "{deferred}");
 }
 
 /// Consecutive refusals double the pause up to a minute and never stop the mail for good. Jitter shortens each pause,
@@ -148,7 +160,7 @@ fn pauses_double_up_to_a_minute() {
     let (mut longest, mut shares) = (Duration::ZERO, Vec::new());
     let mut rng = rng();
     for streak in 0..40 {
-        let ticket = pace.ask(Who::Waiting, now).expect("a ticket");
+        let ticket = pace.ask(MailKind::Waiting, now).expect("a ticket");
         pace.ended(&ticket, HopSignal::Throttled, None, now, &mut rng);
         let until = pace.view(now).until.expect("a pause");
         let pause = until - now;
@@ -170,39 +182,41 @@ fn pauses_double_up_to_a_minute() {
 #[test]
 fn stored_mail_goes_first() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
-    tell(&mut pace, Who::Fresh, HopSignal::Throttled, now);
+    deliver(&mut pace, MailKind::Fresh, HopSignal::Throttled, now);
     let later = now + PAUSE_INITIAL;
     pace.waits(true);
-    pace.ask(Who::Fresh, later).expect_err("stored mail waits");
+    pace.ask(MailKind::Fresh, later)
+        .expect_err("stored mail waits");
     assert_eq!(
         pace.room(5, later).0,
         1,
         "the fresh message has used nothing of the rate"
     );
     pace.waits(false);
-    pace.ask(Who::Fresh, later).expect("no stored mail waits");
+    pace.ask(MailKind::Fresh, later)
+        .expect("no stored mail waits");
 }
 
 /// A cohort of consecutive failures marks a hop as dead; one success in between prevents that.
 #[test]
 fn failures_in_a_row_make_a_hop_dead() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
-    for sign in [
+    for signal in [
         HopSignal::Broken,
         HopSignal::Unreachable,
         HopSignal::Fine,
         HopSignal::Broken,
     ] {
-        assert_eq!(tell(&mut pace, Who::Fresh, sign, now), None);
+        assert_eq!(deliver(&mut pace, MailKind::Fresh, signal, now), None);
     }
     for _ in 0..3 {
         assert_eq!(
-            tell(&mut pace, Who::Fresh, HopSignal::Unreachable, now),
+            deliver(&mut pace, MailKind::Fresh, HopSignal::Unreachable, now),
             None
         );
     }
-    let shift = tell(&mut pace, Who::Fresh, HopSignal::Unreachable, now);
-    assert_eq!(shift, Some(Shift::Dead));
+    let change = deliver(&mut pace, MailKind::Fresh, HopSignal::Unreachable, now);
+    assert_eq!(change, Some(PaceChange::Dead));
 }
 
 /// A stored message probes a dead hop, never a fresh one whose sender waits. The waits between probes double up to a
@@ -218,11 +232,11 @@ fn a_dead_hop_gets_one_probe_at_a_time() {
             .saturating_mul(1 << probes)
             .min(PROBE_WAIT_MAX);
         assert!((whole.mul_f64(0.75)..=whole).contains(&(at - now)));
-        pace.ask(Who::Fresh, at)
+        pace.ask(MailKind::Fresh, at)
             .expect_err("the sender of a fresh message waits");
-        pace.ask(Who::Waiting, now).expect_err("too early");
-        let probe = pace.ask(Who::Waiting, at).expect("a probe");
-        pace.ask(Who::Waiting, at).expect_err("one at a time");
+        pace.ask(MailKind::Waiting, now).expect_err("too early");
+        let probe = pace.ask(MailKind::Waiting, at).expect("a probe");
+        pace.ask(MailKind::Waiting, at).expect_err("one at a time");
         assert_eq!(pace.room(9, at), (0, None));
         pace.ended(&probe, HopSignal::Unreachable, None, at, &mut rng());
         now = at;
@@ -237,33 +251,33 @@ fn a_probe_that_is_answered_brings_the_hop_back() {
     let start = Instant::now();
     let now = start + Duration::from_secs(100);
     let mut pace = dead(start);
-    let shift = tell(&mut pace, Who::Waiting, HopSignal::Fine, now);
-    assert_eq!(shift, Some(Shift::Alive(now - start)));
+    let change = deliver(&mut pace, MailKind::Waiting, HopSignal::Fine, now);
+    assert_eq!(change, Some(PaceChange::Alive(now - start)));
     assert_eq!(pace.room(99, now).0, WINDOW_INITIAL as usize);
     let mut successes = 0;
     while pace.view(now).state != PaceState::Free {
-        tell(&mut pace, Who::Fresh, HopSignal::Fine, now);
+        deliver(&mut pace, MailKind::Fresh, HopSignal::Fine, now);
         successes += 1;
     }
     assert!((100..300).contains(&successes), "{successes}");
 
     let mut pace = dead(start);
-    let shift = tell(&mut pace, Who::Waiting, HopSignal::Throttled, now);
-    assert_eq!(shift, Some(Shift::Paced(RATE_MIN)));
+    let change = deliver(&mut pace, MailKind::Waiting, HopSignal::Throttled, now);
+    assert_eq!(change, Some(PaceChange::Paced(RATE_MIN)));
 }
 
 /// A probe that was dropped, or got no connection, is repeated; no probe is lost.
 #[test]
 fn a_probe_without_a_result_is_repeated() {
-    for sign in [HopSignal::Unknown, HopSignal::Busy] {
+    for signal in [HopSignal::Unknown, HopSignal::Busy] {
         let start = Instant::now();
         let mut pace = dead(start);
         let at = opens(&pace, start);
-        let probe = pace.ask(Who::Waiting, at).expect("a probe");
-        pace.ended(&probe, sign, None, at, &mut rng());
+        let probe = pace.ask(MailKind::Waiting, at).expect("a probe");
+        pace.ended(&probe, signal, None, at, &mut rng());
         let again = opens(&pace, at);
         assert_eq!(again - at, PROBE_WAIT_INITIAL);
-        pace.ask(Who::Waiting, again).expect("the next probe");
+        pace.ask(MailKind::Waiting, again).expect("the next probe");
     }
 }
 
@@ -272,29 +286,33 @@ fn a_probe_without_a_result_is_repeated() {
 fn fresh_mail_does_not_queue_for_busy_connections() {
     let (mut pace, now) = (Pace::new(2), Instant::now());
     let tickets: Vec<Ticket> = (0..3)
-        .map(|_| pace.ask(Who::Fresh, now).expect("free"))
+        .map(|_| pace.ask(MailKind::Fresh, now).expect("free"))
         .collect();
     pace.ended(&tickets[2], HopSignal::Busy, None, now, &mut rng());
-    let refused = pace.ask(Who::Fresh, now).expect_err("both are in use");
-    assert_eq!(refused, Refusal::new(Why::Busy, None));
-    let waiting = pace.ask(Who::Waiting, now).expect("its turn");
+    let refused = pace.ask(MailKind::Fresh, now).expect_err("both are in use");
+    assert_eq!(refused, Refusal::new(RefusalReason::Busy, None));
+    let waiting = pace.ask(MailKind::Waiting, now).expect("its turn");
     pace.ended(&waiting, HopSignal::Unknown, None, now, &mut rng());
     pace.ended(&tickets[1], HopSignal::Fine, None, now, &mut rng());
-    pace.ask(Who::Fresh, now).expect("one is free");
+    pace.ask(MailKind::Fresh, now).expect("one is free");
 }
 
 /// Any number of content failures of one sender's mail says nothing about the hop: all mail continues.
 #[test]
 fn the_contents_of_one_sender_do_not_pace_a_hop() {
-    for sign in AT_CONTENT {
+    for signal in AT_CONTENT {
         let (mut pace, now) = (Pace::new(20), Instant::now());
         for _ in 0..500 {
-            assert_eq!(tell_of(&mut pace, sign, 1, now), None, "{sign:?}");
+            assert_eq!(deliver_of(&mut pace, signal, 1, now), None, "{signal:?}");
         }
-        assert_eq!(pace.room(77, now), (77, None), "{sign:?}");
-        tell(&mut pace, Who::Fresh, HopSignal::Fine, now);
+        assert_eq!(pace.room(77, now), (77, None), "{signal:?}");
+        deliver(&mut pace, MailKind::Fresh, HopSignal::Fine, now);
         for number in [1, 1, 1, 1] {
-            assert_eq!(tell_of(&mut pace, sign, number, now), None, "{sign:?}");
+            assert_eq!(
+                deliver_of(&mut pace, signal, number, now),
+                None,
+                "{signal:?}"
+            );
         }
     }
 }
@@ -302,22 +320,22 @@ fn the_contents_of_one_sender_do_not_pace_a_hop() {
 /// While a hop has a rate for another reason, replies to one sender's content neither pause nor cut it.
 #[test]
 fn the_contents_of_one_sender_do_not_slow_a_paced_hop() {
-    for sign in AT_CONTENT {
+    for signal in AT_CONTENT {
         let (mut pace, start) = (Pace::new(20), Instant::now());
         for _ in 0..500 {
-            tell(&mut pace, Who::Fresh, HopSignal::Fine, start);
+            deliver(&mut pace, MailKind::Fresh, HopSignal::Fine, start);
         }
-        tell(&mut pace, Who::Fresh, HopSignal::Throttled, start);
+        deliver(&mut pace, MailKind::Fresh, HopSignal::Throttled, start);
         let mut now = start;
         let rate = pace.view(now).rate;
         for _ in 0..80 {
             // Rounding may lose a nanosecond.
             now = opens(&pace, now) + Duration::from_millis(1);
-            assert_eq!(tell_of(&mut pace, sign, 1, now), None, "{sign:?}");
-            assert_eq!(pace.view(now).until, None, "{sign:?}: no pause");
+            assert_eq!(deliver_of(&mut pace, signal, 1, now), None, "{signal:?}");
+            assert_eq!(pace.view(now).until, None, "{signal:?}: no pause");
         }
-        assert_eq!(pace.view(now).rate, rate, "{sign:?}");
-        assert!(now - start < Duration::from_secs(10), "{sign:?}");
+        assert_eq!(pace.view(now).rate, rate, "{signal:?}");
+        assert!(now - start < Duration::from_secs(10), "{signal:?}");
     }
 }
 
@@ -327,7 +345,7 @@ fn the_contents_of_one_sender_do_not_slow_a_paced_hop() {
 fn a_hop_that_breaks_off_in_all_contents_is_dead() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
     let mut tries = 0..100;
-    let dead = tries.find(|at| tell_of(&mut pace, HopSignal::Broken, at % 2, now).is_some());
+    let dead = tries.find(|at| deliver_of(&mut pace, HopSignal::Broken, at % 2, now).is_some());
     assert_eq!(
         dead,
         Some(WINDOW_INITIAL as usize),
@@ -337,9 +355,9 @@ fn a_hop_that_breaks_off_in_all_contents_is_dead() {
 
     let mut pace = Pace::new(20);
     for at in 0..100 {
-        assert_eq!(tell_of(&mut pace, HopSignal::Broken, at % 2, now), None);
+        assert_eq!(deliver_of(&mut pace, HopSignal::Broken, at % 2, now), None);
         if at % 5 == 4 {
-            tell(&mut pace, Who::Fresh, HopSignal::Fine, now);
+            deliver(&mut pace, MailKind::Fresh, HopSignal::Fine, now);
         }
     }
 }
@@ -348,32 +366,35 @@ fn a_hop_that_breaks_off_in_all_contents_is_dead() {
 #[test]
 fn a_hop_that_throttles_all_contents_is_paced() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
-    assert_eq!(tell_of(&mut pace, HopSignal::ThrottledAtEnd, 1, now), None);
-    let shift = tell_of(&mut pace, HopSignal::ThrottledAtEnd, 2, now);
-    assert_eq!(shift, Some(Shift::Paced(RATE_MIN)));
+    assert_eq!(
+        deliver_of(&mut pace, HopSignal::ThrottledAtEnd, 1, now),
+        None
+    );
+    let change = deliver_of(&mut pace, HopSignal::ThrottledAtEnd, 2, now);
+    assert_eq!(change, Some(PaceChange::Paced(RATE_MIN)));
     assert!(pace.view(now).until.is_some(), "it pauses");
 
     let mut pace = Pace::new(20);
-    let mut later = (0..9).map(|at| tell_of(&mut pace, HopSignal::LaterAtEnd, at, now));
-    assert!(later.any(|shift| shift == Some(Shift::Paced(RATE_MIN))));
+    let mut later = (0..9).map(|at| deliver_of(&mut pace, HopSignal::LaterAtEnd, at, now));
+    assert!(later.any(|change| change == Some(PaceChange::Paced(RATE_MIN))));
 
     let mut pace = Pace::new(20);
     for number in 0..100 {
-        let shift = tell_of(&mut pace, HopSignal::ThrottledAtEnd, number, now);
-        assert_eq!(shift, None, "one was taken between");
-        tell(&mut pace, Who::Fresh, HopSignal::Fine, now);
+        let change = deliver_of(&mut pace, HopSignal::ThrottledAtEnd, number, now);
+        assert_eq!(change, None, "one was taken between");
+        deliver(&mut pace, MailKind::Fresh, HopSignal::Fine, now);
     }
 }
 
 /// A probe that gets a reply to its content was answered: the hop is back, at the rate known before.
 #[test]
 fn an_answer_to_a_content_brings_the_hop_back() {
-    for sign in [HopSignal::ThrottledAtEnd, HopSignal::LaterAtEnd] {
+    for signal in [HopSignal::ThrottledAtEnd, HopSignal::LaterAtEnd] {
         let start = Instant::now();
         let now = start + Duration::from_secs(100);
         let mut pace = dead(start);
-        let shift = tell_of(&mut pace, sign, 1, now);
-        assert_eq!(shift, Some(Shift::Alive(now - start)), "{sign:?}");
+        let change = deliver_of(&mut pace, signal, 1, now);
+        assert_eq!(change, Some(PaceChange::Alive(now - start)), "{signal:?}");
     }
 }
 
@@ -382,7 +403,7 @@ fn an_answer_to_a_content_brings_the_hop_back() {
 #[test]
 fn a_flood_of_bad_contents_costs_a_session_each() {
     const FLOOD_MESSAGES: usize = 100;
-    for (sign, senders, at_most) in [
+    for (signal, senders, at_most) in [
         (HopSignal::Broken, 2, Duration::from_secs(5)),
         (HopSignal::Broken, FLOOD_MESSAGES, Duration::from_secs(5)),
         (HopSignal::ThrottledAtEnd, 1, Duration::ZERO),
@@ -401,11 +422,11 @@ fn a_flood_of_bad_contents_costs_a_session_each() {
         let mut now = start;
         for at in 0..FLOOD_MESSAGES {
             now = opens(&pace, now);
-            tell_of(&mut pace, sign, at % senders, now);
+            deliver_of(&mut pace, signal, at % senders, now);
         }
         let turn = opens(&pace, now) - start;
-        println!("{sign:?} of {senders}: {turn:?}");
-        assert!(turn <= at_most, "{sign:?} of {senders}: {turn:?}");
+        println!("{signal:?} of {senders}: {turn:?}");
+        assert!(turn <= at_most, "{signal:?} of {senders}: {turn:?}");
     }
 }
 
@@ -420,8 +441,8 @@ fn a_dead_hop_that_breaks_all_contents_is_not_sent_a_whole_queue() {
         let at = opens(&pace, now);
         waits += u32::from(at > now);
         now = at;
-        let probe = pace.ask(Who::Waiting, now).expect("a probe");
-        pace.ask(Who::Waiting, now).expect_err("one at a time");
+        let probe = pace.ask(MailKind::Waiting, now).expect("a probe");
+        pace.ask(MailKind::Waiting, now).expect_err("one at a time");
         pace.ended(
             &probe,
             HopSignal::Broken,
@@ -478,14 +499,14 @@ impl<F: Fn(Duration) -> f64> Server<F> {
             let more = (self.allowed)(now - start) * SIMULATION_STEP.as_secs_f64();
             tokens = (tokens + more).min(more.max(5.0));
             while under_way.front().is_some_and(|(end, ..)| *end <= now) {
-                let (_, ticket, sign) = under_way.pop_front().expect("the front");
-                seen.pace.ended(&ticket, sign, None, now, &mut rng);
-                seen.taken += u32::from(sign == HopSignal::Fine);
-                seen.refused += u32::from(sign == self.says);
-                seen.backlog += u32::from(sign == self.says);
+                let (_, ticket, signal) = under_way.pop_front().expect("the front");
+                seen.pace.ended(&ticket, signal, None, now, &mut rng);
+                seen.taken += u32::from(signal == HopSignal::Fine);
+                seen.refused += u32::from(signal == self.says);
+                seen.backlog += u32::from(signal == self.says);
             }
             let mut send = |ticket: Ticket| {
-                let sign = if rng.random_bool(self.choosy.1) {
+                let signal = if rng.random_bool(self.choosy.1) {
                     self.choosy.0
                 } else if tokens >= 1.0 {
                     tokens -= 1.0;
@@ -493,18 +514,22 @@ impl<F: Fn(Duration) -> f64> Server<F> {
                 } else {
                     self.says
                 };
-                under_way.push_back((now + SIMULATION_STEP * 5, ticket, sign));
+                under_way.push_back((now + SIMULATION_STEP * 5, ticket, signal));
             };
             let room = seen.pace.room(seen.backlog.min(16) as usize, now).0;
             for _ in 0..room {
-                send(seen.pace.ask(Who::Waiting, now).expect("there is room"));
+                send(
+                    seen.pace
+                        .ask(MailKind::Waiting, now)
+                        .expect("there is room"),
+                );
                 seen.backlog -= 1;
             }
             seen.pace.waits(seen.backlog > 0);
             arrived += self.demand * SIMULATION_STEP.as_secs_f64();
             while arrived >= 1.0 {
                 arrived -= 1.0;
-                match seen.pace.ask(Who::Fresh, now) {
+                match seen.pace.ask(MailKind::Fresh, now) {
                     Ok(ticket) => send(ticket),
                     Err(_) => seen.backlog += 1,
                 }
@@ -580,7 +605,7 @@ enum Act {
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    let sign = prop_oneof![
+    let signal = prop_oneof![
         Just(HopSignal::Fine),
         Just(HopSignal::Throttled),
         Just(HopSignal::Later),
@@ -593,7 +618,7 @@ fn act() -> impl Strategy<Value = Act> {
     ];
     prop_oneof![
         4 => any::<bool>().prop_map(Act::Ask),
-        4 => (any::<usize>(), sign, 0..3_usize).prop_map(|(at, sign, of)| Act::End(at, sign, of)),
+        4 => (any::<usize>(), signal, 0..3_usize).prop_map(|(at, signal, of)| Act::End(at, signal, of)),
         3 => (0..3000_u64).prop_map(Act::Pass),
         1 => any::<bool>().prop_map(Act::Waits),
         1 => Just(Act::Nudge),
@@ -610,9 +635,9 @@ proptest! {
         for act in acts {
             match act {
                 Act::Ask(fresh) => {
-                    let who = if fresh { Who::Fresh } else { Who::Waiting };
+                    let kind = if fresh { MailKind::Fresh } else { MailKind::Waiting };
                     let (room, _) = pace.room(1, now);
-                    let asked = pace.ask(who, now);
+                    let asked = pace.ask(kind, now);
                     if !fresh {
                         prop_assert_eq!(asked.is_ok(), room == 1);
                     }
@@ -623,9 +648,9 @@ proptest! {
                         open.push(ticket);
                     }
                 }
-                Act::End(at, sign, of) if !open.is_empty() => {
+                Act::End(at, signal, of) if !open.is_empty() => {
                     let ticket = open.swap_remove(at % open.len());
-                    pace.ended(&ticket, sign, Some(&party(of)), now, &mut rng);
+                    pace.ended(&ticket, signal, Some(&party(of)), now, &mut rng);
                 }
                 Act::End(..) => {}
                 Act::Pass(millis) => now += Duration::from_millis(millis),
@@ -660,7 +685,7 @@ proptest! {
         for wait in waits {
             let (room, _) = pace.room(usize::MAX, now);
             let mut given = 0;
-            while pace.ask(Who::Waiting, now).is_ok() {
+            while pace.ask(MailKind::Waiting, now).is_ok() {
                 sent.push(now);
                 given += 1;
             }

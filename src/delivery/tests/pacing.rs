@@ -200,7 +200,7 @@ async fn the_pace_outlives_a_reload() {
 #[derive(Clone, Copy)]
 enum Dislike {
     Closes,
-    Says(&'static str),
+    Replies(&'static str),
 }
 
 /// Starts a server that takes every message except those whose content says `bad`.
@@ -237,7 +237,7 @@ async fn dislikes(stream: TcpStream, dislike: Dislike) -> Option<()> {
             }
             match dislike {
                 Dislike::Closes if bad => return None,
-                Dislike::Says(reply) if bad => reply,
+                Dislike::Replies(reply) if bad => reply,
                 _ => "250 taken",
             }
         } else {
@@ -262,9 +262,9 @@ fn mail_of(sender: &str, content: &'static [u8]) -> Outbound {
 async fn disliked_contents_of_one_sender_do_not_stop_other_mail() {
     for dislike in [
         Dislike::Closes,
-        Dislike::Says("421 4.7.0 this content is not taken"),
-        Dislike::Says("421 4.3.2 busy"),
-        Dislike::Says("451 4.7.1 try again later"),
+        Dislike::Replies("421 4.7.0 this content is not taken"),
+        Dislike::Replies("421 4.3.2 busy"),
+        Dislike::Replies("451 4.7.1 try again later"),
     ] {
         let address = disliking(dislike).await;
         let delivery = Delivery::new(vec![smtp("hop", "*", &address)], None).expect("a next hop");

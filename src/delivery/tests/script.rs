@@ -8,7 +8,7 @@
 //! | `TLS` | does the TLS handshake |
 //! | `EOF` | expects the client to close at once |
 //! | `HOLD` | drops all input until the client closes |
-//! | `TELL` | notifies the test that the script has reached this line ([`Server::told`]) |
+//! | `TELL` | notifies the test that the script has reached this line ([`Server::reached`]) |
 //!
 //! At the end of a script the server closes the connection.
 
@@ -48,7 +48,7 @@ impl Listener {
 
 pub(super) struct Server {
     address: String,
-    told: Arc<Notify>,
+    reached: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -76,17 +76,17 @@ impl Server {
         listener: Listener,
     ) -> Self {
         let scripts: Vec<String> = scripts.iter().map(|&script| script.to_owned()).collect();
-        let told = Arc::new(Notify::new());
-        let tell = told.clone();
+        let reached = Arc::new(Notify::new());
+        let notify = reached.clone();
         let task = tokio::spawn(async move {
             for script in scripts {
                 let stream = listener.accept().await;
-                play(&script, BufReader::new(stream), tls.as_ref(), &tell).await;
+                play(&script, BufReader::new(stream), tls.as_ref(), &notify).await;
             }
         });
         Self {
             address,
-            told,
+            reached,
             task,
         }
     }
@@ -96,8 +96,8 @@ impl Server {
     }
 
     /// Waits for `TELL`.
-    pub(super) async fn told(&self) {
-        self.told.notified().await;
+    pub(super) async fn reached(&self) {
+        self.reached.notified().await;
     }
 
     /// Waits for the end of all scripts. Panics if the client deviated from a script.
@@ -106,7 +106,7 @@ impl Server {
     }
 }
 
-async fn play(script: &str, mut stream: Stream, tls: Option<&TlsAcceptor>, tell: &Notify) {
+async fn play(script: &str, mut stream: Stream, tls: Option<&TlsAcceptor>, reached: &Notify) {
     let mut gathered = String::new();
     for step in script
         .lines()
@@ -136,7 +136,7 @@ async fn play(script: &str, mut stream: Stream, tls: Option<&TlsAcceptor>, tell:
                 }
                 "EOF" => assert_eq!(stream.read_u8().await.ok(), None, "in {script}"),
                 "HOLD" => while stream.read_u8().await.is_ok() {},
-                "TELL" => tell.notify_one(),
+                "TELL" => reached.notify_one(),
                 _ => panic!("unknown step {step}"),
             }
         }

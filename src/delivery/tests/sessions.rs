@@ -309,7 +309,7 @@ async fn the_deadline_ends_the_session_too() {
     let delivery = delivery(hop(&[server.address()]));
     let hung = mail(&["b@y", "c@y"], b"x\r\n");
     let fly = async {
-        server.told().await;
+        server.reached().await;
         tokio::time::pause();
     };
     let deliver = outcomes(&delivery, &hung, soon());
@@ -343,7 +343,7 @@ async fn a_dropped_delivery_closes_its_connection() {
     let mail = mail(&["b@y"], CONTENT);
     tokio::select! {
         outcomes = delivery.deliver(&mail, soon()) => panic!("{outcomes:?}"),
-        () = server.told() => {}
+        () = server.reached() => {}
     }
     assert_eq!(outcomes(&delivery, &mail, soon()).await, [TAKEN]);
     server.finished().await;
@@ -375,7 +375,7 @@ async fn waiting_for_a_connection_ends_at_the_deadline() {
     let mail = mail(&["b@y"], CONTENT);
     let first = outcomes(&delivery, &mail, soon());
     let second = async {
-        server.told().await;
+        server.reached().await;
         tokio::time::pause();
         outcomes(&delivery, &mail, soon().within(Duration::from_secs(1))).await
     };
@@ -496,9 +496,9 @@ async fn lmtp_replies_are_reported_at_once() {
         lmtp: true,
         ..hop(&[server.address()])
     });
-    let (told, mut hear) = Told::of(4);
+    let (sender, mut receiver) = DeliveredSender::channel(4);
     let mail = Outbound {
-        told,
+        delivered: sender,
         ..mail(&["b@y", "c@y", "d@y", "e@y"], b"x\r\n")
     };
     let delivered = tokio::spawn(async move { delivery.deliver(&mail, soon()).await });
@@ -507,7 +507,7 @@ async fn lmtp_replies_are_reported_at_once() {
         (2, "end of data: 250 2.0.0 too"),
     ] {
         let text = text.to_owned();
-        assert_eq!(hear.recv().await, Some(Taken { at, text }));
+        assert_eq!(receiver.recv().await, Some(DeliveredRecipient { at, text }));
     }
     assert!(!delivered.is_finished(), "the last reply is missing");
     delivered.abort();

@@ -45,7 +45,7 @@ impl Server for Taking {
             let outcome = |at| (at, Outcome::Delivered(answer(250)));
             HopResult {
                 outcomes: at.into_iter().map(outcome).collect(),
-                sign: HopSignal::Fine,
+                signal: HopSignal::Fine,
                 offered: true,
             }
         })

@@ -72,18 +72,18 @@ impl Server for Hop {
             .iter()
             .filter(|(_, outcome)| matches!(outcome, Outcome::Delivered(_)))
             .map(|(at, _)| (mail.id, mailbox(*at)));
-        let (got, each, told) = (self.got.clone(), self.each, mail.told.clone());
+        let (got, each, delivered) = (self.got.clone(), self.each, mail.delivered.clone());
         if let Some(each) = each {
             let taken: Vec<_> = outcomes.iter().map(|(at, _)| *at).zip(taken).collect();
             return Box::pin(async move {
                 for (at, taken) in taken {
                     Deadline::after(each).wait().await;
                     got.lock().expect("no panic").push(taken);
-                    told.tell(at, || "250 taken".to_owned());
+                    delivered.send(at, || "250 taken".to_owned());
                 }
                 HopResult {
                     outcomes,
-                    sign: HopSignal::Fine,
+                    signal: HopSignal::Fine,
                     offered: true,
                 }
             });
@@ -101,7 +101,7 @@ impl Server for Hop {
             }
             HopResult {
                 outcomes,
-                sign: HopSignal::Fine,
+                signal: HopSignal::Fine,
                 offered: true,
             }
         })

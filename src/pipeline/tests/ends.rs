@@ -530,7 +530,7 @@ impl Server for Narrow {
         Box::pin(async move {
             HopResult {
                 outcomes: recipients.into_iter().map(outcome).collect(),
-                sign: HopSignal::Fine,
+                signal: HopSignal::Fine,
                 offered: true,
             }
         })

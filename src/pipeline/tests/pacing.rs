@@ -191,7 +191,7 @@ impl Server for Allowing {
         _: &'a Gauge,
         _: Deadline,
     ) -> BoxFuture<'a, HopResult> {
-        let (outcome, sign) = match self.ask() {
+        let (outcome, signal) = match self.ask() {
             true => (Outcome::Delivered(answer(250)), HopSignal::Fine),
             false => (Outcome::Deferred(answer(451)), HopSignal::Later),
         };
@@ -199,7 +199,7 @@ impl Server for Allowing {
             Deadline::after(Duration::from_millis(20)).wait().await;
             HopResult {
                 outcomes: at.into_iter().map(|at| (at, outcome.clone())).collect(),
-                sign,
+                signal,
                 offered: true,
             }
         })

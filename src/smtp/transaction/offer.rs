@@ -55,7 +55,7 @@ impl Offer {
         extensions
     }
 
-    /// The first parameter that smtp-proto parses and that belongs to an extension that the server does not self.
+    /// The first parameter that smtp-proto parses and that belongs to an extension that the server does not offer.
     pub(super) fn unsupported_parameter(
         &self,
         from: &MailFrom<Cow<'_, str>>,

@@ -431,7 +431,7 @@ impl NextHop {
             let outcome = |at| (at, outcome.clone());
             return HopResult {
                 outcomes: recipients.into_iter().map(outcome).collect(),
-                sign: HopSignal::Broken,
+                signal: HopSignal::Broken,
                 offered: true,
             };
         }
@@ -474,7 +474,7 @@ impl NextHop {
                 untold.recipient = None;
             }
         }
-        let sign = match fault {
+        let signal = match fault {
             Some(HopFault::Later) => HopSignal::Later,
             Some(HopFault::Throttle) => HopSignal::Throttled,
             Some(HopFault::Ambiguous) => HopSignal::Broken,
@@ -482,8 +482,8 @@ impl NextHop {
         };
         HopResult {
             outcomes,
-            sign,
-            offered: sign != HopSignal::Throttled,
+            signal,
+            offered: signal != HopSignal::Throttled,
         }
     }
 }

@@ -7,31 +7,31 @@ use tokio::time::Instant;
 /// Measures how many messages a second the hop took recently: the best estimate of what a hop allows that has just
 /// refused a message.
 #[derive(Debug, Default)]
-pub(super) struct Taken {
+pub(super) struct TakenRate {
     /// Start of the current span; `None` before the first message.
     began: Option<Instant>,
     now: u32,
     before: u32,
 }
 
-impl Taken {
+impl TakenRate {
     /// Length of one measurement span. The rate covers the current span and the one before, so 5 to 10 s.
     const MEASUREMENT_SPAN: Duration = Duration::from_secs(5);
 
     pub(super) fn count(&mut self, now: Instant) {
-        self.turn(now);
+        self.advance(now);
         self.now = self.now.saturating_add(1);
     }
 
     /// Messages a second over the last one to two spans.
     pub(super) fn rate(&mut self, now: Instant) -> f64 {
-        let began = self.turn(now);
+        let began = self.advance(now);
         let span = Self::MEASUREMENT_SPAN.as_secs_f64() + (now - began).as_secs_f64();
         f64::from(self.now.saturating_add(self.before)) / span
     }
 
     /// Starts a new span if the current one is over, and returns the start of the current span.
-    fn turn(&mut self, now: Instant) -> Instant {
+    fn advance(&mut self, now: Instant) -> Instant {
         let began = *self.began.get_or_insert(now);
         let age = now - began;
         if age < Self::MEASUREMENT_SPAN {
