@@ -69,7 +69,11 @@ impl Control for Core {
             true => (incident::Kind::Drained, "was drained"),
             false => (incident::Kind::Resumed, "was resumed"),
         };
-        let summary = format!("{subject} {what} by {}: {}", asked.who, asked.reason);
+        let reason = match asked.reason.as_str() {
+            "" => String::new(),
+            reason => format!(": {reason}"),
+        };
+        let summary = format!("{subject} {what} by {}{reason}", asked.who);
         self.incidents.record(Incident::new(kind, subject, summary));
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! Makes the answers of a next hop durable as they arrive, where a slow next hop answers for each recipient (LMTP, Maildir).
 //!
-//! For stored mail with several recipients: recipients who have the message are struck off the record during the delivery,
+//! For stored mail with several recipients: recipients who have the message are removed from the record during the delivery,
 //! under the lease that the delivery has anyway. The delivery does not wait for these writes. The settlement at its end is the
 //! same with and without them, because the settlement writes the whole record. If all answers arrive together, nothing is
-//! struck off before the settlement.
+//! removed before the settlement.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -25,16 +25,16 @@ use crate::store::{Change, Record, StoreError};
 const ANSWER_GATHER_TIME: Duration = Duration::from_millis(100);
 
 /// The progress of one delivery.
-struct Striking<'a> {
+struct Removing<'a> {
     generation: &'a Generation,
     message: &'a Message,
     judged: &'a Judgement,
     group: &'a Group,
     so_far: &'a SoFar,
-    /// Answers for recipients who have the message, struck off or not.
+    /// Answers for recipients who have the message, removed or not.
     taken: Vec<DeliveredRecipient>,
-    /// Number of the first of these that are struck off the record and in the history.
-    timed_out_before: usize,
+    /// Number of the first of these that are removed from the record and are in the history.
+    removed: usize,
 }
 
 impl Pipeline {
@@ -52,7 +52,7 @@ impl Pipeline {
         // The lease of a stored message ends soon after this deadline, and another worker may then claim the message.
         let deadline = Deadline::after(lanes::DELIVERY_TIME_MAX);
         let delivery = &generation.delivery;
-        // If an answer stood in, the settlement also stores the scan that is owed: no recipient is struck off before.
+        // If an answer stood in, the settlement also stores the scan that is owed: no recipient is removed before.
         if group.1.len() < 2 || settle::has_stand_in(&judged.reports) {
             let outcomes = delivery.deliver_in_turn(&outbound, turn, deadline);
             return (outcomes.await, Vec::new());
@@ -65,51 +65,54 @@ impl Pipeline {
             ended.cancel();
             outcomes
         };
-        let striking = Striking {
+        let removing = Removing {
             generation,
             message,
             judged,
             group,
             so_far,
             taken: Vec::new(),
-            timed_out_before: 0,
+            removed: 0,
         };
-        tokio::join!(delivering, self.strike_off(striking, receiver, &ended))
+        tokio::join!(
+            delivering,
+            self.remove_delivered(removing, receiver, &ended)
+        )
     }
 
     /// Strikes off recipients until the delivery has ended. A write under way at that time ends first, because the settlement
     /// must be the last write.
-    async fn strike_off(
+    async fn remove_delivered(
         &self,
-        mut striking: Striking<'_>,
+        mut removing: Removing<'_>,
         mut receiver: Receiver<DeliveredRecipient>,
         ended: &CancellationToken,
     ) -> Vec<usize> {
         let mut next = Deadline::after(ANSWER_GATHER_TIME);
         loop {
-            let waits = striking.taken.len() > striking.timed_out_before;
+            let waits = removing.taken.len() > removing.removed;
             tokio::select! {
                 biased;
-                () = ended.cancelled() => return striking.positions(),
+                () = ended.cancelled() => return removing.positions(),
                 Some(taken) = receiver.recv() => {
                     if !waits {
                         next = Deadline::after(ANSWER_GATHER_TIME);
                     }
-                    if let Some(at) = striking.position(&taken) {
-                        striking.so_far.has_it(at);
+                    if let Some(at) = removing.position(&taken) {
+                        removing.so_far.has_it(at);
                     }
-                    striking.taken.push(taken);
+                    removing.taken.push(taken);
                 }
                 () = next.wait(), if waits => {
                     next = Deadline::after(ANSWER_GATHER_TIME);
                     // Nothing to write: the sender is still responsible, or the last recipient has the message.
-                    let Some(rest) = striking.rest() else {
+                    let Some(rest) = removing.rest() else {
                         continue;
                     };
-                    match self.strike(&mut striking, rest).await {
+                    match self.remove_now(&mut removing, rest).await {
                         Ok(()) => {}
                         // The record was removed or moved meanwhile, as the settlement will find out.
-                        Err(StoreError::NotFound(_)) => return striking.positions(),
+                        Err(StoreError::NotFound(_)) => return removing.positions(),
                         Err(_) => next = Deadline::after(lanes::PERSIST_RETRY_PAUSE),
                     }
                 }
@@ -118,13 +121,17 @@ impl Pipeline {
     }
 
     /// Replaces the stored record by one with the remaining recipients, and writes log and history.
-    async fn strike(&self, striking: &mut Striking<'_>, rest: Record) -> Result<(), StoreError> {
+    async fn remove_now(
+        &self,
+        removing: &mut Removing<'_>,
+        rest: Record,
+    ) -> Result<(), StoreError> {
         let (lane, id) = (rest.lane, rest.id);
-        let until = wall_clock() + lanes::lease(&striking.generation.budget);
+        let until = wall_clock() + lanes::lease(&removing.generation.budget);
         let change = Change::Take(Box::new(rest), until);
         self.store.change_in(lane, id, change, None).await?;
-        let reply = Reply::accepted(striking.message.id);
-        for entry in striking.tell() {
+        let reply = Reply::accepted(removing.message.id);
+        for entry in removing.tell() {
             events::settled(&entry, &reply);
             self.history.record(entry);
         }
@@ -150,13 +157,11 @@ impl SoFar {
     }
 }
 
-impl Striking<'_> {
-    /// Positions in the message's envelope of the recipients that are struck off.
+impl Removing<'_> {
+    /// Positions in the message's envelope of the recipients that are removed.
     fn positions(&self) -> Vec<usize> {
-        let timed_out_before = self.taken.iter().take(self.timed_out_before);
-        timed_out_before
-            .filter_map(|taken| self.position(taken))
-            .collect()
+        let removed = self.taken.iter().take(self.removed);
+        removed.filter_map(|taken| self.position(taken)).collect()
     }
 
     fn position(&self, taken: &DeliveredRecipient) -> Option<usize> {
@@ -169,9 +174,9 @@ impl Striking<'_> {
         self.so_far.rest(stored, self.message)
     }
 
-    /// History entries for the recipients that are struck off now.
+    /// History entries for the recipients that are removed now.
     fn tell(&mut self) -> Vec<HistoryEntry> {
-        let now = &self.taken[self.timed_out_before..];
+        let now = &self.taken[self.removed..];
         let entry = |taken: &DeliveredRecipient| {
             let those = [self.position(taken)?];
             let told = ("delivered", &self.group.0, taken.text.clone());
@@ -179,7 +184,7 @@ impl Striking<'_> {
             Some(settle::entry(self.message, judged, &those, told))
         };
         let entries = now.iter().filter_map(entry).collect();
-        self.timed_out_before = self.taken.len();
+        self.removed = self.taken.len();
         entries
     }
 }

@@ -227,13 +227,20 @@ async fn no_caller_waits_past_the_deadline() {
     let (hanging, first) = scripted([Act::Hang], patient.clone());
     let (_, second) = scripted([Act::after(900, broken)], patient);
     let started = tokio::time::Instant::now();
-    let reports = scan(vec![first, second]).await;
+    let reports = scan(vec![first.clone(), second]).await;
     assert_eq!(started.elapsed(), SECONDS_20);
     assert_eq!(reports[0].missing(), Some(Reason::Timeout));
     assert!(reports[1].missing().is_some());
     assert_eq!(hanging.running.load(Ordering::SeqCst), 1, "a zombie");
     Deadline::after(Duration::from_secs(3600)).wait().await;
     assert_eq!(hanging.running.load(Ordering::SeqCst), 0, "at its limit");
+    let incidents = first.incidents();
+    assert!(
+        incidents
+            .iter()
+            .any(|incident| incident.kind == Kind::ScanLost),
+        "{incidents:?}"
+    );
 }
 
 /// A message whose budget is spent takes no time of an engine.

@@ -211,6 +211,9 @@ async fn run_scan(state: Arc<GuardState>, scope: AnswerScope, call: Call, next: 
             came_late(&state, scope, (answer, is_kept), took);
         }
     }
+    if let Err(ScanError::NoAnswer(limit)) = &outcome {
+        report_lost(&state, scope.message, *limit);
+    }
     state.in_flight_scans().end(&scope);
     in_flight.send_replace(Phase::Done(outcome));
 }
@@ -243,6 +246,17 @@ fn came_late(
         .with("after", format!("{:.1} s", took.as_secs_f64()))
         .about(scope.message);
     state.report_incident(incident);
+}
+
+/// Reports a scan that the engine did not end within its limit. Its slot is free for other mail, but the engine may still work on
+/// the scan.
+fn report_lost(state: &GuardState, message: MessageId, limit: Duration) {
+    let subject = state.subject(None);
+    let seconds = limit.as_secs_f64();
+    let summary = format!(
+        "{subject} did not end a scan within its limit of {seconds:.0} s: if this lasts, restart the engine, or raise its limit"
+    );
+    state.report_incident(Incident::new(Kind::ScanLost, subject, summary).about(message));
 }
 
 /// A caller that waits for a scan.
