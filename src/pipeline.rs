@@ -57,7 +57,7 @@ use crate::store::{Capacity, Record, Store, StoreError};
 use crate::verdict::Disposition;
 
 use background::Background;
-use judge::Terms;
+use judge::ScanTerms;
 pub use judge::{Judgement, judge};
 pub use keeper::Keeper;
 pub use lanes::Lanes;
@@ -151,8 +151,8 @@ impl ResumeState {
         next_step: NextStep::Deliver(None),
     };
 
-    fn terms(&self) -> Terms {
-        Terms {
+    fn terms(&self) -> ScanTerms {
+        ScanTerms {
             spent: self.spent,
             scan_reason: self.scan_reason,
             timed_out_before: self.timed_out_before,

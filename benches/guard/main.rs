@@ -113,7 +113,7 @@ fn sample(envelope: &Arc<Envelope>, content: &Content, workers: &Arc<Semaphore>)
     };
     Sample::new(
         request,
-        mime::Shared::new(Limits::default(), workers.clone()),
+        mime::SharedInspection::new(Limits::default(), workers.clone()),
     )
 }
 

@@ -57,7 +57,7 @@ where
     let routes = routes.layer(middleware::from_fn(answer));
     let served = axum::serve(
         bounded,
-        routes.into_make_service_with_connect_info::<Place>(),
+        routes.into_make_service_with_connect_info::<ConnectionPlace>(),
     )
     .with_graceful_shutdown(closing.cancelled_owned())
     .await;
@@ -92,7 +92,7 @@ impl Caller for unix::SocketAddr {
 
 /// The place of a connection, as new connections see it that need a place.
 #[derive(Debug, Clone)]
-struct Place(Arc<PlaceState>);
+struct ConnectionPlace(Arc<PlaceState>);
 
 #[derive(Debug, Default)]
 struct PlaceState {
@@ -119,7 +119,7 @@ impl PlaceState {
     }
 }
 
-impl<L: Listener> Connected<IncomingStream<'_, Bounded<L>>> for Place
+impl<L: Listener> Connected<IncomingStream<'_, Bounded<L>>> for ConnectionPlace
 where
     L::Addr: Caller,
 {
@@ -129,7 +129,11 @@ where
 }
 
 /// Answers a request. Meanwhile the connection keeps its place.
-async fn answer(ConnectInfo(place): ConnectInfo<Place>, request: Request, next: Next) -> Response {
+async fn answer(
+    ConnectInfo(place): ConnectInfo<ConnectionPlace>,
+    request: Request,
+    next: Next,
+) -> Response {
     place.0.set(STATE_ANSWERING);
     let response = next.run(request).await;
     place.0.set(STATE_ANSWERED);
@@ -139,20 +143,21 @@ async fn answer(ConnectInfo(place): ConnectInfo<Place>, request: Request, next: 
 /// The open connections of one kind, the oldest first.
 #[derive(Debug, Default)]
 struct Open {
-    places: Mutex<Vec<Place>>,
+    places: Mutex<Vec<ConnectionPlace>>,
     /// Notified when a connection waits for its client again.
     idle: Notify,
 }
 
 impl Open {
-    fn lock(&self) -> MutexGuard<'_, Vec<Place>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<ConnectionPlace>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends a connection that waits for its client. Returns false if there is none.
     fn make_room(&self) -> bool {
         let open = self.lock();
-        let waits = |place: &&Place| place.0.is(STATE_WAITS) && !place.0.wanted.is_cancelled();
+        let waits =
+            |place: &&ConnectionPlace| place.0.is(STATE_WAITS) && !place.0.wanted.is_cancelled();
         let mut of: HashMap<Option<IpAddr>, usize> = HashMap::new();
         for place in open.iter().filter(waits) {
             *of.entry(place.0.remote_host).or_default() += 1;
@@ -220,7 +225,7 @@ impl Callers {
             None => &self.own,
         };
         let permit = kind.place(remote_host.is_none()).await?;
-        let place = Place(Arc::new(PlaceState {
+        let place = ConnectionPlace(Arc::new(PlaceState {
             remote_host,
             ..PlaceState::default()
         }));
@@ -271,7 +276,7 @@ where
 struct Connection<I> {
     io: I,
     end: Pin<Box<dyn Future<Output = ()> + Send>>,
-    place: Place,
+    place: ConnectionPlace,
     open: Arc<Open>,
     _permit: OwnedSemaphorePermit,
 }

@@ -35,10 +35,10 @@ pub(super) enum Engines {
     List(Socket),
     /// Show one engine and its replicas
     #[command(after_help = exit::HELP)]
-    Show(Named),
+    Show(EngineName),
     /// Test an engine: send it a known-bad and a known-clean message, and check its answers
     #[command(after_help = exit::HELP)]
-    Test(Named),
+    Test(EngineName),
     /// Drain an engine or one of its replicas: it gets no mail until it is resumed or the relay restarts
     ///
     /// Running scans continue to their end. If [coverage] allows it, the relay decides on the answers
@@ -55,7 +55,7 @@ pub(super) enum Engines {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Named {
+pub(super) struct EngineName {
     /// The engine's name
     engine: String,
     #[command(flatten)]

@@ -10,7 +10,7 @@ use serde_json::json;
 use ulid::Ulid;
 
 use super::exit::{self, CliError, Exit, Outcome};
-use super::named::{self, Named};
+use super::named::{self, NamedMessage};
 use super::open_store;
 use super::record::heading;
 use super::terminal::{Column, Terminal};
@@ -152,7 +152,7 @@ async fn show(id: Ulid, config: &Config, terminal: &mut Terminal<'_>) -> Outcome
 
 fn tell(
     incident: &Incident,
-    messages: &[Named],
+    messages: &[NamedMessage],
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
     let at = terminal.time(incident.at);

@@ -11,7 +11,7 @@ use crate::store::{Store, history};
 
 /// A named message.
 #[derive(Debug, Serialize)]
-pub(super) struct Named {
+pub(super) struct NamedMessage {
     id: MessageId,
     state: String,
     sender: String,
@@ -23,15 +23,15 @@ pub(super) async fn find(
     ids: impl IntoIterator<Item = MessageId>,
     store: &dyn Store,
     config: &Config,
-) -> Result<Vec<Named>, CliError> {
+) -> Result<Vec<NamedMessage>, CliError> {
     let history = config.store.path.join(history::FILE_NAME);
-    let mut found: Vec<Named> = Vec::new();
+    let mut found: Vec<NamedMessage> = Vec::new();
     for id in ids {
         if found.iter().any(|named| named.id == id) {
             continue;
         }
         found.push(match store.get(id).await? {
-            Some(record) => Named {
+            Some(record) => NamedMessage {
                 id,
                 state: record.lane.as_str().to_owned(),
                 sender: record.envelope.reverse_path.to_string(),
@@ -40,7 +40,7 @@ pub(super) async fn find(
             None => {
                 let life = history::read(&history, id).await?;
                 let last = life.last();
-                Named {
+                NamedMessage {
                     id,
                     state: last.map_or("unknown", |entry| &*entry.event).to_owned(),
                     sender: last.map_or(String::new(), |entry| entry.sender.to_string()),
@@ -55,7 +55,7 @@ pub(super) async fn find(
 /// Prints a table of the messages under `title`; prints nothing if there are none.
 pub(super) fn show(
     title: &str,
-    messages: &[Named],
+    messages: &[NamedMessage],
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
     if messages.is_empty() {
@@ -68,7 +68,7 @@ pub(super) fn show(
         Column::cut("SENDER"),
         Column::cut("SUBJECT"),
     ];
-    let row = |named: &Named| {
+    let row = |named: &NamedMessage| {
         vec![
             named.id.to_string(),
             named.state.clone(),

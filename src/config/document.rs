@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::problem::{Place, Problem, nearest};
+use super::problem::{Problem, SourceLocation, nearest};
 use super::reader::Section;
 
 /// One key that the code has read.
@@ -19,7 +19,7 @@ pub(super) struct Setting {
     /// Default as TOML; `None` if the key has no default.
     pub(super) default: Option<String>,
     /// Place of the value in the file; `None` if the value is the default.
-    pub(super) place: Option<Place>,
+    pub(super) place: Option<SourceLocation>,
 }
 
 /// Results of reading so far.
@@ -89,10 +89,10 @@ impl<'a> Document<'a> {
     }
 
     /// The place of an offset, in octets from the start of the text.
-    pub(super) fn place(&self, at: usize) -> Option<Place> {
+    pub(super) fn place(&self, at: usize) -> Option<SourceLocation> {
         let before = self.text.get(..at)?;
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        self.shown.then(|| Place {
+        self.shown.then(|| SourceLocation {
             line: before.bytes().filter(|b| *b == b'\n').count() + 1,
             column: before[line_start..].chars().count() + 1,
         })

@@ -28,7 +28,7 @@ use crate::deadline::Budget;
 use crate::{admin, delivery, intercept, listener, policy, quarantine, scan, store};
 
 pub use change::{diff, settings_that_need_restart};
-pub use problem::{Place, Problem, Problems};
+pub use problem::{Problem, Problems, SourceLocation};
 pub use sections::{LogFormat, RelaySettings};
 
 use document::{Document, Log};

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A place in the file. Line and column count from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct SourceLocation {
     /// The line.
     pub line: usize,
     /// The column, in characters.
@@ -15,7 +15,7 @@ pub struct Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// Place in the file; `None` if the problem is about a part that is not in the file.
-    pub place: Option<Place>,
+    pub place: Option<SourceLocation>,
     /// The full name of the key, `limits.recipients` or `engine.clamd.timeout`; empty if the text is not TOML.
     pub key: String,
     /// The problem, and its reason if the reason is not obvious.

@@ -13,7 +13,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::document::{Document, Log, Setting};
-use super::problem::{Place, Problem, nearest};
+use super::problem::{Problem, SourceLocation, nearest};
 use super::units::{self, Wrong};
 use super::value::{chosen, expected, is_name, quantity, quoted, shown, string, within};
 use crate::file;
@@ -26,7 +26,7 @@ pub(super) struct Section<'a> {
     pub(super) path: String,
     table: Option<&'a DeTable<'a>>,
     /// Start of the section.
-    place: Option<Place>,
+    place: Option<SourceLocation>,
     asked: Vec<&'static str>,
     /// Keys that were read although they are keys of other kinds only.
     foreign: Vec<&'static str>,
@@ -95,7 +95,7 @@ impl<'a> Section<'a> {
 
     fn complain_at(
         &self,
-        place: Option<Place>,
+        place: Option<SourceLocation>,
         key: &str,
         what: impl Into<String>,
         fix: impl Into<String>,

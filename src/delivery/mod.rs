@@ -77,10 +77,10 @@ pub struct Outbound {
 /// All next hops with their connection pools. Clones share the same next hops.
 #[derive(Clone)]
 pub struct Delivery {
-    shared: Arc<Shared>,
+    shared: Arc<SharedHops>,
 }
 
-struct Shared {
+struct SharedHops {
     hops: Vec<Hop>,
     routes: Routes,
     /// Domains without a next hop that the log has already named.
@@ -107,7 +107,7 @@ impl Delivery {
     fn of(hops: Vec<(Settings, Arc<dyn NextHop>)>, routes: Routes, before: Option<&Self>) -> Self {
         let before = before.map_or(&[][..], |before| &before.shared.hops);
         let hops = hops.into_iter();
-        let shared = Shared {
+        let shared = SharedHops {
             hops: hops
                 .map(|(settings, next_hop)| Hop::new(settings, next_hop, before))
                 .collect(),

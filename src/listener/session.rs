@@ -24,7 +24,7 @@ use self::receive::Intake;
 use self::wire::{Stream, Wire};
 use super::admission::Admission;
 use super::context::{Context, Shared};
-use super::session_limits::Place;
+use super::session_limits::SessionPlace;
 use super::{LineEndings, Tls};
 use crate::deadline::{Deadline, Elapsed};
 use crate::message::{Content, Envelope, Message, MessageId, Origin, Recipient, header};
@@ -74,7 +74,7 @@ pub(super) struct Session {
     /// Address that decides about permissions: that of the peer, or of the client that a trusted peer named with XCLIENT or
     /// PROXY.
     address: IpAddr,
-    place: Place,
+    place: SessionPlace,
     client_name: Option<String>,
     tls: Option<String>,
     client_certificate: bool,
@@ -99,7 +99,7 @@ impl Session {
     pub(super) fn new(
         stream: TcpStream,
         peer: IpAddr,
-        place: Place,
+        place: SessionPlace,
         context: Arc<Context>,
         shared: &Shared,
     ) -> Self {

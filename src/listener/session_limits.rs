@@ -35,9 +35,13 @@ impl Sessions {
     const CLIENT_SHARE_MULTIPLE: usize = 4;
 
     /// A place for one more session of `client`; `None` if this client or all clients together have too many.
-    pub(super) fn admit(self: &Arc<Self>, client: IpAddr, per_client: usize) -> Option<Place> {
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        client: IpAddr,
+        per_client: usize,
+    ) -> Option<SessionPlace> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
-        self.enter(client, per_client).then(|| Place {
+        self.enter(client, per_client).then(|| SessionPlace {
             sessions: self.clone(),
             client,
             _permit: permit,
@@ -75,13 +79,13 @@ impl Sessions {
 }
 
 /// The place of one session, freed on drop.
-pub(super) struct Place {
+pub(super) struct SessionPlace {
     sessions: Arc<Sessions>,
     client: IpAddr,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Place {
+impl SessionPlace {
     /// Counts the session for the client that the peer has named; false if that client already has too many sessions.
     pub(super) fn pass_to(&mut self, client: IpAddr, per_client: usize) -> bool {
         let admitted = client == self.client || self.sessions.enter(client, per_client);
@@ -93,7 +97,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for SessionPlace {
     fn drop(&mut self) {
         self.sessions.leave(self.client);
     }
@@ -107,7 +111,7 @@ mod tests {
     #[test]
     fn no_client_takes_all_sessions() {
         let sessions = Sessions::new(100);
-        let open = |number: u8, wanted: usize| -> Vec<Place> {
+        let open = |number: u8, wanted: usize| -> Vec<SessionPlace> {
             let client = IpAddr::from([192, 0, 2, number]);
             let places = (0..wanted).map_while(|_| sessions.admit(client, 1000));
             places.collect()
@@ -128,7 +132,7 @@ mod tests {
             let mut place = sessions.admit(proxy, 1000)?;
             place.pass_to(client, 1000).then_some(place)
         };
-        let places: Vec<Place> = (0..20).map_while(|_| passed()).collect();
+        let places: Vec<SessionPlace> = (0..20).map_while(|_| passed()).collect();
         assert_eq!(places.len(), 8);
     }
 }

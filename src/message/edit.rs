@@ -48,7 +48,7 @@ pub enum Edit {
     /// Adds a field.
     Add {
         /// Position of the field.
-        place: Place,
+        place: FieldPosition,
         /// Name of the field.
         name: String,
         /// The text after the colon, folded with CRLF. A space is added before it if it does not begin with white space.
@@ -90,7 +90,7 @@ pub enum Edit {
 /// The position of a new field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Place {
+pub enum FieldPosition {
     /// Above all fields, including the relay's own `Received`: the position of trace fields (RFC 5321 4.4). The last one is
     /// the topmost.
     Top,
@@ -148,9 +148,9 @@ impl fmt::Display for Edit {
         let text = match self {
             Self::Add { place, name, value } => {
                 let place = match place {
-                    Place::Top => "on top".to_owned(),
-                    Place::Before(nth) => format!("before field {nth}"),
-                    Place::End => "at the end".to_owned(),
+                    FieldPosition::Top => "on top".to_owned(),
+                    FieldPosition::Before(nth) => format!("before field {nth}"),
+                    FieldPosition::End => "at the end".to_owned(),
                 };
                 format!("add {name} {place}: {}", value.trim())
             }
@@ -271,7 +271,7 @@ impl Edit {
     fn objection(&self, smtputf8: bool) -> Option<&'static str> {
         let (name, value) = match self {
             Self::Add {
-                place: Place::Before(0),
+                place: FieldPosition::Before(0),
                 ..
             } => return Some("fields are counted from 1"),
             Self::Add { name, value, .. } => (name, value.as_str()),

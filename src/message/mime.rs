@@ -176,7 +176,7 @@ pub fn sniff(bytes: &[u8]) -> Sniffed {
     Sniffed(FileFormat::from_bytes(bytes))
 }
 
-/// Inspects `content`. Pure computation, linear in the content for each level of nesting. [`Shared`] runs it where it does not
+/// Inspects `content`. Pure computation, linear in the content for each level of nesting. [`SharedInspection`] runs it where it does not
 /// block the runtime.
 pub fn inspect(content: &Bytes, limits: Limits) -> Inspection {
     Walk::new(content, limits).run()
@@ -209,13 +209,13 @@ impl Inspection {
 
 /// The inspection of one message, computed at the first request and shared by all callers.
 #[derive(Debug, Clone)]
-pub struct Shared {
+pub struct SharedInspection {
     cell: Arc<OnceCell<Arc<Inspection>>>,
     limits: Limits,
     workers: Arc<Semaphore>,
 }
 
-impl Shared {
+impl SharedInspection {
     /// An inspection that has not begun. The permits of `workers` limit the large inspections that run at once.
     pub fn new(limits: Limits, workers: Arc<Semaphore>) -> Self {
         Self {

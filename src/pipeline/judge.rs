@@ -9,7 +9,7 @@ use super::suspicion::{LookedUp, Suspicion};
 use super::{Generation, Pipeline, settle};
 use crate::deadline::Deadline;
 use crate::message::attachment::AttachmentFact;
-use crate::message::mime::{self, Inspection, Shared};
+use crate::message::mime::{self, Inspection, SharedInspection};
 use crate::message::{Fingerprint, Message, SenderReputation};
 use crate::observation::ScanReason;
 use crate::policy::{Facts, Group, Policy};
@@ -32,7 +32,7 @@ pub struct Judgement {
 
 /// The conditions of one scan of a message.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Terms {
+pub(super) struct ScanTerms {
     /// Scan time of earlier passes.
     pub(super) spent: Duration,
     /// Why the message is scanned now.
@@ -48,7 +48,7 @@ pub(super) struct Asking<'a> {
     pub(super) scanner: &'a Scanner,
     pub(super) policy: &'a Policy,
     pub(super) suspicion: Option<&'a Suspicion>,
-    pub(super) terms: Terms,
+    pub(super) terms: ScanTerms,
 }
 
 /// Scans with every engine, at most until the deadline, and then applies policy; without interceptors, for a message that is not
@@ -65,7 +65,7 @@ pub async fn judge(
         scanner,
         policy,
         suspicion: None,
-        terms: Terms {
+        terms: ScanTerms {
             spent: Duration::ZERO,
             scan_reason: ScanReason::Fresh,
             timed_out_before: false,
@@ -82,7 +82,7 @@ impl Pipeline {
         &self,
         generation: &Generation,
         message: &Message,
-        terms: Terms,
+        terms: ScanTerms,
     ) -> Judgement {
         let judged = self.ask(generation, message, terms).await;
         let delivers = |(decision, _): &(Decision, _)| decision.disposition == Disposition::Deliver;
@@ -91,7 +91,7 @@ impl Pipeline {
             && !self.has_rescan_room(message.content.len()).await
         {
             true => {
-                let exactly = Terms {
+                let exactly = ScanTerms {
                     spent: judged.spent,
                     stand_ins: false,
                     ..terms
@@ -128,7 +128,7 @@ impl Pipeline {
         &self,
         generation: &Generation,
         message: &Message,
-        terms: Terms,
+        terms: ScanTerms,
     ) -> Judgement {
         let deadline = Deadline::after(generation.budget.total.saturating_sub(terms.spent));
         let asking = Asking {
@@ -249,7 +249,7 @@ fn is_well(groups: &[Group], reports: &[Report]) -> bool {
 /// The inspection of the content, in a task of its own: a panic there costs the engines an answer, but not the session.
 async fn inspect(
     message: &Message,
-    inspection: &Shared,
+    inspection: &SharedInspection,
     deadline: Deadline,
 ) -> Option<Arc<Inspection>> {
     let (content, inspection) = (message.content.clone(), inspection.clone());
@@ -261,7 +261,7 @@ async fn inspect(
 /// the async runtime.
 async fn fingerprint(
     message: &Message,
-    inspection: &Shared,
+    inspection: &SharedInspection,
     deadline: Deadline,
 ) -> Option<(Arc<Fingerprint>, String)> {
     let inspected = inspect(message, inspection, deadline).await?;
@@ -279,7 +279,7 @@ async fn fingerprint(
 /// The attachments, usually from the existing inspection. If the inspection failed, the list is empty; reports say so too.
 async fn attachments(
     message: &Message,
-    inspection: &Shared,
+    inspection: &SharedInspection,
     deadline: Deadline,
 ) -> Vec<AttachmentFact> {
     let inspected = inspect(message, inspection, deadline).await;

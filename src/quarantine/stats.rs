@@ -31,7 +31,7 @@ pub struct Group {
 
 /// A group with its name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Named {
+pub struct NamedGroup {
     /// The rule, the engine, or the range of ages.
     pub name: String,
     /// The counts of the group.
@@ -46,11 +46,11 @@ pub struct Stats {
     /// All messages.
     pub total: Group,
     /// By the rule that held it, the largest group first.
-    pub by_reason: Vec<Named>,
+    pub by_reason: Vec<NamedGroup>,
     /// By engine, the largest group first.
-    pub by_engine: Vec<Named>,
+    pub by_engine: Vec<NamedGroup>,
     /// By time since reception, the youngest first, including empty groups.
-    pub by_age: Vec<Named>,
+    pub by_age: Vec<NamedGroup>,
 }
 
 impl Group {
@@ -105,7 +105,7 @@ pub async fn collect(store: &dyn Store, now: Timestamp) -> Result<Stats, StoreEr
         by_engine: largest_first(engines),
         by_age: names
             .zip(ages)
-            .map(|(name, group)| Named {
+            .map(|(name, group)| NamedGroup {
                 name: name.to_owned(),
                 group,
             })
@@ -126,10 +126,10 @@ fn age(now: Timestamp, record: &Record) -> usize {
         .unwrap_or(AGE_GROUPS.len())
 }
 
-fn largest_first(groups: BTreeMap<String, Group>) -> Vec<Named> {
-    let mut named: Vec<Named> = groups
+fn largest_first(groups: BTreeMap<String, Group>) -> Vec<NamedGroup> {
+    let mut named: Vec<NamedGroup> = groups
         .into_iter()
-        .map(|(name, group)| Named { name, group })
+        .map(|(name, group)| NamedGroup { name, group })
         .collect();
     named.sort_by_key(|named| std::cmp::Reverse(named.group.messages));
     named

@@ -194,8 +194,8 @@ impl Scanner {
     }
 
     /// A new inspection for [`scan_inspected`](Self::scan_inspected); the first user of its facts makes it.
-    pub fn inspection(&self) -> mime::Shared {
-        mime::Shared::new(self.limits, self.workers.clone())
+    pub fn inspection(&self) -> mime::SharedInspection {
+        mime::SharedInspection::new(self.limits, self.workers.clone())
     }
 
     /// Scans the message with every engine at once and waits for all reports, at the latest until the deadline. Then a missing
@@ -214,7 +214,7 @@ impl Scanner {
     pub async fn scan_inspected(
         &self,
         request: ScanRequest,
-        inspection: mime::Shared,
+        inspection: mime::SharedInspection,
     ) -> Vec<Report> {
         let began = Instant::now();
         let mut patience = request.deadline;

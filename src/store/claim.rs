@@ -64,7 +64,7 @@ pub struct Queue {
 
 /// The position of a record in the order in which [`Store::recover`](super::Store::recover) returns records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct SweepPosition {
     /// Whether the sender is known.
     pub known: bool,
     /// [`Record::received_at`].
@@ -73,7 +73,7 @@ pub struct Place {
     pub id: MessageId,
 }
 
-impl Place {
+impl SweepPosition {
     /// The position of a record.
     pub fn of(record: &Record) -> Self {
         Self {

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 pub use self::at_work::{AtWork, Working};
 pub use self::audit::{Audit, Object};
 pub use self::cause::{CAUSES_MAX, Cause, NotACause};
-pub use self::claim::{Outgoing, Place, Queue, Times};
+pub use self::claim::{Outgoing, Queue, SweepPosition, Times};
 pub use self::expiry::{REMOVALS_PER_BATCH, expire, expire_rescans, remove_all};
 pub use self::filter::Filter;
 pub use self::held::{Capacity, Held, Holder};
@@ -185,7 +185,7 @@ pub trait Store: Send + Sync + 'static {
         &self,
         lane: Lane,
         cause: Cause,
-        after: Option<Place>,
+        after: Option<SweepPosition>,
         times: Times,
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>>;

@@ -9,7 +9,7 @@ use super::*;
 fn open(remotes: &[Option<&str>]) -> Open {
     let place = |remote_host: &Option<&str>| {
         let address = remote_host.map(|text| SocketAddr::new(text.parse().expect("address"), 1));
-        Place(Arc::new(PlaceState {
+        ConnectionPlace(Arc::new(PlaceState {
             remote_host: address.and_then(|address| address.remote_host()),
             ..PlaceState::default()
         }))
@@ -23,7 +23,8 @@ fn open(remotes: &[Option<&str>]) -> Open {
 /// The order in which the connections would end.
 fn order(open: &Open) -> Vec<usize> {
     let ended = |open: &Open| {
-        let ended = |(at, place): (usize, &Place)| place.0.wanted.is_cancelled().then_some(at);
+        let ended =
+            |(at, place): (usize, &ConnectionPlace)| place.0.wanted.is_cancelled().then_some(at);
         open.lock()
             .iter()
             .enumerate()

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::results;
-use super::{Edit, NAME_OCTETS_MAX, Place};
+use super::{Edit, FieldPosition, NAME_OCTETS_MAX};
 use crate::message::header::{self, Field};
 
 /// A header section after its edits.
@@ -88,12 +88,12 @@ impl<'a> Plan<'a> {
         for edit in edits {
             match edit {
                 Edit::Add { place, name, value } => match place {
-                    Place::Top => plan.top.push((name, value)),
-                    Place::Before(number) => {
+                    FieldPosition::Top => plan.top.push((name, value)),
+                    FieldPosition::Before(number) => {
                         let before = plan.before.entry(*number).or_default();
                         before.push((name, value));
                     }
-                    Place::End => {}
+                    FieldPosition::End => {}
                 },
                 Edit::Change { name, nth, value } => {
                     plan.named(name).some.insert(*nth, Some(value));
@@ -147,12 +147,12 @@ impl<'a> Plan<'a> {
     fn left_over(&self, edit: &'a Edit) -> Option<(&'a str, &'a str)> {
         match edit {
             Edit::Add { place, name, value } => match place {
-                Place::Top => None,
-                Place::Before(number) => {
+                FieldPosition::Top => None,
+                FieldPosition::Before(number) => {
                     let left = self.before.contains_key(number);
                     left.then_some((name, value))
                 }
-                Place::End => Some((name, value)),
+                FieldPosition::End => Some((name, value)),
             },
             Edit::Change { name, nth, value } => {
                 let named = self.named.get(name.to_ascii_lowercase().as_bytes())?;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn add(place: Place, name: &str, value: &str) -> Edit {
+fn add(place: FieldPosition, name: &str, value: &str) -> Edit {
     Edit::Add {
         place,
         name: name.to_owned(),
@@ -49,21 +49,25 @@ fn each_edit_changes_what_it_names_and_nothing_else() {
         (remove("x-A", Some(9)), "", ""),
         (remove("nothing", None), "", ""),
         (
-            add(Place::Before(1), "N", "v"),
+            add(FieldPosition::Before(1), "N", "v"),
             "Received: by a",
             "N: v\r\nReceived: by a",
         ),
         (
-            add(Place::Before(3), "N", "v"),
+            add(FieldPosition::Before(3), "N", "v"),
             "subject",
             "N: v\r\nsubject",
         ),
         (
-            add(Place::Before(6), "N", "v"),
+            add(FieldPosition::Before(6), "N", "v"),
             "X-A:3\r\n",
             "X-A:3\r\nN: v\r\n",
         ),
-        (add(Place::End, "N", "v"), "X-A:3\r\n", "X-A:3\r\nN: v\r\n"),
+        (
+            add(FieldPosition::End, "N", "v"),
+            "X-A:3\r\n",
+            "X-A:3\r\nN: v\r\n",
+        ),
         (change("X-A", 4, "v"), "X-A:3\r\n", "X-A:3\r\nX-A: v\r\n"),
     ] {
         let (top, section) = rewritten(SECTION, std::slice::from_ref(&edit));
@@ -81,15 +85,15 @@ fn edits_do_not_move_each_other() {
     let edits = [
         remove("X-A", Some(1)),
         remove("X-A", Some(2)),
-        add(Place::Before(2), "N", "first"),
-        add(Place::Before(2), "N", "second"),
+        add(FieldPosition::Before(2), "N", "first"),
+        add(FieldPosition::Before(2), "N", "second"),
         change("x-a", 3, "three"),
         change("Subject", 1, "early"),
         change("Subject", 1, "late"),
-        add(Place::Top, "T", "1"),
-        add(Place::Top, "T", "2"),
-        add(Place::End, "E", "1"),
-        add(Place::End, "E", "2"),
+        add(FieldPosition::Top, "T", "1"),
+        add(FieldPosition::Top, "T", "2"),
+        add(FieldPosition::End, "E", "1"),
+        add(FieldPosition::End, "E", "2"),
     ];
     let (top, section) = rewritten(SECTION, &edits);
     assert_eq!(top, "T: 2\r\nT: 1\r\n");
@@ -121,10 +125,13 @@ fn an_added_field_is_a_field_for_every_reader() {
         (" a\r\nB: c\r\n", " a\r\nB: c\r\nN: v\r\n"),
         ("\ta: b", "\ta: b\r\nN: v\r\n"),
     ] {
-        let (_, section) = rewritten(section, &[add(Place::End, "N", "v")]);
+        let (_, section) = rewritten(section, &[add(FieldPosition::End, "N", "v")]);
         assert_eq!(section, edited);
     }
-    let (_, section) = rewritten(" a: b\r\nC: d\r\n", &[add(Place::Before(1), "N", "v")]);
+    let (_, section) = rewritten(
+        " a: b\r\nC: d\r\n",
+        &[add(FieldPosition::Before(1), "N", "v")],
+    );
     assert_eq!(section, " a: b\r\nN: v\r\nC: d\r\n");
 }
 
@@ -178,7 +185,7 @@ fn no_edit_breaks_out_of_its_field() {
     let too_long = "x".repeat(998);
     for value in ["", "v", "v\r\n\tw", "\r\n v", "\tv", &long] {
         assert_eq!(
-            verdict(add(Place::End, "Subject", value), false),
+            verdict(add(FieldPosition::End, "Subject", value), false),
             None,
             "{value:?}"
         );
@@ -195,7 +202,7 @@ fn no_edit_breaks_out_of_its_field() {
         "caf\u{e9}",
         &too_long,
     ] {
-        for edit in [add(Place::Top, "X", value), change("X", 1, value)] {
+        for edit in [add(FieldPosition::Top, "X", value), change("X", 1, value)] {
             assert!(verdict(edit, false).is_some(), "{value:?}");
         }
     }
@@ -214,7 +221,7 @@ fn no_edit_breaks_out_of_its_field() {
         "MIME-Version",
     ] {
         for edit in [
-            add(Place::Top, name, "v"),
+            add(FieldPosition::Top, name, "v"),
             change(name, 1, "v"),
             remove(name, None),
         ] {
@@ -224,18 +231,21 @@ fn no_edit_breaks_out_of_its_field() {
     for edit in [
         change("X", 0, "v"),
         remove("X", Some(0)),
-        add(Place::Before(0), "X", "v"),
+        add(FieldPosition::Before(0), "X", "v"),
     ] {
         assert!(verdict(edit, false).is_some());
     }
-    assert_eq!(verdict(add(Place::End, "X", "caf\u{e9}"), true), None);
+    assert_eq!(
+        verdict(add(FieldPosition::End, "X", "caf\u{e9}"), true),
+        None
+    );
 }
 
 /// Without the administrator's permission no edit is made, and the report still shows the request.
 #[test]
 fn no_edit_is_made_without_permission() {
     let wanted = vec![
-        Wanted::Field(add(Place::End, "X-A", "one\r\n\ttwo")),
+        Wanted::Field(add(FieldPosition::End, "X-A", "one\r\n\ttwo")),
         Wanted::Other("replace\x07 the body".to_owned()),
     ];
     let asked = |request: &RequestedEdit| match request {
@@ -260,7 +270,7 @@ fn no_edit_is_made_without_permission() {
 /// part may be worse than nothing: for example a field that is to replace others.
 #[test]
 fn requests_are_bounded() {
-    let wanted = |value: &str| Wanted::Field(add(Place::End, "X", value));
+    let wanted = |value: &str| Wanted::Field(add(FieldPosition::End, "X", value));
     let granted = |requested_edits: &[RequestedEdit]| {
         requested_edits
             .iter()
@@ -325,7 +335,7 @@ fn removals_of_one_name_are_one_request() {
     let mut wanted = numbered(1..=2);
     for edit in [
         remove("X-B", Some(1)),
-        add(Place::End, "N", "v"),
+        add(FieldPosition::End, "N", "v"),
         remove("X-B", Some(2)),
         remove("X-B", None),
         remove("X-B", Some(3)),
@@ -355,8 +365,8 @@ proptest::proptest! {
         let section: String = names.iter().map(|name| format!("{name}: {name}\r\n")).collect();
         let edits = vec![
             Wanted::Field(change("A", nth, &value)),
-            Wanted::Field(add(Place::Before(nth), "N", &value)),
-            Wanted::Field(add(Place::End, "N", &value)),
+            Wanted::Field(add(FieldPosition::Before(nth), "N", &value)),
+            Wanted::Field(add(FieldPosition::End, "N", &value)),
         ];
         let requested_edits = grant(edits, Rights::Fields, false);
         let edits: Vec<Edit> = requested_edits.iter().filter_map(RequestedEdit::granted).cloned().collect();

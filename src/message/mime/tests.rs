@@ -325,7 +325,7 @@ fn each_name_of_a_part_is_an_attachment() {
 #[tokio::test]
 async fn inspection_is_made_once() {
     let content = Content::uncharged(vec![b'a'; INLINE_OCTETS_MAX + 1]);
-    let shared = Shared::new(Limits::default(), Arc::new(Semaphore::new(1)));
+    let shared = SharedInspection::new(Limits::default(), Arc::new(Semaphore::new(1)));
     let (a, b) = tokio::join!(shared.get(&content), shared.get(&content));
     assert!(Arc::ptr_eq(&a, &b));
 }

@@ -6,7 +6,7 @@ use super::round::Step;
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::Message;
 use crate::observation::ScanReason;
-use crate::pipeline::judge::Terms;
+use crate::pipeline::judge::ScanTerms;
 use crate::pipeline::{Generation, Judgement, Pipeline, events, settle};
 use crate::store::{Cause, Record};
 use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
@@ -23,7 +23,7 @@ impl Pipeline {
         message: Message,
         mut record: Record,
     ) -> Step {
-        let terms = Terms {
+        let terms = ScanTerms {
             spent: Duration::ZERO,
             scan_reason: match record.cause {
                 Some(Cause::Interceptor(_)) => ScanReason::Redrive,

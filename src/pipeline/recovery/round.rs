@@ -13,7 +13,7 @@ use crate::incident::Kind;
 use crate::message::{Message, SenderReputation};
 use crate::observation::ScanReason;
 use crate::pipeline::{Generation, NextStep, Pipeline, events, lanes};
-use crate::store::{Cause, Change, Lane, Place, Record, StoreError, Working};
+use crate::store::{Cause, Change, Lane, Record, StoreError, SweepPosition, Working};
 
 /// Maximum duration of a round: 10 s, then other causes have their turn. Scans under way continue without the round.
 const ROUND_TIME_MAX: Duration = Duration::from_secs(10);
@@ -109,7 +109,7 @@ impl Pipeline {
                     sweep.end_of_lane();
                     return Ok(());
                 }
-                sweep.places.insert(lane, Place::of(&record));
+                sweep.places.insert(lane, SweepPosition::of(&record));
                 if !sweep.is_announced && lane != Lane::Scan {
                     sweep.is_announced = true;
                     let what = "what was kept for it is scanned again";

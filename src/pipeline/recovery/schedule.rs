@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::crew::Places;
-use crate::store::{Lane, Place};
+use crate::store::{Lane, SweepPosition};
 
 /// Backoff after the first round without a settled message and with one that stays: 5 s, doubled with each further such round
 /// up to [`ROUND_BACKOFF_MAX`].
@@ -24,7 +24,7 @@ pub(super) struct Sweep {
     /// The lanes that are left, beginning with the current one.
     pub(super) lanes: &'static [Lane],
     /// The position reached in each lane, by this sweep or by the interrupted one before.
-    pub(super) places: HashMap<Lane, Place>,
+    pub(super) places: HashMap<Lane, SweepPosition>,
     /// The sweep began at these positions; messages before them are left to the next sweep.
     pub(super) interrupted: bool,
     pub(super) settled: u64,

@@ -1,12 +1,12 @@
 //! What engines want done to a message, on its way out.
 
 use super::*;
-use crate::message::edit::{Edit, Place, RequestedEdit};
+use crate::message::edit::{Edit, FieldPosition, RequestedEdit};
 use crate::pipeline::outbound::outbound;
 use crate::scan::engine::{AuthSettings, NameServers, Scores};
 use crate::verdict::{Answer, Reason, Report};
 
-fn field(place: Place, name: &str) -> RequestedEdit {
+fn field(place: FieldPosition, name: &str) -> RequestedEdit {
     RequestedEdit::Granted(Edit::Add {
         place,
         name: name.to_owned(),
@@ -67,12 +67,18 @@ async fn what_goes_out_has_the_edits_and_the_body_as_it_came() {
         let judged = judged(vec![
             report(
                 "first",
-                vec![field(Place::Top, "T-1"), field(Place::End, "E-1")],
+                vec![
+                    field(FieldPosition::Top, "T-1"),
+                    field(FieldPosition::End, "E-1"),
+                ],
             ),
             report("none", vec![refused]),
             report(
                 "second",
-                vec![field(Place::Top, "T-2"), field(Place::End, "E-2")],
+                vec![
+                    field(FieldPosition::Top, "T-2"),
+                    field(FieldPosition::End, "E-2"),
+                ],
             ),
         ]);
         let (prefix, content) = going_out(&message, &judged).await;
@@ -103,9 +109,9 @@ async fn a_first_line_of_folding_is_not_in_our_fields() {
         let mut message = message(&["x@b.test"]);
         message.content = Content::uncharged(format!("{first}Subject: x\r\n\r\nx\r\n"));
         let edits = vec![
-            field(Place::Top, "T"),
-            field(Place::Before(1), "B"),
-            field(Place::End, "E"),
+            field(FieldPosition::Top, "T"),
+            field(FieldPosition::Before(1), "B"),
+            field(FieldPosition::End, "E"),
         ];
         for (reports, rest) in [
             (vec![], ""),
@@ -135,7 +141,7 @@ async fn a_first_line_of_folding_is_not_in_our_fields() {
 #[tokio::test]
 async fn edits_survive_a_restart() {
     let message = message(&["x@b.test"]);
-    let judged = judged(vec![report("one", vec![field(Place::End, "E-1")])]);
+    let judged = judged(vec![report("one", vec![field(FieldPosition::End, "E-1")])]);
     let generation = generation(Vec::new(), Budget::default());
     let record = settle::unfinished(&generation, &message, Some(&judged));
     assert_eq!(record.lane, Lane::Delivery);

@@ -13,8 +13,8 @@ use crate::message::{Content, MessageId};
 use crate::store::contract;
 use crate::store::{
     AtWork, Audit, Capacity, Cause, Change, Filter, Held, Holder, INTERCEPTORS_MAX, Interceptors,
-    Lane, LaneStats, Object, Outgoing, Place, Queue, Record, Store, StoreError, StoreFuture,
-    StoredInterceptor, Times,
+    Lane, LaneStats, Object, Outgoing, Queue, Record, Store, StoreError, StoreFuture,
+    StoredInterceptor, SweepPosition, Times,
 };
 
 /// What an operation does.
@@ -494,20 +494,22 @@ impl Store for Scripted {
         &self,
         lane: Lane,
         cause: Cause,
-        after: Option<Place>,
+        after: Option<SweepPosition>,
         times: Times,
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>> {
         self.operation(None, Operation::Change, move |tables| {
             let numbers = tables.numbers.clone();
-            let order = |place: Place| (!place.known, place.received_at, numbers.get(&place.id));
+            let order =
+                |place: SweepPosition| (!place.known, place.received_at, numbers.get(&place.id));
             let waits = |record: &Record| {
-                let is_behind = |after: Place| order(Place::of(record)) > order(after);
+                let is_behind =
+                    |after: SweepPosition| order(SweepPosition::of(record)) > order(after);
                 record.lane == lane
                     && record.cause.as_ref() == Some(&cause)
                     && after.is_none_or(is_behind)
             };
-            let key = |kept: &Kept| order(Place::of(&kept.record));
+            let key = |kept: &Kept| order(SweepPosition::of(&kept.record));
             Ok(tables.lease((times, &self.at_work), limit, waits, key))
         })
     }

@@ -28,7 +28,7 @@ use super::dns::is_public;
 use super::name_server::{NameServers, failed};
 use super::{BuildError, Engine, EngineAnswer, Sample, ScanError};
 use crate::deadline::{Deadline, Elapsed};
-use crate::message::edit::{Edit, Place, Wanted};
+use crate::message::edit::{Edit, FieldPosition, Wanted};
 use crate::message::{header, mime};
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
 
@@ -153,7 +153,7 @@ impl Auth {
             anything.unwrap_or_else(|Elapsed| Err(silent()))?;
         }
         let ours = Wanted::Field(Edit::Add {
-            place: Place::Top,
+            place: FieldPosition::Top,
             name: "Authentication-Results".to_owned(),
             value: field::value(&self.settings.authserv_id, &results.stated),
         });

@@ -33,7 +33,7 @@ use crate::verdict::{Answer, Finding, FindingKind, Reason};
 use link::Link;
 use talk::{Outcome, Talk};
 
-pub use packet::{MilterReply, Packet, Terms, parse, split, terms};
+pub use packet::{MilterReply, NegotiatedTerms, Packet, parse, split, terms};
 
 /// Characters of a filter's text in a report, to bound its size.
 const FILTER_TEXT_CHARACTERS_MAX: usize = 200;

@@ -171,7 +171,7 @@ pub struct Sample {
     request: ScanRequest,
     /// The fairness key, computed once for all engines.
     fairness_key: FairnessKey,
-    inspection: mime::Shared,
+    inspection: mime::SharedInspection,
     probe: Option<Probe>,
 }
 
@@ -186,7 +186,7 @@ pub enum Probe {
 
 impl Sample {
     /// A sample that shares its inspection with all other holders of `inspection`.
-    pub fn new(request: ScanRequest, inspection: mime::Shared) -> Self {
+    pub fn new(request: ScanRequest, inspection: mime::SharedInspection) -> Self {
         Self {
             fairness_key: request.fairness_key(),
             request,

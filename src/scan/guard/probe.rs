@@ -201,5 +201,8 @@ fn sample(state: &GuardState, content: Content) -> Sample {
         stand_ins: false,
     };
     let alone = Arc::new(Semaphore::new(1));
-    Sample::new(request, mime::Shared::new(mime::Limits::default(), alone))
+    Sample::new(
+        request,
+        mime::SharedInspection::new(mime::Limits::default(), alone),
+    )
 }

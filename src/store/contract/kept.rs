@@ -3,8 +3,8 @@
 use super::{RESCAN_BYTES, at, audit, octets, record, times};
 use crate::message::{MessageId, SenderReputation};
 use crate::store::{
-    Audit, Capacity, Cause, Change, Filter, INTERCEPTORS_MAX, Lane, Object, Place, Record, Store,
-    StoreError, StoredInterceptor, expire, expire_rescans,
+    Audit, Capacity, Cause, Change, Filter, INTERCEPTORS_MAX, Lane, Object, Record, Store,
+    StoreError, StoredInterceptor, SweepPosition, expire, expire_rescans,
 };
 
 pub(super) async fn recovery_claims_known_senders_first(store: &dyn Store) {
@@ -90,8 +90,8 @@ pub(super) async fn a_recovery_goes_on_behind_records_that_stay(store: &dyn Stor
         let [stays] = &found.await.expect("recover")[..] else {
             panic!("after {met:?} nothing more");
         };
-        place = Some(Place::of(stays));
-        met.push((Place::of(stays).known, stays.received_at));
+        place = Some(SweepPosition::of(stays));
+        met.push((SweepPosition::of(stays).known, stays.received_at));
         let change = Change::Replace(Box::new(stays.clone()));
         let put_back = store.change_in(Lane::Held, stays.id, change, None);
         put_back.await.expect("put back");

@@ -4,12 +4,13 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::search::{self, Damage, Sorted};
-use super::work::{Output, Room, Terms, Work, change_of, entry};
+use super::work::{ClaimTerms, Output, Room, Work, change_of, entry};
 use super::{SqliteStore, interceptors, recovery};
 use crate::message::{Content, MessageId};
 use crate::store::{
     AtWork, Audit, Capacity, Cause, Change, Filter, Held, Interceptors, Lane, LaneStats, Object,
-    Outgoing, Place, Queue, Record, Store, StoreError, StoreFuture, StoredInterceptor, Times,
+    Outgoing, Queue, Record, Store, StoreError, StoreFuture, StoredInterceptor, SweepPosition,
+    Times,
 };
 
 impl SqliteStore {
@@ -25,8 +26,8 @@ impl SqliteStore {
         self.submit(work).await.map(|_| ())
     }
 
-    fn terms(&self, times: Times, limit: usize) -> Terms {
-        Terms {
+    fn terms(&self, times: Times, limit: usize) -> ClaimTerms {
+        ClaimTerms {
             times,
             limit,
             at_work: self.at_work.clone(),
@@ -145,7 +146,7 @@ impl Store for SqliteStore {
         &self,
         lane: Lane,
         cause: Cause,
-        after: Option<Place>,
+        after: Option<SweepPosition>,
         times: Times,
         limit: usize,
     ) -> StoreFuture<'_, Vec<Record>> {

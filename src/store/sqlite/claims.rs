@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Params, params};
 
 use super::row::{cause_key, lane_number, lossy};
-use super::work::{Output, Terms};
-use crate::store::{Cause, Lane, Place, Times};
+use super::work::{ClaimTerms, Output};
+use crate::store::{Cause, Lane, SweepPosition, Times};
 
 /// Rows in a range of due times. One range has the rows that are due; the other has rows with a due time beyond the longest
 /// wait, which come from a clock that was set back.
@@ -27,7 +27,7 @@ const SELECT_FOR_RECOVERY: &str = "SELECT seq, id, record FROM message INDEXED B
      AND received_at >= ?6 AND (received_at > ?6 OR id > ?7) ORDER BY received_at, id";
 
 /// Claims records of a lane that are due.
-pub(super) fn claim(db: &Connection, lane: Lane, terms: &Terms) -> rusqlite::Result<Output> {
+pub(super) fn claim(db: &Connection, lane: Lane, terms: &ClaimTerms) -> rusqlite::Result<Output> {
     let ((now, until), lane) = (terms.free(), lane_number(lane));
     let mut leased = Leased::new(terms);
     for (first, last) in terms.due() {
@@ -37,7 +37,11 @@ pub(super) fn claim(db: &Connection, lane: Lane, terms: &Terms) -> rusqlite::Res
 }
 
 /// Claims deliveries that are due for a next hop.
-pub(super) fn claim_to(db: &Connection, next_hop: &str, terms: &Terms) -> rusqlite::Result<Output> {
+pub(super) fn claim_to(
+    db: &Connection,
+    next_hop: &str,
+    terms: &ClaimTerms,
+) -> rusqlite::Result<Output> {
     let (now, until) = terms.free();
     let mut leased = Leased::new(terms);
     for (first, last) in terms.due() {
@@ -54,7 +58,7 @@ pub(super) fn claim_to(db: &Connection, next_hop: &str, terms: &Terms) -> rusqli
 pub(super) fn claim_given_up(
     db: &Connection,
     by: Timestamp,
-    terms: &Terms,
+    terms: &ClaimTerms,
 ) -> rusqlite::Result<Output> {
     let (now, until) = terms.free();
     let mut leased = Leased::new(terms);
@@ -71,8 +75,8 @@ pub(super) fn claim_given_up(
 pub(super) fn recover(
     db: &Connection,
     (lane, cause): (Lane, &Cause),
-    after: Option<Place>,
-    terms: &Terms,
+    after: Option<SweepPosition>,
+    terms: &ClaimTerms,
 ) -> rusqlite::Result<Output> {
     let ((now, until), lane, cause) = (terms.free(), lane_number(lane), cause_key(Some(cause)));
     let mut leased = Leased::new(terms);
@@ -93,7 +97,7 @@ pub(super) fn recover(
     leased.lease(db)
 }
 
-impl Terms {
+impl ClaimTerms {
     /// The limits of leases in force: a lease that ends by the first or after the second is not in force.
     fn free(&self) -> (i64, i64) {
         let Times { now, until, .. } = self.times;
@@ -110,13 +114,13 @@ impl Terms {
 
 /// Rows to lease.
 struct Leased<'a> {
-    terms: &'a Terms,
+    terms: &'a ClaimTerms,
     seqs: Vec<i64>,
     rows: Vec<(String, String)>,
 }
 
 impl<'a> Leased<'a> {
-    fn new(terms: &'a Terms) -> Self {
+    fn new(terms: &'a ClaimTerms) -> Self {
         Self {
             terms,
             seqs: Vec::new(),

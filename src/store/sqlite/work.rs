@@ -6,8 +6,8 @@ use super::bodies::Written;
 use super::row::Row;
 use crate::message::{Content, MessageId};
 use crate::store::{
-    AtWork, Audit, Capacity, Cause, Change, Lane, Outgoing, Place, StoreError, StoredInterceptor,
-    Times,
+    AtWork, Audit, Capacity, Cause, Change, Lane, Outgoing, StoreError, StoredInterceptor,
+    SweepPosition, Times,
 };
 
 /// A job of the writer.
@@ -34,15 +34,15 @@ pub(super) enum Work {
         audit: Option<Entry>,
     },
     /// Leases rows that are due.
-    Claim { lane: Lane, terms: Terms },
+    Claim { lane: Lane, terms: ClaimTerms },
     /// Leases rows to deliver or to give up.
-    ClaimOutgoing { what: Outgoing, terms: Terms },
+    ClaimOutgoing { what: Outgoing, terms: ClaimTerms },
     /// Leases rows that wait for a cause, due or not.
     Recover {
         lane: Lane,
         cause: Cause,
-        after: Option<Place>,
-        terms: Terms,
+        after: Option<SweepPosition>,
+        terms: ClaimTerms,
     },
     /// Makes a row due, unless it is leased.
     MakeDue { id: MessageId, now: Timestamp },
@@ -81,7 +81,7 @@ pub(super) enum Room {
 }
 
 /// How rows are leased.
-pub(super) struct Terms {
+pub(super) struct ClaimTerms {
     pub(super) times: Times,
     /// Maximum number of rows.
     pub(super) limit: usize,

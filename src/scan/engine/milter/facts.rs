@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::packet::{Event, Terms};
+use super::packet::{Event, NegotiatedTerms};
 use crate::message::{BodyKind, Envelope, Mailbox, MessageId};
 
 /// The macros, each with the events before which the relay sends it, unless the filter has chosen the macros itself.
@@ -71,7 +71,7 @@ impl Macros {
     pub(super) fn before(
         &self,
         event: Event,
-        terms: &Terms,
+        terms: &NegotiatedTerms,
         recipient: Option<&Mailbox>,
     ) -> Option<Vec<u8>> {
         let chosen = event.stage().and_then(|stage| terms.macros[stage].as_ref());

@@ -4,7 +4,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::packet::{self, Terms};
+use super::packet::{self, NegotiatedTerms};
 use crate::scan::engine::ScanError;
 use crate::scan::engine::address::Stream;
 use crate::scan::engine::head::Malformed;
@@ -22,7 +22,7 @@ pub(super) struct Link {
     /// Octets that the filter may still send about this message.
     left: usize,
     /// The negotiated terms.
-    pub(super) terms: Terms,
+    pub(super) terms: NegotiatedTerms,
 }
 
 impl Link {
@@ -32,7 +32,7 @@ impl Link {
             inbox: BytesMut::new(),
             outbox: Vec::new(),
             left: packet::PACKET_OCTETS_MAX,
-            terms: Terms::default(),
+            terms: NegotiatedTerms::default(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The packets of the milter protocol: a length (four octets, the highest first), a command, and data. Pure functions read
 //! incoming packets, and accept any octets.
 
-use crate::message::edit::{Edit, Place, Wanted, folded};
+use crate::message::edit::{Edit, FieldPosition, Wanted, folded};
 use crate::scan::engine::head::Malformed;
 
 /// Octets of one packet, without its length: libmilter's own limit of data (1 MiB, SMFI_V1_PROT to SMFIP_MDS_1M), and one
@@ -80,7 +80,7 @@ impl Event {
 
 /// The negotiated terms.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Terms {
+pub struct NegotiatedTerms {
     /// Version that the filter speaks, at most [`PROTOCOL_VERSION`].
     pub version: u32,
     /// Steps that the filter leaves out.
@@ -89,7 +89,7 @@ pub struct Terms {
     pub macros: [Option<Vec<String>>; 7],
 }
 
-impl Terms {
+impl NegotiatedTerms {
     /// Whether the filter's version has the event. Version 4 introduced DATA.
     pub(super) fn knows(&self, event: Event) -> bool {
         event != Event::Data || self.version >= 4
@@ -185,7 +185,7 @@ pub(super) fn append(to: &mut Vec<u8>, command: u8, data: &[&[u8]]) {
 }
 
 /// Reads the filter's answer to the offered terms (SMFIC_OPTNEG).
-pub fn terms(command: u8, data: &[u8]) -> Result<Terms, Malformed> {
+pub fn terms(command: u8, data: &[u8]) -> Result<NegotiatedTerms, Malformed> {
     let wrong = |what: String| Err(Malformed::Garbage(what));
     if command != b'O' {
         return wrong(format!(
@@ -205,7 +205,7 @@ pub fn terms(command: u8, data: &[u8]) -> Result<Terms, Malformed> {
             "more than was offered: actions {actions:#x}, steps {steps:#x}"
         ));
     }
-    let mut terms = Terms {
+    let mut terms = NegotiatedTerms {
         version,
         steps,
         macros: Default::default(),
@@ -234,12 +234,12 @@ pub fn parse(command: u8, data: &[u8]) -> Result<MilterReply, Malformed> {
         b'f' | b'4' => MilterReply::Failed,
         b'y' => MilterReply::Reply(reply(&data.text()?)?),
         b'q' => MilterReply::Quarantine(data.text()?),
-        b'h' => MilterReply::Wants(add(Place::End, &mut data)?),
+        b'h' => MilterReply::Wants(add(FieldPosition::End, &mut data)?),
         b'i' => {
             // Positions count the relay's own Received field, which has number 0.
             let place = match data.number()? {
-                0 => Place::Top,
-                number => Place::Before(number),
+                0 => FieldPosition::Top,
+                number => FieldPosition::Before(number),
             };
             MilterReply::Wants(add(place, &mut data)?)
         }
@@ -277,7 +277,7 @@ pub fn parse(command: u8, data: &[u8]) -> Result<MilterReply, Malformed> {
     }
 }
 
-fn add(place: Place, data: &mut Data<'_>) -> Result<Wanted, Malformed> {
+fn add(place: FieldPosition, data: &mut Data<'_>) -> Result<Wanted, Malformed> {
     let (name, value) = (data.text()?, data.text()?);
     Ok(Wanted::Field(Edit::Add {
         place,

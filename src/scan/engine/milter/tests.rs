@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 
 use super::packet::{OFFERED_ACTIONS, OFFERED_STEPS, PROTOCOL_VERSION, append};
 use super::*;
-use crate::message::edit::{self, Edit, Place, Wanted};
+use crate::message::edit::{self, Edit, FieldPosition, Wanted};
 use crate::message::{Mailbox, RequestedEdit, Rights};
 use crate::scan::tests::{sample, sampled};
 
@@ -316,7 +316,7 @@ async fn changes_are_requested_edits() {
     );
     assert!(matches!(
         &answer.wanted[0],
-        Wanted::Field(Edit::Add { place: Place::Top, value, .. }) if value.contains("\r\n\tspf")
+        Wanted::Field(Edit::Add { place: FieldPosition::Top, value, .. }) if value.contains("\r\n\tspf")
     ));
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::message::edit::{Edit, Place, Wanted, folded};
+use crate::message::edit::{Edit, FieldPosition, Wanted, folded};
 use crate::message::header;
 use crate::scan::engine::json;
 use crate::verdict::{Answer, Finding, FindingKind, Reason};
@@ -191,7 +191,7 @@ impl Reply {
         }
         // The signature goes below the relay's own trace field, where a milter puts it.
         for signature in self.signatures.iter().flat_map(OneOrMore::all) {
-            wanted.push(add(Place::Before(1), "DKIM-Signature", signature));
+            wanted.push(add(FieldPosition::Before(1), "DKIM-Signature", signature));
         }
         if let ("rewrite subject", Some(subject)) = (&*self.action, &self.subject) {
             wanted.push(Wanted::Field(Edit::Change {
@@ -212,7 +212,7 @@ fn cut(text: &str) -> String {
         .collect()
 }
 
-fn add(place: Place, name: &str, value: &str) -> Wanted {
+fn add(place: FieldPosition, name: &str, value: &str) -> Wanted {
     Wanted::Field(Edit::Add {
         place,
         name: name.to_owned(),
@@ -228,12 +228,12 @@ fn addition(name: &str, field: &NewField, header_section: &[u8]) -> Wanted {
         NewField::Placed { value, order } => (value, *order),
     };
     let place = match order {
-        None | Some(-1) => Place::End,
-        Some(0) => Place::Top,
+        None | Some(-1) => FieldPosition::End,
+        Some(0) => FieldPosition::Top,
         Some(order) => {
             let from_end = || header::fields(header_section).count() as i64 + 2 + order;
             let number = if order > 0 { order } else { from_end() };
-            Place::Before(u32::try_from(number.max(1)).unwrap_or(u32::MAX))
+            FieldPosition::Before(u32::try_from(number.max(1)).unwrap_or(u32::MAX))
         }
     };
     add(place, name, value)

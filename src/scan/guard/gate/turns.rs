@@ -135,7 +135,7 @@ struct Predicates<W, S> {
 /// Result of the search in a line.
 enum Search {
     /// The next message in turn.
-    Next(Place),
+    Next(QueuePlace),
     /// Messages wait, but none of those examined may start.
     Stuck,
     /// No message waits.
@@ -145,7 +145,7 @@ enum Search {
 /// The place of a message: its ticket, and the tag that orders its line: start tag, then the ticket since which the line
 /// waits.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct QueuePlace {
     tag: (u64, Ticket),
     fairness_key: FairnessKey,
     ticket: Ticket,
@@ -187,7 +187,7 @@ impl Line for Fifo {
         }
         let mut places = waiting.take(ENTRIES_EXAMINED_MAX);
         match places.find(|(ticket, _)| (predicates.may_start)(**ticket)) {
-            Some((&ticket, &fairness_key)) => Search::Next(Place {
+            Some((&ticket, &fairness_key)) => Search::Next(QueuePlace {
                 tag: (0, ticket),
                 fairness_key,
                 ticket,
@@ -324,7 +324,7 @@ where
                 .map(|flow| flow.line.first(level, predicates))
             {
                 Some(Search::Next(place)) => {
-                    return Search::Next(Place {
+                    return Search::Next(QueuePlace {
                         tag: (*start, *since),
                         ..place
                     });
@@ -431,7 +431,7 @@ impl Turns {
         while let Some(class) = self.next_class(left) {
             left &= !(1 << class as u8);
             let lines = &mut self.lines[class as usize];
-            let mut next: Option<(Level, Place)> = None;
+            let mut next: Option<(Level, QueuePlace)> = None;
             for level in Level::ALL {
                 lines.drop_gone(level, &predicates.waits);
                 if !lines.has_places(level) || !has_room(class, level) {
@@ -445,7 +445,7 @@ impl Turns {
             }
             if let Some((
                 level,
-                Place {
+                QueuePlace {
                     fairness_key,
                     ticket,
                     ..
