@@ -15,7 +15,7 @@ use super::terminal::{Column, Terminal, count, size};
 use super::{mailbox, open_store};
 use crate::config::Config;
 use crate::message::Mailbox;
-use crate::quarantine::stats::{self, NamedMessage};
+use crate::quarantine::stats::{self, NamedGroup};
 use crate::store::{Lane, Store};
 
 /// The commands of this family.
@@ -112,7 +112,7 @@ async fn show_stats(store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
 fn groups(
     title: &str,
     name: &'static str,
-    groups: &[NamedMessage],
+    groups: &[NamedGroup],
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
     if groups.is_empty() {
@@ -124,7 +124,7 @@ fn groups(
         Column::whole("MESSAGES"),
         Column::whole("SIZE"),
     ];
-    let row = |named: &NamedMessage| {
+    let row = |named: &NamedGroup| {
         vec![
             named.name.clone(),
             named.group.messages.to_string(),
