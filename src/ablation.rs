@@ -9,8 +9,8 @@ pub enum Mechanism {
     Zombies,
     /// Few copies of unproven content are in an engine at once. Once they are slow, the gate sends no more.
     Canaries,
-    /// Some slots are kept for known senders. Mail of low trust cannot take these slots.
-    Lanes,
+    /// Levels of trust at the gate: some slots are kept for known senders, and mail of low trust cannot take these slots.
+    TrustLevels,
     /// Clients and senders take turns in a lane.
     Turns,
     /// An engine that fails gets no mail.

@@ -65,7 +65,7 @@ use persist::may_pass;
 pub use pressure::Pressure;
 use recent::Recent;
 use settle::Custody;
-use suspicion::Suspicion;
+use suspicion::SharedInterception;
 pub use watch::Watch;
 
 /// When the sender gets the reply to the end of data.
@@ -105,7 +105,7 @@ pub struct Pipeline {
     store: Arc<dyn Store>,
     history: Arc<History>,
     incidents: Arc<Incidents>,
-    suspicion: Suspicion,
+    interception: SharedInterception,
     recent: Recent,
     memory: MemoryBudget,
     rate: pressure::Rate,
@@ -214,7 +214,7 @@ impl Pipeline {
     /// Scans and delivers inside the session. If `budget.session` ends first, the message becomes durable, the sender gets
     /// 250, and the same future continues in the background.
     async fn cut_through(self: &Arc<Self>, generation: Arc<Generation>, message: Message) -> Reply {
-        let patience = Deadline::after(generation.budget.session);
+        let deadline = Deadline::after(generation.budget.session);
         let so_far = Arc::new(SoFar::default());
         let mut work = Box::pin(self.clone().pass(
             generation.clone(),
@@ -225,7 +225,7 @@ impl Pipeline {
         let passed = tokio::select! {
             biased;
             passed = &mut work => passed,
-            () = patience.wait() => {
+            () = deadline.wait() => {
                 let record = settle::unfinished(&generation, &message, so_far.judged.get());
                 let kept = match so_far.rest(record, &message) {
                     Some(record) => {
@@ -418,7 +418,7 @@ impl Pipeline {
             store,
             history,
             incidents,
-            suspicion: Suspicion::new(intercept),
+            interception: SharedInterception::new(intercept),
             recent: Recent::default(),
             memory: MemoryBudget::new(in_flight_bytes),
             rate: pressure::Rate::default(),
@@ -437,7 +437,7 @@ impl Pipeline {
 
     /// Sets a new configuration for all passes that begin from now on.
     pub fn replace(&self, generation: Generation, intercept: intercept::Settings) {
-        self.suspicion.lock().configure(intercept);
+        self.interception.lock().configure(intercept);
         self.generation.store(Arc::new(generation));
     }
 

@@ -8,7 +8,7 @@ use crate::variant::Variant;
 const TABLE: &[(&str, &[&str])] = &[
     ("zombies", &["constant", "polymorphic"]),
     ("canaries", &["constant", "text"]),
-    ("lanes", &["mimic"]),
+    ("trustlevels", &["mimic"]),
     ("turns", &["greedy-heavy"]),
     ("breaker", &["hung", "slow-all"]),
     ("probes", &["gray"]),

@@ -220,7 +220,7 @@ fn learning() -> (f64, f64) {
         let exemption = black_box(interception.judge(now, id, print)).exemption;
         black_box(interception.arrived(now, id, &facts, print, exemption));
         black_box(interception.reputation(print));
-        interception.judged_clean(now, print);
+        interception.scanned_well(now, print);
         if at % 10 == 0 {
             black_box(interception.tick(now, &states));
         }

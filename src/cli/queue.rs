@@ -91,7 +91,7 @@ async fn retry(wanted: &Retry, store: &dyn Store, terminal: &mut Terminal<'_>) -
     let selected = wanted.selection.resolve("Retry", store, &lanes, terminal);
     let ids = match selected.await? {
         Selected::Go(ids) => ids,
-        Selected::No => {
+        Selected::Declined => {
             terminal.note("nothing retried")?;
             return Ok(Exit::Done);
         }

@@ -129,12 +129,12 @@ pub(super) struct Selection {
 
 /// The result of a selection.
 pub(super) enum Selected {
-    /// The command works on these messages, in this order.
+    /// The command works on these messages, in this order; the person has confirmed it where that is necessary.
     Go(Vec<MessageId>),
     /// A dry run: the number of messages, and the first of them.
     DryRun(usize, Vec<Record>),
-    /// The person answered the question with no.
-    No,
+    /// The person answered the question with no: the command does nothing.
+    Declined,
 }
 
 impl Selection {
@@ -170,7 +170,7 @@ impl Selection {
         if (ids.len() > 1 || filtered) && !self.yes {
             let question = format!("{verb} {}?", count(ids.len(), "message"));
             if !terminal.confirm(&question)? {
-                return Ok(Selected::No);
+                return Ok(Selected::Declined);
             }
         }
         Ok(Selected::Go(ids))

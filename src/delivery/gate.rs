@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::next_hop::HopSignal;
-use super::pace::{MailKind, Pace, PaceChange, PaceState, Refusal, RefusalReason, Ticket};
+use super::pace::{DeliveryTicket, MailKind, Pace, PaceChange, PaceState, Refusal, RefusalReason};
 use crate::chance;
 use crate::deadline::wall_clock;
 use crate::incident::{Incident, Kind, Subject};
@@ -27,7 +27,7 @@ const ERROR_TEXT_CHARS_MAX: usize = 200;
 pub struct HopStatus {
     /// Name in the configuration.
     pub name: Arc<str>,
-    /// Whether mail goes out freely, at a pace, or as probes only.
+    /// Whether mail goes out freely, at a pace, or one stored message at a time as a probe.
     pub state: PaceState,
     /// Rate limit in messages a minute; `None` without a limit.
     pub per_minute: Option<u64>,
@@ -35,7 +35,7 @@ pub struct HopStatus {
     pub at_once: Option<usize>,
     /// End of the current pause or wait; nothing goes out before it.
     pub until: Option<Timestamp>,
-    /// Error reply or error text of the current trouble.
+    /// Error reply or error text of the last deferral, throttling reply or failed delivery.
     pub said: Option<String>,
 }
 
@@ -52,7 +52,9 @@ pub struct HopGate {
 #[derive(Debug)]
 struct Inner {
     pace: Pace,
+    /// Error reply or error text of the last deferral, throttling reply or failed delivery.
     said: Option<String>,
+    /// Incidents until the next fetch.
     incidents: Vec<Incident>,
 }
 
@@ -60,7 +62,7 @@ struct Inner {
 #[derive(Debug)]
 pub struct DeliveryPermit {
     gate: Arc<HopGate>,
-    ticket: Option<Ticket>,
+    ticket: Option<DeliveryTicket>,
 }
 
 impl HopGate {
@@ -104,9 +106,9 @@ impl HopGate {
         (room, until.map(|until| until - now))
     }
 
-    /// Sets whether stored mail for this hop is due.
-    pub fn waits(&self, backlog: bool) {
-        self.lock().pace.waits(backlog);
+    /// Sets whether the store has due mail for this hop. While the hop has a rate, due mail goes before fresh mail.
+    pub fn set_waiting(&self, due_mail: bool) {
+        self.lock().pace.set_waiting(due_mail);
     }
 
     /// Allows an immediate probe of a dead hop.
@@ -135,7 +137,15 @@ impl HopGate {
         std::mem::take(&mut self.lock().incidents)
     }
 
-    fn end(&self, ticket: &Ticket, signal: HopSignal, whose: Option<&Envelope>, said: &str) {
+    /// Processes the end of a delivery: counts throttling and keeps the hop's words, returns the ticket to the pace, and
+    /// records the change that follows. `whose`: the message.
+    fn end(
+        &self,
+        ticket: &DeliveryTicket,
+        signal: HopSignal,
+        whose: Option<&Envelope>,
+        said: &str,
+    ) {
         let party = whose.filter(|_| signal.is_at_content()).map(Party::of);
         let mut inner = self.lock();
         if matches!(
@@ -202,6 +212,7 @@ impl HopGate {
         }
     }
 
+    /// A refusal in words, for the reply to a sender and for the record of a stored message.
     fn text(&self, refusal: &Refusal, said: Option<&str>, now: Instant) -> String {
         let (name, said) = (&self.name, said.unwrap_or("trouble"));
         let mut text = match refusal.reason {

@@ -227,7 +227,7 @@ impl Delivery {
     /// fresh mail.
     pub fn waits(&self, backlog: impl Fn(&str) -> bool) {
         for hop in &self.shared.hops {
-            hop.gate.waits(backlog(&hop.settings.name));
+            hop.gate.set_waiting(backlog(&hop.settings.name));
         }
     }
 

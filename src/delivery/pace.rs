@@ -4,13 +4,22 @@
 //! The state belongs to the hop, not to the message. A message that a throttled or dead hop would refuse is not sent,
 //! so it costs no session, no connection and no attempt.
 //!
+//! Terms of this module:
+//!
+//! - *Trouble* is a reply that throttles (the hop asks for a later attempt, and the reason is the hop) or a failed delivery
+//!   (no session, or a session that breaks off).
+//! - The *window* is the number of deliveries that may run at once. A *cohort* is as many consecutive failed deliveries as
+//!   the window is wide; a free hop has a cohort of 5.
+//! - A *probe* is a stored message that the relay sends to a dead hop. It is real mail, unlike the probes of an engine.
+//! - *Due mail* is mail in the delivery lane whose time to be sent has come.
+//!
 //! | state | what goes out | transitions |
 //! |---|---|---|
 //! | free | everything, without limit | a throttling reply: paced; a cohort of failures: dead |
 //! | paced | mail within rate and window, none during a pause | calm, or no limit left: free; a cohort of failures: dead |
 //! | dead | one delivery at a time, as a probe | a probe is answered: paced, with the initial window |
 //!
-//! Calm means 30 s without trouble and without a backlog. No limit is left when the hop has no rate and its window
+//! Calm means 30 s without trouble and without due mail. No limit is left when the hop has no rate and its window
 //! reaches its connections. A throttling reply multiplies the rate by 0.7, at most once a second. Successes raise the
 //! rate by 0.5 messages/s each second for 30 s after a cut, then by 2 % each (additive increase, multiplicative
 //! decrease: Chiu and Jain 1989). Window and cohort are those of Postfix (Scheduler README, "concurrency feedback"): a
@@ -22,13 +31,13 @@
 //!
 //! - A "try later" reply may be about the message. A deferral that does not name throttling as its reason counts only
 //!   while a large share of the hop's mail receives such deferrals.
-//! - If such deferrals arrive at a rate that the hop has just accepted, the rate is not their reason. After a few of
-//!   them, the pace ignores such deferrals for a while.
+//! - If such deferrals arrive at a rate that the hop has just accepted, the rate is not their reason: they are
+//!   *unexplained*. After a few unexplained deferrals, the pace ignores such deferrals for a while.
 //! - A failure after the start of the content counts only if messages of two parties have failed that way and the hop
 //!   has taken no message in between. A probe that fails that way is followed by the next probe immediately
-//!   ([`Doubt`]).
+//!   ([`ContentFailures`]).
 
-mod doubt;
+mod content_failures;
 mod limits;
 mod probing;
 mod taken_rate;
@@ -44,14 +53,14 @@ use tokio::time::Instant;
 use super::next_hop::HopSignal;
 use crate::ablation::{Mechanism, without};
 use crate::message::Party;
-use doubt::Doubt;
+use content_failures::ContentFailures;
 use limits::{Limits, RATE_CUT_FACTOR, RATE_MIN, WINDOW_INITIAL};
 use probing::Probing;
 use taken_rate::TakenRate;
 
 /// Shortest interval between two rate cuts. Replies to deliveries that were in flight together count as one refusal.
 const RATE_CUT_INTERVAL: Duration = Duration::from_secs(1);
-/// Time without trouble and without a backlog after which a paced hop is free. The same time separates recent cuts of
+/// Time without trouble and without due mail after which a paced hop is free. The same time separates recent cuts of
 /// the rate from older ones.
 const CALM_PERIOD: Duration = Duration::from_secs(30);
 /// First pause after a refusal, before jitter removes up to half of it. Each consecutive refusal doubles the pause.
@@ -66,10 +75,10 @@ const DEFERRED_SHARE_WEIGHT: f64 = 1.0 / 16.0;
 /// Share of deferred deliveries from which a deferral that may be about the message counts as throttling: six
 /// consecutive deferrals reach it.
 const DEFERRED_SHARE_THRESHOLD: f64 = 0.3;
-/// Number of deferrals not explained by the rate after which the pace treats deferrals as decisions about single
-/// messages …
+/// Number of unexplained deferrals in one paced period from which the pace treats deferrals as decisions about single
+/// messages, not about the rate.
 const UNEXPLAINED_DEFERRALS_MAX: u32 = 3;
-/// … and ignores them for this time. Then the pace judges the hop's deferrals anew.
+/// Time for which the pace ignores deferrals after too many unexplained ones. Then it judges the hop's deferrals anew.
 const DEFERRALS_IGNORED_PERIOD: Duration = Duration::from_secs(600);
 /// Time after a delivery that got no connection during which fresh mail does not wait for a connection in use.
 const CONNECTIONS_BUSY_PERIOD: Duration = Duration::from_secs(30);
@@ -85,8 +94,8 @@ pub enum MailKind {
 
 /// The right to one delivery, returned with [`Pace::ended`].
 #[derive(Debug)]
-pub struct Ticket {
-    /// Value of the epoch counter at the time of issue.
+pub struct DeliveryTicket {
+    /// Value of [`Pace`]'s epoch counter at the time of issue.
     epoch: u64,
 }
 
@@ -156,25 +165,30 @@ pub enum PaceState {
 #[derive(Debug)]
 pub struct Pace {
     mode: Mode,
-    /// Counts changes of the mode, so that the end of an old delivery is not mistaken for the end of a current probe.
+    /// Counts changes of the mode. A delivery that began before the hop was dead may end after that. The counter shows that
+    /// such a delivery is not the probe.
     epoch: u64,
     /// Connection limit of the hop, at least 1; upper limit of the window.
     connections: usize,
     in_flight: usize,
-    /// Consecutive failures as a fraction of the cohort; the hop is dead at one.
-    failed: f64,
+    /// Consecutive failed deliveries as a fraction of the cohort; the hop is dead at one.
+    failed_part_of_cohort: f64,
     consecutive_refusals: u32,
-    /// Whether the store has mail for this hop that is due.
-    backlog: bool,
+    /// Whether the store has due mail for this hop. Also set when a message is refused, because that message is stored then.
+    has_due_mail: bool,
+    /// End of the time in which fresh mail does not wait for a connection.
     busy_until: Option<Instant>,
     /// Moving average of the share of deliveries with deferrals that may be about the message.
     deferred_share: f64,
     /// Time before which the pace ignores such deferrals.
     deferrals_ignored_until: Option<Instant>,
-    doubt: Doubt,
+    /// Parties whose messages failed during content since the hop last took a message.
+    content_failures: ContentFailures,
+    /// How fast the hop has taken mail recently; the first rate after a refusal is derived from it.
     taken: TakenRate,
 }
 
+/// The state with its data; see the table at the top.
 #[derive(Debug)]
 enum Mode {
     Free,
@@ -190,19 +204,19 @@ impl Pace {
             epoch: 0,
             connections: connections.max(1),
             in_flight: 0,
-            failed: 0.0,
+            failed_part_of_cohort: 0.0,
             consecutive_refusals: 0,
-            backlog: false,
+            has_due_mail: false,
             busy_until: None,
             deferred_share: 0.0,
             deferrals_ignored_until: None,
-            doubt: Doubt::None,
+            content_failures: ContentFailures::None,
             taken: TakenRate::default(),
         }
     }
 
-    /// Requests the right to one delivery.
-    pub fn ask(&mut self, kind: MailKind, now: Instant) -> Result<Ticket, Refusal> {
+    /// Requests the right to one delivery. The caller returns the ticket with [`Pace::ended`].
+    pub fn ask(&mut self, kind: MailKind, now: Instant) -> Result<DeliveryTicket, Refusal> {
         match &mut self.mode {
             Mode::Free => {
                 let busy = self.busy_until.is_some_and(|until| now < until);
@@ -211,11 +225,11 @@ impl Pace {
                 }
             }
             Mode::Paced(paced) => {
-                if kind == MailKind::Fresh && paced.rate.is_some() && self.backlog {
+                if kind == MailKind::Fresh && paced.rate.is_some() && self.has_due_mail {
                     return Err(Refusal::new(RefusalReason::Paced, None));
                 }
                 if paced.room(self.in_flight, now) == 0 {
-                    self.backlog = true;
+                    self.has_due_mail = true;
                     return Err(Refusal::new(RefusalReason::Paced, paced.opens(now)));
                 }
                 paced.spend(now);
@@ -224,7 +238,7 @@ impl Pace {
                 // The sender of a fresh message would wait for the probe's timeout. No sender waits for a stored
                 // message.
                 if kind == MailKind::Fresh || dead.probing || now < dead.probe_at {
-                    self.backlog = true;
+                    self.has_due_mail = true;
                     let until = (!dead.probing).then_some(dead.probe_at);
                     return Err(Refusal::new(RefusalReason::Dead, until));
                 }
@@ -233,7 +247,7 @@ impl Pace {
         }
         self.in_flight += 1;
         let epoch = self.epoch;
-        Ok(Ticket { epoch })
+        Ok(DeliveryTicket { epoch })
     }
 
     /// How many of `wanted` stored messages may go out now. If none may and only time decides, also the time from which
@@ -253,9 +267,9 @@ impl Pace {
         }
     }
 
-    /// Sets whether stored mail for this hop is due.
-    pub fn waits(&mut self, backlog: bool) {
-        self.backlog = backlog;
+    /// Sets whether the store has due mail for this hop.
+    pub fn set_waiting(&mut self, due_mail: bool) {
+        self.has_due_mail = due_mail;
     }
 
     /// Allows an immediate probe of a dead hop, because an administrator says that the hop works again.
@@ -269,7 +283,7 @@ impl Pace {
     /// message.
     pub fn ended(
         &mut self,
-        ticket: &Ticket,
+        ticket: &DeliveryTicket,
         signal: HopSignal,
         party: Option<&Party>,
         now: Instant,
@@ -279,31 +293,33 @@ impl Pace {
         if without(Mechanism::Pacing) {
             return None;
         }
-        // A dead hop issues permits for probes only.
-        let probe = ticket.epoch == self.epoch;
-        let is_of_one_party = signal.is_at_content() && self.doubt.add(party);
+        // Whether the ticket was issued in the present mode. In the mode `Dead`, tickets are issued for probes only. So while
+        // the hop is dead, a current ticket is that of the probe, and other tickets are of deliveries that began earlier and
+        // say nothing about the probe.
+        let is_current = ticket.epoch == self.epoch;
+        let is_of_one_party = signal.is_at_content() && self.content_failures.record(party);
         match signal {
             HopSignal::Fine => {
-                self.doubt = Doubt::None;
-                self.fine(now)
+                self.content_failures = ContentFailures::None;
+                self.delivery_succeeded(now)
             }
             HopSignal::ThrottledAtEnd | HopSignal::LaterAtEnd if is_of_one_party => {
-                self.answered(now)
+                self.hop_answered(now)
             }
             HopSignal::Broken if is_of_one_party && !matches!(self.mode, Mode::Dead(_)) => None,
             HopSignal::Throttled => self.throttled(PAUSE_MAX, now, rng),
             HopSignal::ThrottledAtEnd => self.throttled(CONTENT_PAUSE_MAX, now, rng),
             HopSignal::Later => self.later(PAUSE_MAX, now, rng),
             HopSignal::LaterAtEnd => self.later(CONTENT_PAUSE_MAX, now, rng),
-            HopSignal::Unreachable => self.failed(probe, false, now, rng),
-            HopSignal::Broken => self.failed(probe, true, now, rng),
+            HopSignal::Unreachable => self.delivery_failed(is_current, false, now, rng),
+            HopSignal::Broken => self.delivery_failed(is_current, true, now, rng),
             HopSignal::Busy => {
                 self.busy_until = Some(now + CONNECTIONS_BUSY_PERIOD);
-                self.rest(probe, now);
+                self.repeat_probe(is_current, now);
                 None
             }
             HopSignal::Unknown => {
-                self.rest(probe, now);
+                self.repeat_probe(is_current, now);
                 None
             }
         }
@@ -332,8 +348,10 @@ impl Pace {
         }
     }
 
-    fn fine(&mut self, now: Instant) -> Option<PaceChange> {
-        self.failed = 0.0;
+    /// Processes a delivery that shows that the hop takes mail: ends a dead hop's probing, and ends the pacing if no reason
+    /// for it is left.
+    fn delivery_succeeded(&mut self, now: Instant) -> Option<PaceChange> {
+        self.failed_part_of_cohort = 0.0;
         self.consecutive_refusals = 0;
         self.deferred_share -= self.deferred_share * DEFERRED_SHARE_WEIGHT;
         self.taken.count(now);
@@ -347,7 +365,7 @@ impl Pace {
             }
             Mode::Paced(paced) => {
                 paced.succeed(self.connections, now);
-                let calm = now - paced.trouble_at >= CALM_PERIOD && !self.backlog;
+                let calm = now - paced.trouble_at >= CALM_PERIOD && !self.has_due_mail;
                 let open = paced.rate.is_none() && paced.window >= self.connections as f64;
                 if !calm && !open {
                     return None;
@@ -369,9 +387,9 @@ impl Pace {
             {
                 false
             }
-            Mode::Paced(paced) if paced.rate.is_some() => match paced.explains(now) {
+            Mode::Paced(paced) if paced.rate.is_some() => match paced.rate_explains_deferral(now) {
                 true => true,
-                false if paced.unexplained < UNEXPLAINED_DEFERRALS_MAX => false,
+                false if paced.unexplained_deferrals < UNEXPLAINED_DEFERRALS_MAX => false,
                 false => {
                     self.deferrals_ignored_until = Some(now + DEFERRALS_IGNORED_PERIOD);
                     self.enter(Mode::Free);
@@ -383,19 +401,21 @@ impl Pace {
         };
         match about_hop {
             true => self.throttled(longest, now, rng),
-            false => self.answered(now),
+            false => self.hop_answered(now),
         }
     }
 
-    /// Processes an answer that shows only that the hop works, which is what a probe tests.
-    fn answered(&mut self, now: Instant) -> Option<PaceChange> {
-        self.failed = 0.0;
+    /// Processes an answer that shows only that the hop works. That is what a probe tests, so a probe with such an answer
+    /// counts as a success. For a free or a paced hop, the answer ends only the series of failures.
+    fn hop_answered(&mut self, now: Instant) -> Option<PaceChange> {
+        self.failed_part_of_cohort = 0.0;
         match self.mode {
-            Mode::Dead(_) => self.fine(now),
+            Mode::Dead(_) => self.delivery_succeeded(now),
             Mode::Free | Mode::Paced(_) => None,
         }
     }
 
+    /// Processes a throttling reply: cuts the rate, and pauses all mail for at most `longest`.
     fn throttled(
         &mut self,
         longest: Duration,
@@ -403,7 +423,7 @@ impl Pace {
         rng: &mut impl Rng,
     ) -> Option<PaceChange> {
         // A throttling reply shows that the hop works.
-        self.failed = 0.0;
+        self.failed_part_of_cohort = 0.0;
         let learnt = (RATE_CUT_FACTOR * self.taken.rate(now)).max(RATE_MIN);
         let change = match &mut self.mode {
             // Refusals of deliveries that started before the pause contain no new information.
@@ -440,10 +460,11 @@ impl Pace {
         change
     }
 
-    /// Processes a failed delivery. `offered`: the delivery reached the content.
-    fn failed(
+    /// Processes a failed delivery. `is_current`: the ticket was issued in the present mode (see [`Pace::ended`]).
+    /// `offered`: the delivery reached the content.
+    fn delivery_failed(
         &mut self,
-        probe: bool,
+        is_current: bool,
         offered: bool,
         now: Instant,
         rng: &mut impl Rng,
@@ -457,29 +478,30 @@ impl Pace {
                 (window, paced.rate)
             }
             Mode::Dead(dead) => {
-                if probe {
-                    dead.failed(offered, now, rng);
+                if is_current {
+                    dead.probe_failed(offered, now, rng);
                 }
                 return None;
             }
         };
-        self.failed += 1.0 / window;
+        self.failed_part_of_cohort += 1.0 / window;
         // The sum of five fifths is not exactly one in floating point.
-        if self.failed < 0.999 {
+        if self.failed_part_of_cohort < 0.999 {
             return None;
         }
-        self.failed = 0.0;
+        self.failed_part_of_cohort = 0.0;
         self.enter(Mode::Dead(Probing::new(rate, now, rng)));
         Some(PaceChange::Dead)
     }
 
-    /// Repeats a probe without a result after the same wait.
-    fn rest(&mut self, probe: bool, now: Instant) {
-        if let (true, Mode::Dead(dead)) = (probe, &mut self.mode) {
-            dead.rest(now);
+    /// If the hop is dead and the delivery was its probe, repeats the probe after the same wait: this one had no result.
+    fn repeat_probe(&mut self, is_current: bool, now: Instant) {
+        if let (true, Mode::Dead(dead)) = (is_current, &mut self.mode) {
+            dead.repeat_probe(now);
         }
     }
 
+    /// Changes the mode.
     fn enter(&mut self, mode: Mode) {
         self.mode = mode;
         self.epoch += 1;

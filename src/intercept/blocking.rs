@@ -1,5 +1,9 @@
-//! How the learner blocks messages, because of expensive failures or of what slow scans have in common, and how a trial
-//! clears a key.
+//! How the learner blocks a key, and how a trial clears a key. To block a key is to make a learned interceptor for the
+//! messages that have the key; the interceptor holds them, parks them, or bypasses the engine for them. There are two reasons:
+//!
+//! - expensive failures: scans that ran into their timeout, or messages on which alone the engine went away. Each is a strike
+//!   against the exact traits and the bands of its message ([`Interception::strike`]);
+//! - what slow scans have in common (a [`Correlation`]).
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -8,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::episode::{Finding, NARROW_SHARE_MAX};
+use super::episode::{Correlation, NARROW_SHARE_MAX};
 use super::interception::{Interception, interceptor_incident, percent};
 use super::key::Likeness;
 use super::learned::{Active, Learned};
@@ -31,14 +35,17 @@ pub(super) const EXPIRY_DOUBLINGS_MAX: u32 = 4;
 /// What [`Interception::block`] makes an interceptor from.
 pub(super) struct BlockCase {
     pub(super) like: Likeness,
-    /// Whether good mail hardly ever matches.
+    /// Whether good mail hardly ever matches: [`NARROW_SHARE_MAX`] of it at most.
     pub(super) narrow: bool,
     pub(super) action: Action,
+    /// Labels and values for people.
     pub(super) evidence: Vec<(Cow<'static, str>, String)>,
 }
 
 impl Interception {
-    /// Counts an expensive failure, and holds the most suspected trait once it has enough strikes.
+    /// Counts an expensive failure as a strike against each exact trait and each band of the message: unrelated mail does not
+    /// share these ([`Fingerprint::canary_keys`]). Blocks the most suspected of these traits once any of them has enough
+    /// strikes. Returns the incidents that follow; none if an interceptor covers the message already.
     pub(super) fn strike(
         &mut self,
         now: Instant,
@@ -52,21 +59,25 @@ impl Interception {
         for one in fingerprint.canary_keys() {
             self.strikes.count(now, engine, one, evidence.message);
         }
-        if self.timed_out_before(now, engine, fingerprint).is_empty() {
+        if self
+            .traits_with_enough_strikes(now, engine, fingerprint)
+            .is_empty()
+        {
             return vec![strike_incident(engine, evidence)];
         }
         let incident = self.block_most_suspected(now, engine, evidence.message, fingerprint);
         incident.into_iter().collect()
     }
 
-    /// The traits of a message that have enough strikes, each with its number of strikes.
-    fn timed_out_before(
+    /// The traits of a message that have enough strikes to be blocked, each with its number of strikes: [`STRIKES_TO_BLOCK`],
+    /// or one for a trait that was blocked before. A trait comes as the likeness that an interceptor would compare.
+    fn traits_with_enough_strikes(
         &self,
         now: Instant,
         engine: &Arc<str>,
         fingerprint: &Fingerprint,
     ) -> Vec<(Likeness, u32)> {
-        let mut timed_out_before = Vec::new();
+        let mut enough = Vec::new();
         for one in fingerprint.canary_keys() {
             let like = Likeness::of(Key(one, None), fingerprint);
             let needed = match self.times_blocked.contains_key(&like.key) {
@@ -75,14 +86,14 @@ impl Interception {
             };
             let count = self.strikes.of(now, engine, one);
             if count >= needed {
-                timed_out_before.push((like, count));
+                enough.push((like, count));
             }
         }
-        timed_out_before
+        enough
     }
 
-    /// Holds the key that good mail has least, of all keys that the message shares with other failed messages. An attachment
-    /// that is in everybody's mail must not shield the one beside it.
+    /// Blocks with a hold the key that good mail has least, of the traits of the message that have enough strikes. So an
+    /// attachment that most mail has does not shield the one beside it. `None` if no trait is narrow and suspected enough.
     fn block_most_suspected(
         &mut self,
         now: Instant,
@@ -92,18 +103,20 @@ impl Interception {
     ) -> Option<Incident> {
         let episode = self.episodes.get(engine)?;
         let cleared = self.trials.cleared(now, engine);
-        let timed_out_before = self.timed_out_before(now, engine, fingerprint).into_iter();
-        let suspects = timed_out_before.filter_map(|(like, count)| {
+        let enough = self.traits_with_enough_strikes(now, engine, fingerprint);
+        let suspects = enough.into_iter().filter_map(|(like, count)| {
             let share = self.baseline.share(like.key);
-            // One band matches by accident now and then. So the failed messages must be nearly the same, or one of them must
-            // come with a burst of messages like it: of a flood of nearly the same content the gate lets in the messages
-            // that share few bands with the slow scans in the engine.
-            let is_common = like.key.is_exact()
+            // One shared band may be chance. So require one of: the key is exact; it was blocked before; two failed messages
+            // are alike in it; mail like it comes in a burst.
+            //
+            // The burst is needed because of the gate. Of a flood of nearly the same content, the gate lets only messages in
+            // that share few bands with the slow scans in the engine. So the messages that fail are hardly alike.
+            let is_more_than_chance = like.key.is_exact()
                 || self.times_blocked.contains_key(&like.key)
                 || episode.failures(&like) >= STRIKES_TO_BLOCK as usize
                 || self.arrivals.is_burst(now, &like, share);
             let suspected = share <= NARROW_SHARE_MAX
-                && is_common
+                && is_more_than_chance
                 && !cleared.contains(&like.key)
                 && !episode.has_fast(&like)
                 && episode.is_fine_without(now, &like);
@@ -129,8 +142,9 @@ impl Interception {
         self.block(now, engine, case)
     }
 
-    /// Whether an interceptor holds such messages already, or bypasses the engine for them. In a bypass, late shadow copies
-    /// are expected.
+    /// Whether an interceptor for content holds such messages already, or bypasses the engine for them. Then a further failure
+    /// is expected and counts as no strike: scans that began before the hold may still fail, and during a bypass the engine gets
+    /// samples, which may run into their timeout.
     fn is_settled(&self, engine: &Arc<str>, fingerprint: &Fingerprint) -> bool {
         let settles = |active: &Active| {
             let is_like = |l: &Learned| l.like.key.is_content() && l.like.matches(fingerprint);
@@ -144,8 +158,8 @@ impl Interception {
         self.active.values().any(settles)
     }
 
-    /// Makes an interceptor, and returns the incident that reports it. `None` if the learner is off, or has
-    /// [`LEARNED_INTERCEPTORS_MAX`] in force.
+    /// Blocks a key: makes an interceptor for it, and returns the incident that reports the interceptor. `None` if the learner
+    /// is off, or has [`LEARNED_INTERCEPTORS_MAX`] in force.
     pub(super) fn block(
         &mut self,
         now: Instant,
@@ -159,6 +173,8 @@ impl Interception {
         {
             return None;
         }
+        // At the bound all counts go. The loss is small: a key that is blocked again needs two strikes and begins with the
+        // shortest expiry, as a new key does. To drop the oldest counts, the map would have to keep an order.
         if self.times_blocked.len() >= TRAITS_WITH_STRIKES_MAX {
             self.times_blocked.clear();
         }
@@ -210,7 +226,10 @@ impl Interception {
         }
     }
 
-    /// Updates the trials with what a scan shows about suspected keys.
+    /// Updates the trials with one observation of a scan. A trial that becomes slow confirms the suspicion against its keys: the
+    /// interceptors for them are for known senders' mail too. If the trial then ends in time, the confirmation is withdrawn. A
+    /// quick trial clears its keys. When a trial has ended, the next message with these keys may be a trial. Of other scans,
+    /// only the slow ones are remembered. Returns the incidents that follow.
     pub(super) fn weigh_trial(
         &mut self,
         now: Instant,
@@ -221,14 +240,14 @@ impl Interception {
         match evidence.what {
             Observed::Slow => {
                 let is_known = self.reputation(&evidence.fingerprint) == SenderReputation::Known;
-                let rules = self.active.values().filter_map(Active::suspects);
-                let rules = rules
+                let suspected = self.active.values().filter_map(Active::suspects);
+                let suspected = suspected
                     .filter(|(of, _)| **of == *engine)
                     .map(|(_, like)| like);
                 let of = (&evidence.fingerprint, is_known);
-                let shown = self.trials.became_slow(now, engine, message, of, rules);
-                shown.map_or(Vec::new(), |shown| {
-                    self.suspicion_incidents(engine, message, &shown)
+                let confirmed = self.trials.became_slow(now, engine, message, of, suspected);
+                confirmed.map_or(Vec::new(), |confirmed| {
+                    self.suspicion_incidents(engine, message, &confirmed)
                 })
             }
             Observed::TimedOut => {
@@ -248,17 +267,17 @@ impl Interception {
                 let Some(cleared) = self.trials.ended(now, engine, message, is_quick) else {
                     return Vec::new();
                 };
-                // Messages that wait for this trial may go on, or one of them is the next trial. Recovery watches these
-                // counters.
+                // Messages that wait for this trial may go on, or one of them is the next trial. Recovery watches these two
+                // counters and scans such messages again.
                 self.version += 1;
-                self.chances += 1;
+                self.recovery_chances += 1;
                 self.clear(now, engine, message, &cleared)
             }
         }
     }
 
-    /// The ids of the interceptors of one engine for any of these keys.
-    fn rules_for(&self, engine: &str, keys: &BTreeSet<Key>) -> Vec<String> {
+    /// The ids of the learned interceptors that hold or park messages with any of these keys, because of scans of this engine.
+    fn interceptors_for(&self, engine: &str, keys: &BTreeSet<Key>) -> Vec<String> {
         let for_it = |(_, active): &(&String, &Active)| {
             let suspects = active.suspects();
             suspects.is_some_and(|(of, like)| **of == *engine && keys.contains(&like.key))
@@ -270,6 +289,8 @@ impl Interception {
             .collect()
     }
 
+    /// The incidents after a slow trial. If the trial had one suspected key, that key alone is confirmed, and each interceptor
+    /// for the key is for known senders' mail too. With several suspected keys, no single key is confirmed.
     fn suspicion_incidents(
         &self,
         engine: &str,
@@ -277,9 +298,9 @@ impl Interception {
         suspects: &BTreeSet<Key>,
     ) -> Vec<Incident> {
         let alone = Some(suspects).filter(|suspects| suspects.len() == 1);
-        let rules = alone.map(|suspects| self.rules_for(engine, suspects));
-        let rules = rules.into_iter().flatten();
-        let incident = rules.filter_map(|id| {
+        let ids = alone.map(|suspects| self.interceptors_for(engine, suspects));
+        let ids = ids.into_iter().flatten();
+        let incident = ids.filter_map(|id| {
             let what =
                 "is for known senders' mail too: a message with nothing else suspected was slow";
             let interceptor = &self.active.get(&id)?.interceptor;
@@ -288,9 +309,10 @@ impl Interception {
         incident.collect()
     }
 
-    /// A message with these suspected keys was scanned quickly. The interceptors for content end, so no sender's messages
-    /// are held for it. Other keys are cleared for known senders only, because unknown senders may imitate their mail. The
-    /// last failure with the cleared content had another cause, so another trait of that message may be blocked.
+    /// A message with these suspected keys was scanned quickly. The interceptors for exact keys end: the same content is
+    /// harmless whoever sends it, so no sender's messages are held for it. All other keys, bands of nearly the same content
+    /// included, are cleared for known senders only, because unknown senders may imitate their mail. The last failure with the
+    /// cleared content had another cause, so another trait of that message may be blocked.
     fn clear(
         &mut self,
         now: Instant,
@@ -299,7 +321,7 @@ impl Interception {
         cleared: &BTreeSet<Key>,
     ) -> Vec<Incident> {
         let mut incidents = Vec::new();
-        for id in self.rules_for(engine, cleared) {
+        for id in self.interceptors_for(engine, cleared) {
             let suspects = self.active.get(&id).and_then(Active::suspects);
             let is_exact = suspects.is_some_and(|(_, like)| like.key.is_exact());
             let incident = if is_exact {
@@ -366,19 +388,23 @@ fn strike_incident(engine: &Arc<str>, evidence: &Evidence) -> Incident {
     Incident::new(Kind::Strike, subject, summary).about(evidence.message)
 }
 
-/// The evidence of a finding, for people.
-pub(super) fn proof(finding: &Finding) -> Vec<(Cow<'static, str>, String)> {
-    let messages: Vec<String> = finding.messages.iter().map(MessageId::to_string).collect();
+/// The evidence of a correlation: labels and values for people, in the order in which a person should read them.
+pub(super) fn display_evidence(correlation: &Correlation) -> Vec<(Cow<'static, str>, String)> {
+    let messages: Vec<String> = correlation
+        .messages
+        .iter()
+        .map(MessageId::to_string)
+        .collect();
     vec![
-        ("slow scans with it".into(), finding.slow.to_string()),
-        ("fast scans with it".into(), finding.fast.to_string()),
-        ("precision".into(), percent(finding.precision)),
+        ("slow scans with it".into(), correlation.slow.to_string()),
+        ("fast scans with it".into(), correlation.fast.to_string()),
+        ("precision".into(), percent(correlation.precision)),
         (
             "slower than others by a factor of".into(),
-            format!("{:.0}", finding.risk),
+            format!("{:.0}", correlation.risk),
         ),
-        ("arrivals lately".into(), finding.arrivals.to_string()),
-        ("share of good mail".into(), percent(finding.share)),
+        ("arrivals lately".into(), correlation.arrivals.to_string()),
+        ("share of good mail".into(), percent(correlation.share)),
         ("messages".into(), messages.join(", ")),
     ]
 }

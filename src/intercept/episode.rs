@@ -78,7 +78,7 @@ pub(super) struct Episode {
     failed: VecDeque<Failed>,
 }
 
-/// A scan that failed expensively: at its timeout, or because the engine went away.
+/// A scan that failed expensively: it ran into its timeout, or the engine went away on this message alone.
 #[derive(Debug, Clone)]
 pub(super) struct Failed {
     pub(super) at: Instant,
@@ -126,19 +126,23 @@ pub(super) enum Remedy {
     Bypass,
 }
 
-/// A key that explains slow scans, and the evidence.
+/// A key that slow scans have and other scans have not, with its remedy and the evidence.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Finding {
+pub(super) struct Correlation {
     pub(super) like: Likeness,
     pub(super) remedy: Remedy,
-    /// Whether good mail hardly ever has the key.
+    /// Whether good mail hardly ever has the key: [`NARROW_SHARE_MAX`] of it at most.
     pub(super) narrow: bool,
+    /// Number of slow scans with the key, of fast scans with the key, and of recent arrivals with the key.
     pub(super) slow: usize,
     pub(super) fast: usize,
     pub(super) arrivals: usize,
+    /// Share of good mail that has the key.
     pub(super) share: f64,
+    /// See [`PRECISION_MIN`] and [`RISK_RATIO_MIN`].
     pub(super) precision: f64,
     pub(super) risk: f64,
+    /// The first five of the slow messages with the key.
     pub(super) messages: Vec<MessageId>,
 }
 
@@ -158,7 +162,7 @@ pub(super) struct Context<'a> {
     pub(super) timeouts: bool,
 }
 
-/// The messages that findings are made from.
+/// The messages in which [`Episode::explain`] looks for correlations.
 struct Sample<'a> {
     /// Slow scans that no interceptor explains.
     slow: &'a [&'a Slow],
@@ -257,8 +261,9 @@ impl Episode {
         failed.map(|f| f.message).collect::<HashSet<_>>().len()
     }
 
-    /// Whether the engine copes with other messages: it scanned an unlike message fast within [`RECENT_WINDOW`], or at least
-    /// half of the failures within [`FAILURE_WINDOW`] are of that likeness.
+    /// Whether the engine copes with messages that are not of that likeness. Only then can that likeness be to blame, and not
+    /// the engine. The engine copes if it scanned an unlike message fast within [`RECENT_WINDOW`], or if at least half of the
+    /// failures within [`FAILURE_WINDOW`] are of that likeness.
     pub(super) fn is_fine_without(&self, now: Instant, like: &Likeness) -> bool {
         let recent = |at: &Instant, age| now < *at + age;
         let mut fast = self.fast.iter().rev();
@@ -281,7 +286,7 @@ impl Episode {
     }
 
     /// The key that explains most of the slow scans; `None` if no key explains them.
-    pub(super) fn explain(&self, now: Instant, context: &Context<'_>) -> Option<Finding> {
+    pub(super) fn explain(&self, now: Instant, context: &Context<'_>) -> Option<Correlation> {
         let began = self.began?;
         if self
             .last
@@ -308,11 +313,12 @@ impl Episode {
             .into_iter()
             .filter_map(|(key, counts)| self.candidate(now, key, counts, &observed, context));
         candidates.max_by(|a, b| {
-            let rank = |f: &Finding| (f.remedy == Remedy::Park, f.narrow, f.arrivals, f.slow);
+            let rank = |f: &Correlation| (f.remedy == Remedy::Park, f.narrow, f.arrivals, f.slow);
             // Of keys that explain the same, content is the better name. After that the smaller key wins, so that the result
             // does not depend on chance.
             rank(a).cmp(&rank(b)).then_with(|| {
-                let name = |f: &Finding| (f.like.key.is_content(), std::cmp::Reverse(f.like.key));
+                let name =
+                    |f: &Correlation| (f.like.key.is_content(), std::cmp::Reverse(f.like.key));
                 name(a).cmp(&name(b))
             })
         })
@@ -341,7 +347,7 @@ impl Episode {
         counts
     }
 
-    /// The finding for a key, if the key sets slow scans apart and there is a remedy.
+    /// The correlation of a key with slow scans; `None` if the key does not set slow scans apart, or if there is no remedy.
     fn candidate(
         &self,
         now: Instant,
@@ -349,7 +355,7 @@ impl Episode {
         (p, n): (usize, usize),
         sample: &Sample<'_>,
         context: &Context<'_>,
-    ) -> Option<Finding> {
+    ) -> Option<Correlation> {
         let total = (sample.slow.len(), self.fast.len());
         if !is_apart((p, n), total) {
             return None;
@@ -373,7 +379,7 @@ impl Episode {
         let support = (p, with_key, sample.arrivals);
         let remedy = remedy(now - since, &like, support, share, context)?;
         let (precision, risk) = weight((p, n), total);
-        Some(Finding {
+        Some(Correlation {
             like,
             remedy,
             narrow: share <= NARROW_SHARE_MAX,

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::baseline::Baseline;
-use super::blocking::{BlockCase, EXPIRY_DOUBLINGS_MAX, proof};
+use super::blocking::{BlockCase, EXPIRY_DOUBLINGS_MAX, display_evidence};
 use super::crash::Crashes;
-use super::episode::{Arrivals, Context, Episode, Finding, Remedy};
+use super::episode::{Arrivals, Context, Correlation, Episode, Remedy};
 use super::key::Likeness;
 use super::learned::{Active, Missed};
 use super::strikes::Strikes;
@@ -52,7 +52,7 @@ pub struct Interception {
     /// Engines whose loss of workers has been reported.
     pub(super) losing: HashSet<Arc<str>>,
     pub(super) strikes: Strikes,
-    /// How often each key was blocked so far.
+    /// How often each key was blocked so far: such a key needs one strike only, and its interceptor lasts longer each time.
     pub(super) times_blocked: HashMap<Key, u32>,
     pub(super) missed: VecDeque<Missed>,
     ended: VecDeque<String>,
@@ -60,8 +60,9 @@ pub struct Interception {
     pub(super) covered: HashSet<Arc<str>>,
     /// Grows with every change of what gates have to know.
     pub(super) version: u64,
-    /// Grows when messages that were kept from an engine need not be kept from it any more.
-    pub(super) chances: u64,
+    /// Counts the ends of interceptors and of trials. Each is a chance for recovery: messages that were kept from an engine
+    /// need not be kept from it any more.
+    pub(super) recovery_chances: u64,
 }
 
 impl Interception {
@@ -82,7 +83,7 @@ impl Interception {
             ended: VecDeque::new(),
             covered: HashSet::new(),
             version: 0,
-            chances: 0,
+            recovery_chances: 0,
         }
     }
 
@@ -91,8 +92,9 @@ impl Interception {
         self.settings = settings;
     }
 
-    /// Decides which learned interceptors do not hold a message, and what gates may blame it for. Call this once before each
-    /// pass of the message: a known sender's message may start a trial.
+    /// Decides which learned interceptors do not hold a message, and which fingerprint gates may see of it. Call this once in
+    /// each pass, before the message is scanned and before [`arrived`](Self::arrived) or [`holds`](Self::holds), which need
+    /// the exemption. It may change state: a known sender's message may become a trial.
     pub fn judge(
         &mut self,
         now: Instant,
@@ -100,11 +102,11 @@ impl Interception {
         fingerprint: &Arc<Fingerprint>,
     ) -> Ruling {
         let reputation = self.reputation(fingerprint);
-        let rules = self.active.values().filter_map(Active::suspects);
+        let suspected = self.active.values().filter_map(Active::suspects);
         match reputation {
-            SenderReputation::Known => self.trials.judge(now, message, fingerprint, rules),
+            SenderReputation::Known => self.trials.judge(now, message, fingerprint, suspected),
             SenderReputation::Unknown => {
-                let shown = self.trials.shown(now, message, fingerprint, rules);
+                let shown = self.trials.shown(now, message, fingerprint, suspected);
                 self.exempt_shape(message, fingerprint, shown)
             }
         }
@@ -118,8 +120,8 @@ impl Interception {
         fingerprint: &Arc<Fingerprint>,
         shown: Arc<Fingerprint>,
     ) -> Ruling {
-        let rules = self.active.values().filter_map(Active::suspects);
-        let of_shape = rules.filter(|(_, like)| !like.key.is_content());
+        let suspected = self.active.values().filter_map(Active::suspects);
+        let of_shape = suspected.filter(|(_, like)| !like.key.is_content());
         let mut alike = of_shape
             .filter(|(_, like)| like.matches(fingerprint))
             .peekable();
@@ -165,8 +167,9 @@ impl Interception {
             && slow.iter().all(has_company)
     }
 
-    /// Counts a message that has arrived for each interceptor that matches. Returns the id of the interceptor that holds it,
-    /// and the reason in one line; `None` if no interceptor holds it.
+    /// Counts a new message, as an arrival and for each interceptor that matches. Call this once for each message, in its
+    /// first pass. Returns the id of the first interceptor that holds the message, and the reason in one line; `None` if no
+    /// interceptor holds the message.
     pub fn arrived(
         &mut self,
         now: Instant,
@@ -193,16 +196,20 @@ impl Interception {
         held
     }
 
-    /// Like [`arrived`](Self::arrived), for a message that arrived before: it is not counted again.
+    /// Returns the same as [`arrived`](Self::arrived) and counts nothing. Call this in each later pass of a deferred message
+    /// ([`ScanReason::Again`](crate::observation::ScanReason::Again)).
     pub fn holds(&self, facts: &Facts<'_>, exemption: Exemption) -> Option<(String, String)> {
         self.holder(facts, |interceptor| holds(interceptor, exemption))
     }
 
-    /// Like [`holds`](Self::holds), for interceptors that a person made only.
+    /// Like [`holds`](Self::holds), but only interceptors that a person made can hold the message. Call this for a held message
+    /// that is scanned to find out whether its cause is gone ([`ScanReason::Redrive`](crate::observation::ScanReason::Redrive)):
+    /// learned interceptors must not hold it, because the scan tests them.
     pub fn person_holds(&self, facts: &Facts<'_>) -> Option<(String, String)> {
         self.holder(facts, |interceptor| holds(interceptor, Exemption::All))
     }
 
+    /// The first interceptor that holds the message in the sense of `holds`: its id, and the reason in one line.
     fn holder(
         &self,
         facts: &Facts<'_>,
@@ -228,8 +235,8 @@ impl Interception {
         self.baseline = baseline;
     }
 
-    /// All engines scanned the message well: it becomes part of the baseline.
-    pub fn judged_clean(&mut self, now: Instant, fingerprint: &Fingerprint) {
+    /// Adds a message to the baseline. Call this when all engines have scanned the message and found it clean.
+    pub fn scanned_well(&mut self, now: Instant, fingerprint: &Fingerprint) {
         self.baseline.add(now, fingerprint);
     }
 
@@ -274,10 +281,11 @@ impl Interception {
         incidents
     }
 
+    /// Ends an interceptor. Returns the incident that reports the end; `None` if there is no interceptor of that id.
     pub(super) fn end(&mut self, id: &str, why: &str) -> Option<Incident> {
         let active = self.active.remove(id)?;
         self.version += 1;
-        self.chances += 1;
+        self.recovery_chances += 1;
         // Only a person releases what a person has held.
         if active.interceptor.is_learned() {
             self.remember(id);
@@ -320,10 +328,10 @@ impl Interception {
         for engine in engines.iter().filter(|engine| !engine.is_out) {
             incidents.extend(self.loss_incident(engine));
             for _ in 0..NEW_INTERCEPTORS_PER_TICK {
-                let Some((name, finding)) = self.explain(now, engine) else {
+                let Some((name, correlation)) = self.explain(now, engine) else {
                     break;
                 };
-                let action = match finding.remedy {
+                let action = match correlation.remedy {
                     Remedy::Park => Action::Park {
                         engine: name.to_string(),
                     },
@@ -332,10 +340,10 @@ impl Interception {
                     },
                 };
                 let case = BlockCase {
-                    narrow: finding.narrow,
+                    narrow: correlation.narrow,
                     action,
-                    evidence: proof(&finding),
-                    like: finding.like,
+                    evidence: display_evidence(&correlation),
+                    like: correlation.like,
                 };
                 let made = self.block(now, &name, case);
                 if made.is_none() {
@@ -347,7 +355,8 @@ impl Interception {
         incidents
     }
 
-    fn explain(&self, now: Instant, engine: &EngineState<'_>) -> Option<(Arc<str>, Finding)> {
+    /// The engine's name and the key that explains most of its slow scans, of those that no interceptor explains.
+    fn explain(&self, now: Instant, engine: &EngineState<'_>) -> Option<(Arc<str>, Correlation)> {
         let (name, episode) = self.episodes.get_key_value(engine.name)?;
         let learned = self.active.values().filter_map(|a| a.learned.as_ref());
         let explained: Vec<Likeness> = learned
@@ -363,8 +372,8 @@ impl Interception {
             missed: &self.missed_by(now, engine.name).collect::<Vec<_>>(),
             timeouts: episode.has_timeouts(),
         };
-        let finding = episode.explain(now, &context)?;
-        Some((name.clone(), finding))
+        let correlation = episode.explain(now, &context)?;
+        Some((name.clone(), correlation))
     }
 
     /// The interceptors in force, in the order of their ids.
@@ -377,10 +386,10 @@ impl Interception {
         self.version
     }
 
-    /// Grows, together with [`version`](Self::version), when messages that an interceptor or a trial kept from an engine
-    /// need not be kept from it any more.
-    pub fn chances(&self) -> u64 {
-        self.chances
+    /// Counts the chances for recovery: grows, together with [`version`](Self::version), when messages that an interceptor or
+    /// a trial kept from an engine need not be kept from it any more.
+    pub fn recovery_chances(&self) -> u64 {
+        self.recovery_chances
     }
 
     /// Puts an interceptor in force that a person made, or that was in force before a restart. It replaces an interceptor of

@@ -31,7 +31,8 @@ impl Key {
         std::iter::once(self.0).chain(self.1)
     }
 
-    /// Whether the key says that the content is the same, or nearly the same.
+    /// Whether the key says that the content is the same, or nearly the same: an exact key, or a band. All other keys are about
+    /// shape and origin, which valid mail has too.
     pub(super) fn is_content(self) -> bool {
         matches!(
             self.0.aspect,
@@ -39,7 +40,8 @@ impl Key {
         )
     }
 
-    /// Whether the key says that the content is the same: an attachment, or the text.
+    /// Whether the key says that the content is the same: an attachment, or the text. An exact key is a key for content; a band
+    /// is one too, but it is not exact.
     pub(super) fn is_exact(self) -> bool {
         matches!(self.0.aspect, Aspect::Attachment | Aspect::Text)
     }

@@ -19,17 +19,25 @@ pub(super) struct Active {
     pub(super) learned: Option<Learned>,
 }
 
+/// The learner's data about an interceptor that it made.
 #[derive(Debug)]
 pub(super) struct Learned {
+    /// The engine whose scans were the evidence.
     pub(super) engine: Arc<str>,
     pub(super) like: Likeness,
+    /// Whether good mail hardly ever matches (at most 0.1 % of it).
     pub(super) narrow: bool,
     pub(super) made: Instant,
     pub(super) expires: Instant,
+    /// Scans of matching messages that ran into their timeout.
     pub(super) timeouts: u32,
+    /// Scans of matching messages that began after `made` and ended before their timeout: they disprove the interceptor.
     pub(super) in_time: u32,
+    /// Scans of matching messages that ended clean after their timeout: such mail is slow, but does no harm, so a bypass is
+    /// enough.
     pub(super) late_clean: u32,
-    /// The engine found something in a message that matches, however late.
+    /// Whether the engine found something in a message that matches. Then a hold never becomes a bypass. A fast finding counts
+    /// for a narrow interceptor only.
     pub(super) is_bad: bool,
 }
 

@@ -20,9 +20,9 @@ impl Interception {
     /// half on, mail of unknown senders waits. Reports once, and again only after such messages held fewer than a quarter of
     /// the workers.
     pub(super) fn loss_incident(&mut self, engine: &EngineState<'_>) -> Option<Incident> {
-        let rules = self.active.values().filter_map(Active::suspects);
-        let rules: Vec<_> = rules.filter(|(of, _)| ***of == *engine.name).collect();
-        let is_explained = |f: &Fingerprint| rules.iter().any(|(_, like)| like.matches(f));
+        let suspected = self.active.values().filter_map(Active::suspects);
+        let suspected: Vec<_> = suspected.filter(|(of, _)| ***of == *engine.name).collect();
+        let is_explained = |f: &Fingerprint| suspected.iter().any(|(_, like)| like.matches(f));
         let overdue = self.trials.overdue(engine.name);
         let lost: Vec<MessageId> = overdue
             .filter(|(_, fingerprint)| !is_explained(fingerprint))

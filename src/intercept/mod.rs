@@ -1,4 +1,4 @@
-//! Interceptors: rules that divert messages before an engine scans them.
+//! Interceptors: they divert messages before an engine scans them. (A rule is a `[[rule]]` of the administrator.)
 
 mod baseline;
 mod blocking;
@@ -32,7 +32,7 @@ pub use interception::{EngineState, Interception};
 pub use settings::{Mode, Settings};
 pub use trial::{Exemption, Ruling};
 
-/// A rule for the messages that match a pattern: what happens to them, who made the rule, and when it ends.
+/// An interceptor: which messages match, what happens to them, who made the interceptor, and when it ends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Interceptor {
     /// The interceptor's name: a ULID, 26 letters and digits.

@@ -1,5 +1,7 @@
-//! Strikes: expensive failures, counted for each engine and each trait. Memory is bounded. When it is full, the oldest
-//! strikes are forgotten, so that a sender who causes many failures cannot keep new strikes from being counted.
+//! Strikes: expensive failures, counted for each engine and each trait. A failure of a scan is expensive if the scan ran into
+//! its timeout, or if the engine went away on this message alone: both cost the engine more than one scan. Memory is bounded.
+//! When it is full, the oldest strikes are forgotten, so that a sender who causes many failures cannot keep new strikes from
+//! being counted.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ pub(super) const STRIKE_AGE: Duration = Duration::from_secs(3600);
 
 /// The strikes of one engine against one trait.
 #[derive(Debug, Clone, Copy)]
-struct Struck {
+struct TraitStrikes {
     count: u32,
     last: Instant,
     /// Position of the last of these strikes in the order of all strikes.
@@ -29,43 +31,40 @@ struct Struck {
 /// The strikes of all engines.
 #[derive(Debug, Default)]
 pub(super) struct Strikes {
-    timed_out_before: HashMap<(Arc<str>, Trait), Struck>,
+    by_trait: HashMap<(Arc<str>, Trait), TraitStrikes>,
     serial: u64,
 }
 
 impl Strikes {
     /// Counts a strike against the trait `key` by the message `by`.
     pub(super) fn count(&mut self, now: Instant, engine: &Arc<str>, key: Trait, by: MessageId) {
-        if self.timed_out_before.len() >= TRAITS_WITH_STRIKES_MAX {
+        if self.by_trait.len() >= TRAITS_WITH_STRIKES_MAX {
             self.forget(now);
         }
         self.serial += 1;
         let serial = self.serial;
         let (last, first) = (now, 1);
-        let one = Struck {
+        let one = TraitStrikes {
             count: first,
             last,
             serial,
             by,
         };
-        let timed_out_before = self
-            .timed_out_before
-            .entry((engine.clone(), key))
-            .or_insert(one);
-        let is_old = now >= timed_out_before.last + STRIKE_AGE;
-        let count = match timed_out_before.by == by {
+        let entry = self.by_trait.entry((engine.clone(), key)).or_insert(one);
+        let is_old = now >= entry.last + STRIKE_AGE;
+        let count = match entry.by == by {
             _ if is_old => first,
-            true => timed_out_before.count,
-            false => timed_out_before.count.saturating_add(1),
+            true => entry.count,
+            false => entry.count.saturating_add(1),
         };
-        *timed_out_before = Struck { count, ..one };
+        *entry = TraitStrikes { count, ..one };
     }
 
     /// Number of messages with a strike against the trait `key`; 0 if the last strike is older than [`STRIKE_AGE`]. Retries
     /// count once unless another message had a strike in between.
     pub(super) fn of(&self, now: Instant, engine: &Arc<str>, key: Trait) -> u32 {
-        let timed_out_before = self.timed_out_before.get(&(engine.clone(), key));
-        timed_out_before.map_or(0, |s| {
+        let entry = self.by_trait.get(&(engine.clone(), key));
+        entry.map_or(0, |s| {
             if now < s.last + STRIKE_AGE {
                 s.count
             } else {
@@ -76,15 +75,14 @@ impl Strikes {
 
     /// Makes room: drops strikes older than [`STRIKE_AGE`]. If there are none, drops the oldest quarter.
     fn forget(&mut self, now: Instant) {
-        self.timed_out_before
-            .retain(|_, s| now < s.last + STRIKE_AGE);
-        if self.timed_out_before.len() < TRAITS_WITH_STRIKES_MAX {
+        self.by_trait.retain(|_, s| now < s.last + STRIKE_AGE);
+        if self.by_trait.len() < TRAITS_WITH_STRIKES_MAX {
             return;
         }
-        let mut serials: Vec<u64> = self.timed_out_before.values().map(|s| s.serial).collect();
+        let mut serials: Vec<u64> = self.by_trait.values().map(|s| s.serial).collect();
         let (_, oldest, _) = serials.select_nth_unstable(TRAITS_WITH_STRIKES_MAX / 4);
         let oldest = *oldest;
-        self.timed_out_before.retain(|_, s| s.serial > oldest);
+        self.by_trait.retain(|_, s| s.serial > oldest);
     }
 }
 
@@ -102,16 +100,16 @@ mod tests {
             aspect: Aspect::Attachment,
             value,
         };
-        let timed_out_before = 3 * TRAITS_WITH_STRIKES_MAX as u64;
-        for value in 0..timed_out_before {
+        let traits = 3 * TRAITS_WITH_STRIKES_MAX as u64;
+        for value in 0..traits {
             strikes.count(now, &engine, key(value), MessageId::new());
         }
         assert!(
-            strikes.timed_out_before.len() <= TRAITS_WITH_STRIKES_MAX,
+            strikes.by_trait.len() <= TRAITS_WITH_STRIKES_MAX,
             "{}",
-            strikes.timed_out_before.len()
+            strikes.by_trait.len()
         );
-        assert_eq!(strikes.of(now, &engine, key(timed_out_before - 1)), 1);
+        assert_eq!(strikes.of(now, &engine, key(traits - 1)), 1);
     }
 
     /// A strike counts for one hour, also if no other strike follows.

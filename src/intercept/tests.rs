@@ -176,7 +176,7 @@ impl World {
     fn good(&mut self, f: &Arc<Fingerprint>) {
         if !self.arrives(f, false) {
             self.evidence(MessageId::new(), f, self.now, FAST);
-            self.learner.judged_clean(self.now, f);
+            self.learner.scanned_well(self.now, f);
         }
     }
 
@@ -512,9 +512,9 @@ async fn a_sender_is_known_by_domain_and_network() {
     let now = Instant::now();
     let mut learner = Interception::new(now, Settings::default());
     let from = |network| fingerprint(1, &[(Aspect::SenderDomain, 5), (Aspect::Client, network)]);
-    learner.judged_clean(now, &from(1));
+    learner.scanned_well(now, &from(1));
     assert_eq!(learner.reputation(&from(1)), SenderReputation::Unknown);
-    learner.judged_clean(now, &from(1));
+    learner.scanned_well(now, &from(1));
     assert_eq!(learner.reputation(&from(1)), SenderReputation::Known);
     assert_eq!(learner.reputation(&from(2)), SenderReputation::Unknown);
 }
@@ -574,7 +574,7 @@ proptest! {
                 what: seen,
             };
             learner.observe(now, &engine, &evidence);
-            if matches!(seen, Observed::Fast { .. }) { learner.judged_clean(now, &f); }
+            if matches!(seen, Observed::Fast { .. }) { learner.scanned_well(now, &f); }
             now += Duration::from_millis(wait);
             let state = EngineState { name: "clamd", is_out: false, covered: true, slots: 12 };
             learner.tick(now, &[state]);

@@ -42,7 +42,8 @@ const WHOLE_FINGERPRINTS_MAX: usize = 2048;
 pub struct Ruling {
     /// Which learned interceptors do not hold the message.
     pub exemption: Exemption,
-    /// What gates may blame the message for.
+    /// The fingerprint that gates see: the traits that gates may blame the message for. Traits on trial and cleared content are
+    /// left out.
     pub shown: Arc<Fingerprint>,
 }
 
@@ -113,24 +114,25 @@ pub(super) struct Trials {
 }
 
 impl Trials {
-    /// Decides about a known sender's message. `rules` are the learned interceptors that hold or park, each with its engine.
+    /// Decides about a known sender's message. `suspected` has one entry for each learned interceptor that holds or parks: its
+    /// engine, and what it holds or parks.
     pub(super) fn judge<'a>(
         &mut self,
         now: Instant,
         message: MessageId,
         fingerprint: &Arc<Fingerprint>,
-        rules: impl Iterator<Item = (&'a Arc<str>, &'a Likeness)> + Clone,
+        suspected: impl Iterator<Item = (&'a Arc<str>, &'a Likeness)> + Clone,
     ) -> Ruling {
         self.forget(now);
         let hanging = self.hanging.iter().map(|h| &h.engine);
         let engines: BTreeSet<Arc<str>> = hanging
-            .chain(rules.clone().map(|(e, _)| e))
+            .chain(suspected.clone().map(|(e, _)| e))
             .cloned()
             .collect();
         let mut state = TrialState::Unsuspected;
         let (mut trials, mut hidden) = (Vec::new(), Vec::new());
         for engine in engines {
-            let of = rules
+            let of = suspected
                 .clone()
                 .filter(|(e, _)| **e == engine)
                 .map(|(_, like)| like);
@@ -168,15 +170,15 @@ impl Trials {
         Ruling { exemption, shown }
     }
 
-    /// What gates may blame an unknown sender's message for: everything but content that a trial has cleared, because that
-    /// is cleared for everybody. A gate sees cleared content in scans that hang, but not that those scans hang for what
-    /// stands beside it.
+    /// The fingerprint of an unknown sender's message that gates see: all traits but content that a trial has cleared, because
+    /// content is cleared for all senders. Without this, a gate would see cleared content in scans that hang and blame the
+    /// message for it; a gate does not know that those scans hang because of the content beside it.
     pub(super) fn shown<'a>(
         &mut self,
         now: Instant,
         message: MessageId,
         fingerprint: &Arc<Fingerprint>,
-        rules: impl Iterator<Item = (&'a Arc<str>, &'a Likeness)> + Clone,
+        suspected: impl Iterator<Item = (&'a Arc<str>, &'a Likeness)> + Clone,
     ) -> Arc<Fingerprint> {
         if self.cleared.is_empty() {
             return fingerprint.clone();
@@ -196,7 +198,7 @@ impl Trials {
                 .keys()
                 .any(|(engine, of)| *of == key && cleared(engine).is_some())
                 && !self.hanging.iter().any(hangs)
-                && !rules.clone().any(is_suspected)
+                && !suspected.clone().any(is_suspected)
         };
         let free: Vec<Trait> = fingerprint.exact.iter().filter(is_free).copied().collect();
         if free.is_empty() {
@@ -217,7 +219,7 @@ impl Trials {
         engine: &str,
         message: MessageId,
         fingerprint: &Fingerprint,
-        rules: impl Iterator<Item = &'a Likeness>,
+        suspected: impl Iterator<Item = &'a Likeness>,
     ) -> Suspicion {
         let mut found = Suspicion::default();
         let here = |h: &&Hanging| *h.engine == *engine && h.message != message;
@@ -234,7 +236,7 @@ impl Trials {
                 }
             }
         }
-        for like in rules.filter(|like| like.matches(fingerprint)) {
+        for like in suspected.filter(|like| like.matches(fingerprint)) {
             found.keys.insert(like.key);
             found.traits.extend(like.traits());
         }
@@ -289,7 +291,7 @@ impl Trials {
         engine: &Arc<str>,
         message: MessageId,
         (fingerprint, is_known): (&Arc<Fingerprint>, bool),
-        rules: impl Iterator<Item = &'a Likeness>,
+        suspected: impl Iterator<Item = &'a Likeness>,
     ) -> Option<BTreeSet<Key>> {
         let suspects = match self.trial(engine, message) {
             Some(trial) => {
@@ -300,18 +302,18 @@ impl Trials {
         };
         match &suspects {
             Some(suspects) => {
-                let shown = Trial {
+                let slow_trial = Trial {
                     at: now,
                     engine: engine.clone(),
                     message,
                     suspects: suspects.clone(),
                     is_slow: true,
                 };
-                push(&mut self.slow, shown, TRIALS_MAX);
+                push(&mut self.slow, slow_trial, TRIALS_MAX);
             }
             // A cleared key is in a slow scan with nothing else to blame: the key is open to suspicion again.
             None if is_known => {
-                let keys = self.suspicion(engine, message, fingerprint, rules).keys;
+                let keys = self.suspicion(engine, message, fingerprint, suspected).keys;
                 if let [key] = keys.into_iter().collect::<Vec<_>>()[..]
                     && is_alone(key, fingerprint)
                 {

@@ -76,7 +76,7 @@ impl Interception {
             self.remember_missed(now, engine, &evidence.fingerprint);
         }
         for id in lifted {
-            incidents.extend(self.end(&id, "refuted: such mail scans well"));
+            incidents.extend(self.end(&id, "disproved: such mail scans well"));
         }
         for id in harmless {
             incidents.extend(self.start_bypass(now, &id));
@@ -122,7 +122,10 @@ impl Interception {
         let active = self.active.get_mut(id)?;
         let is_narrow = active.learned.as_ref().is_some_and(|l| l.narrow);
         if !matches!(evidence.what, Observed::Late { .. }) || !is_narrow {
-            let incident = self.end(id, "refuted: something was found in what it spared");
+            let incident = self.end(
+                id,
+                "disproved: the engine found something in mail that it was spared",
+            );
             return incident.map(|incident| incident.about(evidence.message));
         }
         active.interceptor.action = Action::Hold;
@@ -145,7 +148,7 @@ impl Interception {
         let active = self.active.get_mut(id)?;
         let learned = active.learned.as_mut()?;
         if !self.covered.contains(&learned.engine) {
-            return self.end(id, "refuted: such mail is clean, if slow");
+            return self.end(id, "disproved: such mail is clean, although slow");
         }
         let engine = learned.engine.to_string();
         (learned.made, learned.in_time) = (now, 0);

@@ -1,5 +1,5 @@
 //! Admission at run time: the accounts behind their lock, the share of each message in them, and the watch that reports
-//! the backlog of the pipeline to them.
+//! the load of the pipeline to them.
 
 mod accounts;
 
@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::accounts::Party;
+pub(super) use self::accounts::AdmissionParty;
 use self::accounts::{AdmissionAccounts, AdmissionRefusal};
 use super::Limits;
 use crate::deadline::Deadline;
@@ -36,7 +36,7 @@ pub struct Admission {
 /// Status of admission.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Load {
-    /// Used fraction of memory or of the backlog limit, the larger of the two; 1 is the limit.
+    /// Used fraction of memory or of the limit of the work that waits, the larger of the two; 1 is the limit.
     pub part: f64,
     /// Transactions refused in the current period of refusals; `None` outside such a period.
     pub refusing: Option<u64>,
@@ -67,7 +67,7 @@ impl Admission {
         }
     }
 
-    /// Reports the backlog of the pipeline to the accounts, and incidents of the accounts to the incident log, until
+    /// Reports the load of the pipeline to the accounts, and incidents of the accounts to the incident log, until
     /// `closing` is cancelled.
     pub async fn watch(
         self: Arc<Self>,
@@ -83,12 +83,12 @@ impl Admission {
                 unjudged = pipeline.store().unjudged().await.unwrap_or(unjudged);
             }
             let pressure = pipeline.pressure(unjudged, self.limits.load().backlog);
-            let told = {
+            let pending = {
                 let mut accounts = self.accounts();
-                accounts.pulse(Instant::now(), pressure, self.memory.available());
+                accounts.update_load(Instant::now(), pressure, self.memory.available());
                 accounts.take_incidents()
             };
-            for incident in told {
+            for incident in pending {
                 incidents.record(incident);
             }
             let turn = Deadline::after(PRESSURE_INTERVAL);
@@ -98,19 +98,19 @@ impl Admission {
         }
     }
 
-    /// The party for mail that a client brings from `sender`.
+    /// The accounts to charge for mail that a client brings from `sender`.
     pub(super) fn party(
         &self,
         client: IpAddr,
         sender: &message::Party,
         reputation: SenderReputation,
-    ) -> Party {
+    ) -> AdmissionParty {
         self.accounts().party(client, sender, reputation)
     }
 
-    /// Whether a message that takes `octets` of memory would be admitted now. Records nothing. The error is the reply
-    /// to the client.
-    pub(super) fn ask(&self, party: &Party, octets: usize) -> Result<(), Reply> {
+    /// Whether a message that takes `octets` of memory would be admitted now, asked at MAIL. Charges no account. The error
+    /// is the reply to the client.
+    pub(super) fn ask(&self, party: &AdmissionParty, octets: usize) -> Result<(), Reply> {
         let free = self.memory.available();
         let asked = self
             .accounts()
@@ -118,8 +118,13 @@ impl Admission {
         asked.map_err(refused)
     }
 
-    /// Records a message that begins to arrive and returns its share. The error is the reply to the client.
-    pub(super) fn enter(self: &Arc<Self>, party: Party, octets: usize) -> Result<Share, Reply> {
+    /// Charges a message whose content begins to arrive (DATA, or the first chunk) and returns its share. The error is the
+    /// reply to the client.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        party: AdmissionParty,
+        octets: usize,
+    ) -> Result<Share, Reply> {
         let free = self.memory.available();
         let entered = self
             .accounts()
@@ -150,7 +155,7 @@ fn refused(refusal: AdmissionRefusal) -> Reply {
 /// The entry of one message in the accounts, removed on drop.
 pub(super) struct Share {
     admission: Arc<Admission>,
-    party: Party,
+    party: AdmissionParty,
     octets: u64,
     complete: bool,
 }

@@ -60,7 +60,7 @@ impl Pipeline {
             let known = before.remove(&stored.id);
             // An unchanged interceptor that is no longer in force has ended since, and its end is not written yet.
             let is_new = known.is_none_or(|(version, _)| version != stored.version);
-            let mut interception = self.suspicion.lock();
+            let mut interception = self.interception.lock();
             let is_here = interception.list().any(|i| i.id == stored.id);
             if is_new && !is_here {
                 interception.add(Instant::now(), interceptor.clone());
@@ -75,7 +75,7 @@ impl Pipeline {
         }
         // A person has removed the interceptors that are no longer in the store.
         for (id, (_, was)) in before {
-            if let Some(incident) = self.suspicion.lock().remove(&id) {
+            if let Some(incident) = self.interception.lock().remove(&id) {
                 self.incidents.record(incident);
                 // The end is written, so that the held mail is released also after a restart.
                 if was.is_learned() {
@@ -90,7 +90,7 @@ impl Pipeline {
         let counts = exchange
             .written
             .is_none_or(|at| now >= at + HITS_WRITE_INTERVAL);
-        let here: Vec<Interceptor> = self.suspicion.lock().list().cloned().collect();
+        let here: Vec<Interceptor> = self.interception.lock().list().cloned().collect();
         let mut gone = exchange.stored.keys().cloned().collect::<Vec<_>>();
         gone.retain(|id| here.iter().all(|i| i.id != *id));
         self.write_ends(exchange, gone, counts).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::suspicion::{LookedUp, Suspicion};
+use super::suspicion::{LookedUp, SharedInterception};
 use super::{Generation, Pipeline, settle};
 use crate::deadline::Deadline;
 use crate::message::attachment::AttachmentFact;
@@ -47,7 +47,7 @@ pub(super) struct ScanTerms {
 pub(super) struct Asking<'a> {
     pub(super) scanner: &'a Scanner,
     pub(super) policy: &'a Policy,
-    pub(super) suspicion: Option<&'a Suspicion>,
+    pub(super) interception: Option<&'a SharedInterception>,
     pub(super) terms: ScanTerms,
 }
 
@@ -64,7 +64,7 @@ pub async fn judge(
     let asking = Asking {
         scanner,
         policy,
-        suspicion: None,
+        interception: None,
         terms: ScanTerms {
             spent: Duration::ZERO,
             scan_reason: ScanReason::Fresh,
@@ -134,7 +134,7 @@ impl Pipeline {
         let asking = Asking {
             scanner: &generation.scanner,
             policy: &generation.policy,
-            suspicion: Some(&self.suspicion),
+            interception: Some(&self.interception),
             terms,
         };
         asking.judge(message, deadline).await
@@ -146,11 +146,11 @@ impl Asking<'_> {
     pub(super) async fn judge(&self, message: &Message, deadline: Deadline) -> Judgement {
         let began = Instant::now();
         let inspection = self.scanner.inspection();
-        let looked = match self.suspicion {
-            Some(suspicion) => {
+        let looked = match self.interception {
+            Some(interception) => {
                 let known = fingerprint(message, &inspection, deadline).await;
                 known.map(|(of, subject)| {
-                    suspicion.look(message, of, &subject, self.terms.scan_reason)
+                    interception.look(message, of, &subject, self.terms.scan_reason)
                 })
             }
             None => None,
@@ -183,10 +183,10 @@ impl Asking<'_> {
             attachments: &attachments,
             reports: &reports,
         });
-        if let (Some(suspicion), Some(looked)) = (self.suspicion, &looked)
+        if let (Some(interception), Some(looked)) = (self.interception, &looked)
             && is_well(&groups, &reports)
         {
-            suspicion.scanned_well(looked);
+            interception.scanned_well(looked);
         }
         Judgement {
             groups,

@@ -59,7 +59,7 @@ impl Keeper {
             Ok(Some(baseline)) => {
                 let (senders, messages) = (baseline.senders(), baseline.messages());
                 tracing::info!(%file, senders, messages, "known senders and usual mail are taken up");
-                let mut interception = keeper.pipeline.suspicion.lock();
+                let mut interception = keeper.pipeline.interception.lock();
                 interception.take_up(baseline);
             }
             Err(why) => keeper.set_aside(&why),
@@ -122,7 +122,7 @@ impl Keeper {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // Encoded from a copy, so that no message waits for the lock meanwhile.
         let baseline = {
-            let interception = self.pipeline.suspicion.lock();
+            let interception = self.pipeline.interception.lock();
             let baseline = interception.baseline();
             match baseline.version() == last.version {
                 true => return,

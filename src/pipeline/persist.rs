@@ -107,15 +107,15 @@ impl Pipeline {
         custody: &Custody,
         message: &Message,
     ) -> Result<(), StoreError> {
-        let patience = Deadline::after(lanes::PERSIST_RETRY_DURATION);
+        let deadline = Deadline::after(lanes::PERSIST_RETRY_DURATION);
         loop {
             let done = self.persist(settlement, custody, message).await;
             let failed = done.as_ref().is_err_and(may_pass);
             let ours = matches!(custody, Custody::Stored(_)) || settlement.is_delivered();
-            if !failed || !ours || patience.passed() {
+            if !failed || !ours || deadline.passed() {
                 return done;
             }
-            patience.within(lanes::PERSIST_RETRY_PAUSE).wait().await;
+            deadline.within(lanes::PERSIST_RETRY_PAUSE).wait().await;
         }
     }
 

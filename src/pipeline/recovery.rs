@@ -63,7 +63,7 @@ struct Rounds {
     of: BTreeMap<Cause, Round>,
     /// Rounds under way: the cause, and the result; `None` if the task of the round panicked.
     going: FuturesUnordered<BoxFuture<'static, (Cause, Option<Worked>)>>,
-    /// Version and chance counter of the interceptors at the last check.
+    /// The counters of the interceptors at the last check: version and chances for recovery.
     interceptors: (u64, u64),
     /// Time of the last query of the store, and the causes that mail waits for.
     waited_for: (Option<Instant>, Vec<Cause>),
@@ -163,8 +163,8 @@ impl Pipeline {
     /// and may be scanned when the interceptor or the trial has ended.
     fn look_at_interceptors(&self, rounds: &mut Rounds) {
         let (version, chances) = {
-            let interception = self.suspicion.lock();
-            (interception.version(), interception.chances())
+            let interception = self.interception.lock();
+            (interception.version(), interception.recovery_chances())
         };
         if version == rounds.interceptors.0 {
             return;
@@ -248,7 +248,7 @@ impl Pipeline {
             .iter()
             .filter(|cause| is_removed(generation, cause));
         causes.extend(removed.map(|cause| (cause.clone(), true)));
-        let (ended, holding) = self.suspicion.recoverable();
+        let (ended, holding) = self.interception.recoverable();
         causes.extend(ended.into_iter().map(|id| (Cause::Interceptor(id), true)));
         causes.extend(
             holding

@@ -233,7 +233,7 @@ impl<'a> Settling<'a> {
         for those in hops.into_values() {
             let draft = &self.draft;
             let record = draft.record(Lane::Delivery, Some(decision), &those, "to be delivered");
-            self.keep.push(draft.held_back(record));
+            self.keep.push(draft.not_sent_yet(record));
         }
     }
 
@@ -330,7 +330,7 @@ impl<'a> Settling<'a> {
             let draft = &self.draft;
             let record = draft.record(Lane::Delivery, Some(decision), &those, &status);
             self.keep.push(match held_back {
-                true => draft.held_back(record),
+                true => draft.not_sent_yet(record),
                 false => record,
             });
         }
@@ -340,7 +340,8 @@ impl<'a> Settling<'a> {
     /// a reviewer should know at once, because the message is a release or a notification of this relay.
     fn is_given_up(&self, answer: &Answer) -> bool {
         let is_reviewed = |before: &Record| before.released || before.notification.is_some();
-        self.draft.given_up() || answer.is_unrouted() && self.draft.before.is_some_and(is_reviewed)
+        self.draft.is_past_give_up()
+            || answer.is_unrouted() && self.draft.before.is_some_and(is_reviewed)
     }
 
     fn tell(

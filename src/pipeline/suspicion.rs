@@ -1,4 +1,7 @@
 //! The pipeline's interface to the interceptors: looks up a message before its scan, and passes the evidence of scans on.
+//!
+//! A crash is here what the evidence of one round of the watch shows of an engine that closed connections during scans: one
+//! connection or several.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,28 +21,28 @@ use crate::verdict::EngineClass;
 /// engine all scans under way.
 pub(super) const CRASH_RULE: &str = "guard.crashes";
 
-/// The result of the look-up for one message.
+/// The result of the look-up for one message ([`SharedInterception::look`]).
 pub(super) struct LookedUp {
     /// The fingerprint for the gates of the engines, without the traits that are on trial or cleared (see
     /// [`Interception::judge`]).
     pub(super) fingerprint: Arc<Fingerprint>,
     /// The whole fingerprint.
     whole: Arc<Fingerprint>,
-    /// SenderReputation of the sender.
+    /// Reputation of the sender.
     pub(super) reputation: SenderReputation,
     /// The rule that holds the message, and the reason.
     pub(super) held: Option<(String, String)>,
 }
 
-/// The interceptors, shared by all messages.
+/// The interceptors and the learner, shared by all messages.
 #[derive(Debug)]
-pub(super) struct Suspicion {
+pub(super) struct SharedInterception {
     interception: Mutex<Interception>,
     /// The version of the interceptors that the gates of the engines have as diversions, and the names of these engines.
     diverted: Mutex<Option<(u64, Vec<Arc<str>>)>>,
 }
 
-impl Suspicion {
+impl SharedInterception {
     pub(super) fn new(settings: intercept::Settings) -> Self {
         Self {
             interception: Mutex::new(Interception::new(Instant::now(), settings)),
@@ -47,13 +50,14 @@ impl Suspicion {
         }
     }
 
-    /// The state machine itself.
+    /// The state machine itself. No lock of a gate may be held: [`tick`](Self::tick) takes this lock first, then those of gates.
     pub(super) fn lock(&self) -> MutexGuard<'_, Interception> {
         lock(&self.interception)
     }
 
-    /// Looks up a message that is about to be scanned. Learned interceptors do not hold a message that was held before and is
-    /// scanned to test its cause ([`ScanReason::Redrive`]).
+    /// Looks up a message before any engine gets it, once in each pass: what gates see of it, the reputation of its sender, and
+    /// what holds it. Learned interceptors do not hold a message that was held before and is scanned to test its cause
+    /// ([`ScanReason::Redrive`]).
     pub(super) fn look(
         &self,
         message: &Message,
@@ -89,12 +93,14 @@ impl Suspicion {
         }
     }
 
-    /// Adds a message that all engines scanned well to the baseline.
+    /// Adds a message to the baseline. Call this when all engines have scanned the message and found it clean.
     pub(super) fn scanned_well(&self, looked: &LookedUp) {
-        self.lock().judged_clean(Instant::now(), &looked.whole);
+        self.lock().scanned_well(Instant::now(), &looked.whole);
     }
 
-    /// Updates interceptors from evidence, and sets the resulting diversions at the gates. Returns the incidents.
+    /// One round of the watch, four times a second: tells each gate whether other engines cover for its engine, updates the
+    /// interceptors from the evidence since the last round, and sets the resulting diversions at the gates. Returns the
+    /// incidents.
     pub(super) fn tick(
         &self,
         scanner: &Scanner,
@@ -104,12 +110,15 @@ impl Suspicion {
         let now = Instant::now();
         let engines = states(scanner, policy);
         for (engine, state) in scanner.engines().iter().zip(&engines) {
+            // While the breaker of a covered engine is open, fresh mail does not wait for that engine.
             engine.cover(state.covered);
         }
         let mut interception = self.lock();
         let mut incidents = Vec::new();
         let crashes = crashes(&seen);
         for (engine, mut evidence) in seen {
+            // Of several messages in flight at a crash, most had no part in it. `Broken` would be a strike against each of
+            // them, so they count as `Lost`, which is none. `crashed` below then searches for the message at fault.
             let is_one_of_many = crashes.get(&engine).is_some_and(|all| all.len() > 1);
             if evidence.what == Observed::Broken && is_one_of_many {
                 evidence.what = Observed::Lost;
@@ -169,8 +178,9 @@ fn others_in(engines: &[(EngineClass, &str, bool)], class: EngineClass, name: &s
     others.count()
 }
 
-/// The messages that were in flight in each engine that went away just now. A crash ends all scans of an engine at once. Each
-/// message is listed once, even if its scan was retried and met the next crash.
+/// For each engine that has crashed, the messages that were in flight. A crash ends all scans of an engine at once, so all
+/// connections that the engine closed in one round count as one crash; with one message in flight, one connection is a crash.
+/// Each message is listed once, even if its scan was retried and met the next crash.
 fn crashes(
     seen: &[(Arc<str>, Evidence)],
 ) -> BTreeMap<Arc<str>, Vec<(MessageId, Arc<Fingerprint>)>> {

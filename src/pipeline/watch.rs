@@ -65,7 +65,7 @@ impl Pipeline {
             late.extend(evidence.iter().filter(|e| is_late(e)).map(|e| e.message));
             seen.extend(evidence.into_iter().map(|e| (engine.clone(), e)));
         }
-        for incident in self.suspicion.tick(scanner, &generation.policy, seen) {
+        for incident in self.interception.tick(scanner, &generation.policy, seen) {
             self.incidents.record(incident);
         }
         for incident in generation.delivery.incidents() {

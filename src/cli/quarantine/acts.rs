@@ -16,7 +16,7 @@ use crate::cli::terminal::{Terminal, count};
 use crate::cli::{control, person};
 use crate::config::Config;
 use crate::message::MessageId;
-use crate::quarantine::{self, Act, QuarantineError, export::Format as Form};
+use crate::quarantine::{self, Act, QuarantineError, export::Format as ExportFormat};
 use crate::store::{Lane, Record, Store};
 
 /// From 20 messages on, a bar shows the progress; fewer are done before a person reads the bar.
@@ -30,6 +30,7 @@ struct Verb {
     past: &'static str,
 }
 
+/// Releases the selected messages to delivery, and wakes the relay.
 pub(super) async fn release(
     wanted: &Release,
     config: &Config,
@@ -41,20 +42,22 @@ pub(super) async fn release(
         past: "released",
     };
     let to = Some(wanted.to.clone()).filter(|to| !to.is_empty());
-    // The next hop of the message is not known here, so the longest `give_up` applies: none is cut short.
+    // A message should be retried for the `give_up` of its own next hop, but only its record names that next hop. So the
+    // longest `give_up` of all next hops applies to every released message: none is given up too early.
     let give_ups = config.next_hops.iter().map(|hop| hop.give_up);
     let give_up = give_ups.max().unwrap_or_default();
-    let act = act(terminal);
-    let each = async |id| {
-        let released = quarantine::release(store, id, to.clone(), give_up, &act).await;
+    let actor = actor_and_time(terminal);
+    let act_on_one = async |id| {
+        let released = quarantine::release(store, id, to.clone(), give_up, &actor).await;
         released.map(drop).map_err(CliError::from)
     };
-    let done = many(&wanted.selection, &verb, store, each, terminal).await;
+    let done = act_on_all(&wanted.selection, &verb, store, act_on_one, terminal).await;
     // The relay is notified even if the report could not be written: the released messages wait for delivery.
     control::wake(&config.admin.socket).await;
     done
 }
 
+/// Deletes the selected messages for good.
 pub(super) async fn delete(
     wanted: &Selection,
     store: &dyn Store,
@@ -64,14 +67,15 @@ pub(super) async fn delete(
         present: "delete",
         past: "deleted",
     };
-    let act = act(terminal);
-    let each = async |id| {
-        let deleted = quarantine::delete(store, id, &act).await;
+    let actor = actor_and_time(terminal);
+    let act_on_one = async |id| {
+        let deleted = quarantine::delete(store, id, &actor).await;
         deleted.map_err(CliError::from)
     };
-    many(wanted, &verb, store, each, terminal).await
+    act_on_all(wanted, &verb, store, act_on_one, terminal).await
 }
 
+/// Exports the selected messages to a file, to a folder (one file a message), or to standard output.
 pub(super) async fn export(
     wanted: &Export,
     store: &dyn Store,
@@ -81,19 +85,19 @@ pub(super) async fn export(
         present: "export",
         past: "exported",
     };
-    let act = act(terminal);
+    let actor = actor_and_time(terminal);
     if wanted.output == Path::new("-") {
-        return export_to_output(wanted, store, &act, terminal).await;
+        return export_to_output(wanted, store, &actor, terminal).await;
     }
-    let form = form(wanted.format);
-    let folder = wanted.format == Format::Eml && wanted.output.is_dir();
-    let each = async |id: MessageId| {
-        let file = match folder {
+    let format = export_format(wanted.format);
+    let into_folder = wanted.format == Format::Eml && wanted.output.is_dir();
+    let act_on_one = async |id: MessageId| {
+        let file = match into_folder {
             true => wanted.output.join(format!("{id}.eml")),
             false => wanted.output.clone(),
         };
         let name = file.display().to_string();
-        let octets = quarantine::export::export(store, id, form, &name, &act).await?;
+        let octets = quarantine::export::export(store, id, format, &name, &actor).await?;
         let append = wanted.format == Format::Mbox;
         let write = move || {
             let written = write_private(&file, append, &octets);
@@ -103,14 +107,14 @@ pub(super) async fn export(
             .await
             .map_err(|error| CliError::Internal(error.to_string()))?
     };
-    many(&wanted.selection, &verb, store, each, terminal).await
+    act_on_all(&wanted.selection, &verb, store, act_on_one, terminal).await
 }
 
 /// Writes the messages one after the other to standard output. No other text goes there.
 async fn export_to_output(
     wanted: &Export,
     store: &dyn Store,
-    act: &Act,
+    actor: &Act,
     terminal: &mut Terminal<'_>,
 ) -> Outcome {
     let selected = wanted
@@ -118,7 +122,7 @@ async fn export_to_output(
         .resolve("Export", store, &[Lane::Held], terminal);
     let ids = match selected.await? {
         Selected::Go(ids) => ids,
-        Selected::No => return Ok(Exit::Done),
+        Selected::Declined => return Ok(Exit::Done),
         Selected::DryRun(number, shown) => return dry_run("export", number, &shown, terminal),
     };
     if wanted.format == Format::Eml && ids.len() > 1 {
@@ -126,18 +130,19 @@ async fn export_to_output(
         return Err(CliError::Usage(what.to_owned()));
     }
     for id in ids {
+        let format = export_format(wanted.format);
         let octets =
-            quarantine::export::export(store, id, form(wanted.format), "standard output", act)
-                .await?;
+            quarantine::export::export(store, id, format, "standard output", actor).await?;
         terminal.out.write_all(&octets)?;
     }
     Ok(Exit::Done)
 }
 
-fn form(format: Format) -> Form {
+/// The format of the export that the option names.
+fn export_format(format: Format) -> ExportFormat {
     match format {
-        Format::Eml => Form::Eml,
-        Format::Mbox => Form::Mbox,
+        Format::Eml => ExportFormat::Eml,
+        Format::Mbox => ExportFormat::Mbox,
     }
 }
 
@@ -163,12 +168,13 @@ fn write_private(file: &Path, append: bool, octets: &[u8]) -> io::Result<()> {
     written
 }
 
-/// Applies `each` to every selected message and reports the results. A failure for one message does not stop the others.
-async fn many(
+/// Selects the messages, asks for confirmation, does `act_on_one` for each of them and reports the results. A failure for one
+/// message does not stop the others.
+async fn act_on_all(
     selection: &Selection,
     verb: &Verb,
     store: &dyn Store,
-    each: impl AsyncFn(MessageId) -> Result<(), CliError>,
+    act_on_one: impl AsyncFn(MessageId) -> Result<(), CliError>,
     terminal: &mut Terminal<'_>,
 ) -> Outcome {
     let mut capital = verb.present.to_owned();
@@ -176,7 +182,7 @@ async fn many(
     let selected = selection.resolve(&capital, store, &[Lane::Held], terminal);
     let ids = match selected.await? {
         Selected::Go(ids) => ids,
-        Selected::No => {
+        Selected::Declined => {
             terminal.note(format!("nothing {}", verb.past))?;
             return Ok(Exit::Done);
         }
@@ -185,7 +191,7 @@ async fn many(
     let bar = bar(ids.len(), terminal);
     let (mut done, mut failed) = (Vec::new(), Vec::new());
     for id in ids {
-        match each(id).await {
+        match act_on_one(id).await {
             Ok(()) => done.push(id),
             Err(error) => failed.push((id, error)),
         }
@@ -194,12 +200,15 @@ async fn many(
     bar.finish_and_clear();
     report(verb, &done, &failed, terminal)?;
     let exits = failed.iter().map(|(_, error)| match error.exit() {
+        // An error may have the exit code of a success (a closed pipe). Here it is still a message on which the act was not
+        // done, and the command must not exit as if it were: a part of the request failed.
         Exit::Done => Exit::Found,
         other => other,
     });
     Ok(exits.max().unwrap_or(Exit::Done))
 }
 
+/// A progress bar on the terminal; hidden if the output is no terminal or the messages are few.
 fn bar(length: usize, terminal: &Terminal<'_>) -> ProgressBar {
     let target = match terminal.interactive && length >= PROGRESS_BAR_MESSAGES_MIN {
         true => ProgressDrawTarget::stderr(),
@@ -208,6 +217,7 @@ fn bar(length: usize, terminal: &Terminal<'_>) -> ProgressBar {
     ProgressBar::with_draw_target(Some(length as u64), target)
 }
 
+/// Reports on which messages the act was done and on which it failed.
 fn report(
     verb: &Verb,
     done: &[MessageId],
@@ -233,6 +243,7 @@ fn report(
     }
 }
 
+/// Shows which messages the act would change.
 fn dry_run(verb: &str, number: usize, shown: &[Record], terminal: &mut Terminal<'_>) -> Outcome {
     if terminal.json {
         terminal.json(&json!({"dry_run": verb, "messages": number, "first": shown}))?;
@@ -243,7 +254,8 @@ fn dry_run(verb: &str, number: usize, shown: &[Record], terminal: &mut Terminal<
     Ok(Exit::Done)
 }
 
-fn act(terminal: &Terminal<'_>) -> Act {
+/// Who acts and when, for the audit.
+fn actor_and_time(terminal: &Terminal<'_>) -> Act {
     Act {
         actor: person::actor(),
         at: terminal.now,

@@ -33,19 +33,24 @@ pub(super) struct Limits {
     pub(super) rate: Option<f64>,
     /// Time of the next message without a burst (the theoretical arrival time of GCRA, ITU-T I.371).
     next: Instant,
+    /// Number of deliveries that may run at once; its fraction grows with each success.
     pub(super) window: f64,
-    /// End of the pause.
+    /// End of the pause after the last throttling reply.
     pub(super) until: Instant,
     /// After the pause only one message goes out, until the hop has taken it.
-    trial: bool,
+    one_at_a_time: bool,
+    /// Time of the last rate cut.
     pub(super) cut_at: Instant,
+    /// Time of the last throttling reply or failed delivery.
     pub(super) trouble_at: Instant,
+    /// The rate that the last cut set, in messages a second.
     rate_after_cut: f64,
-    /// Messages taken, and messages deferred, since the last cut.
-    taken: u32,
-    deferred: u32,
-    /// Deferrals in this paced period that the rate does not explain.
-    pub(super) unexplained: u32,
+    /// Messages that the hop has taken since the last cut.
+    taken_since_cut: u32,
+    /// Messages that the hop has deferred since the last cut.
+    deferred_since_cut: u32,
+    /// Deferrals in this paced period that arrived at a rate that the hop had accepted.
+    pub(super) unexplained_deferrals: u32,
 }
 
 impl Limits {
@@ -56,13 +61,13 @@ impl Limits {
             next: now,
             window: WINDOW_INITIAL.min(connections as f64),
             until: now,
-            trial: false,
+            one_at_a_time: false,
             cut_at: now,
             trouble_at: now,
             rate_after_cut: rate.unwrap_or(RATE_MAX),
-            taken: 0,
-            deferred: 0,
-            unexplained: 0,
+            taken_since_cut: 0,
+            deferred_since_cut: 0,
+            unexplained_deferrals: 0,
         }
     }
 
@@ -71,12 +76,16 @@ impl Limits {
         if now < self.until {
             return 0;
         }
-        let window = if self.trial { 1 } else { self.window as usize };
+        let window = if self.one_at_a_time {
+            1
+        } else {
+            self.window as usize
+        };
         let free = window.saturating_sub(in_flight);
         let Some(rate) = self.rate else { return free };
         // The number of consecutive messages that `spend` allows at this instant.
         let ahead = self.next.saturating_duration_since(now).as_secs_f64();
-        match early(rate) - ahead {
+        match head_start(rate) - ahead {
             left if left < 0.0 => 0,
             left => free.min(1 + (left * rate) as usize),
         }
@@ -85,50 +94,55 @@ impl Limits {
     /// Time from which the pause and the rate allow a message; `None` if they allow one now.
     pub(super) fn opens(&self, now: Instant) -> Option<Instant> {
         let due = self.rate.map_or(self.until, |rate| {
-            let early = Duration::from_secs_f64(early(rate));
+            let early = Duration::from_secs_f64(head_start(rate));
             self.next.checked_sub(early).unwrap_or(self.next)
         });
         Some(due.max(self.until)).filter(|opens| *opens > now)
     }
 
+    /// Lowers the rate to `rate`, in messages a second, and counts takings and deferrals from zero.
     pub(super) fn cut(&mut self, rate: f64, now: Instant) {
         self.rate = Some(rate);
         self.rate_after_cut = rate;
         self.cut_at = now;
-        self.taken = 0;
-        self.deferred = 0;
+        self.taken_since_cut = 0;
+        self.deferred_since_cut = 0;
     }
 
-    /// Whether the rate can be the reason for one more deferral: a pause has begun meanwhile, the rate is well above
-    /// the rate after the last cut, or the hop has taken too few messages since the cut to exclude the rate.
-    pub(super) fn explains(&mut self, now: Instant) -> bool {
+    /// Counts one more deferral. Whether the rate can be its reason: a pause has begun meanwhile, or the rate is well above
+    /// the rate after the last cut, or the hop has taken fewer than two messages for each deferral since the cut, which is
+    /// too few to exclude the rate.
+    pub(super) fn rate_explains_deferral(&mut self, now: Instant) -> bool {
         if now < self.until {
             return true;
         }
-        self.deferred += 1;
+        self.deferred_since_cut += 1;
         let slow = self
             .rate
             .is_some_and(|rate| rate <= self.rate_after_cut * TAKEN_RATE_MARGIN);
-        let explained = !slow || self.taken < 2 * self.deferred;
-        self.unexplained += u32::from(!explained);
+        let explained = !slow || self.taken_since_cut < 2 * self.deferred_since_cut;
+        self.unexplained_deferrals += u32::from(!explained);
         explained
     }
 
+    /// Uses the rate for one message that goes out now.
     pub(super) fn spend(&mut self, now: Instant) {
         if let Some(rate) = self.rate {
             self.next = self.next.max(now) + Duration::from_secs_f64(1.0 / rate);
         }
     }
 
+    /// Stops all mail until then. After that, messages go out one at a time until the hop takes one.
     pub(super) fn pause(&mut self, until: Instant) {
         self.until = until;
         self.next = self.next.max(until);
-        self.trial = true;
+        self.one_at_a_time = true;
     }
 
+    /// Processes a message that the hop took: widens the window and raises the rate.
     pub(super) fn succeed(&mut self, connections: usize, now: Instant) {
-        self.trial = false;
-        self.taken = self.taken.saturating_add(1);
+        self.one_at_a_time = false;
+        self.taken_since_cut = self.taken_since_cut.saturating_add(1);
         self.window = (self.window + 1.0 / self.window).min(connections as f64);
         let recent = now - self.cut_at < CALM_PERIOD;
         self.rate = self
@@ -142,6 +156,6 @@ impl Limits {
 }
 
 /// How far ahead of even spacing a message may go, in seconds, so that a burst passes.
-fn early(rate: f64) -> f64 {
+fn head_start(rate: f64) -> f64 {
     (BURST_SECONDS - 1.0 / rate).max(0.0)
 }

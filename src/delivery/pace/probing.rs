@@ -1,4 +1,4 @@
-//! The probes of a dead hop, and the waits between them.
+//! The probes of a dead hop, and the waits between them. A probe is a stored message, sent alone.
 
 use std::time::Duration;
 
@@ -18,9 +18,13 @@ const IMMEDIATE_PROBES_MAX: u32 = 50;
 /// The probes of one hop that does not work.
 #[derive(Debug)]
 pub(super) struct Probing {
+    /// Time from which the hop is dead.
     pub(super) since: Instant,
+    /// Wait before the next probe, without jitter.
     wait: Duration,
+    /// Time from which the next probe may start.
     pub(super) probe_at: Instant,
+    /// Whether a probe is under way.
     pub(super) probing: bool,
     /// Consecutive probes since the last wait that reached the content.
     immediate_probes: u32,
@@ -50,7 +54,7 @@ impl Probing {
 
     /// Processes a failed probe. If the probe reached the content, the message may be the cause: that message waits for
     /// its own next attempt, and the next probe may start immediately.
-    pub(super) fn failed(&mut self, offered: bool, now: Instant, rng: &mut impl Rng) {
+    pub(super) fn probe_failed(&mut self, offered: bool, now: Instant, rng: &mut impl Rng) {
         self.probing = false;
         if offered && self.immediate_probes < IMMEDIATE_PROBES_MAX {
             self.immediate_probes += 1;
@@ -62,8 +66,9 @@ impl Probing {
         self.probe_at = now + jittered(self.wait, rng);
     }
 
-    /// Repeats a probe without a result after the same wait.
-    pub(super) fn rest(&mut self, now: Instant) {
+    /// Processes a probe without a result (no connection was free, or the relay gave it up): the next probe may start after
+    /// the same wait, not a longer one, because the hop has not failed.
+    pub(super) fn repeat_probe(&mut self, now: Instant) {
         self.probing = false;
         self.probe_at = now + self.wait;
     }

@@ -78,7 +78,7 @@ fn a_hop_without_trouble_is_free() {
 #[test]
 fn after_a_throttling_reply_one_message_goes_first() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
-    let under_way: Vec<Ticket> = (0..20)
+    let under_way: Vec<DeliveryTicket> = (0..20)
         .map(|_| pace.ask(MailKind::Fresh, now).expect("free"))
         .collect();
     for (at, ticket) in under_way.iter().enumerate() {
@@ -181,7 +181,7 @@ fn stored_mail_goes_first() {
     let (mut pace, now) = (Pace::new(20), Instant::now());
     deliver(&mut pace, MailKind::Fresh, HopSignal::Throttled, now);
     let later = now + PAUSE_INITIAL;
-    pace.waits(true);
+    pace.set_waiting(true);
     pace.ask(MailKind::Fresh, later)
         .expect_err("stored mail waits");
     assert_eq!(
@@ -189,7 +189,7 @@ fn stored_mail_goes_first() {
         1,
         "the fresh message has used nothing of the rate"
     );
-    pace.waits(false);
+    pace.set_waiting(false);
     pace.ask(MailKind::Fresh, later)
         .expect("no stored mail waits");
 }
@@ -282,7 +282,7 @@ fn a_probe_without_a_result_is_repeated() {
 #[test]
 fn fresh_mail_does_not_queue_for_busy_connections() {
     let (mut pace, now) = (Pace::new(2), Instant::now());
-    let tickets: Vec<Ticket> = (0..3)
+    let tickets: Vec<DeliveryTicket> = (0..3)
         .map(|_| pace.ask(MailKind::Fresh, now).expect("free"))
         .collect();
     pace.ended(&tickets[2], HopSignal::Busy, None, now, &mut rng());

@@ -210,11 +210,11 @@ async fn strikes_age() {
 async fn senders_are_not_known_for_ever() {
     let mut world = World::bare(Settings::default());
     let from = |sender| fingerprint(1, &[(Aspect::SenderDomain, sender), (Aspect::Client, 1)]);
-    (0..2).for_each(|_| world.learner.judged_clean(world.now, &from(1)));
+    (0..2).for_each(|_| world.learner.scanned_well(world.now, &from(1)));
     assert_eq!(world.learner.reputation(&from(1)), SenderReputation::Known);
     for _ in 0..2 {
         world.now += Duration::from_secs(8 * 86_400);
-        world.learner.judged_clean(world.now, &from(2));
+        world.learner.scanned_well(world.now, &from(2));
     }
     assert_eq!(
         world.learner.reputation(&from(1)),

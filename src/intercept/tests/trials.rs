@@ -73,7 +73,7 @@ impl World {
         fresh.is_some()
     }
 
-    fn rules(&self) -> Vec<String> {
+    fn patterns(&self) -> Vec<String> {
         self.learner.list().map(|i| i.pattern.to_string()).collect()
     }
 }
@@ -85,7 +85,11 @@ async fn what_stands_beside_the_culprit_is_cleared_by_one_message() {
     let mut world = World::new();
     let (document, culprit) = (1_000, 2_000);
     world.hangs(&message(&[document, culprit], &[], &[]));
-    assert_eq!(world.rules(), ["attachment:00000000000003e8"], "the first");
+    assert_eq!(
+        world.patterns(),
+        ["attachment:00000000000003e8"],
+        "the first"
+    );
     let (id, letter) = (MessageId::new(), from_known(&[document], &[]));
     let ruling = world.judge(id, &letter);
     assert_eq!(ruling.exemption, Exemption::All, "it is not held");
@@ -102,7 +106,7 @@ async fn what_stands_beside_the_culprit_is_cleared_by_one_message() {
         "{incidents:?}"
     );
     assert_eq!(
-        world.rules(),
+        world.patterns(),
         ["attachment:00000000000007d0"],
         "the culprit"
     );
@@ -170,7 +174,7 @@ async fn what_was_cleared_is_not_convicted_for_what_stands_beside_it() {
     for n in 0..3 {
         world.hangs_once(&message(&[1000, 3000 + n], &[], &[]));
     }
-    assert_eq!(world.rules(), [""; 0]);
+    assert_eq!(world.patterns(), [""; 0]);
     // Alone it was well, and is not any more.
     assert_eq!(
         world.judge(MessageId::new(), &letter).exemption,
@@ -253,13 +257,13 @@ async fn one_band_is_no_near_match() {
     other[0] = one[0];
     world.hangs_once(&message(&[11], &one, &[]));
     world.hangs_once(&message(&[12], &other, &[]));
-    assert_eq!(world.rules(), [""; 0]);
+    assert_eq!(world.patterns(), [""; 0]);
     // Two that are nearly the same.
     let mut like = one.clone();
     like[5..].copy_from_slice(&even(300)[5..]);
     world.hangs_once(&message(&[13], &like, &[]));
-    assert_eq!(world.rules().len(), 1);
-    assert!(world.rules()[0].starts_with("nearly the same content"));
+    assert_eq!(world.patterns().len(), 1);
+    assert!(world.patterns()[0].starts_with("nearly the same content"));
     let mut letter = even(400);
     letter[3] = one[3];
     assert!(
@@ -286,7 +290,7 @@ async fn known_senders_are_not_held_for_a_near_match() {
     let near: Vec<u64> = (100..108).map(|n| n * 2).collect();
     world.hangs_once(&message(&[11], &near, &[]));
     world.hangs_once(&message(&[12], &near, &[]));
-    assert!(world.rules()[0].starts_with("nearly the same content"));
+    assert!(world.patterns()[0].starts_with("nearly the same content"));
     let letter = from_known(&[13], &near);
     let id = MessageId::new();
     let ruling = world.judge(id, &letter);
@@ -388,10 +392,10 @@ async fn a_burst_of_what_is_nearly_the_same_makes_up_for_a_failure() {
         world.hangs_once(&message(&[1], &first, &[]));
         world.hangs_once(&message(&[2], &second, &[]));
         assert_eq!(
-            world.rules().len(),
+            world.patterns().len(),
             usize::from(burst),
             "{:?}",
-            world.rules()
+            world.patterns()
         );
         assert_eq!(world.is_held(&message(&[3], &like_second, &[])), burst);
     }

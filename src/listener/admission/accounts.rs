@@ -1,20 +1,26 @@
 //! Admission control: accounts of how much memory and waiting work each party holds, and the rule that decides which
 //! party may bring more mail. A pure state machine: time is an argument, and nothing here waits.
 //!
-//! Two resources are bounded. *Memory* is the part of `limits.in_flight_bytes` that all messages in flight hold; it is
-//! known exactly. *Work* is the backlog of the relay: messages that wait for a slot of an engine, and messages that
-//! were accepted and are not judged yet. The pipeline measures it ([`Pressure`]) and reports it a few times a second.
+//! Two resources are bounded:
+//!
+//! - *Memory*: the part of `limits.in_flight_bytes` that messages hold. A message holds memory from the start of its
+//!   content (DATA, or the first chunk) until the relay has answered or stored it. The amount grows while the content
+//!   arrives, and is known exactly.
+//! - *Work*: what waits for the engines. It is the larger of two fractions: the wait for a slot of the busiest engine,
+//!   compared with the longest wait there, and the backlog (accepted mail that is not judged yet), compared with its
+//!   limit (`limits.backlog`). The pipeline measures both ([`Pressure`]) and reports them four times a second. A party's part of the work is
+//!   estimated: its messages in flight and its recent messages, compared with those of all parties.
 //!
 //! The rule: no party may hold more than a fixed multiple of the free amount (Choudhury and Hahne, "Dynamic Queue
-//! Length Thresholds in a Shared-Memory Packet Switch", IEEE/ACM Transactions on Networking 6(2), 1998). The multiple
-//! determines the load from which a party that holds everything alone is refused. This gives three levels of back
-//! pressure:
+//! Length Thresholds in a Shared-Memory Packet Switch", IEEE/ACM Transactions on Networking 6(2), 1998). A party that
+//! is alone can fill `multiple / (multiple + 1)` of the total before it is refused: with the multiple 1, it is refused
+//! when it holds as much as is free, which is at a load of 50 %. This gives three levels of back pressure:
 //!
-//! | party | unknown sender | known sender |
+//! | who holds | unknown sender: limit, and load from which it is refused if it is alone | known sender |
 //! |---|---|---|
-//! | one sender ([`message::Party`]) | 1 x free: from 50 % | 4 x free: from 80 % |
-//! | a client network, all its senders together | 4 x free: from 80 % | 16 x free: from 94 % |
-//! | all parties | at 100 % | at 100 % |
+//! | one sender ([`message::Party`]) | 1 times the free amount, 50 % | 4 times the free amount, 80 % |
+//! | a client network, all its senders together | 4 times the free amount, 80 % | 16 times the free amount, 94 % |
+//! | all parties | nothing free, 100 % | nothing free, 100 % |
 //!
 //! Consequences, all tested: with enough free capacity no party is limited; a refused party holds more than any
 //! admitted party of the same reputation; a party that holds nothing is refused only if nothing is free; and any number
@@ -62,9 +68,10 @@ const CALM_LOAD: f64 = 0.4;
 /// fetches incidents.
 const PENDING_INCIDENTS_MAX: usize = 16;
 
-/// The party that brings a message.
+/// The accounts that a message is charged to: that of its client network, and that of its sender. The sender is a
+/// [`message::Party`], the owner of the mail. The reputation decides which multiples apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::listener) struct Party {
+pub(in crate::listener) struct AdmissionParty {
     network: IpAddr,
     /// Hash of the [`message::Party`].
     sender: u64,
@@ -80,7 +87,8 @@ pub(super) enum AdmissionRefusal {
     WorkShare,
     /// Too little memory is free, for any party.
     Memory,
-    /// The backlog is at its limit, for any party.
+    /// The work is at its limit, for any party. Only the backlog can reach it: the wait for engines counts for 90 % at
+    /// most.
     Work,
 }
 
@@ -99,12 +107,14 @@ impl AdmissionRefusal {
 /// What one party holds.
 #[derive(Debug, Clone, Copy)]
 struct Account {
+    /// Memory of its messages in octets, from the start of their content.
     octets: u64,
     /// Messages in flight: from end of data until the relay has finished with them or has stored them.
     messages: u64,
     /// Messages brought recently, with exponential decay.
     recent: f64,
-    faded: Instant,
+    /// Time up to which the decay has been applied to `recent`.
+    decayed_at: Instant,
 }
 
 impl Account {
@@ -113,14 +123,15 @@ impl Account {
             octets: 0,
             messages: 0,
             recent: 0.0,
-            faded: now,
+            decayed_at: now,
         }
     }
 
-    fn fade(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.faded);
+    /// Applies the decay to `recent` up to `now`.
+    fn decay(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.decayed_at);
         self.recent *= (-passed.div_duration_f64(RECENT_HALF_LIFE)).exp2();
-        self.faded = now;
+        self.decayed_at = now;
     }
 
     /// The party's weight in the work that waits, in messages.
@@ -128,6 +139,7 @@ impl Account {
         self.messages as f64 + self.recent
     }
 
+    /// Whether the account says nothing that a new one would not say.
     fn is_idle(&self) -> bool {
         self.octets == 0 && self.messages == 0 && self.recent < IDLE_RECENT_MAX
     }
@@ -136,8 +148,11 @@ impl Account {
 /// A period during which mail is refused.
 #[derive(Debug, Clone, Copy)]
 struct Refusing {
+    /// Time of the first refusal.
     since: Instant,
+    /// Time of the last refusal.
     last: Instant,
+    /// Number of refusals.
     refused: u64,
 }
 
@@ -146,11 +161,14 @@ struct Refusing {
 pub(super) struct AdmissionAccounts {
     /// Memory limit in octets.
     memory: u64,
-    /// Backlog as a fraction of its limit; at 1 the limit is reached.
+    /// Work as a fraction of its limit; at 1 the limit is reached. It falls more slowly than the measurements.
     work: f64,
+    /// The last measurement.
     pressure: Pressure,
+    /// Account of all parties together.
     all: Account,
     networks: HashMap<IpAddr, Account>,
+    /// Accounts of senders, by [`AdmissionParty::sender`].
     senders: HashMap<u64, Account>,
     hasher: RandomState,
     refusing: Option<Refusing>,
@@ -173,14 +191,14 @@ impl AdmissionAccounts {
         }
     }
 
-    /// The party for mail that a client brings from `sender`.
+    /// The accounts to charge for mail that a client brings from `sender`.
     pub(super) fn party(
         &self,
         client: IpAddr,
         sender: &message::Party,
         reputation: SenderReputation,
-    ) -> Party {
-        Party {
+    ) -> AdmissionParty {
+        AdmissionParty {
             network: party::network(client),
             sender: self.hasher.hash_one(sender),
             reputation,
@@ -188,11 +206,12 @@ impl AdmissionAccounts {
     }
 
     /// Whether the party may bring a message that takes `octets` of memory, of which `free` octets are available. Fails
-    /// with the reason, and counts the refusal.
+    /// with the reason, and counts the refusal. Called at MAIL, so that a client that is refused has not sent its content
+    /// yet.
     pub(super) fn ask(
         &mut self,
         now: Instant,
-        party: &Party,
+        party: &AdmissionParty,
         octets: u64,
         free: u64,
     ) -> Result<(), AdmissionRefusal> {
@@ -204,59 +223,75 @@ impl AdmissionAccounts {
         Err(refusal)
     }
 
-    /// As [`Self::ask`], and records the message in the accounts.
+    /// As [`Self::ask`], and charges the message to the accounts. Called at DATA or at the first chunk, when the content
+    /// begins: much may have changed since MAIL.
     pub(super) fn enter(
         &mut self,
         now: Instant,
-        party: &Party,
+        party: &AdmissionParty,
         octets: u64,
         free: u64,
     ) -> Result<(), AdmissionRefusal> {
         self.ask(now, party, octets, free)?;
-        self.book(now, party, |account| {
+        self.update_accounts(now, party, |account| {
             account.octets += octets;
             account.recent += 1.0;
         });
         Ok(())
     }
 
-    /// Records `octets` more memory for an incoming message; false if its client network may not hold that much. The
-    /// size of a message is known only after its end. The sender's own limit does not apply here: in a memory that is
-    /// just large enough for the largest allowed message, that message would never fit.
-    pub(super) fn grow(&mut self, now: Instant, party: &Party, octets: u64, free: u64) -> bool {
+    /// Charges `octets` more memory to a message whose content is arriving; false if its client network may not hold
+    /// that much. Called again and again, because the size of a message is known only after its end.
+    ///
+    /// The sender's own limit does not apply here. With it, a sender alone could fill only half of the memory. If the
+    /// memory is just large enough for the largest allowed message, that message would never fit.
+    pub(super) fn grow(
+        &mut self,
+        now: Instant,
+        party: &AdmissionParty,
+        octets: u64,
+        free: u64,
+    ) -> bool {
         let held = self.networks.get(&party.network).map_or(0, |a| a.octets);
         if held.saturating_add(octets)
-            > free.saturating_mul(CLIENT_SHARE_MULTIPLE * preference(party.reputation))
+            > free.saturating_mul(CLIENT_SHARE_MULTIPLE * reputation_factor(party.reputation))
         {
             self.refused(now, party, AdmissionRefusal::MemoryShare, free);
             return false;
         }
-        self.book(now, party, |account| account.octets += octets);
+        self.update_accounts(now, party, |account| account.octets += octets);
         true
     }
 
-    /// Records that the end of data of a message has been read.
-    pub(super) fn complete(&mut self, now: Instant, party: &Party) {
-        self.book(now, party, |account| account.messages += 1);
+    /// Records that the end of data of a message has been read: the message is in flight.
+    pub(super) fn complete(&mut self, now: Instant, party: &AdmissionParty) {
+        self.update_accounts(now, party, |account| account.messages += 1);
     }
 
-    /// Records that a message has left memory.
-    pub(super) fn leave(&mut self, now: Instant, party: &Party, octets: u64, complete: bool) {
-        self.book(now, party, |account| {
+    /// Records that a message has left memory. `complete`: its end of data had been read.
+    pub(super) fn leave(
+        &mut self,
+        now: Instant,
+        party: &AdmissionParty,
+        octets: u64,
+        complete: bool,
+    ) {
+        self.update_accounts(now, party, |account| {
             account.octets = account.octets.saturating_sub(octets);
             account.messages = account.messages.saturating_sub(u64::from(complete));
         });
     }
 
-    /// Processes a new measurement of the backlog.
-    pub(super) fn pulse(&mut self, now: Instant, pressure: Pressure, free: u64) {
+    /// Processes a new measurement of the work: updates the load, deletes idle accounts, and ends the period of refusals
+    /// if the load is low again.
+    pub(super) fn update_load(&mut self, now: Instant, pressure: Pressure, free: u64) {
         // A rise takes effect immediately and a fall by halves, so that admission does not oscillate.
         let load = pressure.load();
         self.work = load.max((self.work + load) / 2.0);
         self.pressure = pressure;
-        self.all.fade(now);
-        forget(&mut self.networks, now);
-        forget(&mut self.senders, now);
+        self.all.decay(now);
+        delete_idle(&mut self.networks, now);
+        delete_idle(&mut self.senders, now);
         let Some(refusing) = self.refusing else {
             return;
         };
@@ -272,7 +307,7 @@ impl AdmissionAccounts {
                 Subject::Relay,
                 "the relay accepts new mail from all clients again",
             );
-            self.tell(
+            self.add_incident(
                 incident
                     .with("transactions refused", refusing.refused)
                     .with("from first to last", format!("{lasted} s")),
@@ -285,7 +320,7 @@ impl AdmissionAccounts {
         std::mem::take(&mut self.incidents)
     }
 
-    /// Used fraction of memory or of the backlog limit, the larger of the two; 1 is the limit.
+    /// Used fraction of memory or of the limit of the work, the larger of the two; 1 is the limit.
     pub(super) fn load(&self, free: u64) -> f64 {
         let held = self.memory.saturating_sub(free) as f64 / self.memory.max(1) as f64;
         held.max(self.work)
@@ -299,10 +334,12 @@ impl AdmissionAccounts {
 
 /// The admission rule.
 impl AdmissionAccounts {
+    /// Why the party may not bring `octets` now; `None` if it may. Memory and work are checked with the same multiples,
+    /// first for the client network and then for the sender.
     fn refusal(
         &mut self,
         now: Instant,
-        party: &Party,
+        party: &AdmissionParty,
         octets: u64,
         free: u64,
     ) -> Option<AdmissionRefusal> {
@@ -315,7 +352,7 @@ impl AdmissionAccounts {
         if self.work >= 1.0 {
             return Some(AdmissionRefusal::Work);
         }
-        self.all.fade(now);
+        self.all.decay(now);
         let everything = self.all.weight();
         let free_work = 1.0 - self.work;
         let (network, sender) = (
@@ -327,8 +364,8 @@ impl AdmissionAccounts {
             (sender, SENDER_SHARE_MULTIPLE),
         ] {
             let Some(account) = account else { continue };
-            account.fade(now);
-            let multiple = multiple * preference(party.reputation);
+            account.decay(now);
+            let multiple = multiple * reputation_factor(party.reputation);
             if account.octets.saturating_add(octets) > free.saturating_mul(multiple) {
                 return Some(AdmissionRefusal::MemoryShare);
             }
@@ -340,21 +377,34 @@ impl AdmissionAccounts {
         None
     }
 
-    fn book(&mut self, now: Instant, party: &Party, change: impl Fn(&mut Account)) {
+    /// Applies `change` to the accounts of all parties, of the client network and of the sender.
+    fn update_accounts(
+        &mut self,
+        now: Instant,
+        party: &AdmissionParty,
+        change: impl Fn(&mut Account),
+    ) {
         let apply = |account: &mut Account| {
-            account.fade(now);
+            account.decay(now);
             change(account);
         };
         apply(&mut self.all);
-        if let Some(account) = open(&mut self.networks, party.network, now) {
+        if let Some(account) = account_of(&mut self.networks, party.network, now) {
             apply(account);
         }
-        if let Some(account) = open(&mut self.senders, party.sender, now) {
+        if let Some(account) = account_of(&mut self.senders, party.sender, now) {
             apply(account);
         }
     }
 
-    fn refused(&mut self, now: Instant, party: &Party, refusal: AdmissionRefusal, free: u64) {
+    /// Counts a refusal. The first one of a period is an incident.
+    fn refused(
+        &mut self,
+        now: Instant,
+        party: &AdmissionParty,
+        refusal: AdmissionRefusal,
+        free: u64,
+    ) {
         if let Some(refusing) = &mut self.refusing {
             refusing.last = now;
             refusing.refused += 1;
@@ -395,24 +445,27 @@ impl AdmissionAccounts {
                 "it holds",
                 format!("{messages} messages in flight, {octets} octets"),
             );
-        self.tell(incident);
+        self.add_incident(incident);
     }
 
-    fn tell(&mut self, incident: Incident) {
+    /// Keeps an incident for [`Self::take_incidents`].
+    fn add_incident(&mut self, incident: Incident) {
         if self.incidents.len() < PENDING_INCIDENTS_MAX {
             self.incidents.push(incident);
         }
     }
 }
 
-fn preference(reputation: SenderReputation) -> u64 {
+/// Factor on the multiples for a sender of this reputation.
+fn reputation_factor(reputation: SenderReputation) -> u64 {
     match reputation {
         SenderReputation::Known => KNOWN_SENDER_FACTOR,
         SenderReputation::Unknown => 1,
     }
 }
 
-fn open<K: Eq + std::hash::Hash>(
+/// The account with this key, new if it is missing; `None` if there are too many accounts for a new one.
+fn account_of<K: Eq + std::hash::Hash>(
     accounts: &mut HashMap<K, Account>,
     key: K,
     now: Instant,
@@ -423,9 +476,10 @@ fn open<K: Eq + std::hash::Hash>(
     Some(accounts.entry(key).or_insert_with(|| Account::new(now)))
 }
 
-fn forget<K: Eq + std::hash::Hash>(accounts: &mut HashMap<K, Account>, now: Instant) {
+/// Deletes the accounts that hold nothing and whose recent messages have decayed.
+fn delete_idle<K: Eq + std::hash::Hash>(accounts: &mut HashMap<K, Account>, now: Instant) {
     accounts.retain(|_, account| {
-        account.fade(now);
+        account.decay(now);
         !account.is_idle()
     });
 }

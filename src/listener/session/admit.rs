@@ -2,7 +2,7 @@
 
 use super::Session;
 use super::receive::Intake;
-use crate::listener::admission::Party;
+use crate::listener::admission::AdmissionParty;
 use crate::message::{self, Charge, MemoryBudget, Recipient, ReversePath, SenderReputation};
 use crate::smtp::Reply;
 use crate::smtp::content::Decoder;
@@ -15,9 +15,9 @@ pub(super) struct EnvelopeCharge {
 }
 
 impl Session {
-    /// The party of the transaction. The party of mail with the null reverse-path depends on the first recipient, which is
+    /// The accounts that the transaction is charged to. The party of mail with the null reverse-path depends on the first recipient, which is
     /// not known yet at MAIL.
-    fn party(&self) -> Party {
+    fn party(&self) -> AdmissionParty {
         let transaction = self.server.transaction();
         let first = transaction.and_then(|t| t.recipients.first());
         let path = transaction.map_or(&ReversePath::NULL, |t| &t.reverse_path);

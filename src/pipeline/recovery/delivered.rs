@@ -112,7 +112,7 @@ impl Pipeline {
     fn learned_holder(&self, judged: &Judgement) -> Option<Cause> {
         let (decision, _) = judged.groups.first()?;
         let id = decision.rule.strip_prefix("interceptor.")?;
-        let interception = self.suspicion.lock();
+        let interception = self.interception.lock();
         let mut all = interception.list();
         let is_learned = all.any(|i| i.id == id && i.is_learned());
         is_learned.then(|| Cause::Interceptor(id.to_owned()))

@@ -1,4 +1,8 @@
 //! The records in which a message continues after a pass.
+//!
+//! Three names for the end of delivery: `give_up` is the time that a next hop allows for delivery (its key `give_up`);
+//! `give_up_at` is the instant at which that time ends, stored as `expires_at` of a record in the delivery lane; a recipient is
+//! `given_up` when delivery has ended without a permanent refusal.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +18,8 @@ use crate::pipeline::{Generation, Judgement, lanes};
 use crate::store::{Cause, Extent, Lane, Notification, RESCAN_RETENTION, Record};
 use crate::verdict::{Decision, Reason, Report, Verdict};
 
-/// The common data of all records of one settlement.
+/// The common data of all records of one settlement. `before` is the record of the message before this pass, `judged` the
+/// judgement of this pass; both are `None` where there is none.
 pub(super) struct Draft<'a> {
     pub(super) generation: &'a Generation,
     pub(super) message: &'a Message,
@@ -23,6 +28,9 @@ pub(super) struct Draft<'a> {
 }
 
 impl Draft<'_> {
+    /// The record in which the message continues in `lane` for these recipients (positions in the envelope), with all that
+    /// follows from the lane: next hop, cause, and the instants at which the record is due and expires. It counts this
+    /// pass as an attempt, if there was a pass.
     pub(super) fn record(
         &self,
         lane: Lane,
@@ -62,23 +70,25 @@ impl Draft<'_> {
             Lane::Held => wall_clock() + self.generation.retention,
             Lane::Rescan => wall_clock() + RESCAN_RETENTION,
             Lane::Scan => record.received_at + self.generation.budget.deferral,
-            Lane::Delivery => self.tried_until(record.envelope.recipients.first()),
+            Lane::Delivery => self.give_up_at(record.envelope.recipients.first()),
         };
         record
     }
 
-    /// The record of mail that was not offered, because the next hop would have taken nothing. This is no attempt: the pace of
-    /// the next hop decides when the mail goes out, the oldest first.
-    pub(super) fn held_back(&self, record: Record) -> Record {
+    /// The record of mail that was not sent to its next hop in this pass: it is only queued, or the pace of the next hop let no
+    /// mail go. This is no attempt. The pace decides when the mail goes out, the oldest first, so the mail is due since its
+    /// reception.
+    pub(super) fn not_sent_yet(&self, record: Record) -> Record {
         let attempts = self.in_delivery().map_or(0, |before| before.attempts);
         Record {
             attempts,
-            // A clock that was set back may have been ahead at the reception.
+            // If the clock was set back since reception, `received_at` is in the future; so take the earlier of the two.
             due_at: record.received_at.min(wall_clock()),
             ..record
         }
     }
 
+    /// The record of a message that has none yet. [`record`](Self::record) fills in what depends on the lane and on the pass.
     fn first(&self, lane: Lane) -> Record {
         let message = self.message;
         let subject = header::first(message.content.header_section(), "Subject");
@@ -133,10 +143,13 @@ impl Draft<'_> {
         Some(Cause::Engine(engine.to_string()))
     }
 
+    /// The engine for which an undetermined message waits.
     fn absent_engine(&self) -> Option<Arc<str>> {
         absent(self.generation, &self.judged?.reports)
     }
 
+    /// The record of a message that has the record `before`, for its next stay in `lane`: one attempt more in the same lane, the
+    /// first attempt in another lane.
     pub(super) fn again(&self, before: &Record, lane: Lane) -> Record {
         Record {
             lane,
@@ -153,10 +166,13 @@ impl Draft<'_> {
         }
     }
 
+    /// The settings of a recipient's next hop; `None` if no next hop takes the domain.
     pub(super) fn route(&self, recipient: &Recipient) -> Option<&delivery::Settings> {
         self.generation.delivery.route(recipient.mailbox.domain())
     }
 
+    /// The wait until the next delivery attempt. It depends on the first recipient, because all recipients of a record have one
+    /// next hop.
     fn delivery_backoff(&self, record: &Record) -> Duration {
         let route = record
             .envelope
@@ -168,31 +184,36 @@ impl Draft<'_> {
         })
     }
 
-    /// The end of the time for delivery. The time counts from the first queueing for delivery, which for a released message may
-    /// be long after reception.
-    fn tried_until(&self, recipient: Option<&Recipient>) -> Timestamp {
+    /// The instant at which delivery ends. The time counts from the first queueing for delivery, which for a released message
+    /// may be long after reception.
+    fn give_up_at(&self, recipient: Option<&Recipient>) -> Timestamp {
         if let Some(before) = self.in_delivery() {
             return before.expires_at;
         }
-        wall_clock() + self.patience(recipient)
+        wall_clock() + self.give_up(recipient)
     }
 
-    pub(super) fn given_up(&self) -> bool {
+    /// Whether the time for delivery has passed, so that a deferred recipient is given up. The clock makes allowance for leaps
+    /// forward. Always false for a message that was not in the delivery lane.
+    pub(super) fn is_past_give_up(&self) -> bool {
         self.in_delivery().is_some_and(|before| {
-            let patience = self.patience(before.envelope.recipients.first());
-            expiry_clock(patience) >= before.expires_at
+            let give_up = self.give_up(before.envelope.recipients.first());
+            expiry_clock(give_up) >= before.expires_at
         })
     }
 
-    fn patience(&self, recipient: Option<&Recipient>) -> Duration {
+    /// The time that the recipient's next hop allows for delivery.
+    fn give_up(&self, recipient: Option<&Recipient>) -> Duration {
         let route = recipient.and_then(|recipient| self.route(recipient));
         route.map_or(schedule::UNROUTED_GIVE_UP, |settings| settings.give_up)
     }
 
+    /// The record before this pass, if it was in the delivery lane.
     fn in_delivery(&self) -> Option<&Record> {
         self.before.filter(|before| before.lane == Lane::Delivery)
     }
 
+    /// The message as notifications describe it.
     pub(super) fn original(&self) -> dsn::Original<'_> {
         dsn::Original {
             reporting_mta: &self.generation.hostname,
@@ -203,6 +224,8 @@ impl Draft<'_> {
         }
     }
 
+    /// The notification to the sender that these recipients have met `action`, with the answer for each. `None` if the sender
+    /// wants no such notification, or may not get one. The notification is due at once.
     pub(super) fn notice(
         &self,
         action: dsn::Action,

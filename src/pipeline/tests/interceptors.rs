@@ -53,11 +53,16 @@ async fn what_was_learned_is_in_force_before_the_first_mail() {
     set_wall_clock(Some(wall_clock()));
     let store = Arc::new(Scripted::default());
     let (before, _folder) = pipeline(generation(Vec::new(), Budget::default()), &store);
-    before.suspicion.lock().add(Instant::now(), learned());
+    before.interception.lock().add(Instant::now(), learned());
     before.exchange_interceptors(&mut Exchange::default()).await;
     let (after, _other) = pipeline(generation(Vec::new(), Budget::default()), &store);
     let _watch = Watch::begin(after.clone()).await;
-    let in_force = after.suspicion.lock().list().map(|i| i.id.clone()).next();
+    let in_force = after
+        .interception
+        .lock()
+        .list()
+        .map(|i| i.id.clone())
+        .next();
     assert_eq!(in_force.as_deref(), Some(ID));
     set_wall_clock(None);
 }
@@ -66,7 +71,7 @@ async fn ended_before_a_restart(by_a_person: bool) {
     set_wall_clock(Some(wall_clock()));
     let store = Arc::new(Scripted::default());
     let (before, _folder) = pipeline(generation(Vec::new(), Budget::default()), &store);
-    before.suspicion.lock().add(Instant::now(), learned());
+    before.interception.lock().add(Instant::now(), learned());
     let mut exchange = Exchange::default();
     before.exchange_interceptors(&mut exchange).await;
     let message = message(&["x@b.test"]);
@@ -79,19 +84,25 @@ async fn ended_before_a_restart(by_a_person: bool) {
     // It ends just when its own change is read back: that does not bring it back.
     match by_a_person {
         true => drop(store.drop_interceptor(ID.to_owned(), None).await),
-        false => drop(before.suspicion.lock().remove(ID).expect("it is in force")),
+        false => drop(
+            before
+                .interception
+                .lock()
+                .remove(ID)
+                .expect("it is in force"),
+        ),
     }
     for _ in 0..2 {
         before.exchange_interceptors(&mut exchange).await;
-        assert_eq!(before.suspicion.lock().list().count(), 0);
+        assert_eq!(before.interception.lock().list().count(), 0);
     }
     let (after, _other) = pipeline(generation(Vec::new(), Budget::default()), &store);
     let mut exchange = Exchange::default();
     for _ in 0..30 {
         after.exchange_interceptors(&mut exchange).await;
         tokio::time::advance(Duration::from_secs(10)).await;
-        assert_eq!(after.suspicion.lock().list().count(), 0);
-        assert_eq!(after.suspicion.recoverable().0, [ID]);
+        assert_eq!(after.interception.lock().list().count(), 0);
+        assert_eq!(after.interception.recoverable().0, [ID]);
     }
     assert_eq!(stored(&store).await, 1, "mail waits for it");
     let gone = store.change(id, Change::Remove, None);

@@ -36,14 +36,14 @@ impl Life {
 
     fn meet(&self, sender: u64) {
         let now = tokio::time::Instant::now();
-        let mut interception = self.pipeline.suspicion.lock();
+        let mut interception = self.pipeline.interception.lock();
         for _ in 0..2 {
-            interception.judged_clean(now, &mail(sender));
+            interception.scanned_well(now, &mail(sender));
         }
     }
 
     fn knows(&self, sender: u64) -> bool {
-        let interception = self.pipeline.suspicion.lock();
+        let interception = self.pipeline.interception.lock();
         interception.reputation(&mail(sender)) == SenderReputation::Known
     }
 }

@@ -428,8 +428,8 @@ async fn what_is_found_late_is_told_with_its_recipients() {
 async fn no_recovery_passes_what_a_person_holds() {
     let mut world = World::of(&["one"], MINUTE).await;
     let id = world.keep(Lane::Held, "one", "hello").await;
-    let suspicion = &world.pipeline.suspicion;
-    suspicion.lock().add(Instant::now(), by_hand("x"));
+    let interception = &world.pipeline.interception;
+    interception.lock().add(Instant::now(), by_hand("x"));
     world.recover();
     let rule = |w: &World| w.store.all()[0].decision.clone().map(|d| d.rule);
     let by_hand = Some("interceptor.by-hand".to_owned());
@@ -444,12 +444,12 @@ async fn no_recovery_passes_what_a_person_holds() {
 async fn a_second_look_that_is_intercepted_is_made_later() {
     let mut world = World::of(&["one"], MINUTE).await;
     let id = world.keep(Lane::Rescan, "one", "hello").await;
-    let suspicion = &world.pipeline.suspicion;
-    suspicion.lock().add(Instant::now(), by_hand("x"));
+    let interception = &world.pipeline.interception;
+    interception.lock().add(Instant::now(), by_hand("x"));
     world.recover();
     Deadline::after(20 * MINUTE).wait().await;
     assert_eq!(world.lane(id), Some(Lane::Rescan));
-    suspicion.lock().remove("by-hand").expect("it was there");
+    interception.lock().remove("by-hand").expect("it was there");
     world.until(MINUTE, |w| w.lane(id).is_none()).await;
     world.closing.cancel();
 }
@@ -462,11 +462,11 @@ async fn the_end_of_an_interceptor_is_a_new_chance() {
     world.recover();
     Deadline::after(20 * MINUTE).wait().await;
     let tried = |w: &World| w.store.all()[0].due_at;
-    let (suspicion, before) = (&world.pipeline.suspicion, tried(&world));
-    suspicion.lock().add(Instant::now(), by_hand("invoice"));
+    let (interception, before) = (&world.pipeline.interception, tried(&world));
+    interception.lock().add(Instant::now(), by_hand("invoice"));
     Deadline::after(MINUTE / 12).wait().await;
     assert_eq!(tried(&world), before, "there is nothing new");
-    suspicion.lock().remove("by-hand").expect("it was there");
+    interception.lock().remove("by-hand").expect("it was there");
     world.until(MINUTE / 12, |w| tried(w) != before).await;
     assert_eq!(world.lane(id), Some(Lane::Held));
     world.closing.cancel();
@@ -497,7 +497,7 @@ const IN_TIME: Observed = Observed::Ended { found: false };
 impl World {
     /// A known sender's message that has what a stranger's hangs with is scanned, and ends like that.
     fn tries(&self, end: &[Observed]) {
-        let mut interception = self.pipeline.suspicion.lock();
+        let mut interception = self.pipeline.interception.lock();
         let (now, engine) = (Instant::now(), self.engines[0].as_str().into());
         let of = |exact: &[u64], broad: &[Aspect]| {
             let one = |(aspect, value)| Trait { aspect, value };
@@ -512,7 +512,7 @@ impl World {
             })
         };
         let letter = of(&[1], &[Aspect::SenderDomain, Aspect::Client]);
-        (0..2).for_each(|_| interception.judged_clean(now, &letter));
+        (0..2).for_each(|_| interception.scanned_well(now, &letter));
         let mut see = |message, fingerprint: &Arc<Fingerprint>, seen| {
             let evidence = Evidence {
                 message,

@@ -4,7 +4,8 @@
 //! New signatures end all cached answers, whatever reveals them: a scan, a probe or a query for the version. The answer of a
 //! scan that began before is not cached either, because the scan may have used the old signatures.
 //!
-//! A late answer, whose caller has given up, is cached too and waits for the next scan of the message.
+//! A late answer, whose caller has given up, is cached too and waits for the next scan of the message. If the engine *abandoned*
+//! the message instead, because the scan reached a limit of the engine, the cache remembers that for one scan.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -28,10 +29,10 @@ const FINDING_LIFETIME: Duration = Duration::from_secs(86_400);
 const WANTED_OCTETS_MAX: usize = 4096;
 /// Answers in each of the two generations, which bounds memory. The old generation is dropped when the new one is full.
 const ANSWERS_PER_GENERATION: usize = 10_000;
-/// Messages remembered that the engine has given up on, which bounds memory.
-const GIVEN_UP_MAX: usize = 1024;
-/// How long the cache remembers that the engine has given up on a message: no message waits longer for its next scan.
-const GIVEN_UP_LIFETIME: Duration = Duration::from_secs(86_400);
+/// Messages remembered that the engine abandoned, which bounds memory.
+const ABANDONED_MAX: usize = 1024;
+/// How long the cache remembers that the engine abandoned a message: no message waits longer for its next scan.
+const ABANDONED_LIFETIME: Duration = Duration::from_secs(86_400);
 
 /// The key of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,12 +73,13 @@ pub(super) struct AnswerCache {
     generations: [HashMap<Key, Kept>; 2],
     /// For each content, the key of the answer that may stand in: the last one with an objection, else the last one.
     contents: [HashMap<Identity, Key>; 2],
+    /// Number of times that all answers have ended. A scan of an earlier epoch may have used older signatures.
     epoch: u64,
     /// Time of the last report of the signature version.
     reported: Option<Instant>,
-    /// Messages that the engine has given up on, and when. New signatures keep these entries, because giving up says nothing
-    /// about the content.
-    given_up: HashMap<Key, Instant>,
+    /// Messages that the engine abandoned, and when. New signatures keep these entries, because an abandoned scan has found
+    /// nothing out about the content.
+    abandoned: HashMap<Key, Instant>,
 }
 
 impl AnswerCache {
@@ -87,25 +89,29 @@ impl AnswerCache {
             contents: Default::default(),
             epoch: 0,
             reported: None,
-            given_up: HashMap::new(),
+            abandoned: HashMap::new(),
         }
     }
 
-    /// Notes that the engine has given up on a message after the caller had left.
-    pub(super) fn give_up(&mut self, now: Instant, key: Key) {
-        if self.given_up.len() >= GIVEN_UP_MAX {
-            self.given_up.retain(|_, at| now < *at + GIVEN_UP_LIFETIME);
+    /// Notes that the engine abandoned a message after the caller had left: the scan reached a limit of the engine. The next
+    /// call for the message then gets no scan ([`take_abandoned`](Self::take_abandoned)).
+    pub(super) fn abandon(&mut self, now: Instant, key: Key) {
+        if self.abandoned.len() >= ABANDONED_MAX {
+            self.abandoned
+                .retain(|_, at| now < *at + ABANDONED_LIFETIME);
         }
-        if self.given_up.len() < GIVEN_UP_MAX {
-            self.given_up.insert(key, now);
+        if self.abandoned.len() < ABANDONED_MAX {
+            self.abandoned.insert(key, now);
         }
     }
 
-    /// Whether the engine has given up on the message. Forgets it, so that the next pass scans the message again: the engine
-    /// may have been at fault.
-    pub(super) fn take_given_up(&mut self, now: Instant, key: Key) -> bool {
-        let at = self.given_up.remove(&key);
-        at.is_some_and(|at| now < at + GIVEN_UP_LIFETIME)
+    /// Whether the engine abandoned the message. The caller then reports [`NoAnswer`](crate::scan::engine::ScanError::NoAnswer)
+    /// without a scan: another scan would end at the same limit, and would hold a slot until then. This counts as
+    /// another timeout of the message. The entry is forgotten, so a further call scans the message again: the engine may have
+    /// been at fault.
+    pub(super) fn take_abandoned(&mut self, now: Instant, key: Key) -> bool {
+        let at = self.abandoned.remove(&key);
+        at.is_some_and(|at| now < at + ABANDONED_LIFETIME)
     }
 
     /// The number of times that the answers have ended, for [`AnswerScope::epoch`].
@@ -140,7 +146,7 @@ impl AnswerCache {
     }
 
     /// The answer about a message of the same content, unless it has expired.
-    pub(super) fn get_like(&self, now: Instant, content: Identity) -> Option<&Kept> {
+    pub(super) fn get_by_content(&self, now: Instant, content: Identity) -> Option<&Kept> {
         let [new, old] = &self.contents;
         let key = new.get(&content).or(old.get(&content))?;
         self.get(now, *key)
@@ -160,7 +166,7 @@ impl AnswerCache {
         }
         // A finding in a content outlasts later clean answers about copies of it, or a sender could hide it behind a clean copy.
         let stands = |content: &Identity| {
-            let like = self.get_like(now, *content);
+            let like = self.get_by_content(now, *content);
             !stands_in(answer) || like.is_none_or(|kept| stands_in(&kept.answer))
         };
         if let Some(content) = scope.content.filter(stands) {
@@ -245,7 +251,7 @@ mod tests {
         assert!(reuse.get(now, one.key).is_some());
         reuse.signed(now, true);
         assert!(reuse.get(now, one.key).is_none());
-        assert!(reuse.get_like(now, CONTENT_IDENTITY).is_none());
+        assert!(reuse.get_by_content(now, CONTENT_IDENTITY).is_none());
         reuse.put(now, one, &answer(Some("2"), false));
         assert!(reuse.get(now, one.key).is_none(), "it began before");
         let epoch = reuse.epoch();
@@ -255,7 +261,7 @@ mod tests {
 
     /// If an engine has not reported its signature version for a while, its signatures may have changed.
     #[tokio::test(start_paused = true)]
-    async fn signatures_must_have_been_told_lately() {
+    async fn an_answer_needs_a_recent_report_of_signatures() {
         let now = Instant::now();
         let mut reuse = AnswerCache::new();
         let scope = answer_scope();
@@ -287,7 +293,11 @@ mod tests {
                 "{signatures:?} {found}"
             );
             assert!(reuse.get(now + holds, scope.key).is_none());
-            assert!(reuse.get_like(now + holds, CONTENT_IDENTITY).is_none());
+            assert!(
+                reuse
+                    .get_by_content(now + holds, CONTENT_IDENTITY)
+                    .is_none()
+            );
         }
     }
 
@@ -300,7 +310,7 @@ mod tests {
         let scope = answer_scope();
         reuse.put(now, scope, &none);
         assert!(reuse.get(now, scope.key).is_none());
-        assert!(reuse.get_like(now, CONTENT_IDENTITY).is_none());
+        assert!(reuse.get_by_content(now, CONTENT_IDENTITY).is_none());
     }
 
     /// I13: an answer is cached with the edits that it asks for only if they are small, because the number of answers bounds
@@ -317,7 +327,10 @@ mod tests {
             };
             reuse.put(now, scope, &wants);
             assert_eq!(reuse.get(now, scope.key).is_some(), is_kept, "{octets}");
-            assert_eq!(reuse.get_like(now, CONTENT_IDENTITY).is_some(), is_kept);
+            assert_eq!(
+                reuse.get_by_content(now, CONTENT_IDENTITY).is_some(),
+                is_kept
+            );
         }
     }
 
@@ -329,14 +342,14 @@ mod tests {
         let mut reuse = AnswerCache::new();
         let stands = |reuse: &AnswerCache, at| {
             reuse
-                .get_like(at, CONTENT_IDENTITY)
+                .get_by_content(at, CONTENT_IDENTITY)
                 .is_some_and(|k| stands_in(&k.answer))
         };
         let good = answer_scope();
         reuse.put(now, good, &answer(None, false));
         assert!(stands(&reuse, now));
         assert_eq!(
-            reuse.get_like(now, CONTENT_IDENTITY).map(|k| k.from),
+            reuse.get_by_content(now, CONTENT_IDENTITY).map(|k| k.from),
             Some(good.message)
         );
         reuse.put(now, answer_scope(), &answer(None, true));

@@ -272,9 +272,9 @@ impl Breaker {
         }
     }
 
-    /// A probe pair, routine or not, has ended; `passed` tells whether both answers were right and in time. `stuck` is the
+    /// A probe pair, routine or not, has ended; `passed` tells whether both answers were right and in time. `unended` is the
     /// number of scans of earlier trials that have not ended.
-    pub fn probed(&mut self, now: Instant, passed: bool, stuck: usize) -> Option<Change> {
+    pub fn probed(&mut self, now: Instant, passed: bool, unended: usize) -> Option<Change> {
         self.wrong_in_a_row = match passed {
             true => 0,
             false => self.wrong_in_a_row + 1,
@@ -294,7 +294,7 @@ impl Breaker {
                     self.state = BreakerState::HalfOpen { passed, cause };
                     return None;
                 }
-                self.try_mail(now, cause, RAMP_WINDOW_INITIAL, stuck)
+                self.try_mail(now, cause, RAMP_WINDOW_INITIAL, unended)
             }
             (BreakerState::HalfOpen { cause, .. }, false) => {
                 // The engine is out as before, so no change is reported.
@@ -310,15 +310,15 @@ impl Breaker {
         }
     }
 
-    /// Advances the time. `stuck` is the number of scans of earlier trials that have not ended.
-    pub fn tick(&mut self, now: Instant, stuck: usize) -> Option<Change> {
+    /// Advances the time. `unended` is the number of scans of earlier trials that have not ended.
+    pub fn tick(&mut self, now: Instant, unended: usize) -> Option<Change> {
         match self.state {
             BreakerState::Open { until, cause } if now >= until => {
                 self.asked = now;
                 self.buckets = [Bucket::default(); OUTCOME_BUCKETS];
                 self.failed_in_a_row = 0;
                 if !self.probed {
-                    return self.try_mail(now, cause, 1, stuck);
+                    return self.try_mail(now, cause, 1, unended);
                 }
                 self.state = BreakerState::HalfOpen { passed: 0, cause };
                 let first = !std::mem::replace(&mut self.is_reported, true);
@@ -328,24 +328,24 @@ impl Breaker {
         }
     }
 
-    /// Begins a trial with mail, unless too many scans of earlier trials are stuck.
+    /// Begins a trial with mail, unless too many scans of earlier trials have not ended.
     fn try_mail(
         &mut self,
         now: Instant,
         cause: Cause,
         window: usize,
-        stuck: usize,
+        unended: usize,
     ) -> Option<Change> {
-        if stuck >= (self.slots / 3).max(RAMP_WINDOW_INITIAL) {
+        if unended >= (self.slots / 3).max(RAMP_WINDOW_INITIAL) {
             self.probe_later(now, cause);
             return None;
         }
-        let allowed = match stuck {
+        let allowed = match unended {
             0 => {
                 self.trial_began = Some(now);
                 window
             }
-            _ => stuck + 1,
+            _ => unended + 1,
         };
         let allowed = allowed.min(self.slots);
         self.state = BreakerState::Ramp { allowed, cause };

@@ -4,7 +4,11 @@
 //! engine is short of slots may the answer about another message of the same content stand in (ADR 7); the report says so.
 //!
 //! The layers below this one belong to the scan: the scan goes on when its callers give up, and its answer is cached for the
-//! next caller. This layer belongs to one caller: it decides when that caller gives up.
+//! next caller. This layer belongs to one caller, and decides when that caller gives up.
+//!
+//! In this file, a *caller gives up* when it stops waiting; an *engine abandons* a message when it ends the scan at a limit of
+//! its own, without a complete answer. An *epoch* is the time between two ends of all cached answers, for example by new
+//! signatures ([`AnswerScope::epoch`]); a caller joins no scan of an earlier epoch.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -32,14 +36,15 @@ use crate::verdict::{Answer, EngineClass, Reason, Same};
 ///
 /// Cancel safety: safe. A scan that has started goes on in a task of its own.
 pub(super) async fn scan(state: Arc<GuardState>, call: Call, next: impl Next) -> Outcome {
-    state.ask_in_process();
+    state.note_signatures_in_process();
     let scope = answer_scope(&state, &call);
     let kept = state.answers().get(Instant::now(), scope.key).cloned();
     if let Some(kept) = kept {
         call.progress.reuse(kept.from, Same::Octets);
         return Ok(kept.answer);
     }
-    if state.answers().take_given_up(Instant::now(), scope.key) {
+    // The error says that the engine did not end the scan within its limit, because this is how the last scan went.
+    if state.answers().take_abandoned(Instant::now(), scope.key) {
         return Err(ScanError::NoAnswer(state.settings.limit));
     }
     if let Some(outcome) = stand_in(&state, &call, &scope).await {
@@ -48,7 +53,7 @@ pub(super) async fn scan(state: Arc<GuardState>, call: Call, next: impl Next) ->
     if call.sample.deadline().passed() {
         return Err(ScanError::BudgetSpent);
     }
-    let (in_flight, joined) = state.in_flight_scans().join(&scope, &call.in_flight);
+    let (in_flight, joined) = state.in_flight_scans().join_or_add(&scope, &call.in_flight);
     let (caller, progress) = (
         Caller::new(&state, &call, joined.is_some()),
         call.progress.clone(),
@@ -63,16 +68,24 @@ pub(super) async fn scan(state: Arc<GuardState>, call: Call, next: impl Next) ->
     outcome
 }
 
-/// The scope of the answer to a call. Engines of class `av` and `content` judge the content alone; engines of other classes also
-/// judge the envelope. A milter does so in every class: a milter may accept a client or a recipient before it has any content,
-/// and its answer does not tell what it is about.
+/// The scope of the answer to a call. Two conditions decide:
+///
+/// - The engine *judges* the content alone. Then its answer may stand in for messages of the same content. Engines of class
+///   `av` and `content` judge the content alone; engines of other classes also judge the envelope. A milter judges the envelope
+///   in every class: it may accept a client or a recipient before it has any content, and the answer does not tell whether it
+///   is about the client, the recipient or the content.
+/// - The engine also *gets* the content alone ([`sees_content_alone`](engine::Kind::sees_content_alone)). Then its answer is
+///   reused for all messages with the same octets. The answer of any other engine is reused for the same message only.
 fn answer_scope(state: &GuardState, call: &Call) -> AnswerScope {
     let (settings, request) = (&state.settings, call.sample.request());
     // An edit of the message may depend on the envelope, so engines with edits do not judge the content alone.
-    let of_content = matches!(settings.class, EngineClass::Av | EngineClass::Content)
+    let judges_content_alone = matches!(settings.class, EngineClass::Av | EngineClass::Content)
         && settings.edits == Rights::None
         && !matches!(settings.kind, engine::Kind::Milter { .. });
-    let fingerprint = request.fingerprint.as_deref().filter(|_| of_content);
+    let fingerprint = request
+        .fingerprint
+        .as_deref()
+        .filter(|_| judges_content_alone);
     let key = match fingerprint {
         _ if without(Mechanism::Sharing) => Key::Message(MessageId::new()),
         Some(_) if settings.kind.sees_content_alone() => Key::Octets(request.content.digest()),
@@ -91,11 +104,16 @@ fn answer_scope(state: &GuardState, call: &Call) -> AnswerScope {
 /// is short of slots for this message, and the answer has no finding. None if the engine must scan this message itself.
 async fn stand_in(state: &GuardState, call: &Call, scope: &AnswerScope) -> Option<Outcome> {
     let content = scope.content.filter(|_| call.sample.request().stand_ins)?;
-    if state.in_flight_scans().of(scope).is_some() {
+    if state.in_flight_scans().joinable(scope).is_some() {
         return None;
     }
-    let kept = state.answers().get_like(Instant::now(), content).cloned();
-    let in_flight = state.in_flight_scans().like(content, scope.epoch);
+    let kept = state
+        .answers()
+        .get_by_content(Instant::now(), content)
+        .cloned();
+    let in_flight = state
+        .in_flight_scans()
+        .join_by_content(content, scope.epoch);
     if kept.is_none() && in_flight.is_none() || !state.is_short(&gate_request(call)) {
         return None;
     }
@@ -116,7 +134,7 @@ async fn stand_in(state: &GuardState, call: &Call, scope: &AnswerScope) -> Optio
     Some(outcome)
 }
 
-/// Scans under way that a caller can join, unless signatures newer than the scan's have become known.
+/// Scans under way that a caller can join, unless the cached answers have ended since the scan began, as by new signatures.
 #[derive(Debug, Default)]
 pub(super) struct InFlightScans {
     by_key: HashMap<Key, Joinable>,
@@ -128,42 +146,44 @@ pub(super) struct InFlightScans {
 struct Joinable {
     in_flight: InFlight,
     /// The scanned message.
-    of: MessageId,
+    message: MessageId,
     /// [`AnswerScope::epoch`] of the scan.
     epoch: u64,
 }
 
 impl Joinable {
-    /// Whether the scan uses the signatures of `epoch`: the scan started in that epoch, or it still waits for a slot.
-    fn is_by(&self, epoch: u64) -> bool {
+    /// Whether the scan uses the signatures of `epoch` or newer ones: the caller that began the scan came in that epoch, or the
+    /// scan still waits for a slot.
+    fn uses_signatures_of(&self, epoch: u64) -> bool {
         self.epoch == epoch || matches!(*self.in_flight.borrow(), Phase::Waiting)
     }
 
-    fn join(&self) -> (watch::Receiver<Phase>, MessageId) {
-        (self.in_flight.subscribe(), self.of)
+    /// A receiver for the phase of the scan, and the scanned message.
+    fn subscribe(&self) -> (watch::Receiver<Phase>, MessageId) {
+        (self.in_flight.subscribe(), self.message)
     }
 }
 
 impl InFlightScans {
     /// Joins the scan of the same octets and returns the scanned message too. Without such a scan, adds `own` as a scan that
     /// others can join, and returns no message.
-    fn join(
+    fn join_or_add(
         &mut self,
         scope: &AnswerScope,
         own: &InFlight,
     ) -> (watch::Receiver<Phase>, Option<MessageId>) {
-        if let Some(joinable) = self.of(scope) {
-            let (in_flight, of) = joinable.join();
-            return (in_flight, Some(of));
+        if let Some(joinable) = self.joinable(scope) {
+            let (in_flight, message) = joinable.subscribe();
+            return (in_flight, Some(message));
         }
         if let Some(content) = scope.content
-            && self.like(content, scope.epoch).is_none()
+            && self.join_by_content(content, scope.epoch).is_none()
         {
             self.by_content.insert(content, scope.key);
         }
         let joinable = Joinable {
             in_flight: own.clone(),
-            of: scope.message,
+            message: scope.message,
             epoch: scope.epoch,
         };
         self.by_key.insert(scope.key, joinable);
@@ -171,15 +191,21 @@ impl InFlightScans {
     }
 
     /// The scan of the same octets, if the caller can join it.
-    fn of(&self, scope: &AnswerScope) -> Option<&Joinable> {
+    fn joinable(&self, scope: &AnswerScope) -> Option<&Joinable> {
         let joinable = self.by_key.get(&scope.key)?;
-        joinable.is_by(scope.epoch).then_some(joinable)
+        joinable.uses_signatures_of(scope.epoch).then_some(joinable)
     }
 
-    /// A scan of a message of that content, and the scanned message.
-    fn like(&self, content: Identity, epoch: u64) -> Option<(watch::Receiver<Phase>, MessageId)> {
+    /// Joins a scan of a message of that content, if the caller can join it; returns the scanned message too.
+    fn join_by_content(
+        &self,
+        content: Identity,
+        epoch: u64,
+    ) -> Option<(watch::Receiver<Phase>, MessageId)> {
         let joinable = self.by_key.get(self.by_content.get(&content)?)?;
-        joinable.is_by(epoch).then(|| joinable.join())
+        joinable
+            .uses_signatures_of(epoch)
+            .then(|| joinable.subscribe())
     }
 
     /// Removes a scan that has ended. A scan of a newer epoch may have replaced the entry; then the entry stays.
@@ -220,8 +246,8 @@ async fn run_scan(state: Arc<GuardState>, scope: AnswerScope, call: Call, next: 
 
 /// Reports an answer that came after every caller had given up.
 ///
-/// If the engine reached a limit of its own, the message is remembered as given up, so that it is not scanned again. An engine
-/// that takes no mail at that moment is the exception: an engine that stood still may reach its limits on any message.
+/// If the engine reached a limit of its own, the cache remembers the message as abandoned, and the next call gets no scan. An
+/// engine that takes no mail at that moment is the exception: an engine that stood still may reach its limits on any message.
 fn came_late(
     state: &GuardState,
     scope: AnswerScope,
@@ -235,8 +261,8 @@ fn came_late(
             reason: Reason::LimitsReached,
             ..
         } if state.out().presence() == Presence::Here => {
-            state.answers().give_up(Instant::now(), scope.key);
-            "it has given up on the message, which is not scanned again"
+            state.answers().abandon(Instant::now(), scope.key);
+            "it abandoned the message, and the next scan counts as timed out without being run"
         }
         Answer::None { .. } => "not kept, as it says nothing about the message",
     };
@@ -248,8 +274,8 @@ fn came_late(
     state.report_incident(incident);
 }
 
-/// Reports a scan that the engine did not end within its limit. Its slot is free for other mail, but the engine may still work on
-/// the scan.
+/// Reports a scan that the engine did not end within its limit. Its slot is free for other mail, but the engine may still work
+/// on the scan.
 fn report_lost(state: &GuardState, message: MessageId, limit: Duration) {
     let subject = state.subject(None);
     let seconds = limit.as_secs_f64();
@@ -291,7 +317,7 @@ impl Caller {
     async fn wait(self, mut in_flight: watch::Receiver<Phase>, out: &state::Out) -> Outcome {
         loop {
             // Registered before the current state is read, so that no change is missed.
-            let turned = out.changed();
+            let presence_changed = out.changed();
             let phase = in_flight.borrow_and_update().clone();
             let presence = out.presence();
             let until = match phase {
@@ -308,24 +334,26 @@ impl Caller {
                 tokio::select! {
                     biased;
                     news = in_flight.changed() => news,
-                    () = turned => Ok(()),
+                    () = presence_changed => Ok(()),
                 }
             };
             match until.run(news).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(ScanError::Stopping),
-                Err(Elapsed) if self.deadline.passed() => return Err(self.progress.overdue()),
+                Err(Elapsed) if self.deadline.passed() => {
+                    return Err(self.progress.missing_at_deadline());
+                }
                 Err(Elapsed) => {}
             }
         }
     }
 
-    /// The reason why the caller gives up on a scan of that age, if it does. [`wait`](Self::wait) adds only the caller's own
-    /// deadline and the shutdown of the relay.
+    /// The reason why the caller gives up on a scan of that age; none if the caller waits on. [`wait`](Self::wait) has two more
+    /// reasons: the deadline of the caller, and the shutdown of the relay.
     fn gives_up(&self, age: Duration, blocked: bool, engine: Presence) -> Option<ScanError> {
         let (is_slow, is_overdue) = (age >= self.slow, age >= self.timeout);
         if blocked && is_slow {
-            let why = "what it is like was convicted while it was being scanned";
+            let why = "an interceptor began to hold mail like this one during its scan";
             return Some(ScanError::Suspect(why.to_owned()));
         }
         // Known senders give up when the breaker opens; others wait for `timeout`, because their content may have hung the
@@ -396,7 +424,7 @@ mod tests {
     /// No caller gives up on a scan that is not slow. The caller of its own scan waits for `timeout`; a caller that has joined
     /// another scan gives up when that scan is slow.
     #[tokio::test(start_paused = true)]
-    async fn callers_leave_what_is_slow() {
+    async fn callers_that_joined_give_up_on_slow_scans() {
         for reputation in [SenderReputation::Known, SenderReputation::Unknown] {
             for (blocked, engine) in [(false, Here), (true, Here), (false, Hangs), (true, Hangs)] {
                 let why = leaves(reputation, true, QUICK_AGE, (blocked, engine));
@@ -414,7 +442,7 @@ mod tests {
     /// When the breaker opens during a scan, other engines cover for known senders' mail. An unknown sender's content may be the
     /// cause, so that caller waits for `timeout`, unless known senders' mail hangs too.
     #[tokio::test(start_paused = true)]
-    async fn strangers_do_not_leave_with_the_breaker() {
+    async fn unknown_senders_wait_when_the_breaker_opens() {
         let of = |reputation, age| leaves(reputation, false, age, (false, Out));
         assert_eq!(of(SenderReputation::Known, SLOW_AGE), "breaker-open");
         assert_eq!(of(SenderReputation::Unknown, SLOW_AGE), "waits");
@@ -433,7 +461,7 @@ mod tests {
     /// A message that an interceptor blocks during its scan is held before every other reason counts: no other engine covers for
     /// it, and no caller waits for the end of the scan.
     #[tokio::test(start_paused = true)]
-    async fn a_conviction_is_the_first_reason() {
+    async fn a_block_during_the_scan_is_the_first_reason() {
         for reputation in [SenderReputation::Known, SenderReputation::Unknown] {
             for joined in [false, true] {
                 for age in [SLOW_AGE, OVERDUE_AGE] {

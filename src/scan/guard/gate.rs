@@ -40,7 +40,7 @@ pub(super) use replica::ReplicaState;
 pub(super) use request::{GateOrder, GateRefusal, GateRequest, ScanEnd, Times};
 use stall::Latencies;
 use time::{evidence, observed};
-use trust::{Level, Pause, Use};
+use trust::{Level, Pause, SlotUse};
 use turns::{Class, Turns};
 
 /// Identifies one message at the gate, from its request to the end of its wait or of its scan.
@@ -99,13 +99,13 @@ pub(super) struct Gate {
     scans: BTreeMap<Ticket, Scan>,
     waiting: BTreeMap<Ticket, Waiting>,
     turns: Turns,
-    used: Use,
+    slot_use: SlotUse,
     latencies: Latencies,
     /// Time of the last tick, and the start of the current series of ticks without a gap.
     watched: Instant,
     watched_since: Instant,
     /// Start times of scans of unknown senders that were answered before they were slow; the newest ones only.
-    strangers_well: VecDeque<Instant>,
+    unknown_fast_scans: VecDeque<Instant>,
     /// The slots that are free again and take no mail of unknown senders yet.
     pauses: Vec<Pause>,
     /// The last breaker that opened did so because proven mail of known senders hung, or a probe.
@@ -153,11 +153,11 @@ impl Gate {
             scans: BTreeMap::new(),
             waiting: BTreeMap::new(),
             turns: Turns::default(),
-            used: Use::new(now),
+            slot_use: SlotUse::new(now),
             latencies: Latencies::new(times.slow),
             watched: now,
             watched_since: now,
-            strangers_well: VecDeque::new(),
+            unknown_fast_scans: VecDeque::new(),
             pauses: Vec::new(),
             hangs_on_known: false,
             covered: true,
@@ -311,11 +311,11 @@ impl Gate {
     pub(super) fn tick(&mut self, now: Instant) {
         self.watch(now);
         self.age(now);
-        self.used.pass(now);
+        self.slot_use.update_means(now);
         for at in 0..self.replicas.len() {
-            let stuck = self.stuck_trials(at);
+            let unended = self.unended_trial_scans(at);
             let replica = &mut self.replicas[at];
-            let change = replica.breaker.tick(now, stuck);
+            let change = replica.breaker.tick(now, unended);
             replica.rests = replica.rests.filter(|until| now < *until);
             self.changed(now, at, change);
             self.stall(now, at);

@@ -88,8 +88,8 @@ impl Progress {
         let _ = self.reused.set(Reused { from, same });
     }
 
-    /// The reason for a missing answer when the deadline passes now: a call without an attempt got no slot.
-    fn overdue(&self) -> ScanError {
+    /// Why the answer is missing if the caller's deadline passes now: a call without an attempt got no slot.
+    fn missing_at_deadline(&self) -> ScanError {
         match self.attempts() {
             0 => ScanError::Busy,
             _ => ScanError::DeadlinePassed,

@@ -49,23 +49,27 @@ pub(super) enum Phase {
     Done(Outcome),
 }
 
-/// Whether no replica takes mail. A [`Notify`] wakes the callers in the order of their arrival, so that a simulation replays
-/// identically from its seed.
+/// The [`Presence`] of the engine, shared with all callers of its scans. The guard sets it with each change of a breaker. A
+/// [`Notify`] wakes the callers in the order of their arrival, so that a simulation replays identically from its seed.
 #[derive(Debug, Default)]
 pub(super) struct Out {
+    /// No replica takes mail.
     is: AtomicBool,
+    /// See [`Gate::hangs_on_known`].
     hangs_on_known: AtomicBool,
+    /// Notified when `is` changes.
     changed: Notify,
 }
 
 /// Whether an engine takes mail, as the callers of its scans see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Presence {
-    /// The engine takes mail.
+    /// At least one replica takes mail.
     Here,
-    /// No replica takes mail.
+    /// No replica takes mail, and the content of unknown senders may be the cause.
     Out,
-    /// No replica takes mail, and the last breaker opened because known senders' mail hung in the engine.
+    /// No replica takes mail, and the last breaker opened because proven mail of known senders or a probe hung in the engine:
+    /// mail of unknown senders is not the cause.
     Hangs,
 }
 
@@ -317,7 +321,7 @@ impl GuardState {
         }
     }
 
-    /// Whether no replica takes mail any more.
+    /// The presence of the engine, for callers of its scans.
     pub(super) fn out(&self) -> &Out {
         &self.core.out
     }
@@ -379,8 +383,10 @@ impl GuardState {
         }
     }
 
-    /// Reads the signature versions of engines in process. This costs nothing, so it precedes each use of a cached answer.
-    pub(super) fn ask_in_process(self: &Arc<Self>) {
+    /// Reads the signature versions of engines in process, and ends the cached answers if a version is new. The versions are in
+    /// memory, so this costs nothing and precedes each use of a cached answer. Other engines are not asked: scans, probes and
+    /// queries report their versions.
+    pub(super) fn note_signatures_in_process(self: &Arc<Self>) {
         for at in 0..self.engines.len() {
             self.signed(at, None);
         }

@@ -162,7 +162,7 @@ impl Written {
     }
 
     /// Checks that the files are still where they were written.
-    pub(super) fn find(&self) -> Result<(), StoreError> {
+    pub(super) fn check_in_place(&self) -> Result<(), StoreError> {
         let paths = self.ids.iter().map(|id| self.bodies.path(*id));
         for path in paths {
             fs::metadata(&path).map_err(|error| failed(&path, &error))?;

@@ -10,15 +10,16 @@ use crate::store::{Capacity, StoreError};
 /// The parts of the store that can fail separately. Success of one part tells nothing about the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
-    /// Free space of the file system, compared with `store.disk_reserve`.
+    /// Free space of the file system. The trouble is that it is below `store.disk_reserve`.
     Reserve,
-    /// Commits.
+    /// Commits. The trouble is that the last one failed.
     Database,
-    /// Body files.
+    /// Body files. The trouble is that the last write of one failed.
     Files,
     /// Whether the open files are those that the next start will find ([`super::open_files`]).
     OpenFiles,
-    /// The pages of the database. This trouble does not pass: reads and writes that used the pages cannot be trusted.
+    /// The pages of the database. The trouble is corruption. It stays until a restart: reads and writes that used the pages
+    /// cannot be trusted.
     Pages,
 }
 
@@ -116,8 +117,9 @@ impl Health {
         }
     }
 
-    /// Stores how many octets inside the database are free. The database can use them, but other files cannot.
-    pub(super) fn can_reuse(&self, octets: u64) {
+    /// Sets how many octets inside the database are free. New content in the database can use them; the log and body files
+    /// cannot.
+    pub(super) fn set_reusable(&self, octets: u64) {
         self.reusable.store(octets, Ordering::Relaxed);
     }
 

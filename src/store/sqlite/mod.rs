@@ -174,7 +174,7 @@ impl SqliteStore {
             faults,
             commits: commits.clone(),
             ballast,
-            files: open,
+            open_files: open,
             rescan_bytes: settings.rescan_bytes,
             relay: role == Role::Relay,
             _lock: lock,

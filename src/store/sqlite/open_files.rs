@@ -40,7 +40,7 @@ impl Known {
     }
 
     /// Reads the metadata of the path, which must still name the same file.
-    fn look(&self) -> Result<Metadata, String> {
+    fn metadata_of_same_file(&self) -> Result<Metadata, String> {
         let shown = self.path.display();
         let found = fs::metadata(&self.path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => format!("{shown} is gone"),
@@ -84,9 +84,10 @@ impl OpenFiles {
         })
     }
 
-    /// Checks that the next start will find the last commit: three system calls.
-    pub(super) fn hold(&mut self) -> Result<(), StoreError> {
-        let octets = self.database.look().map_err(moved)?.len();
+    /// Checks that the next start will find the last commit: the name of the database leads to the open file, and the log has
+    /// every frame. Three system calls. If the file became shorter, its content is checked too.
+    pub(super) fn check_last_commit(&mut self) -> Result<(), StoreError> {
+        let octets = self.database.metadata_of_same_file().map_err(moved)?.len();
         self.log_is_whole()?;
         if octets < self.octets {
             self.is_sound()?;
@@ -95,11 +96,11 @@ impl OpenFiles {
         Ok(())
     }
 
-    /// Checks that all files are where they were.
-    pub(super) fn are_all_there(&mut self) -> Result<(), StoreError> {
-        self.hold()?;
+    /// As [`Self::check_last_commit`], and checks the names of the index and of the folder of body files as well.
+    pub(super) fn check_all(&mut self) -> Result<(), StoreError> {
+        self.check_last_commit()?;
         for known in [&self.index, &self.bodies] {
-            known.look().map_err(moved)?;
+            known.metadata_of_same_file().map_err(moved)?;
         }
         Ok(())
     }
@@ -126,7 +127,7 @@ impl OpenFiles {
     pub(super) fn log_is_whole(&self) -> Result<(), StoreError> {
         let mut needed = self.octets_of_log().map_err(moved)?;
         loop {
-            let octets = self.log.look().map_err(moved)?.len();
+            let octets = self.log.metadata_of_same_file().map_err(moved)?.len();
             if octets >= needed {
                 return Ok(());
             }

@@ -1,4 +1,9 @@
-//! The one thread that writes.
+//! The one thread that writes to the database: it performs the jobs ([`Work`]) of all callers.
+//!
+//! Terms: a *put* is a job that adds rows, with their contents ([`Work::Put`]). The *log* is SQLite's write-ahead log, in
+//! which a commit is durable before a checkpoint moves it into the database file. *Body files* are contents too large for
+//! the database. The *reserve* is the free space that new mail must leave (`store.disk_reserve`). The *ballast* is a file
+//! that the store deletes to get room on a full disk.
 //!
 //! The cost of a commit is a disk flush, whatever the commit contains. So all waiting jobs are committed together (group
 //! commit): many sessions share a flush, and a single session does not wait for others. Callers get their answers only after
@@ -50,11 +55,12 @@ pub(super) struct Writer {
     pub(super) bodies: Arc<Bodies>,
     pub(super) health: Arc<Health>,
     pub(super) faults: Faults,
+    /// Number of commits so far.
     pub(super) commits: Arc<AtomicU64>,
     pub(super) ballast: Ballast,
-    /// The open files; `None` for a tool. A relay has them open for so long that they may be moved meanwhile. Dropped after
-    /// `db`.
-    pub(super) files: Option<OpenFiles>,
+    /// The database, its log and the folder of the body files, as the relay opened them; `None` for a command
+    /// ([`super::Role::Tool`]). A relay runs so long that a person may move its files meanwhile. Dropped after `db`.
+    pub(super) open_files: Option<OpenFiles>,
     /// Limit of the rescan lane in octets.
     pub(super) rescan_bytes: u64,
     /// Whether this process is the relay, which restores the ballast.
@@ -72,7 +78,7 @@ impl Writer {
             .map_err(|error| StoreError::Broken(format!("writer thread: {error}")))
     }
 
-    /// Runs until [`Work::Stop`], or until no sender is left.
+    /// Runs until [`Work::Stop`], or until the store is dropped: it has the sending end of the channel of jobs.
     fn run(mut self) {
         let mut next_tick = Instant::now() + DISK_CHECK_INTERVAL;
         loop {
@@ -92,7 +98,8 @@ impl Writer {
         }
     }
 
-    /// Commits `first` and the jobs that wait behind it; returns false if one of them was a stop.
+    /// Commits `first` and the jobs that wait behind it, within the limits of a transaction; returns false if one of them
+    /// was a stop.
     fn batch(&mut self, first: Job) -> bool {
         let mut batch = Vec::new();
         let mut octets = 0;
@@ -115,51 +122,58 @@ impl Writer {
         true
     }
 
+    /// Commits a batch and answers its jobs. If the transaction fails, does what can still be done: on a full disk, the jobs
+    /// that need less room; after a failed statement, each job alone. Fails the whole batch if the disk failed.
     fn commit(&mut self, batch: Vec<Job>) {
         if batch.is_empty() {
             return;
         }
-        if let Some(Err(error)) = self.files.as_ref().map(OpenFiles::log_is_whole) {
+        if let Some(Err(error)) = self.open_files.as_ref().map(OpenFiles::log_is_whole) {
             self.health.set(Part::OpenFiles, Err(error));
         }
         match self.transact(&batch) {
             Ok(outputs) => {
-                // Counted twice: the content is in the log now, and in the database after the next checkpoint.
+                // Counted twice: the content takes room in the log now, and in the database after the next checkpoint.
                 let octets: usize = batch.iter().map(|job| weight(&job.work)).sum();
                 self.health.wrote(2 * octets);
                 self.answer(batch, outputs);
             }
             Err(error) if matches!(error.error, StoreError::Full(_)) => {
-                self.without_puts(batch, &error)
+                self.commit_on_full_disk(batch, &error)
             }
             Err(error) if batch.len() == 1 || !error.in_statement => self.fail(batch, &error),
             Err(_) => self.one_by_one(batch),
         }
     }
 
-    /// Handles a full disk. First, new mail is refused in favour of jobs that make room or record progress, and these may use
-    /// the ballast. After that, puts are refused in favour of jobs that need no more room.
-    fn without_puts(&mut self, batch: Vec<Job>, failure: &Failure) {
+    /// Handles a full disk, one step at a time; each step tries the commit again, and the next step follows if the disk is
+    /// still full:
+    ///
+    /// 1. New mail is refused: its sender still has it. The other jobs make room or record progress.
+    /// 2. The ballast is deleted, and all remaining jobs use its room.
+    /// 3. The remaining puts are refused (records that come from mail that the relay has). The other jobs need no more room.
+    /// 4. All remaining jobs fail.
+    fn commit_on_full_disk(&mut self, batch: Vec<Job>, failure: &Failure) {
         let any_gives_way = batch.iter().any(|job| job.work.gives_way());
         if !any_gives_way && self.make_room() {
             return self.commit(batch);
         }
-        let leaves = |job: &Job| match any_gives_way {
+        let is_refused = |job: &Job| match any_gives_way {
             true => job.work.gives_way(),
             false => matches!(job.work, Work::Put { .. }),
         };
-        let (puts, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(leaves);
-        if puts.is_empty() {
-            return self.fail(rest, failure);
+        let (refused, others): (Vec<_>, Vec<_>) = batch.into_iter().partition(is_refused);
+        if refused.is_empty() {
+            return self.fail(others, failure);
         }
-        self.fail(puts, failure);
+        self.fail(refused, failure);
         // The measurement makes callers refuse new mail before it gets here.
         self.health.measure();
-        self.commit(rest);
+        self.commit(others);
     }
 
-    /// Removes the ballast; returns false if there was none. The log is not emptied here but at the next tick: emptying may
-    /// need more room than the disk has, and the present commit needs little.
+    /// Deletes the ballast file; returns false if there was none. The log is not emptied here but at the next tick: emptying
+    /// may need more room than the disk has, and the present commit needs little.
     fn make_room(&mut self) -> bool {
         let released = self.ballast.release();
         if released {
@@ -217,6 +231,7 @@ impl Writer {
         done
     }
 
+    /// Ends the open transaction with a commit, which flushes the log to the disk.
     fn flush(&self) -> Result<(), Failure> {
         self.faults
             .step("commit")
@@ -228,18 +243,21 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether the next start will find the new mail of a batch that is committed.
-    fn find(&mut self, batch: &[Job]) -> Result<(), StoreError> {
+    /// Checks that the files of the store are still in place, so that the next start will find the new mail of a committed
+    /// batch: a person may have moved or replaced them while the relay has them open. If the check fails, the new mail is
+    /// removed again, and the error is for its senders. Without new mail or without open files, there is nothing to check.
+    fn check_new_mail_is_in_place(&mut self, batch: &[Job]) -> Result<(), StoreError> {
         let mut new = batch.iter().filter(|job| job.work.is_new()).peekable();
-        let (Some(files), Some(_)) = (&mut self.files, new.peek()) else {
+        let (Some(open_files), Some(_)) = (&mut self.open_files, new.peek()) else {
             return Ok(());
         };
         let found = self.health.check_part(Part::Pages);
-        let found = found.and_then(|()| files.hold()).and_then(|()| {
+        let found = found.and_then(|()| open_files.check_last_commit());
+        let found = found.and_then(|()| {
             new.try_for_each(|job| match &job.work {
                 Work::Put {
                     files: Some(files), ..
-                } => files.find(),
+                } => files.check_in_place(),
                 _ => Ok(()),
             })
         });
@@ -256,6 +274,7 @@ impl Writer {
         found
     }
 
+    /// Removes the new mail of a committed batch in one transaction.
     fn take_back(&mut self, batch: &[Job]) -> rusqlite::Result<()> {
         let change = self.db.transaction()?;
         for job in batch {
@@ -268,12 +287,13 @@ impl Writer {
     /// that the relay had already goes on as long as this process runs.
     fn answer(&mut self, batch: Vec<Job>, outputs: Vec<Output>) {
         self.health.set(Part::Database, Ok(()));
-        let found = self.find(&batch);
+        let found = self.check_new_mail_is_in_place(&batch);
         let mut gone = Vec::new();
         for (job, output) in batch.into_iter().zip(outputs) {
             match &output {
                 Output::RemovedFile(id) => gone.push(*id),
                 Output::MadeRoom { messages, files } => {
+                    // The rescan lane was full: this delivered mail is not scanned again, for the reason "room".
                     dropped("room", *messages);
                     gone.extend(files);
                 }
@@ -297,8 +317,9 @@ impl Writer {
         }
     }
 
+    /// Answers the jobs of a batch that is not committed, with the error.
     fn fail(&mut self, batch: Vec<Job>, failure: &Failure) {
-        if failure.of_the_disk {
+        if failure.concerns_disk {
             self.health.set(Part::Database, Err(failure.error.clone()));
         }
         for job in batch {
@@ -308,11 +329,12 @@ impl Writer {
         }
     }
 
-    /// Measures the free space, and tests whether a broken part works again.
+    /// Does the work of every second: measures the free space, checks the open files, and tests whether a broken part works
+    /// again. While the free space is below the reserve, it empties the log; otherwise it restores the ballast.
     fn tick(&mut self) {
-        self.health.can_reuse(self.reusable());
+        self.health.set_reusable(self.reusable());
         self.health.measure();
-        self.look();
+        self.check_open_files();
         if self.health.check_part(Part::Reserve).is_err() {
             self.empty_log();
         } else if self.relay {
@@ -338,7 +360,7 @@ impl Writer {
 
 /// The measurements of the tick.
 impl Writer {
-    /// Free octets inside the database.
+    /// Free octets inside the database, which new content can use: its free pages.
     fn reusable(&self) -> u64 {
         let number = |pragma| {
             let read = |row: &rusqlite::Row<'_>| row.get::<_, i64>(0);
@@ -348,10 +370,10 @@ impl Writer {
         number("freelist_count").saturating_mul(number("page_size"))
     }
 
-    /// Checks whether the files are where they were, or there again.
-    fn look(&mut self) {
-        if let Some(files) = &mut self.files {
-            self.health.set(Part::OpenFiles, files.are_all_there());
+    /// Checks that the open files still have their names. If they were moved away and are back, the trouble ends.
+    fn check_open_files(&mut self) {
+        if let Some(open_files) = &mut self.open_files {
+            self.health.set(Part::OpenFiles, open_files.check_all());
         }
     }
 }
@@ -362,18 +384,20 @@ struct Failure {
     /// Whether the statement of a job failed, and not the beginning or the end of the transaction.
     in_statement: bool,
     /// Whether the error concerns the disk, and so also the next message.
-    of_the_disk: bool,
+    concerns_disk: bool,
 }
 
 impl Failure {
+    /// BEGIN or COMMIT failed.
     fn of_disk(error: StoreError) -> Self {
         Self {
             error,
             in_statement: false,
-            of_the_disk: true,
+            concerns_disk: true,
         }
     }
 
+    /// The statement of a job failed. Constraints and sizes concern one message only; other errors concern the disk.
     fn of_statement(error: rusqlite::Error) -> Self {
         let about_the_message = matches!(
             error.sqlite_error_code(),
@@ -385,7 +409,7 @@ impl Failure {
                 _ => broken(&error),
             },
             in_statement: true,
-            of_the_disk: !about_the_message,
+            concerns_disk: !about_the_message,
         }
     }
 }

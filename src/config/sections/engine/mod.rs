@@ -1,4 +1,6 @@
-//! `[[engine]]`: the keys of all kinds, and the kinds in process.
+//! `[[engine]]`: the keys that all kinds have, and the keys of the kinds `rules` and `attachment`, whose engines run in the
+//! relay's process. The other files have the keys of the other kinds: `network` those with a server, `command` that with a
+//! program, `resolver` those that query name servers (`dns` and `auth`).
 
 mod command;
 mod network;
@@ -53,8 +55,8 @@ const KINDS: [(&str, KindName); 11] = [
 /// Words for the changes of messages that an engine may request.
 const EDIT_RIGHTS: [(&str, Rights); 2] = [("none", Rights::None), ("fields", Rights::Fields)];
 
-/// Defaults of a kind: the usual purpose of its engines, and the usual cost of one call.
-struct Usual {
+/// Defaults of the keys for one kind: the usual purpose of its engines, and the usual cost of one call.
+struct KindDefaults {
     class: EngineClass,
     timeout: Duration,
     limit: Duration,
@@ -66,8 +68,9 @@ struct Usual {
 }
 
 impl KindName {
-    fn usual(self) -> Usual {
-        let of = |class, attempts, slots, mebibytes: u64| Usual {
+    /// The defaults of this kind, with the reasons for unusual values.
+    fn defaults(self) -> KindDefaults {
+        let of = |class, attempts, slots, mebibytes: u64| KindDefaults {
             class,
             timeout: secs(5),
             limit: secs(150),
@@ -80,20 +83,20 @@ impl KindName {
         match self {
             Self::Clamd => of(EngineClass::Av, 2, 10, 25),
             // Its rules query name servers and wait seconds for answers. Its own limit is --timeout-child, 300 seconds.
-            Self::Spamd => Usual {
+            Self::Spamd => KindDefaults {
                 timeout: secs(20),
                 limit: secs(330),
                 slow: secs(5),
                 ..of(EngineClass::Spam, 2, 5, 25)
             },
             // rspamd itself gives up after task_timeout, 8 seconds.
-            Self::Rspamd => Usual {
+            Self::Rspamd => KindDefaults {
                 timeout: secs(10),
                 limit: secs(30),
                 slow: secs(2),
                 ..of(EngineClass::Spam, 2, 16, 50)
             },
-            Self::Http => Usual {
+            Self::Http => KindDefaults {
                 timeout: secs(10),
                 limit: secs(60),
                 slow: secs(2),
@@ -101,14 +104,15 @@ impl KindName {
             },
             Self::Icap => of(EngineClass::Av, 2, 10, 25),
             // Many milters query name servers.
-            Self::Milter => Usual {
+            Self::Milter => KindDefaults {
                 timeout: secs(10),
                 limit: secs(60),
                 slow: secs(2),
                 ..of(EngineClass::Auth, 2, 10, 50)
             },
-            // The relay kills the program at the limit, so the limit needs no margin for the program's own limit.
-            Self::Command => Usual {
+            // The relay kills the program after `limit`. A server ends a scan by a timeout of its own, and `limit` has to be
+            // longer than that; a program needs no such margin.
+            Self::Command => KindDefaults {
                 timeout: secs(10),
                 limit: secs(30),
                 slow: secs(2),
@@ -118,14 +122,14 @@ impl KindName {
             Self::Attachment => of(EngineClass::Content, 1, 4, 50),
             // A name server answers at once from its cache, but without a cached answer it queries several other servers.
             // Public lists limit the number of queries: a probe pair per minute makes 2,880 queries a day.
-            Self::Dns => Usual {
+            Self::Dns => KindDefaults {
                 limit: secs(10),
                 slow: secs(2),
                 probe: secs(60),
                 ..of(EngineClass::Spam, 1, 100, 50)
             },
             // SPF needs up to ten queries, one after the other (RFC 7208 4.6.4).
-            Self::Auth => Usual {
+            Self::Auth => KindDefaults {
                 timeout: secs(10),
                 limit: secs(20),
                 slow: secs(5),
@@ -148,26 +152,26 @@ const BLOCKED_TYPES: [&str; 2] = [
     "application/vnd.microsoft.portable-executable",
 ];
 
-/// Reads an `[[engine]]`. `None` if its kind is unknown; that problem is in the log.
+/// Reads an `[[engine]]`. `None` if its kind is missing or unknown; that problem is in the list of problems.
 pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Option<Settings> {
     let name = section.name("\"clamd\"");
     section.require("kind", "\"clamd\"");
     let kind = section.choice("kind", None, &KINDS)?;
-    let usual = kind.usual();
+    let defaults = kind.defaults();
     let classes = EngineClass::ALL.map(|class| (class.as_str(), class));
     let class = section
-        .choice("class", Some(usual.class), &classes)
-        .unwrap_or(usual.class);
-    let (timeout, limit, slow) = times(&mut section, &usual);
+        .choice("class", Some(defaults.class), &classes)
+        .unwrap_or(defaults.class);
+    let (timeout, limit, slow) = times(&mut section, &defaults);
     let wait = section.duration("wait", secs(1), DURATION_MIN..=secs(HOUR));
-    let probe = section.duration("probe", usual.probe, secs(0)..=secs(HOUR));
+    let probe = section.duration("probe", defaults.probe, secs(0)..=secs(HOUR));
     let days = secs(24 * HOUR);
     let age = section.duration("signature_age", days * 3, secs(0)..=days * 365);
-    let attempts = section.count("attempts", usual.attempts, 1..=10);
-    let slots = section.count("slots", usual.slots, 1..=10_000);
+    let attempts = section.count("attempts", defaults.attempts, 1..=10);
+    let slots = section.count("slots", defaults.slots, 1..=10_000);
     let max_size = section
-        .size("max_size", Some(usual.max_size), 1024..=2 << 30)
-        .unwrap_or(usual.max_size);
+        .size("max_size", Some(defaults.max_size), 1024..=2 << 30)
+        .unwrap_or(defaults.max_size);
     let weight = section
         .number("weight", Some(1.0), 0.0..=1000.0)
         .unwrap_or(1.0);
@@ -175,6 +179,8 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
         of_kind(kind, section, (timeout, class, hostname))
     };
     let (edits, kind) = read(kind, &mut section);
+    // For each key that this kind does not have, `finish_kind` runs the reads of every kind on an empty section: the kinds
+    // that ask for the key are named in the problem ("is a key of kind = …"). Their results are of no use.
     section.finish_kind(&KINDS, |kind, section| drop(read(kind, section)));
     Some(Settings {
         name: name.into(),
@@ -194,7 +200,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
     })
 }
 
-/// Reads the keys that only some kinds have.
+/// Reads the keys that only some kinds have: `edits`, and the keys of this kind's settings.
 fn of_kind(
     kind: KindName,
     section: &mut Section<'_>,
@@ -224,9 +230,9 @@ fn of_kind(
 }
 
 /// Reads `timeout`, `limit` and `slow`, which depend on each other.
-fn times(section: &mut Section<'_>, usual: &Usual) -> (Duration, Duration, Duration) {
-    let timeout = section.duration("timeout", usual.timeout, DURATION_MIN..=secs(HOUR));
-    let limit = usual.limit.max(timeout);
+fn times(section: &mut Section<'_>, defaults: &KindDefaults) -> (Duration, Duration, Duration) {
+    let timeout = section.duration("timeout", defaults.timeout, DURATION_MIN..=secs(HOUR));
+    let limit = defaults.limit.max(timeout);
     let limit = section.duration("limit", limit, DURATION_MIN..=secs(24 * HOUR));
     if limit < timeout {
         section.complain(
@@ -235,7 +241,11 @@ fn times(section: &mut Section<'_>, usual: &Usual) -> (Duration, Duration, Durat
             "write the engine's own limit for one scan, at least timeout",
         );
     }
-    let slow = section.duration("slow", usual.slow.min(timeout), DURATION_MIN..=secs(HOUR));
+    let slow = section.duration(
+        "slow",
+        defaults.slow.min(timeout),
+        DURATION_MIN..=secs(HOUR),
+    );
     if slow > timeout {
         section.complain(
             "slow",
@@ -246,6 +256,7 @@ fn times(section: &mut Section<'_>, usual: &Usual) -> (Duration, Duration, Durat
     (timeout, limit, slow)
 }
 
+/// Reads the keys of the kind `rules`.
 fn rules(section: &mut Section<'_>) -> Kind {
     let builtin = section.flag("builtin", true);
     let written = section.list("paths", Some(Vec::new()), plain, |text| Ok(text.to_owned()));
@@ -263,6 +274,7 @@ fn rules(section: &mut Section<'_>) -> Kind {
     Kind::Rules { builtin, paths }
 }
 
+/// Reads the keys of the kind `attachment`.
 fn attachment(section: &mut Section<'_>) -> Kind {
     let owned = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
     let block_extensions = section.list(

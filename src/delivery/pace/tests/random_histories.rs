@@ -41,7 +41,7 @@ proptest! {
     #[test]
     fn no_history_breaks_the_pace(acts in prop::collection::vec(act(), 1..300)) {
         let (mut pace, mut now, mut rng) = (Pace::new(20), Instant::now(), rng());
-        let mut open: Vec<Ticket> = Vec::new();
+        let mut open: Vec<DeliveryTicket> = Vec::new();
         for act in acts {
             match act {
                 Act::Ask(fresh) => {
@@ -64,7 +64,7 @@ proptest! {
                 }
                 Act::End(..) => {}
                 Act::Pass(millis) => now += Duration::from_millis(millis),
-                Act::Waits(backlog) => pace.waits(backlog),
+                Act::Waits(due_mail) => pace.set_waiting(due_mail),
                 Act::Nudge => pace.nudge(now),
             }
             let view = pace.view(now);

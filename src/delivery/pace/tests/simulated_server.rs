@@ -40,7 +40,7 @@ impl<F: Fn(Duration) -> f64> Server<F> {
             pace: Pace::new(20),
             now: start,
         };
-        let mut under_way: VecDeque<(Instant, Ticket, HopSignal)> = VecDeque::new();
+        let mut under_way: VecDeque<(Instant, DeliveryTicket, HopSignal)> = VecDeque::new();
         let (mut tokens, mut arrived) = (5.0_f64, 0.0);
         while seen.now - start < time {
             let now = seen.now;
@@ -53,7 +53,7 @@ impl<F: Fn(Duration) -> f64> Server<F> {
                 seen.refused += u32::from(signal == self.says);
                 seen.backlog += u32::from(signal == self.says);
             }
-            let mut send = |ticket: Ticket| {
+            let mut send = |ticket: DeliveryTicket| {
                 let signal = if rng.random_bool(self.choosy.1) {
                     self.choosy.0
                 } else if tokens >= 1.0 {
@@ -73,7 +73,7 @@ impl<F: Fn(Duration) -> f64> Server<F> {
                 );
                 seen.backlog -= 1;
             }
-            seen.pace.waits(seen.backlog > 0);
+            seen.pace.set_waiting(seen.backlog > 0);
             arrived += self.demand * SIMULATION_STEP.as_secs_f64();
             while arrived >= 1.0 {
                 arrived -= 1.0;

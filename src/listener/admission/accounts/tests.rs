@@ -24,40 +24,40 @@ impl Memory {
         }
     }
 
-    fn stranger(&self, number: u8) -> Party {
+    fn stranger(&self, number: u8) -> AdmissionParty {
         self.party(number, SenderReputation::Unknown)
     }
 
-    fn party(&self, number: u8, reputation: SenderReputation) -> Party {
+    fn party(&self, number: u8, reputation: SenderReputation) -> AdmissionParty {
         let client = IpAddr::from([192, 0, 2, number]);
         party(&self.accounts, client, "a@a.test", reputation)
     }
 
-    fn enter(&mut self, party: &Party, octets: u64) -> Result<(), AdmissionRefusal> {
+    fn enter(&mut self, party: &AdmissionParty, octets: u64) -> Result<(), AdmissionRefusal> {
         self.accounts.enter(self.now, party, octets, self.free)?;
         self.free -= octets;
         Ok(())
     }
 
-    fn leave(&mut self, party: &Party, octets: u64) {
+    fn leave(&mut self, party: &AdmissionParty, octets: u64) {
         self.accounts.leave(self.now, party, octets, false);
         self.free += octets;
     }
 
     /// Enters messages of one octet until the party is refused; returns the octets entered.
-    fn fill(&mut self, party: &Party) -> u64 {
+    fn fill(&mut self, party: &AdmissionParty) -> u64 {
         let before = self.free;
         while self.enter(party, 1).is_ok() {}
         before - self.free
     }
 
-    fn pulse(&mut self, waiting: u64) {
+    fn update_load(&mut self, waiting: u64) {
         let pressure = Pressure {
             waiting,
             bound: 100,
             ..Pressure::NONE
         };
-        self.accounts.pulse(self.now, pressure, self.free);
+        self.accounts.update_load(self.now, pressure, self.free);
     }
 }
 
@@ -67,7 +67,7 @@ fn party(
     client: IpAddr,
     from: &str,
     reputation: SenderReputation,
-) -> Party {
+) -> AdmissionParty {
     let from = Mailbox::parse(from).expect("a mailbox");
     let sender = message::Party::new(client, None, &from.into(), None);
     accounts.party(client, &sender, reputation)
@@ -139,12 +139,12 @@ fn one_sender_leaves_room_for_others_behind_one_mail_server() {
     for _ in 0..90 {
         memory.enter(&greedy, 0).expect("nothing waits");
     }
-    memory.pulse(70);
+    memory.update_load(70);
     assert_eq!(memory.enter(&greedy, 0), Err(AdmissionRefusal::WorkShare));
     assert_eq!(memory.enter(&neighbour, 0), Ok(()));
 }
 
-/// A rise of the backlog takes effect immediately and a fall by halves with each pulse. A single pulse without a
+/// A rise of the backlog takes effect immediately and a fall by halves with each update_load. A single update_load without a
 /// backlog does not admit a party that was refused.
 #[test]
 fn a_fall_of_the_pressure_takes_effect_by_halves() {
@@ -153,15 +153,15 @@ fn a_fall_of_the_pressure_takes_effect_by_halves() {
     for _ in 0..90 {
         memory.enter(&greedy, 0).expect("nothing waits");
     }
-    memory.pulse(100);
+    memory.update_load(100);
     assert_eq!(memory.accounts.load(memory.free), 1.0);
-    memory.pulse(0);
+    memory.update_load(0);
     assert_eq!(memory.accounts.load(memory.free), 0.5);
-    memory.pulse(30);
+    memory.update_load(30);
     assert_eq!(memory.accounts.load(memory.free), 0.4);
-    memory.pulse(100);
+    memory.update_load(100);
     assert_eq!(memory.accounts.load(memory.free), 1.0);
-    memory.pulse(40);
+    memory.update_load(40);
     assert_eq!(memory.enter(&greedy, 0), Err(AdmissionRefusal::WorkShare));
 }
 
@@ -205,7 +205,7 @@ fn messages_leave_the_account() {
         (0, 0)
     );
     memory.now += RECENT_HALF_LIFE * 20;
-    memory.pulse(90);
+    memory.update_load(90);
     assert!(memory.accounts.networks.is_empty() && memory.accounts.senders.is_empty());
     assert_eq!(memory.enter(&party, 1), Ok(()));
 }
@@ -221,15 +221,15 @@ fn parties_with_much_waiting_work_are_refused_first() {
     for _ in 0..10 {
         memory.enter(&modest, 0).expect("nothing waits");
     }
-    memory.pulse(49);
+    memory.update_load(49);
     assert_eq!(memory.enter(&greedy, 0), Ok(()), "not half full");
-    memory.pulse(60);
+    memory.update_load(60);
     assert_eq!(memory.enter(&greedy, 0), Err(AdmissionRefusal::WorkShare));
     assert_eq!(memory.enter(&modest, 0), Ok(()));
-    memory.pulse(100);
+    memory.update_load(100);
     assert_eq!(memory.enter(&modest, 0), Err(AdmissionRefusal::Work));
     for _ in 0..8 {
-        memory.pulse(60);
+        memory.update_load(60);
     }
     assert_eq!(memory.enter(&greedy, 0), Err(AdmissionRefusal::WorkShare));
     memory.now += RECENT_HALF_LIFE * 10;
@@ -285,17 +285,17 @@ fn a_period_of_refusals_is_reported_at_its_beginning_and_its_end() {
     assert!(evidence.contains(&"192.0.2.1"), "{evidence:?}");
 
     memory.now += CALM_PERIOD;
-    memory.pulse(0);
+    memory.update_load(0);
     assert!(memory.accounts.take_incidents().is_empty(), "half is held");
     memory.leave(&party, held);
     memory.enter(&party, 1).expect("there is plenty");
-    memory.pulse(0);
+    memory.update_load(0);
     let told = memory.accounts.take_incidents();
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].kind, Kind::AdmissionAccepts);
     assert_eq!(told[0].evidence[0].1, "2");
     memory.now += CALM_PERIOD;
-    memory.pulse(0);
+    memory.update_load(0);
     assert!(memory.accounts.take_incidents().is_empty());
     assert_eq!(memory.accounts.refusing(), None);
 }
@@ -318,7 +318,7 @@ fn the_tables_are_bounded() {
     assert_eq!(memory.accounts.networks.len(), ACCOUNTS_MAX);
     assert_eq!(memory.accounts.senders.len(), ACCOUNTS_MAX);
     memory.now += RECENT_HALF_LIFE * 4;
-    memory.pulse(0);
+    memory.update_load(0);
     assert!(memory.accounts.networks.is_empty() && memory.accounts.senders.is_empty());
 }
 
@@ -328,7 +328,7 @@ enum Act {
     Enter(u8, bool, u64),
     Leave(usize),
     Pass(u64),
-    Pulse(u64),
+    UpdateLoad(u64),
 }
 
 fn history() -> impl Strategy<Value = Vec<Act>> {
@@ -336,7 +336,7 @@ fn history() -> impl Strategy<Value = Vec<Act>> {
         6 => (0..6u8, any::<bool>(), 0..120u64).prop_map(|(c, k, o)| Act::Enter(c, k, o)),
         3 => any::<usize>().prop_map(Act::Leave),
         1 => (0..30u64).prop_map(Act::Pass),
-        1 => (0..140u64).prop_map(Act::Pulse),
+        1 => (0..140u64).prop_map(Act::UpdateLoad),
     ];
     proptest::collection::vec(act, 1..200)
 }
@@ -349,7 +349,7 @@ fn asked(memory: &mut Memory) -> Vec<(u64, f64, bool)> {
         let admitted = memory.accounts.ask(now, &party, 10, free).is_ok();
         let account = memory.accounts.networks.get(&party.network);
         let mut account = account.copied().unwrap_or(Account::new(now));
-        account.fade(now);
+        account.decay(now);
         (account.octets, account.weight(), admitted)
     };
     (0..6).map(ask).collect()
@@ -362,7 +362,7 @@ proptest! {
     #[test]
     fn no_refused_party_holds_less_than_an_admitted_one(history in history()) {
         let mut memory = Memory::new();
-        let mut held: Vec<(Party, u64)> = Vec::new();
+        let mut held: Vec<(AdmissionParty, u64)> = Vec::new();
         for act in history {
             match act {
                 Act::Enter(number, known, octets) => {
@@ -383,7 +383,7 @@ proptest! {
                     memory.leave(&party, octets);
                 }
                 Act::Pass(seconds) => memory.now += Duration::from_secs(seconds),
-                Act::Pulse(waiting) => memory.pulse(waiting),
+                Act::UpdateLoad(waiting) => memory.update_load(waiting),
             }
             let sum: u64 = held.iter().map(|(_, octets)| octets).sum();
             prop_assert!(sum <= MEMORY_OCTETS);

@@ -53,8 +53,10 @@ impl World {
 #[tokio::test(start_paused = true)]
 async fn strangers_wait_for_the_end_of_an_interceptor() {
     let mut world = World::of(&["moody"], MINUTE).await;
-    let suspicion = &world.pipeline.suspicion;
-    suspicion.lock().add(Instant::now(), by_learner("one", 1));
+    let interception = &world.pipeline.interception;
+    interception
+        .lock()
+        .add(Instant::now(), by_learner("one", 1));
     let mut strangers = Vec::new();
     for _ in 0..3 {
         strangers.push(
@@ -73,8 +75,8 @@ async fn strangers_wait_for_the_end_of_an_interceptor() {
     let is_held = |id: &MessageId| world.lane(*id) == Some(Lane::Held);
     assert!(strangers.iter().all(is_held));
     assert_eq!(world.loaded(), 1, "nobody has looked at them");
-    let suspicion = &world.pipeline.suspicion;
-    suspicion.lock().remove("one").expect("it was there");
+    let interception = &world.pipeline.interception;
+    interception.lock().remove("one").expect("it was there");
     let all_out = |w: &World| strangers.iter().all(|id| is_out(w, id));
     world.until(MINUTE, all_out).await;
     world.closing.cancel();
@@ -85,10 +87,12 @@ async fn strangers_wait_for_the_end_of_an_interceptor() {
 #[tokio::test(start_paused = true)]
 async fn one_that_stays_speaks_for_all_while_the_interceptor_holds() {
     let mut world = World::of(&["moody"], MINUTE).await;
-    let suspicion = &world.pipeline.suspicion;
-    suspicion.lock().add(Instant::now(), by_learner("one", 1));
+    let interception = &world.pipeline.interception;
+    interception
+        .lock()
+        .add(Instant::now(), by_learner("one", 1));
     // A person holds such mail as well: whatever is tried stays.
-    suspicion.lock().add(Instant::now(), by_hand("x"));
+    interception.lock().add(Instant::now(), by_hand("x"));
     for _ in 0..30 {
         world
             .keep_held(Lane::Rescan, "one", SenderReputation::Known)
@@ -153,8 +157,8 @@ async fn two_interceptors_that_hold_at_once() {
     let mut world = World::of(&["moody"], MINUTE).await;
     for (n, id) in ["one", "two", "three"].into_iter().enumerate() {
         let made = by_learner(id, n);
-        let suspicion = &world.pipeline.suspicion;
-        suspicion.lock().add(Instant::now(), made);
+        let interception = &world.pipeline.interception;
+        interception.lock().add(Instant::now(), made);
         world
             .keep_held(Lane::Held, id, SenderReputation::Known)
             .await;

@@ -87,14 +87,14 @@ impl Gate {
         if passed {
             self.is_back(replica);
         }
-        let stuck = self.stuck_trials(replica);
-        let change = self.replicas[replica].breaker.probed(now, passed, stuck);
+        let unended = self.unended_trial_scans(replica);
+        let change = self.replicas[replica].breaker.probed(now, passed, unended);
         self.changed(now, replica, change);
         self.pump(now);
     }
 
     /// Running scans of mail that began in a trial of the replica.
-    pub(super) fn stuck_trials(&self, replica: usize) -> usize {
+    pub(super) fn unended_trial_scans(&self, replica: usize) -> usize {
         let Some(began) = self.replicas[replica].breaker.tried_since() else {
             return 0;
         };

@@ -238,7 +238,7 @@ async fn waiting_is_not_guilt() {
         assert_eq!(world.started().len(), 11, "one is kept for known mail");
         let begun = world.now;
         world.after(600);
-        world.gate.strangers_well.extend([begun].repeat(well));
+        world.gate.unknown_fast_scans.extend([begun].repeat(well));
         world.after(600);
         let refused = world.refused();
         assert_eq!(refused.len(), 19);
@@ -252,8 +252,8 @@ async fn waiting_is_not_guilt() {
     }
 }
 
-/// Law 2 and the reserve: beside mail of known senders, hanging mail of unknown senders holds at most two thirds of the
-/// slots, and each party at most half of that. Mail behind a party that may not start still starts.
+/// Law 2, and the slots kept for known senders: beside mail of known senders, hanging mail of unknown senders holds at most two
+/// thirds of the slots, and each party at most half of that. Mail behind a party that may not start still starts.
 #[tokio::test(start_paused = true)]
 async fn hanging_strangers_leave_a_third_to_others() {
     let mut world = World::new(12);

@@ -13,8 +13,8 @@ use crate::scan::guard::breaker::Change;
 
 /// Mail that is scanned again waits for a slot ten times as long as fresh mail, because no SMTP session waits for the answer.
 const AGAIN_WAIT_FACTOR: u32 = 10;
-/// Fast scans of unknown senders whose start times are kept, for the comparison in [`Gate::blames_strangers`]: three for each
-/// slot of an engine with 1,000 slots, as three fast scans are needed for each stuck scan.
+/// Fast scans of unknown senders whose start times are kept, for the comparison in [`Gate::suspects_unknown_senders`]: three
+/// for each slot of an engine with 1,000 slots, as three fast scans are needed for each stuck scan.
 const UNKNOWN_FAST_SCANS_MAX: usize = 3000;
 
 impl Gate {
@@ -27,7 +27,7 @@ impl Gate {
                 scan.is_slow = true;
                 slow.push(*ticket);
                 if !scan.is_probe {
-                    self.used.ceases(now, scan.level);
+                    self.slot_use.scan_ended_or_slow(now, scan.level);
                 }
             }
             if !scan.is_overdue && age >= self.times.timeout {
@@ -92,7 +92,7 @@ impl Gate {
                     let why = "it ran into its timeout before; it waits for slots to be free";
                     GateRefusal::Parked(why.to_owned())
                 }
-                (None, false, Level::Unknown) if self.blames_strangers(now) => {
+                (None, false, Level::Unknown) if self.suspects_unknown_senders(now) => {
                     let why = "scans of mail from unknown senders are slow; more of it waits";
                     GateRefusal::Parked(why.to_owned())
                 }
@@ -109,7 +109,7 @@ impl Gate {
     /// breaker: an engine that answers while its breaker is open is probed at once.
     pub(super) fn learn(&mut self, now: Instant, scan: &Scan, age: Duration, end: ScanEnd) {
         if !scan.is_slow && !scan.is_probe {
-            self.used.ceases(now, scan.level);
+            self.slot_use.scan_ended_or_slow(now, scan.level);
         }
         let ScanEnd::Answered { .. } = end else {
             return;
@@ -118,10 +118,10 @@ impl Gate {
             self.latencies.add(age);
         }
         if !scan.is_slow && scan.level == Level::Unknown {
-            if self.strangers_well.len() >= UNKNOWN_FAST_SCANS_MAX {
-                self.strangers_well.pop_front();
+            if self.unknown_fast_scans.len() >= UNKNOWN_FAST_SCANS_MAX {
+                self.unknown_fast_scans.pop_front();
             }
-            self.strangers_well.push_back(scan.started);
+            self.unknown_fast_scans.push_back(scan.started);
         }
         self.replicas[scan.replica].breaker.answered(now);
     }
@@ -140,6 +140,7 @@ impl Gate {
         }
     }
 
+    /// Keeps an observation until [`Gate::evidence`] takes it, at most [`EVIDENCE_MAX`].
     pub(super) fn push(&mut self, evidence: Option<Evidence>) {
         let Some(evidence) = evidence else {
             return;
@@ -150,6 +151,7 @@ impl Gate {
         self.evidence.push_back(evidence);
     }
 
+    /// Keeps a change of a breaker until [`Gate::changes`] takes it. Silence of the replica counts from the change on.
     pub(super) fn changed(&mut self, now: Instant, replica: usize, change: Option<Change>) {
         if let Some(change) = change {
             self.replicas[replica].last_end = now;
@@ -159,6 +161,7 @@ impl Gate {
     }
 }
 
+/// What the end of a scan shows; `None` if it shows nothing about the message.
 pub(super) fn observed(scan: &Scan, end: ScanEnd) -> Option<Observed> {
     Some(match (end, scan.is_slow, scan.is_overdue) {
         (ScanEnd::Answered { found }, _, true) => Observed::Late { found },
@@ -172,6 +175,7 @@ pub(super) fn observed(scan: &Scan, end: ScanEnd) -> Option<Observed> {
     })
 }
 
+/// The observation of one scan; `None` for a message without a fingerprint.
 pub(super) fn evidence(now: Instant, scan: &Scan, what: Observed) -> Option<Evidence> {
     Some(Evidence {
         message: scan.request.id,

@@ -1,9 +1,23 @@
 //! Which message may take a free slot: one rule, which depends on the level of trust of the message (RESILIENCE section 2,
 //! "Levels of trust").
 //!
-//! A scan counts against its own level and against the better-known levels, from its start to its end, slow or not. The slots
-//! that a level may hold are therefore bounded by the needs of more trusted mail, and never by the number of hanging scans of
-//! the same level: hanging mail of unknown senders takes slots from mail of unknown senders.
+//! A level may fill all slots but those that are kept free for more trusted mail, at most [`Level::most_kept`]. Of 12 slots,
+//! unknown mail may fill 8 at least; unproven and unknown mail together may fill 10 at least; proven mail may take any slot.
+//! A scan counts from its start to its end, slow or not, against its own level and against each more trusted level. It
+//! cannot shut out a more trusted level, because the bound of that level is higher: if 8 scans of unknown mail hang, unproven
+//! mail still has 2 slots, and proven mail has 2 more. Hanging mail of unknown senders therefore takes slots only from mail of
+//! unknown senders. (An engine with one slot can keep none free.)
+//!
+//! The words for a scan that takes long:
+//!
+//! - **slow**: the scan lasts longer than [`Times::slow`](super::Times::slow). This is evidence and not a failure.
+//! - **overdue**: the scan lasts longer than [`Times::timeout`](super::Times::timeout). Each overdue scan is slow. An overdue
+//!   scan is a **zombie** as long as it holds its slot.
+//! - **stuck**: the scan is slow; or the scan has ended, and its slot is [paused](Gate::pause_slot) or was until a moment ago. Only
+//!   [`Gate::suspects_unknown_senders`] counts stuck scans.
+//! - **hang**: the engine does not end the scan by itself, or ends it only at a limit. The gate cannot know this before the
+//!   end of the scan, so it judges by the states above.
+//! - **lost worker**: the slot of an overdue scan whose message no interceptor matches (`src/intercept/loss.rs`).
 
 use std::time::Duration;
 
@@ -15,19 +29,21 @@ use crate::ablation::{Mechanism, without};
 use crate::chance;
 use crate::message::SenderReputation;
 
-/// Time constant of the mean use of slots by more trusted mail. The reserve follows this mean, and must be there before the
-/// next message of more trusted mail arrives. Mail arrives in bursts of seconds, so a mean over 10 s spans the gaps between
-/// bursts.
+/// Time constant of the mean use of slots by more trusted mail. The number of slots that are kept free for more trusted mail
+/// follows this mean, and the slots must be free before the next message of that mail arrives. Mail arrives in bursts of
+/// seconds, so a mean over 10 s spans the gaps between bursts.
 const USE_TIME_CONSTANT: Duration = Duration::from_secs(10);
-/// Waiting mail of unknown senders is suspected if, for each stuck scan of unknown senders, at most three scans have ended
-/// well: a quarter or more are stuck. Of valid mail, only a few scans in 1,000 hang. A flood that is large enough to matter
-/// is at least as much as the valid mail beside the flood, so half of the scans or more hang. A quarter lies between the two.
+/// The gate suspects the waiting mail of unknown senders if, for each stuck scan of unknown senders, at most three scans have
+/// ended well: a quarter or more are stuck. A suspected message that gets no slot is reported as `parked` and not as `busy`,
+/// so other engines do not make up for the missing answer. Of valid mail, only a few scans in 1,000 hang. A flood that is large
+/// enough to matter is at least as much as the valid mail beside the flood, so half of the scans or more hang. A quarter lies
+/// between the two.
 const FAST_SCANS_PER_STUCK_MAX: usize = 3;
-/// After a scan of an unknown sender has run past its timeout, its slot takes no mail of unknown senders for a random time, of
-/// at most a twentieth of the time that the scan has held the slot.
+/// A pause lasts at most a twentieth of the time that the scan has held the slot. So all pauses together last at most a
+/// twentieth of the time that overdue scans hold slots. [`Gate::pause_slot`] states the whole rule.
 const PAUSE_DIVISOR: u32 = 20;
 /// If no mail of the more trusted levels has begun a scan for 10 minutes, no slots are kept free for those levels.
-const RESERVE_IDLE_MAX: Duration = Duration::from_secs(600);
+const KEPT_SLOTS_IDLE_MAX: Duration = Duration::from_secs(600);
 
 /// The level of trust of a message, from the most to the least trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,7 +68,8 @@ impl Level {
         }
     }
 
-    /// Largest number of slots, of `slots`, that are kept free for more trusted mail.
+    /// Largest number of slots, of `slots`, that are kept free of this level for more trusted mail. A level may fill the other
+    /// slots. So the bound is higher for a more trusted level.
     fn most_kept(self, slots: usize) -> usize {
         match self {
             Self::Proven => 0,
@@ -64,43 +81,46 @@ impl Level {
 
 /// Recent use of slots by mail that is more trusted than a level, for the two levels that have more trusted mail.
 #[derive(Debug)]
-pub(super) struct Use {
+pub(super) struct SlotUse {
+    /// Time of the last update of `means`.
     at: Instant,
     /// Scans of each level that run now and are not slow.
     live: [u32; 3],
-    /// Means of `live`, exponentially weighted with [`USE_TIME_CONSTANT`]: the first for proven mail, the second for proven
-    /// and unproven mail together.
+    /// Means of `live`, exponentially weighted with [`USE_TIME_CONSTANT`]: the first for proven mail (more trusted than
+    /// unproven), the second for proven and unproven mail together (more trusted than unknown).
     means: [f64; 2],
     /// Start of the last scan: the first of proven mail, the second of proven or unproven mail.
-    last: [Option<Instant>; 2],
+    last_start: [Option<Instant>; 2],
 }
 
-impl Use {
+impl SlotUse {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             at: now,
             live: [0; 3],
             means: [0.0; 2],
-            last: [None; 2],
+            last_start: [None; 2],
         }
     }
 
-    pub(super) fn begins(&mut self, now: Instant, level: Level) {
-        self.pass(now);
+    /// Counts a scan of that level as use of a slot from now on.
+    pub(super) fn scan_began(&mut self, now: Instant, level: Level) {
+        self.update_means(now);
         self.live[level as usize] += 1;
-        for last in self.last.iter_mut().skip(level as usize) {
-            *last = Some(now);
+        for last_start in self.last_start.iter_mut().skip(level as usize) {
+            *last_start = Some(now);
         }
     }
 
-    /// A scan became slow, or ended without becoming slow.
-    pub(super) fn ceases(&mut self, now: Instant, level: Level) {
-        self.pass(now);
+    /// Ends the count of a scan that became slow, or that ended without becoming slow. The gate calls this once for each scan.
+    /// A slow scan does not count, or a hanging scan would look like steady use of its slot.
+    pub(super) fn scan_ended_or_slow(&mut self, now: Instant, level: Level) {
+        self.update_means(now);
         self.live[level as usize] = self.live[level as usize].saturating_sub(1);
     }
 
-    /// Updates the means to the present.
-    pub(super) fn pass(&mut self, now: Instant) {
+    /// Updates the means to the present: since the last update, `live` was constant.
+    pub(super) fn update_means(&mut self, now: Instant) {
         let time = now.saturating_duration_since(self.at);
         if time.is_zero() {
             return;
@@ -117,19 +137,20 @@ impl Use {
     /// Slots that are kept free of a level while no scan of the level, or of a less trusted one, is slow: the mean use by
     /// more trusted mail, rounded down, and one more, so that the next message of those levels finds a slot.
     fn kept(&self, now: Instant, level: Level, slots: usize) -> usize {
-        let Some(better) = (level as usize).checked_sub(1) else {
+        let Some(more_trusted) = (level as usize).checked_sub(1) else {
             return 0;
         };
-        match self.last[better] {
-            Some(last) if now < last + RESERVE_IDLE_MAX => {
-                level.most_kept(slots).min(1 + self.means[better] as usize)
-            }
+        match self.last_start[more_trusted] {
+            Some(last) if now < last + KEPT_SLOTS_IDLE_MAX => level
+                .most_kept(slots)
+                .min(1 + self.means[more_trusted] as usize),
             _ => 0,
         }
     }
 }
 
-/// A slot that is free again after a scan of an unknown sender past its timeout, and takes no mail of unknown senders yet.
+/// A slot that is free again after a scan of an unknown sender past its timeout, and takes no mail of unknown senders yet. See
+/// [`Gate::pause_slot`].
 #[derive(Debug)]
 pub(super) struct Pause {
     pub(super) end: Instant,
@@ -141,11 +162,15 @@ pub(super) struct Pause {
 #[derive(Debug)]
 pub(super) struct Load {
     slots: usize,
-    /// For each level, the scans of that level and of *less* trusted levels.
+    /// For each level, the scans of that level and of *less* trusted levels: these together may not fill the slots that are
+    /// kept free for more trusted mail. Scans of more trusted mail are left out, because the slots are kept for those scans.
+    /// The number for [`Level::Proven`] is that of all scans.
     held: [usize; 3],
     /// The slow scans among `held`.
     slow: [usize; 3],
-    /// For each level, the scans of large content of that level and of *more* trusted levels.
+    /// For each level, the scans of large content of that level and of *more* trusted levels. Less trusted levels are left
+    /// out, so that their hanging mail does not limit large mail of this level. The number for [`Level::Unknown`] is that of
+    /// all scans of large content.
     large: [usize; 3],
     /// The slow scans among `large`.
     slow_large: [usize; 3],
@@ -156,6 +181,7 @@ pub(super) struct Load {
 }
 
 impl Load {
+    /// Counts the scans of mail; probes are left out.
     fn of<'a>(slots: usize, scans: impl Iterator<Item = &'a Scan>) -> Self {
         let mut load = Self {
             slots,
@@ -183,32 +209,39 @@ impl Load {
     /// Whether a message of that level may take a free slot. A message of an unproven or unknown level may start while the
     /// running scans of its level and of less trusted levels are fewer than the slots minus those kept free of the level. One
     /// scan of unproven mail may always run.
-    pub(super) fn admits(&self, now: Instant, level: Level, used: &Use) -> bool {
-        if without(Mechanism::Lanes) || level == Level::Proven {
+    pub(super) fn admits(&self, now: Instant, level: Level, slot_use: &SlotUse) -> bool {
+        if without(Mechanism::TrustLevels) || level == Level::Proven {
             return true;
         }
         let at = level as usize;
         let kept = match self.slow[at] {
-            0 => used.kept(now, level, self.slots),
+            0 => slot_use.kept(now, level, self.slots),
             _ => level.most_kept(self.slots),
         };
-        let alone = level == Level::Unproven && self.held[1] == self.held[2];
+        let no_unproven_runs =
+            self.held[Level::Unproven as usize] == self.held[Level::Unknown as usize];
+        let first_unproven = level == Level::Unproven && no_unproven_runs;
         let paused = match level {
             Level::Unknown => self.paused,
             Level::Proven | Level::Unproven => 0,
         };
-        alone || self.held[at] + paused < self.slots.saturating_sub(kept).max(1)
+        first_unproven || self.held[at] + paused < self.slots.saturating_sub(kept).max(1)
     }
 
     /// Whether a message that timed out before may take a free slot. The message may hang again, so these messages are
-    /// scanned one at a time, and only while at most half of the slots are held by slow scans. A scan that hangs again counts
-    /// until the engine ends the scan. One at a time is necessary: on an engine with ten slots, unknown senders may hold
-    /// seven. Two of these scans, and a drip of one new hanging message every 30 s (five within a `limit` of 150 s), would
-    /// hold all seven. A large message also waits while any scan of large content is slow: then another timeout might not be
-    /// the fault of the message.
+    /// scanned one at a time, and only while slow scans hold at most half of the slots. A scan that hangs again counts until
+    /// the engine ends the scan.
+    ///
+    /// The limit of one has this reason. On an engine with ten slots, unknown senders may hold seven. If a new message hangs
+    /// every 30 s, five new messages hang within a `limit` of 150 s. Two scans of messages that timed out before would take
+    /// the other two slots of the seven.
+    ///
+    /// A large message also waits while any scan of large content is slow. The slow scan shows that the size of the content may
+    /// be the cause, so another timeout might not be the fault of the message.
     pub(super) fn admits_timed_out_before(&self, large: bool) -> bool {
-        let explained = large && self.slow_large[Level::Unknown as usize] > 0;
-        self.timed_out_before == 0 && 2 * self.slow[0] <= self.slots && !explained
+        let all_slow = self.slow[Level::Proven as usize];
+        let size_explains_timeout = large && self.slow_large[Level::Unknown as usize] > 0;
+        self.timed_out_before == 0 && 2 * all_slow <= self.slots && !size_explains_timeout
     }
 
     /// Whether a large message of that level may take a free slot. Large content can take an engine much longer than small
@@ -217,16 +250,18 @@ impl Load {
     /// hanging large mail of unknown senders takes no slots from large mail of known senders.
     pub(super) fn admits_large(&self, level: Level) -> bool {
         let at = level as usize;
-        without(Mechanism::Lanes) || self.slow_large[at] == 0 || !self.is_too_much(self.large[at])
+        without(Mechanism::TrustLevels)
+            || self.slow_large[at] == 0
+            || !self.is_group_at_limit(self.large[at])
     }
 
-    /// Whether a number of scans reaches the limit for scans of one sort (one party, or large content) of which at least one
-    /// is slow: half of the slots that unknown senders may hold.
-    fn is_too_much(&self, of_one_sort: usize) -> bool {
+    /// Whether a group of scans, the scans of one party or those of large content, may not get another slot once one of its
+    /// scans is slow: the group holds half of the slots that unknown senders may hold.
+    fn is_group_at_limit(&self, group_scans: usize) -> bool {
         let most = self
             .slots
             .saturating_sub(Level::Unknown.most_kept(self.slots));
-        of_one_sort >= (most / 2).max(1)
+        group_scans >= (most / 2).max(1)
     }
 }
 
@@ -242,14 +277,18 @@ impl Gate {
         }
     }
 
-    /// Pauses the slot of a scan that has ended, if the scan was of an unknown sender and past its timeout.
+    /// Pauses the slot of a scan that has ended, if the scan was of an unknown sender and past its timeout: the slot takes no
+    /// mail of unknown senders for a random time. The upper bound is four times [`Times::wait`](super::Times::wait), or the
+    /// time that the scan held the slot divided by [`PAUSE_DIVISOR`] if that is shorter.
     ///
-    /// Without the pause, hanging messages that arrive at a fixed interval can be in step with the slots: if the engine ends each
-    /// hanging scan after a multiple of the interval, a slot becomes free just when the next hanging message is first in the
-    /// queue, and other mail gets no slot. A random pause of up to four times [`Times::wait`](super::Times::wait) breaks the
-    /// step, because fresh mail leaves the queue after `wait`.
+    /// Without the pause, hanging messages that arrive at a fixed interval can be in step with the slots. If the engine ends
+    /// each hanging scan after a multiple of the interval, a slot becomes free just when the next hanging message is first in
+    /// the queue, and other mail gets no slot. The pause breaks this step: fresh mail leaves the queue after `wait`. So a
+    /// hanging message that waits for this slot mostly leaves before the pause ends, and the slot goes to a message that
+    /// arrived at another time.
     pub(super) fn pause_slot(&mut self, now: Instant, scan: &Scan) {
-        self.pauses.retain(|pause| now < pause.end);
+        let judged_after = self.judged_after();
+        self.pauses.retain(|pause| now < pause.end + judged_after);
         if scan.is_overdue && scan.level == Level::Unknown && !scan.is_probe {
             let longest = (self.times.wait * 4).min((now - scan.started) / PAUSE_DIVISOR);
             let length = longest.mul_f64(chance::rng().random());
@@ -260,26 +299,32 @@ impl Gate {
         }
     }
 
+    /// How long after a pause it is unknown whether the next mail in the slot hangs as well: until waiting mail has begun, and
+    /// would be slow.
+    fn judged_after(&self) -> Duration {
+        self.times.wait + self.times.slow(false)
+    }
+
     /// Parties that may not start another scan: at least one scan of the party is slow, and the party already holds half of
     /// the slots that unknown senders may hold. The other half is for other parties.
-    pub(super) fn stuck_parties(&self, load: &Load) -> Vec<u64> {
-        if load.slow[0] == 0 || without(Mechanism::Lanes) {
+    pub(super) fn parties_at_limit(&self, load: &Load) -> Vec<u64> {
+        if load.slow[Level::Proven as usize] == 0 || without(Mechanism::TrustLevels) {
             return Vec::new();
         }
         let scans = || self.scans.values().filter(|scan| !scan.is_probe);
-        let of = |party| {
+        let scans_of = |party| {
             scans()
                 .filter(|scan| scan.request.fairness_key.party == party)
                 .count()
         };
-        let mut stuck: Vec<u64> = scans()
+        let mut parties: Vec<u64> = scans()
             .filter(|scan| scan.is_slow)
             .map(|s| s.request.fairness_key.party)
             .collect();
-        stuck.sort_unstable();
-        stuck.dedup();
-        stuck.retain(|party| load.is_too_much(of(*party)));
-        stuck
+        parties.sort_unstable();
+        parties.dedup();
+        parties.retain(|party| load.is_group_at_limit(scans_of(*party)));
+        parties
     }
 
     /// Whether the engine is short of slots for a message: the engine takes mail, but this message would have to wait now,
@@ -291,16 +336,17 @@ impl Gate {
         }
         let admits = || {
             let (load, level) = (self.load(now), self.level(request));
-            load.admits(now, level, &self.used) && (!request.large || load.admits_large(level))
+            load.admits(now, level, &self.slot_use) && (!request.large || load.admits_large(level))
         };
         self.free() == 0 || self.canaries.blocking(request).is_some() || !admits()
     }
 
-    /// Whether statistics blame the mail of unknown senders: of their scans that began since the oldest stuck one, at most
-    /// [`FAST_SCANS_PER_STUCK_MAX`] have ended well for each stuck one, so a quarter or more are stuck. A scan counts as stuck
-    /// until the pause of its slot has ended. This pattern shows a flood from many senders whose messages have no common trait.
-    /// Other engines then do not make up for this engine, or policy would deliver the flood on their answers.
-    pub(super) fn blames_strangers(&self, now: Instant) -> bool {
+    /// Whether statistics make the mail of unknown senders suspected: of their scans that began since the oldest stuck one, at
+    /// most [`FAST_SCANS_PER_STUCK_MAX`] have ended well for each stuck one, so a quarter or more are stuck. A scan is stuck
+    /// while it is slow, and after its end until the next scan in its slot would be slow. This pattern shows a flood from many senders
+    /// whose messages have no common trait. The gate then parks waiting mail of unknown senders: other engines do not make up
+    /// for this engine, or policy would deliver the flood on their answers.
+    pub(super) fn suspects_unknown_senders(&self, now: Instant) -> bool {
         let is_stuck =
             |scan: &&Scan| scan.level == Level::Unknown && !scan.is_probe && scan.is_slow;
         let running = self
@@ -308,14 +354,16 @@ impl Gate {
             .values()
             .filter(is_stuck)
             .map(|scan| scan.started);
-        let paused = self.pauses.iter().filter(|pause| now < pause.end);
+        let paused = self.pauses.iter();
+        let paused = paused.filter(|pause| now < pause.end + self.judged_after());
         let stuck: Vec<Instant> = running.chain(paused.map(|pause| pause.started)).collect();
         let Some(oldest) = stuck.iter().min() else {
             return false;
         };
-        let well = self.strangers_well.iter().filter(|began| *began >= oldest);
+        let fast = self.unknown_fast_scans.iter();
+        let fast_since = fast.filter(|began| *began >= oldest);
         let most = FAST_SCANS_PER_STUCK_MAX * stuck.len();
-        well.take(most + 1).count() <= most
+        fast_since.take(most + 1).count() <= most
     }
 }
 
@@ -338,54 +386,61 @@ mod tests {
     /// Law 1: without more trusted mail, unknown senders may use every slot. Otherwise the slots that more trusted mail uses
     /// are kept free, and one more: at most a third, and a third as soon as one scan of unknown senders is slow.
     #[tokio::test(start_paused = true)]
-    async fn what_is_kept_follows_what_is_used() {
+    async fn the_slots_kept_free_follow_recent_use() {
         let now = Instant::now();
-        let mut used = Use::new(now);
-        let most = |now, used: &Use, slow| {
+        let mut slot_use = SlotUse::new(now);
+        let most = |now, slot_use: &SlotUse, slow| {
             let admits = |n: &usize| {
                 let slow = usize::from(slow);
-                load(12, [*n; 3], [slow; 3]).admits(now, Level::Unknown, used)
+                load(12, [*n; 3], [slow; 3]).admits(now, Level::Unknown, slot_use)
             };
             (0..12).take_while(admits).count()
         };
-        assert_eq!(most(now, &used, false), 12, "nobody else is there");
-        used.begins(now, Level::Proven);
-        assert_eq!(most(now, &used, false), 11);
+        assert_eq!(most(now, &slot_use, false), 12, "no other mail is there");
+        slot_use.scan_began(now, Level::Proven);
+        assert_eq!(most(now, &slot_use, false), 11);
         let later = now + 3 * USE_TIME_CONSTANT;
-        used.pass(later);
-        assert_eq!(most(later, &used, false), 11, "one is used nearly always");
-        (0..9).for_each(|_| used.begins(later, Level::Unproven));
+        slot_use.update_means(later);
+        assert_eq!(
+            most(later, &slot_use, false),
+            11,
+            "one is used nearly always"
+        );
+        (0..9).for_each(|_| slot_use.scan_began(later, Level::Unproven));
         let later = later + 3 * USE_TIME_CONSTANT;
-        used.pass(later);
-        assert_eq!(most(later, &used, false), 8, "a third at most");
-        (0..9).for_each(|_| used.ceases(later, Level::Unproven));
-        used.ceases(later, Level::Proven);
+        slot_use.update_means(later);
+        assert_eq!(most(later, &slot_use, false), 8, "a third at most");
+        (0..9).for_each(|_| slot_use.scan_ended_or_slow(later, Level::Unproven));
+        slot_use.scan_ended_or_slow(later, Level::Proven);
         let later = later + 6 * USE_TIME_CONSTANT;
-        used.pass(later);
-        assert_eq!(most(later, &used, false), 11);
-        assert_eq!(most(later, &used, true), 8, "a third once one is slow");
-        assert_eq!(most(later + RESERVE_IDLE_MAX, &used, false), 12);
+        slot_use.update_means(later);
+        assert_eq!(most(later, &slot_use, false), 11);
+        assert_eq!(most(later, &slot_use, true), 8, "a third once one is slow");
+        assert_eq!(most(later + KEPT_SLOTS_IDLE_MAX, &slot_use, false), 12);
     }
 
     /// Law 2: known senders with new attachments have slots of their own, even if many scans of unknown senders hang.
     #[tokio::test(start_paused = true)]
-    async fn strangers_that_hang_leave_room_for_what_is_unproven() {
+    async fn hanging_unknown_mail_leaves_slots_to_unproven_mail() {
         let now = Instant::now();
-        let used = Use::new(now);
+        let slot_use = SlotUse::new(now);
         let stuck = load(12, [8, 8, 8], [8, 8, 8]);
-        assert!(!stuck.admits(now, Level::Unknown, &used));
-        assert!(stuck.admits(now, Level::Unproven, &used));
+        assert!(!stuck.admits(now, Level::Unknown, &slot_use));
+        assert!(stuck.admits(now, Level::Unproven, &slot_use));
         let more = load(12, [10, 10, 8], [10, 10, 8]);
-        assert!(!more.admits(now, Level::Unproven, &used));
-        assert!(more.admits(now, Level::Proven, &used));
+        assert!(!more.admits(now, Level::Unproven, &slot_use));
+        assert!(more.admits(now, Level::Proven, &slot_use));
         let alone = load(3, [2, 2, 2], [2, 2, 2]);
-        assert!(alone.admits(now, Level::Unproven, &used), "one may always");
+        assert!(
+            alone.admits(now, Level::Unproven, &slot_use),
+            "one may always"
+        );
     }
 
     /// Law 4: messages that timed out before are scanned one at a time, and only while at most half of the slots are held by
     /// slow scans; large ones not while large mail is slow.
     #[test]
-    fn what_hung_once_is_scanned_alone() {
+    fn mail_that_timed_out_before_is_scanned_alone() {
         assert!(load(8, [8, 0, 0], [4, 0, 0]).admits_timed_out_before(false));
         assert!(!load(8, [8, 0, 0], [5, 0, 0]).admits_timed_out_before(false));
         let one = Load {

@@ -18,9 +18,9 @@ use crate::observation::ScanReason;
 use crate::scan::FairnessKey;
 
 /// Bounds the search for a message that may start: the number of lines in which no message may start, and the number of
-/// messages examined in each line. The search usually ends much earlier. A party with a slow scan is barred once the party
-/// holds half of the slots that unknown senders may hold, so two parties at most are barred while a slot is free, and the
-/// third line has a message that may start. The bound covers engines with few slots, and messages that may not start for
+/// messages examined in each line. The search usually ends much earlier. A party with a slow scan may start no other scan once
+/// the party holds half of the slots that unknown senders may hold. So at most two parties may not start while a slot is free,
+/// and the third line has a message that may start. The bound covers engines with few slots, and messages that may not start for
 /// other reasons.
 const ENTRIES_EXAMINED_MAX: usize = 256;
 
@@ -137,9 +137,9 @@ enum Search {
     /// The next message in turn.
     Next(QueuePlace),
     /// Messages wait, but none of those examined may start.
-    Stuck,
+    NoneMayStart,
     /// No message waits.
-    Nobody,
+    NoneWaits,
 }
 
 /// The place of a message: its ticket, and the tag that orders its line: start tag, then the ticket since which the line
@@ -183,7 +183,7 @@ impl Line for Fifo {
             .filter(|(ticket, _)| (predicates.waits)(**ticket))
             .peekable();
         if waiting.peek().is_none() {
-            return Search::Nobody;
+            return Search::NoneWaits;
         }
         let mut places = waiting.take(ENTRIES_EXAMINED_MAX);
         match places.find(|(ticket, _)| (predicates.may_start)(**ticket)) {
@@ -192,7 +192,7 @@ impl Line for Fifo {
                 fairness_key,
                 ticket,
             }),
-            None => Search::Stuck,
+            None => Search::NoneMayStart,
         }
     }
 
@@ -329,14 +329,16 @@ where
                         ..place
                     });
                 }
-                Some(Search::Stuck) if looked_at == ENTRIES_EXAMINED_MAX => return Search::Stuck,
-                Some(Search::Stuck) => looked_at += 1,
-                Some(Search::Nobody) | None => {}
+                Some(Search::NoneMayStart) if looked_at == ENTRIES_EXAMINED_MAX => {
+                    return Search::NoneMayStart;
+                }
+                Some(Search::NoneMayStart) => looked_at += 1,
+                Some(Search::NoneWaits) | None => {}
             }
         }
         match looked_at {
-            0 => Search::Nobody,
-            _ => Search::Stuck,
+            0 => Search::NoneWaits,
+            _ => Search::NoneMayStart,
         }
     }
 
@@ -378,6 +380,7 @@ where
 }
 
 impl Turns {
+    /// Adds a message at the end of the line of its party.
     pub(super) fn push(
         &mut self,
         class: Class,
@@ -385,7 +388,7 @@ impl Turns {
         fairness_key: FairnessKey,
         ticket: Ticket,
     ) {
-        if !self.somebody_waits(class) {
+        if !self.has_waiting(class) {
             self.catch_up(class);
         }
         let fairness_key = match class.is_fresh() && !without(Mechanism::Turns) {
@@ -396,7 +399,8 @@ impl Turns {
         self.lines[class as usize].push(level, fairness_key, ticket);
     }
 
-    fn somebody_waits(&self, class: Class) -> bool {
+    /// Whether the class has places, even only of messages that have left.
+    fn has_waiting(&self, class: Class) -> bool {
         let lines = &self.lines[class as usize];
         Level::ALL.iter().any(|level| lines.has_places(*level))
     }
@@ -404,7 +408,7 @@ impl Turns {
     /// Advances the virtual time of a class without waiting messages, so that an idle class saves up no turns: to the least
     /// virtual time of the classes with waiting messages, or to the largest of all classes if no message waits.
     fn catch_up(&mut self, class: Class) {
-        let waits = |other: &Class| self.somebody_waits(*other);
+        let waits = |other: &Class| self.has_waiting(*other);
         let time = |other: Class| self.times[other as usize];
         let waiting = Class::ALL.into_iter().filter(waits).map(time).min();
         let least = waiting.or(Class::ALL.into_iter().map(time).max());
@@ -414,7 +418,7 @@ impl Turns {
 
     /// The next class, of those in the bit set `among` that have places.
     fn next_class(&self, among: u8) -> Option<Class> {
-        let may = |class: &Class| among & 1 << *class as u8 != 0 && self.somebody_waits(*class);
+        let may = |class: &Class| among & 1 << *class as u8 != 0 && self.has_waiting(*class);
         let classes = Class::ALL.into_iter().filter(may);
         classes.min_by_key(|class| self.times[*class as usize])
     }

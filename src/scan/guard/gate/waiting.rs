@@ -33,6 +33,7 @@ impl Gate {
         self.is_suspicious(key).then(|| slow_copies(key))
     }
 
+    /// The refusal by the first diversion that matches the message; `None` if no diversion stops the message now.
     pub(super) fn diversion(&mut self, now: Instant, request: &GateRequest) -> Option<GateRefusal> {
         let diversion = self.diversions.iter().find(|d| d.matches(request))?;
         let id = &diversion.id;
@@ -63,6 +64,7 @@ impl Gate {
         }
     }
 
+    /// The level of trust of a message: it decides which slots the message may take.
     pub(super) fn level(&self, request: &GateRequest) -> Level {
         let proven = request
             .fingerprint
@@ -71,6 +73,7 @@ impl Gate {
         Level::of(request.reputation, proven)
     }
 
+    /// The class of a message: it decides when the message has its turn.
     pub(super) fn class(&self, request: &GateRequest) -> Class {
         Class::of(
             request.scan_reason,
@@ -108,6 +111,7 @@ impl Gate {
         is_fresh && !self.covered && matches!(refusal, GateRefusal::Open(_))
     }
 
+    /// Scans of mail that may begin now on all replicas together.
     pub(super) fn free(&self) -> usize {
         (0..self.replicas.len()).map(|at| self.free_of(at)).sum()
     }
@@ -133,15 +137,17 @@ impl Gate {
         }
     }
 
+    /// Takes the next message in turn out of the turns, of the messages that may start; `None` if no slot is free or no message
+    /// may start. The message stays in `waiting`.
     fn next_in_turn(&mut self, now: Instant) -> Option<Ticket> {
         if self.waiting.is_empty() || self.free() == 0 {
             return None;
         }
         let load = self.load(now);
-        let stuck = self.stuck_parties(&load);
-        let (waiting, used) = (&self.waiting, &self.used);
+        let at_limit = self.parties_at_limit(&load);
+        let (waiting, slot_use) = (&self.waiting, &self.slot_use);
         let has_room = |class, level| {
-            load.admits(now, level, used)
+            load.admits(now, level, slot_use)
                 && (class != Class::TimedOutBefore || load.admits_timed_out_before(false))
         };
         let waits = |ticket| waiting.contains_key(&ticket);
@@ -149,7 +155,7 @@ impl Gate {
             waiting
                 .get(&ticket)
                 .is_none_or(|Waiting { request, level, .. }| {
-                    !stuck.contains(&request.fairness_key.party)
+                    !at_limit.contains(&request.fairness_key.party)
                         && (!request.large || load.admits_large(*level))
                         && (!request.timed_out_before
                             || load.admits_timed_out_before(request.large))
@@ -158,6 +164,8 @@ impl Gate {
         self.turns.pop(has_room, waits, may_start)
     }
 
+    /// Starts the scan of a message that has its turn. If as many copies of its content as allowed are in the engine, parks the
+    /// message behind these copies, or refuses the message if all the copies are slow.
     pub(super) fn start_or_park(&mut self, now: Instant, ticket: Ticket) {
         let Some(waiting) = self.waiting.get_mut(&ticket) else {
             return;
@@ -175,7 +183,7 @@ impl Gate {
         };
         if let Some(Waiting { request, level, .. }) = self.waiting.remove(&ticket) {
             self.canaries.begin(&request);
-            self.used.begins(now, level);
+            self.slot_use.scan_began(now, level);
             self.replicas[replica].running += 1;
             let scan = Scan {
                 request,
@@ -212,6 +220,7 @@ impl Gate {
         two.max_by_key(|&at| self.free_of(at))
     }
 
+    /// Gives messages that were parked behind copies a turn again, as a copy has ended.
     pub(super) fn offer_again(&mut self, parked: Vec<Ticket>) {
         for ticket in parked {
             if let Some(waiting) = self.waiting.get_mut(&ticket) {
@@ -223,6 +232,7 @@ impl Gate {
         }
     }
 
+    /// Removes a waiting message and orders its refusal.
     pub(super) fn refuse(&mut self, ticket: Ticket, refusal: GateRefusal) {
         if self.waiting.remove(&ticket).is_some() {
             self.orders.push(GateOrder::Refuse(ticket, refusal));

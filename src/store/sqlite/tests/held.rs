@@ -226,7 +226,7 @@ fn an_empty_store_takes_mail_on_a_full_disk() {
         (8 * free, 16 * free, false),
     ] {
         let health = Health::new(folder.path().to_owned(), reserve);
-        health.can_reuse(reusable);
+        health.set_reusable(reusable);
         health.measure();
         assert_eq!(health.check().is_ok(), takes, "{reserve} {reusable}");
     }
@@ -253,7 +253,7 @@ fn the_disk_bounds_the_quarantine() {
     );
     assert!(measured(free / 4).spare > 0);
     let health = Health::new(folder.path().to_owned(), u64::MAX / 2);
-    health.can_reuse(u64::MAX);
+    health.set_reusable(u64::MAX);
     health.measure();
     assert!(
         health.disk().spare > 0,
