@@ -1,17 +1,19 @@
 //! The messages of one recovery round: which are scanned concurrently, and which one at a time.
 //!
-//! Two kinds of suspected messages are scanned one at a time, each kind in a queue of its own: messages whose scan timed out
-//! before, and messages that were `parked`. A message that hangs again must not delay a parked message, which is most likely
-//! innocent.
+//! Three kinds of suspected messages are scanned one at a time, each kind in a queue of its own: messages whose scan timed out
+//! before, of known and of unknown senders, and messages that were `parked`. A message that hangs again must not delay a parked
+//! message, which is most likely innocent, nor a known sender's message that timed out as an outage began.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use futures_util::future::select_all;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use super::round::Step;
+use crate::message::SenderReputation;
 use crate::store::{Lane, Record, Working};
 use crate::verdict::{Reason, Report};
 
@@ -22,19 +24,22 @@ const ALONE_QUEUE_MAX: usize = 64;
 /// Why a message is scanned alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Suspected {
-    /// A scan of the message timed out before.
+    /// A scan of the known sender's message timed out before.
+    TimedOutOfKnown,
+    /// A scan of the message timed out before, and the sender is not known.
     TimedOut,
     /// Similar messages were slow (`parked`).
     Parked,
 }
 
 impl Suspected {
-    const ALL: [Self; 2] = [Self::TimedOut, Self::Parked];
+    const ALL: [Self; 3] = [Self::TimedOutOfKnown, Self::TimedOut, Self::Parked];
 
     fn of(record: &Record) -> Option<Self> {
         let is_parked = |report: &Report| report.missing() == Some(Reason::Parked);
         match record.timeouts {
             0 => record.reports.iter().any(is_parked).then_some(Self::Parked),
+            _ if record.reputation == Some(SenderReputation::Known) => Some(Self::TimedOutOfKnown),
             _ => Some(Self::TimedOut),
         }
     }
@@ -45,7 +50,7 @@ impl Suspected {
 pub(super) struct Places {
     all: Arc<Semaphore>,
     /// One place for each kind of suspected messages.
-    alone: [Arc<Semaphore>; 2],
+    alone: [Arc<Semaphore>; 3],
 }
 
 impl Places {
@@ -63,7 +68,7 @@ pub(super) struct Crew {
     pub(super) at_work: FuturesUnordered<JoinHandle<Step>>,
     ready: VecDeque<(Lane, Record, Working)>,
     /// One queue for each kind of suspected messages.
-    alone: [VecDeque<(Lane, Record, Working)>; 2],
+    alone: [VecDeque<(Lane, Record, Working)>; 3],
 }
 
 impl Crew {
@@ -116,17 +121,13 @@ impl Crew {
     /// Waits for a free place while no scan of this round is under way: scans of an earlier round hang and hold the places.
     pub(super) async fn freed(&self) {
         let alone = self.alone.iter().zip(&self.places.alone);
-        let mut waits = alone
+        let waits: Vec<_> = alone
             .filter(|(line, _)| !line.is_empty())
-            .map(|(_, places)| places);
-        match (self.ready.is_empty(), waits.next(), waits.next()) {
-            (true, Some(first), Some(second)) => tokio::select! {
-                biased;
-                _ = first.acquire() => {}
-                _ = second.acquire() => {}
-            },
-            (true, Some(only), None) => drop(only.acquire().await),
-            (false, ..) | (true, None, _) => drop(self.places.all.acquire().await),
+            .map(|(_, places)| Box::pin(places.acquire()))
+            .collect();
+        match self.ready.is_empty() && !waits.is_empty() {
+            true => drop(select_all(waits).await),
+            false => drop(self.places.all.acquire().await),
         }
     }
 

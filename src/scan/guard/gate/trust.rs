@@ -175,7 +175,8 @@ pub(super) struct Load {
     /// The slow scans among `large`.
     slow_large: [usize; 3],
     /// Scans of messages that timed out before.
-    timed_out_before: usize,
+    /// The first of known senders, the second of unknown senders.
+    timed_out_before: [usize; 2],
     /// Free slots that take no mail of unknown senders yet.
     paused: usize,
 }
@@ -189,7 +190,7 @@ impl Load {
             slow: [0; 3],
             large: [0; 3],
             slow_large: [0; 3],
-            timed_out_before: 0,
+            timed_out_before: [0; 2],
             paused: 0,
         };
         for scan in scans.filter(|scan| !scan.is_probe) {
@@ -201,7 +202,8 @@ impl Load {
                 load.large[level] += usize::from(scan.request.large);
                 load.slow_large[level] += usize::from(scan.request.large && scan.is_slow);
             }
-            load.timed_out_before += usize::from(scan.request.timed_out_before);
+            let of_unknown = usize::from(scan.level == Level::Unknown);
+            load.timed_out_before[of_unknown] += usize::from(scan.request.timed_out_before);
         }
         load
     }
@@ -238,10 +240,20 @@ impl Load {
     ///
     /// A large message also waits while any scan of large content is slow. The slow scan shows that the size of the content may
     /// be the cause, so another timeout might not be the fault of the message.
-    pub(super) fn admits_timed_out_before(&self, large: bool) -> bool {
-        let all_slow = self.slow[Level::Proven as usize];
+    ///
+    /// Known and unknown senders each have one such scan, and for known senders only their own slow scans count: hanging mail
+    /// of unknown senders takes nothing from mail of known senders (law 2), which may have timed out just before an outage.
+    pub(super) fn admits_timed_out_before(&self, level: Level, large: bool) -> bool {
+        let (all, unknown) = (
+            self.slow[Level::Proven as usize],
+            self.slow[Level::Unknown as usize],
+        );
+        let (running, slow) = match level {
+            Level::Proven | Level::Unproven => (self.timed_out_before[0], all - unknown),
+            Level::Unknown => (self.timed_out_before[1], all),
+        };
         let size_explains_timeout = large && self.slow_large[Level::Unknown as usize] > 0;
-        self.timed_out_before == 0 && 2 * all_slow <= self.slots && !size_explains_timeout
+        running == 0 && 2 * slow <= self.slots && !size_explains_timeout
     }
 
     /// Whether a large message of that level may take a free slot. Large content can take an engine much longer than small
@@ -378,7 +390,7 @@ mod tests {
             slow,
             large: [0; 3],
             slow_large: [0; 3],
-            timed_out_before: 0,
+            timed_out_before: [0; 2],
             paused: 0,
         }
     }
@@ -441,18 +453,26 @@ mod tests {
     /// slow scans; large ones not while large mail is slow.
     #[test]
     fn mail_that_timed_out_before_is_scanned_alone() {
-        assert!(load(8, [8, 0, 0], [4, 0, 0]).admits_timed_out_before(false));
-        assert!(!load(8, [8, 0, 0], [5, 0, 0]).admits_timed_out_before(false));
+        assert!(load(8, [8, 0, 0], [4, 0, 0]).admits_timed_out_before(Level::Unknown, false));
+        assert!(!load(8, [8, 0, 0], [5, 0, 0]).admits_timed_out_before(Level::Unknown, false));
         let one = Load {
-            timed_out_before: 1,
+            timed_out_before: [0, 1],
             ..load(8, [1, 1, 1], [0; 3])
         };
-        assert!(!one.admits_timed_out_before(false));
+        assert!(!one.admits_timed_out_before(Level::Unknown, false));
+        assert!(one.admits_timed_out_before(Level::Proven, false));
+        let many_of_unknown = load(8, [6, 6, 6], [6, 6, 6]);
+        assert!(many_of_unknown.admits_timed_out_before(Level::Unproven, false));
+        let many_of_known = load(8, [6, 0, 0], [6, 0, 0]);
+        assert!(!many_of_known.admits_timed_out_before(Level::Proven, false));
         let large = Load {
             large: [0, 1, 1],
             slow_large: [0, 1, 1],
             ..load(8, [1, 1, 0], [1, 1, 0])
         };
-        assert!(large.admits_timed_out_before(false) && !large.admits_timed_out_before(true));
+        assert!(
+            large.admits_timed_out_before(Level::Unknown, false)
+                && !large.admits_timed_out_before(Level::Unknown, true)
+        );
     }
 }

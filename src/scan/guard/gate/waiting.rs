@@ -148,7 +148,7 @@ impl Gate {
         let (waiting, slot_use) = (&self.waiting, &self.slot_use);
         let has_room = |class, level| {
             load.admits(now, level, slot_use)
-                && (class != Class::TimedOutBefore || load.admits_timed_out_before(false))
+                && (class != Class::TimedOutBefore || load.admits_timed_out_before(level, false))
         };
         let waits = |ticket| waiting.contains_key(&ticket);
         let may_start = |ticket| {
@@ -158,7 +158,7 @@ impl Gate {
                     !at_limit.contains(&request.fairness_key.party)
                         && (!request.large || load.admits_large(*level))
                         && (!request.timed_out_before
-                            || load.admits_timed_out_before(request.large))
+                            || load.admits_timed_out_before(*level, request.large))
                 })
         };
         self.turns.pop(has_room, waits, may_start)
