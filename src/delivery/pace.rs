@@ -43,11 +43,11 @@ mod probing;
 mod taken_rate;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::time::Duration;
 
 use rand::{Rng, RngExt as _};
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::next_hop::HopSignal;
@@ -57,6 +57,8 @@ use content_failures::ContentFailures;
 use limits::{Limits, RATE_CUT_FACTOR, RATE_MIN, WINDOW_INITIAL};
 use probing::Probing;
 use taken_rate::TakenRate;
+
+pub use view::{PaceState, View};
 
 /// Shortest interval between two rate cuts. Replies to deliveries that were in flight together count as one refusal.
 const RATE_CUT_INTERVAL: Duration = Duration::from_secs(1);
@@ -134,31 +136,6 @@ pub enum PaceChange {
     Free,
     /// From paced to free, because the hop defers single messages at any rate.
     PerMessageDeferrals,
-}
-
-/// Current state and limits.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct View {
-    /// Free, paced or dead.
-    pub state: PaceState,
-    /// Rate limit in messages a second; `None` without a limit.
-    pub rate: Option<f64>,
-    /// Limit of concurrent deliveries in addition to the connection limit; `None` without one.
-    pub window: Option<usize>,
-    /// Time before which nothing goes out.
-    pub until: Option<Instant>,
-}
-
-/// Name of the state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PaceState {
-    /// Everything goes out.
-    Free,
-    /// Mail goes out within a rate and a window.
-    Paced,
-    /// One probe at a time goes out.
-    Dead,
 }
 
 /// The state machine of one next hop. Time must not go backwards between calls.

@@ -217,7 +217,7 @@ const PARAMETERS_MAX: usize = 6;
 const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
     (
         "config/sections/engine/mod.rs",
-        "usual",
+        "defaults",
         "a table: one entry for each engine kind",
     ),
     (

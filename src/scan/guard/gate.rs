@@ -40,7 +40,7 @@ pub(super) use replica::ReplicaState;
 pub(super) use request::{GateOrder, GateRefusal, GateRequest, ScanEnd, Times};
 use stall::Latencies;
 use time::{evidence, observed};
-use trust::{Level, Pause, SlotUse};
+use trust::{Level, SlotUse};
 use turns::{Class, Turns};
 
 /// Identifies one message at the gate, from its request to the end of its wait or of its scan.
@@ -106,8 +106,10 @@ pub(super) struct Gate {
     watched_since: Instant,
     /// Start times of scans of unknown senders that were answered before they were slow; the newest ones only.
     unknown_fast_scans: VecDeque<Instant>,
-    /// The slots that are free again and take no mail of unknown senders yet.
-    pauses: Vec<Pause>,
+    /// For each slot that is free again and takes no mail of unknown senders yet, the end of that pause.
+    pauses: Vec<Instant>,
+    /// End of the suspicion that scans which have ended cast on the mail of unknown senders.
+    suspected_until: Option<Instant>,
     /// The last breaker that opened did so because proven mail of known senders hung, or a probe.
     hangs_on_known: bool,
     /// Whether other engines make up for this engine while its breakers are open.
@@ -159,6 +161,7 @@ impl Gate {
             watched_since: now,
             unknown_fast_scans: VecDeque::new(),
             pauses: Vec::new(),
+            suspected_until: None,
             hangs_on_known: false,
             covered: true,
             returns: 0,

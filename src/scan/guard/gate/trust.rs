@@ -13,8 +13,7 @@
 //! - **slow**: the scan lasts longer than [`Times::slow`](super::Times::slow). This is evidence and not a failure.
 //! - **overdue**: the scan lasts longer than [`Times::timeout`](super::Times::timeout). Each overdue scan is slow. An overdue
 //!   scan is a **zombie** as long as it holds its slot.
-//! - **stuck**: the scan is slow; or the scan has ended, and its slot is [paused](Gate::pause_slot) or was until a moment ago. Only
-//!   [`Gate::suspects_unknown_senders`] counts stuck scans.
+//! - **stuck**: a slow scan of an unknown sender, as [`Gate::suspects_unknown_senders`] counts it.
 //! - **hang**: the engine does not end the scan by itself, or ends it only at a limit. The gate cannot know this before the
 //!   end of the scan, so it judges by the states above.
 //! - **lost worker**: the slot of an overdue scan whose message no interceptor matches (`src/intercept/loss.rs`).
@@ -149,15 +148,6 @@ impl SlotUse {
     }
 }
 
-/// A slot that is free again after a scan of an unknown sender past its timeout, and takes no mail of unknown senders yet. See
-/// [`Gate::pause_slot`].
-#[derive(Debug)]
-pub(super) struct Pause {
-    pub(super) end: Instant,
-    /// Start of the scan.
-    started: Instant,
-}
-
 /// The slots of the replicas that take mail, and the scans that hold them, at one moment.
 #[derive(Debug)]
 pub(super) struct Load {
@@ -284,7 +274,7 @@ impl Gate {
         let replicas = self.replicas.iter().filter(|replica| replica.allowed() > 0);
         let scans = self.scans.values().filter(|scan| takes(scan.replica));
         Load {
-            paused: self.pauses.iter().filter(|pause| now < pause.end).count(),
+            paused: self.pauses.iter().filter(|end| now < **end).count(),
             ..Load::of(replicas.count() * self.slots, scans)
         }
     }
@@ -299,22 +289,18 @@ impl Gate {
     /// hanging message that waits for this slot mostly leaves before the pause ends, and the slot goes to a message that
     /// arrived at another time.
     pub(super) fn pause_slot(&mut self, now: Instant, scan: &Scan) {
-        let judged_after = self.judged_after();
-        self.pauses.retain(|pause| now < pause.end + judged_after);
-        if scan.is_overdue && scan.level == Level::Unknown && !scan.is_probe {
-            let longest = (self.times.wait * 4).min((now - scan.started) / PAUSE_DIVISOR);
-            let length = longest.mul_f64(chance::rng().random());
-            self.pauses.push(Pause {
-                end: now + length,
-                started: scan.started,
-            });
+        self.pauses.retain(|end| now < *end);
+        if !scan.is_overdue || scan.level != Level::Unknown || scan.is_probe {
+            return;
         }
-    }
-
-    /// How long after a pause it is unknown whether the next mail in the slot hangs as well: until waiting mail has begun, and
-    /// would be slow.
-    fn judged_after(&self) -> Duration {
-        self.times.wait + self.times.slow(false)
+        let longest = (self.times.wait * 4).min((now - scan.started) / PAUSE_DIVISOR);
+        let end = now + longest.mul_f64(chance::rng().random());
+        self.pauses.push(end);
+        // It is unknown whether the next mail in the slot hangs as well until mail that waits has begun, and would be slow.
+        if self.statistics_suspect(Some(scan.started)) {
+            let judged = end + self.times.wait + self.times.slow(false);
+            self.suspected_until = self.suspected_until.max(Some(judged));
+        }
     }
 
     /// Parties that may not start another scan: at least one scan of the party is slow, and the party already holds half of
@@ -353,22 +339,21 @@ impl Gate {
         self.free() == 0 || self.canaries.blocking(request).is_some() || !admits()
     }
 
-    /// Whether statistics make the mail of unknown senders suspected: of their scans that began since the oldest stuck one, at
-    /// most [`FAST_SCANS_PER_STUCK_MAX`] have ended well for each stuck one, so a quarter or more are stuck. A scan is stuck
-    /// while it is slow, and after its end until the next scan in its slot would be slow. This pattern shows a flood from many senders
-    /// whose messages have no common trait. The gate then parks waiting mail of unknown senders: other engines do not make up
-    /// for this engine, or policy would deliver the flood on their answers.
+    /// Whether the mail of unknown senders is suspected: by the scans that are stuck now, or by those that have ended, until the
+    /// next scans in their slots would be slow. The gate then parks waiting mail of unknown senders: other engines do not make
+    /// up for this engine, or policy would deliver a flood on their answers.
     pub(super) fn suspects_unknown_senders(&self, now: Instant) -> bool {
+        self.suspected_until.is_some_and(|until| now < until) || self.statistics_suspect(None)
+    }
+
+    /// Whether statistics make the mail of unknown senders suspected: of their scans that began since the oldest stuck one, at
+    /// most [`FAST_SCANS_PER_STUCK_MAX`] have ended well for each stuck one, so a quarter or more are stuck. This pattern shows
+    /// a flood from many senders whose messages have no common trait. `ended` is the start of a stuck scan that ends now.
+    fn statistics_suspect(&self, ended: Option<Instant>) -> bool {
         let is_stuck =
             |scan: &&Scan| scan.level == Level::Unknown && !scan.is_probe && scan.is_slow;
-        let running = self
-            .scans
-            .values()
-            .filter(is_stuck)
-            .map(|scan| scan.started);
-        let paused = self.pauses.iter();
-        let paused = paused.filter(|pause| now < pause.end + self.judged_after());
-        let stuck: Vec<Instant> = running.chain(paused.map(|pause| pause.started)).collect();
+        let running = self.scans.values().filter(is_stuck);
+        let stuck: Vec<Instant> = running.map(|scan| scan.started).chain(ended).collect();
         let Some(oldest) = stuck.iter().min() else {
             return false;
         };

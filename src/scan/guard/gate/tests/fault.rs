@@ -335,11 +335,7 @@ async fn free_slots_do_not_excuse_a_flood() {
         world.gate.orders();
         hanging.iter().for_each(|ticket| world.answered(*ticket));
         let end = world.now + milliseconds(pause);
-        world
-            .gate
-            .pauses
-            .iter_mut()
-            .for_each(|pause| pause.end = end);
+        world.gate.pauses.fill(end);
         for _ in 0..4 {
             world.unique(SenderReputation::Unknown);
         }

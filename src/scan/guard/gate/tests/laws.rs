@@ -77,11 +77,7 @@ impl World {
         let of_strangers = scans().filter(|scan| scan.level == Level::Unknown);
         let slow = scans().filter(|scan| scan.is_slow).count();
         let strangers_most = gate.slots - (gate.slots / 3).max(1);
-        let paused = gate
-            .pauses
-            .iter()
-            .filter(|pause| self.now < pause.end)
-            .count();
+        let paused = gate.pauses.iter().filter(|end| self.now < **end).count();
         let stranger_has_room = of_strangers.count() + paused < strangers_most.max(1);
         let is_alone = |waiting: &Waiting| {
             let counts =
@@ -142,10 +138,9 @@ impl World {
                 .zip(other)
                 .is_some_and(|(one, other)| one.exact == other.exact)
         };
-        // Also while it is not known whether the next scans in the slots of ended ones hang.
-        let unknown = TIMES.wait + TIMES.slow;
-        let mut pauses = self.gate.pauses.iter();
-        let strangers_hang = pauses.any(|pause| self.now < pause.end + unknown)
+        // Also until the next scans in the slots of ended ones would be slow.
+        let until = self.gate.suspected_until;
+        let strangers_hang = until.is_some_and(|until| self.now < until)
             || scans().any(|scan| scan.level == Level::Unknown && scan.is_slow);
         let is_stranger = request.reputation == SenderReputation::Unknown;
         let hangs = scans().any(|scan| shares(scan) && scan.is_slow);
