@@ -5,6 +5,7 @@ mod reloads;
 mod replicas;
 mod sharing;
 mod signatures;
+mod stranded;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -14,6 +15,16 @@ use tokio_rustls::TlsConnector;
 use super::{BuildError, ScanError};
 use crate::deadline::Deadline;
 use crate::trust;
+
+/// A connection that has been idle for this long is checked with keepalive.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+/// Interval between keepalive packets that get no answer.
+const KEEPALIVE_PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// Keepalive packets without an answer after which the host counts as vanished: 25 s after it did.
+const KEEPALIVE_PROBES: u32 = 3;
+/// Age of sent data that the host has not acknowledged, after which the host counts as vanished. Keepalive does not run while
+/// data is on its way (RFC 5482).
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 
 /// The address at which an engine listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,8 +129,8 @@ impl Dial {
     async fn open(&self) -> io::Result<Stream> {
         let plain: Stream = match &self.address {
             Address::Unix(path) => Box::new(UnixStream::connect(path).await?),
-            Address::Tcp(name) => Box::new(undelayed(TcpStream::connect(name).await?)?),
-            Address::Socket(at) => Box::new(undelayed(TcpStream::connect(at).await?)?),
+            Address::Tcp(name) => Box::new(tuned(TcpStream::connect(name).await?)?),
+            Address::Socket(at) => Box::new(tuned(TcpStream::connect(at).await?)?),
         };
         match &self.tls {
             None => Ok(plain),
@@ -146,8 +157,41 @@ fn host(address: &Address) -> Result<Option<String>, BuildError> {
     }
 }
 
-/// Disables Nagle's algorithm: requests are written whole, so waiting for more octets only adds delay.
-fn undelayed(stream: TcpStream) -> io::Result<TcpStream> {
+/// Sets the options of a connection. Disables Nagle's algorithm: requests are written whole, so waiting for more octets only
+/// adds delay. Keepalive ends the connection to a host that has vanished: without it, each scan that was on that host would keep
+/// its slot until the engine's limit. A host that runs answers keepalive whatever its engine does, so a hanging engine keeps its
+/// connections.
+fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_PROBE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    /// M1: the scans on a host that has vanished end long before the engine's limit of 150 s, so their slots are free again.
+    #[tokio::test]
+    async fn a_connection_notices_a_vanished_host() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let stream = TcpStream::connect(address).await.expect("a connection");
+        let stream = tuned(stream).expect("options");
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().expect("keepalive"));
+        assert_eq!(socket.tcp_keepalive_time().expect("time"), KEEPALIVE_IDLE);
+        let interval = socket.tcp_keepalive_interval().expect("interval");
+        let noticed = KEEPALIVE_IDLE + interval * socket.tcp_keepalive_retries().expect("retries");
+        assert_eq!(noticed, Duration::from_secs(25));
+        let unacknowledged = socket.tcp_user_timeout().expect("user timeout");
+        assert_eq!(unacknowledged, Some(UNACKNOWLEDGED_MAX));
+    }
 }

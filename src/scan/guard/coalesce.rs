@@ -134,7 +134,8 @@ async fn stand_in(state: &GuardState, call: &Call, scope: &AnswerScope) -> Optio
     Some(outcome)
 }
 
-/// Scans under way that a caller can join, unless the cached answers have ended since the scan began, as by new signatures.
+/// Scans under way that a caller can join, unless the cached answers have ended since the scan began, as by new signatures, or
+/// the scan is stranded.
 #[derive(Debug, Default)]
 pub(super) struct InFlightScans {
     by_key: HashMap<Key, Joinable>,
@@ -152,10 +153,14 @@ struct Joinable {
 }
 
 impl Joinable {
-    /// Whether the scan uses the signatures of `epoch` or newer ones: the caller that began the scan came in that epoch, or the
-    /// scan still waits for a slot.
-    fn uses_signatures_of(&self, epoch: u64) -> bool {
-        self.epoch == epoch || matches!(*self.in_flight.borrow(), Phase::Waiting)
+    /// Whether a caller of `epoch` can join. The scan is not stranded, and it uses the signatures of `epoch` or newer ones: the
+    /// caller that began the scan came in that epoch, or the scan still waits for a slot.
+    fn is_open_to(&self, epoch: u64) -> bool {
+        match *self.in_flight.borrow() {
+            Phase::Waiting => true,
+            Phase::Running { stranded: true, .. } => false,
+            Phase::Running { .. } | Phase::Done(_) => self.epoch == epoch,
+        }
     }
 
     /// A receiver for the phase of the scan, and the scanned message.
@@ -193,7 +198,7 @@ impl InFlightScans {
     /// The scan of the same octets, if the caller can join it.
     fn joinable(&self, scope: &AnswerScope) -> Option<&Joinable> {
         let joinable = self.by_key.get(&scope.key)?;
-        joinable.uses_signatures_of(scope.epoch).then_some(joinable)
+        joinable.is_open_to(scope.epoch).then_some(joinable)
     }
 
     /// Joins a scan of a message of that content, if the caller can join it; returns the scanned message too.
@@ -203,15 +208,14 @@ impl InFlightScans {
         epoch: u64,
     ) -> Option<(watch::Receiver<Phase>, MessageId)> {
         let joinable = self.by_key.get(self.by_content.get(&content)?)?;
-        joinable
-            .uses_signatures_of(epoch)
-            .then(|| joinable.subscribe())
+        joinable.is_open_to(epoch).then(|| joinable.subscribe())
     }
 
-    /// Removes a scan that has ended. A scan of a newer epoch may have replaced the entry; then the entry stays.
-    fn end(&mut self, scope: &AnswerScope) {
+    /// Removes a scan that has ended. If a later scan has replaced the entry, because of new signatures or because this scan was
+    /// stranded, the entry stays.
+    fn end(&mut self, scope: &AnswerScope, own: &InFlight) {
         let joinable = self.by_key.get(&scope.key);
-        if joinable.is_none_or(|joinable| joinable.epoch != scope.epoch) {
+        if joinable.is_none_or(|joinable| !Arc::ptr_eq(&joinable.in_flight, own)) {
             return;
         }
         self.by_key.remove(&scope.key);
@@ -240,7 +244,7 @@ async fn run_scan(state: Arc<GuardState>, scope: AnswerScope, call: Call, next: 
     if let Err(ScanError::NoAnswer(limit)) = &outcome {
         report_lost(&state, scope.message, *limit);
     }
-    state.in_flight_scans().end(&scope);
+    state.in_flight_scans().end(&scope, &in_flight);
     in_flight.send_replace(Phase::Done(outcome));
 }
 
@@ -323,7 +327,7 @@ impl Caller {
             let until = match phase {
                 Phase::Done(outcome) => return outcome,
                 Phase::Waiting => self.deadline,
-                Phase::Running { since, blocked } => {
+                Phase::Running { since, blocked, .. } => {
                     if let Some(error) = self.gives_up(since.elapsed(), blocked, presence) {
                         return Err(error);
                     }

@@ -87,7 +87,14 @@ impl Canaries {
         end: ScanEnd,
         in_time: bool,
     ) -> Vec<Ticket> {
-        let proves = in_time && matches!(end, ScanEnd::Answered { .. });
+        if in_time && matches!(end, ScanEnd::Answered { .. }) {
+            keys(request).for_each(|key| self.prove(now, key));
+        }
+        self.release(request)
+    }
+
+    /// Counts a scan no longer as a copy in the engine. Returns the tickets like [`end`](Self::end).
+    pub(super) fn release(&mut self, request: &GateRequest) -> Vec<Ticket> {
         let mut parked = Vec::new();
         for key in keys(request) {
             if let Entry::Occupied(mut inflight) = self.inflight.entry(key) {
@@ -95,9 +102,6 @@ impl Canaries {
                 if *inflight.get() == 0 {
                     inflight.remove();
                 }
-            }
-            if proves {
-                self.prove(now, key);
             }
             if self.has_parked(key) {
                 parked.extend(self.parked(key));

@@ -155,6 +155,7 @@ impl Gate {
     pub(super) fn changed(&mut self, now: Instant, replica: usize, change: Option<Change>) {
         if let Some(change) = change {
             self.replicas[replica].last_end = now;
+            self.replicas[replica].note(now, change);
             self.hangs_on_known &= !matches!(change, Change::Opened(_));
             self.changes.push((replica, change));
         }

@@ -81,3 +81,57 @@ async fn a_stalled_engine_is_out_within_a_second_or_two() {
     let next = world.unique(SenderReputation::Known);
     assert_eq!(world.refused()[0].0, next);
 }
+
+/// Lets two copies of a message hang, takes the engine out `outages` times, and lets it be back for `back` ms. Returns the number of
+/// stranded scans, and whether a third copy may be scanned then.
+fn stranded(reputation: SenderReputation, outages: usize, back: u64) -> (usize, bool) {
+    let mut world = World::new(6);
+    for _ in 0..2 {
+        world.enter(1, reputation);
+    }
+    for _ in 0..outages {
+        // More scans of known senders, so that the engine has stalled; they end during the outage.
+        let others: Vec<_> = (0..4)
+            .map(|_| world.unique(SenderReputation::Known))
+            .collect();
+        while !world.gate.is_out(0) {
+            world.after(100);
+        }
+        others.into_iter().for_each(|ticket| world.answered(ticket));
+        while world.breaker() != BreakerState::Closed {
+            world.after(100);
+            if let BreakerState::HalfOpen { .. } = world.breaker() {
+                world.gate.probed(world.now, 0, true);
+            }
+            let other = world.unique(SenderReputation::Known);
+            world.answered(other);
+        }
+    }
+    world.gate.orders();
+    world.after(back);
+    let orders = world.gate.orders().into_iter();
+    let stranded = orders.filter(|order| matches!(order, GateOrder::Stranded(_)));
+    let stranded = stranded.count();
+    let third = GateRequest {
+        fairness_key: fairness_key(3),
+        ..gate_request(world.now, 1, reputation)
+    };
+    let third = world.gate.enter(world.now, third);
+    (stranded, world.started().contains(&third))
+}
+
+/// A scan of a known sender's message is stranded when the engine has gone out during the scan, has been back for `timeout`, and
+/// has not ended it. Stranded copies are evidence against no other copy. Without an outage, and for unknown senders, the
+/// message may be the cause, and slow copies keep further ones out.
+#[tokio::test(start_paused = true)]
+async fn a_scan_is_stranded_by_an_outage_only() {
+    let (known, unknown) = (SenderReputation::Known, SenderReputation::Unknown);
+    assert_eq!(stranded(known, 1, 5000), (2, true));
+    assert_eq!(
+        stranded(known, 1, 4900).0,
+        0,
+        "the engine may still end them"
+    );
+    assert_eq!(stranded(known, 0, 10_000), (0, false), "no outage");
+    assert_eq!(stranded(unknown, 1, 10_000), (0, false), "unknown sender");
+}
