@@ -443,6 +443,38 @@ mod tests {
         }
     }
 
+    /// I3: a scan of the same octets takes the place of a stranded one, and keeps it when the stranded one ends: others join the
+    /// later scan.
+    #[test]
+    fn the_end_of_a_stranded_scan_leaves_the_later_scan_joinable() {
+        let began = Phase::Running {
+            since: Instant::now(),
+            blocked: false,
+            stranded: false,
+        };
+        let own = || Arc::new(watch::Sender::new(began.clone()));
+        let (first, second, third) = (own(), own(), own());
+        let scope = AnswerScope {
+            message: MessageId::new(),
+            key: Key::Message(MessageId::new()),
+            content: None,
+            epoch: 0,
+        };
+        let mut scans = InFlightScans::default();
+        assert_eq!(scans.join_or_add(&scope, &first).1, None, "nothing to join");
+        assert!(scans.join_or_add(&scope, &second).1.is_some(), "I3");
+        first.send_modify(|phase| {
+            if let Phase::Running { stranded, .. } = phase {
+                *stranded = true;
+            }
+        });
+        assert_eq!(scans.join_or_add(&scope, &second).1, None, "stranded");
+        scans.end(&scope, &first);
+        assert!(scans.join_or_add(&scope, &third).1.is_some(), "the second");
+        scans.end(&scope, &second);
+        assert_eq!(scans.join_or_add(&scope, &third).1, None, "it has ended");
+    }
+
     /// When the breaker opens during a scan, other engines cover for known senders' mail. An unknown sender's content may be the
     /// cause, so that caller waits for `timeout`, unless known senders' mail hangs too.
     #[tokio::test(start_paused = true)]
