@@ -290,13 +290,13 @@ mod tests {
     #[test]
     fn counts_survive_a_second_install() {
         install();
-        ::metrics::counter!("spillway_test_total").increment(2);
-        ::metrics::histogram!("spillway_test_seconds").record(0.02);
+        ::metrics::counter!("test_total").increment(2);
+        ::metrics::histogram!("test_seconds").record(0.02);
         install();
         upkeep();
         let page = render();
-        assert!(page.contains("spillway_test_total 2"), "{page}");
-        assert!(page.contains("spillway_test_seconds_bucket{le=\"0.025\"} 1"));
+        assert!(page.contains("test_total 2"), "{page}");
+        assert!(page.contains("test_seconds_bucket{le=\"0.025\"} 1"));
     }
 
     fn names(engine: &str) -> Names {

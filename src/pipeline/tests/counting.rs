@@ -92,7 +92,7 @@ async fn a_message_counts_once_however_often_it_is_tried() {
     empty(&pipeline, &store).await;
     for (series, expected) in [
         ("received_messages_total{reply=\"accepted\"}", 1.0),
-        ("judged_messages_total{verdict=\"clean\"}", 1.0),
+        ("judged_messages_total{verdict=\"undetermined\"}", 1.0),
         ("recipients_total{event=\"delivered\"}", 2.0),
         ("recipient_attempts_total{event=\"delayed\"}", 6.0),
         (

@@ -135,15 +135,15 @@ async fn the_sums_of_the_lanes_are_right() {
         ids.push(put(&store, lane, size).await);
     }
     let large = LARGE_OCTETS as i64;
-    assert_eq!(sums(), [(1, 10), (1, large), (2, 70), (0, 0)]);
+    assert_eq!(sums(), [(1, large), (2, 70), (0, 0)]);
     let mut found = store.get(ids[0]).await.expect("get").expect("record");
     found.lane = Lane::Held;
     let change = Change::Replace(Box::new(found));
     store.change(ids[0], change, None).await.expect("change");
-    assert_eq!(sums(), [(0, 0), (1, large), (3, 80), (0, 0)]);
+    assert_eq!(sums(), [(1, large), (3, 80), (0, 0)]);
     let removed = store.change(ids[1], Change::Remove, None).await;
     removed.expect("remove");
-    assert_eq!(sums(), [(0, 0), (0, 0), (3, 80), (0, 0)]);
+    assert_eq!(sums(), [(0, 0), (3, 80), (0, 0)]);
     store.close().await;
     let spoil = format!(
         "UPDATE message SET damaged = 'x' WHERE id = '{}'; UPDATE lane_sum SET messages = 9",
@@ -154,5 +154,5 @@ async fn the_sums_of_the_lanes_are_right() {
     let [.., held, _] = store.stats().await.expect("stats");
     assert_eq!((held.messages, held.octets), (2, 50));
     store.close().await;
-    assert_eq!(sums(), [(0, 0), (0, 0), (2, 50), (0, 0)]);
+    assert_eq!(sums(), [(0, 0), (2, 50), (0, 0)]);
 }
