@@ -212,7 +212,7 @@ pub static ALL: &[Metric] = &[
     counter(
         "spillway_scan_attempts_total",
         &[("engine", Engines)],
-        "Scans that the relay began in an engine, by engine: further attempts and later passes of a message count again",
+        "Attempts: calls of an engine for a message, by engine; further attempts and later passes of a message count again",
     ),
     counter(
         "spillway_scan_retries_total",
