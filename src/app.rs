@@ -35,6 +35,7 @@ use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
 use crate::store::sqlite::{Role, SqliteStore};
 use crate::store::{Recovery, StoreError};
+use crate::telemetry::{self, metrics::Names};
 
 /// Time for the last writes and for closing the stores at the end: 10 s. A disk that needs longer hangs. These writes hold no
 /// mail that was answered 250: that mail is durable already.
@@ -97,6 +98,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     .await?;
     let (generation, prepared) = built?;
     generation.scanner.watch();
+    telemetry::metrics::register(&metric_names(&config), &Names::default());
     let (store, recovery) = SqliteStore::open(&config.store, Role::Relay)
         .await
         .map_err(StartError::Store)?;
@@ -202,6 +204,18 @@ fn start_listeners(prepared: Vec<Prepared>, shared: &Shared) -> Result<Vec<Liste
         shared.closing.cancel();
         error.into()
     })
+}
+
+/// The names that are values of labels in the metrics.
+fn metric_names(config: &Config) -> Names {
+    let engines = config.engines.iter().map(|engine| engine.name.to_string());
+    let next_hops = config.next_hops.iter().map(|hop| hop.name.to_string());
+    let listeners = config.listeners.iter().map(|l| l.name.to_string());
+    Names {
+        engines: engines.collect(),
+        next_hops: next_hops.collect(),
+        listeners: listeners.collect(),
+    }
 }
 
 /// Runs work that waits for files on a thread that may block.

@@ -16,6 +16,7 @@
 //! return 250 earlier, once the store has the unfinished message.
 
 mod background;
+mod counts;
 mod events;
 mod interceptors;
 mod judge;
@@ -41,6 +42,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::deadline::{Budget, Deadline};
@@ -196,6 +198,8 @@ struct SoFar {
     taken: Mutex<Vec<usize>>,
     /// The stored record; empty while the sender is responsible for the message.
     stored: OnceLock<Record>,
+    /// The end of data; `None` for mail that comes from the store.
+    arrived: Option<Instant>,
 }
 
 /// The life of a message.
@@ -205,17 +209,22 @@ impl Pipeline {
     /// Cancel safety: not safe; the session that calls this method awaits it to the end.
     pub async fn accept(self: &Arc<Self>, message: Message, mode: Mode) -> Reply {
         let generation = self.generation.load_full();
-        match mode {
+        let reply = match mode {
             Mode::CutThrough => self.cut_through(generation, message).await,
             Mode::Queue => self.queue(generation, message).await,
-        }
+        };
+        counts::received(&reply);
+        reply
     }
 
     /// Scans and delivers inside the session. If `budget.session` ends first, the message becomes durable, the sender gets
     /// 250, and the same future continues in the background.
     async fn cut_through(self: &Arc<Self>, generation: Arc<Generation>, message: Message) -> Reply {
         let deadline = Deadline::after(generation.budget.session);
-        let so_far = Arc::new(SoFar::default());
+        let so_far = Arc::new(SoFar {
+            arrived: Some(Instant::now()),
+            ..SoFar::default()
+        });
         let mut work = Box::pin(self.clone().pass(
             generation.clone(),
             message.clone(),
@@ -395,10 +404,12 @@ impl Pipeline {
                 self.owe(settlement, record, message.clone());
             }
             for entry in delivered {
+                counts::recipients(&entry, false);
                 self.history.record(entry);
             }
             return self.not_kept(message, &error);
         }
+        counts::judged(&custody, &passed);
         self.concluded(settlement, message).await
     }
 }

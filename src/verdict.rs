@@ -375,6 +375,14 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All verdicts.
+    pub const ALL: [Self; 4] = [
+        Self::Clean,
+        Self::Suspect,
+        Self::Malicious,
+        Self::Undetermined,
+    ];
+
     /// The word in headers and output.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -24,13 +24,14 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::try_join;
+use futures_util::future::try_join3;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -131,6 +132,9 @@ pub struct Stored {
     pub quarantine: Held,
     /// Mail that was delivered with less than full coverage, and is kept for a later scan.
     pub rescan: LaneStats,
+    /// For each next hop for which mail waits, the end of data of the oldest such message.
+    #[serde(default)]
+    pub oldest_outgoing: BTreeMap<Arc<str>, Timestamp>,
 }
 
 impl Stored {
@@ -140,21 +144,23 @@ impl Stored {
     /// look like all of them.
     const STORE_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-    /// Waits for the statistics of the lanes and of the quarantine. Returns none if one fails or is late.
+    /// Waits for the statistics of the lanes, of the queues of next hops and of the quarantine. Returns none if one fails or is late.
     pub async fn from(
         lanes: impl Future<Output = Result<[LaneStats; Lane::ALL.len()], StoreError>>,
+        oldest: impl Future<Output = Result<Vec<(Arc<str>, Timestamp)>, StoreError>>,
         quarantine: impl Future<Output = Result<Held, StoreError>>,
     ) -> Option<Self> {
-        let both = Deadline::after(Self::STORE_ANSWER_TIMEOUT).run(try_join(lanes, quarantine));
-        let both = both.await;
-        let both = both.map_err(|late| StoreError::Broken(late.to_string()));
-        match both.flatten() {
-            Ok(([scan, delivery, held, rescan], quarantine)) => Some(Self {
+        let all = try_join3(lanes, oldest, quarantine);
+        let all = Deadline::after(Self::STORE_ANSWER_TIMEOUT).run(all).await;
+        let all = all.map_err(|late| StoreError::Broken(late.to_string()));
+        match all.flatten() {
+            Ok(([scan, delivery, held, rescan], oldest, quarantine)) => Some(Self {
                 scan,
                 delivery,
                 held,
                 quarantine,
                 rescan,
+                oldest_outgoing: oldest.into_iter().collect(),
             }),
             Err(error) => {
                 tracing::warn!(%error, "the store does not answer a request for its statistics");

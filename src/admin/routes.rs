@@ -62,10 +62,16 @@ async fn ready<C: Control>(State(control): State<Arc<C>>) -> (StatusCode, String
     }
 }
 
-async fn metrics<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse {
+async fn metrics<C: Control>(State(control): State<Arc<C>>) -> Response {
     gauges::set(&control.status().await);
+    // Rendering reads files of the kernel, and takes milliseconds: not on a thread that serves mail.
+    let page = tokio::task::spawn_blocking(telemetry::metrics::render).await;
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], telemetry::metrics::render())
+    match page {
+        Ok(page) => ([(header::CONTENT_TYPE, kind)], page).into_response(),
+        // Only while the runtime ends.
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
 }
 
 async fn status<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse {

@@ -164,6 +164,8 @@ async fn metrics_contain_the_status() {
     let page = surfaces.tcp("GET /metrics").await;
     assert!(page.contains("\nspillway_sessions 3\n"), "{page}");
     assert!(page.contains("\nspillway_lane_messages{lane=\"held\"} 0\n"));
+    assert!(page.contains("\nspillway_lane_oldest_message_age_seconds{lane=\"held\"} 0\n"));
+    assert!(page.contains("\nprocess_open_fds "), "{page}");
     assert!(page.contains("# HELP spillway_ready 1 while"));
 }
 
@@ -202,14 +204,24 @@ async fn a_store_that_does_not_answer_is_not_shown_as_empty() {
 #[tokio::test(start_paused = true)]
 async fn the_wait_for_the_store_is_bounded() {
     let lanes = || async { Ok(<[LaneStats; Lane::ALL.len()]>::default()) };
+    let oldest = || async { Ok(Vec::new()) };
     let held = || async { Ok(Held::default()) };
     let began = tokio::time::Instant::now();
-    assert_eq!(Stored::from(lanes(), std::future::pending()).await, None);
-    assert_eq!(Stored::from(std::future::pending(), held()).await, None);
+    assert_eq!(
+        Stored::from(lanes(), oldest(), std::future::pending()).await,
+        None
+    );
+    assert_eq!(
+        Stored::from(std::future::pending(), oldest(), held()).await,
+        None
+    );
     assert!(began.elapsed() < Duration::from_secs(10));
     let broken = async { Err(StoreError::Closed) };
-    assert_eq!(Stored::from(lanes(), broken).await, None);
-    assert_eq!(Stored::from(lanes(), held()).await, Some(Stored::default()));
+    assert_eq!(Stored::from(lanes(), oldest(), broken).await, None);
+    assert_eq!(
+        Stored::from(lanes(), oldest(), held()).await,
+        Some(Stored::default())
+    );
 }
 
 /// `/ready` contains the reason, so that the administrator need not search the log.

@@ -13,7 +13,7 @@ impl Control for Core {
     async fn status(&self) -> Status {
         let config = self.lock().clone();
         let held = self.store.held(config.quarantine.max_bytes);
-        let stored = Stored::from(self.store.stats(), held).await;
+        let stored = Stored::from(self.store.stats(), self.store.oldest_outgoing(), held).await;
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             hostname: config.relay.hostname.to_string(),

@@ -12,12 +12,13 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinError;
 
-use super::Core;
 use super::parts::{generation, prepare};
+use super::{Core, metric_names};
 use crate::config::{self, Config, Problems};
 use crate::deadline::{Deadline, Elapsed};
 use crate::listener::Prepared;
 use crate::pipeline::Generation;
+use crate::telemetry;
 
 /// Time for one read of the files: 15 s. A read that works takes milliseconds, so a longer one hangs.
 const CONFIG_READ_TIMEOUT: Duration = Duration::from_secs(15);
@@ -158,6 +159,7 @@ impl Core {
         }
         let difference = config::diff(&config, &next.config);
         next.generation.scanner.watch();
+        telemetry::metrics::register(&metric_names(&next.config), &metric_names(&config));
         self.pipeline
             .replace(next.generation, next.config.intercept.clone());
         for (listener, prepared) in self.listeners.iter().zip(next.listeners) {

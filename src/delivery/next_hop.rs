@@ -107,14 +107,16 @@ impl Hop {
         deadline: Deadline,
     ) -> Vec<(usize, Outcome)> {
         let meters = self.meters.get_or_init(|| Meters::new(&self.settings.name));
-        let outcomes = match turn.map_or_else(|| self.gate.ask(MailKind::Fresh), Ok) {
+        match turn.map_or_else(|| self.gate.ask(MailKind::Fresh), Ok) {
             Ok(turn) => {
                 let start = tokio::time::Instant::now();
                 let outcomes = self.attempt(mail, recipients, turn, meters, deadline).await;
                 meters.seconds.record(start.elapsed());
+                meters.count(&outcomes);
                 outcomes
             }
             Err(text) => {
+                meters.held_back.increment(1);
                 let answer = Answer {
                     text,
                     held_back: true,
@@ -123,11 +125,7 @@ impl Hop {
                 let outcome = |at| (at, Outcome::Deferred(answer.clone()));
                 recipients.into_iter().map(outcome).collect()
             }
-        };
-        for (_, outcome) in &outcomes {
-            meters.count(outcome);
         }
-        outcomes
     }
 
     async fn attempt(
@@ -177,23 +175,33 @@ struct Meters {
 
 impl Meters {
     fn new(next_hop: &Arc<str>) -> Self {
-        let outcome = |outcome: &'static str| counter!("spillway_deliveries_total", "next_hop" => next_hop.to_string(), "outcome" => outcome);
+        let outcome = |outcome: &'static str| counter!("spillway_delivery_attempts_total", "next_hop" => next_hop.to_string(), "outcome" => outcome);
         Self {
             delivered: outcome("delivered"),
             deferred: outcome("deferred"),
-            held_back: outcome("held-back"),
+            held_back: counter!("spillway_next_hop_held_back_total", "next_hop" => next_hop.to_string()),
             failed: outcome("failed"),
             seconds: histogram!("spillway_delivery_seconds", "next_hop" => next_hop.to_string()),
             connections: gauge!("spillway_next_hop_connections", "next_hop" => next_hop.to_string()),
         }
     }
 
-    fn count(&self, outcome: &Outcome) {
-        match outcome {
-            Outcome::Delivered(_) => self.delivered.increment(1),
-            Outcome::Deferred(answer) if answer.held_back => self.held_back.increment(1),
-            Outcome::Deferred(_) => self.deferred.increment(1),
-            Outcome::Failed(_) => self.failed.increment(1),
+    /// Counts one attempt by the best outcome of its recipients: the next hop has a copy if it took the message for any of
+    /// them.
+    fn count(&self, outcomes: &[(usize, Outcome)]) {
+        let rank = |outcome: &Outcome| match outcome {
+            Outcome::Delivered(_) => 0,
+            Outcome::Deferred(answer) if answer.held_back => 1,
+            Outcome::Deferred(_) => 2,
+            Outcome::Failed(_) => 3,
+        };
+        let best = outcomes.iter().map(|(_, outcome)| rank(outcome)).min();
+        match best {
+            Some(0) => self.delivered.increment(1),
+            Some(1) => self.held_back.increment(1),
+            Some(2) => self.deferred.increment(1),
+            Some(_) => self.failed.increment(1),
+            None => {}
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::context::{Context, Shared};
 use super::session::Session;
 use super::users::UsersError;
-use super::{Limits, Settings, tls};
+use super::{Limits, Settings, counts, tls};
 use crate::deadline::Deadline;
 use crate::smtp::Reply;
 
@@ -147,9 +147,11 @@ fn begin(stream: TcpStream, peer: SocketAddr, context: Arc<Context>, shared: &Sh
     };
     // Replies are small and the client waits for them, so Nagle's algorithm would only add delay.
     let _ = stream.set_nodelay(true);
+    counts::session_began(&listener);
     let session = Session::new(stream, client, place, context, shared);
     shared.tasks.spawn(async move {
         let ending = session.run().await;
+        counts::session_ended(&ending);
         tracing::debug!(%client, %listener, %ending, "session ended");
     });
 }

@@ -7,6 +7,7 @@
 mod accept;
 mod admission;
 mod context;
+mod counts;
 pub mod descriptors;
 mod session;
 mod session_limits;

@@ -9,8 +9,6 @@ use crate::verdict::stand_ins;
 
 /// A pass has ended for a group of recipients. `reply` is the reply that the session got, or would have got.
 pub(super) fn settled(entry: &HistoryEntry, reply: &Reply) {
-    metrics::counter!("spillway_recipients_total", "event" => entry.event.clone())
-        .increment(entry.recipients.len() as u64);
     let rule = entry
         .decision
         .as_ref()

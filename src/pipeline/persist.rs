@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::settle::{self, Custody, Settlement};
-use super::{Generation, Pipeline, events, lanes};
+use super::{Generation, Pipeline, counts, events, lanes};
 use crate::deadline::{Deadline, wall_clock};
 use crate::message::{Content, Message};
 use crate::smtp::Reply;
@@ -58,6 +58,7 @@ impl Pipeline {
             self.bounces_held.store(true, Ordering::Relaxed);
         }
         for entry in settlement.history {
+            counts::recipients(&entry, settlement.was_held);
             events::settled(&entry, &settlement.reply);
             self.history.record(entry);
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Generation, GroupOutcome, Judgement, Passed};
+use super::{Generation, GroupOutcome, Judgement, Passed, counts};
 use crate::deadline::{steady_clock, wall_clock};
 use crate::delivery::{Answer, Outcome, dsn};
 use crate::message::{Content, Envelope, Message, MessageId, Recipient};
@@ -56,6 +56,8 @@ pub(super) struct Settlement {
     /// Delivered mail to scan again: a required engine did not answer (the record has a cause), or a probed engine may turn out
     /// to have answered wrongly (no cause).
     pub(super) rescan: Option<Record>,
+    /// Whether the message was in quarantine before the pass.
+    pub(super) was_held: bool,
 }
 
 /// A delivery status notification, delivered like any mail.
@@ -411,6 +413,7 @@ impl<'a> Settling<'a> {
             reply,
             history: self.history,
             rescan: self.rescan,
+            was_held: self.draft.before.is_some_and(counts::was_held),
         }
     }
 

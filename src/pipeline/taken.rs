@@ -12,7 +12,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
 use super::outbound::outbound;
-use super::{Generation, Judgement, Pipeline, SoFar, events, lanes, settle};
+use super::{Generation, Judgement, Pipeline, SoFar, counts, events, lanes, settle};
 use crate::deadline::{Deadline, wall_clock};
 use crate::delivery::{DeliveredRecipient, DeliveredSender, DeliveryPermit, Outcome};
 use crate::message::Message;
@@ -41,6 +41,25 @@ impl Pipeline {
     /// Delivers to a group of recipients. Returns an outcome for each recipient, and the positions of the recipients whose
     /// delivery is in the history already.
     pub(super) async fn deliver(
+        &self,
+        generation: &Arc<Generation>,
+        message: &Message,
+        (judged, group): (&Judgement, &Group),
+        turn: Option<DeliveryPermit>,
+        so_far: &SoFar,
+    ) -> (Vec<Outcome>, Vec<usize>) {
+        let outcomes = self.deliver_now(generation, message, (judged, group), turn, so_far);
+        let (outcomes, told) = outcomes.await;
+        if outcomes
+            .iter()
+            .any(|end| matches!(end, Outcome::Delivered(_)))
+        {
+            counts::delivered(message, so_far.stored.get(), so_far.arrived);
+        }
+        (outcomes, told)
+    }
+
+    async fn deliver_now(
         &self,
         generation: &Arc<Generation>,
         message: &Message,
@@ -132,6 +151,7 @@ impl Pipeline {
         self.store.change_in(lane, id, change, None).await?;
         let reply = Reply::accepted(removing.message.id);
         for entry in removing.tell() {
+            counts::recipients(&entry, false);
             events::settled(&entry, &reply);
             self.history.record(entry);
         }

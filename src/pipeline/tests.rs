@@ -1,6 +1,7 @@
 //! The path alone: engines and next hops are real code over scripted peers, the store is a scripted one, time is paused.
 
 mod clock;
+mod counting;
 mod custody;
 mod edits;
 mod ends;

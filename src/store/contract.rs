@@ -48,7 +48,8 @@ where
         audit_goes_with_the_change,
         one_of_two_changes_succeeds,
         search::search_matches_every_field,
-        search::lanes_are_counted
+        search::lanes_are_counted,
+        search::the_oldest_message_of_each_next_hop_is_known
     );
 }
 

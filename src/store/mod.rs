@@ -25,6 +25,7 @@ pub mod sqlite;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -243,6 +244,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// The counts of each lane, in the order of [`Lane::ALL`].
     fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]>;
+
+    /// For each next hop for which mail in [`Lane::Delivery`] waits, due or not, the earliest end of data of that mail. The cost
+    /// does not depend on the number of records.
+    fn oldest_outgoing(&self) -> StoreFuture<'_, Vec<(Arc<str>, Timestamp)>>;
 
     /// The number of messages in [`Lane::Scan`], due or not. The relay calls this every second, so the call is cheap.
     fn unjudged(&self) -> StoreFuture<'_, u64>;

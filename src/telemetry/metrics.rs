@@ -1,26 +1,42 @@
 //! The metrics: counted in memory, and rendered for a request (`/metrics`).
+//!
+//! Each series is there from the start, with 0: `rate()` misses the first increment of a series that appears with it, and an
+//! alarm on a series that is not there does not fire. So [`register`] makes all series of the [table](ALL), from the names in
+//! the configuration. No label comes from mail or from a client, so mail cannot make further series.
 
+mod table;
+
+use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
+use ::metrics::{Key, Label, Level, Metadata, with_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-/// Buckets of every histogram named `…_seconds`, from the time of an engine in process (1 ms) to that of the longest budget.
+pub use table::ALL;
+
+/// Buckets of every other histogram named `…_seconds`, from the time of an engine in process (1 ms) to that of the longest
+/// budget.
 const BUCKETS_SECONDS: [f64; 16] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 150.0,
 ];
 
-/// Buckets of every histogram named `…_bytes`: message sizes from 1 KiB to 64 MiB.
-const BUCKETS_BYTES: [f64; 9] = [
-    1024.0,
-    4096.0,
-    16_384.0,
-    65_536.0,
-    262_144.0,
-    1_048_576.0,
-    4_194_304.0,
-    16_777_216.0,
-    67_108_864.0,
+/// Buckets of [`MESSAGE_DELAY`]: from a cut-through without engines to five days, after which most senders give up.
+const DELAY_BUCKETS_SECONDS: [f64; 20] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 150.0, 300.0, 900.0,
+    3600.0, 14_400.0, 86_400.0, 432_000.0,
 ];
+
+/// The histogram with [`DELAY_BUCKETS_SECONDS`].
+pub const MESSAGE_DELAY: &str = "spillway_message_delay_seconds";
+
+/// The only gauge that is not set, but counted.
+const NEXT_HOP_CONNECTIONS: &str = "spillway_next_hop_connections";
+
+/// The value of a label for mail whose next hop is not, or no longer, in the configuration. No next hop can have this name.
+pub const NO_NEXT_HOP: &str = "(none)";
+
+/// Where the macros of `metrics` would say that a series comes from.
+const REGISTERED: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
 
 /// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,186 +49,116 @@ pub enum Kind {
     Histogram,
 }
 
-/// Every metric of this program: its name, its kind, and its help line in `/metrics`. A test compares the names with those that
-/// the rooms use.
-pub const ALL: [(&str, Kind, &str); 36] = [
-    (
-        "spillway_recipients_total",
-        Kind::Counter,
-        "Recipients by event: delivered, held, rejected, deferred …",
-    ),
-    (
-        "spillway_bounces_total",
-        Kind::Counter,
-        "Bounces by outcome: written, shortened, held, dropped; also mail that is held (not-allowed) or dropped (nobody) because no bounce may be written",
-    ),
-    (
-        "spillway_expired_total",
-        Kind::Counter,
-        "Held messages that expired, by reason: age (end of the retention), surplus (too many undeliverable bounces)",
-    ),
-    (
-        "spillway_not_kept_total",
-        Kind::Counter,
-        "Messages that the store could not keep or change; a sender in a session gets a 4xx reply, stored mail is tried again",
-    ),
-    (
-        "spillway_lane_errors_total",
-        Kind::Counter,
-        "Failures of the store in background work; the relay tries this work again",
-    ),
-    (
-        "spillway_sessions_refused_total",
-        Kind::Counter,
-        "Sessions refused because too many were open, in total or of one client, by listener",
-    ),
-    (
-        "spillway_admission_refused_total",
-        Kind::Counter,
-        "Transactions refused at admission, by reason: too much memory or waiting work, of one client or sender (…-share) or of all together",
-    ),
-    (
-        "spillway_scans_total",
-        Kind::Counter,
-        "Reports of engines, by engine and by answer: nothing-found, found, or the reason of a missing answer",
-    ),
-    (
-        "spillway_scan_seconds",
-        Kind::Histogram,
-        "Time from the request of a scan to the engine's report, with the wait for a slot, by engine",
-    ),
-    (
-        "spillway_rule_loads_total",
-        Kind::Counter,
-        "Reloads of changed rule files, by outcome: loaded; refused (the old rules stay in force); late (reading takes more than a minute)",
-    ),
-    (
-        "spillway_scan_retries_total",
-        Kind::Counter,
-        "Further attempts: calls of an engine for a message after the first call, by engine",
-    ),
-    (
-        "spillway_deliveries_total",
-        Kind::Counter,
-        "Recipients by next hop and outcome: delivered, deferred, held-back, failed",
-    ),
-    (
-        "spillway_delivery_seconds",
-        Kind::Histogram,
-        "Time from the start of a delivery to the next hop's answer, by next hop",
-    ),
-    (
-        "spillway_next_hop_connections",
-        Kind::Gauge,
-        "Open connections to each next hop, with idle ones",
-    ),
-    (
-        "spillway_next_hop_throttles_total",
-        Kind::Counter,
-        "Replies with which a next hop deferred mail for reasons other than the message",
-    ),
-    (
-        "spillway_next_hop_dead",
-        Kind::Gauge,
-        "1 while a next hop does not work and gets one delivery at a time as a probe, else 0",
-    ),
-    (
-        "spillway_next_hop_rate",
-        Kind::Gauge,
-        "Maximum rate of deliveries to a next hop, in messages per second; +Inf without a limit",
-    ),
-    ("spillway_sessions", Kind::Gauge, "Open SMTP sessions"),
-    (
-        "spillway_ready",
-        Kind::Gauge,
-        "1 while the relay accepts new mail, else 0",
-    ),
-    (
-        "spillway_memory_available_bytes",
-        Kind::Gauge,
-        "Free octets of limits.in_flight_bytes",
-    ),
-    (
-        "spillway_lane_messages",
-        Kind::Gauge,
-        "Stored messages by lane: scan, delivery, held, rescan",
-    ),
-    (
-        "spillway_lane_bytes",
-        Kind::Gauge,
-        "Octets of the content of stored messages, by lane",
-    ),
-    (
-        "spillway_quarantine_bytes",
-        Kind::Gauge,
-        "Octets that held messages use, content and metadata",
-    ),
-    (
-        "spillway_quarantine_limit_bytes",
-        Kind::Gauge,
-        "Maximum of spillway_quarantine_bytes: quarantine.max_bytes, or the room on the disk if that is less",
-    ),
-    (
-        "spillway_lane_oldest_timestamp_seconds",
-        Kind::Gauge,
-        "Time at which the oldest stored message was received, by lane; 0 if the lane is empty",
-    ),
-    (
-        "spillway_incidents_total",
-        Kind::Counter,
-        "Entries of the incident log, by kind",
-    ),
-    (
-        "spillway_log_lost_total",
-        Kind::Counter,
-        "Entries lost by the history or the incident log, because the queue was full or the disk failed",
-    ),
-    (
-        "spillway_rescans_dropped_total",
-        Kind::Counter,
-        "Messages that were delivered without some engine's answer and removed before a later scan, by reason: room, age",
-    ),
-    (
-        "spillway_rescans_lost_total",
-        Kind::Counter,
-        "Messages that were delivered without some engine's answer and get no later scan: not kept, or timed out twice",
-    ),
-    (
-        "spillway_recent_dropped_total",
-        Kind::Counter,
-        "Delivered messages that left memory, for lack of room, before probes could show wrong answers of their engines",
-    ),
-    (
-        "spillway_engine_slots",
-        Kind::Gauge,
-        "Slots: maximum number of concurrent scans of all replicas, by engine",
-    ),
-    (
-        "spillway_engine_scans",
-        Kind::Gauge,
-        "Running scans, with zombies, by engine",
-    ),
-    (
-        "spillway_engine_zombies",
-        Kind::Gauge,
-        "Scans past their timeout that still hold their slot, by engine",
-    ),
-    (
-        "spillway_engine_waiting",
-        Kind::Gauge,
-        "Messages that wait for a slot, by engine",
-    ),
-    (
-        "spillway_engine_replicas_out",
-        Kind::Gauge,
-        "Replicas that do not get all their mail, by engine: breaker not closed, drained, or resting",
-    ),
-    (
-        "spillway_info",
-        Kind::Gauge,
-        "Always 1; the label gives the version",
-    ),
-];
+impl Kind {
+    /// The word in the text format of Prometheus.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// One metric.
+#[derive(Debug)]
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its labels, each with all values that it can have.
+    pub labels: &'static [(&'static str, Values)],
+    /// Its help line in `/metrics`.
+    pub help: &'static str,
+}
+
+/// All values of a label.
+#[derive(Debug, Clone, Copy)]
+pub enum Values {
+    /// The names of the engines.
+    Engines,
+    /// The names of the next hops.
+    NextHops,
+    /// The names of the next hops, and [`NO_NEXT_HOP`].
+    Queues,
+    /// The names of the listeners.
+    Listeners,
+    /// These words.
+    Words(fn() -> Vec<&'static str>),
+}
+
+/// The names in a configuration that are values of labels.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Names {
+    /// The engines.
+    pub engines: BTreeSet<String>,
+    /// The next hops.
+    pub next_hops: BTreeSet<String>,
+    /// The listeners.
+    pub listeners: BTreeSet<String>,
+}
+
+impl Names {
+    /// These names without those that are in `others`.
+    fn without(&self, others: &Self) -> Self {
+        let without = |all: &BTreeSet<String>, others| all.difference(others).cloned().collect();
+        Self {
+            engines: without(&self.engines, &others.engines),
+            next_hops: without(&self.next_hops, &others.next_hops),
+            listeners: without(&self.listeners, &others.listeners),
+        }
+    }
+
+    fn values(&self, values: Values) -> Vec<String> {
+        match values {
+            Values::Engines => self.engines.iter().cloned().collect(),
+            Values::NextHops => self.next_hops.iter().cloned().collect(),
+            Values::Queues => {
+                let hops = self.next_hops.iter().cloned();
+                hops.chain([NO_NEXT_HOP.to_owned()]).collect()
+            }
+            Values::Listeners => self.listeners.iter().cloned().collect(),
+            Values::Words(words) => words().into_iter().map(str::to_owned).collect(),
+        }
+    }
+}
+
+impl Metric {
+    /// All series of this metric: each combination of the values of its labels.
+    fn series(&self, names: &Names) -> Vec<Vec<Label>> {
+        let mut series = vec![Vec::new()];
+        for (label, values) in self.labels {
+            let values = names.values(*values);
+            series = series
+                .into_iter()
+                .flat_map(|labels| {
+                    let with = |value: &String| {
+                        let mut labels: Vec<Label> = labels.clone();
+                        labels.push(Label::new(*label, value.clone()));
+                        labels
+                    };
+                    values.iter().map(with).collect::<Vec<_>>()
+                })
+                .collect();
+        }
+        series
+    }
+
+    /// Whether this is a gauge that is set for each request, and for a name in the configuration. Open connections are counted
+    /// where they open and close.
+    fn is_set(&self) -> bool {
+        let is_of_name = |(_, values): &(&str, Values)| !matches!(values, Values::Words(_));
+        self.kind == Kind::Gauge
+            && self.name != NEXT_HOP_CONNECTIONS
+            && self.labels.iter().any(is_of_name)
+    }
+
+    /// Whether the recorder has this metric; the others are read at each request.
+    fn is_recorded(&self) -> bool {
+        !self.name.starts_with("process_")
+    }
+}
 
 static INSTALLED: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
 
@@ -222,14 +168,7 @@ pub fn install() {
     if installed.is_some() {
         return;
     }
-    let recorder = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS_SECONDS)
-        .and_then(|b| {
-            b.set_buckets_for_metric(Matcher::Suffix("_bytes".to_owned()), &BUCKETS_BYTES)
-        })
-        // Only an empty list of buckets is an error; the default buckets would do.
-        .unwrap_or_else(|_| PrometheusBuilder::new())
-        .build_recorder();
+    let recorder = builder().build_recorder();
     let handle = recorder.handle();
     // If the process has another recorder already, that one stays, and `render` returns nothing.
     if ::metrics::set_global_recorder(recorder).is_ok() {
@@ -238,17 +177,57 @@ pub fn install() {
     }
 }
 
-fn describe((name, kind, help): &(&'static str, Kind, &'static str)) {
-    match kind {
-        Kind::Counter => ::metrics::describe_counter!(*name, *help),
-        Kind::Gauge => ::metrics::describe_gauge!(*name, *help),
-        Kind::Histogram => ::metrics::describe_histogram!(*name, *help),
+fn builder() -> PrometheusBuilder {
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &BUCKETS_SECONDS)
+        .and_then(|b| {
+            let delay = Matcher::Full(MESSAGE_DELAY.to_owned());
+            b.set_buckets_for_metric(delay, &DELAY_BUCKETS_SECONDS)
+        })
+        // Only an empty list of buckets is an error; the default buckets would do.
+        .unwrap_or_else(|_| PrometheusBuilder::new())
+}
+
+fn describe(metric: &Metric) {
+    let Metric { name, help, .. } = *metric;
+    match metric.kind {
+        Kind::Counter => ::metrics::describe_counter!(name, help),
+        Kind::Gauge => ::metrics::describe_gauge!(name, help),
+        Kind::Histogram => ::metrics::describe_histogram!(name, help),
     }
 }
 
-/// All metrics in the text format of Prometheus; empty before [`install`].
+/// Makes all series for these names, with 0 where nothing was counted yet. To be called at the start, and at each reload with
+/// the names before it. Series of names that are gone stay, because a counter that goes away and comes back looks like a
+/// restart; their gauges become 0, so that no alarm goes on about an engine that was removed.
+pub fn register(names: &Names, before: &Names) {
+    let gone = before.without(names);
+    for metric in ALL.iter().filter(|metric| metric.is_set()) {
+        for labels in metric.series(&gone) {
+            let key = Key::from_parts(metric.name, labels);
+            with_recorder(|recorder| recorder.register_gauge(&key, &REGISTERED).set(0.0));
+        }
+    }
+    for metric in ALL.iter().filter(|metric| metric.is_recorded()) {
+        for labels in metric.series(names) {
+            let key = Key::from_parts(metric.name, labels);
+            with_recorder(|recorder| match metric.kind {
+                Kind::Counter => recorder.register_counter(&key, &REGISTERED).increment(0),
+                Kind::Gauge => recorder.register_gauge(&key, &REGISTERED).increment(0.0),
+                Kind::Histogram => drop(recorder.register_histogram(&key, &REGISTERED)),
+            });
+        }
+    }
+}
+
+/// All metrics in the text format of Prometheus; empty before [`install`]. Reads files of `/proc`, which may wait for the
+/// kernel's locks.
 pub fn render() -> String {
-    handle().map_or_else(String::new, |handle| handle.render())
+    handle().map_or_else(String::new, |handle| {
+        let mut page = handle.render();
+        super::process::render(&mut page);
+        page
+    })
 }
 
 /// Compacts the samples that histograms have collected since the last call or [`render`]. Needs a call every few seconds:
@@ -267,19 +246,126 @@ fn handle() -> Option<PrometheusHandle> {
 }
 
 #[cfg(test)]
+pub(crate) use tests::{Counted, is_declared};
+
+#[cfg(test)]
 mod tests {
+    use metrics_exporter_prometheus::PrometheusRecorder;
+
     use super::*;
+
+    /// A recorder for one test, so that no other test of the process counts in it. Works in tests whose runtime has one thread.
+    pub(crate) struct Counted(&'static PrometheusRecorder);
+
+    impl Counted {
+        /// Counts on this thread until the guard is dropped.
+        pub(crate) fn begin() -> (Self, ::metrics::LocalRecorderGuard<'static>) {
+            let recorder = Box::leak(Box::new(builder().build_recorder()));
+            (
+                Self(recorder),
+                ::metrics::set_default_local_recorder(recorder),
+            )
+        }
+
+        /// The value of a series, as in `/metrics`: `name{label="value"}`.
+        pub(crate) fn value(&self, series: &str) -> Option<f64> {
+            let page = self.0.handle().render();
+            let mut lines = page.lines().filter_map(|line| line.rsplit_once(' '));
+            let (_, value) = lines.find(|(name, _)| *name == series)?;
+            value.parse().ok()
+        }
+    }
+
+    /// Whether the table has this value of this label, so that the series is there from the start.
+    pub(crate) fn is_declared(metric: &str, label: &str, value: &str) -> bool {
+        let names = Names::default();
+        let declares = |(name, values): &(&str, Values)| {
+            *name == label && names.values(*values).iter().any(|word| word == value)
+        };
+        let metric = ALL.iter().find(|declared| declared.name == metric);
+        metric.is_some_and(|metric| metric.labels.iter().any(declares))
+    }
 
     /// Counters and histograms are rendered, durations in buckets, and a second installation loses nothing.
     #[test]
     fn counts_survive_a_second_install() {
         install();
-        ::metrics::counter!("spillway_test_total").increment(2);
-        ::metrics::histogram!("spillway_test_seconds").record(0.02);
+        ::metrics::counter!("test_total").increment(2);
+        ::metrics::histogram!("test_seconds").record(0.02);
         install();
         upkeep();
         let page = render();
-        assert!(page.contains("spillway_test_total 2"), "{page}");
-        assert!(page.contains("spillway_test_seconds_bucket{le=\"0.025\"} 1"));
+        assert!(page.contains("test_total 2"), "{page}");
+        assert!(page.contains("test_seconds_bucket{le=\"0.025\"} 1"));
+    }
+
+    fn names(engine: &str) -> Names {
+        let one = |name: &str| BTreeSet::from([name.to_owned()]);
+        Names {
+            engines: one(engine),
+            next_hops: one("mx"),
+            listeners: one("smtp"),
+        }
+    }
+
+    /// Each series is there with 0 before the first event, also a series of a new configuration, and a reload resets nothing.
+    #[test]
+    fn each_series_is_there_from_the_start() {
+        let (counted, _guard) = Counted::begin();
+        register(&names("clamd"), &Names::default());
+        for series in [
+            "spillway_judged_messages_total{verdict=\"malicious\"}",
+            "spillway_scan_reports_total{engine=\"clamd\",answer=\"breaker-open\"}",
+            "spillway_delivery_attempts_total{next_hop=\"mx\",outcome=\"failed\"}",
+            "spillway_next_hop_oldest_message_age_seconds{next_hop=\"(none)\"}",
+            "spillway_message_delay_seconds_count{lane=\"held\"}",
+            "spillway_scan_seconds_bucket{engine=\"clamd\",le=\"1\"}",
+            "spillway_sessions_total{listener=\"smtp\"}",
+            "spillway_not_kept_total",
+        ] {
+            assert_eq!(counted.value(series), Some(0.0), "{series}");
+        }
+        let attempts = |engine| format!("spillway_scan_attempts_total{{engine=\"{engine}\"}}");
+        ::metrics::counter!("spillway_scan_attempts_total", "engine" => "clamd").increment(3);
+        assert_eq!(counted.value(&attempts("rspamd")), None);
+        let mut both = names("clamd");
+        both.engines.insert("rspamd".to_owned());
+        register(&both, &names("clamd"));
+        assert_eq!(counted.value(&attempts("rspamd")), Some(0.0));
+        assert_eq!(counted.value(&attempts("clamd")), Some(3.0));
+    }
+
+    /// A gauge of an engine that a reload removed does not stay as it was: an alarm about it would never end.
+    #[test]
+    fn gauges_of_what_is_gone_are_zero() {
+        let (counted, _guard) = Counted::begin();
+        let waiting = "spillway_engine_waiting{engine=\"clamd\"}";
+        let connections = "spillway_next_hop_connections{next_hop=\"mx\"}";
+        register(&names("clamd"), &Names::default());
+        ::metrics::gauge!("spillway_engine_waiting", "engine" => "clamd").set(7.0);
+        ::metrics::gauge!("spillway_next_hop_connections", "next_hop" => "mx").increment(1.0);
+        register(&names("clamd"), &names("clamd"));
+        assert_eq!(counted.value(waiting), Some(7.0));
+        let after = Names {
+            next_hops: BTreeSet::new(),
+            ..names("rspamd")
+        };
+        register(&after, &names("clamd"));
+        assert_eq!(counted.value(waiting), Some(0.0));
+        assert_eq!(
+            counted.value(connections),
+            Some(1.0),
+            "closing counts it down"
+        );
+    }
+
+    /// The longest delays of the histogram differ: a message of an hour is not one of five days.
+    #[test]
+    fn delays_of_hours_have_buckets() {
+        let (counted, _guard) = Counted::begin();
+        ::metrics::histogram!(MESSAGE_DELAY, "lane" => "delivery").record(3000.0);
+        let bucket = |le| format!("{MESSAGE_DELAY}_bucket{{lane=\"delivery\",le=\"{le}\"}}");
+        assert_eq!(counted.value(&bucket(900)), Some(0.0));
+        assert_eq!(counted.value(&bucket(3600)), Some(1.0));
     }
 }

@@ -7,3 +7,4 @@
 pub mod escape;
 pub mod log;
 pub mod metrics;
+mod process;

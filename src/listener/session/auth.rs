@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::{Ending, Session};
 use crate::deadline::Deadline;
+use crate::listener::counts;
 use crate::listener::session_limits::Sessions;
 use crate::smtp::Reply;
 use crate::smtp::transaction::Mechanism;
@@ -25,8 +26,19 @@ const PASSWORD_CHECKS_PER_CLIENT_MAX: usize = 8;
 static PASSWORD_CHECK_PLACES: LazyLock<Arc<Sessions>> = LazyLock::new(|| Sessions::new(1024));
 
 impl Session {
-    /// Runs the exchange after AUTH and returns the reply that ends it. A wrong password counts as an error of the session.
+    /// Runs and counts the exchange after AUTH, and returns the reply that ends it. A wrong password counts as an error of the
+    /// session.
     pub(super) async fn authenticate(
+        &mut self,
+        mechanism: Mechanism,
+        initial: Option<String>,
+    ) -> Result<Reply, Ending> {
+        let result = self.exchange(mechanism, initial).await;
+        counts::auth(mechanism, &result);
+        result
+    }
+
+    async fn exchange(
         &mut self,
         mechanism: Mechanism,
         initial: Option<String>,

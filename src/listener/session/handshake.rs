@@ -8,6 +8,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{Ending, HANDSHAKE_TIMEOUT, Session};
 use crate::deadline::Elapsed;
+use crate::listener::counts;
 
 impl Session {
     pub(super) async fn handshake(&mut self) -> Result<(), Ending> {
@@ -28,8 +29,11 @@ impl Session {
             .within(HANDSHAKE_TIMEOUT)
             .run(TlsAcceptor::from(config).accept(socket))
             .await
+            .inspect_err(|Elapsed| counts::handshake_failed("timed-out"))
             .map_err(|Elapsed| failed("timed out"))?
+            .inspect_err(|_| counts::handshake_failed("error"))
             .map_err(Ending::Handshake)?;
+        counts::handshake(version(&accepted));
         self.tls = Some(describe(&accepted));
         self.client_certificate = has_client_certificate(&accepted);
         self.wire.set_tls(accepted);
@@ -40,17 +44,21 @@ impl Session {
 
 /// Protocol version and cipher suite, as shown in the `Received` field.
 fn describe(stream: &TlsStream<TcpStream>) -> String {
-    let (_, connection) = stream.get_ref();
-    let version = match connection.protocol_version() {
-        Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
-        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
-        _ => "TLS",
-    };
-    let suite = connection
+    let suite = stream
+        .get_ref()
+        .1
         .negotiated_cipher_suite()
         .and_then(|suite| suite.suite().as_str())
         .unwrap_or("unknown cipher");
-    format!("{version} {suite}")
+    format!("{} {suite}", version(stream))
+}
+
+/// One of the two versions that the relay offers.
+fn version(stream: &TlsStream<TcpStream>) -> &'static str {
+    match stream.get_ref().1.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        _ => "TLSv1.3",
+    }
 }
 
 /// Whether the client has a certificate of `client_ca`. Without `client_ca` no client is asked for a certificate, and rustls

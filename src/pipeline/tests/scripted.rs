@@ -605,6 +605,20 @@ impl Store for Scripted {
         })
     }
 
+    fn oldest_outgoing(&self) -> StoreFuture<'_, Vec<(Arc<str>, Timestamp)>> {
+        self.operation(None, Operation::Read, move |tables| {
+            let mut oldest = BTreeMap::<Arc<str>, Timestamp>::new();
+            for record in tables.kept.values().map(|kept| &kept.record) {
+                if record.lane == Lane::Delivery {
+                    let first = oldest.entry(record.next_hop.clone());
+                    let first = first.or_insert(record.received_at);
+                    *first = record.received_at.min(*first);
+                }
+            }
+            Ok(oldest.into_iter().collect())
+        })
+    }
+
     fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]> {
         self.operation(None, Operation::Read, move |tables| {
             Ok(Lane::ALL.map(|lane| {

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use metrics::Counter;
 use rand::RngExt as _;
 use tokio::time::Instant;
 use tower::layer::{Layer, layer_fn};
@@ -144,8 +145,14 @@ fn refused(refusal: GateRefusal) -> ScanError {
 
 /// Calls the engine and waits up to `limit`, the engine's own limit: callers give up at `timeout`, long before (M1, T2;
 /// RESILIENCE section 2, "Slots and zombies"). The engine's future is dropped only at `limit`, which closes the connection.
-pub(super) async fn attempt(limit: Duration, mut call: Call, next: impl Next) -> Outcome {
+pub(super) async fn attempt(
+    limit: Duration,
+    counter: Counter,
+    mut call: Call,
+    next: impl Next,
+) -> Outcome {
     call.progress.attempts.fetch_add(1, Ordering::Relaxed);
+    counter.increment(1);
     let deadline = Deadline::after(limit);
     call.sample = call.sample.until(deadline);
     deadline

@@ -24,6 +24,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use metrics::counter;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -119,6 +120,8 @@ pub fn guard(
     if let Some(before) = before {
         state.drain_as(&before.state);
     }
+    // The handle is made once: the macro would allocate for each scan.
+    let attempts = counter!("spillway_scan_attempts_total", "engine" => settings.name.to_string());
     let of = |state: &Arc<GuardState>| state.clone();
     let (sharing, retrying, entering) = (of(&state), of(&state), of(&state));
     let service = ServiceBuilder::new()
@@ -144,7 +147,9 @@ pub fn guard(
             layers::pass_gate(entering.clone(), call, next)
         }))
         // Innermost: counts the call to the engine and bounds its duration.
-        .layer(around(move |call, next| layers::attempt(limit, call, next)))
+        .layer(around(move |call, next| {
+            layers::attempt(limit, attempts.clone(), call, next)
+        }))
         .service(innermost);
     Guarded {
         state,

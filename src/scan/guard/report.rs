@@ -100,7 +100,7 @@ fn log_report(id: MessageId, report: &Report) {
         (Answer::Answered(findings), None) if findings.is_empty() => "nothing-found",
         (_, None) => "found",
     };
-    metrics::counter!("spillway_scans_total", "engine" => report.engine.to_string(), "answer" => answer)
+    metrics::counter!("spillway_scan_reports_total", "engine" => report.engine.to_string(), "answer" => answer)
         .increment(1);
     metrics::histogram!("spillway_scan_seconds", "engine" => report.engine.to_string())
         .record(report.elapsed.as_secs_f64());

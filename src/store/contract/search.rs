@@ -2,7 +2,7 @@
 
 use super::{at, octets, record};
 use crate::message::{Mailbox, MessageId};
-use crate::store::{Filter, Lane, Store};
+use crate::store::{Change, Filter, Lane, Store};
 
 pub(super) async fn search_matches_every_field(store: &dyn Store) {
     let mut wanted = record(Lane::Held);
@@ -216,4 +216,46 @@ pub(super) async fn lanes_are_counted(store: &dyn Store) {
         (rescan.messages, rescan.octets, rescan.oldest),
         (1, 6, Some(at(0)))
     );
+}
+
+pub(super) async fn the_oldest_message_of_each_next_hop_is_known(store: &dyn Store) {
+    let waits = |next_hop: &str, received| {
+        let mut record = record(Lane::Delivery);
+        record.next_hop = next_hop.into();
+        record.received_at = at(received);
+        record
+    };
+    let records = [
+        waits("b", 5),
+        waits("a", 7),
+        waits("b", 3),
+        waits("", 9),
+        waits("a", 8),
+    ];
+    for record in &records {
+        let put = store.put(vec![record.clone()], octets(4));
+        put.await.expect("put");
+    }
+    store
+        .put(vec![record(Lane::Held)], octets(4))
+        .await
+        .expect("put");
+    let oldest = async || {
+        let oldest = store.oldest_outgoing().await.expect("oldest");
+        let name = |(hop, received): (std::sync::Arc<str>, _)| (hop.to_string(), received);
+        oldest.into_iter().map(name).collect::<Vec<_>>()
+    };
+    let expected = |b| {
+        [
+            (String::new(), at(9)),
+            ("a".to_owned(), at(7)),
+            ("b".to_owned(), at(b)),
+        ]
+    };
+    assert_eq!(oldest().await, expected(3));
+    store
+        .change(records[2].id, Change::Remove, None)
+        .await
+        .expect("remove");
+    assert_eq!(oldest().await, expected(5));
 }

@@ -1,11 +1,13 @@
 //! The calls of [`Store`]: each one becomes a job of the writer, or a read.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::search::{self, Damage, Sorted};
 use super::work::{ClaimTerms, Output, Room, Work, change_of, entry};
-use super::{SqliteStore, interceptors, recovery};
+use super::{SqliteStore, counts, interceptors, recovery};
 use crate::message::{Content, MessageId};
 use crate::store::{
     AtWork, Audit, Capacity, Cause, Change, Filter, Held, Interceptors, Lane, LaneStats, Object,
@@ -240,12 +242,16 @@ impl Store for SqliteStore {
         Box::pin(self.readers.query(read))
     }
 
+    fn oldest_outgoing(&self) -> StoreFuture<'_, Vec<(Arc<str>, Timestamp)>> {
+        Box::pin(self.readers.query(counts::oldest_outgoing))
+    }
+
     fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]> {
-        Box::pin(self.readers.query(search::stats))
+        Box::pin(self.readers.query(counts::stats))
     }
 
     fn unjudged(&self) -> StoreFuture<'_, u64> {
-        Box::pin(self.readers.query(search::unjudged))
+        Box::pin(self.readers.query(counts::unjudged))
     }
 
     fn rescan_room(&self) -> StoreFuture<'_, u64> {

@@ -27,6 +27,7 @@ mod ballast;
 mod bodies;
 mod calls;
 mod claims;
+mod counts;
 mod faults;
 mod folder;
 mod health;

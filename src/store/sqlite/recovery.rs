@@ -34,6 +34,7 @@ pub(super) fn recover(
         [],
     )
     .map_err(sqlite)?;
+    db.execute(RECOUNT_LANES, []).map_err(sqlite)?;
     db.execute(RECOUNT_RESCANS, []).map_err(sqlite)?;
     db.execute_batch(RECOUNT_HELD).map_err(sqlite)?;
     let damaged = examine(db, bodies).map_err(sqlite)?;
@@ -54,6 +55,11 @@ pub(super) fn recover(
         damaged: count("SELECT count(*) FROM message WHERE damaged IS NOT NULL").map_err(sqlite)?,
     })
 }
+
+/// Computes the sums of the lanes, from the index alone.
+const RECOUNT_LANES: &str = "UPDATE lane_sum SET (messages, octets) = \
+     (SELECT count(*), coalesce(sum(size), 0) FROM message INDEXED BY work \
+         WHERE damaged IS NULL AND lane = lane_sum.lane)";
 
 /// Computes the sum that the triggers keep: it is right from here on, whatever changed the file in the meantime.
 const RECOUNT_RESCANS: &str = "UPDATE rescan SET octets = \

@@ -16,8 +16,8 @@ use super::row::{cause_key, decode, lane_number, lossy};
 use super::schema::broken;
 use crate::message::MessageId;
 use crate::store::{
-    Audit, CAUSES_MAX, Capacity, Cause, Filter, Held, Holder, Lane, LaneStats, Object, Queue,
-    Record, StoreError, Times,
+    Audit, CAUSES_MAX, Capacity, Cause, Filter, Held, Holder, Lane, Object, Queue, Record,
+    StoreError, Times,
 };
 
 /// A row that cannot be used, found while reading.
@@ -375,40 +375,9 @@ pub(super) fn causes(db: &Connection) -> rusqlite::Result<Vec<Cause>> {
     Ok(causes.into_iter().collect())
 }
 
-/// The counts of each lane.
-pub(super) fn stats(db: &Connection) -> rusqlite::Result<[LaneStats; Lane::ALL.len()]> {
-    let mut stats = <[LaneStats; Lane::ALL.len()]>::default();
-    let mut statement = db.prepare_cached(
-        "SELECT lane, count(*), sum(size), min(received_at) FROM message INDEXED BY work \
-         WHERE damaged IS NULL GROUP BY lane",
-    )?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let count = |column| row.get::<_, i64>(column).map(i64::unsigned_abs);
-        let lane = usize::try_from(row.get::<_, i64>(0)?).unwrap_or(usize::MAX);
-        if let Some(slot) = stats.get_mut(lane) {
-            *slot = LaneStats {
-                messages: count(1)?,
-                octets: count(2)?,
-                oldest: jiff::Timestamp::from_microsecond(row.get(3)?).ok(),
-            };
-        }
-    }
-    Ok(stats)
-}
-
 /// Octets in [`Lane::Rescan`].
 pub(super) fn rescan_octets(db: &Connection) -> rusqlite::Result<u64> {
     let mut statement = db.prepare_cached("SELECT octets FROM rescan")?;
     let octets: i64 = statement.query_row([], |row| row.get(0))?;
     Ok(octets.unsigned_abs())
-}
-
-/// Counts the messages of [`Lane::Scan`] in their part of the index alone: quarantine may hold a million.
-pub(super) fn unjudged(db: &Connection) -> rusqlite::Result<u64> {
-    let mut statement = db.prepare_cached(
-        "SELECT count(*) FROM message INDEXED BY work WHERE damaged IS NULL AND lane = ?1",
-    )?;
-    let count: i64 = statement.query_row([lane_number(Lane::Scan)], |row| row.get(0))?;
-    Ok(count.unsigned_abs())
 }
