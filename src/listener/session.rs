@@ -315,14 +315,6 @@ impl Session {
         }
     }
 
-    /// One line of an exchange that is not a command (AUTH); a malformed line counts as empty.
-    async fn answer_line(&mut self) -> Result<Vec<u8>, Ending> {
-        Ok(match self.next_line().await? {
-            Line::Command(line) => line,
-            Line::Unacceptable(_) => Vec::new(),
-        })
-    }
-
     fn recipient(&mut self, recipient: Recipient) -> Reply {
         if !self.may_relay() {
             return Reply::relay_denied();
