@@ -160,6 +160,7 @@ mod tests {
             ("\"a\r\nb\"@b.example", "line break in quotes"),
             ("\"a\tb\"@b.example", "control in quotes"),
             ("a\u{7f}@b.example", "control"),
+            ("\"a\u{7f}\"@b.example", "control in quotes"),
             ("a b@c.example", "space outside quotes"),
             ("a@b@c.example", "readers differ about its domain"),
             ("\"a\".b@c.example", "readers differ about the quotes"),
@@ -180,6 +181,10 @@ mod tests {
             ("a@.b", "empty label"),
             ("a@.", "empty label"),
             ("a@b..", "empty label"),
+            (
+                &format!("a@{}", "b".repeat(64)),
+                "a label of no name server",
+            ),
             ("a@[1.2.3.4", "open literal"),
             ("a@[1.2.3.4]x", "text after the literal"),
             ("a@[1.2.3]", "no IPv4 address"),
@@ -208,7 +213,8 @@ mod tests {
     #[test]
     fn a_mailbox_fits_into_a_command() {
         let of = |local: usize, domain: usize| {
-            let text = format!("{}@{}", "l".repeat(local), "d".repeat(domain));
+            let domain = "d.".repeat(domain / 2) + &"d".repeat(domain % 2);
+            let text = format!("{}@{domain}", "l".repeat(local));
             Mailbox::parse(&text).map(|mailbox| format!("MAIL FROM:<{mailbox}>\r\n").len())
         };
         assert_eq!(of(70, 3), Ok(88));
@@ -236,6 +242,8 @@ mod tests {
             "user@[IPv6:2001:db8::1]",
             "user@[ipv6:::ffff:192.0.2.1]",
             "user@_dmarc.example.org",
+            &format!("user@{}.example.org", "b".repeat(63)),
+            &format!("user@{}.example.org", "\u{fc}".repeat(40)),
             "user@example.org.",
             "user@host",
             "user@192.0.2.1",

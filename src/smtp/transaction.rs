@@ -132,7 +132,7 @@ impl Server {
     /// Processes one command line, without its CRLF.
     pub fn command(&mut self, line: &[u8]) -> Step {
         if line.iter().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
-            return Step::Reply(Reply::bad_line_end());
+            return Step::Reply(refusal(line, Reply::bad_line_end()));
         }
         let Some((verb, arguments)) = verb::split(line) else {
             return Step::Reply(Reply::unknown_command());
@@ -403,6 +403,15 @@ impl Transaction {
             declared_size: parameters.size.unwrap_or_default(),
             chunking: false,
         }
+    }
+}
+
+/// The reply to a line that is no command, or only the beginning of one: `reply`; but after BDAT it ends the session, because
+/// octets of a chunk may follow, and they must never be read as commands.
+pub fn refusal(line: &[u8], reply: Reply) -> Reply {
+    match verb::split(line) {
+        Some((Verb::Bdat, _)) => Reply::bad_chunk(),
+        _ => reply,
     }
 }
 

@@ -16,6 +16,8 @@ use super::NotAMailbox;
 pub const MAILBOX_OCTETS_MAX: usize = 498;
 /// Longest domain in octets (RFC 5321 4.5.3.1.2).
 const DOMAIN_OCTETS_MAX: usize = 255;
+/// Longest label of a domain in octets (RFC 1035 2.3.4), as name servers see it: a label outside ASCII has another length there.
+const LABEL_OCTETS_MAX: usize = 63;
 
 /// Checks the text of a mailbox other than the bare `postmaster`.
 pub(super) fn check(text: &str) -> Result<(), NotAMailbox> {
@@ -47,6 +49,7 @@ pub fn is_domain(text: &str) -> bool {
         let inner = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | 0x80..);
         let hyphen = |end: Option<&u8>| end == Some(&b'-');
         !octets.is_empty()
+            && (octets.len() <= LABEL_OCTETS_MAX || !label.is_ascii())
             && octets.iter().all(inner)
             && !hyphen(octets.first())
             && !hyphen(octets.last())

@@ -266,6 +266,8 @@ fn no_form_of_bdat_is_another_command() {
         "BDAT:5",
         "BDAT 5\tLAST",
         "BDAT 5\u{a0}",
+        "BDAT 5\0",
+        "BDAT 5\n",
     ] {
         let got = said(&mut server(), line);
         assert!(got.starts_with("421 4.5.4"), "{line:?}: {got}");
