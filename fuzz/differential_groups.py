@@ -140,6 +140,8 @@ group("comments, backslashes and specials outside quotes", "RFC 5321 4.1.2 has n
       lambda c: we_refuse(c) and re.search(r"[()<>,;:\\\[\] ]", re.sub(r'^"(\\.|[^"\\])*"', "", local(c))))
 group("longer than a command holds", "498 octets, or 255 of the domain (RFC 5321 4.5.3.1.2 and 4.5.3.1.4).",
       lambda c: we_refuse(c) and "octets" in c.said)
+group("a label of more than 63 octets", "RFC 1035 2.3.4; Postfix refuses it as well.",
+      lambda c: we_refuse(c) and c.postfix is None and re.search(r"[\w-]{64}", domain(c)))
 group("malformed literal", "RFC 5321 4.1.3: IPv4, or IPv6 with its tag; some readers read a leading zero as octal.",
       lambda c: we_refuse(c) and re.search(r"[\[\]]", domain(c)))
 group("malformed domain", "RFC 5321 4.1.2: labels of letters, digits, hyphens inside, and the underscore that is in use. The others look it up, or pass "

@@ -112,10 +112,6 @@ fn what_the_sender_gave_comes_back_unchanged() {
     ] {
         assert!(text.contains(&format!("\r\n{line}\r\n")), "{line}: {text}");
     }
-    let parsed = mail_parser::MessageParser::default().parse(text.as_bytes());
-    let to = parsed.as_ref().and_then(|parsed| parsed.to());
-    let to = to.and_then(|to| to.first()).and_then(|to| to.address());
-    assert_eq!(to, Some("\"a <b>, c\"@example.com"));
 }
 
 /// A message with the null reverse-path gets no notification; otherwise bounces of bounces would never end (RFC 5321
