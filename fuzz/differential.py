@@ -13,6 +13,7 @@ import argparse
 import base64
 import collections
 import email._header_value_parser as reader
+import ipaddress
 import os
 import pathlib
 import random
@@ -339,6 +340,23 @@ def explained(case):
     return next((name for name, _, applies in GROUPS if applies(case)), None)
 
 
+def is_route(text):
+    """Whether the text begins with a source route of domains and literals."""
+    found = re.match(r"((?:@(?:\[[^]]*\]|[^\[,:@]+),)*@(?:\[[^]]*\]|[^\[,:@]+)):", text)
+    if not found:
+        return False
+    for one in re.findall(r"@(\[[^]]*\]|[^\[,:@]+)", found[1]):
+        try:
+            if one.startswith("["):
+                tag = one[1:6].upper() == "IPV6:"
+                (ipaddress.IPv6Address if tag else ipaddress.IPv4Address)(one[6 if tag else 1:-1])
+            elif not re.fullmatch(r"(?!-)[\w-]{1,63}(?<!-)(\.(?!-)[\w-]{1,63}(?<!-))*\.?", one):
+                return False
+        except ValueError:
+            return False
+    return True
+
+
 class Case:
     """One command with what each reader made of it: the mailbox, or None."""
 
@@ -358,7 +376,7 @@ class Case:
         self.inner = self.path[1:-1] if self.path.startswith("<") else self.path
         domain = r"(\[[^]]*\]|[^\[,:@]+)"
         self.after_route = re.sub(rf"^@{domain}?(,@?{domain}?)*:", "", self.inner)
-        self.good_route = re.match(r"@(\[[^]]+\]|\w+(-\w+)*(\.\w+(-\w+)*)*)(,@(\[[^]]+\]|\w+(-\w+)*(\.\w+(-\w+)*)*))*:", self.inner)
+        self.good_route = is_route(self.inner)
 
     def split(self):
         """Path with brackets, and parameters, for the groups below: roughly, as only explained cases need it."""

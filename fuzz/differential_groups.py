@@ -81,6 +81,8 @@ group("route with an IPv6 literal", "RFC 5321 4.1.2 and 4.1.3: Postfix ends the 
       lambda c: they_refuse(c) and re.search(r"@\[IPv6:[^]]*\][:,]", c.inner))
 group("local-part that begins with a hyphen", "atext (RFC 5322 3.2.3); Postfix refuses it unless allow_min_user is set, for mailers that run programs.",
       lambda c: they_refuse(c) and c.postfix is None and local(c).startswith("-"))
+group("empty local-part at an IPv6 literal", "RFC 5321 4.1.2: Postfix leaves the quotes out, and then takes what follows for a source route.",
+      lambda c: they_refuse(c) and c.postfix is None and re.fullmatch(r'""@\[IPv6:[^]]*\]', c.after_route, re.I))
 group("numeric domain", "labels of RFC 5321 4.1.2 may be numbers, passed on as they are; Postfix refuses them unless resolve_numeric_domain is set.",
       lambda c: they_refuse(c) and c.postfix is None and re.fullmatch(r"[0-9.]+", domain(c)))
 group("dot after the domain", "the root label names the same domain; Postfix takes it, Python does not.",

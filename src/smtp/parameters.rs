@@ -35,7 +35,7 @@ pub struct MailParameters {
 pub struct RcptParameters {
     /// NOTIFY (RFC 3461 4.1).
     pub notify: Option<Notify>,
-    /// ORCPT, decoded as [`orcpt::parse`] does.
+    /// ORCPT: `addr-type;address`, the address in printable ASCII or, after `utf-8;`, as received (RFC 3461 4.2, RFC 6533 3).
     pub orcpt: Option<String>,
 }
 
