@@ -2,6 +2,8 @@
 //! result to that parser's law. The targets in `fuzz_targets` call these functions, and `tests/it/fuzz.rs` calls them with
 //! the kept corpus.
 
+mod syntax;
+
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -17,11 +19,13 @@ use spillway::smtp::content::Decoder;
 use spillway::smtp::reply_parser::{REPLY_LINE_OCTETS_MAX, REPLY_LINES_MAX, RawReply};
 use spillway::verdict::{Answer, Finding, FindingKind};
 
+pub use syntax::{parameters, path};
+
 /// What a target does with its input; it panics where a law is broken.
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("clamd", clamd),
     ("spamd", spamd),
     ("rspamd", rspamd),
@@ -35,6 +39,8 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("archive", archive),
     ("reply", reply),
     ("content", content),
+    ("path", path),
+    ("parameters", parameters),
 ];
 
 /// An answer of clamd to INSTREAM.

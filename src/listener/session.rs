@@ -31,7 +31,7 @@ use crate::message::{Content, Envelope, Message, MessageId, Origin, Recipient, h
 use crate::pipeline::Pipeline;
 use crate::smtp::Reply;
 use crate::smtp::content::Decoder;
-use crate::smtp::transaction::{Server, Step, Transaction};
+use crate::smtp::transaction::{Server, Step, Transaction, refusal};
 use crate::smtp::xtext::Attributes;
 
 /// Timeout for a TLS handshake, and for the PROXY header.
@@ -263,7 +263,7 @@ impl Session {
 
     async fn next_line(&mut self) -> Result<Line, Ending> {
         let limit = self.context.limits.command_line;
-        let mut too_long = false;
+        let mut too_long = None;
         let mut idle = None;
         if self.wire.is_full() {
             self.flush().await?;
@@ -271,18 +271,21 @@ impl Session {
         loop {
             if let Some(end) = memchr(b'\n', self.wire.input()) {
                 let line = &self.wire.input()[..end];
-                let line = if too_long || end + 1 > limit {
-                    Line::Unacceptable(Reply::line_too_long(limit))
+                let line = if let Some(reply) = too_long {
+                    Line::Unacceptable(reply)
+                } else if end + 1 > limit {
+                    Line::Unacceptable(refusal(line, Reply::line_too_long(limit)))
                 } else if let Some(command) = line.strip_suffix(b"\r") {
                     Line::Command(command.to_vec())
                 } else {
-                    Line::Unacceptable(Reply::bad_line_end())
+                    Line::Unacceptable(refusal(line, Reply::bad_line_end()))
                 };
                 self.wire.consume(end + 1);
                 return Ok(line);
             }
             if self.wire.input().len() > limit {
-                too_long = true;
+                let begun = self.wire.input();
+                too_long = too_long.or_else(|| Some(refusal(begun, Reply::line_too_long(limit))));
                 self.wire.consume(self.wire.input().len());
             }
             self.flush().await?;
@@ -313,14 +316,6 @@ impl Session {
                 Err(Elapsed) => return Err(Ending::TimedOut("Timed out waiting for a command")),
             }
         }
-    }
-
-    /// One line of an exchange that is not a command (AUTH); a malformed line counts as empty.
-    async fn answer_line(&mut self) -> Result<Vec<u8>, Ending> {
-        Ok(match self.next_line().await? {
-            Line::Command(line) => line,
-            Line::Unacceptable(_) => Vec::new(),
-        })
     }
 
     fn recipient(&mut self, recipient: Recipient) -> Reply {

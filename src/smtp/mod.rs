@@ -5,6 +5,8 @@ pub mod content;
 pub mod dialog;
 pub mod dot_stuff;
 pub mod orcpt;
+pub mod parameters;
+pub mod path;
 mod remote_reply;
 pub mod reply;
 pub mod reply_parser;

@@ -1,38 +1,42 @@
-//! ORCPT of the type `utf-8` (RFC 6533 3), which smtp-proto does not know.
+//! The value of ORCPT: `addr-type;address` (RFC 3461 4.2, RFC 6533 3).
+//!
+//! Only the server that reads the address knows what it means, so every type is legal: the relay stores the value and gives
+//! the next hop the same one.
 
 use std::fmt::Write as _;
 
-use super::transaction::brackets;
+use super::xtext;
 use crate::message::Mailbox;
 
-/// Name and type of the parameter.
-const PARAMETER_PREFIX: &str = "ORCPT=utf-8;";
-/// The type, as stored before the address.
+/// The type of an address outside ASCII, which has an encoding of its own, as stored before the address.
 pub const TYPE: &str = "utf-8;";
+/// Longest address in octets, in the encoding in which it is passed on (RFC 3461 4.2).
+pub const ORCPT_OCTETS_MAX: usize = 500;
+/// Longest type in octets: far more than any registered one (IANA: "Mail Address Types").
+const TYPE_OCTETS_MAX: usize = 64;
 
-/// Splits a RCPT command into the command without this parameter and the value of the parameter. `None` if the command has
-/// no such parameter, or if its value is not an address.
-pub(super) fn take(line: &[u8]) -> Option<(Vec<u8>, String)> {
-    line.get(..5)
-        .filter(|verb| verb.eq_ignore_ascii_case(b"RCPT "))?;
-    let (path, parameters) = line.split_at_checked(brackets(line)?.end + 1)?;
-    let mut words: Vec<&str> = std::str::from_utf8(parameters)
-        .ok()?
-        .split_ascii_whitespace()
-        .collect();
-    let is_it = |word: &&str| {
-        let name = word.get(..PARAMETER_PREFIX.len());
-        name.is_some_and(|name| name.eq_ignore_ascii_case(PARAMETER_PREFIX))
-    };
-    let at = words.iter().position(is_it)?;
-    let address = &words.remove(at)[PARAMETER_PREFIX.len()..];
-    Mailbox::parse(&decoded(address)?).ok()?;
-    let mut rest = path.to_vec();
-    for word in words {
-        rest.push(b' ');
-        rest.extend_from_slice(word.as_bytes());
+/// Decodes the value to `addr-type;address`: the address is printable ASCII, decoded from xtext, or after `utf-8;` the
+/// encoding as received, of a mailbox. `None` if the value is malformed, or longer than its limit.
+pub(super) fn parse(value: &[u8]) -> Option<String> {
+    let at = memchr::memchr(b';', value)?;
+    let kind = std::str::from_utf8(&value[..at]).ok()?;
+    let address = &value[at + 1..];
+    if address.is_empty() || !is_type(kind) {
+        return None;
     }
-    Some((rest, format!("{TYPE}{address}")))
+    if kind.len() + 1 == TYPE.len() && TYPE[..kind.len()].eq_ignore_ascii_case(kind) {
+        let address = std::str::from_utf8(address).ok()?;
+        Mailbox::parse(&decoded(address)?).ok()?;
+        return (ascii_octets(address) <= ORCPT_OCTETS_MAX).then(|| format!("{TYPE}{address}"));
+    }
+    let address = xtext::printable(address, ORCPT_OCTETS_MAX)?;
+    Some(format!("{kind};{address}"))
+}
+
+/// Whether this is a type, an atom of RFC 3461 4.2.
+pub fn is_type(kind: &str) -> bool {
+    let atext = |b: u8| b.is_ascii_graphic() && !b"()<>@,;:\\\".[]".contains(&b);
+    (1..=TYPE_OCTETS_MAX).contains(&kind.len()) && kind.bytes().all(atext)
 }
 
 /// Decodes `utf-8-addr-xtext` and `utf-8-addr-unitext`, in which `\x{XX}` is the character with this number.
@@ -69,4 +73,13 @@ pub fn in_ascii(value: &str) -> String {
         }
     }
     out
+}
+
+/// Octets of [`in_ascii`], at most.
+fn ascii_octets(value: &str) -> usize {
+    let octets = |c: char| match c.is_ascii() {
+        true => 1,
+        false => "\\x{}".len() + (u32::BITS - u32::from(c).leading_zeros()).div_ceil(4) as usize,
+    };
+    value.chars().map(octets).sum()
 }

@@ -7,22 +7,20 @@ mod arguments;
 mod offer;
 #[cfg(test)]
 mod tests;
+mod verb;
 
-use std::borrow::Cow;
-
-use smtp_proto::{
-    AUTH_LOGIN, AUTH_PLAIN, MAIL_BODY_8BITMIME, MAIL_RET_FULL, MAIL_RET_HDRS, MAIL_SMTPUTF8,
-    MailFrom, RCPT_NOTIFY_DELAY, RCPT_NOTIFY_FAILURE, RCPT_NOTIFY_NEVER, RCPT_NOTIFY_SUCCESS,
-    RcptTo, Request,
-};
-
-use super::orcpt;
+use super::parameters::{self, MailParameters, ParameterError};
+use super::path::{self, PathError};
 use super::reply::Reply;
 use super::xtext::{self, Attributes};
-use crate::message::{BodyKind, Mailbox, Notify, Recipient, Ret, ReversePath};
-pub(super) use arguments::brackets;
-use arguments::{chunk, is_printable, path, syntax_error};
+use crate::message::{BodyKind, Recipient, Ret, ReversePath};
 pub use offer::Offer;
+use verb::Verb;
+
+/// The form of a MAIL command, for the reply to one of another form.
+const MAIL_SYNTAX: &str = "MAIL FROM:<reverse-path> [parameters]";
+/// The form of a RCPT command.
+const RCPT_SYNTAX: &str = "RCPT TO:<forward-path> [parameters]";
 
 /// Next step of the session.
 #[derive(Debug)]
@@ -48,8 +46,8 @@ pub enum Step {
     Auth {
         /// PLAIN or LOGIN.
         mechanism: Mechanism,
-        /// The initial response in base64, if the client sent one.
-        initial: Option<String>,
+        /// The initial response as received, if the client sent one: `=` or base64 (RFC 4954 4).
+        initial: Option<Vec<u8>>,
     },
     /// Apply the attributes with which a trusted peer describes its client.
     Xclient(Attributes),
@@ -134,90 +132,65 @@ impl Server {
     /// Processes one command line, without its CRLF.
     pub fn command(&mut self, line: &[u8]) -> Step {
         if line.iter().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
-            return Step::Reply(Reply::bad_line_end());
+            return Step::Reply(refusal(line, Reply::bad_line_end()));
         }
-        // Commands that smtp-proto does not know, or whose parser assumes a server that offers every extension.
-        let verb = line.split(|b| *b == b' ').next().unwrap_or_default();
-        if verb.eq_ignore_ascii_case(b"XCLIENT") || verb.eq_ignore_ascii_case(b"XFORWARD") {
-            return self.attributes(line, verb.len());
-        }
-        if verb.eq_ignore_ascii_case(b"BDAT") {
-            return match chunk(&line[verb.len()..]) {
+        let Some((verb, arguments)) = verb::split(line) else {
+            return Step::Reply(Reply::unknown_command());
+        };
+        match verb {
+            Verb::Ehlo => self.hello(arguments, true),
+            Verb::Helo => self.hello(arguments, false),
+            Verb::Mail => Step::Reply(self.mail(arguments).unwrap_or_else(|refusal| refusal)),
+            Verb::Rcpt => self.rcpt(arguments).unwrap_or_else(Step::Reply),
+            Verb::Bdat => match arguments::chunk(arguments) {
                 Some((octets, last)) => self.bdat(octets, last),
                 None => Step::Reply(Reply::bad_chunk()),
-            };
-        }
-        match orcpt::take(line) {
-            None => self.known(line),
-            Some((rest, orcpt)) => match self.known(&rest) {
-                Step::Recipient(recipient) => self.with_orcpt(recipient, orcpt),
-                step => step,
             },
-        }
-    }
-
-    /// Processes a command that smtp-proto parses.
-    fn known(&mut self, line: &[u8]) -> Step {
-        let mut terminated = Vec::with_capacity(line.len() + 2);
-        terminated.extend_from_slice(line);
-        terminated.extend_from_slice(b"\r\n");
-        match Request::parse(&mut terminated.iter()) {
-            Ok(request) => self.request(line, request),
-            Err(error) => Step::Reply(syntax_error(error)),
-        }
-    }
-
-    /// Adds the ORCPT. A value outside ASCII needs SMTPUTF8 on MAIL (RFC 6533 3).
-    fn with_orcpt(&self, recipient: Recipient, orcpt: String) -> Step {
-        let smtputf8 = self.transaction.as_ref().is_some_and(|t| t.smtputf8);
-        if recipient.orcpt.is_some() || !orcpt.is_ascii() && !smtputf8 {
-            return Step::Reply(Reply::bad_parameter("ORCPT"));
-        }
-        Step::Recipient(Recipient {
-            orcpt: Some(orcpt),
-            ..recipient
-        })
-    }
-
-    fn request(&mut self, line: &[u8], request: Request<Cow<'_, str>>) -> Step {
-        match request {
-            Request::Ehlo { host } => self.hello(&host, true),
-            Request::Helo { host } => self.hello(&host, false),
-            Request::Mail { from } => Step::Reply(self.mail(line, &from)),
-            Request::Rcpt { to } => self.rcpt(line, &to),
-            Request::Data => self.data(),
-            Request::Rset => {
-                self.transaction = None;
-                Step::Reply(Reply::ok())
+            Verb::Auth => self.auth(arguments).unwrap_or_else(Step::Reply),
+            Verb::Xclient => self.attributes(arguments, self.offer.xclient, Step::Xclient),
+            Verb::Xforward => self.attributes(arguments, self.offer.xforward, Step::Xforward),
+            Verb::Noop => Step::Reply(Reply::ok()),
+            Verb::Vrfy if arguments::is_none(arguments) => {
+                Step::Reply(Reply::syntax("VRFY string"))
             }
-            Request::Noop { .. } => Step::Reply(Reply::ok()),
-            Request::Quit => Step::Reply(Reply::goodbye(&self.offer.hostname)),
-            Request::Vrfy { .. } => Step::Reply(Reply::cannot_verify()),
-            Request::Help { .. } => Step::Reply(Reply::help()),
-            Request::StartTls => self.starttls(),
-            Request::Auth {
-                mechanism,
-                initial_response,
-            } => self.auth(mechanism, &initial_response),
-            Request::Bdat { .. }
-            | Request::Expn { .. }
-            | Request::Lhlo { .. }
-            | Request::Etrn { .. }
-            | Request::Atrn { .. }
-            | Request::Burl { .. } => Step::Reply(Reply::not_implemented()),
+            Verb::Vrfy => Step::Reply(Reply::cannot_verify()),
+            Verb::Help => Step::Reply(Reply::help()),
+            Verb::NotImplemented => Step::Reply(Reply::not_implemented()),
+            Verb::Data => self.without_argument("DATA", arguments, Self::data),
+            Verb::Rset => self.without_argument("RSET", arguments, Self::rset),
+            Verb::Quit => self.without_argument("QUIT", arguments, Self::quit),
+            Verb::StartTls => self.without_argument("STARTTLS", arguments, Self::starttls),
         }
+    }
+
+    fn without_argument(
+        &mut self,
+        verb: &'static str,
+        arguments: &[u8],
+        then: fn(&mut Self) -> Step,
+    ) -> Step {
+        match arguments::is_none(arguments) {
+            true => then(self),
+            false => Step::Reply(Reply::syntax(verb)),
+        }
+    }
+
+    fn rset(&mut self) -> Step {
+        self.transaction = None;
+        Step::Reply(Reply::ok())
+    }
+
+    fn quit(&mut self) -> Step {
+        Step::Reply(Reply::goodbye(&self.offer.hostname))
     }
 
     /// EHLO and HELO also reset the transaction (RFC 5321 4.1.4).
-    fn hello(&mut self, host: &str, extended: bool) -> Step {
-        if host.chars().any(|c| c.is_control() || c.is_whitespace()) {
+    fn hello(&mut self, arguments: &[u8], extended: bool) -> Step {
+        let Some(name) = arguments::host(arguments) else {
             return Step::Reply(Reply::syntax("EHLO hostname"));
-        }
+        };
         self.transaction = None;
-        self.helo = Some(Helo {
-            name: host.to_owned(),
-            extended,
-        });
+        self.helo = Some(Helo { name, extended });
         if !extended {
             return Step::Reply(Reply::helo(&self.offer.hostname));
         }
@@ -225,100 +198,67 @@ impl Server {
         Step::Reply(Reply::ehlo(&self.offer.hostname, extensions))
     }
 
-    fn mail(&mut self, line: &[u8], from: &MailFrom<Cow<'_, str>>) -> Reply {
+    fn mail(&mut self, arguments: &[u8]) -> Result<Reply, Reply> {
         if self.helo.is_none() {
-            return Reply::bad_sequence("Send EHLO first");
+            return Err(Reply::bad_sequence("Send EHLO first"));
         }
         if self.offer.tls_required && !self.offer.encrypted {
-            return Reply::tls_required();
+            return Err(Reply::tls_required());
         }
         if self.transaction.is_some() {
-            return Reply::bad_sequence("A transaction is open already, send RSET to end it");
+            return Err(Reply::bad_sequence(
+                "A transaction is open already, send RSET to end it",
+            ));
         }
-        let smtputf8 = from.flags & MAIL_SMTPUTF8 != 0;
-        let reverse_path = match path(line) {
-            Some("") => ReversePath::NULL,
-            Some(text) => match Mailbox::parse(text) {
-                Ok(mailbox) if mailbox.is_internationalized() && !smtputf8 => {
-                    return Reply::needs_smtputf8();
-                }
-                Ok(mailbox) => mailbox.into(),
-                Err(why) => return Reply::bad_sender(why),
-            },
-            None => return Reply::syntax("MAIL FROM:<reverse-path> [parameters]"),
-        };
-        if let Some(parameter) = self.offer.unsupported_parameter(from) {
-            return Reply::unknown_parameter(parameter);
+        let (reverse_path, rest) = path::reverse(arguments).map_err(|why| match why {
+            PathError::Malformed => Reply::syntax(MAIL_SYNTAX),
+            PathError::Mailbox(why) => Reply::bad_sender(why),
+        })?;
+        let parameters = parameters::mail(rest).map_err(|why| refused(why, MAIL_SYNTAX))?;
+        let mailbox = reverse_path.mailbox();
+        if mailbox.is_some_and(|mailbox| mailbox.is_internationalized()) && !parameters.smtputf8 {
+            return Err(Reply::needs_smtputf8());
         }
-        if from.size as u64 > self.offer.message_size {
-            return Reply::too_large(self.offer.message_size);
+        if parameters.auth && !(self.offer.auth && self.offer.encrypted) {
+            return Err(Reply::unknown_parameter("AUTH"));
         }
-        let envid = from.env_id.as_deref().map(str::to_owned);
-        if envid.as_deref().is_some_and(|id| !is_printable(id)) {
-            return Reply::bad_parameter("ENVID");
+        if parameters.size.unwrap_or_default() > self.offer.message_size {
+            return Err(Reply::too_large(self.offer.message_size));
         }
-        self.transaction = Some(Transaction {
-            reverse_path,
-            recipients: Vec::new(),
-            body: match from.flags & MAIL_BODY_8BITMIME {
-                0 => BodyKind::SevenBit,
-                _ => BodyKind::EightBitMime,
-            },
-            smtputf8,
-            ret: match from.flags & (MAIL_RET_FULL | MAIL_RET_HDRS) {
-                0 => None,
-                MAIL_RET_HDRS => Some(Ret::Headers),
-                _ => Some(Ret::Full),
-            },
-            envid,
-            declared_size: from.size as u64,
-            chunking: false,
-        });
-        Reply::sender_ok()
+        self.transaction = Some(Transaction::new(reverse_path, parameters));
+        Ok(Reply::sender_ok())
     }
 
-    fn rcpt(&mut self, line: &[u8], to: &RcptTo<Cow<'_, str>>) -> Step {
+    fn rcpt(&mut self, arguments: &[u8]) -> Result<Step, Reply> {
         let Some(transaction) = &self.transaction else {
-            return Step::Reply(Reply::bad_sequence("Send MAIL first"));
+            return Err(Reply::bad_sequence("Send MAIL first"));
         };
         if transaction.chunking {
-            return Step::Reply(Reply::bad_sequence(
+            return Err(Reply::bad_sequence(
                 "BDAT has begun, send RSET to start again",
             ));
         }
         if transaction.recipients.len() >= self.offer.recipients {
-            return Step::Reply(Reply::too_many_recipients());
+            return Err(Reply::too_many_recipients());
         }
-        if to.rrvs != 0 || to.flags & smtp_proto::RCPT_CONNEG != 0 {
-            return Step::Reply(Reply::unknown_parameter("RRVS or CONNEG"));
-        }
-        let mailbox = match path(line).map(Mailbox::parse) {
-            Some(Ok(mailbox)) => mailbox,
-            Some(Err(why)) => return Step::Reply(Reply::bad_recipient(why)),
-            None => return Step::Reply(Reply::syntax("RCPT TO:<forward-path> [parameters]")),
-        };
+        let (mailbox, rest) = path::forward(arguments).map_err(|why| match why {
+            PathError::Malformed => Reply::syntax(RCPT_SYNTAX),
+            PathError::Mailbox(why) => Reply::bad_recipient(why),
+        })?;
+        let parameters = parameters::rcpt(rest).map_err(|why| refused(why, RCPT_SYNTAX))?;
         if mailbox.is_internationalized() && !transaction.smtputf8 {
-            return Step::Reply(Reply::needs_smtputf8());
+            return Err(Reply::needs_smtputf8());
         }
-        let orcpt = to
-            .orcpt
-            .as_deref()
-            .map(|address| format!("rfc822;{address}"));
-        if orcpt.as_deref().is_some_and(|text| !is_printable(text)) {
-            return Step::Reply(Reply::bad_parameter("ORCPT"));
+        // A value outside ASCII needs SMTPUTF8 on MAIL as well (RFC 6533 3).
+        let orcpt = parameters.orcpt.as_deref().unwrap_or_default();
+        if !orcpt.is_ascii() && !transaction.smtputf8 {
+            return Err(Reply::bad_parameter("ORCPT"));
         }
-        let said =
-            RCPT_NOTIFY_NEVER | RCPT_NOTIFY_SUCCESS | RCPT_NOTIFY_FAILURE | RCPT_NOTIFY_DELAY;
-        let notify = (to.flags & said != 0).then_some(Notify {
-            success: to.flags & RCPT_NOTIFY_SUCCESS != 0,
-            failure: to.flags & RCPT_NOTIFY_FAILURE != 0,
-            delay: to.flags & RCPT_NOTIFY_DELAY != 0,
-        });
-        Step::Recipient(Recipient {
+        Ok(Step::Recipient(Recipient {
             mailbox,
-            notify,
-            orcpt,
-        })
+            notify: parameters.notify,
+            orcpt: parameters.orcpt,
+        }))
     }
 
     /// Adds the recipient of a [`Step::Recipient`], after the session has accepted it.
@@ -402,31 +342,28 @@ impl Server {
         self.transaction = None;
     }
 
-    fn auth(&mut self, mechanism: u64, initial: &str) -> Step {
+    fn auth(&mut self, arguments: &[u8]) -> Result<Step, Reply> {
         if !self.offer.auth {
-            return Step::Reply(Reply::not_implemented());
+            return Err(Reply::not_implemented());
         }
         if !self.offer.encrypted {
-            return Step::Reply(Reply::auth_needs_tls());
+            return Err(Reply::auth_needs_tls());
         }
         if self.helo.as_ref().is_none_or(|helo| !helo.extended) {
-            return Step::Reply(Reply::bad_sequence("Send EHLO first"));
+            return Err(Reply::bad_sequence("Send EHLO first"));
         }
         if self.user.is_some() {
-            return Step::Reply(Reply::bad_sequence("The session is authenticated already"));
+            return Err(Reply::bad_sequence("The session is authenticated already"));
         }
         if self.transaction.is_some() {
-            return Step::Reply(Reply::bad_sequence("AUTH is not allowed in a transaction"));
+            return Err(Reply::bad_sequence("AUTH is not allowed in a transaction"));
         }
-        let mechanism = match mechanism {
-            AUTH_PLAIN => Mechanism::Plain,
-            AUTH_LOGIN => Mechanism::Login,
-            _ => return Step::Reply(Reply::unknown_mechanism()),
-        };
-        Step::Auth {
-            mechanism,
-            initial: (!initial.is_empty()).then(|| initial.to_owned()),
-        }
+        let (mechanism, initial) = arguments::auth(arguments)
+            .ok_or_else(|| Reply::syntax("AUTH mechanism [initial-response]"))?;
+        Ok(Step::Auth {
+            mechanism: mechanism.ok_or_else(Reply::unknown_mechanism)?,
+            initial: initial.map(<[u8]>::to_vec),
+        })
     }
 
     /// Records the user after a successful AUTH.
@@ -434,22 +371,56 @@ impl Server {
         self.user = Some(user);
     }
 
-    fn attributes(&mut self, line: &[u8], verb: usize) -> Step {
-        let xclient = verb == "XCLIENT".len();
-        if !(if xclient {
-            self.offer.xclient
-        } else {
-            self.offer.xforward
-        }) {
+    fn attributes(
+        &mut self,
+        arguments: &[u8],
+        offered: bool,
+        step: fn(Attributes) -> Step,
+    ) -> Step {
+        if !offered {
             return Step::Reply(Reply::not_implemented());
         }
         if self.transaction.is_some() {
             return Step::Reply(Reply::bad_sequence("Not allowed in a transaction"));
         }
-        match xtext::attributes(&line[verb..]) {
-            Some(attributes) if xclient => Step::Xclient(attributes),
-            Some(attributes) => Step::Xforward(attributes),
+        match xtext::attributes(arguments) {
+            Some(attributes) => step(attributes),
             None => Step::Reply(Reply::syntax("attribute=value [attribute=value ...]")),
         }
+    }
+}
+
+impl Transaction {
+    /// The transaction that MAIL begins.
+    fn new(reverse_path: ReversePath, parameters: MailParameters) -> Self {
+        Self {
+            reverse_path,
+            recipients: Vec::new(),
+            body: parameters.body.unwrap_or_default(),
+            smtputf8: parameters.smtputf8,
+            ret: parameters.ret,
+            envid: parameters.envid,
+            declared_size: parameters.size.unwrap_or_default(),
+            chunking: false,
+        }
+    }
+}
+
+/// The reply to a line that is no command, or only the beginning of one: `reply`; but after BDAT it ends the session, because
+/// octets of a chunk may follow, and they must never be read as commands.
+pub fn refusal(line: &[u8], reply: Reply) -> Reply {
+    match verb::split(line) {
+        Some((Verb::Bdat, _)) => Reply::bad_chunk(),
+        _ => reply,
+    }
+}
+
+/// The reply to parameters that are refused; `syntax` is the form of the command.
+fn refused(why: ParameterError<'_>, syntax: &'static str) -> Reply {
+    match why {
+        ParameterError::Malformed => Reply::syntax(syntax),
+        ParameterError::Unknown(parameter) => Reply::unknown_parameter(parameter),
+        ParameterError::Repeated(parameter) => Reply::repeated_parameter(parameter),
+        ParameterError::Value(parameter) => Reply::bad_parameter(parameter),
     }
 }

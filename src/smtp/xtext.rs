@@ -1,6 +1,11 @@
-//! Parses the attribute lists of XCLIENT and XFORWARD, whose values are xtext (RFC 3461 4).
+//! Xtext (RFC 3461 4), in which `+XX` is an octet in hexadecimal, and the attribute lists of XCLIENT and XFORWARD, whose values
+//! are xtext.
 
+use std::fmt::Write as _;
 use std::net::IpAddr;
+
+/// Longest value of an attribute in octets, decoded.
+const ATTRIBUTE_OCTETS_MAX: usize = 255;
 
 /// Attributes of XCLIENT or XFORWARD; `None` for an attribute that was not given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,12 +48,12 @@ pub type Value = Option<String>;
 
 /// Parses ` NAME=value ADDR=value …`; `None` if an attribute is unknown, malformed, or contains control characters.
 pub fn attributes(list: &[u8]) -> Option<Attributes> {
-    let text = std::str::from_utf8(list).ok()?;
+    let list = std::str::from_utf8(list).ok()?;
     let mut attributes = Attributes::default();
     let mut any = false;
-    for attribute in text.split_ascii_whitespace() {
+    for attribute in list.split_ascii_whitespace() {
         let (name, value) = attribute.split_once('=')?;
-        let value = decode(value)?;
+        let value = text(value.as_bytes(), ATTRIBUTE_OCTETS_MAX)?;
         let unavailable = ["[UNAVAILABLE]", "[TEMPUNAVAIL]"]
             .iter()
             .any(|word| value.eq_ignore_ascii_case(word));
@@ -68,22 +73,64 @@ pub fn attributes(list: &[u8]) -> Option<Attributes> {
     any.then_some(attributes)
 }
 
-/// Decodes xtext, in which `+XX` is an octet in hexadecimal. `None` if the text is malformed, not UTF-8, longer than 255
-/// octets, or contains control characters.
-fn decode(text: &str) -> Option<String> {
-    let mut octets = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
+/// Decodes xtext. `None` if the text is malformed, stands for more than `limit` octets, or stands for something else than
+/// UTF-8 without control characters.
+pub fn text(xtext: &[u8], limit: usize) -> Option<String> {
+    let mut octets = Vec::with_capacity(xtext.len());
+    let mut rest = xtext.iter();
     while let Some(octet) = rest.next() {
-        if octet == b'+' {
-            let high = (rest.next()? as char).to_digit(16)?;
-            let low = (rest.next()? as char).to_digit(16)?;
-            octets.push(u8::try_from(high * 16 + low).ok()?);
-        } else {
-            octets.push(octet);
+        octets.push(match octet {
+            b'+' => (digit(*rest.next()?)? << 4) | digit(*rest.next()?)?,
+            octet => *octet,
+        });
+    }
+    let text = String::from_utf8(octets).ok()?;
+    (text.len() <= limit && !text.chars().any(char::is_control)).then_some(text)
+}
+
+/// Decodes xtext that may go into a delivery status notification: it stands for printable ASCII (RFC 3461 4.2 and 4.4), and
+/// has at most `limit` octets, also as [`encode`] writes it. An `=`, which xtext should encode, is read as itself.
+pub fn printable(xtext: &[u8], limit: usize) -> Option<String> {
+    if xtext.len() > limit {
+        return None;
+    }
+    let text = text(xtext, limit)?;
+    (text.is_ascii() && encoded_octets(&text) <= limit).then_some(text)
+}
+
+/// Encodes text as xtext. `None` if the text is empty, outside ASCII or longer than `limit`; the caller then omits the
+/// parameter.
+pub fn encode(text: &str, limit: usize) -> Option<String> {
+    if !text.is_ascii() || text.is_empty() || encoded_octets(text) > limit {
+        return None;
+    }
+    let mut encoded = String::with_capacity(encoded_octets(text));
+    for octet in text.bytes() {
+        match is_plain(octet) {
+            true => encoded.push(octet as char),
+            false => {
+                // Writing to a String cannot fail.
+                let _ = write!(encoded, "+{octet:02X}");
+            }
         }
     }
-    let value = String::from_utf8(octets).ok()?;
-    (value.len() <= 255 && !value.chars().any(char::is_control)).then_some(value)
+    Some(encoded)
+}
+
+fn encoded_octets(text: &str) -> usize {
+    let octets = |octet| if is_plain(octet) { 1 } else { "+XX".len() };
+    text.bytes().map(octets).sum()
+}
+
+/// Whether xtext writes the octet as itself.
+fn is_plain(octet: u8) -> bool {
+    octet.is_ascii_graphic() && !matches!(octet, b'+' | b'=')
+}
+
+fn digit(octet: u8) -> Option<u8> {
+    (octet as char)
+        .to_digit(16)
+        .and_then(|digit| u8::try_from(digit).ok())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! | line | meaning |
 //! |---|---|
 //! | `# text` | the law that the dialogue protects |
-//! | `config: key = value` | a line of configuration |
+//! | `config: key = value` | a line of configuration; `users_file` gets the user tim with the password secret |
 //! | `C: text` | the client sends the text and CRLF |
 //! | `C> text` | the client sends the text alone, with `\r` `\n` `\t` `\0` `\\` and `\x41` understood |
 //! | `C* N text` | the client sends the text N times, as with `C>` |
@@ -22,6 +22,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use rustls::ClientConfig;
+use spillway::listener::users;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -149,6 +150,9 @@ async fn play(file: &Path) {
         .filter_map(|l| l.strip_prefix("config: "))
         .map(|l| format!("{l}\n"))
         .collect();
+    if config.contains("users_file") {
+        users::add(&site.path().join("users"), "tim", "secret").expect("a user");
+    }
     let relay = site.start(&config).await;
     let mut client = Client::connect(&relay).await;
     for (number, line) in text.lines().enumerate() {

@@ -160,6 +160,15 @@ pub(super) fn lines(octets: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// Appends `label` and the text as it is, because a program compares it with what the sender gave (RFC 3464 2.2.1 and
+/// 2.3.1); folded only if it would not fit into a line.
+pub(super) fn unchanged(out: &mut String, label: &str, text: &str) {
+    match label.len() + text.len() <= LINE_OCTETS_MAX {
+        true => out.extend([label, text, "\r\n"]),
+        false => fold(out, label, text),
+    }
+}
+
 /// Appends `label` and the text, folded at spaces. A word that is too long for a line is cut.
 pub(super) fn fold(out: &mut String, label: &str, text: &str) {
     out.push_str(label);

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
 use jiff::tz::TimeZone;
 
-use super::frame::{Frame, LINE_OCTETS_MAX, UTF8_RECIPIENT, fold, lines};
+use super::frame::{Frame, LINE_OCTETS_MAX, UTF8_RECIPIENT, fold, lines, unchanged};
 use super::{Action, Original};
 use crate::delivery::Answer;
 use crate::message::{MessageId, Recipient, Ret, header};
@@ -99,7 +99,7 @@ impl Notification<'_> {
             frame.clean(original.reporting_mta)
         );
         if let Some(envid) = &original.envelope.envid {
-            fold(out, "Original-Envelope-Id: ", &frame.clean(envid));
+            unchanged(out, "Original-Envelope-Id: ", &frame.clean(envid));
         }
         let _ = write!(out, "Arrival-Date: {}\r\n", date(original.arrived));
         for (recipient, answer) in recipients {
@@ -109,7 +109,7 @@ impl Notification<'_> {
                     true => orcpt::in_ascii(original),
                     false => frame.clean(original),
                 };
-                fold(out, "Original-Recipient: ", &original);
+                unchanged(out, "Original-Recipient: ", &original);
             }
             let kind = match recipient.mailbox.is_internationalized() {
                 true => UTF8_RECIPIENT,

@@ -91,6 +91,29 @@ fn a_failure_notification_has_the_expected_text() {
     assert_eq!(String::from_utf8(content).expect("ASCII"), golden);
 }
 
+/// RFC 3461 6.3: what the sender gave comes back letter by letter, whatever the type of the address, its length and its spaces; and
+/// an address with quotes, brackets and spaces stays one address.
+#[test]
+fn what_the_sender_gave_comes_back_unchanged() {
+    let mut message = envelope(Some("\"a <b>, c\"@example.com"));
+    message.envid = Some("two  spaces".to_owned());
+    let long = format!("x400;/PN={}/O=two  spaces/", "x".repeat(477));
+    let mut asked = recipient("\"<>, ;  @\"@[192.0.2.1]");
+    asked.orcpt = Some(long.clone());
+    let failed = [(asked, answer(550, Some((5, 1, 1)), "no"))];
+    let (envelope, content) = report(Action::Failed, &message, CONTENT, &failed).expect("report");
+    assert_eq!(envelope.recipients, [recipient("\"a <b>, c\"@example.com")]);
+    let text = String::from_utf8(content).expect("ASCII");
+    for line in [
+        "To: <\"a <b>, c\"@example.com>",
+        "Original-Envelope-Id: two  spaces",
+        &format!("Original-Recipient: {long}"),
+        "Final-Recipient: rfc822; \"<>, ;  @\"@[192.0.2.1]",
+    ] {
+        assert!(text.contains(&format!("\r\n{line}\r\n")), "{line}: {text}");
+    }
+}
+
 /// A message with the null reverse-path gets no notification; otherwise bounces of bounces would never end (RFC 5321
 /// 4.5.5).
 #[test]

@@ -124,11 +124,17 @@ fn hostile_names_stay_in_their_place() {
         "{domain}@example.org",
         "a\\b@example.org",
         "a@[192.0.2.1]",
+        "\"/../\"@example.org",
+        "\"<>\"@example.org",
+        "\"\"@example.org",
+        "..@example.org",
+        &format!("{}@example.org", "l".repeat(400)),
         "a@x/../y",
         "postmaster",
         &long,
     ] {
-        let mailbox = Mailbox::parse(text).expect(text);
+        // An earlier version may have stored what is no mailbox today.
+        let mailbox: Mailbox = serde_json::from_value((*text).into()).expect(text);
         let folder = folder("/mail/{domain}/{local}", &mailbox);
         let parts: Vec<_> = folder.components().collect();
         assert_eq!(parts.len(), 4, "{text}: {folder:?}");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{Ending, Session};
+use super::{Ending, Line, Session};
 use crate::deadline::Deadline;
 use crate::listener::counts;
 use crate::listener::session_limits::Sessions;
@@ -31,7 +31,7 @@ impl Session {
     pub(super) async fn authenticate(
         &mut self,
         mechanism: Mechanism,
-        initial: Option<String>,
+        initial: Option<Vec<u8>>,
     ) -> Result<Reply, Ending> {
         let result = self.exchange(mechanism, initial).await;
         counts::auth(mechanism, &result);
@@ -44,28 +44,15 @@ impl Session {
         initial: Option<String>,
     ) -> Result<Reply, Ending> {
         let credentials = match mechanism {
-            Mechanism::Plain => {
-                let response = match initial {
-                    Some(response) => response.into_bytes(),
-                    None => self.ask("").await?,
-                };
-                plain(&response)
-            }
-            Mechanism::Login => {
-                let name = match initial {
-                    Some(response) => response.into_bytes(),
-                    // "Username:" and, below, "Password:": the prompts that clients of this mechanism expect.
-                    None => self.ask("VXNlcm5hbWU6").await?,
-                };
-                if name == b"*" {
-                    return Ok(Reply::auth_cancelled());
-                }
-                let password = self.ask("UGFzc3dvcmQ6").await?;
-                text(&name).zip(text(&password))
-            }
+            Mechanism::Plain => self
+                .response(initial, "")
+                .await?
+                .and_then(|response| plain(&response)),
+            Mechanism::Login => self.login(initial).await?,
         };
-        let Some((name, password)) = credentials else {
-            return Ok(Reply::auth_cancelled());
+        let (name, password) = match credentials {
+            Ok(credentials) => credentials,
+            Err(refusal) => return Ok(refusal),
         };
         let Some(users) = self.context.users.clone() else {
             return Ok(Reply::not_implemented());
@@ -97,23 +84,75 @@ impl Session {
         }
     }
 
-    async fn ask(&mut self, challenge: &'static str) -> Result<Vec<u8>, Ending> {
+    /// The two prompts of LOGIN, "Username:" and "Password:", as clients of this mechanism expect them.
+    async fn login(&mut self, initial: Option<Vec<u8>>) -> Result<Result<Pair, Reply>, Ending> {
+        let name = self.response(initial, "VXNlcm5hbWU6").await?;
+        let name = match name.and_then(without_nul) {
+            Ok(name) => name,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let password = self.response(None, "UGFzc3dvcmQ6").await?;
+        Ok(password
+            .and_then(without_nul)
+            .map(|password| (name, password)))
+    }
+
+    /// The initial response, or else the answer to the challenge, decoded; a reply if it cannot be read, or cancels.
+    async fn response(
+        &mut self,
+        initial: Option<Vec<u8>>,
+        challenge: &'static str,
+    ) -> Result<Result<String, Reply>, Ending> {
+        if let Some(initial) = initial {
+            // RFC 4954 4: an initial response of no octets.
+            return Ok(if initial == b"=" {
+                Ok(String::new())
+            } else {
+                text(&initial)
+            });
+        }
         self.say(&Reply::challenge(challenge));
-        self.answer_line().await
+        Ok(match self.next_line().await? {
+            Line::Command(line) if line == b"*" => Err(Reply::auth_cancelled()),
+            Line::Command(line) => text(&line),
+            Line::Unacceptable(refusal) => Err(refusal),
+        })
     }
 }
 
-/// Parses `[authzid] NUL authcid NUL password`. An authorization identity other than the user name is refused.
-fn plain(response: &[u8]) -> Option<(String, String)> {
-    let decoded = text(response)?;
-    let mut parts = decoded.split('\0');
-    let (authorization, name, password) = (parts.next()?, parts.next()?, parts.next()?);
-    let sole = parts.next().is_none() && (authorization.is_empty() || authorization == name);
-    (sole && !name.is_empty()).then(|| (name.to_owned(), password.to_owned()))
+/// User name and password.
+type Pair = (String, String);
+
+/// Parses `[authzid] NUL authcid NUL password` (RFC 4616 2). An authorization identity other than the user name is refused.
+fn plain(response: &str) -> Result<Pair, Reply> {
+    let mut parts = response.split('\0');
+    let (identity, name, password) = (parts.next(), parts.next(), parts.next());
+    match (identity, name, password, parts.next()) {
+        (Some(identity), Some(name), Some(password), None) if !name.is_empty() => {
+            match identity.is_empty() || identity == name {
+                true => Ok((name.to_owned(), password.to_owned())),
+                false => Err(Reply::foreign_identity()),
+            }
+        }
+        _ => Err(Reply::bad_response(
+            "The response is not of the form [identity] NUL user NUL password",
+        )),
+    }
 }
 
-fn text(base64: &[u8]) -> Option<String> {
-    String::from_utf8(STANDARD.decode(base64).ok()?).ok()
+/// A user name or password has no NUL.
+fn without_nul(text: String) -> Result<String, Reply> {
+    match text.contains('\0') {
+        true => Err(Reply::bad_response("The response contains a NUL")),
+        false => Ok(text),
+    }
+}
+
+fn text(base64: &[u8]) -> Result<String, Reply> {
+    let octets = STANDARD.decode(base64).map_err(|_| {
+        Reply::bad_response("The response is not base64 with its padding (RFC 4648 4)")
+    })?;
+    String::from_utf8(octets).map_err(|_| Reply::bad_response("The response is not UTF-8"))
 }
 
 #[cfg(test)]
@@ -123,19 +162,19 @@ mod tests {
     /// A PLAIN response has three parts, and a user cannot act for another user (RFC 4616 2).
     #[test]
     fn a_plain_response_has_three_parts_and_one_identity() {
-        let encode = |text: &str| STANDARD.encode(text).into_bytes();
-        let pair = Some(("tim".to_owned(), "secret".to_owned()));
-        assert_eq!(plain(&encode("\0tim\0secret")), pair);
-        assert_eq!(plain(&encode("tim\0tim\0secret")), pair);
-        for bad in [
-            "admin\0tim\0secret",
-            "\0\0secret",
-            "tim",
-            "\0tim",
-            "\0tim\0secret\0more",
+        let pair = Ok(("tim".to_owned(), "secret".to_owned()));
+        assert_eq!(plain("\0tim\0secret"), pair);
+        assert_eq!(plain("tim\0tim\0secret"), pair);
+        for (bad, code) in [
+            ("admin\0tim\0secret", "535 5.7.8"),
+            ("\0\0secret", "501 5.5.2"),
+            ("tim", "501 5.5.2"),
+            ("", "501 5.5.2"),
+            ("\0tim", "501 5.5.2"),
+            ("\0tim\0secret\0", "501 5.5.2"),
         ] {
-            assert_eq!(plain(&encode(bad)), None, "{bad:?}");
+            let refusal = plain(bad).expect_err(bad).to_string();
+            assert!(refusal.starts_with(code), "{bad:?}: {refusal}");
         }
-        assert_eq!(plain(b"*"), None);
     }
 }

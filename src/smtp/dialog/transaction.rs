@@ -11,17 +11,14 @@ use super::{Capabilities, Stage};
 use crate::message::{Envelope, Notify, Recipient, Ret, header};
 use crate::smtp::RemoteReply;
 use crate::smtp::dot_stuff::has_bare_line_end;
-use crate::smtp::orcpt;
+use crate::smtp::parameters::ENVID_OCTETS_MAX;
 use crate::smtp::reply::Class;
 use crate::smtp::reply_parser::RawReply;
+use crate::smtp::{orcpt, xtext};
 
 /// Largest number of commands sent before a reply is read. Without this limit both sides could wait forever: a server whose
 /// replies are not read stops reading commands (RFC 2920 3.1).
 const PIPELINED_COMMANDS_MAX: usize = 100;
-/// Longest ENVID in octets (RFC 3461 4.4). A longer value is not passed on.
-const ENVID_OCTETS_MAX: usize = 100;
-/// Longest ORCPT in octets (RFC 3461 4.2). A longer value is not passed on.
-const ORCPT_OCTETS_MAX: usize = 500;
 
 /// Properties of the content that the client needs before the first command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -429,7 +426,7 @@ fn mail_parameters(
         if let Some(envid) = envelope
             .envid
             .as_deref()
-            .and_then(|id| xtext(id, ENVID_OCTETS_MAX))
+            .and_then(|id| xtext::encode(id, ENVID_OCTETS_MAX))
         {
             let _ = write!(parameters, " ENVID={envid}");
         }
@@ -448,10 +445,8 @@ fn rcpt_parameters(recipient: &Recipient) -> String {
             false => Cow::Borrowed(written),
         };
         let (kind, address) = orcpt.split_once(';')?;
-        let sound =
-            !kind.is_empty() && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        sound
-            .then(|| xtext(address, ORCPT_OCTETS_MAX).map(|address| format!("{kind};{address}")))?
+        let address = xtext::encode(address, orcpt::ORCPT_OCTETS_MAX)?;
+        orcpt::is_type(kind).then(|| format!("{kind};{address}"))
     });
     if let Some(orcpt) = orcpt {
         let _ = write!(parameters, " ORCPT={orcpt}");
@@ -471,24 +466,6 @@ fn notify_words(notify: Notify) -> String {
     } else {
         words.join(",")
     }
-}
-
-/// Encodes text as xtext (RFC 3461 4). `None` if the text is empty, outside ASCII or longer than `limit`; the caller then
-/// omits the parameter.
-fn xtext(text: &str, limit: usize) -> Option<String> {
-    if !text.is_ascii() || text.is_empty() {
-        return None;
-    }
-    let mut encoded = String::with_capacity(text.len());
-    for octet in text.bytes() {
-        match octet {
-            b'+' | b'=' | 0..=32 | 127.. => {
-                let _ = write!(encoded, "+{octet:02X}");
-            }
-            _ => encoded.push(octet as char),
-        }
-    }
-    (encoded.len() <= limit).then_some(encoded)
 }
 
 #[cfg(test)]

@@ -83,6 +83,21 @@ impl Reply {
         )
     }
 
+    /// 535 after AUTH with an authorization identity other than the user (RFC 4616 2).
+    pub fn foreign_identity() -> Self {
+        Self::new(
+            Class::Permanent,
+            35,
+            (7, 8),
+            "A user cannot act for another user here: leave the authorization identity empty",
+        )
+    }
+
+    /// 501 after AUTH with a response that cannot be read (RFC 4954 4).
+    pub fn bad_response(why: &'static str) -> Self {
+        Self::new(Class::Permanent, 1, (5, 2), why)
+    }
+
     /// 454 when credentials cannot be checked now (RFC 4954 4).
     pub fn auth_unavailable() -> Self {
         Self::new(
@@ -93,7 +108,7 @@ impl Reply {
         )
     }
 
-    /// 501 when the client cancels AUTH with `*`.
+    /// 501 when the client answers a challenge with `*` (RFC 4954 4).
     pub fn auth_cancelled() -> Self {
         Self::new(Class::Permanent, 1, (7, 0), "Authentication cancelled")
     }
@@ -223,6 +238,16 @@ impl Reply {
             1,
             (5, 4),
             format!("Bad value for {parameter}"),
+        )
+    }
+
+    /// 501 for a parameter that is given twice.
+    pub fn repeated_parameter(parameter: &'static str) -> Self {
+        Self::new(
+            Class::Permanent,
+            1,
+            (5, 4),
+            format!("{parameter} is given twice"),
         )
     }
 

@@ -1,17 +1,19 @@
-//! Arguments and parameters of commands that smtp-proto parses otherwise than a relay must, or not at all.
+//! Arguments of the commands that have neither path nor parameters.
 
-use std::ops::Range;
+use super::Mechanism;
+use crate::smtp::parameters::words;
 
-use smtp_proto::Error;
+/// Longest argument of EHLO or HELO in octets: that of a domain (RFC 5321 4.5.3.1.2).
+const HOST_OCTETS_MAX: usize = 255;
 
-use crate::smtp::reply::Reply;
-
-/// Parses the arguments of BDAT: ` chunk-size [LAST]`. In a number that is too large, smtp-proto begins again with the later
-/// digits; if two systems read a size differently, one message can become two.
+/// Parses the arguments of BDAT: ` chunk-size [LAST]`. A size that two systems read differently makes two messages of one, so
+/// there is one way to write it: nothing but spaces separates, and a number that is too large is none.
 pub(super) fn chunk(arguments: &[u8]) -> Option<(u64, bool)> {
-    let mut words = std::str::from_utf8(arguments)
-        .ok()?
-        .split_ascii_whitespace();
+    let arguments = std::str::from_utf8(arguments).ok()?;
+    let mut words = arguments
+        .strip_prefix(' ')?
+        .split(' ')
+        .filter(|word| !word.is_empty());
     let size = words.next()?;
     let octets = size
         .bytes()
@@ -25,47 +27,30 @@ pub(super) fn chunk(arguments: &[u8]) -> Option<(u64, bool)> {
     words.next().is_none().then_some((octets.ok()?, last))
 }
 
-/// The text between the angle brackets, without the source route (RFC 5321 4.1.1.3 asks servers to ignore it).
-///
-/// The address that smtp-proto returns has no quotes any more, and a relay must pass the address on unchanged.
-pub(super) fn path(line: &[u8]) -> Option<&str> {
-    let text = std::str::from_utf8(&line[brackets(line)?]).ok()?.trim();
-    match text.split_once(':') {
-        Some((route, rest)) if route.starts_with('@') => Some(rest),
-        _ => Some(text),
-    }
+/// Whether there is no argument. RSET, DATA, QUIT and STARTTLS have none (RFC 5321 4.1.1, RFC 3207 4).
+pub(super) fn is_none(arguments: &[u8]) -> bool {
+    words(arguments).next().is_none()
 }
 
-/// The range between the angle brackets.
-pub(in crate::smtp) fn brackets(line: &[u8]) -> Option<Range<usize>> {
-    let open = memchr::memchr(b'<', line)?;
-    let mut quoted = false;
-    let mut escaped = false;
-    for (at, octet) in line.iter().enumerate().skip(open + 1) {
-        match octet {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            b'>' if !quoted => return Some(open + 1..at),
-            _ => {}
-        }
-    }
-    None
+/// The name in the arguments of EHLO and HELO. Further words are not read.
+pub(super) fn host(arguments: &[u8]) -> Option<String> {
+    let name = String::from_utf8_lossy(words(arguments).next()?);
+    let sound = name.len() <= HOST_OCTETS_MAX
+        && !name.contains(|c: char| c.is_control() || c.is_whitespace());
+    sound.then(|| name.into_owned())
 }
 
-pub(super) fn is_printable(text: &str) -> bool {
-    !text.chars().any(char::is_control)
-}
+/// What is asked for with AUTH: `None` for another mechanism than the offered ones.
+pub(super) type Asked<'a> = (Option<Mechanism>, Option<&'a [u8]>);
 
-/// The reply to a line that smtp-proto cannot parse.
-pub(super) fn syntax_error(error: Error) -> Reply {
-    match error {
-        Error::UnknownCommand | Error::NeedsMoreData { .. } => Reply::unknown_command(),
-        Error::InvalidSenderAddress => Reply::bad_sender("not of the form local-part@domain"),
-        Error::InvalidRecipientAddress => Reply::bad_recipient("not of the form local-part@domain"),
-        Error::SyntaxError { syntax } => Reply::syntax(syntax),
-        Error::InvalidParameter { param } => Reply::bad_parameter(param),
-        Error::UnsupportedParameter { param } => Reply::unknown_parameter(&param),
-        Error::ResponseTooLong | Error::InvalidResponse { .. } => Reply::unknown_command(),
-    }
+/// Parses the arguments of AUTH: mechanism and initial response (RFC 4954 4). `None` if there are none, or more.
+pub(super) fn auth(arguments: &[u8]) -> Option<Asked<'_>> {
+    let mut words = words(arguments);
+    let mechanism = match words.next()? {
+        word if word.eq_ignore_ascii_case(b"PLAIN") => Some(Mechanism::Plain),
+        word if word.eq_ignore_ascii_case(b"LOGIN") => Some(Mechanism::Login),
+        _ => None,
+    };
+    let initial = words.next();
+    words.next().is_none().then_some((mechanism, initial))
 }

@@ -1,9 +1,7 @@
-//! What the server offers: the extensions in its reply to EHLO, and the parameters that it does not accept.
+//! What the server offers: the extensions in its reply to EHLO.
 
 use std::borrow::Cow;
 use std::sync::Arc;
-
-use smtp_proto::{MAIL_BODY_BINARYMIME, MailFrom};
 
 /// What the server offers and demands. The offer changes after the TLS handshake.
 #[derive(Debug, Clone)]
@@ -53,35 +51,5 @@ impl Offer {
             extensions.push("XFORWARD NAME ADDR PORT PROTO HELO IDENT SOURCE".into());
         }
         extensions
-    }
-
-    /// The first parameter that smtp-proto parses and that belongs to an extension that the server does not offer.
-    pub(super) fn unsupported_parameter(
-        &self,
-        from: &MailFrom<Cow<'_, str>>,
-    ) -> Option<&'static str> {
-        let unknown = from.flags
-            & (smtp_proto::MAIL_REQUIRETLS
-                | smtp_proto::MAIL_CONPERM
-                | smtp_proto::MAIL_BY_NOTIFY
-                | smtp_proto::MAIL_BY_RETURN
-                | smtp_proto::MAIL_BY_TRACE);
-        if unknown != 0 {
-            Some("REQUIRETLS, CONPERM or BY")
-        } else if from.flags & MAIL_BODY_BINARYMIME != 0 {
-            Some("BODY=BINARYMIME")
-        } else if from.hold_for != 0 || from.hold_until != 0 {
-            Some("HOLDFOR or HOLDUNTIL")
-        } else if from.mt_priority != 0
-            || from.mtrk.is_some()
-            || from.solicit.is_some()
-            || from.trans_id.is_some()
-        {
-            Some("MT-PRIORITY, MTRK, SOLICIT or TRANSID")
-        } else if from.auth.is_some() && !(self.auth && self.encrypted) {
-            Some("AUTH")
-        } else {
-            None
-        }
     }
 }

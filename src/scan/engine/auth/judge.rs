@@ -93,13 +93,18 @@ impl Asking<'_> {
     async fn spf(&self, envelope: &Envelope) -> SpfOutput {
         let us = &self.settings.authserv_id;
         let (client, helo) = (envelope.origin.client.to_canonical(), &envelope.origin.helo);
+        let domain = spf_domain(envelope);
+        if domain.starts_with('[') {
+            // RFC 7208 4.3: an address literal has no record, and no name server is asked for one.
+            return SpfOutput::new(domain.to_owned()).with_result(SpfResult::None);
+        }
         let parameters = match envelope.reverse_path.mailbox() {
             Some(from) => SpfParameters::verify_mail_from(client, helo, us, from.as_str()),
             None => SpfParameters::verify_ehlo(client, helo, us),
         };
         let asked = self.until.run(self.authenticator.verify_spf(parameters));
         asked.await.unwrap_or_else(|Elapsed| {
-            SpfOutput::new(spf_domain(envelope).to_owned()).with_result(SpfResult::TempError)
+            SpfOutput::new(domain.to_owned()).with_result(SpfResult::TempError)
         })
     }
 

@@ -137,6 +137,18 @@ async fn honest_mail_passes() {
     );
 }
 
+/// RFC 7208 4.3: a sender at an address literal has no SPF record, and no name server is asked for one.
+#[tokio::test]
+async fn a_sender_at_an_address_literal_has_no_spf() {
+    let (server, key) = domain("none").await;
+    let mail = signed(key, "a.test");
+    let (found, field) = judged(&server, sample(&mail, "a@[192.0.2.1]", CLIENT, None)).await;
+    assert!(found.contains(&"spf.none".to_owned()), "{found:?}");
+    assert!(field.contains("; spf=none; dkim=pass"), "{field}");
+    let asked = server.asked();
+    assert!(!asked.iter().any(|name| name.contains('[')), "{asked:?}");
+}
+
 /// A changed field or body, sent by a client that the domain does not name, gets the scores that the administrator has set, and
 /// the policy of the domain becomes a finding.
 #[tokio::test]
