@@ -1,6 +1,7 @@
 //! What a reply or a connection error says about the next hop, apart from what it says about the message ([`HopSignal`]).
 
 use super::connection::ConnectionError;
+use super::login::is_refused_login;
 use super::next_hop::HopSignal;
 use crate::smtp::RemoteReply;
 use crate::smtp::dialog::{Interruption, OpeningError, Stage};
@@ -82,6 +83,8 @@ pub fn of_error(error: &ConnectionError, begun: bool) -> HopSignal {
     match error {
         // This relay's own deadline passed, which may have been too short.
         ConnectionError::Deadline => HopSignal::Unknown,
+        ConnectionError::LoginsBusy => HopSignal::Busy,
+        error if is_refused_login(error) => HopSignal::LoginRefused,
         ConnectionError::Opening(OpeningError::Refused { stage, reply }) => {
             match of_reply(*stage, reply) {
                 HopSignal::Throttled => HopSignal::Throttled,
