@@ -148,12 +148,6 @@ impl HopGate {
         whose: Option<&Envelope>,
         said: &str,
     ) {
-        let signal = match self.paced || signal == HopSignal::LoginRefused {
-            true => signal,
-            // A hop that answers after a refused login takes everything again.
-            false if signal == HopSignal::Fine => signal,
-            false => HopSignal::Unknown,
-        };
         let party = whose.filter(|_| signal.is_at_content()).map(Party::of);
         let mut inner = self.lock();
         if matches!(
@@ -294,7 +288,14 @@ impl DeliveryPermit {
         let Some(ticket) = self.ticket.take() else {
             return false;
         };
-        self.gate.end(&ticket, signal, Some(whose), said);
+        // Without a pace only a refused login matters, and that the server accepted the next one.
+        let about_hop = match signal {
+            HopSignal::Fine | HopSignal::LoginRefused => signal,
+            _ if self.gate.paced => signal,
+            _ if offered => HopSignal::Fine,
+            _ => HopSignal::Unknown,
+        };
+        self.gate.end(&ticket, about_hop, Some(whose), said);
         let decides = match signal {
             HopSignal::LoginRefused => true,
             HopSignal::Throttled | HopSignal::Unreachable | HopSignal::Busy => self.gate.paced,

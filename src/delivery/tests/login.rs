@@ -1,7 +1,7 @@
 //! Refused logins at a next hop, with real sockets: the tests count the AUTH commands that the server sees.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -11,8 +11,15 @@ use super::*;
 /// A server that replies `says` to AUTH with the wrong password, and accepts everything else.
 struct LoginServer {
     address: String,
-    logins: Arc<AtomicUsize>,
-    sessions: Arc<AtomicUsize>,
+    seen: Arc<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    logins: AtomicUsize,
+    sessions: AtomicUsize,
+    /// From now on every password is right, and RCPT gets 451.
+    repaired: AtomicBool,
 }
 
 /// AUTH PLAIN with the user `u` and the password `right`.
@@ -22,31 +29,27 @@ impl LoginServer {
     async fn start(says: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("address").to_string();
-        let (logins, sessions) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
-        let counts = (logins.clone(), sessions.clone());
+        let seen = Arc::<Seen>::default();
+        let count = seen.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                counts.1.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(serve(stream, says, counts.0.clone()));
+                count.sessions.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(serve(stream, says, count.clone()));
             }
         });
-        Self {
-            address,
-            logins,
-            sessions,
-        }
+        Self { address, seen }
     }
 
     fn logins(&self) -> usize {
-        self.logins.load(Ordering::Relaxed)
+        self.seen.logins.load(Ordering::Relaxed)
     }
 
     fn sessions(&self) -> usize {
-        self.sessions.load(Ordering::Relaxed)
+        self.seen.sessions.load(Ordering::Relaxed)
     }
 }
 
-async fn serve(stream: TcpStream, says: &'static str, logins: Arc<AtomicUsize>) {
+async fn serve(stream: TcpStream, says: &'static str, seen: Arc<Seen>) {
     let mut stream = BufReader::new(stream);
     let (mut line, mut reply) = (String::new(), "220 hi");
     loop {
@@ -61,13 +64,19 @@ async fn serve(stream: TcpStream, says: &'static str, logins: Arc<AtomicUsize>) 
                 break;
             }
         }
+        let repaired = seen.repaired.load(Ordering::Relaxed);
         reply = match line.trim_end() {
             text if text.starts_with("EHLO") => "250-hi\r\n250 AUTH PLAIN",
             text if text.starts_with("AUTH") => {
-                logins.fetch_add(1, Ordering::Relaxed);
-                if text == RIGHT { "235 in" } else { says }
+                seen.logins.fetch_add(1, Ordering::Relaxed);
+                if text == RIGHT || repaired {
+                    "235 in"
+                } else {
+                    says
+                }
             }
             "DATA" => "354 go",
+            text if text.starts_with("RCPT") && repaired => "451 4.7.1 later",
             _ => "250 ok",
         };
     }
@@ -217,4 +226,37 @@ async fn accepted_logins_follow_each_other() {
         );
     }
     assert!(server.logins() <= 20 && server.logins() == server.sessions());
+}
+
+/// An accepted login ends the wait, whatever becomes of the message that went with it.
+#[tokio::test]
+async fn an_accepted_login_lets_all_mail_out() {
+    let folder = tempfile::tempdir().expect("folder");
+    for pace in [true, false] {
+        let server = LoginServer::start("535 5.7.8 no").await;
+        let settings = with_login(&[&server], password(folder.path(), "wrong"), pace);
+        let delivery = Delivery::new(settings, None).expect("a next hop");
+        all_are_kept(&delivery, 1, "535 5.7.8 no").await;
+        server.seen.repaired.store(true, Ordering::Relaxed);
+        assert!(delivery.turn("hop").is_err());
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(75)).await;
+        tokio::time::resume();
+        let turn = delivery.turn("hop").expect("a probe");
+        let mail = mail(&["b@y"], CONTENT);
+        let outcomes = delivery.deliver_in_turn(&mail, turn, soon()).await;
+        let [Outcome::Deferred(answer)] = &outcomes[..] else {
+            panic!("{outcomes:?}");
+        };
+        assert_eq!(
+            (answer.text.as_str(), answer.held_back),
+            ("RCPT: 451 4.7.1 later", false)
+        );
+        assert!(
+            delivery.room("hop", 9).0 > 1,
+            "{pace}: {:?}",
+            delivery.status()
+        );
+        assert!(!delivery.status()[0].login_refused);
+    }
 }
