@@ -258,6 +258,7 @@ pub fn mime(octets: &[u8]) {
         + 2 * mime::INLINE_OCTETS_MAX as u64;
     assert!(seen.work <= most, "{} > {most}", seen.work);
     let _ = seen.attachments();
+    assert!(!mime::has_eight_bit_headers(octets, limits) || !octets.is_ascii());
     for field in header::fields(header::section(octets)) {
         assert!(!field.unfolded().contains("\r\n"));
     }

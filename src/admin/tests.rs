@@ -42,6 +42,7 @@ impl Control for Fake {
                 at_once: Some(1),
                 until: Some(Timestamp::UNIX_EPOCH),
                 said: Some("no connection <b>".to_owned()),
+                login_refused: false,
             }],
             recovery: Recovery::default(),
         }

@@ -12,12 +12,13 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 use super::endpoint::{Endpoint, Target};
+use super::login::{KnownRefusals, LoginTurn, Logins};
 use super::{Outbound, SmtpSettings};
 use crate::deadline::Deadline;
 use crate::smtp::RemoteReply;
 use crate::smtp::dialog::{
-    Capabilities, Credentials, Facts, Fate, Interruption, Next, Opening, OpeningError, Progress,
-    Stage, TlsWish, Transaction,
+    Capabilities, Facts, Fate, Interruption, Next, Opening, OpeningError, Progress, Stage, TlsWish,
+    Transaction,
 };
 use crate::smtp::dot_stuff;
 use crate::smtp::reply_parser::{Garbage, RawReply};
@@ -62,6 +63,9 @@ pub enum ConnectionError {
     /// The server sent no reply, or took no data, within this timeout.
     #[error("the server did not react for {} s", .0.as_secs())]
     Timeout(Duration),
+    /// Other connections to this next hop were logging in for too long.
+    #[error("the relay logs in on one connection at a time, and others took too long")]
+    LoginsBusy,
     /// The deadline of the message passed before the timeout of the command.
     #[error("the deadline of the message passed")]
     Deadline,
@@ -100,8 +104,20 @@ pub struct Plan {
     pub settings: SmtpSettings,
     /// TLS configuration made from the settings; `None` when TLS is off.
     pub tls: Option<TlsConnector>,
-    /// User name and password for AUTH, if the next hop requires authentication.
-    pub credentials: Option<Credentials>,
+    /// User name and password for AUTH, if the next hop requires authentication, and the logins with them.
+    pub logins: Logins,
+}
+
+/// The server to connect to, and how.
+pub struct Dial<'a> {
+    /// The configured address.
+    pub target: &'a Target,
+    /// The resolved address.
+    pub endpoint: &'a Endpoint,
+    /// Whether to use STARTTLS.
+    pub wish: TlsWish,
+    /// The refused logins of which the pace of the next hop has known.
+    pub refusals: KnownRefusals,
 }
 
 /// An open session with a server. Dropping it closes the socket immediately, without QUIT.
@@ -136,29 +152,38 @@ impl Connection {
     /// Cancel safety: safe; a dropped attempt closes its socket.
     pub async fn open(
         plan: &Plan,
-        target: &Target,
-        endpoint: &Endpoint,
-        wish: TlsWish,
+        dial: Dial<'_>,
         gauge: Gauge,
         deadline: Deadline,
     ) -> Result<Self, ConnectionError> {
-        let settings = &plan.settings;
+        let (settings, endpoint) = (&plan.settings, dial.endpoint);
         let socket = connect(endpoint, settings.connect_timeout, deadline).await?;
         let mut connection = Self::over(socket, endpoint, settings, gauge);
         let mut opening = Opening::new(
             settings.lmtp,
             &settings.hostname,
-            wish,
-            plan.credentials.clone(),
+            dial.wish,
+            plan.logins.credentials().cloned(),
             endpoint.is_local(),
         );
+        let mut login: Option<LoginTurn<'_>> = None;
         loop {
             let limit = connection.command_timeout;
             let step = |reply: &RawReply<'_>, out: &mut Vec<u8>| opening.on_reply(reply, out);
-            match connection.reply(limit, deadline, step).await?? {
-                Progress::Reply => connection.send(deadline).await?,
+            let progress = connection.reply(limit, deadline, step).await?;
+            if let (Some(login), Err(OpeningError::Refused { reply, .. })) = (&login, &progress) {
+                login.refused(endpoint, reply);
+            }
+            match progress? {
+                Progress::Reply => {
+                    if login.is_none() && opening.stage() == Stage::Auth {
+                        let turn = plan.logins.turn(endpoint, dial.refusals, deadline);
+                        login = Some(turn.await?);
+                    }
+                    connection.send(deadline).await?;
+                }
                 Progress::Handshake => {
-                    connection = connection.encrypt(plan, target, deadline).await?;
+                    connection = connection.encrypt(plan, dial.target, deadline).await?;
                     opening.encrypted(&mut connection.output);
                     connection.send(deadline).await?;
                 }

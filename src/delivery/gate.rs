@@ -37,6 +37,9 @@ pub struct HopStatus {
     pub until: Option<Timestamp>,
     /// Error reply or error text of the last deferral, throttling reply or failed delivery.
     pub said: Option<String>,
+    /// The state is dead because the hop refuses our login.
+    #[serde(default)]
+    pub login_refused: bool,
 }
 
 /// Controls the deliveries to one next hop. A reload keeps the gate of a next hop with unchanged name and server
@@ -44,7 +47,7 @@ pub struct HopStatus {
 #[derive(Debug)]
 pub struct HopGate {
     name: Arc<str>,
-    /// Whether the gate ever holds mail back.
+    /// Whether trouble other than a refused login holds mail back.
     paced: bool,
     inner: Mutex<Inner>,
 }
@@ -62,18 +65,22 @@ struct Inner {
 #[derive(Debug)]
 pub struct DeliveryPermit {
     gate: Arc<HopGate>,
+    /// `None` once the permit was returned.
     ticket: Option<DeliveryTicket>,
 }
 
 impl HopGate {
     /// A gate for a hop without history and with at most this many connections. A gate that is not `paced` lets
-    /// everything pass.
+    /// everything pass, unless the hop refuses our login.
     pub fn new(name: Arc<str>, connections: usize, paced: bool) -> Arc<Self> {
         Arc::new(Self {
             name,
             paced,
             inner: Mutex::new(Inner {
-                pace: Pace::new(connections),
+                pace: match paced {
+                    true => Pace::new(connections),
+                    false => Pace::unlimited(),
+                },
                 said: None,
                 incidents: Vec::new(),
             }),
@@ -82,25 +89,19 @@ impl HopGate {
 
     /// Takes a permit now. The error text gives the reason if the hop takes no message.
     pub fn ask(self: &Arc<Self>, kind: MailKind) -> Result<DeliveryPermit, String> {
-        let ticket = match self.paced {
-            false => None,
-            true => {
-                let now = Instant::now();
-                let mut inner = self.lock();
-                let asked = inner.pace.ask(kind, now);
-                Some(asked.map_err(|refusal| self.text(&refusal, inner.said.as_deref(), now))?)
-            }
-        };
-        let gate = self.clone();
-        Ok(DeliveryPermit { gate, ticket })
+        let now = Instant::now();
+        let mut inner = self.lock();
+        let asked = inner.pace.ask(kind, now);
+        let ticket = asked.map_err(|refusal| self.text(&refusal, inner.said.as_deref(), now))?;
+        Ok(DeliveryPermit {
+            gate: self.clone(),
+            ticket: Some(ticket),
+        })
     }
 
     /// How many of `wanted` stored messages may go out now. If none may and only time decides, also the wait before the
     /// next call is useful.
     pub fn room(&self, wanted: usize) -> (usize, Option<Duration>) {
-        if !self.paced {
-            return (wanted, None);
-        }
         let now = Instant::now();
         let (room, until) = self.lock().pace.room(wanted, now);
         (room, until.map(|until| until - now))
@@ -129,6 +130,7 @@ impl HopGate {
             at_once: view.window,
             until: view.until.map(|until| wall_clock() + wait(until)),
             said: inner.said.clone().filter(|_| view.state != PaceState::Free),
+            login_refused: view.login_refused,
         }
     }
 
@@ -188,6 +190,18 @@ impl HopGate {
                 Kind::NextHopDead,
                 format!("next hop {name} does not work: one probe at a time from now on"),
             ),
+            PaceChange::LoginRefused(wait) => (
+                Kind::NextHopDead,
+                format!(
+                    "next hop {name} refused our login: one login at a time from now on, the next in {} s",
+                    wait.as_secs()
+                ),
+            ),
+            PaceChange::LoginRefusedAgain(wait) => {
+                let (said, seconds) = (&inner.said, wait.as_secs());
+                tracing::warn!(next_hop = %name, said, seconds, "next hop refused our login again");
+                return;
+            }
             PaceChange::Alive(after) => (
                 Kind::NextHopAlive,
                 format!("next hop {name} works again after {} s", after.as_secs()),
@@ -218,6 +232,7 @@ impl HopGate {
         let mut text = match refusal.reason {
             RefusalReason::Paced => format!("next hop {name} is paced after {said}"),
             RefusalReason::Dead => format!("next hop {name} does not work: {said}"),
+            RefusalReason::LoginRefused => format!("next hop {name} refused our login: {said}"),
             RefusalReason::Busy => format!("all connections to next hop {name} are in use"),
         };
         match refusal.until {
@@ -241,6 +256,7 @@ impl fmt::Display for HopStatus {
         f.write_str(match self.state {
             PaceState::Free => "takes everything",
             PaceState::Paced => "paced",
+            PaceState::Dead if self.login_refused => "refused our login; one login at a time",
             PaceState::Dead => "does not work; one probe at a time",
         })?;
         if let (PaceState::Paced, Some(rate)) = (self.state, self.per_minute) {
@@ -272,12 +288,20 @@ impl DeliveryPermit {
         let Some(ticket) = self.ticket.take() else {
             return false;
         };
-        self.gate.end(&ticket, signal, Some(whose), said);
-        !offered
-            && matches!(
-                signal,
-                HopSignal::Throttled | HopSignal::Unreachable | HopSignal::Busy
-            )
+        // Without a pace only a refused login matters, and that the server accepted the next one.
+        let about_hop = match signal {
+            HopSignal::Fine | HopSignal::LoginRefused => signal,
+            _ if self.gate.paced => signal,
+            _ if offered => HopSignal::Fine,
+            _ => HopSignal::Unknown,
+        };
+        self.gate.end(&ticket, about_hop, Some(whose), said);
+        let decides = match signal {
+            HopSignal::LoginRefused => true,
+            HopSignal::Throttled | HopSignal::Unreachable | HopSignal::Busy => self.gate.paced,
+            _ => false,
+        };
+        decides && !offered
     }
 }
 

@@ -9,6 +9,7 @@ use super::gate::{DeliveryPermit, HopGate};
 use super::pace::MailKind;
 use super::{Answer, Kind, Outbound, Outcome, Settings};
 use crate::deadline::Deadline;
+use crate::smtp::dialog::Credentials;
 
 /// A kind of next hop: a server that speaks SMTP or LMTP, or Maildirs.
 pub trait NextHop: Send + Sync {
@@ -23,6 +24,11 @@ pub trait NextHop: Send + Sync {
         open_connections: &'a Gauge,
         deadline: Deadline,
     ) -> BoxFuture<'a, HopResult>;
+
+    /// User name and password, if the next hop requires a login.
+    fn credentials(&self) -> Option<&Credentials> {
+        None
+    }
 }
 
 /// Result of a delivery to one next hop.
@@ -52,6 +58,8 @@ pub enum HopSignal {
     Unreachable,
     /// The session broke off or hung after the start of the content.
     Broken,
+    /// The server refused our login. No message can be the reason.
+    LoginRefused,
     /// No connection became free in time.
     Busy,
     /// No information: this relay gave up the delivery for its own reasons.
@@ -75,10 +83,13 @@ pub(super) struct Hop {
 }
 
 impl Hop {
-    /// The gate is that of the next hop with the same name and server in `before`; otherwise a new gate.
+    /// The gate is that of the next hop with the same name, server and password in `before`; otherwise a new gate.
     pub(super) fn new(settings: Settings, next_hop: Arc<dyn NextHop>, before: &[Self]) -> Self {
-        let same =
-            |hop: &&Self| hop.settings.name == settings.name && hop.settings.kind == settings.kind;
+        let same = |hop: &&Self| {
+            hop.settings.name == settings.name
+                && hop.settings.kind == settings.kind
+                && hop.next_hop.credentials() == next_hop.credentials()
+        };
         let gate = match (before.iter().find(same), &settings.kind) {
             (Some(hop), _) => hop.gate.clone(),
             (None, Kind::Smtp(smtp)) => {

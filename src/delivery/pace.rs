@@ -19,6 +19,9 @@
 //! | paced | mail within rate and window, none during a pause | calm, or no limit left: free; a cohort of failures: dead |
 //! | dead | one delivery at a time, as a probe | a probe is answered: paced, with the initial window |
 //!
+//! A refused login makes any hop dead at once, whatever its pace: further logins could lock the account. Its probes have
+//! longer waits ([`Probing::login_refused`]).
+//!
 //! Calm means 30 s without trouble and without due mail. No limit is left when the hop has no rate and its window
 //! reaches its connections. A throttling reply multiplies the rate by 0.7, at most once a second. Successes raise the
 //! rate by 0.5 messages/s each second for 30 s after a cut, then by 2 % each (additive increase, multiplicative
@@ -41,6 +44,7 @@ mod content_failures;
 mod limits;
 mod probing;
 mod taken_rate;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -58,6 +62,7 @@ use limits::{Limits, RATE_CUT_FACTOR, RATE_MIN, WINDOW_INITIAL};
 use probing::Probing;
 use taken_rate::TakenRate;
 
+pub use terms::{DeliveryTicket, MailKind, PaceChange, Refusal, RefusalReason};
 pub use view::{PaceState, View};
 
 /// Shortest interval between two rate cuts. Replies to deliveries that were in flight together count as one refusal.
@@ -85,59 +90,6 @@ const DEFERRALS_IGNORED_PERIOD: Duration = Duration::from_secs(600);
 /// Time after a delivery that got no connection during which fresh mail does not wait for a connection in use.
 const CONNECTIONS_BUSY_PERIOD: Duration = Duration::from_secs(30);
 
-/// Kind of the message that asks for a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MailKind {
-    /// A message that has just arrived.
-    Fresh,
-    /// A stored message that waits. While the hop has a rate, stored messages go first.
-    Waiting,
-}
-
-/// The right to one delivery, returned with [`Pace::ended`].
-#[derive(Debug)]
-pub struct DeliveryTicket {
-    /// Value of [`Pace`]'s epoch counter at the time of issue.
-    epoch: u64,
-}
-
-/// The hop takes no message now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refusal {
-    /// The reason.
-    pub reason: RefusalReason,
-    /// Time from which another request is useful; `None` if something other than time decides.
-    pub until: Option<Instant>,
-}
-
-/// Why the hop takes no message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RefusalReason {
-    /// The hop throttles us: the pause or the rate allows no further message, or stored messages go first.
-    Paced,
-    /// The hop does not work.
-    Dead,
-    /// All connections of the hop are in use, and a recent delivery did not get one in time.
-    Busy,
-}
-
-/// A change of the pace.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum PaceChange {
-    /// From free or dead to paced, with this rate in messages a second.
-    Paced(f64),
-    /// The rate was cut to this value, in messages a second.
-    Cut(f64),
-    /// A cohort of consecutive deliveries failed.
-    Dead,
-    /// The hop answers again after this time; mail goes out in a small window at first.
-    Alive(Duration),
-    /// From paced to free.
-    Free,
-    /// From paced to free, because the hop defers single messages at any rate.
-    PerMessageDeferrals,
-}
-
 /// The state machine of one next hop. Time must not go backwards between calls.
 #[derive(Debug)]
 pub struct Pace {
@@ -163,6 +115,8 @@ pub struct Pace {
     content_failures: ContentFailures,
     /// How fast the hop has taken mail recently; the first rate after a refusal is derived from it.
     taken: TakenRate,
+    /// Whether a hop that answers a probe is free at once, without limits.
+    unlimited: bool,
 }
 
 /// The state with its data; see the table at the top.
@@ -189,6 +143,15 @@ impl Pace {
             deferrals_ignored_until: None,
             content_failures: ContentFailures::None,
             taken: TakenRate::default(),
+            unlimited: false,
+        }
+    }
+
+    /// A hop that only a refused login stops. The caller reports no other trouble.
+    pub fn unlimited() -> Self {
+        Self {
+            unlimited: true,
+            ..Self::new(usize::MAX)
         }
     }
 
@@ -217,7 +180,7 @@ impl Pace {
                 if kind == MailKind::Fresh || dead.probing || now < dead.probe_at {
                     self.has_due_mail = true;
                     let until = (!dead.probing).then_some(dead.probe_at);
-                    return Err(Refusal::new(RefusalReason::Dead, until));
+                    return Err(Refusal::new(dead.reason(), until));
                 }
                 dead.probing = true;
             }
@@ -288,6 +251,7 @@ impl Pace {
             HopSignal::ThrottledAtEnd => self.throttled(CONTENT_PAUSE_MAX, now, rng),
             HopSignal::Later => self.later(PAUSE_MAX, now, rng),
             HopSignal::LaterAtEnd => self.later(CONTENT_PAUSE_MAX, now, rng),
+            HopSignal::LoginRefused => self.login_refused(is_current, now, rng),
             HopSignal::Unreachable => self.delivery_failed(is_current, false, now, rng),
             HopSignal::Broken => self.delivery_failed(is_current, true, now, rng),
             HopSignal::Busy => {
@@ -322,6 +286,7 @@ impl Pace {
             rate,
             window,
             until: until.filter(|until| *until > now),
+            login_refused: matches!(&self.mode, Mode::Dead(dead) if dead.is_login_refused()),
         }
     }
 
@@ -336,8 +301,10 @@ impl Pace {
             Mode::Free => None,
             Mode::Dead(dead) => {
                 let (dead_for, rate) = (now - dead.since, dead.rate);
-                let paced = Limits::new(rate, self.connections, now);
-                self.enter(Mode::Paced(paced));
+                self.enter(match self.unlimited {
+                    true => Mode::Free,
+                    false => Mode::Paced(Limits::new(rate, self.connections, now)),
+                });
                 Some(PaceChange::Alive(dead_for))
             }
             Mode::Paced(paced) => {
@@ -471,6 +438,26 @@ impl Pace {
         Some(PaceChange::Dead)
     }
 
+    /// Processes a refused login. A dead hop's delivery that is not the probe began before the hop was dead.
+    fn login_refused(
+        &mut self,
+        is_current: bool,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<PaceChange> {
+        let rate = match &mut self.mode {
+            Mode::Dead(_) if !is_current => return None,
+            Mode::Dead(dead) => return Some(dead.login_refused(now, rng)),
+            Mode::Paced(paced) => paced.rate,
+            Mode::Free => None,
+        };
+        self.failed_part_of_cohort = 0.0;
+        let mut dead = Probing::new(rate, now, rng);
+        let change = dead.login_refused(now, rng);
+        self.enter(Mode::Dead(dead));
+        Some(change)
+    }
+
     /// If the hop is dead and the delivery was its probe, repeats the probe after the same wait: this one had no result.
     fn repeat_probe(&mut self, is_current: bool, now: Instant) {
         if let (true, Mode::Dead(dead)) = (is_current, &mut self.mode) {
@@ -482,11 +469,5 @@ impl Pace {
     fn enter(&mut self, mode: Mode) {
         self.mode = mode;
         self.epoch += 1;
-    }
-}
-
-impl Refusal {
-    fn new(reason: RefusalReason, until: Option<Instant>) -> Self {
-        Self { reason, until }
     }
 }

@@ -11,14 +11,15 @@ use futures_util::future::BoxFuture;
 use metrics::Gauge;
 use tracing::{debug, warn};
 
-use super::connection::{Connection, ConnectionError, Plan, Unfinished};
+use super::connection::{Connection, ConnectionError, Dial, Plan, Unfinished};
 use super::endpoint::{Avoided, Endpoint, Target};
+use super::failure::{ConnectionFailure, Failed, remember};
+use super::login::{KnownRefusals, Logins, ends_logins};
 use super::next_hop::{HopResult, HopSignal, NextHop};
 use super::pool::{Lease, Pool};
 use super::throttle;
 use super::{Answer, BuildError, Outbound, Outcome, SmtpSettings, TlsMode, tls};
 use crate::deadline::Deadline;
-use crate::file;
 use crate::message::Content;
 use crate::smtp::RemoteReply;
 use crate::smtp::dialog::{BareLineEnd, Credentials, Facts, Fate, Settled, Stage, TlsWish};
@@ -71,7 +72,7 @@ impl Relay {
         Ok(Self {
             plan: Plan {
                 tls: tls::connector(settings)?,
-                credentials: credentials(&name, settings)?,
+                logins: Logins::new(&name, settings)?,
                 settings: settings.clone(),
             },
             targets,
@@ -155,6 +156,10 @@ impl Relay {
 }
 
 impl NextHop for Relay {
+    fn credentials(&self) -> Option<&Credentials> {
+        self.plan.logins.credentials()
+    }
+
     /// Waits at most `CONNECTION_WAIT_MAX` for a connection.
     fn deliver<'a>(
         &'a self,
@@ -171,6 +176,7 @@ impl NextHop for Relay {
                 offered: false,
                 content_begun: false,
             };
+            let refusals = self.plan.logins.known();
             let facts = match facts(mail).await {
                 Ok(facts) => facts,
                 Err(why) => {
@@ -190,6 +196,7 @@ impl NextHop for Relay {
                 facts,
                 deadline,
                 gauge: open_connections,
+                refusals,
             };
             if let Err((endpoint, why)) = attempt.run(lease, &mut progress).await {
                 progress.signal = why.signal(progress.content_begun);
@@ -223,39 +230,6 @@ fn combined(one: HopSignal, other: HopSignal) -> HopSignal {
     }
 }
 
-/// Why recipients are still open.
-#[derive(Debug, thiserror::Error)]
-enum ConnectionFailure {
-    #[error("all connections to this next hop were in use for too long")]
-    Busy,
-    #[error("{0}")]
-    Text(String),
-    #[error("{0}: {1}")]
-    Connection(Endpoint, #[source] ConnectionError),
-    #[error("{0}: failed after the end of data, so the message may have been taken: {1}")]
-    Late(Endpoint, #[source] ConnectionError),
-}
-
-impl ConnectionFailure {
-    fn reply(&self) -> Option<&RemoteReply> {
-        match self {
-            Self::Busy | Self::Text(_) => None,
-            Self::Connection(_, error) | Self::Late(_, error) => error.reply(),
-        }
-    }
-
-    /// What the failure says about the hop.
-    fn signal(&self, content_begun: bool) -> HopSignal {
-        match self {
-            Self::Busy => HopSignal::Busy,
-            Self::Text(_) => HopSignal::Unreachable,
-            Self::Connection(_, error) | Self::Late(_, error) => {
-                throttle::of_error(error, content_begun)
-            }
-        }
-    }
-}
-
 /// One message at one next hop.
 struct Attempt<'a> {
     relay: &'a Relay,
@@ -263,10 +237,9 @@ struct Attempt<'a> {
     facts: Facts,
     deadline: Deadline,
     gauge: &'a Gauge,
+    /// The refused logins before this attempt.
+    refusals: KnownRefusals,
 }
-
-/// The last server contacted and the failure there.
-type Failed = (Option<Endpoint>, ConnectionFailure);
 
 impl Attempt<'_> {
     /// Tries an idle connection, then every address in order, until a server may have taken the message.
@@ -278,11 +251,11 @@ impl Attempt<'_> {
                     return Ok(());
                 }
                 Err(failure) if self.is_final(&failure, progress) => return Err(failure),
-                // The server closed the connection while it was idle. That is normal; a new connection replaces the old
-                // one.
+                // The server closed the connection while it was idle, which is normal, or the message needs a session with
+                // EHLO. A new connection replaces the old one.
                 Err((_, why)) => {
                     (progress.offered, progress.content_begun) = (false, false);
-                    debug!(next_hop = %self.relay.name, %why, "idle connection was dead");
+                    debug!(next_hop = %self.relay.name, %why, "idle connection is of no use");
                 }
             }
         }
@@ -293,13 +266,13 @@ impl Attempt<'_> {
 
     /// Tries every address in order; addresses that failed recently come after the others.
     async fn all_addresses(&self, progress: &mut Progress) -> Result<Connection, Failed> {
-        let mut last = None;
+        let mut last: Option<Failed> = None;
         let mut avoided = Vec::new();
         for target in &self.relay.targets {
             let endpoints = match self.resolve(target).await {
                 Ok(endpoints) => endpoints,
                 Err(why) => {
-                    last = Some((None, why));
+                    remember(&mut last, (None, why));
                     continue;
                 }
             };
@@ -309,14 +282,16 @@ impl Attempt<'_> {
                     continue;
                 }
                 match self.fresh(target, &endpoint, progress).await {
-                    Err(failure) if !self.is_final(&failure, progress) => last = Some(failure),
+                    Err(failure) if !self.is_final(&failure, progress) => {
+                        remember(&mut last, failure)
+                    }
                     result => return result,
                 }
             }
         }
         for (target, endpoint) in avoided {
             match self.fresh(target, &endpoint, progress).await {
-                Err(failure) if !self.is_final(&failure, progress) => last = Some(failure),
+                Err(failure) if !self.is_final(&failure, progress) => remember(&mut last, failure),
                 result => return result,
             }
         }
@@ -356,7 +331,9 @@ impl Attempt<'_> {
                 Err((Some(endpoint.clone()), failure))
             }
         };
-        if matches!(result, Err((_, ConnectionFailure::Connection(..)))) {
+        if let Err((_, ConnectionFailure::Connection(_, error))) = &result
+            && !ends_logins(error)
+        {
             self.relay.avoided.add(endpoint);
         }
         result
@@ -369,14 +346,13 @@ impl Attempt<'_> {
     ) -> Result<Connection, ConnectionError> {
         let plan = &self.relay.plan;
         let open = |wish| {
-            Connection::open(
-                plan,
+            let dial = Dial {
                 target,
                 endpoint,
                 wish,
-                self.gauge.clone(),
-                self.deadline,
-            )
+                refusals: self.refusals,
+            };
+            Connection::open(plan, dial, self.gauge.clone(), self.deadline)
         };
         match plan.settings.tls {
             TlsMode::Off => open(TlsWish::Never).await,
@@ -399,13 +375,24 @@ impl Attempt<'_> {
         progress.offered = true;
         let endpoint = connection.endpoint().clone();
         let dsn = connection.capabilities().dsn;
+        let ehlo_refused = connection.capabilities().ehlo_refused.clone();
         let result = connection
             .transact(self.mail, &progress.open, self.facts, self.deadline)
             .await;
         match result {
             Ok(fates) => {
+                let needs = fates.iter().find_map(|(_, fate)| match fate {
+                    Fate::NeedsEhlo(why) => Some(why.for_now()),
+                    _ => None,
+                });
                 self.relay.settle(progress, fates, &endpoint, dsn);
-                Ok(())
+                match needs.zip(ehlo_refused) {
+                    Some((why, reply)) => {
+                        let failure = ConnectionFailure::NeedsEhlo(why, reply);
+                        Err((Some(endpoint), failure))
+                    }
+                    None => Ok(()),
+                }
             }
             Err(Unfinished {
                 error,
@@ -425,12 +412,10 @@ impl Attempt<'_> {
         }
     }
 
-    /// Whether no other address may be tried: the server may have taken the message, no recipient is open, or the
-    /// deadline has passed.
+    /// Whether no other address may be tried: the server may have taken the message, the hop refuses our login, no
+    /// recipient is open, or the deadline has passed.
     fn is_final(&self, (_, why): &Failed, progress: &Progress) -> bool {
-        matches!(why, ConnectionFailure::Late(..))
-            || progress.open.is_empty()
-            || self.deadline.passed()
+        why.forbids_another_address() || progress.open.is_empty() || self.deadline.passed()
     }
 }
 
@@ -447,32 +432,15 @@ fn class(stage: Stage, reply: &RemoteReply) -> Class {
 }
 
 async fn facts(mail: &Outbound) -> Result<Facts, BareLineEnd> {
+    let declared = mail.envelope.smtputf8;
     if mail.content.len() <= INLINE_INSPECTION_OCTETS_MAX {
-        return Facts::of(&mail.prefix, mail.content.bytes());
+        return Facts::of(&mail.prefix, mail.content.bytes(), declared);
     }
     let (prefix, content): (_, Content) = (mail.prefix.clone(), mail.content.clone());
-    let look = move || Facts::of(&prefix, content.bytes());
+    let look = move || Facts::of(&prefix, content.bytes(), declared);
     match tokio::task::spawn_blocking(look).await {
         Ok(facts) => facts,
         // The thread fails only at shutdown or if the inspection panicked. The content is then inspected here.
-        Err(_) => Facts::of(&mail.prefix, mail.content.bytes()),
+        Err(_) => Facts::of(&mail.prefix, mail.content.bytes(), declared),
     }
-}
-
-fn credentials(name: &str, settings: &SmtpSettings) -> Result<Option<Credentials>, BuildError> {
-    let (username, path) = match (&settings.username, &settings.password_file) {
-        (Some(username), Some(path)) => (username.clone(), path),
-        (None, None) => return Ok(None),
-        _ => return Err(BuildError::HalfCredentials(name.to_owned())),
-    };
-    let broken = |why: String| BuildError::Password(path.clone(), why);
-    let read = file::read_text(path, file::CREDENTIAL_FILE_OCTETS_MAX);
-    let password = read.map_err(|error| broken(error.to_string()))?;
-    let password = password.trim_end_matches(['\r', '\n']).to_owned();
-    if password.is_empty() || password.contains(char::is_control) {
-        return Err(broken(
-            "the file must hold one line, the password".to_owned(),
-        ));
-    }
-    Ok(Some(Credentials { username, password }))
 }

@@ -1,6 +1,8 @@
 //! Deliveries to a server that plays a script: see [`script`].
 
 mod ending;
+mod extensions;
+mod login;
 mod pacing;
 mod script;
 mod sessions;

@@ -58,22 +58,36 @@ fn of_words(stage: Stage, reply: &RemoteReply) -> HopSignal {
         return HopSignal::Throttled;
     }
     match reply.enhanced {
-        // No storage, not accepting messages, congestion, too much mail (RFC 3463 3.4 and 3.5, and the registry of RFC
-        // 5248).
-        Some((4, 3, 1 | 2) | (4, 4, 5) | (4, 7, 28)) => HopSignal::Throttled,
         // Address, mailbox, protocol, content: statuses about the message.
         Some((4, 1 | 2 | 5 | 6, _)) => HopSignal::Fine,
         // 450 to RCPT without an enhanced status means "mailbox unavailable" (RFC 5321 4.2.3).
         None if stage == Stage::Rcpt && reply.code == 450 => HopSignal::Fine,
+        _ if names_throttling(reply) => HopSignal::Throttled,
+        _ => HopSignal::Later,
+    }
+}
+
+/// Whether a transient reply says that this relay sends too fast or that the server is too busy.
+fn names_throttling(reply: &RemoteReply) -> bool {
+    match reply.enhanced {
+        // No storage, not accepting messages, congestion, too much mail (RFC 3463 3.4 and 3.5, and the registry of RFC
+        // 5248).
+        Some((4, 3, 1 | 2) | (4, 4, 5) | (4, 7, 28)) => true,
         _ => {
+            let text = reply.text.to_ascii_lowercase();
             let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
-            let plain = words.any(|word| THROTTLE_WORDS.contains(&word))
-                || THROTTLE_PHRASES.iter().any(|phrase| text.contains(phrase));
-            match plain {
-                true => HopSignal::Throttled,
-                false => HopSignal::Later,
-            }
+            words.any(|word| THROTTLE_WORDS.contains(&word))
+                || THROTTLE_PHRASES.iter().any(|phrase| text.contains(phrase))
         }
+    }
+}
+
+/// What a refusal of AUTH says about the hop. A transient one that names throttling is about the number of sessions; the
+/// password may be right.
+fn of_login(reply: &RemoteReply) -> HopSignal {
+    match reply.class() == Class::Transient && names_throttling(reply) {
+        true => HopSignal::Throttled,
+        false => HopSignal::LoginRefused,
     }
 }
 
@@ -82,6 +96,11 @@ pub fn of_error(error: &ConnectionError, begun: bool) -> HopSignal {
     match error {
         // This relay's own deadline passed, which may have been too short.
         ConnectionError::Deadline => HopSignal::Unknown,
+        ConnectionError::LoginsBusy => HopSignal::Busy,
+        ConnectionError::Opening(OpeningError::Refused {
+            stage: Stage::Auth,
+            reply,
+        }) => of_login(reply),
         ConnectionError::Opening(OpeningError::Refused { stage, reply }) => {
             match of_reply(*stage, reply) {
                 HopSignal::Throttled => HopSignal::Throttled,
@@ -145,6 +164,31 @@ mod tests {
             (EndOfData, "250 2.0.0 taken", Fine),
         ] {
             assert_eq!(of_reply(stage, &reply(line)), signal, "{stage}: {line}");
+        }
+    }
+
+    /// A refused login stops all mail for a minute at least, because the next ones could lock the account. A server that
+    /// names throttling refuses the session, not the password, and is paced.
+    #[test]
+    fn a_refused_login_is_not_throttling() {
+        use HopSignal::{LoginRefused, Throttled};
+        for (line, signal) in [
+            ("535 5.7.8 bad credentials", LoginRefused),
+            ("535 5.7.0 rate limit", LoginRefused),
+            ("454 4.7.0 Temporary authentication failure", LoginRefused),
+            (
+                "454 4.7.0 Too many login attempts, please try again later",
+                LoginRefused,
+            ),
+            ("421 4.7.0 bye", LoginRefused),
+            ("421 4.3.2 Concurrent connections exceeded", Throttled),
+            ("454 4.7.0 server busy", Throttled),
+        ] {
+            let refused = OpeningError::Refused {
+                stage: Stage::Auth,
+                reply: reply(line),
+            };
+            assert_eq!(of_error(&refused.into(), false), signal, "{line}");
         }
     }
 }

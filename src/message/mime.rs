@@ -11,6 +11,7 @@
 //! No type of mail-parser or of the sniffing crate leaves this module.
 
 mod decode;
+mod eight_bit;
 mod section;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::{AttachmentFact, Content};
+pub use eight_bit::has_eight_bit_headers;
 use section::Fields;
 
 /// Content up to 64 KiB is inspected on the runtime's own thread: that takes tens of microseconds, less than a change of
@@ -377,10 +379,7 @@ impl Walk {
             self.exceeded(Exceeded::Depth);
             return false;
         }
-        let default_type = match fields.media_type.as_str() {
-            "multipart/digest" => "message/rfc822",
-            _ => "text/plain",
-        };
+        let default_type = fields.default_type_of_parts();
         // The list is last in, first out, so the first child must be added last for document order.
         for (index, range) in children.into_iter().enumerate().rev() {
             self.pending.push(Pending {

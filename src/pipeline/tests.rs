@@ -9,6 +9,7 @@ mod interceptors;
 mod judging;
 mod keeper;
 mod late;
+mod logins;
 mod pacing;
 mod recovery;
 mod room;

@@ -6,6 +6,7 @@
 
 mod capabilities;
 mod opening;
+mod parameters;
 mod transaction;
 
 use std::fmt;

@@ -1,5 +1,6 @@
 //! The laws of the pace, one signal after the other on simulated time.
 
+mod logins;
 mod random_histories;
 mod simulated_server;
 

@@ -14,6 +14,8 @@ pub struct View {
     pub window: Option<usize>,
     /// Time before which nothing goes out.
     pub until: Option<Instant>,
+    /// The hop is dead because it refuses our login.
+    pub login_refused: bool,
 }
 
 /// Name of the state.

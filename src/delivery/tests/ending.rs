@@ -28,7 +28,7 @@ async fn transacted<F: Future<Output = ()>>(
         content: Content::uncharged(content),
         ..mail(&["b@y"], b"")
     };
-    let facts = Facts::of(&mail.prefix, mail.content.bytes()).expect("plain content");
+    let facts = Facts::of(&mail.prefix, mail.content.bytes(), false).expect("plain content");
     let transaction = connection.transact(&mail, &[0], facts, Deadline::after(HOUR));
     futures_util::future::join(transaction, peer(BufReader::new(theirs)))
         .await

@@ -41,7 +41,7 @@ impl Session {
     async fn exchange(
         &mut self,
         mechanism: Mechanism,
-        initial: Option<String>,
+        initial: Option<Vec<u8>>,
     ) -> Result<Reply, Ending> {
         let credentials = match mechanism {
             Mechanism::Plain => self

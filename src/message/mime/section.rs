@@ -190,6 +190,14 @@ impl Fields {
         }
     }
 
+    /// The type of a part of this multipart that declares none (RFC 2046 5.1.5).
+    pub(super) fn default_type_of_parts(&self) -> &'static str {
+        match self.media_type.as_str() {
+            "multipart/digest" => "message/rfc822",
+            _ => "text/plain",
+        }
+    }
+
     /// Whether the body is a message: by its type, or by its name if the type is general.
     pub(super) fn is_message(&self) -> bool {
         match self.media_type.as_str() {

@@ -340,6 +340,8 @@ proptest::proptest! {
         let seen = inspect(&content, limits);
         proptest::prop_assert!(seen.parts.len() <= limits.parts && seen.depth <= limits.depth);
         proptest::prop_assert!(seen.parts.iter().all(|part| part.bytes.len() <= content.len()));
+        let in_header = has_eight_bit_headers(&content, limits);
+        proptest::prop_assert!(!in_header || !content.is_ascii());
     }
 }
 

@@ -24,7 +24,7 @@ async fn nobody() -> HopSettings {
 }
 
 /// Records of mail to this domain that are to be delivered.
-fn stored(pipeline: &Pipeline, to: &str, count: usize) -> Vec<Record> {
+pub(super) fn stored(pipeline: &Pipeline, to: &str, count: usize) -> Vec<Record> {
     let generation = pipeline.generation();
     let later = || GroupOutcome::Delivered(vec![Outcome::Deferred(answer(451))]);
     let record = |_| {

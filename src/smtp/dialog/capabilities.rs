@@ -1,5 +1,6 @@
 //! The extensions that a server offers.
 
+use crate::smtp::RemoteReply;
 use crate::smtp::reply_parser::RawReply;
 
 /// The extensions of an EHLO or LHLO reply that the client uses.
@@ -25,6 +26,9 @@ pub struct Capabilities {
     pub auth_plain: bool,
     /// AUTH LOGIN.
     pub auth_login: bool,
+    /// The reply that refused EHLO, if HELO opened the session. Such a session has no extensions, which does not say that the
+    /// server has none: a server under stress, or one of several behind a name, may refuse a single EHLO (RFC 5321 3.2).
+    pub ehlo_refused: Option<RemoteReply>,
 }
 
 impl Capabilities {

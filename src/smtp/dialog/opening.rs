@@ -150,8 +150,10 @@ impl Opening {
                 self.capabilities = Capabilities::from_ehlo(reply);
                 self.after_hello(out)
             }
-            // A server older than 1995, which knows only HELO (RFC 5321 3.2). LMTP has no older form.
+            // A server older than 1995, which knows only HELO (RFC 5321 3.2), or one that refuses EHLO this time. LMTP has no
+            // older form.
             (State::Ehlo, Class::Permanent) if !self.lmtp => {
+                self.capabilities.ehlo_refused = Some(reply.to_remote());
                 command(out, &["HELO ", &self.hostname]);
                 self.state = State::Helo;
                 Ok(Progress::Reply)
@@ -179,9 +181,28 @@ impl Opening {
             }
             _ => Err(OpeningError::Refused {
                 stage: self.stage(),
-                reply: reply.to_remote(),
+                reply: self.without_secrets(reply.to_remote()),
             }),
         }
+    }
+
+    /// The reply without the password, in the clear or as the client sent it: some servers repeat the line that they refuse,
+    /// and replies are logged, stored and shown.
+    fn without_secrets(&self, mut reply: RemoteReply) -> RemoteReply {
+        let sent = self
+            .credentials
+            .iter()
+            .filter(|_| self.stage() == Stage::Auth);
+        for Credentials { username, password } in sent {
+            for secret in [
+                STANDARD.encode(plain(username, password)),
+                STANDARD.encode(password),
+                password.clone(),
+            ] {
+                reply.text = reply.text.replace(&secret, "***");
+            }
+        }
+        reply
     }
 
     /// The command or event that the next reply answers.
@@ -223,7 +244,7 @@ impl Opening {
             return Err(OpeningError::AuthInClear);
         }
         if self.capabilities.auth_plain {
-            let secret = format!("\0{}\0{}", credentials.username, credentials.password);
+            let secret = plain(&credentials.username, &credentials.password);
             command(out, &["AUTH PLAIN ", &STANDARD.encode(secret)]);
             self.state = State::Auth;
         } else if self.capabilities.auth_login {
@@ -234,6 +255,11 @@ impl Opening {
         }
         Ok(Progress::Reply)
     }
+}
+
+/// The message of AUTH PLAIN (RFC 4616 2).
+fn plain(username: &str, password: &str) -> String {
+    format!("\0{username}\0{password}")
 }
 
 fn command(out: &mut Vec<u8>, parts: &[&str]) {
@@ -397,6 +423,78 @@ mod tests {
                 Err(OpeningError::Refused { stage: at, .. }) => assert_eq!(at, stage),
                 other => panic!("{replies:?}: {other:?}"),
             }
+        }
+    }
+
+    /// A server that refuses EHLO is asked with HELO, and the session remembers the reply. After a handshake only the reply
+    /// to the second EHLO counts.
+    #[test]
+    fn a_refused_ehlo_is_remembered() {
+        for (tls, replies, refused) in [
+            (
+                TlsWish::Never,
+                vec!["220 hi", "502 5.5.1 what", "250 x"],
+                true,
+            ),
+            (TlsWish::Never, vec!["220 hi", "250-x|250 8BITMIME"], false),
+            (
+                TlsWish::Always,
+                vec![
+                    "220 hi",
+                    "250-x|250 STARTTLS",
+                    "220 go",
+                    "500 what",
+                    "250 x",
+                ],
+                true,
+            ),
+        ] {
+            let mut opening = opening(tls, false);
+            let mut out = Vec::new();
+            for text in &replies {
+                let text = format!("{text}\r\n").replace('|', "\r\n");
+                let reply = RawReply::parse(text.as_bytes());
+                let reply = reply.expect("reply").expect("whole");
+                if opening.on_reply(&reply, &mut out) == Ok(Progress::Handshake) {
+                    opening.encrypted(&mut out);
+                }
+            }
+            let capabilities = opening.into_capabilities();
+            assert_eq!(capabilities.ehlo_refused.is_some(), refused, "{replies:?}");
+        }
+    }
+
+    /// No secret in a log: a reply that repeats the line with the password is kept without the password.
+    #[test]
+    fn a_reply_that_repeats_the_password_is_kept_without_it() {
+        let hello = ["220 hi", "250-x|250 AUTH PLAIN"];
+        let login = ["220 hi", "250-x|250 AUTH LOGIN", "334 a", "334 b"];
+        let credentials = || Credentials {
+            username: "u".to_owned(),
+            password: "secret word".to_owned(),
+        };
+        for (before, reply, kept) in [
+            (
+                &hello[..],
+                "500 5.5.1 unknown: AUTH PLAIN AHUAc2VjcmV0IHdvcmQ=",
+                "500 5.5.1 unknown: AUTH PLAIN ***",
+            ),
+            (
+                &login[..],
+                "535 c2VjcmV0IHdvcmQ= is wrong",
+                "535 *** is wrong",
+            ),
+            (&login[..], "535 secret word is wrong", "535 *** is wrong"),
+            (&login[..], "535 5.7.8 no", "535 5.7.8 no"),
+        ] {
+            let opening = Opening::new(false, "me", TlsWish::Never, Some(credentials()), true);
+            let replies = [before, &[reply]].concat();
+            let (_, end) = dialog(opening, &replies);
+            let stage = Stage::Auth;
+            let Err(OpeningError::Refused { stage: at, reply }) = end else {
+                panic!("{end:?}");
+            };
+            assert_eq!((at, reply.to_string().as_str()), (stage, kept));
         }
     }
 }

@@ -4,17 +4,13 @@
 //! the server refuses every recipient and still replies 354. The client then sends the dot without content, and the reply
 //! to it concerns no recipient (RFC 2920 3.1).
 
-use std::borrow::Cow;
-use std::fmt::Write as _;
-
+use super::parameters::{mail_parameters, rcpt_parameters};
 use super::{Capabilities, Stage};
-use crate::message::{Envelope, Notify, Recipient, Ret, header};
+use crate::message::{Envelope, header, mime};
 use crate::smtp::RemoteReply;
 use crate::smtp::dot_stuff::has_bare_line_end;
-use crate::smtp::parameters::ENVID_OCTETS_MAX;
 use crate::smtp::reply::Class;
 use crate::smtp::reply_parser::RawReply;
-use crate::smtp::{orcpt, xtext};
 
 /// Largest number of commands sent before a reply is read. Without this limit both sides could wait forever: a server whose
 /// replies are not read stops reading commands (RFC 2920 3.1).
@@ -27,7 +23,8 @@ pub struct Facts {
     pub octets: u64,
     /// The content has an octet above 127.
     pub eight_bit: bool,
-    /// The header section has an octet above 127.
+    /// The header section has an octet above 127, or the message is declared to need SMTPUTF8 and the header section of a
+    /// part has one.
     pub header_eight_bit: bool,
 }
 
@@ -39,8 +36,9 @@ pub struct Facts {
 pub struct BareLineEnd;
 
 impl Facts {
-    /// Inspects all octets that will be sent: the header fields of the relay and the content.
-    pub fn of(prefix: &[u8], content: &[u8]) -> Result<Self, BareLineEnd> {
+    /// Inspects all octets that will be sent: the header fields of the relay and the content. With `smtputf8`, the client
+    /// declared that the message needs SMTPUTF8. Only then do the header sections of parts matter, and are searched.
+    pub fn of(prefix: &[u8], content: &[u8], smtputf8: bool) -> Result<Self, BareLineEnd> {
         if has_bare_line_end(prefix) || has_bare_line_end(content) {
             return Err(BareLineEnd);
         }
@@ -49,7 +47,8 @@ impl Facts {
             octets: (prefix.len() + content.len()) as u64,
             eight_bit,
             header_eight_bit: eight_bit
-                && !(prefix.is_ascii() && header::section(content).is_ascii()),
+                && (!(prefix.is_ascii() && header::section(content).is_ascii())
+                    || (smtputf8 && mime::has_eight_bit_headers(content, mime::Limits::default()))),
         })
     }
 }
@@ -61,6 +60,9 @@ pub enum Fate {
     Open,
     /// The server replied 2yz to RCPT, and has not replied to the content.
     Accepted,
+    /// The message needs an extension, and the server has refused EHLO ([`Capabilities::ehlo_refused`]), so the client did
+    /// not send RCPT. In another session the server may offer the extension.
+    NeedsEhlo(Unsupported),
     /// Final: no later reply changes this state.
     Settled(Settled),
 }
@@ -86,6 +88,17 @@ pub enum Unsupported {
     /// Addresses or header fields are outside ASCII, and the server does not offer SMTPUTF8 (RFC 6531 3.2).
     #[error("5.6.7 the message needs SMTPUTF8 and the next hop does not offer it")]
     SmtpUtf8,
+}
+
+impl Unsupported {
+    /// The need, with an enhanced status code for a lack that may not last.
+    pub fn for_now(self) -> &'static str {
+        match self {
+            Self::Size(_) => "4.3.4 the message is too large",
+            Self::EightBit => "4.6.3 the message needs 8BITMIME",
+            Self::SmtpUtf8 => "4.6.7 the message needs SMTPUTF8",
+        }
+    }
 }
 
 /// Next step of the owner of the socket.
@@ -174,7 +187,11 @@ impl<'a> Transaction<'a> {
             utf8 |= alone;
             let refused =
                 all.or((alone && !capabilities.smtputf8).then_some(Unsupported::SmtpUtf8));
-            let fate = refused.map_or(Fate::Open, |why| Fate::Settled(Settled::Unsupported(why)));
+            let fate = match (refused, &capabilities.ehlo_refused) {
+                (None, _) => Fate::Open,
+                (Some(why), Some(_)) => Fate::NeedsEhlo(why),
+                (Some(why), None) => Fate::Settled(Settled::Unsupported(why)),
+            };
             fates.push((at, fate));
         }
         let open = (0..fates.len()).filter(|at| fates[*at].1 == Fate::Open);
@@ -397,74 +414,6 @@ fn unsupported(facts: Facts, utf8: bool, offered: &Capabilities) -> Option<Unsup
         _ if utf8 && !offered.smtputf8 => Some(Unsupported::SmtpUtf8),
         _ if facts.eight_bit && !offered.eight_bit_mime => Some(Unsupported::EightBit),
         _ => None,
-    }
-}
-
-fn mail_parameters(
-    envelope: &Envelope,
-    facts: Facts,
-    utf8: bool,
-    offered: &Capabilities,
-) -> String {
-    let mut parameters = String::new();
-    if offered.size.is_some() {
-        // Writing to a String cannot fail, here and below.
-        let _ = write!(parameters, " SIZE={}", facts.octets);
-    }
-    if facts.eight_bit && offered.eight_bit_mime {
-        parameters.push_str(" BODY=8BITMIME");
-    }
-    if utf8 && offered.smtputf8 {
-        parameters.push_str(" SMTPUTF8");
-    }
-    if offered.dsn {
-        match envelope.ret {
-            Some(Ret::Full) => parameters.push_str(" RET=FULL"),
-            Some(Ret::Headers) => parameters.push_str(" RET=HDRS"),
-            None => {}
-        }
-        if let Some(envid) = envelope
-            .envid
-            .as_deref()
-            .and_then(|id| xtext::encode(id, ENVID_OCTETS_MAX))
-        {
-            let _ = write!(parameters, " ENVID={envid}");
-        }
-    }
-    parameters
-}
-
-fn rcpt_parameters(recipient: &Recipient) -> String {
-    let mut parameters = String::new();
-    if let Some(notify) = recipient.notify {
-        let _ = write!(parameters, " NOTIFY={}", notify_words(notify));
-    }
-    let orcpt = recipient.orcpt.as_deref().and_then(|written| {
-        let orcpt = match written.starts_with(orcpt::TYPE) {
-            true => Cow::Owned(orcpt::in_ascii(written)),
-            false => Cow::Borrowed(written),
-        };
-        let (kind, address) = orcpt.split_once(';')?;
-        let address = xtext::encode(address, orcpt::ORCPT_OCTETS_MAX)?;
-        orcpt::is_type(kind).then(|| format!("{kind};{address}"))
-    });
-    if let Some(orcpt) = orcpt {
-        let _ = write!(parameters, " ORCPT={orcpt}");
-    }
-    parameters
-}
-
-fn notify_words(notify: Notify) -> String {
-    let words = [
-        (notify.success, "SUCCESS"),
-        (notify.failure, "FAILURE"),
-        (notify.delay, "DELAY"),
-    ];
-    let words: Vec<&str> = words.iter().filter(|w| w.0).map(|w| w.1).collect();
-    if words.is_empty() {
-        "NEVER".to_owned()
-    } else {
-        words.join(",")
     }
 }
 

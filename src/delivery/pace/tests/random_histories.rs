@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::limits::{BURST_SECONDS, RATE_MAX};
+use super::super::probing::LOGIN_WAIT_MAX;
 use super::*;
 
 #[derive(Debug, Clone)]
@@ -23,6 +24,7 @@ fn act() -> impl Strategy<Value = Act> {
         Just(HopSignal::ThrottledAtEnd),
         Just(HopSignal::LaterAtEnd),
         Just(HopSignal::Broken),
+        Just(HopSignal::LoginRefused),
         Just(HopSignal::Busy),
         Just(HopSignal::Unknown),
     ];
@@ -77,7 +79,7 @@ proptest! {
             pace.ended(&ticket, HopSignal::Unknown, None, now, &mut rng);
         }
         prop_assert_eq!(pace.in_flight, 0);
-        now += PROBE_WAIT_MAX.max(PAUSE_MAX);
+        now += LOGIN_WAIT_MAX.mul_f64(1.25).max(PAUSE_MAX);
         prop_assert_eq!(pace.room(1, now).0, 1, "{:?}", pace);
     }
 

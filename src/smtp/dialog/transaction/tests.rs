@@ -1,5 +1,5 @@
 use super::*;
-use crate::message::{BodyKind, Mailbox, Origin};
+use crate::message::{BodyKind, Mailbox, Notify, Origin, Recipient, Ret};
 
 fn envelope(from: &str, to: &[&str]) -> Envelope {
     let mailbox = |text: &&str| Recipient::from(Mailbox::parse(text).expect("mailbox"));
@@ -69,6 +69,7 @@ fn run(
         .map(|(_, fate)| match fate {
             Fate::Open => "open".to_owned(),
             Fate::Accepted => "accepted".to_owned(),
+            Fate::NeedsEhlo(why) => format!("needs EHLO: {}", why.for_now()),
             Fate::Settled(Settled::Replied(stage, reply)) => format!("{stage}: {reply}"),
             Fate::Settled(Settled::Unsupported(why)) => why.to_string()[..5].to_owned(),
         });
@@ -421,16 +422,81 @@ fn reset_precedes_the_next_mail() {
     assert_eq!(machine.stage(), Stage::Reset);
 }
 
+/// A session that HELO opened has no extensions, because the server refused EHLO this time (RFC 5321 3.2). That refuses no
+/// message for good: recipients of a message that needs an extension stay open, and the others get it.
+#[test]
+fn a_refused_ehlo_refuses_no_message_for_good() {
+    let reply = RawReply::parse(b"500 5.5.1 what\r\n");
+    let helo = Capabilities {
+        ehlo_refused: Some(reply.expect("reply").expect("whole").to_remote()),
+        ..Capabilities::default()
+    };
+    let eight = Facts {
+        eight_bit: true,
+        ..PLAIN
+    };
+    let header = Facts {
+        header_eight_bit: true,
+        ..eight
+    };
+    let ascii = envelope("a@x", &["b@y"]);
+    let mut declared = ascii.clone();
+    declared.smtputf8 = true;
+    let eight_bit = "needs EHLO: 4.6.3 the message needs 8BITMIME";
+    let utf8 = "needs EHLO: 4.6.7 the message needs SMTPUTF8";
+    for (envelope, facts, fate) in [
+        (&ascii, eight, eight_bit),
+        (&declared, eight, eight_bit),
+        (&declared, header, utf8),
+        (&envelope("\u{e4}@x", &["b@y"]), PLAIN, utf8),
+        (&envelope("a@x", &["\u{e4}@y"]), PLAIN, utf8),
+    ] {
+        let got = run(envelope, &helo, false, facts, "");
+        assert_eq!(
+            (got.fates, got.end),
+            (vec![fate.to_owned()], Ok(Next::Done))
+        );
+        assert_eq!(got.sent, "");
+    }
+    let replies = "250 m|250 r|354 go|250 done";
+    let got = run(&ascii, &helo, false, PLAIN, replies);
+    assert_eq!(got.fates, ["end of data: 250 done"]);
+    let mixed = envelope("a@x", &["\u{e4}@y", "b@y"]);
+    let got = run(&mixed, &helo, false, PLAIN, replies);
+    assert_eq!(got.fates, [utf8, "end of data: 250 done"]);
+}
+
 /// The size, the need for extensions and the check for bare line ends depend on all octets that will be sent.
 #[test]
 fn facts_cover_the_octets_to_send() {
-    let facts = Facts::of(b"X: y\r\n", b"A: b\r\n\r\n\xc3\xa4\r\n").expect("sound");
+    let facts = Facts::of(b"X: y\r\n", b"A: b\r\n\r\n\xc3\xa4\r\n", true).expect("sound");
     assert_eq!(
         (facts.octets, facts.eight_bit, facts.header_eight_bit),
         (18, true, false)
     );
-    let facts = Facts::of(b"", b"A: \xc3\xa4\r\n\r\n").expect("sound");
+    let facts = Facts::of(b"", b"A: \xc3\xa4\r\n\r\n", false).expect("sound");
     assert!(facts.header_eight_bit);
-    assert_eq!(Facts::of(b"", b"a\n.\r\n"), Err(BareLineEnd));
-    assert_eq!(Facts::of(b"a\r", b"\nb"), Err(BareLineEnd));
+    assert_eq!(Facts::of(b"", b"a\n.\r\n", false), Err(BareLineEnd));
+    assert_eq!(Facts::of(b"a\r", b"\nb", false), Err(BareLineEnd));
+}
+
+/// RFC 6531 3.2, RFC 6532 3.2: the header section of a part counts as header, as a file name in UTF-8 shows, but only in a
+/// message that its client declared to need SMTPUTF8: other mail goes through as it always did.
+#[test]
+fn the_header_of_a_part_needs_smtputf8_where_it_was_declared() {
+    let content = "Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\
+        Content-Disposition: attachment; filename=\"\u{e4}\"\r\n\r\na\r\n--b--\r\n";
+    for (declared, prefix, needs) in [
+        (true, "", true),
+        (false, "", false),
+        (true, "X: y\r\n", true),
+    ] {
+        let facts = Facts::of(prefix.as_bytes(), content.as_bytes(), declared).expect("sound");
+        assert_eq!(facts.header_eight_bit, needs, "{declared}");
+    }
+    let body = content
+        .replace('\u{e4}', "a")
+        .replace("\r\na\r\n", "\r\n\u{e4}\r\n");
+    let facts = Facts::of(b"", body.as_bytes(), true).expect("sound");
+    assert_eq!((facts.eight_bit, facts.header_eight_bit), (true, false));
 }
