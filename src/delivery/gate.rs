@@ -35,6 +35,12 @@ pub struct HopStatus {
     pub at_once: Option<usize>,
     /// End of the current pause or wait; nothing goes out before it.
     pub until: Option<Timestamp>,
+    /// Time from which the next hop is dead; `None` while it is not.
+    #[serde(default)]
+    pub dead_since: Option<Timestamp>,
+    /// Whether a probe of a dead next hop is under way.
+    #[serde(default)]
+    pub probing: bool,
     /// Error reply or error text of the last deferral, throttling reply or failed delivery.
     pub said: Option<String>,
 }
@@ -122,12 +128,15 @@ impl HopGate {
         let inner = self.lock();
         let view = inner.pace.view(now);
         let wait = |until: Instant| SignedDuration::try_from(until - now).unwrap_or_default();
+        let ago = |since: Instant| SignedDuration::try_from(now - since).unwrap_or_default();
         HopStatus {
             name: self.name.clone(),
             state: view.state,
             per_minute: view.rate.map(|rate| (rate * 60.0).round() as u64),
             at_once: view.window,
             until: view.until.map(|until| wall_clock() + wait(until)),
+            dead_since: view.dead_since.map(|since| wall_clock() - ago(since)),
+            probing: view.probing,
             said: inner.said.clone().filter(|_| view.state != PaceState::Free),
         }
     }
@@ -235,23 +244,44 @@ impl HopGate {
     }
 }
 
-/// One line for people: `paced, 90 a minute, 5 at once, nothing before …: 451 4.7.1 …`.
+impl HopStatus {
+    /// The state for people, with times as `time` writes them: `healthy`; `paced, 90 a minute, 5 at once`; `down since 12:26:05,
+    /// next probe 12:31:10`.
+    pub fn words(&self, time: impl Fn(Timestamp) -> String) -> String {
+        match self.state {
+            PaceState::Free => "healthy".to_owned(),
+            PaceState::Paced => {
+                let mut text = "paced".to_owned();
+                if let Some(rate) = self.per_minute {
+                    text.push_str(&format!(", {rate} a minute"));
+                }
+                if let Some(at_once) = self.at_once {
+                    text.push_str(&format!(", {at_once} at once"));
+                }
+                if let Some(until) = self.until {
+                    text.push_str(&format!(", nothing before {}", time(until)));
+                }
+                text
+            }
+            PaceState::Dead => {
+                let since = self.dead_since.map(&time);
+                let since = since.map_or(String::new(), |since| format!(" since {since}"));
+                let next = match (self.probing, self.until) {
+                    (true, _) => "a probe is under way".to_owned(),
+                    (false, Some(until)) => format!("next probe {}", time(until)),
+                    // The lanes look for mail every second.
+                    (false, None) => "next probe with the next message to be tried".to_owned(),
+                };
+                format!("down{since}, {next}")
+            }
+        }
+    }
+}
+
+/// One line for people: [`HopStatus::words`], and the next hop's last error.
 impl fmt::Display for HopStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.state {
-            PaceState::Free => "takes everything",
-            PaceState::Paced => "paced",
-            PaceState::Dead => "does not work; one probe at a time",
-        })?;
-        if let (PaceState::Paced, Some(rate)) = (self.state, self.per_minute) {
-            write!(f, ", {rate} a minute")?;
-        }
-        if let (PaceState::Paced, Some(at_once)) = (self.state, self.at_once) {
-            write!(f, ", {at_once} at once")?;
-        }
-        if let Some(until) = self.until {
-            write!(f, ", nothing before {until:.0}")?;
-        }
+        f.write_str(&self.words(|at| format!("{at:.0}")))?;
         match &self.said {
             Some(said) => write!(f, ": {said}"),
             None => Ok(()),

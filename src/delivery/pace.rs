@@ -304,6 +304,10 @@ impl Pace {
 
     /// The current state and limits.
     pub fn view(&self, now: Instant) -> View {
+        let (dead_since, probing) = match &self.mode {
+            Mode::Dead(dead) => (Some(dead.since), dead.probing),
+            Mode::Free | Mode::Paced(_) => (None, false),
+        };
         let (state, rate, window, until) = match &self.mode {
             Mode::Free => (PaceState::Free, None, None, None),
             Mode::Paced(paced) => {
@@ -322,6 +326,8 @@ impl Pace {
             rate,
             window,
             until: until.filter(|until| *until > now),
+            dead_since,
+            probing,
         }
     }
 

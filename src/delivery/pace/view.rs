@@ -14,6 +14,10 @@ pub struct View {
     pub window: Option<usize>,
     /// Time before which nothing goes out.
     pub until: Option<Instant>,
+    /// Time from which the hop is dead; `None` while it is not.
+    pub dead_since: Option<Instant>,
+    /// Whether a probe of a dead hop is under way.
+    pub probing: bool,
 }
 
 /// Name of the state.

@@ -139,6 +139,8 @@ impl Gate {
             running: 0,
             last_end: now,
             drained: false,
+            drained_at: None,
+            opened_at: None,
             rests: None,
             is_away: false,
         };
