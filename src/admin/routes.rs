@@ -96,12 +96,9 @@ async fn engine<C: Control>(
     }
     // The state after the act. A reload may have removed the engine in the same moment.
     let mut engines = control.engines().into_iter();
-    Ok(
-        match engines.find(|health| *health.engine == *asked.engine) {
-            Some(health) => Json(health).into_response(),
-            None => StatusCode::ACCEPTED.into_response(),
-        },
-    )
+    let health = engines.find(|health| *health.engine == *asked.engine);
+    let health = health.ok_or_else(|| none(format!("engine {} is gone", asked.engine)))?;
+    Ok(Json(health).into_response())
 }
 
 async fn reload<C: Control>(State(control): State<Arc<C>>) -> (StatusCode, Json<Reloaded>) {

@@ -94,7 +94,7 @@ async fn list(wanted: &List, config: &Config, terminal: &mut Terminal<'_>) -> Ou
         interceptor: wanted.interceptor.clone(),
         ..Filter::default()
     };
-    // The log is bounded, and only one incident in many thousands is large, so reading all of it to count is cheap.
+    // All are read to count them; the log keeps at most 100,000.
     let mut incidents = incidents::search(&file(config), filter).await?;
     let total = incidents.len() as u64;
     if !wanted.all {

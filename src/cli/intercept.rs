@@ -92,14 +92,14 @@ struct Conditions {
 #[derive(Debug, Args)]
 pub(super) struct Show {
     /// The interceptor's id, or any beginning that no other interceptor has
-    id: IdPrefix,
+    id: String,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Remove {
     /// The interceptors' ids; of each id, any beginning that no other interceptor has
     #[arg(required = true, value_name = "ID")]
-    ids: Vec<IdPrefix>,
+    ids: Vec<String>,
 }
 
 pub(super) async fn run(
@@ -279,7 +279,7 @@ fn ends(interceptor: &Interceptor, terminal: &Terminal<'_>) -> String {
 }
 
 async fn show(
-    id: &IdPrefix,
+    id: &str,
     store: &dyn Store,
     config: &Config,
     terminal: &mut Terminal<'_>,
@@ -310,10 +310,13 @@ async fn show(
 }
 
 /// The id of the interceptor with this beginning. If there is none, the text itself: it may be the id of one that has ended.
-fn whole(id: &IdPrefix, known: &[Interceptor]) -> Result<String, CliError> {
+fn whole(text: &str, known: &[Interceptor]) -> Result<String, CliError> {
+    let Ok(id) = text.parse::<IdPrefix>() else {
+        return Ok(text.to_owned());
+    };
     let objects = known.iter().map(|known| (known.id.clone(), what(known)));
     match id.only(objects, "interceptor") {
-        Err(CliError::NotFound(_)) => Ok(id.as_str().to_owned()),
+        Err(CliError::NotFound(_)) => Ok(text.to_owned()),
         found => found,
     }
 }
@@ -391,7 +394,7 @@ pub(super) async fn of_cause(
     Ok(all.into_iter().find(|known| known.id == *id))
 }
 
-async fn remove(ids: &[IdPrefix], store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
+async fn remove(ids: &[String], store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
     let known = all(store, terminal).await?;
     let ids = ids.iter().map(|id| whole(id, &known));
     let ids = ids.collect::<Result<Vec<_>, _>>()?;

@@ -1,7 +1,7 @@
 //! Lists of stored messages: columns, limit, and the note that there is more. `queue`, `quarantine` and `demo` print them.
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::exit::{CliError, Exit, Outcome};
 use super::json_list::{JsonList, note_more};
@@ -51,7 +51,7 @@ impl RecordList {
         let shown = if terminal.json {
             let mut list = JsonList::begin(terminal, total)?;
             if let Self::Waiting(relay) = self {
-                list.member("relay", &json!(relay.word()))?;
+                list.member("relay", &relay.word().into())?;
             }
             let mut list = list.items("messages")?;
             let each = |record: Record| list.item(|terminal| self.item(&record, terminal));
@@ -93,7 +93,7 @@ impl RecordList {
         if !terminal.json {
             return self.table(records, terminal);
         }
-        let items: Vec<Value> = records.iter().map(|r| self.item(r, terminal)).collect();
+        let items: Vec<Item<'_>> = records.iter().map(|r| self.item(r, terminal)).collect();
         terminal.json(&items)
     }
 
@@ -122,15 +122,22 @@ impl RecordList {
         }
     }
 
-    /// The record as JSON, with what it waits for.
-    fn item(&self, record: &Record, terminal: &Terminal<'_>) -> Value {
-        let mut item = json!(record);
-        if let (Self::Waiting(relay), Value::Object(members)) = (self, &mut item) {
-            let waits = json!(WaitsFor::of(record, relay, terminal));
-            members.insert("waits_for".to_owned(), waits);
-        }
-        item
+    fn item<'a>(&self, record: &'a Record, terminal: &Terminal<'_>) -> Item<'a> {
+        let waits_for = match self {
+            Self::Held => None,
+            Self::Waiting(relay) => Some(WaitsFor::of(record, relay, terminal)),
+        };
+        Item { record, waits_for }
     }
+}
+
+/// A record in a list as JSON, with what it waits for.
+#[derive(Serialize)]
+struct Item<'a> {
+    #[serde(flatten)]
+    record: &'a Record,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waits_for: Option<WaitsFor>,
 }
 
 const HELD_COLUMNS: [Column; 7] = [
@@ -167,7 +174,7 @@ const WAITING_COLUMNS: [Column; 8] = [
     Column::whole("AGE"),
     Column::whole("TRIES"),
     Column::address("SENDER"),
-    Column::address("TO"),
+    Column::address("TO").optional(),
     Column::cut("SUBJECT"),
     Column::below("WAITING FOR"),
     Column::cut("STATUS").optional(),

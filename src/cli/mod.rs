@@ -1,7 +1,7 @@
 //! The command line: one file for each family of commands, and all output.
 //!
 //! Commands open the store themselves, whether the relay runs or not. Only commands about the running relay (status, reload,
-//! drain, engine) use its control socket. Results go to standard output, as tables for people or with `--json` for programs;
+//! drain, engine) use its control socket, and `queue`, which asks what its mail waits for. Results go to standard output, as tables for people or with `--json` for programs;
 //! everything else goes to standard error. Exit codes are those of [`Exit`].
 
 mod control;

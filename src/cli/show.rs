@@ -74,10 +74,14 @@ pub(super) async fn show(
             .map(|(name, value)| json!({"name": name, "value": value}))
             .collect();
         let exceeded: Vec<_> = inspection.exceeded.iter().map(|e| e.as_str()).collect();
-        terminal.json(&json!({
+        let mut shown = json!({
             "record": record, "headers": fields, "parts": parts, "not_inspected": exceeded,
-            "text": text, "audit": audit, "waits_for": waits,
-        }))?;
+            "text": text, "audit": audit,
+        });
+        if let Some(waits) = waits {
+            shown["waits_for"] = json!(waits);
+        }
+        terminal.json(&shown)?;
         return Ok(Exit::Done);
     }
     show_record(record, waits, terminal)?;

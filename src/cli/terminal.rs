@@ -110,12 +110,12 @@ impl Terminal<'_> {
 
     /// Writes `name  value` lines with the values in one column, escaped. Empty values are left out.
     pub(super) fn fields(&mut self, fields: &[(impl AsRef<str>, String)]) -> Result<(), CliError> {
-        let columns = fields
-            .iter()
-            .map(|(name, _)| wide(&Escaped(name.as_ref()).to_string()))
-            .max();
-        for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
-            let name = pad(&Escaped(name.as_ref()).to_string(), columns.unwrap_or(0));
+        let shown = || fields.iter().filter(|(_, value)| !value.is_empty());
+        let name = |name: &str| Escaped(name).to_string();
+        let names = shown().map(|(text, _)| wide(&name(text.as_ref())));
+        let columns = names.max().unwrap_or(0);
+        for (text, value) in shown() {
+            let name = pad(&name(text.as_ref()), columns);
             self.line(format!("{name}  {}", safe(value)).trim_end())?;
         }
         Ok(())
@@ -231,6 +231,28 @@ mod tests {
         ] {
             assert_eq!(safe(text), shown);
         }
+    }
+
+    /// Values stand in one column, however wide the names are: a wide character takes two columns.
+    #[test]
+    fn values_of_fields_line_up() {
+        let mut out = Vec::new();
+        let mut terminal = Terminal {
+            out: &mut out,
+            err: &mut io::sink(),
+            input: &mut io::empty(),
+            width: Some(80),
+            interactive: false,
+            zone: TimeZone::UTC,
+            now: Timestamp::UNIX_EPOCH,
+            json: false,
+        };
+        let names = ["engine av", "engine 引擎", "a\u{202e}"];
+        let mut fields = names.map(|name| (name, "x".to_owned())).to_vec();
+        fields.push(("a long name without a value", String::new()));
+        terminal.fields(&fields).expect("writes");
+        let shown = String::from_utf8(out).expect("UTF-8");
+        assert_eq!(shown, "engine av    x\nengine 引擎  x\na\\u{202e}    x\n");
     }
 
     /// Cutting counts columns, not characters: a wide character takes two columns, a combining one none.

@@ -94,7 +94,7 @@ impl HopGate {
                 let now = Instant::now();
                 let mut inner = self.lock();
                 let asked = inner.pace.ask(kind, now);
-                Some(asked.map_err(|refusal| self.text(&refusal, inner.said.as_deref(), now))?)
+                Some(asked.map_err(|refusal| self.text(&refusal, inner.said.as_deref()))?)
             }
         };
         let gate = self.clone();
@@ -221,21 +221,19 @@ impl HopGate {
         }
     }
 
-    /// A refusal in words, for the reply to a sender and for the record of a stored message.
-    fn text(&self, refusal: &Refusal, said: Option<&str>, now: Instant) -> String {
+    /// A refusal in words, for the reply to a sender and for the record of a stored message. The record is shown later, so the
+    /// text names no time.
+    fn text(&self, refusal: &Refusal, said: Option<&str>) -> String {
         let (name, said) = (&self.name, said.unwrap_or("trouble"));
         let mut text = match refusal.reason {
             RefusalReason::Paced => format!("next hop {name} is paced after {said}"),
             RefusalReason::Dead => format!("next hop {name} does not work: {said}"),
             RefusalReason::Busy => format!("all connections to next hop {name} are in use"),
         };
-        match refusal.until {
-            Some(until) => {
-                let seconds = (until.saturating_duration_since(now)).as_secs_f64().ceil();
-                text.push_str(&format!("; tried again in {seconds} s at the earliest"));
-            }
-            None => text.push_str("; tried again when its turn comes"),
-        }
+        text.push_str(match refusal.until {
+            Some(_) => "; tried again as soon as its pace allows it",
+            None => "; tried again when its turn comes",
+        });
         text
     }
 

@@ -170,8 +170,9 @@ impl Query {
     }
 }
 
-fn conditions(filter: &Filter) -> Query {
-    let from = match filter.lanes.as_slice() {
+/// The table with the index that suits the filter, and the condition that selects its lanes.
+fn source(filter: &Filter) -> String {
+    match filter.lanes.as_slice() {
         [] if filter.cause.is_some() => "message WHERE cause <> ''".to_owned(),
         [lane] if filter.cause.is_some() => {
             let lane = lane_number(*lane);
@@ -197,9 +198,12 @@ fn conditions(filter: &Filter) -> Query {
                 .collect();
             format!("message WHERE lane IN ({})", numbers.join(", "))
         }
-    };
+    }
+}
+
+fn conditions(filter: &Filter) -> Query {
     let mut query = Query {
-        sql: format!("SELECT seq FROM {from} AND damaged IS NULL"),
+        sql: format!("SELECT seq FROM {} AND damaged IS NULL", source(filter)),
         values: Vec::new(),
     };
     query.contains(&["rule", "reason"], filter.reason.as_ref());

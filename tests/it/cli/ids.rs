@@ -51,19 +51,19 @@ fn every_command_takes_the_beginning_of_an_id() {
     let store = Fabricated::new();
     let start = |id: &str, length: usize| id[..length].to_lowercase();
     let malicious = start(MALICIOUS, 23);
-    for arguments in [
-        &["quarantine", "show", &malicious][..],
-        &["queue", "show", &start(WAITING, 24)],
-        &["explain", &malicious],
-        &["explain", &start(PART, 23)],
-        &["intercept", "show", &start(LEARNED, 22)],
-        &["incident", "show", &start(OPENED, 22)],
-        &["quarantine", "delete", &malicious, "--dry-run"],
+    for (command, id) in [
+        (&["quarantine", "show"][..], &malicious),
+        (&["queue", "show"], &start(WAITING, 24)),
+        (&["explain"], &malicious),
+        (&["explain"], &start(PART, 23)),
+        (&["intercept", "show"], &start(LEARNED, 22)),
+        (&["incident", "show"], &start(OPENED, 22)),
+        (&["quarantine", "delete", "--dry-run"], &malicious),
     ] {
-        let ran = store.run(None, arguments, "");
-        assert_eq!(ran.exit, 0, "{arguments:?}: {}", ran.err);
+        let ran = store.run(None, &[command, &[id.as_str()]].concat(), "");
+        assert_eq!(ran.exit, 0, "{command:?}: {}", ran.err);
         let named = ran.out.to_lowercase();
-        assert!(named.contains(arguments[2]), "{arguments:?}: {}", ran.out);
+        assert!(named.contains(id), "{command:?}: {}", ran.out);
     }
     let shared = start(MALICIOUS, 10);
     for (arguments, listed) in [
