@@ -152,7 +152,13 @@ fn ask(relay: &Spillway, words: &[&str]) -> Vec<Value> {
         );
         return Vec::new();
     }
-    serde_json::from_slice(&output.stdout).unwrap_or_default()
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    // A list is an object with its items in one member; in earlier versions it is the items.
+    let member = ["messages", "incidents"]
+        .iter()
+        .find_map(|name| told.get(name));
+    let items = member.unwrap_or(&told).as_array();
+    items.cloned().unwrap_or_default()
 }
 
 fn text(value: &Value, at: &str) -> String {

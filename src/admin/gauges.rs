@@ -92,7 +92,10 @@ mod tests {
             per_minute: None,
             at_once: None,
             until: None,
+            dead_since: None,
+            probing: false,
             said: None,
+            login_refused: false,
         }
     }
 

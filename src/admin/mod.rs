@@ -7,8 +7,9 @@
 //! | `GET /ready` | both | 200 while the relay accepts new mail, else 503 with the reason |
 //! | `GET /metrics` | both | Prometheus text |
 //! | `GET /status` | socket | [`Status`] as JSON |
+//! | `GET /waits` | socket | [`Waits`] as JSON |
 //! | `GET /engines` | socket | [`Health`] of each engine as JSON |
-//! | `POST /control/engine?…` | socket | [`EngineAsked`]: drain, resume, test; 404 with one line for an unknown name |
+//! | `POST /control/engine?…` | socket | [`EngineAsked`]: [`Health`] after a drain or resume, [`Tested`] after a test; 404 with one line for an unknown name |
 //! | `POST /control/reload` | socket | [`Reloaded`] as JSON; 422 when refused |
 //! | `POST /control/drain` | socket | 202 |
 //! | `POST /control/wake` | socket | 202 |
@@ -40,6 +41,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::deadline::Deadline;
 use crate::delivery::HopStatus;
+use crate::message::MessageId;
 use crate::scan::Health;
 use crate::store::{Held, Lane, LaneStats, Recovery, StoreError};
 use crate::telemetry;
@@ -60,6 +62,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// Whether the relay accepts new mail; the error is the reason in one line.
     fn ready(&self) -> Result<(), String>;
+
+    /// What stored mail may wait for. Asks no store, so that it answers at once.
+    fn waits(&self) -> Waits;
 
     /// The state of each engine.
     fn engines(&self) -> Vec<Health>;
@@ -116,6 +121,17 @@ pub struct Status {
     pub next_hops: Vec<HopStatus>,
     /// The findings of the start in the store.
     pub recovery: Recovery,
+}
+
+/// What stored mail may wait for, as only the running relay knows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waits {
+    /// The records that are scanned or delivered now.
+    pub at_work: Vec<MessageId>,
+    /// The state of each engine.
+    pub engines: Vec<Health>,
+    /// The state of each next hop.
+    pub next_hops: Vec<HopStatus>,
 }
 
 /// The stored mail of a running relay.

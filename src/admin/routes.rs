@@ -23,6 +23,7 @@ pub(super) fn read_only<C: Control>(control: Arc<C>) -> Router {
 pub(super) fn control<C: Control>(control: Arc<C>) -> Router {
     told()
         .route("/status", get(status))
+        .route("/waits", get(waits))
         .route("/engines", get(engines))
         .route("/control/engine", post(engine))
         .route("/control/reload", post(reload))
@@ -78,6 +79,10 @@ async fn status<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse 
     Json(control.status().await)
 }
 
+async fn waits<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse {
+    Json(control.waits())
+}
+
 async fn engines<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse {
     Json(control.engines())
 }
@@ -95,7 +100,11 @@ async fn engine<C: Control>(
             return Ok(Json(tested).into_response());
         }
     }
-    Ok(StatusCode::ACCEPTED.into_response())
+    // The state after the act. A reload may have removed the engine in the same moment.
+    let mut engines = control.engines().into_iter();
+    let health = engines.find(|health| *health.engine == *asked.engine);
+    let health = health.ok_or_else(|| none(format!("engine {} is gone", asked.engine)))?;
+    Ok(Json(health).into_response())
 }
 
 async fn reload<C: Control>(State(control): State<Arc<C>>) -> (StatusCode, Json<Reloaded>) {

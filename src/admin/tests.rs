@@ -41,11 +41,17 @@ impl Control for Fake {
                 per_minute: Some(90),
                 at_once: Some(1),
                 until: Some(Timestamp::UNIX_EPOCH),
+                dead_since: Some(Timestamp::UNIX_EPOCH),
+                probing: false,
                 said: Some("no connection <b>".to_owned()),
                 login_refused: false,
             }],
             recovery: Recovery::default(),
         }
+    }
+
+    fn waits(&self) -> Waits {
+        Waits::default()
     }
 
     fn engines(&self) -> Vec<Health> {

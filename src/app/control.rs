@@ -1,6 +1,6 @@
 //! What the admin surfaces ask of a running relay: status, engines, reload, drain.
 
-use crate::admin::{Control, EngineAsked, ListenerStatus, Status, Stored, Tested};
+use crate::admin::{Control, EngineAsked, ListenerStatus, Status, Stored, Tested, Waits};
 use crate::incident::{self, Incident, Subject};
 use crate::pipeline::Generation;
 use crate::scan::{Guarded, Health, Passed};
@@ -37,6 +37,14 @@ impl Control for Core {
             engines: self.engines(),
             next_hops: self.pipeline.generation().delivery.status(),
             recovery: self.recovery.clone(),
+        }
+    }
+
+    fn waits(&self) -> Waits {
+        Waits {
+            at_work: self.store.at_work().all(),
+            engines: self.engines(),
+            next_hops: self.pipeline.generation().delivery.status(),
         }
     }
 

@@ -18,6 +18,9 @@ const ANSWER_OCTETS_MAX: u64 = 4 << 20;
 /// Time for one exchange, from the connection to the end of the answer: the relay answers within a few seconds, also while its
 /// store hangs.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time for an answer that needs nothing but the process of the relay: 750 ms, so that a command about a relay that hangs ends
+/// within one second.
+const PRESENT_ANSWER_TIMEOUT: Duration = Duration::from_millis(750);
 
 /// An answer of the relay.
 pub(super) struct Answer {
@@ -39,11 +42,37 @@ pub(super) async fn ask_for(
     method: &str,
     path: &str,
 ) -> Result<Answer, CliError> {
+    exchange(EXCHANGE_TIMEOUT + answer, socket, method, path).await
+}
+
+/// Asks for what the relay knows without its store. It answers at once, or it hangs.
+pub(super) async fn ask_at_once(socket: &Path, path: &str) -> Result<Answer, CliError> {
+    exchange(PRESENT_ANSWER_TIMEOUT, socket, "GET", path).await
+}
+
+/// Checks that the relay answers at all, before a question whose answer may take it seconds.
+pub(super) async fn expect_life(socket: &Path) -> Result<(), CliError> {
+    ask_at_once(socket, "/live").await.map(drop)
+}
+
+/// Sends a request, and reads the answer within `timeout`.
+async fn exchange(
+    timeout: Duration,
+    socket: &Path,
+    method: &str,
+    path: &str,
+) -> Result<Answer, CliError> {
     let trouble = |what: String| CliError::Relay(socket.to_owned(), what);
-    let exchange = async {
+    let mut pid = None;
+    let talk = async {
         let mut stream = UnixStream::connect(socket)
             .await
-            .map_err(|error| CliError::NotRunning(socket.to_owned(), error))?;
+            .map_err(|error| match error.kind() {
+                // The queue of connections that the relay has not accepted is full.
+                io::ErrorKind::WouldBlock => CliError::Silent(silence(socket, None)),
+                _ => CliError::NotRunning(socket.to_owned(), error),
+            })?;
+        pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
         let failed = |error: io::Error| trouble(error.to_string());
         let request = format!("{method} {path} HTTP/1.0\r\nHost: spillway\r\n\r\n");
         let sent = stream.write_all(request.as_bytes()).await;
@@ -58,18 +87,41 @@ pub(super) async fn ask_for(
             trouble("the answer is not HTTP; is it the socket of another program?".to_owned())
         })
     };
-    match Deadline::after(EXCHANGE_TIMEOUT + answer)
-        .run(exchange)
-        .await
-    {
-        Ok(answer) => answer,
-        Err(passed) => Err(trouble(passed.to_string())),
-    }
+    let answer = Deadline::after(timeout).run(talk).await;
+    answer.unwrap_or_else(|_| Err(CliError::Silent(silence(socket, pid))))
+}
+
+/// The error for a relay that takes connections and does not answer: its process, and what the administrator can do.
+fn silence(socket: &Path, pid: Option<i32>) -> String {
+    let pid = pid.filter(|pid| *pid > 0);
+    let who = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+    let fix = match pid.map(|pid| (pid, process_state(pid))) {
+        Some((pid, Some('T' | 't'))) => {
+            format!("its process is stopped: `kill -CONT {pid}` continues it")
+        }
+        Some((_, Some('D'))) => {
+            "its process waits for a disk: look at the file system of store.path".to_owned()
+        }
+        _ => "look at its log, and restart it if this lasts: stored mail is kept".to_owned(),
+    };
+    format!(
+        "the relay{who} does not answer on {}; {fix}",
+        socket.display()
+    )
+}
+
+/// The state of a process as in proc(5): `R`, `S`, `D`, `T` …
+fn process_state(pid: i32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name of the program stands before, in parentheses, and may contain any character.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.trim_start().chars().next()
 }
 
 /// Tells a running relay that its store has new work. A failure does no harm: the relay also checks its store by itself.
 pub(super) async fn wake(socket: &Path) {
-    if let Err(error) = ask(socket, "POST", "/control/wake").await {
+    let told = exchange(PRESENT_ANSWER_TIMEOUT, socket, "POST", "/control/wake");
+    if let Err(error) = told.await {
         tracing::debug!(%error, "cannot notify the relay of new work in its store");
     }
 }
@@ -99,4 +151,33 @@ fn parse(answer: &[u8]) -> Option<Answer> {
         code: words.next()?.parse().ok()?,
         body: answer[end + 4..].to_vec(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// A relay that takes connections and never answers costs a command less than one second, and the error names its process.
+    /// Here this process listens.
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_that_hangs_is_given_up_within_a_second() {
+        let folder = tempfile::tempdir().expect("folder");
+        let socket = folder.path().join("control.sock");
+        let _listener = UnixListener::bind(&socket).expect("binds");
+        let began = Instant::now();
+        let error = expect_life(&socket).await.expect_err("no answer");
+        let who = format!("the relay (pid {}) does not answer on ", std::process::id());
+        assert!(error.to_string().starts_with(&who), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(1));
+        let began = Instant::now();
+        wake(&socket).await;
+        assert!(
+            began.elapsed() < Duration::from_secs(1),
+            "nothing depends on it"
+        );
+    }
 }

@@ -10,16 +10,17 @@ use super::control::{self, Answer, encoded};
 use super::exit::{self, CliError, Exit, Outcome};
 use super::person;
 use super::relay::Socket;
-use super::terminal::{Column, Terminal};
+use super::table::Column;
+use super::terminal::{Terminal, safe};
 use crate::admin::Tested;
 use crate::scan::{Health, ReplicaHealth};
 
-/// The result of a drain, for people.
+/// The end of the result of a drain, for people.
 const DRAINED_TEXT: &str =
-    "drained: no mail goes there until `spillway engine resume` or a restart of the relay";
-/// The result of a resume, for people. An engine does not always get all its mail at once, so the text names the ramp.
-const RESUMED_TEXT: &str = "resumed: all mail at once if the breaker is closed; after an outage step by step (half-open, \
-                            then a ramp). `spillway engine list` shows the state";
+    "a drained replica gets no mail until `spillway engine resume` or a restart of the relay";
+/// The end of the result of a resume, for people. An engine does not always get all its mail at once, so the text names the ramp.
+const RESUMED_TEXT: &str = "a healthy engine gets all its mail at once, after an outage it comes back step by step (half-open, \
+                            then a ramp)";
 
 /// The commands of this family.
 #[derive(Debug, Subcommand)]
@@ -204,8 +205,15 @@ async fn show(name: &str, socket: &Path, terminal: &mut Terminal<'_>) -> Outcome
 }
 
 async fn test(name: &str, socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
+    let engines = engines(socket).await?;
+    let Some(health) = engines.iter().find(|health| *health.engine == *name) else {
+        return Err(unknown(name));
+    };
+    // The replicas are tested one after the other, each with a pair of messages.
+    let replicas = u32::try_from(health.replicas.len()).unwrap_or(u32::MAX);
+    let longest = health.timeout.saturating_mul(replicas.saturating_mul(2));
     let path = format!("/control/engine?{}", query("test", name, None, ""));
-    let answer = control::ask(socket, "POST", &path).await?;
+    let answer = control::ask_for(longest, socket, "POST", &path).await?;
     let tested: Vec<Tested> = read(socket, &answer)?;
     let wrong = tested.iter().any(|t| t.wrong.is_some());
     if terminal.json {
@@ -236,7 +244,7 @@ async fn test(name: &str, socket: &Path, terminal: &mut Terminal<'_>) -> Outcome
     })
 }
 
-/// Drains or resumes. `done` is the key of the JSON result, `text` the result for people.
+/// Drains or resumes, and shows the state after that. `done` is the key of the JSON result, `text` the result for people.
 async fn act(
     socket: &Path,
     query: &str,
@@ -245,13 +253,17 @@ async fn act(
     terminal: &mut Terminal<'_>,
 ) -> Outcome {
     let answer = control::ask(socket, "POST", &format!("/control/engine?{query}")).await?;
-    if answer.code != 202 {
-        return Err(refused(&answer));
+    let health: Health = read(socket, &answer)?;
+    if terminal.json {
+        terminal.json(&json!({ done: true, "engine": health }))?;
+        return Ok(Exit::Done);
     }
-    match terminal.json {
-        true => terminal.json(&json!({ done: true }))?,
-        false => terminal.line(text)?,
-    }
+    let state = health.words(|at| terminal.clock(at));
+    terminal.line(format!(
+        "{done}: engine {} is {}; {text}",
+        safe(&health.engine),
+        safe(&state)
+    ))?;
     Ok(Exit::Done)
 }
 

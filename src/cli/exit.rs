@@ -64,7 +64,10 @@ pub(super) enum CliError {
         .0.display(), .1
     )]
     NotRunning(PathBuf, #[source] io::Error),
-    /// The relay gave an answer that is not in the protocol, or no answer in time.
+    /// A relay takes connections on the control socket and does not answer in time. The text names its process and the fix.
+    #[error("{0}")]
+    Silent(String),
+    /// The relay gave an answer that is not in the protocol.
     #[error("no usable answer from the relay on {}: {}", .0.display(), .1)]
     Relay(PathBuf, String),
     /// The relay cannot start.
@@ -94,7 +97,7 @@ impl CliError {
             Self::Config(_) | Self::Usage(_) | Self::File(..) => Exit::Usage,
             Self::NotFound(_) | Self::Store(StoreError::NotFound(_)) => Exit::Found,
             Self::NotRunning(..) => Exit::NotRunning,
-            Self::Store(_) | Self::Relay(..) => Exit::Temporary,
+            Self::Store(_) | Self::Relay(..) | Self::Silent(_) => Exit::Temporary,
             Self::Start(StartError::Parts(_)) => Exit::Usage,
             Self::Start(_) => Exit::Temporary,
             Self::Users(UsersError::Busy | UsersError::Check(_)) => Exit::Temporary,

@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::exit::{CliError, Exit, Outcome};
+use super::id::IdPrefix;
 use super::record::{heading, show, show_audit, show_decision, show_reports};
 use super::terminal::{Terminal, safe, size};
 use super::{incident, intercept, open_store};
@@ -15,7 +16,7 @@ use crate::intercept::Interceptor;
 use crate::message::MessageId;
 use crate::store::history::{self, HistoryEntry};
 use crate::store::incidents::{self, Filter};
-use crate::store::{Audit, Cause, Record};
+use crate::store::{Audit, Cause, Record, Store};
 use crate::verdict::{Decision, Report};
 
 /// Maximum number of audit entries shown: more than a person reads about one message.
@@ -27,8 +28,9 @@ const CAUSE_INCIDENTS_SHOWN: usize = 10;
 
 #[derive(Debug, Args)]
 pub(super) struct Explain {
-    /// The message id, as in the reply to the sender, in the log, and in X-Spillway-Result
-    id: MessageId,
+    /// The message id, as in the reply to the sender, in the log, and in X-Spillway-Result; or any
+    /// beginning that no other message has
+    id: IdPrefix,
 }
 
 /// All stored information about a message.
@@ -52,12 +54,15 @@ impl Story {
 }
 
 pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
-    let story = find(wanted.id, config, terminal).await?;
+    let store = open_store(config).await?;
+    let history = config.store.path.join(history::FILE_NAME);
+    let id = wanted.id.known_message(&*store, &history).await?;
+    let story = find(id, &*store, config, terminal).await?;
     if story.is_empty() {
         let days = config.store.history.as_secs() / 86_400;
         return Err(CliError::NotFound(format!(
             "message {} is unknown: the id is wrong, or the message left more than {days} days ago (store.history)",
-            wanted.id
+            id
         )));
     }
     if terminal.json {
@@ -74,16 +79,16 @@ pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Termin
         }))?;
         return Ok(Exit::Done);
     }
-    tell(wanted.id, &story, terminal)?;
+    tell(id, &story, terminal)?;
     Ok(Exit::Done)
 }
 
 async fn find(
     id: MessageId,
+    store: &dyn Store,
     config: &Config,
     terminal: &mut Terminal<'_>,
 ) -> Result<Story, CliError> {
-    let store = open_store(config).await?;
     let record = store.get(id).await?;
     // The history uses the id that the sender knows. A record of one group of recipients has an id of its own. When that
     // record is gone, its history entry names the message that it was a part of.
@@ -97,7 +102,7 @@ async fn find(
     }
     let audit = store.audited(Some(id.into()), AUDIT_ENTRIES_SHOWN).await?;
     let cause = record.as_ref().and_then(|record| record.cause.as_ref());
-    let interceptor = intercept::of_cause(cause, &*store, terminal).await?;
+    let interceptor = intercept::of_cause(cause, store, terminal).await?;
     let incidents = happened(&[id, message], cause, config).await?;
     Ok(Story {
         record,
@@ -146,7 +151,7 @@ async fn happened(
 
 fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     match (&story.record, story.history.first()) {
-        (Some(record), _) => show(record, terminal)?,
+        (Some(record), _) => show(record, None, terminal)?,
         (None, Some(first)) => gone(id, first, story.history.last(), terminal)?,
         (None, None) => terminal.line(format!("message {id} has left the relay"))?,
     }

@@ -7,13 +7,15 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use serde_json::json;
-use ulid::Ulid;
 
 use super::exit::{self, CliError, Exit, Outcome};
+use super::id::IdPrefix;
+use super::json_list::{self, note_more};
 use super::named::{self, NamedMessage};
 use super::open_store;
 use super::record::heading;
-use super::terminal::{Column, Terminal};
+use super::table::Column;
+use super::terminal::Terminal;
 use crate::config::{self, Config};
 use crate::incident::{Incident, Kind};
 use crate::store::incidents::{self, Filter};
@@ -50,24 +52,21 @@ pub(super) struct List {
     /// Maximum number of incidents, the newest first
     #[arg(long, value_name = "NUMBER", default_value_t = LIST_LIMIT_DEFAULT)]
     limit: usize,
+    /// List all incidents, not only the newest 50
+    #[arg(long, conflicts_with = "limit")]
+    all: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// The incident's id, as `incident list` prints it
-    #[arg(value_parser = incident_id)]
-    id: Ulid,
+    /// The incident's id, as `incident list` prints it, or any beginning that no other incident has
+    id: IdPrefix,
 }
 
 fn kind() -> impl TypedValueParser<Value = Kind> {
     let of = |word: String| Kind::ALL.into_iter().find(|kind| kind.as_str() == word);
     PossibleValuesParser::new(Kind::ALL.map(Kind::as_str))
         .try_map(move |word| of(word).ok_or("no such kind"))
-}
-
-fn incident_id(text: &str) -> Result<Ulid, &'static str> {
-    Ulid::from_string(text.trim())
-        .map_err(|_| "not an incident id: it has 26 letters and digits, as `spillway incident list` prints it")
 }
 
 pub(super) async fn run(
@@ -77,7 +76,7 @@ pub(super) async fn run(
 ) -> Outcome {
     match command {
         Incidents::List(wanted) => list(wanted, config, terminal).await,
-        Incidents::Show(wanted) => show(wanted.id, config, terminal).await,
+        Incidents::Show(wanted) => show(&wanted.id, config, terminal).await,
     }
 }
 
@@ -93,28 +92,26 @@ async fn list(wanted: &List, config: &Config, terminal: &mut Terminal<'_>) -> Ou
         kinds: wanted.kind.clone(),
         engine: wanted.engine.clone(),
         interceptor: wanted.interceptor.clone(),
-        limit: wanted.limit,
         ..Filter::default()
     };
-    let incidents = incidents::search(&file(config), filter).await?;
-    if terminal.json {
-        terminal.json(&incidents)?;
-        return Ok(Exit::Done);
+    // All are read to count them; the log keeps at most 100,000.
+    let mut incidents = incidents::search(&file(config), filter).await?;
+    let total = incidents.len() as u64;
+    if !wanted.all {
+        incidents.truncate(wanted.limit);
     }
-    table(&incidents, terminal)?;
-    if incidents.len() == wanted.limit {
-        let limit = wanted.limit;
-        terminal.note(format!(
-            "only the newest {limit} are shown; --limit shows more"
-        ))?;
+    match terminal.json {
+        true => json_list::print("incidents", &incidents, total, terminal)?,
+        false => table(&incidents, terminal)?,
     }
+    note_more(incidents.len(), total, terminal)?;
     Ok(Exit::Done)
 }
 
 /// Prints a table with one line for each incident.
 pub(super) fn table(incidents: &[Incident], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     let columns = [
-        Column::whole("ID"),
+        Column::id("ID"),
         Column::whole("TIME"),
         Column::whole("KIND"),
         Column::cut("SUBJECT"),
@@ -133,12 +130,19 @@ pub(super) fn table(incidents: &[Incident], terminal: &mut Terminal<'_>) -> Resu
     terminal.table(&columns, rows)
 }
 
-async fn show(id: Ulid, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
-    let Some(incident) = incidents::get(&file(config), id).await? else {
-        let days = config.store.incidents.as_secs() / 86_400;
+async fn show(id: &IdPrefix, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
+    let prefix = id.as_str().to_owned();
+    let found = incidents::with_id_prefix(&file(config), prefix).await?;
+    if found.is_empty() {
+        let (id, days) = (id.as_str(), config.store.incidents.as_secs() / 86_400);
         return Err(CliError::NotFound(format!(
             "there is no incident {id}: the id is wrong, or the incident is more than {days} days old (store.incidents)"
         )));
+    }
+    let line = |incident: &Incident| format!("{}  {}", incident.kind.as_str(), incident.summary);
+    let id = id.only(found.iter().map(|i| (i.id, line(i))), "incident")?;
+    let Some(incident) = found.into_iter().find(|incident| incident.id == id) else {
+        return Err(CliError::Internal(format!("incident {id} is gone")));
     };
     let store = open_store(config).await?;
     let messages = named::find(incident.messages(), &*store, config).await?;

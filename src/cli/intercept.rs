@@ -10,9 +10,11 @@ use serde_json::json;
 use ulid::Ulid;
 
 use super::exit::{self, CliError, Exit, Outcome};
+use super::id::IdPrefix;
 use super::record::{heading, show_audit};
-use super::terminal::{Column, Terminal, count, safe};
-use super::{control, incident, named, open_store, person};
+use super::table::Column;
+use super::terminal::{Terminal, count, safe};
+use super::{control, incident, json_list, named, open_store, person};
 use crate::config::{self, Config};
 use crate::intercept::{Action, Interceptor, Origin};
 use crate::message::pattern::{AttachmentHash, Pattern};
@@ -89,13 +91,13 @@ struct Conditions {
 
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// The interceptor's id
+    /// The interceptor's id, or any beginning that no other interceptor has
     id: String,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Remove {
-    /// The interceptors' ids
+    /// The interceptors' ids; of each id, any beginning that no other interceptor has
     #[arg(required = true, value_name = "ID")]
     ids: Vec<String>,
 }
@@ -221,11 +223,16 @@ async fn all(store: &dyn Store, terminal: &mut Terminal<'_>) -> Result<Vec<Inter
 async fn list(store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
     let interceptors = all(store, terminal).await?;
     if terminal.json {
-        terminal.json(&interceptors)?;
+        json_list::print(
+            "interceptors",
+            &interceptors,
+            interceptors.len() as u64,
+            terminal,
+        )?;
         return Ok(Exit::Done);
     }
     let columns = [
-        Column::whole("ID"),
+        Column::id("ID"),
         Column::whole("ACTION"),
         Column::cut("BY"),
         Column::whole("AGE"),
@@ -278,11 +285,12 @@ async fn show(
     terminal: &mut Terminal<'_>,
 ) -> Outcome {
     let interceptors = all(store, terminal).await?;
+    let id = whole(id, &interceptors)?;
     let found = interceptors.into_iter().find(|known| known.id == id);
-    let object = Object::Interceptor(id.to_owned());
+    let object = Object::Interceptor(id.clone());
     let audit = store.audited(Some(object), AUDIT_ENTRIES_SHOWN).await?;
     let Some(interceptor) = found else {
-        return gone(id, &audit, terminal);
+        return gone(&id, &audit, terminal);
     };
     let samples = named::find(interceptor.samples.iter().copied(), store, config).await?;
     let caught = stored::catches(&interceptor.pattern, store).await?;
@@ -299,6 +307,18 @@ async fn show(
     named::show("First matching messages", &samples, terminal)?;
     show_audit(&audit, terminal)?;
     Ok(Exit::Done)
+}
+
+/// The id of the interceptor with this beginning. If there is none, the text itself: it may be the id of one that has ended.
+fn whole(text: &str, known: &[Interceptor]) -> Result<String, CliError> {
+    let Ok(id) = text.parse::<IdPrefix>() else {
+        return Ok(text.to_owned());
+    };
+    let objects = known.iter().map(|known| (known.id.clone(), what(known)));
+    match id.only(objects, "interceptor") {
+        Err(CliError::NotFound(_)) => Ok(text.to_owned()),
+        found => found,
+    }
 }
 
 /// Shows the audit of an interceptor that no longer exists, if there is one.
@@ -376,8 +396,10 @@ pub(super) async fn of_cause(
 
 async fn remove(ids: &[String], store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
     let known = all(store, terminal).await?;
+    let ids = ids.iter().map(|id| whole(id, &known));
+    let ids = ids.collect::<Result<Vec<_>, _>>()?;
     let (mut removed, mut left) = (Vec::new(), Vec::new());
-    for id in ids {
+    for id in &ids {
         let interceptor = known.iter().find(|known| known.id == *id);
         let detail = interceptor.map_or(String::new(), what);
         let audit = audit("remove", id, detail, terminal);

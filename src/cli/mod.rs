@@ -1,7 +1,7 @@
 //! The command line: one file for each family of commands, and all output.
 //!
 //! Commands open the store themselves, whether the relay runs or not. Only commands about the running relay (status, reload,
-//! drain, engine) use its control socket. Results go to standard output, as tables for people or with `--json` for programs;
+//! drain, engine) use its control socket, and `queue`, which asks what its mail waits for. Results go to standard output, as tables for people or with `--json` for programs;
 //! everything else goes to standard error. Exit codes are those of [`Exit`].
 
 mod control;
@@ -9,8 +9,10 @@ mod demo;
 mod engine;
 mod exit;
 mod explain;
+mod id;
 mod incident;
 mod intercept;
+mod json_list;
 mod list;
 mod manual;
 mod named;
@@ -23,8 +25,10 @@ mod scan;
 mod select;
 mod settings;
 mod show;
+mod table;
 mod terminal;
 mod user;
+mod waits;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

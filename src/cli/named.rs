@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::exit::CliError;
 use super::record::heading;
-use super::terminal::{Column, Terminal};
+use super::table::Column;
+use super::terminal::Terminal;
 use crate::config::Config;
 use crate::message::MessageId;
 use crate::store::{Store, history};
@@ -63,7 +64,7 @@ pub(super) fn show(
     }
     heading(title, terminal)?;
     let columns = [
-        Column::whole("ID"),
+        Column::id("ID"),
         Column::whole("STATE"),
         Column::cut("SENDER"),
         Column::cut("SUBJECT"),

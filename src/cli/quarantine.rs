@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::exit::{self, CliError, Exit, Outcome};
-use super::list::HELD;
+use super::list::{ListArguments, RecordList};
 use super::record::heading;
-use super::select::{Conditions, Selection};
+use super::select::Selection;
 use super::show::{Show, show};
-use super::terminal::{Column, Terminal, count, size};
+use super::table::Column;
+use super::terminal::{Terminal, count, size};
 use super::{mailbox, open_store};
 use crate::config::Config;
 use crate::message::Mailbox;
@@ -23,7 +24,7 @@ use crate::store::{Lane, Store};
 pub(super) enum Quarantine {
     /// List held messages, the newest first
     #[command(after_help = exit::HELP)]
-    List(Conditions),
+    List(ListArguments),
     /// Show a held message: envelope, decision, answers of the engines, header fields, parts
     #[command(after_help = exit::HELP)]
     Show(Show),
@@ -57,8 +58,9 @@ pub(super) struct Export {
     /// Format of the export
     #[arg(long, value_enum, default_value = "eml")]
     format: Format,
-    /// Target: for eml a folder (one file for each message) or, for one message, a new file; for mbox
-    /// a file to append to; `-` for standard output
+    /// Target: for eml a folder, with one file for each message, or for one message a new file; for
+    /// mbox a file to append to; `-` for standard output. A folder that does not exist is made: for
+    /// several messages, and if the path ends with `/`
     #[arg(long, short, value_name = "PATH")]
     output: PathBuf,
 }
@@ -79,10 +81,14 @@ pub(super) async fn run(
     let store = open_store(config).await?;
     let store = &*store;
     match command {
-        Quarantine::List(conditions) => HELD.list(conditions, &[Lane::Held], store, terminal).await,
+        Quarantine::List(wanted) => {
+            let list = RecordList::Held;
+            list.list(wanted, &[Lane::Held], store, terminal).await
+        }
         Quarantine::Show(wanted) => {
-            let record = crate::quarantine::held(store, wanted.id).await?;
-            show(&record, wanted.body, store, terminal).await
+            let id = wanted.id.message(store).await?;
+            let record = crate::quarantine::held(store, id).await?;
+            show(&record, None, wanted.body, store, terminal).await
         }
         Quarantine::Release(wanted) => acts::release(wanted, config, store, terminal).await,
         Quarantine::Delete(wanted) => acts::delete(wanted, store, terminal).await,

@@ -1,13 +1,16 @@
 //! `spillway queue`: stored messages that wait for a scan or for delivery.
 
+use std::path::Path;
+
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::exit::{self, CliError, Exit, Outcome};
-use super::list::WAITING;
-use super::select::{Conditions, Selected, Selection};
+use super::list::{ListArguments, RecordList};
+use super::select::{Selected, Selection};
 use super::show::{Show, show};
 use super::terminal::{Terminal, count};
+use super::waits::{Relay, WaitsFor};
 use super::{control, open_store};
 use crate::config::Config;
 use crate::store::{Lane, Store};
@@ -29,7 +32,7 @@ pub(super) enum Queue {
 #[derive(Debug, Args)]
 pub(super) struct List {
     #[command(flatten)]
-    conditions: Conditions,
+    messages: ListArguments,
     /// Only messages that wait for this
     #[arg(long, value_enum, value_name = "WHAT")]
     waiting_for: Option<WaitingFor>,
@@ -62,31 +65,40 @@ fn lanes(wanted: Option<WaitingFor>) -> Vec<Lane> {
 
 pub(super) async fn run(command: &Queue, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
     let store = open_store(config).await?;
-    let store = &*store;
+    let (store, socket) = (&*store, &config.admin.socket);
     match command {
         Queue::List(wanted) => {
             let lanes = lanes(wanted.waiting_for);
-            let conditions = &wanted.conditions;
-            WAITING.list(conditions, &lanes, store, terminal).await
+            let list = RecordList::Waiting(Relay::find(socket).await);
+            list.list(&wanted.messages, &lanes, store, terminal).await
         }
-        Queue::Show(wanted) => match store.get(wanted.id).await? {
-            Some(record) if lanes(None).contains(&record.lane) => {
-                show(&record, wanted.body, store, terminal).await
+        Queue::Show(wanted) => {
+            let id = wanted.id.message(store).await?;
+            match store.get(id).await? {
+                Some(record) if lanes(None).contains(&record.lane) => {
+                    let relay = Relay::find(socket).await;
+                    let waits = WaitsFor::of(&record, &relay, terminal);
+                    show(&record, Some(&waits), wanted.body, store, terminal).await
+                }
+                _ => Err(CliError::NotFound(format!(
+                    "message {id} is not in the queue; see `spillway explain {id}`"
+                ))),
             }
-            _ => Err(CliError::NotFound(format!(
-                "message {0} is not in the queue; see `spillway explain {0}`",
-                wanted.id
-            ))),
-        },
+        }
         Queue::Retry(wanted) => {
-            let done = retry(wanted, store, terminal).await?;
-            control::wake(&config.admin.socket).await;
+            let done = retry(wanted, socket, store, terminal).await?;
+            control::wake(socket).await;
             Ok(done)
         }
     }
 }
 
-async fn retry(wanted: &Retry, store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
+async fn retry(
+    wanted: &Retry,
+    socket: &Path,
+    store: &dyn Store,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
     let lanes = lanes(wanted.waiting_for);
     let selected = wanted.selection.resolve("Retry", store, &lanes, terminal);
     let ids = match selected.await? {
@@ -96,7 +108,8 @@ async fn retry(wanted: &Retry, store: &dyn Store, terminal: &mut Terminal<'_>) -
             return Ok(Exit::Done);
         }
         Selected::DryRun(number, shown) => {
-            WAITING.print(&shown, terminal)?;
+            let list = RecordList::Waiting(Relay::find(socket).await);
+            list.print(&shown, terminal)?;
             if !terminal.json {
                 terminal.line(format!("would retry {}", count(number, "message")))?;
             }

@@ -1,7 +1,8 @@
 //! The text form of stored messages, decisions and reports.
 
 use super::exit::CliError;
-use super::terminal::{Terminal, count, safe, size};
+use super::terminal::{Terminal, count, pad, safe, size, wide};
+use super::waits::WaitsFor;
 use crate::message::{Envelope, RequestedEdit};
 use crate::store::{Audit, Cause, Lane, Record};
 use crate::verdict::{Answer, Decision, Report, Same};
@@ -12,8 +13,12 @@ pub(super) fn heading(text: &str, terminal: &mut Terminal<'_>) -> Result<(), Cli
     terminal.line(text)
 }
 
-/// Prints the envelope and the state of a stored message.
-pub(super) fn show(record: &Record, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+/// Prints the envelope and the state of a stored message, and what it waits for where that is known.
+pub(super) fn show(
+    record: &Record,
+    waits: Option<&WaitsFor>,
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
     let envelope = &record.envelope;
     let recipients: Vec<&str> = envelope
         .recipients
@@ -32,6 +37,10 @@ pub(super) fn show(record: &Record, terminal: &mut Terminal<'_>) -> Result<(), C
         ("id", record.id.to_string()),
         ("part of", message),
         ("state", state(record, terminal)),
+        (
+            "waiting for",
+            waits.map_or(String::new(), |waits| waits.text().to_owned()),
+        ),
         ("status", record.status.clone()),
         (
             "cause",
@@ -60,18 +69,21 @@ pub(super) fn show(record: &Record, terminal: &mut Terminal<'_>) -> Result<(), C
 
 fn state(record: &Record, terminal: &Terminal<'_>) -> String {
     let tries = count(record.attempts as usize, "try").replace("trys", "tries");
-    let due = terminal.time(record.due_at);
+    let next = match record.due_at > terminal.now {
+        true => format!(", next try at {}", terminal.time(record.due_at)),
+        false => String::new(),
+    };
     match record.lane {
-        Lane::Held => format!("in quarantine since {due}"),
+        Lane::Held => format!("in quarantine since {}", terminal.time(record.due_at)),
         Lane::Rescan => format!(
             "delivered before an engine had scanned it; kept until {} for that scan",
             terminal.time(record.expires_at)
         ),
-        Lane::Scan => format!("waits for a scan; {tries} so far, next try at {due}"),
+        Lane::Scan => format!("waits for a scan; {tries} so far{next}"),
         Lane::Delivery if record.released => {
-            format!("released, waits for delivery; {tries} so far, next try at {due}")
+            format!("released, waits for delivery; {tries} so far{next}")
         }
-        Lane::Delivery => format!("waits for delivery; {tries} so far, next try at {due}"),
+        Lane::Delivery => format!("waits for delivery; {tries} so far{next}"),
     }
 }
 
@@ -128,12 +140,12 @@ pub(super) fn show_reports(
 ) -> Result<(), CliError> {
     heading("Engines", terminal)?;
     let widest = |of: fn(&Report) -> usize| reports.iter().map(of).max().unwrap_or(0);
-    let name = widest(|report| report.engine.chars().count());
+    let name = widest(|report| wide(&safe(&report.engine)));
     for report in reports {
-        let engine = safe(&report.engine);
+        let engine = pad(&safe(&report.engine), name);
         let class = report.class.as_str();
         let mut line = format!(
-            "  {engine:name$}  {class:7}  {:>6} ms",
+            "  {engine}  {class:7}  {:>6} ms",
             report.elapsed.as_millis()
         );
         line.push_str(&format!("  {}", answer(report)));

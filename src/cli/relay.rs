@@ -177,6 +177,7 @@ pub(super) async fn drain(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome
 
 /// Prints the status. Exits with [`Exit::Temporary`] if the relay accepts no new mail.
 pub(super) async fn status(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
+    control::expect_life(socket).await?;
     let answer = control::ask(socket, "GET", "/status").await?;
     let status: Status = parsed(socket, &answer)?;
     match terminal.json {
@@ -225,27 +226,29 @@ fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
         ("version", status.version.clone()),
     ]);
     terminal.fields(&fields)?;
-    for health in &status.engines {
-        terminal.line(format!(
-            "engine {}  {}, {} of {} slots taken",
-            health.engine,
-            health.states(),
-            health.running,
-            health.slots
-        ))?;
-    }
-    for hop in &status.next_hops {
-        terminal.line(format!("next hop {}  {}", hop.name, safe(&hop.to_string())))?;
-    }
-    for listener in &status.listeners {
+    terminal.fields(&parts(status, terminal))
+}
+
+/// Engines, next hops and listeners, each with its state.
+fn parts(status: &Status, terminal: &Terminal<'_>) -> Vec<(String, String)> {
+    let clock = |at| terminal.clock(at);
+    let engines = status.engines.iter().map(|health| {
+        let (words, running, slots) = (health.words(clock), health.running, health.slots);
+        let state = format!("{words}, {running} of {slots} slots taken");
+        (format!("engine {}", health.engine), state)
+    });
+    let next_hops = status.next_hops.iter().map(|hop| {
+        let mut state = hop.words(clock);
+        if let Some(said) = &hop.said {
+            state.push_str(&format!(": {said}"));
+        }
+        (format!("next hop {}", hop.name), state)
+    });
+    let listeners = status.listeners.iter().map(|listener| {
         let addresses: Vec<String> = listener.addresses.iter().map(ToString::to_string).collect();
-        terminal.line(format!(
-            "listener {}  {}",
-            listener.name,
-            addresses.join(", ")
-        ))?;
-    }
-    Ok(())
+        (format!("listener {}", listener.name), addresses.join(", "))
+    });
+    engines.chain(next_hops).chain(listeners).collect()
 }
 
 fn stored_fields(stored: &Stored, terminal: &Terminal<'_>) -> [(&'static str, String); 5] {

@@ -7,6 +7,7 @@ use clap::Args;
 use jiff::Timestamp;
 
 use super::exit::CliError;
+use super::id::IdPrefix;
 use super::terminal::{Terminal, count};
 use crate::config;
 use crate::message::MessageId;
@@ -91,29 +92,58 @@ impl Conditions {
         self.filter(&[], Timestamp::UNIX_EPOCH) == all && self.limit.is_none()
     }
 
-    /// The matching messages for a list, the newest first: at most `--limit`, or `most` if it is not given.
-    pub(super) async fn list(
+    /// The value of `--limit`.
+    pub(super) fn limit(&self) -> Option<usize> {
+        self.limit
+    }
+
+    /// Calls `act` for each matching message, the newest first, at most `most` times. Reads the store page by page, so that
+    /// memory stays bounded.
+    pub(super) async fn each(
         &self,
         store: &dyn Store,
         lanes: &[Lane],
-        most: usize,
         now: Timestamp,
-    ) -> Result<Vec<Record>, CliError> {
-        let limit = self.limit.unwrap_or(most);
-        let filter = Filter {
-            limit,
+        most: usize,
+        mut act: impl FnMut(Record) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        let mut filter = Filter {
+            limit: RECORDS_PER_READ.min(most),
             ..self.filter(lanes, now)
         };
-        Ok(store.search(filter).await?)
+        let mut met = HashSet::new();
+        while met.len() < most {
+            let page = store.search(filter.clone()).await?;
+            let (count, last) = (page.len(), page.last().map(|record| record.received_at));
+            let mut is_further = false;
+            for record in page {
+                if met.len() < most && met.insert(record.id) {
+                    is_further = true;
+                    act(record)?;
+                }
+            }
+            let Some(last) = last.filter(|_| count == filter.limit) else {
+                break;
+            };
+            // Messages come and go meanwhile, which would shift pages that are counted from the newest message. So the next
+            // page begins at the time where this one ended, with the messages of the same moment.
+            if is_further {
+                filter.before = last.checked_add(STORE_TIME_RESOLUTION).ok();
+                filter.offset = 0;
+            } else {
+                filter.offset += count;
+            }
+        }
+        Ok(())
     }
 }
 
 /// The messages that a command changes or exports.
 #[derive(Debug, Args)]
 pub(super) struct Selection {
-    /// Ids of the messages
+    /// Ids of the messages; of each id, any beginning that no other stored message has
     #[arg(value_name = "ID")]
-    ids: Vec<MessageId>,
+    ids: Vec<IdPrefix>,
     #[command(flatten)]
     conditions: Conditions,
     /// Select all messages
@@ -138,6 +168,11 @@ pub(super) enum Selected {
 }
 
 impl Selection {
+    /// Whether exactly one message is given by its id.
+    pub(super) fn is_of_one(&self) -> bool {
+        self.ids.len() == 1
+    }
+
     /// Finds the messages. Asks for confirmation if several are selected, or if conditions select any; `verb` names the act.
     pub(super) async fn resolve(
         &self,
@@ -179,8 +214,9 @@ impl Selection {
     async fn named(&self, store: &dyn Store) -> Result<(Vec<MessageId>, Vec<Record>), CliError> {
         let mut ids = Vec::new();
         for id in &self.ids {
-            if !ids.contains(id) {
-                ids.push(*id);
+            let id = id.message(store).await?;
+            if !ids.contains(&id) {
+                ids.push(id);
             }
         }
         let mut shown = Vec::new();
@@ -199,39 +235,16 @@ impl Selection {
         now: Timestamp,
     ) -> Result<(Vec<MessageId>, Vec<Record>), CliError> {
         let most = self.conditions.limit.unwrap_or(usize::MAX);
-        let mut filter = Filter {
-            limit: RECORDS_PER_READ,
-            ..self.conditions.filter(lanes, now)
+        let (mut ids, mut shown) = (Vec::new(), Vec::new());
+        let each = |record: Record| {
+            ids.push(record.id);
+            if shown.len() < DRY_RUN_RECORDS_SHOWN {
+                shown.push(record);
+            }
+            Ok(())
         };
-        let (mut ids, mut met, mut shown) = (Vec::new(), HashSet::new(), Vec::new());
-        loop {
-            let page = store.search(filter.clone()).await?;
-            let (count, last) = (page.len(), page.last().map(|record| record.received_at));
-            let mut is_further = false;
-            for record in page {
-                if ids.len() == most {
-                    return Ok((ids, shown));
-                }
-                if met.insert(record.id) {
-                    is_further = true;
-                    ids.push(record.id);
-                    if shown.len() < DRY_RUN_RECORDS_SHOWN {
-                        shown.push(record);
-                    }
-                }
-            }
-            let Some(last) = last.filter(|_| count == RECORDS_PER_READ) else {
-                return Ok((ids, shown));
-            };
-            // Messages come and go meanwhile, which would shift pages that are counted from the newest message. So the next
-            // page begins at the time where this one ended, with the messages of the same moment.
-            if is_further {
-                filter.before = last.checked_add(STORE_TIME_RESOLUTION).ok();
-                filter.offset = 0;
-            } else {
-                filter.offset += count;
-            }
-        }
+        self.conditions.each(store, lanes, now, most, each).await?;
+        Ok((ids, shown))
     }
 }
 

@@ -2,16 +2,17 @@
 
 use bytes::Bytes;
 use clap::Args;
-use mail_parser::HeaderValue;
-use mail_parser::parsers::MessageStream;
 use serde_json::json;
 
 use super::exit::{CliError, Exit, Outcome};
+use super::id::IdPrefix;
 use super::record::{heading, show as show_record, show_audit, show_decision, show_reports};
-use super::terminal::{Column, Terminal, cut, safe, size};
+use super::table::Column;
+use super::terminal::{Terminal, cut, safe, size};
+use super::waits::WaitsFor;
+use crate::message::header;
 use crate::message::mime::{self, Inspection, Part};
 use crate::message::pattern::AttachmentHash;
-use crate::message::{MessageId, header};
 use crate::store::{Record, Store};
 use crate::telemetry::escape::Escaped;
 
@@ -44,16 +45,17 @@ const AUDIT_ENTRIES_SHOWN: usize = 100;
 /// The message of a `show` command, and how much of it is shown.
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// The message's id
-    pub(super) id: MessageId,
+    /// The message's id, or any beginning that no other stored message has
+    pub(super) id: IdPrefix,
     /// Also print the first 40 lines of the message text
     #[arg(long)]
     pub(super) body: bool,
 }
 
-/// Shows a stored message of any lane.
+/// Shows a stored message of any lane, and what it waits for if it does.
 pub(super) async fn show(
     record: &Record,
+    waits: Option<&WaitsFor>,
     body: bool,
     store: &dyn Store,
     terminal: &mut Terminal<'_>,
@@ -72,13 +74,17 @@ pub(super) async fn show(
             .map(|(name, value)| json!({"name": name, "value": value}))
             .collect();
         let exceeded: Vec<_> = inspection.exceeded.iter().map(|e| e.as_str()).collect();
-        terminal.json(&json!({
+        let mut shown = json!({
             "record": record, "headers": fields, "parts": parts, "not_inspected": exceeded,
             "text": text, "audit": audit,
-        }))?;
+        });
+        if let Some(waits) = waits {
+            shown["waits_for"] = json!(waits);
+        }
+        terminal.json(&shown)?;
         return Ok(Exit::Done);
     }
-    show_record(record, terminal)?;
+    show_record(record, waits, terminal)?;
     if let Some(decision) = &record.decision {
         show_decision("Decision", decision, terminal)?;
     }
@@ -113,23 +119,13 @@ fn fields(section: &[u8]) -> Vec<(&'static str, String)> {
         .iter()
         .filter_map(|name| {
             let field = header::first(section, name)?;
-            Some((*name, decoded(field.body)))
+            Some((*name, header::decoded(&field.unfolded()).into_owned()))
         })
         .collect();
     if let Some(field) = header::first(section, "Received") {
         shown.push(("Received", field.unfolded()));
     }
     shown
-}
-
-/// The body of a field with its encoded words (RFC 2047) decoded.
-fn decoded(body: &[u8]) -> String {
-    let mut line = body.to_vec();
-    line.push(b'\n');
-    match MessageStream::new(&line).parse_unstructured() {
-        HeaderValue::Text(text) => text.into_owned(),
-        _ => String::from_utf8_lossy(body).trim().to_owned(),
-    }
 }
 
 fn show_parts(inspection: &Inspection, terminal: &mut Terminal<'_>) -> Result<(), CliError> {

@@ -5,8 +5,7 @@
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 
-use comfy_table::presets::NOTHING;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::Table;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
@@ -14,11 +13,6 @@ use unicode_width::UnicodeWidthChar;
 
 use super::exit::CliError;
 use crate::telemetry::escape::{self, Escaped};
-
-/// Spaces between two columns of a table: with two, a single space inside a cell is no column border.
-const COLUMN_GAP: u16 = 2;
-/// Minimum width of a column that is cut: less is unreadable, so the table rather gets wider than the terminal.
-const COLUMN_WIDTH_MIN: usize = 8;
 
 /// The streams of a command.
 pub struct Terminal<'a> {
@@ -81,6 +75,15 @@ impl Terminal<'_> {
         zoned.strftime("%Y-%m-%d %H:%M:%S").to_string()
     }
 
+    /// A time in the zone of the terminal, to the second, without its date if that is today.
+    pub(super) fn clock(&self, at: Timestamp) -> String {
+        let [then, today] = [at, self.now].map(|at| at.to_zoned(self.zone.clone()));
+        match then.date() == today.date() {
+            true => then.strftime("%H:%M:%S").to_string(),
+            false => self.time(at),
+        }
+    }
+
     /// The time since `at`, in a unit that gives two significant digits where possible: `5s`, `12m`, `3h`, `9d`.
     pub(super) fn age(&self, at: Timestamp) -> String {
         span(at, self.now)
@@ -105,42 +108,15 @@ impl Terminal<'_> {
         Ok(answer == "y" || answer == "yes")
     }
 
-    /// Writes a table with one line for each row, with unsafe characters in cells escaped. On a terminal, columns that may be
-    /// cut share the available width.
-    pub(super) fn table(
-        &mut self,
-        columns: &[Column],
-        rows: impl IntoIterator<Item = Vec<String>>,
-    ) -> Result<(), CliError> {
-        let head = columns.iter().map(|column| column.name.to_owned());
-        let mut lines = vec![head.collect::<Vec<_>>()];
-        let safe_row = |row: Vec<String>| row.iter().map(|text| safe(text)).collect();
-        lines.extend(rows.into_iter().map(safe_row));
-        let widths = match self.width {
-            Some(width) => widths(columns, &lines, usize::from(width)),
-            None => vec![usize::MAX; columns.len()],
-        };
-        let mut table = Table::new();
-        table.load_style(NOTHING).force_no_tty();
-        table.set_content_arrangement(ContentArrangement::Disabled);
-        for line in lines {
-            let cells = line.iter().zip(&widths);
-            table.add_row(cells.map(|(text, width)| cut(text, *width)));
-        }
-        for column in table.column_iter_mut() {
-            column.set_padding((0, COLUMN_GAP));
-        }
-        for line in table.lines() {
-            self.line(line.trim_end())?;
-        }
-        Ok(())
-    }
-
     /// Writes `name  value` lines with the values in one column, escaped. Empty values are left out.
-    pub(super) fn fields(&mut self, fields: &[(&str, String)]) -> Result<(), CliError> {
-        let wide = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-        for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
-            self.line(format!("{name:wide$}  {}", safe(value)))?;
+    pub(super) fn fields(&mut self, fields: &[(impl AsRef<str>, String)]) -> Result<(), CliError> {
+        let shown = || fields.iter().filter(|(_, value)| !value.is_empty());
+        let name = |name: &str| Escaped(name).to_string();
+        let names = shown().map(|(text, _)| wide(&name(text.as_ref())));
+        let columns = names.max().unwrap_or(0);
+        for (text, value) in shown() {
+            let name = pad(&name(text.as_ref()), columns);
+            self.line(format!("{name}  {}", safe(value)).trim_end())?;
         }
         Ok(())
     }
@@ -159,55 +135,8 @@ fn span(from: Timestamp, to: Timestamp) -> String {
     }
 }
 
-/// A column of a table.
-pub(super) struct Column {
-    name: &'static str,
-    whole: bool,
-}
-
-impl Column {
-    /// A column that is cut if the terminal is too narrow.
-    pub(super) const fn cut(name: &'static str) -> Self {
-        Self { name, whole: false }
-    }
-
-    /// A column that is never cut: ids, times, fixed words.
-    pub(super) const fn whole(name: &'static str) -> Self {
-        Self { name, whole: true }
-    }
-}
-
-/// The width of each column. Whole columns have the width of their longest cell. Each other column gets the width that it
-/// needs, or an equal share of the remaining width, whichever is less.
-fn widths(columns: &[Column], lines: &[Vec<String>], room: usize) -> Vec<usize> {
-    let needs = (0..columns.len()).map(|index| {
-        let cells = lines.iter().filter_map(|line| line.get(index));
-        cells.map(|text| wide(text)).max().unwrap_or(0)
-    });
-    let mut widths: Vec<usize> = needs.collect();
-    let gaps = columns.len().saturating_sub(1) * usize::from(COLUMN_GAP);
-    let mut left = room.saturating_sub(gaps);
-    let mut shared: Vec<usize> = Vec::new();
-    for (index, column) in columns.iter().enumerate() {
-        match column.whole {
-            true => left = left.saturating_sub(widths[index]),
-            false => shared.push(index),
-        }
-    }
-    // Columns with the least need come first: the width that they leave is shared by the others.
-    shared.sort_by_key(|index| widths[*index]);
-    let mut sharers = shared.len();
-    for index in shared {
-        let share = (left / sharers).max(COLUMN_WIDTH_MIN);
-        widths[index] = widths[index].min(share);
-        left = left.saturating_sub(widths[index]);
-        sharers -= 1;
-    }
-    widths
-}
-
 /// The width of a text in columns.
-fn wide(text: &str) -> usize {
+pub(super) fn wide(text: &str) -> usize {
     text.chars().map(|c| c.width().unwrap_or(0)).sum()
 }
 
@@ -230,6 +159,36 @@ pub(super) fn cut(text: &str, width: usize) -> String {
     let mut kept: String = text.chars().take_while(fits).collect();
     kept.push('…');
     kept
+}
+
+/// Cuts the middle out of a safe text that is wider than `width` columns: an address differs from others at both ends.
+pub(super) fn cut_middle(text: &str, width: usize) -> String {
+    if wide(text) <= width {
+        return text.to_owned();
+    }
+    let room = width.saturating_sub(1);
+    let (mut used, end_room) = (0, room / 2);
+    let mut end: Vec<char> = text
+        .chars()
+        .rev()
+        .take_while(|c| {
+            used += c.width().unwrap_or(0);
+            used <= end_room
+        })
+        .collect();
+    // A character without width belongs to the character before it, which is cut.
+    while end.last().is_some_and(|c| c.width().unwrap_or(0) == 0) {
+        end.pop();
+    }
+    end.reverse();
+    let end: String = end.into_iter().collect();
+    // The cut that marks the beginning ends with the mark.
+    format!("{}{end}", cut(text, width - wide(&end)))
+}
+
+/// Appends spaces to a text up to `width` columns.
+pub(super) fn pad(text: &str, width: usize) -> String {
+    format!("{text}{}", " ".repeat(width.saturating_sub(wide(text))))
 }
 
 /// A size in octets as text: `312 B`, `4.0 KiB`, `17.3 MiB`.
@@ -274,6 +233,28 @@ mod tests {
         }
     }
 
+    /// Values stand in one column, however wide the names are: a wide character takes two columns.
+    #[test]
+    fn values_of_fields_line_up() {
+        let mut out = Vec::new();
+        let mut terminal = Terminal {
+            out: &mut out,
+            err: &mut io::sink(),
+            input: &mut io::empty(),
+            width: Some(80),
+            interactive: false,
+            zone: TimeZone::UTC,
+            now: Timestamp::UNIX_EPOCH,
+            json: false,
+        };
+        let names = ["engine av", "engine 引擎", "a\u{202e}"];
+        let mut fields = names.map(|name| (name, "x".to_owned())).to_vec();
+        fields.push(("a long name without a value", String::new()));
+        terminal.fields(&fields).expect("writes");
+        let shown = String::from_utf8(out).expect("UTF-8");
+        assert_eq!(shown, "engine av    x\nengine 引擎  x\na\\u{202e}    x\n");
+    }
+
     /// Cutting counts columns, not characters: a wide character takes two columns, a combining one none.
     #[test]
     fn cutting_counts_columns() {
@@ -283,6 +264,23 @@ mod tests {
         assert_eq!(cut("你好吗", 5), "你好…");
         assert_eq!(cut("你好吗", 4), "你…");
         assert_eq!(cut("e\u{301}e\u{301}", 2), "e\u{301}e\u{301}");
+    }
+
+    /// Of an address both ends are left: who it is, and where. The width is never exceeded.
+    #[test]
+    fn the_middle_is_cut_by_columns() {
+        for (text, width, shown) in [
+            ("mallory@evil.example", 20, "mallory@evil.example"),
+            ("mallory@evil.example", 13, "mallor…xample"),
+            ("mallory@evil.example", 12, "mallor…ample"),
+            ("你好吗@例え.test", 9, "你好…test"),
+            ("你好吗你好吗", 6, "你…吗"),
+            ("ab\u{301}cde\u{301}f", 3, "a…f"),
+        ] {
+            let cut = cut_middle(text, width);
+            assert_eq!(cut, shown, "{text} in {width}");
+            assert!(wide(&cut) <= width);
+        }
     }
 
     /// A size has a unit that keeps its number short.

@@ -35,6 +35,12 @@ pub struct HopStatus {
     pub at_once: Option<usize>,
     /// End of the current pause or wait; nothing goes out before it.
     pub until: Option<Timestamp>,
+    /// Time from which the next hop is dead; `None` while it is not.
+    #[serde(default)]
+    pub dead_since: Option<Timestamp>,
+    /// Whether a probe of a dead next hop is under way.
+    #[serde(default)]
+    pub probing: bool,
     /// Error reply or error text of the last deferral, throttling reply or failed delivery.
     pub said: Option<String>,
     /// The state is dead because the hop refuses our login.
@@ -92,7 +98,7 @@ impl HopGate {
         let now = Instant::now();
         let mut inner = self.lock();
         let asked = inner.pace.ask(kind, now);
-        let ticket = asked.map_err(|refusal| self.text(&refusal, inner.said.as_deref(), now))?;
+        let ticket = asked.map_err(|refusal| self.text(&refusal, inner.said.as_deref()))?;
         Ok(DeliveryPermit {
             gate: self.clone(),
             ticket: Some(ticket),
@@ -123,12 +129,15 @@ impl HopGate {
         let inner = self.lock();
         let view = inner.pace.view(now);
         let wait = |until: Instant| SignedDuration::try_from(until - now).unwrap_or_default();
+        let ago = |since: Instant| SignedDuration::try_from(now - since).unwrap_or_default();
         HopStatus {
             name: self.name.clone(),
             state: view.state,
             per_minute: view.rate.map(|rate| (rate * 60.0).round() as u64),
             at_once: view.window,
             until: view.until.map(|until| wall_clock() + wait(until)),
+            dead_since: view.dead_since.map(|since| wall_clock() - ago(since)),
+            probing: view.probing,
             said: inner.said.clone().filter(|_| view.state != PaceState::Free),
             login_refused: view.login_refused,
         }
@@ -226,8 +235,9 @@ impl HopGate {
         }
     }
 
-    /// A refusal in words, for the reply to a sender and for the record of a stored message.
-    fn text(&self, refusal: &Refusal, said: Option<&str>, now: Instant) -> String {
+    /// A refusal in words, for the reply to a sender and for the record of a stored message. The record is shown later, so the
+    /// text names no time.
+    fn text(&self, refusal: &Refusal, said: Option<&str>) -> String {
         let (name, said) = (&self.name, said.unwrap_or("trouble"));
         let mut text = match refusal.reason {
             RefusalReason::Paced => format!("next hop {name} is paced after {said}"),
@@ -235,13 +245,10 @@ impl HopGate {
             RefusalReason::LoginRefused => format!("next hop {name} refused our login: {said}"),
             RefusalReason::Busy => format!("all connections to next hop {name} are in use"),
         };
-        match refusal.until {
-            Some(until) => {
-                let seconds = (until.saturating_duration_since(now)).as_secs_f64().ceil();
-                text.push_str(&format!("; tried again in {seconds} s at the earliest"));
-            }
-            None => text.push_str("; tried again when its turn comes"),
-        }
+        text.push_str(match refusal.until {
+            Some(_) => "; tried again as soon as its pace allows it",
+            None => "; tried again when its turn comes",
+        });
         text
     }
 
@@ -250,24 +257,49 @@ impl HopGate {
     }
 }
 
-/// One line for people: `paced, 90 a minute, 5 at once, nothing before …: 451 4.7.1 …`.
+impl HopStatus {
+    /// The state for people, with times as `time` writes them: `healthy`; `paced, 90 a minute, 5 at once`; `down since 12:26:05,
+    /// next probe 12:31:10`; `refuses our login since 12:26:05, next login 12:31:10`.
+    pub fn words(&self, time: impl Fn(Timestamp) -> String) -> String {
+        match self.state {
+            PaceState::Free => "healthy".to_owned(),
+            PaceState::Paced => {
+                let mut text = "paced".to_owned();
+                if let Some(rate) = self.per_minute {
+                    text.push_str(&format!(", {rate} a minute"));
+                }
+                if let Some(at_once) = self.at_once {
+                    text.push_str(&format!(", {at_once} at once"));
+                }
+                if let Some(until) = self.until {
+                    text.push_str(&format!(", nothing before {}", time(until)));
+                }
+                text
+            }
+            PaceState::Dead => {
+                let since = self.dead_since.map(&time);
+                let since = since.map_or(String::new(), |since| format!(" since {since}"));
+                // A probe of a hop that refuses our login is a login.
+                let (down, probe) = match self.login_refused {
+                    true => ("refuses our login", "login"),
+                    false => ("down", "probe"),
+                };
+                let next = match (self.probing, self.until) {
+                    (true, _) => format!("a {probe} is under way"),
+                    (false, Some(until)) => format!("next {probe} {}", time(until)),
+                    // The lanes look for mail every second.
+                    (false, None) => format!("next {probe} with the next message to be tried"),
+                };
+                format!("{down}{since}, {next}")
+            }
+        }
+    }
+}
+
+/// One line for people: [`HopStatus::words`], and the next hop's last error.
 impl fmt::Display for HopStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.state {
-            PaceState::Free => "takes everything",
-            PaceState::Paced => "paced",
-            PaceState::Dead if self.login_refused => "refused our login; one login at a time",
-            PaceState::Dead => "does not work; one probe at a time",
-        })?;
-        if let (PaceState::Paced, Some(rate)) = (self.state, self.per_minute) {
-            write!(f, ", {rate} a minute")?;
-        }
-        if let (PaceState::Paced, Some(at_once)) = (self.state, self.at_once) {
-            write!(f, ", {at_once} at once")?;
-        }
-        if let Some(until) = self.until {
-            write!(f, ", nothing before {until:.0}")?;
-        }
+        f.write_str(&self.words(|at| format!("{at:.0}")))?;
         match &self.said {
             Some(said) => write!(f, ": {said}"),
             None => Ok(()),

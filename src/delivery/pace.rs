@@ -268,6 +268,10 @@ impl Pace {
 
     /// The current state and limits.
     pub fn view(&self, now: Instant) -> View {
+        let (dead_since, probing) = match &self.mode {
+            Mode::Dead(dead) => (Some(dead.since), dead.probing),
+            Mode::Free | Mode::Paced(_) => (None, false),
+        };
         let (state, rate, window, until) = match &self.mode {
             Mode::Free => (PaceState::Free, None, None, None),
             Mode::Paced(paced) => {
@@ -287,6 +291,8 @@ impl Pace {
             window,
             until: until.filter(|until| *until > now),
             login_refused: matches!(&self.mode, Mode::Dead(dead) if dead.is_login_refused()),
+            dead_since,
+            probing,
         }
     }
 

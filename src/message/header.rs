@@ -1,9 +1,19 @@
-//! A view of the header section: finds, counts and cuts fields, without decoding or changing them.
+//! A view of the header section: finds, counts and cuts fields, without changing them.
 //!
 //! The path itself needs these functions (loop detection, the subject for the quarantine index). Everything that needs MIME
 //! uses [`super::mime`].
 
+use std::borrow::Cow;
+
+use mail_parser::HeaderValue;
+use mail_parser::parsers::MessageStream;
 use memchr::memmem;
+
+/// Octets of a subject that are decoded: 8 KiB. That is enough for [`SUBJECT_CHARACTERS_MAX`] characters, each in an encoded
+/// word of its own, and a field may be as large as the message.
+const SUBJECT_OCTETS_MAX: usize = 8 << 10;
+/// Characters of a subject that are kept: 300, more than a person reads in a list.
+const SUBJECT_CHARACTERS_MAX: usize = 300;
 
 /// The header section of `content`: everything before the first empty line (RFC 5322 2.1), with the last field's CRLF.
 pub fn section(content: &[u8]) -> &[u8] {
@@ -89,6 +99,38 @@ pub(super) fn is_folding(line: &[u8]) -> bool {
     line.starts_with(b" ") || line.starts_with(b"\t")
 }
 
+/// The subject of a message as text for people and for search: unfolded, decoded (RFC 2047), at most 300 characters; empty if
+/// the section has no subject.
+pub fn subject(section: &[u8]) -> String {
+    let Some(field) = first(section, "Subject") else {
+        return String::new();
+    };
+    let start = Field {
+        body: &field.body[..field.body.len().min(SUBJECT_OCTETS_MAX)],
+        ..field
+    };
+    let text = start.unfolded();
+    decoded(&text)
+        .chars()
+        .take(SUBJECT_CHARACTERS_MAX)
+        .collect()
+}
+
+/// Unfolded text with its encoded words (RFC 2047) decoded, and with spaces for tabs, which folding leaves behind. Text without
+/// both is returned as it is.
+pub fn decoded(text: &str) -> Cow<'_, str> {
+    let is_plain = memmem::find(text.as_bytes(), b"=?").is_none() && !text.contains('\t');
+    if is_plain {
+        return Cow::Borrowed(text);
+    }
+    // The parser reads up to a line end.
+    let line = [text.replace('\t', " ").as_bytes(), b"\n"].concat();
+    match MessageStream::new(&line).parse_unstructured() {
+        HeaderValue::Text(decoded) => Cow::Owned(decoded.into_owned()),
+        _ => Cow::Borrowed(text),
+    }
+}
+
 /// The first field of that name.
 pub fn first<'a>(section: &'a [u8], name: &str) -> Option<Field<'a>> {
     fields(section).find(|field| field.is(name))
@@ -114,6 +156,32 @@ mod tests {
             first(head, "subject").expect("subject").unfolded(),
             "one two"
         );
+    }
+
+    /// A subject is shown and searched as its reader sees it: encoded words are decoded (RFC 2047), however they are folded and
+    /// in whichever charset; what is no encoded word stays as it is; the length is bounded.
+    #[test]
+    fn subjects_are_decoded_and_bounded() {
+        for (field, text) in [
+            (
+                "=?UTF-8?B?w7xiZXI=?= in a held message",
+                "über in a held message",
+            ),
+            ("=?iso-8859-1?Q?=FCber?=", "über"),
+            ("=?utf-8?q?a?=\r\n =?utf-8?q?b?=", "ab"),
+            ("plain\r\n\ttext", "plain text"),
+            ("1 =? 2", "1 =? 2"),
+            ("=?utf-8?q?open", "=?utf-8?q?open"),
+            ("=?utf-8?q?=1B[2J=E2=80=AE?=", "\u{1b}[2J\u{202e}"),
+            ("", ""),
+        ] {
+            let content = format!("Subject: {field}\r\nTo: x\r\n\r\n");
+            assert_eq!(subject(section(content.as_bytes())), text, "{field:?}");
+        }
+        assert_eq!(subject(b"To: x\r\n"), "");
+        let long = "=?utf-8?q?=C3=BC?= ".repeat(100_000);
+        let content = format!("Subject: {long}\r\n\r\n");
+        assert_eq!(subject(section(content.as_bytes())), "ü".repeat(300));
     }
 
     /// Content without a header section, without a body, and without octets.

@@ -187,6 +187,7 @@ mod tests {
             wait_for(&Health {
                 engine: "clamd".into(),
                 class: crate::verdict::EngineClass::Av,
+                timeout: secs(5),
                 slots,
                 running: slots,
                 zombies,

@@ -40,6 +40,11 @@ impl AtWork {
         self.ids().contains_key(&id)
     }
 
+    /// All records in work, in no particular order. Their number is bounded by the slots of the workers.
+    pub fn all(&self) -> Vec<MessageId> {
+        self.ids().keys().copied().collect()
+    }
+
     fn ids(&self) -> MutexGuard<'_, HashMap<MessageId, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

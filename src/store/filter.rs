@@ -11,6 +11,8 @@ use super::{Cause, Lane};
 pub struct Filter {
     /// Only records in these lanes; all lanes if empty.
     pub lanes: Vec<Lane>,
+    /// Beginning of the id, in upper case.
+    pub id_prefix: Option<String>,
     /// Name of the rule that decided, or part of its reason, ignoring case.
     pub reason: Option<String>,
     /// Name of an engine that found something or did not answer.
@@ -21,7 +23,7 @@ pub struct Filter {
     pub sender: Option<String>,
     /// Part of a recipient, ignoring case.
     pub recipient: Option<String>,
-    /// Part of the subject, ignoring case.
+    /// Part of the decoded subject, ignoring case.
     pub subject: Option<String>,
     /// The cause for which the record is kept.
     pub cause: Option<Cause>,

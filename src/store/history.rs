@@ -125,6 +125,17 @@ pub async fn read(path: &Path, message: MessageId) -> Result<Vec<HistoryEntry>, 
     log::read(path, Wanted::Of(message), usize::MAX, |_| true).await
 }
 
+/// The messages of the history whose id begins with `prefix`, in the order of their ids, at most `limit`.
+///
+/// Cancel safety: safe.
+pub async fn messages(
+    path: &Path,
+    prefix: String,
+    limit: usize,
+) -> Result<Vec<MessageId>, StoreError> {
+    log::messages(path, prefix, limit).await
+}
+
 #[cfg(test)]
 mod tests {
     use rusqlite::Connection;

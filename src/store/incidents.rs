@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use ulid::Ulid;
 
 use super::StoreError;
 use super::log::{self, Log, Wanted};
@@ -133,7 +132,7 @@ pub struct Filter {
     pub kinds: Vec<Kind>,
     /// Incidents of this engine and of its replicas.
     pub engine: Option<String>,
-    /// Incidents of this interceptor.
+    /// Incidents of the interceptors whose id begins so.
     pub interceptor: Option<String>,
     /// Incidents that name one of these messages; all incidents if empty.
     pub messages: Vec<MessageId>,
@@ -157,8 +156,7 @@ impl Default for Filter {
 impl Filter {
     fn matches(&self, incident: &Incident) -> bool {
         let of_engine = |wanted: &String| matches!(&incident.subject, Subject::Engine { name, .. } if name == wanted);
-        let of_interceptor =
-            |wanted: &String| matches!(&incident.subject, Subject::Interceptor(id) if id == wanted);
+        let of_interceptor = |wanted: &String| matches!(&incident.subject, Subject::Interceptor(id) if id.starts_with(wanted.as_str()));
         let names = |message: MessageId| self.messages.contains(&message);
         self.since.is_none_or(|since| incident.at >= since)
             && (self.kinds.is_empty() || self.kinds.contains(&incident.kind))
@@ -178,13 +176,13 @@ pub async fn search(path: &Path, filter: Filter) -> Result<Vec<Incident>, StoreE
     log::read(path, since, limit, move |incident| filter.matches(incident)).await
 }
 
-/// One incident; `None` if it is not in the log, or no longer.
+/// The incidents whose id begins with `prefix`, the newest first; empty if the log has none, or no longer.
 ///
 /// Cancel safety: safe.
-pub async fn get(path: &Path, id: Ulid) -> Result<Option<Incident>, StoreError> {
+pub async fn with_id_prefix(path: &Path, prefix: String) -> Result<Vec<Incident>, StoreError> {
     let all = Wanted::Since(Timestamp::MIN);
-    let found = log::read(path, all, 1, move |incident: &Incident| incident.id == id).await?;
-    Ok(found.into_iter().next())
+    let is_named = move |incident: &Incident| incident.id.to_string().starts_with(&prefix);
+    log::read(path, all, usize::MAX, is_named).await
 }
 
 #[cfg(test)]
@@ -285,9 +283,12 @@ mod tests {
             let found = search(&path, filter.clone()).await.expect("search");
             assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{filter:?}");
         }
-        let found = get(&path, strike.id).await.expect("get");
-        assert_eq!(found, Some(strike));
-        assert_eq!(get(&path, Ulid::generate()).await.expect("get"), None);
+        let found = with_id_prefix(&path, strike.id.to_string())
+            .await
+            .expect("read");
+        assert_eq!(found, [strike]);
+        let nobody = ulid::Ulid::generate().to_string();
+        assert_eq!(with_id_prefix(&path, nobody).await.expect("read"), []);
         log.close().await;
         assert_eq!(log.dropped(), 0);
     }

@@ -204,13 +204,46 @@ pub(super) async fn read<E: Entry>(
     limit: usize,
     keep: impl FnMut(&E) -> bool + Send + 'static,
 ) -> Result<Vec<E>, StoreError> {
+    query(path, move |db| entries(db, wanted, limit, keep)).await
+}
+
+/// The messages that the log has entries of and whose id begins with `prefix`, in the order of their ids, at most `limit`.
+///
+/// Cancel safety: safe.
+pub(super) async fn messages(
+    path: &Path,
+    prefix: String,
+    limit: usize,
+) -> Result<Vec<MessageId>, StoreError> {
+    query(path, move |db| {
+        let sql =
+            "SELECT DISTINCT message FROM entry WHERE message >= ?1 AND message < ?2 ORDER BY message LIMIT ?3";
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        // No character of an id comes after `~`.
+        let end = format!("{prefix}~");
+        let mut statement = db.prepare(sql)?;
+        let ids = statement.query_map((prefix, end, limit), |row| row.get::<_, String>(0))?;
+        let ids = ids.collect::<rusqlite::Result<Vec<String>>>()?;
+        Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
+    })
+    .await
+}
+
+/// Runs a query on a log that another process may be writing. The default value if there is no log.
+async fn query<T: Default + Send + 'static>(
+    path: &Path,
+    run: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+) -> Result<T, StoreError> {
     let path = path.to_owned();
     let query = move || {
         if !path.exists() {
-            return Ok(Vec::new());
+            return Ok(T::default());
         }
-        entries(&path, wanted, limit, keep)
-            .map_err(|error| StoreError::Broken(format!("{}: {error}", path.display())))
+        let opened = Connection::open(&path).and_then(|db| {
+            db.busy_timeout(DATABASE_BUSY_TIMEOUT)?;
+            run(&db)
+        });
+        opened.map_err(|error| StoreError::Broken(format!("{}: {error}", path.display())))
     };
     tokio::task::spawn_blocking(query)
         .await
@@ -218,13 +251,11 @@ pub(super) async fn read<E: Entry>(
 }
 
 fn entries<E: Entry>(
-    path: &Path,
+    db: &Connection,
     wanted: Wanted,
     limit: usize,
     mut keep: impl FnMut(&E) -> bool,
 ) -> rusqlite::Result<Vec<E>> {
-    let db = Connection::open(path)?;
-    db.busy_timeout(DATABASE_BUSY_TIMEOUT)?;
     let (condition, value) = match wanted {
         Wanted::Of(message) => ("message = ?1 ORDER BY seq", message.to_string().into()),
         Wanted::Since(at) => ("at >= ?1 ORDER BY seq DESC", at.as_second().into()),

@@ -216,6 +216,9 @@ pub trait Store: Send + Sync + 'static {
     /// The records that match, the newest first (but see [`Filter::expired`]).
     fn search(&self, filter: Filter) -> StoreFuture<'_, Vec<Record>>;
 
+    /// The number of records that match, without [`Filter::limit`] and [`Filter::offset`].
+    fn count(&self, filter: Filter) -> StoreFuture<'_, u64>;
+
     /// Adds an entry to the audit, for an act that changes no record, such as an export.
     fn audit(&self, entry: Audit) -> StoreFuture<'_, ()>;
 

@@ -30,7 +30,7 @@ pub struct Record {
     pub size: u64,
     /// SHA-256 of the content, hexadecimal.
     pub sha256: String,
-    /// Subject, for search: decoded where that is cheap, at most 300 characters.
+    /// Subject, for lists and search: unfolded and decoded (RFC 2047), at most 300 characters.
     pub subject: String,
     /// End of data.
     pub received_at: Timestamp,

@@ -106,7 +106,7 @@ async fn senders_and_lists_are_asked_about_mail() {
     assert_eq!(got.bodies().len(), 1, "the others are held");
     let held: serde_json::Value =
         serde_json::from_str(&cli(&path, &["quarantine", "list", "--json"])).expect("JSON");
-    let told: Vec<String> = held
+    let told: Vec<String> = held["messages"]
         .as_array()
         .expect("a list")
         .iter()

@@ -69,7 +69,10 @@ async fn rspamd_edits_what_is_delivered() {
     drop(spillway);
     let list: serde_json::Value =
         serde_json::from_str(&cli(&path, &["quarantine", "list", "--json"])).expect("JSON");
-    let id = list[0]["id"].as_str().expect("an id").to_owned();
+    let id = list["messages"][0]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
     let told = cli(&path, &["explain", &id]);
     assert!(told.contains("remove all X-Spam"), "{told}");
     assert!(

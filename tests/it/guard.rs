@@ -24,7 +24,7 @@ fn incidents(site: &Site) -> Vec<String> {
         &["incident", "list", "--json", "--limit", "1000"],
     );
     let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
-    let listed = listed.as_array().expect("a list").iter().rev();
+    let listed = listed["incidents"].as_array().expect("a list").iter().rev();
     let kind = |i: &serde_json::Value| i["kind"].as_str().expect("a kind").to_owned();
     listed.map(kind).collect()
 }

@@ -57,7 +57,8 @@ pub(super) async fn play(stage: &Stage, terminal: &mut Terminal<'_>) -> Result<V
     }
     let waits = while_the_engine_hangs(stage, &mut acts, terminal).await?;
     for lane in [Lane::Held, Lane::Scan] {
-        show::stored(lane, &stored(stage, lane).await?, terminal)?;
+        let records = stored(stage, lane).await?;
+        show::stored(lane, &records, stage.waits(), terminal)?;
     }
     let recovery = scene::recovery();
     show::headline(acts.len(), &recovery, terminal)?;

@@ -5,10 +5,12 @@ use serde_json::json;
 use super::play::Act;
 use super::scene::Scene;
 use super::stage::{FRAGILE_ENGINE, Stage};
+use crate::admin::Waits;
 use crate::cli::exit::CliError;
-use crate::cli::list::{HELD, WAITING};
+use crate::cli::list::RecordList;
 use crate::cli::record::{heading, show_reports};
 use crate::cli::terminal::Terminal;
+use crate::cli::waits::Relay;
 use crate::store::{Lane, Record};
 
 /// Prints the parts of the demo, with their addresses.
@@ -80,6 +82,7 @@ pub(super) fn last(acts: &[Act], terminal: &mut Terminal<'_>) -> Result<(), CliE
 pub(super) fn stored(
     lane: Lane,
     records: &[Record],
+    waits: Waits,
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
     if terminal.json {
@@ -90,10 +93,10 @@ pub(super) fn stored(
             "An administrator now sees with `spillway quarantine list`:",
             terminal,
         )?;
-        return HELD.table(records, terminal);
+        return RecordList::Held.table(records, terminal);
     }
     heading("… and with `spillway queue list`:", terminal)?;
-    WAITING.table(records, terminal)
+    RecordList::Waiting(Relay::Running(waits)).table(records, terminal)
 }
 
 /// Prints the result of the demo, after everything has been removed.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::engine::FragileEngine;
 use super::mail_server::MailServer;
+use crate::admin::Waits;
 use crate::app::{self, Running};
 use crate::cli::exit::CliError;
 use crate::config;
@@ -17,6 +18,7 @@ use crate::delivery::{
     DeliveredSender, Delivery, Kind, Outbound, Outcome, Settings, SmtpSettings, TlsMode,
 };
 use crate::message::{BodyKind, Content, Envelope, Mailbox, MessageId, Origin, ReversePath};
+use crate::scan::Guarded;
 use crate::store::Store;
 use crate::store::history::{self, HistoryEntry};
 
@@ -149,6 +151,21 @@ impl Stage {
     /// The relay's store.
     pub(super) fn store(&self) -> &Arc<dyn Store> {
         self.relay.pipeline().store()
+    }
+
+    /// What stored mail may wait for.
+    pub(super) fn waits(&self) -> Waits {
+        let generation = self.relay.pipeline().generation();
+        Waits {
+            at_work: self.store().at_work().all(),
+            engines: generation
+                .scanner
+                .engines()
+                .iter()
+                .map(Guarded::health)
+                .collect(),
+            next_hops: generation.delivery.status(),
+        }
     }
 
     /// Makes the relay look for stored mail that is due.

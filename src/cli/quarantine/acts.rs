@@ -1,8 +1,9 @@
 //! Acts of a reviewer on one or several messages: release, delete, export.
 
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressDrawTarget};
@@ -10,7 +11,7 @@ use serde_json::json;
 
 use super::{Export, Format, Release};
 use crate::cli::exit::{CliError, Exit, Outcome};
-use crate::cli::list::HELD;
+use crate::cli::list::RecordList;
 use crate::cli::select::{Selected, Selection};
 use crate::cli::terminal::{Terminal, count};
 use crate::cli::{control, person};
@@ -90,7 +91,7 @@ pub(super) async fn export(
         return export_to_output(wanted, store, &actor, terminal).await;
     }
     let format = export_format(wanted.format);
-    let into_folder = wanted.format == Format::Eml && wanted.output.is_dir();
+    let into_folder = wanted.format == Format::Eml && is_folder(wanted);
     let act_on_one = async |id: MessageId| {
         let file = match into_folder {
             true => wanted.output.join(format!("{id}.eml")),
@@ -99,7 +100,11 @@ pub(super) async fn export(
         let name = file.display().to_string();
         let octets = quarantine::export::export(store, id, format, &name, &actor).await?;
         let append = wanted.format == Format::Mbox;
+        let folder = into_folder.then(|| wanted.output.clone());
         let write = move || {
+            if let Some(folder) = folder {
+                make_folder(&folder)?;
+            }
             let written = write_private(&file, append, &octets);
             written.map_err(|error| CliError::File(file, error))
         };
@@ -108,6 +113,23 @@ pub(super) async fn export(
             .map_err(|error| CliError::Internal(error.to_string()))?
     };
     act_on_all(&wanted.selection, &verb, store, act_on_one, terminal).await
+}
+
+/// Whether the output is a folder: it is one, is written as one, or must be one because it may get several messages.
+fn is_folder(wanted: &Export) -> bool {
+    let is_written_as_one = wanted.output.as_os_str().as_bytes().ends_with(b"/");
+    wanted.output.is_dir() || is_written_as_one || !wanted.selection.is_of_one()
+}
+
+/// Makes a folder, and the folders above it, that only its owner may read. Does nothing if it exists.
+fn make_folder(folder: &Path) -> Result<(), CliError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|error| {
+        CliError::Usage(format!(
+            "cannot make the folder {}: {error}; make it, or name another one with --output",
+            folder.display()
+        ))
+    })
 }
 
 /// Writes the messages one after the other to standard output. No other text goes there.
@@ -249,7 +271,7 @@ fn dry_run(verb: &str, number: usize, shown: &[Record], terminal: &mut Terminal<
         terminal.json(&json!({"dry_run": verb, "messages": number, "first": shown}))?;
         return Ok(Exit::Done);
     }
-    HELD.table(shown, terminal)?;
+    RecordList::Held.table(shown, terminal)?;
     terminal.line(format!("would {verb} {}", count(number, "message")))?;
     Ok(Exit::Done)
 }

@@ -16,6 +16,10 @@ pub struct View {
     pub until: Option<Instant>,
     /// The hop is dead because it refuses our login.
     pub login_refused: bool,
+    /// Time from which the hop is dead; `None` while it is not.
+    pub dead_since: Option<Instant>,
+    /// Whether a probe of a dead hop is under way.
+    pub probing: bool,
 }
 
 /// Name of the state.

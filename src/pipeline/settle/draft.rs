@@ -91,7 +91,6 @@ impl Draft<'_> {
     /// The record of a message that has none yet. [`record`](Self::record) fills in what depends on the lane and on the pass.
     fn first(&self, lane: Lane) -> Record {
         let message = self.message;
-        let subject = header::first(message.content.header_section(), "Subject");
         Record {
             id: message.id,
             message: message.id,
@@ -100,9 +99,7 @@ impl Draft<'_> {
             trace: message.trace.clone(),
             size: message.content.len() as u64,
             sha256: message.content.digest().to_string(),
-            subject: subject
-                .map(|field| field.unfolded().chars().take(300).collect())
-                .unwrap_or_default(),
+            subject: header::subject(message.content.header_section()),
             received_at: message.received_at,
             due_at: message.received_at,
             expires_at: message.received_at,

@@ -343,6 +343,8 @@ fn matches(filter: &Filter, record: &Record, size: usize) -> bool {
         })
     };
     (filter.lanes.is_empty() || filter.lanes.contains(&record.lane))
+        && (filter.id_prefix.as_ref())
+            .is_none_or(|prefix| record.id.to_string().starts_with(prefix.as_str()))
         && part(&filter.reason, &reason)
         && part(&filter.finding, &findings.join("\n"))
         && part(&filter.sender, record.envelope.reverse_path.as_str())
@@ -544,6 +546,13 @@ impl Store for Scripted {
             }
             let found = found.into_iter().skip(filter.offset).take(filter.limit);
             Ok(found.map(|kept| kept.record.clone()).collect())
+        })
+    }
+
+    fn count(&self, filter: Filter) -> StoreFuture<'_, u64> {
+        self.operation(None, Operation::Read, move |tables| {
+            let wanted = |kept: &&Kept| matches(&filter, &kept.record, kept.content.len());
+            Ok(tables.kept.values().filter(wanted).count() as u64)
         })
     }
 

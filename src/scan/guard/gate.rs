@@ -141,6 +141,7 @@ impl Gate {
             running: 0,
             last_end: now,
             drained: false,
+            drained_at: None,
             rests: None,
             is_away: false,
             out_since: None,

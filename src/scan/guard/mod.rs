@@ -32,6 +32,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{ServiceBuilder, ServiceExt};
 
 use crate::ablation::{Mechanism, without};
+use crate::deadline::wall_clock;
 use crate::incident::Incident;
 use crate::message::MessageId;
 use crate::observation::{Diversion, Evidence, ScanReason};
@@ -262,6 +263,9 @@ impl Guarded {
                     running: replica_state.running,
                     drained: replica_state.drained,
                     resting: replica_state.resting,
+                    since: replica_state
+                        .since
+                        .map(|since| wall_clock() - since.elapsed()),
                     signed: version.as_deref().and_then(|v| engine.signed(v)),
                     signatures: version,
                 }
@@ -269,6 +273,7 @@ impl Guarded {
             Health {
                 engine: self.settings().name.clone(),
                 class: self.settings().class,
+                timeout: self.settings().timeout,
                 slots: self.settings().slots * self.state.engines.len(),
                 running: gate.running(),
                 zombies: gate.zombies(),
@@ -313,6 +318,9 @@ pub struct Health {
     pub engine: Arc<str>,
     /// Class of the engine, for coverage.
     pub class: EngineClass,
+    /// Time that a caller waits for an answer.
+    #[serde(default)]
+    pub timeout: Duration,
     /// Slots of all replicas together: the maximum number of concurrent scans.
     pub slots: usize,
     /// Scans under way, zombies included.
@@ -347,6 +355,32 @@ impl Health {
         versions.join(", ")
     }
 
+    /// Whether no replica takes mail: each is drained, pauses, or has an open or half-open breaker.
+    pub fn is_out(&self) -> bool {
+        self.replicas.iter().all(ReplicaHealth::is_out)
+    }
+
+    /// Time since which no replica takes mail; none while one does, or if a replica only pauses.
+    pub fn out_since(&self) -> Option<Timestamp> {
+        let since = self.replicas.iter().filter_map(|replica| replica.since);
+        since.max().filter(|_| self.is_out())
+    }
+
+    /// The state for people: `healthy`, or the states of the replicas. If no replica takes mail, the time since when stands
+    /// first, as `time` writes it: `down since 12:26:05 (open (failing))`.
+    pub fn words(&self, time: impl Fn(Timestamp) -> String) -> String {
+        match (self.is_well(), self.is_out()) {
+            (true, _) => "healthy".to_owned(),
+            (false, false) => self.states(),
+            (false, true) => {
+                let since = self
+                    .out_since()
+                    .map(|since| format!(" since {}", time(since)));
+                format!("down{} ({})", since.unwrap_or_default(), self.states())
+            }
+        }
+    }
+
     /// Whether every replica takes mail without restriction.
     pub fn is_well(&self) -> bool {
         self.replicas
@@ -356,6 +390,12 @@ impl Health {
 }
 
 impl ReplicaHealth {
+    /// Whether the replica takes no mail.
+    pub fn is_out(&self) -> bool {
+        let breaker = ["open", "half-open"];
+        self.drained || self.resting || breaker.iter().any(|state| self.breaker.starts_with(state))
+    }
+
     /// `drained`, `resting`, or the state of the breaker.
     pub fn state(&self) -> &str {
         match (self.drained, self.resting) {
@@ -379,6 +419,9 @@ pub struct ReplicaHealth {
     pub drained: bool,
     /// The replica has asked for a pause (RFC 6585 section 4), and the pause has not passed.
     pub resting: bool,
+    /// Time since which the replica gets no mail, or only a part of it: it was drained, or its breaker opened. None otherwise.
+    #[serde(default)]
+    pub since: Option<Timestamp>,
     /// Signature version that the replica reported last.
     pub signatures: Option<String>,
     /// Time at which these signatures were made, if the version contains it.

@@ -49,6 +49,24 @@ pub(super) async fn search_matches_every_field(store: &dyn Store) {
         .await,
         [other.id]
     );
+    let prefix = |id: MessageId, length: usize| Some(id.to_string()[..length].to_owned());
+    for (id, length, found) in [
+        (wanted.id, 26, vec![wanted.id]),
+        (other.id, 25, vec![other.id]),
+        (wanted.id, 1, vec![other.id, wanted.id]),
+    ] {
+        let filter = || Filter {
+            id_prefix: prefix(id, length),
+            ..any()
+        };
+        assert_eq!(find(filter()).await, found, "{length} characters of an id");
+        let limited = Filter {
+            limit: 1,
+            ..filter()
+        };
+        let count = store.count(limited).await.expect("count");
+        assert_eq!(count, found.len() as u64, "a count has no limit");
+    }
     for lanes in [
         vec![],
         vec![Lane::Held],

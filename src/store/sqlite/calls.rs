@@ -190,6 +190,10 @@ impl Store for SqliteStore {
         })
     }
 
+    fn count(&self, filter: Filter) -> StoreFuture<'_, u64> {
+        Box::pin(self.readers.query(move |db| search::count(db, &filter)))
+    }
+
     fn search(&self, filter: Filter) -> StoreFuture<'_, Vec<Record>> {
         Box::pin(async move {
             let found = self.readers.query(move |db| search::search(db, &filter));

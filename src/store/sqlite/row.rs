@@ -1,6 +1,7 @@
 //! A record as a row: the values that the writer binds and that search compares. The caller encodes the row, so that the one
 //! writer thread does not spend its time on JSON.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use jiff::Timestamp;
 use rusqlite::{CachedStatement, Connection, params};
 
 use crate::message::party::network;
-use crate::message::{Mailbox, SenderReputation};
+use crate::message::{Mailbox, SenderReputation, header};
 use crate::store::{Cause, Lane, Record, StoreError};
 use crate::verdict::Answer;
 
@@ -186,8 +187,13 @@ impl Row {
 
 /// Decodes a record; the error text describes the problem.
 pub(super) fn decode(id: &str, json: &str) -> Result<Record, String> {
-    let record: Record = serde_json::from_str(json)
+    let mut record: Record = serde_json::from_str(json)
         .map_err(|error| format!("its record cannot be read: {error}"))?;
+    // Earlier versions stored subjects as they came. Decoded text stays the same, unless its sender wrote an encoded word
+    // inside an encoded word.
+    if let Cow::Owned(decoded) = header::decoded(&record.subject) {
+        record.subject = decoded;
+    }
     if record.id.to_string() != id {
         return Err(format!("its record belongs to {}", record.id));
     }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi};
 
+use super::search;
 use crate::store::StoreError;
 
 /// Name of the database file inside `store.path`.
@@ -157,6 +158,7 @@ pub(super) fn open_reader(folder: &Path) -> Result<Connection, StoreError> {
     let open = || {
         let connection = connect(&folder.join(DATABASE_FILE))?;
         connection.pragma_update(None, "query_only", true)?;
+        search::add_functions(&connection)?;
         // The first read opens the log and its index.
         connection.query_row("SELECT writes FROM probe", [], |_| Ok(()))?;
         Ok(connection)

@@ -6,6 +6,7 @@ use std::io;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use rusqlite::functions::FunctionFlags;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 use sha2::{Digest, Sha256};
@@ -14,7 +15,7 @@ use super::bodies::{Bodies, failed};
 use super::health::Disk;
 use super::row::{cause_key, decode, lane_number, lossy};
 use super::schema::broken;
-use crate::message::MessageId;
+use crate::message::{MessageId, header};
 use crate::store::{
     Audit, CAUSES_MAX, Capacity, Cause, Filter, Held, Holder, Lane, Object, Queue, Record,
     StoreError, Times,
@@ -169,8 +170,9 @@ impl Query {
     }
 }
 
-fn conditions(filter: &Filter) -> Query {
-    let from = match filter.lanes.as_slice() {
+/// The table with the index that suits the filter, and the condition that selects its lanes.
+fn source(filter: &Filter) -> String {
+    match filter.lanes.as_slice() {
         [] if filter.cause.is_some() => "message WHERE cause <> ''".to_owned(),
         [lane] if filter.cause.is_some() => {
             let lane = lane_number(*lane);
@@ -184,6 +186,10 @@ fn conditions(filter: &Filter) -> Query {
             "message INDEXED BY expiry WHERE lane = 2".to_owned()
         }
         [Lane::Held] => "message INDEXED BY held WHERE lane = 2".to_owned(),
+        // The index of the column's UNIQUE constraint.
+        [] if filter.id_prefix.is_some() => {
+            "message INDEXED BY sqlite_autoindex_message_1 WHERE true".to_owned()
+        }
         [] => "message WHERE true".to_owned(),
         lanes => {
             let numbers: Vec<String> = lanes
@@ -192,16 +198,31 @@ fn conditions(filter: &Filter) -> Query {
                 .collect();
             format!("message WHERE lane IN ({})", numbers.join(", "))
         }
-    };
+    }
+}
+
+fn conditions(filter: &Filter) -> Query {
     let mut query = Query {
-        sql: format!("SELECT seq FROM {from} AND damaged IS NULL"),
+        sql: format!("SELECT seq FROM {} AND damaged IS NULL", source(filter)),
         values: Vec::new(),
     };
     query.contains(&["rule", "reason"], filter.reason.as_ref());
     query.contains(&["findings"], filter.finding.as_ref());
     query.contains(&["sender"], filter.sender.as_ref());
     query.contains(&["recipients"], filter.recipient.as_ref());
-    query.contains(&["subject"], filter.subject.as_ref());
+    if let Some(text) = &filter.subject {
+        // Earlier versions stored subjects as they came, and their column is in lower case, which base64 does not survive.
+        // Only for such rows (char(61, 63) is `=?`) the record is read.
+        let either = format!(
+            "(instr(subject, ?) > 0 OR instr(subject, char(61, 63)) > 0 AND instr({DECODED_SUBJECT_FUNCTION}(record), ?) > 0)"
+        );
+        query.and(&either, text.to_lowercase());
+    }
+    if let Some(prefix) = &filter.id_prefix {
+        query.and("id >= ?", prefix.clone());
+        // No character of an id comes after `~`.
+        query.and("id < ?", format!("{prefix}~"));
+    }
     if let Some(engine) = &filter.engine {
         query.and(
             "instr(engines, ?) > 0",
@@ -226,6 +247,37 @@ fn conditions(filter: &Filter) -> Query {
         query.and("size < ?", number(size.end));
     }
     query
+}
+
+/// Number of records that match, without [`Filter::limit`] and [`Filter::offset`].
+pub(super) fn count(db: &Connection, filter: &Filter) -> rusqlite::Result<u64> {
+    let query = conditions(filter);
+    let sql = format!("SELECT count(*) FROM ({})", query.sql);
+    let count: i64 = db
+        .prepare_cached(&sql)?
+        .query_row(params_from_iter(query.values), |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}
+
+/// Name of the SQL function that [`add_functions`] adds.
+const DECODED_SUBJECT_FUNCTION: &str = "spillway_decoded_subject";
+
+/// Adds the function that [`search`] and [`count`] need to a connection: the decoded subject of a record in lower case.
+pub(super) fn add_functions(db: &Connection) -> rusqlite::Result<()> {
+    let flags = FunctionFlags::SQLITE_UTF8 | FunctionFlags::SQLITE_DETERMINISTIC;
+    db.create_scalar_function(DECODED_SUBJECT_FUNCTION, 1, flags, |context| {
+        let json = context.get_raw(0).as_bytes_or_null().ok().flatten();
+        // A damaged record has no subject here; reads of the record report the damage.
+        let stored = json.and_then(|json| serde_json::from_slice::<StoredSubject>(json).ok());
+        let subject = stored.map_or_else(String::new, |stored| stored.subject);
+        Ok(header::decoded(&subject).to_lowercase())
+    })
+}
+
+/// The part of a record that [`add_functions`] reads.
+#[derive(serde::Deserialize)]
+struct StoredSubject {
+    subject: String,
 }
 
 /// Records that match, the newest first, or with [`Filter::expired`] the longest expired first. The query finds them in the

@@ -100,8 +100,8 @@ impl Fabricated {
     /// Messages in quarantine.
     pub fn held(&self) -> usize {
         let list = self.run(None, &["quarantine", "list", "--json"], "");
-        let list: Vec<serde_json::Value> = serde_json::from_str(&list.out).expect("JSON");
-        list.len()
+        let list: serde_json::Value = serde_json::from_str(&list.out).expect("JSON");
+        list["messages"].as_array().expect("a list").len()
     }
 
     fn with(&self, width: Option<u16>, interactive: bool, arguments: &[&str], input: &str) -> Ran {
@@ -474,7 +474,8 @@ fn split() -> (Record, String) {
     let to = envelope("dave@partner.example", &["carol@ours.example"]);
     let mut record = record(SPLIT, Lane::Held, to, 7200, content);
     record.message = id(WHOLE);
-    record.subject = "Plans".to_owned();
+    // As earlier versions stored it.
+    record.subject = "=?utf-8?q?Pl=C3=A4ne?=".to_owned();
     let mut held = decision(
         Verdict::Clean,
         Disposition::Quarantine,

@@ -52,6 +52,14 @@ impl Relay {
         kill_process(Pid::from_child(&self.process), signal).expect("a process");
     }
 
+    /// The exit code, and what is written to standard error.
+    fn complain(&self, arguments: &[&str]) -> (i32, String) {
+        let mut command = command(self.folder.path(), arguments);
+        let output = command.stderr(Stdio::piped()).output().expect("runs");
+        let told = String::from_utf8(output.stderr).expect("UTF-8");
+        (output.status.code().unwrap_or(-1), told)
+    }
+
     fn ask(&self, arguments: &[&str]) -> (i32, String) {
         let output: Output = command(self.folder.path(), arguments)
             .stdout(Stdio::piped())
@@ -172,4 +180,54 @@ fn a_second_relay_does_not_start() {
     let (exit, _) = relay.ask(&["run"]);
     assert_eq!(exit, 75);
     assert_eq!(relay.ask(&["status"]).0, 0, "the first is as it was");
+}
+
+/// A relay that hangs takes connections and never answers. Each command about it ends soon, names its process and the way out,
+/// and fails; what the store knows is still shown. The relay is stopped here, so only the bound of the commands ends them.
+#[test]
+fn a_relay_that_hangs_is_named() {
+    let relay = Relay::start();
+    relay.says("READY=1");
+    relay.signal(Signal::STOP);
+    let pid = relay.process.id();
+    let silent = format!("spillway: the relay (pid {pid}) does not answer on ");
+    let fix = format!("its process is stopped: `kill -CONT {pid}` continues it");
+    let (exit, told) = relay.complain(&["status"]);
+    assert_eq!(exit, 75, "{told}");
+    assert!(told.starts_with(&silent) && told.contains(&fix), "{told}");
+    let (exit, told) = relay.complain(&["queue", "list"]);
+    assert_eq!(exit, 0, "{told}");
+    assert!(told.contains(&fix), "{told}");
+    let (exit, list) = relay.ask(&["queue", "list", "--json"]);
+    let list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
+    assert_eq!((exit, &list["relay"]), (0, &"not-answering".into()));
+    relay.signal(Signal::CONT);
+    assert_eq!(relay.ask(&["status"]).0, 0, "it goes on");
+}
+
+/// The answer to a drain and to a resume of an engine is its state after that, and `status` says the same.
+#[test]
+fn drain_and_resume_tell_the_state() {
+    let relay = Relay::start();
+    relay.says("READY=1");
+    let (_, status) = relay.ask(&["status"]);
+    assert!(
+        status.contains("engine attachment  healthy, 0 of "),
+        "{status}"
+    );
+    let (exit, told) = relay.ask(&["engine", "drain", "attachment"]);
+    assert_eq!(exit, 0, "{told}");
+    assert!(
+        told.starts_with("drained: engine attachment is down since "),
+        "{told}"
+    );
+    let (_, status) = relay.ask(&["status"]);
+    assert!(
+        status.contains("engine attachment  down since "),
+        "{status}"
+    );
+    let (exit, told) = relay.ask(&["engine", "resume", "attachment", "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!(exit, 0, "{told}");
+    assert_eq!(told["engine"]["replicas"][0]["drained"], false);
 }

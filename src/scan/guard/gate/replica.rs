@@ -18,6 +18,8 @@ pub(super) struct Replica {
     pub(super) running: usize,
     pub(super) last_end: Instant,
     pub(super) drained: bool,
+    /// Time at which the replica was drained.
+    pub(super) drained_at: Option<Instant>,
     /// End of the pause that the replica has asked for.
     pub(super) rests: Option<Instant>,
     /// The relay could not reach the replica, and the replica has answered nothing since.
@@ -77,6 +79,8 @@ pub(in crate::scan::guard) struct ReplicaState<'a> {
     pub(in crate::scan::guard) drained: bool,
     /// Whether the replica has asked for a pause that has not ended.
     pub(in crate::scan::guard) resting: bool,
+    /// Time since which the replica gets not all its mail, because it was drained or its breaker opened.
+    pub(in crate::scan::guard) since: Option<Instant>,
 }
 
 impl Gate {
@@ -174,6 +178,8 @@ impl Gate {
         drained: bool,
     ) -> bool {
         let before = std::mem::replace(&mut self.replicas[replica].drained, drained);
+        let since = self.replicas[replica].drained_at.unwrap_or(now);
+        self.replicas[replica].drained_at = drained.then_some(since);
         self.pump(now);
         before
     }
@@ -241,6 +247,7 @@ impl Gate {
             running: replica.running,
             drained: replica.drained,
             resting: replica.rests.is_some(),
+            since: replica.drained_at.or(replica.out_since),
         })
     }
 }

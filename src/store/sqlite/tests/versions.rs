@@ -44,6 +44,39 @@ async fn stores_of_earlier_versions_are_migrated() {
     store.close().await;
 }
 
+/// Earlier versions stored subjects as they came. Such mail is shown and found by its decoded subject too.
+#[tokio::test]
+async fn subjects_of_earlier_versions_are_decoded() {
+    let folder = folder();
+    let (store, _) = relay(&folder).await;
+    let mut held = record(Lane::Held);
+    held.subject = "=?UTF-8?B?w5xCRVI=?= all".to_owned();
+    let mut other = record(Lane::Held);
+    other.subject = "=?utf-8?q?other?=".to_owned();
+    for record in [&held, &other] {
+        let put = store.put(vec![record.clone()], octets(3));
+        put.await.expect("put");
+    }
+    let find = async |text: &str, limit: usize| {
+        let filter = Filter {
+            lanes: vec![Lane::Held],
+            subject: Some(text.to_owned()),
+            limit,
+            ..Filter::default()
+        };
+        let count = store.count(filter.clone()).await.expect("count");
+        let found = store.search(filter).await.expect("search");
+        let subjects = found.into_iter().map(|record| record.subject);
+        (count, subjects.collect::<Vec<_>>())
+    };
+    let decoded = vec!["ÜBER all".to_owned()];
+    assert_eq!(find("über", 9).await, (1, decoded.clone()));
+    assert_eq!(find("BER ALL", 9).await, (1, decoded));
+    assert_eq!(find("nowhere", 9).await, (0, Vec::new()));
+    let shown = store.get(held.id).await.expect("get").expect("a record");
+    assert_eq!(shown.subject, "ÜBER all");
+}
+
 /// After a crash, the next start resumes a recovery: leases end with their process.
 #[tokio::test]
 async fn a_recovery_resumes_after_a_crash() {
