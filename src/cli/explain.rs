@@ -1,6 +1,7 @@
 //! `spillway explain`: the reasons why a message was delayed, held, rejected or delivered (promise P7).
 
 use std::cmp::Reverse;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -8,8 +9,9 @@ use serde_json::json;
 use super::exit::{CliError, Exit, Outcome};
 use super::record::{heading, show, show_audit, show_decision, show_reports};
 use super::terminal::{Terminal, safe, size};
-use super::{incident, intercept, open_store};
+use super::{control, incident, intercept, open_store};
 use crate::config::Config;
+use crate::deadline::Deadline;
 use crate::incident::Incident;
 use crate::intercept::Interceptor;
 use crate::message::MessageId;
@@ -24,6 +26,9 @@ const AUDIT_ENTRIES_SHOWN: usize = 100;
 const INCIDENTS_SHOWN: usize = 100;
 /// Maximum number of incidents shown about the cause that keeps the message: the newest ones show its present state.
 const CAUSE_INCIDENTS_SHOWN: usize = 10;
+/// How long to wait before a second look for a message that is nowhere: 250 ms, far longer than the relay needs between two
+/// steps.
+const SECOND_LOOK_WAIT: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Args)]
 pub(super) struct Explain {
@@ -40,6 +45,8 @@ struct Story {
     interceptor: Option<Interceptor>,
     /// Incidents that name the message, and the newest ones about the cause that keeps it; the newest first.
     incidents: Vec<Incident>,
+    /// Whether a relay runs and has written all that it had recorded; the error if it does not answer.
+    relay: Result<bool, CliError>,
 }
 
 impl Story {
@@ -52,7 +59,17 @@ impl Story {
 }
 
 pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
-    let story = find(wanted.id, config, terminal).await?;
+    let mut story = find(wanted.id, config, terminal).await?;
+    if story.is_empty() && matches!(story.relay, Ok(true)) {
+        // A running relay records the end of a message an instant after it has removed the record.
+        Deadline::after(SECOND_LOOK_WAIT).wait().await;
+        story = find(wanted.id, config, terminal).await?;
+    }
+    if let Err(silent) = &story.relay {
+        terminal.note(format!(
+            "the relay does not answer, so its last events may be missing here: {silent}"
+        ))?;
+    }
     if story.is_empty() {
         let days = config.store.history.as_secs() / 86_400;
         return Err(CliError::NotFound(format!(
@@ -67,6 +84,7 @@ pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Termin
             audit,
             interceptor,
             incidents,
+            relay: _,
         } = &story;
         terminal.json(&json!({
             "record": record, "history": history, "audit": audit,
@@ -85,6 +103,8 @@ async fn find(
 ) -> Result<Story, CliError> {
     let store = open_store(config).await?;
     let record = store.get(id).await?;
+    // A message that is not in the store any more has its end in the history, which a running relay writes a little later.
+    let relay = control::flush(&config.admin.socket).await;
     // The history uses the id that the sender knows. A record of one group of recipients has an id of its own. When that
     // record is gone, its history entry names the message that it was a part of.
     let file = config.store.path.join(history::FILE_NAME);
@@ -105,6 +125,7 @@ async fn find(
         audit,
         interceptor,
         incidents,
+        relay,
     })
 }
 
@@ -146,8 +167,11 @@ async fn happened(
 
 fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     match (&story.record, story.history.first()) {
-        (Some(record), _) => show(record, terminal)?,
-        (None, Some(first)) => gone(id, first, story.history.last(), terminal)?,
+        (Some(record), _) => {
+            show(record, terminal)?;
+            terminal.fields(&[("attachments", attachments(&story.history))])?;
+        }
+        (None, Some(first)) => gone(id, first, &story.history, terminal)?,
         (None, None) => terminal.line(format!("message {id} has left the relay"))?,
     }
     if !story.history.is_empty() {
@@ -209,12 +233,15 @@ fn engines<'a>(
 fn gone(
     id: MessageId,
     first: &HistoryEntry,
-    last: Option<&HistoryEntry>,
+    history: &[HistoryEntry],
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
     // The last event of a message may be one of another part of it.
     let (part_of, state) = match first.message == id {
-        true => (String::new(), last.map_or("", |entry| &*entry.event)),
+        true => (
+            String::new(),
+            history.last().map_or("", |entry| &*entry.event),
+        ),
         false => (first.message.to_string(), ""),
     };
     let fields = [
@@ -222,6 +249,11 @@ fn gone(
         ("part of", part_of),
         ("state", state.to_owned()),
         ("sender", first.sender.to_string()),
+        (
+            "subject",
+            described(history).map_or(String::new(), |entry| entry.subject.clone()),
+        ),
+        ("attachments", attachments(history)),
         (
             "client",
             format!("{} on listener {}", first.client, first.listener),
@@ -233,6 +265,18 @@ fn gone(
         ),
     ];
     terminal.fields(&fields)
+}
+
+/// The entry of the first pass that inspected the message.
+fn described(history: &[HistoryEntry]) -> Option<&HistoryEntry> {
+    let is_described =
+        |entry: &&HistoryEntry| !entry.subject.is_empty() || !entry.attachments.is_empty();
+    history.iter().find(is_described)
+}
+
+/// The names of the attachments; empty if there are none or they are unknown.
+fn attachments(history: &[HistoryEntry]) -> String {
+    described(history).map_or(String::new(), |entry| entry.attachments.join(", "))
 }
 
 fn timeline(history: &[HistoryEntry], terminal: &mut Terminal<'_>) -> Result<(), CliError> {

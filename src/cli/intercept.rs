@@ -108,22 +108,19 @@ pub(super) async fn run(
     let store = open_store(config).await?;
     let store = &*store;
     match command {
-        Intercept::Add(wanted) => {
-            let done = add(wanted, store, terminal).await?;
-            control::wake(&config.admin.socket).await;
-            Ok(done)
-        }
+        Intercept::Add(wanted) => add(wanted, config, store, terminal).await,
         Intercept::List => list(store, terminal).await,
         Intercept::Show(wanted) => show(&wanted.id, store, config, terminal).await,
-        Intercept::Remove(wanted) => {
-            let done = remove(&wanted.ids, store, terminal).await?;
-            control::wake(&config.admin.socket).await;
-            Ok(done)
-        }
+        Intercept::Remove(wanted) => remove(&wanted.ids, config, store, terminal).await,
     }
 }
 
-async fn add(wanted: &Add, store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
+async fn add(
+    wanted: &Add,
+    config: &Config,
+    store: &dyn Store,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
     let given = &wanted.conditions;
     let pattern = Pattern {
         traits: given.shape.clone(),
@@ -171,6 +168,8 @@ async fn add(wanted: &Add, store: &dyn Store, terminal: &mut Terminal<'_>) -> Ou
         let what = format!("{} exists already", interceptor.id);
         return Err(CliError::Internal(what));
     }
+    let added = [&interceptor.id];
+    control::acted(&config.admin.socket, "intercept-add", &added, 0).await;
     let caught = stored::catches(&interceptor.pattern, store).await?;
     if terminal.json {
         terminal.json(&json!({"added": interceptor, "stored": caught}))?;
@@ -374,7 +373,12 @@ pub(super) async fn of_cause(
     Ok(all.into_iter().find(|known| known.id == *id))
 }
 
-async fn remove(ids: &[String], store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
+async fn remove(
+    ids: &[String],
+    config: &Config,
+    store: &dyn Store,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
     let known = all(store, terminal).await?;
     let (mut removed, mut left) = (Vec::new(), Vec::new());
     for id in ids {
@@ -386,6 +390,8 @@ async fn remove(ids: &[String], store: &dyn Store, terminal: &mut Terminal<'_>) 
             false => left.push(id),
         }
     }
+    let socket = &config.admin.socket;
+    control::acted(socket, "intercept-remove", &removed, left.len()).await;
     if terminal.json {
         terminal.json(&json!({"removed": removed, "left": left}))?;
     } else {

@@ -78,15 +78,16 @@ pub(super) async fn run(command: &Queue, config: &Config, terminal: &mut Termina
                 wanted.id
             ))),
         },
-        Queue::Retry(wanted) => {
-            let done = retry(wanted, store, terminal).await?;
-            control::wake(&config.admin.socket).await;
-            Ok(done)
-        }
+        Queue::Retry(wanted) => retry(wanted, config, store, terminal).await,
     }
 }
 
-async fn retry(wanted: &Retry, store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
+async fn retry(
+    wanted: &Retry,
+    config: &Config,
+    store: &dyn Store,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
     let lanes = lanes(wanted.waiting_for);
     let selected = wanted.selection.resolve("Retry", store, &lanes, terminal);
     let ids = match selected.await? {
@@ -110,6 +111,7 @@ async fn retry(wanted: &Retry, store: &dyn Store, terminal: &mut Terminal<'_>) -
             false => left.push(id),
         }
     }
+    control::acted(&config.admin.socket, "retry", &due, left.len()).await;
     if terminal.json {
         terminal.json(&json!({"retried": due, "left": left}))?;
     } else {

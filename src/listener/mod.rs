@@ -8,6 +8,7 @@ mod accept;
 mod admission;
 mod context;
 pub mod descriptors;
+mod refusals;
 mod session;
 mod session_limits;
 mod tls;

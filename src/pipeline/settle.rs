@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::events::{PassFacts, PassTimes};
 use super::{Generation, GroupOutcome, Judgement, Passed};
 use crate::deadline::{steady_clock, wall_clock};
 use crate::delivery::{Answer, Outcome, dsn};
@@ -56,6 +57,8 @@ pub(super) struct Settlement {
     /// Delivered mail to scan again: a required engine did not answer (the record has a cause), or a probed engine may turn out
     /// to have answered wrongly (no cause).
     pub(super) rescan: Option<Record>,
+    /// For the log line about this pass.
+    pub(super) facts: PassFacts,
 }
 
 /// A delivery status notification, delivered like any mail.
@@ -139,6 +142,7 @@ pub(super) fn settle(
         history: Vec::new(),
         told: &passed.told,
         rescan: None,
+        facts: PassFacts::new(PassTimes::of(passed), before.is_none()),
     };
     let only_rejects = before.is_none()
         && passed
@@ -169,6 +173,7 @@ struct Settling<'a> {
     /// Positions of recipients whose delivery is in the history already.
     told: &'a [usize],
     rescan: Option<Record>,
+    facts: PassFacts,
 }
 
 impl<'a> Settling<'a> {
@@ -323,6 +328,7 @@ impl<'a> Settling<'a> {
                 }
             };
             if !self.told.contains(at) {
+                self.facts.answered(outcome);
                 self.tell(event, decision, &[*at], answer.text.clone());
             }
         }
@@ -399,11 +405,21 @@ impl<'a> Settling<'a> {
                 size: record.size,
                 decision: None,
                 reports: Vec::new(),
+                subject: String::new(),
+                attachments: Vec::new(),
                 detail: format!("from {id}"),
             });
         }
         if let Some(record) = &mut self.rescan {
             record.id = MessageId::new();
+        }
+        let described = self
+            .draft
+            .judged
+            .and_then(|judged| judged.described.as_ref());
+        if let (Some(first), Some(described)) = (self.history.first_mut(), described) {
+            first.subject.clone_from(&described.subject);
+            first.attachments.clone_from(&described.attachments);
         }
         Settlement {
             keep: self.keep,
@@ -411,6 +427,7 @@ impl<'a> Settling<'a> {
             reply,
             history: self.history,
             rescan: self.rescan,
+            facts: self.facts,
         }
     }
 
@@ -455,6 +472,8 @@ pub(super) fn entry(
         size: message.content.len() as u64,
         decision: Some(decision.clone()),
         reports: judged.map_or_else(Vec::new, |judged| judged.reports.clone()),
+        subject: String::new(),
+        attachments: Vec::new(),
         detail,
     }
 }

@@ -35,7 +35,7 @@ pub enum Kind {
 
 /// Every metric of this program: its name, its kind, and its help line in `/metrics`. A test compares the names with those that
 /// the rooms use.
-pub const ALL: [(&str, Kind, &str); 36] = [
+pub const ALL: [(&str, Kind, &str); 37] = [
     (
         "spillway_recipients_total",
         Kind::Counter,
@@ -65,6 +65,11 @@ pub const ALL: [(&str, Kind, &str); 36] = [
         "spillway_sessions_refused_total",
         Kind::Counter,
         "Sessions refused because too many were open, in total or of one client, by listener",
+    ),
+    (
+        "spillway_refusals_total",
+        Kind::Counter,
+        "Refusals of connections, commands and messages, by stage and reason (docs/LOGS.md)",
     ),
     (
         "spillway_admission_refused_total",
