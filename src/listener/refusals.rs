@@ -288,7 +288,9 @@ mod tests {
         for _ in 0..2 {
             let written = (0..100).filter(|_| lines.admit(network(1))).count();
             assert_eq!(written, LINES_PER_NETWORK_MAX as usize);
-            Deadline::after(WINDOW + Duration::from_secs(1)).wait().await;
+            Deadline::after(WINDOW + Duration::from_secs(1))
+                .wait()
+                .await;
         }
     }
 

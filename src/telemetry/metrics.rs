@@ -170,7 +170,7 @@ pub const ALL: [(&str, Kind, &str); 37] = [
     (
         "spillway_log_lost_total",
         Kind::Counter,
-        "Entries lost by the history or the incident log, because the queue was full or the disk failed",
+        "Entries lost by the history or the incident log, because the queue was full or the disk failed; lines that the syslog daemon did not take (log=\"syslog\")",
     ),
     (
         "spillway_rescans_dropped_total",

@@ -258,7 +258,7 @@ impl Logging {
 async fn every_refusal_is_logged_and_counted() {
     let relay = Logging::start(
         "[limits]\nsessions_per_client = 1\n[[next_hop]]\nname = \"hop\"\ndomains = [\"b.test\"]\nkind = \"maildir\"\n\
-         path = \"mail\"\n[[rule]]\nname = \"no-eve\"\nsender = [\"eve@a.test\"]\naction = \"reject\"\n",
+         path = \"mail/{domain}/{local}\"\n[[rule]]\nname = \"no-eve\"\nsender = [\"eve@a.test\"]\nthen = \"reject\"\n",
     );
     let mut client = relay.client().await;
     let mut second = Vec::new();
@@ -311,22 +311,22 @@ async fn every_refusal_is_logged_and_counted() {
         ("tls", "not-implemented", 502, "5.5.1", "-", "-"),
         ("user", "not-implemented", 502, "5.5.1", "-", "-"),
         ("command", "unknown-command", 500, "5.5.2", "-", "-"),
-        ("from", "too-large", 552, "5.3.4", "a@a.test", "-"),
+        ("from", "too-large", 552, "5.3.4", "<a@a.test>", "-"),
         (
             "to",
             "no-route",
             550,
             "5.4.4",
-            "eve@a.test",
+            "<eve@a.test>",
             "x@nowhere.test",
         ),
-        ("data", "no-recipients", 554, "5.5.1", "eve@a.test", "-"),
+        ("data", "no-recipients", 554, "5.5.1", "<eve@a.test>", "-"),
         (
             "reply",
             "policy",
             550,
             "5.7.1",
-            "eve@a.test",
+            "<eve@a.test>",
             "x@b.test, y@b.test",
         ),
     ];
@@ -380,7 +380,7 @@ async fn explain_knows_a_message_right_after_its_250() {
         for (field, value) in [
             ("event", "delivered"),
             ("message_id", "<one@a.test>"),
-            ("from", "a@a.test"),
+            ("from", "<a@a.test>"),
             ("client", "127.0.0.1"),
             ("helo", "client.test"),
             ("verdict", "clean"),

@@ -45,7 +45,7 @@ impl Session {
                 ..refusal
             },
             Stage::From => Refusal {
-                from: argument,
+                from: argument.map(|path| format!("<{path}>").into()),
                 ..refusal
             },
             Stage::To => Refusal {
