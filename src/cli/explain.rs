@@ -169,7 +169,9 @@ fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(),
     match (&story.record, story.history.first()) {
         (Some(record), _) => {
             show(record, terminal)?;
-            terminal.fields(&[("attachments", attachments(&story.history))])?;
+            // The empty field has the width of the fields above.
+            let width = ("recipients", String::new());
+            terminal.fields(&[width, ("attached", attachments(&story.history))])?;
         }
         (None, Some(first)) => gone(id, first, &story.history, terminal)?,
         (None, None) => terminal.line(format!("message {id} has left the relay"))?,
@@ -253,7 +255,7 @@ fn gone(
             "subject",
             described(history).map_or(String::new(), |entry| entry.subject.clone()),
         ),
-        ("attachments", attachments(history)),
+        ("attached", attachments(history)),
         (
             "client",
             format!("{} on listener {}", first.client, first.listener),

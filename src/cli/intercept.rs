@@ -152,22 +152,7 @@ async fn add(
         hits: 0,
         samples: Vec::new(),
     };
-    let body = serde_json::to_string(&interceptor)
-        .map_err(|error| CliError::Internal(error.to_string()))?;
-    let audit = audit("add", &interceptor.id, what(&interceptor), terminal);
-    let document = StoredInterceptor {
-        id: interceptor.id.clone(),
-        version: 0,
-        body,
-    };
-    if store
-        .keep_interceptor(document, Some(audit))
-        .await?
-        .is_none()
-    {
-        let what = format!("{} exists already", interceptor.id);
-        return Err(CliError::Internal(what));
-    }
+    keep(&interceptor, store, terminal).await?;
     let added = [&interceptor.id];
     control::acted(&config.admin.socket, "intercept-add", &added, 0).await;
     let caught = stored::catches(&interceptor.pattern, store).await?;
@@ -178,6 +163,29 @@ async fn add(
     terminal.line(format!("added {}", interceptor.id))?;
     tell(&interceptor, &caught, terminal)?;
     Ok(Exit::Done)
+}
+
+/// Adds the interceptor to the store, with its audit entry.
+async fn keep(
+    interceptor: &Interceptor,
+    store: &dyn Store,
+    terminal: &Terminal<'_>,
+) -> Result<(), CliError> {
+    let body = serde_json::to_string(interceptor)
+        .map_err(|error| CliError::Internal(error.to_string()))?;
+    let audit = audit("add", &interceptor.id, what(interceptor), terminal);
+    let document = StoredInterceptor {
+        id: interceptor.id.clone(),
+        version: 0,
+        body,
+    };
+    match store.keep_interceptor(document, Some(audit)).await? {
+        Some(_) => Ok(()),
+        None => {
+            let what = format!("{} exists already", interceptor.id);
+            Err(CliError::Internal(what))
+        }
+    }
 }
 
 /// The action and the pattern of an interceptor, in one line.

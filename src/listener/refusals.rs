@@ -11,7 +11,7 @@ use crate::message::{MessageId, party};
 use crate::smtp::Reply;
 
 /// The span over which lines are counted.
-const WINDOW: Duration = Duration::from_secs(60);
+const LINE_WINDOW_DURATION: Duration = Duration::from_secs(60);
 /// Most lines about one client network in a window: enough to see what a client does wrong, and a new one every 3 s.
 const LINES_PER_NETWORK_MAX: u32 = 20;
 /// Most lines about all clients in a window: 20 a second, about 10 KB a second on the disk.
@@ -183,7 +183,7 @@ impl Lines {
     fn admit(&'static self, network: IpAddr) -> bool {
         let (admitted, opened) = self.lock().admit(network);
         if opened {
-            let ends = Deadline::after(WINDOW);
+            let ends = Deadline::after(LINE_WINDOW_DURATION);
             tokio::spawn(async move {
                 ends.wait().await;
                 let window = std::mem::take(&mut *self.lock());
@@ -288,7 +288,7 @@ mod tests {
         for _ in 0..2 {
             let written = (0..100).filter(|_| lines.admit(network(1))).count();
             assert_eq!(written, LINES_PER_NETWORK_MAX as usize);
-            Deadline::after(WINDOW + Duration::from_secs(1))
+            Deadline::after(LINE_WINDOW_DURATION + Duration::from_secs(1))
                 .wait()
                 .await;
         }

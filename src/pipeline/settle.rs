@@ -327,10 +327,7 @@ impl<'a> Settling<'a> {
                     ("refused", answer)
                 }
             };
-            if !self.told.contains(at) {
-                self.facts.answered(outcome);
-                self.tell(event, decision, &[*at], answer.text.clone());
-            }
+            self.tell_answer(event, decision, *at, outcome);
         }
         for ((_, held_back), (those, status)) in later {
             let draft = &self.draft;
@@ -348,6 +345,20 @@ impl<'a> Settling<'a> {
         let is_reviewed = |before: &Record| before.released || before.notification.is_some();
         self.draft.is_past_give_up()
             || answer.is_unrouted() && self.draft.before.is_some_and(is_reviewed)
+    }
+
+    /// Tells what a next hop answered for one recipient, unless that is told already.
+    fn tell_answer(
+        &mut self,
+        event: &'static str,
+        decision: &Decision,
+        at: usize,
+        outcome: &Outcome,
+    ) {
+        if !self.told.contains(&at) {
+            self.facts.answered(outcome);
+            self.tell(event, decision, &[at], outcome.answer().text.clone());
+        }
     }
 
     fn tell(
@@ -389,8 +400,25 @@ impl<'a> Settling<'a> {
         // the next hop's, which a store failure must not revoke: the record is then stored beside the settlement.
         let is_owed = |record: &mut Record| stored && has_stand_in(&record.reports);
         self.keep.extend(self.rescan.take_if(is_owed));
-        // The first record keeps the id of the message; records for other ways get new ids. The history leads from a new id to
-        // the message, also when the record is gone.
+        self.name_parts();
+        if let Some(record) = &mut self.rescan {
+            record.id = MessageId::new();
+        }
+        self.describe();
+        Settlement {
+            keep: self.keep,
+            notices,
+            reply,
+            history: self.history,
+            rescan: self.rescan,
+            facts: self.facts,
+        }
+    }
+
+    /// The first record keeps the id of the message; records for other ways get new ids. The history leads from a new id to
+    /// the message, also when the record is gone.
+    fn name_parts(&mut self) {
+        let id = self.draft.message.id;
         for record in self.keep.iter_mut().skip(1) {
             record.id = MessageId::new();
             self.history.push(HistoryEntry {
@@ -410,9 +438,10 @@ impl<'a> Settling<'a> {
                 detail: format!("from {id}"),
             });
         }
-        if let Some(record) = &mut self.rescan {
-            record.id = MessageId::new();
-        }
+    }
+
+    /// Adds subject and attachments to the first entry, if this pass has inspected the message.
+    fn describe(&mut self) {
         let described = self
             .draft
             .judged
@@ -420,14 +449,6 @@ impl<'a> Settling<'a> {
         if let (Some(first), Some(described)) = (self.history.first_mut(), described) {
             first.subject.clone_from(&described.subject);
             first.attachments.clone_from(&described.attachments);
-        }
-        Settlement {
-            keep: self.keep,
-            notices,
-            reply,
-            history: self.history,
-            rescan: self.rescan,
-            facts: self.facts,
         }
     }
 
