@@ -292,14 +292,14 @@ impl<'a> Settling<'a> {
             let Some(recipient) = self.draft.message.envelope.recipients.get(*at) else {
                 continue;
             };
-            let (event, answer) = match outcome {
+            let event = match outcome {
                 Outcome::Delivered(answer) => {
                     self.delivered.get_or_insert_with(|| answer.clone());
                     if let Some(action) = dsn::Action::for_success(outcome) {
                         self.succeeded
                             .push((action, recipient.clone(), answer.clone()));
                     }
-                    ("delivered", answer)
+                    "delivered"
                 }
                 Outcome::Deferred(answer) if self.is_given_up(answer) => {
                     self.failed.push(Failure {
@@ -308,14 +308,14 @@ impl<'a> Settling<'a> {
                         answer,
                         given_up: true,
                     });
-                    ("given-up", answer)
+                    "given-up"
                 }
                 Outcome::Deferred(answer) => {
                     let queue = (answer.next_hop.clone(), answer.held_back);
                     let (those, status) = later.entry(queue).or_default();
                     those.push(*at);
                     status.clone_from(&answer.text);
-                    ("delayed", answer)
+                    "delayed"
                 }
                 Outcome::Failed(answer) => {
                     self.failed.push(Failure {
@@ -324,7 +324,7 @@ impl<'a> Settling<'a> {
                         answer,
                         given_up: false,
                     });
-                    ("refused", answer)
+                    "refused"
                 }
             };
             self.tell_answer(event, decision, *at, outcome);

@@ -237,8 +237,8 @@ impl Logging {
     /// All lines with this name so far.
     fn lines(&self, name: &str) -> Vec<Value> {
         let log = log_of(&self.config);
-        let lines = log.lines().map(|line| serde_json::from_str(line));
-        let lines = lines.map(|line: Result<Value, _>| line.expect("a line of JSON"));
+        let lines = log.lines().map(serde_json::from_str::<Value>);
+        let lines = lines.map(|line| line.expect("a line of JSON"));
         lines.filter(|line| line["message"] == name).collect()
     }
 
