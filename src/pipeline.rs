@@ -188,6 +188,8 @@ struct Passed {
     ends: Vec<GroupOutcome>,
     /// Positions of recipients whose delivery is in the history already.
     told: Vec<usize>,
+    /// The time of the deliveries; `None` if no next hop was asked.
+    delivering: Option<Duration>,
 }
 
 /// Progress of a pass, shared between the pass and the task that waits for it.
@@ -219,7 +221,11 @@ impl Pipeline {
 
     /// Scans and delivers inside the session. If `budget.session` ends first, the message becomes durable, the sender gets
     /// 250, and the same future continues in the background.
-    async fn cut_through(self: &Arc<Self>, generation: Arc<Generation>, message: Message) -> Reply {
+    async fn cut_through(
+        self: &Arc<Self>,
+        generation: Arc<Generation>,
+        mut message: Message,
+    ) -> Reply {
         let deadline = Deadline::after(generation.budget.session);
         let so_far = Arc::new(SoFar {
             arrived: Some(Instant::now()),
@@ -238,7 +244,7 @@ impl Pipeline {
                 let record = settle::unfinished(&generation, &message, so_far.judged.get());
                 let kept = match so_far.rest(record, &message) {
                     Some(record) => {
-                        let kept = self.keep_leased(&generation, record.clone(), message.content.clone());
+                        let kept = self.keep_leased(&generation, record.clone(), &mut message);
                         Some(kept.await.map(|working| (record, working)))
                     }
                     None => None,
@@ -265,7 +271,7 @@ impl Pipeline {
     }
 
     /// Stores the message first, always; then answers 250 and continues in a background slot, if one is free.
-    async fn queue(self: &Arc<Self>, generation: Arc<Generation>, message: Message) -> Reply {
+    async fn queue(self: &Arc<Self>, generation: Arc<Generation>, mut message: Message) -> Reply {
         let record = settle::unfinished(&generation, &message, None);
         let id = message.id;
         let slot = self
@@ -273,7 +279,7 @@ impl Pipeline {
             .begin(settle::first_hop(&generation, &record));
         let kept = match &slot {
             Some(_) => {
-                self.keep_leased(&generation, record.clone(), message.content.clone())
+                self.keep_leased(&generation, record.clone(), &mut message)
                     .await
             }
             // No background slot is free: the lanes claim the record when it is due.
@@ -358,17 +364,19 @@ impl Pipeline {
             false => before.next_step,
         };
         let (mut ends, mut told) = (Vec::with_capacity(judged.groups.len()), Vec::new());
+        let mut delivering = None;
         for group in &judged.groups {
             // The only branch on the disposition in the program.
             ends.push(match group.0.disposition {
                 Disposition::Deliver => match &mut next_step {
                     NextStep::Queue => GroupOutcome::Queued,
                     NextStep::Deliver(turn) => {
-                        let what = (&judged, group);
+                        let (what, began) = ((&judged, group), Instant::now());
                         let (outcomes, those) = self
                             .deliver(&generation, &message, what, turn.take(), &so_far)
                             .await;
                         told.extend(those);
+                        *delivering.get_or_insert_default() += began.elapsed();
                         GroupOutcome::Delivered(outcomes)
                     }
                 },
@@ -378,7 +386,12 @@ impl Pipeline {
                 Disposition::Discard => GroupOutcome::Discarded,
             });
         }
-        Passed { judged, ends, told }
+        Passed {
+            judged,
+            ends,
+            told,
+            delivering,
+        }
     }
 
     /// Persists the result of a pass, writes log, metrics and history, and returns the reply for an open session.

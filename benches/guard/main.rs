@@ -312,6 +312,7 @@ fn content(octets: usize) -> (f64, f64) {
         envelope: Arc::new(envelope()),
         trace: "".into(),
         content: Content::uncharged(text),
+        times: None,
     };
     let rounds = (40_000_000 / octets).max(50) as u32;
     let before = spent();

@@ -13,6 +13,8 @@
 //! | `POST /control/reload` | socket | [`Reloaded`] as JSON; 422 when refused |
 //! | `POST /control/drain` | socket | 202 |
 //! | `POST /control/wake` | socket | 202 |
+//! | `POST /control/act?…` | socket | 202; logs an [`Act`] that a command has done in the store, and wakes |
+//! | `POST /control/flush` | socket | 202 when the history and the incident log can be read up to now |
 //!
 //! The TCP address is read-only. A change needs access to the unix socket, which belongs to the relay's user alone (mode
 //! 0600). Both surfaces call [`Control`], which the composition root implements.
@@ -86,6 +88,56 @@ pub trait Control: Send + Sync + 'static {
 
     /// Makes the relay look for new work in the store (a release, a retry) now, before its next check.
     fn wake(&self);
+
+    /// Waits until other processes can read the whole history and incident log.
+    fn flush(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// An act of a person, for the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Act {
+    /// The person.
+    #[serde(default)]
+    pub who: String,
+    /// The act: `release`, `delete`, `export`, `retry`, `intercept-add`, `intercept-remove`, `engine-drain`, `engine-resume`,
+    /// `engine-test`, `reload`, `drain`.
+    pub act: String,
+    /// The objects of the act, at most [`Act::OBJECTS_NAMED_MAX`] of them.
+    #[serde(default)]
+    pub objects: String,
+    /// The number of objects on which the act was done.
+    #[serde(default)]
+    pub done: u64,
+    /// The number of objects on which it was not done.
+    #[serde(default)]
+    pub failed: u64,
+    /// The reason that the person gave, or other details.
+    #[serde(default)]
+    pub detail: String,
+}
+
+impl Act {
+    /// Most objects that one act names: the ids of ten messages fit into one line.
+    pub const OBJECTS_NAMED_MAX: usize = 10;
+    /// Longest text of each kind in a line, in characters.
+    const TEXT_CHARACTERS_MAX: usize = 500;
+
+    /// Writes the one log line.
+    fn tell(&self) {
+        let cut = |text: &str| -> Option<String> {
+            let text: String = text.chars().take(Self::TEXT_CHARACTERS_MAX).collect();
+            (!text.is_empty()).then_some(text)
+        };
+        tracing::info!(
+            who = cut(&self.who),
+            act = cut(&self.act),
+            objects = cut(&self.objects),
+            done = self.done,
+            failed = self.failed,
+            detail = cut(&self.detail),
+            "act"
+        );
+    }
 }
 
 /// The state of a running relay.

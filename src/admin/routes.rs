@@ -7,8 +7,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::Deserialize;
 
-use super::{Control, EngineAct, EngineAsked, Reloaded, gauges, page};
+use super::{Act, Control, EngineAct, EngineAsked, Reloaded, gauges, page};
 use crate::telemetry;
 
 /// Maximum size of a request's body in octets. No request needs a body, so the limit is small.
@@ -29,6 +30,8 @@ pub(super) fn control<C: Control>(control: Arc<C>) -> Router {
         .route("/control/reload", post(reload))
         .route("/control/drain", post(drain))
         .route("/control/wake", post(wake))
+        .route("/control/act", post(act))
+        .route("/control/flush", post(flush))
         .with_state(control)
 }
 
@@ -92,23 +95,75 @@ async fn engine<C: Control>(
     Query(asked): Query<EngineAsked>,
 ) -> Result<Response, (StatusCode, String)> {
     let none = |why: String| (StatusCode::NOT_FOUND, why);
-    match asked.act {
-        EngineAct::Drain => control.drain_engine(&asked, true).map_err(none)?,
-        EngineAct::Resume => control.drain_engine(&asked, false).map_err(none)?,
+    let (act, answer) = match asked.act {
+        EngineAct::Drain => {
+            control.drain_engine(&asked, true).map_err(none)?;
+            ("engine-drain", health(&*control, &asked)?)
+        }
+        EngineAct::Resume => {
+            control.drain_engine(&asked, false).map_err(none)?;
+            ("engine-resume", health(&*control, &asked)?)
+        }
         EngineAct::Test => {
             let tested = control.test_engine(&asked).await.map_err(none)?;
-            return Ok(Json(tested).into_response());
+            ("engine-test", Json(tested).into_response())
         }
+    };
+    let replica = asked.replica.iter().map(|replica| format!(" {replica}"));
+    Act {
+        who: asked.who,
+        act: act.to_owned(),
+        objects: asked.engine + &replica.collect::<String>(),
+        done: 1,
+        failed: 0,
+        detail: asked.reason,
     }
-    // The state after the act. A reload may have removed the engine in the same moment.
-    let mut engines = control.engines().into_iter();
-    let health = engines.find(|health| *health.engine == *asked.engine);
-    let health = health.ok_or_else(|| none(format!("engine {} is gone", asked.engine)))?;
-    Ok(Json(health).into_response())
+    .tell();
+    Ok(answer)
 }
 
-async fn reload<C: Control>(State(control): State<Arc<C>>) -> (StatusCode, Json<Reloaded>) {
-    match control.reload().await {
+/// The state of the engine after an act. A reload may have removed the engine in the same moment.
+fn health<C: Control>(control: &C, asked: &EngineAsked) -> Result<Response, (StatusCode, String)> {
+    let mut engines = control.engines().into_iter();
+    let health = engines.find(|health| *health.engine == *asked.engine);
+    let gone = || {
+        (
+            StatusCode::NOT_FOUND,
+            format!("engine {} is gone", asked.engine),
+        )
+    };
+    Ok(Json(health.ok_or_else(gone)?).into_response())
+}
+
+/// The person who sends a request.
+#[derive(Debug, Deserialize)]
+struct Person {
+    #[serde(default)]
+    who: String,
+}
+
+impl Person {
+    /// Logs an act of this person on the relay itself.
+    fn tell(self, act: &str, is_done: bool) {
+        Act {
+            who: self.who,
+            act: act.to_owned(),
+            objects: "relay".to_owned(),
+            done: is_done.into(),
+            failed: (!is_done).into(),
+            detail: String::new(),
+        }
+        .tell();
+    }
+}
+
+async fn reload<C: Control>(
+    State(control): State<Arc<C>>,
+    Query(person): Query<Person>,
+) -> (StatusCode, Json<Reloaded>) {
+    let reloaded = control.reload().await;
+    person.tell("reload", reloaded.is_ok());
+    match reloaded {
         Ok(changes) => (StatusCode::OK, Json(Reloaded::Changes(changes))),
         Err(problems) => (
             StatusCode::UNPROCESSABLE_ENTITY,
@@ -117,12 +172,28 @@ async fn reload<C: Control>(State(control): State<Arc<C>>) -> (StatusCode, Json<
     }
 }
 
-async fn drain<C: Control>(State(control): State<Arc<C>>) -> StatusCode {
+async fn drain<C: Control>(
+    State(control): State<Arc<C>>,
+    Query(person): Query<Person>,
+) -> StatusCode {
+    person.tell("drain", true);
     control.drain();
     StatusCode::ACCEPTED
 }
 
 async fn wake<C: Control>(State(control): State<Arc<C>>) -> StatusCode {
     control.wake();
+    StatusCode::ACCEPTED
+}
+
+/// The relay need not check what the owner of its socket says: the owner could change the store as well.
+async fn act<C: Control>(State(control): State<Arc<C>>, Query(act): Query<Act>) -> StatusCode {
+    act.tell();
+    control.wake();
+    StatusCode::ACCEPTED
+}
+
+async fn flush<C: Control>(State(control): State<Arc<C>>) -> StatusCode {
+    control.flush().await;
     StatusCode::ACCEPTED
 }

@@ -87,6 +87,8 @@ impl Control for Fake {
     }
 
     fn wake(&self) {}
+
+    async fn flush(&self) {}
 }
 
 struct Surfaces {
@@ -155,6 +157,8 @@ async fn tcp_address_is_read_only() {
         "POST /control/drain",
         "POST /control/reload",
         "POST /control/wake",
+        "POST /control/flush",
+        "POST /control/act?act=release",
         "GET /status",
     ] {
         let answer = surfaces.tcp(request).await;

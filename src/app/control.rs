@@ -131,6 +131,11 @@ impl Control for Core {
     fn wake(&self) {
         self.pipeline.wake();
     }
+
+    async fn flush(&self) {
+        self.history.flush().await;
+        self.incidents.flush().await;
+    }
 }
 
 fn named<'a>(generation: &'a Generation, asked: &EngineAsked) -> Result<&'a Guarded, String> {

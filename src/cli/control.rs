@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::exit::CliError;
+use super::person;
+use crate::admin::Act;
 use crate::deadline::Deadline;
 
 /// Maximum size of an answer: 4 MiB, far more than the status of any relay, so that a wrong server cannot fill the memory.
@@ -21,6 +23,8 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time for an answer that needs nothing but the process of the relay: 750 ms, so that a command about a relay that hangs ends
 /// within one second.
 const PRESENT_ANSWER_TIMEOUT: Duration = Duration::from_millis(750);
+/// Time for the relay to write what it has recorded: 2 s, so that a command still answers soon when the relay hangs.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An answer of the relay.
 pub(super) struct Answer {
@@ -118,11 +122,37 @@ fn process_state(pid: i32) -> Option<char> {
     rest.trim_start().chars().next()
 }
 
-/// Tells a running relay that its store has new work. A failure does no harm: the relay also checks its store by itself.
-pub(super) async fn wake(socket: &Path) {
-    let told = exchange(PRESENT_ANSWER_TIMEOUT, socket, "POST", "/control/wake");
+/// Tells a running relay about an act in its store, for its log, and that there may be new work. If no relay runs, the audit
+/// of the store still has the act.
+pub(super) async fn acted(
+    socket: &Path,
+    act: &'static str,
+    done: &[impl std::fmt::Display],
+    failed: usize,
+) {
+    let first = done.iter().take(Act::OBJECTS_NAMED_MAX);
+    let named: Vec<String> = first.map(ToString::to_string).collect();
+    let path = format!(
+        "/control/act?who={}&act={act}&objects={}&done={}&failed={failed}",
+        encoded(&person::actor()),
+        encoded(&named.join(", ")),
+        done.len()
+    );
+    let told = exchange(PRESENT_ANSWER_TIMEOUT, socket, "POST", &path);
     if let Err(error) = told.await {
         tracing::debug!(%error, "cannot notify the relay of new work in its store");
+    }
+}
+
+/// Waits until a running relay has written its history and incidents up to now. Returns whether a relay runs.
+pub(super) async fn flush(socket: &Path) -> Result<bool, CliError> {
+    let asked = Deadline::after(FLUSH_TIMEOUT).run(ask(socket, "POST", "/control/flush"));
+    match asked.await {
+        Ok(Ok(_)) => Ok(true),
+        // A relay that has stopped has written everything.
+        Ok(Err(CliError::NotRunning(..))) => Ok(false),
+        Ok(Err(error)) => Err(error),
+        Err(late) => Err(CliError::Relay(socket.to_owned(), late.to_string())),
     }
 }
 
@@ -174,7 +204,7 @@ mod tests {
         assert!(error.to_string().starts_with(&who), "{error}");
         assert!(began.elapsed() < Duration::from_secs(1));
         let began = Instant::now();
-        wake(&socket).await;
+        acted(&socket, "retry", &["01"], 0).await;
         assert!(
             began.elapsed() < Duration::from_secs(1),
             "nothing depends on it"

@@ -18,13 +18,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::exit::{CliError, Exit, Outcome};
 use super::terminal::Terminal;
 use crate::telemetry;
-use crate::telemetry::log::LogFormat;
+use crate::telemetry::log::{LogFormat, LogOutput};
 use stage::Stage;
 
 /// Runs the demo. Exits with [`Exit::Done`] only if every message is where it should be.
 pub(super) async fn run(terminal: &mut Terminal<'_>) -> Outcome {
     // Warnings are expected here, for example about the engine that hangs; they would disturb the output.
-    telemetry::log::init("error", LogFormat::Text)
+    telemetry::log::init("error", LogFormat::Text, LogOutput::Stderr)
         .map_err(|error| CliError::Internal(error.to_string()))?;
     let mut stop = Stop::new()?;
     let stage = Stage::set().await?;

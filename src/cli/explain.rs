@@ -1,6 +1,7 @@
 //! `spillway explain`: the reasons why a message was delayed, held, rejected or delivered (promise P7).
 
 use std::cmp::Reverse;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -9,8 +10,9 @@ use super::exit::{CliError, Exit, Outcome};
 use super::id::IdPrefix;
 use super::record::{heading, show, show_audit, show_decision, show_reports};
 use super::terminal::{Terminal, safe, size};
-use super::{incident, intercept, open_store};
+use super::{control, incident, intercept, open_store};
 use crate::config::Config;
+use crate::deadline::Deadline;
 use crate::incident::Incident;
 use crate::intercept::Interceptor;
 use crate::message::MessageId;
@@ -25,6 +27,9 @@ const AUDIT_ENTRIES_SHOWN: usize = 100;
 const INCIDENTS_SHOWN: usize = 100;
 /// Maximum number of incidents shown about the cause that keeps the message: the newest ones show its present state.
 const CAUSE_INCIDENTS_SHOWN: usize = 10;
+/// How long to wait before a second look for a message that is nowhere: 250 ms, far longer than the relay needs between two
+/// steps.
+const SECOND_LOOK_WAIT: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Args)]
 pub(super) struct Explain {
@@ -42,6 +47,8 @@ struct Story {
     interceptor: Option<Interceptor>,
     /// Incidents that name the message, and the newest ones about the cause that keeps it; the newest first.
     incidents: Vec<Incident>,
+    /// Whether a relay runs and has written all that it had recorded; the error if it does not answer.
+    relay: Result<bool, CliError>,
 }
 
 impl Story {
@@ -55,9 +62,22 @@ impl Story {
 
 pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
     let store = open_store(config).await?;
-    let history = config.store.path.join(history::FILE_NAME);
-    let id = wanted.id.known_message(&*store, &history).await?;
-    let story = find(id, &*store, config, terminal).await?;
+    let mut found = look(wanted, &*store, config, terminal).await;
+    let is_unknown = match &found {
+        Ok((_, story)) => story.is_empty() && matches!(story.relay, Ok(true)),
+        Err(error) => matches!(error, CliError::NotFound(_)),
+    };
+    if is_unknown {
+        // A running relay records the end of a message an instant after it has removed the record.
+        Deadline::after(SECOND_LOOK_WAIT).wait().await;
+        found = look(wanted, &*store, config, terminal).await;
+    }
+    let (id, story) = found?;
+    if let Err(silent) = &story.relay {
+        terminal.note(format!(
+            "the relay does not answer, so its last events may be missing here: {silent}"
+        ))?;
+    }
     if story.is_empty() {
         let days = config.store.history.as_secs() / 86_400;
         return Err(CliError::NotFound(format!(
@@ -72,6 +92,7 @@ pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Termin
             audit,
             interceptor,
             incidents,
+            relay: _,
         } = &story;
         terminal.json(&json!({
             "record": record, "history": history, "audit": audit,
@@ -83,8 +104,24 @@ pub(super) async fn run(wanted: &Explain, config: &Config, terminal: &mut Termin
     Ok(Exit::Done)
 }
 
+/// Finds the message and all that is stored about it. A message that is not in the store any more has its end in the history,
+/// which a running relay writes a little later, so the relay is asked to write it first.
+async fn look(
+    wanted: &Explain,
+    store: &dyn Store,
+    config: &Config,
+    terminal: &mut Terminal<'_>,
+) -> Result<(MessageId, Story), CliError> {
+    let relay = control::flush(&config.admin.socket).await;
+    let history = config.store.path.join(history::FILE_NAME);
+    let id = wanted.id.known_message(store, &history).await?;
+    let story = find(id, relay, store, config, terminal).await?;
+    Ok((id, story))
+}
+
 async fn find(
     id: MessageId,
+    relay: Result<bool, CliError>,
     store: &dyn Store,
     config: &Config,
     terminal: &mut Terminal<'_>,
@@ -110,6 +147,7 @@ async fn find(
         audit,
         interceptor,
         incidents,
+        relay,
     })
 }
 
@@ -151,8 +189,13 @@ async fn happened(
 
 fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     match (&story.record, story.history.first()) {
-        (Some(record), _) => show(record, None, terminal)?,
-        (None, Some(first)) => gone(id, first, story.history.last(), terminal)?,
+        (Some(record), _) => {
+            show(record, None, terminal)?;
+            // The empty field has the width of the fields above.
+            let width = ("recipients", String::new());
+            terminal.fields(&[width, ("attached", attachments(&story.history))])?;
+        }
+        (None, Some(first)) => gone(id, first, &story.history, terminal)?,
         (None, None) => terminal.line(format!("message {id} has left the relay"))?,
     }
     if !story.history.is_empty() {
@@ -214,12 +257,15 @@ fn engines<'a>(
 fn gone(
     id: MessageId,
     first: &HistoryEntry,
-    last: Option<&HistoryEntry>,
+    history: &[HistoryEntry],
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
     // The last event of a message may be one of another part of it.
     let (part_of, state) = match first.message == id {
-        true => (String::new(), last.map_or("", |entry| &*entry.event)),
+        true => (
+            String::new(),
+            history.last().map_or("", |entry| &*entry.event),
+        ),
         false => (first.message.to_string(), ""),
     };
     let fields = [
@@ -227,6 +273,11 @@ fn gone(
         ("part of", part_of),
         ("state", state.to_owned()),
         ("sender", first.sender.to_string()),
+        (
+            "subject",
+            described(history).map_or(String::new(), |entry| entry.subject.clone()),
+        ),
+        ("attached", attachments(history)),
         (
             "client",
             format!("{} on listener {}", first.client, first.listener),
@@ -238,6 +289,18 @@ fn gone(
         ),
     ];
     terminal.fields(&fields)
+}
+
+/// The entry of the first pass that inspected the message.
+fn described(history: &[HistoryEntry]) -> Option<&HistoryEntry> {
+    let is_described =
+        |entry: &&HistoryEntry| !entry.subject.is_empty() || !entry.attachments.is_empty();
+    history.iter().find(is_described)
+}
+
+/// The names of the attachments; empty if there are none or they are unknown.
+fn attachments(history: &[HistoryEntry]) -> String {
+    described(history).map_or(String::new(), |entry| entry.attachments.join(", "))
 }
 
 fn timeline(history: &[HistoryEntry], terminal: &mut Terminal<'_>) -> Result<(), CliError> {

@@ -110,22 +110,19 @@ pub(super) async fn run(
     let store = open_store(config).await?;
     let store = &*store;
     match command {
-        Intercept::Add(wanted) => {
-            let done = add(wanted, store, terminal).await?;
-            control::wake(&config.admin.socket).await;
-            Ok(done)
-        }
+        Intercept::Add(wanted) => add(wanted, config, store, terminal).await,
         Intercept::List => list(store, terminal).await,
         Intercept::Show(wanted) => show(&wanted.id, store, config, terminal).await,
-        Intercept::Remove(wanted) => {
-            let done = remove(&wanted.ids, store, terminal).await?;
-            control::wake(&config.admin.socket).await;
-            Ok(done)
-        }
+        Intercept::Remove(wanted) => remove(&wanted.ids, config, store, terminal).await,
     }
 }
 
-async fn add(wanted: &Add, store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
+async fn add(
+    wanted: &Add,
+    config: &Config,
+    store: &dyn Store,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
     let given = &wanted.conditions;
     let pattern = Pattern {
         traits: given.shape.clone(),
@@ -157,22 +154,9 @@ async fn add(wanted: &Add, store: &dyn Store, terminal: &mut Terminal<'_>) -> Ou
         hits: 0,
         samples: Vec::new(),
     };
-    let body = serde_json::to_string(&interceptor)
-        .map_err(|error| CliError::Internal(error.to_string()))?;
-    let audit = audit("add", &interceptor.id, what(&interceptor), terminal);
-    let document = StoredInterceptor {
-        id: interceptor.id.clone(),
-        version: 0,
-        body,
-    };
-    if store
-        .keep_interceptor(document, Some(audit))
-        .await?
-        .is_none()
-    {
-        let what = format!("{} exists already", interceptor.id);
-        return Err(CliError::Internal(what));
-    }
+    keep(&interceptor, store, terminal).await?;
+    let added = [&interceptor.id];
+    control::acted(&config.admin.socket, "intercept-add", &added, 0).await;
     let caught = stored::catches(&interceptor.pattern, store).await?;
     if terminal.json {
         terminal.json(&json!({"added": interceptor, "stored": caught}))?;
@@ -181,6 +165,29 @@ async fn add(wanted: &Add, store: &dyn Store, terminal: &mut Terminal<'_>) -> Ou
     terminal.line(format!("added {}", interceptor.id))?;
     tell(&interceptor, &caught, terminal)?;
     Ok(Exit::Done)
+}
+
+/// Adds the interceptor to the store, with its audit entry.
+async fn keep(
+    interceptor: &Interceptor,
+    store: &dyn Store,
+    terminal: &Terminal<'_>,
+) -> Result<(), CliError> {
+    let body = serde_json::to_string(interceptor)
+        .map_err(|error| CliError::Internal(error.to_string()))?;
+    let audit = audit("add", &interceptor.id, what(interceptor), terminal);
+    let document = StoredInterceptor {
+        id: interceptor.id.clone(),
+        version: 0,
+        body,
+    };
+    match store.keep_interceptor(document, Some(audit)).await? {
+        Some(_) => Ok(()),
+        None => {
+            let what = format!("{} exists already", interceptor.id);
+            Err(CliError::Internal(what))
+        }
+    }
 }
 
 /// The action and the pattern of an interceptor, in one line.
@@ -394,7 +401,12 @@ pub(super) async fn of_cause(
     Ok(all.into_iter().find(|known| known.id == *id))
 }
 
-async fn remove(ids: &[String], store: &dyn Store, terminal: &mut Terminal<'_>) -> Outcome {
+async fn remove(
+    ids: &[String],
+    config: &Config,
+    store: &dyn Store,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
     let known = all(store, terminal).await?;
     let ids = ids.iter().map(|id| whole(id, &known));
     let ids = ids.collect::<Result<Vec<_>, _>>()?;
@@ -408,6 +420,8 @@ async fn remove(ids: &[String], store: &dyn Store, terminal: &mut Terminal<'_>) 
             false => left.push(id),
         }
     }
+    let socket = &config.admin.socket;
+    control::acted(socket, "intercept-remove", &removed, left.len()).await;
     if terminal.json {
         terminal.json(&json!({"removed": removed, "left": left}))?;
     } else {

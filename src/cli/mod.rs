@@ -42,7 +42,7 @@ use crate::message::address::NotAMailbox;
 use crate::store::Store;
 use crate::store::sqlite::{Role, SqliteStore};
 use crate::telemetry;
-use crate::telemetry::log::LogFormat;
+use crate::telemetry::log::{LogFormat, LogOutput};
 
 pub use exit::Exit;
 pub use terminal::Terminal;
@@ -198,7 +198,7 @@ fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
 
 /// Loads the configuration for a command that works beside the relay, and sends warnings of all rooms to standard error.
 fn tool(given: Option<&Path>) -> Result<Config, CliError> {
-    telemetry::log::init("warn", LogFormat::Text)
+    telemetry::log::init("warn", LogFormat::Text, LogOutput::Stderr)
         .map_err(|error| CliError::Internal(error.to_string()))?;
     settings::load(given)
 }

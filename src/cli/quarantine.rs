@@ -91,8 +91,8 @@ pub(super) async fn run(
             show(&record, None, wanted.body, store, terminal).await
         }
         Quarantine::Release(wanted) => acts::release(wanted, config, store, terminal).await,
-        Quarantine::Delete(wanted) => acts::delete(wanted, store, terminal).await,
-        Quarantine::Export(wanted) => acts::export(wanted, store, terminal).await,
+        Quarantine::Delete(wanted) => acts::delete(wanted, config, store, terminal).await,
+        Quarantine::Export(wanted) => acts::export(wanted, config, store, terminal).await,
         Quarantine::Stats => show_stats(store, terminal).await,
     }
 }

@@ -1,7 +1,5 @@
 //! `spillway queue`: stored messages that wait for a scan or for delivery.
 
-use std::path::Path;
-
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
@@ -85,17 +83,13 @@ pub(super) async fn run(command: &Queue, config: &Config, terminal: &mut Termina
                 ))),
             }
         }
-        Queue::Retry(wanted) => {
-            let done = retry(wanted, socket, store, terminal).await?;
-            control::wake(socket).await;
-            Ok(done)
-        }
+        Queue::Retry(wanted) => retry(wanted, config, store, terminal).await,
     }
 }
 
 async fn retry(
     wanted: &Retry,
-    socket: &Path,
+    config: &Config,
     store: &dyn Store,
     terminal: &mut Terminal<'_>,
 ) -> Outcome {
@@ -108,7 +102,7 @@ async fn retry(
             return Ok(Exit::Done);
         }
         Selected::DryRun(number, shown) => {
-            let list = RecordList::Waiting(Relay::find(socket).await);
+            let list = RecordList::Waiting(Relay::find(&config.admin.socket).await);
             list.print(&shown, terminal)?;
             if !terminal.json {
                 terminal.line(format!("would retry {}", count(number, "message")))?;
@@ -123,6 +117,7 @@ async fn retry(
             false => left.push(id),
         }
     }
+    control::acted(&config.admin.socket, "retry", &due, left.len()).await;
     if terminal.json {
         terminal.json(&json!({"retried": due, "left": left}))?;
     } else {

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::control::{self, Answer};
 use super::exit::{CliError, Exit, Outcome};
-use super::settings;
 use super::terminal::{Terminal, count, safe, size};
+use super::{person, settings};
 use crate::admin::{Reloaded, Status, Stored};
 use crate::app;
 use crate::config::Config;
@@ -37,11 +37,12 @@ impl Socket {
 pub(super) fn run(given: Option<&Path>) -> Outcome {
     let path = settings::path(given);
     let config = settings::read(path.as_deref())?;
-    telemetry::log::init(&config.relay.log_level, config.relay.log_format)
+    let relay = &config.relay;
+    telemetry::log::init(&relay.log_level, relay.log_format, relay.log_output)
         .map_err(|error| CliError::Usage(error.to_string()))?;
     telemetry::metrics::install();
     for warning in config.warnings.iter().chain(&app::advice(&config)) {
-        tracing::warn!("{warning}");
+        tracing::warn!(warning, "configuration");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -136,8 +137,13 @@ fn wrong(
 
 /// Reloads the configuration, and prints the changes, or the problems that prevent them.
 pub(super) async fn reload(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
-    let answer =
-        control::ask_for(app::RELOAD_DURATION_MAX, socket, "POST", "/control/reload").await?;
+    let answer = control::ask_for(
+        app::RELOAD_DURATION_MAX,
+        socket,
+        "POST",
+        &by("/control/reload"),
+    )
+    .await?;
     let reloaded: Reloaded = parsed(socket, &answer)?;
     if terminal.json {
         terminal.json(&reloaded)?;
@@ -164,9 +170,14 @@ pub(super) async fn reload(socket: &Path, terminal: &mut Terminal<'_>) -> Outcom
     }
 }
 
+/// The path of a request that names the person who asks, for the log.
+fn by(path: &str) -> String {
+    format!("{path}?who={}", control::encoded(&person::actor()))
+}
+
 /// Returns when the drain has begun. It does not wait for its end.
 pub(super) async fn drain(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
-    let answer = control::ask(socket, "POST", "/control/drain").await?;
+    let answer = control::ask(socket, "POST", &by("/control/drain")).await?;
     expect(socket, &answer, 202)?;
     match terminal.json {
         true => terminal.json(&json!({"draining": true}))?,

@@ -190,6 +190,7 @@ fn message(envelope: Arc<Envelope>, content: Vec<u8>) -> Message {
         envelope,
         trace: "".into(),
         content: Content::uncharged(content),
+        times: None,
     }
 }
 

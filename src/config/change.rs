@@ -9,13 +9,14 @@ const SECTION_LISTS: [&str; 4] = ["listener", "engine", "rule", "next_hop"];
 
 /// Prefixes of the keys that are read at the start only: a running relay cannot replace its listening sockets, its open
 /// store, the memory that it has shared out, and its log. `*` stands for the name of a section.
-const RESTART_KEY_PREFIXES: [&str; 6] = [
+const RESTART_KEY_PREFIXES: [&str; 7] = [
     "listener.*.address",
     "store.",
     "admin.",
     "limits.in_flight_bytes",
     "relay.log_level",
     "relay.log_format",
+    "relay.log_output",
 ];
 
 /// One line for people for each difference: `limits.recipients: 1000 -> 500`, `engine clamd: added`, and one line for each

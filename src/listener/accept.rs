@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::context::{Context, Shared};
+use super::refusals::Refusal;
 use super::session::Session;
 use super::users::UsersError;
 use super::{Limits, Settings, counts, tls};
@@ -138,9 +139,9 @@ fn begin(stream: TcpStream, peer: SocketAddr, context: Arc<Context>, shared: &Sh
     else {
         metrics::counter!("spillway_sessions_refused_total", "listener" => listener.to_string())
             .increment(1);
-        tracing::warn!(%client, %listener, "too many sessions");
-        let mut reply = Vec::new();
-        Reply::too_many_sessions().write_to(&mut reply);
+        let (refusal, mut reply) = (Reply::too_many_sessions(), Vec::new());
+        Refusal::of_client(client, &listener, &refusal).tell();
+        refusal.write_to(&mut reply);
         // Not awaited: if the socket cannot take the reply at once, the closed connection must do.
         let _ = stream.try_write(&reply);
         return;

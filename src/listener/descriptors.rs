@@ -30,7 +30,8 @@ pub fn sessions(wanted: usize) -> usize {
         tracing::warn!(
             descriptors = limit,
             sessions = most,
-            "too few file descriptors for limits.sessions = {wanted}: raise the limit (LimitNOFILE= of the service, ulimit -Hn), or lower limits.sessions"
+            wanted,
+            "too few file descriptors for limits.sessions: raise the limit (LimitNOFILE= of the service, ulimit -Hn), or lower limits.sessions"
         );
     }
     wanted.min(most)

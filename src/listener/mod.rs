@@ -9,6 +9,7 @@ mod admission;
 mod context;
 mod counts;
 pub mod descriptors;
+mod refusals;
 mod session;
 mod session_limits;
 mod tls;

@@ -6,6 +6,7 @@ mod handshake;
 mod peer;
 mod proxy;
 mod receive;
+mod refusal;
 mod trace;
 mod wire;
 
@@ -87,6 +88,8 @@ pub(super) struct Session {
     commands: usize,
     closing: CancellationToken,
     ends: Deadline,
+    /// The number of the session in this process, for the log.
+    number: u64,
 }
 
 /// One input line.
@@ -122,6 +125,7 @@ impl Session {
             errors: 0,
             commands: 0,
             closing: shared.closing.clone(),
+            number: refusal::session_number(),
         }
     }
 
@@ -144,6 +148,7 @@ impl Session {
             | Ending::Handshake(_)
             | Ending::Lost(_) => None,
         };
+        self.session_refused(&ending, farewell.as_ref());
         // The peer may be gone or may not read, so the last reply gets 1 s.
         let _ = Deadline::after(Duration::from_secs(1))
             .run(async {
@@ -173,7 +178,9 @@ impl Session {
                     let step = self.server.command(&line);
                     self.forget_abandoned(in_transaction);
                     let begins = !in_transaction && self.server.transaction().is_some();
-                    match step {
+                    // The steps that take content tell of its refusal themselves, because they end the transaction.
+                    let tells = matches!(step, Step::Content | Step::Chunk { .. });
+                    let reply = match step {
                         Step::Reply(reply) if begins => self.transaction_begun(reply),
                         Step::Reply(reply) => reply,
                         Step::Recipient(recipient) => self.recipient(recipient),
@@ -181,9 +188,16 @@ impl Session {
                             Some(reply) => reply,
                             None => continue,
                         },
+                    };
+                    if reply.is_refusal() && !tells {
+                        self.command_refused(&line, &reply);
                     }
+                    reply
                 }
-                Line::Unacceptable(reply) => reply,
+                Line::Unacceptable(reply) => {
+                    self.command_refused(&[], &reply);
+                    reply
+                }
             };
             self.say(&reply);
             if reply.closes() {
@@ -350,6 +364,7 @@ impl Session {
         let mut intake = match self.begin(Decoder::data(normalise)) {
             Ok(intake) => intake,
             Err(reply) => {
+                self.content_refused(self.server.transaction(), &reply);
                 self.forget_transaction();
                 return Ok(reply);
             }
@@ -369,11 +384,15 @@ impl Session {
         let normalise = self.context.settings.line_endings == LineEndings::Normalise;
         let decoder = Decoder::chunks(normalise);
         let begun = match (refusal, self.intake.take()) {
-            (Some(reply), _) => Err(reply),
+            (Some(reply), _) => {
+                self.content_refused(self.server.transaction(), &reply);
+                Err(reply)
+            }
             (None, Some(intake)) => Ok(intake),
-            (None, None) => self
-                .begin(decoder.clone())
-                .inspect_err(|_| self.forget_transaction()),
+            (None, None) => self.begin(decoder.clone()).inspect_err(|reply| {
+                self.content_refused(self.server.transaction(), reply);
+                self.forget_transaction();
+            }),
         };
         let mut intake = match begun {
             Ok(intake) => intake,
@@ -402,18 +421,23 @@ impl Session {
         };
         let forwarded = std::mem::take(&mut self.forwarded);
         let refuse_bare = self.context.settings.line_endings == LineEndings::Refuse;
-        let content = match intake.finish(refuse_bare) {
+        let receiving = intake.elapsed();
+        let content = intake.finish(refuse_bare).and_then(|content| {
+            let hops = header::count(content.header_section(), "Received");
+            match hops >= self.context.limits.hops {
+                true => Err(Reply::loop_detected(hops)),
+                false => Ok(content),
+            }
+        });
+        let content = match content {
             Ok(content) => content,
-            Err(reply) => return reply,
+            Err(reply) => {
+                self.content_refused(Some(&transaction), &reply);
+                return reply;
+            }
         };
-        let hops = header::count(content.header_section(), "Received");
-        if hops >= self.context.limits.hops {
-            return Reply::loop_detected(hops);
-        }
         let message = self.message(transaction, forwarded, content);
-        self.pipeline
-            .accept(message, self.context.settings.mode)
-            .await
+        self.hand_over(message, receiving).await
     }
 
     fn message(
@@ -456,6 +480,7 @@ impl Session {
             envelope: Arc::new(envelope),
             trace: field.into(),
             content,
+            times: None,
         }
     }
 }

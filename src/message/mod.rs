@@ -3,6 +3,7 @@
 pub mod address;
 pub mod attachment;
 pub mod content;
+pub mod described;
 pub mod edit;
 pub mod envelope;
 pub mod fingerprint;
@@ -14,10 +15,14 @@ pub mod party;
 pub mod pattern;
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 pub use address::{Mailbox, ReversePath};
 pub use attachment::AttachmentFact;
 pub use content::{Charge, Content, Digest, MemoryBudget};
+pub use described::Described;
 pub use edit::{Edit, RequestedEdit, Rights, Wanted};
 pub use envelope::{BodyKind, Envelope, Notify, Origin, Recipient, Ret};
 pub use fingerprint::{Fingerprint, Identity, SenderReputation, Trait};
@@ -39,4 +44,19 @@ pub struct Message {
     pub trace: Arc<str>,
     /// Header section and body as received.
     pub content: Content,
+    /// What this process has measured of the message's way so far; `None` for a message that the relay has read from its store
+    /// or has written itself.
+    pub times: Option<Times>,
+}
+
+/// Times of a message in the process that received it, by the monotonic clock. They are not stored: after a restart they are
+/// unknown.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// The end of data.
+    pub received: Instant,
+    /// From DATA, or the first BDAT, to the end of data.
+    pub receiving: Duration,
+    /// The wait for the store before the reply to the end of data.
+    pub storing: Duration,
 }

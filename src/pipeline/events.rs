@@ -1,40 +1,19 @@
 //! The events that the pipeline writes to the log and the metrics. Each event is one function, its only definition.
 
+mod line;
+
 use super::settle::{BOUNCE_UNDELIVERABLE_RULE, UNDELIVERABLE_RULE};
 use crate::message::MessageId;
-use crate::smtp::Reply;
 use crate::store::StoreError;
 use crate::store::history::HistoryEntry;
-use crate::verdict::stand_ins;
 
-/// A pass has ended for a group of recipients. `reply` is the reply that the session got, or would have got.
-pub(super) fn settled(entry: &HistoryEntry, reply: &Reply) {
-    let rule = entry
-        .decision
-        .as_ref()
-        .map_or("", |decision| decision.rule.as_str());
-    let verdict = entry
-        .decision
-        .as_ref()
-        .map_or("", |decision| decision.verdict.as_str());
-    let stand_ins = stand_ins(&entry.reports).map(|(engine, from)| format!("{engine}:{from}"));
-    let reused: Vec<String> = stand_ins.collect();
-    let reused = (!reused.is_empty()).then(|| reused.join(", "));
-    tracing::info!(
-        id = %entry.message,
-        event = %entry.event,
-        from = %entry.sender,
-        to = ?entry.recipients,
-        client = %entry.client,
-        size = entry.size,
-        verdict,
-        rule,
-        reused,
-        detail = %entry.detail,
-        %reply,
-        "message"
-    );
-    bounce(entry, rule);
+use line::Addresses;
+pub(super) use line::{PassFacts, PassTimes, message};
+
+/// The outcome of a pass for some recipients, which [`message`] has logged.
+pub(super) fn settled(entry: &HistoryEntry) {
+    let rule = entry.decision.as_ref();
+    bounce(entry, rule.map_or("", |decision| &decision.rule));
 }
 
 /// The outcome of a bounce, or of mail that can be neither delivered nor bounced. An administrator should look at the latter.
@@ -58,7 +37,7 @@ fn bounce(entry: &HistoryEntry, rule: &str) {
         }
         _ => return,
     };
-    tracing::warn!(id = %entry.message, to = ?entry.recipients, detail = %entry.detail, "{what}");
+    tracing::warn!(id = %entry.message, to = %Addresses::of(std::slice::from_ref(entry)), what, detail = %entry.detail, "undeliverable");
 }
 
 /// The store failed: in a session, the sender keeps the message; a stored record is claimed again later.

@@ -10,7 +10,7 @@ use super::{Generation, Pipeline, settle};
 use crate::deadline::Deadline;
 use crate::message::attachment::AttachmentFact;
 use crate::message::mime::{self, Inspection, SharedInspection};
-use crate::message::{Fingerprint, Message, SenderReputation};
+use crate::message::{Described, Fingerprint, Message, SenderReputation};
 use crate::observation::ScanReason;
 use crate::policy::{Facts, Group, Policy};
 use crate::scan::{ScanRequest, Scanner};
@@ -28,6 +28,8 @@ pub struct Judgement {
     pub spent: Duration,
     /// Sender reputation; `None` if the interceptors did not look at the message.
     pub reputation: Option<SenderReputation>,
+    /// For the history; `None` if this process has not inspected the message.
+    pub described: Option<Arc<Described>>,
 }
 
 /// The conditions of one scan of a message.
@@ -149,12 +151,15 @@ impl Asking<'_> {
         let looked = match self.interception {
             Some(interception) => {
                 let known = fingerprint(message, &inspection, deadline).await;
-                known.map(|(of, subject)| {
-                    interception.look(message, of, &subject, self.terms.scan_reason)
+                known.map(|(of, subject, inspected)| {
+                    let reason = self.terms.scan_reason;
+                    let looked = interception.look(message, of, &subject, reason);
+                    (looked, Arc::new(Described::of(&inspected, subject)))
                 })
             }
             None => None,
         };
+        let (looked, described) = looked.unzip();
         if let Some(LookedUp {
             held: Some((rule, reason)),
             reputation,
@@ -164,6 +169,7 @@ impl Asking<'_> {
             return Judgement {
                 spent: self.terms.spent + began.elapsed(),
                 reputation: Some(*reputation),
+                described,
                 ..self.held(message, rule, reason)
             };
         }
@@ -193,6 +199,7 @@ impl Asking<'_> {
             reports,
             spent: self.terms.spent + began.elapsed(),
             reputation: looked.map(|l| l.reputation),
+            described,
         }
     }
 
@@ -233,6 +240,7 @@ impl Asking<'_> {
             reports: Vec::new(),
             spent: Duration::ZERO,
             reputation: None,
+            described: None,
         }
     }
 }
@@ -257,23 +265,23 @@ async fn inspect(
     deadline.run(inspect).await.ok()?.ok()
 }
 
-/// The fingerprint and the subject. Large content, whose hashing takes more than a few hundred microseconds, is hashed outside
+/// The fingerprint, the subject, and the inspection that both come from. Large content, whose hashing takes more than a few hundred microseconds, is hashed outside
 /// the async runtime.
 async fn fingerprint(
     message: &Message,
     inspection: &SharedInspection,
     deadline: Deadline,
-) -> Option<(Arc<Fingerprint>, String)> {
+) -> Option<(Arc<Fingerprint>, String, Arc<Inspection>)> {
     let inspected = inspect(message, inspection, deadline).await?;
     let subject = inspected.subject.clone().unwrap_or_default();
     let fingerprint = if message.content.len() <= mime::INLINE_OCTETS_MAX {
         Fingerprint::of(message, &inspected)
     } else {
-        let message = message.clone();
+        let (message, inspected) = (message.clone(), inspected.clone());
         let compute = tokio::task::spawn_blocking(move || Fingerprint::of(&message, &inspected));
         deadline.run(compute).await.ok()?.ok()?
     };
-    Some((Arc::new(fingerprint), subject))
+    Some((Arc::new(fingerprint), subject, inspected))
 }
 
 /// The attachments, usually from the existing inspection. If the inspection failed, the list is empty; reports say so too.

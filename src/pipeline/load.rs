@@ -34,6 +34,7 @@ impl Pipeline {
             envelope: Arc::new(record.envelope.clone()),
             trace: record.trace.clone(),
             content: Content::charged(content, charge),
+            times: None,
         })
     }
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tokio::time::Instant;
+
 use super::settle::{self, Custody, Settlement};
 use super::{Generation, Pipeline, counts, events, lanes};
 use crate::deadline::{Deadline, wall_clock};
@@ -57,9 +59,15 @@ impl Pipeline {
         if settlement.holds_a_bounce() {
             self.bounces_held.store(true, Ordering::Relaxed);
         }
+        events::message(
+            message,
+            &settlement.history,
+            &settlement.facts,
+            &settlement.reply,
+        );
         for entry in settlement.history {
             counts::recipients(&entry, settlement.was_held);
-            events::settled(&entry, &settlement.reply);
+            events::settled(&entry);
             self.history.record(entry);
         }
         if let Some(mut record) = settlement.rescan {
@@ -212,11 +220,18 @@ impl Pipeline {
         &self,
         generation: &Generation,
         record: Record,
-        content: Content,
+        message: &mut Message,
     ) -> Result<Option<Working>, StoreError> {
-        let until = wall_clock() + lanes::lease(&generation.budget);
+        let (until, began) = (
+            wall_clock() + lanes::lease(&generation.budget),
+            Instant::now(),
+        );
         let working = self.store.at_work().begin(record.id);
+        let content = message.content.clone();
         self.store.put_leased(vec![record], content, until).await?;
+        if let Some(times) = &mut message.times {
+            times.storing = began.elapsed();
+        }
         Ok(working)
     }
 }

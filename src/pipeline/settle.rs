@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::events::{PassFacts, PassTimes};
 use super::{Generation, GroupOutcome, Judgement, Passed, counts};
 use crate::deadline::{steady_clock, wall_clock};
 use crate::delivery::{Answer, Outcome, dsn};
@@ -58,6 +59,8 @@ pub(super) struct Settlement {
     pub(super) rescan: Option<Record>,
     /// Whether the message was in quarantine before the pass.
     pub(super) was_held: bool,
+    /// For the log line about this pass.
+    pub(super) facts: PassFacts,
 }
 
 /// A delivery status notification, delivered like any mail.
@@ -141,6 +144,7 @@ pub(super) fn settle(
         history: Vec::new(),
         told: &passed.told,
         rescan: None,
+        facts: PassFacts::new(PassTimes::of(passed), before.is_none()),
     };
     let only_rejects = before.is_none()
         && passed
@@ -171,6 +175,7 @@ struct Settling<'a> {
     /// Positions of recipients whose delivery is in the history already.
     told: &'a [usize],
     rescan: Option<Record>,
+    facts: PassFacts,
 }
 
 impl<'a> Settling<'a> {
@@ -289,14 +294,14 @@ impl<'a> Settling<'a> {
             let Some(recipient) = self.draft.message.envelope.recipients.get(*at) else {
                 continue;
             };
-            let (event, answer) = match outcome {
+            let event = match outcome {
                 Outcome::Delivered(answer) => {
                     self.delivered.get_or_insert_with(|| answer.clone());
                     if let Some(action) = dsn::Action::for_success(outcome) {
                         self.succeeded
                             .push((action, recipient.clone(), answer.clone()));
                     }
-                    ("delivered", answer)
+                    "delivered"
                 }
                 Outcome::Deferred(answer) if self.is_given_up(answer) => {
                     self.failed.push(Failure {
@@ -305,14 +310,14 @@ impl<'a> Settling<'a> {
                         answer,
                         given_up: true,
                     });
-                    ("given-up", answer)
+                    "given-up"
                 }
                 Outcome::Deferred(answer) => {
                     let queue = (answer.next_hop.clone(), answer.held_back);
                     let (those, status) = later.entry(queue).or_default();
                     those.push(*at);
                     status.clone_from(&answer.text);
-                    ("delayed", answer)
+                    "delayed"
                 }
                 Outcome::Failed(answer) => {
                     self.failed.push(Failure {
@@ -321,12 +326,10 @@ impl<'a> Settling<'a> {
                         answer,
                         given_up: false,
                     });
-                    ("refused", answer)
+                    "refused"
                 }
             };
-            if !self.told.contains(at) {
-                self.tell(event, decision, &[*at], answer.text.clone());
-            }
+            self.tell_answer(event, decision, *at, outcome);
         }
         for ((_, held_back), (those, status)) in later {
             let draft = &self.draft;
@@ -344,6 +347,20 @@ impl<'a> Settling<'a> {
         let is_reviewed = |before: &Record| before.released || before.notification.is_some();
         self.draft.is_past_give_up()
             || answer.is_unrouted() && self.draft.before.is_some_and(is_reviewed)
+    }
+
+    /// Tells what a next hop answered for one recipient, unless that is told already.
+    fn tell_answer(
+        &mut self,
+        event: &'static str,
+        decision: &Decision,
+        at: usize,
+        outcome: &Outcome,
+    ) {
+        if !self.told.contains(&at) {
+            self.facts.answered(outcome);
+            self.tell(event, decision, &[at], outcome.answer().text.clone());
+        }
     }
 
     fn tell(
@@ -385,8 +402,26 @@ impl<'a> Settling<'a> {
         // the next hop's, which a store failure must not revoke: the record is then stored beside the settlement.
         let is_owed = |record: &mut Record| stored && has_stand_in(&record.reports);
         self.keep.extend(self.rescan.take_if(is_owed));
-        // The first record keeps the id of the message; records for other ways get new ids. The history leads from a new id to
-        // the message, also when the record is gone.
+        self.name_parts();
+        if let Some(record) = &mut self.rescan {
+            record.id = MessageId::new();
+        }
+        self.describe();
+        Settlement {
+            keep: self.keep,
+            notices,
+            reply,
+            history: self.history,
+            rescan: self.rescan,
+            was_held: self.draft.before.is_some_and(counts::was_held),
+            facts: self.facts,
+        }
+    }
+
+    /// The first record keeps the id of the message; records for other ways get new ids. The history leads from a new id to
+    /// the message, also when the record is gone.
+    fn name_parts(&mut self) {
+        let id = self.draft.message.id;
         for record in self.keep.iter_mut().skip(1) {
             record.id = MessageId::new();
             self.history.push(HistoryEntry {
@@ -401,19 +436,22 @@ impl<'a> Settling<'a> {
                 size: record.size,
                 decision: None,
                 reports: Vec::new(),
+                subject: String::new(),
+                attachments: Vec::new(),
                 detail: format!("from {id}"),
             });
         }
-        if let Some(record) = &mut self.rescan {
-            record.id = MessageId::new();
-        }
-        Settlement {
-            keep: self.keep,
-            notices,
-            reply,
-            history: self.history,
-            rescan: self.rescan,
-            was_held: self.draft.before.is_some_and(counts::was_held),
+    }
+
+    /// Adds subject and attachments to the first entry, if this pass has inspected the message.
+    fn describe(&mut self) {
+        let described = self
+            .draft
+            .judged
+            .and_then(|judged| judged.described.as_ref());
+        if let (Some(first), Some(described)) = (self.history.first_mut(), described) {
+            first.subject.clone_from(&described.subject);
+            first.attachments.clone_from(&described.attachments);
         }
     }
 
@@ -458,6 +496,8 @@ pub(super) fn entry(
         size: message.content.len() as u64,
         decision: Some(decision.clone()),
         reports: judged.map_or_else(Vec::new, |judged| judged.reports.clone()),
+        subject: String::new(),
+        attachments: Vec::new(),
         detail,
     }
 }

@@ -147,12 +147,15 @@ impl Pipeline {
     ) -> Result<(), StoreError> {
         let (lane, id) = (rest.lane, rest.id);
         let until = wall_clock() + lanes::lease(&removing.generation.budget);
+        let facts = events::PassFacts::taken(settle::first_hop(removing.generation, &rest));
         let change = Change::Take(Box::new(rest), until);
         self.store.change_in(lane, id, change, None).await?;
         let reply = Reply::accepted(removing.message.id);
-        for entry in removing.tell() {
+        let entries = removing.tell();
+        events::message(removing.message, &entries, &facts, &reply);
+        for entry in entries {
             counts::recipients(&entry, false);
-            events::settled(&entry, &reply);
+            events::settled(&entry);
             self.history.record(entry);
         }
         Ok(())

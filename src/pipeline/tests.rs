@@ -54,6 +54,7 @@ fn message(recipients: &[&str]) -> Message {
         }),
         trace: "Received: from x by y; now\r\n".into(),
         content: Content::uncharged("Subject: x\r\n\r\nx\r\n"),
+        times: None,
     }
 }
 
@@ -158,14 +159,19 @@ fn passed(groups: Vec<(Disposition, Vec<usize>, GroupOutcome)>) -> Passed {
         reports: Vec::new(),
         spent: Duration::ZERO,
         reputation: None,
+        described: None,
     };
     let mut ends = Vec::new();
     for (disposition, recipients, end) in groups {
         judged.groups.push((decision(disposition), recipients));
         ends.push(end);
     }
-    let told = Vec::new();
-    Passed { judged, ends, told }
+    Passed {
+        judged,
+        ends,
+        told: Vec::new(),
+        delivering: None,
+    }
 }
 
 /// The reply is true for every recipient, and what it promises is what is kept: all the ways a message can end in its
@@ -576,6 +582,7 @@ async fn a_delivery_ends_before_the_lease_does() {
         reports: Vec::new(),
         spent: Duration::ZERO,
         reputation: None,
+        described: None,
     };
     let lease = lanes::lease(&generation.budget);
     let began = Instant::now();

@@ -387,6 +387,7 @@ fn printed(content: &str) -> ScanRequest {
         envelope: request.envelope.clone(),
         trace: "".into(),
         content: request.content.clone(),
+        times: None,
     };
     let inspection = mime::inspect(request.content.bytes(), mime::Limits::default());
     request.fingerprint = Some(Arc::new(Fingerprint::of(&message, &inspection)));

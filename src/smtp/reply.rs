@@ -51,6 +51,8 @@ pub struct Reply {
     enhanced: Option<(u16, u16)>,
     lines: Vec<Cow<'static, str>>,
     closes: bool,
+    /// See [`Reply::reason`].
+    reason: &'static str,
 }
 
 impl Reply {
@@ -69,7 +71,31 @@ impl Reply {
             enhanced: enhanced.into(),
             lines: vec![text.into()],
             closes: false,
+            reason: "",
         }
+    }
+
+    /// Gives a refusal its reason.
+    fn because(mut self, reason: &'static str) -> Self {
+        self.reason = reason;
+        self
+    }
+
+    /// The reason of a refusal in one stable word, for the log and the metrics; empty for other replies. docs/LOGS.md lists
+    /// all words.
+    pub fn reason(&self) -> &'static str {
+        self.reason
+    }
+
+    /// Whether the relay does not do what the client wants.
+    pub fn is_refusal(&self) -> bool {
+        self.class >= Class::Transient
+    }
+
+    /// The enhanced status code (RFC 3463) as text.
+    pub fn enhanced(&self) -> Option<String> {
+        let (subject, detail) = self.enhanced?;
+        Some(format!("{}.{subject}.{detail}", self.class as u16))
     }
 
     /// The reply code.

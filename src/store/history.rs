@@ -49,6 +49,12 @@ pub struct HistoryEntry {
     /// The reports that the decision is based on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reports: Vec<Report>,
+    /// The subject, in the first entry of a pass that inspected the message. Untrusted, at most 300 characters.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub subject: String,
+    /// The names of its attachments, in the same entry: see [`Described`](crate::message::Described).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<String>,
     /// Details for people: the next hop and its reply, or the reason of a deferral.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
@@ -94,6 +100,13 @@ impl History {
     /// Records an event. Never waits: if the queue is full, the entry is dropped and counted.
     pub fn record(&self, entry: HistoryEntry) {
         self.0.note(entry);
+    }
+
+    /// Waits until all events recorded before can be read by any process. If the queue is full, this does not wait.
+    ///
+    /// Cancel safety: safe.
+    pub async fn flush(&self) {
+        self.0.flush().await;
     }
 
     /// Number of entries lost since the start, because the queue was full or a write failed.
@@ -158,6 +171,8 @@ mod tests {
             size: 4096,
             decision: record.decision,
             reports: record.reports,
+            subject: String::new(),
+            attachments: Vec::new(),
             detail: "held by policy.malware".to_owned(),
         }
     }

@@ -64,6 +64,13 @@ impl Incidents {
         (Arc::new(Self(log)), next)
     }
 
+    /// Waits until all incidents recorded before can be read by any process. If the queue is full, this does not wait.
+    ///
+    /// Cancel safety: safe.
+    pub async fn flush(&self) {
+        self.0.flush().await;
+    }
+
     /// Number of incidents lost since the start, because the queue was full or writes failed.
     pub fn dropped(&self) -> u64 {
         self.0.dropped()

@@ -75,7 +75,7 @@ fn without_inline_tests(text: &str) -> String {
 }
 
 /// What becomes part of the product: every source but tests.
-fn product() -> Vec<(PathBuf, String)> {
+pub fn product() -> Vec<(PathBuf, String)> {
     let sources = sources().into_iter();
     sources
         .filter(|(path, _)| !is_test(path))

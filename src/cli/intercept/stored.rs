@@ -97,6 +97,7 @@ async fn one(pattern: &Pattern, record: &Record, store: &dyn Store) -> Result<bo
         envelope: Arc::new(record.envelope.clone()),
         trace: "".into(),
         content: Content::uncharged(content),
+        times: None,
     };
     // Parsing a large message would block the thread of the runtime.
     let compare = move || {

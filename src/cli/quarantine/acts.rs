@@ -52,15 +52,21 @@ pub(super) async fn release(
         let released = quarantine::release(store, id, to.clone(), give_up, &actor).await;
         released.map(drop).map_err(CliError::from)
     };
-    let done = act_on_all(&wanted.selection, &verb, store, act_on_one, terminal).await;
-    // The relay is notified even if the report could not be written: the released messages wait for delivery.
-    control::wake(&config.admin.socket).await;
-    done
+    act_on_all(
+        &wanted.selection,
+        &verb,
+        config,
+        store,
+        act_on_one,
+        terminal,
+    )
+    .await
 }
 
 /// Deletes the selected messages for good.
 pub(super) async fn delete(
     wanted: &Selection,
+    config: &Config,
     store: &dyn Store,
     terminal: &mut Terminal<'_>,
 ) -> Outcome {
@@ -73,12 +79,13 @@ pub(super) async fn delete(
         let deleted = quarantine::delete(store, id, &actor).await;
         deleted.map_err(CliError::from)
     };
-    act_on_all(wanted, &verb, store, act_on_one, terminal).await
+    act_on_all(wanted, &verb, config, store, act_on_one, terminal).await
 }
 
 /// Exports the selected messages to a file, to a folder (one file a message), or to standard output.
 pub(super) async fn export(
     wanted: &Export,
+    config: &Config,
     store: &dyn Store,
     terminal: &mut Terminal<'_>,
 ) -> Outcome {
@@ -88,7 +95,7 @@ pub(super) async fn export(
     };
     let actor = actor_and_time(terminal);
     if wanted.output == Path::new("-") {
-        return export_to_output(wanted, store, &actor, terminal).await;
+        return export_to_output(wanted, config, store, &actor, terminal).await;
     }
     let format = export_format(wanted.format);
     let into_folder = wanted.format == Format::Eml && is_folder(wanted);
@@ -112,7 +119,15 @@ pub(super) async fn export(
             .await
             .map_err(|error| CliError::Internal(error.to_string()))?
     };
-    act_on_all(&wanted.selection, &verb, store, act_on_one, terminal).await
+    act_on_all(
+        &wanted.selection,
+        &verb,
+        config,
+        store,
+        act_on_one,
+        terminal,
+    )
+    .await
 }
 
 /// Whether the output is a folder: it is one, is written as one, or must be one because it may get several messages.
@@ -135,6 +150,7 @@ fn make_folder(folder: &Path) -> Result<(), CliError> {
 /// Writes the messages one after the other to standard output. No other text goes there.
 async fn export_to_output(
     wanted: &Export,
+    config: &Config,
     store: &dyn Store,
     actor: &Act,
     terminal: &mut Terminal<'_>,
@@ -151,12 +167,13 @@ async fn export_to_output(
         let what = "eml cannot separate several messages on standard output; use --format mbox or a folder";
         return Err(CliError::Usage(what.to_owned()));
     }
-    for id in ids {
+    for id in &ids {
         let format = export_format(wanted.format);
         let octets =
-            quarantine::export::export(store, id, format, "standard output", actor).await?;
+            quarantine::export::export(store, *id, format, "standard output", actor).await?;
         terminal.out.write_all(&octets)?;
     }
+    control::acted(&config.admin.socket, "export", &ids, 0).await;
     Ok(Exit::Done)
 }
 
@@ -195,6 +212,7 @@ fn write_private(file: &Path, append: bool, octets: &[u8]) -> io::Result<()> {
 async fn act_on_all(
     selection: &Selection,
     verb: &Verb,
+    config: &Config,
     store: &dyn Store,
     act_on_one: impl AsyncFn(MessageId) -> Result<(), CliError>,
     terminal: &mut Terminal<'_>,
@@ -220,6 +238,8 @@ async fn act_on_all(
         bar.inc(1);
     }
     bar.finish_and_clear();
+    // The relay is notified even if the report cannot be written: released messages wait for delivery.
+    control::acted(&config.admin.socket, verb.present, &done, failed.len()).await;
     report(verb, &done, &failed, terminal)?;
     let exits = failed.iter().map(|(_, error)| match error.exit() {
         // An error may have the exit code of a success (a closed pipe). Here it is still a message on which the act was not

@@ -12,7 +12,7 @@ use crate::deadline::Budget;
 use crate::store::Capacity;
 use crate::{admin, intercept, quarantine, store};
 
-pub use crate::telemetry::log::LogFormat;
+pub use crate::telemetry::log::{LogFormat, LogOutput};
 
 use super::{DAY, HOUR, MINUTE, is_host, secs, socket_address};
 
@@ -25,6 +25,8 @@ pub struct RelaySettings {
     pub log_level: String,
     /// Format of log lines.
     pub log_format: LogFormat,
+    /// Where log lines go.
+    pub log_output: LogOutput,
     /// Time that sessions in flight have to finish after SIGTERM.
     pub drain_timeout: Duration,
 }
@@ -51,6 +53,8 @@ pub(in crate::config) fn relay(mut section: Section<'_>) -> RelaySettings {
     });
     let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     let log_format = section.choice("log_format", Some(LogFormat::Text), &formats);
+    let outputs = [("stderr", LogOutput::Stderr), ("syslog", LogOutput::Syslog)];
+    let log_output = section.choice("log_output", Some(LogOutput::Stderr), &outputs);
     let drain_timeout = section.duration("drain_timeout", secs(30), secs(0)..=secs(HOUR));
     section.finish();
     RelaySettings {
@@ -60,6 +64,7 @@ pub(in crate::config) fn relay(mut section: Section<'_>) -> RelaySettings {
         },
         log_level,
         log_format: log_format.unwrap_or(LogFormat::Text),
+        log_output: log_output.unwrap_or(LogOutput::Stderr),
         drain_timeout,
     }
 }

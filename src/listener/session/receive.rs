@@ -1,17 +1,19 @@
 //! Receives the content of a message within limits of size, memory, time and rate.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::{Ending, Session};
 use crate::deadline::{Deadline, Elapsed};
 use crate::listener::Limits;
 use crate::listener::admission::Share;
-use crate::message::{Charge, Content, MemoryBudget};
+use crate::message::{Charge, Content, MemoryBudget, Message, Times};
 use crate::smtp::Reply;
 use crate::smtp::content::Decoder;
 
 /// Time after DATA or the first BDAT before the average rate is checked: 30 s, because a slow start is normal.
-const RATE_CHECK_DELAY: std::time::Duration = std::time::Duration::from_secs(30);
+const RATE_CHECK_DELAY: Duration = Duration::from_secs(30);
 
 /// The content of one transaction while it arrives.
 pub(super) struct Intake {
@@ -104,6 +106,11 @@ impl Intake {
         whole
     }
 
+    /// The time since DATA or the first BDAT.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     fn is_too_slow(&self, rate: u64) -> bool {
         let elapsed = self.began.elapsed();
         elapsed > RATE_CHECK_DELAY && self.used < rate.saturating_mul(elapsed.as_secs())
@@ -169,6 +176,25 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Gives a message, whose content took `receiving` to arrive, to the pipeline, and returns the reply to it.
+    pub(super) async fn hand_over(&self, message: Message, receiving: Duration) -> Reply {
+        let message = Message {
+            times: Some(Times {
+                received: Instant::now(),
+                receiving,
+                storing: Duration::ZERO,
+            }),
+            ..message
+        };
+        let (id, envelope) = (message.id, message.envelope.clone());
+        let mode = self.context.settings.mode;
+        let reply = self.pipeline.accept(message, mode).await;
+        if reply.is_refusal() {
+            self.message_refused(id, &envelope, &reply);
+        }
+        reply
     }
 
     /// Decodes the buffered input. True if it contains the end of data.

@@ -318,6 +318,7 @@ mod tests {
             }),
             trace: "".into(),
             content: Content::uncharged(content.to_vec()),
+            times: None,
         };
         let inspection = inspect(message.content.bytes(), mime::Limits::default());
         Fingerprint::of(&message, &inspection)

@@ -27,6 +27,7 @@ fn from_client(client: &str, content: &[u8]) -> Fingerprint {
         }),
         trace: "".into(),
         content: Content::uncharged(content.to_vec()),
+        times: None,
     };
     let inspection = inspect(message.content.bytes(), mime::Limits::default());
     Fingerprint::of(&message, &inspection)

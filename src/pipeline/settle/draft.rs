@@ -237,6 +237,7 @@ impl Draft<'_> {
             envelope: Arc::new(envelope),
             trace: "".into(),
             content: Content::uncharged(content.clone()),
+            times: None,
         };
         let draft = Draft {
             generation: self.generation,

@@ -49,6 +49,7 @@ pub(in crate::pipeline) fn judged_before(record: &Record, message: &Message) -> 
         reports: record.reports.clone(),
         spent: record.spent,
         reputation: record.reputation,
+        described: None,
     })
 }
 

@@ -34,6 +34,7 @@ fn judged(reports: Vec<Report>) -> Judgement {
         reports,
         spent: Duration::ZERO,
         reputation: None,
+        described: None,
     }
 }
 

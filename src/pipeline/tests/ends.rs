@@ -272,6 +272,7 @@ fn of(record: &Record, content: &Content) -> Message {
         envelope: Arc::new(record.envelope.clone()),
         trace: record.trace.clone(),
         content: content.clone(),
+        times: None,
     };
     settle::as_sent(record, message)
 }
@@ -287,6 +288,7 @@ fn ended(
         judged: settle::judged_before(record, &message).expect("it is to be delivered"),
         ends: vec![GroupOutcome::Delivered(vec![outcome])],
         told: Vec::new(),
+        delivering: None,
     };
     let custody = Custody::Stored(Box::new(record.clone()));
     let settled = settle::settle(generation, &message, &custody, &passed);
@@ -470,6 +472,7 @@ fn groups_that_differ_are_judged_again_after_the_session() {
         reports: Vec::new(),
         spent: Duration::ZERO,
         reputation: None,
+        described: None,
     };
     let differing = judged(vec![
         (Disposition::Deliver, vec![0]),
@@ -575,6 +578,7 @@ async fn a_bounce_gets_through_a_narrow_next_hop() {
                 envelope: Arc::new(record.envelope.clone()),
                 trace: record.trace.clone(),
                 content,
+                times: None,
             };
             let onward = NextStep::Deliver(None);
             pipeline

@@ -81,6 +81,7 @@ impl Reply {
             (7, 8),
             "User name or password is wrong",
         )
+        .because("bad-credentials")
     }
 
     /// 535 after AUTH with an authorization identity other than the user (RFC 4616 2).
@@ -106,11 +107,12 @@ impl Reply {
             (7, 0),
             "Credentials cannot be checked now, try again later",
         )
+        .because("auth-unavailable")
     }
 
     /// 501 when the client answers a challenge with `*` (RFC 4954 4).
     pub fn auth_cancelled() -> Self {
-        Self::new(Class::Permanent, 1, (7, 0), "Authentication cancelled")
+        Self::new(Class::Permanent, 1, (7, 0), "Authentication cancelled").because("auth-cancelled")
     }
 
     /// 504 for an AUTH mechanism that is not offered.
@@ -121,6 +123,7 @@ impl Reply {
             (5, 4),
             "Only AUTH PLAIN and LOGIN are offered here",
         )
+        .because("unknown-mechanism")
     }
 
     /// 538 for AUTH without TLS (RFC 4954 6).
@@ -131,6 +134,7 @@ impl Reply {
             (7, 11),
             "Encryption required: use STARTTLS first",
         )
+        .because("tls-required")
     }
 
     /// 220 to STARTTLS.
@@ -140,7 +144,7 @@ impl Reply {
 
     /// 530 when the listener demands TLS (RFC 3207 4).
     pub fn tls_required() -> Self {
-        Self::new(Class::Permanent, 30, (7, 0), "Use STARTTLS first")
+        Self::new(Class::Permanent, 30, (7, 0), "Use STARTTLS first").because("tls-required")
     }
 
     /// 221 to QUIT.
@@ -177,17 +181,17 @@ impl Reply {
 
     /// 500 for an unknown command.
     pub fn unknown_command() -> Self {
-        Self::new(Class::Permanent, 0, (5, 2), "Unknown command")
+        Self::new(Class::Permanent, 0, (5, 2), "Unknown command").because("unknown-command")
     }
 
     /// 502 for a command of the standard that is not implemented here (EXPN, ETRN …).
     pub fn not_implemented() -> Self {
-        Self::new(Class::Permanent, 2, (5, 1), "Command not implemented")
+        Self::new(Class::Permanent, 2, (5, 1), "Command not implemented").because("not-implemented")
     }
 
     /// 501 for a known command that is malformed.
     pub fn syntax(expected: &'static str) -> Self {
-        Self::new(Class::Permanent, 1, (5, 4), format!("Syntax: {expected}"))
+        Self::new(Class::Permanent, 1, (5, 4), format!("Syntax: {expected}")).because("syntax")
     }
 
     /// 500 for a command line over the limit.
@@ -198,6 +202,7 @@ impl Reply {
             (5, 6),
             format!("Command line longer than {limit} octets"),
         )
+        .because("line-too-long")
     }
 
     /// 500 for a command line that is ended by, or contains, a bare CR or LF, or has a NUL.
@@ -208,16 +213,17 @@ impl Reply {
             (5, 2),
             "Lines must end with CRLF, without bare CR, LF or NUL",
         )
+        .because("line-end")
     }
 
     /// 421 for BDAT without a valid size. The relay cannot tell the octets of the chunk from commands, so it ends the session.
     pub fn bad_chunk() -> Self {
-        Self::closing((5, 4), "Syntax: BDAT chunk-size [LAST]")
+        Self::closing((5, 4), "Syntax: BDAT chunk-size [LAST]").because("syntax")
     }
 
     /// 503 for a command out of sequence.
     pub fn bad_sequence(expected: &'static str) -> Self {
-        Self::new(Class::Permanent, 3, (5, 1), expected)
+        Self::new(Class::Permanent, 3, (5, 1), expected).because("sequence")
     }
 
     /// 555 for a MAIL or RCPT parameter that is not implemented (RFC 5321 4.1.1.11).
@@ -229,6 +235,7 @@ impl Reply {
             (5, 4),
             format!("Parameter not implemented: {shown}"),
         )
+        .because("parameter")
     }
 
     /// 501 for an invalid parameter value.
@@ -239,6 +246,7 @@ impl Reply {
             (5, 4),
             format!("Bad value for {parameter}"),
         )
+        .because("parameter")
     }
 
     /// 501 for a parameter that is given twice.
@@ -259,6 +267,7 @@ impl Reply {
             (1, 7),
             format!("Bad reverse-path: {why}"),
         )
+        .because("address")
     }
 
     /// 553 for a RCPT argument that is not a mailbox.
@@ -269,6 +278,7 @@ impl Reply {
             (1, 3),
             format!("Bad forward-path: {why}"),
         )
+        .because("address")
     }
 
     /// 553 for a non-ASCII address without SMTPUTF8 (RFC 6531 3.5).
@@ -279,6 +289,7 @@ impl Reply {
             (6, 7),
             "A non-ASCII address needs the SMTPUTF8 parameter",
         )
+        .because("needs-smtputf8")
     }
 
     /// 452 for a recipient above the limit (RFC 5321 4.5.3.1.10).
@@ -289,6 +300,7 @@ impl Reply {
             (5, 3),
             "Too many recipients, send the message to the others in a new transaction",
         )
+        .because("too-many-recipients")
     }
 
     /// 550 for a client that may not relay.
@@ -299,6 +311,7 @@ impl Reply {
             (7, 1),
             "Relaying denied: authenticate, or use an allowed network or client certificate",
         )
+        .because("relay-denied")
     }
 
     /// 550 for a domain without next hop.
@@ -309,11 +322,12 @@ impl Reply {
             (4, 4),
             format!("No route to {domain} is configured here"),
         )
+        .because("no-route")
     }
 
     /// 554 for DATA without an accepted recipient.
     pub fn no_valid_recipients() -> Self {
-        Self::new(Class::Permanent, 54, (5, 1), "No valid recipients")
+        Self::new(Class::Permanent, 54, (5, 1), "No valid recipients").because("no-recipients")
     }
 
     /// 552 for a declared or real size above the limit (RFC 1870 6).
@@ -324,6 +338,7 @@ impl Reply {
             (3, 4),
             format!("Message larger than {limit} octets"),
         )
+        .because("too-large")
     }
 
     /// 554 for content with a bare CR or LF.
@@ -334,6 +349,7 @@ impl Reply {
             (6, 0),
             "Bare CR or LF in the message is not allowed, lines must end with CRLF",
         )
+        .because("line-end")
     }
 
     /// 554 for a message that too many relays have handled (RFC 5321 6.3).
@@ -344,6 +360,7 @@ impl Reply {
             (4, 6),
             format!("Mail loop: {hops} Received fields"),
         )
+        .because("loop")
     }
 
     /// 452 if memory or disk has no room now.
@@ -354,6 +371,7 @@ impl Reply {
             (3, 1),
             "No room for this message now, try again later",
         )
+        .because("no-room")
     }
 
     /// 451 to a client or sender with too much of the waiting work (RFC 3463: 4.3.2, the system accepts no messages now).
@@ -364,6 +382,7 @@ impl Reply {
             (3, 2),
             "Too much mail from this client or sender waits here, try again later",
         )
+        .because("over-share")
     }
 
     /// 451 to all clients while the backlog is at its limit.
@@ -374,6 +393,7 @@ impl Reply {
             (3, 2),
             "Too much mail waits here, try again later",
         )
+        .because("backlog")
     }
 
     /// 421 when the relay stops.
@@ -382,21 +402,23 @@ impl Reply {
             (3, 2),
             format!("{hostname} is shutting down, try again later"),
         )
+        .because("stopping")
     }
 
     /// 421 for a session above the session limits.
     pub fn too_many_sessions() -> Self {
-        Self::closing((7, 0), "Too many sessions, try again later")
+        Self::closing((7, 0), "Too many sessions, try again later").because("too-many-sessions")
     }
 
     /// 421 after too many errors or commands.
     pub fn too_many_errors() -> Self {
         Self::closing((7, 0), "Too many errors or commands in this session")
+            .because("too-many-errors")
     }
 
     /// 421 for a client that sent nothing within a timeout, or sends too slowly.
     pub fn timed_out(what: &'static str) -> Self {
-        Self::closing((4, 2), what)
+        Self::closing((4, 2), what).because("timeout")
     }
 
     fn closing(enhanced: (u16, u16), text: impl Into<Cow<'static, str>>) -> Self {

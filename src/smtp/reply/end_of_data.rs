@@ -30,6 +30,7 @@ impl Reply {
             (7, 1),
             format!("Rejected by policy {rule} ({id})"),
         )
+        .because("policy")
     }
 
     /// 5yz: the next hop refused the message; the text of its reply is passed on.
@@ -45,6 +46,7 @@ impl Reply {
             enhanced,
             format!("{id} refused, next hop said: {}", said.text),
         )
+        .because("next-hop")
     }
 
     /// 552 or 554: the next hop cannot accept this kind of message. The enhanced status code is the one at the beginning of
@@ -66,6 +68,7 @@ impl Reply {
             status,
             format!("{id} cannot be delivered: {words}"),
         )
+        .because("undeliverable")
     }
 
     /// 451: the relay could not store the message, so the sender keeps it.
@@ -76,5 +79,6 @@ impl Reply {
             (3, 0),
             format!("{id} could not be stored here, try again later"),
         )
+        .because("store")
     }
 }

@@ -344,8 +344,8 @@ pub static ALL: &[Metric] = &[
     ),
     counter(
         "spillway_log_lost_total",
-        &[("log", Words(|| vec!["history", "incidents"]))],
-        "Entries lost by the history or the incident log, because the queue was full or the disk failed",
+        &[("log", Words(|| vec!["history", "incidents", "syslog"]))],
+        "Entries lost by the history or the incident log, because the queue was full or the disk failed; lines that the syslog daemon did not take (log=\"syslog\")",
     ),
     counter(
         "spillway_rescans_dropped_total",

@@ -303,6 +303,8 @@ fn told(record: &Record) -> HistoryEntry {
         size: record.size,
         decision: None,
         reports: Vec::new(),
+        subject: record.subject.clone(),
+        attachments: vec!["invoice.pdf\u{202e}exe".to_owned()],
         detail: detail.to_owned(),
     };
     let mut decided = match record.lane {
