@@ -128,6 +128,14 @@ impl Reply {
         Self::new(Class::Permanent, 30, (7, 0), "Use STARTTLS first")
     }
 
+    /// 421 to a request of HTTP in place of a command.
+    pub fn not_http(hostname: &str) -> Self {
+        let text = format!("{hostname} speaks SMTP, not HTTP; closing the connection");
+        let mut reply = Self::new(Class::Transient, 21, (7, 0), text);
+        reply.closes = true;
+        reply
+    }
+
     /// 221 to QUIT.
     pub fn goodbye(hostname: &str) -> Self {
         let mut reply = Self::new(
