@@ -1,10 +1,11 @@
 //! Checks of combinations: settings that are valid alone, but cannot work together.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::delivery;
-use crate::message::MemoryBudget;
+use crate::message::{MemoryBudget, canonical};
 use crate::store::Capacity;
 
 use super::Config;
@@ -220,10 +221,11 @@ fn routes(config: &Config, log: &mut Log) {
             "add a [[next_hop]] with domains = [\"*\"], so that bounces reach senders in other domains",
         );
     }
-    let mut taken: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut taken: BTreeMap<Cow<'_, str>, &str> = BTreeMap::new();
     for next_hop in &config.next_hops {
         for domain in &next_hop.domains {
-            if let Some(other) = taken.insert(domain, &next_hop.name) {
+            let spelling = canonical::domain(domain);
+            if let Some(other) = taken.insert(spelling, &next_hop.name) {
                 let key = format!("next_hop.{}.domains", next_hop.name);
                 let what = format!("\"{domain}\" already goes to next_hop.{other}");
                 log.complain(

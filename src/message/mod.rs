@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod attachment;
+pub mod canonical;
 pub mod content;
 pub mod edit;
 pub mod envelope;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 pub use address::{Mailbox, ReversePath};
 pub use attachment::AttachmentFact;
+pub use canonical::{AddressPattern, ComparedAddress};
 pub use content::{Charge, Content, Digest, MemoryBudget};
 pub use edit::{Edit, RequestedEdit, Rights, Wanted};
 pub use envelope::{BodyKind, Envelope, Notify, Origin, Recipient, Ret};

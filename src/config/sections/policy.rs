@@ -6,7 +6,7 @@ use crate::config::problem::nearest;
 use crate::config::reader::Section;
 use crate::config::units::Wrong;
 use crate::config::value::plain;
-use crate::message::Glob;
+use crate::message::{AddressPattern, Glob};
 use crate::policy::{Rule, Settings};
 use crate::verdict::{Disposition, EngineClass, FindingKind, Reason};
 use crate::{listener, scan};
@@ -139,9 +139,13 @@ fn rule(
     let globs = |section: &mut Section<'_>, key| {
         section.list(key, None, |glob: &Glob| glob.as_str().to_owned(), glob)
     };
+    let addresses = |section: &mut Section<'_>, key| {
+        let show = |pattern: &AddressPattern| pattern.as_str().to_owned();
+        section.list(key, None, show, address_pattern)
+    };
     let mut rule = Rule::new(name, Disposition::Quarantine);
-    rule.sender = globs(&mut section, "sender");
-    rule.recipient = globs(&mut section, "recipient");
+    rule.sender = addresses(&mut section, "sender");
+    rule.recipient = addresses(&mut section, "recipient");
     rule.client = section.list("client", None, plain, network);
     rule.user = globs(&mut section, "user");
     rule.listener = section.list("listener", None, plain, |text| {
@@ -211,12 +215,18 @@ fn check_conditions(section: &Section<'_>, rule: &Rule) {
 }
 
 fn glob(text: &str) -> Result<Glob, Wrong> {
-    Glob::new(text).ok_or_else(|| {
-        Wrong::new(
-            "contains an empty pattern or one of more than 500 characters",
-            "write a pattern such as \"*@example.com\" or \"*.xlsm\"",
-        )
-    })
+    Glob::new(text).ok_or_else(not_a_pattern)
+}
+
+fn address_pattern(text: &str) -> Result<AddressPattern, Wrong> {
+    AddressPattern::new(text).ok_or_else(not_a_pattern)
+}
+
+fn not_a_pattern() -> Wrong {
+    Wrong::new(
+        "contains an empty pattern or one of more than 500 characters",
+        "write a pattern such as \"*@example.com\" or \"*.xlsm\"",
+    )
 }
 
 fn known(what: &str, text: &str, names: &[&str]) -> Result<String, Wrong> {

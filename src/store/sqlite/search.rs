@@ -14,7 +14,7 @@ use super::bodies::{Bodies, failed};
 use super::health::Disk;
 use super::row::{cause_key, decode, lane_number, lossy};
 use super::schema::broken;
-use crate::message::MessageId;
+use crate::message::{MessageId, canonical};
 use crate::store::{
     Audit, CAUSES_MAX, Capacity, Cause, Filter, Held, Holder, Lane, LaneStats, Object, Queue,
     Record, StoreError, Times,
@@ -167,6 +167,19 @@ impl Query {
             self.and(&format!("({})", any.join(" OR ")), text.to_lowercase());
         }
     }
+
+    /// Part of an address as it was received, or any spelling of it.
+    fn contains_address(&mut self, column: &str, text: Option<&String>) {
+        let Some(text) = text else { return };
+        let mut spelled = |spelling: String| {
+            self.values.push(spelling.into());
+            format!("instr({column}, ?{}) > 0", self.values.len())
+        };
+        let received = spelled(text.to_lowercase());
+        let canonical = spelled(canonical::part(text).into_owned());
+        self.sql
+            .push_str(&format!(" AND ({received} OR {canonical})"));
+    }
 }
 
 fn conditions(filter: &Filter) -> Query {
@@ -199,8 +212,8 @@ fn conditions(filter: &Filter) -> Query {
     };
     query.contains(&["rule", "reason"], filter.reason.as_ref());
     query.contains(&["findings"], filter.finding.as_ref());
-    query.contains(&["sender"], filter.sender.as_ref());
-    query.contains(&["recipients"], filter.recipient.as_ref());
+    query.contains_address("sender", filter.sender.as_ref());
+    query.contains_address("recipients", filter.recipient.as_ref());
     query.contains(&["subject"], filter.subject.as_ref());
     if let Some(engine) = &filter.engine {
         query.and(
