@@ -146,6 +146,8 @@ fn rule(
     let mut rule = Rule::new(name, Disposition::Quarantine);
     rule.sender = addresses(&mut section, "sender");
     rule.recipient = addresses(&mut section, "recipient");
+    advise_addresses(&section, "sender", &rule.sender);
+    advise_addresses(&section, "recipient", &rule.recipient);
     rule.client = section.list("client", None, plain, network);
     rule.user = globs(&mut section, "user");
     rule.listener = section.list("listener", None, plain, |text| {
@@ -167,6 +169,33 @@ fn rule(
     section.finish();
     rule.then = then?;
     Some(rule)
+}
+
+/// Warns of patterns that match no address: a pattern covers a whole address, and other servers take a domain for all its addresses.
+fn advise_addresses(section: &Section<'_>, key: &'static str, patterns: &[AddressPattern]) {
+    for pattern in patterns {
+        let text = pattern.as_str();
+        let bare = text.trim_matches(['.', '@']);
+        let fix = if text.starts_with("@") && text.len() > 1 {
+            format!("write \"*{text}\"")
+        } else if text == "<>" && key == "recipient" {
+            "write sender = [\"<>\"] for bounces".to_owned()
+        } else if text.contains(['@', '*', '?'])
+            || text == "<>"
+            || text.eq_ignore_ascii_case("postmaster")
+        {
+            continue;
+        } else if text.starts_with('.') {
+            format!("write \"*@*.{bare}\"")
+        } else if text.contains('.') {
+            format!("write \"*@{bare}\"")
+        } else {
+            format!("write \"{text}@*\"")
+        };
+        let what =
+            format!("{text:?} matches no address, because a pattern covers the whole address");
+        section.warn_item(key, text, what, fix);
+    }
 }
 
 /// A rule for all mail must say so explicitly, and an empty condition is a mistake.
