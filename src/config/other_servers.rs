@@ -1,10 +1,9 @@
 //! The words of other mail servers and filters, so that an administrator who knows them finds the keys of this relay.
 
+use super::change::SECTION_LISTS;
+
 /// A word, the servers that have it, and the keys that do the same here: `section.key`.
 type Word = (&'static str, &'static str, &'static [&'static str]);
-
-/// Sections that a file may contain several times.
-const LISTS: [&str; 4] = ["listener", "engine", "rule", "next_hop"];
 
 /// All words. Each is the name that an administrator would look for, not every name that exists.
 #[rustfmt::skip]
@@ -133,7 +132,7 @@ pub(super) fn advice(word: &str) -> Option<String> {
     }
     let places = places.iter().map(|(section, keys)| {
         let keys = keys.join(" and ");
-        match LISTS.contains(section) {
+        match SECTION_LISTS.contains(section) {
             true => format!("{keys} in [[{section}]]"),
             false => format!("{keys} in [{section}]"),
         }

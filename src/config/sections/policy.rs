@@ -171,7 +171,7 @@ fn rule(
     Some(rule)
 }
 
-/// Warns of patterns that match no address: a pattern covers a whole address, and other servers take a domain for all its addresses.
+/// Warns of patterns that match no address. A pattern covers a whole address; other servers take a domain for all addresses in it.
 fn advise_addresses(section: &Section<'_>, key: &'static str, patterns: &[AddressPattern]) {
     for pattern in patterns {
         let text = pattern.as_str();
