@@ -210,16 +210,16 @@ impl<'a> ComparedAddress<'a> {
 #[serde(try_from = "String", into = "String")]
 pub struct AddressPattern {
     written: String,
-    canonical: Glob,
+    canonical: Box<Glob>,
 }
 
 impl AddressPattern {
     /// Compiles a pattern; `None` if it is no [`Glob`].
     pub fn new(pattern: &str) -> Option<Self> {
-        Glob::new(pattern)?;
+        let written = Glob::new(pattern)?;
         Some(Self {
             // The canonical form of a strange pattern may be empty or too long.
-            canonical: Glob::new(&part(pattern)).or_else(|| Glob::new(pattern))?,
+            canonical: Glob::new(&part(pattern)).unwrap_or(written).into(),
             written: pattern.to_owned(),
         })
     }
