@@ -66,7 +66,11 @@ pub fn domain(text: &str) -> Cow<'_, str> {
     if text.starts_with('[') {
         return literal(text).map_or_else(|| lower(Cow::Borrowed(text)), Cow::Owned);
     }
-    let bare = unquoted(text);
+    let bare = match unquoted(text) {
+        // A comment may have hidden the dot at the end.
+        Cow::Owned(bare) => Cow::Owned(bare.trim_end_matches(LABEL_SEPARATORS).to_owned()),
+        bare => bare,
+    };
     if bare.is_ascii() {
         let lower = lower(bare);
         return match memchr::memmem::find(lower.as_bytes(), b"xn--") {
@@ -282,6 +286,7 @@ mod tests {
                     "boss(the real one)@example.com",
                     "(a(b)\\))boss@(c)example.com",
                     "boss@example.com(x)",
+                    "boss@example.com.(x)",
                     "boss@ex\\ample.com",
                     "boss@ｅｘａｍｐｌｅ.com",
                     "boss@example\u{ff0e}com",
