@@ -22,8 +22,8 @@ use spillway::message::fingerprint::Aspect;
 use spillway::message::mime::{self, Limits};
 use spillway::message::pattern::Facts;
 use spillway::message::{
-    BodyKind, Content, Envelope, Fingerprint, Identity, Mailbox, Message, MessageId, Origin,
-    SenderReputation, Trait,
+    BodyKind, ComparedAddress, Content, Envelope, Fingerprint, Identity, Mailbox, Message,
+    MessageId, Origin, SenderReputation, Trait,
 };
 use spillway::observation::{Evidence, Observed, ScanReason};
 use spillway::scan::engine::{Engine, EngineAnswer, Kind, Sample, ScanError};
@@ -212,6 +212,7 @@ fn learning() -> (f64, f64) {
     for (at, print) in prints.iter().enumerate() {
         let facts = Facts {
             envelope: &envelope,
+            sender: &ComparedAddress::of_sender(&envelope.reverse_path),
             subject: "Your invoice",
             fingerprint: print,
         };

@@ -18,7 +18,7 @@ use super::{control, incident, json_list, named, open_store, person};
 use crate::config::{self, Config};
 use crate::intercept::{Action, Interceptor, Origin};
 use crate::message::pattern::{AttachmentHash, Pattern};
-use crate::message::{Glob, Trait};
+use crate::message::{AddressPattern, Glob, Trait};
 use crate::store::{Audit, Cause, Object, Store, StoredInterceptor};
 
 use stored::Caught;
@@ -80,7 +80,7 @@ struct Conditions {
     subject: Option<Glob>,
     /// The sender's whole address; `*` stands for any characters: "*@example.com"; "<>" for bounces
     #[arg(long, value_name = "PATTERN")]
-    sender: Option<Glob>,
+    sender: Option<AddressPattern>,
     /// The client's address or network: 192.0.2.7, 192.0.2.0/24
     #[arg(long, value_name = "NETWORK", value_parser = config::parse_network)]
     client: Option<IpNet>,

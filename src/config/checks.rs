@@ -1,10 +1,14 @@
 //! Checks of combinations: settings that are valid alone, but cannot work together.
 
+mod rules;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::delivery;
-use crate::message::MemoryBudget;
+use crate::listener::Mode;
+use crate::message::{MemoryBudget, canonical};
 use crate::store::Capacity;
 
 use super::Config;
@@ -16,6 +20,8 @@ pub(super) fn check(config: &Config, log: &mut Log) {
     unique_names(config, log);
     addresses(config, log);
     times(config, log);
+    late_verdicts(config, log);
+    rules::for_everybody(config, log);
     memory(config, log);
     routes(config, log);
     loops(config, log);
@@ -156,6 +162,35 @@ fn times(config: &Config, log: &mut Log) {
     }
 }
 
+/// If an engine may take longer than the sender waits for a reply, its verdict comes after the 250. The message is then safe,
+/// but no longer refused in the session.
+fn late_verdicts(config: &Config, log: &mut Log) {
+    let session = config.budget.session;
+    let mut listeners = config.listeners.iter();
+    if !listeners.any(|listener| listener.mode == Mode::CutThrough) {
+        return;
+    }
+    for engine in &config.engines {
+        if engine.timeout <= session || engine.timeout > config.budget.total {
+            continue;
+        }
+        let key = format!("engine.{}.timeout", engine.name);
+        let (timeout, session) = (show_duration(engine.timeout), show_duration(session));
+        let late = "a message that this engine scans for longer is stored and answered 250 before its verdict, \
+                    and can be held, but not refused";
+        if log.is_written("budget.session") && !log.is_written(&key) {
+            let what = format!("\"{session}\" is shorter than {key} = \"{timeout}\": {late}");
+            let fix = format!("write \"{timeout}\" or more, or lower {key}");
+            log.warn("budget.session", what, fix);
+        } else {
+            let what =
+                format!("\"{timeout}\" is longer than budget.session = \"{session}\": {late}");
+            let fix = format!("write \"{session}\" or less, or raise budget.session");
+            log.warn(&key, what, fix);
+        }
+    }
+}
+
 /// The largest allowed message must find room. Otherwise each attempt gets a temporary reply, and the sender tries again
 /// until it gives up.
 fn memory(config: &Config, log: &mut Log) {
@@ -220,10 +255,11 @@ fn routes(config: &Config, log: &mut Log) {
             "add a [[next_hop]] with domains = [\"*\"], so that bounces reach senders in other domains",
         );
     }
-    let mut taken: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut taken: BTreeMap<Cow<'_, str>, &str> = BTreeMap::new();
     for next_hop in &config.next_hops {
         for domain in &next_hop.domains {
-            if let Some(other) = taken.insert(domain, &next_hop.name) {
+            let spelling = canonical::domain(domain);
+            if let Some(other) = taken.insert(spelling, &next_hop.name) {
                 let key = format!("next_hop.{}.domains", next_hop.name);
                 let what = format!("\"{domain}\" already goes to next_hop.{other}");
                 log.complain(

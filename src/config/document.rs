@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::other_servers;
 use super::problem::{Problem, SourceLocation, nearest};
 use super::reader::Section;
 
@@ -77,15 +78,25 @@ impl<'a> Document<'a> {
         let (root, errors) = DeTable::parse_recoverable(text);
         let document = Self { text, root, shown };
         for error in errors {
-            let place = error.span().and_then(|span| document.place(span.start));
+            let start = error.span().map(|span| span.start);
+            let advice = start.and_then(|start| other_servers::advice(document.first_word(start)));
             log.borrow_mut().problems.push(Problem {
-                place,
+                place: start.and_then(|start| document.place(start)),
                 key: String::new(),
                 what: format!("not TOML: {}", error.message()),
-                fix: "correct the TOML syntax".to_owned(),
+                fix: advice.unwrap_or_else(|| "correct the TOML syntax".to_owned()),
             });
         }
         document
+    }
+
+    /// The first word of the line of an offset, in octets from the start of the text.
+    fn first_word(&self, at: usize) -> &str {
+        let start = self.text.get(..at).and_then(|before| before.rfind('\n'));
+        let line = &self.text[start.map_or(0, |newline| newline + 1)..];
+        let line = line.trim_start_matches([' ', '\t', '$', '@']);
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        &line[..line.find(|c| !is_word(c)).unwrap_or(line.len())]
     }
 
     /// The place of an offset, in octets from the start of the text.
@@ -128,18 +139,26 @@ impl<'a> Document<'a> {
     pub(super) fn finish(&self, known: &[&str], log: &RefCell<Log>) {
         for key in self.root.get_ref().keys() {
             let name: &str = key.get_ref();
-            if !known.contains(&name) {
-                let fix = match nearest(name, known.iter().copied()) {
-                    Some(meant) => format!("did you mean \"{meant}\"?"),
-                    None => format!("the sections are {}", known.join(", ")),
-                };
-                log.borrow_mut().problems.push(Problem {
-                    place: self.place(key.span().start),
-                    key: name.to_owned(),
-                    what: "unknown section".to_owned(),
-                    fix,
-                });
+            if known.contains(&name) {
+                continue;
             }
+            let (what, fix) = match (
+                other_servers::advice(name),
+                nearest(name, known.iter().copied()),
+            ) {
+                (Some(advice), _) => ("unknown key", advice),
+                (None, Some(meant)) => ("unknown section", format!("did you mean \"{meant}\"?")),
+                (None, None) => (
+                    "unknown section",
+                    format!("the sections are {}", known.join(", ")),
+                ),
+            };
+            log.borrow_mut().problems.push(Problem {
+                place: self.place(key.span().start),
+                key: name.to_owned(),
+                what: what.to_owned(),
+                fix,
+            });
         }
     }
 }

@@ -10,6 +10,7 @@
 mod change;
 mod checks;
 mod document;
+mod other_servers;
 mod problem;
 mod reader;
 mod sections;

@@ -4,19 +4,20 @@
 //! call reads them), the contents of the reference file (every key that a call reads, at its default), and the list of
 //! values that a reload compares. No key can be read without taking part in all three.
 
+mod files;
+
 use std::cell::RefCell;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::document::{Document, Log, Setting};
+use super::other_servers;
 use super::problem::{Problem, SourceLocation, nearest};
 use super::units::{self, Wrong};
 use super::value::{chosen, expected, is_name, quantity, quoted, shown, string, within};
-use crate::file;
 
 /// One table of the file, read key by key.
 pub(super) struct Section<'a> {
@@ -91,6 +92,26 @@ impl<'a> Section<'a> {
             None => self.place,
         };
         self.complain_at(place, key, what, fix);
+    }
+
+    /// Adds a warning about an item of a list. Its place is the item.
+    pub(super) fn warn_item(
+        &self,
+        key: &str,
+        item: &str,
+        what: impl Into<String>,
+        fix: impl Into<String>,
+    ) {
+        let list = self.table.and_then(|table| table.get(key));
+        let list = list.and_then(|list| list.get_ref().as_array());
+        let mut items = list.into_iter().flat_map(|list| list.iter());
+        let found = items.find(|found| found.get_ref().as_str() == Some(item));
+        self.log.borrow_mut().warnings.push(Problem {
+            place: found.and_then(|found| self.document.place(found.span().start)),
+            key: format!("{}.{key}", self.path),
+            what: what.into(),
+            fix: fix.into(),
+        });
     }
 
     fn complain_at(
@@ -201,63 +222,6 @@ impl<'a> Section<'a> {
             )),
             text => Ok(text),
         })
-    }
-
-    /// Reads an optional path; a relative one starts at the folder of the file.
-    pub(super) fn optional_path(&mut self, key: &'static str) -> Option<PathBuf> {
-        let text = self.optional_text(key)?;
-        Some(self.resolve(&text))
-    }
-
-    /// Reads the optional path of a file that must be readable now.
-    pub(super) fn optional_file(&mut self, key: &'static str) -> Option<PathBuf> {
-        let path = self.optional_path(key)?;
-        self.must_be_readable(key, &path);
-        Some(path)
-    }
-
-    /// The path for a text of the configuration: relative to the folder of the file, unless it is absolute.
-    pub(super) fn resolve(&self, text: &str) -> PathBuf {
-        self.log.borrow().base.join(text)
-    }
-
-    /// Adds a problem if a file or folder cannot be opened.
-    pub(super) fn must_be_readable(&self, key: &str, path: &Path) {
-        if let Err(error) = file::open(path) {
-            let shown = path.display();
-            let (what, fix) = match error.kind() {
-                std::io::ErrorKind::NotFound if key == "users_file" => (
-                    format!("{shown} does not exist"),
-                    "create it with `spillway user add --file FILE NAME`, or correct the path",
-                ),
-                std::io::ErrorKind::NotFound => (
-                    format!("{shown} does not exist"),
-                    "create it, or correct the path",
-                ),
-                std::io::ErrorKind::PermissionDenied => (
-                    format!("{shown} is not readable by this user"),
-                    "change its owner or mode, or those of its folders",
-                ),
-                _ => (
-                    format!("{shown} cannot be read: {error}"),
-                    "correct the path",
-                ),
-            };
-            self.complain(key, what, fix);
-        }
-    }
-
-    /// Adds a warning if every user of the machine can read a secret. It is no problem, because the machine may have only one
-    /// user.
-    pub(super) fn warn_if_others_may_read(&self, key: &str, path: &Path) {
-        use std::os::unix::fs::MetadataExt;
-        if std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o004 != 0) {
-            let key = format!("{}.{key}", self.path);
-            let what = format!("every user of this machine can read {}", path.display());
-            self.log
-                .borrow_mut()
-                .warn(&key, what, "restrict its mode: chmod 0640 FILE");
-        }
     }
 
     /// Reads true or false.
@@ -470,6 +434,7 @@ impl<'a> Section<'a> {
                     format!("the keys here are {}", self.asked.join(", ")),
                 ),
             };
+            let fix = other_servers::advice(name).unwrap_or(fix);
             self.complain_at(self.document.place(key.span().start), name, what, fix);
         }
     }

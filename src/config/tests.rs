@@ -201,6 +201,92 @@ fn a_password_file_that_others_can_read_causes_a_warning() {
     assert!(told[0].ends_with("chmod 0640 FILE"), "{told:?}");
 }
 
+/// A listener with TLS whose files stand in the folder; `key` has this mode.
+fn with_certificate(
+    folder: &Path,
+    certificate: &str,
+    key: &str,
+    mode: u32,
+) -> Result<Config, Problems> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(folder.join("server.pem"), certificate).expect("certificate");
+    std::fs::write(folder.join("server.key"), key).expect("key");
+    let mode = PermissionsExt::from_mode(mode);
+    std::fs::set_permissions(folder.join("server.key"), mode).expect("mode");
+    let file = folder.join("spillway.toml");
+    let text = "[[listener]]\nname = \"smtp\"\naddress = [\"127.0.0.1:0\"]\ntls = \"starttls\"\n\
+        certificate = \"server.pem\"\nkey = \"server.key\"\n";
+    std::fs::write(&file, text).expect("file");
+    load(Some(&file))
+}
+
+/// The key of another certificate is a problem at its line, for each kind of key, and so is a file without PEM. A key that every
+/// user of the machine can read is a warning.
+#[test]
+fn a_key_that_does_not_fit_is_a_problem() {
+    let folder = tempfile::tempdir().expect("folder");
+    let load = |certificate: &str, key: &str, mode| {
+        with_certificate(folder.path(), certificate, key, mode)
+    };
+    let pair = |algorithm| {
+        let key = rcgen::KeyPair::generate_for(algorithm).expect("key");
+        let params = rcgen::CertificateParams::new(vec!["relay.test".to_owned()]).expect("name");
+        (
+            params.self_signed(&key).expect("certificate").pem(),
+            key.serialize_pem(),
+        )
+    };
+    for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ED25519] {
+        let ((certificate, key), (_, other)) = (pair(algorithm), pair(algorithm));
+        assert_eq!(
+            load(&certificate, &key, 0o640).expect("good").warnings,
+            Vec::<String>::new()
+        );
+        let told = load(&certificate, &key, 0o644).expect("good").warnings;
+        assert!(
+            told[0].contains(":6: listener.smtp.key: every user"),
+            "{told:?}"
+        );
+        let problem = load(&certificate, &other, 0o640)
+            .expect_err("another key")
+            .to_string();
+        assert!(problem.contains(":6: listener.smtp.key: "), "{problem}");
+        assert!(
+            problem.contains("is not the key of the first certificate in "),
+            "{problem}"
+        );
+        assert!(problem.contains("; name the key for which"), "{problem}");
+    }
+    let problem = load("x", "x", 0o640).expect_err("no PEM").to_string();
+    assert!(
+        problem.contains(":5: listener.smtp.certificate: "),
+        "{problem}"
+    );
+}
+
+/// Each word of another server names keys that exist, and none of these words is a key here.
+#[test]
+fn words_of_other_servers_name_keys_that_exist() {
+    let log = RefCell::new(Log::default());
+    build(&uncommented(), "test".into(), &log).expect("the reference is TOML");
+    let log = log.into_inner();
+    let known: BTreeSet<String> = log
+        .settings
+        .iter()
+        .map(|one| without_name(&one.key))
+        .collect();
+    for (word, server, keys) in other_servers::all() {
+        assert!(!keys.is_empty() && server.ends_with("'s"), "{word}");
+        for key in *keys {
+            assert!(known.contains(*key), "{word}: there is no key {key}");
+        }
+        let is_ours = |key: &String| key.rsplit('.').next() == Some(word);
+        assert!(!known.iter().any(is_ours), "{word} is a key");
+    }
+    assert!(other_servers::all().count() > 80);
+    assert_eq!(other_servers::advice("recipients"), None);
+}
+
 /// A relay with next hops only for some domains cannot return bounces to senders in other domains. A warning says so before
 /// the first bounce.
 #[test]

@@ -1,9 +1,9 @@
 //! Routes recipient domains to next hops.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::{BuildError, Settings};
+use crate::message::canonical;
 
 /// Maps domains to positions in the list of next hops.
 #[derive(Debug, Default)]
@@ -20,12 +20,13 @@ impl Routes {
         let mut routes = Self::default();
         for (at, hop) in hops.iter().enumerate() {
             for domain in &hop.domains {
+                let canonical = || canonical::domain(domain).into_owned();
                 let before = if domain == "*" {
                     routes.rest.replace(at)
                 } else if domain.starts_with('.') {
-                    routes.suffixes.insert(domain.to_lowercase(), at)
+                    routes.suffixes.insert(canonical(), at)
                 } else {
-                    routes.exact.insert(domain.to_lowercase(), at)
+                    routes.exact.insert(canonical(), at)
                 };
                 if let Some(before) = before {
                     return Err(BuildError::DomainTwice {
@@ -39,18 +40,13 @@ impl Routes {
         Ok(routes)
     }
 
-    /// Position of the next hop for this domain: the exact domain first, then the longest suffix, then `*`. Address
+    /// Position of the next hop for this domain, in any spelling: the exact domain first, then the longest suffix, then `*`. Address
     /// literals and the empty domain of the bare postmaster match only `*`, because they contain no domain name.
     pub fn find(&self, domain: &str) -> Option<usize> {
         if domain.is_empty() || domain.starts_with('[') {
             return self.rest;
         }
-        let domain = domain.strip_suffix('.').unwrap_or(domain);
-        let domain = if domain.chars().any(char::is_uppercase) {
-            Cow::Owned(domain.to_lowercase())
-        } else {
-            Cow::Borrowed(domain)
-        };
+        let domain = canonical::domain(domain);
         if let Some(at) = self.exact.get(&*domain) {
             return Some(*at);
         }
@@ -88,8 +84,16 @@ mod tests {
     fn the_most_exact_domain_wins() {
         let hops = [
             hop("rest", &["*"]),
-            hop("below", &[".Example.com", ".b.example.com"]),
-            hop("exact", &["a.example.com", "example.com"]),
+            hop(
+                "below",
+                &[
+                    ".Example.com",
+                    ".b.example.com",
+                    ".bücher.example",
+                    ".XN--mnchen-3ya.example",
+                ],
+            ),
+            hop("exact", &["a.example.com", "example.com", "Bücher.example"]),
         ];
         let routes = Routes::new(&hops).expect("routes");
         for (domain, expected) in [
@@ -99,6 +103,12 @@ mod tests {
             ("x.a.example.com", "below"),
             ("x.example.com", "below"),
             ("notexample.com", "rest"),
+            ("a.example.com..", "exact"),
+            ("xn--bcher-kva.example", "exact"),
+            ("BÜCHER.example", "exact"),
+            ("x.bu\u{308}cher.example.", "below"),
+            ("x.münchen.example", "below"),
+            ("x。example。com", "below"),
             ("", "rest"),
             ("[192.0.2.1]", "rest"),
             ("[IPv6:2001:db8::1]", "rest"),

@@ -18,6 +18,7 @@ use rand::rngs::StdRng;
 use tokio::time::Instant;
 
 use super::*;
+use crate::message::ComparedAddress;
 use crate::message::fingerprint::Aspect;
 use crate::message::pattern::{Facts, Pattern};
 use crate::message::{Envelope, Fingerprint, Identity, Mailbox, Origin, SenderReputation, Trait};
@@ -146,6 +147,7 @@ impl World {
         let envelope = envelope();
         let facts = Facts {
             envelope: &envelope,
+            sender: &ComparedAddress::of_sender(&envelope.reverse_path),
             subject: "",
             fingerprint: f,
         };
@@ -166,6 +168,7 @@ impl World {
         let envelope = envelope();
         let facts = Facts {
             envelope: &envelope,
+            sender: &ComparedAddress::of_sender(&envelope.reverse_path),
             subject: "",
             fingerprint: f,
         };
@@ -492,6 +495,7 @@ async fn what_a_person_holds_stays_held() {
     let envelope = envelope();
     let facts = Facts {
         envelope: &envelope,
+        sender: &ComparedAddress::of_sender(&envelope.reverse_path),
         subject: "invoice",
         fingerprint: &fingerprint,
     };

@@ -26,6 +26,7 @@ fn how(ending: &Ending) -> &'static str {
         Ending::TooManySessions => "too-many-sessions",
         Ending::NoProxyHeader => "no-proxy-header",
         Ending::Handshake(_) => "handshake-failed",
+        Ending::Http => "http",
         Ending::Lost(_) => "lost",
     }
 }
@@ -86,6 +87,7 @@ mod tests {
             Ending::TooManySessions,
             Ending::NoProxyHeader,
             Ending::Handshake(lost()),
+            Ending::Http,
             Ending::Lost(lost()),
         ] {
             let word = how(&ending);

@@ -20,6 +20,7 @@ pub use accept::{Listener, ListenerError, Prepared};
 pub use admission::{Admission, Load};
 pub use context::Shared;
 pub use session_limits::Sessions;
+pub use tls::{TlsError, check_certificate_files};
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -3,6 +3,7 @@
 mod admit;
 mod auth;
 mod handshake;
+mod http;
 mod peer;
 mod proxy;
 mod receive;
@@ -59,6 +60,8 @@ pub(super) enum Ending {
     TooManySessions,
     #[error("no PROXY header from a peer that must send one")]
     NoProxyHeader,
+    #[error("HTTP instead of SMTP")]
+    Http,
     #[error("TLS handshake failed: {0}")]
     Handshake(io::Error),
     #[error("connection lost: {0}")]
@@ -142,6 +145,7 @@ impl Session {
             Ending::TooManyErrors => Some(Reply::too_many_errors()),
             Ending::TooManySessions => Some(Reply::too_many_sessions()),
             Ending::Drained => Some(Reply::shutting_down(&self.context.hostname)),
+            Ending::Http => Some(Reply::not_http(&self.context.hostname)),
             Ending::Quit
             | Ending::Closed
             | Ending::NoProxyHeader
@@ -157,6 +161,9 @@ impl Session {
                 }
                 let _ = self.wire.flush().await;
                 self.wire.shutdown().await;
+                if matches!(ending, Ending::Http) {
+                    self.wire.discard().await;
+                }
             })
             .await;
         ending
@@ -176,7 +183,7 @@ impl Session {
                     self.commands += 1;
                     let in_transaction = self.server.transaction().is_some();
                     let step = self.server.command(&line);
-                    self.forget_abandoned(in_transaction);
+                    self.forget_abandoned(in_transaction || peer::is_reset(&line));
                     let begins = !in_transaction && self.server.transaction().is_some();
                     // The steps that take content tell of its refusal themselves, because they end the transaction.
                     let tells = matches!(step, Step::Content | Step::Chunk { .. });
@@ -221,12 +228,12 @@ impl Session {
     }
 
     /// Drops the state of a transaction that a command has ended: chunks that arrived already, and the values of XFORWARD.
-    /// RSET and EHLO end a transaction in this way.
-    fn forget_abandoned(&mut self, in_transaction: bool) {
+    /// RSET and EHLO end a transaction in this way, and drop XFORWARD also before MAIL.
+    fn forget_abandoned(&mut self, ended: bool) {
         if !self.server.transaction().is_some_and(|t| t.chunking) {
             self.intake = None;
         }
-        if in_transaction && self.server.transaction().is_none() {
+        if ended && self.server.transaction().is_none() {
             self.envelope = None;
             self.forwarded = Attributes::default();
         }
@@ -285,6 +292,9 @@ impl Session {
         loop {
             if let Some(end) = memchr(b'\n', self.wire.input()) {
                 let line = &self.wire.input()[..end];
+                if too_long.is_none() && http::is_http(line) {
+                    return Err(Ending::Http);
+                }
                 let line = if let Some(reply) = too_long {
                     Line::Unacceptable(reply)
                 } else if end + 1 > limit {
@@ -299,6 +309,9 @@ impl Session {
             }
             if self.wire.input().len() > limit {
                 let begun = self.wire.input();
+                if too_long.is_none() && http::is_http(begun) {
+                    return Err(Ending::Http);
+                }
                 too_long = too_long.or_else(|| Some(refusal(begun, Reply::line_too_long(limit))));
                 self.wire.consume(self.wire.input().len());
             }

@@ -58,6 +58,18 @@ pub fn server_config(
         .map_err(|e| TlsError::Mismatch(certificate.to_owned(), e))
 }
 
+/// Checks that a listener can use these files. Blocks like [`server_config`].
+///
+/// # Errors
+/// The first problem.
+pub fn check_certificate_files(
+    certificate: &Path,
+    key: &Path,
+    client_ca: Option<&Path>,
+) -> Result<(), TlsError> {
+    server_config(certificate, key, client_ca).map(drop)
+}
+
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let wrong = |why: String| TlsError::File(path.to_owned(), why);
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem(path)?)

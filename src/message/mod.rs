@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod attachment;
+pub mod canonical;
 pub mod content;
 pub mod described;
 pub mod edit;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 
 pub use address::{Mailbox, ReversePath};
 pub use attachment::AttachmentFact;
+pub use canonical::{AddressPattern, ComparedAddress};
 pub use content::{Charge, Content, Digest, MemoryBudget};
 pub use described::Described;
 pub use edit::{Edit, RequestedEdit, Rights, Wanted};

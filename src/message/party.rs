@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::{Envelope, Mailbox, ReversePath};
+use super::{Envelope, Mailbox, ReversePath, canonical};
 
 /// The narrowest identity of the owner of a message. Turns and shares are counted by it, so that the mail of one party does
 /// not count for another. Behind one mail server all mail has one client address, and all mail of an organisation has one
@@ -15,7 +15,7 @@ use super::{Envelope, Mailbox, ReversePath};
 pub enum Party {
     /// The authenticated user, from any address: all sessions with one user's password are one party.
     User(Box<str>),
-    /// The whole reverse-path and the client's network. In lower case: only the domain itself knows whether the case of a
+    /// The whole reverse-path in canonical form, and the client's network. Only the domain itself knows whether the case of a
     /// local-part matters (RFC 5321 2.4), and two mailboxes that differ only in case can share a turn.
     Sender(IpAddr, Box<str>),
     /// For the null reverse-path, which all servers use (RFC 5321 4.5.5): the first recipient and the client's network. A
@@ -32,11 +32,11 @@ impl Party {
         reverse_path: &ReversePath,
         first: Option<&Mailbox>,
     ) -> Self {
-        let lower = |mailbox: &Mailbox| mailbox.as_str().to_lowercase().into();
+        let key = |mailbox: &Mailbox| canonical::mailbox(mailbox.as_str()).into();
         match (user, reverse_path.mailbox()) {
             (Some(user), _) => Self::User(user.into()),
-            (None, Some(mailbox)) => Self::Sender(network(client), lower(mailbox)),
-            (None, None) => Self::Returned(network(client), first.map(lower).unwrap_or_default()),
+            (None, Some(mailbox)) => Self::Sender(network(client), key(mailbox)),
+            (None, None) => Self::Returned(network(client), first.map(key).unwrap_or_default()),
         }
     }
 
@@ -137,6 +137,16 @@ mod tests {
                 one,
                 ["192.0.2.1", "", "A@One.Test", "y@b.test"],
                 "another spelling",
+            ),
+            (
+                one,
+                ["192.0.2.1", "", "\"a\"@one.test.", "y@b.test"],
+                "a quoted spelling",
+            ),
+            (
+                returned,
+                ["192.0.2.1", "", "", "\"\\x\"@b.test"],
+                "the recipient's escapes",
             ),
             (
                 one,

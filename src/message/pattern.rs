@@ -7,13 +7,15 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Envelope, Fingerprint, Glob, Trait};
+use super::{AddressPattern, ComparedAddress, Envelope, Fingerprint, Glob, Trait};
 
 /// The facts that a pattern examines. An attacker may choose all of them.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
-    /// Sender and client.
+    /// The client.
     pub envelope: &'a Envelope,
+    /// The reverse-path of the envelope.
+    pub sender: &'a ComparedAddress<'a>,
     /// The decoded subject; empty if there is none.
     pub subject: &'a str,
     /// Traits and attachments.
@@ -39,7 +41,7 @@ pub struct Pattern {
     pub subject: Option<Glob>,
     /// The whole reverse-path matches; `<>` stands for the null reverse-path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sender: Option<Glob>,
+    pub sender: Option<AddressPattern>,
     /// The client's address is in this network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<IpNet>,
@@ -80,40 +82,39 @@ impl Pattern {
     pub fn matches(&self, facts: &Facts<'_>) -> bool {
         let Facts {
             envelope,
+            sender,
             subject,
             fingerprint,
         } = facts;
         // A dual-stack socket shows an IPv4 client as ::ffff:a.b.c.d; patterns are written for the address itself.
         let client: IpAddr = envelope.origin.client.to_canonical();
-        let sender = || match envelope.reverse_path.mailbox() {
-            Some(mailbox) => mailbox.as_str(),
-            None => "<>",
-        };
         let attached = |hash: AttachmentHash| fingerprint.attachments.contains(&hash.0);
         !self.is_empty()
             && self.client.is_none_or(|net| net.contains(&client))
             && self.attachment.is_none_or(attached)
             && self.traits.iter().all(|wanted| fingerprint.has(*wanted))
             && (self.near.is_empty() || fingerprint.is_near(&self.near))
-            && holds(self.sender.as_ref(), |glob| glob.matches(sender()))
-            && holds(self.subject.as_ref(), |glob| glob.matches(subject))
+            && self
+                .sender
+                .as_ref()
+                .is_none_or(|pattern| sender.matches(pattern))
+            && self
+                .subject
+                .as_ref()
+                .is_none_or(|glob| glob.matches(subject))
     }
-}
-
-fn holds(condition: Option<&Glob>, test: impl FnOnce(&Glob) -> bool) -> bool {
-    condition.is_none_or(test)
 }
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let glob = |what: &str, glob: &Option<Glob>| {
-            let glob = glob.as_ref()?;
-            Some(format!("{what} {:?}", glob.as_str()))
-        };
         let conditions: Vec<String> = [
             self.attachment.map(|hash| format!("attachment {hash}")),
-            glob("subject", &self.subject),
-            glob("sender", &self.sender),
+            self.subject
+                .as_ref()
+                .map(|glob| format!("subject {glob:?}")),
+            self.sender
+                .as_ref()
+                .map(|pattern| format!("sender {pattern:?}")),
             self.client.map(|net| format!("client {net}")),
         ]
         .into_iter()
@@ -218,10 +219,12 @@ mod tests {
         };
         let facts = Facts {
             envelope: &envelope,
+            sender: &ComparedAddress::of_sender(&envelope.reverse_path),
             subject: "Your Invoice 123",
             fingerprint: &fingerprint,
         };
         let glob = |text: &str| Some(text.parse().expect("pattern"));
+        let address = |text: &str| Some(text.parse().expect("pattern"));
         let net = |text: &str| Some(text.parse().expect("network"));
         let hash = |octet| Some(AttachmentHash([octet; 32]));
         let none = Pattern::default;
@@ -243,14 +246,14 @@ mod tests {
             ),
             (
                 Pattern {
-                    sender: glob("*@BAD.example"),
+                    sender: address("\"e\\ve\"@BAD.example."),
                     ..none()
                 },
                 true,
             ),
             (
                 Pattern {
-                    sender: glob("<>"),
+                    sender: address("<>"),
                     ..none()
                 },
                 false,

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::incident::Incident;
 use crate::intercept::{self, CRASH_REASON, EngineState, Interception, Ruling};
+use crate::message::ComparedAddress;
 use crate::message::pattern::Facts;
 use crate::message::{Fingerprint, Message, MessageId, SenderReputation};
 use crate::observation::{Evidence, Observed, ScanReason};
@@ -67,6 +68,7 @@ impl SharedInterception {
     ) -> LookedUp {
         let facts = Facts {
             envelope: &message.envelope,
+            sender: &ComparedAddress::of_sender(&message.envelope.reverse_path),
             subject,
             fingerprint: &fingerprint,
         };

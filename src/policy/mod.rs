@@ -19,7 +19,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use crate::message::{AttachmentFact, Envelope};
+use crate::message::{AttachmentFact, ComparedAddress, Envelope};
 use crate::verdict::{Decision, Disposition, EngineClass, Report, Verdict};
 use conclusion::Conclusion;
 
@@ -79,10 +79,15 @@ impl Policy {
         // The rule that applies (an index into `matching`), and its recipients.
         let mut groups: Vec<(Option<usize>, Vec<usize>)> = Vec::new();
         for (at, recipient) in facts.envelope.recipients.iter().enumerate() {
-            let mailbox = recipient.mailbox.as_str();
-            let fired = matching
-                .iter()
-                .position(|rule| rules::any(&rule.recipient, mailbox));
+            // Without a rule that matches so far, as for most mail, the address is not looked at.
+            let address = matching
+                .first()
+                .map(|_| ComparedAddress::of(&recipient.mailbox));
+            let fired = address.and_then(|address| {
+                matching
+                    .iter()
+                    .position(|rule| rules::any_address(&rule.recipient, &address))
+            });
             match groups.iter_mut().find(|(rule, _)| *rule == fired) {
                 Some((_, recipients)) => recipients.push(at),
                 None => groups.push((fired, vec![at])),

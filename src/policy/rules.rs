@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::message::{AttachmentFact, Glob};
+use crate::message::{AddressPattern, AttachmentFact, ComparedAddress, Glob};
 use crate::verdict::Report;
 
 use super::{Facts, Rule};
@@ -12,12 +12,18 @@ pub(super) fn any(patterns: &[Glob], text: &str) -> bool {
     patterns.is_empty() || patterns.iter().any(|pattern| pattern.matches(text))
 }
 
+/// The same for the patterns of addresses.
+pub(super) fn any_address(patterns: &[AddressPattern], address: &ComparedAddress<'_>) -> bool {
+    patterns.is_empty() || patterns.iter().any(|pattern| address.matches(pattern))
+}
+
 /// The rules whose conditions hold, except for the condition on the recipient, in order.
 pub(super) fn matching<'a>(rules: &'a [Rule], facts: Facts<'_>, score: f64) -> Vec<&'a Rule> {
+    let sender = ComparedAddress::of_sender(&facts.envelope.reverse_path);
     rules
         .iter()
         .filter(|rule| {
-            session(rule, facts)
+            session(rule, facts, &sender)
                 && rule.size_over.is_none_or(|size| facts.size > size)
                 && rule.score_over.is_none_or(|least| score > least)
                 && attachments(rule, facts.attachments)
@@ -28,19 +34,15 @@ pub(super) fn matching<'a>(rules: &'a [Rule], facts: Facts<'_>, score: f64) -> V
 }
 
 /// Conditions on sender, client, user and listener.
-fn session(rule: &Rule, facts: Facts<'_>) -> bool {
+fn session(rule: &Rule, facts: Facts<'_>, sender: &ComparedAddress<'_>) -> bool {
     let origin = &facts.envelope.origin;
-    let sender = match facts.envelope.reverse_path.mailbox() {
-        Some(mailbox) => mailbox.as_str(),
-        None => "<>",
-    };
     // A dual-stack socket shows an IPv4 client as ::ffff:a.b.c.d; rules contain the IPv4 address.
     let client: IpAddr = origin.client.to_canonical();
     let user = match &origin.user {
         Some(user) => any(&rule.user, user),
         None => rule.user.is_empty(),
     };
-    any(&rule.sender, sender)
+    any_address(&rule.sender, sender)
         && (rule.client.is_empty() || rule.client.iter().any(|net| net.contains(&client)))
         && user
         && (rule.listener.is_empty() || rule.listener.iter().any(|name| **name == *origin.listener))

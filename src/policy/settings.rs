@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::message::Glob;
+use crate::message::{AddressPattern, Glob};
 use crate::verdict::{Disposition, EngineClass, FindingKind, Reason};
 
 /// Everything that policy needs in addition to the facts.
@@ -36,9 +36,9 @@ pub struct Rule {
     /// Unique name, in every decision of the rule.
     pub name: String,
     /// The reverse-path; `<>` stands for the null reverse-path.
-    pub sender: Vec<Glob>,
+    pub sender: Vec<AddressPattern>,
     /// The forward-path.
-    pub recipient: Vec<Glob>,
+    pub recipient: Vec<AddressPattern>,
     /// Network of the client.
     pub client: Vec<IpNet>,
     /// The authenticated user; a session without a user matches no pattern.

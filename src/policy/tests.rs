@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::message::envelope::Origin;
-use crate::message::{BodyKind, Glob, Mailbox, ReversePath};
+use crate::message::{AddressPattern, BodyKind, Glob, Mailbox, ReversePath};
 use crate::verdict::{Answer, EngineClass, Finding, FindingKind, Reason};
 
 fn settings() -> Settings {
@@ -150,10 +150,12 @@ impl Case {
         for condition in conditions {
             let (key, value) = condition.split_once('=').expect("key=value");
             let globs = || value.split(',').map(|v| Glob::new(v).expect(v)).collect();
+            let address = |v| AddressPattern::new(v).expect(v);
+            let addresses = || value.split(',').map(address).collect();
             let names = || value.split(',').map(str::to_owned).collect();
             match key {
-                "sender" => rule.sender = globs(),
-                "recipient" => rule.recipient = globs(),
+                "sender" => rule.sender = addresses(),
+                "recipient" => rule.recipient = addresses(),
                 "client" => rule.client = vec![value.parse().expect(value)],
                 "user" => rule.user = globs(),
                 "listener" => rule.listener = names(),

@@ -1,5 +1,6 @@
 //! Certificates for tests: one authority, a server `relay.test` and a client of it.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -48,7 +49,10 @@ pub fn write(folder: &Path) {
         ("client.pem", &made.client.0),
         ("client.key", &made.client.1),
     ] {
-        std::fs::write(folder.join(name), pem).expect("certificate file");
+        let file = folder.join(name);
+        std::fs::write(&file, pem).expect("certificate file");
+        // A key that every user can read causes a warning.
+        std::fs::set_permissions(file, PermissionsExt::from_mode(0o600)).expect("its mode");
     }
 }
 

@@ -9,7 +9,7 @@ use crate::cli::exit::CliError;
 use crate::cli::terminal::count;
 use crate::message::mime;
 use crate::message::pattern::Facts;
-use crate::message::{Content, Fingerprint, Message, MessageId, Pattern};
+use crate::message::{ComparedAddress, Content, Fingerprint, Message, MessageId, Pattern};
 use crate::store::{Filter, Lane, Record, Store, StoreError};
 
 /// Maximum number of messages that are compared: 2000, because each must be read and parsed.
@@ -104,6 +104,7 @@ async fn one(pattern: &Pattern, record: &Record, store: &dyn Store) -> Result<bo
         let inspection = mime::inspect(message.content.bytes(), mime::Limits::default());
         pattern.matches(&Facts {
             envelope: &message.envelope,
+            sender: &ComparedAddress::of_sender(&message.envelope.reverse_path),
             subject: inspection.subject.as_deref().unwrap_or_default(),
             fingerprint: &Fingerprint::of(&message, &inspection),
         })

@@ -6,7 +6,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::reader::Section;
 use crate::config::value::plain;
-use crate::listener::{Limits, LineEndings, Mode, Settings, Tls};
+use crate::file;
+use crate::listener::{
+    Limits, LineEndings, Mode, Settings, Tls, TlsError, check_certificate_files,
+};
 
 use super::{DAY, HOUR, MINUTE, network, secs, socket_address};
 
@@ -56,6 +59,7 @@ pub(in crate::config) fn listener(mut section: Section<'_>) -> Settings {
         line_endings: line_endings.unwrap_or(LineEndings::Refuse),
     };
     check_tls(&section, &settings);
+    check_certificate(&section, &settings);
     check_open_relay(&section, &settings);
     section.finish();
     settings
@@ -96,6 +100,53 @@ fn check_tls(section: &Section<'_>, settings: &Settings) {
             }
         }
     }
+}
+
+/// The certificate, its key and the authorities must be usable, and the key must be that of the certificate. Every user of the
+/// machine who can read the key can be the server.
+fn check_certificate(section: &Section<'_>, settings: &Settings) {
+    let Some((certificate, key)) = &settings.certificate else {
+        return;
+    };
+    section.warn_if_others_may_read("key", key);
+    let files = [Some(certificate), Some(key), settings.client_ca.as_ref()];
+    // A file that is not there is a problem already.
+    if files
+        .into_iter()
+        .flatten()
+        .any(|path| file::open(path).is_err())
+    {
+        return;
+    }
+    let Err(error) = check_certificate_files(certificate, key, settings.client_ca.as_deref())
+    else {
+        return;
+    };
+    let (at, what, fix) = match &error {
+        TlsError::Mismatch(_, rustls::Error::InconsistentKeys(_)) => (
+            "key",
+            format!(
+                "{} is not the key of the first certificate in {}",
+                key.display(),
+                certificate.display()
+            ),
+            "name the key for which that certificate was issued, and put the server's own certificate first in its file",
+        ),
+        TlsError::Mismatch(path, _) | TlsError::File(path, _) => {
+            let keys = [
+                ("key", Some(key)),
+                ("client_ca", settings.client_ca.as_ref()),
+            ];
+            let found = keys.into_iter().find(|(_, file)| *file == Some(path));
+            let at = found.map_or("certificate", |(at, _)| at);
+            (
+                at,
+                error.to_string(),
+                "name a file in PEM form that the TLS library accepts",
+            )
+        }
+    };
+    section.complain(at, what, fix);
 }
 
 /// The networks that may relay, or may name another client that relays, must be bounded: spammers find an open relay

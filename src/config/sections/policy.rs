@@ -6,7 +6,7 @@ use crate::config::problem::nearest;
 use crate::config::reader::Section;
 use crate::config::units::Wrong;
 use crate::config::value::plain;
-use crate::message::Glob;
+use crate::message::{AddressPattern, Glob};
 use crate::policy::{Rule, Settings};
 use crate::verdict::{Disposition, EngineClass, FindingKind, Reason};
 use crate::{listener, scan};
@@ -139,9 +139,15 @@ fn rule(
     let globs = |section: &mut Section<'_>, key| {
         section.list(key, None, |glob: &Glob| glob.as_str().to_owned(), glob)
     };
+    let addresses = |section: &mut Section<'_>, key| {
+        let show = |pattern: &AddressPattern| pattern.as_str().to_owned();
+        section.list(key, None, show, address_pattern)
+    };
     let mut rule = Rule::new(name, Disposition::Quarantine);
-    rule.sender = globs(&mut section, "sender");
-    rule.recipient = globs(&mut section, "recipient");
+    rule.sender = addresses(&mut section, "sender");
+    rule.recipient = addresses(&mut section, "recipient");
+    advise_addresses(&section, "sender", &rule.sender);
+    advise_addresses(&section, "recipient", &rule.recipient);
     rule.client = section.list("client", None, plain, network);
     rule.user = globs(&mut section, "user");
     rule.listener = section.list("listener", None, plain, |text| {
@@ -163,6 +169,33 @@ fn rule(
     section.finish();
     rule.then = then?;
     Some(rule)
+}
+
+/// Warns of patterns that match no address. A pattern covers a whole address; other servers take a domain for all addresses in it.
+fn advise_addresses(section: &Section<'_>, key: &'static str, patterns: &[AddressPattern]) {
+    for pattern in patterns {
+        let text = pattern.as_str();
+        let bare = text.trim_matches(['.', '@']);
+        let fix = if text.starts_with("@") && text.len() > 1 {
+            format!("write \"*{text}\"")
+        } else if text == "<>" && key == "recipient" {
+            "write sender = [\"<>\"] for bounces".to_owned()
+        } else if text.contains(['@', '*', '?'])
+            || text == "<>"
+            || text.eq_ignore_ascii_case("postmaster")
+        {
+            continue;
+        } else if text.starts_with('.') {
+            format!("write \"*@*.{bare}\"")
+        } else if text.contains('.') {
+            format!("write \"*@{bare}\"")
+        } else {
+            format!("write \"{text}@*\"")
+        };
+        let what =
+            format!("{text:?} matches no address, because a pattern covers the whole address");
+        section.warn_item(key, text, what, fix);
+    }
 }
 
 /// A rule for all mail must say so explicitly, and an empty condition is a mistake.
@@ -211,12 +244,18 @@ fn check_conditions(section: &Section<'_>, rule: &Rule) {
 }
 
 fn glob(text: &str) -> Result<Glob, Wrong> {
-    Glob::new(text).ok_or_else(|| {
-        Wrong::new(
-            "contains an empty pattern or one of more than 500 characters",
-            "write a pattern such as \"*@example.com\" or \"*.xlsm\"",
-        )
-    })
+    Glob::new(text).ok_or_else(not_a_pattern)
+}
+
+fn address_pattern(text: &str) -> Result<AddressPattern, Wrong> {
+    AddressPattern::new(text).ok_or_else(not_a_pattern)
+}
+
+fn not_a_pattern() -> Wrong {
+    Wrong::new(
+        "contains an empty pattern or one of more than 500 characters",
+        "write a pattern such as \"*@example.com\" or \"*.xlsm\"",
+    )
 }
 
 fn known(what: &str, text: &str, names: &[&str]) -> Result<String, Wrong> {

@@ -49,6 +49,7 @@ async fn shadow_mode_holds_nothing() {
     let envelope = envelope();
     let facts = Facts {
         envelope: &envelope,
+        sender: &ComparedAddress::of_sender(&envelope.reverse_path),
         subject: "",
         fingerprint: &same,
     };

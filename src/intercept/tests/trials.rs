@@ -61,6 +61,7 @@ impl World {
         let envelope = envelope();
         let facts = Facts {
             envelope: &envelope,
+            sender: &ComparedAddress::of_sender(&envelope.reverse_path),
             subject: "",
             fingerprint: f,
         };

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::proxy::{self, Parsed};
+use super::proxy::{self, Parsed, ProxiedClient};
 use super::{Ending, HANDSHAKE_TIMEOUT, Session};
 use crate::deadline::Elapsed;
 use crate::listener::Tls;
@@ -17,9 +17,13 @@ impl Session {
         let deadline = self.ends.within(HANDSHAKE_TIMEOUT);
         loop {
             match proxy::parse(self.wire.input()) {
-                Parsed::Header(octets, address) => {
+                Parsed::Header(octets, client) => {
                     self.wire.consume(octets);
-                    self.speak_for(address.unwrap_or(self.address))?;
+                    match client {
+                        ProxiedClient::At(address) => self.speak_for(address)?,
+                        ProxiedClient::Proxy => {}
+                        ProxiedClient::Unknown => self.speak_for_unknown(),
+                    }
                     self.server = Server::new(offer(&self.context, self.address));
                     return Ok(());
                 }
@@ -45,18 +49,27 @@ impl Session {
         }
     }
 
+    /// Sets a client that the trusted peer does not know. The unspecified address gives no permission, because no client has
+    /// it. The session still counts for the peer.
+    fn speak_for_unknown(&mut self) {
+        self.address = Ipv4Addr::UNSPECIFIED.into();
+    }
+
     /// Carries out XCLIENT. From here on the session belongs to the client and has none of the peer's permissions.
     pub(super) fn xclient(&mut self, attributes: Attributes) -> Result<Reply, Ending> {
         match (&attributes.addr, attributes.address()) {
             (None, _) => {}
             (_, Some(address)) => self.speak_for(address)?,
-            // The peer does not know the address. The unspecified address gives no permission, because no client has it.
-            (Some(None), _) => self.address = Ipv4Addr::UNSPECIFIED.into(),
+            (Some(None), _) => self.speak_for_unknown(),
             (Some(Some(_)), None) => return Ok(Reply::bad_parameter("ADDR")),
         }
         self.client_certificate = false;
-        if let Some(name) = attributes.name {
-            self.client_name = name;
+        // What XFORWARD said holds in its own session only, and a name holds for the address with which it was given.
+        self.forwarded = Attributes::default();
+        match attributes.name {
+            Some(name) => self.client_name = name,
+            None if attributes.addr.is_some() => self.client_name = None,
+            None => {}
         }
         self.server.reset_for_xclient(attributes.login.flatten());
         Ok(Reply::greeting(&self.context.hostname))
@@ -68,6 +81,14 @@ impl Session {
     pub(super) fn client(&self) -> IpAddr {
         client(self.address, &self.forwarded)
     }
+}
+
+/// Whether a command begins a new transaction or session even if none is open: RSET, EHLO, HELO (RFC 5321 4.1.1.5, 4.1.4).
+/// Such a command ends the validity of XFORWARD, as it does in Postfix.
+pub(super) fn is_reset(line: &[u8]) -> bool {
+    let verb = line.get(..4).unwrap_or_default();
+    let resets: [&[u8]; 3] = [b"RSET", b"EHLO", b"HELO"];
+    resets.iter().any(|reset| verb.eq_ignore_ascii_case(reset))
 }
 
 /// Extensions and limits that the listener offers to this client.

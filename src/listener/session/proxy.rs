@@ -10,11 +10,24 @@ pub(super) enum Parsed {
     /// The header needs at least this many octets more. The caller must not read further, because the octets after the
     /// header belong to the session or to its TLS handshake.
     Incomplete(usize),
-    /// The length of the header in octets, and the client address; no address for LOCAL and UNKNOWN, which load balancers
-    /// send in their own health checks.
-    Header(usize, Option<IpAddr>),
+    /// The length of the header in octets, and whose connection it is.
+    Header(usize, ProxiedClient),
     /// The input is not a header, or a header without a usable address.
     Bad,
+}
+
+/// The client of a connection that a proxy makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ProxiedClient {
+    /// The client with this address.
+    At(IpAddr),
+    /// The proxy itself, for example with a health check: LOCAL of version 2, for which section 2.2 demands the addresses of
+    /// the connection.
+    Proxy,
+    /// A client whose address the proxy cannot tell: UNKNOWN of version 1, UNSPEC of version 2. Sections 2.1 and 2.2 allow a
+    /// receiver to use the address of the proxy. The relay does not, because that address may have permissions that the
+    /// client does not have.
+    Unknown,
 }
 
 /// The first octets of every version 2 header.
@@ -57,7 +70,7 @@ fn version_1(line: &[u8], octets: usize) -> Parsed {
     };
     let mut words = line.split(' ').skip(1);
     let source = match words.next() {
-        Some("UNKNOWN") => return Parsed::Header(octets, None),
+        Some("UNKNOWN") => return Parsed::Header(octets, ProxiedClient::Unknown),
         Some("TCP4") => words
             .next()
             .and_then(|w| w.parse::<Ipv4Addr>().ok())
@@ -70,7 +83,7 @@ fn version_1(line: &[u8], octets: usize) -> Parsed {
     };
     // The relay does not use the destination address and the ports, but a header without them is malformed.
     match source {
-        Some(address) if words.count() == 3 => Parsed::Header(octets, Some(address)),
+        Some(address) if words.count() == 3 => Parsed::Header(octets, ProxiedClient::At(address)),
         _ => Parsed::Bad,
     }
 }
@@ -87,20 +100,20 @@ fn version_2(input: &[u8]) -> Parsed {
     let Some(addresses) = input.get(V2_FIXED_OCTETS..octets) else {
         return Parsed::Incomplete(octets - input.len());
     };
-    let source = match (fixed[0] & 0x0f, fixed[1]) {
-        (0, _) => None,
+    let client = match (fixed[0] & 0x0f, fixed[1]) {
+        (0, _) => ProxiedClient::Proxy,
         (1, 0x11) => match addresses.first_chunk::<4>() {
-            Some(octets) if length >= 12 => Some(IpAddr::from(*octets)),
+            Some(octets) if length >= 12 => ProxiedClient::At(IpAddr::from(*octets)),
             _ => return Parsed::Bad,
         },
         (1, 0x21) => match addresses.first_chunk::<16>() {
-            Some(octets) if length >= 36 => Some(IpAddr::from(*octets)),
+            Some(octets) if length >= 36 => ProxiedClient::At(IpAddr::from(*octets)),
             _ => return Parsed::Bad,
         },
-        (1, 0x00) => None,
+        (1, 0x00) => ProxiedClient::Unknown,
         _ => return Parsed::Bad,
     };
-    Parsed::Header(octets, source)
+    Parsed::Header(octets, client)
 }
 
 #[cfg(test)]
@@ -120,23 +133,26 @@ mod tests {
     #[test]
     fn headers_of_both_versions_are_parsed() {
         let v4 = [192, 0, 2, 7, 10, 0, 0, 1, 1, 0, 0, 25];
-        let cases: Vec<(Vec<u8>, Option<IpAddr>)> = vec![
+        let at = |text: &str| ProxiedClient::At(text.parse().expect(text));
+        let cases: Vec<(Vec<u8>, ProxiedClient)> = vec![
             (
                 b"PROXY TCP4 192.0.2.7 10.0.0.1 1234 25\r\n".to_vec(),
-                Some([192, 0, 2, 7].into()),
+                at("192.0.2.7"),
             ),
             (
                 b"PROXY TCP6 2001:db8::7 ::1 1234 25\r\n".to_vec(),
-                "2001:db8::7".parse().ok(),
+                at("2001:db8::7"),
             ),
-            (b"PROXY UNKNOWN\r\n".to_vec(), None),
-            (v2(1, 0x11, &v4), Some([192, 0, 2, 7].into())),
-            (v2(0, 0x00, &[]), None),
+            (b"PROXY UNKNOWN\r\n".to_vec(), ProxiedClient::Unknown),
+            (v2(1, 0x00, &[]), ProxiedClient::Unknown),
+            (v2(1, 0x11, &v4), at("192.0.2.7")),
+            (v2(0, 0x00, &[]), ProxiedClient::Proxy),
+            (v2(0, 0x11, &v4), ProxiedClient::Proxy),
         ];
-        for (header, address) in cases {
+        for (header, client) in cases {
             let mut input = header.clone();
             input.extend(b"EHLO x\r\n");
-            assert_eq!(parse(&input), Parsed::Header(header.len(), address));
+            assert_eq!(parse(&input), Parsed::Header(header.len(), client));
             for cut in 0..header.len() {
                 match parse(&header[..cut]) {
                     Parsed::Incomplete(more) => assert!(more <= header.len() - cut, "cut at {cut}"),

@@ -93,7 +93,7 @@ impl Session {
             Ending::Handshake(_) => (Stage::Tls, "tls-handshake"),
             Ending::TooManySessions | Ending::Drained => (Stage::Client, ""),
             Ending::TooManyErrors if self.wrong_passwords > 0 => (Stage::User, ""),
-            Ending::TooManyErrors => (Stage::Command, ""),
+            Ending::TooManyErrors | Ending::Http => (Stage::Command, ""),
             Ending::TimedOut(_) => (self.waits_for(), ""),
         };
         let detail = farewell.is_none().then(|| ending.to_string().into());

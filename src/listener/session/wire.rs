@@ -80,6 +80,8 @@ impl Wire {
     /// Octets of replies that may wait for the next flush. A pipelining client has to read these replies before its next
     /// command is answered.
     const PENDING_REPLY_OCTETS_MAX: usize = 16 * 1024;
+    /// Octets that [`Wire::discard`] reads at most: 64 KiB, more than a browser's request without its body.
+    const DISCARDED_OCTETS_MAX: usize = 64 * 1024;
 
     /// Wraps a socket from which nothing was read yet.
     pub(super) fn new(stream: Stream) -> Self {
@@ -171,6 +173,20 @@ impl Wire {
     /// Continues with an encrypted stream.
     pub(super) fn set_tls(&mut self, stream: TlsStream<TcpStream>) {
         self.stream = Stream::Tls(Box::new(stream));
+    }
+
+    /// Reads and drops what the client still sends, so that its system does not drop the last reply: input that nobody reads
+    /// resets the connection (RFC 1122 4.2.2.13). Ends at the end of the stream, at an error, or after
+    /// [`Wire::DISCARDED_OCTETS_MAX`].
+    pub(super) async fn discard(&mut self) {
+        let mut left = Self::DISCARDED_OCTETS_MAX;
+        loop {
+            self.input.clear();
+            match self.read_command().await {
+                Ok(octets @ 1..) if octets < left => left -= octets,
+                _ => return,
+            }
+        }
     }
 
     /// Closes the transport. Errors are ignored, because the session has ended.

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Aspect, Fingerprint, Identity, Trait};
 use crate::message::mime::{Inspection, Part};
-use crate::message::{Message, header};
+use crate::message::{Message, canonical, header};
 
 /// Text of a message that is examined: 64 KiB.
 const TEXT_OCTETS_MAX: usize = 64 << 10;
@@ -243,9 +243,8 @@ fn origin(message: &Message, inspection: &Inspection) -> Vec<Trait> {
     let mut traits = Vec::with_capacity(3);
     let mut add = |aspect, value| traits.push(Trait { aspect, value });
     if let Some(mailbox) = message.envelope.reverse_path.mailbox() {
-        let domain = mailbox.domain().bytes();
-        let domain = hash(domain.map(|b| b.to_ascii_lowercase()));
-        add(Aspect::SenderDomain, domain);
+        let domain = canonical::domain(mailbox.domain());
+        add(Aspect::SenderDomain, hash(domain.bytes()));
     }
     if let Some(subject) = &inspection.subject {
         let words = subject.split_whitespace().take(32);

@@ -92,11 +92,12 @@ impl Reply {
             (7, 8),
             "A user cannot act for another user here: leave the authorization identity empty",
         )
+        .because("foreign-identity")
     }
 
     /// 501 after AUTH with a response that cannot be read (RFC 4954 4).
     pub fn bad_response(why: &'static str) -> Self {
-        Self::new(Class::Permanent, 1, (5, 2), why)
+        Self::new(Class::Permanent, 1, (5, 2), why).because("bad-response")
     }
 
     /// 454 when credentials cannot be checked now (RFC 4954 4).
@@ -145,6 +146,14 @@ impl Reply {
     /// 530 when the listener demands TLS (RFC 3207 4).
     pub fn tls_required() -> Self {
         Self::new(Class::Permanent, 30, (7, 0), "Use STARTTLS first").because("tls-required")
+    }
+
+    /// 421 to a request of HTTP in place of a command.
+    pub fn not_http(hostname: &str) -> Self {
+        let text = format!("{hostname} speaks SMTP, not HTTP; closing the connection");
+        let mut reply = Self::new(Class::Transient, 21, (7, 0), text).because("http");
+        reply.closes = true;
+        reply
     }
 
     /// 221 to QUIT.
@@ -257,6 +266,7 @@ impl Reply {
             (5, 4),
             format!("{parameter} is given twice"),
         )
+        .because("parameter")
     }
 
     /// 553 for a MAIL argument that is not a mailbox.

@@ -7,6 +7,8 @@ use crate::store::{Change, Filter, Lane, Store};
 pub(super) async fn search_matches_every_field(store: &dyn Store) {
     let mut wanted = record(Lane::Held);
     wanted.received_at = at(50);
+    let spelled = Mailbox::parse("\"q\\uote\"@xn--bcher-kva.example").expect("mailbox");
+    wanted.envelope.recipients.push(spelled.into());
     let mut other = record(Lane::Delivery);
     other.received_at = at(60);
     other.expires_at = at(2000);
@@ -116,6 +118,27 @@ pub(super) async fn search_matches_every_field(store: &dyn Store) {
                 "sender",
                 Filter {
                     sender: text("sender@ONE"),
+                    ..base()
+                },
+            ),
+            (
+                "another spelling of the sender",
+                Filter {
+                    sender: text("\"s\\ender\"@ONE.example."),
+                    ..base()
+                },
+            ),
+            (
+                "another spelling of a recipient",
+                Filter {
+                    recipient: text("quote@bücher.ex"),
+                    ..base()
+                },
+            ),
+            (
+                "a recipient as received",
+                Filter {
+                    recipient: text("\"q\\UOTE\"@XN--"),
                     ..base()
                 },
             ),

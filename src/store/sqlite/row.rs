@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use rusqlite::{CachedStatement, Connection, params};
 
 use crate::message::party::network;
-use crate::message::{Mailbox, SenderReputation, header};
+use crate::message::{Mailbox, SenderReputation, canonical, header};
 use crate::store::{Cause, Lane, Record, StoreError};
 use crate::verdict::Answer;
 
@@ -58,7 +58,7 @@ impl Row {
         let lower = |text: &str| text.to_lowercase();
         let mut recipients = String::new();
         for recipient in &record.envelope.recipients {
-            line(&mut recipients, recipient.mailbox.as_str());
+            address_lines(&mut recipients, recipient.mailbox.as_str());
         }
         let (mut engines, mut findings) = (String::new(), String::new());
         for report in &record.reports {
@@ -70,6 +70,10 @@ impl Row {
             }
         }
         let reverse_path = &record.envelope.reverse_path;
+        let mut sender = String::new();
+        if let Some(mailbox) = reverse_path.mailbox() {
+            address_lines(&mut sender, mailbox.as_str());
+        }
         let mut row = Self {
             id: record.id.to_string(),
             lane: lane_number(record.lane),
@@ -77,7 +81,7 @@ impl Row {
             lease_until: lease.map_or(0, Timestamp::as_microsecond),
             received_at: record.received_at.as_microsecond(),
             expires_at: record.expires_at.as_microsecond(),
-            sender: lower(record.envelope.reverse_path.as_str()),
+            sender,
             recipients,
             subject: lower(&record.subject),
             rule: decision.map_or_else(String::new, |decision| lower(&decision.rule)),
@@ -90,7 +94,7 @@ impl Row {
             client: format!("client {}", network(record.envelope.origin.client)),
             domain: format!(
                 "sender {}",
-                lower(reverse_path.mailbox().map_or("<>", Mailbox::domain))
+                canonical::domain(reverse_path.mailbox().map_or("<>", Mailbox::domain))
             ),
             next_hop: record.next_hop,
             overhead: 0,
@@ -234,6 +238,15 @@ fn line(text: &mut String, value: &str) {
     }
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{}", value.to_lowercase());
+}
+
+/// Appends an address as it was received, and in canonical form if that form is another one, so that a search finds both.
+fn address_lines(text: &mut String, address: &str) {
+    line(text, address);
+    let canonical = canonical::mailbox(address);
+    if canonical != address.to_lowercase() {
+        line(text, &canonical);
+    }
 }
 
 /// JSON has no infinity: a record with an infinite score could not be read back.

@@ -15,7 +15,7 @@ use super::bodies::{Bodies, failed};
 use super::health::Disk;
 use super::row::{cause_key, decode, lane_number, lossy};
 use super::schema::broken;
-use crate::message::{MessageId, header};
+use crate::message::{MessageId, canonical, header};
 use crate::store::{
     Audit, CAUSES_MAX, Capacity, Cause, Filter, Held, Holder, Lane, Object, Queue, Record,
     StoreError, Times,
@@ -168,6 +168,19 @@ impl Query {
             self.and(&format!("({})", any.join(" OR ")), text.to_lowercase());
         }
     }
+
+    /// Part of an address as it was received, or any spelling of it.
+    fn contains_address(&mut self, column: &str, text: Option<&String>) {
+        let Some(text) = text else { return };
+        let mut spelled = |spelling: String| {
+            self.values.push(spelling.into());
+            format!("instr({column}, ?{}) > 0", self.values.len())
+        };
+        let received = spelled(text.to_lowercase());
+        let canonical = spelled(canonical::part(text).into_owned());
+        self.sql
+            .push_str(&format!(" AND ({received} OR {canonical})"));
+    }
 }
 
 /// The table with the index that suits the filter, and the condition that selects its lanes.
@@ -208,8 +221,8 @@ fn conditions(filter: &Filter) -> Query {
     };
     query.contains(&["rule", "reason"], filter.reason.as_ref());
     query.contains(&["findings"], filter.finding.as_ref());
-    query.contains(&["sender"], filter.sender.as_ref());
-    query.contains(&["recipients"], filter.recipient.as_ref());
+    query.contains_address("sender", filter.sender.as_ref());
+    query.contains_address("recipients", filter.recipient.as_ref());
     if let Some(text) = &filter.subject {
         // Earlier versions stored subjects as they came, and their column is in lower case, which base64 does not survive.
         // Only for such rows (char(61, 63) is `=?`) the record is read.

@@ -9,6 +9,50 @@ use Values::{Engines, Listeners, NextHops, Queues, Words};
 /// The lanes of the store. The telemetry lies below the store, whose test compares the two lists.
 const LANES: Values = Words(|| vec!["scan", "delivery", "held", "rescan"]);
 
+/// The stages of a session at which the relay refuses something, as in docs/LOGS.md.
+const STAGES: [&str; 9] = [
+    "client", "helo", "tls", "user", "from", "to", "data", "reply", "command",
+];
+/// The reasons of refusals, as in docs/LOGS.md; a test compares them.
+const REFUSAL_REASONS: [&str; 36] = [
+    "address",
+    "auth-cancelled",
+    "auth-unavailable",
+    "backlog",
+    "bad-credentials",
+    "bad-response",
+    "foreign-identity",
+    "http",
+    "line-end",
+    "line-too-long",
+    "loop",
+    "needs-smtputf8",
+    "next-hop",
+    "no-proxy-header",
+    "no-recipients",
+    "no-room",
+    "no-route",
+    "not-implemented",
+    "over-share",
+    "parameter",
+    "policy",
+    "relay-denied",
+    "sequence",
+    "stopping",
+    "store",
+    "syntax",
+    "timeout",
+    "tls-handshake",
+    "tls-required",
+    "too-large",
+    "too-many-errors",
+    "too-many-recipients",
+    "too-many-sessions",
+    "undeliverable",
+    "unknown-command",
+    "unknown-mechanism",
+];
+
 const fn counter(
     name: &'static str,
     labels: &'static [(&'static str, Values)],
@@ -151,11 +195,20 @@ pub static ALL: &[Metric] = &[
                     "too-many-sessions",
                     "no-proxy-header",
                     "handshake-failed",
+                    "http",
                     "lost",
                 ]
             }),
         )],
         "Sessions that ended, by how they ended",
+    ),
+    counter(
+        "spillway_refusals_total",
+        &[
+            ("stage", Words(|| STAGES.to_vec())),
+            ("reason", Words(|| REFUSAL_REASONS.to_vec())),
+        ],
+        "Refusals of connections, commands and messages, by stage and reason (docs/LOGS.md)",
     ),
     counter(
         "spillway_sessions_refused_total",
