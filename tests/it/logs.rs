@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use spillway::telemetry::metrics::Values;
 
 use crate::client::Client;
 use crate::samples;
@@ -179,6 +180,16 @@ fn the_guide_has_every_stage_and_reason() {
         .collect();
     assert_eq!(stages.len(), all.len());
     assert_eq!(stages, named("\n## Stages of refusals\n"));
+    let mut metrics = spillway::telemetry::metrics::ALL.iter();
+    let metric = metrics.find(|metric| metric.name == "spillway_refusals_total");
+    for (label, values) in metric.expect("the metric").labels {
+        let Values::Words(words) = values else {
+            panic!("{label} has no words")
+        };
+        let words: BTreeSet<String> = words().into_iter().map(str::to_owned).collect();
+        let expected = if *label == "stage" { &stages } else { &reasons };
+        assert_eq!(words, *expected, "{label}");
+    }
 }
 
 /// A refusal without a word for its reason could not be counted.
