@@ -148,7 +148,7 @@ async fn a_refused_login_is_one_attempt_for_all_messages() {
             assert_eq!(status.state, PaceState::Dead);
             let shown = status.to_string();
             assert!(
-                shown.starts_with("refused our login") && shown.contains(says),
+                shown.starts_with("refuses our login since ") && shown.contains(says),
                 "{shown}"
             );
             let [incident] = &delivery.incidents()[..] else {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::deadline::Deadline;
-use crate::message::{Content, MessageId};
+use crate::message::{Content, MessageId, canonical};
 use crate::store::contract;
 use crate::store::{
     AtWork, Audit, Capacity, Cause, Change, Filter, Held, Holder, INTERCEPTORS_MAX, Interceptors,
@@ -330,6 +330,13 @@ fn matches(filter: &Filter, record: &Record, size: usize) -> bool {
         let found = |wanted: &String| text.to_lowercase().contains(&wanted.to_lowercase());
         wanted.as_ref().is_none_or(found)
     };
+    let spelled = |wanted: &Option<String>, addresses: &[&str]| {
+        let any = addresses.iter().any(|address| {
+            let spelling = wanted.as_deref().map_or("".into(), canonical::part);
+            part(wanted, address) || canonical::mailbox(address).contains(&*spelling)
+        });
+        wanted.is_none() || any
+    };
     let decision = record.decision.as_ref();
     let reason = decision.map_or(String::new(), |d| format!("{}\n{}", d.rule, d.reason));
     let findings = record.reports.iter().flat_map(|r| r.findings());
@@ -347,8 +354,8 @@ fn matches(filter: &Filter, record: &Record, size: usize) -> bool {
             .is_none_or(|prefix| record.id.to_string().starts_with(prefix.as_str()))
         && part(&filter.reason, &reason)
         && part(&filter.finding, &findings.join("\n"))
-        && part(&filter.sender, record.envelope.reverse_path.as_str())
-        && part(&filter.recipient, &recipients.join("\n"))
+        && spelled(&filter.sender, &[record.envelope.reverse_path.as_str()])
+        && spelled(&filter.recipient, &recipients)
         && part(&filter.subject, &record.subject)
         && filter.engine.as_ref().is_none_or(speaks)
         && (filter.cause.is_none() || filter.cause == record.cause)

@@ -2,7 +2,7 @@
 //! (differential observability: an observer of an engine must see what the engine's users see; Huang et al., HotOS 2017).
 //!
 //! Each replica gets a probe pair at intervals, at once when the gate doubts the replica, and after an open breaker before it
-//! gets mail again. A probe takes a slot like every scan, and keeps the slot until the engine has ended the probe, or for [`limit`].
+//! gets mail again. A probe takes a slot like every scan, and keeps the slot until the engine has really ended the probe.
 
 use std::fmt;
 use std::sync::Arc;
@@ -85,7 +85,7 @@ async fn ask(
     let engine = state.engines[replica].clone();
     let sample = sample(state, content).as_probe(half);
     let (sender, answer) = oneshot::channel();
-    let limit = limit(state);
+    let limit = state.settings.limit;
     tokio::spawn(async move {
         let answer = Deadline::after(limit).run(engine.scan(sample)).await;
         entered.end(ScanEnd::Probe);
@@ -106,13 +106,6 @@ async fn ask(
             Err(missing(&format!("no answer within {milliseconds} ms")))
         }
     }
-}
-
-/// How long a probe holds its slot at most: twice `timeout`. A probe is small, so an engine that works ends it long before. A probe
-/// that went down with an engine would otherwise keep further probes from showing that the engine is back, until the engine's
-/// own limit.
-fn limit(state: &GuardState) -> Duration {
-    state.settings.limit.min(2 * state.settings.timeout)
 }
 
 fn name_of(half: Probe) -> &'static str {
@@ -200,7 +193,7 @@ fn sample(state: &GuardState, content: Content) -> Sample {
         id: MessageId::new(),
         envelope: Arc::new(envelope),
         content,
-        deadline: Deadline::after(limit(state)),
+        deadline: Deadline::after(state.settings.limit),
         fingerprint: None,
         reputation: SenderReputation::Known,
         scan_reason: ScanReason::Again,

@@ -94,25 +94,3 @@ async fn a_message_that_the_engine_lost_is_scanned_again_soon() {
     assert_eq!(scans, 2);
     assert!(unknown > settings("one").limit / 2, "{unknown:?}");
 }
-
-/// P6: probes that went down with the engine do not keep further probes from it, however few slots it has: its return is noticed
-/// within twice `timeout`, and not at the engine's limit.
-#[tokio::test(start_paused = true)]
-async fn probes_that_the_engine_lost_do_not_hide_its_return() {
-    let engine = Arc::new(Absent::default());
-    let settings = Settings {
-        probe: Some(Duration::from_secs(1)),
-        ..settings("one")
-    };
-    let timeout = settings.timeout;
-    assert!(settings.slots / 3 == 1, "one hanging probe is the most");
-    let guarded = guard::guard(vec![engine.clone()], Arc::new(settings), None);
-    guarded.watch();
-    engine.is_away.store(true, Ordering::SeqCst);
-    until(|| guarded.is_out()).await;
-    Deadline::after(Duration::from_secs(30)).wait().await;
-    engine.is_away.store(false, Ordering::SeqCst);
-    let back = Instant::now();
-    until(|| !guarded.is_out()).await;
-    assert!(back.elapsed() <= 3 * timeout, "{:?}", back.elapsed());
-}
