@@ -5,7 +5,6 @@ mod reloads;
 mod replicas;
 mod sharing;
 mod signatures;
-mod stranded;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

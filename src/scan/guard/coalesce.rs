@@ -134,8 +134,7 @@ async fn stand_in(state: &GuardState, call: &Call, scope: &AnswerScope) -> Optio
     Some(outcome)
 }
 
-/// Scans under way that a caller can join, unless the cached answers have ended since the scan began, as by new signatures, or
-/// the scan is stranded.
+/// Scans under way that a caller can join, unless the cached answers have ended since the scan began, as by new signatures.
 #[derive(Debug, Default)]
 pub(super) struct InFlightScans {
     by_key: HashMap<Key, Joinable>,
@@ -153,14 +152,10 @@ struct Joinable {
 }
 
 impl Joinable {
-    /// Whether a caller of `epoch` can join. The scan is not stranded, and it uses the signatures of `epoch` or newer ones: the
-    /// caller that began the scan came in that epoch, or the scan still waits for a slot.
-    fn is_open_to(&self, epoch: u64) -> bool {
-        match *self.in_flight.borrow() {
-            Phase::Waiting => true,
-            Phase::Running { stranded: true, .. } => false,
-            Phase::Running { .. } | Phase::Done(_) => self.epoch == epoch,
-        }
+    /// Whether the scan uses the signatures of `epoch` or newer ones: the caller that began the scan came in that epoch, or the
+    /// scan still waits for a slot.
+    fn uses_signatures_of(&self, epoch: u64) -> bool {
+        self.epoch == epoch || matches!(*self.in_flight.borrow(), Phase::Waiting)
     }
 
     /// A receiver for the phase of the scan, and the scanned message.
@@ -198,7 +193,7 @@ impl InFlightScans {
     /// The scan of the same octets, if the caller can join it.
     fn joinable(&self, scope: &AnswerScope) -> Option<&Joinable> {
         let joinable = self.by_key.get(&scope.key)?;
-        joinable.is_open_to(scope.epoch).then_some(joinable)
+        joinable.uses_signatures_of(scope.epoch).then_some(joinable)
     }
 
     /// Joins a scan of a message of that content, if the caller can join it; returns the scanned message too.
@@ -208,14 +203,15 @@ impl InFlightScans {
         epoch: u64,
     ) -> Option<(watch::Receiver<Phase>, MessageId)> {
         let joinable = self.by_key.get(self.by_content.get(&content)?)?;
-        joinable.is_open_to(epoch).then(|| joinable.subscribe())
+        joinable
+            .uses_signatures_of(epoch)
+            .then(|| joinable.subscribe())
     }
 
-    /// Removes a scan that has ended. If a later scan has replaced the entry, because of new signatures or because this scan was
-    /// stranded, the entry stays.
-    fn end(&mut self, scope: &AnswerScope, own: &InFlight) {
+    /// Removes a scan that has ended. A scan of a newer epoch may have replaced the entry; then the entry stays.
+    fn end(&mut self, scope: &AnswerScope) {
         let joinable = self.by_key.get(&scope.key);
-        if joinable.is_none_or(|joinable| !Arc::ptr_eq(&joinable.in_flight, own)) {
+        if joinable.is_none_or(|joinable| joinable.epoch != scope.epoch) {
             return;
         }
         self.by_key.remove(&scope.key);
@@ -244,7 +240,7 @@ async fn run_scan(state: Arc<GuardState>, scope: AnswerScope, call: Call, next: 
     if let Err(ScanError::NoAnswer(limit)) = &outcome {
         report_lost(&state, scope.message, *limit);
     }
-    state.in_flight_scans().end(&scope, &in_flight);
+    state.in_flight_scans().end(&scope);
     in_flight.send_replace(Phase::Done(outcome));
 }
 
@@ -327,7 +323,7 @@ impl Caller {
             let until = match phase {
                 Phase::Done(outcome) => return outcome,
                 Phase::Waiting => self.deadline,
-                Phase::Running { since, blocked, .. } => {
+                Phase::Running { since, blocked } => {
                     if let Some(error) = self.gives_up(since.elapsed(), blocked, presence) {
                         return Err(error);
                     }
@@ -389,4 +385,92 @@ impl Caller {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+    use crate::scan::tests::settings;
+    use Presence::{Hangs, Here, Out};
+
+    /// The reason why the caller gives up, in a word.
+    fn leaves(
+        reputation: SenderReputation,
+        joined: bool,
+        age: Duration,
+        (blocked, engine): (bool, Presence),
+    ) -> &'static str {
+        let settings = settings("one");
+        let caller = Caller {
+            joined,
+            reputation,
+            deadline: Deadline::after(Duration::from_secs(60)),
+            timeout: settings.timeout,
+            slow: settings.slow,
+            progress: Arc::default(),
+        };
+        match caller.gives_up(age, blocked, engine) {
+            None => "waits",
+            Some(ScanError::Suspect(_)) => "suspect",
+            Some(ScanError::BreakerOpen(_)) => "breaker-open",
+            Some(ScanError::Parked(_)) => "parked",
+            Some(ScanError::Overdue(_)) => "timeout",
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+
+    /// Younger than a slow scan, by the test settings; a slow one; and one past its timeout.
+    const QUICK_AGE: Duration = Duration::from_millis(400);
+    const SLOW_AGE: Duration = Duration::from_secs(2);
+    const OVERDUE_AGE: Duration = Duration::from_secs(5);
+
+    /// No caller gives up on a scan that is not slow. The caller of its own scan waits for `timeout`; a caller that has joined
+    /// another scan gives up when that scan is slow.
+    #[tokio::test(start_paused = true)]
+    async fn callers_that_joined_give_up_on_slow_scans() {
+        for reputation in [SenderReputation::Known, SenderReputation::Unknown] {
+            for (blocked, engine) in [(false, Here), (true, Here), (false, Hangs), (true, Hangs)] {
+                let why = leaves(reputation, true, QUICK_AGE, (blocked, engine));
+                assert_eq!(why, "waits", "{blocked} {engine:?}");
+            }
+            let of = |joined, age| leaves(reputation, joined, age, (false, Here));
+            assert_eq!(
+                (of(false, SLOW_AGE), of(true, SLOW_AGE)),
+                ("waits", "parked")
+            );
+            assert_eq!(of(false, OVERDUE_AGE), "timeout");
+        }
+    }
+
+    /// When the breaker opens during a scan, other engines cover for known senders' mail. An unknown sender's content may be the
+    /// cause, so that caller waits for `timeout`, unless known senders' mail hangs too.
+    #[tokio::test(start_paused = true)]
+    async fn unknown_senders_wait_when_the_breaker_opens() {
+        let of = |reputation, age| leaves(reputation, false, age, (false, Out));
+        assert_eq!(of(SenderReputation::Known, SLOW_AGE), "breaker-open");
+        assert_eq!(of(SenderReputation::Unknown, SLOW_AGE), "waits");
+        assert_eq!(of(SenderReputation::Unknown, OVERDUE_AGE), "breaker-open");
+        assert_eq!(
+            leaves(SenderReputation::Unknown, true, SLOW_AGE, (false, Out)),
+            "parked"
+        );
+        let hangs = |age| leaves(SenderReputation::Unknown, false, age, (false, Hangs));
+        assert_eq!(
+            (hangs(QUICK_AGE), hangs(SLOW_AGE)),
+            ("waits", "breaker-open")
+        );
+    }
+
+    /// A message that an interceptor blocks during its scan is held before every other reason counts: no other engine covers for
+    /// it, and no caller waits for the end of the scan.
+    #[tokio::test(start_paused = true)]
+    async fn a_block_during_the_scan_is_the_first_reason() {
+        for reputation in [SenderReputation::Known, SenderReputation::Unknown] {
+            for joined in [false, true] {
+                for age in [SLOW_AGE, OVERDUE_AGE] {
+                    for engine in [Here, Out, Hangs] {
+                        let why = leaves(reputation, joined, age, (true, engine));
+                        assert_eq!(why, "suspect", "{reputation:?} {joined} {age:?} {engine:?}");
+                    }
+                }
+            }
+        }
+    }
+}

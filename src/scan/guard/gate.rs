@@ -77,8 +77,6 @@ struct Scan {
     is_overdue: bool,
     /// An interceptor explains why the scan is slow, so the scan does not count against the engine.
     is_explained: bool,
-    /// The engine went away during the scan, came back, and does not end the scan ([`Gate::strand`]).
-    is_stranded: bool,
 }
 
 #[derive(Debug)]
@@ -142,10 +140,9 @@ impl Gate {
             last_end: now,
             drained: false,
             drained_at: None,
+            opened_at: None,
             rests: None,
             is_away: false,
-            out_since: None,
-            returned: None,
         };
         Self {
             times,
@@ -254,10 +251,8 @@ impl Gate {
         self.returns += u64::from(scan.is_overdue && !scan.is_probe);
         self.pause_slot(now, &scan);
         let in_time = age < self.times.timeout;
-        if !scan.is_stranded {
-            let parked = self.canaries.end(now, &scan.request, end, in_time);
-            self.offer_again(parked);
-        }
+        let parked = self.canaries.end(now, &scan.request, end, in_time);
+        self.offer_again(parked);
         self.pump(now);
     }
 
@@ -268,7 +263,7 @@ impl Gate {
     }
 
     /// Number of times that the engine could do more again although its breaker had not opened: a replica answered after being
-    /// unreachable, a scan past its timeout has ended and its slot is free again, or a stranded message may be scanned again.
+    /// unreachable, or a scan past its timeout has ended and its slot is free again.
     pub(super) fn returns(&self) -> u64 {
         self.returns
     }
@@ -321,7 +316,6 @@ impl Gate {
     pub(super) fn tick(&mut self, now: Instant) {
         self.watch(now);
         self.age(now);
-        self.strand(now);
         self.slot_use.update_means(now);
         for at in 0..self.replicas.len() {
             let unended = self.unended_trial_scans(at);

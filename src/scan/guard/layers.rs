@@ -96,7 +96,6 @@ pub(super) async fn pass_gate(state: Arc<GuardState>, mut call: Call, next: impl
     in_flight.send_replace(Phase::Running {
         since,
         blocked: false,
-        stranded: false,
     });
     let outcome = next.oneshot(call).await;
     if let Ok(answer) = &outcome {

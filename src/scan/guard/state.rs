@@ -44,8 +44,6 @@ pub(super) enum Phase {
         since: Instant,
         /// An interceptor has blocked the message's fingerprint since then.
         blocked: bool,
-        /// The engine went out during the scan and does not end it: no further caller joins it.
-        stranded: bool,
     },
     /// The scan has ended.
     Done(Outcome),

@@ -87,14 +87,7 @@ impl Canaries {
         end: ScanEnd,
         in_time: bool,
     ) -> Vec<Ticket> {
-        if in_time && matches!(end, ScanEnd::Answered { .. }) {
-            keys(request).for_each(|key| self.prove(now, key));
-        }
-        self.release(request)
-    }
-
-    /// Counts a scan no longer as a copy in the engine. Returns the tickets like [`end`](Self::end).
-    pub(super) fn release(&mut self, request: &GateRequest) -> Vec<Ticket> {
+        let proves = in_time && matches!(end, ScanEnd::Answered { .. });
         let mut parked = Vec::new();
         for key in keys(request) {
             if let Entry::Occupied(mut inflight) = self.inflight.entry(key) {
@@ -102,6 +95,9 @@ impl Canaries {
                 if *inflight.get() == 0 {
                     inflight.remove();
                 }
+            }
+            if proves {
+                self.prove(now, key);
             }
             if self.has_parked(key) {
                 parked.extend(self.parked(key));

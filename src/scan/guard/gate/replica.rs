@@ -1,16 +1,14 @@
 //! The replicas of an engine at the gate: which take mail, their probes, and the drain by an operator.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 
 use super::trust::Level;
-use super::{Gate, GateOrder, GateRefusal, GateRequest, Scan, Ticket};
+use super::{Gate, GateRefusal, GateRequest, Scan, Ticket};
 use crate::ablation::{Mechanism, without};
 use crate::message::{MessageId, SenderReputation};
 use crate::observation::ScanReason;
 use crate::scan::FairnessKey;
-use crate::scan::guard::breaker::{Breaker, BreakerState, Change};
+use crate::scan::guard::breaker::{Breaker, BreakerState};
 
 #[derive(Debug)]
 pub(super) struct Replica {
@@ -20,47 +18,15 @@ pub(super) struct Replica {
     pub(super) drained: bool,
     /// Time at which the replica was drained.
     pub(super) drained_at: Option<Instant>,
+    /// Time at which the breaker opened; none once it has closed.
+    pub(super) opened_at: Option<Instant>,
     /// End of the pause that the replica has asked for.
     pub(super) rests: Option<Instant>,
     /// The relay could not reach the replica, and the replica has answered nothing since.
     pub(super) is_away: bool,
-    /// Time at which the breaker opened; none after the breaker has closed.
-    pub(super) out_since: Option<Instant>,
-    /// The last outage, if the breaker is closed since.
-    pub(super) returned: Option<Returned>,
-}
-
-/// An outage that has ended.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Returned {
-    /// Time at which the breaker opened.
-    out_since: Instant,
-    /// Time at which the breaker closed.
-    at: Instant,
 }
 
 impl Replica {
-    /// Notes when the breaker opens and closes. A trial that fails belongs to the same outage.
-    pub(super) fn note(&mut self, now: Instant, change: Change) {
-        match change {
-            Change::Opened(_) => {
-                self.out_since.get_or_insert(now);
-                self.returned = None;
-            }
-            Change::Closed => {
-                let out_since = self.out_since.take();
-                self.returned = out_since.map(|out_since| Returned { out_since, at: now });
-            }
-            Change::Probing | Change::Readmitting => {}
-        }
-    }
-
-    /// Whether the replica went out during a scan that began at `started`, and has been back for `timeout` without ending it.
-    fn has_stranded(&self, now: Instant, started: Instant, timeout: Duration) -> bool {
-        let returned = self.returned.as_ref();
-        returned.is_some_and(|back| started < back.out_since && now >= back.at + timeout)
-    }
-
     /// Scans of mail that may run at once. In a ramp, the limit covers only scans that began in the ramp.
     pub(super) fn allowed(&self) -> usize {
         match self.drained || self.rests.is_some() {
@@ -116,7 +82,6 @@ impl Gate {
             is_slow: false,
             is_overdue: false,
             is_explained: true,
-            is_stranded: false,
         };
         self.scans.insert(ticket, scan);
         Some(ticket)
@@ -132,32 +97,6 @@ impl Gate {
         let change = self.replicas[replica].breaker.probed(now, passed, unended);
         self.changed(now, replica, change);
         self.pump(now);
-    }
-
-    /// Marks the scans of known senders' mail that are stranded: the replica went out during the scan, and has been back for
-    /// `timeout` without ending it, so the engine has most likely lost the message and not hung on it. Such a scan keeps its slot
-    /// until it ends or reaches the engine's limit (I1), but is evidence against nothing, and the message may be scanned again
-    /// meanwhile. Without this, the message waits for the limit, long after the engine is back.
-    ///
-    /// Mail of unknown senders is left out: a message on which the engine hangs again takes a second slot, and whoever can put
-    /// an engine out with such messages would double what each of them costs.
-    pub(super) fn strand(&mut self, now: Instant) {
-        let mut stranded = Vec::new();
-        for (ticket, scan) in &mut self.scans {
-            let is_known = scan.request.reputation == SenderReputation::Known;
-            let may_strand = scan.is_overdue && !scan.is_stranded && !scan.is_probe && is_known;
-            let replica = &self.replicas[scan.replica];
-            if may_strand && replica.has_stranded(now, scan.started, self.times.timeout) {
-                scan.is_stranded = true;
-                stranded.push((*ticket, scan.request.clone()));
-            }
-        }
-        for (ticket, request) in stranded {
-            self.returns += 1;
-            self.orders.push(GateOrder::Stranded(ticket));
-            let parked = self.canaries.release(&request);
-            self.offer_again(parked);
-        }
     }
 
     /// Running scans of mail that began in a trial of the replica.
@@ -247,7 +186,7 @@ impl Gate {
             running: replica.running,
             drained: replica.drained,
             resting: replica.rests.is_some(),
-            since: replica.drained_at.or(replica.out_since),
+            since: replica.drained_at.or(replica.opened_at),
         })
     }
 }

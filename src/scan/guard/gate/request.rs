@@ -19,8 +19,6 @@ pub(in crate::scan::guard) enum GateOrder {
     Refuse(Ticket, GateRefusal),
     /// An interceptor has blocked the fingerprint of this running scan: callers need not wait any longer.
     Blocked(Ticket),
-    /// The running scan is stranded: no caller joins it any more.
-    Stranded(Ticket),
 }
 
 /// Why the gate refuses a message. The text of a variant is shown to people.

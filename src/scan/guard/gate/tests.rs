@@ -575,7 +575,7 @@ proptest! {
                 let (ticket, starts) = match order {
                     GateOrder::Start(ticket, _) => (ticket, true),
                     GateOrder::Refuse(ticket, _) => (ticket, false),
-                    GateOrder::Blocked(_) | GateOrder::Stranded(_) => continue,
+                    GateOrder::Blocked(_) => continue,
                 };
                 let at = waiting.iter().position(|t| *t == ticket);
                 prop_assert!(at.is_some(), "answered twice, or after it left");

@@ -155,7 +155,13 @@ impl Gate {
     pub(super) fn changed(&mut self, now: Instant, replica: usize, change: Option<Change>) {
         if let Some(change) = change {
             self.replicas[replica].last_end = now;
-            self.replicas[replica].note(now, change);
+            let opened_at = &mut self.replicas[replica].opened_at;
+            match change {
+                // A trial that fails opens the breaker again, but the replica has been out since the first time.
+                Change::Opened(_) => *opened_at = opened_at.or(Some(now)),
+                Change::Closed => *opened_at = None,
+                Change::Probing | Change::Readmitting => {}
+            }
             self.hangs_on_known &= !matches!(change, Change::Opened(_));
             self.changes.push((replica, change));
         }

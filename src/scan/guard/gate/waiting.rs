@@ -194,7 +194,6 @@ impl Gate {
                 is_slow: false,
                 is_overdue: false,
                 is_explained: false,
-                is_stranded: false,
             };
             self.scans.insert(ticket, scan);
             self.orders.push(GateOrder::Start(ticket, replica));
@@ -242,9 +241,7 @@ impl Gate {
 
     /// Whether all running scans that share the key are slow, at least one: then further copies would be slow too.
     pub(super) fn is_suspicious(&self, key: Trait) -> bool {
-        let has = |s: &&Scan| {
-            !s.is_stranded && s.request.fingerprint.as_ref().is_some_and(|f| f.has(key))
-        };
+        let has = |s: &&Scan| s.request.fingerprint.as_ref().is_some_and(|f| f.has(key));
         let mut same = self.scans.values().filter(has).peekable();
         same.peek().is_some() && same.all(|scan| scan.is_slow)
     }

@@ -18,11 +18,6 @@ impl GuardState {
                         waiter.in_flight.send_if_modified(block_scan);
                     }
                 }
-                GateOrder::Stranded(ticket) => {
-                    if let Some(waiter) = gate_state.waiters.get(&ticket) {
-                        waiter.in_flight.send_if_modified(strand_scan);
-                    }
-                }
             }
         }
         let changes = gate_state.gate.changes();
@@ -77,13 +72,6 @@ impl GuardState {
             }
         }
         incident
-    }
-}
-
-fn strand_scan(phase: &mut Phase) -> bool {
-    match phase {
-        Phase::Running { stranded, .. } => !std::mem::replace(stranded, true),
-        Phase::Waiting | Phase::Done(_) => false,
     }
 }
 

@@ -313,7 +313,7 @@ async fn hanging_mail_at_an_interval_is_not_in_step_with_the_slots() {
                         ends.entry(time + takes).or_default().push(ticket);
                     }
                     GateOrder::Refuse(_, GateRefusal::Parked(_)) => parked += 1,
-                    GateOrder::Refuse(..) | GateOrder::Blocked(_) | GateOrder::Stranded(_) => {}
+                    GateOrder::Refuse(..) | GateOrder::Blocked(_) => {}
                 }
             }
         }

@@ -200,7 +200,7 @@ proptest! {
                             "law 3: {refusal:?} for {request:?}"
                         );
                     }
-                    GateOrder::Blocked(_) | GateOrder::Stranded(_) => {}
+                    GateOrder::Blocked(_) => {}
                 }
             }
             prop_assert_eq!(world.idles(known_mail_came), None);
