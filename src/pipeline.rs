@@ -55,7 +55,7 @@ use crate::scan::Scanner;
 use crate::smtp::Reply;
 use crate::store::history::{History, HistoryEntry};
 use crate::store::incidents::Incidents;
-use crate::store::{Capacity, Record, Store, StoreError};
+use crate::store::{Capacity, Record, Store};
 use crate::verdict::Disposition;
 
 use background::Background;
@@ -468,16 +468,6 @@ impl Pipeline {
     /// Whether a next hop takes mail for `domain`.
     pub fn has_route(&self, domain: &str) -> bool {
         self.generation.load().delivery.route(domain).is_some()
-    }
-
-    /// Whether new mail with `recipients` recipients may get one more. A store without room allows only cut-through mail for one
-    /// recipient, which may need no storage: of two recipients the next hop may defer one, and that one needs storage.
-    pub fn has_room(&self, mode: Mode, recipients: usize) -> bool {
-        match self.store.accepts() {
-            Ok(()) => true,
-            Err(StoreError::Full(_)) => mode == Mode::CutThrough && recipients == 0,
-            Err(_) => false,
-        }
     }
 
     /// The memory budget that message contents are charged to.

@@ -190,10 +190,7 @@ async fn happened(
 fn tell(id: MessageId, story: &Story, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     match (&story.record, story.history.first()) {
         (Some(record), _) => {
-            show(record, None, terminal)?;
-            // The empty field has the width of the fields above.
-            let width = ("recipients", String::new());
-            terminal.fields(&[width, ("attached", attachments(&story.history))])?;
+            show(record, None, attachments(&story.history), terminal)?;
         }
         (None, Some(first)) => gone(id, first, &story.history, terminal)?,
         (None, None) => terminal.line(format!("message {id} has left the relay"))?,

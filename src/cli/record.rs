@@ -17,6 +17,7 @@ pub(super) fn heading(text: &str, terminal: &mut Terminal<'_>) -> Result<(), Cli
 pub(super) fn show(
     record: &Record,
     waits: Option<&WaitsFor>,
+    attached: String,
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
     let envelope = &record.envelope;
@@ -63,6 +64,7 @@ pub(super) fn show(
         ),
         ("sha256", record.sha256.clone()),
         ("subject", record.subject.clone()),
+        ("attached", attached),
     ];
     terminal.fields(&fields)
 }

@@ -84,7 +84,7 @@ pub(super) async fn show(
         terminal.json(&shown)?;
         return Ok(Exit::Done);
     }
-    show_record(record, waits, terminal)?;
+    show_record(record, waits, String::new(), terminal)?;
     if let Some(decision) = &record.decision {
         show_decision("Decision", decision, terminal)?;
     }

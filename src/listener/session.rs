@@ -101,6 +101,22 @@ enum Line {
     Unacceptable(Reply),
 }
 
+impl Line {
+    /// A line without its LF. A request of HTTP ends the session.
+    fn of(line: &[u8], limit: usize) -> Result<Self, Ending> {
+        if http::is_http(line) {
+            return Err(Ending::Http);
+        }
+        Ok(match line.strip_suffix(b"\r") {
+            _ if line.len() + 1 > limit => {
+                Self::Unacceptable(refusal(line, Reply::line_too_long(limit)))
+            }
+            Some(command) => Self::Command(command.to_vec()),
+            None => Self::Unacceptable(refusal(line, Reply::bad_line_end())),
+        })
+    }
+}
+
 impl Session {
     pub(super) fn new(
         stream: TcpStream,
@@ -291,18 +307,9 @@ impl Session {
         }
         loop {
             if let Some(end) = memchr(b'\n', self.wire.input()) {
-                let line = &self.wire.input()[..end];
-                if too_long.is_none() && http::is_http(line) {
-                    return Err(Ending::Http);
-                }
-                let line = if let Some(reply) = too_long {
-                    Line::Unacceptable(reply)
-                } else if end + 1 > limit {
-                    Line::Unacceptable(refusal(line, Reply::line_too_long(limit)))
-                } else if let Some(command) = line.strip_suffix(b"\r") {
-                    Line::Command(command.to_vec())
-                } else {
-                    Line::Unacceptable(refusal(line, Reply::bad_line_end()))
+                let line = match too_long {
+                    Some(reply) => Line::Unacceptable(reply),
+                    None => Line::of(&self.wire.input()[..end], limit)?,
                 };
                 self.wire.consume(end + 1);
                 return Ok(line);

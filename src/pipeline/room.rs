@@ -1,5 +1,5 @@
-//! The watch over the store: writes an incident when quarantine fills up or the store accepts no mail, so that the incident log
-//! explains refused mail.
+//! Room in the store: whether it takes one more message, and a watch that writes an incident when quarantine fills up or the
+//! store accepts no mail, so that the incident log explains refused mail.
 
 use std::mem::{Discriminant, discriminant};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Pipeline;
+use super::{Mode, Pipeline};
 use crate::deadline::Deadline;
 use crate::incident::{Incident, Kind, Subject};
 use crate::store::{Held, StoreError};
@@ -30,6 +30,16 @@ pub(super) struct Reported {
 }
 
 impl Pipeline {
+    /// Whether new mail with `recipients` recipients may get one more. A store without room allows only cut-through mail for one
+    /// recipient, which may need no storage: of two recipients the next hop may defer one, and that one needs storage.
+    pub fn has_room(&self, mode: Mode, recipients: usize) -> bool {
+        match self.store.accepts() {
+            Ok(()) => true,
+            Err(StoreError::Full(_)) => mode == Mode::CutThrough && recipients == 0,
+            Err(_) => false,
+        }
+    }
+
     /// Watches the store until `closing` is cancelled.
     ///
     /// Cancel safety: safe.

@@ -3,6 +3,7 @@
 mod draft;
 mod failed;
 mod owed;
+mod parts;
 mod resumed;
 
 use std::collections::BTreeMap;
@@ -415,43 +416,6 @@ impl<'a> Settling<'a> {
             rescan: self.rescan,
             was_held: self.draft.before.is_some_and(counts::was_held),
             facts: self.facts,
-        }
-    }
-
-    /// The first record keeps the id of the message; records for other ways get new ids. The history leads from a new id to
-    /// the message, also when the record is gone.
-    fn name_parts(&mut self) {
-        let id = self.draft.message.id;
-        for record in self.keep.iter_mut().skip(1) {
-            record.id = MessageId::new();
-            self.history.push(HistoryEntry {
-                at: wall_clock(),
-                message: record.id,
-                part_of: Some(id),
-                event: "parted".into(),
-                sender: record.envelope.reverse_path.clone(),
-                recipients: Vec::new(),
-                client: record.envelope.origin.client,
-                listener: record.envelope.origin.listener.clone(),
-                size: record.size,
-                decision: None,
-                reports: Vec::new(),
-                subject: String::new(),
-                attachments: Vec::new(),
-                detail: format!("from {id}"),
-            });
-        }
-    }
-
-    /// Adds subject and attachments to the first entry, if this pass has inspected the message.
-    fn describe(&mut self) {
-        let described = self
-            .draft
-            .judged
-            .and_then(|judged| judged.described.as_ref());
-        if let (Some(first), Some(described)) = (self.history.first_mut(), described) {
-            first.subject.clone_from(&described.subject);
-            first.attachments.clone_from(&described.attachments);
         }
     }
 

@@ -13,6 +13,7 @@ use crate::deadline::set_wall_clock;
 use crate::delivery::Outbound;
 use crate::delivery::next_hop::{HopResult, HopSignal, NextHop as Server};
 use crate::store::Audit;
+use crate::store::StoreError;
 
 const MINUTE: Duration = Duration::from_secs(60);
 

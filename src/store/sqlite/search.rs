@@ -273,7 +273,7 @@ pub(super) fn count(db: &Connection, filter: &Filter) -> rusqlite::Result<u64> {
 }
 
 /// Name of the SQL function that [`add_functions`] adds.
-const DECODED_SUBJECT_FUNCTION: &str = "spillway_decoded_subject";
+const DECODED_SUBJECT_FUNCTION: &str = "decoded_subject";
 
 /// Adds the function that [`search`] and [`count`] need to a connection: the decoded subject of a record in lower case.
 pub(super) fn add_functions(db: &Connection) -> rusqlite::Result<()> {
