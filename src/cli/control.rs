@@ -34,7 +34,8 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
 }
 
-/// Sends a request to the relay that listens on `socket`, and returns the answer.
+/// Sends a request to the relay that listens on `socket`, and returns the answer. A relay that hangs does not get the request:
+/// it would carry it out when it goes on, long after the person has read that it failed.
 pub(super) async fn ask(socket: &Path, method: &str, path: &str) -> Result<Answer, CliError> {
     ask_for(Duration::ZERO, socket, method, path).await
 }
@@ -46,17 +47,13 @@ pub(super) async fn ask_for(
     method: &str,
     path: &str,
 ) -> Result<Answer, CliError> {
+    ask_at_once(socket, "/live").await?;
     exchange(EXCHANGE_TIMEOUT + answer, socket, method, path).await
 }
 
 /// Asks for what the relay knows without its store. It answers at once, or it hangs.
 pub(super) async fn ask_at_once(socket: &Path, path: &str) -> Result<Answer, CliError> {
     exchange(PRESENT_ANSWER_TIMEOUT, socket, "GET", path).await
-}
-
-/// Checks that the relay answers at all, before a question whose answer may take it seconds.
-pub(super) async fn expect_life(socket: &Path) -> Result<(), CliError> {
-    ask_at_once(socket, "/live").await.map(drop)
 }
 
 /// Sends a request, and reads the answer within `timeout`.
@@ -199,7 +196,8 @@ mod tests {
         let socket = folder.path().join("control.sock");
         let _listener = UnixListener::bind(&socket).expect("binds");
         let began = Instant::now();
-        let error = expect_life(&socket).await.expect_err("no answer");
+        let asked = ask(&socket, "GET", "/status").await;
+        let error = asked.err().expect("no answer");
         let who = format!("the relay (pid {}) does not answer on ", std::process::id());
         assert!(error.to_string().starts_with(&who), "{error}");
         assert!(began.elapsed() < Duration::from_secs(1));

@@ -188,7 +188,6 @@ pub(super) async fn drain(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome
 
 /// Prints the status. Exits with [`Exit::Temporary`] if the relay accepts no new mail.
 pub(super) async fn status(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
-    control::expect_life(socket).await?;
     let answer = control::ask(socket, "GET", "/status").await?;
     let status: Status = parsed(socket, &answer)?;
     match terminal.json {

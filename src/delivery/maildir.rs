@@ -36,7 +36,7 @@ use tokio::sync::Semaphore;
 use super::next_hop::{HopResult, HopSignal, NextHop};
 use super::{Answer, BuildError, DeliveredSender, Outbound, Outcome};
 use crate::deadline::Deadline;
-use crate::message::{Content, Envelope, Mailbox};
+use crate::message::{Content, Envelope, Mailbox, canonical};
 
 /// Largest number of concurrent writers per next hop. More writers would only wait for the same disk.
 const WRITERS_MAX: usize = 64;
@@ -367,12 +367,21 @@ impl Job {
 
 /// The Maildir of a recipient.
 fn folder(template: &str, mailbox: &Mailbox) -> PathBuf {
-    let domain = match mailbox.domain() {
-        "" => POSTMASTER_DOMAIN,
-        domain => domain,
+    // Routes compare the canonical form, and all spellings of a mailbox are one folder.
+    let canonical = canonical::mailbox(mailbox.as_str());
+    let (local, domain) = canonical
+        .rsplit_once('@')
+        .unwrap_or((&canonical, POSTMASTER_DOMAIN));
+    // `""@b` has a name too, and an earlier version may have stored what is no mailbox today.
+    let named = |canonical, received| match canonical {
+        "" => received,
+        canonical => canonical,
     };
-    let domain = safe(&domain.to_lowercase());
-    let local = safe(mailbox.local_part());
+    let (local, domain) = (
+        named(local, mailbox.local_part()),
+        named(domain, mailbox.domain()),
+    );
+    let (local, domain) = (safe(local), safe(domain));
     // Encoded names contain no braces, so neither name can contain the placeholder of the other.
     template
         .replace("{domain}", &domain)

@@ -14,7 +14,7 @@ use crate::smtp::Reply;
 const LINE_WINDOW_DURATION: Duration = Duration::from_secs(60);
 /// Most lines about one client network in a window: enough to see what a client does wrong, and a new one every 3 s.
 const LINES_PER_NETWORK_MAX: u32 = 20;
-/// Most lines about all clients in a window: 20 a second, about 10 KB a second on the disk.
+/// Most lines about all clients in a window, beyond the first of each network: 20 a second, about 10 KB a second on the disk.
 const LINES_MAX: u32 = 1200;
 /// Most client networks that are counted one by one in a window. The lines of further networks are suppressed together.
 const NETWORKS_MAX: usize = 1024;
@@ -131,7 +131,7 @@ impl<'a> Refusal<'a> {
         let (stage, reason) = (self.stage.as_str(), self.reason);
         metrics::counter!("spillway_refusals_total", "stage" => stage, "reason" => reason)
             .increment(1);
-        if LINES.admit(party::network(self.client)) {
+        if may_log(self.client) {
             self.log();
         }
     }
@@ -155,6 +155,11 @@ impl<'a> Refusal<'a> {
             "refused"
         );
     }
+}
+
+/// Whether one more line about a client that is refused may be written now.
+pub(super) fn may_log(client: IpAddr) -> bool {
+    LINES.admit(party::network(client))
 }
 
 /// How many lines of the present window are written and suppressed.
@@ -207,7 +212,9 @@ impl Window {
             return (false, opened);
         }
         let counted = self.networks.entry(network).or_default();
-        let admitted = counted.lines < LINES_PER_NETWORK_MAX && self.lines < LINES_MAX;
+        // The first line of a network is always written: others must not keep it from the log.
+        let admitted =
+            counted.lines == 0 || counted.lines < LINES_PER_NETWORK_MAX && self.lines < LINES_MAX;
         match admitted {
             true => {
                 counted.lines += 1;
@@ -272,12 +279,25 @@ mod tests {
         let lines = floods.flat_map(|client| [client; 3]);
         let lines: Vec<bool> = lines.map(|client| window.admit(client).0).collect();
         let written = lines.iter().filter(|written| **written).count();
-        assert!(written <= LINES_MAX as usize, "{written}");
+        assert!(written <= LINES_MAX as usize + NETWORKS_MAX, "{written}");
         assert_eq!(window.networks.len(), NETWORKS_MAX);
         let (most, others) = window.suppressed();
         assert_eq!(most.len(), NETWORKS_SUMMED_UP_MAX);
         let told: u64 = most.iter().map(|(_, count)| count).sum();
         assert_eq!(told + others, (lines.len() - written) as u64);
+    }
+
+    /// A flood from many networks does not keep the refusal of another client out of the log.
+    #[test]
+    fn a_flood_silences_nobody_else() {
+        let mut window = Window::default();
+        for client in 0..100 {
+            for _ in 0..LINES_PER_NETWORK_MAX {
+                window.admit(network(client));
+            }
+        }
+        assert!(window.admit(network(100)).0, "its first line");
+        assert!(!window.admit(network(100)).0, "the flood has the others");
     }
 
     /// The window ends by itself, so that a client that was refused too often is heard of again, and the next refusal opens

@@ -4,6 +4,7 @@ mod admit;
 mod auth;
 mod handshake;
 mod http;
+mod line;
 mod peer;
 mod proxy;
 mod receive;
@@ -21,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use self::admit::EnvelopeCharge;
+use self::line::Line;
 use self::peer::{apply_forwarded, offer};
 use self::receive::Intake;
 use self::wire::{Stream, Wire};
@@ -93,28 +95,6 @@ pub(super) struct Session {
     ends: Deadline,
     /// The number of the session in this process, for the log.
     number: u64,
-}
-
-/// One input line.
-enum Line {
-    Command(Vec<u8>),
-    Unacceptable(Reply),
-}
-
-impl Line {
-    /// A line without its LF. A request of HTTP ends the session.
-    fn of(line: &[u8], limit: usize) -> Result<Self, Ending> {
-        if http::is_http(line) {
-            return Err(Ending::Http);
-        }
-        Ok(match line.strip_suffix(b"\r") {
-            _ if line.len() + 1 > limit => {
-                Self::Unacceptable(refusal(line, Reply::line_too_long(limit)))
-            }
-            Some(command) => Self::Command(command.to_vec()),
-            None => Self::Unacceptable(refusal(line, Reply::bad_line_end())),
-        })
-    }
 }
 
 impl Session {

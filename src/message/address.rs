@@ -185,6 +185,12 @@ mod tests {
                 &format!("a@{}", "b".repeat(64)),
                 "a label of no name server",
             ),
+            (
+                &format!("a@{}.example", "é".repeat(60)),
+                "a label of no name server, as A-label",
+            ),
+            ("a@192.0.2.1", "an address without brackets"),
+            ("a@1", "no top-level domain"),
             ("a@[1.2.3.4", "open literal"),
             ("a@[1.2.3.4]x", "text after the literal"),
             ("a@[1.2.3]", "no IPv4 address"),

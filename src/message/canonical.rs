@@ -98,7 +98,7 @@ fn unicode(domain: &str) -> String {
 }
 
 /// The domain with A-labels, for a canonical domain outside ASCII.
-fn ascii(domain: &str) -> String {
+pub(super) fn ascii(domain: &str) -> String {
     let labels = domain.split('.').map(|label| {
         let label = label.as_bytes();
         let deny = AsciiDenyList::EMPTY;

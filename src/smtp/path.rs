@@ -81,9 +81,11 @@ fn end(text: &[u8]) -> Option<usize> {
 fn mailbox(path: &[u8]) -> Result<Mailbox, PathError> {
     const SYNTAX: PathError = PathError::Mailbox(NotAMailbox::Syntax);
     let text = std::str::from_utf8(path).map_err(|_| SYNTAX)?;
+    // Devices write spaces inside the brackets, and no reader takes them for a part of the address.
     let inner = text
         .strip_prefix('<')
-        .and_then(|text| text.strip_suffix('>'));
+        .and_then(|text| text.strip_suffix('>'))
+        .map(|inner| inner.trim_matches([' ', '\t']));
     let text = match inner {
         Some(inner) if inner.starts_with('@') => after_route(inner).ok_or(SYNTAX)?,
         Some(inner) => inner,

@@ -207,12 +207,22 @@ fn quote(text: &str, out: &mut fmt::Formatter<'_>) -> fmt::Result {
     if let Some(word) = inner.filter(|word| is_word(word)) {
         return out.write_str(word);
     }
-    let quoted = inner.is_some_and(|inner| !inner.replace("\\\"", "").contains('"'));
-    if quoted || is_word(text) {
+    if inner.is_some_and(is_escaped) || is_word(text) {
         return out.write_str(text);
     }
     let text = text.replace('\\', "\\\\").replace('"', "\\\"");
     write!(out, "\"{text}\"")
+}
+
+/// Whether the text between quotes has its own quotes and backslashes escaped.
+fn is_escaped(inner: &str) -> bool {
+    let mut rest = inner.chars();
+    while let Some(c) = rest.next() {
+        if c == '"' || c == '\\' && rest.next().is_none() {
+            return false;
+        }
+    }
+    true
 }
 
 /// Whether the text needs no quotes.
@@ -317,6 +327,30 @@ mod tests {
         assert_eq!(lines(&line), 1, "{line}");
         let fields = line.split_once(" detail=").expect("fields").1;
         assert!(!fields.contains(" verdict=\"clean"), "{fields}");
+    }
+
+    /// A value that looks quoted is quoted again unless it has its own quotes escaped: it could bring fields of its own.
+    #[test]
+    fn a_value_cannot_end_its_quotes() {
+        struct Quoted(&'static str);
+        impl fmt::Display for Quoted {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                quote(self.0, f)
+            }
+        }
+        for (value, shown) in [
+            ("word", "word"),
+            ("two words", r#""two words""#),
+            (r#""two words""#, r#""two words""#),
+            (r#""a \"b\" c""#, r#""a \"b\" c""#),
+            (
+                r#""x\\" injected=1 z=\"y""#,
+                r#""\"x\\\\\" injected=1 z=\\\"y\"""#,
+            ),
+            (r#""x\""#, r#""\"x\\\"""#),
+        ] {
+            assert_eq!(Quoted(value).to_string(), shown, "{value}");
+        }
     }
 
     /// The same holds for JSON: each line stays valid JSON, and keeps the value.

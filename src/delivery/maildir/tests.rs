@@ -151,6 +151,23 @@ fn hostile_names_stay_in_their_place() {
     }
 }
 
+/// Routes compare the canonical form of an address, so whoever reads a mailbox finds the mail of all its spellings in one
+/// folder.
+#[test]
+fn all_spellings_of_a_mailbox_have_one_folder() {
+    for text in [
+        "bob@example.org",
+        "Bob@Example.ORG",
+        "bob@example.org.",
+        "\"bob\"@example.org",
+        "\"b\\ob\"@example.org",
+    ] {
+        let mailbox = Mailbox::parse(text).expect(text);
+        let folder = folder("/mail/{domain}/{local}", &mailbox);
+        assert_eq!(folder, Path::new("/mail/example.org/bob"), "{text}");
+    }
+}
+
 /// A disk error is a problem of this relay, not of the sender: the outcome is deferred, never failed.
 #[tokio::test]
 async fn a_disk_error_defers() {

@@ -9,9 +9,11 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::refusal::cut;
 use super::{Ending, Line, Session};
 use crate::deadline::Deadline;
 use crate::listener::counts;
+use crate::listener::refusals::may_log;
 use crate::listener::session_limits::Sessions;
 use crate::smtp::Reply;
 use crate::smtp::transaction::Mechanism;
@@ -69,7 +71,10 @@ impl Session {
                 Ok(Reply::authenticated())
             }
             Ok(false) => {
-                tracing::warn!(user = %name, client = %self.address, "authentication failed");
+                if may_log(self.address) {
+                    let user = cut(name.as_bytes());
+                    tracing::warn!(%user, client = %self.address, "authentication failed");
+                }
                 self.wrong_passwords += 1;
                 if self.wrong_passwords >= WRONG_PASSWORDS_MAX {
                     return Err(Ending::TooManyErrors);

@@ -8,9 +8,15 @@ const METHODS: [&[u8]; 9] = [
     b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH",
 ];
 
-/// Whether a line, or the beginning of a long line, is a request line of HTTP or a header field. A field has a colon right
-/// after its name, and no command of SMTP has one in its first word.
+/// The first octets of a ClientHello (RFC 8446 5.1): a browser has come with HTTPS. A page can choose octets in it too.
+const TLS_HANDSHAKE: &[u8] = b"\x16\x03";
+
+/// Whether a line, or the beginning of a long line, is a request line of HTTP, a header field, or the beginning of HTTPS. A field
+/// has a colon right after its name, and no command of SMTP has one in its first word.
 pub(super) fn is_http(line: &[u8]) -> bool {
+    if line.starts_with(TLS_HANDSHAKE) {
+        return true;
+    }
     let is_token = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     let word = line.iter().take_while(|b| is_token(b)).count();
     let (word, rest) = line.split_at(word);
@@ -52,6 +58,7 @@ mod tests {
             "Host: localhost:25",
             "Content-Length:3",
             "Sec-Fetch-Mode: no-cors",
+            "\u{16}\u{3}\u{1}\u{2}",
         ] {
             assert!(is_http(line.as_bytes()), "{line}");
         }

@@ -86,7 +86,9 @@ impl Session {
 /// Whether a command begins a new transaction or session even if none is open: RSET, EHLO, HELO (RFC 5321 4.1.1.5, 4.1.4).
 /// Such a command ends the validity of XFORWARD, as it does in Postfix.
 pub(super) fn is_reset(line: &[u8]) -> bool {
-    let verb = line.get(..4).unwrap_or_default();
+    let is_white = |octet: &u8| matches!(octet, b' ' | b'\t');
+    let mut words = line.split(is_white).filter(|word| !word.is_empty());
+    let verb = words.next().unwrap_or_default();
     let resets: [&[u8]; 3] = [b"RSET", b"EHLO", b"HELO"];
     resets.iter().any(|reset| verb.eq_ignore_ascii_case(reset))
 }

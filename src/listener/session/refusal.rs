@@ -170,7 +170,8 @@ fn path(line: &[u8]) -> Option<Cow<'_, str>> {
     Some(cut(inside.unwrap_or(argument)))
 }
 
-fn cut(text: &[u8]) -> Cow<'_, str> {
+/// The beginning of the text, as long as an address.
+pub(super) fn cut(text: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(&text[..text.len().min(ADDRESS_OCTETS_MAX)])
 }
 

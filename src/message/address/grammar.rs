@@ -8,6 +8,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::NotAMailbox;
+use crate::message::canonical;
 
 /// Longest mailbox in octets, without the brackets. `MAIL FROM:<` and `>` with CRLF make a command of 512 octets of it, which
 /// every next hop must take (RFC 5321 4.5.3.1.4); it also fits into one line of a header field (998 octets, RFC 5322 2.1.1),
@@ -44,16 +45,30 @@ pub fn is_domain(text: &str) -> bool {
         return false;
     }
     let labels = text.strip_suffix('.').unwrap_or(text);
+    // No top-level domain is a number (RFC 3696 2), and `a@192.0.2.1` without brackets is refused by most servers, so that no
+    // bounce could reach it.
+    let top = labels.rsplit('.').next().unwrap_or_default();
+    if top.bytes().all(|b| b.is_ascii_digit()) {
+        return false;
+    }
     labels.split('.').all(|label| {
         let octets = label.as_bytes();
         let inner = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | 0x80..);
         let hyphen = |end: Option<&u8>| end == Some(&b'-');
         !octets.is_empty()
-            && (octets.len() <= LABEL_OCTETS_MAX || !label.is_ascii())
+            && label_octets(label) <= LABEL_OCTETS_MAX
             && octets.iter().all(inner)
             && !hyphen(octets.first())
             && !hyphen(octets.last())
     })
+}
+
+/// Octets of the label as DNS has it: of its A-label, for a label outside ASCII.
+fn label_octets(label: &str) -> usize {
+    match label.is_ascii() {
+        true => label.len(),
+        false => canonical::ascii(label).len(),
+    }
 }
 
 /// Whether this stands between the brackets of an address literal: an IPv4 address, or an IPv6 address after its tag (RFC 5321

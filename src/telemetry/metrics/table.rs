@@ -99,7 +99,7 @@ pub static ALL: &[Metric] = &[
     counter(
         "spillway_received_messages_total",
         &[("reply", Words(|| vec!["accepted", "deferred", "rejected"]))],
-        "Messages at their end of data, each once, by the reply to the sender: accepted (250), deferred (4xx), rejected (5xx)",
+        "Messages that were taken to be judged, each once, by the reply to the sender: accepted (250), deferred (4xx), rejected (5xx)",
     ),
     counter(
         "spillway_judged_messages_total",
