@@ -79,12 +79,12 @@ group("tab after the verb", "RFC 5321 has a space; Postfix reads a tab as one, P
 
 group("route with an IPv6 literal", "RFC 5321 4.1.2 and 4.1.3: Postfix ends the route at the first colon, inside the literal. The route is not passed on.",
       lambda c: they_refuse(c) and re.search(r"@\[IPv6:[^]]*\][:,]", c.inner))
+group("spaces inside the brackets", "the address is passed on without them. Postfix and Python do the same, in other combinations with a route.",
+      lambda c: they_refuse(c) and c.inner != c.inner.strip())
 group("local-part that begins with a hyphen", "atext (RFC 5322 3.2.3); Postfix refuses it unless allow_min_user is set, for mailers that run programs.",
       lambda c: they_refuse(c) and c.postfix is None and local(c).startswith("-"))
 group("empty local-part at an IPv6 literal", "RFC 5321 4.1.2: Postfix leaves the quotes out, and then takes what follows for a source route.",
       lambda c: they_refuse(c) and c.postfix is None and re.fullmatch(r'""@\[IPv6:[^]]*\]', c.after_route, re.I))
-group("numeric domain", "labels of RFC 5321 4.1.2 may be numbers, passed on as they are; Postfix refuses them unless resolve_numeric_domain is set.",
-      lambda c: they_refuse(c) and c.postfix is None and re.fullmatch(r"[0-9.]+", domain(c)))
 group("dot after the domain", "the root label names the same domain; Postfix takes it, Python does not.",
       lambda c: they_refuse(c) and c.postfix is not None and domain(c).endswith("."))
 # --- What Spillway refuses: parameters ---
@@ -120,8 +120,8 @@ group("controls and octets that are no UTF-8", "they could end a line, or change
       lambda c: we_refuse(c) and re.search("[\x00-\x1f\x7f-\x9f\ufffd]", c.inner))
 group("invisible characters, and dots of IDNA", "some readers leave them out, show them in another order, or see other labels (UTS 46).",
       lambda c: we_refuse(c) and re.search("[\u2028\u2029\u200b\u202a-\u202e\u3002\xad]", c.inner))
-group("spaces inside the brackets", "passed on unchanged, the next server would have to take them out; Postfix and Python do.",
-      lambda c: we_refuse(c) and (c.inner != c.inner.strip()))
+group("numeric top-level domain", "RFC 3696 2: there is none; Postfix refuses a domain of numbers, and looks up one that ends in a number.",
+      lambda c: we_refuse(c) and re.search(r"(^|\.)[0-9]+\.?$", domain(c).strip()))
 group("route without brackets", "RFC 5321 4.1.2: a route stands in brackets; the form without brackets is for devices that know no routes.",
       lambda c: we_refuse(c) and not c.path.startswith("<") and c.inner.startswith("@"))
 group("malformed route", "RFC 5321 4.1.2: `@domain,@domain:`. Postfix drops what is before the first colon, and keeps what is no route.",
