@@ -33,7 +33,12 @@ fn class(reply: &Reply) -> &'static str {
 pub(super) fn judged(custody: &Custody, passed: &Passed) {
     let is_new = match custody {
         Custody::Session => true,
-        Custody::Stored(record) => record.lane == Lane::Scan && !was_held(record),
+        Custody::Stored(record) => match record.lane {
+            Lane::Scan => !was_held(record),
+            // Stored in the middle of the delivery that followed the scan of this pass.
+            Lane::Delivery => passed.judged.described.is_some(),
+            Lane::Held | Lane::Rescan => false,
+        },
     };
     let groups = passed.judged.groups.iter().zip(&passed.ends);
     let done = groups.filter(|(_, end)| !matches!(end, GroupOutcome::Deferred));

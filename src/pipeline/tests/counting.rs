@@ -140,6 +140,21 @@ fn mail_that_is_held_again_counts_once() {
     }
 }
 
+/// A message is judged once, also if it is stored in the middle of a delivery that outlasts `budget.session`.
+#[tokio::test(start_paused = true)]
+async fn a_delivery_that_outlasts_the_session_is_judged_once() {
+    let (counted, _guard) = Counted::begin();
+    let store = Arc::<Scripted>::default();
+    let (pipeline, _folder) = over(0, Duration::from_secs(40), &store);
+    let reply = pipeline.accept(message(&["x@b.test"]), Mode::CutThrough);
+    let reply = reply.await;
+    assert!(reply.to_string().starts_with("250"), "{reply}");
+    assert!(!store.all().is_empty(), "it is stored meanwhile");
+    empty(&pipeline, &store).await;
+    let series = "spillway_judged_messages_total{verdict=\"undetermined\"}";
+    assert_eq!(counted.value(series), Some(1.0));
+}
+
 /// A message whose scan is deferred has no verdict yet.
 #[test]
 fn a_deferred_message_is_not_judged() {
