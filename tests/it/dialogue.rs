@@ -30,6 +30,16 @@ use tokio::time::timeout;
 use crate::certificates;
 use crate::relay::{PATIENCE, Relay, Site, eventually};
 
+/// The number of a delivery in this process, from the name of its file: names do not sort by time, because their microseconds have
+/// no leading zeros.
+fn delivery_number(path: &Path) -> u64 {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let after = name.and_then(|name| name.rsplit_once('Q')?.1.split('.').next());
+    after
+        .and_then(|number| number.parse().ok())
+        .expect("a number")
+}
+
 /// A socket, encrypted or not.
 pub trait Wire: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Wire for T {}
@@ -204,7 +214,9 @@ async fn play(file: &Path) {
             .map(|text| (false, text))
             .or(line.strip_prefix("LACKS ").map(|text| (true, text)))
         {
-            let newest = site.delivered().pop().expect("a delivered message");
+            let delivered = site.delivered().into_iter();
+            let newest = delivered.max_by_key(|path| delivery_number(path));
+            let newest = newest.expect("a delivered message");
             let octets = std::fs::read(newest).expect("message");
             let wanted = unescape(text);
             let found = octets.windows(wanted.len()).any(|window| window == wanted);
