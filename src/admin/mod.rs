@@ -12,7 +12,6 @@
 //! | `POST /control/engine?…` | socket | [`EngineAsked`]: [`Health`] after a drain or resume, [`Tested`] after a test; 404 with one line for an unknown name |
 //! | `POST /control/reload` | socket | [`Reloaded`] as JSON; 422 when refused |
 //! | `POST /control/drain` | socket | 202 |
-//! | `POST /control/wake` | socket | 202 |
 //! | `POST /control/act?…` | socket | 202; logs an [`Act`] that a command has done in the store, and wakes |
 //! | `POST /control/flush` | socket | 202 when the history and the incident log can be read up to now |
 //!

@@ -29,7 +29,6 @@ pub(super) fn control<C: Control>(control: Arc<C>) -> Router {
         .route("/control/engine", post(engine))
         .route("/control/reload", post(reload))
         .route("/control/drain", post(drain))
-        .route("/control/wake", post(wake))
         .route("/control/act", post(act))
         .route("/control/flush", post(flush))
         .with_state(control)
@@ -178,11 +177,6 @@ async fn drain<C: Control>(
 ) -> StatusCode {
     person.tell("drain", true);
     control.drain();
-    StatusCode::ACCEPTED
-}
-
-async fn wake<C: Control>(State(control): State<Arc<C>>) -> StatusCode {
-    control.wake();
     StatusCode::ACCEPTED
 }
 

@@ -156,7 +156,6 @@ async fn tcp_address_is_read_only() {
     for request in [
         "POST /control/drain",
         "POST /control/reload",
-        "POST /control/wake",
         "POST /control/flush",
         "POST /control/act?act=release",
         "GET /status",

@@ -265,8 +265,8 @@ async fn inspect(
     deadline.run(inspect).await.ok()?.ok()
 }
 
-/// The fingerprint, the subject, and the inspection that both come from. Large content, whose hashing takes more than a few hundred microseconds, is hashed outside
-/// the async runtime.
+/// The fingerprint, the subject, and the inspection that both come from. Large content, whose hashing takes more than a few
+/// hundred microseconds, is hashed outside the async runtime.
 async fn fingerprint(
     message: &Message,
     inspection: &SharedInspection,
