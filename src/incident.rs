@@ -3,6 +3,8 @@
 //!
 //! A room that acts returns its incidents as values, and the pipeline records them. This module writes nothing.
 
+mod story;
+
 use std::borrow::Cow;
 use std::fmt;
 
@@ -12,6 +14,8 @@ use ulid::Ulid;
 
 use crate::deadline::wall_clock;
 use crate::message::MessageId;
+
+pub use story::{Story, StoryPhase, Touched};
 
 /// The kind of an incident. The log stores it as a word, so a word never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
