@@ -17,6 +17,7 @@
 
 mod background;
 mod counts;
+mod drains;
 mod events;
 mod interceptors;
 mod judge;
@@ -59,6 +60,7 @@ use crate::store::{Capacity, Record, Store};
 use crate::verdict::Disposition;
 
 use background::Background;
+pub use drains::Drains;
 use judge::ScanTerms;
 pub use judge::{Judgement, judge};
 pub use keeper::Keeper;
@@ -423,6 +425,7 @@ impl Pipeline {
             return self.not_kept(message, &error);
         }
         counts::judged(&custody, &passed);
+        counts::passed(&custody, &passed);
         self.concluded(settlement, message).await
     }
 }

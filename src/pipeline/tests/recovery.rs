@@ -44,6 +44,7 @@ fn out(name: &str) -> Report {
         signatures: None,
         attempts: 0,
         reused: None,
+        passed: None,
         requested_edits: Vec::new(),
         elapsed: Duration::ZERO,
     }

@@ -1,6 +1,7 @@
 //! Whose turn it is among causes, and what is let alone as long as its cause is not gone.
 
 use super::*;
+use crate::scan::Drain;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -126,7 +127,11 @@ async fn an_engine_that_goes_away_again_ends_its_sweep() {
     assert!(begun < hanging, "{begun}");
     let drain = |away| {
         let generation = world.pipeline.generation();
-        generation.scanner.engines()[0].drain(None, away);
+        let engine = &generation.scanner.engines()[0];
+        match away {
+            true => engine.drain(None, &Drain::plain()).expect("drained"),
+            false => drop(engine.resume(None)),
+        }
     };
     drain(true);
     Deadline::after(5 * MINUTE).wait().await;
