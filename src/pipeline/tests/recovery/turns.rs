@@ -6,7 +6,7 @@ use crate::scan::Drain;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// What the learner has made, in force: it holds mail in which one engine has hung.
-fn by_learner(id: &str, skeleton: usize) -> intercept::Interceptor {
+pub(super) fn by_learner(id: &str, skeleton: usize) -> intercept::Interceptor {
     let key = format!("skeleton:{skeleton:016x}");
     let key = key.parse().expect("a trait");
     intercept::Interceptor {
@@ -24,7 +24,12 @@ fn by_learner(id: &str, skeleton: usize) -> intercept::Interceptor {
 
 impl World {
     /// Kept for an interceptor.
-    async fn keep_held(&mut self, lane: Lane, id: &str, reputation: SenderReputation) -> MessageId {
+    pub(super) async fn keep_held(
+        &mut self,
+        lane: Lane,
+        id: &str,
+        reputation: SenderReputation,
+    ) -> MessageId {
         let cause = Cause::Interceptor(id.to_owned());
         let of = (cause, Some(reputation));
         self.put(&["x@b.test"], lane, of, "hello").await
