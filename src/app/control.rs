@@ -1,9 +1,10 @@
 //! What the admin surfaces ask of a running relay: status, engines, reload, drain.
 
 use crate::admin::{Control, EngineAsked, ListenerStatus, Status, Stored, Tested, Waits};
+use crate::deadline::wall_clock;
 use crate::incident::{self, Incident, Subject};
 use crate::pipeline::Generation;
-use crate::scan::{Drain, Guarded, Health, NotDrained, Passed};
+use crate::scan::{Drain, DrainTerms, Guarded, Health, NotDrained, Passed};
 use crate::store::Store;
 
 use super::Core;
@@ -58,10 +59,10 @@ impl Control for Core {
         let terms = asked.terms().map_err(|error| error.to_string())?;
         let generation = self.pipeline.generation();
         let engine = named(&generation, asked)?;
-        let extent = terms.extent();
-        let drained = engine.drain(asked.replica.as_deref(), &Drain::begin(terms));
+        let drain = Drain::begin(terms.clone());
+        let drained = engine.drain(asked.replica.as_deref(), &drain);
         drained.map_err(|error| error.to_string())?;
-        self.report(asked, incident::Kind::Drained, "drained", &extent);
+        self.report(asked, incident::Kind::Drained, Some(&terms));
         let mut notes: Vec<String> = note(&generation, engine).into_iter().collect();
         if let Err(why) = self.drains.write().await {
             notes.push(format!(
@@ -83,7 +84,7 @@ impl Control for Core {
                 return Err(NotDrained::NoReplica(name, replica).to_string());
             }
         }
-        self.report(asked, incident::Kind::Resumed, "resumed", "");
+        self.report(asked, incident::Kind::Resumed, None);
         let kept = self.drains.write().await.err();
         let note = |why| format!("a restart of the relay would drain it again: {why}");
         Ok(kept.map(note).into_iter().collect())
@@ -142,8 +143,8 @@ impl Control for Core {
 }
 
 impl Core {
-    /// Records that a person has drained or resumed an engine or a replica.
-    fn report(&self, asked: &EngineAsked, kind: incident::Kind, done: &str, extent: &str) {
+    /// Records that a person has drained an engine or a replica on these terms, or has resumed it.
+    fn report(&self, asked: &EngineAsked, kind: incident::Kind, terms: Option<&DrainTerms>) {
         let subject = Subject::Engine {
             name: asked.engine.clone(),
             replica: asked.replica.clone(),
@@ -152,8 +153,22 @@ impl Core {
             "" => String::new(),
             reason => format!(": {reason}"),
         };
+        let (done, extent) = match terms {
+            Some(terms) => ("drained", terms.extent()),
+            None => ("resumed", String::new()),
+        };
         let summary = format!("{subject} was {done}{extent} by {}{reason}", asked.who);
-        self.incidents.record(Incident::new(kind, subject, summary));
+        let mut incident = Incident::new(kind, subject, summary).with("by", &asked.who);
+        if let Some(terms) = terms {
+            if let Some(term) = terms.term {
+                incident = incident.with("until", wall_clock() + term);
+            }
+            let passes = if terms.passes { "yes" } else { "no" };
+            incident = incident
+                .with("reason", &terms.reason)
+                .with("mail passes", passes);
+        }
+        self.incidents.record(incident);
     }
 }
 

@@ -282,7 +282,15 @@ impl Guarded {
         let mut ended = self.drains();
         ended.retain(|one| one.drain.has_ended(now));
         for one in &ended {
-            self.resume(one.replica.as_deref());
+            for at in self.replicas_named(one.replica.as_deref()) {
+                self.state.work(|gate, now| {
+                    let drain = gate.replicas().nth(at).and_then(|replica| replica.drain);
+                    // A person may have renewed it meanwhile.
+                    if drain.is_some_and(|drain| Arc::ptr_eq(drain, &one.drain)) {
+                        gate.drain(now, at, None);
+                    }
+                });
+            }
         }
         ended
     }
