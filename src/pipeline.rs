@@ -17,6 +17,7 @@
 
 mod background;
 mod counts;
+mod drains;
 mod events;
 mod interceptors;
 mod judge;
@@ -61,6 +62,7 @@ use crate::store::{Capacity, Record, Store};
 use crate::verdict::Disposition;
 
 use background::Background;
+pub use drains::Drains;
 use judge::ScanTerms;
 pub use judge::{Judgement, judge};
 pub use keeper::Keeper;
@@ -426,6 +428,7 @@ impl Pipeline {
             return self.not_kept(message, &error);
         }
         counts::judged(&custody, &passed);
+        counts::passed(&custody, &passed);
         self.concluded(settlement, message).await
     }
 }

@@ -9,7 +9,7 @@
 //! | `GET /status` | socket | [`Status`] as JSON |
 //! | `GET /waits` | socket | [`Waits`] as JSON |
 //! | `GET /engines` | socket | [`Health`] of each engine as JSON |
-//! | `POST /control/engine?…` | socket | [`EngineAsked`]: [`Health`] after a drain or resume, [`Tested`] after a test; 404 with one line for an unknown name |
+//! | `POST /control/engine?…` | socket | [`EngineAsked`]: [`EngineActed`] after a drain or resume, [`Tested`] after a test; 404 with one line if the engine or the act is refused |
 //! | `POST /control/reload` | socket | [`Reloaded`] as JSON; 422 when refused |
 //! | `POST /control/drain` | socket | 202 |
 //! | `POST /control/act?…` | socket | 202; logs an [`Act`] that a command has done in the store, and wakes |
@@ -43,7 +43,7 @@ use tokio_util::task::TaskTracker;
 use crate::deadline::Deadline;
 use crate::delivery::HopStatus;
 use crate::message::MessageId;
-use crate::scan::Health;
+use crate::scan::{BadTerms, DrainTerms, Health};
 use crate::store::{Held, Lane, LaneStats, Recovery, StoreError};
 use crate::telemetry;
 
@@ -70,8 +70,18 @@ pub trait Control: Send + Sync + 'static {
     /// The state of each engine.
     fn engines(&self) -> Vec<Health>;
 
-    /// Drains an engine or one of its replicas, or resumes it (`drained` is false). The error is the reason in one line.
-    fn drain_engine(&self, asked: &EngineAsked, drained: bool) -> Result<(), String>;
+    /// Drains an engine or one of its replicas, durably. Returns what the person should know about it, one line each. The error
+    /// is the reason in one line.
+    fn drain_engine(
+        &self,
+        asked: &EngineAsked,
+    ) -> impl Future<Output = Result<Vec<String>, String>> + Send;
+
+    /// Ends the drain of an engine or of one of its replicas. Returns and fails as [`drain_engine`](Self::drain_engine).
+    fn resume_engine(
+        &self,
+        asked: &EngineAsked,
+    ) -> impl Future<Output = Result<Vec<String>, String>> + Send;
 
     /// Sends each replica of an engine its probe pair, and returns the results.
     fn test_engine(
@@ -253,6 +263,32 @@ pub struct EngineAsked {
     /// The reason, for the incident log.
     #[serde(default)]
     pub reason: String,
+    /// For a drain: mail passes without the engine.
+    #[serde(default)]
+    pub pass: bool,
+    /// For a drain: seconds until it ends by itself.
+    #[serde(default)]
+    pub for_seconds: Option<u64>,
+}
+
+impl EngineAsked {
+    /// The terms of the drain.
+    ///
+    /// # Errors
+    /// The first of the arguments that is wrong.
+    pub fn terms(&self) -> Result<DrainTerms, BadTerms> {
+        let term = self.for_seconds.map(Duration::from_secs);
+        DrainTerms::new(self.pass, term, &self.reason, &self.who)
+    }
+}
+
+/// The result of a drain or a resume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineActed {
+    /// The state of the engine after the act.
+    pub engine: Health,
+    /// What the person should know, one line each.
+    pub notes: Vec<String>,
 }
 
 /// An act on an engine.

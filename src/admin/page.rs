@@ -39,7 +39,7 @@ pub(super) fn render(status: &Status) -> String {
         let name = format!("Engine {}", health.engine);
         let text = format!(
             "{}; {} of {} slots taken, {} past their timeout, {} messages waiting",
-            health.states(),
+            health.words(|at| at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()),
             health.running,
             health.slots,
             health.zombies,

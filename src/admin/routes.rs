@@ -9,7 +9,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 
-use super::{Act, Control, EngineAct, EngineAsked, Reloaded, gauges, page};
+use super::{Act, Control, EngineAct, EngineActed, EngineAsked, Reloaded, gauges, page};
 use crate::telemetry;
 
 /// Maximum size of a request's body in octets. No request needs a body, so the limit is small.
@@ -96,18 +96,25 @@ async fn engine<C: Control>(
     let none = |why: String| (StatusCode::NOT_FOUND, why);
     let (act, answer) = match asked.act {
         EngineAct::Drain => {
-            control.drain_engine(&asked, true).map_err(none)?;
-            ("engine-drain", health(&*control, &asked)?)
+            let notes = control.drain_engine(&asked).await.map_err(none)?;
+            ("engine-drain", acted(&*control, &asked, notes)?)
         }
         EngineAct::Resume => {
-            control.drain_engine(&asked, false).map_err(none)?;
-            ("engine-resume", health(&*control, &asked)?)
+            let notes = control.resume_engine(&asked).await.map_err(none)?;
+            ("engine-resume", acted(&*control, &asked, notes)?)
         }
         EngineAct::Test => {
             let tested = control.test_engine(&asked).await.map_err(none)?;
             ("engine-test", Json(tested).into_response())
         }
     };
+    let extent = match (asked.act, asked.terms()) {
+        (EngineAct::Drain, Ok(terms)) => terms.extent(),
+        _ => String::new(),
+    };
+    let said = [extent.trim_start_matches([' ', ',']), &asked.reason];
+    let said: Vec<&str> = said.into_iter().filter(|text| !text.is_empty()).collect();
+    let detail = said.join(": ");
     let replica = asked.replica.iter().map(|replica| format!(" {replica}"));
     Act {
         who: asked.who,
@@ -115,14 +122,18 @@ async fn engine<C: Control>(
         objects: asked.engine + &replica.collect::<String>(),
         done: 1,
         failed: 0,
-        detail: asked.reason,
+        detail,
     }
     .tell();
     Ok(answer)
 }
 
 /// The state of the engine after an act. A reload may have removed the engine in the same moment.
-fn health<C: Control>(control: &C, asked: &EngineAsked) -> Result<Response, (StatusCode, String)> {
+fn acted<C: Control>(
+    control: &C,
+    asked: &EngineAsked,
+    notes: Vec<String>,
+) -> Result<Response, (StatusCode, String)> {
     let mut engines = control.engines().into_iter();
     let health = engines.find(|health| *health.engine == *asked.engine);
     let gone = || {
@@ -131,7 +142,8 @@ fn health<C: Control>(control: &C, asked: &EngineAsked) -> Result<Response, (Sta
             format!("engine {} is gone", asked.engine),
         )
     };
-    Ok(Json(health.ok_or_else(gone)?).into_response())
+    let engine = health.ok_or_else(gone)?;
+    Ok(Json(EngineActed { engine, notes }).into_response())
 }
 
 /// The person who sends a request.

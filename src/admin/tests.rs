@@ -58,10 +58,17 @@ impl Control for Fake {
         Vec::new()
     }
 
-    fn drain_engine(&self, asked: &EngineAsked, drained: bool) -> Result<(), String> {
+    async fn drain_engine(&self, asked: &EngineAsked) -> Result<Vec<String>, String> {
         match &*asked.engine {
-            "clamd" => Ok(()),
-            engine => Err(format!("{engine}, {drained}, {}", asked.reason)),
+            "clamd" => Ok(Vec::new()),
+            engine => Err(format!("{engine}, drain, {}", asked.reason)),
+        }
+    }
+
+    async fn resume_engine(&self, asked: &EngineAsked) -> Result<Vec<String>, String> {
+        match &*asked.engine {
+            "clamd" => Ok(Vec::new()),
+            engine => Err(format!("{engine}, resume, {}", asked.reason)),
         }
     }
 

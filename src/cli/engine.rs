@@ -1,6 +1,7 @@
 //! `spillway engine`: the state of the engines of the running relay, and commands that test, drain or resume one.
 
 use std::path::Path;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::de::DeserializeOwned;
@@ -12,12 +13,12 @@ use super::person;
 use super::relay::Socket;
 use super::table::Column;
 use super::terminal::{Terminal, safe};
-use crate::admin::Tested;
-use crate::scan::{Health, ReplicaHealth};
+use crate::admin::{EngineActed, Tested};
+use crate::config;
+use crate::scan::{DrainTerms, Health, ReplicaHealth};
 
 /// The end of the result of a drain, for people.
-const DRAINED_TEXT: &str =
-    "a drained replica gets no mail until `spillway engine resume` or a restart of the relay";
+const DRAINED_TEXT: &str = "it gets no mail until the drain ends (--for, or `spillway engine resume`), also after a restart of the relay";
 /// The end of the result of a resume, for people. An engine does not always get all its mail at once, so the text names the ramp.
 const RESUMED_TEXT: &str = "a healthy engine gets all its mail at once, after an outage it comes back step by step (half-open, \
                             then a ramp)";
@@ -40,10 +41,17 @@ pub(super) enum Engines {
     /// Test an engine: send it a known-bad and a known-clean message, and check its answers
     #[command(after_help = exit::HELP)]
     Test(EngineName),
-    /// Drain an engine or one of its replicas: it gets no mail until it is resumed or the relay restarts
+    /// Drain an engine or one of its replicas: it gets no mail until the drain ends
     ///
-    /// Running scans continue to their end. If [coverage] allows it, the relay decides on the answers
-    /// of the other engines; otherwise it defers the mail.
+    /// The drain ends after --for, or with `engine resume`. A restart of the relay does not end it. A
+    /// second drain replaces the end and the reason. Running scans continue to their end. If
+    /// [coverage] allows it, the relay decides on the answers of the other engines; otherwise it
+    /// defers the mail.
+    ///
+    /// With --pass, mail does not wait for the engine: it is delivered without it, marked as
+    /// undetermined (rule coverage.passed), and scanned when the engine is back; a finding is then an
+    /// incident. Mail that waits for the engine now leaves at once. Findings of other engines still
+    /// decide, and mail that timed out in an engine or that an interceptor holds stays.
     #[command(after_help = exit::HELP)]
     Drain(Drain),
     /// Resume a drained engine or one of its replicas
@@ -70,9 +78,15 @@ pub(super) struct Drain {
     /// Only the replica with this address
     #[arg(long, value_name = "ADDRESS")]
     replica: Option<String>,
-    /// The reason, for the incident log
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    reason: String,
+    /// Let mail pass without the engine; needs --reason
+    #[arg(long, requires = "reason")]
+    pass: bool,
+    /// End the drain after this time, such as 1h (default with --pass: 1h, at most 12h)
+    #[arg(long = "for", value_name = "AGE", value_parser = config::parse_duration)]
+    term: Option<Duration>,
+    /// The reason, shown with the state and kept in the incident log
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
     #[command(flatten)]
     socket: Socket,
 }
@@ -99,12 +113,14 @@ pub(super) async fn run(
         Engines::Show(wanted) => show(&wanted.engine, &wanted.socket.path(given)?, terminal).await,
         Engines::Test(wanted) => test(&wanted.engine, &wanted.socket.path(given)?, terminal).await,
         Engines::Drain(wanted) => {
-            let query = query(
-                "drain",
-                &wanted.engine,
-                wanted.replica.as_deref(),
-                &wanted.reason,
-            );
+            let reason = wanted.reason.as_deref().unwrap_or_default();
+            let terms = DrainTerms::new(wanted.pass, wanted.term, reason, &person::actor());
+            let terms = terms.map_err(|error| CliError::Usage(error.to_string()))?;
+            let mut query = query("drain", &wanted.engine, wanted.replica.as_deref(), reason);
+            query.push_str(&format!("&pass={}", terms.passes));
+            if let Some(term) = terms.term {
+                query.push_str(&format!("&for_seconds={}", term.as_secs().max(1)));
+            }
             let socket = wanted.socket.path(given)?;
             act(&socket, &query, "drained", DRAINED_TEXT, terminal).await
         }
@@ -153,6 +169,10 @@ async fn list(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
     };
     let rows: Vec<_> = engines.iter().map(row).collect();
     terminal.table(&columns, rows)?;
+    for health in engines.iter().filter(|health| health.is_drained()) {
+        let words = health.words(|at| terminal.clock(at));
+        terminal.line(format!("{} is {}", safe(&health.engine), safe(&words)))?;
+    }
     Ok(Exit::Done)
 }
 
@@ -168,6 +188,7 @@ async fn show(name: &str, socket: &Path, terminal: &mut Terminal<'_>) -> Outcome
     terminal.fields(&[
         ("engine", health.engine.to_string()),
         ("class", health.class.as_str().to_owned()),
+        ("state", health.words(|at| terminal.clock(at))),
         (
             "running scans",
             format!("{} of {} slots", health.running, health.slots),
@@ -253,9 +274,12 @@ async fn act(
     terminal: &mut Terminal<'_>,
 ) -> Outcome {
     let answer = control::ask(socket, "POST", &format!("/control/engine?{query}")).await?;
-    let health: Health = read(socket, &answer)?;
+    let EngineActed {
+        engine: health,
+        notes,
+    } = read(socket, &answer)?;
     if terminal.json {
-        terminal.json(&json!({ done: true, "engine": health }))?;
+        terminal.json(&json!({ done: true, "engine": health, "notes": notes }))?;
         return Ok(Exit::Done);
     }
     let state = health.words(|at| terminal.clock(at));
@@ -264,6 +288,9 @@ async fn act(
         safe(&health.engine),
         safe(&state)
     ))?;
+    for note in notes {
+        terminal.line(safe(&note))?;
+    }
     Ok(Exit::Done)
 }
 

@@ -318,6 +318,7 @@ mod tests {
             breaker: breaker.to_owned(),
             running: 0,
             drained: false,
+            drain: None,
             resting: false,
             since: (breaker != "closed").then(|| at(-60)),
             signatures: None,

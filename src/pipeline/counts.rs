@@ -10,6 +10,7 @@ use super::settle::Custody;
 use super::{GroupOutcome, Passed};
 use crate::deadline::steady_clock;
 use crate::message::Message;
+use crate::policy::{Group, PASSED_RULE};
 use crate::smtp::Reply;
 use crate::store::history::HistoryEntry;
 use crate::store::{Lane, Record};
@@ -45,6 +46,27 @@ pub(super) fn judged(custody: &Custody, passed: &Passed) {
     let verdict = done.map(|((decision, _), _)| decision.verdict).max();
     if let Some(verdict) = verdict.filter(|_| is_new) {
         counter!("spillway_judged_messages_total", "verdict" => verdict.as_str()).increment(1);
+    }
+}
+
+/// A pass that scanned the message delivers it without drained engines, because a person lets mail pass.
+pub(super) fn passed(custody: &Custody, passed: &Passed) {
+    let passes = |(decision, _): &Group| {
+        decision.rule == PASSED_RULE && decision.disposition == Disposition::Deliver
+    };
+    let is_scanned_now = match custody {
+        Custody::Session => true,
+        Custody::Stored(record) => {
+            record.lane != Lane::Delivery || passed.judged.described.is_some()
+        }
+    };
+    if !is_scanned_now || !passed.judged.groups.iter().any(passes) {
+        return;
+    }
+    let reports = passed.judged.reports.iter();
+    for report in reports.filter(|report| report.passed.is_some()) {
+        counter!("spillway_passed_messages_total", "engine" => report.engine.to_string())
+            .increment(1);
     }
 }
 

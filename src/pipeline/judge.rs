@@ -13,9 +13,9 @@ use crate::message::mime::{self, Inspection, SharedInspection};
 use crate::message::{Described, Fingerprint, Message, SenderReputation};
 use crate::observation::ScanReason;
 use crate::policy::{Facts, Group, Policy};
-use crate::scan::{ScanRequest, Scanner};
+use crate::scan::{Guarded, ScanRequest, Scanner};
 use crate::store::Record;
-use crate::verdict::{Decision, Disposition, Report, Verdict};
+use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
 
 /// The decisions about a message, with the reports that led to them.
 #[derive(Debug, Clone)]
@@ -174,10 +174,11 @@ impl Asking<'_> {
             };
         }
         let request = self.request(message, deadline, looked.as_ref());
-        let reports = self
+        let mut reports = self
             .scanner
             .scan_inspected(request, inspection.clone())
             .await;
+        self.pass_without_drained(&mut reports);
         let attachments = match self.policy.looks_at_attachments() {
             true => attachments(message, &inspection, deadline).await,
             false => Vec::new(),
@@ -200,6 +201,19 @@ impl Asking<'_> {
             spent: self.terms.spent + began.elapsed(),
             reputation: looked.map(|l| l.reputation),
             described,
+        }
+    }
+
+    /// Notes in the report of each drained engine whether mail passes without it. A message that timed out before does not pass:
+    /// the message may be the one that only this engine would detect.
+    fn pass_without_drained(&self, reports: &mut [Report]) {
+        let is_drained = |report: &&mut Report| report.missing() == Some(Reason::Drained);
+        for report in reports.iter_mut().filter(is_drained) {
+            let mut engines = self.scanner.engines().iter();
+            let engine = engines.find(|engine| engine.settings().name == report.engine);
+            let passes = engine.filter(|_| !self.terms.timed_out_before);
+            let drain = passes.and_then(Guarded::passes);
+            report.passed = drain.map(|drain| drain.terms.why().into());
         }
     }
 

@@ -8,6 +8,7 @@
 //! | an engine that takes mail | from its return on | all | 2 for each slot, from 2 to 32 |
 //! | an engine that is no longer configured | always | all | 2 |
 //! | an engine that is out | never | | |
+//! | … and without which a person lets mail pass | from then on | deferred and held mail that is no suspect | 32 |
 //! | an interceptor that has ended or no longer holds | from then on | all | 1 |
 //! | a learned interceptor that holds | always, in at most half of the rounds | of known senders | 1 |
 //!
@@ -40,6 +41,7 @@ use super::{Generation, Pipeline, events};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::Deadline;
 use crate::incident::{Incident, Kind, Subject};
+use crate::scan::Guarded;
 use crate::store::Cause;
 use crew::Places;
 use schedule::{RECHECK_INTERVAL, Round, RoundEnd, Sweep, Worked};
@@ -67,6 +69,8 @@ struct Rounds {
     interceptors: (u64, u64),
     /// Time of the last query of the store, and the causes that mail waits for.
     waited_for: (Option<Instant>, Vec<Cause>),
+    /// The engines without which mail passed at the last check.
+    passing: Vec<Cause>,
     /// For each engine: the counter of its returns, and the time at which a return last renewed its cause.
     returns: HashMap<Cause, (u64, Instant)>,
 }
@@ -99,6 +103,7 @@ impl Pipeline {
         let causes = self.causes(&generation, &rounds.waited_for.1);
         self.look_at_interceptors(rounds);
         self.look_at_returns(&generation, rounds);
+        self.look_at_passing(&generation, rounds);
         // An engine that is out has no rounds; its first round is due as soon as the engine is back.
         rounds.of.retain(|cause, round| {
             let is_in_force = causes.iter().any(|(known, _)| known == cause);
@@ -199,6 +204,26 @@ impl Pipeline {
         }
     }
 
+    /// Renews the cause of an engine when a drain begins to let mail pass without it, and when that has ended: then the engine
+    /// may be back, and the mail that has passed is to be scanned.
+    fn look_at_passing(&self, generation: &Generation, rounds: &mut Rounds) {
+        let engines = generation.scanner.engines().iter();
+        let passing = engines.filter(|engine| engine.passes().is_some());
+        let passing: Vec<Cause> = passing
+            .map(|engine| Cause::Engine(engine.settings().name.to_string()))
+            .collect();
+        let before = std::mem::replace(&mut rounds.passing, passing);
+        let now = &rounds.passing;
+        let began = now.iter().filter(|cause| !before.contains(cause));
+        let ended = before.iter().filter(|cause| !now.contains(cause));
+        for cause in began.chain(ended) {
+            if let Some(round) = rounds.of.get_mut(cause) {
+                round.places = Places::new(width(generation, cause, true));
+                self.renew(cause, round);
+            }
+        }
+    }
+
     /// Makes a new sweep due at once, or after the round under way: messages that stayed may be settled now.
     fn renew(&self, cause: &Cause, round: &mut Round) {
         match round.sweep.take() {
@@ -236,11 +261,14 @@ impl Pipeline {
         }
     }
 
-    /// The causes whose mail may be scanned, each with whether the cause is gone. Gone: engines that take mail, engines that are
-    /// no longer configured, ended interceptors. Not gone: interceptors in force, where only mail from known senders is tried.
+    /// The causes whose mail may be scanned, each with whether the cause is gone. Gone: engines that take mail or without which
+    /// mail passes, engines that are no longer configured, ended interceptors. Not gone: interceptors in force, where only mail
+    /// from known senders is tried. While mail passes without an engine, no interceptor is a cause: its mail may be bad, and the
+    /// engine that would detect this is not asked.
     fn causes(&self, generation: &Generation, waited_for: &[Cause]) -> Vec<(Cause, bool)> {
         let engines = generation.scanner.engines().iter();
-        let well = engines.filter(|engine| !engine.is_out());
+        let is_any_passing = engines.clone().any(|engine| engine.passes().is_some());
+        let well = engines.filter(|engine| lets_mail_go(engine));
         let mut causes: Vec<(Cause, bool)> = well
             .map(|engine| (Cause::Engine(engine.settings().name.to_string()), true))
             .collect();
@@ -248,6 +276,9 @@ impl Pipeline {
             .iter()
             .filter(|cause| is_removed(generation, cause));
         causes.extend(removed.map(|cause| (cause.clone(), true)));
+        if is_any_passing {
+            return causes;
+        }
         let (ended, holding) = self.interception.recoverable();
         causes.extend(ended.into_iter().map(|id| (Cause::Interceptor(id), true)));
         causes.extend(
@@ -264,7 +295,7 @@ impl Pipeline {
         let mut engines = generation.scanner.engines().iter();
         match cause {
             Cause::Engine(_) if is_removed(&generation, cause) => true,
-            Cause::Engine(name) => engines.any(|e| *e.settings().name == **name && !e.is_out()),
+            Cause::Engine(name) => engines.any(|e| *e.settings().name == **name && lets_mail_go(e)),
             Cause::Interceptor(_) => true,
         }
     }
@@ -300,6 +331,22 @@ impl Pipeline {
     }
 }
 
+/// Whether mail need not wait for the engine: it takes mail, or mail passes without it.
+fn lets_mail_go(engine: &Guarded) -> bool {
+    !engine.is_out() || engine.passes().is_some()
+}
+
+/// Whether the cause is an engine that is out, and without which a person lets mail pass.
+fn is_passing(generation: &Generation, cause: &Cause) -> bool {
+    let mut engines = generation.scanner.engines().iter();
+    match cause {
+        Cause::Engine(name) => {
+            engines.any(|e| *e.settings().name == **name && e.passes().is_some())
+        }
+        Cause::Interceptor(_) => false,
+    }
+}
+
 /// Whether the cause is an engine that is no longer configured.
 fn is_removed(generation: &Generation, cause: &Cause) -> bool {
     let mut engines = generation.scanner.engines().iter();
@@ -313,6 +360,8 @@ fn is_removed(generation: &Generation, cause: &Cause) -> bool {
 fn width(generation: &Generation, cause: &Cause, gone: bool) -> usize {
     let mut engines = generation.scanner.engines().iter();
     match cause {
+        // The engine is not asked, so it sets no pace.
+        Cause::Engine(_) if is_passing(generation, cause) => WIDTH_MAX,
         Cause::Engine(name) if gone => {
             let engine = engines.find(|engine| *engine.settings().name == **name);
             let slots = engine.map_or(0, |engine| engine.health().slots);

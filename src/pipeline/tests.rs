@@ -3,6 +3,7 @@
 mod clock;
 mod counting;
 mod custody;
+mod drains;
 mod edits;
 mod ends;
 mod interceptors;

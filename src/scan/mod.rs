@@ -23,7 +23,10 @@ use crate::observation::{Diversion, Evidence, ScanReason};
 use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
 
-pub use guard::{Guarded, Health, Passed, ReplicaHealth};
+pub use guard::{
+    BadTerms, Drain, DrainHealth, DrainTerms, Drained, Guarded, Health, NotDrained, Passed,
+    ReplicaHealth,
+};
 
 /// Settings of one `[[engine]]`.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,6 +1,7 @@
 //! Scripted engines behind the real guard, on paused time.
 
 mod doubt;
+mod drains;
 mod reloads;
 mod replicas;
 mod sharing;

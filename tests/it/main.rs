@@ -11,6 +11,7 @@ mod crash;
 mod demo;
 mod dialogue;
 mod docs;
+mod drains;
 mod edits;
 mod engines;
 mod faults;

@@ -1,5 +1,6 @@
 //! What was kept for a cause that is gone goes on: nothing keeps it waiting, and nobody else has it meanwhile.
 
+mod passing;
 mod turns;
 
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,7 @@ fn out(name: &str) -> Report {
         signatures: None,
         attempts: 0,
         reused: None,
+        passed: None,
         requested_edits: Vec::new(),
         elapsed: Duration::ZERO,
         waited: Duration::ZERO,
@@ -75,6 +77,14 @@ impl World {
     }
 
     async fn of_settings(settings: Vec<crate::scan::Settings>) -> Self {
+        Self::delivering(settings, None).await
+    }
+
+    /// Its mail goes to that server, if there is one.
+    async fn delivering(
+        settings: Vec<crate::scan::Settings>,
+        server: Option<Arc<dyn crate::delivery::next_hop::NextHop>>,
+    ) -> Self {
         let engines = settings.iter().map(|one| one.name.to_string()).collect();
         let store = Arc::new(Scripted::default());
         let mut generation = generation(settings, Budget::default());
@@ -82,6 +92,10 @@ impl World {
         let mut policy = policy.policy;
         policy.coverage = [(EngineClass::Av, 1)].into_iter().collect();
         generation.policy = Policy::new(policy, "test".into());
+        if let Some(server) = server {
+            let hop = (maildir_hop(), server);
+            generation.delivery = Delivery::scripted(vec![hop], None).expect("a next hop");
+        }
         let (pipeline, folder) = pipeline(generation, &store);
         Self {
             pipeline,

@@ -138,7 +138,7 @@ impl Gate {
             breaker: Breaker::new(now, slots, probed),
             running: 0,
             last_end: now,
-            drained: false,
+            drain: None,
             drained_at: None,
             opened_at: None,
             rests: None,
@@ -149,6 +149,7 @@ impl Gate {
             slots,
             replicas: std::iter::repeat_with(|| Replica {
                 breaker: replica.breaker.clone(),
+                drain: None,
                 ..replica
             })
             .take(replicas)

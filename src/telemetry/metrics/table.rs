@@ -307,6 +307,11 @@ pub static ALL: &[Metric] = &[
         &[("engine", Engines)],
         "Replicas that do not get all their mail, by engine: breaker not closed, drained, or resting",
     ),
+    counter(
+        "spillway_passed_messages_total",
+        &[("engine", Engines)],
+        "Messages delivered without a drained engine that coverage needs, because a person lets mail pass, by engine",
+    ),
     // Next hops.
     counter(
         "spillway_delivery_attempts_total",

@@ -359,6 +359,7 @@ fn report(engine: &str, class: EngineClass, answer: Answer) -> Report {
         signatures: None,
         attempts: 1,
         reused: None,
+        passed: None,
         requested_edits: Vec::new(),
         elapsed: Duration::from_millis(12),
         waited: Duration::ZERO,

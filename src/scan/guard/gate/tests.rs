@@ -11,7 +11,7 @@ use super::*;
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Identity, MessageId, SenderReputation, Trait};
 use crate::observation::ScanReason;
-use crate::scan::FairnessKey;
+use crate::scan::{Drain, FairnessKey};
 
 const TIMES: Times = Times {
     slow: Duration::from_millis(500),
@@ -170,7 +170,7 @@ async fn an_engine_is_short_for_mail_that_would_have_to_wait() {
     assert!(!is_short(&world, 2, known) && !is_short(&world, TEXT, known));
     world.unique(known);
     assert!(is_short(&world, TEXT, known), "no slot is free");
-    world.gate.drain(world.now, 0, true);
+    world.gate.drain(world.now, 0, Some(Drain::plain()));
     assert!(!is_short(&world, TEXT, known), "it is out");
 }
 
@@ -567,7 +567,7 @@ proptest! {
                 Act2::Probe => running.extend(world.gate.probe(world.now, 0)),
                 Act2::Probed(passed) => world.gate.probed(world.now, 0, passed),
                 Act2::Drain(drained) => {
-                    world.gate.drain(world.now, 0, drained);
+                    world.gate.drain(world.now, 0, drained.then(Drain::plain));
                 }
                 Act2::Leave(_) | Act2::ScanEnd(..) => {}
             }

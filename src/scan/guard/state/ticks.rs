@@ -84,7 +84,7 @@ impl GuardState {
         gate_state.ask = now + SIGNATURE_QUERY_INTERVAL;
         for (at, replica) in gate_state.gate.replicas().enumerate() {
             let engine = self.engines.get(at);
-            let engine = engine.filter(|_| !replica.drained && !replica.resting);
+            let engine = engine.filter(|_| replica.drain.is_none() && !replica.resting);
             if let Some(asked) = engine.and_then(|engine| engine.clone().ask_signatures()) {
                 let state = self.clone();
                 tokio::spawn(async move { state.signed(at, asked.await.as_deref()) });
