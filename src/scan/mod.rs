@@ -23,7 +23,7 @@ use crate::observation::{Diversion, Evidence, ScanReason};
 use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
 
-pub use guard::{Guarded, Health, Passed, ReplicaHealth};
+pub use guard::{GuardSettings, Guarded, Health, Passed, ReplicaHealth, SlotShare};
 
 /// Settings of one `[[engine]]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +54,8 @@ pub struct Settings {
     pub weight: f64,
     /// Edits that the engine may request for the messages that it scans.
     pub edits: Rights,
+    /// Settings of the engine's guard.
+    pub guard: GuardSettings,
     /// The protocol and its settings.
     pub kind: engine::Kind,
 }

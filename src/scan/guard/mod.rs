@@ -15,6 +15,7 @@ mod probe_schedule;
 mod probe_trust;
 mod report;
 mod retry_budget;
+mod settings;
 mod state;
 
 use std::convert::Infallible;
@@ -44,6 +45,7 @@ use layers::around;
 use state::{GuardState, InFlight, Phase};
 
 pub use probe::Passed;
+pub use settings::{GuardSettings, SlotShare};
 
 /// One call of a guarded engine on its way through the layers.
 #[derive(Debug, Clone)]
