@@ -1,5 +1,6 @@
 //! Checks of combinations: settings that are valid alone, but cannot work together.
 
+mod guard;
 mod rules;
 
 use std::borrow::Cow;
@@ -22,6 +23,7 @@ pub(super) fn check(config: &Config, log: &mut Log) {
     times(config, log);
     late_verdicts(config, log);
     rules::for_everybody(config, log);
+    guard::thresholds(config, log);
     memory(config, log);
     routes(config, log);
     loops(config, log);

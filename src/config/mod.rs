@@ -52,7 +52,7 @@ pub struct Config {
     pub limits: listener::Limits,
     /// `[budget]`.
     pub budget: Budget,
-    /// `[[engine]]`.
+    /// `[[engine]]`; `[guard]` is in each of them.
     pub engines: Vec<scan::Settings>,
     /// `[coverage]`, `[policy]`, `[[rule]]`.
     pub policy: policy::Settings,
@@ -176,12 +176,13 @@ fn read(text: &str, file: &str, base: &Path, version: Arc<str>) -> Result<Config
 }
 
 /// Names of the sections of a file, in the order of the reference.
-const SECTION_NAMES: [&str; 13] = [
+const SECTION_NAMES: [&str; 14] = [
     "relay",
     "listener",
     "limits",
     "budget",
     "engine",
+    "guard",
     "coverage",
     "policy",
     "rule",
@@ -214,9 +215,10 @@ fn build(text: &str, version: Arc<str>, log: &RefCell<Log>) -> Option<Config> {
         .collect();
     let limits = sections::limits(section("limits"));
     let budget = sections::budget(section("budget"));
+    let guard = sections::guard(section("guard"));
     let engines: Vec<_> = list("engine")
         .into_iter()
-        .filter_map(|section| sections::engine(section, &relay.hostname))
+        .filter_map(|section| sections::engine(section, &relay.hostname, &guard))
         .collect();
     let policy = sections::policy(sections::PolicySections {
         coverage: section("coverage"),

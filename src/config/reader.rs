@@ -206,11 +206,20 @@ impl<'a> Section<'a> {
         show: impl Fn(&T) -> String,
         parse: impl Fn(&str) -> Result<T, Wrong>,
     ) -> T {
-        let show = |value: &T| format!("{:?}", show(value));
-        let read = self.read(key, Some(default.clone()), show, |value| {
-            parse(&string(value)?)
-        });
+        let read = self.optional_parsed(key, Some(default.clone()), show, parse);
         read.unwrap_or(default)
+    }
+
+    /// Reads a text that may be missing and that `parse` checks.
+    pub(super) fn optional_parsed<T: Clone>(
+        &mut self,
+        key: &'static str,
+        default: Option<T>,
+        show: impl Fn(&T) -> String,
+        parse: impl Fn(&str) -> Result<T, Wrong>,
+    ) -> Option<T> {
+        let show = |value: &T| format!("{:?}", show(value));
+        self.read(key, default, show, |value| parse(&string(value)?))
     }
 
     /// Reads an optional text; an empty one is a problem.
@@ -241,6 +250,17 @@ impl<'a> Section<'a> {
         default: usize,
         range: RangeInclusive<usize>,
     ) -> usize {
+        let read = self.optional_count(key, Some(default), range);
+        read.unwrap_or(default)
+    }
+
+    /// Reads a whole number that may be missing.
+    pub(super) fn optional_count(
+        &mut self,
+        key: &'static str,
+        default: Option<usize>,
+        range: RangeInclusive<usize>,
+    ) -> Option<usize> {
         let parse = |value: &DeValue<'_>| {
             let DeValue::Integer(number) = value else {
                 return Err(expected(value, "a whole number, without quotes"));
@@ -253,8 +273,7 @@ impl<'a> Section<'a> {
                 usize::to_string,
             )
         };
-        let read = self.read(key, Some(default), usize::to_string, parse);
-        read.unwrap_or(default)
+        self.read(key, default, usize::to_string, parse)
     }
 
     /// Reads a number that may have a fraction.
@@ -282,6 +301,17 @@ impl<'a> Section<'a> {
         default: Duration,
         range: RangeInclusive<Duration>,
     ) -> Duration {
+        let read = self.optional_duration(key, Some(default), range);
+        read.unwrap_or(default)
+    }
+
+    /// Reads a duration that may be missing.
+    pub(super) fn optional_duration(
+        &mut self,
+        key: &'static str,
+        default: Option<Duration>,
+        range: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
         let show = |value: &Duration| format!("\"{}\"", units::show_duration(*value));
         let parse = |value: &DeValue<'_>| {
             let read = units::duration(&quantity(value, "a duration: \"5s\"")?)?;
@@ -292,8 +322,7 @@ impl<'a> Section<'a> {
                 show,
             )
         };
-        let read = self.read(key, Some(default), show, parse);
-        read.unwrap_or(default)
+        self.read(key, default, show, parse)
     }
 
     /// Reads a size with a unit, in octets.

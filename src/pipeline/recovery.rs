@@ -5,7 +5,7 @@
 //!
 //! | cause | rounds run | mail | messages at once |
 //! |---|---|---|---|
-//! | an engine that takes mail | from its return on | all | 2 for each slot, from 2 to 32 |
+//! | an engine that takes mail | from its return on | all | 2 for each slot, from 2 to 32 (`recovery_per_slot`, `recovery_max`) |
 //! | an engine that is no longer configured | always | all | 2 |
 //! | an engine that is out | never | | |
 //! | … and without which a person lets mail pass | from then on | deferred and held mail that is no suspect | 32 |
@@ -17,7 +17,7 @@
 //!
 //! Each cause has sweeps. One sweep goes once through all messages that wait for the cause: known senders first, then the
 //! oldest first, whatever backoff each message has. Several messages for each slot of the engine wait at its gate
-//! ([`WIDTH_PER_SLOT`]), and the gate decides which of them is next: a backlog drains at the pace of the engine, and fresh mail
+//! (`recovery_per_slot`), and the gate decides which of them is next: a backlog drains at the pace of the engine, and fresh mail
 //! goes first. The sweep passes over a message that stays, so that the messages behind do not wait; the next sweep meets the
 //! message again. Suspected messages (timed out before, or parked because of similar slow messages) are scanned one of each
 //! kind at a time, beside the others. Every message is leased meanwhile: a crash interrupts the recovery and loses no message.
@@ -48,13 +48,9 @@ use schedule::{RECHECK_INTERVAL, Round, RoundEnd, Sweep, Worked};
 
 /// Interval between checks for recovered engines and ended interceptors: 1 s.
 const RECOVERY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Messages of one round that are scanned at once, for each slot of the engine: 2, so that a message is always at the gate when
-/// a slot becomes free.
-const WIDTH_PER_SLOT: usize = 2;
-/// Minimum of that number, also for an engine that is no longer configured and has no slots.
+/// Minimum of the messages of one round that are scanned at once, also for an engine that is no longer configured and has no
+/// slots. [`GuardSettings`](crate::scan::GuardSettings) has the number for each slot and the maximum.
 const WIDTH_MIN: usize = 2;
-/// Maximum of that number, because every message of a round is in memory.
-const WIDTH_MAX: usize = 32;
 /// Maximum number of concurrent rounds, each for another cause. Interceptors in force get at most half of them, because the
 /// mail that they hold may well be bad.
 const ROUNDS_MAX: usize = 4;
@@ -115,10 +111,11 @@ impl Pipeline {
         let now = Instant::now();
         let mut due = Vec::new();
         for (cause, gone) in causes {
+            let width = width(&generation, &cause, gone);
             let round = rounds.of.entry(cause.clone());
-            let round = round.or_insert_with(|| {
-                Round::new(Sweep::new(), Places::new(width(&generation, &cause, gone)))
-            });
+            let round = round.or_insert_with(|| Round::new(Sweep::new(), Places::new(width)));
+            // A reload may have changed the width.
+            round.places.resize(width);
             round.gone = gone;
             if round.sweep.is_some() && now >= round.next {
                 due.push((round.next, cause, gone));
@@ -364,8 +361,11 @@ fn width(generation: &Generation, cause: &Cause, gone: bool) -> usize {
         Cause::Engine(_) if is_passing(generation, cause) => WIDTH_MAX,
         Cause::Engine(name) if gone => {
             let engine = engines.find(|engine| *engine.settings().name == **name);
-            let slots = engine.map_or(0, |engine| engine.health().slots);
-            (slots * WIDTH_PER_SLOT).clamp(WIDTH_MIN, WIDTH_MAX)
+            engine.map_or(WIDTH_MIN, |engine| {
+                let guard = engine.settings().guard;
+                let width = engine.health().slots * guard.recovery_per_slot;
+                width.min(guard.recovery_max).max(WIDTH_MIN)
+            })
         }
         // Mail that an interceptor has held may well be bad.
         Cause::Engine(_) | Cause::Interceptor(_) => 1,

@@ -426,6 +426,7 @@ pub(super) async fn engine(
         max_size: 1 << 20,
         weight: 1.0,
         edits: Rights::None,
+        guard: crate::scan::GuardSettings::default(),
         kind: EngineKind::Clamd {
             addresses: vec![Address::Socket(address)],
             connect_timeout: Duration::from_secs(1),

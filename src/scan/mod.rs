@@ -24,8 +24,8 @@ use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
 
 pub use guard::{
-    BadTerms, Drain, DrainHealth, DrainTerms, Drained, Guarded, Health, NotDrained, Passed,
-    ReplicaHealth,
+    BadTerms, Drain, DrainHealth, DrainTerms, Drained, GuardSettings, Guarded, Health, NotDrained,
+    Passed, ReplicaHealth, SlotShare,
 };
 
 /// Settings of one `[[engine]]`.
@@ -57,6 +57,8 @@ pub struct Settings {
     pub weight: f64,
     /// Edits that the engine may request for the messages that it scans.
     pub edits: Rights,
+    /// Settings of the engine's guard.
+    pub guard: GuardSettings,
     /// The protocol and its settings.
     pub kind: engine::Kind,
 }

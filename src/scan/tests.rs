@@ -147,6 +147,7 @@ pub(super) fn settings(name: &str) -> Settings {
         max_size: 1000,
         weight: 1.0,
         edits: Rights::None,
+        guard: GuardSettings::default(),
         kind: engine::Kind::Rules {
             builtin: true,
             paths: Vec::new(),

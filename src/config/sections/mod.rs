@@ -1,12 +1,14 @@
 //! The sections of the file. Each is read into the Settings of its room.
 
 mod engine;
+mod guard;
 mod listener;
 mod next_hop;
 mod policy;
 mod relay;
 
 pub(super) use engine::engine;
+pub(super) use guard::guard;
 pub(super) use listener::{limits, listener};
 pub(super) use next_hop::next_hop;
 pub(super) use policy::{Sections as PolicySections, policy};

@@ -171,11 +171,23 @@ pub(in crate::config) fn intercept(mut section: Section<'_>) -> intercept::Setti
         ("off", intercept::Mode::Off),
     ];
     let mode = section.choice("mode", Some(default.mode), &modes);
+    let acts = [
+        ("hold", intercept::Act::Hold),
+        ("park", intercept::Act::Park),
+    ];
+    let act = section.choice("act", Some(default.act), &acts);
     let expiry = section.duration("expiry", default.expiry, secs(MINUTE)..=secs(DAY));
+    let strikes = section.count("strikes", default.strikes as usize, 1..=20);
+    let precision = section.number("min_precision", Some(default.min_precision), 0.5..=1.0);
+    let min_slow_scans = section.count("min_slow_scans", default.min_slow_scans, 2..=100);
     section.finish();
     intercept::Settings {
         mode: mode.unwrap_or(default.mode),
+        act: act.unwrap_or(default.act),
         expiry,
+        strikes: u32::try_from(strikes).unwrap_or(default.strikes),
+        min_precision: precision.unwrap_or(default.min_precision),
+        min_slow_scans,
     }
 }
 

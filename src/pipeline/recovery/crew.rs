@@ -49,6 +49,8 @@ impl Suspected {
 #[derive(Debug, Clone)]
 pub(super) struct Places {
     all: Arc<Semaphore>,
+    /// The places of `all`, taken and free.
+    width: usize,
     /// One place for each kind of suspected messages.
     alone: [Arc<Semaphore>; 3],
 }
@@ -57,7 +59,18 @@ impl Places {
     pub(super) fn new(width: usize) -> Self {
         Self {
             all: Arc::new(Semaphore::new(width)),
+            width,
             alone: Suspected::ALL.map(|_| Arc::new(Semaphore::new(1))),
+        }
+    }
+
+    /// Changes the number of places. Places that are taken cannot be removed, so a later call removes the rest.
+    pub(super) fn resize(&mut self, width: usize) {
+        if width > self.width {
+            self.all.add_permits(width - self.width);
+            self.width = width;
+        } else if width < self.width {
+            self.width -= self.all.forget_permits(self.width - width);
         }
     }
 }

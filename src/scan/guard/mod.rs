@@ -16,6 +16,7 @@ mod probe_schedule;
 mod probe_trust;
 mod report;
 mod retry_budget;
+mod settings;
 mod state;
 
 use std::convert::Infallible;
@@ -46,6 +47,7 @@ use state::{GuardState, InFlight, Phase};
 
 pub use drain::{BadTerms, Drain, DrainHealth, DrainTerms, Drained, NotDrained};
 pub use probe::Passed;
+pub use settings::{GuardSettings, SlotShare};
 
 /// One call of a guarded engine on its way through the layers.
 #[derive(Debug, Clone)]

@@ -183,7 +183,8 @@ impl GuardState {
         let now = Instant::now();
         let probed = engines.iter().all(is_probed);
         let replicas = engines.len();
-        let gate = Gate::new(now, times(&settings), settings.slots, replicas, probed);
+        let tuning = (settings.slots, settings.guard);
+        let gate = Gate::new(now, times(&settings), tuning, replicas, probed);
         let core = Core {
             gate_state: Mutex::new(GateState {
                 gate,

@@ -12,7 +12,7 @@ fn opened(breaker: &mut Breaker, now: Instant) -> bool {
 #[tokio::test(start_paused = true)]
 async fn a_share_of_failures_opens_it_and_a_few_do_not() {
     let now = Instant::now();
-    let mut breaker = Breaker::new(now, 12, true);
+    let mut breaker = Breaker::new(now, 12, GuardSettings::default(), true);
     for _ in 0..10 {
         assert_eq!(breaker.outcome(now, true), None);
     }
@@ -28,7 +28,7 @@ async fn a_share_of_failures_opens_it_and_a_few_do_not() {
 #[tokio::test(start_paused = true)]
 async fn old_outcomes_do_not_count() {
     let now = Instant::now();
-    let mut breaker = Breaker::new(now, 12, true);
+    let mut breaker = Breaker::new(now, 12, GuardSettings::default(), true);
     for _ in 0..19 {
         breaker.outcome(now, true);
         breaker.outcome(now, false);
@@ -42,7 +42,7 @@ async fn old_outcomes_do_not_count() {
 #[tokio::test(start_paused = true)]
 async fn nothing_but_failures_opens_it_soon() {
     let now = Instant::now();
-    let mut breaker = Breaker::new(now, 12, true);
+    let mut breaker = Breaker::new(now, 12, GuardSettings::default(), true);
     let changes: Vec<_> = (0..5).map(|_| breaker.outcome(now, false)).collect();
     assert_eq!(changes[..4], [None; 4]);
     assert_eq!(changes[4], Some(Change::Opened(Cause::Failing)));
@@ -53,7 +53,7 @@ async fn nothing_but_failures_opens_it_soon() {
 async fn no_mail_before_a_passed_probe_pair() {
     for (answered_wrongly, pairs) in [(false, 1), (true, 2)] {
         let mut now = Instant::now();
-        let mut breaker = Breaker::new(now, 12, true);
+        let mut breaker = Breaker::new(now, 12, GuardSettings::default(), true);
         match answered_wrongly {
             true => drop((breaker.probed(now, false, 0), breaker.probed(now, false, 0))),
             false => assert!(opened(&mut breaker, now)),
@@ -81,7 +81,7 @@ async fn no_mail_before_a_passed_probe_pair() {
 #[tokio::test(start_paused = true)]
 async fn it_is_probed_every_second_and_at_once_when_it_answers() {
     let mut now = Instant::now();
-    let mut breaker = Breaker::new(now, 12, true);
+    let mut breaker = Breaker::new(now, 12, GuardSettings::default(), true);
     assert!(opened(&mut breaker, now));
     let mut waits = Vec::new();
     for probe in 0..100 {
@@ -113,7 +113,7 @@ async fn it_is_probed_every_second_and_at_once_when_it_answers() {
 #[tokio::test(start_paused = true)]
 async fn a_failed_trial_costs_a_pause() {
     let mut now = Instant::now();
-    let mut breaker = Breaker::new(now, 12, true);
+    let mut breaker = Breaker::new(now, 12, GuardSettings::default(), true);
     assert!(opened(&mut breaker, now));
     for (stuck, (allowed, pause)) in [(2, 1.0), (3, 2.0), (4, 4.0)].into_iter().enumerate() {
         let BreakerState::Open { until, .. } = breaker.state() else {
@@ -149,8 +149,8 @@ async fn a_failed_trial_costs_a_pause() {
 async fn what_came_before_it_was_out_is_forgotten() {
     for probed in [true, false] {
         let mut now = Instant::now();
-        let mut breaker = Breaker::new(now, 4, probed);
-        for _ in 0..OUTCOMES_MIN {
+        let mut breaker = Breaker::new(now, 4, GuardSettings::default(), probed);
+        for _ in 0..GuardSettings::default().failure_outcomes {
             breaker.outcome(now, false);
         }
         assert!(matches!(breaker.state(), BreakerState::Open { .. }));
@@ -171,7 +171,7 @@ async fn what_came_before_it_was_out_is_forgotten() {
 #[tokio::test(start_paused = true)]
 async fn a_failure_in_the_ramp_opens_it_again() {
     let mut now = Instant::now();
-    let mut breaker = Breaker::new(now, 12, false);
+    let mut breaker = Breaker::new(now, 12, GuardSettings::default(), false);
     assert!(opened(&mut breaker, now));
     now += seconds(2);
     assert_eq!(breaker.tick(now, 0), Some(Change::Readmitting), "no probes");
@@ -184,7 +184,7 @@ async fn a_failure_in_the_ramp_opens_it_again() {
 #[tokio::test(start_paused = true)]
 async fn two_wrong_probes_in_a_row_open_it() {
     let now = Instant::now();
-    let mut breaker = Breaker::new(now, 12, true);
+    let mut breaker = Breaker::new(now, 12, GuardSettings::default(), true);
     assert_eq!(breaker.probed(now, false, 0), None);
     assert_eq!(breaker.probed(now, true, 0), None);
     assert_eq!(breaker.probed(now, false, 0), None);

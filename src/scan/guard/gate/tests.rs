@@ -72,7 +72,7 @@ impl World {
         let now = Instant::now();
         Self {
             now,
-            gate: Gate::new(now, TIMES, slots, 1, true),
+            gate: Gate::new(now, TIMES, (slots, GuardSettings::default()), 1, true),
             next: TEXT,
         }
     }
@@ -474,7 +474,7 @@ async fn waiting_ends() {
 #[tokio::test(start_paused = true)]
 async fn who_asks_to_be_left_alone_is_left_alone() {
     let mut world = World::new(100);
-    world.gate = Gate::new(world.now, TIMES, 100, 2, true);
+    world.gate = Gate::new(world.now, TIMES, (100, GuardSettings::default()), 2, true);
     let first = world.unique(SenderReputation::Known);
     let started = world.gate.orders();
     let [GateOrder::Start(_, resting)] = started[..] else {

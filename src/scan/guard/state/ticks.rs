@@ -105,10 +105,11 @@ impl GuardState {
         for engine in &self.engines {
             engine.clone().watch();
         }
+        let (now, settings) = (Instant::now(), &self.settings);
         let mut gate_state = self.lock();
         gate_state
             .gate
-            .retune(times(&self.settings), self.settings.slots);
+            .retune(now, times(settings), (settings.slots, settings.guard));
         let is_apart = self.engines.iter().any(|engine| engine.replica().is_some());
         gate_state.watched = is_apart || self.settings.probe.is_some() && self.is_probed();
         self.keep_time(&mut gate_state);
