@@ -3,6 +3,7 @@
 //!
 //! A room that acts returns its incidents as values, and the pipeline records them. This module writes nothing.
 
+mod advice;
 mod story;
 
 use std::borrow::Cow;
@@ -15,7 +16,8 @@ use ulid::Ulid;
 use crate::deadline::wall_clock;
 use crate::message::MessageId;
 
-pub use story::{Story, StoryPhase, Touched};
+pub use advice::advice;
+pub use story::{Story, StoryListener, StoryPhase, Touched};
 
 /// The kind of an incident. The log stores it as a word, so a word never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

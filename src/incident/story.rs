@@ -61,3 +61,13 @@ pub enum StoryPhase {
     /// The trouble and the recovery from it have ended.
     End,
 }
+
+/// A receiver of the beginnings and ends of stories. The default is none.
+pub trait StoryListener: Send + Sync {
+    /// A story has begun or ended. Called once for each phase of a story, in the order of the phases, from the thread that
+    /// recorded the incident: must not wait. A story that goes on after its end within the quiet time has a second beginning
+    /// and a second end, under the same id.
+    ///
+    /// At the beginning, `story.kind` is the kind of the first incident, and `story.touched` counts nothing yet.
+    fn story(&self, phase: StoryPhase, story: &Story);
+}
