@@ -189,6 +189,7 @@ async fn start_tasks(
     tasks.spawn(pipeline.clone().watch_store(closing.clone()));
     tasks.spawn(pipeline.clone().recover(closing.clone()));
     tasks.spawn(keeper.clone().keep(closing.clone()));
+    tasks.spawn(pipeline.clone().keep_measures(closing.clone()));
     let admission = admission.clone();
     tasks.spawn(admission.watch(pipeline.clone(), incidents.clone(), closing.clone()));
     tasks
@@ -270,7 +271,11 @@ impl Running {
         let sessions = deadline.run(self.listeners.wait()).await.is_ok();
         let work = self.core.pipeline.drained(deadline).await;
         let lanes = deadline.run(self.lanes.wait()).await.is_ok();
-        let (history, incidents) = (self.core.history.close(), self.core.incidents.close());
+        let history = async {
+            self.core.pipeline.write_measures().await;
+            self.core.history.close().await;
+        };
+        let incidents = self.core.incidents.close();
         // The keeper writes before the store closes: afterwards another relay may own the folder.
         let store = async {
             self.core.keeper.write().await;

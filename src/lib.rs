@@ -4,7 +4,7 @@
 //!
 //! | room | task |
 //! |---|---|
-//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`file`], [`incident`], [`observation`] | basic types and helpers |
+//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`file`], [`incident`], [`measure`], [`observation`] | basic types and helpers |
 //! | [`smtp`] | the protocol, without sockets |
 //! | [`listener`] | accepts SMTP sessions |
 //! | [`pipeline`] | the path of each message: scan, decision, delivery |
@@ -35,6 +35,7 @@ pub mod file;
 pub mod incident;
 pub mod intercept;
 pub mod listener;
+pub mod measure;
 pub mod message;
 pub mod observation;
 pub mod pipeline;

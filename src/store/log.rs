@@ -32,7 +32,7 @@ const ENTRY_BATCH_WAIT: Duration = Duration::from_millis(250);
 /// After a failed write, how long the thread waits for new entries before it tries again.
 const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long to wait for another process that has locked the file: 5 s, far longer than any read or write.
-const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A type of entry.
 pub(super) trait Entry: Serialize + DeserializeOwned + Send + 'static {
@@ -230,7 +230,7 @@ pub(super) async fn messages(
 }
 
 /// Runs a query on a log that another process may be writing. The default value if there is no log.
-async fn query<T: Default + Send + 'static>(
+pub(super) async fn query<T: Default + Send + 'static>(
     path: &Path,
     run: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
 ) -> Result<T, StoreError> {
