@@ -48,7 +48,7 @@ impl Late {
     }
 
     /// Finds out what each kind of late mail waits for; the oldest first.
-    pub(super) fn all(mut late: Vec<LateMail>, waits: &Waits) -> Vec<Self> {
+    pub fn all(mut late: Vec<LateMail>, waits: &Waits) -> Vec<Self> {
         late.sort_by_key(|mail| mail.oldest);
         let of = |mail: LateMail| {
             let (engines, next_hops) = (&waits.engines, &waits.next_hops);
