@@ -222,7 +222,8 @@ impl WaitsFor {
         let (what, text) = match named.next_try {
             Some(at) => {
                 let at = clock(at);
-                let text = format!("{its} next try at {at}, to next hop {name} ({words})");
+                let at = format!("{} {at}", from(mail));
+                let text = format!("{its} next try {at}, to next hop {name} ({words})");
                 (What::Retry, text)
             }
             None => (
@@ -277,7 +278,10 @@ impl WaitsFor {
             }
             None => {
                 let (what, text) = match self.next_try {
-                    Some(at) => (What::Retry, format!("{its} next scan at {}", clock(at))),
+                    Some(at) => {
+                        let at = clock(at);
+                        (What::Retry, format!("{its} next scan {} {at}", from(mail)))
+                    }
                     None => (What::Turn, format!("{its} turn for a scan")),
                 };
                 (Self { what, ..self }, text)
@@ -297,5 +301,13 @@ fn its(mail: &Waiting<'_>) -> &'static str {
     match mail.several {
         true => "their",
         false => "its",
+    }
+}
+
+/// Of several messages the first try is known.
+fn from(mail: &Waiting<'_>) -> &'static str {
+    match mail.several {
+        true => "from",
+        false => "at",
     }
 }

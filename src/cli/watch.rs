@@ -9,7 +9,7 @@ use unicode_width::UnicodeWidthChar as _;
 
 use super::exit::{CliError, Exit, Outcome};
 use super::status;
-use super::terminal::Terminal;
+use super::terminal::{Terminal, wide};
 use crate::admin::Status;
 use crate::deadline::{Deadline, wall_clock};
 use crate::telemetry::escape;
@@ -136,8 +136,12 @@ fn frame(text: &str, width: usize, height: usize, is_first: bool) -> String {
     let more = format!("({} more lines)", lines.len() - shown);
     let rest = (!fits).then_some(&*more);
     for line in lines[..shown].iter().copied().chain(rest) {
-        frame.push_str(begin(line, width));
-        frame.push_str(CLEAR_LINE_END);
+        let shown = begin(line, width);
+        frame.push_str(shown);
+        // After a full line the cursor is still on its last column, which would be cleared.
+        if wide(shown) < width {
+            frame.push_str(CLEAR_LINE_END);
+        }
         frame.push('\n');
     }
     frame.push_str(CLEAR_SCREEN_END);
@@ -174,8 +178,9 @@ mod tests {
                 .strip_suffix(CLEAR_SCREEN_END)
                 .expect("clears the rest");
             let lines = inner.lines().map(|line| {
-                let line = line.strip_suffix(CLEAR_LINE_END);
-                line.expect("clears the rest of the line")
+                let begun = line.strip_suffix(CLEAR_LINE_END);
+                let begun = begun.or(Some(line).filter(|line| wide(line) == width));
+                begun.expect("clears the rest of the line, and no more")
             });
             assert_eq!(lines.collect::<Vec<_>>(), expected, "{width} x {height}");
         }

@@ -296,7 +296,7 @@ fn each_cause_has_words_and_advice() {
             },
             "closed",
             What::Retry,
-            "wait for their next scan at",
+            "wait for their next scan from",
         ),
         (
             LateMail {
