@@ -45,12 +45,24 @@ pub(super) trait Entry: Serialize + DeserializeOwned + Send + 'static {
     /// Whether a commit survives power loss, and a failed write is tried again. If false, a commit does not wait for the disk,
     /// and the entries of a failed write are lost.
     const IS_DURABLE: bool;
+    /// SQL that creates further tables in the file, if the log has some.
+    const TABLES: &str = "";
 
     /// Time of the event. Retention counts from this time.
     fn at(&self) -> Timestamp;
 
     /// The message that the entry is about, if any.
     fn message(&self) -> Option<MessageId>;
+
+    /// Writes the entry to one of the [`TABLES`](Self::TABLES), if it belongs there. `false`: it is an entry of the log itself.
+    fn insert_beside(&self, _db: &Connection) -> rusqlite::Result<bool> {
+        Ok(false)
+    }
+
+    /// Removes from the [`TABLES`](Self::TABLES) what is older than `cutoff` (seconds since 1970), and what is too much.
+    fn prune_beside(_db: &Connection, _cutoff: i64) -> rusqlite::Result<()> {
+        Ok(())
+    }
 }
 
 /// An item in the channel to the thread.
@@ -134,6 +146,11 @@ impl<E: Entry> Log<E> {
         } else if self.waiting.fetch_add(1, Ordering::Relaxed) == E::WAITING_ENTRIES_MAX / 2 {
             self.thread.unpark();
         }
+    }
+
+    /// Whether the queue is so full that entries of less value should be left out.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > E::WAITING_ENTRIES_MAX / 2
     }
 
     /// Number of entries lost since the start, because the queue was full or a write failed.
@@ -314,6 +331,7 @@ fn open<E: Entry>(path: &Path) -> rusqlite::Result<Connection> {
          entry TEXT NOT NULL) STRICT;
          CREATE INDEX IF NOT EXISTS by_message ON entry (message);",
     )?;
+    db.execute_batch(E::TABLES)?;
     Ok(db)
 }
 
@@ -402,6 +420,9 @@ impl<E: Entry> LogWriter<E> {
         let mut newest = Timestamp::MIN;
         for entry in entries {
             newest = newest.max(entry.at());
+            if entry.insert_beside(&change)? {
+                continue;
+            }
             // An entry that cannot be written as JSON (an infinite score) must not cause the loss of the others.
             let Ok(json) = serde_json::to_string(entry) else {
                 continue;
@@ -435,5 +456,5 @@ fn prune<E: Entry>(
          AND (at < ?2 OR seq <= (SELECT max(seq) FROM entry) - ?3)",
     )?
     .execute(params![at_once, cutoff, rows])?;
-    Ok(())
+    E::prune_beside(db, cutoff)
 }
