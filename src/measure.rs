@@ -1,12 +1,16 @@
 //! Measured durations: how many of each kind there were, on a scale of 8 steps an octave, so that a percentile is at most 12.5 %
 //! too long. The scale is that of HdrHistogram (Tene, 2014) with 3 significant bits; all numbers are integers.
 
+mod delay;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use delay::{DELAY_WINDOW, DelayComparison, DelayTimes, Delays, written_spans};
 
 /// Length of the periods in which measures are kept: 600 s. An hour has six, so that "the same hour a week ago" is six periods.
 pub const MEASURE_PERIOD: Duration = Duration::from_secs(600);
@@ -140,7 +144,10 @@ pub struct Series {
 
 /// Durations measured since the last write, for all series.
 #[derive(Debug, Default)]
-pub struct Measures(Mutex<Vec<(Series, Latencies)>>);
+pub struct Measures {
+    series: Mutex<Vec<(Series, Latencies)>>,
+    delays: Delays,
+}
 
 impl Measures {
     /// Adds a duration to a series. Takes one lock, and allocates nothing if the series exists.
@@ -164,14 +171,22 @@ impl Measures {
         }
     }
 
+    /// The delays of valid mail. They have a lock of their own.
+    pub fn delays(&self) -> &Delays {
+        &self.delays
+    }
+
     /// Takes everything that was measured since the last call.
     pub fn take(&self) -> Vec<(Series, Latencies)> {
+        self.put_back(self.delays.take());
         std::mem::take(&mut *self.lock())
     }
 
-    /// A copy of what was measured since the last call of [`take`](Self::take).
+    /// A copy of what was measured since the last call of [`take`](Self::take). A series may come twice, after a failed write.
     pub fn pending(&self) -> Vec<(Series, Latencies)> {
-        self.lock().clone()
+        let mut all = self.lock().clone();
+        all.extend(self.delays.pending());
+        all
     }
 
     /// Puts back what could not be written.
@@ -187,7 +202,7 @@ impl Measures {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(Series, Latencies)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.series.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

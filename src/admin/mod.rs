@@ -20,11 +20,13 @@
 
 mod connection;
 mod gauges;
+mod late;
 mod page;
 mod routes;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod waits;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -33,7 +35,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::try_join3;
+use futures_util::future::try_join4;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -42,10 +44,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::deadline::Deadline;
 use crate::delivery::HopStatus;
-use crate::message::MessageId;
+use crate::measure::DelayComparison;
 use crate::scan::{BadTerms, DrainTerms, Health};
-use crate::store::{Held, Lane, LaneStats, Recovery, StoreError};
+use crate::store::{Held, Lane, LaneStats, LateMail, Recovery, StoreError};
 use crate::telemetry;
+
+pub use late::{LATE_AFTER, Late, LateLine};
+pub use waits::{Waiting, Waits, WaitsFor, What};
 
 /// Settings of `[admin]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,6 +171,12 @@ pub struct Status {
     pub draining: bool,
     /// The reason why the relay accepts no new mail; none while it accepts mail.
     pub not_ready: Option<String>,
+    /// The delays of valid mail: now, in the last hour, and in the same hour a week ago.
+    #[serde(default)]
+    pub delay: DelayComparison,
+    /// Transactions that admission has refused since the accepted mail fills the memory or the backlog; none otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<u64>,
     /// The listeners with their addresses.
     pub listeners: Vec<ListenerStatus>,
     /// Open sessions.
@@ -182,17 +193,6 @@ pub struct Status {
     pub next_hops: Vec<HopStatus>,
     /// The findings of the start in the store.
     pub recovery: Recovery,
-}
-
-/// What stored mail may wait for, as only the running relay knows it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Waits {
-    /// The records that are scanned or delivered now.
-    pub at_work: Vec<MessageId>,
-    /// The state of each engine.
-    pub engines: Vec<Health>,
-    /// The state of each next hop.
-    pub next_hops: Vec<HopStatus>,
 }
 
 /// The stored mail of a running relay.
@@ -212,32 +212,41 @@ pub struct Stored {
     /// For each next hop for which mail waits, the end of data of the oldest such message.
     #[serde(default)]
     pub oldest_outgoing: BTreeMap<Arc<str>, Timestamp>,
+    /// The mail that has waited longer than [`LATE_AFTER`], by what it waits for; the oldest first.
+    #[serde(default)]
+    pub late: Vec<Late>,
 }
 
 impl Stored {
     /// The text in place of the numbers while the store does not answer.
     pub const UNKNOWN_TEXT: &str = "not known: the store does not answer";
-    /// Time for the answers of the store: 2 s. If one answer is missing then, the result is none: a part of the numbers would
+    /// Time for the answers of the store: 900 ms, so that a status is there within a second. If one answer is missing then, the result is none: a part of the numbers would
     /// look like all of them.
-    const STORE_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+    const STORE_ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
 
-    /// Waits for the statistics of the lanes, of the queues of next hops and of the quarantine. Returns none if one fails or is late.
+    /// Waits for the statistics of the lanes, of the queues of next hops and of the quarantine, and for the late mail. Returns none
+    /// if one fails or takes too long.
     pub async fn from(
         lanes: impl Future<Output = Result<[LaneStats; Lane::ALL.len()], StoreError>>,
         oldest: impl Future<Output = Result<Vec<(Arc<str>, Timestamp)>, StoreError>>,
         quarantine: impl Future<Output = Result<Held, StoreError>>,
+        (late, waits): (
+            impl Future<Output = Result<Vec<LateMail>, StoreError>>,
+            &Waits,
+        ),
     ) -> Option<Self> {
-        let all = try_join3(lanes, oldest, quarantine);
+        let all = try_join4(lanes, oldest, quarantine, late);
         let all = Deadline::after(Self::STORE_ANSWER_TIMEOUT).run(all).await;
         let all = all.map_err(|late| StoreError::Broken(late.to_string()));
         match all.flatten() {
-            Ok(([scan, delivery, held, rescan], oldest, quarantine)) => Some(Self {
+            Ok(([scan, delivery, held, rescan], oldest, quarantine, late)) => Some(Self {
                 scan,
                 delivery,
                 held,
                 quarantine,
                 rescan,
                 oldest_outgoing: oldest.into_iter().collect(),
+                late: Late::all(late, waits),
             }),
             Err(error) => {
                 tracing::warn!(%error, "the store does not answer a request for its statistics");

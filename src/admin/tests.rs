@@ -30,6 +30,8 @@ impl Control for Fake {
             started: Timestamp::UNIX_EPOCH,
             draining: false,
             not_ready: self.ready().err(),
+            delay: DelayComparison::default(),
+            refused: None,
             listeners: Vec::new(),
             sessions: 3,
             memory_available: 1 << 20,
@@ -223,20 +225,27 @@ async fn the_wait_for_the_store_is_bounded() {
     let lanes = || async { Ok(<[LaneStats; Lane::ALL.len()]>::default()) };
     let oldest = || async { Ok(Vec::new()) };
     let held = || async { Ok(Held::default()) };
+    let waits = Waits::default();
+    let late = || (async { Ok(Vec::new()) }, &waits);
     let began = tokio::time::Instant::now();
     assert_eq!(
-        Stored::from(lanes(), oldest(), std::future::pending()).await,
+        Stored::from(lanes(), oldest(), std::future::pending(), late()).await,
         None
     );
     assert_eq!(
-        Stored::from(std::future::pending(), oldest(), held()).await,
+        Stored::from(std::future::pending(), oldest(), held(), late()).await,
         None
     );
-    assert!(began.elapsed() < Duration::from_secs(10));
+    let hangs = (std::future::pending(), &waits);
+    assert_eq!(Stored::from(lanes(), oldest(), held(), hangs).await, None);
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "each within a second"
+    );
     let broken = async { Err(StoreError::Closed) };
-    assert_eq!(Stored::from(lanes(), oldest(), broken).await, None);
+    assert_eq!(Stored::from(lanes(), oldest(), broken, late()).await, None);
     assert_eq!(
-        Stored::from(lanes(), oldest(), held()).await,
+        Stored::from(lanes(), oldest(), held(), late()).await,
         Some(Stored::default())
     );
 }

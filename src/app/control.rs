@@ -1,6 +1,6 @@
 //! What the admin surfaces ask of a running relay: status, engines, reload, drain.
 
-use crate::admin::{Control, EngineAsked, ListenerStatus, Status, Stored, Tested, Waits};
+use crate::admin::{Control, EngineAsked, Late, ListenerStatus, Status, Stored, Tested, Waits};
 use crate::deadline::wall_clock;
 use crate::incident::{self, Incident, Subject};
 use crate::pipeline::Generation;
@@ -13,8 +13,15 @@ use super::reload::{Files, Next};
 impl Control for Core {
     async fn status(&self) -> Status {
         let config = self.lock().clone();
-        let held = self.store.held(config.quarantine.max_bytes);
-        let stored = Stored::from(self.store.stats(), self.store.oldest_outgoing(), held).await;
+        let waits = self.waits();
+        let late = self.store.late(Late::times(wall_clock()));
+        let stored = Stored::from(
+            self.store.stats(),
+            self.store.oldest_outgoing(),
+            self.store.held(config.quarantine.max_bytes),
+            (late, &waits),
+        );
+        let stored = stored.await;
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             hostname: config.relay.hostname.to_string(),
@@ -23,6 +30,8 @@ impl Control for Core {
             started: self.started,
             draining: self.closing.is_cancelled(),
             not_ready: self.ready().err(),
+            delay: self.pipeline.delays(),
+            refused: self.admission.load().refusing,
             listeners: config
                 .listeners
                 .iter()
@@ -35,8 +44,8 @@ impl Control for Core {
             sessions: self.sessions.open() as u64,
             memory_available: self.pipeline.memory().available(),
             stored,
-            engines: self.engines(),
-            next_hops: self.pipeline.generation().delivery.status(),
+            engines: waits.engines,
+            next_hops: waits.next_hops,
             recovery: self.recovery.clone(),
         }
     }

@@ -25,10 +25,12 @@ mod scan;
 mod select;
 mod settings;
 mod show;
+mod status;
 mod table;
 mod terminal;
 mod user;
 mod waits;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -96,9 +98,13 @@ enum Command {
     /// Make the running relay accept no new mail, finish the mail in flight, and exit
     #[command(after_help = exit::HELP)]
     Drain(relay::Socket),
-    /// Show the state of the running relay: sessions, stored mail, engines, next hops
+    /// Show how long mail takes, what is late and why, and the state of the running relay
+    ///
+    /// First come the delays of valid mail: now, in the last hour, and in the same hour a week ago.
+    /// Then comes what is late: the mail that has waited for more than a minute, by what it waits
+    /// for, with what to do about it. Then come sessions, stored mail, engines and next hops.
     #[command(after_help = exit::HELP)]
-    Status(relay::Socket),
+    Status(status::Arguments),
     /// Scan messages in files, without SMTP: show the answer of each engine, and the decision
     #[command(after_help = exit::HELP)]
     Scan(scan::Scan),
@@ -185,7 +191,7 @@ fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
         Command::Demo => wait(demo::run(terminal)),
         Command::Reload(socket) => wait(relay::reload(&socket.path(given)?, terminal)),
         Command::Drain(socket) => wait(relay::drain(&socket.path(given)?, terminal)),
-        Command::Status(socket) => wait(relay::status(&socket.path(given)?, terminal)),
+        Command::Status(wanted) => wait(status::run(wanted, given, terminal)),
         Command::Engine(command) => wait(engine::run(command, given, terminal)),
         Command::Scan(command) => wait(scan::run(command, &tool(given)?, terminal)),
         Command::Explain(command) => wait(explain::run(command, &tool(given)?, terminal)),

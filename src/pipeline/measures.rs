@@ -5,12 +5,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::Pipeline;
 use crate::deadline::{Deadline, wall_clock};
-use crate::measure::Measures;
-use crate::store::measures;
+use crate::measure::{DelayComparison, Latencies, Measured, Measures, written_spans};
+use crate::store::{StoreError, measures};
 
 /// Interval between two writes: 60 s. A crash loses at most one interval.
 const MEASURE_WRITE_INTERVAL: Duration = Duration::from_secs(60);
@@ -27,6 +28,7 @@ impl Pipeline {
     pub async fn keep_measures(self: Arc<Self>, closing: CancellationToken) {
         let round = async {
             loop {
+                self.read_delays().await;
                 Deadline::after(MEASURE_WRITE_INTERVAL).wait().await;
                 self.write_measures().await;
             }
@@ -52,5 +54,40 @@ impl Pipeline {
             tracing::warn!(%error, "measured durations could not be written; the relay tries again");
             self.measures.put_back(taken);
         }
+    }
+
+    /// The delays of valid mail, for a status. Asks no disk.
+    pub fn delays(&self) -> DelayComparison {
+        let unwritten = self.measures.pending();
+        self.measures.delays().compare(wall_clock(), &unwritten)
+    }
+
+    /// Reads the delays of the last hour and of the same hour a week ago from the history, for [`delays`](Self::delays). Also
+    /// those of the relay's earlier runs.
+    ///
+    /// Cancel safety: safe.
+    pub(super) async fn read_delays(&self) {
+        match self.written_delays().await {
+            Ok(written) => self.measures.delays().set_written(written),
+            Err(error) => {
+                tracing::warn!(%error, "the delays of earlier mail could not be read; the relay tries again");
+            }
+        }
+    }
+
+    async fn written_delays(&self) -> Result<Vec<(Timestamp, Latencies)>, StoreError> {
+        let mut written: Vec<(Timestamp, Latencies)> = Vec::new();
+        for [begin, end] in written_spans(wall_clock()) {
+            let path = self.history.path();
+            for measure in measures::read(path, Measured::Delay, begin, end).await? {
+                match written.last_mut() {
+                    Some((period, sum)) if *period == measure.period => {
+                        sum.merge(&measure.latencies);
+                    }
+                    _ => written.push((measure.period, measure.latencies)),
+                }
+            }
+        }
+        Ok(written)
     }
 }

@@ -17,6 +17,7 @@ mod engines;
 mod faults;
 mod fuzz;
 mod guard;
+mod late;
 mod logs;
 mod metrics;
 mod milters;

@@ -9,6 +9,19 @@ use Values::{Engines, Listeners, NextHops, Queues, Words};
 /// The lanes of the store. The telemetry lies below the store, whose test compares the two lists.
 const LANES: Values = Words(|| vec!["scan", "delivery", "held", "rescan"]);
 
+/// What late mail waits for. The telemetry lies below the admin room, whose test compares the two lists.
+const LATE_CAUSES: Values = Words(|| {
+    vec![
+        "work",
+        "next-hop",
+        "engine",
+        "interceptor",
+        "route",
+        "retry",
+        "turn",
+    ]
+});
+
 /// The stages of a session at which the relay refuses something, as in docs/LOGS.md.
 const STAGES: [&str; 9] = [
     "client", "helo", "tls", "user", "from", "to", "data", "reply", "command",
@@ -381,6 +394,11 @@ pub static ALL: &[Metric] = &[
         "spillway_lane_oldest_message_age_seconds",
         &[("lane", LANES)],
         "Age of the oldest stored message since its end of data, by lane; 0 if the lane is empty",
+    ),
+    gauge(
+        "spillway_late_messages",
+        &[("cause", LATE_CAUSES)],
+        "Stored messages that have waited longer than a minute, by what they wait for; at most 10000 of each kind are counted",
     ),
     gauge(
         "spillway_quarantine_bytes",
