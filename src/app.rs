@@ -22,13 +22,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::parts::{advice, check};
-use self::parts::{generation, prepare};
+use self::parts::{generation, notify_ways, prepare};
 pub use self::reload::RELOAD_DURATION_MAX;
 use self::reload::Readings;
 pub use self::service::run;
 use crate::admin::{self, AdminError, Control as _};
 use crate::config::Config;
 use crate::deadline::Deadline;
+use crate::notify::Notifier;
 use crate::listener::{self, Admission, Listener, ListenerError, Prepared, Sessions, Shared};
 use crate::pipeline::{Keeper, Lanes, Pipeline, Watch};
 use crate::store::history::{self, History};
@@ -74,6 +75,7 @@ struct Core {
     incidents: Arc<Incidents>,
     pipeline: Arc<Pipeline>,
     keeper: Arc<Keeper>,
+    notifier: Arc<Notifier>,
     sessions: Arc<Sessions>,
     admission: Arc<Admission>,
     listeners: Vec<Listener>,
@@ -91,18 +93,20 @@ struct Core {
 /// Cancel safety: tasks that have begun continue until the runtime ends. No mail is answered 250 that is not kept.
 pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, StartError> {
     let (config, built) = blocking(move || {
-        let built = generation(&config, None).map_err(StartError::Parts);
-        let built = built.and_then(|generation| Ok((generation, prepare(&config)?)));
+        let built = generation(&config, None).and_then(|built| Ok((built, notify_ways(&config)?)));
+        let built = built.map_err(StartError::Parts);
+        let built = built.and_then(|(built, ways)| Ok((built, ways, prepare(&config)?)));
         (config, built)
     })
     .await?;
-    let (generation, prepared) = built?;
+    let (generation, ways, prepared) = built?;
     generation.scanner.watch();
     telemetry::metrics::register(&metric_names(&config), &Names::default());
     let (store, recovery) = SqliteStore::open(&config.store, Role::Relay)
         .await
         .map_err(StartError::Store)?;
     let (history, incidents) = open_logs(config.store.clone()).await?;
+    let notifier = Notifier::start(ways, &config.relay.hostname, &generation.delivery);
     let in_flight = config.limits.in_flight_bytes;
     let pipeline = Pipeline::new(
         generation,
@@ -127,6 +131,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         incidents,
         pipeline,
         keeper,
+        notifier,
         sessions: shared.sessions,
         admission: shared.admission,
         listeners: started,
@@ -211,10 +216,12 @@ fn metric_names(config: &Config) -> Names {
     let engines = config.engines.iter().map(|engine| engine.name.to_string());
     let next_hops = config.next_hops.iter().map(|hop| hop.name.to_string());
     let listeners = config.listeners.iter().map(|l| l.name.to_string());
+    let ways = config.notify.iter().map(|way| way.name.to_string());
     Names {
         engines: engines.collect(),
         next_hops: next_hops.collect(),
         listeners: listeners.collect(),
+        notify_ways: ways.collect(),
     }
 }
 
@@ -270,6 +277,7 @@ impl Running {
         let sessions = deadline.run(self.listeners.wait()).await.is_ok();
         let work = self.core.pipeline.drained(deadline).await;
         let lanes = deadline.run(self.lanes.wait()).await.is_ok();
+        self.core.notifier.drain(deadline).await;
         let (history, incidents) = (self.core.history.close(), self.core.incidents.close());
         // The keeper writes before the store closes: afterwards another relay may own the folder.
         let store = async {

@@ -4,10 +4,11 @@
 //!
 //! | room | task |
 //! |---|---|
-//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`file`], [`incident`], [`observation`] | basic types and helpers |
+//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`file`], [`incident`], [`observation`], [`process`] | basic types and helpers |
 //! | [`smtp`] | the protocol, without sockets |
 //! | [`listener`] | accepts SMTP sessions |
 //! | [`pipeline`] | the path of each message: scan, decision, delivery |
+//! | [`notify`] | tells people when trouble begins and ends |
 //! | [`store`] | keeps messages and other state durable |
 //! | [`scan`] | sends each message to all engines at once |
 //! | [`intercept`] | diverts floods before an engine sees them |
@@ -36,9 +37,11 @@ pub mod incident;
 pub mod intercept;
 pub mod listener;
 pub mod message;
+pub mod notify;
 pub mod observation;
 pub mod pipeline;
 pub mod policy;
+pub mod process;
 pub mod quarantine;
 pub mod scan;
 pub mod smtp;

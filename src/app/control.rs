@@ -2,6 +2,7 @@
 
 use crate::admin::{Control, EngineAsked, ListenerStatus, Status, Stored, Tested, Waits};
 use crate::incident::{self, Incident, Subject};
+use crate::notify;
 use crate::pipeline::Generation;
 use crate::scan::{Guarded, Health, Passed};
 use crate::store::Store;
@@ -102,6 +103,10 @@ impl Control for Core {
             }
         };
         Ok(shown.into_iter().map(tested).collect())
+    }
+
+    async fn test_notify(&self, way: Option<&str>) -> Result<Vec<notify::Tested>, String> {
+        self.notifier.test(way).await
     }
 
     fn ready(&self) -> Result<(), String> {

@@ -4,7 +4,7 @@ use super::{Kind, Metric, Values};
 use crate::incident;
 use crate::verdict::{Reason, Verdict};
 
-use Values::{Engines, Listeners, NextHops, Queues, Words};
+use Values::{Engines, Listeners, NextHops, NotifyWays, Queues, Words};
 
 /// The lanes of the store. The telemetry lies below the store, whose test compares the two lists.
 const LANES: Values = Words(|| vec!["scan", "delivery", "held", "rescan"]);
@@ -394,6 +394,14 @@ pub static ALL: &[Metric] = &[
             Words(|| incident::Kind::ALL.map(incident::Kind::as_str).to_vec()),
         )],
         "Entries of the incident log, by kind",
+    ),
+    counter(
+        "spillway_notifications_total",
+        &[
+            ("way", NotifyWays),
+            ("outcome", Words(|| vec!["told", "failed", "dropped", "summed-up"])),
+        ],
+        "Notifications of trouble, by way: told, failed (after all tries), dropped (too many at once, or the relay ended); and stories that a summary told (summed-up)",
     ),
     counter(
         "spillway_log_lost_total",

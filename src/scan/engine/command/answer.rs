@@ -2,7 +2,7 @@
 
 use regex::{Regex, RegexBuilder};
 
-use super::process::Ended;
+use crate::process::Ended;
 use super::{Exit, Saying};
 use crate::scan::engine::http::{self, Reading, objections};
 use crate::verdict::{Answer, Finding, FindingKind};
