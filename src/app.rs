@@ -29,8 +29,8 @@ pub use self::service::run;
 use crate::admin::{self, AdminError, Control as _};
 use crate::config::Config;
 use crate::deadline::Deadline;
-use crate::notify::Notifier;
 use crate::listener::{self, Admission, Listener, ListenerError, Prepared, Sessions, Shared};
+use crate::notify::Notifier;
 use crate::pipeline::{Keeper, Lanes, Pipeline, Watch};
 use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
@@ -107,6 +107,8 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         .map_err(StartError::Store)?;
     let (history, incidents) = open_logs(config.store.clone()).await?;
     let notifier = Notifier::start(ways, &config.relay.hostname, &generation.delivery);
+    notifier.resume(&incidents.open_stories());
+    incidents.listen(notifier.clone());
     let in_flight = config.limits.in_flight_bytes;
     let pipeline = Pipeline::new(
         generation,
@@ -194,6 +196,7 @@ async fn start_tasks(
     tasks.spawn(pipeline.clone().watch_store(closing.clone()));
     tasks.spawn(pipeline.clone().recover(closing.clone()));
     tasks.spawn(keeper.clone().keep(closing.clone()));
+    tasks.spawn(pipeline.clone().keep_measures(closing.clone()));
     let admission = admission.clone();
     tasks.spawn(admission.watch(pipeline.clone(), incidents.clone(), closing.clone()));
     tasks
@@ -277,8 +280,11 @@ impl Running {
         let sessions = deadline.run(self.listeners.wait()).await.is_ok();
         let work = self.core.pipeline.drained(deadline).await;
         let lanes = deadline.run(self.lanes.wait()).await.is_ok();
-        self.core.notifier.drain(deadline).await;
-        let (history, incidents) = (self.core.history.close(), self.core.incidents.close());
+        let history = async {
+            self.core.pipeline.write_measures().await;
+            self.core.history.close().await;
+        };
+        let incidents = self.core.incidents.close();
         // The keeper writes before the store closes: afterwards another relay may own the folder.
         let store = async {
             self.core.keeper.write().await;
@@ -289,6 +295,8 @@ impl Running {
             .run(closed)
             .await
             .is_ok();
+        // Last, because stories end when their log closes.
+        self.core.notifier.drain().await;
         tracing::info!(sessions, work, lanes, stores, "drained");
         sessions && work && lanes && stores
     }

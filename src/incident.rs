@@ -4,7 +4,9 @@
 //! A room that acts returns its incidents as values, and the pipeline records them. This module writes nothing.
 
 mod advice;
+mod cause;
 mod story;
+mod tracker;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,7 +19,11 @@ use crate::deadline::wall_clock;
 use crate::message::MessageId;
 
 pub use advice::advice;
-pub use story::{Story, StoryListener, StoryPhase, Touched};
+pub use cause::{Condition, Topic};
+pub use story::{
+    KindCount, Story, StoryListener, StoryPhase, StoryState, Touch, TouchOutcome, Touched,
+};
+pub use tracker::{Phase, STORY_QUIET, TouchRow, Tracker};
 
 /// The kind of an incident. The log stores it as a word, so a word never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -199,8 +205,36 @@ pub enum Subject {
     Interceptor(String),
     /// A next hop, by its name.
     NextHop(String),
+    /// The quarantine, as the cause of a story.
+    Quarantine,
+    /// The store, as the cause of a story.
+    Store,
     /// The relay as a whole.
     Relay,
+}
+
+impl Subject {
+    /// The words of [`Self::word`].
+    pub const WORDS: [&str; 6] = [
+        "engine",
+        "interceptor",
+        "next-hop",
+        "quarantine",
+        "relay",
+        "store",
+    ];
+
+    /// The kind of the subject, in one word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Engine { .. } => "engine",
+            Self::Interceptor(_) => "interceptor",
+            Self::NextHop(_) => "next-hop",
+            Self::Quarantine => "quarantine",
+            Self::Store => "store",
+            Self::Relay => "relay",
+        }
+    }
 }
 
 impl fmt::Display for Subject {
@@ -216,7 +250,7 @@ impl fmt::Display for Subject {
             } => write!(f, "engine {name} ({replica})"),
             Self::Interceptor(id) => write!(f, "interceptor {id}"),
             Self::NextHop(name) => write!(f, "next hop {name}"),
-            Self::Relay => f.write_str("relay"),
+            Self::Quarantine | Self::Store | Self::Relay => f.write_str(self.word()),
         }
     }
 }
@@ -232,6 +266,9 @@ pub struct Incident {
     pub kind: Kind,
     /// The subject.
     pub subject: Subject,
+    /// The story to which the incident belongs; none if it belongs to no trouble, and for incidents of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub story: Option<Ulid>,
     /// One line for people. The line may quote mail, so output escapes it.
     pub summary: String,
     /// The evidence of the decision: measured numbers and names, in the order of the output.
@@ -243,6 +280,9 @@ pub struct Incident {
 }
 
 impl Incident {
+    /// The name of the piece of evidence that names an engine.
+    pub const ENGINE: &str = "engine";
+
     /// An incident with the present time and without evidence.
     pub fn new(kind: Kind, subject: Subject, summary: impl Into<String>) -> Self {
         Self {
@@ -250,6 +290,7 @@ impl Incident {
             at: wall_clock(),
             kind,
             subject,
+            story: None,
             summary: summary.into(),
             evidence: Vec::new(),
             message: None,
@@ -269,6 +310,14 @@ impl Incident {
         self.message = Some(message);
         self
     }
+
+    /// The engine that the evidence names: the engine because of which an interceptor was made or mail is refused.
+    pub fn engine(&self) -> Option<&str> {
+        let mut evidence = self.evidence.iter();
+        let (_, name) = evidence.find(|(what, _)| what == Self::ENGINE)?;
+        Some(name)
+    }
+
     /// The messages that the incident names: its own message, then those in the evidence, in order. An id may come twice.
     pub fn messages(&self) -> impl Iterator<Item = MessageId> {
         let words = self.evidence.iter().flat_map(|(_, value)| {

@@ -4,7 +4,7 @@
 //!
 //! | room | task |
 //! |---|---|
-//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`file`], [`incident`], [`observation`], [`process`] | basic types and helpers |
+//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`file`], [`incident`], [`measure`], [`observation`], [`process`] | basic types and helpers |
 //! | [`smtp`] | the protocol, without sockets |
 //! | [`listener`] | accepts SMTP sessions |
 //! | [`pipeline`] | the path of each message: scan, decision, delivery |
@@ -36,6 +36,7 @@ pub mod file;
 pub mod incident;
 pub mod intercept;
 pub mod listener;
+pub mod measure;
 pub mod message;
 pub mod notify;
 pub mod observation;

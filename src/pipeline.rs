@@ -23,6 +23,7 @@ mod judge;
 mod keeper;
 mod lanes;
 mod load;
+mod measures;
 mod outbound;
 mod persist;
 mod pressure;
@@ -48,6 +49,7 @@ use tokio_util::task::TaskTracker;
 use crate::deadline::{Budget, Deadline};
 use crate::delivery::{Delivery, DeliveryPermit, Outcome};
 use crate::intercept;
+use crate::measure::Measures;
 use crate::message::{MemoryBudget, Message};
 use crate::observation::ScanReason;
 use crate::policy::Policy;
@@ -110,6 +112,7 @@ pub struct Pipeline {
     interception: SharedInterception,
     recent: Recent,
     memory: MemoryBudget,
+    measures: Measures,
     rate: pressure::Rate,
     /// Slots for work that continues after its 250.
     background: Background,
@@ -445,6 +448,7 @@ impl Pipeline {
             interception: SharedInterception::new(intercept),
             recent: Recent::default(),
             memory: MemoryBudget::new(in_flight_bytes),
+            measures: Measures::default(),
             rate: pressure::Rate::default(),
             background: Background::default(),
             tasks: TaskTracker::new(),

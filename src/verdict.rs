@@ -307,6 +307,9 @@ pub struct Report {
     /// Time from the start of the scan to this report, including the wait for a slot.
     #[serde(with = "millis")]
     pub elapsed: Duration,
+    /// The part of `elapsed` before the first call to the engine: the wait for a slot. Zero if no call was made.
+    #[serde(default, with = "millis", skip_serializing_if = "Duration::is_zero")]
+    pub waited: Duration,
 }
 
 /// An answer that comes from another scan.

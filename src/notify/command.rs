@@ -81,7 +81,9 @@ fn judge(ended: Result<Ended, process::Trouble>) -> Result<String, Failure> {
         process::Trouble::LeftBehind => Failure::Lasting(
             "the program left a process behind that holds its standard error".to_owned(),
         ),
-        process::Trouble::Talkative(_) => Failure::Lasting("the program prints too much".to_owned()),
+        process::Trouble::Talkative(_) => {
+            Failure::Lasting("the program prints too much".to_owned())
+        }
         process::Trouble::System(error) => Failure::Passing(error.to_string()),
     })?;
     let said = String::from_utf8_lossy(&ended.complaints);

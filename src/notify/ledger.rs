@@ -1,8 +1,8 @@
 //! What one way has told, and what it has to tell. No clock and no socket: the present is an argument.
 //!
-//! The receiver's belief decides: a beginning is due while the receiver believes that all is well, an end while the receiver
-//! believes that the trouble lasts. So no repetition and no return of the same trouble is told twice, and each end has had its
-//! beginning.
+//! The receiver's belief decides: a beginning is due while the receiver believes that all is well, or knows of other trouble
+//! with the same cause, and an end while the receiver believes that the trouble lasts. So nothing is told twice, and each end
+//! has had its beginning.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use ulid::Ulid;
 
 use super::Settings;
-use crate::incident::{Story, StoryPhase};
+use crate::incident::{Kind, Story, StoryPhase};
 
 /// Most stories that a way keeps. The oldest is dropped for a new one.
 pub(super) const STORIES_MAX: usize = 200;
@@ -20,26 +20,32 @@ pub(super) const STORIES_NAMED_MAX: usize = 10;
 /// The time that `max_per_hour` counts.
 const LIMIT_WINDOW: Duration = Duration::from_secs(3600);
 
+/// What is told of a story.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The trouble has begun.
+    Begin,
+    /// The trouble that the receiver knows has become another, worse one.
+    Worse,
+    /// The trouble has ended.
+    End,
+}
+
 /// One story of the ledger.
 #[derive(Debug)]
 struct Entry {
     story: Story,
-    /// The receiver was told of the beginning, and not of the end.
-    is_told: bool,
-    /// What is being told now.
-    under_way: Option<StoryPhase>,
+    /// The kind of the trouble that the receiver knows of; none if the receiver believes that all is well.
+    told: Option<Kind>,
+    /// What the receiver will know when what is being told now has been told.
+    under_way: Option<Option<Kind>>,
     /// What is to be told, and when.
     pending: Option<(StoryPhase, Instant)>,
 }
 
 impl Entry {
-    /// What the receiver believes, when what is under way has been told.
-    fn belief(&self) -> StoryPhase {
-        match (self.under_way, self.is_told) {
-            (Some(phase), _) => phase,
-            (None, true) => StoryPhase::Begin,
-            (None, false) => StoryPhase::End,
-        }
+    fn belief(&self) -> Option<Kind> {
+        self.under_way.unwrap_or(self.told)
     }
 }
 
@@ -58,7 +64,7 @@ pub(super) enum Next {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Batch {
     /// The stories, the longest due first.
-    pub(super) stories: Vec<(StoryPhase, Story)>,
+    pub(super) stories: Vec<(Part, Story)>,
     /// Stories that began and ended before the way could tell them.
     pub(super) missed: u64,
 }
@@ -85,49 +91,70 @@ impl Ledger {
     ) -> u64 {
         let Some(at) = self.entries.iter().position(|one| one.story.id == story.id) else {
             return match phase {
-                StoryPhase::Begin if settings.wants(&story.cause) => {
-                    self.open(story, settings, now)
-                }
-                // The end of a story whose beginning was not told.
+                StoryPhase::Begin if settings.wants(story) => self.open(story, settings, now),
+                // Among others, the end of a story whose beginning was not told.
                 StoryPhase::Begin | StoryPhase::End => 0,
             };
         };
         let entry = &mut self.entries[at];
         entry.story = story.clone();
-        match entry.pending {
-            Some((pending, _)) if pending == phase => {}
-            Some((_, due)) => {
-                entry.pending = None;
-                if entry.belief() == StoryPhase::End && entry.under_way.is_none() {
-                    // Untold from beginning to end. If it only waited for its time, it was too short to tell.
-                    self.missed += u64::from(due <= now);
-                    self.entries.remove(at);
-                }
-            }
-            None if entry.belief() == phase => {}
-            None if phase == StoryPhase::End && !settings.end => {
+        let belief = entry.belief();
+        let truth = match phase {
+            StoryPhase::End => None,
+            StoryPhase::Begin if settings.wants_kind(story.kind) => Some(story.kind),
+            // The trouble lasts, but its present kind is not told.
+            StoryPhase::Begin => belief,
+        };
+        let before = entry.pending.take();
+        if belief == truth {
+            if belief.is_none() && entry.under_way.is_none() {
+                // Untold from beginning to end. If it was not due yet, it was too short to be told.
+                self.missed += u64::from(before.is_some_and(|(_, due)| due <= now));
                 self.entries.remove(at);
             }
-            None => entry.pending = Some((phase, now + wait(phase, settings))),
+        } else if phase == StoryPhase::Begin && !settings.begin {
+            entry.told = truth;
+        } else if phase == StoryPhase::End && !settings.end {
+            self.entries.remove(at);
+        } else {
+            let same = before.filter(|(pending, _)| *pending == phase);
+            entry.pending = same.or_else(|| Some((phase, now + wait(phase, settings))));
         }
         0
     }
 
+    /// Takes up a story whose beginning another process has told.
+    pub(super) fn resume(&mut self, story: &Story, settings: &Settings) {
+        if settings.wants(story) {
+            self.push(story, Some(story.kind), None);
+        }
+    }
+
     fn open(&mut self, story: &Story, settings: &Settings, now: Instant) -> u64 {
         let due = now + wait(StoryPhase::Begin, settings);
+        let pending = settings.begin.then_some((StoryPhase::Begin, due));
+        let told = (!settings.begin).then_some(story.kind);
+        self.push(story, told, pending)
+    }
+
+    /// Adds a story. Returns how many were dropped for it.
+    fn push(
+        &mut self,
+        story: &Story,
+        told: Option<Kind>,
+        pending: Option<(StoryPhase, Instant)>,
+    ) -> u64 {
         self.entries.push_back(Entry {
             story: story.clone(),
-            is_told: !settings.begin,
+            told,
             under_way: None,
-            pending: settings.begin.then_some((StoryPhase::Begin, due)),
+            pending,
         });
         if self.entries.len() <= STORIES_MAX {
             return 0;
         }
-        let oldest = self
-            .entries
-            .iter()
-            .position(|entry| entry.under_way.is_none());
+        let mut entries = self.entries.iter();
+        let oldest = entries.position(|entry| entry.under_way.is_none());
         oldest.map_or(0, |at| {
             self.entries.remove(at);
             1
@@ -154,7 +181,11 @@ impl Ledger {
         if self.sent.len() >= settings.max_per_hour {
             let frees = self.sent.front().copied().unwrap_or(now) + LIMIT_WINDOW;
             self.is_limited = true;
-            return if is_ending { Next::Idle } else { Next::At(frees) };
+            return if is_ending {
+                Next::Idle
+            } else {
+                Next::At(frees)
+            };
         }
         let is_whole = std::mem::take(&mut self.is_limited) || is_ending;
         let mut chosen: Vec<(Instant, Ulid)> = self
@@ -177,8 +208,13 @@ impl Ledger {
             if let Some(entry) = entry
                 && let Some((phase, _)) = entry.pending.take()
             {
-                entry.under_way = Some(phase);
-                stories.push((phase, entry.story.clone()));
+                let (part, belief) = match (phase, entry.told) {
+                    (StoryPhase::End, _) => (Part::End, None),
+                    (StoryPhase::Begin, None) => (Part::Begin, Some(entry.story.kind)),
+                    (StoryPhase::Begin, Some(_)) => (Part::Worse, Some(entry.story.kind)),
+                };
+                entry.under_way = Some(belief);
+                stories.push((part, entry.story.clone()));
             }
         }
         Batch {
@@ -192,20 +228,20 @@ impl Ledger {
         if is_told {
             self.missed -= batch.missed.min(self.missed);
         }
-        for (phase, story) in &batch.stories {
+        for (part, story) in &batch.stories {
             let Some(at) = self.entries.iter().position(|one| one.story.id == story.id) else {
                 continue;
             };
             let entry = &mut self.entries[at];
             entry.under_way = None;
-            entry.is_told = is_told && *phase == StoryPhase::Begin;
-            let is_over = match entry.pending {
-                // The end of a story whose beginning could not be told.
-                Some((StoryPhase::End, _)) => !entry.is_told,
-                Some((StoryPhase::Begin, _)) => false,
-                None => !entry.is_told,
+            entry.told = match (part, is_told) {
+                (Part::Begin | Part::Worse, true) => Some(story.kind),
+                (Part::Worse, false) => entry.told,
+                (Part::Begin, false) | (Part::End, _) => None,
             };
-            if is_over {
+            let begins = matches!(entry.pending, Some((StoryPhase::Begin, _)));
+            // Among others, the end of a story whose beginning could not be told.
+            if entry.told.is_none() && !begins {
                 self.entries.remove(at);
             }
         }

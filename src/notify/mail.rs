@@ -136,7 +136,12 @@ impl Mail {
         let date = DateTimePrinter::new()
             .zoned_to_string(&told.at().to_zoned(TimeZone::UTC))
             .unwrap_or_default();
-        let to: Vec<String> = self.settings.to.iter().map(|to| format!("<{to}>")).collect();
+        let to: Vec<String> = self
+            .settings
+            .to
+            .iter()
+            .map(|to| format!("<{to}>"))
+            .collect();
         let subject = subject(&format!("[spillway {host}] {}", told.headline()));
         let mut mail = format!(
             "From: Spillway <{from}>\r\n\

@@ -27,9 +27,8 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::deadline::Deadline;
 use crate::delivery::Delivery;
-use crate::incident::{Story, StoryListener, StoryPhase, Subject};
+use crate::incident::{self, Story, StoryListener, StoryPhase, Subject};
 use crate::message::Mailbox;
 use crate::scan::engine::Url;
 
@@ -58,6 +57,8 @@ pub struct Settings {
     pub end: bool,
     /// Which causes; all if empty.
     pub causes: Vec<Cause>,
+    /// Which kinds of trouble; all if empty.
+    pub kinds: Vec<incident::Kind>,
     /// A beginning is told only if the trouble still lasts after this time.
     pub begin_after: Duration,
     /// An end is told only if the trouble has not come back within this time.
@@ -103,69 +104,43 @@ pub struct WebhookSettings {
     pub tls_ca: Option<PathBuf>,
 }
 
-/// Causes of stories that a way tells of: `engine`, `engine:clamd`, `next-hop`, `interceptor`, `relay`.
+/// Causes of stories that a way tells of: `engine`, `engine:clamd`, `next-hop`, `store` …
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
-    /// The kind of the cause.
-    pub kind: CauseKind,
+    /// One of [`Subject::WORDS`].
+    pub word: &'static str,
     /// The name of the engine or next hop; `None` for all.
     pub name: Option<String>,
 }
 
-/// The kinds of causes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CauseKind {
-    /// An engine or one of its replicas.
-    Engine,
-    /// A next hop.
-    NextHop,
-    /// An interceptor.
-    Interceptor,
-    /// The relay itself: its store, its memory, its quarantine.
-    Relay,
-}
-
-impl CauseKind {
-    /// All kinds with their words.
-    pub const ALL: [(&'static str, Self); 4] = [
-        ("engine", Self::Engine),
-        ("next-hop", Self::NextHop),
-        ("interceptor", Self::Interceptor),
-        ("relay", Self::Relay),
-    ];
-
-    /// The kind of a cause, and its name.
-    fn of(cause: &Subject) -> (Self, &str) {
-        match cause {
-            Subject::Engine { name, .. } => (Self::Engine, name),
-            Subject::NextHop(name) => (Self::NextHop, name),
-            Subject::Interceptor(id) => (Self::Interceptor, id),
-            Subject::Relay => (Self::Relay, ""),
-        }
-    }
-
-    fn as_str(self) -> &'static str {
-        let mut all = Self::ALL.iter();
-        all.find(|(_, kind)| *kind == self)
-            .map_or("", |(word, _)| word)
+/// The name of a cause; empty for the parts of the relay itself.
+fn name_of(cause: &Subject) -> &str {
+    match cause {
+        Subject::Engine { name, .. } | Subject::NextHop(name) | Subject::Interceptor(name) => name,
+        Subject::Quarantine | Subject::Store | Subject::Relay => "",
     }
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.kind.as_str())?;
+        f.write_str(self.word)?;
         self.name.iter().try_for_each(|name| write!(f, ":{name}"))
     }
 }
 
 impl Settings {
-    /// Whether this way tells of a cause.
-    fn wants(&self, cause: &Subject) -> bool {
-        let (kind, name) = CauseKind::of(cause);
+    /// Whether this way tells of a story.
+    fn wants(&self, story: &Story) -> bool {
+        let (word, name) = (story.cause.word(), name_of(&story.cause));
         let fits = |cause: &Cause| {
-            cause.kind == kind && cause.name.as_ref().is_none_or(|wanted| wanted == name)
+            cause.word == word && cause.name.as_ref().is_none_or(|wanted| wanted == name)
         };
-        self.causes.is_empty() || self.causes.iter().any(fits)
+        let is_cause = self.causes.is_empty() || self.causes.iter().any(fits);
+        is_cause && self.wants_kind(story.kind)
+    }
+
+    fn wants_kind(&self, kind: incident::Kind) -> bool {
+        self.kinds.is_empty() || self.kinds.contains(&kind)
     }
 }
 
@@ -332,15 +307,21 @@ impl Notifier {
         Ok(join_all(ways.iter().map(|way| way.test())).await)
     }
 
-    /// Tells what is still to be told, with one try for each notification, for at most [`way::DRAIN_TIMEOUT`] and until the
-    /// deadline, and ends the tasks.
+    /// Takes up stories that were open when the last process ended, and were told by it: their ends are told.
+    pub fn resume(&self, stories: &[Story]) {
+        for way in &*self.lock() {
+            stories.iter().for_each(|story| way.resume(story));
+        }
+    }
+
+    /// Tells what is still to be told, with one try for each notification, and ends the tasks: within [`way::DRAIN_TIMEOUT`].
+    /// Without anything to tell it ends at once.
     ///
     /// Cancel safety: the tasks end by themselves.
-    pub async fn drain(&self, deadline: Deadline) {
+    pub async fn drain(&self) {
         self.closing.cancel();
         self.tasks.close();
-        // What is left then is lost with the process, as if the way had failed.
-        let _ = deadline.run(self.tasks.wait()).await;
+        self.tasks.wait().await;
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Way>>> {

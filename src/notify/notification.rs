@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 use ulid::Ulid;
 
-use super::CauseKind;
-use super::ledger::{Batch, STORIES_NAMED_MAX};
+use super::ledger::{Batch, Part, STORIES_NAMED_MAX};
+use super::name_of;
 use crate::deadline::wall_clock;
-use crate::incident::{Story, StoryPhase, Subject, Touched, advice};
+use crate::incident::{Story, Subject, Touched, advice};
 use crate::telemetry::escape::{self, Escaped};
 
 /// The version of the JSON. It changes when a member changes its meaning or goes away; new members do not change it.
@@ -73,7 +73,7 @@ struct Told<'a> {
 #[derive(Debug, Serialize)]
 struct Cause<'a> {
     #[serde(rename = "type")]
-    kind: &'a str,
+    word: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     name: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,10 +84,13 @@ fn is_zero(number: &usize) -> bool {
     *number == 0
 }
 
-fn word(phase: StoryPhase) -> &'static str {
-    match phase {
-        StoryPhase::Begin => "begin",
-        StoryPhase::End => "end",
+impl Part {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Begin => "begin",
+            Self::Worse => "worse",
+            Self::End => "end",
+        }
     }
 }
 
@@ -118,16 +121,16 @@ impl Notification {
         self.at
     }
 
-    /// `begin`, `end`, `summary` of several stories, or `test`.
+    /// `begin`, `worse`, `end`, `summary` of several stories, or `test`.
     pub(super) fn phase(&self) -> &'static str {
         match self.stories() {
             _ if matches!(self.what, What::Test) => "test",
-            [(phase, _)] => word(*phase),
+            [(part, _)] => part.word(),
             _ => "summary",
         }
     }
 
-    fn stories(&self) -> &[(StoryPhase, Story)] {
+    fn stories(&self) -> &[(Part, Story)] {
         match &self.what {
             What::Stories(batch) => &batch.stories,
             What::Test => &[],
@@ -141,19 +144,18 @@ impl Notification {
         }
     }
 
-    /// Whether this notification says that the trouble of a next hop has begun.
+    /// Whether this notification says that a next hop is in trouble.
     pub(super) fn blames(&self, next_hop: &str) -> bool {
-        let blamed = |(phase, story): &(StoryPhase, Story)| {
-            *phase == StoryPhase::Begin
-                && matches!(&story.cause, Subject::NextHop(name) if name == next_hop)
+        let blamed = |(part, story): &(Part, Story)| {
+            *part != Part::End && matches!(&story.cause, Subject::NextHop(name) if name == next_hop)
         };
         self.stories().iter().any(blamed)
     }
 
     /// One JSON object on one line. Characters that act on a terminal are escaped.
     pub(super) fn json(&self) -> String {
-        let named = |(phase, story)| Told::of(phase, story);
-        let mut stories = self.stories().iter().map(|(phase, story)| (*phase, story));
+        let named = |(part, story)| Told::of(part, story);
+        let mut stories = self.stories().iter().map(|(part, story)| (*part, story));
         let is_single = self.stories().len() == 1;
         let document = Document {
             version: FORMAT_VERSION,
@@ -169,7 +171,7 @@ impl Notification {
                     .stories()
                     .iter()
                     .take(STORIES_NAMED_MAX)
-                    .map(|(phase, story)| Told::of(*phase, story))
+                    .map(|(part, story)| Told::of(*part, story))
                     .collect(),
             },
             more: self.stories().len().saturating_sub(STORIES_NAMED_MAX),
@@ -183,7 +185,7 @@ impl Notification {
     pub(super) fn headline(&self) -> String {
         match (&self.what, self.stories()) {
             (What::Test, _) => "this is a test: nothing is wrong".to_owned(),
-            (_, [(phase, story)]) => format!("{}: {}", word(*phase), named(story)),
+            (_, [(part, story)]) => format!("{}: {}", part.word(), named(story)),
             (_, stories) => format!("{} stories since the last notification", stories.len()),
         }
     }
@@ -205,8 +207,8 @@ impl Notification {
                 stories.len()
             );
         }
-        for (phase, story) in stories.iter().take(STORIES_NAMED_MAX) {
-            describe(&mut text, *phase, story);
+        for (part, story) in stories.iter().take(STORIES_NAMED_MAX) {
+            describe(&mut text, *part, story);
         }
         if let more @ 1.. = stories.len().saturating_sub(STORIES_NAMED_MAX) {
             let _ = writeln!(text, "\n… and {more} more: spillway incident list");
@@ -222,18 +224,17 @@ impl Notification {
 }
 
 impl<'a> Told<'a> {
-    fn of(phase: StoryPhase, story: &'a Story) -> Self {
-        let (kind, name) = CauseKind::of(&story.cause);
+    fn of(part: Part, story: &'a Story) -> Self {
         let replica = match &story.cause {
             Subject::Engine { replica, .. } => replica.as_deref(),
             _ => None,
         };
         Self {
             id: story.id.to_string(),
-            phase: word(phase),
+            phase: part.word(),
             cause: Cause {
-                kind: kind.as_str(),
-                name,
+                word: story.cause.word(),
+                name: name_of(&story.cause),
                 replica,
             },
             kind: story.kind.as_str(),
@@ -263,10 +264,11 @@ fn named(story: &Story) -> String {
 }
 
 /// One story for people.
-fn describe(text: &mut String, phase: StoryPhase, story: &Story) {
-    let lead = match phase {
-        StoryPhase::Begin => "The trouble has begun",
-        StoryPhase::End => "The trouble has ended",
+fn describe(text: &mut String, part: Part, story: &Story) {
+    let lead = match part {
+        Part::Begin => "The trouble has begun",
+        Part::Worse => "The trouble has become worse",
+        Part::End => "The trouble has ended",
     };
     let _ = write!(text, "\n{lead}: {}\n", named(story));
     let _ = writeln!(text, "  Began:    {}", time(story.began));
@@ -295,7 +297,7 @@ fn describe(text: &mut String, phase: StoryPhase, story: &Story) {
             let _ = writeln!(text, "  {what} {count}");
         }
     }
-    if phase == StoryPhase::Begin {
+    if part != Part::End {
         let _ = writeln!(text, "  To do:    {}", advice(story.kind));
     }
     let _ = writeln!(text, "  More:     {}", command(story));

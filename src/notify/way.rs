@@ -85,6 +85,11 @@ impl Way {
         self.changed.notify_one();
     }
 
+    pub(super) fn resume(&self, story: &Story) {
+        let terms = self.terms.load();
+        self.ledger().resume(story, &terms.settings);
+    }
+
     /// One try of a test notification.
     pub(super) async fn test(&self) -> Tested {
         let terms = self.terms.load_full();

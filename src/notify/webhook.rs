@@ -136,7 +136,13 @@ mod tests {
     fn a_secret_is_long_and_alone() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("secret");
-        for wrong in ["", "short", "0123456789abcde", "two words that are long", "two\nlines, and so on …"] {
+        for wrong in [
+            "",
+            "short",
+            "0123456789abcde",
+            "two words that are long",
+            "two\nlines, and so on …",
+        ] {
             std::fs::write(&file, wrong).expect("a secret");
             let told = secret(&file).expect_err(wrong);
             assert!(told.contains("openssl rand"), "{told}");

@@ -166,6 +166,7 @@ mod tests {
                 reused: None,
                 requested_edits: Vec::new(),
                 elapsed: Duration::ZERO,
+                waited: Duration::ZERO,
             }],
             ..record(Lane::Rescan)
         };

@@ -42,6 +42,7 @@ fn report(engine: &str, class: EngineClass, answer: Answer) -> Report {
         reused: None,
         requested_edits: Vec::new(),
         elapsed: Duration::ZERO,
+        waited: Duration::ZERO,
     }
 }
 

@@ -109,6 +109,11 @@ impl History {
         self.0.flush().await;
     }
 
+    /// Path of the history file, which also has the [measures](super::measures).
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
     /// Number of entries lost since the start, because the queue was full or a write failed.
     pub fn dropped(&self) -> u64 {
         self.0.dropped()

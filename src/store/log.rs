@@ -32,7 +32,7 @@ const ENTRY_BATCH_WAIT: Duration = Duration::from_millis(250);
 /// After a failed write, how long the thread waits for new entries before it tries again.
 const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long to wait for another process that has locked the file: 5 s, far longer than any read or write.
-const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A type of entry.
 pub(super) trait Entry: Serialize + DeserializeOwned + Send + 'static {
@@ -45,12 +45,24 @@ pub(super) trait Entry: Serialize + DeserializeOwned + Send + 'static {
     /// Whether a commit survives power loss, and a failed write is tried again. If false, a commit does not wait for the disk,
     /// and the entries of a failed write are lost.
     const IS_DURABLE: bool;
+    /// SQL that creates further tables in the file, if the log has some.
+    const TABLES: &str = "";
 
     /// Time of the event. Retention counts from this time.
     fn at(&self) -> Timestamp;
 
     /// The message that the entry is about, if any.
     fn message(&self) -> Option<MessageId>;
+
+    /// Writes the entry to one of the [`TABLES`](Self::TABLES), if it belongs there. `false`: it is an entry of the log itself.
+    fn insert_beside(&self, _db: &Connection) -> rusqlite::Result<bool> {
+        Ok(false)
+    }
+
+    /// Removes from the [`TABLES`](Self::TABLES) what is older than `cutoff` (seconds since 1970), and what is too much.
+    fn prune_beside(_db: &Connection, _cutoff: i64) -> rusqlite::Result<()> {
+        Ok(())
+    }
 }
 
 /// An item in the channel to the thread.
@@ -134,6 +146,11 @@ impl<E: Entry> Log<E> {
         } else if self.waiting.fetch_add(1, Ordering::Relaxed) == E::WAITING_ENTRIES_MAX / 2 {
             self.thread.unpark();
         }
+    }
+
+    /// Whether the queue is so full that entries of less value should be left out.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > E::WAITING_ENTRIES_MAX / 2
     }
 
     /// Number of entries lost since the start, because the queue was full or a write failed.
@@ -230,7 +247,7 @@ pub(super) async fn messages(
 }
 
 /// Runs a query on a log that another process may be writing. The default value if there is no log.
-async fn query<T: Default + Send + 'static>(
+pub(super) async fn query<T: Default + Send + 'static>(
     path: &Path,
     run: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
 ) -> Result<T, StoreError> {
@@ -314,6 +331,7 @@ fn open<E: Entry>(path: &Path) -> rusqlite::Result<Connection> {
          entry TEXT NOT NULL) STRICT;
          CREATE INDEX IF NOT EXISTS by_message ON entry (message);",
     )?;
+    db.execute_batch(E::TABLES)?;
     Ok(db)
 }
 
@@ -402,6 +420,9 @@ impl<E: Entry> LogWriter<E> {
         let mut newest = Timestamp::MIN;
         for entry in entries {
             newest = newest.max(entry.at());
+            if entry.insert_beside(&change)? {
+                continue;
+            }
             // An entry that cannot be written as JSON (an infinite score) must not cause the loss of the others.
             let Ok(json) = serde_json::to_string(entry) else {
                 continue;
@@ -435,5 +456,5 @@ fn prune<E: Entry>(
          AND (at < ?2 OR seq <= (SELECT max(seq) FROM entry) - ?3)",
     )?
     .execute(params![at_once, cutoff, rows])?;
-    Ok(())
+    E::prune_beside(db, cutoff)
 }

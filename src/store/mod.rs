@@ -19,6 +19,7 @@ pub mod incidents;
 mod interceptors;
 mod lane;
 mod log;
+pub mod measures;
 mod record;
 pub mod snapshot;
 pub mod sqlite;

@@ -13,6 +13,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("ablation", 0),
     ("file", 0),
     ("incident", 0),
+    ("measure", 0),
     ("observation", 0),
     ("process", 0),
     ("telemetry", 1),

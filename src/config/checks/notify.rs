@@ -1,6 +1,6 @@
 //! Checks of `[[notify]]` together with the other sections.
 
-use crate::notify::{CauseKind, Kind, Settings, WAYS_MAX};
+use crate::notify::{Kind, Settings, WAYS_MAX};
 
 use super::{Config, Log};
 
@@ -26,7 +26,11 @@ pub(super) fn ways(config: &Config, log: &mut Log) {
     };
     let only = config.notify.first().and_then(next_hop);
     let Some(only) = only else { return };
-    if config.notify.iter().all(|way| next_hop(way).as_ref() == Some(&only)) {
+    if config
+        .notify
+        .iter()
+        .all(|way| next_hop(way).as_ref() == Some(&only))
+    {
         let key = format!("notify.{}.next_hop", config.notify[0].name);
         log.warn(
             &key,
@@ -55,9 +59,12 @@ fn next_hops(config: &Config, way: &Settings, log: &mut Log) {
 fn causes(config: &Config, way: &Settings, log: &mut Log) {
     for cause in &way.causes {
         let Some(wanted) = &cause.name else { continue };
-        let (list, known): (_, Vec<&str>) = match cause.kind {
-            CauseKind::Engine => ("engine", config.engines.iter().map(|e| &*e.name).collect()),
-            _ => ("next_hop", config.next_hops.iter().map(|n| &*n.name).collect()),
+        let (list, known): (_, Vec<&str>) = match cause.word {
+            "engine" => ("engine", config.engines.iter().map(|e| &*e.name).collect()),
+            _ => (
+                "next_hop",
+                config.next_hops.iter().map(|n| &*n.name).collect(),
+            ),
         };
         if !known.contains(&&**wanted) {
             log.complain(

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use crate::config::reader::Section;
 use crate::config::units::Wrong;
-use crate::config::value::{is_name, plain};
+use crate::config::value::{chosen, is_name, plain};
+use crate::incident::{self, Subject};
 use crate::message::Mailbox;
 use crate::notify::{
-    Cause, CauseKind, Kind, MailSettings, NEXT_HOPS_MAX, Settings, TIMEOUT_MAX, WebhookSettings,
+    Cause, Kind, MailSettings, NEXT_HOPS_MAX, Settings, TIMEOUT_MAX, WebhookSettings,
 };
 use crate::scan::engine::{HTTP, Url};
 
@@ -53,6 +54,7 @@ pub(in crate::config) fn notify(mut section: Section<'_>) -> Option<Settings> {
         begin,
         end,
         causes: section.list("causes", Some(Vec::new()), plain, cause),
+        kinds: kinds(&mut section),
         begin_after: section.duration("begin_after", secs(0), secs(0)..=secs(HOUR)),
         end_after: section.duration("end_after", secs(2 * MINUTE), secs(0)..=secs(HOUR)),
         max_per_hour: section.count("max_per_hour", 10, 1..=1000),
@@ -71,13 +73,25 @@ fn told(section: &mut Section<'_>) -> (bool, bool) {
         Part::End => "end".to_owned(),
     };
     let both = Some(vec![Part::Begin, Part::End]);
-    let tell = section.list("tell", both, word, |text| {
-        crate::config::value::chosen(text, &words)
-    });
+    let tell = section.list("tell", both, word, |text| chosen(text, &words));
     if section.is_empty_list("tell") {
-        section.complain("tell", "is empty: nothing would be told", "write tell = [\"begin\", \"end\"]");
+        section.complain(
+            "tell",
+            "is empty: nothing would be told",
+            "write tell = [\"begin\", \"end\"]",
+        );
     }
     (tell.contains(&Part::Begin), tell.contains(&Part::End))
+}
+
+/// The kinds of trouble. A kind that is no trouble never begins a story.
+fn kinds(section: &mut Section<'_>) -> Vec<incident::Kind> {
+    let trouble = incident::Kind::ALL
+        .into_iter()
+        .filter(|kind| kind.is_trouble());
+    let words: Vec<_> = trouble.map(|kind| (kind.as_str(), kind)).collect();
+    let word = |kind: &incident::Kind| kind.as_str().to_owned();
+    section.list("kinds", Some(Vec::new()), word, |text| chosen(text, &words))
 }
 
 fn cause(text: &str) -> Result<Cause, Wrong> {
@@ -85,17 +99,19 @@ fn cause(text: &str) -> Result<Cause, Wrong> {
         Some((word, name)) => (word, Some(name)),
         None => (text, None),
     };
-    let kind = CauseKind::ALL.iter().find(|(known, _)| *known == word);
-    let has_names = |kind| matches!(kind, CauseKind::Engine | CauseKind::NextHop);
-    match (kind, name) {
-        (Some((_, kind)), None) => Ok(Cause { kind: *kind, name: None }),
-        (Some((_, kind)), Some(name)) if has_names(*kind) && is_name(name) => Ok(Cause {
-            kind: *kind,
-            name: Some(name.to_owned()),
+    let known = Subject::WORDS.into_iter().find(|known| *known == word);
+    let is_name = |name: &str| matches!(word, "engine" | "next-hop") && is_name(name);
+    match known {
+        Some(word) if name.is_none_or(is_name) => Ok(Cause {
+            word,
+            name: name.map(str::to_owned),
         }),
         _ => Err(Wrong::new(
             format!("{text:?} is not a cause"),
-            "write \"engine\", \"next-hop\", \"interceptor\", \"relay\", or with a name \"engine:NAME\", \"next-hop:NAME\"",
+            format!(
+                "write one of {}, or \"engine:NAME\", \"next-hop:NAME\"",
+                Subject::WORDS.join(", ")
+            ),
         )),
     }
 }
@@ -121,7 +137,9 @@ fn mail(section: &mut Section<'_>) -> MailSettings {
     });
     section.require("next_hop", "\"mailserver\"");
     let first = section.optional_text("next_hop");
-    let fallback = section.list("fallback", Some(Vec::new()), plain, |text| Ok(text.to_owned()));
+    let fallback = section.list("fallback", Some(Vec::new()), plain, |text| {
+        Ok(text.to_owned())
+    });
     let mut next_hops: Vec<Arc<str>> = Vec::new();
     for name in first.into_iter().chain(fallback) {
         if next_hops.iter().any(|known| **known == *name) {
@@ -140,13 +158,16 @@ fn mail(section: &mut Section<'_>) -> MailSettings {
             format!("write at most {}", NEXT_HOPS_MAX - 1),
         );
     }
-    MailSettings { to, from, next_hops }
+    MailSettings {
+        to,
+        from,
+        next_hops,
+    }
 }
 
 fn mailbox(text: &str) -> Result<Mailbox, Wrong> {
-    Mailbox::parse(text).map_err(|wrong| {
-        Wrong::new(format!("{text:?}: {wrong}"), "write \"noc@example.net\"")
-    })
+    Mailbox::parse(text)
+        .map_err(|wrong| Wrong::new(format!("{text:?}: {wrong}"), "write \"noc@example.net\""))
 }
 
 fn webhook(section: &mut Section<'_>) -> Kind {

@@ -25,6 +25,7 @@ fn report(engine: &str, requested_edits: Vec<RequestedEdit>) -> Report {
         reused: None,
         requested_edits,
         elapsed: Duration::ZERO,
+        waited: Duration::ZERO,
     }
 }
 

@@ -46,6 +46,7 @@ fn out(name: &str) -> Report {
         reused: None,
         requested_edits: Vec::new(),
         elapsed: Duration::ZERO,
+        waited: Duration::ZERO,
     }
 }
 

@@ -243,6 +243,7 @@ fn stand_in(engine: &str, class: EngineClass) -> Report {
         }),
         requested_edits: Vec::new(),
         elapsed: Duration::ZERO,
+        waited: Duration::ZERO,
     }
 }
 

@@ -28,8 +28,8 @@ use crate::process::{self, Ended, Input, Output, PROGRAM_PATH, Running, limited}
 use crate::scan::ScanRequest;
 use crate::verdict::{Answer, FindingKind};
 
-pub use answer::{CommandAnswer, Lines, read};
 pub use crate::process::{Limits, NOT_RUN_EXIT_CODES, runnable};
+pub use answer::{CommandAnswer, Lines, read};
 
 /// Placeholder in an argument for the path of the file with the message.
 pub const FILE_PLACEHOLDER: &str = "{file}";

@@ -150,7 +150,10 @@ pub(super) async fn attempt(
     mut call: Call,
     next: impl Next,
 ) -> Outcome {
-    call.progress.attempts.fetch_add(1, Ordering::Relaxed);
+    if call.progress.attempts.fetch_add(1, Ordering::Relaxed) == 0 {
+        // This is the first attempt, so the cell is empty.
+        let _ = call.progress.waited.set(call.arrived.elapsed());
+    }
     counter.increment(1);
     let deadline = Deadline::after(limit);
     call.sample = call.sample.until(deadline);

@@ -75,6 +75,8 @@ impl Call {
 #[derive(Debug, Default)]
 struct Progress {
     attempts: AtomicU32,
+    /// Time from the arrival to the first attempt.
+    waited: OnceLock<Duration>,
     /// Source of the answer, if this call shared a scan or used a cached answer.
     reused: OnceLock<Reused>,
 }

@@ -91,6 +91,7 @@ pub(super) fn write(
         reused: progress.reused.get().copied(),
         requested_edits: edit::grant(answered.wanted, settings.edits, smtputf8),
         elapsed,
+        waited: progress.waited.get().copied().unwrap_or_default(),
     }
 }
 

@@ -90,6 +90,7 @@ pub(crate) fn report(engine: &str, answer: Answer) -> Report {
         reused: None,
         requested_edits: Vec::new(),
         elapsed: Duration::from_millis(12),
+        waited: Duration::ZERO,
     }
 }
 

@@ -399,7 +399,10 @@ pub static ALL: &[Metric] = &[
         "spillway_notifications_total",
         &[
             ("way", NotifyWays),
-            ("outcome", Words(|| vec!["told", "failed", "dropped", "summed-up"])),
+            (
+                "outcome",
+                Words(|| vec!["told", "failed", "dropped", "summed-up"]),
+            ),
         ],
         "Notifications of trouble, by way: told, failed (after all tries), dropped (too many at once, or the relay ended); and stories that a summary told (summed-up)",
     ),

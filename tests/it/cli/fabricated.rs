@@ -361,6 +361,7 @@ fn report(engine: &str, class: EngineClass, answer: Answer) -> Report {
         reused: None,
         requested_edits: Vec::new(),
         elapsed: Duration::from_millis(12),
+        waited: Duration::ZERO,
     }
 }
 

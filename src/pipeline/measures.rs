@@ -1,0 +1,56 @@
+//! Keeps the measured durations: each minute, and at the end, they go from memory into the history file.
+//!
+//! Measures are not mail. A disk that is full or hangs costs measures, and nothing else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Pipeline;
+use crate::deadline::{Deadline, wall_clock};
+use crate::measure::Measures;
+use crate::store::measures;
+
+/// Interval between two writes: 60 s. A crash loses at most one interval.
+const MEASURE_WRITE_INTERVAL: Duration = Duration::from_secs(60);
+
+impl Pipeline {
+    /// The durations measured since the last write.
+    pub fn measures(&self) -> &Measures {
+        &self.measures
+    }
+
+    /// Writes the measures each minute until `closing` is cancelled.
+    ///
+    /// Cancel safety: safe; a write that has begun goes on.
+    pub async fn keep_measures(self: Arc<Self>, closing: CancellationToken) {
+        let round = async {
+            loop {
+                Deadline::after(MEASURE_WRITE_INTERVAL).wait().await;
+                self.write_measures().await;
+            }
+        };
+        // A disk that hangs blocks a thread, but not the shutdown of the relay.
+        closing.run_until_cancelled(round).await;
+    }
+
+    /// Writes the measures since the last write. What cannot be written is tried again with the next write.
+    ///
+    /// Cancel safety: a write that has begun goes on.
+    pub async fn write_measures(&self) {
+        let taken = self.measures.take();
+        if taken.is_empty() {
+            return;
+        }
+        let (path, at) = (self.history.path().to_owned(), wall_clock());
+        let write = move || match measures::add(&path, at, &taken) {
+            Ok(()) => None,
+            Err(error) => Some((taken, error)),
+        };
+        if let Ok(Some((taken, error))) = tokio::task::spawn_blocking(write).await {
+            tracing::warn!(%error, "measured durations could not be written; the relay tries again");
+            self.measures.put_back(taken);
+        }
+    }
+}
