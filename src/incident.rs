@@ -224,6 +224,14 @@ impl Subject {
         "store",
     ];
 
+    /// The engine of this name, with all its replicas.
+    pub fn engine(name: impl Into<String>) -> Self {
+        Self::Engine {
+            name: name.into(),
+            replica: None,
+        }
+    }
+
     /// The kind of the subject, in one word.
     pub fn word(&self) -> &'static str {
         match self {

@@ -35,6 +35,7 @@ mod suspicion;
 mod taken;
 #[cfg(test)]
 mod tests;
+mod touches;
 mod watch;
 
 use std::sync::atomic::AtomicBool;
@@ -263,7 +264,10 @@ impl Pipeline {
                         });
                         return Reply::accepted(id);
                     }
-                    Some(Err(error)) if so_far.judged.get().is_none() => return self.not_kept(&message, &error),
+                    Some(Err(error)) if so_far.judged.get().is_none() => {
+                        self.tell_refused(&message, &error);
+                        return self.not_kept(&message, &error);
+                    }
                     // Every recipient has the message, or a next hop may be taking it now: 451 would cause a duplicate.
                     Some(Err(_)) | None => work.await,
                 }
@@ -295,7 +299,10 @@ impl Pipeline {
         };
         let working = match kept {
             Ok(working) => working,
-            Err(error) => return self.not_kept(&message, &error),
+            Err(error) => {
+                self.tell_refused(&message, &error);
+                return self.not_kept(&message, &error);
+            }
         };
         if let Some(slot) = slot {
             let pipeline = self.clone();
@@ -413,6 +420,10 @@ impl Pipeline {
             // A delivery has happened, whether or not the store works.
             let is_delivered = |entry: &mut HistoryEntry| entry.event == "delivered";
             let delivered: Vec<_> = settlement.history.extract_if(.., is_delivered).collect();
+            self.tell_touched(message, &settlement, &delivered);
+            if matches!(custody, Custody::Session) {
+                self.tell_refused(message, &error);
+            }
             if let Custody::Stored(record) = custody
                 && !delivered.is_empty()
                 && may_pass(&error)

@@ -1,23 +1,29 @@
-//! `spillway incident`: automatic actions of the relay, and their evidence.
+//! `spillway incident`: what went wrong, because of what, and what it did to the mail; and the automatic actions of the relay with
+//! their evidence.
+
+mod chosen;
+mod markdown;
+mod messages;
+mod show;
+mod timeline;
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde::Serialize;
 
 use super::exit::{self, CliError, Exit, Outcome};
 use super::id::IdPrefix;
 use super::json_list::{self, note_more};
-use super::named::{self, NamedMessage};
-use super::open_store;
 use super::record::heading;
 use super::table::Column;
-use super::terminal::Terminal;
+use super::terminal::{Terminal, span};
 use crate::config::{self, Config};
-use crate::incident::{Incident, Kind};
+use crate::incident::{Incident, Kind, Story, StoryState, Subject, TouchOutcome, Touched, advice};
 use crate::store::incidents::{self, Filter};
 
 /// Default of `--limit`: 50 incidents, about one screen.
@@ -26,20 +32,26 @@ const LIST_LIMIT_DEFAULT: usize = 50;
 /// The commands of this family.
 #[derive(Debug, Subcommand)]
 pub(super) enum Incidents {
-    /// List incidents, the newest first
+    /// List what went wrong, by cause: first what lasts, then the newest
     #[command(after_help = exit::HELP)]
     List(List),
-    /// Show an incident: its evidence, and the messages that it names
+    /// Show an incident: since when, because of what, what it did to the mail, what to do
     #[command(after_help = exit::HELP)]
     Show(Show),
+    /// List the messages that an incident delayed, held, let pass or refused
+    #[command(after_help = exit::HELP)]
+    Messages(Messages),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct List {
-    /// Only incidents newer than this: 30m, 2h, 7d
+    /// List every single event, not one line for each cause
+    #[arg(long)]
+    events: bool,
+    /// Only incidents that lasted or happened within this time: 30m, 2h, 7d
     #[arg(long, value_name = "AGE", value_parser = config::parse_duration)]
     since: Option<Duration>,
-    /// Only incidents of this kind; may be given several times (breaker-probing: the breaker is
+    /// Only incidents with an event of this kind; may be given several times (breaker-probing: the breaker is
     /// half-open, or in a ramp)
     #[arg(long, value_name = "KIND", value_parser = kind())]
     kind: Vec<Kind>,
@@ -59,8 +71,30 @@ pub(super) struct List {
 
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// The incident's id, as `incident list` prints it, or any beginning that no other incident has
+    /// The incident's id, as `incident list` prints it, or that of a single event, or any
+    /// beginning that no other has
     id: IdPrefix,
+    /// Print a post-mortem in Markdown
+    #[arg(long, conflicts_with = "event")]
+    markdown: bool,
+    /// Show the single event of this id, also where a whole incident has its id
+    #[arg(long)]
+    event: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Messages {
+    /// The incident's id, as `incident list` prints it, or any beginning that no other has
+    id: IdPrefix,
+    /// Only messages with this outcome; may be given several times
+    #[arg(long, value_name = "OUTCOME", value_parser = outcome())]
+    outcome: Vec<TouchOutcome>,
+    /// Maximum number of messages, the first ones
+    #[arg(long, value_name = "NUMBER", default_value_t = LIST_LIMIT_DEFAULT)]
+    limit: usize,
+    /// List all messages, not only the first 50
+    #[arg(long, conflicts_with = "limit")]
+    all: bool,
 }
 
 fn kind() -> impl TypedValueParser<Value = Kind> {
@@ -69,14 +103,22 @@ fn kind() -> impl TypedValueParser<Value = Kind> {
         .try_map(move |word| of(word).ok_or("no such kind"))
 }
 
+fn outcome() -> impl TypedValueParser<Value = TouchOutcome> {
+    let of = |word: String| TouchOutcome::ALL.into_iter().find(|o| o.as_str() == word);
+    PossibleValuesParser::new(TouchOutcome::ALL.map(TouchOutcome::as_str))
+        .try_map(move |word| of(word).ok_or("no such outcome"))
+}
+
 pub(super) async fn run(
     command: &Incidents,
     config: &Config,
     terminal: &mut Terminal<'_>,
 ) -> Outcome {
     match command {
+        Incidents::List(wanted) if wanted.events => list_events(wanted, config, terminal).await,
         Incidents::List(wanted) => list(wanted, config, terminal).await,
-        Incidents::Show(wanted) => show(&wanted.id, config, terminal).await,
+        Incidents::Show(wanted) => show::show(wanted, config, terminal).await,
+        Incidents::Messages(wanted) => messages::list(wanted, config, terminal).await,
     }
 }
 
@@ -85,17 +127,23 @@ pub(super) fn file(config: &Config) -> PathBuf {
     config.store.path.join(incidents::FILE_NAME)
 }
 
-async fn list(wanted: &List, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
-    let now = terminal.now;
-    let filter = Filter {
-        since: wanted.since.and_then(|age| now.checked_sub(age).ok()),
-        kinds: wanted.kind.clone(),
-        engine: wanted.engine.clone(),
-        interceptor: wanted.interceptor.clone(),
-        ..Filter::default()
-    };
+impl List {
+    fn filter(&self, terminal: &Terminal<'_>) -> Filter {
+        Filter {
+            since: self
+                .since
+                .and_then(|age| terminal.now.checked_sub(age).ok()),
+            kinds: self.kind.clone(),
+            engine: self.engine.clone(),
+            interceptor: self.interceptor.clone(),
+            ..Filter::default()
+        }
+    }
+}
+
+async fn list_events(wanted: &List, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
     // All are read to count them; the log keeps at most 100,000.
-    let mut incidents = incidents::search(&file(config), filter).await?;
+    let mut incidents = incidents::search(&file(config), wanted.filter(terminal)).await?;
     let total = incidents.len() as u64;
     if !wanted.all {
         incidents.truncate(wanted.limit);
@@ -106,6 +154,163 @@ async fn list(wanted: &List, config: &Config, terminal: &mut Terminal<'_>) -> Ou
     }
     note_more(incidents.len(), total, terminal)?;
     Ok(Exit::Done)
+}
+
+async fn list(wanted: &List, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
+    let filter = wanted.filter(terminal);
+    let mut stories = incidents::stories(&file(config)).await?;
+    stories.retain(|state| is_wanted(state, &filter));
+    // Trouble that an earlier version recorded has no story.
+    let alone = incidents::search(&file(config), filter).await?;
+    let alone = alone
+        .iter()
+        .filter(|i| i.story.is_none() && i.kind.is_trouble());
+    stories.extend(alone.filter(|i| !is_by_hand(i)).map(StoryState::of_one));
+    stories.sort_by_key(|state| {
+        let story = &state.story;
+        (story.ended.is_some(), Reverse((story.began, story.id)))
+    });
+    let total = stories.len() as u64;
+    if !wanted.all {
+        stories.truncate(wanted.limit);
+    }
+    match terminal.json {
+        true => {
+            let items: Vec<_> = stories.iter().map(ListedStory::of).collect();
+            json_list::print("incidents", &items, total, terminal)?;
+        }
+        false => story_table(&stories, terminal)?,
+    }
+    note_more(stories.len(), total, terminal)?;
+    Ok(Exit::Done)
+}
+
+/// Whether the event is an interceptor that a person made: no trouble, and announced again at each start.
+fn is_by_hand(incident: &Incident) -> bool {
+    matches!(incident.subject, Subject::Interceptor(_))
+        && incident.engine().is_none()
+        && matches!(
+            incident.kind,
+            Kind::InterceptorMade | Kind::InterceptorChanged
+        )
+}
+
+fn is_wanted(state: &StoryState, filter: &Filter) -> bool {
+    let story = &state.story;
+    let of_engine = |name: &String| story.cause == Subject::engine(name);
+    let of_interceptor = |id: &String| {
+        let mut learned = state.interceptors.iter();
+        let begins = |known: &String| known.starts_with(id.as_str());
+        learned.any(begins) || matches!(&story.cause, Subject::Interceptor(known) if begins(known))
+    };
+    let happened = |kind: &Kind| state.kinds.iter().any(|known| known.kind == *kind);
+    filter
+        .since
+        .is_none_or(|since| story.ended.is_none() || state.last >= since)
+        && (filter.kinds.is_empty() || filter.kinds.iter().any(happened))
+        && filter.engine.as_ref().is_none_or(of_engine)
+        && filter.interceptor.as_ref().is_none_or(of_interceptor)
+}
+
+/// A story as JSON shows it.
+#[derive(Debug, Serialize)]
+struct ListedStory<'a> {
+    #[serde(flatten)]
+    story: &'a Story,
+    /// The number of its events.
+    events: u64,
+    /// What lasts, in words.
+    lasts: Vec<String>,
+    /// What ended it, in words.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    ended_by: &'a str,
+    /// What to do.
+    advice: &'static str,
+}
+
+impl<'a> ListedStory<'a> {
+    fn of(state: &'a StoryState) -> Self {
+        Self {
+            story: &state.story,
+            events: state.incidents(),
+            lasts: state.conditions.iter().map(ToString::to_string).collect(),
+            ended_by: &state.ended_by,
+            advice: advice(state.story.kind),
+        }
+    }
+}
+
+/// Prints a table with one line for each story, and one for the mail that it touched if the terminal is narrow.
+fn story_table(stories: &[StoryState], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    let columns = [
+        Column::id("ID"),
+        Column::whole("BEGAN"),
+        Column::whole("LASTED"),
+        Column::cut("CAUSE"),
+        Column::whole("KIND"),
+        Column::below("MAIL"),
+    ];
+    let row = |state: &StoryState| {
+        let story = &state.story;
+        vec![
+            story.id.to_string(),
+            terminal.minute(story.began),
+            lasted(story, terminal),
+            story.cause.to_string(),
+            story.kind.as_str().to_owned(),
+            mail(&story.touched),
+        ]
+    };
+    let rows: Vec<_> = stories.iter().map(row).collect();
+    terminal.table(&columns, rows)
+}
+
+/// How long a story lasted, or lasts.
+fn lasted(story: &Story, terminal: &Terminal<'_>) -> String {
+    match story.ended {
+        Some(ended) => span(story.began, ended),
+        None => format!("open {}", terminal.age(story.began)),
+    }
+}
+
+/// The mail that a story touched, in one line.
+fn mail(touched: &Touched) -> String {
+    let late = match touched.delayed {
+        0 => String::new(),
+        late => format!(
+            "{late} late (half {}, 99 % {}, all within {})",
+            duration(touched.delay_median),
+            duration(touched.delay_p99),
+            duration(touched.delay_max)
+        ),
+    };
+    let of = |count: u64, what: &str| match count {
+        0 => String::new(),
+        count => format!("{count} {what}"),
+    };
+    let all = [
+        late,
+        of(touched.held, "held"),
+        of(touched.passed, "passed"),
+        of(touched.refused, "refused"),
+    ];
+    let told: Vec<_> = all.into_iter().filter(|text| !text.is_empty()).collect();
+    match told.is_empty() {
+        true => "none touched".to_owned(),
+        false => told.join(", "),
+    }
+}
+
+/// A duration in a unit that keeps its number short: `250ms`, `3.2s`, `12m`, `3h`.
+fn duration(duration: Duration) -> String {
+    match duration.as_secs() {
+        0 => format!("{}ms", duration.as_millis()),
+        1..10 => format!("{:.1}s", duration.as_secs_f64()),
+        s @ 10..120 => format!("{s}s"),
+        s @ 120..7200 => format!("{}m", s / 60),
+        s @ 7200..172_800 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
+    }
 }
 
 /// Prints a table with one line for each incident.
@@ -128,47 +333,6 @@ pub(super) fn table(incidents: &[Incident], terminal: &mut Terminal<'_>) -> Resu
     };
     let rows: Vec<_> = incidents.iter().map(row).collect();
     terminal.table(&columns, rows)
-}
-
-async fn show(id: &IdPrefix, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
-    let prefix = id.as_str().to_owned();
-    let found = incidents::with_id_prefix(&file(config), prefix).await?;
-    if found.is_empty() {
-        let (id, days) = (id.as_str(), config.store.incidents.as_secs() / 86_400);
-        return Err(CliError::NotFound(format!(
-            "there is no incident {id}: the id is wrong, or the incident is more than {days} days old (store.incidents)"
-        )));
-    }
-    let line = |incident: &Incident| format!("{}  {}", incident.kind.as_str(), incident.summary);
-    let id = id.only(found.iter().map(|i| (i.id, line(i))), "incident")?;
-    let Some(incident) = found.into_iter().find(|incident| incident.id == id) else {
-        return Err(CliError::Internal(format!("incident {id} is gone")));
-    };
-    let store = open_store(config).await?;
-    let messages = named::find(incident.messages(), &*store, config).await?;
-    if terminal.json {
-        terminal.json(&json!({"incident": incident, "messages": messages}))?;
-        return Ok(Exit::Done);
-    }
-    tell(&incident, &messages, terminal)?;
-    Ok(Exit::Done)
-}
-
-fn tell(
-    incident: &Incident,
-    messages: &[NamedMessage],
-    terminal: &mut Terminal<'_>,
-) -> Result<(), CliError> {
-    let at = terminal.time(incident.at);
-    terminal.fields(&[
-        ("id", incident.id.to_string()),
-        ("time", format!("{at} ({} ago)", terminal.age(incident.at))),
-        ("kind", incident.kind.as_str().to_owned()),
-        ("subject", incident.subject.to_string()),
-        ("summary", incident.summary.clone()),
-    ])?;
-    show_evidence(&incident.evidence, terminal)?;
-    named::show("Messages", messages, terminal)
 }
 
 /// Prints a table of the evidence; prints nothing if there is none.

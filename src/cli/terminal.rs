@@ -84,6 +84,23 @@ impl Terminal<'_> {
         }
     }
 
+    /// A time in the zone of the terminal, to the second, with the offset of the zone: for readers elsewhere.
+    pub(super) fn time_and_zone(&self, at: Timestamp) -> String {
+        let zoned = at.to_zoned(self.zone.clone());
+        zoned.strftime("%Y-%m-%d %H:%M:%S %:z").to_string()
+    }
+
+    /// A time in the zone of the terminal, to the minute, as short as it is clear: without its date if that is today.
+    pub(super) fn minute(&self, at: Timestamp) -> String {
+        let [then, today] = [at, self.now].map(|at| at.to_zoned(self.zone.clone()));
+        let format = match (then.date() == today.date(), then.year() == today.year()) {
+            (true, _) => "%H:%M",
+            (false, true) => "%m-%d %H:%M",
+            (false, false) => "%Y-%m-%d",
+        };
+        then.strftime(format).to_string()
+    }
+
     /// The time since `at`, in a unit that gives two significant digits where possible: `5s`, `12m`, `3h`, `9d`.
     pub(super) fn age(&self, at: Timestamp) -> String {
         span(at, self.now)
@@ -122,7 +139,8 @@ impl Terminal<'_> {
     }
 }
 
-fn span(from: Timestamp, to: Timestamp) -> String {
+/// The time between two times, in the units of [`Terminal::age`].
+pub(super) fn span(from: Timestamp, to: Timestamp) -> String {
     let Ok(span) = to.since((Unit::Second, from)) else {
         return String::new();
     };

@@ -1,5 +1,7 @@
 //! The cause of an incident, and what the incident says about it: the beginning or the end of a condition, or a single event.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Incident, Kind, Subject};
@@ -36,6 +38,23 @@ pub enum Condition {
     Filling,
     /// The store accepts no new mail.
     StoreTrouble,
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Out(None) => f.write_str("the engine does not get all its mail"),
+            Self::Out(Some(replica)) => write!(f, "{replica} does not get all its mail"),
+            Self::Drained(None) => f.write_str("the engine is drained"),
+            Self::Drained(Some(replica)) => write!(f, "{replica} is drained"),
+            Self::Intercepting(id) => write!(f, "interceptor {id} is in force"),
+            Self::Recovering(what) => write!(f, "what was kept for {what} is scanned again"),
+            Self::HeldBack => f.write_str("the next hop does not get all its mail"),
+            Self::Refusing => f.write_str("new mail is refused"),
+            Self::Filling => f.write_str("the quarantine is nearly full"),
+            Self::StoreTrouble => f.write_str("new mail cannot be kept"),
+        }
+    }
 }
 
 /// What an incident does to the story of its cause.
@@ -96,16 +115,16 @@ pub(super) fn cause_of(
     incident: &Incident,
     learned_for: impl Fn(&str) -> Option<String>,
 ) -> (Subject, Topic) {
-    let named = || incident.engine().map(str::to_owned).map(engine);
+    let named = || incident.engine().map(Subject::engine);
     let topic = match incident.kind {
         Kind::SignaturesStale | Kind::ReplicasDiffer => Topic::Signatures,
         Kind::LateFinding if named().is_none() => Topic::Finding,
         _ => Topic::Trouble,
     };
     let cause = match (&incident.subject, incident.kind) {
-        (Subject::Engine { name, .. }, _) => engine(name.clone()),
+        (Subject::Engine { name, .. }, _) => Subject::engine(name.clone()),
         (Subject::Interceptor(id), _) => {
-            let of = named().or_else(|| learned_for(id).map(engine));
+            let of = named().or_else(|| learned_for(id).map(Subject::engine));
             of.unwrap_or_else(|| incident.subject.clone())
         }
         (Subject::Relay, Kind::QuarantineFilling | Kind::QuarantineRoomy) => Subject::Quarantine,
@@ -114,14 +133,6 @@ pub(super) fn cause_of(
         (other, _) => other.clone(),
     };
     (cause, topic)
-}
-
-/// The engine as a cause, with all its replicas.
-fn engine(name: String) -> Subject {
-    Subject::Engine {
-        name,
-        replica: None,
-    }
 }
 
 fn interceptor(incident: &Incident) -> String {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
-use super::cause::{Condition, Topic};
+use super::cause::{Condition, Topic, cause_of};
 use super::{Incident, Kind, Subject};
 use crate::measure::Latencies;
 use crate::message::MessageId;
@@ -208,6 +208,15 @@ impl StoryState {
             told: None,
             rows: 0,
         }
+    }
+
+    /// The story of an incident of an earlier version, which belongs to none.
+    pub fn of_one(incident: &Incident) -> Self {
+        let (cause, topic) = cause_of(incident, |_| None);
+        let mut state = Self::begin(incident, cause, topic);
+        state.count(incident);
+        state.story.ended = Some(incident.at);
+        state
     }
 
     /// Counts an incident, and takes its kind and words as those of the story if it says more about the cause than all before.

@@ -417,10 +417,7 @@ impl Tracker {
     pub fn touch(&mut self, now: Instant, cause: Subject, touch: Touch) -> Option<TouchRow> {
         let cause = match &cause {
             Subject::Interceptor(id) => match self.learned_for(id) {
-                Some(name) => Subject::Engine {
-                    name,
-                    replica: None,
-                },
+                Some(name) => Subject::engine(name),
                 None => cause,
             },
             _ => cause,

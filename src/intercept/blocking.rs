@@ -365,7 +365,7 @@ fn made(
 ) -> Incident {
     let what = format!("made: {} for {}", interceptor.action, interceptor.pattern);
     let mut incident = interceptor_incident(Kind::InterceptorMade, interceptor, &what)
-        .with("engine", engine)
+        .with(Incident::ENGINE, engine)
         .with("ends after", format!("{} min", lasts.as_secs() / 60));
     incident.evidence.extend(case.evidence.iter().cloned());
     match interceptor.dry_run {

@@ -15,8 +15,9 @@ pub(super) use self::accounts::AdmissionParty;
 use self::accounts::{AdmissionAccounts, AdmissionRefusal};
 use super::Limits;
 use crate::deadline::Deadline;
+use crate::incident::{Condition, Incident, Kind};
 use crate::message::{self, MemoryBudget, SenderReputation};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Pressure};
 use crate::smtp::Reply;
 use crate::store::incidents::Incidents;
 
@@ -75,7 +76,7 @@ impl Admission {
         incidents: Arc<Incidents>,
         closing: CancellationToken,
     ) {
-        let mut unjudged = 0;
+        let (mut unjudged, mut counted) = (0, 0);
         for tick in (0..PRESSURES_PER_STORE_COUNT).cycle() {
             if tick == 0 {
                 // If the store cannot be read, other checks refuse mail that needs the store; the last count is used
@@ -83,14 +84,17 @@ impl Admission {
                 unjudged = pipeline.store().unjudged().await.unwrap_or(unjudged);
             }
             let pressure = pipeline.pressure(unjudged, self.limits.load().backlog);
-            let pending = {
+            let (pending, refused) = {
                 let mut accounts = self.accounts();
-                accounts.update_load(Instant::now(), pressure, self.memory.available());
-                accounts.take_incidents()
+                accounts.update_load(Instant::now(), pressure.clone(), self.memory.available());
+                let refused = accounts.refusing().unwrap_or_default();
+                (accounts.take_incidents(), refused)
             };
             for incident in pending {
-                incidents.record(incident);
+                incidents.record(named(&pipeline, &pressure, incident).await);
             }
+            incidents.refused(&Condition::Refusing, refused.saturating_sub(counted));
+            counted = refused;
             let turn = Deadline::after(PRESSURE_INTERVAL);
             if closing.run_until_cancelled(turn.wait()).await.is_none() {
                 return;
@@ -141,6 +145,18 @@ impl Admission {
     fn accounts(&self) -> MutexGuard<'_, AdmissionAccounts> {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Adds to a refusal the engine for which the mail waits, if there is one.
+async fn named(pipeline: &Pipeline, pressure: &Pressure, mut incident: Incident) -> Incident {
+    if incident.kind != Kind::AdmissionRefuses {
+        return incident;
+    }
+    let Some(engine) = pipeline.waits_for(pressure).await else {
+        return incident;
+    };
+    incident.summary += &format!("; mail waits for engine {engine}");
+    incident.with(Incident::ENGINE, engine)
 }
 
 fn refused(refusal: AdmissionRefusal) -> Reply {

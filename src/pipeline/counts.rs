@@ -92,7 +92,7 @@ pub(super) fn delivered(message: &Message, record: Option<&Record>, arrived: Opt
 
 /// The time since the end of data by the wall clock, without its leaps forward. `None` if the clock was set back to a time before
 /// the end of data: nothing then says how old the mail is, and 0 would make the relay look fast.
-fn age(message: &Message) -> Option<Duration> {
+pub(super) fn age(message: &Message) -> Option<Duration> {
     let age = steady_clock(message.received_at).duration_since(message.received_at);
     Duration::try_from(age).ok()
 }

@@ -207,5 +207,15 @@ fn made(interceptor: &Interceptor) -> Incident {
     };
     let (action, pattern) = (&interceptor.action, &interceptor.pattern);
     let summary = format!("{subject} made by {by}: {action} for {pattern}");
-    Incident::new(Kind::InterceptorMade, subject, summary)
+    let incident = Incident::new(Kind::InterceptorMade, subject, summary);
+    let incident = match &interceptor.origin {
+        Origin::Learned { engine, .. } if !engine.is_empty() => {
+            incident.with(Incident::ENGINE, engine)
+        }
+        Origin::Learned { .. } | Origin::Person { .. } => incident,
+    };
+    match interceptor.dry_run {
+        true => incident.with("mode", "shadow: it only counts"),
+        false => incident,
+    }
 }

@@ -65,6 +65,7 @@ impl Pipeline {
             &settlement.facts,
             &settlement.reply,
         );
+        self.tell_touched(message, &settlement, &settlement.history);
         for entry in settlement.history {
             counts::recipients(&entry, settlement.was_held);
             events::settled(&entry);

@@ -1,13 +1,14 @@
 //! The load of the pipeline: the wait for engine slots, and the backlog of accepted messages without a judgement.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Pipeline;
 use crate::scan::Health;
+use crate::store::{Cause, Filter, Lane};
 use crate::verdict::Disposition;
 
 /// Length of the periods in which judged messages are counted: 10 s.
@@ -21,9 +22,14 @@ const BACKLOG_BOUND_MIN: u64 = 10_000;
 /// not. The guard deals with engines that hang; they are no reason to refuse all mail.
 const WAIT_LOAD_MAX: f64 = 0.9;
 
+/// Load from which an engine is named as the reason of a refusal: half of what one sender alone may cause.
+const ENGINE_LOAD_MIN: f64 = 0.25;
+
 /// The load of the pipeline at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pressure {
+    /// The busiest engine; none if no engine takes mail.
+    pub engine: Option<Arc<str>>,
     /// Predicted wait for a slot of the busiest engine, for a message that arrives now.
     pub wait: Duration,
     /// Maximum wait for a slot there (`wait` of the engine); after that the message goes on without the engine's answer.
@@ -37,6 +43,7 @@ pub struct Pressure {
 impl Pressure {
     /// No load: no message waits.
     pub const NONE: Self = Self {
+        engine: None,
         wait: Duration::ZERO,
         patience: Duration::MAX,
         waiting: 0,
@@ -45,13 +52,21 @@ impl Pressure {
 
     /// The load as one number: 0 is no load, 1 is the maximum.
     pub fn load(&self) -> f64 {
-        let wait = match self.patience.is_zero() {
+        self.wait_load().max(self.backlog_load())
+    }
+
+    /// The part of the load from the wait for the busiest engine.
+    fn wait_load(&self) -> f64 {
+        match self.patience.is_zero() {
             // Messages do not wait for this engine, so it causes no delay.
             true => 0.0,
             false => self.wait.div_duration_f64(self.patience).min(WAIT_LOAD_MAX),
-        };
-        let backlog = self.waiting as f64 / self.bound.max(1) as f64;
-        wait.max(backlog)
+        }
+    }
+
+    /// The part of the load from the backlog.
+    fn backlog_load(&self) -> f64 {
+        self.waiting as f64 / self.bound.max(1) as f64
     }
 }
 
@@ -125,20 +140,66 @@ impl Pipeline {
         let engines = generation.scanner.engines().iter();
         let busiest = engines
             .filter(|engine| !engine.is_out())
-            .map(|engine| (wait_for(&engine.health()), engine.settings().wait))
-            .max_by(|(a, patient), (b, waiting)| {
+            .map(|engine| {
+                let settings = engine.settings();
+                (wait_for(&engine.health()), settings.wait, &settings.name)
+            })
+            .max_by(|(a, patient, _), (b, waiting, _)| {
                 let part = |wait: &Duration, of: &Duration| {
                     wait.div_duration_f64((*of).max(Duration::from_millis(1)))
                 };
                 part(a, patient).total_cmp(&part(b, waiting))
             });
-        let (wait, patience) = busiest.unwrap_or((Duration::ZERO, Duration::MAX));
+        let (wait, patience, engine) = match busiest {
+            Some((wait, patience, engine)) => (wait, patience, Some(engine.clone())),
+            None => (Duration::ZERO, Duration::MAX, None),
+        };
         Pressure {
+            engine,
             wait,
             patience,
             waiting,
             bound: self.rate.within(backlog),
         }
+    }
+}
+
+impl Pipeline {
+    /// The engine for which the mail waits that makes this load; none if no engine is the reason.
+    ///
+    /// Cancel safety: safe.
+    pub async fn waits_for(&self, pressure: &Pressure) -> Option<Arc<str>> {
+        if pressure.load() < ENGINE_LOAD_MIN {
+            return None;
+        }
+        let absent = match pressure.backlog_load() >= pressure.wait_load() {
+            true => self.waited_for_most().await,
+            false => None,
+        };
+        absent.or_else(|| pressure.engine.clone())
+    }
+
+    /// Of the engines that take no mail, the one for which most messages wait.
+    async fn waited_for_most(&self) -> Option<Arc<str>> {
+        let generation = self.generation.load_full();
+        let mut most = None;
+        for engine in generation.scanner.engines() {
+            let name = &engine.settings().name;
+            if !engine.is_out() {
+                continue;
+            }
+            let filter = Filter {
+                lanes: vec![Lane::Scan],
+                cause: Some(Cause::Engine(name.to_string())),
+                ..Filter::default()
+            };
+            // If the store cannot be read, other checks say so.
+            let waiting = self.store.count(filter).await.unwrap_or_default();
+            if waiting > most.as_ref().map_or(0, |(most, _)| *most) {
+                most = Some((waiting, name.clone()));
+            }
+        }
+        most.map(|(_, name)| name)
     }
 }
 

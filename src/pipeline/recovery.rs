@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Generation, Pipeline, events};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::Deadline;
-use crate::incident::{Incident, Kind, Subject};
+use crate::incident::{Incident, Kind};
 use crate::store::Cause;
 use crew::Places;
 use schedule::{RECHECK_INTERVAL, Round, RoundEnd, Sweep, Worked};
@@ -282,13 +282,7 @@ impl Pipeline {
     }
 
     fn report(&self, kind: Kind, cause: &Cause, what: &str, settled: u64, stays: u64) {
-        let subject = match cause {
-            Cause::Engine(name) => Subject::Engine {
-                name: name.clone(),
-                replica: None,
-            },
-            Cause::Interceptor(id) => Subject::Interceptor(id.clone()),
-        };
+        let subject = cause.subject();
         let summary = format!("{subject}: {what}");
         let mut incident = Incident::new(kind, subject, summary);
         if kind == Kind::RecoveryEnded {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Mode, Pipeline};
 use crate::deadline::Deadline;
-use crate::incident::{Incident, Kind, Subject};
+use crate::incident::{Condition, Incident, Kind, Subject};
 use crate::store::{Held, StoreError};
 
 /// Interval between checks of the store: 1 s. Both queries are cheap enough for that (see `Store::held`).
@@ -33,11 +33,15 @@ impl Pipeline {
     /// Whether new mail with `recipients` recipients may get one more. A store without room allows only cut-through mail for one
     /// recipient, which may need no storage: of two recipients the next hop may defer one, and that one needs storage.
     pub fn has_room(&self, mode: Mode, recipients: usize) -> bool {
-        match self.store.accepts() {
+        let has_room = match self.store.accepts() {
             Ok(()) => true,
             Err(StoreError::Full(_)) => mode == Mode::CutThrough && recipients == 0,
             Err(_) => false,
+        };
+        if !has_room {
+            self.incidents.refused(&Condition::StoreTrouble, 1);
         }
+        has_room
     }
 
     /// Watches the store until `closing` is cancelled.

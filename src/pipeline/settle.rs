@@ -15,6 +15,7 @@ use super::events::{PassFacts, PassTimes};
 use super::{Generation, GroupOutcome, Judgement, Passed, counts};
 use crate::deadline::{steady_clock, wall_clock};
 use crate::delivery::{Answer, Outcome, dsn};
+use crate::incident::Subject;
 use crate::message::{Content, Envelope, Message, MessageId, Recipient};
 use crate::policy::Group;
 use crate::smtp::Reply;
@@ -60,6 +61,10 @@ pub(super) struct Settlement {
     pub(super) rescan: Option<Record>,
     /// Whether the message was in quarantine before the pass.
     pub(super) was_held: bool,
+    /// What made the message late before the pass.
+    pub(super) late_for: Option<Subject>,
+    /// Whether the relay wrote the message, or a reviewer decided about it: then it is no mail that trouble touches.
+    pub(super) is_apart: bool,
     /// For the log line about this pass.
     pub(super) facts: PassFacts,
 }
@@ -335,10 +340,15 @@ impl<'a> Settling<'a> {
         for ((_, held_back), (those, status)) in later {
             let draft = &self.draft;
             let record = draft.record(Lane::Delivery, Some(decision), &those, &status);
-            self.keep.push(match held_back {
+            let mut record = match held_back {
                 true => draft.not_sent_yet(record),
                 false => record,
-            });
+            };
+            if !record.next_hop.is_empty() {
+                let hop = Subject::NextHop(record.next_hop.to_string());
+                record.late_for.get_or_insert(hop);
+            }
+            self.keep.push(record);
         }
     }
 
@@ -415,6 +425,11 @@ impl<'a> Settling<'a> {
             history: self.history,
             rescan: self.rescan,
             was_held: self.draft.before.is_some_and(counts::was_held),
+            late_for: self.draft.before.and_then(|before| before.late_for.clone()),
+            is_apart: self
+                .draft
+                .before
+                .is_some_and(|before| before.released || before.notification.is_some()),
             facts: self.facts,
         }
     }

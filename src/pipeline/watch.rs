@@ -12,8 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::interceptors::Exchange;
 use super::{Pipeline, events};
 use crate::deadline::{Deadline, wall_clock};
-use crate::incident::{Incident, Kind, Subject};
+use crate::delivery::{HopStatus, PaceState};
+use crate::incident::{Condition, Incident, Kind, Subject};
 use crate::observation::{Evidence, Observed};
+use crate::scan::{Guarded, Scanner};
 use crate::store::Cause;
 
 /// Interval between two rounds of the watch: 250 ms. A flood must stop reaching an engine within 2 s (promise P3).
@@ -81,6 +83,7 @@ impl Pipeline {
         for incident in scanner.incidents() {
             self.incidents.record(incident);
         }
+        self.follow_stories();
         // A late answer has arrived: the deferred message is due now and not at the end of its backoff.
         for message in late {
             if let Err(error) = self.store.make_due(message, wall_clock()).await {
@@ -91,6 +94,32 @@ impl Pipeline {
 }
 
 impl Pipeline {
+    /// Ends the stories whose trouble is over.
+    fn follow_stories(&self) {
+        let generation = self.generation();
+        self.incidents.follow(|cause, condition| {
+            let interceptor = |id: &str| self.interception.lock().list().any(|i| i.id == id);
+            match condition {
+                Condition::Out(_) | Condition::Drained(_) => {
+                    Some(is_out(&generation.scanner, cause, condition))
+                }
+                Condition::Intercepting(id) => Some(interceptor(id)),
+                Condition::HeldBack => {
+                    let hops = generation.delivery.status();
+                    let is_it = |hop: &HopStatus| *cause == Subject::NextHop(hop.name.to_string());
+                    Some(
+                        hops.iter()
+                            .any(|hop| is_it(hop) && hop.state != PaceState::Free),
+                    )
+                }
+                Condition::Recovering(_)
+                | Condition::Refusing
+                | Condition::Filling
+                | Condition::StoreTrouble => None,
+            }
+        });
+    }
+
     /// Stores messages that were delivered on the answers of an engine that failed its probes, to be scanned again when the
     /// engine is back.
     async fn doubt(&self, engine: &str, since: Instant) {
@@ -108,10 +137,7 @@ impl Pipeline {
         if kept == 0 {
             return;
         }
-        let subject = Subject::Engine {
-            name: engine.to_owned(),
-            replica: None,
-        };
+        let subject = Subject::engine(engine);
         let seconds = since.elapsed().as_secs();
         let summary = format!(
             "{subject} answered probes wrongly: {kept} messages of the last {seconds} s are scanned again when it is back"
@@ -119,6 +145,23 @@ impl Pipeline {
         self.incidents
             .record(Incident::new(Kind::ProbeFailed, subject, summary).with("messages", kept));
     }
+}
+
+/// Whether the replica of the condition, or one of all, is out in this way. A removed engine is not.
+fn is_out(scanner: &Scanner, cause: &Subject, condition: &Condition) -> bool {
+    let engines = scanner.engines().iter();
+    let mut engines = engines.filter(|e| *cause == Subject::engine(&*e.settings().name));
+    let Some(health) = engines.next().map(Guarded::health) else {
+        return false;
+    };
+    health.replicas.iter().any(|replica| {
+        let is_one = |wanted: &Option<String>| wanted.is_none() || *wanted == replica.address;
+        match condition {
+            Condition::Out(wanted) => is_one(wanted) && replica.breaker != "closed",
+            Condition::Drained(wanted) => is_one(wanted) && replica.drained,
+            _ => false,
+        }
+    })
 }
 
 fn is_late(evidence: &Evidence) -> bool {

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::incident::Subject;
+
 /// Why the guard keeps a message, where no finding is the reason. When the cause is gone, the relay scans the message again
 /// ([`Store::recover`](super::Store::recover)). As text: `interceptor:ID` or `engine:NAME`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -21,6 +23,16 @@ impl fmt::Display for Cause {
         match self {
             Self::Interceptor(id) => write!(f, "interceptor:{id}"),
             Self::Engine(name) => write!(f, "engine:{name}"),
+        }
+    }
+}
+
+impl Cause {
+    /// The same as the subject of an incident.
+    pub fn subject(&self) -> Subject {
+        match self {
+            Self::Interceptor(id) => Subject::Interceptor(id.clone()),
+            Self::Engine(name) => Subject::engine(name.clone()),
         }
     }
 }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Cause, Lane};
+use crate::incident::Subject;
 use crate::message::{Envelope, MessageId, Recipient, SenderReputation};
 use crate::verdict::{Decision, Report};
 
@@ -54,6 +55,10 @@ pub struct Record {
     /// Why the guard keeps the record, if the guard does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
+    /// The engine, interceptor or next hop that first made the message late; none if nothing did. The story of its trouble counts
+    /// the message when it is delivered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late_for: Option<Subject>,
     /// Number of scans that timed out while the engine took other mail. After the first, the message is scanned once more, and
     /// then held.
     #[serde(default, skip_serializing_if = "is_zero")]

@@ -428,8 +428,9 @@ impl AdmissionAccounts {
         let account = self.networks.get(&party.network);
         let messages = account.map_or(0, |a| a.messages);
         let octets = account.map_or(0, |a| a.octets);
-        let pressure = self.pressure;
+        let pressure = &self.pressure;
         let incident = Incident::new(Kind::AdmissionRefuses, Subject::Relay, summary)
+            .with("why", refusal.as_str())
             .with("memory free", format!("{free} of {} octets", self.memory))
             .with(
                 "wait for an engine",

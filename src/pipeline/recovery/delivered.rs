@@ -104,6 +104,10 @@ impl Pipeline {
             .with("received", record.received_at)
             .with("rule", &decision.rule)
             .about(record.message);
+        let incident = match &record.cause {
+            Some(Cause::Engine(engine)) => incident.with(Incident::ENGINE, engine),
+            Some(Cause::Interceptor(_)) | None => incident,
+        };
         self.incidents.record(incident);
         true
     }

@@ -59,6 +59,9 @@ impl Draft<'_> {
         }
         if matches!(lane, Lane::Held | Lane::Scan) {
             record.cause = decision.and_then(|decision| self.cause(decision));
+            // The first cause counts: without it, the others would not have met the message.
+            record.late_for =
+                (record.late_for).or_else(|| record.cause.as_ref().map(Cause::subject));
         }
         record.due_at = match lane {
             Lane::Held | Lane::Rescan => wall_clock(),
@@ -114,6 +117,7 @@ impl Draft<'_> {
             reputation: None,
             notification: None,
             instead_of: Vec::new(),
+            late_for: None,
             timeouts: 0,
             next_hop: "".into(),
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use rusqlite::Connection;
 use serde::de::DeserializeOwned;
+use ulid::Ulid;
 
 use crate::incident::{Incident, Kind, StoryState, Subject, Touch, TouchOutcome};
 use crate::message::MessageId;
@@ -22,6 +23,8 @@ pub struct Filter {
     pub engine: Option<String>,
     /// Incidents of the interceptors whose id begins so.
     pub interceptor: Option<String>,
+    /// Only the incidents of this story.
+    pub story: Option<Ulid>,
     /// Incidents that name one of these messages; all incidents if empty.
     pub messages: Vec<MessageId>,
     /// Maximum number of incidents, the newest first.
@@ -35,6 +38,7 @@ impl Default for Filter {
             kinds: Vec::new(),
             engine: None,
             interceptor: None,
+            story: None,
             messages: Vec::new(),
             limit: usize::MAX,
         }
@@ -50,6 +54,7 @@ impl Filter {
             && (self.kinds.is_empty() || self.kinds.contains(&incident.kind))
             && self.engine.as_ref().is_none_or(of_engine)
             && self.interceptor.as_ref().is_none_or(of_interceptor)
+            && self.story.is_none_or(|story| incident.story == Some(story))
             && (self.messages.is_empty() || incident.messages().any(names))
     }
 }
@@ -85,7 +90,7 @@ pub async fn stories(path: &Path) -> Result<Vec<StoryState>, StoreError> {
 /// Cancel safety: safe.
 pub async fn touched(
     path: &Path,
-    story: ulid::Ulid,
+    story: Ulid,
     outcomes: Vec<TouchOutcome>,
     limit: usize,
 ) -> Result<(Vec<Touch>, u64), StoreError> {

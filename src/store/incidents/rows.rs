@@ -42,6 +42,7 @@ impl log::Entry for Row {
     const TABLES: &str = "CREATE TABLE IF NOT EXISTS story (id TEXT PRIMARY KEY, began INTEGER NOT NULL, \
          last INTEGER NOT NULL, entry TEXT NOT NULL) STRICT;
          CREATE INDEX IF NOT EXISTS story_by_begin ON story (began);
+         CREATE INDEX IF NOT EXISTS story_by_last ON story (last);
          CREATE TABLE IF NOT EXISTS touched (seq INTEGER PRIMARY KEY, story TEXT NOT NULL, outcome TEXT NOT NULL, \
          entry TEXT NOT NULL) STRICT;
          CREATE INDEX IF NOT EXISTS touched_by_story ON touched (story, seq);";

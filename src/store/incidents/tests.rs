@@ -3,6 +3,7 @@
 use rusqlite::Connection;
 
 use super::*;
+use crate::incident::Kind;
 use crate::store::contract::at;
 
 const RETENTION_LONG: Duration = Duration::from_secs(86_400);
@@ -132,7 +133,7 @@ async fn an_incident_is_written_later_if_the_disk_fails() {
     tamper("ALTER TABLE entry RENAME TO away");
     log.record(incident(Kind::Strike, "clamd", 1));
     // The log answers when it has tried to write.
-    log.0.flush().await;
+    log.log.flush().await;
     tamper("ALTER TABLE away RENAME TO entry");
     log.record(incident(Kind::Strike, "clamd", 2));
     let found = log.search(Filter::default()).await.expect("search");
@@ -155,7 +156,7 @@ async fn a_lost_incident_is_counted() {
         for n in 0..noted {
             log.record(incident(Kind::Strike, "clamd", n as i64));
         }
-        log.0.flush().await;
+        log.log.flush().await;
     }
     assert_eq!(log.dropped(), 3 * noted - kept, "the first ones are kept");
     log.close().await;

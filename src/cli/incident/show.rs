@@ -1,0 +1,143 @@
+//! `spillway incident show`.
+
+use serde_json::json;
+
+use super::chosen::{Chosen, choose, choose_story};
+use super::timeline::timeline;
+use super::{ListedStory, Show, file, lasted, mail, markdown, messages, show_evidence};
+use crate::cli::exit::{CliError, Exit, Outcome};
+use crate::cli::named::{self, NamedMessage};
+use crate::cli::open_store;
+use crate::cli::record::heading;
+use crate::cli::table::Column;
+use crate::cli::terminal::Terminal;
+use crate::config::Config;
+use crate::incident::{Incident, StoryState, Touch, advice};
+use crate::store::incidents;
+
+/// Messages that `show` lists: as many as fit below the rest.
+const MESSAGES_SHOWN: usize = 10;
+
+pub(super) async fn show(wanted: &Show, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
+    if wanted.markdown {
+        let (state, told) = choose_story(&wanted.id, config).await?;
+        let touched = touched(&state, config).await?;
+        return markdown::print(&state, &told, &touched, config, terminal);
+    }
+    match choose(&wanted.id, wanted.event, config).await? {
+        Chosen::Story(state, told) => {
+            let touched = touched(&state, config).await?;
+            show_story(&state, &told, &touched, terminal)
+        }
+        Chosen::Event(incident) => show_event(&incident, config, terminal).await,
+    }
+}
+
+/// The first messages of a story, and the number of all in the log.
+async fn touched(state: &StoryState, config: &Config) -> Result<(Vec<Touch>, u64), CliError> {
+    let id = state.story.id;
+    Ok(incidents::touched(&file(config), id, Vec::new(), MESSAGES_SHOWN).await?)
+}
+
+fn show_story(
+    state: &StoryState,
+    told: &[Incident],
+    (touches, total): &(Vec<Touch>, u64),
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    if terminal.json {
+        terminal.json(&json!({
+            "incident": ListedStory::of(state), "events": told, "messages": touches, "messages_total": total,
+        }))?;
+        return Ok(Exit::Done);
+    }
+    let story = &state.story;
+    let (began, ended) = (terminal.time(story.began), story.ended);
+    terminal.fields(&[
+        ("id", story.id.to_string()),
+        ("cause", story.cause.to_string()),
+        ("what", story.title.clone()),
+        (
+            "began",
+            format!("{began} ({} ago)", terminal.age(story.began)),
+        ),
+        (
+            "ended",
+            ended.map_or_else(|| lasts(state), |at| terminal.time(at)),
+        ),
+        ("ended by", state.ended_by.clone()),
+        ("lasted", lasted(story, terminal)),
+        ("mail", mail(&story.touched)),
+        ("to do", advice(story.kind).to_owned()),
+    ])?;
+    heading("Timeline", terminal)?;
+    let columns = [
+        Column::whole("TIME"),
+        Column::whole("KIND"),
+        Column::cut("SUMMARY"),
+    ];
+    let rows = timeline(state, told).into_iter().map(|entry| {
+        let when = entry.when(|at| terminal.clock(at));
+        vec![when, entry.what(), entry.summary]
+    });
+    let rows: Vec<_> = rows.collect();
+    terminal.table(&columns, rows)?;
+    if let Some(main) = told.iter().find(|incident| incident.id == state.main) {
+        show_evidence(&main.evidence, terminal)?;
+    }
+    if !touches.is_empty() {
+        heading("Messages", terminal)?;
+        messages::table(touches, terminal)?;
+    }
+    if (touches.len() as u64) < *total {
+        let (shown, id) = (touches.len(), story.id);
+        terminal.line(format!(
+            "the first {shown} of {total}; all: spillway incident messages {id} --all"
+        ))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// What lasts, in words.
+pub(super) fn lasts(state: &StoryState) -> String {
+    let conditions = state.conditions.iter().map(ToString::to_string);
+    match state.conditions.is_empty() {
+        true => "not yet: it ends when nothing happens for some minutes".to_owned(),
+        false => format!("not yet: {}", conditions.collect::<Vec<_>>().join("; ")),
+    }
+}
+
+async fn show_event(incident: &Incident, config: &Config, terminal: &mut Terminal<'_>) -> Outcome {
+    let store = open_store(config).await?;
+    let messages = named::find(incident.messages(), &*store, config).await?;
+    if terminal.json {
+        terminal.json(&json!({"event": incident, "messages": messages}))?;
+        return Ok(Exit::Done);
+    }
+    tell(incident, &messages, terminal)?;
+    Ok(Exit::Done)
+}
+
+fn tell(
+    incident: &Incident,
+    messages: &[NamedMessage],
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    let at = terminal.time(incident.at);
+    terminal.fields(&[
+        ("id", incident.id.to_string()),
+        ("time", format!("{at} ({} ago)", terminal.age(incident.at))),
+        ("kind", incident.kind.as_str().to_owned()),
+        ("subject", incident.subject.to_string()),
+        ("summary", incident.summary.clone()),
+        (
+            "part of",
+            incident
+                .story
+                .map_or(String::new(), |story| story.to_string()),
+        ),
+        ("to do", advice(incident.kind).to_owned()),
+    ])?;
+    show_evidence(&incident.evidence, terminal)?;
+    named::show("Messages", messages, terminal)
+}
