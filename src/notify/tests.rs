@@ -106,8 +106,9 @@ fn the_guide_shows_the_json() {
 /// A story may quote mail. No text of it ends a line of the mail, moves a cursor or leaves its place in the JSON.
 #[test]
 fn text_from_mail_is_escaped() {
+    let title = "x\r\nBcc: eve@a.test\r\n\r\n\u{1b}[2J\u{202e}\"} end";
     let told = begun(Story {
-        title: "x\r\nBcc: eve@a.test\r\n\r\n\u{1b}[2J\u{202e}\"} end".to_owned(),
+        title: title.to_owned(),
         ..story(1)
     });
     for text in [told.headline(), told.text(), told.json()] {
@@ -116,5 +117,5 @@ fn text_from_mail_is_escaped() {
     }
     assert_eq!(told.json().lines().count(), 1);
     let json: serde_json::Value = serde_json::from_str(&told.json()).expect("JSON");
-    assert_eq!(json["story"]["title"].as_str().map(str::len), Some(38));
+    assert_eq!(json["story"]["title"], title);
 }

@@ -307,6 +307,11 @@ pub static ALL: &[Metric] = &[
         &[("engine", Engines)],
         "Replicas that do not get all their mail, by engine: breaker not closed, drained, or resting",
     ),
+    gauge(
+        "spillway_engine_signature_age_seconds",
+        &[("engine", Engines)],
+        "Age of the oldest signatures that a replica of an engine uses; 0 if the engine does not tell",
+    ),
     // Next hops.
     counter(
         "spillway_delivery_attempts_total",
