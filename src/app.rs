@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::parts::{advice, check};
-use self::parts::{generation, prepare};
+use self::parts::{generation, notify_ways, prepare};
 pub use self::reload::RELOAD_DURATION_MAX;
 use self::reload::Readings;
 pub use self::service::run;
@@ -30,6 +30,7 @@ use crate::admin::{self, AdminError, Control as _};
 use crate::config::Config;
 use crate::deadline::Deadline;
 use crate::listener::{self, Admission, Listener, ListenerError, Prepared, Sessions, Shared};
+use crate::notify::Notifier;
 use crate::pipeline::{Drains, Keeper, Lanes, Pipeline, Watch};
 use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
@@ -75,6 +76,7 @@ struct Core {
     pipeline: Arc<Pipeline>,
     keeper: Arc<Keeper>,
     drains: Arc<Drains>,
+    notifier: Arc<Notifier>,
     sessions: Arc<Sessions>,
     admission: Arc<Admission>,
     listeners: Vec<Listener>,
@@ -92,18 +94,22 @@ struct Core {
 /// Cancel safety: tasks that have begun continue until the runtime ends. No mail is answered 250 that is not kept.
 pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, StartError> {
     let (config, built) = blocking(move || {
-        let built = generation(&config, None).map_err(StartError::Parts);
-        let built = built.and_then(|generation| Ok((generation, prepare(&config)?)));
+        let built = generation(&config, None).and_then(|built| Ok((built, notify_ways(&config)?)));
+        let built = built.map_err(StartError::Parts);
+        let built = built.and_then(|(built, ways)| Ok((built, ways, prepare(&config)?)));
         (config, built)
     })
     .await?;
-    let (generation, prepared) = built?;
+    let (generation, ways, prepared) = built?;
     generation.scanner.watch();
     telemetry::metrics::register(&metric_names(&config), &Names::default());
     let (store, recovery) = SqliteStore::open(&config.store, Role::Relay)
         .await
         .map_err(StartError::Store)?;
     let (history, incidents) = open_logs(config.store.clone()).await?;
+    let notifier = Notifier::start(ways, &config.relay.hostname, &generation.delivery);
+    notifier.resume(&incidents.open_stories());
+    incidents.listen(notifier.clone());
     let in_flight = config.limits.in_flight_bytes;
     let pipeline = Pipeline::new(
         generation,
@@ -127,6 +133,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         pipeline,
         keeper,
         drains,
+        notifier,
         sessions: shared.sessions,
         admission: shared.admission,
         listeners: started,
@@ -226,10 +233,12 @@ fn metric_names(config: &Config) -> Names {
     let engines = config.engines.iter().map(|engine| engine.name.to_string());
     let next_hops = config.next_hops.iter().map(|hop| hop.name.to_string());
     let listeners = config.listeners.iter().map(|l| l.name.to_string());
+    let ways = config.notify.iter().map(|way| way.name.to_string());
     Names {
         engines: engines.collect(),
         next_hops: next_hops.collect(),
         listeners: listeners.collect(),
+        notify_ways: ways.collect(),
     }
 }
 
@@ -300,6 +309,8 @@ impl Running {
             .run(closed)
             .await
             .is_ok();
+        // Last, because stories end when their log closes.
+        self.core.notifier.drain().await;
         tracing::info!(sessions, work, lanes, stores, "drained");
         sessions && work && lanes && stores
     }

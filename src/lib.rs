@@ -4,10 +4,11 @@
 //!
 //! | room | task |
 //! |---|---|
-//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`file`], [`incident`], [`measure`], [`observation`] | basic types and helpers |
+//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`file`], [`incident`], [`measure`], [`observation`], [`process`] | basic types and helpers |
 //! | [`smtp`] | the protocol, without sockets |
 //! | [`listener`] | accepts SMTP sessions |
 //! | [`pipeline`] | the path of each message: scan, decision, delivery |
+//! | [`notify`] | tells people when trouble begins and ends |
 //! | [`store`] | keeps messages and other state durable |
 //! | [`scan`] | sends each message to all engines at once |
 //! | [`intercept`] | diverts floods before an engine sees them |
@@ -37,9 +38,11 @@ pub mod intercept;
 pub mod listener;
 pub mod measure;
 pub mod message;
+pub mod notify;
 pub mod observation;
 pub mod pipeline;
 pub mod policy;
+pub mod process;
 pub mod quarantine;
 pub mod scan;
 pub mod smtp;

@@ -37,6 +37,9 @@ pub(super) fn set(status: &Status) {
         gauge!("spillway_engine_waiting", "engine" => engine()).set(health.waiting as f64);
         let out = health.replicas.iter().filter(|r| r.state() != "closed");
         gauge!("spillway_engine_replicas_out", "engine" => engine()).set(out.count() as f64);
+        let signed = health.replicas.iter().filter_map(|replica| replica.signed);
+        gauge!("spillway_engine_signature_age_seconds", "engine" => engine())
+            .set(age(signed.min()));
     }
 }
 

@@ -10,6 +10,7 @@
 //! | `GET /waits` | socket | [`Waits`] as JSON |
 //! | `GET /engines` | socket | [`Health`] of each engine as JSON |
 //! | `POST /control/engine?…` | socket | [`EngineAsked`]: [`EngineActed`] after a drain or resume, [`Tested`] after a test; 404 with one line if the engine or the act is refused |
+//! | `POST /control/notify?…` | socket | [`Tested`](notify::Tested) of each way as JSON; 404 with one line for an unknown name |
 //! | `POST /control/reload` | socket | [`Reloaded`] as JSON; 422 when refused |
 //! | `POST /control/drain` | socket | 202 |
 //! | `POST /control/act?…` | socket | 202; logs an [`Act`] that a command has done in the store, and wakes |
@@ -45,6 +46,7 @@ use tokio_util::task::TaskTracker;
 use crate::deadline::Deadline;
 use crate::delivery::HopStatus;
 use crate::measure::DelayComparison;
+use crate::notify;
 use crate::scan::{BadTerms, DrainTerms, Health};
 use crate::store::{Held, Lane, LaneStats, LateMail, Recovery, StoreError};
 use crate::telemetry;
@@ -94,6 +96,12 @@ pub trait Control: Send + Sync + 'static {
         asked: &EngineAsked,
     ) -> impl Future<Output = Result<Vec<Tested>, String>> + Send;
 
+    /// Sends a test notification over the way with this name, or over all ways.
+    fn test_notify(
+        &self,
+        way: Option<&str>,
+    ) -> impl Future<Output = Result<Vec<notify::Tested>, String>> + Send;
+
     /// Reads the configuration again. Returns the changes, or every problem; with a problem nothing has changed.
     fn reload(&self) -> impl Future<Output = Result<Vec<String>, Vec<String>>> + Send;
 
@@ -114,7 +122,7 @@ pub struct Act {
     #[serde(default)]
     pub who: String,
     /// The act: `release`, `delete`, `export`, `retry`, `intercept-add`, `intercept-remove`, `engine-drain`, `engine-resume`,
-    /// `engine-test`, `reload`, `drain`.
+    /// `engine-test`, `notify-test`, `reload`, `drain`.
     pub act: String,
     /// The objects of the act, at most [`Act::OBJECTS_NAMED_MAX`] of them.
     #[serde(default)]

@@ -27,6 +27,7 @@ pub(super) fn control<C: Control>(control: Arc<C>) -> Router {
         .route("/waits", get(waits))
         .route("/engines", get(engines))
         .route("/control/engine", post(engine))
+        .route("/control/notify", post(notify))
         .route("/control/reload", post(reload))
         .route("/control/drain", post(drain))
         .route("/control/act", post(act))
@@ -144,6 +145,36 @@ fn acted<C: Control>(
     };
     let engine = health.ok_or_else(gone)?;
     Ok(Json(EngineActed { engine, notes }).into_response())
+}
+
+/// A request for a test of the ways to tell people of trouble.
+#[derive(Debug, Deserialize)]
+struct NotifyAsked {
+    /// The way's name; none for all.
+    #[serde(default)]
+    way: Option<String>,
+    #[serde(default)]
+    who: String,
+}
+
+async fn notify<C: Control>(
+    State(control): State<Arc<C>>,
+    Query(asked): Query<NotifyAsked>,
+) -> Result<Response, (StatusCode, String)> {
+    let tested = control.test_notify(asked.way.as_deref()).await;
+    let tested = tested.map_err(|why| (StatusCode::NOT_FOUND, why))?;
+    let failed = tested.iter().filter(|one| one.wrong.is_some()).count();
+    let ways: Vec<&str> = tested.iter().map(|one| &*one.way).collect();
+    Act {
+        who: asked.who,
+        act: "notify-test".to_owned(),
+        objects: ways.join(", "),
+        done: (ways.len() - failed) as u64,
+        failed: failed as u64,
+        detail: String::new(),
+    }
+    .tell();
+    Ok(Json(tested).into_response())
 }
 
 /// The person who sends a request.

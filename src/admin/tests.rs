@@ -78,6 +78,17 @@ impl Control for Fake {
         Ok(Vec::new())
     }
 
+    async fn test_notify(&self, way: Option<&str>) -> Result<Vec<notify::Tested>, String> {
+        match way {
+            None | Some("oncall") => Ok(vec![notify::Tested {
+                way: "oncall".to_owned(),
+                told: Some("exit code 0".to_owned()),
+                wrong: None,
+            }]),
+            Some(way) => Err(format!("no way {way}")),
+        }
+    }
+
     fn ready(&self) -> Result<(), String> {
         let reason = self.not_ready.lock().expect("lock").clone();
         reason.map_or(Ok(()), Err)

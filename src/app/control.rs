@@ -3,6 +3,7 @@
 use crate::admin::{Control, EngineAsked, Late, ListenerStatus, Status, Stored, Tested, Waits};
 use crate::deadline::wall_clock;
 use crate::incident::{self, Incident, Subject};
+use crate::notify;
 use crate::pipeline::Generation;
 use crate::scan::{Drain, DrainTerms, Guarded, Health, NotDrained, Passed};
 use crate::store::Store;
@@ -115,6 +116,10 @@ impl Control for Core {
             }
         };
         Ok(shown.into_iter().map(tested).collect())
+    }
+
+    async fn test_notify(&self, way: Option<&str>) -> Result<Vec<notify::Tested>, String> {
+        self.notifier.test(way).await
     }
 
     fn ready(&self) -> Result<(), String> {

@@ -12,11 +12,12 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinError;
 
-use super::parts::{generation, prepare};
+use super::parts::{generation, notify_ways, prepare};
 use super::{Core, metric_names};
 use crate::config::{self, Config, Problems};
 use crate::deadline::{Deadline, Elapsed};
 use crate::listener::Prepared;
+use crate::notify;
 use crate::pipeline::Generation;
 use crate::telemetry;
 
@@ -109,6 +110,7 @@ async fn step<T: Send + 'static>(
 pub(super) struct Files {
     config: Config,
     listeners: Vec<Prepared>,
+    ways: Vec<notify::Prepared>,
 }
 
 impl Files {
@@ -124,6 +126,7 @@ impl Files {
         let config = config::load(path).map_err(lines)?;
         Ok(Self {
             listeners: prepare(&config).map_err(|error| vec![error.to_string()])?,
+            ways: notify_ways(&config)?,
             config,
         })
     }
@@ -134,6 +137,7 @@ pub(super) struct Next {
     pub(super) config: Config,
     pub(super) generation: Generation,
     pub(super) listeners: Vec<Prepared>,
+    pub(super) ways: Vec<notify::Prepared>,
 }
 
 impl Next {
@@ -142,6 +146,7 @@ impl Next {
         Ok(Self {
             generation: generation(&files.config, Some(before))?,
             listeners: files.listeners,
+            ways: files.ways,
             config: files.config,
         })
     }
@@ -160,6 +165,9 @@ impl Core {
         let difference = config::diff(&config, &next.config);
         next.generation.scanner.watch();
         telemetry::metrics::register(&metric_names(&next.config), &metric_names(&config));
+        let hostname = &next.config.relay.hostname;
+        self.notifier
+            .apply(next.ways, hostname, &next.generation.delivery);
         self.pipeline
             .replace(next.generation, next.config.intercept.clone());
         for (listener, prepared) in self.listeners.iter().zip(next.listeners) {

@@ -1,7 +1,7 @@
 //! The command line: one file for each family of commands, and all output.
 //!
 //! Commands open the store themselves, whether the relay runs or not. Only commands about the running relay (status, reload,
-//! drain, engine) use its control socket, and `queue`, which asks what its mail waits for. Results go to standard output, as tables for people or with `--json` for programs;
+//! drain, engine, notify) use its control socket, and `queue`, which asks what its mail waits for. Results go to standard output, as tables for people or with `--json` for programs;
 //! everything else goes to standard error. Exit codes are those of [`Exit`].
 
 mod control;
@@ -16,6 +16,7 @@ mod json_list;
 mod list;
 mod manual;
 mod named;
+mod notify;
 mod person;
 mod quarantine;
 mod queue;
@@ -126,6 +127,9 @@ enum Command {
     /// Show the state of the engines; test, drain or resume one
     #[command(subcommand, after_help = exit::HELP)]
     Engine(engine::Engines),
+    /// Test the ways on which people are told of trouble
+    #[command(subcommand, after_help = exit::HELP)]
+    Notify(notify::Notify),
     /// Manage the users who may relay after AUTH
     #[command(subcommand, after_help = exit::HELP)]
     User(user::User),
@@ -193,6 +197,7 @@ fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
         Command::Drain(socket) => wait(relay::drain(&socket.path(given)?, terminal)),
         Command::Status(wanted) => wait(status::run(wanted, given, terminal)),
         Command::Engine(command) => wait(engine::run(command, given, terminal)),
+        Command::Notify(command) => wait(notify::run(command, given, terminal)),
         Command::Scan(command) => wait(scan::run(command, &tool(given)?, terminal)),
         Command::Explain(command) => wait(explain::run(command, &tool(given)?, terminal)),
         Command::Quarantine(command) => wait(quarantine::run(command, &tool(given)?, terminal)),

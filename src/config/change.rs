@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Config;
 
 /// Keys of the lists of named sections (`[[listener]]` and so on).
-pub(super) const SECTION_LISTS: [&str; 4] = ["listener", "engine", "rule", "next_hop"];
+pub(super) const SECTION_LISTS: [&str; 5] = ["listener", "engine", "rule", "next_hop", "notify"];
 
 /// Prefixes of the keys that are read at the start only: a running relay cannot replace its listening sockets, its open
 /// store, the memory that it has shared out, and its log. `*` stands for the name of a section.

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::deadline::Budget;
-use crate::{admin, delivery, intercept, listener, policy, quarantine, scan, store};
+use crate::{admin, delivery, intercept, listener, notify, policy, quarantine, scan, store};
 
 pub use change::{diff, settings_that_need_restart};
 pub use problem::{Problem, Problems, SourceLocation};
@@ -64,6 +64,8 @@ pub struct Config {
     pub quarantine: quarantine::Settings,
     /// `[intercept]`.
     pub intercept: intercept::Settings,
+    /// `[[notify]]`.
+    pub notify: Vec<notify::Settings>,
     /// `[admin]`.
     pub admin: admin::Settings,
     /// Identifies this configuration in decisions and in `status`: the first 12 hexadecimal digits of the SHA-256 of the file,
@@ -190,6 +192,7 @@ const SECTION_NAMES: [&str; 14] = [
     "store",
     "quarantine",
     "intercept",
+    "notify",
     "admin",
 ];
 
@@ -232,6 +235,8 @@ fn build(text: &str, version: Arc<str>, log: &RefCell<Log>) -> Option<Config> {
     let next_hops: Vec<_> = list("next_hop").into_iter().filter_map(next_hop).collect();
     let quarantine = sections::quarantine(section("quarantine"));
     let intercept = sections::intercept(section("intercept"));
+    let ways = written.sections("notify", log).unwrap_or_default();
+    let notify = ways.into_iter().filter_map(sections::notify).collect();
     let admin = sections::admin(section("admin"), &store);
     let config = Config {
         relay,
@@ -244,6 +249,7 @@ fn build(text: &str, version: Arc<str>, log: &RefCell<Log>) -> Option<Config> {
         store,
         quarantine,
         intercept,
+        notify,
         admin,
         version,
         warnings: Vec::new(),

@@ -94,6 +94,12 @@ impl<'a> Section<'a> {
         self.complain_at(place, key, what, fix);
     }
 
+    /// Adds a warning about a key: the value is allowed, but probably not intended.
+    pub(super) fn warn(&self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
+        let key = format!("{}.{key}", self.path);
+        self.log.borrow_mut().warn(&key, what, fix);
+    }
+
     /// Adds a warning about an item of a list. Its place is the item.
     pub(super) fn warn_item(
         &self,

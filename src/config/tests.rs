@@ -39,7 +39,11 @@ fn uncommented() -> String {
 fn without_name(key: &str) -> String {
     let parts: Vec<&str> = key.split('.').collect();
     match parts[..] {
-        [list @ ("listener" | "engine" | "rule" | "next_hop"), _, key] => format!("{list}.{key}"),
+        [
+            list @ ("listener" | "engine" | "rule" | "next_hop" | "notify"),
+            _,
+            key,
+        ] => format!("{list}.{key}"),
         _ => key.to_owned(),
     }
 }

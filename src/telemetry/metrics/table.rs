@@ -4,7 +4,7 @@ use super::{Kind, Metric, Values};
 use crate::incident;
 use crate::verdict::{Reason, Verdict};
 
-use Values::{Engines, Listeners, NextHops, Queues, Words};
+use Values::{Engines, Listeners, NextHops, NotifyWays, Queues, Words};
 
 /// The lanes of the store. The telemetry lies below the store, whose test compares the two lists.
 const LANES: Values = Words(|| vec!["scan", "delivery", "held", "rescan"]);
@@ -325,6 +325,11 @@ pub static ALL: &[Metric] = &[
         &[("engine", Engines)],
         "Messages delivered without a drained engine that coverage needs, because a person lets mail pass, by engine",
     ),
+    gauge(
+        "spillway_engine_signature_age_seconds",
+        &[("engine", Engines)],
+        "Age of the oldest signatures that a replica of an engine uses; 0 if the engine does not tell",
+    ),
     // Next hops.
     counter(
         "spillway_delivery_attempts_total",
@@ -417,6 +422,17 @@ pub static ALL: &[Metric] = &[
             Words(|| incident::Kind::ALL.map(incident::Kind::as_str).to_vec()),
         )],
         "Entries of the incident log, by kind",
+    ),
+    counter(
+        "spillway_notifications_total",
+        &[
+            ("way", NotifyWays),
+            (
+                "outcome",
+                Words(|| vec!["told", "failed", "dropped", "summed-up"]),
+            ),
+        ],
+        "Notifications of trouble, by way: told, failed (after all tries), dropped (too many at once, or the relay ended); and stories that a summary told (summed-up)",
     ),
     counter(
         "spillway_log_lost_total",
