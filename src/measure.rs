@@ -2,7 +2,9 @@
 //! too long. The scale is that of HdrHistogram (Tene, 2014) with 3 significant bits; all numbers are integers.
 
 mod late;
+pub mod proposal;
 mod size;
+mod times;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use late::LateScan;
 pub use size::SizeClass;
+pub use times::{EngineTimes, PeriodTimes};
 
 /// Length of the periods in which measures are kept: 600 s. An hour has six, so that "the same hour a week ago" is six periods.
 pub const MEASURE_PERIOD: Duration = Duration::from_secs(600);
@@ -79,6 +82,15 @@ impl Latencies {
     pub fn longer_than(&self, limit: Duration) -> u64 {
         let longer = self.0.range(step(limit).saturating_add(1)..);
         longer.fold(0, |sum, (_, count)| sum.saturating_add(*count))
+    }
+
+    /// The sum of all durations, as if each were in the middle of its step: at most 6 % too long or too short.
+    pub fn sum(&self) -> Duration {
+        let all = self.0.iter().map(|(step, count)| {
+            let lower = step.checked_sub(1).map(upper).unwrap_or_default();
+            (lower + upper(*step)).as_secs_f64() / 2.0 * *count as f64
+        });
+        Duration::try_from_secs_f64(all.sum()).unwrap_or(Duration::MAX)
     }
 
     /// The steps that have durations, the shortest first: the upper end of each, and its number of durations.
@@ -266,6 +278,25 @@ mod tests {
             );
         }
         assert_eq!(Latencies::default().within(0.5), None);
+    }
+
+    /// The sum of many durations is nearly exact: the errors of the steps cancel out.
+    #[test]
+    fn a_sum_is_nearly_exact() {
+        let mut latencies = Latencies::default();
+        assert_eq!(latencies.sum(), Duration::ZERO);
+        let mut exact = Duration::ZERO;
+        for n in 1..10_000 {
+            let duration = Duration::from_micros(n * 700);
+            exact += duration;
+            latencies.add(duration);
+        }
+        let ratio = latencies.sum().div_duration_f64(exact);
+        assert!((0.99..1.01).contains(&ratio), "{ratio}");
+        latencies = Latencies::default();
+        latencies.add(Duration::from_secs(1));
+        let ratio = latencies.sum().as_secs_f64();
+        assert!((0.94..1.06).contains(&ratio), "{ratio}");
     }
 
     /// What could not be written is not lost, and is not counted twice.
