@@ -30,6 +30,8 @@ const SLOW_MIN: Duration = Duration::from_millis(200);
 const SLOW_EXCESS_FACTOR: u32 = 10;
 /// Large content may take ten times `slow`, as in the guard.
 const SLOW_LARGE_FACTOR: u32 = 10;
+/// The proposed `slow` is at most half of `timeout`.
+const SLOW_DIVISOR: u32 = 2;
 /// Share of answers longer than `slow` before another is proposed: 1 %.
 const SLOW_SHARE_MAX: f64 = 0.01;
 /// Share of answers longer than `slow` from which `slow` contradicts what was measured: 5 %.
@@ -113,8 +115,8 @@ pub fn propose(
         sum,
         found_late,
     };
-    let timeout = facts.timeout();
-    let mut proposals = [timeout, facts.slow(), facts.slots()];
+    let (timeout, allowed) = facts.timeout();
+    let mut proposals = [timeout, facts.slow(allowed), facts.slots()];
     if outages > 0 {
         for proposal in &mut proposals {
             let without = format!(
@@ -136,9 +138,10 @@ struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    fn timeout(&self) -> Proposal {
+    /// The proposal for `timeout`, and the value that it comes to.
+    fn timeout(&self) -> (Proposal, Duration) {
         let configured = self.configured.timeout;
-        let proposal = |outcome| finish("timeout", text(configured), outcome);
+        let proposal = |outcome| (finish("timeout", text(configured), outcome), configured);
         let count = self.answers.count();
         let Some((tail, of)) = self.tail().filter(|_| count >= PROPOSAL_ANSWERS_MIN) else {
             return proposal(too_few(count));
@@ -158,7 +161,8 @@ impl Facts<'_> {
                 counted(count, "answer")
             );
             let contradicts = late_share >= LATE_SHARE_CONTRADICTION;
-            return proposal(Outcome::change(text(wanted), contradicts, reason));
+            let outcome = Outcome::change(text(wanted), contradicts, reason);
+            return (finish("timeout", text(configured), outcome), wanted);
         }
         if late_share > LATE_SHARE_MAX && configured >= self.configured.limit {
             let reason = format!(
@@ -176,7 +180,8 @@ impl Facts<'_> {
                     counted(count, "answer"),
                     text(configured)
                 );
-                return proposal(Outcome::change(text(wanted), false, reason));
+                let outcome = Outcome::change(text(wanted), false, reason);
+                return (finish("timeout", text(configured), outcome), wanted);
             }
             let found = counted(self.found_late, "later answer");
             return proposal(Outcome::keep(format!(
@@ -196,7 +201,8 @@ impl Facts<'_> {
         tails.max_by_key(|(tail, _)| *tail).or_else(all)
     }
 
-    fn slow(&self) -> Proposal {
+    /// The proposal for `slow`: at most half of `timeout`, so that there is evidence before an answer is missing.
+    fn slow(&self, timeout: Duration) -> Proposal {
         let configured = self.configured.slow;
         let proposal = |outcome| finish("slow", text(configured), outcome);
         let small = self.sum.scans_of(|size| !size.is_large());
@@ -210,7 +216,7 @@ impl Facts<'_> {
             .filter(|_| large.count() >= CLASS_ANSWERS_MIN);
         let for_large = nice(large.unwrap_or_default() / SLOW_LARGE_FACTOR);
         let wanted = nice(most * SLOW_FACTOR).max(for_large).max(SLOW_MIN);
-        let wanted = wanted.min(self.configured.timeout.max(configured));
+        let wanted = wanted.min(timeout / SLOW_DIVISOR);
         let slow_share = share(small.longer_than(configured), count);
         let usual = format!(
             "99 % of {} about mail below 1 MiB came within {}",
@@ -327,9 +333,11 @@ fn nice(duration: Duration) -> Duration {
         .flat_map(|ten| SHORT_STEPS.map(|step| Duration::from_millis(step * ten)));
     let short = short.filter(|step| step.as_secs() < 60);
     let mut steps = short.chain(LONG_STEPS_SECONDS.map(Duration::from_secs));
-    steps.find(|step| *step >= duration).unwrap_or_else(|| {
-        Duration::from_secs(duration.as_secs().div_ceil(3600).saturating_mul(3600))
-    })
+    let hours = || {
+        let hours = duration.as_millis().div_ceil(3_600_000);
+        Duration::from_secs(u64::try_from(hours).unwrap_or(u64::MAX / 3600) * 3600)
+    };
+    steps.find(|step| *step >= duration).unwrap_or_else(hours)
 }
 
 /// A duration as in the configuration.
