@@ -14,6 +14,8 @@ pub const PROPOSAL_ANSWERS_MIN: u64 = 500;
 const CLASS_ANSWERS_MIN: u64 = 100;
 /// Share of answers that may take longer than `timeout` before another is proposed: 0.1 %.
 const LATE_SHARE_MAX: f64 = 0.001;
+/// Answers longer than `timeout` before another is proposed: with fewer than 10, their share is chance.
+const LATE_ANSWERS_MIN: u64 = 10;
 /// Share of answers longer than `timeout` from which `timeout` contradicts what was measured: 1 %.
 const LATE_SHARE_CONTRADICTION: f64 = 0.01;
 /// The proposed `timeout`, in the 99.9th percentile of the slowest usual size: twice, as an engine may have a bad day.
@@ -148,27 +150,26 @@ impl Facts<'_> {
         };
         let wanted = nice(tail * TIMEOUT_FACTOR).max(TIMEOUT_MIN);
         let wanted = wanted.min(self.configured.limit.max(configured));
-        let late = self.answers.longer_than(configured);
-        let late_share = share(late, count);
         let most = format!(
             "99.9 % of the answers about mail {of} came within {}",
             shown(tail)
         );
-        if late_share > LATE_SHARE_MAX && wanted > configured {
-            let reason = format!(
-                "{} of {} took longer, and each of them was a missing answer; {most}",
-                percent(late_share),
-                counted(count, "answer")
-            );
-            let contradicts = late_share >= LATE_SHARE_CONTRADICTION;
+        let late = self.late();
+        if let Some((late_share, late)) = &late
+            && wanted > configured
+        {
+            let reason =
+                format!("{late} took longer, and each of them was a missing answer; {most}");
+            let contradicts = *late_share >= LATE_SHARE_CONTRADICTION;
             let outcome = Outcome::change(text(wanted), contradicts, reason);
             return (finish("timeout", text(configured), outcome), wanted);
         }
-        if late_share > LATE_SHARE_MAX && configured >= self.configured.limit {
+        if let Some((_, late)) = &late
+            && configured >= self.configured.limit
+        {
             let reason = format!(
-                "{} of {} took longer, but timeout cannot be longer than limit = {}: raise limit first, if the engine works for longer",
-                percent(late_share),
-                counted(count, "answer"),
+                "{late} took longer, but timeout cannot be longer than limit = {}: raise limit first, if the engine works for \
+                 longer",
                 text(self.configured.limit)
             );
             return proposal(Outcome::keep(reason));
@@ -188,8 +189,31 @@ impl Facts<'_> {
                 "{most}, but {found} found something"
             )));
         }
-        let reason = format!("{most}, {} of {} later", late, counted(count, "answer"));
+        let late = self.answers.longer_than(configured);
+        let reason = format!("{most}, {late} of {} later", counted(count, "answer"));
         proposal(Outcome::keep(reason))
+    }
+
+    /// The largest share of answers later than `timeout`, of all mail or of a usual size, with its words; none if it is small.
+    fn late(&self) -> Option<(f64, String)> {
+        let usual = self.sum.scans.iter();
+        let usual = usual.filter(|(_, latencies)| latencies.count() >= CLASS_ANSWERS_MIN);
+        let sizes = usual.map(|(size, latencies)| (latencies, format!(" about mail {size}")));
+        let groups = std::iter::once((&self.answers, String::new())).chain(sizes);
+        let late = groups.filter_map(|(latencies, of)| {
+            let late = latencies.longer_than(self.configured.timeout);
+            let late_share = share(late, latencies.count());
+            let counts = late >= LATE_ANSWERS_MIN && late_share > LATE_SHARE_MAX;
+            let answers = counted(latencies.count(), "answer");
+            counts.then(|| {
+                (
+                    late_share,
+                    format!("{} of {answers}{of}", percent(late_share)),
+                )
+            })
+        });
+        // Of two equal shares, that of all mail is named.
+        late.reduce(|one, other| if other.0 > one.0 { other } else { one })
     }
 
     /// The longest 99.9th percentile of all usual sizes, and that size.

@@ -9,7 +9,7 @@ use crate::measure::Latencies;
 use crate::measure::proposal::grouped;
 
 /// Most rows with scans: with more, the steps get longer.
-const CHART_ROWS_MAX: usize = 12;
+const CHART_ROWS_MAX: usize = 16;
 /// Width of a chart that goes to a file or a program.
 const CHART_WIDTH_DEFAULT: usize = 80;
 /// Width of the longest bar, at least.

@@ -107,6 +107,7 @@ impl EngineMeasured {
             terminal.line("")?;
             self.show_sizes(&sum.scans, terminal)?;
         }
+        terminal.line("")?;
         let missed = sum.missed.iter();
         let missed = missed.map(|(reason, l)| format!("{} {reason}", grouped(l.count())));
         let missed: Vec<String> = missed.collect();

@@ -122,6 +122,9 @@ fn each_size_is_looked_at() {
         (&[(99, 30 * SECOND)][..], ["keep", "keep"]),
         (&[(100, 4 * SECOND)], ["keep", "keep"]),
         (&[(200, 9 * SECOND)], ["20s!", "keep"]),
+        // Ten late answers are enough if they are many for their size.
+        (&[(991, SECOND), (9, 6 * SECOND)], ["keep", "keep"]),
+        (&[(990, SECOND), (10, 6 * SECOND)], ["20s!", "keep"]),
     ] {
         let mut times = scans(&[(9000, 10)]);
         add(&mut times, 0, Measured::Scan, "below-10m", large);

@@ -27,7 +27,7 @@ impl Measuring {
     fn configure(&self, lines: &str) {
         let text = format!(
             "[relay]\nhostname = \"relay.example\"\n[store]\npath = \"store\"\n[admin]\nsocket = \"none.sock\"\n\
-             [[engine]]\nname = \"clamd\"\nkind = \"clamd\"\nclass = \"av\"\naddresses = [\"127.0.0.1:3310\"]\n{lines}"
+             [[engine]]\nname = \"clamd\"\nkind = \"clamd\"\nclass = \"av\"\naddress = [\"127.0.0.1:3310\"]\n{lines}"
         );
         std::fs::write(self.0.config(), text).expect("writes");
     }
