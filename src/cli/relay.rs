@@ -8,7 +8,7 @@ use serde_json::json;
 use super::control::{self, Answer};
 use super::exit::{CliError, Exit, Outcome};
 use super::terminal::{Terminal, count, safe};
-use super::{person, settings};
+use super::{engine, person, settings};
 use crate::admin::Reloaded;
 use crate::app;
 use crate::config::Config;
@@ -86,6 +86,7 @@ pub(super) fn check_config(given: Option<&Path>, terminal: &mut Terminal<'_>) ->
 fn fine(config: &Config, file: Option<&str>, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     let mut warnings = config.warnings.clone();
     warnings.extend(app::advice(config));
+    warnings.extend(engine::warnings(config, terminal.now));
     if terminal.json {
         return terminal.json(&json!({
             "ok": true, "file": file, "version": config.version, "warnings": warnings, "problems": [],

@@ -14,6 +14,7 @@ mod logins;
 mod pacing;
 mod recovery;
 mod room;
+mod scan_times;
 mod scripted;
 mod simulation;
 mod stand_ins;

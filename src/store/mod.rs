@@ -19,6 +19,7 @@ pub mod incidents;
 mod interceptors;
 mod lane;
 mod late;
+pub mod late_scans;
 mod log;
 pub mod measures;
 mod record;
