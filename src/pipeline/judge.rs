@@ -15,6 +15,7 @@ use crate::observation::ScanReason;
 use crate::policy::{Facts, Group, Policy};
 use crate::scan::{ScanRequest, Scanner};
 use crate::store::Record;
+use crate::store::basis::Basis;
 use crate::verdict::{Decision, Disposition, Report, Verdict};
 
 /// The decisions about a message, with the reports that led to them.
@@ -30,6 +31,8 @@ pub struct Judgement {
     pub reputation: Option<SenderReputation>,
     /// For the history; `None` if this process has not inspected the message.
     pub described: Option<Arc<Described>>,
+    /// For the history: what policy knew, in the pass in which it decided.
+    pub basis: Option<Basis>,
 }
 
 /// The conditions of one scan of a message.
@@ -154,12 +157,14 @@ impl Asking<'_> {
                 known.map(|(of, subject, inspected)| {
                     let reason = self.terms.scan_reason;
                     let looked = interception.look(message, of, &subject, reason);
-                    (looked, Arc::new(Described::of(&inspected, subject)))
+                    let described = Arc::new(Described::of(&inspected, subject));
+                    (looked, (described, inspected))
                 })
             }
             None => None,
         };
-        let (looked, described) = looked.unzip();
+        let (looked, known) = looked.unzip();
+        let (described, inspected) = known.unzip();
         if let Some(LookedUp {
             held: Some((rule, reason)),
             reputation,
@@ -170,6 +175,7 @@ impl Asking<'_> {
                 spent: self.terms.spent + began.elapsed(),
                 reputation: Some(*reputation),
                 described,
+                basis: Some(self.basis(message, &[])),
                 ..self.held(message, rule, reason)
             };
         }
@@ -178,10 +184,17 @@ impl Asking<'_> {
             .scanner
             .scan_inspected(request, inspection.clone())
             .await;
-        let attachments = match self.policy.looks_at_attachments() {
-            true => attachments(message, &inspection, deadline).await,
-            false => Vec::new(),
+        let attachments = match (inspected, self.policy.looks_at_attachments()) {
+            (Some(inspected), true) => inspected.attachments().collect(),
+            // One more than the history keeps, so that it says that there are more.
+            (Some(inspected), false) => {
+                let first = inspected.attachments().take(Basis::ATTACHMENTS_MAX + 1);
+                first.collect()
+            }
+            (None, true) => attachments(message, &inspection, deadline).await,
+            (None, false) => Vec::new(),
         };
+        let basis = self.basis(message, &attachments);
         let groups = self.policy.decide(Facts {
             envelope: &message.envelope,
             size: message.content.len() as u64,
@@ -200,7 +213,13 @@ impl Asking<'_> {
             spent: self.terms.spent + began.elapsed(),
             reputation: looked.map(|l| l.reputation),
             described,
+            basis: Some(basis),
         }
+    }
+
+    fn basis(&self, message: &Message, attachments: &[AttachmentFact]) -> Basis {
+        let again = self.terms.scan_reason != ScanReason::Fresh;
+        Basis::new(again, message.envelope.origin.user.as_deref(), attachments)
     }
 
     fn request(
@@ -241,6 +260,7 @@ impl Asking<'_> {
             spent: Duration::ZERO,
             reputation: None,
             described: None,
+            basis: None,
         }
     }
 }
@@ -291,5 +311,5 @@ async fn attachments(
     deadline: Deadline,
 ) -> Vec<AttachmentFact> {
     let inspected = inspect(message, inspection, deadline).await;
-    inspected.map(|i| i.attachments()).unwrap_or_default()
+    inspected.map_or_else(Vec::new, |inspected| inspected.attachments().collect())
 }

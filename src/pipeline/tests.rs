@@ -160,6 +160,7 @@ fn passed(groups: Vec<(Disposition, Vec<usize>, GroupOutcome)>) -> Passed {
         spent: Duration::ZERO,
         reputation: None,
         described: None,
+        basis: None,
     };
     let mut ends = Vec::new();
     for (disposition, recipients, end) in groups {
@@ -583,6 +584,7 @@ async fn a_delivery_ends_before_the_lease_does() {
         spent: Duration::ZERO,
         reputation: None,
         described: None,
+        basis: None,
     };
     let lease = lanes::lease(&generation.budget);
     let began = Instant::now();

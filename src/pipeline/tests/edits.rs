@@ -36,6 +36,7 @@ fn judged(reports: Vec<Report>) -> Judgement {
         spent: Duration::ZERO,
         reputation: None,
         described: None,
+        basis: None,
     }
 }
 
