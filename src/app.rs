@@ -272,6 +272,7 @@ impl Running {
         let work = self.core.pipeline.drained(deadline).await;
         let lanes = deadline.run(self.lanes.wait()).await.is_ok();
         let history = async {
+            self.core.pipeline.look_around().await;
             self.core.pipeline.write_measures().await;
             self.core.history.close().await;
         };

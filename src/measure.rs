@@ -1,12 +1,18 @@
 //! Measured durations: how many of each kind there were, on a scale of 8 steps an octave, so that a percentile is at most 12.5 %
 //! too long. The scale is that of HdrHistogram (Tene, 2014) with 3 significant bits; all numbers are integers.
 
+mod late;
+mod size;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use late::LateScan;
+pub use size::SizeClass;
 
 /// Length of the periods in which measures are kept: 600 s. An hour has six, so that "the same hour a week ago" is six periods.
 pub const MEASURE_PERIOD: Duration = Duration::from_secs(600);
@@ -104,9 +110,11 @@ fn upper(step: u16) -> Duration {
 pub enum Measured {
     /// Scans that an engine answered, from the start of the scan to its answer, also after `timeout`. By engine and size.
     Scan,
-    /// Waits for a slot of an engine, of messages that got one. By engine and size.
+    /// Waits for a slot of an engine, of fresh messages that got one. By engine and size.
     Wait,
-    /// Scans without an answer, from the start to the failure or the loss of the scan. By engine and reason.
+    /// Missing answers. By engine and reason: the scans that ended without an answer ([`MISSED_FAILED`], [`MISSED_BROKEN`],
+    /// [`MISSED_LOST`]), from their start to their end, and the messages that got no scan (`busy`, `parked`, `breaker-open` and
+    /// so on, as in a report), from the question to the refusal.
     Missed,
     /// Delays of valid mail, from the end of data to the delivery. By lane.
     Delay,
@@ -127,6 +135,13 @@ impl Measured {
     }
 }
 
+/// The class of scans that failed: the engine was unreachable, or answered with an error.
+pub const MISSED_FAILED: &str = "failed";
+/// The class of scans whose connection the engine closed.
+pub const MISSED_BROKEN: &str = "broken";
+/// The class of scans that the engine did not end within its limit.
+pub const MISSED_LOST: &str = "lost";
+
 /// The name of a series.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Series {
@@ -138,9 +153,12 @@ pub struct Series {
     pub class: Cow<'static, str>,
 }
 
-/// Durations measured since the last write, for all series.
+/// What was measured since the last write: durations for all series, and late scans.
 #[derive(Debug, Default)]
-pub struct Measures(Mutex<Vec<(Series, Latencies)>>);
+pub struct Measures {
+    series: Mutex<Vec<(Series, Latencies)>>,
+    late_scans: Mutex<Vec<LateScan>>,
+}
 
 impl Measures {
     /// Adds a duration to a series. Takes one lock, and allocates nothing if the series exists.
@@ -187,7 +205,7 @@ impl Measures {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(Series, Latencies)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.series.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -30,6 +30,7 @@ mod pressure;
 mod recent;
 mod recovery;
 mod room;
+mod scan_times;
 mod settle;
 mod suspicion;
 mod taken;

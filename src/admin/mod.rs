@@ -13,7 +13,7 @@
 //! | `POST /control/reload` | socket | [`Reloaded`] as JSON; 422 when refused |
 //! | `POST /control/drain` | socket | 202 |
 //! | `POST /control/act?…` | socket | 202; logs an [`Act`] that a command has done in the store, and wakes |
-//! | `POST /control/flush` | socket | 202 when the history and the incident log can be read up to now |
+//! | `POST /control/flush` | socket | 202 when the history, the measures and the incident log can be read up to now |
 //!
 //! The TCP address is read-only. A change needs access to the unix socket, which belongs to the relay's user alone (mode
 //! 0600). Both surfaces call [`Control`], which the composition root implements.

@@ -133,6 +133,7 @@ impl Control for Core {
     }
 
     async fn flush(&self) {
+        self.pipeline.write_measures().await;
         self.history.flush().await;
         self.incidents.flush().await;
     }

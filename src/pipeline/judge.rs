@@ -142,7 +142,9 @@ impl Pipeline {
             interception: Some(&self.interception),
             terms,
         };
-        asking.judge(message, deadline).await
+        let judgement = asking.judge(message, deadline).await;
+        self.measure_refusals(&judgement.reports);
+        judgement
     }
 }
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Pipeline;
 use crate::deadline::{Deadline, wall_clock};
 use crate::measure::Measures;
-use crate::store::measures;
+use crate::store::{StoreError, late_scans, measures};
 
 /// Interval between two writes: 60 s. A crash loses at most one interval.
 const MEASURE_WRITE_INTERVAL: Duration = Duration::from_secs(60);
@@ -39,18 +39,30 @@ impl Pipeline {
     ///
     /// Cancel safety: a write that has begun goes on.
     pub async fn write_measures(&self) {
-        let taken = self.measures.take();
-        if taken.is_empty() {
+        let (taken, late) = (self.measures.take(), self.measures.take_late());
+        if taken.is_empty() && late.is_empty() {
             return;
         }
         let (path, at) = (self.history.path().to_owned(), wall_clock());
-        let write = move || match measures::add(&path, at, &taken) {
-            Ok(()) => None,
-            Err(error) => Some((taken, error)),
+        let write = move || {
+            let series = measures::add(&path, at, &taken).map_err(|error| (taken, error));
+            let scans = late_scans::add(&path, &late).map_err(|error| (late, error));
+            (series.err(), scans.err())
         };
-        if let Ok(Some((taken, error))) = tokio::task::spawn_blocking(write).await {
-            tracing::warn!(%error, "measured durations could not be written; the relay tries again");
+        let Ok((series, scans)) = tokio::task::spawn_blocking(write).await else {
+            return;
+        };
+        if let Some((taken, error)) = series {
+            not_written(&error);
             self.measures.put_back(taken);
         }
+        if let Some((late, error)) = scans {
+            not_written(&error);
+            self.measures.put_late_back(late);
+        }
     }
+}
+
+fn not_written(error: &StoreError) {
+    tracing::warn!(%error, "measured durations could not be written; the relay tries again");
 }

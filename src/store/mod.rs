@@ -20,6 +20,7 @@ pub mod history;
 pub mod incidents;
 mod interceptors;
 mod lane;
+pub mod late_scans;
 mod log;
 pub mod measures;
 mod record;

@@ -5,6 +5,7 @@ mod turns;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::measure::SizeClass;
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Identity, SenderReputation, Trait};
 use crate::observation::{Evidence, Observed, ScanReason};
@@ -520,6 +521,7 @@ impl World {
                 fingerprint: fingerprint.clone(),
                 reputation: SenderReputation::Unknown,
                 scan_reason: ScanReason::Fresh,
+                size: SizeClass::Tiny,
                 arrived: now,
                 started: now,
                 at: now,

@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::trust::Level;
 use super::{Gate, GateRefusal, GateRequest, Scan, Ticket};
 use crate::ablation::{Mechanism, without};
+use crate::measure::SizeClass;
 use crate::message::{MessageId, SenderReputation};
 use crate::observation::ScanReason;
 use crate::scan::FairnessKey;
@@ -73,6 +74,7 @@ impl Gate {
                 timed_out_before: false,
                 fairness_key: FairnessKey::default(),
                 large: false,
+                size: SizeClass::Tiny,
                 arrived: now,
             },
             level: Level::Proven,

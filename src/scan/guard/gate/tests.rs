@@ -8,6 +8,7 @@ mod stall;
 use proptest::prelude::*;
 
 use super::*;
+use crate::measure::SizeClass;
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Identity, MessageId, SenderReputation, Trait};
 use crate::observation::ScanReason;
@@ -56,6 +57,7 @@ fn gate_request(now: Instant, attachment: u64, reputation: SenderReputation) -> 
         timed_out_before: false,
         fairness_key: fairness_key(attachment),
         large: false,
+        size: SizeClass::Tiny,
         arrived: now,
     }
 }
