@@ -16,6 +16,7 @@ mod room;
 mod scripted;
 mod simulation;
 mod stand_ins;
+mod whatif;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
