@@ -33,6 +33,7 @@ mod recovery;
 mod room;
 mod scan_times;
 mod settle;
+mod shadow;
 mod suspicion;
 mod taken;
 #[cfg(test)]
@@ -73,6 +74,7 @@ use persist::may_pass;
 pub use pressure::Pressure;
 use recent::Recent;
 use settle::Custody;
+pub use shadow::ShadowView;
 use suspicion::SharedInterception;
 pub use watch::Watch;
 
@@ -115,6 +117,7 @@ pub struct Pipeline {
     incidents: Arc<Incidents>,
     interception: SharedInterception,
     recent: Recent,
+    shadow: shadow::Slot,
     memory: MemoryBudget,
     measures: Measures,
     rate: pressure::Rate,
@@ -462,6 +465,7 @@ impl Pipeline {
             incidents,
             interception: SharedInterception::new(intercept),
             recent: Recent::default(),
+            shadow: shadow::Slot::default(),
             memory: MemoryBudget::new(in_flight_bytes),
             measures: Measures::default(),
             rate: pressure::Rate::default(),
@@ -503,12 +507,5 @@ impl Pipeline {
     pub fn wake(&self) {
         self.generation.load().delivery.nudge();
         self.wake.notify_waiters();
-    }
-
-    /// Waits until `deadline` for work that continues after its 250; returns whether all of it ended. Unfinished work is stored
-    /// and continues after the next start. Cancel safety: safe.
-    pub async fn drained(&self, deadline: Deadline) -> bool {
-        self.tasks.close();
-        deadline.run(self.tasks.wait()).await.is_ok()
     }
 }

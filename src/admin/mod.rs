@@ -9,9 +9,12 @@
 //! | `GET /status` | socket | [`Status`] as JSON |
 //! | `GET /waits` | socket | [`Waits`] as JSON |
 //! | `GET /engines` | socket | [`Health`] of each engine as JSON |
+//! | `GET /config` | socket | [`InForce`] as JSON |
+//! | `GET /shadow` | socket | [`ShadowView`] as JSON; `null` without a shadow |
 //! | `POST /control/engine?…` | socket | [`EngineAsked`]: [`EngineActed`] after a drain or resume, [`Tested`] after a test; 404 with one line if the engine or the act is refused |
 //! | `POST /control/notify?…` | socket | [`Tested`](notify::Tested) of each way as JSON; 404 with one line for an unknown name |
 //! | `POST /control/reload` | socket | [`Reloaded`] as JSON; 422 when refused |
+//! | `POST /control/shadow?file=…` | socket | [`Reloaded`] as JSON; 422 when refused. Without `file`: ends the shadow, and answers as `GET /shadow` |
 //! | `POST /control/drain` | socket | 202 |
 //! | `POST /control/act?…` | socket | 202; logs an [`Act`] that a command has done in the store, and wakes |
 //! | `POST /control/flush` | socket | 202 when the history, the measures and the incident log can be read up to now |
@@ -47,6 +50,7 @@ use crate::deadline::Deadline;
 use crate::delivery::HopStatus;
 use crate::measure::DelayComparison;
 use crate::notify;
+use crate::pipeline::ShadowView;
 use crate::scan::{BadTerms, DrainTerms, Health};
 use crate::store::{Held, Lane, LaneStats, LateMail, Recovery, StoreError};
 use crate::telemetry;
@@ -105,6 +109,22 @@ pub trait Control: Send + Sync + 'static {
     /// Reads the configuration again. Returns the changes, or every problem; with a problem nothing has changed.
     fn reload(&self) -> impl Future<Output = Result<Vec<String>, Vec<String>>> + Send;
 
+    /// The configuration in force.
+    fn config(&self) -> InForce;
+
+    /// Has the configuration of a file decide about each new message too, and changes nothing else. Returns its differences to
+    /// the configuration in force, or every problem; with a problem, the shadow stays as it is.
+    fn begin_shadow(
+        &self,
+        file: PathBuf,
+    ) -> impl Future<Output = Result<Vec<String>, Vec<String>>> + Send;
+
+    /// Ends the shadow, and returns what it has seen; none if there is no shadow.
+    fn end_shadow(&self) -> Option<ShadowView>;
+
+    /// What the shadow has seen; none if there is no shadow.
+    fn shadow(&self) -> Option<ShadowView>;
+
     /// Makes the relay accept no new mail, finish the mail in flight, and exit. Returns at once.
     fn drain(&self);
 
@@ -122,7 +142,7 @@ pub struct Act {
     #[serde(default)]
     pub who: String,
     /// The act: `release`, `delete`, `export`, `retry`, `intercept-add`, `intercept-remove`, `engine-drain`, `engine-resume`,
-    /// `engine-test`, `notify-test`, `reload`, `drain`.
+    /// `engine-test`, `notify-test`, `reload`, `shadow`, `shadow-off`, `drain`.
     pub act: String,
     /// The objects of the act, at most [`Act::OBJECTS_NAMED_MAX`] of them.
     #[serde(default)]
@@ -262,6 +282,17 @@ impl Stored {
             }
         }
     }
+}
+
+/// The configuration in force, as the relay read it; its file may have changed since.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForce {
+    /// The file; none for the built-in defaults.
+    pub file: Option<PathBuf>,
+    /// The version, as in every decision.
+    pub version: String,
+    /// Every key with its value as TOML.
+    pub settings: Vec<(String, String)>,
 }
 
 /// A request for an act on an engine.

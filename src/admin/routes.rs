@@ -1,5 +1,6 @@
 //! The paths of the two surfaces.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Query, State};
@@ -26,6 +27,9 @@ pub(super) fn control<C: Control>(control: Arc<C>) -> Router {
         .route("/status", get(status))
         .route("/waits", get(waits))
         .route("/engines", get(engines))
+        .route("/config", get(config))
+        .route("/shadow", get(shadow))
+        .route("/control/shadow", post(change_shadow))
         .route("/control/engine", post(engine))
         .route("/control/notify", post(notify))
         .route("/control/reload", post(reload))
@@ -196,6 +200,42 @@ impl Person {
             detail: String::new(),
         }
         .tell();
+    }
+}
+
+async fn config<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse {
+    Json(control.config())
+}
+
+async fn shadow<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse {
+    Json(control.shadow())
+}
+
+/// The file of a shadow.
+#[derive(Debug, Deserialize)]
+struct ShadowFile {
+    #[serde(default)]
+    file: Option<PathBuf>,
+}
+
+async fn change_shadow<C: Control>(
+    State(control): State<Arc<C>>,
+    Query(person): Query<Person>,
+    Query(wanted): Query<ShadowFile>,
+) -> Response {
+    let Some(file) = wanted.file else {
+        let ended = control.end_shadow();
+        person.tell("shadow-off", ended.is_some());
+        return Json(ended).into_response();
+    };
+    let begun = control.begin_shadow(file).await;
+    person.tell("shadow", begun.is_ok());
+    match begun {
+        Ok(changes) => Json(Reloaded::Changes(changes)).into_response(),
+        Err(problems) => {
+            let refused = Json(Reloaded::Problems(problems));
+            (StatusCode::UNPROCESSABLE_ENTITY, refused).into_response()
+        }
     }
 }
 

@@ -102,6 +102,22 @@ impl Control for Fake {
         }
     }
 
+    fn config(&self) -> InForce {
+        InForce::default()
+    }
+
+    async fn begin_shadow(&self, file: PathBuf) -> Result<Vec<String>, Vec<String>> {
+        Err(vec![format!("{} is not there", file.display())])
+    }
+
+    fn end_shadow(&self) -> Option<ShadowView> {
+        None
+    }
+
+    fn shadow(&self) -> Option<ShadowView> {
+        None
+    }
+
     fn drain(&self) {
         self.drained.store(true, Ordering::SeqCst);
     }

@@ -1,15 +1,21 @@
 //! What the admin surfaces ask of a running relay: status, engines, reload, drain.
 
-use crate::admin::{Control, EngineAsked, Late, ListenerStatus, Status, Stored, Tested, Waits};
+use std::path::PathBuf;
+
+use crate::admin::{
+    Control, EngineAsked, InForce, Late, ListenerStatus, Status, Stored, Tested, Waits,
+};
+use crate::config::{self, Config};
 use crate::deadline::wall_clock;
 use crate::incident::{self, Incident, Subject};
 use crate::notify;
-use crate::pipeline::Generation;
+use crate::pipeline::{Generation, ShadowView};
 use crate::scan::{Drain, DrainTerms, Guarded, Health, NotDrained, Passed};
 use crate::store::Store;
+use crate::whatif::Terms;
 
 use super::Core;
-use super::reload::{Files, Next};
+use super::reload::{self, Files, Next};
 
 impl Control for Core {
     async fn status(&self) -> Status {
@@ -134,12 +140,51 @@ impl Control for Core {
         let build = move |files| Next::build(files, &before);
         let next = self.readings.read(self.path.clone(), Files::read, build);
         let next = next.await;
-        let applied = next.and_then(|next| self.apply(next));
+        let mut applied = next.and_then(|next| self.apply(next));
+        if let (Ok(difference), Some(shadow)) = (&mut applied, self.pipeline.shadow()) {
+            let file = shadow.file.display();
+            difference.push(format!(
+                "the shadow {file} goes on, beside the new configuration"
+            ));
+        }
         match &applied {
             Ok(difference) => tracing::info!(?difference, "reloaded"),
             Err(problems) => tracing::error!(?problems, "reload refused, nothing changed"),
         }
         applied
+    }
+
+    fn config(&self) -> InForce {
+        let config = self.lock();
+        InForce {
+            file: self.path.clone(),
+            version: config.version.to_string(),
+            settings: config.shown().to_vec(),
+        }
+    }
+
+    async fn begin_shadow(&self, file: PathBuf) -> Result<Vec<String>, Vec<String>> {
+        let check = |config: Config| {
+            let problems = super::check(&config);
+            match problems.is_empty() {
+                true => Ok(config),
+                false => Err(problems),
+            }
+        };
+        let config = self.readings.read(Some(file.clone()), reload::read, check);
+        let config = config.await?;
+        let difference = config::diff(&self.lock(), &config);
+        let terms = Terms::new(&config.policy, &config.engines, config.version.clone());
+        self.pipeline.begin_shadow(file, config.version, terms);
+        Ok(difference)
+    }
+
+    fn end_shadow(&self) -> Option<ShadowView> {
+        self.pipeline.end_shadow()
+    }
+
+    fn shadow(&self) -> Option<ShadowView> {
+        self.pipeline.shadow()
     }
 
     fn drain(&self) {

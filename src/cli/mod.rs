@@ -6,6 +6,7 @@
 
 mod control;
 mod demo;
+mod diff;
 mod engine;
 mod exit;
 mod explain;
@@ -32,6 +33,7 @@ mod terminal;
 mod user;
 mod waits;
 mod watch;
+mod whatif;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -88,7 +90,15 @@ enum Command {
     Run,
     /// Check a configuration, and print every problem in it
     #[command(after_help = exit::HELP)]
-    CheckConfig,
+    CheckConfig(relay::CheckConfig),
+    /// Show what a configuration (--config) would have decided about recorded mail
+    ///
+    /// Each recorded decision is decided again under the rules, thresholds, coverage, weights and
+    /// timeouts of the configuration, with the answers that the engines gave then. Nothing is
+    /// changed. With --shadow, the running relay decides about new mail under another configuration
+    /// too, until --shadow-off or its restart; a shadow has no timeouts of its own.
+    #[command(after_help = exit::HELP)]
+    WhatIf(whatif::WhatIf),
     /// Make the running relay read its configuration again
     ///
     /// The relay checks the new configuration first. If it finds problems, the command prints all of
@@ -188,10 +198,11 @@ fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
     let given = cli.global.config.as_deref();
     match &cli.command {
         Command::Run => relay::run(given),
-        Command::CheckConfig => relay::check_config(given, terminal),
+        Command::CheckConfig(command) => relay::check_config(command, given, terminal),
         Command::User(command) => user::run(command, given, terminal),
         Command::Completions(command) => manual::completions(command, Cli::command(), terminal),
         Command::Man(command) => manual::man(command, Cli::command(), terminal),
+        Command::WhatIf(command) => wait(whatif::run(command, given, terminal)),
         Command::Demo => wait(demo::run(terminal)),
         Command::Reload(socket) => wait(relay::reload(&socket.path(given)?, terminal)),
         Command::Drain(socket) => wait(relay::drain(&socket.path(given)?, terminal)),

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::control::{self, Answer};
 use super::exit::{CliError, Exit, Outcome};
 use super::terminal::{Terminal, count, safe};
-use super::{engine, person, settings};
+use super::{diff, engine, person, settings};
 use crate::admin::Reloaded;
 use crate::app;
 use crate::config::Config;
@@ -57,8 +57,22 @@ pub(super) fn run(given: Option<&Path>) -> Outcome {
     })
 }
 
-/// Prints all problems of the configuration, or a summary if there are none.
-pub(super) fn check_config(given: Option<&Path>, terminal: &mut Terminal<'_>) -> Outcome {
+#[derive(Debug, Args)]
+pub(super) struct CheckConfig {
+    /// Explain the changes from the configuration in force to this one instead, or from the file OLD
+    #[arg(long, value_name = "OLD", num_args = 0..=1)]
+    diff: Option<Option<PathBuf>>,
+}
+
+/// Prints all problems of the configuration, or a summary if there are none; or explains its changes.
+pub(super) fn check_config(
+    command: &CheckConfig,
+    given: Option<&Path>,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    if let Some(old) = &command.diff {
+        return super::wait(diff::run(old.as_deref(), given, terminal));
+    }
     let path = settings::path(given);
     let file = path.as_ref().map(|path| path.display().to_string());
     let (config, problems) = match settings::read(path.as_deref()) {

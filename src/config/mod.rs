@@ -10,6 +10,7 @@
 mod change;
 mod checks;
 mod document;
+mod effect;
 mod other_servers;
 mod problem;
 mod reader;
@@ -28,7 +29,7 @@ use sha2::{Digest, Sha256};
 use crate::deadline::Budget;
 use crate::{admin, delivery, intercept, listener, notify, policy, quarantine, scan, store};
 
-pub use change::{diff, settings_that_need_restart};
+pub use change::{Difference, Shown, diff, explain, settings_that_need_restart};
 pub use problem::{Problem, Problems, SourceLocation};
 pub use sections::{LogFormat, RelaySettings};
 
@@ -75,6 +76,13 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// Every key with its value as TOML, in the order of reading, for [`diff`].
     shown: Vec<(String, String)>,
+}
+
+impl Config {
+    /// Every key with its value as TOML, in the order of reading, for [`explain`].
+    pub fn shown(&self) -> &Shown {
+        &self.shown
+    }
 }
 
 /// Reads and checks a configuration. Without a path, returns the built-in defaults.

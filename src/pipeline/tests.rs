@@ -18,6 +18,7 @@ mod scan_times;
 mod scripted;
 mod simulation;
 mod stand_ins;
+mod whatif;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -162,6 +163,7 @@ fn passed(groups: Vec<(Disposition, Vec<usize>, GroupOutcome)>) -> Passed {
         spent: Duration::ZERO,
         reputation: None,
         described: None,
+        basis: None,
     };
     let mut ends = Vec::new();
     for (disposition, recipients, end) in groups {
@@ -586,6 +588,7 @@ async fn a_delivery_ends_before_the_lease_does() {
         spent: Duration::ZERO,
         reputation: None,
         described: None,
+        basis: None,
     };
     let lease = lanes::lease(&generation.budget);
     let began = Instant::now();

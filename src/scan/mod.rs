@@ -68,6 +68,23 @@ impl Settings {
     pub fn always(&self) -> Vec<RequestedEdit> {
         edit::grant(self.kind.always(), self.edits, false)
     }
+
+    /// The number of replicas. Each has its own `slots`.
+    pub fn replicas(&self) -> usize {
+        match &self.kind {
+            engine::Kind::Clamd { addresses, .. }
+            | engine::Kind::Spamd { addresses, .. }
+            | engine::Kind::Milter { addresses, .. } => addresses.len(),
+            engine::Kind::Rspamd { addresses, .. }
+            | engine::Kind::Http { addresses, .. }
+            | engine::Kind::Icap { addresses, .. } => addresses.len(),
+            engine::Kind::Command(_)
+            | engine::Kind::Rules { .. }
+            | engine::Kind::Attachment(_)
+            | engine::Kind::Dns(_)
+            | engine::Kind::Auth(_) => 1,
+        }
+    }
 }
 
 /// Request to scan one message.
@@ -131,7 +148,7 @@ pub struct BadEngine {
 
 /// Wait for the other engines after one engine has found malware. That finding decides; the others may only name the malware
 /// better, so one second is enough.
-const WAIT_AFTER_MALWARE: Duration = Duration::from_secs(1);
+pub const WAIT_AFTER_MALWARE: Duration = Duration::from_secs(1);
 
 /// All configured engines, ready to scan. Cloning shares them.
 #[derive(Debug, Clone)]

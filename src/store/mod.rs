@@ -7,10 +7,12 @@
 
 mod at_work;
 mod audit;
+pub mod basis;
 mod cause;
 mod claim;
 #[cfg(test)]
 pub(crate) mod contract;
+pub mod decisions;
 mod expiry;
 mod filter;
 mod held;

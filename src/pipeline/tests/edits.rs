@@ -37,6 +37,7 @@ fn judged(reports: Vec<Report>) -> Judgement {
         spent: Duration::ZERO,
         reputation: None,
         described: None,
+        basis: None,
     }
 }
 

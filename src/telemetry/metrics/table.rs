@@ -2,7 +2,7 @@
 
 use super::{Kind, Metric, Values};
 use crate::incident;
-use crate::verdict::{Reason, Verdict};
+use crate::verdict::{Disposition, Reason, Verdict};
 
 use Values::{Engines, Listeners, NextHops, NotifyWays, Queues, Words};
 
@@ -121,6 +121,23 @@ pub static ALL: &[Metric] = &[
             Words(|| Verdict::ALL.map(Verdict::as_str).to_vec()),
         )],
         "Messages by verdict, each once, when their scan is done; a scan that is deferred does not count",
+    ),
+    counter(
+        "spillway_shadow_decisions_total",
+        &[
+            (
+                "from",
+                Words(|| Disposition::ALL.map(Disposition::as_str).to_vec()),
+            ),
+            (
+                "to",
+                Words(|| {
+                    let known = Disposition::ALL.map(Disposition::as_str);
+                    known.into_iter().chain(["cannot-say"]).collect()
+                }),
+            ),
+        ],
+        "Messages about which a shadow configuration decided too, by disposition and by that of the shadow; a message whose recipients part ways counts once for each pair",
     ),
     counter(
         "spillway_recipients_total",

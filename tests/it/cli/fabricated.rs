@@ -298,6 +298,7 @@ fn told(record: &Record) -> HistoryEntry {
             .iter()
             .map(|r| r.mailbox.clone())
             .collect(),
+        basis: None,
         client: envelope.origin.client,
         listener: envelope.origin.listener.clone(),
         size: record.size,
