@@ -186,7 +186,7 @@ fn read(text: &str, file: &str, base: &Path, version: Arc<str>) -> Result<Config
 }
 
 /// Names of the sections of a file, in the order of the reference.
-const SECTION_NAMES: [&str; 14] = [
+const SECTION_NAMES: [&str; 15] = [
     "relay",
     "listener",
     "limits",

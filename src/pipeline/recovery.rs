@@ -351,13 +351,15 @@ fn is_removed(generation: &Generation, cause: &Cause) -> bool {
 fn width(generation: &Generation, cause: &Cause, gone: bool) -> usize {
     let mut engines = generation.scanner.engines().iter();
     match cause {
-        // The engine is not asked, so it sets no pace.
-        Cause::Engine(_) if is_passing(generation, cause) => WIDTH_MAX,
         Cause::Engine(name) if gone => {
             let engine = engines.find(|engine| *engine.settings().name == **name);
             engine.map_or(WIDTH_MIN, |engine| {
                 let guard = engine.settings().guard;
-                let width = engine.health().slots * guard.recovery_per_slot;
+                // An engine without which mail passes is not asked, so its slots set no pace.
+                let width = match engine.passes() {
+                    Some(_) => guard.recovery_max,
+                    None => engine.health().slots * guard.recovery_per_slot,
+                };
                 width.min(guard.recovery_max).max(WIDTH_MIN)
             })
         }

@@ -68,23 +68,6 @@ impl Settings {
     pub fn always(&self) -> Vec<RequestedEdit> {
         edit::grant(self.kind.always(), self.edits, false)
     }
-
-    /// The number of replicas. Each has its own `slots`.
-    pub fn replicas(&self) -> usize {
-        match &self.kind {
-            engine::Kind::Clamd { addresses, .. }
-            | engine::Kind::Spamd { addresses, .. }
-            | engine::Kind::Milter { addresses, .. } => addresses.len(),
-            engine::Kind::Rspamd { addresses, .. }
-            | engine::Kind::Http { addresses, .. }
-            | engine::Kind::Icap { addresses, .. } => addresses.len(),
-            engine::Kind::Command(_)
-            | engine::Kind::Rules { .. }
-            | engine::Kind::Attachment(_)
-            | engine::Kind::Dns(_)
-            | engine::Kind::Auth(_) => 1,
-        }
-    }
 }
 
 /// Request to scan one message.

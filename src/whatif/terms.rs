@@ -49,7 +49,7 @@ impl EngineTerms {
             timeout: settings.timeout,
             max_size: settings.max_size,
             wait: settings.wait,
-            slots: settings.slots.saturating_mul(settings.replicas()),
+            slots: settings.slots.saturating_mul(settings.kind.replicas()),
         }
     }
 
@@ -63,6 +63,7 @@ impl EngineTerms {
             signatures: None,
             attempts: 0,
             reused: None,
+            passed: None,
             requested_edits: Vec::new(),
             elapsed: Duration::ZERO,
             waited: Duration::ZERO,

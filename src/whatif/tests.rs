@@ -42,6 +42,7 @@ fn report(engine: &str, milliseconds: u64, answer: Answer) -> Report {
         signatures: None,
         attempts: 1,
         reused: None,
+        passed: None,
         requested_edits: Vec::new(),
         elapsed: Duration::from_millis(milliseconds),
         waited: Duration::ZERO,

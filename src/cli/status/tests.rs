@@ -28,6 +28,7 @@ fn engine(name: &str, breaker: &str) -> Health {
             breaker: breaker.to_owned(),
             running: 0,
             drained: false,
+            drain: None,
             resting: false,
             since: (breaker != "closed").then(|| at(-800)),
             signatures: None,
