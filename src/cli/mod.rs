@@ -9,6 +9,7 @@ mod demo;
 mod engine;
 mod exit;
 mod explain;
+mod explain_key;
 mod id;
 mod incident;
 mod intercept;
@@ -85,7 +86,7 @@ enum Command {
     Run,
     /// Check a configuration, and print every problem in it
     #[command(after_help = exit::HELP)]
-    CheckConfig,
+    CheckConfig(relay::CheckConfig),
     /// Make the running relay read its configuration again
     ///
     /// The relay checks the new configuration first. If it finds problems, the command prints all of
@@ -178,7 +179,7 @@ fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
     let given = cli.global.config.as_deref();
     match &cli.command {
         Command::Run => relay::run(given),
-        Command::CheckConfig => relay::check_config(given, terminal),
+        Command::CheckConfig(command) => relay::check_config(command, given, terminal),
         Command::User(command) => user::run(command, given, terminal),
         Command::Completions(command) => manual::completions(command, Cli::command(), terminal),
         Command::Man(command) => manual::man(command, Cli::command(), terminal),

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::control::{self, Answer};
 use super::exit::{CliError, Exit, Outcome};
 use super::terminal::{Terminal, count, safe, size};
-use super::{person, settings};
+use super::{explain_key, person, settings};
 use crate::admin::{Reloaded, Status, Stored};
 use crate::app;
 use crate::config::Config;
@@ -58,8 +58,22 @@ pub(super) fn run(given: Option<&Path>) -> Outcome {
     })
 }
 
-/// Prints all problems of the configuration, or a summary if there are none.
-pub(super) fn check_config(given: Option<&Path>, terminal: &mut Terminal<'_>) -> Outcome {
+#[derive(Debug, Args)]
+pub(super) struct CheckConfig {
+    /// Explain a key (guard.canaries, engine.timeout) or a section instead: meaning, range, value in force
+    #[arg(long, value_name = "KEY")]
+    explain: Option<String>,
+}
+
+/// Prints all problems of the configuration, or a summary if there are none; or explains a key.
+pub(super) fn check_config(
+    command: &CheckConfig,
+    given: Option<&Path>,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    if let Some(key) = &command.explain {
+        return explain_key::run(key, given, terminal);
+    }
     let path = settings::path(given);
     let file = path.as_ref().map(|path| path.display().to_string());
     let (config, problems) = match settings::read(path.as_deref()) {

@@ -133,7 +133,7 @@ fn order(list: &str, old: &Config, new: &Config) -> Option<String> {
     (before != after).then(|| format!("{list}: the order is now {}", is.join(", ")))
 }
 
-fn at_start(key: &str) -> bool {
+pub(super) fn at_start(key: &str) -> bool {
     RESTART_KEY_PREFIXES
         .iter()
         .any(|prefix| match prefix.split_once('*') {

@@ -1,6 +1,7 @@
 //! What was kept for a cause that is gone goes on: nothing keeps it waiting, and nobody else has it meanwhile.
 
 mod turns;
+mod width;
 
 use tokio_util::sync::CancellationToken;
 
