@@ -23,7 +23,7 @@ pub(super) async fn run(
         Some(file) => of_file(file)?,
         None => in_force(&new.admin.socket).await?,
     };
-    let differences = config::explain(&old.settings, new.shown());
+    let differences = config::differences(&old.settings, new.shown());
     let file = path.map(|path| path.display().to_string());
     match terminal.json {
         true => terminal.json(&json!({

@@ -10,6 +10,7 @@ mod diff;
 mod engine;
 mod exit;
 mod explain;
+mod explain_key;
 mod id;
 mod incident;
 mod intercept;

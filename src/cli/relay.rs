@@ -8,7 +8,7 @@ use serde_json::json;
 use super::control::{self, Answer};
 use super::exit::{CliError, Exit, Outcome};
 use super::terminal::{Terminal, count, safe};
-use super::{diff, engine, person, settings};
+use super::{diff, engine, explain_key, person, settings};
 use crate::admin::Reloaded;
 use crate::app;
 use crate::config::Config;
@@ -62,9 +62,12 @@ pub(super) struct CheckConfig {
     /// Explain the changes from the configuration in force to this one instead, or from the file OLD
     #[arg(long, value_name = "OLD", num_args = 0..=1)]
     diff: Option<Option<PathBuf>>,
+    /// Explain a key (guard.canaries, engine.timeout) or a section instead: meaning, range, value in force
+    #[arg(long, value_name = "KEY", conflicts_with = "diff")]
+    explain: Option<String>,
 }
 
-/// Prints all problems of the configuration, or a summary if there are none; or explains its changes.
+/// Prints all problems of the configuration, or a summary if there are none; or explains its changes, or a key.
 pub(super) fn check_config(
     command: &CheckConfig,
     given: Option<&Path>,
@@ -72,6 +75,9 @@ pub(super) fn check_config(
 ) -> Outcome {
     if let Some(old) = &command.diff {
         return super::wait(diff::run(old.as_deref(), given, terminal));
+    }
+    if let Some(key) = &command.explain {
+        return explain_key::run(key, given, terminal);
     }
     let path = settings::path(given);
     let file = path.as_ref().map(|path| path.display().to_string());

@@ -46,7 +46,7 @@ pub fn diff(old: &Config, new: &Config) -> Vec<String> {
 }
 
 /// The differences between two configurations, with what follows for mail.
-pub fn explain(old: &Shown, new: &Shown) -> Vec<Difference> {
+pub fn differences(old: &Shown, new: &Shown) -> Vec<Difference> {
     let mut effects = effect::Effects::new(old, new);
     let difference = |change: Change| Difference {
         effects: effects.of(&change.key),
@@ -190,7 +190,7 @@ fn order(list: &str, old: &Shown, new: &Shown) -> Option<String> {
     (before != after).then(|| format!("{list}: the order is now {}", is.join(", ")))
 }
 
-fn at_start(key: &str) -> bool {
+pub(super) fn at_start(key: &str) -> bool {
     RESTART_KEY_PREFIXES
         .iter()
         .any(|prefix| match prefix.split_once('*') {

@@ -11,9 +11,11 @@ mod change;
 mod checks;
 mod document;
 mod effect;
+mod explain;
 mod other_servers;
 mod problem;
 mod reader;
+mod reference;
 mod sections;
 #[cfg(test)]
 mod tests;
@@ -29,7 +31,8 @@ use sha2::{Digest, Sha256};
 use crate::deadline::Budget;
 use crate::{admin, delivery, intercept, listener, notify, policy, quarantine, scan, store};
 
-pub use change::{Difference, Shown, diff, explain, settings_that_need_restart};
+pub use change::{Difference, Shown, diff, differences, settings_that_need_restart};
+pub use explain::{DefaultValue, ExplainedKey, Explanation, NotExplained, ValueInForce, explain};
 pub use problem::{Problem, Problems, SourceLocation};
 pub use sections::{LogFormat, RelaySettings};
 
@@ -98,15 +101,7 @@ pub fn load(path: Option<&Path>) -> Result<Config, Problems> {
         return read("", "default configuration", Path::new(""), "default".into());
     };
     let file = path.display().to_string();
-    let text = file_text(path).map_err(|what| {
-        let problem = Problem {
-            place: None,
-            key: String::new(),
-            what,
-            fix: String::new(),
-        };
-        Problems::new(file.clone(), vec![problem])
-    })?;
+    let text = file_text(path).map_err(|what| Problems::of_file(path, what))?;
     let version = Sha256::digest(text.as_bytes());
     let version: String = version.iter().take(6).map(|b| format!("{b:02x}")).collect();
     let folder = path.parent().unwrap_or(Path::new(""));

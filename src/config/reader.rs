@@ -5,6 +5,7 @@
 //! values that a reload compares. No key can be read without taking part in all three.
 
 mod files;
+mod form;
 
 use std::cell::RefCell;
 use std::ops::RangeInclusive;
@@ -157,6 +158,8 @@ impl<'a> Section<'a> {
             value: value.as_ref().map(&show),
             default: default.as_ref().map(&show),
             place: entry.and_then(|entry| self.document.place(entry.span().start)),
+            unit: "text",
+            allowed: None,
         });
         value
     }
@@ -246,6 +249,7 @@ impl<'a> Section<'a> {
             other => Err(expected(other, "true or false")),
         };
         let read = self.read(key, Some(default), bool::to_string, parse);
+        self.takes("true or false", None);
         read.unwrap_or(default)
     }
 
@@ -279,7 +283,9 @@ impl<'a> Section<'a> {
                 usize::to_string,
             )
         };
-        self.read(key, default, usize::to_string, parse)
+        let read = self.read(key, default, usize::to_string, parse);
+        self.takes("whole number", form::range(&range, usize::to_string));
+        read
     }
 
     /// Reads a number that may have a fraction.
@@ -290,14 +296,16 @@ impl<'a> Section<'a> {
         range: RangeInclusive<f64>,
     ) -> Option<f64> {
         let show = |number: &f64| format!("{number:?}");
-        self.read(key, default, show, |value| {
+        let read = self.read(key, default, show, |value| {
             let number: Option<f64> = match value {
                 DeValue::Integer(number) => number.as_str().parse().ok(),
                 DeValue::Float(number) => number.as_str().parse().ok(),
                 other => return Err(expected(other, "a number, without quotes")),
             };
             within(number.filter(|n| range.contains(n)), value, &range, show)
-        })
+        });
+        self.takes("number", form::range(&range, show));
+        read
     }
 
     /// Reads a duration with a unit.
@@ -328,7 +336,9 @@ impl<'a> Section<'a> {
                 show,
             )
         };
-        self.read(key, default, show, parse)
+        let read = self.read(key, default, show, parse);
+        self.takes(form::DURATION, form::range(&range, show));
+        read
     }
 
     /// Reads a size with a unit, in octets.
@@ -339,7 +349,7 @@ impl<'a> Section<'a> {
         range: RangeInclusive<u64>,
     ) -> Option<u64> {
         let show = |value: &u64| format!("\"{}\"", units::show_size(*value));
-        self.read(key, default, show, |value| {
+        let read = self.read(key, default, show, |value| {
             let read = units::size(&quantity(value, "a size: \"64KiB\"")?)?;
             within(
                 Some(read).filter(|v| range.contains(v)),
@@ -347,7 +357,9 @@ impl<'a> Section<'a> {
                 &range,
                 show,
             )
-        })
+        });
+        self.takes(form::SIZE, form::range(&range, show));
+        read
     }
 
     /// Reads one of a few words.
@@ -361,7 +373,9 @@ impl<'a> Section<'a> {
             let word = words.iter().find(|(_, each)| each == value);
             format!("{:?}", word.map_or("", |(word, _)| word))
         };
-        self.read(key, default, show, |value| chosen(&string(value)?, words))
+        let read = self.read(key, default, show, |value| chosen(&string(value)?, words));
+        self.takes("word", form::words(words));
+        read
     }
 
     /// Reads a list of texts; `parse` reads each item. Empty if the key is missing and has no default.
@@ -395,6 +409,7 @@ impl<'a> Section<'a> {
             }
             Ok(good)
         });
+        self.takes("list of texts", None);
         for (at, wrong) in wrongs {
             self.complain_at(self.document.place(at), key, wrong.what, wrong.fix);
         }
@@ -411,7 +426,9 @@ impl<'a> Section<'a> {
             let found = words.iter().find(|(_, each)| each == value);
             found.map_or(String::new(), |(word, _)| (*word).to_owned())
         };
-        self.list(key, None, word, |text| chosen(text, words))
+        let read = self.list(key, None, word, |text| chosen(text, words));
+        self.takes("list of words", form::words(words));
+        read
     }
 
     /// Adds a problem for each of `keys` that the section has although the other keys make it meaningless.

@@ -6,6 +6,7 @@ mod laws;
 mod losses;
 mod shapes;
 mod strikes;
+mod thresholds;
 mod trials;
 
 use std::collections::HashMap;

@@ -348,7 +348,7 @@ fn is_removed(generation: &Generation, cause: &Cause) -> bool {
 }
 
 /// The number of messages that are scanned at once for a cause.
-fn width(generation: &Generation, cause: &Cause, gone: bool) -> usize {
+pub(super) fn width(generation: &Generation, cause: &Cause, gone: bool) -> usize {
     let mut engines = generation.scanner.engines().iter();
     match cause {
         Cause::Engine(name) if gone => {

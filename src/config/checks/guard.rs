@@ -161,7 +161,7 @@ pub(super) fn thresholds(config: &Config, log: &mut Log) {
         let own_key = |engine: &Settings, log: &Log| {
             let keys = contradiction.keys.iter();
             let mut keys = keys.map(|key| format!("engine.{}.{key}", engine.name));
-            keys.find(|key| log.is_written(key))
+            keys.find(|key| log.is_changed(key))
         };
         let mut others = Vec::new();
         for engine in &config.engines {
@@ -175,7 +175,7 @@ pub(super) fn thresholds(config: &Config, log: &mut Log) {
             }
         }
         let keys = contradiction.keys.iter().map(|key| format!("guard.{key}"));
-        let key = keys.into_iter().find(|key| log.is_written(key));
+        let key = keys.into_iter().find(|key| log.is_changed(key));
         let first = others.iter().find(|engine| (contradiction.holds)(engine));
         let is_all = || others.iter().all(|engine| (contradiction.holds)(engine));
         if let (Some(key), Some(engine)) = (key, first)
@@ -194,7 +194,7 @@ fn learner(config: &Config, log: &mut Log) {
     if settings.mode == Mode::Off {
         for key in ["act", "strikes", "min_precision", "min_slow_scans"] {
             let key = format!("intercept.{key}");
-            if log.is_written(&key) {
+            if log.is_changed(&key) {
                 log.warn(
                     &key,
                     "has no effect with mode = \"off\"",
@@ -212,7 +212,7 @@ fn learner(config: &Config, log: &mut Log) {
         .filter(hangs)
         .max_by_key(|engine| all_slots(engine));
     if let Some(engine) = most.filter(|engine| settings.min_slow_scans > all_slots(engine))
-        && log.is_written(key)
+        && log.is_changed(key)
     {
         let slots = all_slots(engine);
         let what = format!(
@@ -225,7 +225,7 @@ fn learner(config: &Config, log: &mut Log) {
     if settings.strikes == 1
         && settings.act == Act::Hold
         && settings.min_precision < PRECISION_FOR_ONE_STRIKE_MIN
-        && log.is_written("intercept.strikes")
+        && log.is_changed("intercept.strikes")
     {
         let what = format!(
             "with 1 strike, and min_precision = {:?}, single accidents are enough to hold good mail",
@@ -236,7 +236,7 @@ fn learner(config: &Config, log: &mut Log) {
     }
     let longest = config.engines.iter().max_by_key(|engine| engine.limit);
     if let Some(engine) = longest.filter(|engine| settings.expiry < engine.limit)
-        && log.is_written("intercept.expiry")
+        && log.is_changed("intercept.expiry")
     {
         let (expiry, limit) = (show_duration(settings.expiry), show_duration(engine.limit));
         let what = format!(

@@ -125,6 +125,8 @@ fn read(section: &mut Section<'_>, before: &GuardSettings, whose: Whose) -> Guar
 fn reserves(section: &mut Section<'_>, settings: &mut GuardSettings, is_all: bool) {
     let share = |section: &mut Section<'_>, key, value: SlotShare| {
         let read = section.optional_parsed(key, is_all.then_some(value), show_share, slot_share);
+        let range = "\"1/100\" to \"9/10\"".to_owned();
+        section.takes("fraction of the slots", Some(range));
         read.unwrap_or(value)
     };
     settings.reserve_known = share(section, "reserve_known", settings.reserve_known);

@@ -130,6 +130,7 @@ pub(in crate::config) fn quarantine(mut section: Section<'_>) -> quarantine::Set
         secs(MINUTE)..=secs(3650 * DAY),
     );
     let max_bytes = section.parsed("max_bytes", default.max_bytes, show_capacity, capacity);
+    section.takes("size or percentage", Some(CAPACITY_RANGE.to_owned()));
     section.finish();
     quarantine::Settings {
         retention,
@@ -137,12 +138,15 @@ pub(in crate::config) fn quarantine(mut section: Section<'_>) -> quarantine::Set
     }
 }
 
+/// The range of a capacity.
+const CAPACITY_RANGE: &str = "\"1%\" to \"100%\", or \"64KiB\" to \"1024TiB\"";
+
 /// Parses a size, or a percentage of the file system: `20GiB`, `50%`.
 fn capacity(text: &str) -> Result<Capacity, Wrong> {
     let out_of_range = || {
         Wrong::new(
             format!("{text:?} is out of range"),
-            "write \"1%\" to \"100%\", or \"64KiB\" to \"1024TiB\"",
+            format!("write {CAPACITY_RANGE}"),
         )
     };
     if let Some(number) = text.strip_suffix('%') {

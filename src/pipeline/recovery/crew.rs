@@ -155,3 +155,25 @@ impl Crew {
         all.map(|(_, record, working)| (record, working))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reload may change the number of places while some are taken: no message loses its place, and the rest goes as soon as it
+    /// is free.
+    #[test]
+    fn places_that_are_taken_stay() {
+        let mut places = Places::new(4);
+        let taken: Vec<_> = (0..4)
+            .map(|_| places.all.clone().try_acquire_owned())
+            .collect();
+        places.resize(2);
+        assert_eq!((places.width, places.all.available_permits()), (4, 0));
+        drop(taken);
+        places.resize(2);
+        assert_eq!((places.width, places.all.available_permits()), (2, 2));
+        places.resize(5);
+        assert_eq!((places.width, places.all.available_permits()), (5, 5));
+    }
+}

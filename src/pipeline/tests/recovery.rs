@@ -2,6 +2,7 @@
 
 mod passing;
 mod turns;
+mod width;
 
 use tokio_util::sync::CancellationToken;
 

@@ -191,3 +191,129 @@ async fn two_wrong_probes_in_a_row_open_it() {
     let second = breaker.probed(now, false, 0);
     assert_eq!(second, Some(Change::Opened(Cause::Untrusted)));
 }
+
+fn tuned(change: impl FnOnce(&mut GuardSettings)) -> GuardSettings {
+    let mut settings = GuardSettings::default();
+    change(&mut settings);
+    settings
+}
+
+/// After how many such outcomes, of at most 1,000, the breaker opens; `spaced` apart.
+fn opens_after(
+    settings: GuardSettings,
+    before: usize,
+    spaced: Duration,
+    is_good: impl Fn(usize) -> bool,
+) -> Option<usize> {
+    let mut now = Instant::now();
+    let mut breaker = Breaker::new(now, 12, settings, true);
+    for _ in 0..before {
+        breaker.outcome(now, true);
+    }
+    (1..=1000).find(|nth| {
+        now += spaced;
+        breaker.outcome(now, is_good(*nth)).is_some()
+    })
+}
+
+/// `failure_share`: with a larger one the breaker opens later among the same outcomes.
+#[tokio::test(start_paused = true)]
+async fn a_larger_share_of_failures_opens_it_later() {
+    let after = [0.2, 0.5, 0.8].map(|share| {
+        let settings = tuned(|guard| guard.failure_share = share);
+        opens_after(settings, 20, Duration::ZERO, |_| false)
+    });
+    assert_eq!(after, [Some(5), Some(20), Some(80)]);
+}
+
+/// `failure_window`: a longer one sees a slow decay, and older answers outweigh a burst of failures; a shorter one needs more
+/// mail.
+#[tokio::test(start_paused = true)]
+async fn a_longer_window_sees_less_mail_and_weighs_older_answers() {
+    let windows = [5, 10, 60].map(|time| tuned(|guard| guard.failure_window = seconds(time)));
+    let slow = |settings| opens_after(settings, 0, Duration::from_millis(500), |nth| nth % 2 == 0);
+    assert_eq!(windows.map(slow), [None, Some(21), Some(21)]);
+    let sparse = |settings| opens_after(settings, 0, seconds(2), |nth| nth % 2 == 0);
+    assert_eq!(
+        windows.map(sparse).map(|n| n.is_some()),
+        [false, false, true]
+    );
+    let burst = |settings| {
+        let now = Instant::now();
+        let mut breaker = Breaker::new(now, 12, settings, true);
+        for _ in 0..100 {
+            breaker.outcome(now, true);
+        }
+        let later = now + seconds(20);
+        (0..30).any(|_| breaker.outcome(later, false).is_some())
+    };
+    assert_eq!(windows.map(burst), [true, true, false]);
+}
+
+/// `failure_outcomes` and `failures_in_a_row`: as many as they say, and not one less.
+#[tokio::test(start_paused = true)]
+async fn it_opens_at_the_numbers_of_the_settings() {
+    let outcomes = [6, 20, 100].map(|n| {
+        let settings = tuned(|guard| guard.failure_outcomes = n);
+        opens_after(settings, 0, Duration::ZERO, |nth| nth % 2 == 1)
+    });
+    assert_eq!(outcomes, [Some(6), Some(20), Some(100)]);
+    let in_a_row = [3, 5, 12].map(|n| {
+        let settings = tuned(|guard| guard.failures_in_a_row = n);
+        opens_after(settings, 0, Duration::ZERO, |_| false)
+    });
+    assert_eq!(in_a_row, [Some(3), Some(5), Some(12)]);
+}
+
+fn open_for(breaker: &Breaker, now: Instant) -> f64 {
+    let BreakerState::Open { until, .. } = breaker.state() else {
+        panic!("{}", breaker.state())
+    };
+    (until - now).as_secs_f64()
+}
+
+/// `open_first`: with a longer one the first probe is later. `open_max`: the pause after failed trials grows up to it.
+#[tokio::test(start_paused = true)]
+async fn it_stays_open_for_the_times_of_the_settings() {
+    for (first, most) in [(0.5, 2.0), (1.0, 16.0), (5.0, 60.0)] {
+        let settings = tuned(|guard| {
+            guard.open_first = Duration::from_secs_f64(first);
+            guard.open_max = Duration::from_secs_f64(most);
+        });
+        let mut now = Instant::now();
+        let mut breaker = Breaker::new(now, 12, settings, true);
+        assert!(opened(&mut breaker, now));
+        let pause = open_for(&breaker, now);
+        assert!((0.8..=1.2).contains(&(pause / first)), "{first} {pause}");
+        for _ in 0..8 {
+            now += seconds(100);
+            breaker.tick(now, 0);
+            breaker.probed(now, true, 0);
+            breaker.outcome(now, false);
+        }
+        let pause = open_for(&breaker, now);
+        assert!((0.8..=1.2).contains(&(pause / most)), "{most} {pause}");
+    }
+}
+
+/// A reload puts its settings in force: a long pause under way ends with the new longest one, and outcomes are counted anew only
+/// if the window has another length.
+#[tokio::test(start_paused = true)]
+async fn a_reload_puts_the_settings_in_force() {
+    let long = tuned(|guard| {
+        guard.open_first = seconds(300);
+        guard.open_max = seconds(300);
+    });
+    let now = Instant::now();
+    let mut breaker = Breaker::new(now, 12, long, true);
+    breaker.outcome(now, true);
+    breaker.retune(now, 12, tuned(|guard| guard.failure_share = 0.9));
+    assert_eq!(breaker.counts(now), (1, 0));
+    breaker.retune(now, 12, tuned(|guard| guard.failure_window = seconds(60)));
+    assert_eq!(breaker.counts(now), (0, 0));
+    breaker.retune(now, 12, long);
+    assert!(opened(&mut breaker, now));
+    assert!(open_for(&breaker, now) > 200.0);
+    breaker.retune(now, 12, GuardSettings::default());
+    assert!(open_for(&breaker, now) <= 16.0);
+}

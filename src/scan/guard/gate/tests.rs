@@ -4,6 +4,7 @@ mod diversions;
 mod fault;
 mod laws;
 mod stall;
+mod thresholds;
 
 use proptest::prelude::*;
 
