@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use ulid::Ulid;
 
 use super::waits::{Clock, Waiting, Waits, WaitsFor, What};
 use super::{Status, Stored};
-use crate::incident::{Kind, advice};
+use crate::incident::{Kind, Story, Subject, advice};
 use crate::scan::Health;
 use crate::store::{LATE_COUNTED_MAX, Lane, LateMail, LateTimes};
 
@@ -27,6 +28,9 @@ pub struct Late {
     pub waits_for: WaitsFor,
     /// What a person should do about it, in one sentence.
     pub advice: String,
+    /// The story of that thing's trouble, for `spillway incident show`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incident: Option<Ulid>,
 }
 
 /// One thing that makes mail late, for people.
@@ -59,9 +63,32 @@ impl Late {
                 mail,
                 waits_for,
                 advice,
+                incident: None,
             }
         };
         late.into_iter().map(of).collect()
+    }
+
+    /// Names the story of each cause. `open` are the stories that last.
+    pub fn name_incidents(late: &mut [Self], open: &[Story], engines: &[Health]) {
+        for one in late {
+            let engine = match is_scan_without_cause(&one.mail) {
+                true => troubled(engines).map(|health| health.engine.to_string()),
+                false => None,
+            };
+            let name = one.waits_for.name.as_ref().or(engine.as_ref());
+            let is_about = |story: &&Story| match &story.cause {
+                Subject::NextHop(hop) => one.mail.lane == Lane::Delivery && Some(hop) == name,
+                Subject::Engine { name: engine, .. } => {
+                    one.mail.lane != Lane::Delivery && Some(engine) == name
+                }
+                Subject::Interceptor(id) => {
+                    one.waits_for.what == What::Interceptor && Some(id) == name
+                }
+                _ => false,
+            };
+            one.incident = open.iter().find(is_about).map(|story| story.id);
+        }
     }
 
     fn line(&self, status: &Status, clock: Clock<'_>, age: Clock<'_>) -> LateLine {
@@ -88,8 +115,10 @@ impl Late {
         };
         let troubled: String = troubled.into_iter().collect();
         let (since, age) = (clock(mail.oldest), age(mail.oldest));
+        let incident = self.incident.map(|id| format!("; incident {id}"));
+        let incident = incident.unwrap_or_default();
         LateLine {
-            text: format!("{many} {what}{troubled}; the oldest since {since} ({age})"),
+            text: format!("{many} {what}{troubled}; the oldest since {since} ({age}){incident}"),
             advice: self.advice.clone(),
         }
     }

@@ -28,7 +28,11 @@ impl Control for Core {
             self.store.held(config.quarantine.max_bytes),
             (late, &waits),
         );
-        let stored = stored.await;
+        let mut stored = stored.await;
+        if let Some(stored) = &mut stored {
+            let stories = self.incidents.open_stories();
+            Late::name_incidents(&mut stored.late, &stories, &waits.engines);
+        }
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             hostname: config.relay.hostname.to_string(),

@@ -18,10 +18,7 @@ use crate::store::{Held, LaneStats};
 pub(super) struct Arguments {
     #[command(flatten)]
     socket: Socket,
-    /// Show the status again every so many seconds, until Ctrl-C [default: 2]
-    ///
-    /// On a terminal the status is redrawn in place. Otherwise an empty line separates one status
-    /// from the next; with --json each status is one line.
+    /// Show the status again every so many seconds (2 if none are given) until Ctrl-C; on a terminal in place
     #[arg(
         long,
         value_name = "SECONDS",

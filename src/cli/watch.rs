@@ -61,7 +61,7 @@ fn print(asked: Result<Status, CliError>, is_first: bool, terminal: &mut Termina
     if terminal.json {
         return print_json(asked, terminal);
     }
-    let size = terminal.width.map(|width| screen(width));
+    let size = terminal.width.map(screen);
     let mut text = Vec::new();
     let shown = match asked {
         Ok(status) => {

@@ -41,7 +41,7 @@ pub struct Difference {
 /// One line for people for each difference: `limits.recipients: 1000 -> 500`, `engine clamd: added`, and one line for each
 /// list whose order has changed.
 pub fn diff(old: &Config, new: &Config) -> Vec<String> {
-    let differences = explain(&old.shown, &new.shown).into_iter();
+    let differences = differences(&old.shown, &new.shown).into_iter();
     differences.map(|difference| difference.what).collect()
 }
 

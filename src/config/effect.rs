@@ -240,7 +240,7 @@ mod tests {
             std::fs::write(&file, text).expect("writes");
             load(Some(&file)).unwrap_or_else(|problems| panic!("{problems}"))
         };
-        let differences = explain(read(old).shown(), read(new).shown());
+        let differences = differences(read(old).shown(), read(new).shown());
         let line = |d: Difference| {
             let restart = if d.needs_restart { " (restart)" } else { "" };
             std::iter::once(d.what + restart).chain(d.effects.into_iter().map(|e| format!("  {e}")))

@@ -2,10 +2,12 @@ use std::io;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
+use ulid::Ulid;
 
 use super::*;
 use crate::admin::{Late, Waits, WaitsFor, What};
 use crate::delivery::{HopStatus, PaceState};
+use crate::incident::{Kind, Story, Subject, Touched};
 use crate::measure::DelayComparison;
 use crate::scan::{Health, ReplicaHealth};
 use crate::store::contract::at;
@@ -335,6 +337,63 @@ fn each_cause_has_words_and_advice() {
         let told = shown(&status, None);
         assert!(told.contains(words), "{words}: {told}");
     }
+}
+
+/// Beside each cause stands the story of its trouble, also where only the engine in trouble can be the cause.
+#[test]
+fn each_cause_names_its_incident() {
+    let story = |cause| Story {
+        id: Ulid::generate(),
+        cause,
+        kind: Kind::BreakerOpened,
+        title: String::new(),
+        began: at(-800),
+        ended: None,
+        touched: Touched::default(),
+    };
+    let stories = [
+        story(Subject::NextHop("clamd".to_owned())),
+        story(Subject::Engine {
+            name: "clamd".to_owned(),
+            replica: None,
+        }),
+        story(Subject::NextHop("mx".to_owned())),
+    ];
+    let mut mail = late_mail();
+    mail.push(LateMail {
+        cause: None,
+        next_try: Some(at(9)),
+        ..mail[0].clone()
+    });
+    mail.push(LateMail {
+        cause: Some(Cause::Engine("rspamd".to_owned())),
+        ..mail[0].clone()
+    });
+    let mut status = status("open (failing)", mail);
+    let late = &mut status.stored.as_mut().expect("stored").late;
+    Late::name_incidents(late, &stories, &status.engines);
+    let name = |late: &Late| {
+        let place = stories
+            .iter()
+            .position(|story| Some(story.id) == late.incident);
+        (late.mail.lane, place)
+    };
+    let named: Vec<_> = late.iter().map(name).collect();
+    let (scan, delivery) = (Lane::Scan, Lane::Delivery);
+    assert_eq!(
+        named,
+        [
+            (scan, Some(1)),
+            (scan, Some(1)),
+            (scan, None),
+            (delivery, Some(2))
+        ]
+    );
+    let told = shown(&status, None);
+    assert!(
+        told.contains(&format!("(14m); incident {}", stories[1].id)),
+        "{told}"
+    );
 }
 
 /// What a queue lists of one message and what a status counts of many is one knowledge.
