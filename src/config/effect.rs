@@ -231,7 +231,7 @@ fn budget(key: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Difference, explain, load};
+    use crate::config::{Difference, differences, load};
 
     fn effects(old: &str, new: &str) -> Vec<String> {
         let read = |text: &str| {
