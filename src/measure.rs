@@ -204,7 +204,7 @@ impl Measures {
         self.lock().clone()
     }
 
-    /// Puts back what could not be written.
+    /// Adds durations that were counted elsewhere, or puts back what could not be written.
     pub fn put_back(&self, taken: Vec<(Series, Latencies)>) {
         let mut all = self.lock();
         for (series, latencies) in taken {
