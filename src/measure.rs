@@ -215,7 +215,7 @@ impl Measures {
         all
     }
 
-    /// Puts back what could not be written.
+    /// Adds durations that were counted elsewhere, or puts back what could not be written.
     pub fn put_back(&self, taken: Vec<(Series, Latencies)>) {
         let mut all = self.lock();
         for (series, latencies) in taken {

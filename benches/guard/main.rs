@@ -18,6 +18,7 @@ use hdrhistogram::Histogram;
 use rand::RngExt as _;
 use spillway::deadline::Deadline;
 use spillway::intercept::{self, EngineState, Interception};
+use spillway::measure::SizeClass;
 use spillway::message::fingerprint::Aspect;
 use spillway::message::mime::{self, Limits};
 use spillway::message::pattern::Facts;
@@ -235,6 +236,7 @@ fn learning() -> (f64, f64) {
             fingerprint: print.clone(),
             reputation: SenderReputation::Unknown,
             scan_reason: ScanReason::Fresh,
+            size: SizeClass::Tiny,
             arrived: now,
             started: now,
             at: now,

@@ -10,13 +10,16 @@ use serde::Serialize;
 
 use super::super::exit::CliError;
 use super::super::table::Column;
-use super::super::terminal::Terminal;
+use super::super::terminal::{Terminal, pad, safe, wide};
 use super::chart::{self, Mark};
 use crate::config::Config;
 use crate::measure::proposal::{Advice, Configured, Proposal, grouped, propose, shown};
 use crate::measure::{EngineTimes, Latencies, Measured, SizeClass};
 use crate::scan;
 use crate::store::{StoreError, history, late_scans, measures};
+
+/// Width of the reasons of proposals on a terminal, at least.
+const REASON_WIDTH_MIN: usize = 40;
 
 /// What was measured of one engine.
 pub(super) struct EngineMeasured {
@@ -162,17 +165,25 @@ impl EngineMeasured {
             return Ok(());
         }
         terminal.line("")?;
-        let text = |proposal: &Proposal| {
-            let name = format!("{} = {}", proposal.setting, proposal.configured);
+        let name = |proposal: &Proposal| format!("{} = {}", proposal.setting, proposal.configured);
+        let columns = self.proposals.iter().map(|p| name(p).len()).max();
+        let columns = columns.unwrap_or_default();
+        // Without a terminal, nothing is cut and nothing is wrapped.
+        let room = terminal.width.map_or(usize::MAX, usize::from);
+        let room = room.saturating_sub(columns + 2).max(REASON_WIDTH_MIN);
+        for proposal in &self.proposals {
             let text = match (proposal.advice, &proposal.proposed) {
                 (Advice::TooFew, _) => proposal.reason.clone(),
                 (_, Some(value)) => format!("propose {value}: {}", proposal.reason),
                 (_, None) => format!("keep: {}", proposal.reason),
             };
-            (name, text)
-        };
-        let fields: Vec<(String, String)> = self.proposals.iter().map(text).collect();
-        terminal.fields(&fields)
+            let mut name = name(proposal);
+            for line in wrapped(&safe(&text), room) {
+                terminal.line(format!("{}  {line}", pad(&name, columns)))?;
+                name.clear();
+            }
+        }
+        Ok(())
     }
 
     /// The members for JSON output.
@@ -214,6 +225,21 @@ impl EngineMeasured {
             proposals: self.proposals.clone(),
         }
     }
+}
+
+/// Cuts a text at its spaces into lines of at most `room` columns; a longer word has a line of its own.
+fn wrapped(text: &str, room: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if wide(line) + 1 + wide(word) <= room => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// The members of the JSON output that come from the history.

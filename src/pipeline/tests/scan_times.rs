@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::measure::{LateScan, Measured};
+use crate::observation::ScanReason;
 use crate::scan::engine::{Engine, EngineAnswer, Sample, ScanError};
 use crate::store::{late_scans, measures};
 use crate::verdict::{Answer as Said, Finding, FindingKind};
@@ -135,6 +136,16 @@ async fn each_scan_counts_once() {
     // Two callers, one scan.
     let same = || ordered(40, 1, "clean 100");
     join_all([world.accept(same()), world.accept(same())]).await;
+    // Its wait is not that of a fresh message.
+    let terms = judge::ScanTerms {
+        spent: Duration::ZERO,
+        scan_reason: ScanReason::Again,
+        timed_out_before: false,
+        stand_ins: false,
+    };
+    let again = ordered(47, 1, "clean 10");
+    let generation = world.pipeline.generation();
+    world.pipeline.ask(&generation, &again, terms).await;
     world.accept(ordered(41, 1, "clean 2000")).await;
     world.accept(ordered(42, 1, "fail 10")).await;
     world.accept(ordered(43, 1, "break 10")).await;
@@ -147,7 +158,7 @@ async fn each_scan_counts_once() {
     join_all(late.map(|message| world.accept(message))).await;
     let count = |key: &str, count: u64| (key.to_owned(), count);
     let wanted = BTreeMap::from([
-        count("scan one below-64k", 30 + 1 + 1 + 2),
+        count("scan one below-64k", 30 + 1 + 1 + 1 + 2),
         count("scan one below-1m", 3),
         count("wait one below-64k", 30 + 1 + 1 + 2 + 3),
         count("wait one below-1m", 3),

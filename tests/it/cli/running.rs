@@ -206,6 +206,27 @@ fn a_relay_that_hangs_is_named() {
     assert_eq!(relay.ask(&["status"]).0, 0, "it goes on");
 }
 
+/// `engine show` of a running relay has its state and what was measured, for people and as JSON.
+#[test]
+fn a_running_engine_is_shown_with_what_was_measured() {
+    let relay = Relay::start();
+    relay.says("READY=1");
+    let (exit, told) = relay.ask(&["engine", "show", "attachment"]);
+    assert_eq!(exit, 0, "{told}");
+    assert!(told.starts_with("engine "), "{told}");
+    assert!(told.contains("\nno scans since "), "{told}");
+    assert!(told.contains("too few scans to say"), "{told}");
+    let (exit, told) = relay.ask(&["engine", "show", "attachment", "--json"]);
+    assert_eq!(exit, 0, "{told}");
+    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!(told["engine"], "attachment");
+    assert_eq!(told["replicas"][0]["drained"], false);
+    assert_eq!(told["measured"]["scans"]["count"], 0);
+    assert_eq!(told["proposals"][0]["setting"], "timeout");
+    let (exit, _) = relay.ask(&["engine", "show", "other"]);
+    assert_eq!(exit, 1, "no such engine");
+}
+
 /// The answer to a drain and to a resume of an engine is its state after that, and `status` says the same.
 #[test]
 fn drain_and_resume_tell_the_state() {
