@@ -85,7 +85,7 @@ pub(super) struct Under {
     pub(super) unknown: Option<String>,
 }
 
-/// An answer under other terms, and when it comes, from the start of the scans.
+/// An answer under other terms, and when it comes, from the start of the scans. An unknown answer does not come before that.
 struct Changed {
     answer: Answer,
     effect: Effect,
@@ -167,7 +167,7 @@ impl Changed {
     /// After a malware finding at `decided`, the message waits only a little longer for answers that it did not have.
     fn not_waited_for(&mut self, report: &Report, decided: Duration) {
         let timed_out = report.missing() == Some(Reason::Timeout);
-        if timed_out && self.effect != Effect::Unknown && self.at > decided + WAIT_AFTER_MALWARE {
+        if timed_out && self.at > decided + WAIT_AFTER_MALWARE {
             self.answer = Answer::none(Reason::Unneeded, "another engine has found malware");
             self.effect = Effect::Same;
         }
@@ -234,7 +234,10 @@ fn gained(terms: &EngineTerms, report: &Report, late: &LateAnswers) -> Changed {
             ..Changed::same(report)
         },
         Some(took) => match late.found.get(&report.engine) {
-            None => Changed::unknown(report),
+            None => Changed {
+                at: report.waited + *took,
+                ..Changed::unknown(report)
+            },
             Some(findings) => Changed {
                 answer: Answer::Answered(findings.clone()),
                 effect: Effect::Won,

