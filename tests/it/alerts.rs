@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::client::Client;
 use crate::metrics::{read, unknown_in};
+use crate::notify;
 use crate::relay::eventually;
 use crate::samples;
 use crate::servers::{Clamd, Server, Spillway, command, free_port, listens};
@@ -159,8 +160,8 @@ impl Prometheus {
     }
 }
 
-/// Somebody who uses the rules as they are learns of an engine that has stopped, and that it is back: with the real relay, the
-/// real engine and the real Prometheus.
+/// Somebody who uses the rules as they are learns of an engine that has stopped, and that it is back, and so does whom
+/// `[[notify]]` tells: with the real relay, the real engine and the real Prometheus.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prometheus_tells_of_an_engine_that_stops_and_comes_back() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -171,10 +172,13 @@ async fn prometheus_tells_of_an_engine_that_stops_and_comes_back() {
         "[relay]\nhostname = \"relay.test\"\n[admin]\nhttp = \"127.0.0.1:{admin}\"\n[store]\ndisk_reserve = \"1MiB\"\n\
          [[listener]]\nname = \"smtp\"\naddress = [\"127.0.0.1:{smtp}\"]\n\
          [[engine]]\nname = \"clamd\"\nkind = \"clamd\"\naddress = [\"unix:{}\"]\ntimeout = \"1s\"\nslow = \"500ms\"\nprobe = \"1s\"\n\
-         [[engine]]\nname = \"rules\"\nkind = \"rules\"\n",
-        clamd.socket.display()
+         [[engine]]\nname = \"rules\"\nkind = \"rules\"\n\
+         [[notify]]\nname = \"pager\"\nkind = \"command\"\ncommand = [\"{}\"]\nend_after = \"0s\"\n",
+        clamd.socket.display(),
+        folder.path().join("page").display()
     );
     std::fs::write(&config, text).expect("configuration");
+    notify::pager(folder.path());
     let _spillway = Spillway::start(&config, smtp);
     let prometheus = Prometheus::start(folder.path(), admin);
     let out = "SpillwayEngineOut clamd".to_owned();
@@ -205,4 +209,15 @@ async fn prometheus_tells_of_an_engine_that_stops_and_comes_back() {
         (!prometheus.firing().contains(&out)).then_some(())
     })
     .await;
+    let told = eventually("people are told of the end, too", async || {
+        send().await;
+        let mut told = notify::told(folder.path());
+        told.retain(|told| told["story"]["cause"]["name"] == "clamd");
+        told.iter()
+            .any(|told| told["phase"] == "end")
+            .then_some(told)
+    })
+    .await;
+    assert_eq!(told[0]["phase"], "begin", "{told:?}");
+    assert!(told[0]["story"]["ended"].is_null(), "{told:?}");
 }

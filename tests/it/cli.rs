@@ -586,6 +586,8 @@ fn exit_codes_are_stable() {
         (&["quarantine", "list", "--cause", "clamd"], 64),
         (&["status"], 69),
         (&["reload"], 69),
+        (&["notify", "test"], 69),
+        (&["notify"], 64),
         (&["drain"], 69),
     ] {
         assert_eq!(store.run(None, arguments, "").exit, exit, "{arguments:?}");

@@ -12,7 +12,7 @@ use crate::servers::{Spillway, cli, free_port, log_of, wait_until};
 use crate::sink;
 
 /// Writes a program that keeps what it is told.
-fn pager(folder: &Path) {
+pub fn pager(folder: &Path) {
     let path = folder.join("page");
     let script = format!("#!/bin/sh\ncat >>{}\n", folder.join("told").display());
     std::fs::write(&path, script).expect("a program");
@@ -20,7 +20,7 @@ fn pager(folder: &Path) {
 }
 
 /// The notifications that the program was told.
-fn told(folder: &Path) -> Vec<Value> {
+pub fn told(folder: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(folder.join("told")).unwrap_or_default();
     let lines = text.lines().map(serde_json::from_str);
     lines.map(|line| line.expect("JSON")).collect()
