@@ -30,8 +30,8 @@ use crate::admin::{self, AdminError, Control as _};
 use crate::config::Config;
 use crate::deadline::Deadline;
 use crate::listener::{self, Admission, Listener, ListenerError, Prepared, Sessions, Shared};
-use crate::notify::Notifier;
-use crate::pipeline::{Drains, Keeper, Lanes, Pipeline, Watch};
+use crate::notify::{Notifier, Prepared as Way};
+use crate::pipeline::{Drains, Generation, Keeper, Lanes, Pipeline, Watch};
 use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
 use crate::store::sqlite::{Role, SqliteStore};
@@ -93,13 +93,7 @@ struct Core {
 ///
 /// Cancel safety: tasks that have begun continue until the runtime ends. No mail is answered 250 that is not kept.
 pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, StartError> {
-    let (config, built) = blocking(move || {
-        let built = generation(&config, None).and_then(|built| Ok((built, notify_ways(&config)?)));
-        let built = built.map_err(StartError::Parts);
-        let built = built.and_then(|(built, ways)| Ok((built, ways, prepare(&config)?)));
-        (config, built)
-    })
-    .await?;
+    let (built, config) = blocking(move || (build(&config), config)).await?;
     let (generation, ways, prepared) = built?;
     generation.scanner.watch();
     telemetry::metrics::register(&metric_names(&config), &Names::default());
@@ -108,8 +102,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         .map_err(StartError::Store)?;
     let (history, incidents) = open_logs(config.store.clone()).await?;
     let notifier = Notifier::start(ways, &config.relay.hostname, &generation.delivery);
-    notifier.resume(&incidents.open_stories());
-    incidents.listen(notifier.clone());
+    tell_stories(&incidents, &notifier);
     let in_flight = config.limits.in_flight_bytes;
     let pipeline = Pipeline::new(
         generation,
@@ -152,6 +145,19 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         listeners: shared.tasks,
         lanes,
     })
+}
+
+/// Builds the parts that need files. Blocks.
+fn build(config: &Config) -> Result<(Generation, Vec<Way>, Vec<Prepared>), StartError> {
+    let generation = generation(config, None).map_err(StartError::Parts)?;
+    let ways = notify_ways(config).map_err(StartError::Parts)?;
+    Ok((generation, ways, prepare(config)?))
+}
+
+/// Makes the ways tell of the stories, also of the ends of those that the last process has left open.
+fn tell_stories(incidents: &Incidents, notifier: &Arc<Notifier>) {
+    notifier.resume(&incidents.open_stories());
+    incidents.listen(notifier.clone());
 }
 
 /// The parts that all listeners share.

@@ -192,6 +192,7 @@ async fn tcp_address_is_read_only() {
     for request in [
         "POST /control/drain",
         "POST /control/reload",
+        "POST /control/notify",
         "POST /control/flush",
         "POST /control/act?act=release",
         "GET /status",
@@ -200,6 +201,22 @@ async fn tcp_address_is_read_only() {
         assert!(answer.starts_with("HTTP/1.0 404"), "{request}: {answer}");
     }
     assert!(!surfaces.control.drained.load(Ordering::SeqCst));
+}
+
+/// A test of the ways says how each ended; an unknown way is an error with its reason.
+#[tokio::test]
+async fn ways_are_tested_through_the_socket() {
+    let surfaces = Surfaces::open(Fake::default()).await;
+    for request in [
+        "POST /control/notify",
+        "POST /control/notify?way=oncall&who=rita",
+    ] {
+        let answer = surfaces.unix(request).await;
+        assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+        assert!(answer.contains("\"told\":\"exit code 0\""), "{answer}");
+    }
+    let answer = surfaces.unix("POST /control/notify?way=x").await;
+    assert!(answer.starts_with("HTTP/1.0 404") && answer.ends_with("no way x"));
 }
 
 /// The metrics contain the present state of the lanes.

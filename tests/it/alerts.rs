@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::client::Client;
 use crate::metrics::{read, unknown_in};
+use crate::notify;
 use crate::relay::eventually;
 use crate::samples;
 use crate::servers::{Clamd, Server, Spillway, command, free_port, listens};
@@ -49,7 +50,7 @@ fn alert_rules_are_about_this_relay() {
     let guide = read("docs/METRICS.md");
     let rows = guide
         .lines()
-        .filter_map(|line| line.strip_prefix("| `Spillway"));
+        .filter_map(|line| line.strip_prefix("- `Spillway"));
     let listed: BTreeSet<String> = rows
         .filter_map(|row| Some(format!("Spillway{}", row.split('`').next()?)))
         .collect();
@@ -128,33 +129,39 @@ impl Prometheus {
         }
     }
 
-    /// The names of the alerts that fire, each with the engine that it is about.
-    fn firing(&self) -> BTreeSet<String> {
+    /// The data of an answer of its interface; nothing while it is starting.
+    fn ask(&self, path: &str) -> Value {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connects");
-        let request = "GET /api/v1/alerts HTTP/1.0\r\nHost: prometheus\r\n\r\n";
+        let request = format!("GET /api/v1/{path} HTTP/1.0\r\nHost: prometheus\r\n\r\n");
         stream.write_all(request.as_bytes()).expect("asks");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("answers");
         let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        // While it starts, it answers with a text.
-        let json: Value = serde_json::from_str(body).unwrap_or_default();
-        let alerts = json.pointer("/data/alerts").and_then(Value::as_array);
-        let firing = |alert: &&Value| alert["state"] == "firing";
+        let mut json: Value = serde_json::from_str(body).unwrap_or_default();
+        json["data"].take()
+    }
+
+    /// Whether it has read the relay's metrics.
+    fn sees_the_relay(&self) -> bool {
+        let targets = self.ask("targets");
+        targets["activeTargets"][0]["health"] == "up"
+    }
+
+    /// The alerts that fire, each with the engine that it is about.
+    fn firing(&self) -> BTreeSet<String> {
+        let alerts = self.ask("alerts");
+        let alerts = alerts["alerts"].as_array().cloned().unwrap_or_default();
+        let firing = alerts.iter().filter(|alert| alert["state"] == "firing");
         let named = |alert: &Value| {
-            let label = |key: &str| alert["labels"][key].as_str().unwrap_or_default().to_owned();
+            let label = |key: &str| alert["labels"][key].as_str().unwrap_or_default();
             format!("{} {}", label("alertname"), label("engine"))
         };
-        alerts
-            .into_iter()
-            .flatten()
-            .filter(firing)
-            .map(named)
-            .collect()
+        firing.map(named).collect()
     }
 }
 
-/// Somebody who uses the rules as they are learns of an engine that has stopped, and that it is back: with the real relay, the
-/// real engine and the real Prometheus. Nothing else fires meanwhile that is about the relay itself.
+/// Somebody who uses the rules as they are learns of an engine that has stopped, and that it is back, and so does whom
+/// `[[notify]]` tells: with the real relay, the real engine and the real Prometheus.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn prometheus_tells_of_an_engine_that_stops_and_comes_back() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -165,15 +172,18 @@ async fn prometheus_tells_of_an_engine_that_stops_and_comes_back() {
         "[relay]\nhostname = \"relay.test\"\n[admin]\nhttp = \"127.0.0.1:{admin}\"\n[store]\ndisk_reserve = \"1MiB\"\n\
          [[listener]]\nname = \"smtp\"\naddress = [\"127.0.0.1:{smtp}\"]\n\
          [[engine]]\nname = \"clamd\"\nkind = \"clamd\"\naddress = [\"unix:{}\"]\ntimeout = \"1s\"\nslow = \"500ms\"\nprobe = \"1s\"\n\
-         [[engine]]\nname = \"rules\"\nkind = \"rules\"\n",
-        clamd.socket.display()
+         [[engine]]\nname = \"rules\"\nkind = \"rules\"\n\
+         [[notify]]\nname = \"pager\"\nkind = \"command\"\ncommand = [\"{}\"]\nend_after = \"0s\"\n",
+        clamd.socket.display(),
+        folder.path().join("page").display()
     );
     std::fs::write(&config, text).expect("configuration");
+    notify::pager(folder.path());
     let _spillway = Spillway::start(&config, smtp);
     let prometheus = Prometheus::start(folder.path(), admin);
     let out = "SpillwayEngineOut clamd".to_owned();
     eventually("the relay is seen, and nothing is wrong", async || {
-        prometheus.firing().is_empty().then_some(())
+        (prometheus.sees_the_relay() && prometheus.firing().is_empty()).then_some(())
     })
     .await;
     let mut client = Client::open(([127, 0, 0, 1], smtp).into())
@@ -190,9 +200,7 @@ async fn prometheus_tells_of_an_engine_that_stops_and_comes_back() {
     clamd.server.signal(Signal::STOP);
     eventually("the alert fires", async || {
         send().await;
-        let firing = prometheus.firing();
-        assert!(!firing.contains("SpillwayDown "), "{firing:?}");
-        firing.contains(&out).then_some(())
+        prometheus.firing().contains(&out).then_some(())
     })
     .await;
     clamd.server.signal(Signal::CONT);
@@ -201,4 +209,15 @@ async fn prometheus_tells_of_an_engine_that_stops_and_comes_back() {
         (!prometheus.firing().contains(&out)).then_some(())
     })
     .await;
+    let told = eventually("people are told of the end, too", async || {
+        send().await;
+        let mut told = notify::told(folder.path());
+        told.retain(|told| told["story"]["cause"]["name"] == "clamd");
+        told.iter()
+            .any(|told| told["phase"] == "end")
+            .then_some(told)
+    })
+    .await;
+    assert_eq!(told[0]["phase"], "begin", "{told:?}");
+    assert!(told[0]["story"]["ended"].is_null(), "{told:?}");
 }

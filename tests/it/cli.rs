@@ -587,6 +587,8 @@ fn exit_codes_are_stable() {
         (&["quarantine", "list", "--cause", "clamd"], 64),
         (&["status"], 69),
         (&["reload"], 69),
+        (&["notify", "test"], 69),
+        (&["notify"], 64),
         (&["drain"], 69),
         (&["engine", "drain", "clamd"], 69),
         (&["engine", "drain", "clamd", "--pass"], 64),

@@ -12,7 +12,7 @@ use super::*;
 use crate::scan::engine::HTTP;
 
 /// Nothing here takes this long, unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
 fn program(folder: &Path, script: &str) -> String {
     let path = folder.join("program");
@@ -36,7 +36,7 @@ async fn a_program_gets_json_and_nothing_else() {
         environment.display()
     );
     let words = vec![program(folder.path(), &script), "$(id); x".to_owned()];
-    assert_eq!(run(words, PATIENCE).await, Ok("exit code 0".to_owned()));
+    assert_eq!(run(words, HANG_TIMEOUT).await, Ok("exit code 0".to_owned()));
     let got = std::fs::read_to_string(got).expect("input");
     assert_eq!(got.lines().count(), 1);
     let got: serde_json::Value = serde_json::from_str(&got).expect("JSON");
@@ -70,13 +70,13 @@ async fn a_program_that_fails_says_why() {
         ),
     ] {
         let words = vec![program(folder.path(), script)];
-        match (run(words, PATIENCE).await, expected) {
+        match (run(words, HANG_TIMEOUT).await, expected) {
             (Ok(how), Ok(expected)) => assert!(how.starts_with(expected) && how.len() < 5000),
             (Err(Failure::Passing(why)), Err(expected)) => assert_eq!(why, expected),
             (other, _) => panic!("{script}: {other:?}"),
         }
     }
-    let missing = run(vec!["/nowhere/page".to_owned()], PATIENCE).await;
+    let missing = run(vec!["/nowhere/page".to_owned()], HANG_TIMEOUT).await;
     let expected = "/nowhere/page does not exist".to_owned();
     assert_eq!(missing, Err(Failure::Passing(expected)));
 }
@@ -169,7 +169,7 @@ async fn a_webhook_succeeds_only_with_success() {
         ("", Err("ended the connection")),
     ] {
         let (url, task) = server(&[answer]).await;
-        let hook = hook(folder.path(), &url, PATIENCE);
+        let hook = hook(folder.path(), &url, HANG_TIMEOUT);
         match (hook.send(&begun(story(1))).await, expected) {
             (Ok(how), Ok(expected)) => assert!(how.starts_with(expected), "{how}"),
             (Err(Failure::Passing(why)), Err(expected)) => {
@@ -223,7 +223,7 @@ async fn a_webhook_that_is_not_there_says_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("its address");
     drop(listener);
-    let hook = hook(folder.path(), &format!("http://{address}/"), PATIENCE);
+    let hook = hook(folder.path(), &format!("http://{address}/"), HANG_TIMEOUT);
     let why = hook.send(&begun(story(1))).await.expect_err("nobody");
     assert!(why.to_string().contains(&address.to_string()), "{why}");
 }
