@@ -23,6 +23,7 @@ pub mod milter;
 mod name;
 mod name_server;
 mod preface;
+mod replicas;
 pub mod rspamd;
 mod rules;
 pub mod spamd;
@@ -120,23 +121,6 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The number of replicas: one for each address, and one of an engine without addresses.
-    pub fn replicas(&self) -> usize {
-        match self {
-            Self::Clamd { addresses, .. }
-            | Self::Spamd { addresses, .. }
-            | Self::Milter { addresses, .. } => addresses.len(),
-            Self::Rspamd { addresses, .. }
-            | Self::Http { addresses, .. }
-            | Self::Icap { addresses, .. } => addresses.len(),
-            Self::Command(_)
-            | Self::Rules { .. }
-            | Self::Attachment(_)
-            | Self::Dns(_)
-            | Self::Auth(_) => 1,
-        }
-    }
-
     /// Whether such an engine gets only the content as received, every octet of it, so that its answer depends on nothing else.
     /// Other engines also get the envelope, or trace fields before the content, and their answer may be about those.
     pub fn sees_content_alone(&self) -> bool {

@@ -1,0 +1,22 @@
+//! How many replicas an engine has.
+
+use super::Kind;
+
+impl Kind {
+    /// The number of replicas: one for each address, and one of an engine without addresses.
+    pub fn replicas(&self) -> usize {
+        match self {
+            Self::Clamd { addresses, .. }
+            | Self::Spamd { addresses, .. }
+            | Self::Milter { addresses, .. } => addresses.len(),
+            Self::Rspamd { addresses, .. }
+            | Self::Http { addresses, .. }
+            | Self::Icap { addresses, .. } => addresses.len(),
+            Self::Command(_)
+            | Self::Rules { .. }
+            | Self::Attachment(_)
+            | Self::Dns(_)
+            | Self::Auth(_) => 1,
+        }
+    }
+}
