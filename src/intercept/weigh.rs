@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::interception::{Interception, interceptor_incident};
 use super::learned::{Learned, Missed};
 use super::strikes::STRIKE_AGE;
-use super::{Act, Action};
+use super::{Act, Action, Settings};
 use crate::incident::{Incident, Kind};
 use crate::message::{Fingerprint, SenderReputation};
 use crate::observation::{Evidence, Observed};
@@ -56,11 +56,7 @@ impl Interception {
                 lifted.push(id.clone());
             } else if learned.late_clean >= SCANS_TO_DISPROVE[0] && !is_bypass && !learned.is_bad {
                 harmless.push(id.clone());
-            } else if matches!(action, Action::Park { .. })
-                && learned.narrow
-                && learned.timeouts >= self.settings.strikes
-                && self.settings.act == Act::Hold
-            {
+            } else if becomes_hold(action, learned, &self.settings) {
                 *action = Action::Hold;
                 self.version += 1;
                 let what = "now holds what it parked";
@@ -168,6 +164,14 @@ impl Interception {
         let incident = interceptor_incident(Kind::InterceptorChanged, &active.interceptor, what);
         Some(incident.with("clean after their timeout", SCANS_TO_DISPROVE[0]))
     }
+}
+
+/// Whether an interceptor that parks has seen so many timeouts that it holds from now on.
+fn becomes_hold(action: &Action, learned: &Learned, settings: &Settings) -> bool {
+    matches!(action, Action::Park { .. })
+        && learned.narrow
+        && learned.timeouts >= settings.strikes
+        && settings.act == Act::Hold
 }
 
 /// Scans in time after which an interceptor ends.

@@ -6,6 +6,7 @@
 mod fabricated;
 mod golden;
 mod ids;
+mod keys;
 mod measured;
 mod running;
 

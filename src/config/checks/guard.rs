@@ -234,6 +234,12 @@ fn learner(config: &Config, log: &mut Log) {
         let fix = "write 2 or more, a higher min_precision, or act = \"park\"";
         log.warn("intercept.strikes", what, fix);
     }
+    expiry(config, log);
+}
+
+/// Warns of interceptors that end before the scans for which they were made.
+fn expiry(config: &Config, log: &mut Log) {
+    let settings = &config.intercept;
     let longest = config.engines.iter().max_by_key(|engine| engine.limit);
     if let Some(engine) = longest.filter(|engine| settings.expiry < engine.limit)
         && log.is_changed("intercept.expiry")

@@ -3,7 +3,7 @@
 use super::Kind;
 
 impl Kind {
-    /// The number of replicas: addresses, or one for an engine in this process and for a program.
+    /// The number of replicas: one for each address, and one of an engine without addresses.
     pub fn replicas(&self) -> usize {
         match self {
             Self::Clamd { addresses, .. }
