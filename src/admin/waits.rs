@@ -183,25 +183,13 @@ impl WaitsFor {
     ) -> (Self, String) {
         let name = mail.next_hop;
         let next_try = self.next_try_text(clock);
-        if name.is_empty() {
-            let what = Self {
-                what: What::Route,
-                ..self
-            };
-            let domain = mail.domain.unwrap_or("its domain");
-            return (what, format!("a next hop that takes {domain}{next_try}"));
-        }
+        let hop = next_hops.iter().find(|hop| *hop.name == *name);
+        let Some(hop) = hop.filter(|_| !name.is_empty()) else {
+            return self.route(mail, &next_try);
+        };
         let named = Self {
             name: Some(name.to_owned()),
             ..self
-        };
-        let Some(hop) = next_hops.iter().find(|hop| *hop.name == *name) else {
-            let what = Self {
-                what: What::Route,
-                ..named
-            };
-            let text = format!("next hop {name}, which is not configured any more{next_try}");
-            return (what, text);
         };
         let words = hop.words(clock);
         if hop.state == PaceState::Dead {
@@ -235,6 +223,26 @@ impl WaitsFor {
             what,
             state: Some(state.to_owned()),
             ..named
+        };
+        (what, text)
+    }
+
+    /// For mail that has no next hop, or one that is gone.
+    fn route(self, mail: &Waiting<'_>, next_try: &str) -> (Self, String) {
+        let name = Some(mail.next_hop).filter(|name| !name.is_empty());
+        let text = match name {
+            None => {
+                let domain = mail.domain.unwrap_or("its domain");
+                format!("a next hop that takes {domain}{next_try}")
+            }
+            Some(name) => {
+                format!("next hop {name}, which is not configured any more{next_try}")
+            }
+        };
+        let what = Self {
+            what: What::Route,
+            name: name.map(str::to_owned),
+            ..self
         };
         (what, text)
     }
