@@ -16,6 +16,7 @@ mod room;
 mod scripted;
 mod simulation;
 mod stand_ins;
+mod stories;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
