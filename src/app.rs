@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::parts::{advice, check};
-use self::parts::{generation, prepare};
+use self::parts::{generation, notify_ways, prepare};
 pub use self::reload::RELOAD_DURATION_MAX;
 use self::reload::Readings;
 pub use self::service::run;
@@ -30,7 +30,8 @@ use crate::admin::{self, AdminError, Control as _};
 use crate::config::Config;
 use crate::deadline::Deadline;
 use crate::listener::{self, Admission, Listener, ListenerError, Prepared, Sessions, Shared};
-use crate::pipeline::{Keeper, Lanes, Pipeline, Watch};
+use crate::notify::Notifier;
+use crate::pipeline::{Drains, Keeper, Lanes, Pipeline, Watch};
 use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
 use crate::store::sqlite::{Role, SqliteStore};
@@ -74,6 +75,8 @@ struct Core {
     incidents: Arc<Incidents>,
     pipeline: Arc<Pipeline>,
     keeper: Arc<Keeper>,
+    drains: Arc<Drains>,
+    notifier: Arc<Notifier>,
     sessions: Arc<Sessions>,
     admission: Arc<Admission>,
     listeners: Vec<Listener>,
@@ -91,18 +94,22 @@ struct Core {
 /// Cancel safety: tasks that have begun continue until the runtime ends. No mail is answered 250 that is not kept.
 pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, StartError> {
     let (config, built) = blocking(move || {
-        let built = generation(&config, None).map_err(StartError::Parts);
-        let built = built.and_then(|generation| Ok((generation, prepare(&config)?)));
+        let built = generation(&config, None).and_then(|built| Ok((built, notify_ways(&config)?)));
+        let built = built.map_err(StartError::Parts);
+        let built = built.and_then(|(built, ways)| Ok((built, ways, prepare(&config)?)));
         (config, built)
     })
     .await?;
-    let (generation, prepared) = built?;
+    let (generation, ways, prepared) = built?;
     generation.scanner.watch();
     telemetry::metrics::register(&metric_names(&config), &Names::default());
     let (store, recovery) = SqliteStore::open(&config.store, Role::Relay)
         .await
         .map_err(StartError::Store)?;
     let (history, incidents) = open_logs(config.store.clone()).await?;
+    let notifier = Notifier::start(ways, &config.relay.hostname, &generation.delivery);
+    notifier.resume(&incidents.open_stories());
+    incidents.listen(notifier.clone());
     let in_flight = config.limits.in_flight_bytes;
     let pipeline = Pipeline::new(
         generation,
@@ -111,12 +118,10 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         config.intercept.clone(),
         in_flight,
     );
-    let (kept, path_of_store) = (pipeline.clone(), config.store.path.clone());
-    let keeper = blocking(move || Keeper::open(kept, &path_of_store)).await?;
-
+    let (keeper, drains) = open_kept(&pipeline, &config).await?;
     let shared = shared(&config, &pipeline);
     let closing = shared.closing.clone();
-    let lanes = start_tasks(&shared, &keeper, &incidents).await;
+    let lanes = start_tasks(&shared, (&keeper, &drains), &incidents).await;
     let started = start_listeners(prepared, &shared)?;
     let admin_settings = config.admin.clone();
     let core = Arc::new(Core {
@@ -127,6 +132,8 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         incidents,
         pipeline,
         keeper,
+        drains,
+        notifier,
         sessions: shared.sessions,
         admission: shared.admission,
         listeners: started,
@@ -159,6 +166,19 @@ fn shared(config: &Config, pipeline: &Arc<Pipeline>) -> Shared {
     }
 }
 
+/// Takes up what the last process kept: known senders, and the drains of engines.
+async fn open_kept(
+    pipeline: &Arc<Pipeline>,
+    config: &Config,
+) -> Result<(Arc<Keeper>, Arc<Drains>), StartError> {
+    let (pipeline, store) = (pipeline.clone(), config.store.path.clone());
+    blocking(move || {
+        let drains = Drains::open(pipeline.clone(), &store);
+        (Keeper::open(pipeline, &store), drains)
+    })
+    .await
+}
+
 async fn open_logs(
     settings: crate::store::Settings,
 ) -> Result<(Arc<History>, Arc<Incidents>), StartError> {
@@ -173,7 +193,7 @@ async fn open_logs(
 /// Starts the tasks that work beside the listeners. Stored interceptors are in force before the first task starts.
 async fn start_tasks(
     shared: &Shared,
-    keeper: &Arc<Keeper>,
+    (keeper, drains): (&Arc<Keeper>, &Arc<Drains>),
     incidents: &Arc<Incidents>,
 ) -> TaskTracker {
     let Shared {
@@ -190,6 +210,7 @@ async fn start_tasks(
     tasks.spawn(pipeline.clone().recover(closing.clone()));
     tasks.spawn(keeper.clone().keep(closing.clone()));
     tasks.spawn(pipeline.clone().keep_measures(closing.clone()));
+    tasks.spawn(drains.clone().keep(closing.clone()));
     let admission = admission.clone();
     tasks.spawn(admission.watch(pipeline.clone(), incidents.clone(), closing.clone()));
     tasks
@@ -212,10 +233,12 @@ fn metric_names(config: &Config) -> Names {
     let engines = config.engines.iter().map(|engine| engine.name.to_string());
     let next_hops = config.next_hops.iter().map(|hop| hop.name.to_string());
     let listeners = config.listeners.iter().map(|l| l.name.to_string());
+    let ways = config.notify.iter().map(|way| way.name.to_string());
     Names {
         engines: engines.collect(),
         next_hops: next_hops.collect(),
         listeners: listeners.collect(),
+        notify_ways: ways.collect(),
     }
 }
 
@@ -272,6 +295,7 @@ impl Running {
         let work = self.core.pipeline.drained(deadline).await;
         let lanes = deadline.run(self.lanes.wait()).await.is_ok();
         let history = async {
+            self.core.pipeline.look_around().await;
             self.core.pipeline.write_measures().await;
             self.core.history.close().await;
         };
@@ -286,6 +310,8 @@ impl Running {
             .run(closed)
             .await
             .is_ok();
+        // Last, because stories end when their log closes.
+        self.core.notifier.drain().await;
         tracing::info!(sessions, work, lanes, stores, "drained");
         sessions && work && lanes && stores
     }

@@ -4,10 +4,11 @@
 //!
 //! | room | task |
 //! |---|---|
-//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`file`], [`incident`], [`measure`], [`observation`] | basic types and helpers |
+//! | [`message`], [`verdict`], [`deadline`], [`chance`], [`ablation`], [`file`], [`incident`], [`measure`], [`observation`], [`process`] | basic types and helpers |
 //! | [`smtp`] | the protocol, without sockets |
 //! | [`listener`] | accepts SMTP sessions |
 //! | [`pipeline`] | the path of each message: scan, decision, delivery |
+//! | [`notify`] | tells people when trouble begins and ends |
 //! | [`store`] | keeps messages and other state durable |
 //! | [`scan`] | sends each message to all engines at once |
 //! | [`intercept`] | diverts floods before an engine sees them |
@@ -19,6 +20,7 @@
 //! | [`admin`] | status, metrics and control of a running relay |
 //! | [`cli`] | the command line |
 //! | [`telemetry`] | log and metrics |
+//! | [`whatif`] | what another configuration would decide |
 //! | [`trust`] | trusted certificates |
 
 #![forbid(unsafe_code)]
@@ -37,9 +39,11 @@ pub mod intercept;
 pub mod listener;
 pub mod measure;
 pub mod message;
+pub mod notify;
 pub mod observation;
 pub mod pipeline;
 pub mod policy;
+pub mod process;
 pub mod quarantine;
 pub mod scan;
 pub mod smtp;
@@ -47,3 +51,4 @@ pub mod store;
 pub mod telemetry;
 pub mod trust;
 pub mod verdict;
+pub mod whatif;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::config::Config;
 use crate::delivery::Delivery;
 use crate::listener::{Listener, ListenerError, Prepared};
+use crate::notify;
 use crate::pipeline::Generation;
 use crate::policy::Policy;
 use crate::scan::{Scanner, engine};
@@ -16,6 +17,7 @@ pub fn check(config: &Config) -> Vec<String> {
     if let Err(error) = prepare(config) {
         problems.push(error.to_string());
     }
+    problems.extend(notify_ways(config).err().unwrap_or_default());
     problems
 }
 
@@ -31,6 +33,12 @@ pub(super) fn prepare(config: &Config) -> Result<Vec<Prepared>, ListenerError> {
     let listeners = config.listeners.iter().cloned();
     let prepared = listeners.map(|l| Listener::prepare(l, limits.clone(), hostname.clone()));
     prepared.collect()
+}
+
+/// Reads the secrets and authorities of all ways to tell people of trouble.
+pub(super) fn notify_ways(config: &Config) -> Result<Vec<notify::Prepared>, Vec<String>> {
+    let ways = notify::Prepared::all(&config.notify);
+    ways.map_err(|errors| errors.iter().map(ToString::to_string).collect())
 }
 
 /// Builds the generation of a configuration, with the knowledge of the guards of the generation before. Returns all problems

@@ -12,11 +12,12 @@ use std::time::Duration;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinError;
 
-use super::parts::{generation, prepare};
+use super::parts::{generation, notify_ways, prepare};
 use super::{Core, metric_names};
 use crate::config::{self, Config, Problems};
 use crate::deadline::{Deadline, Elapsed};
 use crate::listener::Prepared;
+use crate::notify;
 use crate::pipeline::Generation;
 use crate::telemetry;
 
@@ -105,25 +106,29 @@ async fn step<T: Send + 'static>(
     }
 }
 
+/// Reads a configuration, or all its problems. Blocks.
+pub(super) fn read(path: Option<&Path>) -> Result<Config, Vec<String>> {
+    let lines = |problems: Problems| {
+        let text = problems.to_string();
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    config::load(path).map_err(lines)
+}
+
 /// The contents of the files of a configuration.
 pub(super) struct Files {
     config: Config,
     listeners: Vec<Prepared>,
+    ways: Vec<notify::Prepared>,
 }
 
 impl Files {
     /// Reads the files. Blocks.
     pub(super) fn read(path: Option<&Path>) -> Result<Self, Vec<String>> {
-        let lines = |problems: Problems| {
-            problems
-                .to_string()
-                .lines()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
-        let config = config::load(path).map_err(lines)?;
+        let config = read(path)?;
         Ok(Self {
             listeners: prepare(&config).map_err(|error| vec![error.to_string()])?,
+            ways: notify_ways(&config)?,
             config,
         })
     }
@@ -134,6 +139,7 @@ pub(super) struct Next {
     pub(super) config: Config,
     pub(super) generation: Generation,
     pub(super) listeners: Vec<Prepared>,
+    pub(super) ways: Vec<notify::Prepared>,
 }
 
 impl Next {
@@ -142,6 +148,7 @@ impl Next {
         Ok(Self {
             generation: generation(&files.config, Some(before))?,
             listeners: files.listeners,
+            ways: files.ways,
             config: files.config,
         })
     }
@@ -160,6 +167,9 @@ impl Core {
         let difference = config::diff(&config, &next.config);
         next.generation.scanner.watch();
         telemetry::metrics::register(&metric_names(&next.config), &metric_names(&config));
+        let hostname = &next.config.relay.hostname;
+        self.notifier
+            .apply(next.ways, hostname, &next.generation.delivery);
         self.pipeline
             .replace(next.generation, next.config.intercept.clone());
         for (listener, prepared) in self.listeners.iter().zip(next.listeners) {

@@ -1,5 +1,7 @@
 //! Checks of combinations: settings that are valid alone, but cannot work together.
 
+mod guard;
+mod notify;
 mod rules;
 
 use std::borrow::Cow;
@@ -22,9 +24,11 @@ pub(super) fn check(config: &Config, log: &mut Log) {
     times(config, log);
     late_verdicts(config, log);
     rules::for_everybody(config, log);
+    guard::thresholds(config, log);
     memory(config, log);
     routes(config, log);
     loops(config, log);
+    notify::ways(config, log);
 }
 
 /// Logs, rules and commands identify a section by its name, so a name may occur once in a list.
@@ -33,11 +37,13 @@ fn unique_names(config: &Config, log: &mut Log) {
     let engines = config.engines.iter().map(|e| e.name.to_string());
     let rules = config.policy.rules.iter().map(|r| r.name.clone());
     let next_hops = config.next_hops.iter().map(|n| n.name.to_string());
-    let lists: [(&str, Vec<String>); 4] = [
+    let ways = config.notify.iter().map(|way| way.name.to_string());
+    let lists: [(&str, Vec<String>); 5] = [
         ("listener", listeners.collect()),
         ("engine", engines.collect()),
         ("rule", rules.collect()),
         ("next_hop", next_hops.collect()),
+        ("notify", ways.collect()),
     ];
     for (list, names) in lists {
         let mut seen: BTreeMap<&str, usize> = BTreeMap::new();

@@ -164,6 +164,24 @@ impl Delivery {
             .collect()
     }
 
+    /// Delivers to all recipients through the next hop with this name, wherever their domains belong, and returns one outcome
+    /// for each in envelope order; `None` without this next hop. The pace of the next hop holds.
+    ///
+    /// Cancel safety: as [`Self::deliver`].
+    pub async fn deliver_through(
+        &self,
+        next_hop: &str,
+        mail: &Outbound,
+        deadline: Deadline,
+    ) -> Option<Vec<Outcome>> {
+        let mut hops = self.shared.hops.iter();
+        let hop = hops.find(|hop| *hop.settings.name == *next_hop)?;
+        let all = (0..mail.envelope.recipients.len()).collect();
+        let mut outcomes = hop.deliver(mail, all, None, deadline).await;
+        outcomes.sort_by_key(|(at, _)| *at);
+        Some(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
+    }
+
     /// Outcome for a domain that no next hop takes. The message waits, because the most likely cause is that a new
     /// configuration lacks the domain by mistake.
     fn unrouted(&self, domain: &str) -> Outcome {

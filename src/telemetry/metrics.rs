@@ -84,6 +84,8 @@ pub enum Values {
     Queues,
     /// The names of the listeners.
     Listeners,
+    /// The names of the ways to tell people of trouble.
+    NotifyWays,
     /// These words.
     Words(fn() -> Vec<&'static str>),
 }
@@ -97,6 +99,8 @@ pub struct Names {
     pub next_hops: BTreeSet<String>,
     /// The listeners.
     pub listeners: BTreeSet<String>,
+    /// The ways to tell people of trouble.
+    pub notify_ways: BTreeSet<String>,
 }
 
 impl Names {
@@ -107,6 +111,7 @@ impl Names {
             engines: without(&self.engines, &others.engines),
             next_hops: without(&self.next_hops, &others.next_hops),
             listeners: without(&self.listeners, &others.listeners),
+            notify_ways: without(&self.notify_ways, &others.notify_ways),
         }
     }
 
@@ -119,6 +124,7 @@ impl Names {
                 hops.chain([NO_NEXT_HOP.to_owned()]).collect()
             }
             Values::Listeners => self.listeners.iter().cloned().collect(),
+            Values::NotifyWays => self.notify_ways.iter().cloned().collect(),
             Values::Words(words) => words().into_iter().map(str::to_owned).collect(),
         }
     }
@@ -305,6 +311,7 @@ mod tests {
             engines: one(engine),
             next_hops: one("mx"),
             listeners: one("smtp"),
+            notify_ways: one("oncall"),
         }
     }
 
@@ -322,6 +329,7 @@ mod tests {
             "spillway_scan_seconds_bucket{engine=\"clamd\",le=\"1\"}",
             "spillway_sessions_total{listener=\"smtp\"}",
             "spillway_not_kept_total",
+            "spillway_notifications_total{way=\"oncall\",outcome=\"failed\"}",
         ] {
             assert_eq!(counted.value(series), Some(0.0), "{series}");
         }

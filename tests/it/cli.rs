@@ -7,6 +7,7 @@ mod fabricated;
 mod golden;
 mod ids;
 mod incidents;
+mod measured;
 mod running;
 
 use std::process::{Command, Stdio};
@@ -542,6 +543,18 @@ fn exit_codes_are_stable() {
         (&["status"], 69),
         (&["reload"], 69),
         (&["drain"], 69),
+        (&["engine", "drain", "clamd"], 69),
+        (&["engine", "drain", "clamd", "--pass"], 64),
+        (&["engine", "drain", "clamd", "--pass", "--reason", " "], 64),
+        (&["engine", "drain", "clamd", "--for", "0s"], 64),
+        (&["engine", "drain", "clamd", "--for", "-1h"], 64),
+        (&["engine", "drain", "clamd", "--for", "31d"], 64),
+        (
+            &[
+                "engine", "drain", "x", "--pass", "--reason", "y", "--for", "13h",
+            ],
+            64,
+        ),
     ] {
         assert_eq!(store.run(None, arguments, "").exit, exit, "{arguments:?}");
     }

@@ -62,7 +62,12 @@ fn configurations_in_the_guide_are_accepted() {
     ] {
         std::fs::rename(folder.path().join(made), folder.path().join(shown)).expect("rename");
     }
-    for name in ["users", "smarthost.password", "sandbox.token"] {
+    for name in [
+        "users",
+        "smarthost.password",
+        "sandbox.token",
+        "hook.secret",
+    ] {
         let path = folder.path().join(name);
         std::fs::write(&path, "").expect("a file");
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("its mode");
@@ -70,6 +75,8 @@ fn configurations_in_the_guide_are_accepted() {
     for name in ["smarthost.password", "sandbox.token"] {
         std::fs::write(folder.path().join(name), "secret\n").expect("a secret");
     }
+    let secret = "a-secret-of-32-letters-and-digits";
+    std::fs::write(folder.path().join("hook.secret"), secret).expect("a secret");
     let here = format!("{}/", folder.path().display());
     let all = documents();
     let rules = folder.path().join("rules");

@@ -1,6 +1,7 @@
 //! Tests of the whole crate from outside: one module for each topic.
 
 mod admission;
+mod alerts;
 mod auth;
 mod bad_configs;
 mod bombs;
@@ -11,11 +12,13 @@ mod crash;
 mod demo;
 mod dialogue;
 mod docs;
+mod drains;
 mod edits;
 mod engines;
 mod faults;
 mod fuzz;
 mod guard;
+mod late;
 mod logs;
 mod metrics;
 mod milters;
@@ -24,6 +27,7 @@ mod milters;
     reason = "the unit tests have this file, too, and use the rest of it"
 )]
 mod name_server;
+mod notify;
 mod postfix;
 mod power;
 mod programs;

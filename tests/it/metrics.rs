@@ -14,10 +14,10 @@ use tokio::net::TcpStream;
 
 use crate::certificates;
 use crate::client::Client;
-use crate::servers::{Spillway, command, free_port};
+use crate::servers::{Spillway, free_port};
 use crate::sink;
 
-fn read(path: &str) -> String {
+pub fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
@@ -102,6 +102,18 @@ fn the_document_lists_each_metric() {
     assert_eq!(listed, expected);
 }
 
+/// The names of metrics in a text that no metric has.
+pub fn unknown_in(text: &str) -> Vec<String> {
+    let mut named = named(text, "spillway_");
+    named.extend(self::named(text, "process_"));
+    named.retain(|name| {
+        let mut ends = ["_bucket", "_sum", "_count"].iter();
+        let base = ends.find_map(|end| name.strip_suffix(end));
+        !names().contains(base.unwrap_or(name))
+    });
+    named.into_iter().collect()
+}
+
 /// A metric that a document names exists. Changes may name those that are gone.
 #[test]
 fn metrics_in_the_documents_exist() {
@@ -113,14 +125,8 @@ fn metrics_in_the_documents_exist() {
             continue;
         }
         let text = std::fs::read_to_string(&path).expect("a document");
-        for name in named(&text, "spillway_") {
-            let base = ["_bucket", "_sum", "_count"]
-                .iter()
-                .find_map(|end| name.strip_suffix(end));
-            if !names().contains(base.unwrap_or(&name)) {
-                unknown.push(format!("{}: {name}", path.display()));
-            }
-        }
+        let gone = unknown_in(&text).into_iter();
+        unknown.extend(gone.map(|name| format!("{}: {name}", path.display())));
     }
     assert_eq!(unknown, Vec::<String>::new());
 }
@@ -142,25 +148,6 @@ fn promtool(arguments: &[&str], text: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {said}\n{text}", output.status);
     assert_eq!(said, "", "it dislikes nothing");
-}
-
-/// The alert rules of docs/METRICS.md are rules, and so is the example of a scrape.
-#[test]
-fn alert_rules_in_the_document_are_accepted() {
-    let page = read("docs/METRICS.md");
-    let blocks: Vec<&str> = page.split("```yaml\n").skip(1).collect();
-    let inside = |at: usize| blocks[at].split("```").next().expect("an end");
-    assert_eq!(blocks.len(), 2, "one to scrape, one with rules");
-    let folder = tempfile::tempdir().expect("a folder");
-    let file = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).expect("a file");
-        path.display().to_string()
-    };
-    let (scrape, rules) = (file("scrape.yml", inside(0)), file("rules.yml", inside(1)));
-    command("promtool", &["check", "config", &scrape]);
-    let said = command("promtool", &["check", "rules", &rules]);
-    assert!(said.contains("rules found"), "{said}");
 }
 
 /// A relay with engines and next hops that answer, and some that do not.

@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("incident", 0),
     ("measure", 0),
     ("observation", 0),
+    ("process", 0),
     ("telemetry", 1),
     ("trust", 1),
     ("smtp", 2),
@@ -24,12 +25,14 @@ const FLOORS: &[(&str, u8)] = &[
     ("policy", 3),
     ("quarantine", 3),
     ("delivery", 3),
-    ("pipeline", 4),
-    ("listener", 5),
-    ("admin", 5),
-    ("config", 6),
-    ("app", 7),
-    ("cli", 8),
+    ("whatif", 4),
+    ("pipeline", 5),
+    ("notify", 5),
+    ("listener", 6),
+    ("admin", 6),
+    ("config", 7),
+    ("app", 8),
+    ("cli", 9),
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

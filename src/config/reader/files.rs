@@ -55,11 +55,8 @@ impl Section<'_> {
     pub(in crate::config) fn warn_if_others_may_read(&self, key: &str, path: &Path) {
         use std::os::unix::fs::MetadataExt;
         if std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o004 != 0) {
-            let key = format!("{}.{key}", self.path);
             let what = format!("every user of this machine can read {}", path.display());
-            self.log
-                .borrow_mut()
-                .warn(&key, what, "restrict its mode: chmod 0640 FILE");
+            self.warn(key, what, "restrict its mode: chmod 0640 FILE");
         }
     }
 }

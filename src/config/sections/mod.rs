@@ -1,24 +1,32 @@
 //! The sections of the file. Each is read into the Settings of its room.
 
 mod engine;
+mod guard;
 mod listener;
 mod next_hop;
+mod notify;
 mod policy;
 mod relay;
 
 pub(super) use engine::engine;
+pub(super) use guard::guard;
 pub(super) use listener::{limits, listener};
 pub(super) use next_hop::next_hop;
+pub(super) use notify::notify;
 pub(super) use policy::{Sections as PolicySections, policy};
 pub use relay::{LogFormat, RelaySettings};
 pub(super) use relay::{admin, budget, intercept, quarantine, relay, store};
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::reader::Section;
 use super::units::Wrong;
+use super::value::plain;
+use crate::process::runnable;
 
 const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -63,6 +71,37 @@ fn is_host(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(allowed);
     text.len() <= 253 && text.split('.').all(label)
+}
+
+/// Reads `command`: a program and its arguments, for which no shell is used.
+fn arguments(section: &mut Section<'_>, example: &str) -> Vec<String> {
+    section.require_items("command", example);
+    section.list("command", None, plain, |text| {
+        match text.contains(char::is_control) {
+            true => Err(Wrong::new(
+                format!("{text:?} contains control characters"),
+                "write one argument, without control characters",
+            )),
+            false => Ok(text.to_owned()),
+        }
+    })
+}
+
+/// Adds a problem unless the program of `command` has an absolute path, exists and is executable.
+fn check_program(section: &Section<'_>, program: &str) {
+    if !program.starts_with('/') {
+        section.complain(
+            "command",
+            format!("{program:?} is not an absolute path"),
+            "write an absolute path: no shell and no search path is used; write each argument as an item of its own",
+        );
+    } else if let Err(wrong) = runnable(Path::new(program)) {
+        section.complain(
+            "command",
+            format!("{program} {wrong}"),
+            "install it, or correct the path",
+        );
+    }
 }
 
 /// Parses a network: `192.0.2.0/24`. A bare address is the network of that address.

@@ -9,7 +9,6 @@
 //! that could not be set means no answer, with a reason, and never clean (promise P4).
 
 mod answer;
-mod process;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +17,6 @@ use std::io::{self, Write};
 use std::os::unix::fs::fchown;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tempfile::NamedTempFile;
@@ -26,12 +24,12 @@ use tempfile::NamedTempFile;
 use super::http::{ProbeWith, Reading};
 use super::{BuildError, Engine, EngineAnswer, Probes, Sample, ScanError};
 use crate::message::{Envelope, MessageId};
+use crate::process::{self, Ended, Input, Output, PROGRAM_PATH, Running, limited};
 use crate::scan::ScanRequest;
 use crate::verdict::{Answer, FindingKind};
-use process::{Ended, Input, Running, limited};
 
+pub use crate::process::{Limits, NOT_RUN_EXIT_CODES, runnable};
 pub use answer::{CommandAnswer, Lines, read};
-pub use process::NOT_RUN_EXIT_CODES;
 
 /// Placeholder in an argument for the path of the file with the message.
 pub const FILE_PLACEHOLDER: &str = "{file}";
@@ -82,17 +80,6 @@ pub struct Exit {
     pub bad_kind: FindingKind,
     /// The score of the findings, unless a line contains a score.
     pub bad_score: f64,
-}
-
-/// Limits on the resources of a program. Each limit holds for each process separately.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Processor time, in whole seconds, at least 1 s.
-    pub cpu: Duration,
-    /// Address space in octets.
-    pub memory: u64,
-    /// Size in octets of each file that the program writes.
-    pub file_size: u64,
 }
 
 /// The engine for one program.
@@ -188,7 +175,7 @@ impl Command {
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid);
         }
-        let running = Running::start(command).map_err(cannot)?;
+        let running = Running::start(command, Output::Kept).map_err(cannot)?;
         Ok((running, input, file))
     }
 
@@ -259,10 +246,7 @@ fn facts(hostname: &str, id: MessageId, envelope: &Envelope) -> Vec<(&'static st
     let sender = envelope.reverse_path.qualified(hostname);
     let origin = &envelope.origin;
     let mut facts = vec![
-        (
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
-        ),
+        ("PATH", PROGRAM_PATH.to_owned()),
         ("LANG", "C.UTF-8".to_owned()),
         ("SPILLWAY_ID", id.to_string()),
         ("SPILLWAY_SENDER", showable(&sender)),
@@ -297,18 +281,4 @@ fn identity(passwd: &Path, name: &str) -> Option<(u32, u32)> {
     let mut users = fields.filter(|fields| fields.first() == Some(&name));
     let user = users.next()?;
     Some((user.get(2)?.parse().ok()?, user.get(3)?.parse().ok()?))
-}
-
-/// Checks that the file exists and is executable.
-///
-/// # Errors
-/// What is wrong, as a text that follows the path.
-pub fn runnable(program: &Path) -> Result<(), &'static str> {
-    use std::os::unix::fs::PermissionsExt;
-    match std::fs::metadata(program) {
-        Err(_) => Err("does not exist"),
-        Ok(found) if !found.is_file() => Err("is not a regular file"),
-        Ok(found) if found.permissions().mode() & 0o111 == 0 => Err("is not executable"),
-        Ok(_) => Ok(()),
-    }
 }

@@ -38,7 +38,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
 /// The client of one server, with its idle connections.
 #[derive(Debug)]
-pub(super) struct HttpClient {
+pub struct HttpClient {
     dial: Dial,
     host: HeaderValue,
     idle: Mutex<Vec<Connection>>,
@@ -56,7 +56,10 @@ struct Connection {
 impl HttpClient {
     /// Makes a client without connecting. `ca` is a file of certificate authorities for https, instead of those of the
     /// system.
-    pub(super) fn new(
+    ///
+    /// # Errors
+    /// [`BuildError`], if the authorities cannot be read or the URL has no name for the certificate. Blocks on their files.
+    pub fn new(
         url: &Url,
         ca: Option<&std::path::Path>,
         connect_timeout: Duration,
@@ -74,14 +77,18 @@ impl HttpClient {
     }
 
     /// Name of the server in reports.
-    pub(super) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         self.dial.name()
     }
 
-    /// Posts `body` and returns the body of the answer, if its status is a success.
+    /// Posts `body` and returns the body of the answer, if its status is a success. Follows no redirect. Only the connection
+    /// attempt ends at `deadline`: the caller bounds the rest.
+    ///
+    /// # Errors
+    /// [`ScanError`] with the reason: the text fits a report about any server.
     ///
     /// Cancel safety: dropping the future closes the connection.
-    pub(super) async fn post(
+    pub async fn post(
         &self,
         path: &str,
         fields: HeaderMap,

@@ -23,6 +23,7 @@ pub mod milter;
 mod name;
 mod name_server;
 mod preface;
+mod replicas;
 pub mod rspamd;
 mod rules;
 pub mod spamd;
@@ -49,7 +50,7 @@ pub use command::{
 pub use dns::{DnsAnswer, DnsList, Listed, Question};
 pub use error::{BuildError, Class, ScanError};
 pub use http::{HttpSettings, Posted, ProbeWith, Reading};
-pub use http_client::retry_after;
+pub use http_client::{HttpClient, retry_after};
 pub use icap::{IcapSettings, Method};
 pub use milter::{MilterSettings, TempFail};
 pub use name_server::NameServers;

@@ -369,6 +369,7 @@ fn told(record: &Record) -> HistoryEntry {
             .iter()
             .map(|r| r.mailbox.clone())
             .collect(),
+        basis: None,
         client: envelope.origin.client,
         listener: envelope.origin.listener.clone(),
         size: record.size,
@@ -430,6 +431,7 @@ fn report(engine: &str, class: EngineClass, answer: Answer) -> Report {
         signatures: None,
         attempts: 1,
         reused: None,
+        passed: None,
         requested_edits: Vec::new(),
         elapsed: Duration::from_millis(12),
         waited: Duration::ZERO,

@@ -1,16 +1,14 @@
 //! Keys of engines that are programs of this machine.
 
-use std::path::Path;
-
 use toml::de::DeValue;
 
 use crate::config::reader::Section;
-use crate::config::sections::{HOUR, secs};
+use crate::config::sections::{HOUR, arguments, check_program, secs};
 use crate::config::units::Wrong;
-use crate::config::value::{expected, plain, shown};
+use crate::config::value::{expected, shown};
 use crate::scan::engine::{
     CommandSettings, Exit, FILE_PLACEHOLDER, Kind, Limits, Lines, NOT_RUN_EXIT_CODES, Reading,
-    Saying, runnable,
+    Saying,
 };
 
 use crate::verdict::FindingKind;
@@ -43,38 +41,18 @@ pub(super) fn command(section: &mut Section<'_>, hostname: &str) -> Kind {
 
 /// The program and its arguments. The program must exist and be executable.
 fn program(section: &mut Section<'_>) -> Vec<String> {
-    section.require_items("command", "[\"/usr/local/bin/scan\", \"--quiet\"]");
-    let command = section.list("command", None, plain, |text| {
-        match text.contains(char::is_control) {
-            true => Err(Wrong::new(
-                format!("{text:?} contains control characters"),
-                "write one argument, without control characters",
-            )),
-            false => Ok(text.to_owned()),
-        }
-    });
-    if let Some(program) = command.first() {
-        if !program.starts_with('/') {
-            section.complain(
-                "command",
-                format!("{program:?} is not an absolute path"),
-                "write an absolute path: no shell and no search path is used; write each argument as an item of its own",
-            );
-        } else if program.contains(FILE_PLACEHOLDER) {
-            section.complain(
+    let command = arguments(section, "[\"/usr/local/bin/scan\", \"--quiet\"]");
+    match command.first() {
+        Some(program) if program.starts_with('/') && program.contains(FILE_PLACEHOLDER) => section
+            .complain(
                 "command",
                 "the message would be run as a program",
                 format!(
                     "write the path of a program first, and \"{FILE_PLACEHOLDER}\" as an argument"
                 ),
-            );
-        } else if let Err(wrong) = runnable(Path::new(program)) {
-            section.complain(
-                "command",
-                format!("{program} {wrong}"),
-                "install it, or correct the path",
-            );
-        }
+            ),
+        Some(program) => check_program(section, program),
+        None => {}
     }
     command
 }

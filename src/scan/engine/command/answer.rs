@@ -2,8 +2,8 @@
 
 use regex::{Regex, RegexBuilder};
 
-use super::process::Ended;
 use super::{Exit, Saying};
+use crate::process::Ended;
 use crate::scan::engine::http::{self, Reading, objections};
 use crate::verdict::{Answer, Finding, FindingKind};
 

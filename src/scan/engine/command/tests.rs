@@ -1,6 +1,7 @@
 //! Tests with programs that behave correctly, and programs that do not.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::*;
 use crate::deadline::Deadline;

@@ -1,6 +1,6 @@
-//! A process, from its start to the certain end of its whole process group.
+//! Programs of this machine that the relay runs: from the start to the certain end of the whole process group.
 //!
-//! **The limits are in force before the program runs.** Between fork and exec, only unsafe code could set the limits. Setting
+//! **The limits of [`limited`] are in force before the program runs.** Between fork and exec, only unsafe code could set the limits. Setting
 //! them from the relay afterwards (prlimit(2)) leaves a moment without limits, and for a program with another user it needs
 //! CAP_SYS_RESOURCE, which containers do not have. So a shell sets the limits for itself and then becomes the program (`exec`).
 //! The script of the shell is the constant [`LIMITS_SCRIPT`]. Limits, program and arguments are parameters of the script, which
@@ -13,6 +13,7 @@
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -22,7 +23,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::signal::unix::{self, SignalKind};
 
-use super::Limits;
 use crate::deadline::Deadline;
 
 /// Largest output in octets: 1 MiB. A program that prints more has no answer.
@@ -34,7 +34,7 @@ const STDERR_OCTETS_KEPT: usize = 4096;
 /// group can hold a pipe open for longer.
 const PIPE_DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// The signal that the system sends when the processor time is used up.
-pub(super) const CPU_LIMIT_SIGNAL: i32 = Signal::XCPU.as_raw();
+pub const CPU_LIMIT_SIGNAL: i32 = Signal::XCPU.as_raw();
 
 /// Script of a shell that sets its own limits and becomes the program. The unit is 512 octets for file sizes and 1024 octets for
 /// memory. Processor time has two limits in seconds: the soft limit sends a signal that shows the reason, and the program
@@ -44,8 +44,22 @@ const LIMITS_SCRIPT: &str = "ulimit -c 0 && ulimit -f \"$1\" && ulimit -S -t \"$
 /// Exit codes of the shell if it could not run the program (POSIX, `exec`) or not set a limit.
 pub const NOT_RUN_EXIT_CODES: [u8; 2] = [126, 127];
 
+/// The search path of programs that the relay runs. They inherit nothing else from its environment.
+pub const PROGRAM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Limits on the resources of a program. Each limit holds for each process separately.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Processor time, in whole seconds, at least 1 s.
+    pub cpu: Duration,
+    /// Address space in octets.
+    pub memory: u64,
+    /// Size in octets of each file that the program writes.
+    pub file_size: u64,
+}
+
 /// A command that runs `program` within the limits.
-pub(super) fn limited(limits: Limits, program: &str) -> Command {
+pub fn limited(limits: Limits, program: &str) -> Command {
     let seconds = limits.cpu.as_secs().max(1);
     let numbers = [
         limits.file_size / 512,
@@ -61,29 +75,39 @@ pub(super) fn limited(limits: Limits, program: &str) -> Command {
 }
 
 /// The standard input of the program.
-pub(super) enum Input {
+#[derive(Debug)]
+pub enum Input {
     /// These octets.
     Octets(Bytes),
     /// Empty standard input.
     Nothing,
 }
 
+/// What becomes of the standard output of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// The relay reads it, at most [`OUTPUT_OCTETS_MAX`].
+    Kept,
+    /// It goes nowhere, however much it is.
+    Discarded,
+}
+
 /// The end of a program, with its output.
 #[derive(Debug)]
-pub(super) struct Ended {
+pub struct Ended {
     /// The exit code, unless a signal ended the program.
-    pub(super) code: Option<u8>,
+    pub code: Option<u8>,
     /// The signal that ended the program.
-    pub(super) signal: Option<i32>,
+    pub signal: Option<i32>,
     /// Standard output, at most [`OUTPUT_OCTETS_MAX`].
-    pub(super) output: Vec<u8>,
+    pub output: Vec<u8>,
     /// The beginning of standard error.
-    pub(super) complaints: Vec<u8>,
+    pub complaints: Vec<u8>,
 }
 
 /// Why the end of a program cannot be interpreted.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub enum Trouble {
     /// The program printed more than this number of octets.
     Talkative(usize),
     /// The program has ended, and a process outside its group holds its output open.
@@ -99,7 +123,8 @@ impl From<io::Error> for Trouble {
 }
 
 /// A process that leads a process group. Dropping the value kills the group.
-pub(super) struct Running {
+#[derive(Debug)]
+pub struct Running {
     child: Child,
     group: Pid,
     /// Wakes whenever any child process of the relay has ended (SIGCHLD).
@@ -109,17 +134,20 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Starts the process. Blocks until the system has started the program, about 1 ms.
+    /// Starts the process in `/`. Blocks until the system has started the program, about 1 ms.
     ///
     /// # Errors
     /// The error of the system, if the process cannot be started.
-    pub(super) fn start(mut command: Command) -> io::Result<Self> {
+    pub fn start(mut command: Command, output: Output) -> io::Result<Self> {
         // Before the process starts, so that its end cannot be missed.
         let ends = unix::signal(SignalKind::child())?;
         let child = command
             .current_dir("/")
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdout(match output {
+                Output::Kept => Stdio::piped(),
+                Output::Discarded => Stdio::null(),
+            })
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true)
@@ -140,7 +168,7 @@ impl Running {
     /// Writes the input, reads the output, waits for the end of the program, and kills the rest of its group.
     ///
     /// Cancel safety: dropping the future kills the whole group.
-    pub(super) async fn end(mut self, input: Input) -> Result<Ended, Trouble> {
+    pub async fn end(mut self, input: Input) -> Result<Ended, Trouble> {
         let (stdin, stdout, stderr) = (
             self.child.stdin.take(),
             self.child.stdout.take(),
@@ -243,5 +271,19 @@ async fn complaints(from: Option<impl AsyncRead + Unpin>) -> Result<Vec<u8>, Tro
                 kept.extend_from_slice(&piece[..read.min(room)]);
             }
         }
+    }
+}
+
+/// Checks that the file exists and is executable.
+///
+/// # Errors
+/// What is wrong, as a text that follows the path.
+pub fn runnable(program: &Path) -> Result<(), &'static str> {
+    use std::os::unix::fs::PermissionsExt;
+    match std::fs::metadata(program) {
+        Err(_) => Err("does not exist"),
+        Ok(found) if !found.is_file() => Err("is not a regular file"),
+        Ok(found) if found.permissions().mode() & 0o111 == 0 => Err("is not executable"),
+        Ok(_) => Ok(()),
     }
 }
