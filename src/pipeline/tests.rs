@@ -18,6 +18,7 @@ mod scan_times;
 mod scripted;
 mod simulation;
 mod stand_ins;
+mod stories;
 mod whatif;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,7 +1,7 @@
 //! The table of all metrics. docs/METRICS.md describes them to administrators, and a test compares the two.
 
 use super::{Kind, Metric, Values};
-use crate::incident;
+use crate::incident::{self, Subject};
 use crate::verdict::{Disposition, Reason, Verdict};
 
 use Values::{Engines, Listeners, NextHops, NotifyWays, Queues, Words};
@@ -431,6 +431,11 @@ pub static ALL: &[Metric] = &[
         "spillway_quarantine_limit_bytes",
         &[],
         "Maximum of spillway_quarantine_bytes: quarantine.max_bytes, or the room on the disk if that is less",
+    ),
+    gauge(
+        "spillway_open_incidents",
+        &[("subject", Words(|| Subject::WORDS.to_vec()))],
+        "Incidents that last, by what has the trouble: an engine, an interceptor, a next hop, the quarantine, the relay, the store",
     ),
     counter(
         "spillway_incidents_total",
