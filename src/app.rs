@@ -31,7 +31,7 @@ use crate::config::Config;
 use crate::deadline::Deadline;
 use crate::listener::{self, Admission, Listener, ListenerError, Prepared, Sessions, Shared};
 use crate::notify::{Notifier, Prepared as Way};
-use crate::pipeline::{Generation, Keeper, Lanes, Pipeline, Watch};
+use crate::pipeline::{Drains, Generation, Keeper, Lanes, Pipeline, Watch};
 use crate::store::history::{self, History};
 use crate::store::incidents::{self, Incidents};
 use crate::store::sqlite::{Role, SqliteStore};
@@ -75,6 +75,7 @@ struct Core {
     incidents: Arc<Incidents>,
     pipeline: Arc<Pipeline>,
     keeper: Arc<Keeper>,
+    drains: Arc<Drains>,
     notifier: Arc<Notifier>,
     sessions: Arc<Sessions>,
     admission: Arc<Admission>,
@@ -110,12 +111,10 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         config.intercept.clone(),
         in_flight,
     );
-    let (kept, path_of_store) = (pipeline.clone(), config.store.path.clone());
-    let keeper = blocking(move || Keeper::open(kept, &path_of_store)).await?;
-
+    let (keeper, drains) = open_kept(&pipeline, &config).await?;
     let shared = shared(&config, &pipeline);
     let closing = shared.closing.clone();
-    let lanes = start_tasks(&shared, &keeper, &incidents).await;
+    let lanes = start_tasks(&shared, (&keeper, &drains), &incidents).await;
     let started = start_listeners(prepared, &shared)?;
     let admin_settings = config.admin.clone();
     let core = Arc::new(Core {
@@ -126,6 +125,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
         incidents,
         pipeline,
         keeper,
+        drains,
         notifier,
         sessions: shared.sessions,
         admission: shared.admission,
@@ -172,6 +172,19 @@ fn shared(config: &Config, pipeline: &Arc<Pipeline>) -> Shared {
     }
 }
 
+/// Takes up what the last process kept: known senders, and the drains of engines.
+async fn open_kept(
+    pipeline: &Arc<Pipeline>,
+    config: &Config,
+) -> Result<(Arc<Keeper>, Arc<Drains>), StartError> {
+    let (pipeline, store) = (pipeline.clone(), config.store.path.clone());
+    blocking(move || {
+        let drains = Drains::open(pipeline.clone(), &store);
+        (Keeper::open(pipeline, &store), drains)
+    })
+    .await
+}
+
 async fn open_logs(
     settings: crate::store::Settings,
 ) -> Result<(Arc<History>, Arc<Incidents>), StartError> {
@@ -186,7 +199,7 @@ async fn open_logs(
 /// Starts the tasks that work beside the listeners. Stored interceptors are in force before the first task starts.
 async fn start_tasks(
     shared: &Shared,
-    keeper: &Arc<Keeper>,
+    (keeper, drains): (&Arc<Keeper>, &Arc<Drains>),
     incidents: &Arc<Incidents>,
 ) -> TaskTracker {
     let Shared {
@@ -203,6 +216,7 @@ async fn start_tasks(
     tasks.spawn(pipeline.clone().recover(closing.clone()));
     tasks.spawn(keeper.clone().keep(closing.clone()));
     tasks.spawn(pipeline.clone().keep_measures(closing.clone()));
+    tasks.spawn(drains.clone().keep(closing.clone()));
     let admission = admission.clone();
     tasks.spawn(admission.watch(pipeline.clone(), incidents.clone(), closing.clone()));
     tasks
@@ -287,6 +301,7 @@ impl Running {
         let work = self.core.pipeline.drained(deadline).await;
         let lanes = deadline.run(self.lanes.wait()).await.is_ok();
         let history = async {
+            self.core.pipeline.look_around().await;
             self.core.pipeline.write_measures().await;
             self.core.history.close().await;
         };

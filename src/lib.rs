@@ -20,6 +20,7 @@
 //! | [`admin`] | status, metrics and control of a running relay |
 //! | [`cli`] | the command line |
 //! | [`telemetry`] | log and metrics |
+//! | [`whatif`] | what another configuration would decide |
 //! | [`trust`] | trusted certificates |
 
 #![forbid(unsafe_code)]
@@ -50,3 +51,4 @@ pub mod store;
 pub mod telemetry;
 pub mod trust;
 pub mod verdict;
+pub mod whatif;

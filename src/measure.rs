@@ -1,12 +1,23 @@
 //! Measured durations: how many of each kind there were, on a scale of 8 steps an octave, so that a percentile is at most 12.5 %
 //! too long. The scale is that of HdrHistogram (Tene, 2014) with 3 significant bits; all numbers are integers.
 
+mod delay;
+mod late;
+pub mod proposal;
+mod size;
+mod times;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use delay::{DELAY_WINDOW, DelayComparison, DelayTimes, Delays, written_spans};
+pub use late::LateScan;
+pub use size::SizeClass;
+pub use times::{EngineTimes, PeriodTimes};
 
 /// Length of the periods in which measures are kept: 600 s. An hour has six, so that "the same hour a week ago" is six periods.
 pub const MEASURE_PERIOD: Duration = Duration::from_secs(600);
@@ -75,6 +86,15 @@ impl Latencies {
         longer.fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 
+    /// The sum of all durations, as if each were in the middle of its step: at most 6 % too long or too short.
+    pub fn sum(&self) -> Duration {
+        let all = self.0.iter().map(|(step, count)| {
+            let lower = step.checked_sub(1).map(upper).unwrap_or_default();
+            (lower + upper(*step)).as_secs_f64() / 2.0 * *count as f64
+        });
+        Duration::try_from_secs_f64(all.sum()).unwrap_or(Duration::MAX)
+    }
+
     /// The steps that have durations, the shortest first: the upper end of each, and its number of durations.
     pub fn steps(&self) -> impl Iterator<Item = (Duration, u64)> {
         self.0.iter().map(|(step, count)| (upper(*step), *count))
@@ -104,9 +124,11 @@ fn upper(step: u16) -> Duration {
 pub enum Measured {
     /// Scans that an engine answered, from the start of the scan to its answer, also after `timeout`. By engine and size.
     Scan,
-    /// Waits for a slot of an engine, of messages that got one. By engine and size.
+    /// Waits for a slot of an engine, of fresh messages that got one. By engine and size.
     Wait,
-    /// Scans without an answer, from the start to the failure or the loss of the scan. By engine and reason.
+    /// Missing answers. By engine and reason: the scans that ended without an answer ([`MISSED_FAILED`], [`MISSED_BROKEN`],
+    /// [`MISSED_LOST`]), from their start to their end, and the messages that got no scan (`busy`, `parked`, `breaker-open` and
+    /// so on, as in a report), from the question to the refusal.
     Missed,
     /// Delays of valid mail, from the end of data to the delivery. By lane.
     Delay,
@@ -127,6 +149,13 @@ impl Measured {
     }
 }
 
+/// The class of scans that failed: the engine was unreachable, or answered with an error.
+pub const MISSED_FAILED: &str = "failed";
+/// The class of scans whose connection the engine closed.
+pub const MISSED_BROKEN: &str = "broken";
+/// The class of scans that the engine did not end within its limit.
+pub const MISSED_LOST: &str = "lost";
+
 /// The name of a series.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Series {
@@ -138,9 +167,13 @@ pub struct Series {
     pub class: Cow<'static, str>,
 }
 
-/// Durations measured since the last write, for all series.
+/// What was measured since the last write: durations for all series, and late scans.
 #[derive(Debug, Default)]
-pub struct Measures(Mutex<Vec<(Series, Latencies)>>);
+pub struct Measures {
+    series: Mutex<Vec<(Series, Latencies)>>,
+    delays: Delays,
+    late_scans: Mutex<Vec<LateScan>>,
+}
 
 impl Measures {
     /// Adds a duration to a series. Takes one lock, and allocates nothing if the series exists.
@@ -164,14 +197,22 @@ impl Measures {
         }
     }
 
+    /// The delays of valid mail. They have a lock of their own.
+    pub fn delays(&self) -> &Delays {
+        &self.delays
+    }
+
     /// Takes everything that was measured since the last call.
     pub fn take(&self) -> Vec<(Series, Latencies)> {
+        self.put_back(self.delays.take());
         std::mem::take(&mut *self.lock())
     }
 
-    /// A copy of what was measured since the last call of [`take`](Self::take).
+    /// A copy of what was measured since the last call of [`take`](Self::take). A series may come twice, after a failed write.
     pub fn pending(&self) -> Vec<(Series, Latencies)> {
-        self.lock().clone()
+        let mut all = self.lock().clone();
+        all.extend(self.delays.pending());
+        all
     }
 
     /// Puts back what could not be written.
@@ -187,7 +228,7 @@ impl Measures {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(Series, Latencies)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.series.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -248,6 +289,25 @@ mod tests {
             );
         }
         assert_eq!(Latencies::default().within(0.5), None);
+    }
+
+    /// The sum of many durations is nearly exact: the errors of the steps cancel out.
+    #[test]
+    fn a_sum_is_nearly_exact() {
+        let mut latencies = Latencies::default();
+        assert_eq!(latencies.sum(), Duration::ZERO);
+        let mut exact = Duration::ZERO;
+        for n in 1..10_000 {
+            let duration = Duration::from_micros(n * 700);
+            exact += duration;
+            latencies.add(duration);
+        }
+        let ratio = latencies.sum().div_duration_f64(exact);
+        assert!((0.99..1.01).contains(&ratio), "{ratio}");
+        latencies = Latencies::default();
+        latencies.add(Duration::from_secs(1));
+        let ratio = latencies.sum().as_secs_f64();
+        assert!((0.94..1.06).contains(&ratio), "{ratio}");
     }
 
     /// What could not be written is not lost, and is not counted twice.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use crate::measure::SizeClass;
 use crate::message::{Fingerprint, MessageId, SenderReputation, Trait};
 
 /// Reason for a scan.
@@ -30,6 +31,8 @@ pub struct Evidence {
     pub reputation: SenderReputation,
     /// Reason for the scan.
     pub scan_reason: ScanReason,
+    /// Size class of the content.
+    pub size: SizeClass,
     /// Time at which the message asked the engine's guard for a scan; further attempts keep it.
     pub arrived: Instant,
     /// Start of this scan.

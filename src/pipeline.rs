@@ -17,6 +17,7 @@
 
 mod background;
 mod counts;
+mod drains;
 mod events;
 mod interceptors;
 mod judge;
@@ -30,7 +31,9 @@ mod pressure;
 mod recent;
 mod recovery;
 mod room;
+mod scan_times;
 mod settle;
+mod shadow;
 mod suspicion;
 mod taken;
 #[cfg(test)]
@@ -62,6 +65,7 @@ use crate::store::{Capacity, Record, Store};
 use crate::verdict::Disposition;
 
 use background::Background;
+pub use drains::Drains;
 use judge::ScanTerms;
 pub use judge::{Judgement, judge};
 pub use keeper::Keeper;
@@ -70,6 +74,7 @@ use persist::may_pass;
 pub use pressure::Pressure;
 use recent::Recent;
 use settle::Custody;
+pub use shadow::ShadowView;
 use suspicion::SharedInterception;
 pub use watch::Watch;
 
@@ -112,6 +117,7 @@ pub struct Pipeline {
     incidents: Arc<Incidents>,
     interception: SharedInterception,
     recent: Recent,
+    shadow: shadow::Slot,
     memory: MemoryBudget,
     measures: Measures,
     rate: pressure::Rate,
@@ -437,6 +443,7 @@ impl Pipeline {
             return self.not_kept(message, &error);
         }
         counts::judged(&custody, &passed);
+        counts::passed(&custody, &passed);
         self.concluded(settlement, message).await
     }
 }
@@ -458,6 +465,7 @@ impl Pipeline {
             incidents,
             interception: SharedInterception::new(intercept),
             recent: Recent::default(),
+            shadow: shadow::Slot::default(),
             memory: MemoryBudget::new(in_flight_bytes),
             measures: Measures::default(),
             rate: pressure::Rate::default(),
@@ -499,12 +507,5 @@ impl Pipeline {
     pub fn wake(&self) {
         self.generation.load().delivery.nudge();
         self.wake.notify_waiters();
-    }
-
-    /// Waits until `deadline` for work that continues after its 250; returns whether all of it ended. Unfinished work is stored
-    /// and continues after the next start. Cancel safety: safe.
-    pub async fn drained(&self, deadline: Deadline) -> bool {
-        self.tasks.close();
-        deadline.run(self.tasks.wait()).await.is_ok()
     }
 }

@@ -301,6 +301,10 @@ pub struct Report {
     /// The source of the answer, if the engine was not asked about this message now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reused: Option<Reused>,
+    /// For an engine that was drained while mail passes without it (`engine drain --pass`): the reason, and the person. Coverage
+    /// then does not need the engine's answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passed: Option<Arc<str>>,
     /// The edits that the engine requests, in its order, each with the result. Records of earlier versions call them `wishes`.
     #[serde(default, alias = "wishes", skip_serializing_if = "Vec::is_empty")]
     pub requested_edits: Vec<RequestedEdit>,

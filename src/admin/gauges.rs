@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use metrics::gauge;
 
-use super::{Status, Stored};
+use super::{Status, Stored, What};
 use crate::deadline::steady_clock;
 use crate::delivery::{HopStatus, PaceState};
 use crate::telemetry::metrics::NO_NEXT_HOP;
@@ -79,6 +79,14 @@ fn set_stored(stored: &Stored) {
         gauge!("spillway_lane_bytes", "lane" => lane).set(stats.octets as f64);
         gauge!("spillway_lane_oldest_message_age_seconds", "lane" => lane).set(age(stats.oldest));
     }
+    for what in What::OF_A_RUNNING_RELAY {
+        let of = stored
+            .late
+            .iter()
+            .filter(|late| late.waits_for.what == what);
+        let messages: u64 = of.map(|late| late.mail.messages).sum();
+        gauge!("spillway_late_messages", "cause" => what.as_str()).set(messages as f64);
+    }
     gauge!("spillway_quarantine_bytes").set(stored.quarantine.octets as f64);
     gauge!("spillway_quarantine_limit_bytes").set(stored.quarantine.limit as f64);
 }
@@ -86,7 +94,7 @@ fn set_stored(stored: &Stored) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::metrics::Counted;
+    use crate::telemetry::metrics::{Counted, is_declared};
 
     fn hop(name: &str) -> HopStatus {
         HopStatus {
@@ -122,5 +130,17 @@ mod tests {
         assert_eq!(age(NO_NEXT_HOP), Some(30.0));
         assert_eq!(age("gone"), None);
         assert_eq!(age("early"), Some(0.0), "the clock was set back");
+    }
+
+    /// Each thing that mail may wait for has its series from the start.
+    #[test]
+    fn every_cause_of_late_mail_is_declared() {
+        for what in What::OF_A_RUNNING_RELAY {
+            let word = what.as_str();
+            assert!(
+                is_declared("spillway_late_messages", "cause", word),
+                "{word}"
+            );
+        }
     }
 }

@@ -9,23 +9,28 @@
 //! | `GET /status` | socket | [`Status`] as JSON |
 //! | `GET /waits` | socket | [`Waits`] as JSON |
 //! | `GET /engines` | socket | [`Health`] of each engine as JSON |
-//! | `POST /control/engine?…` | socket | [`EngineAsked`]: [`Health`] after a drain or resume, [`Tested`] after a test; 404 with one line for an unknown name |
+//! | `GET /config` | socket | [`InForce`] as JSON |
+//! | `GET /shadow` | socket | [`ShadowView`] as JSON; `null` without a shadow |
+//! | `POST /control/engine?…` | socket | [`EngineAsked`]: [`EngineActed`] after a drain or resume, [`Tested`] after a test; 404 with one line if the engine or the act is refused |
 //! | `POST /control/notify?…` | socket | [`Tested`](notify::Tested) of each way as JSON; 404 with one line for an unknown name |
 //! | `POST /control/reload` | socket | [`Reloaded`] as JSON; 422 when refused |
+//! | `POST /control/shadow?file=…` | socket | [`Reloaded`] as JSON; 422 when refused. Without `file`: ends the shadow, and answers as `GET /shadow` |
 //! | `POST /control/drain` | socket | 202 |
 //! | `POST /control/act?…` | socket | 202; logs an [`Act`] that a command has done in the store, and wakes |
-//! | `POST /control/flush` | socket | 202 when the history and the incident log can be read up to now |
+//! | `POST /control/flush` | socket | 202 when the history, the measures and the incident log can be read up to now |
 //!
 //! The TCP address is read-only. A change needs access to the unix socket, which belongs to the relay's user alone (mode
 //! 0600). Both surfaces call [`Control`], which the composition root implements.
 
 mod connection;
 mod gauges;
+mod late;
 mod page;
 mod routes;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod waits;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -34,7 +39,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::try_join3;
+use futures_util::future::try_join4;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -43,11 +48,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::deadline::Deadline;
 use crate::delivery::HopStatus;
-use crate::message::MessageId;
+use crate::measure::DelayComparison;
 use crate::notify;
-use crate::scan::Health;
-use crate::store::{Held, Lane, LaneStats, Recovery, StoreError};
+use crate::pipeline::ShadowView;
+use crate::scan::{BadTerms, DrainTerms, Health};
+use crate::store::{Held, Lane, LaneStats, LateMail, Recovery, StoreError};
 use crate::telemetry;
+
+pub use late::{LATE_AFTER, Late, LateLine};
+pub use waits::{Waiting, Waits, WaitsFor, What};
 
 /// Settings of `[admin]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +81,18 @@ pub trait Control: Send + Sync + 'static {
     /// The state of each engine.
     fn engines(&self) -> Vec<Health>;
 
-    /// Drains an engine or one of its replicas, or resumes it (`drained` is false). The error is the reason in one line.
-    fn drain_engine(&self, asked: &EngineAsked, drained: bool) -> Result<(), String>;
+    /// Drains an engine or one of its replicas, durably. Returns what the person should know about it, one line each. The error
+    /// is the reason in one line.
+    fn drain_engine(
+        &self,
+        asked: &EngineAsked,
+    ) -> impl Future<Output = Result<Vec<String>, String>> + Send;
+
+    /// Ends the drain of an engine or of one of its replicas. Returns and fails as [`drain_engine`](Self::drain_engine).
+    fn resume_engine(
+        &self,
+        asked: &EngineAsked,
+    ) -> impl Future<Output = Result<Vec<String>, String>> + Send;
 
     /// Sends each replica of an engine its probe pair, and returns the results.
     fn test_engine(
@@ -89,6 +108,22 @@ pub trait Control: Send + Sync + 'static {
 
     /// Reads the configuration again. Returns the changes, or every problem; with a problem nothing has changed.
     fn reload(&self) -> impl Future<Output = Result<Vec<String>, Vec<String>>> + Send;
+
+    /// The configuration in force.
+    fn config(&self) -> InForce;
+
+    /// Has the configuration of a file decide about each new message too, and changes nothing else. Returns its differences to
+    /// the configuration in force, or every problem; with a problem, the shadow stays as it is.
+    fn begin_shadow(
+        &self,
+        file: PathBuf,
+    ) -> impl Future<Output = Result<Vec<String>, Vec<String>>> + Send;
+
+    /// Ends the shadow, and returns what it has seen; none if there is no shadow.
+    fn end_shadow(&self) -> Option<ShadowView>;
+
+    /// What the shadow has seen; none if there is no shadow.
+    fn shadow(&self) -> Option<ShadowView>;
 
     /// Makes the relay accept no new mail, finish the mail in flight, and exit. Returns at once.
     fn drain(&self);
@@ -107,7 +142,7 @@ pub struct Act {
     #[serde(default)]
     pub who: String,
     /// The act: `release`, `delete`, `export`, `retry`, `intercept-add`, `intercept-remove`, `engine-drain`, `engine-resume`,
-    /// `engine-test`, `notify-test`, `reload`, `drain`.
+    /// `engine-test`, `notify-test`, `reload`, `shadow`, `shadow-off`, `drain`.
     pub act: String,
     /// The objects of the act, at most [`Act::OBJECTS_NAMED_MAX`] of them.
     #[serde(default)]
@@ -164,6 +199,12 @@ pub struct Status {
     pub draining: bool,
     /// The reason why the relay accepts no new mail; none while it accepts mail.
     pub not_ready: Option<String>,
+    /// The delays of valid mail: now, in the last hour, and in the same hour a week ago.
+    #[serde(default)]
+    pub delay: DelayComparison,
+    /// Transactions that admission has refused since the accepted mail fills the memory or the backlog; none otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<u64>,
     /// The listeners with their addresses.
     pub listeners: Vec<ListenerStatus>,
     /// Open sessions.
@@ -180,17 +221,6 @@ pub struct Status {
     pub next_hops: Vec<HopStatus>,
     /// The findings of the start in the store.
     pub recovery: Recovery,
-}
-
-/// What stored mail may wait for, as only the running relay knows it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Waits {
-    /// The records that are scanned or delivered now.
-    pub at_work: Vec<MessageId>,
-    /// The state of each engine.
-    pub engines: Vec<Health>,
-    /// The state of each next hop.
-    pub next_hops: Vec<HopStatus>,
 }
 
 /// The stored mail of a running relay.
@@ -210,32 +240,41 @@ pub struct Stored {
     /// For each next hop for which mail waits, the end of data of the oldest such message.
     #[serde(default)]
     pub oldest_outgoing: BTreeMap<Arc<str>, Timestamp>,
+    /// The mail that has waited longer than [`LATE_AFTER`], by what it waits for; the oldest first.
+    #[serde(default)]
+    pub late: Vec<Late>,
 }
 
 impl Stored {
     /// The text in place of the numbers while the store does not answer.
     pub const UNKNOWN_TEXT: &str = "not known: the store does not answer";
-    /// Time for the answers of the store: 2 s. If one answer is missing then, the result is none: a part of the numbers would
+    /// Time for the answers of the store: 900 ms, so that a status is there within a second. If one answer is missing then, the result is none: a part of the numbers would
     /// look like all of them.
-    const STORE_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+    const STORE_ANSWER_TIMEOUT: Duration = Duration::from_millis(900);
 
-    /// Waits for the statistics of the lanes, of the queues of next hops and of the quarantine. Returns none if one fails or is late.
+    /// Waits for the statistics of the lanes, of the queues of next hops and of the quarantine, and for the late mail. Returns none
+    /// if one fails or takes too long.
     pub async fn from(
         lanes: impl Future<Output = Result<[LaneStats; Lane::ALL.len()], StoreError>>,
         oldest: impl Future<Output = Result<Vec<(Arc<str>, Timestamp)>, StoreError>>,
         quarantine: impl Future<Output = Result<Held, StoreError>>,
+        (late, waits): (
+            impl Future<Output = Result<Vec<LateMail>, StoreError>>,
+            &Waits,
+        ),
     ) -> Option<Self> {
-        let all = try_join3(lanes, oldest, quarantine);
+        let all = try_join4(lanes, oldest, quarantine, late);
         let all = Deadline::after(Self::STORE_ANSWER_TIMEOUT).run(all).await;
         let all = all.map_err(|late| StoreError::Broken(late.to_string()));
         match all.flatten() {
-            Ok(([scan, delivery, held, rescan], oldest, quarantine)) => Some(Self {
+            Ok(([scan, delivery, held, rescan], oldest, quarantine, late)) => Some(Self {
                 scan,
                 delivery,
                 held,
                 quarantine,
                 rescan,
                 oldest_outgoing: oldest.into_iter().collect(),
+                late: Late::all(late, waits),
             }),
             Err(error) => {
                 tracing::warn!(%error, "the store does not answer a request for its statistics");
@@ -243,6 +282,17 @@ impl Stored {
             }
         }
     }
+}
+
+/// The configuration in force, as the relay read it; its file may have changed since.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForce {
+    /// The file; none for the built-in defaults.
+    pub file: Option<PathBuf>,
+    /// The version, as in every decision.
+    pub version: String,
+    /// Every key with its value as TOML.
+    pub settings: Vec<(String, String)>,
 }
 
 /// A request for an act on an engine.
@@ -261,6 +311,32 @@ pub struct EngineAsked {
     /// The reason, for the incident log.
     #[serde(default)]
     pub reason: String,
+    /// For a drain: mail passes without the engine.
+    #[serde(default)]
+    pub pass: bool,
+    /// For a drain: seconds until it ends by itself.
+    #[serde(default)]
+    pub for_seconds: Option<u64>,
+}
+
+impl EngineAsked {
+    /// The terms of the drain.
+    ///
+    /// # Errors
+    /// The first of the arguments that is wrong.
+    pub fn terms(&self) -> Result<DrainTerms, BadTerms> {
+        let term = self.for_seconds.map(Duration::from_secs);
+        DrainTerms::new(self.pass, term, &self.reason, &self.who)
+    }
+}
+
+/// The result of a drain or a resume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineActed {
+    /// The state of the engine after the act.
+    pub engine: Health,
+    /// What the person should know, one line each.
+    pub notes: Vec<String>,
 }
 
 /// An act on an engine.

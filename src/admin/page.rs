@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
+use jiff::Timestamp;
+
 use super::{Status, Stored};
+use crate::deadline::wall_clock;
 use crate::delivery::PaceState;
 use crate::store::LaneStats;
 use crate::telemetry::escape::Escaped;
@@ -16,6 +19,8 @@ th,td{border-color:#333}.bad{color:#f77}}";
 /// Renders the page.
 pub(super) fn render(status: &Status) -> String {
     let mut rows = Rows(String::new());
+    rows.add_delays(status);
+    rows.add_late(status);
     match &status.not_ready {
         None => rows.add("New mail", "accepted"),
         Some(reason) => rows.add_bad("New mail", &format!("not accepted: {reason}")),
@@ -39,7 +44,7 @@ pub(super) fn render(status: &Status) -> String {
         let name = format!("Engine {}", health.engine);
         let text = format!(
             "{}; {} of {} slots taken, {} past their timeout, {} messages waiting",
-            health.states(),
+            health.words(|at| at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()),
             health.running,
             health.slots,
             health.zombies,
@@ -86,11 +91,53 @@ fn lane(stats: &LaneStats) -> String {
     text
 }
 
+/// The time since `at`.
+fn age(at: Timestamp) -> String {
+    let seconds = wall_clock().duration_since(at).as_secs().max(0);
+    match seconds {
+        ..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
+}
+
 struct Rows(String);
 
 impl Rows {
     fn add(&mut self, name: &str, value: &str) {
         self.row("", name, value);
+    }
+
+    /// The delays of valid mail, and beside them the age of the oldest message that no percentile contains.
+    fn add_delays(&mut self, status: &Status) {
+        let delay = &status.delay;
+        for (name, times) in [
+            ("Delay of valid mail now", &delay.now),
+            ("in the last hour", &delay.last_hour),
+            ("in the same hour last week", &delay.week_ago),
+        ] {
+            let text = match (times.p50_ms, times.p99_ms) {
+                (Some(p50), Some(p99)) => format!(
+                    "half within {p50} ms, 99 % within {p99} ms, {} messages",
+                    times.messages
+                ),
+                _ => "no mail".to_owned(),
+            };
+            self.add(name, &text);
+        }
+        if let Some(oldest) = status.oldest_waiting() {
+            self.add("Oldest waiting message", &format!("of {oldest:.0}"));
+        }
+    }
+
+    fn add_late(&mut self, status: &Status) {
+        let lines = status.late_lines(&|at| format!("{at:.0}"), &age);
+        if lines.is_empty() {
+            self.add("Late", "nothing");
+        }
+        for line in lines {
+            self.add_bad("Late", &format!("{}. {}", line.text, line.advice));
+        }
     }
 
     fn add_stored(&mut self, stored: &Stored) {

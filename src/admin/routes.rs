@@ -1,5 +1,6 @@
 //! The paths of the two surfaces.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::extract::{DefaultBodyLimit, Query, State};
@@ -9,7 +10,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 
-use super::{Act, Control, EngineAct, EngineAsked, Reloaded, gauges, page};
+use super::{Act, Control, EngineAct, EngineActed, EngineAsked, Reloaded, gauges, page};
 use crate::telemetry;
 
 /// Maximum size of a request's body in octets. No request needs a body, so the limit is small.
@@ -26,6 +27,9 @@ pub(super) fn control<C: Control>(control: Arc<C>) -> Router {
         .route("/status", get(status))
         .route("/waits", get(waits))
         .route("/engines", get(engines))
+        .route("/config", get(config))
+        .route("/shadow", get(shadow))
+        .route("/control/shadow", post(change_shadow))
         .route("/control/engine", post(engine))
         .route("/control/notify", post(notify))
         .route("/control/reload", post(reload))
@@ -97,18 +101,25 @@ async fn engine<C: Control>(
     let none = |why: String| (StatusCode::NOT_FOUND, why);
     let (act, answer) = match asked.act {
         EngineAct::Drain => {
-            control.drain_engine(&asked, true).map_err(none)?;
-            ("engine-drain", health(&*control, &asked)?)
+            let notes = control.drain_engine(&asked).await.map_err(none)?;
+            ("engine-drain", acted(&*control, &asked, notes)?)
         }
         EngineAct::Resume => {
-            control.drain_engine(&asked, false).map_err(none)?;
-            ("engine-resume", health(&*control, &asked)?)
+            let notes = control.resume_engine(&asked).await.map_err(none)?;
+            ("engine-resume", acted(&*control, &asked, notes)?)
         }
         EngineAct::Test => {
             let tested = control.test_engine(&asked).await.map_err(none)?;
             ("engine-test", Json(tested).into_response())
         }
     };
+    let extent = match (asked.act, asked.terms()) {
+        (EngineAct::Drain, Ok(terms)) => terms.extent(),
+        _ => String::new(),
+    };
+    let said = [extent.trim_start_matches([' ', ',']), &asked.reason];
+    let said: Vec<&str> = said.into_iter().filter(|text| !text.is_empty()).collect();
+    let detail = said.join(": ");
     let replica = asked.replica.iter().map(|replica| format!(" {replica}"));
     Act {
         who: asked.who,
@@ -116,14 +127,18 @@ async fn engine<C: Control>(
         objects: asked.engine + &replica.collect::<String>(),
         done: 1,
         failed: 0,
-        detail: asked.reason,
+        detail,
     }
     .tell();
     Ok(answer)
 }
 
 /// The state of the engine after an act. A reload may have removed the engine in the same moment.
-fn health<C: Control>(control: &C, asked: &EngineAsked) -> Result<Response, (StatusCode, String)> {
+fn acted<C: Control>(
+    control: &C,
+    asked: &EngineAsked,
+    notes: Vec<String>,
+) -> Result<Response, (StatusCode, String)> {
     let mut engines = control.engines().into_iter();
     let health = engines.find(|health| *health.engine == *asked.engine);
     let gone = || {
@@ -132,7 +147,8 @@ fn health<C: Control>(control: &C, asked: &EngineAsked) -> Result<Response, (Sta
             format!("engine {} is gone", asked.engine),
         )
     };
-    Ok(Json(health.ok_or_else(gone)?).into_response())
+    let engine = health.ok_or_else(gone)?;
+    Ok(Json(EngineActed { engine, notes }).into_response())
 }
 
 /// A request for a test of the ways to tell people of trouble.
@@ -184,6 +200,42 @@ impl Person {
             detail: String::new(),
         }
         .tell();
+    }
+}
+
+async fn config<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse {
+    Json(control.config())
+}
+
+async fn shadow<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse {
+    Json(control.shadow())
+}
+
+/// The file of a shadow.
+#[derive(Debug, Deserialize)]
+struct ShadowFile {
+    #[serde(default)]
+    file: Option<PathBuf>,
+}
+
+async fn change_shadow<C: Control>(
+    State(control): State<Arc<C>>,
+    Query(person): Query<Person>,
+    Query(wanted): Query<ShadowFile>,
+) -> Response {
+    let Some(file) = wanted.file else {
+        let ended = control.end_shadow();
+        person.tell("shadow-off", ended.is_some());
+        return Json(ended).into_response();
+    };
+    let begun = control.begin_shadow(file).await;
+    person.tell("shadow", begun.is_ok());
+    match begun {
+        Ok(changes) => Json(Reloaded::Changes(changes)).into_response(),
+        Err(problems) => {
+            let refused = Json(Reloaded::Problems(problems));
+            (StatusCode::UNPROCESSABLE_ENTITY, refused).into_response()
+        }
     }
 }
 

@@ -30,6 +30,8 @@ impl Control for Fake {
             started: Timestamp::UNIX_EPOCH,
             draining: false,
             not_ready: self.ready().err(),
+            delay: DelayComparison::default(),
+            refused: None,
             listeners: Vec::new(),
             sessions: 3,
             memory_available: 1 << 20,
@@ -58,10 +60,17 @@ impl Control for Fake {
         Vec::new()
     }
 
-    fn drain_engine(&self, asked: &EngineAsked, drained: bool) -> Result<(), String> {
+    async fn drain_engine(&self, asked: &EngineAsked) -> Result<Vec<String>, String> {
         match &*asked.engine {
-            "clamd" => Ok(()),
-            engine => Err(format!("{engine}, {drained}, {}", asked.reason)),
+            "clamd" => Ok(Vec::new()),
+            engine => Err(format!("{engine}, drain, {}", asked.reason)),
+        }
+    }
+
+    async fn resume_engine(&self, asked: &EngineAsked) -> Result<Vec<String>, String> {
+        match &*asked.engine {
+            "clamd" => Ok(Vec::new()),
+            engine => Err(format!("{engine}, resume, {}", asked.reason)),
         }
     }
 
@@ -91,6 +100,22 @@ impl Control for Fake {
             true => Ok(vec!["limits.errors: 20 -> 10".to_owned()]),
             false => Err(self.problems.clone()),
         }
+    }
+
+    fn config(&self) -> InForce {
+        InForce::default()
+    }
+
+    async fn begin_shadow(&self, file: PathBuf) -> Result<Vec<String>, Vec<String>> {
+        Err(vec![format!("{} is not there", file.display())])
+    }
+
+    fn end_shadow(&self) -> Option<ShadowView> {
+        None
+    }
+
+    fn shadow(&self) -> Option<ShadowView> {
+        None
     }
 
     fn drain(&self) {
@@ -244,20 +269,27 @@ async fn the_wait_for_the_store_is_bounded() {
     let lanes = || async { Ok(<[LaneStats; Lane::ALL.len()]>::default()) };
     let oldest = || async { Ok(Vec::new()) };
     let held = || async { Ok(Held::default()) };
+    let waits = Waits::default();
+    let late = || (async { Ok(Vec::new()) }, &waits);
     let began = tokio::time::Instant::now();
     assert_eq!(
-        Stored::from(lanes(), oldest(), std::future::pending()).await,
+        Stored::from(lanes(), oldest(), std::future::pending(), late()).await,
         None
     );
     assert_eq!(
-        Stored::from(std::future::pending(), oldest(), held()).await,
+        Stored::from(std::future::pending(), oldest(), held(), late()).await,
         None
     );
-    assert!(began.elapsed() < Duration::from_secs(10));
+    let hangs = (std::future::pending(), &waits);
+    assert_eq!(Stored::from(lanes(), oldest(), held(), hangs).await, None);
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "each within a second"
+    );
     let broken = async { Err(StoreError::Closed) };
-    assert_eq!(Stored::from(lanes(), oldest(), broken).await, None);
+    assert_eq!(Stored::from(lanes(), oldest(), broken, late()).await, None);
     assert_eq!(
-        Stored::from(lanes(), oldest(), held()).await,
+        Stored::from(lanes(), oldest(), held(), late()).await,
         Some(Stored::default())
     );
 }

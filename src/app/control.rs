@@ -1,20 +1,38 @@
 //! What the admin surfaces ask of a running relay: status, engines, reload, drain.
 
-use crate::admin::{Control, EngineAsked, ListenerStatus, Status, Stored, Tested, Waits};
+use std::path::PathBuf;
+
+use crate::admin::{
+    Control, EngineAsked, InForce, Late, ListenerStatus, Status, Stored, Tested, Waits,
+};
+use crate::config::{self, Config};
+use crate::deadline::wall_clock;
 use crate::incident::{self, Incident, Subject};
 use crate::notify;
-use crate::pipeline::Generation;
-use crate::scan::{Guarded, Health, Passed};
+use crate::pipeline::{Generation, ShadowView};
+use crate::scan::{Drain, DrainTerms, Guarded, Health, NotDrained, Passed};
 use crate::store::Store;
+use crate::whatif::Terms;
 
 use super::Core;
-use super::reload::{Files, Next};
+use super::reload::{self, Files, Next};
 
 impl Control for Core {
     async fn status(&self) -> Status {
         let config = self.lock().clone();
-        let held = self.store.held(config.quarantine.max_bytes);
-        let stored = Stored::from(self.store.stats(), self.store.oldest_outgoing(), held).await;
+        let waits = self.waits();
+        let late = self.store.late(Late::times(wall_clock()));
+        let stored = Stored::from(
+            self.store.stats(),
+            self.store.oldest_outgoing(),
+            self.store.held(config.quarantine.max_bytes),
+            (late, &waits),
+        );
+        let mut stored = stored.await;
+        if let Some(stored) = &mut stored {
+            let stories = self.incidents.open_stories();
+            Late::name_incidents(&mut stored.late, &stories, &waits.engines);
+        }
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             hostname: config.relay.hostname.to_string(),
@@ -23,6 +41,8 @@ impl Control for Core {
             started: self.started,
             draining: self.closing.is_cancelled(),
             not_ready: self.ready().err(),
+            delay: self.pipeline.delays(),
+            refused: self.admission.load().refusing,
             listeners: config
                 .listeners
                 .iter()
@@ -35,8 +55,8 @@ impl Control for Core {
             sessions: self.sessions.open() as u64,
             memory_available: self.pipeline.memory().available(),
             stored,
-            engines: self.engines(),
-            next_hops: self.pipeline.generation().delivery.status(),
+            engines: waits.engines,
+            next_hops: waits.next_hops,
             recovery: self.recovery.clone(),
         }
     }
@@ -55,36 +75,39 @@ impl Control for Core {
         engines.map(Guarded::health).collect()
     }
 
-    fn drain_engine(&self, asked: &EngineAsked, drained: bool) -> Result<(), String> {
+    async fn drain_engine(&self, asked: &EngineAsked) -> Result<Vec<String>, String> {
+        let terms = asked.terms().map_err(|error| error.to_string())?;
         let generation = self.pipeline.generation();
         let engine = named(&generation, asked)?;
-        match engine.drain(asked.replica.as_deref(), drained) {
+        let drain = Drain::begin(terms.clone());
+        let drained = engine.drain(asked.replica.as_deref(), &drain);
+        drained.map_err(|error| error.to_string())?;
+        self.report(asked, incident::Kind::Drained, Some(&terms));
+        let mut notes: Vec<String> = note(&generation, engine).into_iter().collect();
+        if let Err(why) = self.drains.write().await {
+            notes.push(format!(
+                "a restart of the relay would not know this drain: {why}"
+            ));
+        }
+        Ok(notes)
+    }
+
+    async fn resume_engine(&self, asked: &EngineAsked) -> Result<Vec<String>, String> {
+        let generation = self.pipeline.generation();
+        let engine = named(&generation, asked)?;
+        match engine.resume(asked.replica.as_deref()) {
             Some(true) => {}
-            Some(false) if drained => return Ok(()),
             Some(false) => return Err(not_drained(&engine.health())),
             None => {
-                let replica = asked.replica.as_deref().unwrap_or_default();
-                return Err(format!(
-                    "engine {} has no replica {replica}; see: spillway engine show NAME",
-                    asked.engine
-                ));
+                let name = engine.settings().name.clone();
+                let replica = asked.replica.clone().unwrap_or_default();
+                return Err(NotDrained::NoReplica(name, replica).to_string());
             }
         }
-        let subject = Subject::Engine {
-            name: asked.engine.clone(),
-            replica: asked.replica.clone(),
-        };
-        let (kind, what) = match drained {
-            true => (incident::Kind::Drained, "was drained"),
-            false => (incident::Kind::Resumed, "was resumed"),
-        };
-        let reason = match asked.reason.as_str() {
-            "" => String::new(),
-            reason => format!(": {reason}"),
-        };
-        let summary = format!("{subject} {what} by {}{reason}", asked.who);
-        self.incidents.record(Incident::new(kind, subject, summary));
-        Ok(())
+        self.report(asked, incident::Kind::Resumed, None);
+        let kept = self.drains.write().await.err();
+        let note = |why| format!("a restart of the relay would drain it again: {why}");
+        Ok(kept.map(note).into_iter().collect())
     }
 
     async fn test_engine(&self, asked: &EngineAsked) -> Result<Vec<Tested>, String> {
@@ -121,12 +144,51 @@ impl Control for Core {
         let build = move |files| Next::build(files, &before);
         let next = self.readings.read(self.path.clone(), Files::read, build);
         let next = next.await;
-        let applied = next.and_then(|next| self.apply(next));
+        let mut applied = next.and_then(|next| self.apply(next));
+        if let (Ok(difference), Some(shadow)) = (&mut applied, self.pipeline.shadow()) {
+            let file = shadow.file.display();
+            difference.push(format!(
+                "the shadow {file} goes on, beside the new configuration"
+            ));
+        }
         match &applied {
             Ok(difference) => tracing::info!(?difference, "reloaded"),
             Err(problems) => tracing::error!(?problems, "reload refused, nothing changed"),
         }
         applied
+    }
+
+    fn config(&self) -> InForce {
+        let config = self.lock();
+        InForce {
+            file: self.path.clone(),
+            version: config.version.to_string(),
+            settings: config.shown().to_vec(),
+        }
+    }
+
+    async fn begin_shadow(&self, file: PathBuf) -> Result<Vec<String>, Vec<String>> {
+        let check = |config: Config| {
+            let problems = super::check(&config);
+            match problems.is_empty() {
+                true => Ok(config),
+                false => Err(problems),
+            }
+        };
+        let config = self.readings.read(Some(file.clone()), reload::read, check);
+        let config = config.await?;
+        let difference = config::diff(&self.lock(), &config);
+        let terms = Terms::new(&config.policy, &config.engines, config.version.clone());
+        self.pipeline.begin_shadow(file, config.version, terms);
+        Ok(difference)
+    }
+
+    fn end_shadow(&self) -> Option<ShadowView> {
+        self.pipeline.end_shadow()
+    }
+
+    fn shadow(&self) -> Option<ShadowView> {
+        self.pipeline.shadow()
     }
 
     fn drain(&self) {
@@ -138,9 +200,68 @@ impl Control for Core {
     }
 
     async fn flush(&self) {
+        self.pipeline.write_measures().await;
         self.history.flush().await;
         self.incidents.flush().await;
     }
+}
+
+impl Core {
+    /// Records that a person has drained an engine or a replica on these terms, or has resumed it.
+    fn report(&self, asked: &EngineAsked, kind: incident::Kind, terms: Option<&DrainTerms>) {
+        let subject = Subject::Engine {
+            name: asked.engine.clone(),
+            replica: asked.replica.clone(),
+        };
+        let reason = match asked.reason.as_str() {
+            "" => String::new(),
+            reason => format!(": {reason}"),
+        };
+        let (done, extent) = match terms {
+            Some(terms) => ("drained", terms.extent()),
+            None => ("resumed", String::new()),
+        };
+        let summary = format!("{subject} was {done}{extent} by {}{reason}", asked.who);
+        let mut incident = Incident::new(kind, subject, summary).with("by", &asked.who);
+        if let Some(terms) = terms {
+            if let Some(term) = terms.term {
+                incident = incident.with("until", wall_clock() + term);
+            }
+            let passes = if terms.passes { "yes" } else { "no" };
+            incident = incident
+                .with("reason", &terms.reason)
+                .with("mail passes", passes);
+        }
+        self.incidents.record(incident);
+    }
+}
+
+/// What follows from the drain of an engine for its mail; `None` while a replica takes mail.
+fn note(generation: &Generation, engine: &Guarded) -> Option<String> {
+    let (name, class) = (&engine.settings().name, engine.settings().class);
+    if !engine.is_drained() {
+        return None;
+    }
+    let required = generation.policy.required(class);
+    let others = generation.scanner.engines().iter().filter(|other| {
+        let settings = other.settings();
+        settings.class == class && settings.name != *name && !other.is_out()
+    });
+    let (class, passes) = (class.as_str(), engine.passes().is_some());
+    Some(if required == 0 {
+        format!("no mail waits for it: [coverage] needs no engine of class {class}")
+    } else if others.count() >= required {
+        format!("no mail waits for it: other engines of class {class} meet [coverage]")
+    } else if passes {
+        "mail is delivered without it, marked as undetermined (rule coverage.passed), and so is the mail that waits for it now; \
+         it scans copies of this mail when it is back (store.rescan_bytes)"
+            .to_owned()
+    } else {
+        format!(
+            "mail waits for it, because [coverage] {class} = {required} is not met. To let mail pass without it, marked and \
+             scanned later: spillway engine drain {name} --pass --reason TEXT"
+        )
+    })
 }
 
 fn named<'a>(generation: &'a Generation, asked: &EngineAsked) -> Result<&'a Guarded, String> {

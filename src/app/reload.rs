@@ -106,6 +106,15 @@ async fn step<T: Send + 'static>(
     }
 }
 
+/// Reads a configuration, or all its problems. Blocks.
+pub(super) fn read(path: Option<&Path>) -> Result<Config, Vec<String>> {
+    let lines = |problems: Problems| {
+        let text = problems.to_string();
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    config::load(path).map_err(lines)
+}
+
 /// The contents of the files of a configuration.
 pub(super) struct Files {
     config: Config,
@@ -116,14 +125,7 @@ pub(super) struct Files {
 impl Files {
     /// Reads the files. Blocks.
     pub(super) fn read(path: Option<&Path>) -> Result<Self, Vec<String>> {
-        let lines = |problems: Problems| {
-            problems
-                .to_string()
-                .lines()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        };
-        let config = config::load(path).map_err(lines)?;
+        let config = read(path)?;
         Ok(Self {
             listeners: prepare(&config).map_err(|error| vec![error.to_string()])?,
             ways: notify_ways(&config)?,

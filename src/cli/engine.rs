@@ -1,8 +1,15 @@
 //! `spillway engine`: the state of the engines of the running relay, and commands that test, drain or resume one.
 
+mod chart;
+mod measured;
+mod warnings;
+
 use std::path::Path;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -10,14 +17,17 @@ use super::control::{self, Answer, encoded};
 use super::exit::{self, CliError, Exit, Outcome};
 use super::person;
 use super::relay::Socket;
+use super::settings;
 use super::table::Column;
 use super::terminal::{Terminal, safe};
-use crate::admin::Tested;
-use crate::scan::{Health, ReplicaHealth};
+use crate::admin::{EngineActed, Tested};
+use crate::config::{self, Config};
+use crate::scan::{DrainTerms, Health, ReplicaHealth};
+use measured::EngineMeasured;
+pub(super) use warnings::warnings;
 
 /// The end of the result of a drain, for people.
-const DRAINED_TEXT: &str =
-    "a drained replica gets no mail until `spillway engine resume` or a restart of the relay";
+const DRAINED_TEXT: &str = "it gets no mail until the drain ends (--for, or `spillway engine resume`), also after a restart of the relay";
 /// The end of the result of a resume, for people. An engine does not always get all its mail at once, so the text names the ramp.
 const RESUMED_TEXT: &str = "a healthy engine gets all its mail at once, after an outage it comes back step by step (half-open, \
                             then a ramp)";
@@ -34,16 +44,29 @@ pub(super) enum Engines {
     /// slot. P50 and P99: the time within which 50 % and 99 % of the last 1024 answers came.
     #[command(after_help = exit::HELP)]
     List(Socket),
-    /// Show one engine and its replicas
+    /// Show one engine and its replicas, its measured scan times, and proposals for its settings
+    ///
+    /// The distribution has a row for each step of the scan time: `up to 5 ms` are the scans that took
+    /// 2 to 5 ms. `p50` and `p99` mark the rows up to which 50 % and 99 % of the scans lie; `slow` and
+    /// `timeout` those of the settings. LATE: scans longer than `timeout`. Proposals leave out outages,
+    /// that is, periods in which more than 5 % of the answers were missing. While the relay is down, the
+    /// command shows what was measured before.
     #[command(after_help = exit::HELP)]
-    Show(EngineName),
+    Show(Show),
     /// Test an engine: send it a known-bad and a known-clean message, and check its answers
     #[command(after_help = exit::HELP)]
     Test(EngineName),
-    /// Drain an engine or one of its replicas: it gets no mail until it is resumed or the relay restarts
+    /// Drain an engine or one of its replicas: it gets no mail until the drain ends
     ///
-    /// Running scans continue to their end. If [coverage] allows it, the relay decides on the answers
-    /// of the other engines; otherwise it defers the mail.
+    /// The drain ends after --for, or with `engine resume`. A restart of the relay does not end it. A
+    /// second drain replaces the end and the reason. Running scans continue to their end. If
+    /// [coverage] allows it, the relay decides on the answers of the other engines; otherwise it
+    /// defers the mail.
+    ///
+    /// With --pass, mail does not wait for the engine: it is delivered without it, marked as
+    /// undetermined (rule coverage.passed), and scanned when the engine is back; a finding is then an
+    /// incident. Mail that waits for the engine now leaves at once. Findings of other engines still
+    /// decide, and mail that timed out in an engine or that an interceptor holds stays.
     #[command(after_help = exit::HELP)]
     Drain(Drain),
     /// Resume a drained engine or one of its replicas
@@ -64,15 +87,32 @@ pub(super) struct EngineName {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct Show {
+    /// The engine's name
+    engine: String,
+    /// Measured scan times since this age: 2h, 1d, 7d; at most 15d are kept
+    #[arg(long, value_name = "AGE", value_parser = config::parse_duration, default_value = "1d")]
+    since: Duration,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Drain {
     /// The engine's name
     engine: String,
     /// Only the replica with this address
     #[arg(long, value_name = "ADDRESS")]
     replica: Option<String>,
-    /// The reason, for the incident log
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    reason: String,
+    /// Let mail pass without the engine; needs --reason
+    #[arg(long, requires = "reason")]
+    pass: bool,
+    /// End the drain after this time, such as 1h (default with --pass: 1h, at most 12h)
+    #[arg(long = "for", value_name = "AGE", value_parser = config::parse_duration)]
+    term: Option<Duration>,
+    /// The reason, shown with the state and kept in the incident log
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
     #[command(flatten)]
     socket: Socket,
 }
@@ -96,15 +136,17 @@ pub(super) async fn run(
 ) -> Outcome {
     match command {
         Engines::List(socket) => list(&socket.path(given)?, terminal).await,
-        Engines::Show(wanted) => show(&wanted.engine, &wanted.socket.path(given)?, terminal).await,
+        Engines::Show(wanted) => show(wanted, given, terminal).await,
         Engines::Test(wanted) => test(&wanted.engine, &wanted.socket.path(given)?, terminal).await,
         Engines::Drain(wanted) => {
-            let query = query(
-                "drain",
-                &wanted.engine,
-                wanted.replica.as_deref(),
-                &wanted.reason,
-            );
+            let reason = wanted.reason.as_deref().unwrap_or_default();
+            let terms = DrainTerms::new(wanted.pass, wanted.term, reason, &person::actor());
+            let terms = terms.map_err(|error| CliError::Usage(error.to_string()))?;
+            let mut query = query("drain", &wanted.engine, wanted.replica.as_deref(), reason);
+            query.push_str(&format!("&pass={}", terms.passes));
+            if let Some(term) = terms.term {
+                query.push_str(&format!("&for_seconds={}", term.as_secs().max(1)));
+            }
             let socket = wanted.socket.path(given)?;
             act(&socket, &query, "drained", DRAINED_TEXT, terminal).await
         }
@@ -153,21 +195,88 @@ async fn list(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
     };
     let rows: Vec<_> = engines.iter().map(row).collect();
     terminal.table(&columns, rows)?;
+    for health in engines.iter().filter(|health| health.is_drained()) {
+        let words = health.words(|at| terminal.clock(at));
+        terminal.line(format!("{} is {}", safe(&health.engine), safe(&words)))?;
+    }
     Ok(Exit::Done)
 }
 
-async fn show(name: &str, socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
-    let engines = engines(socket).await?;
-    let Some(health) = engines.iter().find(|health| *health.engine == *name) else {
-        return Err(unknown(name));
+async fn show(wanted: &Show, given: Option<&Path>, terminal: &mut Terminal<'_>) -> Outcome {
+    let name = &*wanted.engine;
+    let socket = wanted.socket.path(given)?;
+    // The relay writes what it has measured first. If it does not answer, the next question says so.
+    let _ = control::flush(&socket).await;
+    let health = health(name, &socket).await;
+    let measured = match settings::load(given) {
+        Ok(config) => Some(read_measured(wanted, &config, terminal).await?),
+        // A given socket needs no configuration.
+        Err(_) if health.is_ok() => None,
+        Err(error) => return Err(error),
+    };
+    let health = match (health, &measured) {
+        (Ok(health), _) => Some(health),
+        (Err(error @ CliError::NotRunning(..)), Some(measured)) if measured.is_known() => {
+            terminal.note(format!("{error}: only what was measured before is shown"))?;
+            None
+        }
+        (Err(error), _) => return Err(error),
     };
     if terminal.json {
-        terminal.json(health)?;
+        let shown = Shown {
+            engine: health.is_none().then_some(name),
+            health: health.as_ref(),
+            members: measured.map(|measured| measured.members(terminal.now)),
+        };
+        terminal.json(&shown)?;
         return Ok(Exit::Done);
     }
+    match health {
+        Some(health) => show_health(&health, terminal)?,
+        None => terminal.fields(&[("engine", name.to_owned())])?,
+    }
+    match measured {
+        Some(measured) => measured.show(terminal)?,
+        None => terminal.note("without the configuration, what was measured cannot be found")?,
+    }
+    Ok(Exit::Done)
+}
+
+/// The JSON output of `engine show`: the state of the engine, if the relay runs, and what was measured.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    engine: Option<&'a str>,
+    #[serde(flatten)]
+    health: Option<&'a Health>,
+    #[serde(flatten)]
+    members: Option<measured::Members>,
+}
+
+async fn health(name: &str, socket: &Path) -> Result<Health, CliError> {
+    let mut engines = engines(socket).await?.into_iter();
+    let health = engines.find(|health| *health.engine == *name);
+    health.ok_or_else(|| unknown(name))
+}
+
+async fn read_measured(
+    wanted: &Show,
+    config: &Config,
+    terminal: &Terminal<'_>,
+) -> Result<EngineMeasured, CliError> {
+    let since = terminal
+        .now
+        .checked_sub(wanted.since)
+        .unwrap_or(Timestamp::MIN);
+    let read = EngineMeasured::read(&wanted.engine, config, since, terminal.now).await;
+    Ok(read?)
+}
+
+fn show_health(health: &Health, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     terminal.fields(&[
         ("engine", health.engine.to_string()),
         ("class", health.class.as_str().to_owned()),
+        ("state", health.words(|at| terminal.clock(at))),
         (
             "running scans",
             format!("{} of {} slots", health.running, health.slots),
@@ -180,6 +289,7 @@ async fn show(name: &str, socket: &Path, terminal: &mut Terminal<'_>) -> Outcome
     let columns = [
         Column::cut("REPLICA"),
         Column::whole("BREAKER"),
+        Column::whole("SINCE").optional(),
         Column::whole("SCANS"),
         Column::whole("SIGNED"),
         Column::cut("SIGNATURES"),
@@ -191,6 +301,10 @@ async fn show(name: &str, socket: &Path, terminal: &mut Terminal<'_>) -> Outcome
                 .clone()
                 .unwrap_or_else(|| "in process".to_owned()),
             replica.state().to_owned(),
+            replica
+                .since
+                .map(|since| terminal.clock(since))
+                .unwrap_or_default(),
             replica.running.to_string(),
             replica
                 .signed
@@ -200,15 +314,11 @@ async fn show(name: &str, socket: &Path, terminal: &mut Terminal<'_>) -> Outcome
         ]
     };
     let rows: Vec<_> = health.replicas.iter().map(row).collect();
-    terminal.table(&columns, rows)?;
-    Ok(Exit::Done)
+    terminal.table(&columns, rows)
 }
 
 async fn test(name: &str, socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
-    let engines = engines(socket).await?;
-    let Some(health) = engines.iter().find(|health| *health.engine == *name) else {
-        return Err(unknown(name));
-    };
+    let health = health(name, socket).await?;
     // The replicas are tested one after the other, each with a pair of messages.
     let replicas = u32::try_from(health.replicas.len()).unwrap_or(u32::MAX);
     let longest = health.timeout.saturating_mul(replicas.saturating_mul(2));
@@ -253,9 +363,12 @@ async fn act(
     terminal: &mut Terminal<'_>,
 ) -> Outcome {
     let answer = control::ask(socket, "POST", &format!("/control/engine?{query}")).await?;
-    let health: Health = read(socket, &answer)?;
+    let EngineActed {
+        engine: health,
+        notes,
+    } = read(socket, &answer)?;
     if terminal.json {
-        terminal.json(&json!({ done: true, "engine": health }))?;
+        terminal.json(&json!({ done: true, "engine": health, "notes": notes }))?;
         return Ok(Exit::Done);
     }
     let state = health.words(|at| terminal.clock(at));
@@ -264,6 +377,9 @@ async fn act(
         safe(&health.engine),
         safe(&state)
     ))?;
+    for note in notes {
+        terminal.line(safe(&note))?;
+    }
     Ok(Exit::Done)
 }
 

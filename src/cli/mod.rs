@@ -6,9 +6,11 @@
 
 mod control;
 mod demo;
+mod diff;
 mod engine;
 mod exit;
 mod explain;
+mod explain_key;
 mod id;
 mod incident;
 mod intercept;
@@ -26,10 +28,13 @@ mod scan;
 mod select;
 mod settings;
 mod show;
+mod status;
 mod table;
 mod terminal;
 mod user;
 mod waits;
+mod watch;
+mod whatif;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -86,7 +91,15 @@ enum Command {
     Run,
     /// Check a configuration, and print every problem in it
     #[command(after_help = exit::HELP)]
-    CheckConfig,
+    CheckConfig(relay::CheckConfig),
+    /// Show what a configuration (--config) would have decided about recorded mail
+    ///
+    /// Each recorded decision is decided again under the rules, thresholds, coverage, weights and
+    /// timeouts of the configuration, with the answers that the engines gave then. Nothing is
+    /// changed. With --shadow, the running relay decides about new mail under another configuration
+    /// too, until --shadow-off or its restart; a shadow has no timeouts of its own.
+    #[command(after_help = exit::HELP)]
+    WhatIf(whatif::WhatIf),
     /// Make the running relay read its configuration again
     ///
     /// The relay checks the new configuration first. If it finds problems, the command prints all of
@@ -97,9 +110,13 @@ enum Command {
     /// Make the running relay accept no new mail, finish the mail in flight, and exit
     #[command(after_help = exit::HELP)]
     Drain(relay::Socket),
-    /// Show the state of the running relay: sessions, stored mail, engines, next hops
+    /// Show how long mail takes, what is late and why, and the state of the running relay
+    ///
+    /// First come the delays of valid mail: now, in the last hour, and in the same hour a week ago.
+    /// Then comes what is late: the mail that has waited for more than a minute, by what it waits
+    /// for, with what to do about it. Then come sessions, stored mail, engines and next hops.
     #[command(after_help = exit::HELP)]
-    Status(relay::Socket),
+    Status(status::Arguments),
     /// Scan messages in files, without SMTP: show the answer of each engine, and the decision
     #[command(after_help = exit::HELP)]
     Scan(scan::Scan),
@@ -182,14 +199,15 @@ fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
     let given = cli.global.config.as_deref();
     match &cli.command {
         Command::Run => relay::run(given),
-        Command::CheckConfig => relay::check_config(given, terminal),
+        Command::CheckConfig(command) => relay::check_config(command, given, terminal),
         Command::User(command) => user::run(command, given, terminal),
         Command::Completions(command) => manual::completions(command, Cli::command(), terminal),
         Command::Man(command) => manual::man(command, Cli::command(), terminal),
+        Command::WhatIf(command) => wait(whatif::run(command, given, terminal)),
         Command::Demo => wait(demo::run(terminal)),
         Command::Reload(socket) => wait(relay::reload(&socket.path(given)?, terminal)),
         Command::Drain(socket) => wait(relay::drain(&socket.path(given)?, terminal)),
-        Command::Status(socket) => wait(relay::status(&socket.path(given)?, terminal)),
+        Command::Status(wanted) => wait(status::run(wanted, given, terminal)),
         Command::Engine(command) => wait(engine::run(command, given, terminal)),
         Command::Notify(command) => wait(notify::run(command, given, terminal)),
         Command::Scan(command) => wait(scan::run(command, &tool(given)?, terminal)),

@@ -1,4 +1,4 @@
-//! Commands about the relay itself: run, check-config, reload, drain, status.
+//! Commands about the relay itself: run, check-config, reload, drain.
 
 use std::path::{Path, PathBuf};
 
@@ -7,12 +7,11 @@ use serde_json::json;
 
 use super::control::{self, Answer};
 use super::exit::{CliError, Exit, Outcome};
-use super::terminal::{Terminal, count, safe, size};
-use super::{person, settings};
-use crate::admin::{Reloaded, Status, Stored};
+use super::terminal::{Terminal, count, safe};
+use super::{diff, engine, explain_key, person, settings};
+use crate::admin::Reloaded;
 use crate::app;
 use crate::config::Config;
-use crate::store::{Held, LaneStats};
 use crate::telemetry;
 
 #[derive(Debug, Args)]
@@ -58,8 +57,28 @@ pub(super) fn run(given: Option<&Path>) -> Outcome {
     })
 }
 
-/// Prints all problems of the configuration, or a summary if there are none.
-pub(super) fn check_config(given: Option<&Path>, terminal: &mut Terminal<'_>) -> Outcome {
+#[derive(Debug, Args)]
+pub(super) struct CheckConfig {
+    /// Explain the changes from the configuration in force to this one instead, or from the file OLD
+    #[arg(long, value_name = "OLD", num_args = 0..=1)]
+    diff: Option<Option<PathBuf>>,
+    /// Explain a key (guard.canaries, engine.timeout) or a section instead: meaning, range, value in force
+    #[arg(long, value_name = "KEY", conflicts_with = "diff")]
+    explain: Option<String>,
+}
+
+/// Prints all problems of the configuration, or a summary if there are none; or explains its changes, or a key.
+pub(super) fn check_config(
+    command: &CheckConfig,
+    given: Option<&Path>,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    if let Some(old) = &command.diff {
+        return super::wait(diff::run(old.as_deref(), given, terminal));
+    }
+    if let Some(key) = &command.explain {
+        return explain_key::run(key, given, terminal);
+    }
     let path = settings::path(given);
     let file = path.as_ref().map(|path| path.display().to_string());
     let (config, problems) = match settings::read(path.as_deref()) {
@@ -87,6 +106,7 @@ pub(super) fn check_config(given: Option<&Path>, terminal: &mut Terminal<'_>) ->
 fn fine(config: &Config, file: Option<&str>, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     let mut warnings = config.warnings.clone();
     warnings.extend(app::advice(config));
+    warnings.extend(engine::warnings(config, terminal.now));
     if terminal.json {
         return terminal.json(&json!({
             "ok": true, "file": file, "version": config.version, "warnings": warnings, "problems": [],
@@ -184,113 +204,6 @@ pub(super) async fn drain(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome
         false => terminal.line("draining: the relay accepts no new mail, and exits when the mail in flight is finished")?,
     }
     Ok(Exit::Done)
-}
-
-/// Prints the status. Exits with [`Exit::Temporary`] if the relay accepts no new mail.
-pub(super) async fn status(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
-    let answer = control::ask(socket, "GET", "/status").await?;
-    let status: Status = parsed(socket, &answer)?;
-    match terminal.json {
-        true => terminal.json(&status)?,
-        false => show(&status, terminal)?,
-    }
-    Ok(match status.not_ready {
-        None => Exit::Done,
-        Some(_) => Exit::Temporary,
-    })
-}
-
-fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
-    let mail = match &status.not_ready {
-        None => "accepted".to_owned(),
-        Some(reason) => format!("not accepted: {reason}"),
-    };
-    let mut config = status.config.clone();
-    if let Some(file) = &status.config_file {
-        config.push_str(&format!(" ({})", file.display()));
-    }
-    let mut fields = vec![
-        ("new mail", mail),
-        (
-            "draining",
-            if status.draining { "yes" } else { "" }.to_owned(),
-        ),
-        ("sessions", status.sessions.to_string()),
-        ("memory free", size(status.memory_available)),
-    ];
-    match &status.stored {
-        Some(stored) => fields.extend(stored_fields(stored, terminal)),
-        None => fields.push(("stored messages", Stored::UNKNOWN_TEXT.to_owned())),
-    }
-    fields.extend([
-        ("hostname", status.hostname.clone()),
-        ("configuration", config),
-        (
-            "running since",
-            format!(
-                "{} ({})",
-                terminal.time(status.started),
-                terminal.age(status.started)
-            ),
-        ),
-        ("version", status.version.clone()),
-    ]);
-    terminal.fields(&fields)?;
-    terminal.fields(&parts(status, terminal))
-}
-
-/// Engines, next hops and listeners, each with its state.
-fn parts(status: &Status, terminal: &Terminal<'_>) -> Vec<(String, String)> {
-    let clock = |at| terminal.clock(at);
-    let engines = status.engines.iter().map(|health| {
-        let (words, running, slots) = (health.words(clock), health.running, health.slots);
-        let state = format!("{words}, {running} of {slots} slots taken");
-        (format!("engine {}", health.engine), state)
-    });
-    let next_hops = status.next_hops.iter().map(|hop| {
-        let mut state = hop.words(clock);
-        if let Some(said) = &hop.said {
-            state.push_str(&format!(": {said}"));
-        }
-        (format!("next hop {}", hop.name), state)
-    });
-    let listeners = status.listeners.iter().map(|listener| {
-        let addresses: Vec<String> = listener.addresses.iter().map(ToString::to_string).collect();
-        (format!("listener {}", listener.name), addresses.join(", "))
-    });
-    engines.chain(next_hops).chain(listeners).collect()
-}
-
-fn stored_fields(stored: &Stored, terminal: &Terminal<'_>) -> [(&'static str, String); 5] {
-    let lane = |stats: &LaneStats| lane(stats, terminal);
-    [
-        ("to be scanned", lane(&stored.scan)),
-        ("to be delivered", lane(&stored.delivery)),
-        ("quarantine", lane(&stored.held)),
-        ("quarantine room", room(&stored.quarantine)),
-        ("to be rescanned", lane(&stored.rescan)),
-    ]
-}
-
-fn room(held: &Held) -> String {
-    let mut text = format!("{} of {} taken", size(held.octets), size(held.limit));
-    if let Some(holder) = &held.largest {
-        text.push_str(&format!(
-            ", {} by {}",
-            size(holder.octets),
-            safe(&holder.name)
-        ));
-    }
-    text
-}
-
-fn lane(stats: &LaneStats, terminal: &Terminal<'_>) -> String {
-    let messages = usize::try_from(stats.messages).unwrap_or(usize::MAX);
-    let mut text = format!("{}, {}", count(messages, "message"), size(stats.octets));
-    if let Some(oldest) = stats.oldest {
-        text.push_str(&format!(", the oldest {} old", terminal.age(oldest)));
-    }
-    text
 }
 
 pub(super) fn parsed<T: serde::de::DeserializeOwned>(

@@ -57,6 +57,27 @@ impl Terminal<'_> {
         Ok(writeln!(self.out, "{}", text.as_ref())?)
     }
 
+    /// Writes safe text after `first`, wrapped at the width of the terminal, with `next` before each further line. Without a
+    /// terminal it is one line.
+    pub(super) fn wrapped(&mut self, first: &str, next: &str, text: &str) -> Result<(), CliError> {
+        let room = self.width.map_or(usize::MAX, usize::from);
+        let mut line = first.to_owned();
+        let mut is_empty = true;
+        for word in text.split(' ') {
+            if !is_empty && wide(&line) + 1 + wide(word) > room {
+                self.line(&line)?;
+                next.clone_into(&mut line);
+                is_empty = true;
+            }
+            if !is_empty {
+                line.push(' ');
+            }
+            line.push_str(word);
+            is_empty = false;
+        }
+        self.line(line)
+    }
+
     /// Writes one line to standard error, beside the result.
     pub(super) fn note(&mut self, text: impl AsRef<str>) -> Result<(), CliError> {
         Ok(writeln!(self.err, "{}", text.as_ref())?)

@@ -3,15 +3,13 @@
 use std::io;
 use std::path::Path;
 
-use jiff::Timestamp;
 use serde::Serialize;
 
 use super::control;
 use super::exit::CliError;
 use super::relay::parsed;
 use super::terminal::Terminal;
-use crate::admin::Waits;
-use crate::delivery::PaceState;
+use crate::admin::{self, Waiting, Waits, What};
 use crate::store::{Cause, Lane, Record};
 
 /// The relay as a command finds it.
@@ -64,226 +62,66 @@ fn is_nobody(error: &io::Error) -> bool {
     )
 }
 
-/// What a message in the scan or in the delivery lane waits for.
+/// What a message in the scan or in the delivery lane waits for, as far as the relay answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct WaitsFor {
-    what: What,
-    /// Name of the next hop or engine, or id of the interceptor.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    /// State of the next hop or engine: `healthy`, `paced`, `down`, or a state of a breaker.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    state: Option<String>,
-    /// Since when the next hop or engine takes no mail.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    down_since: Option<Timestamp>,
-    /// Earliest time of the next probe of the next hop; none while a probe is under way.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_probe: Option<Timestamp>,
-    /// Earliest time of the message's own next try; none if this time has passed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_try: Option<Timestamp>,
+    #[serde(flatten)]
+    thing: admin::WaitsFor,
     /// The same for people.
     #[serde(skip)]
     text: String,
 }
 
-/// The kind of thing that a message waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum What {
-    /// The relay, which does not answer.
-    Relay,
-    /// A scan or a delivery that is under way.
-    Work,
-    /// A next hop that is down.
-    NextHop,
-    /// An engine that is out, or was.
-    Engine,
-    /// The end of an interceptor.
-    Interceptor,
-    /// A next hop that takes the domain.
-    Route,
-    /// The time of the message's own next try.
-    Retry,
-    /// A free slot, or a turn of a paced next hop.
-    Turn,
-}
-
 impl WaitsFor {
     /// What the message waits for, with times for people in the zone of `terminal`.
     pub(super) fn of(record: &Record, relay: &Relay, terminal: &Terminal<'_>) -> Self {
-        let plain = Self {
-            what: What::Turn,
-            name: None,
-            state: None,
-            down_since: None,
-            next_probe: None,
-            next_try: Some(record.due_at).filter(|due| *due > terminal.now),
-            text: String::new(),
-        };
-        match relay {
-            Relay::Absent(_) => plain.relay(record, relay.word(), terminal),
-            Relay::Running(waits) if waits.at_work.contains(&record.id) => {
-                let work = match record.lane {
-                    Lane::Delivery => "a delivery",
-                    _ => "a scan",
-                };
-                Self {
-                    what: What::Work,
-                    next_try: None,
-                    text: format!("{work} that is under way"),
-                    ..plain
-                }
+        let clock = |at| terminal.clock(at);
+        let (thing, text) = match relay {
+            Relay::Absent(_) => stored(record, relay.word(), terminal),
+            Relay::Running(waits) => {
+                let in_work = waits.at_work.contains(&record.id);
+                let mail = Waiting::one(record, in_work, terminal.now);
+                admin::WaitsFor::of(&mail, &waits.engines, &waits.next_hops, &clock)
             }
-            Relay::Running(waits) => match record.lane {
-                Lane::Delivery => plain.delivery(record, waits, terminal),
-                _ => plain.scan(record, waits, terminal),
-            },
-        }
+        };
+        Self { thing, text }
     }
 
     /// The words for people, to follow "waiting for".
     pub(super) fn text(&self) -> &str {
         &self.text
     }
+}
 
-    /// As far as the store alone knows.
-    fn relay(self, record: &Record, word: &str, terminal: &Terminal<'_>) -> Self {
-        let (what, name) = match (record.lane, &record.cause) {
-            (Lane::Delivery, _) if record.next_hop.is_empty() => ("a next hop".to_owned(), None),
-            (Lane::Delivery, _) => {
-                let name = record.next_hop.to_string();
-                (format!("next hop {name}"), Some(name))
-            }
-            (_, Some(Cause::Engine(name))) => (format!("engine {name}"), Some(name.clone())),
-            (_, Some(Cause::Interceptor(id))) => (format!("interceptor {id}"), Some(id.clone())),
-            (_, None) => ("a scan".to_owned(), None),
-        };
-        let absent = match word {
-            "not-running" => "the relay, which does not run; then ",
-            "not-answering" => "the relay, which does not answer; then ",
-            _ => "",
-        };
-        let text = format!("{absent}{what}{}", self.next_try_text(terminal));
-        Self {
-            what: What::Relay,
-            name,
-            text,
-            ..self
+/// As far as the store alone knows.
+fn stored(record: &Record, word: &str, terminal: &Terminal<'_>) -> (admin::WaitsFor, String) {
+    let (what, name) = match (record.lane, &record.cause) {
+        (Lane::Delivery, _) if record.next_hop.is_empty() => ("a next hop".to_owned(), None),
+        (Lane::Delivery, _) => {
+            let name = record.next_hop.to_string();
+            (format!("next hop {name}"), Some(name))
         }
-    }
-
-    fn delivery(self, record: &Record, waits: &Waits, terminal: &Terminal<'_>) -> Self {
-        let name = &record.next_hop;
-        let next_try = self.next_try_text(terminal);
-        if name.is_empty() {
-            let first = record.envelope.recipients.first();
-            let domain = first.map_or("its domain", |recipient| recipient.mailbox.domain());
-            return Self {
-                what: What::Route,
-                text: format!("a next hop that takes {domain}{next_try}"),
-                ..self
-            };
-        }
-        let named = Self {
-            name: Some(name.to_string()),
-            ..self
-        };
-        let Some(hop) = waits.next_hops.iter().find(|hop| hop.name == *name) else {
-            return Self {
-                what: What::Route,
-                text: format!("next hop {name}, which is not configured any more{next_try}"),
-                ..named
-            };
-        };
-        let words = hop.words(|at| terminal.clock(at));
-        if hop.state == PaceState::Dead {
-            return Self {
-                what: What::NextHop,
-                state: Some("down".to_owned()),
-                down_since: hop.dead_since,
-                next_probe: hop.until.filter(|_| !hop.probing),
-                text: format!("next hop {name}, {words}{next_try}"),
-                ..named
-            };
-        }
-        let state = match hop.state {
-            PaceState::Paced => "paced",
-            _ => "healthy",
-        };
-        let (what, text) = match named.next_try {
-            Some(at) => {
-                let at = terminal.clock(at);
-                (
-                    What::Retry,
-                    format!("its next try at {at}, to next hop {name} ({words})"),
-                )
-            }
-            None => (What::Turn, format!("its turn at next hop {name} ({words})")),
-        };
-        Self {
-            what,
-            state: Some(state.to_owned()),
-            text,
-            ..named
-        }
-    }
-
-    fn scan(self, record: &Record, waits: &Waits, terminal: &Terminal<'_>) -> Self {
-        let next_try = self.next_try_text(terminal);
-        match &record.cause {
-            Some(Cause::Engine(name)) => {
-                let health = waits.engines.iter().find(|health| *health.engine == **name);
-                let words = health.map(|health| health.words(|at| terminal.clock(at)));
-                let text = match (health, &words) {
-                    (Some(health), Some(words)) if health.is_out() => {
-                        format!("engine {name}, {words}{next_try}")
-                    }
-                    (Some(_), Some(words)) => {
-                        format!("its turn at engine {name}, now {words}{next_try}")
-                    }
-                    _ => format!("engine {name}, which is not configured any more{next_try}"),
-                };
-                let state = health.map(|health| match (health.is_well(), health.is_out()) {
-                    (true, _) => "healthy".to_owned(),
-                    (_, true) => "down".to_owned(),
-                    _ => health.states(),
-                });
-                Self {
-                    what: What::Engine,
-                    name: Some(name.clone()),
-                    state,
-                    down_since: health.and_then(|health| health.out_since()),
-                    text,
-                    ..self
-                }
-            }
-            Some(Cause::Interceptor(id)) => Self {
-                what: What::Interceptor,
-                name: Some(id.clone()),
-                text: format!("the end of interceptor {id}{next_try}"),
-                ..self
-            },
-            None => {
-                let (what, text) = match self.next_try {
-                    Some(at) => (
-                        What::Retry,
-                        format!("its next scan at {}", terminal.clock(at)),
-                    ),
-                    None => (What::Turn, "its turn for a scan".to_owned()),
-                };
-                Self { what, text, ..self }
-            }
-        }
-    }
-
-    fn next_try_text(&self, terminal: &Terminal<'_>) -> String {
-        match self.next_try {
-            Some(at) => format!("; next try {}", terminal.clock(at)),
-            None => String::new(),
-        }
-    }
+        (_, Some(Cause::Engine(name))) => (format!("engine {name}"), Some(name.clone())),
+        (_, Some(Cause::Interceptor(id))) => (format!("interceptor {id}"), Some(id.clone())),
+        (_, None) => ("a scan".to_owned(), None),
+    };
+    let absent = match word {
+        "not-running" => "the relay, which does not run; then ",
+        "not-answering" => "the relay, which does not answer; then ",
+        _ => "",
+    };
+    let next_try = Some(record.due_at).filter(|due| *due > terminal.now);
+    let at = next_try.map(|at| format!("; next try {}", terminal.clock(at)));
+    let text = format!("{absent}{what}{}", at.unwrap_or_default());
+    let thing = admin::WaitsFor {
+        what: What::Relay,
+        name,
+        state: None,
+        down_since: None,
+        next_probe: None,
+        next_try,
+    };
+    (thing, text)
 }
 
 #[cfg(test)]
@@ -293,7 +131,7 @@ mod tests {
     use jiff::tz::TimeZone;
 
     use super::*;
-    use crate::delivery::HopStatus;
+    use crate::delivery::{HopStatus, PaceState};
     use crate::scan::{Health, ReplicaHealth};
     use crate::store::contract::{at, record};
     use crate::verdict::EngineClass;
@@ -318,6 +156,7 @@ mod tests {
             breaker: breaker.to_owned(),
             running: 0,
             drained: false,
+            drain: None,
             resting: false,
             since: (breaker != "closed").then(|| at(-60)),
             signatures: None,
@@ -500,7 +339,7 @@ mod tests {
             let relay = Relay::Running(waits());
             let told = with_terminal(|terminal| WaitsFor::of(&waiting, &relay, terminal));
             assert_eq!(told.text(), text);
-            assert_eq!(told.next_try.is_some(), due > 0, "{text}");
+            assert_eq!(told.thing.next_try.is_some(), due > 0, "{text}");
         }
     }
 
@@ -546,7 +385,7 @@ mod tests {
             let at_work = vec![waiting.id];
             let relay = Relay::Running(Waits { at_work, ..waits() });
             let told = with_terminal(|terminal| WaitsFor::of(&waiting, &relay, terminal));
-            assert_eq!((told.text(), told.what), (text, What::Work));
+            assert_eq!((told.text(), told.thing.what), (text, What::Work));
         }
     }
 }

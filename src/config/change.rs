@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Config;
+use serde::Serialize;
+
+use super::{Config, effect};
 
 /// Keys of the lists of named sections (`[[listener]]` and so on).
 pub(super) const SECTION_LISTS: [&str; 5] = ["listener", "engine", "rule", "next_hop", "notify"];
@@ -19,24 +21,60 @@ const RESTART_KEY_PREFIXES: [&str; 7] = [
     "relay.log_output",
 ];
 
+/// A key with one of these words in its name has a secret as its value, unless it is the name of a file.
+const SECRET_KEY_WORDS: [&str; 3] = ["password", "secret", "token"];
+
+/// Every key of a configuration with its value as TOML, in the order of reading ([`Config::shown`]).
+pub type Shown = [(String, String)];
+
+/// One difference between two configurations, in words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// What is different: `limits.recipients: 1000 -> 500`, `engine clamd: added`. Secrets are not shown.
+    pub what: String,
+    /// What follows for mail, where the numbers do not say it themselves; one line each.
+    pub effects: Vec<String>,
+    /// Whether only a restart puts it in force: a reload is then refused as a whole.
+    pub needs_restart: bool,
+}
+
 /// One line for people for each difference: `limits.recipients: 1000 -> 500`, `engine clamd: added`, and one line for each
 /// list whose order has changed.
 pub fn diff(old: &Config, new: &Config) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for change in changes(old, new) {
-        lines.push(change.line);
+    let differences = differences(&old.shown, &new.shown).into_iter();
+    differences.map(|difference| difference.what).collect()
+}
+
+/// The differences between two configurations, with what follows for mail.
+pub fn differences(old: &Shown, new: &Shown) -> Vec<Difference> {
+    let mut effects = effect::Effects::new(old, new);
+    let difference = |change: Change| Difference {
+        effects: effects.of(&change.key),
+        needs_restart: at_start(&change.key),
+        what: change.line,
+    };
+    let mut differences: Vec<Difference> = changes(old, new).into_iter().map(difference).collect();
+    for list in SECTION_LISTS {
+        if let Some(what) = order(list, old, new) {
+            let effects = match list {
+                "rule" => {
+                    vec!["of several rules that match, the first in this order decides".to_owned()]
+                }
+                _ => Vec::new(),
+            };
+            differences.push(Difference {
+                what,
+                effects,
+                needs_restart: false,
+            });
+        }
     }
-    lines.extend(
-        SECTION_LISTS
-            .iter()
-            .filter_map(|list| order(list, old, new)),
-    );
-    lines
+    differences
 }
 
 /// The lines of [`diff`] that need a restart. If there is one, the reload is refused as a whole and nothing changes.
 pub fn settings_that_need_restart(old: &Config, new: &Config) -> Vec<String> {
-    let changes = changes(old, new).into_iter();
+    let changes = changes(&old.shown, &new.shown).into_iter();
     changes
         .filter(|change| at_start(&change.key))
         .map(|change| change.line)
@@ -49,9 +87,8 @@ struct Change {
     line: String,
 }
 
-fn changes(old: &Config, new: &Config) -> Vec<Change> {
-    let before: BTreeMap<&str, &str> = map(old);
-    let after: BTreeMap<&str, &str> = map(new);
+fn changes(old: &Shown, new: &Shown) -> Vec<Change> {
+    let (before, after) = (map(old), map(new));
     let (was, is) = (named(old), named(new));
     let mut changes = Vec::new();
     let comes_or_goes = was.symmetric_difference(&is);
@@ -74,7 +111,10 @@ fn changes(old: &Config, new: &Config) -> Vec<Change> {
         }
         let (one, other) = (before.get(key), after.get(key));
         if one != other {
-            let shown = |value: Option<&&str>| value.map_or("not set", |value| value).to_owned();
+            let shown = |value: Option<&&str>| match value {
+                None => "not set".to_owned(),
+                Some(value) => presentable(key, value),
+            };
             changes.push(Change {
                 key: key.to_owned(),
                 line: format!("{key}: {} -> {}", shown(one), shown(other)),
@@ -84,37 +124,54 @@ fn changes(old: &Config, new: &Config) -> Vec<Change> {
     changes
 }
 
-fn map(config: &Config) -> BTreeMap<&str, &str> {
-    config
-        .shown
-        .iter()
-        .map(|(key, value)| (&**key, &**value))
-        .collect()
+/// The value of a key without secrets: the value of a key that names one, and the login in a URL. Files that contain secrets
+/// are only named.
+fn presentable(key: &str, value: &str) -> String {
+    let name = key.rsplit('.').next().unwrap_or_default();
+    let is_secret = SECRET_KEY_WORDS.iter().any(|word| name.contains(word));
+    if is_secret && !name.ends_with("_file") {
+        return "(not shown)".to_owned();
+    }
+    let mut shown = String::with_capacity(value.len());
+    let mut rest = value;
+    while let Some((before, after)) = rest.split_once("://") {
+        shown.push_str(before);
+        shown.push_str("://");
+        let end = after.find(['/', '"', ' ', ',']).unwrap_or(after.len());
+        rest = match after[..end].rfind('@') {
+            Some(at) => {
+                shown.push('…');
+                &after[at..]
+            }
+            None => after,
+        };
+    }
+    shown + rest
+}
+
+/// The settings by their keys.
+pub(super) fn map(shown: &Shown) -> BTreeMap<&str, &str> {
+    let settings = shown.iter();
+    settings.map(|(key, value)| (&**key, &**value)).collect()
 }
 
 /// `("engine", "clamd")` of `engine.clamd.timeout`.
-fn section_of(key: &str) -> Option<(&str, &str)> {
+pub(super) fn section_of(key: &str) -> Option<(&str, &str)> {
     let (list, rest) = key.split_once('.')?;
     let (name, _) = rest.split_once('.')?;
     SECTION_LISTS.contains(&list).then_some((list, name))
 }
 
-fn named(config: &Config) -> BTreeSet<(&str, &str)> {
-    config
-        .shown
-        .iter()
-        .filter_map(|(key, _)| section_of(key))
-        .collect()
+fn named(shown: &Shown) -> BTreeSet<(&str, &str)> {
+    let sections = shown.iter().filter_map(|(key, _)| section_of(key));
+    sections.collect()
 }
 
 /// A line if the sections that are in both configurations have another order. The order matters for rules: the first rule
 /// that matches wins.
-fn order(list: &str, old: &Config, new: &Config) -> Option<String> {
-    let names = |config: &'_ Config| -> Vec<String> {
-        let keys = config
-            .shown
-            .iter()
-            .filter(|(key, _)| key.ends_with(".name"));
+fn order(list: &str, old: &Shown, new: &Shown) -> Option<String> {
+    let names = |shown: &Shown| -> Vec<String> {
+        let keys = shown.iter().filter(|(key, _)| key.ends_with(".name"));
         let sections = keys.filter_map(|(key, _)| section_of(key));
         sections
             .filter(|(of, _)| *of == list)
@@ -133,11 +190,36 @@ fn order(list: &str, old: &Config, new: &Config) -> Option<String> {
     (before != after).then(|| format!("{list}: the order is now {}", is.join(", ")))
 }
 
-fn at_start(key: &str) -> bool {
+pub(super) fn at_start(key: &str) -> bool {
     RESTART_KEY_PREFIXES
         .iter()
         .any(|prefix| match prefix.split_once('*') {
             Some((list, last)) => key.starts_with(list) && key.ends_with(last),
             None => key.starts_with(prefix),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No secret is shown: neither the value of a key that names one, nor a login in an address. Everything else is shown as it
+    /// is.
+    #[test]
+    fn secrets_are_not_shown() {
+        for (key, value, shown) in [
+            ("notify.secret", "\"hunter2\"", "(not shown)"),
+            ("next_hop.out.password", "\"hunter2\"", "(not shown)"),
+            ("next_hop.out.password_file", "\"/etc/p\"", "\"/etc/p\""),
+            ("engine.h.token_file", "\"/etc/t\"", "\"/etc/t\""),
+            (
+                "engine.h.address",
+                "[\"http://ann:hunter2@a.test/x@y\", \"https://b.test:1/\"]",
+                "[\"http://…@a.test/x@y\", \"https://b.test:1/\"]",
+            ),
+            ("rule.r.sender", "[\"*@a.test\"]", "[\"*@a.test\"]"),
+        ] {
+            assert_eq!(presentable(key, value), shown);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Checks of combinations: settings that are valid alone, but cannot work together.
 
+mod guard;
 mod notify;
 mod rules;
 
@@ -23,6 +24,7 @@ pub(super) fn check(config: &Config, log: &mut Log) {
     times(config, log);
     late_verdicts(config, log);
     rules::for_everybody(config, log);
+    guard::thresholds(config, log);
     memory(config, log);
     routes(config, log);
     loops(config, log);

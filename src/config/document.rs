@@ -21,6 +21,10 @@ pub(super) struct Setting {
     pub(super) default: Option<String>,
     /// Place of the value in the file; `None` if the value is the default.
     pub(super) place: Option<SourceLocation>,
+    /// What the value is: a text, a whole number, a duration …
+    pub(super) unit: &'static str,
+    /// The range or the words that are allowed; `None` if every value of the unit is.
+    pub(super) allowed: Option<String>,
 }
 
 /// Results of reading so far.
@@ -48,6 +52,12 @@ impl Log {
     pub(super) fn is_written(&self, key: &str) -> bool {
         let mut settings = self.settings.iter();
         settings.any(|setting| setting.key == key && setting.place.is_some())
+    }
+
+    /// Whether the file sets the key to another value than the default. The key must have been read before.
+    pub(super) fn is_changed(&self, key: &str) -> bool {
+        let mut settings = self.settings.iter();
+        settings.any(|one| one.key == key && one.place.is_some() && one.value != one.default)
     }
 
     /// Adds a problem with a key that has been read already.

@@ -10,9 +10,12 @@
 mod change;
 mod checks;
 mod document;
+mod effect;
+mod explain;
 mod other_servers;
 mod problem;
 mod reader;
+mod reference;
 mod sections;
 #[cfg(test)]
 mod tests;
@@ -28,7 +31,8 @@ use sha2::{Digest, Sha256};
 use crate::deadline::Budget;
 use crate::{admin, delivery, intercept, listener, notify, policy, quarantine, scan, store};
 
-pub use change::{diff, settings_that_need_restart};
+pub use change::{Difference, Shown, diff, differences, settings_that_need_restart};
+pub use explain::{DefaultValue, ExplainedKey, Explanation, NotExplained, ValueInForce, explain};
 pub use problem::{Problem, Problems, SourceLocation};
 pub use sections::{LogFormat, RelaySettings};
 
@@ -52,7 +56,7 @@ pub struct Config {
     pub limits: listener::Limits,
     /// `[budget]`.
     pub budget: Budget,
-    /// `[[engine]]`.
+    /// `[[engine]]`; `[guard]` is in each of them.
     pub engines: Vec<scan::Settings>,
     /// `[coverage]`, `[policy]`, `[[rule]]`.
     pub policy: policy::Settings,
@@ -77,6 +81,13 @@ pub struct Config {
     shown: Vec<(String, String)>,
 }
 
+impl Config {
+    /// Every key with its value as TOML, in the order of reading, for [`explain`].
+    pub fn shown(&self) -> &Shown {
+        &self.shown
+    }
+}
+
 /// Reads and checks a configuration. Without a path, returns the built-in defaults.
 ///
 /// Relative paths in the configuration start at the folder of the file, or at the current folder without a file. The
@@ -90,15 +101,7 @@ pub fn load(path: Option<&Path>) -> Result<Config, Problems> {
         return read("", "default configuration", Path::new(""), "default".into());
     };
     let file = path.display().to_string();
-    let text = file_text(path).map_err(|what| {
-        let problem = Problem {
-            place: None,
-            key: String::new(),
-            what,
-            fix: String::new(),
-        };
-        Problems::new(file.clone(), vec![problem])
-    })?;
+    let text = file_text(path).map_err(|what| Problems::of_file(path, what))?;
     let version = Sha256::digest(text.as_bytes());
     let version: String = version.iter().take(6).map(|b| format!("{b:02x}")).collect();
     let folder = path.parent().unwrap_or(Path::new(""));
@@ -178,12 +181,13 @@ fn read(text: &str, file: &str, base: &Path, version: Arc<str>) -> Result<Config
 }
 
 /// Names of the sections of a file, in the order of the reference.
-const SECTION_NAMES: [&str; 14] = [
+const SECTION_NAMES: [&str; 15] = [
     "relay",
     "listener",
     "limits",
     "budget",
     "engine",
+    "guard",
     "coverage",
     "policy",
     "rule",
@@ -217,9 +221,10 @@ fn build(text: &str, version: Arc<str>, log: &RefCell<Log>) -> Option<Config> {
         .collect();
     let limits = sections::limits(section("limits"));
     let budget = sections::budget(section("budget"));
+    let guard = sections::guard(section("guard"));
     let engines: Vec<_> = list("engine")
         .into_iter()
-        .filter_map(|section| sections::engine(section, &relay.hostname))
+        .filter_map(|section| sections::engine(section, &relay.hostname, &guard))
         .collect();
     let policy = sections::policy(sections::PolicySections {
         coverage: section("coverage"),

@@ -1,6 +1,7 @@
 //! Problems of a configuration. Each names the place, the key and the fix, so that an administrator needs no other page.
 
 use std::fmt;
+use std::path::Path;
 
 /// A place in the file. Line and column count from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +42,17 @@ impl Problems {
     pub(super) fn new(file: String, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| (problem.place.is_none(), problem.place));
         Self { file, problems }
+    }
+
+    /// The problem that a file cannot be read.
+    pub(super) fn of_file(path: &Path, what: String) -> Self {
+        let problem = Problem {
+            place: None,
+            key: String::new(),
+            what,
+            fix: String::new(),
+        };
+        Self::new(path.display().to_string(), vec![problem])
     }
 
     /// The lines that [`fmt::Display`] joins.

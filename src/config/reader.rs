@@ -5,6 +5,7 @@
 //! values that a reload compares. No key can be read without taking part in all three.
 
 mod files;
+mod form;
 
 use std::cell::RefCell;
 use std::ops::RangeInclusive;
@@ -157,6 +158,8 @@ impl<'a> Section<'a> {
             value: value.as_ref().map(&show),
             default: default.as_ref().map(&show),
             place: entry.and_then(|entry| self.document.place(entry.span().start)),
+            unit: "text",
+            allowed: None,
         });
         value
     }
@@ -212,11 +215,20 @@ impl<'a> Section<'a> {
         show: impl Fn(&T) -> String,
         parse: impl Fn(&str) -> Result<T, Wrong>,
     ) -> T {
-        let show = |value: &T| format!("{:?}", show(value));
-        let read = self.read(key, Some(default.clone()), show, |value| {
-            parse(&string(value)?)
-        });
+        let read = self.optional_parsed(key, Some(default.clone()), show, parse);
         read.unwrap_or(default)
+    }
+
+    /// Reads a text that may be missing and that `parse` checks.
+    pub(super) fn optional_parsed<T: Clone>(
+        &mut self,
+        key: &'static str,
+        default: Option<T>,
+        show: impl Fn(&T) -> String,
+        parse: impl Fn(&str) -> Result<T, Wrong>,
+    ) -> Option<T> {
+        let show = |value: &T| format!("{:?}", show(value));
+        self.read(key, default, show, |value| parse(&string(value)?))
     }
 
     /// Reads an optional text; an empty one is a problem.
@@ -237,6 +249,7 @@ impl<'a> Section<'a> {
             other => Err(expected(other, "true or false")),
         };
         let read = self.read(key, Some(default), bool::to_string, parse);
+        self.takes("true or false", None);
         read.unwrap_or(default)
     }
 
@@ -247,6 +260,17 @@ impl<'a> Section<'a> {
         default: usize,
         range: RangeInclusive<usize>,
     ) -> usize {
+        let read = self.optional_count(key, Some(default), range);
+        read.unwrap_or(default)
+    }
+
+    /// Reads a whole number that may be missing.
+    pub(super) fn optional_count(
+        &mut self,
+        key: &'static str,
+        default: Option<usize>,
+        range: RangeInclusive<usize>,
+    ) -> Option<usize> {
         let parse = |value: &DeValue<'_>| {
             let DeValue::Integer(number) = value else {
                 return Err(expected(value, "a whole number, without quotes"));
@@ -259,8 +283,9 @@ impl<'a> Section<'a> {
                 usize::to_string,
             )
         };
-        let read = self.read(key, Some(default), usize::to_string, parse);
-        read.unwrap_or(default)
+        let read = self.read(key, default, usize::to_string, parse);
+        self.takes("whole number", form::range(&range, usize::to_string));
+        read
     }
 
     /// Reads a number that may have a fraction.
@@ -271,14 +296,16 @@ impl<'a> Section<'a> {
         range: RangeInclusive<f64>,
     ) -> Option<f64> {
         let show = |number: &f64| format!("{number:?}");
-        self.read(key, default, show, |value| {
+        let read = self.read(key, default, show, |value| {
             let number: Option<f64> = match value {
                 DeValue::Integer(number) => number.as_str().parse().ok(),
                 DeValue::Float(number) => number.as_str().parse().ok(),
                 other => return Err(expected(other, "a number, without quotes")),
             };
             within(number.filter(|n| range.contains(n)), value, &range, show)
-        })
+        });
+        self.takes("number", form::range(&range, show));
+        read
     }
 
     /// Reads a duration with a unit.
@@ -288,6 +315,17 @@ impl<'a> Section<'a> {
         default: Duration,
         range: RangeInclusive<Duration>,
     ) -> Duration {
+        let read = self.optional_duration(key, Some(default), range);
+        read.unwrap_or(default)
+    }
+
+    /// Reads a duration that may be missing.
+    pub(super) fn optional_duration(
+        &mut self,
+        key: &'static str,
+        default: Option<Duration>,
+        range: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
         let show = |value: &Duration| format!("\"{}\"", units::show_duration(*value));
         let parse = |value: &DeValue<'_>| {
             let read = units::duration(&quantity(value, "a duration: \"5s\"")?)?;
@@ -298,8 +336,9 @@ impl<'a> Section<'a> {
                 show,
             )
         };
-        let read = self.read(key, Some(default), show, parse);
-        read.unwrap_or(default)
+        let read = self.read(key, default, show, parse);
+        self.takes(form::DURATION, form::range(&range, show));
+        read
     }
 
     /// Reads a size with a unit, in octets.
@@ -310,7 +349,7 @@ impl<'a> Section<'a> {
         range: RangeInclusive<u64>,
     ) -> Option<u64> {
         let show = |value: &u64| format!("\"{}\"", units::show_size(*value));
-        self.read(key, default, show, |value| {
+        let read = self.read(key, default, show, |value| {
             let read = units::size(&quantity(value, "a size: \"64KiB\"")?)?;
             within(
                 Some(read).filter(|v| range.contains(v)),
@@ -318,7 +357,9 @@ impl<'a> Section<'a> {
                 &range,
                 show,
             )
-        })
+        });
+        self.takes(form::SIZE, form::range(&range, show));
+        read
     }
 
     /// Reads one of a few words.
@@ -332,7 +373,9 @@ impl<'a> Section<'a> {
             let word = words.iter().find(|(_, each)| each == value);
             format!("{:?}", word.map_or("", |(word, _)| word))
         };
-        self.read(key, default, show, |value| chosen(&string(value)?, words))
+        let read = self.read(key, default, show, |value| chosen(&string(value)?, words));
+        self.takes("word", form::words(words));
+        read
     }
 
     /// Reads a list of texts; `parse` reads each item. Empty if the key is missing and has no default.
@@ -366,6 +409,7 @@ impl<'a> Section<'a> {
             }
             Ok(good)
         });
+        self.takes("list of texts", None);
         for (at, wrong) in wrongs {
             self.complain_at(self.document.place(at), key, wrong.what, wrong.fix);
         }
@@ -382,7 +426,9 @@ impl<'a> Section<'a> {
             let found = words.iter().find(|(_, each)| each == value);
             found.map_or(String::new(), |(word, _)| (*word).to_owned())
         };
-        self.list(key, None, word, |text| chosen(text, words))
+        let read = self.list(key, None, word, |text| chosen(text, words));
+        self.takes("list of words", form::words(words));
+        read
     }
 
     /// Adds a problem for each of `keys` that the section has although the other keys make it meaningless.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::document::Setting;
+use super::reference::{uncommented, without_name};
 use super::*;
 use crate::verdict::{Disposition, EngineClass, Reason};
 
@@ -13,39 +14,6 @@ fn parse(text: &str) -> Result<Config, Problems> {
 
 fn good(text: &str) -> Config {
     parse(text).unwrap_or_else(|problems| panic!("{problems}"))
-}
-
-/// The reference with every optional key and section in force: without the `#` before a key or a section.
-fn uncommented() -> String {
-    let is_key = |line: &str| {
-        let word = line.split([' ', ']']).next().unwrap_or_default();
-        let letter = |c: char| c.is_ascii_lowercase() || c == '_' || c == '[';
-        !word.is_empty()
-            && word.chars().all(letter)
-            && (line.contains(" = ") || line.starts_with("[["))
-    };
-    let mut text = String::new();
-    for line in REFERENCE.lines() {
-        text.push_str(match line.strip_prefix('#') {
-            Some(rest) if is_key(rest) => rest,
-            _ => line,
-        });
-        text.push('\n');
-    }
-    text
-}
-
-/// `engine.timeout` for `engine.clamd.timeout`: one name for the same key in all sections of a list.
-fn without_name(key: &str) -> String {
-    let parts: Vec<&str> = key.split('.').collect();
-    match parts[..] {
-        [
-            list @ ("listener" | "engine" | "rule" | "next_hop" | "notify"),
-            _,
-            key,
-        ] => format!("{list}.{key}"),
-        _ => key.to_owned(),
-    }
 }
 
 /// The reference as it is means the same as no configuration, in every value.
@@ -320,4 +288,83 @@ fn a_file_that_cannot_be_read_is_a_problem() {
     assert!(told(Path::new("/dev/zero")).contains("4 MiB"));
     std::fs::write(&file, b"[relay]\nhostname = \"\xff\"").expect("file");
     assert!(told(&file).contains("line 2 is not UTF-8"));
+}
+
+/// The explanation of each key has a text, and the text of a threshold contains the range that the code checks and what a larger
+/// and a smaller value trade: the reference and the code are the only sources.
+#[test]
+fn every_key_is_explained() {
+    let mut keys = 0;
+    for section in SECTION_NAMES.into_iter().chain(["policy.missing"]) {
+        for one in explain(None, section).expect("known").keys {
+            keys += 1;
+            let key = &one.key;
+            assert!(one.text.len() > 10, "{key} has no text: {:?}", one.text);
+            assert!(!one.unit.is_empty(), "{key}");
+            if section != "guard" && section != "intercept" {
+                continue;
+            }
+            let range = one.range.as_deref().expect("a range");
+            let trades = ["Larger: ", "Longer: ", "Smaller: ", "Shorter: "];
+            let trades = trades.iter().filter(|word| one.text.contains(*word));
+            assert_eq!(
+                trades.count(),
+                if one.unit == "word" { 0 } else { 2 },
+                "{key}"
+            );
+            for bound in range.split(" to ").flat_map(|words| words.split(", ")) {
+                let bound = bound.trim_matches('"');
+                assert!(
+                    one.text.contains(bound),
+                    "{key}: {range:?} is not in its text"
+                );
+            }
+        }
+    }
+    assert!(keys > 150, "{keys}");
+}
+
+/// An explanation says which value is in force and which line sets it, for each engine, and names the key that is meant.
+#[test]
+fn an_explanation_names_the_line_of_the_value() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("spillway.toml");
+    let text = "[guard]\ncanaries = 3\n[[engine]]\nname = \"one\"\nkind = \"rules\"\ncanaries = 1\n\
+        [[engine]]\nname = \"two\"\nkind = \"rules\"\nslots = 0\n";
+    std::fs::write(&file, text).expect("file");
+    let shown = |key: &str| {
+        let explained = explain(Some(&file), key).expect("known");
+        assert_eq!(explained.problems, 1, "slots");
+        let [key] = &explained.keys[..] else {
+            panic!("{key}")
+        };
+        let value = |v: &ValueInForce| {
+            let text = |text: &Option<String>| text.clone().unwrap_or_default();
+            let parts = [text(&v.section), text(&v.value), text(&v.set_by)];
+            format!("{}, {:?}", parts.join(", "), v.line)
+        };
+        key.in_force.iter().map(value).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        shown("guard.canaries"),
+        [", 3, , Some(2)", "engine one, 1, , Some(6)"]
+    );
+    let of_engines = [
+        "engine one, 1, , Some(6)",
+        "engine two, 3, guard.canaries, Some(2)",
+    ];
+    assert_eq!(shown("engine.canaries"), of_engines);
+    assert_eq!(shown("engine.two.canaries"), of_engines[1..]);
+    assert_eq!(shown("guard.open_max"), [", \"16s\", , None"]);
+    for (wrong, meant) in [
+        ("guard.canarys", "did you mean guard.canaries?"),
+        ("quarantine_score", "did you mean policy.quarantine_score?"),
+        ("gard", "did you mean guard?"),
+        ("colour", "the sections are relay, "),
+    ] {
+        let told = explain(Some(&file), wrong)
+            .expect_err("unknown")
+            .to_string();
+        assert!(told.contains(meant), "{told}");
+    }
 }

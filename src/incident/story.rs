@@ -71,6 +71,16 @@ pub enum StoryPhase {
     End,
 }
 
+impl StoryPhase {
+    /// The word in the log and in notifications.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Begin => "begin",
+            Self::End => "end",
+        }
+    }
+}
+
 /// A receiver of the beginnings and ends of stories. The default is none.
 pub trait StoryListener: Send + Sync {
     /// A story has begun or ended. Must not wait: it is called where the incident is recorded, in the order of the events.

@@ -9,6 +9,9 @@
 //! So touched mail is remembered for [`UNCLAIMED_TIME`] until a story claims it, and a story counts mail that arrived before
 //! its end for [`STORY_MEMORY`].
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -79,6 +82,8 @@ pub struct Tracker {
     stories: Vec<Followed>,
     /// Touched messages for whose cause there was no story.
     unclaimed: VecDeque<(Instant, Subject, Touch)>,
+    /// Last states of stories that made room for others, for the log; at most [`STORIES_MAX`].
+    forgotten: Vec<StoryState>,
 }
 
 /// The incidents.
@@ -106,7 +111,7 @@ impl Tracker {
         stories.drain(..surplus);
         Self {
             stories,
-            unclaimed: VecDeque::new(),
+            ..Self::default()
         }
     }
 
@@ -275,6 +280,9 @@ impl Tracker {
                 "too many causes at once: the relay lost sight of this one".into();
             phases.extend(oldest.ends(at));
         }
+        if oldest.is_changed && self.forgotten.len() < STORIES_MAX {
+            self.forgotten.push(oldest.state);
+        }
     }
 
     fn learned_for(&self, interceptor: &str) -> Option<String> {
@@ -329,7 +337,7 @@ impl Tracker {
 
     /// Takes the states that the log does not have yet, and forgets stories that nothing can continue.
     pub fn changed(&mut self, now: Instant) -> Vec<StoryState> {
-        let mut changed = Vec::new();
+        let mut changed = std::mem::take(&mut self.forgotten);
         self.stories.retain_mut(|followed| {
             if std::mem::take(&mut followed.is_changed) {
                 followed.state.measure();

@@ -17,7 +17,7 @@ use super::interception::{Interception, interceptor_incident, percent};
 use super::key::Likeness;
 use super::learned::{Active, Learned};
 use super::strikes::TRAITS_WITH_STRIKES_MAX;
-use super::{Action, Interceptor, Key, Mode, Origin};
+use super::{Act, Action, Interceptor, Key, Mode, Origin};
 use crate::ablation::{Mechanism, without};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{Fingerprint, MessageId, SenderReputation};
@@ -25,9 +25,6 @@ use crate::observation::{Evidence, Observed};
 
 /// Learned interceptors in force at once: few, so that what the learner does stays bounded (I13).
 pub(super) const LEARNED_INTERCEPTORS_MAX: usize = 20;
-/// Messages with an expensive failure that block a trait: 2, because one failure may be an accident. One is enough for a key
-/// that was blocked before. As many timeouts turn a park into a hold.
-pub(super) const STRIKES_TO_BLOCK: u32 = 2;
 /// An interceptor for a key that was blocked before lasts twice as long as the one before, with 4 doublings at most: from 10
 /// min to 160 min by default.
 pub(super) const EXPIRY_DOUBLINGS_MAX: u32 = 4;
@@ -69,7 +66,7 @@ impl Interception {
         incident.into_iter().collect()
     }
 
-    /// The traits of a message that have enough strikes to be blocked, each with its number of strikes: [`STRIKES_TO_BLOCK`],
+    /// The traits of a message that have enough strikes to be blocked, each with its number of strikes: [`Settings::strikes`],
     /// or one for a trait that was blocked before. A trait comes as the likeness that an interceptor would compare.
     fn traits_with_enough_strikes(
         &self,
@@ -82,7 +79,7 @@ impl Interception {
             let like = Likeness::of(Key(one, None), fingerprint);
             let needed = match self.times_blocked.contains_key(&like.key) {
                 true => 1,
-                false => STRIKES_TO_BLOCK,
+                false => self.settings.strikes,
             };
             let count = self.strikes.of(now, engine, one);
             if count >= needed {
@@ -92,7 +89,7 @@ impl Interception {
         enough
     }
 
-    /// Blocks with a hold the key that good mail has least, of the traits of the message that have enough strikes. So an
+    /// Blocks with a hold (or with a park, if [`Act::Park`] allows no hold) the key that good mail has least, of the traits of the message that have enough strikes. So an
     /// attachment that most mail has does not shield the one beside it. `None` if no trait is narrow and suspected enough.
     fn block_most_suspected(
         &mut self,
@@ -107,13 +104,13 @@ impl Interception {
         let suspects = enough.into_iter().filter_map(|(like, count)| {
             let share = self.baseline.share(like.key);
             // One shared band may be chance. So require one of: the key is exact; it was blocked before; two failed messages
-            // are alike in it; mail like it comes in a burst.
+            // (`strikes`) are alike in it; mail like it comes in a burst.
             //
             // The burst is needed because of the gate. Of a flood of nearly the same content, the gate lets only messages in
             // that share few bands with the slow scans in the engine. So the messages that fail are hardly alike.
             let is_more_than_chance = like.key.is_exact()
                 || self.times_blocked.contains_key(&like.key)
-                || episode.failures(&like) >= STRIKES_TO_BLOCK as usize
+                || episode.failures(&like) >= self.settings.strikes as usize
                 || self.arrivals.is_burst(now, &like, share);
             let suspected = share <= NARROW_SHARE_MAX
                 && is_more_than_chance
@@ -130,19 +127,25 @@ impl Interception {
             ("share of good mail".into(), percent(share)),
             ("message".into(), message.to_string()),
         ];
-        // Replace weaker interceptors for this key by a hold.
+        // Replace weaker interceptors for this key.
         let is_same = |a: &Active| a.learned.as_ref().is_some_and(|l| l.like.key == like.key);
         self.active.retain(|_, active| !is_same(active));
         let case = BlockCase {
             like,
             narrow: true,
-            action: Action::Hold,
+            action: match self.settings.act {
+                Act::Hold => Action::Hold,
+                Act::Park => Action::Park {
+                    engine: engine.to_string(),
+                },
+            },
             evidence,
         };
         self.block(now, engine, case)
     }
 
-    /// Whether an interceptor for content holds such messages already, or bypasses the engine for them. Then a further failure
+    /// Whether an interceptor for content holds such messages already, parks them if [`Act::Park`] allows no hold, or bypasses the
+    /// engine for them. Then a further failure
     /// is expected and counts as no strike: scans that began before the hold may still fail, and during a bypass the engine gets
     /// samples, which may run into their timeout.
     fn is_settled(&self, engine: &Arc<str>, fingerprint: &Fingerprint) -> bool {
@@ -152,7 +155,9 @@ impl Interception {
                 && match &active.interceptor.action {
                     Action::Hold => true,
                     Action::Bypass { engine: of } => **of == **engine,
-                    Action::Park { .. } => false,
+                    Action::Park { engine: of } => {
+                        self.settings.act == Act::Park && **of == **engine
+                    }
                 }
         };
         self.active.values().any(settles)

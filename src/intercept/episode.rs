@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Key;
 use super::baseline::Baseline;
 use super::key::Likeness;
+use super::{Key, Settings};
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, MessageId};
 
@@ -40,8 +40,6 @@ const PRE_EPISODE_WINDOW: Duration = Duration::from_secs(10);
 const FAILURES_MAX: usize = 64;
 /// Age up to which failures are compared with each other.
 const FAILURE_WINDOW: Duration = Duration::from_secs(60);
-/// At least 90 % of the scans with a key must be slow (precision).
-const PRECISION_MIN: f64 = 0.9;
 /// Scans with a key must be slow at least 10 times as often as the other scans (risk ratio).
 const RISK_RATIO_MIN: f64 = 10.0;
 /// At least 10 % of all slow scans must have the key (recall).
@@ -53,7 +51,7 @@ pub(super) const BROAD_SHARE_MAX: f64 = 0.02;
 /// A burst has at least 5 times as many arrivals as the baseline predicts (surprise).
 const BURST_RATIO_MIN: f64 = 5.0;
 /// Arrivals within [`RECENT_WINDOW`] that a burst needs in [`Arrivals::is_burst`]. From as many arrivals on, two slow scans
-/// are enough for the learner to park messages with a new key.
+/// ([`Settings::min_slow_scans`]) are enough for the learner to park messages with a new key.
 const BURST_ARRIVALS_MIN: usize = 10;
 /// Time for which a usual key must be slow before the engine is bypassed for it: 10 s, because a shorter slowdown passes
 /// without a remedy.
@@ -139,7 +137,7 @@ pub(super) struct Correlation {
     pub(super) arrivals: usize,
     /// Share of good mail that has the key.
     pub(super) share: f64,
-    /// See [`PRECISION_MIN`] and [`RISK_RATIO_MIN`].
+    /// See [`Settings::min_precision`] and [`RISK_RATIO_MIN`].
     pub(super) precision: f64,
     pub(super) risk: f64,
     /// The first five of the slow messages with the key.
@@ -160,6 +158,7 @@ pub(super) struct Context<'a> {
     pub(super) missed: &'a [&'a Fingerprint],
     /// Whether a slow scan has run into its timeout.
     pub(super) timeouts: bool,
+    pub(super) settings: &'a Settings,
 }
 
 /// The messages in which [`Episode::explain`] looks for correlations.
@@ -333,7 +332,9 @@ impl Episode {
                 .filter(|key| !context.cleared.contains(key))
                 .for_each(|key| counts.entry(key).or_default().0 += 1);
         }
-        counts.retain(|_, (p, _)| *p >= 2 && *p as f64 >= RECALL_MIN * slow.len() as f64);
+        counts.retain(|_, (p, _)| {
+            *p >= context.settings.min_slow_scans && *p as f64 >= RECALL_MIN * slow.len() as f64
+        });
         if counts.is_empty() {
             return counts;
         }
@@ -357,7 +358,7 @@ impl Episode {
         context: &Context<'_>,
     ) -> Option<Correlation> {
         let total = (sample.slow.len(), self.fast.len());
-        if !is_apart((p, n), total) {
+        if !is_apart((p, n), total, context.settings) {
             return None;
         }
         let first = sample.slow.iter().find(|s| key.matches(&s.fingerprint))?;
@@ -370,7 +371,7 @@ impl Episode {
             Aspect::Near => self.fast.iter().filter(|(_, f)| like.matches(f)).count(),
             _ => n,
         };
-        if !is_apart((p, n), total) {
+        if !is_apart((p, n), total, context.settings) {
             return None;
         }
         let with_key = sample.new.iter().filter(|f| like.matches(f)).count();
@@ -404,9 +405,9 @@ fn weight((p, n): (usize, usize), total: (usize, usize)) -> (f64, f64) {
 }
 
 /// Whether these counts set the messages apart from all others.
-fn is_apart(counts: (usize, usize), total: (usize, usize)) -> bool {
+fn is_apart(counts: (usize, usize), total: (usize, usize), settings: &Settings) -> bool {
     let (precision, risk) = weight(counts, total);
-    counts.0 > 0 && precision >= PRECISION_MIN && risk >= RISK_RATIO_MIN
+    counts.0 > 0 && precision >= settings.min_precision && risk >= RISK_RATIO_MIN
 }
 
 /// The remedy for a key that sets slow scans apart. `None` if the key has too little support, or if too many good messages
@@ -424,12 +425,12 @@ fn remedy(
     }
     let expected = 1.0 + share * arrivals as f64;
     let burst = with_key >= 3 && with_key as f64 / expected >= BURST_RATIO_MIN;
-    let support = match burst {
-        true if share <= NARROW_SHARE_MAX / 10.0 && with_key >= BURST_ARRIVALS_MIN => 2,
-        true if share <= NARROW_SHARE_MAX / 10.0 => 3,
-        _ => 5,
+    let more = match burst {
+        true if share <= NARROW_SHARE_MAX / 10.0 && with_key >= BURST_ARRIVALS_MIN => 0,
+        true if share <= NARROW_SHARE_MAX / 10.0 => 1,
+        _ => 3,
     };
-    if slow < support {
+    if slow < context.settings.min_slow_scans + more {
         return None;
     }
     match burst {

@@ -371,6 +371,7 @@ impl Interception {
             covered: engine.covered,
             missed: &self.missed_by(now, engine.name).collect::<Vec<_>>(),
             timeouts: episode.has_timeouts(),
+            settings: &self.settings,
         };
         let correlation = episode.explain(now, &context)?;
         Some((name.clone(), correlation))

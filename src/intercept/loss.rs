@@ -9,6 +9,7 @@ use super::Mode;
 use super::interception::{EngineState, Interception};
 use super::learned::Active;
 use crate::incident::{Incident, Kind, Subject};
+use crate::measure::SizeClass;
 use crate::message::{Fingerprint, MessageId};
 use crate::observation::{Evidence, Observed, ScanReason};
 
@@ -80,6 +81,7 @@ impl Interception {
             reputation: self.reputation(&culprit.fingerprint),
             fingerprint: culprit.fingerprint,
             scan_reason: ScanReason::Again,
+            size: SizeClass::Tiny,
             arrived: now,
             started: now,
             at: now,

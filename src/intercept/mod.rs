@@ -29,7 +29,7 @@ use key::Key;
 pub use baseline::{Baseline, Unusable};
 pub use diversions::CRASH_REASON;
 pub use interception::{EngineState, Interception};
-pub use settings::{Mode, Settings};
+pub use settings::{Act, Mode, Settings};
 pub use trial::{Exemption, Ruling};
 
 /// An interceptor: which messages match, what happens to them, who made the interceptor, and when it ends.

@@ -6,6 +6,7 @@ mod laws;
 mod losses;
 mod shapes;
 mod strikes;
+mod thresholds;
 mod trials;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use rand::rngs::StdRng;
 use tokio::time::Instant;
 
 use super::*;
+use crate::measure::SizeClass;
 use crate::message::ComparedAddress;
 use crate::message::fingerprint::Aspect;
 use crate::message::pattern::{Facts, Pattern};
@@ -133,6 +135,7 @@ impl World {
             fingerprint: f.clone(),
             reputation: SenderReputation::Unknown,
             scan_reason: ScanReason::Fresh,
+            size: SizeClass::Tiny,
             arrived: started,
             started,
             at: self.now,
@@ -572,6 +575,7 @@ proptest! {
                 fingerprint: f.clone(),
                 reputation: SenderReputation::Unknown,
                 scan_reason: if n % 4 == 0 { ScanReason::Again } else { ScanReason::Fresh },
+                size: SizeClass::Tiny,
                 arrived: now,
                 started: now,
                 at: now,

@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::Action;
-use super::blocking::STRIKES_TO_BLOCK;
 use super::interception::{Interception, interceptor_incident};
 use super::learned::{Learned, Missed};
 use super::strikes::STRIKE_AGE;
+use super::{Act, Action};
 use crate::incident::{Incident, Kind};
 use crate::message::{Fingerprint, SenderReputation};
 use crate::observation::{Evidence, Observed};
@@ -59,7 +58,8 @@ impl Interception {
                 harmless.push(id.clone());
             } else if matches!(action, Action::Park { .. })
                 && learned.narrow
-                && learned.timeouts >= STRIKES_TO_BLOCK
+                && learned.timeouts >= self.settings.strikes
+                && self.settings.act == Act::Hold
             {
                 *action = Action::Hold;
                 self.version += 1;
@@ -117,10 +117,11 @@ impl Interception {
 
     /// The engine found something in a message that it was bypassed for. The other engines suffice for a verdict, but may
     /// not know this finding. If the finding was late, the scans cost the engine too much: a narrow interceptor holds such
-    /// messages from now on. In all other cases the interceptor ends, and the engine gets such messages again.
+    /// messages from now on, or parks them if [`Act::Park`] allows no hold. In all other cases the interceptor ends, and the engine gets such messages again.
     fn replace_bypass_by_hold(&mut self, id: &str, evidence: &Evidence) -> Option<Incident> {
         let active = self.active.get_mut(id)?;
-        let is_narrow = active.learned.as_ref().is_some_and(|l| l.narrow);
+        let learned = active.learned.as_ref()?;
+        let (is_narrow, engine) = (learned.narrow, learned.engine.to_string());
         if !matches!(evidence.what, Observed::Late { .. }) || !is_narrow {
             let incident = self.end(
                 id,
@@ -128,9 +129,18 @@ impl Interception {
             );
             return incident.map(|incident| incident.about(evidence.message));
         }
-        active.interceptor.action = Action::Hold;
+        let (action, what) = match self.settings.act {
+            Act::Hold => (
+                Action::Hold,
+                "now holds what it spared the engine: something was found in it",
+            ),
+            Act::Park => (
+                Action::Park { engine },
+                "now parks what it spared the engine: something was found in it",
+            ),
+        };
+        active.interceptor.action = action;
         self.version += 1;
-        let what = "now holds what it spared the engine: something was found in it";
         let incident = interceptor_incident(Kind::InterceptorChanged, &active.interceptor, what);
         Some(incident.about(evidence.message))
     }

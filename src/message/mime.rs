@@ -186,26 +186,24 @@ pub fn inspect(content: &Bytes, limits: Limits) -> Inspection {
 
 impl Inspection {
     /// The facts about attachments for policy. Files inside archives are left to the engines.
-    pub fn attachments(&self) -> Vec<AttachmentFact> {
-        let mut facts = Vec::new();
+    pub fn attachments(&self) -> impl Iterator<Item = AttachmentFact> {
         // Mail readers also offer a part for saving that has no name and is not text.
         let counts = |part: &&Part| {
             !part.is_container && (part.is_attachment || !part.declared.starts_with("text/"))
         };
-        for part in self.parts.iter().filter(counts) {
-            let fact = |name: Option<&String>| AttachmentFact {
-                name: name.cloned(),
-                declared: part.declared.clone(),
-                sniffed: part.sniffed().media_type().to_owned(),
-                size: part.bytes.len() as u64,
-            };
+        let fact = |(part, name): (&Part, Option<&String>)| AttachmentFact {
+            name: name.cloned(),
+            declared: part.declared.clone(),
+            sniffed: part.sniffed().media_type().to_owned(),
+            size: part.bytes.len() as u64,
+        };
+        let facts = self.parts.iter().filter(counts).flat_map(|part| {
             // A part with two names is two attachments, because mail readers differ in the name that they use.
-            match part.names.as_slice() {
-                [] => facts.push(fact(None)),
-                names => facts.extend(names.iter().map(|name| fact(Some(name)))),
-            }
-        }
-        facts
+            let named = part.names.iter().map(move |name| (part, Some(name)));
+            let unnamed = part.names.is_empty().then_some((part, None));
+            named.chain(unnamed)
+        });
+        facts.map(fact)
     }
 }
 

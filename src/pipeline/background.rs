@@ -5,6 +5,9 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::Pipeline;
+use crate::deadline::Deadline;
+
 /// Maximum number of messages in background work.
 const BACKGROUND_SLOTS: usize = 256;
 
@@ -74,6 +77,17 @@ impl Drop for Slot {
                 count.remove();
             }
         }
+    }
+}
+
+impl Pipeline {
+    /// Waits until `deadline` for work that continues after its 250; returns whether all of it ended. Unfinished work is stored
+    /// and continues after the next start.
+    ///
+    /// Cancel safety: safe.
+    pub async fn drained(&self, deadline: Deadline) -> bool {
+        self.tasks.close();
+        deadline.run(self.tasks.wait()).await.is_ok()
     }
 }
 

@@ -7,14 +7,16 @@ use metrics::{counter, histogram};
 use tokio::time::Instant;
 
 use super::settle::Custody;
-use super::{GroupOutcome, Passed};
+use super::{GroupOutcome, Judgement, Passed};
 use crate::deadline::steady_clock;
-use crate::message::Message;
+use crate::measure::Delays;
+use crate::message::{Message, SenderReputation};
+use crate::policy::{Group, PASSED_RULE};
 use crate::smtp::Reply;
 use crate::store::history::HistoryEntry;
 use crate::store::{Lane, Record};
 use crate::telemetry::metrics::MESSAGE_DELAY;
-use crate::verdict::Disposition;
+use crate::verdict::{Decision, Disposition, Verdict};
 
 /// A message at its end of data has its reply.
 pub(super) fn received(reply: &Reply) {
@@ -48,6 +50,27 @@ pub(super) fn judged(custody: &Custody, passed: &Passed) {
     }
 }
 
+/// A pass that scanned the message delivers it without drained engines, because a person lets mail pass.
+pub(super) fn passed(custody: &Custody, passed: &Passed) {
+    let passes = |(decision, _): &Group| {
+        decision.rule == PASSED_RULE && decision.disposition == Disposition::Deliver
+    };
+    let is_scanned_now = match custody {
+        Custody::Session => true,
+        Custody::Stored(record) => {
+            record.lane != Lane::Delivery || passed.judged.described.is_some()
+        }
+    };
+    if !is_scanned_now || !passed.judged.groups.iter().any(passes) {
+        return;
+    }
+    let reports = passed.judged.reports.iter();
+    for report in reports.filter(|report| report.passed.is_some()) {
+        counter!("spillway_passed_messages_total", "engine" => report.engine.to_string())
+            .increment(1);
+    }
+}
+
 /// Whether recovery has taken the record out of quarantine to scan it again: it then still has the decision that held it.
 pub(super) fn was_held(before: &Record) -> bool {
     let is_hold = |disposition| disposition == Disposition::Quarantine;
@@ -71,8 +94,14 @@ pub(super) fn recipients(entry: &HistoryEntry, was_held: bool) {
 }
 
 /// A next hop has taken a copy of the message. `record` is the stored record; none in the session. `arrived` is the end of data
-/// on the monotonic clock, where this process knows it.
-pub(super) fn delivered(message: &Message, record: Option<&Record>, arrived: Option<Instant>) {
+/// on the monotonic clock, where this process knows it. Delays of valid mail also go to `delays`.
+pub(super) fn delivered(
+    message: &Message,
+    (judged, decision): (&Judgement, &Decision),
+    record: Option<&Record>,
+    arrived: Option<Instant>,
+    delays: &Delays,
+) {
     let lane = match record {
         // The relay's own mail is not what a user waits for.
         Some(record) if record.notification.is_some() => return,
@@ -87,6 +116,16 @@ pub(super) fn delivered(message: &Message, record: Option<&Record>, arrived: Opt
     };
     if let Some(delay) = delay {
         histogram!(MESSAGE_DELAY, "lane" => lane).record(delay);
+        let is_released = record.is_some_and(|record| record.released);
+        if !is_released && decision.verdict != Verdict::Malicious {
+            let stored = || record.and_then(|record| record.reputation);
+            let senders = match judged.reputation.or_else(stored) {
+                Some(SenderReputation::Known) => "known",
+                Some(SenderReputation::Unknown) => "unknown",
+                None => "",
+            };
+            delays.add(lane, senders, delay);
+        }
     }
 }
 

@@ -13,9 +13,10 @@ use crate::message::mime::{self, Inspection, SharedInspection};
 use crate::message::{Described, Fingerprint, Message, SenderReputation};
 use crate::observation::ScanReason;
 use crate::policy::{Facts, Group, Policy};
-use crate::scan::{ScanRequest, Scanner};
+use crate::scan::{Guarded, ScanRequest, Scanner};
 use crate::store::Record;
-use crate::verdict::{Decision, Disposition, Report, Verdict};
+use crate::store::basis::Basis;
+use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
 
 /// The decisions about a message, with the reports that led to them.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub struct Judgement {
     pub reputation: Option<SenderReputation>,
     /// For the history; `None` if this process has not inspected the message.
     pub described: Option<Arc<Described>>,
+    /// For the history: what policy knew, in the pass in which it decided.
+    pub basis: Option<Basis>,
 }
 
 /// The conditions of one scan of a message.
@@ -139,7 +142,9 @@ impl Pipeline {
             interception: Some(&self.interception),
             terms,
         };
-        asking.judge(message, deadline).await
+        let judgement = asking.judge(message, deadline).await;
+        self.measure_refusals(&judgement.reports);
+        judgement
     }
 }
 
@@ -154,12 +159,14 @@ impl Asking<'_> {
                 known.map(|(of, subject, inspected)| {
                     let reason = self.terms.scan_reason;
                     let looked = interception.look(message, of, &subject, reason);
-                    (looked, Arc::new(Described::of(&inspected, subject)))
+                    let described = Arc::new(Described::of(&inspected, subject));
+                    (looked, (described, inspected))
                 })
             }
             None => None,
         };
-        let (looked, described) = looked.unzip();
+        let (looked, known) = looked.unzip();
+        let (described, inspected) = known.unzip();
         if let Some(LookedUp {
             held: Some((rule, reason)),
             reputation,
@@ -170,18 +177,27 @@ impl Asking<'_> {
                 spent: self.terms.spent + began.elapsed(),
                 reputation: Some(*reputation),
                 described,
+                basis: Some(self.basis(message, &[])),
                 ..self.held(message, rule, reason)
             };
         }
         let request = self.request(message, deadline, looked.as_ref());
-        let reports = self
+        let mut reports = self
             .scanner
             .scan_inspected(request, inspection.clone())
             .await;
-        let attachments = match self.policy.looks_at_attachments() {
-            true => attachments(message, &inspection, deadline).await,
-            false => Vec::new(),
+        self.pass_without_drained(&mut reports);
+        let attachments = match (inspected, self.policy.looks_at_attachments()) {
+            (Some(inspected), true) => inspected.attachments().collect(),
+            // One more than the history keeps, so that it says that there are more.
+            (Some(inspected), false) => {
+                let first = inspected.attachments().take(Basis::ATTACHMENTS_MAX + 1);
+                first.collect()
+            }
+            (None, true) => attachments(message, &inspection, deadline).await,
+            (None, false) => Vec::new(),
         };
+        let basis = self.basis(message, &attachments);
         let groups = self.policy.decide(Facts {
             envelope: &message.envelope,
             size: message.content.len() as u64,
@@ -200,7 +216,26 @@ impl Asking<'_> {
             spent: self.terms.spent + began.elapsed(),
             reputation: looked.map(|l| l.reputation),
             described,
+            basis: Some(basis),
         }
+    }
+
+    /// Notes in the report of each drained engine whether mail passes without it. A message that timed out before does not pass:
+    /// the message may be the one that only this engine would detect.
+    fn pass_without_drained(&self, reports: &mut [Report]) {
+        let is_drained = |report: &&mut Report| report.missing() == Some(Reason::Drained);
+        for report in reports.iter_mut().filter(is_drained) {
+            let mut engines = self.scanner.engines().iter();
+            let engine = engines.find(|engine| engine.settings().name == report.engine);
+            let passes = engine.filter(|_| !self.terms.timed_out_before);
+            let drain = passes.and_then(Guarded::passes);
+            report.passed = drain.map(|drain| drain.terms.why().into());
+        }
+    }
+
+    fn basis(&self, message: &Message, attachments: &[AttachmentFact]) -> Basis {
+        let again = self.terms.scan_reason != ScanReason::Fresh;
+        Basis::new(again, message.envelope.origin.user.as_deref(), attachments)
     }
 
     fn request(
@@ -241,6 +276,7 @@ impl Asking<'_> {
             spent: Duration::ZERO,
             reputation: None,
             described: None,
+            basis: None,
         }
     }
 }
@@ -291,5 +327,5 @@ async fn attachments(
     deadline: Deadline,
 ) -> Vec<AttachmentFact> {
     let inspected = inspect(message, inspection, deadline).await;
-    inspected.map(|i| i.attachments()).unwrap_or_default()
+    inspected.map_or_else(Vec::new, |inspected| inspected.attachments().collect())
 }

@@ -5,12 +5,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::Pipeline;
 use crate::deadline::{Deadline, wall_clock};
-use crate::measure::Measures;
-use crate::store::measures;
+use crate::measure::{DelayComparison, Latencies, Measured, Measures, written_spans};
+use crate::store::{StoreError, late_scans, measures};
 
 /// Interval between two writes: 60 s. A crash loses at most one interval.
 const MEASURE_WRITE_INTERVAL: Duration = Duration::from_secs(60);
@@ -27,6 +28,7 @@ impl Pipeline {
     pub async fn keep_measures(self: Arc<Self>, closing: CancellationToken) {
         let round = async {
             loop {
+                self.read_delays().await;
                 Deadline::after(MEASURE_WRITE_INTERVAL).wait().await;
                 self.write_measures().await;
             }
@@ -39,18 +41,65 @@ impl Pipeline {
     ///
     /// Cancel safety: a write that has begun goes on.
     pub async fn write_measures(&self) {
-        let taken = self.measures.take();
-        if taken.is_empty() {
+        let (taken, late) = (self.measures.take(), self.measures.take_late());
+        if taken.is_empty() && late.is_empty() {
             return;
         }
         let (path, at) = (self.history.path().to_owned(), wall_clock());
-        let write = move || match measures::add(&path, at, &taken) {
-            Ok(()) => None,
-            Err(error) => Some((taken, error)),
+        let write = move || {
+            let series = measures::add(&path, at, &taken).map_err(|error| (taken, error));
+            let scans = late_scans::add(&path, &late).map_err(|error| (late, error));
+            (series.err(), scans.err())
         };
-        if let Ok(Some((taken, error))) = tokio::task::spawn_blocking(write).await {
-            tracing::warn!(%error, "measured durations could not be written; the relay tries again");
+        let Ok((series, scans)) = tokio::task::spawn_blocking(write).await else {
+            return;
+        };
+        if let Some((taken, error)) = series {
+            not_written(&error);
             self.measures.put_back(taken);
         }
+        if let Some((late, error)) = scans {
+            not_written(&error);
+            self.measures.put_late_back(late);
+        }
     }
+
+    /// The delays of valid mail, for a status. Asks no disk.
+    pub fn delays(&self) -> DelayComparison {
+        let unwritten = self.measures.pending();
+        self.measures.delays().compare(wall_clock(), &unwritten)
+    }
+
+    /// Reads the delays of the last hour and of the same hour a week ago from the history, for [`delays`](Self::delays). Also
+    /// those of the relay's earlier runs.
+    ///
+    /// Cancel safety: safe.
+    pub(super) async fn read_delays(&self) {
+        match self.written_delays().await {
+            Ok(written) => self.measures.delays().set_written(written),
+            Err(error) => {
+                tracing::warn!(%error, "the delays of earlier mail could not be read; the relay tries again");
+            }
+        }
+    }
+
+    async fn written_delays(&self) -> Result<Vec<(Timestamp, Latencies)>, StoreError> {
+        let mut written: Vec<(Timestamp, Latencies)> = Vec::new();
+        for [begin, end] in written_spans(wall_clock()) {
+            let path = self.history.path();
+            for measure in measures::read(path, Measured::Delay, begin, end).await? {
+                match written.last_mut() {
+                    Some((period, sum)) if *period == measure.period => {
+                        sum.merge(&measure.latencies);
+                    }
+                    _ => written.push((measure.period, measure.latencies)),
+                }
+            }
+        }
+        Ok(written)
+    }
+}
+
+fn not_written(error: &StoreError) {
+    tracing::warn!(%error, "measured durations could not be written; the relay tries again");
 }

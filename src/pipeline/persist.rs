@@ -69,6 +69,7 @@ impl Pipeline {
         for entry in settlement.history {
             counts::recipients(&entry, settlement.was_held);
             events::settled(&entry);
+            self.shadow.offer(&entry);
             self.history.record(entry);
         }
         if let Some(mut record) = settlement.rescan {

@@ -164,6 +164,7 @@ mod tests {
                 signatures: None,
                 attempts: 1,
                 reused: None,
+                passed: None,
                 requested_edits: Vec::new(),
                 elapsed: Duration::ZERO,
                 waited: Duration::ZERO,

@@ -5,9 +5,10 @@
 //!
 //! | cause | rounds run | mail | messages at once |
 //! |---|---|---|---|
-//! | an engine that takes mail | from its return on | all | 2 for each slot, from 2 to 32 |
+//! | an engine that takes mail | from its return on | all | 2 for each slot, from 2 to 32 (`recovery_per_slot`, `recovery_max`) |
 //! | an engine that is no longer configured | always | all | 2 |
 //! | an engine that is out | never | | |
+//! | … and without which a person lets mail pass | from then on | deferred and held mail that is no suspect | 32 |
 //! | an interceptor that has ended or no longer holds | from then on | all | 1 |
 //! | a learned interceptor that holds | always, in at most half of the rounds | of known senders | 1 |
 //!
@@ -16,7 +17,7 @@
 //!
 //! Each cause has sweeps. One sweep goes once through all messages that wait for the cause: known senders first, then the
 //! oldest first, whatever backoff each message has. Several messages for each slot of the engine wait at its gate
-//! ([`WIDTH_PER_SLOT`]), and the gate decides which of them is next: a backlog drains at the pace of the engine, and fresh mail
+//! (`recovery_per_slot`), and the gate decides which of them is next: a backlog drains at the pace of the engine, and fresh mail
 //! goes first. The sweep passes over a message that stays, so that the messages behind do not wait; the next sweep meets the
 //! message again. Suspected messages (timed out before, or parked because of similar slow messages) are scanned one of each
 //! kind at a time, beside the others. Every message is leased meanwhile: a crash interrupts the recovery and loses no message.
@@ -40,19 +41,16 @@ use super::{Generation, Pipeline, events};
 use crate::ablation::{Mechanism, without};
 use crate::deadline::Deadline;
 use crate::incident::{Incident, Kind};
+use crate::scan::Guarded;
 use crate::store::Cause;
 use crew::Places;
 use schedule::{RECHECK_INTERVAL, Round, RoundEnd, Sweep, Worked};
 
 /// Interval between checks for recovered engines and ended interceptors: 1 s.
 const RECOVERY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Messages of one round that are scanned at once, for each slot of the engine: 2, so that a message is always at the gate when
-/// a slot becomes free.
-const WIDTH_PER_SLOT: usize = 2;
-/// Minimum of that number, also for an engine that is no longer configured and has no slots.
+/// Minimum of the messages of one round that are scanned at once, also for an engine that is no longer configured and has no
+/// slots. [`GuardSettings`](crate::scan::GuardSettings) has the number for each slot and the maximum.
 const WIDTH_MIN: usize = 2;
-/// Maximum of that number, because every message of a round is in memory.
-const WIDTH_MAX: usize = 32;
 /// Maximum number of concurrent rounds, each for another cause. Interceptors in force get at most half of them, because the
 /// mail that they hold may well be bad.
 const ROUNDS_MAX: usize = 4;
@@ -67,6 +65,8 @@ struct Rounds {
     interceptors: (u64, u64),
     /// Time of the last query of the store, and the causes that mail waits for.
     waited_for: (Option<Instant>, Vec<Cause>),
+    /// The engines without which mail passed at the last check.
+    passing: Vec<Cause>,
     /// For each engine: the counter of its returns, and the time at which a return last renewed its cause.
     returns: HashMap<Cause, (u64, Instant)>,
 }
@@ -99,6 +99,7 @@ impl Pipeline {
         let causes = self.causes(&generation, &rounds.waited_for.1);
         self.look_at_interceptors(rounds);
         self.look_at_returns(&generation, rounds);
+        self.look_at_passing(&generation, rounds);
         // An engine that is out has no rounds; its first round is due as soon as the engine is back.
         rounds.of.retain(|cause, round| {
             let is_in_force = causes.iter().any(|(known, _)| known == cause);
@@ -110,10 +111,11 @@ impl Pipeline {
         let now = Instant::now();
         let mut due = Vec::new();
         for (cause, gone) in causes {
+            let width = width(&generation, &cause, gone);
             let round = rounds.of.entry(cause.clone());
-            let round = round.or_insert_with(|| {
-                Round::new(Sweep::new(), Places::new(width(&generation, &cause, gone)))
-            });
+            let round = round.or_insert_with(|| Round::new(Sweep::new(), Places::new(width)));
+            // A reload may have changed the width.
+            round.places.resize(width);
             round.gone = gone;
             if round.sweep.is_some() && now >= round.next {
                 due.push((round.next, cause, gone));
@@ -199,6 +201,26 @@ impl Pipeline {
         }
     }
 
+    /// Renews the cause of an engine when a drain begins to let mail pass without it, and when that has ended: then the engine
+    /// may be back, and the mail that has passed is to be scanned.
+    fn look_at_passing(&self, generation: &Generation, rounds: &mut Rounds) {
+        let engines = generation.scanner.engines().iter();
+        let passing = engines.filter(|engine| engine.passes().is_some());
+        let passing: Vec<Cause> = passing
+            .map(|engine| Cause::Engine(engine.settings().name.to_string()))
+            .collect();
+        let before = std::mem::replace(&mut rounds.passing, passing);
+        let now = &rounds.passing;
+        let began = now.iter().filter(|cause| !before.contains(cause));
+        let ended = before.iter().filter(|cause| !now.contains(cause));
+        for cause in began.chain(ended) {
+            if let Some(round) = rounds.of.get_mut(cause) {
+                round.places = Places::new(width(generation, cause, true));
+                self.renew(cause, round);
+            }
+        }
+    }
+
     /// Makes a new sweep due at once, or after the round under way: messages that stayed may be settled now.
     fn renew(&self, cause: &Cause, round: &mut Round) {
         match round.sweep.take() {
@@ -236,11 +258,14 @@ impl Pipeline {
         }
     }
 
-    /// The causes whose mail may be scanned, each with whether the cause is gone. Gone: engines that take mail, engines that are
-    /// no longer configured, ended interceptors. Not gone: interceptors in force, where only mail from known senders is tried.
+    /// The causes whose mail may be scanned, each with whether the cause is gone. Gone: engines that take mail or without which
+    /// mail passes, engines that are no longer configured, ended interceptors. Not gone: interceptors in force, where only mail
+    /// from known senders is tried. While mail passes without an engine, no interceptor is a cause: its mail may be bad, and the
+    /// engine that would detect this is not asked.
     fn causes(&self, generation: &Generation, waited_for: &[Cause]) -> Vec<(Cause, bool)> {
         let engines = generation.scanner.engines().iter();
-        let well = engines.filter(|engine| !engine.is_out());
+        let is_any_passing = engines.clone().any(|engine| engine.passes().is_some());
+        let well = engines.filter(|engine| lets_mail_go(engine));
         let mut causes: Vec<(Cause, bool)> = well
             .map(|engine| (Cause::Engine(engine.settings().name.to_string()), true))
             .collect();
@@ -248,6 +273,9 @@ impl Pipeline {
             .iter()
             .filter(|cause| is_removed(generation, cause));
         causes.extend(removed.map(|cause| (cause.clone(), true)));
+        if is_any_passing {
+            return causes;
+        }
         let (ended, holding) = self.interception.recoverable();
         causes.extend(ended.into_iter().map(|id| (Cause::Interceptor(id), true)));
         causes.extend(
@@ -264,7 +292,7 @@ impl Pipeline {
         let mut engines = generation.scanner.engines().iter();
         match cause {
             Cause::Engine(_) if is_removed(&generation, cause) => true,
-            Cause::Engine(name) => engines.any(|e| *e.settings().name == **name && !e.is_out()),
+            Cause::Engine(name) => engines.any(|e| *e.settings().name == **name && lets_mail_go(e)),
             Cause::Interceptor(_) => true,
         }
     }
@@ -294,6 +322,22 @@ impl Pipeline {
     }
 }
 
+/// Whether mail need not wait for the engine: it takes mail, or mail passes without it.
+fn lets_mail_go(engine: &Guarded) -> bool {
+    !engine.is_out() || engine.passes().is_some()
+}
+
+/// Whether the cause is an engine that is out, and without which a person lets mail pass.
+fn is_passing(generation: &Generation, cause: &Cause) -> bool {
+    let mut engines = generation.scanner.engines().iter();
+    match cause {
+        Cause::Engine(name) => {
+            engines.any(|e| *e.settings().name == **name && e.passes().is_some())
+        }
+        Cause::Interceptor(_) => false,
+    }
+}
+
 /// Whether the cause is an engine that is no longer configured.
 fn is_removed(generation: &Generation, cause: &Cause) -> bool {
     let mut engines = generation.scanner.engines().iter();
@@ -304,13 +348,20 @@ fn is_removed(generation: &Generation, cause: &Cause) -> bool {
 }
 
 /// The number of messages that are scanned at once for a cause.
-fn width(generation: &Generation, cause: &Cause, gone: bool) -> usize {
+pub(super) fn width(generation: &Generation, cause: &Cause, gone: bool) -> usize {
     let mut engines = generation.scanner.engines().iter();
     match cause {
         Cause::Engine(name) if gone => {
             let engine = engines.find(|engine| *engine.settings().name == **name);
-            let slots = engine.map_or(0, |engine| engine.health().slots);
-            (slots * WIDTH_PER_SLOT).clamp(WIDTH_MIN, WIDTH_MAX)
+            engine.map_or(WIDTH_MIN, |engine| {
+                let guard = engine.settings().guard;
+                // An engine without which mail passes is not asked, so its slots set no pace.
+                let width = match engine.passes() {
+                    Some(_) => guard.recovery_max,
+                    None => engine.health().slots * guard.recovery_per_slot,
+                };
+                width.min(guard.recovery_max).max(WIDTH_MIN)
+            })
         }
         // Mail that an interceptor has held may well be bad.
         Cause::Engine(_) | Cause::Interceptor(_) => 1,

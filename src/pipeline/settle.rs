@@ -477,6 +477,7 @@ pub(super) fn entry(
         reports: judged.map_or_else(Vec::new, |judged| judged.reports.clone()),
         subject: String::new(),
         attachments: Vec::new(),
+        basis: None,
         detail,
     }
 }

@@ -209,6 +209,7 @@ mod tests {
 
     use super::*;
     use crate::pipeline::tests::engine as scripted_engine;
+    use crate::scan::Drain;
     use crate::verdict::EngineClass;
 
     /// An engine is covered by other engines of its class that take mail, as many as coverage requires. An engine that is out
@@ -235,7 +236,9 @@ mod tests {
             settings.coverage = [(EngineClass::Av, required)].into_iter().collect();
             let policy = Policy::new(settings, "test".into());
             for (at, other) in scanner.engines().iter().skip(1).enumerate() {
-                other.drain(None, at < out);
+                if at < out {
+                    other.drain(None, &Drain::plain()).expect("drained");
+                }
             }
             let states = states(&scanner, &policy);
             assert!(!states[0].is_out);

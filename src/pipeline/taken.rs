@@ -54,7 +54,9 @@ impl Pipeline {
             .iter()
             .any(|end| matches!(end, Outcome::Delivered(_)))
         {
-            counts::delivered(message, so_far.stored.get(), so_far.arrived);
+            let what = (judged, &group.0);
+            let (stored, delays) = (so_far.stored.get(), self.measures.delays());
+            counts::delivered(message, what, stored, so_far.arrived, delays);
         }
         (outcomes, told)
     }

@@ -3,6 +3,7 @@
 mod clock;
 mod counting;
 mod custody;
+mod drains;
 mod edits;
 mod ends;
 mod interceptors;
@@ -13,9 +14,12 @@ mod logins;
 mod pacing;
 mod recovery;
 mod room;
+mod scan_times;
 mod scripted;
 mod simulation;
 mod stand_ins;
+mod stories;
+mod whatif;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -160,6 +164,7 @@ fn passed(groups: Vec<(Disposition, Vec<usize>, GroupOutcome)>) -> Passed {
         spent: Duration::ZERO,
         reputation: None,
         described: None,
+        basis: None,
     };
     let mut ends = Vec::new();
     for (disposition, recipients, end) in groups {
@@ -425,6 +430,7 @@ pub(super) async fn engine(
         max_size: 1 << 20,
         weight: 1.0,
         edits: Rights::None,
+        guard: crate::scan::GuardSettings::default(),
         kind: EngineKind::Clamd {
             addresses: vec![Address::Socket(address)],
             connect_timeout: Duration::from_secs(1),
@@ -583,6 +589,7 @@ async fn a_delivery_ends_before_the_lease_does() {
         spent: Duration::ZERO,
         reputation: None,
         described: None,
+        basis: None,
     };
     let lease = lanes::lease(&generation.budget);
     let began = Instant::now();

@@ -57,13 +57,15 @@ impl Watch {
 }
 
 impl Pipeline {
-    /// One round of the watch.
-    async fn look_around(&self) {
+    /// One round of the watch. At the end of the relay, after the last round of the watch, it takes the evidence that is left.
+    pub async fn look_around(&self) {
         let generation = self.generation();
         let scanner = &generation.scanner;
         let mut late = Vec::new();
         let mut seen = Vec::new();
-        for (engine, evidence) in scanner.evidence() {
+        for ((engine, evidence), settings) in scanner.evidence().into_iter().zip(scanner.settings())
+        {
+            self.measure_scans(&engine, settings.timeout, &evidence);
             late.extend(evidence.iter().filter(|e| is_late(e)).map(|e| e.message));
             seen.extend(evidence.into_iter().map(|e| (engine.clone(), e)));
         }

@@ -2,7 +2,7 @@
 
 use crate::verdict::{Disposition, EngineClass, Finding, FindingKind, Reason, Report, Verdict};
 
-use super::{Settings, gravity};
+use super::{PASSED_RULE, Settings, gravity};
 
 /// The conclusion for the whole message; it does not depend on the recipients.
 #[derive(Debug, Clone, PartialEq)]
@@ -132,16 +132,22 @@ fn by_coverage(settings: &Settings, reports: &[Report]) -> Option<Step> {
 }
 
 /// The missing answers of one class: too few answers, or one that others do not make up for ([`Reason::blames_message`]).
+///
+/// An engine without which mail passes counts as if it had answered. If coverage is met only so, the message is delivered, but
+/// stays undetermined.
 fn coverage_of(class: EngineClass, settings: &Settings, reports: &[Report]) -> Option<Step> {
     let required = settings.coverage.get(&class).copied().unwrap_or(0);
     let of_class = || reports.iter().filter(move |report| report.class == class);
     let answered = of_class().filter(|r| r.missing().is_none()).count();
-    let missing = of_class().filter_map(|report| Some((&*report.engine, report.missing()?)));
+    let passed = || of_class().filter_map(|r| Some((&*r.engine, r.passed.as_deref()?)));
+    let covered = answered + passed().count();
+    let missing = of_class().filter(|report| report.passed.is_none());
+    let missing = missing.filter_map(|report| Some((&*report.engine, report.missing()?)));
     let consequence = |reason: Reason| {
         let configured = settings.missing.get(&reason).copied();
         configured.unwrap_or(Disposition::Defer)
     };
-    let (missing, so): (Vec<(&str, Reason)>, &str) = if answered < required {
+    let (missing, so): (Vec<(&str, Reason)>, &str) = if covered < required {
         (missing.collect(), "")
     } else if required > 0 {
         let blamed = missing
@@ -154,26 +160,46 @@ fn coverage_of(class: EngineClass, settings: &Settings, reports: &[Report]) -> O
     } else {
         return None;
     };
-    if answered >= required && missing.is_empty() {
+    let is_met = covered >= required && missing.is_empty();
+    if is_met && answered >= required {
         return None;
     }
-    let disposition = missing
-        .iter()
-        .map(|(_, reason)| consequence(*reason))
-        .max_by_key(|&disposition| gravity(disposition))
-        // No engine was asked, because the engines changed after the scan: the next scan asks them.
-        .unwrap_or(Disposition::Defer);
+    let (disposition, rule) = match is_met {
+        true => (Disposition::Deliver, PASSED_RULE.to_owned()),
+        false => {
+            let all = missing.iter().map(|(_, reason)| consequence(*reason));
+            // Without one, no engine was asked, because the engines changed after the scan: the next scan asks them.
+            let worst = all.max_by_key(|&disposition| gravity(disposition));
+            let rule = format!("coverage.{}", class.as_str());
+            (worst.unwrap_or(Disposition::Defer), rule)
+        }
+    };
+    let so = if is_met { "" } else { so };
+    let answers = format!(
+        "{answered} of {required} required {} engines answered{so}",
+        class.as_str()
+    );
+    let reason = answers + &without(&missing, passed());
+    Some((Verdict::Undetermined, disposition, rule, reason))
+}
+
+/// The end of the reason of step 4: the engines whose answers are missing, and those without which mail passes.
+fn without<'a>(
+    missing: &[(&str, Reason)],
+    passed: impl Iterator<Item = (&'a str, &'a str)>,
+) -> String {
     let said: Vec<String> = missing
         .iter()
         .map(|(engine, reason)| format!("{engine}: {}", reason.as_str()))
         .collect();
-    let class = class.as_str();
-    let mut reason = format!("{answered} of {required} required {class} engines answered{so}");
-    if !said.is_empty() {
-        reason.push_str(&format!(" ({})", said.join(", ")));
+    let mut text = match said.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", said.join(", ")),
+    };
+    for (engine, why) in passed {
+        text.push_str(&format!("; mail passes without {engine}: {why}"));
     }
-    let rule = format!("coverage.{class}");
-    Some((Verdict::Undetermined, disposition, rule, reason))
+    text
 }
 
 /// Step 5. Without required coverage, a message that no engine answered about is delivered, but is not clean.

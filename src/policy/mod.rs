@@ -5,7 +5,8 @@
 //! 1. the first of the administrator's `[[rule]]`s that matches ([`rules`]);
 //! 2. findings by their kind: `policy.malware` and similar rules ([`conclusion`] does this and the following steps);
 //! 3. the sum of the weighted scores, compared with thresholds: `policy.score`;
-//! 4. coverage: fewer engines of a class answered than required: `coverage.av` and similar rules;
+//! 4. coverage: fewer engines of a class answered than required: `coverage.av` and similar rules, or [`PASSED_RULE`] if a
+//!    person lets mail pass without the missing ones;
 //! 5. deliver, marked if the score reaches its threshold.
 //!
 //! The verdict is always the conclusion of steps 2 to 5, even if an administrator's rule decides the disposition: a rule can
@@ -39,6 +40,10 @@ pub struct Facts<'a> {
     /// One report per engine.
     pub reports: &'a [Report],
 }
+
+/// The rule that delivers a message without the coverage of a class, because a person lets mail pass without a drained engine
+/// ([`Report::passed`]).
+pub const PASSED_RULE: &str = "coverage.passed";
 
 /// A decision, and the recipients (indexes into the envelope) that it applies to.
 pub type Group = (Decision, Vec<usize>);

@@ -40,6 +40,7 @@ fn report(engine: &str, class: EngineClass, answer: Answer) -> Report {
         signatures: None,
         attempts: 1,
         reused: None,
+        passed: None,
         requested_edits: Vec::new(),
         elapsed: Duration::ZERO,
         waited: Duration::ZERO,
@@ -102,6 +103,10 @@ impl Case {
                 };
                 let class = word_of(&EngineClass::ALL, EngineClass::as_str, class);
                 self.reports.push(report(name, class, answer));
+            }
+            ("pass", [name, why]) => {
+                let report = self.reports.iter_mut().find(|r| *r.engine == **name);
+                report.expect("an engine").passed = Some((*why).into());
             }
             ("from", ["<>"]) => self.envelope.reverse_path = ReversePath::NULL,
             ("from", [text]) => {
@@ -300,6 +305,54 @@ fn a_missing_answer_never_makes_a_message_clean() {
                 if silent > 0 && (answering < required || held_back) {
                     assert_eq!(decision.disposition, consequence, "{what}");
                     assert_eq!(decision.rule, "coverage.av", "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// P4: a drained engine without which mail passes makes no message clean, whatever the other engines do: a message is clean only
+/// if as many engines answered as required. Such an engine excuses no other: a message that may have made another engine fail
+/// still waits, and so does a message for which even with the excused answers too many are missing.
+#[test]
+fn a_passed_drain_never_makes_a_message_clean() {
+    for reason in Reason::ALL {
+        for (required, answering, silent) in every_coverage() {
+            for passed in 1..4 {
+                let mut case = Case::new("passed");
+                case.settings.coverage.insert(EngineClass::Av, required);
+                let mut add = |name: String, answer| {
+                    let report = report(&name, EngineClass::Av, answer);
+                    case.reports.push(report);
+                };
+                (0..answering).for_each(|at| add(format!("ok{at}"), Answer::Answered(Vec::new())));
+                (0..silent).for_each(|at| add(format!("no{at}"), Answer::none(reason, "")));
+                let drained = || Answer::none(Reason::Drained, "");
+                (0..passed).for_each(|at| add(format!("passed{at}"), drained()));
+                for report in case.reports.iter_mut().rev().take(passed) {
+                    report.passed = Some("it hangs, by root".into());
+                }
+                let groups = case.decide();
+                let decision = &groups[0].0;
+                let what = format!("{reason:?} {required} {answering} {silent} {passed}");
+                let missing = silent + passed;
+                assert_eq!(decision.missing.len(), missing, "{what}");
+                let to_blame = reason.blames_message() && required > 0 && silent > 0;
+                let is_short = answering + passed < required;
+                let is_clean = decision.verdict == Verdict::Clean;
+                assert_eq!(
+                    is_clean,
+                    answering >= required.max(1) && !to_blame,
+                    "{what}"
+                );
+                let waits = decision.disposition != Disposition::Deliver;
+                assert_eq!(waits, to_blame || is_short, "{what}");
+                if !waits && answering < required {
+                    assert_eq!(decision.rule, PASSED_RULE, "{what}");
+                    let says = decision
+                        .reason
+                        .contains("passes without passed0: it hangs, by root");
+                    assert!(says, "{what}: {}", decision.reason);
                 }
             }
         }

@@ -23,7 +23,10 @@ use crate::observation::{Diversion, Evidence, ScanReason};
 use crate::verdict::{EngineClass, Finding, FindingKind, Report};
 use engine::{BuildError, Sample};
 
-pub use guard::{Guarded, Health, Passed, ReplicaHealth};
+pub use guard::{
+    BadTerms, Drain, DrainHealth, DrainTerms, Drained, GuardSettings, Guarded, Health, NotDrained,
+    Passed, ReplicaHealth, SlotShare,
+};
 
 /// Settings of one `[[engine]]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +57,8 @@ pub struct Settings {
     pub weight: f64,
     /// Edits that the engine may request for the messages that it scans.
     pub edits: Rights,
+    /// Settings of the engine's guard.
+    pub guard: GuardSettings,
     /// The protocol and its settings.
     pub kind: engine::Kind,
 }
@@ -126,7 +131,7 @@ pub struct BadEngine {
 
 /// Wait for the other engines after one engine has found malware. That finding decides; the others may only name the malware
 /// better, so one second is enough.
-const WAIT_AFTER_MALWARE: Duration = Duration::from_secs(1);
+pub const WAIT_AFTER_MALWARE: Duration = Duration::from_secs(1);
 
 /// All configured engines, ready to scan. Cloning shares them.
 #[derive(Debug, Clone)]

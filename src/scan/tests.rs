@@ -1,6 +1,7 @@
 //! Scripted engines behind the real guard, on paused time.
 
 mod doubt;
+mod drains;
 mod reloads;
 mod replicas;
 mod sharing;
@@ -146,6 +147,7 @@ pub(super) fn settings(name: &str) -> Settings {
         max_size: 1000,
         weight: 1.0,
         edits: Rights::None,
+        guard: GuardSettings::default(),
         kind: engine::Kind::Rules {
             builtin: true,
             paths: Vec::new(),

@@ -1,6 +1,7 @@
 //! The contract of [`Store`] as one test suite, for every implementation.
 
 mod kept;
+mod late;
 mod samples;
 mod search;
 mod work;
@@ -8,6 +9,7 @@ mod work;
 use std::future::Future;
 use std::sync::Arc;
 
+pub(crate) use self::late::late_of;
 pub(crate) use self::samples::{at, audit, octets, record, report, times};
 use super::{Change, Lane, Store, StoreError};
 use crate::message::MessageId;
@@ -49,7 +51,8 @@ where
         one_of_two_changes_succeeds,
         search::search_matches_every_field,
         search::lanes_are_counted,
-        search::the_oldest_message_of_each_next_hop_is_known
+        search::the_oldest_message_of_each_next_hop_is_known,
+        late::late_mail_is_counted_by_cause
     );
 }
 

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
+use super::basis::Basis;
 use super::log::{self, Log, Wanted};
 use crate::message::{Mailbox, MessageId, ReversePath};
 use crate::verdict::{Decision, Report};
@@ -55,6 +56,9 @@ pub struct HistoryEntry {
     /// The names of its attachments, in the same entry: see [`Described`](crate::message::Described).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attachments: Vec<String>,
+    /// What policy knew, in the first entry of a pass that judged the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basis: Option<Basis>,
     /// Details for people: the next hop and its reply, or the reason of a deferral.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
@@ -178,6 +182,7 @@ mod tests {
             reports: record.reports,
             subject: String::new(),
             attachments: Vec::new(),
+            basis: None,
             detail: "held by policy.malware".to_owned(),
         }
     }

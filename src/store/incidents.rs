@@ -124,7 +124,7 @@ impl Incidents {
         for row in rows {
             self.note_touched(row);
         }
-        self.tell_listener(phases);
+        self.tell_phases(phases);
     }
 
     /// An incident log that a test reads.
@@ -166,7 +166,7 @@ impl Incidents {
     /// Cancel safety: the close goes on.
     pub async fn close(&self) {
         let phases = self.following().tracker.stop();
-        self.tell_listener(phases);
+        self.tell_phases(phases);
         self.note_changed();
         self.log.close().await;
     }
@@ -211,7 +211,7 @@ impl Incidents {
         for state in changed {
             self.log.note(Row::Story(Box::new(state)));
         }
-        self.tell_listener(phases);
+        self.tell_phases(phases);
     }
 
     /// Counts a message that the trouble of `cause` has touched. Never waits. If there is no story of that cause yet, the next
@@ -244,9 +244,23 @@ impl Incidents {
         }
     }
 
-    fn tell_listener(&self, phases: Vec<Phase>) {
-        if let Some(listener) = self.listener.get() {
-            for (phase, story) in phases {
+    /// Writes a line in the relay's log for each beginning and end, and tells the listener.
+    fn tell_phases(&self, phases: Vec<Phase>) {
+        for (phase, story) in phases {
+            let touched = &story.touched;
+            tracing::info!(
+                story = %story.id,
+                phase = phase.as_str(),
+                kind = story.kind.as_str(),
+                cause = %story.cause,
+                title = story.title,
+                delayed = touched.delayed,
+                held = touched.held,
+                passed = touched.passed,
+                refused = touched.refused,
+                "story"
+            );
+            if let Some(listener) = self.listener.get() {
                 listener.story(phase, &story);
             }
         }

@@ -7,10 +7,12 @@
 
 mod at_work;
 mod audit;
+pub mod basis;
 mod cause;
 mod claim;
 #[cfg(test)]
 pub(crate) mod contract;
+pub mod decisions;
 mod expiry;
 mod filter;
 mod held;
@@ -18,6 +20,8 @@ pub mod history;
 pub mod incidents;
 mod interceptors;
 mod lane;
+mod late;
+pub mod late_scans;
 mod log;
 pub mod measures;
 mod record;
@@ -41,6 +45,7 @@ pub use self::filter::Filter;
 pub use self::held::{Capacity, Held, Holder};
 pub use self::interceptors::{INTERCEPTORS_MAX, Interceptors, StoredInterceptor};
 pub use self::lane::{Lane, LaneStats, RESCAN_RETENTION};
+pub use self::late::{LATE_COUNTED_MAX, LateMail, LateTimes};
 pub use self::record::{Change, Extent, Notification, Record};
 use crate::message::{Content, MessageId};
 
@@ -245,6 +250,10 @@ pub trait Store: Send + Sync + 'static {
     /// The use of quarantine and its limit. The relay calls this every second, so the cost does not depend on the number of
     /// records.
     fn held(&self, quarantine: Capacity) -> StoreFuture<'_, Held>;
+
+    /// Mail in Scan and Delivery, and mail that is held for an engine, that arrived before [`LateTimes::before`]: counted by what
+    /// it waits for. The cost does not depend on the number of records beyond [`LATE_COUNTED_MAX`] of each kind.
+    fn late(&self, times: LateTimes) -> StoreFuture<'_, Vec<LateMail>>;
 
     /// The counts of each lane, in the order of [`Lane::ALL`].
     fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]>;

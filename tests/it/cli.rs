@@ -6,13 +6,15 @@
 mod fabricated;
 mod golden;
 mod ids;
+mod incidents;
+mod measured;
 mod running;
 
 use std::process::{Command, Stdio};
 
 use fabricated::{
-    BY_HAND, DELIVERED, Fabricated, HELD, LEARNED, MALICIOUS, OPENED, PART, SPLIT, STRIKE,
-    UNDETERMINED, WAITING,
+    BY_HAND, DELIVERED, Fabricated, HELD, LEARNED, MALICIOUS, PART, SPLIT, STRIKE, UNDETERMINED,
+    WAITING,
 };
 use golden::golden;
 
@@ -132,19 +134,6 @@ fn tables_and_json_are_as_reviewed() {
             "intercept-show.json",
             None,
             &["intercept", "show", BY_HAND, "--json"],
-        ),
-        ("incident-list-100.txt", Some(100), &["incident", "list"]),
-        ("incident-list.json", None, &["incident", "list", "--json"]),
-        ("incident-show.txt", None, &["incident", "show", OPENED]),
-        (
-            "incident-show-hostile.txt",
-            Some(80),
-            &["incident", "show", STRIKE],
-        ),
-        (
-            "incident-show.json",
-            None,
-            &["incident", "show", OPENED, "--json"],
         ),
     ] {
         let ran = store.run(width, arguments, "");
@@ -298,39 +287,6 @@ fn what_an_interceptor_catches_is_counted() {
         assert_eq!(added["stored"]["caught"], caught, "{conditions:?}");
         assert_eq!(added["added"]["dry_run"], true);
     }
-}
-
-/// Incidents are found by when, what and whom.
-#[test]
-fn incidents_are_filtered() {
-    let store = Fabricated::new();
-    for (filter, found) in [
-        (&[][..], 3),
-        (&["--since", "2h"], 2),
-        (&["--kind", "strike"], 1),
-        (&["--kind", "strike", "--kind", "breaker-closed"], 2),
-        (&["--engine", "clamd"], 2),
-        (&["--engine", "clamd", "--since", "2h"], 1),
-        (&["--limit", "1"], 1),
-    ] {
-        let ran = store.run(
-            None,
-            &[&["incident", "list", "--json"], filter].concat(),
-            "",
-        );
-        let (total, list) = listed(&ran.out, "incidents");
-        assert_eq!(list.len(), found, "{filter:?}");
-        assert_eq!(
-            total,
-            if filter.contains(&"--limit") {
-                3
-            } else {
-                found
-            }
-        );
-    }
-    let all = store.run(None, &["incident", "list", "--json", "--all"], "");
-    assert_eq!(listed(&all.out, "incidents").1.len(), 3);
 }
 
 /// Nothing happens to several messages unless somebody said so: a question where one can be asked, else `--yes`.
@@ -589,6 +545,18 @@ fn exit_codes_are_stable() {
         (&["notify", "test"], 69),
         (&["notify"], 64),
         (&["drain"], 69),
+        (&["engine", "drain", "clamd"], 69),
+        (&["engine", "drain", "clamd", "--pass"], 64),
+        (&["engine", "drain", "clamd", "--pass", "--reason", " "], 64),
+        (&["engine", "drain", "clamd", "--for", "0s"], 64),
+        (&["engine", "drain", "clamd", "--for", "-1h"], 64),
+        (&["engine", "drain", "clamd", "--for", "31d"], 64),
+        (
+            &[
+                "engine", "drain", "x", "--pass", "--reason", "y", "--for", "13h",
+            ],
+            64,
+        ),
     ] {
         assert_eq!(store.run(None, arguments, "").exit, exit, "{arguments:?}");
     }

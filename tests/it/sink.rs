@@ -47,7 +47,14 @@ pub type Mood = fn(u64) -> Option<&'static str>;
 
 /// Accepts everything, but for what `mood` says.
 pub async fn start(mood: Mood) -> (SocketAddr, Got) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    start_at(0, mood).await
+}
+
+/// The same on a port.
+pub async fn start_at(port: u16, mood: Mood) -> (SocketAddr, Got) {
+    let listener = TcpListener::bind(("127.0.0.1", port))
+        .await
+        .expect("a port");
     let address = listener.local_addr().expect("its address");
     let got = Got::default();
     let kept = got.clone();

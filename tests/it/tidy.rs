@@ -25,13 +25,14 @@ const FLOORS: &[(&str, u8)] = &[
     ("policy", 3),
     ("quarantine", 3),
     ("delivery", 3),
-    ("pipeline", 4),
-    ("notify", 4),
-    ("listener", 5),
-    ("admin", 5),
-    ("config", 6),
-    ("app", 7),
-    ("cli", 8),
+    ("whatif", 4),
+    ("pipeline", 5),
+    ("notify", 5),
+    ("listener", 6),
+    ("admin", 6),
+    ("config", 7),
+    ("app", 8),
+    ("cli", 9),
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

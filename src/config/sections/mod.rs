@@ -1,6 +1,7 @@
 //! The sections of the file. Each is read into the Settings of its room.
 
 mod engine;
+mod guard;
 mod listener;
 mod next_hop;
 mod notify;
@@ -8,6 +9,7 @@ mod policy;
 mod relay;
 
 pub(super) use engine::engine;
+pub(super) use guard::guard;
 pub(super) use listener::{limits, listener};
 pub(super) use next_hop::next_hop;
 pub(super) use notify::notify;

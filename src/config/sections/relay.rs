@@ -130,6 +130,7 @@ pub(in crate::config) fn quarantine(mut section: Section<'_>) -> quarantine::Set
         secs(MINUTE)..=secs(3650 * DAY),
     );
     let max_bytes = section.parsed("max_bytes", default.max_bytes, show_capacity, capacity);
+    section.takes("size or percentage", Some(CAPACITY_RANGE.to_owned()));
     section.finish();
     quarantine::Settings {
         retention,
@@ -137,12 +138,15 @@ pub(in crate::config) fn quarantine(mut section: Section<'_>) -> quarantine::Set
     }
 }
 
+/// The range of a capacity.
+const CAPACITY_RANGE: &str = "\"1%\" to \"100%\", or \"64KiB\" to \"1024TiB\"";
+
 /// Parses a size, or a percentage of the file system: `20GiB`, `50%`.
 fn capacity(text: &str) -> Result<Capacity, Wrong> {
     let out_of_range = || {
         Wrong::new(
             format!("{text:?} is out of range"),
-            "write \"1%\" to \"100%\", or \"64KiB\" to \"1024TiB\"",
+            format!("write {CAPACITY_RANGE}"),
         )
     };
     if let Some(number) = text.strip_suffix('%') {
@@ -171,11 +175,23 @@ pub(in crate::config) fn intercept(mut section: Section<'_>) -> intercept::Setti
         ("off", intercept::Mode::Off),
     ];
     let mode = section.choice("mode", Some(default.mode), &modes);
+    let acts = [
+        ("hold", intercept::Act::Hold),
+        ("park", intercept::Act::Park),
+    ];
+    let act = section.choice("act", Some(default.act), &acts);
     let expiry = section.duration("expiry", default.expiry, secs(MINUTE)..=secs(DAY));
+    let strikes = section.count("strikes", default.strikes as usize, 1..=20);
+    let precision = section.number("min_precision", Some(default.min_precision), 0.5..=1.0);
+    let min_slow_scans = section.count("min_slow_scans", default.min_slow_scans, 2..=100);
     section.finish();
     intercept::Settings {
         mode: mode.unwrap_or(default.mode),
+        act: act.unwrap_or(default.act),
         expiry,
+        strikes: u32::try_from(strikes).unwrap_or(default.strikes),
+        min_precision: precision.unwrap_or(default.min_precision),
+        min_slow_scans,
     }
 }
 

@@ -102,6 +102,7 @@ async fn scans_of_deferred_mail_are_no_evidence_of_an_episode() {
             fingerprint: f.clone(),
             reputation: SenderReputation::Unknown,
             scan_reason: ScanReason::Again,
+            size: SizeClass::Tiny,
             arrived: world.now,
             started: world.now,
             at: world.now,

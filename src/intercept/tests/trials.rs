@@ -27,6 +27,7 @@ impl World {
             fingerprint: f.clone(),
             reputation: SenderReputation::Unknown,
             scan_reason: ScanReason::Fresh,
+            size: SizeClass::Tiny,
             arrived: self.now,
             started: self.now,
             at: self.now,

@@ -305,8 +305,8 @@ fn encrypted_parts_are_reported() {
 #[test]
 fn each_name_of_a_part_is_an_attachment() {
     let names = |content: &str| -> Vec<Option<String>> {
-        let facts = look(content).attachments();
-        facts.into_iter().map(|fact| fact.name).collect()
+        let facts = look(content);
+        facts.attachments().map(|fact| fact.name).collect()
     };
     let named = |name: &str| Some(name.to_owned());
     assert_eq!(

@@ -311,6 +311,7 @@ mod tests {
             reports: Vec::new(),
             subject: String::new(),
             attachments: Vec::new(),
+            basis: None,
             detail: detail.to_owned(),
         }
     }

@@ -49,6 +49,8 @@ impl Suspected {
 #[derive(Debug, Clone)]
 pub(super) struct Places {
     all: Arc<Semaphore>,
+    /// The places of `all`, taken and free.
+    width: usize,
     /// One place for each kind of suspected messages.
     alone: [Arc<Semaphore>; 3],
 }
@@ -57,7 +59,18 @@ impl Places {
     pub(super) fn new(width: usize) -> Self {
         Self {
             all: Arc::new(Semaphore::new(width)),
+            width,
             alone: Suspected::ALL.map(|_| Arc::new(Semaphore::new(1))),
+        }
+    }
+
+    /// Changes the number of places. Places that are taken cannot be removed, so a later call removes the rest.
+    pub(super) fn resize(&mut self, width: usize) {
+        if width > self.width {
+            self.all.add_permits(width - self.width);
+            self.width = width;
+        } else if width < self.width {
+            self.width -= self.all.forget_permits(self.width - width);
         }
     }
 }
@@ -140,5 +153,27 @@ impl Crew {
         let alone = self.alone.iter_mut().flat_map(|line| line.drain(..));
         let all = self.ready.drain(..).chain(alone);
         all.map(|(_, record, working)| (record, working))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reload may change the number of places while some are taken: no message loses its place, and the rest goes as soon as it
+    /// is free.
+    #[test]
+    fn places_that_are_taken_stay() {
+        let mut places = Places::new(4);
+        let taken: Vec<_> = (0..4)
+            .map(|_| places.all.clone().try_acquire_owned())
+            .collect();
+        places.resize(2);
+        assert_eq!((places.width, places.all.available_permits()), (4, 0));
+        drop(taken);
+        places.resize(2);
+        assert_eq!((places.width, places.all.available_permits()), (2, 2));
+        places.resize(5);
+        assert_eq!((places.width, places.all.available_permits()), (5, 5));
     }
 }

@@ -7,6 +7,7 @@ use futures_util::stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::crew::{Crew, Places};
+use super::is_passing;
 use super::schedule::{RoundEnd, Sweep, Worked};
 use crate::deadline::{Deadline, Elapsed, wall_clock};
 use crate::incident::Kind;
@@ -14,6 +15,7 @@ use crate::message::{Message, SenderReputation};
 use crate::observation::ScanReason;
 use crate::pipeline::{Generation, NextStep, Pipeline, events, lanes};
 use crate::store::{Cause, Change, Lane, Record, StoreError, SweepPosition, Working};
+use crate::verdict::{Reason, Report};
 
 /// Maximum duration of a round: 10 s, then other causes have their turn. Scans under way continue without the round.
 const ROUND_TIME_MAX: Duration = Duration::from_secs(10);
@@ -25,6 +27,12 @@ pub(super) enum Step {
     Settled,
     /// The message still waits for the cause.
     Stays,
+}
+
+/// Whether the message may be the cause of a missing answer. It then does not pass without a drained engine.
+fn is_suspect(record: &Record) -> bool {
+    let blames = |report: &Report| report.missing().is_some_and(Reason::blames_message);
+    record.timeouts > 0 || record.reports.iter().any(blames)
 }
 
 impl Pipeline {
@@ -99,6 +107,12 @@ impl Pipeline {
         while let room @ 1.. = crew.room()
             && let Some(lane) = sweep.lanes.first().copied()
         {
+            let passes = is_passing(generation, cause);
+            // What has passed waits for the engine.
+            if passes && lane == Lane::Rescan {
+                sweep.end_of_lane();
+                continue;
+            }
             let claimed = self.next(generation, lane, cause, sweep, room).await?;
             let is_last = claimed.len() < room;
             for (record, working) in claimed {
@@ -110,9 +124,18 @@ impl Pipeline {
                     return Ok(());
                 }
                 sweep.places.insert(lane, SweepPosition::of(&record));
-                if !sweep.is_announced && lane != Lane::Scan {
+                if passes && is_suspect(&record) {
+                    drop(working);
+                    self.put_back(record).await;
+                    sweep.stays += 1;
+                    continue;
+                }
+                if !sweep.is_announced && (lane != Lane::Scan || passes) {
                     sweep.is_announced = true;
-                    let what = "what was kept for it is scanned again";
+                    let what = match passes {
+                        true => "what waits for it passes without it",
+                        false => "what was kept for it is scanned again",
+                    };
                     self.report(Kind::RecoveryBegun, cause, what, 0, 0);
                 }
                 crew.add(lane, record, working);
@@ -168,6 +191,9 @@ impl Pipeline {
         mut record: Record,
     ) -> Step {
         let (id, cause) = (record.id, record.cause.clone());
+        let passes = cause
+            .as_ref()
+            .is_some_and(|cause| is_passing(generation, cause));
         // The engine is back: scan time that the message spent without the engine does not count against its budget.
         record.spent = Duration::ZERO;
         let scan_reason = match record.lane {
@@ -179,6 +205,8 @@ impl Pipeline {
                 let until = record.due_at + lanes::lease(&generation.budget);
                 let change = Change::Take(Box::new(record.clone()), until);
                 match self.store.change_in(Lane::Held, id, change, None).await {
+                    // Without the engine the scan is no test: what an interceptor holds stays held.
+                    Ok(()) if passes => ScanReason::Again,
                     Ok(()) => ScanReason::Redrive,
                     Err(StoreError::NotFound(_)) => return Step::Settled,
                     Err(error) => {

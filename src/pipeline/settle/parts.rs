@@ -2,7 +2,10 @@
 
 use super::Settling;
 use crate::deadline::wall_clock;
-use crate::message::MessageId;
+use crate::message::{Mailbox, Message, MessageId};
+use crate::pipeline::Judgement;
+use crate::policy::Group;
+use crate::store::basis::{Basis, GroupBasis};
 use crate::store::history::HistoryEntry;
 
 impl Settling<'_> {
@@ -26,20 +29,45 @@ impl Settling<'_> {
                 reports: Vec::new(),
                 subject: String::new(),
                 attachments: Vec::new(),
+                basis: None,
                 detail: format!("from {id}"),
             });
         }
     }
 
-    /// Adds subject and attachments to the first entry, if this pass has inspected the message.
+    /// Adds subject, attachments and the basis of the decision to the first entry, if this pass has inspected and judged the
+    /// message.
     pub(super) fn describe(&mut self) {
-        let described = self
-            .draft
-            .judged
-            .and_then(|judged| judged.described.as_ref());
-        if let (Some(first), Some(described)) = (self.history.first_mut(), described) {
+        let (Some(first), Some(judged)) = (self.history.first_mut(), self.draft.judged) else {
+            return;
+        };
+        if let Some(described) = &judged.described {
             first.subject.clone_from(&described.subject);
             first.attachments.clone_from(&described.attachments);
         }
+        if let Some(basis) = &judged.basis {
+            first.basis = Some(Basis {
+                groups: groups(self.draft.message, judged, first),
+                ..basis.clone()
+            });
+        }
     }
+}
+
+/// The groups of a judgement, unless `entry` itself has the only decision and all recipients.
+fn groups(message: &Message, judged: &Judgement, entry: &HistoryEntry) -> Vec<GroupBasis> {
+    if let [(decision, recipients)] = &judged.groups[..]
+        && entry.recipients.len() == recipients.len()
+        && entry.decision.as_ref() == Some(decision)
+    {
+        return Vec::new();
+    }
+    let mailboxes = |recipients: &[usize]| -> Vec<Mailbox> {
+        let chosen = recipients
+            .iter()
+            .filter_map(|at| message.envelope.recipients.get(*at));
+        chosen.map(|recipient| recipient.mailbox.clone()).collect()
+    };
+    let group = |(decision, those): &Group| GroupBasis::new(decision, mailboxes(those));
+    judged.groups.iter().map(group).collect()
 }

@@ -50,6 +50,7 @@ pub(in crate::pipeline) fn judged_before(record: &Record, message: &Message) -> 
         spent: record.spent,
         reputation: record.reputation,
         described: None,
+        basis: None,
     })
 }
 

@@ -14,18 +14,18 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// A server that takes everything, after a while.
-struct Taking {
+pub(super) struct Taking {
     after: Duration,
     begun: AtomicU32,
 }
 
 impl Taking {
-    fn new(after: Duration) -> Arc<Self> {
+    pub(super) fn new(after: Duration) -> Arc<Self> {
         let begun = AtomicU32::new(0);
         Arc::new(Self { after, begun })
     }
 
-    fn begun(&self) -> u32 {
+    pub(super) fn begun(&self) -> u32 {
         self.begun.load(Ordering::Relaxed)
     }
 }

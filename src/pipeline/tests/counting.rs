@@ -235,3 +235,128 @@ async fn a_delay_of_stored_mail_is_that_of_its_user() {
         set_wall_clock(None);
     }
 }
+
+/// Delivers one message, put off for 100 s, that is stored as `change` makes it.
+async fn deliver_stored(pipeline: &Arc<Pipeline>, store: &Scripted, change: impl Fn(&mut Record)) {
+    let mut message = message(&["x@b.test"]);
+    message.received_at = wall_clock();
+    let mut record = settle::unfinished(&pipeline.generation(), &message, None);
+    record.lane = Lane::Delivery;
+    record.decision = Some(decision(Disposition::Deliver));
+    record.expires_at = wall_clock() + DAY;
+    change(&mut record);
+    let put = store.put(vec![record.clone()], message.content.clone());
+    put.await.expect("put");
+    tokio::time::advance(Duration::from_secs(100)).await;
+    let (generation, next_step) = (pipeline.generation(), NextStep::Deliver(None));
+    let resumed = pipeline.resume(generation, message, record, ScanReason::Again, next_step);
+    resumed.await;
+    assert!(store.all().is_empty(), "it is delivered");
+}
+
+/// The delay that a status begins with is that of valid mail: what users wait for. The relay's own mail, what a reviewer let go
+/// and what is known to be malicious are not. Known and unknown senders stay apart.
+#[tokio::test(start_paused = true)]
+async fn the_delay_of_a_status_is_that_of_valid_mail() {
+    let judge = |record: &mut Record, verdict| {
+        let decided = record.decision.as_mut().expect("decided");
+        decided.verdict = verdict;
+    };
+    let known = Some(SenderReputation::Known);
+    for (what, class, change) in [
+        (
+            "plain",
+            Some(""),
+            &(|_: &mut Record| {}) as &dyn Fn(&mut Record),
+        ),
+        ("of a known sender", Some("known"), &|r| {
+            r.reputation = known
+        }),
+        ("without an engine", Some(""), &|r| {
+            judge(r, Verdict::Undetermined)
+        }),
+        ("malicious", None, &|r| judge(r, Verdict::Malicious)),
+        ("released", None, &|r| r.released = true),
+        ("a bounce", None, &|r| {
+            r.notification = Some(crate::store::Notification::Report);
+        }),
+    ] {
+        set_wall_clock(Some(Timestamp::now()));
+        let store = Arc::<Scripted>::default();
+        let (pipeline, _folder) = over(0, Duration::ZERO, &store);
+        deliver_stored(&pipeline, &store, change).await;
+        let delay = pipeline.delays();
+        assert_eq!(delay.now.messages, u64::from(class.is_some()), "{what}");
+        assert_eq!(delay.last_hour, delay.now, "{what}");
+        let pending = pipeline.measures().pending();
+        let classes: Vec<_> = pending.iter().map(|(series, _)| &*series.class).collect();
+        assert_eq!(classes, Vec::from_iter(class), "{what}");
+        if class.is_some() {
+            let p99 = delay.now.p99_ms.expect("mail");
+            assert!((100_000..113_000).contains(&p99), "{what}: {p99} ms");
+        }
+        set_wall_clock(None);
+    }
+}
+
+/// A restart forgets the last minutes and nothing else: the last hour and the same hour a week ago come from the history file.
+#[tokio::test(start_paused = true)]
+async fn delays_outlive_a_restart() {
+    // The middle of a period, so that no second more or less changes its end.
+    let began = Timestamp::from_second(1_800_000_300).expect("a time");
+    set_wall_clock(Some(began));
+    let folder = tempfile::tempdir().expect("a folder");
+    let start = || {
+        let store = Arc::<Scripted>::default();
+        let (pipeline, _other) = over(0, Duration::ZERO, &store);
+        let generation = Arc::into_inner(pipeline).expect("the only one").generation;
+        let history = History::open(&folder.path().join("history.db"), DAY).expect("history");
+        let incidents = Incidents::open(&folder.path().join("incidents.db"), DAY).expect("log");
+        let pipeline = Pipeline::new(
+            Arc::into_inner(generation.into_inner()).expect("the only one"),
+            store.clone(),
+            (history, incidents),
+            intercept::Settings::default(),
+            64 << 20,
+        );
+        (pipeline, store)
+    };
+    let (first, store) = start();
+    deliver_stored(&first, &store, |_| {}).await;
+    first.write_measures().await;
+    first.read_delays().await;
+    assert_eq!(
+        first.delays().last_hour.messages,
+        1,
+        "written, not counted twice"
+    );
+    deliver_stored(&first, &store, |_| {}).await;
+    assert_eq!(
+        first.delays().last_hour.messages,
+        2,
+        "the second is not written yet"
+    );
+    first.write_measures().await;
+    first.history.close().await;
+    drop(first);
+
+    let week = 7 * DAY;
+    for (what, later, expected) in [
+        ("at once", Duration::ZERO, (2, 0)),
+        ("40 minutes later", 2 * HOUR / 3, (2, 0)),
+        ("two hours later", 2 * HOUR, (0, 0)),
+        ("a week later", week, (0, 2)),
+        ("a week and two hours later", week + 2 * HOUR, (0, 0)),
+    ] {
+        set_wall_clock(None);
+        set_wall_clock(Some(began + later));
+        let (pipeline, _store) = start();
+        pipeline.read_delays().await;
+        let delay = pipeline.delays();
+        let counts = (delay.last_hour.messages, delay.week_ago.messages);
+        assert_eq!(counts, expected, "{what}");
+        assert_eq!(delay.now.messages, 0, "{what}");
+        pipeline.history.close().await;
+    }
+    set_wall_clock(None);
+}

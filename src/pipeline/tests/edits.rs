@@ -23,6 +23,7 @@ fn report(engine: &str, requested_edits: Vec<RequestedEdit>) -> Report {
         signatures: None,
         attempts: 1,
         reused: None,
+        passed: None,
         requested_edits,
         elapsed: Duration::ZERO,
         waited: Duration::ZERO,
@@ -36,6 +37,7 @@ fn judged(reports: Vec<Report>) -> Judgement {
         spent: Duration::ZERO,
         reputation: None,
         described: None,
+        basis: None,
     }
 }
 

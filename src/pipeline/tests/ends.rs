@@ -473,6 +473,7 @@ fn groups_that_differ_are_judged_again_after_the_session() {
         spent: Duration::ZERO,
         reputation: None,
         described: None,
+        basis: None,
     };
     let differing = judged(vec![
         (Disposition::Deliver, vec![0]),

@@ -1,10 +1,13 @@
 //! What was kept for a cause that is gone goes on: nothing keeps it waiting, and nobody else has it meanwhile.
 
+mod passing;
 mod turns;
+mod width;
 
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::measure::SizeClass;
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Identity, SenderReputation, Trait};
 use crate::observation::{Evidence, Observed, ScanReason};
@@ -44,6 +47,7 @@ fn out(name: &str) -> Report {
         signatures: None,
         attempts: 0,
         reused: None,
+        passed: None,
         requested_edits: Vec::new(),
         elapsed: Duration::ZERO,
         waited: Duration::ZERO,
@@ -75,6 +79,14 @@ impl World {
     }
 
     async fn of_settings(settings: Vec<crate::scan::Settings>) -> Self {
+        Self::delivering(settings, None).await
+    }
+
+    /// Its mail goes to that server, if there is one.
+    async fn delivering(
+        settings: Vec<crate::scan::Settings>,
+        server: Option<Arc<dyn crate::delivery::next_hop::NextHop>>,
+    ) -> Self {
         let engines = settings.iter().map(|one| one.name.to_string()).collect();
         let store = Arc::new(Scripted::default());
         let mut generation = generation(settings, Budget::default());
@@ -82,6 +94,10 @@ impl World {
         let mut policy = policy.policy;
         policy.coverage = [(EngineClass::Av, 1)].into_iter().collect();
         generation.policy = Policy::new(policy, "test".into());
+        if let Some(server) = server {
+            let hop = (maildir_hop(), server);
+            generation.delivery = Delivery::scripted(vec![hop], None).expect("a next hop");
+        }
         let (pipeline, folder) = pipeline(generation, &store);
         Self {
             pipeline,
@@ -520,6 +536,7 @@ impl World {
                 fingerprint: fingerprint.clone(),
                 reputation: SenderReputation::Unknown,
                 scan_reason: ScanReason::Fresh,
+                size: SizeClass::Tiny,
                 arrived: now,
                 started: now,
                 at: now,

@@ -13,8 +13,8 @@ use crate::message::{Content, MessageId, canonical};
 use crate::store::contract;
 use crate::store::{
     AtWork, Audit, Capacity, Cause, Change, Filter, Held, Holder, INTERCEPTORS_MAX, Interceptors,
-    Lane, LaneStats, Object, Outgoing, Queue, Record, Store, StoreError, StoreFuture,
-    StoredInterceptor, SweepPosition, Times,
+    Lane, LaneStats, LateMail, LateTimes, Object, Outgoing, Queue, Record, Store, StoreError,
+    StoreFuture, StoredInterceptor, SweepPosition, Times,
 };
 
 /// What an operation does.
@@ -632,6 +632,17 @@ impl Store for Scripted {
                 }
             }
             Ok(oldest.into_iter().collect())
+        })
+    }
+
+    fn late(&self, times: LateTimes) -> StoreFuture<'_, Vec<LateMail>> {
+        self.operation(None, Operation::Read, move |tables| {
+            let leased = |kept: &Kept| kept.leased.is_some_and(|until| until > times.now);
+            let records = tables.kept.values();
+            Ok(contract::late_of(
+                records.map(|k| (&k.record, leased(k))),
+                times,
+            ))
         })
     }
 

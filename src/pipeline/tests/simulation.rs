@@ -9,6 +9,7 @@ mod floods;
 mod peers;
 mod plan;
 mod run;
+mod thresholds;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +29,11 @@ fn number(variable: &str) -> Option<u64> {
 #[test]
 fn the_promises_hold_in_every_world() {
     let worlds = number("SPILLWAY_SEEDS").unwrap_or(WORLDS);
+    hold_in(worlds, Plan::new);
+}
+
+/// Plays so many plans, and panics with the smallest plan that breaks a promise.
+fn hold_in(worlds: u64, plan: impl Fn(u64) -> Plan + Sync) {
     let next = AtomicU64::new(0);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let play = || -> Vec<(u64, String)> {
@@ -37,7 +43,7 @@ fn the_promises_hold_in_every_world() {
             if seed >= worlds || broken.len() > 2 {
                 return broken;
             }
-            if let Some(failure) = run::play(&Plan::new(seed), false).failure {
+            if let Some(failure) = run::play(&plan(seed), false).failure {
                 broken.push((seed, failure));
             }
         }
@@ -50,7 +56,7 @@ fn the_promises_hold_in_every_world() {
     broken.sort_unstable();
     let seeds: Vec<u64> = broken.iter().map(|(seed, _)| *seed).collect();
     if let Some((seed, _)) = broken.first() {
-        let (plan, failure) = smallest(&Plan::new(*seed));
+        let (plan, failure) = smallest(&plan(*seed));
         panic!(
             "{failure}\n\nseeds {seeds:?} break a promise; this is {seed} with what it takes of it:\n{plan:#?}\n\
              replay: SPILLWAY_SEED={seed} cargo test --lib simulation::one_seed -- --nocapture"

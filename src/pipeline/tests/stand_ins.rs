@@ -241,6 +241,7 @@ fn stand_in(engine: &str, class: EngineClass) -> Report {
             from: MessageId::new(),
             same: Same::Content,
         }),
+        passed: None,
         requested_edits: Vec::new(),
         elapsed: Duration::ZERO,
         waited: Duration::ZERO,

@@ -23,6 +23,7 @@ pub mod milter;
 mod name;
 mod name_server;
 mod preface;
+mod replicas;
 pub mod rspamd;
 mod rules;
 pub mod spamd;

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A replica with an open breaker is probed every second, and at once when a scan from before is answered: the replica must get
-//! mail again soon after its recovery. Mail comes back in a ramp. The ramp's window is two scans at first and grows by one
+//! mail again soon after its recovery. (The numbers here are the defaults of [`GuardSettings`].) Mail comes back in a ramp. The ramp's window is two scans at first and grows by one
 //! with each good outcome, so that the window doubles in the time of a scan. A failed trial costs a pause of 1, 2, 4 … 16 s.
 //! Scans of a failed trial that the engine never ends stay in the window of the next trial. These scans hold at most a third of
 //! the slots.
@@ -26,26 +26,13 @@ use std::time::Duration;
 use rand::RngExt as _;
 use tokio::time::Instant;
 
+use super::settings::GuardSettings;
 use crate::ablation::{Mechanism, without};
 use crate::chance;
 
-/// Sliding window over which outcomes are counted, in [`OUTCOME_BUCKETS`]. Older outcomes say nothing about the engine now.
-const OUTCOME_WINDOW: Duration = Duration::from_secs(10);
-/// Buckets of the window, of one second each: an outcome leaves the window at most a second early.
+/// Buckets of [`GuardSettings::failure_window`], of one second each by default: an outcome leaves the window at most a tenth of
+/// it early.
 const OUTCOME_BUCKETS: usize = 10;
-/// Outcomes in the window that a share of failures needs; a share of fewer outcomes is noise.
-const OUTCOMES_MIN: u32 = 20;
-/// Consecutive failures that open the breaker if the window holds no good outcome: on little mail, [`OUTCOMES_MIN`] would take
-/// too long. The gate counts at most two failures of one fingerprint in 10 s, so one content alone does not open the breaker.
-const CONSECUTIVE_FAILURES_MIN: u32 = 5;
-/// Interval between the starts of two probe pairs while the breaker is open. Mail waits one second for a slot by default, and a
-/// recovered engine must not wait longer. One pair a second is no noticeable load.
-const OPEN_PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// Pause after the first failed trial with mail. Each further failed trial doubles the pause, because each trial may cost two
-/// messages a second scan.
-const TRIAL_PAUSE_MIN: Duration = Duration::from_secs(1);
-/// Upper bound of the pause after a failed trial: a recovered engine waits no longer for its next trial.
-const TRIAL_PAUSE_MAX: Duration = Duration::from_secs(16);
 /// Scans of mail at once when a trial begins after a right probe pair. Two messages at most are risked at first.
 const RAMP_WINDOW_INITIAL: usize = 2;
 /// Consecutive right probe pairs before mail if failed probes opened the breaker: the next answers decide about mail, so one
@@ -57,7 +44,8 @@ const WRONG_PROBES_TO_OPEN: u32 = 2;
 /// Why the breaker opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// At least half of the outcomes in 10 s were failures, or five failures came and no good outcome.
+    /// [`GuardSettings::failure_share`] of the outcomes in the window were failures (by default half in 10 s), or five failures
+    /// came and no good outcome.
     Failing,
     /// The scans under way last too long for this engine, and none ends.
     Stalled,
@@ -152,13 +140,14 @@ pub struct Breaker {
     /// Pause after the next failed trial.
     trial_pause: Duration,
     slots: usize,
+    settings: GuardSettings,
     /// The engine has probes. Without probes the trial begins with a ramp of one message.
     probed: bool,
 }
 
 impl Breaker {
     /// A closed breaker for a replica with `slots` slots; `probed` tells whether the engine has probes.
-    pub fn new(now: Instant, slots: usize, probed: bool) -> Self {
+    pub fn new(now: Instant, slots: usize, settings: GuardSettings, probed: bool) -> Self {
         Self {
             began: now,
             state: BreakerState::Closed,
@@ -168,15 +157,34 @@ impl Breaker {
             asked: now,
             is_reported: false,
             trial_began: None,
-            trial_pause: TRIAL_PAUSE_MIN,
+            trial_pause: settings.open_first,
             slots,
+            settings,
             probed,
         }
     }
 
-    /// Sets the number of slots after a reload.
-    pub fn resize(&mut self, slots: usize) {
+    /// Puts the number of slots and the settings of a reload in force. Another length of the window ends the counts, because
+    /// their buckets have the old length.
+    pub fn retune(&mut self, now: Instant, slots: usize, settings: GuardSettings) {
         self.slots = slots;
+        if self.settings == settings {
+            return;
+        }
+        if self.settings.failure_window != settings.failure_window {
+            self.buckets = [Bucket::default(); OUTCOME_BUCKETS];
+        }
+        self.settings = settings;
+        self.trial_pause = match self.state {
+            BreakerState::Closed => settings.open_first,
+            _ => self
+                .trial_pause
+                .min(settings.open_max)
+                .max(settings.open_first),
+        };
+        if let BreakerState::Open { until, .. } = &mut self.state {
+            *until = (*until).min(now + settings.open_max);
+        }
     }
 
     /// The current state.
@@ -240,8 +248,10 @@ impl Breaker {
         match self.state {
             BreakerState::Closed if !good => {
                 let (good, bad) = self.counts(now);
-                let failing = good + bad >= OUTCOMES_MIN && bad >= good;
-                let only_failures = self.failed_in_a_row >= CONSECUTIVE_FAILURES_MIN && good == 0;
+                let (all, settings) = (good + bad, &self.settings);
+                let failing = all >= settings.failure_outcomes
+                    && f64::from(bad) >= settings.failure_share * f64::from(all);
+                let only_failures = self.failed_in_a_row >= settings.failures_in_a_row && good == 0;
                 (failing || only_failures).then(|| self.open(now, Cause::Failing))
             }
             BreakerState::Ramp { cause, .. } if !good => Some(self.open(now, cause)),
@@ -268,7 +278,7 @@ impl Breaker {
     pub fn answered(&mut self, now: Instant) {
         if let BreakerState::Open { until, .. } = &mut self.state {
             *until = now;
-            self.trial_pause = TRIAL_PAUSE_MIN;
+            self.trial_pause = self.settings.open_first;
         }
     }
 
@@ -353,7 +363,7 @@ impl Breaker {
     }
 
     fn probe_later(&mut self, now: Instant, cause: Cause) {
-        let until = now.max(self.asked + jittered(OPEN_PROBE_INTERVAL));
+        let until = now.max(self.asked + jittered(self.settings.open_first));
         self.state = BreakerState::Open { until, cause };
     }
 
@@ -361,10 +371,10 @@ impl Breaker {
         let pause = match self.state {
             BreakerState::Ramp { .. } => {
                 let pause = self.trial_pause;
-                self.trial_pause = (2 * pause).min(TRIAL_PAUSE_MAX);
+                self.trial_pause = (2 * pause).min(self.settings.open_max);
                 pause
             }
-            _ => OPEN_PROBE_INTERVAL,
+            _ => self.settings.open_first,
         };
         self.wrong_in_a_row = 0;
         self.is_reported = false;
@@ -376,12 +386,13 @@ impl Breaker {
     fn close(&mut self) -> Change {
         self.state = BreakerState::Closed;
         self.trial_began = None;
-        self.trial_pause = TRIAL_PAUSE_MIN;
+        self.trial_pause = self.settings.open_first;
         Change::Closed
     }
 
     fn bucket(&self, now: Instant) -> u64 {
-        let width = OUTCOME_WINDOW.as_millis() as u64 / OUTCOME_BUCKETS as u64;
+        let window = self.settings.failure_window.as_millis() as u64;
+        let width = (window / OUTCOME_BUCKETS as u64).max(1);
         // Numbers start at 1: number 0 marks a bucket that was never written, whose counts are 0.
         now.saturating_duration_since(self.began).as_millis() as u64 / width + 1
     }

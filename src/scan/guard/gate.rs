@@ -9,7 +9,7 @@
 //! - zombies: scans whose callers gave up count like all other scans ([`Gate::zombies`]);
 //! - levels of trust ([`trust`]): mail of low trust cannot take all slots, which limits the damage from that mail;
 //! - turns ([`turns`]): the order in which waiting messages start, among the levels that have room;
-//! - canaries ([`canary`]): at most two unproven copies of one fingerprint are in the engine at once. If both are slow, the
+//! - canaries ([`canary`]): at most two unproven copies of one fingerprint (by default) are in the engine at once. If both are slow, the
 //!   gate sends no more copies: a flood of one message costs an engine two scans;
 //! - diversions: the decisions of the interceptors, which use the evidence that the gate collects;
 //! - breakers, one for each replica: their input is the outcomes of unrelated messages.
@@ -33,6 +33,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, BreakerState, Change};
+use super::settings::GuardSettings;
 use crate::observation::{Diversion, DiversionAct, Evidence};
 use canary::Canaries;
 use replica::Replica;
@@ -94,6 +95,7 @@ struct Waiting {
 pub(super) struct Gate {
     times: Times,
     slots: usize,
+    settings: GuardSettings,
     replicas: Vec<Replica>,
     next: Ticket,
     scans: BTreeMap<Ticket, Scan>,
@@ -130,15 +132,15 @@ impl Gate {
     pub(super) fn new(
         now: Instant,
         times: Times,
-        slots: usize,
+        (slots, settings): (usize, GuardSettings),
         replicas: usize,
         probed: bool,
     ) -> Self {
         let replica = Replica {
-            breaker: Breaker::new(now, slots, probed),
+            breaker: Breaker::new(now, slots, settings, probed),
             running: 0,
             last_end: now,
-            drained: false,
+            drain: None,
             drained_at: None,
             opened_at: None,
             rests: None,
@@ -147,8 +149,10 @@ impl Gate {
         Self {
             times,
             slots,
+            settings,
             replicas: std::iter::repeat_with(|| Replica {
                 breaker: replica.breaker.clone(),
+                drain: None,
                 ..replica
             })
             .take(replicas)
@@ -167,7 +171,7 @@ impl Gate {
             hangs_on_known: false,
             covered: true,
             returns: 0,
-            canaries: Canaries::new(now),
+            canaries: Canaries::new(now, settings.canaries),
             diversions: Arc::new([]),
             shadowed: HashMap::new(),
             orders: Vec::new(),
@@ -178,11 +182,18 @@ impl Gate {
 
     /// Applies another configuration of the same engine. If there are fewer slots now, no scan starts until enough scans have
     /// ended.
-    pub(super) fn retune(&mut self, times: Times, slots: usize) {
+    pub(super) fn retune(
+        &mut self,
+        now: Instant,
+        times: Times,
+        (slots, settings): (usize, GuardSettings),
+    ) {
         self.times = times;
         self.slots = slots;
+        self.settings = settings;
+        self.canaries.retune(settings.canaries);
         for replica in &mut self.replicas {
-            replica.breaker.resize(slots);
+            replica.breaker.retune(now, slots, settings);
         }
     }
 

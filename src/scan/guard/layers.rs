@@ -21,6 +21,7 @@ use super::gate::{GateRefusal, GateRequest, LARGE_OCTETS_MIN, ScanEnd};
 use super::state::{GuardState, Phase};
 use crate::chance;
 use crate::deadline::Deadline;
+use crate::measure::SizeClass;
 use crate::observation::ScanReason;
 use crate::scan::engine::{Class, Engine, EngineAnswer, ScanError};
 use crate::verdict::Answer;
@@ -127,6 +128,7 @@ pub(super) fn gate_request(call: &Call) -> GateRequest {
         timed_out_before: request.timed_out_before,
         fairness_key: call.sample.fairness_key(),
         large: request.content.len() >= LARGE_OCTETS_MIN,
+        size: SizeClass::of(request.content.len() as u64),
         arrived: call.arrived,
     }
 }

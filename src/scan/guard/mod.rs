@@ -7,6 +7,7 @@
 mod answer_cache;
 mod breaker;
 mod coalesce;
+mod drain;
 mod drift;
 mod gate;
 mod layers;
@@ -15,6 +16,7 @@ mod probe_schedule;
 mod probe_trust;
 mod report;
 mod retry_budget;
+mod settings;
 mod state;
 
 use std::convert::Infallible;
@@ -43,7 +45,9 @@ use gate::{Gate, ReplicaState};
 use layers::around;
 use state::{GuardState, InFlight, Phase};
 
+pub use drain::{BadTerms, Drain, DrainHealth, DrainTerms, Drained, NotDrained};
 pub use probe::Passed;
+pub use settings::{GuardSettings, SlotShare};
 
 /// One call of a guarded engine on its way through the layers.
 #[derive(Debug, Clone)]
@@ -236,24 +240,11 @@ impl Guarded {
         self.state.work(|gate, _| gate.cover(covered));
     }
 
-    /// Drains a replica (`drained`) or puts it back; all replicas if `replica` is `None`. Scans under way go on.
-    ///
-    /// Returns whether the state of any replica changed, and `None` if no replica has that address.
-    pub fn drain(&self, replica: Option<&str>, drained: bool) -> Option<bool> {
-        let named = |at: &usize| replica.is_none() || self.state.engines[*at].replica() == replica;
-        let replicas: Vec<usize> = (0..self.state.engines.len()).filter(named).collect();
-        let mut changed = None;
-        for at in replicas {
-            let was = self.state.work(|gate, now| gate.drain(now, at, drained));
-            changed = Some(changed.unwrap_or(false) | (was != drained));
-        }
-        changed
-    }
-
     /// The state of the engine now, for status output.
     pub fn health(&self) -> Health {
         let (versions, latencies) = self.state.versions_and_latencies();
         self.state.look(|gate| {
+            let passes = gate.passes().is_some();
             let engines = self.state.engines.iter().zip(gate.replicas()).zip(versions);
             let replica = |((engine, replica_state), version): (
                 (&Arc<dyn Engine>, ReplicaState<'_>),
@@ -263,7 +254,10 @@ impl Guarded {
                     address: engine.replica().map(str::to_owned),
                     breaker: replica_state.breaker.state().to_string(),
                     running: replica_state.running,
-                    drained: replica_state.drained,
+                    drained: replica_state.drain.is_some(),
+                    drain: replica_state
+                        .drain
+                        .map(|drain| DrainHealth::of(drain, passes)),
                     resting: replica_state.resting,
                     since: replica_state
                         .since
@@ -373,14 +367,32 @@ impl Health {
     pub fn words(&self, time: impl Fn(Timestamp) -> String) -> String {
         match (self.is_well(), self.is_out()) {
             (true, _) => "healthy".to_owned(),
-            (false, false) => self.states(),
+            (false, false) => self.state_words(time),
             (false, true) => {
                 let since = self
                     .out_since()
                     .map(|since| format!(" since {}", time(since)));
-                format!("down{} ({})", since.unwrap_or_default(), self.states())
+                let states = self.state_words(time);
+                format!("down{} ({states})", since.unwrap_or_default())
             }
         }
+    }
+
+    /// The distinct states of the replicas for people, drained ones with the end and the reason of their drain.
+    fn state_words(&self, time: impl Fn(Timestamp) -> String) -> String {
+        let words = |replica: &ReplicaHealth| match &replica.drain {
+            Some(drain) => drain.words(&time),
+            None => replica.state().to_owned(),
+        };
+        let mut words: Vec<String> = self.replicas.iter().map(words).collect();
+        words.sort_unstable();
+        words.dedup();
+        words.join(", ")
+    }
+
+    /// Whether a person has drained a replica.
+    pub fn is_drained(&self) -> bool {
+        self.replicas.iter().any(|replica| replica.drained)
     }
 
     /// Whether every replica takes mail without restriction.
@@ -419,6 +431,9 @@ pub struct ReplicaHealth {
     pub running: usize,
     /// A person has drained the replica.
     pub drained: bool,
+    /// The end and the reason of the drain; none if the replica is not drained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainHealth>,
     /// The replica has asked for a pause (RFC 6585 section 4), and the pause has not passed.
     pub resting: bool,
     /// Time since which the replica gets no mail, or only a part of it: it was drained, or its breaker opened. None otherwise.

@@ -89,6 +89,7 @@ pub(super) fn write(
         signatures: answered.signatures,
         attempts: progress.attempts(),
         reused: progress.reused.get().copied(),
+        passed: None,
         requested_edits: edit::grant(answered.wanted, settings.edits, smtputf8),
         elapsed,
         waited: progress.waited.get().copied().unwrap_or_default(),

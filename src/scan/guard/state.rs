@@ -183,7 +183,8 @@ impl GuardState {
         let now = Instant::now();
         let probed = engines.iter().all(is_probed);
         let replicas = engines.len();
-        let gate = Gate::new(now, times(&settings), settings.slots, replicas, probed);
+        let tuning = (settings.slots, settings.guard);
+        let gate = Gate::new(now, times(&settings), tuning, replicas, probed);
         let core = Core {
             gate_state: Mutex::new(GateState {
                 gate,
@@ -232,16 +233,19 @@ impl GuardState {
         Some(state)
     }
 
-    /// Drains the replicas that a person had drained in `before`. A drain outlasts every reload, until a person puts the
-    /// replica back. If all replicas were drained, new replicas are drained too, because the person had drained the engine.
+    /// Drains the replicas that a person had drained in `before`. A drain outlasts every reload, until it ends. If all replicas
+    /// were drained, new replicas are drained too, because the person had drained the engine.
     pub(super) fn drain_as(self: &Arc<Self>, before: &Self) {
-        let drained: Vec<bool> = before.look(|gate| gate.replicas().map(|r| r.drained).collect());
-        let all = drained.iter().all(|drained| *drained);
-        let was = before.engines.iter().zip(drained);
-        let was: Vec<_> = was.filter(|(_, drained)| *drained).collect();
+        let drains: Vec<_> =
+            before.look(|gate| gate.replicas().map(|r| r.drain.cloned()).collect());
+        let all = drains.iter().all(Option::is_some);
+        let first = drains.first().filter(|_| all).cloned().flatten();
         for (at, engine) in self.engines.iter().enumerate() {
-            if all || was.iter().any(|(old, _)| old.replica() == engine.replica()) {
-                self.work(|gate, now| gate.drain(now, at, true));
+            let mut old = before.engines.iter().zip(&drains);
+            let same = old.find(|(old, _)| old.replica() == engine.replica());
+            let drain = same.and_then(|(_, drain)| drain.clone());
+            if let Some(drain) = drain.or(first.clone()) {
+                self.work(|gate, now| gate.drain(now, at, Some(drain)));
             }
         }
     }

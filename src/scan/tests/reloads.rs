@@ -39,7 +39,8 @@ fn engine_of(replicas: &[&'static str], before: Option<&Scanner>) -> Scanner {
 async fn a_new_replica_of_an_engine_that_a_person_took_out_is_out() {
     for (taken_out, drained) in [(None, [true, true]), (Some("a"), [true, false])] {
         let before = engine_of(&["a", "b"], None);
-        before.engines()[0].drain(taken_out, true);
+        let drained_now = before.engines()[0].drain(taken_out, &Drain::plain());
+        drained_now.expect("drained");
         let after = engine_of(&["a", "c"], Some(&before));
         let health = after.engines()[0].health();
         let out: Vec<bool> = health.replicas.iter().map(|r| r.drained).collect();
@@ -132,12 +133,12 @@ async fn a_reload_resumes_no_drained_engine() {
         acts.map(one).to_vec()
     };
     let before = Scanner::of_engines(engines(["out", "in"]), None);
-    assert_eq!(before.engines[0].drain(None, true), Some(true));
+    assert_eq!(before.engines[0].drain(None, &Drain::plain()), Ok(()));
     let after = Scanner::of_engines(engines(["out", "in"]), Some(&before));
     let missing = |reports: Vec<Report>| reports.iter().map(Report::missing).collect::<Vec<_>>();
     let reports = after.scan(request("Subject: x\r\n\r\nx", SECONDS_20)).await;
     assert_eq!(missing(reports), [Some(Reason::Drained), None]);
-    assert_eq!(after.engines[0].drain(None, false), Some(true));
+    assert_eq!(after.engines[0].resume(None), Some(true));
     let again = Scanner::of_engines(engines(["out", "in"]), Some(&after));
     let reports = again.scan(request("Subject: x\r\n\r\nx", SECONDS_20)).await;
     assert_eq!(missing(reports), [None, None]);

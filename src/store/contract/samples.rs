@@ -89,6 +89,7 @@ pub(crate) fn report(engine: &str, answer: Answer) -> Report {
         signatures: Some("27000".to_owned()),
         attempts: 1,
         reused: None,
+        passed: None,
         requested_edits: Vec::new(),
         elapsed: Duration::from_millis(12),
         waited: Duration::ZERO,

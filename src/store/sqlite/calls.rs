@@ -7,12 +7,12 @@ use jiff::Timestamp;
 
 use super::search::{self, Damage, Sorted};
 use super::work::{ClaimTerms, Output, Room, Work, change_of, entry};
-use super::{SqliteStore, counts, interceptors, recovery};
+use super::{SqliteStore, counts, interceptors, late, recovery};
 use crate::message::{Content, MessageId};
 use crate::store::{
-    AtWork, Audit, Capacity, Cause, Change, Filter, Held, Interceptors, Lane, LaneStats, Object,
-    Outgoing, Queue, Record, Store, StoreError, StoreFuture, StoredInterceptor, SweepPosition,
-    Times,
+    AtWork, Audit, Capacity, Cause, Change, Filter, Held, Interceptors, Lane, LaneStats, LateMail,
+    LateTimes, Object, Outgoing, Queue, Record, Store, StoreError, StoreFuture, StoredInterceptor,
+    SweepPosition, Times,
 };
 
 impl SqliteStore {
@@ -248,6 +248,10 @@ impl Store for SqliteStore {
 
     fn oldest_outgoing(&self) -> StoreFuture<'_, Vec<(Arc<str>, Timestamp)>> {
         Box::pin(self.readers.query(counts::oldest_outgoing))
+    }
+
+    fn late(&self, times: LateTimes) -> StoreFuture<'_, Vec<LateMail>> {
+        Box::pin(self.readers.query(move |db| late::late(db, times)))
     }
 
     fn stats(&self) -> StoreFuture<'_, [LaneStats; Lane::ALL.len()]> {

@@ -32,6 +32,7 @@ mod faults;
 mod folder;
 mod health;
 mod interceptors;
+mod late;
 mod open_files;
 mod perform;
 mod put;

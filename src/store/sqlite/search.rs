@@ -424,20 +424,26 @@ const SELECT_NEXT_CAUSE: &str = "SELECT cause FROM message INDEXED BY recovery W
 
 /// The causes that mail waits for.
 pub(super) fn causes(db: &Connection) -> rusqlite::Result<Vec<Cause>> {
-    let mut statement = db.prepare_cached(SELECT_NEXT_CAUSE)?;
     let mut causes = BTreeSet::new();
     for lane in Lane::ALL {
-        let mut last = String::new();
-        while causes.len() < CAUSES_MAX {
-            let next = statement.query_row(params![lane_number(lane), last], |row| lossy(row, 0));
-            let Some(next) = next.optional()? else {
-                break;
-            };
-            causes.extend(next.parse::<Cause>());
-            last = next;
-        }
+        causes.extend(causes_of(db, lane)?);
     }
-    Ok(causes.into_iter().collect())
+    Ok(causes.into_iter().take(CAUSES_MAX).collect())
+}
+
+/// The causes that mail in a lane waits for, at most [`CAUSES_MAX`].
+pub(super) fn causes_of(db: &Connection, lane: Lane) -> rusqlite::Result<Vec<Cause>> {
+    let mut statement = db.prepare_cached(SELECT_NEXT_CAUSE)?;
+    let (mut causes, mut last) = (Vec::new(), String::new());
+    while causes.len() < CAUSES_MAX {
+        let next = statement.query_row(params![lane_number(lane), last], |row| lossy(row, 0));
+        let Some(next) = next.optional()? else {
+            break;
+        };
+        causes.extend(next.parse::<Cause>());
+        last = next;
+    }
+    Ok(causes)
 }
 
 /// Octets in [`Lane::Rescan`].

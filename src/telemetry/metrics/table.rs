@@ -1,13 +1,26 @@
 //! The table of all metrics. docs/METRICS.md describes them to administrators, and a test compares the two.
 
 use super::{Kind, Metric, Values};
-use crate::incident;
-use crate::verdict::{Reason, Verdict};
+use crate::incident::{self, Subject};
+use crate::verdict::{Disposition, Reason, Verdict};
 
 use Values::{Engines, Listeners, NextHops, NotifyWays, Queues, Words};
 
 /// The lanes of the store. The telemetry lies below the store, whose test compares the two lists.
 const LANES: Values = Words(|| vec!["scan", "delivery", "held", "rescan"]);
+
+/// What late mail waits for. The telemetry lies below the admin room, whose test compares the two lists.
+const LATE_CAUSES: Values = Words(|| {
+    vec![
+        "work",
+        "next-hop",
+        "engine",
+        "interceptor",
+        "route",
+        "retry",
+        "turn",
+    ]
+});
 
 /// The stages of a session at which the relay refuses something, as in docs/LOGS.md.
 const STAGES: [&str; 9] = [
@@ -108,6 +121,23 @@ pub static ALL: &[Metric] = &[
             Words(|| Verdict::ALL.map(Verdict::as_str).to_vec()),
         )],
         "Messages by verdict, each once, when their scan is done; a scan that is deferred does not count",
+    ),
+    counter(
+        "spillway_shadow_decisions_total",
+        &[
+            (
+                "from",
+                Words(|| Disposition::ALL.map(Disposition::as_str).to_vec()),
+            ),
+            (
+                "to",
+                Words(|| {
+                    let known = Disposition::ALL.map(Disposition::as_str);
+                    known.into_iter().chain(["cannot-say"]).collect()
+                }),
+            ),
+        ],
+        "Messages about which a shadow configuration decided too, by disposition and by that of the shadow; a message whose recipients part ways counts once for each pair",
     ),
     counter(
         "spillway_recipients_total",
@@ -307,6 +337,11 @@ pub static ALL: &[Metric] = &[
         &[("engine", Engines)],
         "Replicas that do not get all their mail, by engine: breaker not closed, drained, or resting",
     ),
+    counter(
+        "spillway_passed_messages_total",
+        &[("engine", Engines)],
+        "Messages delivered without a drained engine that coverage needs, because a person lets mail pass, by engine",
+    ),
     gauge(
         "spillway_engine_signature_age_seconds",
         &[("engine", Engines)],
@@ -383,6 +418,11 @@ pub static ALL: &[Metric] = &[
         "Age of the oldest stored message since its end of data, by lane; 0 if the lane is empty",
     ),
     gauge(
+        "spillway_late_messages",
+        &[("cause", LATE_CAUSES)],
+        "Stored messages that have waited longer than a minute, by what they wait for; at most 10000 of each kind are counted",
+    ),
+    gauge(
         "spillway_quarantine_bytes",
         &[],
         "Octets that held messages use, content and metadata",
@@ -391,6 +431,11 @@ pub static ALL: &[Metric] = &[
         "spillway_quarantine_limit_bytes",
         &[],
         "Maximum of spillway_quarantine_bytes: quarantine.max_bytes, or the room on the disk if that is less",
+    ),
+    gauge(
+        "spillway_open_incidents",
+        &[("subject", Words(|| Subject::WORDS.to_vec()))],
+        "Incidents that last, by what has the trouble: an engine, an interceptor, a next hop, the quarantine, the relay, the store",
     ),
     counter(
         "spillway_incidents_total",

@@ -1,14 +1,14 @@
 //! A store with a message of each kind, hostile ones among them, and the same ids and times in every run.
 
 use std::io::Cursor;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use spillway::cli::Terminal;
-use spillway::incident::{Incident, Kind, Subject};
+use spillway::incident::{Incident, Kind, Subject, Touch, TouchOutcome};
 use spillway::intercept::{Action, Interceptor, Origin as Maker};
 use spillway::message::{
     BodyKind, Content, Envelope, Mailbox, MessageId, Origin, Pattern, ReversePath,
@@ -40,6 +40,9 @@ pub const HELD: [&str; 3] = [MALICIOUS, UNDETERMINED, SPLIT];
 pub const OPENED: &str = "01KAJ000000000000000BR0001";
 /// Everything in it is hostile, and it is about [`MALICIOUS`].
 pub const STRIKE: &str = "01KAJ000000000000000ST0001";
+
+/// An incident as earlier versions wrote it.
+pub const EARLIER: &str = "01KAJ000000000000000HE0001";
 
 /// Made by the learner; caught [`SPLIT`] and a message that nobody knows.
 pub const LEARNED: &str = "01KAJ000000000000000NT0001";
@@ -182,12 +185,15 @@ async fn fill(settings: &Settings) {
         ..told(&malicious().0)
     });
     history.close().await;
-    let log =
-        Incidents::open(&settings.path.join(incidents::FILE_NAME), Duration::MAX).expect("opens");
+    let log = Incidents::open(&path_of_incidents(settings), Duration::MAX).expect("opens");
     for incident in happened() {
         log.record(incident);
     }
+    for touch in touched() {
+        log.touch(Subject::engine("clamd"), touch);
+    }
     log.close().await;
+    earlier(&path_of_incidents(settings));
 }
 
 fn learned() -> Interceptor {
@@ -281,6 +287,71 @@ fn happened() -> Vec<Incident> {
     ]
 }
 
+/// The mail that the outage of the engine touched.
+fn touched() -> Vec<Touch> {
+    let touch = |id: &str, outcome, delay, subject: &str| Touch {
+        message: id.parse().expect("an id"),
+        outcome,
+        at: ago(3 * 86_400 - 900),
+        received: ago(3 * 86_400 - 60),
+        delay: Duration::from_secs(delay),
+        sender: "<news@list.example>".to_owned(),
+        recipients: vec!["jo@b.example".to_owned(), "al@b.example".to_owned()],
+        recipients_total: 12,
+        subject: subject.to_owned(),
+    };
+    let late = TouchOutcome::Delayed;
+    vec![
+        touch(DELIVERED, late, 840, "Minutes of the meeting"),
+        touch(
+            UNDETERMINED,
+            TouchOutcome::Held,
+            0,
+            "A rather long subject that does not fit 你好",
+        ),
+        touch(
+            "01KAJ0000000000000000TC001",
+            TouchOutcome::Passed,
+            0,
+            "plain",
+        ),
+        Touch {
+            sender: "<\"a`|b\"@evil.example>".to_owned(),
+            recipients: vec!["<img src=x onerror=alert(1)>@b.example".to_owned()],
+            recipients_total: 1,
+            ..touch("01KAJ0000000000000000TC002", late, 95, HOSTILE_SUBJECT)
+        },
+    ]
+}
+
+/// A subject that is Markdown, HTML and control characters.
+const HOSTILE_SUBJECT: &str = "``` | x |\n\n# Owned <script>alert(1)</script> [click](javascript:x) ![p](http://evil.example/p.png) \u{1b}[31m";
+
+fn path_of_incidents(settings: &Settings) -> PathBuf {
+    settings.path.join(incidents::FILE_NAME)
+}
+
+/// Adds an incident as earlier versions wrote it.
+fn earlier(path: &Path) {
+    let db = rusqlite::Connection::open(path).expect("opens");
+    let incident = Incident {
+        id: EARLIER.parse().expect("an id"),
+        at: ago(20 * 86_400),
+        ..Incident::new(
+            Kind::NextHopDead,
+            Subject::NextHop("exchange".to_owned()),
+            "next hop exchange does not work",
+        )
+    };
+    let json = serde_json::to_string(&incident).expect("json");
+    assert!(!json.contains("story"));
+    db.execute(
+        "INSERT INTO entry (message, at, entry) VALUES ('', ?1, ?2)",
+        (incident.at.as_second(), json),
+    )
+    .expect("writes");
+}
+
 fn tell(history: &Arc<History>, record: &Record) {
     history.record(told(record));
 }
@@ -298,6 +369,7 @@ fn told(record: &Record) -> HistoryEntry {
             .iter()
             .map(|r| r.mailbox.clone())
             .collect(),
+        basis: None,
         client: envelope.origin.client,
         listener: envelope.origin.listener.clone(),
         size: record.size,
@@ -359,6 +431,7 @@ fn report(engine: &str, class: EngineClass, answer: Answer) -> Report {
         signatures: None,
         attempts: 1,
         reused: None,
+        passed: None,
         requested_edits: Vec::new(),
         elapsed: Duration::from_millis(12),
         waited: Duration::ZERO,

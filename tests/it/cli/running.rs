@@ -1,5 +1,6 @@
 //! The commands that talk to a running relay, against the program itself.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -230,4 +231,46 @@ fn drain_and_resume_tell_the_state() {
     let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
     assert_eq!(exit, 0, "{told}");
     assert_eq!(told["engine"]["replicas"][0]["drained"], false);
+}
+
+/// `--watch` shows the status again and again, shows a relay that stops and one that comes back, and a signal ends it with the
+/// exit code of the last status. For programs each status is one line.
+#[test]
+fn a_watched_status_goes_on_until_a_signal() {
+    let mut relay = Relay::start();
+    relay.says("READY=1");
+    let mut watching = command(relay.folder.path(), &["status", "--watch", "1", "--json"]);
+    let mut watching = watching.stdout(Stdio::piped()).spawn().expect("runs");
+    let out = watching.stdout.take().expect("a pipe");
+    let mut lines = BufReader::new(out).lines();
+    let mut next = || -> serde_json::Value {
+        let line = lines.next().expect("goes on").expect("reads");
+        serde_json::from_str(&line).expect("one document a line")
+    };
+    for _ in 0..2 {
+        assert_eq!(next()["hostname"], "relay.example");
+    }
+    relay.signal(Signal::TERM);
+    relay.process.wait().expect("ends");
+    while next()["error"] == serde_json::Value::Null {}
+    let end = |watching: &mut Child, signal| {
+        kill_process(Pid::from_child(watching), signal).expect("a process");
+        watching.wait().expect("ends").code()
+    };
+    assert_eq!(end(&mut watching, Signal::INT), Some(69), "no relay runs");
+
+    relay.process = command(relay.folder.path(), &["run"])
+        .spawn()
+        .expect("runs");
+    let mut watching = command(relay.folder.path(), &["status", "--watch=1"]);
+    let mut watching = watching.stdout(Stdio::piped()).spawn().expect("runs");
+    let out = watching.stdout.take().expect("a pipe");
+    let mut lines = BufReader::new(out).lines().map(|line| line.expect("reads"));
+    for _ in 0..2 {
+        let is_head = |line: &String| line.starts_with("DELAY OF VALID MAIL");
+        lines.find(is_head).expect("a status");
+        let is_gap = |line: &String| line.is_empty();
+        lines.find(is_gap).expect("an empty line");
+    }
+    assert_eq!(end(&mut watching, Signal::TERM), Some(0), "the relay runs");
 }

@@ -13,10 +13,11 @@ use crate::config::reader::Section;
 use crate::config::units::Wrong;
 use crate::config::value::plain;
 use crate::message::Rights;
-use crate::scan::Settings;
 use crate::scan::engine::{AttachmentSettings, Kind};
+use crate::scan::{GuardSettings, Settings};
 use crate::verdict::EngineClass;
 
+use super::guard::guard_of_engine;
 use super::{HOUR, secs};
 
 /// Shortest duration of an engine's settings: 10 ms. A shorter one has no practical use.
@@ -152,8 +153,12 @@ const BLOCKED_TYPES: [&str; 2] = [
     "application/vnd.microsoft.portable-executable",
 ];
 
-/// Reads an `[[engine]]`. `None` if its kind is missing or unknown; that problem is in the list of problems.
-pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Option<Settings> {
+/// Reads an `[[engine]]`; `guard` are the settings of `[guard]`. `None` if its kind is missing or unknown; that problem is in the list of problems.
+pub(in crate::config) fn engine(
+    mut section: Section<'_>,
+    hostname: &str,
+    guard: &GuardSettings,
+) -> Option<Settings> {
     let name = section.name("\"clamd\"");
     section.require("kind", "\"clamd\"");
     let kind = section.choice("kind", None, &KINDS)?;
@@ -175,6 +180,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
     let weight = section
         .number("weight", Some(1.0), 0.0..=1000.0)
         .unwrap_or(1.0);
+    let guard = guard_of_engine(&mut section, guard);
     let read = |kind: KindName, section: &mut Section<'_>| {
         of_kind(kind, section, (timeout, class, hostname))
     };
@@ -196,6 +202,7 @@ pub(in crate::config) fn engine(mut section: Section<'_>, hostname: &str) -> Opt
         max_size,
         weight,
         edits,
+        guard,
         kind,
     })
 }

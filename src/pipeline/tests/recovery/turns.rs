@@ -1,11 +1,12 @@
 //! Whose turn it is among causes, and what is let alone as long as its cause is not gone.
 
 use super::*;
+use crate::scan::Drain;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// What the learner has made, in force: it holds mail in which one engine has hung.
-fn by_learner(id: &str, skeleton: usize) -> intercept::Interceptor {
+pub(super) fn by_learner(id: &str, skeleton: usize) -> intercept::Interceptor {
     let key = format!("skeleton:{skeleton:016x}");
     let key = key.parse().expect("a trait");
     intercept::Interceptor {
@@ -23,7 +24,12 @@ fn by_learner(id: &str, skeleton: usize) -> intercept::Interceptor {
 
 impl World {
     /// Kept for an interceptor.
-    async fn keep_held(&mut self, lane: Lane, id: &str, reputation: SenderReputation) -> MessageId {
+    pub(super) async fn keep_held(
+        &mut self,
+        lane: Lane,
+        id: &str,
+        reputation: SenderReputation,
+    ) -> MessageId {
         let cause = Cause::Interceptor(id.to_owned());
         let of = (cause, Some(reputation));
         self.put(&["x@b.test"], lane, of, "hello").await
@@ -126,7 +132,11 @@ async fn an_engine_that_goes_away_again_ends_its_sweep() {
     assert!(begun < hanging, "{begun}");
     let drain = |away| {
         let generation = world.pipeline.generation();
-        generation.scanner.engines()[0].drain(None, away);
+        let engine = &generation.scanner.engines()[0];
+        match away {
+            true => engine.drain(None, &Drain::plain()).expect("drained"),
+            false => drop(engine.resume(None)),
+        }
     };
     drain(true);
     Deadline::after(5 * MINUTE).wait().await;

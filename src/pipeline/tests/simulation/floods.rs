@@ -129,6 +129,7 @@ impl Plan {
             coverage,
             attempts: 1,
             events: Vec::new(),
+            ..Self::new(seed)
         }
     }
 }

@@ -7,6 +7,8 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use super::peers::{EngineFault, HopFault};
 use super::world::Mood;
+use crate::intercept;
+use crate::scan::GuardSettings;
 
 /// One thing that happens.
 #[derive(Debug, Clone)]
@@ -70,6 +72,9 @@ pub(super) struct Plan {
     pub(super) coverage: usize,
     /// Calls of an engine for one message.
     pub(super) attempts: u32,
+    /// The settings of all engines' guards, and of the learner.
+    pub(super) guard: GuardSettings,
+    pub(super) intercept: intercept::Settings,
     pub(super) events: Vec<(Duration, Event)>,
 }
 
@@ -100,6 +105,8 @@ impl Plan {
             slots: rng.random_range(2..=4),
             coverage: rng.random_range(1..=engines),
             attempts: rng.random_range(1..=2),
+            guard: GuardSettings::default(),
+            intercept: intercept::Settings::default(),
             events: Vec::new(),
         };
         for _ in 0..rng.random_range(4..=24) {

@@ -20,7 +20,6 @@ use crate::chance;
 use crate::deadline::{Budget, Deadline, set_wall_clock, wall_clock};
 use crate::delivery::{Delivery, Kind as Hop, Settings as HopSettings, SmtpSettings};
 use crate::incident::Incident;
-use crate::intercept;
 use crate::message::{Content, Envelope, Mailbox, Message, ReversePath, Rights};
 use crate::policy;
 use crate::quarantine::{self, Act};
@@ -273,6 +272,7 @@ impl Outside {
             max_size: 1 << 20,
             weight: 1.0,
             edits: Rights::None,
+            guard: self.plan.guard,
             kind: Kind::Clamd {
                 addresses: vec![address],
                 connect_timeout: Duration::from_secs(1),
@@ -291,7 +291,7 @@ impl Outside {
             generation,
             self.disk.clone(),
             logs,
-            intercept::Settings::default(),
+            self.plan.intercept.clone(),
             64 << 20,
         );
         let closing = CancellationToken::new();
@@ -339,7 +339,7 @@ impl Outside {
                     reloads += 1;
                     let before = life.pipeline.generation();
                     let next = self.generation(reloads, Some(&before));
-                    life.pipeline.replace(next, intercept::Settings::default());
+                    life.pipeline.replace(next, self.plan.intercept.clone());
                 }
                 Event::Review { release } => self.review(release).await,
                 Event::Crash(pause) => break Death::Crash(pause),

@@ -1,4 +1,4 @@
-//! Canaries: at most two copies of unproven content are in the engine at once. Each copy that is answered in time doubles that
+//! Canaries: at most two copies of unproven content (`canaries`) are in the engine at once. Each copy that is answered in time doubles that
 //! limit. This is slow start for each fingerprint, and the "canary requests" of The Tail at Scale (Dean, Barroso, CACM 2013).
 
 use std::collections::VecDeque;
@@ -12,10 +12,7 @@ use crate::ablation::{Mechanism, without};
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Trait};
 
-/// Copies of unproven content that may be in the engine at once: two, because one slow scan alone does not make
-/// the content suspicious.
-const CANARY_COPIES: u32 = 2;
-/// Largest number of doublings: `2 << 6` = 128 copies are more than the slots of an engine.
+/// Largest number of doublings: by default `2 << 6` = 128 copies, more than the slots of an engine.
 const CANARY_DOUBLINGS_MAX: u32 = 6;
 /// Lifetime of a generation of proofs. A proof holds for 30 to 60 minutes while proofs keep coming in: the next proof after 30
 /// minutes, or after [`PROOF_KEYS_MAX`] keys, begins a new generation.
@@ -31,6 +28,8 @@ const FAILURE_KEYS_MAX: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Canaries {
+    /// Copies of unproven content that may be in the engine at once.
+    copies: u32,
     inflight: HashMap<Trait, u32>,
     parked: HashMap<Trait, VecDeque<Ticket>>,
     /// Proofs by key, in a new and an old generation: the old generation is dropped as a whole, without a search for old
@@ -41,8 +40,9 @@ pub(super) struct Canaries {
 }
 
 impl Canaries {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, copies: u32) -> Self {
         Self {
+            copies,
             inflight: HashMap::new(),
             parked: HashMap::new(),
             proofs: Default::default(),
@@ -56,8 +56,13 @@ impl Canaries {
         Self {
             inflight: std::mem::take(&mut self.inflight),
             parked: std::mem::take(&mut self.parked),
-            ..Self::new(now)
+            ..Self::new(now, self.copies)
         }
+    }
+
+    /// Allows another number of copies from now on. Copies that are in the engine stay there.
+    pub(super) fn retune(&mut self, copies: u32) {
+        self.copies = copies;
     }
 
     /// A key of the message that already has as many copies in the engine as allowed, if there is one.
@@ -68,8 +73,8 @@ impl Canaries {
         let mut keys = request.fingerprint.as_deref()?.canary_keys();
         keys.find(|key| {
             let inflight = self.inflight.get(key).copied().unwrap_or(0);
-            inflight >= CANARY_COPIES
-                && inflight >= CANARY_COPIES << self.proofs_of(*key).min(CANARY_DOUBLINGS_MAX)
+            inflight >= self.copies
+                && inflight >= self.copies << self.proofs_of(*key).min(CANARY_DOUBLINGS_MAX)
         })
     }
 

@@ -1,21 +1,25 @@
 //! The replicas of an engine at the gate: which take mail, their probes, and the drain by an operator.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use super::trust::Level;
 use super::{Gate, GateRefusal, GateRequest, Scan, Ticket};
 use crate::ablation::{Mechanism, without};
+use crate::measure::SizeClass;
 use crate::message::{MessageId, SenderReputation};
 use crate::observation::ScanReason;
 use crate::scan::FairnessKey;
 use crate::scan::guard::breaker::{Breaker, BreakerState};
+use crate::scan::guard::drain::Drain;
 
 #[derive(Debug)]
 pub(super) struct Replica {
     pub(super) breaker: Breaker,
     pub(super) running: usize,
     pub(super) last_end: Instant,
-    pub(super) drained: bool,
+    pub(super) drain: Option<Arc<Drain>>,
     /// Time at which the replica was drained.
     pub(super) drained_at: Option<Instant>,
     /// Time at which the breaker opened; none once it has closed.
@@ -29,7 +33,7 @@ pub(super) struct Replica {
 impl Replica {
     /// Scans of mail that may run at once. In a ramp, the limit covers only scans that began in the ramp.
     pub(super) fn allowed(&self) -> usize {
-        match self.drained || self.rests.is_some() {
+        match self.drain.is_some() || self.rests.is_some() {
             true => 0,
             false => self.breaker.allowed(),
         }
@@ -41,8 +45,8 @@ pub(in crate::scan::guard) struct ReplicaState<'a> {
     pub(in crate::scan::guard) breaker: &'a Breaker,
     /// Scans that hold a slot, including probes and zombies.
     pub(in crate::scan::guard) running: usize,
-    /// Whether an operator has drained the replica.
-    pub(in crate::scan::guard) drained: bool,
+    /// The drain by an operator.
+    pub(in crate::scan::guard) drain: Option<&'a Arc<Drain>>,
     /// Whether the replica has asked for a pause that has not ended.
     pub(in crate::scan::guard) resting: bool,
     /// Time since which the replica gets not all its mail, because it was drained or its breaker opened.
@@ -73,6 +77,7 @@ impl Gate {
                 timed_out_before: false,
                 fairness_key: FairnessKey::default(),
                 large: false,
+                size: SizeClass::Tiny,
                 arrived: now,
             },
             level: Level::Proven,
@@ -109,18 +114,28 @@ impl Gate {
             .count()
     }
 
-    /// Drains a replica, or puts it back into service. Returns whether the replica was drained before.
+    /// Drains a replica, or puts it back into service (`None`). Returns the drain before.
     pub(in crate::scan::guard) fn drain(
         &mut self,
         now: Instant,
         replica: usize,
-        drained: bool,
-    ) -> bool {
-        let before = std::mem::replace(&mut self.replicas[replica].drained, drained);
+        drain: Option<Arc<Drain>>,
+    ) -> Option<Arc<Drain>> {
         let since = self.replicas[replica].drained_at.unwrap_or(now);
-        self.replicas[replica].drained_at = drained.then_some(since);
+        self.replicas[replica].drained_at = drain.is_some().then_some(since);
+        let before = std::mem::replace(&mut self.replicas[replica].drain, drain);
         self.pump(now);
         before
+    }
+
+    /// The drain with which mail passes without the engine: all replicas are drained, and a drain of one lets mail pass.
+    pub(in crate::scan::guard) fn passes(&self) -> Option<Arc<Drain>> {
+        let mut passes = None;
+        for replica in &self.replicas {
+            let drain = replica.drain.as_ref()?;
+            passes = passes.or(drain.terms.passes.then_some(drain));
+        }
+        passes.cloned()
     }
 
     /// Notes that a replica passed a test that an operator ran. If the breaker is open, the next probe pair is due at once.
@@ -153,7 +168,7 @@ impl Gate {
 
     /// Why no replica takes mail; `None` if at least one replica does.
     pub(in crate::scan::guard) fn refuses(&self) -> Option<GateRefusal> {
-        if self.replicas.iter().all(|r| r.drained) {
+        if self.replicas.iter().all(|r| r.drain.is_some()) {
             return Some(GateRefusal::Drained);
         }
         if without(Mechanism::Breaker) {
@@ -161,7 +176,7 @@ impl Gate {
         }
         let mut why = Vec::new();
         let mut rests = false;
-        for replica in self.replicas.iter().filter(|r| !r.drained) {
+        for replica in self.replicas.iter().filter(|r| r.drain.is_none()) {
             match replica.breaker.state() {
                 BreakerState::Closed | BreakerState::Ramp { .. } if replica.rests.is_some() => {
                     rests = true
@@ -184,7 +199,7 @@ impl Gate {
         self.replicas.iter().map(|replica| ReplicaState {
             breaker: &replica.breaker,
             running: replica.running,
-            drained: replica.drained,
+            drain: replica.drain.as_ref(),
             resting: replica.rests.is_some(),
             since: replica.drained_at.or(replica.opened_at),
         })

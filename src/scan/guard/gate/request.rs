@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{LARGE_LATENCY_FACTOR, Ticket};
+use crate::measure::SizeClass;
 use crate::message::{Fingerprint, MessageId, SenderReputation};
 use crate::observation::ScanReason;
 use crate::scan::FairnessKey;
@@ -75,6 +76,7 @@ pub(in crate::scan::guard) struct GateRequest {
     /// Client and party of the message: they share turns, and limit the scans of one party.
     pub(in crate::scan::guard) fairness_key: FairnessKey,
     pub(in crate::scan::guard) large: bool,
+    pub(in crate::scan::guard) size: SizeClass,
     /// When the message asked for its first scan.
     pub(in crate::scan::guard) arrived: Instant,
 }

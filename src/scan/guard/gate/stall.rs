@@ -26,18 +26,12 @@ const ASSUMED_SAMPLES_MIN: usize = 64;
 /// A silence below this probability is a stall. At ten tests a second, a working replica then causes less than one false
 /// alarm in an hour (simulated with 1 to 32 slots, where 1 % and 2 % of scans take 3 s).
 const STALL_CHANCE_MAX: f64 = 1e-6;
-/// A silence shorter than half of `slow` (250 ms where `slow` is 500 ms) is not a stall: a machine, or an engine that loads
-/// signatures, may well stand still for a tenth of a second.
-const SILENCE_DIVISOR: u32 = 2;
 /// A gap of at least 250 ms between two ticks, which are 100 ms apart, means that the relay itself stood still, or that the
 /// gate was idle. Silence before the end of the gap then does not count against the engine.
 const TICK_GAP_MIN: Duration = Duration::from_millis(250);
-/// Different parties whose scans must have lasted unusually long, as one or two parties may have sent content that takes
-/// long. A replica that may run fewer than three scans needs only that number of parties.
-const STUCK_PARTIES_MIN: usize = 3;
-/// The number of parties, including the probe, if a probe has lasted unusually long: a probe takes no longer than other mail,
+/// Upper bound of the number of parties ([`GuardSettings::stall_senders`](super::GuardSettings)), including the probe, if a probe has lasted unusually long: a probe takes no longer than other mail,
 /// so its content is not the cause.
-const STUCK_PARTIES_WITH_PROBE_MIN: usize = 2;
+const STUCK_PARTIES_WITH_PROBE_MAX: usize = 2;
 /// Natural logarithm of a probability: a scan has lasted unusually long if the probability of its silence is below e^-0.5 =
 /// 0.61. Other scans, for example old zombies, do not add to the number of parties.
 const UNUSUAL_LN_CHANCE_MAX: f64 = -0.5;
@@ -126,7 +120,7 @@ impl Gate {
         let (mut chance, mut oldest) = (0.0, Duration::ZERO);
         let (mut parties, mut known_parties) = (Vec::new(), Vec::new());
         let (mut is_proven, mut are_all) = (false, true);
-        let mut enough = STUCK_PARTIES_MIN.min(allowed);
+        let mut enough = self.settings.stall_senders.min(allowed);
         // A message that timed out before, and one that an interceptor explains, say nothing about the engine.
         let says_something =
             |scan: &&Scan| scan.is_probe || !scan.is_explained && !scan.request.timed_out_before;
@@ -143,7 +137,7 @@ impl Gate {
                     known_parties.push(scan.request.fairness_key.party);
                 }
                 if scan.is_probe {
-                    enough = STUCK_PARTIES_WITH_PROBE_MIN;
+                    enough = STUCK_PARTIES_WITH_PROBE_MAX.min(self.settings.stall_senders);
                 }
             } else {
                 are_all &= scan.is_slow;
@@ -153,10 +147,10 @@ impl Gate {
             parties.sort_unstable();
             parties.dedup();
         }
-        // A stall needs a hanging scan of proven mail, a hanging probe, or hanging scans of three known senders: these have not all
+        // A stall needs a hanging scan of proven mail, a hanging probe, or hanging scans of three known senders (`stall_senders`): these have not all
         // sent a new attachment that hangs by chance. On a full replica, other mail suffices if mail waits and each scan is slow or
         // has lasted unusually long.
-        let is_proven = is_proven || known_parties.len() >= STUCK_PARTIES_MIN;
+        let is_proven = is_proven || known_parties.len() >= self.settings.stall_senders;
         let is_shut = are_all && self.free_of(at) == 0 && !self.waiting.is_empty();
         let on = match (is_proven, is_shut) {
             (true, _) => Some(Level::Proven),
@@ -166,7 +160,7 @@ impl Gate {
         on.filter(|_| {
             parties.len() >= enough
                 && chance < STALL_CHANCE_MAX.ln()
-                && oldest >= self.times.slow / SILENCE_DIVISOR
+                && oldest >= self.times.slow.mul_f64(self.settings.stall_factor)
         })
     }
 

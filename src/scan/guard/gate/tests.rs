@@ -4,14 +4,16 @@ mod diversions;
 mod fault;
 mod laws;
 mod stall;
+mod thresholds;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::measure::SizeClass;
 use crate::message::fingerprint::Aspect;
 use crate::message::{Fingerprint, Identity, MessageId, SenderReputation, Trait};
 use crate::observation::ScanReason;
-use crate::scan::FairnessKey;
+use crate::scan::{Drain, FairnessKey};
 
 const TIMES: Times = Times {
     slow: Duration::from_millis(500),
@@ -56,6 +58,7 @@ fn gate_request(now: Instant, attachment: u64, reputation: SenderReputation) -> 
         timed_out_before: false,
         fairness_key: fairness_key(attachment),
         large: false,
+        size: SizeClass::Tiny,
         arrived: now,
     }
 }
@@ -72,7 +75,7 @@ impl World {
         let now = Instant::now();
         Self {
             now,
-            gate: Gate::new(now, TIMES, slots, 1, true),
+            gate: Gate::new(now, TIMES, (slots, GuardSettings::default()), 1, true),
             next: TEXT,
         }
     }
@@ -170,7 +173,7 @@ async fn an_engine_is_short_for_mail_that_would_have_to_wait() {
     assert!(!is_short(&world, 2, known) && !is_short(&world, TEXT, known));
     world.unique(known);
     assert!(is_short(&world, TEXT, known), "no slot is free");
-    world.gate.drain(world.now, 0, true);
+    world.gate.drain(world.now, 0, Some(Drain::plain()));
     assert!(!is_short(&world, TEXT, known), "it is out");
 }
 
@@ -474,7 +477,7 @@ async fn waiting_ends() {
 #[tokio::test(start_paused = true)]
 async fn who_asks_to_be_left_alone_is_left_alone() {
     let mut world = World::new(100);
-    world.gate = Gate::new(world.now, TIMES, 100, 2, true);
+    world.gate = Gate::new(world.now, TIMES, (100, GuardSettings::default()), 2, true);
     let first = world.unique(SenderReputation::Known);
     let started = world.gate.orders();
     let [GateOrder::Start(_, resting)] = started[..] else {
@@ -567,7 +570,7 @@ proptest! {
                 Act2::Probe => running.extend(world.gate.probe(world.now, 0)),
                 Act2::Probed(passed) => world.gate.probed(world.now, 0, passed),
                 Act2::Drain(drained) => {
-                    world.gate.drain(world.now, 0, drained);
+                    world.gate.drain(world.now, 0, drained.then(Drain::plain));
                 }
                 Act2::Leave(_) | Act2::ScanEnd(..) => {}
             }

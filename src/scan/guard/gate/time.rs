@@ -189,6 +189,7 @@ pub(super) fn evidence(now: Instant, scan: &Scan, what: Observed) -> Option<Evid
         fingerprint: scan.request.fingerprint.clone()?,
         reputation: scan.request.reputation,
         scan_reason: scan.request.scan_reason,
+        size: scan.request.size,
         arrived: scan.request.arrived,
         started: scan.started,
         at: now,

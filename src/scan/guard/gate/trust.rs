@@ -1,7 +1,7 @@
 //! Which message may take a free slot: one rule, which depends on the level of trust of the message (RESILIENCE section 2,
 //! "Levels of trust").
 //!
-//! A level may fill all slots but those that are kept free for more trusted mail, at most [`Level::most_kept`]. Of 12 slots,
+//! A level may fill all slots but those that are kept free for more trusted mail, at most [`Level::most_kept`]. Of 12 slots (with the default reserves),
 //! unknown mail may fill 8 at least; unproven and unknown mail together may fill 10 at least; proven mail may take any slot.
 //! A scan counts from its start to its end, slow or not, against its own level and against each more trusted level. It
 //! cannot shut out a more trusted level, because the bound of that level is higher: if 8 scans of unknown mail hang, unproven
@@ -23,7 +23,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use tokio::time::Instant;
 
-use super::{Gate, GateRequest, Scan};
+use super::{Gate, GateRequest, GuardSettings, Scan};
 use crate::ablation::{Mechanism, without};
 use crate::chance;
 use crate::message::SenderReputation;
@@ -69,11 +69,11 @@ impl Level {
 
     /// Largest number of slots, of `slots`, that are kept free of this level for more trusted mail. A level may fill the other
     /// slots. So the bound is higher for a more trusted level.
-    fn most_kept(self, slots: usize) -> usize {
+    fn most_kept(self, slots: usize, settings: &GuardSettings) -> usize {
         match self {
             Self::Proven => 0,
-            Self::Unproven => (slots / 6).max(1),
-            Self::Unknown => (slots / 3).max(1),
+            Self::Unproven => settings.reserve_proven.slots(slots),
+            Self::Unknown => settings.reserve_known.slots(slots),
         }
     }
 }
@@ -135,14 +135,15 @@ impl SlotUse {
 
     /// Slots that are kept free of a level while no scan of the level, or of a less trusted one, is slow: the mean use by
     /// more trusted mail, rounded down, and one more, so that the next message of those levels finds a slot.
-    fn kept(&self, now: Instant, level: Level, slots: usize) -> usize {
+    /// At most `most_kept`.
+    fn kept(&self, now: Instant, level: Level, most_kept: usize) -> usize {
         let Some(more_trusted) = (level as usize).checked_sub(1) else {
             return 0;
         };
         match self.last_start[more_trusted] {
-            Some(last) if now < last + KEPT_SLOTS_IDLE_MAX => level
-                .most_kept(slots)
-                .min(1 + self.means[more_trusted] as usize),
+            Some(last) if now < last + KEPT_SLOTS_IDLE_MAX => {
+                most_kept.min(1 + self.means[more_trusted] as usize)
+            }
             _ => 0,
         }
     }
@@ -152,6 +153,8 @@ impl SlotUse {
 #[derive(Debug)]
 pub(super) struct Load {
     slots: usize,
+    /// Slots of each level that are kept free of it at most ([`Level::most_kept`]).
+    most_kept: [usize; 3],
     /// For each level, the scans of that level and of *less* trusted levels: these together may not fill the slots that are
     /// kept free for more trusted mail. Scans of more trusted mail are left out, because the slots are kept for those scans.
     /// The number for [`Level::Proven`] is that of all scans.
@@ -173,9 +176,14 @@ pub(super) struct Load {
 
 impl Load {
     /// Counts the scans of mail; probes are left out.
-    fn of<'a>(slots: usize, scans: impl Iterator<Item = &'a Scan>) -> Self {
+    fn of<'a>(
+        slots: usize,
+        settings: &GuardSettings,
+        scans: impl Iterator<Item = &'a Scan>,
+    ) -> Self {
         let mut load = Self {
             slots,
+            most_kept: Level::ALL.map(|level| level.most_kept(slots, settings)),
             held: [0; 3],
             slow: [0; 3],
             large: [0; 3],
@@ -207,8 +215,8 @@ impl Load {
         }
         let at = level as usize;
         let kept = match self.slow[at] {
-            0 => slot_use.kept(now, level, self.slots),
-            _ => level.most_kept(self.slots),
+            0 => slot_use.kept(now, level, self.most_kept[at]),
+            _ => self.most_kept[at],
         };
         let no_unproven_runs =
             self.held[Level::Unproven as usize] == self.held[Level::Unknown as usize];
@@ -260,9 +268,8 @@ impl Load {
     /// Whether a group of scans, the scans of one party or those of large content, may not get another slot once one of its
     /// scans is slow: the group holds half of the slots that unknown senders may hold.
     fn is_group_at_limit(&self, group_scans: usize) -> bool {
-        let most = self
-            .slots
-            .saturating_sub(Level::Unknown.most_kept(self.slots));
+        let kept = self.most_kept[Level::Unknown as usize];
+        let most = self.slots.saturating_sub(kept);
         group_scans >= (most / 2).max(1)
     }
 }
@@ -275,7 +282,7 @@ impl Gate {
         let scans = self.scans.values().filter(|scan| takes(scan.replica));
         Load {
             paused: self.pauses.iter().filter(|end| now < **end).count(),
-            ..Load::of(replicas.count() * self.slots, scans)
+            ..Load::of(replicas.count() * self.slots, &self.settings, scans)
         }
     }
 
@@ -371,6 +378,7 @@ mod tests {
     fn load(slots: usize, held: [usize; 3], slow: [usize; 3]) -> Load {
         Load {
             slots,
+            most_kept: Level::ALL.map(|level| level.most_kept(slots, &GuardSettings::default())),
             held,
             slow,
             large: [0; 3],

@@ -24,8 +24,17 @@ impl Gate {
         if let Some(refusal) = self.refuses()
             && !self.awaits(request, &refusal)
         {
-            return Some(refusal);
+            // Mail passes without a drained engine, but a suspect does not: it still is one.
+            let suspicion = self.passes().and_then(|_| self.suspicion(now, request));
+            let blames =
+                |s: &GateRefusal| matches!(s, GateRefusal::Parked(_) | GateRefusal::Suspect(_));
+            return suspicion.filter(blames).or(Some(refusal));
         }
+        self.suspicion(now, request)
+    }
+
+    /// The reason to refuse a message because of what it is or resembles, whether or not the engine takes mail.
+    fn suspicion(&mut self, now: Instant, request: &GateRequest) -> Option<GateRefusal> {
         if let Some(refusal) = self.diversion(now, request) {
             return Some(refusal);
         }

@@ -60,9 +60,14 @@ impl GuardState {
         }) = gate.replicas().nth(replica)
         {
             let (good, bad) = breaker.counts(Instant::now());
+            let window = self.settings.guard.failure_window.as_secs_f64();
+            let outcomes = [("good", good), ("bad", bad)];
+            let outcomes = outcomes.map(|(what, n)| {
+                let label = format!("outcomes {what} in {window} s");
+                (label.into(), n.to_string())
+            });
+            incident.evidence.extend(outcomes);
             incident = incident
-                .with("outcomes good in 10 s", good)
-                .with("outcomes bad in 10 s", bad)
                 .with("scans in it", running)
                 .with("of them past their timeout", gate.zombies())
                 .with("mail waiting for it", gate.queued());

@@ -84,7 +84,7 @@ impl GuardState {
         gate_state.ask = now + SIGNATURE_QUERY_INTERVAL;
         for (at, replica) in gate_state.gate.replicas().enumerate() {
             let engine = self.engines.get(at);
-            let engine = engine.filter(|_| !replica.drained && !replica.resting);
+            let engine = engine.filter(|_| replica.drain.is_none() && !replica.resting);
             if let Some(asked) = engine.and_then(|engine| engine.clone().ask_signatures()) {
                 let state = self.clone();
                 tokio::spawn(async move { state.signed(at, asked.await.as_deref()) });
@@ -105,10 +105,11 @@ impl GuardState {
         for engine in &self.engines {
             engine.clone().watch();
         }
+        let (now, settings) = (Instant::now(), &self.settings);
         let mut gate_state = self.lock();
         gate_state
             .gate
-            .retune(times(&self.settings), self.settings.slots);
+            .retune(now, times(settings), (settings.slots, settings.guard));
         let is_apart = self.engines.iter().any(|engine| engine.replica().is_some());
         gate_state.watched = is_apart || self.settings.probe.is_some() && self.is_probed();
         self.keep_time(&mut gate_state);

@@ -1,0 +1,433 @@
+//! Stories of random incidents, by their laws.
+
+use std::collections::BTreeMap;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use super::*;
+use crate::incident::TouchOutcome;
+use crate::message::MessageId;
+
+/// A tracker with its own clocks.
+struct World {
+    tracker: Tracker,
+    now: Instant,
+    at: Timestamp,
+    /// All phases so far.
+    phases: Vec<Phase>,
+    /// The stories as the log has them.
+    log: BTreeMap<Ulid, StoryState>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            tracker: Tracker::default(),
+            now: Instant::now(),
+            at: "2026-11-30T12:00:00Z".parse().expect("a time"),
+            phases: Vec::new(),
+            log: BTreeMap::new(),
+        }
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        self.now += Duration::from_secs(seconds);
+        self.at += Duration::from_secs(seconds);
+        let phases = self.tracker.tick(self.now, self.at, |_, _| None);
+        self.phases.extend(phases);
+        self.write();
+    }
+
+    fn write(&mut self) {
+        for state in self.tracker.changed(self.now) {
+            self.log.insert(state.story.id, state);
+        }
+    }
+
+    fn record(&mut self, kind: Kind, subject: Subject) -> Incident {
+        self.record_with(kind, subject, None)
+    }
+
+    fn record_with(&mut self, kind: Kind, subject: Subject, engine: Option<&str>) -> Incident {
+        let mut incident = Incident::new(kind, subject, format!("{} happened", kind.as_str()));
+        incident.at = self.at;
+        if let Some(engine) = engine {
+            incident = incident.with(Incident::ENGINE, engine);
+        }
+        let (_, phases, _) = self.tracker.record(self.now, &mut incident);
+        self.phases.extend(phases);
+        incident
+    }
+
+    fn touch(&mut self, cause: Subject, outcome: TouchOutcome, delay: u64) -> Option<TouchRow> {
+        let touch = Touch {
+            message: MessageId::new(),
+            outcome,
+            at: self.at,
+            received: self.at,
+            delay: Duration::from_secs(delay),
+            sender: String::new(),
+            recipients: Vec::new(),
+            recipients_total: 0,
+            subject: String::new(),
+        };
+        self.tracker.touch(self.now, cause, touch)
+    }
+
+    /// A restart: what the log has, and nothing else.
+    fn restart(&mut self) {
+        self.write();
+        let states = self.log.values().cloned().collect();
+        self.tracker = Tracker::restore(self.now, self.at, states);
+    }
+
+    fn state(&mut self, id: Ulid) -> StoryState {
+        self.write();
+        self.log[&id].clone()
+    }
+
+    fn phases_of(&self, id: Ulid) -> Vec<StoryPhase> {
+        let of = self.phases.iter().filter(|(_, story)| story.id == id);
+        of.map(|(phase, _)| *phase).collect()
+    }
+}
+
+fn replica(name: &str, replica: &str) -> Subject {
+    Subject::Engine {
+        name: name.to_owned(),
+        replica: Some(replica.to_owned()),
+    }
+}
+
+/// The subject and the evidence of a random incident about one of a few causes.
+fn random(rng: &mut StdRng, kind: Kind) -> (Subject, Option<&'static str>) {
+    let engine = ["clamd", "rspamd"][rng.random_range(0..2)];
+    match kind {
+        Kind::NextHopPaced | Kind::NextHopDead | Kind::NextHopAlive => {
+            (Subject::NextHop("mx".to_owned()), None)
+        }
+        Kind::QuarantineFilling
+        | Kind::QuarantineRoomy
+        | Kind::StoreTrouble
+        | Kind::StoreWell
+        | Kind::AdmissionAccepts => (Subject::Relay, None),
+        Kind::AdmissionRefuses | Kind::LateFinding => {
+            (Subject::Relay, rng.random::<bool>().then_some(engine))
+        }
+        Kind::InterceptorMade | Kind::InterceptorChanged | Kind::InterceptorLifted => {
+            (Subject::Interceptor(format!("of-{engine}")), Some(engine))
+        }
+        Kind::RecoveryBegun | Kind::RecoveryEnded | Kind::Strike => (Subject::engine(engine), None),
+        _ if rng.random() => (Subject::engine(engine), None),
+        _ => (replica(engine, ["a", "b"][rng.random_range(0..2)]), None),
+    }
+}
+
+/// Every sign of trouble belongs to exactly one story, whose cause it is about; no two open stories have one cause; a story
+/// ends only when all its conditions have ended, and a listener is told of one end after each run of beginnings.
+#[test]
+fn every_trouble_has_one_story_and_every_story_one_end() {
+    for seed in 0..200 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut world = World::new();
+        for _ in 0..300 {
+            let kind = Kind::ALL[rng.random_range(0..Kind::ALL.len())];
+            let (subject, engine) = random(&mut rng, kind);
+            let incident = world.record_with(kind, subject, engine);
+            if kind.begins_story() {
+                let id = incident.story.expect("trouble has a story");
+                let followed = world
+                    .tracker
+                    .stories
+                    .iter()
+                    .find(|f| f.state.story.id == id);
+                let cause = &followed.expect("it is followed").state.story.cause;
+                let is_about = |name: &str| incident.subject.to_string().contains(name);
+                assert!(
+                    engine.is_some_and(|e| *cause == Subject::engine(e))
+                        || is_about(&cause.to_string())
+                        || incident.subject == Subject::Relay,
+                    "seed {seed}: {cause} for {incident:?}"
+                );
+            }
+            for state in world.tracker.open() {
+                let same = world.tracker.open().filter(|other| {
+                    other.topic == state.topic && other.story.cause == state.story.cause
+                });
+                assert_eq!(same.count(), 1, "seed {seed}: {state:?}");
+            }
+            world.pass([0, 1, 5, 40, 700][rng.random_range(0..5)]);
+            for followed in &world.tracker.stories {
+                let state = &followed.state;
+                assert!(
+                    state.story.ended.is_none() || state.conditions.is_empty(),
+                    "seed {seed}: {state:?}"
+                );
+            }
+        }
+        // All conditions end, then time passes.
+        for kind in [
+            Kind::AdmissionAccepts,
+            Kind::QuarantineRoomy,
+            Kind::StoreWell,
+        ] {
+            world.record(kind, Subject::Relay);
+        }
+        world.record(Kind::NextHopAlive, Subject::NextHop("mx".to_owned()));
+        for engine in ["clamd", "rspamd"] {
+            for of in [
+                Subject::engine(engine),
+                replica(engine, "a"),
+                replica(engine, "b"),
+            ] {
+                for kind in [Kind::BreakerClosed, Kind::Resumed, Kind::RecoveryEnded] {
+                    world.record(kind, of.clone());
+                }
+            }
+            let interceptor = Subject::Interceptor(format!("of-{engine}"));
+            world.record(Kind::InterceptorLifted, interceptor);
+        }
+        world.pass(601);
+        assert_eq!(world.tracker.open().count(), 0, "seed {seed}");
+        for (id, state) in &world.log {
+            assert!(state.story.ended.is_some() && !state.ended_by.is_empty());
+            let phases = world.phases_of(*id);
+            let mut told = phases.clone();
+            told.dedup();
+            let pairs = told
+                .chunks(2)
+                .all(|p| p == [StoryPhase::Begin, StoryPhase::End]);
+            assert!(pairs, "seed {seed}: {phases:?}");
+            let ends = phases.windows(2).all(|p| p != [StoryPhase::End; 2]);
+            assert!(ends, "seed {seed}: {phases:?}");
+        }
+    }
+}
+
+/// An engine that goes away and comes back again and again is one story, and trouble after a quiet time is another one.
+#[test]
+fn flapping_is_one_story() {
+    let mut world = World::new();
+    let first = world.record(Kind::BreakerOpened, Subject::engine("clamd"));
+    for _ in 0..100 {
+        world.pass(20);
+        world.record(Kind::BreakerClosed, Subject::engine("clamd"));
+        world.pass(300);
+        let again = world.record(Kind::BreakerOpened, Subject::engine("clamd"));
+        assert_eq!(again.story, first.story);
+    }
+    world.record(Kind::BreakerClosed, Subject::engine("clamd"));
+    world.pass(601);
+    let later = world.record(Kind::BreakerOpened, Subject::engine("clamd"));
+    assert_ne!(later.story, first.story);
+    assert_eq!(world.state(first.id).incidents(), 202);
+}
+
+/// The story has the kind and the words of the incident that says most, whatever came first, and a listener is told when it
+/// gets worse.
+#[test]
+fn a_story_is_called_by_what_says_most() {
+    let mut world = World::new();
+    let strike = world.record(Kind::Strike, Subject::engine("clamd"));
+    assert_eq!(world.phases, [], "a strike is nothing to be woken up for");
+    let probe = world.record(Kind::ProbeFailed, replica("clamd", "a"));
+    let opened = world.record(Kind::BreakerOpened, replica("clamd", "a"));
+    world.record(Kind::Strike, Subject::engine("clamd"));
+    let id = strike.story.expect("a story");
+    assert_eq!((probe.story, opened.story), (Some(id), Some(id)));
+    let state = world.state(id);
+    assert_eq!(state.story.kind, Kind::BreakerOpened);
+    assert_eq!(state.story.title, "breaker-opened happened");
+    assert_eq!(state.main, opened.id);
+    assert_eq!(state.story.cause, Subject::engine("clamd"));
+    let kinds: Vec<_> = world.phases.iter().map(|(_, story)| story.kind).collect();
+    assert_eq!(kinds, [Kind::ProbeFailed, Kind::BreakerOpened]);
+}
+
+/// A refusal of mail belongs to the engine for which the mail waits, and so does its end, which names no engine. If another
+/// engine becomes the reason, the first one no longer is.
+#[test]
+fn a_refusal_belongs_to_the_engine_it_names() {
+    let mut world = World::new();
+    let opened = world.record(Kind::BreakerOpened, Subject::engine("clamd"));
+    let refuses = world.record_with(Kind::AdmissionRefuses, Subject::Relay, Some("clamd"));
+    assert_eq!(refuses.story, opened.story);
+    world.tracker.refused(&Condition::Refusing, 7);
+    world.record(Kind::BreakerClosed, Subject::engine("clamd"));
+    world.pass(100);
+    assert_eq!(world.tracker.open().count(), 1, "it still refuses");
+    let accepts = world.record(Kind::AdmissionAccepts, Subject::Relay);
+    assert_eq!(accepts.story, opened.story);
+    world.pass(31);
+    let state = world.state(opened.id);
+    assert_eq!(state.story.touched.refused, 7);
+    assert_eq!(state.ended_by, "admission-accepts happened");
+    world.record_with(Kind::AdmissionRefuses, Subject::Relay, Some("clamd"));
+    let other = world.record_with(Kind::AdmissionRefuses, Subject::Relay, Some("rspamd"));
+    world.pass(31);
+    let open: Vec<_> = world.tracker.open().map(|state| state.story.id).collect();
+    assert_eq!(open, [other.id]);
+}
+
+/// The counts of a story are exact: those before its first incident, those after its end of mail that came before, and those
+/// beyond the rows that the log keeps. Mail that comes after the end is not counted.
+#[test]
+fn all_mail_of_a_story_is_counted() {
+    let mut world = World::new();
+    let engine = || Subject::engine("clamd");
+    assert_eq!(world.touch(engine(), TouchOutcome::Passed, 0), None);
+    world.touch(Subject::engine("rspamd"), TouchOutcome::Passed, 0);
+    world.pass(UNCLAIMED_TIME.as_secs() - 1);
+    let mut opened = Incident::new(Kind::BreakerOpened, engine(), "down");
+    opened.at = world.at;
+    let (_, _, claimed) = world.tracker.record(world.now, &mut opened);
+    assert_eq!(claimed.len(), 1, "the timeouts that opened the breaker");
+    for delay in 1..=100 {
+        let row = world.touch(engine(), TouchOutcome::Delayed, delay);
+        assert_eq!(row.expect("a row").0, opened.id);
+    }
+    world.record(Kind::InterceptorMade, Subject::Interceptor("i".to_owned()));
+    world.record_with(
+        Kind::InterceptorMade,
+        Subject::Interceptor("k".to_owned()),
+        Some("clamd"),
+    );
+    assert!(
+        world
+            .touch(Subject::Interceptor("k".to_owned()), TouchOutcome::Held, 0)
+            .is_some()
+    );
+    assert!(
+        world
+            .touch(Subject::Interceptor("i".to_owned()), TouchOutcome::Held, 0)
+            .is_none()
+    );
+    world.record(
+        Kind::InterceptorLifted,
+        Subject::Interceptor("k".to_owned()),
+    );
+    world.record(Kind::BreakerClosed, engine());
+    let before_the_end = world.at;
+    world.pass(3600);
+    let mut late = world.touch(engine(), TouchOutcome::Delayed, 0);
+    assert_eq!(late, None, "it came an hour after the end");
+    let touch = Touch {
+        received: before_the_end,
+        delay: Duration::from_secs(3600),
+        ..world.log_touch()
+    };
+    late = world.tracker.touch(world.now, engine(), touch);
+    assert_eq!(late.expect("a row").0, opened.id);
+    let touched = world.state(opened.id).story.touched;
+    assert_eq!((touched.delayed, touched.held, touched.passed), (101, 1, 1));
+    assert_eq!(touched.delay_max, Duration::from_secs(3600));
+    let median = touched.delay_median.as_secs_f64();
+    assert!((51.0..58.0).contains(&median), "{median}");
+}
+
+impl World {
+    fn log_touch(&self) -> Touch {
+        Touch {
+            message: MessageId::new(),
+            outcome: TouchOutcome::Delayed,
+            at: self.at,
+            received: self.at,
+            delay: Duration::ZERO,
+            sender: String::new(),
+            recipients: Vec::new(),
+            recipients_total: 0,
+            subject: String::new(),
+        }
+    }
+}
+
+/// After a restart, trouble that is still there continues its story under the same id; what nothing confirms ends, and the
+/// story says that the restart ended it.
+#[test]
+fn a_restart_continues_what_lasts_and_ends_what_does_not() {
+    let mut world = World::new();
+    let clamd = world.record(Kind::BreakerOpened, Subject::engine("clamd"));
+    world.record(Kind::RecoveryBegun, Subject::engine("clamd"));
+    let rspamd = world.record(Kind::BreakerOpened, Subject::engine("rspamd"));
+    let strike = world.record(Kind::Strike, Subject::engine("yara"));
+    world.record(Kind::QuarantineFilling, Subject::Relay);
+    for _ in 0..3 {
+        world.pass(5);
+        world.restart();
+    }
+    assert_eq!(world.tracker.open().count(), 4);
+    let again = world.record(Kind::BreakerOpened, Subject::engine("clamd"));
+    assert_eq!(again.story, clamd.story);
+    world.record(Kind::QuarantineFilling, Subject::Relay);
+    let now_holds = |cause: &Subject, condition: &Condition| match condition {
+        Condition::Out(_) => Some(*cause == Subject::engine("clamd")),
+        _ => None,
+    };
+    for _ in 0..70 {
+        world.now += Duration::from_secs(1);
+        world.at += Duration::from_secs(1);
+        world.tracker.tick(world.now, world.at, now_holds);
+    }
+    let open: Vec<_> = world
+        .tracker
+        .open()
+        .map(|s| s.story.cause.to_string())
+        .collect();
+    assert_eq!(
+        open.into_iter().collect::<BTreeSet<_>>(),
+        ["engine clamd", "engine yara", "quarantine"]
+            .map(str::to_owned)
+            .into()
+    );
+    let state = world.state(rspamd.id);
+    assert!(state.ended_by.starts_with("ended by restart"), "{state:?}");
+    let lasts = world.state(clamd.id).conditions;
+    assert_eq!(
+        lasts.into_iter().collect::<Vec<_>>(),
+        [Condition::Out(None)]
+    );
+    world.pass(600);
+    assert!(world.state(strike.id).story.ended.is_some());
+}
+
+/// A flood of incidents and of causes costs bounded memory, and the counts stay exact.
+#[test]
+fn a_flood_is_bounded_and_counted() {
+    let mut world = World::new();
+    let mut kept = 0;
+    for n in 0..100_000_u32 {
+        let mut strike = Incident::new(Kind::Strike, Subject::engine("clamd"), "x".repeat(1000));
+        strike.at = world.at;
+        kept += u64::from(world.tracker.record(world.now, &mut strike).0);
+        if n % 4 == 0 {
+            let hop = Subject::NextHop(format!("hop {n}"));
+            world.record(Kind::NextHopDead, hop);
+        }
+        world.touch(Subject::NextHop("none".to_owned()), TouchOutcome::Passed, 0);
+        if n % 1000 == 0 {
+            world.write();
+        }
+    }
+    assert!(world.tracker.stories.len() <= STORIES_MAX);
+    assert!(world.tracker.unclaimed.len() <= UNCLAIMED_MAX);
+    world.write();
+    let strikes = world.log.values().filter(|s| s.story.kind == Kind::Strike);
+    let counted: Vec<u64> = strikes.map(StoryState::incidents).collect();
+    assert!(kept < 100_000);
+    assert_eq!(
+        counted.iter().sum::<u64>(),
+        100_000,
+        "in {} stories",
+        counted.len()
+    );
+    let mut alone = World::new();
+    let first = alone.record(Kind::Strike, Subject::engine("clamd"));
+    for _ in 1..100_000 {
+        alone.record(Kind::Strike, Subject::engine("clamd"));
+    }
+    let state = alone.state(first.id);
+    assert_eq!(state.incidents(), 100_000);
+    assert_eq!(state.kinds.len(), 1);
+    assert!(state.story.title.len() <= 300);
+}
