@@ -221,7 +221,7 @@ impl Core {
             Some(terms) => ("drained", terms.extent()),
             None => ("resumed", String::new()),
         };
-        let summary = format!("{subject} was {done}{extent} by {}{reason}", asked.who);
+        let summary = format!("{subject} was {done} by {}{extent}{reason}", asked.who);
         let mut incident = Incident::new(kind, subject, summary).with("by", &asked.who);
         if let Some(terms) = terms {
             if let Some(term) = terms.term {

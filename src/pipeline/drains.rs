@@ -203,9 +203,13 @@ impl Drains {
         let generation = self.pipeline.generation();
         for engine in generation.scanner.engines() {
             for ended in engine.end_drains() {
-                let term = ended.drain.terms.extent();
-                let kept = KeptDrain::of(engine, &ended);
-                self.record(kept.ended(&format!("its drain{term} has ended")));
+                let terms = &ended.drain.terms;
+                let passed = match terms.passes {
+                    true => ", and mail passes without it no more",
+                    false => "",
+                };
+                let why = format!("its drain{} has ended{passed}", terms.lasting());
+                self.record(KeptDrain::of(engine, &ended).ended(&why));
             }
         }
         let is_removed = |one: &KeptDrain| {

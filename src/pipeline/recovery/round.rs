@@ -72,7 +72,7 @@ impl Pipeline {
                 ended = turn.run(crew.at_work.next()) => ended,
             };
             match ended {
-                Ok(Some(Ok(Step::Settled))) => sweep.settled += 1,
+                Ok(Some(Ok(Step::Settled))) => self.settled(&generation, &cause, &mut sweep),
                 Ok(Some(_)) => {
                     sweep.stays += 1;
                     if !gone || !self.is_gone(&cause) {
@@ -93,6 +93,21 @@ impl Pipeline {
             settled: sweep.settled - settled,
             stays: sweep.stays - stays,
             sweep,
+        }
+    }
+
+    /// Counts a settled message. A sweep that lets mail pass is reported only then: suspects are tried again and again.
+    fn settled(&self, generation: &Generation, cause: &Cause, sweep: &mut Sweep) {
+        sweep.settled += 1;
+        if is_passing(generation, cause) {
+            self.announce(cause, sweep, "what waits for it passes without it");
+        }
+    }
+
+    /// Reports the start of a sweep, once.
+    fn announce(&self, cause: &Cause, sweep: &mut Sweep, what: &str) {
+        if !std::mem::replace(&mut sweep.is_announced, true) {
+            self.report(Kind::RecoveryBegun, cause, what, 0, 0);
         }
     }
 
@@ -130,13 +145,8 @@ impl Pipeline {
                     sweep.stays += 1;
                     continue;
                 }
-                if !sweep.is_announced && (lane != Lane::Scan || passes) {
-                    sweep.is_announced = true;
-                    let what = match passes {
-                        true => "what waits for it passes without it",
-                        false => "what was kept for it is scanned again",
-                    };
-                    self.report(Kind::RecoveryBegun, cause, what, 0, 0);
+                if lane != Lane::Scan && !passes {
+                    self.announce(cause, sweep, "what was kept for it is scanned again");
                 }
                 crew.add(lane, record, working);
             }

@@ -95,8 +95,7 @@ async fn a_drain_ends_in_time_whatever_the_clock_shows() {
         set_wall_clock(Some(wall_clock() + hours));
         assert!(is_about(life.left().await, HOUR / 2), "{leap}");
         let told = life.resumed().await;
-        let expected =
-            "engine clamd was resumed: its drain for 1h, and mail passes without it has ended";
+        let expected = "engine clamd was resumed: its drain for 1h has ended, and mail passes without it no more";
         assert_eq!(told, [expected]);
         life.end();
     }

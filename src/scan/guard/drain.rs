@@ -104,14 +104,19 @@ impl DrainTerms {
         why(&self.reason, &self.who)
     }
 
-    /// The time and the kind of the drain, to follow "drained": ` for 1h, and mail passes without it`.
+    /// The time and the kind of the drain, to follow "drained": ` for 1h, mail passes without it`.
     pub fn extent(&self) -> String {
-        let term = self.term.map(|term| format!(" for {:#}", friendly(term)));
         let passes = match self.passes {
-            true => ", and mail passes without it",
+            true => ", mail passes without it",
             false => "",
         };
-        format!("{}{passes}", term.unwrap_or_default())
+        format!("{}{passes}", self.lasting())
+    }
+
+    /// The time of the drain, to follow its name: ` for 1h`; empty for a drain without an end.
+    pub fn lasting(&self) -> String {
+        let term = self.term.map(|term| format!(" for {:#}", friendly(term)));
+        term.unwrap_or_default()
     }
 }
 

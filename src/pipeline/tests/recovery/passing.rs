@@ -127,6 +127,8 @@ async fn suspects_do_not_pass() {
     assert_eq!(server.begun(), 1);
     let stays = |id: &MessageId| matches!(world.lane(*id), Some(Lane::Scan | Lane::Held));
     assert!(suspects.iter().all(stays), "{:#?}", world.store.all());
+    let told = world.incidents(IncidentKind::RecoveryBegun).await;
+    assert_eq!(told.len(), 1, "tries without a result are not told");
     world.closing.cancel();
 }
 
