@@ -1,6 +1,7 @@
 //! What a new configuration changes about engines and their replicas, and what it keeps.
 
 use super::*;
+use crate::incident::Kind;
 
 /// A replica that nothing is the matter with.
 #[derive(Debug)]
@@ -142,4 +143,46 @@ async fn a_reload_resumes_no_drained_engine() {
     let again = Scanner::of_engines(engines(["out", "in"]), Some(&after));
     let reports = again.scan(request("Subject: x\r\n\r\nx", SECONDS_20)).await;
     assert_eq!(missing(reports), [None, None]);
+}
+
+/// A reload puts the thresholds of the guard in force for the state that it takes over: an engine that was out by the old ones is
+/// out no longer than the new ones say, and one that is in use goes out by the new ones.
+#[tokio::test(start_paused = true)]
+async fn new_thresholds_hold_for_the_state_that_is_taken_over() {
+    let clamd = |failures, pause| {
+        let mut clamd = Settings {
+            kind: engine::Kind::Clamd {
+                addresses: vec![engine::Address::Unix("/nowhere/clamd.ctl".into())],
+                connect_timeout: Duration::from_secs(1),
+            },
+            ..settings("clamd")
+        };
+        clamd.guard.failures_in_a_row = failures;
+        clamd.guard.open_first = pause;
+        clamd.guard.open_max = pause;
+        clamd
+    };
+    let (long, short) = (Duration::from_secs(3000), Duration::from_secs(2));
+    let before = Scanner::new(vec![clamd(8, long)], None).expect("an engine");
+    before.watch();
+    for _ in 0..4 {
+        before.scan(request("x", SECONDS_20)).await;
+    }
+    assert!(!before.engines()[0].is_out(), "four of eight failures");
+    let after = Scanner::new(vec![clamd(5, long)], Some(&before)).expect("an engine");
+    after.watch();
+    after.scan(request("x", SECONDS_20)).await;
+    assert!(after.engines()[0].is_out(), "the fifth of five");
+    Deadline::after(Duration::from_secs(60)).wait().await;
+    let told = |engines: &Scanner| {
+        let incidents = engines.engines()[0].incidents();
+        let told = incidents.into_iter().map(|incident| incident.kind);
+        told.collect::<Vec<_>>()
+    };
+    assert_eq!(told(&after), [Kind::BreakerOpened]);
+    let last = Scanner::new(vec![clamd(5, short)], Some(&after)).expect("an engine");
+    last.watch();
+    Deadline::after(Duration::from_secs(6)).wait().await;
+    let told = told(&last);
+    assert_eq!(told, [Kind::BreakerProbing], "the pause of 3000 s is over");
 }
