@@ -51,6 +51,8 @@ pub struct AnswerCounts {
     pub answered: u64,
     /// The longest scan of these, in milliseconds.
     pub longest_ms: u64,
+    /// Answers that are missing, whatever the timeout.
+    pub missing: u64,
     /// Answers that the other timeout would have missed.
     pub missed: u64,
     /// Missed answers that the other timeout would have won, and of which the finding is known.
@@ -72,13 +74,24 @@ pub(super) enum Effect {
     Unknown,
 }
 
+/// What happens to the answer of one engine.
+#[derive(Debug, Clone)]
+pub(super) struct EffectOn {
+    pub(super) engine: Arc<str>,
+    pub(super) effect: Effect,
+    /// Whether it was missing then.
+    pub(super) is_missing: bool,
+    /// The time of the scan that gave it; none if it was missing, or given by the scan of another message.
+    pub(super) took: Option<Duration>,
+}
+
 /// The reports of a message under other terms.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Under {
     /// One for each engine that both configurations have.
     pub(super) reports: Vec<Report>,
-    /// What happened to the answer of each of these engines, with the time that its scan took.
-    pub(super) effects: Vec<(Arc<str>, Effect, Option<Duration>)>,
+    /// What happened to the answer of each of these engines.
+    pub(super) effects: Vec<EffectOn>,
     /// The engines that the other configuration does not have.
     pub(super) removed: Vec<Arc<str>>,
     /// Why nobody can say which answers there would be.
@@ -120,9 +133,13 @@ pub(super) fn under(
             let why = format!("nobody knows what {} would have answered", report.engine);
             under.unknown.get_or_insert(why);
         }
-        let took = scan_time(report).filter(|_| report.missing().is_none());
-        let effect = (report.engine.clone(), changed.effect, took);
-        under.effects.push(effect);
+        let is_missing = report.missing().is_some();
+        under.effects.push(EffectOn {
+            engine: report.engine.clone(),
+            effect: changed.effect,
+            is_missing,
+            took: scan_time(report).filter(|_| !is_missing),
+        });
         under.reports.push(Report {
             class: terms.class,
             answer: changed.answer,
@@ -248,14 +265,15 @@ fn gained(terms: &EngineTerms, report: &Report, late: &LateAnswers) -> Changed {
 }
 
 impl AnswerCounts {
-    /// Counts one answer, whose scan took that long.
-    pub(super) fn add(&mut self, effect: Effect, took: Option<Duration>) {
+    /// Counts one answer, which a scan of that time gave.
+    pub(super) fn add(&mut self, effect: Effect, is_missing: bool, took: Option<Duration>) {
         if let Some(took) = took {
             let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
             self.answered += 1;
             self.longest_ms = self.longest_ms.max(milliseconds);
         }
         match effect {
+            Effect::Same if is_missing => self.missing += 1,
             Effect::Same => {}
             Effect::Missed => self.missed += 1,
             Effect::Won => self.won += 1,

@@ -118,8 +118,9 @@ impl<'a> Replay<'a> {
         }
         let (decided, under) = self.wanted.terms.decide(entry, Some(&late));
         self.comparison.add(entry, &decided);
-        for (engine, effect, took) in under.effects {
-            self.answers.entry(engine).or_default().add(effect, took);
+        for on in under.effects {
+            let counts = self.answers.entry(on.engine).or_default();
+            counts.add(on.effect, on.is_missing, on.took);
         }
         self.removed.extend(under.removed);
         Ok(())
@@ -144,12 +145,17 @@ impl<'a> Replay<'a> {
             if !self.wanted.slots.contains(&report.engine) {
                 continue;
             }
-            let Some(took) = answers::scan_time(report) else {
-                continue;
-            };
             let asked = match again {
                 false => entry.message.received_at(),
                 true => entry.at - report.elapsed,
+            };
+            if report.missing() == Some(Reason::Busy) && report.attempts == 0 {
+                let scans = self.scans.entry(report.engine.clone()).or_default();
+                scans.add_busy(asked);
+                continue;
+            }
+            let Some(took) = answers::scan_time(report) else {
+                continue;
             };
             let late = self.late.get(&entry.message).filter(|_| !again);
             let held = late.and_then(|late| late.took.get(&report.engine));

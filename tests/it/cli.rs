@@ -77,6 +77,47 @@ fn help_of_every_command_is_as_reviewed() {
     golden("help.txt", &pages);
 }
 
+/// What another configuration changes, in words and for recorded mail, looks as reviewed and fits 80 columns, hostile text from
+/// mail included. Paths and versions are those of a temporary folder, and are left out.
+#[test]
+fn changes_of_the_configuration_are_as_reviewed() {
+    let store = Fabricated::new();
+    let config = store.config();
+    let old = config.with_file_name("old.toml");
+    std::fs::copy(&config, &old).expect("copies");
+    let text = std::fs::read_to_string(&config).expect("reads");
+    let changed = "[coverage]\nav = 0\n[policy]\nmalware = \"reject\"\ntag_score = 2.0\n\
+                   [[engine]]\nname = \"rules\"\nkind = \"rules\"\ntimeout = \"100ms\"\nslow = \"100ms\"\n\
+                   [[rule]]\nname = \"all\"\nrecipient = [\"*\"]\nscore_over = 1.0\nthen = \"quarantine\"\n\
+                   [admin]\nhttp = \"127.0.0.1:1\"\n";
+    std::fs::write(&config, format!("{text}{changed}")).expect("writes");
+    let old = old.display().to_string();
+    for (name, arguments, left_out) in [
+        (
+            "check-config-diff.txt",
+            &["check-config", "--diff", &old][..],
+            2,
+        ),
+        (
+            "what-if-80.txt",
+            &["what-if", "--since", "3000d", "--slots"],
+            1,
+        ),
+    ] {
+        let ran = store.run(Some(80), arguments, "");
+        assert_eq!(ran.exit, 0, "{}", ran.err);
+        let lines: Vec<&str> = ran.out.lines().skip(left_out).collect();
+        let shown = lines.join("\n") + "\n";
+        if name.starts_with("what-if") {
+            assert!(
+                lines.iter().all(|line| line.chars().count() <= 80),
+                "{shown}"
+            );
+        }
+        golden(name, &shown);
+    }
+}
+
 /// Lists and single messages look as reviewed, wide and narrow, for people and for programs.
 #[test]
 fn tables_and_json_are_as_reviewed() {

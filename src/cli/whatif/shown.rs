@@ -140,6 +140,7 @@ fn answers(replayed: &Replayed, terminal: &mut Terminal<'_>) -> Result<(), CliEr
         Column::cut("ENGINE"),
         Column::whole("ANSWERED"),
         Column::whole("LONGEST"),
+        Column::whole("MISSING"),
         Column::whole("TIMEOUT"),
         Column::whole("MISSED"),
         Column::whole("WON"),
@@ -151,6 +152,7 @@ fn answers(replayed: &Replayed, terminal: &mut Terminal<'_>) -> Result<(), CliEr
             engine.name.to_string(),
             counts.answered.to_string(),
             seconds(counts.longest_ms),
+            counts.missing.to_string(),
             seconds(timeout),
             counts.missed.to_string(),
             counts.won.to_string(),
@@ -178,6 +180,7 @@ fn slots(replayed: &Replayed, terminal: &mut Terminal<'_>) -> Result<(), CliErro
     let columns = [
         Column::cut("ENGINE"),
         Column::whole("SCANS"),
+        Column::whole("BUSY"),
         Column::whole("SLOTS"),
         Column::whole("WAIT P99"),
         Column::whole("LONGEST"),
@@ -188,6 +191,7 @@ fn slots(replayed: &Replayed, terminal: &mut Terminal<'_>) -> Result<(), CliErro
         vec![
             replay.engine.clone(),
             replay.scans.to_string(),
+            replay.busy.to_string(),
             replay.slots.to_string(),
             seconds(replay.waits.p99_ms),
             seconds(replay.waits.longest_ms),

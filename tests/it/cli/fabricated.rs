@@ -13,6 +13,7 @@ use spillway::intercept::{Action, Interceptor, Origin as Maker};
 use spillway::message::{
     BodyKind, Content, Envelope, Mailbox, MessageId, Origin, Pattern, ReversePath,
 };
+use spillway::store::basis::Basis;
 use spillway::store::history::{self, History, HistoryEntry};
 use spillway::store::incidents::{self, Incidents};
 use spillway::store::sqlite::{Role, SqliteStore};
@@ -389,6 +390,7 @@ fn told(record: &Record) -> HistoryEntry {
     };
     decided.decision = record.decision.clone();
     decided.reports = record.reports.clone();
+    decided.basis = record.decision.is_some().then(Basis::default);
     decided
 }
 
