@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(
             told,
             [
-                "policy.quarantine_score: 6 -> 8",
+                "policy.quarantine_score: 6.0 -> 8.0",
                 "  mail with scores from 6 to below 8 is delivered marked, and no longer held",
             ]
         );

@@ -238,6 +238,8 @@ mod tests {
             for (at, other) in scanner.engines().iter().skip(1).enumerate() {
                 if at < out {
                     other.drain(None, &Drain::plain()).expect("drained");
+                } else {
+                    other.resume(None);
                 }
             }
             let states = states(&scanner, &policy);

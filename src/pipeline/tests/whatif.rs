@@ -482,7 +482,7 @@ async fn a_replay_counts_what_the_other_configuration_really_does() {
         changed += comparison.changed;
     }
     assert!(
-        changed > 100 && missed > 20 && won > 10,
+        changed > 100 && missed > 10 && won > 10,
         "{changed} {missed} {won}"
     );
     set_wall_clock(None);
