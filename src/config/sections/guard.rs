@@ -37,23 +37,25 @@ enum Whose {
 fn read(section: &mut Section<'_>, before: &GuardSettings, whose: Whose) -> GuardSettings {
     let is_all = whose == Whose::All;
     let mut settings = *before;
-    let share = |section: &mut Section<'_>, key, value: &mut f64, range| {
-        *value = section
-            .number(key, is_all.then_some(*value), range)
-            .unwrap_or(*value);
+    shares(section, &mut settings, is_all);
+    counts(section, &mut settings, is_all);
+    times(section, &mut settings, is_all);
+    reserves(section, &mut settings, is_all);
+    settings
+}
+
+/// Reads the keys that are numbers with a fraction.
+fn shares(section: &mut Section<'_>, settings: &mut GuardSettings, is_all: bool) {
+    let share = |section: &mut Section<'_>, key, value: f64, range| {
+        let read = section.number(key, is_all.then_some(value), range);
+        read.unwrap_or(value)
     };
-    share(
-        section,
-        "stall_factor",
-        &mut settings.stall_factor,
-        0.1..=20.0,
-    );
-    share(
-        section,
-        "failure_share",
-        &mut settings.failure_share,
-        0.05..=1.0,
-    );
+    settings.stall_factor = share(section, "stall_factor", settings.stall_factor, 0.1..=20.0);
+    settings.failure_share = share(section, "failure_share", settings.failure_share, 0.05..=1.0);
+}
+
+/// Reads the keys that are whole numbers.
+fn counts(section: &mut Section<'_>, settings: &mut GuardSettings, is_all: bool) {
     let count = |section: &mut Section<'_>, key, value: usize, range| {
         let read = section.optional_count(key, is_all.then_some(value), range);
         read.unwrap_or(value)
@@ -62,63 +64,41 @@ fn read(section: &mut Section<'_>, before: &GuardSettings, whose: Whose) -> Guar
         let read = count(section, key, value as usize, range);
         u32::try_from(read).unwrap_or(value)
     };
-    settings.stall_senders = count(section, "stall_senders", settings.stall_senders, 1..=100);
-    settings.failure_outcomes = count_32(
-        section,
-        "failure_outcomes",
-        settings.failure_outcomes,
-        2..=10_000,
-    );
-    settings.failures_in_a_row = count_32(
-        section,
-        "failures_in_a_row",
-        settings.failures_in_a_row,
-        3..=1000,
-    );
-    settings.canaries = count_32(section, "canaries", settings.canaries, 1..=64);
-    settings.recovery_per_slot = count(
-        section,
-        "recovery_per_slot",
-        settings.recovery_per_slot,
-        1..=16,
-    );
-    settings.recovery_max = count(section, "recovery_max", settings.recovery_max, 2..=1024);
+    let now = *settings;
+    settings.stall_senders = count(section, "stall_senders", now.stall_senders, 1..=100);
+    let (outcomes, in_a_row) = (now.failure_outcomes, now.failures_in_a_row);
+    settings.failure_outcomes = count_32(section, "failure_outcomes", outcomes, 2..=10_000);
+    settings.failures_in_a_row = count_32(section, "failures_in_a_row", in_a_row, 3..=1000);
+    settings.canaries = count_32(section, "canaries", now.canaries, 1..=64);
+    let per_slot = now.recovery_per_slot;
+    settings.recovery_per_slot = count(section, "recovery_per_slot", per_slot, 1..=16);
+    settings.recovery_max = count(section, "recovery_max", now.recovery_max, 2..=1024);
+}
+
+/// Reads the keys that are durations.
+fn times(section: &mut Section<'_>, settings: &mut GuardSettings, is_all: bool) {
     let duration = |section: &mut Section<'_>, key, value: Duration, range| {
         let read = section.optional_duration(key, is_all.then_some(value), range);
         read.unwrap_or(value)
     };
-    settings.failure_window = duration(
-        section,
-        "failure_window",
-        settings.failure_window,
-        secs(1)..=secs(10 * MINUTE),
-    );
-    settings.open_first = duration(
-        section,
-        "open_first",
-        settings.open_first,
-        OPEN_PAUSE_MIN..=secs(10 * MINUTE),
-    );
-    settings.open_max = duration(
-        section,
-        "open_max",
-        settings.open_max,
-        OPEN_PAUSE_MIN..=secs(HOUR),
-    );
-    if settings.open_max < settings.open_first {
-        let written = ["open_max", "open_first"]
-            .into_iter()
-            .find(|key| section.has(key));
-        if let Some(key) = written {
-            section.complain(
-                key,
-                "makes open_max shorter than open_first, with which the pauses begin",
-                "write an open_max of at least open_first",
-            );
-        }
+    let (now, ten_minutes) = (*settings, secs(10 * MINUTE));
+    let window = secs(1)..=ten_minutes;
+    settings.failure_window = duration(section, "failure_window", now.failure_window, window);
+    let first = OPEN_PAUSE_MIN..=ten_minutes;
+    settings.open_first = duration(section, "open_first", now.open_first, first);
+    let longest = OPEN_PAUSE_MIN..=secs(HOUR);
+    settings.open_max = duration(section, "open_max", now.open_max, longest);
+    if settings.open_max >= settings.open_first {
+        return;
     }
-    reserves(section, &mut settings, is_all);
-    settings
+    let mut written = ["open_max", "open_first"].into_iter();
+    if let Some(key) = written.find(|key| section.has(key)) {
+        section.complain(
+            key,
+            "makes open_max shorter than open_first, with which the pauses begin",
+            "write an open_max of at least open_first",
+        );
+    }
 }
 
 /// Reads the shares of the slots that are kept free. Each is a fraction, as a third has no exact decimal.
