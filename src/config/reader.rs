@@ -6,6 +6,7 @@
 
 mod files;
 mod form;
+mod warnings;
 
 use std::cell::RefCell;
 use std::ops::RangeInclusive;
@@ -93,32 +94,6 @@ impl<'a> Section<'a> {
             None => self.place,
         };
         self.complain_at(place, key, what, fix);
-    }
-
-    /// Adds a warning about a key: the value is allowed, but probably not intended.
-    pub(super) fn warn(&self, key: &str, what: impl Into<String>, fix: impl Into<String>) {
-        let key = format!("{}.{key}", self.path);
-        self.log.borrow_mut().warn(&key, what, fix);
-    }
-
-    /// Adds a warning about an item of a list. Its place is the item.
-    pub(super) fn warn_item(
-        &self,
-        key: &str,
-        item: &str,
-        what: impl Into<String>,
-        fix: impl Into<String>,
-    ) {
-        let list = self.table.and_then(|table| table.get(key));
-        let list = list.and_then(|list| list.get_ref().as_array());
-        let mut items = list.into_iter().flat_map(|list| list.iter());
-        let found = items.find(|found| found.get_ref().as_str() == Some(item));
-        self.log.borrow_mut().warnings.push(Problem {
-            place: found.and_then(|found| self.document.place(found.span().start)),
-            key: format!("{}.{key}", self.path),
-            what: what.into(),
-            fix: fix.into(),
-        });
     }
 
     fn complain_at(

@@ -4,6 +4,7 @@
 //! alarm on a series that is not there does not fire. So [`register`] makes all series of the [table](ALL), from the names in
 //! the configuration. No label comes from mail or from a client, so mail cannot make further series.
 
+mod refusals;
 mod table;
 
 use std::collections::BTreeSet;

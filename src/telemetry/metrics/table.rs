@@ -1,5 +1,6 @@
 //! The table of all metrics. docs/METRICS.md describes them to administrators, and a test compares the two.
 
+use super::refusals::{REFUSAL_REASONS, STAGES};
 use super::{Kind, Metric, Values};
 use crate::incident::{self, Subject};
 use crate::verdict::{Disposition, Reason, Verdict};
@@ -21,50 +22,6 @@ const LATE_CAUSES: Values = Words(|| {
         "turn",
     ]
 });
-
-/// The stages of a session at which the relay refuses something, as in docs/LOGS.md.
-const STAGES: [&str; 9] = [
-    "client", "helo", "tls", "user", "from", "to", "data", "reply", "command",
-];
-/// The reasons of refusals, as in docs/LOGS.md; a test compares them.
-const REFUSAL_REASONS: [&str; 36] = [
-    "address",
-    "auth-cancelled",
-    "auth-unavailable",
-    "backlog",
-    "bad-credentials",
-    "bad-response",
-    "foreign-identity",
-    "http",
-    "line-end",
-    "line-too-long",
-    "loop",
-    "needs-smtputf8",
-    "next-hop",
-    "no-proxy-header",
-    "no-recipients",
-    "no-room",
-    "no-route",
-    "not-implemented",
-    "over-share",
-    "parameter",
-    "policy",
-    "relay-denied",
-    "sequence",
-    "stopping",
-    "store",
-    "syntax",
-    "timeout",
-    "tls-handshake",
-    "tls-required",
-    "too-large",
-    "too-many-errors",
-    "too-many-recipients",
-    "too-many-sessions",
-    "undeliverable",
-    "unknown-command",
-    "unknown-mechanism",
-];
 
 const fn counter(
     name: &'static str,

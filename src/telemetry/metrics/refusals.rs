@@ -1,0 +1,45 @@
+//! The words of refusals, which are values of labels.
+
+/// The stages of a session at which the relay refuses something, as in docs/LOGS.md.
+pub(super) const STAGES: [&str; 9] = [
+    "client", "helo", "tls", "user", "from", "to", "data", "reply", "command",
+];
+/// The reasons of refusals, as in docs/LOGS.md; a test compares them.
+pub(super) const REFUSAL_REASONS: [&str; 36] = [
+    "address",
+    "auth-cancelled",
+    "auth-unavailable",
+    "backlog",
+    "bad-credentials",
+    "bad-response",
+    "foreign-identity",
+    "http",
+    "line-end",
+    "line-too-long",
+    "loop",
+    "needs-smtputf8",
+    "next-hop",
+    "no-proxy-header",
+    "no-recipients",
+    "no-room",
+    "no-route",
+    "not-implemented",
+    "over-share",
+    "parameter",
+    "policy",
+    "relay-denied",
+    "sequence",
+    "stopping",
+    "store",
+    "syntax",
+    "timeout",
+    "tls-handshake",
+    "tls-required",
+    "too-large",
+    "too-many-errors",
+    "too-many-recipients",
+    "too-many-sessions",
+    "undeliverable",
+    "unknown-command",
+    "unknown-mechanism",
+];
