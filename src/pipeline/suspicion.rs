@@ -236,8 +236,9 @@ mod tests {
             settings.coverage = [(EngineClass::Av, required)].into_iter().collect();
             let policy = Policy::new(settings, "test".into());
             for (at, other) in scanner.engines().iter().skip(1).enumerate() {
-                if at < out {
-                    other.drain(None, &Drain::plain()).expect("drained");
+                match at < out {
+                    true => other.drain(None, &Drain::plain()).expect("drained"),
+                    false => drop(other.resume(None)),
                 }
             }
             let states = states(&scanner, &policy);
