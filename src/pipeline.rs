@@ -270,10 +270,7 @@ impl Pipeline {
                         });
                         return Reply::accepted(id);
                     }
-                    Some(Err(error)) if so_far.judged.get().is_none() => {
-                        self.tell_refused(&message, &error);
-                        return self.not_kept(&message, &error);
-                    }
+                    Some(Err(error)) if so_far.judged.get().is_none() => return self.refuse_unkept(&message, &error),
                     // Every recipient has the message, or a next hop may be taking it now: 451 would cause a duplicate.
                     Some(Err(_)) | None => work.await,
                 }
@@ -305,10 +302,7 @@ impl Pipeline {
         };
         let working = match kept {
             Ok(working) => working,
-            Err(error) => {
-                self.tell_refused(&message, &error);
-                return self.not_kept(&message, &error);
-            }
+            Err(error) => return self.refuse_unkept(&message, &error),
         };
         if let Some(slot) = slot {
             let pipeline = self.clone();
@@ -426,19 +420,13 @@ impl Pipeline {
             // A delivery has happened, whether or not the store works.
             let is_delivered = |entry: &mut HistoryEntry| entry.event == "delivered";
             let delivered: Vec<_> = settlement.history.extract_if(.., is_delivered).collect();
-            self.tell_touched(message, &settlement, &delivered);
-            if matches!(custody, Custody::Session) {
-                self.tell_refused(message, &error);
-            }
-            if let Custody::Stored(record) = custody
-                && !delivered.is_empty()
-                && may_pass(&error)
-            {
-                self.owe(settlement, record, message.clone());
-            }
-            for entry in delivered {
-                counts::recipients(&entry, false);
-                self.history.record(entry);
+            self.tell_delivered(message, &settlement, &delivered);
+            match custody {
+                Custody::Session => self.tell_refused(message, &error),
+                Custody::Stored(record) if !delivered.is_empty() && may_pass(&error) => {
+                    self.owe(settlement, record, message.clone());
+                }
+                Custody::Stored(_) => {}
             }
             return self.not_kept(message, &error);
         }

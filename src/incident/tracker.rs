@@ -136,7 +136,7 @@ impl Tracker {
             if is_by_hand || !incident.kind.begins_story() {
                 return (true, phases, Vec::new());
             }
-            let rows = self.begin(now, incident, cause, topic, &effect, &mut phases);
+            let rows = self.begin(now, incident, (cause, topic), &effect, &mut phases);
             return (true, phases, rows);
         };
         let is_kept = self.take_up(now, index, incident, &effect, &mut phases);
@@ -183,8 +183,7 @@ impl Tracker {
         &mut self,
         now: Instant,
         incident: &mut Incident,
-        cause: Subject,
-        topic: Topic,
+        (cause, topic): (Subject, Topic),
         effect: &Effect,
         phases: &mut Vec<Phase>,
     ) -> Vec<TouchRow> {

@@ -10,6 +10,7 @@ use super::{Generation, Pipeline, counts, events, lanes};
 use crate::deadline::{Deadline, wall_clock};
 use crate::message::{Content, Message};
 use crate::smtp::Reply;
+use crate::store::history::HistoryEntry;
 use crate::store::{Change, Record, StoreError, Working};
 
 impl Pipeline {
@@ -87,6 +88,20 @@ impl Pipeline {
             }
         }
         settlement.reply
+    }
+
+    /// Tells of deliveries in a settlement that is not durable: they have happened, whether or not the store works.
+    pub(super) fn tell_delivered(
+        &self,
+        message: &Message,
+        settlement: &Settlement,
+        delivered: &[HistoryEntry],
+    ) {
+        self.tell_touched(message, settlement, delivered);
+        for entry in delivered {
+            counts::recipients(entry, false);
+            self.history.record(entry.clone());
+        }
     }
 
     /// Stores a delivered message for a later scan by an engine that did not answer. The message is delivered already, so a

@@ -8,6 +8,7 @@ use super::{Pipeline, counts};
 use crate::deadline::wall_clock;
 use crate::incident::{Subject, Touch, TouchOutcome};
 use crate::message::{Message, header};
+use crate::smtp::Reply;
 use crate::store::StoreError;
 use crate::store::history::HistoryEntry;
 use crate::verdict::{Decision, Reason, Verdict};
@@ -35,6 +36,12 @@ impl Pipeline {
         for (cause, touch) in touches {
             self.incidents.touch(cause, touch);
         }
+    }
+
+    /// Refuses new mail that cannot be stored.
+    pub(super) fn refuse_unkept(&self, message: &Message, error: &StoreError) -> Reply {
+        self.tell_refused(message, error);
+        self.not_kept(message, error)
     }
 
     /// Tells the story of the store, or of the quarantine, that a message was refused because it could not be stored.
