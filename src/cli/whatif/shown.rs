@@ -209,7 +209,8 @@ fn slots(replayed: &Replayed, terminal: &mut Terminal<'_>) -> Result<(), CliErro
         ))?;
     }
     terminal
-        .line("First come, first served, and each scan as long as it was; no turns, no retries.")
+        .line("Assumed: first come, first served; each scan as long as it was, and that of mail")?;
+    terminal.line("that was busy as long as the one before. No turns, no retries.")
 }
 
 fn examples(comparison: &Comparison, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
