@@ -88,6 +88,7 @@ fn guarded(engine: Arc<Stub>) -> Guarded {
         signature_age: None,
         attempts: 2,
         slots: 12,
+        guard: spillway::scan::GuardSettings::default(),
         max_size: 1 << 20,
         weight: 1.0,
         edits: spillway::message::Rights::None,

@@ -454,7 +454,7 @@ impl Tracker {
         let followed = self.stories.get_mut(index)?;
         followed.is_changed = true;
         let is_kept = followed.state.touch(&touch, STORY_MESSAGES_MAX);
-        is_kept.then(|| (followed.state.story.id, touch))
+        is_kept.then_some((followed.state.story.id, touch))
     }
 
     /// Counts refusals, about which nothing else is known, for the story with this condition.

@@ -181,7 +181,7 @@ pub struct Prepared {
 enum Channel {
     Command(Vec<String>),
     Mail(MailSettings),
-    Webhook(webhook::Webhook),
+    Webhook(Box<webhook::Webhook>),
 }
 
 impl Prepared {
@@ -196,7 +196,8 @@ impl Prepared {
                 Kind::Command(command) => Ok(Channel::Command(command.clone())),
                 Kind::Mail(mail) => Ok(Channel::Mail(mail.clone())),
                 Kind::Webhook(hook) => {
-                    webhook::Webhook::new(hook, settings.timeout).map(Channel::Webhook)
+                    let hook = webhook::Webhook::new(hook, settings.timeout);
+                    hook.map(|hook| Channel::Webhook(Box::new(hook)))
                 }
             };
             let settings = settings.clone();
@@ -222,7 +223,7 @@ impl Prepared {
                 let (relay, delivery) = (relay.clone(), delivery.clone());
                 Box::new(mail::Mail::new(mail, timeout, relay, delivery))
             }
-            Channel::Webhook(hook) => Box::new(hook),
+            Channel::Webhook(hook) => hook,
         };
         Terms {
             settings: self.settings,
