@@ -150,7 +150,10 @@ fn the_first_lines_answer_the_questions() {
     for line in &first {
         assert!(line.len() <= 80, "{line}");
     }
-    assert_eq!(first.join("\n"), include_str!("late-80.txt").trim_end());
+    assert_eq!(
+        first.join("\n").trim_end(),
+        include_str!("late-80.txt").trim_end()
+    );
 }
 
 /// Nothing is late once everything has gone out, and a window without mail says so instead of showing 0 ms.
