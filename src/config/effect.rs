@@ -269,13 +269,13 @@ mod tests {
         assert_eq!(
             told,
             [
-                "policy.quarantine_score: 6 -> 8",
+                "policy.quarantine_score: 6.0 -> 8.0",
                 "  mail with scores from 5 to below 6 is delivered without a mark, and no longer delivered marked",
                 "  mail with scores from 6 to below 7 is delivered without a mark, and no longer held",
                 "  mail with scores from 7 to below 8 is delivered marked, and no longer held",
                 "  mail with scores from 12 to below 15 is rejected, and no longer held",
-                "policy.reject_score: 15 -> 12",
-                "policy.tag_score: 5 -> 7",
+                "policy.reject_score: 15.0 -> 12.0",
+                "policy.tag_score: 5.0 -> 7.0",
             ]
         );
     }

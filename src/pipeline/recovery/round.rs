@@ -235,8 +235,15 @@ impl Pipeline {
             NextStep::Queue,
         )
         .await;
+        // What has passed without the engine is on its way, and waits for the engine's later scan.
+        let has_passed =
+            |after: &Record| passes && matches!(after.lane, Lane::Delivery | Lane::Rescan);
         match self.store.get(id).await {
-            Ok(Some(after)) if after.cause.is_some() && after.cause == cause => Step::Stays,
+            Ok(Some(after))
+                if after.cause.is_some() && after.cause == cause && !has_passed(&after) =>
+            {
+                Step::Stays
+            }
             Ok(_) => Step::Settled,
             Err(error) => {
                 events::lane_failed("recovery", &error);
