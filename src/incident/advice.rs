@@ -10,7 +10,7 @@ pub fn advice(kind: Kind) -> &'static str {
         Kind::BreakerOpened | Kind::BreakerProbing => {
             "Repair the engine (`spillway engine test NAME` probes it now); it gets mail again by itself, and what it missed is scanned then."
         }
-        Kind::BreakerClosed => "Nothing: the engine gets all its mail again.",
+        Kind::BreakerClosed | Kind::Resumed => "Nothing: the engine gets all its mail again.",
         Kind::Strike => "Nothing: a second strike by similar mail holds such mail back by itself.",
         Kind::LateAnswer => {
             "If this happens every day, raise `timeout` of the engine or give it more capacity."
@@ -38,7 +38,6 @@ pub fn advice(kind: Kind) -> &'static str {
             "Compare the engine's signatures and rules with those of the day before: it finds much more or less, or scans much slower or faster."
         }
         Kind::Drained => "`spillway engine resume NAME` when the engine is repaired.",
-        Kind::Resumed => "Nothing: the engine gets mail again.",
         Kind::NextHopPaced => {
             "Nothing: the relay adapts its rate; if the rate stays too low, ask the administrator of the next hop for more."
         }
@@ -56,7 +55,6 @@ pub fn advice(kind: Kind) -> &'static str {
         Kind::AdmissionRefuses => {
             "If one sender floods, nothing: the others are accepted; otherwise repair the engine that the incident names, or give it more slots."
         }
-        Kind::AdmissionAccepts => "Nothing: the relay accepts mail from all clients again.",
         Kind::QuarantineFilling => {
             "Review with `spillway quarantine list`, then `release` or `delete`; or raise `quarantine.max_bytes` or lower `retention`."
         }
@@ -64,7 +62,7 @@ pub fn advice(kind: Kind) -> &'static str {
         Kind::StoreTrouble => {
             "Free space on the disk of `store.path`, or repair it; if files were moved away, do not stop the relay and put them back."
         }
-        Kind::StoreWell => "Nothing: the store accepts mail again.",
+        Kind::AdmissionAccepts | Kind::StoreWell => "Nothing: the relay accepts mail again.",
     }
 }
 

@@ -170,6 +170,9 @@ impl Settlement {
     }
 }
 
+/// Recipients to whom the message is delivered later, with the last status: by next hop, and whether its pace held them back.
+type DeferredRecipients = BTreeMap<(Arc<str>, bool), (Vec<usize>, String)>;
+
 struct Settling<'a> {
     draft: Draft<'a>,
     keep: Vec<Record>,
@@ -295,7 +298,7 @@ impl<'a> Settling<'a> {
         outcomes: &'a [Outcome],
     ) {
         self.remember(decision, recipients, outcomes);
-        let mut later: BTreeMap<(Arc<str>, bool), (Vec<usize>, String)> = BTreeMap::new();
+        let mut later = DeferredRecipients::new();
         for (at, outcome) in recipients.iter().zip(outcomes) {
             let Some(recipient) = self.draft.message.envelope.recipients.get(*at) else {
                 continue;
@@ -337,6 +340,11 @@ impl<'a> Settling<'a> {
             };
             self.tell_answer(event, decision, *at, outcome);
         }
+        self.deliver_later(decision, later);
+    }
+
+    /// Keeps the recipients that each next hop has deferred.
+    fn deliver_later(&mut self, decision: &Decision, later: DeferredRecipients) {
         for ((_, held_back), (those, status)) in later {
             let draft = &self.draft;
             let record = draft.record(Lane::Delivery, Some(decision), &those, &status);

@@ -25,6 +25,14 @@ fn incident(kind: Kind, engine: &str, seconds: i64) -> Incident {
     incident
 }
 
+/// The incidents without their stories.
+fn plain(mut incidents: Vec<Incident>) -> Vec<Incident> {
+    for incident in &mut incidents {
+        incident.story = None;
+    }
+    incidents
+}
+
 /// Incidents are read back complete, the newest first, by every condition, also by a process without the writing end.
 #[tokio::test]
 async fn incidents_are_read_back_by_every_field() {
@@ -40,7 +48,7 @@ async fn incidents_are_read_back_by_every_field() {
     for incident in [&lifted, &opened, &strike, &closed] {
         log.record(incident.clone());
     }
-    let all = log.search(Filter::default()).await.expect("search");
+    let all = plain(log.search(Filter::default()).await.expect("search"));
     let newest_first = [&closed, &strike, &opened, &lifted];
     assert_eq!(all, newest_first.map(Incident::clone));
     let any = Filter::default;
@@ -94,13 +102,13 @@ async fn incidents_are_read_back_by_every_field() {
             vec![],
         ),
     ] {
-        let found = search(&path, filter.clone()).await.expect("search");
+        let found = plain(search(&path, filter.clone()).await.expect("search"));
         assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{filter:?}");
     }
     let found = with_id_prefix(&path, strike.id.to_string())
         .await
         .expect("read");
-    assert_eq!(found, [strike]);
+    assert_eq!(plain(found), [strike]);
     let nobody = ulid::Ulid::generate().to_string();
     assert_eq!(with_id_prefix(&path, nobody).await.expect("read"), []);
     log.close().await;
@@ -148,17 +156,113 @@ async fn a_lost_incident_is_counted() {
     let log = Incidents::open(&path, RETENTION_LONG).expect("open");
     let db = Connection::open(&path).expect("second connection");
     db.execute_batch("DROP TABLE entry").expect("drops");
-    let kept = <Incident as log::Entry>::WAITING_ENTRIES_MAX as u64;
+    let kept = <Row as log::Entry>::WAITING_ENTRIES_MAX as u64;
     // One place in the queue is left for the flush. The log answers a flush when it has tried to write, so the next round
     // finds the queue empty, however slow the thread is.
     let noted = kept - 1;
     for _ in 0..3 {
         for n in 0..noted {
-            log.record(incident(Kind::Strike, "clamd", n as i64));
+            log.log
+                .note(Row::Incident(incident(Kind::Strike, "clamd", n as i64)));
         }
         log.log.flush().await;
     }
     assert_eq!(log.dropped(), 3 * noted - kept, "the first ones are kept");
     log.close().await;
     assert_eq!(log.dropped(), 3 * noted, "nothing was written");
+}
+
+fn touch(seconds: i64, outcome: crate::incident::TouchOutcome) -> Touch {
+    Touch {
+        message: MessageId::new(),
+        outcome,
+        at: at(seconds),
+        received: at(seconds),
+        delay: Duration::ZERO,
+        sender: String::new(),
+        recipients: Vec::new(),
+        recipients_total: 0,
+        subject: String::new(),
+    }
+}
+
+/// A process that ends without a word loses no story that was written: the next one goes on with it, and with its counts. The
+/// log has one row for each counted message, found by outcome.
+#[tokio::test]
+async fn a_story_outlives_its_process() {
+    use crate::incident::TouchOutcome::{Held, Passed};
+    let (_folder, path) = folder();
+    let clamd = || Subject::engine("clamd");
+    let mut first = None;
+    for round in 1..=3 {
+        let log = Incidents::open(&path, RETENTION_LONG).expect("open");
+        log.record(incident(Kind::BreakerOpened, "clamd", round));
+        for outcome in [Held, Passed, Passed] {
+            log.touch(clamd(), touch(round, outcome));
+        }
+        log.flush().await;
+        let found = stories(&path).await.expect("read");
+        let [state] = &found[..] else {
+            panic!("{found:?}")
+        };
+        let id = *first.get_or_insert(state.story.id);
+        assert_eq!((state.story.id, state.incidents()), (id, round as u64));
+        let counts = (state.story.touched.held, state.story.touched.passed);
+        assert_eq!(counts, (round as u64, 2 * round as u64));
+        let rows = async |outcomes| {
+            touched(&path, id, outcomes, usize::MAX)
+                .await
+                .expect("rows")
+                .1
+        };
+        assert_eq!(rows(vec![Held]).await, counts.0);
+        assert_eq!(rows(vec![Passed]).await, counts.1);
+        assert_eq!(rows(Vec::new()).await, counts.0 + counts.1);
+        assert_eq!(log.open_stories().len(), 1);
+    }
+}
+
+/// A story is kept as long as an incident, and its messages go with it.
+#[tokio::test]
+async fn old_stories_go_with_their_messages() {
+    let (_folder, path) = folder();
+    let log = Incidents::open(&path, Duration::from_secs(100)).expect("open");
+    log.record(incident(Kind::BreakerOpened, "clamd", 0));
+    log.touch(
+        Subject::engine("clamd"),
+        touch(0, crate::incident::TouchOutcome::Held),
+    );
+    log.record(incident(Kind::BreakerOpened, "rspamd", 50));
+    log.flush().await;
+    let old = stories(&path).await.expect("read");
+    assert_eq!(old.len(), 2);
+    let id = old[1].story.id;
+    let rows = async || touched(&path, id, Vec::new(), 10).await.expect("rows");
+    assert_eq!(rows().await.1, 1);
+    log.record(incident(Kind::Strike, "rspamd", 101));
+    log.flush().await;
+    let left = stories(&path).await.expect("read");
+    let causes: Vec<_> = left.iter().map(|state| &state.story.cause).collect();
+    assert_eq!(causes, [&Subject::engine("rspamd")]);
+    assert_eq!(rows().await.1, 0);
+}
+
+/// The log of an earlier version has incidents and no story, and is read as such.
+#[tokio::test]
+async fn a_log_without_stories_is_read() {
+    let (_folder, path) = folder();
+    let db = Connection::open(&path).expect("opens");
+    db.execute_batch(
+        "CREATE TABLE entry (seq INTEGER PRIMARY KEY, message TEXT NOT NULL, at INTEGER NOT NULL, \
+         entry TEXT NOT NULL) STRICT",
+    )
+    .expect("creates");
+    assert_eq!(stories(&path).await.expect("read"), []);
+    let id = ulid::Ulid::generate();
+    let rows = touched(&path, id, Vec::new(), 10).await.expect("read");
+    assert_eq!(rows, (Vec::new(), 0));
+    let log = Incidents::open(&path, RETENTION_LONG).expect("open");
+    log.record(incident(Kind::Strike, "clamd", 1));
+    log.flush().await;
+    assert_eq!(stories(&path).await.expect("read").len(), 1);
 }

@@ -74,7 +74,7 @@ fn every_command_takes_the_beginning_of_an_id() {
         (&["explain", &shared], 7),
         (&["intercept", "show", &shared], 2),
         (&["intercept", "remove", &shared], 2),
-        (&["incident", "show", &shared], 3),
+        (&["incident", "show", &shared], 4),
     ] {
         let ran = store.run(None, arguments, "");
         assert_eq!(ran.exit, 64, "{arguments:?}: {}", ran.out);
