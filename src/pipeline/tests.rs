@@ -114,8 +114,11 @@ fn pipeline(generation: Generation, store: &Arc<Scripted>) -> (Arc<Pipeline>, te
     let folder = tempfile::tempdir().expect("a folder");
     let history =
         History::open(&folder.path().join("history.db"), Duration::from_secs(60)).expect("history");
-    let incidents =
-        Incidents::open(&folder.path().join("incidents.db"), Duration::from_secs(60)).expect("log");
+    let incidents = Incidents::open(
+        &folder.path().join("incidents.db"),
+        Duration::from_secs(86_400),
+    )
+    .expect("log");
     (
         Pipeline::new(
             generation,

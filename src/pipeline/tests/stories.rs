@@ -159,9 +159,10 @@ async fn an_engine_that_goes_and_comes_back_is_one_story() {
     world.require(0);
     world.send(4).await;
     world.require(1);
-    let held = |state: &StoryState| state.story.touched.held == 30;
+    // A few of the thirty are tried again while none is required, and pass; the others are held in the end.
+    let settled = |state: &StoryState| state.story.touched.held + state.story.touched.passed == 34;
     world
-        .until(async |w| w.stories().await.iter().any(held))
+        .until(async |w| w.stories().await.iter().any(settled))
         .await;
     world.send(7).await;
     assert!(!world.is_over().await);
@@ -183,7 +184,10 @@ async fn an_engine_that_goes_and_comes_back_is_one_story() {
         touched.passed,
         touched.refused,
     ];
-    assert_eq!(counts, [37, 30, 4, 0], "{state:?}");
+    assert_eq!(touched.delayed, 37, "{state:?}");
+    assert_eq!(touched.held + touched.passed, 34, "{state:?}");
+    assert!(touched.held >= 20 && touched.passed >= 4, "{state:?}");
+    assert_eq!(touched.refused, 0, "{state:?}");
     assert!(touched.delay_median >= DEFERRAL, "{touched:?}");
     assert!(touched.delay_max >= touched.delay_p99 && touched.delay_p99 >= touched.delay_median);
     for (outcome, count) in TouchOutcome::ALL.into_iter().zip(counts) {

@@ -119,9 +119,9 @@ async fn suspects_do_not_pass() {
         });
         suspects.push(id);
     }
-    // Not due, so that the sweep is what lets it go.
+    // Not due, so that the sweep is what lets it go. What is due much later than any wait is due at once: the clock was set back.
     let good = world.keep(Lane::Scan, "moody", "hello").await;
-    let later = wall_clock() + 10 * HOUR;
+    let later = wall_clock() + 10 * MINUTE;
     world.store.edit(good, |record| record.due_at = later);
     world.drain(&Drain::passing(HOUR));
     world.run();
