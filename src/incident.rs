@@ -18,7 +18,7 @@ use ulid::Ulid;
 use crate::deadline::wall_clock;
 use crate::message::MessageId;
 
-pub use advice::advice;
+pub use advice::{advice, advice_for};
 pub use cause::{Condition, Topic};
 pub use story::{
     KindCount, Story, StoryListener, StoryPhase, StoryState, Touch, TouchOutcome, Touched,

@@ -109,24 +109,9 @@ impl<'a> Effects<'a> {
             (true, true) | (false, false) => {}
         }
         match (key, old, new) {
-            ("timeout", Some(old), Some(new)) => Some(match is_longer(old, new)? {
-                true => format!(
-                    "a message waits longer for {name}, and misses fewer of its answers; see: spillway what-if"
-                ),
-                false => format!(
-                    "scans of {name} that take {} or more count as missing; see: spillway what-if",
-                    bare(new)
-                ),
-            }),
-            ("wait", Some(old), Some(new)) => Some(match is_longer(old, new)? {
-                true => format!(
-                    "new mail waits longer for a slot of {name} before its answer is missing (busy)"
-                ),
-                false => format!(
-                    "new mail that finds no slot of {name} within {} misses its answer (busy)",
-                    bare(new)
-                ),
-            }),
+            ("timeout" | "slow" | "wait", Some(old), Some(new)) => {
+                time_of_engine(name, key, is_longer(old, new)?, bare(new))
+            }
             ("slots", Some(old), Some(new)) => {
                 let (old, new): (u64, u64) = (old.parse().ok()?, new.parse().ok()?);
                 Some(match new > old {
@@ -162,6 +147,31 @@ impl<'a> Effects<'a> {
             (Some(_), Some(_)) | (None, None) => None,
         }
     }
+}
+
+/// What follows from a longer or shorter time in the settings of an engine.
+fn time_of_engine(name: &str, key: &str, is_longer: bool, new: &str) -> Option<String> {
+    Some(match (key, is_longer) {
+        ("timeout", true) => format!(
+            "a message waits longer for {name}, and misses fewer of its answers; see: spillway what-if"
+        ),
+        ("timeout", false) => format!(
+            "scans of {name} that take {new} or more count as missing; see: spillway what-if"
+        ),
+        ("slow", true) => {
+            format!("a hang of {name} is noticed later, and slow but good scans are blamed less")
+        }
+        ("slow", false) => {
+            format!("a hang of {name} is noticed sooner, and slow but good scans are blamed more")
+        }
+        ("wait", true) => format!(
+            "new mail waits longer for a slot of {name} before its answer is missing (busy)"
+        ),
+        ("wait", false) => {
+            format!("new mail that finds no slot of {name} within {new} misses its answer (busy)")
+        }
+        _ => return None,
+    })
 }
 
 /// What is done with a message of that score, if nothing but the score decides.

@@ -1,14 +1,14 @@
 //! What to do about an incident: one sentence for each kind. docs/OPERATIONS.md has the same sentences in the table of its
 //! section "Incidents"; a test compares them.
 
-use super::Kind;
+use super::{Kind, Subject};
 
 /// What a person should do about an incident of this kind, in one sentence. The sentence holds for the whole story whose most
 /// telling incident has this kind.
 pub fn advice(kind: Kind) -> &'static str {
     match kind {
         Kind::BreakerOpened | Kind::BreakerProbing => {
-            "Repair the engine (`spillway engine test NAME` probes it now); it gets mail again by itself, and what it missed is scanned then."
+            "Repair the engine (`spillway engine test NAME` probes it now), or if it works but slowly, raise its `timeout`, `slow` and `slots`; it gets mail again by itself, and what it missed is scanned then."
         }
         Kind::BreakerClosed | Kind::Resumed => "Nothing: the engine gets all its mail again.",
         Kind::Strike => "Nothing: a second strike by similar mail holds such mail back by itself.",
@@ -63,6 +63,14 @@ pub fn advice(kind: Kind) -> &'static str {
             "Free space on the disk of `store.path`, or repair it; if files were moved away, do not stop the relay and put them back."
         }
         Kind::AdmissionAccepts | Kind::StoreWell => "Nothing: the relay accepts mail again.",
+    }
+}
+
+/// [`advice`] with the name of the engine that is the cause, so that its commands can be copied.
+pub fn advice_for(kind: Kind, cause: &Subject) -> String {
+    match cause {
+        Subject::Engine { name, .. } => advice(kind).replace("NAME", name),
+        _ => advice(kind).to_owned(),
     }
 }
 

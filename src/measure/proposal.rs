@@ -42,6 +42,8 @@ const SLOW_SHARE_CONTRADICTION: f64 = 0.05;
 const SLOT_USE_MAX: f64 = 0.7;
 /// Share of messages that may get no slot before more are proposed: 0.1 %.
 const BUSY_SHARE_MAX: f64 = 0.001;
+/// How many times the mean of the busiest period a peak may need, at most: 8.
+const PEAK_FACTOR_MAX: f64 = 8.0;
 /// Share of messages without a slot from which `slots` contradicts what was measured: 1 %.
 const BUSY_SHARE_CONTRADICTION: f64 = 0.01;
 /// The 99th percentile of the waits must be at most half of `wait`.
@@ -285,7 +287,8 @@ impl Facts<'_> {
         );
         // The mean hides peaks, and those show in the waits.
         let for_waits = match busy_share > BUSY_SHARE_MAX || waits_long {
-            true => all + all.div_ceil(2),
+            // Where slots are hardly used, mail waited under fewer slots than today, or for an engine that was out.
+            true => (all + all.div_ceil(2)).min((self.busiest * PEAK_FACTOR_MAX).ceil() as usize),
             false => 0,
         };
         let needed = ((self.busiest / SLOT_USE_MAX).ceil() as usize).max(for_waits);

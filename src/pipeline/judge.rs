@@ -157,10 +157,11 @@ impl Asking<'_> {
             Some(interception) => {
                 let known = fingerprint(message, &inspection, deadline).await;
                 known.map(|(of, subject, inspected)| {
-                    let reason = self.terms.scan_reason;
-                    let looked = interception.look(message, of, &subject, reason);
-                    let described = Arc::new(Described::of(&inspected, subject));
-                    (looked, (described, inspected))
+                    let looked = interception.look(message, of, &subject, self.terms.scan_reason);
+                    (
+                        looked,
+                        (Described::of(&inspected, subject).into(), inspected),
+                    )
                 })
             }
             None => None,
@@ -182,21 +183,11 @@ impl Asking<'_> {
             };
         }
         let request = self.request(message, deadline, looked.as_ref());
-        let mut reports = self
-            .scanner
-            .scan_inspected(request, inspection.clone())
-            .await;
+        let scan = self.scanner.scan_inspected(request, inspection.clone());
+        let mut reports = scan.await;
         self.pass_without_drained(&mut reports);
-        let attachments = match (inspected, self.policy.looks_at_attachments()) {
-            (Some(inspected), true) => inspected.attachments().collect(),
-            // One more than the history keeps, so that it says that there are more.
-            (Some(inspected), false) => {
-                let first = inspected.attachments().take(Basis::ATTACHMENTS_MAX + 1);
-                first.collect()
-            }
-            (None, true) => attachments(message, &inspection, deadline).await,
-            (None, false) => Vec::new(),
-        };
+        let attachments = self.attachments(message, inspected, &inspection, deadline);
+        let attachments = attachments.await;
         let basis = self.basis(message, &attachments);
         let groups = self.policy.decide(Facts {
             envelope: &message.envelope,
@@ -230,6 +221,22 @@ impl Asking<'_> {
             let passes = engine.filter(|_| !self.terms.timed_out_before);
             let drain = passes.and_then(Guarded::passes);
             report.passed = drain.map(|drain| drain.terms.why().into());
+        }
+    }
+
+    /// The attachments that rules and the history need.
+    async fn attachments(
+        &self,
+        message: &Message,
+        inspected: Option<Arc<Inspection>>,
+        inspection: &SharedInspection,
+        deadline: Deadline,
+    ) -> Vec<AttachmentFact> {
+        let looks = self.policy.looks_at_attachments();
+        match inspected {
+            Some(inspected) => known_attachments(&inspected, looks),
+            None if looks => attachments(message, inspection, deadline).await,
+            None => Vec::new(),
         }
     }
 
@@ -318,6 +325,15 @@ async fn fingerprint(
         deadline.run(compute).await.ok()?.ok()?
     };
     Some((Arc::new(fingerprint), subject, inspected))
+}
+
+/// The attachments that a rule may look at; if none does, one more than the history keeps, so that it says that there are more.
+fn known_attachments(inspected: &Inspection, rule_looks: bool) -> Vec<AttachmentFact> {
+    let limit = match rule_looks {
+        true => usize::MAX,
+        false => Basis::ATTACHMENTS_MAX + 1,
+    };
+    inspected.attachments().take(limit).collect()
 }
 
 /// The attachments, usually from the existing inspection. If the inspection failed, the list is empty; reports say so too.

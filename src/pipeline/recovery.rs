@@ -301,9 +301,11 @@ impl Pipeline {
         if !sweep.is_announced {
             return;
         }
-        let summary = match sweep.stays {
-            0 => "all that could be scanned again has been",
-            _ => "what is left of what was kept for it is tried later",
+        let summary = match (is_passing(&self.generation(), cause), sweep.stays) {
+            (true, 0) => "all that waited for it has passed without it",
+            (true, _) => "what may pass without it has passed; what may be its cause stays",
+            (false, 0) => "all that could be scanned again has been",
+            (false, _) => "what is left of what was kept for it is tried later",
         };
         let (settled, stays) = (sweep.settled, sweep.stays);
         self.report(Kind::RecoveryEnded, cause, summary, settled, stays);

@@ -112,13 +112,9 @@ fn generation(engines: Vec<crate::scan::Settings>, budget: Budget) -> Generation
 
 fn pipeline(generation: Generation, store: &Arc<Scripted>) -> (Arc<Pipeline>, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
-    let history =
-        History::open(&folder.path().join("history.db"), Duration::from_secs(60)).expect("history");
-    let incidents = Incidents::open(
-        &folder.path().join("incidents.db"),
-        Duration::from_secs(86_400),
-    )
-    .expect("log");
+    let (path, day) = (folder.path(), Duration::from_secs(86_400));
+    let history = History::open(&path.join("history.db"), day).expect("history");
+    let incidents = Incidents::open(&path.join("incidents.db"), day).expect("log");
     (
         Pipeline::new(
             generation,

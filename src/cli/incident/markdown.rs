@@ -9,7 +9,7 @@ use super::{duration, lasted};
 use crate::cli::exit::{CliError, Exit, Outcome};
 use crate::cli::terminal::{Terminal, safe};
 use crate::config::Config;
-use crate::incident::{Incident, StoryState, Touch, advice};
+use crate::incident::{Incident, StoryState, Touch, advice_for};
 
 /// Characters that Markdown or HTML may give a meaning.
 const MARKDOWN_SPECIAL: &str = "\\`*_{}[]()<>#+-!|~&@:$";
@@ -148,7 +148,10 @@ fn cause(
     for (what, value) in evidence {
         terminal.line(format!("| {} | {} |", code(what), code(value)))?;
     }
-    terminal.line(format!("\nWhat helps: {}", advice(state.story.kind)))
+    terminal.line(format!(
+        "\nWhat helps: {}",
+        advice_for(state.story.kind, &state.story.cause)
+    ))
 }
 
 /// What the relay cannot know.

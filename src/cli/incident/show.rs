@@ -12,7 +12,7 @@ use crate::cli::record::heading;
 use crate::cli::table::Column;
 use crate::cli::terminal::Terminal;
 use crate::config::Config;
-use crate::incident::{Incident, StoryState, Touch, advice};
+use crate::incident::{Incident, StoryState, Subject, Touch, advice_for};
 use crate::store::incidents;
 
 /// Messages that `show` lists: as many as fit below the rest.
@@ -68,7 +68,8 @@ fn show_story(
         ("ended by", state.ended_by.clone()),
         ("lasted", lasted(story, terminal)),
         ("mail", mail(&story.touched)),
-        ("to do", advice(story.kind).to_owned()),
+        ("to do", advice_for(story.kind, &story.cause)),
+        ("waiting now", waiting(state)),
     ])?;
     heading("Timeline", terminal)?;
     let columns = [
@@ -99,6 +100,16 @@ fn show_story(
 }
 
 /// What lasts, in words.
+/// The command that lists the mail that waits because of the cause, while the story lasts.
+fn waiting(state: &StoryState) -> String {
+    match &state.story.cause {
+        Subject::Engine { name, .. } if state.story.ended.is_none() => {
+            format!("spillway queue list --cause engine:{name}")
+        }
+        _ => String::new(),
+    }
+}
+
 pub(super) fn lasts(state: &StoryState) -> String {
     let conditions = state.conditions.iter().map(ToString::to_string);
     match state.conditions.is_empty() {
@@ -136,7 +147,7 @@ fn tell(
                 .story
                 .map_or(String::new(), |story| story.to_string()),
         ),
-        ("to do", advice(incident.kind).to_owned()),
+        ("to do", advice_for(incident.kind, &incident.subject)),
     ])?;
     show_evidence(&incident.evidence, terminal)?;
     named::show("Messages", messages, terminal)

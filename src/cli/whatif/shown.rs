@@ -160,6 +160,14 @@ fn answers(replayed: &Replayed, terminal: &mut Terminal<'_>) -> Result<(), CliEr
         ]
     });
     terminal.table(&columns, rows)?;
+    if replayed
+        .answers
+        .iter()
+        .any(|(_, counts)| counts.missing > 0)
+    {
+        terminal.line("MISSING: the engine was out, busy or parked then. With other timeouts or slots it may have")?;
+        terminal.line("answered; nobody can say, and such mail is decided as it was.")?;
+    }
     for engine in &replayed.removed {
         terminal.line(format!(
             "{engine} is not configured; its answers are left out"
