@@ -21,7 +21,7 @@ async fn start(site: &Site, clamd: &Clamd) -> Relay {
 fn incidents(site: &Site) -> Vec<String> {
     let listed = cli(
         &site.path().join("spillway.toml"),
-        &["incident", "list", "--json", "--limit", "1000"],
+        &["incident", "list", "--events", "--json", "--limit", "1000"],
     );
     let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
     let listed = listed["incidents"].as_array().expect("a list").iter().rev();
