@@ -126,8 +126,17 @@ fn changes(old: &Shown, new: &Shown) -> Vec<Change> {
 
 /// The value of a key without secrets: the value of a key that names one, and the login in a URL. Files that contain secrets
 /// are only named.
-fn presentable(key: &str, value: &str) -> String {
+pub(super) fn presentable(key: &str, value: &str) -> String {
     let name = key.rsplit('.').next().unwrap_or_default();
+    // The path of a webhook is often the secret that opens it.
+    if key.starts_with("notify.")
+        && name == "url"
+        && let Some((scheme, rest)) = value.split_once("://")
+    {
+        let host = rest.split(['/', '?', '"']).next().unwrap_or_default();
+        let host = host.rsplit('@').next().unwrap_or_default();
+        return format!("{scheme}://{host}/…\"");
+    }
     let is_secret = SECRET_KEY_WORDS.iter().any(|word| name.contains(word));
     if is_secret && !name.ends_with("_file") {
         return "(not shown)".to_owned();
@@ -218,6 +227,11 @@ mod tests {
                 "[\"http://…@a.test/x@y\", \"https://b.test:1/\"]",
             ),
             ("rule.r.sender", "[\"*@a.test\"]", "[\"*@a.test\"]"),
+            (
+                "notify.hook.url",
+                "\"https://hooks.test:1/T0/B0?token=hunter2\"",
+                "\"https://hooks.test:1/…\"",
+            ),
         ] {
             assert_eq!(presentable(key, value), shown);
         }

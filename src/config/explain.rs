@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::change::at_start;
+use super::change::presentable;
 use super::document::{Log, Setting};
 use super::problem::nearest;
 use super::reference::{Texts, named, uncommented, without_name};
@@ -265,7 +266,10 @@ fn in_force(given: &[Setting], key: &str, only: Option<&str>) -> Vec<ValueInForc
         let shown = of_guard.unwrap_or(setting);
         values.push(ValueInForce {
             section,
-            value: shown.value.clone(),
+            value: shown
+                .value
+                .as_ref()
+                .map(|value| presentable(&shown.key, value)),
             set_by: of_guard.map(|guard| guard.key.clone()),
             line: shown.place.map(|place| place.line),
         });

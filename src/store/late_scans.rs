@@ -6,10 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, params};
+use rusqlite::params;
 
 use super::StoreError;
-use super::log::{self, DATABASE_BUSY_TIMEOUT};
+use super::log;
 use super::measures::MEASURE_RETENTION;
 use crate::measure::LateScan;
 
@@ -28,9 +28,7 @@ pub fn add(path: &Path, scans: &[LateScan]) -> Result<(), StoreError> {
 }
 
 fn write(path: &Path, scans: &[LateScan], rows_max: usize) -> rusqlite::Result<()> {
-    let mut db = Connection::open(path)?;
-    db.busy_timeout(DATABASE_BUSY_TIMEOUT)?;
-    db.pragma_update(None, "synchronous", "normal")?;
+    let mut db = log::open_existing(path)?;
     let change = db.transaction()?;
     change.execute_batch(
         "CREATE TABLE IF NOT EXISTS late_scan (seq INTEGER PRIMARY KEY, message TEXT NOT NULL, engine TEXT NOT NULL, \

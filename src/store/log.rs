@@ -16,7 +16,7 @@ use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OpenFlags, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
@@ -32,7 +32,7 @@ const ENTRY_BATCH_WAIT: Duration = Duration::from_millis(250);
 /// After a failed write, how long the thread waits for new entries before it tries again.
 const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long to wait for another process that has locked the file: 5 s, far longer than any read or write.
-pub(super) const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A type of entry.
 pub(super) trait Entry: Serialize + DeserializeOwned + Send + 'static {
@@ -244,6 +244,15 @@ pub(super) async fn messages(
         Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     })
     .await
+}
+
+/// Opens the file of a log for a further writer. A file that is gone is not made again: it would have neither the log's table nor
+/// its mode.
+pub(super) fn open_existing(path: &Path) -> rusqlite::Result<Connection> {
+    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    db.busy_timeout(DATABASE_BUSY_TIMEOUT)?;
+    db.pragma_update(None, "synchronous", "normal")?;
+    Ok(db)
 }
 
 /// Runs a query on a log that another process may be writing. The default value if there is no log.

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::StoreError;
-use super::log::{self, DATABASE_BUSY_TIMEOUT};
+use super::log;
 use crate::measure::{Latencies, MEASURE_PERIOD, Measured, Series};
 
 /// How long measures are kept: 15 days, so that "the same hour a week ago" is there even while the clock is set.
@@ -41,9 +41,7 @@ pub fn period(at: Timestamp) -> Timestamp {
 /// rows are removed. Blocks on the disk.
 pub fn add(path: &Path, at: Timestamp, measured: &[(Series, Latencies)]) -> Result<(), StoreError> {
     let write = || {
-        let mut db = Connection::open(path)?;
-        db.busy_timeout(DATABASE_BUSY_TIMEOUT)?;
-        db.pragma_update(None, "synchronous", "normal")?;
+        let mut db = log::open_existing(path)?;
         let change = db.transaction()?;
         change.execute_batch(
             "CREATE TABLE IF NOT EXISTS measure (period INTEGER NOT NULL, measured TEXT NOT NULL, name TEXT NOT NULL, \

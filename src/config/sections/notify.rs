@@ -178,7 +178,7 @@ fn webhook(section: &mut Section<'_>) -> Kind {
         if url.is_err() {
             section.complain(
                 "url",
-                format!("{text:?} is not a URL"),
+                "the value is not a URL of a host and a path; a login (user:password@) has no place in it".to_owned(),
                 format!("write {example:?}"),
             );
         }
