@@ -62,7 +62,7 @@ pub(super) struct Settlement {
     /// Whether the message was in quarantine before the pass.
     pub(super) was_held: bool,
     /// What made the message late before the pass.
-    pub(super) late_for: Option<Subject>,
+    pub(super) late_for: Vec<Subject>,
     /// Whether the relay wrote the message, or a reviewer decided about it: then it is no mail that trouble touches.
     pub(super) is_apart: bool,
     /// For the log line about this pass.
@@ -354,7 +354,7 @@ impl<'a> Settling<'a> {
             };
             if !record.next_hop.is_empty() {
                 let hop = Subject::NextHop(record.next_hop.to_string());
-                record.late_for.get_or_insert(hop);
+                record.note_late_for(hop);
             }
             self.keep.push(record);
         }
@@ -433,7 +433,7 @@ impl<'a> Settling<'a> {
             history: self.history,
             rescan: self.rescan,
             was_held: self.draft.before.is_some_and(counts::was_held),
-            late_for: self.draft.before.and_then(|before| before.late_for.clone()),
+            late_for: (self.draft.before).map_or_else(Vec::new, |before| before.late_for.clone()),
             is_apart: self
                 .draft
                 .before

@@ -68,7 +68,7 @@ fn each_touch(
     };
     match &*entry.event {
         "delivered" => {
-            if let Some(cause) = &settlement.late_for {
+            for cause in &settlement.late_for {
                 touched(cause.clone(), TouchOutcome::Delayed);
             }
             for engine in missing(decision) {

@@ -55,10 +55,10 @@ pub struct Record {
     /// Why the guard keeps the record, if the guard does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
-    /// The engine, interceptor or next hop that first made the message late; none if nothing did. The story of its trouble counts
-    /// the message when it is delivered.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub late_for: Option<Subject>,
+    /// The engines, interceptors and next hops that made the message late, in order, at most four. The stories of their trouble
+    /// count the message when it is delivered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub late_for: Vec<Subject>,
     /// Number of scans that timed out while the engine took other mail. After the first, the message is scanned once more, and
     /// then held.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -114,4 +114,16 @@ pub enum Change {
     Take(Box<Record>, Timestamp),
     /// Remove the record and its content.
     Remove,
+}
+
+impl Record {
+    /// Most causes of which a record says that they made it late.
+    const LATE_CAUSES_MAX: usize = 4;
+
+    /// Notes that this cause makes the message late. Each cause is noted once.
+    pub fn note_late_for(&mut self, cause: Subject) {
+        if self.late_for.len() < Self::LATE_CAUSES_MAX && !self.late_for.contains(&cause) {
+            self.late_for.push(cause);
+        }
+    }
 }

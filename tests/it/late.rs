@@ -47,7 +47,7 @@ fn waiting(lane: Lane, minutes: i64) -> Record {
         notification: None,
         instead_of: Vec::new(),
         timeouts: 0,
-        late_for: None,
+        late_for: Vec::new(),
         next_hop: match lane {
             Lane::Delivery => "mx".into(),
             _ => "".into(),

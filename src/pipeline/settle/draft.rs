@@ -59,9 +59,10 @@ impl Draft<'_> {
         }
         if matches!(lane, Lane::Held | Lane::Scan) {
             record.cause = decision.and_then(|decision| self.cause(decision));
-            // The first cause counts: without it, the others would not have met the message.
-            record.late_for =
-                (record.late_for).or_else(|| record.cause.as_ref().map(Cause::subject));
+            if let Some(cause) = &record.cause {
+                let cause = cause.subject();
+                record.note_late_for(cause);
+            }
         }
         record.due_at = match lane {
             Lane::Held | Lane::Rescan => wall_clock(),
@@ -117,7 +118,7 @@ impl Draft<'_> {
             reputation: None,
             notification: None,
             instead_of: Vec::new(),
-            late_for: None,
+            late_for: Vec::new(),
             timeouts: 0,
             next_hop: "".into(),
         }

@@ -627,7 +627,7 @@ async fn held_bounces_are_bounded_and_nothing_else_is() {
     let mail = |rule: &str, cause: Option<Cause>| Record {
         notification: None,
         instead_of: Vec::new(),
-        late_for: None,
+        late_for: Vec::new(),
         timeouts: 0,
         ..held(rule, cause)
     };

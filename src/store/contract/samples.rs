@@ -74,7 +74,7 @@ pub(crate) fn record(lane: Lane) -> Record {
         reputation: None,
         notification: None,
         instead_of: Vec::new(),
-        late_for: None,
+        late_for: Vec::new(),
         timeouts: 0,
         next_hop: "".into(),
     }

@@ -479,7 +479,7 @@ fn record(name: &str, lane: Lane, envelope: Envelope, age: i64, content: &str) -
         reputation: None,
         notification: None,
         instead_of: Vec::new(),
-        late_for: None,
+        late_for: Vec::new(),
         timeouts: 0,
         next_hop: "".into(),
     }
