@@ -62,6 +62,8 @@ impl Pipeline {
             not_written(&error);
             self.measures.put_late_back(late);
         }
+        // What is written is no longer pending: without this, the last hour of a status would lack it for up to a minute.
+        self.read_delays().await;
     }
 
     /// The delays of valid mail, for a status. Asks no disk.
