@@ -135,9 +135,6 @@ pub enum Measured {
 }
 
 impl Measured {
-    /// All that is measured.
-    pub const ALL: [Self; 4] = [Self::Scan, Self::Wait, Self::Missed, Self::Delay];
-
     /// The word in the file.
     pub fn as_str(self) -> &'static str {
         match self {

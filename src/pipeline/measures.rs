@@ -27,8 +27,8 @@ impl Pipeline {
     /// Cancel safety: safe; a write that has begun goes on.
     pub async fn keep_measures(self: Arc<Self>, closing: CancellationToken) {
         let round = async {
+            self.read_delays().await;
             loop {
-                self.read_delays().await;
                 Deadline::after(MEASURE_WRITE_INTERVAL).wait().await;
                 self.write_measures().await;
             }
@@ -43,7 +43,7 @@ impl Pipeline {
     pub async fn write_measures(&self) {
         let (taken, late) = (self.measures.take(), self.measures.take_late());
         if taken.is_empty() && late.is_empty() {
-            return;
+            return self.read_delays().await;
         }
         let (path, at) = (self.history.path().to_owned(), wall_clock());
         let write = move || {
@@ -62,7 +62,7 @@ impl Pipeline {
             not_written(&error);
             self.measures.put_late_back(late);
         }
-        // What is written is no longer pending: without this, the last hour of a status would lack it for up to a minute.
+        // What is written is no longer pending: without this, the last hour of a status would lack it until the next write.
         self.read_delays().await;
     }
 

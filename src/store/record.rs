@@ -127,3 +127,21 @@ impl Record {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::incident::Subject;
+    use crate::store::Lane;
+    use crate::store::contract::record;
+
+    /// Each cause that made a message late is noted once, in order, and not without bound.
+    #[test]
+    fn each_cause_of_a_delay_is_noted_once() {
+        let mut record = record(Lane::Scan);
+        for name in ["a", "b", "a", "c", "d", "e"] {
+            record.note_late_for(Subject::NextHop(name.to_owned()));
+        }
+        let expected = ["a", "b", "c", "d"].map(|name| Subject::NextHop(name.to_owned()));
+        assert_eq!(record.late_for, expected);
+    }
+}

@@ -194,12 +194,16 @@ fn an_outage_changes_no_proposal() {
 }
 
 /// Slots are enough if the busiest period takes at most 70 % of them, fresh mail hardly waits, and none of it finds no slot. The
-/// proposal is for each replica.
+/// proposal is for each replica. Mail that found no slot says nothing while the slots are hardly used: it came under fewer slots.
 #[test]
 fn slots_are_proposed_from_use_and_waits() {
     let two = Configured {
         slots: 2,
         replicas: 2,
+        ..defaults()
+    };
+    let idle = Configured {
+        slots: 30,
         ..defaults()
     };
     for (configured, scanned, waits, busy, wanted) in [
@@ -213,6 +217,7 @@ fn slots_are_proposed_from_use_and_waits() {
         (defaults(), 1000, 10, 1, "keep"),
         (defaults(), 1000, 10, 5, "6"),
         (defaults(), 1000, 10, 50, "6!"),
+        (idle, 1000, 10, 50, "keep"),
     ] {
         let mut times = scans(&[(scanned, SECOND)]);
         add(
