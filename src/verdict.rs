@@ -338,6 +338,23 @@ pub enum Same {
 }
 
 impl Report {
+    /// A report without a call: the engine was not asked about this message, and no time was spent on it.
+    pub fn unasked(engine: Arc<str>, class: EngineClass, answer: Answer) -> Self {
+        Self {
+            engine,
+            class,
+            answer,
+            replica: None,
+            signatures: None,
+            attempts: 0,
+            reused: None,
+            passed: None,
+            requested_edits: Vec::new(),
+            elapsed: Duration::ZERO,
+            waited: Duration::ZERO,
+        }
+    }
+
     /// The message whose answer stands in, if the engine has not seen every octet of this message.
     pub fn stand_in(&self) -> Option<MessageId> {
         let reused = self.reused.filter(|reused| reused.same == Same::Content)?;

@@ -96,20 +96,6 @@ mod tests {
     use super::*;
     use crate::telemetry::metrics::{Counted, is_declared};
 
-    fn hop(name: &str) -> HopStatus {
-        HopStatus {
-            name: name.into(),
-            state: PaceState::Free,
-            per_minute: None,
-            at_once: None,
-            until: None,
-            dead_since: None,
-            probing: false,
-            said: None,
-            login_refused: false,
-        }
-    }
-
     /// The oldest message of each next hop has its age, an empty queue has 0, and mail for next hops that are gone is one series:
     /// the names in the store may be those of many earlier configurations.
     #[test]
@@ -119,7 +105,10 @@ mod tests {
         let ago = |seconds| now - jiff::SignedDuration::from_secs(seconds);
         let oldest = [("mx", 1000), ("gone", 3000), ("", 2000), ("early", -9000)];
         let oldest = oldest.map(|(name, seconds)| (Arc::from(name), ago(seconds)));
-        set_oldest(&[hop("mx"), hop("idle"), hop("early")], &oldest.into());
+        set_oldest(
+            &["mx", "idle", "early"].map(HopStatus::sample),
+            &oldest.into(),
+        );
         let age = |next_hop| {
             let name = "spillway_next_hop_oldest_message_age_seconds";
             let series = format!("{name}{{next_hop=\"{next_hop}\"}}");

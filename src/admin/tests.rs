@@ -8,7 +8,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
-use crate::delivery::PaceState;
 
 #[derive(Default)]
 struct Fake {
@@ -38,15 +37,11 @@ impl Control for Fake {
             stored: (!self.store_is_dead).then(Stored::default),
             engines: Vec::new(),
             next_hops: vec![HopStatus {
-                name: "hop".into(),
-                state: PaceState::Dead,
                 per_minute: Some(90),
                 at_once: Some(1),
                 until: Some(Timestamp::UNIX_EPOCH),
-                dead_since: Some(Timestamp::UNIX_EPOCH),
-                probing: false,
                 said: Some("no connection <b>".to_owned()),
-                login_refused: false,
+                ..HopStatus::sample_dead("hop", Timestamp::UNIX_EPOCH)
             }],
             recovery: Recovery::default(),
         }

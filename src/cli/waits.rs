@@ -126,82 +126,38 @@ fn stored(record: &Record, word: &str, terminal: &Terminal<'_>) -> (admin::Waits
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use jiff::tz::TimeZone;
 
     use super::*;
     use crate::delivery::{HopStatus, PaceState};
-    use crate::scan::{Health, ReplicaHealth};
+    use crate::scan::Health;
     use crate::store::contract::{at, record};
-    use crate::verdict::EngineClass;
-
-    fn hop(name: &str, state: PaceState) -> HopStatus {
-        HopStatus {
-            name: name.into(),
-            state,
-            per_minute: (state == PaceState::Paced).then_some(90),
-            at_once: None,
-            until: None,
-            dead_since: (state == PaceState::Dead).then(|| at(-300)),
-            probing: false,
-            said: None,
-            login_refused: false,
-        }
-    }
-
-    fn engine(name: &str, breaker: &str) -> Health {
-        let replica = ReplicaHealth {
-            address: None,
-            breaker: breaker.to_owned(),
-            running: 0,
-            drained: false,
-            drain: None,
-            resting: false,
-            since: (breaker != "closed").then(|| at(-60)),
-            signatures: None,
-            signed: None,
-        };
-        Health {
-            engine: name.into(),
-            class: EngineClass::Av,
-            timeout: Duration::from_secs(5),
-            slots: 4,
-            running: 0,
-            zombies: 0,
-            waiting: 0,
-            half_within: None,
-            most_within: None,
-            replicas: vec![replica],
-        }
-    }
 
     fn waits() -> Waits {
-        let dead = hop("dead", PaceState::Dead);
+        let dead = |name| HopStatus::sample_dead(name, at(-300));
         Waits {
             at_work: Vec::new(),
             engines: vec![
-                engine("well", "closed"),
-                engine("out", "open (failing)"),
-                engine("ramping", "ramp (3 at once)"),
+                Health::sample("well"),
+                Health::sample_in("out", "open (failing)", at(-60)),
+                Health::sample_in("ramping", "ramp (3 at once)", at(-60)),
             ],
             next_hops: vec![
-                hop("well", PaceState::Free),
-                hop("paced", PaceState::Paced),
+                HopStatus::sample("well"),
                 HopStatus {
-                    name: "dead".into(),
+                    state: PaceState::Paced,
+                    per_minute: Some(90),
+                    ..HopStatus::sample("paced")
+                },
+                HopStatus {
                     until: Some(at(10)),
-                    ..dead.clone()
+                    ..dead("dead")
                 },
                 HopStatus {
-                    name: "probed".into(),
                     probing: true,
-                    ..dead.clone()
+                    ..dead("probed")
                 },
-                HopStatus {
-                    name: "unprobed".into(),
-                    ..dead
-                },
+                dead("unprobed"),
             ],
         }
     }

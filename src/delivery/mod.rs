@@ -30,6 +30,8 @@ mod throttle;
 mod tls;
 
 #[cfg(test)]
+mod samples;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;

@@ -48,7 +48,7 @@ pub struct Answer {
 
 impl Answer {
     /// An answer without server, reply and text.
-    pub(super) fn of(next_hop: &Arc<str>) -> Self {
+    pub(crate) fn of(next_hop: &Arc<str>) -> Self {
         Self {
             next_hop: next_hop.clone(),
             server: None,

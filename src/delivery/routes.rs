@@ -64,19 +64,9 @@ impl Routes {
 mod tests {
     use super::*;
     use crate::delivery::Kind;
-    use std::time::Duration;
 
     fn hop(name: &str, domains: &[&str]) -> Settings {
-        Settings {
-            name: name.into(),
-            domains: domains.iter().map(|&domain| domain.to_owned()).collect(),
-            kind: Kind::Maildir {
-                path: String::new(),
-            },
-            retry_first: Duration::ZERO,
-            retry_max: Duration::ZERO,
-            give_up: Duration::ZERO,
-        }
+        Settings::sample(name, domains, Kind::sample())
     }
 
     /// The most specific entry wins, independent of order and case.

@@ -34,16 +34,7 @@ mod tests {
     use rand::rngs::StdRng;
 
     fn settings() -> Settings {
-        Settings {
-            name: "hop".into(),
-            domains: Vec::new(),
-            kind: Kind::Maildir {
-                path: String::new(),
-            },
-            retry_first: Duration::from_secs(60),
-            retry_max: Duration::from_secs(3600),
-            give_up: Duration::from_secs(86_400),
-        }
+        Settings::sample("hop", &[], Kind::sample())
     }
 
     /// Waits double, stay at most a quarter below the full wait, and never exceed the maximum, for every attempt count.

@@ -46,14 +46,7 @@ fn hop(addresses: &[String]) -> SmtpSettings {
 }
 
 fn named(name: &str, domain: &str, kind: Kind) -> Settings {
-    Settings {
-        name: name.into(),
-        domains: vec![domain.to_owned()],
-        kind,
-        retry_first: Duration::from_secs(60),
-        retry_max: Duration::from_secs(3600),
-        give_up: Duration::from_secs(86_400),
-    }
+    Settings::sample(name, &[domain], kind)
 }
 
 fn delivery(settings: SmtpSettings) -> Delivery {

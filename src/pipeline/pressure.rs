@@ -246,16 +246,12 @@ mod tests {
     fn slots_of_zombies_shorten_no_wait() {
         let wait = |slots, zombies, waiting| {
             wait_for(&Health {
-                engine: "clamd".into(),
-                class: crate::verdict::EngineClass::Av,
-                timeout: secs(5),
                 slots,
                 running: slots,
                 zombies,
                 waiting,
                 half_within: Some(secs(2)),
-                most_within: None,
-                replicas: Vec::new(),
+                ..Health::sample("clamd")
             })
         };
         assert_eq!(wait(10, 0, 30), secs(6));

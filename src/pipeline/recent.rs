@@ -156,19 +156,11 @@ mod tests {
     async fn what_a_liar_has_judged_is_doubted_whenever_it_is_delivered() {
         let recent = Recent::default();
         let judged = |by: &str| Record {
-            reports: vec![Report {
-                engine: by.into(),
-                class: EngineClass::Av,
-                answer: Answer::Answered(Vec::new()),
-                replica: None,
-                signatures: None,
-                attempts: 1,
-                reused: None,
-                passed: None,
-                requested_edits: Vec::new(),
-                elapsed: Duration::ZERO,
-                waited: Duration::ZERO,
-            }],
+            reports: vec![Report::unasked(
+                by.into(),
+                EngineClass::Av,
+                Answer::Answered(Vec::new()),
+            )],
             ..record(Lane::Rescan)
         };
         assert_eq!(recent.doubts(&judged("clamd")), None);

@@ -63,16 +63,7 @@ fn message(recipients: &[&str]) -> Message {
 }
 
 fn maildir_hop() -> HopSettings {
-    HopSettings {
-        name: "hop".into(),
-        domains: vec!["*".to_owned()],
-        kind: Kind::Maildir {
-            path: "/nonexistent/{local}".to_owned(),
-        },
-        retry_first: Duration::from_secs(60),
-        retry_max: Duration::from_secs(3600),
-        give_up: Duration::from_secs(86_400),
-    }
+    HopSettings::sample("hop", &["*"], Kind::sample())
 }
 
 /// A server in the clear that gets this long for everything.
@@ -141,18 +132,15 @@ fn decision(disposition: Disposition) -> Decision {
 }
 
 fn answer(code: u16) -> Answer {
+    let reply = RemoteReply {
+        code,
+        enhanced: None,
+        text: "said the hop".to_owned(),
+    };
     Answer {
-        next_hop: "hop".into(),
-        server: None,
-        reply: Some(RemoteReply {
-            code,
-            enhanced: None,
-            text: "said the hop".to_owned(),
-        }),
-        text: format!("{code} said the hop"),
-        stage: None,
-        dsn_passed: false,
-        held_back: false,
+        text: reply.to_string(),
+        reply: Some(reply),
+        ..Answer::of(&"hop".into())
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use super::*;
 use crate::message::envelope::Origin;
@@ -32,19 +31,7 @@ fn settings() -> Settings {
 }
 
 fn report(engine: &str, class: EngineClass, answer: Answer) -> Report {
-    Report {
-        engine: engine.into(),
-        class,
-        answer,
-        replica: None,
-        signatures: None,
-        attempts: 1,
-        reused: None,
-        passed: None,
-        requested_edits: Vec::new(),
-        elapsed: Duration::ZERO,
-        waited: Duration::ZERO,
-    }
+    Report::unasked(engine.into(), class, answer)
 }
 
 fn envelope() -> Envelope {

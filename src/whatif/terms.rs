@@ -55,19 +55,7 @@ impl EngineTerms {
 
     /// The report of this engine about a message that it was not asked about.
     fn report(&self, answer: Answer) -> Report {
-        Report {
-            engine: self.name.clone(),
-            class: self.class,
-            answer,
-            replica: None,
-            signatures: None,
-            attempts: 0,
-            reused: None,
-            passed: None,
-            requested_edits: Vec::new(),
-            elapsed: Duration::ZERO,
-            waited: Duration::ZERO,
-        }
+        Report::unasked(self.name.clone(), self.class, answer)
     }
 }
 

@@ -35,17 +35,9 @@ fn terms(timeouts: [&str; 2], more: &str) -> Terms {
 
 fn report(engine: &str, milliseconds: u64, answer: Answer) -> Report {
     Report {
-        engine: engine.into(),
-        class: EngineClass::Av,
-        answer,
-        replica: None,
-        signatures: None,
         attempts: 1,
-        reused: None,
-        passed: None,
-        requested_edits: Vec::new(),
         elapsed: Duration::from_millis(milliseconds),
-        waited: Duration::ZERO,
+        ..Report::unasked(engine.into(), EngineClass::Av, answer)
     }
 }
 

@@ -1,59 +1,31 @@
 use std::io;
-use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use ulid::Ulid;
 
 use super::*;
 use crate::admin::{Late, Waits, WaitsFor, What};
-use crate::delivery::{HopStatus, PaceState};
+use crate::delivery::HopStatus;
 use crate::incident::{Kind, Story, Subject, Touched};
 use crate::measure::DelayComparison;
-use crate::scan::{Health, ReplicaHealth};
+use crate::scan::Health;
 use crate::store::contract::at;
 use crate::store::{Cause, Lane, LateMail, Recovery};
-use crate::verdict::EngineClass;
-
-fn engine(name: &str, breaker: &str) -> Health {
-    Health {
-        engine: name.into(),
-        class: EngineClass::Av,
-        timeout: Duration::from_secs(5),
-        slots: 4,
-        running: 0,
-        zombies: 0,
-        waiting: 0,
-        half_within: None,
-        most_within: None,
-        replicas: vec![ReplicaHealth {
-            address: None,
-            breaker: breaker.to_owned(),
-            running: 0,
-            drained: false,
-            drain: None,
-            resting: false,
-            since: (breaker != "closed").then(|| at(-800)),
-            signatures: None,
-            signed: None,
-        }],
-    }
-}
 
 fn status(breaker: &str, late: Vec<LateMail>) -> Status {
-    let engines = vec![engine("clamd", breaker), engine("rspamd", "closed")];
+    let clamd = match breaker {
+        "closed" => Health::sample("clamd"),
+        breaker => Health::sample_in("clamd", breaker, at(-800)),
+    };
+    let engines = vec![clamd, Health::sample("rspamd")];
     let waits = Waits {
         at_work: Vec::new(),
         engines: engines.clone(),
         next_hops: vec![HopStatus {
-            name: "mx".into(),
-            state: PaceState::Dead,
-            per_minute: None,
             at_once: Some(1),
             until: Some(at(9)),
-            dead_since: Some(at(-300)),
-            probing: false,
             said: Some("no connection".to_owned()),
-            login_refused: false,
+            ..HopStatus::sample_dead("mx", at(-300))
         }],
     };
     let lane = |messages: u64, oldest| LaneStats {

@@ -41,13 +41,8 @@ impl NextHop for Hop {
                 let to = mail.envelope.recipients[at].mailbox.as_str();
                 let does = self.does.get(to).or_else(|| self.does.get("*"));
                 let answer = || Answer {
-                    next_hop: self.name.clone(),
-                    server: None,
-                    reply: None,
-                    stage: None,
                     text: "450 not now".to_owned(),
-                    dsn_passed: false,
-                    held_back: false,
+                    ..Answer::of(&self.name)
                 };
                 let outcome = match does {
                     Some(Does::Take) => Outcome::Delivered(answer()),
@@ -79,16 +74,8 @@ impl World {
         let seen = Arc::<Mutex<_>>::default();
         let mut all: Vec<(delivery::Settings, Arc<dyn NextHop>)> = Vec::new();
         for (name, does) in hops {
-            let settings = delivery::Settings {
-                name: (*name).into(),
-                domains: vec![format!("{name}.test")],
-                kind: delivery::Kind::Maildir {
-                    path: String::new(),
-                },
-                retry_first: Duration::ZERO,
-                retry_max: Duration::ZERO,
-                give_up: Duration::ZERO,
-            };
+            let domain = format!("{name}.test");
+            let settings = delivery::Settings::sample(name, &[&domain], delivery::Kind::sample());
             let hop = Hop {
                 name: (*name).into(),
                 does: does.iter().copied().collect(),

@@ -16,17 +16,12 @@ fn field(place: FieldPosition, name: &str) -> RequestedEdit {
 
 fn report(engine: &str, requested_edits: Vec<RequestedEdit>) -> Report {
     Report {
-        engine: engine.into(),
-        class: EngineClass::Spam,
-        answer: Answer::Answered(Vec::new()),
-        replica: None,
-        signatures: None,
-        attempts: 1,
-        reused: None,
-        passed: None,
         requested_edits,
-        elapsed: Duration::ZERO,
-        waited: Duration::ZERO,
+        ..Report::unasked(
+            engine.into(),
+            EngineClass::Spam,
+            Answer::Answered(Vec::new()),
+        )
     }
 }
 

@@ -39,19 +39,11 @@ fn sound(heard: &[u8]) -> Option<&'static [u8]> {
 
 /// Engine `name` was out.
 fn out(name: &str) -> Report {
-    Report {
-        engine: name.into(),
-        class: EngineClass::Av,
-        answer: Said::none(Reason::BreakerOpen, "out"),
-        replica: None,
-        signatures: None,
-        attempts: 0,
-        reused: None,
-        passed: None,
-        requested_edits: Vec::new(),
-        elapsed: Duration::ZERO,
-        waited: Duration::ZERO,
-    }
+    Report::unasked(
+        name.into(),
+        EngineClass::Av,
+        Said::none(Reason::BreakerOpen, "out"),
+    )
 }
 
 /// A path with these engines, and mail that waits for them.

@@ -231,20 +231,11 @@ async fn what_waited_on_a_stand_in_asks_for_room_again() {
 
 fn stand_in(engine: &str, class: EngineClass) -> Report {
     Report {
-        engine: engine.into(),
-        class,
-        answer: Said::Answered(Vec::new()),
-        replica: None,
-        signatures: None,
-        attempts: 0,
         reused: Some(Reused {
             from: MessageId::new(),
             same: Same::Content,
         }),
-        passed: None,
-        requested_edits: Vec::new(),
-        elapsed: Duration::ZERO,
-        waited: Duration::ZERO,
+        ..Report::unasked(engine.into(), class, Said::Answered(Vec::new()))
     }
 }
 

@@ -16,6 +16,8 @@ mod probe_schedule;
 mod probe_trust;
 mod report;
 mod retry_budget;
+#[cfg(test)]
+mod samples;
 mod settings;
 mod state;
 

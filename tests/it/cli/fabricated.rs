@@ -426,17 +426,9 @@ fn envelope(sender: &str, recipients: &[&str]) -> Envelope {
 
 fn report(engine: &str, class: EngineClass, answer: Answer) -> Report {
     Report {
-        engine: engine.into(),
-        class,
-        answer,
-        replica: None,
-        signatures: None,
         attempts: 1,
-        reused: None,
-        passed: None,
-        requested_edits: Vec::new(),
         elapsed: Duration::from_millis(12),
-        waited: Duration::ZERO,
+        ..Report::unasked(engine.into(), class, answer)
     }
 }
 

@@ -400,13 +400,9 @@ impl NextHop {
             text: "simulated".to_owned(),
         };
         Said {
-            next_hop: self.name.clone(),
-            server: None,
+            text: reply.to_string(),
             reply: Some(reply),
-            text: format!("{code} simulated"),
-            stage: None,
-            dsn_passed: false,
-            held_back: false,
+            ..Said::of(&self.name)
         }
     }
 

@@ -672,15 +672,14 @@ fn next_hop(name: &Arc<str>) -> HopSettings {
         "b" => "b.test",
         _ => "*",
     };
+    let kind = Hop::Smtp(SmtpSettings {
+        connections: 8,
+        ..smtp(([192, 0, 2, 1], 25).into(), Duration::from_secs(60))
+    });
     HopSettings {
-        name: name.clone(),
-        domains: vec![domain.to_owned()],
         retry_first: Duration::from_secs(5),
         retry_max: Duration::from_secs(60),
         give_up: Duration::from_secs(900),
-        kind: Hop::Smtp(SmtpSettings {
-            connections: 8,
-            ..smtp(([192, 0, 2, 1], 25).into(), Duration::from_secs(60))
-        }),
+        ..HopSettings::sample(name, &[domain], kind)
     }
 }
