@@ -114,7 +114,7 @@ impl<'a> Document<'a> {
         let before = self.text.get(..at)?;
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         self.shown.then(|| SourceLocation {
-            line: before.bytes().filter(|b| *b == b'\n').count() + 1,
+            line: before.matches('\n').count() + 1,
             column: before[line_start..].chars().count() + 1,
         })
     }

@@ -308,14 +308,14 @@ async fn a_flood_that_imitates_good_mail_is_recognised_by_a_combination() {
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_is_slow_for_everything_makes_no_interceptor() {
     let mut world = World::new();
-    for _ in 0..300 {
-        for _ in 0..4 {
+    for _ in 0..120 {
+        for _ in 0..10 {
             let mail = usual(&mut world.rng);
             if world.slow.len() < 12 && !world.arrives(&mail, false) {
                 world.slow.push((MessageId::new(), mail, world.now, 0));
             }
         }
-        world.pass(Duration::from_millis(100));
+        world.pass(Duration::from_millis(250));
         let now = world.now;
         world
             .slow
@@ -389,16 +389,16 @@ fn slow_class() -> World {
 
 impl World {
     fn slow_class_goes_on(&mut self) {
-        for tick in 0..300 {
-            for _ in 0..3 {
+        for tick in 0..120 {
+            for _ in 0..8 {
                 let good = usual(&mut self.rng);
                 self.good(&good);
             }
-            if tick % 10 == 0 {
+            if tick % 4 == 0 {
                 let slow = large(&mut self.rng);
                 self.bad(&slow);
             }
-            self.pass(Duration::from_millis(100));
+            self.pass(Duration::from_millis(250));
         }
     }
 }

@@ -394,9 +394,10 @@ fn a_restart_continues_what_lasts_and_ends_what_does_not() {
 /// A flood of incidents and of causes costs bounded memory, and the counts stay exact.
 #[test]
 fn a_flood_is_bounded_and_counted() {
+    const FLOOD: u32 = 10_000;
     let mut world = World::new();
     let mut kept = 0;
-    for n in 0..100_000_u32 {
+    for n in 0..FLOOD {
         let mut strike = Incident::new(Kind::Strike, Subject::engine("clamd"), "x".repeat(1000));
         strike.at = world.at;
         kept += u64::from(world.tracker.record(world.now, &mut strike).0);
@@ -414,20 +415,20 @@ fn a_flood_is_bounded_and_counted() {
     world.write();
     let strikes = world.log.values().filter(|s| s.story.kind == Kind::Strike);
     let counted: Vec<u64> = strikes.map(StoryState::incidents).collect();
-    assert!(kept < 100_000);
+    assert!(kept < u64::from(FLOOD));
     assert_eq!(
         counted.iter().sum::<u64>(),
-        100_000,
+        u64::from(FLOOD),
         "in {} stories",
         counted.len()
     );
     let mut alone = World::new();
     let first = alone.record(Kind::Strike, Subject::engine("clamd"));
-    for _ in 1..100_000 {
+    for _ in 1..FLOOD {
         alone.record(Kind::Strike, Subject::engine("clamd"));
     }
     let state = alone.state(first.id);
-    assert_eq!(state.incidents(), 100_000);
+    assert_eq!(state.incidents(), u64::from(FLOOD));
     assert_eq!(state.kinds.len(), 1);
     assert!(state.story.title.len() <= 300);
 }

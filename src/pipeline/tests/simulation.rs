@@ -17,13 +17,16 @@ use std::time::Duration;
 
 use plan::Plan;
 
-/// Worlds in an ordinary run of the tests: a minute's work without optimisation.
-const WORLDS: u64 = 250;
+/// Worlds in an ordinary run of the tests: half a minute's work without optimisation.
+const WORLDS: u64 = 100;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().expect("a number"))
 }
+
+/// Worlds that an ordinary run plays twice.
+const REPLAYS: u64 = 5;
 
 /// Every promise holds in every world.
 #[test]
@@ -76,7 +79,7 @@ fn one_seed_can_be_replayed() {
 /// none of behaviour leaves them as they are (`SPILLWAY_REPLAYS=50 cargo test --lib a_replay -- --nocapture`).
 #[test]
 fn a_replay_is_the_same_step_by_step() {
-    for seed in 0..number("SPILLWAY_REPLAYS").unwrap_or(20) {
+    for seed in 0..number("SPILLWAY_REPLAYS").unwrap_or(REPLAYS) {
         let plan = Plan::new(seed);
         let (first, again) = (run::play(&plan, false), run::play(&plan, false));
         assert_eq!(first.digest, again.digest, "seed {seed}");
