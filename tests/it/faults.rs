@@ -239,7 +239,7 @@ fn closed_at_first(_: u64) -> Option<&'static str> {
 /// When a next hop comes back, its whole backlog follows at the pace it can take, and each message arrives once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backlog_drains_when_its_next_hop_is_back() {
-    const BACKLOG: usize = 300;
+    const BACKLOG: usize = 100;
     let (hop, got) = sink::start(closed_at_first).await;
     let site = Site::new();
     let relay = site

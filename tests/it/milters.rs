@@ -120,12 +120,25 @@ async fn opendkim_signs_and_verifies() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_kind_of_engine_finds_its_own() {
     let site = Site::new();
-    let clamd = Clamd::start(site.path());
-    let icap = CIcap::start(site.path(), &clamd);
-    let spamd = Spamd::start(site.path());
-    let rspamd = Rspamd::start(site.path());
-    let signer = OpenDkim::start(site.path(), Dkim::Sign);
-    let opendkim = OpenDkim::start(site.path(), Dkim::Verify);
+    // They take seconds to start, so they start side by side.
+    let at = site.path();
+    let ((clamd, icap), spamd, rspamd, (signer, opendkim)) = std::thread::scope(|scope| {
+        let clamd = scope.spawn(|| {
+            let clamd = Clamd::start(at);
+            let icap = CIcap::start(at, &clamd);
+            (clamd, icap)
+        });
+        let spamd = scope.spawn(|| Spamd::start(at));
+        let rspamd = scope.spawn(|| Rspamd::start(at));
+        let dkim = [Dkim::Sign, Dkim::Verify].map(|what| OpenDkim::start(at, what));
+        let [signer, opendkim] = dkim;
+        (
+            clamd.join().expect("clamd"),
+            spamd.join().expect("spamd"),
+            rspamd.join().expect("rspamd"),
+            (signer, opendkim),
+        )
+    });
     let (address, got) = sink::start(|_| None).await;
     let unix = |path: &std::path::Path| format!("unix:{}", path.display());
     let spam = "bad_kind = \"spam\"\nbad_score = 15.0\nprobe_with = \"gtube\"";

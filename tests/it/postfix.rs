@@ -9,25 +9,25 @@ use crate::samples;
 use crate::servers::{Postfix, Spillway, cli, command, free_port, is_root, left_out};
 use crate::sink::id_of;
 
-const MESSAGES: usize = 2_000;
+const MESSAGES: usize = 500;
 
 /// Postfix -> Spillway -> Postfix, cut-through: every message arrives exactly once, byte for byte below the documented
 /// header fields.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_thousand_messages_between_two_postfixes_in_cut_through() {
+async fn five_hundred_messages_between_two_postfixes_in_cut_through() {
     between("cut-through").await;
 }
 
 /// The same in queue mode.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_thousand_messages_between_two_postfixes_in_queue_mode() {
+async fn five_hundred_messages_between_two_postfixes_in_queue_mode() {
     between("queue").await;
 }
 
 async fn between(mode: &str) {
     if !is_root() {
         return left_out(
-            &format!("two thousand messages, {mode}"),
+            &format!("five hundred messages, {mode}"),
             "only root can run Postfix",
         );
     }
