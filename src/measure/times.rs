@@ -188,6 +188,11 @@ mod tests {
                 "most of the mail, {word}"
             );
         }
+        let mut half = EngineTimes::default();
+        half.add(at(0), &scan, &latencies(100, 10));
+        half.add(at(1), &scan, &latencies(100, 10));
+        half.add(at(1), &missed(MISSED_LOST), &latencies(6, 0));
+        assert_eq!(half.usual().1, 1, "half of the mail is usual");
     }
 
     /// Little's law: 600 scans of a second in 600 s are one at a time; a scan that was lost took its slot as well, a message that
@@ -224,5 +229,7 @@ mod tests {
         about(at(9), 1, 2.0);
         let soon = at(2) + Duration::from_secs(100);
         about(soon, 2, 3.0);
+        // The first scans of a period that has just begun make no load: it counts as a minute.
+        about(at(2) + Duration::from_secs(10), 2, 5.0);
     }
 }

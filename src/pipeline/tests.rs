@@ -19,6 +19,7 @@ mod scripted;
 mod simulation;
 mod stand_ins;
 mod stories;
+mod touches;
 mod whatif;
 
 use std::sync::atomic::{AtomicBool, Ordering};

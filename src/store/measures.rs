@@ -40,27 +40,33 @@ pub fn period(at: Timestamp) -> Timestamp {
 /// Adds durations to the series of the period in which `at` lies. `path` is the history file, which the relay has created. Old
 /// rows are removed. Blocks on the disk.
 pub fn add(path: &Path, at: Timestamp, measured: &[(Series, Latencies)]) -> Result<(), StoreError> {
-    let write = || {
-        let mut db = log::open_existing(path)?;
-        let change = db.transaction()?;
-        change.execute_batch(
-            "CREATE TABLE IF NOT EXISTS measure (period INTEGER NOT NULL, measured TEXT NOT NULL, name TEXT NOT NULL, \
-             class TEXT NOT NULL, latencies TEXT NOT NULL, PRIMARY KEY (period, measured, name, class)) STRICT, WITHOUT ROWID;",
-        )?;
-        let period = period(at).as_second();
-        for (series, latencies) in measured {
-            add_one(&change, period, series, latencies)?;
-        }
-        let oldest = period - i64::try_from(MEASURE_RETENTION.as_secs()).unwrap_or(i64::MAX);
-        change.execute(
-            "DELETE FROM measure WHERE period < ?1 OR (SELECT count(*) FROM measure) > ?2 AND period = (SELECT min(period) FROM measure)",
-            params![oldest, MEASURE_ROWS_MAX],
-        )?;
-        change.commit()
-    };
     let failed =
         |error: rusqlite::Error| StoreError::Broken(format!("{}: {error}", path.display()));
-    write().map_err(failed)
+    write(path, at, measured, MEASURE_ROWS_MAX).map_err(failed)
+}
+
+fn write(
+    path: &Path,
+    at: Timestamp,
+    measured: &[(Series, Latencies)],
+    rows_max: i64,
+) -> rusqlite::Result<()> {
+    let mut db = log::open_existing(path)?;
+    let change = db.transaction()?;
+    change.execute_batch(
+        "CREATE TABLE IF NOT EXISTS measure (period INTEGER NOT NULL, measured TEXT NOT NULL, name TEXT NOT NULL, \
+         class TEXT NOT NULL, latencies TEXT NOT NULL, PRIMARY KEY (period, measured, name, class)) STRICT, WITHOUT ROWID;",
+    )?;
+    let period = period(at).as_second();
+    for (series, latencies) in measured {
+        add_one(&change, period, series, latencies)?;
+    }
+    let oldest = period - i64::try_from(MEASURE_RETENTION.as_secs()).unwrap_or(i64::MAX);
+    change.execute(
+        "DELETE FROM measure WHERE period < ?1 OR (SELECT count(*) FROM measure) > ?2 AND period = (SELECT min(period) FROM measure)",
+        params![oldest, rows_max],
+    )?;
+    change.commit()
 }
 
 fn add_one(
@@ -207,6 +213,11 @@ mod tests {
         write(day + 600 + retention, "clamd", 1);
         let kept = counts(&all().await.expect("read"));
         assert_eq!(kept[0], first[2], "the older ones are gone");
+        assert_eq!(kept.len(), 2);
+        for (rows_max, left) in [(2, 2), (1, 1)] {
+            super::write(&path, at(day + 600 + retention), &[], rows_max).expect("written");
+            assert_eq!(counts(&all().await.expect("read")), kept[2 - left..]);
+        }
         history.close().await;
     }
 }

@@ -244,6 +244,28 @@ mod tests {
         }
     }
 
+    /// A percentile is never below the share that it names: 99 % of one wait is this wait.
+    #[test]
+    fn a_percentile_is_not_too_small() {
+        for (count, wanted) in [(1, 1), (99, 99), (100, 99), (101, 100), (200, 198)] {
+            let sorted: Vec<u64> = (1..=count).collect();
+            assert_eq!(percentile(&sorted), wanted, "of {count}");
+        }
+    }
+
+    /// A message that found no slot would have had a scan: as long as the scan before.
+    #[test]
+    fn who_found_no_slot_is_scanned_in_a_replay() {
+        let at = |milliseconds| Timestamp::from_millisecond(milliseconds).expect("a time");
+        let mut scans = Scans::default();
+        scans.add(at(0), Duration::from_millis(400));
+        scans.add_busy(at(100));
+        scans.add(at(200), Duration::from_millis(1));
+        let replay = scans.replay("clamd", 1, Duration::from_secs(10));
+        assert_eq!((replay.scans, replay.busy), (3, 1));
+        assert_eq!(replay.waits.longest_ms, 600, "for both");
+    }
+
     /// Without scans nobody waits, and one slot is enough.
     #[test]
     fn nobody_waits_for_nothing() {

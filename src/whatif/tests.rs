@@ -156,6 +156,9 @@ fn malware_cuts_the_wait_short() {
     let longer = terms(["5s", "9s"], rule);
     let timed_out = entry(vec![found(500), missing("spam", 1000, Reason::Timeout)]);
     assert_eq!(decided(&longer, &timed_out, &late), "discard by late");
+    late.took.insert("spam".into(), Duration::from_millis(1500));
+    let in_time = decided(&longer, &timed_out, &late);
+    assert_eq!(in_time, "quarantine by policy.malware", "just in time");
     let shorter = terms(["1s", "5s"], "");
     let cut_short = entry(vec![found(1500), missing("spam", 2500, Reason::Unneeded)]);
     let why = "nobody waited for the answer of spam";
@@ -229,6 +232,8 @@ fn a_limit_of_size_counts() {
     let mut large = entry(vec![nothing("av", 10), nothing("spam", 10)]);
     large.size = (1 << 20) + 1;
     assert_eq!(decided(&terms, &large, &late), "quarantine by coverage.av");
+    large.size = 1 << 20;
+    assert_eq!(decided(&terms, &large, &late), "deliver by policy.clean");
     let small = entry(vec![
         missing("av", 0, Reason::TooLarge),
         nothing("spam", 10),
@@ -252,6 +257,29 @@ fn what_the_guard_held_no_rule_decides() {
     let mut comparison = Comparison::new(Examples::First(3));
     comparison.add(&held, &Decided::ByGuard);
     assert_eq!((comparison.messages, comparison.by_guard), (0, 1));
+}
+
+/// A message about which another rule decides the same has not changed, and is counted apart.
+#[test]
+fn another_rule_alone_is_no_change() {
+    let by = |rule: &str| Ruling {
+        disposition: Disposition::Deliver,
+        marked: false,
+        rule: rule.to_owned(),
+    };
+    let mut comparison = Comparison::new(Examples::First(3));
+    for rule in ["policy.clean", "partners"] {
+        let ruled = Ruled {
+            from: by("policy.clean"),
+            to: by(rule),
+            recipients: 1,
+            score: 0.0,
+            reason: String::new(),
+        };
+        comparison.add(&entry(Vec::new()), &Decided::Ruled(vec![ruled]));
+    }
+    assert_eq!((comparison.messages, comparison.changed), (2, 0));
+    assert_eq!(comparison.other_rule, 1);
 }
 
 /// A comparison stays small, whatever is compared: of examples it keeps as many as wanted, and of kinds of change a thousand.

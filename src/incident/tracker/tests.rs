@@ -1,5 +1,7 @@
 //! Stories of random incidents, by their laws.
 
+mod limits;
+
 use std::collections::BTreeMap;
 
 use rand::rngs::StdRng;

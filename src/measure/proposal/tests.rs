@@ -255,6 +255,19 @@ fn reasons_have_their_numbers() {
     assert_eq!(seen, wanted);
 }
 
+/// An engine that takes longer than `timeout` needs a longer one, which cannot be longer than `limit`: that is said.
+#[test]
+fn a_timeout_at_its_limit_asks_for_a_longer_limit() {
+    let configured = Configured {
+        limit: Duration::from_secs(5),
+        ..defaults()
+    };
+    let times = scans(&[(9000, 10), (1000, 6 * SECOND)]);
+    let [timeout, ..] = propose(&configured, &times, 0, at(99));
+    assert_eq!(timeout.advice, Advice::Keep);
+    assert!(timeout.reason.contains("raise limit first"), "{timeout:?}");
+}
+
 /// Proposed values are round, and never shorter than what they are made from.
 #[test]
 fn nice_durations_are_round_and_not_shorter() {

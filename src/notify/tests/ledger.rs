@@ -115,6 +115,31 @@ fn short_trouble_can_be_left_out() {
     assert_eq!(book.tell(), [[(Part::Begin, 2)]]);
 }
 
+/// Trouble that was held back by `max_per_hour` and is over before it could be told is counted; trouble that was over before its
+/// beginning was due is not.
+#[test]
+fn what_was_due_and_is_over_is_counted() {
+    for (seconds, missed) in [(59, 0), (60, 1)] {
+        let mut book = Book::new(Settings {
+            begin_after: Duration::from_secs(60),
+            max_per_hour: 1,
+            ..settings("x")
+        });
+        book.note(Begin, &story(1));
+        book.passes(60);
+        assert_eq!(book.tell(), [[(Part::Begin, 1)]]);
+        book.note(Begin, &story(2));
+        book.passes(seconds);
+        book.note(End, &story(2));
+        book.note(Begin, &story(3));
+        book.passes(3600);
+        let Next::Tell(batch) = book.ledger.next(&book.settings, book.now, false) else {
+            panic!("a beginning");
+        };
+        assert_eq!(batch.missed, missed, "after {seconds} s");
+    }
+}
+
 /// An end is told only if the beginning was: not for stories before the way, not for those that could not be told.
 #[test]
 fn no_end_without_a_beginning() {

@@ -128,6 +128,31 @@ async fn tries_are_repeated_and_bounded() {
     running.end().await;
 }
 
+/// However many tries a way has, none waits longer than five minutes for the next: whom nobody can reach now is told soon after.
+#[tokio::test(start_paused = true)]
+async fn waits_between_tries_are_bounded() {
+    let script = Script::failing(std::iter::repeat_with(again).take(12));
+    let running = Running::start("x", &script);
+    running.way.replace(Terms {
+        settings: Settings {
+            attempts: 12,
+            ..settings("x")
+        },
+        ..terms("x", &script)
+    });
+    running.way.note(StoryPhase::Begin, &story(1));
+    quiet(Duration::from_secs(100_000)).await;
+    let asked = script.asked.lock().expect("the notes").clone();
+    assert_eq!(asked.len(), 12);
+    let waits: Vec<Duration> = asked.windows(2).map(|two| two[1].2 - two[0].2).collect();
+    assert!(
+        waits[6..].iter().all(|wait| wait.as_secs() >= 225),
+        "{waits:?}"
+    );
+    assert!(waits.iter().all(|wait| wait.as_secs() <= 300), "{waits:?}");
+    running.end().await;
+}
+
 /// A failure that would tell somebody twice, or that would happen again, is not tried again.
 #[tokio::test(start_paused = true)]
 async fn a_lasting_failure_is_final() {

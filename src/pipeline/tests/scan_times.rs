@@ -180,6 +180,24 @@ async fn each_scan_counts_once() {
     assert_eq!(seen.collect::<Vec<_>>(), wanted);
 }
 
+/// What a history that takes nothing did not get is written with the next write: durations and late scans.
+#[tokio::test(start_paused = true)]
+async fn what_was_not_written_is_written_later() {
+    let world = World::new(1, Duration::from_secs(5)).await;
+    world.accept(ordered(0, 1, "clean 7000")).await;
+    Deadline::after(Duration::from_secs(10)).wait().await;
+    world.pipeline.look_around().await;
+    let path = world.pipeline.history.path();
+    let aside = path.with_extension("aside");
+    std::fs::rename(path, &aside).expect("renamed");
+    world.pipeline.write_measures().await;
+    std::fs::rename(&aside, path).expect("renamed");
+    assert!(world.late().await.is_empty(), "not written");
+    let counts = world.counts().await;
+    assert_eq!(counts.get("scan one below-64k"), Some(&1), "{counts:?}");
+    assert_eq!(world.late().await.len(), 1);
+}
+
 /// A message that gets no slot counts as missed for that reason, and not as a scan or a wait.
 #[tokio::test(start_paused = true)]
 async fn a_message_without_a_slot_is_missed() {

@@ -144,18 +144,68 @@ mod tests {
     use crate::store::sqlite::{Role, SqliteStore};
     use crate::store::{Record, Settings, Store};
 
-    /// No count reads more rows than it shows: a status stays fast while a million messages wait for one cause. Instructions of
-    /// SQLite stand for time.
-    #[tokio::test]
-    async fn a_count_stops_at_its_limit() {
-        let folder = tempfile::tempdir().expect("folder");
+    async fn opened(folder: &tempfile::TempDir) -> SqliteStore {
         let settings = Settings {
             path: folder.path().to_owned(),
             disk_reserve: 0,
             ..Settings::default()
         };
         let opened = SqliteStore::open(&settings, Role::Relay).await;
-        let (store, _) = opened.expect("open");
+        opened.expect("open").0
+    }
+
+    /// Mail is late once it is older than the threshold. Damaged records are no mail that waits, and the next try is that of a
+    /// record that no worker has.
+    #[tokio::test]
+    async fn only_whole_mail_that_waits_for_long_is_late() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = opened(&folder).await;
+        for (hop, received, due) in [
+            ("young", 900, 900),
+            ("mx", 0, 500),
+            ("mx", 10, 1500),
+            ("mx", 20, 1400),
+        ] {
+            let record = Record {
+                next_hop: hop.into(),
+                received_at: at(received),
+                due_at: at(due),
+                ..record(Lane::Delivery)
+            };
+            store.put(vec![record], octets(1)).await.expect("put");
+        }
+        let db = Connection::open(folder.path().join("spillway.db")).expect("opens");
+        let change = |sql: &str, received: i64| {
+            let key = params![at(received).as_microsecond(), at(2000).as_microsecond()];
+            assert_eq!(db.execute(sql, key).expect("changes"), 1);
+        };
+        change(
+            "UPDATE message SET lease_until = ?2 WHERE received_at = ?1",
+            0,
+        );
+        change(
+            "UPDATE message SET damaged = 'x' WHERE received_at = ?1 AND ?2 > 0",
+            20,
+        );
+        let times = LateTimes {
+            now: at(1000),
+            before: at(900),
+        };
+        let late = late(&db, times).expect("counts");
+        let expected = LateMail {
+            next_hop: "mx".into(),
+            next_try: Some(at(1500)),
+            ..mail(Lane::Delivery, 2, at(0))
+        };
+        assert_eq!(late, [expected]);
+    }
+
+    /// No count reads more rows than it shows: a status stays fast while a million messages wait for one cause. Instructions of
+    /// SQLite stand for time.
+    #[tokio::test]
+    async fn a_count_stops_at_its_limit() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = opened(&folder).await;
         let first = |lane: Lane, hop: &str, cause: Option<&str>| Record {
             next_hop: hop.into(),
             cause: cause.map(|name| Cause::Engine(name.to_owned())),
