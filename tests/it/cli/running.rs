@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::relay::PATIENCE;
+use crate::servers::wait_until;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
@@ -51,6 +52,23 @@ impl Relay {
 
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.process), signal).expect("a process");
+    }
+
+    /// Stops the process while it writes nothing: stopped within a write, it would keep the store locked.
+    fn hang(&self) {
+        let stat = format!("/proc/{}/stat", self.process.id());
+        let is_stopped = || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "));
+        let file = self.folder.path().join("store/spillway.db");
+        wait_until("the relay is stopped between two writes", || {
+            self.signal(Signal::STOP);
+            wait_until("the relay is stopped", is_stopped);
+            let db = rusqlite::Connection::open(&file).expect("opens");
+            let is_free = db.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_ok();
+            if !is_free {
+                self.signal(Signal::CONT);
+            }
+            is_free
+        });
     }
 
     /// The exit code, and what is written to standard error.
@@ -189,7 +207,7 @@ fn a_second_relay_does_not_start() {
 fn a_relay_that_hangs_is_named() {
     let relay = Relay::start();
     relay.says("READY=1");
-    relay.signal(Signal::STOP);
+    relay.hang();
     let pid = relay.process.id();
     let silent = format!("spillway: the relay (pid {pid}) does not answer on ");
     let fix = format!("its process is stopped: `kill -CONT {pid}` continues it");
