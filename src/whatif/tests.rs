@@ -6,9 +6,11 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::config::Config;
+use crate::measure::LateScan;
 use crate::message::{AttachmentFact, Mailbox, MessageId};
 use crate::store::basis::Basis;
-use crate::store::history::HistoryEntry;
+use crate::store::history::{History, HistoryEntry};
+use crate::store::late_scans;
 use crate::verdict::{
     Answer, Decision, Disposition, EngineClass, Finding, FindingKind, Reason, Report, Verdict,
 };
@@ -257,6 +259,65 @@ fn what_the_guard_held_no_rule_decides() {
     let mut comparison = Comparison::new(Examples::First(3));
     comparison.add(&held, &Decided::ByGuard);
     assert_eq!((comparison.messages, comparison.by_guard), (0, 1));
+}
+
+/// In a replay of slots, a late scan holds its slot until it has ended, and a later scan of the same message for as long as itself.
+#[tokio::test]
+async fn a_slot_is_held_until_its_scan_ends() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join(crate::store::history::FILE_NAME);
+    let history = History::open(&path, Duration::from_secs(1 << 30)).expect("open");
+    let id = |at: Timestamp| -> MessageId {
+        let milliseconds = u64::try_from(at.as_millisecond()).expect("a time");
+        let id = ulid::Ulid::from_parts(milliseconds, 1).to_string();
+        id.parse().expect("an id")
+    };
+    let began = Timestamp::from_second(1_790_000_000).expect("a time");
+    let at = |milliseconds| began + Duration::from_millis(milliseconds);
+    let told = |asked: u64, milliseconds, report| HistoryEntry {
+        at: at(asked + milliseconds),
+        message: id(at(asked)),
+        ..entry(vec![report])
+    };
+    let late = told(0, 2000, missing("av", 2000, Reason::Timeout));
+    let again = HistoryEntry {
+        message: late.message,
+        basis: Some(Basis::new(true, None, &[])),
+        ..told(20_000, 100, nothing("av", 100))
+    };
+    let scan = LateScan {
+        message: late.message,
+        engine: "av".into(),
+        at: at(9000),
+        took: Duration::from_secs(9),
+        found: Some(false),
+    };
+    for entry in [
+        late,
+        told(1000, 100, nothing("av", 100)),
+        again,
+        told(20_050, 1, nothing("av", 1)),
+    ] {
+        history.record(entry);
+    }
+    history.flush().await;
+    late_scans::add(&path, &[scan]).expect("written");
+    let engine = "[[engine]]\nname = \"av\"\nkind = \"rules\"\nslots = 1\nwait = \"60s\"\n";
+    let config = config(engine);
+    let terms = Terms::new(&config.policy, &config.engines, config.version.clone());
+    let wanted = Wanted {
+        history: &path,
+        since: began,
+        terms: &terms,
+        examples: 0,
+        slots: vec!["av".into()],
+    };
+    let replayed = replay(&wanted, |_, _| {}).await.expect("reads");
+    let [slots] = &replayed.slots[..] else {
+        panic!("{:?}", replayed.slots);
+    };
+    assert_eq!((slots.scans, slots.waits.refused), (4, 0));
+    assert_eq!(slots.waits.longest_ms, 8000, "for the late scan");
 }
 
 /// A message about which another rule decides the same has not changed, and is counted apart.
