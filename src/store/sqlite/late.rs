@@ -144,7 +144,7 @@ mod tests {
     use crate::store::sqlite::{Role, SqliteStore};
     use crate::store::{Record, Settings, Store};
 
-    async fn opened(folder: &tempfile::TempDir) -> SqliteStore {
+    async fn opened(folder: &tempfile::TempDir) -> std::sync::Arc<SqliteStore> {
         let settings = Settings {
             path: folder.path().to_owned(),
             disk_reserve: 0,
