@@ -39,7 +39,7 @@ async fn a_program_gets_json_and_nothing_else() {
     let told = run(words, HANG_TIMEOUT).await.expect("told");
     assert_eq!(
         told,
-        format!("command {}/page: exit code 0", folder.path().display())
+        format!("command {}/program: exit code 0", folder.path().display())
     );
     let got = std::fs::read_to_string(got).expect("input");
     assert_eq!(got.lines().count(), 1);

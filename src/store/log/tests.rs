@@ -88,7 +88,8 @@ async fn a_file_that_is_removed_is_made_anew() {
     log.close().await;
 }
 
-/// A file that is overwritten while the relay runs is set aside, and the log goes on with a new one.
+/// A file that is overwritten while the relay runs is set aside by the next check, and the log goes on with a new one. What else
+/// writes into the file asks for a check when it fails, each minute.
 #[tokio::test]
 async fn a_file_that_is_damaged_at_work_is_set_aside() {
     let folder = tempfile::tempdir().expect("folder");
@@ -100,14 +101,11 @@ async fn a_file_that_is_damaged_at_work_is_set_aside() {
     let octets = "no database ".repeat(10_000);
     std::fs::write(&path, &octets).expect("written");
     std::fs::write(path.with_extension("db-wal"), &octets).expect("written");
-    for n in 2..50 {
-        log.note(Noted(n));
-        log.flush().await;
-    }
-    recovered(&log).await;
-    log.note(Noted(50));
+    // SQLite goes on with the pages that it knows; whoever opens the file next finds it.
+    assert_eq!(log.check().await, None);
+    log.note(Noted(2));
     log.flush().await;
-    assert!(kept(&path).await.contains(&50));
+    assert_eq!(kept(&path).await, [2]);
     assert!(path.with_extension("db.damaged").exists());
     log.close().await;
 }

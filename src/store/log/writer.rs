@@ -102,6 +102,10 @@ impl<E: Entry> LogWriter<E> {
                 std::thread::park_timeout(ENTRY_BATCH_WAIT);
             }
             let asked = self.take(first.ok(), &mut entries);
+            if asked.check {
+                // The open file may work and another open fail: after a change of its owner, or with another content.
+                self.file = None;
+            }
             match entries.is_empty() {
                 false => self.write(&mut entries),
                 true if asked.check || self.is_failing() => self.check(),
