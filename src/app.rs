@@ -69,7 +69,7 @@ pub struct Running {
 /// The state that the admin surfaces and the signal handlers use.
 struct Core {
     path: Option<PathBuf>,
-    config: Mutex<Config>,
+    config: Mutex<Arc<Config>>,
     store: Arc<SqliteStore>,
     history: Arc<History>,
     incidents: Arc<Incidents>,
@@ -119,7 +119,7 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     let admin_settings = config.admin.clone();
     let core = Arc::new(Core {
         path,
-        config: Mutex::new(config),
+        config: Mutex::new(Arc::new(config)),
         store,
         history,
         incidents,
@@ -280,7 +280,8 @@ impl Running {
 
     /// Reads the configuration again. Returns the changes, or every problem; with a problem nothing changes.
     pub async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
-        self.core.reload().await
+        let reloaded = self.core.reload().await;
+        reloaded.map(|reloaded| reloaded.changes)
     }
 
     /// The pipeline, for work beside the listeners.
@@ -324,7 +325,7 @@ impl Running {
 }
 
 impl Core {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Config> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Arc<Config>> {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,7 +17,7 @@
 //! | `POST /control/shadow?file=…` | socket | [`Reloaded`] as JSON; 422 when refused. Without `file`: ends the shadow, and answers as `GET /shadow` |
 //! | `POST /control/drain` | socket | 202 |
 //! | `POST /control/act?…` | socket | 202; logs an [`Act`] that a command has done in the store, and wakes |
-//! | `POST /control/flush` | socket | 202 when the history, the measures and the incident log can be read up to now |
+//! | `POST /control/flush` | socket | 202 when the history, the measures and the incident log can be read up to now, with each [`LogTrouble`] as JSON |
 //!
 //! The TCP address is read-only. A change needs access to the unix socket, which belongs to the relay's user alone (mode
 //! 0600). Both surfaces call [`Control`], which the composition root implements.
@@ -52,7 +52,7 @@ use crate::measure::DelayComparison;
 use crate::notify;
 use crate::pipeline::ShadowView;
 use crate::scan::{BadTerms, DrainTerms, Health};
-use crate::store::{Held, Lane, LaneStats, LateMail, Recovery, StoreError};
+use crate::store::{Held, Lane, LaneStats, LateMail, LogTrouble, Recovery, StoreError};
 use crate::telemetry;
 
 pub use late::{LATE_AFTER, Late, LateLine};
@@ -107,7 +107,7 @@ pub trait Control: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<notify::Tested>, String>> + Send;
 
     /// Reads the configuration again. Returns the changes, or every problem; with a problem nothing has changed.
-    fn reload(&self) -> impl Future<Output = Result<Vec<String>, Vec<String>>> + Send;
+    fn reload(&self) -> impl Future<Output = Result<Changes, Vec<String>>> + Send;
 
     /// The configuration in force.
     fn config(&self) -> InForce;
@@ -117,7 +117,7 @@ pub trait Control: Send + Sync + 'static {
     fn begin_shadow(
         &self,
         file: PathBuf,
-    ) -> impl Future<Output = Result<Vec<String>, Vec<String>>> + Send;
+    ) -> impl Future<Output = Result<Changes, Vec<String>>> + Send;
 
     /// Ends the shadow, and returns what it has seen; none if there is no shadow.
     fn end_shadow(&self) -> Option<ShadowView>;
@@ -131,8 +131,8 @@ pub trait Control: Send + Sync + 'static {
     /// Makes the relay look for new work in the store (a release, a retry) now, before its next check.
     fn wake(&self);
 
-    /// Waits until other processes can read the whole history and incident log.
-    fn flush(&self) -> impl Future<Output = ()> + Send;
+    /// Waits until other processes can read the whole history and incident log. Returns those that record nothing now.
+    fn flush(&self) -> impl Future<Output = Vec<LogTrouble>> + Send;
 }
 
 /// An act of a person, for the log.
@@ -219,6 +219,9 @@ pub struct Status {
     /// The state of each next hop.
     #[serde(default)]
     pub next_hops: Vec<HopStatus>,
+    /// The logs that record nothing now: the history, the incident log.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_recorded: Vec<LogTrouble>,
     /// The findings of the start in the store.
     pub recovery: Recovery,
 }
@@ -373,12 +376,25 @@ pub struct ListenerStatus {
 
 /// The result of a reload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(untagged)]
 pub enum Reloaded {
-    /// The new configuration is in force; these are the changes.
-    Changes(Vec<String>),
-    /// The new configuration has these problems; nothing has changed.
-    Problems(Vec<String>),
+    /// The new configuration is in force.
+    Changes(Changes),
+    /// Nothing has changed.
+    Refused {
+        /// The problems of the new configuration.
+        problems: Vec<String>,
+    },
+}
+
+/// The changes from the configuration in force to another one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// One line each.
+    pub changes: Vec<String>,
+    /// What the person should know beside the changes, one line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// The reason why the surfaces cannot be opened.

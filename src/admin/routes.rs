@@ -11,6 +11,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 
 use super::{Act, Control, EngineAct, EngineActed, EngineAsked, Reloaded, gauges, page};
+use crate::store::LogTrouble;
 use crate::telemetry;
 
 /// Maximum size of a request's body in octets. No request needs a body, so the limit is small.
@@ -233,7 +234,7 @@ async fn change_shadow<C: Control>(
     match begun {
         Ok(changes) => Json(Reloaded::Changes(changes)).into_response(),
         Err(problems) => {
-            let refused = Json(Reloaded::Problems(problems));
+            let refused = Json(Reloaded::Refused { problems });
             (StatusCode::UNPROCESSABLE_ENTITY, refused).into_response()
         }
     }
@@ -249,7 +250,7 @@ async fn reload<C: Control>(
         Ok(changes) => (StatusCode::OK, Json(Reloaded::Changes(changes))),
         Err(problems) => (
             StatusCode::UNPROCESSABLE_ENTITY,
-            Json(Reloaded::Problems(problems)),
+            Json(Reloaded::Refused { problems }),
         ),
     }
 }
@@ -270,7 +271,6 @@ async fn act<C: Control>(State(control): State<Arc<C>>, Query(act): Query<Act>) 
     StatusCode::ACCEPTED
 }
 
-async fn flush<C: Control>(State(control): State<Arc<C>>) -> StatusCode {
-    control.flush().await;
-    StatusCode::ACCEPTED
+async fn flush<C: Control>(State(control): State<Arc<C>>) -> (StatusCode, Json<Vec<LogTrouble>>) {
+    (StatusCode::ACCEPTED, Json(control.flush().await))
 }

@@ -43,6 +43,7 @@ impl Control for Fake {
                 said: Some("no connection <b>".to_owned()),
                 ..HopStatus::sample_dead("hop", Timestamp::UNIX_EPOCH)
             }],
+            not_recorded: Vec::new(),
             recovery: Recovery::default(),
         }
     }
@@ -89,10 +90,13 @@ impl Control for Fake {
         reason.map_or(Ok(()), Err)
     }
 
-    async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
+    async fn reload(&self) -> Result<Changes, Vec<String>> {
         let _turn = self.reloads.lock().await;
         match self.problems.is_empty() {
-            true => Ok(vec!["limits.errors: 20 -> 10".to_owned()]),
+            true => Ok(Changes {
+                changes: vec!["limits.errors: 20 -> 10".to_owned()],
+                notes: Vec::new(),
+            }),
             false => Err(self.problems.clone()),
         }
     }
@@ -101,7 +105,7 @@ impl Control for Fake {
         InForce::default()
     }
 
-    async fn begin_shadow(&self, file: PathBuf) -> Result<Vec<String>, Vec<String>> {
+    async fn begin_shadow(&self, file: PathBuf) -> Result<Changes, Vec<String>> {
         Err(vec![format!("{} is not there", file.display())])
     }
 
@@ -119,7 +123,9 @@ impl Control for Fake {
 
     fn wake(&self) {}
 
-    async fn flush(&self) {}
+    async fn flush(&self) -> Vec<LogTrouble> {
+        Vec::new()
+    }
 }
 
 struct Surfaces {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::admin::{
-    Control, EngineAsked, InForce, Late, ListenerStatus, Status, Stored, Tested, Waits,
+    Changes, Control, EngineAsked, InForce, Late, ListenerStatus, Status, Stored, Tested, Waits,
 };
 use crate::config::{self, Config};
 use crate::deadline::wall_clock;
@@ -11,7 +11,7 @@ use crate::incident::{self, Incident, Subject};
 use crate::notify;
 use crate::pipeline::{Generation, ShadowView};
 use crate::scan::{Drain, DrainTerms, Guarded, Health, NotDrained, Passed};
-use crate::store::Store;
+use crate::store::{LogTrouble, Store};
 use crate::whatif::Terms;
 
 use super::Core;
@@ -57,6 +57,7 @@ impl Control for Core {
             stored,
             engines: waits.engines,
             next_hops: waits.next_hops,
+            not_recorded: self.not_recorded(),
             recovery: self.recovery.clone(),
         }
     }
@@ -139,23 +140,25 @@ impl Control for Core {
         self.store.accepts().map_err(|error| error.to_string())
     }
 
-    async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
+    async fn reload(&self) -> Result<Changes, Vec<String>> {
         let before = self.pipeline.generation();
-        let build = move |files| Next::build(files, &before);
+        let in_force = self.lock().clone();
+        let build = move |files| Next::build(files, (&before, &in_force));
         let next = self.readings.read(self.path.clone(), Files::read, build);
         let next = next.await;
-        let mut applied = next.and_then(|next| self.apply(next));
-        if let (Ok(difference), Some(shadow)) = (&mut applied, self.pipeline.shadow()) {
-            let file = shadow.file.display();
-            difference.push(format!(
-                "the shadow {file} goes on, beside the new configuration"
-            ));
-        }
+        let applied = next.map(|next| self.apply(next));
         match &applied {
             Ok(difference) => tracing::info!(?difference, "reloaded"),
             Err(problems) => tracing::error!(?problems, "reload refused, nothing changed"),
         }
-        applied
+        let shadow = self.pipeline.shadow().map(|shadow| {
+            let file = shadow.file.display();
+            format!("the shadow {file} goes on, beside the new configuration")
+        });
+        applied.map(|changes| Changes {
+            changes,
+            notes: shadow.into_iter().collect(),
+        })
     }
 
     fn config(&self) -> InForce {
@@ -167,20 +170,26 @@ impl Control for Core {
         }
     }
 
-    async fn begin_shadow(&self, file: PathBuf) -> Result<Vec<String>, Vec<String>> {
-        let check = |config: Config| {
+    async fn begin_shadow(&self, file: PathBuf) -> Result<Changes, Vec<String>> {
+        let in_force = self.lock().clone();
+        let check = move |config: Config| {
             let problems = super::check(&config);
             match problems.is_empty() {
-                true => Ok(config),
+                true => {
+                    let version = config.version.clone();
+                    let terms = Terms::new(&config.policy, &config.engines, version.clone());
+                    Ok((config::diff(&in_force, &config), version, terms))
+                }
                 false => Err(problems),
             }
         };
-        let config = self.readings.read(Some(file.clone()), reload::read, check);
-        let config = config.await?;
-        let difference = config::diff(&self.lock(), &config);
-        let terms = Terms::new(&config.policy, &config.engines, config.version.clone());
-        self.pipeline.begin_shadow(file, config.version, terms);
-        Ok(difference)
+        let checked = self.readings.read(Some(file.clone()), reload::read, check);
+        let (changes, version, terms) = checked.await?;
+        self.pipeline.begin_shadow(file, version, terms);
+        Ok(Changes {
+            changes,
+            notes: Vec::new(),
+        })
     }
 
     fn end_shadow(&self) -> Option<ShadowView> {
@@ -199,14 +208,20 @@ impl Control for Core {
         self.pipeline.wake();
     }
 
-    async fn flush(&self) {
+    async fn flush(&self) -> Vec<LogTrouble> {
         self.pipeline.write_measures().await;
         self.history.flush().await;
         self.incidents.flush().await;
+        self.not_recorded()
     }
 }
 
 impl Core {
+    fn not_recorded(&self) -> Vec<LogTrouble> {
+        let troubles = [self.history.trouble(), self.incidents.trouble()];
+        troubles.into_iter().flatten().collect()
+    }
+
     /// Records that a person has drained an engine or a replica on these terms, or has resumed it.
     fn report(&self, asked: &EngineAsked, kind: incident::Kind, terms: Option<&DrainTerms>) {
         let subject = Subject::Engine {

@@ -21,7 +21,8 @@ use crate::notify;
 use crate::pipeline::Generation;
 use crate::telemetry;
 
-/// Time for one read of the files: 15 s. A read that works takes milliseconds, so a longer one hangs.
+/// Time for one read of the files: 15 s. A read that works takes milliseconds, and less than a second of a file of the largest
+/// size, so a longer one hangs.
 const CONFIG_READ_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time for one build of the parts from the files: 5 minutes, because large rules take minutes to compile.
 const ENGINE_BUILD_TIMEOUT: Duration = Duration::from_secs(300);
@@ -140,12 +141,24 @@ pub(super) struct Next {
     pub(super) generation: Generation,
     pub(super) listeners: Vec<Prepared>,
     pub(super) ways: Vec<notify::Prepared>,
+    /// The changes from the configuration in force.
+    difference: Vec<String>,
 }
 
 impl Next {
-    /// Reads the files of engines and next hops, and compiles rules. Blocks.
-    pub(super) fn build(files: Files, before: &Generation) -> Result<Self, Vec<String>> {
+    /// Compares with the configuration in force, reads the files of engines and next hops, and compiles rules. Blocks. The error
+    /// is all problems, or the changes that need a restart.
+    pub(super) fn build(
+        files: Files,
+        (before, in_force): (&Generation, &Config),
+    ) -> Result<Self, Vec<String>> {
+        let restart = config::settings_that_need_restart(in_force, &files.config);
+        if !restart.is_empty() {
+            let needs = |line: &String| format!("{line} (needs a restart)");
+            return Err(restart.iter().map(needs).collect());
+        }
         Ok(Self {
+            difference: config::diff(in_force, &files.config),
             generation: generation(&files.config, Some(before))?,
             listeners: files.listeners,
             ways: files.ways,
@@ -155,16 +168,10 @@ impl Next {
 }
 
 impl Core {
-    /// Puts a configuration and its parts in force. Returns the changes, or the changes that need a restart; then nothing
-    /// changes.
-    pub(super) fn apply(&self, next: Next) -> Result<Vec<String>, Vec<String>> {
+    /// Puts a configuration and its parts in force, and returns the changes. Does nothing that takes longer with a larger
+    /// configuration: it runs beside the mail.
+    pub(super) fn apply(&self, next: Next) -> Vec<String> {
         let mut config = self.lock();
-        let restart = config::settings_that_need_restart(&config, &next.config);
-        if !restart.is_empty() {
-            let needs = |line: &String| format!("{line} (needs a restart)");
-            return Err(restart.iter().map(needs).collect());
-        }
-        let difference = config::diff(&config, &next.config);
         next.generation.scanner.watch();
         telemetry::metrics::register(&metric_names(&next.config), &metric_names(&config));
         let hostname = &next.config.relay.hostname;
@@ -176,8 +183,8 @@ impl Core {
             listener.apply(prepared);
         }
         self.admission.apply(Arc::new(next.config.limits.clone()));
-        *config = next.config;
-        Ok(difference)
+        *config = Arc::new(next.config);
+        next.difference
     }
 }
 

@@ -12,11 +12,14 @@ use tokio::net::UnixStream;
 
 use super::exit::CliError;
 use super::person;
+use super::terminal::{Terminal, safe};
 use crate::admin::Act;
 use crate::deadline::Deadline;
+use crate::store::LogTrouble;
 
-/// Maximum size of an answer: 4 MiB, far more than the status of any relay, so that a wrong server cannot fill the memory.
-const ANSWER_OCTETS_MAX: u64 = 4 << 20;
+/// Maximum size of an answer: 64 MiB, which is 16 times the largest configuration file (each key of its sections goes with the
+/// full name), so that a wrong server cannot fill the memory.
+const ANSWER_OCTETS_MAX: u64 = 64 << 20;
 /// Time for one exchange, from the connection to the end of the answer: the relay answers within a few seconds, also while its
 /// store hangs.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -141,16 +144,34 @@ pub(super) async fn acted(
     }
 }
 
-/// Waits until a running relay has written its history and incidents up to now. Returns whether a relay runs.
-pub(super) async fn flush(socket: &Path) -> Result<bool, CliError> {
+/// Waits until a running relay has written its history and incidents up to now. Returns the logs that record nothing; `None` if
+/// no relay runs.
+pub(super) async fn flush(socket: &Path) -> Result<Option<Vec<LogTrouble>>, CliError> {
     let asked = Deadline::after(FLUSH_TIMEOUT).run(ask(socket, "POST", "/control/flush"));
     match asked.await {
-        Ok(Ok(_)) => Ok(true),
+        Ok(Ok(answer)) => super::relay::parsed(socket, &answer).map(Some),
         // A relay that has stopped has written everything.
-        Ok(Err(CliError::NotRunning(..))) => Ok(false),
+        Ok(Err(CliError::NotRunning(..))) => Ok(None),
         Ok(Err(error)) => Err(error),
         Err(late) => Err(CliError::Relay(socket.to_owned(), late.to_string())),
     }
+}
+
+/// Notes for the person which logs record nothing, of those that [`flush`] has returned.
+pub(super) fn note_troubles(
+    flushed: &Result<Option<Vec<LogTrouble>>, CliError>,
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
+    for trouble in flushed.iter().flatten().flatten() {
+        terminal.note(format!(
+            "spillway: the {} has recorded nothing since {}: {}. To do: {}",
+            safe(&trouble.log),
+            terminal.clock(trouble.since),
+            safe(&trouble.text()),
+            safe(&trouble.advice)
+        ))?;
+    }
+    Ok(())
 }
 
 /// Percent-encodes text for the query of a path (RFC 3986 2.1).

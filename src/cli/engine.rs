@@ -206,12 +206,21 @@ async fn show(wanted: &Show, given: Option<&Path>, terminal: &mut Terminal<'_>) 
     let name = &*wanted.engine;
     let socket = wanted.socket.path(given)?;
     // The relay writes what it has measured first. If it does not answer, the next question says so.
-    let _ = control::flush(&socket).await;
+    control::note_troubles(&control::flush(&socket).await, terminal)?;
     let health = health(name, &socket).await;
     let measured = match settings::load(given) {
-        Ok(config) => Some(read_measured(wanted, &config, terminal).await?),
+        Ok(config) => match read_measured(wanted, &config, terminal).await {
+            Err(error) if health.is_ok() => {
+                terminal.note(format!("what was measured cannot be read: {error}"))?;
+                None
+            }
+            measured => Some(measured?),
+        },
         // A given socket needs no configuration.
-        Err(_) if health.is_ok() => None,
+        Err(_) if health.is_ok() => {
+            terminal.note("without the configuration, what was measured cannot be found")?;
+            None
+        }
         Err(error) => return Err(error),
     };
     let health = match (health, &measured) {
@@ -235,9 +244,8 @@ async fn show(wanted: &Show, given: Option<&Path>, terminal: &mut Terminal<'_>) 
         Some(health) => show_health(&health, terminal)?,
         None => terminal.fields(&[("engine", name.to_owned())])?,
     }
-    match measured {
-        Some(measured) => measured.show(terminal)?,
-        None => terminal.note("without the configuration, what was measured cannot be found")?,
+    if let Some(measured) = measured {
+        measured.show(terminal)?;
     }
     Ok(Exit::Done)
 }

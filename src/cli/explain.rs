@@ -113,6 +113,8 @@ async fn look(
     terminal: &mut Terminal<'_>,
 ) -> Result<(MessageId, Story), CliError> {
     let relay = control::flush(&config.admin.socket).await;
+    control::note_troubles(&relay, terminal)?;
+    let relay = relay.map(|runs| runs.is_some());
     let history = config.store.path.join(history::FILE_NAME);
     let id = wanted.id.known_message(store, &history).await?;
     let story = find(id, relay, store, config, terminal).await?;
@@ -130,12 +132,19 @@ async fn find(
     // The history uses the id that the sender knows. A record of one group of recipients has an id of its own. When that
     // record is gone, its history entry names the message that it was a part of.
     let file = config.store.path.join(history::FILE_NAME);
-    let mut history = history::read(&file, id).await?;
+    let mut history = match history::read(&file, id).await {
+        // What is stored can be explained without it.
+        Err(error) if record.is_some() => {
+            terminal.note(format!("spillway: the history cannot be read: {error}"))?;
+            Vec::new()
+        }
+        history => history?,
+    };
     let part_of = history.iter().find_map(|entry| entry.part_of);
     let message = record.as_ref().map(|record| record.message).or(part_of);
     let message = message.unwrap_or(id);
     if message != id {
-        history = history::read(&file, message).await?;
+        history = history::read(&file, message).await.unwrap_or_default();
     }
     let audit = store.audited(Some(id.into()), AUDIT_ENTRIES_SHOWN).await?;
     let cause = record.as_ref().and_then(|record| record.cause.as_ref());

@@ -9,7 +9,7 @@ use super::control::{self, Answer};
 use super::exit::{CliError, Exit, Outcome};
 use super::terminal::{Terminal, count, safe};
 use super::{diff, engine, explain_key, person, settings};
-use crate::admin::Reloaded;
+use crate::admin::{Changes, Reloaded};
 use crate::app;
 use crate::config::Config;
 use crate::telemetry;
@@ -169,16 +169,16 @@ pub(super) async fn reload(socket: &Path, terminal: &mut Terminal<'_>) -> Outcom
         terminal.json(&reloaded)?;
     }
     match &reloaded {
-        Reloaded::Changes(changes) => {
+        Reloaded::Changes(Changes { changes, notes }) => {
             if !terminal.json {
-                for change in changes {
-                    terminal.line(change)?;
+                for line in changes.iter().chain(notes) {
+                    terminal.line(safe(line))?;
                 }
                 terminal.line(format!("reloaded: {}", count(changes.len(), "change")))?;
             }
             Ok(Exit::Done)
         }
-        Reloaded::Problems(problems) => {
+        Reloaded::Refused { problems } => {
             if !terminal.json {
                 for problem in problems {
                     terminal.line(problem)?;

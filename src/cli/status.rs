@@ -66,6 +66,7 @@ pub(super) fn exit(status: &Status) -> Exit {
 pub(super) fn show(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     delays(status, terminal)?;
     late(status, terminal)?;
+    not_recorded(status, terminal)?;
     let mail = match &status.not_ready {
         None => "accepted".to_owned(),
         Some(reason) => format!("not accepted: {reason}"),
@@ -186,6 +187,19 @@ fn late(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     let more = "more: `spillway queue list`, `spillway incident list`; docs/OPERATIONS.md, \"What is late\"";
     terminal.wrapped("", "  ", more)?;
     terminal.line("")
+}
+
+/// The logs that record nothing: since when, why, and what to do.
+fn not_recorded(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    for trouble in &status.not_recorded {
+        let since = terminal.clock(trouble.since);
+        let (log, text) = (safe(&trouble.log), safe(&trouble.text()).to_string());
+        terminal.line("NOT RECORDED")?;
+        terminal.wrapped("", "  ", &format!("{log} since {since}: {text}"))?;
+        terminal.wrapped("  do: ", "      ", &safe(&trouble.advice))?;
+        terminal.line("")?;
+    }
+    Ok(())
 }
 
 /// Engines, next hops and listeners, each with its state.

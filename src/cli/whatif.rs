@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::exit::{CliError, Exit, Outcome};
 use super::terminal::{Terminal, count};
 use super::{control, diff, person, relay, settings};
-use crate::admin::Reloaded;
+use crate::admin::{Changes, Reloaded};
 use crate::app;
 use crate::config::{self, Config};
 use crate::pipeline::ShadowView;
@@ -73,7 +73,7 @@ async fn of_the_past(
     let config = settings::read(path.as_deref())?;
     let socket = wanted.socket.path(given)?;
     // A relay that runs writes what it has recorded first. A replay needs no relay.
-    let _ = control::flush(&socket).await;
+    control::note_troubles(&control::flush(&socket).await, terminal)?;
     let folder = wanted.store.as_ref().unwrap_or(&config.store.path);
     let file = folder.join(history::FILE_NAME);
     if !file.exists() {
@@ -172,7 +172,7 @@ async fn begin_shadow(file: &Path, socket: &Path, terminal: &mut Terminal<'_>) -
         terminal.json(&begun)?;
     }
     match &begun {
-        Reloaded::Changes(changes) => {
+        Reloaded::Changes(Changes { changes, .. }) => {
             if !terminal.json {
                 for change in changes {
                     terminal.line(change)?;
@@ -184,7 +184,7 @@ async fn begin_shadow(file: &Path, socket: &Path, terminal: &mut Terminal<'_>) -
             }
             Ok(Exit::Done)
         }
-        Reloaded::Problems(problems) => {
+        Reloaded::Refused { problems } => {
             if !terminal.json {
                 for problem in problems {
                     terminal.line(problem)?;

@@ -1,6 +1,6 @@
 //! The differences between two configurations, and which of them need a restart.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::Serialize;
 
@@ -179,24 +179,22 @@ fn named(shown: &Shown) -> BTreeSet<(&str, &str)> {
 /// A line if the sections that are in both configurations have another order. The order matters for rules: the first rule
 /// that matches wins.
 fn order(list: &str, old: &Shown, new: &Shown) -> Option<String> {
-    let names = |shown: &Shown| -> Vec<String> {
-        let keys = shown.iter().filter(|(key, _)| key.ends_with(".name"));
-        let sections = keys.filter_map(|(key, _)| section_of(key));
-        sections
-            .filter(|(of, _)| *of == list)
-            .map(|(_, name)| name.to_owned())
-            .collect()
-    };
-    let (was, is) = (names(old), names(new));
-    let common = |names: &[String], others: &[String]| -> Vec<String> {
-        names
-            .iter()
-            .filter(|name| others.contains(name))
-            .cloned()
-            .collect()
-    };
-    let (before, after) = (common(&was, &is), common(&is, &was));
-    (before != after).then(|| format!("{list}: the order is now {}", is.join(", ")))
+    let (was, is) = (names(list, old), names(list, new));
+    let (old, new): (HashSet<&str>, HashSet<&str>) =
+        (was.iter().copied().collect(), is.iter().copied().collect());
+    let before = was.iter().filter(|name| new.contains(*name));
+    let after = is.iter().filter(|name| old.contains(*name));
+    before
+        .ne(after)
+        .then(|| format!("{list}: the order is now {}", is.join(", ")))
+}
+
+/// The names of the sections of a list, in their order.
+fn names<'a>(list: &str, shown: &'a Shown) -> Vec<&'a str> {
+    let keys = shown.iter().filter(|(key, _)| key.ends_with(".name"));
+    let sections = keys.filter_map(|(key, _)| section_of(key));
+    let of_list = sections.filter(|(of, _)| *of == list);
+    of_list.map(|(_, name)| name).collect()
 }
 
 pub(super) fn at_start(key: &str) -> bool {

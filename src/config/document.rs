@@ -1,7 +1,8 @@
 //! A TOML text with the places of its values, and the results of reading it.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -34,14 +35,54 @@ pub(super) struct Log {
     pub(super) base: PathBuf,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<Problem>,
-    pub(super) settings: Vec<Setting>,
+    settings: Vec<Setting>,
+    /// Where [`settings`](Self::settings) has each key that the file sets. Without it, a check of each of many sections would
+    /// search all keys of all of them.
+    written: HashMap<String, usize>,
 }
 
 impl Log {
+    /// A log of a file whose relative paths start at `base`.
+    pub(super) fn at(base: &Path) -> Self {
+        Self {
+            base: base.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// Adds a key that has been read.
+    pub(super) fn record(&mut self, setting: Setting) {
+        if setting.place.is_some() {
+            let key = self.written.entry(setting.key.clone());
+            key.or_insert(self.settings.len());
+        }
+        self.settings.push(setting);
+    }
+
+    /// The key that was read last.
+    pub(super) fn last(&mut self) -> Option<&mut Setting> {
+        self.settings.last_mut()
+    }
+
+    /// Every key that was read, in the order of reading.
+    #[cfg(test)]
+    pub(super) fn settings(&self) -> &[Setting] {
+        &self.settings
+    }
+
+    /// The keys that were read, in the order of reading.
+    pub(super) fn into_settings(self) -> Vec<Setting> {
+        self.settings
+    }
+
+    /// The key, if the file sets it.
+    fn written(&self, key: &str) -> Option<&Setting> {
+        self.settings.get(*self.written.get(key)?)
+    }
+
     fn problem(&self, key: &str, what: impl Into<String>, fix: impl Into<String>) -> Problem {
-        let setting = self.settings.iter().find(|setting| setting.key == key);
         Problem {
-            place: setting.and_then(|setting| setting.place),
+            place: self.written(key).and_then(|setting| setting.place),
             key: key.to_owned(),
             what: what.into(),
             fix: fix.into(),
@@ -50,14 +91,13 @@ impl Log {
 
     /// Whether the file sets the key. The key must have been read before.
     pub(super) fn is_written(&self, key: &str) -> bool {
-        let mut settings = self.settings.iter();
-        settings.any(|setting| setting.key == key && setting.place.is_some())
+        self.written(key).is_some()
     }
 
     /// Whether the file sets the key to another value than the default. The key must have been read before.
     pub(super) fn is_changed(&self, key: &str) -> bool {
-        let mut settings = self.settings.iter();
-        settings.any(|one| one.key == key && one.place.is_some() && one.value != one.default)
+        self.written(key)
+            .is_some_and(|one| one.value != one.default)
     }
 
     /// Adds a problem with a key that has been read already.
@@ -76,6 +116,8 @@ impl Log {
 /// A parsed TOML text.
 pub(super) struct Document<'a> {
     text: &'a str,
+    /// The offset of each line, so that a place costs no look at the text before it.
+    line_starts: Vec<usize>,
     root: Spanned<DeTable<'a>>,
     /// Whether problems show places. False for the reference that replaces absent sections: its lines are not in the file of
     /// the administrator.
@@ -86,7 +128,16 @@ impl<'a> Document<'a> {
     /// Parses as much as possible. Each syntax error becomes a problem.
     pub(super) fn parse(text: &'a str, shown: bool, log: &RefCell<Log>) -> Self {
         let (root, errors) = DeTable::parse_recoverable(text);
-        let document = Self { text, root, shown };
+        let ends = text
+            .bytes()
+            .enumerate()
+            .filter(|(_, octet)| *octet == b'\n');
+        let document = Self {
+            text,
+            line_starts: [0].into_iter().chain(ends.map(|(at, _)| at + 1)).collect(),
+            root,
+            shown,
+        };
         for error in errors {
             let start = error.span().map(|span| span.start);
             let advice = start.and_then(|start| other_servers::advice(document.first_word(start)));
@@ -111,11 +162,12 @@ impl<'a> Document<'a> {
 
     /// The place of an offset, in octets from the start of the text.
     pub(super) fn place(&self, at: usize) -> Option<SourceLocation> {
-        let before = self.text.get(..at)?;
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = self.line_starts.partition_point(|start| *start <= at);
+        let start = *self.line_starts.get(line.checked_sub(1)?)?;
+        let before = self.text.get(start..at)?;
         self.shown.then(|| SourceLocation {
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
+            line,
+            column: before.chars().count() + 1,
         })
     }
 

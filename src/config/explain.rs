@@ -120,13 +120,11 @@ pub fn explain(path: Option<&Path>, asked: &str) -> Result<Explanation, NotExpla
 
 /// The settings of a text and the number of its problems.
 fn settings(text: &str, base: &Path) -> (Vec<Setting>, usize) {
-    let log = RefCell::new(Log {
-        base: base.to_owned(),
-        ..Log::default()
-    });
+    let log = RefCell::new(Log::at(base));
     build(text, "explained".into(), &log);
     let log = log.into_inner();
-    (log.settings, log.problems.len())
+    let problems = log.problems.len();
+    (log.into_settings(), problems)
 }
 
 /// `policy.missing` of `policy.missing.timeout`.
@@ -258,11 +256,12 @@ fn in_force(given: &[Setting], key: &str, only: Option<&str>) -> Vec<ValueInForc
             continue;
         }
         let section = name.map(|(list, name, _)| format!("{list} {name}"));
-        let of_guard = name.and_then(|(_, _, key)| {
+        // Only an engine has keys of the guard. A search for each of many rules would take long.
+        let of_engine = name.filter(|(list, ..)| *list == "engine" && setting.value.is_none());
+        let of_guard = of_engine.and_then(|(_, _, key)| {
             let key = format!("guard.{key}");
             given.iter().find(|one| one.key == key)
         });
-        let of_guard = of_guard.filter(|_| setting.value.is_none());
         let shown = of_guard.unwrap_or(setting);
         values.push(ValueInForce {
             section,

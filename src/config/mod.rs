@@ -159,16 +159,14 @@ fn file_text(path: &Path) -> Result<String, String> {
 
 /// Reads a text. `file` is its name in problems; relative paths start at `base`.
 fn read(text: &str, file: &str, base: &Path, version: Arc<str>) -> Result<Config, Problems> {
-    let log = RefCell::new(Log {
-        base: base.to_owned(),
-        ..Log::default()
-    });
+    let log = RefCell::new(Log::at(base));
     let config = build(text, version, &log);
-    let log = log.into_inner();
+    let mut log = log.into_inner();
     match config {
         Some(config) if log.problems.is_empty() => {
-            let warnings = Problems::new(file.to_owned(), log.warnings).lines();
-            let shown = log.settings.into_iter();
+            let warnings =
+                Problems::new(file.to_owned(), std::mem::take(&mut log.warnings)).lines();
+            let shown = log.into_settings().into_iter();
             let shown = shown.filter_map(|setting| Some((setting.key, setting.value?)));
             Ok(Config {
                 warnings,

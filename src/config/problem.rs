@@ -8,7 +8,7 @@ use std::path::Path;
 pub struct SourceLocation {
     /// The line.
     pub line: usize,
-    /// The column, in characters.
+    /// The column, in octets.
     pub column: usize,
 }
 

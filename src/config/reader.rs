@@ -128,7 +128,7 @@ impl<'a> Section<'a> {
                 Err(wrong) => self.complain(key, wrong.what, wrong.fix),
             }
         }
-        self.log.borrow_mut().settings.push(Setting {
+        self.log.borrow_mut().record(Setting {
             key: format!("{}.{key}", self.path),
             value: value.as_ref().map(&show),
             default: default.as_ref().map(&show),
@@ -248,7 +248,9 @@ impl<'a> Section<'a> {
     ) -> Option<usize> {
         let parse = |value: &DeValue<'_>| {
             let DeValue::Integer(number) = value else {
-                return Err(expected(value, "a whole number, without quotes"));
+                let (least, most) = (range.start(), range.end());
+                let what = format!("a whole number without quotes, {least} to {most}");
+                return Err(expected(value, &what));
             };
             let number = usize::from_str_radix(number.as_str(), number.radix()).ok();
             within(
@@ -275,7 +277,11 @@ impl<'a> Section<'a> {
             let number: Option<f64> = match value {
                 DeValue::Integer(number) => number.as_str().parse().ok(),
                 DeValue::Float(number) => number.as_str().parse().ok(),
-                other => return Err(expected(other, "a number, without quotes")),
+                other => {
+                    let (least, most) = (show(range.start()), show(range.end()));
+                    let what = format!("a number without quotes, {least} to {most}");
+                    return Err(expected(other, &what));
+                }
             };
             within(number.filter(|n| range.contains(n)), value, &range, show)
         });
@@ -303,7 +309,9 @@ impl<'a> Section<'a> {
     ) -> Option<Duration> {
         let show = |value: &Duration| format!("\"{}\"", units::show_duration(*value));
         let parse = |value: &DeValue<'_>| {
-            let read = units::duration(&quantity(value, "a duration: \"5s\"")?)?;
+            let (least, most) = (show(range.start()), show(range.end()));
+            let what = format!("a duration from {least} to {most}");
+            let read = units::duration(&quantity(value, &what)?)?;
             within(
                 Some(read).filter(|v| range.contains(v)),
                 value,
@@ -325,7 +333,9 @@ impl<'a> Section<'a> {
     ) -> Option<u64> {
         let show = |value: &u64| format!("\"{}\"", units::show_size(*value));
         let read = self.read(key, default, show, |value| {
-            let read = units::size(&quantity(value, "a size: \"64KiB\"")?)?;
+            let (least, most) = (show(range.start()), show(range.end()));
+            let what = format!("a size from {least} to {most}");
+            let read = units::size(&quantity(value, &what)?)?;
             within(
                 Some(read).filter(|v| range.contains(v)),
                 value,
@@ -348,7 +358,13 @@ impl<'a> Section<'a> {
             let word = words.iter().find(|(_, each)| each == value);
             format!("{:?}", word.map_or("", |(word, _)| word))
         };
-        let read = self.read(key, default, show, |value| chosen(&string(value)?, words));
+        let read = self.read(key, default, show, |value| match value {
+            DeValue::String(text) => chosen(text, words),
+            other => {
+                let known: Vec<_> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+                Err(expected(other, &format!("one of {}", known.join(", "))))
+            }
+        });
         self.takes("word", form::words(words));
         read
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::document::Setting;
-use super::reference::{uncommented, without_name};
+use super::reference::{Texts, uncommented, without_name};
 use super::*;
 use crate::verdict::{Disposition, EngineClass, Reason};
 
@@ -51,9 +51,9 @@ fn every_key_stands_in_the_reference_at_its_default() {
             && (depends(one) || other.value == one.default)
     };
     let absent: BTreeSet<&str> = log
-        .settings
+        .settings()
         .iter()
-        .filter(|one| !log.settings.iter().any(|other| shows(one, other)))
+        .filter(|one| !log.settings().iter().any(|other| shows(one, other)))
         .map(|one| &*one.key)
         .collect();
     assert!(
@@ -243,7 +243,7 @@ fn words_of_other_servers_name_keys_that_exist() {
     build(&uncommented(), "test".into(), &log).expect("the reference is TOML");
     let log = log.into_inner();
     let known: BTreeSet<String> = log
-        .settings
+        .settings()
         .iter()
         .map(|one| without_name(&one.key))
         .collect();
@@ -367,4 +367,47 @@ fn an_explanation_names_the_line_of_the_value() {
             .to_string();
         assert!(told.contains(meant), "{told}");
     }
+}
+
+/// `check-config --explain` has a text about each key itself: that of its section would not say what this one does.
+#[test]
+fn every_key_explains_itself() {
+    let log = RefCell::new(Log::default());
+    build(&uncommented(), "test".into(), &log).expect("the reference is TOML");
+    let log = log.into_inner();
+    let (texts, keys) = (Texts::new(), log.settings().iter());
+    let keys: BTreeSet<String> = keys.map(|one| without_name(&one.key)).collect();
+    assert!(keys.len() > 200, "{}", keys.len());
+    for key in &keys {
+        // An engine's key of the guard has the text of that in `[guard]`.
+        let of_guard = key
+            .strip_prefix("engine.")
+            .map(|key| format!("guard.{key}"));
+        let about = of_guard.filter(|key| keys.contains(key));
+        let about = about.as_ref().unwrap_or(key);
+        let section = about.rsplit_once('.').expect("a section").0;
+        let text = texts.about(about);
+        assert!(!text.is_empty(), "{key} has no text of its own");
+        assert_ne!(text, texts.about(section), "{key}");
+    }
+    let explained = explain(None, "notify.url").expect("a key");
+    assert!(!explained.is_section && explained.keys.len() == 1);
+    assert_eq!(explained.keys[0].text, texts.about("notify.url"));
+}
+
+/// A place is that of the value, also behind other than ASCII, at line ends of both kinds, and at the end of the text.
+#[test]
+fn places_count_lines_and_octets() {
+    let log = RefCell::new(Log::default());
+    let document = Document::parse("# ä\r\n\n\ta = \"ß\"; \n", true, &log);
+    let place = |at| document.place(at).map(|place| (place.line, place.column));
+    assert_eq!(place(0), Some((1, 1)));
+    assert_eq!(place(5), Some((1, 6)));
+    assert_eq!(place(6), Some((2, 1)));
+    assert_eq!(place(7), Some((3, 1)));
+    assert_eq!(place(12), Some((3, 6)));
+    assert_eq!(place(19), Some((4, 1)), "the end");
+    assert_eq!(place(20), None);
+    let hidden = Document::parse("a = 1", false, &log);
+    assert_eq!(hidden.place(4), None);
 }

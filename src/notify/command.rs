@@ -41,7 +41,7 @@ impl Command {
         let deadline = Deadline::after(self.timeout);
         let late = |_| {
             let after = self.timeout.as_millis();
-            Failure::Passing(format!("the program did not end within {after} ms"))
+            Failure::Passing(format!("did not end within {after} ms"))
         };
         let run = self.runs.clone().acquire_owned();
         let run = deadline.run(run).await.map_err(late)?;
@@ -58,14 +58,23 @@ impl Command {
 
 impl Sender for Command {
     fn send<'a>(&'a self, told: &'a Notification) -> BoxFuture<'a, Result<String, Failure>> {
-        Box::pin(self.run(told))
+        Box::pin(async {
+            let ended = self.run(told).await;
+            let program = self.words.first().map_or("", String::as_str);
+            let named = |text: &str| format!("command {program}: {text}");
+            match ended {
+                Ok(how) => Ok(named(&how)),
+                Err(Failure::Passing(why)) => Err(Failure::Passing(named(&why))),
+                Err(Failure::Lasting(why)) => Err(Failure::Lasting(named(&why))),
+            }
+        })
     }
 }
 
 /// Starts the program. Blocks.
 fn start(words: &[String]) -> io::Result<Running> {
     let (program, arguments) = words.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-    runnable(Path::new(program)).map_err(|wrong| io::Error::other(format!("{program} {wrong}")))?;
+    runnable(Path::new(program)).map_err(|wrong| io::Error::other(wrong))?;
     let mut command = tokio::process::Command::new(program);
     command
         .args(arguments)
@@ -78,12 +87,10 @@ fn start(words: &[String]) -> io::Result<Running> {
 fn judge(ended: Result<Ended, process::Trouble>) -> Result<String, Failure> {
     let ended = ended.map_err(|trouble| match trouble {
         // The program itself has ended, and may have told somebody: another run could tell twice.
-        process::Trouble::LeftBehind => Failure::Lasting(
-            "the program left a process behind that holds its standard error".to_owned(),
-        ),
-        process::Trouble::Talkative(_) => {
-            Failure::Lasting("the program prints too much".to_owned())
+        process::Trouble::LeftBehind => {
+            Failure::Lasting("left a process behind that holds its standard error".to_owned())
         }
+        process::Trouble::Talkative(_) => Failure::Lasting("prints too much".to_owned()),
         process::Trouble::System(error) => Failure::Passing(error.to_string()),
     })?;
     let said = String::from_utf8_lossy(&ended.complaints);

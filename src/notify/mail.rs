@@ -63,7 +63,7 @@ impl Mail {
             let deadline = Deadline::after(self.timeout);
             let outcomes = self.delivery.deliver_through(next_hop, &mail, deadline);
             let Some(outcomes) = outcomes.await else {
-                why.push(format!("there is no next hop {next_hop}"));
+                why.push(format!("mail: there is no next hop {next_hop}"));
                 continue;
             };
             let mut open = Vec::new();
@@ -73,7 +73,8 @@ impl Mail {
                     continue;
                 }
                 is_passing |= matches!(outcome, Outcome::Deferred(_));
-                why.push(format!("{next_hop}: {mailbox}: {}", outcome.answer().text));
+                let said = &outcome.answer().text;
+                why.push(format!("mail by next hop {next_hop} to {mailbox}: {said}"));
                 open.push(mailbox);
             }
             left = open;
@@ -84,10 +85,12 @@ impl Mail {
         let why = why.join("; ");
         taken.dedup();
         match (taken.is_empty(), left.is_empty(), is_passing) {
-            (false, true, _) => Ok(format!("taken by {}", taken.join(", "))),
+            (false, true, _) => Ok(format!("mail taken by next hop {}", taken.join(", "))),
             (false, false, _) => {
                 let taken = taken.join(", ");
-                Ok(format!("taken by {taken}, but not for all: {why}"))
+                Ok(format!(
+                    "mail taken by next hop {taken}, but not for all: {why}"
+                ))
             }
             (true, _, true) => Err(Failure::Passing(why)),
             (true, _, false) => Err(Failure::Lasting(why)),

@@ -11,7 +11,7 @@ use ring::hmac;
 use super::{Failure, Notification, Sender, WebhookSettings};
 use crate::deadline::{Deadline, wall_clock};
 use crate::file;
-use crate::scan::engine::HttpClient;
+use crate::scan::engine::{HttpClient, ScanError};
 
 /// Characters of the shortest secret: 16 random letters and digits have 95 bits.
 const SECRET_CHARACTERS_MIN: usize = 16;
@@ -52,16 +52,16 @@ impl Webhook {
         let deadline = Deadline::after(self.timeout);
         let posted = self.client.post(&self.path, fields, body, deadline);
         let server = self.client.name();
-        match deadline.run(posted).await {
-            Ok(Ok(_)) => Ok(format!("taken by {server}")),
-            Ok(Err(error)) => Err(Failure::Passing(format!("{server}: {error}"))),
-            Err(_) => {
-                let after = self.timeout.as_millis();
-                Err(Failure::Passing(format!(
-                    "{server}: no answer within {after} ms"
-                )))
+        let wrong = match deadline.run(posted).await {
+            Ok(Ok(_)) => return Ok(format!("taken by the webhook {server}")),
+            Ok(Err(ScanError::Unreachable(why))) => format!("cannot be reached: {why}"),
+            Ok(Err(ScanError::DeadlinePassed)) | Err(_) => {
+                format!("gave no answer within {} ms", self.timeout.as_millis())
             }
-        }
+            // These texts begin with what the server did: "reports an error: …".
+            Ok(Err(error)) => error.to_string(),
+        };
+        Err(Failure::Passing(format!("the webhook {server} {wrong}")))
     }
 }
 

@@ -55,11 +55,11 @@ impl Pipeline {
             return;
         };
         if let Some((taken, error)) = series {
-            not_written(&error);
+            self.not_written(&error).await;
             self.measures.put_back(taken);
         }
         if let Some((late, error)) = scans {
-            not_written(&error);
+            self.not_written(&error).await;
             self.measures.put_late_back(late);
         }
         // What is written is no longer pending: without this, the last hour of a status would lack it until the next write.
@@ -79,9 +79,11 @@ impl Pipeline {
     pub(super) async fn read_delays(&self) {
         match self.written_delays().await {
             Ok(written) => self.measures.delays().set_written(written),
-            Err(error) => {
+            // A history in trouble has told of it.
+            Err(error) if self.history.check().await.is_none() => {
                 tracing::warn!(%error, "the delays of earlier mail could not be read; the relay tries again");
             }
+            Err(_) => {}
         }
     }
 
@@ -100,8 +102,11 @@ impl Pipeline {
         }
         Ok(written)
     }
-}
 
-fn not_written(error: &StoreError) {
-    tracing::warn!(%error, "measured durations could not be written; the relay tries again");
+    /// Tells of measures that could not be written, unless the history is in trouble and has told of it.
+    async fn not_written(&self, error: &StoreError) {
+        if self.history.check().await.is_none() {
+            tracing::warn!(%error, "measured durations could not be written; the relay tries again");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use super::basis::Basis;
-use super::log::{self, Log, Wanted};
+use super::log::{self, Log, LogTrouble, Wanted};
 use crate::message::{Mailbox, MessageId, ReversePath};
 use crate::verdict::{Decision, Report};
 
@@ -85,10 +85,14 @@ impl log::Entry for HistoryEntry {
 pub struct History(Log<HistoryEntry>);
 
 impl History {
-    /// Opens the history file `path`, and creates it if it is missing. Entries are kept for `retention`. The folder must
-    /// exist. Blocks for a few milliseconds.
+    /// Opens the history file `path`, and creates it if it is missing. Entries are kept for `retention`. Blocks for a few
+    /// milliseconds, and up to 5 seconds if another process has locked the file.
     ///
-    /// A file that cannot be used is renamed to `….damaged`, and a new one is created: the file contains no mail.
+    /// A damaged file is renamed to `….damaged`, and a new one is created: the file contains no mail. A file that cannot be opened
+    /// is no error: see [`History::trouble`].
+    ///
+    /// # Errors
+    /// The system has no thread for the history.
     pub fn open(path: &Path, retention: Duration) -> Result<Arc<Self>, StoreError> {
         let log = Log::open(path, retention, <HistoryEntry as log::Entry>::ROWS_MAX)?;
         Ok(Arc::new(Self(log)))
@@ -111,6 +115,18 @@ impl History {
     /// Cancel safety: safe.
     pub async fn flush(&self) {
         self.0.flush().await;
+    }
+
+    /// Why nothing is recorded; `None` while the history records.
+    pub fn trouble(&self) -> Option<LogTrouble> {
+        self.0.trouble()
+    }
+
+    /// Finds out whether the file can be written now, and makes a new one if it is gone.
+    ///
+    /// Cancel safety: safe.
+    pub async fn check(&self) -> Option<LogTrouble> {
+        self.0.check().await
     }
 
     /// Path of the history file, which also has the [measures](super::measures).

@@ -17,11 +17,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::Connection;
 use tokio::time::Instant;
 
 use super::StoreError;
-use super::log::{self, Log};
+use super::log::{self, Log, LogTrouble};
 use crate::deadline::wall_clock;
 use crate::incident::{
     Condition, Incident, Phase, Story, StoryListener, Subject, Touch, TouchRow, Tracker,
@@ -81,15 +80,23 @@ impl fmt::Debug for Incidents {
 
 /// The log.
 impl Incidents {
-    /// Opens the incident log `path`, and creates it if it is missing. Entries are kept for `retention`. The folder must
-    /// exist. Stories that were open at the end of the last process go on. Blocks for a few milliseconds.
+    /// Opens the incident log `path`, and creates it if it is missing. Entries are kept for `retention`. Stories that were open
+    /// at the end of the last process go on. Blocks for a few milliseconds, and up to 10 seconds if another process has locked
+    /// the file.
     ///
-    /// A file that cannot be used is renamed to `….damaged`, and a new one is created.
+    /// A damaged file is renamed to `….damaged`, and a new one is created. A file that cannot be opened is no error: see
+    /// [`Incidents::trouble`].
+    ///
+    /// # Errors
+    /// The system has no thread for the log.
     pub fn open(path: &Path, retention: Duration) -> Result<Arc<Self>, StoreError> {
         let log = Log::open(path, retention, <Row as log::Entry>::ROWS_MAX)?;
-        let failed = |error| StoreError::Broken(format!("{}: {error}", path.display()));
-        let db = Connection::open(path).map_err(failed)?;
-        let states = read::all_stories(&db, STORIES_CONTINUED_MAX).map_err(failed)?;
+        let states = log::open_existing(path)
+            .and_then(|db| read::all_stories(&db, STORIES_CONTINUED_MAX))
+            .unwrap_or_else(|error| {
+                tracing::warn!(path = %path.display(), %error, "the stories of the last process cannot be read, and do not go on");
+                Vec::new()
+            });
         let tracker = Tracker::restore(Instant::now(), wall_clock(), states);
         Ok(Arc::new(Self::of(log, tracker)))
     }
@@ -151,6 +158,11 @@ impl Incidents {
     /// Number of incidents lost since the start, because the queue was full or writes failed.
     pub fn dropped(&self) -> u64 {
         self.log.dropped()
+    }
+
+    /// Why nothing is recorded; `None` while the log records.
+    pub fn trouble(&self) -> Option<LogTrouble> {
+        self.log.trouble()
     }
 
     /// Like [`search`], including all incidents recorded before this call.

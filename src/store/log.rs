@@ -1,36 +1,36 @@
 //! A log: entries in a file of their own. Recording an entry never waits, and other processes can read the file meanwhile.
 //!
 //! Each entry goes into a bounded channel; if the channel is full, the entry is dropped and counted. A thread writes the
-//! entries a few times a second, in one transaction. The file is separate from the store's database, so that neither can
-//! damage the other. If the file cannot be opened, it is set aside and a new one is created, because it contains no mail.
+//! entries a few times a second, in one transaction ([`writer`]). The file is separate from the store's database, so that
+//! neither can damage the other. It contains no mail: a damaged one is set aside and a new one is created, and if it cannot be
+//! written, the relay starts and works without it, and says so ([`LogTrouble`]).
 //!
 //! Each type of [`Entry`] states its value: whether a commit waits for the disk, and how many entries may wait.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+#[cfg(test)]
+mod tests;
+mod trouble;
+mod writer;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, OpenFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::StoreError;
-use super::sqlite::is_corrupt;
-use crate::deadline::leapt_since;
 use crate::message::MessageId;
 
-/// How long an entry may wait for other entries, so that they are written together: 250 ms. A reader sees each entry within a
-/// second, and four transactions a second cost little.
-const ENTRY_BATCH_WAIT: Duration = Duration::from_millis(250);
-/// After a failed write, how long the thread waits for new entries before it tries again.
-const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+pub use trouble::LogTrouble;
+use writer::LogWriter;
+
 /// How long to wait for another process that has locked the file: 5 s, far longer than any read or write.
 const DATABASE_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -70,6 +70,8 @@ enum Item<E> {
     Entry(Box<E>),
     /// The thread answers when everything before this item can be read.
     Flush(oneshot::Sender<()>),
+    /// The thread answers when it knows whether the file can be written.
+    Check(oneshot::Sender<()>),
     /// The thread writes the items before this one, and ends.
     Stop,
 }
@@ -81,26 +83,25 @@ pub(super) struct Log<E> {
     items: SyncSender<Item<E>>,
     waiting: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
+    trouble: Arc<Mutex<Option<LogTrouble>>>,
     thread: Thread,
     handle: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl<E: Entry> Log<E> {
-    /// Opens the log file `path`, and creates it if it is missing. At most `rows` entries are kept, for `retention`. The
-    /// folder must exist. Blocks for a few milliseconds.
+    /// Opens the log file `path`, and creates it if it is missing. At most `rows` entries are kept, for `retention`. A file that
+    /// cannot be opened is no error: [`Log::trouble`] then says so, and the log goes on trying. Blocks for a few milliseconds, and
+    /// up to 5 seconds if another process has locked the file.
+    ///
+    /// # Errors
+    /// The system has no thread for the log.
     pub(super) fn open(path: &Path, retention: Duration, rows: u64) -> Result<Self, StoreError> {
-        let db = open_or_begin_anew::<E>(path)?;
         let (items, queue) = sync_channel(E::WAITING_ENTRIES_MAX);
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let dropped = Arc::new(AtomicU64::new(0));
-        let writer = LogWriter {
-            db,
-            items: queue,
-            waiting: waiting.clone(),
-            dropped: dropped.clone(),
-            retention,
-            rows: i64::try_from(rows).unwrap_or(i64::MAX),
-        };
+        let counts = (Arc::<AtomicUsize>::default(), Arc::<AtomicU64>::default());
+        let (waiting, dropped) = counts.clone();
+        let trouble = Arc::<Mutex<Option<LogTrouble>>>::default();
+        let bounds = (retention, rows);
+        let writer = LogWriter::new(path, queue, counts, trouble.clone(), bounds);
         let handle = std::thread::Builder::new()
             .name(E::LOG_NAME.to_owned())
             .spawn(move || writer.run())
@@ -110,6 +111,7 @@ impl<E: Entry> Log<E> {
             items,
             waiting,
             dropped,
+            trouble,
             thread: handle.thread().clone(),
             handle: Mutex::new(Some(handle)),
         })
@@ -124,6 +126,7 @@ impl<E: Entry> Log<E> {
             items,
             waiting: Arc::default(),
             dropped: Arc::default(),
+            trouble: Arc::default(),
             thread: std::thread::current(),
             handle: Mutex::default(),
         };
@@ -156,6 +159,25 @@ impl<E: Entry> Log<E> {
     /// Number of entries lost since the start, because the queue was full or a write failed.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Why the log records nothing; `None` while it does.
+    pub(super) fn trouble(&self) -> Option<LogTrouble> {
+        let trouble = self.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Finds out whether the file can be written now, and waits for the result. If the queue is full, the result is that of the
+    /// last write.
+    ///
+    /// Cancel safety: safe.
+    pub(super) async fn check(&self) -> Option<LogTrouble> {
+        let (done, checked) = oneshot::channel();
+        if self.items.try_send(Item::Check(done)).is_ok() {
+            self.thread.unpark();
+            let _ = checked.await;
+        }
+        self.trouble()
     }
 
     /// Waits until all entries recorded before can be read. If the queue is full, this does not wait, and entries that are not
@@ -269,7 +291,7 @@ pub(super) async fn query<T: Default + Send + 'static>(
             db.busy_timeout(DATABASE_BUSY_TIMEOUT)?;
             run(&db)
         });
-        opened.map_err(|error| StoreError::Broken(format!("{}: {error}", path.display())))
+        opened.map_err(|error| unreadable(&path, &error))
     };
     tokio::task::spawn_blocking(query)
         .await
@@ -302,168 +324,8 @@ fn entries<E: Entry>(
     Ok(entries)
 }
 
-fn open_or_begin_anew<E: Entry>(path: &Path) -> Result<Connection, StoreError> {
-    let failed = |error| StoreError::Broken(format!("{}: {error}", path.display()));
-    match open::<E>(path) {
-        Err(error) if is_corrupt(&error) => {
-            let aside = path.with_extension("db.damaged");
-            tracing::error!(log = E::LOG_NAME, path = %path.display(), %error, aside = %aside.display(),
-                "a log is damaged; the relay sets it aside and creates a new one");
-            // If the rename fails, the second attempt to open fails too, with the reason.
-            let _ = std::fs::rename(path, aside);
-            for suffix in ["db-wal", "db-shm"] {
-                let _ = std::fs::remove_file(path.with_extension(suffix));
-            }
-            open::<E>(path).map_err(failed)
-        }
-        outcome => outcome.map_err(failed),
-    }
-}
-
-fn open<E: Entry>(path: &Path) -> rusqlite::Result<Connection> {
-    // The relay creates the file because of the mode, which SQLite copies to its other files. If this fails, SQLite reports
-    // the cause.
-    let _ = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path);
-    let db = Connection::open(path)?;
-    db.busy_timeout(DATABASE_BUSY_TIMEOUT)?;
-    db.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
-    // "normal" flushes only at checkpoints: that keeps the file intact, and costs nothing otherwise.
-    let synchronous = if E::IS_DURABLE { "full" } else { "normal" };
-    db.pragma_update(None, "synchronous", synchronous)?;
-    db.execute_batch(
-        "CREATE TABLE IF NOT EXISTS entry (seq INTEGER PRIMARY KEY, message TEXT NOT NULL, at INTEGER NOT NULL, \
-         entry TEXT NOT NULL) STRICT;
-         CREATE INDEX IF NOT EXISTS by_message ON entry (message);",
-    )?;
-    db.execute_batch(E::TABLES)?;
-    Ok(db)
-}
-
-/// The thread that writes.
-struct LogWriter<E> {
-    db: Connection,
-    items: Receiver<Item<E>>,
-    waiting: Arc<AtomicUsize>,
-    dropped: Arc<AtomicU64>,
-    retention: Duration,
-    rows: i64,
-}
-
-impl<E: Entry> LogWriter<E> {
-    fn run(mut self) {
-        let mut entries: Vec<Box<E>> = Vec::new();
-        loop {
-            let first = if entries.is_empty() {
-                self.items.recv().map_err(RecvTimeoutError::from)
-            } else {
-                self.items.recv_timeout(WRITE_RETRY_INTERVAL)
-            };
-            if matches!(first, Err(RecvTimeoutError::Disconnected)) {
-                return;
-            }
-            if matches!(first, Ok(Item::Entry(_))) {
-                // More entries come in the meantime. The thread is woken early only by the entry that fills half of the queue,
-                // so recording an entry costs no wake-up.
-                std::thread::park_timeout(ENTRY_BATCH_WAIT);
-            }
-            let (mut flushed, mut stop) = (Vec::new(), false);
-            let mut taken = 0;
-            for item in first
-                .into_iter()
-                .chain(self.items.try_iter().take(E::WAITING_ENTRIES_MAX))
-            {
-                match item {
-                    Item::Entry(entry) => {
-                        entries.push(entry);
-                        taken += 1;
-                    }
-                    Item::Flush(done) => flushed.push(done),
-                    Item::Stop => stop = true,
-                }
-            }
-            self.waiting.fetch_sub(taken, Ordering::Relaxed);
-            self.write(&mut entries);
-            for done in flushed {
-                let _ = done.send(());
-            }
-            if stop {
-                return self.lose(&entries);
-            }
-        }
-    }
-
-    /// Writes the entries. Entries that remain in the list are to be written again.
-    fn write(&mut self, entries: &mut Vec<Box<E>>) {
-        match self.insert(entries) {
-            Ok(()) => entries.clear(),
-            Err(error) => {
-                let keep = if E::IS_DURABLE {
-                    E::WAITING_ENTRIES_MAX
-                } else {
-                    0
-                };
-                tracing::warn!(log = E::LOG_NAME, %error, entries = entries.len(), "log entries could not be written");
-                // Keep the first entries, because they show how the problem began.
-                self.lose(&entries[keep.min(entries.len())..]);
-                entries.truncate(keep);
-            }
-        }
-    }
-
-    fn lose(&self, entries: &[Box<E>]) {
-        lost::<E>(&self.dropped, entries.len() as u64);
-    }
-
-    fn insert(&mut self, entries: &[Box<E>]) -> rusqlite::Result<()> {
-        if entries.is_empty() {
-            return Ok(());
-        }
-        let change = self.db.transaction()?;
-        let mut insert =
-            change.prepare_cached("INSERT INTO entry (message, at, entry) VALUES (?1, ?2, ?3)")?;
-        let mut newest = Timestamp::MIN;
-        for entry in entries {
-            newest = newest.max(entry.at());
-            if entry.insert_beside(&change)? {
-                continue;
-            }
-            // An entry that cannot be written as JSON (an infinite score) must not cause the loss of the others.
-            let Ok(json) = serde_json::to_string(entry) else {
-                continue;
-            };
-            let message = entry.message().map_or(String::new(), |id| id.to_string());
-            insert.execute(params![message, entry.at().as_second(), json])?;
-        }
-        drop(insert);
-        prune::<E>(&change, newest, self.retention, self.rows)?;
-        change.commit()
-    }
-}
-
-/// Removes the oldest entries that are too old or too many; at most twice the queue at a time, because no more can come in
-/// between two calls. The time is that of the entries, so a log without new entries loses none.
-fn prune<E: Entry>(
-    db: &Connection,
-    now: Timestamp,
-    retention: Duration,
-    rows: i64,
-) -> rusqlite::Result<()> {
-    let from = now.checked_sub(retention).unwrap_or(Timestamp::MIN);
-    // A clock that is set ahead must not empty the log.
-    let cutoff = from
-        .checked_sub(leapt_since(from))
-        .unwrap_or(Timestamp::MIN)
-        .as_second();
-    let at_once = i64::try_from(2 * E::WAITING_ENTRIES_MAX).unwrap_or(i64::MAX);
-    db.prepare_cached(
-        "DELETE FROM entry WHERE seq < (SELECT min(seq) FROM entry) + ?1 \
-         AND (at < ?2 OR seq <= (SELECT max(seq) FROM entry) - ?3)",
-    )?
-    .execute(params![at_once, cutoff, rows])?;
-    E::prune_beside(db, cutoff)
+/// The error of a log that a command cannot read, with what a person can do.
+fn unreadable(path: &Path, error: &rusqlite::Error) -> StoreError {
+    let advice = trouble::advice(path, error);
+    StoreError::Broken(format!("{}: {error}; {advice}", path.display()))
 }

@@ -170,7 +170,7 @@ fn config(folder: &Path, smtp: u16, admin: u16, hop: &str) -> PathBuf {
     path
 }
 
-async fn page(admin: u16) -> String {
+pub async fn page(admin: u16) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", admin))
         .await
         .expect("connects");

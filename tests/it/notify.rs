@@ -71,7 +71,7 @@ async fn people_are_told_while_much_is_broken() {
     assert!(mail.contains("To: <noc@x.test>\r\n"), "{mail}");
 
     let one = cli(&config, &["notify", "test", "noc"]);
-    assert_eq!(one, "noc: told: taken by good\n");
+    assert_eq!(one, "noc: told: mail taken by next hop good\n");
     let all = Command::new(env!("CARGO_BIN_EXE_spillway"))
         .args(["notify", "test", "--config"])
         .arg(&config)
@@ -79,10 +79,16 @@ async fn people_are_told_while_much_is_broken() {
         .expect("spillway runs");
     let said = String::from_utf8_lossy(&all.stdout);
     assert_eq!(all.status.code(), Some(1), "{said}");
-    assert!(said.contains("pager: told: exit code 0\n"), "{said}");
-    assert!(said.contains("hook: NOT told: 127.0.0.1:"), "{said}");
     assert!(
-        said.contains("stuck: NOT told: the program did not end"),
+        said.contains("pager: told: command /") && said.contains(": exit code 0\n"),
+        "{said}"
+    );
+    assert!(
+        said.contains("hook: NOT told: the webhook 127.0.0.1:"),
+        "{said}"
+    );
+    assert!(
+        said.contains("stuck: NOT told: command ") && said.contains(": did not end"),
         "{said}"
     );
     let lines = || {

@@ -66,6 +66,7 @@ fn status(breaker: &str, late: Vec<LateMail>) -> Status {
         }),
         engines,
         next_hops: waits.next_hops,
+        not_recorded: Vec::new(),
         recovery: Recovery::default(),
     }
 }

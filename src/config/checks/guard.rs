@@ -192,7 +192,13 @@ pub(super) fn thresholds(config: &Config, log: &mut Log) {
 fn learner(config: &Config, log: &mut Log) {
     let settings = &config.intercept;
     if settings.mode == Mode::Off {
-        for key in ["act", "strikes", "min_precision", "min_slow_scans"] {
+        for key in [
+            "act",
+            "strikes",
+            "min_precision",
+            "min_slow_scans",
+            "expiry",
+        ] {
             let key = format!("intercept.{key}");
             if log.is_changed(&key) {
                 log.warn(

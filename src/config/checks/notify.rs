@@ -16,6 +16,7 @@ pub(super) fn ways(config: &Config, log: &mut Log) {
     for way in &config.notify {
         next_hops(config, way, log);
         causes(config, way, log);
+        waits(way, log);
     }
     let next_hop = |way: &Settings| match &way.kind {
         Kind::Mail(mail) => match &mail.next_hops[..] {
@@ -37,6 +38,20 @@ pub(super) fn ways(config: &Config, log: &mut Log) {
             format!("every notification goes through next_hop.{only}: while it is down, nobody is told, not even of that"),
             "name another next hop in fallback, or add a [[notify]] of another kind",
         );
+    }
+}
+
+/// Warns of a wait for what is not told.
+fn waits(way: &Settings, log: &mut Log) {
+    for (key, part, is_told) in [
+        ("begin_after", "begin", way.begin),
+        ("end_after", "end", way.end),
+    ] {
+        let key = format!("notify.{}.{key}", way.name);
+        if !is_told && log.is_changed(&key) {
+            let what = format!("has no effect, because tell does not have \"{part}\"");
+            log.warn(&key, what, format!("remove it, or add \"{part}\" to tell"));
+        }
     }
 }
 

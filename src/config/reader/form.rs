@@ -13,7 +13,7 @@ pub(super) const SIZE: &str = "size: B, KiB, MiB, GiB or TiB";
 impl Section<'_> {
     /// Notes the unit of the key that was read last, and what is allowed: a range, or words.
     pub(in crate::config) fn takes(&self, unit: &'static str, allowed: Option<String>) {
-        if let Some(setting) = self.log.borrow_mut().settings.last_mut() {
+        if let Some(setting) = self.log.borrow_mut().last() {
             (setting.unit, setting.allowed) = (unit, allowed);
         }
     }

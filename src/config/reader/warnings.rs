@@ -15,20 +15,20 @@ impl Section<'_> {
         self.log.borrow_mut().warn(&key, what, fix);
     }
 
-    /// Adds a warning about an item of a list. Its place is the item.
+    /// Adds a warning about the item `at` of a list, from 0. Its place is the item: in a configuration without problems, all items
+    /// are read, so that they count as in the file.
     pub(in crate::config) fn warn_item(
         &self,
         key: &str,
-        item: &str,
+        at: usize,
         what: impl Into<String>,
         fix: impl Into<String>,
     ) {
         let list = self.table.and_then(|table| table.get(key));
         let list = list.and_then(|list| list.get_ref().as_array());
-        let mut items = list.into_iter().flat_map(|list| list.iter());
-        let found = items.find(|found| found.get_ref().as_str() == Some(item));
+        let item = list.and_then(|list| list.get(at));
         self.log.borrow_mut().warnings.push(Problem {
-            place: found.and_then(|found| self.document.place(found.span().start)),
+            place: item.and_then(|item| self.document.place(item.span().start)),
             key: format!("{}.{key}", self.path),
             what: what.into(),
             fix: fix.into(),

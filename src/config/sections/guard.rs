@@ -3,14 +3,20 @@
 
 use std::time::Duration;
 
+use toml::de::DeValue;
+
 use crate::config::reader::Section;
-use crate::config::units::Wrong;
+use crate::config::units::{Wrong, show_duration};
+use crate::config::value::expected;
 use crate::scan::{GuardSettings, SlotShare};
 
 use super::{HOUR, MINUTE, secs};
 
 /// Shortest time that a breaker stays open: 100 ms, the interval at which the guard looks at the clock.
 const OPEN_PAUSE_MIN: Duration = Duration::from_millis(100);
+
+/// What a share of the slots looks like.
+const SHARE_TEXT: &str = "a fraction of the slots in quotes, \"1/100\" to \"9/10\": \"1/3\"";
 
 /// Reads `[guard]`.
 pub(in crate::config) fn guard(mut section: Section<'_>) -> GuardSettings {
@@ -91,12 +97,14 @@ fn times(section: &mut Section<'_>, settings: &mut GuardSettings, is_all: bool) 
     if settings.open_max >= settings.open_first {
         return;
     }
+    let shown = |value| format!("\"{}\"", show_duration(value));
+    let (first, longest) = (shown(settings.open_first), shown(settings.open_max));
     let mut written = ["open_max", "open_first"].into_iter();
     if let Some(key) = written.find(|key| section.has(key)) {
         section.complain(
             key,
-            "makes open_max shorter than open_first, with which the pauses begin",
-            "write an open_max of at least open_first",
+            format!("makes open_max = {longest} shorter than open_first = {first}, with which the pauses begin"),
+            format!("write an open_max of at least {first}, or an open_first of at most {longest}"),
         );
     }
 }
@@ -104,7 +112,16 @@ fn times(section: &mut Section<'_>, settings: &mut GuardSettings, is_all: bool) 
 /// Reads the shares of the slots that are kept free. Each is a fraction, as a third has no exact decimal.
 fn reserves(section: &mut Section<'_>, settings: &mut GuardSettings, is_all: bool) {
     let share = |section: &mut Section<'_>, key, value: SlotShare| {
-        let read = section.optional_parsed(key, is_all.then_some(value), show_share, slot_share);
+        let shown = |share: &SlotShare| format!("\"{}\"", show_share(share));
+        let read = section.read(
+            key,
+            is_all.then_some(value),
+            shown,
+            |written| match written {
+                DeValue::String(text) => slot_share(text),
+                other => Err(expected(other, SHARE_TEXT)),
+            },
+        );
         let range = "\"1/100\" to \"9/10\"".to_owned();
         section.takes("fraction of the slots", Some(range));
         read.unwrap_or(value)
@@ -123,7 +140,11 @@ fn reserves(section: &mut Section<'_>, settings: &mut GuardSettings, is_all: boo
                 show_share(&proven),
                 show_share(&known)
             );
-            section.complain(key, what, "write a reserve_proven of at most reserve_known");
+            let fix = format!(
+                "write a reserve_proven of at most \"{}\", or a larger reserve_known",
+                show_share(&known)
+            );
+            section.complain(key, what, fix);
         }
     }
 }
@@ -137,7 +158,7 @@ fn slot_share(text: &str) -> Result<SlotShare, Wrong> {
     let Some((parts, of)) = numbers else {
         return Err(Wrong::new(
             format!("{text:?} is not a fraction"),
-            "write \"1/3\" for a third of the slots",
+            format!("write {SHARE_TEXT}"),
         ));
     };
     match (1..=100).contains(&of) && 100 * parts >= of && 10 * parts <= 9 * of {

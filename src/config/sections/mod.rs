@@ -47,6 +47,30 @@ fn socket_address(text: &str) -> Result<SocketAddr, Wrong> {
     })
 }
 
+/// Parses `unix:` and the path of a socket; `None` for a text that is no path.
+fn unix_socket(text: &str) -> Option<Result<&Path, Wrong>> {
+    let path = text.strip_prefix("unix:");
+    let is_path = path.is_some() || text.contains('/') && !text.contains("://");
+    let example = "write \"unix:\" and the whole path, which begins with \"/\": \"unix:/run/clamav/clamd.ctl\"";
+    let wrong = |what: &str, fix| Some(Err(Wrong::new(format!("{text:?} {what}"), fix)));
+    match path {
+        _ if !is_path => None,
+        Some(path) if path.starts_with('/') => Some(Ok(Path::new(path))),
+        Some(_) => wrong(
+            "is not an absolute path: it would depend on the folder in which the relay is started",
+            example.to_owned(),
+        ),
+        None if text.starts_with('/') => wrong(
+            "is not a host with a port",
+            format!("write \"unix:{text}\""),
+        ),
+        None => wrong(
+            "is neither a host with a port nor an absolute path",
+            example.to_owned(),
+        ),
+    }
+}
+
 /// Parses the address of a server: `host:port`.
 fn host_and_port(text: &str) -> Result<String, Wrong> {
     if text.parse::<SocketAddr>().is_ok() {

@@ -8,7 +8,7 @@ use crate::config::value::plain;
 use crate::delivery::{Kind, Settings, SmtpSettings, TlsMode};
 use crate::store;
 
-use super::{DAY, HOUR, MINUTE, host_and_port, is_host, secs};
+use super::{DAY, HOUR, MINUTE, host_and_port, is_host, secs, unix_socket};
 
 /// The kinds of next hops.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -98,15 +98,13 @@ fn maildir(section: &mut Section<'_>, store: &store::Settings) -> Kind {
 
 fn server(section: &mut Section<'_>, lmtp: bool, hostname: &str) -> SmtpSettings {
     section.require_items("address", "[\"mail.example.com:25\"]");
-    let addresses = section.list("address", None, plain, |text| {
-        match text.strip_prefix("unix:") {
-            Some(path) if lmtp && path.starts_with('/') => Ok(text.to_owned()),
-            Some(_) => Err(Wrong::new(
-                format!("{text:?} is not allowed here"),
-                "write \"host:port\"; kind = \"lmtp\" also accepts \"unix:/absolute/path\"",
-            )),
-            None => host_and_port(text),
-        }
+    let addresses = section.list("address", None, plain, |text| match unix_socket(text) {
+        Some(path) if lmtp => path.map(|_| text.to_owned()),
+        Some(_) => Err(Wrong::new(
+            format!("{text:?} is not allowed here"),
+            "write \"host:port\"; kind = \"lmtp\" also accepts \"unix:/absolute/path\"",
+        )),
+        None => host_and_port(text),
     });
     let modes = [
         ("off", TlsMode::Off),

@@ -173,7 +173,7 @@ fn rule(
 
 /// Warns of patterns that match no address. A pattern covers a whole address; other servers take a domain for all addresses in it.
 fn advise_addresses(section: &Section<'_>, key: &'static str, patterns: &[AddressPattern]) {
-    for pattern in patterns {
+    for (at, pattern) in patterns.iter().enumerate() {
         let text = pattern.as_str();
         let bare = text.trim_matches(['.', '@']);
         let fix = if text.starts_with("@") && text.len() > 1 {
@@ -194,7 +194,7 @@ fn advise_addresses(section: &Section<'_>, key: &'static str, patterns: &[Addres
         };
         let what =
             format!("{text:?} matches no address, because a pattern covers the whole address");
-        section.warn_item(key, text, what, fix);
+        section.warn_item(key, at, what, fix);
     }
 }
 

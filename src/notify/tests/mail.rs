@@ -121,12 +121,12 @@ async fn a_broken_next_hop_is_asked_last() {
     let world = World::new(&[("one", &[("*", Take)]), ("two", &[("*", Take)])], None);
     assert_eq!(
         world.tell(about_next_hop("one")).await,
-        Ok("taken by two".to_owned())
+        Ok("mail taken by next hop two".to_owned())
     );
     assert_eq!(world.asked(), ["two a,b"]);
     let world = World::new(&[("one", &[("*", Take)]), ("two", &[("*", Defer)])], None);
     let told = world.tell(about_next_hop("one")).await;
-    assert_eq!(told, Ok("taken by one".to_owned()));
+    assert_eq!(told, Ok("mail taken by next hop one".to_owned()));
     assert_eq!(world.asked(), ["two a,b", "one a,b"]);
     assert!(world.tell(story(1)).await.is_ok());
     assert_eq!(world.asked()[2..], ["one a,b"], "the order of the file");
@@ -140,13 +140,15 @@ async fn each_recipient_gets_it_once() {
     let began = tokio::time::Instant::now();
     assert_eq!(
         world.tell(story(1)).await,
-        Ok("taken by one, two".to_owned())
+        Ok("mail taken by next hop one, two".to_owned())
     );
     assert_eq!(began.elapsed(), Duration::from_secs(10));
     assert_eq!(world.asked(), ["one a,b", "two b"]);
     let world = World::new(&[("one", some)], None);
     let told = world.tell(story(1)).await.expect("somebody has it");
-    assert!(told.starts_with("taken by one, but not for all: one: b@x.test:"));
+    assert!(told.starts_with(
+        "mail taken by next hop one, but not for all: mail by next hop one to b@x.test:"
+    ));
 }
 
 /// Mail that every next hop refuses for good is not tried again; any other failure is.

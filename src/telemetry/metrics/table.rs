@@ -418,6 +418,11 @@ pub static ALL: &[Metric] = &[
         &[("log", Words(|| vec!["history", "incidents", "syslog"]))],
         "Entries lost by the history or the incident log, because the queue was full or the disk failed; lines that the syslog daemon did not take (log=\"syslog\")",
     ),
+    gauge(
+        "spillway_log_failing",
+        &[("log", Words(|| vec!["history", "incidents"]))],
+        "1 while the file of the history or of the incident log cannot be written: nothing is recorded, and mail goes on",
+    ),
     counter(
         "spillway_rescans_dropped_total",
         &[("why", Words(|| vec!["room", "age"]))],

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::reader::Section;
-use crate::config::sections::{HOUR, host_and_port, secs};
+use crate::config::sections::{HOUR, host_and_port, secs, unix_socket};
 use crate::config::units::Wrong;
 use crate::config::value::plain;
 use crate::scan::engine::{
@@ -301,20 +301,8 @@ fn addresses(section: &mut Section<'_>, example: &str) -> Vec<Address> {
 }
 
 fn address(text: &str) -> Result<Address, Wrong> {
-    if let Some(path) = text.strip_prefix("unix:") {
-        return match path.starts_with('/') {
-            true => Ok(Address::Unix(path.into())),
-            false => Err(Wrong::new(
-                format!("{text:?} is not an absolute path"),
-                "write \"unix:/run/clamav/clamd.ctl\"",
-            )),
-        };
-    }
-    if text.starts_with('/') {
-        return Err(Wrong::new(
-            format!("{text:?} is not a host with a port"),
-            format!("write \"unix:{text}\""),
-        ));
+    if let Some(path) = unix_socket(text) {
+        return path.map(|path| Address::Unix(path.into()));
     }
     match text.parse() {
         Ok(address) => Ok(Address::Socket(address)),
