@@ -242,8 +242,8 @@ fn near_octets(attachments: &[&Part], add: &mut dyn FnMut(u64)) {
 /// Adds the shingles of the text.
 fn near_words(words: &[u64], add: &mut dyn FnMut(u64)) {
     if words.len() >= TEXT_WORDS_MIN {
-        for shingle in words.array_windows::<WORDS_PER_SHINGLE>() {
-            add(hash_words(shingle));
+        for window in words.windows(WORDS_PER_SHINGLE) {
+            add(hash_words(window));
         }
     }
 }
@@ -305,8 +305,7 @@ fn hash(octets: impl IntoIterator<Item = u8>) -> u64 {
 }
 
 /// The same hash over the octets of words. This is most of the work for a message of text, so its speed must not depend on how
-/// the compiler handles a chain of iterators. Inlined, so that a shingle has no loop.
-#[inline(always)]
+/// the compiler handles a chain of iterators.
 fn hash_words(words: &[u64]) -> u64 {
     let add = |so_far, word: &u64| fnv(so_far, word.to_le_bytes());
     mix(words.iter().fold(FNV_OFFSET_BASIS, add))
