@@ -16,6 +16,8 @@ const WORDS_PER_SHINGLE: usize = 3;
 /// Smallest number of words of a text that has traits of its own. Too much mail has the same shorter text beside an
 /// attachment.
 const TEXT_WORDS_MIN: usize = 12;
+/// Octets of a text for each word that memory is reserved for: 6, as an English word has five letters on average.
+const OCTETS_PER_WORD: usize = 6;
 /// Number of octets of a shingle of an attachment.
 const OCTETS_PER_SHINGLE: usize = 8;
 /// One shingle of an attachment in 16 is taken. The shingle's own value decides, so that octets inserted before it change
@@ -142,21 +144,55 @@ fn words(inspection: &Inspection) -> Vec<u64> {
     for part in texts {
         let bytes = &part.bytes[..part.bytes.len().min(left)];
         left -= bytes.len();
+        words.reserve(bytes.len() / OCTETS_PER_WORD);
         let mut begins = true;
-        for word in bytes
-            .split(|b| b.is_ascii_whitespace())
-            .filter(|w| !w.is_empty())
-        {
-            let odd = |b: &u8| b.is_ascii_digit() || matches!(b, b'@' | b'/' | b'=' | b'<');
-            let is_name = !begins && word[0].is_ascii_uppercase();
-            begins = matches!(word.last(), Some(b'.' | b'!' | b'?' | b':' | b','));
-            if !is_name && !word.iter().any(odd) {
-                words.push(hash(word.iter().map(u8::to_ascii_lowercase)));
+        let mut rest = bytes.iter();
+        while let Some(first) = rest.as_slice().first() {
+            let (mut value, mut found, mut last) = (FNV_OFFSET_BASIS, 0, None);
+            for octet in &mut rest {
+                let letter = LETTERS[usize::from(*octet)];
+                if letter & SPACE != 0 {
+                    break;
+                }
+                found |= letter;
+                last = Some(*octet);
+                value = fnv(value, [letter as u8]);
+            }
+            // None between two octets of white space.
+            if let Some(last) = last {
+                let is_name = !begins && first.is_ascii_uppercase();
+                begins = matches!(last, b'.' | b'!' | b'?' | b':' | b',');
+                if !is_name && found & VARIES == 0 {
+                    words.push(mix(value));
+                }
             }
         }
     }
     words
 }
+
+/// In [`LETTERS`]: white space, which ends a word.
+const SPACE: u32 = 1 << 8;
+/// In [`LETTERS`]: an octet of numbers and addresses, which differ between copies of a mailing.
+const VARIES: u32 = 1 << 9;
+
+/// Each octet in lower case, and what it means for its word. One look for each octet of a text: several would be most of the work
+/// for a message.
+const LETTERS: [u32; 256] = {
+    let mut letters = [0; 256];
+    let mut at = 0;
+    while at < letters.len() {
+        let octet = at as u8;
+        let means = match octet {
+            b'0'..=b'9' | b'@' | b'/' | b'=' | b'<' => VARIES,
+            _ if octet.is_ascii_whitespace() => SPACE,
+            _ => 0,
+        };
+        letters[at] = means | octet.to_ascii_lowercase() as u32;
+        at += 1;
+    }
+    letters
+};
 
 fn text(words: &[u64]) -> Trait {
     Trait {
