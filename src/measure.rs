@@ -82,8 +82,13 @@ impl Latencies {
 
     /// The number of durations that are certainly longer than `limit`.
     pub fn longer_than(&self, limit: Duration) -> u64 {
+        self.longer(limit).count()
+    }
+
+    /// The durations that are certainly longer than `limit`.
+    pub fn longer(&self, limit: Duration) -> Self {
         let longer = self.0.range(step(limit).saturating_add(1)..);
-        longer.fold(0, |sum, (_, count)| sum.saturating_add(*count))
+        Self(longer.map(|(step, count)| (*step, *count)).collect())
     }
 
     /// The sum of all durations, as if each were in the middle of its step: at most 6 % too long or too short.

@@ -22,9 +22,11 @@ use super::table::Column;
 use super::terminal::{Terminal, safe};
 use crate::admin::{EngineActed, Tested};
 use crate::config::{self, Config};
+use crate::measure::proposal::Out;
 use crate::scan::{DrainTerms, Health, ReplicaHealth};
+use crate::store::measures;
 use measured::EngineMeasured;
-pub(super) use warnings::warnings;
+pub(super) use warnings::compare;
 
 /// The end of the result of a drain, for people.
 const DRAINED_TEXT: &str = "it gets no mail until the drain ends (--for, or `spillway engine resume`), also after a restart of the relay";
@@ -209,13 +211,15 @@ async fn show(wanted: &Show, given: Option<&Path>, terminal: &mut Terminal<'_>) 
     control::note_troubles(&control::flush(&socket).await, terminal)?;
     let health = health(name, &socket).await;
     let measured = match settings::load(given) {
-        Ok(config) => match read_measured(wanted, &config, terminal).await {
-            Err(error) if health.is_ok() => {
-                terminal.note(format!("what was measured cannot be read: {error}"))?;
-                None
+        Ok(config) => {
+            match read_measured(wanted, &config, out(health.as_ref().ok()), terminal).await {
+                Err(error) if health.is_ok() => {
+                    terminal.note(format!("what was measured cannot be read: {error}"))?;
+                    None
+                }
+                measured => Some(measured?),
             }
-            measured => Some(measured?),
-        },
+        }
         // A given socket needs no configuration.
         Err(_) if health.is_ok() => {
             terminal.note("without the configuration, what was measured cannot be found")?;
@@ -267,16 +271,27 @@ async fn health(name: &str, socket: &Path) -> Result<Health, CliError> {
     health.ok_or_else(|| unknown(name))
 }
 
+/// Whether a replica gets no mail because its breaker is open, as the relay says. A drain says nothing about the engine.
+fn out(health: Option<&Health>) -> Out {
+    let Some(health) = health.filter(|health| !health.is_drained()) else {
+        return Out::Unknown;
+    };
+    let out = health.replicas.iter().filter(|r| r.is_out() && !r.resting);
+    let since = out.filter_map(|replica| replica.since).min();
+    since.map_or(Out::No, |since| Out::Since(measures::period(since)))
+}
+
 async fn read_measured(
     wanted: &Show,
     config: &Config,
+    out: Out,
     terminal: &Terminal<'_>,
 ) -> Result<EngineMeasured, CliError> {
     let since = terminal
         .now
         .checked_sub(wanted.since)
         .unwrap_or(Timestamp::MIN);
-    let read = EngineMeasured::read(&wanted.engine, config, since, terminal.now).await;
+    let read = EngineMeasured::read(&wanted.engine, config, since, (out, terminal.now)).await;
     Ok(read?)
 }
 
@@ -295,12 +310,12 @@ fn show_health(health: &Health, terminal: &mut Terminal<'_>) -> Result<(), CliEr
         ("99 % of scans within", latency(health.most_within)),
     ])?;
     let columns = [
-        Column::cut("REPLICA"),
+        Column::whole("REPLICA"),
         Column::whole("BREAKER"),
         Column::whole("SINCE").optional(),
         Column::whole("SCANS"),
         Column::whole("SIGNED"),
-        Column::cut("SIGNATURES"),
+        Column::below("SIGNATURES"),
     ];
     let row = |replica: &ReplicaHealth| {
         vec![

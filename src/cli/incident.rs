@@ -319,8 +319,8 @@ pub(super) fn table(incidents: &[Incident], terminal: &mut Terminal<'_>) -> Resu
         Column::id("ID"),
         Column::whole("TIME"),
         Column::whole("KIND"),
-        Column::cut("SUBJECT"),
-        Column::cut("SUMMARY"),
+        Column::address("SUBJECT"),
+        Column::below("SUMMARY"),
     ];
     let row = |incident: &Incident| {
         vec![

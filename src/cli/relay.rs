@@ -106,7 +106,11 @@ pub(super) fn check_config(
 fn fine(config: &Config, file: Option<&str>, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     let mut warnings = config.warnings.clone();
     warnings.extend(app::advice(config));
-    warnings.extend(engine::warnings(config, terminal.now));
+    let compared = engine::compare(config, terminal.now);
+    warnings.extend(compared.warnings);
+    if let Some(why) = compared.unread {
+        terminal.note(format!("not compared with what was measured: {why}"))?;
+    }
     if terminal.json {
         return terminal.json(&json!({
             "ok": true, "file": file, "version": config.version, "warnings": warnings, "problems": [],

@@ -148,10 +148,13 @@ fn print_json(
         let timeout = u64::try_from(engine.timeout.as_millis()).unwrap_or(u64::MAX);
         json!({"engine": engine.name, "timeout_ms": timeout, "counts": counts})
     });
+    let not_asked = replayed.not_asked.iter();
+    let not_asked = not_asked.map(|(engine, messages)| (engine.to_string(), json!(messages)));
     terminal.json(&json!({
         "config": name, "version": config.version,
         "comparison": replayed.comparison,
         "later_decisions": replayed.again,
+        "not_asked": not_asked.collect::<serde_json::Map<_, _>>(),
         "answers": answers.collect::<Vec<_>>(),
         "removed_engines": replayed.removed, "new_engines": replayed.added,
         "slots": replayed.slots,

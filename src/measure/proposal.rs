@@ -1,12 +1,19 @@
 //! Proposals for `timeout`, `slow` and `slots` of an engine, from what was measured of it. The rules are cautious: they propose
 //! a change only if the configured value does harm, or is far from what the engine needs.
 
+mod outage;
+mod words;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{EngineTimes, Latencies, PeriodTimes, SizeClass};
+
+pub use outage::{OUTAGE_ANSWERS_MIN, Outage, OutageKind};
+use words::{counted, nice, percent, share};
+pub use words::{grouped, shown, text};
 
 /// Answers from which a proposal is made: 500. With fewer, a 99.9th percentile is chance.
 pub const PROPOSAL_ANSWERS_MIN: u64 = 500;
@@ -56,6 +63,8 @@ pub struct Configured {
     pub timeout: Duration,
     /// The setting `slow`.
     pub slow: Duration,
+    /// The silence from which the engine counts as stalled: `slow` times `guard.stall_factor`.
+    pub stall_after: Duration,
     /// The setting `limit`: no proposed `timeout` is longer.
     pub limit: Duration,
     /// The setting `wait`.
@@ -81,8 +90,10 @@ pub enum Advice {
     Keep,
     /// Another value fits better.
     Change,
-    /// There were too few scans to say.
+    /// There is too little evidence to say.
     TooFew,
+    /// The engine is out, and no value would change that.
+    NoThresholdHelps,
 }
 
 /// A proposal for one setting.
@@ -102,25 +113,80 @@ pub struct Proposal {
     pub reason: String,
 }
 
-/// Proposes `timeout`, `slow` and `slots`, in this order. `found_late` is the number of answers after `timeout` that found
-/// something; `now` is the present.
-pub fn propose(
-    configured: &Configured,
-    times: &EngineTimes,
-    found_late: u64,
-    now: Timestamp,
-) -> [Proposal; 3] {
-    let (usual, outages) = times.usual();
+/// Whether the engine is out now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Out {
+    /// Nobody says: it is out if its newest period is an outage.
+    Unknown,
+    /// It is not.
+    No,
+    /// It is, since a time in the period that begins then.
+    Since(Timestamp),
+}
+
+/// What is known besides the measures.
+#[derive(Debug, Clone, Copy)]
+pub struct Known {
+    /// The number of answers after `timeout` that found something.
+    pub found_late: u64,
+    /// Whether the engine is out now.
+    pub out: Out,
+    /// The present.
+    pub now: Timestamp,
+}
+
+/// Proposals for an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proposals {
+    /// The outage that lasts, if there is one: then the proposals are about it.
+    pub outage: Option<Outage>,
+    /// The proposals for `timeout`, `slow` and `slots`, in this order.
+    pub settings: [Proposal; 3],
+}
+
+/// Proposes `timeout`, `slow` and `slots`.
+pub fn propose(configured: &Configured, times: &EngineTimes, known: &Known) -> Proposals {
+    let from = match known.out {
+        Out::No => None,
+        Out::Unknown => times.outage_at_the_end(),
+        Out::Since(period) => Some(period),
+    };
+    if let Some(from) = from {
+        let outage = Outage::new(configured, times, from);
+        return Proposals {
+            settings: outage.propose(configured, times),
+            outage: Some(outage),
+        };
+    }
+    Proposals {
+        outage: None,
+        settings: usual(configured, times, known),
+    }
+}
+
+/// Proposals from the periods without outages; from those of the last hour alone, if the engine has become slower.
+fn usual(configured: &Configured, times: &EngineTimes, known: &Known) -> [Proposal; 3] {
+    let (mut usual, outages) = times.usual();
+    let slower = usual.slower(known.now);
+    if let Some((recent, _)) = &slower {
+        usual = recent.clone();
+    }
     let sum = usual.all();
     let facts = Facts {
         configured,
         answers: sum.answers(),
-        busiest: usual.busiest(now).map_or(0.0, |(_, at_once)| at_once),
+        busiest: usual.busiest(known.now).map_or(0.0, |(_, at_once)| at_once),
         sum,
-        found_late,
+        found_late: known.found_late,
     };
     let (timeout, allowed) = facts.timeout();
     let mut proposals = [timeout, facts.slow(allowed), facts.slots()];
+    if let Some((_, factor)) = slower {
+        for proposal in &mut proposals {
+            let of = format!(" (of the last hour: it takes {factor:.1} times as long as before)");
+            proposal.reason.push_str(&of);
+        }
+    }
     if outages > 0 {
         for proposal in &mut proposals {
             let without = format!(
@@ -310,6 +376,20 @@ struct Outcome {
 }
 
 impl Outcome {
+    fn too_few(reason: String) -> Self {
+        Self {
+            advice: Advice::TooFew,
+            ..Self::keep(reason)
+        }
+    }
+
+    fn no_threshold(reason: String) -> Self {
+        Self {
+            advice: Advice::NoThresholdHelps,
+            ..Self::keep(reason)
+        }
+    }
+
     fn keep(reason: String) -> Self {
         Self {
             advice: Advice::Keep,
@@ -330,12 +410,9 @@ impl Outcome {
 }
 
 fn too_few(count: u64) -> Outcome {
-    Outcome {
-        advice: Advice::TooFew,
-        ..Outcome::keep(format!(
-            "too few scans to say ({count} of at least {PROPOSAL_ANSWERS_MIN})"
-        ))
-    }
+    Outcome::too_few(format!(
+        "too little evidence ({count} of at least {PROPOSAL_ANSWERS_MIN} scans)"
+    ))
 }
 
 fn finish(setting: &'static str, configured: String, outcome: Outcome) -> Proposal {
@@ -347,77 +424,6 @@ fn finish(setting: &'static str, configured: String, outcome: Outcome) -> Propos
         contradicts: outcome.contradicts,
         reason: outcome.reason,
     }
-}
-
-/// The shortest duration of 1, 2, 3, 5 or 8 in its decade that is not shorter; from a minute on, of 1, 1.5, 2, 3, 5, 10, 15, 20,
-/// 30, 60 minutes; beyond that, whole hours.
-fn nice(duration: Duration) -> Duration {
-    const SHORT_STEPS: [u64; 5] = [1, 2, 3, 5, 8];
-    const LONG_STEPS_SECONDS: [u64; 10] = [60, 90, 120, 180, 300, 600, 900, 1200, 1800, 3600];
-    let decades = [1, 10, 100, 1000, 10_000];
-    let short = decades
-        .iter()
-        .flat_map(|ten| SHORT_STEPS.map(|step| Duration::from_millis(step * ten)));
-    let short = short.filter(|step| step.as_secs() < 60);
-    let mut steps = short.chain(LONG_STEPS_SECONDS.map(Duration::from_secs));
-    let hours = || {
-        let hours = duration.as_millis().div_ceil(3_600_000);
-        Duration::from_secs(u64::try_from(hours).unwrap_or(u64::MAX / 3600) * 3600)
-    };
-    steps.find(|step| *step >= duration).unwrap_or_else(hours)
-}
-
-/// A duration as in the configuration.
-pub fn text(duration: Duration) -> String {
-    let milliseconds = duration.as_millis();
-    match milliseconds {
-        0 => "0ms".to_owned(),
-        all if all % 60_000 == 0 => format!("{}m", all / 60_000),
-        all if all % 1000 == 0 => format!("{}s", all / 1000),
-        all => format!("{all}ms"),
-    }
-}
-
-/// A measured duration for people, with two or three digits: `840 µs`, `12 ms`, `3.1 s`, `240 s`.
-pub fn shown(duration: Duration) -> String {
-    let seconds = duration.as_secs_f64();
-    match seconds {
-        0.0..0.001 => format!("{:.0} µs", seconds * 1e6),
-        0.001..0.01 => format!("{:.1} ms", seconds * 1e3),
-        0.01..1.0 => format!("{:.0} ms", seconds * 1e3),
-        1.0..100.0 => format!("{seconds:.1} s"),
-        _ => format!("{seconds:.0} s"),
-    }
-}
-
-fn share(part: u64, all: u64) -> f64 {
-    part as f64 / all.max(1) as f64
-}
-
-fn percent(share: f64) -> String {
-    match share * 100.0 {
-        percent @ ..10.0 => format!("{percent:.1} %"),
-        percent => format!("{percent:.0} %"),
-    }
-}
-
-/// A number with its noun, with commas: `12,345 answers`.
-fn counted(number: u64, noun: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{} {noun}{plural}", grouped(number))
-}
-
-/// A number with a comma before each three digits: `12,345`.
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::proposal::PROPOSAL_ANSWERS_MIN;
 use super::{
     Latencies, MEASURE_PERIOD, MISSED_BROKEN, MISSED_FAILED, MISSED_LOST, Measured, Series,
     SizeClass,
@@ -16,6 +17,11 @@ const MISSED_BREAKER_OPEN: &str = "breaker-open";
 const OUTAGE_SHARE_MIN: f64 = 0.05;
 /// If less than this share of the answers is outside outages, the outages are what is usual: half.
 const USUAL_SHARE_MIN: f64 = 0.5;
+
+/// What counts as recent: an hour, in which even a small relay has some hundred scans.
+const RECENT_SPAN: Duration = Duration::from_secs(3600);
+/// An engine has become slower if the median of its scans is twice what it was. A day has its hours, but not that much.
+const SLOWER_FACTOR_MIN: f64 = 2.0;
 
 /// What was measured of one engine in one period, or in several.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -120,6 +126,60 @@ impl EngineTimes {
         }
         let outages = self.0.len() - usual.0.len();
         (usual, outages)
+    }
+
+    /// The sum of the periods from `from` on.
+    pub fn since(&self, from: Timestamp) -> PeriodTimes {
+        let mut all = PeriodTimes::default();
+        self.0.range(from..).for_each(|(_, times)| all.merge(times));
+        all
+    }
+
+    /// The start of the outage that lasts until the newest period; none if that is no outage.
+    pub(super) fn outage_at_the_end(&self) -> Option<Timestamp> {
+        let newest = self.0.iter().rev();
+        let outage = newest.take_while(|(_, times)| times.is_outage());
+        outage.last().map(|(from, _)| *from)
+    }
+
+    /// The largest number of answers a second in a period without outage that was measured in full: the periods before and
+    /// after it were measured, too.
+    pub(super) fn full_rate(&self) -> Option<f64> {
+        let is_measured = |at: &Timestamp, periods: i32| {
+            let other = MEASURE_PERIOD * periods.unsigned_abs();
+            let other = match periods < 0 {
+                true => at.checked_sub(other),
+                false => at.checked_add(other),
+            };
+            other.is_ok_and(|other| self.0.contains_key(&other))
+        };
+        let full = self
+            .0
+            .iter()
+            .filter(|(at, times)| !times.is_outage() && is_measured(at, -1) && is_measured(at, 1));
+        let rates = full.map(|(_, times)| times.answers().count() as f64);
+        let most = rates.max_by(f64::total_cmp)?;
+        Some(most / MEASURE_PERIOD.as_secs_f64())
+    }
+
+    /// The periods of the last hour, and how many times as long a scan takes there as before; none if it takes less than twice
+    /// as long, or if one of the two has too few scans to say.
+    pub(super) fn slower(&self, now: Timestamp) -> Option<(Self, f64)> {
+        let hour_ago = now.checked_sub(RECENT_SPAN).ok()?;
+        let is_recent = |(at, _): &(&Timestamp, &PeriodTimes)| **at > hour_ago;
+        let (recent, before): (Vec<_>, Vec<_>) = self.0.iter().partition(is_recent);
+        let times = |periods: Vec<(&Timestamp, &PeriodTimes)>| {
+            let periods = periods.into_iter();
+            Self(periods.map(|(at, times)| (*at, times.clone())).collect())
+        };
+        let (recent, before) = (times(recent), times(before));
+        let half = |times: &Self| {
+            let answers = times.all().answers();
+            let enough = answers.count() >= PROPOSAL_ANSWERS_MIN;
+            answers.within(0.5).filter(|_| enough)
+        };
+        let factor = half(&recent)?.div_duration_f64(half(&before)?);
+        (factor >= SLOWER_FACTOR_MIN).then_some((recent, factor))
     }
 
     /// The period in which most scans ran at once, and their mean number; none without periods. `now` is the present: the last

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::StoreError;
 use super::history::HistoryEntry;
 use super::log;
+use crate::message::MessageId;
 
 /// Rows of one page: 2000, a few megabytes.
 const PAGE_ROWS: i64 = 2000;
@@ -53,6 +54,32 @@ impl Decisions {
         let entries = log::query(&self.path, move |db| decisions(db, from, to, since)).await?;
         self.next = to;
         Ok(Some(entries))
+    }
+
+    /// Adds every entry about each of these messages to `sum`, on one connection: there may be a late scan for every other message
+    /// of a page.
+    ///
+    /// Cancel safety: safe.
+    pub async fn about<T: Default + Send + 'static>(
+        &self,
+        messages: Vec<MessageId>,
+        mut sum: T,
+        add: fn(&mut T, &HistoryEntry),
+    ) -> Result<T, StoreError> {
+        log::query(&self.path, move |db| {
+            let mut statement =
+                db.prepare("SELECT entry FROM entry WHERE message = ?1 ORDER BY seq")?;
+            for message in messages {
+                let mut rows = statement.query([message.to_string()])?;
+                while let Some(row) = rows.next()? {
+                    if let Ok(entry) = serde_json::from_str(&row.get::<_, String>(0)?) {
+                        add(&mut sum, &entry);
+                    }
+                }
+            }
+            Ok(sum)
+        })
+        .await
     }
 
     /// How many rows of the history are read, and how many there are to read.
@@ -110,7 +137,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::message::MessageId;
     use crate::store::Lane;
     use crate::store::basis::Basis;
     use crate::store::contract::{at, record};

@@ -2,7 +2,9 @@
 //!
 //! Like the [measures](super::measures), they are not mail. A row takes about 80 octets, so the table stays below 20 MB.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -83,14 +85,21 @@ pub async fn read(
             Ok((message, engine, at, took, found))
         })?;
         let mut scans = Vec::new();
+        // One name for all scans of an engine.
+        let mut engines: BTreeSet<Arc<str>> = BTreeSet::new();
         for row in rows {
             let (message, engine, at, took, found) = row?;
+            let engine = engines.get(&*engine).cloned().unwrap_or_else(|| {
+                let engine: Arc<str> = engine.into();
+                engines.insert(engine.clone());
+                engine
+            });
             let (Ok(message), Ok(at)) = (message.parse(), Timestamp::from_millisecond(at)) else {
                 continue;
             };
             scans.push(LateScan {
                 message,
-                engine: engine.into(),
+                engine,
                 at,
                 took: Duration::from_millis(u64::try_from(took).unwrap_or_default()),
                 found,

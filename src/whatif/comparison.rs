@@ -54,7 +54,7 @@ impl Ruling {
         }
     }
 
-    fn is_done_alike(&self, other: &Self) -> bool {
+    pub(super) fn is_done_alike(&self, other: &Self) -> bool {
         (self.disposition, self.marked) == (other.disposition, other.marked)
     }
 }

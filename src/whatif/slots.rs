@@ -21,8 +21,8 @@ const ENOUGH_WAIT_P99: Duration = Duration::from_secs(1);
 pub(super) struct Scans {
     /// Milliseconds since the epoch, and milliseconds.
     all: Vec<(u64, u32)>,
-    /// Messages that got no slot then. Nobody knows how long their scans would have been: each counts as long as the one before.
-    busy: u64,
+    /// Messages that got no scan then. Nobody knows how long their scans would have been: each counts as long as the one before.
+    not_run: u64,
     /// Whether there were more than are kept.
     is_cut: bool,
 }
@@ -43,10 +43,10 @@ pub struct Waits {
 pub struct SlotsReplay {
     /// The engine.
     pub engine: String,
-    /// Number of scans, with those of messages that got no slot then.
+    /// Number of scans, with those of messages that got none then.
     pub scans: u64,
-    /// Messages that got no slot then. Each counts as a scan as long as the one before.
-    pub busy: u64,
+    /// Messages that got no scan then: no slot was free, or the breaker was open. Each counts as a scan as long as the one before.
+    pub not_run: u64,
     /// Whether there were more scans than were replayed.
     pub is_cut: bool,
     /// The slots of the other configuration, all replicas together.
@@ -70,10 +70,10 @@ impl Scans {
         self.all.push((asked, took));
     }
 
-    /// Adds the scan that a message would have had that asked for a slot at `asked`, and got none.
-    pub(super) fn add_busy(&mut self, asked: jiff::Timestamp) {
+    /// Adds the scan that a message would have had that asked at `asked`, and got none.
+    pub(super) fn add_not_run(&mut self, asked: jiff::Timestamp) {
         let took = self.all.last().map_or(0, |(_, took)| *took);
-        self.busy += 1;
+        self.not_run += 1;
         self.add(asked, Duration::from_millis(u64::from(took)));
     }
 
@@ -84,7 +84,7 @@ impl Scans {
         SlotsReplay {
             engine: engine.to_owned(),
             scans: self.all.len() as u64,
-            busy: self.busy,
+            not_run: self.not_run,
             is_cut: self.is_cut,
             slots,
             waits: self.waits(slots, wait),

@@ -385,3 +385,57 @@ fn a_comparison_is_bounded() {
         .map(|example| example.to.rule.clone());
     assert_eq!(last.as_deref(), Some("rule-1499"));
 }
+
+/// A message that got no scan then, because no slot was free or the engine was out, is no message that stays as it is: it is
+/// counted as one of which nobody knows, and it needs a slot like the others, once. Only first decisions count.
+#[tokio::test]
+async fn mail_that_got_no_scan_is_not_passed_over() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join(crate::store::history::FILE_NAME);
+    let history = crate::store::history::History::open(&path, Duration::from_secs(1 << 30));
+    let history = history.expect("opens");
+    let refused = |reason| Report {
+        attempts: 0,
+        ..missing("av", 1000, reason)
+    };
+    let deferred = |reason, again| {
+        let mut entry = entry(vec![refused(reason), nothing("spam", 10)]);
+        entry.at = Timestamp::now();
+        entry.basis = Some(Basis::new(again, None, &[]));
+        if let Some(decision) = &mut entry.decision {
+            decision.disposition = Disposition::Defer;
+            decision.rule = "coverage.av".to_owned();
+        }
+        entry
+    };
+    let mut scanned = entry(vec![nothing("av", 100), nothing("spam", 10)]);
+    scanned.at = Timestamp::now();
+    history.record(scanned);
+    for reason in [Reason::Busy, Reason::BreakerOpen, Reason::Parked] {
+        history.record(deferred(reason, false));
+        history.record(deferred(reason, true));
+    }
+    history.record(deferred(Reason::Drained, false));
+    history.flush().await;
+    let terms = terms(["5s", "5s"], "");
+    let wanted = Wanted {
+        history: &path,
+        since: Timestamp::UNIX_EPOCH,
+        terms: &terms,
+        examples: 3,
+        slots: vec!["av".into()],
+    };
+    let replayed = replay(&wanted, |_, _| {}).await.expect("replays");
+    let comparison = &replayed.comparison;
+    assert_eq!((comparison.messages, comparison.changed), (5, 0));
+    assert_eq!(replayed.again, 3);
+    assert_eq!(replayed.not_asked, [("av".into(), 3)]);
+    let slots = &replayed.slots[0];
+    assert_eq!((slots.scans, slots.not_run), (4, 3));
+    assert_eq!(
+        slots.enough,
+        Some(1),
+        "0.4 s of scans within the wait of 1 s"
+    );
+    history.close().await;
+}

@@ -13,7 +13,9 @@ use super::super::table::Column;
 use super::super::terminal::{Terminal, pad, safe, wide};
 use super::chart::{self, Mark};
 use crate::config::Config;
-use crate::measure::proposal::{Advice, Configured, Proposal, grouped, propose, shown};
+use crate::measure::proposal::{
+    Advice, Configured, Known, Out, Outage, OutageKind, Proposal, grouped, propose, shown,
+};
 use crate::measure::{EngineTimes, Latencies, Measured, SizeClass};
 use crate::scan;
 use crate::store::{StoreError, history, late_scans, measures};
@@ -23,9 +25,11 @@ const REASON_WIDTH_MIN: usize = 40;
 
 /// What was measured of one engine.
 pub(super) struct EngineMeasured {
+    name: String,
     since: Timestamp,
     times: EngineTimes,
     configured: Option<Configured>,
+    outage: Option<Outage>,
     proposals: Vec<Proposal>,
 }
 
@@ -34,6 +38,7 @@ pub(super) fn configured(settings: &scan::Settings) -> Configured {
     Configured {
         timeout: settings.timeout,
         slow: settings.slow,
+        stall_after: settings.slow.mul_f64(settings.guard.stall_factor),
         limit: settings.limit,
         wait: settings.wait,
         slots: settings.slots,
@@ -65,7 +70,7 @@ impl EngineMeasured {
         name: &str,
         config: &Config,
         since: Timestamp,
-        now: Timestamp,
+        (out, now): (Out, Timestamp),
     ) -> Result<Self, StoreError> {
         let path = config.store.path.join(history::FILE_NAME);
         let times = read_all(&path, since).await?.remove(name);
@@ -76,12 +81,22 @@ impl EngineMeasured {
         let found = found.count() as u64;
         let settings = config.engines.iter().find(|engine| *engine.name == *name);
         let configured = settings.map(configured);
-        let proposals = configured.map(|configured| propose(&configured, &times, found, now));
+        let known = Known {
+            found_late: found,
+            out,
+            now,
+        };
+        let proposed = configured.map(|configured| propose(&configured, &times, &known));
+        let (outage, proposals) = proposed.map_or((None, Vec::new()), |proposed| {
+            (proposed.outage, proposed.settings.to_vec())
+        });
         Ok(Self {
+            name: name.to_owned(),
             since,
             times,
             configured,
-            proposals: proposals.into_iter().flatten().collect(),
+            outage,
+            proposals,
         })
     }
 
@@ -129,7 +144,36 @@ impl EngineMeasured {
             ("waits for a slot", waits),
             ("busiest 10 minutes", busiest.unwrap_or_default()),
         ])?;
+        if let Some(outage) = &self.outage {
+            self.show_outage(outage, terminal)?;
+        }
         self.show_proposals(terminal)
+    }
+
+    /// Says whether the engine is slow or dead, which threshold opened its breaker, and what to do.
+    fn show_outage(&self, outage: &Outage, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+        terminal.line("")?;
+        let first = format!("outage from {}: ", terminal.clock(outage.from));
+        let missing = grouped(outage.missing);
+        terminal.wrapped(
+            &first,
+            "  ",
+            &format!("{}; {missing} answers are missing", outage.reason),
+        )?;
+        terminal.wrapped("  ", "  ", &outage.threshold)?;
+        let engine = safe(&self.name);
+        let pass = format!("spillway engine drain {engine} --pass --for 1h --reason TEXT");
+        let act = match outage.kind {
+            OutageKind::Slow => format!(
+                "write what is proposed below into a copy NEW of the configuration, see `spillway what-if --config NEW --slots`, \
+                 and reload; or make the engine faster. If mail must not wait: `{pass}`"
+            ),
+            OutageKind::Failing | OutageKind::Dead => format!(
+                "no threshold helps: repair the engine (`spillway engine test {engine}` probes it). If mail must not wait for that: \
+                 `{pass}` delivers it without the engine; see docs/OPERATIONS.md"
+            ),
+        };
+        terminal.wrapped("  do: ", "      ", &act)
     }
 
     fn show_sizes(
@@ -174,6 +218,7 @@ impl EngineMeasured {
         for proposal in &self.proposals {
             let text = match (proposal.advice, &proposal.proposed) {
                 (Advice::TooFew, _) => proposal.reason.clone(),
+                (Advice::NoThresholdHelps, _) => format!("no threshold helps: {}", proposal.reason),
                 (_, Some(value)) => format!("propose {value}: {}", proposal.reason),
                 (_, None) => format!("keep: {}", proposal.reason),
             };
@@ -222,6 +267,7 @@ impl EngineMeasured {
                     .collect(),
                 busiest,
             },
+            outage: self.outage.clone(),
             proposals: self.proposals.clone(),
         }
     }
@@ -246,6 +292,7 @@ fn wrapped(text: &str, room: usize) -> Vec<String> {
 #[derive(Serialize)]
 pub(super) struct Members {
     measured: MeasuredJson,
+    outage: Option<Outage>,
     proposals: Vec<Proposal>,
 }
 

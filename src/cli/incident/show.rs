@@ -75,7 +75,7 @@ fn show_story(
     let columns = [
         Column::whole("TIME"),
         Column::whole("KIND"),
-        Column::cut("SUMMARY"),
+        Column::below("SUMMARY"),
     ];
     let rows = timeline(state, told).into_iter().map(|entry| {
         let when = entry.when(|at| terminal.clock(at));

@@ -16,6 +16,13 @@ pub(super) fn replayed(
     let comparison = &replayed.comparison;
     let mut fields = vec![("configuration", format!("{file} (version {version})"))];
     fields.extend(summary(comparison, terminal));
+    fields.extend(replayed.not_asked.iter().map(|(engine, messages)| {
+        let messages = count_u64(*messages, "message");
+        let text = format!(
+            "{messages}: {engine} gave no scan then (out, busy or parked); decided as then"
+        );
+        ("nobody knows", text)
+    }));
     let later = match replayed.again {
         0 => String::new(),
         again => format!(
@@ -160,14 +167,6 @@ fn answers(replayed: &Replayed, terminal: &mut Terminal<'_>) -> Result<(), CliEr
         ]
     });
     terminal.table(&columns, rows)?;
-    if replayed
-        .answers
-        .iter()
-        .any(|(_, counts)| counts.missing > 0)
-    {
-        terminal.line("MISSING: the engine was out, busy or parked then. With other timeouts or slots it may have")?;
-        terminal.line("answered; nobody can say, and such mail is decided as it was.")?;
-    }
     for engine in &replayed.removed {
         terminal.line(format!(
             "{engine} is not configured; its answers are left out"
@@ -188,7 +187,7 @@ fn slots(replayed: &Replayed, terminal: &mut Terminal<'_>) -> Result<(), CliErro
     let columns = [
         Column::cut("ENGINE"),
         Column::whole("SCANS"),
-        Column::whole("BUSY"),
+        Column::whole("NOT RUN"),
         Column::whole("SLOTS"),
         Column::whole("WAIT P99"),
         Column::whole("LONGEST"),
@@ -199,7 +198,7 @@ fn slots(replayed: &Replayed, terminal: &mut Terminal<'_>) -> Result<(), CliErro
         vec![
             replay.engine.clone(),
             replay.scans.to_string(),
-            replay.busy.to_string(),
+            replay.not_run.to_string(),
             replay.slots.to_string(),
             seconds(replay.waits.p99_ms),
             seconds(replay.waits.longest_ms),
@@ -216,9 +215,10 @@ fn slots(replayed: &Replayed, terminal: &mut Terminal<'_>) -> Result<(), CliErro
             replay.engine
         ))?;
     }
-    terminal
-        .line("Assumed: first come, first served; each scan as long as it was, and that of mail")?;
-    terminal.line("that was busy as long as the one before. No turns, no retries.")
+    terminal.line(
+        "Assumed: first come, first served; each scan as long as it was, and those of mail",
+    )?;
+    terminal.line("that got none (NOT RUN) as long as the one before. No turns, no retries.")
 }
 
 fn examples(comparison: &Comparison, terminal: &mut Terminal<'_>) -> Result<(), CliError> {

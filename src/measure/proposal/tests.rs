@@ -32,6 +32,7 @@ fn defaults() -> Configured {
     Configured {
         timeout: Duration::from_secs(5),
         slow: Duration::from_millis(500),
+        stall_after: Duration::from_millis(250),
         limit: Duration::from_secs(150),
         wait: Duration::from_secs(1),
         slots: 4,
@@ -41,9 +42,27 @@ fn defaults() -> Configured {
 
 /// The proposals in short: `keep`, `?` for too few scans, else the value, with `!` if the configured one contradicts.
 fn short(configured: &Configured, times: &EngineTimes, found_late: u64) -> [String; 3] {
-    propose(configured, times, found_late, at(99)).map(|proposal| match proposal.advice {
+    let known = Known {
+        found_late,
+        ..known(Out::No)
+    };
+    told(propose(configured, times, &known))
+}
+
+fn known(out: Out) -> Known {
+    Known {
+        found_late: 0,
+        out,
+        now: at(99),
+    }
+}
+
+/// Proposals in short: `none` for one that no threshold helps, otherwise as [`short`].
+fn told(proposals: Proposals) -> [String; 3] {
+    proposals.settings.map(|proposal| match proposal.advice {
         Advice::Keep => "keep".to_owned(),
         Advice::TooFew => "?".to_owned(),
+        Advice::NoThresholdHelps => "none".to_owned(),
         Advice::Change => {
             let mark = if proposal.contradicts { "!" } else { "" };
             proposal.proposed.expect("a value") + mark
@@ -160,7 +179,8 @@ fn an_outage_changes_no_proposal() {
             &[(1000, 10)],
         );
     }
-    let before = propose(&defaults(), &times, 0, at(99));
+    let all = |times: &EngineTimes| propose(&defaults(), times, &known(Out::No)).settings;
+    let before = all(&times);
     add(
         &mut times,
         10,
@@ -185,7 +205,7 @@ fn an_outage_changes_no_proposal() {
         "breaker-open",
         &[(900, 0)],
     );
-    let after = propose(&defaults(), &times, 0, at(99));
+    let after = all(&times);
     for (before, after) in before.iter().zip(&after) {
         let suffix = " (without 1 outage of 10 minutes)";
         assert_eq!(after.reason, before.reason.clone() + suffix);
@@ -233,6 +253,116 @@ fn slots_are_proposed_from_use_and_waits() {
     }
 }
 
+/// Ten usual periods with 6,000 answers each, then one in which the breaker opened: `slow` answers came, the rest is missing.
+fn stalled(slow: &[(u64, u64)], missing: &str) -> EngineTimes {
+    let mut times = EngineTimes::default();
+    for period in 0..10 {
+        add(
+            &mut times,
+            period,
+            Measured::Scan,
+            "below-64k",
+            &[(6000, 10)],
+        );
+    }
+    let mut all = vec![(1000, 10)];
+    all.extend(slow);
+    add(&mut times, 10, Measured::Scan, "below-64k", &all);
+    add(&mut times, 10, Measured::Missed, missing, &[(900, 0)]);
+    times
+}
+
+/// In an outage no setting is simply kept: late answers tell a slow engine from a dead one. Those of a slow engine propose what
+/// lets mail through, whatever a day of fast scans says; of a dead or failing engine no threshold helps; few answers are too few.
+#[test]
+fn an_outage_tells_a_slow_engine_from_a_dead_one() {
+    let open = "breaker-open";
+    for (slow, missing, wanted, reason) in [
+        (
+            &[(20, 6 * SECOND), (1, 9 * SECOND)][..],
+            open,
+            ["20s!", "10s!", "95!"],
+            "slow, not dead: 21 late answers came after 6.3 s (p50), 9.4 s (p99)",
+        ),
+        (
+            &[(4, 6 * SECOND)],
+            open,
+            ["?", "?", "?"],
+            "slow, not dead: 4 late answers came after 6.3 s (p50), 6.3 s (p99)",
+        ),
+        (
+            &[(200, 2 * SECOND)],
+            open,
+            ["keep", "2500ms!", "31!"],
+            "slow, not dead: 200 answers took longer than slow = 500ms: 2.1 s (p50), 2.1 s (p99); none was late",
+        ),
+        (&[], open, ["none"; 3], "dead: no late answer came"),
+        (
+            &[],
+            "failed",
+            ["none"; 3],
+            "failing: 900 scans ended with an error or a closed connection, and no late answer came",
+        ),
+    ] {
+        let times = stalled(slow, missing);
+        for out in [Out::Unknown, Out::Since(at(10))] {
+            let proposals = propose(&defaults(), &times, &known(out));
+            let outage = proposals.outage.clone().expect("an outage");
+            assert_eq!((&*outage.reason, outage.from), (reason, at(10)));
+            assert_eq!(outage.missing, 900);
+            let threshold = "a stall opens the breaker when no scan ends for 250 ms (slow = 500ms x guard.stall_factor)";
+            assert_eq!(outage.threshold, threshold);
+            assert_eq!(told(proposals), wanted, "{slow:?} {missing}");
+        }
+        let over = propose(&defaults(), &times, &known(Out::No));
+        assert_eq!(
+            (over.outage.clone(), told(over)),
+            (None, ["keep"; 3].map(String::from))
+        );
+    }
+    // A period without outage after it ends it, if nobody knows better.
+    let mut times = stalled(&[], open);
+    add(&mut times, 11, Measured::Scan, "below-64k", &[(1000, 10)]);
+    assert_eq!(
+        propose(&defaults(), &times, &known(Out::Unknown)).outage,
+        None
+    );
+    // Without a full period before the outage, nobody knows how much mail comes.
+    let mut times = scans(&[(1000, 10), (20, 6 * SECOND)]);
+    add(&mut times, 0, Measured::Missed, open, &[(900, 0)]);
+    let seen = told(propose(&defaults(), &times, &known(Out::Unknown)));
+    assert_eq!(seen, ["20s!", "10s!", "?"]);
+}
+
+/// An engine that has become twice as slow within the last hour is judged by that hour, not by the fast days before.
+#[test]
+fn a_slower_engine_is_judged_by_its_last_hour() {
+    for (milliseconds, wanted) in [
+        (900, ["keep", "5s!", "9!"]),
+        (400, ["keep", "keep", "keep"]),
+    ] {
+        let mut times = EngineTimes::default();
+        for period in 0..60 {
+            add(
+                &mut times,
+                period,
+                Measured::Scan,
+                "below-64k",
+                &[(4000, 300)],
+            );
+        }
+        for period in 97..99 {
+            let slower = [(3990, milliseconds), (10, 3 * milliseconds)];
+            add(&mut times, period, Measured::Scan, "below-64k", &slower);
+        }
+        let seen = propose(&defaults(), &times, &known(Out::Unknown));
+        let suffix = " (of the last hour: it takes 3.1 times as long as before)";
+        let has_suffix = seen.settings.iter().all(|p| p.reason.ends_with(suffix));
+        assert_eq!(has_suffix, milliseconds == 900, "{:?}", seen.settings);
+        assert_eq!(told(seen), wanted, "{milliseconds}");
+    }
+}
+
 /// A reason is one sentence with the numbers that it comes from.
 #[test]
 fn reasons_have_their_numbers() {
@@ -243,7 +373,8 @@ fn reasons_have_their_numbers() {
         slots: 40,
         ..defaults()
     };
-    let seen = propose(&configured, &times, 0, at(99)).map(|proposal| proposal.reason);
+    let seen = propose(&configured, &times, &known(Out::No));
+    let seen = seen.settings.map(|proposal| proposal.reason);
     let wanted = [
         "4.0 % of 8,000 answers took longer, and each of them was a missing answer; 99.9 % of the answers about mail below 64 KiB \
          came within 3.1 s",

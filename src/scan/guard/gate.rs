@@ -37,7 +37,7 @@ use super::settings::GuardSettings;
 use crate::observation::{Diversion, DiversionAct, Evidence};
 use canary::Canaries;
 use replica::Replica;
-pub(super) use replica::ReplicaState;
+pub(super) use replica::{ReplicaState, Taken};
 pub(super) use request::{GateOrder, GateRefusal, GateRequest, ScanEnd, Times};
 use stall::Latencies;
 use time::{evidence, observed};

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
 use super::answer_cache::is_bad;
-use super::gate::ScanEnd;
+use super::gate::{ScanEnd, Taken};
 use super::state::GuardState;
 use crate::deadline::Deadline;
 use crate::incident::{Incident, Kind};
@@ -169,8 +169,35 @@ pub(super) async fn test(state: &Arc<GuardState>, replica: usize) -> Result<Pass
             Ok(Passed::Pair)
         }
         PairResult::Wrong(why) | PairResult::Missing(why) => Err(why),
-        PairResult::NoSlot => Err("no slot was free for the test: scans or probes that have not ended hold all slots. If this lasts, the engine hangs: restart it".to_owned()),
+        PairResult::NoSlot => {
+            let taken = state.look(|gate| gate.taken(replica));
+            Err(no_slot(&state.settings.name, &taken))
+        }
     }
+}
+
+/// Why a test got no slot, and what to do.
+fn no_slot(engine: &str, taken: &Taken) -> String {
+    let Taken {
+        slots,
+        running,
+        probes,
+        overdue,
+    } = *taken;
+    let told = match (running >= slots, overdue) {
+        (false, _) => format!(
+            "probes that have not ended ({probes}) hold the slots that probes may have: if this lasts, the engine hangs: restart it"
+        ),
+        (true, 0) => format!(
+            "all {slots} slots are taken, and no scan is past its timeout, so the engine works: test it again later, or give it \
+             more slots; see: spillway engine show {engine}"
+        ),
+        (true, _) => format!(
+            "all {slots} slots are taken, {overdue} by scans past their timeout: if none of them ends, the engine hangs: restart it; \
+             whether answers come late says: spillway engine show {engine}"
+        ),
+    };
+    format!("no slot was free for the test: {told}")
 }
 
 fn sample(state: &GuardState, content: Content) -> Sample {
@@ -205,4 +232,41 @@ fn sample(state: &GuardState, content: Content) -> Sample {
         request,
         mime::SharedInspection::new(mime::Limits::default(), alone),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A test without a slot says what holds the slots: an engine that is merely busy is not to be restarted.
+    #[test]
+    fn a_test_without_a_slot_says_what_holds_the_slots() {
+        let told = |running, probes, overdue| {
+            let taken = Taken {
+                slots: 6,
+                running,
+                probes,
+                overdue,
+            };
+            no_slot("clamd", &taken)
+        };
+        let busy = told(6, 1, 0);
+        assert!(
+            busy.contains(
+                "all 6 slots are taken, and no scan is past its timeout, so the engine works"
+            ),
+            "{busy}"
+        );
+        assert!(!busy.contains("restart"), "{busy}");
+        let hangs = told(6, 0, 2);
+        assert!(
+            hangs.contains("all 6 slots are taken, 2 by scans past their timeout"),
+            "{hangs}"
+        );
+        let probes = told(3, 2, 0);
+        assert!(
+            probes.contains("probes that have not ended (2)"),
+            "{probes}"
+        );
+    }
 }

@@ -120,12 +120,40 @@ fn what_was_measured_is_drawn_as_reviewed() {
         .run(None, &["engine", "show", "clamd", "--since", "1h"], "");
     assert!(ran.out.contains("no scans since 11:00:00"), "{}", ran.out);
     assert!(
-        ran.out.contains("too few scans to say (0 of at least 500)"),
+        ran.out
+            .contains("too little evidence (0 of at least 500 scans)"),
         "{}",
         ran.out
     );
     let ran = made.0.run(None, &["engine", "show", "other"], "");
     assert_eq!(ran.exit, 69, "{}", ran.err);
+}
+
+/// In an outage `engine show` says whether the engine is slow or dead, which threshold opened its breaker, and what to do; it does
+/// not say that the settings may be kept. `check-config` warns of the settings of a slow one.
+#[test]
+fn an_outage_is_shown_as_reviewed() {
+    for (name, late) in [
+        ("engine-show-slow-80.txt", 25),
+        ("engine-show-dead-80.txt", 0),
+    ] {
+        let made = Measuring::new();
+        for ago in [3000, 2400, 1800] {
+            made.add(ago, Measured::Scan, "below-64k", &[(6000, 40_000)]);
+        }
+        made.add(
+            1200,
+            Measured::Scan,
+            "below-64k",
+            &[(100, 40_000), (late, 6_500_000)],
+        );
+        made.add(1200, Measured::Missed, "breaker-open", &[(1500, 0)]);
+        let ran = made.0.run(Some(80), &["engine", "show", "clamd"], "");
+        assert_eq!(ran.exit, 0, "{}", ran.err);
+        golden(name, &ran.out);
+        let warnings = made.warnings();
+        assert_eq!(warnings.len(), if late > 0 { 3 } else { 0 }, "{warnings:?}");
+    }
 }
 
 /// `check-config` warns of a setting that contradicts what was measured, and says what to write; with that value it is silent. It
@@ -152,6 +180,14 @@ fn check_config_warns_of_contradictions() {
     made.configure("timeout = \"2s\"\n");
     std::fs::write(made.history(), "no history ".repeat(1000)).expect("writes");
     assert_eq!(made.warnings(), Vec::<String>::new(), "damaged");
+    let ran = made.0.run(None, &["check-config"], "");
+    assert!(
+        ran.err.starts_with("not compared with what was measured: "),
+        "{}",
+        ran.err
+    );
     std::fs::remove_file(made.history()).expect("removes");
     assert_eq!(made.warnings(), Vec::<String>::new(), "none");
+    let ran = made.0.run(None, &["check-config"], "");
+    assert_eq!(ran.err, "", "nothing to compare");
 }

@@ -233,7 +233,7 @@ fn a_running_engine_is_shown_with_what_was_measured() {
     assert_eq!(exit, 0, "{told}");
     assert!(told.starts_with("engine "), "{told}");
     assert!(told.contains("\nno scans since "), "{told}");
-    assert!(told.contains("too few scans to say"), "{told}");
+    assert!(told.contains("too little evidence"), "{told}");
     let (exit, told) = relay.ask(&["engine", "show", "attachment", "--json"]);
     assert_eq!(exit, 0, "{told}");
     let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");

@@ -53,7 +53,31 @@ pub(in crate::scan::guard) struct ReplicaState<'a> {
     pub(in crate::scan::guard) since: Option<Instant>,
 }
 
+/// What holds the slots of a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::scan::guard) struct Taken {
+    /// The slots of the replica.
+    pub(in crate::scan::guard) slots: usize,
+    /// The scans that hold one, probes included.
+    pub(in crate::scan::guard) running: usize,
+    /// The probes among them.
+    pub(in crate::scan::guard) probes: usize,
+    /// The scans among them that are past their timeout.
+    pub(in crate::scan::guard) overdue: usize,
+}
+
 impl Gate {
+    /// What holds the slots of a replica.
+    pub(in crate::scan::guard) fn taken(&self, replica: usize) -> Taken {
+        let here = || self.scans.values().filter(|scan| scan.replica == replica);
+        Taken {
+            slots: self.slots,
+            running: self.replicas[replica].running,
+            probes: here().filter(|scan| scan.is_probe).count(),
+            overdue: here().filter(|scan| scan.is_overdue).count(),
+        }
+    }
+
     /// Takes a slot of a replica for a probe, even if the breaker is open. Returns `None` if no slot is free. A replica that
     /// is out gets one probe even if no slot is free: otherwise a replica whose old scans hang could not show that it works.
     pub(in crate::scan::guard) fn probe(&mut self, now: Instant, replica: usize) -> Option<Ticket> {

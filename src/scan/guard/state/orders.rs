@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::{GateState, GuardState, Phase};
 use crate::incident::{Incident, Kind};
-use crate::scan::guard::breaker::{BreakerState, Change};
+use crate::scan::guard::breaker::{BreakerState, Cause, Change};
 use crate::scan::guard::gate::{Gate, GateOrder, ReplicaState};
 
 impl GuardState {
@@ -67,6 +67,9 @@ impl GuardState {
                 (label.into(), n.to_string())
             });
             incident.evidence.extend(outcomes);
+            if let Change::Opened(cause) = change {
+                incident = incident.with("threshold", self.threshold(cause));
+            }
             incident = incident
                 .with("scans in it", running)
                 .with("of them past their timeout", gate.zombies())
@@ -77,6 +80,27 @@ impl GuardState {
             }
         }
         incident
+    }
+}
+
+impl GuardState {
+    /// The threshold at which a breaker opens for this cause, with the keys that set it.
+    fn threshold(&self, cause: Cause) -> String {
+        let (slow, guard) = (self.settings.slow, &self.settings.guard);
+        match cause {
+            Cause::Stalled => format!(
+                "no scan ended for {:?} (slow {slow:?} x guard.stall_factor {})",
+                slow.mul_f64(guard.stall_factor),
+                guard.stall_factor
+            ),
+            Cause::Failing => format!(
+                "{} of at least {} outcomes failed (guard.failure_share, failure_outcomes), or {} in a row (failures_in_a_row)",
+                guard.failure_share, guard.failure_outcomes, guard.failures_in_a_row
+            ),
+            Cause::Untrusted => {
+                "two probe pairs in a row were not answered rightly and in time".to_owned()
+            }
+        }
     }
 }
 

@@ -102,3 +102,20 @@ async fn as_many_senders_are_needed_as_the_setting_says() {
         assert_eq!(fewest, Some(needed as u64));
     }
 }
+
+/// What holds the slots is told apart: mail, probes, and scans past their timeout.
+#[tokio::test(start_paused = true)]
+async fn what_holds_the_slots_is_told_apart() {
+    let mut world = tuned(2, |_| ());
+    world.unique(KNOWN);
+    world.unique(KNOWN);
+    assert_eq!(world.started().len(), 2);
+    let taken = world.gate.taken(0);
+    assert_eq!(
+        (taken.slots, taken.running, taken.probes, taken.overdue),
+        (2, 2, 0, 0)
+    );
+    assert!(world.gate.probe(world.now, 0).is_none(), "no slot is free");
+    world.after(TIMES.timeout.as_millis() as u64 + 200);
+    assert_eq!(world.gate.taken(0).overdue, 2);
+}
