@@ -9,7 +9,7 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
@@ -81,6 +81,8 @@ pub(super) struct Log<E> {
     items: SyncSender<Item<E>>,
     waiting: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
+    /// Whether the last write failed.
+    fails: Arc<AtomicBool>,
     thread: Thread,
     handle: Mutex<Option<JoinHandle<()>>>,
 }
@@ -93,11 +95,13 @@ impl<E: Entry> Log<E> {
         let (items, queue) = sync_channel(E::WAITING_ENTRIES_MAX);
         let waiting = Arc::new(AtomicUsize::new(0));
         let dropped = Arc::new(AtomicU64::new(0));
+        let fails = Arc::new(AtomicBool::new(false));
         let writer = LogWriter {
             db,
             items: queue,
             waiting: waiting.clone(),
             dropped: dropped.clone(),
+            fails: fails.clone(),
             retention,
             rows: i64::try_from(rows).unwrap_or(i64::MAX),
         };
@@ -110,6 +114,7 @@ impl<E: Entry> Log<E> {
             items,
             waiting,
             dropped,
+            fails,
             thread: handle.thread().clone(),
             handle: Mutex::new(Some(handle)),
         })
@@ -124,6 +129,7 @@ impl<E: Entry> Log<E> {
             items,
             waiting: Arc::default(),
             dropped: Arc::default(),
+            fails: Arc::default(),
             thread: std::thread::current(),
             handle: Mutex::default(),
         };
@@ -148,9 +154,10 @@ impl<E: Entry> Log<E> {
         }
     }
 
-    /// Whether the queue is so full that entries of less value should be left out.
+    /// Whether the queue is so full, or the disk so bad, that what has less value should be left out.
     pub(super) fn is_crowded(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > E::WAITING_ENTRIES_MAX / 2
+        let is_full = self.waiting.load(Ordering::Relaxed) > E::WAITING_ENTRIES_MAX / 2;
+        is_full || self.fails.load(Ordering::Relaxed)
     }
 
     /// Number of entries lost since the start, because the queue was full or a write failed.
@@ -350,6 +357,7 @@ struct LogWriter<E> {
     items: Receiver<Item<E>>,
     waiting: Arc<AtomicUsize>,
     dropped: Arc<AtomicU64>,
+    fails: Arc<AtomicBool>,
     retention: Duration,
     rows: i64,
 }
@@ -399,7 +407,9 @@ impl<E: Entry> LogWriter<E> {
 
     /// Writes the entries. Entries that remain in the list are to be written again.
     fn write(&mut self, entries: &mut Vec<Box<E>>) {
-        match self.insert(entries) {
+        let written = self.insert(entries);
+        self.fails.store(written.is_err(), Ordering::Relaxed);
+        match written {
             Ok(()) => entries.clear(),
             Err(error) => {
                 let keep = if E::IS_DURABLE {

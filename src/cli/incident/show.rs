@@ -12,7 +12,7 @@ use crate::cli::record::heading;
 use crate::cli::table::Column;
 use crate::cli::terminal::Terminal;
 use crate::config::Config;
-use crate::incident::{Incident, StoryState, Subject, Touch, advice_for};
+use crate::incident::{Incident, Story, StoryState, Subject, Touch, advice_for};
 use crate::store::incidents;
 
 /// Messages that `show` lists: as many as fit below the rest.
@@ -61,6 +61,7 @@ fn show_story(
             "began",
             format!("{began} ({} ago)", terminal.age(story.began)),
         ),
+        ("came back", came_back(story, terminal)),
         (
             "ended",
             ended.map_or_else(|| lasts(state), |at| terminal.time(at)),
@@ -78,8 +79,9 @@ fn show_story(
         Column::cut("SUMMARY"),
     ];
     let rows = timeline(state, told).into_iter().map(|entry| {
-        let when = entry.when(|at| terminal.clock(at));
-        vec![when, entry.what(), entry.summary]
+        let kind = entry.kind.as_str().to_owned();
+        let summary = format!("{}{}", entry.times(|at| terminal.clock(at)), entry.summary);
+        vec![terminal.clock(entry.first), kind, summary]
     });
     let rows: Vec<_> = rows.collect();
     terminal.table(&columns, rows)?;
@@ -99,7 +101,16 @@ fn show_story(
     Ok(Exit::Done)
 }
 
-/// What lasts, in words.
+/// When the trouble came back last, if the story had ended before.
+pub(super) fn came_back(story: &Story, terminal: &Terminal<'_>) -> String {
+    story.back.map_or_else(String::new, |back| {
+        format!(
+            "{}, after this incident had ended: it goes on",
+            terminal.time(back)
+        )
+    })
+}
+
 /// The command that lists the mail that waits because of the cause, while the story lasts.
 fn waiting(state: &StoryState) -> String {
     match &state.story.cause {
@@ -110,11 +121,13 @@ fn waiting(state: &StoryState) -> String {
     }
 }
 
+/// What lasts, in words.
 pub(super) fn lasts(state: &StoryState) -> String {
-    let conditions = state.conditions.iter().map(ToString::to_string);
-    match state.conditions.is_empty() {
-        true => "not yet: it ends when nothing happens for some minutes".to_owned(),
-        false => format!("not yet: {}", conditions.collect::<Vec<_>>().join("; ")),
+    let lasts = state.lasts();
+    match (lasts.is_empty(), state.lasted) {
+        (false, _) => format!("not yet: {}", lasts.join("; ")),
+        (true, true) => "not yet: it ends when the trouble stays away for half a minute".to_owned(),
+        (true, false) => "not yet: it ends when nothing happens for ten minutes".to_owned(),
     }
 }
 
