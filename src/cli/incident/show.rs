@@ -52,7 +52,8 @@ fn show_story(
         return Ok(Exit::Done);
     }
     let story = &state.story;
-    let (began, ended) = (terminal.time(story.began), story.ended);
+    let began = terminal.time(story.began);
+    let ended = (story.ended).map_or_else(|| lasts(state), |at| terminal.time(at));
     terminal.fields(&[
         ("id", story.id.to_string()),
         ("cause", story.cause.to_string()),
@@ -62,10 +63,7 @@ fn show_story(
             format!("{began} ({} ago)", terminal.age(story.began)),
         ),
         ("came back", came_back(story, terminal)),
-        (
-            "ended",
-            ended.map_or_else(|| lasts(state), |at| terminal.time(at)),
-        ),
+        ("ended", ended),
         ("ended by", state.ended_by.clone()),
         ("lasted", lasted(story, terminal)),
         ("mail", mail(&story.touched)),
