@@ -4,9 +4,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::deadline::set_wall_clock;
-use crate::incident::{
-    Kind as IncidentKind, Story, StoryListener, StoryPhase, StoryState, Subject, TouchOutcome,
-};
+use crate::incident::{Kind as IncidentKind, StoryState, Subject, TouchOutcome};
 use crate::store::incidents;
 
 /// How long mail is deferred before a reviewer gets it.
@@ -45,8 +43,7 @@ struct World {
 }
 
 impl World {
-    /// A relay with one engine; without recovery, stored mail waits for its next try.
-    async fn begin(recovers: bool) -> Self {
+    async fn begin() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = Address::Socket(listener.local_addr().expect("its address"));
         let is_down = Arc::<AtomicBool>::default();
@@ -75,9 +72,7 @@ impl World {
         let watch = Watch::begin(world.pipeline.clone()).await;
         tokio::spawn(watch.run(world.closing.clone()));
         tokio::spawn(Lanes::new(world.pipeline.clone()).run(world.closing.clone()));
-        if recovers {
-            tokio::spawn(world.pipeline.clone().recover(world.closing.clone()));
-        }
+        tokio::spawn(world.pipeline.clone().recover(world.closing.clone()));
         world
     }
 
@@ -154,7 +149,7 @@ impl World {
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_goes_and_comes_back_is_one_story() {
     set_wall_clock(Some("2026-11-30T12:00:00Z".parse().expect("a time")));
-    let world = World::begin(true).await;
+    let world = World::begin().await;
     world.send(5).await;
     assert_eq!(world.stories().await, []);
     world.is_down.store(true, Ordering::Relaxed);
@@ -211,55 +206,4 @@ async fn an_engine_that_goes_and_comes_back_is_one_story() {
     for kind in [IncidentKind::BreakerClosed, IncidentKind::RecoveryEnded] {
         assert!(kinds.contains(&kind), "{kinds:?}");
     }
-}
-
-/// The ends that somebody was told of.
-#[derive(Default)]
-struct Told(std::sync::Mutex<Vec<Story>>);
-
-impl StoryListener for Told {
-    fn story(&self, phase: StoryPhase, story: &Story) {
-        if phase == StoryPhase::End {
-            self.0.lock().expect("lock").push(story.clone());
-        }
-    }
-}
-
-/// The end of a story counts the mail that waited for its cause, also if that mail goes on long after the engine is well.
-#[tokio::test(start_paused = true)]
-async fn the_end_of_a_story_counts_the_mail_that_waited() {
-    set_wall_clock(Some("2026-11-30T12:00:00Z".parse().expect("a time")));
-    let world = World::begin(false).await;
-    let told = Arc::new(Told::default());
-    world.pipeline.incidents.listen(told.clone());
-    world.is_down.store(true, Ordering::Relaxed);
-    world.send(20).await;
-    let is = async |w: &World, kind| {
-        let stories = w.stories().await;
-        let kinds = stories.iter().flat_map(|state| &state.kinds);
-        kinds.filter(|known| known.kind == kind).count() > 0
-    };
-    let opened = IncidentKind::BreakerOpened;
-    world.until(async |w| is(w, opened).await).await;
-    // By then the next try of most messages is more than a minute away.
-    Deadline::after(Duration::from_secs(240)).wait().await;
-    world.is_down.store(false, Ordering::Relaxed);
-    let closed = IncidentKind::BreakerClosed;
-    world.until(async |w| is(w, closed).await).await;
-    let is_over = async |w: &World| {
-        w.pipeline.look_at_waiting().await;
-        w.is_over().await
-    };
-    world.until(is_over).await;
-    world.closing.cancel();
-    let [end] = &told.0.lock().expect("lock")[..] else {
-        panic!("{:?}", world.stories().await);
-    };
-    assert_eq!(end.touched.delayed, 20, "{end:?}");
-    let stories = world.stories().await;
-    let ended_by = &stories[0].ended_by;
-    assert!(
-        ended_by.ends_with("then the mail that waited for it went on"),
-        "{ended_by}"
-    );
 }
