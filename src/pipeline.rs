@@ -34,6 +34,7 @@ mod room;
 mod scan_times;
 mod settle;
 mod shadow;
+mod stories;
 mod suspicion;
 mod taken;
 #[cfg(test)]

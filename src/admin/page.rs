@@ -1,6 +1,7 @@
 //! The status page for people: one table, without scripts and without content from other servers.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -8,6 +9,7 @@ use super::{Status, Stored};
 use crate::deadline::wall_clock;
 use crate::delivery::PaceState;
 use crate::store::LaneStats;
+use crate::telemetry::duration::duration;
 use crate::telemetry::escape::Escaped;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:48rem;margin:2rem auto;padding:0 1rem;color:#222;\
@@ -93,12 +95,8 @@ fn lane(stats: &LaneStats) -> String {
 
 /// The time since `at`.
 fn age(at: Timestamp) -> String {
-    let seconds = wall_clock().duration_since(at).as_secs().max(0);
-    match seconds {
-        ..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds / 60),
-        _ => format!("{} h", seconds / 3600),
-    }
+    let seconds = wall_clock().duration_since(at).as_secs();
+    duration(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
 struct Rows(String);

@@ -25,9 +25,12 @@ use super::terminal::{Terminal, span};
 use crate::config::{self, Config};
 use crate::incident::{Incident, Kind, Story, StoryState, Subject, TouchOutcome, Touched, advice};
 use crate::store::incidents::{self, Filter};
+use crate::telemetry::duration::duration;
 
 /// Default of `--limit`: 50 incidents, about one screen.
 const LIST_LIMIT_DEFAULT: usize = 50;
+/// Width of the list where there is no terminal: 80 columns.
+const LIST_WIDTH: u16 = 80;
 
 /// The commands of this family.
 #[derive(Debug, Subcommand)]
@@ -233,14 +236,15 @@ impl<'a> ListedStory<'a> {
         Self {
             story: &state.story,
             events: state.incidents(),
-            lasts: state.conditions.iter().map(ToString::to_string).collect(),
+            lasts: state.lasts(),
             ended_by: &state.ended_by,
             advice: advice(state.story.kind),
         }
     }
 }
 
-/// Prints a table with one line for each story, and one for the mail that it touched if the terminal is narrow.
+/// Prints a table with one line for each story, and one for the mail that it touched if the terminal is narrow. Where there is
+/// no terminal, the table fits into [`LIST_WIDTH`] columns, too: people paste it into mails, and programs have `--json`.
 fn story_table(stories: &[StoryState], terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     let columns = [
         Column::id("ID"),
@@ -262,7 +266,11 @@ fn story_table(stories: &[StoryState], terminal: &mut Terminal<'_>) -> Result<()
         ]
     };
     let rows: Vec<_> = stories.iter().map(row).collect();
-    terminal.table(&columns, rows)
+    let width = terminal.width;
+    terminal.width = Some(width.unwrap_or(LIST_WIDTH));
+    let shown = terminal.table(&columns, rows);
+    terminal.width = width;
+    shown
 }
 
 /// How long a story lasted, or lasts.
@@ -298,18 +306,6 @@ fn mail(touched: &Touched) -> String {
     match told.is_empty() {
         true => "none touched".to_owned(),
         false => told.join(", "),
-    }
-}
-
-/// A duration in a unit that keeps its number short: `250ms`, `3.2s`, `12m`, `3h`.
-fn duration(duration: Duration) -> String {
-    match duration.as_secs() {
-        0 => format!("{}ms", duration.as_millis()),
-        1..10 => format!("{:.1}s", duration.as_secs_f64()),
-        s @ 10..120 => format!("{s}s"),
-        s @ 120..7200 => format!("{}m", s / 60),
-        s @ 7200..172_800 => format!("{}h", s / 3600),
-        s => format!("{}d", s / 86_400),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `spillway status`: how long mail takes, what is late and why, and the state of the relay.
 
 use std::path::Path;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -13,6 +14,7 @@ use super::watch;
 use crate::admin::{LATE_AFTER, Status, Stored};
 use crate::measure::{DELAY_WINDOW, DelayTimes};
 use crate::store::{Held, LaneStats};
+use crate::telemetry::duration::duration;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -150,19 +152,10 @@ fn delays(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> 
     terminal.line("")
 }
 
-/// A delay for people: `40 ms`, `1.2 s`, `34 s`, `14 min`, `3.5 h`.
+/// A delay for people.
 fn shown(milliseconds: Option<u64>) -> String {
-    let Some(ms) = milliseconds else {
-        return String::new();
-    };
-    let seconds = ms as f64 / 1000.0;
-    match ms {
-        ..1000 => format!("{ms} ms"),
-        1000..10_000 => format!("{seconds:.1} s"),
-        10_000..120_000 => format!("{seconds:.0} s"),
-        120_000..7_200_000 => format!("{:.0} min", seconds / 60.0),
-        _ => format!("{:.1} h", seconds / 3600.0),
-    }
+    let delay = milliseconds.map(Duration::from_millis);
+    delay.map_or_else(String::new, duration)
 }
 
 /// What is late: how much, what it waits for, since when, and what to do.

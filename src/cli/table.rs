@@ -118,8 +118,8 @@ impl Terminal<'_> {
                 number > 0 && column.kind == Kind::Below && width.is_none()
             };
             for ((column, _), text) in columns.iter().zip(&widths).zip(line).filter(is_below) {
-                let name = format!("    {} ", column.name.to_lowercase());
-                self.wrapped(&name, "      ", text)?;
+                let first = format!("    {} ", column.name.to_lowercase());
+                self.wrapped(&first, &" ".repeat(first.len()), text)?;
             }
         }
         Ok(())

@@ -4,14 +4,16 @@
 //! Text from mail always passes through [`safe`] before it is shown.
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::time::Duration;
 
 use comfy_table::Table;
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, Unit};
 use serde::Serialize;
 use unicode_width::UnicodeWidthChar;
 
 use super::exit::CliError;
+use crate::telemetry::duration::duration;
 use crate::telemetry::escape::{self, Escaped};
 
 /// The streams of a command.
@@ -122,12 +124,12 @@ impl Terminal<'_> {
         then.strftime(format).to_string()
     }
 
-    /// The time since `at`, in a unit that gives two significant digits where possible: `5s`, `12m`, `3h`, `9d`.
+    /// The time since `at`: `5s`, `2m 52s`, `3h 12m`, `9d`.
     pub(super) fn age(&self, at: Timestamp) -> String {
         span(at, self.now)
     }
 
-    /// The time until `at`, in the units of [`Self::age`]: `in 12m`.
+    /// The time until `at`, written as [`Self::age`] does: `in 12m`.
     pub(super) fn until(&self, at: Timestamp) -> String {
         format!("in {}", span(self.now, at))
     }
@@ -160,18 +162,10 @@ impl Terminal<'_> {
     }
 }
 
-/// The time between two times, in the units of [`Terminal::age`].
+/// The time between two times in whole seconds, written as all [durations](duration) are; 0 if `to` is earlier.
 pub(super) fn span(from: Timestamp, to: Timestamp) -> String {
-    let Ok(span) = to.since((Unit::Second, from)) else {
-        return String::new();
-    };
-    match span.get_seconds() {
-        ..0 => "0s".to_owned(),
-        s @ 0..120 => format!("{s}s"),
-        s @ 120..7200 => format!("{}m", s / 60),
-        s @ 7200..172_800 => format!("{}h", s / 3600),
-        s => format!("{}d", s / 86_400),
-    }
+    let seconds = to.duration_since(from).as_secs();
+    duration(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
 }
 
 /// The width of a text in columns.

@@ -38,6 +38,21 @@ pub enum Condition {
     Filling,
     /// The store accepts no new mail.
     StoreTrouble,
+    /// The signatures of this replica, or of the only one, are too old.
+    Stale(Option<String>),
+    /// The replicas have different signatures.
+    Differing,
+}
+
+impl Condition {
+    /// What to say if a look finds that the condition is over.
+    pub(super) fn over(&self) -> &'static str {
+        match self {
+            Self::Stale(_) => "the signatures are new enough again",
+            Self::Differing => "all replicas have the same signatures again",
+            _ => "the trouble is not there any more",
+        }
+    }
 }
 
 impl fmt::Display for Condition {
@@ -53,6 +68,9 @@ impl fmt::Display for Condition {
             Self::Refusing => f.write_str("new mail is refused"),
             Self::Filling => f.write_str("the quarantine is nearly full"),
             Self::StoreTrouble => f.write_str("new mail cannot be kept"),
+            Self::Stale(None) => f.write_str("the signatures are too old"),
+            Self::Stale(Some(replica)) => write!(f, "the signatures of {replica} are too old"),
+            Self::Differing => f.write_str("the replicas have different signatures"),
         }
     }
 }
@@ -95,6 +113,8 @@ impl Effect {
             Kind::QuarantineRoomy => Self::Ends(Condition::Filling),
             Kind::StoreTrouble => Self::Begins(Condition::StoreTrouble),
             Kind::StoreWell => Self::Ends(Condition::StoreTrouble),
+            Kind::SignaturesStale => Self::Begins(Condition::Stale(replica())),
+            Kind::ReplicasDiffer => Self::Begins(Condition::Differing),
             Kind::Strike
             | Kind::LateAnswer
             | Kind::ScanLost
@@ -102,8 +122,6 @@ impl Effect {
             | Kind::InterceptorMade
             | Kind::InterceptorChanged
             | Kind::ProbeFailed
-            | Kind::SignaturesStale
-            | Kind::ReplicasDiffer
             | Kind::Drift
             | Kind::LateFinding => Self::Event,
         }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
 use super::cause::{Condition, Topic, cause_of};
-use super::{Incident, Kind, Subject};
+use super::{Incident, Kind, Subject, WaitingMail};
 use crate::measure::Latencies;
 use crate::message::MessageId;
 use crate::verdict::millis;
@@ -32,6 +32,9 @@ pub struct Story {
     pub title: String,
     /// The time of the first incident.
     pub began: Timestamp,
+    /// The time at which the trouble came back last after the story had ended; none if it never did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub back: Option<Timestamp>,
     /// The end of the trouble and of the recovery from it; none while it lasts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Timestamp>,
@@ -174,6 +177,9 @@ pub struct StoryState {
     pub conditions: BTreeSet<Condition>,
     /// Whether there was a condition. If not, the story ends when nothing has happened for a while.
     pub lasted: bool,
+    /// The mail that still waits for the cause after the last condition has ended; none if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<WaitingMail>,
     /// The interceptors that the learner made because of the cause.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub interceptors: BTreeSet<String>,
@@ -202,6 +208,7 @@ impl StoryState {
                 kind: incident.kind,
                 title: title(incident),
                 began: incident.at,
+                back: None,
                 ended: None,
                 touched: Touched::default(),
             },
@@ -211,6 +218,7 @@ impl StoryState {
             kinds: Vec::new(),
             conditions: BTreeSet::new(),
             lasted: false,
+            waiting: None,
             interceptors: BTreeSet::new(),
             ended_by: String::new(),
             relief: String::new(),

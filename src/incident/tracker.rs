@@ -2,25 +2,28 @@
 //! Pure: time is an argument, and nothing here waits.
 //!
 //! A story begins with the first sign of trouble of its cause. It ends when all its [conditions](Condition) are over, after
-//! [`STORY_SETTLE`], in which the recovery from it begins. A story of single events ends after [`STORY_QUIET`] without
-//! one. Trouble that comes back within [`STORY_QUIET`] continues the story, so that flapping does not make a hundred stories.
+//! [`STORY_SETTLE`], in which the recovery from it begins, and when no mail waits for the cause any more ([`waiting`]). A story
+//! of single events ends after [`STORY_QUIET`] without one. Trouble that comes back within [`STORY_QUIET`] continues the story,
+//! so that flapping does not make a hundred stories.
 //!
 //! Mail may be touched before the first incident (the timeouts that open a breaker) and after the end (mail that waited).
-//! So touched mail is remembered for [`UNCLAIMED_TIME`] until a story claims it, and a story counts mail that arrived before
-//! its end for [`STORY_MEMORY`].
+//! So touched mail is remembered until a story claims it, and a story counts mail that arrived before its end for
+//! [`STORY_MEMORY`] ([`mail`]).
 
+mod mail;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
-use ulid::Ulid;
 
 use super::cause::{Condition, Effect, Topic, cause_of};
 use super::{Incident, Kind, Story, StoryPhase, StoryState, Subject, Touch};
+pub use waiting::{Settling, StillWaiting, WaitingMail};
 
 /// Quiet time after which a story of single events ends, and within which trouble continues an ended story: 10 minutes.
 pub const STORY_QUIET: Duration = Duration::from_secs(600);
@@ -35,18 +38,18 @@ const RESTORED_BELIEVED: Duration = Duration::from_secs(30);
 const STORIES_MAX: usize = 1024;
 /// Most incidents of one kind that the log keeps of one story; later ones are only counted.
 const STORY_INCIDENTS_OF_KIND_MAX: u64 = 1000;
-/// Most messages that the log keeps of one story; later ones are only counted.
-const STORY_MESSAGES_MAX: u32 = 20_000;
-/// How long touched mail waits for the incident that begins its story: 60 s, longer than a breaker needs to open.
-const UNCLAIMED_TIME: Duration = Duration::from_secs(60);
-/// Most touched messages that wait so.
-const UNCLAIMED_MAX: usize = 1024;
 
 /// A beginning or end to tell a listener of.
 pub type Phase = (StoryPhase, Story);
 
-/// A message for the log: the story, and what the story did to the message.
-pub type TouchRow = (Ulid, Touch);
+/// What the log is to keep of a story in one step, so that the counts and the messages agree whenever the process ends.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChangedStory {
+    /// The story as it is now.
+    pub state: StoryState,
+    /// The messages for the log that the story counts since the last time.
+    pub messages: Vec<Touch>,
+}
 
 /// A story that is followed.
 #[derive(Debug)]
@@ -58,6 +61,10 @@ struct Followed {
     restored: Option<(Instant, BTreeSet<Condition>)>,
     /// Whether the log has an older state.
     is_changed: bool,
+    /// Counted messages that the log does not have yet.
+    messages: Vec<Touch>,
+    /// The least mail that was seen to wait for the cause since the trouble ended.
+    least: Option<StillWaiting>,
 }
 
 impl Followed {
@@ -83,7 +90,9 @@ pub struct Tracker {
     /// Touched messages for whose cause there was no story.
     unclaimed: VecDeque<(Instant, Subject, Touch)>,
     /// Last states of stories that made room for others, for the log; at most [`STORIES_MAX`].
-    forgotten: Vec<StoryState>,
+    forgotten: Vec<ChangedStory>,
+    /// The number of counted messages that the log does not have yet.
+    unwritten: usize,
 }
 
 /// The incidents.
@@ -102,6 +111,8 @@ impl Tracker {
                 },
                 restored: Some((now, state.conditions.clone())),
                 is_changed: false,
+                messages: Vec::new(),
+                least: None,
                 state,
             }
         };
@@ -115,13 +126,9 @@ impl Tracker {
         }
     }
 
-    /// Takes up an incident: sets its story, if it belongs to one. Returns whether the log should keep the incident, the
-    /// phases to tell of, and the messages that a new story claims.
-    pub fn record(
-        &mut self,
-        now: Instant,
-        incident: &mut Incident,
-    ) -> (bool, Vec<Phase>, Vec<TouchRow>) {
+    /// Takes up an incident: sets its story, if it belongs to one. Returns whether the log should keep the incident, and the
+    /// phases to tell of.
+    pub fn record(&mut self, now: Instant, incident: &mut Incident) -> (bool, Vec<Phase>) {
         let (cause, topic) = cause_of(incident, |id| self.learned_for(id));
         let is_learned = matches!(cause, Subject::Engine { .. });
         let effect = Effect::of(incident, is_learned);
@@ -133,14 +140,13 @@ impl Tracker {
                     incident.kind,
                     Kind::InterceptorMade | Kind::InterceptorChanged
                 );
-            if is_by_hand || !incident.kind.begins_story() {
-                return (true, phases, Vec::new());
+            if !is_by_hand && incident.kind.begins_story() {
+                self.begin(now, incident, (cause, topic), &effect, &mut phases);
             }
-            let rows = self.begin(now, incident, (cause, topic), &effect, &mut phases);
-            return (true, phases, rows);
+            return (true, phases);
         };
         let is_kept = self.take_up(now, index, incident, &effect, &mut phases);
-        (is_kept, phases, Vec::new())
+        (is_kept, phases)
     }
 
     /// The story that the incident continues.
@@ -186,7 +192,7 @@ impl Tracker {
         (cause, topic): (Subject, Topic),
         effect: &Effect,
         phases: &mut Vec<Phase>,
-    ) -> Vec<TouchRow> {
+    ) {
         if self.stories.len() >= STORIES_MAX {
             self.forget_one(incident.at, phases);
         }
@@ -195,28 +201,17 @@ impl Tracker {
             last: now,
             restored: None,
             is_changed: true,
+            messages: Vec::new(),
+            least: None,
         });
         let index = self.stories.len() - 1;
         if let Effect::Begins(Condition::Refusing) = effect {
             self.hand_over(now, index);
         }
         self.take_up(now, index, incident, effect, phases);
-        if topic != Topic::Trouble {
-            return Vec::new();
+        if topic == Topic::Trouble {
+            self.claim(now, index, &cause);
         }
-        let mut claimed = Vec::new();
-        self.unclaimed.retain(|(at, of, touch)| {
-            let is_young = now.saturating_duration_since(*at) < UNCLAIMED_TIME;
-            let is_claimed = is_young && *of == cause;
-            if is_claimed {
-                claimed.push(touch.clone());
-            }
-            is_young && !is_claimed
-        });
-        let rows = claimed
-            .into_iter()
-            .filter_map(|touch| self.add(index, touch));
-        rows.collect()
     }
 
     /// Adds an incident to a story. Returns whether the log should keep it.
@@ -237,16 +232,24 @@ impl Tracker {
         followed.last = now;
         followed.is_changed = true;
         match effect {
+            // What was left over is scanned again after the end: that is no new trouble.
+            Effect::Begins(Condition::Recovering(_)) if state.story.ended.is_some() => {}
             Effect::Begins(condition) => {
                 if let Some((_, unconfirmed)) = &mut followed.restored {
                     unconfirmed.remove(condition);
                 }
                 state.conditions.insert(condition.clone());
                 state.lasted = true;
-                state.story.ended = None;
+                if state.story.ended.take().is_some() {
+                    state.story.back = Some(incident.at);
+                }
                 state.ended_by.clear();
                 if let Condition::Intercepting(id) = condition {
                     state.intercepts(id);
+                }
+                if !matches!(condition, Condition::Recovering(_)) {
+                    state.waiting = None;
+                    followed.least = None;
                 }
             }
             Effect::Ends(Condition::Drained(None)) => {
@@ -257,7 +260,10 @@ impl Tracker {
             }
             Effect::Ends(condition) => {
                 state.conditions.remove(condition);
-                state.relief.clone_from(&incident.summary);
+                // What ended the trouble says more than what was done about its consequences.
+                if state.relief.is_empty() || !matches!(condition, Condition::Recovering(_)) {
+                    state.relief.clone_from(&incident.summary);
+                }
             }
             Effect::Event => {}
         }
@@ -280,7 +286,7 @@ impl Tracker {
             phases.extend(oldest.ends(at));
         }
         if oldest.is_changed && self.forgotten.len() < STORIES_MAX {
-            self.forgotten.push(oldest.state);
+            self.forgotten.push(oldest.change());
         }
     }
 
@@ -304,6 +310,15 @@ impl Followed {
         self.state.told = Some(kind);
         self.state.measure();
         Some((StoryPhase::Begin, self.state.story.clone()))
+    }
+
+    /// What the log does not have yet.
+    fn change(&mut self) -> ChangedStory {
+        self.state.measure();
+        ChangedStory {
+            state: self.state.clone(),
+            messages: std::mem::take(&mut self.messages),
+        }
     }
 
     /// Ends the story.
@@ -334,13 +349,13 @@ impl Tracker {
         phases
     }
 
-    /// Takes the states that the log does not have yet, and forgets stories that nothing can continue.
-    pub fn changed(&mut self, now: Instant) -> Vec<StoryState> {
+    /// Takes the states and messages that the log does not have yet, and forgets stories that nothing can continue.
+    pub fn changed(&mut self, now: Instant) -> Vec<ChangedStory> {
         let mut changed = std::mem::take(&mut self.forgotten);
+        self.unwritten = 0;
         self.stories.retain_mut(|followed| {
             if std::mem::take(&mut followed.is_changed) {
-                followed.state.measure();
-                changed.push(followed.state.clone());
+                changed.push(followed.change());
             }
             followed.is_open() || now.saturating_duration_since(followed.last) < STORY_MEMORY
         });
@@ -350,13 +365,22 @@ impl Tracker {
     /// Ends all stories of which nothing is known to last, because the relay stops.
     pub fn stop(&mut self) -> Vec<Phase> {
         let idle = self.stories.iter_mut();
-        let idle = idle.filter(|f| f.is_open() && f.state.conditions.is_empty());
+        let idle = idle.filter(|f| f.is_open() && f.state.lasts().is_empty());
         idle.filter_map(Followed::end).collect()
     }
 
     /// The number of stories that are followed, open or not.
     pub fn follows(&self) -> usize {
         self.stories.len()
+    }
+
+    /// The numbers of open stories, by [`Subject::word`] of their causes.
+    pub fn open_by_word(&self) -> BTreeMap<&'static str, u64> {
+        let mut open: BTreeMap<_, _> = Subject::WORDS.into_iter().map(|word| (word, 0)).collect();
+        for state in self.open() {
+            *open.entry(state.story.cause.word()).or_default() += 1;
+        }
+        open
     }
 
     /// The open stories, the oldest first.
@@ -380,24 +404,30 @@ impl Followed {
         }
         let unconfirmed = self.restored.take().map(|(_, conditions)| conditions);
         let is_restored = |c: &Condition| unconfirmed.as_ref().is_some_and(|old| old.contains(c));
-        let before = self.state.conditions.len();
         let cause = &self.state.story.cause;
         // After a restart, what nothing confirms is over; else only what is known to be over is.
         let lasts = |c: &Condition| holds(cause, c).unwrap_or(!is_restored(c));
-        self.state.conditions.retain(lasts);
-        if self.state.conditions.len() < before {
+        let mut over = None;
+        self.state.conditions.retain(|condition| {
+            let lasts = lasts(condition);
+            if !lasts {
+                over.get_or_insert(condition.over());
+            }
+            lasts
+        });
+        if let Some(over) = over {
             self.last = now;
             self.state.last = self.state.last.max(at);
             self.is_changed = true;
             self.state.relief = match unconfirmed {
-                Some(_) => "ended by restart: the trouble was not there any more".to_owned(),
-                None => "the trouble is not there any more".to_owned(),
+                Some(_) => format!("ended by restart: {over}"),
+                None => over.to_owned(),
             };
         }
     }
 
     fn end_in_time(&mut self, now: Instant) -> Option<Phase> {
-        let wait = match self.state.lasted {
+        let wait = match self.state.lasted && !self.state.is_waited_for() {
             true => STORY_SETTLE,
             false => STORY_QUIET,
         };
@@ -410,68 +440,13 @@ impl Followed {
     }
 
     fn end(&mut self) -> Option<Phase> {
-        self.state.ended_by = match self.state.relief.is_empty() {
+        let relief = std::mem::take(&mut self.state.relief);
+        let mut ended_by = match relief.is_empty() {
             true => "nothing more happened".to_owned(),
-            false => std::mem::take(&mut self.state.relief),
+            false => relief,
         };
+        ended_by.push_str(&self.state.rest());
+        self.state.ended_by = ended_by;
         self.ends(self.state.last)
-    }
-}
-
-/// The mail.
-impl Tracker {
-    /// Counts a message that this cause touched. Returns the row for the log.
-    pub fn touch(&mut self, now: Instant, cause: Subject, touch: Touch) -> Option<TouchRow> {
-        let cause = match &cause {
-            Subject::Interceptor(id) => match self.learned_for(id) {
-                Some(name) => Subject::engine(name),
-                None => cause,
-            },
-            _ => cause,
-        };
-        // The first story that had not ended when the message arrived is the one that made it late.
-        let lasted = |f: &Followed| {
-            let ended = f.state.story.ended;
-            ended.is_none_or(|ended| ended >= touch.received)
-        };
-        let found = self
-            .stories
-            .iter()
-            .position(|f| f.is_of(&cause, Topic::Trouble) && lasted(f));
-        match found {
-            Some(index) => self.add(index, touch),
-            None => {
-                if self.unclaimed.len() >= UNCLAIMED_MAX {
-                    self.unclaimed.pop_front();
-                }
-                self.unclaimed.push_back((now, cause, touch));
-                None
-            }
-        }
-    }
-
-    fn add(&mut self, index: usize, touch: Touch) -> Option<TouchRow> {
-        let followed = self.stories.get_mut(index)?;
-        followed.is_changed = true;
-        let is_kept = followed.state.touch(&touch, STORY_MESSAGES_MAX);
-        is_kept.then_some((followed.state.story.id, touch))
-    }
-
-    /// Counts refusals, about which nothing else is known, for the story with this condition.
-    pub fn refused(&mut self, condition: &Condition, count: u64) {
-        let has = |f: &&mut Followed| f.is_open() && f.state.conditions.contains(condition);
-        if let Some(followed) = self.stories.iter_mut().rev().find(has) {
-            followed.state.story.touched.refused += count;
-            followed.is_changed = true;
-        }
-    }
-
-    /// The numbers of open stories, by [`Subject::word`] of their causes.
-    pub fn open_by_word(&self) -> BTreeMap<&'static str, u64> {
-        let mut open: BTreeMap<_, _> = Subject::WORDS.into_iter().map(|word| (word, 0)).collect();
-        for state in self.open() {
-            *open.entry(state.story.cause.word()).or_default() += 1;
-        }
-        open
     }
 }

@@ -12,6 +12,7 @@ use super::ledger::{Batch, Part, STORIES_NAMED_MAX};
 use super::name_of;
 use crate::deadline::wall_clock;
 use crate::incident::{Story, Subject, Touched, advice};
+use crate::telemetry::duration::duration;
 use crate::telemetry::escape::{self, Escaped};
 
 /// The version of the JSON. It changes when a member changes its meaning or goes away; new members do not change it.
@@ -62,6 +63,8 @@ struct Told<'a> {
     kind: &'a str,
     title: String,
     began: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    back: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ended: Option<Timestamp>,
     touched: &'a Touched,
@@ -185,6 +188,9 @@ impl Notification {
     pub(super) fn headline(&self) -> String {
         match (&self.what, self.stories()) {
             (What::Test, _) => "this is a test: nothing is wrong".to_owned(),
+            (_, [(Part::Begin, story)]) if story.back.is_some() => {
+                format!("begin again: {}", named(story))
+            }
             (_, [(part, story)]) => format!("{}: {}", part.word(), named(story)),
             (_, stories) => format!("{} stories since the last notification", stories.len()),
         }
@@ -240,6 +246,7 @@ impl<'a> Told<'a> {
             kind: story.kind.as_str(),
             title: story.title.chars().take(TITLE_CHARACTERS_MAX).collect(),
             began: story.began,
+            back: story.back,
             ended: story.ended,
             touched: &story.touched,
             advice: advice(story.kind),
@@ -266,16 +273,25 @@ fn named(story: &Story) -> String {
 /// One story for people.
 fn describe(text: &mut String, part: Part, story: &Story) {
     let lead = match part {
+        Part::Begin if story.back.is_some() => "The trouble is back",
         Part::Begin => "The trouble has begun",
         Part::Worse => "The trouble has become worse",
         Part::End => "The trouble has ended",
     };
     let _ = write!(text, "\n{lead}: {}\n", named(story));
     let _ = writeln!(text, "  Began:    {}", time(story.began));
+    if let Some(back) = story.back {
+        let _ = writeln!(text, "  Back:     {}, after an end", time(back));
+    }
     if let Some(ended) = story.ended {
         let lasted = ended.duration_since(story.began);
         let lasted = Duration::try_from(lasted).unwrap_or_default();
-        let _ = writeln!(text, "  Ended:    {}, after {}", time(ended), span(lasted));
+        let _ = writeln!(
+            text,
+            "  Ended:    {}, after {}",
+            time(ended),
+            duration(lasted)
+        );
     }
     let touched = &story.touched;
     if touched.delayed > 0 {
@@ -283,9 +299,9 @@ fn describe(text: &mut String, part: Part, story: &Story) {
             text,
             "  Delayed:  {} messages, by {} (median), {} (99 %), {} (at most)",
             touched.delayed,
-            span(touched.delay_median),
-            span(touched.delay_p99),
-            span(touched.delay_max)
+            duration(touched.delay_median),
+            duration(touched.delay_p99),
+            duration(touched.delay_max)
         );
     }
     for (what, count) in [
@@ -305,14 +321,4 @@ fn describe(text: &mut String, part: Part, story: &Story) {
 
 fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
-}
-
-/// A duration for people.
-fn span(time: Duration) -> String {
-    match time.as_secs() {
-        0 => format!("{} ms", time.as_millis()),
-        1..=119 => format!("{:.1} s", time.as_secs_f64()),
-        s @ 120..=7199 => format!("{} min", s / 60),
-        s => format!("{:.1} h", s as f64 / 3600.0),
-    }
 }

@@ -42,6 +42,7 @@ fn story(number: u128) -> Story {
         kind: IncidentKind::BreakerOpened,
         title: format!("story {number}"),
         began: Timestamp::UNIX_EPOCH,
+        back: None,
         ended: None,
         touched: Touched::default(),
     }

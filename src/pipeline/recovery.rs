@@ -90,6 +90,7 @@ impl Pipeline {
                 self.look_at_causes(&mut rounds).await;
                 self.begin_rounds(&mut rounds, &closing);
             }
+            self.look_at_waiting().await;
         }
     }
 

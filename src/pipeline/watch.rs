@@ -12,10 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::interceptors::Exchange;
 use super::{Pipeline, events};
 use crate::deadline::{Deadline, wall_clock};
-use crate::delivery::{HopStatus, PaceState};
-use crate::incident::{Condition, Incident, Kind, Subject};
+use crate::incident::{Incident, Kind, Subject};
 use crate::observation::{Evidence, Observed};
-use crate::scan::{Guarded, Scanner};
 use crate::store::Cause;
 
 /// Interval between two rounds of the watch: 250 ms. A flood must stop reaching an engine within 2 s (promise P3).
@@ -96,32 +94,6 @@ impl Pipeline {
 }
 
 impl Pipeline {
-    /// Ends the stories whose trouble is over.
-    fn follow_stories(&self) {
-        let generation = self.generation();
-        self.incidents.follow(|cause, condition| {
-            let interceptor = |id: &str| self.interception.lock().list().any(|i| i.id == id);
-            match condition {
-                Condition::Out(_) | Condition::Drained(_) => {
-                    Some(is_out(&generation.scanner, cause, condition))
-                }
-                Condition::Intercepting(id) => Some(interceptor(id)),
-                Condition::HeldBack => {
-                    let hops = generation.delivery.status();
-                    let is_it = |hop: &HopStatus| *cause == Subject::NextHop(hop.name.to_string());
-                    Some(
-                        hops.iter()
-                            .any(|hop| is_it(hop) && hop.state != PaceState::Free),
-                    )
-                }
-                Condition::Recovering(_)
-                | Condition::Refusing
-                | Condition::Filling
-                | Condition::StoreTrouble => None,
-            }
-        });
-    }
-
     /// Stores messages that were delivered on the answers of an engine that failed its probes, to be scanned again when the
     /// engine is back.
     async fn doubt(&self, engine: &str, since: Instant) {
@@ -147,23 +119,6 @@ impl Pipeline {
         self.incidents
             .record(Incident::new(Kind::ProbeFailed, subject, summary).with("messages", kept));
     }
-}
-
-/// Whether the replica of the condition, or one of all, is out in this way. A removed engine is not.
-fn is_out(scanner: &Scanner, cause: &Subject, condition: &Condition) -> bool {
-    let engines = scanner.engines().iter();
-    let mut engines = engines.filter(|e| *cause == Subject::engine(&*e.settings().name));
-    let Some(health) = engines.next().map(Guarded::health) else {
-        return false;
-    };
-    health.replicas.iter().any(|replica| {
-        let is_one = |wanted: &Option<String>| wanted.is_none() || *wanted == replica.address;
-        match condition {
-            Condition::Out(wanted) => is_one(wanted) && replica.breaker != "closed",
-            Condition::Drained(wanted) => is_one(wanted) && replica.drained,
-            _ => false,
-        }
-    })
 }
 
 fn is_late(evidence: &Evidence) -> bool {

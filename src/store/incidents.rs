@@ -23,7 +23,8 @@ use super::StoreError;
 use super::log::{self, Log, LogTrouble};
 use crate::deadline::wall_clock;
 use crate::incident::{
-    Condition, Incident, Phase, Story, StoryListener, Subject, Touch, TouchRow, Tracker,
+    ChangedStory, Condition, Incident, Phase, Settling, StillWaiting, Story, StoryListener,
+    Subject, Touch, Tracker,
 };
 use crate::message::MessageId;
 pub use read::{Filter, search, stories, touched, with_id_prefix};
@@ -50,6 +51,11 @@ impl log::Entry for Incident {
 
 /// Interval between two looks at the stories: 1 s, which is also how much of them kill -9 loses.
 const STORY_TICK: Duration = Duration::from_secs(1);
+/// Interval between two looks at the mail that still waits for causes whose trouble is over: 10 s, three of them before a story
+/// ends.
+const WAITING_LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// Most stories of one such look: each may read ten thousand entries of an index.
+const WAITING_LOOK_STORIES_MAX: usize = 16;
 /// Most stories of the file that a start continues.
 const STORIES_CONTINUED_MAX: usize = 256;
 
@@ -67,6 +73,7 @@ pub struct Incidents {
 struct Following {
     tracker: Tracker,
     next_tick: Instant,
+    next_look: Instant,
 }
 
 impl fmt::Debug for Incidents {
@@ -108,6 +115,7 @@ impl Incidents {
             following: Mutex::new(Following {
                 tracker,
                 next_tick: Instant::now(),
+                next_look: Instant::now(),
             }),
             listener: OnceLock::new(),
         };
@@ -118,7 +126,7 @@ impl Incidents {
     /// Writes the incident to the relay's log and the metrics, adds it to its story, and stores it: durable within a second.
     /// Never waits. If the queue is full, the incident is only in the relay's log, and counted as lost.
     pub fn record(&self, mut incident: Incident) {
-        let (is_kept, phases, rows) = {
+        let (is_kept, phases) = {
             let mut following = self.following();
             let taken_up = following.tracker.record(Instant::now(), &mut incident);
             self.followed(&following);
@@ -127,9 +135,6 @@ impl Incidents {
         tell(&incident);
         if is_kept {
             self.log.note(Row::Incident(incident));
-        }
-        for row in rows {
-            self.note_touched(row);
         }
         self.tell_phases(phases);
     }
@@ -141,7 +146,7 @@ impl Incidents {
         let next = move || loop {
             match next()? {
                 Row::Incident(incident) => return Some(incident),
-                Row::Story(_) | Row::Touched { .. } => {}
+                Row::Story { .. } => {}
             }
         };
         (Arc::new(Self::of(log, Tracker::default())), next)
@@ -220,19 +225,43 @@ impl Incidents {
             self.followed(&following);
             (phases, changed)
         };
-        for state in changed {
-            self.log.note(Row::Story(Box::new(state)));
-        }
+        self.note_stories(changed);
         self.tell_phases(phases);
+    }
+
+    /// The stories whose trouble is over and for which mail may still wait, for [`waits`](Self::waits); none if the last look is
+    /// too short ago.
+    pub fn settling(&self) -> Vec<Settling> {
+        if self.follows.load(Ordering::Relaxed) == 0 {
+            return Vec::new();
+        }
+        let mut following = self.following();
+        let now = Instant::now();
+        if now < following.next_look {
+            return Vec::new();
+        }
+        following.next_look = now + WAITING_LOOK_INTERVAL;
+        let mut settling = following.tracker.settling();
+        settling.truncate(WAITING_LOOK_STORIES_MAX);
+        settling
+    }
+
+    /// Takes note of how much mail waits for the cause of a [settling](Self::settling) story.
+    pub fn waits(&self, of: &Settling, mail: StillWaiting) {
+        let mut following = self.following();
+        let (now, at) = (Instant::now(), wall_clock());
+        following.tracker.waits(now, at, of, mail);
     }
 
     /// Counts a message that the trouble of `cause` has touched. Never waits. If there is no story of that cause yet, the next
     /// incident about it may begin one, which then counts the message.
     pub fn touch(&self, cause: Subject, touch: Touch) {
-        let row = self.following().tracker.touch(Instant::now(), cause, touch);
-        if let Some(row) = row {
-            self.note_touched(row);
-        }
+        // Incidents and stories are worth more than the messages, which are counted in any case.
+        let has_room = !self.log.is_crowded();
+        let mut following = self.following();
+        following
+            .tracker
+            .touch(Instant::now(), cause, touch, has_room);
     }
 
     /// Counts refusals because of this condition, of which nothing else is known.
@@ -242,17 +271,15 @@ impl Incidents {
         }
     }
 
-    fn note_touched(&self, (story, touch): TouchRow) {
-        // Incidents and stories are worth more than the messages, which are counted in any case.
-        if !self.log.is_crowded() {
-            self.log.note(Row::Touched { story, touch });
-        }
-    }
-
     fn note_changed(&self) {
         let changed = self.following().tracker.changed(Instant::now());
-        for state in changed {
-            self.log.note(Row::Story(Box::new(state)));
+        self.note_stories(changed);
+    }
+
+    fn note_stories(&self, changed: Vec<ChangedStory>) {
+        for ChangedStory { state, messages } in changed {
+            let state = Box::new(state);
+            self.log.note(Row::Story { state, messages });
         }
     }
 

@@ -151,9 +151,10 @@ impl<E: Entry> Log<E> {
         }
     }
 
-    /// Whether the queue is so full that entries of less value should be left out.
+    /// Whether the queue is so full, or the file in such trouble, that what has less value should be left out.
     pub(super) fn is_crowded(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > E::WAITING_ENTRIES_MAX / 2
+        let is_full = self.waiting.load(Ordering::Relaxed) > E::WAITING_ENTRIES_MAX / 2;
+        is_full || self.trouble().is_some()
     }
 
     /// Number of entries lost since the start, because the queue was full or a write failed.

@@ -4,6 +4,7 @@
 //! the macros of those crates directly, or an `events` file of their own if one event is both a log line and a metric. This
 //! module escapes text from mail on its way out, so rooms need not do this.
 
+pub mod duration;
 pub mod escape;
 pub mod log;
 pub mod metrics;

@@ -11,8 +11,10 @@ use crate::cli::terminal::{Terminal, safe};
 use crate::config::Config;
 use crate::incident::{Incident, StoryState, Touch, advice_for};
 
-/// Characters that Markdown or HTML may give a meaning.
-const MARKDOWN_SPECIAL: &str = "\\`*_{}[]()<>#+-!|~&@:$";
+/// Characters that Markdown gives a meaning wherever they stand; `@` and `$` have one where teams read their post-mortems.
+const MARKDOWN_SPECIAL: &str = "\\`*[]~@$";
+/// Characters that make something of a line that begins with them.
+const MARKDOWN_SPECIAL_FIRST: &str = "#+-=>";
 
 pub(super) fn print(
     state: &StoryState,
@@ -26,9 +28,10 @@ pub(super) fn print(
     section("Timeline", terminal)?;
     terminal.line("| time | event | what |\n|---|---|---|")?;
     for entry in timeline(state, told) {
-        let when = entry.when(|at| terminal.time(at));
-        let (what, summary) = (entry.what(), code(&entry.summary));
-        terminal.line(format!("| {when} | {what} | {summary} |"))?;
+        let (first, kind) = (terminal.time(entry.first), entry.kind.as_str());
+        let times = entry.times(|at| terminal.time(at));
+        let summary = code(&entry.summary);
+        terminal.line(format!("| {first} | {kind} | {times}{summary} |"))?;
     }
     cause(state, told, terminal)?;
     section("What ended it", terminal)?;
@@ -52,7 +55,7 @@ fn summary(
     let time = |at| terminal.time_and_zone(at);
     let began = time(story.began);
     let ended = story.ended.map_or_else(|| "not yet".to_owned(), time);
-    let lines = [
+    let mut lines = vec![
         format!("# Incident: {}", escaped(&story.title)),
         String::new(),
         format!(
@@ -71,15 +74,32 @@ fn summary(
             escaped(&config.version)
         ),
     ];
+    if let Some(back) = story.back {
+        lines.push(format!("- **Came back after an end:** {}", time(back)));
+    }
     for line in lines {
         terminal.line(line)?;
     }
     section("Summary", terminal)?;
-    let (cause, touched) = (escaped(&story.cause.to_string()), &story.touched);
-    terminal.line(format!(
-        "Because of {cause}, {} messages were delivered later, {} went to quarantine, {} were delivered without it, and {} were refused.",
-        touched.delayed, touched.held, touched.passed, touched.refused
-    ))
+    let cause = escaped(&story.cause.to_string());
+    let touched = &story.touched;
+    let all = [
+        (touched.delayed, "delivered later"),
+        (touched.held, "held in quarantine"),
+        (touched.passed, "delivered without it"),
+        (touched.refused, "refused"),
+    ];
+    let told = all.into_iter().filter(|(count, _)| *count > 0);
+    let told: Vec<_> = told
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    terminal.line(match told.is_empty() {
+        true => format!("No message was touched by the trouble of {cause}."),
+        false => format!(
+            "Messages touched by the trouble of {cause}: {}.",
+            told.join(", ")
+        ),
+    })
 }
 
 fn impact(
@@ -203,19 +223,42 @@ fn code(text: &str) -> String {
     }
 }
 
-/// A text in which no character has a meaning in Markdown or HTML.
+/// A text in which no character has a meaning in Markdown or HTML. What would have none is left as it is, because people read
+/// the post-mortem as text, too.
 fn escaped(text: &str) -> String {
+    let text = safe(text);
     let mut out = String::new();
-    for c in safe(text).chars() {
+    for (at, c) in text.char_indices() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            c if MARKDOWN_SPECIAL.contains(c) => out.extend(['\\', c]),
+            c if is_special(&text[..at], c, &text[at + c.len_utf8()..]) => out.extend(['\\', c]),
             c => out.push(c),
         }
     }
     out
+}
+
+/// Whether Markdown gives a character a meaning where it stands.
+fn is_special(before: &str, c: char, after: &str) -> bool {
+    let is_in_word =
+        before.ends_with(char::is_alphanumeric) && after.starts_with(char::is_alphanumeric);
+    match c {
+        '_' => !is_in_word,
+        ':' => after.starts_with("//") || is_picture(after),
+        '(' => before.ends_with(']'),
+        // The number of a list.
+        '.' | ')' => !before.is_empty() && before.bytes().all(|b| b.is_ascii_digit()),
+        c if MARKDOWN_SPECIAL.contains(c) => true,
+        c => before.is_empty() && MARKDOWN_SPECIAL_FIRST.contains(c),
+    }
+}
+
+/// Whether a colon and this text begin with the name of a picture: `:smile:`.
+fn is_picture(after: &str) -> bool {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "_+-".contains(c);
+    let rest = after.trim_start_matches(is_name);
+    rest.len() < after.len() && rest.starts_with(':')
 }
 
 #[cfg(test)]
@@ -237,12 +280,35 @@ mod tests {
         }
     }
 
-    /// Neither links nor HTML nor emphasis come out of an escaped text.
+    /// Neither links nor HTML nor emphasis nor a list come out of an escaped text.
     #[test]
     fn an_escaped_text_has_no_meaning() {
-        assert_eq!(
-            escaped("[x](http://e) <b>&*_#`"),
-            "\\[x\\]\\(http\\://e\\) &lt;b&gt;&amp;\\*\\_\\#\\`"
-        );
+        for (text, shown) in [
+            ("[x](http://e)", "\\[x\\]\\(http\\://e)"),
+            ("<b>&*#`", "&lt;b>&amp;\\*#\\`"),
+            ("_so_ a_b", "\\_so\\_ a_b"),
+            ("# x", "\\# x"),
+            ("- x", "\\- x"),
+            ("> x", "\\> x"),
+            ("1. x", "1\\. x"),
+            (":+1: :smile:", "\\:+1: \\:smile:"),
+            ("![x]", "!\\[x\\]"),
+            ("~~x~~ @all", "\\~\\~x\\~\\~ \\@all"),
+        ] {
+            assert_eq!(escaped(text), shown);
+        }
+    }
+
+    /// What has no meaning in Markdown is not escaped: a heading is read as text, too.
+    #[test]
+    fn plain_words_stay_as_they_are() {
+        for text in [
+            "stalled: no scan has ended for 5 s (3 run)",
+            "engine clamd (127.0.0.1:3310): 12 of 20 scans failed, 60 %!",
+            "unix:/run/clamd.sock",
+            "next hop mx-1.b.example, a -> b",
+        ] {
+            assert_eq!(escaped(text), text);
+        }
     }
 }

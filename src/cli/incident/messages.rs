@@ -1,7 +1,7 @@
 //! `spillway incident messages`: whom an incident touched, and how.
 
 use super::chosen::choose_story;
-use super::{Messages, duration, file};
+use super::{Messages, file};
 use crate::cli::exit::{CliError, Exit, Outcome};
 use crate::cli::json_list;
 use crate::cli::table::Column;
@@ -9,6 +9,7 @@ use crate::cli::terminal::Terminal;
 use crate::config::Config;
 use crate::incident::{Touch, TouchOutcome};
 use crate::store::incidents;
+use crate::telemetry::duration::duration;
 
 pub(super) async fn list(
     wanted: &Messages,

@@ -12,7 +12,7 @@ use crate::cli::record::heading;
 use crate::cli::table::Column;
 use crate::cli::terminal::Terminal;
 use crate::config::Config;
-use crate::incident::{Incident, StoryState, Subject, Touch, advice_for};
+use crate::incident::{Incident, Story, StoryState, Subject, Touch, advice_for};
 use crate::store::incidents;
 
 /// Messages that `show` lists: as many as fit below the rest.
@@ -52,7 +52,8 @@ fn show_story(
         return Ok(Exit::Done);
     }
     let story = &state.story;
-    let (began, ended) = (terminal.time(story.began), story.ended);
+    let began = terminal.time(story.began);
+    let ended = (story.ended).map_or_else(|| lasts(state), |at| terminal.time(at));
     terminal.fields(&[
         ("id", story.id.to_string()),
         ("cause", story.cause.to_string()),
@@ -61,10 +62,8 @@ fn show_story(
             "began",
             format!("{began} ({} ago)", terminal.age(story.began)),
         ),
-        (
-            "ended",
-            ended.map_or_else(|| lasts(state), |at| terminal.time(at)),
-        ),
+        ("came back", came_back(story, terminal)),
+        ("ended", ended),
         ("ended by", state.ended_by.clone()),
         ("lasted", lasted(story, terminal)),
         ("mail", mail(&story.touched)),
@@ -78,8 +77,9 @@ fn show_story(
         Column::below("SUMMARY"),
     ];
     let rows = timeline(state, told).into_iter().map(|entry| {
-        let when = entry.when(|at| terminal.clock(at));
-        vec![when, entry.what(), entry.summary]
+        let kind = entry.kind.as_str().to_owned();
+        let summary = format!("{}{}", entry.times(|at| terminal.clock(at)), entry.summary);
+        vec![terminal.clock(entry.first), kind, summary]
     });
     let rows: Vec<_> = rows.collect();
     terminal.table(&columns, rows)?;
@@ -99,7 +99,16 @@ fn show_story(
     Ok(Exit::Done)
 }
 
-/// What lasts, in words.
+/// When the trouble came back last, if the story had ended before.
+pub(super) fn came_back(story: &Story, terminal: &Terminal<'_>) -> String {
+    story.back.map_or_else(String::new, |back| {
+        format!(
+            "{}, after this incident had ended: it goes on",
+            terminal.time(back)
+        )
+    })
+}
+
 /// The command that lists the mail that waits because of the cause, while the story lasts.
 fn waiting(state: &StoryState) -> String {
     match &state.story.cause {
@@ -110,11 +119,13 @@ fn waiting(state: &StoryState) -> String {
     }
 }
 
+/// What lasts, in words.
 pub(super) fn lasts(state: &StoryState) -> String {
-    let conditions = state.conditions.iter().map(ToString::to_string);
-    match state.conditions.is_empty() {
-        true => "not yet: it ends when nothing happens for some minutes".to_owned(),
-        false => format!("not yet: {}", conditions.collect::<Vec<_>>().join("; ")),
+    let lasts = state.lasts();
+    match (lasts.is_empty(), state.lasted) {
+        (false, _) => format!("not yet: {}", lasts.join("; ")),
+        (true, true) => "not yet: it ends when the trouble stays away for half a minute".to_owned(),
+        (true, false) => "not yet: it ends when nothing happens for ten minutes".to_owned(),
     }
 }
 

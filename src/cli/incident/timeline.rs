@@ -14,43 +14,41 @@ pub(super) struct TimelineEntry {
     pub(super) kind: Kind,
     /// The number of events.
     pub(super) count: u64,
-    /// The summary of the first event. Untrusted.
+    /// The summary of the first event, or of the last one if it says how far something has come. Untrusted.
     pub(super) summary: String,
 }
 
 impl TimelineEntry {
-    /// The kind, with the number of events if there are several.
-    pub(super) fn what(&self) -> String {
+    /// How often it happened and when last, as `time` writes it, to stand before the summary; empty if it happened once.
+    pub(super) fn times(&self, time: impl Fn(Timestamp) -> String) -> String {
         match self.count {
-            1 => self.kind.as_str().to_owned(),
-            count => format!("{} x{count}", self.kind.as_str()),
-        }
-    }
-
-    /// The time, or the first and the last one, as `time` writes them.
-    pub(super) fn when(&self, time: impl Fn(Timestamp) -> String) -> String {
-        let (first, last) = (time(self.first), time(self.last));
-        match first == last {
-            true => first,
-            false => format!("{first}–{last}"),
+            1 => String::new(),
+            count => format!("{count} times, last at {}: ", time(self.last)),
         }
     }
 }
 
 /// The timeline of a story from its incidents in the log, the oldest first, and from the counts of those that are not there.
-/// Between two events that change the state, all events of one small kind make one entry.
+/// Between two events that change the state, all events of one small kind make one entry; equal events in a row do, too.
 pub(super) fn timeline(state: &StoryState, told: &[Incident]) -> Vec<TimelineEntry> {
     let mut entries: Vec<TimelineEntry> = Vec::new();
     let mut since_change = 0;
     for incident in told {
         let is_small = is_small(incident.kind);
-        let same = entries.iter_mut().skip(since_change);
-        let same = same
-            .filter(|entry| is_small && entry.kind == incident.kind)
-            .last();
-        if let Some(entry) = same {
+        let newest = entries.len().saturating_sub(1);
+        let same = |(at, entry): &(usize, &mut TimelineEntry)| {
+            let is_folded = match is_small {
+                true => *at >= since_change,
+                false => *at == newest && entry.summary == incident.summary,
+            };
+            is_folded && entry.kind == incident.kind
+        };
+        if let Some((_, entry)) = entries.iter_mut().enumerate().filter(same).last() {
             entry.count += 1;
             entry.last = entry.last.max(incident.at);
+            if incident.kind == Kind::RecoveryEnded {
+                entry.summary.clone_from(&incident.summary);
+            }
             continue;
         }
         entries.push(TimelineEntry {
@@ -90,5 +88,69 @@ fn is_small(kind: Kind) -> bool {
             | Kind::BreakerProbing
             | Kind::InterceptorChanged
             | Kind::Drift
+            | Kind::RecoveryBegun
+            | Kind::RecoveryEnded
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::incident::Subject;
+
+    fn told(events: &[(Kind, &str)]) -> Vec<Incident> {
+        let incident = |(n, (kind, summary)): (usize, &(Kind, &str))| {
+            let mut incident = Incident::new(*kind, Subject::engine("clamd"), *summary);
+            incident.at = Timestamp::from_second(n as i64).expect("a time");
+            incident
+        };
+        events.iter().enumerate().map(incident).collect()
+    }
+
+    fn lines(events: &[(Kind, &str)]) -> Vec<String> {
+        let told = told(events);
+        let state = StoryState::of_one(&told[0]);
+        let line = |entry: TimelineEntry| {
+            let times = entry.times(|at| at.as_second().to_string());
+            format!("{} {}{}", entry.kind.as_str(), times, entry.summary)
+        };
+        timeline(&state, &told).into_iter().map(line).collect()
+    }
+
+    /// What happens again and again is one line with its number: equal events in a row, and small ones between two changes of
+    /// the state. What differs, and what another event separates, has a line of its own.
+    #[test]
+    fn repetitions_are_one_line() {
+        use Kind::{BreakerClosed, BreakerOpened, NextHopDead, RecoveryBegun, RecoveryEnded};
+        assert_eq!(
+            lines(&[
+                (NextHopDead, "no answer"),
+                (NextHopDead, "no answer"),
+                (NextHopDead, "no answer"),
+                (NextHopDead, "it refuses"),
+            ]),
+            [
+                "next-hop-dead 3 times, last at 2: no answer",
+                "next-hop-dead it refuses"
+            ]
+        );
+        assert_eq!(
+            lines(&[
+                (BreakerOpened, "down"),
+                (BreakerClosed, "up"),
+                (RecoveryBegun, "begun"),
+                (RecoveryEnded, "some left"),
+                (RecoveryBegun, "begun"),
+                (RecoveryEnded, "all done"),
+                (BreakerOpened, "down"),
+            ]),
+            [
+                "breaker-opened down",
+                "breaker-closed up",
+                "recovery-begun 2 times, last at 4: begun",
+                "recovery-ended 2 times, last at 5: all done",
+                "breaker-opened down",
+            ]
+        );
+    }
 }

@@ -324,6 +324,7 @@ fn each_cause_names_its_incident() {
         kind: Kind::BreakerOpened,
         title: String::new(),
         began: at(-800),
+        back: None,
         ended: None,
         touched: Touched::default(),
     };

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
+use ulid::Ulid;
 
+use super::mail::{UNCLAIMED_MAX, UNCLAIMED_TIME, UNWRITTEN_MAX};
 use super::*;
 use crate::incident::TouchOutcome;
 use crate::message::MessageId;
@@ -20,6 +22,10 @@ struct World {
     phases: Vec<Phase>,
     /// The stories as the log has them.
     log: BTreeMap<Ulid, StoryState>,
+    /// The messages that the log has.
+    messages: Vec<(Ulid, Touch)>,
+    /// Whether signatures are old or differ.
+    is_stale: bool,
 }
 
 impl World {
@@ -30,20 +36,29 @@ impl World {
             at: "2026-11-30T12:00:00Z".parse().expect("a time"),
             phases: Vec::new(),
             log: BTreeMap::new(),
+            messages: Vec::new(),
+            is_stale: true,
         }
     }
 
     fn pass(&mut self, seconds: u64) {
         self.now += Duration::from_secs(seconds);
         self.at += Duration::from_secs(seconds);
-        let phases = self.tracker.tick(self.now, self.at, |_, _| None);
+        let holds = |_: &Subject, condition: &Condition| match condition {
+            Condition::Stale(_) | Condition::Differing => Some(self.is_stale),
+            _ => None,
+        };
+        let phases = self.tracker.tick(self.now, self.at, holds);
         self.phases.extend(phases);
         self.write();
     }
 
     fn write(&mut self) {
-        for state in self.tracker.changed(self.now) {
-            self.log.insert(state.story.id, state);
+        for ChangedStory { state, messages } in self.tracker.changed(self.now) {
+            let id = state.story.id;
+            self.messages
+                .extend(messages.into_iter().map(|touch| (id, touch)));
+            self.log.insert(id, state);
         }
     }
 
@@ -57,12 +72,12 @@ impl World {
         if let Some(engine) = engine {
             incident = incident.with(Incident::ENGINE, engine);
         }
-        let (_, phases, _) = self.tracker.record(self.now, &mut incident);
+        let (_, phases) = self.tracker.record(self.now, &mut incident);
         self.phases.extend(phases);
         incident
     }
 
-    fn touch(&mut self, cause: Subject, outcome: TouchOutcome, delay: u64) -> Option<TouchRow> {
+    fn touch(&mut self, cause: Subject, outcome: TouchOutcome, delay: u64) -> Option<Ulid> {
         let touch = Touch {
             message: MessageId::new(),
             outcome,
@@ -74,7 +89,19 @@ impl World {
             recipients_total: 0,
             subject: String::new(),
         };
-        self.tracker.touch(self.now, cause, touch)
+        self.tracker.touch(self.now, cause, touch, true)
+    }
+
+    /// So many messages of the time before `since` wait for the causes of all stories whose trouble is over.
+    fn waiting(&mut self, messages: u64) {
+        let mail = StillWaiting {
+            messages,
+            more: false,
+            oldest: Timestamp::UNIX_EPOCH,
+        };
+        for of in self.tracker.settling() {
+            self.tracker.waits(self.now, self.at, &of, mail);
+        }
     }
 
     /// A restart: what the log has, and nothing else.
@@ -169,6 +196,7 @@ fn every_trouble_has_one_story_and_every_story_one_end() {
             }
         }
         // All conditions end, then time passes.
+        world.is_stale = false;
         for kind in [
             Kind::AdmissionAccepts,
             Kind::QuarantineRoomy,
@@ -190,6 +218,7 @@ fn every_trouble_has_one_story_and_every_story_one_end() {
             let interceptor = Subject::Interceptor(format!("of-{engine}"));
             world.record(Kind::InterceptorLifted, interceptor);
         }
+        world.pass(1);
         world.pass(601);
         assert_eq!(world.tracker.open().count(), 0, "seed {seed}");
         for (id, state) in &world.log {
@@ -283,11 +312,16 @@ fn all_mail_of_a_story_is_counted() {
     world.pass(UNCLAIMED_TIME.as_secs() - 1);
     let mut opened = Incident::new(Kind::BreakerOpened, engine(), "down");
     opened.at = world.at;
-    let (_, _, claimed) = world.tracker.record(world.now, &mut opened);
-    assert_eq!(claimed.len(), 1, "the timeouts that opened the breaker");
+    world.tracker.record(world.now, &mut opened);
+    world.write();
+    assert_eq!(
+        world.messages.len(),
+        1,
+        "the timeouts that opened the breaker"
+    );
     for delay in 1..=100 {
-        let row = world.touch(engine(), TouchOutcome::Delayed, delay);
-        assert_eq!(row.expect("a row").0, opened.id);
+        let story = world.touch(engine(), TouchOutcome::Delayed, delay);
+        assert_eq!(story, Some(opened.id));
     }
     world.record(Kind::InterceptorMade, Subject::Interceptor("i".to_owned()));
     world.record_with(
@@ -319,13 +353,102 @@ fn all_mail_of_a_story_is_counted() {
         delay: Duration::from_secs(3600),
         ..world.log_touch()
     };
-    late = world.tracker.touch(world.now, engine(), touch);
-    assert_eq!(late.expect("a row").0, opened.id);
+    late = world.tracker.touch(world.now, engine(), touch, true);
+    assert_eq!(late, Some(opened.id));
     let touched = world.state(opened.id).story.touched;
     assert_eq!((touched.delayed, touched.held, touched.passed), (101, 1, 1));
     assert_eq!(touched.delay_max, Duration::from_secs(3600));
     let median = touched.delay_median.as_secs_f64();
     assert!((51.0..58.0).contains(&median), "{median}");
+    assert_eq!(world.messages.len(), 103, "the log has each of them");
+}
+
+/// Mail that still waits for a cause whose trouble is over holds the story open, so that the end counts it. Mail that does not
+/// get less waits for something else, and holds no story open for ever. Mail that came later does not count.
+#[test]
+fn a_story_ends_when_no_mail_waits_for_its_cause() {
+    let mut world = World::new();
+    let opened = world.record(Kind::BreakerOpened, Subject::engine("clamd"));
+    world.record(Kind::BreakerClosed, Subject::engine("clamd"));
+    let closed = world.at;
+    for left in (1..=20).rev() {
+        world.pass(29);
+        world.waiting(left);
+        assert_eq!(world.tracker.settling()[0].before, closed);
+        let lasts = world.state(opened.id).lasts();
+        assert!(lasts[0].contains(&left.to_string()), "{lasts:?}");
+        world.touch(Subject::engine("clamd"), TouchOutcome::Delayed, 600);
+    }
+    assert_eq!(world.phases_of(opened.id), [StoryPhase::Begin]);
+    world.pass(29);
+    world.waiting(0);
+    let gone = world.at;
+    world.pass(29);
+    assert_eq!(world.tracker.open().count(), 1, "it settles");
+    world.pass(2);
+    let (_, told) = world.phases.last().expect("an end");
+    assert_eq!((told.touched.delayed, told.ended), (20, Some(gone)));
+    let ended_by = world.state(opened.id).ended_by;
+    assert_eq!(
+        ended_by,
+        "breaker-closed happened; then the mail that waited for it went on"
+    );
+
+    let stuck = world.record(Kind::BreakerOpened, Subject::engine("rspamd"));
+    world.record(Kind::BreakerClosed, Subject::engine("rspamd"));
+    for _ in 0..30 {
+        world.pass(20);
+        world.waiting(3);
+    }
+    assert_eq!(world.tracker.open().count(), 1);
+    world.pass(21);
+    let state = world.state(stuck.id);
+    assert!(state.story.ended.is_some(), "{state:?}");
+    assert!(state.ended_by.contains("3 messages"), "{state:?}");
+}
+
+/// Trouble that comes back continues the story, which says since when. What recovery does after the end is no new trouble.
+#[test]
+fn trouble_that_comes_back_is_told_as_such() {
+    let mut world = World::new();
+    let clamd = || Subject::engine("clamd");
+    let opened = world.record(Kind::BreakerOpened, clamd());
+    world.record(Kind::BreakerClosed, clamd());
+    world.pass(31);
+    let first_end = world.state(opened.id).story;
+    assert!(first_end.ended.is_some() && first_end.back.is_none());
+    for kind in [Kind::RecoveryBegun, Kind::RecoveryEnded] {
+        assert_eq!(world.record(kind, clamd()).story, Some(opened.id));
+    }
+    use StoryPhase::{Begin, End};
+    assert_eq!(world.phases_of(opened.id), [Begin, End]);
+    world.pass(60);
+    let back = world.record(Kind::BreakerOpened, clamd());
+    let story = world.state(opened.id).story;
+    assert_eq!((story.began, story.back), (opened.at, Some(back.at)));
+    assert_eq!(world.phases_of(opened.id), [Begin, End, Begin]);
+}
+
+/// The story of a state lasts as long as the state, however long nothing happens: signatures stay old without a further sign.
+#[test]
+fn a_state_is_a_story_until_it_ends() {
+    let mut world = World::new();
+    let stale = world.record(Kind::SignaturesStale, replica("clamd", "a"));
+    let differ = world.record(Kind::ReplicasDiffer, Subject::engine("clamd"));
+    assert_eq!(differ.story, stale.story);
+    world.pass(86_000);
+    assert_eq!(world.tracker.open().count(), 1);
+    world.restart();
+    world.pass(29);
+    assert_eq!(world.tracker.open().count(), 1);
+    world.pass(2);
+    world.pass(600);
+    assert_eq!(world.tracker.open().count(), 1, "they are still old");
+    world.is_stale = false;
+    world.pass(1);
+    world.pass(31);
+    let state = world.state(stale.id);
+    assert_eq!(state.ended_by, "the signatures are new enough again");
 }
 
 impl World {
@@ -414,7 +537,12 @@ fn a_flood_is_bounded_and_counted() {
     }
     assert!(world.tracker.stories.len() <= STORIES_MAX);
     assert!(world.tracker.unclaimed.len() <= UNCLAIMED_MAX);
+    for _ in 0..2 * UNWRITTEN_MAX {
+        world.touch(Subject::engine("clamd"), TouchOutcome::Passed, 0);
+    }
+    world.messages.clear();
     world.write();
+    assert_eq!(world.messages.len(), UNWRITTEN_MAX);
     let strikes = world.log.values().filter(|s| s.story.kind == Kind::Strike);
     let counted: Vec<u64> = strikes.map(StoryState::incidents).collect();
     assert!(kept < u64::from(FLOOD));

@@ -7,18 +7,16 @@ use crate::deadline::set_wall_clock;
 use crate::incident::{Kind as IncidentKind, StoryState, Subject, TouchOutcome};
 use crate::store::incidents;
 
-/// Whether the engine fails at everything.
-static IS_DOWN: AtomicBool = AtomicBool::new(false);
-
 /// How long mail is deferred before a reviewer gets it.
 const DEFERRAL: Duration = Duration::from_secs(600);
 
 /// Answers as clamd does; while it is down, each connection breaks off.
-async fn serve(listener: TcpListener) {
+async fn serve(listener: TcpListener, is_down: Arc<AtomicBool>) {
     while let Ok((mut stream, _)) = listener.accept().await {
+        let is_down = is_down.clone();
         tokio::spawn(async move {
             let mut heard = Vec::new();
-            while !IS_DOWN.load(Ordering::Relaxed)
+            while !is_down.load(Ordering::Relaxed)
                 && stream.read_buf(&mut heard).await.is_ok_and(|n| n > 0)
             {
                 let is_bad = memchr::memmem::find(&heard, b"EICAR-STANDARD").is_some();
@@ -26,7 +24,7 @@ async fn serve(listener: TcpListener) {
                     true => &b"stream: Eicar FOUND\0"[..],
                     false => b"stream: OK\0",
                 };
-                if heard.ends_with(&[0; 4]) && !IS_DOWN.load(Ordering::Relaxed) {
+                if heard.ends_with(&[0; 4]) && !is_down.load(Ordering::Relaxed) {
                     let _ = stream.write_all(answer).await;
                 }
             }
@@ -40,13 +38,16 @@ struct World {
     closing: CancellationToken,
     log: std::path::PathBuf,
     folder: tempfile::TempDir,
+    /// Whether the engine fails at everything.
+    is_down: Arc<AtomicBool>,
 }
 
 impl World {
     async fn begin() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = Address::Socket(listener.local_addr().expect("its address"));
-        tokio::spawn(serve(listener));
+        let is_down = Arc::<AtomicBool>::default();
+        tokio::spawn(serve(listener, is_down.clone()));
         let settings = crate::scan::Settings {
             probe: Some(Duration::from_secs(10)),
             kind: EngineKind::Clamd {
@@ -65,6 +66,7 @@ impl World {
             closing: CancellationToken::new(),
             log: folder.path().join("incidents.db"),
             folder,
+            is_down,
         };
         world.require(1);
         let watch = Watch::begin(world.pipeline.clone()).await;
@@ -150,7 +152,7 @@ async fn an_engine_that_goes_and_comes_back_is_one_story() {
     let world = World::begin().await;
     world.send(5).await;
     assert_eq!(world.stories().await, []);
-    IS_DOWN.store(true, Ordering::Relaxed);
+    world.is_down.store(true, Ordering::Relaxed);
     world.send(30).await;
     let opened = |state: &StoryState| state.story.kind == IncidentKind::BreakerOpened;
     world
@@ -166,7 +168,7 @@ async fn an_engine_that_goes_and_comes_back_is_one_story() {
         .await;
     world.send(7).await;
     assert!(!world.is_over().await);
-    IS_DOWN.store(false, Ordering::Relaxed);
+    world.is_down.store(false, Ordering::Relaxed);
     world.until(World::is_over).await;
     world.send(5).await;
     world.closing.cancel();

@@ -272,7 +272,7 @@ impl Guarded {
                 .filter_map(|(engine, replica)| {
                     Some(Drained {
                         replica: engine.replica().map(str::to_owned),
-                        since: replica.since?,
+                        since: replica.drained_at?,
                         drain: replica.drain?.clone(),
                     })
                 })

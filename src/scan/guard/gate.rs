@@ -142,6 +142,7 @@ impl Gate {
             last_end: now,
             drain: None,
             drained_at: None,
+            idle_since: None,
             opened_at: None,
             rests: None,
             is_away: false,

@@ -3,7 +3,6 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
-use ulid::Ulid;
 
 use crate::incident::{Incident, StoryState, Touch};
 use crate::message::MessageId;
@@ -22,20 +21,19 @@ const REMOVED_AT_ONCE_MAX: i64 = 2 * 8192;
 pub(super) enum Row {
     /// An incident, for the log itself.
     Incident(Incident),
-    /// A story as it is now. It replaces the row of the same story.
-    Story(Box<StoryState>),
-    /// A message that a story touched.
-    Touched {
+    /// A story as it is now, which replaces the row of the same story, with the messages that it has touched since then. One
+    /// row of the queue, so that both are written in one transaction.
+    Story {
         /// The story.
-        story: Ulid,
-        /// The message.
-        touch: Touch,
+        state: Box<StoryState>,
+        /// The messages.
+        messages: Vec<Touch>,
     },
 }
 
 impl log::Entry for Row {
     const LOG_NAME: &str = <Incident as log::Entry>::LOG_NAME;
-    /// Four seconds of a flood of 2000 messages a second; the queue takes 64 KiB.
+    /// The queue takes 64 KiB.
     const WAITING_ENTRIES_MAX: usize = 8192;
     const ROWS_MAX: u64 = <Incident as log::Entry>::ROWS_MAX;
     const IS_DURABLE: bool = <Incident as log::Entry>::IS_DURABLE;
@@ -50,50 +48,40 @@ impl log::Entry for Row {
     fn at(&self) -> Timestamp {
         match self {
             Self::Incident(incident) => incident.at,
-            Self::Story(state) => state.last,
-            Self::Touched { touch, .. } => touch.at,
+            Self::Story { state, .. } => state.last,
         }
     }
 
     fn message(&self) -> Option<MessageId> {
         match self {
             Self::Incident(incident) => incident.message,
-            Self::Story(_) | Self::Touched { .. } => None,
+            Self::Story { .. } => None,
         }
     }
 
     fn insert_beside(&self, db: &Connection) -> rusqlite::Result<bool> {
         // What cannot be written as JSON must not cause the loss of the rest.
-        match self {
-            Self::Incident(_) => return Ok(false),
-            Self::Story(state) => {
-                let Ok(json) = serde_json::to_string(state) else {
-                    return Ok(true);
-                };
-                let story = &state.story;
-                db.prepare_cached(
-                    "INSERT OR REPLACE INTO story (id, began, last, entry) VALUES (?1, ?2, ?3, ?4)",
-                )?
-                .execute(params![
-                    story.id.to_string(),
-                    story.began.as_second(),
-                    state.last.as_second(),
-                    json
-                ])?;
-            }
-            Self::Touched { story, touch } => {
-                let Ok(json) = serde_json::to_string(touch) else {
-                    return Ok(true);
-                };
-                db.prepare_cached(
-                    "INSERT INTO touched (story, outcome, entry) VALUES (?1, ?2, ?3)",
-                )?
-                .execute(params![
-                    story.to_string(),
-                    touch.outcome.as_str(),
-                    json
-                ])?;
-            }
+        let Self::Story { state, messages } = self else {
+            return Ok(false);
+        };
+        let story = &state.story;
+        if let Ok(json) = serde_json::to_string(state) {
+            db.prepare_cached(
+                "INSERT OR REPLACE INTO story (id, began, last, entry) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute(params![
+                story.id.to_string(),
+                story.began.as_second(),
+                state.last.as_second(),
+                json
+            ])?;
+        }
+        for touch in messages {
+            let Ok(json) = serde_json::to_string(touch) else {
+                continue;
+            };
+            db.prepare_cached("INSERT INTO touched (story, outcome, entry) VALUES (?1, ?2, ?3)")?
+                .execute(params![story.id.to_string(), touch.outcome.as_str(), json])?;
         }
         Ok(true)
     }

@@ -242,6 +242,41 @@ async fn a_story_outlives_its_process() {
     }
 }
 
+/// Whenever a process ends without a word, the log counts in a story just the messages that it has of it; and a later process
+/// goes on so.
+#[tokio::test]
+async fn counts_and_messages_agree_whenever_the_process_ends() {
+    use crate::incident::TouchOutcome::Passed;
+    let (_folder, path) = folder();
+    let agree = async || {
+        let found = stories(&path).await.expect("read");
+        let [state] = &found[..] else {
+            panic!("{found:?}")
+        };
+        let (_, rows) = touched(&path, state.story.id, Vec::new(), 0)
+            .await
+            .expect("rows");
+        assert_eq!(state.story.touched.passed, rows);
+        rows
+    };
+    for round in 1..=3 {
+        let log = Incidents::open(&path, RETENTION_LONG).expect("open");
+        log.record(incident(Kind::BreakerOpened, "clamd", round));
+        for _ in 0..200 {
+            log.touch(Subject::engine("clamd"), touch(round, Passed));
+        }
+        log.flush().await;
+        assert_eq!(agree().await, 200 * round as u64);
+        for _ in 0..200 {
+            log.touch(Subject::engine("clamd"), touch(round, Passed));
+        }
+        // The thread writes all that it was given, and the process ends.
+        log.log.flush().await;
+        drop(log);
+        agree().await;
+    }
+}
+
 /// A story is kept as long as an incident, and its messages go with it.
 #[tokio::test]
 async fn old_stories_go_with_their_messages() {

@@ -22,7 +22,9 @@ pub(super) struct Replica {
     pub(super) drain: Option<Arc<Drain>>,
     /// Time at which the replica was drained.
     pub(super) drained_at: Option<Instant>,
-    /// Time at which the breaker opened; none once it has closed.
+    /// Time since which a drained replica takes no mail: its breaker may have been open before the drain.
+    pub(super) idle_since: Option<Instant>,
+    /// Time at which the breaker opened; none once it has closed. If the replica was drained then, the begin of that.
     pub(super) opened_at: Option<Instant>,
     /// End of the pause that the replica has asked for.
     pub(super) rests: Option<Instant>,
@@ -51,6 +53,8 @@ pub(in crate::scan::guard) struct ReplicaState<'a> {
     pub(in crate::scan::guard) resting: bool,
     /// Time since which the replica gets not all its mail, because it was drained or its breaker opened.
     pub(in crate::scan::guard) since: Option<Instant>,
+    /// Time at which the replica was drained.
+    pub(in crate::scan::guard) drained_at: Option<Instant>,
 }
 
 /// What holds the slots of a replica.
@@ -145,9 +149,17 @@ impl Gate {
         replica: usize,
         drain: Option<Arc<Drain>>,
     ) -> Option<Arc<Drain>> {
-        let since = self.replicas[replica].drained_at.unwrap_or(now);
-        self.replicas[replica].drained_at = drain.is_some().then_some(since);
-        let before = std::mem::replace(&mut self.replicas[replica].drain, drain);
+        let is_out = self.is_out(replica);
+        let one = &mut self.replicas[replica];
+        let out_since = one.opened_at.filter(|_| is_out);
+        if drain.is_none() && is_out {
+            one.opened_at = one.idle_since.or(one.opened_at);
+        }
+        let drained_at = one.drained_at.unwrap_or(now);
+        let idle_since = one.idle_since.or(out_since).unwrap_or(now);
+        one.drained_at = drain.is_some().then_some(drained_at);
+        one.idle_since = drain.is_some().then_some(idle_since);
+        let before = std::mem::replace(&mut one.drain, drain);
         self.pump(now);
         before
     }
@@ -225,7 +237,8 @@ impl Gate {
             running: replica.running,
             drain: replica.drain.as_ref(),
             resting: replica.rests.is_some(),
-            since: replica.drained_at.or(replica.opened_at),
+            since: replica.idle_since.or(replica.opened_at),
+            drained_at: replica.drained_at,
         })
     }
 }

@@ -359,3 +359,40 @@ async fn the_end_of_a_hanging_scan_is_a_return() {
         assert_eq!(world.gate.returns(), returns, "after {after} ms");
     }
 }
+
+/// The time since which a replica takes no mail is that of the first reason: neither a drain after its breaker opened nor the end
+/// of a drain in which its breaker opened changes it.
+#[tokio::test(start_paused = true)]
+async fn a_drain_hides_no_outage() {
+    let since = |world: &World| {
+        world
+            .gate
+            .replicas()
+            .next()
+            .and_then(|replica| replica.since)
+    };
+    let mut world = World::new(6);
+    for _ in 0..6 {
+        world.unique(SenderReputation::Known);
+    }
+    world.after(3000);
+    assert!(world.gate.is_out(0));
+    let down = since(&world);
+    assert!(down.is_some());
+    for drain in [Some(Drain::plain()), None] {
+        world.after(1000);
+        world.gate.drain(world.now, 0, drain);
+        assert_eq!(since(&world), down);
+    }
+    let mut world = World::new(6);
+    world.gate.drain(world.now, 0, Some(Drain::plain()));
+    let drained = Some(world.now);
+    assert_eq!(since(&world), drained);
+    for _ in 0..3 {
+        world.after(1000);
+        world.gate.probed(world.now, 0, false);
+    }
+    assert!(world.gate.is_out(0));
+    world.gate.drain(world.now, 0, None);
+    assert_eq!(since(&world), drained);
+}
