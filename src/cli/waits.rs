@@ -159,6 +159,7 @@ mod tests {
             drain: None,
             resting: false,
             since: (breaker != "closed").then(|| at(-60)),
+            next_probe_in: None,
             signatures: None,
             signed: None,
         };
@@ -170,6 +171,7 @@ mod tests {
             running: 0,
             zombies: 0,
             waiting: 0,
+            oldest_call_age: None,
             half_within: None,
             most_within: None,
             replicas: vec![replica],

@@ -253,6 +253,7 @@ mod tests {
                 running: slots,
                 zombies,
                 waiting,
+                oldest_call_age: None,
                 half_within: Some(secs(2)),
                 most_within: None,
                 replicas: Vec::new(),
