@@ -4,6 +4,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::clock::Taking;
 use super::*;
 use crate::deadline::{set_wall_clock, wall_clock};
 use crate::incident::{Incident, Kind as IncidentKind, Subject};
@@ -80,6 +81,8 @@ async fn mail_that_waits_in_its_session_is_late() {
     };
     let mut generation = generation(Vec::new(), budget);
     generation.scanner = Scanner::of_engines(vec![(settings, vec![slow.clone()])], None);
+    let hop = (maildir_hop(), Taking::new(Duration::ZERO) as _);
+    generation.delivery = Delivery::scripted(vec![hop], None).expect("a next hop");
     let (pipeline, _folder) = pipeline(generation, &Arc::default());
     let subject = Subject::engine("slow");
     let story = Incident::new(IncidentKind::BreakerOpened, subject, "it is slow");

@@ -99,7 +99,7 @@ async fn a_backlog_passes_and_is_scanned_when_its_engine_is_back() {
     assert_eq!(told.message, Some(bad));
     assert_eq!(server.begun(), 42, "each once");
     for (id, found) in [
-        (waiting[0], "moody found nothing"),
+        (waiting[1], "moody found nothing"),
         (bad, "bad after all, delivered before: moody found Eicar"),
     ] {
         let history = world.pipeline.history.entries(id).await.expect("read");
