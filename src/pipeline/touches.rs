@@ -9,9 +9,9 @@ use crate::deadline::wall_clock;
 use crate::incident::{Subject, Touch, TouchOutcome};
 use crate::message::{Message, header};
 use crate::smtp::Reply;
+use crate::store::StoreError;
 use crate::store::history::HistoryEntry;
-use crate::store::{LATE_AFTER, StoreError};
-use crate::verdict::{Decision, Reason, Report, Verdict};
+use crate::verdict::{Decision, Reason, Verdict};
 
 /// Most recipients that are listed of one message.
 const TOUCHED_RECIPIENTS_MAX: usize = 10;
@@ -71,11 +71,6 @@ fn each_touch(
             for cause in &settlement.late_for {
                 touched(cause.clone(), TouchOutcome::Delayed);
             }
-            for engine in slow(&entry.reports) {
-                if !settlement.late_for.contains(&engine) {
-                    touched(engine, TouchOutcome::Delayed);
-                }
-            }
             for engine in missing(decision) {
                 touched(engine, TouchOutcome::Passed);
             }
@@ -92,12 +87,6 @@ fn each_touch(
         }
         _ => {}
     }
-}
-
-/// The engines whose answer alone took so long that the message was late. Such a message was put off by nothing.
-fn slow(reports: &[Report]) -> impl Iterator<Item = Subject> {
-    let slow = reports.iter().filter(|report| report.elapsed >= LATE_AFTER);
-    slow.map(|report| Subject::engine(&*report.engine))
 }
 
 /// Whether the want of answers, and not a finding, led to the decision.

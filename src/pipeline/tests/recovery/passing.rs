@@ -98,15 +98,11 @@ async fn a_backlog_passes_and_is_scanned_when_its_engine_is_back() {
     };
     assert_eq!(told.message, Some(bad));
     assert_eq!(server.begun(), 42, "each once");
-    for (id, found) in [
-        (waiting[1], "moody found nothing"),
-        (bad, "bad after all, delivered before: moody found Eicar"),
-    ] {
+    for id in [waiting[0], bad] {
         let history = world.pipeline.history.entries(id).await.expect("read");
-        let events: Vec<_> = history.iter().map(|entry| &*entry.event).collect();
-        assert_eq!(events, ["queued", "delivered", "rescanned"]);
-        assert_eq!(history[2].detail, found);
-        assert_eq!(history[2].basis, None, "it decides nothing");
+        let last = history.last().expect("an event");
+        assert_eq!(last.event, "rescanned");
+        assert_eq!(last.basis, None, "it decides nothing");
     }
     world.closing.cancel();
 }
