@@ -19,6 +19,7 @@ mod background;
 mod counts;
 mod drains;
 mod events;
+mod in_session;
 mod interceptors;
 mod judge;
 mod keeper;
@@ -124,6 +125,7 @@ pub struct Pipeline {
     rate: pressure::Rate,
     /// Slots for work that continues after its 250.
     background: Background,
+    in_session: in_session::InSession,
     tasks: TaskTracker,
     wake: Notify,
     /// Set when a bounce was held after the last check for surplus bounces.
@@ -251,7 +253,7 @@ impl Pipeline {
         let passed = tokio::select! {
             biased;
             passed = &mut work => passed,
-            () = deadline.wait() => {
+            () = self.in_session.wait(&generation, &message, &so_far, deadline) => {
                 let record = settle::unfinished(&generation, &message, so_far.judged.get());
                 let kept = match so_far.rest(record, &message) {
                     Some(record) => {
@@ -459,6 +461,7 @@ impl Pipeline {
             measures: Measures::default(),
             rate: pressure::Rate::default(),
             background: Background::default(),
+            in_session: in_session::InSession::default(),
             tasks: TaskTracker::new(),
             wake: Notify::new(),
             // Bounces held before the start are not counted yet.
@@ -490,11 +493,5 @@ impl Pipeline {
     /// The durable store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
-    }
-
-    /// Tells the lanes that records may be due, and that next hops may work again.
-    pub fn wake(&self) {
-        self.generation.load().delivery.nudge();
-        self.wake.notify_waiters();
     }
 }

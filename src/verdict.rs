@@ -368,6 +368,14 @@ impl Report {
         }
     }
 
+    /// The details of a missing answer.
+    pub fn detail(&self) -> Option<&str> {
+        match &self.answer {
+            Answer::Answered(_) => None,
+            Answer::None { detail, .. } => Some(detail),
+        }
+    }
+
     /// The reason of a missing answer.
     pub fn missing(&self) -> Option<Reason> {
         match &self.answer {

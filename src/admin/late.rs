@@ -1,6 +1,6 @@
 //! What is late: the stored mail that has waited for too long, by what it waits for, since when, and what a person should do.
 
-use std::time::Duration;
+mod advice;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,11 +10,9 @@ use super::waits::{Clock, Waiting, Waits, WaitsFor, What};
 use super::{Status, Stored};
 use crate::incident::{Kind, Story, Subject, advice};
 use crate::scan::Health;
-use crate::store::{LATE_COUNTED_MAX, Lane, LateMail, LateTimes};
+use crate::store::{LATE_AFTER, Lane, LateMail, LateTimes};
+use advice::{Advice, advised, troubled};
 
-/// Mail that has waited longer is late: 60 s. Mail that nothing holds up takes seconds, and a user begins to ask for a mail after
-/// about a minute. The time does not depend on what is usual here: whoever is used to an hour's delay has late mail.
-pub const LATE_AFTER: Duration = Duration::from_secs(60);
 /// Most causes that a status shows, those with the oldest mail first. More next hops than this are rarely down at once.
 const CAUSES_SHOWN_MAX: usize = 10;
 
@@ -58,7 +56,8 @@ impl Late {
             let (engines, next_hops) = (&waits.engines, &waits.next_hops);
             let waiting = Waiting::late(&mail);
             let (waits_for, _) = WaitsFor::of(&waiting, engines, next_hops, &|_| String::new());
-            let advice = advised(&mail, &waits_for, engines);
+            let (advice, engine) = advised(&mail, &waits_for, engines);
+            let advice = advice.about(&mail, &waits_for, engine);
             Self {
                 mail,
                 waits_for,
@@ -96,10 +95,7 @@ impl Late {
         let waiting = Waiting::late(mail);
         let (_, what) = WaitsFor::of(&waiting, &status.engines, &status.next_hops, clock);
         let [many, waits] = match (mail.more, mail.messages) {
-            (true, _) => [
-                format!("{} or more messages", grouped(LATE_COUNTED_MAX)),
-                "wait".into(),
-            ],
+            (true, n) => [format!("{} or more messages", grouped(n)), "wait".into()],
             (false, 1) => ["1 message".into(), "waits".into()],
             (false, n) => [format!("{} messages", grouped(n)), "wait".into()],
         };
@@ -109,16 +105,23 @@ impl Late {
         };
         // Which engine a message without a cause waits for is not stored.
         let troubled = match is_scan_without_cause(mail) {
-            true => troubled(&status.engines)
-                .map(|health| format!(" (engine {} is {})", health.engine, health.words(clock))),
-            false => None,
+            true if self.waits_for.what != What::Engine => troubled(&status.engines)
+                .map(|health| format!(" (engine {} is {})", health.engine, health.load(clock))),
+            _ => None,
         };
         let troubled: String = troubled.into_iter().collect();
         let (since, age) = (clock(mail.oldest), age(mail.oldest));
         let incident = self.incident.map(|id| format!("; incident {id}"));
         let incident = incident.unwrap_or_default();
+        let held_at = mail.failing.as_ref().and_then(|failing| failing.held_at);
+        let held = match held_at.filter(|_| self.waits_for.what == What::Failing) {
+            Some(at) => format!(", goes to quarantine at {}", clock(at)),
+            None => String::new(),
+        };
         LateLine {
-            text: format!("{many} {what}{troubled}; the oldest since {since} ({age}){incident}"),
+            text: format!(
+                "{many} {what}{troubled}; the oldest since {since} ({age}){held}{incident}"
+            ),
             advice: self.advice.clone(),
         }
     }
@@ -157,7 +160,7 @@ impl Status {
         if more > 0 {
             lines.push(LateLine {
                 text: format!("mail waits for {more} other things"),
-                advice: "`spillway queue list` shows what each message waits for.".to_owned(),
+                advice: Advice::More.text().to_owned(),
             });
         }
         lines
@@ -166,70 +169,15 @@ impl Status {
     /// The end of data of the oldest message that waits for a scan or for delivery. Percentiles of delays do not contain it.
     pub fn oldest_waiting(&self) -> Option<Timestamp> {
         let stored = self.stored.as_ref()?;
-        let both = [stored.scan.oldest, stored.delivery.oldest];
-        both.into_iter().flatten().min()
+        let in_session = stored.late.iter().filter(|late| late.mail.in_session);
+        let in_session = in_session.map(|late| late.mail.oldest).min();
+        let all = [stored.scan.oldest, stored.delivery.oldest, in_session];
+        all.into_iter().flatten().min()
     }
 }
 
 fn is_scan_without_cause(mail: &LateMail) -> bool {
     mail.lane == Lane::Scan && mail.cause.is_none()
-}
-
-/// The engine that is most in trouble: one that takes no mail, else one that takes a part, else one whose slots are all taken
-/// while mail waits.
-fn troubled(engines: &[Health]) -> Option<&Health> {
-    let find = |is: fn(&Health) -> bool| engines.iter().find(|health| is(health));
-    find(Health::is_out)
-        .or_else(|| find(|health| !health.is_well()))
-        .or_else(|| find(|health| health.waiting > 0 && health.running >= health.slots))
-}
-
-/// What to do about late mail. The sentences about engines, next hops and interceptors are those of the incidents.
-fn advised(mail: &LateMail, waits_for: &WaitsFor, engines: &[Health]) -> String {
-    let is = |state: &str| waits_for.state.as_deref() == Some(state);
-    let text = match waits_for.what {
-        What::Engine => {
-            let named = |health: &&Health| Some(&*health.engine) == waits_for.name.as_deref();
-            return about_engine(engines.iter().find(named));
-        }
-        What::NextHop => advice(Kind::NextHopDead),
-        What::Interceptor => advice(Kind::InterceptorMade),
-        What::Route => {
-            "Add the domain to `domains` of a `[[next_hop]]`, then `spillway reload`; `spillway queue list` shows the recipients."
-        }
-        What::Turn if mail.lane == Lane::Delivery && is("paced") => advice(Kind::NextHopPaced),
-        What::Retry if mail.lane == Lane::Delivery => {
-            "`spillway queue list` shows the last reply about each message; `spillway queue retry ID` tries it now."
-        }
-        What::Turn | What::Work if mail.lane == Lane::Delivery => {
-            "Nothing, if the number falls: the mail is being delivered; otherwise raise `connections` of the next hop."
-        }
-        _ => match troubled(engines) {
-            Some(engine) => return about_engine(Some(engine)),
-            None => {
-                "Nothing: the relay scans it again by itself; `spillway explain ID` shows why it waits."
-            }
-        },
-    };
-    text.to_owned()
-}
-
-fn about_engine(health: Option<&Health>) -> String {
-    let Some(health) = health else {
-        return "Nothing: mail for an engine that was removed is scanned without it.".to_owned();
-    };
-    let kind = match (health.is_out(), health.replicas.iter().any(|r| r.drained)) {
-        (true, true) => Kind::Drained,
-        (true, false) => Kind::BreakerOpened,
-        (false, _) if health.waiting > 0 && health.running >= health.slots => {
-            let engine = &health.engine;
-            return format!(
-                "All slots of engine {engine} are taken: give it more capacity and raise its `slots`; `spillway engine list` shows its load."
-            );
-        }
-        (false, _) => Kind::RecoveryBegun,
-    };
-    advice(kind).replace("NAME", &health.engine)
 }
 
 /// A number with a comma between groups of three digits: `10,000`.

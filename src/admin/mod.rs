@@ -55,7 +55,7 @@ use crate::scan::{BadTerms, DrainTerms, Health};
 use crate::store::{Held, Lane, LaneStats, LateMail, LogTrouble, Recovery, StoreError};
 use crate::telemetry;
 
-pub use late::{LATE_AFTER, Late, LateLine};
+pub use late::{Late, LateLine};
 pub use waits::{Waiting, Waits, WaitsFor, What};
 
 /// Settings of `[admin]`.
@@ -243,7 +243,7 @@ pub struct Stored {
     /// For each next hop for which mail waits, the end of data of the oldest such message.
     #[serde(default)]
     pub oldest_outgoing: BTreeMap<Arc<str>, Timestamp>,
-    /// The mail that has waited longer than [`LATE_AFTER`], by what it waits for; the oldest first.
+    /// The mail that has waited longer than [`LATE_AFTER`](crate::store::LATE_AFTER), by what it waits for; the oldest first.
     #[serde(default)]
     pub late: Vec<Late>,
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::delivery::{HopStatus, PaceState};
 use crate::message::MessageId;
 use crate::scan::Health;
-use crate::store::{Cause, Lane, LateMail, Record};
+use crate::store::{Cause, Failing, LATE_AFTER, Lane, LateMail, Record};
 
 /// What stored mail may wait for, as only the running relay knows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,8 +51,10 @@ pub enum What {
     Work,
     /// A next hop that is down.
     NextHop,
-    /// An engine that is out, or was.
+    /// An engine that is out, or was, or that is slow.
     Engine,
+    /// An engine that takes mail, but answers this mail with an error each time.
+    Failing,
     /// The end of an interceptor.
     Interceptor,
     /// A next hop that takes the domain.
@@ -65,10 +67,11 @@ pub enum What {
 
 impl What {
     /// What mail of a running relay may wait for.
-    pub(super) const OF_A_RUNNING_RELAY: [Self; 7] = [
+    pub(super) const OF_A_RUNNING_RELAY: [Self; 8] = [
         Self::Work,
         Self::NextHop,
         Self::Engine,
+        Self::Failing,
         Self::Interceptor,
         Self::Route,
         Self::Retry,
@@ -82,6 +85,7 @@ impl What {
             Self::Work => "work",
             Self::NextHop => "next-hop",
             Self::Engine => "engine",
+            Self::Failing => "failing",
             Self::Interceptor => "interceptor",
             Self::Route => "route",
             Self::Retry => "retry",
@@ -91,7 +95,7 @@ impl What {
 }
 
 /// One message, or several that wait for the same thing.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Waiting<'a> {
     /// [`Lane::Delivery`], or a lane whose mail is scanned.
     pub lane: Lane,
@@ -101,6 +105,12 @@ pub struct Waiting<'a> {
     pub cause: Option<&'a Cause>,
     /// Whether a worker has the mail.
     pub in_work: bool,
+    /// Whether the senders still wait for the reply.
+    pub in_session: bool,
+    /// Whether the mail arrived longer ago than [`LATE_AFTER`].
+    pub is_late: bool,
+    /// How the engine of the cause fails on the mail.
+    pub failing: Option<Failing>,
     /// The time of the next try, if it lies ahead.
     pub next_try: Option<Timestamp>,
     /// The domain of the recipients, where it is known.
@@ -118,6 +128,9 @@ impl<'a> Waiting<'a> {
             next_hop: &record.next_hop,
             cause: record.cause.as_ref(),
             in_work,
+            in_session: false,
+            is_late: (record.received_at.checked_add(LATE_AFTER)).is_ok_and(|late| late <= now),
+            failing: Failing::of(record),
             next_try: Some(record.due_at).filter(|due| *due > now),
             domain: first.map(|recipient| recipient.mailbox.domain()),
             several: false,
@@ -131,6 +144,9 @@ impl<'a> Waiting<'a> {
             next_hop: &mail.next_hop,
             cause: mail.cause.as_ref(),
             in_work: mail.in_work,
+            in_session: mail.in_session,
+            is_late: true,
+            failing: mail.failing.clone(),
             next_try: mail.next_try,
             domain: None,
             several: mail.messages != 1,
@@ -158,21 +174,61 @@ impl WaitsFor {
             next_try: mail.next_try,
         };
         match mail.lane {
-            _ if mail.in_work => {
-                let work = match mail.lane {
-                    Lane::Delivery => "a delivery that is under way",
-                    _ => "a scan that is under way",
-                };
-                let what = Self {
-                    what: What::Work,
-                    next_try: None,
-                    ..plain
-                };
-                (what, work.to_owned())
-            }
+            _ if mail.in_work => plain.work(mail, engines, next_hops, clock),
             Lane::Delivery => plain.delivery(mail, next_hops, clock),
             _ => plain.scan(mail, engines, clock),
         }
+    }
+
+    /// For mail that a worker has. Of late mail that is scanned, the engine with the oldest message is the one that is slow.
+    fn work(
+        self,
+        mail: &Waiting<'_>,
+        engines: &[Health],
+        next_hops: &[HopStatus],
+        clock: Clock<'_>,
+    ) -> (Self, String) {
+        let work = Self {
+            what: What::Work,
+            next_try: None,
+            ..self
+        };
+        let slow = slow(engines).filter(|_| mail.is_late && mail.lane != Lane::Delivery);
+        let (what, mut text) = match (mail.lane, slow) {
+            (Lane::Delivery, _) => work.under_way(mail.next_hop, next_hops, clock),
+            (_, Some(health)) => {
+                let name = health.engine.to_string();
+                let text = format!("a scan at engine {name} ({})", health.load(clock));
+                let what = Self {
+                    what: What::Engine,
+                    name: Some(name),
+                    state: Some(state_of(health)),
+                    down_since: health.out_since(),
+                    ..work
+                };
+                (what, text)
+            }
+            (_, None) => (work, "a scan that is under way".to_owned()),
+        };
+        if mail.in_session {
+            text.push_str(match mail.several {
+                true => ", and their senders for the reply",
+                false => ", and its sender for the reply",
+            });
+        }
+        (what, text)
+    }
+
+    /// For mail that is being delivered.
+    fn under_way(self, name: &str, next_hops: &[HopStatus], clock: Clock<'_>) -> (Self, String) {
+        let hop = next_hops.iter().find(|hop| *hop.name == *name);
+        let Some(hop) = hop.filter(|_| !name.is_empty()) else {
+            return (self, "a delivery that is under way".to_owned());
+        };
+        let words = hop.words(clock);
+        let text = format!("a delivery to next hop {name} that is under way ({words})");
+        let name = Some(name.to_owned());
+        (Self { name, ..self }, text)
     }
 
     fn delivery(
@@ -252,25 +308,32 @@ impl WaitsFor {
         match mail.cause {
             Some(Cause::Engine(name)) => {
                 let health = engines.iter().find(|health| *health.engine == **name);
+                let failing = mail.failing.as_ref();
+                let failing = failing.filter(|_| health.is_some_and(|health| !health.is_out()));
                 let words = health.map(|health| health.words(clock));
-                let text = match (health, &words) {
-                    (Some(health), Some(words)) if health.is_out() => {
+                let text = match (health, &words, failing) {
+                    (Some(_), Some(words), Some(failing)) => {
+                        let them = if mail.several { "them" } else { "it" };
+                        let how = failing.words();
+                        format!(
+                            "engine {name}, now {words}, which fails on {them} ({how}){next_try}"
+                        )
+                    }
+                    (Some(health), Some(words), None) if health.is_out() => {
                         format!("engine {name}, {words}{next_try}")
                     }
-                    (Some(_), Some(words)) => {
+                    (Some(_), Some(words), None) => {
                         format!("{its} turn at engine {name}, now {words}{next_try}")
                     }
                     _ => format!("engine {name}, which is not configured any more{next_try}"),
                 };
-                let state = health.map(|health| match (health.is_well(), health.is_out()) {
-                    (true, _) => "healthy".to_owned(),
-                    (_, true) => "down".to_owned(),
-                    _ => health.states(),
-                });
                 let what = Self {
-                    what: What::Engine,
+                    what: match failing {
+                        Some(_) => What::Failing,
+                        None => What::Engine,
+                    },
                     name: Some(name.clone()),
-                    state,
+                    state: health.map(state_of),
                     down_since: health.and_then(Health::out_since),
                     ..self
                 };
@@ -302,6 +365,22 @@ impl WaitsFor {
             Some(at) => format!("; next try {}", clock(at)),
             None => String::new(),
         }
+    }
+}
+
+/// The engine that has had a message for so long that it makes mail late; of several, the one that has had one for longest.
+pub(super) fn slow(engines: &[Health]) -> Option<&Health> {
+    let slow = engines
+        .iter()
+        .filter(|health| health.oldest_call_age >= Some(LATE_AFTER));
+    slow.max_by_key(|health| health.oldest_call_age)
+}
+
+fn state_of(health: &Health) -> String {
+    match (health.is_well(), health.is_out()) {
+        (true, _) => "healthy".to_owned(),
+        (_, true) => "down".to_owned(),
+        _ => health.states(),
     }
 }
 

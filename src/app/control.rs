@@ -21,7 +21,11 @@ impl Control for Core {
     async fn status(&self) -> Status {
         let config = self.lock().clone();
         let waits = self.waits();
-        let late = self.store.late(Late::times(wall_clock()));
+        let late = async {
+            let mut late = self.store.late(Late::times(wall_clock())).await?;
+            late.extend(self.pipeline.late_in_session());
+            Ok(late)
+        };
         let stored = Stored::from(
             self.store.stats(),
             self.store.oldest_outgoing(),

@@ -197,7 +197,10 @@ async fn list(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
     };
     let rows: Vec<_> = engines.iter().map(row).collect();
     terminal.table(&columns, rows)?;
-    for health in engines.iter().filter(|health| health.is_drained()) {
+    for health in engines
+        .iter()
+        .filter(|health| health.is_drained() || health.is_out())
+    {
         let words = health.words(|at| terminal.clock(at));
         terminal.line(format!("{} is {}", safe(&health.engine), safe(&words)))?;
     }

@@ -16,7 +16,7 @@ use crate::deadline::Deadline;
 use crate::incident::Incident;
 use crate::intercept::Interceptor;
 use crate::message::MessageId;
-use crate::store::history::{self, HistoryEntry};
+use crate::store::history::{self, HistoryEntry, RESCANNED_EVENT};
 use crate::store::incidents::{self, Filter};
 use crate::store::{Audit, Cause, Record, Store};
 use crate::verdict::{Decision, Report};
@@ -268,10 +268,12 @@ fn gone(
 ) -> Result<(), CliError> {
     // The last event of a message may be one of another part of it.
     let (part_of, state) = match first.message == id {
-        true => (
-            String::new(),
-            history.last().map_or("", |entry| &*entry.event),
-        ),
+        true => {
+            // A scan after the delivery changes no state.
+            let mut events = history.iter().rev().map(|entry| &*entry.event);
+            let last = events.find(|event| *event != RESCANNED_EVENT);
+            (String::new(), last.unwrap_or_default())
+        }
         false => (first.message.to_string(), ""),
     };
     let fields = [

@@ -1,5 +1,7 @@
 //! `spillway status`: how long mail takes, what is late and why, and the state of the relay.
 
+mod brief;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,10 +13,11 @@ use super::relay::{Socket, parsed};
 use super::table::Column;
 use super::terminal::{Terminal, count, safe, size};
 use super::watch;
-use crate::admin::{LATE_AFTER, Status, Stored};
+use crate::admin::{Status, Stored};
 use crate::measure::{DELAY_WINDOW, DelayTimes};
-use crate::store::{Held, LaneStats};
+use crate::store::{Held, LATE_AFTER, LaneStats};
 use crate::telemetry::duration::duration;
+pub(super) use brief::brief;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -166,7 +169,7 @@ fn late(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
     if lines.is_empty() {
         let seconds = LATE_AFTER.as_secs();
         terminal.line(format!(
-            "Nothing is late: no stored message has waited for {seconds} s."
+            "Nothing is late: no message has waited for {seconds} s."
         ))?;
         return terminal.line("");
     }
@@ -198,11 +201,10 @@ fn not_recorded(status: &Status, terminal: &mut Terminal<'_>) -> Result<(), CliE
 /// Engines, next hops and listeners, each with its state.
 fn parts(status: &Status, terminal: &Terminal<'_>) -> Vec<(String, String)> {
     let clock = |at| terminal.clock(at);
-    let engines = status.engines.iter().map(|health| {
-        let (words, running, slots) = (health.words(clock), health.running, health.slots);
-        let state = format!("{words}, {running} of {slots} slots taken");
-        (format!("engine {}", health.engine), state)
-    });
+    let engines = status
+        .engines
+        .iter()
+        .map(|health| (format!("engine {}", health.engine), health.load(clock)));
     let next_hops = status.next_hops.iter().map(|hop| {
         let mut state = hop.words(clock);
         if let Some(said) = &hop.said {

@@ -48,6 +48,10 @@ pub(super) async fn watch(seconds: u64, socket: &Path, terminal: &mut Terminal<'
                     _ = terminate.recv() => true,
                 };
             if ended {
+                // What the terminal shows of Ctrl-C stays on a line of its own.
+                if terminal.width.is_some() {
+                    terminal.line("")?;
+                }
                 return Ok(last);
             }
         }
@@ -65,15 +69,7 @@ fn print(asked: Result<Status, CliError>, is_first: bool, terminal: &mut Termina
     let mut text = Vec::new();
     let shown = match asked {
         Ok(status) => {
-            let mut page = Terminal {
-                out: &mut text,
-                err: &mut io::sink(),
-                input: &mut io::empty(),
-                width: size.map(|(width, _)| width),
-                zone: terminal.zone.clone(),
-                ..*terminal
-            };
-            status::show(&status, &mut page)?;
+            text = page(&status, size, terminal)?;
             status::exit(&status)
         }
         Err(error) => {
@@ -96,6 +92,32 @@ fn print(asked: Result<Status, CliError>, is_first: bool, terminal: &mut Termina
     }
     terminal.out.flush()?;
     Ok(shown)
+}
+
+/// The status as text: the whole of it, or what matters most if the terminal of this width and height has too few lines.
+fn page(
+    status: &Status,
+    size: Option<(u16, u16)>,
+    terminal: &Terminal<'_>,
+) -> Result<Vec<u8>, CliError> {
+    let written = |write: &dyn Fn(&mut Terminal<'_>) -> Result<(), CliError>| {
+        let mut text = Vec::new();
+        write(&mut Terminal {
+            out: &mut text,
+            err: &mut io::sink(),
+            input: &mut io::empty(),
+            width: size.map(|(width, _)| width),
+            zone: terminal.zone.clone(),
+            ..*terminal
+        })?;
+        Ok::<_, CliError>(text)
+    };
+    let text = written(&|page| status::show(status, page))?;
+    let lines = text.iter().filter(|octet| **octet == b'\n').count();
+    match size.map(|(_, height)| usize::from(height).saturating_sub(1)) {
+        Some(room) if lines > room => written(&|page| status::brief(status, (room, lines), page)),
+        _ => Ok(text),
+    }
 }
 
 fn print_json(asked: Result<Status, CliError>, terminal: &mut Terminal<'_>) -> Outcome {

@@ -89,6 +89,12 @@ impl Pipeline {
         self.tasks.close();
         deadline.run(self.tasks.wait()).await.is_ok()
     }
+
+    /// Tells the lanes that records may be due, and that next hops may work again.
+    pub fn wake(&self) {
+        self.generation.load().delivery.nudge();
+        self.wake.notify_waiters();
+    }
 }
 
 #[cfg(test)]

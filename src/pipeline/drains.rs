@@ -107,6 +107,27 @@ impl KeptDrain {
         (left != Some(Duration::ZERO)).then(|| Drain::with_left(terms, left))
     }
 
+    /// When it began, on the clock of this process; now, if the wall clock was set back to before it.
+    fn began(&self) -> Instant {
+        let now = Instant::now();
+        let age = Duration::try_from(wall_clock().duration_since(self.since));
+        now.checked_sub(age.unwrap_or_default()).unwrap_or(now)
+    }
+
+    /// The time and the kind of the drain, to follow "drain".
+    fn lasting(&self) -> String {
+        let term = self.for_seconds.map(Duration::from_secs);
+        let terms = DrainTerms::new(self.passes, term, &self.reason, &self.who);
+        terms.map_or_else(|_| String::new(), |terms| terms.lasting())
+    }
+
+    fn passed(&self) -> &'static str {
+        match self.passes {
+            true => ", and mail passes without it no more",
+            false => "",
+        }
+    }
+
     fn subject(&self) -> Subject {
         Subject::Engine {
             name: self.engine.clone(),
@@ -163,14 +184,23 @@ impl Drains {
             let mut engines = generation.scanner.engines().iter();
             let engine = engines.find(|engine| *engine.settings().name == *one.engine);
             match (engine, one.left()) {
-                (Some(engine), Some(drain)) if engine.restore(one.replica.as_deref(), &drain) => {
-                    let until = one.until.map(tracing::field::display);
+                (Some(engine), Some(drain))
+                    if engine.restore(one.replica.as_deref(), &drain, one.began()) =>
+                {
+                    // Not that of the file: the clock may have been set.
+                    let left = |until: Instant| until.saturating_duration_since(Instant::now());
+                    let until = drain.until.map(|until| wall_clock() + left(until));
+                    let until = until.map(tracing::field::display);
                     tracing::info!(engine = %one.engine, replica = one.replica, until, passes = one.passes, "an engine stays drained");
                 }
                 (Some(_), Some(_)) | (None, _) => {
                     self.record(one.ended("it is no longer configured"))
                 }
-                (Some(_), None) => self.record(one.ended("its drain ended while no relay ran")),
+                (Some(_), None) => {
+                    let (term, passed) = (one.lasting(), one.passed());
+                    let why = format!("its drain{term} ended while no relay ran{passed}");
+                    self.record(one.ended(&why));
+                }
             }
         }
         if let Ok(mut written) = self.written.try_lock() {
@@ -203,13 +233,9 @@ impl Drains {
         let generation = self.pipeline.generation();
         for engine in generation.scanner.engines() {
             for ended in engine.end_drains() {
-                let terms = &ended.drain.terms;
-                let passed = match terms.passes {
-                    true => ", and mail passes without it no more",
-                    false => "",
-                };
-                let why = format!("its drain{} has ended{passed}", terms.lasting());
-                self.record(KeptDrain::of(engine, &ended).ended(&why));
+                let ended = KeptDrain::of(engine, &ended);
+                let (term, passed) = (ended.lasting(), ended.passed());
+                self.record(ended.ended(&format!("its drain{term} has ended{passed}")));
             }
         }
         let is_removed = |one: &KeptDrain| {

@@ -250,6 +250,7 @@ mod tests {
                 running: slots,
                 zombies,
                 waiting,
+                oldest_call_age: None,
                 half_within: Some(secs(2)),
                 ..Health::sample("clamd")
             })

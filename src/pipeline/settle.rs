@@ -24,7 +24,7 @@ use crate::store::{Lane, Record};
 use crate::verdict::{Decision, Disposition};
 
 pub(super) use failed::{BOUNCE_UNDELIVERABLE_RULE, UNDELIVERABLE_RULE, as_sent};
-pub(super) use owed::{absent, has_stand_in, is_owed, owed};
+pub(super) use owed::{awaited, has_stand_in, is_owed, owed};
 pub(super) use resumed::{judged_before, unfinished};
 
 use draft::Draft;

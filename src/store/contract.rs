@@ -52,7 +52,8 @@ where
         search::search_matches_every_field,
         search::lanes_are_counted,
         search::the_oldest_message_of_each_next_hop_is_known,
-        late::late_mail_is_counted_by_cause
+        late::late_mail_is_counted_by_cause,
+        late::mail_on_which_an_engine_fails_is_counted_apart
     );
 }
 

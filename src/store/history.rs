@@ -20,6 +20,8 @@ use crate::verdict::{Decision, Report};
 
 /// Name of the history file inside `store.path`.
 pub const FILE_NAME: &str = "history.db";
+/// The event of a scan after the delivery: an engine without which the message went has answered.
+pub const RESCANNED_EVENT: &str = "rescanned";
 
 /// One event in the life of a message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,7 +34,7 @@ pub struct HistoryEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part_of: Option<MessageId>,
     /// The event, in one kebab-case word: `delivered`, `delayed`, `refused`, `given-up`, `bounced`, `queued`, `deferred`,
-    /// `held`, `rejected`, `discarded`, `parted`, `dropped`; for messages that the relay wrote itself also `shortened`.
+    /// `held`, `rejected`, `discarded`, `parted`, `dropped`, [`RESCANNED_EVENT`]; for messages that the relay wrote itself also `shortened`.
     pub event: Cow<'static, str>,
     /// The argument of MAIL.
     pub sender: ReversePath,

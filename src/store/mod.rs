@@ -45,7 +45,7 @@ pub use self::filter::Filter;
 pub use self::held::{Capacity, Held, Holder};
 pub use self::interceptors::{INTERCEPTORS_MAX, Interceptors, StoredInterceptor};
 pub use self::lane::{Lane, LaneStats, RESCAN_RETENTION};
-pub use self::late::{LATE_COUNTED_MAX, LateMail, LateTimes};
+pub use self::late::{Failing, LATE_AFTER, LATE_COUNTED_MAX, LateMail, LateTimes};
 pub use self::log::LogTrouble;
 pub use self::record::{Change, Extent, Notification, Record};
 use crate::message::{Content, MessageId};

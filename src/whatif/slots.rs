@@ -259,10 +259,10 @@ mod tests {
         let at = |milliseconds| Timestamp::from_millisecond(milliseconds).expect("a time");
         let mut scans = Scans::default();
         scans.add(at(0), Duration::from_millis(400));
-        scans.add_busy(at(100));
+        scans.add_not_run(at(100));
         scans.add(at(200), Duration::from_millis(1));
         let replay = scans.replay("clamd", 1, Duration::from_secs(10));
-        assert_eq!((replay.scans, replay.busy), (3, 1));
+        assert_eq!((replay.scans, replay.not_run), (3, 1));
         assert_eq!(replay.waits.longest_ms, 600, "for both");
     }
 

@@ -394,7 +394,12 @@ fn a_timeout_at_its_limit_asks_for_a_longer_limit() {
         ..defaults()
     };
     let times = scans(&[(9000, 10), (1000, 6 * SECOND)]);
-    let [timeout, ..] = propose(&configured, &times, 0, at(99));
+    let known = Known {
+        found_late: 0,
+        out: Out::No,
+        now: at(99),
+    };
+    let [timeout, ..] = propose(&configured, &times, &known).settings;
     assert_eq!(timeout.advice, Advice::Keep);
     assert!(timeout.reason.contains("raise limit first"), "{timeout:?}");
 }

@@ -8,6 +8,7 @@ use crate::message::Message;
 use crate::observation::ScanReason;
 use crate::pipeline::judge::ScanTerms;
 use crate::pipeline::{Generation, Judgement, Pipeline, events, settle};
+use crate::store::history::{HistoryEntry, RESCANNED_EVENT};
 use crate::store::{Cause, Record};
 use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
 
@@ -33,13 +34,17 @@ impl Pipeline {
             stand_ins: false,
         };
         let judged = self.ask(generation, &message, terms).await;
-        if self.report_if_bad(&record, &judged) {
+        if let Some(bad) = self.report_if_bad(&record, &judged) {
+            let detail = format!("bad after all, delivered before: {bad}");
+            self.tell_scanned_again(&message, &record, &judged, detail);
             return self.remove(record).await;
         }
         if timed_out(&judged.reports) {
             record.timeouts += 1;
             if record.timeouts >= settle::TIMEOUTS_MAX {
                 events::not_scanned_later(record.message);
+                let detail = "it ran into its timeout twice, and is not scanned again".to_owned();
+                self.tell_scanned_again(&message, &record, &judged, detail);
                 return self.remove(record).await;
             }
         }
@@ -57,14 +62,8 @@ impl Pipeline {
         {
             return self.put_back(record).await;
         }
-        for report in &mut record.reports {
-            let answered = |now: &&Report| now.engine == report.engine && now.missing().is_none();
-            if settle::is_owed(report)
-                && let Some(now) = judged.reports.iter().find(answered)
-            {
-                report.clone_from(now);
-            }
-        }
+        let detail = take_answers(&mut record, &judged.reports);
+        self.tell_scanned_again(&message, &record, &judged, detail);
         let mut asked = record.reports.clone();
         asked.retain(|report| missing(&report.engine));
         let Some((engine, status)) = settle::owed(generation, &asked) else {
@@ -77,16 +76,33 @@ impl Pipeline {
         Step::Settled
     }
 
-    /// Records an incident if an engine found something; returns whether one did. A missing answer is no finding.
-    fn report_if_bad(&self, record: &Record, judged: &Judgement) -> bool {
+    /// Writes the later scan into the history. It has no basis, because it decides nothing.
+    fn tell_scanned_again(
+        &self,
+        message: &Message,
+        record: &Record,
+        judged: &Judgement,
+        detail: String,
+    ) {
+        let Some((decision, _)) = judged.groups.first() else {
+            return;
+        };
+        let all: Vec<usize> = (0..message.envelope.recipients.len()).collect();
+        let told = (RESCANNED_EVENT, decision, detail);
+        self.history.record(HistoryEntry {
+            message: record.message,
+            ..settle::entry(message, Some(judged), &all, told)
+        });
+    }
+
+    /// Records an incident if an engine found something, and returns what it found. A missing answer is no finding.
+    fn report_if_bad(&self, record: &Record, judged: &Judgement) -> Option<String> {
         let bad = |decision: &Decision| {
             decision.disposition != Disposition::Deliver
                 && decision.verdict != Verdict::Undetermined
         };
         let bad = || judged.groups.iter().filter(|(decision, _)| bad(decision));
-        let Some((decision, _)) = bad().next() else {
-            return false;
-        };
+        let (decision, _) = bad().next()?;
         let recipients: Vec<&str> = bad()
             .flat_map(|(_, recipients)| recipients)
             .filter_map(|at| record.envelope.recipients.get(*at))
@@ -109,7 +125,7 @@ impl Pipeline {
             Some(Cause::Interceptor(_)) | None => incident,
         };
         self.incidents.record(incident);
-        true
+        Some(decision.reason.clone())
     }
 
     /// The learned interceptor that holds a message. An interceptor made by a person may never end, so no message waits for it.
@@ -120,6 +136,33 @@ impl Pipeline {
         let mut all = interception.list();
         let is_learned = all.any(|i| i.id == id && i.is_learned());
         is_learned.then(|| Cause::Interceptor(id.to_owned()))
+    }
+}
+
+/// Puts the answers that were owed into the record, and returns them in words.
+fn take_answers(record: &mut Record, reports: &[Report]) -> String {
+    let mut answers = Vec::new();
+    for report in &mut record.reports {
+        let answered = |now: &&Report| now.engine == report.engine && now.missing().is_none();
+        if settle::is_owed(report)
+            && let Some(now) = reports.iter().find(answered)
+        {
+            report.clone_from(now);
+            answers.push(found_by(now));
+        }
+    }
+    match answers.is_empty() {
+        true => "nothing bad found, delivered before".to_owned(),
+        false => answers.join("; "),
+    }
+}
+
+/// What an engine said at last: `clamd found nothing`.
+fn found_by(report: &Report) -> String {
+    let names: Vec<&str> = report.findings().iter().map(|found| &*found.name).collect();
+    match names.is_empty() {
+        true => format!("{} found nothing", report.engine),
+        false => format!("{} found {}", report.engine, names.join(", ")),
     }
 }
 

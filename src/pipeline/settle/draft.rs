@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Notice, TIMEOUT_RULE, absent, next_hop, select};
+use super::{Notice, TIMEOUT_RULE, awaited, next_hop, select};
 use crate::chance;
 use crate::deadline::{expiry_clock, wall_clock};
 use crate::delivery::{self, Answer, dsn, schedule};
@@ -141,13 +141,9 @@ impl Draft<'_> {
             return Some(Cause::Interceptor(id.to_owned()));
         }
         let undetermined = decision.verdict == Verdict::Undetermined;
-        let engine = undetermined.then(|| self.absent_engine()).flatten()?;
+        let reports = &self.judged.filter(|_| undetermined)?.reports;
+        let engine = awaited(self.generation, reports, &decision.rule)?;
         Some(Cause::Engine(engine.to_string()))
-    }
-
-    /// The engine for which an undetermined message waits.
-    fn absent_engine(&self) -> Option<Arc<str>> {
-        absent(self.generation, &self.judged?.reports)
     }
 
     /// The record of a message that has the record `before`, for its next stay in `lane`: one attempt more in the same lane, the

@@ -47,13 +47,28 @@ impl Settling<'_> {
     }
 }
 
-/// The first engine that did not answer for a transient reason, in a class that needs coverage.
-pub(in crate::pipeline) fn absent(generation: &Generation, reports: &[Report]) -> Option<Arc<str>> {
-    let absent = |report: &&Report| {
+/// The engines that did not answer for a transient reason, in a class that needs coverage.
+fn absent<'a>(
+    generation: &'a Generation,
+    reports: &'a [Report],
+) -> impl Iterator<Item = &'a Report> + Clone {
+    reports.iter().filter(|report| {
         let reason = report.missing();
         generation.policy.required(report.class) > 0 && reason.is_some_and(Reason::is_transient)
-    };
-    let report = reports.iter().find(absent)?;
+    })
+}
+
+/// The engine for which a message waits by the rule of its decision: the first whose answer would do. An engine without which
+/// mail passes keeps no message, and neither does one of a class that others cover.
+pub(in crate::pipeline) fn awaited(
+    generation: &Generation,
+    reports: &[Report],
+    rule: &str,
+) -> Option<Arc<str>> {
+    let mut absent = absent(generation, reports).filter(|report| report.passed.is_none());
+    let class = rule.strip_prefix("coverage.");
+    let of_class = |report: &&Report| Some(report.class.as_str()) == class;
+    let report = absent.clone().find(of_class).or_else(|| absent.next())?;
     Some(report.engine.clone())
 }
 
@@ -72,7 +87,8 @@ pub(in crate::pipeline) fn owed(
     generation: &Generation,
     reports: &[Report],
 ) -> Option<(Arc<str>, String)> {
-    if let Some(engine) = absent(generation, reports) {
+    if let Some(report) = absent(generation, reports).next() {
+        let engine = report.engine.clone();
         let status = format!("delivered without {engine}");
         return Some((engine, status));
     }

@@ -8,7 +8,9 @@ use super::*;
 use crate::deadline::set_wall_clock;
 use crate::incident::Kind as IncidentKind;
 use crate::pipeline::drains::{DRAINS_FILE, Drains};
+use crate::pipeline::settle;
 use crate::scan::{Drain, DrainTerms, Guarded};
+use crate::verdict::{Answer, Reason, Report};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SECOND: Duration = Duration::from_secs(1);
@@ -134,6 +136,24 @@ async fn a_restart_keeps_a_drain() {
     set_wall_clock(None);
 }
 
+/// A person reads since when an engine is drained, and not since when the relay runs.
+#[tokio::test(start_paused = true)]
+async fn a_restart_knows_since_when() {
+    set_wall_clock(Some(Timestamp::now()));
+    let store = tempfile::tempdir().expect("a folder");
+    let mut life = Life::begin(&store, &["clamd"]).await;
+    life.drain(None, false).await;
+    for hours in 1..3 {
+        Deadline::after(HOUR).wait().await;
+        life.end();
+        life = Life::begin(&store, &["clamd"]).await;
+        let since = life.engine().drains()[0].since.elapsed();
+        assert!(is_about(since.as_secs(), hours * HOUR), "{since:?}");
+    }
+    life.end();
+    set_wall_clock(None);
+}
+
 /// Nobody knows how long no relay ran while the clock was set. A drain then ends too early or in the time that the person gave, and
 /// never later.
 #[tokio::test(start_paused = true)]
@@ -147,7 +167,13 @@ async fn no_drain_lasts_longer_after_a_restart() {
         set_wall_clock(Some(wall_clock() + jiff::SignedDuration::from_hours(leap)));
         let second = Life::begin(&store, &["clamd"]).await;
         assert!(is_about(second.left().await, left), "{leap}");
-        assert_eq!(second.resumed().await.len(), 1, "{leap}");
+        let told = second.resumed().await;
+        assert_eq!(told.len(), 1, "{leap}");
+        assert!(told[0].contains("its drain for 1h "), "{told:?}");
+        assert!(
+            told[0].ends_with("mail passes without it no more"),
+            "{told:?}"
+        );
         second.end();
     }
     set_wall_clock(None);
@@ -210,4 +236,43 @@ async fn a_damaged_file_is_set_aside() {
     let why = life.drains.write().await.expect_err("not written");
     assert!(why.contains("drains.json"), "{why}");
     assert!(life.engine().is_drained());
+}
+
+/// Mail waits for the engine whose answer it lacks: not for one without which a person lets mail pass, and not for one of a class
+/// that has answers enough. Otherwise a person repairs the wrong engine, and the return of the right one scans nothing.
+#[tokio::test(start_paused = true)]
+async fn mail_waits_for_the_engine_that_it_lacks() {
+    let mut generation = generation(Vec::new(), Budget::default());
+    let mut coverage = crate::config::load(None).expect("the defaults").policy;
+    coverage.coverage.insert(EngineClass::Spam, 1);
+    generation.policy = Policy::new(coverage, "test".into());
+    let report = |engine: &str, class, reason| Report {
+        engine: engine.into(),
+        class,
+        ..crate::store::contract::report(engine, Answer::none(reason, "out"))
+    };
+    let drained = |engine| report(engine, EngineClass::Av, Reason::Drained);
+    let passed = Report {
+        passed: Some("it hangs, by root".into()),
+        ..drained("rules")
+    };
+    let waits = drained("clamd");
+    let spam = report("rspamd", EngineClass::Spam, Reason::Busy);
+    let both = [passed.clone(), waits.clone(), spam.clone()];
+    let awaited = |reports: &[Report], rule| settle::awaited(&generation, reports, rule);
+    for (reports, rule, engine) in [
+        (&both[..], "coverage.av", Some("clamd")),
+        (&both, "coverage.spam", Some("rspamd")),
+        (&both, "a rule of a person", Some("clamd")),
+        (&both[..1], "coverage.av", None),
+    ] {
+        assert_eq!(awaited(reports, rule).as_deref(), engine, "{rule}");
+    }
+    let owed = settle::owed(&generation, &both[..1]);
+    let owed = owed.map(|(engine, _)| engine);
+    assert_eq!(
+        owed.as_deref(),
+        Some("rules"),
+        "it is scanned when it is back"
+    );
 }

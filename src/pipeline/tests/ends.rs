@@ -502,9 +502,10 @@ fn an_engine_that_coverage_does_not_ask_for_is_not_waited_for() {
     let spam = report("rspamd", EngineClass::Spam, silent());
     let well = report("clamd", EngineClass::Av, EngineAnswer::Answered(Vec::new()));
     let out = report("other", EngineClass::Av, silent());
-    let absent = |reports: &[Report]| settle::absent(&generation, reports);
-    assert_eq!(absent(&[spam.clone(), well.clone()]), None);
-    assert_eq!(absent(&[spam, well, out]).as_deref(), Some("other"));
+    let awaited = |reports: &[Report], rule| settle::awaited(&generation, reports, rule);
+    let rule = "coverage.av";
+    assert_eq!(awaited(&[spam.clone(), well.clone()], rule), None);
+    assert_eq!(awaited(&[spam, well, out], rule).as_deref(), Some("other"));
 }
 
 /// A next hop that takes at most so many octets, and what it was offered.

@@ -225,13 +225,15 @@ impl Guarded {
         })
     }
 
-    /// Puts a drain of an earlier process in force. Unlike [`drain`](Self::drain), it takes the replicas one after the other, so
-    /// it does not ask what the other replicas do. Returns whether a replica has that address.
-    pub fn restore(&self, replica: Option<&str>, drain: &Arc<Drain>) -> bool {
+    /// Puts a drain of an earlier process in force, which began at `since`. Unlike [`drain`](Self::drain), it takes the replicas
+    /// one after the other, so it does not ask what the other replicas do. Returns whether a replica has that address.
+    pub fn restore(&self, replica: Option<&str>, drain: &Arc<Drain>, since: Instant) -> bool {
         let chosen = self.replicas_named(replica);
         for at in &chosen {
-            self.state
-                .work(|gate, now| gate.drain(now, *at, Some(drain.clone())));
+            self.state.work(|gate, now| {
+                gate.drain(now, *at, Some(drain.clone()));
+                gate.drained_since(*at, since);
+            });
         }
         !chosen.is_empty()
     }

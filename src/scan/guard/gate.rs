@@ -364,6 +364,14 @@ impl Gate {
         self.scans.values().filter(|s| s.is_overdue).count()
     }
 
+    /// When the oldest message came that waits at the gate, or whose caller may still wait for the answer.
+    pub(super) fn oldest_call(&self) -> Option<Instant> {
+        let scans = self.scans.values();
+        let scans = scans.filter(|scan| !scan.is_probe && !scan.is_overdue);
+        let waiting = self.waiting.values().map(|waiting| waiting.request.arrived);
+        waiting.chain(scans.map(|scan| scan.request.arrived)).min()
+    }
+
     /// Messages that wait at the gate.
     pub(super) fn queued(&self) -> usize {
         self.waiting.len()

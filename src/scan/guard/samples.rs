@@ -18,6 +18,7 @@ impl Health {
             running: 0,
             zombies: 0,
             waiting: 0,
+            oldest_call_age: None,
             half_within: None,
             most_within: None,
             replicas: vec![ReplicaHealth {
@@ -28,6 +29,7 @@ impl Health {
                 drain: None,
                 resting: false,
                 since: None,
+                next_probe_in: None,
                 signatures: None,
                 signed: None,
             }],

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{at, octets, record};
-use crate::store::{Cause, Lane, LateMail, LateTimes, Record, Store};
+use crate::store::{Cause, Failing, Lane, LateMail, LateTimes, Record, Store};
+use crate::verdict::{Answer, Reason};
 
 /// What [`Store::late`] returns for these records; a store in memory may count like this. Each record comes with whether it is
 /// leased.
@@ -35,9 +36,13 @@ pub(crate) fn late_of<'a>(
             .filter(|_| record.lane != Lane::Delivery);
         let place = [Lane::Scan, Lane::Held, Lane::Delivery];
         let place = place.iter().position(|lane| *lane == record.lane);
+        let failing = Failing::of(record).filter(|_| record.lane != Lane::Delivery);
+        let is_of_interceptor = matches!(cause, Some(Cause::Interceptor(_)));
+        let example = Some(record.id).filter(|_| !is_of_interceptor);
         let key = (
             place,
             cause.clone(),
+            failing.is_some(),
             in_work,
             next_try.is_some(),
             record.next_hop.clone(),
@@ -47,13 +52,19 @@ pub(crate) fn late_of<'a>(
             next_hop: record.next_hop.clone(),
             cause,
             in_work,
+            in_session: false,
+            failing: failing.clone(),
+            example,
             next_try,
             messages: 0,
             more: false,
             oldest: record.received_at,
         });
         mail.messages += 1;
-        mail.oldest = mail.oldest.min(record.received_at);
+        if record.received_at < mail.oldest {
+            (mail.oldest, mail.example) = (record.received_at, example);
+            mail.failing = failing;
+        }
         mail.next_try = mail.next_try.into_iter().chain(next_try).min();
     }
     let mut late: Vec<LateMail> = late.into_values().collect();
@@ -115,8 +126,16 @@ pub(super) async fn late_mail_is_counted_by_cause(store: &dyn Store) {
         late.sort_by_key(|mail| mail.oldest);
         late
     };
-    let late = sorted(late);
-    assert_eq!(late, sorted(expected));
+    // Any message of those without a cause may be the example.
+    let comparable = |late: Vec<LateMail>| {
+        let mut late = sorted(late);
+        for mail in late.iter_mut().filter(|mail| mail.cause.is_none()) {
+            assert!(mail.example.take().is_some());
+        }
+        late
+    };
+    let late = comparable(late);
+    assert_eq!(late, comparable(expected));
     let shown = late.iter().map(|mail| {
         let try_at = mail.next_try.map(|at| at.as_second());
         (mail.oldest, mail.messages, mail.in_work, try_at)
@@ -138,4 +157,72 @@ pub(super) async fn late_mail_is_counted_by_cause(store: &dyn Store) {
             (at(15), 1, false, None),
         ]
     );
+}
+
+/// Mail that an engine answers with an error at each try is counted apart from mail that waits for the engine: the first stays
+/// until a person acts, the second goes by itself.
+pub(super) async fn mail_on_which_an_engine_fails_is_counted_apart(store: &dyn Store) {
+    let of = |lane, reason, attempts: u32, received| {
+        let mut record = Record {
+            cause: Some(Cause::Engine("a".to_owned())),
+            received_at: at(received),
+            attempts,
+            ..record(lane)
+        };
+        record.reports.truncate(1);
+        record.reports[0].engine = "a".into();
+        record.reports[0].answer = Answer::none(reason, "Can't allocate memory");
+        if lane == Lane::Held {
+            record.decision.as_mut().expect("decided").rule = "budget.deferral".to_owned();
+        }
+        record
+    };
+    let failed = of(Lane::Scan, Reason::EngineError, 3, 5);
+    let held = of(Lane::Held, Reason::Garbage, 1, 6);
+    let mail = [
+        failed.clone(),
+        of(Lane::Scan, Reason::Disconnected, 9, 7),
+        of(Lane::Scan, Reason::EngineError, 2, 1),
+        of(Lane::Scan, Reason::BreakerOpen, 9, 2),
+        of(Lane::Scan, Reason::Busy, 9, 3),
+        held.clone(),
+        of(Lane::Held, Reason::Drained, 1, 4),
+    ];
+    for record in &mail {
+        let put = store.put(vec![record.clone()], octets(3));
+        put.await.expect("put");
+    }
+    let times = LateTimes {
+        now: at(100),
+        before: at(40),
+    };
+    let mut late = store.late(times).await.expect("counted");
+    late.sort_by_key(|mail| mail.oldest);
+    let shown = late.iter().map(|mail| {
+        let words = mail.failing.as_ref().map(Failing::words);
+        (mail.lane, mail.messages, words.unwrap_or_default())
+    });
+    let words = |text: &str| text.to_owned();
+    assert_eq!(
+        shown.collect::<Vec<_>>(),
+        [
+            (Lane::Scan, 3, words("")),
+            (Lane::Held, 1, words("")),
+            (
+                Lane::Scan,
+                2,
+                words("3 tries, engine-error: Can't allocate memory")
+            ),
+            (Lane::Held, 1, words("garbage: Can't allocate memory")),
+        ]
+    );
+    assert_eq!(late[2].example, Some(failed.id));
+    assert_eq!(
+        late[2].failing.as_ref().and_then(|failing| failing.held_at),
+        Some(failed.expires_at)
+    );
+    assert_eq!(late[3].example, Some(held.id));
+    let all = late_of(mail.iter().map(|record| (record, false)), times);
+    let messages = |late: &[LateMail]| late.iter().map(|mail| mail.messages).sum::<u64>();
+    assert_eq!(messages(&late), messages(&all));
 }

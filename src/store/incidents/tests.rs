@@ -186,26 +186,6 @@ fn touch(seconds: i64, outcome: crate::incident::TouchOutcome) -> Touch {
     }
 }
 
-/// While the queue is crowded, touched messages are counted and not listed, so that incidents and stories find room in it.
-#[test]
-fn a_crowded_log_lists_no_messages() {
-    let (log, mut next) = Log::detached();
-    let incidents = Incidents::of(log, Tracker::default());
-    incidents.record(incident(Kind::BreakerOpened, "clamd", 1));
-    let half = <Row as log::Entry>::WAITING_ENTRIES_MAX / 2;
-    for _ in 0..half + 100 {
-        let touch = touch(1, crate::incident::TouchOutcome::Passed);
-        incidents.touch(Subject::engine("clamd"), touch);
-    }
-    let rows = std::iter::from_fn(&mut next);
-    let listed = rows.filter(|row| matches!(row, Row::Touched { .. }));
-    assert_eq!(listed.count(), half);
-    assert_eq!(
-        incidents.open_stories()[0].touched.passed,
-        half as u64 + 100
-    );
-}
-
 /// A process that ends without a word loses no story that was written: the next one goes on with it, and with its counts. The
 /// log has one row for each counted message, found by outcome.
 #[tokio::test]

@@ -5,12 +5,17 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::counts;
-use super::row::lane_number;
+use super::row::{decode, lane_number, lossy};
 use super::search;
-use crate::store::{Cause, LATE_COUNTED_MAX, Lane, LateMail, LateTimes};
+use crate::message::MessageId;
+use crate::store::{Cause, Failing, LATE_COUNTED_MAX, Lane, LateMail, LateTimes, Record};
 
 /// Most entries that a count reads: one more than it shows, so that it knows whether there are more.
 const COUNT_ENTRIES_MAX: i64 = LATE_COUNTED_MAX as i64 + 1;
+
+/// Most records that are read of one engine and of one kind of senders, to find the mail on which the engine fails. That mail is
+/// the oldest, because the rest goes sooner or later.
+const FAILING_READ_MAX: i64 = 20;
 
 /// All kinds of late mail: scans by cause, scans without a cause, deliveries by next hop, holds by engine.
 pub(super) fn late(db: &Connection, times: LateTimes) -> rusqlite::Result<Vec<LateMail>> {
@@ -28,6 +33,7 @@ pub(super) fn late(db: &Connection, times: LateTimes) -> rusqlite::Result<Vec<La
         if oldest < times.before {
             let (messages, next) = outgoing(db, times, &next_hop)?;
             late.push(LateMail {
+                example: first_outgoing(db, &next_hop)?,
                 next_hop,
                 in_work: next.is_none(),
                 next_try: next.filter(|at| *at > times.now),
@@ -44,6 +50,9 @@ fn mail(lane: Lane, messages: u64, oldest: Timestamp) -> LateMail {
         next_hop: "".into(),
         cause: None,
         in_work: false,
+        in_session: false,
+        failing: None,
+        example: None,
         next_try: None,
         messages: messages.min(LATE_COUNTED_MAX),
         more: messages > LATE_COUNTED_MAX,
@@ -56,14 +65,17 @@ const COUNT_CAUSE: &str = "SELECT count(*), min(received_at) FROM (SELECT receiv
      WHERE damaged IS NULL AND cause <> '' AND lane = ?1 AND cause = ?2 AND known = ?3 AND received_at < ?4 \
      ORDER BY received_at LIMIT ?5)";
 
+/// Up to two kinds of late mail: that on which the engine fails each time, and the rest.
 fn with_cause(
     db: &Connection,
     times: LateTimes,
     lane: Lane,
     cause: Cause,
-) -> rusqlite::Result<Option<LateMail>> {
+) -> rusqlite::Result<Vec<LateMail>> {
     let mut statement = db.prepare_cached(COUNT_CAUSE)?;
     let (mut messages, mut oldest): (u64, Option<i64>) = (0, None);
+    let (mut failing, mut are_more) = (Vec::new(), false);
+    let mut others = None;
     for known in [false, true] {
         let key = params![
             lane_number(lane),
@@ -76,16 +88,79 @@ fn with_cause(
         let (count, first): (i64, Option<i64>) = statement.query_row(key, of)?;
         messages += count.unsigned_abs();
         oldest = oldest.into_iter().chain(first).min();
+        let read = match cause {
+            Cause::Engine(_) if count > 0 => first_with_cause(db, times, (lane, &cause, known))?,
+            Cause::Engine(_) | Cause::Interceptor(_) => Vec::new(),
+        };
+        let all = read.len();
+        let (failed, rest): (Vec<Record>, _) = read.into_iter().partition(fails);
+        are_more |= rest.is_empty() && count.unsigned_abs() > all as u64;
+        failing.extend(failed);
+        others = others.into_iter().chain(rest).min_by_key(|r| r.received_at);
     }
-    Ok(oldest.map(|oldest| LateMail {
-        cause: Some(cause),
-        ..mail(lane, messages, timestamp(oldest))
-    }))
+    let Some(oldest) = oldest else {
+        return Ok(Vec::new());
+    };
+    let (failed, first) = (failing.len() as u64, failing.iter());
+    let first = first.min_by_key(|record| record.received_at);
+    let mut late = Vec::new();
+    if let Some(record) = first {
+        late.push(LateMail {
+            cause: Some(cause.clone()),
+            failing: Failing::of(record),
+            example: Some(record.id),
+            more: are_more,
+            ..mail(lane, failed, record.received_at)
+        });
+    }
+    if messages > failed {
+        // What was not read came after all that was read.
+        let last = failing.iter().map(|record| record.received_at).max();
+        let first = others.as_ref().map(|record| record.received_at).or(last);
+        let oldest = first.unwrap_or_else(|| timestamp(oldest));
+        late.push(LateMail {
+            cause: Some(cause),
+            example: others.map(|record| record.id),
+            ..mail(lane, messages - failed, oldest)
+        });
+    }
+    Ok(late)
+}
+
+fn fails(record: &Record) -> bool {
+    Failing::of(record).is_some()
+}
+
+const SELECT_FIRST_WITH_CAUSE: &str = "SELECT id, record FROM message INDEXED BY recovery \
+     WHERE damaged IS NULL AND cause <> '' AND lane = ?1 AND cause = ?2 AND known = ?3 AND received_at < ?4 \
+     ORDER BY received_at LIMIT ?5";
+
+/// The oldest late records of a cause. Damaged ones are left out.
+fn first_with_cause(
+    db: &Connection,
+    times: LateTimes,
+    (lane, cause, known): (Lane, &Cause, bool),
+) -> rusqlite::Result<Vec<Record>> {
+    let mut statement = db.prepare_cached(SELECT_FIRST_WITH_CAUSE)?;
+    let key = params![
+        lane_number(lane),
+        cause.to_string(),
+        known,
+        times.before.as_microsecond(),
+        FAILING_READ_MAX
+    ];
+    let rows = statement.query_map(key, |row| Ok((row.get::<_, String>(0)?, lossy(row, 1)?)))?;
+    let mut records = Vec::new();
+    for row in rows {
+        let (id, json) = row?;
+        records.extend(decode(&id, &json));
+    }
+    Ok(records)
 }
 
 /// The index does not have the cause, so rows are read, at most [`LATE_COUNTED_MAX`] of the lane: the first to be due.
-const COUNT_NO_CAUSE: &str = "SELECT leased, later, count(*), min(received_at), min(due_at) FROM ( \
-         SELECT received_at, due_at, cause, lease_until > ?2 AS leased, due_at > ?2 AS later \
+const COUNT_NO_CAUSE: &str = "SELECT leased, later, count(*), min(received_at), min(due_at), id FROM ( \
+         SELECT received_at, due_at, cause, id, lease_until > ?2 AS leased, due_at > ?2 AS later \
          FROM message INDEXED BY work WHERE damaged IS NULL AND lane = 0 AND received_at < ?1 LIMIT ?3) \
      WHERE cause = '' GROUP BY leased, later";
 
@@ -105,6 +180,7 @@ fn without_cause(
         late.push(LateMail {
             in_work,
             next_try: (later && !in_work).then(|| timestamp(due)),
+            example: row.get::<_, String>(5)?.parse().ok(),
             ..mail(Lane::Scan, messages, timestamp(oldest))
         });
     }
@@ -117,6 +193,16 @@ const COUNT_OUTGOING: &str = "SELECT count(*) FROM (SELECT 1 FROM message INDEXE
 /// The first record of the queue that no worker has.
 const SELECT_NEXT_DUE: &str = "SELECT due_at FROM message INDEXED BY outgoing WHERE lane = 1 AND damaged IS NULL \
      AND next_hop = ?1 AND lease_until <= ?2 ORDER BY due_at LIMIT 1";
+
+const SELECT_FIRST_OUTGOING: &str = "SELECT id FROM message INDEXED BY oldest \
+     WHERE lane = 1 AND damaged IS NULL AND next_hop = ?1 ORDER BY received_at LIMIT 1";
+
+/// The oldest message for a next hop.
+fn first_outgoing(db: &Connection, next_hop: &str) -> rusqlite::Result<Option<MessageId>> {
+    let mut first = db.prepare_cached(SELECT_FIRST_OUTGOING)?;
+    let id: Option<String> = first.query_row([next_hop], |row| row.get(0)).optional()?;
+    Ok(id.and_then(|id| id.parse().ok()))
+}
 
 /// The number of late messages for a next hop, and the due time of the first message that no worker has.
 fn outgoing(

@@ -16,6 +16,7 @@ const LATE_CAUSES: Values = Words(|| {
         "work",
         "next-hop",
         "engine",
+        "failing",
         "interceptor",
         "route",
         "retry",
@@ -377,7 +378,7 @@ pub static ALL: &[Metric] = &[
     gauge(
         "spillway_late_messages",
         &[("cause", LATE_CAUSES)],
-        "Stored messages that have waited longer than a minute, by what they wait for; at most 10000 of each kind are counted",
+        "Messages that have waited longer than a minute, by what they wait for; at most 10000 of each kind are counted",
     ),
     gauge(
         "spillway_quarantine_bytes",

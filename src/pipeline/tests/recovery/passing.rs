@@ -98,6 +98,12 @@ async fn a_backlog_passes_and_is_scanned_when_its_engine_is_back() {
     };
     assert_eq!(told.message, Some(bad));
     assert_eq!(server.begun(), 42, "each once");
+    for id in [waiting[0], bad] {
+        let history = world.pipeline.history.entries(id).await.expect("read");
+        let last = history.last().expect("an event");
+        assert_eq!(last.event, "rescanned");
+        assert_eq!(last.basis, None, "it decides nothing");
+    }
     world.closing.cancel();
 }
 

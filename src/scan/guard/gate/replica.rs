@@ -164,6 +164,11 @@ impl Gate {
         before
     }
 
+    /// Sets the time at which a drained replica was drained, in an earlier process.
+    pub(in crate::scan::guard) fn drained_since(&mut self, replica: usize, since: Instant) {
+        self.replicas[replica].drained_at = Some(since);
+    }
+
     /// The drain with which mail passes without the engine: all replicas are drained, and a drain of one lets mail pass.
     pub(in crate::scan::guard) fn passes(&self) -> Option<Arc<Drain>> {
         let mut passes = None;
