@@ -137,12 +137,8 @@ pub struct Pipeline {
 struct ResumeState {
     /// The decision of an earlier pass, if that decision still holds.
     judged: Option<Judgement>,
-    /// Scan time of earlier passes.
-    spent: Duration,
-    /// Why the message is scanned now.
-    scan_reason: ScanReason,
-    /// A scan of the message timed out before.
-    timed_out_before: bool,
+    /// The conditions of a scan.
+    terms: ScanTerms,
     /// The step that follows a decision to deliver.
     next_step: NextStep,
 }
@@ -160,20 +156,9 @@ impl ResumeState {
     /// A message that has just arrived: no earlier pass, fresh scan, immediate delivery.
     const NEW_MESSAGE: Self = Self {
         judged: None,
-        spent: Duration::ZERO,
-        scan_reason: ScanReason::Fresh,
-        timed_out_before: false,
+        terms: ScanTerms::FRESH,
         next_step: NextStep::Deliver(None),
     };
-
-    fn terms(&self) -> ScanTerms {
-        ScanTerms {
-            spent: self.spent,
-            scan_reason: self.scan_reason,
-            timed_out_before: self.timed_out_before,
-            stand_ins: true,
-        }
-    }
 }
 
 /// The outcome of a pass for one group of recipients.
@@ -335,9 +320,7 @@ impl Pipeline {
         let message = settle::as_sent(&record, message);
         let before = ResumeState {
             judged: self.judged_before(&record, &message).await,
-            spent: record.spent,
-            scan_reason,
-            timed_out_before: record.timeouts > 0,
+            terms: ScanTerms::of(&record, scan_reason),
             next_step,
         };
         let so_far = SoFar {
@@ -367,7 +350,7 @@ impl Pipeline {
     ) -> Passed {
         let judged = match before.judged {
             Some(judged) => judged,
-            None => self.judge(&generation, &message, before.terms()).await,
+            None => self.judge(&generation, &message, before.terms).await,
         };
         let judged = so_far.judged.get_or_init(|| judged).clone();
         // Each way has a durable record before any delivery. A crash while one next hop is slow then does not lose the

@@ -312,7 +312,7 @@ pub struct Report {
     #[serde(with = "millis")]
     pub elapsed: Duration,
     /// The part of `elapsed` before the first call to the engine: the wait for a slot. Zero if no call was made.
-    #[serde(default, with = "millis", skip_serializing_if = "Duration::is_zero")]
+    #[serde(default, with = "millis", skip_serializing_if = "millis::is_zero")]
     pub waited: Duration,
 }
 
@@ -359,6 +359,13 @@ impl Report {
     pub fn stand_in(&self) -> Option<MessageId> {
         let reused = self.reused.filter(|reused| reused.same == Same::Content)?;
         Some(reused.from)
+    }
+
+    /// Whether the engine scanned the message, and its answer was awaited no more because the engine failed, or because an
+    /// interceptor began to hold such mail. A timeout is counted by itself.
+    pub fn hung(&self) -> bool {
+        let is_given_up = matches!(self.missing(), Some(Reason::BreakerOpen | Reason::Suspect));
+        is_given_up && self.attempts > 0
     }
 
     /// The findings of a complete or an incomplete scan.
@@ -498,5 +505,43 @@ pub(crate) mod millis {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         u64::deserialize(from).map(Duration::from_millis)
+    }
+
+    /// Whether the duration is written as 0.
+    pub fn is_zero(value: &Duration) -> bool {
+        value.as_millis() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The history stays small: a wait that would be written as 0 ms is left out, and is zero when it is read again. Older rows
+    /// have such a wait.
+    #[test]
+    fn a_wait_of_no_millisecond_is_not_written() {
+        let report = |waited| Report {
+            engine: "clamd".into(),
+            class: EngineClass::Av,
+            answer: Answer::Answered(Vec::new()),
+            replica: None,
+            signatures: None,
+            attempts: 1,
+            reused: None,
+            passed: None,
+            requested_edits: Vec::new(),
+            elapsed: Duration::from_millis(7),
+            waited: Duration::from_micros(waited),
+        };
+        let written = |waited| serde_json::to_value(report(waited)).expect("JSON");
+        assert_eq!(written(1500)["waited"], 1);
+        let mut none = written(999);
+        assert!(none.get("waited").is_none(), "{none}");
+        for _ in 0..2 {
+            let read: Report = serde_json::from_value(none.clone()).expect("a report");
+            assert_eq!(read.waited, Duration::ZERO);
+            none["waited"] = 0.into();
+        }
     }
 }

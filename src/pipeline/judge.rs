@@ -44,8 +44,32 @@ pub(super) struct ScanTerms {
     pub(super) scan_reason: ScanReason,
     /// See [`ScanRequest::timed_out_before`].
     pub(super) timed_out_before: bool,
+    /// See [`Record::hung`].
+    pub(super) hung_before: bool,
     /// See [`ScanRequest::stand_ins`].
     pub(super) stand_ins: bool,
+}
+
+impl ScanTerms {
+    /// The terms of a message that has just arrived.
+    pub(super) const FRESH: Self = Self {
+        spent: Duration::ZERO,
+        scan_reason: ScanReason::Fresh,
+        timed_out_before: false,
+        hung_before: false,
+        stand_ins: true,
+    };
+
+    /// The terms of a stored message.
+    pub(super) fn of(record: &Record, scan_reason: ScanReason) -> Self {
+        Self {
+            spent: record.spent,
+            scan_reason,
+            timed_out_before: record.timeouts > 0,
+            hung_before: record.hung,
+            stand_ins: true,
+        }
+    }
 }
 
 /// One judgement: engines, policy, interceptors, and the conditions of the scan.
@@ -71,10 +95,8 @@ pub async fn judge(
         policy,
         interception: None,
         terms: ScanTerms {
-            spent: Duration::ZERO,
-            scan_reason: ScanReason::Fresh,
-            timed_out_before: false,
             stand_ins: false,
+            ..ScanTerms::FRESH
         },
     };
     asking.judge(message, deadline).await
@@ -211,14 +233,15 @@ impl Asking<'_> {
         }
     }
 
-    /// Notes in the report of each drained engine whether mail passes without it. A message that timed out before does not pass:
-    /// the message may be the one that only this engine would detect.
+    /// Notes in the report of each drained engine whether mail passes without it. A message at which an engine timed out or hung
+    /// before does not pass: the message may be the one that only this engine would detect.
     fn pass_without_drained(&self, reports: &mut [Report]) {
         let is_drained = |report: &&mut Report| report.missing() == Some(Reason::Drained);
         for report in reports.iter_mut().filter(is_drained) {
             let mut engines = self.scanner.engines().iter();
             let engine = engines.find(|engine| engine.settings().name == report.engine);
-            let passes = engine.filter(|_| !self.terms.timed_out_before);
+            let may_pass = !self.terms.timed_out_before && !self.terms.hung_before;
+            let passes = engine.filter(|_| may_pass);
             let drain = passes.and_then(Guarded::passes);
             report.passed = drain.map(|drain| drain.terms.why().into());
         }

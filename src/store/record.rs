@@ -63,6 +63,10 @@ pub struct Record {
     /// then held.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub timeouts: u32,
+    /// Whether an engine stopped taking mail, or an interceptor began to hold mail like this, while the engine scanned the
+    /// message: the message may be the cause, as after a timeout.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hung: bool,
     /// The sender's reputation at reception, where known: recovery takes mail of known senders first. Records of earlier
     /// versions call this `standing`.
     #[serde(default, alias = "standing", skip_serializing_if = "Option::is_none")]

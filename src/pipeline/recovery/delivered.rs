@@ -24,14 +24,14 @@ impl Pipeline {
         message: Message,
         mut record: Record,
     ) -> Step {
+        let scan_reason = match record.cause {
+            Some(Cause::Interceptor(_)) => ScanReason::Redrive,
+            _ => ScanReason::Again,
+        };
         let terms = ScanTerms {
             spent: Duration::ZERO,
-            scan_reason: match record.cause {
-                Some(Cause::Interceptor(_)) => ScanReason::Redrive,
-                _ => ScanReason::Again,
-            },
-            timed_out_before: record.timeouts > 0,
             stand_ins: false,
+            ..ScanTerms::of(&record, scan_reason)
         };
         let judged = self.ask(generation, &message, terms).await;
         if let Some(bad) = self.report_if_bad(&record, &judged) {

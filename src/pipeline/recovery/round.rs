@@ -32,7 +32,7 @@ pub(super) enum Step {
 /// Whether the message may be the cause of a missing answer. It then does not pass without a drained engine.
 fn is_suspect(record: &Record) -> bool {
     let blames = |report: &Report| report.missing().is_some_and(Reason::blames_message);
-    record.timeouts > 0 || record.reports.iter().any(blames)
+    record.timeouts > 0 || record.hung || record.reports.iter().any(blames)
 }
 
 impl Pipeline {

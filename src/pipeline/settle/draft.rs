@@ -55,6 +55,7 @@ impl Draft<'_> {
             record.reports.clone_from(&judged.reports);
             record.spent = judged.spent;
             record.timeouts = self.timeouts();
+            record.hung |= judged.reports.iter().any(Report::hung);
             record.reputation = judged.reputation.or(record.reputation);
         }
         if matches!(lane, Lane::Held | Lane::Scan) {
@@ -120,6 +121,7 @@ impl Draft<'_> {
             instead_of: Vec::new(),
             late_for: Vec::new(),
             timeouts: 0,
+            hung: false,
             next_hop: "".into(),
         }
     }

@@ -629,6 +629,7 @@ async fn held_bounces_are_bounded_and_nothing_else_is() {
         notification: None,
         instead_of: Vec::new(),
         late_for: Vec::new(),
+        hung: false,
         timeouts: 0,
         ..held(rule, cause)
     };

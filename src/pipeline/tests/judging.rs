@@ -65,7 +65,7 @@ async fn mail_with_a_missing_answer_makes_nobody_known() {
             let content = format!("Subject: x\r\n\r\nThis is number {number}\r\n");
             message.content = Content::uncharged(content);
             let judged = pipeline
-                .judge(&generation, &message, ResumeState::NEW_MESSAGE.terms())
+                .judge(&generation, &message, ResumeState::NEW_MESSAGE.terms)
                 .await;
             let (decision, _) = &judged.groups[0];
             assert_eq!(decision.disposition, Disposition::Deliver, "{decision:?}");

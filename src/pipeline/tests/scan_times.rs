@@ -141,6 +141,7 @@ async fn each_scan_counts_once() {
         spent: Duration::ZERO,
         scan_reason: ScanReason::Again,
         timed_out_before: false,
+        hung_before: false,
         stand_ins: false,
     };
     let again = ordered(47, 1, "clean 10");

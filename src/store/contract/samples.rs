@@ -75,6 +75,7 @@ pub(crate) fn record(lane: Lane) -> Record {
         notification: None,
         instead_of: Vec::new(),
         late_for: Vec::new(),
+        hung: false,
         timeouts: 0,
         next_hop: "".into(),
     }

@@ -141,6 +141,46 @@ async fn suspects_do_not_pass() {
     world.closing.cancel();
 }
 
+/// Mail that was in the engine when its breaker opened may be what hangs it, although its answer was awaited no more for another
+/// reason than its timeout. However often it is tried without the engine, it does not pass.
+#[tokio::test(start_paused = true)]
+async fn mail_in_an_engine_that_fails_does_not_pass() {
+    let moody = crate::scan::Settings {
+        slots: 24,
+        limit: 10 * MINUTE,
+        ..engine("moody", MINUTE, moody).await
+    };
+    let server = Taking::new(Duration::ZERO);
+    let mut world = World::delivering(vec![moody], Some(server.clone())).await;
+    // The timeouts of the first open the breaker while the last are in the engine.
+    for contents in [&["a", "b", "c", "d", "e", "f"][..], &["g", "h"]] {
+        for content in contents {
+            let mut message = message(&["x@b.test"]);
+            message.content =
+                Content::uncharged(format!("Subject: x\r\n\r\nhang me {content}\r\n"));
+            world.ids.push(message.id);
+            world.pipeline.accept(message, Mode::Queue).await;
+        }
+        Deadline::after(MINUTE / 200).wait().await;
+    }
+    let attempts = |world: &World| world.store.all().iter().map(|r| r.attempts).min();
+    world.until(2 * MINUTE, |w| attempts(w) == Some(1)).await;
+    for record in world.store.all() {
+        let is_late = world.ids[6..].contains(&record.id);
+        assert_eq!(record.timeouts == 0, is_late, "{record:#?}");
+    }
+    for id in &world.ids {
+        world.store.edit(*id, |record| record.due_at = wall_clock());
+    }
+    world.drain(&Drain::plain());
+    world.run();
+    world.until(MINUTE, |w| attempts(w) > Some(1)).await;
+    world.drain(&Drain::passing(HOUR));
+    Deadline::after(30 * MINUTE).wait().await;
+    assert_eq!(server.begun(), 0, "{:#?}", world.store.all());
+    world.closing.cancel();
+}
+
 /// Mail that an interceptor holds is scanned to test the interceptor. While mail passes without the engine, that scan would test
 /// nothing, and let the mail go: it is not made until the engine is back.
 #[tokio::test(start_paused = true)]
