@@ -48,6 +48,7 @@ fn waiting(lane: Lane, minutes: i64) -> Record {
         instead_of: Vec::new(),
         timeouts: 0,
         late_for: Vec::new(),
+        hung: false,
         next_hop: match lane {
             Lane::Delivery => "mx".into(),
             _ => "".into(),

@@ -472,6 +472,7 @@ fn record(name: &str, lane: Lane, envelope: Envelope, age: i64, content: &str) -
         notification: None,
         instead_of: Vec::new(),
         late_for: Vec::new(),
+        hung: false,
         timeouts: 0,
         next_hop: "".into(),
     }
