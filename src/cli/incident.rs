@@ -23,7 +23,9 @@ use super::record::heading;
 use super::table::Column;
 use super::terminal::{Terminal, span};
 use crate::config::{self, Config};
-use crate::incident::{Incident, Kind, Story, StoryState, Subject, TouchOutcome, Touched, advice};
+use crate::incident::{
+    Incident, Kind, Story, StoryState, Subject, TouchOutcome, Touched, advice_for,
+};
 use crate::store::incidents::{self, Filter};
 use crate::telemetry::duration::duration;
 
@@ -228,7 +230,7 @@ struct ListedStory<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     ended_by: &'a str,
     /// What to do.
-    advice: &'static str,
+    advice: String,
 }
 
 impl<'a> ListedStory<'a> {
@@ -238,7 +240,7 @@ impl<'a> ListedStory<'a> {
             events: state.incidents(),
             lasts: state.lasts(),
             ended_by: &state.ended_by,
-            advice: advice(state.story.kind),
+            advice: advice_for(state.story.kind, &state.story.cause),
         }
     }
 }

@@ -163,11 +163,10 @@ impl<'a> Document<'a> {
     /// The place of an offset, in octets from the start of the text.
     pub(super) fn place(&self, at: usize) -> Option<SourceLocation> {
         let line = self.line_starts.partition_point(|start| *start <= at);
-        let start = *self.line_starts.get(line.checked_sub(1)?)?;
-        let before = self.text.get(start..at)?;
-        self.shown.then(|| SourceLocation {
+        let start = self.line_starts.get(line.checked_sub(1)?)?;
+        (self.shown && at <= self.text.len()).then_some(SourceLocation {
             line,
-            column: before.chars().count() + 1,
+            column: at - start + 1,
         })
     }
 

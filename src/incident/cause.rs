@@ -136,7 +136,8 @@ pub(super) fn cause_of(
     let named = || incident.engine().map(Subject::engine);
     let topic = match incident.kind {
         Kind::SignaturesStale | Kind::ReplicasDiffer => Topic::Signatures,
-        Kind::LateFinding if named().is_none() => Topic::Finding,
+        // A virus in delivered mail has a story of its own, and people are told of it, whatever else the engine does.
+        Kind::LateFinding => Topic::Finding,
         _ => Topic::Trouble,
     };
     let cause = match (&incident.subject, incident.kind) {

@@ -11,7 +11,7 @@ use ulid::Ulid;
 use super::ledger::{Batch, Part, STORIES_NAMED_MAX};
 use super::name_of;
 use crate::deadline::wall_clock;
-use crate::incident::{Story, Subject, Touched, advice};
+use crate::incident::{Story, Subject, Touched, advice_for};
 use crate::telemetry::duration::duration;
 use crate::telemetry::escape::{self, Escaped};
 
@@ -68,7 +68,7 @@ struct Told<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     ended: Option<Timestamp>,
     touched: &'a Touched,
-    advice: &'a str,
+    advice: String,
     command: String,
 }
 
@@ -249,7 +249,7 @@ impl<'a> Told<'a> {
             back: story.back,
             ended: story.ended,
             touched: &story.touched,
-            advice: advice(story.kind),
+            advice: advice_for(story.kind, &story.cause),
             command: command(story),
         }
     }
@@ -314,7 +314,7 @@ fn describe(text: &mut String, part: Part, story: &Story) {
         }
     }
     if part != Part::End {
-        let _ = writeln!(text, "  To do:    {}", advice(story.kind));
+        let _ = writeln!(text, "  To do:    {}", advice_for(story.kind, &story.cause));
     }
     let _ = writeln!(text, "  More:     {}", command(story));
 }
