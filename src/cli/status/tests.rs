@@ -605,7 +605,7 @@ fn few_lines_show_what_matters() {
     }
     let told = brief(&status, 40, 9);
     for words in [
-        "p50 40 ms, p99 1.2 s, oldest 14m\n",
+        "p50 40ms, p99 1.2s, oldest 14m\n",
         "34 messages wait for engine clamd, down…\n",
         "10,000 or more messages wait for next h…\n",
         "engine clamd: down since 07:46:40 (open…\n",

