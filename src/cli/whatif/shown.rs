@@ -215,9 +215,8 @@ fn slots(replayed: &Replayed, terminal: &mut Terminal<'_>) -> Result<(), CliErro
             replay.engine
         ))?;
     }
-    terminal.line(
-        "Assumed: first come, first served; each scan as long as it was, and those of mail",
-    )?;
+    terminal
+        .line("Assumed: first come, first served; each scan as long as it was, and that of mail")?;
     terminal.line("that got none (NOT RUN) as long as the one before. No turns, no retries.")
 }
 

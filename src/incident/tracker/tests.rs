@@ -429,6 +429,19 @@ fn trouble_that_comes_back_is_told_as_such() {
     assert_eq!(world.phases_of(opened.id), [Begin, End, Begin]);
 }
 
+/// A virus in mail that was delivered is a story of its own, told at once, whatever else its engine does.
+#[test]
+fn a_finding_in_delivered_mail_hides_in_no_other_story() {
+    let mut world = World::new();
+    let out = world.record(Kind::BreakerOpened, Subject::engine("clamd"));
+    let found = world.record_with(Kind::LateFinding, Subject::Relay, Some("clamd"));
+    assert_ne!(found.story, out.story);
+    let story = world.state(found.id).story;
+    assert_eq!(story.kind, Kind::LateFinding);
+    assert_eq!(story.cause, Subject::engine("clamd"));
+    assert_eq!(world.phases_of(found.id), [StoryPhase::Begin]);
+}
+
 /// The story of a state lasts as long as the state, however long nothing happens: signatures stay old without a further sign.
 #[test]
 fn a_state_is_a_story_until_it_ends() {
