@@ -74,7 +74,7 @@ impl Sender for Command {
 /// Starts the program. Blocks.
 fn start(words: &[String]) -> io::Result<Running> {
     let (program, arguments) = words.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-    runnable(Path::new(program)).map_err(|wrong| io::Error::other(wrong))?;
+    runnable(Path::new(program)).map_err(io::Error::other)?;
     let mut command = tokio::process::Command::new(program);
     command
         .args(arguments)
