@@ -23,7 +23,9 @@ pub use cause::{Condition, Topic};
 pub use story::{
     KindCount, Story, StoryListener, StoryPhase, StoryState, Touch, TouchOutcome, Touched,
 };
-pub use tracker::{ChangedStory, Phase, STORY_QUIET, Settling, StillWaiting, Tracker, WaitingMail};
+pub use tracker::{
+    ChangedStory, Phase, STORY_QUIET, StillWaiting, Tracker, WaitedFor, WaitingMail,
+};
 
 /// The kind of an incident. The log stores it as a word, so a word never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -273,7 +273,7 @@ fn note(generation: &Generation, engine: &Guarded) -> Option<String> {
         format!("no mail waits for it: other engines of class {class} meet [coverage]")
     } else if passes {
         "mail is delivered without it, marked as undetermined (rule coverage.passed), and so is the mail that waits for it now; \
-         it scans copies of this mail when it is back (store.rescan_bytes)"
+         it scans copies of this mail when it is back (store.rescan_bytes); only mail at which it may have hung stays"
             .to_owned()
     } else {
         format!(

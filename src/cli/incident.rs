@@ -23,9 +23,7 @@ use super::record::heading;
 use super::table::Column;
 use super::terminal::{Terminal, span};
 use crate::config::{self, Config};
-use crate::incident::{
-    Incident, Kind, Story, StoryState, Subject, TouchOutcome, Touched, advice_for,
-};
+use crate::incident::{Incident, Kind, Story, StoryState, Subject, TouchOutcome, advice_for};
 use crate::store::incidents::{self, Filter};
 use crate::telemetry::duration::duration;
 
@@ -264,7 +262,7 @@ fn story_table(stories: &[StoryState], terminal: &mut Terminal<'_>) -> Result<()
             lasted(story, terminal),
             story.cause.to_string(),
             story.kind.as_str().to_owned(),
-            mail(&story.touched),
+            mail(state),
         ]
     };
     let rows: Vec<_> = stories.iter().map(row).collect();
@@ -283,8 +281,9 @@ fn lasted(story: &Story, terminal: &Terminal<'_>) -> String {
     }
 }
 
-/// The mail that a story touched, in one line.
-fn mail(touched: &Touched) -> String {
+/// The mail that a story touched, and what waits for its cause, in one line.
+fn mail(state: &StoryState) -> String {
+    let touched = &state.story.touched;
     let late = match touched.delayed {
         0 => String::new(),
         late => format!(
@@ -302,7 +301,9 @@ fn mail(touched: &Touched) -> String {
         late,
         of(touched.held, "held"),
         of(touched.passed, "passed"),
+        of(touched.found, "delivered and found bad later"),
         of(touched.refused, "refused"),
+        state.waits().unwrap_or_default(),
     ];
     let told: Vec<_> = all.into_iter().filter(|text| !text.is_empty()).collect();
     match told.is_empty() {

@@ -60,6 +60,9 @@ pub struct Touched {
     pub held: u64,
     /// Messages that were delivered without the engine.
     pub passed: u64,
+    /// Messages in which something was found after they had been delivered.
+    #[serde(default)]
+    pub found: u64,
     /// Messages and recipients that the relay refused because of the cause; their senders keep the mail.
     pub refused: u64,
 }
@@ -104,13 +107,21 @@ pub enum TouchOutcome {
     Held,
     /// The message was delivered without the engine.
     Passed,
+    /// Something was found in the message after it had been delivered.
+    Found,
     /// The message was refused; its sender keeps it.
     Refused,
 }
 
 impl TouchOutcome {
     /// All outcomes, in the order of the output.
-    pub const ALL: [Self; 4] = [Self::Delayed, Self::Held, Self::Passed, Self::Refused];
+    pub const ALL: [Self; 5] = [
+        Self::Delayed,
+        Self::Held,
+        Self::Passed,
+        Self::Found,
+        Self::Refused,
+    ];
 
     /// The word in output and in the log.
     pub fn as_str(self) -> &'static str {
@@ -118,6 +129,7 @@ impl TouchOutcome {
             Self::Delayed => "delayed",
             Self::Held => "held",
             Self::Passed => "passed",
+            Self::Found => "found",
             Self::Refused => "refused",
         }
     }
@@ -273,6 +285,7 @@ impl StoryState {
             }
             TouchOutcome::Held => touched.held += 1,
             TouchOutcome::Passed => touched.passed += 1,
+            TouchOutcome::Found => touched.found += 1,
             TouchOutcome::Refused => touched.refused += 1,
         }
         let is_kept = self.rows < rows_max;

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::cause::{Condition, Effect, Topic, cause_of};
 use super::{Incident, Kind, Story, StoryPhase, StoryState, Subject, Touch};
-pub use waiting::{Settling, StillWaiting, WaitingMail};
+pub use waiting::{StillWaiting, WaitedFor, WaitingMail};
 
 /// Quiet time after which a story of single events ends, and within which trouble continues an ended story: 10 minutes.
 pub const STORY_QUIET: Duration = Duration::from_secs(600);
@@ -166,7 +166,9 @@ impl Tracker {
                 return found;
             }
         }
-        let is_it = |f: &Followed| f.is_of(cause, topic) && f.goes_on(now);
+        // What a person does after the end is no trouble that comes back.
+        let is_new = |f: &Followed| kind == Kind::Drained && !f.is_open();
+        let is_it = |f: &Followed| f.is_of(cause, topic) && f.goes_on(now) && !is_new(f);
         let index = self.stories.iter().rposition(is_it)?;
         // One condition of all mail has one cause at a time: its second beginning names another one.
         if let Effect::Begins(Condition::Refusing) = effect {
@@ -229,7 +231,13 @@ impl Tracker {
         let state = &mut followed.state;
         incident.story = Some(state.story.id);
         let before = state.count(incident);
-        followed.last = now;
+        // Single signs (a late answer, a strike) keep no story open whose trouble is over: whoever sends them could otherwise
+        // hold it open, and the next outage would be no news.
+        let is_sign =
+            matches!(effect, Effect::Event) && state.lasted && state.conditions.is_empty();
+        if !is_sign {
+            followed.last = now;
+        }
         followed.is_changed = true;
         match effect {
             // What was left over is scanned again after the end: that is no new trouble.
@@ -257,6 +265,7 @@ impl Tracker {
                     .conditions
                     .retain(|c| !matches!(c, Condition::Drained(_)));
                 state.relief.clone_from(&incident.summary);
+                followed.settles();
             }
             Effect::Ends(condition) => {
                 state.conditions.remove(condition);
@@ -264,12 +273,15 @@ impl Tracker {
                 if state.relief.is_empty() || !matches!(condition, Condition::Recovering(_)) {
                     state.relief.clone_from(&incident.summary);
                 }
+                followed.settles();
             }
             Effect::Event => {}
         }
         // A single event after the end belongs to the story, and does not begin it again.
-        if let Some(ended) = &mut state.story.ended {
-            *ended = (*ended).max(incident.at);
+        if let Some(ended) = &mut followed.state.story.ended {
+            if !is_sign {
+                *ended = (*ended).max(incident.at);
+            }
         } else {
             phases.extend(followed.begins());
         }
@@ -416,6 +428,7 @@ impl Followed {
             lasts
         });
         if let Some(over) = over {
+            self.settles();
             self.last = now;
             self.state.last = self.state.last.max(at);
             self.is_changed = true;

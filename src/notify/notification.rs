@@ -307,6 +307,7 @@ fn describe(text: &mut String, part: Part, story: &Story) {
     for (what, count) in [
         ("Held:     ", touched.held),
         ("Unscanned:", touched.passed),
+        ("Found bad:", touched.found),
         ("Refused:  ", touched.refused),
     ] {
         if count > 0 {

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::{Pipeline, events};
 use crate::deadline::wall_clock;
 use crate::delivery::{HopStatus, PaceState};
-use crate::incident::{Condition, Settling, StillWaiting, Subject};
+use crate::incident::{Condition, StillWaiting, Subject, WaitedFor};
 use crate::scan::{Guarded, Health, Scanner};
 use crate::store::{Cause, Lane, LateMail, LateTimes};
 
@@ -37,15 +37,16 @@ impl Pipeline {
         });
     }
 
-    /// Tells the stories whose trouble is over how much of the mail of that time still waits. Reads the store a few times a
+    /// Tells the open stories how much mail waits for their causes; after the end of the trouble, how much of the mail of that time. Reads the store a few times a
     /// minute while there is such a story, with the counts of [`Store::late`](crate::store::Store::late), which are bounded.
     ///
     /// Cancel safety: safe.
     pub(super) async fn look_at_waiting(&self) {
-        for story in self.incidents.settling() {
+        for story in self.incidents.waited_for() {
+            let now = wall_clock();
             let times = LateTimes {
-                now: wall_clock(),
-                before: story.before,
+                now,
+                before: story.before.unwrap_or(now),
             };
             match self.store.late(times).await {
                 Ok(late) => self.incidents.waits(&story, waiting(&story, &late)),
@@ -56,7 +57,7 @@ impl Pipeline {
 }
 
 /// The mail that waits for the cause of a story.
-fn waiting(story: &Settling, late: &[LateMail]) -> StillWaiting {
+fn waiting(story: &WaitedFor, late: &[LateMail]) -> StillWaiting {
     let waits = |mail: &&LateMail| match (&story.cause, &mail.cause) {
         (Subject::NextHop(name), _) => mail.lane == Lane::Delivery && *mail.next_hop == **name,
         (Subject::Engine { name, .. }, Some(Cause::Engine(of))) => name == of,

@@ -57,6 +57,16 @@ impl Pipeline {
     }
 }
 
+/// The touch of a message in which something was found after it had been delivered to these recipients.
+pub(super) fn found_late<'a>(
+    message: &Message,
+    recipients: impl Iterator<Item = &'a str>,
+) -> Touch {
+    let mut touch = touch(message, TouchOutcome::Found);
+    name_recipients(&mut touch, recipients);
+    touch
+}
+
 /// Calls `touched` for each cause that had an effect on the recipients of the event.
 fn each_touch(
     entry: &HistoryEntry,
@@ -125,7 +135,7 @@ fn add(
 fn touch(message: &Message, outcome: TouchOutcome) -> Touch {
     let delay = match outcome {
         TouchOutcome::Delayed => counts::age(message).unwrap_or_default(),
-        TouchOutcome::Held | TouchOutcome::Passed | TouchOutcome::Refused => Default::default(),
+        _ => Default::default(),
     };
     Touch {
         message: message.id,

@@ -23,8 +23,8 @@ use super::StoreError;
 use super::log::{self, Log, LogTrouble};
 use crate::deadline::wall_clock;
 use crate::incident::{
-    ChangedStory, Condition, Incident, Phase, Settling, StillWaiting, Story, StoryListener,
-    Subject, Touch, Tracker,
+    ChangedStory, Condition, Incident, Phase, StillWaiting, Story, StoryListener, Subject, Touch,
+    Tracker, WaitedFor,
 };
 use crate::message::MessageId;
 pub use read::{Filter, search, stories, touched, with_id_prefix};
@@ -229,9 +229,9 @@ impl Incidents {
         self.tell_phases(phases);
     }
 
-    /// The stories whose trouble is over and for which mail may still wait, for [`waits`](Self::waits); none if the last look is
+    /// The open stories for whose causes mail may wait, for [`waits`](Self::waits); none if the last look is
     /// too short ago.
-    pub fn settling(&self) -> Vec<Settling> {
+    pub fn waited_for(&self) -> Vec<WaitedFor> {
         if self.follows.load(Ordering::Relaxed) == 0 {
             return Vec::new();
         }
@@ -241,13 +241,13 @@ impl Incidents {
             return Vec::new();
         }
         following.next_look = now + WAITING_LOOK_INTERVAL;
-        let mut settling = following.tracker.settling();
-        settling.truncate(WAITING_LOOK_STORIES_MAX);
-        settling
+        let mut stories = following.tracker.waited_for();
+        stories.truncate(WAITING_LOOK_STORIES_MAX);
+        stories
     }
 
-    /// Takes note of how much mail waits for the cause of a [settling](Self::settling) story.
-    pub fn waits(&self, of: &Settling, mail: StillWaiting) {
+    /// Takes note of how much mail waits for the cause of a [story](Self::waited_for).
+    pub fn waits(&self, of: &WaitedFor, mail: StillWaiting) {
         let mut following = self.following();
         let (now, at) = (Instant::now(), wall_clock());
         following.tracker.waits(now, at, of, mail);

@@ -63,8 +63,8 @@ pub struct Record {
     /// then held.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub timeouts: u32,
-    /// Whether an engine stopped taking mail, or an interceptor began to hold mail like this, while the engine scanned the
-    /// message: the message may be the cause, as after a timeout.
+    /// Whether an engine stopped taking mail or went away, an interceptor began to hold mail like this, or the relay ended, while
+    /// the engine scanned the message: the message may be the cause, as after a timeout.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hung: bool,
     /// The sender's reputation at reception, where known: recovery takes mail of known senders first. Records of earlier

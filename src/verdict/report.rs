@@ -86,11 +86,14 @@ impl Report {
         Some(reused.from)
     }
 
-    /// Whether the engine scanned the message, and its answer was awaited no more because the engine failed, or because an
-    /// interceptor began to hold such mail. A timeout is counted by itself.
+    /// Whether the engine scanned the message and went away meanwhile, or its answer was awaited no more because the engine
+    /// failed, or because an interceptor began to hold such mail. A timeout is counted by itself.
     pub fn hung(&self) -> bool {
-        let is_given_up = matches!(self.missing(), Some(Reason::BreakerOpen | Reason::Suspect));
-        is_given_up && self.attempts > 0
+        let is_cut_off = matches!(
+            self.missing(),
+            Some(Reason::Disconnected | Reason::BreakerOpen | Reason::Suspect)
+        );
+        is_cut_off && self.attempts > 0
     }
 
     /// The findings of a complete or an incomplete scan.

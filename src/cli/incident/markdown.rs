@@ -87,14 +87,20 @@ fn summary(
         (touched.delayed, "delivered later"),
         (touched.held, "held in quarantine"),
         (touched.passed, "delivered without it"),
+        (touched.found, "delivered, and found bad later"),
         (touched.refused, "refused"),
     ];
     let told = all.into_iter().filter(|(count, _)| *count > 0);
     let told: Vec<_> = told
         .map(|(count, what)| format!("{count} {what}"))
         .collect();
+    if let Some(waits) = state.waits() {
+        terminal.line(format!("{waits} for {cause} (when this was written)."))?;
+    }
     terminal.line(match told.is_empty() {
-        true => format!("No message was touched by the trouble of {cause}."),
+        true => {
+            format!("No message was delayed, held, passed or refused because of {cause} so far.")
+        }
         false => format!(
             "Messages touched by the trouble of {cause}: {}.",
             told.join(", ")
@@ -114,6 +120,7 @@ fn impact(
         ("delivered later", touched.delayed),
         ("held in quarantine", touched.held),
         ("delivered without the engine", touched.passed),
+        ("delivered, and found bad later", touched.found),
         ("refused (their senders keep them)", touched.refused),
     ] {
         terminal.line(format!("| {what} | {count} |"))?;
@@ -194,7 +201,7 @@ fn questions(state: &StoryState, total: u64) -> Vec<String> {
     if touched.passed > 0 {
         all.push("Was a finding reported in mail that was delivered without the engine (`spillway incident list --events --kind late-finding`)?".to_owned());
     }
-    let counted = touched.delayed + touched.held + touched.passed + touched.refused;
+    let counted = touched.delayed + touched.held + touched.passed + touched.found + touched.refused;
     if counted > total {
         all.push(format!(
             "Who sent the {} messages that were only counted?",

@@ -50,6 +50,7 @@ fn counted(touched: &crate::incident::Touched, outcomes: &[TouchOutcome]) -> u64
         TouchOutcome::Delayed => touched.delayed,
         TouchOutcome::Held => touched.held,
         TouchOutcome::Passed => touched.passed,
+        TouchOutcome::Found => touched.found,
         TouchOutcome::Refused => touched.refused,
     };
     let wanted = |outcome: &TouchOutcome| outcomes.is_empty() || outcomes.contains(outcome);
@@ -83,7 +84,7 @@ pub(super) fn table(touches: &[Touch], terminal: &mut Terminal<'_>) -> Result<()
 pub(super) fn delay(touch: &Touch) -> String {
     match touch.outcome {
         TouchOutcome::Delayed => duration(touch.delay),
-        TouchOutcome::Held | TouchOutcome::Passed | TouchOutcome::Refused => String::new(),
+        _ => String::new(),
     }
 }
 

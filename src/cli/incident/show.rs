@@ -66,7 +66,7 @@ fn show_story(
         ("ended", ended),
         ("ended by", state.ended_by.clone()),
         ("lasted", lasted(story, terminal)),
-        ("mail", mail(&story.touched)),
+        ("mail", mail(state)),
         ("to do", advice_for(story.kind, &story.cause)),
         ("waiting now", waiting(state)),
     ])?;

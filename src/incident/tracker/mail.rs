@@ -8,7 +8,7 @@ use ulid::Ulid;
 
 use super::{Followed, Tracker};
 use crate::incident::cause::{Condition, Topic};
-use crate::incident::{Subject, Touch};
+use crate::incident::{Subject, Touch, TouchOutcome};
 
 /// Most messages that the log keeps of one story; later ones are only counted.
 const STORY_MESSAGES_MAX: u32 = 20_000;
@@ -35,7 +35,11 @@ impl Tracker {
             },
             _ => cause,
         };
-        match self.counts(&cause, touch.received) {
+        let topic = match touch.outcome {
+            TouchOutcome::Found => Topic::Finding,
+            _ => Topic::Trouble,
+        };
+        match self.counts((&cause, topic), touch.received) {
             Some(index) => self.add(index, touch, has_room),
             None => {
                 if self.unclaimed.len() >= UNCLAIMED_MAX {
@@ -48,10 +52,10 @@ impl Tracker {
     }
 
     /// The story that counts a message: the first one that had not ended when the message arrived made it late.
-    fn counts(&self, cause: &Subject, received: Timestamp) -> Option<usize> {
+    fn counts(&self, (cause, topic): (&Subject, Topic), received: Timestamp) -> Option<usize> {
         let lasted = |f: &Followed| f.state.story.ended.is_none_or(|ended| ended >= received);
         let mut stories = self.stories.iter();
-        stories.position(|f| f.is_of(cause, Topic::Trouble) && lasted(f))
+        stories.position(|f| f.is_of(cause, topic) && lasted(f))
     }
 
     fn add(&mut self, index: usize, touch: Touch, has_room: bool) -> Option<Ulid> {

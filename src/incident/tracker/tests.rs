@@ -99,7 +99,7 @@ impl World {
             more: false,
             oldest: Timestamp::UNIX_EPOCH,
         };
-        for of in self.tracker.settling() {
+        for of in self.tracker.waited_for() {
             self.tracker.waits(self.now, self.at, &of, mail);
         }
     }
@@ -374,7 +374,7 @@ fn a_story_ends_when_no_mail_waits_for_its_cause() {
     for left in (1..=20).rev() {
         world.pass(29);
         world.waiting(left);
-        assert_eq!(world.tracker.settling()[0].before, closed);
+        assert_eq!(world.tracker.waited_for()[0].before, Some(closed));
         let lasts = world.state(opened.id).lasts();
         assert!(lasts[0].contains(&left.to_string()), "{lasts:?}");
         world.touch(Subject::engine("clamd"), TouchOutcome::Delayed, 600);
@@ -405,6 +405,44 @@ fn a_story_ends_when_no_mail_waits_for_its_cause() {
     let state = world.state(stuck.id);
     assert!(state.story.ended.is_some(), "{state:?}");
     assert!(state.ended_by.contains("3 messages"), "{state:?}");
+}
+
+/// While trouble lasts, the story says how much mail waits; after it, only mail of that time counts.
+#[test]
+fn a_story_says_how_much_waits_for_its_cause() {
+    let mut world = World::new();
+    let opened = world.record(Kind::BreakerOpened, Subject::engine("clamd"));
+    assert_eq!(world.state(opened.id).waits(), None);
+    world.waiting(258);
+    let state = world.state(opened.id);
+    assert_eq!(state.waits().as_deref(), Some("258 messages wait"));
+    world.pass(60);
+    let closed = world.record(Kind::BreakerClosed, Subject::engine("clamd"));
+    assert_eq!(world.state(opened.id).waits(), None, "not looked at yet");
+    assert_eq!(world.tracker.waited_for()[0].before, Some(closed.at));
+}
+
+/// Whoever sends a slow message now and then holds no story open whose trouble is over, so the next outage is told. What a person
+/// does after the end is a story of its own.
+#[test]
+fn single_signs_hold_no_story_open() {
+    use StoryPhase::{Begin, End};
+    let mut world = World::new();
+    let clamd = || Subject::engine("clamd");
+    let opened = world.record(Kind::BreakerOpened, clamd());
+    world.record(Kind::BreakerClosed, clamd());
+    for _ in 0..12 {
+        world.pass(5);
+        world.record(Kind::LateAnswer, clamd());
+    }
+    assert_eq!(world.phases_of(opened.id), [Begin, End]);
+    let again = world.record(Kind::BreakerOpened, clamd());
+    assert_eq!(again.story, opened.story);
+    assert_eq!(world.phases_of(opened.id), [Begin, End, Begin]);
+    world.record(Kind::BreakerClosed, clamd());
+    world.pass(31);
+    let drained = world.record(Kind::Drained, clamd());
+    assert_eq!(world.phases_of(drained.id), [Begin]);
 }
 
 /// Trouble that comes back continues the story, which says since when. What recovery does after the end is no new trouble.
@@ -440,6 +478,9 @@ fn a_finding_in_delivered_mail_hides_in_no_other_story() {
     assert_eq!(story.kind, Kind::LateFinding);
     assert_eq!(story.cause, Subject::engine("clamd"));
     assert_eq!(world.phases_of(found.id), [StoryPhase::Begin]);
+    world.touch(Subject::engine("clamd"), TouchOutcome::Found, 0);
+    let counts = [found.id, out.id].map(|id| world.state(id).story.touched.found);
+    assert_eq!(counts, [1, 0]);
 }
 
 /// The story of a state lasts as long as the state, however long nothing happens: signatures stay old without a further sign.

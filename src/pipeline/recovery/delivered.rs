@@ -7,7 +7,7 @@ use crate::incident::{Incident, Kind, Subject};
 use crate::message::Message;
 use crate::observation::ScanReason;
 use crate::pipeline::judge::ScanTerms;
-use crate::pipeline::{Generation, Judgement, Pipeline, events, settle};
+use crate::pipeline::{Generation, Judgement, Pipeline, events, settle, touches};
 use crate::store::history::{HistoryEntry, RESCANNED_EVENT};
 use crate::store::{Cause, Record};
 use crate::verdict::{Decision, Disposition, Reason, Report, Verdict};
@@ -34,7 +34,7 @@ impl Pipeline {
             ..ScanTerms::of(&record, scan_reason)
         };
         let judged = self.ask(generation, &message, terms).await;
-        if let Some(bad) = self.report_if_bad(&record, &judged) {
+        if let Some(bad) = self.report_if_bad(&message, &record, &judged) {
             let detail = format!("bad after all, delivered before: {bad}");
             self.tell_scanned_again(&message, &record, &judged, detail);
             return self.remove(record).await;
@@ -96,7 +96,12 @@ impl Pipeline {
     }
 
     /// Records an incident if an engine found something, and returns what it found. A missing answer is no finding.
-    fn report_if_bad(&self, record: &Record, judged: &Judgement) -> Option<String> {
+    fn report_if_bad(
+        &self,
+        message: &Message,
+        record: &Record,
+        judged: &Judgement,
+    ) -> Option<String> {
         let bad = |decision: &Decision| {
             decision.disposition != Disposition::Deliver
                 && decision.verdict != Verdict::Undetermined
@@ -109,8 +114,10 @@ impl Pipeline {
             .map(|r| r.mailbox.as_str())
             .collect();
         let summary = format!(
-            "delivered to {} recipients, and bad after all: {}",
-            recipients.len(),
+            "message {} from {} to {} was delivered, and is bad after all: {}",
+            record.message,
+            record.envelope.reverse_path,
+            named(&recipients),
             decision.reason
         );
         let incident = Incident::new(Kind::LateFinding, Subject::Relay, summary)
@@ -124,7 +131,10 @@ impl Pipeline {
             Some(Cause::Engine(engine)) => incident.with(Incident::ENGINE, engine),
             Some(Cause::Interceptor(_)) | None => incident,
         };
+        let cause = incident.engine().map_or(Subject::Relay, Subject::engine);
         self.incidents.record(incident);
+        let touch = touches::found_late(message, recipients.into_iter());
+        self.incidents.touch(cause, touch);
         Some(decision.reason.clone())
     }
 
@@ -136,6 +146,16 @@ impl Pipeline {
         let mut all = interception.list();
         let is_learned = all.any(|i| i.id == id && i.is_learned());
         is_learned.then(|| Cause::Interceptor(id.to_owned()))
+    }
+}
+
+/// The first recipients, and the number of the others.
+fn named(recipients: &[&str]) -> String {
+    match recipients {
+        [] => "nobody".to_owned(),
+        [one] => (*one).to_owned(),
+        [first, second] => format!("{first} and {second}"),
+        [first, second, others @ ..] => format!("{first}, {second} and {} more", others.len()),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::deadline::Deadline;
 use crate::measure::SizeClass;
 use crate::observation::ScanReason;
 use crate::scan::engine::{Class, Engine, EngineAnswer, ScanError};
-use crate::verdict::Answer;
+use crate::verdict::{Answer, Reason};
 
 /// Upper bound of the random pause before the first retry; each further retry doubles the bound. 50 ms hardly delays a message.
 const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(50);
@@ -41,8 +41,12 @@ pub(super) async fn bound_size(max: u64, call: Call, next: impl Next) -> Outcome
 }
 
 /// Makes up to `settings.attempts` attempts. Further attempts queue behind fresh mail.
+///
+/// An engine that went away in the middle of an attempt may have been made to by the message. If the further attempts find it
+/// gone, that says nothing about the message, so the error of the attempt that broke is the one that counts.
 pub(super) async fn retry(state: Arc<GuardState>, mut call: Call, next: impl Next) -> Outcome {
     let mut made = 1;
+    let mut broke = None;
     loop {
         let began = Instant::now();
         let error = match next.clone().oneshot(call.clone()).await {
@@ -51,6 +55,10 @@ pub(super) async fn retry(state: Arc<GuardState>, mut call: Call, next: impl Nex
                 return Ok(answer);
             }
             Err(error) => error,
+        };
+        let error = match broke.take() {
+            Some(first) if error.reason() == Reason::Unreachable => first,
+            _ => error,
         };
         // Full jitter: callers that failed together must not retry together.
         let longest = RETRY_PAUSE_FIRST
@@ -70,6 +78,7 @@ pub(super) async fn retry(state: Arc<GuardState>, mut call: Call, next: impl Nex
         tracing::debug!(%engine, id = %call.sample.request().id, attempt = made, %error, "scan is tried again");
         metrics::counter!("spillway_scan_retries_total", "engine" => engine.to_string())
             .increment(1);
+        broke = Some(error).filter(|error| error.reason() == Reason::Disconnected);
         Deadline::after(pause).wait().await;
         call.scan_reason = ScanReason::Again;
         made += 1;

@@ -9,11 +9,11 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::bodies::{Bodies, failed};
-use super::row::{decode, lossy};
+use super::row::{decode, lane_number, lossy};
 use super::schema::{DATABASE_FILE, at_open, malformed};
 use super::search::Damage;
 use crate::message::MessageId;
-use crate::store::{Recovery, StoreError};
+use crate::store::{Lane, Recovery, StoreError};
 
 /// Size of the database from which the start checks only metadata, so that a start takes seconds: 1 GiB. Contents are compared
 /// with their digest when they are read.
@@ -29,6 +29,13 @@ pub(super) fn recover(
     let file = folder.join(DATABASE_FILE);
     let sqlite = |error: rusqlite::Error| at_open(&file, &error);
     check(db, &file)?;
+    // What was being scanned as the process ended may be what an engine hung in, and nobody has seen how its scan ended.
+    db.execute(
+        "UPDATE message SET record = json_set(record, '$.hung', json('true')) \
+         WHERE lease_until <> 0 AND damaged IS NULL AND lane IN (?1, ?2)",
+        [lane_number(Lane::Scan), lane_number(Lane::Held)],
+    )
+    .map_err(sqlite)?;
     db.execute(
         "UPDATE message SET lease_until = 0 WHERE lease_until <> 0",
         [],
