@@ -8,7 +8,7 @@ use super::{Kind, Subject};
 pub fn advice(kind: Kind) -> &'static str {
     match kind {
         Kind::BreakerOpened | Kind::BreakerProbing => {
-            "Repair the engine (`spillway engine test NAME` probes it now), or if `spillway engine show NAME` calls it slow, raise its `timeout`, `slow` and `slots` as proposed there; if mail cannot wait for that, let it pass: `spillway engine drain NAME --pass --for 1h --reason TEXT`. It gets mail again by itself, and what it missed is scanned then."
+            "Repair the engine (`spillway engine test NAME` probes it now), or if `spillway engine show NAME` calls it slow, raise its `timeout`, `slow` and `slots` as proposed there; if mail cannot wait for that, let it pass: `spillway engine drain NAME --pass --for 1h --reason outage`. It gets mail again by itself, and what it missed is scanned then."
         }
         Kind::BreakerClosed | Kind::Resumed => "Nothing: the engine gets all its mail again.",
         Kind::Strike => "Nothing: a second strike by similar mail holds such mail back by itself.",
