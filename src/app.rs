@@ -23,8 +23,8 @@ use tokio_util::task::TaskTracker;
 
 pub use self::parts::{advice, check};
 use self::parts::{generation, notify_ways, prepare};
-pub use self::reload::RELOAD_DURATION_MAX;
 use self::reload::Readings;
+pub use self::reload::{RELOAD_DURATION_MAX, is_same_file};
 pub use self::service::run;
 use crate::admin::{self, AdminError, Control as _};
 use crate::config::Config;
@@ -118,7 +118,8 @@ pub async fn start(config: Config, path: Option<PathBuf>) -> Result<Running, Sta
     let started = start_listeners(prepared, &shared)?;
     let admin_settings = config.admin.clone();
     let core = Arc::new(Core {
-        path,
+        // Commands that ask for it have another working folder.
+        path: path.map(|path| std::path::absolute(&path).unwrap_or(path)),
         config: Mutex::new(Arc::new(config)),
         store,
         history,
@@ -280,7 +281,7 @@ impl Running {
 
     /// Reads the configuration again. Returns the changes, or every problem; with a problem nothing changes.
     pub async fn reload(&self) -> Result<Vec<String>, Vec<String>> {
-        let reloaded = self.core.reload().await;
+        let reloaded = self.core.reload(None).await;
         reloaded.map(|reloaded| reloaded.changes)
     }
 

@@ -13,7 +13,7 @@
 //! | `GET /shadow` | socket | [`ShadowView`] as JSON; `null` without a shadow |
 //! | `POST /control/engine?…` | socket | [`EngineAsked`]: [`EngineActed`] after a drain or resume, [`Tested`] after a test; 404 with one line if the engine or the act is refused |
 //! | `POST /control/notify?…` | socket | [`Tested`](notify::Tested) of each way as JSON; 404 with one line for an unknown name |
-//! | `POST /control/reload` | socket | [`Reloaded`] as JSON; 422 when refused |
+//! | `POST /control/reload?file=…` | socket | [`Reloaded`] as JSON; 422 when refused |
 //! | `POST /control/shadow?file=…` | socket | [`Reloaded`] as JSON; 422 when refused. Without `file`: ends the shadow, and answers as `GET /shadow` |
 //! | `POST /control/drain` | socket | 202 |
 //! | `POST /control/act?…` | socket | 202; logs an [`Act`] that a command has done in the store, and wakes |
@@ -106,8 +106,12 @@ pub trait Control: Send + Sync + 'static {
         way: Option<&str>,
     ) -> impl Future<Output = Result<Vec<notify::Tested>, String>> + Send;
 
-    /// Reads the configuration again. Returns the changes, or every problem; with a problem nothing has changed.
-    fn reload(&self) -> impl Future<Output = Result<Changes, Vec<String>>> + Send;
+    /// Reads the configuration again. Returns the changes, or every problem; with a problem nothing has changed. It is a problem
+    /// if the person has `named` another file than the one that the relay reads.
+    fn reload(
+        &self,
+        named: Option<PathBuf>,
+    ) -> impl Future<Output = Result<Changes, Vec<String>>> + Send;
 
     /// The configuration in force.
     fn config(&self) -> InForce;
@@ -290,12 +294,15 @@ impl Stored {
 /// The configuration in force, as the relay read it; its file may have changed since.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InForce {
-    /// The file; none for the built-in defaults.
+    /// The file that a reload reads; none for the built-in defaults.
     pub file: Option<PathBuf>,
     /// The version, as in every decision.
     pub version: String,
     /// Every key with its value as TOML.
     pub settings: Vec<(String, String)>,
+    /// The start of the relay; none for a configuration that no relay runs with.
+    #[serde(default)]
+    pub started: Option<Timestamp>,
 }
 
 /// A request for an act on an engine.

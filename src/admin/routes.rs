@@ -212,9 +212,9 @@ async fn shadow<C: Control>(State(control): State<Arc<C>>) -> impl IntoResponse 
     Json(control.shadow())
 }
 
-/// The file of a shadow.
+/// The file that a person names: that of a shadow, or the one whose configuration a reload is to put in force.
 #[derive(Debug, Deserialize)]
-struct ShadowFile {
+struct NamedFile {
     #[serde(default)]
     file: Option<PathBuf>,
 }
@@ -222,7 +222,7 @@ struct ShadowFile {
 async fn change_shadow<C: Control>(
     State(control): State<Arc<C>>,
     Query(person): Query<Person>,
-    Query(wanted): Query<ShadowFile>,
+    Query(wanted): Query<NamedFile>,
 ) -> Response {
     let Some(file) = wanted.file else {
         let ended = control.end_shadow();
@@ -243,8 +243,9 @@ async fn change_shadow<C: Control>(
 async fn reload<C: Control>(
     State(control): State<Arc<C>>,
     Query(person): Query<Person>,
+    Query(named): Query<NamedFile>,
 ) -> (StatusCode, Json<Reloaded>) {
-    let reloaded = control.reload().await;
+    let reloaded = control.reload(named.file).await;
     person.tell("reload", reloaded.is_ok());
     match reloaded {
         Ok(changes) => (StatusCode::OK, Json(Reloaded::Changes(changes))),

@@ -90,7 +90,7 @@ impl Control for Fake {
         reason.map_or(Ok(()), Err)
     }
 
-    async fn reload(&self) -> Result<Changes, Vec<String>> {
+    async fn reload(&self, _: Option<PathBuf>) -> Result<Changes, Vec<String>> {
         let _turn = self.reloads.lock().await;
         match self.problems.is_empty() {
             true => Ok(Changes {

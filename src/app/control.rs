@@ -1,6 +1,6 @@
 //! What the admin surfaces ask of a running relay: status, engines, reload, drain.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::admin::{
     Changes, Control, EngineAsked, InForce, Late, ListenerStatus, Status, Stored, Tested, Waits,
@@ -144,11 +144,15 @@ impl Control for Core {
         self.store.accepts().map_err(|error| error.to_string())
     }
 
-    async fn reload(&self) -> Result<Changes, Vec<String>> {
+    async fn reload(&self, named: Option<PathBuf>) -> Result<Changes, Vec<String>> {
         let before = self.pipeline.generation();
         let in_force = self.lock().clone();
         let build = move |files| Next::build(files, (&before, &in_force));
-        let next = self.readings.read(self.path.clone(), Files::read, build);
+        let read = move |file: Option<&Path>| {
+            reload::refuse_another(file, named.as_deref())?;
+            Files::read(file)
+        };
+        let next = self.readings.read(self.path.clone(), read, build);
         let next = next.await;
         let applied = next.map(|next| self.apply(next));
         match &applied {
@@ -171,6 +175,7 @@ impl Control for Core {
             file: self.path.clone(),
             version: config.version.to_string(),
             settings: config.shown().to_vec(),
+            started: Some(self.started),
         }
     }
 
@@ -191,8 +196,8 @@ impl Control for Core {
         let (changes, version, terms) = checked.await?;
         self.pipeline.begin_shadow(file, version, terms);
         Ok(Changes {
+            notes: not_shadowed(&changes),
             changes,
-            notes: Vec::new(),
         })
     }
 
@@ -255,6 +260,24 @@ impl Core {
     }
 }
 
+/// What a shadow cannot show of these changes: it takes the answers of the engines as they run.
+fn not_shadowed(changes: &[String]) -> Vec<String> {
+    let is_timing = |key: &&str| {
+        let (section, setting) = key.rsplit_once('.').unwrap_or_default();
+        section.starts_with("engine.") && ["timeout", "slow", "slots", "wait"].contains(&setting)
+    };
+    let keys = changes.iter().filter_map(|change| change.split(':').next());
+    let timing: Vec<&str> = keys.filter(is_timing).collect();
+    if timing.is_empty() {
+        return Vec::new();
+    }
+    vec![format!(
+        "not shown by the shadow: {}. It takes the answers of the engines as they run, and has no timeouts, slots and waits of its \
+         own; `spillway what-if --config FILE --slots` replays timeout and slots",
+        timing.join(", ")
+    )]
+}
+
 /// What follows from the drain of an engine for its mail; `None` while a replica takes mail.
 fn note(generation: &Generation, engine: &Guarded) -> Option<String> {
     let (name, class) = (&engine.settings().name, engine.settings().class);
@@ -305,4 +328,30 @@ fn not_drained(health: &Health) -> String {
         ),
     };
     format!("engine {engine} is not drained; {why}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shadow that cannot show a change says so when it begins: later, its zeros would look like the effect of the change.
+    #[test]
+    fn a_shadow_says_what_it_cannot_show() {
+        let lines = [
+            "engine.clamd.timeout: \"2s\" -> \"8s\"",
+            "engine.clamd.weight: 1.0 -> 2.0",
+            "engine.a.b.slots: 4 -> 8",
+            "rule.slow: added",
+            "guard.wait: \"1s\" -> \"2s\"",
+        ];
+        let changes = lines.map(str::to_owned);
+        let notes = not_shadowed(&changes);
+        let begins = "not shown by the shadow: engine.clamd.timeout, engine.a.b.slots. It";
+        assert!(
+            notes.len() == 1 && notes[0].starts_with(begins),
+            "{notes:?}"
+        );
+        assert_eq!(not_shadowed(&changes[1..2]), Vec::<String>::new());
+        assert_eq!(not_shadowed(&changes[3..]), Vec::<String>::new());
+    }
 }

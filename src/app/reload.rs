@@ -116,6 +116,41 @@ pub(super) fn read(path: Option<&Path>) -> Result<Config, Vec<String>> {
     config::load(path).map_err(lines)
 }
 
+/// Refuses a reload of which the person expects the file `named`, while the relay reads another file. Blocks.
+pub(super) fn refuse_another(
+    reads: Option<&Path>,
+    named: Option<&Path>,
+) -> Result<(), Vec<String>> {
+    let Some(named) = named else {
+        return Ok(());
+    };
+    let shown = named.display();
+    let Some(reads) = reads else {
+        return Err(vec![format!(
+            "the relay runs with the built-in defaults and reads no file, and you named {shown}: start it again with --config \
+             {shown}"
+        )]);
+    };
+    if is_same_file(reads, named) {
+        return Ok(());
+    }
+    Err(vec![format!(
+        "the relay reads {}, and you named {shown}: copy it there first, then `spillway reload` without --config; `spillway \
+         check-config --config {shown} --diff` says what it changes",
+        reads.display()
+    )])
+}
+
+/// Whether two paths lead to one file, also over symbolic links. Blocks.
+pub fn is_same_file(one: &Path, other: &Path) -> bool {
+    // A path that cannot be followed is compared as it is.
+    let [one, other] = [one, other].map(|path| {
+        let followed = path.canonicalize().or_else(|_| std::path::absolute(path));
+        followed.unwrap_or_else(|_| path.to_owned())
+    });
+    one == other
+}
+
 /// The contents of the files of a configuration.
 pub(super) struct Files {
     config: Config,
@@ -196,6 +231,39 @@ mod tests {
     use futures_util::poll;
 
     use super::*;
+
+    /// A person who names another file than the relay reads would take "reloaded" for that file: nothing is read then, and the
+    /// answer says what to do. Another path to the same file is no other file.
+    #[test]
+    fn a_reload_of_another_file_is_refused() {
+        let folder = tempfile::tempdir().expect("folder");
+        let [reads, new, link] = ["a.toml", "b.toml", "link"].map(|name| folder.path().join(name));
+        for file in [&reads, &new] {
+            std::fs::write(file, "").expect("writes");
+        }
+        std::os::unix::fs::symlink(&reads, &link).expect("links");
+        let roundabout = folder
+            .path()
+            .join("../")
+            .join(folder.path().file_name().expect("a name"))
+            .join("a.toml");
+        for same in [None, Some(&reads), Some(&link), Some(&roundabout)] {
+            let same = same.map(|path| path.as_path());
+            assert_eq!(refuse_another(Some(&reads), same), Ok(()), "{same:?}");
+        }
+        let refused = refuse_another(Some(&reads), Some(&new)).expect_err("another file");
+        let (from, to) = (new.display(), reads.display());
+        let what = format!("the relay reads {to}, and you named {from}: copy it there first");
+        assert!(refused[0].starts_with(&what), "{refused:?}");
+        let refused = refuse_another(None, Some(&new)).expect_err("no file");
+        assert!(refused[0].contains("reads no file"), "{refused:?}");
+        std::fs::remove_file(&reads).expect("removes");
+        assert_eq!(
+            refuse_another(Some(&reads), Some(&reads)),
+            Ok(()),
+            "the read says that it is gone"
+        );
+    }
 
     /// A file that hangs ends only its own read. Meanwhile another reload is refused with the reason, and afterwards it may
     /// begin. The number of threads that hang is bounded.

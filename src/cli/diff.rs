@@ -1,6 +1,6 @@
 //! `spillway check-config --diff`: what another configuration changes, in words.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -9,6 +9,7 @@ use super::exit::{CliError, Exit, Outcome};
 use super::terminal::{Terminal, count, safe};
 use super::{relay, settings};
 use crate::admin::InForce;
+use crate::app;
 use crate::config::{self, Config, Difference};
 
 /// Explains the changes from a configuration, else from that of the running relay, to the given one.
@@ -19,9 +20,16 @@ pub(super) async fn run(
 ) -> Outcome {
     let path = settings::path(given);
     let new = settings::read(path.as_deref())?;
-    let old = match old {
-        Some(file) => of_file(file)?,
-        None => in_force(&new.admin.socket).await?,
+    let (old, reads) = match old {
+        Some(file) => {
+            let reads = settings::path(None).map_or(Reads::Unknown, Reads::File);
+            (of_file(file)?, reads)
+        }
+        None => {
+            let old = in_force(&new.admin.socket).await?;
+            let reads = old.file.clone().map_or(Reads::NoFile, Reads::File);
+            (old, reads)
+        }
     };
     let differences = config::differences(&old.settings, new.shown());
     let file = path.map(|path| path.display().to_string());
@@ -31,7 +39,10 @@ pub(super) async fn run(
             "new": {"file": file, "version": new.version},
             "differences": differences,
         }))?,
-        false => tell(&old, (&new, file.as_deref()), &differences, terminal)?,
+        false => {
+            tell(&old, (&new, file.as_deref()), &differences, terminal)?;
+            tell_next(file.as_deref(), &reads, &differences, terminal)?;
+        }
     }
     Ok(Exit::Done)
 }
@@ -42,6 +53,7 @@ fn of_file(file: &Path) -> Result<InForce, CliError> {
         file: Some(file.to_owned()),
         version: config.version.to_string(),
         settings: config.shown().to_vec(),
+        started: None,
     })
 }
 
@@ -79,14 +91,56 @@ fn tell(
             terminal.line(format!("  {}", safe(effect)))?;
         }
     }
+    Ok(())
+}
+
+/// Says how the differences get in force.
+fn tell_next(
+    file: Option<&str>,
+    reads: &Reads,
+    differences: &[Difference],
+    terminal: &mut Terminal<'_>,
+) -> Result<(), CliError> {
     let changes = count(differences.len(), "change");
     let restarts = differences.iter().filter(|d| d.needs_restart).count();
-    terminal.line(match (differences.len(), restarts) {
+    let puts = match differences.len() {
+        1 => "puts it in force",
+        _ => "puts them in force",
+    };
+    let first = step_before(file, reads);
+    let end = match (differences.len(), restarts) {
         (0, _) => "no change".to_owned(),
-        (_, 0) => format!("{changes}; `spillway reload` puts them in force"),
-        (all, some) if some == all => format!("{changes}; only a restart puts them in force"),
+        (_, 0) if *reads == Reads::NoFile => {
+            format!("{changes}; the relay reads no file: only a restart with --config {puts}")
+        }
+        (_, 0) => format!("{changes}; {first}`spillway reload` {puts}"),
+        (all, some) if some == all => format!("{changes}; {first}only a restart {puts}"),
         (_, some) => format!(
             "{changes}; {some} of them only with a restart: until then `spillway reload` refuses all of them"
         ),
-    })
+    };
+    terminal.wrapped("", "  ", &safe(&end))
+}
+
+/// The file that a reload reads.
+#[derive(PartialEq, Eq)]
+enum Reads {
+    File(PathBuf),
+    /// The relay has the built-in defaults.
+    NoFile,
+    /// No relay was asked, and there is no file that it reads by default.
+    Unknown,
+}
+
+/// What a person must do with the file before the relay reads it; empty if the relay reads this very file.
+fn step_before(file: Option<&str>, reads: &Reads) -> String {
+    match (file, reads) {
+        (Some(file), Reads::File(reads)) if !app::is_same_file(Path::new(file), reads) => {
+            format!("copy {file} to {} first, then ", reads.display())
+        }
+        (Some(file), Reads::Unknown) => {
+            format!("copy {file} to the file that the relay reads, then ")
+        }
+        _ => String::new(),
+    }
 }

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::control::{self, Answer, encoded};
+use super::diff;
 use super::exit::{self, CliError, Exit, Outcome};
 use super::person;
 use super::relay::Socket;
@@ -22,9 +23,9 @@ use super::table::Column;
 use super::terminal::{Terminal, safe};
 use crate::admin::{EngineActed, Tested};
 use crate::config::{self, Config};
-use crate::measure::proposal::Out;
+use crate::measure::proposal::{Known, Out};
 use crate::scan::{DrainTerms, Health, ReplicaHealth};
-use crate::store::measures;
+use crate::store::{history, measures};
 use measured::EngineMeasured;
 pub(super) use warnings::compare;
 
@@ -92,7 +93,8 @@ pub(super) struct EngineName {
 pub(super) struct Show {
     /// The engine's name
     engine: String,
-    /// Measured scan times since this age: 2h, 1d, 7d; at most 15d are kept
+    /// Measured scan times since this age: 2h, 1d, 7d; at most 15d are kept. They are kept in periods
+    /// of ten minutes, so the output begins with the period in which that age lies, and says when
     #[arg(long, value_name = "AGE", value_parser = config::parse_duration, default_value = "1d")]
     since: Duration,
     #[command(flatten)]
@@ -215,7 +217,11 @@ async fn show(wanted: &Show, given: Option<&Path>, terminal: &mut Terminal<'_>) 
     let health = health(name, &socket).await;
     let measured = match settings::load(given) {
         Ok(config) => {
-            match read_measured(wanted, &config, out(health.as_ref().ok()), terminal).await {
+            // Only a relay that runs knows when it began.
+            let in_force = diff::in_force(&socket).await;
+            let started = in_force.ok().and_then(|in_force| in_force.started);
+            let present = (out(health.as_ref().ok()), started);
+            match read_measured(wanted, &config, present, terminal).await {
                 Err(error) if health.is_ok() => {
                     terminal.note(format!("what was measured cannot be read: {error}"))?;
                     None
@@ -281,21 +287,33 @@ fn out(health: Option<&Health>) -> Out {
     };
     let out = health.replicas.iter().filter(|r| r.is_out() && !r.resting);
     let since = out.filter_map(|replica| replica.since).min();
-    since.map_or(Out::No, |since| Out::Since(measures::period(since)))
+    since.map_or(Out::No, |at| Out::Since {
+        at,
+        period: measures::period(at),
+    })
 }
 
 async fn read_measured(
     wanted: &Show,
     config: &Config,
-    out: Out,
+    (out, started): (Out, Option<Timestamp>),
     terminal: &Terminal<'_>,
 ) -> Result<EngineMeasured, CliError> {
     let since = terminal
         .now
         .checked_sub(wanted.since)
         .unwrap_or(Timestamp::MIN);
-    let read = EngineMeasured::read(&wanted.engine, config, since, (out, terminal.now)).await;
-    Ok(read?)
+    let path = config.store.path.join(history::FILE_NAME);
+    let known = Known {
+        found_late: 0,
+        out,
+        now: terminal.now,
+        began: match started {
+            Some(started) => Some(measured::began(&path, started).await?),
+            None => None,
+        },
+    };
+    Ok(EngineMeasured::read(&wanted.engine, config, since, known).await?)
 }
 
 fn show_health(health: &Health, terminal: &mut Terminal<'_>) -> Result<(), CliError> {

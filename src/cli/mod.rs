@@ -105,6 +105,10 @@ enum Command {
     /// The relay checks the new configuration first. If it finds problems, the command prints all of
     /// them, and the old configuration stays in force. Otherwise the command prints the changes.
     /// Open sessions continue.
+    ///
+    /// The relay reads the file with which it was started. --config does not change that: it finds
+    /// the relay (admin.socket of FILE). If it names another file than the relay reads, nothing is
+    /// reloaded: copy that file over the relay's file first; `check-config --diff` names both.
     #[command(after_help = exit::HELP)]
     Reload(relay::Socket),
     /// Make the running relay accept no new mail, finish the mail in flight, and exit
@@ -205,7 +209,7 @@ fn dispatch(cli: &Cli, terminal: &mut Terminal<'_>) -> Outcome {
         Command::Man(command) => manual::man(command, Cli::command(), terminal),
         Command::WhatIf(command) => wait(whatif::run(command, given, terminal)),
         Command::Demo => wait(demo::run(terminal)),
-        Command::Reload(socket) => wait(relay::reload(&socket.path(given)?, terminal)),
+        Command::Reload(socket) => wait(relay::reload(socket, given, terminal)),
         Command::Drain(socket) => wait(relay::drain(&socket.path(given)?, terminal)),
         Command::Status(wanted) => wait(status::run(wanted, given, terminal)),
         Command::Engine(command) => wait(engine::run(command, given, terminal)),

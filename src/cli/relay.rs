@@ -30,6 +30,14 @@ impl Socket {
             None => Ok(settings::load(config)?.admin.socket),
         }
     }
+
+    /// The configuration file that the person has named, or from which the socket is: not the default beside a given socket.
+    fn named(&self, config: Option<&Path>) -> Option<PathBuf> {
+        match &self.socket {
+            Some(_) => config.map(Path::to_owned),
+            None => settings::path(config),
+        }
+    }
 }
 
 /// Runs the relay until a signal or `drain` ends it.
@@ -160,14 +168,20 @@ fn wrong(
 }
 
 /// Reloads the configuration, and prints the changes, or the problems that prevent them.
-pub(super) async fn reload(socket: &Path, terminal: &mut Terminal<'_>) -> Outcome {
-    let answer = control::ask_for(
-        app::RELOAD_DURATION_MAX,
-        socket,
-        "POST",
-        &by("/control/reload"),
-    )
-    .await?;
+pub(super) async fn reload(
+    socket: &Socket,
+    given: Option<&Path>,
+    terminal: &mut Terminal<'_>,
+) -> Outcome {
+    let mut path = by("/control/reload");
+    if let Some(named) = socket.named(given) {
+        // The relay has another working folder.
+        let named = std::path::absolute(named)?;
+        path.push_str("&file=");
+        path.push_str(&control::encoded(&named.display().to_string()));
+    }
+    let socket = &socket.path(given)?;
+    let answer = control::ask_for(app::RELOAD_DURATION_MAX, socket, "POST", &path).await?;
     let reloaded: Reloaded = parsed(socket, &answer)?;
     if terminal.json {
         terminal.json(&reloaded)?;

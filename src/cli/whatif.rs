@@ -11,9 +11,9 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::exit::{CliError, Exit, Outcome};
-use super::terminal::{Terminal, count};
+use super::terminal::{Terminal, count, safe};
 use super::{control, diff, person, relay, settings};
-use crate::admin::{Changes, Reloaded};
+use crate::admin::{Changes, InForce, Reloaded};
 use crate::app;
 use crate::config::{self, Config};
 use crate::pipeline::ShadowView;
@@ -83,10 +83,17 @@ async fn of_the_past(
         )));
     }
     let terms = Terms::new(&config.policy, &config.engines, config.version.clone());
+    // No relay, no comparison.
+    let in_force = diff::in_force(&socket).await.unwrap_or_default();
     let slots = match wanted.slots {
         true => config.engines.iter().map(|e| e.name.clone()).collect(),
-        false => with_other_slots(&config, &socket).await,
+        false => with_other(&config, &in_force, &["slots", "address"]),
     };
+    let mut waits = with_other(&config, &in_force, &["wait"]);
+    waits.retain(|engine| {
+        let key = format!("engine.{engine}.wait");
+        in_force.settings.iter().any(|(name, _)| *name == key)
+    });
     let period = Wanted {
         history: &file,
         since: terminal.now.checked_sub(wanted.since).unwrap_or_default(),
@@ -98,25 +105,24 @@ async fn of_the_past(
     let name = path.map(|path| path.display().to_string());
     let name = name.as_deref().unwrap_or("built-in defaults");
     match terminal.json {
-        true => print_json(name, &config, &replayed, terminal)?,
-        false => shown::replayed((name, &config.version), &replayed, terminal)?,
+        true => print_json((name, &config), &replayed, &waits, terminal)?,
+        false => shown::replayed((name, &config.version), &replayed, &waits, terminal)?,
     }
     Ok(Exit::Done)
 }
 
-/// The engines whose slots or replicas differ from those in force; none if no relay tells them.
-async fn with_other_slots(config: &Config, socket: &Path) -> Vec<Arc<str>> {
-    let Ok(in_force) = diff::in_force(socket).await else {
+/// The engines of which one of these settings differs from that in force; none if no relay told what is in force.
+fn with_other(config: &Config, in_force: &InForce, settings: &[&str]) -> Vec<Arc<str>> {
+    if in_force.settings.is_empty() {
         return Vec::new();
-    };
+    }
     let value = |settings: &[(String, String)], key: &str| {
         let found = settings.iter().find(|(name, _)| name == key);
         found.map(|(_, value)| value.clone())
     };
     let differs = |engine: &str| {
-        let keys = ["slots", "address"].map(|key| format!("engine.{engine}.{key}"));
-        let mut keys = keys.iter();
-        keys.any(|key| value(&in_force.settings, key) != value(config.shown(), key))
+        let mut keys = settings.iter().map(|key| format!("engine.{engine}.{key}"));
+        keys.any(|key| value(&in_force.settings, &key) != value(config.shown(), &key))
     };
     let engines = config.engines.iter().map(|engine| engine.name.clone());
     engines.filter(|name| differs(name)).collect()
@@ -139,9 +145,9 @@ async fn with_progress(
 }
 
 fn print_json(
-    name: &str,
-    config: &Config,
+    (name, config): (&str, &Config),
     replayed: &Replayed,
+    waits: &[Arc<str>],
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
     let answers = replayed.answers.iter().map(|(engine, counts)| {
@@ -158,6 +164,7 @@ fn print_json(
         "answers": answers.collect::<Vec<_>>(),
         "removed_engines": replayed.removed, "new_engines": replayed.added,
         "slots": replayed.slots,
+        "wait_not_replayed": waits,
     }))
 }
 
@@ -175,10 +182,10 @@ async fn begin_shadow(file: &Path, socket: &Path, terminal: &mut Terminal<'_>) -
         terminal.json(&begun)?;
     }
     match &begun {
-        Reloaded::Changes(Changes { changes, .. }) => {
+        Reloaded::Changes(Changes { changes, notes }) => {
             if !terminal.json {
-                for change in changes {
-                    terminal.line(change)?;
+                for line in changes.iter().chain(notes) {
+                    terminal.line(safe(line))?;
                 }
                 terminal.line(format!(
                     "the shadow has begun: {} to the configuration in force; see: spillway what-if --shadow",

@@ -120,8 +120,13 @@ pub enum Out {
     Unknown,
     /// It is not.
     No,
-    /// It is, since a time in the period that begins then.
-    Since(Timestamp),
+    /// It is.
+    Since {
+        /// The start of the outage.
+        at: Timestamp,
+        /// The start of the period in which `at` lies.
+        period: Timestamp,
+    },
 }
 
 /// What is known besides the measures.
@@ -133,6 +138,9 @@ pub struct Known {
     pub out: Out,
     /// The present.
     pub now: Timestamp,
+    /// The first sign of work in the period in which the running relay began; none if nobody knows. The periods before are taken as
+    /// measured in full.
+    pub began: Option<Timestamp>,
 }
 
 /// Proposals for an engine.
@@ -148,8 +156,8 @@ pub struct Proposals {
 pub fn propose(configured: &Configured, times: &EngineTimes, known: &Known) -> Proposals {
     let from = match known.out {
         Out::No => None,
-        Out::Unknown => times.outage_at_the_end(),
-        Out::Since(period) => Some(period),
+        Out::Unknown => times.outage_at_the_end().map(|from| (from, None)),
+        Out::Since { at, period } => Some((period, Some(at))),
     };
     if let Some(from) = from {
         let outage = Outage::new(configured, times, from);
@@ -175,7 +183,9 @@ fn usual(configured: &Configured, times: &EngineTimes, known: &Known) -> [Propos
     let facts = Facts {
         configured,
         answers: sum.answers(),
-        busiest: usual.busiest(known.now).map_or(0.0, |(_, at_once)| at_once),
+        busiest: usual
+            .busiest(known.now, known.began)
+            .map_or(0.0, |(_, at_once)| at_once),
         sum,
         found_late: known.found_late,
     };

@@ -183,13 +183,18 @@ impl EngineTimes {
     }
 
     /// The period in which most scans ran at once, and their mean number; none without periods. `now` is the present: the last
-    /// period may have lasted less than [`MEASURE_PERIOD`].
-    pub fn busiest(&self, now: Timestamp) -> Option<(Timestamp, f64)> {
+    /// period may have lasted less than [`MEASURE_PERIOD`], and so may the one in which the relay `began`.
+    pub fn busiest(&self, now: Timestamp, began: Option<Timestamp>) -> Option<(Timestamp, f64)> {
         /// A period that has just begun would show chance.
         const PERIOD_LENGTH_MIN: Duration = Duration::from_secs(60);
         let at_once = |(at, times): (&Timestamp, &PeriodTimes)| {
             let lasted = Duration::try_from(now.duration_since(*at)).unwrap_or(MEASURE_PERIOD);
-            let lasted = lasted.clamp(PERIOD_LENGTH_MIN, MEASURE_PERIOD);
+            let before = began.and_then(|began| Duration::try_from(began.duration_since(*at)).ok());
+            let before = before.filter(|before| *before < MEASURE_PERIOD);
+            let lasted = lasted
+                .min(MEASURE_PERIOD)
+                .saturating_sub(before.unwrap_or_default());
+            let lasted = lasted.max(PERIOD_LENGTH_MIN);
             (*at, times.at_once(lasted))
         };
         let all = self.0.iter().map(at_once);
@@ -260,7 +265,7 @@ mod tests {
     #[test]
     fn the_busiest_period_is_found() {
         let mut times = EngineTimes::default();
-        assert_eq!(times.busiest(at(9)), None);
+        assert_eq!(times.busiest(at(9), None), None);
         times.add(
             at(1),
             &series(Measured::Scan, "below-1m"),
@@ -281,15 +286,40 @@ mod tests {
             &series(Measured::Scan, "below-1m"),
             &latencies(300, 1000),
         );
-        let about = |now, period: i64, wanted: f64| {
-            let (from, at_once) = times.busiest(now).expect("periods");
+        let about = |now, began, period: i64, wanted: f64| {
+            let (from, at_once) = times.busiest(now, began).expect("periods");
             assert_eq!(from, at(period));
             assert!((0.94..1.06).contains(&(at_once / wanted)), "{at_once}");
         };
-        about(at(9), 1, 2.0);
+        about(at(9), None, 1, 2.0);
         let soon = at(2) + Duration::from_secs(100);
-        about(soon, 2, 3.0);
+        about(soon, None, 2, 3.0);
         // The first scans of a period that has just begun make no load: it counts as a minute.
-        about(at(2) + Duration::from_secs(10), 2, 5.0);
+        about(at(2) + Duration::from_secs(10), None, 2, 5.0);
+    }
+
+    /// A relay that began in the middle of a period is not idle in the time before: the scans are those of the time that it ran.
+    #[test]
+    fn the_period_in_which_the_relay_began_is_shorter() {
+        let mut times = EngineTimes::default();
+        let scan = series(Measured::Scan, "below-1m");
+        times.add(at(1), &scan, &latencies(600, 1000));
+        times.add(at(2), &scan, &latencies(700, 1000));
+        let busiest = |began| times.busiest(at(9), began).expect("periods");
+        assert_eq!(busiest(None).0, at(2));
+        for (began, from, wanted) in [
+            (at(1) + Duration::from_secs(300), at(1), 2.0),
+            (at(1) + Duration::from_secs(599), at(1), 10.0),
+            (at(1), at(2), 700.0 / 600.0),
+            (at(0) + Duration::from_secs(300), at(2), 700.0 / 600.0),
+            (at(2) + Duration::from_secs(450), at(2), 700.0 / 150.0),
+        ] {
+            let (found, at_once) = busiest(Some(began));
+            assert_eq!(found, from, "{began}");
+            assert!(
+                (0.94..1.06).contains(&(at_once / wanted)),
+                "{began}: {at_once}"
+            );
+        }
     }
 }

@@ -14,10 +14,11 @@ use super::super::terminal::{Terminal, pad, safe, wide};
 use super::chart::{self, Mark};
 use crate::config::Config;
 use crate::measure::proposal::{
-    Advice, Configured, Known, Out, Outage, OutageKind, Proposal, grouped, propose, shown,
+    Advice, Configured, Known, Outage, OutageKind, Proposal, grouped, propose, shown,
 };
 use crate::measure::{EngineTimes, Latencies, Measured, SizeClass};
 use crate::scan;
+use crate::store::decisions::Decisions;
 use crate::store::{StoreError, history, late_scans, measures};
 
 /// Width of the reasons of proposals on a terminal, at least.
@@ -26,7 +27,9 @@ const REASON_WIDTH_MIN: usize = 40;
 /// What was measured of one engine.
 pub(super) struct EngineMeasured {
     name: String,
+    /// The start of the first period.
     since: Timestamp,
+    began: Option<Timestamp>,
     times: EngineTimes,
     configured: Option<Configured>,
     outage: Option<Outage>,
@@ -64,18 +67,31 @@ pub(super) async fn read_all(
     Ok(engines)
 }
 
+/// When the relay that has run since `started` began to work in the period of `started`: if it ran in this period before, with the
+/// first decision in it.
+///
+/// Cancel safety: safe.
+pub(super) async fn began(path: &Path, started: Timestamp) -> Result<Timestamp, StoreError> {
+    let mut decisions = Decisions::since(path, measures::period(started)).await?;
+    let page = decisions.page().await?.unwrap_or_default();
+    let first = page.first().map_or(started, |entry| entry.at);
+    Ok(first.min(started))
+}
+
 impl EngineMeasured {
     /// Reads what was measured of an engine.
     pub(super) async fn read(
         name: &str,
         config: &Config,
         since: Timestamp,
-        (out, now): (Out, Timestamp),
+        known: Known,
     ) -> Result<Self, StoreError> {
         let path = config.store.path.join(history::FILE_NAME);
+        // What is shown is whole periods.
+        let since = measures::period(since);
         let times = read_all(&path, since).await?.remove(name);
         let times = times.unwrap_or_default();
-        let late = late_scans::read(&path, measures::period(since), Timestamp::MAX).await?;
+        let late = late_scans::read(&path, since, Timestamp::MAX).await?;
         let found = late.iter();
         let found = found.filter(|scan| *scan.engine == *name && scan.found == Some(true));
         let found = found.count() as u64;
@@ -83,8 +99,7 @@ impl EngineMeasured {
         let configured = settings.map(configured);
         let known = Known {
             found_late: found,
-            out,
-            now,
+            ..known
         };
         let proposed = configured.map(|configured| propose(&configured, &times, &known));
         let (outage, proposals) = proposed.map_or((None, Vec::new()), |proposed| {
@@ -93,6 +108,7 @@ impl EngineMeasured {
         Ok(Self {
             name: name.to_owned(),
             since,
+            began: known.began,
             times,
             configured,
             outage,
@@ -134,11 +150,14 @@ impl EngineMeasured {
             true => String::new(),
             false => format!("50 % within {}, 99 % within {}", within(0.5), within(0.99)),
         };
-        let busiest = self.times.busiest(terminal.now).map(|(from, at_once)| {
-            let slots = self.configured.map(|c| format!(" of {}", c.all_slots()));
-            let (from, slots) = (terminal.clock(from), slots.unwrap_or_default());
-            format!("from {from}: {at_once:.1}{slots} slots taken on average")
-        });
+        let busiest = self
+            .times
+            .busiest(terminal.now, self.began)
+            .map(|(from, at_once)| {
+                let slots = self.configured.map(|c| format!(" of {}", c.all_slots()));
+                let (from, slots) = (terminal.clock(from), slots.unwrap_or_default());
+                format!("from {from}: {at_once:.1}{slots} slots taken on average")
+            });
         terminal.fields(&[
             ("missing answers", missed.join(", ")),
             ("waits for a slot", waits),
@@ -153,13 +172,19 @@ impl EngineMeasured {
     /// Says whether the engine is slow or dead, which threshold opened its breaker, and what to do.
     fn show_outage(&self, outage: &Outage, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
         terminal.line("")?;
-        let first = format!("outage from {}: ", terminal.clock(outage.from));
+        let from = terminal.clock(outage.from);
+        let (first, since) = match outage.since {
+            Some(since) => (
+                format!("down since {}: ", terminal.clock(since)),
+                format!(" since {from}"),
+            ),
+            None => (format!("outage from {from}: "), String::new()),
+        };
+        // The count is of attempts: a message that waits is tried again and again.
         let missing = grouped(outage.missing);
-        terminal.wrapped(
-            &first,
-            "  ",
-            &format!("{}; {missing} answers are missing", outage.reason),
-        )?;
+        let missing =
+            format!("{missing} attempts{since} got no answer (one message makes several)");
+        terminal.wrapped(&first, "  ", &format!("{}; {missing}", outage.reason))?;
         terminal.wrapped("  ", "  ", &outage.threshold)?;
         let engine = safe(&self.name);
         let pass = format!("spillway engine drain {engine} --pass --for 1h --reason TEXT");
@@ -244,11 +269,14 @@ impl EngineMeasured {
             late: late(latencies),
             durations: Durations::of(latencies),
         };
-        let busiest = self.times.busiest(now).map(|(from, at_once)| Busiest {
-            from,
-            scans_at_once: at_once,
-            slots: self.configured.map(|c| c.all_slots()),
-        });
+        let busiest = self
+            .times
+            .busiest(now, self.began)
+            .map(|(from, at_once)| Busiest {
+                from,
+                scans_at_once: at_once,
+                slots: self.configured.map(|c| c.all_slots()),
+            });
         let step = |(upper, count): (Duration, u64)| Step {
             up_to_seconds: upper.as_secs_f64(),
             count,

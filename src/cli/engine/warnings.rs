@@ -59,6 +59,7 @@ fn warnings(
         found_late: 0,
         out: Out::Unknown,
         now,
+        began: None,
     };
     for (settings, times) in measured {
         let proposals = propose(&configured(settings), times, &known);

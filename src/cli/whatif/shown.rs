@@ -1,5 +1,7 @@
 //! Replays and shadows as text for people.
 
+use std::sync::Arc;
+
 use crate::cli::exit::CliError;
 use crate::cli::record::heading;
 use crate::cli::table::Column;
@@ -11,6 +13,7 @@ use crate::whatif::{Comparison, Example, Replayed, Ruling};
 pub(super) fn replayed(
     (file, version): (&str, &str),
     replayed: &Replayed,
+    waits: &[Arc<str>],
     terminal: &mut Terminal<'_>,
 ) -> Result<(), CliError> {
     let comparison = &replayed.comparison;
@@ -31,6 +34,14 @@ pub(super) fn replayed(
         ),
     };
     fields.push(("later", later));
+    let waits = match waits {
+        [] => String::new(),
+        engines => format!(
+            "wait of {}: mail that got no slot is decided as then; --slots counts it",
+            engines.join(", ")
+        ),
+    };
+    fields.push(("not replayed", waits));
     terminal.fields(&fields)?;
     changes(comparison, terminal)?;
     answers(replayed, terminal)?;

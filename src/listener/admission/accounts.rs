@@ -41,6 +41,7 @@ use crate::ablation::{Mechanism, without};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{self, SenderReputation, party};
 use crate::pipeline::Pressure;
+use crate::telemetry::duration::duration;
 
 /// Multiple of the free amount that one unknown sender may hold: 1, so a sender alone gets half of everything.
 const SENDER_SHARE_MULTIPLE: u64 = 1;
@@ -434,7 +435,11 @@ impl AdmissionAccounts {
             .with("memory free", format!("{free} of {} octets", self.memory))
             .with(
                 "wait for an engine",
-                format!("{:?} of {:?}", pressure.wait, pressure.patience),
+                format!(
+                    "{} of {}",
+                    duration(pressure.wait),
+                    duration(pressure.patience)
+                ),
             )
             .with(
                 "accepted and not judged",

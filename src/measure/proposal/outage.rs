@@ -34,11 +34,13 @@ pub enum OutageKind {
 /// An outage that lasts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Outage {
-    /// The start of its first period.
+    /// The start of its first period, from which `missing` counts.
     pub from: Timestamp,
+    /// The time since which the engine is out; none if nobody knows.
+    pub since: Option<Timestamp>,
     /// What the engine does.
     pub kind: OutageKind,
-    /// Answers that are missing in these periods.
+    /// Attempts without an answer in these periods. A message is tried several times.
     pub missing: u64,
     /// What the engine does, in one sentence with its numbers.
     pub reason: String,
@@ -52,8 +54,12 @@ pub struct Outage {
 }
 
 impl Outage {
-    /// The outage in the periods from `from` on.
-    pub(super) fn new(configured: &Configured, times: &EngineTimes, from: Timestamp) -> Self {
+    /// The outage in the periods from `from` on; the engine is out since `since`, if somebody knows.
+    pub(super) fn new(
+        configured: &Configured,
+        times: &EngineTimes,
+        (from, since): (Timestamp, Option<Timestamp>),
+    ) -> Self {
         let sum = times.since(from);
         let answers = sum.answers();
         let late = answers.longer(configured.timeout);
@@ -91,6 +97,7 @@ impl Outage {
         };
         Self {
             from,
+            since,
             kind,
             missing: all_missing(&sum),
             reason,

@@ -54,6 +54,7 @@ fn known(out: Out) -> Known {
         found_late: 0,
         out,
         now: at(99),
+        began: None,
     }
 }
 
@@ -305,9 +306,15 @@ fn an_outage_tells_a_slow_engine_from_a_dead_one() {
         ),
     ] {
         let times = stalled(slow, missing);
-        for out in [Out::Unknown, Out::Since(at(10))] {
+        let down = at(10) + Duration::from_secs(321);
+        let out = Out::Since {
+            at: down,
+            period: at(10),
+        };
+        for (out, since) in [(Out::Unknown, None), (out, Some(down))] {
             let proposals = propose(&defaults(), &times, &known(out));
             let outage = proposals.outage.clone().expect("an outage");
+            assert_eq!(outage.since, since, "not the start of the period");
             assert_eq!((&*outage.reason, outage.from), (reason, at(10)));
             assert_eq!(outage.missing, 900);
             let threshold = "a stall opens the breaker when no scan ends for 250 ms (slow = 500ms x guard.stall_factor)";
@@ -398,6 +405,7 @@ fn a_timeout_at_its_limit_asks_for_a_longer_limit() {
         found_late: 0,
         out: Out::No,
         now: at(99),
+        began: None,
     };
     let [timeout, ..] = propose(&configured, &times, &known).settings;
     assert_eq!(timeout.advice, Advice::Keep);

@@ -119,6 +119,15 @@ fn what_was_measured_is_drawn_as_reviewed() {
         .0
         .run(None, &["engine", "show", "clamd", "--since", "1h"], "");
     assert!(ran.out.contains("no scans since 11:00:00"), "{}", ran.out);
+    // Whole periods are shown, so the time is that of the first one.
+    let ran_later = made
+        .0
+        .run(None, &["engine", "show", "clamd", "--since", "61m"], "");
+    assert!(
+        ran_later.out.contains("no scans since 10:50:00"),
+        "{}",
+        ran_later.out
+    );
     assert!(
         ran.out
             .contains("too little evidence (0 of at least 500 scans)"),

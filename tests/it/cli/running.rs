@@ -153,6 +153,13 @@ fn a_running_relay_is_asked_reloaded_and_drained() {
     assert!(told.ends_with("nothing has changed\n"), "{told}");
 
     configure(relay.folder.path(), "errors = 10");
+    let other = relay.folder.path().join("new.toml");
+    std::fs::copy(relay.folder.path().join("spillway.toml"), &other).expect("copies");
+    refuses_to_reload(&relay, &other);
+    let (exit, told) = relay.ask(&["check-config", "--diff"]);
+    let end = "\n1 change; `spillway reload` puts it in force\n";
+    assert!(exit == 0 && told.ends_with(end), "{told}");
+
     let (exit, told) = relay.ask(&["reload"]);
     assert_eq!(exit, 0, "{told}");
     assert_eq!(told, "limits.errors: 20 -> 10\nreloaded: 1 change\n");
@@ -166,6 +173,31 @@ fn a_running_relay_is_asked_reloaded_and_drained() {
     let ended = relay.process.wait().expect("ends");
     assert_eq!(ended.code(), Some(0), "everything in flight was done");
     assert_eq!(relay.ask(&["status"]).0, 69);
+}
+
+/// `reload --config` with another file than the relay reads reloads nothing and says what to do, and so does the comparison.
+fn refuses_to_reload(relay: &Relay, other: &Path) {
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spillway"));
+        let told = command.args(arguments).arg("--config").arg(other).output();
+        let told = told.expect("runs");
+        let text = String::from_utf8(told.stdout).expect("UTF-8");
+        (told.status.code().unwrap_or(-1), text)
+    };
+    let reads = relay.folder.path().join("spillway.toml");
+    let (reads, named) = (reads.display(), other.display());
+    let (exit, told) = ask(&["reload"]);
+    let why = format!("the relay reads {reads}, and you named {named}: copy it there first");
+    assert!(exit == 64 && told.starts_with(&why), "{told}");
+    assert!(
+        told.ends_with("not reloaded: nothing has changed\n"),
+        "{told}"
+    );
+    let (exit, told) = ask(&["check-config", "--diff"]);
+    let end = format!(
+        "1 change; copy {named} to {reads} first, then `spillway reload` puts it in force\n"
+    );
+    assert!(exit == 0 && told.ends_with(&end), "{told}");
 }
 
 /// A reload whose file hangs (a FIFO that nobody writes to) is all that hangs: whoever asks is answered, signals that mean

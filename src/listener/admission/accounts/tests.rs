@@ -275,6 +275,15 @@ fn the_largest_message_of_an_unknown_sender_fits() {
 #[test]
 fn a_period_of_refusals_is_reported_at_its_beginning_and_its_end() {
     let mut memory = Memory::new();
+    let pressure = Pressure {
+        wait: Duration::from_micros(902_414),
+        patience: Duration::from_secs(10),
+        bound: 100,
+        ..Pressure::NONE
+    };
+    memory
+        .accounts
+        .update_load(memory.now, pressure, memory.free);
     let party = memory.stranger(1);
     let held = memory.fill(&party);
     assert!(memory.enter(&party, 1).is_err());
@@ -282,7 +291,9 @@ fn a_period_of_refusals_is_reported_at_its_beginning_and_its_end() {
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].kind, Kind::AdmissionRefuses);
     let evidence: Vec<&str> = told[0].evidence.iter().map(|(_, v)| &**v).collect();
-    assert!(evidence.contains(&"192.0.2.1"), "{evidence:?}");
+    for wanted in ["192.0.2.1", "902ms of 10s"] {
+        assert!(evidence.contains(&wanted), "{wanted}: {evidence:?}");
+    }
 
     memory.now += CALM_PERIOD;
     memory.update_load(0);
