@@ -73,7 +73,7 @@ pub use judge::{Judgement, judge};
 pub use keeper::Keeper;
 pub use lanes::Lanes;
 use persist::may_pass;
-pub use pressure::Pressure;
+pub use pressure::{Pressure, Shortage};
 use recent::Recent;
 use settle::Custody;
 pub use shadow::ShadowView;

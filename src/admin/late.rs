@@ -8,7 +8,8 @@ use ulid::Ulid;
 
 use super::waits::{Clock, Waiting, Waits, WaitsFor, What};
 use super::{Status, Stored};
-use crate::incident::{Kind, Story, Subject, advice};
+use crate::incident::{Kind, Story, Subject, advice, advice_for};
+use crate::pipeline::Shortage;
 use crate::scan::Health;
 use crate::store::{LATE_AFTER, Lane, LateMail, LateTimes};
 use advice::{Advice, advised, troubled};
@@ -145,13 +146,7 @@ impl Status {
             add(text, Kind::StoreTrouble);
         }
         if let Some(refused) = self.refused {
-            let refused = grouped(refused);
-            add(
-                format!(
-                    "some senders keep their mail ({refused} refused so far), because accepted mail fills memory or backlog"
-                ),
-                Kind::AdmissionRefuses,
-            );
+            lines.push(self.refusal_line(refused));
         }
         let late = self.stored.iter().flat_map(|stored| &stored.late);
         let shown = late.clone().take(CAUSES_SHOWN_MAX);
@@ -164,6 +159,24 @@ impl Status {
             });
         }
         lines
+    }
+
+    /// That admission refuses mail, and what is short.
+    fn refusal_line(&self, refused: u64) -> LateLine {
+        let shortage = self.refused_for.as_ref();
+        let because =
+            shortage.map_or_else(String::new, |short| format!(", because {}", short.words()));
+        let cause = match shortage {
+            Some(Shortage::Wait { engine }) => Subject::engine(&**engine),
+            _ => Subject::Relay,
+        };
+        LateLine {
+            text: format!(
+                "some senders keep their mail ({} refused so far){because}",
+                grouped(refused)
+            ),
+            advice: advice_for(Kind::AdmissionRefuses, &cause),
+        }
     }
 
     /// The end of data of the oldest message that waits for a scan or for delivery. Percentiles of delays do not contain it.

@@ -50,7 +50,7 @@ use crate::deadline::Deadline;
 use crate::delivery::HopStatus;
 use crate::measure::DelayComparison;
 use crate::notify;
-use crate::pipeline::ShadowView;
+use crate::pipeline::{ShadowView, Shortage};
 use crate::scan::{BadTerms, DrainTerms, Health};
 use crate::store::{Held, Lane, LaneStats, LateMail, LogTrouble, Recovery, StoreError};
 use crate::telemetry;
@@ -206,9 +206,12 @@ pub struct Status {
     /// The delays of valid mail: now, in the last hour, and in the same hour a week ago.
     #[serde(default)]
     pub delay: DelayComparison,
-    /// Transactions that admission has refused since the accepted mail fills the memory or the backlog; none otherwise.
+    /// Transactions that admission has refused in the current period of refusals; none outside such a period.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<u64>,
+    /// What was short at the last of these refusals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_for: Option<Shortage>,
     /// The listeners with their addresses.
     pub listeners: Vec<ListenerStatus>,
     /// Open sessions.

@@ -31,6 +31,7 @@ impl Control for Fake {
             not_ready: self.ready().err(),
             delay: DelayComparison::default(),
             refused: None,
+            refused_for: None,
             listeners: Vec::new(),
             sessions: 3,
             memory_available: 1 << 20,

@@ -37,6 +37,7 @@ impl Control for Core {
             let stories = self.incidents.open_stories();
             Late::name_incidents(&mut stored.late, &stories, &waits.engines);
         }
+        let admission = self.admission.load();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             hostname: config.relay.hostname.to_string(),
@@ -46,7 +47,8 @@ impl Control for Core {
             draining: self.closing.is_cancelled(),
             not_ready: self.ready().err(),
             delay: self.pipeline.delays(),
-            refused: self.admission.load().refusing,
+            refused: admission.refusing,
+            refused_for: admission.shortage,
             listeners: config
                 .listeners
                 .iter()

@@ -1,7 +1,7 @@
 //! What to do about an incident: one sentence for each kind. docs/OPERATIONS.md has the same sentences in the table of its
 //! section "Incidents"; a test compares them.
 
-use super::{Kind, Subject};
+use super::{Incident, Kind, Subject};
 
 /// What a person should do about an incident of this kind, in one sentence. The sentence holds for the whole story whose most
 /// telling incident has this kind.
@@ -53,7 +53,7 @@ pub fn advice(kind: Kind) -> &'static str {
         }
         Kind::RecoveryEnded => "Nothing: what the relay kept has been scanned.",
         Kind::AdmissionRefuses => {
-            "If one sender floods, nothing: the others are accepted; otherwise repair the engine that the incident names, or give it more slots."
+            "If one sender floods, nothing: the others are accepted; otherwise repair the engine that mail waits for (`spillway engine show NAME`), or give it more slots."
         }
         Kind::QuarantineFilling => {
             "Review with `spillway quarantine list`, then `release` or `delete`; or raise `quarantine.max_bytes` or lower `retention`."
@@ -74,6 +74,17 @@ pub fn advice_for(kind: Kind, cause: &Subject) -> String {
     }
 }
 
+impl Incident {
+    /// [`advice_for`] this incident: about its engine, or the engine that its evidence names.
+    pub fn advice(&self) -> String {
+        let named = self.engine().map(Subject::engine);
+        match &self.subject {
+            Subject::Engine { .. } => advice_for(self.kind, &self.subject),
+            other => advice_for(self.kind, named.as_ref().unwrap_or(other)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,5 +97,13 @@ mod tests {
             let row = format!("| `{}` | {} |", kind.as_str(), advice(kind));
             assert!(manual.contains(&row), "docs/OPERATIONS.md needs: {row}");
         }
+    }
+    /// The advice about a refusal of mail names the engine that the mail waits for, so that the command can be copied.
+    #[test]
+    fn the_advice_about_a_refusal_names_the_engine() {
+        let incident = Incident::new(Kind::AdmissionRefuses, Subject::Relay, "x");
+        assert!(incident.advice().contains("engine show NAME"));
+        let named = incident.with(Incident::ENGINE, "clamd");
+        assert!(named.advice().contains("`spillway engine show clamd`"));
     }
 }

@@ -17,7 +17,7 @@ use super::Limits;
 use crate::deadline::Deadline;
 use crate::incident::{Condition, Incident, Kind};
 use crate::message::{self, MemoryBudget, SenderReputation};
-use crate::pipeline::{Pipeline, Pressure};
+use crate::pipeline::{Pipeline, Pressure, Shortage};
 use crate::smtp::Reply;
 use crate::store::incidents::Incidents;
 
@@ -35,12 +35,14 @@ pub struct Admission {
 }
 
 /// Status of admission.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Load {
     /// Used fraction of memory or of the limit of the work that waits, the larger of the two; 1 is the limit.
     pub part: f64,
     /// Transactions refused in the current period of refusals; `None` outside such a period.
     pub refusing: Option<u64>,
+    /// What was short at the last refusal of that period; `None` outside such a period.
+    pub shortage: Option<Shortage>,
 }
 
 impl Admission {
@@ -65,6 +67,7 @@ impl Admission {
         Load {
             part: accounts.load(free),
             refusing: accounts.refusing(),
+            shortage: accounts.shortage(),
         }
     }
 
@@ -86,11 +89,11 @@ impl Admission {
             let pressure = pipeline.pressure(unjudged, self.limits.load().backlog);
             let (pending, refused) = {
                 let mut accounts = self.accounts();
-                accounts.update_load(Instant::now(), pressure.clone(), self.memory.available());
+                accounts.update_load(Instant::now(), pressure, self.memory.available());
                 let refused = accounts.refusing().unwrap_or_default();
                 (accounts.take_incidents(), refused)
             };
-            for incident in pending {
+            for (incident, pressure) in pending {
                 incidents.record(named(&pipeline, &pressure, incident).await);
             }
             incidents.refused(&Condition::Refusing, refused.saturating_sub(counted));

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::Pipeline;
@@ -25,12 +26,38 @@ const WAIT_LOAD_MAX: f64 = 0.9;
 /// Load from which an engine is named as the reason of a refusal: half of what one sender alone may cause.
 const ENGINE_LOAD_MIN: f64 = 0.25;
 
+/// What is short while mail is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "limit", rename_all = "kebab-case")]
+pub enum Shortage {
+    /// The memory for messages in flight (`limits.in_flight_bytes`).
+    Memory,
+    /// The time in which accepted mail is to be judged (`limits.backlog`).
+    Backlog,
+    /// The slots of this engine: mail waits for nearly as long as it may (`wait` of the engine).
+    Wait {
+        /// The name of the engine.
+        engine: Arc<str>,
+    },
+}
+
+impl Shortage {
+    /// The reason for refusals in words, to follow "because": `mail waits too long for a slot of engine clamd`.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Memory => "mail in flight fills `limits.in_flight_bytes`".to_owned(),
+            Self::Backlog => "mail that is not judged yet fills `limits.backlog`".to_owned(),
+            Self::Wait { engine } => format!("mail waits too long for a slot of engine {engine}"),
+        }
+    }
+}
+
 /// The load of the pipeline at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pressure {
     /// The busiest engine; none if no engine takes mail.
     pub engine: Option<Arc<str>>,
-    /// Predicted wait for a slot of the busiest engine, for a message that arrives now.
+    /// Predicted time until the messages that wait now have a slot of the busiest engine.
     pub wait: Duration,
     /// Maximum wait for a slot there (`wait` of the engine); after that the message goes on without the engine's answer.
     pub patience: Duration,
@@ -50,17 +77,42 @@ impl Pressure {
         bound: u64::MAX,
     };
 
+    /// What makes this load.
+    pub fn shortage(&self) -> Shortage {
+        match &self.engine {
+            Some(engine) if self.wait_load() > self.backlog_load() => Shortage::Wait {
+                engine: engine.clone(),
+            },
+            _ => Shortage::Backlog,
+        }
+    }
+
     /// The load as one number: 0 is no load, 1 is the maximum.
     pub fn load(&self) -> f64 {
         self.wait_load().max(self.backlog_load())
     }
 
+    /// The load of one engine, for which a message waits so long at most. See [`wait_for`] about `parked`.
+    fn of_engine(health: &Health, parked: usize, patience: Duration) -> Self {
+        Self {
+            engine: Some(health.engine.clone()),
+            wait: wait_for(health, parked),
+            patience,
+            ..Self::NONE
+        }
+    }
+
     /// The part of the load from the wait for the busiest engine.
     fn wait_load(&self) -> f64 {
+        self.wait_part().min(WAIT_LOAD_MAX)
+    }
+
+    /// The wait for the busiest engine, as a part of the patience.
+    fn wait_part(&self) -> f64 {
         match self.patience.is_zero() {
             // Messages do not wait for this engine, so it causes no delay.
             true => 0.0,
-            false => self.wait.div_duration_f64(self.patience).min(WAIT_LOAD_MAX),
+            false => self.wait.div_duration_f64(self.patience),
         }
     }
 
@@ -70,13 +122,29 @@ impl Pressure {
     }
 }
 
-/// The predicted wait for a slot of one engine: messages in the queue, divided by the slots without a zombie, times the median
-/// duration of a scan.
-fn wait_for(health: &Health) -> Duration {
-    let slots = health.slots.saturating_sub(health.zombies).max(1);
-    let turns = health.waiting.div_ceil(slots);
+/// The predicted wait for a slot of one engine, of whose waiting messages `parked` wait for no slot: the messages in the queue,
+/// times the median duration of a scan, divided by the scans that run.
+///
+/// While mail waits, a slot becomes free after the duration of a scan divided by the running scans, on average, and takes the
+/// first message of the queue. So this is the time in which the engine begins all scans of the queue. Zombies do not end, and
+/// slots that are kept for more trusted mail do not count: no scan runs there. But as they may be used at any moment, at least
+/// half of the slots are taken as running.
+///
+/// A message that arrives now waits for half of such a turn more, on average. This is left out: without a queue the engine keeps
+/// up, and a busy moment of an engine with one slot must not look like an overload. Rounding the queue up to whole scans would be
+/// wrong as well: one message that waits for eight busy slots waits for an eighth of a scan.
+fn wait_for(health: &Health, parked: usize) -> Duration {
+    let live = health.slots.saturating_sub(health.zombies);
+    let running = health.running.saturating_sub(health.zombies);
+    let running = running.max(live / 2).clamp(1, live.max(1));
     let each = health.half_within.unwrap_or_default();
-    each.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX))
+    let turns = |messages: usize, slots: usize| {
+        let whole = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        each.saturating_mul(whole(messages)) / whole(slots.max(1))
+    };
+    // Parked messages need a slot only if the answer about their copy does not stand for them.
+    let queue = health.waiting.saturating_sub(parked);
+    turns(queue, running).max(turns(health.waiting, live))
 }
 
 /// The rate of judgements: a count for each of the last periods.
@@ -138,28 +206,14 @@ impl Pipeline {
     pub fn pressure(&self, waiting: u64, backlog: Duration) -> Pressure {
         let generation = self.generation.load();
         let engines = generation.scanner.engines().iter();
-        let busiest = engines
-            .filter(|engine| !engine.is_out())
-            .map(|engine| {
-                let settings = engine.settings();
-                (wait_for(&engine.health()), settings.wait, &settings.name)
-            })
-            .max_by(|(a, patient, _), (b, waiting, _)| {
-                let part = |wait: &Duration, of: &Duration| {
-                    wait.div_duration_f64((*of).max(Duration::from_millis(1)))
-                };
-                part(a, patient).total_cmp(&part(b, waiting))
-            });
-        let (wait, patience, engine) = match busiest {
-            Some((wait, patience, engine)) => (wait, patience, Some(engine.clone())),
-            None => (Duration::ZERO, Duration::MAX, None),
-        };
+        let engines = engines.filter(|engine| !engine.is_out()).map(|engine| {
+            Pressure::of_engine(&engine.health(), engine.parked(), engine.settings().wait)
+        });
+        let busiest = engines.max_by(|a, b| a.wait_part().total_cmp(&b.wait_part()));
         Pressure {
-            engine,
-            wait,
-            patience,
             waiting,
             bound: self.rate.within(backlog),
+            ..busiest.unwrap_or(Pressure::NONE)
         }
     }
 }
@@ -245,7 +299,7 @@ mod tests {
     #[test]
     fn slots_of_zombies_shorten_no_wait() {
         let wait = |slots, zombies, waiting| {
-            wait_for(&Health {
+            let health = Health {
                 slots,
                 running: slots,
                 zombies,
@@ -253,12 +307,62 @@ mod tests {
                 oldest_call_age: None,
                 half_within: Some(secs(2)),
                 ..Health::sample("clamd")
-            })
+            };
+            wait_for(&health, 0)
         };
         assert_eq!(wait(10, 0, 30), secs(6));
         assert_eq!(wait(10, 9, 30), secs(60));
         assert_eq!(wait(10, 10, 30), secs(60), "one may end at any moment");
         assert_eq!(wait(10, 0, 0), secs(0));
+    }
+
+    /// One message that waits for busy slots waits for the first that becomes free. Slots in which nothing runs while mail waits
+    /// are not there for this mail, and what waits for its own copy takes no turn in the queue.
+    #[test]
+    fn a_queue_is_divided_among_the_scans_that_run() {
+        let wait = |running, zombies, waiting, parked| {
+            let health = Health {
+                slots: 8,
+                running,
+                zombies,
+                waiting,
+                half_within: Some(secs(4)),
+                ..Health::sample("clamd")
+            };
+            wait_for(&health, parked)
+        };
+        assert_eq!(wait(8, 0, 1, 0), secs(4) / 8);
+        assert_eq!(wait(5, 0, 5, 0), secs(4), "three are kept for others");
+        assert_eq!(wait(0, 0, 4, 0), secs(4), "at least half of them");
+        assert_eq!(wait(8, 6, 4, 0), secs(8), "two of them end");
+        assert_eq!(
+            wait(4, 0, 8, 8),
+            secs(4),
+            "the answers may not stand for them"
+        );
+        assert_eq!(wait(4, 0, 9, 8), secs(4) * 9 / 8);
+    }
+
+    /// What is short is told, and an engine by its name.
+    #[test]
+    fn what_is_short_is_told() {
+        let busy = Health {
+            running: 4,
+            waiting: 8,
+            half_within: Some(secs(1)),
+            ..Health::sample("clamd")
+        };
+        let mut pressure = Pressure {
+            waiting: 10,
+            bound: 100,
+            ..Pressure::of_engine(&busy, 0, secs(4))
+        };
+        assert_eq!(pressure.load(), 0.5);
+        assert!(pressure.shortage().words().ends_with("engine clamd"));
+        pressure.waiting = 60;
+        assert_eq!(pressure.shortage(), Shortage::Backlog);
+        let out_of_patience = Pressure::of_engine(&busy, 0, Duration::ZERO);
+        assert_eq!(out_of_patience.load(), 0.0, "no mail waits there");
     }
 
     /// A wait for engines makes admission fair, and never refuses all mail; a full backlog does.

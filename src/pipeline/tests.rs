@@ -2,6 +2,7 @@
 
 mod clock;
 mod counting;
+mod crowds;
 mod custody;
 mod drains;
 mod edits;

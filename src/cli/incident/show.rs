@@ -158,7 +158,7 @@ fn tell(
                 .story
                 .map_or(String::new(), |story| story.to_string()),
         ),
-        ("to do", advice_for(incident.kind, &incident.subject)),
+        ("to do", incident.advice()),
     ])?;
     show_evidence(&incident.evidence, terminal)?;
     named::show("Messages", messages, terminal)

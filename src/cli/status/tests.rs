@@ -9,6 +9,7 @@ use crate::admin::{Late, Waits, WaitsFor, What};
 use crate::delivery::{HopStatus, PaceState};
 use crate::incident::{Kind, Story, Subject, Touched};
 use crate::measure::DelayComparison;
+use crate::pipeline::Shortage;
 use crate::scan::Health;
 use crate::store::contract::at;
 use crate::store::{Cause, Failing, Lane, LateMail, Recovery};
@@ -61,6 +62,7 @@ fn status(breaker: &str, late: Vec<LateMail>) -> Status {
             week_ago: DelayTimes::default(),
         },
         refused: None,
+        refused_for: None,
         listeners: Vec::new(),
         sessions: 3,
         memory_available: 64 << 20,
@@ -166,6 +168,9 @@ fn what_is_not_known_is_not_nothing() {
     };
     let refuses = Status {
         refused: Some(1234),
+        refused_for: Some(Shortage::Wait {
+            engine: "clamd".into(),
+        }),
         ..well()
     };
     let full = Status {
@@ -179,7 +184,7 @@ fn what_is_not_known_is_not_nothing() {
         ),
         (
             refuses,
-            "some senders keep their mail (1,234 refused so far)",
+            "some senders keep their mail (1,234 refused so far), because mail waits too long for a slot of engine clamd",
         ),
         (full, "because none is accepted: the store is full"),
     ] {

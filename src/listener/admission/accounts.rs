@@ -27,6 +27,7 @@
 //! of greedy parties leave room for one more. There are no queues to schedule fairly and no list of shares to maintain:
 //! a client that brought little yesterday has no larger claim today.
 
+mod refusals;
 #[cfg(test)]
 mod tests;
 
@@ -40,8 +41,8 @@ use tokio::time::Instant;
 use crate::ablation::{Mechanism, without};
 use crate::incident::{Incident, Kind, Subject};
 use crate::message::{self, SenderReputation, party};
-use crate::pipeline::Pressure;
-use crate::telemetry::duration::duration;
+use crate::pipeline::{Pressure, Shortage};
+use refusals::Refusing;
 
 /// Multiple of the free amount that one unknown sender may hold: 1, so a sender alone gets half of everything.
 const SENDER_SHARE_MULTIPLE: u64 = 1;
@@ -65,10 +66,6 @@ const CALM_PERIOD: Duration = Duration::from_secs(10);
 /// Load below which a period of refusals may end. It is below the 50 % from which the first refusals occur, so that the
 /// state does not alternate.
 const CALM_LOAD: f64 = 0.4;
-/// Largest number of incidents kept until the next fetch. The admission state changes much less often than the watch
-/// fetches incidents.
-const PENDING_INCIDENTS_MAX: usize = 16;
-
 /// The accounts that a message is charged to: that of its client network, and that of its sender. The sender is a
 /// [`message::Party`], the owner of the mail. The reputation decides which multiples apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,17 +143,6 @@ impl Account {
     }
 }
 
-/// A period during which mail is refused.
-#[derive(Debug, Clone, Copy)]
-struct Refusing {
-    /// Time of the first refusal.
-    since: Instant,
-    /// Time of the last refusal.
-    last: Instant,
-    /// Number of refusals.
-    refused: u64,
-}
-
 /// The accounts of all parties and the state of admission.
 #[derive(Debug)]
 pub(super) struct AdmissionAccounts {
@@ -164,7 +150,7 @@ pub(super) struct AdmissionAccounts {
     memory: u64,
     /// Work as a fraction of its limit; at 1 the limit is reached. It falls more slowly than the measurements.
     work: f64,
-    /// The last measurement.
+    /// The measurement that the work comes from: the last one, or an earlier one from which the work still falls.
     pressure: Pressure,
     /// Account of all parties together.
     all: Account,
@@ -173,7 +159,8 @@ pub(super) struct AdmissionAccounts {
     senders: HashMap<u64, Account>,
     hasher: RandomState,
     refusing: Option<Refusing>,
-    incidents: Vec<Incident>,
+    /// Incidents until the next fetch, each with the measurement that explains it.
+    incidents: Vec<(Incident, Pressure)>,
 }
 
 impl AdmissionAccounts {
@@ -289,20 +276,23 @@ impl AdmissionAccounts {
         // A rise takes effect immediately and a fall by halves, so that admission does not oscillate.
         let load = pressure.load();
         self.work = load.max((self.work + load) / 2.0);
-        self.pressure = pressure;
+        if load >= self.work / 2.0 || self.work < CALM_LOAD {
+            self.pressure = pressure;
+        }
         self.all.decay(now);
         delete_idle(&mut self.networks, now);
         delete_idle(&mut self.senders, now);
-        let Some(refusing) = self.refusing else {
+        let Some(refusing) = &self.refusing else {
             return;
         };
         let calm = now.saturating_duration_since(refusing.last) >= CALM_PERIOD;
         if calm && self.load(free) < CALM_LOAD {
-            self.refusing = None;
+            let refused = refusing.refused;
             let lasted = refusing
                 .last
                 .saturating_duration_since(refusing.since)
                 .as_secs();
+            self.refusing = None;
             let incident = Incident::new(
                 Kind::AdmissionAccepts,
                 Subject::Relay,
@@ -310,14 +300,14 @@ impl AdmissionAccounts {
             );
             self.add_incident(
                 incident
-                    .with("transactions refused", refusing.refused)
+                    .with("transactions refused", refused)
                     .with("from first to last", format!("{lasted} s")),
             );
         }
     }
 
-    /// Incidents since the last call.
-    pub(super) fn take_incidents(&mut self) -> Vec<Incident> {
+    /// Incidents since the last call, each with the measurement that explains it.
+    pub(super) fn take_incidents(&mut self) -> Vec<(Incident, Pressure)> {
         std::mem::take(&mut self.incidents)
     }
 
@@ -329,7 +319,14 @@ impl AdmissionAccounts {
 
     /// Transactions refused in the current period of refusals; `None` outside such a period.
     pub(super) fn refusing(&self) -> Option<u64> {
-        self.refusing.map(|refusing| refusing.refused)
+        self.refusing.as_ref().map(|refusing| refusing.refused)
+    }
+
+    /// What was short at the last refusal of the current period; `None` outside such a period.
+    pub(super) fn shortage(&self) -> Option<Shortage> {
+        self.refusing
+            .as_ref()
+            .map(|refusing| refusing.shortage.clone())
     }
 }
 
@@ -395,69 +392,6 @@ impl AdmissionAccounts {
         }
         if let Some(account) = account_of(&mut self.senders, party.sender, now) {
             apply(account);
-        }
-    }
-
-    /// Counts a refusal. The first one of a period is an incident.
-    fn refused(
-        &mut self,
-        now: Instant,
-        party: &AdmissionParty,
-        refusal: AdmissionRefusal,
-        free: u64,
-    ) {
-        if let Some(refusing) = &mut self.refusing {
-            refusing.last = now;
-            refusing.refused += 1;
-            return;
-        }
-        self.refusing = Some(Refusing {
-            since: now,
-            last: now,
-            refused: 1,
-        });
-        let summary = match refusal {
-            AdmissionRefusal::MemoryShare => {
-                "the relay refuses new mail from clients and senders that hold too much memory"
-            }
-            AdmissionRefusal::WorkShare => {
-                "the relay refuses new mail from clients and senders with too much waiting mail"
-            }
-            AdmissionRefusal::Memory => "the relay refuses all new mail: no memory is free",
-            AdmissionRefusal::Work => "the relay refuses all new mail: limits.backlog is reached",
-        };
-        let account = self.networks.get(&party.network);
-        let messages = account.map_or(0, |a| a.messages);
-        let octets = account.map_or(0, |a| a.octets);
-        let pressure = &self.pressure;
-        let incident = Incident::new(Kind::AdmissionRefuses, Subject::Relay, summary)
-            .with("why", refusal.as_str())
-            .with("memory free", format!("{free} of {} octets", self.memory))
-            .with(
-                "wait for an engine",
-                format!(
-                    "{} of {}",
-                    duration(pressure.wait),
-                    duration(pressure.patience)
-                ),
-            )
-            .with(
-                "accepted and not judged",
-                format!("{} of {} messages", pressure.waiting, pressure.bound),
-            )
-            .with("messages in flight", self.all.messages)
-            .with("the first client refused", party.network)
-            .with(
-                "it holds",
-                format!("{messages} messages in flight, {octets} octets"),
-            );
-        self.add_incident(incident);
-    }
-
-    /// Keeps an incident for [`Self::take_incidents`].
-    fn add_incident(&mut self, incident: Incident) {
-        if self.incidents.len() < PENDING_INCIDENTS_MAX {
-            self.incidents.push(incident);
         }
     }
 }

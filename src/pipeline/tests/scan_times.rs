@@ -43,7 +43,7 @@ impl Engine for Obedient {
 }
 
 /// A message of a sender of its own, so that no message stands for another.
-fn ordered(number: usize, padding: usize, order: &str) -> Message {
+pub(super) fn ordered(number: usize, padding: usize, order: &str) -> Message {
     let mut message = message(&["x@b.test"]);
     let sender = format!("sender{number}@a{number}.test");
     let sender = Mailbox::parse(&sender).expect("mailbox");
@@ -54,14 +54,15 @@ fn ordered(number: usize, padding: usize, order: &str) -> Message {
     message
 }
 
-struct World {
-    pipeline: Arc<Pipeline>,
+pub(super) struct World {
+    pub(super) pipeline: Arc<Pipeline>,
     _folder: tempfile::TempDir,
     closing: CancellationToken,
 }
 
 impl World {
-    async fn new(slots: usize, slow: Duration) -> Self {
+    /// A path through one engine with so many slots, for which a message waits at most 1 s.
+    pub(super) async fn new(slots: usize, slow: Duration) -> Self {
         let settings = crate::scan::Settings {
             limit: Duration::from_secs(60),
             wait: Duration::from_secs(1),
@@ -85,7 +86,7 @@ impl World {
         }
     }
 
-    async fn accept(&self, message: Message) {
+    pub(super) async fn accept(&self, message: Message) {
         let pipeline = self.pipeline.clone();
         pipeline.accept(message, Mode::CutThrough).await;
     }

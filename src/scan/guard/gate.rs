@@ -372,6 +372,11 @@ impl Gate {
         waiting.chain(scans.map(|scan| scan.request.arrived)).min()
     }
 
+    /// Waiting messages that wait for running copies of the same content, not for a slot.
+    pub(super) fn parked(&self) -> usize {
+        self.waiting.values().filter(|w| w.parked).count()
+    }
+
     /// Messages that wait at the gate.
     pub(super) fn queued(&self) -> usize {
         self.waiting.len()

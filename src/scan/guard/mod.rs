@@ -310,6 +310,11 @@ impl Guarded {
         self.state.look(Gate::returns)
     }
 
+    /// Number of waiting messages that wait for running copies of the same content, and not for a slot.
+    pub fn parked(&self) -> usize {
+        self.state.look(Gate::parked)
+    }
+
     /// Whether no replica takes mail now: each replica is drained, has an open or half-open breaker, or has asked for a
     /// pause.
     pub fn is_out(&self) -> bool {

@@ -242,6 +242,56 @@ fn parties_with_much_waiting_work_are_refused_first() {
     }
 }
 
+/// Why mail is refused is told by the measurement from which the work comes, even if the engine has caught up since: the engine
+/// by its name. What is short is told as of the last refusal.
+#[test]
+fn a_refusal_names_what_is_short() {
+    let wait = |seconds| Pressure {
+        engine: Some("clamd".into()),
+        wait: Duration::from_secs(seconds),
+        patience: Duration::from_secs(10),
+        ..Pressure::NONE
+    };
+    let clamd = || Shortage::Wait {
+        engine: "clamd".into(),
+    };
+    let mut memory = Memory::new();
+    let greedy = memory.stranger(1);
+    for _ in 0..90 {
+        memory.enter(&greedy, 0).expect("nothing waits");
+    }
+    assert_eq!(memory.accounts.shortage(), None);
+    let mut told = Vec::new();
+    // The wait falls by halves: 2 s are less than half of what the work still is.
+    for seconds in [20, 20, 2] {
+        memory
+            .accounts
+            .update_load(memory.now, wait(seconds), memory.free);
+        assert_eq!(memory.enter(&greedy, 0), Err(AdmissionRefusal::WorkShare));
+        assert_eq!(memory.accounts.shortage(), Some(clamd()));
+        told.extend(memory.accounts.take_incidents());
+    }
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].1, wait(20), "what explains the incident");
+    assert_eq!(memory.accounts.pressure, wait(20), "the work comes from it");
+    memory
+        .accounts
+        .update_load(memory.now, wait(0), memory.free);
+    memory
+        .accounts
+        .update_load(memory.now, wait(0), memory.free);
+    assert_eq!(memory.accounts.pressure, wait(0), "nothing waits any more");
+    memory.update_load(90);
+    assert_eq!(memory.enter(&greedy, 0), Err(AdmissionRefusal::WorkShare));
+    assert_eq!(memory.accounts.shortage(), Some(Shortage::Backlog));
+    memory.update_load(0);
+    for _ in 0..4 {
+        memory.update_load(0);
+    }
+    assert_eq!(memory.enter(&greedy, 2000), Err(AdmissionRefusal::Memory));
+    assert_eq!(memory.accounts.shortage(), Some(Shortage::Memory));
+}
+
 /// A known sender is refused later than an unknown sender that holds as much.
 #[test]
 fn known_senders_are_refused_later() {
@@ -289,8 +339,8 @@ fn a_period_of_refusals_is_reported_at_its_beginning_and_its_end() {
     assert!(memory.enter(&party, 1).is_err());
     let told = memory.accounts.take_incidents();
     assert_eq!(told.len(), 1);
-    assert_eq!(told[0].kind, Kind::AdmissionRefuses);
-    let evidence: Vec<&str> = told[0].evidence.iter().map(|(_, v)| &**v).collect();
+    assert_eq!(told[0].0.kind, Kind::AdmissionRefuses);
+    let evidence: Vec<&str> = told[0].0.evidence.iter().map(|(_, v)| &**v).collect();
     for wanted in ["192.0.2.1", "902ms of 10s"] {
         assert!(evidence.contains(&wanted), "{wanted}: {evidence:?}");
     }
@@ -303,8 +353,8 @@ fn a_period_of_refusals_is_reported_at_its_beginning_and_its_end() {
     memory.update_load(0);
     let told = memory.accounts.take_incidents();
     assert_eq!(told.len(), 1);
-    assert_eq!(told[0].kind, Kind::AdmissionAccepts);
-    assert_eq!(told[0].evidence[0].1, "2");
+    assert_eq!(told[0].0.kind, Kind::AdmissionAccepts);
+    assert_eq!(told[0].0.evidence[0].1, "2");
     memory.now += CALM_PERIOD;
     memory.update_load(0);
     assert!(memory.accounts.take_incidents().is_empty());
