@@ -239,44 +239,7 @@ impl Tracker {
             followed.last = now;
         }
         followed.is_changed = true;
-        match effect {
-            // What was left over is scanned again after the end: that is no new trouble.
-            Effect::Begins(Condition::Recovering(_)) if state.story.ended.is_some() => {}
-            Effect::Begins(condition) => {
-                if let Some((_, unconfirmed)) = &mut followed.restored {
-                    unconfirmed.remove(condition);
-                }
-                state.conditions.insert(condition.clone());
-                state.lasted = true;
-                if state.story.ended.take().is_some() {
-                    state.story.back = Some(incident.at);
-                }
-                state.ended_by.clear();
-                if let Condition::Intercepting(id) = condition {
-                    state.intercepts(id);
-                }
-                if !matches!(condition, Condition::Recovering(_)) {
-                    state.waiting = None;
-                    followed.least = None;
-                }
-            }
-            Effect::Ends(Condition::Drained(None)) => {
-                state
-                    .conditions
-                    .retain(|c| !matches!(c, Condition::Drained(_)));
-                state.relief.clone_from(&incident.summary);
-                followed.settles();
-            }
-            Effect::Ends(condition) => {
-                state.conditions.remove(condition);
-                // What ended the trouble says more than what was done about its consequences.
-                if state.relief.is_empty() || !matches!(condition, Condition::Recovering(_)) {
-                    state.relief.clone_from(&incident.summary);
-                }
-                followed.settles();
-            }
-            Effect::Event => {}
-        }
+        followed.apply(effect, incident);
         // A single event after the end belongs to the story, and does not begin it again.
         if let Some(ended) = &mut followed.state.story.ended {
             if !is_sign {
@@ -313,6 +276,49 @@ impl Tracker {
 }
 
 impl Followed {
+    /// Takes the effect of an incident on the conditions.
+    fn apply(&mut self, effect: &Effect, incident: &Incident) {
+        let state = &mut self.state;
+        match effect {
+            // What was left over is scanned again after the end: that is no new trouble.
+            Effect::Begins(Condition::Recovering(_)) if state.story.ended.is_some() => {}
+            Effect::Begins(condition) => {
+                if let Some((_, unconfirmed)) = &mut self.restored {
+                    unconfirmed.remove(condition);
+                }
+                state.conditions.insert(condition.clone());
+                state.lasted = true;
+                if state.story.ended.take().is_some() {
+                    state.story.back = Some(incident.at);
+                }
+                state.ended_by.clear();
+                if let Condition::Intercepting(id) = condition {
+                    state.intercepts(id);
+                }
+                if !matches!(condition, Condition::Recovering(_)) {
+                    state.waiting = None;
+                    self.least = None;
+                }
+            }
+            Effect::Ends(Condition::Drained(None)) => {
+                state
+                    .conditions
+                    .retain(|c| !matches!(c, Condition::Drained(_)));
+                state.relief.clone_from(&incident.summary);
+                self.settles();
+            }
+            Effect::Ends(condition) => {
+                state.conditions.remove(condition);
+                // What ended the trouble says more than what was done about its consequences.
+                if state.relief.is_empty() || !matches!(condition, Condition::Recovering(_)) {
+                    state.relief.clone_from(&incident.summary);
+                }
+                self.settles();
+            }
+            Effect::Event => {}
+        }
+    }
+
     /// The beginning to tell of, if it is worth telling and was not told in these words.
     fn begins(&mut self) -> Option<Phase> {
         let kind = self.state.story.kind;

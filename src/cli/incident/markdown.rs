@@ -81,8 +81,13 @@ fn summary(
         terminal.line(line)?;
     }
     section("Summary", terminal)?;
-    let cause = escaped(&story.cause.to_string());
-    let touched = &story.touched;
+    touched(state, terminal)
+}
+
+/// What the cause did to mail, in sentences.
+fn touched(state: &StoryState, terminal: &mut Terminal<'_>) -> Result<(), CliError> {
+    let cause = escaped(&state.story.cause.to_string());
+    let touched = &state.story.touched;
     let all = [
         (touched.delayed, "delivered later"),
         (touched.held, "held in quarantine"),
