@@ -137,7 +137,9 @@ async fn the_guide_lists_every_file_of_the_store() {
     let found = || -> BTreeSet<String> {
         let entries = std::fs::read_dir(&store).expect("the store").flatten();
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let own = |name: &String| !name.ends_with("-wal") && !name.ends_with("-shm");
+        // SQLite's, and those that get their name when they are complete.
+        let others = ["-wal", "-shm", ".tmp"];
+        let own = |name: &String| !others.iter().any(|end| name.ends_with(end));
         names.filter(own).collect()
     };
     let relay = Spillway::start(&config, smtp);
