@@ -64,8 +64,9 @@ pub(super) fn table(touches: &[Touch], terminal: &mut Terminal<'_>) -> Result<()
         Column::whole("OUTCOME"),
         Column::whole("DELAY"),
         Column::address("SENDER"),
-        Column::address("RECIPIENTS").optional(),
         Column::cut("SUBJECT"),
+        // Whom it touched is what is asked most.
+        Column::below("RECIPIENTS"),
     ];
     let row = |touch: &Touch| {
         vec![
@@ -73,8 +74,8 @@ pub(super) fn table(touches: &[Touch], terminal: &mut Terminal<'_>) -> Result<()
             touch.outcome.as_str().to_owned(),
             delay(touch),
             touch.sender.clone(),
-            recipients(touch),
             touch.subject.clone(),
+            recipients(touch),
         ]
     };
     terminal.table(&columns, touches.iter().map(row))
